@@ -1,0 +1,263 @@
+"""Everything that can be set, as one tree of pydantic models. The docstring of a field is its documentation.
+
+Nothing here reads a file or the environment: `load` does.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from configs.schedulers import canonical, names
+
+Seconds = Annotated[float, Field(ge=0)]
+PositiveSeconds = Annotated[float, Field(gt=0)]
+
+
+def _known_scheduler(value: str) -> str:
+    known = canonical(value)
+    if known is None:
+        raise ValueError(f"no such scheduler; allowed: {', '.join(names())}")
+    return known
+
+
+def _size(value: str) -> str:
+    if not re.fullmatch(r"[1-9]\d{1,4}x[1-9]\d{1,4}", value):
+        raise ValueError("must be WIDTHxHEIGHT in pixels, such as 512x512")
+    if any(int(side) % 8 for side in value.split("x")):
+        raise ValueError("width and height must be multiples of 8")
+    return value
+
+
+class Section(BaseModel):
+    """A part of the configuration: unknown keys are refused, values never change after loading."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+
+class Server(Section):
+    """The HTTP front door."""
+
+    host: str = "127.0.0.1"
+    """Address to listen on."""
+    port: int = Field(default=8000, ge=1, le=65535)
+    """Port to listen on."""
+    timeout_s: PositiveSeconds = 300.0
+    """How long a request may take from arrival to answer where it sets no `timeout_s` itself."""
+    max_timeout_s: PositiveSeconds = 3600.0
+    """The longest `timeout_s` that a request may set."""
+    max_body_bytes: int = Field(default=1 << 20, ge=1024)
+    """Largest request body that is read."""
+    max_prompt_chars: int = Field(default=4000, ge=1)
+    """Longest prompt and negative prompt."""
+    max_n: int = Field(default=10, ge=1, le=128)
+    """Most images of one request."""
+    shutdown_s: PositiveSeconds = Field(default=4.0, le=8.0)
+    """How long running requests may go on after a signal to stop."""
+
+
+class Queue(Section):
+    """The bounded queue of the balancer."""
+
+    max_tasks: int = Field(default=1024, ge=1)
+    """Most waiting tasks (images) per model; past it a request is answered 429 with Retry-After."""
+    max_attempts: int = Field(default=3, ge=1)
+    """How many workers may die under a task before it is failed."""
+
+
+class Devices(Section):
+    """Where workers may run."""
+
+    use: Literal["auto", "cuda", "cpu"] = "auto"
+    """`auto` takes every GPU, or CPU slots on a machine without one."""
+    cpu_slots: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
+    """Workers that the CPU has room for, one thread each; `auto` is one per core."""
+
+
+class Workers(Section):
+    """The life of a worker process."""
+
+    heartbeat_s: PositiveSeconds = 1.0
+    """How often a worker says that it lives."""
+    lost_after_s: PositiveSeconds = 10.0
+    """Silence after which a worker's tasks are given to others."""
+    start_timeout_s: PositiveSeconds = 600.0
+    """A worker that is not ready by then is killed and counted as a crash."""
+    drain_timeout_s: PositiveSeconds = 60.0
+    """A draining worker hands back what it has not finished by then; 10 s later it is killed."""
+    orphan_after_s: PositiveSeconds = 60.0
+    """A worker that hears nothing from a balancer for this long exits."""
+
+    @model_validator(mode="after")
+    def _beats_before_lost(self) -> Workers:
+        if self.lost_after_s < 2 * self.heartbeat_s:
+            raise ValueError(
+                f"lost_after_s ({self.lost_after_s:g}) must be at least twice heartbeat_s ({self.heartbeat_s:g})"
+            )
+        return self
+
+
+class Scaling(Section):
+    """How many workers a model gets. Load is (queued + running tasks) per live or starting worker."""
+
+    min_workers: int = Field(default=1, ge=1)
+    """Never fewer than this."""
+    max_workers: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
+    """Never more than this; `auto` is as many as there are devices."""
+    interval_s: PositiveSeconds = 30.0
+    """Time between two decisions. The death of a worker is answered at once."""
+    policy: Literal["queue_depth"] = "queue_depth"
+    """How the number is decided."""
+    scale_up_at: float = Field(default=12.0, gt=0)
+    """One worker more when the load reaches this."""
+    scale_down_at: float = Field(default=3.0, ge=0)
+    """One worker fewer when the load falls under this."""
+    scale_up_hold_s: Seconds = 0.0
+    """How long the load must have been high."""
+    scale_down_hold_s: Seconds = 60.0
+    """How long the load must have been low."""
+    scale_up_cooldown_s: Seconds = 0.0
+    """Least time between two additions."""
+    scale_down_cooldown_s: Seconds = 60.0
+    """Least time between the last change and a removal."""
+
+    @model_validator(mode="after")
+    def _in_order(self) -> Scaling:
+        if isinstance(self.max_workers, int) and self.min_workers > self.max_workers:
+            raise ValueError(f"min_workers ({self.min_workers}) must not exceed max_workers ({self.max_workers})")
+        if self.scale_down_at >= self.scale_up_at:
+            raise ValueError(
+                f"scale_down_at ({self.scale_down_at:g}) must be below scale_up_at ({self.scale_up_at:g}), "
+                "or workers would start and stop without end"
+            )
+        return self
+
+
+class Batching(Section):
+    """How a worker fills its batch."""
+
+    mode: Literal["step", "grouped"] = "step"
+    """`step`: requests join and leave between denoising steps. `grouped`: whole-request batches, for comparison."""
+    window_s: Seconds = 0.3
+    """`grouped` only: how long the first request of a batch waits for others."""
+
+
+class Defaults(Section):
+    """What a request gets that does not say otherwise."""
+
+    size: Annotated[str, AfterValidator(_size)] = "512x512"
+    """Width x height in pixels."""
+    steps: int = Field(default=25, ge=1)
+    """Denoising steps."""
+    guidance_scale: float = Field(default=7.5, ge=0)
+    """Classifier-free guidance; at 1 or below there is none, which halves the work."""
+    scheduler: Annotated[str, AfterValidator(_known_scheduler)] = "default"
+    """Sampler by name; `default` is the checkpoint's own."""
+
+
+class Limits(Section):
+    """What one request may ask of this model."""
+
+    max_steps: int = Field(default=150, ge=1, le=1000)
+    """Most denoising steps."""
+    max_pixels: int = Field(default=1024 * 1024, ge=64)
+    """Most pixels, width x height."""
+    min_side: int = Field(default=64, ge=8)
+    """Shortest side in pixels."""
+    max_guidance_scale: float = Field(default=50.0, ge=1)
+    """Strongest guidance."""
+
+
+class Sim(Section):
+    """The simulated accelerator: a step of b tasks takes t0_s + t1_s * b."""
+
+    t0_s: Seconds = 0.008
+    """Seconds of a step, whatever the batch."""
+    t1_s: Seconds = 0.003
+    """Seconds of a step for each task."""
+    load_s: Seconds = 0.5
+    """Seconds that loading takes."""
+    fail_prompt: str = "sim:fail"
+    """A prompt that holds this fails, alone."""
+    crash_prompt: str = "sim:crash"
+    """A prompt that holds this kills the worker process."""
+
+
+class Model(Section):
+    """One served model."""
+
+    engine: Literal["diffusion", "sim"] = "diffusion"
+    """`diffusion` runs a diffusers checkpoint; `sim` simulates an accelerator for load tests."""
+    path: str = "builtin:digits"
+    """`builtin:NAME`, a local folder, or a hub id. Only safetensors are loaded."""
+    dtype: Literal["auto", "float32", "float16", "bfloat16"] = "auto"
+    """`auto` is float16 on a GPU and float32 on a CPU."""
+    max_batch_size: int = Field(default=12, ge=1, le=512)
+    """Most tasks in one worker's running batch."""
+    batching: Batching = Batching()
+    defaults: Defaults = Defaults()
+    limits: Limits = Limits()
+    scaling: Scaling = Scaling()
+    sim: Sim = Sim()
+
+    @model_validator(mode="after")
+    def _defaults_within_limits(self) -> Model:
+        if self.defaults.steps > self.limits.max_steps:
+            raise ValueError(
+                f"defaults.steps ({self.defaults.steps}) exceeds limits.max_steps ({self.limits.max_steps})"
+            )
+        width, height = map(int, self.defaults.size.split("x"))
+        if width * height > self.limits.max_pixels or min(width, height) < self.limits.min_side:
+            raise ValueError(f"defaults.size ({self.defaults.size}) is outside limits.max_pixels and limits.min_side")
+        return self
+
+
+ModelName = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,62}$")]
+
+
+class Settings(BaseSettings):
+    """The whole configuration."""
+
+    model_config = SettingsConfigDict(
+        extra="forbid",
+        frozen=True,
+        use_attribute_docstrings=True,
+        env_prefix="MUSTER_",
+        env_nested_delimiter="__",
+    )
+
+    data_dir: Path = Path("data")
+    """Logs, sockets and everything else that the server writes."""
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    """How much the logs tell."""
+    min_workers: int | None = Field(default=None, ge=1)
+    """Stands in for `scaling.min_workers` of every model."""
+    max_workers: int | None = Field(default=None, ge=1)
+    """Stands in for `scaling.max_workers` of every model."""
+    server: Server = Server()
+    queue: Queue = Queue()
+    devices: Devices = Devices()
+    workers: Workers = Workers()
+    models: dict[ModelName, Model] = Field(min_length=1)
+    """The served models by name. The first is the default of a request that names none."""
+
+    def scaling(self, model: str) -> Scaling:
+        """The model's scaling with `min_workers` and `max_workers` of the top level applied."""
+        own = self.models[model].scaling
+        least = self.min_workers if self.min_workers is not None else own.min_workers
+        most = self.max_workers if self.max_workers is not None else own.max_workers
+        if self.min_workers is not None and self.max_workers is None and isinstance(most, int):
+            most = max(most, least)
+        if self.max_workers is not None and self.min_workers is None:
+            least = min(least, self.max_workers)
+        return own.model_copy(update={"min_workers": least, "max_workers": most})
+
+    @model_validator(mode="after")
+    def _min_within_max(self) -> Settings:
+        if self.min_workers is not None and self.max_workers is not None and self.min_workers > self.max_workers:
+            raise ValueError(f"min_workers ({self.min_workers}) must not exceed max_workers ({self.max_workers})")
+        return self

@@ -1,0 +1,219 @@
+"""The shell around the dispatcher: its socket, its clock and its listeners. Decides nothing.
+
+The ROUTER socket's file descriptor is watched by the event loop and drained in bulk: one wake-up takes everything
+that has arrived, and everything that is to be said to a worker leaves as one message.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import time
+import uuid
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+
+import zmq
+
+from configs.schema import Settings
+from loadbalancer.dispatch import Abandon, Dispatch, Effect, Event, Gone, Note, Said, Send, Submit, Tell, Tick
+from loadbalancer.stats import snapshot
+from loadbalancer.task import Completed, Ended, Outlook, Task, Update
+from wire.codec import ForWorker, MalformedFrames, decode_from_worker, encode
+from wire.messages import Hello, ImageInputs
+from wire.snapshot import Snapshot
+
+log = logging.getLogger(__name__)
+
+Listener = Callable[[Update], None]
+_TICK_S = 0.25
+#: Messages taken per wake-up, so that a flood from workers cannot starve HTTP.
+_BULK = 256
+_MAX_MESSAGE_BYTES = 256 * 2**20
+
+
+class Hub:
+    """Connects requests with workers. All methods are called in the event loop."""
+
+    def __init__(self, settings: Settings, address: str) -> None:
+        self._address = address
+        self._models = settings.models
+        self._dispatch = Dispatch(
+            list(settings.models),
+            max_tasks=settings.queue.max_tasks,
+            max_attempts=settings.queue.max_attempts,
+            heartbeat_s=settings.workers.heartbeat_s,
+            lost_after_s=settings.workers.lost_after_s,
+        )
+        self._listeners: dict[str, Listener] = {}
+        self._wire: Counter[str] = Counter()
+        self._blamed: set[str] = set()
+        self._watched: dict[str, int] = {}
+        self._started = time.monotonic()
+
+    async def start(self) -> None:
+        """Bind and begin. Raises `zmq.ZMQError` if the address cannot be bound."""
+        self._loop = asyncio.get_running_loop()
+        self._context = zmq.Context()
+        self._socket = self._context.socket(zmq.ROUTER)
+        self._socket.setsockopt(zmq.ROUTER_MANDATORY, 1)
+        self._socket.setsockopt(zmq.ROUTER_HANDOVER, 1)
+        self._socket.setsockopt(zmq.LINGER, 200)
+        self._socket.setsockopt(zmq.SNDHWM, 10_000)
+        self._socket.setsockopt(zmq.RCVHWM, 10_000)
+        self._socket.setsockopt(zmq.MAXMSGSIZE, _MAX_MESSAGE_BYTES)
+        self._socket.bind(self._address)
+        self._loop.add_reader(self._socket.fileno(), self._drain)
+        self._ticking = self._loop.call_later(_TICK_S, self._tick)
+
+    async def stop(self) -> None:
+        """End every waiting request, then close."""
+        self._handle(Abandon(list(self._dispatch.tasks), "the server is shutting down"))
+        self._ticking.cancel()
+        self._loop.remove_reader(self._socket.fileno())
+        for worker in list(self._watched):
+            self._unwatch(worker)
+        self._socket.close()
+        await asyncio.to_thread(self._context.term)
+
+    # ---- what the routes use
+
+    def submit(
+        self, model: str, inputs: Sequence[ImageInputs], *, timeout_s: float, priority: int, listener: Listener
+    ) -> list[str]:
+        """Queue one task per item, all or none; `listener` hears every update of each. Raises `QueueFull`."""
+        now, request = time.monotonic(), uuid.uuid4().hex
+        tasks = [
+            Task(f"{request}-{i:03}", model, item, now, now + timeout_s, priority, steps=item.steps)
+            for i, item in enumerate(inputs)
+        ]
+        self._listeners |= dict.fromkeys((task.id for task in tasks), listener)
+        try:
+            self._handle(Submit(tasks))
+        except Exception:
+            for task in tasks:
+                self._listeners.pop(task.id, None)
+            raise
+        return [task.id for task in tasks]
+
+    def cancel(self, tasks: Sequence[str]) -> None:
+        """Nobody waits for these any more: their slots are free within one step. Idempotent."""
+        for task in tasks:
+            self._listeners.pop(task, None)
+        self._handle(Abandon(tasks, "cancelled by its client"))
+
+    def outlook(self, task: str) -> Outlook | None:
+        """The task's place in the queue and the time to its end; None once it has ended."""
+        return self._dispatch.outlook(task)
+
+    def ready(self, model: str) -> bool:
+        """Whether some worker of the model takes tasks."""
+        roster, now = self._dispatch.roster, time.monotonic()
+        return any(worker.slots and roster.state(worker, now) == "ready" for worker in roster.of(model))
+
+    def snapshot(self) -> Snapshot:
+        """The present, for the controller and for metrics."""
+        now = time.monotonic()
+        core = self._dispatch
+        return snapshot(
+            core.queues, core.rates, core.roster, now=now, wall_time=time.time(), uptime_s=now - self._started
+        )
+
+    @property
+    def counters(self) -> Mapping[str, int]:
+        """Sums since the start: tasks by what became of them, messages by what was wrong with them."""
+        return self._dispatch.counters + self._wire
+
+    # ---- events in, effects out
+
+    def _handle(self, event: Event) -> None:
+        self._perform(self._dispatch.handle(event, time.monotonic()))
+
+    def _perform(self, effects: Sequence[Effect]) -> None:
+        parcels: dict[str, list[ForWorker]] = {}
+        for effect in effects:
+            match effect:
+                case Send(worker, message, frames):
+                    parcels.setdefault(worker, []).append(ForWorker(message, frames))
+                case Tell(update):
+                    self._tell(update)
+                case Note(text):
+                    log.info("%s", text)
+        for worker, own in parcels.items():
+            self._send(worker, own)
+
+    def _tell(self, update: Update) -> None:
+        over = isinstance(update, Completed | Ended)
+        listener = self._listeners.pop(update.task, None) if over else self._listeners.get(update.task)
+        if listener is None:
+            return
+        try:
+            listener(update)
+        except Exception:
+            log.exception("a listener failed on %s", type(update).__name__)
+
+    def _send(self, worker: str, parcels: Sequence[ForWorker]) -> None:
+        try:
+            self._socket.send_multipart([worker.encode(), *encode(parcels)], zmq.DONTWAIT, copy=False)
+        except zmq.ZMQError as error:  # EHOSTUNREACH: it has gone; EAGAIN: it does not read
+            reason = f"cannot be reached: {error}"
+            self._loop.call_soon(lambda: self._handle(Gone(worker, reason)))
+        # The descriptor is edge-triggered: sending may have swallowed the edge of a message that arrived meanwhile.
+        if int(self._socket.getsockopt(zmq.EVENTS)) & zmq.POLLIN:
+            self._loop.call_soon(self._drain)
+
+    def _drain(self) -> None:
+        for _ in range(_BULK):
+            if self._socket.closed:
+                return
+            try:
+                identity, *frames = self._socket.recv_multipart(zmq.DONTWAIT, copy=False)
+            except zmq.Again:
+                return
+            self._receive(identity.bytes.decode("utf-8", "replace"), [frame.buffer for frame in frames])
+        self._loop.call_soon(self._drain)
+
+    def _receive(self, worker: str, frames: list[memoryview]) -> None:
+        try:
+            parcels = decode_from_worker(frames)
+        except MalformedFrames as error:
+            self._wire["malformed"] += 1
+            if worker not in self._blamed and len(self._blamed) < 1000:
+                self._blamed.add(worker)
+                log.warning("dropped a malformed message of %r (further ones are only counted): %s", worker, error)
+            return
+        for parcel in parcels:
+            self._handle(Said(worker, parcel))
+            if isinstance(parcel.message, Hello):
+                self._watch(worker, parcel.message.pid)
+
+    def _tick(self) -> None:
+        self._handle(Tick())
+        for worker in self._watched.keys() - self._dispatch.roster.workers.keys():
+            self._unwatch(worker)
+        self._ticking = self._loop.call_later(_TICK_S, self._tick)
+
+    # ---- the death of a worker on this machine is noticed at once, not by its silence
+
+    def _watch(self, worker: str, pid: int) -> None:
+        self._unwatch(worker)
+        if not self._address.startswith("ipc:") or worker not in self._dispatch.roster.workers:
+            return
+        try:
+            handle = os.pidfd_open(pid)
+        except (OSError, AttributeError):  # another pid namespace or another system: silence will tell
+            return
+        self._watched[worker] = handle
+        self._loop.add_reader(handle, self._died, worker)
+
+    def _unwatch(self, worker: str) -> None:
+        handle = self._watched.pop(worker, None)
+        if handle is not None:
+            self._loop.remove_reader(handle)
+            os.close(handle)
+
+    def _died(self, worker: str) -> None:
+        self._unwatch(worker)
+        self._drain()  # its last words may still be unread
+        self._handle(Gone(worker, "its process has ended"))

@@ -1,0 +1,1 @@
+"""What the balancer, the workers and the controller say to each other. Imports nothing else of ours."""

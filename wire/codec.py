@@ -1,0 +1,106 @@
+"""Messages to ZeroMQ frames and back: one MessagePack header for many messages, then their raw frames in order.
+
+    [header: array of messages] [frame] [frame] ...
+
+Reading is strict: a header that is not exactly an array of known messages, or frames that do not add up, raise
+`MalformedFrames`. Nothing is ever unpickled, and no frame is copied.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import NamedTuple, TypeVar
+
+import msgspec
+
+from wire.messages import Assign, Finished, Progress, Returned, ToBalancer, ToWorker
+
+Frame = bytes | bytearray | memoryview
+
+#: A header holds messages, never bulk data; a larger one is refused before it is parsed.
+MAX_HEADER_BYTES = 4 * 2**20
+MAX_FRAMES = 65_536
+
+
+class MalformedFrames(ValueError):
+    """What arrived is not a message of this protocol. The text says why, and is safe to log."""
+
+
+class FromWorker(NamedTuple):
+    """One message of a worker and the raw frames that belong to it."""
+
+    message: ToBalancer
+    frames: Sequence[Frame] = ()
+
+
+class ForWorker(NamedTuple):
+    """One message to a worker and the raw frames that belong to it."""
+
+    message: ToWorker
+    frames: Sequence[Frame] = ()
+
+
+Message = TypeVar("Message", ToBalancer, ToWorker)
+
+_encoder = msgspec.msgpack.Encoder()
+_to_balancer = msgspec.msgpack.Decoder(list[ToBalancer])
+_to_worker = msgspec.msgpack.Decoder(list[ToWorker])
+
+
+def encode(parcels: Iterable[FromWorker] | Iterable[ForWorker]) -> list[Frame]:
+    """Frames of one ZeroMQ message.
+
+    Raises `ValueError` where a message announces other frames than it brings.
+    """
+    messages: list[ToBalancer | ToWorker] = []
+    frames: list[Frame] = []
+    for message, own in parcels:
+        if frame_count(message) != len(own):
+            raise ValueError(f"{type(message).__name__} announces {frame_count(message)} frames, brings {len(own)}")
+        messages.append(message)
+        frames += own
+    return [_encoder.encode(messages), *frames]
+
+
+def decode_from_worker(frames: Sequence[Frame]) -> list[FromWorker]:
+    """The parcels in what a worker sent. Raises `MalformedFrames`."""
+    messages = _header(_to_balancer, frames)
+    return [FromWorker(message, own) for message, own in _deal(messages, frames)]
+
+
+def decode_for_worker(frames: Sequence[Frame]) -> list[ForWorker]:
+    """The parcels in what the balancer sent. Raises `MalformedFrames`."""
+    messages = _header(_to_worker, frames)
+    return [ForWorker(message, own) for message, own in _deal(messages, frames)]
+
+
+def frame_count(message: ToBalancer | ToWorker) -> int:
+    """How many raw frames belong to the message."""
+    if isinstance(message, Assign):
+        return sum(task.frames for task in message.tasks)
+    if isinstance(message, Progress | Finished | Returned):
+        return message.frames
+    return 0
+
+
+def _header(decoder: msgspec.msgpack.Decoder[list[Message]], frames: Sequence[Frame]) -> list[Message]:
+    if not frames:
+        raise MalformedFrames("no header frame")
+    if len(frames) > MAX_FRAMES or len(frames[0]) > MAX_HEADER_BYTES:
+        raise MalformedFrames(f"{len(frames)} frames with a header of {len(frames[0])} bytes is past the limit")
+    try:
+        return decoder.decode(frames[0])
+    except msgspec.MsgspecError as error:
+        raise MalformedFrames(str(error)) from error
+    except RecursionError as error:
+        raise MalformedFrames("header is nested too deeply") from error
+
+
+def _deal(messages: list[Message], frames: Sequence[Frame]) -> Iterator[tuple[Message, Sequence[Frame]]]:
+    counts = [frame_count(message) for message in messages]
+    if any(count < 0 for count in counts) or sum(counts) != len(frames) - 1:
+        raise MalformedFrames(f"messages announce {sum(counts)} frames, {len(frames) - 1} came")
+    start = 1
+    for message, count in zip(messages, counts, strict=True):
+        yield message, frames[start : start + count]
+        start += count

@@ -1,0 +1,188 @@
+"""Every message between the balancer and a worker, named by what it says.
+
+A message is a small tagged struct. Bulk data (an image, a checkpoint, a preview) never stands inside it: it
+travels as raw frames beside the header, and `frames` says how many of them belong to the message (see `codec`).
+Changing a field here changes the protocol: raise `PROTOCOL` and pin the new bytes in the golden-frame test.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import msgspec
+
+PROTOCOL = 1
+
+ImageFormat = Literal["png", "jpeg", "webp"]
+FailureKind = Literal["invalid", "error", "out_of_memory"]
+
+
+class ImageInputs(msgspec.Struct, frozen=True, tag="image", omit_defaults=True):
+    """One image to draw. The front door has resolved every default: nothing here is optional by neglect."""
+
+    prompt: str
+    width: int
+    height: int
+    steps: int
+    guidance_scale: float
+    seed: int
+    scheduler: str
+    negative_prompt: str = ""
+    output_format: ImageFormat = "png"
+    output_quality: int = 100
+    #: Previews to send on the way, spread evenly over the steps.
+    partial_images: int = 0
+
+
+class Assignment(msgspec.Struct, frozen=True, omit_defaults=True):
+    """A task handed to a worker. `frames` raw frames follow: its checkpoint, where it has run before."""
+
+    task: str
+    attempt: int
+    inputs: ImageInputs
+    #: Step to resume at; the checkpoint's frames say from what state.
+    step: int = 0
+    #: Nothing may share a batch with it: its worker died before, and it may be why.
+    alone: bool = False
+    frames: int = 0
+
+
+class Counters(msgspec.Struct, frozen=True, omit_defaults=True):
+    """What a worker has done since it started. Sums, so that rates follow from two readings."""
+
+    steps: int = 0
+    #: Tasks advanced, summed over steps: `rows / steps` is the mean batch.
+    rows: int = 0
+    max_batch: int = 0
+    #: Tasks that joined a batch whose other rows were already under way.
+    joined_midway: int = 0
+    finished: int = 0
+    failed: int = 0
+    #: Seconds spent inside `engine.step`.
+    step_s: float = 0.0
+
+
+# ---- worker -> balancer
+
+
+class Hello(msgspec.Struct, frozen=True, tag=True, omit_defaults=True):
+    """First message of a connection. A worker that reconnects names the tasks that it still runs."""
+
+    protocol: int
+    worker: str
+    model: str
+    device: str
+    pid: int
+    running: list[str] = []
+
+
+class Pull(msgspec.Struct, frozen=True, tag=True, omit_defaults=True):
+    """The worker's room: it can hold `slots` tasks in all. Said again whenever it changes; 0 means drain."""
+
+    slots: int
+
+
+class Started(msgspec.Struct, frozen=True, tag=True, omit_defaults=True):
+    """The task is in the running batch."""
+
+    task: str
+    attempt: int
+
+
+class Progress(msgspec.Struct, frozen=True, tag=True, omit_defaults=True):
+    """`step` of `steps` are done. One frame may follow: a preview picture."""
+
+    task: str
+    attempt: int
+    step: int
+    steps: int
+    frames: int = 0
+
+
+class Finished(msgspec.Struct, frozen=True, tag=True, omit_defaults=True):
+    """The task is done; its frame holds the encoded image."""
+
+    task: str
+    attempt: int
+    frames: int = 1
+
+
+class Failed(msgspec.Struct, frozen=True, tag=True, omit_defaults=True):
+    """The task cannot be done, and only this task."""
+
+    task: str
+    attempt: int
+    kind: FailureKind
+    message: str
+
+
+class Returned(msgspec.Struct, frozen=True, tag=True, omit_defaults=True):
+    """The worker hands the task back, not as a failure; its frames hold the checkpoint at `step`."""
+
+    task: str
+    attempt: int
+    step: int = 0
+    frames: int = 0
+
+
+class Heartbeat(msgspec.Struct, frozen=True, tag=True, omit_defaults=True):
+    """The worker lives. Sent from a thread of its own, so that a long step never delays it."""
+
+    running: int
+    #: Moving averages over recent steps; 0 before the first.
+    step_s: float = 0.0
+    batch: float = 0.0
+    memory_bytes: int = 0
+    counters: Counters = Counters()
+
+
+class Bye(msgspec.Struct, frozen=True, tag=True, omit_defaults=True):
+    """The worker's last words. What it still held is to be queued again."""
+
+    reason: str
+
+
+ToBalancer = Hello | Pull | Started | Progress | Finished | Failed | Returned | Heartbeat | Bye
+
+
+# ---- balancer -> worker
+
+
+class Welcome(msgspec.Struct, frozen=True, tag=True, omit_defaults=True):
+    """Answers `Hello` and every `Heartbeat`: the balancer lives too."""
+
+    heartbeat_s: float
+
+
+class Reject(msgspec.Struct, frozen=True, tag=True, omit_defaults=True):
+    """The balancer does not know this worker (say `Hello` again), or will never take it (`fatal`)."""
+
+    reason: str
+    fatal: bool = False
+
+
+class Assign(msgspec.Struct, frozen=True, tag=True, omit_defaults=True):
+    """Tasks for the worker's free slots. Their frames follow in the order of the tasks."""
+
+    tasks: list[Assignment]
+
+
+class Cancel(msgspec.Struct, frozen=True, tag=True, omit_defaults=True):
+    """Nobody waits for these any more: free their slots at the next step boundary."""
+
+    tasks: list[str]
+
+
+class Yield(msgspec.Struct, frozen=True, tag=True, omit_defaults=True):
+    """Hand these back at the next step boundary, with their checkpoints."""
+
+    tasks: list[str]
+
+
+class Drain(msgspec.Struct, frozen=True, tag=True, omit_defaults=True):
+    """Take nothing more; finish or return what runs; say `Bye`; exit."""
+
+    reason: str
+
+
+ToWorker = Welcome | Reject | Assign | Cancel | Yield | Drain

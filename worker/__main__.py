@@ -1,0 +1,107 @@
+"""`python -m worker`: one model on one device."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import secrets
+import signal
+import sys
+import time
+from collections.abc import Sequence
+
+from setproctitle import setproctitle
+
+from configs.cli import EXIT_USAGE, HelpFormatter, add_config_options, settings_from
+from configs.logs import configure
+from configs.paths import worker_address
+from configs.schema import Settings
+from wire.codec import ForWorker
+from wire.messages import PROTOCOL, Drain, Hello
+from worker.engines.factory import build
+from worker.link import Link
+from worker.loop import Loop, Refused
+from worker.renders import Renders
+
+log = logging.getLogger("worker")
+
+EXIT_CRASH = 1
+#: The balancer was silent for `workers.orphan_after_s`.
+EXIT_ORPHANED = 3
+
+_DESCRIPTION = """\
+A model-server process: loads one model on one device, pulls tasks from the balancer and steps them in one batch.
+
+The controller starts workers by itself; by hand, one joins a balancer that runs with the same data directory:
+
+    python -m worker --model digits --data-dir ./data
+
+SIGTERM or Ctrl-C drains it: it takes nothing more, finishes what runs and exits. A second one hands everything back.
+"""
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m worker", description=_DESCRIPTION, formatter_class=HelpFormatter)
+    parser.add_argument("--model", default=argparse.SUPPRESS, help="name in the configuration; default: the first")
+    parser.add_argument("--device", default="cpu:0", help="cpu:N, cuda:N or sim:N")
+    parser.add_argument("--id", default=argparse.SUPPRESS, help="name of this worker; default: a new one")
+    parser.add_argument("--connect", default=argparse.SUPPRESS, help="address; default: the data directory's socket")
+    add_config_options(parser)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Serve until drained. Returns the exit status: 0 drained, 1 crashed, 2 refused, 3 orphaned."""
+    args = _parser().parse_args(argv)
+    settings = settings_from(args)
+    configure(settings.log_level)
+    model = getattr(args, "model", next(iter(settings.models)))
+    if model not in settings.models:
+        print(f"--model {model}: no such model; configured: {', '.join(settings.models)}", file=sys.stderr)
+        return EXIT_USAGE
+    name = getattr(args, "id", f"{model}-{secrets.token_hex(3)}")
+    address = getattr(args, "connect", None) or worker_address(settings.data_dir)
+    setproctitle(f"muster worker {name} {model} {args.device}")
+    try:
+        return _serve(settings, model, name, args.device, address)
+    except Refused as refusal:
+        log.error("the balancer refuses this worker: %s", refusal)
+        return EXIT_USAGE
+    except Exception:
+        log.exception("worker %s crashed", name)
+        return EXIT_CRASH
+
+
+def _serve(settings: Settings, model: str, name: str, device: str, address: str) -> int:
+    configured = settings.models[model]
+    engine = build(configured, device)
+    link = Link(address, name, heartbeat_s=settings.workers.heartbeat_s, orphan_after_s=settings.workers.orphan_after_s)
+    renders = Renders(link.send, configured.max_batch_size, threads=2 if device.startswith("cuda") else 1)
+    hello = Hello(PROTOCOL, name, model, device, os.getpid())
+    loop = Loop(engine, configured, hello, link, renders, settings.workers.drain_timeout_s)
+
+    def drain(signum: int, frame: object) -> None:
+        del frame
+        link.inject(ForWorker(Drain(f"told by {signal.Signals(signum).name}")))
+
+    signal.signal(signal.SIGTERM, drain)
+    signal.signal(signal.SIGINT, drain)
+    log.info("loading %s on %s", model, device)
+    began = time.monotonic()
+    engine.load()
+    log.info("ready after %.1f s", time.monotonic() - began)
+    loop.introduce()
+    link.start(loop.beat)
+    reason = "crashed"
+    try:
+        reason = loop.run()
+    finally:
+        renders.shutdown()
+        link.close(reason)
+    log.info("exiting: %s", reason)
+    return EXIT_ORPHANED if link.orphaned else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

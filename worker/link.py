@@ -1,0 +1,156 @@
+"""The worker's line to the balancer: a DEALER socket in a thread of its own, so that a long step delays nothing.
+
+The step loop and the render pool put parcels in, the loop takes parcels out; neither touches the socket. The thread
+beats the heart, and notices when there is no balancer any more.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import queue
+import socket
+import threading
+import time
+from collections.abc import Callable, Sequence
+
+import zmq
+
+from wire.codec import ForWorker, FromWorker, MalformedFrames, decode_for_worker, encode
+from wire.messages import Bye, Drain, Heartbeat, Reject
+
+log = logging.getLogger(__name__)
+
+_MAX_MESSAGE_BYTES = 256 * 2**20
+
+
+class Link:
+    """A connection to the balancer that survives the balancer."""
+
+    def __init__(
+        self,
+        address: str,
+        worker: str,
+        *,
+        heartbeat_s: float,
+        orphan_after_s: float,
+    ) -> None:
+        self._address = address
+        self._worker = worker
+        self._heartbeat_s = heartbeat_s
+        self._orphan_after_s = orphan_after_s
+        self._beat: Callable[[], Heartbeat]
+        self._outbox: queue.SimpleQueue[Sequence[FromWorker]] = queue.SimpleQueue()
+        self._inbox: queue.SimpleQueue[ForWorker] = queue.SimpleQueue()
+        self._waker, self._woken = socket.socketpair()
+        self._waker.setblocking(False)
+        self._woken.setblocking(False)
+        self._closing = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="link")
+        #: No balancer was heard for `orphan_after_s`.
+        self.orphaned = False
+
+    def start(self, beat: Callable[[], Heartbeat]) -> None:
+        """Connect; the thread calls `beat` for every heartbeat. What was sent before goes first."""
+        self._beat = beat
+        self._thread.start()
+
+    def send(self, *parcels: FromWorker) -> None:
+        """Say these to the balancer, in one message. Callable from any thread."""
+        self._outbox.put(parcels)
+        self._wake()
+
+    def inject(self, parcel: ForWorker) -> None:
+        """Treat this as if the balancer had said it. Callable from any thread and from a signal handler."""
+        self._inbox.put(parcel)
+
+    def receive(self, timeout_s: float) -> list[ForWorker]:
+        """Everything that has come; waits up to `timeout_s` for the first. Called by the step loop alone."""
+        parcels: list[ForWorker] = []
+        try:
+            parcels.append(self._inbox.get(timeout=timeout_s) if timeout_s > 0 else self._inbox.get_nowait())
+            while True:
+                parcels.append(self._inbox.get_nowait())
+        except queue.Empty:
+            return parcels
+
+    def close(self, reason: str) -> None:
+        """Say Bye after everything else, and end the thread."""
+        self.send(FromWorker(Bye(reason)))
+        self._closing.set()
+        self._wake()
+        self._thread.join()
+        self._waker.close()
+        self._woken.close()
+
+    # ---- inside the thread
+
+    def _run(self) -> None:
+        context = zmq.Context()
+        dealer = context.socket(zmq.DEALER)
+        dealer.setsockopt(zmq.ROUTING_ID, self._worker.encode())
+        dealer.setsockopt(zmq.LINGER, 1000)
+        dealer.setsockopt(zmq.MAXMSGSIZE, _MAX_MESSAGE_BYTES)
+        dealer.setsockopt(zmq.RECONNECT_IVL, 100)
+        dealer.setsockopt(zmq.RECONNECT_IVL_MAX, 1000)
+        dealer.connect(self._address)
+        try:
+            self._converse(dealer)
+        except Exception:
+            log.exception("the link to the balancer broke")
+            self.inject(ForWorker(Reject("the link thread broke", fatal=True)))
+        finally:
+            dealer.close()
+            context.term()
+
+    def _converse(self, dealer: zmq.Socket[bytes]) -> None:
+        poller = zmq.Poller()
+        poller.register(dealer, zmq.POLLIN)
+        poller.register(self._woken.fileno(), zmq.POLLIN)
+        heard = next_beat = time.monotonic()
+        while True:
+            closing = self._closing.is_set()  # read before the outbox, so that nothing said before is left behind
+            self._flush(dealer)
+            if closing:
+                return
+            now = time.monotonic()
+            if now >= next_beat:
+                dealer.send_multipart(encode([FromWorker(self._beat())]))
+                next_beat = now + self._heartbeat_s
+            if now - heard > self._orphan_after_s and not self.orphaned:
+                self.orphaned = True
+                self.inject(ForWorker(Drain(f"no balancer for {self._orphan_after_s:g} s")))
+            ready = dict(poller.poll(math.ceil(max(next_beat - now, 0.0) * 1000)))
+            if self._woken.fileno() in ready:
+                self._woken.recv(4096)
+            if dealer in ready:
+                heard = time.monotonic()
+                self._read(dealer)
+
+    def _flush(self, dealer: zmq.Socket[bytes]) -> None:
+        while True:
+            try:
+                parcels = self._outbox.get_nowait()
+            except queue.Empty:
+                return
+            dealer.send_multipart(encode(parcels), copy=False)
+
+    def _read(self, dealer: zmq.Socket[bytes]) -> None:
+        while True:
+            try:
+                frames = dealer.recv_multipart(zmq.DONTWAIT)
+            except zmq.Again:
+                return
+            try:
+                parcels = decode_for_worker(frames)
+            except MalformedFrames as error:
+                log.warning("dropped a malformed message of the balancer: %s", error)
+                continue
+            for parcel in parcels:
+                self._inbox.put(parcel)
+
+    def _wake(self) -> None:
+        try:
+            self._waker.send(b"\0")
+        except BlockingIOError:
+            return  # the thread has wake-ups enough waiting

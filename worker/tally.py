@@ -1,0 +1,49 @@
+"""What the worker has done, counted where it happens and told in the heartbeat. Pure."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from wire.messages import Counters, Heartbeat
+
+#: Weight of the newest step in the moving averages.
+_NEWEST = 0.1
+
+
+@dataclass(slots=True)
+class Tally:
+    """Sums since the start and moving averages of late. Written by the step loop, read by the link's thread."""
+
+    steps: int = 0
+    rows: int = 0
+    max_batch: int = 0
+    joined_midway: int = 0
+    failed: int = 0
+    step_s: float = 0.0
+    mean_step_s: float = 0.0
+    mean_batch: float = 0.0
+    #: Tasks in the batch.
+    running: int = 0
+
+    def stepped(self, rows: int, seconds: float) -> None:
+        """A step of so many tasks took so long."""
+        newest = _NEWEST if self.steps else 1.0
+        self.mean_step_s += newest * (seconds - self.mean_step_s)
+        self.mean_batch += newest * (rows - self.mean_batch)
+        self.steps += 1
+        self.rows += rows
+        self.max_batch = max(self.max_batch, rows)
+        self.step_s += seconds
+
+    def heartbeat(self, memory_bytes: int, finished: int, failed: int) -> Heartbeat:
+        """The tally with what others count."""
+        counters = Counters(
+            steps=self.steps,
+            rows=self.rows,
+            max_batch=self.max_batch,
+            joined_midway=self.joined_midway,
+            finished=finished,
+            failed=self.failed + failed,
+            step_s=self.step_s,
+        )
+        return Heartbeat(self.running, self.mean_step_s, self.mean_batch, memory_bytes, counters)
