@@ -90,7 +90,7 @@ def _header(decoder: msgspec.msgpack.Decoder[list[Message]], frames: Sequence[Fr
         raise MalformedFrames(f"{len(frames)} frames with a header of {len(frames[0])} bytes is past the limit")
     try:
         return decoder.decode(frames[0])
-    except msgspec.MsgspecError as error:
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
         raise MalformedFrames(str(error)) from error
     except RecursionError as error:
         raise MalformedFrames("header is nested too deeply") from error

@@ -1,0 +1,123 @@
+"""Who joins, whose turn it is, who leaves."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from wire.messages import Assignment, ImageInputs
+from worker.batch import Batch, Gate, Member, preview_steps
+
+INPUTS = ImageInputs("a seven", 64, 64, steps=20, guidance_scale=3.0, seed=1, scheduler="ddim")
+
+
+def member(name: str, key: str = "64x64", *, alone: bool = False) -> Member[None]:
+    return Member(Assignment(name, 1, INPUTS, alone=alone), key, None)
+
+
+def chosen(batch: Batch[None]) -> list[str]:
+    return [m.assignment.task for m in batch.choose()]
+
+
+def test_a_newcomer_is_in_the_next_step_and_a_finished_task_is_not() -> None:
+    batch: Batch[None] = Batch(12)
+    batch.join(member("a"))
+    assert chosen(batch) == ["a"]
+    batch.join(member("b"))
+    assert chosen(batch) == ["a", "b"]
+    left = batch.leave("a")
+    assert left is not None
+    assert left.assignment.task == "a"
+    assert batch.leave("a") is None
+    assert chosen(batch) == ["b"]
+    assert ("b" in batch, "a" in batch, len(batch)) == (True, False, 1)
+
+
+def test_keys_take_turns_by_the_time_they_used_not_by_count() -> None:
+    batch: Batch[None] = Batch(12)
+    for name in "abcdefgh":
+        batch.join(member(name, "small"))
+    batch.join(member("z", "large"))
+    turns = []
+    for _ in range(100):
+        key = batch.choose()[0].key
+        turns.append(key)
+        batch.charge(key, 0.4 if key == "large" else 0.1)
+    assert turns.count("large") == 20, "a step of the large shape costs four of the small one"
+
+
+def test_a_new_shape_neither_waits_for_the_old_one_nor_holds_it_up() -> None:
+    batch: Batch[None] = Batch(12)
+    batch.join(member("old", "old"))
+    for _ in range(1000):
+        batch.charge("old", 1.0)
+    batch.join(member("new", "new"))
+    keys = []
+    for _ in range(10):
+        key = batch.choose()[0].key
+        keys.append(key)
+        batch.charge(key, 1.0)
+    assert keys.count("old") == keys.count("new") == 5
+
+
+def test_a_task_that_must_be_alone_has_a_step_of_its_own() -> None:
+    batch: Batch[None] = Batch(12)
+    batch.join(member("suspect", alone=True))
+    batch.join(member("other"))
+    assert chosen(batch) == ["suspect"]
+    batch.leave("suspect")
+    assert chosen(batch) == ["other"]
+
+
+def test_no_step_is_larger_than_the_batch() -> None:
+    batch: Batch[None] = Batch(3)
+    for name in "abcd":
+        batch.join(member(name))
+    assert chosen(batch) == ["a", "b", "c"]
+
+
+@given(st.lists(st.tuples(st.sampled_from("join leave step".split()), st.integers(0, 9), st.sampled_from("xyz"))))
+def test_every_member_is_in_exactly_one_group_and_none_starves(moves: list[tuple[str, int, str]]) -> None:
+    batch: Batch[None] = Batch(4)
+    inside: dict[str, str] = {}
+    for move, number, key in moves:
+        name = f"t{number}"
+        if move == "join" and name not in inside:
+            batch.join(member(name, key))
+            inside[name] = key
+        elif move == "leave":
+            assert (batch.leave(name) is not None) == (inside.pop(name, None) is not None)
+        elif move == "step" and inside:
+            batch.charge(batch.choose()[0].key, 1.0)
+        assert {m.assignment.task: m.key for m in batch.members()} == inside
+        assert len(batch) == len(inside)
+        assert len({m.key for m in batch.choose()}) == (1 if inside else 0)
+    served = set()
+    for _ in range(2 * len(set(inside.values()))):
+        served.add(batch.choose()[0].key)
+        batch.charge(batch.choose()[0].key, 1.0)
+    assert served == set(inside.values()) or sum(1 for m in moves if m[0] == "step") > 2
+
+
+@pytest.mark.parametrize(
+    ("waiting", "oldest_wait_s", "running", "step", "grouped"),
+    [
+        (3, 0.0, 0, 3, 0),  # the window is open: grouped waits for company
+        (3, 0.4, 0, 3, 3),  # the oldest has waited long enough
+        (12, 0.0, 0, 12, 12),  # a full batch waits for nothing
+        (20, 0.0, 0, 20, 12),
+        (5, 9.9, 1, 5, 0),  # nobody joins a grouped batch that runs
+    ],
+)
+def test_gate(waiting: int, oldest_wait_s: float, running: int, step: int, grouped: int) -> None:
+    assert Gate(False, 0.3, 12).admit(waiting, oldest_wait_s, running) == step
+    assert Gate(True, 0.3, 12).admit(waiting, oldest_wait_s, running) == grouped
+
+
+@pytest.mark.parametrize(
+    ("steps", "previews", "due"),
+    [(20, 0, set()), (20, 1, {10}), (20, 3, {5, 10, 15}), (2, 3, {1}), (1, 3, set()), (4, 3, {1, 2, 3})],
+)
+def test_previews_are_spread_evenly_and_never_replace_the_last_step(steps: int, previews: int, due: set[int]) -> None:
+    assert preview_steps(steps, previews) == due

@@ -1,0 +1,160 @@
+"""The bytes on the wire: pinned by example, and safe against anything."""
+
+from __future__ import annotations
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from wire.codec import (
+    MAX_HEADER_BYTES,
+    ForWorker,
+    FromWorker,
+    MalformedFrames,
+    decode_for_worker,
+    decode_from_worker,
+    encode,
+)
+from wire.messages import (
+    PROTOCOL,
+    Assign,
+    Assignment,
+    Bye,
+    Cancel,
+    Counters,
+    Drain,
+    Failed,
+    Finished,
+    Heartbeat,
+    Hello,
+    ImageInputs,
+    Progress,
+    Pull,
+    Reject,
+    Returned,
+    Started,
+    Welcome,
+    Yield,
+)
+
+INPUTS = ImageInputs("a seven", 64, 64, 20, 3.0, 1, "ddim")
+
+#: Changing one of these strings changes the protocol: raise `PROTOCOL` with it.
+FROM_WORKER = [
+    (
+        Hello(PROTOCOL, "w", "m", "cpu:0", 7),
+        "86a474797065a548656c6c6fa870726f746f636f6c01a6776f726b6572a177a56d6f64656ca16da6646576696365a56370753a30a370696407",
+    ),
+    (Pull(12), "82a474797065a450756c6ca5736c6f74730c"),
+    (Started("t", 1), "83a474797065a753746172746564a47461736ba174a7617474656d707401"),
+    (
+        Progress("t", 1, 5, 20),
+        "85a474797065a850726f6772657373a47461736ba174a7617474656d707401a47374657005a5737465707314",
+    ),
+    (
+        Failed("t", 1, "error", "x"),
+        "85a474797065a64661696c6564a47461736ba174a7617474656d707401a46b696e64a56572726f72a76d657373616765a178",
+    ),
+    (Heartbeat(running=0), "82a474797065a9486561727462656174a772756e6e696e6700"),
+    (Bye("told"), "82a474797065a3427965a6726561736f6ea4746f6c64"),
+]
+FOR_WORKER = [
+    (Welcome(1.0), "82a474797065a757656c636f6d65ab6865617274626561745f73cb3ff0000000000000"),
+    (Reject("no"), "82a474797065a652656a656374a6726561736f6ea26e6f"),
+    (Cancel(["t"]), "82a474797065a643616e63656ca57461736b7391a174"),
+    (Yield(["t"]), "82a474797065a55969656c64a57461736b7391a174"),
+    (Drain("spot"), "82a474797065a5447261696ea6726561736f6ea473706f74"),
+    (
+        Assign([Assignment("t", 1, INPUTS)]),
+        "82a474797065a641737369676ea57461736b739183a47461736ba174a7617474656d707401a6696e7075747388a474797065a5696d616765"
+        "a670726f6d7074a76120736576656ea5776964746840a668656967687440a57374657073"
+        "14ae67756964616e63655f7363616c65cb4008000000000000a47365656401a97363686564756c6572a46464696d",
+    ),
+]
+
+
+@pytest.mark.parametrize(("message", "golden"), FROM_WORKER, ids=lambda v: type(v).__name__)
+def test_golden_frames_from_a_worker(message: object, golden: str) -> None:
+    frames = encode([FromWorker(message)])  # type: ignore[arg-type]
+    assert bytes(frames[0]).hex() == "91" + golden
+    assert [parcel.message for parcel in decode_from_worker(frames)] == [message]
+
+
+@pytest.mark.parametrize(("message", "golden"), FOR_WORKER, ids=lambda v: type(v).__name__)
+def test_golden_frames_for_a_worker(message: object, golden: str) -> None:
+    frames = encode([ForWorker(message)])  # type: ignore[arg-type]
+    assert bytes(frames[0]).hex() == "91" + golden
+    assert [parcel.message for parcel in decode_for_worker(frames)] == [message]
+
+
+def test_frames_follow_their_messages_in_order() -> None:
+    parcels = [
+        FromWorker(Finished("a", 1), [b"png of a"]),
+        FromWorker(Heartbeat(running=1, counters=Counters(steps=3))),
+        FromWorker(Returned("b", 2, step=4, frames=2), [b"latents", b"state"]),
+        FromWorker(Progress("c", 1, 2, 3, frames=1), [b"preview"]),
+    ]
+    frames = encode(parcels)
+    assert len(frames) == 5
+    assert [(m, list(f)) for m, f in decode_from_worker(frames)] == [(m, list(f)) for m, f in parcels]
+    two = Assign(
+        [Assignment("a", 1, INPUTS, frames=1), Assignment("b", 1, INPUTS), Assignment("c", 1, INPUTS, frames=2)]
+    )
+    [(message, own)] = decode_for_worker(encode([ForWorker(two, [b"1", b"2", b"3"])]))
+    assert (message, list(own)) == (two, [b"1", b"2", b"3"])
+
+
+def test_a_message_must_bring_the_frames_that_it_announces() -> None:
+    with pytest.raises(ValueError, match="announces 1 frames, brings 0"):
+        encode([FromWorker(Finished("a", 1))])
+
+
+def header(*messages: object) -> bytes:
+    return msgspec.msgpack.encode(messages)
+
+
+@pytest.mark.parametrize(
+    ("frames", "why"),
+    [
+        ([], "no header"),
+        ([b""], "truncated"),
+        ([b"\xc1"], "malformed"),
+        ([b"\x80\x04\x95pickle"], "Expected `array`"),
+        ([header({"type": "Nonsense"})], "Nonsense"),
+        ([header({"type": "Pull"})], "slots"),
+        ([header({"type": "Pull", "slots": "many"})], "Expected `int`"),
+        ([header({"type": "Finished", "task": "t", "attempt": 1})], "announce 1 frames, 0 came"),
+        ([header({"type": "Pull", "slots": 1}), b"stowaway"], "announce 0 frames, 1 came"),
+        ([header({"type": "Finished", "task": "t", "attempt": 1, "frames": -1})], "announce -1"),
+        (
+            [header(*({"type": "Finished", "task": "t", "attempt": 1, "frames": n} for n in (2, -1))), b"x"],
+            "announce 1 frames",
+        ),
+        ([b"x" * (MAX_HEADER_BYTES + 1)], "past the limit"),
+        ([b"\x91" * 100_000], "nested too deeply|Expected|too deep|recursion"),
+    ],
+)
+def test_what_is_not_a_message_is_refused(frames: list[bytes], why: str) -> None:
+    with pytest.raises(MalformedFrames, match=f"(?i){why}"):
+        decode_from_worker(frames)
+
+
+@given(st.lists(st.binary(max_size=200), max_size=5))
+def test_no_bytes_do_anything_else_than_decode_or_be_refused(frames: list[bytes]) -> None:
+    for decode in (decode_from_worker, decode_for_worker):
+        try:
+            decode(frames)
+        except MalformedFrames as error:
+            assert str(error)
+
+
+@given(st.data())
+def test_a_real_message_with_damaged_bytes_decodes_or_is_refused(data: st.DataObject) -> None:
+    frames = [bytes(frame) for frame in encode([FromWorker(Failed("task", 1, "error", "text")), FromWorker(Pull(3))])]
+    position = data.draw(st.integers(0, len(frames[0]) - 1))
+    damaged = frames[0][:position] + data.draw(st.binary(max_size=3)) + frames[0][position + 1 :]
+    try:
+        assert len(decode_from_worker([damaged])) <= 16
+    except MalformedFrames:
+        return

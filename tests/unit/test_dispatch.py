@@ -1,0 +1,384 @@
+"""The dispatcher: cases in words, then random histories in which nothing may be lost, doubled or over-committed."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initialize, invariant, rule
+
+from loadbalancer.dispatch import Abandon, Dispatch, Effect, Gone, Said, Send, Submit, Tell, Tick
+from loadbalancer.task import Began, Completed, Ended, QueueFull, State, Stepped, Task
+from wire.codec import FromWorker
+from wire.messages import (
+    PROTOCOL,
+    Assign,
+    Assignment,
+    Bye,
+    Cancel,
+    Counters,
+    Failed,
+    Finished,
+    Heartbeat,
+    Hello,
+    ImageInputs,
+    Progress,
+    Pull,
+    Reject,
+    Returned,
+    Started,
+    ToBalancer,
+)
+
+INPUTS = ImageInputs("a seven", 64, 64, steps=20, guidance_scale=3.0, seed=1, scheduler="ddim")
+
+
+def new_dispatch(max_tasks: int = 100, max_attempts: int = 3) -> Dispatch:
+    return Dispatch(["m"], max_tasks=max_tasks, max_attempts=max_attempts, heartbeat_s=1.0, lost_after_s=10.0)
+
+
+def task(name: str, now: float = 0.0, *, timeout_s: float = 1000.0, priority: int = 0) -> Task:
+    return Task(name, "m", INPUTS, now, now + timeout_s, priority, steps=INPUTS.steps)
+
+
+def say(
+    core: Dispatch, worker: str, message: ToBalancer, now: float = 0.0, frames: tuple[bytes, ...] = ()
+) -> list[Effect]:
+    return core.handle(Said(worker, FromWorker(message, frames)), now)
+
+
+def join(core: Dispatch, worker: str, slots: int, now: float = 0.0, running: tuple[str, ...] = ()) -> list[Effect]:
+    hello = Hello(PROTOCOL, worker, "m", "sim:0", 1, list(running))
+    return say(core, worker, hello, now) + say(core, worker, Pull(slots), now)
+
+
+def assigned(effects: list[Effect]) -> list[tuple[str, Assignment]]:
+    return [
+        (e.worker, a) for e in effects if isinstance(e, Send) and isinstance(e.message, Assign) for a in e.message.tasks
+    ]
+
+
+def told(effects: list[Effect]) -> list[object]:
+    return [effect.update for effect in effects if isinstance(effect, Tell)]
+
+
+def test_a_task_goes_from_queue_to_answer() -> None:
+    core = new_dispatch()
+    assert assigned(core.handle(Submit([task("t")]), 0.0)) == []
+    [(worker, given)] = assigned(join(core, "w", 4))
+    assert (worker, given.task, given.attempt, given.alone) == ("w", "t", 1, False)
+    assert told(say(core, "w", Started("t", 1), 1.0)) == [Began("t")]
+    assert told(say(core, "w", Progress("t", 1, 5, 20), 2.0)) == [Stepped("t", 5, 20, None)]
+    assert told(say(core, "w", Finished("t", 1), 3.0, (b"png",))) == [Completed("t", b"png", 1.0, 2.0)]
+    assert core.tasks == {}
+    assert core.roster.workers["w"].held == {}
+
+
+def test_images_of_one_request_fan_out_over_workers() -> None:
+    core = new_dispatch()
+    join(core, "a", 4)
+    join(core, "b", 4)
+    placed = assigned(core.handle(Submit([task("1"), task("2"), task("3"), task("4")]), 0.0))
+    assert sorted(worker for worker, _ in placed) == ["a", "a", "b", "b"]
+
+
+def test_priority_goes_first_then_age() -> None:
+    core = new_dispatch()
+    for now, name, priority in [(0.0, "old", 0), (1.0, "young", 0), (2.0, "urgent", 5)]:
+        core.handle(Submit([task(name, now, priority=priority)]), now)
+    assert [a.task for _, a in assigned(join(core, "w", 3, 3.0))] == ["urgent", "old", "young"]
+
+
+def test_full_is_an_answer_for_all_images_or_none() -> None:
+    core = new_dispatch(max_tasks=3)
+    core.handle(Submit([task("1"), task("2")]), 0.0)
+    with pytest.raises(QueueFull, match="3 images are waiting") as refusal:
+        core.handle(Submit([task("3"), task("4")]), 0.0)
+    assert 1.0 <= refusal.value.retry_after_s <= 60.0
+    assert set(core.tasks) == {"1", "2"}
+    core.handle(Submit([task("5")]), 0.0)
+
+
+def test_cancelling_a_waiting_task_frees_its_place_and_a_held_one_its_slot_when_the_worker_lets_go() -> None:
+    core = new_dispatch()
+    join(core, "w", 1)
+    core.handle(Submit([task("running"), task("waiting")]), 0.0)
+    core.handle(Abandon(["waiting"], "gone"), 1.0)
+    assert len(core.queues["m"]) == 0
+    core.handle(Submit([task("next", 1.0)]), 1.0)
+    effects = core.handle(Abandon(["running"], "gone"), 2.0)
+    assert Send("w", Cancel(["running"])) in effects
+    assert assigned(effects) == [], "the slot is the worker's until it says that it let go"
+    assert [a.task for _, a in assigned(say(core, "w", Returned("running", 1), 2.1))] == ["next"]
+
+
+def test_a_dead_workers_tasks_go_to_another_in_their_old_order() -> None:
+    core = new_dispatch()
+    join(core, "a", 2)
+    core.handle(Submit([task("1", 0.0)]), 0.0)
+    core.handle(Submit([task("2", 1.0)]), 1.0)
+    core.handle(Submit([task("3", 2.0)]), 2.0)
+    say(core, "a", Started("1", 1), 2.0)
+    core.handle(Gone("a", "killed"), 3.0)
+    placed = assigned(join(core, "b", 3, 4.0))
+    assert [(a.task, a.attempt) for _, a in placed] == [("1", 2), ("2", 2), ("3", 1)]
+
+
+def test_a_silent_worker_gets_nothing_new_and_then_loses_its_tasks() -> None:
+    core = new_dispatch()
+    join(core, "w", 2, 0.0)
+    core.handle(Submit([task("held")]), 0.0)
+    say(core, "w", Started("held", 1), 0.0)
+    assert assigned(core.handle(Submit([task("new", 5.0)]), 5.0)) == []
+    core.handle(Tick(), 10.5)
+    assert core.roster.workers == {}
+    assert core.tasks["held"].state is State.QUEUED
+    # When it wakes up its answer is stale: it is told to introduce itself, and the task stays where it is.
+    effects = say(core, "w", Finished("held", 1), 11.0, (b"late",))
+    assert told(effects) == []
+    assert any(isinstance(e, Send) and isinstance(e.message, Reject) and not e.message.fatal for e in effects)
+
+
+def test_a_task_under_which_workers_die_runs_alone_and_then_fails_with_the_reason() -> None:
+    core = new_dispatch(max_attempts=3)
+    core.handle(Submit([task("poison")]), 0.0)
+    for attempt in (1, 2, 3):
+        [(_, given)] = assigned(join(core, f"w{attempt}", 4, float(attempt)))
+        assert (given.attempt, given.alone) == (attempt, attempt == 3)
+        say(core, f"w{attempt}", Started("poison", attempt), float(attempt))
+        if attempt == 3:
+            assert assigned(core.handle(Submit([task("innocent", 3.0)]), 3.0)) == [], "the worker is reserved"
+        last = core.handle(Gone(f"w{attempt}", "signal 9"), float(attempt))
+    [ended] = told(last)
+    assert isinstance(ended, Ended)
+    assert ended.state is State.FAILED
+    assert ended.message.startswith("3 workers died while they ran this image")
+    assert set(core.tasks) == {"innocent"}
+
+
+def test_a_lone_task_waits_for_the_least_loaded_worker_to_empty_while_others_go_on() -> None:
+    core = new_dispatch()
+    suspect = task("suspect")
+    suspect.crashes = 2
+    join(core, "a", 4)
+    join(core, "b", 4)
+    core.handle(Submit([task(name) for name in "12345"]), 0.0)
+    core.handle(Submit([suspect]), 1.0)
+    reserved = next(w for w in core.roster if w.reserved == "suspect")
+    assert len(reserved.held) == 2
+    free = next(w for w in core.roster if w.reserved is None)
+    assert {w for w, _ in assigned(core.handle(Submit([task("6", 2.0)]), 2.0))} == {free.id}
+    for name, attempt in list(reserved.held.items()):
+        effects = say(core, reserved.id, Finished(name, attempt), 3.0, (b"",))
+    assert [(w, a.task, a.alone) for w, a in assigned(effects)] == [(reserved.id, "suspect", True)]
+
+
+def test_a_task_that_had_not_started_is_not_blamed_for_the_death() -> None:
+    core = new_dispatch()
+    core.handle(Submit([task("t")]), 0.0)
+    for n in range(5):
+        join(core, f"w{n}", 1)
+        core.handle(Gone(f"w{n}", "killed"), 1.0)
+    assert core.tasks["t"].crashes == 0
+    assert core.tasks["t"].state is State.QUEUED
+
+
+def test_a_returned_task_resumes_from_its_checkpoint_elsewhere() -> None:
+    core = new_dispatch()
+    join(core, "a", 1)
+    core.handle(Submit([task("t")]), 0.0)
+    say(core, "a", Started("t", 1))
+    say(core, "a", Pull(0))
+    say(core, "a", Returned("t", 1, step=7, frames=1), 1.0, (b"latents",))
+    say(core, "a", Bye("drained"), 1.0)
+    effects = join(core, "b", 1, 2.0)
+    [(_, given)] = assigned(effects)
+    assert (given.step, given.frames, given.attempt) == (7, 1, 2)
+    assert [tuple(e.frames) for e in effects if isinstance(e, Send) and isinstance(e.message, Assign)] == [
+        (b"latents",)
+    ]
+
+
+@pytest.mark.parametrize("state", ["queued", "running"])
+def test_a_late_task_expires_wherever_it_is(state: str) -> None:
+    core = new_dispatch()
+    core.handle(Submit([task("t", timeout_s=5.0)]), 0.0)
+    if state == "running":
+        join(core, "w", 1, 4.0)
+        say(core, "w", Started("t", 1), 4.0)
+    effects = core.handle(Tick(), 5.0)
+    [ended] = told(effects)
+    assert isinstance(ended, Ended)
+    assert (ended.state, f"({state})" in ended.message) == (State.EXPIRED, True)
+    assert (Send("w", Cancel(["t"])) in effects) == (state == "running")
+
+
+@pytest.mark.parametrize(
+    ("hello", "reason"),
+    [
+        (Hello(PROTOCOL + 1, "w", "m", "cpu:0", 1), "protocol"),
+        (Hello(PROTOCOL, "other", "m", "cpu:0", 1), "calls itself other"),
+        (Hello(PROTOCOL, "w", "nothing", "cpu:0", 1), "no model 'nothing'"),
+    ],
+)
+def test_a_worker_that_does_not_fit_is_refused_for_good(hello: Hello, reason: str) -> None:
+    core = new_dispatch()
+    [send] = [e for e in say(core, "w", hello) if isinstance(e, Send)]
+    assert isinstance(send.message, Reject)
+    assert send.message.fatal
+    assert reason in send.message.reason
+    assert core.roster.workers == {}
+
+
+def test_a_reconnecting_worker_keeps_what_it_runs_and_drops_what_nobody_knows() -> None:
+    core = new_dispatch()
+    join(core, "w", 4)
+    core.handle(Submit([task("kept"), task("lost")]), 0.0)
+    effects = join(core, "w", 4, 1.0, running=("kept", "stranger"))
+    assert Send("w", Cancel(["stranger"])) in effects
+    assert [(a.task, a.attempt) for _, a in assigned(effects)] == [("lost", 2)]
+    assert core.roster.workers["w"].held == {"kept": 1, "lost": 2}
+
+
+def test_eta_follows_from_measured_steps() -> None:
+    core = new_dispatch()
+    join(core, "w", 2)
+    core.handle(Submit([task(str(n)) for n in range(4)]), 0.0)
+    unknown = core.outlook("2")
+    assert unknown is not None
+    assert (unknown.state, unknown.position, unknown.eta_s) == (State.QUEUED, 0, None)
+    say(core, "w", Heartbeat(running=2, step_s=0.1, batch=2.0, counters=Counters(steps=1)))
+    last = core.outlook("3")
+    assert last is not None
+    assert last.position == 1
+    assert last.eta_s == pytest.approx(20 / (2 / 0.1) + 20 * 0.1)
+    assert core.outlook("unheard of") is None
+
+
+class Histories(RuleBasedStateMachine):
+    """Two workers, any number of tasks, every message in every order, honest and stale and invented."""
+
+    tasks = Bundle("tasks")
+
+    @initialize()
+    def start(self) -> None:
+        self.core = new_dispatch(max_tasks=8)
+        self.now = 0.0
+        self.accepted: set[str] = set()
+        self.ended: dict[str, int] = {}
+        self.capacity: dict[str, int] = {}
+        #: What each worker process believes it holds: task -> attempt.
+        self.believed: dict[str, dict[str, int]] = {}
+
+    def run(self, effects: list[Effect]) -> None:
+        for effect in effects:
+            if isinstance(effect, Tell) and isinstance(effect.update, Completed | Ended):
+                self.ended[effect.update.task] = self.ended.get(effect.update.task, 0) + 1
+            if isinstance(effect, Send) and isinstance(effect.message, Assign):
+                for given in effect.message.tasks:
+                    self.believed.setdefault(effect.worker, {})[given.task] = given.attempt
+
+    @rule(target=tasks, priority=st.integers(0, 1), timeout_s=st.sampled_from([3.0, 1000.0]))
+    def submit(self, priority: int, timeout_s: float) -> str:
+        name = f"t{len(self.accepted)}-{self.now}"
+        try:
+            self.run(self.core.handle(Submit([task(name, self.now, timeout_s=timeout_s, priority=priority)]), self.now))
+        except QueueFull:
+            assert len(self.core.queues["m"]) >= 8, "what comes back from a worker is never refused"
+            return name
+        self.accepted.add(name)
+        return name
+
+    @rule(worker=st.sampled_from("ab"), slots=st.integers(1, 4))
+    def connect(self, worker: str, slots: int) -> None:
+        held = self.believed.setdefault(worker, {})
+        self.run(join(self.core, worker, slots, self.now, tuple(held)))
+        self.capacity[worker] = slots
+
+    @rule(worker=st.sampled_from("ab"), slots=st.integers(0, 4))
+    def pull(self, worker: str, slots: int) -> None:
+        self.run(say(self.core, worker, Pull(slots), self.now))
+
+    @rule(worker=st.sampled_from("ab"), name=tasks, kind=st.sampled_from(["started", "progress", "beat"]))
+    def speak(self, worker: str, name: str, kind: str) -> None:
+        attempt = self.believed.get(worker, {}).get(name, 1)
+        messages: dict[str, ToBalancer] = {
+            "started": Started(name, attempt),
+            "progress": Progress(name, attempt, 3, 20),
+            "beat": Heartbeat(running=1, step_s=0.1, batch=1.0),
+        }
+        self.run(say(self.core, worker, messages[kind], self.now))
+
+    @rule(worker=st.sampled_from("ab"), name=tasks, kind=st.sampled_from(["finished", "failed", "returned", "moved"]))
+    def let_go(self, worker: str, name: str, kind: str) -> None:
+        attempt = self.believed.get(worker, {}).pop(name, 1)
+        messages: dict[str, tuple[ToBalancer, tuple[bytes, ...]]] = {
+            "finished": (Finished(name, attempt), (b"image",)),
+            "failed": (Failed(name, attempt, "error", "broken"), ()),
+            "returned": (Returned(name, attempt), ()),
+            "moved": (Returned(name, attempt, step=3, frames=1), (b"state",)),
+        }
+        message, frames = messages[kind]
+        self.run(say(self.core, worker, message, self.now, frames))
+
+    @rule(worker=st.sampled_from("ab"), name=tasks, attempt=st.integers(-1, 3))
+    def repeat_or_invent(self, worker: str, name: str, attempt: int) -> None:
+        if self.believed.get(worker, {}).get(name) != attempt:
+            before = self.core.counters["done"]
+            self.run(say(self.core, worker, Finished(name, attempt), self.now, (b"not mine",)))
+            assert self.core.counters["done"] == before
+
+    @rule(worker=st.sampled_from("ab"), peaceful=st.booleans())
+    def leave(self, worker: str, peaceful: bool) -> None:
+        self.believed.pop(worker, None)
+        self.run(
+            say(self.core, worker, Bye("told"), self.now) if peaceful else self.core.handle(Gone(worker, "x"), self.now)
+        )
+
+    @rule(name=consumes(tasks))
+    def abandon(self, name: str) -> None:
+        self.run(self.core.handle(Abandon([name], "client went away"), self.now))
+
+    @rule(seconds=st.sampled_from([0.1, 1.0, 4.0, 11.0]))
+    def wait(self, seconds: float) -> None:
+        self.now += seconds
+        self.run(self.core.handle(Tick(), self.now))
+
+    @invariant()
+    def every_accepted_task_is_somewhere_or_ended_once(self) -> None:
+        assert all(count == 1 for count in self.ended.values())
+        assert set(self.ended).isdisjoint(self.core.tasks)
+        assert self.accepted == set(self.ended) | set(self.core.tasks)
+
+    @invariant()
+    def slots_add_up(self) -> None:
+        for worker in self.core.roster:
+            live = [t for t in self.core.tasks.values() if t.worker == worker.id and t.state is not State.QUEUED]
+            assert {t.id: t.attempt for t in live}.items() <= worker.held.items()
+            assert worker.free == (0 if worker.draining else max(worker.slots - len(worker.held), 0))
+
+    @invariant()
+    def the_queue_holds_the_queued(self) -> None:
+        queue = self.core.queues["m"]
+        waiting = list(queue)
+        assert {t.id for t in waiting} == {t.id for t in self.core.tasks.values() if t.state is State.QUEUED}
+        assert queue.steps == sum(t.remaining_steps for t in waiting)
+        assert [queue.position(t) for t in waiting] == list(range(len(waiting)))
+
+    @invariant()
+    def no_slot_idles_while_a_task_waits(self) -> None:
+        waiting = [t for t in self.core.queues["m"] if t.crashes < 2]
+        able = [
+            w
+            for w in self.core.roster
+            if w.free and w.reserved is None and self.core.roster.state(w, self.now) == "ready"
+        ]
+        assert not (waiting and able)
+
+    @invariant()
+    def reservations_belong_to_living_tasks(self) -> None:
+        assert all(w.reserved is None or w.reserved in self.core.tasks for w in self.core.roster)
+
+
+Histories.TestCase.settings = settings(max_examples=100, stateful_step_count=60, deadline=None)
+TestHistories = Histories.TestCase
