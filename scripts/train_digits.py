@@ -243,7 +243,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("worker/builtin/digits"), help="folder of the finished model")
     parser.add_argument("--work", type=Path, default=Path("data/train_digits"), help="folder of the finished parts")
     parser.add_argument("--vae-steps", type=int, default=1800)
-    parser.add_argument("--unet-steps", type=int, default=1800)
+    parser.add_argument("--unet-steps", type=int, default=3600)
     parser.add_argument("--vae-batch", type=int, default=16)
     parser.add_argument("--unet-batch", type=int, default=64)
     parser.add_argument("--seed", type=int, default=0)

@@ -1,0 +1,295 @@
+"""The real hub with real worker processes on the simulated accelerator: moved, killed, drained, cancelled.
+
+Every picture is compared with what the simulated engine computes by itself, so a lost, doubled or mixed-up step shows.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Callable, Sequence
+from pathlib import Path
+
+import msgspec
+import pytest
+import pytest_asyncio
+import zmq
+
+from configs.load import load
+from configs.paths import worker_address
+from configs.schema import Settings
+from loadbalancer.hub import Hub
+from loadbalancer.task import Completed, Ended, State, Stepped, Update
+from wire.messages import ImageInputs
+from wire.snapshot import WorkerStats
+from worker.engines.sim import expected_picture
+
+CONFIG = """
+workers: {heartbeat_s: 0.2, lost_after_s: 3, orphan_after_s: 4}
+models:
+  m:
+    engine: sim
+    max_batch_size: 4
+    defaults: {size: 64x64}
+    sim: {t0_s: 0.01, t1_s: 0.002, load_s: 0.1}
+"""
+DONE = frozenset({Completed, Ended})
+
+
+def inputs(seed: int = 0, steps: int = 20, prompt: str = "a seven", **changes: object) -> ImageInputs:
+    image = ImageInputs(prompt, 64, 64, steps, guidance_scale=3.0, seed=seed, scheduler="ddim")
+    return msgspec.structs.replace(image, **changes)
+
+
+class Rig:
+    """A hub in this process and workers as processes of their own."""
+
+    def __init__(self, folder: Path) -> None:
+        self.config = folder / "muster.yaml"
+        self.config.write_text(CONFIG)
+        self.settings: Settings = load(self.config, {"data_dir": str(folder)})
+        self.hub = Hub(self.settings, worker_address(self.settings.data_dir))
+        self.processes: list[subprocess.Popen[bytes]] = []
+
+    def spawn(self, name: str) -> subprocess.Popen[bytes]:
+        command = [sys.executable, "-m", "worker", "--config", str(self.config), "--id", name, "--device", "sim:0"]
+        process = subprocess.Popen([*command, "--data-dir", str(self.settings.data_dir)])
+        self.processes.append(process)
+        return process
+
+    async def until(self, condition: Callable[[], object], timeout_s: float = 30.0) -> None:
+        async with asyncio.timeout(timeout_s):
+            while not condition():
+                await asyncio.sleep(0.01)
+
+    def worker(self, name: str) -> WorkerStats | None:
+        return next((w for w in self.hub.snapshot().workers if w.worker == name and w.slots), None)
+
+    async def start(self, *names: str) -> None:
+        for name in names:
+            self.spawn(name)
+        await self.until(lambda: all(self.worker(name) for name in names))
+
+    def submit(self, wanted: Sequence[ImageInputs], timeout_s: float = 60.0) -> Sent:
+        return Sent(self.hub, wanted, timeout_s)
+
+
+class Sent:
+    """A request under way, and what has been told of it."""
+
+    def __init__(self, hub: Hub, wanted: Sequence[ImageInputs], timeout_s: float) -> None:
+        self.wanted = wanted
+        self.updates: list[Update] = []
+        self._changed = asyncio.Event()
+        self.tasks = hub.submit("m", wanted, timeout_s=timeout_s, priority=0, listener=self._hear)
+
+    def _hear(self, update: Update) -> None:
+        self.updates.append(update)
+        self._changed.set()
+
+    async def ends(self) -> list[Completed | Ended]:
+        """The last word on each task, in order; every task has exactly one."""
+        async with asyncio.timeout(60):
+            while len(last := [u for u in self.updates if isinstance(u, Completed | Ended)]) < len(self.tasks):
+                self._changed.clear()
+                await self._changed.wait()
+        assert sorted(u.task for u in last) == sorted(self.tasks)
+        return sorted(last, key=lambda u: self.tasks.index(u.task))
+
+    async def pictures_are_right(self) -> None:
+        for image, end in zip(self.wanted, await self.ends(), strict=True):
+            assert isinstance(end, Completed), end
+            assert bytes(end.image) == expected_picture(image)
+
+    async def progress(self, steps: int) -> None:
+        async with asyncio.timeout(30):
+            while not any(isinstance(u, Stepped) and u.step >= steps for u in self.updates):
+                self._changed.clear()
+                await self._changed.wait()
+
+
+@pytest_asyncio.fixture
+async def rig(tmp_path: Path) -> AsyncIterator[Rig]:
+    made = Rig(tmp_path)
+    await made.hub.start()
+    yield made
+    for process in made.processes:
+        process.kill()
+        process.wait()
+    await made.hub.stop()
+
+
+async def test_mixed_requests_share_batches_join_midway_and_come_back_right(rig: Rig) -> None:
+    await rig.start("w")
+    first = rig.submit([inputs(seed, steps=30 + seed) for seed in range(3)])
+    await first.progress(5)
+    later = rig.submit([inputs(seed, steps=5 + seed, prompt=f"a {seed}") for seed in range(10)])
+    formats = rig.submit([inputs(1, output_format=f) for f in ("png", "jpeg", "webp")])
+    for sent in (first, later, formats):
+        await sent.pictures_are_right()
+    await rig.until(lambda: (w := rig.worker("w")) and w.counters.finished == 16)
+    stats = rig.worker("w")
+    assert stats is not None
+    assert stats.counters.max_batch == 4
+    assert stats.counters.joined_midway >= 1
+    assert stats.counters.rows == sum(i.steps for s in (first, later, formats) for i in s.wanted)
+    assert stats.running == stats.assigned == 0
+
+
+async def test_two_sizes_take_turns(rig: Rig) -> None:
+    await rig.start("w")
+    small = rig.submit([inputs(seed, steps=30) for seed in range(2)])
+    large = rig.submit([inputs(seed, steps=30, width=128) for seed in range(2)])
+    await small.pictures_are_right()
+    await large.pictures_are_right()
+    # Both shapes were under way together: neither waited for the other's end.
+    for one, other in ((small, large), (large, small)):
+        began = min(u.step for u in one.updates if isinstance(u, Stepped))
+        assert began < 30
+        assert any(isinstance(u, Stepped) and 0 < u.step < 30 for u in other.updates)
+
+
+async def test_kill_9_loses_nothing_and_is_noticed_at_once(rig: Rig) -> None:
+    await rig.start("a", "b")
+    sent = rig.submit([inputs(seed, steps=40) for seed in range(8)])
+    await sent.progress(3)
+    rig.processes[0].kill()
+    # Well before `lost_after_s`: the kernel says when a process ends.
+    await rig.until(lambda: rig.worker("a") is None, timeout_s=2.0)
+    await sent.pictures_are_right()
+    assert rig.hub.counters["workers_lost"] == 1
+    assert rig.hub.counters["requeued"] >= 1
+
+
+async def test_a_stopped_worker_is_lost_by_its_silence_and_welcome_when_it_wakes(rig: Rig) -> None:
+    await rig.start("a", "b")
+    sent = rig.submit([inputs(seed, steps=60) for seed in range(8)])
+    await sent.progress(3)
+    os.kill(rig.processes[0].pid, signal.SIGSTOP)
+    await rig.until(lambda: rig.worker("a") is None, timeout_s=10.0)
+    os.kill(rig.processes[0].pid, signal.SIGCONT)
+    await rig.until(lambda: rig.worker("a"), timeout_s=10.0)
+    await sent.pictures_are_right()
+    again = rig.submit([inputs(seed) for seed in range(8)])
+    await again.pictures_are_right()
+
+
+async def test_drain_finishes_what_runs_and_exits(rig: Rig) -> None:
+    await rig.start("w")
+    sent = rig.submit([inputs(seed, steps=40) for seed in range(6)])
+    await sent.progress(3)
+    rig.processes[0].terminate()
+    await rig.until(lambda: rig.processes[0].poll() is not None)
+    assert rig.processes[0].returncode == 0
+    done = [u for u in sent.updates if isinstance(u, Completed)]
+    assert len(done) == 4, "those in the batch were finished"
+    await rig.start("next")
+    await sent.pictures_are_right()
+
+
+async def test_told_twice_a_worker_hands_its_tasks_back_and_another_goes_on_from_there(rig: Rig) -> None:
+    await rig.start("w")
+    sent = rig.submit([inputs(seed, steps=100) for seed in range(4)])
+    await sent.progress(20)
+    rig.processes[0].terminate()
+    rig.processes[0].terminate()
+    await asyncio.sleep(0)
+    os.kill(rig.processes[0].pid, signal.SIGTERM)
+    await rig.until(lambda: rig.processes[0].poll() is not None)
+    resumed_at = len(sent.updates)
+    await rig.start("next")
+    await sent.pictures_are_right()
+    steps = [u.step for u in sent.updates[resumed_at:] if isinstance(u, Stepped)]
+    assert min(steps) >= 20, "no step was done again"
+
+
+async def test_cancelling_frees_the_slot_within_a_step(rig: Rig) -> None:
+    await rig.start("w")
+    endless = rig.submit([inputs(seed, steps=100_000) for seed in range(4)], timeout_s=600)
+    await endless.progress(2)
+    waiting = rig.submit([inputs(9)])
+    outlook = rig.hub.outlook(waiting.tasks[0])
+    assert outlook is not None
+    assert (outlook.state, outlook.position) == (State.QUEUED, 0)
+    rig.hub.cancel(endless.tasks)
+    await waiting.pictures_are_right()
+    await rig.until(lambda: (w := rig.worker("w")) and w.running + w.assigned == 0)
+    assert not any(isinstance(u, Ended) for u in endless.updates), "nobody listens any more"
+
+
+async def test_a_request_that_takes_too_long_expires_and_frees_its_slot(rig: Rig) -> None:
+    await rig.start("w")
+    sent = rig.submit([inputs(steps=100_000)], timeout_s=0.5)
+    [end] = await sent.ends()
+    assert isinstance(end, Ended)
+    assert end.state is State.EXPIRED
+    await rig.until(lambda: (w := rig.worker("w")) and w.running + w.assigned == 0)
+
+
+async def test_one_failing_request_does_not_touch_its_batch(rig: Rig) -> None:
+    await rig.start("w")
+    good = rig.submit([inputs(seed, steps=40) for seed in range(3)])
+    bad = rig.submit([inputs(prompt="sim:fail")])
+    [end] = await bad.ends()
+    assert isinstance(end, Ended)
+    assert (end.state, end.message) == (State.FAILED, "step failed: a failure on demand")
+    await good.pictures_are_right()
+
+
+async def test_a_poisonous_request_is_failed_after_three_workers_and_its_neighbours_live(rig: Rig) -> None:
+    await rig.start("w0")
+    good = rig.submit([inputs(seed, steps=40) for seed in range(3)])
+    bad = rig.submit([inputs(prompt="sim:crash")])
+    for n in range(3):
+        await rig.until(lambda n=n: rig.processes[n].poll() is not None)
+        assert rig.processes[n].returncode == 70
+        await rig.start(f"w{n + 1}")
+    [end] = await bad.ends()
+    assert isinstance(end, Ended)
+    assert "3 workers died" in end.message
+    await good.pictures_are_right()
+
+
+async def test_previews_come_in_order_before_the_picture(rig: Rig) -> None:
+    await rig.start("w")
+    sent = rig.submit([inputs(steps=20, partial_images=3)])
+    await sent.pictures_are_right()
+    previews = [u for u in sent.updates if isinstance(u, Stepped) and u.preview is not None]
+    assert [u.step for u in previews] == [5, 10, 15]
+    assert len({bytes(u.preview or b"") for u in previews}) == 3
+
+
+async def test_a_restarted_balancer_is_found_again(rig: Rig) -> None:
+    await rig.start("w")
+    running = rig.submit([inputs(steps=100_000)], timeout_s=600)
+    await running.progress(2)
+    await rig.hub.stop()
+    rig.hub = Hub(rig.settings, worker_address(rig.settings.data_dir))
+    await rig.hub.start()
+    await rig.until(lambda: rig.worker("w"))
+    # What it ran for the old balancer, nobody waits for any more.
+    await rig.until(lambda: (w := rig.worker("w")) and w.running == 0 and w.counters.steps > 0)
+    await rig.submit([inputs()]).pictures_are_right()
+
+
+async def test_a_worker_without_a_balancer_leaves(rig: Rig) -> None:
+    await rig.start("w")
+    await rig.hub.stop()
+    await rig.until(lambda: rig.processes[0].poll() is not None, timeout_s=20.0)
+    assert rig.processes[0].returncode == 3
+    rig.hub = Hub(rig.settings, worker_address(rig.settings.data_dir))
+    await rig.hub.start()
+
+
+async def test_noise_on_the_socket_is_counted_and_dropped(rig: Rig) -> None:
+    await rig.start("w")
+    with zmq.Context() as context, context.socket(zmq.DEALER) as stranger:
+        stranger.connect(worker_address(rig.settings.data_dir))
+        for noise in ([b""], [b"\x80\x04\x95"], [b"\x91\x81\xa4type\xa4Pull"], [b"x" * 100_000, b"y"]):
+            stranger.send_multipart(noise)
+        await rig.until(lambda: rig.hub.counters["malformed"] == 4)
+        await rig.submit([inputs()]).pictures_are_right()
+    assert [w.worker for w in rig.hub.snapshot().workers] == ["w"]
