@@ -17,8 +17,8 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from digits_data import all_prompts, describe, paint, sample_pair, shift, stroke_masks
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from digits_data import all_prompts, describe, paint, sample_pair, shift, stroke_masks
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 from torch.nn import functional
@@ -93,7 +93,7 @@ def train_vae(folder: Path, steps: int, batch: int, seed: int) -> None:
     rate = schedule(optimizer, steps)
     with bars() as progress:
         bar = progress.add_task("autoencoder ", total=steps, note="")
-        for step in range(steps):
+        for _ in range(steps):
             chosen = shift(masks[rng.integers(len(masks), size=batch)], rng)
             pairs = [sample_pair(rng) for _ in range(batch)]
             pictures = paint(chosen, [p[0] for p in pairs], [p[1] for p in pairs])
@@ -107,8 +107,6 @@ def train_vae(folder: Path, steps: int, batch: int, seed: int) -> None:
             optimizer.step()
             rate.step()
             progress.update(bar, advance=1, note=f"error {error.item():.4f}")
-            if step % 100 == 0:
-                print(f"vae {step} error {error.item():.4f}", flush=True)
     sample, _ = encode_pictures(vae, masks, np.zeros(len(masks), np.int64), 1, rng)
     vae.register_to_config(scaling_factor=round(1.0 / float(sample.std()), 4))
     vae.save_pretrained(folder)
@@ -189,8 +187,10 @@ def train_denoiser(work: Path, steps: int, batch: int, seed: int) -> None:
     ids = tokenizer(prompts, padding="max_length", truncation=True, max_length=TOKENS, return_tensors="pt").input_ids
     empty = tokenizer("", padding="max_length", max_length=TOKENS, return_tensors="pt").input_ids[0]
 
-    net = torch.nn.ModuleDict({"text_encoder": new_text_encoder(tokenizer), "unet": new_unet()})
-    average = copy.deepcopy(net)
+    text_encoder, unet = new_text_encoder(tokenizer), new_unet()
+    net = torch.nn.ModuleList([text_encoder, unet])
+    averages = copy.deepcopy([text_encoder, unet])
+    average = torch.nn.ModuleList(averages)
     noise_schedule = new_scheduler()
     optimizer = torch.optim.AdamW(net.parameters(), lr=2e-3, weight_decay=1e-3)
     rate = schedule(optimizer, steps)
@@ -202,11 +202,11 @@ def train_denoiser(work: Path, steps: int, batch: int, seed: int) -> None:
             tokens[torch.from_numpy(rng.random(batch) < 0.1)] = empty
             noise = torch.randn_like(clean)
             t = torch.randint(0, noise_schedule.config.num_train_timesteps, (batch,))
-            hidden = net["text_encoder"](tokens).last_hidden_state
-            predicted = net["unet"](noise_schedule.add_noise(clean, noise, t), t, hidden).sample
+            hidden = text_encoder(tokens).last_hidden_state
+            predicted = unet(noise_schedule.add_noise(clean, noise, t), t, hidden).sample
             loss = functional.mse_loss(predicted, noise_schedule.get_velocity(clean, noise, t))
             optimizer.zero_grad()
-            loss.backward()
+            loss.backward()  # type: ignore[no-untyped-call]
             torch.nn.utils.clip_grad_norm_(net.parameters(), 1.0)
             optimizer.step()
             rate.step()
@@ -215,10 +215,8 @@ def train_denoiser(work: Path, steps: int, batch: int, seed: int) -> None:
                 for slow, fast in zip(average.parameters(), net.parameters(), strict=True):
                     slow.lerp_(fast, 1 - keep)
             progress.update(bar, advance=1, note=f"loss {loss.item():.4f}")
-            if step % 100 == 0:
-                print(f"unet {step} loss {loss.item():.4f}", flush=True)
-    average["text_encoder"].save_pretrained(work / "text_encoder")
-    average["unet"].save_pretrained(work / "unet")
+    for part, name in zip(averages, ("text_encoder", "unet"), strict=True):
+        part.save_pretrained(work / name)
 
 
 def assemble(work: Path, out: Path) -> None:
