@@ -8,15 +8,12 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from typing import TYPE_CHECKING
 
 from loadbalancer.admission import Job
 from loadbalancer.errors import ApiError, TooBusy, from_ended, shutting_down
+from loadbalancer.hub import Hub
 from loadbalancer.metrics import Metrics
 from loadbalancer.task import Completed, Ended, QueueFull, Stepped, Update
-
-if TYPE_CHECKING:
-    from loadbalancer.hub import Hub
 
 
 class Errand:

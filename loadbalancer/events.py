@@ -14,7 +14,6 @@ import msgspec
 from loadbalancer.errors import ApiError, ErrorDetail
 from loadbalancer.schemas import Timings
 from loadbalancer.task import State
-from wire.codec import Frame
 from wire.messages import ImageFormat
 
 #: Least time between two looks at a request's progress.
@@ -58,7 +57,7 @@ class Usage(msgspec.Struct, frozen=True):
 class PartialImage(msgspec.Struct, frozen=True, tag_field="type", tag="image_generation.partial_image"):
     """A preview of one image on its way."""
 
-    b64_json: Frame
+    b64_json: memoryview
     partial_image_index: int
     created_at: int
     output_format: ImageFormat
@@ -71,7 +70,7 @@ class PartialImage(msgspec.Struct, frozen=True, tag_field="type", tag="image_gen
 class CompletedImage(msgspec.Struct, frozen=True, tag_field="type", tag="image_generation.completed"):
     """One finished image. The stream ends after the last."""
 
-    b64_json: Frame
+    b64_json: memoryview
     created_at: int
     output_format: ImageFormat
     size: str

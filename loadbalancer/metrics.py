@@ -4,7 +4,8 @@ drift from the truth; counters and histograms of requests are kept here.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from typing import NamedTuple
 
 from prometheus_client import CollectorRegistry, Counter, Histogram
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
@@ -15,11 +16,140 @@ from wire.snapshot import ModelStats, Snapshot, WorkerState, WorkerStats
 
 _SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 30, 60, 120, 300, 600)
 _STATES: tuple[WorkerState, ...] = ("ready", "draining", "silent")
+_WORKER_LABELS = ("worker", "model", "device")
 
-_OF_MODEL: dict[str, tuple[str, Callable[[ModelStats], float | None]]] = {
-    "muster_queue_tasks": ("Images waiting.", lambda m: m.queued),
-    "muster_running_tasks": ("Images assigned to workers.", lambda m: m.running),
-    "muster_queue_work_seconds": ("What the queue would take one worker; absent until measured.", _queued_work := None)
-    if False
-    else ("What the queue would take one worker, in seconds; absent until measured.", lambda m: m.queued_work_s),
-}
+
+class OfModel(NamedTuple):
+    """A gauge with one value per model, absent where it is not known."""
+
+    name: str
+    help: str
+    value: Callable[[ModelStats], float | None]
+
+
+class OfWorker(NamedTuple):
+    """A gauge or a counter with one value per worker."""
+
+    name: str
+    help: str
+    value: Callable[[WorkerStats], float]
+
+
+MODEL_GAUGES = (
+    OfModel("muster_queue_tasks", "Images waiting.", lambda m: m.queued),
+    OfModel("muster_running_tasks", "Images assigned to workers.", lambda m: m.running),
+    OfModel("muster_queue_work_seconds", "What the queue would take one worker.", lambda m: m.queued_work_s),
+    OfModel("muster_queue_oldest_seconds", "Age of the oldest waiting image.", lambda m: m.oldest_wait_s),
+    OfModel("muster_arrivals_per_second", "Images asked for, over the last minute.", lambda m: m.arrival_rate),
+    OfModel("muster_completions_per_second", "Images finished, over the last minute.", lambda m: m.service_rate),
+)
+WORKER_GAUGES = (
+    OfWorker("muster_worker_slots", "Images that the worker has room for.", lambda w: w.slots),
+    OfWorker("muster_worker_tasks", "Images that the worker holds.", lambda w: w.assigned + w.running),
+    OfWorker("muster_worker_batch", "Mean images per step, lately.", lambda w: w.batch),
+    OfWorker("muster_worker_step_seconds", "Mean duration of a step, lately.", lambda w: w.step_s),
+    OfWorker("muster_worker_memory_bytes", "Memory in use on the worker's device.", lambda w: w.memory_bytes),
+)
+WORKER_COUNTERS = (
+    OfWorker("muster_worker_steps", "Steps taken.", lambda w: w.counters.steps),
+    OfWorker("muster_worker_rows", "Images advanced, summed over steps.", lambda w: w.counters.rows),
+    OfWorker("muster_worker_busy_seconds", "Seconds spent in steps.", lambda w: w.counters.step_s),
+    OfWorker(
+        "muster_worker_joined_midway", "Images that joined a batch under way.", lambda w: w.counters.joined_midway
+    ),
+    OfWorker("muster_worker_finished", "Images finished.", lambda w: w.counters.finished),
+    OfWorker("muster_worker_failed", "Images failed.", lambda w: w.counters.failed),
+)
+
+
+class SnapshotCollector(Collector):
+    """Turns the hub's snapshot and counters into metrics."""
+
+    def __init__(self, snapshot: Callable[[], Snapshot], counters: Callable[[], Mapping[str, int]]) -> None:
+        self._snapshot = snapshot
+        self._counters = counters
+
+    def describe(self) -> Iterator[Metric]:
+        """Nothing: names are checked at the first scrape, so that registering needs no running hub."""
+        return iter(())
+
+    def collect(self) -> Iterator[Metric]:
+        """One family per name."""
+        now = self._snapshot()
+        yield GaugeMetricFamily("muster_uptime_seconds", "Age of the balancer.", value=now.uptime_s)
+        for of_model in MODEL_GAUGES:
+            gauge = GaugeMetricFamily(of_model.name, of_model.help, labels=("model",))
+            for model in now.models:
+                value = of_model.value(model)
+                if value is not None:
+                    gauge.add_metric((model.model,), value)
+            yield gauge
+        yield _workers(now)
+        for of_worker in WORKER_GAUGES:
+            yield _per_worker(GaugeMetricFamily(of_worker.name, of_worker.help, labels=_WORKER_LABELS), of_worker, now)
+        for of_worker in WORKER_COUNTERS:
+            family = CounterMetricFamily(of_worker.name, of_worker.help, labels=_WORKER_LABELS)
+            yield _per_worker(family, of_worker, now)
+        events = CounterMetricFamily("muster_events", "Images by outcome, and incidents.", labels=("event",))
+        for event, count in sorted(self._counters().items()):
+            events.add_metric((event,), count)
+        yield events
+
+
+class Metrics:
+    """Requests and images counted as they pass, in a registry of their own."""
+
+    def __init__(self, snapshot: Callable[[], Snapshot], counters: Callable[[], Mapping[str, int]]) -> None:
+        self.registry = CollectorRegistry()
+        self.registry.register(SnapshotCollector(snapshot, counters))
+        self._requests = Counter(
+            "muster_http_requests", "HTTP requests answered.", ("route", "status"), registry=self.registry
+        )
+        self._latency = Histogram(
+            "muster_http_request_seconds",
+            "Seconds from a request's arrival to the end of its answer.",
+            ("route",),
+            registry=self.registry,
+            buckets=_SECONDS,
+        )
+        self._queued = Histogram(
+            "muster_queue_wait_seconds",
+            "Seconds from an image's arrival to its first step.",
+            ("model",),
+            registry=self.registry,
+            buckets=_SECONDS,
+        )
+        self._running = Histogram(
+            "muster_run_seconds",
+            "Seconds from an image's first step to its file.",
+            ("model",),
+            registry=self.registry,
+            buckets=_SECONDS,
+        )
+
+    def request(self, route: str, status: int, seconds: float) -> None:
+        """A request was answered."""
+        self._requests.labels(route, str(status)).inc()
+        self._latency.labels(route).observe(seconds)
+
+    def image(self, model: str, queued_s: float, running_s: float) -> None:
+        """An image was finished."""
+        self._queued.labels(model).observe(queued_s)
+        self._running.labels(model).observe(running_s)
+
+
+def _workers(now: Snapshot) -> Metric:
+    family = GaugeMetricFamily("muster_workers", "Connected workers.", labels=("model", "state"))
+    for model in now.models:
+        for state in _STATES:
+            count = sum(w.model == model.model and w.state == state for w in now.workers)
+            family.add_metric((model.model, state), count)
+    return family
+
+
+def _per_worker(
+    family: GaugeMetricFamily | CounterMetricFamily, of_worker: OfWorker, now: Snapshot
+) -> GaugeMetricFamily | CounterMetricFamily:
+    for worker in now.workers:
+        family.add_metric((worker.worker, worker.model, worker.device), of_worker.value(worker))
+    return family

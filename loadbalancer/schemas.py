@@ -15,7 +15,6 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic_core import ErrorDetails
 
 from loadbalancer.errors import InvalidRequest
-from wire.codec import Frame
 from wire.messages import ImageFormat
 
 #: Seeds are counted modulo this, so that image i of a request can be asked for again alone.
@@ -169,7 +168,7 @@ class Timings(msgspec.Struct, frozen=True):
 class ImageData(msgspec.Struct, frozen=True):
     """One image of the answer."""
 
-    b64_json: Annotated[Frame, msgspec.Meta(description="The image file in base64.")]
+    b64_json: Annotated[memoryview, msgspec.Meta(description="The image file in base64.")]
     seed: Annotated[int, msgspec.Meta(description="Asks for this image again, alone.")]
     timings: Timings
 
@@ -188,7 +187,7 @@ class ImagesAnswer(msgspec.Struct, frozen=True):
 class PredictAnswer(msgspec.Struct, frozen=True):
     """The answer to `/predict`."""
 
-    image: Annotated[Frame, msgspec.Meta(description="The PNG in base64.")]
+    image: Annotated[memoryview, msgspec.Meta(description="The PNG in base64.")]
 
 
 class ModelCard(msgspec.Struct, frozen=True):

@@ -1,0 +1,144 @@
+"""`python -m loadbalancer`: the HTTP front door and the queue behind it, as one process."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import logging
+import signal
+import socket
+import sys
+import time
+from collections.abc import Iterator, Sequence
+
+import uvicorn
+import uvloop
+from setproctitle import setproctitle
+
+from configs.cli import EXIT_USAGE, HelpFormatter, add_config_options, add_server_options, settings_from
+from configs.logs import configure
+from configs.paths import internal_token, worker_address
+from configs.schema import Server, Settings
+from loadbalancer.app import create_app
+from loadbalancer.errands import Desk
+from loadbalancer.hub import Hub
+from loadbalancer.metrics import Metrics
+from loadbalancer.routes.common import Services
+
+log = logging.getLogger("loadbalancer")
+
+_BACKLOG = 2048
+#: For answers that are complete but not yet read by their clients.
+_FLUSH_S = 1
+
+_DESCRIPTION = """\
+The load balancer: answers HTTP, owns the queue and hands tasks to workers. `python -m controller` starts it by itself
+together with its workers. By hand, it and a worker meet through the data directory:
+
+    python -m loadbalancer --port 8000 --data-dir ./data
+    python -m worker --model digits --data-dir ./data
+
+SIGTERM or Ctrl-C: new requests get 503, running ones may finish for server.shutdown_s. A second one ends them at once.
+"""
+
+
+class HttpServer(uvicorn.Server):
+    """uvicorn, told when to stop by us: it would refuse connections at once, where clients are owed an answer."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Leave the signals alone."""
+        yield
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m loadbalancer", description=_DESCRIPTION, formatter_class=HelpFormatter
+    )
+    add_server_options(parser)
+    add_config_options(parser)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Serve until told to stop. Returns the exit status: 0 stopped as told, 2 refused."""
+    settings = settings_from(_parser().parse_args(argv))
+    configure(settings.log_level)
+    setproctitle("muster loadbalancer")
+    try:
+        listener = _listen(settings.server)
+    except OSError as error:
+        host, port = settings.server.host, settings.server.port
+        print(f"cannot listen on {host}, port {port}: {error.strerror or error}", file=sys.stderr)
+        return EXIT_USAGE
+    with listener:
+        uvloop.run(serve(settings, listener))
+    return 0
+
+
+def _listen(server: Server) -> socket.socket:
+    """Raises `OSError` where the address is taken or not ours."""
+    if ":" in server.host:
+        return socket.create_server((server.host, server.port), family=socket.AF_INET6, backlog=_BACKLOG)
+    return socket.create_server((server.host, server.port), backlog=_BACKLOG)
+
+
+async def serve(settings: Settings, listener: socket.socket) -> None:
+    """Serve on the listening socket until a signal, then bring what runs to its end."""
+    hub = Hub(settings, worker_address(settings.data_dir))
+    metrics = Metrics(hub.snapshot, lambda: hub.counters)
+    desk = Desk(hub, metrics)
+    services = Services(settings, hub, desk, metrics, internal_token(settings.data_dir), int(time.time()))
+    server = HttpServer(
+        uvicorn.Config(
+            create_app(services),
+            http="httptools",
+            loop="uvloop",
+            lifespan="off",
+            log_config=None,
+            log_level="debug" if settings.log_level == "debug" else "warning",
+            access_log=settings.log_level == "debug",
+            timeout_graceful_shutdown=_FLUSH_S,
+        )
+    )
+    told, told_twice = _signals()
+    await hub.start()
+    serving = asyncio.create_task(server.serve(sockets=[listener]))
+    log.info("serving %s at %s", ", ".join(settings.models), _url(settings.server))
+    await asyncio.wait({serving, told}, return_when=asyncio.FIRST_COMPLETED)
+    desk.open = False
+    log.info("stopping: %r", desk)
+    finished = asyncio.create_task(desk.idle())
+    await asyncio.wait({finished, told_twice}, timeout=settings.server.shutdown_s, return_when=asyncio.FIRST_COMPLETED)
+    await hub.stop()  # what still runs is answered 503
+    await asyncio.wait({finished}, timeout=_FLUSH_S)
+    finished.cancel()
+    server.should_exit = True
+    await serving
+    log.info("stopped")
+
+
+def _signals() -> tuple[asyncio.Future[None], asyncio.Future[None]]:
+    """Done at the first and at the second signal to stop."""
+    loop = asyncio.get_running_loop()
+    first: asyncio.Future[None] = loop.create_future()
+    second: asyncio.Future[None] = loop.create_future()
+
+    def stop() -> None:
+        future = second if first.done() else first
+        if not future.done():
+            future.set_result(None)
+
+    for signum in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(signum, stop)
+    return first, second
+
+
+def _url(server: Server) -> str:
+    host = f"[{server.host}]" if ":" in server.host else server.host
+    return f"http://{host}:{server.port}"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

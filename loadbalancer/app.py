@@ -1,0 +1,143 @@
+"""The HTTP application: routes, the shape of errors, and what holds for every answer. HTTP only, no decisions."""
+
+from __future__ import annotations
+
+import logging
+import re
+import time
+import uuid
+from typing import Any
+
+import msgspec
+from fastapi import FastAPI, Request, Response
+from pydantic.json_schema import models_json_schema
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from loadbalancer.errors import ApiError, ErrorBody, InternalError, InvalidRequest, MethodNotAllowed, NotFound
+from loadbalancer.events import CompletedImage, ErrorEvent, PartialImage, Progress
+from loadbalancer.metrics import Metrics
+from loadbalancer.routes import images, models, status
+from loadbalancer.routes.common import Services, answer_error
+from loadbalancer.schemas import ImageRequest, ImagesAnswer, ModelCard, ModelList, PredictAnswer, PredictRequest
+
+log = logging.getLogger(__name__)
+
+_DESCRIPTION = """\
+Generative models on every GPU of a machine, batched between denoising steps.
+
+Any OpenAI client works with `base_url` set to this server's `/v1`. Every answer carries `x-request-id`, every error
+is `{"error": {"message", "type", "param", "code"}}`.
+"""
+_REFERENCE = "#/components/schemas/{name}"
+_REQUESTS = (ImageRequest, PredictRequest)
+_ANSWERS = (
+    ImagesAnswer,
+    PredictAnswer,
+    ModelCard,
+    ModelList,
+    status.Health,
+    ErrorBody,
+    Progress,
+    PartialImage,
+    CompletedImage,
+    ErrorEvent,
+)
+_SANE_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
+
+
+def create_app(services: Services) -> ASGIApp:
+    """The whole application."""
+    app = FastAPI(
+        title="Muster",
+        description=_DESCRIPTION,
+        redoc_url=None,
+        redirect_slashes=False,
+        generate_unique_id_function=lambda route: str(route.name),
+    )
+    for routes in (images, models, status):
+        app.include_router(routes.router(services))
+    app.add_exception_handler(ApiError, _refuse)
+    app.add_exception_handler(HTTPException, _refuse)
+    _document(app)
+    return Front(app, services.metrics)
+
+
+async def _refuse(request: Request, error: Exception) -> Response:
+    return answer_error(error if isinstance(error, ApiError) else _translate(request, error))
+
+
+def _translate(request: Request, error: Exception) -> ApiError:
+    """Starlette's own refusals in our shape."""
+    assert isinstance(error, HTTPException)
+    where = f"{request.method} {request.url.path}"
+    if error.status_code == 404:
+        return NotFound(f"Unknown path: {where}.")
+    if error.status_code == 405:
+        allow = dict(error.headers or {})
+        return MethodNotAllowed(f"{where}: this path allows {allow.get('Allow', 'other methods')}.", headers=allow)
+    if error.status_code < 500:
+        return InvalidRequest(error.detail, code="bad_request")
+    return InternalError(error.detail)
+
+
+def _document(app: FastAPI) -> None:
+    """Add the schemas to the OpenAPI document: the routes read and write bodies themselves, and refer to them.
+
+    FastAPI's 422 goes: mistakes are answered 400 here.
+    """
+    document: dict[str, Any] = app.openapi()
+    for path in document["paths"].values():
+        for operation in path.values():
+            operation["responses"].pop("422", None)
+    _, requests = models_json_schema(
+        [(model, "validation") for model in _REQUESTS], ref_template=_REFERENCE.format(name="{model}")
+    )
+    _, answers = msgspec.json.schema_components(_ANSWERS, ref_template=_REFERENCE)
+    document["components"] = {"schemas": requests["$defs"] | answers}
+
+
+class Front:
+    """Around the whole application: gives every request an id, every bug one neutral answer, and counts.
+
+    Plain ASGI: Starlette's `BaseHTTPMiddleware` would hide disconnects from the routes.
+    """
+
+    def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
+        self._app = app
+        self._metrics = metrics
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        began = time.monotonic()
+        request_id = _request_id(scope)
+        status: int | None = None
+
+        async def send_with_id(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                MutableHeaders(scope=message)["x-request-id"] = request_id
+            await send(message)
+
+        try:
+            await self._app(scope, receive, send_with_id)
+        except Exception:
+            log.exception("request %s: %s %s failed", request_id, scope["method"], scope["path"])
+            if status is not None:
+                raise  # the server closes the connection, so that the client sees a broken answer
+            text = f"The server had an error while processing your request. Its id is {request_id}."
+            await answer_error(InternalError(text))(scope, receive, send_with_id)
+        finally:
+            route = getattr(scope.get("route"), "path", "other")
+            self._metrics.request(route, status or 500, time.monotonic() - began)
+
+
+def _request_id(scope: Scope) -> str:
+    """The client's own id where it is safe to repeat in headers and logs, else a new one."""
+    own = Headers(scope=scope).get("x-request-id", "")
+    return own if _SANE_ID.fullmatch(own) else uuid.uuid4().hex

@@ -1,0 +1,60 @@
+"""How the server is: for people, for load balancers, for Prometheus and for the controller."""
+
+from __future__ import annotations
+
+import secrets
+
+import msgspec
+from fastapi import APIRouter, Request, Response
+from fastapi.responses import RedirectResponse
+from prometheus_client.exposition import choose_encoder
+
+from loadbalancer.errors import Unauthorized, Unavailable, shutting_down
+from loadbalancer.routes.common import Services, answer, answers
+
+
+class Health(msgspec.Struct, frozen=True):
+    """The answer of `/healthz` and `/readyz`."""
+
+    status: str
+
+
+def router(services: Services) -> APIRouter:
+    """The routes about the server itself."""
+    routes = APIRouter(tags=["server"])
+
+    @routes.get("/", include_in_schema=False)
+    async def home() -> Response:
+        """To the documentation."""
+        return RedirectResponse("/docs")
+
+    @routes.get("/healthz", summary="Is the process alive?", responses=answers("Health"))
+    async def healthz() -> Response:
+        """200 while the process lives."""
+        return answer(Health("ok"))
+
+    @routes.get("/readyz", summary="Is every model ready?", responses=answers("Health", 503))
+    async def readyz() -> Response:
+        """200 while every model has a worker that takes requests, else 503 with what is missing."""
+        if not services.desk.open:
+            raise shutting_down()
+        missing = [name for name in services.settings.models if not services.hub.ready(name)]
+        if missing:
+            raise Unavailable(f"No worker is ready for: {', '.join(missing)}.", code="not_ready", retry_after_s=1)
+        return answer(Health("ready"))
+
+    @routes.get("/metrics", summary="Prometheus metrics", response_class=Response)
+    async def metrics(request: Request) -> Response:
+        """Queue, workers, requests and images in the text format of Prometheus."""
+        encode, media_type = choose_encoder(request.headers.get("accept", ""))
+        return Response(encode(services.metrics.registry), media_type=media_type)
+
+    @routes.get("/internal/snapshot", include_in_schema=False)
+    async def snapshot(request: Request) -> Response:
+        """What scaling decisions rest on; for holders of the data directory's token."""
+        given = request.headers.get("authorization", "").encode()
+        if not secrets.compare_digest(given, f"Bearer {services.token}".encode()):
+            raise Unauthorized("This path needs the internal token.", headers={"www-authenticate": "Bearer"})
+        return answer(services.hub.snapshot())
+
+    return routes

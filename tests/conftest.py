@@ -1,0 +1,32 @@
+"""Fixtures that several test modules share."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.programs import Server, running, sim
+
+StartServer = Callable[..., Server]
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[StartServer]:
+    """`server(models=..., workers=..., **settings)` starts a balancer with workers; all end with the test.
+
+    Without `models` it serves one quick simulated model named `sim`.
+    """
+    with contextlib.ExitStack() as stack:
+
+        def start(
+            models: Mapping[str, Any] | None = None, workers: Mapping[str, int] | int = 1, **settings: Any
+        ) -> Server:
+            number = len(list(tmp_path.iterdir()))
+            data_dir = tmp_path / f"data{number}"
+            return stack.enter_context(running(data_dir, models or {"sim": sim()}, workers, **settings))
+
+        yield start

@@ -1,0 +1,35 @@
+"""One server for all tests that only talk to it: two simulated models with a worker each, and one without."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import httpx
+import pytest
+
+from tests.programs import PATIENCE_S, Server, running, sim
+
+#: A slow image takes about a minute and would outlast every test: only cancelling ends it.
+MODELS = {
+    "quick": sim(),
+    "slow": sim(t0_s=0.1, max_batch_size=1, defaults={"size": "64x64", "steps": 600}),
+    "absent": sim(),
+}
+SERVER = {"max_n": 6, "max_body_bytes": 20_000, "max_prompt_chars": 500}
+MAX_QUEUED = 5
+
+
+@pytest.fixture(scope="session")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    data_dir = tmp_path_factory.mktemp("shared")
+    workers = {"quick": 1, "slow": 1}
+    with running(data_dir, MODELS, workers, server=SERVER, queue={"max_tasks": MAX_QUEUED}) as server:
+        yield server
+        assert server.balancer.poll() is None, server.logs()
+        assert "Traceback" not in (server.data_dir / "loadbalancer.log").read_text()
+
+
+@pytest.fixture
+def http(shared: Server) -> Iterator[httpx.Client]:
+    with httpx.Client(base_url=shared.base_url, timeout=PATIENCE_S) as client:
+        yield client
