@@ -14,11 +14,12 @@ from collections.abc import Iterator, Sequence
 
 import uvicorn
 import uvloop
+from filelock import FileLock, Timeout
 from setproctitle import setproctitle
 
 from configs.cli import EXIT_USAGE, HelpFormatter, add_config_options, add_server_options, settings_from
 from configs.logs import configure
-from configs.paths import internal_token, worker_address
+from configs.paths import internal_token, run_dir, worker_address
 from configs.schema import Server, Settings
 from loadbalancer.app import create_app
 from loadbalancer.errands import Desk
@@ -29,6 +30,8 @@ from loadbalancer.routes.common import Services
 log = logging.getLogger("loadbalancer")
 
 _BACKLOG = 2048
+#: Longer than clients and proxies keep idle connections, so that it is they who close them, between two requests.
+_KEEP_ALIVE_S = 75
 #: For answers that are complete but not yet read by their clients.
 _FLUSH_S = 1
 
@@ -41,6 +44,10 @@ together with its workers. By hand, it and a worker meet through the data direct
 
 SIGTERM or Ctrl-C: new requests get 503, running ones may finish for server.shutdown_s. A second one ends them at once.
 """
+
+
+class Unusable(Exception):
+    """The address cannot be listened on; the text says why."""
 
 
 class HttpServer(uvicorn.Server):
@@ -66,22 +73,27 @@ def main(argv: Sequence[str] | None = None) -> int:
     settings = settings_from(_parser().parse_args(argv))
     configure(settings.log_level)
     setproctitle("muster loadbalancer")
+    host, port = settings.server.host, settings.server.port
     try:
-        listener = _listen(settings.server)
-    except OSError as error:
-        host, port = settings.server.host, settings.server.port
-        print(f"cannot listen on {host}, port {port}: {error.strerror or error}", file=sys.stderr)
+        lock = FileLock(run_dir(settings.data_dir) / "loadbalancer.lock", timeout=0)
+        with lock, _listen(settings.server) as listener:
+            uvloop.run(serve(settings, listener))
+    except Timeout:
+        print(f"the data directory {settings.data_dir} is already served by another balancer", file=sys.stderr)
         return EXIT_USAGE
-    with listener:
-        uvloop.run(serve(settings, listener))
+    except Unusable as error:
+        print(f"cannot listen on {host}, port {port}: {error}", file=sys.stderr)
+        return EXIT_USAGE
     return 0
 
 
 def _listen(server: Server) -> socket.socket:
-    """Raises `OSError` where the address is taken or not ours."""
-    if ":" in server.host:
-        return socket.create_server((server.host, server.port), family=socket.AF_INET6, backlog=_BACKLOG)
-    return socket.create_server((server.host, server.port), backlog=_BACKLOG)
+    """Raises `Unusable` where the address is taken or not ours."""
+    family = socket.AF_INET6 if ":" in server.host else socket.AF_INET
+    try:
+        return socket.create_server((server.host, server.port), family=family, backlog=_BACKLOG)
+    except OSError as error:
+        raise Unusable(error.strerror or str(error)) from error
 
 
 async def serve(settings: Settings, listener: socket.socket) -> None:
@@ -99,6 +111,7 @@ async def serve(settings: Settings, listener: socket.socket) -> None:
             log_config=None,
             log_level="debug" if settings.log_level == "debug" else "warning",
             access_log=settings.log_level == "debug",
+            timeout_keep_alive=_KEEP_ALIVE_S,
             timeout_graceful_shutdown=_FLUSH_S,
         )
     )

@@ -107,11 +107,15 @@ class MethodNotAllowed(ApiError):
 
 
 class BodyTooLarge(ApiError):
-    """More bytes than `server.max_body_bytes`."""
+    """More bytes than `server.max_body_bytes`. The connection is closed, for the rest may never end."""
 
     status = 413
     type = "invalid_request_error"
     code = "body_too_large"
+
+    def __init__(self, most: int) -> None:
+        text = f"The request body is larger than {most} bytes, which is the most that is read."
+        super().__init__(text, headers={"connection": "close"})
 
 
 class TooBusy(ApiError):

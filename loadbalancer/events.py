@@ -18,8 +18,8 @@ from wire.messages import ImageFormat
 
 #: Least time between two looks at a request's progress.
 PROGRESS_EVERY_S = 0.25
-#: A connection is never silent for longer, so that no proxy takes it for dead.
-KEEP_ALIVE_S = 10.0
+#: A connection is never silent for ten seconds (this and a look at the progress), so that no proxy takes it for dead.
+KEEP_ALIVE_S = 9.0
 KEEP_ALIVE = b": still here\n\n"
 
 

@@ -62,6 +62,7 @@ class Server:
     config: Path
     port: int
     balancer: Process
+    models: Mapping[str, Any]
     workers: dict[str, Process] = field(default_factory=dict)
 
     @property
@@ -75,7 +76,8 @@ class Server:
     def start_worker(self, model: str) -> str:
         """Start one more worker; returns its name without waiting for it."""
         name = f"{model}-{len(self.workers)}"
-        options = ["--id", name, "--model", model, "--device", f"sim:{len(self.workers)}"]
+        device = "sim" if self.models[model].get("engine") == "sim" else "cpu"
+        options = ["--id", name, "--model", model, "--device", f"{device}:{len(self.workers)}"]
         self.workers[name] = launch("worker", self.data_dir, "--config", str(self.config), *options, log=name)
         return name
 
@@ -88,10 +90,19 @@ class Server:
         return [worker.worker for worker in self.snapshot().workers if worker.state == "ready" and worker.slots]
 
     def wait_for_workers(self, *names: str) -> None:
-        wait_until(lambda: set(names) <= set(self.ready_workers()), f"workers {names}\n{self.logs()}")
+        def ready() -> bool:
+            dead = [name for name in names if self.workers[name].poll() is not None]
+            assert not dead, f"{dead} died before they were ready:\n{self.logs()}"
+            return set(names) <= set(self.ready_workers())
+
+        wait_until(ready, f"workers {names}")
+
+    def log(self, name: str) -> str:
+        """What the process has printed so far: `loadbalancer` or a worker's name."""
+        return (self.data_dir / f"{name}.log").read_text()
 
     def logs(self) -> str:
-        return "\n".join(f"--- {file.name}\n{file.read_text()}" for file in sorted(self.data_dir.glob("*.log")))
+        return "\n".join(f"--- {name}\n{self.log(name)}" for name in ("loadbalancer", *self.workers))
 
     def end(self) -> None:
         """End every process, the balancer last, so that no worker waits for it."""
@@ -129,7 +140,7 @@ def running(
     config.write_text(yaml.safe_dump({"models": dict(models), **settings}, sort_keys=False))
     port = free_port()
     balancer = launch("loadbalancer", data_dir, "--config", str(config), "--port", str(port), log="loadbalancer")
-    server = Server(data_dir, config, port, balancer)
+    server = Server(data_dir, config, port, balancer, models)
     try:
         wait_until(lambda: _answers(server), "the balancer's first answer")
         counts = dict.fromkeys(models, workers) if isinstance(workers, int) else workers

@@ -75,7 +75,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _serve(settings: Settings, model: str, name: str, device: str, address: str) -> int:
     configured = settings.models[model]
-    engine = build(configured, device)
+    log.info("loading %s on %s", model, device)
+    began = time.monotonic()
+    engine = build(configured, _visible(device))
     link = Link(address, name, heartbeat_s=settings.workers.heartbeat_s, orphan_after_s=settings.workers.orphan_after_s)
     renders = Renders(link.send, configured.max_batch_size, threads=2 if device.startswith("cuda") else 1)
     hello = Hello(PROTOCOL, name, model, device, os.getpid())
@@ -87,8 +89,6 @@ def _serve(settings: Settings, model: str, name: str, device: str, address: str)
 
     signal.signal(signal.SIGTERM, drain)
     signal.signal(signal.SIGINT, drain)
-    log.info("loading %s on %s", model, device)
-    began = time.monotonic()
     engine.load()
     log.info("ready after %.1f s", time.monotonic() - began)
     loop.introduce()
@@ -101,6 +101,12 @@ def _serve(settings: Settings, model: str, name: str, device: str, address: str)
         link.close(reason)
     log.info("exiting: %s", reason)
     return EXIT_ORPHANED if link.orphaned else 0
+
+
+def _visible(device: str) -> str:
+    """The device by the number that torch gives it: the first, where the launcher shows this process only one."""
+    pinned = len(os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")) == 1 and "CUDA_VISIBLE_DEVICES" in os.environ
+    return "cuda:0" if device.startswith("cuda") and pinned else device
 
 
 if __name__ == "__main__":

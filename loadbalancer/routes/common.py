@@ -9,6 +9,7 @@ from typing import Any
 
 import msgspec
 from fastapi import Request, Response
+from starlette.requests import ClientDisconnect
 
 from configs.schema import Settings
 from loadbalancer.errands import Desk
@@ -44,7 +45,7 @@ def answer_error(error: ApiError) -> Response:
 
 
 async def read_body(request: Request, most: int) -> bytes:
-    """The whole body. Raises `BodyTooLarge` as soon as it is known to exceed `most` bytes.
+    """The whole body. Raises `BodyTooLarge` as soon as it is known to exceed `most` bytes, and `ClientClosed`.
 
     Starlette's own limit is not used: it replaces the answer by a plain text.
     """
@@ -53,13 +54,16 @@ async def read_body(request: Request, most: int) -> bytes:
     size = int(declared) if declared.isdecimal() else 0
     if size <= most:
         size = 0
-        async for part in request.stream():
-            parts.append(part)
-            size += len(part)
-            if size > most:
-                break
+        try:
+            async for part in request.stream():
+                parts.append(part)
+                size += len(part)
+                if size > most:
+                    break
+        except ClientDisconnect:
+            raise ClientClosed("The client closed the connection before the end of the body.") from None
     if size > most:
-        raise BodyTooLarge(f"The request body is larger than {most} bytes, which is the most that is read.")
+        raise BodyTooLarge(most)
     return b"".join(parts)
 
 

@@ -26,7 +26,7 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     with running(data_dir, MODELS, workers, server=SERVER, queue={"max_tasks": MAX_QUEUED}) as server:
         yield server
         assert server.balancer.poll() is None, server.logs()
-        assert "Traceback" not in (server.data_dir / "loadbalancer.log").read_text()
+        assert "Traceback" not in server.log("loadbalancer")
 
 
 @pytest.fixture

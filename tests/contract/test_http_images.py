@@ -21,8 +21,9 @@ GENERATE = "/v1/images/generations"
 
 def inputs(**changes: Any) -> ImageInputs:
     """What the quick model is told for the prompt "a seven" and seed 7, unless changed."""
-    plain: dict[str, Any] = {"width": 64, "height": 64, "steps": 8, "guidance_scale": 3.0, "scheduler": "ddim"}
-    return ImageInputs(**{"prompt": "a seven", "seed": 7} | plain | changes)
+    plain: dict[str, Any] = {"prompt": "a seven", "seed": 7}
+    plain |= {"width": 64, "height": 64, "steps": 8, "guidance_scale": 3.0, "scheduler": "ddim"}
+    return ImageInputs(**plain | changes)
 
 
 @pytest.fixture

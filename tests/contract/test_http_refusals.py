@@ -8,7 +8,7 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.programs import Server
+from tests.programs import Server, wait_until
 
 GENERATE = "/v1/images/generations"
 
@@ -82,7 +82,7 @@ REFUSED: list[tuple[dict[str, Any], str, str]] = [
 def healthy_afterwards(shared: Server, http: httpx.Client) -> Iterator[None]:
     """Whatever was refused, nothing was queued, and the next request is served."""
     yield
-    assert all(model.queued == model.running == 0 for model in shared.snapshot().models)
+    wait_until(lambda: all(model.queued == model.running == 0 for model in shared.snapshot().models), "idle models")
     assert http.post("/predict", json={"prompt": "a seven", "num_inference_steps": 1}).status_code == 200
 
 
@@ -192,6 +192,6 @@ def test_wrong_paths_and_methods(http: httpx.Client, method: str, path: str, sta
 
 @pytest.mark.parametrize("header", ["Bearer", "Bearer wrong", "Basic eDp5", "Bearer \xe9"])
 def test_the_snapshot_is_only_for_holders_of_the_token(http: httpx.Client, header: str) -> None:
-    answered = http.get("/internal/snapshot", headers={"authorization": header.encode("latin-1")})  # type: ignore[dict-item]
+    answered = http.get("/internal/snapshot", headers=[(b"authorization", header.encode("latin-1"))])
     assert answered.status_code == 401
     assert answered.headers["www-authenticate"] == "Bearer"

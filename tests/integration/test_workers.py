@@ -14,7 +14,6 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
 
 import msgspec
-import pytest
 import pytest_asyncio
 import zmq
 

@@ -1,0 +1,1 @@
+"""Starts, drains and replaces workers: observe, decide, plan, act, every `interval_s` and whenever one dies."""

@@ -1,0 +1,31 @@
+"""The seam between deciding and doing: a few verbs on worker processes, wherever they run."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple, Protocol
+
+from controller.replica import Child, Exit
+
+
+class Poll(NamedTuple):
+    """What there is, and what has ended since the last look."""
+
+    children: Sequence[Child]
+    exits: Sequence[Exit]
+
+
+class Launcher(Protocol):
+    """Starts and ends workers. Every verb returns at once and may be said again in any state."""
+
+    def start(self, worker: str, model: str, device: str) -> None:
+        """Have a worker of this name; nothing happens if there is one."""
+
+    def drain(self, worker: str, *, hurry: bool = False) -> None:
+        """Tell it to finish and go; with `hurry`, to hand back what it has and go."""
+
+    def kill(self, worker: str) -> None:
+        """Have no worker of this name; nothing happens if there is none."""
+
+    def poll(self) -> Poll:
+        """Look at every process. Each exit is told once."""

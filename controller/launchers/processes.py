@@ -1,0 +1,135 @@
+"""Child processes that outlive a dying parent: each has a record on disk, by which the next parent adopts it.
+
+A process is known by its pid and the time of its creation, so that a pid that was given to another program is never
+taken for a child. Children get a session of their own: Ctrl-C in the terminal reaches only the parent, which decides.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import signal
+import subprocess
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import msgspec
+import psutil
+
+from controller.launchers import Poll
+from controller.replica import Child, Exit
+
+_TAIL_LINES = 15
+_TAIL_BYTES = 8192
+_KEPT_LOGS = 50
+
+
+class Record(msgspec.Struct, frozen=True):
+    """What is on disk of a child."""
+
+    id: str
+    model: str
+    device: str
+    pid: int
+    created: float
+
+
+class Processes:
+    """All children of one data directory."""
+
+    def __init__(self, records: Path, logs: Path) -> None:
+        self._records = records
+        self._logs = logs
+        self._children: dict[str, Child] = {}
+        self._handles: dict[str, psutil.Process] = {}
+        self._spawned: dict[str, subprocess.Popen[bytes]] = {}
+        records.mkdir(parents=True, exist_ok=True)
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._children
+
+    def adopt(self) -> list[Child]:
+        """Take over the children that an earlier parent left running."""
+        adopted = []
+        for file in sorted(self._records.glob("*.json")):
+            with contextlib.suppress(msgspec.MsgspecError, psutil.Error, OSError):
+                record = msgspec.json.decode(file.read_bytes(), type=Record)
+                process = psutil.Process(record.pid)
+                if process.create_time() == record.created and process.status() != psutil.STATUS_ZOMBIE:
+                    child = Child(record.id, record.model, record.device, record.pid, time.monotonic())
+                    self._children[child.id], self._handles[child.id] = child, process
+                    adopted.append(child)
+                    continue
+            file.unlink(missing_ok=True)
+        return adopted
+
+    def spawn(self, name: str, model: str, device: str, command: Sequence[str], env: Mapping[str, str]) -> None:
+        """Start a process unless there is one of this name."""
+        if name in self._children:
+            return
+        self._prune_logs()
+        with self._log(name).open("ab") as log:
+            process = subprocess.Popen(  # noqa: S603 - our own programs
+                command, env=env, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
+            )
+        self._spawned[name] = process
+        self._handles[name] = psutil.Process(process.pid)
+        self._children[name] = Child(name, model, device, process.pid, time.monotonic())
+        self._write(Record(name, model, device, process.pid, self._handles[name].create_time()))
+
+    def signal(self, name: str, signum: signal.Signals) -> None:
+        """Send a signal; nothing happens if there is no such process. The first SIGTERM makes it a draining one."""
+        child = self._children.get(name)
+        if child is None:
+            return
+        if child.drained_at is None:
+            self._children[name] = dataclasses.replace(child, drained_at=time.monotonic())
+        with contextlib.suppress(psutil.Error):
+            self._handles[name].send_signal(signum)
+
+    def poll(self) -> Poll:
+        """The living, and those that have ended since the last look."""
+        exits = []
+        for name, child in list(self._children.items()):
+            ended, status = self._ended(name)
+            if ended:
+                exits.append(Exit(child, time.monotonic(), status, self._tail(name)))
+                del self._children[name], self._handles[name]
+                self._spawned.pop(name, None)
+                (self._records / f"{name}.json").unlink(missing_ok=True)
+        return Poll(list(self._children.values()), exits)
+
+    def _ended(self, name: str) -> tuple[bool, int | None]:
+        spawned = self._spawned.get(name)
+        if spawned is not None:
+            status = spawned.poll()
+            return status is not None, status
+        try:
+            handle = self._handles[name]
+            return not handle.is_running() or handle.status() == psutil.STATUS_ZOMBIE, None
+        except psutil.NoSuchProcess:
+            return True, None
+
+    def _write(self, record: Record) -> None:
+        draft = self._records / f"{record.id}.tmp"
+        draft.write_bytes(msgspec.json.encode(record))
+        draft.replace(self._records / f"{record.id}.json")
+
+    def _log(self, name: str) -> Path:
+        return self._logs / f"{name}.log"
+
+    def _tail(self, name: str) -> str:
+        """The last lines of its log."""
+        with contextlib.suppress(OSError), self._log(name).open("rb") as log:
+            size = log.seek(0, 2)
+            log.seek(max(size - _TAIL_BYTES, 0))
+            return "\n".join(log.read().decode("utf-8", "replace").splitlines()[-_TAIL_LINES:])
+        return ""
+
+    def _prune_logs(self) -> None:
+        """Keep the newest logs, and those of the living."""
+        kept = {self._log(name) for name in self._children}
+        old = [log for log in self._logs.glob("*.log") if log not in kept]
+        for log in sorted(old, key=lambda log: log.stat().st_mtime, reverse=True)[_KEPT_LOGS:]:
+            log.unlink(missing_ok=True)

@@ -1,0 +1,220 @@
+"""The controller's one loop: look, decide, plan, act. It never waits for a worker to start or to go."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import logging
+import secrets
+import time
+from collections.abc import Sequence
+
+from configs.schema import Settings
+from controller.launchers.local import BALANCER, LocalLauncher
+from controller.observe import Balancer, Hearing, observe
+from controller.plan import Wanted, after_exit, make_plan
+from controller.policies import POLICIES, Memory
+from controller.replica import Action, Child, Crashes, Decision, Drain, Exit, Kill, Limits, Observation, Start
+from controller.screen import Screen
+from wire.snapshot import Snapshot
+
+log = logging.getLogger("controller")
+
+#: How often processes are looked at, so that a death is answered at once.
+_LOOK_EVERY_S = 0.2
+#: How often the plan is made anew between two decisions: back-offs end, timeouts pass, workers become ready.
+_MEND_EVERY_S = 1.0
+_WORKERS_GONE_BY_S = 8.0
+
+
+class BalancerRefused(Exception):
+    """The balancer cannot start at all; the text is the end of its log."""
+
+
+@dataclasses.dataclass
+class ModelState:
+    """What the controller remembers of a model between two looks."""
+
+    limits: Limits
+    slots: Sequence[str]
+    decision: Decision
+    memory: Memory = dataclasses.field(default_factory=Memory)
+    crashes: Crashes = dataclasses.field(default_factory=Crashes)
+    decide_at: float = 0.0
+    obstacle: str = ""
+    was_ready: bool = False
+
+
+class Controller:
+    """Owns every process of this instance."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        launcher: LocalLauncher,
+        balancer: Balancer,
+        models: dict[str, ModelState],
+        screen: Screen,
+    ) -> None:
+        self._settings = settings
+        self._launcher = launcher
+        self._balancer = balancer
+        self._models = models
+        self._screen = screen
+        self._hearing = Hearing()
+        self._children: Sequence[Child] = ()
+        self._balancer_crashes = Crashes()
+        self._announced = False
+
+    async def run(self, stop: asyncio.Event) -> None:
+        """Serve until `stop` is set. Raises `BalancerRefused`."""
+        mend_at = 0.0
+        while not stop.is_set():
+            now = time.monotonic()
+            if self._look(now) or now >= mend_at:
+                await self._reconcile(now)
+                mend_at = now + _MEND_EVERY_S
+            try:
+                await asyncio.wait_for(stop.wait(), _LOOK_EVERY_S)
+            except TimeoutError:
+                continue
+
+    # ---- look
+
+    def _look(self, now: float) -> bool:
+        """Take in what the launcher sees; whether something has died."""
+        children, exits = self._launcher.poll()
+        self._children = [self._known(child) for child in children]
+        for ended in exits:
+            if ended.child.id == BALANCER:
+                self._balancer_died(ended)
+            else:
+                self._worker_died(dataclasses.replace(ended, child=self._known(ended.child)))
+        if not any(child.id == BALANCER for child in children) and now >= self._balancer_crashes.retry_at:
+            self._launcher.start_balancer()
+        return bool(exits)
+
+    def _known(self, child: Child) -> Child:
+        return dataclasses.replace(child, ready_at=self._hearing.first.get(child.id))
+
+    def _balancer_died(self, ended: Exit) -> None:
+        if ended.status == 2 and not self._announced:
+            raise BalancerRefused(ended.tail)
+        lived = ended.at - ended.child.started_at
+        serving = dataclasses.replace(ended.child, ready_at=ended.child.started_at)
+        self._balancer_crashes, _ = after_exit(self._balancer_crashes, dataclasses.replace(ended, child=serving))
+        log.error("the balancer died (%s) after %.0f s; starting it again\n%s", _how(ended), lived, ended.tail)
+
+    def _worker_died(self, ended: Exit) -> None:
+        state = self._models.get(ended.child.model)
+        self._hearing.forget(ended.child.id)
+        if state is None:
+            return
+        state.crashes, crashed = after_exit(state.crashes, ended)
+        if not crashed:
+            log.info("worker %s is gone (%s)", ended.child.id, _how(ended))
+            return
+        when = f"{state.crashes.count} in a row" if state.crashes.count else "after healthy service"
+        tail = f"; the end of its log:\n{ended.tail}" if ended.status not in (None, -9, -15) else ""
+        log.error("worker %s on %s died (%s), %s%s", ended.child.id, ended.child.device, _how(ended), when, tail)
+
+    # ---- decide, plan, act
+
+    async def _reconcile(self, now: float) -> None:
+        snapshot = await self._balancer.snapshot()
+        if snapshot is not None:
+            self._hear(snapshot, now)
+        wanted = []
+        for model, state in self._models.items():
+            seen = observe(model, self._children, snapshot, self._hearing, now)
+            if now >= state.decide_at:
+                state.decide_at = now + self._settings.scaling(model).interval_s
+                self._decide(model, state, seen, now)
+            wanted.append(Wanted(seen, state.decision, state.limits, state.crashes, state.slots))
+        plan = make_plan(wanted, now)
+        for action in plan.actions:
+            self._act(action)
+        for model, state in self._models.items():
+            obstacle = plan.obstacles.get(model, "")
+            if obstacle and not state.obstacle:
+                log.warning("%s: %s", model, obstacle)
+            state.obstacle = obstacle
+        self._announce(snapshot)
+
+    def _hear(self, snapshot: Snapshot, now: float) -> None:
+        new = set(self._hearing.listen(snapshot, now))
+        for child in self._children:
+            if child.id in new:
+                self._screen.line(f"worker {child.id} ready on {child.device} after {now - child.started_at:.1f} s")
+
+    def _decide(self, model: str, state: ModelState, seen: Observation, now: float) -> None:
+        scaling = self._settings.scaling(model)
+        decision, state.memory = POLICIES[scaling.policy](seen, scaling, state.limits, state.memory, now)
+        if not decision.valid:
+            log.debug("%s: no decision: %s", model, decision.reason)
+            return
+        if decision.desired != seen.provisioned:
+            log.info("%s: %d -> %d workers: %s", model, seen.provisioned, decision.desired, decision.reason)
+        else:
+            log.debug("%s: stays at %d workers: %s", model, decision.desired, decision.reason)
+        state.decision = decision
+
+    def _act(self, action: Action) -> None:
+        match action:
+            case Start(model, device, reason):
+                name = f"{model}-{secrets.token_hex(3)}"
+                log.info("starting worker %s on %s: %s", name, device, reason)
+                self._launcher.start(name, model, device)
+            case Drain(worker, reason):
+                log.info("draining worker %s: %s", worker, reason)
+                self._launcher.drain(worker)
+            case Kill(worker, reason):
+                log.error("killing worker %s: %s", worker, reason)
+                self._launcher.kill(worker)
+
+    def _announce(self, snapshot: Snapshot | None) -> None:
+        """Tell the user once when every model has its first worker."""
+        if self._announced:
+            return
+        if snapshot is None:
+            self._screen.busy("starting the balancer ...")
+            return
+        ready = {worker.model for worker in snapshot.workers if worker.slots}
+        if ready >= set(self._models):
+            self._announced = True
+            self._screen.ready(self._balancer.url, next(iter(self._models)))
+        else:
+            starting = [f"{child.id} on {child.device}" for child in self._children if child.id != BALANCER]
+            self._screen.busy(f"loading {', '.join(starting)} ...")
+
+    # ---- stop
+
+    async def shutdown(self, hurry: asyncio.Event) -> None:
+        """End everything within 10 s: the balancer first, then the workers; at once when `hurry` is set."""
+        began = time.monotonic()
+        self._screen.busy(None)
+        self._screen.line("stopping ...")
+        self._launcher.drain(BALANCER)
+        balancer_by = began + self._settings.server.shutdown_s + 1.0
+        while time.monotonic() < balancer_by and not hurry.is_set() and BALANCER in self._left():
+            await asyncio.sleep(0.05)
+        for worker in self._left() - {BALANCER}:
+            self._launcher.drain(worker, hurry=True)
+        while time.monotonic() < began + _WORKERS_GONE_BY_S and not hurry.is_set() and self._left():
+            await asyncio.sleep(0.05)
+        for name in self._left():
+            log.warning("killing %s: it did not go by itself", name)
+            self._launcher.kill(name)
+        while self._left() and time.monotonic() < began + _WORKERS_GONE_BY_S + 1.5:
+            await asyncio.sleep(0.02)
+        self._screen.line("stopped")
+
+    def _left(self) -> set[str]:
+        return {child.id for child in self._launcher.poll().children}
+
+
+def _how(ended: Exit) -> str:
+    """How a process ended, in words."""
+    if ended.status is None:
+        return "exit status unknown"
+    return f"signal {-ended.status}" if ended.status < 0 else f"exit status {ended.status}"

@@ -1,0 +1,92 @@
+"""Thresholds on the queue: the way of the Lightning autoscaler, which compared pending requests with workers.
+
+    load = (queued + running tasks) / (ready + starting workers)
+
+One worker more when the load has been at least `scale_up_at` for `scale_up_hold_s`; one fewer when it has been below
+`scale_down_at` for `scale_down_hold_s`. A starting worker counts once, as the capacity that it will be. Each direction
+has its own hold and cooldown. A removal that would lift the load of the rest to `scale_up_at` is not made.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from configs.schema import Scaling
+from controller.replica import Decision, Limits, Observation, Queue
+
+
+@dataclass(frozen=True, slots=True)
+class Memory:
+    """What the policy remembers, in times on the controller's clock; None where it is not so."""
+
+    high_since: float | None = None
+    low_since: float | None = None
+    last_up: float | None = None
+    last_change: float | None = None
+
+
+def decide(seen: Observation, scaling: Scaling, limits: Limits, memory: Memory, now: float) -> tuple[Decision, Memory]:
+    """The number of workers wanted. Without data there is no decision, only the floor."""
+    have = seen.provisioned
+    if have < limits.min_workers:
+        return Decision(limits.min_workers, f"{have} of at least {limits.min_workers} workers"), memory
+    if have > limits.max_workers:
+        return Decision(limits.max_workers, f"{have} of at most {limits.max_workers} workers"), memory
+    if seen.queue is None:
+        # What was high or low before the silence may not be so after it.
+        return Decision(have, "no data", valid=False), replace(memory, high_since=None, low_since=None)
+    load = (seen.queue.queued + seen.queue.running) / have
+    memory = _watch(memory, load, scaling, now)
+    why = _explain(seen.queue, have, load)
+    if memory.high_since is not None:
+        return _up(have, why, scaling, limits, memory, now)
+    if memory.low_since is not None:
+        return _down(have, why, seen.queue, scaling, limits, memory, now)
+    return Decision(have, f"{why} is between {scaling.scale_down_at:g} and {scaling.scale_up_at:g}"), memory
+
+
+def _watch(memory: Memory, load: float, scaling: Scaling, now: float) -> Memory:
+    """Since when the load has been past either threshold."""
+    high, low = load >= scaling.scale_up_at, load < scaling.scale_down_at
+    return replace(
+        memory,
+        high_since=(now if memory.high_since is None else memory.high_since) if high else None,
+        low_since=(now if memory.low_since is None else memory.low_since) if low else None,
+    )
+
+
+def _up(have: int, why: str, scaling: Scaling, limits: Limits, memory: Memory, now: float) -> tuple[Decision, Memory]:
+    assert memory.high_since is not None
+    held, at = now - memory.high_since, f"{why} has been >= {scaling.scale_up_at:g}"
+    if have >= limits.max_workers:
+        return Decision(have, f"{at}, but {limits.max_workers} workers are the most"), memory
+    if held < scaling.scale_up_hold_s:
+        return Decision(have, f"{at} for {held:.0f} of {scaling.scale_up_hold_s:g} s"), memory
+    if memory.last_up is not None and now - memory.last_up < scaling.scale_up_cooldown_s:
+        return Decision(have, f"{at}, but the last addition is {now - memory.last_up:.0f} s ago"), memory
+    return Decision(have + 1, f"{at} for {held:.0f} s"), replace(
+        memory, last_up=now, last_change=now, high_since=None, low_since=None
+    )
+
+
+def _down(
+    have: int, why: str, queue: Queue, scaling: Scaling, limits: Limits, memory: Memory, now: float
+) -> tuple[Decision, Memory]:
+    assert memory.low_since is not None
+    held, at = now - memory.low_since, f"{why} has been < {scaling.scale_down_at:g}"
+    if have <= limits.min_workers:
+        return Decision(have, f"{at}, but {limits.min_workers} workers are the fewest"), memory
+    if held < scaling.scale_down_hold_s:
+        return Decision(have, f"{at} for {held:.0f} of {scaling.scale_down_hold_s:g} s"), memory
+    if memory.last_change is not None and now - memory.last_change < scaling.scale_down_cooldown_s:
+        return Decision(have, f"{at}, but the last change is {now - memory.last_change:.0f} s ago"), memory
+    rest = (queue.queued + queue.running) / (have - 1) if have > 1 else 0.0
+    if rest >= scaling.scale_up_at:
+        return Decision(have, f"{at}, but one worker fewer would have a load of {rest:.1f}"), memory
+    # The hold starts again, so that the next removal needs a stretch of its own.
+    return Decision(have - 1, f"{at} for {held:.0f} s"), replace(memory, last_change=now, low_since=None)
+
+
+def _explain(queue: Queue, have: int, load: float) -> str:
+    workers = "1 worker" if have == 1 else f"{have} workers"
+    return f"load {load:.1f} ({queue.queued} queued + {queue.running} running / {workers})"

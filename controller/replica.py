@@ -1,0 +1,135 @@
+"""What the controller reasons about: replicas, observations, decisions, actions. Plain frozen data."""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+
+class Stage(enum.StrEnum):
+    """Where a worker process is in its life."""
+
+    #: Loading: the balancer does not know it yet.
+    STARTING = "starting"
+    READY = "ready"
+    #: Told to finish and go.
+    DRAINING = "draining"
+
+
+@dataclass(frozen=True, slots=True)
+class Child:
+    """A process of ours, as its launcher sees it. Times are seconds on the controller's clock."""
+
+    id: str
+    model: str
+    device: str
+    pid: int
+    started_at: float
+    #: When it was told to go.
+    drained_at: float | None = None
+    #: When the balancer first knew it.
+    ready_at: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Exit:
+    """A process that has ended."""
+
+    child: Child
+    at: float
+    #: Exit status; negative for a signal; None where it cannot be known (an adopted process).
+    status: int | None
+    #: The last lines of its log.
+    tail: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Replica:
+    """A live worker process and what the balancer says of it."""
+
+    child: Child
+    stage: Stage
+    #: Tasks that it holds.
+    load: int = 0
+    #: Since when the balancer has not heard of it, though it was ready; None while it does.
+    unheard_since: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Queue:
+    """A model's tasks, as the balancer counts them."""
+
+    queued: int
+    running: int
+
+
+@dataclass(frozen=True, slots=True)
+class Observation:
+    """One model at one moment: all that its policy may look at."""
+
+    model: str
+    #: None where the balancer gave no answer: then nothing is known, which is not zero.
+    queue: Queue | None
+    replicas: Sequence[Replica]
+
+    @property
+    def provisioned(self) -> int:
+        """Workers that are capacity now or soon: ready or starting, not draining."""
+        return sum(replica.stage is not Stage.DRAINING for replica in self.replicas)
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """How many workers a model should have. A decision that is not valid changes nothing."""
+
+    desired: int
+    reason: str
+    valid: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    """Start a worker of the model on the device."""
+
+    model: str
+    device: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Drain:
+    """Tell the worker to finish what it has and go."""
+
+    id: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Kill:
+    """End the worker now."""
+
+    id: str
+    reason: str
+
+
+Action = Start | Drain | Kill
+
+
+@dataclass(frozen=True, slots=True)
+class Crashes:
+    """A model's recent crashes in a row, and when it may try again."""
+
+    count: int = 0
+    retry_at: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """A model's bounds and its workers' patience, resolved for this machine. Times in seconds."""
+
+    min_workers: int
+    max_workers: int
+    start_timeout_s: float
+    drain_timeout_s: float
+    lost_after_s: float

@@ -1,0 +1,45 @@
+"""What the user sees while the server starts and runs: a few lines, with a spinner while something is under way."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+
+from rich.console import Console
+from rich.status import Status
+
+_EXAMPLE = "a handwritten seven"
+
+
+class Screen:
+    """Lines for people. On a terminal the last line turns while workers load."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._status: Status | None = None
+
+    def line(self, text: str) -> None:
+        """One line."""
+        self._console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+    def busy(self, what: str | None) -> None:
+        """What is under way; None when nothing is."""
+        if self._status is not None and not what:
+            self._status.stop()
+            self._status = None
+        elif what and self._status is not None:
+            self._status.update(what)
+        elif what and self._console.is_terminal:
+            self._status = self._console.status(what)
+            self._status.start()
+
+    def devices(self, slots: Sequence[str], names: Sequence[str]) -> None:
+        """What there is to work on."""
+        self.line(f"devices: {', '.join(names) if names else f'no GPU; {len(slots)} CPU slots'}")
+
+    def ready(self, url: str, model: str) -> None:
+        """The server can be used; this is how."""
+        body = json.dumps({"model": model, "prompt": _EXAMPLE})
+        self.busy(None)
+        self.line(f"\nMuster is ready at {url}   (API: {url}/docs, metrics: {url}/metrics, Ctrl-C stops)\n")
+        self.line(f"  curl -s {url}/v1/images/generations -H 'content-type: application/json' -d '{body}'\n")

@@ -1,0 +1,1 @@
+"""Diffusion checkpoints behind the step loop: any mix of requests of one shape shares each forward pass."""

@@ -1,0 +1,19 @@
+"""Pictures as files."""
+
+from __future__ import annotations
+
+import io
+
+from PIL import Image
+
+from wire.messages import ImageFormat
+
+
+def encoded(picture: Image.Image, output_format: ImageFormat, quality: int) -> bytes:
+    """The picture as a file of this format; PNG is lossless and knows no quality."""
+    out = io.BytesIO()
+    if output_format == "png":
+        picture.save(out, "PNG", compress_level=3)  # a third of the default's time for a few per cent more bytes
+    else:
+        picture.save(out, output_format.upper(), quality=quality)
+    return out.getvalue()
