@@ -14,3 +14,5 @@ def configure(level: str) -> None:
         format="%(asctime)s %(levelname)-7s %(name)s: %(message)s",
         force=True,
     )
+    for chatty in ("filelock", "asyncio"):
+        logging.getLogger(chatty).setLevel(logging.WARNING)

@@ -73,7 +73,7 @@ class Controller:
             now = time.monotonic()
             if self._look(now) or now >= mend_at:
                 await self._reconcile(now)
-                mend_at = now + _MEND_EVERY_S
+                mend_at = now + (_MEND_EVERY_S if self._announced else _LOOK_EVERY_S)
             try:
                 await asyncio.wait_for(stop.wait(), _LOOK_EVERY_S)
             except TimeoutError:
@@ -114,7 +114,7 @@ class Controller:
         if not crashed:
             log.info("worker %s is gone (%s)", ended.child.id, _how(ended))
             return
-        when = f"{state.crashes.count} in a row" if state.crashes.count else "after healthy service"
+        when = f"crash {state.crashes.count} in a row" if state.crashes.count else "after healthy service"
         tail = f"; the end of its log:\n{ended.tail}" if ended.status not in (None, -9, -15) else ""
         log.error("worker %s on %s died (%s), %s%s", ended.child.id, ended.child.device, _how(ended), when, tail)
 

@@ -81,7 +81,8 @@ def _least_missed(replicas: Sequence[Replica]) -> list[Replica]:
 def _starts(own: Wanted, missing: int, held: Counter[str], now: float) -> tuple[list[Start], str | None]:
     """Starts on free devices; `held` is updated."""
     if now < own.crashes.retry_at:
-        return [], f"{own.crashes.count} crashes in a row, next try in {own.crashes.retry_at - now:.0f} s"
+        crashes = "1 crash" if own.crashes.count == 1 else f"{own.crashes.count} crashes in a row"
+        return [], f"{crashes}, next try in {own.crashes.retry_at - now:.0f} s"
     starts: list[Start] = []
     room = Counter(own.slots)
     for device in dict.fromkeys(own.slots):

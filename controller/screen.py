@@ -34,8 +34,12 @@ class Screen:
             self._status.start()
 
     def devices(self, slots: Sequence[str], names: Sequence[str]) -> None:
-        """What there is to work on."""
-        self.line(f"devices: {', '.join(names) if names else f'no GPU; {len(slots)} CPU slots'}")
+        """What there is to work on: the slots' devices, and the GPUs by name."""
+        cpus = sum(slot.startswith("cpu") for slot in slots)
+        simulated = sum(slot.startswith("sim") for slot in slots)
+        found = [*names, *([f"{cpus} CPU slots (no GPU)"] if cpus else [])]
+        found += [f"{simulated} simulated accelerators"] if simulated else []
+        self.line(f"devices: {', '.join(found)}")
 
     def ready(self, url: str, model: str) -> None:
         """The server can be used; this is how."""

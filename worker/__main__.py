@@ -87,9 +87,10 @@ def _serve(settings: Settings, model: str, name: str, device: str, address: str)
         del frame
         link.inject(ForWorker(Drain(f"told by {signal.Signals(signum).name}")))
 
+    engine.load()
+    # Not before: a signal while it loads ends the process at once, there is nothing to drain.
     signal.signal(signal.SIGTERM, drain)
     signal.signal(signal.SIGINT, drain)
-    engine.load()
     log.info("ready after %.1f s", time.monotonic() - began)
     loop.introduce()
     link.start(loop.beat)

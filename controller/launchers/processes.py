@@ -83,7 +83,7 @@ class Processes:
         child = self._children.get(name)
         if child is None:
             return
-        if child.drained_at is None:
+        if child.drained_at is None and signum == signal.SIGTERM:
             self._children[name] = dataclasses.replace(child, drained_at=time.monotonic())
         with contextlib.suppress(psutil.Error):
             self._handles[name].send_signal(signum)

@@ -1,0 +1,271 @@
+"""`python -m controller` as its user runs it: a real balancer, real workers with the sim engine, real signals."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import msgspec
+import psutil
+import pytest
+import yaml
+
+from configs.paths import internal_token
+from tests.programs import PATIENCE_S, ROOT, free_port, sim, wait_until
+from wire.snapshot import Snapshot, WorkerStats
+
+QUICK = {"interval_s": 0.5, "scale_up_at": 4, "scale_down_at": 1, "scale_down_hold_s": 2, "scale_down_cooldown_s": 0.5}
+TIMES = {"heartbeat_s": 0.2, "lost_after_s": 5}
+
+
+class Instance:
+    """One controller and what it has started."""
+
+    def __init__(self, folder: Path, config: dict[str, Any], *options: str) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self.folder, self.port, self.options = folder, free_port(), options
+        self.config = folder / "muster.yaml"
+        self.config.write_text(yaml.safe_dump({"workers": TIMES} | config))
+        self.pids: set[int] = set()
+        self.start()
+
+    def start(self) -> None:
+        own = ["--config", str(self.config), "--port", str(self.port), "--data-dir", str(self.folder)]
+        command = [sys.executable, "-m", "controller", *own, *self.options]
+        with (self.folder / "controller.log").open("ab") as log:
+            self.process = subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=log, start_new_session=True)
+        self.pids.add(self.process.pid)
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    def output(self) -> str:
+        return (self.folder / "controller.log").read_text()
+
+    def children(self) -> list[psutil.Process]:
+        """Every live process that was started for this data directory, whoever is its parent now."""
+        found = []
+        for record in (self.folder / "run" / "children").glob("*.json"):
+            with contextlib.suppress(psutil.Error, OSError, ValueError):
+                process = psutil.Process(msgspec.json.decode(record.read_bytes())["pid"])
+                if process.status() != psutil.STATUS_ZOMBIE:
+                    found.append(process)
+        self.pids |= {process.pid for process in found}
+        return found
+
+    def workers(self) -> list[WorkerStats]:
+        headers = {"authorization": f"Bearer {internal_token(self.folder)}"}
+        try:
+            answer = httpx.get(f"{self.url}/internal/snapshot", headers=headers, timeout=PATIENCE_S)
+        except httpx.TransportError:
+            return []
+        self.children()
+        return [w for w in msgspec.json.decode(answer.content, type=Snapshot).workers if w.state == "ready" and w.slots]
+
+    def until(self, condition: Callable[[], bool], what: str) -> None:
+        def alive_and() -> bool:
+            assert self.process.poll() is None, self.output()
+            return condition()
+
+        wait_until(alive_and, what)
+
+    def until_workers(self, count: int) -> None:
+        self.until(lambda: len(self.workers()) == count, f"{count} workers")
+
+    def end(self) -> None:
+        self.children()
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGINT)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self.process.wait(20)
+        for pid in self.pids:
+            with contextlib.suppress(psutil.Error):
+                if "muster" in " ".join(psutil.Process(pid).cmdline()):
+                    psutil.Process(pid).kill()
+
+
+Start = Callable[..., Instance]
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Start]:
+    made: list[Instance] = []
+
+    def one(*options: str, name: str = "a", **config: Any) -> Instance:
+        made.append(Instance(tmp_path / name, config, *options))
+        return made[-1]
+
+    yield one
+    for instance in made:
+        instance.end()
+
+
+async def load(url: str, seconds: float, users: int, steps: int = 40) -> list[int]:
+    """Users that ask again and again; the statuses of all answers."""
+    statuses: list[int] = []
+    end = time.monotonic() + seconds
+
+    async def user(client: httpx.AsyncClient) -> None:
+        while time.monotonic() < end:
+            body = {"prompt": "a seven", "num_inference_steps": steps}
+            statuses.append((await client.post(f"{url}/predict", json=body)).status_code)
+
+    async with httpx.AsyncClient(timeout=PATIENCE_S, limits=httpx.Limits(max_connections=None)) as client:
+        await asyncio.gather(*(user(client) for _ in range(users)))
+    return statuses
+
+
+def test_it_starts_what_was_asked_for_says_so_and_leaves_nothing_behind(start: Start) -> None:
+    instance = start("--min-workers", "2", models={"m": sim()})
+    instance.until(lambda: "Muster is ready at" in instance.output(), "the welcome")
+    instance.until_workers(2)
+    children = instance.children()
+    names = [" ".join(process.cmdline()) for process in children]
+    assert sorted(name.split()[1] for name in names) == ["loadbalancer", "worker", "worker"]
+    # The curl line that it prints works as it stands.
+    [command] = [line.strip() for line in instance.output().splitlines() if line.strip().startswith("curl")]
+    answer = subprocess.run(command, shell=True, capture_output=True, timeout=PATIENCE_S, check=True)
+    assert b'"b64_json":"iVBOR' in answer.stdout
+    told = time.monotonic()
+    instance.process.send_signal(signal.SIGTERM)
+    assert instance.process.wait(15) == 0
+    assert time.monotonic() - told < 10, "everything is gone within 10 s"
+    assert not any(process.is_running() and process.status() != psutil.STATUS_ZOMBIE for process in children)
+    assert len(list((instance.folder / "logs").glob("m-*.log"))) == 2
+
+
+async def test_a_burst_scales_up_quiet_scales_down_and_nothing_fails(start: Start) -> None:
+    instance = start(models={"m": sim(t0_s=0.01, t1_s=0.005, scaling=QUICK | {"max_workers": 4})})
+    await asyncio.to_thread(instance.until_workers, 1)
+    burst = asyncio.create_task(load(instance.url, 12.0, users=40))
+    await asyncio.to_thread(instance.until_workers, 4)
+    statuses = await burst
+    await asyncio.to_thread(instance.until_workers, 1)
+    assert set(statuses) == {200}
+    assert len(statuses) > 40
+    decisions = re.findall(
+        r"m: (\d) -> (\d) workers: load [\d.]+ \(\d+ queued \+ \d+ running / \d workers?\) has been", instance.output()
+    )
+    assert [pair for pair in decisions if pair[0] < pair[1]][:3] == [("1", "2"), ("2", "3"), ("3", "4")]
+    assert [pair for pair in decisions if pair[0] > pair[1]][-3:] == [("4", "3"), ("3", "2"), ("2", "1")]
+
+
+async def test_kill_9_under_load_fails_no_request_and_is_repaired_before_the_next_tick(start: Start) -> None:
+    scaling = {"interval_s": 3600, "min_workers": 2, "max_workers": 2}
+    instance = start(models={"m": sim(t0_s=0.01, t1_s=0.002, scaling=scaling)})
+    await asyncio.to_thread(instance.until_workers, 2)
+    before = {worker.worker for worker in instance.workers()}
+    flood = asyncio.create_task(load(instance.url, 6.0, users=12))
+    await asyncio.sleep(1.0)
+    victim = instance.workers()[0]
+    os.kill(victim.pid, signal.SIGKILL)
+
+    def replaced() -> bool:
+        now = {worker.worker for worker in instance.workers()}
+        return len(now) == 2 and victim.worker not in now
+
+    await asyncio.to_thread(instance.until, replaced, "a new worker")
+    assert set(await flood) == {200}
+    assert len({worker.worker for worker in instance.workers()} - before) == 1
+    assert f"worker {victim.worker} on {victim.device} died (signal 9)" in instance.output()
+
+
+def test_a_dead_balancer_is_restarted_and_the_workers_find_it(start: Start) -> None:
+    instance = start("--min-workers", "2", models={"m": sim()})
+    instance.until_workers(2)
+    before = {worker.pid for worker in instance.workers()}
+    [balancer] = [p for p in instance.children() if "loadbalancer" in " ".join(p.cmdline())]
+    balancer.kill()
+    instance.until(lambda: {worker.pid for worker in instance.workers()} == before, "the same workers again")
+    assert httpx.post(f"{instance.url}/predict", json={"prompt": "x"}, timeout=PATIENCE_S).status_code == 200
+    assert "the balancer died (signal 9)" in instance.output()
+
+
+def test_a_restarted_controller_adopts_what_its_predecessor_left(start: Start) -> None:
+    instance = start("--min-workers", "2", models={"m": sim()})
+    instance.until(lambda: "Muster is ready at" in instance.output(), "the welcome")
+    instance.until_workers(2)
+    before = {process.pid for process in instance.children()}
+    instance.process.kill()
+    instance.process.wait()
+    assert httpx.post(f"{instance.url}/predict", json={"prompt": "x"}, timeout=PATIENCE_S).status_code == 200
+    instance.start()
+    instance.until(lambda: "adopting" in instance.output(), "the adoption")
+    instance.until(lambda: instance.output().count("Muster is ready at") == 2, "the second welcome")
+    time.sleep(2.0)  # time enough to start what should not be started
+    assert {process.pid for process in instance.children()} == before
+    instance.process.send_signal(signal.SIGINT)
+    assert instance.process.wait(15) == 0
+    assert instance.children() == []
+
+
+def test_a_worker_that_cannot_load_backs_off_and_is_reported(start: Start, tmp_path: Path) -> None:
+    broken = {"engine": "diffusion", "path": str(tmp_path / "nothing-here"), "defaults": {"size": "64x64"}}
+    instance = start(models={"broken": broken, "good": sim()})
+    instance.until(lambda: "crash 2 in a row" in instance.output(), "two crashes")
+    assert "2 crashes in a row, next try in" in instance.output() or "1 crash, next try in" in instance.output()
+    assert "no such folder" in instance.output(), "the end of the worker's log is shown"
+    answer = httpx.post(f"{instance.url}/predict", json={"prompt": "x", "model": "good"}, timeout=PATIENCE_S)
+    assert answer.status_code == 200, "the other model is served"
+    assert httpx.get(f"{instance.url}/readyz", timeout=PATIENCE_S).status_code == 503
+
+
+def test_a_start_that_takes_too_long_is_killed_and_counted(start: Start) -> None:
+    slow = sim()
+    slow["sim"]["load_s"] = 600.0
+    instance = start(models={"m": slow}, workers=TIMES | {"start_timeout_s": 1.0})
+    instance.until(lambda: "crash 1 in a row" in instance.output(), "the count")
+    assert "not ready 1 s after its start" in instance.output()
+
+
+def test_two_instances_run_side_by_side_and_neither_takes_the_others_place(start: Start) -> None:
+    first, second = start(models={"m": sim()}), start(models={"m": sim()}, name="b")
+    first.until_workers(1)
+    second.until_workers(1)
+    assert first.workers()[0].pid != second.workers()[0].pid
+    for options, said in (
+        (["--data-dir", str(first.folder), "--port", str(free_port())], "another controller runs with --data-dir"),
+        (["--data-dir", str(first.folder.parent / "c"), "--port", str(first.port)], f"server.port {first.port}"),
+    ):
+        command = [sys.executable, "-m", "controller", "--config", str(first.config), *options]
+        refused = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE_S, check=False)
+        assert refused.returncode == 2
+        assert said in refused.stderr
+
+
+@pytest.mark.parametrize("program", ["controller", "loadbalancer", "worker"])
+def test_help_explains_itself(program: str) -> None:
+    command = [sys.executable, "-m", program, "--help"]
+    shown = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE_S, check=True).stdout
+    assert f"python -m {program}" in shown
+    assert "--data-dir" in shown
+    assert "--config FILE" in shown
+
+
+def test_check_and_print_config(tmp_path: Path) -> None:
+    bad = tmp_path / "bad.yaml"
+    bad.write_text("models: {m: {max_batch_size: 0}}")
+
+    def run(*options: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "controller", *options]
+        return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE_S, check=False)
+
+    refused = run("--check-config", str(bad))
+    assert (refused.returncode, refused.stdout) == (2, "")
+    assert f"{bad}:1: models.m.max_batch_size = 0: Input should be greater than or equal to 1" in refused.stderr
+    good = run("--check-config", str(ROOT / "configs" / "default.yaml"))
+    assert (good.returncode, "valid; serves digits" in good.stdout) == (0, True)
+    printed = run("--print-config", "--port", "9001", "--min-workers", "3")
+    assert yaml.safe_load(printed.stdout)["server"]["port"] == 9001
+    assert yaml.safe_load(printed.stdout)["min_workers"] == 3
