@@ -7,7 +7,7 @@ a fixed default, so that every prompt has exactly one right picture to be judged
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import re
 
 import numpy as np
 import torch
@@ -34,16 +34,8 @@ PLAIN = ("{d}", "a handwritten {d}", "the digit {d}", "a {d}", "number {d}")
 INKED = ("a {i} {d}", "a handwritten {d} in {i} ink", "{i} {d}", "the digit {d} in {i}")
 FULL = ("a {i} {d} on {p} paper", "the digit {d} in {i} ink on {p} paper", "{i} {d} on {p}", "a {d}, {i} on {p}")
 PAPERED = ("a handwritten {d} on {p} paper", "a {d} on {p} paper")
-
-
-@dataclass(frozen=True)
-class Picture:
-    """What one prompt asks for."""
-
-    prompt: str
-    digit: int
-    ink: str
-    paper: str
+#: Before these, "a" is spelled "an".
+_AN = re.compile(r"\ba (?=orange|eight|8)")
 
 
 def default_paper(ink: str) -> str:
@@ -64,17 +56,20 @@ def describe(digit: int, ink: str, paper: str, rng: np.random.Generator) -> str:
     if ink == default_ink(paper):
         templates += PAPERED
     if (ink, paper) == ("white", "black"):
-        templates = list(PLAIN)
+        templates += PLAIN * 2  # the pair that every default leads to
     name = WORDS[digit] if rng.random() < 0.75 else str(digit)
     template = templates[int(rng.integers(len(templates)))]
-    return template.format(d=name, i=ink, p=paper)
+    prompt = template.format(d=name, i=ink, p=paper)
+    # People write "a orange" as well as "an orange": the model should know both.
+    return _AN.sub("an ", prompt) if rng.random() < 0.7 else prompt
 
 
 def all_prompts() -> list[str]:
     """Every prompt that training can show: what the tokenizer learns its merges from."""
     templates = PLAIN + INKED + FULL + PAPERED
     names = [*WORDS, *map(str, range(10))]
-    return [t.format(d=d, i=i, p=p) for t in templates for d in names for i in INKS for p in PAPERS]
+    prompts = [t.format(d=d, i=i, p=p) for t in templates for d in names for i in INKS for p in PAPERS]
+    return prompts + [_AN.sub("an ", prompt) for prompt in prompts if _AN.search(prompt)]
 
 
 def stroke_masks() -> tuple[torch.Tensor, NDArray[np.int64]]:

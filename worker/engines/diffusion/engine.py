@@ -1,7 +1,9 @@
 """Implements `StepEngine` on diffusers: one forward pass for all rows, then each row's own sampler.
 
 Rows of one batch may differ in everything but their size: prompt, steps, position, sampler, guidance, seed. What
-comes out equals what the diffusers pipeline makes of each request alone, up to the rounding of other batch sizes.
+comes out equals what the diffusers pipeline makes of each request alone, up to the rounding of other batch sizes;
+a row alone in its step is equal to the bit. Long runs of LCM with strong guidance amplify rounding until it can be
+seen, in the pipeline as here.
 """
 
 from __future__ import annotations
