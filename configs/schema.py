@@ -257,6 +257,15 @@ class Settings(BaseSettings):
         return own.model_copy(update={"min_workers": least, "max_workers": most})
 
     @model_validator(mode="after")
+    def _a_request_fits_the_queue(self) -> Settings:
+        if self.server.max_n > self.queue.max_tasks:
+            raise ValueError(
+                f"server.max_n ({self.server.max_n}) must not exceed queue.max_tasks ({self.queue.max_tasks}), "
+                "or a request for so many images could never be accepted"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _min_within_max(self) -> Settings:
         if self.min_workers is not None and self.max_workers is not None and self.min_workers > self.max_workers:
             raise ValueError(f"min_workers ({self.min_workers}) must not exceed max_workers ({self.max_workers})")

@@ -6,6 +6,7 @@ import logging
 import re
 import time
 import uuid
+from importlib import metadata
 from typing import Any
 
 import msgspec
@@ -51,6 +52,7 @@ def create_app(services: Services) -> ASGIApp:
     """The whole application."""
     app = FastAPI(
         title="Muster",
+        version=_version(),
         description=_DESCRIPTION,
         redoc_url=None,
         redirect_slashes=False,
@@ -62,6 +64,13 @@ def create_app(services: Services) -> ASGIApp:
     app.add_exception_handler(HTTPException, _refuse)
     _document(app)
     return Front(app, services.metrics)
+
+
+def _version() -> str:
+    try:
+        return metadata.version("muster")
+    except metadata.PackageNotFoundError:  # run from a checkout that was not installed
+        return "unknown"
 
 
 async def _refuse(request: Request, error: Exception) -> Response:

@@ -15,7 +15,7 @@ MODELS = {
     "slow": sim(t0_s=0.1, max_batch_size=1, defaults={"size": "64x64", "steps": 600}),
     "absent": sim(),
 }
-SERVER = {"max_n": 6, "max_body_bytes": 20_000, "max_prompt_chars": 500}
+SERVER = {"max_n": 5, "max_body_bytes": 20_000, "max_prompt_chars": 500}
 MAX_QUEUED = 5
 
 

@@ -118,8 +118,10 @@ def test_official_client_raises_its_own_errors(sdk: openai.OpenAI) -> None:
     with pytest.raises(openai.NotFoundError) as unknown:
         sdk.images.generate(model="dall-e-3", prompt="a seven")
     assert (unknown.value.param, unknown.value.code) == ("model", "model_not_found")
-    with pytest.raises(openai.RateLimitError) as full:
-        sdk.images.generate(model="absent", prompt="a seven", n=MAX_QUEUED + 1)
+    with sdk.images.generate(model="absent", prompt="a seven", n=MAX_QUEUED, stream=True) as waiting:
+        next(waiting)  # they are in the queue, and now it is full
+        with pytest.raises(openai.RateLimitError) as full:
+            sdk.images.generate(model="absent", prompt="a seven")
     assert full.value.code == "queue_full"
     assert int(full.value.response.headers["retry-after"]) >= 1
     with pytest.raises(openai.InternalServerError) as failed:

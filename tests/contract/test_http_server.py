@@ -48,7 +48,7 @@ def test_models(shared: Server, http: httpx.Client) -> None:
     assert (card["engine"], card["ready"], card["workers"]) == ("sim", False, 0)
     assert card["defaults"] == {"size": "64x64", "steps": 8, "guidance_scale": 3.0, "scheduler": "ddim"}
     assert card["limits"]["max_pixels"] == 65536
-    assert card["limits"]["max_n"] == 6
+    assert card["limits"]["max_n"] == 5
     assert http.get("/v1/models/quick").json()["ready"] is True
 
 

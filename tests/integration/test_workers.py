@@ -243,7 +243,7 @@ async def test_a_poisonous_request_is_failed_after_three_workers_and_its_neighbo
     good = rig.submit([inputs(seed, steps=40) for seed in range(3)])
     bad = rig.submit([inputs(prompt="sim:crash")])
     for n in range(3):
-        await rig.until(lambda n=n: rig.processes[n].poll() is not None)
+        await rig.until(lambda process=rig.processes[n]: process.poll() is not None)  # type: ignore[misc]
         assert rig.processes[n].returncode == 70
         await rig.start(f"w{n + 1}")
     [end] = await bad.ends()

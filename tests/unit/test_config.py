@@ -33,14 +33,14 @@ def test_the_default_serves_the_built_in_model() -> None:
 
 def test_command_line_over_environment_over_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = write(
-        tmp_path, "server: {port: 1001, timeout_s: 11}\nqueue: {max_tasks: 5}\nmodels: {m: {max_batch_size: 3}}"
+        tmp_path, "server: {port: 1001, timeout_s: 11}\nqueue: {max_tasks: 50}\nmodels: {m: {max_batch_size: 3}}"
     )
     monkeypatch.setenv("MUSTER_SERVER__PORT", "1002")
-    monkeypatch.setenv("MUSTER_QUEUE__MAX_TASKS", "6")
+    monkeypatch.setenv("MUSTER_QUEUE__MAX_TASKS", "60")
     monkeypatch.setenv("MUSTER_MODELS__m__MAX_BATCH_SIZE", "4")
     monkeypatch.setenv("MUSTER_DATA_DIR", str(tmp_path))
     settings = load(file, {"server": {"port": 1003}})
-    assert (settings.server.port, settings.server.timeout_s, settings.queue.max_tasks) == (1003, 11, 6)
+    assert (settings.server.port, settings.server.timeout_s, settings.queue.max_tasks) == (1003, 11, 60)
     assert settings.models["m"].max_batch_size == 4
     assert settings.data_dir == tmp_path
 
@@ -95,6 +95,7 @@ def test_top_level_workers_stand_in_for_each_models(
         ("models: {m: {defaults: {scheduler: magic}}}", ["scheduler = 'magic'", "allowed: default, ddim"]),
         ("models: {m: {defaults: {steps: 200}}}", ["defaults.steps (200) exceeds limits.max_steps (150)"]),
         ("models: {m: {}}\nworkers: {heartbeat_s: 5, lost_after_s: 6}", ["lost_after_s (6) must be at least twice"]),
+        ("models: {m: {}}\nqueue: {max_tasks: 3}", ["server.max_n (10) must not exceed queue.max_tasks (3)"]),
         ("models: {'Bad Name': {}}", ["Bad Name", "pattern"]),
         ("models: {m: {engine: sims}}", ["engine = 'sims'", "'sim'"]),
         ("models: [", ["not valid YAML"]),

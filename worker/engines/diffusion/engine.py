@@ -40,6 +40,8 @@ class DiffusionEngine:
         """`device` is `cuda:N`, or `cpu` with or without the number of its slot."""
         self._model = model
         self._device = torch.device("cpu" if device.startswith("cpu") else device)
+        #: Done on the GPU when the last step is: see `step`.
+        self._last_step: torch.cuda.Event | None = None
         #: Two decodes at once would need twice the memory and gain no time.
         self._decoding = threading.Lock()
 
@@ -89,12 +91,19 @@ class DiffusionEngine:
             if row.broken is not None:
                 raise row.broken
             own.append(row)
+        if self._last_step is not None:
+            # The GPU works behind the loop's back. One step ahead keeps it busy; more would let newcomers wait for
+            # steps that are queued already, and would measure the queueing instead of the step.
+            self._last_step.synchronize()
         try:
             outputs = self._forward(own)
         except torch.OutOfMemoryError as error:
             raise TaskError("out_of_memory", f"{len(own)} images do not fit into the GPU's memory: {error}") from error
         for row, output in zip(own, outputs, strict=True):
             row.advance(output)
+        if self._device.type == "cuda":
+            self._last_step = torch.cuda.Event()  # type: ignore[no-untyped-call]
+            self._last_step.record()
 
     def _forward(self, rows: Sequence[DiffusionRow]) -> Sequence[torch.Tensor]:
         samples, timesteps, embeddings = zip(*(row.question() for row in rows), strict=True)
