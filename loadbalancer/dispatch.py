@@ -10,12 +10,12 @@ from __future__ import annotations
 import heapq
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
 
+from loadbalancer.effects import Abandon, Effect, Event, Gone, Note, Said, Send, Submit, Tell, Tick
 from loadbalancer.request_queue import ModelQueue
 from loadbalancer.roster import Roster, Worker
 from loadbalancer.stats import Rates
-from loadbalancer.task import Began, Completed, Ended, Outlook, QueueFull, State, Stepped, Task, Update
+from loadbalancer.task import Began, Completed, Ended, Outlook, QueueFull, State, Stepped, Task
 from wire.codec import Frame, FromWorker
 from wire.messages import (
     PROTOCOL,
@@ -33,7 +33,6 @@ from wire.messages import (
     Reject,
     Returned,
     Started,
-    ToWorker,
     Welcome,
 )
 
@@ -41,77 +40,6 @@ from wire.messages import (
 #: taken for chance, so that a killed worker does not turn its whole batch into single file.
 _ALONE_AFTER_CRASHES = 2
 _MAX_SLOTS = 4096
-
-
-# ---- events
-
-
-@dataclass(frozen=True, slots=True)
-class Submit:
-    """New tasks of one request, of one model."""
-
-    tasks: Sequence[Task]
-
-
-@dataclass(frozen=True, slots=True)
-class Abandon:
-    """Nobody waits for these tasks any more. Unknown and ended ones are ignored."""
-
-    tasks: Sequence[str]
-    reason: str
-
-
-@dataclass(frozen=True, slots=True)
-class Said:
-    """A worker's message; `worker` is the name its connection has, which it cannot choose per message."""
-
-    worker: str
-    parcel: FromWorker
-
-
-@dataclass(frozen=True, slots=True)
-class Gone:
-    """The worker's process or connection has ended."""
-
-    worker: str
-    reason: str
-
-
-@dataclass(frozen=True, slots=True)
-class Tick:
-    """Time has passed."""
-
-
-Event = Submit | Abandon | Said | Gone | Tick
-
-
-# ---- effects
-
-
-@dataclass(frozen=True, slots=True)
-class Send:
-    """Say this to the worker."""
-
-    worker: str
-    message: ToWorker
-    frames: Sequence[Frame] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class Tell:
-    """Pass this on to the request that waits for it."""
-
-    update: Update
-
-
-@dataclass(frozen=True, slots=True)
-class Note:
-    """Worth a line in the log."""
-
-    text: str
-
-
-Effect = Send | Tell | Note
 
 
 class Dispatch:

@@ -17,7 +17,8 @@ from collections.abc import Callable, Mapping, Sequence
 import zmq
 
 from configs.schema import Settings
-from loadbalancer.dispatch import Abandon, Dispatch, Effect, Event, Gone, Note, Said, Send, Submit, Tell, Tick
+from loadbalancer.dispatch import Dispatch
+from loadbalancer.effects import Abandon, Effect, Event, Gone, Note, Said, Send, Submit, Tell, Tick
 from loadbalancer.stats import snapshot
 from loadbalancer.task import Completed, Ended, Outlook, Task, Update
 from wire.codec import ForWorker, MalformedFrames, decode_from_worker, encode

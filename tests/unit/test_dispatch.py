@@ -7,7 +7,8 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initialize, invariant, rule
 
-from loadbalancer.dispatch import Abandon, Dispatch, Effect, Gone, Said, Send, Submit, Tell, Tick
+from loadbalancer.dispatch import Dispatch
+from loadbalancer.effects import Abandon, Effect, Gone, Said, Send, Submit, Tell, Tick
 from loadbalancer.task import Began, Completed, Ended, QueueFull, State, Stepped, Task
 from wire.codec import FromWorker
 from wire.messages import (

@@ -1,0 +1,80 @@
+"""What goes into the dispatcher and what comes out: events that happened, effects that are to be brought about."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from loadbalancer.task import Task, Update
+from wire.codec import Frame, FromWorker
+from wire.messages import ToWorker
+
+# ---- events
+
+
+@dataclass(frozen=True, slots=True)
+class Submit:
+    """New tasks of one request, of one model."""
+
+    tasks: Sequence[Task]
+
+
+@dataclass(frozen=True, slots=True)
+class Abandon:
+    """Nobody waits for these tasks any more. Unknown and ended ones are ignored."""
+
+    tasks: Sequence[str]
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Said:
+    """A worker's message; `worker` is the name its connection has, which it cannot choose per message."""
+
+    worker: str
+    parcel: FromWorker
+
+
+@dataclass(frozen=True, slots=True)
+class Gone:
+    """The worker's process or connection has ended."""
+
+    worker: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Tick:
+    """Time has passed."""
+
+
+Event = Submit | Abandon | Said | Gone | Tick
+
+
+# ---- effects
+
+
+@dataclass(frozen=True, slots=True)
+class Send:
+    """Say this to the worker."""
+
+    worker: str
+    message: ToWorker
+    frames: Sequence[Frame] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Tell:
+    """Pass this on to the request that waits for it."""
+
+    update: Update
+
+
+@dataclass(frozen=True, slots=True)
+class Note:
+    """Worth a line in the log."""
+
+    text: str
+
+
+Effect = Send | Tell | Note
