@@ -38,7 +38,7 @@ the queue asks for. Without --config it serves the small built-in model "digits"
     python -m controller --min-workers 2
 
 Settings come from the YAML file, over it from MUSTER_* variables (MUSTER_SERVER__PORT=9000), over both from here.
-Ctrl-C or SIGTERM stops everything within 10 seconds; a second one stops it at once.
+Ctrl-C, SIGTERM or a closed terminal stops everything within 10 seconds; a second signal stops it at once.
 """
 _DEFAULT_SIM_WORKERS = 4
 
@@ -101,7 +101,7 @@ async def _serve(settings: Settings, screen: Screen) -> None:
     def told() -> None:
         (hurry if stop.is_set() else stop).set()
 
-    for signum in (signal.SIGINT, signal.SIGTERM):
+    for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         asyncio.get_running_loop().add_signal_handler(signum, told)
     try:
         await controller.run(stop)

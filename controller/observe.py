@@ -13,7 +13,7 @@ from wire.snapshot import Snapshot
 
 log = logging.getLogger(__name__)
 
-_TIMEOUT = aiohttp.ClientTimeout(total=5.0)
+_TIMEOUT = aiohttp.ClientTimeout(total=2.0)
 _ANY_ADDRESS = {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}  # noqa: S104 - asked at, not bound to
 
 

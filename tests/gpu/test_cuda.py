@@ -63,7 +63,8 @@ def test_a_step_waits_for_the_one_before_it(engine: DiffusionEngine) -> None:
     first = engine._last_step
     engine.step([row])
     assert first is not None
-    assert first.query(), "the earlier step is done when the later one has been queued"
+    done = first.query()  # type: ignore[no-untyped-call]
+    assert done, "the earlier step is done when the later one has been queued"
 
 
 def test_the_step_loop_never_waits_for_a_value_from_the_gpu(engine: DiffusionEngine) -> None:
