@@ -37,7 +37,8 @@ The controller starts workers by itself; by hand, one joins a balancer that runs
 
     python -m worker --model digits --data-dir ./data
 
-SIGTERM or Ctrl-C drains it: it takes nothing more, finishes what runs and exits. A second one hands everything back.
+SIGTERM or Ctrl-C drains it: it takes nothing more, finishes what runs and exits. A second one, or SIGUSR1, makes it
+hand back everything between two steps and exit at once.
 """
 
 
@@ -85,12 +86,15 @@ def _serve(settings: Settings, model: str, name: str, device: str, address: str)
 
     def drain(signum: int, frame: object) -> None:
         del frame
-        link.inject(ForWorker(Drain(f"told by {signal.Signals(signum).name}")))
+        told = ForWorker(Drain(f"told by {signal.Signals(signum).name}"))
+        # A signal of its own, because two equal ones that come close together arrive as one.
+        for _ in range(2 if signum == signal.SIGUSR1 else 1):
+            link.inject(told)
 
     engine.load()
     # Not before: a signal while it loads ends the process at once, there is nothing to drain.
-    signal.signal(signal.SIGTERM, drain)
-    signal.signal(signal.SIGINT, drain)
+    for signum in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
+        signal.signal(signum, drain)
     log.info("ready after %.1f s", time.monotonic() - began)
     loop.introduce()
     link.start(loop.beat)

@@ -47,9 +47,8 @@ class LocalLauncher:
         self._processes.spawn(BALANCER, "", "", self._command("loadbalancer", options), self._environment(""))
 
     def drain(self, worker: str, *, hurry: bool = False) -> None:
-        """SIGTERM; a worker that gets a second one hands everything back."""
-        for _ in range(2 if hurry else 1):
-            self._processes.signal(worker, signal.SIGTERM)
+        """SIGTERM: finish and go. SIGUSR1: hand everything back and go."""
+        self._processes.signal(worker, signal.SIGUSR1 if hurry else signal.SIGTERM)
 
     def kill(self, worker: str) -> None:
         """SIGKILL."""

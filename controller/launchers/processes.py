@@ -79,11 +79,11 @@ class Processes:
         self._write(Record(name, model, device, process.pid, self._handles[name].create_time()))
 
     def signal(self, name: str, signum: signal.Signals) -> None:
-        """Send a signal; nothing happens if there is no such process. The first SIGTERM makes it a draining one."""
+        """Send a signal; nothing happens if there is no such process. Any but SIGKILL makes it a draining one."""
         child = self._children.get(name)
         if child is None:
             return
-        if child.drained_at is None and signum == signal.SIGTERM:
+        if child.drained_at is None and signum != signal.SIGKILL:
             self._children[name] = dataclasses.replace(child, drained_at=time.monotonic())
         with contextlib.suppress(psutil.Error):
             self._handles[name].send_signal(signum)

@@ -189,14 +189,11 @@ async def test_drain_finishes_what_runs_and_exits(rig: Rig) -> None:
     await sent.pictures_are_right()
 
 
-async def test_told_twice_a_worker_hands_its_tasks_back_and_another_goes_on_from_there(rig: Rig) -> None:
+async def test_told_to_hurry_a_worker_hands_its_tasks_back_and_another_goes_on_from_there(rig: Rig) -> None:
     await rig.start("w")
     sent = rig.submit([inputs(seed, steps=100) for seed in range(4)])
     await sent.progress(20)
-    rig.processes[0].terminate()
-    rig.processes[0].terminate()
-    await asyncio.sleep(0)
-    os.kill(rig.processes[0].pid, signal.SIGTERM)
+    rig.processes[0].send_signal(signal.SIGUSR1)
     await rig.until(lambda: rig.processes[0].poll() is not None)
     resumed_at = len(sent.updates)
     await rig.start("next")
