@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import contextlib
 import logging
 import signal
 import socket
@@ -25,7 +24,7 @@ from controller.loop import BalancerRefused, Controller, ModelState
 from controller.observe import Balancer
 from controller.plan import device_slots
 from controller.replica import Decision, Limits
-from controller.screen import Screen
+from controller.screen import Screen, log_to_terminal
 
 log = logging.getLogger("controller")
 
@@ -40,7 +39,8 @@ the queue asks for. Without --config it serves the small built-in model "digits"
 Settings come from the YAML file, over it from MUSTER_* variables (MUSTER_SERVER__PORT=9000), over both from here.
 Ctrl-C, SIGTERM or a closed terminal stops everything within 10 seconds; a second signal stops it at once.
 """
-_DEFAULT_SIM_WORKERS = 4
+#: What `max_workers: auto` means for a simulated model.
+_SIM_WORKERS = 4
 
 
 class Refused(Exception):
@@ -66,11 +66,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Serve until told to stop. Returns the exit status: 0 stopped, 2 refused to start."""
     settings = settings_from(_parser().parse_args(argv))
     configure(settings.log_level)
+    console = Console()
+    if sys.stderr.isatty():
+        log_to_terminal(console if console.is_terminal else Console(stderr=True))
     setproctitle("muster controller")
-    lock = FileLock(run_dir(settings.data_dir) / "controller.lock")
+    try:
+        lock = FileLock(run_dir(settings.data_dir) / "controller.lock")
+        log_dir(settings.data_dir)
+    except OSError as error:
+        print(f"cannot start: data_dir {settings.data_dir} cannot be used: {error}", file=sys.stderr)
+        return EXIT_USAGE
     try:
         with lock.acquire(timeout=0):
-            asyncio.run(_serve(settings, Screen(Console())))
+            asyncio.run(_serve(settings, Screen(console)))
     except Timeout:
         where = settings.data_dir.resolve()
         print(f"another controller runs with --data-dir {where}; give this one its own", file=sys.stderr)
@@ -85,29 +93,36 @@ async def _serve(settings: Settings, screen: Screen) -> None:
     gpus = _gpus(settings)
     models = _models(settings, gpus)
     launcher = LocalLauncher(settings)
-    adopted = launcher.prepare()
+    adopted, outdated = launcher.prepare()
     if adopted:
         screen.line(f"adopting {', '.join(child.id for child in adopted)}, left by an earlier controller")
+    if outdated:
+        screen.line("they run with another configuration: each is told to finish and is replaced")
     if not any(child.id == BALANCER for child in adopted):
         _check_port(settings)
     slots = sorted({slot for state in models.values() for slot in state.slots})
-    screen.devices(slots, [f"{gpu.name} (cuda:{gpu.index})" for gpu in gpus])
+    screen.devices(slots, [str(gpu) for gpu in gpus])
     screen.line(f"models: {', '.join(settings.models)}; logs: {log_dir(settings.data_dir)}")
     balancer = Balancer(settings.server.host, settings.server.port, internal_token(settings.data_dir))
     controller = Controller(settings, launcher, balancer, models, screen)
 
     stop, hurry = asyncio.Event(), asyncio.Event()
+    running = asyncio.create_task(controller.run())
 
     def told() -> None:
         (hurry if stop.is_set() else stop).set()
+        running.cancel()
 
     for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        asyncio.get_running_loop().add_signal_handler(signum, told)
+        if signal.getsignal(signum) is not signal.SIG_IGN:  # nohup means: go on without the terminal
+            asyncio.get_running_loop().add_signal_handler(signum, told)
     try:
-        await controller.run(stop)
+        await running
+    except asyncio.CancelledError:
+        if not stop.is_set():
+            raise
     finally:
-        with contextlib.suppress(asyncio.CancelledError):
-            await controller.shutdown(hurry)
+        await controller.shutdown(hurry)
 
 
 def _gpus(settings: Settings) -> list[Gpu]:
@@ -126,18 +141,24 @@ def _models(settings: Settings, gpus: Sequence[Gpu]) -> dict[str, ModelState]:
     if least > (len(gpus) or cores):
         have = f"{len(gpus)} GPUs" if gpus else f"{cores} CPU slots"
         log.warning("%d workers at least are wanted, but there are only %s: some will share", least, have)
-    states = {}
-    for name, model in settings.models.items():
-        scaling = settings.scaling(name)
-        auto = _DEFAULT_SIM_WORKERS if model.engine == "sim" else len(slots)
-        most = max(auto, scaling.min_workers) if scaling.max_workers == "auto" else scaling.max_workers
-        own = [f"sim:{number}" for number in range(most)] if model.engine == "sim" else slots
-        workers = settings.workers
-        limits = Limits(
-            scaling.min_workers, most, workers.start_timeout_s, workers.drain_timeout_s, workers.lost_after_s
+    limits = {
+        name: _limits(settings, name, _SIM_WORKERS if name not in real else len(slots)) for name in settings.models
+    }
+    # There is no end of simulated accelerators: each model's workers find as many as they may be.
+    simulated = [f"sim:{number}" for number in range(sum(limits[n].max_workers for n in limits if n not in real))]
+    return {
+        name: ModelState(
+            own, slots if name in real else simulated, Decision(own.min_workers, f"min_workers is {own.min_workers}")
         )
-        states[name] = ModelState(limits, own, Decision(scaling.min_workers, "the least that is configured"))
-    return states
+        for name, own in limits.items()
+    }
+
+
+def _limits(settings: Settings, model: str, devices: int) -> Limits:
+    """The model's bounds on a machine with so many devices for it."""
+    scaling, workers = settings.scaling(model), settings.workers
+    most = max(devices, scaling.min_workers) if scaling.max_workers == "auto" else scaling.max_workers
+    return Limits(scaling.min_workers, most, workers.start_timeout_s, workers.drain_timeout_s, workers.lost_after_s)
 
 
 def _check_port(settings: Settings) -> None:

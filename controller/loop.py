@@ -9,10 +9,11 @@ import secrets
 import time
 from collections.abc import Sequence
 
+from configs.cli import EXIT_USAGE
 from configs.schema import Settings
 from controller.launchers.local import BALANCER, LocalLauncher
 from controller.observe import Balancer, Hearing, observe
-from controller.plan import Wanted, after_exit, make_plan
+from controller.plan import DRAIN_GRACE_S, Wanted, after_exit, forgive, make_plan, one_more, still_owed
 from controller.policies import POLICIES, Memory
 from controller.replica import Action, Child, Crashes, Decision, Drain, Exit, Kill, Limits, Observation, Start
 from controller.screen import Screen
@@ -40,9 +41,12 @@ class ModelState:
     decision: Decision
     memory: Memory = dataclasses.field(default_factory=Memory)
     crashes: Crashes = dataclasses.field(default_factory=Crashes)
+    #: Workers that died unbidden since there were last as many as decided.
+    lost: int = 0
     decide_at: float = 0.0
+    #: What has been logged, so that it is not said again at every look.
     obstacle: str = ""
-    was_ready: bool = False
+    told: tuple[int, int] | None = None
 
 
 class Controller:
@@ -66,18 +70,15 @@ class Controller:
         self._balancer_crashes = Crashes()
         self._announced = False
 
-    async def run(self, stop: asyncio.Event) -> None:
-        """Serve until `stop` is set. Raises `BalancerRefused`."""
+    async def run(self) -> None:
+        """Serve until cancelled. Raises `BalancerRefused`."""
         mend_at = 0.0
-        while not stop.is_set():
+        while True:
             now = time.monotonic()
             if self._look(now) or now >= mend_at:
                 await self._reconcile(now)
                 mend_at = now + (_MEND_EVERY_S if self._announced else _LOOK_EVERY_S)
-            try:
-                await asyncio.wait_for(stop.wait(), _LOOK_EVERY_S)
-            except TimeoutError:
-                continue
+            await asyncio.sleep(_LOOK_EVERY_S)
 
     # ---- look
 
@@ -90,15 +91,30 @@ class Controller:
                 self._balancer_died(ended)
             else:
                 self._worker_died(dataclasses.replace(ended, child=self._known(ended.child)))
-        if not any(child.id == BALANCER for child in children) and now >= self._balancer_crashes.retry_at:
-            self._launcher.start_balancer()
+        self._have_balancer(next((child for child in children if child.id == BALANCER), None), now)
         return bool(exits)
+
+    def _have_balancer(self, child: Child | None, now: float) -> None:
+        """Start it if there is none; end an adopted one that was told to go and does not."""
+        if child is not None:
+            patience_s = self._settings.server.shutdown_s + DRAIN_GRACE_S
+            if child.drained_at is not None and now - child.drained_at > patience_s:
+                self._launcher.kill(BALANCER)
+        elif now >= self._balancer_crashes.retry_at:
+            try:
+                self._launcher.start_balancer()
+            except OSError as error:
+                self._balancer_crashes = one_more(self._balancer_crashes, now)
+                log.error("the balancer cannot be started: %s", error)
 
     def _known(self, child: Child) -> Child:
         return dataclasses.replace(child, ready_at=self._hearing.first.get(child.id))
 
     def _balancer_died(self, ended: Exit) -> None:
-        if ended.status == 2 and not self._announced:
+        if ended.child.drained_at is not None:
+            log.info("the balancer is gone (%s), as it was told; starting it again", _how(ended))
+            return
+        if ended.status == EXIT_USAGE and not self._announced:
             raise BalancerRefused(ended.tail)
         lived = ended.at - ended.child.started_at
         serving = dataclasses.replace(ended.child, ready_at=ended.child.started_at)
@@ -111,6 +127,7 @@ class Controller:
         if state is None:
             return
         state.crashes, crashed = after_exit(state.crashes, ended)
+        state.lost += ended.child.drained_at is None
         if not crashed:
             log.info("worker %s is gone (%s)", ended.child.id, _how(ended))
             return
@@ -127,6 +144,9 @@ class Controller:
         wanted = []
         for model, state in self._models.items():
             seen = observe(model, self._children, snapshot, self._hearing, now)
+            state.crashes = forgive(state.crashes, seen.replicas, now)
+            state.lost = still_owed(state.lost, state.decision.desired, seen.replicas)
+            seen = dataclasses.replace(seen, owed=state.lost)
             if now >= state.decide_at:
                 state.decide_at = now + self._settings.scaling(model).interval_s
                 self._decide(model, state, seen, now)
@@ -153,18 +173,25 @@ class Controller:
         if not decision.valid:
             log.debug("%s: no decision: %s", model, decision.reason)
             return
-        if decision.desired != seen.provisioned:
+        change = (seen.provisioned, decision.desired)
+        if decision.desired == seen.provisioned:
+            # Said once: what there is when a model is first seen may have been left by an earlier controller.
+            level = logging.INFO if state.told is None else logging.DEBUG
+            log.log(level, "%s: stays at %d workers: %s", model, decision.desired, decision.reason)
+        elif change != state.told:
             log.info("%s: %d -> %d workers: %s", model, seen.provisioned, decision.desired, decision.reason)
-        else:
-            log.debug("%s: stays at %d workers: %s", model, decision.desired, decision.reason)
-        state.decision = decision
+        state.told, state.decision = change, decision
 
     def _act(self, action: Action) -> None:
         match action:
             case Start(model, device, reason):
                 name = f"{model}-{secrets.token_hex(3)}"
                 log.info("starting worker %s on %s: %s", name, device, reason)
-                self._launcher.start(name, model, device)
+                try:
+                    self._launcher.start(name, model, device)
+                except OSError as error:
+                    self._models[model].crashes = one_more(self._models[model].crashes, time.monotonic())
+                    log.error("worker %s cannot be started: %s", name, error)
             case Drain(worker, reason):
                 log.info("draining worker %s: %s", worker, reason)
                 self._launcher.drain(worker)
@@ -202,8 +229,9 @@ class Controller:
             self._launcher.drain(worker, hurry=True)
         while time.monotonic() < began + _WORKERS_GONE_BY_S and not hurry.is_set() and self._left():
             await asyncio.sleep(0.05)
+        why = "told to stop at once" if hurry.is_set() else "it did not go by itself"
         for name in self._left():
-            log.warning("killing %s: it did not go by itself", name)
+            log.warning("killing %s: %s", name, why)
             self._launcher.kill(name)
         while self._left() and time.monotonic() < began + _WORKERS_GONE_BY_S + 1.5:
             await asyncio.sleep(0.02)

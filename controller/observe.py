@@ -9,7 +9,7 @@ import aiohttp
 import msgspec
 
 from controller.replica import Child, Observation, Queue, Replica, Stage
-from wire.snapshot import Snapshot
+from wire.snapshot import Snapshot, WorkerStats
 
 log = logging.getLogger(__name__)
 
@@ -75,22 +75,20 @@ def observe(
     model: str, children: Sequence[Child], snapshot: Snapshot | None, hearing: Hearing, now: float
 ) -> Observation:
     """One model's processes with what the balancer says of them."""
-    loads = {w.worker: w.assigned + w.running for w in snapshot.workers} if snapshot else {}
-    replicas = [
-        Replica(
-            child,
-            _stage(child, hearing),
-            loads.get(child.id, 0),
-            hearing.unheard_since(child.id, snapshot, now),
-        )
-        for child in children
-        if child.model == model
-    ]
+    known = {stats.worker: stats for stats in snapshot.workers} if snapshot else {}
+    replicas = []
+    for child in children:
+        if child.model == model:
+            stats = known.get(child.id)
+            load = stats.assigned + stats.running if stats else 0
+            unheard = hearing.unheard_since(child.id, snapshot, now)
+            replicas.append(Replica(child, _stage(child, stats, hearing), load, unheard))
     queues = {stats.model: Queue(stats.queued, stats.running) for stats in snapshot.models} if snapshot else {}
     return Observation(model, queues.get(model), replicas)
 
 
-def _stage(child: Child, hearing: Hearing) -> Stage:
-    if child.drained_at is not None:
+def _stage(child: Child, stats: WorkerStats | None, hearing: Hearing) -> Stage:
+    # A worker that somebody else told to go is no more capacity than one that we did.
+    if child.drained_at is not None or (stats is not None and stats.state == "draining"):
         return Stage.DRAINING
     return Stage.READY if child.id in hearing.first else Stage.STARTING

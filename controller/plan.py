@@ -7,7 +7,7 @@ from __future__ import annotations
 import itertools
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from controller.replica import Action, Crashes, Decision, Drain, Exit, Kill, Limits, Observation, Replica, Stage, Start
 
@@ -15,6 +15,8 @@ from controller.replica import Action, Crashes, Decision, Drain, Exit, Kill, Lim
 DRAIN_GRACE_S = 10.0
 #: A worker that served for this long was healthy: its death is no reason to wait.
 HEALTHY_AFTER_S = 30.0
+#: A worker started after a crash that has served for this long shows that the model is well again.
+_FORGIVEN_AFTER_S = 60.0
 _LONGEST_BACK_OFF_S = 60.0
 #: A worker that the balancer has not heard for so many times `lost_after_s` hangs.
 _HANGING_AFTER = 3.0
@@ -40,25 +42,60 @@ class Plan:
     obstacles: dict[str, str]
 
 
+@dataclass(slots=True)
+class _Devices:
+    """How many workers are on each device, and how many places are promised to a model that must wait for its own."""
+
+    held: Counter[str]
+    promised: Counter[frozenset[str]] = field(default_factory=Counter)
+
+    def take(self, slots: Sequence[str]) -> str | None:
+        """A place on the least used device, now taken; None where each is as full as it may be."""
+        room = Counter(slots)
+        free = [device for device in room if self.held[device] < room[device]]
+        if sum(room[device] - self.held[device] for device in free) <= self.promised[frozenset(slots)]:
+            return None
+        device = min(free, key=lambda device: self.held[device])
+        self.held[device] += 1
+        return device
+
+
 def make_plan(wanted: Sequence[Wanted], now: float) -> Plan:
-    """Kill what hangs, drain what is too much, start what is missing, on devices that nobody holds."""
+    """Kill what hangs, drain what is too much, start what is missing, on devices that nobody holds.
+
+    What a model lacks to its minimum is started before anything else, and where it must wait, after a crash, its place
+    is kept: a busy model never takes the device of another's only worker.
+    """
     actions: list[Action] = []
-    obstacles: dict[str, str] = {}
-    held = Counter(replica.child.device for own in wanted for replica in own.seen.replicas)
+    alive: list[int] = []
     for own in wanted:
-        kills = [kill for replica in own.seen.replicas if (kill := _kill(replica, own.limits, now))]
-        doomed = {kill.id for kill in kills}
-        alive = [r for r in own.seen.replicas if r.stage is not Stage.DRAINING and r.child.id not in doomed]
-        actions += kills
-        surplus = len(alive) - own.decision.desired
-        if surplus > 0:
-            actions += [Drain(r.child.id, own.decision.reason) for r in _least_missed(alive)[:surplus]]
-        elif surplus < 0:
-            starts, obstacle = _starts(own, -surplus, held, now)
-            actions += starts
-            if obstacle:
-                obstacles[own.seen.model] = obstacle
+        leaving, staying = _leave(own, now)
+        actions += leaving
+        alive.append(staying)
+    devices = _Devices(Counter(replica.child.device for own in wanted for replica in own.seen.replicas))
+    for number, own in enumerate(wanted):
+        starts = _starts(own, own.limits.min_workers - alive[number], devices, now)
+        alive[number] += len(starts)
+        actions += starts
+        devices.promised[frozenset(own.slots)] += max(own.limits.min_workers - alive[number], 0)
+    obstacles: dict[str, str] = {}
+    for number, own in enumerate(wanted):
+        starts = _starts(own, own.decision.desired - alive[number], devices, now)
+        actions += starts
+        short = own.decision.desired - alive[number] - len(starts)
+        if short > 0:
+            obstacles[own.seen.model] = _obstacle(own, short, now)
     return Plan(actions, obstacles)
+
+
+def _leave(own: Wanted, now: float) -> tuple[list[Action], int]:
+    """The workers that must go, and how many stay as capacity."""
+    kills = [kill for replica in own.seen.replicas if (kill := _kill(replica, own.limits, now))]
+    doomed = {kill.id for kill in kills}
+    alive = [r for r in own.seen.replicas if r.stage is not Stage.DRAINING and r.child.id not in doomed]
+    surplus = max(len(alive) - own.decision.desired, 0)
+    drains = [Drain(r.child.id, own.decision.reason) for r in _least_missed(alive)[:surplus]]
+    return [*kills, *drains], len(alive) - surplus
 
 
 def _kill(replica: Replica, limits: Limits, now: float) -> Kill | None:
@@ -78,34 +115,57 @@ def _least_missed(replicas: Sequence[Replica]) -> list[Replica]:
     return sorted(replicas, key=lambda r: (r.stage is not Stage.STARTING, r.load, -r.child.started_at))
 
 
-def _starts(own: Wanted, missing: int, held: Counter[str], now: float) -> tuple[list[Start], str | None]:
-    """Starts on free devices; `held` is updated."""
-    if now < own.crashes.retry_at:
-        crashes = "1 crash" if own.crashes.count == 1 else f"{own.crashes.count} crashes in a row"
-        return [], f"{crashes}, next try in {own.crashes.retry_at - now:.0f} s"
+def _starts(own: Wanted, missing: int, devices: _Devices, now: float) -> list[Start]:
+    """As many starts as are missing and have a place."""
     starts: list[Start] = []
-    room = Counter(own.slots)
-    for device in dict.fromkeys(own.slots):
-        while len(starts) < missing and held[device] < room[device]:
-            held[device] += 1
-            starts.append(Start(own.seen.model, device, own.decision.reason))
-    short = missing - len(starts)
-    return starts, f"{short} more wanted, but every device is taken" if short else None
+    while len(starts) < missing and now >= own.crashes.retry_at and (device := devices.take(own.slots)):
+        starts.append(Start(own.seen.model, device, own.decision.reason))
+    return starts
+
+
+def _obstacle(own: Wanted, short: int, now: float) -> str:
+    """Why a model has fewer workers than it should."""
+    if now >= own.crashes.retry_at:
+        return f"{short} more wanted, but every device is taken"
+    crashes = "1 crash" if own.crashes.count == 1 else f"{own.crashes.count} crashes in a row"
+    return f"{crashes}, next try in {own.crashes.retry_at - now:.0f} s"
 
 
 def after_exit(crashes: Crashes, ended: Exit) -> tuple[Crashes, bool]:
     """The model's crash record after this exit, and whether the exit was a crash.
 
-    A worker that was told to go did not crash. One that dies before it has served for `HEALTHY_AFTER_S` delays the
-    next start by 1, 2, 4, ... 60 s; one that dies later is replaced at once.
+    A worker that was told to go, by us or by its operator (status 0), did not crash. One that dies before it has
+    served for `HEALTHY_AFTER_S` delays the next start by 1, 2, 4, ... 60 s; one that dies later is replaced at once.
     """
     child = ended.child
-    if child.drained_at is not None:
+    if child.drained_at is not None or (child.ready_at is not None and ended.status == 0):
         return crashes, False
     if child.ready_at is not None and ended.at - child.ready_at >= HEALTHY_AFTER_S:
         return Crashes(), True
+    return one_more(crashes, ended.at), True
+
+
+def one_more(crashes: Crashes, at: float) -> Crashes:
+    """The record after one more crash, with the pause that follows from it."""
     count = crashes.count + 1
-    return Crashes(count, ended.at + min(2.0 ** (count - 1), _LONGEST_BACK_OFF_S)), True
+    return Crashes(count, at + min(2.0 ** (count - 1), _LONGEST_BACK_OFF_S), at)
+
+
+def forgive(crashes: Crashes, replicas: Sequence[Replica], now: float) -> Crashes:
+    """The record, wiped clean when a worker that became ready after the last crash has stayed well."""
+    well = (
+        replica.stage is Stage.READY
+        and replica.child.ready_at is not None
+        and crashes.last_at < replica.child.ready_at <= now - _FORGIVEN_AFTER_S
+        for replica in replicas
+    )
+    return Crashes() if any(well) else crashes
+
+
+def still_owed(lost: int, desired: int, replicas: Sequence[Replica]) -> int:
+    """How many of the workers lost since the last full count have no successor yet."""
+    present = sum(replica.stage is not Stage.DRAINING for replica in replicas)
+    return max(min(lost, desired - present), 0)
 
 
 def device_slots(gpus: Sequence[int], cores: int, least: int) -> list[str]:

@@ -72,11 +72,13 @@ class Observation:
     #: None where the balancer gave no answer: then nothing is known, which is not zero.
     queue: Queue | None
     replicas: Sequence[Replica]
+    #: Workers that died unbidden and are yet to be replaced: a decision that forgot them would make the loss its own.
+    owed: int = 0
 
     @property
     def provisioned(self) -> int:
-        """Workers that are capacity now or soon: ready or starting, not draining."""
-        return sum(replica.stage is not Stage.DRAINING for replica in self.replicas)
+        """Workers that are capacity now or soon: ready, starting or owed, not draining."""
+        return sum(replica.stage is not Stage.DRAINING for replica in self.replicas) + self.owed
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,6 +124,7 @@ class Crashes:
 
     count: int = 0
     retry_at: float = 0.0
+    last_at: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,17 +2,31 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import logging
 from collections.abc import Sequence
 
 from rich.console import Console
+from rich.highlighter import NullHighlighter
+from rich.logging import RichHandler
 from rich.status import Status
 
 _EXAMPLE = "a handwritten seven"
 
 
+def log_to_terminal(console: Console) -> None:
+    """Send log lines through the console, which knows where the spinner is and writes around it."""
+    handler = RichHandler(console=console, show_path=False, highlighter=NullHighlighter(), log_time_format="[%X]")
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    logging.getLogger().handlers[:] = [handler]
+
+
 class Screen:
-    """Lines for people. On a terminal the last line turns while workers load."""
+    """Lines for people. On a terminal the last line turns while workers load.
+
+    A terminal that was closed is written to in vain, not in error: there is still a server to stop.
+    """
 
     def __init__(self, console: Console) -> None:
         self._console = console
@@ -20,18 +34,21 @@ class Screen:
 
     def line(self, text: str) -> None:
         """One line."""
-        self._console.print(text, markup=False, highlight=False, soft_wrap=True)
+        with contextlib.suppress(OSError):
+            self._console.print(text, markup=False, highlight=False, soft_wrap=True)
 
     def busy(self, what: str | None) -> None:
         """What is under way; None when nothing is."""
-        if self._status is not None and not what:
-            self._status.stop()
-            self._status = None
-        elif what and self._status is not None:
-            self._status.update(what)
-        elif what and self._console.is_terminal:
-            self._status = self._console.status(what)
-            self._status.start()
+        status = self._status
+        with contextlib.suppress(OSError):
+            if not what and status is not None:
+                self._status = None
+                status.stop()
+            elif what and status is not None:
+                status.update(what)
+            elif what and self._console.is_terminal:
+                self._status = self._console.status(what)
+                self._status.start()
 
     def devices(self, slots: Sequence[str], names: Sequence[str]) -> None:
         """What there is to work on: the slots' devices, and the GPUs by name."""

@@ -8,7 +8,10 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+import yaml
+
 from configs.cli import to_yaml
+from configs.load import Tree
 from configs.paths import log_dir, run_dir, worker_address
 from configs.schema import Settings
 from controller.launchers import Poll
@@ -16,6 +19,8 @@ from controller.launchers.processes import Processes
 from controller.replica import Child
 
 BALANCER = "loadbalancer"
+#: Settings that only the controller reads: children may go on when they change.
+_OWN_KEYS = frozenset({"data_dir", "min_workers", "max_workers", "devices"})
 
 
 class LocalLauncher:
@@ -30,10 +35,27 @@ class LocalLauncher:
         self._processes = Processes(run_dir(settings.data_dir) / "children", log_dir(settings.data_dir))
         self._config = run_dir(settings.data_dir) / "config.yaml"
 
-    def prepare(self) -> list[Child]:
-        """Write the configuration for the children, and adopt those that are still there."""
-        self._config.write_text(to_yaml(self._settings), encoding="utf-8")
-        return self._processes.adopt()
+    def prepare(self) -> tuple[list[Child], bool]:
+        """Write the configuration for the children, and adopt those that are still there.
+
+        Returns them, and whether they run with another configuration and were therefore told to go.
+        """
+        text = to_yaml(self._settings)
+        adopted = self._processes.adopt()
+        outdated = bool(adopted) and _read_by_children(text) != _read_by_children(self._last_config())
+        if outdated:
+            for child in adopted:
+                self.drain(child.id)
+        draft = self._config.with_suffix(".tmp")
+        draft.write_text(text, encoding="utf-8")
+        draft.replace(self._config)
+        return adopted, outdated
+
+    def _last_config(self) -> str:
+        try:
+            return self._config.read_text(encoding="utf-8")
+        except OSError:
+            return ""
 
     def start(self, worker: str, model: str, device: str) -> None:
         """A worker process, pinned to its device."""
@@ -72,3 +94,13 @@ class LocalLauncher:
             return env | {"CUDA_VISIBLE_DEVICES": number, "CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
         # One thread each: with two, workers that share the cores wait for one another at every operator.
         return env | {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+
+
+def _read_by_children(text: str) -> Tree:
+    """What the written configuration says to the balancer and the workers."""
+    tree: Tree = yaml.safe_load(text) or {}
+    models = {
+        name: {key: part for key, part in model.items() if key != "scaling"}
+        for name, model in tree.get("models", {}).items()
+    }
+    return {key: part for key, part in tree.items() if key not in _OWN_KEYS} | {"models": models}

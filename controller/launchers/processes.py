@@ -1,7 +1,8 @@
 """Child processes that outlive a dying parent: each has a record on disk, by which the next parent adopts it.
 
-A process is known by its pid and the time of its creation, so that a pid that was given to another program is never
-taken for a child. Children get a session of their own: Ctrl-C in the terminal reaches only the parent, which decides.
+A process is known by its pid, the time of its creation and its name in its command line, so that a pid that was given
+to another program is never taken for a child. Times on disk count from the start of the machine: they stay true when
+its clock is set. Children get a session of their own: Ctrl-C in the terminal reaches only the parent, which decides.
 """
 
 from __future__ import annotations
@@ -23,16 +24,20 @@ from controller.replica import Child, Exit
 _TAIL_LINES = 15
 _TAIL_BYTES = 8192
 _KEPT_LOGS = 50
+#: Two readings of the same creation time differ by rounding only; the kernel counts it in hundredths of a second.
+_SAME_TIME_S = 0.005
 
 
 class Record(msgspec.Struct, frozen=True):
-    """What is on disk of a child."""
+    """What is on disk of a child. Times are seconds since the machine started."""
 
     id: str
     model: str
     device: str
     pid: int
     created: float
+    #: When it was told to go.
+    drained: float | None = None
 
 
 class Processes:
@@ -56,8 +61,10 @@ class Processes:
             with contextlib.suppress(msgspec.MsgspecError, psutil.Error, OSError):
                 record = msgspec.json.decode(file.read_bytes(), type=Record)
                 process = psutil.Process(record.pid)
-                if process.create_time() == record.created and process.status() != psutil.STATUS_ZOMBIE:
-                    child = Child(record.id, record.model, record.device, record.pid, time.monotonic())
+                if _is_it(process, record):
+                    drained_at = None if record.drained is None else _from_boot(record.drained)
+                    started_at = _from_boot(record.created)
+                    child = Child(record.id, record.model, record.device, record.pid, started_at, drained_at)
                     self._children[child.id], self._handles[child.id] = child, process
                     adopted.append(child)
                     continue
@@ -76,17 +83,19 @@ class Processes:
         self._spawned[name] = process
         self._handles[name] = psutil.Process(process.pid)
         self._children[name] = Child(name, model, device, process.pid, time.monotonic())
-        self._write(Record(name, model, device, process.pid, self._handles[name].create_time()))
+        self._write(name)
 
     def signal(self, name: str, signum: signal.Signals) -> None:
         """Send a signal; nothing happens if there is no such process. Any but SIGKILL makes it a draining one."""
         child = self._children.get(name)
         if child is None:
             return
-        if child.drained_at is None and signum != signal.SIGKILL:
-            self._children[name] = dataclasses.replace(child, drained_at=time.monotonic())
         with contextlib.suppress(psutil.Error):
             self._handles[name].send_signal(signum)
+        if child.drained_at is None and signum != signal.SIGKILL:
+            self._children[name] = dataclasses.replace(child, drained_at=time.monotonic())
+            with contextlib.suppress(psutil.Error, OSError):
+                self._write(name)
 
     def poll(self) -> Poll:
         """The living, and those that have ended since the last look."""
@@ -111,10 +120,13 @@ class Processes:
         except psutil.NoSuchProcess:
             return True, None
 
-    def _write(self, record: Record) -> None:
-        draft = self._records / f"{record.id}.tmp"
+    def _write(self, name: str) -> None:
+        child = self._children[name]
+        drained = None if child.drained_at is None else _since_boot(child.drained_at)
+        record = Record(name, child.model, child.device, child.pid, _created(self._handles[name]), drained)
+        draft = self._records / f"{name}.tmp"
         draft.write_bytes(msgspec.json.encode(record))
-        draft.replace(self._records / f"{record.id}.json")
+        draft.replace(self._records / f"{name}.json")
 
     def _log(self, name: str) -> Path:
         return self._logs / f"{name}.log"
@@ -133,3 +145,27 @@ class Processes:
         old = [log for log in self._logs.glob("*.log") if log not in kept]
         for log in sorted(old, key=lambda log: log.stat().st_mtime, reverse=True)[_KEPT_LOGS:]:
             log.unlink(missing_ok=True)
+
+
+def _is_it(process: psutil.Process, record: Record) -> bool:
+    """Whether the process is the one that the record was written of, alive."""
+    return (
+        abs(_created(process) - record.created) < _SAME_TIME_S
+        and record.id in " ".join(process.cmdline()).split()
+        and process.status() != psutil.STATUS_ZOMBIE
+    )
+
+
+def _created(process: psutil.Process) -> float:
+    """When the process came to be, in seconds since the machine started."""
+    return process.create_time() - psutil.boot_time()
+
+
+def _since_boot(at: float) -> float:
+    """From this program's clock to the machine's."""
+    return at - time.monotonic() + time.time() - psutil.boot_time()
+
+
+def _from_boot(at: float) -> float:
+    """From the machine's clock to this program's."""
+    return at + time.monotonic() - time.time() + psutil.boot_time()

@@ -1,6 +1,6 @@
 """Thresholds on the queue: the way of the Lightning autoscaler, which compared pending requests with workers.
 
-    load = (queued + running tasks) / (ready + starting workers)
+    load = (queued + running tasks) / (live + starting workers)
 
 One worker more when the load has been at least `scale_up_at` for `scale_up_hold_s`; one fewer when it has been below
 `scale_down_at` for `scale_down_hold_s`. A starting worker counts once, as the capacity that it will be. Each direction
@@ -28,13 +28,14 @@ class Memory:
 def decide(seen: Observation, scaling: Scaling, limits: Limits, memory: Memory, now: float) -> tuple[Decision, Memory]:
     """The number of workers wanted. Without data there is no decision, only the floor."""
     have = seen.provisioned
+    # What was high or low before a silence, or with another number of workers, may not be so after it.
+    unheld = replace(memory, high_since=None, low_since=None)
     if have < limits.min_workers:
-        return Decision(limits.min_workers, f"{have} of at least {limits.min_workers} workers"), memory
+        return Decision(limits.min_workers, f"min_workers is {limits.min_workers}"), unheld
     if have > limits.max_workers:
-        return Decision(limits.max_workers, f"{have} of at most {limits.max_workers} workers"), memory
+        return Decision(limits.max_workers, f"max_workers is {limits.max_workers}"), unheld
     if seen.queue is None:
-        # What was high or low before the silence may not be so after it.
-        return Decision(have, "no data", valid=False), replace(memory, high_since=None, low_since=None)
+        return Decision(have, "no data", valid=False), unheld
     load = (seen.queue.queued + seen.queue.running) / have
     memory = _watch(memory, load, scaling, now)
     why = _explain(seen.queue, have, load)
@@ -59,7 +60,7 @@ def _up(have: int, why: str, scaling: Scaling, limits: Limits, memory: Memory, n
     assert memory.high_since is not None
     held, at = now - memory.high_since, f"{why} has been >= {scaling.scale_up_at:g}"
     if have >= limits.max_workers:
-        return Decision(have, f"{at}, but {limits.max_workers} workers are the most"), memory
+        return Decision(have, f"{at}, but max_workers is {limits.max_workers}"), memory
     if held < scaling.scale_up_hold_s:
         return Decision(have, f"{at} for {held:.0f} of {scaling.scale_up_hold_s:g} s"), memory
     if memory.last_up is not None and now - memory.last_up < scaling.scale_up_cooldown_s:
@@ -75,7 +76,7 @@ def _down(
     assert memory.low_since is not None
     held, at = now - memory.low_since, f"{why} has been < {scaling.scale_down_at:g}"
     if have <= limits.min_workers:
-        return Decision(have, f"{at}, but {limits.min_workers} workers are the fewest"), memory
+        return Decision(have, f"{at}, but min_workers is {limits.min_workers}"), memory
     if held < scaling.scale_down_hold_s:
         return Decision(have, f"{at} for {held:.0f} of {scaling.scale_down_hold_s:g} s"), memory
     if memory.last_change is not None and now - memory.last_change < scaling.scale_down_cooldown_s:

@@ -1,6 +1,6 @@
 """Step batching against one request at a time and against whole-request batches, through the whole server.
 
-    python scripts/bench/step_batching.py --seconds 12 --rounds 3 --json results.json --plot results.png
+    python scripts/bench/step_batching.py --rounds 3 --json results.json --plot results.png
 
 Three servers of one worker each stand side by side; closed-loop users (each asks again when it is answered) visit
 them in turn, round after round, so that noise of the machine falls on all three alike. What counts are the ratios
@@ -132,8 +132,8 @@ def plot(rows: list[dict[str, Any]], file: Path, title: str) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--users", default="1,2,4,8,12,24,48", help="numbers of users, comma-separated")
-    parser.add_argument("--seconds", type=float, default=12.0, help="length of one measurement")
+    parser.add_argument("--users", default="1,4,12,24,48", help="numbers of users, comma-separated")
+    parser.add_argument("--seconds", type=float, default=10.0, help="length of one measurement")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--steps", default="20", help="steps of each request: a number, or a range such as 10-40")
     parser.add_argument("--json", type=Path, help="write the results here")

@@ -39,11 +39,13 @@ class Instance:
         self.pids: set[int] = set()
         self.start()
 
-    def start(self) -> None:
+    def start(self, *prefix: str, terminal: int | None = None) -> None:
+        """Start the controller; `terminal` is a file descriptor to show itself on instead of the log."""
         own = ["--config", str(self.config), "--port", str(self.port), "--data-dir", str(self.folder)]
-        command = [sys.executable, "-m", "controller", *own, *self.options]
+        command = [*prefix, sys.executable, "-m", "controller", *own, *self.options]
         with (self.folder / "controller.log").open("ab") as log:
-            self.process = subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=log, start_new_session=True)
+            out = log if terminal is None else terminal
+            self.process = subprocess.Popen(command, cwd=ROOT, stdout=out, stderr=out, start_new_session=True)
         self.pids.add(self.process.pid)
 
     @property
@@ -208,6 +210,107 @@ def test_a_restarted_controller_adopts_what_its_predecessor_left(start: Start) -
     instance.process.send_signal(signal.SIGINT)
     assert instance.process.wait(15) == 0
     assert instance.children() == []
+
+
+def test_what_runs_with_another_configuration_is_replaced(start: Start) -> None:
+    instance = start(models={"m": sim()})
+    instance.until_workers(1)
+    before = {process.pid for process in instance.children()}
+    instance.process.kill()
+    instance.process.wait()
+    instance.port = free_port()
+    instance.start()
+    instance.until(lambda: "they run with another configuration" in instance.output(), "the discovery")
+    instance.until_workers(1)  # asked for at the new port
+    instance.until(lambda: not before & {process.pid for process in instance.children()}, "the end of the old ones")
+    assert httpx.post(f"{instance.url}/predict", json={"prompt": "x"}, timeout=PATIENCE_S).status_code == 200
+
+
+def test_a_worker_that_its_operator_stops_is_replaced_at_once_and_is_no_crash(start: Start) -> None:
+    instance = start(models={"m": sim(scaling={"interval_s": 3600})})
+    instance.until_workers(1)
+    [worker] = instance.workers()
+    os.kill(worker.pid, signal.SIGTERM)
+    instance.until(lambda: [w.worker for w in instance.workers()] not in ([], [worker.worker]), "a new worker")
+    assert f"worker {worker.worker} is gone (exit status 0)" in instance.output()
+    assert "crash" not in instance.output()
+
+
+def test_every_simulated_model_gets_its_workers(start: Start) -> None:
+    greedy = {"min_workers": 3, "max_workers": 3}
+    instance = start(models={"a": sim(scaling=greedy), "b": sim(scaling=greedy)})
+    instance.until_workers(6)
+    assert sorted(w.device for w in instance.workers()) == [f"sim:{n}" for n in range(6)]
+
+
+def test_a_balancer_that_hangs_does_not_keep_it_from_stopping(start: Start) -> None:
+    instance = start("--min-workers", "2", models={"m": sim()})
+    instance.until_workers(2)
+    children = instance.children()
+    [balancer] = [p for p in children if "loadbalancer" in " ".join(p.cmdline())]
+    balancer.suspend()
+    instance.process.send_signal(signal.SIGTERM)
+    assert instance.process.wait(PATIENCE_S) == 0
+    assert instance.children() == []
+    assert "killing loadbalancer: it did not go by itself" in instance.output()
+
+
+def test_a_second_signal_ends_everything_at_once(start: Start) -> None:
+    instance = start(models={"m": sim(t0_s=0.2)}, server={"shutdown_s": 8})
+    instance.until_workers(1)
+    [worker] = instance.workers()
+    request = subprocess.Popen(
+        ["curl", "-s", f"{instance.url}/predict", "-d", '{"prompt": "x", "num_inference_steps": 1000}'],
+        stdout=subprocess.DEVNULL,
+    )
+    try:
+        instance.until(lambda: any(w.running for w in instance.workers()), "a request under way")
+        instance.process.send_signal(signal.SIGINT)
+        instance.until(lambda: "stopping ..." in instance.output(), "the first signal")
+        instance.process.send_signal(signal.SIGINT)
+        assert instance.process.wait(PATIENCE_S) == 0
+    finally:
+        request.kill()
+        request.wait()
+    assert f"killing {worker.worker}: told to stop at once" in instance.output()
+    assert instance.children() == []
+
+
+def test_a_closed_terminal_stops_it_and_leaves_nothing_behind(start: Start) -> None:
+    instance = start(models={"m": sim()})
+    instance.until_workers(1)
+    instance.process.send_signal(signal.SIGINT)
+    assert instance.process.wait(PATIENCE_S) == 0
+    screen, terminal = os.openpty()
+    instance.start(terminal=terminal)
+    os.close(terminal)
+    instance.until_workers(1)
+    os.close(screen)
+    instance.process.send_signal(signal.SIGHUP)
+    instance.process.wait(PATIENCE_S)
+    assert instance.children() == []
+
+
+def test_nohup_means_to_go_on(start: Start) -> None:
+    instance = start(models={"m": sim()})
+    instance.process.send_signal(signal.SIGTERM)
+    instance.process.wait(PATIENCE_S)
+    instance.start("nohup")
+    instance.until_workers(1)
+    instance.process.send_signal(signal.SIGHUP)
+    os.kill(instance.workers()[0].pid, signal.SIGKILL)
+    instance.until(lambda: "died (signal 9)" in instance.output(), "that it still looks")
+    instance.until_workers(1)
+
+
+@pytest.mark.parametrize("file", ["", "nested/"])
+def test_a_data_dir_that_cannot_be_is_refused(tmp_path: Path, file: str) -> None:
+    (tmp_path / "file").write_text("in the way")
+    command = [sys.executable, "-m", "controller", "--data-dir", str(tmp_path / "file" / file)]
+    refused = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE_S, check=False)
+    assert refused.returncode == 2
+    assert re.search(r"cannot start: data_dir \S+ cannot be used", refused.stderr)
+    assert "Traceback" not in refused.stderr
 
 
 def test_a_worker_that_cannot_load_backs_off_and_is_reported(start: Start, tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from controller.plan import Wanted, after_exit, device_slots, make_plan
+from controller.plan import Wanted, after_exit, device_slots, forgive, make_plan, one_more, still_owed
 from controller.replica import (
     Action,
     Child,
@@ -95,13 +95,36 @@ def test_no_free_device_is_an_obstacle_with_a_reason() -> None:
     assert plan.obstacles == {"m": "2 more wanted, but every device is taken"}
 
 
+def starts(*models: Wanted) -> list[tuple[str, str]]:
+    return [(a.model, a.device) for a in actions(*models) if isinstance(a, Start)]
+
+
 def test_models_share_the_devices_without_taking_one_twice() -> None:
-    both = actions(wanted([], 2, model="a"), wanted([], 2, model="b"))
-    assert [(s.model, s.device) for s in both if isinstance(s, Start)] == [
+    # Each has its minimum before any has more.
+    assert starts(wanted([], 2, model="a"), wanted([], 2, model="b")) == [
         ("a", "cuda:0"),
-        ("a", "cuda:1"),
-        ("b", "cuda:2"),
+        ("b", "cuda:1"),
+        ("a", "cuda:2"),
     ]
+
+
+def test_a_busy_model_does_not_take_the_place_of_another_ones_only_worker() -> None:
+    busy = wanted([replica("a"), replica("b", device="cuda:1")], 3)
+    fallen = wanted([], 1, model="other", crashes=Crashes(3, NOW + 30))
+    assert starts(busy, fallen) == []
+    assert make_plan([busy, fallen], NOW).obstacles == {
+        "m": "1 more wanted, but every device is taken",
+        "other": "3 crashes in a row, next try in 30 s",
+    }
+    assert starts(busy, wanted([], 1, model="other", crashes=Crashes(3, NOW))) == [("other", "cuda:2")]
+    # Once it has its minimum, the rest is free for whoever wants it.
+    assert starts(busy, wanted([replica("c", device="cuda:3")], 1, model="other")) == [("m", "cuda:2")]
+
+
+def test_a_start_goes_to_the_least_used_device() -> None:
+    shared = ("cuda:0", "cuda:1", "cuda:0")
+    assert starts(wanted([replica("a")], 2, shared)) == [("m", "cuda:1")]
+    assert starts(wanted([replica("a"), replica("b", device="cuda:1")], 3, shared)) == [("m", "cuda:0")]
 
 
 def test_a_device_that_stands_twice_may_be_shared() -> None:
@@ -138,11 +161,49 @@ def test_crashes_in_a_row_wait_longer_and_longer_up_to_a_minute() -> None:
         (ended(0, ready=100.0, told=True), 2, False),
         (ended(-9, ready=None, told=True), 2, False),
         (ended(None, ready=None), 3, True),
+        (ended(0, ready=5.0), 2, False),  # its operator told it to go
+        (ended(0, ready=None), 3, True),  # nobody tells a worker to go before it is there: it never came up
     ],
 )
 def test_what_counts_as_a_crash(exit_: Exit, count: int, crashed: bool) -> None:
     after, was_crash = after_exit(Crashes(2, 0.0), exit_)
     assert (after.count, was_crash) == (count, crashed)
+
+
+@pytest.mark.parametrize(
+    ("ready_ago", "crashed_ago", "stage", "forgiven"),
+    [
+        (60.0, 100.0, Stage.READY, True),
+        (59.0, 100.0, Stage.READY, False),
+        # It was well before the crash too: that says nothing of those started since.
+        (200.0, 100.0, Stage.READY, False),
+        (60.0, 100.0, Stage.DRAINING, False),
+        (None, 100.0, Stage.STARTING, False),
+    ],
+)
+def test_crashes_are_forgiven_when_a_later_worker_stays_well(
+    ready_ago: float | None, crashed_ago: float, stage: Stage, forgiven: bool
+) -> None:
+    crashes = one_more(Crashes(4), NOW - crashed_ago)
+    child = Child("w", "m", "cuda:0", 1, NOW - 300, None, None if ready_ago is None else NOW - ready_ago)
+    after = forgive(crashes, [Replica(child, stage)], NOW)
+    assert after == (Crashes() if forgiven else crashes)
+    assert forgive(crashes, [], NOW) == crashes
+
+
+@pytest.mark.parametrize(
+    ("lost", "desired", "stages", "owed"),
+    [
+        (0, 2, [Stage.READY], 0),  # a place that was never filled is not owed
+        (1, 2, [Stage.READY], 1),
+        (1, 2, [Stage.READY, Stage.STARTING], 0),
+        (1, 2, [Stage.READY, Stage.DRAINING], 1),
+        (3, 3, [Stage.READY], 2),
+        (3, 1, [Stage.READY], 0),  # no longer wanted
+    ],
+)
+def test_what_is_owed_after_deaths(lost: int, desired: int, stages: list[Stage], owed: int) -> None:
+    assert still_owed(lost, desired, [replica(f"w{i}", stage) for i, stage in enumerate(stages)]) == owed
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 from hypothesis import given
@@ -40,11 +40,11 @@ def seen(queue: Queue | None, ready: int, starting: int = 0, draining: int = 0) 
         (24, 0, 1, 1, 0, 3, "load 12.0"),
         # A draining one is none.
         (12, 0, 1, 0, 3, 2, "load 12.0"),
-        (0, 0, 0, 0, 0, 1, "0 of at least 1 workers"),
-        (0, 0, 0, 0, 2, 1, "0 of at least 1 workers"),
-        (0, 0, 9, 0, 0, 8, "9 of at most 8 workers"),
-        (999, 0, 8, 0, 0, 8, "but 8 workers are the most"),
-        (0, 0, 1, 0, 0, 1, "but 1 workers are the fewest"),
+        (0, 0, 0, 0, 0, 1, "min_workers is 1"),
+        (0, 0, 0, 0, 2, 1, "min_workers is 1"),
+        (0, 0, 9, 0, 0, 8, "max_workers is 8"),
+        (999, 0, 8, 0, 0, 8, "but max_workers is 8"),
+        (0, 0, 1, 0, 0, 1, "but min_workers is 1"),
         (0, 0, 2, 0, 0, 2, "for 0 of 60 s"),
     ],
 )
@@ -64,6 +64,43 @@ def test_no_data_is_no_decision_and_the_clock_of_the_holds_starts_anew() -> None
     assert decision.desired == 2
     floor, _ = decide(seen(None, 0), SCALING, LIMITS, memory, 30.0)
     assert (floor.desired, floor.valid) == (1, True), "the least that is configured needs no data"
+
+
+@pytest.mark.parametrize(
+    ("queued", "ready", "owed", "desired"),
+    [
+        # A dead worker whose successor waits for its back-off is capacity to come: the loss is not made a decision.
+        (10, 1, 1, 2),
+        (10, 0, 3, 3),
+        # It is counted once, whether owed or started.
+        (12, 1, 1, 2),
+        (24, 1, 1, 3),
+    ],
+)
+def test_owed_workers_count_as_capacity_to_come(queued: int, ready: int, owed: int, desired: int) -> None:
+    observation = replace(seen(Queue(queued, 0), ready), owed=owed)
+    decision, _ = decide(observation, SCALING, LIMITS, Memory(), 0.0)
+    assert decision.desired == desired
+
+
+@pytest.mark.parametrize("meanwhile", [seen(None, 1), seen(Queue(50, 0), 0), seen(Queue(50, 0), 9)])
+def test_a_hold_does_not_bridge_what_was_not_watched(meanwhile: Observation) -> None:
+    held = SCALING.model_copy(update={"scale_up_hold_s": 60.0})
+    _, memory = decide(seen(Queue(20, 0), 1), held, LIMITS, Memory(), 0.0)
+    _, memory = decide(meanwhile, held, LIMITS, memory, 30.0)
+    decision, memory = decide(seen(Queue(20, 0), 1), held, LIMITS, memory, 60.0)
+    assert decision.desired == 1
+    assert decide(seen(Queue(20, 0), 1), held, LIMITS, memory, 120.0)[0].desired == 2
+
+
+def test_each_direction_has_its_own_cooldown() -> None:
+    slow = SCALING.model_copy(
+        update={"scale_up_cooldown_s": 100.0, "scale_down_hold_s": 0.0, "scale_down_cooldown_s": 200.0}
+    )
+    grown = changes(slow, 10.0, 900.0, {0.0: 1000, 290.0: 0})
+    assert grown[:4] == [(0.0, 1), (0.0, 2), (100.0, 3), (200.0, 4)]
+    # The last change was at 200 s, so the first removal is at 400 s; the cooldown of additions has no part in it.
+    assert grown[4:] == [(400.0, 3), (600.0, 2), (800.0, 1)]
 
 
 def test_no_worker_is_removed_that_the_rest_would_miss_at_once() -> None:

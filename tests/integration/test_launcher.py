@@ -1,0 +1,310 @@
+"""The local launcher with real children: every verb in every state, adoption, and pids that belong to others now."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import psutil
+import pytest
+import yaml
+
+from configs.load import load
+from configs.paths import log_dir
+from configs.schema import Settings
+from controller.launchers import Poll
+from controller.launchers.local import LocalLauncher
+from controller.launchers.processes import Processes, Record
+from controller.replica import Child, Exit
+from tests.programs import wait_until
+
+#: Waits for ever; says so in its log. The name among its arguments is what a child is known by.
+WAITS = "import time; print('here', flush=True); time.sleep(600)"
+DEAF = "import signal; [signal.signal(s, signal.SIG_IGN) for s in (signal.SIGTERM, signal.SIGUSR1)]; " + WAITS
+POLITE = "import signal, sys; signal.signal(signal.SIGTERM, lambda *_: sys.exit(0)); " + WAITS
+
+
+class Rig:
+    """Launchers on one folder, one after the other, as controllers come and go."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.records, self.logs = folder / "records", folder / "logs"
+        self.logs.mkdir()
+        self.launchers: list[Processes] = []
+        self.next()
+
+    def next(self) -> Processes:
+        self.launchers.append(Processes(self.records, self.logs))
+        return self.launchers[-1]
+
+    @property
+    def now(self) -> Processes:
+        return self.launchers[-1]
+
+    def spawn(self, name: str, program: str = WAITS, *, wait: bool = True) -> None:
+        self.now.spawn(name, "m", "cpu:0", [sys.executable, "-c", program, name], {})
+        if wait:
+            wait_until(lambda: "here" in (self.logs / f"{name}.log").read_text(), f"{name} is up")
+
+    def child(self, name: str) -> Child:
+        [child] = [child for child in self.now.poll().children if child.id == name]
+        return child
+
+    def exit(self, name: str) -> Exit:
+        found: list[Exit] = []
+
+        def gone() -> bool:
+            found.extend(ended for ended in self.now.poll().exits if ended.child.id == name)
+            return bool(found)
+
+        wait_until(gone, f"{name} has ended")
+        return found[0]
+
+    def record(self, name: str) -> Path:
+        return self.records / f"{name}.json"
+
+
+def end(launcher: Processes) -> None:
+    for child in launcher.poll().children:
+        launcher.signal(child.id, signal.SIGKILL)
+    wait_until(lambda: not launcher.poll().children, "the end of every child")
+
+
+@pytest.fixture
+def rig(tmp_path: Path) -> Iterator[Rig]:
+    made = Rig(tmp_path)
+    yield made
+    for launcher in made.launchers:
+        end(launcher)
+
+
+@pytest.mark.parametrize(
+    ("program", "signum", "status"),
+    [
+        ("import sys; print('one'); print('two'); sys.exit(3)", None, 3),
+        (WAITS, signal.SIGKILL, -9),
+        (WAITS, signal.SIGTERM, -15),
+        (POLITE, signal.SIGTERM, 0),
+    ],
+)
+def test_an_exit_is_told_once_with_its_status_and_the_end_of_the_log(
+    rig: Rig, program: str, signum: signal.Signals | None, status: int
+) -> None:
+    rig.spawn("w", program, wait=signum is not None)
+    if signum is not None:
+        rig.now.signal("w", signum)
+    ended = rig.exit("w")
+    assert (ended.child.id, ended.child.model, ended.child.device, ended.status) == ("w", "m", "cpu:0", status)
+    assert ended.tail == ("here" if signum is not None else "one\ntwo")
+    assert (ended.child.drained_at is not None) == (signum is signal.SIGTERM)
+    assert rig.now.poll() == Poll([], [])
+    assert not rig.record("w").exists()
+
+
+VERBS: dict[str, Callable[[Rig], object]] = {
+    "start": lambda rig: rig.spawn("w", DEAF, wait=False),
+    "drain": lambda rig: rig.now.signal("w", signal.SIGTERM),
+    "hurry": lambda rig: rig.now.signal("w", signal.SIGUSR1),
+    "kill": lambda rig: rig.now.signal("w", signal.SIGKILL),
+    "poll": lambda rig: rig.now.poll(),
+}
+
+
+@pytest.mark.parametrize(("first", "second", "third"), list(itertools.permutations(VERBS, 3)))
+def test_every_verb_may_be_said_in_every_state(rig: Rig, first: str, second: str, third: str) -> None:
+    pids = set()
+    for verb in (first, second, third, third):
+        VERBS[verb](rig)
+        children = rig.now.poll().children
+        assert len(children) <= 1, "never two of one name"
+        pids |= {child.pid for child in children}
+    rig.now.signal("w", signal.SIGKILL)
+    wait_until(lambda: not rig.now.poll().children, "nothing of that name")
+    assert not any(psutil.pid_exists(pid) for pid in pids)
+
+
+def test_who_does_not_listen_is_killed(rig: Rig) -> None:
+    rig.spawn("w", DEAF)
+    rig.now.signal("w", signal.SIGTERM)
+    rig.now.signal("w", signal.SIGUSR1)
+    assert rig.child("w").drained_at is not None
+    rig.now.signal("w", signal.SIGKILL)
+    assert rig.exit("w").status == -9
+
+
+def test_a_child_has_a_session_of_its_own(rig: Rig) -> None:
+    rig.spawn("w", "import os; print('here', os.getsid(0) == os.getpid(), flush=True); " + WAITS)
+    wait_until(lambda: (rig.logs / "w.log").read_text().count("here") == 2, "both lines")
+    assert (rig.logs / "w.log").read_text().startswith("here True")
+
+
+def test_the_next_launcher_adopts_the_living_as_they_are(rig: Rig) -> None:
+    rig.spawn("serving")
+    rig.spawn("draining", DEAF)
+    rig.spawn("dead")
+    rig.now.signal("draining", signal.SIGTERM)
+    before = {child.id: child for child in rig.now.poll().children}
+    psutil.Process(before["dead"].pid).kill()
+    wait_until(lambda: psutil.Process(before["dead"].pid).status() == psutil.STATUS_ZOMBIE, "its death")
+    adopted = {child.id: child for child in rig.next().adopt()}
+    assert set(adopted) == {"serving", "draining"}
+    for name, child in adopted.items():
+        assert (child.pid, child.model, child.device) == (before[name].pid, "m", "cpu:0")
+        assert child.started_at == pytest.approx(before[name].started_at, abs=2.0)
+    assert adopted["serving"].drained_at is None
+    assert adopted["draining"].drained_at == pytest.approx(before["draining"].drained_at, abs=2.0)
+    rig.spawn("serving", wait=False)
+    assert rig.child("serving").pid == before["serving"].pid, "there is one already"
+    rig.now.signal("serving", signal.SIGKILL)
+    assert rig.exit("serving").status is None, "only its parent could know"
+    assert not rig.record("dead").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "later_s"),
+    [
+        ("w", 0.02),  # the pid was given to another process of the same program ...
+        ("v", 0.0),  # ... or to another program, on a machine that was started anew
+    ],
+)
+def test_a_pid_that_belongs_to_another_now_is_left_alone(rig: Rig, name: str, later_s: float) -> None:
+    with subprocess.Popen([sys.executable, "-c", WAITS, "w"], stdout=subprocess.DEVNULL) as innocent:
+        try:
+            process = psutil.Process(innocent.pid)
+            wait_until(lambda: "w" in process.cmdline(), "its program")
+            created = process.create_time() - psutil.boot_time()
+            record = Record(name, "m", "cpu:0", innocent.pid, created + later_s)
+            rig.record(name).write_bytes(msgspec.json.encode(record))
+            assert rig.now.adopt() == []
+            assert not rig.record(name).exists()
+            rig.now.signal(name, signal.SIGKILL)
+            assert process.is_running()
+            assert process.status() != psutil.STATUS_ZOMBIE
+            # The same record with the truth in it is adopted: it was the difference that counted.
+            rig.record("w").write_bytes(msgspec.json.encode(Record("w", "m", "cpu:0", innocent.pid, created)))
+            assert [child.pid for child in rig.now.adopt()] == [innocent.pid]
+        finally:
+            innocent.kill()
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"{", b'{"id": "w"}', b'{"id":"w","model":"m","device":"d","pid":0,"created":0}']
+)
+def test_a_record_that_makes_no_sense_is_dropped(rig: Rig, content: bytes) -> None:
+    rig.record("w").write_bytes(content)
+    assert rig.now.adopt() == []
+    assert not rig.record("w").exists()
+
+
+def test_old_logs_are_pruned_but_not_those_of_the_living(rig: Rig) -> None:
+    rig.spawn("w")
+    for number in range(60):
+        (rig.logs / f"old-{number:02}.log").write_text("x")
+        stamp = time.time() + 10 + number
+        os.utime(rig.logs / f"old-{number:02}.log", (stamp, stamp))
+    rig.spawn("v")
+    kept = sorted(log.stem for log in rig.logs.glob("*.log"))
+    assert kept == [f"old-{number:02}" for number in range(10, 60)] + ["v", "w"]
+
+
+# ---- what the children are told
+
+TELLS = """#!{python}
+import json, os, sys, time
+print(json.dumps([sys.argv[1:], dict(os.environ)]), flush=True)
+time.sleep(600)
+"""
+
+
+def settings(folder: Path, **changes: Any) -> Settings:
+    file = folder / "muster.yaml"
+    file.write_text(yaml.safe_dump({"models": {"m": {"engine": "sim"}}} | changes))
+    return load(file, {"data_dir": str(folder / "data")})
+
+
+def end_all(launcher: LocalLauncher) -> None:
+    for child in launcher.poll().children:
+        launcher.kill(child.id)
+    wait_until(lambda: not launcher.poll().children, "the end of every child")
+
+
+@pytest.fixture
+def python(tmp_path: Path) -> str:
+    """Stands where `python` does, and prints what it is given."""
+    program = tmp_path / "python"
+    program.write_text(TELLS.format(python=sys.executable))
+    program.chmod(0o755)
+    return str(program)
+
+
+@pytest.mark.parametrize(
+    ("device", "expected"),
+    [
+        ("cuda:3", {"CUDA_VISIBLE_DEVICES": "3", "CUDA_DEVICE_ORDER": "PCI_BUS_ID", "OMP_NUM_THREADS": None}),
+        ("cpu:1", {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}),
+        ("sim:0", {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}),
+    ],
+)
+def test_a_worker_is_pinned_to_its_device(
+    tmp_path: Path, python: str, monkeypatch: pytest.MonkeyPatch, device: str, expected: dict[str, str | None]
+) -> None:
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setenv("MUSTER_SERVER__PORT", "9999")
+    own = settings(tmp_path)
+    launcher = LocalLauncher(own, python)
+    launcher.prepare()
+    try:
+        launcher.start("w", "m", device)
+        log = log_dir(own.data_dir) / "w.log"
+        wait_until(lambda: log.read_text().endswith("\n"), "its words")
+        argv, env = msgspec.json.decode(log.read_bytes())
+    finally:
+        end_all(launcher)
+    assert {key: env.get(key) for key in expected} == expected
+    assert not any(key.startswith("MUSTER_") for key in env), "they are in the written configuration already"
+    assert argv[:2] == ["-m", "worker"]
+    options = dict(zip(argv[2::2], argv[3::2], strict=True))
+    assert (options["--id"], options["--model"], options["--device"]) == ("w", "m", device)
+    assert load(Path(options["--config"])).server.port == 9999
+
+
+@pytest.mark.parametrize(
+    ("changes", "outdated"),
+    [
+        ({}, False),
+        ({"min_workers": 3, "devices": {"use": "cpu"}}, False),
+        ({"models": {"m": {"engine": "sim", "scaling": {"min_workers": 2}}}}, False),
+        ({"server": {"port": 8123}}, True),
+        ({"models": {"m": {"engine": "sim", "max_batch_size": 3}}}, True),
+    ],
+)
+def test_children_of_another_configuration_are_told_to_go(
+    tmp_path: Path, python: str, changes: dict[str, Any], outdated: bool
+) -> None:
+    first = LocalLauncher(settings(tmp_path), python)
+    first.prepare()
+    try:
+        first.start("w", "m", "sim:0")
+        first.start_balancer()
+        logs = [log_dir(tmp_path / "data") / f"{name}.log" for name in ("w", "loadbalancer")]
+        wait_until(lambda: all(log.read_text().endswith("\n") for log in logs), "both are up")
+        second = LocalLauncher(settings(tmp_path, **changes), python)
+        adopted, told = second.prepare()
+        assert {child.id for child in adopted} == {"w", "loadbalancer"}
+        assert told is outdated
+        assert {child.drained_at is not None for child in second.poll().children} <= {outdated}
+        if outdated:
+            wait_until(lambda: not first.poll().children, "their end")
+        else:
+            assert len(second.poll().children) == 2
+    finally:
+        end_all(first)
