@@ -114,7 +114,9 @@ async def _serve(settings: Settings, screen: Screen) -> None:
         running.cancel()
 
     for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        if signal.getsignal(signum) is not signal.SIG_IGN:  # nohup means: go on without the terminal
+        # nohup means: go on without the terminal. SIGINT counts even where it came ignored: every background job of a
+        # shell starts so, and can still be told to stop.
+        if signum != signal.SIGHUP or signal.getsignal(signum) is not signal.SIG_IGN:
             asyncio.get_running_loop().add_signal_handler(signum, told)
     try:
         await running

@@ -138,7 +138,7 @@ def after_exit(crashes: Crashes, ended: Exit) -> tuple[Crashes, bool]:
     served for `HEALTHY_AFTER_S` delays the next start by 1, 2, 4, ... 60 s; one that dies later is replaced at once.
     """
     child = ended.child
-    if child.drained_at is not None or (child.ready_at is not None and ended.status == 0):
+    if child.drained_at is not None or ended.status == 0:
         return crashes, False
     if child.ready_at is not None and ended.at - child.ready_at >= HEALTHY_AFTER_S:
         return Crashes(), True

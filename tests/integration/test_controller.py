@@ -291,6 +291,21 @@ def test_a_closed_terminal_stops_it_and_leaves_nothing_behind(start: Start) -> N
     assert instance.children() == []
 
 
+def test_a_background_job_of_a_shell_can_be_interrupted(start: Start) -> None:
+    instance = start(models={"m": sim()})
+    instance.process.send_signal(signal.SIGTERM)
+    instance.process.wait(PATIENCE_S)
+    # As a shell starts a background job: with SIGINT ignored.
+    ignoring = (
+        "import os, signal, sys; signal.signal(signal.SIGINT, signal.SIG_IGN); os.execv(sys.argv[1], sys.argv[1:])"
+    )
+    instance.start(sys.executable, "-c", ignoring)
+    instance.until_workers(1)
+    instance.process.send_signal(signal.SIGINT)
+    assert instance.process.wait(PATIENCE_S) == 0
+    assert instance.children() == []
+
+
 def test_nohup_means_to_go_on(start: Start) -> None:
     instance = start(models={"m": sim()})
     instance.process.send_signal(signal.SIGTERM)

@@ -162,7 +162,8 @@ def test_crashes_in_a_row_wait_longer_and_longer_up_to_a_minute() -> None:
         (ended(-9, ready=None, told=True), 2, False),
         (ended(None, ready=None), 3, True),
         (ended(0, ready=5.0), 2, False),  # its operator told it to go
-        (ended(0, ready=None), 3, True),  # nobody tells a worker to go before it is there: it never came up
+        (ended(0, ready=None), 2, False),  # in the moment between its being ready and our hearing of it
+        (ended(-15, ready=None), 3, True),
     ],
 )
 def test_what_counts_as_a_crash(exit_: Exit, count: int, crashed: bool) -> None:
