@@ -48,7 +48,7 @@ def server(folder: Path, config: dict[str, Any], *options: str) -> Iterator[str]
         asyncio.run(_wait_ready(url, process, folder))
         yield url
     finally:
-        process.send_signal(signal.SIGINT)
+        process.send_signal(signal.SIGTERM)
         try:
             process.wait(15)
         except subprocess.TimeoutExpired:
