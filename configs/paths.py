@@ -36,6 +36,13 @@ def log_dir(data_dir: Path) -> Path:
     return path
 
 
+def cache_dir(data_dir: Path) -> Path:
+    """What can be measured again, and is kept to save time."""
+    path = data_dir.resolve() / "cache"
+    path.mkdir(parents=True, exist_ok=True)
+    return path
+
+
 def worker_address(data_dir: Path) -> str:
     """The ZeroMQ address at which workers meet the balancer: a Unix socket in a folder of mode 0700."""
     path = run_dir(data_dir) / "workers.sock"

@@ -1,59 +1,106 @@
 """Samplers by name: what a request may ask for as `scheduler`, and the diffusers class and options behind it.
 
-The balancer checks names here without importing torch; a worker builds the object from the same row.
+The balancer checks names here without importing torch; a worker builds the object from the same row. Left out are
+samplers that do not reach the right end where it is known exactly: iPNDM and the stochastic third order of DPM++ on
+checkpoints that predict noise, DEIS and SA on flows.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from types import MappingProxyType
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 #: Means "the one that the checkpoint ships".
 MODEL_DEFAULT = "default"
 
+#: What a checkpoint was trained to undo, which decides what can sample from it: noise of growing variance (Stable
+#: Diffusion), a straight way from noise to picture (Stable Diffusion 3, FLUX), or noise as in the EDM paper.
+Process = Literal["noise", "flow", "edm"]
+
+
+Options = dict[str, str | bool | int]
+
 
 class Sampler(NamedTuple):
-    """A diffusers scheduler class and the options that make it this sampler."""
+    """A diffusers scheduler class, the options that make it this sampler, and the checkpoints that it is for."""
 
     cls: str
     options: Mapping[str, str | bool | int] = MappingProxyType({})
+    processes: tuple[Process, ...] = ("noise",)
 
+
+_KARRAS: Options = {"use_karras_sigmas": True}
+_EXPONENTIAL: Options = {"use_exponential_sigmas": True}
+_BETA: Options = {"use_beta_sigmas": True}
+_SDE: Options = {"algorithm_type": "sde-dpmsolver++"}
+_THIRD: Options = {"solver_order": 3}
+_BOTH: tuple[Process, ...] = ("noise", "flow")
 
 SAMPLERS: dict[str, Sampler] = {
     "ddim": Sampler("DDIMScheduler"),
     "ddpm": Sampler("DDPMScheduler"),
     "pndm": Sampler("PNDMScheduler"),
     "euler": Sampler("EulerDiscreteScheduler"),
-    "euler_karras": Sampler("EulerDiscreteScheduler", {"use_karras_sigmas": True}),
+    "euler_karras": Sampler("EulerDiscreteScheduler", _KARRAS),
+    "euler_exponential": Sampler("EulerDiscreteScheduler", _EXPONENTIAL),
+    "euler_beta": Sampler("EulerDiscreteScheduler", _BETA),
     "euler_ancestral": Sampler("EulerAncestralDiscreteScheduler"),
-    "dpmpp_2m": Sampler("DPMSolverMultistepScheduler"),
-    "dpmpp_2m_karras": Sampler("DPMSolverMultistepScheduler", {"use_karras_sigmas": True}),
-    "dpmpp_2m_sde": Sampler("DPMSolverMultistepScheduler", {"algorithm_type": "sde-dpmsolver++"}),
-    "dpmpp_single": Sampler("DPMSolverSinglestepScheduler"),
-    "unipc": Sampler("UniPCMultistepScheduler"),
+    "dpmpp_2m": Sampler("DPMSolverMultistepScheduler", processes=_BOTH),
+    "dpmpp_2m_karras": Sampler("DPMSolverMultistepScheduler", _KARRAS),
+    "dpmpp_2m_exponential": Sampler("DPMSolverMultistepScheduler", _EXPONENTIAL),
+    "dpmpp_2m_sde": Sampler("DPMSolverMultistepScheduler", _SDE, _BOTH),
+    "dpmpp_2m_sde_karras": Sampler("DPMSolverMultistepScheduler", _SDE | _KARRAS),
+    "dpmpp_2m_sde_exponential": Sampler("DPMSolverMultistepScheduler", _SDE | _EXPONENTIAL),
+    "dpmpp_3m": Sampler("DPMSolverMultistepScheduler", _THIRD, _BOTH),
+    "dpmpp_3m_karras": Sampler("DPMSolverMultistepScheduler", _THIRD | _KARRAS),
+    "dpmpp_single": Sampler("DPMSolverSinglestepScheduler", processes=_BOTH),
+    "dpmpp_single_karras": Sampler("DPMSolverSinglestepScheduler", _KARRAS),
+    "unipc": Sampler("UniPCMultistepScheduler", processes=_BOTH),
+    "unipc_karras": Sampler("UniPCMultistepScheduler", _KARRAS),
     "deis": Sampler("DEISMultistepScheduler"),
+    "deis_karras": Sampler("DEISMultistepScheduler", _KARRAS),
     "heun": Sampler("HeunDiscreteScheduler"),
+    "heun_karras": Sampler("HeunDiscreteScheduler", _KARRAS),
     "kdpm2": Sampler("KDPM2DiscreteScheduler"),
+    "kdpm2_karras": Sampler("KDPM2DiscreteScheduler", _KARRAS),
     "kdpm2_ancestral": Sampler("KDPM2AncestralDiscreteScheduler"),
+    "kdpm2_ancestral_karras": Sampler("KDPM2AncestralDiscreteScheduler", _KARRAS),
     "lms": Sampler("LMSDiscreteScheduler"),
+    "lms_karras": Sampler("LMSDiscreteScheduler", _KARRAS),
     "lcm": Sampler("LCMScheduler"),
     "tcd": Sampler("TCDScheduler"),
     "sasolver": Sampler("SASolverScheduler"),
-    "ipndm": Sampler("IPNDMScheduler"),
+    "flow_match_euler": Sampler("FlowMatchEulerDiscreteScheduler", processes=("flow",)),
+    "flow_match_euler_karras": Sampler("FlowMatchEulerDiscreteScheduler", _KARRAS, ("flow",)),
+    "flow_match_euler_exponential": Sampler("FlowMatchEulerDiscreteScheduler", _EXPONENTIAL, ("flow",)),
+    "flow_match_euler_beta": Sampler("FlowMatchEulerDiscreteScheduler", _BETA, ("flow",)),
+    "flow_match_euler_ancestral": Sampler("LTXEulerAncestralRFScheduler", processes=("flow",)),
+    "flow_match_heun": Sampler("FlowMatchHeunDiscreteScheduler", processes=("flow",)),
+    "flow_match_lcm": Sampler("FlowMatchLCMScheduler", processes=("flow",)),
+    "edm_euler": Sampler("EDMEulerScheduler", processes=("edm",)),
+    "edm_dpmpp_2m": Sampler("EDMDPMSolverMultistepScheduler", processes=("edm",)),
 }
 
 _BY_CLASS = {sampler.cls.lower(): name for name, sampler in SAMPLERS.items() if not sampler.options}
+#: What other programs call them.
+_ALIASES = {
+    "euler_a": "euler_ancestral",
+    "dpm_2": "kdpm2",
+    "dpm_2_ancestral": "kdpm2_ancestral",
+    "uni_pc": "unipc",
+    "sa_solver": "sasolver",
+}
 
 
 def canonical(name: str) -> str | None:
-    """The table's name for what a person wrote (`Euler`, `DDIMScheduler`, `dpmpp-2m`); None where there is none."""
-    lowered = name.strip().lower().replace("-", "_").replace("++", "pp")
+    """The table's name for what a person wrote (`Euler`, `DDIMScheduler`, `DPM++ 2M Karras`); None if there is none."""
+    lowered = "_".join(name.lower().replace("++", "pp").replace("-", " ").split())
     if lowered == MODEL_DEFAULT or lowered in SAMPLERS:
         return lowered
-    return _BY_CLASS.get(lowered)
+    return _ALIASES.get(lowered) or _BY_CLASS.get(lowered)
 
 
-def names() -> list[str]:
-    """Every name that a request may use."""
-    return [MODEL_DEFAULT, *SAMPLERS]
+def names(process: Process | None = None) -> list[str]:
+    """Every name that a request may use, or those that suit checkpoints of one process."""
+    return [MODEL_DEFAULT, *(name for name, row in SAMPLERS.items() if process is None or process in row.processes)]

@@ -52,6 +52,8 @@ class Server(Section):
     """The longest `timeout_s` that a request may set."""
     max_body_bytes: int = Field(default=1 << 20, ge=1024)
     """Largest request body that is read."""
+    max_upload_bytes: int = Field(default=32 << 20, ge=1024)
+    """Largest request body with pictures in it: `/v1/images/edits`, and data URLs in `/v1/images/generations`."""
     max_prompt_chars: int = Field(default=4000, ge=1)
     """Longest prompt and negative prompt."""
     max_n: int = Field(default=10, ge=1, le=128)
@@ -65,6 +67,8 @@ class Queue(Section):
 
     max_tasks: int = Field(default=1024, ge=1)
     """Most waiting tasks (images) per model; past it a request is answered 429 with Retry-After."""
+    max_source_bytes: int = Field(default=1 << 30, ge=1 << 20)
+    """Most bytes of source pictures (3 per pixel) that unfinished tasks may hold; past it the answer is 429 too."""
     max_attempts: int = Field(default=3, ge=1)
     """How many workers may die under a task before it is failed."""
 
@@ -88,7 +92,7 @@ class Workers(Section):
     start_timeout_s: PositiveSeconds = 600.0
     """A worker that is not ready by then is killed and counted as a crash."""
     drain_timeout_s: PositiveSeconds = 60.0
-    """A draining worker hands back what it has not finished by then; 10 s later it is killed."""
+    """A draining worker whose tasks cannot be moved may finish them for so long; 10 s later it is killed."""
     orphan_after_s: PositiveSeconds = 60.0
     """A worker that hears nothing from a balancer for this long exits."""
 
@@ -112,10 +116,10 @@ class Scaling(Section):
     """Time between two decisions. The death of a worker is answered at once."""
     policy: Literal["queue_depth"] = "queue_depth"
     """How the number is decided."""
-    scale_up_at: float = Field(default=12.0, gt=0)
-    """One worker more when the load reaches this."""
-    scale_down_at: float = Field(default=3.0, ge=0)
-    """One worker fewer when the load falls under this."""
+    scale_up_at: Annotated[float, Field(gt=0)] | Literal["auto"] = "auto"
+    """One worker more when the load reaches this; `auto` is a full batch, as measured."""
+    scale_down_at: Annotated[float, Field(ge=0)] | Literal["auto"] = "auto"
+    """One worker fewer when the load falls under this; `auto` is a quarter of `scale_up_at`."""
     scale_up_hold_s: Seconds = 0.0
     """How long the load must have been high."""
     scale_down_hold_s: Seconds = 60.0
@@ -129,9 +133,10 @@ class Scaling(Section):
     def _in_order(self) -> Scaling:
         if isinstance(self.max_workers, int) and self.min_workers > self.max_workers:
             raise ValueError(f"min_workers ({self.min_workers}) must not exceed max_workers ({self.max_workers})")
-        if self.scale_down_at >= self.scale_up_at:
+        up, down = self.scale_up_at, self.scale_down_at
+        if up != "auto" and down != "auto" and down >= up:
             raise ValueError(
-                f"scale_down_at ({self.scale_down_at:g}) must be below scale_up_at ({self.scale_up_at:g}), "
+                f"scale_down_at ({down:g}) must be below scale_up_at ({up:g}), "
                 "or workers would start and stop without end"
             )
         return self
@@ -144,6 +149,21 @@ class Batching(Section):
     """`step`: requests join and leave between denoising steps. `grouped`: whole-request batches, for comparison."""
     window_s: Seconds = 0.3
     """`grouped` only: how long the first request of a batch waits for others."""
+    min_gain: float = Field(default=0.05, ge=0, lt=1)
+    """A larger batch must bring more images per second by this fraction to be used (`max_batch_size: auto`)."""
+    max_step_s: PositiveSeconds | None = None
+    """No batch whose step takes longer than this: bounds how long a newcomer waits to join. Default: no bound."""
+    checkpoint_every: Annotated[int, Field(ge=1)] | Literal["auto", "never"] = "auto"
+    """Steps between two checkpoints of a running task, which its worker's death sets it back to; `auto`: about 2 s."""
+
+
+class WarmUp(Section):
+    """What a worker does before it takes its first request."""
+
+    sizes: tuple[Annotated[str, AfterValidator(_size)], ...] = ()
+    """Picture sizes to measure beside the default one. Others are learnt from the steps that they take."""
+    measure_s: Seconds = 10.0
+    """Most seconds to spend on measuring steps of 1 to 32 tasks, per size; the result is kept in `data_dir`."""
 
 
 class Defaults(Section):
@@ -157,6 +177,8 @@ class Defaults(Section):
     """Classifier-free guidance; at 1 or below there is none, which halves the work."""
     scheduler: Annotated[str, AfterValidator(_known_scheduler)] = "default"
     """Sampler by name; `default` is the checkpoint's own."""
+    strength: float = Field(default=0.8, gt=0, le=1)
+    """With a source picture: how far from it, 1 ignoring it."""
 
 
 class Limits(Section):
@@ -170,6 +192,12 @@ class Limits(Section):
     """Shortest side in pixels."""
     max_guidance_scale: float = Field(default=50.0, ge=1)
     """Strongest guidance."""
+    max_source_pixels: int = Field(default=25_000_000, ge=64)
+    """Most pixels of an uploaded picture, before it is scaled to the size of the image."""
+    max_loras: int = Field(default=4, ge=0)
+    """Most adapters of one request."""
+    max_lora_scale: float = Field(default=4.0, gt=0)
+    """Strongest scale of an adapter, of either sign."""
 
 
 class Sim(Section):
@@ -185,6 +213,14 @@ class Sim(Section):
     """A prompt that holds this fails, alone."""
     crash_prompt: str = "sim:crash"
     """A prompt that holds this kills the worker process."""
+    nan_prompt: str = "sim:nan"
+    """A prompt that holds this ends in a picture that is none."""
+    flag_prompt: str = "sim:flag"
+    """A prompt that holds this makes a picture that the safety checker objects to, as `safety_checker` says."""
+    device_prompt: str = "sim:device"
+    """A prompt that holds this makes the device unusable."""
+    memory_tasks: int | None = Field(default=None, ge=0)
+    """A step of more tasks than this is out of memory."""
 
 
 class Model(Section):
@@ -193,12 +229,29 @@ class Model(Section):
     engine: Literal["diffusion", "sim"] = "diffusion"
     """`diffusion` runs a diffusers checkpoint; `sim` simulates an accelerator for load tests."""
     path: str = "builtin:digits"
-    """`builtin:NAME`, a local folder, or a hub id. Only safetensors are loaded."""
+    """`builtin:NAME`, a local folder, a single `.safetensors` file, or a hub id. Only safetensors are loaded."""
+    pipeline: str | None = Field(default=None, pattern=r"^[A-Za-z][A-Za-z0-9]*Pipeline$")
+    """Class of diffusers to run the checkpoint with; default: the one that the checkpoint names."""
+    controlnet: str | None = None
+    """Folder or hub id of a ControlNet to load beside it, for a ControlNet pipeline."""
+    variant: str | None = Field(default=None, pattern=r"^[A-Za-z0-9_]+$")
+    """Variant of the weight files, such as `fp16`, where the checkpoint has several."""
+    loras: Path | None = None
+    """Folder of LoRA adapters (`NAME.safetensors`) that requests may name."""
+    max_loras: int = Field(default=8, ge=1)
+    """Most adapters that a worker keeps in memory; the least recently used gives way."""
+    safety_checker: Literal["off", "flag", "refuse"] = "off"
+    """Where the checkpoint ships one: `flag` says in the answer what it objects to, `refuse` answers 400 instead."""
+    compile: Literal["off", "regional", "full", "graphs"] = "off"
+    """GPU only: `torch.compile` of the denoiser's repeated blocks or of all of it, or CUDA graphs without compiling."""
+    reproducible: bool = False
+    """Every request gets equal bytes for an equal seed under any load, at the price of smaller shared batches."""
     dtype: Literal["auto", "float32", "float16", "bfloat16"] = "auto"
-    """`auto` is float16 on a GPU and float32 on a CPU."""
-    max_batch_size: int = Field(default=12, ge=1, le=512)
-    """Most tasks in one worker's running batch."""
+    """`auto` is the checkpoint family's usual half precision on a GPU and float32 on a CPU."""
+    max_batch_size: Annotated[int, Field(ge=1, le=512)] | Literal["auto"] = "auto"
+    """Most tasks in one worker's running batch; `auto` measures where more would gain nothing, up to 32."""
     batching: Batching = Batching()
+    warm_up: WarmUp = WarmUp()
     defaults: Defaults = Defaults()
     limits: Limits = Limits()
     scaling: Scaling = Scaling()
@@ -213,6 +266,15 @@ class Model(Section):
         width, height = map(int, self.defaults.size.split("x"))
         if width * height > self.limits.max_pixels or min(width, height) < self.limits.min_side:
             raise ValueError(f"defaults.size ({self.defaults.size}) is outside limits.max_pixels and limits.min_side")
+        return self
+
+    @model_validator(mode="after")
+    def _adapters_are_not_compiled(self) -> Model:
+        if self.loras is not None and self.compile in ("regional", "full"):
+            raise ValueError(
+                f"compile ({self.compile}) does not go with loras: each set of adapters would be compiled anew; "
+                "allowed: off, graphs"
+            )
         return self
 
 

@@ -83,7 +83,11 @@ def observe(
             load = stats.assigned + stats.running if stats else 0
             unheard = hearing.unheard_since(child.id, snapshot, now)
             replicas.append(Replica(child, _stage(child, stats, hearing), load, unheard))
-    queues = {stats.model: Queue(stats.queued, stats.running) for stats in snapshot.models} if snapshot else {}
+    queues = (
+        {stats.model: Queue(stats.queued, stats.running, stats.batch_cap) for stats in snapshot.models}
+        if snapshot
+        else {}
+    )
     return Observation(model, queues.get(model), replicas)
 
 

@@ -62,6 +62,8 @@ class Queue:
 
     queued: int
     running: int
+    #: Tasks of a full batch on one worker; None until one was measured.
+    batch_cap: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

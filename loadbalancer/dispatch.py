@@ -12,10 +12,11 @@ from collections import Counter
 from collections.abc import Sequence
 
 from loadbalancer.effects import Abandon, Effect, Event, Gone, Note, Said, Send, Submit, Tell, Tick
+from loadbalancer.outlook import outlook, room_in
 from loadbalancer.request_queue import ModelQueue
 from loadbalancer.roster import Roster, Worker
 from loadbalancer.stats import Rates
-from loadbalancer.task import Began, Completed, Ended, Outlook, QueueFull, State, Stepped, Task
+from loadbalancer.task import Began, Completed, Ended, Outlook, QueueFull, State, Task
 from wire.codec import Frame, FromWorker
 from wire.messages import (
     PROTOCOL,
@@ -46,7 +47,14 @@ class Dispatch:
     """Queue, roster and tasks, moved by events."""
 
     def __init__(
-        self, models: Sequence[str], *, max_tasks: int, max_attempts: int, heartbeat_s: float, lost_after_s: float
+        self,
+        models: Sequence[str],
+        *,
+        max_tasks: int,
+        max_attempts: int,
+        heartbeat_s: float,
+        lost_after_s: float,
+        max_source_bytes: int = 1 << 30,
     ) -> None:
         self.queues = {model: ModelQueue(max_tasks) for model in models}
         self.rates = {model: Rates() for model in models}
@@ -54,6 +62,9 @@ class Dispatch:
         self.tasks: dict[str, Task] = {}
         self.counters: Counter[str] = Counter()
         self._max_attempts = max_attempts
+        self._max_source_bytes = max_source_bytes
+        #: Bytes of source pictures that the tasks hold; pictures that tasks of a request share are counted for each.
+        self._source_bytes = 0
         self._heartbeat_s = heartbeat_s
         self._deadlines: list[tuple[float, str]] = []
 
@@ -78,28 +89,22 @@ class Dispatch:
     def outlook(self, task_id: str) -> Outlook | None:
         """The task's place and how long it will take; None once it has ended."""
         task = self.tasks.get(task_id)
-        if task is None:
-            return None
-        workers = self.roster.of(task.model)
-        rate = sum(worker.rate() for worker in workers)
-        step_s = max((worker.beat.step_s for worker in workers), default=0.0)
-        if task.state is not State.QUEUED:
-            return Outlook(task.state, 0, task.remaining_steps * step_s if step_s else None)
-        queue = self.queues[task.model]
-        position = queue.position(task)
-        if not rate:
-            return Outlook(task.state, position, None)
-        # The steps before it are estimated from its position: summing them would cost the whole queue each time.
-        ahead = queue.steps * position / max(len(queue), 1)
-        return Outlook(task.state, position, ahead / rate + task.remaining_steps * step_s)
+        return outlook(task, self.queues[task.model], self.roster.of(task.model)) if task is not None else None
 
     # ---- requests
 
     def _submit(self, tasks: Sequence[Task], now: float) -> list[Effect]:
-        queue = self.queues[tasks[0].model]
+        queue, workers = self.queues[tasks[0].model], self.roster.of(tasks[0].model)
         if len(tasks) > queue.room():
             self.counters["refused"] += len(tasks)
-            raise QueueFull(tasks[0].model, queue.max_tasks, self._room_in(tasks[0].model, len(tasks)))
+            why = f"the queue of model '{tasks[0].model}' is full ({queue.max_tasks} images are waiting)"
+            raise QueueFull(why, room_in(queue, workers, len(tasks)))
+        source_bytes = sum(task.source_bytes for task in tasks)
+        if self._source_bytes and self._source_bytes + source_bytes > self._max_source_bytes:
+            self.counters["refused"] += len(tasks)
+            why = f"source pictures of unfinished images fill the {self._max_source_bytes >> 20} MiB that they may take"
+            raise QueueFull(why, room_in(queue, workers, len(tasks)))
+        self._source_bytes += source_bytes
         for task in tasks:
             self.tasks[task.id] = task
             task.history.append((now, State.QUEUED, "submitted"))
@@ -108,13 +113,6 @@ class Dispatch:
         self.counters["submitted"] += len(tasks)
         self.rates[tasks[0].model].arrivals.add(len(tasks), now)
         return []
-
-    def _room_in(self, model: str, wanted: int) -> float:
-        """Seconds until the queue should have room for so many: their steps at the workers' present rate."""
-        queue = self.queues[model]
-        rate = sum(worker.rate() for worker in self.roster.of(model))
-        mean_steps = queue.steps / max(len(queue), 1)
-        return min(max(wanted * mean_steps / rate, 1.0), 60.0) if rate else 10.0
 
     def _abandon(self, tasks: Sequence[str], reason: str, now: float) -> list[Effect]:
         effects: list[Effect] = []
@@ -142,12 +140,14 @@ class Dispatch:
     def _drop(self, task: Task, counted_as: str) -> None:
         self.counters[counted_as] += 1
         self.roster.forget(task.id)
+        self._source_bytes -= task.source_bytes
         del self.tasks[task.id]
 
     def _requeue(self, task: Task, reason: str, now: float) -> None:
-        task.move(State.QUEUED, now, reason)
+        task.move(State.QUEUED, now, f"{reason}; goes on at step {task.checkpoint_step} of {task.steps}")
         task.worker = None
         self.counters["requeued"] += 1
+        self.counters["steps_redone"] += task.set_back()
         self.queues[task.model].push(task)
 
     # ---- time
@@ -186,7 +186,7 @@ class Dispatch:
                 worker.held[task.id] = task.attempt
                 assignments, frames = orders.setdefault(worker.id, ([], []))
                 assignments.append(task.assignment(alone))
-                frames += task.checkpoint
+                frames += [*task.sources, *task.checkpoint]
         return [Send(worker, Assign(assignments), frames) for worker, (assignments, frames) in orders.items()]
 
     # ---- workers
@@ -208,8 +208,8 @@ class Dispatch:
             case Heartbeat():
                 worker.beat = message
                 return [Send(name, Welcome(self._heartbeat_s))]
-            case Bye(reason):
-                return self._lose(name, reason, now, peaceful=True)
+            case Bye(reason, crashed):
+                return self._lose(name, reason, now, peaceful=not crashed)
             case _:
                 return self._about_task(worker, message, parcel.frames, now)
 
@@ -258,19 +258,17 @@ class Dispatch:
         match message:
             case Started():
                 return self._began(task, now)
-            case Progress(step=step, steps=steps):
-                effects = self._began(task, now)
-                task.step, task.steps = step, max(steps, step, 1)
-                preview = frames[0] if frames else None
-                return [*effects, Tell(Stepped(task.id, task.step, task.steps, preview))]
-            case Finished():
-                return [*self._began(task, now), self._complete(task, frames, now)]
+            case Progress(step=step, steps=steps, preview=preview):
+                told = task.progress(step, steps, frames, preview=preview)
+                return [*self._began(task, now), Tell(told)]
+            case Finished(flagged=flagged):
+                return [*self._began(task, now), self._complete(task, frames, flagged, now)]
             case Failed(kind=kind, message=text):
                 return self._end(task, State.FAILED, kind, text, now)
             case Returned(step=step):
-                task.step, task.checkpoint = (step, tuple(frames)) if frames else (0, ())
+                task.returned(step, frames)
                 self.roster.forget(task.id)
-                self._requeue(task, f"returned by {worker.id} at step {step}", now)
+                self._requeue(task, f"returned by {worker.id}", now)
                 return []
 
     def _began(self, task: Task, now: float) -> list[Effect]:
@@ -281,13 +279,13 @@ class Dispatch:
             task.first_started = now
         return [Tell(Began(task.id))]
 
-    def _complete(self, task: Task, frames: Sequence[Frame], now: float) -> Effect:
+    def _complete(self, task: Task, frames: Sequence[Frame], flagged: bool, now: float) -> Effect:
         started = task.first_started if task.first_started is not None else now
         task.move(State.DONE, now, "finished")
         self.rates[task.model].completions.add(1, now)
         self._drop(task, "done")
         image = frames[0] if frames else b""
-        return Tell(Completed(task.id, image, started - task.created, now - started))
+        return Tell(Completed(task.id, image, started - task.created, now - started, flagged))
 
     def _lose(self, name: str, reason: str, now: float, peaceful: bool = False) -> list[Effect]:
         """The worker is no more: what it held goes back to the queue."""
@@ -309,7 +307,5 @@ class Dispatch:
                 task.worker = None
                 effects += self._end(task, State.FAILED, "error", text, now)
             else:
-                if not task.checkpoint:
-                    task.step = 0
                 self._requeue(task, f"{name} gone: {reason}", now)
         return effects

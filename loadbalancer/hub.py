@@ -22,7 +22,7 @@ from loadbalancer.effects import Abandon, Effect, Event, Gone, Note, Said, Send,
 from loadbalancer.stats import snapshot
 from loadbalancer.task import Completed, Ended, Outlook, Task, Update
 from wire.codec import ForWorker, MalformedFrames, decode_from_worker, encode
-from wire.messages import Hello, ImageInputs
+from wire.messages import About, Hello, ImageInputs, StepCurve
 from wire.snapshot import Snapshot
 
 log = logging.getLogger(__name__)
@@ -46,6 +46,7 @@ class Hub:
             max_attempts=settings.queue.max_attempts,
             heartbeat_s=settings.workers.heartbeat_s,
             lost_after_s=settings.workers.lost_after_s,
+            max_source_bytes=settings.queue.max_source_bytes,
         )
         self._listeners: dict[str, Listener] = {}
         self._wire: Counter[str] = Counter()
@@ -81,12 +82,22 @@ class Hub:
     # ---- what the routes use
 
     def submit(
-        self, model: str, inputs: Sequence[ImageInputs], *, timeout_s: float, priority: int, listener: Listener
+        self,
+        model: str,
+        inputs: Sequence[ImageInputs],
+        *,
+        timeout_s: float,
+        priority: int,
+        listener: Listener,
+        sources: Sequence[bytes] = (),
     ) -> list[str]:
-        """Queue one task per item, all or none; `listener` hears every update of each. Raises `QueueFull`."""
+        """Queue one task per item, all or none; `listener` hears every update of each. Raises `QueueFull`.
+
+        `sources` are the pixels of the source pictures, the same for every item.
+        """
         now, request = time.monotonic(), uuid.uuid4().hex
         tasks = [
-            Task(f"{request}-{i:03}", model, item, now, now + timeout_s, priority, steps=item.steps)
+            Task(f"{request}-{i:03}", model, item, now, now + timeout_s, priority, steps=item.steps, sources=sources)
             for i, item in enumerate(inputs)
         ]
         self._listeners |= dict.fromkeys((task.id for task in tasks), listener)
@@ -112,6 +123,19 @@ class Hub:
         """Whether some worker of the model takes tasks."""
         roster, now = self._dispatch.roster, time.monotonic()
         return any(worker.slots and roster.state(worker, now) == "ready" for worker in roster.of(model))
+
+    def about(self, model: str) -> About | None:
+        """What the model's engine can do, by the word of a worker; None while none is connected."""
+        return next((worker.hello.about for worker in self._dispatch.roster.of(model)), None)
+
+    def curves(self, model: str) -> list[StepCurve]:
+        """What a step costs by picture size: of each size, the curve of the worker with the largest cap."""
+        best: dict[tuple[int, int], StepCurve] = {}
+        for worker in self._dispatch.roster.of(model):
+            for curve in worker.beat.curves:
+                size = curve.width, curve.height
+                best[size] = max(best.get(size, curve), curve, key=lambda each: each.cap)
+        return list(best.values())
 
     def snapshot(self) -> Snapshot:
         """The present, for the controller and for metrics."""

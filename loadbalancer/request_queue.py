@@ -6,6 +6,7 @@ queue never looks at workers, and never refuses what was accepted once; `room` i
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 
 from sortedcontainers import SortedDict
@@ -20,8 +21,8 @@ class ModelQueue:
 
     def __init__(self, max_tasks: int) -> None:
         self.max_tasks = max_tasks
-        #: Forward passes that the waiting tasks still need.
-        self.steps = 0
+        #: Forward passes that the waiting tasks still need, by the size of their images.
+        self.steps: Counter[tuple[int, int]] = Counter()
         self._places: SortedDict[_Place, Task] = SortedDict()
 
     def __len__(self) -> int:
@@ -32,7 +33,7 @@ class ModelQueue:
         return iter(list(self._places.values()))
 
     def __repr__(self) -> str:
-        return f"<ModelQueue {len(self)} of {self.max_tasks} tasks, {self.steps} steps>"
+        return f"<ModelQueue {len(self)} of {self.max_tasks} tasks, {self.steps.total()} steps>"
 
     def room(self) -> int:
         """How many more tasks may be accepted."""
@@ -41,12 +42,14 @@ class ModelQueue:
     def push(self, task: Task) -> None:
         """Add a task at the place that its priority and age give it."""
         self._places[_place(task)] = task
-        self.steps += task.remaining_steps
+        self.steps[task.size] += task.remaining_steps
 
     def remove(self, task: Task) -> None:
         """Take a waiting task out. Raises `KeyError` if it does not wait here."""
         del self._places[_place(task)]
-        self.steps -= task.remaining_steps
+        self.steps[task.size] -= task.remaining_steps
+        if not self.steps[task.size]:
+            del self.steps[task.size]
 
     def position(self, task: Task) -> int:
         """How many tasks are before it. Raises `KeyError` if it does not wait here."""

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from loadbalancer.task import Task
-from wire.messages import Heartbeat, Hello
+from wire.messages import Heartbeat, Hello, StepCurve
 from wire.snapshot import WorkerState
 
 #: A worker that has missed this many heartbeats gets nothing new.
@@ -41,9 +41,23 @@ class Worker:
         """Slots that a task may be sent to."""
         return 0 if self.draining else max(self.slots - len(self.held), 0)
 
-    def rate(self) -> float:
-        """Task-steps per second at its present batch; 0 before the first step."""
-        return self.beat.batch / self.beat.step_s if self.beat.step_s > 0 else 0.0
+    def rate(self, size: tuple[int, int]) -> float:
+        """Task-steps per second that it makes of images of this size when it has enough of them; 0 if not measured.
+
+        A size that it has not measured goes at the pace of its present batch, or of the first size that it has.
+        """
+        curve = self._curve(size)
+        if curve is None and self.beat.step_s > 0:
+            return self.beat.batch / self.beat.step_s
+        tasks, seconds = _full(curve or next(iter(self.beat.curves), None))
+        return tasks / seconds if seconds > 0 else 0.0
+
+    def step_s(self, size: tuple[int, int]) -> float:
+        """Seconds of a step of its full batch of images of this size, or of its recent steps; 0 if not measured."""
+        return _full(self._curve(size))[1] or self.beat.step_s
+
+    def _curve(self, size: tuple[int, int]) -> StepCurve | None:
+        return next((curve for curve in self.beat.curves if (curve.width, curve.height) == size), None)
 
 
 class Roster:
@@ -101,3 +115,8 @@ class Roster:
 
 def _load(worker: Worker) -> tuple[float, str]:
     return (len(worker.held) / worker.slots if worker.slots else 0.0, worker.id)
+
+
+def _full(curve: StepCurve | None) -> tuple[int, float]:
+    """The largest batch that the curve knows and its cap allows: (tasks, seconds of a step)."""
+    return max((point for point in curve.points if point[0] <= curve.cap), default=(0, 0.0)) if curve else (0, 0.0)

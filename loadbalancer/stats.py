@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Mapping
 
+from loadbalancer.outlook import queued_work_s
 from loadbalancer.request_queue import ModelQueue
 from loadbalancer.roster import Roster, Worker
 from wire.snapshot import ModelStats, Snapshot, WorkerStats
@@ -66,16 +67,17 @@ def snapshot(
 
 def _model(name: str, queue: ModelQueue, rates: Rates, roster: Roster, now: float) -> ModelStats:
     workers = roster.of(name)
-    measured = [worker.rate() for worker in workers if worker.rate() > 0]
     oldest = queue.oldest()
     return ModelStats(
         model=name,
         queued=len(queue),
         running=sum(len(worker.held) for worker in workers),
-        queued_work_s=queue.steps / (sum(measured) / len(measured)) if measured else None,
+        queued_work_s=queued_work_s(queue, workers),
         oldest_wait_s=max(now - oldest, 0.0) if oldest is not None else 0.0,
         arrival_rate=rates.arrivals.rate(now),
         service_rate=rates.completions.rate(now),
+        # The first curve is that of the model's usual size.
+        batch_cap=max((worker.beat.curves[0].cap for worker in workers if worker.beat.curves), default=None),
     )
 
 

@@ -71,7 +71,11 @@ class Task:
     step: int = 0
     #: Forward passes it takes; the worker corrects the request's number when it starts.
     steps: int = 1
+    #: Pixels of its source pictures, which go wherever it goes.
+    sources: Sequence[Frame] = ()
+    #: Its last known state at `checkpoint_step`: what it goes on from if its worker is lost.
     checkpoint: Sequence[Frame] = ()
+    checkpoint_step: int = 0
     first_started: float | None = None
     history: list[tuple[float, State, str]] = field(default_factory=list)
 
@@ -94,7 +98,44 @@ class Task:
 
     def assignment(self, alone: bool) -> Assignment:
         """What its worker is told."""
-        return Assignment(self.id, self.attempt, self.inputs, self.step, alone, len(self.checkpoint))
+        frames = len(self.sources) + len(self.checkpoint)
+        return Assignment(self.id, self.attempt, self.inputs, self.checkpoint_step, alone, frames)
+
+    def progress(self, step: int, steps: int, frames: Sequence[Frame], *, preview: bool) -> Stepped:
+        """Its worker tells how far it is, with a preview, a checkpoint, both or none; gives what the client is told.
+
+        Pictures and checkpoints are made beside the worker's loop, and may come after the news of a later step.
+        """
+        self.step, self.steps = max(self.step, step), max(steps, step, 1)
+        pictures, checkpoint = frames[:preview], frames[preview:]
+        if checkpoint and step > self.checkpoint_step:
+            self._save(step, checkpoint)
+        picture = pictures[0] if pictures else None
+        return Stepped(self.id, self.step if picture is None else step, self.steps, picture)
+
+    def returned(self, step: int, frames: Sequence[Frame]) -> None:
+        """Its worker hands it back, with its state at this step where it has one."""
+        if frames:
+            self.step = step
+            self._save(step, frames)
+
+    def _save(self, step: int, frames: Sequence[Frame]) -> None:
+        self.checkpoint, self.checkpoint_step = tuple(frames), step
+
+    def set_back(self) -> int:
+        """Return to the checkpoint; gives the steps that have to be done again."""
+        lost, self.step = self.step - self.checkpoint_step, self.checkpoint_step
+        return max(lost, 0)
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Width and height of its image in pixels: what its steps cost depends on it."""
+        return self.inputs.width, self.inputs.height
+
+    @property
+    def source_bytes(self) -> int:
+        """Memory that its source pictures take."""
+        return sum(map(len, self.sources))
 
 
 # ---- what a client is told of its tasks; the hub passes these to the request's listener
@@ -119,12 +160,13 @@ class Stepped:
 
 @dataclass(frozen=True, slots=True)
 class Completed:
-    """The encoded image, and where the time went (seconds)."""
+    """The encoded image, and where the time went (seconds). `flagged`: the model's safety checker objects to it."""
 
     task: str
     image: Frame
     waited_s: float
     ran_s: float
+    flagged: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,8 +192,8 @@ class Outlook:
 
 
 class QueueFull(Exception):
-    """The model's queue is full. `retry_after_s` is when there should be room."""
+    """No room for more tasks, or for more source pictures. `retry_after_s` is when there should be."""
 
-    def __init__(self, model: str, limit: int, retry_after_s: float) -> None:
-        super().__init__(f"the queue of model '{model}' is full ({limit} images are waiting)")
+    def __init__(self, why: str, retry_after_s: float) -> None:
+        super().__init__(why)
         self.retry_after_s = retry_after_s

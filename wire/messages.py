@@ -11,14 +11,29 @@ from typing import Literal
 
 import msgspec
 
-PROTOCOL = 1
+PROTOCOL = 2
 
 ImageFormat = Literal["png", "jpeg", "webp"]
-FailureKind = Literal["invalid", "error", "out_of_memory"]
+FailureKind = Literal["invalid", "error", "out_of_memory", "unsafe"]
+#: What an image is drawn from: a text; a text and a picture; or these and a mask of what to draw anew.
+DrawMode = Literal["text", "image", "inpaint"]
+#: How many frames of pixels each takes.
+SOURCES: dict[DrawMode, int] = {"text": 0, "image": 1, "inpaint": 2}
+
+
+class Lora(msgspec.Struct, frozen=True, omit_defaults=True):
+    """An adapter of the configured folder, by name, and how strongly it counts."""
+
+    name: str
+    scale: float = 1.0
 
 
 class ImageInputs(msgspec.Struct, frozen=True, tag="image", omit_defaults=True):
-    """One image to draw. The front door has resolved every default: nothing here is optional by neglect."""
+    """One image to draw. The front door has resolved every default: nothing here is optional by neglect.
+
+    Source pictures travel beside it as frames of raw pixels, `width * height * 3` bytes of RGB, then for `inpaint`
+    a mask of `width * height` bytes, 255 where the picture is to be drawn anew.
+    """
 
     prompt: str
     width: int
@@ -32,10 +47,16 @@ class ImageInputs(msgspec.Struct, frozen=True, tag="image", omit_defaults=True):
     output_quality: int = 100
     #: Previews to send on the way, spread evenly over the steps.
     partial_images: int = 0
+    mode: DrawMode = "text"
+    #: How far from the source picture: 1 ignores it. Without meaning for `text`.
+    strength: float = 1.0
+    loras: tuple[Lora, ...] = ()
+    #: Equal bytes for an equal seed under any load, at the price of smaller shared batches.
+    reproducible: bool = False
 
 
 class Assignment(msgspec.Struct, frozen=True, omit_defaults=True):
-    """A task handed to a worker. `frames` raw frames follow: its checkpoint, where it has run before."""
+    """A task handed to a worker. `frames` raw frames follow: its source pictures, then its checkpoint."""
 
     task: str
     attempt: int
@@ -60,6 +81,35 @@ class Counters(msgspec.Struct, frozen=True, omit_defaults=True):
     failed: int = 0
     #: Seconds spent inside `engine.step`.
     step_s: float = 0.0
+    #: Times that a batch did not fit into memory and was made smaller.
+    out_of_memory: int = 0
+
+
+class StepCurve(msgspec.Struct, frozen=True, omit_defaults=True):
+    """What a step costs at one picture size: measured at the start, refined by every step since."""
+
+    width: int
+    height: int
+    #: Most tasks that share a step: more would gain nothing, take too long, or not fit.
+    cap: int
+    #: (tasks in the batch, seconds of a step), by tasks.
+    points: list[tuple[int, float]] = []
+
+
+class About(msgspec.Struct, frozen=True, omit_defaults=True):
+    """What a worker's engine is, for people and for the checks at the front door."""
+
+    #: Class of the pipeline that it runs.
+    pipeline: str = ""
+    #: `family` (an adapter of our own), `rendezvous` (any pipeline, in threads of its own) or `sim`.
+    batching: str = "family"
+    #: What it can draw from.
+    modes: tuple[DrawMode, ...] = ("text",)
+    #: Whether tasks move between workers with their progress.
+    checkpoints: bool = False
+    loras: bool = False
+    reproducible: bool = False
+    dtype: str = ""
 
 
 # ---- worker -> balancer
@@ -74,6 +124,7 @@ class Hello(msgspec.Struct, frozen=True, tag=True, omit_defaults=True):
     device: str
     pid: int
     running: list[str] = []
+    about: About = About()
 
 
 class Pull(msgspec.Struct, frozen=True, tag=True, omit_defaults=True):
@@ -90,21 +141,23 @@ class Started(msgspec.Struct, frozen=True, tag=True, omit_defaults=True):
 
 
 class Progress(msgspec.Struct, frozen=True, tag=True, omit_defaults=True):
-    """`step` of `steps` are done. One frame may follow: a preview picture."""
+    """`step` of `steps` are done. Frames may follow: a preview picture (if `preview`), then a checkpoint at `step`."""
 
     task: str
     attempt: int
     step: int
     steps: int
+    preview: bool = False
     frames: int = 0
 
 
 class Finished(msgspec.Struct, frozen=True, tag=True, omit_defaults=True):
-    """The task is done; its frame holds the encoded image."""
+    """The task is done; its frame holds the encoded image. `flagged`: the model's safety checker objects to it."""
 
     task: str
     attempt: int
     frames: int = 1
+    flagged: bool = False
 
 
 class Failed(msgspec.Struct, frozen=True, tag=True, omit_defaults=True):
@@ -134,12 +187,14 @@ class Heartbeat(msgspec.Struct, frozen=True, tag=True, omit_defaults=True):
     batch: float = 0.0
     memory_bytes: int = 0
     counters: Counters = Counters()
+    curves: list[StepCurve] = []
 
 
 class Bye(msgspec.Struct, frozen=True, tag=True, omit_defaults=True):
-    """The worker's last words. What it still held is to be queued again."""
+    """The worker's last words. What it still held is to be queued again; `crashed`: one of these may be the reason."""
 
     reason: str
+    crashed: bool = False
 
 
 ToBalancer = Hello | Pull | Started | Progress | Finished | Failed | Returned | Heartbeat | Bye

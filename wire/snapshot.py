@@ -24,6 +24,8 @@ class ModelStats(msgspec.Struct, frozen=True):
     oldest_wait_s: float
     arrival_rate: float
     service_rate: float
+    #: Tasks that share a step on one worker when there are enough of them, as measured; None until it is.
+    batch_cap: int | None = None
 
 
 class WorkerStats(msgspec.Struct, frozen=True):

@@ -15,13 +15,16 @@ from setproctitle import setproctitle
 
 from configs.cli import EXIT_USAGE, HelpFormatter, add_config_options, settings_from
 from configs.logs import configure
-from configs.paths import worker_address
-from configs.schema import Settings
+from configs.paths import cache_dir, worker_address
+from configs.schema import Model, Settings
 from wire.codec import ForWorker
 from wire.messages import PROTOCOL, Drain, Hello
+from worker.caps import BUCKETS, Caps
+from worker.engine import DeviceLost
 from worker.engines.factory import build
 from worker.link import Link
 from worker.loop import Loop, Refused
+from worker.measure import measure
 from worker.renders import Renders
 
 log = logging.getLogger("worker")
@@ -37,8 +40,8 @@ The controller starts workers by itself; by hand, one joins a balancer that runs
 
     python -m worker --model digits --data-dir ./data
 
-SIGTERM or Ctrl-C drains it: it takes nothing more, finishes what runs and exits. A second one, or SIGUSR1, makes it
-hand back everything between two steps and exit at once.
+SIGTERM or Ctrl-C drains it: it takes nothing more, hands back what runs between two steps, with its progress, and
+exits. Where tasks cannot be moved it finishes them first; a second signal, or SIGUSR1, makes it hand them back too.
 """
 
 
@@ -69,6 +72,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Refused as refusal:
         log.error("the balancer refuses this worker: %s", refusal)
         return EXIT_USAGE
+    except DeviceLost as error:
+        log.error("worker %s has lost its device and ends: %s", name, error)
+        return EXIT_CRASH
     except Exception:
         log.exception("worker %s crashed", name)
         return EXIT_CRASH
@@ -80,9 +86,8 @@ def _serve(settings: Settings, model: str, name: str, device: str, address: str)
     began = time.monotonic()
     engine = build(configured, _visible(device))
     link = Link(address, name, heartbeat_s=settings.workers.heartbeat_s, orphan_after_s=settings.workers.orphan_after_s)
-    renders = Renders(link.send, configured.max_batch_size, threads=2 if device.startswith("cuda") else 1)
-    hello = Hello(PROTOCOL, name, model, device, os.getpid())
-    loop = Loop(engine, configured, hello, link, renders, settings.workers.drain_timeout_s)
+    renders = Renders(link.send, threads=2 if device.startswith("cuda") else 1)
+    most, caps = _caps(configured)
 
     def drain(signum: int, frame: object) -> None:
         del frame
@@ -92,20 +97,33 @@ def _serve(settings: Settings, model: str, name: str, device: str, address: str)
             link.inject(told)
 
     engine.load()
+    measure(engine, configured, caps, most, cache_dir(settings.data_dir))
+    hello = Hello(PROTOCOL, name, model, device, os.getpid(), about=engine.about())
+    loop = Loop(engine, configured, hello, caps, link, renders, settings.workers.drain_timeout_s)
     # Not before: a signal while it loads ends the process at once, there is nothing to drain.
     for signum in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
         signal.signal(signum, drain)
     log.info("ready after %.1f s", time.monotonic() - began)
     loop.introduce()
     link.start(loop.beat)
-    reason = "crashed"
+    reason, crashed = "crashed", True
     try:
-        reason = loop.run()
+        reason, crashed = loop.run(), False
+    except DeviceLost as error:
+        reason = f"its device is lost: {error}"
+        raise
     finally:
         renders.shutdown()
-        link.close(reason)
+        link.close(reason, crashed=crashed)
     log.info("exiting: %s", reason)
     return EXIT_ORPHANED if link.orphaned else 0
+
+
+def _caps(model: Model) -> tuple[int, Caps]:
+    """The most tasks that a step may ever have, and what will know how many it should have."""
+    fixed = model.max_batch_size != "auto"
+    most = BUCKETS[-1] if model.max_batch_size == "auto" else model.max_batch_size
+    return most, Caps(most, fixed=fixed, min_gain=model.batching.min_gain, max_step_s=model.batching.max_step_s)
 
 
 def _visible(device: str) -> str:

@@ -8,11 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Hashable
 from dataclasses import dataclass, field
-from typing import Generic, TypeVar
+from typing import Generic, Literal, TypeVar
 
 from wire.messages import Assignment
 
 R = TypeVar("R")
+
+#: Work that a lost worker may cost a task, where the configuration names no number of steps.
+CHECKPOINT_EVERY_S = 2.0
 
 
 @dataclass(slots=True)
@@ -22,6 +25,9 @@ class Member(Generic[R]):
     assignment: Assignment
     key: Hashable
     row: R
+    #: When its state was last sent away, and at which step.
+    saved_at: float = 0.0
+    saved_step: int = 0
 
 
 @dataclass(slots=True)
@@ -36,8 +42,7 @@ class Group(Generic[R]):
 class Batch(Generic[R]):
     """The running tasks of a worker."""
 
-    def __init__(self, max_batch_size: int) -> None:
-        self.max_batch_size = max_batch_size
+    def __init__(self) -> None:
         self._groups: dict[Hashable, Group[R]] = {}
 
     def __len__(self) -> int:
@@ -49,6 +54,10 @@ class Batch(Generic[R]):
 
     def __contains__(self, task: str) -> bool:
         return any(task in group.members for group in self._groups.values())
+
+    def leaders(self) -> list[Member[R]]:
+        """The oldest member of each group."""
+        return [next(iter(group.members.values())) for group in self._groups.values()]
 
     def group(self, key: Hashable) -> list[Member[R]]:
         """The members that a newcomer with this key would join."""
@@ -64,7 +73,7 @@ class Batch(Generic[R]):
         group.members[member.assignment.task] = member
 
     def choose(self) -> list[Member[R]]:
-        """The members of the next step: the group that has used the least time, its oldest members first.
+        """Whose turn it is: the group that has used the least time, its oldest members first.
 
         A task that must be alone gets a step of its own.
         """
@@ -72,9 +81,7 @@ class Batch(Generic[R]):
             return []
         group = min(self._groups.values(), key=lambda group: group.used_s)
         members = list(group.members.values())
-        if any(member.assignment.alone for member in members):
-            return members[:1]
-        return members[: self.max_batch_size]
+        return members[:1] if any(member.assignment.alone for member in members) else members
 
     def charge(self, key: Hashable, seconds: float) -> None:
         """The group has had a step."""
@@ -104,18 +111,17 @@ class Gate:
     or its oldest request has waited `window_s`, and nobody joins until all have left.
     """
 
-    def __init__(self, grouped: bool, window_s: float, max_batch_size: int) -> None:
+    def __init__(self, grouped: bool, window_s: float) -> None:
         self._grouped = grouped
         self._window_s = window_s
-        self._max = max_batch_size
 
-    def admit(self, waiting: int, oldest_wait_s: float, running: int) -> int:
-        """How many of those that wait may join now."""
+    def admit(self, waiting: int, oldest_wait_s: float, running: int, full: int) -> int:
+        """How many of those that wait may join now; `full` tasks are a whole batch."""
         if not self._grouped:
             return waiting
-        if running or (waiting < self._max and oldest_wait_s < self._window_s):
+        if running or (waiting < full and oldest_wait_s < self._window_s):
             return 0
-        return min(waiting, self._max)
+        return min(waiting, full)
 
 
 def preview_steps(steps: int, previews: int) -> frozenset[int]:
@@ -123,3 +129,10 @@ def preview_steps(steps: int, previews: int) -> frozenset[int]:
     if steps < 2:
         return frozenset()
     return frozenset(max(1, round(steps * (i + 1) / (previews + 1))) for i in range(previews)) - {steps}
+
+
+def checkpoint_due(member: Member[R], step: int, now: float, every: int | Literal["auto", "never"]) -> bool:
+    """Whether the member's state is to be sent away after this step."""
+    if every == "auto":
+        return now - member.saved_at >= CHECKPOINT_EVERY_S
+    return every != "never" and step - member.saved_step >= every

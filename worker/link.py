@@ -74,9 +74,9 @@ class Link:
         except queue.Empty:
             return parcels
 
-    def close(self, reason: str) -> None:
+    def close(self, reason: str, *, crashed: bool = False) -> None:
         """Say Bye after everything else, and end the thread."""
-        self.send(FromWorker(Bye(reason)))
+        self.send(FromWorker(Bye(reason, crashed)))
         self._closing.set()
         self._wake()
         self._thread.join()

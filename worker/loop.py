@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from typing import NamedTuple
 
 import msgspec
@@ -12,6 +12,7 @@ import msgspec
 from configs.schema import Model
 from wire.codec import ForWorker, Frame, FromWorker
 from wire.messages import (
+    SOURCES,
     Assign,
     Assignment,
     Cancel,
@@ -25,8 +26,10 @@ from wire.messages import (
     Started,
     Yield,
 )
-from worker.batch import Batch, Gate, Member, preview_steps
-from worker.engine import Checkpoint, Row, StepEngine, TaskError
+from worker.attempts import admit, step
+from worker.batch import Batch, Gate, Member, checkpoint_due, preview_steps
+from worker.caps import Caps, Size, size_of
+from worker.engine import Checkpoint, OutOfMemory, Row, StepEngine, TaskError, Wanted
 from worker.link import Link
 from worker.renders import Renders
 from worker.tally import Tally
@@ -50,48 +53,70 @@ class Waiting(NamedTuple):
     frames: Sequence[Frame]
     since: float
 
+    @property
+    def wanted(self) -> Wanted:
+        """What the engine is to make of it: the first frames are its source pictures, the others its checkpoint."""
+        inputs, own = self.assignment.inputs, [bytes(frame) for frame in self.frames]
+        sources = SOURCES[inputs.mode]
+        checkpoint = Checkpoint(self.assignment.step, own[sources:]) if own[sources:] else None
+        return Wanted(inputs, own[:sources], checkpoint)
+
 
 class Loop:
     """One worker's running batch, from assignment to picture."""
 
     def __init__(
-        self, engine: StepEngine, model: Model, hello: Hello, link: Link, renders: Renders, drain_timeout_s: float
+        self,
+        engine: StepEngine,
+        model: Model,
+        hello: Hello,
+        caps: Caps,
+        link: Link,
+        renders: Renders,
+        drain_timeout_s: float,
     ) -> None:
         self._engine = engine
         self._hello = hello
+        self._caps = caps
         self._link = link
         self._renders = renders
         self._drain_timeout_s = drain_timeout_s
-        self._max_batch_size = model.max_batch_size
-        self._batch: Batch[Row] = Batch(model.max_batch_size)
-        self._gate = Gate(model.batching.mode == "grouped", model.batching.window_s, model.max_batch_size)
+        width, height = map(int, model.defaults.size.split("x"))
+        self._usual_size: Size = width, height
+        self._checkpoint_every = model.batching.checkpoint_every
+        self._batch: Batch[Row] = Batch()
+        self._gate = Gate(model.batching.mode == "grouped", model.batching.window_s)
         self._waiting: dict[str, Waiting] = {}
+        #: Some task did not fit into memory beside those that run: nobody joins until one of them leaves.
+        self._cramped = False
         self._tally = Tally()
         self._last_report = 0.0
         self._drain: Drain | None = None
         self._drain_by = 0.0
 
     def run(self) -> str:
-        """Serve until told to stop; returns the reason. Raises `Refused`."""
+        """Serve until told to stop; returns the reason. Raises `Refused`, and `DeviceLost`."""
         while not self._over():
             self._take(self._link.receive(self._patience()))
-            self._admit()
-            self._tally.running = len(self._batch)
-            chosen = self._batch.choose()
-            if chosen:
-                self._settle(self._step(chosen))
+            self._join()
+            self._step()
+            if self._renders.lost is not None:
+                raise self._renders.lost
         assert self._drain is not None
         return self._drain.reason
 
     def beat(self) -> Heartbeat:
         """How the worker does. Called from the link's thread."""
-        return self._tally.heartbeat(self._engine.memory_bytes(), self._renders.finished, self._renders.failed)
+        beat = self._tally.heartbeat(self._engine.memory_bytes(), self._renders.finished, self._renders.failed)
+        return msgspec.structs.replace(beat, curves=self._caps.curves())
 
     def introduce(self) -> None:
         """Say Hello, naming the tasks that this worker has, and how much room there is."""
         running = [member.assignment.task for member in self._batch.members()]
         hello = msgspec.structs.replace(self._hello, running=[*self._waiting, *running, *self._renders.tasks()])
-        self._link.send(FromWorker(hello), FromWorker(self._renders.room()))
+        self._link.send(FromWorker(hello))
+        self._offer_room()
+        self._link.send(FromWorker(self._renders.room()))
 
     # ---- take
 
@@ -102,7 +127,7 @@ class Loop:
         """How long to wait for messages: not at all while there is something to step."""
         if len(self._batch):
             return 0.0
-        return 0.005 if self._waiting or self._drain else _IDLE_S
+        return 0.005 if self._waiting or self._drain or len(self._renders) else _IDLE_S
 
     def _take(self, parcels: Sequence[ForWorker]) -> None:
         for message, frames in parcels:
@@ -136,102 +161,133 @@ class Loop:
         """Free these tasks' slots and say so, with the state they are in where someone will go on from it."""
         for task in tasks:
             waiting = self._waiting.pop(task, None)
-            member = self._batch.leave(task)
+            member = self._leave(task)
+            checkpoint: Checkpoint | None = None
             if waiting is not None:
-                given = waiting.assignment
-                checkpoint = Checkpoint(given.step, [bytes(frame) for frame in waiting.frames])
+                attempt, checkpoint = waiting.assignment.attempt, waiting.wanted.checkpoint
             elif member is not None:
-                given = member.assignment
-                evicted = self._engine.evict(member.row) if with_checkpoint else None
-                checkpoint = evicted or Checkpoint(0)
+                attempt = member.assignment.attempt
+                state = self._engine.save(member.row) if with_checkpoint else None
+                checkpoint = state() if state is not None else None
+                self._engine.release(member.row)
             else:
                 continue  # it has finished, and that message frees the slot
-            frames = checkpoint.frames if with_checkpoint else ()
-            message = Returned(task, given.attempt, checkpoint.step if frames else 0, len(frames))
-            self._link.send(FromWorker(message, frames))
+            at, frames = (checkpoint.step, checkpoint.frames) if with_checkpoint and checkpoint else (0, ())
+            self._link.send(FromWorker(Returned(task, attempt, at, len(frames)), frames))
+
+    def _leave(self, task: str) -> Member[Row] | None:
+        member = self._batch.leave(task)
+        if member is not None:
+            self._cramped = False
+        return member
 
     def _start_drain(self, drain: Drain) -> None:
-        """Take nothing more, and hand back what has not begun. Told twice, hand back everything at once."""
+        """Take nothing more, and hand back everything between two steps.
+
+        Where tasks cannot be moved with their progress they may finish, unless there is no time or it is told twice.
+        """
         now = time.monotonic()
         if self._drain is None:
             log.info("draining: %s", drain.reason)
             self._drain = drain
-            self._drain_by = now + self._drain_timeout_s
-            self._renders.close_room()
+            self._drain_by = now if self._engine.about().checkpoints else now + self._drain_timeout_s
+            self._offer_room()
             self._give_back(list(self._waiting), with_checkpoint=True)
         else:
             self._drain_by = now
 
+    def _offer_room(self) -> None:
+        """Tell the balancer how many tasks this worker can hold, if that has changed.
+
+        While someone waits for room in a full batch, nobody else is to come here and wait behind them.
+        """
+        if self._drain is not None:
+            self._renders.offer(0)
+        elif self._waiting and len(self._batch):
+            self._renders.offer(len(self._batch) + len(self._waiting))
+        else:
+            self._renders.offer(self._full())
+
+    def _full(self) -> int:
+        """A whole batch: of the key that runs with the largest, or of the usual size."""
+        now = time.monotonic()
+        running = [self._caps.of(m.key, size_of(m.assignment.inputs), now) for m in self._batch.leaders()]
+        return max(running, default=self._caps.of_any(self._usual_size, now))
+
     # ---- join
 
-    def _admit(self) -> None:
-        if not self._waiting or self._renders.full:
-            return
-        oldest_s = time.monotonic() - next(iter(self._waiting.values())).since
-        allowed = self._gate.admit(len(self._waiting), oldest_s, len(self._batch))
-        joining = list(self._waiting.values())[: min(allowed, self._max_batch_size - len(self._batch))]
-        if not joining:
-            return
-        for waiting in joining:
-            del self._waiting[waiting.assignment.task]
-        for waiting, row in zip(joining, self._rows(joining), strict=True):
-            if isinstance(row, TaskError):
-                self._fail(waiting.assignment, row)
-            else:
-                self._join(waiting.assignment, row)
+    def _join(self) -> None:
+        if self._waiting and not self._renders.full and not self._cramped:
+            joining = self._joining()
+            for waiting in joining:
+                del self._waiting[waiting.assignment.task]
+            for waiting, row in zip(joining, admit(self._engine, [w.wanted for w in joining]), strict=True):
+                if isinstance(row, OutOfMemory) and len(self._batch):
+                    self._cramped = True
+                    self._waiting[waiting.assignment.task] = waiting
+                elif isinstance(row, OutOfMemory):
+                    self._fail(waiting.assignment, TaskError("out_of_memory", str(row)))
+                elif isinstance(row, TaskError):
+                    self._fail(waiting.assignment, row)
+                else:
+                    self._welcome(waiting.assignment, row)
+        self._offer_room()
 
-    def _rows(self, joining: Sequence[Waiting]) -> list[Row | TaskError]:
-        """A row for each. If the engine breaks on them together, each is tried alone: only the guilty one fails."""
-        wanted = [
-            (w.assignment.inputs, Checkpoint(w.assignment.step, [bytes(f) for f in w.frames]) if w.frames else None)
-            for w in joining
-        ]
-        try:
-            return self._engine.admit(wanted)
-        except Exception as error:
-            log.exception("admitting %d tasks failed", len(joining))
-            if len(joining) == 1:
-                return [TaskError("error", f"the request could not be prepared: {error}")]
-            return [row for waiting in joining for row in self._rows([waiting])]
+    def _joining(self) -> list[Waiting]:
+        """Those that wait and whose batch has room, in the order of their coming; no key holds up another."""
+        now = time.monotonic()
+        oldest_s = now - next(iter(self._waiting.values())).since
+        allowed = self._gate.admit(len(self._waiting), oldest_s, len(self._batch), self._full())
+        joining: list[Waiting] = []
+        room: dict[Hashable, int] = {}
+        for waiting in self._waiting.values():
+            inputs = waiting.assignment.inputs
+            key = self._engine.key(inputs)
+            if key not in room:
+                room[key] = self._caps.of(key, size_of(inputs), now) - len(self._batch.group(key))
+            if room[key] > 0 and len(joining) < allowed:
+                room[key] -= 1
+                joining.append(waiting)
+        return joining
 
-    def _join(self, assignment: Assignment, row: Row) -> None:
-        key = self._engine.key(assignment.inputs)
+    def _welcome(self, task: Assignment, row: Row) -> None:
+        key = self._engine.key(task.inputs)
         if any(member.row.step > 0 for member in self._batch.group(key)):
             self._tally.joined_midway += 1
-        self._batch.join(Member(assignment, key, row))
-        started = Started(assignment.task, assignment.attempt)
-        progress = Progress(assignment.task, assignment.attempt, row.step, row.steps)
+        self._batch.join(Member(task, key, row, saved_at=time.monotonic(), saved_step=row.step))
+        started = Started(task.task, task.attempt)
+        progress = Progress(task.task, task.attempt, row.step, row.steps)
         self._link.send(FromWorker(started), FromWorker(progress))
 
     # ---- step
 
-    def _step(self, chosen: Sequence[Member[Row]]) -> list[Member[Row]]:
-        """Advance these by one step; returns those that moved. Tasks that cannot be stepped fail, alone.
-
-        A step that raises has moved no row, so halving the batch finds the guilty one while the others go on.
-        """
+    def _step(self) -> None:
+        chosen = self._batch.choose()
+        self._tally.running = len(self._batch)
+        if not chosen:
+            return
         began = time.monotonic()
-        try:
-            self._engine.step([member.row for member in chosen])
-        except Exception as error:
-            if len(chosen) > 1:
-                half = len(chosen) // 2
-                return self._step(chosen[:half]) + self._step(chosen[half:])
-            log.exception("task %s cannot be stepped", chosen[0].assignment.task)
-            known = error if isinstance(error, TaskError) else TaskError("error", f"step failed: {error}")
-            self._batch.leave(chosen[0].assignment.task)
-            self._fail(chosen[0].assignment, known)
-            return []
-        seconds = time.monotonic() - began
-        self._tally.stepped(len(chosen), seconds)
-        self._batch.charge(chosen[0].key, seconds)
-        return list(chosen)
-
-    # ---- settle
-
-    def _settle(self, moved: Sequence[Member[Row]]) -> None:
-        """Finished tasks leave; the others' progress is told, now and then."""
+        key, size = chosen[0].key, size_of(chosen[0].assignment.inputs)
+        outcome = step(self._engine, chosen[: self._caps.of(key, size, began)])
         now = time.monotonic()
+        self._batch.charge(key, now - began)
+        if outcome.moved:
+            self._tally.stepped(len(outcome.moved), now - began)
+        if outcome.squeezed_out:
+            self._tally.out_of_memory += 1
+            self._caps.did_not_fit(key, len(outcome.moved), now)
+            self._renders.offer(len(outcome.moved))  # first, or they would come straight back
+            self._give_back([member.assignment.task for member in outcome.squeezed_out], with_checkpoint=True)
+        elif not outcome.failed:
+            self._caps.observe(size, len(outcome.moved), now - began)
+        for member, error in outcome.failed:
+            self._leave(member.assignment.task)
+            self._engine.release(member.row)
+            self._fail(member.assignment, error)
+        self._settle(outcome.moved, now)
+
+    def _settle(self, moved: Sequence[Member[Row]], now: float) -> None:
+        """Finished tasks leave; the others' pictures and states of the moment are sent where they are due."""
         report = now - self._last_report >= _REPORT_EVERY_S
         if report:
             self._last_report = now
@@ -239,14 +295,24 @@ class Loop:
         for member in moved:
             task, row = member.assignment, member.row
             if row.step >= row.steps:
-                self._batch.leave(task.task)
+                self._leave(task.task)
                 self._renders.final(task, self._engine.render(row), row.step)
-            elif task.inputs.partial_images and row.step in preview_steps(row.steps, task.inputs.partial_images):
+                self._engine.release(row)
+                continue
+            if task.inputs.partial_images and row.step in preview_steps(row.steps, task.inputs.partial_images):
                 self._renders.preview(task, self._engine.render(row), row.step, row.steps)
             elif report:
                 progress.append(FromWorker(Progress(task.task, task.attempt, row.step, row.steps)))
+            if checkpoint_due(member, row.step, now, self._checkpoint_every):
+                self._save(member, now)
         if progress:
             self._link.send(*progress)
+
+    def _save(self, member: Member[Row], now: float) -> None:
+        state = self._engine.save(member.row)
+        member.saved_at, member.saved_step = now, member.row.step
+        if state is not None:
+            self._renders.checkpoint(member.assignment, state, member.row.steps)
 
     def _fail(self, assignment: Assignment, error: TaskError) -> None:
         self._tally.failed += 1

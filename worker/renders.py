@@ -1,7 +1,7 @@
-"""Pictures on their way out: decoding and encoding run in a small pool while the loop goes on stepping.
+"""Pictures and checkpoints on their way out: they are made in a small pool while the loop goes on stepping.
 
 A finished task leaves the batch at once, so its slot is offered again while its picture is still being made: the
-worker's room is `max_batch_size` plus the pictures in the making, up to as many again.
+worker's room is what the loop can hold plus the pictures in the making, up to as many again.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 from wire.codec import FromWorker
 from wire.messages import Assignment, Failed, Finished, Progress, Pull, ToBalancer
-from worker.engine import TaskError
+from worker.engine import Checkpoint, DeviceLost, Picture, TaskError
 
 log = logging.getLogger(__name__)
 
@@ -21,15 +21,18 @@ log = logging.getLogger(__name__)
 class Renders:
     """The pool, and the worker's word on how much room it has."""
 
-    def __init__(self, send: Callable[..., None], max_batch_size: int, threads: int) -> None:
+    def __init__(self, send: Callable[..., None], threads: int) -> None:
         self._send = send
-        self._max_batch_size = max_batch_size
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="render")
         self._lock = threading.Lock()
         self._making: dict[str, int] = {}
-        self._closed = False
+        self._saving: set[str] = set()
+        #: What the loop can hold; nothing before it has said so.
+        self._loop_room = 0
         self.finished = 0
         self.failed = 0
+        #: The device broke while a picture was made: the loop is to end.
+        self.lost: DeviceLost | None = None
 
     def __len__(self) -> int:
         return len(self._making)
@@ -37,7 +40,7 @@ class Renders:
     @property
     def full(self) -> bool:
         """Whether the loop should wait rather than finish more than can be rendered."""
-        return len(self._making) >= 2 * self._max_batch_size
+        return len(self._making) >= 2 * max(self._loop_room, 1)
 
     def tasks(self) -> list[str]:
         """The tasks whose final picture is being made."""
@@ -49,33 +52,45 @@ class Renders:
         with self._lock:
             return self._room()
 
-    def close_room(self) -> None:
-        """Take nothing more from now on."""
+    def offer(self, loop_room: int) -> None:
+        """The loop can hold so many tasks from now on, and the balancer is told; 0 takes nothing more."""
         with self._lock:
-            self._closed = True
-            self._send(FromWorker(self._room()))
+            if loop_room != self._loop_room:
+                self._loop_room = loop_room
+                self._send(FromWorker(self._room()))
 
-    def final(self, task: Assignment, picture: Callable[[], bytes], step: int) -> None:
+    def final(self, task: Assignment, picture: Callable[[], Picture], step: int) -> None:
         """Make the task's last picture and send it; its slot is free from now on."""
         with self._lock:
             self._making[task.task] = task.attempt
             self._send(FromWorker(Progress(task.task, task.attempt, step, step)), FromWorker(self._room()))
         self._pool.submit(self._finish, task, picture)
 
-    def preview(self, task: Assignment, picture: Callable[[], bytes], step: int, steps: int) -> None:
+    def preview(self, task: Assignment, picture: Callable[[], Picture], step: int, steps: int) -> None:
         """Make a picture of the moment and send it with the task's progress."""
         self._pool.submit(self._preview, task, picture, step, steps)
 
+    def checkpoint(self, task: Assignment, state: Callable[[], Checkpoint], steps: int) -> None:
+        """Send the task's state with its progress. Left out while its last one is still on its way."""
+        with self._lock:
+            if task.task in self._saving:
+                return
+            self._saving.add(task.task)
+        self._pool.submit(self._checkpoint, task, state, steps)
+
     def shutdown(self) -> None:
-        """Wait for the pictures in the making."""
+        """Wait for what is in the making."""
         self._pool.shutdown(wait=True)
 
-    def _finish(self, task: Assignment, picture: Callable[[], bytes]) -> None:
+    def _finish(self, task: Assignment, picture: Callable[[], Picture]) -> None:
         message: ToBalancer
         try:
-            image = [picture()]
-            message = Finished(task.task, task.attempt)
+            made = picture()
+            image, message = [made.data], Finished(task.task, task.attempt, flagged=made.flagged)
             self.finished += 1
+        except DeviceLost as error:
+            self.lost = error  # the task is not to blame: it goes back to the queue with the others
+            return
         except TaskError as error:
             image, message = [], Failed(task.task, task.attempt, error.kind, error.message)
             self.failed += 1
@@ -87,13 +102,31 @@ class Renders:
             del self._making[task.task]
             self._send(FromWorker(message, image), FromWorker(self._room()))
 
-    def _preview(self, task: Assignment, picture: Callable[[], bytes], step: int, steps: int) -> None:
+    def _preview(self, task: Assignment, picture: Callable[[], Picture], step: int, steps: int) -> None:
         try:
-            image = picture()
+            image = picture().data
+        except DeviceLost as error:
+            self.lost = error
+            return
         except Exception as error:  # a preview that fails is no reason to fail the task
             log.debug("task %s: no preview: %s", task.task, error)
             return
-        self._send(FromWorker(Progress(task.task, task.attempt, step, steps, frames=1), [image]))
+        self._send(FromWorker(Progress(task.task, task.attempt, step, steps, preview=True, frames=1), [image]))
+
+    def _checkpoint(self, task: Assignment, state: Callable[[], Checkpoint], steps: int) -> None:
+        try:
+            saved = state()
+        except DeviceLost as error:
+            self.lost = error
+            return
+        except Exception:  # without it the task only has more to do again, should its worker die
+            log.exception("task %s: its state could not be saved", task.task)
+            return
+        finally:
+            with self._lock:
+                self._saving.discard(task.task)
+        progress = Progress(task.task, task.attempt, saved.step, steps, frames=len(saved.frames))
+        self._send(FromWorker(progress, saved.frames))
 
     def _room(self) -> Pull:
-        return Pull(0 if self._closed else self._max_batch_size + len(self._making))
+        return Pull(self._loop_room + len(self._making) if self._loop_room else 0)

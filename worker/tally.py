@@ -20,6 +20,8 @@ class Tally:
     joined_midway: int = 0
     failed: int = 0
     step_s: float = 0.0
+    #: Times that a batch did not fit into memory.
+    out_of_memory: int = 0
     mean_step_s: float = 0.0
     mean_batch: float = 0.0
     #: Tasks in the batch.
@@ -45,5 +47,6 @@ class Tally:
             finished=finished,
             failed=self.failed + failed,
             step_s=self.step_s,
+            out_of_memory=self.out_of_memory,
         )
         return Heartbeat(self.running, self.mean_step_s, self.mean_batch, memory_bytes, counters)

@@ -10,9 +10,27 @@ has its own hold and cooldown. A removal that would lift the load of the rest to
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 from configs.schema import Scaling
 from controller.replica import Decision, Limits, Observation, Queue
+
+#: A full batch where none has been measured yet: what the original posts had.
+_USUAL_BATCH = 12.0
+
+
+class Thresholds(NamedTuple):
+    """Load per worker at which one is added, and below which one is removed."""
+
+    up: float
+    down: float
+
+
+def thresholds(scaling: Scaling, batch_cap: int | None) -> Thresholds:
+    """The configured ones; `auto` adds a worker when each has a full batch, and removes one at a quarter of that."""
+    up = float(batch_cap or _USUAL_BATCH) if scaling.scale_up_at == "auto" else scaling.scale_up_at
+    down = up / 4 if scaling.scale_down_at == "auto" else scaling.scale_down_at
+    return Thresholds(up, min(down, up / 2) if scaling.scale_up_at == "auto" else down)
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,19 +54,23 @@ def decide(seen: Observation, scaling: Scaling, limits: Limits, memory: Memory, 
         return Decision(limits.max_workers, f"max_workers is {limits.max_workers}"), unheld
     if seen.queue is None:
         return Decision(have, "no data", valid=False), unheld
-    load = (seen.queue.queued + seen.queue.running) / have
-    memory = _watch(memory, load, scaling, now)
+    load = _load(seen.queue, have)
+    at = thresholds(scaling, seen.queue.batch_cap)
+    memory = _watch(memory, load, at, now)
     why = _explain(seen.queue, have, load)
     if memory.high_since is not None:
-        return _up(have, why, scaling, limits, memory, now)
+        return _up(have, f"{why} has been >= {at.up:g}", scaling, limits, memory, now)
     if memory.low_since is not None:
-        return _down(have, why, seen.queue, scaling, limits, memory, now)
-    return Decision(have, f"{why} is between {scaling.scale_down_at:g} and {scaling.scale_up_at:g}"), memory
+        rest = _load(seen.queue, have - 1)
+        if rest >= at.up:
+            return Decision(have, f"{why} is low, but one worker fewer would have a load of {rest:.1f}"), memory
+        return _down(have, f"{why} has been < {at.down:g}", scaling, limits, memory, now)
+    return Decision(have, f"{why} is between {at.down:g} and {at.up:g}"), memory
 
 
-def _watch(memory: Memory, load: float, scaling: Scaling, now: float) -> Memory:
+def _watch(memory: Memory, load: float, at: Thresholds, now: float) -> Memory:
     """Since when the load has been past either threshold."""
-    high, low = load >= scaling.scale_up_at, load < scaling.scale_down_at
+    high, low = load >= at.up, load < at.down
     return replace(
         memory,
         high_since=(now if memory.high_since is None else memory.high_since) if high else None,
@@ -56,9 +78,9 @@ def _watch(memory: Memory, load: float, scaling: Scaling, now: float) -> Memory:
     )
 
 
-def _up(have: int, why: str, scaling: Scaling, limits: Limits, memory: Memory, now: float) -> tuple[Decision, Memory]:
+def _up(have: int, at: str, scaling: Scaling, limits: Limits, memory: Memory, now: float) -> tuple[Decision, Memory]:
     assert memory.high_since is not None
-    held, at = now - memory.high_since, f"{why} has been >= {scaling.scale_up_at:g}"
+    held = now - memory.high_since
     if have >= limits.max_workers:
         return Decision(have, f"{at}, but max_workers is {limits.max_workers}"), memory
     if held < scaling.scale_up_hold_s:
@@ -70,22 +92,21 @@ def _up(have: int, why: str, scaling: Scaling, limits: Limits, memory: Memory, n
     )
 
 
-def _down(
-    have: int, why: str, queue: Queue, scaling: Scaling, limits: Limits, memory: Memory, now: float
-) -> tuple[Decision, Memory]:
+def _down(have: int, at: str, scaling: Scaling, limits: Limits, memory: Memory, now: float) -> tuple[Decision, Memory]:
     assert memory.low_since is not None
-    held, at = now - memory.low_since, f"{why} has been < {scaling.scale_down_at:g}"
+    held = now - memory.low_since
     if have <= limits.min_workers:
         return Decision(have, f"{at}, but min_workers is {limits.min_workers}"), memory
     if held < scaling.scale_down_hold_s:
         return Decision(have, f"{at} for {held:.0f} of {scaling.scale_down_hold_s:g} s"), memory
     if memory.last_change is not None and now - memory.last_change < scaling.scale_down_cooldown_s:
         return Decision(have, f"{at}, but the last change is {now - memory.last_change:.0f} s ago"), memory
-    rest = (queue.queued + queue.running) / (have - 1) if have > 1 else 0.0
-    if rest >= scaling.scale_up_at:
-        return Decision(have, f"{at}, but one worker fewer would have a load of {rest:.1f}"), memory
     # The hold starts again, so that the next removal needs a stretch of its own.
     return Decision(have - 1, f"{at} for {held:.0f} s"), replace(memory, last_change=now, low_since=None)
+
+
+def _load(queue: Queue, workers: int) -> float:
+    return (queue.queued + queue.running) / workers if workers else 0.0
 
 
 def _explain(queue: Queue, have: int, load: float) -> str:

@@ -5,120 +5,25 @@ Every picture is compared with what the simulated engine computes by itself, so 
 
 from __future__ import annotations
 
-import asyncio
 import os
 import signal
-import subprocess
-import sys
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator
 from pathlib import Path
 
-import msgspec
+import pytest
 import pytest_asyncio
 import zmq
 
-from configs.load import load
 from configs.paths import worker_address
-from configs.schema import Settings
 from loadbalancer.hub import Hub
-from loadbalancer.task import Completed, Ended, State, Stepped, Update
-from wire.messages import ImageInputs
-from wire.snapshot import WorkerStats
-from worker.engines.sim import expected_picture
-
-CONFIG = """
-workers: {heartbeat_s: 0.2, lost_after_s: 3, orphan_after_s: 4}
-models:
-  m:
-    engine: sim
-    max_batch_size: 4
-    defaults: {size: 64x64}
-    sim: {t0_s: 0.01, t1_s: 0.002, load_s: 0.1}
-"""
-DONE = frozenset({Completed, Ended})
-
-
-def inputs(seed: int = 0, steps: int = 20, prompt: str = "a seven", **changes: object) -> ImageInputs:
-    image = ImageInputs(prompt, 64, 64, steps, guidance_scale=3.0, seed=seed, scheduler="ddim")
-    return msgspec.structs.replace(image, **changes)
-
-
-class Rig:
-    """A hub in this process and workers as processes of their own."""
-
-    def __init__(self, folder: Path) -> None:
-        self.config = folder / "muster.yaml"
-        self.config.write_text(CONFIG)
-        self.settings: Settings = load(self.config, {"data_dir": str(folder)})
-        self.hub = Hub(self.settings, worker_address(self.settings.data_dir))
-        self.processes: list[subprocess.Popen[bytes]] = []
-
-    def spawn(self, name: str) -> subprocess.Popen[bytes]:
-        command = [sys.executable, "-m", "worker", "--config", str(self.config), "--id", name, "--device", "sim:0"]
-        process = subprocess.Popen([*command, "--data-dir", str(self.settings.data_dir)])
-        self.processes.append(process)
-        return process
-
-    async def until(self, condition: Callable[[], object], timeout_s: float = 30.0) -> None:
-        async with asyncio.timeout(timeout_s):
-            while not condition():
-                await asyncio.sleep(0.01)
-
-    def worker(self, name: str) -> WorkerStats | None:
-        return next((w for w in self.hub.snapshot().workers if w.worker == name and w.slots), None)
-
-    async def start(self, *names: str) -> None:
-        for name in names:
-            self.spawn(name)
-        await self.until(lambda: all(self.worker(name) for name in names))
-
-    def submit(self, wanted: Sequence[ImageInputs], timeout_s: float = 60.0) -> Sent:
-        return Sent(self.hub, wanted, timeout_s)
-
-
-class Sent:
-    """A request under way, and what has been told of it."""
-
-    def __init__(self, hub: Hub, wanted: Sequence[ImageInputs], timeout_s: float) -> None:
-        self.wanted = wanted
-        self.updates: list[Update] = []
-        self._changed = asyncio.Event()
-        self.tasks = hub.submit("m", wanted, timeout_s=timeout_s, priority=0, listener=self._hear)
-
-    def _hear(self, update: Update) -> None:
-        self.updates.append(update)
-        self._changed.set()
-
-    async def ends(self) -> list[Completed | Ended]:
-        """The last word on each task, in order; every task has exactly one."""
-        async with asyncio.timeout(60):
-            while len(last := [u for u in self.updates if isinstance(u, Completed | Ended)]) < len(self.tasks):
-                self._changed.clear()
-                await self._changed.wait()
-        assert sorted(u.task for u in last) == sorted(self.tasks)
-        return sorted(last, key=lambda u: self.tasks.index(u.task))
-
-    async def pictures_are_right(self) -> None:
-        for image, end in zip(self.wanted, await self.ends(), strict=True):
-            assert isinstance(end, Completed), end
-            assert bytes(end.image) == expected_picture(image)
-
-    async def progress(self, steps: int) -> None:
-        async with asyncio.timeout(30):
-            while not any(isinstance(u, Stepped) and u.step >= steps for u in self.updates):
-                self._changed.clear()
-                await self._changed.wait()
+from loadbalancer.task import Completed, Ended, State, Stepped
+from tests.rig import Rig, inputs, rig_of
 
 
 @pytest_asyncio.fixture
 async def rig(tmp_path: Path) -> AsyncIterator[Rig]:
-    made = Rig(tmp_path)
-    await made.hub.start()
-    yield made
-    for process in made.processes:
-        process.kill()
-        process.wait()
-    await made.hub.stop()
+    async with rig_of(tmp_path) as made:
+        yield made
 
 
 async def test_mixed_requests_share_batches_join_midway_and_come_back_right(rig: Rig) -> None:
@@ -176,29 +81,23 @@ async def test_a_stopped_worker_is_lost_by_its_silence_and_welcome_when_it_wakes
     await again.pictures_are_right()
 
 
-async def test_drain_finishes_what_runs_and_exits(rig: Rig) -> None:
+@pytest.mark.parametrize("told", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
+async def test_a_draining_worker_hands_its_tasks_back_and_another_goes_on_from_there(
+    rig: Rig, told: signal.Signals
+) -> None:
     await rig.start("w")
-    sent = rig.submit([inputs(seed, steps=40) for seed in range(6)])
-    await sent.progress(3)
-    rig.processes[0].terminate()
+    sent = rig.submit([inputs(seed, steps=100) for seed in range(6)])
+    await sent.progress(20)
+    rig.processes[0].send_signal(told)
     await rig.until(lambda: rig.processes[0].poll() is not None)
     assert rig.processes[0].returncode == 0
-    done = [u for u in sent.updates if isinstance(u, Completed)]
-    assert len(done) == 4, "those in the batch were finished"
-    await rig.start("next")
-    await sent.pictures_are_right()
-
-
-async def test_told_to_hurry_a_worker_hands_its_tasks_back_and_another_goes_on_from_there(rig: Rig) -> None:
-    await rig.start("w")
-    sent = rig.submit([inputs(seed, steps=100) for seed in range(4)])
-    await sent.progress(20)
-    rig.processes[0].send_signal(signal.SIGUSR1)
-    await rig.until(lambda: rig.processes[0].poll() is not None)
+    assert not any(isinstance(u, Completed) for u in sent.updates), "it did not stay to finish"
+    assert rig.hub.counters["steps_redone"] == 0
     resumed_at = len(sent.updates)
     await rig.start("next")
     await sent.pictures_are_right()
-    steps = [u.step for u in sent.updates[resumed_at:] if isinstance(u, Stepped)]
+    begun = set(sent.tasks[:4])
+    steps = [u.step for u in sent.updates[resumed_at:] if isinstance(u, Stepped) and u.task in begun]
     assert min(steps) >= 20, "no step was done again"
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from wire.messages import Assignment, ImageInputs
-from worker.batch import Batch, Gate, Member, preview_steps
+from worker.batch import CHECKPOINT_EVERY_S, Batch, Gate, Member, checkpoint_due, preview_steps
 
 INPUTS = ImageInputs("a seven", 64, 64, steps=20, guidance_scale=3.0, seed=1, scheduler="ddim")
 
@@ -21,7 +23,7 @@ def chosen(batch: Batch[None]) -> list[str]:
 
 
 def test_a_newcomer_is_in_the_next_step_and_a_finished_task_is_not() -> None:
-    batch: Batch[None] = Batch(12)
+    batch: Batch[None] = Batch()
     batch.join(member("a"))
     assert chosen(batch) == ["a"]
     batch.join(member("b"))
@@ -35,7 +37,7 @@ def test_a_newcomer_is_in_the_next_step_and_a_finished_task_is_not() -> None:
 
 
 def test_keys_take_turns_by_the_time_they_used_not_by_count() -> None:
-    batch: Batch[None] = Batch(12)
+    batch: Batch[None] = Batch()
     for name in "abcdefgh":
         batch.join(member(name, "small"))
     batch.join(member("z", "large"))
@@ -48,7 +50,7 @@ def test_keys_take_turns_by_the_time_they_used_not_by_count() -> None:
 
 
 def test_a_new_shape_neither_waits_for_the_old_one_nor_holds_it_up() -> None:
-    batch: Batch[None] = Batch(12)
+    batch: Batch[None] = Batch()
     batch.join(member("old", "old"))
     for _ in range(1000):
         batch.charge("old", 1.0)
@@ -62,7 +64,7 @@ def test_a_new_shape_neither_waits_for_the_old_one_nor_holds_it_up() -> None:
 
 
 def test_a_task_that_must_be_alone_has_a_step_of_its_own() -> None:
-    batch: Batch[None] = Batch(12)
+    batch: Batch[None] = Batch()
     batch.join(member("suspect", alone=True))
     batch.join(member("other"))
     assert chosen(batch) == ["suspect"]
@@ -70,16 +72,16 @@ def test_a_task_that_must_be_alone_has_a_step_of_its_own() -> None:
     assert chosen(batch) == ["other"]
 
 
-def test_no_step_is_larger_than_the_batch() -> None:
-    batch: Batch[None] = Batch(3)
-    for name in "abcd":
-        batch.join(member(name))
-    assert chosen(batch) == ["a", "b", "c"]
+def test_leaders_are_the_oldest_of_each_group() -> None:
+    batch: Batch[None] = Batch()
+    for name, key in ("ax", "bx", "cy"):
+        batch.join(member(name, key))
+    assert [leader.assignment.task for leader in batch.leaders()] == ["a", "c"]
 
 
 @given(st.lists(st.tuples(st.sampled_from(["join", "leave", "step"]), st.integers(0, 9), st.sampled_from("xyz"))))
 def test_every_member_is_in_exactly_one_group_and_none_starves(moves: list[tuple[str, int, str]]) -> None:
-    batch: Batch[None] = Batch(4)
+    batch: Batch[None] = Batch()
     inside: dict[str, str] = {}
     for move, number, key in moves:
         name = f"t{number}"
@@ -111,8 +113,8 @@ def test_every_member_is_in_exactly_one_group_and_none_starves(moves: list[tuple
     ],
 )
 def test_gate(waiting: int, oldest_wait_s: float, running: int, step: int, grouped: int) -> None:
-    assert Gate(False, 0.3, 12).admit(waiting, oldest_wait_s, running) == step
-    assert Gate(True, 0.3, 12).admit(waiting, oldest_wait_s, running) == grouped
+    assert Gate(False, 0.3).admit(waiting, oldest_wait_s, running, 12) == step
+    assert Gate(True, 0.3).admit(waiting, oldest_wait_s, running, 12) == grouped
 
 
 @pytest.mark.parametrize(
@@ -121,3 +123,22 @@ def test_gate(waiting: int, oldest_wait_s: float, running: int, step: int, group
 )
 def test_previews_are_spread_evenly_and_never_replace_the_last_step(steps: int, previews: int, due: set[int]) -> None:
     assert preview_steps(steps, previews) == due
+
+
+@pytest.mark.parametrize(
+    ("every", "step", "seconds", "due"),
+    [
+        (5, 14, 99.0, False),
+        (5, 15, 0.0, True),
+        (1, 11, 0.0, True),
+        ("auto", 99, CHECKPOINT_EVERY_S - 0.1, False),
+        ("auto", 11, CHECKPOINT_EVERY_S, True),
+        ("never", 99, 99.0, False),
+    ],
+)
+def test_checkpoints_are_due_by_steps_or_by_time(
+    every: int | Literal["auto", "never"], step: int, seconds: float, due: bool
+) -> None:
+    running = member("a")
+    running.saved_at, running.saved_step = 100.0, 10
+    assert checkpoint_due(running, step, 100.0 + seconds, every) is due

@@ -18,6 +18,7 @@ from wire.codec import (
 )
 from wire.messages import (
     PROTOCOL,
+    About,
     Assign,
     Assignment,
     Bye,
@@ -29,11 +30,13 @@ from wire.messages import (
     Heartbeat,
     Hello,
     ImageInputs,
+    Lora,
     Progress,
     Pull,
     Reject,
     Returned,
     Started,
+    StepCurve,
     Welcome,
     Yield,
 )
@@ -44,7 +47,7 @@ INPUTS = ImageInputs("a seven", 64, 64, 20, 3.0, 1, "ddim")
 FROM_WORKER = [
     (
         Hello(PROTOCOL, "w", "m", "cpu:0", 7),
-        "86a474797065a548656c6c6fa870726f746f636f6c01a6776f726b6572a177a56d6f64656ca16da6646576696365a56370753a30a370696407",
+        "86a474797065a548656c6c6fa870726f746f636f6c02a6776f726b6572a177a56d6f64656ca16da6646576696365a56370753a30a370696407",
     ),
     (Pull(12), "82a474797065a450756c6ca5736c6f74730c"),
     (Started("t", 1), "83a474797065a753746172746564a47461736ba174a7617474656d707401"),
@@ -58,6 +61,25 @@ FROM_WORKER = [
     ),
     (Heartbeat(running=0), "82a474797065a9486561727462656174a772756e6e696e6700"),
     (Bye("told"), "82a474797065a3427965a6726561736f6ea4746f6c64"),
+    (
+        Hello(PROTOCOL, "w", "m", "cpu:0", 7, about=About("P", modes=("text", "image"), checkpoints=True)),
+        (
+            "87a474797065a548656c6c6fa870726f746f636f6c02a6776f726b6572a177a56d6f64656ca16da6646576696365a56370753a30"
+            "a370696407a561626f757483a8706970656c696e65a150a56d6f64657392a474657874a5696d616765ab636865636b706f696e74"
+            "73c3"
+        ),
+    ),
+    (
+        Heartbeat(running=0, curves=[StepCurve(64, 64, 12, [(1, 0.5)])]),
+        (
+            "83a474797065a9486561727462656174a772756e6e696e6700a66375727665739184a5776964746840a668656967687440a36361"
+            "700ca6706f696e7473919201cb3fe0000000000000"
+        ),
+    ),
+    (
+        Bye("device", crashed=True),
+        "83a474797065a3427965a6726561736f6ea6646576696365a763726173686564c3",
+    ),
 ]
 FOR_WORKER = [
     (Welcome(1.0), "82a474797065a757656c636f6d65ab6865617274626561745f73cb3ff0000000000000"),
@@ -68,9 +90,31 @@ FOR_WORKER = [
     (
         Assign([Assignment("t", 1, INPUTS)]),
         (
-            "82a474797065a641737369676ea57461736b739183a47461736ba174a7617474656d707401a6696e7075747388a474797065a5696d616765"
-            "a670726f6d7074a76120736576656ea5776964746840a668656967687440a57374657073"
-            "14ae67756964616e63655f7363616c65cb4008000000000000a47365656401a97363686564756c6572a46464696d"
+            "82a474797065a641737369676ea57461736b739183a47461736ba174a7617474656d707401a6696e70757473de0008a474797065"
+            "a5696d616765a670726f6d7074a76120736576656ea5776964746840a668656967687440a5737465707314ae67756964616e6365"
+            "5f7363616c65cb4008000000000000a47365656401a97363686564756c6572a46464696d"
+        ),
+    ),
+    (
+        Assign(
+            [
+                Assignment(
+                    "t",
+                    1,
+                    msgspec.structs.replace(
+                        INPUTS, mode="inpaint", strength=0.5, loras=(Lora("ink", 0.5),), reproducible=True
+                    ),
+                    5,
+                    True,
+                )
+            ]
+        ),
+        (
+            "82a474797065a641737369676ea57461736b739185a47461736ba174a7617474656d707401a6696e70757473de000ca474797065"
+            "a5696d616765a670726f6d7074a76120736576656ea5776964746840a668656967687440a5737465707314ae67756964616e6365"
+            "5f7363616c65cb4008000000000000a47365656401a97363686564756c6572a46464696da46d6f6465a7696e7061696e74a87374"
+            "72656e677468cb3fe0000000000000a56c6f7261739182a46e616d65a3696e6ba57363616c65cb3fe0000000000000ac72657072"
+            "6f64756369626c65c3a47374657005a5616c6f6e65c3"
         ),
     ),
 ]
@@ -95,10 +139,10 @@ def test_frames_follow_their_messages_in_order() -> None:
         FromWorker(Finished("a", 1), [b"png of a"]),
         FromWorker(Heartbeat(running=1, counters=Counters(steps=3))),
         FromWorker(Returned("b", 2, step=4, frames=2), [b"latents", b"state"]),
-        FromWorker(Progress("c", 1, 2, 3, frames=1), [b"preview"]),
+        FromWorker(Progress("c", 1, 2, 3, preview=True, frames=2), [b"preview", b"state"]),
     ]
     frames = encode(parcels)
-    assert len(frames) == 5
+    assert len(frames) == 6
     assert [(m, list(f)) for m, f in decode_from_worker(frames)] == [(m, list(f)) for m, f in parcels]
     two = Assign(
         [Assignment("a", 1, INPUTS, frames=1), Assignment("b", 1, INPUTS), Assignment("c", 1, INPUTS, frames=2)]

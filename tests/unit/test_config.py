@@ -27,7 +27,7 @@ def test_the_default_serves_the_built_in_model() -> None:
     assert list(settings.models) == ["digits"]
     assert settings.models["digits"].path == "builtin:digits"
     assert settings.server.host == "127.0.0.1"
-    assert settings.models["digits"].max_batch_size == 12
+    assert settings.models["digits"].max_batch_size == "auto"
     assert settings.scaling("digits").interval_s == 30
 
 

@@ -28,6 +28,7 @@ from wire.messages import (
     Reject,
     Returned,
     Started,
+    StepCurve,
     ToBalancer,
 )
 
@@ -51,6 +52,15 @@ def say(
 def join(core: Dispatch, worker: str, slots: int, now: float = 0.0, running: tuple[str, ...] = ()) -> list[Effect]:
     hello = Hello(PROTOCOL, worker, "m", "sim:0", 1, list(running))
     return say(core, worker, hello, now) + say(core, worker, Pull(slots), now)
+
+
+def sent_frames(effects: list[Effect]) -> list[bytes]:
+    """The frames of the assignments, in order."""
+    return [bytes(f) for e in effects if isinstance(e, Send) and isinstance(e.message, Assign) for f in e.frames]
+
+
+def told_of(effects: list[Effect]) -> list[Stepped]:
+    return [e.update for e in effects if isinstance(e, Tell) and isinstance(e.update, Stepped)]
 
 
 def assigned(effects: list[Effect]) -> list[tuple[str, Assignment]]:
@@ -256,6 +266,81 @@ def test_eta_follows_from_measured_steps() -> None:
     assert core.outlook("unheard of") is None
 
 
+def test_a_lost_workers_task_goes_on_from_the_last_checkpoint_that_was_told() -> None:
+    core = new_dispatch()
+    join(core, "a", 1)
+    core.handle(Submit([task("t")]), 0.0)
+    say(core, "a", Progress("t", 1, 5, 20, frames=1), 1.0, (b"state at 5",))
+    [told] = told_of(say(core, "a", Progress("t", 1, 8, 20, preview=True, frames=2), 1.1, (b"picture", b"state at 8")))
+    assert (told.step, told.preview) == (8, b"picture")
+    say(core, "a", Progress("t", 1, 11, 20), 1.2)
+    # Made beside the loop, it comes late: older than the last one, it changes nothing.
+    [late] = told_of(say(core, "a", Progress("t", 1, 6, 20, frames=1), 1.3, (b"state at 6",)))
+    assert late.step == 11
+    core.handle(Gone("a", "killed"), 2.0)
+    assert core.counters["steps_redone"] == 3
+    assert core.tasks["t"].step == 8
+    effects = join(core, "b", 1, 3.0)
+    [(_, given)] = assigned(effects)
+    assert (given.step, given.frames) == (8, 1)
+    assert sent_frames(effects) == [b"state at 8"]
+
+
+def test_sources_go_wherever_the_task_goes_and_before_its_checkpoint() -> None:
+    core = new_dispatch()
+    drawn = task("t")
+    drawn.sources = (b"pixels", b"mask")
+    core.handle(Submit([drawn]), 0.0)
+    effects = join(core, "a", 1)
+    assert assigned(effects)[0][1].frames == 2
+    assert sent_frames(effects) == [b"pixels", b"mask"]
+    say(core, "a", Progress("t", 1, 5, 20, frames=1), 1.0, (b"state",))
+    core.handle(Gone("a", "killed"), 2.0)
+    effects = join(core, "b", 1, 3.0)
+    assert (assigned(effects)[0][1].step, assigned(effects)[0][1].frames) == (5, 3)
+    assert sent_frames(effects) == [b"pixels", b"mask", b"state"]
+
+
+def test_source_pictures_are_bounded_in_bytes_not_only_in_number() -> None:
+    core = Dispatch(["m"], max_tasks=9, max_attempts=3, heartbeat_s=1.0, lost_after_s=10.0, max_source_bytes=100)
+
+    def with_source(name: str, size: int) -> Task:
+        made = task(name)
+        made.sources = (bytes(size),)
+        return made
+
+    core.handle(Submit([with_source("a", 60)]), 0.0)
+    with pytest.raises(QueueFull, match="source pictures of unfinished images"):
+        core.handle(Submit([with_source("b", 60)]), 0.0)
+    core.handle(Submit([task("c")]), 0.0)
+    core.handle(Abandon(["a"], "client went away"), 0.0)
+    core.handle(Submit([with_source("d", 500)]), 0.0)  # alone, a large one is better served than never
+
+
+def test_a_worker_that_says_it_crashed_counts_against_what_it_ran() -> None:
+    core = new_dispatch(max_attempts=2)
+    core.handle(Submit([task("t")]), 0.0)
+    for name in ("a", "b"):
+        join(core, name, 1)
+        say(core, name, Started("t", core.tasks["t"].attempt), 1.0)
+        effects = say(core, name, Bye("its device is lost", crashed=True), 1.0)
+    [ended] = [e.update for e in effects if isinstance(e, Tell)]
+    assert isinstance(ended, Ended)
+    assert "2 workers died" in ended.message
+
+
+def test_the_outlook_rests_on_what_was_measured_for_the_size() -> None:
+    core = new_dispatch()
+    join(core, "w", 0)
+    curves = [StepCurve(64, 64, 4, [(1, 0.1), (4, 0.2), (8, 0.1)]), StepCurve(128, 128, 1, [(1, 1.0)])]
+    say(core, "w", Heartbeat(running=0, curves=curves))
+    core.handle(Submit([task("first"), task("second")]), 0.0)
+    outlook = core.outlook("second")
+    assert outlook is not None
+    # 20 steps before it at 4 / 0.2 s, then its own 20 steps of 0.2 s; what is past the cap does not count.
+    assert outlook.eta_s == pytest.approx(20 / 20 + 20 * 0.2)
+
+
 class Histories(RuleBasedStateMachine):
     """Two workers, any number of tasks, every message in every order, honest and stale and invented."""
 
@@ -300,15 +385,16 @@ class Histories(RuleBasedStateMachine):
     def pull(self, worker: str, slots: int) -> None:
         self.run(say(self.core, worker, Pull(slots), self.now))
 
-    @rule(worker=st.sampled_from("ab"), name=tasks, kind=st.sampled_from(["started", "progress", "beat"]))
+    @rule(worker=st.sampled_from("ab"), name=tasks, kind=st.sampled_from(["started", "progress", "saved", "beat"]))
     def speak(self, worker: str, name: str, kind: str) -> None:
         attempt = self.believed.get(worker, {}).get(name, 1)
         messages: dict[str, ToBalancer] = {
             "started": Started(name, attempt),
             "progress": Progress(name, attempt, 3, 20),
+            "saved": Progress(name, attempt, 5, 20, frames=1),
             "beat": Heartbeat(running=1, step_s=0.1, batch=1.0),
         }
-        self.run(say(self.core, worker, messages[kind], self.now))
+        self.run(say(self.core, worker, messages[kind], self.now, (b"state",) if kind == "saved" else ()))
 
     @rule(worker=st.sampled_from("ab"), name=tasks, kind=st.sampled_from(["finished", "failed", "returned", "moved"]))
     def let_go(self, worker: str, name: str, kind: str) -> None:
@@ -363,7 +449,7 @@ class Histories(RuleBasedStateMachine):
         queue = self.core.queues["m"]
         waiting = list(queue)
         assert {t.id for t in waiting} == {t.id for t in self.core.tasks.values() if t.state is State.QUEUED}
-        assert queue.steps == sum(t.remaining_steps for t in waiting)
+        assert queue.steps.total() == sum(t.remaining_steps for t in waiting)
         assert [queue.position(t) for t in waiting] == list(range(len(waiting)))
 
     @invariant()
@@ -375,6 +461,12 @@ class Histories(RuleBasedStateMachine):
             if w.free and w.reserved is None and self.core.roster.state(w, self.now) == "ready"
         ]
         assert not (waiting and able)
+
+    @invariant()
+    def a_waiting_task_stands_where_its_checkpoint_is(self) -> None:
+        for waiting in self.core.queues["m"]:
+            assert waiting.step == waiting.checkpoint_step
+            assert bool(waiting.checkpoint) == bool(waiting.checkpoint_step)
 
     @invariant()
     def reservations_belong_to_living_tasks(self) -> None:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from configs.schema import Scaling
-from controller.policies.queue_depth import Memory, decide
+from controller.policies.queue_depth import Memory, decide, thresholds
 from controller.replica import Child, Decision, Limits, Observation, Queue, Replica, Stage
 
 LIMITS = Limits(min_workers=1, max_workers=8, start_timeout_s=60, drain_timeout_s=60, lost_after_s=10)
@@ -173,3 +174,23 @@ def test_whatever_happens_the_number_stays_in_bounds_and_moves_by_one(
         assert decision.valid == (tasks is not None)
         assert decision.reason
         workers = decision.desired
+
+
+@pytest.mark.parametrize(
+    ("up", "down", "cap", "thresholds_are"),
+    [
+        (12, 3, 99, (12, 3)),
+        ("auto", "auto", None, (12, 3)),
+        ("auto", "auto", 24, (24, 6)),
+        ("auto", "auto", 1, (1, 0.25)),
+        ("auto", 3, 24, (24, 3)),
+        ("auto", 3, 2, (2, 1)),  # however small the batch, the two stay apart
+        (8, "auto", 24, (8, 2)),
+    ],
+)
+def test_auto_thresholds_follow_the_measured_batch(
+    up: float | Literal["auto"], down: float | Literal["auto"], cap: int | None, thresholds_are: tuple[float, float]
+) -> None:
+    assert thresholds(Scaling(scale_up_at=up, scale_down_at=down), cap) == thresholds_are
+    wanted, _ = decide(seen(Queue(int(thresholds_are[0]), 0, cap), 1), Scaling(scale_up_at=up), LIMITS, Memory(), 0.0)
+    assert wanted.desired == 2

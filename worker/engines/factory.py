@@ -7,11 +7,20 @@ from worker.engine import StepEngine
 
 
 def build(model: Model, device: str) -> StepEngine:
-    """The engine that the configuration names, not loaded yet."""
+    """The engine for the configured model, not loaded yet.
+
+    A checkpoint whose pipeline class has an adapter of ours gets that; any other runs in the rendezvous engine.
+    """
     if model.engine == "sim":
         from worker.engines.sim import SimEngine
 
         return SimEngine(model)
-    from worker.engines.diffusion.engine import DiffusionEngine
+    from worker.engines.diffusion.loading import has_family, pipeline_class
 
-    return DiffusionEngine(model, device)
+    if has_family(pipeline_class(model)):
+        from worker.engines.diffusion.engine import DiffusionEngine
+
+        return DiffusionEngine(model, device)
+    from worker.engines.diffusion.rendezvous.engine import RendezvousEngine
+
+    return RendezvousEngine(model, device)
