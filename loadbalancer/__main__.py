@@ -99,7 +99,7 @@ def _listen(server: Server) -> socket.socket:
 async def serve(settings: Settings, listener: socket.socket) -> None:
     """Serve on the listening socket until a signal, then bring what runs to its end."""
     hub = Hub(settings, worker_address(settings.data_dir))
-    metrics = Metrics(hub.snapshot, lambda: hub.counters)
+    metrics = Metrics(hub.snapshot, lambda: hub.counters, hub.curves)
     desk = Desk(hub, metrics)
     services = Services(settings, hub, desk, metrics, internal_token(settings.data_dir), int(time.time()))
     server = HttpServer(

@@ -16,12 +16,21 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from loadbalancer.answers import ImagesAnswer, ModelCard, ModelList, PredictAnswer
 from loadbalancer.errors import ApiError, ErrorBody, InternalError, InvalidRequest, MethodNotAllowed, NotFound
-from loadbalancer.events import CompletedImage, ErrorEvent, PartialImage, Progress
+from loadbalancer.events import (
+    CompletedImage,
+    EditCompletedImage,
+    EditPartialImage,
+    EditProgress,
+    ErrorEvent,
+    PartialImage,
+    Progress,
+)
 from loadbalancer.metrics import Metrics
 from loadbalancer.routes import images, models, status
 from loadbalancer.routes.common import Services, answer_error
-from loadbalancer.schemas import ImageRequest, ImagesAnswer, ModelCard, ModelList, PredictAnswer, PredictRequest
+from loadbalancer.schemas import EditRequest, ImageRequest, PredictRequest
 
 log = logging.getLogger(__name__)
 
@@ -32,7 +41,7 @@ Any OpenAI client works with `base_url` set to this server's `/v1`. Every answer
 is `{"error": {"message", "type", "param", "code"}}`.
 """
 _REFERENCE = "#/components/schemas/{name}"
-_REQUESTS = (ImageRequest, PredictRequest)
+_REQUESTS = (ImageRequest, EditRequest, PredictRequest)
 _ANSWERS = (
     ImagesAnswer,
     PredictAnswer,
@@ -43,6 +52,9 @@ _ANSWERS = (
     Progress,
     PartialImage,
     CompletedImage,
+    EditProgress,
+    EditPartialImage,
+    EditCompletedImage,
     ErrorEvent,
 )
 _SANE_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")

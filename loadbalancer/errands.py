@@ -33,7 +33,12 @@ class Errand:
         self._desk = desk
         self._open = True
         self.tasks: list[str] = desk.hub.submit(
-            job.model, job.inputs, timeout_s=job.timeout_s, priority=job.priority, listener=self._hear
+            job.model,
+            job.inputs,
+            timeout_s=job.timeout_s,
+            priority=job.priority,
+            listener=self._hear,
+            sources=job.sources,
         )
 
     def __repr__(self) -> str:

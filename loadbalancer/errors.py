@@ -107,15 +107,26 @@ class MethodNotAllowed(ApiError):
 
 
 class BodyTooLarge(ApiError):
-    """More bytes than `server.max_body_bytes`. The connection is closed, for the rest may never end."""
+    """More bytes than `server.max_body_bytes`, or `max_upload_bytes` where pictures may come.
+
+    The connection is closed, for the rest may never end.
+    """
 
     status = 413
     type = "invalid_request_error"
     code = "body_too_large"
 
-    def __init__(self, most: int) -> None:
-        text = f"The request body is larger than {most} bytes, which is the most that is read."
+    def __init__(self, most: int, where: str = "") -> None:
+        text = f"The request body is larger{where and ' '}{where} than {most} bytes, which is the most that is read."
         super().__init__(text, headers={"connection": "close"})
+
+
+class ContentRefused(ApiError):
+    """The model's safety checker objects to the image, and the configuration says not to send it."""
+
+    status = 400
+    type = "image_generation_user_error"
+    code = "content_policy_violation"
 
 
 class TooBusy(ApiError):
@@ -177,6 +188,8 @@ def from_ended(ended: Ended) -> ApiError:
         return shutting_down()
     if ended.kind == "invalid":
         return InvalidRequest(ended.message)
+    if ended.kind == "unsafe":
+        return ContentRefused(ended.message)
     if ended.kind == "out_of_memory":
         return TaskFailed(f"The image does not fit the memory of the device: {ended.message}", code="out_of_memory")
     return TaskFailed(f"The image could not be generated: {ended.message}")

@@ -1,18 +1,19 @@
 """What a streaming client hears: the events of `stream: true`, and which progress is worth one.
 
 `image_generation.partial_image` and `image_generation.completed` are OpenAI's, with our fields added;
-`image_generation.progress` is ours. Pure: time is passed in.
+`image_generation.progress` is ours. Edits have the same events under OpenAI's other name, `image_edit.*`. Pure: time
+is passed in.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import msgspec
 
+from loadbalancer.answers import Flagged, Timings
 from loadbalancer.errors import ApiError, ErrorDetail
-from loadbalancer.schemas import Timings
 from loadbalancer.task import State
 from wire.messages import ImageFormat
 
@@ -81,6 +82,19 @@ class CompletedImage(msgspec.Struct, frozen=True, tag_field="type", tag="image_g
     usage: Usage = Usage()
     background: Literal["opaque"] = "opaque"
     quality: Literal["auto"] = "auto"
+    flagged: Flagged | msgspec.UnsetType = msgspec.UNSET
+
+
+class EditProgress(Progress, frozen=True, tag_field="type", tag="image_edit.progress"):
+    """`Progress` of an edit."""
+
+
+class EditPartialImage(PartialImage, frozen=True, tag_field="type", tag="image_edit.partial_image"):
+    """`PartialImage` of an edit."""
+
+
+class EditCompletedImage(CompletedImage, frozen=True, tag_field="type", tag="image_edit.completed"):
+    """`CompletedImage` of an edit."""
 
 
 class ErrorEvent(msgspec.Struct, frozen=True, tag_field="type", tag="error"):
@@ -90,12 +104,19 @@ class ErrorEvent(msgspec.Struct, frozen=True, tag_field="type", tag="error"):
 
 
 Event = Progress | PartialImage | CompletedImage | ErrorEvent
+_OF_EDITS: dict[type[Event], Any] = {
+    Progress: EditProgress,
+    PartialImage: EditPartialImage,
+    CompletedImage: EditCompletedImage,
+}
 
 _encoder = msgspec.json.Encoder()
 
 
-def encode(event: Event) -> bytes:
+def encode(event: Event, *, edit: bool = False) -> bytes:
     """The event as it goes over the connection. JSON has no raw line breaks, so one `data:` line holds it."""
+    if edit and type(event) in _OF_EDITS:
+        event = _OF_EDITS[type(event)](*msgspec.structs.astuple(event))
     name = type(event).__struct_config__.tag
     return b"event: %b\ndata: %b\n\n" % (str(name).encode(), _encoder.encode(event))
 

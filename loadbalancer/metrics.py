@@ -4,7 +4,7 @@ drift from the truth; counters and histograms of requests are kept here.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from prometheus_client import CollectorRegistry, Counter, Histogram
@@ -12,11 +12,15 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
+from wire.messages import StepCurve
 from wire.snapshot import ModelStats, Snapshot, WorkerState, WorkerStats
 
 _SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 30, 60, 120, 300, 600)
 _STATES: tuple[WorkerState, ...] = ("ready", "draining", "silent")
 _WORKER_LABELS = ("worker", "model", "device")
+
+#: A model's measured curves, one per size.
+Curves = Callable[[str], Sequence[StepCurve]]
 
 
 class OfModel(NamedTuple):
@@ -57,17 +61,21 @@ WORKER_COUNTERS = (
     OfWorker(
         "muster_worker_joined_midway", "Images that joined a batch under way.", lambda w: w.counters.joined_midway
     ),
+    OfWorker("muster_worker_out_of_memory", "Batches that did not fit.", lambda w: w.counters.out_of_memory),
     OfWorker("muster_worker_finished", "Images finished.", lambda w: w.counters.finished),
     OfWorker("muster_worker_failed", "Images failed.", lambda w: w.counters.failed),
 )
 
 
 class SnapshotCollector(Collector):
-    """Turns the hub's snapshot and counters into metrics."""
+    """Turns the hub's snapshot, counters and curves into metrics."""
 
-    def __init__(self, snapshot: Callable[[], Snapshot], counters: Callable[[], Mapping[str, int]]) -> None:
+    def __init__(
+        self, snapshot: Callable[[], Snapshot], counters: Callable[[], Mapping[str, int]], curves: Curves
+    ) -> None:
         self._snapshot = snapshot
         self._counters = counters
+        self._curves = curves
 
     def describe(self) -> Iterator[Metric]:
         """Nothing: names are checked at the first scrape, so that registering needs no running hub."""
@@ -84,6 +92,7 @@ class SnapshotCollector(Collector):
                 if value is not None:
                     gauge.add_metric((model.model,), value)
             yield gauge
+        yield from _measured({model.model: self._curves(model.model) for model in now.models})
         yield _workers(now)
         for of_worker in WORKER_GAUGES:
             yield _per_worker(GaugeMetricFamily(of_worker.name, of_worker.help, labels=_WORKER_LABELS), of_worker, now)
@@ -99,9 +108,11 @@ class SnapshotCollector(Collector):
 class Metrics:
     """Requests and images counted as they pass, in a registry of their own."""
 
-    def __init__(self, snapshot: Callable[[], Snapshot], counters: Callable[[], Mapping[str, int]]) -> None:
+    def __init__(
+        self, snapshot: Callable[[], Snapshot], counters: Callable[[], Mapping[str, int]], curves: Curves
+    ) -> None:
         self.registry = CollectorRegistry()
-        self.registry.register(SnapshotCollector(snapshot, counters))
+        self.registry.register(SnapshotCollector(snapshot, counters, curves))
         self._requests = Counter(
             "muster_http_requests", "HTTP requests answered.", ("route", "status"), registry=self.registry
         )
@@ -136,6 +147,22 @@ class Metrics:
         """An image was finished."""
         self._queued.labels(model).observe(queued_s)
         self._running.labels(model).observe(running_s)
+
+
+def _measured(curves: Mapping[str, Sequence[StepCurve]]) -> Iterator[Metric]:
+    """What a step costs, and how many images share one, by model and size."""
+    seconds = GaugeMetricFamily(
+        "muster_step_seconds", "Measured duration of a step of so many images.", labels=("model", "size", "batch")
+    )
+    caps = GaugeMetricFamily("muster_batch_cap", "Most images that share a step.", labels=("model", "size"))
+    for model, own in curves.items():
+        for curve in own:
+            size = f"{curve.width}x{curve.height}"
+            caps.add_metric((model, size), curve.cap)
+            for batch, step_s in curve.points:
+                seconds.add_metric((model, size, str(batch)), step_s)
+    yield seconds
+    yield caps
 
 
 def _workers(now: Snapshot) -> Metric:

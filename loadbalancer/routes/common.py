@@ -5,13 +5,16 @@ from __future__ import annotations
 import asyncio
 from dataclasses import dataclass
 from http import HTTPStatus
+from pathlib import Path
 from typing import Any
 
 import msgspec
 from fastapi import Request, Response
 from starlette.requests import ClientDisconnect
+from starlette.types import Message
 
 from configs.schema import Settings
+from loadbalancer.admission import LORA_NAME, Known
 from loadbalancer.errands import Desk
 from loadbalancer.errors import ApiError, BodyTooLarge, ClientClosed
 from loadbalancer.hub import Hub
@@ -44,27 +47,53 @@ def answer_error(error: ApiError) -> Response:
     return answer(error.body, error.status, error.headers)
 
 
-async def read_body(request: Request, most: int) -> bytes:
-    """The whole body. Raises `BodyTooLarge` as soon as it is known to exceed `most` bytes, and `ClientClosed`.
+def bounded(request: Request, most: int) -> Request:
+    """The request with a body of which no more is read than `most` bytes. Raises `BodyTooLarge`, now or in reading.
 
     Starlette's own limit is not used: it replaces the answer by a plain text.
     """
     declared = request.headers.get("content-length", "")
-    parts: list[bytes] = []
-    size = int(declared) if declared.isdecimal() else 0
-    if size <= most:
-        size = 0
-        try:
-            async for part in request.stream():
-                parts.append(part)
-                size += len(part)
-                if size > most:
-                    break
-        except ClientDisconnect:
-            raise ClientClosed("The client closed the connection before the end of the body.") from None
-    if size > most:
+    if declared.isdecimal() and int(declared) > most:
         raise BodyTooLarge(most)
-    return b"".join(parts)
+    size = 0
+
+    async def receive() -> Message:
+        nonlocal size
+        message = await request.receive()
+        size += len(message.get("body", b""))
+        if size > most:
+            raise BodyTooLarge(most)
+        return message
+
+    return Request(request.scope, receive)
+
+
+async def read_body(request: Request, most: int) -> bytes:
+    """The whole body. Raises `BodyTooLarge` as soon as it is known to exceed `most` bytes, and `ClientClosed`."""
+    try:
+        return await bounded(request, most).body()
+    except ClientDisconnect:
+        raise hung_up() from None
+
+
+def hung_up() -> ClientClosed:
+    """What becomes of a request whose body does not come to its end."""
+    return ClientClosed("The client closed the connection before the end of the body.")
+
+
+async def known(services: Services, model: str, *, loras: bool) -> Known:
+    """What is known of the model; its adapters are looked up where the request names any (`loras`)."""
+    folder = services.settings.models[model].loras if loras else None
+    return Known(services.hub.about(model), await asyncio.to_thread(adapters, folder) if folder else ())
+
+
+def adapters(folder: Path) -> list[str]:
+    """Names of the LoRA adapters in the folder, sorted. A folder that cannot be read holds none."""
+    try:
+        files = [path.stem for path in folder.iterdir() if path.suffix == ".safetensors" and path.is_file()]
+    except OSError:
+        return []
+    return sorted(name for name in files if LORA_NAME.fullmatch(name))
 
 
 async def first_of(request: Request, outcome: asyncio.Future[None]) -> None:
@@ -83,16 +112,21 @@ async def _disconnect(request: Request) -> None:
         pass
 
 
-def json_content(reference: str, **more: Any) -> dict[str, Any]:
-    """OpenAPI: a JSON body of the schema with this name."""
-    return {"application/json": {"schema": {"$ref": f"#/components/schemas/{reference}"}, **more}}
+def body_of(reference: str, media_type: str = "application/json") -> dict[str, Any]:
+    """OpenAPI: a request body of the schema with this name."""
+    return {"requestBody": {"required": True, "content": content_of(reference, media_type)}}
+
+
+def content_of(reference: str, media_type: str = "application/json") -> dict[str, Any]:
+    """OpenAPI: content of the schema with this name."""
+    return {media_type: {"schema": {"$ref": f"#/components/schemas/{reference}"}}}
 
 
 def answers(success: str, *errors: int, **more: Any) -> dict[int | str, dict[str, Any]]:
     """OpenAPI: the answers of a route. `more` are other content types of the success."""
     documented: dict[int | str, dict[str, Any]] = {
-        200: {"description": "Success.", "content": json_content(success) | more}
+        200: {"description": "Success.", "content": content_of(success) | more}
     }
     for status in errors:
-        documented[status] = {"description": HTTPStatus(status).phrase + ".", "content": json_content("ErrorBody")}
+        documented[status] = {"description": HTTPStatus(status).phrase + ".", "content": content_of("ErrorBody")}
     return documented

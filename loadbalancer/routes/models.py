@@ -1,12 +1,14 @@
-"""`GET /v1/models`: what is served, with what defaults and limits, and whether it is ready."""
+"""`GET /v1/models`: what is served, with what defaults and limits, what it can do and how fast, and if it is ready."""
 
 from __future__ import annotations
+
+import asyncio
 
 from fastapi import APIRouter, Response
 
 from loadbalancer.admission import model_not_found
-from loadbalancer.routes.common import Services, answer, answers
-from loadbalancer.schemas import ModelCard, ModelList
+from loadbalancer.answers import Curve, ModelCard, ModelList
+from loadbalancer.routes.common import Services, adapters, answer, answers
 
 
 def router(services: Services) -> APIRouter:
@@ -16,26 +18,35 @@ def router(services: Services) -> APIRouter:
     @routes.get("/v1/models", summary="List the models", responses=answers("ModelList"))
     async def list_models() -> Response:
         """Every served model."""
-        return answer(ModelList([_card(services, name) for name in services.settings.models]))
+        return answer(ModelList([await _card(services, name) for name in services.settings.models]))
 
     @routes.get("/v1/models/{model}", summary="Describe a model", responses=answers("ModelCard", 404))
     async def describe_model(model: str) -> Response:
         """One served model."""
         if model not in services.settings.models:
             raise model_not_found(model, services.settings)
-        return answer(_card(services, model))
+        return answer(await _card(services, model))
 
     return routes
 
 
-def _card(services: Services, name: str) -> ModelCard:
-    model = services.settings.models[name]
+async def _card(services: Services, name: str) -> ModelCard:
+    model, hub = services.settings.models[name], services.hub
+    about = hub.about(name)
+    curves = [Curve(f"{curve.width}x{curve.height}", curve.cap, curve.points) for curve in hub.curves(name)]
     return ModelCard(
         id=name,
         created=services.started,
         engine=model.engine,
         defaults=model.defaults.model_dump(),
         limits=model.limits.model_dump() | {"max_n": services.settings.server.max_n},
-        ready=services.hub.ready(name),
-        workers=sum(worker.model == name for worker in services.hub.snapshot().workers),
+        ready=hub.ready(name),
+        workers=sum(worker.model == name for worker in hub.snapshot().workers),
+        loras=await asyncio.to_thread(adapters, model.loras) if model.loras else [],
+        pipeline=about.pipeline if about else None,
+        batching=about.batching if about else None,
+        modes=list(about.modes) if about else [],
+        checkpoints=about.checkpoints if about else None,
+        reproducible=about.reproducible if about else None,
+        curves=curves,
     )

@@ -8,14 +8,15 @@ import logging
 import time
 from collections.abc import AsyncIterator, Iterator
 
+import msgspec
 from fastapi.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 
+from loadbalancer.answers import Timings
 from loadbalancer.errands import Errand
 from loadbalancer.errors import InternalError
 from loadbalancer.events import KEEP_ALIVE, CompletedImage, Pace, PartialImage, Progress, encode, encode_error
 from loadbalancer.hub import Hub
-from loadbalancer.schemas import Timings
 from loadbalancer.task import Completed, Stepped
 
 log = logging.getLogger(__name__)
@@ -26,10 +27,10 @@ class EventStream(StreamingResponse):
 
     media_type = "text/event-stream"
 
-    def __init__(self, errand: Errand, hub: Hub) -> None:
+    def __init__(self, errand: Errand, hub: Hub, *, edit: bool = False) -> None:
         #: The last word against proxies that collect an answer before they pass it on.
         headers = {"cache-control": "no-cache", "x-accel-buffering": "no"}
-        super().__init__(_guarded(_Teller(errand, hub)), headers=headers)
+        super().__init__(_guarded(_Teller(errand, hub, edit)), headers=headers)
         self._errand = errand
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -53,9 +54,10 @@ async def _guarded(teller: _Teller) -> AsyncIterator[bytes]:
 class _Teller:
     """Puts what becomes of an errand into events."""
 
-    def __init__(self, errand: Errand, hub: Hub) -> None:
+    def __init__(self, errand: Errand, hub: Hub, edit: bool) -> None:
         self._errand = errand
         self._hub = hub
+        self._edit = edit
         self._pace = Pace()
         self._indexes = {task: index for index, task in enumerate(errand.tasks)}
         #: Step of each preview told, by task: a task that had to start again does not show them twice.
@@ -82,11 +84,11 @@ class _Teller:
     def _tell(self, now: float) -> Iterator[bytes]:
         if self._pace.due(now):
             for view in self._pace.news(list(self._views())):
-                yield encode(view)
+                yield encode(view, edit=self._edit)
         while self._errand.news:
             event = self._picture(self._errand.news.popleft())
             if event is not None:
-                yield encode(event)
+                yield encode(event, edit=self._edit)
         if self._errand.failure is not None:
             yield encode_error(self._errand.failure)
 
@@ -105,7 +107,15 @@ class _Teller:
             timings = Timings(news.waited_s, news.ran_s)
             seed = job.inputs[index].seed
             return CompletedImage(
-                memoryview(news.image), created, job.output_format, job.size, index, seed, job.model, timings
+                memoryview(news.image),
+                created,
+                job.output_format,
+                job.size,
+                index,
+                seed,
+                job.model,
+                timings,
+                flagged=news.flagged or msgspec.UNSET,
             )
         told = self._previews[news.task]
         if news.preview is None or news.step in told:

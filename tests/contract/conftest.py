@@ -15,15 +15,23 @@ MODELS = {
     "slow": sim(t0_s=0.1, max_batch_size=1, defaults={"size": "64x64", "steps": 600}),
     "absent": sim(),
 }
-SERVER = {"max_n": 5, "max_body_bytes": 20_000, "max_prompt_chars": 500}
+SERVER = {"max_n": 5, "max_body_bytes": 20_000, "max_upload_bytes": 500_000, "max_prompt_chars": 500}
 MAX_QUEUED = 5
+#: Adapters of the quick model, and files beside them that are none.
+LORAS = ["fog", "ink"]
+NO_LORAS = ["notes.txt", ".hidden.safetensors", "sp ace.safetensors"]
 
 
 @pytest.fixture(scope="session")
 def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     data_dir = tmp_path_factory.mktemp("shared")
+    folder = tmp_path_factory.mktemp("adapters")
+    for name in [*[f"{lora}.safetensors" for lora in LORAS], *NO_LORAS]:
+        (folder / name).touch()
+    (folder / "folder.safetensors").mkdir()
+    models = MODELS | {"quick": MODELS["quick"] | {"loras": str(folder)}}
     workers = {"quick": 1, "slow": 1}
-    with running(data_dir, MODELS, workers, server=SERVER, queue={"max_tasks": MAX_QUEUED}) as server:
+    with running(data_dir, models, workers, server=SERVER, queue={"max_tasks": MAX_QUEUED}) as server:
         yield server
         assert server.balancer.poll() is None, server.logs()
         assert "Traceback" not in server.log("loadbalancer")

@@ -12,7 +12,8 @@ from starlette.types import Receive, Scope, Send
 
 from loadbalancer.app import Front
 from loadbalancer.metrics import Metrics
-from wire.snapshot import Snapshot
+from wire.messages import StepCurve
+from wire.snapshot import ModelStats, Snapshot
 
 
 def idle() -> Snapshot:
@@ -21,6 +22,10 @@ def idle() -> Snapshot:
 
 def nothing() -> Mapping[str, int]:
     return {}
+
+
+def unmeasured(model: str) -> list[StepCurve]:
+    return []
 
 
 async def broken(scope: Scope, receive: Receive, send: Send) -> None:
@@ -32,7 +37,7 @@ async def broken(scope: Scope, receive: Receive, send: Send) -> None:
 
 
 async def test_a_bug_is_told_neutrally_and_logged_under_the_request_id(caplog: pytest.LogCaptureFixture) -> None:
-    metrics = Metrics(idle, nothing)
+    metrics = Metrics(idle, nothing, unmeasured)
     transport = httpx.ASGITransport(Front(broken, metrics))
     async with httpx.AsyncClient(transport=transport, base_url="http://test") as http:
         with caplog.at_level(logging.ERROR):
@@ -49,7 +54,22 @@ async def test_a_bug_is_told_neutrally_and_logged_under_the_request_id(caplog: p
 
 
 async def test_an_answer_that_has_begun_is_broken_off() -> None:
-    transport = httpx.ASGITransport(Front(broken, Metrics(idle, nothing)))
+    transport = httpx.ASGITransport(Front(broken, Metrics(idle, nothing, unmeasured)))
     async with httpx.AsyncClient(transport=transport, base_url="http://test") as http:
         with pytest.raises(RuntimeError, match="secret detail"):
             await http.get("/late")
+
+
+def test_measured_curves_are_told_as_metrics() -> None:
+    stats = ModelStats("m", 0, 0, None, 0.0, 0.0, 0.0)
+    curves = {"m": [StepCurve(64, 32, 4, [(1, 0.25), (4, 0.5)]), StepCurve(96, 96, 1)]}
+    told = generate_latest(
+        Metrics(lambda: Snapshot(0.0, 1.0, [stats], []), nothing, lambda model: curves[model]).registry
+    ).decode()
+    for line in (
+        'muster_batch_cap{model="m",size="64x32"} 4.0',
+        'muster_batch_cap{model="m",size="96x96"} 1.0',
+        'muster_step_seconds{batch="1",model="m",size="64x32"} 0.25',
+        'muster_step_seconds{batch="4",model="m",size="64x32"} 0.5',
+    ):
+        assert line in told.splitlines()

@@ -161,3 +161,12 @@ def test_bodies_are_read_whatever_their_content_type(http: httpx.Client) -> None
     """`curl -d` says that it sends a form."""
     headers = {"content-type": "application/x-www-form-urlencoded"}
     assert http.post("/predict", content=b'{"prompt": "a seven"}', headers=headers).status_code == 200
+
+
+def test_what_the_safety_checker_objects_to_is_flagged_and_shown_as_it_is(http: httpx.Client) -> None:
+    asked = {"model": "quick", "prompt": "a seven, sim:flag", "n": 2, "num_inference_steps": 2}
+    data = http.post("/v1/images/generations", json=asked).json()["data"]
+    assert [image["flagged"] for image in data] == [True, True]
+    assert all(image["b64_json"] for image in data)
+    fine = http.post("/v1/images/generations", json=asked | {"prompt": "a seven"}).json()["data"]
+    assert all("flagged" not in image for image in fine)

@@ -153,14 +153,21 @@ def _endless() -> Iterator[bytes]:
         yield b" " * 4096
 
 
-@pytest.mark.parametrize("content", [b" " * 20_001, b" " * 5_000_000, _endless], ids=["just", "much", "endless"])
-def test_bodies_over_the_limit(http: httpx.Client, content: Any) -> None:
+@pytest.mark.parametrize(("path", "most"), [("/predict", 20_000), (GENERATE, 500_000)])
+@pytest.mark.parametrize("more", [1, 5_000_000, None], ids=["just", "much", "endless"])
+def test_bodies_over_the_limit(http: httpx.Client, path: str, most: int, more: int | None) -> None:
     """An endless chunked body can only be answered by a server that stops reading."""
-    answered = http.post(GENERATE, content=content() if callable(content) else content)
+    answered = http.post(path, content=_endless() if more is None else b" " * (most + more))
     assert answered.status_code == 413
     error = error_of(answered)
     assert error["code"] == "body_too_large"
-    assert "20000 bytes" in error["message"]
+    assert f"{most} bytes" in error["message"]
+
+
+def test_a_body_may_be_large_for_its_pictures_only(http: httpx.Client) -> None:
+    answered = http.post(GENERATE, json={"prompt": "a seven", "user": "x" * 20_000})
+    assert answered.status_code == 413
+    assert "beside its pictures" in error_of(answered)["message"]
 
 
 def test_a_body_of_exactly_the_limit_is_read(http: httpx.Client) -> None:

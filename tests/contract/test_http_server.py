@@ -18,6 +18,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from tests.conftest import StartServer
+from tests.contract.conftest import LORAS
 from tests.programs import PATIENCE_S, ROOT, Server, free_port, launch, sim, stop, wait_until
 
 GENERATE = "/v1/images/generations"
@@ -46,10 +47,34 @@ def test_models(shared: Server, http: httpx.Client) -> None:
     assert (one.id, one.object, one.owned_by) == ("slow", "model", "muster")
     card = http.get("/v1/models/absent").json()
     assert (card["engine"], card["ready"], card["workers"]) == ("sim", False, 0)
-    assert card["defaults"] == {"size": "64x64", "steps": 8, "guidance_scale": 3.0, "scheduler": "ddim"}
+    assert card["defaults"] == {
+        "size": "64x64",
+        "steps": 8,
+        "guidance_scale": 3.0,
+        "scheduler": "ddim",
+        "strength": 0.8,
+    }
     assert card["limits"]["max_pixels"] == 65536
     assert card["limits"]["max_n"] == 5
     assert http.get("/v1/models/quick").json()["ready"] is True
+
+
+def test_models_tell_what_they_can_do(http: httpx.Client) -> None:
+    unknown = http.get("/v1/models/absent").json()
+    assert [unknown[name] for name in ("pipeline", "batching", "checkpoints", "reproducible")] == [None] * 4
+    assert unknown["modes"] == unknown["loras"] == unknown["curves"] == []
+    assert http.post(GENERATE, json={"prompt": "a seven", "n": 2}).status_code == 200
+    card = http.get("/v1/models/quick").json()
+    assert (card["pipeline"], card["batching"]) == ("simulated", "sim")
+    assert card["modes"] == ["text", "image", "inpaint"]
+    assert card["checkpoints"] is card["reproducible"] is True
+    assert card["loras"] == LORAS
+    wait_until(lambda: bool(http.get("/v1/models/quick").json()["curves"]), "a measured curve")
+    curve = next(each for each in http.get("/v1/models/quick").json()["curves"] if each["size"] == "64x64")
+    assert curve["cap"] >= 1
+    for batch, seconds in curve["points"]:
+        assert batch >= 1
+        assert seconds > 0
 
 
 @pytest.mark.parametrize(
@@ -135,6 +160,7 @@ def test_documentation(http: httpx.Client) -> None:
     documented = {(method, path) for path, operations in document["paths"].items() for method in operations}
     assert documented == {
         ("post", GENERATE),
+        ("post", "/v1/images/edits"),
         ("post", "/predict"),
         ("get", "/v1/models"),
         ("get", "/v1/models/{model}"),
@@ -142,8 +168,13 @@ def test_documentation(http: httpx.Client) -> None:
         ("get", "/readyz"),
         ("get", "/metrics"),
     }
-    for name, path in (("ImageRequest", GENERATE), ("PredictRequest", "/predict")):
+    for name in ("ImageRequest", "EditRequest", "PredictRequest", "LoraRequest"):
         assert all(field.get("description") for field in schemas[name]["properties"].values())
+    (content,) = document["paths"]["/v1/images/edits"]["post"]["requestBody"]["content"].items()
+    assert content == ("multipart/form-data", {"schema": {"$ref": "#/components/schemas/EditRequest"}})
+    assert schemas["EditRequest"]["required"] == ["prompt", "image"]
+    assert schemas["EditRequest"]["properties"]["image"]["format"] == "binary"
+    for name, path in (("ImageRequest", GENERATE), ("PredictRequest", "/predict")):
         for example in schemas[name]["examples"]:
             assert http.post(path, json=example | {"model": "quick"}).status_code == 200
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 
+import msgspec
 import pytest
 
+from loadbalancer.answers import ImageData, PredictAnswer, Timings
 from loadbalancer.errors import ApiError, BodyTooLarge, TooBusy, from_ended
 from loadbalancer.events import (
     KEEP_ALIVE_S,
@@ -17,7 +19,6 @@ from loadbalancer.events import (
     encode,
     encode_error,
 )
-from loadbalancer.schemas import Timings
 from loadbalancer.task import Ended, State
 from wire.messages import FailureKind
 
@@ -80,12 +81,38 @@ def test_events_are_one_name_and_one_line_of_json() -> None:
     assert json.loads(told.split("\n")[1].removeprefix("data: "))["error"]["message"] == "first\nsecond"
 
 
+@pytest.mark.parametrize("flagged", [True, False])
+def test_only_what_is_flagged_says_so(flagged: bool) -> None:
+    image, timings = memoryview(b"png"), Timings(0.1, 0.2)
+    streamed = CompletedImage(image, 1, "png", "64x64", 0, 7, "m", timings, flagged=True if flagged else msgspec.UNSET)
+    for told in (
+        msgspec.json.encode(ImageData(image, 7, timings, flagged)),
+        msgspec.json.encode(PredictAnswer(image, flagged)),
+        encode(streamed).partition(b"data: ")[2],
+        encode(streamed, edit=True).partition(b"data: ")[2],
+    ):
+        assert json.loads(told).get("flagged") is (True if flagged else None)
+
+
+def test_edits_have_the_same_events_under_their_own_names() -> None:
+    image = memoryview(b"png")
+    for event in (
+        progress(),
+        PartialImage(image, 0, 1, "png", "64x64", 0),
+        CompletedImage(image, 1, "png", "64x64", 0, 7, "m", Timings(0.1, 0.2)),
+    ):
+        told = encode(event).replace(b"image_generation.", b"image_edit.")
+        assert encode(event, edit=True) == told
+        assert b"image_edit." in told
+
+
 @pytest.mark.parametrize(
     ("state", "kind", "status", "code", "retried"),
     [
         (State.EXPIRED, None, 504, "timeout", True),
         (State.CANCELLED, None, 503, "shutting_down", True),
         (State.FAILED, "invalid", 400, "invalid_value", False),
+        (State.FAILED, "unsafe", 400, "content_policy_violation", False),
         (State.FAILED, "out_of_memory", 500, "out_of_memory", False),
         (State.FAILED, "error", 500, "generation_failed", False),
     ],

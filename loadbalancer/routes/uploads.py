@@ -1,0 +1,116 @@
+"""Source pictures on their way in: the form that brings them, and decoding them beside the event loop.
+
+A large file of a form waits on disk until its turn to be decoded comes, so that many uploads take little memory.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import NoReturn
+
+from fastapi import Request
+from starlette.datastructures import FormData, UploadFile
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
+
+from configs.schema import Limits
+from loadbalancer.errors import InvalidRequest
+from loadbalancer.routes.common import bounded, hung_up
+from loadbalancer.schemas import shorten
+from loadbalancer.sources import Size, Sources, prepare
+
+#: Gives the bytes of a file; called in a thread.
+Reader = Callable[[], bytes]
+
+#: Pictures decoded at one time: one of many megapixels takes hundreds of megabytes on its way to its pixels.
+_AT_ONCE = 2
+_MOST_FILES = 16
+_MOST_FIELDS = 64
+#: OpenAI's clients send a list of pictures, even of one, under the second name.
+_FILES = {"image": "image", "image[]": "image", "mask": "mask"}
+
+
+class Darkroom:
+    """Turns files into pixels, in threads of its own.
+
+    They are few, and always the same: a thread's allocator keeps some of what decoding took.
+    """
+
+    def __init__(self) -> None:
+        self._threads = ThreadPoolExecutor(_AT_ONCE, "decode")
+
+    async def develop(
+        self, image: Reader, mask: Reader | None, limits: Limits, *, size: Size | None, alpha_marks: bool
+    ) -> Sources:
+        """See `sources.prepare`. Raises `InvalidRequest`, also where a reader does."""
+
+        def work() -> Sources:
+            return prepare(image(), mask() if mask else None, limits, size=size, alpha_marks=alpha_marks)
+
+        return await asyncio.get_running_loop().run_in_executor(self._threads, work)
+
+
+@dataclass(slots=True)
+class Form:
+    """A form that was read: its texts, and the readers of its files."""
+
+    texts: dict[str, str] = field(default_factory=dict)
+    files: dict[str, list[Reader]] = field(default_factory=lambda: {"image": [], "mask": []})
+
+    def file(self, name: str) -> Reader | None:
+        """The one file of this name, if there is one. Raises `InvalidRequest` for several."""
+        found = self.files[name]
+        if len(found) > 1:
+            text = f"Invalid value for '{name}': {len(found)} files. One picture is taken."
+            raise InvalidRequest(text, param=name)
+        return found[0] if found else None
+
+
+@contextlib.asynccontextmanager
+async def read_form(request: Request, most: int, most_text: int) -> AsyncIterator[Form]:
+    """The multipart form; its files can be read until the context ends.
+
+    `most` bounds the body and `most_text` each of its texts, in bytes. Raises `InvalidRequest`, `BodyTooLarge` and
+    `ClientClosed`.
+    """
+    if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "multipart/form-data":
+        _refuse("it must be multipart/form-data")
+    try:
+        form = await bounded(request, most).form(
+            max_files=_MOST_FILES, max_fields=_MOST_FIELDS, max_part_size=most_text
+        )
+    except ClientDisconnect:
+        raise hung_up() from None
+    except HTTPException as broken:
+        _refuse(broken.detail.rstrip("."))
+    except UnicodeError:  # of a character set that the form names
+        _refuse("its texts are not in the character set that it names")
+    try:
+        yield _sort(form)
+    finally:
+        await form.close()
+
+
+def _sort(form: FormData) -> Form:
+    found = Form()
+    for name, value in form.multi_items():
+        if isinstance(value, UploadFile):
+            if name not in _FILES:
+                text = f"Unexpected file in {shorten(name)}: files are taken in 'image' and 'mask'."
+                raise InvalidRequest(text, param=name, code="unknown_parameter")
+            found.files[_FILES[name]].append(value.file.read)
+        elif name in _FILES:
+            raise InvalidRequest(f"Invalid type for '{name}': expected a file.", param=name, code="invalid_type")
+        elif name in found.texts:
+            raise InvalidRequest(f"Invalid value for {shorten(name)}: it is given more than once.", param=name)
+        else:
+            found.texts[name] = value
+    return found
+
+
+def _refuse(why: str) -> NoReturn:
+    raise InvalidRequest(f"The form cannot be read: {why}.", code="invalid_form")

@@ -1,0 +1,56 @@
+"""Picture files for tests, good ones and bad ones, made as they are needed."""
+
+from __future__ import annotations
+
+import base64
+import io
+import struct
+import zlib
+from typing import Any
+
+from PIL import Image
+
+
+def picture(width: int = 64, height: int = 64, mode: str = "RGB") -> Image.Image:
+    """No two columns and no two rows are alike, so that a turned or mirrored picture shows."""
+    red = Image.linear_gradient("L").resize((width, height))
+    green = Image.linear_gradient("L").rotate(90).resize((width, height))
+    blue = Image.radial_gradient("L").resize((width, height))
+    return Image.merge("RGB", (red, green, blue)).convert(mode)
+
+
+def file(image: Image.Image, kind: str = "PNG", **options: Any) -> bytes:
+    out = io.BytesIO()
+    image.save(out, kind, **options)
+    return out.getvalue()
+
+
+def png(width: int = 64, height: int = 64, mode: str = "RGB") -> bytes:
+    return file(picture(width, height, mode))
+
+
+def half(mode: str, size: tuple[int, int] = (64, 64)) -> Image.Image:
+    """The left half is zero in the last band, the right half is full; other bands are full."""
+    width, height = size
+    last = Image.new("L", size, 255)
+    last.paste(0, (0, 0, width // 2, height))
+    return Image.merge(mode, [Image.new("L", size, 255)] * (len(mode) - 1) + [last]) if len(mode) > 1 else last
+
+
+def animated(kind: str) -> bytes:
+    return file(picture(), kind, save_all=True, append_images=[picture().transpose(Image.Transpose.ROTATE_90)])
+
+
+def bomb(width: int, height: int) -> bytes:
+    """A PNG of a few bytes that claims to be this large."""
+
+    def chunk(name: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    body = zlib.compress(b"\0" * 10_000)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", body) + chunk(b"IEND", b"")
+
+
+def data_url(content: bytes, kind: str = "image/png") -> str:
+    return f"data:{kind};base64,{base64.b64encode(content).decode()}"
