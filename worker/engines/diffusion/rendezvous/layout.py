@@ -1,0 +1,186 @@
+"""Which calls of a denoiser can be one forward pass, how they are joined, and how the answer is dealt out again.
+
+What leads with the batch is concatenated, everything else must be equal. For an argument (or each part of it, where
+it is a list, a tuple or a dict) the first rule that fits decides:
+
+1. In `LISTS`, a list with an entry for every picture of the call: the lists are concatenated.
+2. In `SHARED`, a tensor that has no batch dimension: it must be equal, to the last value.
+3. In `NUMBERS`, a number for every picture, or one for all of the call: spread over the call, then concatenated.
+4. A tensor with as many entries as the call has pictures: concatenated along dimension 0.
+5. Any other tensor: as rule 2. Any other value: it must be equal; what cannot be compared is like nothing else.
+
+A call that is joined with no other is made as it came, so that its result is the pipeline's to the bit.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import itertools
+from collections.abc import Callable, Hashable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.utils import _pytree as pytree  # knows diffusers' output classes, which register themselves there
+
+LISTS = frozenset({"x", "cap_feats", "img_shapes", "img_sizes", "txt_seq_lens", "control_context"})
+SHARED = frozenset({"img_ids", "txt_ids", "image_cond_ids", "image_rotary_emb", "video_rotary_emb", "rotary_embedding"})
+NUMBERS = frozenset(
+    {"timestep", "timesteps", "t", "timestep_r", "r_timestep", "timestep_ratio", "guidance", "sigma", "noise_level"}
+)
+
+_ROWS = "rows"
+_NUMBER = "number"
+_LIST = "list"
+
+
+@dataclass(eq=False)
+class Call:
+    """A call of a denoiser that waits for its answer."""
+
+    module: torch.nn.Module
+    bound: inspect.BoundArguments
+    #: Pictures in it: the rows of its first tensor or, if `listed`, the entries of its first list.
+    size: int
+    listed: bool
+    device: torch.device
+    #: Calls with equal keys can be one forward pass.
+    key: Hashable
+    #: By argument: the leaves of its tree, what kind each is, and how they make up the argument.
+    parts: dict[str, tuple[list[Any], list[str], pytree.TreeSpec]]
+
+    def run(self) -> Any:
+        """The forward pass of this call alone."""
+        return self.module(*self.bound.args, **self.bound.kwargs)
+
+
+class Contents:
+    """What is in the tensors that a request repeats in each of its calls. Looked at once: a look makes a GPU wait."""
+
+    def __init__(self) -> None:
+        self._seen: dict[tuple[str, int], tuple[torch.Tensor, int, Hashable]] = {}
+
+    def of(self, name: str, place: int, tensor: torch.Tensor) -> Hashable:
+        """Shape, type and content of leaf `place` of an argument."""
+        known = self._seen.get((name, place))
+        if known is not None and known[0] is tensor:
+            return known[2]
+        values = tensor.detach().cpu().contiguous().flatten()
+        content = (tensor.shape, tensor.dtype, values.view(torch.uint8).numpy().tobytes())
+        self._seen[name, place] = (tensor, tensor.numel(), content)
+        return content
+
+
+def described(module: torch.nn.Module, args: Sequence[Any], kwargs: dict[str, Any], contents: Contents) -> Call:
+    """The call with its key. Raises `TypeError` for arguments that the module does not take."""
+    bound = _signature(type(module).forward).bind(*args, **kwargs)
+    size, listed, device = _extent(bound.arguments)
+    key: list[Hashable] = [id(module)]
+    parts = {}
+    for name, value in bound.arguments.items():
+        if name in LISTS and isinstance(value, list) and len(value) == size:
+            leaves, spec = pytree.tree_flatten(value, is_leaf=lambda _: True)
+            own: list[tuple[str, Hashable]] = [(_LIST, None)]
+        else:
+            leaves, spec = pytree.tree_flatten(value)
+            own = [_kind(name, place, leaf, size, contents) for place, leaf in enumerate(leaves)]
+        parts[name] = (leaves, [kind for kind, _ in own], spec)
+        key.append((name, spec, tuple(own)))
+    return Call(module, bound, size, listed, device, tuple(key) if size else object(), parts)
+
+
+def groups(calls: Iterable[Call]) -> list[list[Call]]:
+    """The calls, those that can be one forward pass together, in the order of their first."""
+    found: dict[Hashable, list[Call]] = {}
+    for call in calls:
+        found.setdefault(call.key, []).append(call)
+    return list(found.values())
+
+
+def answers(calls: Sequence[Call]) -> list[Any]:
+    """What the module answers each of these calls, all of one key, from one forward pass."""
+    if len(calls) == 1:
+        return [calls[0].run()]
+    return _dealt(_joined(calls).run(), [call.size for call in calls], calls[0].listed)
+
+
+def _joined(calls: Sequence[Call]) -> Call:
+    first = calls[0]
+    bound = inspect.BoundArguments(first.bound.signature, first.bound.arguments.copy())
+    for name, (leaves, kinds, spec) in first.parts.items():
+        joined = [
+            leaf if kind == "same" else _concatenated(kind, [(call, call.parts[name][0][place]) for call in calls])
+            for place, (leaf, kind) in enumerate(zip(leaves, kinds, strict=True))
+        ]
+        bound.arguments[name] = pytree.tree_unflatten(joined, spec)
+    size = sum(call.size for call in calls)
+    return Call(first.module, bound, size, first.listed, first.device, first.key, {})
+
+
+def _concatenated(kind: str, leaves: Sequence[tuple[Call, Any]]) -> Any:
+    if kind == _LIST:
+        return list(itertools.chain.from_iterable(leaf for _, leaf in leaves))
+    if kind == _NUMBER:
+        return torch.cat([_spread(leaf, call) for call, leaf in leaves])
+    return torch.cat([leaf for _, leaf in leaves])
+
+
+def _spread(number: Any, call: Call) -> torch.Tensor:
+    return torch.as_tensor(number).to(call.device, non_blocking=True).reshape(-1).expand(call.size)
+
+
+def _dealt(answer: Any, sizes: Sequence[int], listed: bool) -> list[Any]:
+    """An answer of the same form for each call, with its own pictures in it."""
+    total = sum(sizes)
+
+    def is_pictures(part: Any) -> bool:
+        return listed and isinstance(part, list) and len(part) == total
+
+    leaves, spec = pytree.tree_flatten(answer, is_leaf=is_pictures)
+    dealt = []
+    for leaf in leaves:
+        if is_pictures(leaf):
+            ends = list(itertools.accumulate(sizes))
+            dealt.append([leaf[end - size : end] for end, size in zip(ends, sizes, strict=True)])
+        elif isinstance(leaf, torch.Tensor) and leaf.ndim and len(leaf) == total and not listed:
+            dealt.append(list(torch.split(leaf, list(sizes))))
+        else:
+            dealt.append([leaf] * len(sizes))
+    return [pytree.tree_unflatten([own[place] for own in dealt], spec) for place in range(len(sizes))]
+
+
+def _extent(arguments: dict[str, Any]) -> tuple[int, bool, torch.device]:
+    """Pictures in the call (0 where that cannot be told), whether they are in a list, and the device they are on."""
+    for name, value in arguments.items():
+        if name in LISTS and isinstance(value, list) and value and isinstance(value[0], torch.Tensor):
+            return len(value), True, value[0].device
+        if isinstance(value, torch.Tensor) and value.ndim > 1 and name not in SHARED:
+            return len(value), False, value.device
+    return 0, False, torch.device("cpu")
+
+
+def _kind(name: str, place: int, leaf: Any, size: int, contents: Contents) -> tuple[str, Hashable]:
+    """Whether and how the leaf is joined, and what must be equal for that."""
+    if name in NUMBERS and _is_number(leaf, size):
+        return _NUMBER, None  # of whatever type: one sampler counts in integers, another in fractions
+    if isinstance(leaf, torch.Tensor):
+        if name not in SHARED and leaf.ndim and len(leaf) == size:
+            return _ROWS, (leaf.shape[1:], leaf.dtype)
+        return "same", contents.of(name, place, leaf)
+    if leaf is None or isinstance(leaf, bool | int | float | str | torch.dtype | torch.device):
+        return "same", (type(leaf), leaf)
+    return "same", id(leaf)
+
+
+def _is_number(leaf: Any, size: int) -> bool:
+    if isinstance(leaf, torch.Tensor):
+        return leaf.numel() == 1 or leaf.shape == (size,)
+    return isinstance(leaf, int | float) and not isinstance(leaf, bool)
+
+
+@functools.cache
+def _signature(forward: Callable[..., Any]) -> inspect.Signature:
+    """Of a method, without `self`."""
+    whole = inspect.signature(forward)
+    return whole.replace(parameters=list(whole.parameters.values())[1:])
