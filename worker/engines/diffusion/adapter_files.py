@@ -1,0 +1,103 @@
+"""What a LoRA file holds, and whether it may be let near a model.
+
+The libraries apply what they understand of a file and leave out the rest, and a few kinds of files change the model
+itself, for good. Neither may happen in a server: a file is used as a whole, in layers beside the model's own, or not
+at all.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers.loaders import StableDiffusionXLLoraLoaderMixin
+from diffusers.loaders.lora_base import LORA_ADAPTER_METADATA_KEY
+from peft import LoraConfig
+from safetensors import safe_open
+
+#: Larger than an adapter of high rank for every layer of FLUX: what is larger is something else.
+_MOST_BYTES = 4 << 30
+#: Settings of a training that may differ from the default here. Others make PEFT do more than add layers.
+_HARMLESS = frozenset(
+    {
+        *("r", "lora_alpha", "rank_pattern", "alpha_pattern", "use_rslora", "use_dora", "lora_bias", "lora_dropout"),
+        *("target_modules", "exclude_modules", "inference_mode", "peft_type", "peft_version", "task_type"),
+        *("base_model_name_or_path", "revision", "auto_mapping"),
+    }
+)
+
+
+@dataclass(frozen=True)
+class Contents:
+    """Tensors in a file for each part of the pipeline, by the part's name."""
+
+    tensors: Mapping[str, int]
+
+
+def read(path: Path, pipeline: Any, parts: Mapping[str, Any]) -> Contents:
+    """What the file holds for these parts of the pipeline, the denoiser first.
+
+    Raises `ValueError` for a file that is no adapter of this model, and whatever the libraries raise for a broken one.
+    """
+    if path.stat().st_size > _MOST_BYTES:
+        raise ValueError(f"it has more than {_MOST_BYTES >> 30} GiB")
+    with safe_open(path, framework="pt") as file:  # reads the header, and checks it against the file's length
+        settings = json.loads((file.metadata() or {}).get(LORA_ADAPTER_METADATA_KEY, "{}"))
+        if any("dora_scale" in key for key in file.keys()):  # noqa: SIM118 - it is no dict
+            raise ValueError("its magnitudes (dora_scale) cannot be applied")
+    weights = _converted(path, pipeline)
+    contents = Contents({name: _check_weights(weights, name, part) for name, part in parts.items()})
+    _check_settings(settings, parts)
+    return contents
+
+
+def _check_settings(settings: Mapping[str, Any], parts: Mapping[str, Any]) -> None:
+    usual = LoraConfig().to_dict()  # type: ignore[no-untyped-call]
+    for key, value in settings.items():
+        setting = next((key.removeprefix(f"{part}.") for part in parts if key.startswith(f"{part}.")), key)
+        if setting == "init_lora_weights" and (isinstance(value, bool) or value == "gaussian"):
+            continue  # others compute the model's own weights anew
+        if setting not in _HARMLESS and (value or None) != (usual.get(setting) or None):
+            raise ValueError(f"it does more than add layers: {setting} is {value!r}")
+
+
+def _converted(path: Path, pipeline: Any) -> dict[str, torch.Tensor]:
+    """The file's weights under the names of diffusers: `part.layer.lora_A.weight` and older ways to say so."""
+    options = {"unet_config": pipeline.unet.config} if isinstance(pipeline, StableDiffusionXLLoraLoaderMixin) else {}
+    converted = pipeline.lora_state_dict(
+        str(path.parent),
+        weight_name=path.name,
+        use_safetensors=True,
+        local_files_only=True,
+        return_lora_metadata=True,
+        **options,
+    )
+    weights: dict[str, torch.Tensor] = {key: value for key, value in converted[0].items() if not key.endswith(".alpha")}
+    for key in weights:
+        if "lora" not in key or key.partition(".")[0] not in pipeline._lora_loadable_modules:
+            raise ValueError(f"it holds {key}, which is no part of an adapter for it")
+    if not weights:
+        raise ValueError("it is empty")
+    if not all(bool(torch.isfinite(value).all()) for value in weights.values()):
+        raise ValueError("its weights are not finite")
+    return weights
+
+
+def _check_weights(weights: Mapping[str, torch.Tensor], name: str, part: Any) -> int:
+    """How many are for this part. Raises `ValueError` for layers that it has not, or has in another size.
+
+    diffusers makes some layers larger where a file's are: so it is found out before.
+    """
+    own = {key.removeprefix(f"{name}."): value for key, value in weights.items() if key.startswith(f"{name}.")}
+    layers = dict(part.named_modules())
+    for key, value in own.items():
+        layer, lora, side = key.partition(".lora_")
+        if lora and layer in layers and (weight := getattr(layers[layer], "weight", None)) is not None:
+            wrong = side == "A.weight" and value.shape[1] != weight.shape[1]
+            if wrong or (side == "B.weight" and value.shape[0] != weight.shape[0]):
+                raise ValueError(f"{layer} has another size")
+    return len(own)
