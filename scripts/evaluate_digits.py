@@ -25,7 +25,7 @@ from rich.table import Table
 
 from configs.schema import Defaults, Model
 from wire.messages import ImageInputs
-from worker.engine import TaskError
+from worker.engine import TaskError, Wanted
 from worker.engines.diffusion.engine import DiffusionEngine
 
 SAMPLERS = ("ddim", "euler", "dpmpp_2m")
@@ -60,14 +60,14 @@ def draw(engine: DiffusionEngine, wanted: Sequence[Asked], what: str) -> Array:
 def _batch(engine: DiffusionEngine, wanted: Sequence[Asked]) -> Iterator[Array]:
     inputs = [ImageInputs(a.prompt, SIZE, SIZE, STEPS, GUIDANCE, a.seed, a.sampler) for a in wanted]
     rows = []
-    for row in engine.admit([(one, None) for one in inputs]):
+    for row in engine.admit([Wanted(one) for one in inputs]):
         if isinstance(row, TaskError):
             raise row
         rows.append(row)
     while unfinished := [row for row in rows if row.step < row.steps]:
         engine.step(unfinished)
     for row in rows:
-        yield np.asarray(Image.open(io.BytesIO(engine.render(row)())), np.float32) / np.float32(255)
+        yield np.asarray(Image.open(io.BytesIO(engine.render(row)().data)), np.float32) / np.float32(255)
 
 
 def plain(sampler: str, seeds: int) -> list[Asked]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,9 @@ from typing import Any
 import pytest
 
 from tests.programs import Server, running, sim
+
+# Before any library reads it: tests ask no model hub for anything.
+os.environ["HF_HUB_OFFLINE"] = "1"
 
 StartServer = Callable[..., Server]
 

@@ -8,9 +8,11 @@ rounding a millionfold, in the pipeline as well, so here every request is a shor
 
 from __future__ import annotations
 
+import inspect
 import io
-from collections.abc import Sequence
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import diffusers
 import numpy as np
@@ -18,68 +20,100 @@ import pytest
 import torch
 from PIL import Image
 
-from configs.schedulers import MODEL_DEFAULT, SAMPLERS, names
-from tests.tiny_diffusion import admitted, engine_of, finish, pipeline, request
-from wire.messages import ImageInputs
-from worker.engine import TaskError
+from configs.schedulers import SAMPLERS, names
+from tests.tiny_diffusion import CHECKPOINTS, admitted, engine_of, finish, request, run, wanted
+from wire.messages import DrawMode, ImageInputs
 from worker.engines.diffusion.engine import DiffusionEngine
 from worker.engines.diffusion.rows import DiffusionRow
+from worker.engines.diffusion.schedules import scheduler_like
 
 # diffusers' KDPM2 schedulers hand a tensor to numpy.
 pytestmark = pytest.mark.filterwarnings("ignore:__array_wrap__ must accept:DeprecationWarning")
 
 #: Largest difference of latents, relative to the largest latent.
 LATENTS = 3e-5
+#: The same for a row that shares no forward pass.
+ALONE = 5e-6
 #: Largest difference of pictures with values in [0, 1].
 PICTURE = 6e-5
+#: A name for each class of solver, in its plainest form.
+SOLVERS = list({SAMPLERS[name].cls: name for name in reversed(names("noise")) if name in SAMPLERS}.values())
+#: What each mode's pipeline has in its name before the last word.
+_INFIX: dict[DrawMode, str] = {"text": "", "image": "Img2Img", "inpaint": "Inpaint"}
 
 
 class Checkpoint:
-    """One checkpoint twice: behind the engine, and as the pipeline that diffusers makes of it."""
+    """One checkpoint twice: behind the engine, and as the pipelines that diffusers makes of it."""
 
-    def __init__(self, folder: Path, prediction_type: str) -> None:
-        pipeline(prediction_type).save_pretrained(folder)
+    def __init__(self, folder: Path, make: Callable[[], Any]) -> None:
+        made = make()
+        made.save_pretrained(folder)
         self.engine: DiffusionEngine = engine_of(folder)
-        self.pipeline = diffusers.StableDiffusionPipeline.from_pretrained(folder, safety_checker=None)
-        self.pipeline.set_progress_bar_config(disable=True)
-        self.shipped = self.pipeline.scheduler
+        # Read back: loaded weights lie in memory as the engine's do, and a scheduler that was made here would remember
+        # which of its options nobody set.
+        lacking = {name: None for name, part in made.components.items() if part is None}
+        made = type(made).from_pretrained(folder, **lacking)
+        self.shipped = made.scheduler
+        name = type(made).__name__.removesuffix("Pipeline")
+        self.pipelines = {mode: _form(made, f"{name}{infix}Pipeline") for mode, infix in _INFIX.items()}
 
-    def alone(self, inputs: ImageInputs, output_type: str = "latent") -> torch.Tensor:
+    @property
+    def modes(self) -> tuple[DrawMode, ...]:
+        return self.engine.about().modes
+
+    def alone(self, inputs: ImageInputs, output_type: str = "latent") -> Any:
         """What the pipeline makes of this request by itself."""
-        self.pipeline.scheduler = self.shipped
-        if inputs.scheduler != MODEL_DEFAULT:
-            sampler = SAMPLERS[inputs.scheduler]
-            self.pipeline.scheduler = getattr(diffusers, sampler.cls).from_config(
-                self.shipped.config, **sampler.options
-            )
-        made: torch.Tensor = self.pipeline(
-            inputs.prompt,
-            negative_prompt=inputs.negative_prompt,
-            width=inputs.width,
-            height=inputs.height,
-            num_inference_steps=inputs.steps,
-            guidance_scale=inputs.guidance_scale,
-            generator=torch.Generator("cpu").manual_seed(inputs.seed),
-            output_type=output_type,
-        ).images
-        return made
+        pipeline = self.pipelines[inputs.mode]
+        pipeline.scheduler = scheduler_like(inputs.scheduler, self.shipped)
+        sources = [
+            Image.frombytes(mode, (inputs.width, inputs.height), pixels)
+            for mode, pixels in zip(("RGB", "L"), wanted(inputs).sources, strict=False)
+        ]
+        given = {
+            "prompt": inputs.prompt,
+            # The pipelines tell "none" from "empty"; requests do not.
+            "negative_prompt": inputs.negative_prompt or None,
+            "width": inputs.width,
+            "height": inputs.height,
+            "num_inference_steps": inputs.steps,
+            "guidance_scale": inputs.guidance_scale,
+            "generator": torch.Generator("cpu").manual_seed(inputs.seed),
+            "output_type": output_type,
+            "strength": inputs.strength,
+            **dict(zip(("image", "mask_image"), sources, strict=False)),
+        }
+        if isinstance(self.pipelines["text"], diffusers.FluxPipeline):
+            given["max_sequence_length"] = 512 if pipeline.transformer.config.guidance_embeds else 256
+        known = inspect.signature(pipeline.__call__).parameters
+        return pipeline(**{name: value for name, value in given.items() if name in known}).images
 
     @torch.inference_mode()
-    def picture(self, latents: torch.Tensor) -> torch.Tensor:
-        """The pipeline's own way from latents to `(1, 3, H, W)` in [0, 1]."""
-        decoded = self.pipeline.vae.decode(latents / self.pipeline.vae.config.scaling_factor).sample
-        picture: torch.Tensor = self.pipeline.image_processor.postprocess(decoded, output_type="pt")
+    def picture(self, row: DiffusionRow, latents: torch.Tensor) -> torch.Tensor:
+        """`(1, 3, H, W)` in [0, 1]."""
+        family = self.engine._family
+        decoded = family.vae.decode(family.to_vae(family.unpacked(latents, row.inputs))).sample
+        picture: torch.Tensor = family.pipeline.image_processor.postprocess(decoded, output_type="pt")
         return picture
 
     def check(self, row: DiffusionRow) -> None:
         """Hold a finished row to the pipeline: its latents, its picture, and the file that a client gets."""
         assert row.step == row.steps
         latents = self.alone(row.inputs)
+        assert row.latents.shape == latents.shape
         assert float((row.latents - latents).abs().max()) <= LATENTS * float(latents.abs().max())
-        picture = self.picture(latents)
-        assert float((self.picture(row.latents) - picture).abs().max()) <= PICTURE
+        picture = self.picture(row, latents)
+        assert float((self.picture(row, row.latents) - picture).abs().max()) <= PICTURE
         levels = (picture[0].permute(1, 2, 0).numpy() * 255).round()
-        assert np.abs(pixels(self.engine.render(row)()) - levels).max() <= 1
+        assert np.abs(pixels(self.engine.render(row)().data) - levels).max() <= 1
+
+
+def _form(made: Any, name: str) -> Any:
+    """The pipeline's parts in another pipeline of its family."""
+    cls = getattr(diffusers, name)
+    options = {"requires_safety_checker": False} if "requires_safety_checker" in made.config else {}
+    form = cls(**made.components, **options)
+    form.set_progress_bar_config(disable=True)
+    return form
 
 
 def pixels(file: bytes) -> np.ndarray:
@@ -87,92 +121,137 @@ def pixels(file: bytes) -> np.ndarray:
     return np.asarray(Image.open(io.BytesIO(file)), dtype=np.float32)
 
 
-@pytest.fixture(scope="module")
-def epsilon(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
-    return Checkpoint(tmp_path_factory.mktemp("epsilon"), "epsilon")
+class Shelf:
+    """Checkpoints, made when they are first asked for."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._made: dict[str, Checkpoint] = {}
+
+    def __getitem__(self, name: str) -> Checkpoint:
+        if name not in self._made:
+            self._made[name] = Checkpoint(self._folder / name, CHECKPOINTS[name])
+        return self._made[name]
 
 
 @pytest.fixture(scope="module")
-def velocity(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
-    return Checkpoint(tmp_path_factory.mktemp("velocity"), "v_prediction")
+def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Shelf:
+    return Shelf(tmp_path_factory.mktemp("checkpoints"))
 
 
-def run(engine: DiffusionEngine, joining: Sequence[tuple[int, ImageInputs]]) -> list[DiffusionRow]:
-    """Step all in one batch; each request joins before the tick of its number and leaves when it is done."""
-    rows: list[DiffusionRow] = []
-    batch_sizes = []
-    tick = 0
-    while len(rows) < len(joining) or any(row.step < row.steps for row in rows):
-        rows += admitted(engine, *(inputs for at, inputs in joining if at == tick))
-        running = [row for row in rows if row.step < row.steps]
-        batch_sizes.append(len(running))
-        engine.step(running)
-        tick += 1
-    assert max(batch_sizes) > 1, "these never met"
-    return rows
-
-
-def mixed(scheduler: str) -> list[tuple[int, ImageInputs]]:
-    """Four requests that differ in all they can, and when each joins."""
-    return [
-        (0, request(scheduler=scheduler, steps=10, guidance_scale=7.5, seed=11, negative_prompt="blurred")),
-        (0, request(scheduler=scheduler, steps=7, guidance_scale=1.0, seed=12, prompt="zero")),
-        (2, request(scheduler=scheduler, steps=6, guidance_scale=3.0, seed=13, prompt="the digit 4 in blue ink")),
-        (5, request(scheduler=scheduler, steps=5, guidance_scale=0.0, seed=2**63, prompt="")),
+def every_mode(modes: tuple[DrawMode, ...], **changes: Any) -> list[tuple[int, ImageInputs]]:
+    """Requests that differ in all they can, and when each joins."""
+    different: list[dict[str, Any]] = [
+        {"steps": 7, "guidance_scale": 7.5, "prompt": "", "strength": 0.5},
+        {"steps": 5, "guidance_scale": 1.0, "prompt": "the digit 4 in blue ink", "strength": 0.85},
+        {"steps": 4, "guidance_scale": 3.0, "prompt": "zero", "strength": 1.0},
     ]
+    told = [{"mode": mode} | one | changes for one in different for mode in modes]
+    return [(n // 2, request(seed=n, **one)) for n, one in enumerate(told)]
 
 
-@pytest.mark.parametrize("scheduler", names())
-def test_rows_that_join_at_different_steps_come_out_as_if_alone(epsilon: Checkpoint, scheduler: str) -> None:
-    for row in run(epsilon.engine, mixed(scheduler)):
-        epsilon.check(row)
+@pytest.mark.parametrize("name", CHECKPOINTS)
+def test_texts_pictures_and_masks_in_one_batch_come_out_as_if_alone(checkpoints: Shelf, name: str) -> None:
+    checkpoint = checkpoints[name]
+    for row in run(checkpoint.engine, every_mode(checkpoint.modes)):
+        checkpoint.check(row)
 
 
-def test_every_scheduler_in_one_batch(epsilon: Checkpoint) -> None:
+@pytest.mark.parametrize("name", sorted(set(CHECKPOINTS) - {"flux-dev", "flux-schnell"}))
+def test_negative_prompts(checkpoints: Shelf, name: str) -> None:
+    checkpoint = checkpoints[name]
+    modes = checkpoint.modes
+    joining = every_mode(modes, negative_prompt="blurred")[: 2 * len(modes)] + every_mode(modes)[: len(modes)]
+    for row in run(checkpoint.engine, joining):
+        checkpoint.check(row)
+
+
+@pytest.mark.parametrize(("width", "height"), [(32, 48), (80, 16)])
+@pytest.mark.parametrize("name", ["sd", "sd-inpaint", "sdxl", "sd3-shifting-without-t5", "flux-dev"])
+def test_sizes_that_are_not_square(checkpoints: Shelf, name: str, width: int, height: int) -> None:
+    checkpoint = checkpoints[name]
+    for row in run(checkpoint.engine, every_mode(checkpoint.modes, width=width, height=height)[:3]):
+        checkpoint.check(row)
+        assert pixels(checkpoint.engine.render(row)().data).shape == (height, width, 3)
+
+
+@pytest.mark.parametrize("strength", [0.1, 0.34, 0.55, 0.99, 1.0])
+@pytest.mark.parametrize("name", ["sd", "sd3", "flux-dev"])
+def test_strengths(checkpoints: Shelf, name: str, strength: float) -> None:
+    checkpoint = checkpoints[name]
+    joining = [(0, request(mode=mode, strength=strength, steps=10)) for mode in ("image", "inpaint")]
+    for row in run(checkpoint.engine, joining):
+        checkpoint.check(row)
+
+
+@pytest.mark.parametrize("scheduler", SOLVERS)
+def test_every_scheduler_with_rows_of_every_mode(checkpoints: Shelf, scheduler: str) -> None:
+    checkpoint = checkpoints["sd"]
     joining = [
-        (n % 5, request(scheduler=name, seed=n, steps=5 + n % 4, guidance_scale=(1.0, 3.0, 7.5)[n % 3]))
-        for n, name in enumerate(names())
+        (0, request(scheduler=scheduler, steps=10, guidance_scale=7.5, seed=11, negative_prompt="blurred")),
+        (0, request(scheduler=scheduler, steps=7, guidance_scale=1.0, seed=12, mode="image", strength=0.6)),
+        (2, request(scheduler=scheduler, steps=6, guidance_scale=3.0, seed=13, mode="inpaint", strength=0.7)),
+        (4, request(scheduler=scheduler, steps=5, guidance_scale=0.0, seed=2**63, mode="inpaint", strength=1)),
     ]
-    for row in run(epsilon.engine, joining):
-        epsilon.check(row)
+    for row in run(checkpoint.engine, joining):
+        checkpoint.check(row)
 
 
-@pytest.mark.parametrize("scheduler", sorted(set(names()) - {"ipndm"}))
-def test_a_model_that_predicts_velocity(velocity: Checkpoint, scheduler: str) -> None:
-    for row in run(velocity.engine, mixed(scheduler)[1:3] + mixed("ddim")[:1]):
-        velocity.check(row)
+def schedulers_of(name: str) -> list[str]:
+    """Those that the pipelines of this checkpoint can be run with."""
+    if name.startswith("sd3"):
+        # They draw the noise of later steps from no generator, so that it is another one each time.
+        return [one for one in names("flow") if not any(word in one for word in ("lcm", "ancestral", "sde"))]
+    if name.startswith("flux"):
+        # They tell their scheduler the steps in a way that few others know.
+        return [one for one in names("flow") if one.startswith("flow_match_euler") and "ancestral" not in one]
+    return names("noise") if name == "sd" else SOLVERS
 
 
-def test_a_scheduler_that_knows_no_velocity_is_refused(velocity: Checkpoint) -> None:
-    [refused, other] = velocity.engine.admit([(request(scheduler="ipndm"), None), (request(), None)])
-    assert isinstance(refused, TaskError)
-    assert (refused.kind, "'v_prediction'" in refused.message) == ("invalid", True)
-    assert isinstance(other, DiffusionRow)
+@pytest.mark.parametrize("name", ["sd", "sd-velocity", "sdxl", "sd3", "flux-dev"])
+def test_every_scheduler_in_one_batch(checkpoints: Shelf, name: str) -> None:
+    checkpoint = checkpoints[name]
+    joining = [
+        (n % 5, request(scheduler=scheduler, seed=n, steps=5 + n % 4, guidance_scale=(1.0, 3.0, 7.5)[n % 3]))
+        for n, scheduler in enumerate(schedulers_of(name))
+    ]
+    for row in run(checkpoint.engine, joining):
+        checkpoint.check(row)
 
 
-@pytest.mark.parametrize("scheduler", names())
-def test_a_row_alone_is_the_pipelines_to_the_bit(epsilon: Checkpoint, scheduler: str) -> None:
-    for guidance in (1.0, 3.0):
-        texts = {"prompt": f"one {scheduler} {guidance}", "negative_prompt": f"no {scheduler} {guidance}"}
-        for text in texts.values():  # encoded one by one, as the pipeline does
-            admitted(epsilon.engine, request(prompt=text, guidance_scale=1.0))
-        inputs = request(scheduler=scheduler, guidance_scale=guidance, **texts)
-        [row] = admitted(epsilon.engine, inputs)
-        finish(epsilon.engine, row)
-        assert torch.equal(row.latents, epsilon.alone(inputs))
+@pytest.mark.parametrize("name", CHECKPOINTS)
+def test_a_row_alone_differs_by_its_samplers_rounding_only(checkpoints: Shelf, name: str) -> None:
+    checkpoint = checkpoints[name]
+    for mode in checkpoint.modes:
+        for guidance in (1.0, 3.0):
+            inputs = request(mode=mode, guidance_scale=guidance, prompt=f"one {mode} {guidance}", strength=0.7)
+            # The pipeline encodes texts one by one.
+            for text in checkpoint.engine._family.texts(inputs):
+                admitted(checkpoint.engine, request(prompt=text, guidance_scale=1.0, mode=mode))
+            [row] = admitted(checkpoint.engine, inputs)
+            finish(checkpoint.engine, row)
+            latents = checkpoint.alone(inputs)
+            worst = float((row.latents - latents).abs().max()) / float(latents.abs().max())
+            assert worst <= ALONE, (mode, guidance)
 
 
-@pytest.mark.parametrize(("width", "height"), [(32, 48), (72, 40), (8, 24)])
-def test_sizes_that_are_not_square_and_multiples_of_8_only(epsilon: Checkpoint, width: int, height: int) -> None:
-    sized = [(at, request(width=width, height=height, seed=at, guidance_scale=1.0 + at)) for at in (0, 2)]
-    for row in run(epsilon.engine, sized):
-        epsilon.check(row)
-        assert pixels(epsilon.engine.render(row)()).shape == (height, width, 3)
+CHANGES: list[dict[str, Any]] = [
+    {"seed": 2},
+    {"steps": 7},
+    {"guidance_scale": 3.01},
+    {"prompt": "a red 7"},
+    {"negative_prompt": "b"},
+    {"strength": 0.5},
+    {"mode": "image"},
+    {"mode": "text"},
+]
 
 
-def test_the_bounds_would_notice_another_seed_or_one_step_more(epsilon: Checkpoint) -> None:
-    one = epsilon.alone(request())
-    for changed in (request(seed=2), request(steps=7), request(guidance_scale=3.01), request(prompt="a red 7")):
-        other = epsilon.alone(changed)
-        assert float((one - other).abs().max()) > 5 * LATENTS * float(one.abs().max())
-        assert float((epsilon.picture(one) - epsilon.picture(other)).abs().max()) > 3 * PICTURE
+@pytest.mark.parametrize("change", CHANGES, ids=str)
+def test_the_bounds_would_notice_another_request(checkpoints: Shelf, change: dict[str, Any]) -> None:
+    checkpoint = checkpoints["sd"]
+    inputs = request(mode="inpaint", strength=0.8)
+    [row] = admitted(checkpoint.engine, inputs)
+    one, other = checkpoint.alone(inputs), checkpoint.alone(request(**{"mode": "inpaint", "strength": 0.8} | change))
+    assert float((one - other).abs().max()) > 3 * LATENTS * float(one.abs().max())
+    assert float((checkpoint.picture(row, one) - checkpoint.picture(row, other)).abs().max()) > 2 * PICTURE

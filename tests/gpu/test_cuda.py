@@ -1,9 +1,12 @@
-"""The built-in model on a GPU: batched equals alone, half precision holds, and the loop stays one step ahead."""
+"""On a GPU: batched equals alone, half precision holds, the loop stays one step ahead and never waits for a value."""
 
 from __future__ import annotations
 
 import io
+from pathlib import Path
+from typing import Any, Literal
 
+import msgspec
 import numpy as np
 import pytest
 import torch
@@ -11,13 +14,15 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from configs.load import load
-from wire.messages import ImageInputs
-from worker.engine import TaskError
+from configs.schema import Defaults, Model
+from tests.tiny_diffusion import CHECKPOINTS, SIZE, admitted, finish, request, wanted
+from wire.messages import DrawMode, ImageInputs
+from worker.engine import Wanted
 from worker.engines.diffusion.engine import DiffusionEngine
-from worker.engines.diffusion.rows import DiffusionRow
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
 SAMPLERS = ("ddim", "euler", "euler_ancestral", "dpmpp_2m", "unipc")
+MODES: tuple[DrawMode, ...] = ("text", "image", "inpaint")
 
 
 @pytest.fixture(scope="module", params=["float32", "float16", "bfloat16"])
@@ -28,27 +33,24 @@ def engine(request: pytest.FixtureRequest) -> DiffusionEngine:
     return made
 
 
-def wanted() -> list[ImageInputs]:
+def digits() -> list[ImageInputs]:
     return [
-        ImageInputs("a handwritten seven", 64, 64, 8 + i, (1.0, 3.0, 7.5)[i % 3], i, scheduler)
-        for i, scheduler in enumerate(SAMPLERS)
+        ImageInputs(
+            "a handwritten seven", 64, 64, 8 + n, (1.0, 3.0, 7.5)[n % 3], n, scheduler, mode=MODES[n % 3], strength=0.8
+        )
+        for n, scheduler in enumerate(SAMPLERS)
     ]
 
 
-def draw(engine: DiffusionEngine, inputs: list[ImageInputs]) -> list[NDArray[np.float64]]:
-    rows: list[DiffusionRow] = []
-    for row in engine.admit([(one, None) for one in inputs]):
-        assert not isinstance(row, TaskError), row
-        assert isinstance(row, DiffusionRow)
-        rows.append(row)
-    while live := [row for row in rows if row.step < row.steps]:
-        engine.step(live)
-    return [np.asarray(Image.open(io.BytesIO(engine.render(row)()))).astype(float) for row in rows]
+def draw(engine: DiffusionEngine, asked: list[ImageInputs]) -> list[NDArray[np.float64]]:
+    rows = admitted(engine, *asked)
+    finish(engine, *rows)
+    return [np.asarray(Image.open(io.BytesIO(engine.render(row)().data))).astype(float) for row in rows]
 
 
 def test_batched_equals_alone(engine: DiffusionEngine) -> None:
-    together = draw(engine, wanted())
-    alone = [draw(engine, [one])[0] for one in wanted()]
+    together = draw(engine, digits())
+    alone = [draw(engine, [one])[0] for one in digits()]
     # Half precision rounds a thousand times coarser: single pixels at an edge move, the picture does not.
     loose = engine._family.dtype is not torch.float32
     for one, other in zip(together, alone, strict=True):
@@ -57,21 +59,74 @@ def test_batched_equals_alone(engine: DiffusionEngine) -> None:
 
 
 def test_a_step_waits_for_the_one_before_it(engine: DiffusionEngine) -> None:
-    row = engine.admit([(wanted()[0], None)])[0]
-    assert isinstance(row, DiffusionRow)
+    [row] = admitted(engine, digits()[0])
     engine.step([row])
-    first = engine._last_step
+    first = engine._fence.event
     engine.step([row])
     assert first is not None
     done = first.query()  # type: ignore[no-untyped-call]
     assert done, "the earlier step is done when the later one has been queued"
 
 
-def test_the_step_loop_never_waits_for_a_value_from_the_gpu(engine: DiffusionEngine) -> None:
-    rows = [row for row in engine.admit([(one, None) for one in wanted()]) if isinstance(row, DiffusionRow)]
+def test_a_resumed_row_goes_on_as_if_nothing_had_happened(engine: DiffusionEngine) -> None:
+    for asked in digits():
+        task = wanted(asked)
+        [row] = admitted(engine, task)
+        for _ in range(3):
+            engine.step([row])
+        checkpoint = engine.save(row)
+        finish(engine, row)
+        [resumed] = admitted(engine, Wanted(task.inputs, task.sources, checkpoint()))
+        finish(engine, resumed)
+        assert torch.equal(resumed.latents, row.latents), (asked.scheduler, asked.mode)
+
+
+@pytest.mark.parametrize("name", CHECKPOINTS)
+def test_the_step_loop_never_waits_for_a_value_from_the_gpu(name: str, tmp_path: Path) -> None:
+    CHECKPOINTS[name]().save_pretrained(tmp_path)
+    engine = DiffusionEngine(Model(path=str(tmp_path), defaults=Defaults(size=f"{SIZE}x{SIZE}", steps=4)), "cuda:0")
+    engine.load()
+    modes = engine.about().modes
+    asked: list[dict[str, Any]] = [{"mode": modes[n % len(modes)], "seed": n, "steps": 5 + n} for n in range(6)]
+    rows = admitted(engine, *(request(**one) for one in asked))
     engine.step(rows)
     torch.cuda.set_sync_debug_mode("error")
     try:
         engine.step(rows)
+        later = [engine.render(row) for row in rows]
+        saved = [engine.save(row) for row in rows]
     finally:
         torch.cuda.set_sync_debug_mode("default")
+    finish(engine, *rows)
+    assert all(picture().data for picture in later)
+    assert all(checkpoint().step == 2 for checkpoint in saved)
+
+
+@pytest.mark.parametrize("way", ["graphs", "regional", "full"])
+@pytest.mark.parametrize("name", CHECKPOINTS)
+def test_a_recorded_forward_pass_draws_what_a_plain_one_draws(
+    name: str, way: Literal["graphs", "regional", "full"], tmp_path: Path
+) -> None:
+    CHECKPOINTS[name]().save_pretrained(tmp_path)
+    model = Model(path=str(tmp_path), dtype="float32", defaults=Defaults(size=f"{SIZE}x{SIZE}", steps=4))
+    plain = DiffusionEngine(model, "cuda:0")
+    recorded = DiffusionEngine(model.model_copy(update={"compile": way}), "cuda:0")
+    for engine in (plain, recorded):
+        engine.load()
+    modes = plain.about().modes
+    # Of different lengths, so that batches of seven sizes are padded, recorded, and met again.
+    asked = [request(mode=modes[n % len(modes)], seed=n, steps=4 + n) for n in range(7)]
+    for one, other in zip(draw(plain, asked), draw(recorded, asked), strict=True):
+        assert np.abs(one - other).max() <= 2
+    again = draw(recorded, asked)
+    assert all(np.array_equal(one, other) for one, other in zip(draw(recorded, asked), again, strict=True))
+
+
+@pytest.mark.parametrize("compiled", ["off", "graphs"])
+def test_reproducible_rows_have_the_same_bytes_in_any_company(compiled: Literal["off", "graphs"]) -> None:
+    engine = DiffusionEngine(load().models["digits"].model_copy(update={"compile": compiled}), "cuda:0")
+    engine.load()
+    asked = [msgspec.structs.replace(one, reproducible=True) for one in digits()]
+    together = draw(engine, asked)
+    for one, other in zip(asked, together, strict=True):
+        assert np.array_equal(draw(engine, [one])[0], other), one.scheduler

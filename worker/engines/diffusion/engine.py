@@ -1,135 +1,112 @@
 """Implements `StepEngine` on diffusers: one forward pass for all rows, then each row's own sampler.
 
-Rows of one batch may differ in everything but their size: prompt, steps, position, sampler, guidance, seed. What
-comes out equals what the diffusers pipeline makes of each request alone, up to the rounding of other batch sizes;
-a row alone in its step is equal to the bit. Long runs of LCM with strong guidance amplify rounding until it can be
-seen, in the pipeline as here.
+Rows of one batch may differ in everything but their size and adapters: prompt, steps, position, sampler, guidance,
+seed, and whether they are drawn from a text, from a picture, or under a mask. What comes out equals what the diffusers
+pipeline makes of each request alone, up to rounding. Long runs of LCM with strong guidance amplify rounding until it
+can be seen, in the pipeline as here; a request that is to be `reproducible` is computed in passes of one size instead,
+so that its bits depend on no other.
 """
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
+from itertools import groupby
+from typing import Any
 
+import diffusers
 import psutil
 import torch
-from diffusers.utils.torch_utils import randn_tensor
+from PIL import Image
 
 from configs.schema import Model
-from wire.messages import ImageInputs
-from worker.engine import BatchKey, Checkpoint, Row, TaskError
-from worker.engines.diffusion.family import StableDiffusion
+from wire.messages import SOURCES, About, ImageInputs
+from worker.engine import BatchKey, Checkpoint, OutOfMemory, Picture, Row, TaskError, Wanted
+from worker.engines.diffusion import stepping
+from worker.engines.diffusion.acceleration import forward_of
+from worker.engines.diffusion.adapter_layers import Adapted
+from worker.engines.diffusion.adapters import Adapters, in_order
+from worker.engines.diffusion.checker import SafetyChecker, checker_of
+from worker.engines.diffusion.device import Fence, SideLane, failures, moment, moved
+from worker.engines.diffusion.family import Family
+from worker.engines.diffusion.forward import Forward
 from worker.engines.diffusion.loading import load_family
 from worker.engines.diffusion.pictures import encoded
 from worker.engines.diffusion.rows import DiffusionRow
-from worker.engines.diffusion.sampling import start_sampling
-from worker.engines.diffusion.texts import TextCache
+from worker.engines.diffusion.sampling import start_sampler
+from worker.engines.diffusion.sources import start
+from worker.engines.diffusion.texts import Encoded, TextCache
 
-#: 256 texts are 30 MB of GPU memory for Stable Diffusion 1.5.
+#: 256 texts are 30 MB of GPU memory for Stable Diffusion 1.5, and 1 GB for FLUX.
 _TEXTS = 256
 
 
 class DiffusionEngine:
     """One checkpoint on one device."""
 
-    _family: StableDiffusion
+    _family: Family
     _texts: TextCache
+    _adapters: Adapters
+    _forward: Forward
+    _checker: SafetyChecker | None
+    _decoding: SideLane
+    _saving: SideLane
 
-    def __init__(self, model: Model, device: str) -> None:
-        """`device` is `cuda:N`, or `cpu` with or without the number of its slot."""
+    def __init__(self, model: Model, device: str, pipeline: Any = None) -> None:
+        """`device` is `cuda:N`, or `cpu` with or without the number of its slot.
+
+        `pipeline` is the checkpoint where the caller has it on the device already: nothing is read from `model.path`.
+        """
         self._model = model
+        self._pipeline = pipeline
         self._device = torch.device("cpu" if device.startswith("cpu") else device)
-        #: Done on the GPU when the last step is: see `step`.
-        self._last_step: torch.cuda.Event | None = None
+        self._fence = Fence(self._device)
         #: Two decodes at once would need twice the memory and gain no time.
-        self._decoding = threading.Lock()
+        self._one_decode = threading.Lock()
+
+    # ---- what it is
 
     def load(self) -> None:
         """Load, then make one step and one picture. Raises `UnsupportedModel` for a checkpoint that it cannot run."""
         if self._device.type == "cpu":
             # Workers share the cores: a second thread each would make all of them wait for one another.
             torch.set_num_threads(1)
-        self._family = load_family(self._model, self._device)
+        else:
+            torch.cuda.set_device(self._device)
+        self._family = load_family(self._model, self._device, self._pipeline)
+        self._adapters = Adapters(self._family.pipeline, self._model.loras, self._model.max_loras, self._device)
         self._texts = TextCache(self._family.encode, _TEXTS)
+        self._forward = forward_of(self._family, self._model, self._device, lambda: self._adapters.active)
+        self._checker = checker_of(self._family.pipeline, self._device)
+        self._decoding, self._saving = SideLane(self._device), SideLane(self._device)
         self._warm_up()
 
+    def about(self) -> About:
+        """What it is and what it can do."""
+        return About(
+            pipeline=type(self._family.pipeline).__name__,
+            batching="family",
+            modes=self._family.modes,
+            checkpoints=True,
+            loras=self._model.loras is not None,
+            reproducible=True,
+            dtype=str(self._family.dtype).removeprefix("torch."),
+        )
+
+    def fingerprint(self) -> str:
+        """Names all that a step's duration depends on, except the picture's size and the batch."""
+        device = torch.cuda.get_device_name(self._device) if self._device.type == "cuda" else "CPU"
+        versions = f"torch {torch.__version__}, diffusers {diffusers.__version__}"
+        return f"{self._model.path}, {self.about().dtype}, compile {self._model.compile}, {device}, {versions}"
+
     def key(self, inputs: ImageInputs) -> BatchKey:
-        """Pictures of one size share a forward pass."""
-        return inputs.height, inputs.width
+        """Pictures of one size and one set of adapters share a forward pass."""
+        return inputs.height, inputs.width, in_order(inputs.loras), self._reproducible(inputs)
 
-    @torch.inference_mode()
-    def admit(self, tasks: Sequence[tuple[ImageInputs, Checkpoint | None]]) -> list[Row | TaskError]:
-        """Rows from their start. A checkpoint is refused, because `evict` gives none away."""
-        embeddings = self._texts.get([text for inputs, _ in tasks for text in _texts_of(inputs)])
-        rows: list[Row | TaskError] = []
-        for inputs, checkpoint in tasks:
-            if checkpoint is not None:
-                rows.append(TaskError("error", "the checkpoint is not one of this engine"))
-                continue
-            try:
-                rows.append(self._start(inputs, torch.stack([embeddings[text] for text in _texts_of(inputs)])))
-            except TaskError as error:
-                rows.append(error)
-        return rows
-
-    def _start(self, inputs: ImageInputs, embeddings: torch.Tensor) -> DiffusionRow:
-        shape = self._family.noise_shape(inputs.width, inputs.height)
-        # On the CPU, so that a seed gives the same noise on every device and in every batch.
-        generator = torch.Generator("cpu").manual_seed(inputs.seed)
-        sampling = start_sampling(inputs.scheduler, self._family.scheduler, inputs.steps, generator)
-        noise = randn_tensor(shape, generator=generator, device=self._device, dtype=self._family.dtype)
-        timesteps = sampling.timesteps.to(self._device, torch.float32)
-        return DiffusionRow(inputs, sampling, embeddings, timesteps, noise * sampling.noise_scale)
-
-    @torch.inference_mode()
-    def step(self, rows: Sequence[Row]) -> None:
-        """One forward pass for all rows. Raises `TaskError` if the sampler of one of them broke at its last step."""
-        own: list[DiffusionRow] = []
-        for row in rows:
-            assert isinstance(row, DiffusionRow)
-            if row.broken is not None:
-                raise row.broken
-            own.append(row)
-        if self._last_step is not None:
-            # The GPU works behind the loop's back. One step ahead keeps it busy; more would let newcomers wait for
-            # steps that are queued already, and would measure the queueing instead of the step.
-            self._last_step.synchronize()
-        try:
-            outputs = self._forward(own)
-        except torch.OutOfMemoryError as error:
-            raise TaskError("out_of_memory", f"{len(own)} images do not fit into the GPU's memory: {error}") from error
-        for row, output in zip(own, outputs, strict=True):
-            row.advance(output)
-        if self._device.type == "cuda":
-            self._last_step = torch.cuda.Event()  # type: ignore[no-untyped-call]
-            self._last_step.record()
-
-    def _forward(self, rows: Sequence[DiffusionRow]) -> Sequence[torch.Tensor]:
-        samples, timesteps, embeddings = zip(*(row.question() for row in rows), strict=True)
-        output = self._family.denoise(torch.cat(samples), torch.cat(timesteps), torch.cat(embeddings))
-        return torch.split(output, [row.passes for row in rows])
-
-    def render(self, row: Row) -> Callable[[], bytes]:
-        """The picture of the moment; on the way, the sampler's guess at the final one where it makes a guess."""
-        assert isinstance(row, DiffusionRow)
-        return partial(self._picture, row.picture(), row.inputs)
-
-    @torch.inference_mode()
-    def _picture(self, latents: torch.Tensor, inputs: ImageInputs) -> bytes:
-        with self._decoding:
-            if not torch.isfinite(latents).all():
-                raise TaskError(
-                    "error",
-                    f"no picture: the latents of scheduler '{inputs.scheduler}' are not finite in {latents.dtype}",
-                )
-            picture = self._family.decode(latents)
-        return encoded(picture, inputs.output_format, inputs.output_quality)
-
-    def evict(self, row: Row) -> Checkpoint | None:
-        """None: the state of the samplers cannot be taken elsewhere yet, so the task starts again."""
-        del row
-        return None
+    def _reproducible(self, inputs: ImageInputs) -> bool:
+        return self._model.reproducible or inputs.reproducible
 
     def memory_bytes(self) -> int:
         """Memory that torch holds on the GPU, or this process in main memory."""
@@ -137,20 +114,174 @@ class DiffusionEngine:
             return torch.cuda.memory_allocated(self._device)
         return int(psutil.Process().memory_info().rss)
 
+    def synchronize(self) -> None:
+        """Wait until the device has done all that it was told."""
+        if self._device.type == "cuda":
+            with failures(self._device, "waiting for the device"):
+                torch.cuda.synchronize(self._device)
+
+    # ---- join
+
+    @torch.inference_mode()
+    def admit(self, tasks: Sequence[Wanted]) -> list[Row | TaskError]:
+        """A row for each task; what is wrong with a task is found before anything is computed for it.
+
+        Raises `OutOfMemory` and `DeviceLost`.
+        """
+        answers: list[Row | TaskError | None] = [None] * len(tasks)
+        groups: dict[tuple[Adapted, bool], list[int]] = {}
+        with self._held() as held, failures(self._device, f"preparing {len(tasks)} images"):
+            for place, task in enumerate(tasks):
+                try:
+                    self._family.check(task.inputs)
+                    held[place] = self._adapters.acquire(task.inputs.loras)
+                except TaskError as error:
+                    answers[place] = error
+                else:
+                    groups.setdefault((held[place], self._reproducible(task.inputs)), []).append(place)
+            for (adapted, reproducible), places in groups.items():
+                texts = self._encode([tasks[place].inputs for place in places], adapted, reproducible)
+                for place in places:
+                    answers[place] = self._start(tasks[place], texts, adapted)
+            for place, answer in enumerate(answers):
+                if isinstance(answer, DiffusionRow):
+                    del held[place]  # it is the row's from now on
+        return [answer for answer in answers if answer is not None]
+
+    @contextmanager
+    def _held(self) -> Iterator[dict[int, Adapted]]:
+        """Adapters of tasks that are to join, by place: who is still in it at the end has not, and gives them back."""
+        held: dict[int, Adapted] = {}
+        try:
+            yield held
+        finally:
+            for adapted in held.values():
+                self._adapters.release(adapted)
+
+    def _encode(self, wanted: Sequence[ImageInputs], adapted: Adapted, alone: bool) -> dict[str, Encoded]:
+        self._adapters.use(adapted)
+        texts = [text for inputs in wanted for text in self._family.texts(inputs)]
+        return self._texts.get(texts, encoders=self._adapters.encoders(adapted), one_by_one=alone)
+
+    def _start(self, task: Wanted, texts: dict[str, Encoded], adapted: Adapted) -> DiffusionRow | TaskError:
+        family, inputs = self._family, task.inputs
+        # On the CPU, so that a seed gives the same noise on every device and in every batch.
+        generator = torch.Generator("cpu").manual_seed(inputs.seed)
+        try:
+            sampler = start_sampler(inputs.scheduler, family.scheduler, family.schedule(inputs), generator)
+            begin = start(family, inputs, task.sources, generator)
+            sampler.begin(begin.noise, begin.image)
+            if task.checkpoint is not None:
+                sampler.restore(_blob(task.checkpoint), self._device)
+                if sampler.step != task.checkpoint.step:
+                    raise TaskError("error", f"the checkpoint is of step {sampler.step}, not {task.checkpoint.step}")
+        except TaskError as error:
+            return error
+        conditions = family.conditions(inputs, [texts[text] for text in family.texts(inputs)])
+        guidance = None
+        if family.guided(inputs):
+            guidance = torch.full([1] * sampler.latents.ndim, inputs.guidance_scale, device=self._device)
+        if begin.channels is not None:
+            conditions["channels"] = begin.channels.expand(2 if family.guided(inputs) else 1, -1, -1, -1)
+        timesteps = moved(sampler.timesteps.to(torch.float32), self._device)
+        return DiffusionRow(inputs, sampler, conditions, timesteps, guidance, begin.kept, adapted)
+
+    # ---- step
+
+    @torch.inference_mode()
+    def step(self, rows: Sequence[Row]) -> None:
+        """One forward pass for all rows.
+
+        Raises `TaskError` if the sampler of one of them broke at its last step, `OutOfMemory` and `DeviceLost`.
+        """
+        own = [_own(row) for row in rows]
+        for row in own:
+            if row.sampler.broken is not None:
+                raise row.sampler.broken
+        with failures(self._device, f"a step of {len(own)} images"):
+            self._fence.wait()
+            reproducible = self._reproducible(own[0].inputs)
+            # One group, unless the file of an adapter was replaced between the admission of two rows.
+            own = sorted(own, key=lambda row: row.adapted)
+            outputs: list[torch.Tensor] = []
+            for adapted, group in groupby(own, key=lambda row: row.adapted):
+                self._adapters.use(adapted)
+                outputs += self._forward(list(group), fixed=reproducible)
+            stepping.advance([row.sampler for row in own], outputs, reproducible)
+            for row in own:
+                row.keep()
+            self._fence.mark()
+
+    # ---- leave
+
+    def render(self, row: Row) -> Callable[[], Picture]:
+        """The picture of the moment; on the way, the sampler's guess at the final one where it makes a guess."""
+        own = _own(row)
+        return partial(self._picture, own.picture(), own.inputs, own.step == own.steps, moment(self._device))
+
+    @torch.inference_mode()
+    def _picture(
+        self, latents: torch.Tensor, inputs: ImageInputs, final: bool, told: torch.cuda.Event | None
+    ) -> Picture:
+        try:
+            with self._one_decode, failures(self._device, "a picture"), self._decoding.after(told, latents):
+                if not torch.isfinite(latents).all():
+                    raise TaskError(
+                        "error",
+                        f"no picture: the latents of scheduler '{inputs.scheduler}' are not finite in {latents.dtype}",
+                    )
+                picture = self._family.decode(latents, inputs)
+                flagged = final and self._objects(picture)
+        except OutOfMemory as error:
+            raise TaskError("out_of_memory", str(error)) from error
+        return Picture(encoded(picture, inputs.output_format, inputs.output_quality), flagged)
+
+    def _objects(self, picture: Image.Image) -> bool:
+        """Whether the safety checker objects. Raises `TaskError` where that refuses the request."""
+        objects = self._checker is not None and self._checker.objects(picture)
+        if objects and self._model.safety_checker == "refuse":
+            raise TaskError("unsafe", "the model's safety checker objects to the picture")
+        return objects
+
+    def save(self, row: Row) -> Callable[[], Checkpoint]:
+        """The sampler's state; the rest is made again from the task's inputs and sources."""
+        own = _own(row)
+        return partial(self._checkpoint, own.sampler.save(), own.step, moment(self._device))
+
+    @torch.inference_mode()
+    def _checkpoint(self, blob: Callable[[], bytes], step: int, told: torch.cuda.Event | None) -> Checkpoint:
+        with failures(self._device, "a checkpoint"), self._saving.after(told):
+            return Checkpoint(step, [blob()])
+
+    def release(self, row: Row) -> None:
+        """Forget the row."""
+        own = _own(row)
+        self._forward.forget(own)
+        self._adapters.release(own.adapted)
+
     def _warm_up(self) -> None:
         """A step and a picture at the default settings: kernels are chosen and memory is taken before any request."""
         defaults = self._model.defaults
         width, height = map(int, defaults.size.split("x"))
+        mode = self._family.modes[0]
+        sources = [bytes(width * height * channels) for channels in (3, 1)][: SOURCES[mode]]
         inputs = ImageInputs(
-            "", width, height, defaults.steps, defaults.guidance_scale, seed=0, scheduler=defaults.scheduler
+            "", width, height, defaults.steps, defaults.guidance_scale, 0, defaults.scheduler, mode=mode
         )
-        [row] = self.admit([(inputs, None)])
+        [row] = self.admit([Wanted(inputs, sources)])
         if isinstance(row, TaskError):
             raise row
         self.step([row])
         self.render(row)()
+        self.release(row)
 
 
-def _texts_of(inputs: ImageInputs) -> list[str]:
-    """The texts that guide a request, the negative one first; there is none without guidance."""
-    return [inputs.negative_prompt, inputs.prompt] if inputs.guidance_scale > 1 else [inputs.prompt]
+def _own(row: Row) -> DiffusionRow:
+    assert isinstance(row, DiffusionRow)
+    return row
+
+
+def _blob(checkpoint: Checkpoint) -> bytes:
+    if len(checkpoint.frames) != 1:
+        raise TaskError("error", f"a checkpoint of this engine has one frame, not {len(checkpoint.frames)}")
+    return checkpoint.frames[0]

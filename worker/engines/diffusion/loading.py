@@ -2,66 +2,201 @@
 
 from __future__ import annotations
 
+import inspect
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import diffusers
 import torch
 import transformers
+from diffusers.loaders.single_file_utils import (
+    SingleFileComponentError,
+    fetch_diffusers_config,
+    load_single_file_checkpoint,
+)
 
 from configs.schema import Model
-from worker.engines.diffusion.family import FAMILIES, StableDiffusion
+from worker.engines.diffusion.families import FAMILIES
+from worker.engines.diffusion.family import Family, UnsupportedModel
+
+__all__ = [
+    "BUILTIN",
+    "Source",
+    "UnsupportedModel",
+    "dtype_of",
+    "has_family",
+    "load_family",
+    "locate",
+    "open_pipeline",
+    "pipeline_class",
+]
 
 BUILTIN = Path(__file__).parents[2] / "builtin"
 _BUILTIN_PREFIX = "builtin:"
 
 
-class UnsupportedModel(Exception):
-    """The configured checkpoint is not there, or is none that this engine can run. The text says what it found."""
+class Source(NamedTuple):
+    """Where a checkpoint is."""
+
+    #: Folder or hub id with its model_index.json and the configuration of its parts.
+    config: str
+    #: Whether that is a folder of this machine.
+    local: bool
+    #: The single file that holds all weights; None where they stand beside the configuration.
+    weights: Path | None = None
 
 
-def load_family(model: Model, device: torch.device) -> StableDiffusion:
-    """The checkpoint, ready to run on the device. Raises `UnsupportedModel`, or `OSError` where files are missing."""
+def has_family(name: str) -> bool:
+    """Whether checkpoints that name this pipeline class are run by an adapter of our own."""
+    return name in FAMILIES
+
+
+def pipeline_class(model: Model) -> str:
+    """Name of the diffusers class to run the model with. Raises `UnsupportedModel`, or `OSError` for missing files."""
+    if model.pipeline is not None:
+        return model.pipeline
     _quiet()
-    source, local = locate(model.path)
-    name = diffusers.DiffusionPipeline.load_config(source, local_files_only=local).get("_class_name")
-    family = FAMILIES.get(name) if isinstance(name, str) else None
+    name = _index(locate(model.path)).get("_class_name")
+    if not isinstance(name, str):
+        raise UnsupportedModel(f"{model.path} brings code of its own ({name}), which is never run")
+    if model.controlnet is not None and "ControlNet" not in name:
+        return name.removesuffix("Pipeline") + "ControlNetPipeline"
+    return name
+
+
+def _index(source: Source) -> dict[str, Any]:
+    """What model_index.json says. Raises `OSError` where it is not to be had."""
+    try:
+        index: dict[str, Any] = diffusers.DiffusionPipeline.load_config(source.config, local_files_only=source.local)
+    except OSError as error:
+        if source.weights is None:
+            raise
+        raise UnsupportedModel(
+            f"{source.weights} needs the configuration of {source.config}, which the hub did not give: {error}; "
+            f"without a network, put that folder beside the file, named {source.weights.stem}"
+        ) from error
+    return index
+
+
+def load_family(model: Model, device: torch.device, pipeline: Any = None) -> Family:
+    """The checkpoint, ready to run on the device: `pipeline`, where it is there already and need not be loaded.
+
+    Raises `UnsupportedModel`, or `OSError` where files are missing.
+    """
+    name = pipeline_class(model) if pipeline is None else type(pipeline).__name__
+    family = FAMILIES.get(name)
     if family is None:
         raise UnsupportedModel(f"{model.path} is a {name}; supported: {', '.join(FAMILIES)}")
-    pipeline = getattr(diffusers, name).from_pretrained(
-        source,
-        dtype=dtype_of(model, device),
-        use_safetensors=True,
-        local_files_only=local,
-        safety_checker=None,
-        feature_extractor=None,
-        requires_safety_checker=False,
-    )
-    if pipeline.unet.config.time_cond_proj_dim is not None:
-        raise UnsupportedModel(f"{model.path} takes guidance as an input of its UNet, which is not supported")
-    return family(pipeline.to(device), device)
+    if pipeline is None:
+        pipeline = open_pipeline(model, device, family.CLASSES[0])
+    try:
+        return family(pipeline, device)
+    except UnsupportedModel as error:
+        raise UnsupportedModel(f"{model.path} is not supported: {error}") from error
 
 
-def locate(path: str) -> tuple[str, bool]:
-    """Where the checkpoint is, and whether that is a folder of this machine. Raises `UnsupportedModel`."""
+def open_pipeline(model: Model, device: torch.device, name: str) -> Any:
+    """The model's parts on the device, in a pipeline of this class. Raises as `load_family` does."""
+    _quiet()
+    source = locate(model.path)
+    cls = _class(model, name)
+    dtype = dtype_of(model, device, name)
+    given = _given_parts(model, cls, _index(source), dtype)
+    try:
+        if source.weights is not None:
+            pipeline = cls.from_single_file(
+                str(source.weights), config=source.config, local_files_only=source.local, dtype=dtype, **given
+            )
+        else:
+            pipeline = cls.from_pretrained(
+                source.config,
+                local_files_only=source.local,
+                variant=model.variant,
+                use_safetensors=True,
+                dtype=dtype,
+                **given,
+            )
+    except (ValueError, AttributeError, SingleFileComponentError) as error:  # how diffusers says that parts do not fit
+        raise UnsupportedModel(f"{model.path} cannot be loaded as a {name}: {error}") from error
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline.to(device)
+
+
+def _class(model: Model, name: str) -> Any:
+    cls = getattr(diffusers, name, None)
+    if not (isinstance(cls, type) and issubclass(cls, diffusers.DiffusionPipeline)):
+        raise UnsupportedModel(f"{model.path}: this version of diffusers has no pipeline {name}")
+    return cls
+
+
+def locate(path: str) -> Source:
+    """Where the checkpoint is. Raises `UnsupportedModel`, or `OSError` for a file that cannot be read."""
     if path.startswith(_BUILTIN_PREFIX):
         folder = BUILTIN / path.removeprefix(_BUILTIN_PREFIX)
         if not (folder / "model_index.json").is_file():
             there = sorted(index.parent.name for index in BUILTIN.glob("*/model_index.json"))
             raise UnsupportedModel(f"no built-in model {folder.name!r}; built in: {', '.join(there)}")
-        return str(folder), True
-    folder = Path(path).expanduser()
-    if folder.is_dir():
-        return str(folder), True
-    if path.startswith(("/", ".", "~")):
-        raise UnsupportedModel(f"no such folder: {path}")
-    return path, False
+        return Source(str(folder), local=True)
+    place = Path(path).expanduser()
+    if place.is_dir():
+        return Source(str(place), local=True)
+    if place.is_file():
+        return _single_file(place)
+    if path.startswith(("/", ".", "~")) or place.suffix == ".safetensors":
+        raise UnsupportedModel(f"no such folder or file: {path}")
+    return Source(path, local=False)
 
 
-def dtype_of(model: Model, device: torch.device) -> torch.dtype:
-    """The configured precision; `auto` is float16 on a GPU and float32 on a CPU."""
-    if model.dtype == "auto":
-        return torch.float16 if device.type == "cuda" else torch.float32
-    return {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}[model.dtype]
+def _single_file(file: Path) -> Source:
+    """A file, with the configuration in the folder of its name beside it, or else that of the model it is made from."""
+    if file.suffix != ".safetensors":
+        raise UnsupportedModel(f"{file} is not loaded: of single files, only .safetensors are")
+    beside = file.with_suffix("")
+    if (beside / "model_index.json").is_file():
+        return Source(str(beside), local=True, weights=file)
+    return Source(
+        fetch_diffusers_config(load_single_file_checkpoint(str(file)))["pretrained_model_name_or_path"],
+        local=False,
+        weights=file,
+    )
+
+
+def dtype_of(model: Model, device: torch.device, name: str) -> torch.dtype:
+    """The precision to load a model of this pipeline class in, if not the configured one then float32 on a CPU.
+
+    On a GPU it is the half precision that such models were made for: float16 for UNets, bfloat16 for transformers,
+    whose values leave the range of float16.
+    """
+    if model.dtype != "auto":
+        return {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}[model.dtype]
+    if device.type == "cpu":
+        return torch.float32
+    return torch.float16 if "unet" in _parts(getattr(diffusers, name)) else torch.bfloat16
+
+
+def _given_parts(model: Model, cls: type, index: dict[str, Any], dtype: torch.dtype) -> dict[str, Any]:
+    """Parts that are not the checkpoint's own, and None for those that it lacks or that are not wanted."""
+    parts = _parts(cls)
+    given: dict[str, Any] = {part: None for part in parts if index.get(part) == [None, None]}
+    if "safety_checker" in parts and model.safety_checker == "off":
+        given |= {"safety_checker": None, "feature_extractor": None}
+    if "requires_safety_checker" in parts:
+        given["requires_safety_checker"] = False
+    if "image_encoder" in parts and has_family(cls.__name__):
+        given["image_encoder"] = None
+    if model.controlnet is not None:
+        if "controlnet" not in parts:
+            raise UnsupportedModel(f"{model.path}: a {cls.__name__} takes no ControlNet")
+        source = locate(model.controlnet)
+        given["controlnet"] = diffusers.AutoModel.from_pretrained(
+            source.config, local_files_only=source.local, use_safetensors=True, dtype=dtype
+        )
+    return given
+
+
+def _parts(cls: type) -> frozenset[str]:
+    """What the pipeline's constructor takes."""
+    return frozenset(inspect.signature(cls).parameters)
 
 
 def _quiet() -> None:

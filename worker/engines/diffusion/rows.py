@@ -1,4 +1,4 @@
-"""A request inside the engine: its text, its latents, its sampler, and how far it has come."""
+"""A request inside the engine: its sampler, what the denoiser is told of it, and the picture that it must keep."""
 
 from __future__ import annotations
 
@@ -6,9 +6,27 @@ from dataclasses import dataclass
 
 import torch
 
-from wire.messages import FailureKind, ImageInputs
+from wire.messages import ImageInputs
 from worker.engine import TaskError
-from worker.engines.diffusion.sampling import Sampling
+from worker.engines.diffusion.adapter_layers import Adapted
+from worker.engines.diffusion.family import Conditions
+from worker.engines.diffusion.sampling import Sampler
+
+
+@dataclass(frozen=True)
+class Kept:
+    """What a mask protects; tensors in the shape that the sampler works on."""
+
+    #: Latents of the source picture.
+    image: torch.Tensor
+    #: The noise that the row started from.
+    noise: torch.Tensor
+    #: 1 where the picture is drawn anew, 0 where it stays.
+    mask: torch.Tensor
+
+    def under(self, protected: torch.Tensor, drawn: torch.Tensor) -> torch.Tensor:
+        """The one where the mask protects, the other where it does not."""
+        return (1 - self.mask) * protected + self.mask * drawn
 
 
 @dataclass(eq=False)
@@ -19,49 +37,51 @@ class DiffusionRow:
     """
 
     inputs: ImageInputs
-    sampling: Sampling
-    #: `(1, tokens, width)`, or with guidance `(2, tokens, width)`: negative prompt first.
-    embeddings: torch.Tensor
+    sampler: Sampler
+    #: Each `(passes, ...)`; with guidance there are two passes, and the first one is for the negative prompt.
+    conditions: Conditions
     #: `(evaluations,)` float32 on the model's device, so that no step waits for a copy.
     timesteps: torch.Tensor
-    #: `(1, C, h, w)`
-    latents: torch.Tensor
-    #: Best guess at the final latents, kept only where previews were asked for.
-    guess: torch.Tensor | None = None
-    step: int = 0
-    #: Why the sampler could not go on: the row has not moved since.
-    broken: TaskError | None = None
+    #: Guidance scale, float32, in a shape that multiplies the latents; None where a single pass is all.
+    guidance: torch.Tensor | None
+    #: With a mask: the picture under it.
+    kept: Kept | None = None
+    #: Adapters that its forward passes need, which stay in memory until it is released.
+    adapted: Adapted = ()
+
+    @property
+    def step(self) -> int:
+        """Forward passes so far."""
+        return self.sampler.step
 
     @property
     def steps(self) -> int:
         """Forward passes in all."""
-        return len(self.timesteps)
+        return self.sampler.steps
+
+    @property
+    def latents(self) -> torch.Tensor:
+        """The picture as it stands, in the shape that the sampler works on."""
+        return self.sampler.latents
 
     @property
     def passes(self) -> int:
-        """Rows of the forward pass that it takes: two with guidance, otherwise one."""
-        return len(self.embeddings)
+        """Rows of the forward pass that it takes."""
+        return 1 if self.guidance is None else 2
 
-    def question(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Its part of a forward pass: samples, timesteps and embeddings, each with `passes` rows. Changes nothing."""
-        scaled = self.sampling.scaled(self.latents, self.step)
-        return scaled.expand(self.passes, -1, -1, -1), self.timesteps[self.step].expand(self.passes), self.embeddings
-
-    def advance(self, output: torch.Tensor) -> None:
-        """One step on, with the model's answer `(passes, C, h, w)`. A sampler that raises leaves the row `broken`."""
-        if self.passes == 2:
-            negative, positive = output.chunk(2)
-            output = negative + self.inputs.guidance_scale * (positive - negative)
-        try:
-            latents, guess = self.sampling.advance(output, self.step, self.latents)
-        except Exception as error:
-            kind: FailureKind = "out_of_memory" if isinstance(error, torch.OutOfMemoryError) else "error"
-            self.broken = TaskError(kind, f"scheduler '{self.inputs.scheduler}' failed at step {self.step}: {error}")
+    def keep(self) -> None:
+        """After a step: put back what the mask protects, as noisy as the rest. A broken row has taken no step."""
+        if self.kept is None or self.sampler.broken is not None:
             return
-        self.latents = latents
-        self.guess = guess if self.inputs.partial_images else None
-        self.step += 1
+        try:
+            protected = self.sampler.noised(self.kept.image, self.kept.noise, self.step)
+            self.sampler.latents = self.kept.under(protected, self.latents)
+        except Exception as error:  # the other rows have moved and must not be told otherwise
+            self.sampler.broken = TaskError("error", f"the masked picture could not be kept: {error}")
 
     def picture(self) -> torch.Tensor:
         """The latents to show: on the way, the guess at the final ones, because the latents themselves are noisy."""
-        return self.latents if self.guess is None or self.step == self.steps else self.guess
+        guess = self.sampler.guess
+        if self.step == self.steps or guess is None:
+            return self.latents
+        return guess if self.kept is None else self.kept.under(self.kept.image, guess)

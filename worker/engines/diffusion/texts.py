@@ -3,34 +3,47 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 
 import torch
+
+#: What the encoders make of one text, by name, without a leading dimension.
+Encoded = Mapping[str, torch.Tensor]
 
 
 class TextCache:
     """The least recently used texts give way. Whatever one call misses is encoded in one batch."""
 
-    def __init__(self, encode: Callable[[list[str]], torch.Tensor], capacity: int) -> None:
-        """`encode` gives `(texts, tokens, width)`; `capacity` counts texts."""
+    def __init__(self, encode: Callable[[list[str]], Mapping[str, torch.Tensor]], capacity: int) -> None:
+        """`encode` gives embeddings by name, each `(texts, ...)`; `capacity` counts texts."""
         self._encode = encode
         self._capacity = capacity
-        self._known: OrderedDict[str, torch.Tensor] = OrderedDict()
+        self._known: OrderedDict[Hashable, Encoded] = OrderedDict()
 
     def __len__(self) -> int:
         return len(self._known)
 
-    def get(self, texts: Sequence[str]) -> dict[str, torch.Tensor]:
-        """The embedding `(tokens, width)` of each text."""
+    def get(self, texts: Sequence[str], *, encoders: Hashable = (), one_by_one: bool = False) -> dict[str, Encoded]:
+        """What each text was encoded to.
+
+        `encoders` names the state of the encoders, which texts are known by as well. Encoded one by one, a text's
+        embedding depends on no other, down to the last bit.
+        """
         wanted = list(dict.fromkeys(texts))
-        found = {text: self._known[text] for text in wanted if text in self._known}
+        keys = {text: (encoders, one_by_one, text) for text in wanted}
+        found = {text: self._known[key] for text, key in keys.items() if key in self._known}
         missing = [text for text in wanted if text not in found]
-        if missing:
-            # Cloned, because a slice would keep the embeddings of the whole batch in memory.
-            found |= {text: own.clone() for text, own in zip(missing, self._encode(missing), strict=True)}
-        for text in wanted:
-            self._known[text] = found[text]
-            self._known.move_to_end(text)
+        for batch in [[text] for text in missing] if one_by_one else [missing] * bool(missing):
+            found |= zip(batch, _separate(self._encode(batch)), strict=True)
+        for text, key in keys.items():
+            self._known[key] = found[text]
+            self._known.move_to_end(key)
         while len(self._known) > self._capacity:
             self._known.popitem(last=False)
         return found
+
+
+def _separate(together: Mapping[str, torch.Tensor]) -> Iterable[Encoded]:
+    """The embeddings of each text, cloned: a slice would keep those of the whole batch in memory."""
+    count = len(next(iter(together.values())))
+    return ({name: value[n].clone() for name, value in together.items()} for n in range(count))

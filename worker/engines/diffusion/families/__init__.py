@@ -1,0 +1,13 @@
+"""The families of checkpoints that are run by adapters of our own, by the pipeline class that a checkpoint names."""
+
+from __future__ import annotations
+
+from worker.engines.diffusion.families.flux import Flux
+from worker.engines.diffusion.families.sd import StableDiffusion
+from worker.engines.diffusion.families.sd3 import StableDiffusion3
+from worker.engines.diffusion.families.sdxl import StableDiffusionXL
+from worker.engines.diffusion.family import Family
+
+FAMILIES: dict[str, type[Family]] = {
+    name: family for family in (StableDiffusion, StableDiffusionXL, StableDiffusion3, Flux) for name in family.CLASSES
+}

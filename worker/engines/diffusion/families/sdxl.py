@@ -1,0 +1,47 @@
+"""Stable Diffusion XL: two text encoders, a pooled embedding, and the picture's size as a condition."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from wire.messages import ImageInputs
+from worker.engines.diffusion.device import moved
+from worker.engines.diffusion.family import Conditions, UNetFamily, UnsupportedModel
+from worker.engines.diffusion.texts import Encoded
+
+
+class StableDiffusionXL(UNetFamily):
+    """The base model and its inpainting UNet; the refiner is another model, which continues what the base began."""
+
+    CLASSES = ("StableDiffusionXLPipeline", "StableDiffusionXLImg2ImgPipeline", "StableDiffusionXLInpaintPipeline")
+
+    def __init__(self, pipeline: Any, device: torch.device) -> None:
+        super().__init__(pipeline, device)
+        if pipeline.text_encoder is None or pipeline.text_encoder_2 is None:
+            raise UnsupportedModel("it lacks a text encoder, as SDXL refiners do: only base models are supported")
+        if self.dtype == torch.float16 and self.vae.config.force_upcast:
+            self.vae.to(torch.float32)  # it overflows in half precision
+
+    def encode(self, texts: list[str]) -> dict[str, torch.Tensor]:
+        """Tokens of two CLIPs side by side, and the pooled embedding of the second."""
+        embeddings, _, pooled, _ = self.pipeline.encode_prompt(
+            texts, device=self.device, num_images_per_prompt=1, do_classifier_free_guidance=False
+        )
+        return {"embeddings": embeddings, "text_embeds": pooled}
+
+    def conditions(self, inputs: ImageInputs, encoded: Sequence[Encoded]) -> Conditions:
+        """With the picture's size, as if nothing of it had been cut off."""
+        if self.guided(inputs) and not inputs.negative_prompt and self.pipeline.config.force_zeros_for_empty_prompt:
+            # How the base model was trained to see "no text"; an encoded empty text is something else to it.
+            encoded = [{name: torch.zeros_like(value) for name, value in encoded[0].items()}, encoded[1]]
+        told = super().conditions(inputs, encoded)
+        size = inputs.height, inputs.width  # original size, place of the crop, target size
+        ids = torch.tensor([[*size, 0, 0, *size]] * len(encoded), dtype=self.dtype)
+        told["time_ids"] = moved(ids, self.device)
+        return told
+
+    def _added(self, conditions: Conditions) -> dict[str, torch.Tensor]:
+        return {"text_embeds": conditions["text_embeds"], "time_ids": conditions["time_ids"]}
