@@ -20,7 +20,7 @@ from configs.schema import Model, Settings
 from wire.codec import ForWorker
 from wire.messages import PROTOCOL, Drain, Hello
 from worker.caps import BUCKETS, Caps
-from worker.engine import DeviceLost
+from worker.engine import DeviceLost, TaskError, UnsupportedModel
 from worker.engines.factory import build
 from worker.link import Link
 from worker.loop import Loop, Refused
@@ -72,6 +72,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Refused as refusal:
         log.error("the balancer refuses this worker: %s", refusal)
         return EXIT_USAGE
+    except (UnsupportedModel, TaskError) as error:  # the second, where the model's own defaults do not go with it
+        log.error("model %s cannot be served: %s", model, error)
+        return EXIT_CRASH
     except DeviceLost as error:
         log.error("worker %s has lost its device and ends: %s", name, error)
         return EXIT_CRASH

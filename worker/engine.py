@@ -25,6 +25,10 @@ class TaskError(Exception):
         self.message = message
 
 
+class UnsupportedModel(Exception):
+    """The configured model is not there, or is none that the engine can run. The text says what it found."""
+
+
 class OutOfMemory(Exception):
     """The device cannot hold a step of this many rows. The text says what was needed; no row has moved."""
 

@@ -14,9 +14,8 @@ from transformers import CLIPConfig, CLIPImageProcessor, CLIPTextConfig, CLIPVis
 
 from tests.tiny_diffusion import CHECKPOINTS, admitted, engine_of, finish, pipeline, request, run, sdxl, wanted
 from wire.messages import SOURCES, ImageInputs
-from worker.engine import Checkpoint, TaskError, Wanted
+from worker.engine import Checkpoint, TaskError, UnsupportedModel, Wanted
 from worker.engines.diffusion.engine import DiffusionEngine
-from worker.engines.diffusion.family import UnsupportedModel
 from worker.engines.diffusion.rows import DiffusionRow
 
 Engines = dict[str, DiffusionEngine]

@@ -36,8 +36,7 @@ from tests.tiny_rendezvous import (
     sources_of,
 )
 from wire.messages import ImageInputs, Lora
-from worker.engine import Checkpoint, DeviceLost, OutOfMemory, TaskError, Wanted
-from worker.engines.diffusion.family import UnsupportedModel
+from worker.engine import Checkpoint, DeviceLost, OutOfMemory, TaskError, UnsupportedModel, Wanted
 from worker.engines.diffusion.rendezvous.engine import RendezvousEngine
 from worker.engines.diffusion.rendezvous.row import RendezvousRow
 

@@ -13,17 +13,13 @@ import torch
 from PIL import Image
 
 from wire.messages import SOURCES, DrawMode, ImageInputs
-from worker.engine import TaskError
+from worker.engine import TaskError, UnsupportedModel
 from worker.engines.diffusion.device import moved
 from worker.engines.diffusion.sampling import Schedule
 from worker.engines.diffusion.texts import Encoded
 
 #: What the denoiser is told beside latents and time, by name; the leading dimension counts passes.
 Conditions = dict[str, torch.Tensor]
-
-
-class UnsupportedModel(Exception):
-    """The configured checkpoint is not there, or is none that this engine can run. The text says what it found."""
 
 
 class Family:

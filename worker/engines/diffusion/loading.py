@@ -16,8 +16,9 @@ from diffusers.loaders.single_file_utils import (
 )
 
 from configs.schema import Model
+from worker.engine import UnsupportedModel
 from worker.engines.diffusion.families import FAMILIES
-from worker.engines.diffusion.family import Family, UnsupportedModel
+from worker.engines.diffusion.family import Family
 
 __all__ = [
     "BUILTIN",
@@ -65,10 +66,12 @@ def pipeline_class(model: Model) -> str:
 
 
 def _index(source: Source) -> dict[str, Any]:
-    """What model_index.json says. Raises `OSError` where it is not to be had."""
+    """What model_index.json says. Raises `UnsupportedModel`, or `OSError` where the hub does not give it."""
     try:
         index: dict[str, Any] = diffusers.DiffusionPipeline.load_config(source.config, local_files_only=source.local)
     except OSError as error:
+        if source.weights is None and source.local:
+            raise UnsupportedModel(f"{source.config} is no checkpoint in diffusers' layout: {error}") from error
         if source.weights is None:
             raise
         raise UnsupportedModel(

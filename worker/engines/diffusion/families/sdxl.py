@@ -8,8 +8,9 @@ from typing import Any
 import torch
 
 from wire.messages import ImageInputs
+from worker.engine import UnsupportedModel
 from worker.engines.diffusion.device import moved
-from worker.engines.diffusion.family import Conditions, UNetFamily, UnsupportedModel
+from worker.engines.diffusion.family import Conditions, UNetFamily
 from worker.engines.diffusion.texts import Encoded
 
 

@@ -14,8 +14,7 @@ import torch
 from PIL import Image
 
 from wire.messages import SOURCES, DrawMode, ImageInputs
-from worker.engine import TaskError
-from worker.engines.diffusion.family import UnsupportedModel
+from worker.engine import TaskError, UnsupportedModel
 
 #: Where the source picture goes. A ControlNet that draws from another picture as well gets this one for both.
 _PICTURES = ("image", "control_image")

@@ -19,10 +19,9 @@ from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionS
 
 from configs.schema import Model
 from wire.messages import About, DrawMode, ImageInputs
-from worker.engine import BatchKey, Checkpoint, DeviceLost, Picture, Row, TaskError, Wanted
+from worker.engine import BatchKey, Checkpoint, DeviceLost, Picture, Row, TaskError, UnsupportedModel, Wanted
 from worker.engines.diffusion.checker import SafetyChecker, checker_of
 from worker.engines.diffusion.device import Fence, failures
-from worker.engines.diffusion.family import UnsupportedModel
 from worker.engines.diffusion.loading import open_pipeline, pipeline_class
 from worker.engines.diffusion.pictures import encoded
 from worker.engines.diffusion.rendezvous.arguments import Arguments
