@@ -1,13 +1,17 @@
 """How many tasks may share a step: as many as still gain something, are not too slow, and fit. Pure.
 
-A step's cost by batch is measured at the start (`measure`) and refined by every step since. Larger batches are used as
-long as each brings more images per second by `min_gain`, which is where a device saturates: past that they would only
-make every task of the batch wait longer.
+Larger batches are used as long as each brings more images per second by `min_gain`, which is where a device saturates:
+past that they would only make every task of the batch wait longer. What a step costs is measured at the start for the
+usual sizes (`measure`), alone and with equal requests, and that stands. For other sizes it is learnt from the steps
+that are made anyway, and forgotten after a minute: those are disturbed by whatever else goes on, and one slow moment
+at a large batch must not make batches small for good.
 """
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+import statistics
+from collections import OrderedDict, deque
+from collections.abc import Hashable, Sequence
 
 from wire.messages import ImageInputs, StepCurve
 
@@ -15,6 +19,11 @@ from wire.messages import ImageInputs, StepCurve
 BUCKETS = (1, 2, 4, 8, 12, 16, 24, 32)
 #: Steps seen at a batch before it counts: the first choose kernels and take memory.
 _SEEN = 3
+#: Steps that count, and for how many seconds.
+_RECENT = 15
+_REMEMBERED_S = 60.0
+#: Sizes that are learnt about at a time: requests may come in any.
+_SIZES = 16
 #: A batch that did not fit is tried again after this long: memory may have been freed by others.
 _RETRY_S = 600.0
 
@@ -35,16 +44,24 @@ class Caps:
         self._fixed = fixed
         self._min_gain = min_gain
         self._max_step_s = max_step_s
-        #: Per size and batch: least seconds of a step, and how many were seen. The least, because noise only adds:
-        #: a mean would let one slow minute make batches small for good.
-        self._seen: dict[Size, dict[int, tuple[float, int]]] = {}
+        self._measured: dict[Size, list[tuple[int, float]]] = {}
+        #: Seconds of recent steps and when they were, by size and batch; the size that was seen last stands last.
+        self._learnt: OrderedDict[Size, dict[int, deque[tuple[float, float]]]] = OrderedDict()
         self._fits: dict[Hashable, tuple[int, float]] = {}
 
-    def observe(self, size: Size, tasks: int, seconds: float, times: int = 1) -> None:
-        """A step of so many tasks took so long; `times` says how many such steps the figure stands for."""
-        if tasks in BUCKETS or tasks == self._most:
-            least, seen = self._seen.setdefault(size, {}).get(tasks, (seconds, 0))
-            self._seen[size][tasks] = (min(least, seconds), seen + times)
+    def measured(self, size: Size, points: Sequence[tuple[int, float]]) -> None:
+        """What steps of this size cost, for good: (tasks, seconds), by tasks."""
+        self._measured[size] = list(points)
+
+    def observe(self, size: Size, tasks: int, seconds: float, now: float) -> None:
+        """A step of so many tasks took so long."""
+        if size in self._measured or (tasks not in BUCKETS and tasks != self._most):
+            return
+        batches = self._learnt.setdefault(size, {})
+        self._learnt.move_to_end(size)
+        batches.setdefault(tasks, deque(maxlen=_RECENT)).append((seconds, now))
+        if len(self._learnt) > _SIZES:
+            self._learnt.popitem(last=False)
 
     def did_not_fit(self, key: Hashable, fits: int, now: float) -> None:
         """A step of this key was out of memory; one of `fits` tasks is what was left."""
@@ -53,18 +70,18 @@ class Caps:
     def of(self, key: Hashable, size: Size, now: float) -> int:
         """Most tasks of this key in one step."""
         self._fits = {key: (fits, until) for key, (fits, until) in self._fits.items() if until > now}
-        return min(self._fits.get(key, (self._most, 0.0))[0], self.of_size(size))
+        return min(self._fits.get(key, (self._most, 0.0))[0], self.of_size(size, now))
 
     def of_any(self, size: Size, now: float) -> int:
         """Tasks that surely have room, whatever their key: what an idle worker may promise."""
-        return min([self.of(key, size, now) for key in list(self._fits)], default=self.of_size(size))
+        return min([self.of(key, size, now) for key in list(self._fits)], default=self.of_size(size, now))
 
-    def of_size(self, size: Size) -> int:
+    def of_size(self, size: Size, now: float) -> int:
         """Most tasks of this size in one step, memory aside.
 
         While the largest batch that was seen is still the best, the next larger one may be tried.
         """
-        points = self._points(size)
+        points = self._points(size, now)
         cap, pace = 1, 0.0
         for tasks, seconds in points:
             if self._max_step_s is not None and seconds > self._max_step_s and tasks > 1:
@@ -76,10 +93,17 @@ class Caps:
             cap = self._most if self._fixed and self._max_step_s is None else min(larger, default=self._most)
         return min(cap, self._most)
 
-    def curves(self) -> list[StepCurve]:
-        """What is known, by size."""
-        return [StepCurve(*size, self.of_size(size), self._points(size)) for size in list(self._seen)]
+    def curves(self, now: float) -> list[StepCurve]:
+        """What is known, by size: those that were measured first."""
+        sizes = [*self._measured, *list(self._learnt)]  # a copy: asked from another thread
+        return [StepCurve(*size, self.of_size(size, now), self._points(size, now)) for size in sizes]
 
-    def _points(self, size: Size) -> list[tuple[int, float]]:
-        seen = sorted(self._seen.get(size, {}).items())
-        return [(tasks, seconds) for tasks, (seconds, times) in seen if times >= _SEEN and seconds > 0]
+    def _points(self, size: Size, now: float) -> list[tuple[int, float]]:
+        if size in self._measured:
+            return self._measured[size]
+        points = []
+        for tasks, steps in sorted(self._learnt.get(size, {}).items()):
+            recent = [seconds for seconds, at in list(steps) if now - at <= _REMEMBERED_S]
+            if len(recent) >= _SEEN:
+                points.append((tasks, max(statistics.median(recent), 1e-9)))
+        return points

@@ -108,7 +108,7 @@ class Loop:
     def beat(self) -> Heartbeat:
         """How the worker does. Called from the link's thread."""
         beat = self._tally.heartbeat(self._engine.memory_bytes(), self._renders.finished, self._renders.failed)
-        return msgspec.structs.replace(beat, curves=self._caps.curves())
+        return msgspec.structs.replace(beat, curves=self._caps.curves(time.monotonic()))
 
     def introduce(self) -> None:
         """Say Hello, naming the tasks that this worker has, and how much room there is."""
@@ -279,7 +279,7 @@ class Loop:
             self._renders.offer(len(outcome.moved))  # first, or they would come straight back
             self._give_back([member.assignment.task for member in outcome.squeezed_out], with_checkpoint=True)
         elif not outcome.failed:
-            self._caps.observe(size, len(outcome.moved), now - began)
+            self._caps.observe(size, len(outcome.moved), now - began, now)
         for member, error in outcome.failed:
             self._leave(member.assignment.task)
             self._engine.release(member.row)

@@ -23,7 +23,7 @@ from worker.engine import OutOfMemory, Row, StepEngine, TaskError, Wanted
 log = logging.getLogger(__name__)
 
 #: Timed steps of each batch, after one that is not timed.
-_STEPS = 3
+_STEPS = 5
 #: A machine that measures already is waited for so much longer than measuring may take.
 _LOCK_S = 5.0
 
@@ -41,10 +41,11 @@ def measure(engine: StepEngine, model: Model, caps: Caps, most: int, cache: Path
     for text in dict.fromkeys((model.defaults.size, *model.warm_up.sizes)):
         width, height = map(int, text.split("x"))
         points = _remembered(engine, model, (width, height), most, cache)
-        for tasks, seconds in points:
-            caps.observe((width, height), tasks, seconds, times=_STEPS)
+        if points:
+            caps.measured((width, height), points)
         pace = ", ".join(f"{tasks}: {tasks / seconds:.3g}" for tasks, seconds in points if seconds > 0)
-        log.info("%s: at most %d images share a step; steps/s by batch %s", text, caps.of_size((width, height)), pace)
+        cap = caps.of_size((width, height), time.monotonic())
+        log.info("%s: at most %d images share a step; steps/s by batch %s", text, cap, pace)
 
 
 def _remembered(engine: StepEngine, model: Model, size: Size, most: int, cache: Path) -> Points:

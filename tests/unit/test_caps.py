@@ -13,9 +13,17 @@ LINEAR = {b: 0.008 + 0.003 * b for b in BUCKETS}  # gains 9 % from 8 to 12, 5 % 
 
 
 def caps(points: dict[int, float], most: int = 32, *, fixed: bool = False, max_step_s: float | None = None) -> Caps:
+    """Knows these points from three steps each, just now."""
     made = Caps(most, fixed=fixed, min_gain=0.05, max_step_s=max_step_s)
     for tasks, seconds in points.items():
-        made.observe(SIZE, tasks, seconds, times=3)
+        for _ in range(3):
+            made.observe(SIZE, tasks, seconds, now=0.0)
+    return made
+
+
+def measured() -> Caps:
+    made = Caps(32, fixed=False, min_gain=0.05, max_step_s=None)
+    made.measured(SIZE, list(LINEAR.items()))
     return made
 
 
@@ -32,32 +40,56 @@ def caps(points: dict[int, float], most: int = 32, *, fixed: bool = False, max_s
     ],
 )
 def test_a_larger_batch_must_gain(points: dict[int, float], cap: int) -> None:
-    assert caps(points).of_size(SIZE) == cap
+    assert caps(points).of_size(SIZE, 1.0) == cap
 
 
 def test_limits_bind_whatever_is_gained() -> None:
-    assert caps(LINEAR, most=4).of_size(SIZE) == 4
-    assert caps(LINEAR, max_step_s=0.03).of_size(SIZE) == 4, "0.032 s at 8"
-    assert caps({1: 9.0, 2: 9.0}, max_step_s=1.0).of_size(SIZE) == 1, "one image is never too slow"
-    assert caps({1: 1.0, 2: 9.0}, most=12, fixed=True).of_size(SIZE) == 12, "a configured cap is not argued with"
-    assert caps({1: 0.1, 2: 9.0}, most=12, fixed=True, max_step_s=1.0).of_size(SIZE) == 1
+    assert caps(LINEAR, most=4).of_size(SIZE, 1.0) == 4
+    assert caps(LINEAR, max_step_s=0.03).of_size(SIZE, 1.0) == 4, "0.032 s at 8"
+    assert caps({1: 9.0, 2: 9.0}, max_step_s=1.0).of_size(SIZE, 1.0) == 1, "one image is never too slow"
+    assert caps({1: 1.0, 2: 9.0}, most=12, fixed=True).of_size(SIZE, 1.0) == 12, "a configured cap is not argued with"
+    assert caps({1: 0.1, 2: 9.0}, most=12, fixed=True, max_step_s=1.0).of_size(SIZE, 1.0) == 1
 
 
 def test_a_few_slow_steps_change_nothing() -> None:
     made = caps(LINEAR)
-    for _ in range(10):
-        made.observe(SIZE, 24, 60.0)
-    assert made.of_size(SIZE) == 24
-    first = caps({1: 1.0, 2: 1.0})
-    first.observe(SIZE, 4, 60.0)  # kernels are chosen
-    assert first.of_size(SIZE) == 4
     for _ in range(2):
-        first.observe(SIZE, 4, 1.0)
-    assert first.of_size(SIZE) == 8
+        made.observe(SIZE, 24, 60.0, now=0.5)
+    assert made.of_size(SIZE, 1.0) == 24
+    first = caps({1: 1.0, 2: 1.0})
+    first.observe(SIZE, 4, 60.0, now=0.5)  # kernels are chosen
+    assert first.of_size(SIZE, 1.0) == 4
+
+
+def test_a_slow_minute_at_a_large_batch_is_forgotten() -> None:
+    made = caps({tasks: seconds for tasks, seconds in LINEAR.items() if tasks <= 24})
+    for _ in range(15):
+        made.observe(SIZE, 24, 60.0, now=10.0)
+    assert made.of_size(SIZE, 11.0) == 12
+    for now in (50.0, 100.0):  # meanwhile batches of twelve go on
+        for _ in range(3):
+            made.observe(SIZE, 12, LINEAR[12], now)
+    assert made.of_size(SIZE, 100.0) == 16, "the next larger one is tried again"
+
+
+def test_what_was_measured_stands_whatever_is_seen_later() -> None:
+    made = measured()
+    for _ in range(100):
+        made.observe(SIZE, 4, 0.0001, now=1.0)  # half the work: requests without guidance
+        made.observe(SIZE, 24, 60.0, now=1.0)
+    assert made.of_size(SIZE, 2.0) == 24
+
+
+def test_few_sizes_are_remembered_at_a_time() -> None:
+    made = Caps(32, fixed=False, min_gain=0.05, max_step_s=None)
+    made.measured(SIZE, [(1, 1.0)])
+    for side in range(1, 1000):
+        made.observe((side, side), 1, 1.0, now=float(side))
+    assert len(made.curves(1000.0)) == 17
 
 
 def test_what_did_not_fit_is_not_tried_again_soon() -> None:
-    made = caps(LINEAR)
+    made = measured()
     made.did_not_fit("key", 6, now=100.0)
     assert made.of("key", SIZE, now=101.0) == 6
     assert made.of("other", SIZE, now=101.0) == 24
@@ -68,7 +100,7 @@ def test_what_did_not_fit_is_not_tried_again_soon() -> None:
 
 
 def test_curves_tell_what_was_measured() -> None:
-    [curve] = caps({1: 1.0, 2: 1.5}).curves()
+    [curve] = caps({1: 1.0, 2: 1.5}).curves(1.0)
     assert (curve.width, curve.height, curve.cap, curve.points) == (512, 512, 4, [(1, 1.0), (2, 1.5)])
 
 
@@ -83,5 +115,5 @@ def test_a_cap_is_always_a_batch(
 ) -> None:
     made = Caps(most, fixed=fixed, min_gain=0.05, max_step_s=max_step_s)
     for tasks, seconds in seen:
-        made.observe(SIZE, tasks, seconds)
-        assert 1 <= made.of_size(SIZE) <= most
+        made.observe(SIZE, tasks, seconds, now=0.0)
+        assert 1 <= made.of_size(SIZE, 1.0) <= most
