@@ -231,6 +231,8 @@ def assemble(work: Path, out: Path) -> None:
         feature_extractor=None,
         requires_safety_checker=False,
     )
+    for part in (pipeline.vae, pipeline.unet):
+        part.register_to_config(_name_or_path="")  # a folder of the machine that trained it is nobody's business
     pipeline.to(dtype=torch.float16).save_pretrained(out, safe_serialization=True)
     size = sum(f.stat().st_size for f in out.rglob("*") if f.is_file())
     print(f"{out}: {size / 2**20:.1f} MiB")

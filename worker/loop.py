@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Hashable, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import msgspec
 
@@ -30,7 +30,6 @@ from worker.attempts import admit, step
 from worker.batch import Batch, Gate, Member, checkpoint_due, preview_steps
 from worker.caps import Caps, Size, size_of
 from worker.engine import Checkpoint, OutOfMemory, Row, StepEngine, TaskError, Wanted
-from worker.link import Link
 from worker.renders import Renders
 from worker.tally import Tally
 
@@ -40,6 +39,16 @@ log = logging.getLogger(__name__)
 _IDLE_S = 0.5
 #: Least time between two reports of progress.
 _REPORT_EVERY_S = 0.1
+
+
+class Line(Protocol):
+    """Where tasks come from and results go to: `link.Link`, or what stands in its place."""
+
+    def send(self, *parcels: FromWorker) -> None:
+        """Say these. Callable from any thread."""
+
+    def receive(self, timeout_s: float) -> list[ForWorker]:
+        """Everything that has come; waits up to `timeout_s` for the first."""
 
 
 class Refused(Exception):
@@ -71,7 +80,7 @@ class Loop:
         model: Model,
         hello: Hello,
         caps: Caps,
-        link: Link,
+        link: Line,
         renders: Renders,
         drain_timeout_s: float,
     ) -> None:

@@ -22,8 +22,9 @@ from worker.engine import OutOfMemory, Row, StepEngine, TaskError, Wanted
 
 log = logging.getLogger(__name__)
 
-#: Timed steps of each batch, after one that is not timed.
-_STEPS = 5
+#: Timed steps of each batch in a sweep, after one that is not timed.
+_STEPS = 3
+_SWEEPS = 3
 #: A machine that measures already is waited for so much longer than measuring may take.
 _LOCK_S = 5.0
 
@@ -58,7 +59,7 @@ def _remembered(engine: StepEngine, model: Model, size: Size, most: int, cache: 
             try:
                 return msgspec.json.decode(file.read_bytes(), type=Points)
             except (OSError, msgspec.DecodeError):
-                points = list(_points(engine, model, size, most))
+                points = _points(engine, model, size, most)
                 file.write_bytes(msgspec.json.encode(points))
                 return points
     except Timeout:
@@ -66,9 +67,25 @@ def _remembered(engine: StepEngine, model: Model, size: Size, most: int, cache: 
         return []
 
 
-def _points(engine: StepEngine, model: Model, size: Size, most: int) -> Iterator[tuple[int, float]]:
-    """(tasks, least seconds of a step), until the time is up, memory is full, or more gain nothing any more."""
-    ends = time.monotonic() + model.warm_up.measure_s
+def _points(engine: StepEngine, model: Model, size: Size, most: int) -> Points:
+    """(tasks, least seconds of a step), as far as time, memory and gain reach.
+
+    Swept over several times where there is time for it, so that a slow moment of the machine does not pass for a slow
+    batch.
+    """
+    began = time.monotonic()
+    ends = began + model.warm_up.measure_s
+    least = dict(_sweep(engine, model, size, most, ends))
+    sweep_s = time.monotonic() - began
+    for _ in range(_SWEEPS - 1):
+        if time.monotonic() + sweep_s > ends:
+            break
+        least = {tasks: min(known, _seconds(engine, model, size, tasks)) for tasks, known in least.items()}
+    return list(least.items())
+
+
+def _sweep(engine: StepEngine, model: Model, size: Size, most: int, ends: float) -> Iterator[tuple[int, float]]:
+    """Batch by batch, until the time is up, memory is full, or two in a row gained nothing."""
     pace, flat = 0.0, 0
     for tasks in sorted({bucket for bucket in BUCKETS if bucket <= most} | {most}):
         began = time.monotonic()

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, Protocol, cast
+from typing import Any, Protocol
 
 import torch
 from arrivals import Ask, Queued, next_batch
@@ -23,7 +23,6 @@ from wire.messages import PROTOCOL, Hello, ImageInputs
 from worker.caps import Caps
 from worker.engine import StepEngine
 from worker.engines.diffusion.pictures import encoded
-from worker.link import Link
 from worker.loop import Loop
 from worker.renders import Renders
 
@@ -72,8 +71,7 @@ class StepBatching:
         self._desk = Desk(done)
         self._renders = Renders(self._desk.send, self._threads)
         hello = Hello(PROTOCOL, "benchmark", "benchmark", "", os.getpid())
-        link = cast("Link", self._desk)  # the loop calls nothing of a link that a desk has not
-        self._loop = Loop(self._engine, self._model, hello, self._caps, link, self._renders, drain_timeout_s=60.0)
+        self._loop = Loop(self._engine, self._model, hello, self._caps, self._desk, self._renders, drain_timeout_s=60.0)
         self._loop.introduce()
         self._thread = threading.Thread(target=self._run, name="loop", daemon=True)
         self._thread.start()
