@@ -22,7 +22,7 @@ from configs.paths import internal_token
 from wire.snapshot import Snapshot
 
 #: Generous: the machine may be busy with something else.
-PATIENCE_S = 60.0
+PATIENCE_S = 120.0
 ROOT = Path(__file__).parent.parent
 
 Process = subprocess.Popen[bytes]
@@ -129,15 +129,21 @@ def launch(program: str, data_dir: Path, *options: str, log: str) -> Process:
 
 @contextlib.contextmanager
 def running(
-    data_dir: Path, models: Mapping[str, Any], workers: Mapping[str, int] | int = 1, **settings: Any
+    data_dir: Path,
+    models: Mapping[str, Any],
+    workers: Mapping[str, int] | int = 1,
+    *,
+    life: Mapping[str, Any] | None = None,
+    **settings: Any,
 ) -> Iterator[Server]:
     """A balancer and its workers, all ready: `workers` of each model, or a number per model.
 
-    `settings` are further sections of the configuration, such as `server={"max_n": 4}`.
+    `settings` are further sections of the configuration, such as `server={"max_n": 4}`; its `workers` is `life` here.
     """
     data_dir.mkdir(parents=True, exist_ok=True)
     config = data_dir / "config.yaml"
-    config.write_text(yaml.safe_dump({"models": dict(models), **settings}, sort_keys=False))
+    tree = {"models": dict(models), "workers": dict(life or {}), **settings}
+    config.write_text(yaml.safe_dump(tree, sort_keys=False))
     port = free_port()
     balancer = launch("loadbalancer", data_dir, "--config", str(config), "--port", str(port), log="loadbalancer")
     server = Server(data_dir, config, port, balancer, models)
