@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
+import ssl
 from collections.abc import Sequence
+from pathlib import Path
 
 import aiohttp
 import msgspec
@@ -20,9 +23,14 @@ _ANY_ADDRESS = {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}  # noqa: S
 class Balancer:
     """The balancer's HTTP interface, as far as the controller uses it."""
 
-    def __init__(self, host: str, port: int, token: str) -> None:
-        host = _ANY_ADDRESS.get(host, host)
-        self.url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+    def __init__(self, host: str, port: int, token: str, tls_cert: Path | None = None) -> None:
+        """With `tls_cert` it speaks HTTPS, to the holder of that very certificate: raises `ValueError` and `OSError`.
+
+        Neither its issuer nor its names matter then: the balancer is asked by its address, not by the name in it.
+        """
+        host, scheme = _ANY_ADDRESS.get(host, host), "https" if tls_cert else "http"
+        self.url = f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"
+        self._trusted = aiohttp.Fingerprint(_fingerprint(tls_cert)) if tls_cert else True
         self._headers = {"authorization": f"Bearer {token}"}
         self._decoder = msgspec.json.Decoder(Snapshot)
 
@@ -31,13 +39,20 @@ class Balancer:
         try:
             async with (
                 aiohttp.ClientSession(timeout=_TIMEOUT, headers=self._headers) as session,
-                session.get(f"{self.url}/internal/snapshot") as answer,
+                session.get(f"{self.url}/internal/snapshot", ssl=self._trusted) as answer,
             ):
                 answer.raise_for_status()
                 return self._decoder.decode(await answer.read())
         except (aiohttp.ClientError, TimeoutError, OSError, msgspec.MsgspecError) as error:
             log.debug("no snapshot: %s", error)
             return None
+
+
+def _fingerprint(cert: Path) -> bytes:
+    """SHA-256 of the first certificate in the PEM file, which is the server's own."""
+    _, begin, rest = cert.read_text(encoding="ascii").partition(ssl.PEM_HEADER)
+    body, end, _ = rest.partition(ssl.PEM_FOOTER)
+    return hashlib.sha256(ssl.PEM_cert_to_DER_cert(begin + body + end)).digest()
 
 
 class Hearing:
@@ -82,7 +97,8 @@ def observe(
             stats = known.get(child.id)
             load = stats.assigned + stats.running if stats else 0
             unheard = hearing.unheard_since(child.id, snapshot, now)
-            replicas.append(Replica(child, _stage(child, stats, hearing), load, unheard))
+            stuck = stats is not None and stats.state == "stuck"
+            replicas.append(Replica(child, _stage(child, stats, hearing), load, unheard, stuck))
     queues = (
         {stats.model: Queue(stats.queued, stats.running, stats.batch_cap) for stats in snapshot.models}
         if snapshot

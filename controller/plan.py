@@ -105,6 +105,8 @@ def _kill(replica: Replica, limits: Limits, now: float) -> Kill | None:
             return Kill(child.id, f"not ready {limits.start_timeout_s:g} s after its start")
         case Stage.DRAINING if now - (child.drained_at or now) > limits.drain_timeout_s + DRAIN_GRACE_S:
             return Kill(child.id, f"still there {now - (child.drained_at or now):.0f} s after it was told to go")
+        case Stage.READY if replica.stuck:
+            return Kill(child.id, "it is stuck: it heartbeats, but makes no step")
         case Stage.READY if now - (replica.unheard_since or now) > _HANGING_AFTER * limits.lost_after_s:
             return Kill(child.id, f"not heard by the balancer for {now - (replica.unheard_since or now):.0f} s")
     return None

@@ -54,6 +54,8 @@ class Replica:
     load: int = 0
     #: Since when the balancer has not heard of it, though it was ready; None while it does.
     unheard_since: float | None = None
+    #: The balancer hears it, but it makes no step.
+    stuck: bool = False
 
 
 @dataclass(frozen=True, slots=True)

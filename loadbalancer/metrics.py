@@ -16,7 +16,7 @@ from wire.messages import StepCurve
 from wire.snapshot import ModelStats, Snapshot, WorkerState, WorkerStats
 
 _SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 30, 60, 120, 300, 600)
-_STATES: tuple[WorkerState, ...] = ("ready", "draining", "silent")
+_STATES: tuple[WorkerState, ...] = ("ready", "draining", "silent", "stuck")
 _WORKER_LABELS = ("worker", "model", "device")
 
 #: A model's measured curves, one per size.
@@ -99,7 +99,9 @@ class SnapshotCollector(Collector):
         for of_worker in WORKER_COUNTERS:
             family = CounterMetricFamily(of_worker.name, of_worker.help, labels=_WORKER_LABELS)
             yield _per_worker(family, of_worker, now)
-        events = CounterMetricFamily("muster_events", "Images by outcome, and incidents.", labels=("event",))
+        events = CounterMetricFamily(
+            "muster_events", "Images, jobs and webhooks by outcome, and incidents.", labels=("event",)
+        )
         for event, count in sorted(self._counters().items()):
             events.add_metric((event,), count)
         yield events

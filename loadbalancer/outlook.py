@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
-from loadbalancer.request_queue import ModelQueue
+from loadbalancer.request_queue import ModelQueue, Size
 from loadbalancer.roster import Worker
 from loadbalancer.task import Outlook, State, Task
 
@@ -15,13 +15,49 @@ def outlook(task: Task, queue: ModelQueue, workers: Sequence[Worker]) -> Outlook
         present = max((worker.beat.step_s for worker in workers), default=0.0)
         return Outlook(task.state, 0, task.remaining_steps * present if present else None)
     position = queue.position(task)
-    rate = sum(worker.rate(task.size) for worker in workers)
-    if not rate:
+    drain = drain_s(queue.steps, workers)
+    if drain is None:
         return Outlook(task.state, position, None)
-    # The steps before it are estimated from its position: summing them would cost the whole queue each time.
-    ahead = queue.steps.total() * position / max(len(queue), 1)
+    # The work before it is estimated from its position: summing it would cost the whole queue each time.
+    ahead = drain * position / max(len(queue), 1)
     own = task.remaining_steps * max(worker.step_s(task.size) for worker in workers)
-    return Outlook(task.state, position, ahead / rate + own)
+    return Outlook(task.state, position, ahead + own)
+
+
+def soonest_s(
+    tasks: Sequence[Task], queue: ModelQueue, workers: Sequence[Worker], enough_s: float = 0.0
+) -> float | None:
+    """Seconds to the end of tasks that have not been queued yet, if all goes well: what waits before them in full
+    batches, then their own steps in the quickest batches. None while a step of their size has not been measured.
+
+    Where even the last place in the queue is within `enough_s`, theirs is not looked for, and that is the answer.
+    """
+    own = tasks[0]
+    quickest = [step_s for worker in workers if (step_s := worker.step_of(own.size, 1)) > 0]
+    drain = drain_s(queue.steps, workers)
+    if not quickest or drain is None:
+        return None
+    rate = sum(worker.rate(own.size) for worker in workers)
+    others = sum(task.remaining_steps for task in tasks[1:]) / rate if len(tasks) > _slots(workers) else 0.0
+    theirs = others + own.remaining_steps * min(quickest)
+    if drain + theirs <= enough_s:
+        return drain + theirs
+    return theirs + drain * queue.position_if(own) / max(len(queue), 1)
+
+
+def drain_s(waiting: Mapping[Size, int], workers: Sequence[Worker]) -> float | None:
+    """Seconds that the workers together need for so many steps by size, in full batches; None if not measured."""
+    seconds = 0.0
+    for size, steps in waiting.items():
+        rate = sum(worker.rate(size) for worker in workers)
+        if not rate:
+            return None
+        seconds += steps / rate
+    return seconds if seconds or any(worker.rate((0, 0)) for worker in workers) else None
+
+
+def _slots(workers: Sequence[Worker]) -> int:
+    return sum(worker.slots for worker in workers)
 
 
 def room_in(queue: ModelQueue, workers: Sequence[Worker], wanted: int) -> float:

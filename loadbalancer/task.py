@@ -12,6 +12,7 @@ from __future__ import annotations
 import enum
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from wire.codec import Frame
 from wire.messages import Assignment, FailureKind, ImageInputs
@@ -30,6 +31,9 @@ class State(enum.StrEnum):
     EXPIRED = "expired"
 
 
+#: A task under which this many workers died may be the reason: from then on it runs alone. The first death is
+#: taken for chance, so that a killed worker does not turn its whole batch into single file.
+_ALONE_AFTER_CRASHES = 2
 _ENDS = frozenset({State.DONE, State.FAILED, State.CANCELLED, State.EXPIRED})
 MOVES: dict[State, frozenset[State]] = {
     State.QUEUED: frozenset({State.ASSIGNED, State.FAILED, State.CANCELLED, State.EXPIRED}),
@@ -50,6 +54,14 @@ class IllegalMove(Exception):
         super().__init__(f"task {task.id}: {task.state.value} -> {to.value} is no move; history: {path}")
 
 
+class Resume(NamedTuple):
+    """A task's state at a step boundary: `step` of `steps` forward passes are done, `frames` are its checkpoint."""
+
+    step: int
+    steps: int
+    frames: Sequence[Frame]
+
+
 @dataclass(slots=True)
 class Task:
     """One image on its way. Times are seconds on the dispatcher's clock."""
@@ -60,8 +72,11 @@ class Task:
     created: float
     #: When the answer is worthless.
     deadline: float
-    #: Higher goes first; equal priorities go by age.
+    #: Among the tasks of its owner, higher goes first; equal priorities go by age.
     priority: int = 0
+    #: Whose it is: the workers' time is shared between owners, in proportion to their weights.
+    owner: str = "anonymous"
+    weight: float = 1.0
     state: State = State.QUEUED
     #: Counts assignments, so that an answer to an earlier one is recognised as stale.
     attempt: int = 0
@@ -77,6 +92,12 @@ class Task:
     checkpoint: Sequence[Frame] = ()
     checkpoint_step: int = 0
     first_started: float | None = None
+    #: When its worker last began with it.
+    started: float | None = None
+    #: Its worker was asked to hand it back.
+    leaving: bool = False
+    #: How often it was handed back in favour of another task or another worker.
+    moves: int = 0
     history: list[tuple[float, State, str]] = field(default_factory=list)
 
     def move(self, to: State, now: float, why: str) -> None:
@@ -92,14 +113,19 @@ class Task:
         return self.state in _ENDS
 
     @property
+    def alone(self) -> bool:
+        """Whether nothing may share a batch with it."""
+        return self.crashes >= _ALONE_AFTER_CRASHES
+
+    @property
     def remaining_steps(self) -> int:
         """Forward passes still to do."""
         return max(self.steps - self.step, 0)
 
-    def assignment(self, alone: bool) -> Assignment:
+    def assignment(self) -> Assignment:
         """What its worker is told."""
         frames = len(self.sources) + len(self.checkpoint)
-        return Assignment(self.id, self.attempt, self.inputs, self.checkpoint_step, alone, frames)
+        return Assignment(self.id, self.attempt, self.inputs, self.checkpoint_step, self.alone, frames)
 
     def progress(self, step: int, steps: int, frames: Sequence[Frame], *, preview: bool) -> Stepped:
         """Its worker tells how far it is, with a preview, a checkpoint, both or none; gives what the client is told.
@@ -121,6 +147,11 @@ class Task:
 
     def _save(self, step: int, frames: Sequence[Frame]) -> None:
         self.checkpoint, self.checkpoint_step = tuple(frames), step
+
+    def resume(self, state: Resume) -> None:
+        """It ran before it was submitted, in an earlier life of the balancer: it goes on from there."""
+        self.step, self.steps = state.step, max(state.steps, state.step, 1)
+        self._save(state.step, state.frames)
 
     def set_back(self) -> int:
         """Return to the checkpoint; gives the steps that have to be done again."""
@@ -197,3 +228,11 @@ class QueueFull(Exception):
     def __init__(self, why: str, retry_after_s: float) -> None:
         super().__init__(why)
         self.retry_after_s = retry_after_s
+
+
+class DeadlineUnreachable(QueueFull):
+    """By what was measured, the answer would come too late: no work is spent on it. `eta_s` is when it would come."""
+
+    def __init__(self, why: str, retry_after_s: float, eta_s: float) -> None:
+        super().__init__(why, retry_after_s)
+        self.eta_s = eta_s

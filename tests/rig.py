@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from wire.snapshot import WorkerStats
 from worker.engines.sim import expected_picture
 
 CONFIG: dict[str, Any] = {
+    "queue": {"deadline_slack": None},
     "workers": {"heartbeat_s": 0.2, "lost_after_s": 3, "orphan_after_s": 4},
     "models": {
         "m": {
@@ -43,12 +44,13 @@ def inputs(seed: int = 0, steps: int = 20, prompt: str = "a seven", **changes: o
 class Rig:
     """A hub in this process and workers as processes of their own."""
 
-    def __init__(self, folder: Path, **changes: Any) -> None:
-        """`changes` are of the model; those of `sim` are merged with what stands above."""
+    def __init__(self, folder: Path, sections: Mapping[str, Any] | None = None, **changes: Any) -> None:
+        """`changes` are of the model; those of `sim`, and the other `sections`, are merged with what stands above."""
         usual = CONFIG["models"]["m"]
         model = usual | changes | {"sim": usual["sim"] | changes.get("sim", {})}
         self.config = folder / "muster.yaml"
-        self.config.write_text(yaml.safe_dump(CONFIG | {"models": {"m": model}}))
+        others = {name: CONFIG.get(name, {}) | values for name, values in (sections or {}).items()}
+        self.config.write_text(yaml.safe_dump(CONFIG | others | {"models": {"m": model}}))
         self.settings: Settings = load(self.config, {"data_dir": str(folder)})
         self.hub = Hub(self.settings, worker_address(self.settings.data_dir))
         self.processes: list[subprocess.Popen[bytes]] = []
@@ -72,19 +74,25 @@ class Rig:
             self.spawn(name)
         await self.until(lambda: all(self.worker(name) for name in names))
 
-    def submit(self, wanted: Sequence[ImageInputs], timeout_s: float = 60.0, sources: Sequence[bytes] = ()) -> Sent:
-        return Sent(self.hub, wanted, timeout_s, sources)
+    def submit(
+        self, wanted: Sequence[ImageInputs], timeout_s: float = 60.0, sources: Sequence[bytes] = (), **options: Any
+    ) -> Sent:
+        """`options` are those of `Hub.submit`: `priority`, `owner`, `weight`, `resume`."""
+        return Sent(self.hub, wanted, timeout_s, sources, **options)
 
 
 class Sent:
     """A request under way, and what has been told of it."""
 
-    def __init__(self, hub: Hub, wanted: Sequence[ImageInputs], timeout_s: float, sources: Sequence[bytes]) -> None:
+    def __init__(
+        self, hub: Hub, wanted: Sequence[ImageInputs], timeout_s: float, sources: Sequence[bytes], **options: Any
+    ) -> None:
         self.wanted = wanted
         self.sources = sources
         self.updates: list[Update] = []
         self._changed = asyncio.Event()
-        self.tasks = hub.submit("m", wanted, timeout_s=timeout_s, priority=0, listener=self._hear, sources=sources)
+        options = {"priority": 0, **options}
+        self.tasks = hub.submit("m", wanted, timeout_s=timeout_s, listener=self._hear, sources=sources, **options)
 
     def _hear(self, update: Update) -> None:
         self.updates.append(update)
@@ -99,6 +107,10 @@ class Sent:
         assert sorted(u.task for u in last) == sorted(self.tasks)
         return sorted(last, key=lambda u: self.tasks.index(u.task))
 
+    def completed(self) -> int:
+        """How many are done so far."""
+        return sum(isinstance(update, Completed) for update in self.updates)
+
     async def pictures_are_right(self) -> None:
         for image, end in zip(self.wanted, await self.ends(), strict=True):
             assert isinstance(end, Completed), end
@@ -112,9 +124,9 @@ class Sent:
 
 
 @contextlib.asynccontextmanager
-async def rig_of(folder: Path, **changes: Any) -> AsyncIterator[Rig]:
+async def rig_of(folder: Path, sections: Mapping[str, Any] | None = None, **changes: Any) -> AsyncIterator[Rig]:
     """A rig whose processes end with the block."""
-    made = Rig(folder, **changes)
+    made = Rig(folder, sections, **changes)
     await made.hub.start()
     try:
         yield made

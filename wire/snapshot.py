@@ -8,7 +8,8 @@ import msgspec
 
 from wire.messages import Counters
 
-WorkerState = Literal["ready", "draining", "silent"]
+#: `silent`: nothing is heard of it. `stuck`: it heartbeats, holds tasks, and makes no step.
+WorkerState = Literal["ready", "draining", "silent", "stuck"]
 
 
 class ModelStats(msgspec.Struct, frozen=True):

@@ -387,3 +387,18 @@ def test_check_and_print_config(tmp_path: Path) -> None:
     printed = run("--print-config", "--port", "9001", "--min-workers", "3")
     assert yaml.safe_load(printed.stdout)["server"]["port"] == 9001
     assert yaml.safe_load(printed.stdout)["min_workers"] == 3
+
+
+def test_a_stuck_worker_is_replaced_and_only_the_request_that_hangs_fails(start: Start) -> None:
+    workers = TIMES | {"stuck_min_s": 2.0}
+    once = {"max_attempts": 1}
+    instance = start("--min-workers", "1", "--max-workers", "1", workers=workers, queue=once, models={"m": sim()})
+    instance.until_workers(1)
+    [before] = instance.workers()
+    body = {"prompt": "sim:stuck", "timeout_s": 60}
+    with httpx.Client(timeout=PATIENCE_S) as client:
+        answer = client.post(f"{instance.url}/predict", json=body)
+        assert answer.status_code == 500
+        assert "1 worker died or hung while it ran this image" in answer.json()["error"]["message"]
+        assert client.post(f"{instance.url}/predict", json={"prompt": "x"}).status_code == 200
+    assert f"killing worker {before.worker}: it is stuck: it heartbeats, but makes no step" in instance.output()

@@ -50,6 +50,17 @@ def test_the_stage_of_a_worker(own: Child, told: Snapshot | None, stage: Stage, 
     assert seen.queue == (None if told is None else Queue(7, 3))
 
 
+def test_a_stuck_worker_is_told_from_one_that_is_silent() -> None:
+    hearing = Hearing()
+    told = snapshot(stats("w", "stuck"), stats("v", "silent"))
+    hearing.listen(told, 10.0)
+    seen = observe("m", [child("w"), child("v")], told, hearing, 10.0)
+    assert [(r.child.id, r.stage, r.stuck) for r in seen.replicas] == [
+        ("w", Stage.READY, True),
+        ("v", Stage.READY, False),
+    ]
+
+
 def test_a_worker_stays_ready_while_the_balancer_is_away() -> None:
     hearing = Hearing()
     assert hearing.listen(snapshot(stats("w")), 10.0) == ["w"]

@@ -1,76 +1,29 @@
-"""The dispatcher: cases in words, then random histories in which nothing may be lost, doubled or over-committed."""
+"""The dispatcher, in words: from the queue to an answer, and what goes wrong on the way."""
 
 from __future__ import annotations
 
 import pytest
-from hypothesis import settings
-from hypothesis import strategies as st
-from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initialize, invariant, rule
 
 from loadbalancer.dispatch import Dispatch
-from loadbalancer.effects import Abandon, Effect, Gone, Said, Send, Submit, Tell, Tick
+from loadbalancer.effects import Abandon, Gone, Send, Submit, Tell, Tick
 from loadbalancer.task import Began, Completed, Ended, QueueFull, State, Stepped, Task
-from wire.codec import FromWorker
+from tests.dispatching import assigned, join, new_dispatch, say, sent_frames, task, told, told_of
 from wire.messages import (
     PROTOCOL,
     Assign,
-    Assignment,
     Bye,
     Cancel,
     Counters,
-    Failed,
     Finished,
     Heartbeat,
     Hello,
-    ImageInputs,
     Progress,
     Pull,
     Reject,
     Returned,
     Started,
     StepCurve,
-    ToBalancer,
 )
-
-INPUTS = ImageInputs("a seven", 64, 64, steps=20, guidance_scale=3.0, seed=1, scheduler="ddim")
-
-
-def new_dispatch(max_tasks: int = 100, max_attempts: int = 3) -> Dispatch:
-    return Dispatch(["m"], max_tasks=max_tasks, max_attempts=max_attempts, heartbeat_s=1.0, lost_after_s=10.0)
-
-
-def task(name: str, now: float = 0.0, *, timeout_s: float = 1000.0, priority: int = 0) -> Task:
-    return Task(name, "m", INPUTS, now, now + timeout_s, priority, steps=INPUTS.steps)
-
-
-def say(
-    core: Dispatch, worker: str, message: ToBalancer, now: float = 0.0, frames: tuple[bytes, ...] = ()
-) -> list[Effect]:
-    return core.handle(Said(worker, FromWorker(message, frames)), now)
-
-
-def join(core: Dispatch, worker: str, slots: int, now: float = 0.0, running: tuple[str, ...] = ()) -> list[Effect]:
-    hello = Hello(PROTOCOL, worker, "m", "sim:0", 1, list(running))
-    return say(core, worker, hello, now) + say(core, worker, Pull(slots), now)
-
-
-def sent_frames(effects: list[Effect]) -> list[bytes]:
-    """The frames of the assignments, in order."""
-    return [bytes(f) for e in effects if isinstance(e, Send) and isinstance(e.message, Assign) for f in e.frames]
-
-
-def told_of(effects: list[Effect]) -> list[Stepped]:
-    return [e.update for e in effects if isinstance(e, Tell) and isinstance(e.update, Stepped)]
-
-
-def assigned(effects: list[Effect]) -> list[tuple[str, Assignment]]:
-    return [
-        (e.worker, a) for e in effects if isinstance(e, Send) and isinstance(e.message, Assign) for a in e.message.tasks
-    ]
-
-
-def told(effects: list[Effect]) -> list[object]:
-    return [effect.update for effect in effects if isinstance(effect, Tell)]
 
 
 def test_a_task_goes_from_queue_to_answer() -> None:
@@ -339,139 +292,3 @@ def test_the_outlook_rests_on_what_was_measured_for_the_size() -> None:
     assert outlook is not None
     # 20 steps before it at 4 / 0.2 s, then its own 20 steps of 0.2 s; what is past the cap does not count.
     assert outlook.eta_s == pytest.approx(20 / 20 + 20 * 0.2)
-
-
-class Histories(RuleBasedStateMachine):
-    """Two workers, any number of tasks, every message in every order, honest and stale and invented."""
-
-    tasks = Bundle("tasks")
-
-    @initialize()
-    def start(self) -> None:
-        self.core = new_dispatch(max_tasks=8)
-        self.now = 0.0
-        self.accepted: set[str] = set()
-        self.ended: dict[str, int] = {}
-        self.capacity: dict[str, int] = {}
-        #: What each worker process believes it holds: task -> attempt.
-        self.believed: dict[str, dict[str, int]] = {}
-
-    def run(self, effects: list[Effect]) -> None:
-        for effect in effects:
-            if isinstance(effect, Tell) and isinstance(effect.update, Completed | Ended):
-                self.ended[effect.update.task] = self.ended.get(effect.update.task, 0) + 1
-            if isinstance(effect, Send) and isinstance(effect.message, Assign):
-                for given in effect.message.tasks:
-                    self.believed.setdefault(effect.worker, {})[given.task] = given.attempt
-
-    @rule(target=tasks, priority=st.integers(0, 1), timeout_s=st.sampled_from([3.0, 1000.0]))
-    def submit(self, priority: int, timeout_s: float) -> str:
-        name = f"t{len(self.accepted)}-{self.now}"
-        try:
-            self.run(self.core.handle(Submit([task(name, self.now, timeout_s=timeout_s, priority=priority)]), self.now))
-        except QueueFull:
-            assert len(self.core.queues["m"]) >= 8, "what comes back from a worker is never refused"
-            return name
-        self.accepted.add(name)
-        return name
-
-    @rule(worker=st.sampled_from("ab"), slots=st.integers(1, 4))
-    def connect(self, worker: str, slots: int) -> None:
-        held = self.believed.setdefault(worker, {})
-        self.run(join(self.core, worker, slots, self.now, tuple(held)))
-        self.capacity[worker] = slots
-
-    @rule(worker=st.sampled_from("ab"), slots=st.integers(0, 4))
-    def pull(self, worker: str, slots: int) -> None:
-        self.run(say(self.core, worker, Pull(slots), self.now))
-
-    @rule(worker=st.sampled_from("ab"), name=tasks, kind=st.sampled_from(["started", "progress", "saved", "beat"]))
-    def speak(self, worker: str, name: str, kind: str) -> None:
-        attempt = self.believed.get(worker, {}).get(name, 1)
-        messages: dict[str, ToBalancer] = {
-            "started": Started(name, attempt),
-            "progress": Progress(name, attempt, 3, 20),
-            "saved": Progress(name, attempt, 5, 20, frames=1),
-            "beat": Heartbeat(running=1, step_s=0.1, batch=1.0),
-        }
-        self.run(say(self.core, worker, messages[kind], self.now, (b"state",) if kind == "saved" else ()))
-
-    @rule(worker=st.sampled_from("ab"), name=tasks, kind=st.sampled_from(["finished", "failed", "returned", "moved"]))
-    def let_go(self, worker: str, name: str, kind: str) -> None:
-        attempt = self.believed.get(worker, {}).pop(name, 1)
-        messages: dict[str, tuple[ToBalancer, tuple[bytes, ...]]] = {
-            "finished": (Finished(name, attempt), (b"image",)),
-            "failed": (Failed(name, attempt, "error", "broken"), ()),
-            "returned": (Returned(name, attempt), ()),
-            "moved": (Returned(name, attempt, step=3, frames=1), (b"state",)),
-        }
-        message, frames = messages[kind]
-        self.run(say(self.core, worker, message, self.now, frames))
-
-    @rule(worker=st.sampled_from("ab"), name=tasks, attempt=st.integers(-1, 3))
-    def repeat_or_invent(self, worker: str, name: str, attempt: int) -> None:
-        if self.believed.get(worker, {}).get(name) != attempt:
-            before = self.core.counters["done"]
-            self.run(say(self.core, worker, Finished(name, attempt), self.now, (b"not mine",)))
-            assert self.core.counters["done"] == before
-
-    @rule(worker=st.sampled_from("ab"), peaceful=st.booleans())
-    def leave(self, worker: str, peaceful: bool) -> None:
-        self.believed.pop(worker, None)
-        self.run(
-            say(self.core, worker, Bye("told"), self.now) if peaceful else self.core.handle(Gone(worker, "x"), self.now)
-        )
-
-    @rule(name=consumes(tasks))
-    def abandon(self, name: str) -> None:
-        self.run(self.core.handle(Abandon([name], "client went away"), self.now))
-
-    @rule(seconds=st.sampled_from([0.1, 1.0, 4.0, 11.0]))
-    def wait(self, seconds: float) -> None:
-        self.now += seconds
-        self.run(self.core.handle(Tick(), self.now))
-
-    @invariant()
-    def every_accepted_task_is_somewhere_or_ended_once(self) -> None:
-        assert all(count == 1 for count in self.ended.values())
-        assert set(self.ended).isdisjoint(self.core.tasks)
-        assert self.accepted == set(self.ended) | set(self.core.tasks)
-
-    @invariant()
-    def slots_add_up(self) -> None:
-        for worker in self.core.roster:
-            live = [t for t in self.core.tasks.values() if t.worker == worker.id and t.state is not State.QUEUED]
-            assert {t.id: t.attempt for t in live}.items() <= worker.held.items()
-            assert worker.free == (0 if worker.draining else max(worker.slots - len(worker.held), 0))
-
-    @invariant()
-    def the_queue_holds_the_queued(self) -> None:
-        queue = self.core.queues["m"]
-        waiting = list(queue)
-        assert {t.id for t in waiting} == {t.id for t in self.core.tasks.values() if t.state is State.QUEUED}
-        assert queue.steps.total() == sum(t.remaining_steps for t in waiting)
-        assert [queue.position(t) for t in waiting] == list(range(len(waiting)))
-
-    @invariant()
-    def no_slot_idles_while_a_task_waits(self) -> None:
-        waiting = [t for t in self.core.queues["m"] if t.crashes < 2]
-        able = [
-            w
-            for w in self.core.roster
-            if w.free and w.reserved is None and self.core.roster.state(w, self.now) == "ready"
-        ]
-        assert not (waiting and able)
-
-    @invariant()
-    def a_waiting_task_stands_where_its_checkpoint_is(self) -> None:
-        for waiting in self.core.queues["m"]:
-            assert waiting.step == waiting.checkpoint_step
-            assert bool(waiting.checkpoint) == bool(waiting.checkpoint_step)
-
-    @invariant()
-    def reservations_belong_to_living_tasks(self) -> None:
-        assert all(w.reserved is None or w.reserved in self.core.tasks for w in self.core.roster)
-
-
-Histories.TestCase.settings = settings(max_examples=100, stateful_step_count=60, deadline=None)
-TestHistories = Histories.TestCase

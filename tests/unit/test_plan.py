@@ -34,9 +34,10 @@ def replica(
     age: float = 100.0,
     drained: float | None = None,
     unheard: float | None = None,
+    stuck: bool = False,
 ) -> Replica:
     child = Child(name, "m", device, 1, NOW - age, None if drained is None else NOW - drained)
-    return Replica(child, stage, load, None if unheard is None else NOW - unheard)
+    return Replica(child, stage, load, None if unheard is None else NOW - unheard, stuck)
 
 
 def wanted(
@@ -75,6 +76,9 @@ def actions(*models: Wanted) -> list[Action]:
         ([replica("a", Stage.DRAINING, drained=39), replica("b", device="cuda:1")], 1, []),
         ([replica("a", unheard=31)], 1, ["kill a", Start("m", "cuda:1", "why")]),
         ([replica("a", unheard=29)], 1, []),
+        ([replica("a", stuck=True)], 1, ["kill a", Start("m", "cuda:1", "why")]),
+        # It was told to go, and has its time for that.
+        ([replica("a", Stage.DRAINING, drained=1, stuck=True), replica("b", device="cuda:1")], 1, []),
     ],
 )
 def test_one_model(replicas: list[Replica], desired: int, expected: list[Action | str]) -> None:

@@ -28,9 +28,9 @@ def test_queue_keeps_order_positions_and_steps() -> None:
         queue.push(item)
     assert [t.id for t in queue] == ["urgent", "early", "late"]
     assert [queue.position(t) for t in (urgent, early, late)] == [0, 1, 2]
-    assert (queue.room(), queue.steps, queue.oldest()) == (0, {(64, 64): 60}, 1.0)
+    assert (queue.room("anonymous"), queue.steps, queue.oldest()) == (0, {(64, 64): 60}, 1.0)
     queue.remove(early)
-    assert (queue.room(), queue.steps, queue.oldest(), len(queue)) == (1, {(64, 64): 40}, 2.0, 2)
+    assert (queue.room("anonymous"), queue.steps, queue.oldest(), len(queue)) == (1, {(64, 64): 40}, 2.0, 2)
     with pytest.raises(KeyError):
         queue.remove(early)
     with pytest.raises(KeyError):
@@ -50,7 +50,7 @@ def test_place_prefers_the_emptiest_and_respects_model_silence_and_draining() ->
     ):
         roster.workers[w.id] = w
     roster.workers["draining"].draining = True
-    chosen = roster.place(task("t"), alone=False, now=0.0)
+    chosen = roster.place(task("t"), now=0.0)
     assert chosen is not None
     assert chosen.id == "half"
     assert {w.id: roster.state(w, 0.0) for w in roster}["silent"] == "silent"

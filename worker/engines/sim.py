@@ -73,13 +73,15 @@ class SimEngine:
         return SimRow(inputs, bytes(checkpoint.frames[0]), checkpoint.step, inputs.steps)
 
     def step(self, rows: Sequence[Row]) -> None:
-        """Sleep t0 + t1 * b. Prompts make it fail, crash or lose its device, from their second step on."""
+        """Sleep t0 + t1 * b. Prompts make it fail, hang, crash or lose its device, from their second step on."""
         sim, own = self._sim, _own(rows)
         if sim.memory_tasks is not None and len(rows) > sim.memory_tasks:
             raise OutOfMemory(f"{len(rows)} tasks were asked for, {sim.memory_tasks} fit")
         for row in own:
             if sim.crash_prompt in row.inputs.prompt and row.step >= 1:
                 os._exit(70)
+            if sim.stuck_prompt in row.inputs.prompt and row.step >= 1:
+                _never_end()
             if sim.device_prompt in row.inputs.prompt and row.step >= 1:
                 raise DeviceLost("a lost device on demand")
             if sim.fail_prompt in row.inputs.prompt and row.step >= 1:
@@ -128,6 +130,11 @@ def expected_picture(inputs: ImageInputs, sources: Sequence[bytes] = ()) -> byte
     for _ in range(inputs.steps):
         state = hashlib.sha256(state).digest()
     return _picture(state, inputs)
+
+
+def _never_end() -> None:
+    while True:
+        time.sleep(60)
 
 
 def _own(rows: Sequence[Row]) -> list[SimRow]:

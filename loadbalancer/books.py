@@ -1,0 +1,200 @@
+"""The tasks' lives, and who holds what: every change of a task's state, with all that goes with it. Pure.
+
+`dispatch` says what happened; here stands what follows for the task, its queue, its worker's slot, its owner's share,
+the counters and its client. Nothing else changes a task's state.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+
+from loadbalancer.deadlines import Deadlines
+from loadbalancer.door import Door
+from loadbalancer.effects import Effect, Note, Send, Tell
+from loadbalancer.movement import Move
+from loadbalancer.pace import Paces
+from loadbalancer.request_queue import ModelQueue
+from loadbalancer.roster import Roster, Worker
+from loadbalancer.rules import Rules
+from loadbalancer.stats import Rates
+from loadbalancer.task import Began, Completed, DeadlineUnreachable, Ended, State, Task
+from wire.codec import Frame
+from wire.messages import Assign, Assignment, Cancel, FailureKind, Yield
+
+
+class Books:
+    """Tasks, queues and roster, kept in agreement."""
+
+    def __init__(
+        self,
+        models: Sequence[str],
+        roster: Roster,
+        rules: Rules,
+        *,
+        max_tasks: int,
+        max_attempts: int,
+        max_source_bytes: int,
+    ) -> None:
+        self.roster = roster
+        self.tasks: dict[str, Task] = {}
+        self.counters: Counter[str] = Counter()
+        self.rates = {model: Rates() for model in models}
+        self._paces = {model: Paces(roster, model) for model in models}
+        self.queues = {
+            model: ModelQueue(max_tasks, priority_s=rules.priority_s, step_s=self._paces[model].step_s)
+            for model in models
+        }
+        self._max_attempts = max_attempts
+        self._door = Door(rules, max_source_bytes)
+        self._deadlines = Deadlines()
+
+    def __repr__(self) -> str:
+        return f"<Books {len(self.tasks)} tasks, {self.roster!r}, {self.queues!r}>"
+
+    # ---- in
+
+    def submit(self, tasks: Sequence[Task], now: float) -> None:
+        """Tasks of one request, of one model, are queued, all or none. Raises `QueueFull`."""
+        queue, workers = self.queues[tasks[0].model], self.roster.of(tasks[0].model)
+        refusal = self._door.refusal(tasks, queue, workers, now)
+        if refusal is not None:
+            late = isinstance(refusal, DeadlineUnreachable)
+            self.counters["deadline_unreachable" if late else "refused"] += len(tasks)
+            raise refusal
+        self._door.enter(tasks)
+        for task in tasks:
+            self.tasks[task.id] = task
+            task.history.append((now, State.QUEUED, "submitted"))
+            self._deadlines.add(task)
+            queue.push(task)
+        self.counters["submitted"] += len(tasks)
+        self.rates[tasks[0].model].arrivals.add(len(tasks), now)
+
+    def assign(self, now: float) -> list[Effect]:
+        """Fill free slots from the queues; one message per worker."""
+        orders: dict[str, tuple[list[Assignment], list[Frame]]] = {}
+        for model, queue in self.queues.items():
+            if not queue or not any(worker.free for worker in self.roster.of(model)):
+                continue
+            for task in queue.lone():
+                worker = self.roster.place(task, now)
+                if worker is not None:
+                    self._give(task, worker, orders, now)
+            while (first := queue.first()) is not None and (worker := self.roster.place(first, now)) is not None:
+                self._give(first, worker, orders, now)
+        return [Send(worker, Assign(assignments), frames) for worker, (assignments, frames) in orders.items()]
+
+    def _give(
+        self, task: Task, worker: Worker, orders: dict[str, tuple[list[Assignment], list[Frame]]], now: float
+    ) -> None:
+        self.queues[task.model].take(task)
+        task.attempt += 1
+        task.worker = worker.id
+        task.move(State.ASSIGNED, now, f"to {worker.id}, attempt {task.attempt}")
+        worker.hold(task.id, task.attempt, now)
+        assignments, frames = orders.setdefault(worker.id, ([], []))
+        assignments.append(task.assignment())
+        frames += [*task.sources, *task.checkpoint]
+
+    # ---- on the way
+
+    def began(self, task: Task, now: float) -> list[Effect]:
+        """Its worker has it in its batch. Idempotent."""
+        if task.state is State.RUNNING:
+            return []
+        task.move(State.RUNNING, now, "started")
+        task.started = now
+        if task.first_started is None:
+            task.first_started = now
+        return [Tell(Began(task.id))]
+
+    def refresh(self) -> None:
+        """Look anew at what steps cost."""
+        for model, paces in self._paces.items():
+            factor = paces.refresh()
+            if factor is not None:
+                self.queues[model].rescale(factor)
+
+    def move(self, moves: Sequence[Move], counted_as: str) -> list[Effect]:
+        """Have running tasks handed back by their workers, with their progress."""
+        effects: list[Effect] = []
+        for move in moves:
+            task = self.tasks[move.task]
+            task.leaving, task.moves = True, task.moves + 1
+            where = f"{move.worker} at step {task.step} of {task.steps}"
+            effects += [Send(move.worker, Yield([task.id])), Note(f"task {task.id} leaves {where}: {move.why}")]
+        self.counters[counted_as] += len(moves)
+        return effects
+
+    def requeue(self, task: Task, reason: str, now: float) -> None:
+        """It goes back to its place in the queue, to go on from its checkpoint."""
+        task.move(State.QUEUED, now, f"{reason}; goes on at step {task.checkpoint_step} of {task.steps}")
+        task.worker = None
+        task.leaving = False
+        self.counters["requeued"] += 1
+        self.counters["steps_redone"] += task.set_back()
+        self.queues[task.model].put_back(task)
+
+    def recover(self, worker: Worker, reason: str, now: float, *, blame: bool) -> list[Effect]:
+        """What the worker held goes back to the queue, or has hurt enough workers; `blame`: it may be the reason."""
+        effects: list[Effect] = []
+        for task_id in worker.held:
+            task = self.tasks.get(task_id)
+            if task is None or task.worker != worker.id:
+                continue
+            self.roster.forget(task_id)
+            if task.state is State.RUNNING and blame:
+                task.crashes += 1
+            if task.crashes >= self._max_attempts:
+                died = (
+                    "1 worker died or hung while it" if task.crashes == 1 else f"{task.crashes} workers died while they"
+                )
+                text = f"{died} ran this image; the last: {reason}"
+                task.worker = None
+                effects += self.end(task, State.FAILED, "error", text, now)
+            else:
+                self.requeue(task, f"{worker.id} is lost: {reason}", now)
+        return effects
+
+    # ---- out
+
+    def complete(self, task: Task, frames: Sequence[Frame], flagged: bool, now: float) -> Effect:
+        """It has its image."""
+        started = task.first_started if task.first_started is not None else now
+        task.move(State.DONE, now, "finished")
+        self.rates[task.model].completions.add(1, now)
+        self._drop(task, "done")
+        image = frames[0] if frames else b""
+        return Tell(Completed(task.id, image, started - task.created, now - started, flagged))
+
+    def expire(self, now: float) -> list[Effect]:
+        """Tasks whose deadline has come end, wherever they are."""
+        effects: list[Effect] = []
+        for task in self._deadlines.due(self.tasks, now):
+            waited = f"not done {now - task.created:.1f} s after it arrived ({task.state.value})"
+            effects += self.end(task, State.EXPIRED, None, waited, now)
+        return effects
+
+    def end(self, task: Task, state: State, kind: FailureKind | None, message: str, now: float) -> list[Effect]:
+        """The task ends without an image; the worker that holds it is told to let go."""
+        effects = self._release_place(task)
+        if task.state is not State.QUEUED:
+            self.queues[task.model].refund(task)
+        task.move(state, now, message)
+        self._drop(task, state.value)
+        return [*effects, Tell(Ended(task.id, state, kind, message))]
+
+    def _release_place(self, task: Task) -> list[Effect]:
+        if task.state is State.QUEUED:
+            self.queues[task.model].remove(task)
+            return []
+        worker = self.roster.workers.get(task.worker or "")
+        holds = worker is not None and worker.held.get(task.id) == task.attempt
+        return [Send(worker.id, Cancel([task.id]))] if worker is not None and holds else []
+
+    def _drop(self, task: Task, counted_as: str) -> None:
+        self.counters[counted_as] += 1
+        self.roster.forget(task.id)
+        self._door.leave(task)
+        del self.tasks[task.id]

@@ -1,0 +1,81 @@
+"""Workers that come, hang or fall behind, with a real hub: running tasks change places, and every picture is right."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import httpx
+import pytest_asyncio
+
+from tests.programs import PATIENCE_S, running, sim, wait_until
+from tests.rig import Rig, inputs, rig_of
+
+
+@pytest_asyncio.fixture
+async def rig(tmp_path: Path) -> AsyncIterator[Rig]:
+    # A step of four takes twice as long as one of two.
+    sim = {"t0_s": 0.004, "t1_s": 0.008}
+    async with rig_of(tmp_path, {"workers": {"stuck_min_s": 2.0}}, sim=sim) as made:
+        yield made
+
+
+async def test_a_new_worker_takes_over_running_tasks_and_no_step_is_done_again(rig: Rig) -> None:
+    await rig.start("a")
+    sent = rig.submit([inputs(seed, steps=300) for seed in range(4)])
+    await sent.progress(5)
+    await rig.start("b")
+    await sent.pictures_are_right()
+    assert rig.hub.counters["taken_over"] == 2
+    assert rig.hub.counters["steps_redone"] == 0
+    await rig.until(lambda: (w := rig.worker("b")) and w.counters.finished == 2)
+
+
+async def test_a_stuck_worker_is_told_from_a_silent_one_and_its_tasks_go_on_elsewhere(rig: Rig) -> None:
+    await rig.start("a")
+    good = rig.submit([inputs(seed, steps=60) for seed in range(3)])
+    await good.progress(5)
+    bad = rig.submit([inputs(prompt="sim:stuck")])
+    await rig.until(lambda: (w := rig.worker("a")) and w.state == "stuck")
+    seen = rig.worker("a")
+    assert seen is not None
+    assert seen.last_seen_s < 2.0, "it heartbeats"
+    assert rig.hub.counters["workers_stuck"] == 1
+    assert rig.hub.counters["workers_lost"] == 0
+    rig.hub.cancel(bad.tasks)
+    await rig.start("b")
+    await good.pictures_are_right()
+    rig.processes[0].kill()
+    await rig.until(lambda: rig.worker("a") is None)
+
+
+async def test_a_worker_that_was_stopped_for_a_while_is_not_stuck_when_it_goes_on(rig: Rig) -> None:
+    await rig.start("a")
+    sent = rig.submit([inputs(seed, steps=60) for seed in range(2)])
+    await sent.progress(5)
+    os.kill(rig.processes[0].pid, signal.SIGSTOP)
+    await rig.until(lambda: (w := rig.worker("a")) and w.state == "silent")
+    os.kill(rig.processes[0].pid, signal.SIGCONT)
+    await sent.pictures_are_right()
+    assert rig.hub.counters["workers_stuck"] == 0
+
+
+def test_a_balancer_that_was_stopped_for_a_while_does_not_take_its_workers_for_dead(tmp_path: Path) -> None:
+    life = {"heartbeat_s": 0.2, "lost_after_s": 4, "orphan_after_s": 60}
+    models = {"m": sim(t0_s=0.02, defaults={"size": "64x64", "steps": 200})}
+    with running(tmp_path, models, 2, life=life) as server, ThreadPoolExecutor() as pool:
+        sent = [
+            pool.submit(httpx.post, f"{server.base_url}/predict", json={"prompt": "x"}, timeout=PATIENCE_S)
+            for _ in range(4)
+        ]
+        wait_until(lambda: sum(worker.running for worker in server.snapshot().workers) == 4, "running tasks")
+        server.balancer.send_signal(signal.SIGSTOP)
+        time.sleep(6.0)
+        server.balancer.send_signal(signal.SIGCONT)
+        assert [answer.result().status_code for answer in sent] == [200] * 4
+        assert "the balancer was held up for" in server.log("loadbalancer")
+        assert "gone (silent" not in server.log("loadbalancer")
