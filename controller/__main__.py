@@ -103,7 +103,7 @@ async def _serve(settings: Settings, screen: Screen) -> None:
     slots = sorted({slot for state in models.values() for slot in state.slots})
     screen.devices(slots, [str(gpu) for gpu in gpus])
     screen.line(f"models: {', '.join(settings.models)}; logs: {log_dir(settings.data_dir)}")
-    balancer = Balancer(settings.server.host, settings.server.port, internal_token(settings.data_dir))
+    balancer = _balancer(settings)
     controller = Controller(settings, launcher, balancer, models, screen)
 
     stop, hurry = asyncio.Event(), asyncio.Event()
@@ -125,6 +125,15 @@ async def _serve(settings: Settings, screen: Screen) -> None:
             raise
     finally:
         await controller.shutdown(hurry)
+
+
+def _balancer(settings: Settings) -> Balancer:
+    """Raises `Refused` where the certificate by which it is to be known cannot be read."""
+    server, token = settings.server, internal_token(settings.data_dir)
+    try:
+        return Balancer(server.host, server.port, token, server.tls_cert)
+    except (OSError, ValueError) as error:
+        raise Refused(f"server.tls_cert {server.tls_cert} cannot be read as a PEM certificate: {error}") from None
 
 
 def _gpus(settings: Settings) -> list[Gpu]:

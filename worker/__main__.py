@@ -5,11 +5,13 @@ from __future__ import annotations
 import argparse
 import logging
 import os
+import re
 import secrets
 import signal
 import sys
 import time
 from collections.abc import Sequence
+from pathlib import Path
 
 from setproctitle import setproctitle
 
@@ -18,6 +20,7 @@ from configs.logs import configure
 from configs.paths import cache_dir, worker_address
 from configs.schema import Model, Settings
 from wire.codec import ForWorker
+from wire.curve import BadKey, WorkerKey, read_worker_key
 from wire.messages import PROTOCOL, Drain, Hello
 from worker.caps import BUCKETS, Caps
 from worker.engine import DeviceLost, TaskError, UnsupportedModel
@@ -40,6 +43,10 @@ The controller starts workers by itself; by hand, one joins a balancer that runs
 
     python -m worker --model digits --data-dir ./data
 
+From another machine it joins over TCP, with the key file that `scripts/keys add-worker` made beside the balancer:
+
+    python -m worker --model digits --join tcp://HOST:PORT --key-file FILE
+
 SIGTERM or Ctrl-C drains it: it takes nothing more, hands back what runs between two steps, with its progress, and
 exits. Where tasks cannot be moved it finishes them first; a second signal, or SIGUSR1, makes it hand them back too.
 """
@@ -50,9 +57,30 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--model", default=argparse.SUPPRESS, help="name in the configuration; default: the first")
     parser.add_argument("--device", default="cpu:0", help="cpu:N, cuda:N or sim:N")
     parser.add_argument("--id", default=argparse.SUPPRESS, help="name of this worker; default: a new one")
-    parser.add_argument("--connect", default=argparse.SUPPRESS, help="address; default: the data directory's socket")
+    where = parser.add_mutually_exclusive_group()
+    where.add_argument(
+        "--connect", type=_socket, default=argparse.SUPPRESS, help="ipc address; default: the data directory's socket"
+    )
+    where.add_argument(
+        "--join", type=_remote, metavar="tcp://HOST:PORT", default=argparse.SUPPRESS, help="balancer of another machine"
+    )
+    parser.add_argument(
+        "--key-file", type=Path, metavar="FILE", default=argparse.SUPPRESS, help="key that --join shows and trusts"
+    )
     add_config_options(parser)
     return parser
+
+
+def _socket(text: str) -> str:
+    if not text.startswith("ipc://"):
+        raise argparse.ArgumentTypeError(f"{text} is no ipc:// address; over TCP it is --join and --key-file")
+    return text
+
+
+def _remote(text: str) -> str:
+    if not re.fullmatch(r"tcp://([A-Za-z0-9.-]+|\[[0-9A-Fa-f:.]+\]):[1-9][0-9]{0,4}", text):
+        raise argparse.ArgumentTypeError(f"{text} is not tcp://HOST:PORT")
+    return text
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -65,10 +93,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"--model {model}: no such model; configured: {', '.join(settings.models)}", file=sys.stderr)
         return EXIT_USAGE
     name = getattr(args, "id", f"{model}-{secrets.token_hex(3)}")
-    address = getattr(args, "connect", None) or worker_address(settings.data_dir)
+    try:
+        address, key = _balancer(args, settings)
+    except BadKey as error:
+        print(error, file=sys.stderr)
+        return EXIT_USAGE
     setproctitle(f"muster worker {name} {model} {args.device}")
     try:
-        return _serve(settings, model, name, args.device, address)
+        return _serve(settings, model, name, args.device, address, key)
     except Refused as refusal:
         log.error("the balancer refuses this worker: %s", refusal)
         return EXIT_USAGE
@@ -83,12 +115,23 @@ def main(argv: Sequence[str] | None = None) -> int:
         return EXIT_CRASH
 
 
-def _serve(settings: Settings, model: str, name: str, device: str, address: str) -> int:
+def _balancer(args: argparse.Namespace, settings: Settings) -> tuple[str, WorkerKey | None]:
+    """Where the balancer is, and the key for it where it is on another machine. Raises `BadKey`."""
+    remote, file = getattr(args, "join", None), getattr(args, "key_file", None)
+    if remote is None and file is None:
+        return getattr(args, "connect", None) or worker_address(settings.data_dir), None
+    if remote is None or file is None:
+        raise BadKey("--join and --key-file go together: nothing travels over TCP without a key")
+    return remote, read_worker_key(file)
+
+
+def _serve(settings: Settings, model: str, name: str, device: str, address: str, key: WorkerKey | None) -> int:
     configured = settings.models[model]
     log.info("loading %s on %s", model, device)
     began = time.monotonic()
     engine = build(configured, _visible(device))
-    link = Link(address, name, heartbeat_s=settings.workers.heartbeat_s, orphan_after_s=settings.workers.orphan_after_s)
+    life = settings.workers
+    link = Link(address, name, heartbeat_s=life.heartbeat_s, orphan_after_s=life.orphan_after_s, key=key)
     renders = Renders(link.send, threads=2 if device.startswith("cuda") else 1)
     most, caps = _caps(configured)
 

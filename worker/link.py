@@ -17,11 +17,22 @@ from collections.abc import Callable, Sequence
 import zmq
 
 from wire.codec import ForWorker, FromWorker, MalformedFrames, decode_for_worker, encode
+from wire.curve import WorkerKey, secure_client
 from wire.messages import Bye, Drain, Heartbeat, Reject
 
 log = logging.getLogger(__name__)
 
 _MAX_MESSAGE_BYTES = 256 * 2**20
+#: Over TCP, a connection on which no heartbeat is answered for so long is given up for a new one.
+_PATIENCE_S = 5.0
+
+
+class _Refused(Exception):
+    """The balancer hangs up on this worker's key."""
+
+
+class _Silent(Exception):
+    """Nothing comes over this connection; a new one may do better."""
 
 
 class Link:
@@ -34,8 +45,13 @@ class Link:
         *,
         heartbeat_s: float,
         orphan_after_s: float,
+        key: WorkerKey | None = None,
     ) -> None:
+        """A TCP address needs a key: raises `ValueError` without."""
+        if key is None and not address.startswith("ipc://"):
+            raise ValueError(f"{address} is not on this machine, and there is no key for it")
         self._address = address
+        self._key = key
         self._worker = worker
         self._heartbeat_s = heartbeat_s
         self._orphan_after_s = orphan_after_s
@@ -47,6 +63,8 @@ class Link:
         self._woken.setblocking(False)
         self._closing = threading.Event()
         self._thread = threading.Thread(target=self._run, name="link")
+        #: The refusal of the key is in the log.
+        self._told = False
         #: No balancer was heard for `orphan_after_s`.
         self.orphaned = False
 
@@ -87,44 +105,65 @@ class Link:
 
     def _run(self) -> None:
         context = zmq.Context()
+        self._heard = self._next_beat = time.monotonic()
+        try:
+            while not self._call(context):
+                self._closing.wait(self._heartbeat_s)
+        except Exception:
+            log.exception("the link to the balancer broke")
+            self.inject(ForWorker(Reject("the link thread broke", fatal=True)))
+        finally:
+            context.term()
+
+    def _call(self, context: zmq.Context[zmq.Socket[bytes]]) -> bool:
+        """Talk over one connection. Whether it is over; if not, the balancer has hung up for good: call again."""
         dealer = context.socket(zmq.DEALER)
         dealer.setsockopt(zmq.ROUTING_ID, self._worker.encode())
         dealer.setsockopt(zmq.LINGER, 1000)
         dealer.setsockopt(zmq.MAXMSGSIZE, _MAX_MESSAGE_BYTES)
         dealer.setsockopt(zmq.RECONNECT_IVL, 100)
         dealer.setsockopt(zmq.RECONNECT_IVL_MAX, 1000)
+        if self._key is not None:
+            secure_client(dealer, self._key)
         dealer.connect(self._address)
         try:
             self._converse(dealer)
-        except Exception:
-            log.exception("the link to the balancer broke")
-            self.inject(ForWorker(Reject("the link thread broke", fatal=True)))
+        except _Refused:
+            if not self._told:
+                self._told = True
+                log.error("the balancer at %s does not let this worker's key in; trying again", self._address)
+            return self._closing.is_set()
+        except _Silent:
+            return False
         finally:
             dealer.close()
-            context.term()
+        return True
 
     def _converse(self, dealer: zmq.Socket[bytes]) -> None:
         poller = zmq.Poller()
         poller.register(dealer, zmq.POLLIN)
         poller.register(self._woken.fileno(), zmq.POLLIN)
-        heard = next_beat = time.monotonic()
+        called = time.monotonic()
         while True:
             closing = self._closing.is_set()  # read before the outbox, so that nothing said before is left behind
             self._flush(dealer)
             if closing:
                 return
             now = time.monotonic()
-            if now >= next_beat:
-                dealer.send_multipart(encode([FromWorker(self._beat())]))
-                next_beat = now + self._heartbeat_s
-            if now - heard > self._orphan_after_s and not self.orphaned:
+            if now - self._heard > self._orphan_after_s and not self.orphaned:
                 self.orphaned = True
                 self.inject(ForWorker(Drain(f"no balancer for {self._orphan_after_s:g} s")))
-            ready = dict(poller.poll(math.ceil(max(next_beat - now, 0.0) * 1000)))
+            if self._key is not None and now - max(self._heard, called) > _PATIENCE_S + self._heartbeat_s:
+                raise _Silent
+            if now >= self._next_beat:
+                self._next_beat = now + self._heartbeat_s
+                self._say(dealer, [FromWorker(self._beat())])
+            ready = dict(poller.poll(math.ceil(max(self._next_beat - now, 0.0) * 1000)))
             if self._woken.fileno() in ready:
                 self._woken.recv(4096)
             if dealer in ready:
-                heard = time.monotonic()
+                self._heard = time.monotonic()
+                self._told = False
                 self._read(dealer)
 
     def _flush(self, dealer: zmq.Socket[bytes]) -> None:
@@ -133,7 +172,17 @@ class Link:
                 parcels = self._outbox.get_nowait()
             except queue.Empty:
                 return
+            self._say(dealer, parcels)
+
+    def _say(self, dealer: zmq.Socket[bytes], parcels: Sequence[FromWorker]) -> None:
+        """Raises `_Refused` where a key was not let in. What is lost by it, the balancer never waited for."""
+        if self._key is None:
             dealer.send_multipart(encode(parcels), copy=False)
+            return
+        try:
+            dealer.send_multipart(encode(parcels), zmq.DONTWAIT, copy=False)
+        except zmq.Again:  # a refusal is final to ZeroMQ: there is no connection any more, and none will come
+            raise _Refused from None
 
     def _read(self, dealer: zmq.Socket[bytes]) -> None:
         while True:

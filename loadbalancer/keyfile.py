@@ -1,0 +1,92 @@
+"""Files of keys: read again when they change, and never half written."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Generic, TypeVar
+
+import msgspec
+import yaml
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+#: Least seconds between two looks at a file.
+LOOK_S = 1.0
+#: What tells one state of a file from the next.
+_Stamp = tuple[int, int, int]
+
+
+class BadFile(ValueError):
+    """The file cannot be used. The text names it and what is wrong, and holds nothing of its content."""
+
+
+class Watched(Generic[T]):
+    """The content of a YAML file as of now, or of a second ago.
+
+    A change that cannot be used keeps what was there before and is told in the log: a slip of the editor must not
+    lock everyone out. A file that vanishes keeps it too: deleting it must not let everyone in.
+    """
+
+    def __init__(self, path: Path, parse: Callable[[object], T], absent: T) -> None:
+        """Reads the file; `absent` stands for one that is not there yet. Raises `BadFile`."""
+        self.path = path
+        self._parse = parse
+        self._looked = -LOOK_S
+        self._stamp = _stamp(path)
+        self._content = absent if self._stamp is None else read(path, parse)
+
+    def get(self, now: float) -> T:
+        """What the file holds. `now` is seconds on a clock that never goes back."""
+        if now - self._looked < LOOK_S:
+            return self._content
+        self._looked = now
+        stamp = _stamp(self.path)
+        if stamp == self._stamp:
+            return self._content
+        self._stamp = stamp
+        if stamp is None:
+            log.warning("%s is gone; what it said stays in force until a restart", self.path)
+            return self._content
+        try:
+            self._content = read(self.path, self._parse)
+            log.info("%s has changed and is in force", self.path)
+        except BadFile as error:
+            log.error("%s; what it said before stays in force", error)
+        return self._content
+
+
+def read(path: Path, parse: Callable[[object], T]) -> T:
+    """What `parse` makes of the YAML file. Raises `BadFile`."""
+    try:
+        return parse(yaml.safe_load(path.read_text(encoding="utf-8")))
+    except (OSError, UnicodeDecodeError) as error:
+        raise BadFile(f"{path} cannot be read: {getattr(error, 'strerror', None) or 'it is not UTF-8'}") from None
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        raise BadFile(f"{path}{f':{mark.line + 1}' if mark else ''} is not valid YAML") from None
+    except msgspec.ValidationError as error:
+        raise BadFile(f"{path}: {error}") from None
+    except (ValueError, RecursionError):  # of YAML's own types: a date that there is not, lists in lists without end
+        raise BadFile(f"{path} is not valid YAML") from None
+
+
+def write(path: Path, tree: object) -> None:
+    """Put the tree there as YAML, whole or not at all, for this user only. Raises `OSError`."""
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    draft = path.with_name(f".{path.name}.{os.getpid()}")
+    handle = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    with os.fdopen(handle, "w", encoding="utf-8") as file:
+        yaml.safe_dump(tree, file, sort_keys=False)
+    draft.replace(path)
+
+
+def _stamp(path: Path) -> _Stamp | None:
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return status.st_mtime_ns, status.st_size, status.st_ino
