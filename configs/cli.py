@@ -36,6 +36,12 @@ def add_server_options(parser: argparse.ArgumentParser) -> None:
     """Where the front door listens."""
     parser.add_argument("--host", default=argparse.SUPPRESS, help="address to listen on (configuration: server.host)")
     parser.add_argument("--port", type=int, default=argparse.SUPPRESS, help="port to listen on (server.port)")
+    parser.add_argument(
+        "--insecure",
+        action="store_true",
+        default=argparse.SUPPRESS,
+        help="let everyone in who reaches --host, without API keys (access.insecure)",
+    )
 
 
 def settings_from(args: argparse.Namespace) -> Settings:
@@ -66,4 +72,5 @@ def _overrides(given: Tree) -> Tree:
     """The command line as a tree of settings."""
     top = {key: given[key] for key in ("data_dir", "log_level", "min_workers", "max_workers") if key in given}
     server = {key: given[key] for key in ("host", "port") if key in given}
-    return top | ({"server": server} if server else {})
+    access = {"insecure": True} if "insecure" in given else {}
+    return top | ({"server": server} if server else {}) | ({"access": access} if access else {})

@@ -43,6 +43,21 @@ def cache_dir(data_dir: Path) -> Path:
     return path
 
 
+def keys_file(data_dir: Path, configured: Path | None = None) -> Path:
+    """The API keys: `access.keys_file`, or the usual place."""
+    return configured if configured is not None else data_dir.resolve() / "keys.yaml"
+
+
+def curve_dir(data_dir: Path) -> Path:
+    """The keys of TCP workers: the balancer's own pair, and who else may connect."""
+    return private_dir(data_dir.resolve() / "curve")
+
+
+def jobs_file(data_dir: Path) -> Path:
+    """The database of durable jobs. Its folder is made by who opens it, for that may fail at any time."""
+    return data_dir.resolve() / "jobs" / "jobs.sqlite3"
+
+
 def worker_address(data_dir: Path) -> str:
     """The ZeroMQ address at which workers meet the balancer: a Unix socket in a folder of mode 0700."""
     path = run_dir(data_dir) / "workers.sock"

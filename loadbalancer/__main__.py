@@ -10,7 +10,7 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import uvicorn
 import uvloop
@@ -19,13 +19,19 @@ from setproctitle import setproctitle
 
 from configs.cli import EXIT_USAGE, HelpFormatter, add_config_options, add_server_options, settings_from
 from configs.logs import configure
-from configs.paths import internal_token, run_dir, worker_address
+from configs.paths import internal_token, jobs_file, run_dir, worker_address
 from configs.schema import Server, Settings
+from loadbalancer.access import Doorman, KeyRing
 from loadbalancer.app import create_app
+from loadbalancer.entrance import Refused, check_exposure, check_tls, guard, is_loopback, open_keys
 from loadbalancer.errands import Desk
 from loadbalancer.hub import Hub
+from loadbalancer.jobs import Jobs
+from loadbalancer.journal import Journal
 from loadbalancer.metrics import Metrics
+from loadbalancer.postman import Postman
 from loadbalancer.routes.common import Services
+from wire.guard import CannotListen
 
 log = logging.getLogger("loadbalancer")
 
@@ -41,6 +47,9 @@ together with its workers. By hand, it and a worker meet through the data direct
 
     python -m loadbalancer --port 8000 --data-dir ./data
     python -m worker --model digits --data-dir ./data
+
+On an address that other machines reach it asks for API keys (`scripts/keys`); TLS is server.tls_cert and tls_key.
+Workers on other machines join at workers.listen, with keys of their own.
 
 SIGTERM or Ctrl-C: new requests get 503, running ones may finish for server.shutdown_s. A second one ends them at once.
 """
@@ -75,14 +84,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     setproctitle("muster loadbalancer")
     host, port = settings.server.host, settings.server.port
     try:
+        keys = open_keys(settings)
+        check_exposure(settings, keys())
+        check_tls(settings.server)
         lock = FileLock(run_dir(settings.data_dir) / "loadbalancer.lock", timeout=0)
         with lock, _listen(settings.server) as listener:
-            uvloop.run(serve(settings, listener))
+            uvloop.run(serve(settings, listener, keys))
     except Timeout:
         print(f"the data directory {settings.data_dir} is already served by another balancer", file=sys.stderr)
         return EXIT_USAGE
     except Unusable as error:
         print(f"cannot listen on {host}, port {port}: {error}", file=sys.stderr)
+        return EXIT_USAGE
+    except Refused as refusal:
+        print(refusal, file=sys.stderr)
         return EXIT_USAGE
     return 0
 
@@ -96,12 +111,16 @@ def _listen(server: Server) -> socket.socket:
         raise Unusable(error.strerror or str(error)) from error
 
 
-async def serve(settings: Settings, listener: socket.socket) -> None:
-    """Serve on the listening socket until a signal, then bring what runs to its end."""
-    hub = Hub(settings, worker_address(settings.data_dir))
-    metrics = Metrics(hub.snapshot, lambda: hub.counters, hub.curves)
+async def serve(settings: Settings, listener: socket.socket, keys: Callable[[], KeyRing | None]) -> None:
+    """Serve on the listening socket until a signal, then bring what runs to its end. Raises `Refused`."""
+    hub = Hub(settings, worker_address(settings.data_dir), guard(settings))
+    metrics = Metrics(hub.snapshot, lambda: {**hub.counters, **jobs.counters, **postman.counters}, hub.curves)
     desk = Desk(hub, metrics)
-    services = Services(settings, hub, desk, metrics, internal_token(settings.data_dir), int(time.time()))
+    doorman = Doorman(internal_token(settings.data_dir), is_loopback(settings.server.host))
+    journal = Journal(jobs_file(settings.data_dir), settings.jobs.max_file_bytes)
+    jobs, postman = Jobs(settings, hub, metrics, journal), Postman(settings.jobs, journal)
+    jobs.on_end = postman.poke
+    services = Services(settings, hub, desk, metrics, jobs, journal, doorman, keys, int(time.time()))
     server = HttpServer(
         uvicorn.Config(
             create_app(services),
@@ -113,15 +132,23 @@ async def serve(settings: Settings, listener: socket.socket) -> None:
             access_log=settings.log_level == "debug",
             timeout_keep_alive=_KEEP_ALIVE_S,
             timeout_graceful_shutdown=_FLUSH_S,
+            ssl_certfile=settings.server.tls_cert,
+            ssl_keyfile=settings.server.tls_key,
         )
     )
     told, told_twice = _signals()
-    await hub.start()
+    try:
+        await hub.start()
+    except CannotListen as error:
+        raise Refused(f"workers.listen cannot be had: {error}") from None
+    jobs.start()
+    postman.start()
     serving = asyncio.create_task(server.serve(sockets=[listener]))
     log.info("serving %s at %s", ", ".join(settings.models), _url(settings.server))
     await asyncio.wait({serving, told}, return_when=asyncio.FIRST_COMPLETED)
     desk.open = False
-    log.info("stopping: %r", desk)
+    log.info("stopping: %r, %r", desk, jobs)
+    await asyncio.gather(jobs.stop(), postman.stop())  # the next start goes on with them
     finished = asyncio.create_task(desk.idle())
     await asyncio.wait({finished, told_twice}, timeout=settings.server.shutdown_s, return_when=asyncio.FIRST_COMPLETED)
     await hub.stop()  # what still runs is answered 503
@@ -129,6 +156,7 @@ async def serve(settings: Settings, listener: socket.socket) -> None:
     finished.cancel()
     server.should_exit = True
     await serving
+    await journal.close()
     log.info("stopped")
 
 
@@ -150,7 +178,7 @@ def _signals() -> tuple[asyncio.Future[None], asyncio.Future[None]]:
 
 def _url(server: Server) -> str:
     host = f"[{server.host}]" if ":" in server.host else server.host
-    return f"http://{host}:{server.port}"
+    return f"{'https' if server.tls_cert else 'http'}://{host}:{server.port}"
 
 
 if __name__ == "__main__":

@@ -53,6 +53,9 @@ class Job:
     priority: int
     #: Pixels of the source pictures, the same for all.
     sources: Sequence[bytes] = ()
+    #: The API key that it came with, and that key's share of the workers' time.
+    owner: str = "anonymous"
+    weight: float = 1.0
 
     @property
     def size(self) -> str:

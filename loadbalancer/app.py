@@ -6,6 +6,7 @@ import logging
 import re
 import time
 import uuid
+from collections.abc import Sequence
 from importlib import metadata
 from typing import Any
 
@@ -14,8 +15,10 @@ from fastapi import FastAPI, Request, Response
 from pydantic.json_schema import models_json_schema
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from loadbalancer.access import Doorman
 from loadbalancer.answers import ImagesAnswer, ModelCard, ModelList, PredictAnswer
 from loadbalancer.errors import ApiError, ErrorBody, InternalError, InvalidRequest, MethodNotAllowed, NotFound
 from loadbalancer.events import (
@@ -27,9 +30,14 @@ from loadbalancer.events import (
     PartialImage,
     Progress,
 )
+from loadbalancer.job_answers import JobList, JobView
+from loadbalancer.job_schemas import JobRequest
 from loadbalancer.metrics import Metrics
-from loadbalancer.routes import images, models, status
-from loadbalancer.routes.common import Services, answer_error
+from loadbalancer.routes import images, jobs, models, status
+from loadbalancer.routes.common import Services, answer_error, refused
+from loadbalancer.routes.gate import EXPOSED, Gate
+from loadbalancer.routes.once import Once
+from loadbalancer.routes.studio import Studio
 from loadbalancer.schemas import EditRequest, ImageRequest, PredictRequest
 
 log = logging.getLogger(__name__)
@@ -41,12 +49,14 @@ Any OpenAI client works with `base_url` set to this server's `/v1`. Every answer
 is `{"error": {"message", "type", "param", "code"}}`.
 """
 _REFERENCE = "#/components/schemas/{name}"
-_REQUESTS = (ImageRequest, EditRequest, PredictRequest)
+_REQUESTS = (ImageRequest, EditRequest, PredictRequest, JobRequest)
 _ANSWERS = (
     ImagesAnswer,
     PredictAnswer,
     ModelCard,
     ModelList,
+    JobView,
+    JobList,
     status.Health,
     ErrorBody,
     Progress,
@@ -70,12 +80,29 @@ def create_app(services: Services) -> ASGIApp:
         redirect_slashes=False,
         generate_unique_id_function=lambda route: str(route.name),
     )
-    for routes in (images, models, status):
-        app.include_router(routes.router(services))
+    studio = Studio(services)
+    for drawing in (images, jobs):
+        app.include_router(drawing.router(services, studio))
+    for telling in (models, status):
+        app.include_router(telling.router(services))
     app.add_exception_handler(ApiError, _refuse)
     app.add_exception_handler(HTTPException, _refuse)
-    _document(app)
-    return Front(app, services.metrics)
+    _document(app, services.doorman)
+    once = Once(app, services.journal, services.settings.server.max_upload_bytes)
+    return Front(_cross_origin(Gate(once, services), services.settings.access.cors_origins), services.metrics)
+
+
+def _cross_origin(app: ASGIApp, origins: Sequence[str]) -> ASGIApp:
+    """The application for pages of these origins too. Before the gate: a browser asks first, and without a key."""
+    if not origins:
+        return app
+    return CORSMiddleware(
+        app,
+        allow_origins=origins,
+        allow_methods=("GET", "POST", "DELETE"),
+        allow_headers=("authorization", "content-type", "idempotency-key", "x-request-id"),
+        expose_headers=("x-request-id", *EXPOSED),
+    )
 
 
 def _version() -> str:
@@ -103,20 +130,25 @@ def _translate(request: Request, error: Exception) -> ApiError:
     return InternalError(error.detail)
 
 
-def _document(app: FastAPI) -> None:
+def _document(app: FastAPI, doorman: Doorman) -> None:
     """Add the schemas to the OpenAPI document: the routes read and write bodies themselves, and refer to them.
 
-    FastAPI's 422 goes: mistakes are answered 400 here.
+    FastAPI's 422 goes: mistakes are answered 400 here. What the gate answers in a route's place comes.
     """
     document: dict[str, Any] = app.openapi()
-    for path in document["paths"].values():
-        for operation in path.values():
-            operation["responses"].pop("422", None)
+    for path, operations in document["paths"].items():
+        for operation in operations.values():
+            if "HTTPValidationError" in str(operation["responses"].get("422")):
+                del operation["responses"]["422"]
+            if doorman.need(path) != "nothing":
+                operation["security"] = [{"key": []}, {}]  # the second: as long as there are no keys
+                operation["responses"] |= {str(status): refused(status) for status in (401, 403)}
     _, requests = models_json_schema(
         [(model, "validation") for model in _REQUESTS], ref_template=_REFERENCE.format(name="{model}")
     )
     _, answers = msgspec.json.schema_components(_ANSWERS, ref_template=_REFERENCE)
-    document["components"] = {"schemas": requests["$defs"] | answers}
+    schemes = {"key": {"type": "http", "scheme": "bearer"}}
+    document["components"] = {"schemas": requests["$defs"] | answers, "securitySchemes": schemes}
 
 
 class Front:

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
+from collections.abc import Iterator
 
 from loadbalancer.admission import Job
-from loadbalancer.errors import ApiError, TooBusy, from_ended, shutting_down
+from loadbalancer.errors import ApiError, TooBusy, Unavailable, from_ended, shutting_down
+from loadbalancer.events import Progress
 from loadbalancer.hub import Hub
 from loadbalancer.metrics import Metrics
-from loadbalancer.task import Completed, Ended, QueueFull, Stepped, Update
+from loadbalancer.task import Completed, DeadlineUnreachable, Ended, QueueFull, Stepped, Update
 
 
 class Errand:
@@ -39,6 +41,8 @@ class Errand:
             priority=job.priority,
             listener=self._hear,
             sources=job.sources,
+            owner=job.owner,
+            weight=job.weight,
         )
 
     def __repr__(self) -> str:
@@ -49,6 +53,14 @@ class Errand:
         if self.failure is not None:
             raise self.failure
         return [self.images[task] for task in self.tasks]
+
+    def views(self) -> Iterator[Progress]:
+        """Where each image stands that is not finished."""
+        for index, task in enumerate(self.tasks):
+            outlook = self._desk.hub.outlook(task)
+            if outlook is not None:
+                step, steps = self.steps.get(task, (0, self.job.inputs[index].steps))
+                yield Progress(index, outlook.state, step, steps, outlook.position, outlook.eta_s)
 
     def close(self) -> None:
         """Nobody waits any more. Idempotent; what has not ended is cancelled."""
@@ -92,11 +104,14 @@ class Desk:
         return f"<Desk {'open' if self.open else 'closed'}, {len(self._errands)} errands>"
 
     def accept(self, job: Job) -> Errand:
-        """Queue the job. Raises `Unavailable` while shutting down and `TooBusy` when the queue is full."""
+        """Queue the job. Raises `Unavailable` when shutting down or where it would be too late, `TooBusy` when full."""
         if not self.open:
             raise shutting_down()
         try:
             errand = Errand(self, job)
+        except DeadlineUnreachable as late:
+            text = f"The deadline cannot be met: {late}. Please try again later, or with a larger timeout_s."
+            raise Unavailable(text, code="deadline_unreachable", retry_after_s=late.retry_after_s) from None
         except QueueFull as full:
             text = f"Too many requests: {full}. Please try again later."
             raise TooBusy(text, retry_after_s=full.retry_after_s) from None

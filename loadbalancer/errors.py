@@ -82,6 +82,14 @@ class Unauthorized(ApiError):
     code = "invalid_api_key"
 
 
+class Forbidden(ApiError):
+    """The API key is right, but not for this."""
+
+    status = 403
+    type = "invalid_request_error"
+    code = "insufficient_permissions"
+
+
 class NotFound(ApiError):
     """No such path."""
 
@@ -104,6 +112,22 @@ class MethodNotAllowed(ApiError):
     status = 405
     type = "invalid_request_error"
     code = "method_not_allowed"
+
+
+class Conflict(ApiError):
+    """Not as things stand: the job has no result yet, or never will."""
+
+    status = 409
+    type = "invalid_request_error"
+    code = "conflict"
+
+
+class KeyReused(ApiError):
+    """An `Idempotency-Key` means one request."""
+
+    status = 422
+    type = "idempotency_error"
+    code = "idempotency_key_reused"
 
 
 class BodyTooLarge(ApiError):
@@ -135,6 +159,14 @@ class TooBusy(ApiError):
     status = 429
     type = "rate_limit_error"
     code = "queue_full"
+
+
+class RateLimited(ApiError):
+    """More requests than the API key allows, in a minute or at once."""
+
+    status = 429
+    type = "rate_limit_error"
+    code = "rate_limit_exceeded"
 
 
 class ClientClosed(ApiError):

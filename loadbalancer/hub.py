@@ -19,9 +19,11 @@ import zmq
 from configs.schema import Settings
 from loadbalancer.dispatch import Dispatch
 from loadbalancer.effects import Abandon, Effect, Event, Gone, Note, Said, Send, Submit, Tell, Tick
+from loadbalancer.rules import Rules
 from loadbalancer.stats import snapshot
-from loadbalancer.task import Completed, Ended, Outlook, Task, Update
+from loadbalancer.task import Completed, Ended, Outlook, Resume, Task, Update
 from wire.codec import ForWorker, MalformedFrames, decode_from_worker, encode
+from wire.guard import CannotListen, Guard, Origin
 from wire.messages import About, Hello, ImageInputs, StepCurve
 from wire.snapshot import Snapshot
 
@@ -29,6 +31,8 @@ log = logging.getLogger(__name__)
 
 Listener = Callable[[Update], None]
 _TICK_S = 0.25
+#: A tick that comes so late finds messages that have not been read yet.
+_ASLEEP_S = 1.0
 #: Messages taken per wake-up, so that a flood from workers cannot starve HTTP.
 _BULK = 256
 _MAX_MESSAGE_BYTES = 256 * 2**20
@@ -37,8 +41,10 @@ _MAX_MESSAGE_BYTES = 256 * 2**20
 class Hub:
     """Connects requests with workers. All methods are called in the event loop."""
 
-    def __init__(self, settings: Settings, address: str) -> None:
+    def __init__(self, settings: Settings, address: str, guard: Guard | None = None) -> None:
+        """Workers meet it at `address`; those of other machines at the guard's."""
         self._address = address
+        self._guard = guard
         self._models = settings.models
         self._dispatch = Dispatch(
             list(settings.models),
@@ -47,15 +53,17 @@ class Hub:
             heartbeat_s=settings.workers.heartbeat_s,
             lost_after_s=settings.workers.lost_after_s,
             max_source_bytes=settings.queue.max_source_bytes,
+            rules=_rules(settings),
         )
         self._listeners: dict[str, Listener] = {}
         self._wire: Counter[str] = Counter()
         self._blamed: set[str] = set()
         self._watched: dict[str, int] = {}
         self._started = time.monotonic()
+        self._held_up = False
 
     async def start(self) -> None:
-        """Bind and begin. Raises `zmq.ZMQError` if the address cannot be bound."""
+        """Bind and begin. Raises `zmq.ZMQError` or `CannotListen` if an address cannot be bound."""
         self._loop = asyncio.get_running_loop()
         self._context = zmq.Context()
         self._socket = self._context.socket(zmq.ROUTER)
@@ -66,6 +74,12 @@ class Hub:
         self._socket.setsockopt(zmq.RCVHWM, 10_000)
         self._socket.setsockopt(zmq.MAXMSGSIZE, _MAX_MESSAGE_BYTES)
         self._socket.bind(self._address)
+        if self._guard is not None:  # last, for it changes what is asked of whoever connects to what is bound later
+            try:
+                self._guard.open(self._context, self._socket)
+            except CannotListen:
+                self._context.destroy()
+                raise
         self._loop.add_reader(self._socket.fileno(), self._drain)
         self._ticking = self._loop.call_later(_TICK_S, self._tick)
 
@@ -76,6 +90,8 @@ class Hub:
         self._loop.remove_reader(self._socket.fileno())
         for worker in list(self._watched):
             self._unwatch(worker)
+        if self._guard is not None:
+            self._guard.close()
         self._socket.close()
         await asyncio.to_thread(self._context.term)
 
@@ -90,16 +106,34 @@ class Hub:
         priority: int,
         listener: Listener,
         sources: Sequence[bytes] = (),
+        owner: str = "anonymous",
+        weight: float = 1.0,
+        resume: Sequence[Resume | None] = (),
     ) -> list[str]:
         """Queue one task per item, all or none; `listener` hears every update of each. Raises `QueueFull`.
 
-        `sources` are the pixels of the source pictures, the same for every item.
+        `sources` are the pixels of the source pictures, the same for every item. `resume`, where given, has an entry
+        per item: the state that it goes on from.
         """
         now, request = time.monotonic(), uuid.uuid4().hex
         tasks = [
-            Task(f"{request}-{i:03}", model, item, now, now + timeout_s, priority, steps=item.steps, sources=sources)
+            Task(
+                f"{request}-{i:03}",
+                model,
+                item,
+                now,
+                now + timeout_s,
+                priority,
+                owner,
+                weight,
+                steps=item.steps,
+                sources=sources,
+            )
             for i, item in enumerate(inputs)
         ]
+        for task, state in zip(tasks, resume, strict=bool(resume)):
+            if state is not None:
+                task.resume(state)
         self._listeners |= dict.fromkeys((task.id for task in tasks), listener)
         try:
             self._handle(Submit(tasks))
@@ -118,6 +152,11 @@ class Hub:
     def outlook(self, task: str) -> Outlook | None:
         """The task's place in the queue and the time to its end; None once it has ended."""
         return self._dispatch.outlook(task)
+
+    def checkpoint(self, task: str) -> Resume | None:
+        """The task's last known state on its way; None before the first, and once it has ended."""
+        known = self._dispatch.tasks.get(task)
+        return Resume(known.checkpoint_step, known.steps, known.checkpoint) if known and known.checkpoint else None
 
     def ready(self, model: str) -> bool:
         """Whether some worker of the model takes tasks."""
@@ -148,7 +187,8 @@ class Hub:
     @property
     def counters(self) -> Mapping[str, int]:
         """Sums since the start: tasks by what became of them, messages by what was wrong with them."""
-        return self._dispatch.counters + self._wire
+        refused = self._guard.refused if self._guard is not None else Counter[str]()
+        return self._dispatch.counters + self._wire + refused
 
     # ---- events in, effects out
 
@@ -196,10 +236,15 @@ class Hub:
                 identity, *frames = self._socket.recv_multipart(zmq.DONTWAIT, copy=False)
             except zmq.Again:
                 return
-            self._receive(identity.bytes.decode("utf-8", "replace"), [frame.buffer for frame in frames])
+            origin = Origin.LOCAL if self._guard is None else self._guard.origin(identity)
+            if origin is Origin.REVOKED:  # its connection stands; unheard, it is lost like any silent worker
+                self._wire["revoked"] += 1
+                continue
+            local = origin is Origin.LOCAL
+            self._receive(identity.bytes.decode("utf-8", "replace"), [frame.buffer for frame in frames], local)
         self._loop.call_soon(self._drain)
 
-    def _receive(self, worker: str, frames: list[memoryview]) -> None:
+    def _receive(self, worker: str, frames: list[memoryview], local: bool) -> None:
         try:
             parcels = decode_from_worker(frames)
         except MalformedFrames as error:
@@ -211,19 +256,25 @@ class Hub:
         for parcel in parcels:
             self._handle(Said(worker, parcel))
             if isinstance(parcel.message, Hello):
-                self._watch(worker, parcel.message.pid)
+                self._watch(worker, parcel.message.pid, local)
 
     def _tick(self) -> None:
-        self._handle(Tick())
+        late_s = self._loop.time() - self._ticking.when()
+        self._held_up = late_s > _ASLEEP_S and not self._held_up  # once: a slow machine has deadlines, too
+        if self._held_up:  # what the workers said while this process was stopped is heard before they are called silent
+            log.warning("the balancer was held up for %.1f s", late_s)
+            self._drain()
+        else:
+            self._handle(Tick())
         for worker in self._watched.keys() - self._dispatch.roster.workers.keys():
             self._unwatch(worker)
         self._ticking = self._loop.call_later(_TICK_S, self._tick)
 
     # ---- the death of a worker on this machine is noticed at once, not by its silence
 
-    def _watch(self, worker: str, pid: int) -> None:
+    def _watch(self, worker: str, pid: int, local: bool) -> None:
         self._unwatch(worker)
-        if not self._address.startswith("ipc:") or worker not in self._dispatch.roster.workers:
+        if not local or worker not in self._dispatch.roster.workers:
             return
         try:
             handle = os.pidfd_open(pid)
@@ -242,3 +293,19 @@ class Hub:
         self._unwatch(worker)
         self._drain()  # its last words may still be unread
         self._handle(Gone(worker, "its process has ended"))
+
+
+def _rules(settings: Settings) -> Rules:
+    """The dispatcher's part of the configuration."""
+    queue, workers = settings.queue, settings.workers
+    return Rules(
+        priority_s=queue.priority_s,
+        max_work_s=queue.max_work_s,
+        deadline_slack=queue.deadline_slack,
+        preempt_margin=queue.preempt_margin,
+        rebalance=queue.rebalance,
+        # A grouped batch takes nobody in before all have left it: a place freed in it helps nobody.
+        unmoved=frozenset(name for name, model in settings.models.items() if model.batching.mode == "grouped"),
+        stuck_factor=workers.stuck_factor,
+        stuck_min_s=workers.stuck_min_s,
+    )

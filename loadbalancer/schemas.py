@@ -63,7 +63,7 @@ class Drawing(Strict):
     reproducible: bool | None = None
     """Equal bytes for an equal seed, whatever else the server is doing; refused where the model cannot promise it."""
     priority: int | None = Field(default=None, ge=-100, le=100)
-    """Higher goes first; default 0."""
+    """Higher goes first among the requests of one API key; default 0."""
     timeout_s: float | None = Field(default=None, gt=0, allow_inf_nan=False)
     """Seconds from arrival after which the answer is worthless: the request then ends with 504."""
 

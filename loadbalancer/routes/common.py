@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from http import HTTPStatus
 from pathlib import Path
 from typing import Any
@@ -14,13 +15,22 @@ from starlette.requests import ClientDisconnect
 from starlette.types import Message
 
 from configs.schema import Settings
-from loadbalancer.admission import LORA_NAME, Known
+from loadbalancer.access import Caller, Doorman, KeyRing
+from loadbalancer.admission import LORA_NAME, Job, Known
 from loadbalancer.errands import Desk
 from loadbalancer.errors import ApiError, BodyTooLarge, ClientClosed
 from loadbalancer.hub import Hub
+from loadbalancer.jobs import Jobs
+from loadbalancer.journal import Journal
 from loadbalancer.metrics import Metrics
 
 _encoder = msgspec.json.Encoder()
+_IDEMPOTENCY_KEY = {
+    "name": "Idempotency-Key",
+    "in": "header",
+    "description": "Requests with the same key are one request: all get its answer, and another one is refused.",
+    "schema": {"type": "string", "minLength": 1, "maxLength": 255, "pattern": "^[\\x21-\\x7e]+$"},
+}
 
 
 @dataclass(frozen=True)
@@ -31,8 +41,11 @@ class Services:
     hub: Hub
     desk: Desk
     metrics: Metrics
-    #: What `/internal/*` asks for.
-    token: str
+    jobs: Jobs
+    journal: Journal
+    doorman: Doorman
+    #: The API keys in force; None while there are none and nobody needs one.
+    ring: Callable[[], KeyRing | None]
     #: Unix time of the start.
     started: int
 
@@ -45,6 +58,19 @@ def answer(content: msgspec.Struct, status: int = HTTPStatus.OK, headers: dict[s
 def answer_error(error: ApiError) -> Response:
     """The error as a client is to see it."""
     return answer(error.body, error.status, error.headers)
+
+
+def caller(request: Request) -> Caller:
+    """Who sent the request, as the gate found."""
+    found = request.state.caller
+    assert isinstance(found, Caller)
+    return found
+
+
+def owned(job: Job, request: Request) -> Job:
+    """The job in its caller's name."""
+    sender = caller(request)
+    return replace(job, owner=sender.owner, weight=sender.weight)
 
 
 def bounded(request: Request, most: int) -> Request:
@@ -113,8 +139,11 @@ async def _disconnect(request: Request) -> None:
 
 
 def body_of(reference: str, media_type: str = "application/json") -> dict[str, Any]:
-    """OpenAPI: a request body of the schema with this name."""
-    return {"requestBody": {"required": True, "content": content_of(reference, media_type)}}
+    """OpenAPI: a request body of the schema with this name, and the header that says whether it came before."""
+    return {
+        "requestBody": {"required": True, "content": content_of(reference, media_type)},
+        "parameters": [_IDEMPOTENCY_KEY],
+    }
 
 
 def content_of(reference: str, media_type: str = "application/json") -> dict[str, Any]:
@@ -127,6 +156,9 @@ def answers(success: str, *errors: int, **more: Any) -> dict[int | str, dict[str
     documented: dict[int | str, dict[str, Any]] = {
         200: {"description": "Success.", "content": content_of(success) | more}
     }
-    for status in errors:
-        documented[status] = {"description": HTTPStatus(status).phrase + ".", "content": content_of("ErrorBody")}
-    return documented
+    return documented | {status: refused(status) for status in errors}
+
+
+def refused(status: int) -> dict[str, Any]:
+    """OpenAPI: an answer that is an error."""
+    return {"description": HTTPStatus(status).phrase + ".", "content": content_of("ErrorBody")}

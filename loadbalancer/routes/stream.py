@@ -1,4 +1,4 @@
-"""The streamed answer: server-sent events from an errand, until its last image or its failure."""
+"""The streamed answer: server-sent events of a request or a job, until its last image or its failure."""
 
 from __future__ import annotations
 
@@ -6,31 +6,51 @@ import asyncio
 import contextlib
 import logging
 import time
+from collections import deque
 from collections.abc import AsyncIterator, Iterator
+from typing import Protocol
 
 import msgspec
 from fastapi.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 
+from loadbalancer.admission import Job
 from loadbalancer.answers import Timings
-from loadbalancer.errands import Errand
-from loadbalancer.errors import InternalError
+from loadbalancer.errors import ApiError, InternalError
 from loadbalancer.events import KEEP_ALIVE, CompletedImage, Pace, PartialImage, Progress, encode, encode_error
-from loadbalancer.hub import Hub
 from loadbalancer.task import Completed, Stepped
 
 log = logging.getLogger(__name__)
 
 
+class Watched(Protocol):
+    """What is streamed: an `Errand`, or a `Follower` of a job."""
+
+    job: Job
+    tasks: list[str]
+    #: Previews and finished images in the order in which they came, for the stream to take.
+    news: deque[Stepped | Completed]
+    #: Why there will be no images.
+    failure: ApiError | None
+    over: asyncio.Future[None]
+    changed: asyncio.Event
+
+    def views(self) -> Iterator[Progress]:
+        """Where each image stands that is not finished."""
+
+    def close(self) -> None:
+        """The stream has ended."""
+
+
 class EventStream(StreamingResponse):
-    """Closes its errand when it ends, however it ends: a client that hangs up has its tasks cancelled."""
+    """Closes what it streams when it ends, however it ends: a client that hangs up has its tasks cancelled."""
 
     media_type = "text/event-stream"
 
-    def __init__(self, errand: Errand, hub: Hub, *, edit: bool = False) -> None:
+    def __init__(self, errand: Watched, *, edit: bool = False) -> None:
         #: The last word against proxies that collect an answer before they pass it on.
         headers = {"cache-control": "no-cache", "x-accel-buffering": "no"}
-        super().__init__(_guarded(_Teller(errand, hub, edit)), headers=headers)
+        super().__init__(_guarded(_Teller(errand, edit)), headers=headers)
         self._errand = errand
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -54,9 +74,8 @@ async def _guarded(teller: _Teller) -> AsyncIterator[bytes]:
 class _Teller:
     """Puts what becomes of an errand into events."""
 
-    def __init__(self, errand: Errand, hub: Hub, edit: bool) -> None:
+    def __init__(self, errand: Watched, edit: bool) -> None:
         self._errand = errand
-        self._hub = hub
         self._edit = edit
         self._pace = Pace()
         self._indexes = {task: index for index, task in enumerate(errand.tasks)}
@@ -83,7 +102,7 @@ class _Teller:
 
     def _tell(self, now: float) -> Iterator[bytes]:
         if self._pace.due(now):
-            for view in self._pace.news(list(self._views())):
+            for view in self._pace.news(list(self._errand.views())):
                 yield encode(view, edit=self._edit)
         while self._errand.news:
             event = self._picture(self._errand.news.popleft())
@@ -91,15 +110,6 @@ class _Teller:
                 yield encode(event, edit=self._edit)
         if self._errand.failure is not None:
             yield encode_error(self._errand.failure)
-
-    def _views(self) -> Iterator[Progress]:
-        """Where each image stands that is not finished."""
-        for task, index in self._indexes.items():
-            outlook = self._hub.outlook(task)
-            if outlook is None:
-                continue
-            step, steps = self._errand.steps.get(task, (0, self._errand.job.inputs[index].steps))
-            yield Progress(index, outlook.state, step, steps, outlook.position, outlook.eta_s)
 
     def _picture(self, news: Stepped | Completed) -> PartialImage | CompletedImage | None:
         job, index, created = self._errand.job, self._indexes[news.task], int(time.time())

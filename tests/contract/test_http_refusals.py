@@ -186,7 +186,7 @@ def test_a_body_of_exactly_the_limit_is_read(http: httpx.Client) -> None:
         ("DELETE", "/v1/models", 405, "method_not_allowed"),
         ("POST", "/metrics", 405, "method_not_allowed"),
         ("GET", "/internal/snapshot", 401, "invalid_api_key"),
-        ("GET", "/internal/nothing", 404, "not_found"),
+        ("GET", "/internal/nothing", 401, "invalid_api_key"),
     ],
 )
 def test_wrong_paths_and_methods(http: httpx.Client, method: str, path: str, status: int, code: str) -> None:
@@ -202,3 +202,17 @@ def test_the_snapshot_is_only_for_holders_of_the_token(http: httpx.Client, heade
     answered = http.get("/internal/snapshot", headers=[(b"authorization", header.encode("latin-1"))])
     assert answered.status_code == 401
     assert answered.headers["www-authenticate"] == "Bearer"
+
+
+def test_a_request_that_cannot_be_in_time_is_told_so_at_once(http: httpx.Client, shared: Server) -> None:
+    """600 steps of a tenth of a second do not fit into ten seconds."""
+
+    def measured() -> bool:
+        return any(model.model == "slow" and model.batch_cap for model in shared.snapshot().models)
+
+    wait_until(measured, "a measured step")
+    answered = http.post(GENERATE, json={"prompt": "a seven", "model": "slow", "timeout_s": 10})
+    assert answered.status_code == 503
+    assert error_of(answered)["code"] == "deadline_unreachable"
+    assert "about 60." in error_of(answered)["message"]
+    assert 1 <= int(answered.headers["retry-after"]) <= 60

@@ -162,13 +162,19 @@ def test_documentation(http: httpx.Client) -> None:
         ("post", GENERATE),
         ("post", "/v1/images/edits"),
         ("post", "/predict"),
+        ("post", "/v1/jobs"),
+        ("get", "/v1/jobs"),
+        ("get", "/v1/jobs/{job}"),
+        ("delete", "/v1/jobs/{job}"),
+        ("get", "/v1/jobs/{job}/result"),
+        ("get", "/v1/jobs/{job}/events"),
         ("get", "/v1/models"),
         ("get", "/v1/models/{model}"),
         ("get", "/healthz"),
         ("get", "/readyz"),
         ("get", "/metrics"),
     }
-    for name in ("ImageRequest", "EditRequest", "PredictRequest", "LoraRequest"):
+    for name in ("ImageRequest", "EditRequest", "PredictRequest", "LoraRequest", "JobRequest", "WebhookRequest"):
         assert all(field.get("description") for field in schemas[name]["properties"].values())
     (content,) = document["paths"]["/v1/images/edits"]["post"]["requestBody"]["content"].items()
     assert content == ("multipart/form-data", {"schema": {"$ref": "#/components/schemas/EditRequest"}})
@@ -177,6 +183,8 @@ def test_documentation(http: httpx.Client) -> None:
     for name, path in (("ImageRequest", GENERATE), ("PredictRequest", "/predict")):
         for example in schemas[name]["examples"]:
             assert http.post(path, json=example | {"model": "quick"}).status_code == 200
+    for example in schemas["JobRequest"]["examples"]:
+        assert http.post("/v1/jobs", json=example | {"body": example["body"] | {"model": "quick"}}).status_code == 202
 
 
 def test_answers_are_as_documented(http: httpx.Client) -> None:
@@ -184,6 +192,8 @@ def test_answers_are_as_documented(http: httpx.Client) -> None:
     for name, answered in (
         ("ImagesAnswer", http.post(GENERATE, json={"prompt": "a seven", "n": 2})),
         ("PredictAnswer", http.post("/predict", json={"prompt": "a seven"})),
+        ("JobView", http.post("/v1/jobs", json={"path": "/predict", "body": {"prompt": "a seven"}})),
+        ("JobList", http.get("/v1/jobs")),
         ("ModelList", http.get("/v1/models")),
         ("Health", http.get("/healthz")),
         ("ErrorBody", http.get("/readyz")),
