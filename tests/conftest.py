@@ -9,11 +9,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from tests.programs import Server, running, sim
 
 # Before any library reads it: tests ask no model hub for anything.
 os.environ["HF_HUB_OFFLINE"] = "1"
+
+# Machines differ in speed, and the first text that hypothesis makes in a fresh checkout takes it a second.
+settings.register_profile("muster", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("muster")
 
 StartServer = Callable[..., Server]
 
