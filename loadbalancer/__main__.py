@@ -20,7 +20,8 @@ from setproctitle import setproctitle
 from configs.cli import EXIT_USAGE, HelpFormatter, add_config_options, add_server_options, settings_from
 from configs.logs import configure
 from configs.paths import internal_token, jobs_file, run_dir, worker_address
-from configs.schema import Server, Settings
+from configs.schema import Settings
+from configs.sections import Server
 from loadbalancer.access import Doorman, KeyRing
 from loadbalancer.app import create_app
 from loadbalancer.entrance import Refused, check_exposure, check_tls, guard, is_loopback, open_keys

@@ -26,11 +26,9 @@ from loadbalancer.schemas import (
     shorten,
 )
 from loadbalancer.sources import Size, Sources
-from wire.messages import About, DrawMode, ImageFormat, ImageInputs, Lora
+from wire.messages import LORA_NAME, About, DrawMode, ImageFormat, ImageInputs, Lora
 
 Number = TypeVar("Number", int, float)
-#: What a name of an adapter may be: a file's name without its ending, and never a path.
-LORA_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 _SIZE = re.compile(r"([1-9][0-9]{0,4})x([1-9][0-9]{0,4})")
 _FROM: dict[DrawMode, str] = {"text": "text alone", "image": "a picture", "inpaint": "a picture with a mask"}
 

@@ -16,7 +16,8 @@ from typing import NoReturn
 import msgspec
 
 from configs.paths import curve_dir, keys_file
-from configs.schema import Server, Settings
+from configs.schema import Settings
+from configs.sections import Server
 from loadbalancer.access import KeyRing, parse_ring
 from loadbalancer.keyfile import BadFile, Watched, read, write
 from wire.curve import AllowedWorkers, KeyPair, new_pair

@@ -19,7 +19,7 @@ from typing import Any
 import aiohttp
 import msgspec
 
-from configs.schema import Jobs as JobSettings
+from configs.sections import Jobs as JobSettings
 from loadbalancer.job_answers import job_view
 from loadbalancer.journal import Journal, Unwritable
 from loadbalancer.records import Record

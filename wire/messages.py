@@ -7,6 +7,7 @@ Changing a field here changes the protocol: raise `PROTOCOL` and pin the new byt
 
 from __future__ import annotations
 
+import re
 from typing import Literal
 
 import msgspec
@@ -19,6 +20,10 @@ FailureKind = Literal["invalid", "error", "out_of_memory", "unsafe"]
 DrawMode = Literal["text", "image", "inpaint"]
 #: How many frames of pixels each takes.
 SOURCES: dict[DrawMode, int] = {"text": 0, "image": 1, "inpaint": 2}
+
+
+#: What an adapter may be called: a file's name without its ending, and never a path.
+LORA_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 
 
 class Lora(msgspec.Struct, frozen=True, omit_defaults=True):

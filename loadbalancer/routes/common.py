@@ -12,17 +12,18 @@ from typing import Any
 import msgspec
 from fastapi import Request, Response
 from starlette.requests import ClientDisconnect
-from starlette.types import Message
+from starlette.types import Message, Receive
 
 from configs.schema import Settings
 from loadbalancer.access import Caller, Doorman, KeyRing
-from loadbalancer.admission import LORA_NAME, Job, Known
+from loadbalancer.admission import Job, Known
 from loadbalancer.errands import Desk
 from loadbalancer.errors import ApiError, BodyTooLarge, ClientClosed
 from loadbalancer.hub import Hub
 from loadbalancer.jobs import Jobs
 from loadbalancer.journal import Journal
 from loadbalancer.metrics import Metrics
+from wire.messages import LORA_NAME
 
 _encoder = msgspec.json.Encoder()
 _IDEMPOTENCY_KEY = {
@@ -124,7 +125,7 @@ def adapters(folder: Path) -> list[str]:
 
 async def first_of(request: Request, outcome: asyncio.Future[None]) -> None:
     """Wait for the outcome. Raises `ClientClosed` at once when the client hangs up before it."""
-    gone = asyncio.create_task(_disconnect(request))
+    gone = asyncio.create_task(disconnect(request.receive))
     try:
         await asyncio.wait({gone, outcome}, return_when=asyncio.FIRST_COMPLETED)
     finally:
@@ -133,8 +134,9 @@ async def first_of(request: Request, outcome: asyncio.Future[None]) -> None:
         raise ClientClosed("The client closed the connection.")
 
 
-async def _disconnect(request: Request) -> None:
-    while (await request.receive())["type"] != "http.disconnect":
+async def disconnect(receive: Receive) -> None:
+    """Returns when the client has hung up."""
+    while (await receive())["type"] != "http.disconnect":
         pass
 
 

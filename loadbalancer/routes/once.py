@@ -19,7 +19,7 @@ from loadbalancer.errors import ApiError
 from loadbalancer.idempotency import Recording, key_of, reused
 from loadbalancer.journal import Journal, Unwritable
 from loadbalancer.records import Answer, Key, Reused
-from loadbalancer.routes.common import answer_error, caller, hung_up, read_body
+from loadbalancer.routes.common import answer_error, caller, disconnect, hung_up, read_body
 
 log = logging.getLogger(__name__)
 
@@ -118,7 +118,7 @@ class Once:
     async def _listen(self, recording: Recording, first: bool, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass the answer on as it is made."""
         recording.readers += 1
-        gone = asyncio.create_task(_disconnect(receive))
+        gone = asyncio.create_task(disconnect(receive))
         told = 0
         started = False
         try:
@@ -152,8 +152,3 @@ def _replay(kept: Answer) -> Response:
     response = Response(kept.body, kept.status, media_type=None)
     response.raw_headers += [(b"content-type", kept.media_type.encode("latin-1")), _REPLAYED]
     return response
-
-
-async def _disconnect(receive: Receive) -> None:
-    while (await receive())["type"] != "http.disconnect":
-        pass

@@ -11,7 +11,8 @@ import pytest
 
 from configs.load import ConfigError, load
 from configs.paths import curve_dir, keys_file
-from configs.schema import Server, Settings
+from configs.schema import Settings
+from configs.sections import Server
 from loadbalancer.access import KeyRing, fingerprint, parse_ring
 from loadbalancer.entrance import Refused, check_exposure, check_tls, guard, is_loopback, open_keys, server_pair
 from loadbalancer.keyfile import BadFile, Watched, read, write

@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from configs.schema import Model, Server, Settings
+from configs.schema import Model, Settings
+from configs.sections import Server
 from loadbalancer.admission import Job, Known, admit_images, admit_predict
 from loadbalancer.errors import ApiError, BodyTooLarge, InvalidRequest, ModelNotFound
 from loadbalancer.schemas import SEEDS, EditRequest, ImageRequest, PredictRequest, parse, parse_form, parse_pictured

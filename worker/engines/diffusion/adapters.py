@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import re
 from collections.abc import Sequence
 from operator import attrgetter
 from pathlib import Path
@@ -11,13 +10,12 @@ from typing import Any, NamedTuple
 
 import torch
 
-from wire.messages import Lora
+from wire.messages import LORA_NAME, Lora
 from worker.engine import DeviceLost, OutOfMemory, TaskError
 from worker.engines.diffusion.adapter_layers import Adapted, AdapterLayers
 from worker.engines.diffusion.device import failures
 from worker.engines.diffusion.shelf import Shelf
 
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 #: A message of PEFT lists every layer; its beginning says what is wrong.
 _LONGEST_REASON = 200
 
@@ -114,7 +112,7 @@ class Adapters:
         """The adapter's file as it is now. Raises `TaskError` if there is none in the folder itself."""
         if self._folder is None:
             raise TaskError("invalid", "this model takes no adapters")
-        if _NAME.fullmatch(name):
+        if LORA_NAME.fullmatch(name):
             try:
                 folder = self._folder.resolve(strict=True)
                 path = (folder / f"{name}.safetensors").resolve(strict=True)

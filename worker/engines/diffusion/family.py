@@ -6,6 +6,7 @@ a subclass in `families/`; this is what they share.
 
 from __future__ import annotations
 
+import abc
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
@@ -22,7 +23,7 @@ from worker.engines.diffusion.texts import Encoded
 Conditions = dict[str, torch.Tensor]
 
 
-class Family:
+class Family(abc.ABC):
     """A checkpoint's parts on their device, and how its family uses them."""
 
     #: Pipeline classes of the checkpoints that belong to it. The first one's parts are what it runs on.
@@ -102,9 +103,9 @@ class Family:
         """The texts that the request needs encoded: the negative one first, where it is guided."""
         return [inputs.negative_prompt, inputs.prompt] if self.guided(inputs) else [inputs.prompt]
 
+    @abc.abstractmethod
     def encode(self, texts: list[str]) -> dict[str, torch.Tensor]:
         """Embeddings by name, each `(texts, ...)`; what a text has past an encoder's length is cut off."""
-        raise NotImplementedError
 
     def conditions(self, inputs: ImageInputs, encoded: Sequence[Encoded]) -> Conditions:
         """What the denoiser is told for this request; `encoded` are its `texts`, in order."""
@@ -168,9 +169,9 @@ class Family:
 
     # ---- the model
 
+    @abc.abstractmethod
     def denoise(self, samples: torch.Tensor, timesteps: torch.Tensor, conditions: Conditions) -> torch.Tensor:
         """One forward pass: samples `(B, ...)`, float32 timesteps `(B,)` and conditions `(B, ...)` to `(B, ...)`."""
-        raise NotImplementedError
 
     def decode(self, latents: torch.Tensor, inputs: ImageInputs) -> Image.Image:
         """The picture of one row's latents. Raises `TaskError` if the autoencoder's output is not finite."""
