@@ -90,10 +90,11 @@ class Recording:
         if not self.readers and not self.over and self._task is not None:
             self._task.cancel()
 
-    def answer(self) -> Answer | None:
-        """What is to be kept of the whole answer; None if it is no success."""
-        last = next((chunk for chunk in reversed(self.chunks) if chunk), b"")
-        if not 200 <= self.status < 300 or _FAILED in last:  # a stream fails after its status was sent
+    def answer(self, last: bytes) -> Answer | None:
+        """What is to be kept of the answer that ends with these bytes; None if it is no success."""
+        chunks = [*self.chunks, last]
+        told = next((chunk for chunk in reversed(chunks) if chunk), b"")
+        if not 200 <= self.status < 300 or _FAILED in told:  # a stream fails after its status was sent
             return None
         media_type = dict(self.headers).get(b"content-type", b"").decode("latin-1")
-        return Answer(self.status, media_type, b"".join(self.chunks))
+        return Answer(self.status, media_type, b"".join(chunks))

@@ -80,7 +80,7 @@ class Once:
         return recording, True
 
     async def _record(self, recording: Recording, scope: Scope, body: bytes) -> None:
-        """Let the application answer into the recording. An answer is kept before its end is told."""
+        """Let the application answer into the recording. An answer is kept before its last bytes are told."""
         sent = False
 
         async def receive() -> Message:
@@ -95,10 +95,11 @@ class Once:
                 recording.status, recording.headers = message["status"], list(message["headers"])
                 recording.route = scope.get("route")
             elif message["type"] == "http.response.body":
-                recording.chunks.append(bytes(message.get("body", b"")))
-                if not message.get("more_body", False):
-                    await self._keep(recording)
-                    recording.done = True
+                chunk, last = bytes(message.get("body", b"")), not message.get("more_body", False)
+                if last:  # before it can be read: whoever was told the length does not wait for the end
+                    await self._keep(recording, chunk)
+                recording.chunks.append(chunk)
+                recording.done = last
             recording.changed()
 
         try:
@@ -106,8 +107,8 @@ class Once:
         finally:
             del self._running[recording.key[:2]]
 
-    async def _keep(self, recording: Recording) -> None:
-        kept, now = recording.answer(), time.time()
+    async def _keep(self, recording: Recording, last: bytes) -> None:
+        kept, now = recording.answer(last), time.time()
         if kept is None:
             return
         try:
