@@ -39,6 +39,8 @@ class Server(Section):
     """Longest prompt and negative prompt."""
     max_n: int = Field(default=10, ge=1, le=128)
     """Most images of one request."""
+    send_timeout_s: PositiveSeconds = Field(default=60.0, le=3600.0)
+    """A client that takes less than 64 KiB of a waiting answer in this time, and not the rest of it, is hung up on."""
     shutdown_s: PositiveSeconds = Field(default=4.0, le=8.0)
     """How long running requests may go on after a signal to stop."""
     tls_cert: Path | None = None
@@ -62,7 +64,9 @@ class Access(Section):
     insecure: bool = False
     """Allow an address that other machines reach although there are no API keys."""
     cors_origins: tuple[Annotated[str, Field(pattern=r"^(\*|https?://[^/\s]+)$")], ...] = ()
-    """Web pages of these origins (`https://HOST`, or `*`) may call the server from a browser; default: none."""
+    """Web pages of these origins (`https://HOST`, or `*`) may call the server from a browser; default: its own only."""
+    hosts: tuple[Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]+$|^\[[0-9A-Fa-f:.]+\]$")], ...] = ()
+    """Further names by which clients may call a server that listens on this machine only, as behind a proxy."""
 
 
 class Queue(Section):

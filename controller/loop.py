@@ -11,11 +11,11 @@ from collections.abc import Sequence
 
 from configs.cli import EXIT_USAGE
 from configs.schema import Settings
+from controller.brain import Brain, Decided
 from controller.launchers.local import BALANCER, LocalLauncher
 from controller.observe import Balancer, Hearing, observe
-from controller.plan import DRAIN_GRACE_S, Wanted, after_exit, forgive, make_plan, one_more, still_owed
-from controller.policies import POLICIES, Memory
-from controller.replica import Action, Child, Crashes, Decision, Drain, Exit, Kill, Limits, Observation, Start
+from controller.plan import DRAIN_GRACE_S, after_exit, one_more
+from controller.replica import Action, Child, Crashes, Drain, Exit, Kill, Start
 from controller.screen import Screen
 from wire.snapshot import Snapshot
 
@@ -32,23 +32,6 @@ class BalancerRefused(Exception):
     """The balancer cannot start at all; the text is the end of its log."""
 
 
-@dataclasses.dataclass
-class ModelState:
-    """What the controller remembers of a model between two looks."""
-
-    limits: Limits
-    slots: Sequence[str]
-    decision: Decision
-    memory: Memory = dataclasses.field(default_factory=Memory)
-    crashes: Crashes = dataclasses.field(default_factory=Crashes)
-    #: Workers that died unbidden since there were last as many as decided.
-    lost: int = 0
-    decide_at: float = 0.0
-    #: What has been logged, so that it is not said again at every look.
-    obstacle: str = ""
-    told: tuple[int, int] | None = None
-
-
 class Controller:
     """Owns every process of this instance."""
 
@@ -57,18 +40,21 @@ class Controller:
         settings: Settings,
         launcher: LocalLauncher,
         balancer: Balancer,
-        models: dict[str, ModelState],
+        brain: Brain,
         screen: Screen,
     ) -> None:
         self._settings = settings
         self._launcher = launcher
         self._balancer = balancer
-        self._models = models
+        self._brain = brain
         self._screen = screen
         self._hearing = Hearing()
         self._children: Sequence[Child] = ()
         self._balancer_crashes = Crashes()
         self._announced = False
+        #: What has been logged of each model, so that it is not said again at every look.
+        self._told: dict[str, tuple[int, int]] = {}
+        self._obstacles: dict[str, str] = {}
 
     async def run(self) -> None:
         """Serve until cancelled. Raises `BalancerRefused`."""
@@ -122,16 +108,13 @@ class Controller:
         log.error("the balancer died (%s) after %.0f s; starting it again\n%s", _how(ended), lived, ended.tail)
 
     def _worker_died(self, ended: Exit) -> None:
-        state = self._models.get(ended.child.model)
         self._hearing.forget(ended.child.id)
-        if state is None:
-            return
-        state.crashes, crashed = after_exit(state.crashes, ended)
-        state.lost += ended.child.drained_at is None
+        crashed = self._brain.died(ended)
         if not crashed:
             log.info("worker %s is gone (%s)", ended.child.id, _how(ended))
             return
-        when = f"crash {state.crashes.count} in a row" if state.crashes.count else "after healthy service"
+        crashes = self._brain.models[ended.child.model].crashes
+        when = f"crash {crashes.count} in a row" if crashes.count else "after healthy service"
         tail = f"; the end of its log:\n{ended.tail}" if ended.status not in (None, -9, -15) else ""
         log.error("worker %s on %s died (%s), %s%s", ended.child.id, ended.child.device, _how(ended), when, tail)
 
@@ -141,24 +124,15 @@ class Controller:
         snapshot = await self._balancer.snapshot()
         if snapshot is not None:
             self._hear(snapshot, now)
-        wanted = []
-        for model, state in self._models.items():
-            seen = observe(model, self._children, snapshot, self._hearing, now)
-            state.crashes = forgive(state.crashes, seen.replicas, now)
-            state.lost = still_owed(state.lost, state.decision.desired, seen.replicas)
-            seen = dataclasses.replace(seen, owed=state.lost)
-            if now >= state.decide_at:
-                state.decide_at = now + self._settings.scaling(model).interval_s
-                self._decide(model, state, seen, now)
-            wanted.append(Wanted(seen, state.decision, state.limits, state.crashes, state.slots))
-        plan = make_plan(wanted, now)
-        for action in plan.actions:
+        thought = self._brain.think(lambda name: observe(name, self._children, snapshot, self._hearing, now), now)
+        for decided in thought.decided:
+            self._tell(decided)
+        for action in thought.plan.actions:
             self._act(action)
-        for model, state in self._models.items():
-            obstacle = plan.obstacles.get(model, "")
-            if obstacle and not state.obstacle:
+        for model, obstacle in thought.plan.obstacles.items():
+            if model not in self._obstacles:
                 log.warning("%s: %s", model, obstacle)
-            state.obstacle = obstacle
+        self._obstacles = thought.plan.obstacles
         self._announce(snapshot)
 
     def _hear(self, snapshot: Snapshot, now: float) -> None:
@@ -167,20 +141,20 @@ class Controller:
             if child.id in new:
                 self._screen.line(f"worker {child.id} ready on {child.device} after {now - child.started_at:.1f} s")
 
-    def _decide(self, model: str, state: ModelState, seen: Observation, now: float) -> None:
-        scaling = self._settings.scaling(model)
-        decision, state.memory = POLICIES[scaling.policy](seen, scaling, state.limits, state.memory, now)
+    def _tell(self, decided: Decided) -> None:
+        """Log a decision once."""
+        model, seen, decision = decided.model, decided.seen, decided.decision
         if not decision.valid:
             log.debug("%s: no decision: %s", model, decision.reason)
             return
         change = (seen.provisioned, decision.desired)
         if decision.desired == seen.provisioned:
             # Said once: what there is when a model is first seen may have been left by an earlier controller.
-            level = logging.INFO if state.told is None else logging.DEBUG
+            level = logging.DEBUG if model in self._told else logging.INFO
             log.log(level, "%s: stays at %d workers: %s", model, decision.desired, decision.reason)
-        elif change != state.told:
+        elif change != self._told.get(model):
             log.info("%s: %d -> %d workers: %s", model, seen.provisioned, decision.desired, decision.reason)
-        state.told, state.decision = change, decision
+        self._told[model] = change
 
     def _act(self, action: Action) -> None:
         match action:
@@ -190,7 +164,7 @@ class Controller:
                 try:
                     self._launcher.start(name, model, device)
                 except OSError as error:
-                    self._models[model].crashes = one_more(self._models[model].crashes, time.monotonic())
+                    self._brain.failed_to_start(model, time.monotonic())
                     log.error("worker %s cannot be started: %s", name, error)
             case Drain(worker, reason):
                 log.info("draining worker %s: %s", worker, reason)
@@ -207,9 +181,9 @@ class Controller:
             self._screen.busy("starting the balancer ...")
             return
         ready = {worker.model for worker in snapshot.workers if worker.slots}
-        if ready >= set(self._models):
+        if ready >= set(self._brain.models):
             self._announced = True
-            self._screen.ready(self._balancer.url, next(iter(self._models)))
+            self._screen.ready(self._balancer.url, next(iter(self._brain.models)))
         else:
             starting = [f"{child.id} on {child.device}" for child in self._children if child.id != BALANCER]
             self._screen.busy(f"loading {', '.join(starting)} ...")

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import enum
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 
 class Stage(enum.StrEnum):
@@ -66,6 +66,24 @@ class Queue:
     running: int
     #: Tasks of a full batch on one worker; None until one was measured.
     batch_cap: int | None = None
+    #: How much longer a task takes in a full batch than alone; 1 on an accelerator that computes them side by side.
+    slow_down: float = 1.0
+    #: What one worker would need for all that is queued and running, one task after the other, in seconds; None until
+    #: a step was measured.
+    work_s: float | None = None
+    #: The same of one task, as a mean over the last arrivals.
+    mean_work_s: float | None = None
+    #: Arrivals within the last `look_back_period_s`, and within the last `rate_window_s`.
+    recent: int = 0
+    lately: int = 0
+    #: Since counting began: tasks that a worker took for the first time, and those of them that had waited for longer
+    #: than the model's `slo.max_wait_s`.
+    dispatched: int = 0
+    late: int = 0
+    #: How long the oldest queued task has waited; 0 where none waits.
+    oldest_wait_s: float = 0.0
+    #: For how long all this has been counted.
+    uptime_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +96,8 @@ class Observation:
     replicas: Sequence[Replica]
     #: Workers that died unbidden and are yet to be replaced: a decision that forgot them would make the loss its own.
     owed: int = 0
+    #: What a start takes until the worker serves, in seconds, as measured or configured.
+    cold_start_s: float = 40.0
 
     @property
     def provisioned(self) -> int:
@@ -92,6 +112,8 @@ class Decision:
     desired: int
     reason: str
     valid: bool = True
+    #: The numbers that it rests on, by name, for people.
+    inputs: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

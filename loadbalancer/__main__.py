@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import contextlib
 import logging
 import signal
 import socket
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 
-import uvicorn
 import uvloop
 from filelock import FileLock, Timeout
 from setproctitle import setproctitle
@@ -24,12 +22,14 @@ from configs.schema import Settings
 from configs.sections import Server
 from loadbalancer.access import Doorman, KeyRing
 from loadbalancer.app import create_app
-from loadbalancer.entrance import Refused, check_exposure, check_tls, guard, is_loopback, open_keys
+from loadbalancer.entrance import Refused, check_exposure, check_tls, guard, open_keys
 from loadbalancer.errands import Desk
 from loadbalancer.hub import Hub
 from loadbalancer.jobs import Jobs
 from loadbalancer.journal import Journal
+from loadbalancer.listener import HttpConfig, HttpServer, impatient
 from loadbalancer.metrics import Metrics
+from loadbalancer.origins import is_loopback
 from loadbalancer.postman import Postman
 from loadbalancer.routes.common import Services
 from wire.guard import CannotListen
@@ -58,15 +58,6 @@ SIGTERM or Ctrl-C: new requests get 503, running ones may finish for server.shut
 
 class Unusable(Exception):
     """The address cannot be listened on; the text says why."""
-
-
-class HttpServer(uvicorn.Server):
-    """uvicorn, told when to stop by us: it would refuse connections at once, where clients are owed an answer."""
-
-    @contextlib.contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        """Leave the signals alone."""
-        yield
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -107,36 +98,25 @@ def _listen(server: Server) -> socket.socket:
     """Raises `Unusable` where the address is taken or not ours."""
     family = socket.AF_INET6 if ":" in server.host else socket.AF_INET
     try:
-        return socket.create_server((server.host, server.port), family=family, backlog=_BACKLOG)
+        listener = socket.create_server((server.host, server.port), family=family, backlog=_BACKLOG)
     except OSError as error:
         raise Unusable(error.strerror or str(error)) from error
+    impatient(listener, server.send_timeout_s)
+    return listener
 
 
 async def serve(settings: Settings, listener: socket.socket, keys: Callable[[], KeyRing | None]) -> None:
     """Serve on the listening socket until a signal, then bring what runs to its end. Raises `Refused`."""
     hub = Hub(settings, worker_address(settings.data_dir), guard(settings))
-    metrics = Metrics(hub.snapshot, lambda: {**hub.counters, **jobs.counters, **postman.counters}, hub.curves)
+    metrics = Metrics(hub.snapshot, lambda: _counters(hub, jobs, postman, config), hub.curves)
     desk = Desk(hub, metrics)
     doorman = Doorman(internal_token(settings.data_dir), is_loopback(settings.server.host))
     journal = Journal(jobs_file(settings.data_dir), settings.jobs.max_file_bytes)
     jobs, postman = Jobs(settings, hub, metrics, journal), Postman(settings.jobs, journal)
     jobs.on_end = postman.poke
     services = Services(settings, hub, desk, metrics, jobs, journal, doorman, keys, int(time.time()))
-    server = HttpServer(
-        uvicorn.Config(
-            create_app(services),
-            http="httptools",
-            loop="uvloop",
-            lifespan="off",
-            log_config=None,
-            log_level="debug" if settings.log_level == "debug" else "warning",
-            access_log=settings.log_level == "debug",
-            timeout_keep_alive=_KEEP_ALIVE_S,
-            timeout_graceful_shutdown=_FLUSH_S,
-            ssl_certfile=settings.server.tls_cert,
-            ssl_keyfile=settings.server.tls_key,
-        )
-    )
+    config = _config(services)
+    server = HttpServer(config)
     told, told_twice = _signals()
     try:
         await hub.start()
@@ -159,6 +139,28 @@ async def serve(settings: Settings, listener: socket.socket, keys: Callable[[], 
     await serving
     await journal.close()
     log.info("stopped")
+
+
+def _config(services: Services) -> HttpConfig:
+    settings = services.settings
+    return HttpConfig(
+        create_app(services),
+        send_timeout_s=settings.server.send_timeout_s,
+        loop="uvloop",
+        lifespan="off",
+        log_config=None,
+        log_level="debug" if settings.log_level == "debug" else "warning",
+        access_log=settings.log_level == "debug",
+        timeout_keep_alive=_KEEP_ALIVE_S,
+        timeout_graceful_shutdown=_FLUSH_S,
+        ssl_certfile=settings.server.tls_cert,
+        ssl_keyfile=settings.server.tls_key,
+    )
+
+
+def _counters(hub: Hub, jobs: Jobs, postman: Postman, config: HttpConfig) -> dict[str, int]:
+    """Everything that is counted, for `/metrics`."""
+    return {**hub.counters, **jobs.counters, **postman.counters, **config.counters}
 
 
 def _signals() -> tuple[asyncio.Future[None], asyncio.Future[None]]:

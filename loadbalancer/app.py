@@ -33,9 +33,10 @@ from loadbalancer.events import (
 from loadbalancer.job_answers import JobList, JobView
 from loadbalancer.job_schemas import JobRequest
 from loadbalancer.metrics import Metrics
+from loadbalancer.origins import Origins
 from loadbalancer.routes import images, jobs, models, status
 from loadbalancer.routes.common import Services, answer_error, refused
-from loadbalancer.routes.gate import EXPOSED, Gate
+from loadbalancer.routes.gate import EXPOSED, Fence, Gate
 from loadbalancer.routes.once import Once
 from loadbalancer.routes.studio import Studio
 from loadbalancer.schemas import EditRequest, ImageRequest, PredictRequest
@@ -88,8 +89,10 @@ def create_app(services: Services) -> ASGIApp:
     app.add_exception_handler(ApiError, _refuse)
     app.add_exception_handler(HTTPException, _refuse)
     _document(app, services.doorman)
+    access, loopback = services.settings.access, services.doorman.loopback
     once = Once(app, services.journal, services.settings.server.max_upload_bytes)
-    return Front(_cross_origin(Gate(once, services), services.settings.access.cors_origins), services.metrics)
+    gated = _cross_origin(Gate(once, services), access.cors_origins)
+    return Front(Fence(gated, Origins(access.hosts, access.cors_origins, loopback=loopback)), services.metrics)
 
 
 def _cross_origin(app: ASGIApp, origins: Sequence[str]) -> ASGIApp:

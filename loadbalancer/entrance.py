@@ -5,7 +5,6 @@ Everything here happens once, before anything listens. What is wrong raises `Ref
 
 from __future__ import annotations
 
-import ipaddress
 import logging
 import ssl
 import time
@@ -20,6 +19,7 @@ from configs.schema import Settings
 from configs.sections import Server
 from loadbalancer.access import KeyRing, parse_ring
 from loadbalancer.keyfile import BadFile, Watched, read, write
+from loadbalancer.origins import is_loopback
 from wire.curve import AllowedWorkers, KeyPair, new_pair
 from wire.guard import Guard
 
@@ -66,14 +66,6 @@ def check_exposure(settings: Settings, ring: KeyRing | None) -> None:
         log.warning(
             "API keys travel unencrypted to %s unless a proxy in front adds TLS; see server.tls_cert", server.host
         )
-
-
-def is_loopback(host: str) -> bool:
-    """Whether only this machine can connect to what listens there."""
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 def check_tls(server: Server) -> None:

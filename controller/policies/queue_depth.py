@@ -43,8 +43,11 @@ class Memory:
     last_change: float | None = None
 
 
-def decide(seen: Observation, scaling: Scaling, limits: Limits, memory: Memory, now: float) -> tuple[Decision, Memory]:
+def decide(
+    seen: Observation, scaling: Scaling, limits: Limits, memory: Memory | None, now: float
+) -> tuple[Decision, Memory]:
     """The number of workers wanted. Without data there is no decision, only the floor."""
+    memory = memory or Memory()
     have = seen.provisioned
     # What was high or low before a silence, or with another number of workers, may not be so after it.
     unheld = replace(memory, high_since=None, low_since=None)

@@ -1,4 +1,4 @@
-"""In front of every route: who asks, whether that is allowed, and whether it is too often. The routes learn the caller.
+"""In front of every route: who asks, from where, whether that is allowed, and whether it is too often.
 
 Plain ASGI, like `Front`: it must see the end of a streamed answer, and hide no disconnect.
 """
@@ -14,6 +14,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from loadbalancer.access import Caller
 from loadbalancer.errors import ApiError
 from loadbalancer.limits import Limits
+from loadbalancer.origins import Origins
 from loadbalancer.routes.common import Services, answer_error
 
 log = logging.getLogger(__name__)
@@ -25,6 +26,26 @@ EXPOSED = (
     "x-ratelimit-remaining-requests",
     "x-ratelimit-reset-requests",
 )
+
+
+class Fence:
+    """Keeps out what a web page of elsewhere has a browser send, before any question for a key."""
+
+    def __init__(self, app: ASGIApp, origins: Origins) -> None:
+        self._app = app
+        self._origins = origins
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request."""
+        if scope["type"] == "http":
+            headers = Headers(scope=scope)
+            try:
+                self._origins.check(headers.get("host"), headers.get("origin"))
+            except ApiError as error:
+                log.debug("%s %s is answered %d: %s", scope["method"], scope["path"], error.status, error.message)
+                await answer_error(error)(scope, receive, send)
+                return
+        await self._app(scope, receive, send)
 
 
 class Gate:

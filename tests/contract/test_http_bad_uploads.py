@@ -186,7 +186,7 @@ def test_forms_over_the_limit(http: httpx.Client, endless: bool) -> None:
 
 
 def test_hanging_up_within_the_form_is_no_error(shared: Server, http: httpx.Client) -> None:
-    head = f"POST {EDIT} HTTP/1.1\r\nhost: test\r\ncontent-type: multipart/form-data; boundary=b\r\n"
+    head = f"POST {EDIT} HTTP/1.1\r\nhost: localhost\r\ncontent-type: multipart/form-data; boundary=b\r\n"
     with socket.create_connection(("127.0.0.1", shared.port), timeout=PATIENCE_S) as connection:
         connection.sendall(head.encode() + b"content-length: 9000\r\n\r\n" + PROMPT)
     wait_until(lambda: f'muster_http_requests_total{{route="{EDIT}",status="499"}}' in http.get("/metrics").text, "499")

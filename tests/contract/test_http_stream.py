@@ -151,7 +151,7 @@ def test_queue_positions_are_told_at_once_and_whenever_they_change(http: httpx.C
 
 def raw_request(server: Server, body: dict[str, Any]) -> socket.socket:
     content = json.dumps(body).encode()
-    head = f"POST {GENERATE} HTTP/1.1\r\nhost: test\r\ncontent-length: {len(content)}\r\n\r\n"
+    head = f"POST {GENERATE} HTTP/1.1\r\nhost: localhost\r\ncontent-length: {len(content)}\r\n\r\n"
     connection = socket.create_connection(("127.0.0.1", server.port))
     connection.sendall(head.encode() + content)
     return connection
@@ -184,7 +184,7 @@ def test_hanging_up_cancels_every_task(
 
 def test_hanging_up_within_the_body_is_no_error(shared: Server, http: httpx.Client) -> None:
     with socket.create_connection(("127.0.0.1", shared.port)) as connection:
-        connection.sendall(f'POST {GENERATE} HTTP/1.1\r\nhost: test\r\ncontent-length: 100\r\n\r\n{{"pro'.encode())
+        connection.sendall(f'POST {GENERATE} HTTP/1.1\r\nhost: localhost\r\ncontent-length: 100\r\n\r\n{{"pro'.encode())
     wait_until(
         lambda: f'muster_http_requests_total{{route="{GENERATE}",status="499"}}' in http.get("/metrics").text, "499"
     )

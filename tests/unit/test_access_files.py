@@ -14,9 +14,10 @@ from configs.paths import curve_dir, keys_file
 from configs.schema import Settings
 from configs.sections import Server
 from loadbalancer.access import KeyRing, fingerprint, parse_ring
-from loadbalancer.entrance import Refused, check_exposure, check_tls, guard, is_loopback, open_keys, server_pair
+from loadbalancer.entrance import Refused, check_exposure, check_tls, guard, open_keys, server_pair
 from loadbalancer.keyfile import BadFile, Watched, read, write
 from loadbalancer.keys import main
+from loadbalancer.origins import is_loopback
 from tests.certificates import needs_openssl, self_signed
 from wire.curve import BadKey, read_worker_key
 

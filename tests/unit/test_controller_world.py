@@ -1,4 +1,4 @@
-"""Policy, plan and crash record together, over random histories of a machine: loads, deaths, silences, slow starts."""
+"""The whole brain over random histories of a machine: loads, deaths, silences, slow starts."""
 
 from __future__ import annotations
 
@@ -10,22 +10,13 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from configs.schema import Scaling
-from controller.plan import DRAIN_GRACE_S, Wanted, after_exit, forgive, make_plan, still_owed
-from controller.policies.queue_depth import Memory, decide
-from controller.replica import Child, Crashes, Decision, Drain, Exit, Kill, Limits, Observation, Queue, Replica, Stage
+from controller.brain import Brain, Model
+from controller.plan import DRAIN_GRACE_S
+from controller.policies.queue_depth import decide
+from controller.replica import Child, Decision, Drain, Exit, Kill, Limits, Observation, Queue, Replica, Stage
 
 SCALING = Scaling(scale_up_at=4, scale_down_at=1, scale_down_hold_s=20, scale_down_cooldown_s=10, interval_s=10)
 NAMES = ("a", "b")
-
-
-class Model:
-    """One model as the loop keeps it."""
-
-    def __init__(self, limits: Limits) -> None:
-        self.limits = limits
-        self.decision = Decision(limits.min_workers, "first")
-        self.memory, self.crashes, self.lost, self.decide_at = Memory(), Crashes(), 0, 0.0
-        self.tasks: int | None = 0
 
 
 class Machine(RuleBasedStateMachine):
@@ -41,33 +32,26 @@ class Machine(RuleBasedStateMachine):
         self.slots = slots
         self.now, self.number = 0.0, 0
         self.replicas: dict[str, Replica] = {}
-        self.models = {
-            name: Model(Limits(low, low + more, 60, 30, 10))
-            for name, low, more in zip(NAMES, least, extra, strict=True)
-        }
+        self.tasks: dict[str, int | None] = dict.fromkeys(NAMES, 0)
+        self.brain = Brain(
+            {
+                name: Model(SCALING, Limits(low, low + more, 60, 30, 10), decide, slots, Decision(low, "first"))
+                for name, low, more in zip(NAMES, least, extra, strict=True)
+            }
+        )
+        self.models = self.brain.models
 
     def of(self, model: str) -> list[Replica]:
         return [replica for replica in self.replicas.values() if replica.child.model == model]
 
-    def plan_all(self) -> list[Wanted]:
-        wanted = []
-        for name, model in self.models.items():
-            model.crashes = forgive(model.crashes, self.of(name), self.now)
-            model.lost = still_owed(model.lost, model.decision.desired, self.of(name))
-            queue = None if model.tasks is None else Queue(model.tasks, 0)
-            seen = Observation(name, queue, self.of(name), model.lost)
-            if self.now >= model.decide_at:
-                model.decide_at = self.now + SCALING.interval_s
-                decision, model.memory = decide(seen, SCALING, model.limits, model.memory, self.now)
-                if decision.valid:
-                    model.decision = decision
-            wanted.append(Wanted(seen, model.decision, model.limits, model.crashes, self.slots))
-        return wanted
+    def observe(self, name: str) -> Observation:
+        tasks = self.tasks[name]
+        return Observation(name, None if tasks is None else Queue(tasks, 0), self.of(name))
 
     @rule(seconds=st.floats(0.1, 40))
     def look(self, seconds: float) -> None:
         self.now += seconds
-        actions = make_plan(self.plan_all(), self.now).actions
+        actions = self.brain.think(self.observe, self.now).plan.actions
         for action in actions:
             match action:
                 case Kill(worker):
@@ -82,13 +66,13 @@ class Machine(RuleBasedStateMachine):
                     child = Child(f"w{self.number}", start.model, start.device, self.number, self.now)
                     self.replicas[child.id] = Replica(child, Stage.STARTING)
         if not any(isinstance(action, Kill) for action in actions):  # whose places are free only now
-            assert make_plan(self.plan_all(), self.now).actions == [], "what was planned and done is not planned again"
+            assert self.brain.think(self.observe, self.now).plan.actions == [], (
+                "what was planned and done is not planned again"
+            )
 
     def end(self, worker: str, status: int) -> None:
         child = self.replicas.pop(worker).child
-        model = self.models[child.model]
-        model.crashes, _ = after_exit(model.crashes, Exit(child, self.now, status))
-        model.lost += child.drained_at is None
+        self.brain.died(Exit(child, self.now, status))
 
     @rule(which=st.integers(0, 20))
     def becomes_ready(self, which: int) -> None:
@@ -111,7 +95,7 @@ class Machine(RuleBasedStateMachine):
 
     @rule(name=st.sampled_from(NAMES), tasks=st.one_of(st.none(), st.integers(0, 60)))
     def load_changes(self, name: str, tasks: int | None) -> None:
-        self.models[name].tasks = tasks
+        self.tasks[name] = tasks
 
     @rule()
     def two_quiet_minutes(self) -> None:
