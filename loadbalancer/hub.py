@@ -17,9 +17,25 @@ from collections.abc import Callable, Mapping, Sequence
 import zmq
 
 from configs.schema import Settings
+from loadbalancer.arrivals import Arrivals
 from loadbalancer.dispatch import Dispatch
-from loadbalancer.effects import Abandon, Effect, Event, Gone, Note, Said, Send, Submit, Tell, Tick
-from loadbalancer.rules import Rules
+from loadbalancer.effects import (
+    Abandon,
+    Account,
+    Effect,
+    Event,
+    Forward,
+    Forwarded,
+    Gone,
+    Note,
+    Said,
+    Send,
+    Submit,
+    Tell,
+    Tick,
+)
+from loadbalancer.outlook import wait_s
+from loadbalancer.rules import rules_of
 from loadbalancer.stats import snapshot
 from loadbalancer.task import Completed, Ended, Outlook, Resume, Task, Update
 from wire.codec import ForWorker, MalformedFrames, decode_from_worker, encode
@@ -41,9 +57,12 @@ _MAX_MESSAGE_BYTES = 256 * 2**20
 class Hub:
     """Connects requests with workers. All methods are called in the event loop."""
 
-    def __init__(self, settings: Settings, address: str, guard: Guard | None = None) -> None:
+    def __init__(
+        self, settings: Settings, address: str, guard: Guard | None = None, arrivals: Arrivals | None = None
+    ) -> None:
         """Workers meet it at `address`; those of other machines at the guard's."""
         self._address = address
+        self._arrivals = arrivals
         self._guard = guard
         self._models = settings.models
         self._dispatch = Dispatch(
@@ -53,7 +72,7 @@ class Hub:
             heartbeat_s=settings.workers.heartbeat_s,
             lost_after_s=settings.workers.lost_after_s,
             max_source_bytes=settings.queue.max_source_bytes,
-            rules=_rules(settings),
+            rules=rules_of(settings, record=arrivals is not None),
         )
         self._listeners: dict[str, Listener] = {}
         self._wire: Counter[str] = Counter()
@@ -109,11 +128,12 @@ class Hub:
         owner: str = "anonymous",
         weight: float = 1.0,
         resume: Sequence[Resume | None] = (),
+        known: bool = False,
     ) -> list[str]:
         """Queue one task per item, all or none; `listener` hears every update of each. Raises `QueueFull`.
 
         `sources` are the pixels of the source pictures, the same for every item. `resume`, where given, has an entry
-        per item: the state that it goes on from.
+        per item: the state that it goes on from. `known`: they were counted as arrivals by `forward`.
         """
         now, request = time.monotonic(), uuid.uuid4().hex
         tasks = [
@@ -128,6 +148,7 @@ class Hub:
                 weight,
                 steps=item.steps,
                 sources=sources,
+                siblings=len(inputs),
             )
             for i, item in enumerate(inputs)
         ]
@@ -136,12 +157,27 @@ class Hub:
                 task.resume(state)
         self._listeners |= dict.fromkeys((task.id for task in tasks), listener)
         try:
-            self._handle(Submit(tasks))
+            self._handle(Submit(tasks, known))
         except Exception:
             for task in tasks:
                 self._listeners.pop(task.id, None)
             raise
         return [task.id for task in tasks]
+
+    def forward(self, model: str, inputs: Sequence[ImageInputs]) -> None:
+        """Another server is asked to do these: they are arrivals all the same. `forwarded` says when that is over."""
+        size = inputs[0].width, inputs[0].height
+        self._handle(Forward(model, size, inputs[0].steps, len(inputs)))
+
+    def forwarded(self, model: str, count: int) -> None:
+        """The other server has answered, or will not."""
+        self._handle(Forwarded(model, count))
+
+    def wait_s(self, model: str, item: ImageInputs, *, priority: int, owner: str, weight: float) -> float | None:
+        """Seconds until this would begin if it were queued now; None if unknown."""
+        now, core = time.monotonic(), self._dispatch
+        task = Task("", model, item, now, now, priority, owner, weight, steps=item.steps)
+        return wait_s(task, core.queues[model], core.roster.of(model), core.tasks)
 
     def cancel(self, tasks: Sequence[str]) -> None:
         """Nobody waits for these any more: their slots are free within one step. Idempotent."""
@@ -181,14 +217,28 @@ class Hub:
         now = time.monotonic()
         core = self._dispatch
         return snapshot(
-            core.queues, core.rates, core.roster, now=now, wall_time=time.time(), uptime_s=now - self._started
+            core.queues,
+            core.rates,
+            core.costs,
+            core.tasks,
+            core.roster,
+            now=now,
+            wall_time=time.time(),
+            uptime_s=now - self._started,
         )
+
+    @property
+    def open(self) -> Mapping[str, int]:
+        """Tasks that have not ended, listeners that wait for news of one, and workers' slots that are taken."""
+        slots = sum(len(worker.held) for worker in self._dispatch.roster)
+        return {"tasks": len(self._dispatch.tasks), "listeners": len(self._listeners), "slots": slots}
 
     @property
     def counters(self) -> Mapping[str, int]:
         """Sums since the start: tasks by what became of them, messages by what was wrong with them."""
         refused = self._guard.refused if self._guard is not None else Counter[str]()
-        return self._dispatch.counters + self._wire + refused
+        dropped = Counter({"arrivals_dropped": self._arrivals.dropped}) if self._arrivals is not None else Counter()
+        return self._dispatch.counters + self._wire + refused + dropped
 
     # ---- events in, effects out
 
@@ -205,6 +255,9 @@ class Hub:
                     self._tell(update)
                 case Note(text):
                     log.info("%s", text)
+                case Account(task):
+                    assert self._arrivals is not None
+                    self._arrivals.put(task, time.monotonic(), time.time())
         for worker, own in parcels.items():
             self._send(worker, own)
 
@@ -254,12 +307,18 @@ class Hub:
                 log.warning("dropped a malformed message of %r (further ones are only counted): %s", worker, error)
             return
         for parcel in parcels:
-            self._handle(Said(worker, parcel))
+            try:
+                self._handle(Said(worker, parcel))
+            except Exception:  # a mistake of ours must not keep the other workers from being heard
+                self._wire["unhandled"] += 1
+                log.exception("failed on a %s of %r", type(parcel.message).__name__, worker)
+                continue
             if isinstance(parcel.message, Hello):
                 self._watch(worker, parcel.message.pid, local)
 
     def _tick(self) -> None:
         late_s = self._loop.time() - self._ticking.when()
+        self._ticking = self._loop.call_later(_TICK_S, self._tick)  # first, so that it goes on whatever comes
         self._held_up = late_s > _ASLEEP_S and not self._held_up  # once: a slow machine has deadlines, too
         if self._held_up:  # what the workers said while this process was stopped is heard before they are called silent
             log.warning("the balancer was held up for %.1f s", late_s)
@@ -268,7 +327,6 @@ class Hub:
             self._handle(Tick())
         for worker in self._watched.keys() - self._dispatch.roster.workers.keys():
             self._unwatch(worker)
-        self._ticking = self._loop.call_later(_TICK_S, self._tick)
 
     # ---- the death of a worker on this machine is noticed at once, not by its silence
 
@@ -293,19 +351,3 @@ class Hub:
         self._unwatch(worker)
         self._drain()  # its last words may still be unread
         self._handle(Gone(worker, "its process has ended"))
-
-
-def _rules(settings: Settings) -> Rules:
-    """The dispatcher's part of the configuration."""
-    queue, workers = settings.queue, settings.workers
-    return Rules(
-        priority_s=queue.priority_s,
-        max_work_s=queue.max_work_s,
-        deadline_slack=queue.deadline_slack,
-        preempt_margin=queue.preempt_margin,
-        rebalance=queue.rebalance,
-        # A grouped batch takes nobody in before all have left it: a place freed in it helps nobody.
-        unmoved=frozenset(name for name, model in settings.models.items() if model.batching.mode == "grouped"),
-        stuck_factor=workers.stuck_factor,
-        stuck_min_s=workers.stuck_min_s,
-    )

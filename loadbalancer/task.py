@@ -10,6 +10,7 @@ Rule: this module decides nothing about order or workers, and reads no clock.
 from __future__ import annotations
 
 import enum
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -34,6 +35,10 @@ class State(enum.StrEnum):
 #: A task under which this many workers died may be the reason: from then on it runs alone. The first death is
 #: taken for chance, so that a killed worker does not turn its whole batch into single file.
 _ALONE_AFTER_CRASHES = 2
+#: No sampler makes more forward passes for each step that it was asked for: a worker's word goes no further.
+_MOST_PASSES = 20
+#: A task that goes to and fro must not grow by it.
+_LAST_MOVES = 100
 _ENDS = frozenset({State.DONE, State.FAILED, State.CANCELLED, State.EXPIRED})
 MOVES: dict[State, frozenset[State]] = {
     State.QUEUED: frozenset({State.ASSIGNED, State.FAILED, State.CANCELLED, State.EXPIRED}),
@@ -96,9 +101,18 @@ class Task:
     started: float | None = None
     #: Its worker was asked to hand it back.
     leaving: bool = False
+    #: Pictures of the moment that its workers have sent.
+    previews: int = 0
     #: How often it was handed back in favour of another task or another worker.
     moves: int = 0
-    history: list[tuple[float, State, str]] = field(default_factory=list)
+    #: It began at its first step with its first worker: what it takes is what an image takes.
+    whole: bool = True
+    #: Work that workers have had with it, in seconds of one that does nothing else.
+    work_s: float = 0.0
+    #: Images of the request that it belongs to.
+    siblings: int = 1
+    #: Its last moves.
+    history: deque[tuple[float, State, str]] = field(default_factory=lambda: deque(maxlen=_LAST_MOVES))
 
     def move(self, to: State, now: float, why: str) -> None:
         """Change state. Raises `IllegalMove` if the table does not list it."""
@@ -132,11 +146,14 @@ class Task:
 
         Pictures and checkpoints are made beside the worker's loop, and may come after the news of a later step.
         """
+        step, steps = (min(each, _MOST_PASSES * self.inputs.steps) for each in (step, steps))
         self.step, self.steps = max(self.step, step), max(steps, step, 1)
         pictures, checkpoint = frames[:preview], frames[preview:]
         if checkpoint and step > self.checkpoint_step:
             self._save(step, checkpoint)
-        picture = pictures[0] if pictures else None
+        due = self.previews < self.inputs.partial_images * self.attempt
+        picture = pictures[0] if pictures and due else None
+        self.previews += picture is not None
         return Stepped(self.id, self.step if picture is None else step, self.steps, picture)
 
     def returned(self, step: int, frames: Sequence[Frame]) -> None:
@@ -150,7 +167,7 @@ class Task:
 
     def resume(self, state: Resume) -> None:
         """It ran before it was submitted, in an earlier life of the balancer: it goes on from there."""
-        self.step, self.steps = state.step, max(state.steps, state.step, 1)
+        self.step, self.steps, self.whole = state.step, max(state.steps, state.step, 1), False
         self._save(state.step, state.frames)
 
     def set_back(self) -> int:

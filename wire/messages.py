@@ -8,11 +8,18 @@ Changing a field here changes the protocol: raise `PROTOCOL` and pin the new byt
 from __future__ import annotations
 
 import re
-from typing import Literal
+from typing import Annotated, Literal
 
 import msgspec
 
 PROTOCOL = 2
+
+#: What is read is held to these bounds: a number that no honest peer says is refused with its message, at the door.
+Count = Annotated[int, msgspec.Meta(ge=0, le=2**31 - 1)]
+Sum = Annotated[int, msgspec.Meta(ge=0)]
+Seconds = Annotated[float, msgspec.Meta(ge=0, le=1e9)]
+Side = Annotated[int, msgspec.Meta(ge=1, le=100_000)]
+Name = Annotated[str, msgspec.Meta(max_length=200)]
 
 ImageFormat = Literal["png", "jpeg", "webp"]
 FailureKind = Literal["invalid", "error", "out_of_memory", "unsafe"]
@@ -41,17 +48,17 @@ class ImageInputs(msgspec.Struct, frozen=True, tag="image", omit_defaults=True):
     """
 
     prompt: str
-    width: int
-    height: int
-    steps: int
+    width: Side
+    height: Side
+    steps: Annotated[int, msgspec.Meta(ge=1, le=100_000)]
     guidance_scale: float
     seed: int
     scheduler: str
     negative_prompt: str = ""
     output_format: ImageFormat = "png"
-    output_quality: int = 100
+    output_quality: Annotated[int, msgspec.Meta(ge=0, le=100)] = 100
     #: Previews to send on the way, spread evenly over the steps.
-    partial_images: int = 0
+    partial_images: Annotated[int, msgspec.Meta(ge=0, le=1000)] = 0
     mode: DrawMode = "text"
     #: How far from the source picture: 1 ignores it. Without meaning for `text`.
     strength: float = 1.0
@@ -63,42 +70,44 @@ class ImageInputs(msgspec.Struct, frozen=True, tag="image", omit_defaults=True):
 class Assignment(msgspec.Struct, frozen=True, omit_defaults=True):
     """A task handed to a worker. `frames` raw frames follow: its source pictures, then its checkpoint."""
 
-    task: str
-    attempt: int
+    task: Name
+    attempt: Count
     inputs: ImageInputs
     #: Step to resume at; the checkpoint's frames say from what state.
-    step: int = 0
+    step: Count = 0
     #: Nothing may share a batch with it: its worker died before, and it may be why.
     alone: bool = False
-    frames: int = 0
+    frames: Count = 0
 
 
 class Counters(msgspec.Struct, frozen=True, omit_defaults=True):
     """What a worker has done since it started. Sums, so that rates follow from two readings."""
 
-    steps: int = 0
+    steps: Sum = 0
     #: Tasks advanced, summed over steps: `rows / steps` is the mean batch.
-    rows: int = 0
-    max_batch: int = 0
+    rows: Sum = 0
+    max_batch: Sum = 0
     #: Tasks that joined a batch whose other rows were already under way.
-    joined_midway: int = 0
-    finished: int = 0
-    failed: int = 0
+    joined_midway: Sum = 0
+    finished: Sum = 0
+    failed: Sum = 0
     #: Seconds spent inside `engine.step`.
-    step_s: float = 0.0
+    step_s: Seconds = 0.0
     #: Times that a batch did not fit into memory and was made smaller.
-    out_of_memory: int = 0
+    out_of_memory: Sum = 0
+    #: Messages of the balancer that were none.
+    malformed: Sum = 0
 
 
 class StepCurve(msgspec.Struct, frozen=True, omit_defaults=True):
     """What a step costs at one picture size: measured at the start, refined by every step since."""
 
-    width: int
-    height: int
+    width: Side
+    height: Side
     #: Most tasks that share a step: more would gain nothing, take too long, or not fit.
-    cap: int
+    cap: Count
     #: (tasks in the batch, seconds of a step), by tasks.
-    points: list[tuple[int, float]] = []
+    points: list[tuple[Annotated[int, msgspec.Meta(ge=1, le=2**31 - 1)], Seconds]] = []
 
 
 class About(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -117,6 +126,28 @@ class About(msgspec.Struct, frozen=True, omit_defaults=True):
     dtype: str = ""
 
 
+class StartTimes(msgspec.Struct, frozen=True, omit_defaults=True):
+    """How long a worker's start took, in parts, in seconds. What a spare had done before it was called is not in it."""
+
+    #: Until its program ran: from the creation of the process, or for a spare from the order to serve.
+    spawn_s: Seconds = 0.0
+    #: The engine's libraries.
+    import_s: Seconds = 0.0
+    #: The weights, into main memory.
+    load_s: Seconds = 0.0
+    #: The weights, onto the device.
+    device_s: Seconds = 0.0
+    #: The first step and picture, and what steps cost by batch.
+    warm_up_s: Seconds = 0.0
+    #: It began as a spare.
+    standby: bool = False
+
+    @property
+    def total_s(self) -> float:
+        """All parts; 0 where the worker did not tell."""
+        return self.spawn_s + self.import_s + self.load_s + self.device_s + self.warm_up_s
+
+
 # ---- worker -> balancer
 
 
@@ -124,52 +155,53 @@ class Hello(msgspec.Struct, frozen=True, tag=True, omit_defaults=True):
     """First message of a connection. A worker that reconnects names the tasks that it still runs."""
 
     protocol: int
-    worker: str
-    model: str
-    device: str
-    pid: int
-    running: list[str] = []
+    worker: Name
+    model: Name
+    device: Name
+    pid: Count
+    running: list[Name] = []
     about: About = About()
+    start: StartTimes = StartTimes()
 
 
 class Pull(msgspec.Struct, frozen=True, tag=True, omit_defaults=True):
     """The worker's room: it can hold `slots` tasks in all. Said again whenever it changes; 0 means drain."""
 
-    slots: int
+    slots: Count
 
 
 class Started(msgspec.Struct, frozen=True, tag=True, omit_defaults=True):
     """The task is in the running batch."""
 
-    task: str
-    attempt: int
+    task: Name
+    attempt: Count
 
 
 class Progress(msgspec.Struct, frozen=True, tag=True, omit_defaults=True):
     """`step` of `steps` are done. Frames may follow: a preview picture (if `preview`), then a checkpoint at `step`."""
 
-    task: str
-    attempt: int
-    step: int
-    steps: int
+    task: Name
+    attempt: Count
+    step: Count
+    steps: Count
     preview: bool = False
-    frames: int = 0
+    frames: Count = 0
 
 
 class Finished(msgspec.Struct, frozen=True, tag=True, omit_defaults=True):
     """The task is done; its frame holds the encoded image. `flagged`: the model's safety checker objects to it."""
 
-    task: str
-    attempt: int
-    frames: int = 1
+    task: Name
+    attempt: Count
+    frames: Annotated[int, msgspec.Meta(ge=1, le=1)] = 1
     flagged: bool = False
 
 
 class Failed(msgspec.Struct, frozen=True, tag=True, omit_defaults=True):
     """The task cannot be done, and only this task."""
 
-    task: str
-    attempt: int
+    task: Name
+    attempt: Count
     kind: FailureKind
     message: str
 
@@ -177,20 +209,20 @@ class Failed(msgspec.Struct, frozen=True, tag=True, omit_defaults=True):
 class Returned(msgspec.Struct, frozen=True, tag=True, omit_defaults=True):
     """The worker hands the task back, not as a failure; its frames hold the checkpoint at `step`."""
 
-    task: str
-    attempt: int
-    step: int = 0
-    frames: int = 0
+    task: Name
+    attempt: Count
+    step: Count = 0
+    frames: Count = 0
 
 
 class Heartbeat(msgspec.Struct, frozen=True, tag=True, omit_defaults=True):
     """The worker lives. Sent from a thread of its own, so that a long step never delays it."""
 
-    running: int
+    running: Count
     #: Moving averages over recent steps; 0 before the first.
-    step_s: float = 0.0
-    batch: float = 0.0
-    memory_bytes: int = 0
+    step_s: Seconds = 0.0
+    batch: Annotated[float, msgspec.Meta(ge=0, le=1e9)] = 0.0
+    memory_bytes: Sum = 0
     counters: Counters = Counters()
     curves: list[StepCurve] = []
 
@@ -211,7 +243,7 @@ ToBalancer = Hello | Pull | Started | Progress | Finished | Failed | Returned | 
 class Welcome(msgspec.Struct, frozen=True, tag=True, omit_defaults=True):
     """Answers `Hello` and every `Heartbeat`: the balancer lives too."""
 
-    heartbeat_s: float
+    heartbeat_s: Seconds
 
 
 class Reject(msgspec.Struct, frozen=True, tag=True, omit_defaults=True):
@@ -230,13 +262,13 @@ class Assign(msgspec.Struct, frozen=True, tag=True, omit_defaults=True):
 class Cancel(msgspec.Struct, frozen=True, tag=True, omit_defaults=True):
     """Nobody waits for these any more: free their slots at the next step boundary."""
 
-    tasks: list[str]
+    tasks: list[Name]
 
 
 class Yield(msgspec.Struct, frozen=True, tag=True, omit_defaults=True):
     """Hand these back at the next step boundary, with their checkpoints."""
 
-    tasks: list[str]
+    tasks: list[Name]
 
 
 class Drain(msgspec.Struct, frozen=True, tag=True, omit_defaults=True):

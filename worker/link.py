@@ -14,6 +14,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 
+import msgspec
 import zmq
 
 from wire.codec import ForWorker, FromWorker, MalformedFrames, decode_for_worker, encode
@@ -65,6 +66,7 @@ class Link:
         self._thread = threading.Thread(target=self._run, name="link")
         #: The refusal of the key is in the log.
         self._told = False
+        self._malformed = 0
         #: No balancer was heard for `orphan_after_s`.
         self.orphaned = False
 
@@ -157,7 +159,7 @@ class Link:
                 raise _Silent
             if now >= self._next_beat:
                 self._next_beat = now + self._heartbeat_s
-                self._say(dealer, [FromWorker(self._beat())])
+                self._say(dealer, [FromWorker(self._counted(self._beat()))])
             ready = dict(poller.poll(math.ceil(max(self._next_beat - now, 0.0) * 1000)))
             if self._woken.fileno() in ready:
                 self._woken.recv(4096)
@@ -165,6 +167,10 @@ class Link:
                 self._heard = time.monotonic()
                 self._told = False
                 self._read(dealer)
+
+    def _counted(self, beat: Heartbeat) -> Heartbeat:
+        counters = msgspec.structs.replace(beat.counters, malformed=self._malformed)
+        return msgspec.structs.replace(beat, counters=counters)
 
     def _flush(self, dealer: zmq.Socket[bytes]) -> None:
         while True:
@@ -193,7 +199,9 @@ class Link:
             try:
                 parcels = decode_for_worker(frames)
             except MalformedFrames as error:
-                log.warning("dropped a malformed message of the balancer: %s", error)
+                if not self._malformed:
+                    log.warning("dropped a malformed message (further ones are only counted): %s", error)
+                self._malformed += 1
                 continue
             for parcel in parcels:
                 self._inbox.put(parcel)

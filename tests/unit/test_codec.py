@@ -36,6 +36,7 @@ from wire.messages import (
     Reject,
     Returned,
     Started,
+    StartTimes,
     StepCurve,
     Welcome,
     Yield,
@@ -74,6 +75,13 @@ FROM_WORKER = [
         (
             "83a474797065a9486561727462656174a772756e6e696e6700a66375727665739184a5776964746840a668656967687440a36361"
             "700ca6706f696e7473919201cb3fe0000000000000"
+        ),
+    ),
+    (
+        Hello(PROTOCOL, "w", "m", "cpu:0", 7, start=StartTimes(spawn_s=0.5, device_s=0.25, standby=True)),
+        (
+            "87a474797065a548656c6c6fa870726f746f636f6c02a6776f726b6572a177a56d6f64656ca16da6646576696365a56370753a30"
+            "a370696407a5737461727483a7737061776e5f73cb3fe0000000000000a86465766963655f73cb3fd0000000000000a77374616e646279c3"
         ),
     ),
     (
@@ -172,11 +180,22 @@ def header(*messages: object) -> bytes:
         ([header({"type": "Pull", "slots": "many"})], "Expected `int`"),
         ([header({"type": "Finished", "task": "t", "attempt": 1})], "announce 1 frames, 0 came"),
         ([header({"type": "Pull", "slots": 1}), b"stowaway"], "announce 0 frames, 1 came"),
-        ([header({"type": "Finished", "task": "t", "attempt": 1, "frames": -1})], "announce -1"),
+        ([header({"type": "Returned", "task": "t", "attempt": 1, "frames": -1})], ">= 0"),
+        ([header(*({"type": "Returned", "task": "t", "attempt": 1, "frames": n} for n in (2, -1))), b"x"], ">= 0"),
+        ([header({"type": "Finished", "task": "t", "attempt": 1, "frames": 0})], ">= 1"),
+        ([header({"type": "Finished", "task": "t", "attempt": 1, "frames": 2}), b"x", b"y"], "<= 1"),
+        ([header({"type": "Pull", "slots": -1})], ">= 0"),
+        ([header({"type": "Pull", "slots": 2**63})], "<= 2147483647"),
+        ([header({"type": "Started", "task": "t" * 201, "attempt": 1})], "length <= 200"),
+        ([header({"type": "Progress", "task": "t", "attempt": 1, "step": 2**40, "steps": 1})], "<= 2147483647"),
+        ([header({"type": "Heartbeat", "running": 0, "step_s": float("nan")})], ">= 0"),
+        ([header({"type": "Heartbeat", "running": 0, "step_s": float("inf")})], "<= 1000000000"),
+        ([header({"type": "Heartbeat", "running": 0, "counters": {"steps": -1}})], ">= 0"),
         (
-            [header(*({"type": "Finished", "task": "t", "attempt": 1, "frames": n} for n in (2, -1))), b"x"],
-            "announce 1 frames",
+            [header({"type": "Heartbeat", "running": 0, "curves": [{"width": 0, "height": 8, "cap": 1}]})],
+            ">= 1",
         ),
+        ([header({"type": "Hello", "protocol": 2, "worker": "w", "model": "m", "device": "d", "pid": -1})], ">= 0"),
         ([b"x" * (MAX_HEADER_BYTES + 1)], "past the limit"),
         ([b"\x91" * 100_000], "nested too deeply|Expected|too deep|recursion"),
     ],

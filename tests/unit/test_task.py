@@ -26,7 +26,7 @@ def test_a_task_moves_by_the_table_and_only_so(start: State, to: State) -> None:
     if to in MOVES[start]:
         task.move(to, 1.0, "why not")
         assert task.state is to
-        assert task.history == [(1.0, to, "why not")]
+        assert list(task.history) == [(1.0, to, "why not")]
     else:
         with pytest.raises(IllegalMove, match=f"task t: {start.value} -> {to.value} is no move"):
             task.move(to, 1.0, "why not")
