@@ -5,12 +5,16 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import shlex
 from collections.abc import Sequence
+from pathlib import Path
 
 from rich.console import Console
 from rich.highlighter import NullHighlighter
 from rich.logging import RichHandler
 from rich.status import Status
+
+from configs.load import CLIENT_KEY
 
 _EXAMPLE = "a handwritten seven"
 
@@ -58,9 +62,19 @@ class Screen:
         found += [f"{simulated} simulated accelerators"] if simulated else []
         self.line(f"devices: {', '.join(found)}")
 
-    def ready(self, url: str, model: str) -> None:
+    def ready(self, url: str, model: str, *, certificate: Path | None, keyed: bool) -> None:
         """The server can be used; this is how."""
-        body = json.dumps({"model": model, "prompt": _EXAMPLE})
         self.busy(None)
         self.line(f"\nMuster is ready at {url}   (API: {url}/docs, metrics: {url}/metrics, Ctrl-C stops)\n")
-        self.line(f"  curl -s {url}/v1/images/generations -H 'content-type: application/json' -d '{body}'\n")
+        self.line(f"  {example(url, model, certificate=certificate, keyed=keyed)}\n")
+
+
+def example(url: str, model: str, *, certificate: Path | None, keyed: bool) -> str:
+    """A line for the shell that asks the server for an image; `keyed`: it answers only to who has a key."""
+    body = json.dumps({"model": model, "prompt": _EXAMPLE})
+    words = ["curl", "-s", *(["--cacert", str(certificate.resolve())] if certificate else [])]
+    words += [f"{url}/v1/images/generations", "-H", "content-type: application/json"]
+    line = shlex.join(words)
+    if keyed:
+        line += f' -H "authorization: Bearer ${CLIENT_KEY}"'
+    return f"{line} -d {shlex.quote(body)}"

@@ -193,6 +193,13 @@ class InternalError(ApiError):
     code = "internal_error"
 
 
+class BadGateway(ApiError):
+    """The server that stands in for a model did not do it (`cold_start_proxy`)."""
+
+    status = 502
+    code = "proxy_failed"
+
+
 class Unavailable(ApiError):
     """Not now: the server is starting, or shutting down."""
 

@@ -16,14 +16,20 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 log = logging.getLogger(__name__)
 
+#: For answers that are complete but not yet read by their clients, when the server stops.
+_FLUSH_S = 1.0
 #: A client that takes so much within `server.send_timeout_s` reads, however slowly.
 _LEAST_BYTES = 64 * 2**10
 
 
-def impatient(listener: socket.socket, send_timeout_s: float) -> None:
-    """Have the system give up clients of this socket that make no room at all for what it holds for them."""
-    if hasattr(socket, "TCP_USER_TIMEOUT"):  # Linux
-        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(1000 * send_timeout_s))
+def be_strict(listener: socket.socket, send_timeout_s: float) -> None:
+    """Have the system hold little for each client of this socket, and give up those that make no room for it at all.
+
+    Little, so that what a client takes shows here at once, not after megabytes. Giving up comes later than `Connection`
+    does it: it is for what has left this process, and is counted nowhere.
+    """
+    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, 2 * _LEAST_BYTES)
+    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(2000 * send_timeout_s))
 
 
 class HttpConfig(uvicorn.Config):
@@ -37,6 +43,18 @@ class HttpConfig(uvicorn.Config):
 
 class HttpServer(uvicorn.Server):
     """uvicorn, told when to stop by us: it would refuse connections at once, where clients are owed an answer."""
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """End every connection; those whose clients do not read are hung up on after `_FLUSH_S`."""
+        hanging_up = asyncio.get_running_loop().call_later(_FLUSH_S, self._hang_up)
+        await super().shutdown(sockets)
+        hanging_up.cancel()
+
+    def _hang_up(self) -> None:
+        """Before uvicorn cancels their requests: to those it is then as if the clients had gone."""
+        for connection in list(self.server_state.connections):
+            if connection.transport is not None:
+                connection.transport.abort()
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:

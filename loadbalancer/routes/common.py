@@ -17,6 +17,8 @@ from starlette.types import Message, Receive
 from configs.schema import Settings
 from loadbalancer.access import Caller, Doorman, KeyRing
 from loadbalancer.admission import Job, Known
+from loadbalancer.control import Control
+from loadbalancer.elsewhere import Elsewhere
 from loadbalancer.errands import Desk
 from loadbalancer.errors import ApiError, BodyTooLarge, ClientClosed
 from loadbalancer.hub import Hub
@@ -45,6 +47,8 @@ class Services:
     jobs: Jobs
     journal: Journal
     doorman: Doorman
+    control: Control
+    elsewhere: Elsewhere
     #: The API keys in force; None while there are none and nobody needs one.
     ring: Callable[[], KeyRing | None]
     #: Unix time of the start.
@@ -123,7 +127,7 @@ def adapters(folder: Path) -> list[str]:
     return sorted(name for name in files if LORA_NAME.fullmatch(name))
 
 
-async def first_of(request: Request, outcome: asyncio.Future[None]) -> None:
+async def first_of(request: Request, outcome: asyncio.Future[Any]) -> None:
     """Wait for the outcome. Raises `ClientClosed` at once when the client hangs up before it."""
     gone = asyncio.create_task(disconnect(request.receive))
     try:
@@ -150,7 +154,12 @@ def body_of(reference: str, media_type: str = "application/json") -> dict[str, A
 
 def content_of(reference: str, media_type: str = "application/json") -> dict[str, Any]:
     """OpenAPI: content of the schema with this name."""
-    return {media_type: {"schema": {"$ref": f"#/components/schemas/{reference}"}}}
+    return {media_type: {"schema": of(reference)}}
+
+
+def of(name: str) -> dict[str, str]:
+    """OpenAPI: the schema with this name."""
+    return {"$ref": f"#/components/schemas/{name}"}
 
 
 def answers(success: str, *errors: int, **more: Any) -> dict[int | str, dict[str, Any]]:
@@ -159,6 +168,17 @@ def answers(success: str, *errors: int, **more: Any) -> dict[int | str, dict[str
         200: {"description": "Success.", "content": content_of(success) | more}
     }
     return documented | {status: refused(status) for status in errors}
+
+
+def events_of(*names: str) -> dict[str, Any]:
+    """OpenAPI: content that is a stream of the events with these names. The schema is that of each."""
+    told = {"oneOf": [of(name) for name in names]}
+    properties = {
+        "event": {"type": "string", "description": "The `type` of what `data` holds."},
+        "data": {"type": "string", "contentMediaType": "application/json", "contentSchema": told},
+    }
+    schema = {"type": "object", "properties": properties, "required": ["event", "data"]}
+    return {"text/event-stream": {"schema": schema}}
 
 
 def refused(status: int) -> dict[str, Any]:

@@ -22,6 +22,7 @@ log = logging.getLogger(__name__)
 #: Headers of ours that a page of another origin may read.
 EXPOSED = (
     "retry-after",
+    "x-muster-proxied",
     "x-ratelimit-limit-requests",
     "x-ratelimit-remaining-requests",
     "x-ratelimit-reset-requests",
@@ -56,6 +57,7 @@ class Gate:
         self._doorman = services.doorman
         self._ring = services.ring
         self._limits = Limits()
+        services.metrics.books.keep(lambda: {"calls": len(self._limits)})
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""

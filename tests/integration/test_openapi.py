@@ -1,0 +1,85 @@
+"""Requests at random, made from the server's own description of itself: no answer that it does not describe."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import schemathesis
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from schemathesis import GenerationMode
+from schemathesis.checks import not_a_server_error
+from schemathesis.specs.openapi.checks import (
+    content_type_conformance,
+    response_headers_conformance,
+    response_schema_conformance,
+    status_code_conformance,
+)
+
+from configs.paths import internal_token
+from tests.programs import PATIENCE_S, Server, running, sim, wait_until
+
+#: That what follows from a schema is accepted is not among them: not every rule can be told in one.
+CHECKS = [
+    not_a_server_error,
+    status_code_conformance,
+    content_type_conformance,
+    response_headers_conformance,
+    response_schema_conformance,
+]
+EXAMPLES = 30
+
+
+def finished_job(http: httpx.Client) -> str:
+    job = http.post("/v1/jobs", json={"path": "/predict", "body": {"prompt": "a seven"}}).json()["id"]
+    wait_until(lambda: http.get(f"/v1/jobs/{job}").json()["state"] == "done", "the job")
+    return str(job)
+
+
+def probe(operation: Any, known: dict[str, str], token: str) -> Counter[int]:
+    """Ask as the description allows, and as it does not; `known` are things that are there, by their name in a path."""
+    statuses: Counter[int] = Counter()
+    wrong = operation.as_strategy(generation_mode=GenerationMode.NEGATIVE)
+
+    @settings(max_examples=EXAMPLES, derandomize=True, database=None, suppress_health_check=list(HealthCheck))
+    @given(case=st.one_of(operation.as_strategy(), wrong), there=st.booleans())
+    def ask(case: Any, there: bool) -> None:
+        for name in case.path_parameters or {}:
+            if there and name in known:
+                case.path_parameters[name] = known[name]
+        if case.path.startswith("/internal") and case.method == "GET":
+            case.headers = {**(case.headers or {}), "authorization": f"Bearer {token}"}
+        answer = case.call(timeout=PATIENCE_S)
+        statuses[answer.status_code] += 1
+        nobody_to_control = case.path.startswith("/internal") and answer.status_code == 503
+        case.validate_response(answer, checks=CHECKS[nobody_to_control:])
+
+    ask()
+    return statuses
+
+
+@pytest.fixture(scope="module")
+def described(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    # Its answers come as fast as they can: a request that allows itself too little time for one is not what is tested.
+    quick = sim(t0_s=0.0, t1_s=0.0, max_batch_size=64)
+    folder: Path = tmp_path_factory.mktemp("described")
+    with running(folder, {"sim": quick}, 1, queue={"deadline_slack": None}) as server:
+        yield server
+        assert server.balancer.poll() is None
+        assert "Traceback" not in server.log("loadbalancer")
+
+
+def test_every_answer_is_as_it_is_described(described: Server, subtests: pytest.Subtests) -> None:
+    token = internal_token(described.data_dir)
+    answered: Counter[int] = Counter()
+    with httpx.Client(base_url=described.base_url, timeout=PATIENCE_S) as http:
+        for found in schemathesis.openapi.from_url(f"{described.base_url}/openapi.json").get_all_operations():
+            operation: Any = found.ok()  # type: ignore[union-attr]
+            known = {"model": "sim", "job": finished_job(http)}
+            with subtests.test(operation.label):
+                answered += probe(operation, known, token)
+    assert {200, 202, 400, 404} <= answered.keys()
