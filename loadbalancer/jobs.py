@@ -17,7 +17,7 @@ from typing import TypeVar
 
 from configs.schema import Settings
 from loadbalancer.backlog import Turns
-from loadbalancer.errors import Conflict, TooBusy, shutting_down
+from loadbalancer.errors import Conflict, InternalError, TooBusy, shutting_down
 from loadbalancer.hub import Hub
 from loadbalancer.job_answers import JobView, Place, cancelled, expired, job_view, why_none
 from loadbalancer.journal import Journal, Unwritable, Work, sweep_forever
@@ -50,11 +50,15 @@ class Jobs:
         #: Sums since the start: jobs by what became of them.
         self.counters: Counter[str] = Counter()
         self._chores: set[asyncio.Task[None]] = set()
+        self._stopped = False
         #: Called at every end of a job that is to be told.
         self.on_end: Callable[[], None] = lambda: None
 
     def __repr__(self) -> str:
-        return f"<Jobs {len(self._runs)} unfinished, {self._turns!r}>"
+        return f"<Jobs {len(self)} unfinished, {self._turns!r}>"
+
+    def __len__(self) -> int:
+        return len(self._runs)
 
     def start(self) -> None:
         """Take up what an earlier life left, as soon as the disk can be read, and look after everything from now on."""
@@ -63,7 +67,11 @@ class Jobs:
             self._spawn(chore)
 
     async def stop(self) -> None:
-        """Write how far everything is, and let go of it: the next start goes on from there."""
+        """Write how far everything is, and let go of it: the next start goes on from there.
+
+        What is still accepted is on disk and no more: the queue ends before it could be done.
+        """
+        self._stopped = True
         for chore in self._chores:
             chore.cancel()
         await asyncio.gather(*self._chores, return_exceptions=True)
@@ -130,13 +138,13 @@ class Jobs:
 
     def follow(self, record: Record, kept: Sequence[Kept]) -> Follower:
         """Watch the job. To be called as soon as `find` has given both, so that nothing happens between."""
-        if record.ended is None:
+        if record.ended is None and record.readable:
             self._take_up(record, 0)  # unless it is: right after a start, the disk is read before the jobs are
         run = self._runs.get(record.id)
         if run is None:
             follower = Follower(record.order, lambda: iter(()), lambda _: None)
             follower.show(kept)
-            follower.end(why_none(record))
+            follower.end(why_none(record) if record.ended is not None else shutting_down())
             return follower
         follower = Follower(
             record.order,
@@ -163,7 +171,7 @@ class Jobs:
         return None
 
     def _take_up(self, record: Record, source_bytes: int) -> None:
-        if record.id in self._runs:
+        if self._stopped or record.id in self._runs:
             return
         order = record.order
         run = self._runs[record.id] = Run(record, source_bytes, self._hub, self._metrics)
@@ -185,7 +193,11 @@ class Jobs:
     async def _see_through(self, run: Run) -> None:
         """One job from its turn to its end."""
         if run.failure is None:
-            await self._enter(run)
+            try:
+                await self._enter(run)
+            except Exception:  # a bug, or a file that something else has written to: the client is owed an end
+                log.exception("job %s cannot be entered into the queue", run.record.id)
+                run.failure = InternalError("The job could not be taken up, because of an error of the server.")
         while not run.over:
             await run.stirred.wait()
             run.stirred.clear()
@@ -251,7 +263,13 @@ class Jobs:
     # ---- chores
 
     async def _resume(self) -> None:
-        records, sizes = await self._surely(lambda ledger: (ledger.unfinished(), ledger.source_bytes()))
+        now = time.time()
+        broken, records, sizes = await self._surely(
+            lambda ledger: (ledger.give_up(now), ledger.unfinished(), ledger.source_bytes())
+        )
+        if broken:
+            self.counters["jobs_failed"] += len(broken)
+            log.error("%d unfinished jobs cannot be read any more and have failed: %s", len(broken), ", ".join(broken))
         if records:
             self.counters["jobs_resumed"] += len(records)
             log.info("%d unfinished jobs are taken up again", len(records))

@@ -7,12 +7,14 @@ Times are Unix seconds.
 
 from __future__ import annotations
 
+import contextlib
 import sqlite3
 from collections.abc import Iterable, Sequence
 
 import msgspec
 
-from loadbalancer.records import Answer, Failure, JobState, Kept, Key, Order, Record, Reused, Save
+from loadbalancer.errors import ErrorDetail
+from loadbalancer.records import NO_ORDER, Answer, Failure, JobState, Kept, Key, Order, Record, Reused, Save
 from loadbalancer.task import Resume
 
 #: By version: `PRAGMA user_version` is how many of them a file has had. New ones are appended, old ones never change.
@@ -51,6 +53,9 @@ _json = msgspec.json.Encoder()
 _orders = msgspec.json.Decoder(Order)
 _failures = msgspec.json.Decoder(Failure)
 _frames = msgspec.msgpack.Decoder(list[bytes])
+_UNREADABLE = Failure(
+    500, ErrorDetail("What was written of this job cannot be read any more.", "server_error", None, "job_unreadable")
+)
 #: What a row takes beside its blobs, so that many small ones count too.
 _ROW_BYTES = 512
 #: Pages given back to the file system by one sweep: a long one would hold up what waits to be written.
@@ -117,6 +122,13 @@ class Ledger:
         rows = self._db.execute(f"SELECT {_COLUMNS} FROM jobs WHERE ended IS NULL ORDER BY seq")  # noqa: S608
         return [_record(row) for row in rows]
 
+    def give_up(self, now: float) -> list[str]:
+        """End the unfinished jobs whose orders cannot be read any more: they must not hold up the others."""
+        broken = [record.id for record in self.unfinished() if not record.readable]
+        for job in broken:
+            self.finish(job, JobState.FAILED, _UNREADABLE, now)
+        return broken
+
     def sources(self, job: str) -> list[bytes]:
         """Pixels of the job's source pictures."""
         return [row[0] for row in self._db.execute("SELECT pixels FROM sources WHERE job = ? ORDER BY n", (job,))]
@@ -133,9 +145,14 @@ class Ledger:
         return [Kept(item, image, waited, ran, bool(flagged)) for item, image, waited, ran, flagged in rows]
 
     def checkpoints(self, job: str) -> dict[int, Resume]:
-        """How far its images had come, by their place in the job."""
-        rows = self._db.execute("SELECT item, step, steps, frames FROM checkpoints WHERE job = ?", (job,))
-        return {item: Resume(step, steps, _frames.decode(frames)) for item, step, steps, frames in rows}
+        """How far its images had come, by their place in the job; without what cannot be read any more."""
+        saved: dict[int, Resume] = {}
+        for item, step, steps, frames in self._db.execute(
+            "SELECT item, step, steps, frames FROM checkpoints WHERE job = ?", (job,)
+        ):
+            with contextlib.suppress(msgspec.MsgspecError):  # that image starts again
+                saved[item] = Resume(step, steps, _frames.decode(frames))
+        return saved
 
     def started(self, job: str, now: float) -> None:
         """Its first step was taken."""
@@ -267,5 +284,10 @@ class Ledger:
 
 def _record(row: tuple[int, str, bytes, str, float, float | None, float | None, bytes | None]) -> Record:
     seq, job, asked, state, created, started, ended, failure = row
-    told = None if failure is None else _failures.decode(failure)
-    return Record(seq, job, _orders.decode(asked), JobState(state), created, started, ended, told)
+    told, order = None if failure is None else _UNREADABLE, NO_ORDER
+    with contextlib.suppress(msgspec.MsgspecError):
+        order = _orders.decode(asked)
+    if failure is not None:
+        with contextlib.suppress(msgspec.MsgspecError):
+            told = _failures.decode(failure)
+    return Record(seq, job, order, JobState(state), created, started, ended, told)

@@ -61,7 +61,10 @@ class Limits:
         self._running: dict[str, int] = {}
 
     def __repr__(self) -> str:
-        return f"<Limits of {len(self._buckets)} keys, {sum(self._running.values())} requests under way>"
+        return f"<Limits of {len(self._buckets)} keys, {len(self)} requests under way>"
+
+    def __len__(self) -> int:
+        return sum(self._running.values())
 
     def enter(self, owner: str, per_minute: int | None, at_once: int | None, now: float) -> None:
         """A request begins. Raises `RateLimited`, and then counts nothing; else `leave` must follow."""

@@ -58,6 +58,10 @@ class Order(msgspec.Struct, frozen=True):
     hook: Hook | None = None
 
 
+#: Stands for an order that lies on disk and cannot be read any more: nothing is to be drawn for it.
+NO_ORDER = Order("", "", [], 0, 0.0, "", 1.0)
+
+
 class Key(NamedTuple):
     """An idempotency key of an owner, and a digest of the request that it came with."""
 
@@ -77,6 +81,11 @@ class Record(NamedTuple):
     started: float | None
     ended: float | None
     failure: Failure | None
+
+    @property
+    def readable(self) -> bool:
+        """Whether the order could be read."""
+        return self.order is not NO_ORDER
 
 
 class Kept(NamedTuple):

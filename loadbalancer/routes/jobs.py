@@ -16,7 +16,7 @@ from loadbalancer.job_answers import StoredError, job_list, why_none
 from loadbalancer.job_schemas import Asked, parse_job
 from loadbalancer.journal import Unwritable
 from loadbalancer.records import Hook, JobState, Kept, Order, Record, Reused
-from loadbalancer.routes.common import Services, answer, answers, body_of, caller, owned, read_body
+from loadbalancer.routes.common import Services, answer, answers, body_of, caller, events_of, of, owned, read_body
 from loadbalancer.routes.images import images_answer
 from loadbalancer.routes.once import HEADER
 from loadbalancer.routes.stream import EventStream
@@ -26,11 +26,10 @@ from loadbalancer.schemas import PredictRequest, shorten
 Result = TypeVar("Result")
 
 _EDITS = "/v1/images/edits"
-_EVENTS = {
-    "text/event-stream": {
-        "schema": {"type": "string", "description": "The events of the endpoint's own stream; first how it stands."}
-    }
-}
+_OF_EDITS = ("EditProgress", "EditPartialImage", "EditCompletedImage")
+_EVENTS = events_of("Progress", "PartialImage", "CompletedImage", *_OF_EDITS, "ErrorEvent")
+_RESULT = answers("ImagesAnswer", 400, 404, 409, 500, 503, 504)
+_RESULT[200]["content"] = {"application/json": {"schema": {"anyOf": [of("ImagesAnswer"), of("PredictAnswer")]}}}
 _CREATED = answers("JobView", 400, 404, 413, 422, 429, 503)
 _CREATED[202] = _CREATED.pop(200)
 
@@ -70,7 +69,7 @@ def router(services: Services, studio: Studio) -> APIRouter:
     @routes.get(
         "/v1/jobs/{job}/result",
         summary="Fetch a job's result",
-        responses=answers("ImagesAnswer", 400, 404, 409, 500, 503, 504),
+        responses=_RESULT,
     )
     async def job_result(request: Request, job: str) -> Response:
         """What the job's endpoint would have answered; 409 while there is nothing yet."""

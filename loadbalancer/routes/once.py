@@ -38,6 +38,9 @@ class Once:
         self._most = most
         self._running: dict[tuple[str, str], Recording] = {}
 
+    def __len__(self) -> int:
+        return len(self._running)
+
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
         given = Headers(scope=scope).get(HEADER) if scope["type"] == "http" and scope["method"] == "POST" else None

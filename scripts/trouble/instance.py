@@ -55,7 +55,7 @@ class Instance:
         own = ["--config", str(self._config), "--port", str(self.port), "--data-dir", str(self.folder)]
         clean = {key: value for key, value in os.environ.items() if not key.startswith("MUSTER_")}
         with (log_dir(self.folder) / "controller.log").open("ab") as log:
-            # Its working directory is handed down: by it every process that belongs here is known, whatever it is called.
+            # Its working directory is handed down: by it every process that belongs here is known.
             self._controller = subprocess.Popen(
                 [sys.executable, "-m", "controller", *own],
                 cwd=self.folder,
@@ -91,8 +91,7 @@ class Instance:
         Returns whom it hit, as soon as nothing is left to mend; empty where there was nobody.
         """
         if trouble.target == "controller":
-            await self._hurt_controller(trouble)
-            return "controller"
+            return await self._hurt_controller(trouble)
         pids = {name: record for name, record in self.records().items() if (name == BALANCER) == _is_balancer(trouble)}
         ages = sorted((record.created, name, record.pid) for name, record in pids.items() if alive(record.pid))
         if not ages:
@@ -106,22 +105,23 @@ class Instance:
                 os.kill(pid, signal.SIGCONT)
         return name
 
-    async def _hurt_controller(self, trouble: Trouble) -> None:
+    async def _hurt_controller(self, trouble: Trouble) -> str:
         if self.busy or self.fallen:
-            return
+            return ""
         self.busy = True
         try:
             self._controller.send_signal(trouble.how)
             if trouble.how == signal.SIGSTOP:
                 await asyncio.sleep(trouble.for_s)
                 self._controller.send_signal(signal.SIGCONT)
-                return
+                return "controller"
             await asyncio.to_thread(self._controller.wait, _STOP_S)
             if trouble.how == signal.SIGKILL:
                 await asyncio.sleep(trouble.for_s)
             self.start()
         finally:
             self.busy = False
+        return "controller"
 
     async def stop(self) -> list[str]:
         """Stop everything as its user would; returns what is left, which is then killed."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import random
 import signal
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -102,17 +102,17 @@ class Trouble:
 
 
 #: Troubles come in shuffled rounds of these, so that each kind comes early and often enough.
-DECK: tuple[tuple[Target, signal.Signals], ...] = (
-    *[("worker", signal.SIGKILL)] * 4,
-    *[("worker", signal.SIGTERM)] * 2,
-    *[("worker", signal.SIGSTOP)] * 2,
-    *[("balancer", signal.SIGKILL)] * 2,
-    ("balancer", signal.SIGTERM),
-    ("balancer", signal.SIGSTOP),
-    *[("controller", signal.SIGKILL)] * 2,
-    ("controller", signal.SIGTERM),
-    ("controller", signal.SIGSTOP),
-)
+DECK: Mapping[tuple[Target, signal.Signals], int] = {
+    ("worker", signal.SIGKILL): 4,
+    ("worker", signal.SIGTERM): 2,
+    ("worker", signal.SIGSTOP): 2,
+    ("balancer", signal.SIGKILL): 2,
+    ("balancer", signal.SIGTERM): 1,
+    ("balancer", signal.SIGSTOP): 1,
+    ("controller", signal.SIGKILL): 2,
+    ("controller", signal.SIGTERM): 1,
+    ("controller", signal.SIGSTOP): 1,
+}
 
 
 def asks(seed: str, wishes: Wishes, owners: Sequence[str], seconds: float) -> list[Ask]:
@@ -133,7 +133,7 @@ def troubles(seed: str, wishes: Wishes, seconds: float) -> list[Trouble]:
     at, end = wishes.gap_s / 2, seconds - min(15.0, seconds / 5)
     while at < end:
         if not deck:
-            deck = chance.sample(DECK, len(DECK))
+            deck = chance.sample(list(DECK), sum(DECK.values()), counts=list(DECK.values()))
         target, how = deck.pop()
         made.append(Trouble(at, target, how, chance.random(), chance.uniform(0.2, 1.0) * wishes.pause_s))
         at += chance.uniform(0.5, 1.5) * wishes.gap_s

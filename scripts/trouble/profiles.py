@@ -13,7 +13,7 @@ from trouble.plan import Wishes
 OWNERS: Mapping[str, Key] = {
     "alice": Key("0" * 64, weight=4.0),
     "bob": Key("0" * 64, weight=2.0),
-    "carol": Key("0" * 64, weight=1.0, max_concurrent=6, requests_per_minute=600),
+    "carol": Key("0" * 64, weight=1.0, max_concurrent=12, requests_per_minute=1200),
 }
 #: Seconds that a request may take by its own word, and a job by the configuration.
 TIMEOUT_S, JOB_TIMEOUT_S = 60.0, 150.0
@@ -79,6 +79,7 @@ SIM = Profile(
             "min_workers": 2,
             "max_workers": 12,
             "interval_s": 1.0,
+            "policy": "queue_depth",
             "scale_up_at": 3.0,
             "scale_down_at": 1.0,
             "scale_down_hold_s": 3.0,

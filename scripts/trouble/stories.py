@@ -55,8 +55,8 @@ class Story:
     ended: float = 0.0
 
     def close(self, end: End, reason: str = "") -> None:
-        """Its end. The first counts."""
-        if self.end is End.PENDING:
+        """Its end. The first counts, but what was lost is lost, however the same request fared at another time."""
+        if self.end is End.PENDING or (end is End.LOST and self.end is not End.LOST):
             self.end, self.reason = end, reason
 
 

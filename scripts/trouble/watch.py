@@ -7,6 +7,7 @@ killed program counted after that is missing, so every sum is a little too low.
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections import Counter
 from dataclasses import dataclass, field
@@ -38,8 +39,9 @@ class Reading:
 class Seen:
     """What was seen so far."""
 
-    #: Times (`time.monotonic`) at which a balancer was found dead.
+    #: Times (`time.monotonic`) at which a balancer was found dead, and at which the one after the last was first heard.
     deaths: list[float] = field(default_factory=list)
+    back_at: float = 0.0
     #: Counters of the balancers that are gone, and of the one that is there.
     before: Counter[str] = field(default_factory=Counter)
     events: Counter[str] = field(default_factory=Counter)
@@ -54,8 +56,22 @@ class Seen:
         """What all balancers together have counted."""
         return self.before + self.events
 
-    def take_in(self, reading: Reading) -> None:
+    def died(self, at: float) -> None:
+        """A balancer was found dead."""
+        self.deaths.append(at)
+        self.back_at = math.inf
+
+    def explains(self, began: float) -> bool:
+        """Whether a connection that began then may have broken because a balancer died.
+
+        It did so later; or it had before, but its last threads still held the port, for no other one had answered yet.
+        """
+        return self.back_at >= began or any(death >= began for death in self.deaths)
+
+    def take_in(self, reading: Reading, at: float) -> None:
         """One more reading; an uptime that falls shows a new balancer."""
+        if self.back_at == math.inf and reading.snapshot.uptime_s <= at - self.deaths[-1]:
+            self.back_at = at
         if reading.snapshot.uptime_s < self.uptime_s:
             self.before += self.events
         self.uptime_s, self.events, self.last = reading.snapshot.uptime_s, reading.events, reading
@@ -78,10 +94,10 @@ class Watch:
             group.create_task(self._look())
             group.create_task(self._read())
 
-    async def died_since(self, when: float, patience_s: float) -> bool:
-        """Whether a balancer has died after that time, or does so shortly."""
+    async def explains(self, began: float, patience_s: float) -> bool:
+        """Whether a death of a balancer explains what happened to a connection; it may take a while to be seen."""
         deadline = time.monotonic() + patience_s
-        while not (found := any(death >= when for death in self.seen.deaths)) and time.monotonic() < deadline:
+        while not (found := self.seen.explains(began)) and time.monotonic() < deadline:
             await asyncio.sleep(_LOOK_S)
         return found
 
@@ -110,7 +126,7 @@ class Watch:
         while True:
             pid = self._instance.balancer()
             if known is not None and pid != known:
-                self.seen.deaths.append(time.monotonic())
+                self.seen.died(time.monotonic())
             known = pid
             await asyncio.sleep(_LOOK_S)
 
@@ -119,5 +135,5 @@ class Watch:
             while True:
                 reading = await self.read(session)
                 if reading is not None:
-                    self.seen.take_in(reading)
+                    self.seen.take_in(reading, time.monotonic())
                 await asyncio.sleep(_READ_S)

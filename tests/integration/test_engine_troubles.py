@@ -29,6 +29,28 @@ async def test_a_killed_worker_costs_at_most_the_steps_since_the_last_checkpoint
         assert 0 <= rig.hub.counters["steps_redone"] <= 3 * 2 * 5
 
 
+async def test_a_worker_killed_at_four_fifths_of_an_image_costs_at_most_the_steps_between_two_checkpoints(
+    tmp_path: Path,
+) -> None:
+    every, steps = 5, 40
+    async with rig_of(tmp_path, batching={"checkpoint_every": every}, sim={"t0_s": 0.1}) as rig:
+        await rig.start("a")
+        sent = rig.submit([inputs(steps=steps)])
+        await sent.progress(steps * 4 // 5)
+        rig.processes[0].kill()
+        await rig.until(lambda: rig.worker("a") is None)
+        reached = max(u.step for u in sent.updates if isinstance(u, Stepped))
+        assert steps * 4 // 5 <= reached < steps
+        assert 0 < rig.hub.counters["steps_redone"] <= every
+        await rig.start("b")
+        await sent.pictures_are_right()
+        await rig.until(lambda: (w := rig.worker("b")) and w.counters.finished == 1)
+        other = rig.worker("b")
+        assert other is not None
+        # The second worker's own count says the same: what was left to do, and what was done again.
+        assert other.counters.rows == steps - reached + rig.hub.counters["steps_redone"]
+
+
 async def test_without_checkpoints_a_killed_workers_tasks_start_again(tmp_path: Path) -> None:
     async with rig_of(tmp_path, batching={"checkpoint_every": "never"}) as rig:
         await rig.start("a")

@@ -9,9 +9,11 @@ import hmac
 import json
 import shutil
 import signal
+import socket
 import sqlite3
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import httpx
@@ -139,6 +141,48 @@ def test_a_job_goes_on_from_its_last_checkpoint_when_everything_died(server: Sta
 def _saved_step(server: Server) -> int:
     with sqlite3.connect(jobs_file(server.data_dir), timeout=PATIENCE_S) as db:
         return int(db.execute("SELECT ifnull(max(step), 0) FROM checkpoints").fetchone()[0])
+
+
+def test_a_job_that_comes_while_the_balancer_stops_is_done_by_the_next_one(server: StartServer) -> None:
+    running = server(SLOW, jobs=JOBS, server={"shutdown_s": 4})
+    steps = 200  # longer than the balancer stays
+    asked = {"prompt": "a seven", "seed": 7, "num_inference_steps": steps}
+    content = json.dumps({"path": GENERATE, "body": asked}).encode()
+    head = f"POST /v1/jobs HTTP/1.1\r\nhost: localhost\r\ncontent-length: {len(content)}\r\n\r\n".encode()
+    with socket.create_connection(("127.0.0.1", running.port), timeout=PATIENCE_S) as job, ThreadPoolExecutor() as pool:
+        job.sendall(head + content[:10])
+        other = pool.submit(call, running, "POST", PREDICT, json=asked | {"num_inference_steps": 1000})
+        wait_until(lambda: sum(worker.running for worker in running.snapshot().workers) == 1, "a reason to stay")
+        running.balancer.send_signal(signal.SIGTERM)
+        wait_until(lambda: post(running).status_code == 503, "the door to be closed")
+        job.sendall(content[10:])
+        answered = job.makefile("rb").readline()
+        assert other.result().status_code == 503
+    assert answered.split()[1] == b"202"
+    assert running.balancer.wait(PATIENCE_S) == 0
+    start_balancer(running)
+    [view] = call(running, "GET", "/v1/jobs").json()["data"]
+    assert ended(running, view["id"])["state"] == "done"
+    assert pictures(running, view["id"]) == [expected(7, steps)]
+
+
+def test_what_cannot_be_read_any_more_fails_alone_or_starts_again(server: StartServer) -> None:
+    running = server(SLOW, jobs=JOBS)
+    broken, half, good = (accepted(post(running, seed)) for seed in range(3))
+    wait_until(lambda: _saved_step(running) >= 5, "checkpoints on disk")
+    end_balancer(running, signal.SIGKILL)
+    with sqlite3.connect(jobs_file(running.data_dir)) as db:
+        db.execute("UPDATE jobs SET asked = ? WHERE id = ?", (b"{", broken))
+        db.execute("UPDATE checkpoints SET frames = ? WHERE job = ?", (b"\xc1", half))
+    start_balancer(running)
+    view = ended(running, broken)
+    assert (view["state"], view["error"]["code"]) == ("failed", "job_unreadable")
+    assert call(running, "GET", f"/v1/jobs/{broken}/result").status_code == 500
+    for seed, job in ((1, half), (2, good)):
+        assert ended(running, job)["state"] == "done"
+        assert pictures(running, job) == [expected(seed)]
+    listed = call(running, "GET", "/v1/jobs").json()["data"]
+    assert {view["id"] for view in listed} == {broken, half, good}
 
 
 def test_source_pictures_and_time_limits_outlive_the_balancer(server: StartServer) -> None:

@@ -5,6 +5,7 @@ Every picture is compared with what the simulated engine computes by itself, so 
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 from collections.abc import AsyncIterator
@@ -101,6 +102,37 @@ async def test_a_draining_worker_hands_its_tasks_back_and_another_goes_on_from_t
     assert min(steps) >= 20, "no step was done again"
 
 
+async def test_twelve_images_are_handed_back_in_under_two_steps_and_come_out_as_if_nothing_had_been(
+    tmp_path: Path,
+) -> None:
+    count, steps = 12, 40
+    async with rig_of(tmp_path, max_batch_size=count, sim={"t0_s": 0.25}) as rig:
+        await rig.start("w")
+        sent = rig.submit([inputs(seed, steps=steps) for seed in range(count)])
+        await sent.progress(steps // 4)
+        await rig.until(lambda: (w := rig.worker("w")) and w.running == count)
+        # Stopped for a moment, so that the balancer knows how far it is when it is told to go.
+        rig.processes[0].send_signal(signal.SIGSTOP)
+        heard = -1
+        while heard != (heard := len(sent.updates)):
+            await asyncio.sleep(0.3)
+        at = {update.task: update.step for update in sent.updates if isinstance(update, Stepped)}
+        for signum in (signal.SIGTERM, signal.SIGCONT):
+            rig.processes[0].send_signal(signum)
+        await rig.until(lambda: rig.processes[0].poll() is not None)
+        assert rig.processes[0].returncode == 0
+        assert rig.hub.counters["requeued"] == count
+        assert rig.hub.counters["steps_redone"] == 0
+        await rig.start("next")
+        await sent.pictures_are_right()
+        await rig.until(lambda: (w := rig.worker("next")) and w.counters.finished == count)
+        other = rig.worker("next")
+        assert other is not None
+        # What the next one did not have to do, the first one had done: no more than the step that it was in.
+        after = count * steps - other.counters.rows - sum(at.values())
+        assert 0 <= after < 2 * count
+
+
 async def test_cancelling_frees_the_slot_within_a_step(rig: Rig) -> None:
     await rig.start("w")
     endless = rig.submit([inputs(seed, steps=100_000) for seed in range(4)], timeout_s=600)
@@ -159,15 +191,17 @@ async def test_previews_come_in_order_before_the_picture(rig: Rig) -> None:
 
 async def test_a_restarted_balancer_is_found_again(rig: Rig) -> None:
     await rig.start("w")
-    running = rig.submit([inputs(steps=100_000)], timeout_s=600)
+    running = rig.submit([inputs(seed, steps=100_000) for seed in range(4)], timeout_s=600)
     await running.progress(2)
     await rig.hub.stop()
+    await asyncio.sleep(1.0)  # what the worker says meanwhile arrives all at once
     rig.hub = Hub(rig.settings, worker_address(rig.settings.data_dir))
     await rig.hub.start()
-    await rig.until(lambda: rig.worker("w"))
+    after = rig.submit([inputs(seed) for seed in range(8)])
+    await after.pictures_are_right()
     # What it ran for the old balancer, nobody waits for any more.
-    await rig.until(lambda: (w := rig.worker("w")) and w.running == 0 and w.counters.steps > 0)
-    await rig.submit([inputs()]).pictures_are_right()
+    await rig.until(lambda: (w := rig.worker("w")) and w.running + w.assigned == 0 and w.counters.steps > 0)
+    assert [rig.hub.counters[event] for event in ("requeued", "steps_redone")] == [0, 0]
 
 
 async def test_a_worker_without_a_balancer_leaves(rig: Rig) -> None:
