@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import logging
+import os
 import signal
 import socket
 import sys
@@ -22,12 +23,16 @@ from configs.schema import Settings
 from configs.sections import Server
 from loadbalancer.access import Doorman, KeyRing
 from loadbalancer.app import create_app
+from loadbalancer.arrivals import Arrivals
+from loadbalancer.control import Control
+from loadbalancer.control_metrics import ControlCollector
+from loadbalancer.elsewhere import Elsewhere, Unset
 from loadbalancer.entrance import Refused, check_exposure, check_tls, guard, open_keys
 from loadbalancer.errands import Desk
 from loadbalancer.hub import Hub
 from loadbalancer.jobs import Jobs
 from loadbalancer.journal import Journal
-from loadbalancer.listener import HttpConfig, HttpServer, impatient
+from loadbalancer.listener import HttpConfig, HttpServer, be_strict
 from loadbalancer.metrics import Metrics
 from loadbalancer.origins import is_loopback
 from loadbalancer.postman import Postman
@@ -101,20 +106,26 @@ def _listen(server: Server) -> socket.socket:
         listener = socket.create_server((server.host, server.port), family=family, backlog=_BACKLOG)
     except OSError as error:
         raise Unusable(error.strerror or str(error)) from error
-    impatient(listener, server.send_timeout_s)
+    be_strict(listener, server.send_timeout_s)
     return listener
 
 
 async def serve(settings: Settings, listener: socket.socket, keys: Callable[[], KeyRing | None]) -> None:
     """Serve on the listening socket until a signal, then bring what runs to its end. Raises `Refused`."""
-    hub = Hub(settings, worker_address(settings.data_dir), guard(settings))
+    elsewhere, arrivals = _elsewhere(settings), _arrivals(settings)
+    hub = Hub(settings, worker_address(settings.data_dir), guard(settings), arrivals)
     metrics = Metrics(hub.snapshot, lambda: _counters(hub, jobs, postman, config), hub.curves)
     desk = Desk(hub, metrics)
+    control = Control()
+    metrics.registry.register(ControlCollector(control, time.monotonic))
     doorman = Doorman(internal_token(settings.data_dir), is_loopback(settings.server.host))
     journal = Journal(jobs_file(settings.data_dir), settings.jobs.max_file_bytes)
     jobs, postman = Jobs(settings, hub, metrics, journal), Postman(settings.jobs, journal)
     jobs.on_end = postman.poke
-    services = Services(settings, hub, desk, metrics, jobs, journal, doorman, keys, int(time.time()))
+    metrics.books.keep(lambda: {**hub.open, "requests": len(desk), "jobs": len(jobs)})
+    services = Services(
+        settings, hub, desk, metrics, jobs, journal, doorman, control, elsewhere, keys, int(time.time())
+    )
     config = _config(services)
     server = HttpServer(config)
     told, told_twice = _signals()
@@ -132,13 +143,33 @@ async def serve(settings: Settings, listener: socket.socket, keys: Callable[[], 
     await asyncio.gather(jobs.stop(), postman.stop())  # the next start goes on with them
     finished = asyncio.create_task(desk.idle())
     await asyncio.wait({finished, told_twice}, timeout=settings.server.shutdown_s, return_when=asyncio.FIRST_COMPLETED)
-    await hub.stop()  # what still runs is answered 503
+    await asyncio.gather(hub.stop(), elsewhere.close())  # what still runs is answered 503
     await asyncio.wait({finished}, timeout=_FLUSH_S)
     finished.cancel()
     server.should_exit = True
     await serving
     await journal.close()
+    if arrivals is not None:
+        await asyncio.to_thread(arrivals.stop)
     log.info("stopped")
+
+
+def _elsewhere(settings: Settings) -> Elsewhere:
+    """The servers that help out. Raises `Refused`."""
+    try:
+        return Elsewhere(settings, os.environ)
+    except Unset as missing:
+        raise Refused(str(missing)) from None
+
+
+def _arrivals(settings: Settings) -> Arrivals | None:
+    """The record of arrivals, where one is asked for."""
+    server = settings.server
+    if server.record_arrivals is None:
+        return None
+    arrivals = Arrivals(settings.data_dir / server.record_arrivals, server.record_bytes)
+    arrivals.start()
+    return arrivals
 
 
 def _config(services: Services) -> HttpConfig:
@@ -152,7 +183,7 @@ def _config(services: Services) -> HttpConfig:
         log_level="debug" if settings.log_level == "debug" else "warning",
         access_log=settings.log_level == "debug",
         timeout_keep_alive=_KEEP_ALIVE_S,
-        timeout_graceful_shutdown=_FLUSH_S,
+        timeout_graceful_shutdown=_FLUSH_S + 1,  # by then it has hung up on them
         ssl_certfile=settings.server.tls_cert,
         ssl_keyfile=settings.server.tls_key,
     )

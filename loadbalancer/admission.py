@@ -54,6 +54,8 @@ class Job:
     #: The API key that it came with, and that key's share of the workers' time.
     owner: str = "anonymous"
     weight: float = 1.0
+    #: It was counted as an arrival when another server was asked to do it.
+    known: bool = False
 
     @property
     def size(self) -> str:

@@ -20,6 +20,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from loadbalancer.access import Doorman
 from loadbalancer.answers import ImagesAnswer, ModelCard, ModelList, PredictAnswer
+from loadbalancer.control_schemas import OrderDone, PauseRequest, ReloadRequest, ResumeRequest, ScaleRequest
 from loadbalancer.errors import ApiError, ErrorBody, InternalError, InvalidRequest, MethodNotAllowed, NotFound
 from loadbalancer.events import (
     CompletedImage,
@@ -34,12 +35,13 @@ from loadbalancer.job_answers import JobList, JobView
 from loadbalancer.job_schemas import JobRequest
 from loadbalancer.metrics import Metrics
 from loadbalancer.origins import Origins
-from loadbalancer.routes import images, jobs, models, status
+from loadbalancer.routes import control, images, jobs, models, status
 from loadbalancer.routes.common import Services, answer_error, refused
 from loadbalancer.routes.gate import EXPOSED, Fence, Gate
 from loadbalancer.routes.once import Once
 from loadbalancer.routes.studio import Studio
 from loadbalancer.schemas import EditRequest, ImageRequest, PredictRequest
+from wire.control import DecisionPage, Report
 
 log = logging.getLogger(__name__)
 
@@ -50,7 +52,16 @@ Any OpenAI client works with `base_url` set to this server's `/v1`. Every answer
 is `{"error": {"message", "type", "param", "code"}}`.
 """
 _REFERENCE = "#/components/schemas/{name}"
-_REQUESTS = (ImageRequest, EditRequest, PredictRequest, JobRequest)
+_REQUESTS = (
+    ImageRequest,
+    EditRequest,
+    PredictRequest,
+    JobRequest,
+    ScaleRequest,
+    PauseRequest,
+    ResumeRequest,
+    ReloadRequest,
+)
 _ANSWERS = (
     ImagesAnswer,
     PredictAnswer,
@@ -67,6 +78,9 @@ _ANSWERS = (
     EditPartialImage,
     EditCompletedImage,
     ErrorEvent,
+    Report,
+    DecisionPage,
+    OrderDone,
 )
 _SANE_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
 
@@ -84,13 +98,14 @@ def create_app(services: Services) -> ASGIApp:
     studio = Studio(services)
     for drawing in (images, jobs):
         app.include_router(drawing.router(services, studio))
-    for telling in (models, status):
+    for telling in (models, status, control):
         app.include_router(telling.router(services))
     app.add_exception_handler(ApiError, _refuse)
     app.add_exception_handler(HTTPException, _refuse)
     _document(app, services.doorman)
     access, loopback = services.settings.access, services.doorman.loopback
     once = Once(app, services.journal, services.settings.server.max_upload_bytes)
+    services.metrics.books.keep(lambda: {"recordings": len(once)})
     gated = _cross_origin(Gate(once, services), access.cors_origins)
     return Front(Fence(gated, Origins(access.hosts, access.cors_origins, loopback=loopback)), services.metrics)
 

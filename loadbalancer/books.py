@@ -9,9 +9,10 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 
+from loadbalancer.costs import Costs
 from loadbalancer.deadlines import Deadlines
 from loadbalancer.door import Door
-from loadbalancer.effects import Effect, Note, Send, Tell
+from loadbalancer.effects import Account, Effect, Note, Send, Tell
 from loadbalancer.movement import Move
 from loadbalancer.pace import Paces
 from loadbalancer.request_queue import ModelQueue
@@ -39,12 +40,14 @@ class Books:
         self.roster = roster
         self.tasks: dict[str, Task] = {}
         self.counters: Counter[str] = Counter()
-        self.rates = {model: Rates() for model in models}
+        self.rates = {model: Rates(rules.watch.get(model)) for model in models}
+        self.costs = {model: Costs() for model in models}
         self._paces = {model: Paces(roster, model) for model in models}
         self.queues = {
             model: ModelQueue(max_tasks, priority_s=rules.priority_s, step_s=self._paces[model].step_s)
             for model in models
         }
+        self._rules = rules
         self._max_attempts = max_attempts
         self._door = Door(rules, max_source_bytes)
         self._deadlines = Deadlines()
@@ -54,8 +57,11 @@ class Books:
 
     # ---- in
 
-    def submit(self, tasks: Sequence[Task], now: float) -> None:
-        """Tasks of one request, of one model, are queued, all or none. Raises `QueueFull`."""
+    def submit(self, tasks: Sequence[Task], now: float, *, known: bool = False) -> None:
+        """Tasks of one request, of one model, are queued, all or none. Raises `QueueFull`.
+
+        `known`: they were counted as arrivals before.
+        """
         queue, workers = self.queues[tasks[0].model], self.roster.of(tasks[0].model)
         refusal = self._door.refusal(tasks, queue, workers, now)
         if refusal is not None:
@@ -69,7 +75,8 @@ class Books:
             self._deadlines.add(task)
             queue.push(task)
         self.counters["submitted"] += len(tasks)
-        self.rates[tasks[0].model].arrivals.add(len(tasks), now)
+        if not known:
+            self.rates[tasks[0].model].arrived(tasks[0].size, tasks[0].remaining_steps, len(tasks), now)
 
     def assign(self, now: float) -> list[Effect]:
         """Fill free slots from the queues; one message per worker."""
@@ -107,6 +114,10 @@ class Books:
         task.started = now
         if task.first_started is None:
             task.first_started = now
+            self.rates[task.model].began(now - task.created)
+        worker = self.roster.workers.get(task.worker or "")
+        if worker is not None:
+            self.costs[task.model].began(task.id, worker, now)
         return [Tell(Began(task.id))]
 
     def refresh(self) -> None:
@@ -115,6 +126,7 @@ class Books:
             factor = paces.refresh()
             if factor is not None:
                 self.queues[model].rescale(factor)
+            self.costs[model].refresh(self.roster.of(model))
 
     def move(self, moves: Sequence[Move], counted_as: str) -> list[Effect]:
         """Have running tasks handed back by their workers, with their progress."""
@@ -130,6 +142,7 @@ class Books:
     def requeue(self, task: Task, reason: str, now: float) -> None:
         """It goes back to its place in the queue, to go on from its checkpoint."""
         task.move(State.QUEUED, now, f"{reason}; goes on at step {task.checkpoint_step} of {task.steps}")
+        task.work_s, task.whole = task.work_s + self.costs[task.model].left(task.id, now), False
         task.worker = None
         task.leaving = False
         self.counters["requeued"] += 1
@@ -159,14 +172,16 @@ class Books:
 
     # ---- out
 
-    def complete(self, task: Task, frames: Sequence[Frame], flagged: bool, now: float) -> Effect:
+    def complete(self, task: Task, frames: Sequence[Frame], flagged: bool, now: float) -> list[Effect]:
         """It has its image."""
         started = task.first_started if task.first_started is not None else now
         task.move(State.DONE, now, "finished")
         self.rates[task.model].completions.add(1, now)
-        self._drop(task, "done")
+        account = self._drop(task, "done", now)
+        if task.whole:
+            self.costs[task.model].learn(task.size, task.steps, task.work_s)
         image = frames[0] if frames else b""
-        return Tell(Completed(task.id, image, started - task.created, now - started, flagged))
+        return [*account, Tell(Completed(task.id, image, started - task.created, now - started, flagged))]
 
     def expire(self, now: float) -> list[Effect]:
         """Tasks whose deadline has come end, wherever they are."""
@@ -182,8 +197,7 @@ class Books:
         if task.state is not State.QUEUED:
             self.queues[task.model].refund(task)
         task.move(state, now, message)
-        self._drop(task, state.value)
-        return [*effects, Tell(Ended(task.id, state, kind, message))]
+        return [*effects, *self._drop(task, state.value, now), Tell(Ended(task.id, state, kind, message))]
 
     def _release_place(self, task: Task) -> list[Effect]:
         if task.state is State.QUEUED:
@@ -193,8 +207,10 @@ class Books:
         holds = worker is not None and worker.held.get(task.id) == task.attempt
         return [Send(worker.id, Cancel([task.id]))] if worker is not None and holds else []
 
-    def _drop(self, task: Task, counted_as: str) -> None:
+    def _drop(self, task: Task, counted_as: str, now: float) -> list[Effect]:
+        task.work_s += self.costs[task.model].left(task.id, now)
         self.counters[counted_as] += 1
         self.roster.forget(task.id)
         self._door.leave(task)
         del self.tasks[task.id]
+        return [Account(task)] if self._rules.record else []

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from loadbalancer.books import Books
-from loadbalancer.effects import Abandon, Effect, Event, Gone, Note, Said, Send, Submit, Tell, Tick
+from loadbalancer.effects import Abandon, Effect, Event, Forward, Forwarded, Gone, Note, Said, Send, Submit, Tell, Tick
 from loadbalancer.movement import displaced, taken_over
 from loadbalancer.outlook import outlook
 from loadbalancer.roster import Roster, Worker
@@ -30,10 +30,13 @@ from wire.messages import (
     Reject,
     Returned,
     Started,
+    ToBalancer,
     Welcome,
 )
 
 _MAX_SLOTS = 4096
+#: Refused workers that are named in the log: each can come as often and under as many names as it likes.
+_MOST_NAMED = 1000
 
 
 class Dispatch:
@@ -53,6 +56,9 @@ class Dispatch:
         self._rules = rules or Rules()
         self.roster = Roster(heartbeat_s, lost_after_s, self._rules.stuck_factor, self._rules.stuck_min_s)
         self._heartbeat_s = heartbeat_s
+        self._refused: set[str] = set()
+        #: Strangers that were asked who they are, and until when to wait for their answer.
+        self._asked: dict[str, float] = {}
         self._books = books = Books(
             models,
             self.roster,
@@ -61,7 +67,8 @@ class Dispatch:
             max_attempts=max_attempts,
             max_source_bytes=max_source_bytes,
         )
-        self.tasks, self.queues, self.rates, self.counters = books.tasks, books.queues, books.rates, books.counters
+        self.tasks, self.queues, self.counters = books.tasks, books.queues, books.counters
+        self.rates, self.costs = books.rates, books.costs
 
     def __repr__(self) -> str:
         return f"<Dispatch {len(self.tasks)} tasks, {self.roster!r}, {self.queues!r}>"
@@ -69,9 +76,15 @@ class Dispatch:
     def handle(self, event: Event, now: float) -> list[Effect]:
         """Take the event in; say what is to be done. Raises `QueueFull` for a `Submit` that does not fit."""
         match event:
-            case Submit(tasks):
-                self._books.submit(tasks, now)
+            case Submit(tasks, known):
+                self._books.submit(tasks, now, known=known)
                 effects: list[Effect] = []
+            case Forward(model, size, steps, count):
+                self.rates[model].forward(size, steps, count, now)
+                effects = []
+            case Forwarded(model, count):
+                self.rates[model].elsewhere -= count
+                effects = []
             case Abandon(tasks, reason):
                 effects = self._abandon(tasks, reason, now)
             case Said(worker, parcel):
@@ -102,6 +115,7 @@ class Dispatch:
 
     def _tick(self, now: float) -> list[Effect]:
         effects = self._books.expire(now)
+        self._asked = {name: until for name, until in self._asked.items() if until > now}
         for worker in self.roster.lost(now):
             effects += self._lose(worker.id, f"silent for {now - worker.last_seen:.1f} s", now)
         for worker in self.roster.stuck(now):
@@ -131,8 +145,7 @@ class Dispatch:
             return self._hello(name, message, now)
         worker = self.roster.workers.get(name)
         if worker is None:
-            self.counters["stranger"] += 1
-            return [] if isinstance(message, Bye) else [Send(name, Reject("unknown worker: say Hello"))]
+            return self._stranger(name, message, now)
         self.roster.heard(worker, now)
         match message:
             case Pull(slots):
@@ -147,10 +160,20 @@ class Dispatch:
             case _:
                 return self._about_task(worker, message, parcel.frames, now)
 
+    def _stranger(self, name: str, message: ToBalancer, now: float) -> list[Effect]:
+        """Ask it to introduce itself: once for all that was on its way, and again where that was lost."""
+        self.counters["stranger"] += 1
+        waited = now >= self._asked.get(name, now)
+        if isinstance(message, Bye) or not waited or len(self._asked) >= _MOST_NAMED:
+            return []
+        self._asked[name] = now + self._heartbeat_s / 2
+        return [Send(name, Reject("unknown worker: say Hello"))]
+
     def _hello(self, name: str, hello: Hello, now: float) -> list[Effect]:
         refusal = self._refusal(name, hello)
         if refusal:
-            return [Send(name, Reject(refusal, fatal=True)), Note(f"worker {name} refused: {refusal}")]
+            return self._turn_away(name, refusal)
+        self._asked.pop(name, None)
         known = self.roster.workers.get(name)
         held = known.held if known is not None else {}
         worker = self.roster.workers[name] = Worker(hello, now)
@@ -162,11 +185,23 @@ class Dispatch:
             task.leaving = False  # what it was asked before may not have reached it
             if task_id not in worker.held:
                 self._books.requeue(task, f"{name} came back without it", now)
-        strangers = [task for task in hello.running if task not in worker.held]
+        # What it has and should not have; and what is others' from now on, for it may be on its way to this one.
+        unwanted = [task for task in hello.running if task not in worker.held]
+        unwanted += [task for task in held if task not in worker.held]
         effects: list[Effect] = [Send(name, Welcome(self._heartbeat_s))]
-        if strangers:
-            effects.append(Send(name, Cancel(strangers)))
-        return [*effects, Note(f"worker {name} ready: {hello.model} on {hello.device}, process {hello.pid}")]
+        if unwanted:
+            effects.append(Send(name, Cancel(unwanted)))
+        if known is None or known.hello.pid != hello.pid:
+            effects.append(Note(f"worker {name} ready: {hello.model} on {hello.device}, process {hello.pid}"))
+        return effects
+
+    def _turn_away(self, name: str, why: str) -> list[Effect]:
+        self.counters["workers_refused"] += 1
+        effects: list[Effect] = [Send(name, Reject(why, fatal=True))]
+        if name not in self._refused and len(self._refused) < _MOST_NAMED:
+            self._refused.add(name)
+            effects.append(Note(f"worker {name} refused (further times are only counted): {why}"))
+        return effects
 
     def _refusal(self, name: str, hello: Hello) -> str | None:
         if hello.protocol != PROTOCOL:
@@ -202,7 +237,7 @@ class Dispatch:
                 self.queues[task.model].charge(task, task.steps - expected)
                 return [*self._books.began(task, now), Tell(told)]
             case Finished(flagged=flagged):
-                return [*self._books.began(task, now), self._books.complete(task, frames, flagged, now)]
+                return [*self._books.began(task, now), *self._books.complete(task, frames, flagged, now)]
             case Failed(kind=kind, message=text):
                 return self._books.end(task, State.FAILED, kind, text, now)
             case Returned(step=step):

@@ -14,9 +14,10 @@ from wire.messages import ToWorker
 
 @dataclass(frozen=True, slots=True)
 class Submit:
-    """New tasks of one request, of one model."""
+    """New tasks of one request, of one model. `known`: they were counted as arrivals when they were forwarded."""
 
     tasks: Sequence[Task]
+    known: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +49,25 @@ class Tick:
     """Time has passed."""
 
 
-Event = Submit | Abandon | Said | Gone | Tick
+@dataclass(frozen=True, slots=True)
+class Forward:
+    """Another server is asked to do what would have been tasks of this model: `count` images in `steps` steps each."""
+
+    model: str
+    size: tuple[int, int]
+    steps: int
+    count: int
+
+
+@dataclass(frozen=True, slots=True)
+class Forwarded:
+    """It has answered, or will not."""
+
+    model: str
+    count: int
+
+
+Event = Submit | Abandon | Said | Gone | Tick | Forward | Forwarded
 
 
 # ---- effects
@@ -77,4 +96,11 @@ class Note:
     text: str
 
 
-Effect = Send | Tell | Note
+@dataclass(frozen=True, slots=True)
+class Account:
+    """The task has ended: this is for the record of arrivals."""
+
+    task: Task
+
+
+Effect = Send | Tell | Note | Account

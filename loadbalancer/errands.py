@@ -43,6 +43,7 @@ class Errand:
             sources=job.sources,
             owner=job.owner,
             weight=job.weight,
+            known=job.known,
         )
 
     def __repr__(self) -> str:
@@ -96,12 +97,15 @@ class Desk:
         self.hub = hub
         self.metrics = metrics
         self.open = True
-        self._errands: set[Errand] = set()
+        self._errands: set[object] = set()
         self._idle = asyncio.Event()
         self._idle.set()
 
     def __repr__(self) -> str:
         return f"<Desk {'open' if self.open else 'closed'}, {len(self._errands)} errands>"
+
+    def __len__(self) -> int:
+        return len(self._errands)
 
     def accept(self, job: Job) -> Errand:
         """Queue the job. Raises `Unavailable` when shutting down or where it would be too late, `TooBusy` when full."""
@@ -115,11 +119,15 @@ class Desk:
         except QueueFull as full:
             text = f"Too many requests: {full}. Please try again later."
             raise TooBusy(text, retry_after_s=full.retry_after_s) from None
-        self._errands.add(errand)
-        self._idle.clear()
+        self.host(errand)
         return errand
 
-    def closed(self, errand: Errand) -> None:
+    def host(self, errand: object) -> None:
+        """An errand is under way, one of ours or one that another server runs. Its end is told by `closed`."""
+        self._errands.add(errand)
+        self._idle.clear()
+
+    def closed(self, errand: object) -> None:
         """The errand is over."""
         self._errands.discard(errand)
         if not self._errands:

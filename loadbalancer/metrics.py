@@ -24,7 +24,7 @@ Curves = Callable[[str], Sequence[StepCurve]]
 
 
 class OfModel(NamedTuple):
-    """A gauge with one value per model, absent where it is not known."""
+    """A gauge or a counter with one value per model, absent where it is not known."""
 
     name: str
     help: str
@@ -44,8 +44,17 @@ MODEL_GAUGES = (
     OfModel("muster_running_tasks", "Images assigned to workers.", lambda m: m.running),
     OfModel("muster_queue_work_seconds", "What the queue would take one worker.", lambda m: m.queued_work_s),
     OfModel("muster_queue_oldest_seconds", "Age of the oldest waiting image.", lambda m: m.oldest_wait_s),
+    OfModel(
+        "muster_work_seconds", "What one worker would need for all images waiting and running.", lambda m: m.work_s
+    ),
+    OfModel("muster_mean_work_seconds", "The same of one image, over the last 200 that came.", lambda m: m.mean_work_s),
     OfModel("muster_arrivals_per_second", "Images asked for, over the last minute.", lambda m: m.arrival_rate),
     OfModel("muster_completions_per_second", "Images finished, over the last minute.", lambda m: m.service_rate),
+)
+MODEL_COUNTERS = (
+    OfModel("muster_begun", "Images that a worker has begun for the first time.", lambda m: m.dispatched),
+    OfModel("muster_begun_late", "Images that had waited for longer than slo.max_wait_s by then.", lambda m: m.late),
+    OfModel("muster_forwarded", "Images that the model's cold_start_proxy was asked for.", lambda m: m.forwarded),
 )
 WORKER_GAUGES = (
     OfWorker("muster_worker_slots", "Images that the worker has room for.", lambda w: w.slots),
@@ -64,6 +73,7 @@ WORKER_COUNTERS = (
     OfWorker("muster_worker_out_of_memory", "Batches that did not fit.", lambda w: w.counters.out_of_memory),
     OfWorker("muster_worker_finished", "Images finished.", lambda w: w.counters.finished),
     OfWorker("muster_worker_failed", "Images failed.", lambda w: w.counters.failed),
+    OfWorker("muster_worker_malformed", "Messages to it that were none.", lambda w: w.counters.malformed),
 )
 
 
@@ -86,14 +96,12 @@ class SnapshotCollector(Collector):
         now = self._snapshot()
         yield GaugeMetricFamily("muster_uptime_seconds", "Age of the balancer.", value=now.uptime_s)
         for of_model in MODEL_GAUGES:
-            gauge = GaugeMetricFamily(of_model.name, of_model.help, labels=("model",))
-            for model in now.models:
-                value = of_model.value(model)
-                if value is not None:
-                    gauge.add_metric((model.model,), value)
-            yield gauge
+            yield _per_model(GaugeMetricFamily(of_model.name, of_model.help, labels=("model",)), of_model, now)
+        for of_model in MODEL_COUNTERS:
+            yield _per_model(CounterMetricFamily(of_model.name, of_model.help, labels=("model",)), of_model, now)
         yield from _measured({model.model: self._curves(model.model) for model in now.models})
         yield _workers(now)
+        yield _starts(now)
         for of_worker in WORKER_GAUGES:
             yield _per_worker(GaugeMetricFamily(of_worker.name, of_worker.help, labels=_WORKER_LABELS), of_worker, now)
         for of_worker in WORKER_COUNTERS:
@@ -107,6 +115,31 @@ class SnapshotCollector(Collector):
         yield events
 
 
+class Books(Collector):
+    """What is under way, by the books of those who see to it. A server at rest has nothing in any of them."""
+
+    def __init__(self) -> None:
+        self._keepers: list[Callable[[], Mapping[str, int]]] = []
+
+    def keep(self, books: Callable[[], Mapping[str, int]]) -> None:
+        """Tell of these, too: by the book's name, how much stands in it now."""
+        self._keepers.append(books)
+
+    def describe(self) -> Iterator[Metric]:
+        """Nothing: see `SnapshotCollector`."""
+        return iter(())
+
+    def collect(self) -> Iterator[Metric]:
+        """One gauge per book."""
+        family = GaugeMetricFamily(
+            "muster_open", "What is under way: 0 in all books of a server at rest.", labels=("book",)
+        )
+        for keeper in self._keepers:
+            for book, count in keeper().items():
+                family.add_metric((book,), count)
+        yield family
+
+
 class Metrics:
     """Requests and images counted as they pass, in a registry of their own."""
 
@@ -115,8 +148,16 @@ class Metrics:
     ) -> None:
         self.registry = CollectorRegistry()
         self.registry.register(SnapshotCollector(snapshot, counters, curves))
+        self.books = Books()
+        self.registry.register(self.books)
         self._requests = Counter(
             "muster_http_requests", "HTTP requests answered.", ("route", "status"), registry=self.registry
+        )
+        self._proxied = Counter(
+            "muster_proxied",
+            "Requests that another server was asked to do, by what came of it.",
+            ("model", "outcome"),
+            registry=self.registry,
         )
         self._latency = Histogram(
             "muster_http_request_seconds",
@@ -139,6 +180,10 @@ class Metrics:
             registry=self.registry,
             buckets=_SECONDS,
         )
+
+    def proxied(self, model: str, outcome: str) -> None:
+        """Another server was asked; what came of it."""
+        self._proxied.labels(model, outcome).inc()
 
     def request(self, route: str, status: int, seconds: float) -> None:
         """A request was answered."""
@@ -173,6 +218,27 @@ def _workers(now: Snapshot) -> Metric:
         for state in _STATES:
             count = sum(w.model == model.model and w.state == state for w in now.workers)
             family.add_metric((model.model, state), count)
+    return family
+
+
+def _starts(now: Snapshot) -> Metric:
+    family = GaugeMetricFamily(
+        "muster_worker_start_seconds", "Duration of the worker's start, by part.", labels=(*_WORKER_LABELS, "part")
+    )
+    for worker in now.workers:
+        for part in ("spawn", "import", "load", "device", "warm_up"):
+            seconds = getattr(worker.start, f"{part}_s")
+            family.add_metric((worker.worker, worker.model, worker.device, part), seconds)
+    return family
+
+
+def _per_model(
+    family: GaugeMetricFamily | CounterMetricFamily, of_model: OfModel, now: Snapshot
+) -> GaugeMetricFamily | CounterMetricFamily:
+    for model in now.models:
+        value = of_model.value(model)
+        if value is not None:
+            family.add_metric((model.model,), value)
     return family
 
 

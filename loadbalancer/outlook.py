@@ -24,6 +24,29 @@ def outlook(task: Task, queue: ModelQueue, workers: Sequence[Worker]) -> Outlook
     return Outlook(task.state, position, ahead + own)
 
 
+def wait_s(task: Task, queue: ModelQueue, workers: Sequence[Worker], tasks: Mapping[str, Task]) -> float | None:
+    """Seconds until a task that has not been queued yet would begin: what waits before it in full batches, and where no
+    slot is free, the rest of the task that is done first. None while that has not been measured.
+    """
+    drain = drain_s(queue.steps, workers) if len(queue) else 0.0
+    first = 0.0 if any(worker.free for worker in workers) else _first_done_s(workers, tasks)
+    if drain is None or first is None:
+        return None
+    return first + drain * queue.position_if(task) / max(len(queue), 1)
+
+
+def _first_done_s(workers: Sequence[Worker], tasks: Mapping[str, Task]) -> float | None:
+    """Seconds until one of the tasks that run is done, and its worker takes another; None if unknown."""
+    rests = (
+        held.remaining_steps * step_s
+        for worker in workers
+        if not worker.draining
+        for name in worker.held
+        if (held := tasks.get(name)) is not None and (step_s := worker.step_s(held.size)) > 0
+    )
+    return min(rests, default=None)
+
+
 def soonest_s(
     tasks: Sequence[Task], queue: ModelQueue, workers: Sequence[Worker], enough_s: float = 0.0
 ) -> float | None:

@@ -6,7 +6,7 @@ from typing import Literal
 
 import msgspec
 
-from wire.messages import Counters
+from wire.messages import Counters, StartTimes
 
 #: `silent`: nothing is heard of it. `stuck`: it heartbeats, holds tasks, and makes no step.
 WorkerState = Literal["ready", "draining", "silent", "stuck"]
@@ -27,6 +27,24 @@ class ModelStats(msgspec.Struct, frozen=True):
     service_rate: float
     #: Tasks that share a step on one worker when there are enough of them, as measured; None until it is.
     batch_cap: int | None = None
+    #: How much longer a task takes in such a batch than alone.
+    slow_down: float = 1.0
+    #: What one worker would need for all that is queued and running, one task after the other, in seconds; None until
+    #: a step was measured. What was measured last stands when no worker is left.
+    work_s: float | None = None
+    #: The same of one task, as a mean over the last 200 that came; None until one came and a step was measured.
+    mean_work_s: float | None = None
+    #: Tasks that came within the model's `look_back_period_s`, and within its `rate_window_s`.
+    recent: int = 0
+    lately: int = 0
+    #: Sums since the start: tasks that a worker began for the first time, and those of them that had waited for longer
+    #: than the model's `slo.max_wait_s`.
+    dispatched: int = 0
+    late: int = 0
+    #: Of those that came, the ones that another server was asked to do (`cold_start_proxy`).
+    forwarded: int = 0
+    #: Those of them that it has not answered yet.
+    elsewhere: int = 0
 
 
 class WorkerStats(msgspec.Struct, frozen=True):
@@ -45,6 +63,8 @@ class WorkerStats(msgspec.Struct, frozen=True):
     batch: float
     memory_bytes: int
     counters: Counters
+    #: How long its start took, in parts.
+    start: StartTimes = StartTimes()
 
 
 class Snapshot(msgspec.Struct, frozen=True):

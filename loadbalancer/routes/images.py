@@ -11,21 +11,17 @@ from loadbalancer.admission import Job
 from loadbalancer.answers import ImageData, ImagesAnswer, PredictAnswer, Timings
 from loadbalancer.errands import Errand
 from loadbalancer.records import Kept
-from loadbalancer.routes.common import Services, answer, answers, body_of, first_of, owned, read_body
+from loadbalancer.routes.common import Services, answer, answers, body_of, events_of, first_of, owned, read_body
+from loadbalancer.routes.elsewhere import as_form, as_json, instead
 from loadbalancer.routes.stream import EventStream
 from loadbalancer.routes.studio import Studio, from_url
 from loadbalancer.routes.uploads import read_form
 from loadbalancer.schemas import EditRequest, ImageRequest, PredictRequest, parse, parse_form, parse_pictured
 from loadbalancer.task import Completed
 
-_ERRORS = (400, 404, 413, 422, 429, 500, 503, 504)
-_EVENTS = {"schema": {"type": "string", "description": "Events: Progress, PartialImage, CompletedImage, ErrorEvent."}}
-_EDIT_EVENTS = {
-    "schema": {
-        "type": "string",
-        "description": "Events: EditProgress, EditPartialImage, EditCompletedImage, ErrorEvent.",
-    }
-}
+_ERRORS = (400, 404, 413, 422, 429, 500, 502, 503, 504)
+_EVENTS = events_of("Progress", "PartialImage", "CompletedImage", "ErrorEvent")
+_EDIT_EVENTS = events_of("EditProgress", "EditPartialImage", "EditCompletedImage", "ErrorEvent")
 
 
 def router(services: Services, studio: Studio) -> APIRouter:
@@ -37,26 +33,31 @@ def router(services: Services, studio: Studio) -> APIRouter:
         "/v1/images/generations",
         summary="Generate images",
         openapi_extra=body_of("ImageRequest"),
-        responses=answers("ImagesAnswer", *_ERRORS, **{"text/event-stream": _EVENTS}),
+        responses=answers("ImagesAnswer", *_ERRORS, **_EVENTS),
     )
     async def generate_images(request: Request) -> Response:
         """OpenAI's Images API, with the parameters of diffusion models added. With `stream`, server-sent events."""
-        asked = parse_pictured(ImageRequest, await read_body(request, most_upload), most)
+        body = await read_body(request, most_upload)
+        asked = parse_pictured(ImageRequest, body, most)
         image, mask = from_url("image", asked.image), from_url("mask", asked.mask)
-        return await _answer(services, request, asked, await studio.job(asked, image, mask))
+        job = owned(await studio.job(asked, image, mask), request)
+        answered = await instead(services, request, job, as_json(body), stream=bool(asked.stream))
+        del body  # it may be large, and the image may have to wait
+        return await _answer(services, request, asked, answered)
 
     @routes.post(
         "/v1/images/edits",
         summary="Draw from a picture",
         openapi_extra=body_of("EditRequest", "multipart/form-data"),
-        responses=answers("ImagesAnswer", *_ERRORS, **{"text/event-stream": _EDIT_EVENTS}),
+        responses=answers("ImagesAnswer", *_ERRORS, **_EDIT_EVENTS),
     )
     async def edit_images(request: Request) -> Response:
         """Draw a picture anew, or what a mask marks of it: OpenAI's form, with the parameters of diffusion models."""
         async with read_form(request, most_upload, most) as form:
             asked = parse_form(EditRequest, form.texts)
-            job = await studio.job(asked, form.file("image"), form.file("mask"))
-        return await _answer(services, request, asked, job)
+            job = owned(await studio.job(asked, form.file("image"), form.file("mask")), request)
+            answered = await instead(services, request, job, as_form(form), stream=bool(asked.stream))
+        return await _answer(services, request, asked, answered)
 
     @routes.post(
         "/predict",
@@ -74,9 +75,13 @@ def router(services: Services, studio: Studio) -> APIRouter:
     return routes
 
 
-async def _answer(services: Services, request: Request, asked: ImageRequest | EditRequest, job: Job) -> Response:
-    """Queue it; await it or stream it."""
-    errand = services.desk.accept(owned(job, request))
+async def _answer(
+    services: Services, request: Request, asked: ImageRequest | EditRequest, answered: Job | Response
+) -> Response:
+    """Queue it; await it or stream it. What another server has answered stands."""
+    if isinstance(answered, Response):
+        return answered
+    errand = services.desk.accept(answered)
     if asked.stream:
         return EventStream(errand, edit=isinstance(asked, EditRequest))
     return answer(images_answer(errand.job, await _await(errand, request), time.time()))

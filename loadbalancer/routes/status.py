@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import msgspec
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import RedirectResponse
@@ -33,10 +35,19 @@ def router(services: Services) -> APIRouter:
 
     @routes.get("/readyz", summary="Is every model ready?", responses=answers("Health", 503))
     async def readyz() -> Response:
-        """200 while every model has a worker that takes requests, else 503 with what is missing."""
+        """200 while every model takes requests, else 503 with what is missing.
+
+        A model does while a worker of it is ready, or its workers come with the first request (`min_workers: 0`).
+        """
         if not services.desk.open:
             raise shutting_down()
-        missing = [name for name in services.settings.models if not services.hub.ready(name)]
+        # The controller knows better: its bounds may have changed since this program started.
+        told = services.control.models(time.monotonic())
+        least = {
+            name: told[name].min_workers if name in told else services.settings.scaling(name).min_workers
+            for name in services.settings.models
+        }
+        missing = [name for name in least if least[name] and not services.hub.ready(name)]
         if missing:
             raise Unavailable(f"No worker is ready for: {', '.join(missing)}.", code="not_ready", retry_after_s=1)
         return answer(Health("ready"))

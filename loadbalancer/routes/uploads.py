@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import re
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import NoReturn
+from typing import BinaryIO, NoReturn
 
 from fastapi import Request
 from starlette.datastructures import FormData, UploadFile
@@ -54,20 +55,34 @@ class Darkroom:
         return await asyncio.get_running_loop().run_in_executor(self._threads, work)
 
 
+@dataclass(frozen=True, slots=True)
+class Upload:
+    """A file of a form."""
+
+    file: BinaryIO
+    #: What it says that it is: png, jpeg, ...
+    kind: str
+
+    def read(self) -> bytes:
+        """Its bytes, each time from the first."""
+        self.file.seek(0)
+        return self.file.read()
+
+
 @dataclass(slots=True)
 class Form:
-    """A form that was read: its texts, and the readers of its files."""
+    """A form that was read: its texts, and its files as they were named."""
 
     texts: dict[str, str] = field(default_factory=dict)
-    files: dict[str, list[Reader]] = field(default_factory=lambda: {"image": [], "mask": []})
+    parts: list[tuple[str, Upload]] = field(default_factory=list)
 
     def file(self, name: str) -> Reader | None:
         """The one file of this name, if there is one. Raises `InvalidRequest` for several."""
-        found = self.files[name]
+        found = [upload for own, upload in self.parts if _FILES[own] == name]
         if len(found) > 1:
             text = f"Invalid value for '{name}': {len(found)} files. One picture is taken."
             raise InvalidRequest(text, param=name)
-        return found[0] if found else None
+        return found[0].read if found else None
 
 
 @contextlib.asynccontextmanager
@@ -102,7 +117,7 @@ def _sort(form: FormData) -> Form:
             if name not in _FILES:
                 text = f"Unexpected file in {shorten(name)}: files are taken in 'image' and 'mask'."
                 raise InvalidRequest(text, param=name, code="unknown_parameter")
-            found.files[_FILES[name]].append(value.file.read)
+            found.parts.append((name, Upload(value.file, _kind(value.content_type))))
         elif name in _FILES:
             raise InvalidRequest(f"Invalid type for '{name}': expected a file.", param=name, code="invalid_type")
         elif name in found.texts:
@@ -110,6 +125,11 @@ def _sort(form: FormData) -> Form:
         else:
             found.texts[name] = value
     return found
+
+
+def _kind(media_type: str | None) -> str:
+    match = re.fullmatch(r"image/([a-z0-9]{1,16})", (media_type or "").lower())
+    return match[1] if match else "png"
 
 
 def _refuse(why: str) -> NoReturn:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import msgspec
 import pytest
 
 from loadbalancer.dispatch import Dispatch
@@ -199,9 +200,32 @@ def test_a_reconnecting_worker_keeps_what_it_runs_and_drops_what_nobody_knows() 
     join(core, "w", 4)
     core.handle(Submit([task("kept"), task("lost")]), 0.0)
     effects = join(core, "w", 4, 1.0, running=("kept", "stranger"))
-    assert Send("w", Cancel(["stranger"])) in effects
+    # What is given to others may still be on its way to this one.
+    assert Send("w", Cancel(["stranger", "lost"])) in effects
     assert [(a.task, a.attempt) for _, a in assigned(effects)] == [("lost", 2)]
     assert core.roster.workers["w"].held == {"kept": 1, "lost": 2}
+
+
+def test_a_stranger_is_asked_once_for_all_that_it_had_sent_and_again_where_it_does_not_answer() -> None:
+    core = new_dispatch()
+    core.handle(Submit([task("t")]), 0.0)
+    times = [0.0] * 50 + [0.4, 0.6, 0.7]
+    asked = [at for at in times for effect in say(core, "w", Progress("old", 1, 5, 20), at) if isinstance(effect, Send)]
+    assert asked == [0.0, 0.6]
+    assert core.counters["stranger"] == len(times)
+    assert [(a.task, a.attempt) for _, a in assigned(join(core, "w", 4, 0.8))] == [("t", 1)]
+    core.handle(Gone("w", "killed"), 0.9)
+    assert len(say(core, "w", Heartbeat(running=1), 0.9)) == 1, "it was known meanwhile"
+    core.handle(Tick(), 5.0)
+    assert len(say(core, "w", Heartbeat(running=1), 5.0)) == 1
+
+
+def test_strangers_do_not_fill_the_memory() -> None:
+    core = new_dispatch()
+    asked = sum(len(say(core, f"w{number}", Heartbeat(running=1))) for number in range(2000))
+    assert asked == 1000
+    core.handle(Tick(), 1.0)
+    assert len(say(core, "w1999", Heartbeat(running=1), 1.0)) == 1
 
 
 def test_eta_follows_from_measured_steps() -> None:
@@ -222,7 +246,9 @@ def test_eta_follows_from_measured_steps() -> None:
 def test_a_lost_workers_task_goes_on_from_the_last_checkpoint_that_was_told() -> None:
     core = new_dispatch()
     join(core, "a", 1)
-    core.handle(Submit([task("t")]), 0.0)
+    one = task("t")
+    one.inputs = msgspec.structs.replace(one.inputs, partial_images=1)
+    core.handle(Submit([one]), 0.0)
     say(core, "a", Progress("t", 1, 5, 20, frames=1), 1.0, (b"state at 5",))
     [told] = told_of(say(core, "a", Progress("t", 1, 8, 20, preview=True, frames=2), 1.1, (b"picture", b"state at 8")))
     assert (told.step, told.preview) == (8, b"picture")

@@ -170,6 +170,11 @@ class Histories(RuleBasedStateMachine):
             assert bool(waiting.checkpoint) == bool(waiting.checkpoint_step)
 
     @invariant()
+    def work_is_measured_of_what_runs(self) -> None:
+        running = sum(t.state is State.RUNNING for t in self.core.tasks.values())
+        assert repr(self.core.costs["m"]).endswith(f", {running} in the making>")
+
+    @invariant()
     def reservations_belong_to_living_tasks(self) -> None:
         assert all(w.reserved is None or w.reserved in self.core.tasks for w in self.core.roster)
 

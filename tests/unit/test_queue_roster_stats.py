@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from loadbalancer.costs import Costs
 from loadbalancer.request_queue import ModelQueue
 from loadbalancer.roster import Roster, Worker
 from loadbalancer.stats import WINDOW_S, Rates, Window, snapshot
@@ -79,8 +80,9 @@ def test_snapshot_counts_and_converts_steps_to_seconds() -> None:
     queue.push(task("a", created=4.0))
     queue.push(task("b", created=5.0))
     rates = Rates()
-    rates.arrivals.add(6, 9.0)
-    seen = snapshot({"m": queue}, {"m": rates}, roster, now=10.0, wall_time=1e9, uptime_s=10.0)
+    rates.arrived((64, 64), 20, 6, 9.0)
+    costs = {"m": Costs()}
+    seen = snapshot({"m": queue}, {"m": rates}, costs, {}, roster, now=10.0, wall_time=1e9, uptime_s=10.0)
     [model], [stats] = seen.models, seen.workers
     assert (model.queued, model.running, model.oldest_wait_s) == (2, 3, 6.0)
     assert model.arrival_rate == pytest.approx(0.1)
@@ -92,5 +94,6 @@ def test_snapshot_counts_and_converts_steps_to_seconds() -> None:
 def test_no_measured_step_means_no_estimate_rather_than_zero() -> None:
     roster = Roster(1.0, 10.0)
     roster.workers["w"] = worker("w", 1)
-    seen = snapshot({"m": ModelQueue(1)}, {"m": Rates()}, roster, now=0.0, wall_time=0.0, uptime_s=0.0)
-    assert seen.models[0].queued_work_s is None
+    queues, rates, costs = {"m": ModelQueue(1)}, {"m": Rates()}, {"m": Costs()}
+    [model] = snapshot(queues, rates, costs, {}, roster, now=0.0, wall_time=0.0, uptime_s=0.0).models
+    assert (model.queued_work_s, model.work_s, model.mean_work_s, model.batch_cap) == (None, None, None, None)
