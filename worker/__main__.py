@@ -9,11 +9,9 @@ import re
 import secrets
 import signal
 import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
-
-from setproctitle import setproctitle
+from typing import NoReturn
 
 from configs.cli import EXIT_USAGE, HelpFormatter, add_config_options, settings_from
 from configs.logs import configure
@@ -24,11 +22,13 @@ from wire.curve import BadKey, WorkerKey, read_worker_key
 from wire.messages import PROTOCOL, Drain, Hello
 from worker.caps import BUCKETS, Caps
 from worker.engine import DeviceLost, TaskError, UnsupportedModel
-from worker.engines.factory import build
 from worker.link import Link
 from worker.loop import Loop, Refused
 from worker.measure import measure
 from worker.renders import Renders
+from worker.spare import Dismissed
+from worker.start import Fetched, fetch, stand_by
+from worker.stopwatch import in_words
 
 log = logging.getLogger("worker")
 
@@ -57,6 +57,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--model", default=argparse.SUPPRESS, help="name in the configuration; default: the first")
     parser.add_argument("--device", default="cpu:0", help="cpu:N, cuda:N or sim:N")
     parser.add_argument("--id", default=argparse.SUPPRESS, help="name of this worker; default: a new one")
+    parser.add_argument(
+        "--standby", action="store_true", help="load what needs no device, then wait for the controller to name one"
+    )
     where = parser.add_mutually_exclusive_group()
     where.add_argument(
         "--connect", type=_socket, default=argparse.SUPPRESS, help="ipc address; default: the data directory's socket"
@@ -98,9 +101,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BadKey as error:
         print(error, file=sys.stderr)
         return EXIT_USAGE
-    setproctitle(f"muster worker {name} {model} {args.device}")
     try:
-        return _serve(settings, model, name, args.device, address, key)
+        fetched = (stand_by if args.standby else fetch)(settings, model, name, args.device)
+        return _serve(settings, model, name, address, key, fetched)
+    except Dismissed as dismissal:
+        log.info("exiting: %s", dismissal)
+        return 0
     except Refused as refusal:
         log.error("the balancer refuses this worker: %s", refusal)
         return EXIT_USAGE
@@ -125,11 +131,9 @@ def _balancer(args: argparse.Namespace, settings: Settings) -> tuple[str, Worker
     return remote, read_worker_key(file)
 
 
-def _serve(settings: Settings, model: str, name: str, device: str, address: str, key: WorkerKey | None) -> int:
+def _serve(settings: Settings, model: str, name: str, address: str, key: WorkerKey | None, fetched: Fetched) -> int:
+    engine, device, watch = fetched
     configured = settings.models[model]
-    log.info("loading %s on %s", model, device)
-    began = time.monotonic()
-    engine = build(configured, _visible(device))
     life = settings.workers
     link = Link(address, name, heartbeat_s=life.heartbeat_s, orphan_after_s=life.orphan_after_s, key=key)
     renders = Renders(link.send, threads=2 if device.startswith("cuda") else 1)
@@ -143,13 +147,16 @@ def _serve(settings: Settings, model: str, name: str, device: str, address: str,
             link.inject(told)
 
     engine.load()
+    watch.lap("device_s")
+    engine.warm_up()
     measure(engine, configured, caps, most, cache_dir(settings.data_dir))
-    hello = Hello(PROTOCOL, name, model, device, os.getpid(), about=engine.about())
+    watch.lap("warm_up_s")
+    hello = Hello(PROTOCOL, name, model, device, os.getpid(), about=engine.about(), start=watch.times)
     loop = Loop(engine, configured, hello, caps, link, renders, settings.workers.drain_timeout_s)
     # Not before: a signal while it loads ends the process at once, there is nothing to drain.
     for signum in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
         signal.signal(signum, drain)
-    log.info("ready after %.1f s", time.monotonic() - began)
+    log.info("ready after %.1f s (%s)", watch.times.total_s, in_words(watch.times))
     loop.introduce()
     link.start(loop.beat)
     reason, crashed = "crashed", True
@@ -172,11 +179,12 @@ def _caps(model: Model) -> tuple[int, Caps]:
     return most, Caps(most, fixed=fixed, min_gain=model.batching.min_gain, max_step_s=model.batching.max_step_s)
 
 
-def _visible(device: str) -> str:
-    """The device by the number that torch gives it: the first, where the launcher shows this process only one."""
-    pinned = len(os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")) == 1 and "CUDA_VISIBLE_DEVICES" in os.environ
-    return "cuda:0" if device.startswith("cuda") and pinned else device
+def _leave(status: int) -> NoReturn:
+    """End the process here: Python would first take torch apart, for seconds in which the device is still held."""
+    logging.shutdown()
+    sys.stdout.flush()
+    os._exit(status)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    _leave(main())

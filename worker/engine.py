@@ -77,8 +77,17 @@ class Row(Protocol):
 class StepEngine(Protocol):
     """A model whose requests take many steps, and can be joined and left between any two."""
 
+    def fetch(self) -> None:
+        """Read the weights into main memory and leave the device alone. Called once, first."""
+
     def load(self) -> None:
-        """Load the weights and run once, so that the first request is as fast as the next. Called once, first."""
+        """Bring the weights onto the device, so that requests can be admitted; fetches them where that was left out.
+
+        The device is as the constructor was told, and is used for the first time here.
+        """
+
+    def warm_up(self) -> None:
+        """Run once, so that the first request is as fast as the next. Called once, after `load`."""
 
     def about(self) -> About:
         """What it is and what it can do. Valid after `load`."""

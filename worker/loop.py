@@ -139,6 +139,7 @@ class Loop:
         return 0.005 if self._waiting or self._drain or len(self._renders) else _IDLE_S
 
     def _take(self, parcels: Sequence[ForWorker]) -> None:
+        unknown = ""
         for message, frames in parcels:
             match message:
                 case Assign(tasks):
@@ -152,8 +153,10 @@ class Loop:
                 case Reject(reason=reason, fatal=True):
                     raise Refused(reason)
                 case Reject(reason=reason):
-                    log.info("introducing ourselves again: %s", reason)
-                    self.introduce()
+                    unknown = reason
+        if unknown:  # once, and with everything that came along
+            log.info("introducing ourselves again: %s", unknown)
+            self.introduce()
         if self._drain is not None and time.monotonic() >= self._drain_by:
             self._give_back([member.assignment.task for member in self._batch.members()], with_checkpoint=True)
 
@@ -162,6 +165,9 @@ class Loop:
         for task in tasks:
             own = frames[start : start + task.frames]
             start += task.frames
+            known = self._leave(task.task)
+            if known is not None:  # given anew: what was done of it before counts no more
+                self._engine.release(known.row)
             self._waiting[task.task] = Waiting(task, own, now)
         if self._drain is not None:
             self._give_back([task.task for task in tasks], with_checkpoint=True)

@@ -99,7 +99,7 @@ class Renders:
             image, message = [], Failed(task.task, task.attempt, "error", f"the picture could not be made: {error}")
             self.failed += 1
         with self._lock:  # one message, so that slot and room change together
-            del self._making[task.task]
+            self._making.pop(task.task, None)  # not there: it was given anew meanwhile, and is finished already
             self._send(FromWorker(message, image), FromWorker(self._room()))
 
     def _preview(self, task: Assignment, picture: Callable[[], Picture], step: int, steps: int) -> None:

@@ -21,6 +21,12 @@ class Launcher(Protocol):
     def start(self, worker: str, model: str, device: str) -> None:
         """Have a worker of this name; nothing happens if there is one."""
 
+    def start_spare(self, worker: str, model: str, kind: str) -> None:
+        """Have a process of this name that loads the model and waits for a device of this kind."""
+
+    def activate(self, worker: str, device: str) -> None:
+        """Have the spare of this name serve on the device; nothing happens if there is none, or if it does already."""
+
     def drain(self, worker: str, *, hurry: bool = False) -> None:
         """Tell it to finish and go; with `hurry`, to hand back what it has and go."""
 

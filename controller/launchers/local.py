@@ -12,8 +12,9 @@ import yaml
 
 from configs.cli import to_yaml
 from configs.load import Tree
-from configs.paths import log_dir, run_dir, worker_address
+from configs.paths import children_dir, controller_pid_file, log_dir, run_dir, worker_address
 from configs.schema import Settings
+from controller.changes import generation
 from controller.launchers import Poll
 from controller.launchers.processes import Processes
 from controller.replica import Child
@@ -32,7 +33,7 @@ class LocalLauncher:
         self._data_dir = settings.data_dir.resolve()
         self._address = worker_address(settings.data_dir)
         self._settings = settings
-        self._processes = Processes(run_dir(settings.data_dir) / "children", log_dir(settings.data_dir))
+        self._processes = Processes(children_dir(settings.data_dir), log_dir(settings.data_dir))
         self._config = run_dir(settings.data_dir) / "config.yaml"
 
     def prepare(self) -> tuple[list[Child], bool]:
@@ -40,16 +41,25 @@ class LocalLauncher:
 
         Returns them, and whether they run with another configuration and were therefore told to go.
         """
+        controller_pid_file(self._data_dir).write_text(str(os.getpid()), encoding="ascii")
         text = to_yaml(self._settings)
         adopted = self._processes.adopt()
         outdated = bool(adopted) and _read_by_children(text) != _read_by_children(self._last_config())
         if outdated:
             for child in adopted:
                 self.drain(child.id)
+        self._write_config(text)
+        return adopted, outdated
+
+    def adapt(self, settings: Settings) -> None:
+        """From now on start workers with these settings. Raises `OSError`, and has changed nothing then."""
+        self._write_config(to_yaml(settings))
+        self._settings = settings
+
+    def _write_config(self, text: str) -> None:
         draft = self._config.with_suffix(".tmp")
         draft.write_text(text, encoding="utf-8")
         draft.replace(self._config)
-        return adopted, outdated
 
     def _last_config(self) -> str:
         try:
@@ -60,7 +70,19 @@ class LocalLauncher:
     def start(self, worker: str, model: str, device: str) -> None:
         """A worker process, pinned to its device."""
         options = ["--id", worker, "--model", model, "--device", device, "--connect", self._address]
-        self._processes.spawn(worker, model, device, self._command("worker", options), self._environment(device))
+        command, env = self._command("worker", options), self._environment(device)
+        self._processes.spawn(worker, model, device, command, env, generation=generation(self._settings, model))
+
+    def start_spare(self, worker: str, model: str, kind: str) -> None:
+        """A worker process that has a device of this kind only once it is activated."""
+        options = ["--id", worker, "--model", model, "--device", kind, "--connect", self._address, "--standby"]
+        command = self._command("worker", options)
+        env, settings = self._environment(kind), generation(self._settings, model)
+        self._processes.spawn(worker, model, kind, command, env, generation=settings, spare=True)
+
+    def activate(self, worker: str, device: str) -> None:
+        """SIGUSR2, beside a file with the name of the device."""
+        self._processes.activate(worker, device)
 
     def start_balancer(self) -> None:
         """The balancer, if there is none."""
@@ -90,6 +112,9 @@ class LocalLauncher:
         # The programs are found from whatever folder the user is in.
         env["PYTHONPATH"] = os.pathsep.join(filter(None, [str(Path(__file__).parents[2]), env.get("PYTHONPATH")]))
         kind, _, number = device.partition(":")
+        if kind == "cuda" and not number:
+            # To look for GPUs without a use of the driver, which would settle for good which of them it shows.
+            return env | {"PYTORCH_NVML_BASED_CUDA_CHECK": "1", "CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
         if kind == "cuda":
             return env | {"CUDA_VISIBLE_DEVICES": number, "CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
         # One thread each: with two, workers that share the cores wait for one another at every operator.
@@ -100,7 +125,7 @@ def _read_by_children(text: str) -> Tree:
     """What the written configuration says to the balancer and the workers."""
     tree: Tree = yaml.safe_load(text) or {}
     models = {
-        name: {key: part for key, part in model.items() if key != "scaling"}
+        name: {key: part for key, part in model.items() if key not in ("scaling", "gpu_memory")}
         for name, model in tree.get("models", {}).items()
     }
     return {key: part for key, part in tree.items() if key not in _OWN_KEYS} | {"models": models}

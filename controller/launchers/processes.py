@@ -3,6 +3,9 @@
 A process is known by its pid, the time of its creation and its name in its command line, so that a pid that was given
 to another program is never taken for a child. Times on disk count from the start of the machine: they stay true when
 its clock is set. Children get a session of their own: Ctrl-C in the terminal reaches only the parent, which decides.
+
+A spare is told its device in a file. That file is what counts: where it is there, the child is a spare no more, even if
+the parent that wrote it had no time to say so in the record.
 """
 
 from __future__ import annotations
@@ -18,6 +21,7 @@ from pathlib import Path
 import msgspec
 import psutil
 
+from configs.paths import SpareFiles, spare_files
 from controller.launchers import Poll
 from controller.replica import Child, Exit
 
@@ -38,6 +42,12 @@ class Record(msgspec.Struct, frozen=True):
     created: float
     #: When it was told to go.
     drained: float | None = None
+    #: Digest of the settings that it was started with.
+    generation: str = ""
+    #: It waits for its device.
+    spare: bool = False
+    #: When it was given its device, where it was a spare before.
+    activated: float | None = None
 
 
 class Processes:
@@ -49,6 +59,8 @@ class Processes:
         self._children: dict[str, Child] = {}
         self._handles: dict[str, psutil.Process] = {}
         self._spawned: dict[str, subprocess.Popen[bytes]] = {}
+        #: Those that were spares: their start is when they got their device.
+        self._activated: set[str] = set()
         records.mkdir(parents=True, exist_ok=True)
 
     def __contains__(self, name: str) -> bool:
@@ -62,16 +74,46 @@ class Processes:
                 record = msgspec.json.decode(file.read_bytes(), type=Record)
                 process = psutil.Process(record.pid)
                 if _is_it(process, record):
-                    drained_at = None if record.drained is None else _from_boot(record.drained)
-                    started_at = _from_boot(record.created)
-                    child = Child(record.id, record.model, record.device, record.pid, started_at, drained_at)
+                    child = self._as_recorded(record)
                     self._children[child.id], self._handles[child.id] = child, process
                     adopted.append(child)
                     continue
-            file.unlink(missing_ok=True)
+            self._forget(file.stem)
         return adopted
 
-    def spawn(self, name: str, model: str, device: str, command: Sequence[str], env: Mapping[str, str]) -> None:
+    def _as_recorded(self, record: Record) -> Child:
+        device, activated, spare = record.device, record.activated, record.spare
+        with contextlib.suppress(FileNotFoundError):
+            if spare:
+                order = self._files(record.id).order
+                device = order.read_text(encoding="ascii")
+                activated, spare = order.stat().st_mtime - psutil.boot_time(), False
+        if activated is not None:
+            self._activated.add(record.id)
+        drained_at = None if record.drained is None else _from_boot(record.drained)
+        started_at = _from_boot(record.created if activated is None else activated)
+        return Child(
+            record.id,
+            record.model,
+            device,
+            record.pid,
+            started_at,
+            drained_at,
+            generation=record.generation,
+            spare=spare,
+        )
+
+    def spawn(
+        self,
+        name: str,
+        model: str,
+        device: str,
+        command: Sequence[str],
+        env: Mapping[str, str],
+        *,
+        generation: str = "",
+        spare: bool = False,
+    ) -> None:
         """Start a process unless there is one of this name."""
         if name in self._children:
             return
@@ -82,8 +124,25 @@ class Processes:
             )
         self._spawned[name] = process
         self._handles[name] = psutil.Process(process.pid)
-        self._children[name] = Child(name, model, device, process.pid, time.monotonic())
+        self._children[name] = Child(
+            name, model, device, process.pid, time.monotonic(), generation=generation, spare=spare
+        )
         self._write(name)
+
+    def activate(self, name: str, device: str) -> None:
+        """Give a spare its device; nothing happens if there is no such spare. Raises `OSError` if it cannot be told."""
+        child = self._children.get(name)
+        if child is None or not child.spare:
+            return
+        _replace(self._files(name).order, device.encode())
+        self._activated.add(name)
+        self._children[name] = dataclasses.replace(child, device=device, spare=False, started_at=time.monotonic())
+        with contextlib.suppress(psutil.Error, OSError):
+            self._write(name)
+        with contextlib.suppress(psutil.Error):
+            # One that still loads finds the file by itself, and may not know the signal yet.
+            if child.loaded_at is not None:
+                self._handles[name].send_signal(signal.SIGUSR2)
 
     def signal(self, name: str, signum: signal.Signals) -> None:
         """Send a signal; nothing happens if there is no such process. Any but SIGKILL makes it a draining one."""
@@ -106,7 +165,10 @@ class Processes:
                 exits.append(Exit(child, time.monotonic(), status, self._tail(name)))
                 del self._children[name], self._handles[name]
                 self._spawned.pop(name, None)
-                (self._records / f"{name}.json").unlink(missing_ok=True)
+                self._activated.discard(name)
+                self._forget(name)
+            elif child.spare and child.loaded_at is None and self._files(name).ready.exists():
+                self._children[name] = dataclasses.replace(child, loaded_at=time.monotonic())
         return Poll(list(self._children.values()), exits)
 
     def _ended(self, name: str) -> tuple[bool, int | None]:
@@ -121,12 +183,21 @@ class Processes:
             return True, None
 
     def _write(self, name: str) -> None:
-        child = self._children[name]
+        child, created = self._children[name], _created(self._handles[name])
         drained = None if child.drained_at is None else _since_boot(child.drained_at)
-        record = Record(name, child.model, child.device, child.pid, _created(self._handles[name]), drained)
-        draft = self._records / f"{name}.tmp"
-        draft.write_bytes(msgspec.json.encode(record))
-        draft.replace(self._records / f"{name}.json")
+        activated = _since_boot(child.started_at) if name in self._activated else None
+        record = Record(
+            name, child.model, child.device, child.pid, created, drained, child.generation, child.spare, activated
+        )
+        _replace(self._records / f"{name}.json", msgspec.json.encode(record))
+
+    def _forget(self, name: str) -> None:
+        """Nothing on disk is of this child any more, but its log."""
+        for file in (self._records / f"{name}.json", *self._files(name)):
+            file.unlink(missing_ok=True)
+
+    def _files(self, name: str) -> SpareFiles:
+        return spare_files(self._records, name)
 
     def _log(self, name: str) -> Path:
         return self._logs / f"{name}.log"
@@ -145,6 +216,13 @@ class Processes:
         old = [log for log in self._logs.glob("*.log") if log not in kept]
         for log in sorted(old, key=lambda log: log.stat().st_mtime, reverse=True)[_KEPT_LOGS:]:
             log.unlink(missing_ok=True)
+
+
+def _replace(file: Path, content: bytes) -> None:
+    """Whoever reads the file finds all of it."""
+    draft = file.with_name(f"{file.name}.tmp")
+    draft.write_bytes(content)
+    draft.replace(file)
 
 
 def _is_it(process: psutil.Process, record: Record) -> bool:

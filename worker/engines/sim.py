@@ -40,10 +40,21 @@ class SimEngine:
         self._sim = model.sim
         self._loras = model.loras is not None
         self._refuses = model.safety_checker == "refuse"
+        self._fetched = False
+
+    def fetch(self) -> None:
+        """Take as long as the configuration says."""
+        time.sleep(self._sim.load_s)
+        self._fetched = True
 
     def load(self) -> None:
         """Take as long as the configuration says."""
-        time.sleep(self._sim.load_s)
+        if not self._fetched:
+            self.fetch()
+        time.sleep(self._sim.activate_s)
+
+    def warm_up(self) -> None:
+        """The clock is always warm."""
 
     def about(self) -> About:
         """It does everything, to no effect but on the digest."""

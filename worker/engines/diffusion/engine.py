@@ -32,7 +32,7 @@ from worker.engines.diffusion.checker import SafetyChecker, checker_of
 from worker.engines.diffusion.device import Fence, SideLane, failures, moment, moved
 from worker.engines.diffusion.family import Family
 from worker.engines.diffusion.forward import Forward
-from worker.engines.diffusion.loading import load_family
+from worker.engines.diffusion.loading import fetch_family, load_family
 from worker.engines.diffusion.pictures import encoded
 from worker.engines.diffusion.rows import DiffusionRow
 from worker.engines.diffusion.sampling import start_sampler
@@ -57,7 +57,7 @@ class DiffusionEngine:
     def __init__(self, model: Model, device: str, pipeline: Any = None) -> None:
         """`device` is `cuda:N`, or `cpu` with or without the number of its slot.
 
-        `pipeline` is the checkpoint where the caller has it on the device already: nothing is read from `model.path`.
+        `pipeline` is the checkpoint where the caller has it already: nothing is read from `model.path`.
         """
         self._model = model
         self._pipeline = pipeline
@@ -68,8 +68,12 @@ class DiffusionEngine:
 
     # ---- what it is
 
+    def fetch(self) -> None:
+        """Read the checkpoint. Raises `UnsupportedModel` for one that it cannot run."""
+        self._pipeline = fetch_family(self._model, self._device)
+
     def load(self) -> None:
-        """Load, then make one step and one picture. Raises `UnsupportedModel` for a checkpoint that it cannot run."""
+        """Bring it onto the device. Raises `UnsupportedModel` for a checkpoint that it cannot run."""
         if self._device.type == "cpu":
             # Workers share the cores: a second thread each would make all of them wait for one another.
             torch.set_num_threads(1)
@@ -81,7 +85,6 @@ class DiffusionEngine:
         self._forward = forward_of(self._family, self._model, self._device, lambda: self._adapters.active)
         self._checker = checker_of(self._family.pipeline, self._device)
         self._decoding, self._saving = SideLane(self._device), SideLane(self._device)
-        self._warm_up()
 
     def about(self) -> About:
         """What it is and what it can do."""
@@ -109,9 +112,9 @@ class DiffusionEngine:
         return self._model.reproducible or inputs.reproducible
 
     def memory_bytes(self) -> int:
-        """Memory that torch holds on the GPU, or this process in main memory."""
+        """The most that torch has held of the GPU, or what this process holds of main memory."""
         if self._device.type == "cuda":
-            return torch.cuda.memory_allocated(self._device)
+            return torch.cuda.max_memory_reserved(self._device)
         return int(psutil.Process().memory_info().rss)
 
     def synchronize(self) -> None:
@@ -259,7 +262,7 @@ class DiffusionEngine:
         self._forward.forget(own)
         self._adapters.release(own.adapted)
 
-    def _warm_up(self) -> None:
+    def warm_up(self) -> None:
         """A step and a picture at the default settings: kernels are chosen and memory is taken before any request."""
         defaults = self._model.defaults
         width, height = map(int, defaults.size.split("x"))

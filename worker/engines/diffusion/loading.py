@@ -25,11 +25,13 @@ __all__ = [
     "Source",
     "UnsupportedModel",
     "dtype_of",
+    "fetch_family",
     "has_family",
     "load_family",
     "locate",
     "open_pipeline",
     "pipeline_class",
+    "read_pipeline",
 ]
 
 BUILTIN = Path(__file__).parents[2] / "builtin"
@@ -82,24 +84,35 @@ def _index(source: Source) -> dict[str, Any]:
 
 
 def load_family(model: Model, device: torch.device, pipeline: Any = None) -> Family:
-    """The checkpoint, ready to run on the device: `pipeline`, where it is there already and need not be loaded.
+    """The checkpoint, ready to run on the device: `pipeline`, where it was read already.
 
     Raises `UnsupportedModel`, or `OSError` where files are missing.
     """
-    name = pipeline_class(model) if pipeline is None else type(pipeline).__name__
-    family = FAMILIES.get(name)
-    if family is None:
-        raise UnsupportedModel(f"{model.path} is a {name}; supported: {', '.join(FAMILIES)}")
     if pipeline is None:
-        pipeline = open_pipeline(model, device, family.CLASSES[0])
+        pipeline = fetch_family(model, device)
+    family = FAMILIES[type(pipeline).__name__]
     try:
-        return family(pipeline, device)
+        return family(pipeline.to(device), device)
     except UnsupportedModel as error:
         raise UnsupportedModel(f"{model.path} is not supported: {error}") from error
 
 
+def fetch_family(model: Model, device: torch.device) -> Any:
+    """The pipeline that `load_family` takes, in main memory. Raises as it does."""
+    name = pipeline_class(model)
+    family = FAMILIES.get(name)
+    if family is None:
+        raise UnsupportedModel(f"{model.path} is a {name}; supported: {', '.join(FAMILIES)}")
+    return read_pipeline(model, device, family.CLASSES[0])
+
+
 def open_pipeline(model: Model, device: torch.device, name: str) -> Any:
     """The model's parts on the device, in a pipeline of this class. Raises as `load_family` does."""
+    return read_pipeline(model, device, name).to(device)
+
+
+def read_pipeline(model: Model, device: torch.device, name: str) -> Any:
+    """The model's parts in main memory, in the precision for this device. Raises as `load_family` does."""
     _quiet()
     source = locate(model.path)
     cls = _class(model, name)
@@ -122,7 +135,7 @@ def open_pipeline(model: Model, device: torch.device, name: str) -> Any:
     except (ValueError, AttributeError, SingleFileComponentError) as error:  # how diffusers says that parts do not fit
         raise UnsupportedModel(f"{model.path} cannot be loaded as a {name}: {error}") from error
     pipeline.set_progress_bar_config(disable=True)
-    return pipeline.to(device)
+    return pipeline
 
 
 def _class(model: Model, name: str) -> Any:

@@ -22,7 +22,7 @@ from wire.messages import About, DrawMode, ImageInputs
 from worker.engine import BatchKey, Checkpoint, DeviceLost, Picture, Row, TaskError, UnsupportedModel, Wanted
 from worker.engines.diffusion.checker import SafetyChecker, checker_of
 from worker.engines.diffusion.device import Fence, failures
-from worker.engines.diffusion.loading import open_pipeline, pipeline_class
+from worker.engines.diffusion.loading import pipeline_class, read_pipeline
 from worker.engines.diffusion.pictures import encoded
 from worker.engines.diffusion.rendezvous.arguments import Arguments
 from worker.engines.diffusion.rendezvous.layout import answers, groups
@@ -50,6 +50,7 @@ class RendezvousEngine:
         """`device` is `cuda:N`, or `cpu` with or without the number of its slot."""
         self._model = model
         self._device = torch.device("cpu" if device.startswith("cpu") else device)
+        self._pipeline = None
         self._modes: tuple[DrawMode, ...] = ()
         #: Whether the denoiser's answers do not depend on who else is in its batch.
         self._shares = True
@@ -60,12 +61,21 @@ class RendezvousEngine:
 
     # ---- the model
 
+    def fetch(self) -> None:
+        """Read the pipeline. Raises `UnsupportedModel` for one that cannot be loaded."""
+        self._pipeline = read_pipeline(self._model, self._device, pipeline_class(self._model))
+
     def load(self) -> None:
-        """Load and try out. Raises `UnsupportedModel` for a pipeline that cannot be run by requests for pictures."""
+        """Bring it onto the device and try it out.
+
+        Raises `UnsupportedModel` for a pipeline that cannot be run by requests for pictures.
+        """
         if self._device.type == "cpu":
             # Workers share the cores: a second thread each would make all of them wait for one another.
             torch.set_num_threads(1)
-        self._pipeline = pipeline = open_pipeline(self._model, self._device, pipeline_class(self._model))
+        if self._pipeline is None:
+            self.fetch()
+        self._pipeline = pipeline = self._pipeline.to(self._device)
         kind: type = type(pipeline)
         self._arguments = Arguments(pipeline)
         self._codec = Codec(self._device)
@@ -90,6 +100,9 @@ class RendezvousEngine:
             log.warning("a %s is run as it is: 'compile' is for models with an adapter", kind.__name__)
         self._try_out()
 
+    def warm_up(self) -> None:
+        """To have tried it out was that."""
+
     def about(self) -> About:
         """See `StepEngine`."""
         return About(
@@ -113,9 +126,9 @@ class RendezvousEngine:
         return inputs.height, inputs.width
 
     def memory_bytes(self) -> int:
-        """Memory that torch holds on the GPU, or this process in main memory."""
+        """The most that torch has held of the GPU, or what this process holds of main memory."""
         if self._device.type == "cuda":
-            return torch.cuda.memory_allocated(self._device)
+            return torch.cuda.max_memory_reserved(self._device)
         return int(psutil.Process().memory_info().rss)
 
     def synchronize(self) -> None:
