@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import yaml
@@ -60,6 +61,12 @@ def settings_from(args: argparse.Namespace) -> Settings:
         print(to_yaml(settings), end="")
         raise SystemExit(0)
     return settings
+
+
+def reader(args: argparse.Namespace) -> Callable[[], Settings]:
+    """Reads the configuration of these arguments once more. It raises `ConfigError`."""
+    given = vars(args)
+    return lambda: load(given.get("config"), _overrides(given))
 
 
 def to_yaml(settings: Settings) -> str:

@@ -21,6 +21,8 @@ from configs.schema import Settings
 
 DEFAULT_FILE = Path(__file__).with_name("default.yaml")
 ENV_PREFIX = "MUSTER_"
+#: Where a client may keep its API key, as the line that the controller prints does: no setting.
+CLIENT_KEY = "MUSTER_KEY"
 Tree = dict[str, Any]
 
 
@@ -89,7 +91,9 @@ def read_environment() -> Source:
     unknown = [
         Problem("environment", name, os.environ[name], _suggest(name[len(ENV_PREFIX) :].lower(), sorted(fields)))
         for name in sorted(os.environ)
-        if name.startswith(ENV_PREFIX) and name[len(ENV_PREFIX) :].lower().split("__")[0] not in fields
+        if name.startswith(ENV_PREFIX)
+        and name != CLIENT_KEY
+        and name[len(ENV_PREFIX) :].lower().split("__")[0] not in fields
     ]
     if unknown:
         raise ConfigError(unknown)

@@ -10,6 +10,7 @@ import secrets
 import stat
 import tempfile
 from pathlib import Path
+from typing import NamedTuple
 
 #: Linux allows 107 bytes in the path of a Unix socket.
 _LONGEST_SOCKET_PATH = 107
@@ -66,6 +67,32 @@ def worker_address(data_dir: Path) -> str:
         folder = private_dir(Path(tempfile.gettempdir()) / f"muster-{os.getuid()}")
         path = folder / f"{digest}.sock"
     return f"ipc://{path}"
+
+
+class SpareFiles(NamedTuple):
+    """How a controller and a spare worker understand each other."""
+
+    #: Made by the spare: it has loaded all that it can load without a device.
+    ready: Path
+    #: Written by the controller: the device that the spare is to serve on.
+    order: Path
+
+
+def children_dir(data_dir: Path) -> Path:
+    """What the controller knows of its children, for the next controller."""
+    path = run_dir(data_dir) / "children"
+    path.mkdir(exist_ok=True)
+    return path
+
+
+def spare_files(children: Path, worker: str) -> SpareFiles:
+    """Those of one spare, in the folder of all children."""
+    return SpareFiles(children / f"{worker}.ready", children / f"{worker}.order")
+
+
+def controller_pid_file(data_dir: Path) -> Path:
+    """The process id of the newest controller."""
+    return run_dir(data_dir) / "controller.pid"
 
 
 def internal_token(data_dir: Path) -> str:

@@ -14,8 +14,10 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, Field, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from configs.proxy import ColdStartProxy
+from configs.scaling import Scaling
 from configs.schedulers import canonical, names
-from configs.sections import Access, Devices, Jobs, PositiveSeconds, Queue, Seconds, Section, Server, Workers
+from configs.sections import Access, Bytes, Devices, Jobs, PositiveSeconds, Queue, Seconds, Section, Server, Workers
 
 
 def _known_scheduler(value: str) -> str:
@@ -31,43 +33,6 @@ def _size(value: str) -> str:
     if any(int(side) % 8 for side in value.split("x")):
         raise ValueError("width and height must be multiples of 8")
     return value
-
-
-class Scaling(Section):
-    """How many workers a model gets. Load is (queued + running tasks) per live or starting worker."""
-
-    min_workers: int = Field(default=1, ge=1)
-    """Never fewer than this."""
-    max_workers: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
-    """Never more than this; `auto` is as many as there are devices."""
-    interval_s: PositiveSeconds = 30.0
-    """Time between two decisions. The death of a worker is answered at once."""
-    policy: Literal["queue_depth"] = "queue_depth"
-    """How the number is decided."""
-    scale_up_at: Annotated[float, Field(gt=0)] | Literal["auto"] = "auto"
-    """One worker more when the load reaches this; `auto` is a full batch, as measured."""
-    scale_down_at: Annotated[float, Field(ge=0)] | Literal["auto"] = "auto"
-    """One worker fewer when the load falls under this; `auto` is a quarter of `scale_up_at`."""
-    scale_up_hold_s: Seconds = 0.0
-    """How long the load must have been high."""
-    scale_down_hold_s: Seconds = 60.0
-    """How long the load must have been low."""
-    scale_up_cooldown_s: Seconds = 0.0
-    """Least time between two additions."""
-    scale_down_cooldown_s: Seconds = 60.0
-    """Least time between the last change and a removal."""
-
-    @model_validator(mode="after")
-    def _in_order(self) -> Scaling:
-        if isinstance(self.max_workers, int) and self.min_workers > self.max_workers:
-            raise ValueError(f"min_workers ({self.min_workers}) must not exceed max_workers ({self.max_workers})")
-        up, down = self.scale_up_at, self.scale_down_at
-        if up != "auto" and down != "auto" and down >= up:
-            raise ValueError(
-                f"scale_down_at ({down:g}) must be below scale_up_at ({up:g}), "
-                "or workers would start and stop without end"
-            )
-        return self
 
 
 class Batching(Section):
@@ -136,7 +101,9 @@ class Sim(Section):
     t1_s: Seconds = 0.003
     """Seconds of a step for each task."""
     load_s: Seconds = 0.5
-    """Seconds that loading takes."""
+    """Seconds that reading the weights takes, which a spare has done already."""
+    activate_s: Seconds = 0.0
+    """Seconds that bringing them onto the device takes."""
     fail_prompt: str = "sim:fail"
     """A prompt that holds this fails, alone."""
     crash_prompt: str = "sim:crash"
@@ -178,6 +145,9 @@ class Model(Section):
     """Every request gets equal bytes for an equal seed under any load, at the price of smaller shared batches."""
     dtype: Literal["auto", "float32", "float16", "bfloat16"] = "auto"
     """`auto` is the checkpoint family's usual half precision on a GPU and float32 on a CPU."""
+    gpu_memory: Bytes | Literal["auto"] = "auto"
+    """Memory that one worker needs on its GPU, such as 9.5GiB. `auto` is what its workers were seen to hold, kept in
+    `data_dir`; until one has run, a whole GPU."""
     max_batch_size: Annotated[int, Field(ge=1, le=512)] | Literal["auto"] = "auto"
     """Most tasks in one worker's running batch; `auto` measures where more would gain nothing, up to 32."""
     batching: Batching = Batching()
@@ -185,6 +155,8 @@ class Model(Section):
     defaults: Defaults = Defaults()
     limits: Limits = Limits()
     scaling: Scaling = Scaling()
+    cold_start_proxy: ColdStartProxy | None = None
+    """Another server that answers while this model has no worker that is ready."""
     sim: Sim = Sim()
 
     @model_validator(mode="after")
@@ -226,7 +198,7 @@ class Settings(BaseSettings):
     """Logs, sockets and everything else that the server writes."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     """How much the logs tell."""
-    min_workers: int | None = Field(default=None, ge=1)
+    min_workers: int | None = Field(default=None, ge=0)
     """Stands in for `scaling.min_workers` of every model."""
     max_workers: int | None = Field(default=None, ge=1)
     """Stands in for `scaling.max_workers` of every model."""
@@ -248,7 +220,10 @@ class Settings(BaseSettings):
             most = max(most, least)
         if self.max_workers is not None and self.min_workers is None:
             least = min(least, self.max_workers)
-        return own.model_copy(update={"min_workers": least, "max_workers": most})
+        first = own.initial_workers
+        if first is not None:
+            first = max(min(first, most), least) if isinstance(most, int) else max(first, least)
+        return own.model_copy(update={"min_workers": least, "max_workers": most, "initial_workers": first})
 
     @model_validator(mode="after")
     def _a_request_fits_the_queue(self) -> Settings:

@@ -8,10 +8,20 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ByteSize, ConfigDict, Field, model_validator
 
 Seconds = Annotated[float, Field(ge=0)]
 PositiveSeconds = Annotated[float, Field(gt=0)]
+
+
+def _some(value: ByteSize) -> ByteSize:
+    if value < 1:
+        raise ValueError("must be more than nothing, such as 9.5GiB")
+    return value
+
+
+#: A number of bytes, or text such as 9.5GiB.
+Bytes = Annotated[ByteSize, AfterValidator(_some)]
 
 
 class Section(BaseModel):
@@ -41,6 +51,10 @@ class Server(Section):
     """Most images of one request."""
     send_timeout_s: PositiveSeconds = Field(default=60.0, le=3600.0)
     """A client that takes less than 64 KiB of a waiting answer in this time, and not the rest of it, is hung up on."""
+    record_arrivals: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,122}\.csv$")] | None = None
+    """Name of a CSV file in `data_dir` with a line for each image asked for, for the simulator. Default: none."""
+    record_bytes: int = Field(default=64 << 20, ge=1 << 12)
+    """Most bytes of that file and of the older one (`NAME.csv.1`) beside it."""
     shutdown_s: PositiveSeconds = Field(default=4.0, le=8.0)
     """How long running requests may go on after a signal to stop."""
     tls_cert: Path | None = None
@@ -117,6 +131,15 @@ class Jobs(Section):
     """Pause before the second attempt; each further one is twice as long, up to an hour."""
 
 
+class SimulatedDevice(Section):
+    """Simulated GPUs of one size."""
+
+    memory: Bytes
+    """Memory of each, such as 24GiB."""
+    count: int = Field(default=1, ge=1)
+    """How many there are."""
+
+
 class Devices(Section):
     """Where workers may run."""
 
@@ -124,6 +147,12 @@ class Devices(Section):
     """`auto` takes every GPU, or CPU slots on a machine without one."""
     cpu_slots: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
     """Workers that the CPU has room for, one thread each; `auto` is one per core."""
+    share: bool = False
+    """Let several workers of one model share a GPU where its memory allows. Workers of different models always may."""
+    memory_margin: float = Field(default=0.1, ge=0, le=1)
+    """Room to leave beside what a model was seen to need (`gpu_memory: auto`), as a fraction of that."""
+    simulated: tuple[SimulatedDevice, ...] = ()
+    """GPUs that models with `engine: sim` compete for. Default: each finds as many as it may have workers."""
 
 
 class Workers(Section):

@@ -30,6 +30,23 @@ class Child:
     drained_at: float | None = None
     #: When the balancer first knew it.
     ready_at: float | None = None
+    #: Digest of the settings that it was started with.
+    generation: str = ""
+    #: It stands by and serves nothing: it has no device yet, and `device` says only of which kind its own will be.
+    spare: bool = False
+    #: When a spare had loaded all that it can load without a device.
+    loaded_at: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Device:
+    """A place where workers run, by the name that they are told: `cuda:0`, `cpu:3`, `sim:1`."""
+
+    name: str
+    #: Bytes that workers may share there; None where memory is not counted, and each place is for one worker.
+    memory: int | None = None
+    #: Why nothing is started there; empty while it is well.
+    fault: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +73,12 @@ class Replica:
     unheard_since: float | None = None
     #: The balancer hears it, but it makes no step.
     stuck: bool = False
+    #: Most memory of its device that it says it has held; 0 where it has not said.
+    memory_bytes: int = 0
+    #: What its start took, as it says, in seconds; 0 where it has not said.
+    started_in_s: float = 0.0
+    #: It was a spare before.
+    from_standby: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +105,9 @@ class Queue:
     late: int = 0
     #: How long the oldest queued task has waited; 0 where none waits.
     oldest_wait_s: float = 0.0
+    #: Tasks that another server does now, because no worker was ready or the wait would have been too long: they are
+    #: counted as arrivals, and as nothing else.
+    elsewhere: int = 0
     #: For how long all this has been counted.
     uptime_s: float = 0.0
 
@@ -98,6 +124,10 @@ class Observation:
     owed: int = 0
     #: What a start takes until the worker serves, in seconds, as measured or configured.
     cold_start_s: float = 40.0
+    #: Its processes that stand by. They are no capacity, and hold no device.
+    spares: Sequence[Child] = ()
+    #: The time of day, in seconds since 1970; None where none is known, and schedules do not hold.
+    unix_s: float | None = None
 
     @property
     def provisioned(self) -> int:
@@ -126,6 +156,25 @@ class Start:
 
 
 @dataclass(frozen=True, slots=True)
+class StartSpare:
+    """Start a process that loads the model and waits for a device of this kind (`cuda`, `cpu`, `sim`)."""
+
+    model: str
+    kind: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Activate:
+    """Have the spare serve on the device, as the worker that a `Start` would make."""
+
+    id: str
+    model: str
+    device: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
 class Drain:
     """Tell the worker to finish what it has and go."""
 
@@ -141,7 +190,7 @@ class Kill:
     reason: str
 
 
-Action = Start | Drain | Kill
+Action = Start | StartSpare | Activate | Drain | Kill
 
 
 @dataclass(frozen=True, slots=True)

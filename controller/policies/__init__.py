@@ -5,12 +5,34 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from configs.schema import Scaling
-from controller.policies import queue_depth
+from configs.scaling import Scaling
+from controller.policies import ongoing_requests, own, queue_depth, schedule, slo_work, static
+from controller.policies.own import CannotImport
 from controller.replica import Decision, Limits, Observation
 
 #: Takes and gives back its own memory, of whatever type; None at the first call.
 Policy = Callable[[Observation, Scaling, Limits, Any, float], tuple[Decision, Any]]
 
 #: By the name that the configuration gives.
-POLICIES: Mapping[str, Policy] = {"queue_depth": queue_depth.decide}
+POLICIES: Mapping[str, Policy] = {
+    "slo_work": slo_work.decide,
+    "queue_depth": queue_depth.decide,
+    "ongoing_requests": ongoing_requests.decide,
+    "schedule": schedule.decide,
+    "static": static.decide,
+}
+
+#: What those that remember something remember; each offers `moved`. The others start afresh.
+MEMORIES: Mapping[str, type[Any]] = {
+    "slo_work": slo_work.Memory,
+    "queue_depth": queue_depth.Memory,
+    "ongoing_requests": ongoing_requests.Memory,
+}
+
+
+def find(name: str) -> Policy:
+    """The policy by its name or import path. Raises `CannotImport`."""
+    return POLICIES[name] if name in POLICIES else own.load(name)
+
+
+__all__ = ["MEMORIES", "POLICIES", "CannotImport", "Policy", "find"]

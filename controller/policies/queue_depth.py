@@ -12,7 +12,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
-from configs.schema import Scaling
+from configs.scaling import Scaling
 from controller.replica import Decision, Limits, Observation, Queue
 
 #: A full batch where none has been measured yet: what the original posts had.
@@ -41,6 +41,11 @@ class Memory:
     low_since: float | None = None
     last_up: float | None = None
     last_change: float | None = None
+
+    def moved(self, seconds: float) -> Memory:
+        """The same with every time so much later. What was high or low before a silence may not be so after it."""
+        last_up = None if self.last_up is None else self.last_up + seconds
+        return Memory(None, None, last_up, None if self.last_change is None else self.last_change + seconds)
 
 
 def decide(

@@ -9,7 +9,7 @@ import pytest
 
 from configs import schedulers
 from configs.cli import to_yaml
-from configs.load import DEFAULT_FILE, ConfigError, load
+from configs.load import CLIENT_KEY, DEFAULT_FILE, ConfigError, load
 from configs.paths import internal_token, run_dir, worker_address
 from configs.schema import Settings
 
@@ -127,7 +127,7 @@ def test_all_mistakes_are_told_at_once(tmp_path: Path) -> None:
     [
         ("MUSTER_PROT", "1", "MUSTER_PROT = '1': unknown key"),
         ("MUSTER_SERVER__PORT", "many", "environment: server.port = 'many'"),
-        ("MUSTER_MIN_WORKERS", "0", "environment: min_workers = '0'"),
+        ("MUSTER_MIN_WORKERS", "-1", "environment: min_workers = '-1'"),
     ],
 )
 def test_the_environment_is_held_to_the_same(monkeypatch: pytest.MonkeyPatch, name: str, value: str, told: str) -> None:
@@ -184,3 +184,8 @@ def test_a_socket_path_that_is_too_long_moves_to_a_private_folder(tmp_path: Path
     assert len(address) < 100
     assert address == worker_address(deep)
     assert Path(address.removeprefix("ipc://")).parent.stat().st_mode & 0o777 == 0o700
+
+
+def test_where_a_client_keeps_its_key_is_no_setting(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(CLIENT_KEY, "sk-muster-secret")
+    assert "sk-muster-secret" not in to_yaml(load())

@@ -9,12 +9,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from configs.schema import Scaling
+from configs.scaling import Scaling
 from controller.policies.queue_depth import Memory, decide, thresholds
 from controller.replica import Child, Decision, Limits, Observation, Queue, Replica, Stage
 
 LIMITS = Limits(min_workers=1, max_workers=8, start_timeout_s=60, drain_timeout_s=60, lost_after_s=10)
 SCALING = Scaling(
+    policy="queue_depth",
     scale_up_at=12,
     scale_down_at=3,
     scale_up_hold_s=0,
@@ -191,6 +192,12 @@ def test_whatever_happens_the_number_stays_in_bounds_and_moves_by_one(
 def test_auto_thresholds_follow_the_measured_batch(
     up: float | Literal["auto"], down: float | Literal["auto"], cap: int | None, thresholds_are: tuple[float, float]
 ) -> None:
-    assert thresholds(Scaling(scale_up_at=up, scale_down_at=down), cap) == thresholds_are
-    wanted, _ = decide(seen(Queue(int(thresholds_are[0]), 0, cap), 1), Scaling(scale_up_at=up), LIMITS, Memory(), 0.0)
+    assert thresholds(Scaling(policy="queue_depth", scale_up_at=up, scale_down_at=down), cap) == thresholds_are
+    wanted, _ = decide(
+        seen(Queue(int(thresholds_are[0]), 0, cap), 1),
+        Scaling(policy="queue_depth", scale_up_at=up),
+        LIMITS,
+        Memory(),
+        0.0,
+    )
     assert wanted.desired == 2

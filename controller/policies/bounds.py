@@ -1,0 +1,92 @@
+"""What holds under every policy: the least and the most, the schedule's floor, and the way to zero workers and back.
+
+With `min_workers: 0` a policy is asked as if the least were 1. The last worker goes when there has been nothing to do
+for `scale_to_zero.idle_s`; the first request brings `activation` workers, or as many as its backlog needs.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+from configs.scaling import Scaling
+from controller.policies import Policy, schedule
+from controller.policies.work import workers_for_backlog
+from controller.replica import Decision, Limits, Observation, Queue
+
+
+@dataclass(frozen=True, slots=True)
+class Memory:
+    """What is remembered of a model beside its policy's own."""
+
+    #: The policy's own; None before its first decision.
+    own: Any = None
+    #: Since when there has been nothing to do, on the controller's clock; None while there is, or it is not known.
+    idle_since: float | None = None
+    #: The balancer's count of tasks begun, as of the last decision.
+    dispatched: int = 0
+
+    def moved(self, seconds: float) -> Memory:
+        """The same with every time so much later."""
+        idle_since = None if self.idle_since is None else self.idle_since + seconds
+        return replace(self, own=self.own and self.own.moved(seconds), idle_since=idle_since)
+
+
+def decide(
+    policy: Policy, seen: Observation, scaling: Scaling, limits: Limits, memory: Memory, now: float
+) -> tuple[Decision, Memory]:
+    """The policy's decision within the bounds. Raises what the policy raises."""
+    floor, why = _floor(seen, scaling, limits)
+    if seen.queue is None:
+        return _blind(seen, limits, floor, why), replace(memory, idle_since=None)
+    memory = _watch(memory, seen.queue, now)
+    if floor == 0 and seen.provisioned == 0 and not (seen.queue.queued or seen.queue.elsewhere):
+        return Decision(0, "nothing waits"), memory
+    if floor == 0 and seen.provisioned == 1 and memory.idle_since is not None:
+        idle_s = now - memory.idle_since
+        if idle_s >= scaling.scale_to_zero.idle_s:
+            return Decision(0, f"nothing to do for {idle_s:.0f} s"), memory
+    decision, own = policy(seen, scaling, replace(limits, min_workers=max(floor, 1)), memory.own, now)
+    memory = replace(memory, own=own)
+    if floor == 0 and seen.provisioned == 0:
+        decision = _awaken(decision, seen, scaling, now)
+    if not decision.valid:
+        return decision, memory
+    if decision.desired < floor:
+        decision = replace(decision, desired=floor, reason=f"{why}; else {decision.desired}: {decision.reason}")
+    least = max(floor, 1)
+    return replace(decision, desired=min(max(decision.desired, least), limits.max_workers)), memory
+
+
+def _floor(seen: Observation, scaling: Scaling, limits: Limits) -> tuple[int, str]:
+    """The fewest workers there may be now, and whose word that is."""
+    entry = schedule.in_force(scaling.schedule, seen.unix_s)
+    if entry is None or entry.workers <= limits.min_workers:
+        return limits.min_workers, f"min_workers is {limits.min_workers}"
+    return min(entry.workers, limits.max_workers), f"schedule {entry.cron!r} says at least {entry.workers}"
+
+
+def _blind(seen: Observation, limits: Limits, floor: int, why: str) -> Decision:
+    """Nothing is known of the queue: the bounds hold, and nothing else changes."""
+    if seen.provisioned < floor:
+        return Decision(floor, why)
+    if seen.provisioned > limits.max_workers:
+        return Decision(limits.max_workers, f"max_workers is {limits.max_workers}")
+    return Decision(seen.provisioned, "no data", valid=False)
+
+
+def _watch(memory: Memory, queue: Queue, now: float) -> Memory:
+    """Since when there has been nothing to do. A task that came and went between two looks was something."""
+    idle = not (queue.queued or queue.running or queue.elsewhere)
+    began = queue.dispatched != memory.dispatched
+    since = now if began or memory.idle_since is None else memory.idle_since
+    return replace(memory, idle_since=since if idle else None, dispatched=queue.dispatched)
+
+
+def _awaken(decision: Decision, seen: Observation, scaling: Scaling, now: float) -> Decision:
+    """From no worker at all: at once, and to what the backlog needs."""
+    backlog = workers_for_backlog(seen, scaling, now)
+    first = max(scaling.scale_to_zero.activation, backlog)
+    if decision.valid and decision.desired >= first:
+        return decision
+    return replace(decision, desired=first, reason=f"no worker, and there is work: {first} to begin with", valid=True)

@@ -1,0 +1,168 @@
+"""As many workers as hold the promised wait: for the rate of arrivals, and for the work that waits already.
+
+    rate       the larger of the arrivals' present rate and the most that their usual rate may be, z deviations up
+    n_rate     the fewest workers of which Erlang's formula says that at most 10^(-(1 + z) / 2) of such arrivals wait
+               for longer than `slo.max_wait_s`
+    n_backlog  those that work off what waits `drain_s` after one more could have started; 0 where nothing waits
+    want       the larger of the two
+
+z begins lower where a start takes less time than a request may wait, and follows what happens: each request that waited
+for too long raises it by `feedback.gain`, and every request lowers it by the small part of that which lets the promised
+fraction through, whatever is wrong with the formula. It is left alone while nobody could have done better: at
+`max_workers`, and for those who came while there were no workers at all.
+
+Workers come at once, or as `behavior.scale_up` says. They go when as few have been wanted for as long as a start takes:
+an idle worker may cost what its restart would, and no more.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+from configs.scaling import Scaling
+from controller.policies.work import present_rate, usual_rate, workers_for_backlog, workers_for_rate
+from controller.replica import Decision, Limits, Observation, Queue, Stage
+
+#: z, in standard deviations: where it begins, and how far it goes. A worker that starts sooner than a request is late
+#: can be had when it is needed, so that there less is kept in advance.
+_FIRST, _FIRST_WHERE_STARTS_ARE_SHORT = 1.5, 0.5
+_LEAST, _MOST = -1.0, 5.0
+#: Where the formula is asked for less than this, the margin has gone below what it can tell.
+_ALLOWED_AT_MOST = 0.9
+
+
+@dataclass(frozen=True, slots=True)
+class Said:
+    """One decision: how many there were, what was wanted, and what was decided."""
+
+    at: float
+    have: int
+    want: int
+    desired: int
+
+
+@dataclass(frozen=True, slots=True)
+class Memory:
+    """What the policy remembers. Times are on the controller's clock."""
+
+    #: How far the waits have moved z from where it begins.
+    learnt: float = 0.0
+    #: The balancer's counts of tasks begun and begun late, as of the last decision; None before the first.
+    dispatched: int | None = None
+    late: int = 0
+    #: More were wanted than may be.
+    short: bool = False
+    #: There was no worker, and what came meanwhile is not yet worked off.
+    waking: bool = False
+    said: tuple[Said, ...] = ()
+
+    def moved(self, seconds: float) -> Memory:
+        """The same with every time so much later."""
+        return replace(self, said=tuple(replace(one, at=one.at + seconds) for one in self.said))
+
+
+def decide(
+    seen: Observation, scaling: Scaling, limits: Limits, memory: Memory | None, now: float
+) -> tuple[Decision, Memory]:
+    """The number of workers wanted. Without data there is no decision."""
+    have, queue = seen.provisioned, seen.queue
+    memory = memory or _fresh(seen, scaling, now)
+    if queue is None:
+        return Decision(have, "no data", valid=False), memory
+    memory = _learn(memory, seen, queue, scaling)
+    if queue.mean_work_s is None and queue.queued + queue.running:
+        kept = min(max(have, limits.min_workers), limits.max_workers)
+        return Decision(kept, "no step was measured yet: what there is to do is not known"), memory
+    z = min(max(_first_z(seen, scaling) + memory.learnt, _LEAST), _MOST)
+    want, inputs = _want(seen, queue, scaling, limits, z, now)
+    memory = replace(memory, short=want > limits.max_workers)
+    want = min(max(want, limits.min_workers), limits.max_workers)
+    desired, why = _steady(want, seen, queue, scaling, memory, now)
+    desired = min(max(desired, limits.min_workers), limits.max_workers)
+    said = (*memory.said, Said(now, have, want, desired))
+    reach_s = max(_down_window_s(seen, scaling), scaling.behavior.scale_up.stabilization_window_s, scaling.interval_s)
+    kept_said = tuple(one for one in said if one.at > now - reach_s)
+    return Decision(desired, _explain(inputs, queue, why), inputs=inputs), replace(memory, said=kept_said)
+
+
+def _fresh(seen: Observation, scaling: Scaling, now: float) -> Memory:
+    """Nothing is known of the time before: what there is was wanted."""
+    first = scaling.initial_workers if scaling.initial_workers is not None else scaling.min_workers
+    have = max(seen.provisioned, first)
+    return Memory(said=(Said(now, have, have, have),))
+
+
+def _first_z(seen: Observation, scaling: Scaling) -> float:
+    return _FIRST if seen.cold_start_s > scaling.slo.max_wait_s else _FIRST_WHERE_STARTS_ARE_SHORT
+
+
+def _learn(memory: Memory, seen: Observation, queue: Queue, scaling: Scaling) -> Memory:
+    """Let the waits since the last decision move z."""
+    ready = any(replica.stage is Stage.READY for replica in seen.replicas)
+    asleep = not ready and scaling.min_workers == 0
+    begun, late = queue.dispatched - (memory.dispatched or 0), queue.late - memory.late
+    known = replace(memory, dispatched=queue.dispatched, late=queue.late)
+    if memory.dispatched is None or begun < 0 or late < 0:  # counted anew
+        return replace(known, waking=asleep)
+    if asleep or memory.waking:
+        return replace(known, waking=asleep or queue.oldest_wait_s > scaling.slo.max_wait_s)
+    if memory.short:
+        return known
+    first = _first_z(seen, scaling)
+    z = first + memory.learnt + scaling.feedback.gain * (late - begun * scaling.violations)
+    return replace(known, learnt=min(max(z, _LEAST), _MOST) - first)
+
+
+def _want(
+    seen: Observation, queue: Queue, scaling: Scaling, limits: Limits, z: float, now: float
+) -> tuple[int, Mapping[str, float]]:
+    """Workers wanted, whatever there is, and the numbers behind it."""
+    work_s = queue.mean_work_s or 0.0
+    rate = max(present_rate(queue, scaling), usual_rate(queue, scaling, z))
+    allowed = min(10 ** (-0.5 - 0.5 * z), _ALLOWED_AT_MOST)
+    by_rate = workers_for_rate(
+        rate, work_s * queue.slow_down, queue.batch_cap or 1, scaling.slo.max_wait_s, allowed, limits.max_workers
+    )
+    by_backlog = workers_for_backlog(seen, scaling, now)
+    inputs = {
+        "lam": rate,
+        "E": work_s,
+        "W": queue.work_s or 0.0,
+        "n_rate": by_rate,
+        "n_backlog": by_backlog,
+        "z": z,
+    }
+    return max(by_rate, by_backlog), inputs
+
+
+def _down_window_s(seen: Observation, scaling: Scaling) -> float:
+    window = scaling.behavior.scale_down.stabilization_window_s
+    return seen.cold_start_s if window == "auto" else window
+
+
+def _steady(
+    want: int, seen: Observation, queue: Queue, scaling: Scaling, memory: Memory, now: float
+) -> tuple[int, str]:
+    """What becomes of the wish, given what was wished lately, and why not all of it."""
+    have, up, down = seen.provisioned, scaling.behavior.scale_up, scaling.behavior.scale_down
+    before = max([have, *(one.desired for one in memory.said)])
+    if queue.uptime_s < scaling.startup_hold_s and want < before:
+        return before, f"{want} wanted, but arrivals have been counted for {queue.uptime_s:.0f} s only"
+    begun = [have, *(one.have for one in memory.said if one.at > now - scaling.interval_s)]
+    if want > have:
+        agreed = min([want, *(one.want for one in memory.said if one.at > now - up.stabilization_window_s)])
+        if up.max_step is not None:
+            agreed = min(agreed, min(begun) + up.max_step)
+        agreed = max(agreed, have)
+        return agreed, "" if agreed == want else f"{want} wanted, which behavior.scale_up holds back"
+    agreed = max([want, *(one.want for one in memory.said if one.at > now - _down_window_s(seen, scaling))])
+    if down.max_step is not None:
+        agreed = max(agreed, max(begun) - down.max_step)
+    agreed = min(agreed, have)
+    return agreed, "" if agreed == want else f"{want} wanted, which behavior.scale_down holds back"
+
+
+def _explain(inputs: Mapping[str, float], queue: Queue, why: str) -> str:
+    text = f"{inputs['n_rate']:.0f} for the arrivals, {inputs['n_backlog']:.0f} for the {queue.queued} that wait"
+    return f"{text}; {why}" if why else text

@@ -1,0 +1,14 @@
+"""A fixed number of workers: `initial_workers`, or `min_workers` where that is not set."""
+
+from __future__ import annotations
+
+from configs.scaling import Scaling
+from controller.replica import Decision, Limits, Observation
+
+
+def decide(seen: Observation, scaling: Scaling, limits: Limits, memory: None, now: float) -> tuple[Decision, None]:
+    """The configured number, whatever is seen."""
+    del seen, memory, now
+    number = limits.min_workers if scaling.initial_workers is None else scaling.initial_workers
+    number = min(max(number, limits.min_workers), limits.max_workers)
+    return Decision(number, f"static at {number}"), None

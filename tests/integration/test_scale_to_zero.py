@@ -1,0 +1,82 @@
+"""From no worker to one and back, with a real controller, a real balancer and workers on simulated accelerators."""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from tests.instance import Instance
+from tests.programs import PATIENCE_S, running, sim, wait_until
+from wire.messages import ImageInputs
+from worker.engines.sim import expected_picture
+
+BODY = {"prompt": "a seven", "seed": 7}
+PICTURE = expected_picture(ImageInputs("a seven", 64, 64, 8, 3.0, 7, "ddim"))
+#: Longer than any test: what happens, happens because something woke the controller.
+NEVER_S = 36_000
+
+
+@contextlib.contextmanager
+def instance_of(folder: Path, **model: Any) -> Iterator[Instance]:
+    instance = Instance(folder, {"models": {"m": sim(**model)}})
+    try:
+        yield instance
+    finally:
+        instance.end()
+
+
+def predict(instance: Instance) -> bytes:
+    answered = httpx.post(f"{instance.url}/predict", json=BODY, timeout=PATIENCE_S)
+    assert answered.status_code == 200, answered.text
+    return base64.b64decode(answered.json()["image"])
+
+
+def test_the_first_request_is_held_and_wakes_a_worker_and_rest_ends_it(tmp_path: Path) -> None:
+    scaling = {"min_workers": 0, "max_workers": 2, "interval_s": 0.5, "scale_to_zero": {"idle_s": 2}}
+    with instance_of(tmp_path, scaling=scaling) as instance:
+        instance.until(lambda: "Muster is ready at" in instance.output(), "the welcome, with no worker at all")
+        assert instance.workers() == []
+        assert httpx.get(f"{instance.url}/readyz", timeout=PATIENCE_S).status_code == 200
+        assert predict(instance) == PICTURE
+        instance.until_workers(0)
+        wait_until(lambda: len(instance.children()) == 1, "nothing but the balancer")
+        assert predict(instance) == PICTURE, "and again"
+        instance.until_workers(0)
+        assert "crash" not in instance.output()
+
+
+def test_the_first_request_does_not_wait_for_the_tick(tmp_path: Path) -> None:
+    with instance_of(tmp_path, scaling={"min_workers": 0, "interval_s": NEVER_S}) as instance:
+        instance.until(lambda: "Muster is ready at" in instance.output(), "the welcome")
+        assert predict(instance) == PICTURE
+
+
+@pytest.mark.parametrize("policy", ["ongoing_requests", "slo_work"])
+def test_every_policy_wakes_up(tmp_path: Path, policy: str) -> None:
+    with instance_of(tmp_path, scaling={"policy": policy, "min_workers": 0, "interval_s": NEVER_S}) as instance:
+        assert instance.workers() == []
+        instance.until(lambda: "Muster is ready at" in instance.output(), "the welcome")
+        assert predict(instance) == PICTURE
+
+
+def test_a_request_that_another_server_takes_wakes_a_worker_too(tmp_path: Path) -> None:
+    """The other server takes a minute: long before that there is a worker here, and the next request stays."""
+    slow = sim(t0_s=0.1, defaults={"size": "64x64", "steps": 600})
+    scaling = {"min_workers": 0, "interval_s": NEVER_S}
+    with running(tmp_path / "far", {"m": slow}) as far:
+        proxy = {"url": f"{far.base_url}/v1"}
+        with instance_of(tmp_path / "near", scaling=scaling, cold_start_proxy=proxy) as instance:
+            instance.until(lambda: "Muster is ready at" in instance.output(), "the welcome")
+            url = f"{instance.url}/v1/images/generations"
+            with httpx.stream("POST", url, json=BODY | {"stream": True}, timeout=PATIENCE_S) as answered:
+                assert answered.headers["x-muster-proxied"] == "true"
+                instance.until_workers(1)
+            local = httpx.post(url, json=BODY, timeout=PATIENCE_S)
+    assert "x-muster-proxied" not in local.headers
+    assert base64.b64decode(local.json()["data"][0]["b64_json"]) == PICTURE
