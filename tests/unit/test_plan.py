@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from controller.plan import Wanted, after_exit, device_slots, forgive, make_plan, one_more, still_owed
+from controller.plan import Wanted, after_exit, forgive, make_plan, one_more, still_owed
 from controller.replica import (
     Action,
     Child,
@@ -209,18 +209,3 @@ def test_crashes_are_forgiven_when_a_later_worker_stays_well(
 )
 def test_what_is_owed_after_deaths(lost: int, desired: int, stages: list[Stage], owed: int) -> None:
     assert still_owed(lost, desired, [replica(f"w{i}", stage) for i, stage in enumerate(stages)]) == owed
-
-
-@pytest.mark.parametrize(
-    ("gpus", "cores", "least", "slots"),
-    [
-        ([0, 1], 16, 1, ["cuda:0", "cuda:1"]),
-        ([2, 5], 16, 2, ["cuda:2", "cuda:5"]),
-        ([0], 16, 2, ["cuda:0", "cuda:0"]),
-        ([0, 1], 16, 3, ["cuda:0", "cuda:1", "cuda:0"]),
-        ([], 2, 1, ["cpu:0", "cpu:1"]),
-        ([], 1, 2, ["cpu:0", "cpu:1"]),
-    ],
-)
-def test_device_slots(gpus: list[int], cores: int, least: int, slots: list[str]) -> None:
-    assert device_slots(gpus, cores, least) == slots
