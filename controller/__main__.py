@@ -2,13 +2,45 @@
 
 from __future__ import annotations
 
+import functools
 import sys
 from collections.abc import Callable, Mapping, Sequence
 
 from controller import serve
 
+
+def _simulate(words: Sequence[str]) -> int:
+    from controller.simulate.command import main as simulate
+
+    return simulate(words)
+
+
+def _tune(words: Sequence[str]) -> int:
+    from controller.simulate.tune import main as tune
+
+    return tune(words)
+
+
+def _status(words: Sequence[str]) -> int:
+    from controller.operate.status import main as status
+
+    return status(words)
+
+
+def _order(verb: str, words: Sequence[str]) -> int:
+    from controller.operate import order
+
+    orders = {"scale": order.scale, "pause": order.pause, "resume": order.resume, "reload": order.reload}
+    return orders[verb](words)
+
+
 #: What there is beside serving, by name. Each imports what it needs when it is called: most of it is of no use here.
-COMMANDS: Mapping[str, Callable[[Sequence[str]], int]] = {}
+COMMANDS: Mapping[str, Callable[[Sequence[str]], int]] = {
+    "simulate": _simulate,
+    "tune": _tune,
+    "status": _status,
+    **{verb: functools.partial(_order, verb) for verb in ("scale", "pause", "resume", "reload")},
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:

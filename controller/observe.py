@@ -1,58 +1,12 @@
-"""Looking: the balancer's snapshot over HTTP, put together with our own processes into one observation per model."""
+"""Looking: the balancer's snapshot, put together with our own processes into one observation per model."""
 
 from __future__ import annotations
 
-import hashlib
-import logging
-import ssl
 from collections.abc import Sequence
-from pathlib import Path
-
-import aiohttp
-import msgspec
+from dataclasses import replace
 
 from controller.replica import Child, Observation, Queue, Replica, Stage
-from wire.snapshot import Snapshot, WorkerStats
-
-log = logging.getLogger(__name__)
-
-_TIMEOUT = aiohttp.ClientTimeout(total=2.0)
-_ANY_ADDRESS = {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}  # noqa: S104 - asked at, not bound to
-
-
-class Balancer:
-    """The balancer's HTTP interface, as far as the controller uses it."""
-
-    def __init__(self, host: str, port: int, token: str, tls_cert: Path | None = None) -> None:
-        """With `tls_cert` it speaks HTTPS, to the holder of that very certificate: raises `ValueError` and `OSError`.
-
-        Neither its issuer nor its names matter then: the balancer is asked by its address, not by the name in it.
-        """
-        host, scheme = _ANY_ADDRESS.get(host, host), "https" if tls_cert else "http"
-        self.url = f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"
-        self._trusted = aiohttp.Fingerprint(_fingerprint(tls_cert)) if tls_cert else True
-        self._headers = {"authorization": f"Bearer {token}"}
-        self._decoder = msgspec.json.Decoder(Snapshot)
-
-    async def snapshot(self) -> Snapshot | None:
-        """The present; None where the balancer does not answer, or not as ours would."""
-        try:
-            async with (
-                aiohttp.ClientSession(timeout=_TIMEOUT, headers=self._headers) as session,
-                session.get(f"{self.url}/internal/snapshot", ssl=self._trusted) as answer,
-            ):
-                answer.raise_for_status()
-                return self._decoder.decode(await answer.read())
-        except (aiohttp.ClientError, TimeoutError, OSError, msgspec.MsgspecError) as error:
-            log.debug("no snapshot: %s", error)
-            return None
-
-
-def _fingerprint(cert: Path) -> bytes:
-    """SHA-256 of the first certificate in the PEM file, which is the server's own."""
-    _, begin, rest = cert.read_text(encoding="ascii").partition(ssl.PEM_HEADER)
-    body, end, _ = rest.partition(ssl.PEM_FOOTER)
-    return hashlib.sha256(ssl.PEM_cert_to_DER_cert(begin + body + end)).digest()
+from wire.snapshot import ModelStats, Snapshot, WorkerStats
 
 
 class Hearing:
@@ -91,20 +45,46 @@ def observe(
 ) -> Observation:
     """One model's processes with what the balancer says of them."""
     known = {stats.worker: stats for stats in snapshot.workers} if snapshot else {}
+    own = [child for child in children if child.model == model]
     replicas = []
-    for child in children:
-        if child.model == model:
+    for child in own:
+        if not child.spare:
             stats = known.get(child.id)
             load = stats.assigned + stats.running if stats else 0
             unheard = hearing.unheard_since(child.id, snapshot, now)
             stuck = stats is not None and stats.state == "stuck"
-            replicas.append(Replica(child, _stage(child, stats, hearing), load, unheard, stuck))
-    queues = (
-        {stats.model: Queue(stats.queued, stats.running, stats.batch_cap) for stats in snapshot.models}
-        if snapshot
-        else {}
+            replica = Replica(child, _stage(child, stats, hearing), load, unheard, stuck)
+            if stats:
+                start = stats.start
+                replica = replace(
+                    replica,
+                    started_in_s=start.total_s,
+                    from_standby=start.standby,
+                    memory_bytes=stats.memory_bytes,
+                )
+            replicas.append(replica)
+    spares = [child for child in own if child.spare]
+    told = next((stats for stats in snapshot.models if stats.model == model), None) if snapshot else None
+    queue = _queue(told, snapshot.uptime_s) if snapshot and told else None
+    return Observation(model, queue, replicas, spares=spares)
+
+
+def _queue(told: ModelStats, uptime_s: float) -> Queue:
+    return Queue(
+        queued=told.queued,
+        running=told.running,
+        batch_cap=told.batch_cap,
+        slow_down=told.slow_down,
+        work_s=told.work_s,
+        mean_work_s=told.mean_work_s,
+        recent=told.recent,
+        lately=told.lately,
+        dispatched=told.dispatched,
+        late=told.late,
+        oldest_wait_s=told.oldest_wait_s,
+        elsewhere=told.elsewhere,
+        uptime_s=uptime_s,
     )
-    return Observation(model, queues.get(model), replicas)
 
 
 def _stage(child: Child, stats: WorkerStats | None, hearing: Hearing) -> Stage:

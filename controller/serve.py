@@ -5,28 +5,30 @@ from __future__ import annotations
 import argparse
 import asyncio
 import logging
-import signal
 import socket
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from filelock import FileLock, Timeout
 from rich.console import Console
 from setproctitle import setproctitle
 
-from configs.cli import EXIT_USAGE, HelpFormatter, add_config_options, add_server_options, settings_from
+from configs.cli import EXIT_USAGE, HelpFormatter, add_config_options, add_server_options, reader, settings_from
 from configs.logs import configure
 from configs.paths import internal_token, log_dir, run_dir
 from configs.schema import Settings
+from controller.balancer import Balancer, url_of
 from controller.brain import Brain, Model
+from controller.clerk import Clerk
 from controller.gpus import Gpu, cpu_cores, list_gpus
+from controller.inventory import Machine, Refused, left_over, machine_of, models_of, pool_of, too_large
+from controller.keeper import BalancerRefused
 from controller.launchers.local import BALANCER, LocalLauncher
-from controller.loop import BalancerRefused, Controller
-from controller.observe import Balancer
-from controller.plan import device_slots
-from controller.policies import POLICIES
-from controller.replica import Decision, Limits
+from controller.loop import Controller
+from controller.replica import Device
 from controller.screen import Screen, log_to_terminal
+from controller.signals import Terminal, hear
+from controller.watch import measured, watching
 
 log = logging.getLogger("controller")
 
@@ -39,14 +41,12 @@ the queue asks for. Without --config it serves the small built-in model "digits"
     python -m controller --min-workers 2
 
 Settings come from the YAML file, over it from MUSTER_* variables (MUSTER_SERVER__PORT=9000), over both from here.
-Ctrl-C, SIGTERM or a closed terminal stops everything within 10 seconds; a second signal stops it at once.
+Ctrl-C, SIGTERM or a closed terminal stops everything within 10 seconds; a second signal stops it at once. SIGHUP reads
+the configuration again: what can change while serving does so, and the log names the rest.
+
+A word in the place of options does something else, most of it with a server that runs (WORD --help says more):
+status, scale, pause, resume, reload; simulate, tune.
 """
-#: What `max_workers: auto` means for a simulated model.
-_SIM_WORKERS = 4
-
-
-class Refused(Exception):
-    """Cannot start as asked; the text says what to change."""
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -66,7 +66,9 @@ def _parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Serve until told to stop. Returns the exit status: 0 stopped, 2 refused to start."""
-    settings = settings_from(_parser().parse_args(argv))
+    terminal = Terminal()
+    args = _parser().parse_args(argv)
+    settings = settings_from(args)
     configure(settings.log_level)
     console = Console()
     if sys.stderr.isatty():
@@ -80,7 +82,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return EXIT_USAGE
     try:
         with lock.acquire(timeout=0):
-            asyncio.run(_serve(settings, Screen(console)))
+            asyncio.run(_serve(settings, reader(args), Screen(console), terminal))
     except Timeout:
         where = settings.data_dir.resolve()
         print(f"another controller runs with --data-dir {where}; give this one its own", file=sys.stderr)
@@ -91,9 +93,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-async def _serve(settings: Settings, screen: Screen) -> None:
+async def _serve(settings: Settings, read: Callable[[], Settings], screen: Screen, terminal: Terminal) -> None:
     gpus = _gpus(settings)
-    models = _models(settings, gpus)
+    devices = [Device(gpu.device, gpu.total_bytes) for gpu in gpus]
+
+    def models_of_these(fresh: Settings) -> dict[str, Model]:
+        return _models(fresh, machine_of(fresh, devices, cpu_cores()))
+
+    machine = machine_of(settings, devices, cpu_cores())
+    models = _models(settings, machine)
     launcher = LocalLauncher(settings)
     adopted, outdated = launcher.prepare()
     if adopted:
@@ -106,7 +114,11 @@ async def _serve(settings: Settings, screen: Screen) -> None:
     screen.devices(slots, [str(gpu) for gpu in gpus])
     screen.line(f"models: {', '.join(settings.models)}; logs: {log_dir(settings.data_dir)}")
     balancer = _balancer(settings)
-    controller = Controller(settings, launcher, balancer, Brain(models), screen)
+    pool = pool_of(settings, machine, measured(settings.data_dir))
+    pool.occupied = {child.device for child in adopted}
+    brain = Brain(models, pool)
+    clerk = Clerk(settings, brain, balancer, launcher, read, models_of_these)
+    controller = Controller(launcher, balancer, brain, clerk, screen, {gpu.device: gpu.name for gpu in gpus})
 
     stop, hurry = asyncio.Event(), asyncio.Event()
     running = asyncio.create_task(controller.run())
@@ -115,13 +127,10 @@ async def _serve(settings: Settings, screen: Screen) -> None:
         (hurry if stop.is_set() else stop).set()
         running.cancel()
 
-    for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        # nohup means: go on without the terminal. SIGINT counts even where it came ignored: every background job of a
-        # shell starts so, and can still be told to stop.
-        if signum != signal.SIGHUP or signal.getsignal(signum) is not signal.SIG_IGN:
-            asyncio.get_running_loop().add_signal_handler(signum, told)
+    hear(terminal, told, controller.reload_soon)
     try:
-        await running
+        async with watching(pool, gpus, settings.data_dir):
+            await running
     except asyncio.CancelledError:
         if not stop.is_set():
             raise
@@ -133,7 +142,7 @@ def _balancer(settings: Settings) -> Balancer:
     """Raises `Refused` where the certificate by which it is to be known cannot be read."""
     server, token = settings.server, internal_token(settings.data_dir)
     try:
-        return Balancer(server.host, server.port, token, server.tls_cert)
+        return Balancer(url_of(server.host, server.port, tls=server.tls_cert is not None), token, server.tls_cert)
     except (OSError, ValueError) as error:
         raise Refused(f"server.tls_cert {server.tls_cert} cannot be read as a PEM certificate: {error}") from None
 
@@ -145,37 +154,19 @@ def _gpus(settings: Settings) -> list[Gpu]:
     return gpus
 
 
-def _models(settings: Settings, gpus: Sequence[Gpu]) -> dict[str, Model]:
-    """Every model with its bounds and the devices that its workers may have."""
+def _models(settings: Settings, machine: Machine) -> dict[str, Model]:
+    """Every model with its place. Raises `Refused` where one has none at all."""
+    models = models_of(settings, machine)
+    if problems := too_large(models, machine):
+        raise Refused("; ".join(problems))
+    if waiting := left_over(models, machine, share=settings.devices.share):
+        log.warning("there is not enough GPU memory for all min_workers: %s will wait", ", ".join(waiting))
     real = [name for name, model in settings.models.items() if model.engine != "sim"]
-    least = sum(settings.scaling(name).min_workers for name in real)
-    cores = cpu_cores() if settings.devices.cpu_slots == "auto" else settings.devices.cpu_slots
-    slots = device_slots([gpu.index for gpu in gpus], cores, least)
-    if least > (len(gpus) or cores):
-        have = f"{len(gpus)} GPUs" if gpus else f"{cores} CPU slots"
+    least, places = sum(models[name].limits.min_workers for name in real), len(machine.gpus) or machine.cores
+    if least > places:
+        have = f"{places} GPUs" if machine.gpus else f"{places} CPU slots"
         log.warning("%d workers at least are wanted, but there are only %s: some will share", least, have)
-    limits = {
-        name: _limits(settings, name, _SIM_WORKERS if name not in real else len(slots)) for name in settings.models
-    }
-    # There is no end of simulated accelerators: each model's workers find as many as they may be.
-    simulated = [f"sim:{number}" for number in range(sum(limits[n].max_workers for n in limits if n not in real))]
-    return {
-        name: Model(
-            (scaling := settings.scaling(name)),
-            own,
-            POLICIES[scaling.policy],
-            slots if name in real else simulated,
-            Decision(own.min_workers, f"min_workers is {own.min_workers}"),
-        )
-        for name, own in limits.items()
-    }
-
-
-def _limits(settings: Settings, model: str, devices: int) -> Limits:
-    """The model's bounds on a machine with so many devices for it."""
-    scaling, workers = settings.scaling(model), settings.workers
-    most = max(devices, scaling.min_workers) if scaling.max_workers == "auto" else scaling.max_workers
-    return Limits(scaling.min_workers, most, workers.start_timeout_s, workers.drain_timeout_s, workers.lost_after_s)
+    return models
 
 
 def _check_port(settings: Settings) -> None:

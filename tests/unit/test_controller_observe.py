@@ -6,8 +6,9 @@ import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestServer
 
+from controller.balancer import Balancer, url_of
 from controller.gpus import visible
-from controller.observe import Balancer, Hearing, observe
+from controller.observe import Hearing, observe
 from controller.replica import Child, Queue, Stage
 from wire.messages import Counters
 from wire.snapshot import ModelStats, Snapshot, WorkerState, WorkerStats
@@ -47,7 +48,28 @@ def test_the_stage_of_a_worker(own: Child, told: Snapshot | None, stage: Stage, 
         hearing.listen(told, 10.0)
     seen = observe("m", [own, child("other", model="n")], told, hearing, 10.0)
     assert [(r.child.id, r.stage, r.load, r.unheard_since) for r in seen.replicas] == [("w", stage, load, None)]
-    assert seen.queue == (None if told is None else Queue(7, 3))
+    assert seen.queue == (None if told is None else Queue(7, 3, uptime_s=1000.0))
+
+
+def test_every_number_of_the_balancer_reaches_the_policy() -> None:
+    told = ModelStats("m", 7, 3, 9.0, 4.5, 0.1, 0.2, 8, 2.5, 80.0, 6.5, 40, 400, 1000, 10, 33, 2)
+    seen = observe("m", [], Snapshot(0.0, 1234.0, [told], []), Hearing(), 10.0)
+    assert seen.queue == Queue(
+        queued=7,
+        running=3,
+        batch_cap=8,
+        slow_down=2.5,
+        work_s=80.0,
+        mean_work_s=6.5,
+        recent=40,
+        lately=400,
+        dispatched=1000,
+        late=10,
+        oldest_wait_s=4.5,
+        elsewhere=2,
+        uptime_s=1234.0,
+    )
+    assert observe("n", [], Snapshot(0.0, 1234.0, [told], []), Hearing(), 10.0).queue is None, "of another model"
 
 
 def test_a_stuck_worker_is_told_from_one_that_is_silent() -> None:
@@ -93,7 +115,8 @@ def test_silence_counts_from_the_last_word_or_from_the_start_of_a_new_balancer()
     ],
 )
 def test_where_the_balancer_is_asked(host: str, url: str) -> None:
-    assert Balancer(host, 8000, "t").url == url
+    assert url_of(host, 8000, tls=False) == url
+    assert url_of(host, 8000, tls=True) == url.replace("http://", "https://")
 
 
 async def test_any_answer_but_a_snapshot_is_no_data() -> None:
@@ -111,13 +134,12 @@ async def test_any_answer_but_a_snapshot_is_no_data() -> None:
     app = web.Application()
     app.router.add_get("/internal/snapshot", handle)
     async with TestServer(app) as server:
-        port = server.port
-        assert port is not None
-        found = {token: await Balancer("127.0.0.1", port, token).snapshot() for token in answers}
+        url = f"http://127.0.0.1:{server.port}"
+        found = {token: await Balancer(url, token).snapshot() for token in answers}
     assert [token for token, answer in found.items() if answer is not None] == ["good"]
     assert found["good"] is not None
     assert found["good"].models[0].queued == 1
-    assert await Balancer("127.0.0.1", port, "good").snapshot() is None, "nobody listens there any more"
+    assert await Balancer(url, "good").snapshot() is None, "nobody listens there any more"
 
 
 @pytest.mark.parametrize(
