@@ -173,6 +173,9 @@ def test_documentation(http: httpx.Client) -> None:
         ("get", "/healthz"),
         ("get", "/readyz"),
         ("get", "/metrics"),
+        ("get", "/internal/controller"),
+        ("get", "/internal/decisions"),
+        *(("post", f"/internal/{order}") for order in ("scale", "pause", "resume", "reload")),
     }
     for name in ("ImageRequest", "EditRequest", "PredictRequest", "LoraRequest", "JobRequest", "WebhookRequest"):
         assert all(field.get("description") for field in schemas[name]["properties"].values())
