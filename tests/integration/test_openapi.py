@@ -82,4 +82,4 @@ def test_every_answer_is_as_it_is_described(described: Server, subtests: pytest.
             known = {"model": "sim", "job": finished_job(http)}
             with subtests.test(operation.label):
                 answered += probe(operation, known, token)
-    assert {200, 202, 400, 404} <= answered.keys()
+    assert {200, 400, 404} <= answered.keys(), "not everything asked at random is wrong, nor right"
