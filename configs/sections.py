@@ -95,7 +95,8 @@ class Queue(Section):
     max_work_s: PositiveSeconds | None = None
     """Most waiting work per model, in seconds that its workers need for it, as measured; past it the answer is 429."""
     deadline_slack: Annotated[float, Field(ge=1)] | None = 1.5
-    """A request is refused when its estimated time exceeds its `timeout_s` by this factor; null: never."""
+    """A request is refused when its estimated time exceeds its `timeout_s` by this factor, and not begun where the time
+    that is left to it is too short; null: never."""
     priority_s: Seconds = 60.0
     """A step of `priority` goes before others of the same owner that came up to this much earlier, and no more."""
     preempt_margin: Annotated[int, Field(ge=1)] | None = 1

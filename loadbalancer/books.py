@@ -7,8 +7,9 @@ the counters and its client. Nothing else changes a task's state.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
+from loadbalancer.chances import hopeless
 from loadbalancer.costs import Costs
 from loadbalancer.deadlines import Deadlines
 from loadbalancer.door import Door
@@ -78,8 +79,12 @@ class Books:
         if not known:
             self.rates[tasks[0].model].arrived(tasks[0].size, tasks[0].remaining_steps, len(tasks), now)
 
-    def assign(self, now: float) -> list[Effect]:
-        """Fill free slots from the queues; one message per worker."""
+    def assign(self, now: float, fresh: Collection[str] = ()) -> list[Effect]:
+        """Fill free slots from the queues; one message per worker. What cannot be done in time ends before any work.
+
+        `fresh` has just been let in: whoever sent it does not listen yet.
+        """
+        effects: list[Effect] = []
         orders: dict[str, tuple[list[Assignment], list[Frame]]] = {}
         for model, queue in self.queues.items():
             if not queue or not any(worker.free for worker in self.roster.of(model)):
@@ -88,9 +93,29 @@ class Books:
                 worker = self.roster.place(task, now)
                 if worker is not None:
                     self._give(task, worker, orders, now)
-            while (first := queue.first()) is not None and (worker := self.roster.place(first, now)) is not None:
-                self._give(first, worker, orders, now)
-        return [Send(worker, Assign(assignments), frames) for worker, (assignments, frames) in orders.items()]
+            while (first := queue.first()) is not None and (able := self.roster.able(model, now)):
+                worker = able[0] if first.id in fresh else self._in_time(first, able, now)
+                if worker is not None:
+                    self._give(first, worker, orders, now)
+                else:
+                    left = f"it has {max(first.deadline - now, 0.0):.1f} s left, and takes longer"
+                    why = f"not begun {now - first.created:.1f} s after it arrived: {left}"
+                    effects += self.end(first, State.EXPIRED, None, why, now)
+        sent = [Send(worker, Assign(assignments), frames) for worker, (assignments, frames) in orders.items()]
+        return [*effects, *sent]
+
+    def _in_time(self, task: Task, able: Sequence[Worker], now: float) -> Worker | None:
+        """The first of the workers that has the task done by its deadline; None where no worker of the model has.
+
+        Where only one has that is full, any may begin: a slow worker is no reason to give up what a quick one could do.
+        """
+        costs, slack = self.costs[task.model], self._rules.deadline_slack
+        crowded = len(self.queues[task.model]) > sum(worker.free for worker in able)
+        for worker in (*able, *self.roster.of(task.model)):
+            beside = min(sum(name in self.tasks for name in worker.held), max(worker.slots - 1, 0))
+            if not hopeless(task, worker, beside, costs, crowded=crowded, slack=slack, now=now):
+                return worker if worker in able else able[0]
+        return None
 
     def _give(
         self, task: Task, worker: Worker, orders: dict[str, tuple[list[Assignment], list[Frame]]], now: float

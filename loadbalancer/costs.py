@@ -22,6 +22,9 @@ from wire.messages import Heartbeat
 Known = TypeVar("Known")
 #: What one more finished task changes in a mean; the first ones change it more.
 _WEIGHT = 0.05
+#: All that is no step of an image is reckoned as this many times its steps at most, where time is short: one picture
+#: that was slow for once must not end all that come after it.
+_MOST_BESIDE = 1.0
 #: Picture sizes that are remembered: requests may come in any.
 _SIZES = 256
 
@@ -152,6 +155,15 @@ class Costs:
             return made.value
         alone_s = self._alone_s(size)
         return None if alone_s is None else alone_s * self._ratio.value
+
+    def step_in_s(self, size: Size, worker: Worker, tasks: int) -> float | None:
+        """Seconds of a step of an image of this size in the worker's batch of so many, with its part of all that is no
+        step; None where the worker has not measured that size.
+        """
+        step_s, made, alone_s = worker.step_of(size, tasks), self._made.get(size), self._alone.get(size)
+        if step_s <= 0:
+            return None
+        return step_s if made is None or alone_s is None else step_s * min(made.value / alone_s, 1.0 + _MOST_BESIDE)
 
     def _alone_s(self, size: Size) -> float | None:
         """Seconds of a step alone. A size that was not measured takes its pixels' part of the usual one."""

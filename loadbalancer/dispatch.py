@@ -7,7 +7,7 @@ stale and dropped. So every accepted task ends exactly once, however messages, d
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from loadbalancer.books import Books
 from loadbalancer.effects import Abandon, Effect, Event, Forward, Forwarded, Gone, Note, Said, Send, Submit, Tell, Tick
@@ -75,9 +75,11 @@ class Dispatch:
 
     def handle(self, event: Event, now: float) -> list[Effect]:
         """Take the event in; say what is to be done. Raises `QueueFull` for a `Submit` that does not fit."""
+        fresh: Collection[str] = ()
         match event:
             case Submit(tasks, known):
                 self._books.submit(tasks, now, known=known)
+                fresh = {task.id for task in tasks}
                 effects: list[Effect] = []
             case Forward(model, size, steps, count):
                 self.rates[model].forward(size, steps, count, now)
@@ -93,7 +95,7 @@ class Dispatch:
                 effects = self._lose(worker, reason, now)
             case Tick():
                 effects = self._tick(now)
-        effects += self._books.assign(now)
+        effects += self._books.assign(now, fresh)
         return effects + self._rearrange(now) if isinstance(event, Tick) else effects
 
     def outlook(self, task_id: str) -> Outlook | None:

@@ -161,14 +161,18 @@ class Roster:
         rates = [rate for worker in self.of(model) if (rate := worker.rate(size)) > 0]
         return len(rates) / sum(rates) if rates else 0.0
 
+    def able(self, model: str, now: float) -> list[Worker]:
+        """The workers that take any of the model's tasks now, the least loaded first."""
+        able = (w for w in self.of(model) if w.free and w.reserved is None and self.state(w, now) == "ready")
+        return sorted(able, key=_load)
+
     def place(self, task: Task, now: float) -> Worker | None:
         """The worker with a free slot that the task should go to: the least loaded, so that load spreads.
 
         A task that must be alone gets an empty worker; if there is none, the least loaded one is reserved for it.
         """
-        able = [w for w in self.of(task.model) if w.free and self.state(w, now) == "ready"]
         if not task.alone:
-            return min((w for w in able if w.reserved is None), key=_load, default=None)
+            return next(iter(self.able(task.model, now)), None)
         mine = [w for w in self.of(task.model) if w.reserved == task.id]
         if not mine:
             open_to_it = [w for w in self.of(task.model) if w.reserved is None and self.state(w, now) == "ready"]
@@ -176,7 +180,7 @@ class Roster:
                 return None
             mine = [min(open_to_it, key=_load)]
             mine[0].reserved = task.id
-        return next((w for w in mine if w in able and not w.held), None)
+        return next((w for w in mine if w.free and not w.held and self.state(w, now) == "ready"), None)
 
     def forget(self, task: str) -> None:
         """Lift the reservation for a task that needs it no more."""

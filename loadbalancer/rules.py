@@ -27,7 +27,8 @@ class Rules:
     priority_s: float = 60.0
     #: Most that may wait per model, in seconds that its workers need for it.
     max_work_s: float | None = None
-    #: A request whose estimated time is more than this many times the time that it has is refused.
+    #: A request whose estimated time is more than this many times the time that it has is refused. None: nor is one
+    #: that waited until it was too late to begin with it given up before its time.
     deadline_slack: float | None = 1.5
     #: A waiting task displaces a running one of its owner whose priority is lower by this much.
     preempt_margin: int | None = 1

@@ -7,6 +7,8 @@
 it is begun is told in fair shares, one being the time for which it then has its place in a full batch.
 (b) Requests come at ten times the rate at which they can be answered, to a queue that is bounded to so many seconds of
 work (`queue.max_work_s`). Those that are let in are to be done within these and their own time, all others refused.
+With `--timeout`, and a `--bound` beyond it, each allows so many seconds only: what waited too long ends with 504, and
+is to end before a worker begins with it.
 
 The workers are simulated accelerators: this measures the balancer, not a model.
 """
@@ -116,10 +118,15 @@ class Overloaded:
     refused_in: list[float] = field(default_factory=list)
     retry_after: list[float] = field(default_factory=list)
     without_retry_after: int = 0
+    #: Of those that ended with 504, those that a worker had begun with.
+    late_begun: int = 0
 
 
-async def overload(url: str, folder: Path, seconds: float, bound_s: float, factor: float) -> dict[str, Any]:
+async def overload(
+    url: str, folder: Path, seconds: float, bound_s: float, factor: float, timeout_s: float | None
+) -> dict[str, Any]:
     """Part (b). The bound is that of the queue, to which a turn comes for the request itself."""
+    body = {"prompt": "one"} | ({} if timeout_s is None else {"timeout_s": timeout_s})
     capacity = BATCH / TURN_S
     seen, chance = Overloaded(), random.Random(7)
     process = psutil.Process(_balancer(folder))
@@ -130,14 +137,16 @@ async def overload(url: str, folder: Path, seconds: float, bound_s: float, facto
         while at < began + seconds:
             at += chance.expovariate(factor * capacity)
             await asyncio.sleep(max(at - time.perf_counter(), 0.0))
-            all_.create_task(_one(session, seen))
+            all_.create_task(_one(session, body, seen))
             sizes.append(process.memory_info().rss)
     took = time.perf_counter() - began
     return {
         "capacity_per_s": capacity,
         "asked_per_s": len(sizes) / seconds,
         "bound_s": bound_s,
+        "timeout_s": timeout_s,
         "statuses": {str(status): count for status, count in sorted(seen.statuses.items())},
+        "late_after_work": seen.late_begun,
         "admitted_p50_s": quantile(seen.latencies, 0.5),
         "admitted_p99_s": quantile(seen.latencies, 0.99),
         "admitted_p99_over_bound": quantile(seen.latencies, 0.99) / (bound_s + TURN_S),
@@ -149,10 +158,10 @@ async def overload(url: str, folder: Path, seconds: float, bound_s: float, facto
     }
 
 
-async def _one(session: aiohttp.ClientSession, seen: Overloaded) -> None:
+async def _one(session: aiohttp.ClientSession, body: dict[str, Any], seen: Overloaded) -> None:
     began = time.perf_counter()
-    async with session.post("/predict", json={"prompt": "one"}) as answer:
-        await answer.read()
+    async with session.post("/predict", json=body) as answer:
+        text = await answer.text()
     took = time.perf_counter() - began
     seen.statuses[answer.status] += 1
     if answer.status == 200:
@@ -163,6 +172,8 @@ async def _one(session: aiohttp.ClientSession, seen: Overloaded) -> None:
             seen.retry_after.append(float(answer.headers["retry-after"]))
         else:
             seen.without_retry_after += 1
+    elif answer.status == 504:
+        seen.late_begun += "(queued)" not in text and "not begun" not in text
 
 
 def _balancer(folder: Path) -> int:
@@ -177,19 +188,23 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=30.0, help="length of part (b)")
     parser.add_argument("--bound", type=float, default=4.0, help="`queue.max_work_s` of part (b)")
     parser.add_argument("--factor", type=float, default=10.0, help="load over capacity in part (b)")
+    parser.add_argument("--timeout", type=float, help="`timeout_s` of the requests of part (b)")
+    parser.add_argument("--slack", type=float, default=1.5, help="`queue.deadline_slack` of part (b); 0: null")
     parser.add_argument("--json", type=Path, help="write the result here")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="muster-overload-") as place:
         first, second = Path(place) / "a", Path(place) / "b"
         with server(first, config(deadline_slack=None, max_tasks=1024)) as url:
             crowded = asyncio.run(flood(url, first, args.singles))
-        with server(second, config(max_work_s=args.bound)) as url:
-            pressed = asyncio.run(overload(url, second, args.seconds, args.bound, args.factor))
+        queue = {"max_work_s": args.bound, "deadline_slack": args.slack or None}
+        with server(second, config(**queue)) as url:
+            pressed = asyncio.run(overload(url, second, args.seconds, args.bound, args.factor, args.timeout))
     result = {"machine": machine(), "flood": crowded, "overload": pressed}
     print(json.dumps(result, indent=1))
     if args.json:
         args.json.write_text(json.dumps(result, indent=1) + "\n")
-    return int(bool(pressed["statuses"].keys() - {"200", "429", "503"}))
+    fair = {"200", "429", "503"} | ({"504"} if args.timeout is not None else set())
+    return int(bool(pressed["statuses"].keys() - fair))
 
 
 if __name__ == "__main__":
