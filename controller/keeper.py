@@ -26,23 +26,28 @@ class Keeper:
         self._launcher = launcher
         self._shutdown_s = shutdown_s
         self._crashes = Crashes()
-        #: Whether it has served: then a refusal to start is not the user's mistake any more, but is tried again.
+        #: Whether it has served, or one that was adopted: then a refusal to start is not the user's mistake any more,
+        #: but is tried again. What an earlier one leaves behind may be in its way for a while.
         self.served = False
+        self._started = False
 
     def have(self, child: Child | None, now: float) -> None:
         """Start it if there is none; end an adopted one that was told to go and does not."""
         if child is not None:
+            self._found()
             if child.drained_at is not None and now - child.drained_at > self._shutdown_s + DRAIN_GRACE_S:
                 self._launcher.kill(BALANCER)
         elif now >= self._crashes.retry_at:
             try:
                 self._launcher.start_balancer()
+                self._started = True
             except OSError as error:
                 self._crashes = one_more(self._crashes, now)
                 log.error("the balancer cannot be started: %s", error)
 
     def died(self, ended: Exit) -> None:
         """Take in that it has ended. Raises `BalancerRefused`."""
+        self._found()
         if ended.child.drained_at is not None:
             log.info("the balancer is gone (%s), as it was told; starting it again", how(ended))
             return
@@ -52,6 +57,10 @@ class Keeper:
         serving = dataclasses.replace(ended.child, ready_at=ended.child.started_at)
         self._crashes, _ = after_exit(self._crashes, dataclasses.replace(ended, child=serving))
         log.error("the balancer died (%s) after %.0f s; starting it again\n%s", how(ended), lived, ended.tail)
+
+    def _found(self) -> None:
+        """There is one, or was: adopted where none has been started here."""
+        self.served = self.served or not self._started
 
 
 def how(ended: Exit) -> str:

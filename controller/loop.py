@@ -178,9 +178,10 @@ class Controller:
         if snapshot is None:
             self._screen.busy("starting the balancer ...")
             return
+        self._keeper.served = True
         ready = {worker.model for worker in snapshot.workers if worker.slots}
         if ready >= {name for name, model in self._brain.models.items() if model.limits.min_workers > 0}:
-            self._announced = self._keeper.served = True
+            self._announced = True
             settings, model = self._clerk.settings, next(iter(self._brain.models))
             keyed = keys_file(settings.data_dir, settings.access.keys_file).exists()
             self._screen.ready(self._balancer.url, model, certificate=settings.server.tls_cert, keyed=keyed)

@@ -178,7 +178,7 @@ class Processes:
             return status is not None, status
         try:
             handle = self._handles[name]
-            return not handle.is_running() or handle.status() == psutil.STATUS_ZOMBIE, None
+            return not handle.is_running() or not _alive(handle), None
         except psutil.NoSuchProcess:
             return True, None
 
@@ -227,11 +227,18 @@ def _replace(file: Path, content: bytes) -> None:
 
 def _is_it(process: psutil.Process, record: Record) -> bool:
     """Whether the process is the one that the record was written of, alive."""
-    return (
-        abs(_created(process) - record.created) < _SAME_TIME_S
-        and record.id in " ".join(process.cmdline()).split()
-        and process.status() != psutil.STATUS_ZOMBIE
-    )
+    if abs(_created(process) - record.created) >= _SAME_TIME_S or not _alive(process):
+        return False
+    # Without its first thread a process has no command line to be known by.
+    return process.status() == psutil.STATUS_ZOMBIE or record.id in " ".join(process.cmdline()).split()
+
+
+def _alive(process: psutil.Process) -> bool:
+    """Whether a thread of it is left: the first to go makes it look dead, while others still hold its port and locks.
+
+    Raises `psutil.NoSuchProcess` where there is none.
+    """
+    return process.status() != psutil.STATUS_ZOMBIE or process.num_threads() > 1
 
 
 def _created(process: psutil.Process) -> float:

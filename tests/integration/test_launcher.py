@@ -17,9 +17,11 @@ import psutil
 import pytest
 import yaml
 
+from configs.cli import EXIT_USAGE
 from configs.load import load
 from configs.paths import log_dir
 from configs.schema import Settings
+from controller.keeper import BalancerRefused, Keeper
 from controller.launchers import Poll
 from controller.launchers.local import LocalLauncher
 from controller.launchers.processes import Processes, Record
@@ -29,6 +31,11 @@ from tests.programs import wait_until
 #: Waits for ever; says so in its log. The name among its arguments is what a child is known by.
 WAITS = "import time; print('here', flush=True); time.sleep(600)"
 DEAF = "import signal; [signal.signal(s, signal.SIG_IGN) for s in (signal.SIGTERM, signal.SIGUSR1)]; " + WAITS
+#: Its first thread ends, another lives on: it looks dead, and still has what it had open.
+HEADLESS = (
+    "import ctypes, threading, time; threading.Thread(target=time.sleep, args=(600,)).start();"
+    " print('here', flush=True); ctypes.CDLL(None).pthread_exit(None)"
+)
 POLITE = "import signal, sys; signal.signal(signal.SIGTERM, lambda *_: sys.exit(0)); " + WAITS
 
 
@@ -169,6 +176,18 @@ def test_the_next_launcher_adopts_the_living_as_they_are(rig: Rig) -> None:
     assert not rig.record("dead").exists()
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere a process ends with its first thread")
+def test_a_process_lives_as_long_as_one_of_its_threads(rig: Rig) -> None:
+    rig.spawn("w", HEADLESS)
+    process = psutil.Process(rig.child("w").pid)
+    wait_until(lambda: process.status() == psutil.STATUS_ZOMBIE, "the end of its first thread")
+    [adopted] = rig.next().adopt()
+    assert (adopted.id, adopted.pid) == ("w", process.pid)
+    assert [child.id for child in rig.now.poll().children] == ["w"], "not before its last thread has gone"
+    rig.now.signal("w", signal.SIGKILL)
+    assert rig.exit("w").status is None
+
+
 @pytest.mark.parametrize(
     ("name", "later_s"),
     [
@@ -306,5 +325,53 @@ def test_children_of_another_configuration_are_told_to_go(
             wait_until(lambda: not first.poll().children, "their end")
         else:
             assert len(second.poll().children) == 2
+    finally:
+        end_all(first)
+
+
+def refuses(folder: Path) -> str:
+    """Stands where `python` does: a balancer that cannot start at all."""
+    program = folder / "refuses"
+    program.write_text(f"#!{sys.executable}\nimport sys; print('the port is taken'); sys.exit({EXIT_USAGE})\n")
+    program.chmod(0o755)
+    return str(program)
+
+
+def look(keeper: Keeper, launcher: LocalLauncher) -> bool:
+    """As the controller does it; whether the balancer was found to have ended."""
+    children, exits = launcher.poll()
+    for ended in exits:
+        keeper.died(ended)
+    keeper.have(next(iter(children), None), time.monotonic())
+    return bool(exits)
+
+
+def test_a_balancer_that_cannot_start_is_the_users_mistake(tmp_path: Path) -> None:
+    launcher = LocalLauncher(settings(tmp_path), refuses(tmp_path))
+    launcher.prepare()
+    keeper = Keeper(launcher, 5.0)
+    with pytest.raises(BalancerRefused, match="the port is taken"):
+        wait_until(lambda: look(keeper, launcher), "its end")
+
+
+@pytest.mark.parametrize("seen", [True, False])
+def test_one_that_cannot_start_in_place_of_an_adopted_one_is_tried_again(
+    tmp_path: Path, python: str, seen: bool
+) -> None:
+    first = LocalLauncher(settings(tmp_path), python)
+    first.prepare()
+    first.start_balancer()
+    try:
+        log = log_dir(tmp_path / "data") / "loadbalancer.log"
+        wait_until(lambda: log.exists() and log.read_text().endswith("\n"), "it is up")
+        launcher = LocalLauncher(settings(tmp_path), refuses(tmp_path))
+        assert [child.id for child in launcher.prepare()[0]] == ["loadbalancer"]
+        keeper = Keeper(launcher, 5.0)
+        if seen:
+            look(keeper, launcher)
+        first.kill("loadbalancer")
+        wait_until(lambda: look(keeper, launcher), "the end of the adopted one")
+        wait_until(lambda: look(keeper, launcher), "the end of the one in its place")
+        assert keeper.served
     finally:
         end_all(first)
