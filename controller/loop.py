@@ -19,6 +19,7 @@ from controller.inventory import Refused
 from controller.keeper import Keeper, how
 from controller.launchers.local import BALANCER, LocalLauncher
 from controller.observe import Hearing, observe
+from controller.obstacles import Obstacles
 from controller.replica import Child, Exit, Observation
 from controller.screen import Screen
 from wire.snapshot import Snapshot
@@ -59,7 +60,7 @@ class Controller:
         self._announced = False
         #: What has been logged of each model, so that it is not said again at every look.
         self._told: dict[str, tuple[int, int]] = {}
-        self._obstacles: dict[str, str] = {}
+        self._obstacles = Obstacles()
 
     async def run(self) -> None:
         """Serve until cancelled. Raises `BalancerRefused`."""
@@ -135,10 +136,8 @@ class Controller:
             self._tell(decided)
         for action in thought.plan.actions:
             self._hands.act(action)
-        for model, obstacle in thought.plan.obstacles.items():
-            if model not in self._obstacles:
-                log.warning("%s: %s", model, obstacle)
-        self._obstacles = thought.plan.obstacles
+        for model, obstacle in self._obstacles.news(thought.plan.obstacles, now).items():
+            log.warning("%s: %s", model, obstacle)
         self._announce(snapshot)
         # What was ordered is answered at once: somebody waits for it.
         while snapshot is not None and await self._clerk.exchange(seen, thought.plan, self._names):
