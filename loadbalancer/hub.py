@@ -1,20 +1,15 @@
-"""The shell around the dispatcher: its socket, its clock and its listeners. Decides nothing.
-
-The ROUTER socket's file descriptor is watched by the event loop and drained in bulk: one wake-up takes everything
-that has arrived, and everything that is to be said to a worker leaves as one message.
+"""The shell around the dispatcher: what comes from the routes, the workers (`router`, `vigil`) and the clock goes in as
+events; what is to be said to workers and listeners comes out as effects. Decides nothing.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-import os
 import time
 import uuid
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-
-import zmq
 
 from configs.schema import Settings
 from loadbalancer.arrivals import Arrivals
@@ -35,11 +30,13 @@ from loadbalancer.effects import (
     Tick,
 )
 from loadbalancer.outlook import wait_s
+from loadbalancer.router import Router
 from loadbalancer.rules import rules_of
 from loadbalancer.stats import snapshot
 from loadbalancer.task import Completed, Ended, Outlook, Resume, Task, Update
-from wire.codec import ForWorker, MalformedFrames, decode_from_worker, encode
-from wire.guard import CannotListen, Guard, Origin
+from loadbalancer.vigil import Vigil
+from wire.codec import ForWorker, FromWorker
+from wire.guard import Guard
 from wire.messages import About, Hello, ImageInputs, StepCurve
 from wire.snapshot import Snapshot
 
@@ -49,9 +46,8 @@ Listener = Callable[[Update], None]
 _TICK_S = 0.25
 #: A tick that comes so late finds messages that have not been read yet.
 _ASLEEP_S = 1.0
-#: Messages taken per wake-up, so that a flood from workers cannot starve HTTP.
-_BULK = 256
-_MAX_MESSAGE_BYTES = 256 * 2**20
+#: Workers' names and reasons are in what is noted: such a line is no longer than this.
+_MAX_NOTE_CHARS = 1000
 
 
 class Hub:
@@ -61,7 +57,6 @@ class Hub:
         self, settings: Settings, address: str, guard: Guard | None = None, arrivals: Arrivals | None = None
     ) -> None:
         """Workers meet it at `address`; those of other machines at the guard's."""
-        self._address = address
         self._arrivals = arrivals
         self._guard = guard
         self._models = settings.models
@@ -74,45 +69,26 @@ class Hub:
             max_source_bytes=settings.queue.max_source_bytes,
             rules=rules_of(settings, record=arrivals is not None),
         )
+        self._router = Router(address, guard, self._hear, self._lose)
+        self._vigil = Vigil(self._died)
         self._listeners: dict[str, Listener] = {}
-        self._wire: Counter[str] = Counter()
-        self._blamed: set[str] = set()
-        self._watched: dict[str, int] = {}
+        self._unhandled: Counter[str] = Counter()
         self._started = time.monotonic()
         self._held_up = False
 
     async def start(self) -> None:
         """Bind and begin. Raises `zmq.ZMQError` or `CannotListen` if an address cannot be bound."""
         self._loop = asyncio.get_running_loop()
-        self._context = zmq.Context()
-        self._socket = self._context.socket(zmq.ROUTER)
-        self._socket.setsockopt(zmq.ROUTER_MANDATORY, 1)
-        self._socket.setsockopt(zmq.ROUTER_HANDOVER, 1)
-        self._socket.setsockopt(zmq.LINGER, 200)
-        self._socket.setsockopt(zmq.SNDHWM, 10_000)
-        self._socket.setsockopt(zmq.RCVHWM, 10_000)
-        self._socket.setsockopt(zmq.MAXMSGSIZE, _MAX_MESSAGE_BYTES)
-        self._socket.bind(self._address)
-        if self._guard is not None:  # last, for it changes what is asked of whoever connects to what is bound later
-            try:
-                self._guard.open(self._context, self._socket)
-            except CannotListen:
-                self._context.destroy()
-                raise
-        self._loop.add_reader(self._socket.fileno(), self._drain)
+        self._router.open()
         self._ticking = self._loop.call_later(_TICK_S, self._tick)
 
     async def stop(self) -> None:
         """End every waiting request, then close."""
         self._handle(Abandon(list(self._dispatch.tasks), "the server is shutting down"))
         self._ticking.cancel()
-        self._loop.remove_reader(self._socket.fileno())
-        for worker in list(self._watched):
-            self._unwatch(worker)
-        if self._guard is not None:
-            self._guard.close()
-        self._socket.close()
-        await asyncio.to_thread(self._context.term)
+        self._router.mute()
+        self._vigil.keep(())
+        await self._router.close()
 
     # ---- what the routes use
 
@@ -238,7 +214,7 @@ class Hub:
         """Sums since the start: tasks by what became of them, messages by what was wrong with them."""
         refused = self._guard.refused if self._guard is not None else Counter[str]()
         dropped = Counter({"arrivals_dropped": self._arrivals.dropped}) if self._arrivals is not None else Counter()
-        return self._dispatch.counters + self._wire + refused + dropped
+        return self._dispatch.counters + self._router.counters + self._unhandled + refused + dropped
 
     # ---- events in, effects out
 
@@ -254,12 +230,12 @@ class Hub:
                 case Tell(update):
                     self._tell(update)
                 case Note(text):
-                    log.info("%s", text)
+                    log.info("%s", _printable(text))
                 case Account(task):
                     assert self._arrivals is not None
                     self._arrivals.put(task, time.monotonic(), time.time())
         for worker, own in parcels.items():
-            self._send(worker, own)
+            self._router.send(worker, own)
 
     def _tell(self, update: Update) -> None:
         over = isinstance(update, Completed | Ended)
@@ -271,50 +247,21 @@ class Hub:
         except Exception:
             log.exception("a listener failed on %s", type(update).__name__)
 
-    def _send(self, worker: str, parcels: Sequence[ForWorker]) -> None:
+    def _hear(self, worker: str, parcel: FromWorker, local: bool) -> None:
         try:
-            self._socket.send_multipart([worker.encode(), *encode(parcels)], zmq.DONTWAIT, copy=False)
-        except zmq.ZMQError as error:  # EHOSTUNREACH: it has gone; EAGAIN: it does not read
-            reason = f"cannot be reached: {error}"
-            self._loop.call_soon(lambda: self._handle(Gone(worker, reason)))
-        # The descriptor is edge-triggered: sending may have swallowed the edge of a message that arrived meanwhile.
-        if int(self._socket.getsockopt(zmq.EVENTS)) & zmq.POLLIN:
-            self._loop.call_soon(self._drain)
-
-    def _drain(self) -> None:
-        for _ in range(_BULK):
-            if self._socket.closed:
-                return
-            try:
-                identity, *frames = self._socket.recv_multipart(zmq.DONTWAIT, copy=False)
-            except zmq.Again:
-                return
-            origin = Origin.LOCAL if self._guard is None else self._guard.origin(identity)
-            if origin is Origin.REVOKED:  # its connection stands; unheard, it is lost like any silent worker
-                self._wire["revoked"] += 1
-                continue
-            local = origin is Origin.LOCAL
-            self._receive(identity.bytes.decode("utf-8", "replace"), [frame.buffer for frame in frames], local)
-        self._loop.call_soon(self._drain)
-
-    def _receive(self, worker: str, frames: list[memoryview], local: bool) -> None:
-        try:
-            parcels = decode_from_worker(frames)
-        except MalformedFrames as error:
-            self._wire["malformed"] += 1
-            if worker not in self._blamed and len(self._blamed) < 1000:
-                self._blamed.add(worker)
-                log.warning("dropped a malformed message of %r (further ones are only counted): %s", worker, error)
+            self._handle(Said(worker, parcel))
+        except Exception:  # a mistake of ours must not keep the other workers from being heard
+            self._unhandled["unhandled"] += 1
+            log.exception("failed on a %s of %r", type(parcel.message).__name__, worker)
             return
-        for parcel in parcels:
-            try:
-                self._handle(Said(worker, parcel))
-            except Exception:  # a mistake of ours must not keep the other workers from being heard
-                self._wire["unhandled"] += 1
-                log.exception("failed on a %s of %r", type(parcel.message).__name__, worker)
-                continue
-            if isinstance(parcel.message, Hello):
-                self._watch(worker, parcel.message.pid, local)
+        if isinstance(parcel.message, Hello):
+            if local and worker in self._dispatch.roster.workers:
+                self._vigil.watch(worker, parcel.message.pid)
+            else:
+                self._vigil.leave(worker)
+
+    def _lose(self, worker: str, reason: str) -> None:
+        self._handle(Gone(worker, reason))
 
     def _tick(self) -> None:
         late_s = self._loop.time() - self._ticking.when()
@@ -322,32 +269,17 @@ class Hub:
         self._held_up = late_s > _ASLEEP_S and not self._held_up  # once: a slow machine has deadlines, too
         if self._held_up:  # what the workers said while this process was stopped is heard before they are called silent
             log.warning("the balancer was held up for %.1f s", late_s)
-            self._drain()
+            self._router.drain()
         else:
             self._handle(Tick())
-        for worker in self._watched.keys() - self._dispatch.roster.workers.keys():
-            self._unwatch(worker)
-
-    # ---- the death of a worker on this machine is noticed at once, not by its silence
-
-    def _watch(self, worker: str, pid: int, local: bool) -> None:
-        self._unwatch(worker)
-        if not local or worker not in self._dispatch.roster.workers:
-            return
-        try:
-            handle = os.pidfd_open(pid)
-        except (OSError, AttributeError):  # another pid namespace or another system: silence will tell
-            return
-        self._watched[worker] = handle
-        self._loop.add_reader(handle, self._died, worker)
-
-    def _unwatch(self, worker: str) -> None:
-        handle = self._watched.pop(worker, None)
-        if handle is not None:
-            self._loop.remove_reader(handle)
-            os.close(handle)
+        self._vigil.keep(self._dispatch.roster.workers.keys())
 
     def _died(self, worker: str) -> None:
-        self._unwatch(worker)
-        self._drain()  # its last words may still be unread
-        self._handle(Gone(worker, "its process has ended"))
+        self._router.drain()  # its last words may still be unread
+        self._lose(worker, "its process has ended")
+
+
+def _printable(text: str) -> str:
+    """What a worker calls itself and gives as its reasons is its own: it must not look like other lines."""
+    bounded = text if len(text) <= _MAX_NOTE_CHARS else f"{text[:_MAX_NOTE_CHARS]}..."
+    return "".join(each if each.isprintable() else repr(each)[1:-1] for each in bounded)

@@ -6,6 +6,7 @@ Every picture is compared with what the simulated engine computes by itself, so 
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import signal
 from collections.abc import AsyncIterator
@@ -19,6 +20,8 @@ from configs.paths import worker_address
 from loadbalancer.hub import Hub
 from loadbalancer.task import Completed, Ended, State, Stepped
 from tests.rig import Rig, inputs, rig_of
+from wire.codec import FromWorker, encode
+from wire.messages import PROTOCOL, About, Bye, Hello
 
 
 @pytest_asyncio.fixture
@@ -222,3 +225,19 @@ async def test_noise_on_the_socket_is_counted_and_dropped(rig: Rig) -> None:
         await rig.until(lambda: rig.hub.counters["malformed"] == 4)
         await rig.submit([inputs()]).pictures_are_right()
     assert [w.worker for w in rig.hub.snapshot().workers] == ["w"]
+
+
+async def test_what_a_worker_calls_itself_makes_no_lines_of_its_own_in_the_log(
+    rig: Rig, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, logger="loadbalancer.hub")
+    name = "w\n\x1b[31mERROR all is lost"
+    hello = Hello(PROTOCOL, name, "m", "sim:0", os.getpid(), [], About())
+    with zmq.Context() as context, context.socket(zmq.DEALER) as stranger:
+        stranger.setsockopt(zmq.IDENTITY, name.encode())
+        stranger.connect(worker_address(rig.settings.data_dir))
+        stranger.send_multipart(encode([FromWorker(hello)]))
+        stranger.send_multipart(encode([FromWorker(Bye("x\n" * 100_000))]))
+        await rig.until(lambda: any("gone" in message for message in caplog.messages))
+    assert all(message.isprintable() and len(message) < 10_000 for message in caplog.messages)
+    assert any(r"w\n\x1b[31mERROR all is lost ready" in message for message in caplog.messages)
