@@ -87,16 +87,22 @@ def eta_s(replica: Replica, cold_start_s: float, now: float) -> float:
 def workers_for_backlog(seen: Observation, scaling: Scaling, now: float) -> int:
     """Workers that would have done what waits, and what comes meanwhile, `drain_s` after one more could have started.
 
-    0 where nothing waits or nothing is known of its work. Otherwise never fewer than there are. A starting worker is
-    counted on from when it will serve.
+    0 where nothing waits, where nothing is known of its work, or where those there are will do: nobody waits for too
+    long yet, and when one more could have started, they would need no longer than `slo.max_wait_s` for what is left.
+    Otherwise never fewer than there are. A starting worker is counted on from when it will serve.
     """
-    queue = seen.queue
+    queue, patience_s = seen.queue, scaling.slo.max_wait_s
     if queue is None or not queue.queued or queue.work_s is None:
         return 0
-    until_s, each = seen.cold_start_s + scaling.drain_s, speed(queue)
+    work_s, each = queue.work_s, speed(queue)
+    coming = present_rate(queue, scaling) * (queue.mean_work_s or 0.0)
     alive = [replica for replica in seen.replicas if replica.stage is not Stage.DRAINING]
-    seconds = sum(max(until_s - eta_s(replica, seen.cold_start_s, now), 0.0) for replica in alive)
-    done = each * (seconds + seen.owed * scaling.drain_s)
-    coming = present_rate(queue, scaling) * (queue.mean_work_s or 0.0) * until_s
-    missing = (queue.work_s + coming - done) / (each * scaling.drain_s)
+    etas = [eta_s(replica, seen.cold_start_s, now) for replica in alive] + [seen.cold_start_s] * seen.owed
+
+    def left_s(until_s: float) -> float:
+        return work_s + coming * until_s - each * sum(max(until_s - eta, 0.0) for eta in etas)
+
+    if queue.oldest_wait_s <= patience_s and left_s(seen.cold_start_s) <= patience_s * each * len(etas):
+        return 0
+    missing = left_s(seen.cold_start_s + scaling.drain_s) / (each * scaling.drain_s)
     return seen.provisioned + max(math.ceil(missing), 0)

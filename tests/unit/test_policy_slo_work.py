@@ -46,8 +46,11 @@ def scaling(**given: Any) -> Scaling:
         ({"batch_cap": 4, "slow_down": 2.0}, 1, 0, 3, 0, 3),
         # Until 20 s after one more could have started, 3 workers do 180 s of 120 s that wait and 240 s that come.
         ({"queued": 30, "work_s": 120.0}, 3, 0, 5, 12, 8),
-        ({"queued": 3, "work_s": 20.0}, 6, 0, 5, 6, 6),
-        ({"queued": 9, "work_s": 30.0, "recent": 0, "lately": 0}, 2, 0, 1, 2, 2),
+        # What will be done in time needs nobody more, and does not keep those who are there.
+        ({"queued": 3, "work_s": 20.0}, 6, 0, 5, 0, 5),
+        ({"queued": 9, "work_s": 30.0, "recent": 0, "lately": 0}, 2, 0, 1, 0, 1),
+        # While somebody is late nobody goes.
+        ({"queued": 9, "work_s": 30.0, "recent": 0, "lately": 0, "oldest_wait_s": 11.0}, 2, 0, 1, 2, 2),
     ],
 )
 def test_one_look(

@@ -171,8 +171,47 @@ def test_workers_for_a_backlog(
     slow_down: float,
     workers: int,
 ) -> None:
-    queue = Queue(queued, 1, batch, slow_down, work_s, 2.0, recent, recent, uptime_s=1000)
+    queue = Queue(queued, 1, batch, slow_down, work_s, 2.0, recent, recent, oldest_wait_s=11.0, uptime_s=1000)
     observation = seen(queue, ready, started_at, draining, owed)
+    assert workers_for_backlog(observation, SCALING, now=100.0) == workers
+
+
+@pytest.mark.parametrize(
+    ("work_s", "recent", "ready", "started_at", "owed", "batch", "oldest_wait_s", "workers"),
+    [
+        # In the 40 s that a start takes one worker does 40 s of work, and 10 s more before anybody is late.
+        (50.0, 0, 1, (), 0, 1, 0.0, 0),
+        (51.0, 0, 1, (), 0, 1, 0.0, 1),
+        (71.0, 0, 1, (), 0, 1, 0.0, 2),
+        # Who is late already is not left waiting.
+        (50.0, 0, 1, (), 0, 1, 10.0, 0),
+        (50.0, 0, 1, (), 0, 1, 10.1, 1),
+        # Those that start serve by then, as do those that are owed.
+        (60.0, 0, 1, (100.0,), 0, 1, 0.0, 0),
+        (61.0, 0, 1, (100.0,), 0, 1, 0.0, 2),
+        (60.0, 0, 1, (), 1, 1, 0.0, 0),
+        (61.0, 0, 1, (), 1, 1, 0.0, 2),
+        # What comes meanwhile: one task of 2 s a second.
+        (70.0, 90, 3, (), 0, 1, 0.0, 0),
+        (71.0, 90, 3, (), 0, 1, 0.0, 4),
+        # Batches of 4, each task 2 times slower: twice the speed.
+        (100.0, 0, 1, (), 0, 4, 0.0, 0),
+        (101.0, 0, 1, (), 0, 4, 0.0, 1),
+    ],
+)
+def test_nobody_is_started_for_a_backlog_that_makes_nobody_late(
+    work_s: float,
+    recent: int,
+    ready: int,
+    started_at: tuple[float, ...],
+    owed: int,
+    batch: int,
+    oldest_wait_s: float,
+    workers: int,
+) -> None:
+    slow_down = 2.0 if batch > 1 else 1.0
+    queue = Queue(5, 1, batch, slow_down, work_s, 2.0, recent, recent, oldest_wait_s=oldest_wait_s, uptime_s=1000)
+    observation = seen(queue, ready, started_at, owed=owed)
     assert workers_for_backlog(observation, SCALING, now=100.0) == workers
 
 
