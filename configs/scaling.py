@@ -42,7 +42,7 @@ READ_BY: Mapping[str, frozenset[str]] = MappingProxyType(
     }
 )
 #: Part of the allowed violations that the margin aims at: it is slow, and what it let through is not undone.
-_AIM = 0.7
+_AIM = 0.75
 _OWN = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
 
 
@@ -120,7 +120,7 @@ class Feedback(Section):
     gain: float = Field(default=0.01, ge=0, le=1)
     """How much one request moves the margin, in standard deviations; 0 keeps it as it is."""
     violation_target: Annotated[float, Field(gt=0, lt=1)] | Literal["auto"] = "auto"
-    """Fraction of requests that may wait for too long; `auto` is 0.7 of what `slo.percentile` allows."""
+    """Fraction of requests that may wait for too long; `auto` is 0.75 of what `slo.percentile` allows."""
 
 
 class Scheduled(Section):

@@ -1,9 +1,10 @@
 """As many workers as hold the promised wait: for the rate of arrivals, and for the work that waits already.
 
     rate       the larger of the arrivals' present rate and the most that their usual rate may be, z deviations up
+    uneven     how much more uneven arrivals are than independent ones: 1 for those, 5 where always five come at once
     n_rate     the fewest workers of which Erlang's formula says that at most 10^(-(1 + z) / 2) of such arrivals wait
-               for longer than `slo.max_wait_s`
-    n_backlog  those that work off what waits `drain_s` after one more could have started; 0 where nothing waits
+               for longer than `slo.max_wait_s`; waits grow with (1 + uneven) / 2, says Allen and Cunneen's formula
+    n_backlog  those that work off what waits `drain_s` after one more could have started; 0 where nobody will be late
     want       the larger of the two
 
 z begins lower where a start takes less time than a request may wait, and follows what happens: each request that waited
@@ -18,9 +19,10 @@ an idle worker may cost what its restart would, and no more.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from configs.scaling import Scaling
+from controller.policies.uneven import Counts
 from controller.policies.work import present_rate, usual_rate, workers_for_backlog, workers_for_rate
 from controller.replica import Decision, Limits, Observation, Queue, Stage
 
@@ -56,10 +58,12 @@ class Memory:
     #: There was no worker, and what came meanwhile is not yet worked off.
     waking: bool = False
     said: tuple[Said, ...] = ()
+    counts: Counts = field(default_factory=Counts)
 
     def moved(self, seconds: float) -> Memory:
         """The same with every time so much later."""
-        return replace(self, said=tuple(replace(one, at=one.at + seconds) for one in self.said))
+        said = tuple(replace(one, at=one.at + seconds) for one in self.said)
+        return replace(self, said=said, counts=self.counts.moved(seconds))
 
 
 def decide(
@@ -70,12 +74,12 @@ def decide(
     memory = memory or _fresh(seen, scaling, now)
     if queue is None:
         return Decision(have, "no data", valid=False), memory
-    memory = _learn(memory, seen, queue, scaling)
+    memory = replace(_learn(memory, seen, queue, scaling), counts=memory.counts.looked(queue, scaling, now))
     if queue.mean_work_s is None and queue.queued + queue.running:
         kept = min(max(have, limits.min_workers), limits.max_workers)
         return Decision(kept, "no step was measured yet: what there is to do is not known"), memory
     z = min(max(_first_z(seen, scaling) + memory.learnt, _LEAST), _MOST)
-    want, inputs = _want(seen, queue, scaling, limits, z, now)
+    want, inputs = _want(seen, queue, scaling, limits, memory.counts.uneven, z, now)
     memory = replace(memory, short=want > limits.max_workers)
     want = min(max(want, limits.min_workers), limits.max_workers)
     desired, why = _steady(want, seen, queue, scaling, memory, now)
@@ -115,14 +119,16 @@ def _learn(memory: Memory, seen: Observation, queue: Queue, scaling: Scaling) ->
 
 
 def _want(
-    seen: Observation, queue: Queue, scaling: Scaling, limits: Limits, z: float, now: float
+    seen: Observation, queue: Queue, scaling: Scaling, limits: Limits, uneven: float, z: float, now: float
 ) -> tuple[int, Mapping[str, float]]:
     """Workers wanted, whatever there is, and the numbers behind it."""
     work_s = queue.mean_work_s or 0.0
     rate = max(present_rate(queue, scaling), usual_rate(queue, scaling, z))
     allowed = min(10 ** (-0.5 - 0.5 * z), _ALLOWED_AT_MOST)
+    # The tail of the waits is as much longer as the waits are.
+    patience_s = scaling.slo.max_wait_s / ((1 + uneven) / 2)
     by_rate = workers_for_rate(
-        rate, work_s * queue.slow_down, queue.batch_cap or 1, scaling.slo.max_wait_s, allowed, limits.max_workers
+        rate, work_s * queue.slow_down, queue.batch_cap or 1, patience_s, allowed, limits.max_workers
     )
     by_backlog = workers_for_backlog(seen, scaling, now)
     inputs = {
@@ -132,6 +138,7 @@ def _want(
         "n_rate": by_rate,
         "n_backlog": by_backlog,
         "z": z,
+        "uneven": uneven,
     }
     return max(by_rate, by_backlog), inputs
 

@@ -113,7 +113,7 @@ def test_a_policy_of_ones_own_may_read_everything() -> None:
 
 
 @pytest.mark.parametrize(
-    ("percentile", "target", "violations"), [(99.0, "auto", 0.007), (95.0, "auto", 0.035), (99.0, 0.002, 0.002)]
+    ("percentile", "target", "violations"), [(99.0, "auto", 0.0075), (95.0, "auto", 0.0375), (99.0, 0.002, 0.002)]
 )
 def test_the_margin_aims_below_what_the_percentile_allows(
     percentile: float, target: float | str, violations: float

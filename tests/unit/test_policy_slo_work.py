@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from configs.scaling import Scaling
 from controller.policies.slo_work import Memory, Said, decide
+from controller.policies.uneven import Counts
 from controller.replica import Child, Limits, Observation, Queue, Replica, Stage
 
 LIMITS = Limits(min_workers=1, max_workers=8, start_timeout_s=60, drain_timeout_s=60, lost_after_s=10)
@@ -60,8 +61,15 @@ def test_one_look(
     decision, _ = decide(observation, SCALING, LIMITS, Memory(-0.5), 30.0)
     assert (decision.inputs["n_rate"], decision.inputs["n_backlog"]) == (n_rate, n_backlog)
     assert (decision.desired, decision.valid) == (desired, True)
-    assert decision.inputs.keys() == {"lam", "E", "W", "n_rate", "n_backlog", "z"}
+    assert decision.inputs.keys() == {"lam", "E", "W", "n_rate", "n_backlog", "z", "uneven"}
     assert decision.reason
+
+
+@pytest.mark.parametrize(("squares", "n_rate"), [(100.0, 5), (200.0, 6), (900.0, 7)])
+def test_bunches_need_more_workers_for_the_same_rate(squares: float, n_rate: int) -> None:
+    decision, _ = decide(seen(STEADY, 5), SCALING, LIMITS, Memory(-0.5, counts=Counts(squares=squares)), 30.0)
+    assert decision.inputs["n_rate"] == n_rate
+    assert decision.inputs["uneven"] == squares / 100
 
 
 def test_no_data_is_no_decision_and_teaches_nothing() -> None:
@@ -212,8 +220,9 @@ def test_behavior_bounds_each_direction(
 
 
 def test_memory_moves_to_another_clock() -> None:
-    memory = Memory(0.5, 10, 1, said=(Said(100.0, 4, 3, 4), Said(130.0, 4, 2, 4)))
+    memory = Memory(0.5, 10, 1, said=(Said(100.0, 4, 3, 4), Said(130.0, 4, 2, 4)), counts=Counts(100.0, 7))
     assert memory.moved(-130.0).said == (Said(-30.0, 4, 3, 4), Said(0.0, 4, 2, 4))
+    assert memory.moved(-130.0).counts == Counts(-30.0, 7)
     assert memory.moved(-130.0).moved(130.0) == memory
 
 
