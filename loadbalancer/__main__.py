@@ -129,11 +129,11 @@ async def serve(settings: Settings, listener: socket.socket, keys: Callable[[], 
     config = _config(services)
     server = HttpServer(config)
     told, told_twice = _signals()
+    await jobs.start()  # first: workers come back with tasks of theirs, and those are to be known
     try:
         await hub.start()
     except CannotListen as error:
         raise Refused(f"workers.listen cannot be had: {error}") from None
-    jobs.start()
     postman.start()
     serving = asyncio.create_task(server.serve(sockets=[listener]))
     log.info("serving %s at %s", ", ".join(settings.models), _url(settings.server))

@@ -24,6 +24,9 @@ from loadbalancer.task import Began, Completed, DeadlineUnreachable, Ended, Stat
 from wire.codec import Frame
 from wire.messages import Assign, Assignment, Cancel, FailureKind, Yield
 
+#: No honest worker has a task in a higher attempt: one that names such a number is not believed.
+_MOST_ATTEMPTS = 1_000_000
+
 
 class Books:
     """Tasks, queues and roster, kept in agreement."""
@@ -37,6 +40,7 @@ class Books:
         max_tasks: int,
         max_attempts: int,
         max_source_bytes: int,
+        hold_s: float,
     ) -> None:
         self.roster = roster
         self.tasks: dict[str, Task] = {}
@@ -52,6 +56,9 @@ class Books:
         self._max_attempts = max_attempts
         self._door = Door(rules, max_source_bytes)
         self._deadlines = Deadlines()
+        self._hold_s = hold_s
+        #: Until when nothing of a model is given out, so that its workers can say first what they still run.
+        self._held_until: dict[str, float] = {}
 
     def __repr__(self) -> str:
         return f"<Books {len(self.tasks)} tasks, {self.roster!r}, {self.queues!r}>"
@@ -75,6 +82,8 @@ class Books:
             task.history.append((now, State.QUEUED, "submitted"))
             self._deadlines.add(task)
             queue.push(task)
+        if any(task.begun for task in tasks):
+            self._held_until[tasks[0].model] = now + self._hold_s
         self.counters["submitted"] += len(tasks)
         if not known:
             self.rates[tasks[0].model].arrived(tasks[0].size, tasks[0].remaining_steps, len(tasks), now)
@@ -87,6 +96,8 @@ class Books:
         effects: list[Effect] = []
         orders: dict[str, tuple[list[Assignment], list[Frame]]] = {}
         for model, queue in self.queues.items():
+            if now < self._held_until.get(model, now):
+                continue
             if not queue or not any(worker.free for worker in self.roster.of(model)):
                 continue
             for task in queue.lone():
@@ -121,13 +132,31 @@ class Books:
         self, task: Task, worker: Worker, orders: dict[str, tuple[list[Assignment], list[Frame]]], now: float
     ) -> None:
         self.queues[task.model].take(task)
-        task.attempt += 1
+        task.attempt = max(task.attempt, task.claimed) + 1
         task.worker = worker.id
         task.move(State.ASSIGNED, now, f"to {worker.id}, attempt {task.attempt}")
         worker.hold(task.id, task.attempt, now)
         assignments, frames = orders.setdefault(worker.id, ([], []))
         assignments.append(task.assignment())
         frames += [*task.sources, *task.checkpoint]
+
+    def take_up(self, task_id: str, attempt: int, worker: Worker, now: float) -> bool:
+        """The worker has had the task since an earlier life of the balancer: it goes on there.
+
+        False where it may not: nobody waits for it, another has it, or it was given out in this life already.
+        """
+        task = self.tasks.get(task_id)
+        if task is None or task.model != worker.hello.model or not 0 < attempt <= _MOST_ATTEMPTS:
+            return False
+        task.claimed = max(task.claimed, attempt)  # what is given out from now on is told apart from it
+        if task.state is not State.QUEUED or task.attempt:
+            return False
+        self.queues[task.model].take(task)
+        task.attempt, task.worker, task.whole = attempt, worker.id, False
+        task.move(State.ASSIGNED, now, f"still with {worker.id}, attempt {attempt}")
+        worker.hold(task.id, attempt, now)
+        self.counters["taken_up"] += 1
+        return True
 
     # ---- on the way
 

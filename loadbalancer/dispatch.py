@@ -52,7 +52,9 @@ class Dispatch:
         lost_after_s: float,
         max_source_bytes: int = 1 << 30,
         rules: Rules | None = None,
+        hold_s: float = 0.0,
     ) -> None:
+        """`hold_s`: after a start, how long workers have to say what they still run before it is given to others."""
         self._rules = rules or Rules()
         self.roster = Roster(heartbeat_s, lost_after_s, self._rules.stuck_factor, self._rules.stuck_min_s)
         self._heartbeat_s = heartbeat_s
@@ -66,6 +68,7 @@ class Dispatch:
             max_tasks=max_tasks,
             max_attempts=max_attempts,
             max_source_bytes=max_source_bytes,
+            hold_s=hold_s,
         )
         self.tasks, self.queues, self.counters = books.tasks, books.queues, books.counters
         self.rates, self.costs = books.rates, books.costs
@@ -179,7 +182,8 @@ class Dispatch:
         known = self.roster.workers.get(name)
         held = known.held if known is not None else {}
         worker = self.roster.workers[name] = Worker(hello, now)
-        worker.held = {task: attempt for task, attempt in held.items() if task in hello.running}
+        running = dict(hello.running)
+        worker.held = {task: attempt for task, attempt in held.items() if task in running}
         for task_id in held:
             task = self.tasks.get(task_id)
             if task is None or task.worker != name:
@@ -187,12 +191,16 @@ class Dispatch:
             task.leaving = False  # what it was asked before may not have reached it
             if task_id not in worker.held:
                 self._books.requeue(task, f"{name} came back without it", now)
+        fresh = {task: attempt for task, attempt in running.items() if task not in held}
+        taken_up = [task for task, attempt in fresh.items() if self._books.take_up(task, attempt, worker, now)]
         # What it has and should not have; and what is others' from now on, for it may be on its way to this one.
-        unwanted = [task for task in hello.running if task not in worker.held]
+        unwanted = [task for task in running if task not in worker.held]
         unwanted += [task for task in held if task not in worker.held]
         effects: list[Effect] = [Send(name, Welcome(self._heartbeat_s))]
         if unwanted:
             effects.append(Send(name, Cancel(unwanted)))
+        if taken_up:
+            effects.append(Note(f"worker {name} goes on with {len(taken_up)} tasks of an earlier balancer"))
         if known is None or known.hello.pid != hello.pid:
             effects.append(Note(f"worker {name} ready: {hello.model} on {hello.device}, process {hello.pid}"))
         return effects

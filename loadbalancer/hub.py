@@ -48,6 +48,8 @@ _TICK_S = 0.25
 _ASLEEP_S = 1.0
 #: Workers' names and reasons are in what is noted: such a line is no longer than this.
 _MAX_NOTE_CHARS = 1000
+#: A worker whose balancer was away tries to connect at least this often.
+_RECONNECT_S = 1.0
 
 
 class Hub:
@@ -68,6 +70,7 @@ class Hub:
             lost_after_s=settings.workers.lost_after_s,
             max_source_bytes=settings.queue.max_source_bytes,
             rules=rules_of(settings, record=arrivals is not None),
+            hold_s=_RECONNECT_S + 2 * settings.workers.heartbeat_s,
         )
         self._router = Router(address, guard, self._hear, self._lose)
         self._vigil = Vigil(self._died)
@@ -103,18 +106,21 @@ class Hub:
         sources: Sequence[bytes] = (),
         owner: str = "anonymous",
         weight: float = 1.0,
+        names: Sequence[str] = (),
         resume: Sequence[Resume | None] = (),
+        begun: bool = False,
         known: bool = False,
     ) -> list[str]:
         """Queue one task per item, all or none; `listener` hears every update of each. Raises `QueueFull`.
 
-        `sources` are the pixels of the source pictures, the same for every item. `resume`, where given, has an entry
-        per item: the state that it goes on from. `known`: they were counted as arrivals by `forward`.
+        `sources` are the pixels of the source pictures, the same for every item. `names` and `resume`, where given,
+        have an entry per item: the task's id, and the state that it goes on from. `begun`: workers may still run them
+        for an earlier balancer. `known`: they were counted as arrivals by `forward`.
         """
         now, request = time.monotonic(), uuid.uuid4().hex
         tasks = [
             Task(
-                f"{request}-{i:03}",
+                name,
                 model,
                 item,
                 now,
@@ -125,8 +131,9 @@ class Hub:
                 steps=item.steps,
                 sources=sources,
                 siblings=len(inputs),
+                begun=begun,
             )
-            for i, item in enumerate(inputs)
+            for name, item in zip(names or [f"{request}-{i:03}" for i in range(len(inputs))], inputs, strict=True)
         ]
         for task, state in zip(tasks, resume, strict=bool(resume)):
             if state is not None:

@@ -8,6 +8,7 @@ up again after a restart, each image from its last checkpoint. While the disk ta
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import time
 import uuid
@@ -33,6 +34,8 @@ Result = TypeVar("Result")
 #: Pause before the disk or a full queue is tried again.
 _AGAIN_S = 0.5
 _TEND_S = 1.0
+#: Most that a start waits for the jobs of an earlier life.
+_RESUME_S = 5.0
 
 
 class Jobs:
@@ -51,6 +54,8 @@ class Jobs:
         self.counters: Counter[str] = Counter()
         self._chores: set[asyncio.Task[None]] = set()
         self._stopped = False
+        #: What an earlier life left is in the queue, or cannot be read now.
+        self._settled = asyncio.Event()
         #: Called at every end of a job that is to be told.
         self.on_end: Callable[[], None] = lambda: None
 
@@ -60,11 +65,18 @@ class Jobs:
     def __len__(self) -> int:
         return len(self._runs)
 
-    def start(self) -> None:
-        """Take up what an earlier life left, as soon as the disk can be read, and look after everything from now on."""
+    async def start(self) -> None:
+        """Take up what an earlier life left, as soon as the disk can be read, and look after everything from now on.
+
+        To be called before workers are heard: what they still run is in the queue when this returns, unless the disk
+        cannot be read or takes long.
+        """
         sweeping = sweep_forever(self._journal, self.keep_s, self._settings.max_bytes)
         for chore in (self._resume(), self._tend(), self._save(), sweeping):
             self._spawn(chore)
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._settled.wait(), _RESUME_S)
+        self._settled.set()
 
     async def stop(self) -> None:
         """Write how far everything is, and let go of it: the next start goes on from there.
@@ -198,6 +210,7 @@ class Jobs:
             except Exception:  # a bug, or a file that something else has written to: the client is owed an end
                 log.exception("job %s cannot be entered into the queue", run.record.id)
                 run.failure = InternalError("The job could not be taken up, because of an error of the server.")
+        run.entered.set()
         while not run.over:
             await run.stirred.wait()
             run.stirred.clear()
@@ -217,7 +230,8 @@ class Jobs:
                 run.failure = expired(run.record)
                 return None
             try:
-                return run.enter(sources, kept, saved, left_s)
+                begun = run.record.started is not None and not self._settled.is_set()
+                return run.enter(sources, kept, saved, left_s, begun=begun)
             except QueueFull:  # of requests that are no jobs
                 await asyncio.sleep(_AGAIN_S)
 
@@ -275,6 +289,9 @@ class Jobs:
             log.info("%d unfinished jobs are taken up again", len(records))
         for record in records:
             self._take_up(record, sizes.get(record.id, 0))
+        for run in [run for run in self._runs.values() if run.attendant is not None]:
+            await run.entered.wait()
+        self._settled.set()
 
     async def _tend(self) -> None:
         """Jobs whose time is over while they wait for their turn."""
@@ -312,6 +329,7 @@ class Jobs:
             try:
                 return await self._journal.do(work)
             except Unwritable:
+                self._settled.set()  # a start does not wait for it
                 await asyncio.sleep(_AGAIN_S)
 
     def _spawn(self, chore: Coroutine[None, None, None]) -> asyncio.Task[None]:

@@ -32,6 +32,8 @@ class Run:
         self.began = False
         self.failure: ApiError | None = None
         self.stirred = asyncio.Event()
+        #: It is in the queue, or will not be.
+        self.entered = asyncio.Event()
         self.followers: set[Follower] = set()
         #: Whoever attends to it: set from its turn on.
         self.attendant: asyncio.Task[None] | None = None
@@ -51,8 +53,20 @@ class Run:
         """Whether nothing more is to come."""
         return self.failure is not None or not self._missing
 
-    def enter(self, sources: Sequence[bytes], kept: Iterable[Kept], saved: Mapping[int, Resume], left_s: float) -> None:
-        """Queue what is not `kept` already, each image from where it was `saved`. Raises `QueueFull`."""
+    def enter(
+        self,
+        sources: Sequence[bytes],
+        kept: Iterable[Kept],
+        saved: Mapping[int, Resume],
+        left_s: float,
+        *,
+        begun: bool,
+    ) -> None:
+        """Queue what is not `kept` already, each image from where it was `saved`. Raises `QueueFull`.
+
+        Its tasks are called the same in every life of the balancer, so that a worker can go on with them; `begun`:
+        one may.
+        """
         order = self.record.order
         self._have({image.item for image in kept})
         items = sorted(self._missing)
@@ -67,7 +81,9 @@ class Run:
             sources=sources,
             owner=order.owner,
             weight=order.weight,
+            names=[f"{self.record.id}-{item:03}" for item in items],
             resume=[saved.get(item) for item in items],
+            begun=begun,
         )
         self._tasks = dict(zip(tasks, items, strict=True))
         self._saved = {item: state.step for item, state in saved.items()}

@@ -85,6 +85,10 @@ class Task:
     state: State = State.QUEUED
     #: Counts assignments, so that an answer to an earlier one is recognised as stale.
     attempt: int = 0
+    #: The highest attempt in which a worker said that it had it, from an earlier life of the balancer.
+    claimed: int = 0
+    #: Some worker may still run it, from an earlier life of the balancer.
+    begun: bool = False
     #: Workers that died while this task ran on them.
     crashes: int = 0
     worker: str | None = None

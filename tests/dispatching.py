@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from loadbalancer.dispatch import Dispatch
 from loadbalancer.effects import Effect, Note, Said, Send, Tell
 from loadbalancer.rules import Rules
@@ -24,9 +26,17 @@ INPUTS = ImageInputs("a seven", 64, 64, steps=20, guidance_scale=3.0, seed=1, sc
 CURVES = [StepCurve(64, 64, 4, [(1, 0.1), (2, 0.2), (4, 0.4)])]
 
 
-def new_dispatch(max_tasks: int = 100, max_attempts: int = 3, rules: Rules | None = None) -> Dispatch:
+def new_dispatch(
+    max_tasks: int = 100, max_attempts: int = 3, rules: Rules | None = None, hold_s: float = 0.0
+) -> Dispatch:
     return Dispatch(
-        ["m"], max_tasks=max_tasks, max_attempts=max_attempts, heartbeat_s=1.0, lost_after_s=10.0, rules=rules
+        ["m"],
+        max_tasks=max_tasks,
+        max_attempts=max_attempts,
+        heartbeat_s=1.0,
+        lost_after_s=10.0,
+        rules=rules,
+        hold_s=hold_s,
     )
 
 
@@ -40,8 +50,10 @@ def say(
     return core.handle(Said(worker, FromWorker(message, frames)), now)
 
 
-def join(core: Dispatch, worker: str, slots: int, now: float = 0.0, running: tuple[str, ...] = ()) -> list[Effect]:
-    hello = Hello(PROTOCOL, worker, "m", "sim:0", 1, list(running), About(checkpoints=True))
+def join(
+    core: Dispatch, worker: str, slots: int, now: float = 0.0, running: Mapping[str, int] | None = None
+) -> list[Effect]:
+    hello = Hello(PROTOCOL, worker, "m", "sim:0", 1, list((running or {}).items()), About(checkpoints=True))
     return say(core, worker, hello, now) + say(core, worker, Pull(slots), now)
 
 

@@ -12,7 +12,7 @@ from typing import Annotated, Literal
 
 import msgspec
 
-PROTOCOL = 2
+PROTOCOL = 3
 
 #: What is read is held to these bounds: a number that no honest peer says is refused with its message, at the door.
 Count = Annotated[int, msgspec.Meta(ge=0, le=2**31 - 1)]
@@ -159,7 +159,8 @@ class Hello(msgspec.Struct, frozen=True, tag=True, omit_defaults=True):
     model: Name
     device: Name
     pid: Count
-    running: list[Name] = []
+    #: Each with the attempt in which it was given.
+    running: list[tuple[Name, Count]] = []
     about: About = About()
     start: StartTimes = StartTimes()
 

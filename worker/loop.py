@@ -121,9 +121,9 @@ class Loop:
 
     def introduce(self) -> None:
         """Say Hello, naming the tasks that this worker has, and how much room there is."""
-        running = [member.assignment.task for member in self._batch.members()]
-        hello = msgspec.structs.replace(self._hello, running=[*self._waiting, *running, *self._renders.tasks()])
-        self._link.send(FromWorker(hello))
+        own = [waiting.assignment for waiting in self._waiting.values()]
+        own += [member.assignment for member in self._batch.members()]
+        self._renders.introduce(self._hello, [(task.task, task.attempt) for task in own])
         self._offer_room()
         self._link.send(FromWorker(self._renders.room()))
 

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
+import msgspec
+
 from wire.codec import FromWorker
-from wire.messages import Assignment, Failed, Finished, Progress, Pull, ToBalancer
+from wire.messages import Assignment, Failed, Finished, Hello, Progress, Pull, ToBalancer
 from worker.engine import Checkpoint, DeviceLost, Picture, TaskError
 
 log = logging.getLogger(__name__)
@@ -42,10 +44,14 @@ class Renders:
         """Whether the loop should wait rather than finish more than can be rendered."""
         return len(self._making) >= 2 * max(self._loop_room, 1)
 
-    def tasks(self) -> list[str]:
-        """The tasks whose final picture is being made."""
+    def introduce(self, hello: Hello, tasks: Sequence[tuple[str, int]]) -> None:
+        """Say Hello, naming these tasks, with their attempts, and those whose final picture is being made.
+
+        No picture is sent in between: a task is either named here, and its picture follows, or it is done.
+        """
         with self._lock:
-            return list(self._making)
+            hello = msgspec.structs.replace(hello, running=[*tasks, *self._making.items()])
+            self._send(FromWorker(hello))
 
     def room(self) -> Pull:
         """How many tasks the worker can hold, now."""

@@ -119,6 +119,21 @@ def _done(server: Server) -> int:
     return len(call(server, "GET", "/v1/jobs?limit=100&state=done").json()["data"])
 
 
+def test_what_workers_run_goes_on_there_though_the_balancer_dies(server: StartServer) -> None:
+    slowly = {"sim": {"t0_s": 0.1, "t1_s": 0.0005, "load_s": 0.0}, "batching": {"checkpoint_every": "never"}}
+    running = server(SLOW | {"sim": SLOW["sim"] | slowly}, jobs=JOBS)
+    job = accepted(post(running, n=2))
+    for lives in range(2):
+        wait_until(lambda n=lives: look(running, job)["step"] >= 20 * (n + 1), "steps of this life")  # type: ignore[misc]
+        assert look(running, job)["state"] == "running"
+        end_balancer(running, signal.SIGKILL)
+        start_balancer(running)
+    assert ended(running, job)["state"] == "done"
+    assert pictures(running, job) == [expected(7), expected(8)]
+    wait_until(lambda: rows_stepped(running) >= 2 * STEPS, "the worker's own count")
+    assert rows_stepped(running) == 2 * STEPS, "not one step was done again, though none was ever saved"
+
+
 def test_a_job_goes_on_from_its_last_checkpoint_when_everything_died(server: StartServer) -> None:
     running = server(SLOW | {"sim": SLOW["sim"] | {"sim": {"t0_s": 0.15, "t1_s": 0.0005, "load_s": 0.0}}}, jobs=JOBS)
     job = accepted(post(running))

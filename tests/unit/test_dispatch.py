@@ -199,7 +199,7 @@ def test_a_reconnecting_worker_keeps_what_it_runs_and_drops_what_nobody_knows() 
     core = new_dispatch()
     join(core, "w", 4)
     core.handle(Submit([task("kept"), task("lost")]), 0.0)
-    effects = join(core, "w", 4, 1.0, running=("kept", "stranger"))
+    effects = join(core, "w", 4, 1.0, running={"kept": 1, "stranger": 1})
     # What is given to others may still be on its way to this one.
     assert Send("w", Cancel(["stranger", "lost"])) in effects
     assert [(a.task, a.attempt) for _, a in assigned(effects)] == [("lost", 2)]

@@ -6,11 +6,12 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initialize, invariant, rule
 
+from loadbalancer.dispatch import Dispatch
 from loadbalancer.effects import Abandon, Effect, Gone, Send, Submit, Tell, Tick
 from loadbalancer.movement import MOST_MOVES
 from loadbalancer.rules import Rules
-from loadbalancer.task import Completed, DeadlineUnreachable, Ended, QueueFull, State
-from tests.dispatching import CURVES, join, new_dispatch, say, task
+from loadbalancer.task import Completed, DeadlineUnreachable, Ended, QueueFull, Resume, State, Task
+from tests.dispatching import CURVES, INPUTS, join, new_dispatch, say, task
 from wire.messages import (
     Assign,
     Bye,
@@ -32,13 +33,20 @@ class Histories(RuleBasedStateMachine):
 
     @initialize()
     def start(self) -> None:
-        self.core = new_dispatch(max_tasks=8, rules=Rules(stuck_min_s=5.0))
-        self.now = 0.0
+        self.core = self.fresh_core()
+        self.now = self.held_until = 0.0
+        self.made = 0
+        self.durable: set[str] = set()
+        #: What has no room in the queue of a new balancer yet.
+        self.on_disk: list[Task] = []
         self.accepted: set[str] = set()
         self.ended: dict[str, int] = {}
         self.capacity: dict[str, int] = {}
         #: What each worker process believes it holds: task -> attempt.
         self.believed: dict[str, dict[str, int]] = {}
+
+    def fresh_core(self) -> Dispatch:
+        return new_dispatch(max_tasks=8, rules=Rules(stuck_min_s=5.0), hold_s=2.0)
 
     def run(self, effects: list[Effect]) -> None:
         for effect in effects:
@@ -53,9 +61,11 @@ class Histories(RuleBasedStateMachine):
         priority=st.integers(0, 1),
         timeout_s=st.sampled_from([3.0, 1000.0]),
         owner=st.sampled_from(["x", "y", "z"]),
+        durable=st.booleans(),
     )
-    def submit(self, priority: int, timeout_s: float, owner: str) -> str:
-        name = f"t{len(self.accepted)}-{self.now}"
+    def submit(self, priority: int, timeout_s: float, owner: str, durable: bool) -> str:
+        self.made += 1
+        name = f"t{self.made}"
         submitted = task(name, self.now, timeout_s=timeout_s, priority=priority)
         submitted.owner, submitted.weight = owner, {"x": 1.0, "y": 2.0, "z": 0.5}[owner]
         try:
@@ -67,12 +77,43 @@ class Histories(RuleBasedStateMachine):
             assert len(self.core.queues["m"]) >= 8, "what comes back from a worker is never refused"
             return name
         self.accepted.add(name)
+        if durable:
+            self.durable.add(name)
         return name
+
+    @rule(saved=st.booleans())
+    def restart(self, saved: bool) -> None:
+        """The balancer dies: the workers go on, plain requests are over, and what is durable comes from the disk."""
+        before, self.core = self.core.tasks, self.fresh_core()
+        self.accepted -= before.keys() - self.durable
+        for name in sorted(before.keys() & self.durable):
+            old = before[name]
+            again = Task(name, "m", INPUTS, old.created, old.deadline, old.priority, old.owner, old.weight, steps=20)
+            again.begun = old.first_started is not None
+            if saved and old.checkpoint:
+                again.resume(Resume(old.checkpoint_step, old.steps, old.checkpoint))
+            self.on_disk.append(again)
+        self.held_until = self.now + 2.0
+        self.enter()
+
+    def enter(self) -> None:
+        waiting, self.on_disk = self.on_disk, []
+        for again in waiting:
+            try:
+                self.run(self.core.handle(Submit([again]), self.now))
+            except QueueFull:
+                self.on_disk.append(again)
+            again.begun = False  # only a start waits for the workers
 
     @rule(worker=st.sampled_from("ab"), slots=st.integers(1, 4))
     def connect(self, worker: str, slots: int) -> None:
         held = self.believed.setdefault(worker, {})
-        self.run(join(self.core, worker, slots, self.now, tuple(held)))
+        waiting = {t for t in held if t in self.core.tasks and self.core.tasks[t].state is State.QUEUED}
+        gone_on = {t: held[t] for t in waiting if self.core.tasks[t].attempt == 0}
+        self.run(join(self.core, worker, slots, self.now, held))
+        for name, attempt in gone_on.items():
+            assert (self.core.tasks[name].worker, self.core.tasks[name].attempt) == (worker, attempt)
+            assert held[name] == attempt, "it is not given to it anew"
         self.capacity[worker] = slots
 
     @rule(worker=st.sampled_from("ab"), slots=st.integers(0, 4))
@@ -119,17 +160,21 @@ class Histories(RuleBasedStateMachine):
     @rule(name=consumes(tasks))
     def abandon(self, name: str) -> None:
         self.run(self.core.handle(Abandon([name], "client went away"), self.now))
+        if name in [task.id for task in self.on_disk]:
+            self.on_disk = [task for task in self.on_disk if task.id != name]
+            self.accepted.discard(name)
 
     @rule(seconds=st.sampled_from([0.1, 1.0, 4.0, 11.0]))
     def wait(self, seconds: float) -> None:
         self.now += seconds
         self.run(self.core.handle(Tick(), self.now))
+        self.enter()
 
     @invariant()
     def every_accepted_task_is_somewhere_or_ended_once(self) -> None:
         assert all(count == 1 for count in self.ended.values())
         assert set(self.ended).isdisjoint(self.core.tasks)
-        assert self.accepted == set(self.ended) | set(self.core.tasks)
+        assert self.accepted == {*self.ended, *self.core.tasks, *(task.id for task in self.on_disk)}
 
     @invariant()
     def slots_add_up(self) -> None:
@@ -161,7 +206,7 @@ class Histories(RuleBasedStateMachine):
             for w in self.core.roster
             if w.free and w.reserved is None and self.core.roster.state(w, self.now) == "ready"
         ]
-        assert not (waiting and able)
+        assert not (waiting and able) or self.now < self.held_until
 
     @invariant()
     def a_waiting_task_stands_where_its_checkpoint_is(self) -> None:
