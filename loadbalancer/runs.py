@@ -91,6 +91,7 @@ class Run:
 
     def leave(self) -> None:
         """Its images are wanted no more, here at least. Idempotent."""
+        self.entered.set()
         tasks, self._tasks = list(self._tasks), {}
         self._hub.cancel(tasks)
 

@@ -24,6 +24,7 @@ from wire.messages import (
     Reject,
     Returned,
     Started,
+    Welcome,
     Yield,
 )
 from worker.attempts import admit, step
@@ -116,6 +117,7 @@ class Loop:
 
     def beat(self) -> Heartbeat:
         """How the worker does. Called from the link's thread."""
+        self._renders.beat()
         beat = self._tally.heartbeat(self._engine.memory_bytes(), self._renders.finished, self._renders.failed)
         return msgspec.structs.replace(beat, curves=self._caps.curves(time.monotonic()))
 
@@ -144,10 +146,10 @@ class Loop:
             match message:
                 case Assign(tasks):
                     self._accept(tasks, frames)
-                case Cancel(tasks):
-                    self._give_back(tasks, with_checkpoint=False)
-                case Yield(tasks):
-                    self._give_back(tasks, with_checkpoint=True)
+                case Cancel(tasks) | Yield(tasks):
+                    self._give_back(tasks, with_checkpoint=isinstance(message, Yield))
+                case Welcome():
+                    self._renders.welcomed()
                 case Drain():
                     self._start_drain(message)
                 case Reject(reason=reason, fatal=True):

@@ -14,8 +14,9 @@ from concurrent.futures import ThreadPoolExecutor
 import msgspec
 
 from wire.codec import FromWorker
-from wire.messages import Assignment, Failed, Finished, Hello, Progress, Pull, ToBalancer
+from wire.messages import Assignment, Failed, Finished, Hello, Progress, Pull
 from worker.engine import Checkpoint, DeviceLost, Picture, TaskError
+from worker.unread import Unread
 
 log = logging.getLogger(__name__)
 
@@ -29,6 +30,7 @@ class Renders:
         self._lock = threading.Lock()
         self._making: dict[str, int] = {}
         self._saving: set[str] = set()
+        self._unread = Unread()
         #: What the loop can hold; nothing before it has said so.
         self._loop_room = 0
         self.finished = 0
@@ -47,11 +49,27 @@ class Renders:
     def introduce(self, hello: Hello, tasks: Sequence[tuple[str, int]]) -> None:
         """Say Hello, naming these tasks, with their attempts, and those whose final picture is being made.
 
-        No picture is sent in between: a task is either named here, and its picture follows, or it is done.
+        Those that were finished for a balancer which may not have heard of it are named too, and their pictures follow.
+        No picture is sent in between: a task is either named here, and its picture comes later, or it has arrived.
         """
         with self._lock:
-            hello = msgspec.structs.replace(hello, running=[*tasks, *self._making.items()])
-            self._send(FromWorker(hello))
+            for task in (*self._making, *(task for task, _ in tasks)):
+                self._unread.drop(task)  # given anew since
+            finished = self._unread.introduce()
+            running = [*tasks, *self._making.items(), *((task, attempt) for task, (attempt, _) in finished.items())]
+            self._send(FromWorker(msgspec.structs.replace(hello, running=running)))
+            for _, parcel in finished.values():
+                self._send(parcel)
+
+    def beat(self) -> None:
+        """A heartbeat is being sent."""
+        with self._lock:
+            self._unread.beat()
+
+    def welcomed(self) -> None:
+        """A balancer that knows this worker has answered."""
+        with self._lock:
+            self._unread.welcomed()
 
     def room(self) -> Pull:
         """How many tasks the worker can hold, now."""
@@ -89,24 +107,26 @@ class Renders:
         self._pool.shutdown(wait=True)
 
     def _finish(self, task: Assignment, picture: Callable[[], Picture]) -> None:
-        message: ToBalancer
+        message: Finished | Failed
+        image = b""
         try:
             made = picture()
-            image, message = [made.data], Finished(task.task, task.attempt, flagged=made.flagged)
+            image, message = made.data, Finished(task.task, task.attempt, flagged=made.flagged)
             self.finished += 1
         except DeviceLost as error:
             self.lost = error  # the task is not to blame: it goes back to the queue with the others
             return
         except TaskError as error:
-            image, message = [], Failed(task.task, task.attempt, error.kind, error.message)
+            message = Failed(task.task, task.attempt, error.kind, error.message)
             self.failed += 1
         except Exception as error:
             log.exception("task %s: its picture could not be made", task.task)
-            image, message = [], Failed(task.task, task.attempt, "error", f"the picture could not be made: {error}")
+            message = Failed(task.task, task.attempt, "error", f"the picture could not be made: {error}")
             self.failed += 1
         with self._lock:  # one message, so that slot and room change together
             self._making.pop(task.task, None)  # not there: it was given anew meanwhile, and is finished already
-            self._send(FromWorker(message, image), FromWorker(self._room()))
+            said = self._unread.put(message, image) if isinstance(message, Finished) else FromWorker(message)
+            self._send(said, FromWorker(self._room()))
 
     def _preview(self, task: Assignment, picture: Callable[[], Picture], step: int, steps: int) -> None:
         try:

@@ -11,6 +11,7 @@ import shutil
 import signal
 import socket
 import sqlite3
+import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -119,7 +120,8 @@ def _done(server: Server) -> int:
     return len(call(server, "GET", "/v1/jobs?limit=100&state=done").json()["data"])
 
 
-def test_what_workers_run_goes_on_there_though_the_balancer_dies(server: StartServer) -> None:
+@pytest.mark.parametrize("away_s", [0.0, 6.0], ids=["finished after", "finished meanwhile"])
+def test_what_workers_run_goes_on_there_though_the_balancer_dies(server: StartServer, away_s: float) -> None:
     slowly = {"sim": {"t0_s": 0.1, "t1_s": 0.0005, "load_s": 0.0}, "batching": {"checkpoint_every": "never"}}
     running = server(SLOW | {"sim": SLOW["sim"] | slowly}, jobs=JOBS)
     job = accepted(post(running, n=2))
@@ -127,6 +129,8 @@ def test_what_workers_run_goes_on_there_though_the_balancer_dies(server: StartSe
         wait_until(lambda n=lives: look(running, job)["step"] >= 20 * (n + 1), "steps of this life")  # type: ignore[misc]
         assert look(running, job)["state"] == "running"
         end_balancer(running, signal.SIGKILL)
+        if lives:
+            time.sleep(away_s)  # whether it is long enough or not: nothing is to be done twice
         start_balancer(running)
     assert ended(running, job)["state"] == "done"
     assert pictures(running, job) == [expected(7), expected(8)]
