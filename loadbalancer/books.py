@@ -57,7 +57,8 @@ class Books:
         self._door = Door(rules, max_source_bytes)
         self._deadlines = Deadlines()
         self._hold_s = hold_s
-        #: Until when nothing of a model is given out, so that its workers can say first what they still run.
+        #: Tasks that workers may still name, by model, and until when nothing is given out because of them.
+        self._awaited: dict[str, set[str]] = {model: set() for model in models}
         self._held_until: dict[str, float] = {}
 
     def __repr__(self) -> str:
@@ -82,7 +83,9 @@ class Books:
             task.history.append((now, State.QUEUED, "submitted"))
             self._deadlines.add(task)
             queue.push(task)
-        if any(task.begun for task in tasks):
+        awaited = {task.id for task in tasks if task.begun}
+        if awaited:
+            self._awaited[tasks[0].model] |= awaited
             self._held_until[tasks[0].model] = now + self._hold_s
         self.counters["submitted"] += len(tasks)
         if not known:
@@ -96,7 +99,7 @@ class Books:
         effects: list[Effect] = []
         orders: dict[str, tuple[list[Assignment], list[Frame]]] = {}
         for model, queue in self.queues.items():
-            if now < self._held_until.get(model, now):
+            if self._awaited[model] and now < self._held_until[model]:
                 continue
             if not queue or not any(worker.free for worker in self.roster.of(model)):
                 continue
@@ -155,6 +158,7 @@ class Books:
         task.attempt, task.worker, task.whole = attempt, worker.id, False
         task.move(State.ASSIGNED, now, f"still with {worker.id}, attempt {attempt}")
         worker.hold(task.id, attempt, now)
+        self._awaited[task.model].discard(task.id)
         self.counters["taken_up"] += 1
         return True
 
@@ -266,5 +270,6 @@ class Books:
         self.counters[counted_as] += 1
         self.roster.forget(task.id)
         self._door.leave(task)
+        self._awaited[task.model].discard(task.id)
         del self.tasks[task.id]
         return [Account(task)] if self._rules.record else []

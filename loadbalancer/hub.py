@@ -48,8 +48,8 @@ _TICK_S = 0.25
 _ASLEEP_S = 1.0
 #: Workers' names and reasons are in what is noted: such a line is no longer than this.
 _MAX_NOTE_CHARS = 1000
-#: A worker whose balancer was away tries to connect at least this often.
-_RECONNECT_S = 1.0
+#: A worker whose balancer was away tries to connect once a second or more often, and then says what it runs.
+_HOLD_S = 1.5
 
 
 class Hub:
@@ -70,7 +70,7 @@ class Hub:
             lost_after_s=settings.workers.lost_after_s,
             max_source_bytes=settings.queue.max_source_bytes,
             rules=rules_of(settings, record=arrivals is not None),
-            hold_s=_RECONNECT_S + 2 * settings.workers.heartbeat_s,
+            hold_s=_HOLD_S,
         )
         self._router = Router(address, guard, self._hear, self._lose)
         self._vigil = Vigil(self._died)

@@ -97,6 +97,23 @@ def test_nothing_is_given_out_before_the_workers_can_have_said_what_they_run() -
     assert [(w, a.task) for w, a in assigned(core.handle(Tick(), HOLD_S))] == [("idle", "u")]
 
 
+def test_when_all_was_named_nothing_waits_any_more() -> None:
+    core = resumed("t")
+    core.handle(Submit([task("plain")]), 0.0)
+    assert assigned(join(core, "idle", 4, 0.1)) == []
+    assert [(w, a.task) for w, a in assigned(join(core, "w", 4, 0.2, {"t": 1}))] == [("idle", "plain")]
+
+
+def test_what_was_given_out_in_this_life_does_not_go_on_elsewhere() -> None:
+    core = resumed("t")
+    join(core, "quick", 1, HOLD_S)
+    core.handle(Gone("quick", "killed"), HOLD_S)
+    assert (core.tasks["t"].state, core.tasks["t"].attempt) == (State.QUEUED, 1)
+    effects = join(core, "w", 1, HOLD_S, {"t": 1})
+    assert cancels(effects) == ["t"]
+    assert [(a.task, a.attempt) for _, a in assigned(effects)] == [("t", 2)]
+
+
 def test_what_had_not_begun_waits_for_nobody() -> None:
     core = resumed("t", begun=False)
     assert [a.task for _, a in assigned(join(core, "w", 4, 0.1))] == ["t"]
@@ -116,10 +133,10 @@ def test_it_ends_as_any_task_does() -> None:
     join(core, "w", 4, 0.0, {"t": 1, "u": 2, "v": 3})
     assert cancels(core.handle(Abandon(["t"], "cancelled"), 0.1)) == ["t"]
     say(core, "w", Returned("t", 1), 0.2)
-    say(core, "w", Returned("u", 2, 9, 1), 0.2, (b"newer",))
-    assert core.roster.workers["w"].held == {"v": 3}
-    assert core.tasks["u"].checkpoint_step == 9
-    assert cancels(core.handle(Tick(), 1001.0)) == ["v"], "its time is over"
+    [(_, given)] = assigned(say(core, "w", Returned("u", 2, 9, 1), 0.2, (b"newer",)))
+    assert (given.task, given.attempt, given.step) == ("u", 3, 9)
+    assert core.roster.workers["w"].held == {"u": 3, "v": 3}
+    assert cancels(core.handle(Tick(), 1001.0)) == ["u", "v"], "their time is over"
     assert not core.tasks
 
 
