@@ -119,13 +119,13 @@ class Dispatch:
     # ---- time
 
     def _tick(self, now: float) -> list[Effect]:
+        self._books.refresh()  # first: should it fail, nothing has changed that nobody would be told of
         effects = self._books.expire(now)
         self._asked = {name: until for name, until in self._asked.items() if until > now}
         for worker in self.roster.lost(now):
             effects += self._lose(worker.id, f"silent for {now - worker.last_seen:.1f} s", now)
         for worker in self.roster.stuck(now):
             effects += self._give_up(worker, now)
-        self._books.refresh()
         return effects
 
     def _rearrange(self, now: float) -> list[Effect]:

@@ -278,7 +278,11 @@ class Hub:
             log.warning("the balancer was held up for %.1f s", late_s)
             self._router.drain()
         else:
-            self._handle(Tick())
+            try:
+                self._handle(Tick())
+            except Exception:
+                self._unhandled["unhandled"] += 1
+                log.exception("failed on a tick")
         self._vigil.keep(self._dispatch.roster.workers.keys())
 
     def _died(self, worker: str) -> None:

@@ -7,6 +7,7 @@ Changing a field here changes the protocol: raise `PROTOCOL` and pin the new byt
 
 from __future__ import annotations
 
+import itertools
 import re
 from typing import Annotated, Literal
 
@@ -108,6 +109,11 @@ class StepCurve(msgspec.Struct, frozen=True, omit_defaults=True):
     cap: Count
     #: (tasks in the batch, seconds of a step), by tasks.
     points: list[tuple[Annotated[int, msgspec.Meta(ge=1, le=2**31 - 1)], Seconds]] = []
+
+    def __post_init__(self) -> None:
+        """Raises `ValueError` where a batch stands there twice or out of order: nobody could read between the two."""
+        if any(fewer >= more for (fewer, _), (more, _) in itertools.pairwise(self.points)):
+            raise ValueError("points must rise by their tasks")
 
 
 class About(msgspec.Struct, frozen=True, omit_defaults=True):

@@ -199,6 +199,21 @@ def header(*messages: object) -> bytes:
             [header({"type": "Heartbeat", "running": 0, "curves": [{"width": 0, "height": 8, "cap": 1}]})],
             ">= 1",
         ),
+        *(
+            (
+                [
+                    header(
+                        {
+                            "type": "Heartbeat",
+                            "running": 0,
+                            "curves": [{"width": 8, "height": 8, "cap": 1, "points": p}],
+                        }
+                    )
+                ],
+                "must rise",
+            )
+            for p in ([[1, 0.1], [1, 0.2]], [[4, 0.1], [1, 0.2]])
+        ),
         ([header({"type": "Hello", "protocol": 2, "worker": "w", "model": "m", "device": "d", "pid": -1})], ">= 0"),
         ([b"x" * (MAX_HEADER_BYTES + 1)], "past the limit"),
         ([b"\x91" * 100_000], "nested too deeply|Expected|too deep|recursion"),
