@@ -1,4 +1,4 @@
-#!/usr/bin/env python
+#!/usr/bin/env python3
 """Break everything, on purpose and by plan, while clients ask; then count what was lost. It should be nothing.
 
     scripts/chaos.py --minutes 5 --seed 7
@@ -14,6 +14,9 @@ folder with the programs' logs is kept.
 
 from __future__ import annotations
 
+import own_environment  # noqa: F401 - first: it may begin again elsewhere
+
+# isort: split
 import argparse
 import asyncio
 import json

@@ -1,4 +1,4 @@
-#!/usr/bin/env python
+#!/usr/bin/env python3
 """Say everything to a running balancer and to a running worker that nobody should say, and see that neither minds.
 
     scripts/fuzz.py --minutes 10 --seed 7
@@ -14,6 +14,9 @@ right; the folder with the programs' logs is kept then.
 
 from __future__ import annotations
 
+import own_environment  # noqa: F401 - first: it may begin again elsewhere
+
+# isort: split
 import argparse
 import shutil
 import sys

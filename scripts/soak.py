@@ -1,4 +1,4 @@
-#!/usr/bin/env python
+#!/usr/bin/env python3
 """Whether the balancer's memory stays what it is: its resident size over many requests of every kind.
 
     scripts/soak.py --requests 200000 --json soak.json --plot soak.png
@@ -13,6 +13,9 @@ least an object, and no object is that small.
 
 from __future__ import annotations
 
+import own_environment  # noqa: F401 - first: it may begin again elsewhere
+
+# isort: split
 import argparse
 import asyncio
 import json
