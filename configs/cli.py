@@ -11,7 +11,7 @@ from pathlib import Path
 import yaml
 
 from configs.load import DEFAULT_FILE, ConfigError, Tree, load
-from configs.schema import Settings
+from configs.settings import Settings
 
 #: Exit status of a program that was given a configuration or options it refuses.
 EXIT_USAGE = 2

@@ -17,7 +17,7 @@ from pydantic.types import JsonValue
 from pydantic_settings import EnvSettingsSource
 from pydantic_settings.exceptions import SettingsError
 
-from configs.schema import Settings
+from configs.settings import Settings
 
 DEFAULT_FILE = Path(__file__).with_name("default.yaml")
 ENV_PREFIX = "MUSTER_"

@@ -10,27 +10,27 @@ from controller import serve
 
 
 def _simulate(words: Sequence[str]) -> int:
-    from controller.simulate.command import main as simulate
+    from controller.simulator.cli import main as simulate
 
     return simulate(words)
 
 
 def _tune(words: Sequence[str]) -> int:
-    from controller.simulate.tune import main as tune
+    from controller.simulator.tune import main as tune
 
     return tune(words)
 
 
 def _status(words: Sequence[str]) -> int:
-    from controller.operate.status import main as status
+    from controller.cli.status import main as status
 
     return status(words)
 
 
 def _order(verb: str, words: Sequence[str]) -> int:
-    from controller.operate import order
+    from controller.cli import commands
 
-    orders = {"scale": order.scale, "pause": order.pause, "resume": order.resume, "reload": order.reload}
+    orders = {"scale": commands.scale, "pause": commands.pause, "resume": commands.resume, "reload": commands.reload}
     return orders[verb](words)
 
 

@@ -16,19 +16,19 @@ from setproctitle import setproctitle
 from configs.cli import EXIT_USAGE, HelpFormatter, add_config_options, add_server_options, reader, settings_from
 from configs.logs import configure
 from configs.paths import internal_token, log_dir, run_dir
-from configs.schema import Settings
-from controller.balancer import Balancer, url_of
-from controller.brain import Brain, Model
-from controller.clerk import Clerk
-from controller.gpus import Gpu, cpu_cores, list_gpus
-from controller.inventory import Machine, Refused, left_over, machine_of, models_of, pool_of, too_large
-from controller.keeper import BalancerRefused
+from configs.settings import Settings
+from controller.autoscaler.autoscaler import Brain, Model
+from controller.balancer_client import Balancer, url_of
 from controller.launchers.local import BALANCER, LocalLauncher
-from controller.loop import Controller
-from controller.replica import Device
-from controller.screen import Screen, log_to_terminal
-from controller.signals import Terminal, hear
-from controller.watch import measured, watching
+from controller.runtime.balancer_supervisor import BalancerRefused
+from controller.runtime.console import Screen, log_to_terminal
+from controller.runtime.control_loop import Controller
+from controller.runtime.control_plane import Clerk
+from controller.runtime.device_monitor import measured, watching
+from controller.runtime.gpus import Gpu, cpu_cores, list_gpus
+from controller.runtime.inventory import Machine, Refused, left_over, machine_of, models_of, pool_of, too_large
+from controller.runtime.signals import Terminal, hear
+from controller.types import Device
 
 log = logging.getLogger("controller")
 

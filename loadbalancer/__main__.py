@@ -19,25 +19,25 @@ from setproctitle import setproctitle
 from configs.cli import EXIT_USAGE, HelpFormatter, add_config_options, add_server_options, settings_from
 from configs.logs import configure
 from configs.paths import internal_token, jobs_file, run_dir, worker_address
-from configs.schema import Settings
 from configs.sections import Server
-from loadbalancer.access import Doorman, KeyRing
-from loadbalancer.app import create_app
-from loadbalancer.arrivals import Arrivals
-from loadbalancer.control import Control
-from loadbalancer.control_metrics import ControlCollector
-from loadbalancer.elsewhere import Elsewhere, Unset
-from loadbalancer.entrance import Refused, check_exposure, check_tls, guard, open_keys
-from loadbalancer.errands import Desk
-from loadbalancer.hub import Hub
-from loadbalancer.jobs import Jobs
-from loadbalancer.journal import Journal
-from loadbalancer.listener import HttpConfig, HttpServer, be_strict
-from loadbalancer.metrics import Metrics
-from loadbalancer.origins import is_loopback
-from loadbalancer.postman import Postman
-from loadbalancer.routes.common import Services
-from wire.guard import CannotListen
+from configs.settings import Settings
+from loadbalancer.access.api_keys import Doorman, KeyRing
+from loadbalancer.access.origin_policy import is_loopback
+from loadbalancer.access.startup_checks import Refused, check_exposure, check_tls, guard, open_keys
+from loadbalancer.api.app import create_app
+from loadbalancer.api.http_helpers import Services
+from loadbalancer.api.server import HttpConfig, HttpServer, be_strict
+from loadbalancer.generation.in_flight import Desk
+from loadbalancer.jobs.manager import Jobs
+from loadbalancer.jobs.webhook_sender import Postman
+from loadbalancer.metrics.arrival_log import Arrivals
+from loadbalancer.metrics.prometheus import Metrics
+from loadbalancer.metrics.scaling import ControlCollector
+from loadbalancer.proxy.upstream import Elsewhere, Unset
+from loadbalancer.scaling.control_plane import Control
+from loadbalancer.scheduler_service import Hub
+from loadbalancer.storage.database import Journal
+from loadbalancer.transport.curve_listener import CannotListen
 
 log = logging.getLogger("loadbalancer")
 

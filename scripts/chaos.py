@@ -14,21 +14,25 @@ folder with the programs' logs is kept.
 
 from __future__ import annotations
 
-import own_environment  # noqa: F401 - first: it may begin again elsewhere
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from scripts import ensure_venv  # noqa: F401 - first: it may begin again elsewhere
 
 # isort: split
 import argparse
 import asyncio
 import json
 import shutil
-import sys
 import tempfile
-from pathlib import Path
 
 from rich.console import Console
-from trouble.profiles import PROFILES
-from trouble.report import MUST_BE_ZERO, as_tree, summary, table
-from trouble.run import Verdict, run
+
+from scripts.chaos_lib.profiles import PROFILES
+from scripts.chaos_lib.report import MUST_BE_ZERO, as_tree, summary, table
+from scripts.chaos_lib.run import Verdict, run
 
 
 def main() -> int:

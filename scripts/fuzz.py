@@ -14,21 +14,23 @@ right; the folder with the programs' logs is kept then.
 
 from __future__ import annotations
 
-import own_environment  # noqa: F401 - first: it may begin again elsewhere
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from scripts import ensure_venv  # noqa: F401 - first: it may begin again elsewhere
 
 # isort: split
 import argparse
 import shutil
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
 
-from fuzzing import balancer, worker
-
-from tests.programs import running
+from scripts.fuzz_lib import fuzz_balancer, fuzz_worker
+from tests.support.servers import running
 
 DIGITS: dict[str, Any] = {
     "digits": {"path": "builtin:digits", "defaults": {"size": "64x64", "steps": 20}, "limits": {"min_side": 32}}
@@ -46,7 +48,7 @@ def main() -> int:
     seconds = 30.0 * args.minutes
     faults = [
         *_balancer(folder / "balancer", args.seed, seconds),
-        *_worker(folder / "worker", args.seed, seconds, DIGITS if args.digits else worker.MODELS),
+        *_worker(folder / "worker", args.seed, seconds, DIGITS if args.digits else fuzz_worker.MODELS),
     ]
     for fault in faults:
         print(f"FAULT: {fault}")
@@ -58,8 +60,8 @@ def main() -> int:
 
 
 def _balancer(folder: Path, seed: int, seconds: float) -> list[str]:
-    with running(folder, balancer.MODELS, {balancer.HONEST: 1}, life=balancer.LIFE) as server:
-        siege = balancer.Siege(server, seed)
+    with running(folder, fuzz_balancer.MODELS, {fuzz_balancer.HONEST: 1}, life=fuzz_balancer.LIFE) as server:
+        siege = fuzz_balancer.Siege(server, seed)
         _for(seconds, siege.burst)
         print(f"balancer: {_told(siege.end())}")
     return siege.faults
@@ -67,7 +69,7 @@ def _balancer(folder: Path, seed: int, seconds: float) -> list[str]:
 
 def _worker(folder: Path, seed: int, seconds: float, models: Mapping[str, Any]) -> list[str]:
     folder.mkdir()
-    madness = worker.Madness(folder, seed, models)
+    madness = fuzz_worker.Madness(folder, seed, models)
     try:
         _for(seconds, madness.burst)
         print(f"worker: {_told(madness.end())}")

@@ -13,7 +13,12 @@ least an object, and no object is that small.
 
 from __future__ import annotations
 
-import own_environment  # noqa: F401 - first: it may begin again elsewhere
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from scripts import ensure_venv  # noqa: F401 - first: it may begin again elsewhere
 
 # isort: split
 import argparse
@@ -21,12 +26,10 @@ import asyncio
 import json
 import math
 import random
-import sys
 import tempfile
 import time
 from collections import Counter
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import aiohttp
@@ -34,7 +37,7 @@ import psutil
 from rich.console import Console
 from rich.table import Table
 
-from tests.programs import PATIENCE_S, Server, running, sim
+from tests.support.servers import PATIENCE_S, Server, running, sim
 
 #: Bytes per 1000 requests.
 MOST = 16_000.0

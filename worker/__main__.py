@@ -16,19 +16,19 @@ from typing import NoReturn
 from configs.cli import EXIT_USAGE, HelpFormatter, add_config_options, settings_from
 from configs.logs import configure
 from configs.paths import cache_dir, worker_address
-from configs.schema import Model, Settings
+from configs.settings import Model, Settings
 from wire.codec import ForWorker
 from wire.curve import BadKey, WorkerKey, read_worker_key
 from wire.messages import PROTOCOL, Drain, Hello
-from worker.caps import BUCKETS, Caps
+from worker.balancer_client import Link
+from worker.batch_size import BUCKETS, Caps
+from worker.calibration import measure
 from worker.engine import DeviceLost, TaskError, UnsupportedModel
-from worker.link import Link
-from worker.loop import Loop, Refused
-from worker.measure import measure
-from worker.renders import Renders
-from worker.spare import Dismissed
-from worker.start import Fetched, fetch, stand_by
-from worker.stopwatch import in_words
+from worker.postprocessing import Renders
+from worker.standby import Dismissed
+from worker.startup import Fetched, fetch, stand_by
+from worker.startup_times import in_words
+from worker.step_loop import Loop, Refused
 
 log = logging.getLogger("worker")
 

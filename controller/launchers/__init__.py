@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
-from controller.replica import Child, Exit
+from controller.types import Child, Exit
 
 
 class Poll(NamedTuple):

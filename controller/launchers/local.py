@@ -13,11 +13,11 @@ import yaml
 from configs.cli import to_yaml
 from configs.load import Tree
 from configs.paths import children_dir, controller_pid_file, log_dir, run_dir, worker_address
-from configs.schema import Settings
-from controller.changes import generation
+from configs.settings import Settings
+from controller.config_diff import generation
 from controller.launchers import Poll
 from controller.launchers.processes import Processes
-from controller.replica import Child
+from controller.types import Child
 
 BALANCER = "loadbalancer"
 #: Settings that only the controller reads: children may go on when they change.

@@ -23,7 +23,7 @@ import psutil
 
 from configs.paths import SpareFiles, spare_files
 from controller.launchers import Poll
-from controller.replica import Child, Exit
+from controller.types import Child, Exit
 
 _TAIL_LINES = 15
 _TAIL_BYTES = 8192

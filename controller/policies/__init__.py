@@ -6,9 +6,9 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from configs.scaling import Scaling
-from controller.policies import ongoing_requests, own, queue_depth, schedule, slo_work, static
-from controller.policies.own import CannotImport
-from controller.replica import Decision, Limits, Observation
+from controller.policies import custom, ongoing_requests, queue_depth, schedule, slo_work, static
+from controller.policies.custom import CannotImport
+from controller.types import Decision, Limits, Observation
 
 #: Takes and gives back its own memory, of whatever type; None at the first call.
 Policy = Callable[[Observation, Scaling, Limits, Any, float], tuple[Decision, Any]]
@@ -32,7 +32,7 @@ MEMORIES: Mapping[str, type[Any]] = {
 
 def find(name: str) -> Policy:
     """The policy by its name or import path. Raises `CannotImport`."""
-    return POLICIES[name] if name in POLICIES else own.load(name)
+    return POLICIES[name] if name in POLICIES else custom.load(name)
 
 
 __all__ = ["MEMORIES", "POLICIES", "CannotImport", "Policy", "find"]

@@ -11,8 +11,8 @@ from typing import Any
 
 from configs.scaling import Scaling
 from controller.policies import Policy, schedule
-from controller.policies.work import workers_for_backlog
-from controller.replica import Decision, Limits, Observation, Queue
+from controller.policies.queueing import workers_for_backlog
+from controller.types import Decision, Limits, Observation, Queue
 
 
 @dataclass(frozen=True, slots=True)

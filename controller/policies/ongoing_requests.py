@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from configs.scaling import Scaling
-from controller.replica import Decision, Limits, Observation
+from controller.types import Decision, Limits, Observation
 
 #: Of a full batch: leaves room for what comes while a worker starts.
 _TARGET = 0.7

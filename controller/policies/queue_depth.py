@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from configs.scaling import Scaling
-from controller.replica import Decision, Limits, Observation, Queue
+from controller.types import Decision, Limits, Observation, Queue
 
 #: A full batch where none has been measured yet: what the original posts had.
 _USUAL_BATCH = 12.0

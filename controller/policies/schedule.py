@@ -9,7 +9,7 @@ from zoneinfo import ZoneInfo
 from cronsim import CronSim
 
 from configs.scaling import Scaling, Scheduled
-from controller.replica import Decision, Limits, Observation
+from controller.types import Decision, Limits, Observation
 
 
 def decide(seen: Observation, scaling: Scaling, limits: Limits, memory: None, now: float) -> tuple[Decision, None]:

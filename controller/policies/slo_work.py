@@ -22,9 +22,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 from configs.scaling import Scaling
-from controller.policies.uneven import Counts
-from controller.policies.work import present_rate, usual_rate, workers_for_backlog, workers_for_rate
-from controller.replica import Decision, Limits, Observation, Queue, Stage
+from controller.policies.burstiness import Counts
+from controller.policies.queueing import present_rate, usual_rate, workers_for_backlog, workers_for_rate
+from controller.types import Decision, Limits, Observation, Queue, Stage
 
 #: z, in standard deviations: where it begins, and how far it goes. A worker that starts sooner than a request is late
 #: can be had when it is needed, so that there less is kept in advance.

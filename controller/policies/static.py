@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from configs.scaling import Scaling
-from controller.replica import Decision, Limits, Observation
+from controller.types import Decision, Limits, Observation
 
 
 def decide(seen: Observation, scaling: Scaling, limits: Limits, memory: None, now: float) -> tuple[Decision, None]:

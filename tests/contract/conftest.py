@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import httpx
 import pytest
 
-from tests.programs import PATIENCE_S, Server, running, sim
+from tests.support.servers import PATIENCE_S, Server, running, sim
 
 #: A slow image takes about a minute and would outlast every test: only cancelling ends it.
 MODELS = {

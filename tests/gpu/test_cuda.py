@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from configs.load import load
-from configs.schema import Defaults, Model
-from tests.tiny_diffusion import CHECKPOINTS, SIZE, admitted, finish, request, wanted
+from configs.settings import Defaults, Model
+from tests.support.tiny_diffusion import CHECKPOINTS, SIZE, admitted, finish, request, wanted
 from wire.messages import DrawMode, ImageInputs
 from worker.engine import Wanted
 from worker.engines.diffusion.engine import DiffusionEngine

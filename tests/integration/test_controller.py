@@ -18,8 +18,8 @@ import psutil
 import pytest
 import yaml
 
-from tests.instance import TIMES, Instance
-from tests.programs import PATIENCE_S, ROOT, free_port, sim
+from tests.support.instance import TIMES, Instance
+from tests.support.servers import PATIENCE_S, ROOT, free_port, sim
 
 QUICK = {
     "policy": "queue_depth",

@@ -19,10 +19,10 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from configs.schedulers import MODEL_DEFAULT, SAMPLERS, names
-from tests.pictures import data_url, file, half
-from tests.pictures import picture as some_picture
-from tests.programs import PATIENCE_S, Server, running, stop, wait_until
+from configs.samplers import MODEL_DEFAULT, SAMPLERS, names
+from tests.support.images import data_url, file, half
+from tests.support.images import picture as some_picture
+from tests.support.servers import PATIENCE_S, Server, running, stop, wait_until
 
 MODEL = Path(__file__).parents[2] / "worker" / "builtin" / "digits"
 DIGITS = {

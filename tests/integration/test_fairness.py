@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import pytest_asyncio
 
-from loadbalancer.task import Completed, DeadlineUnreachable, QueueFull, Stepped
-from tests.rig import Rig, inputs, rig_of
+from loadbalancer.scheduling.task import Completed, DeadlineUnreachable, QueueFull, Stepped
+from tests.support.in_process_service import Rig, inputs, rig_of
 
 
 @pytest_asyncio.fixture

@@ -5,17 +5,17 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from fuzzing import balancer, worker
 
-from tests.programs import running
+from scripts.fuzz_lib import fuzz_balancer, fuzz_worker
+from tests.support.servers import running
 
 BURSTS = 20
 
 
 @pytest.mark.parametrize("seed", [1, 2])
 def test_a_balancer_stands_a_siege(tmp_path: Path, seed: int) -> None:
-    with running(tmp_path / "data", balancer.MODELS, {balancer.HONEST: 1}, life=balancer.LIFE) as server:
-        siege = balancer.Siege(server, seed)
+    with running(tmp_path / "data", fuzz_balancer.MODELS, {fuzz_balancer.HONEST: 1}, life=fuzz_balancer.LIFE) as server:
+        siege = fuzz_balancer.Siege(server, seed)
         for _ in range(BURSTS):
             siege.burst()
         told = siege.end()
@@ -27,7 +27,7 @@ def test_a_balancer_stands_a_siege(tmp_path: Path, seed: int) -> None:
 
 @pytest.mark.parametrize("seed", [1, 2])
 def test_a_worker_stands_a_mad_balancer(tmp_path: Path, seed: int) -> None:
-    madness = worker.Madness(tmp_path, seed)
+    madness = fuzz_worker.Madness(tmp_path, seed)
     try:
         for _ in range(BURSTS):
             madness.burst()

@@ -20,13 +20,13 @@ import yaml
 from configs.cli import EXIT_USAGE
 from configs.load import load
 from configs.paths import log_dir
-from configs.schema import Settings
-from controller.keeper import BalancerRefused, Keeper
+from configs.settings import Settings
 from controller.launchers import Poll
 from controller.launchers.local import LocalLauncher
 from controller.launchers.processes import Processes, Record
-from controller.replica import Child, Exit
-from tests.programs import wait_until
+from controller.runtime.balancer_supervisor import BalancerRefused, Keeper
+from controller.types import Child, Exit
+from tests.support.servers import wait_until
 
 #: Waits for ever; says so in its log. The name among its arguments is what a child is known by.
 WAITS = "import time; print('here', flush=True); time.sleep(600)"

@@ -12,8 +12,8 @@ from pathlib import Path
 import httpx
 import pytest_asyncio
 
-from tests.programs import PATIENCE_S, running, sim, wait_until
-from tests.rig import Rig, inputs, rig_of
+from tests.support.in_process_service import Rig, inputs, rig_of
+from tests.support.servers import PATIENCE_S, running, sim, wait_until
 
 
 @pytest_asyncio.fixture

@@ -21,7 +21,7 @@ from schemathesis.specs.openapi.checks import (
 )
 
 from configs.paths import internal_token
-from tests.programs import PATIENCE_S, Server, running, sim, wait_until
+from tests.support.servers import PATIENCE_S, Server, running, sim, wait_until
 
 #: That what follows from a schema is accepted is not among them: not every rule can be told in one.
 CHECKS = [

@@ -14,8 +14,8 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.contract.test_http_access import bearer, make_key
-from tests.programs import PATIENCE_S, Server, running, sim
+from tests.contract.http.test_access import bearer, make_key
+from tests.support.servers import PATIENCE_S, Server, running, sim
 
 BATCH = 4
 #: A turn, in which a full batch is done, takes 0.8 s.

@@ -11,8 +11,8 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.instance import Instance
-from tests.programs import PATIENCE_S, running, sim, wait_until
+from tests.support.instance import Instance
+from tests.support.servers import PATIENCE_S, running, sim, wait_until
 from wire.messages import ImageInputs
 from worker.engines.sim import expected_picture
 

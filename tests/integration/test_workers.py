@@ -17,9 +17,9 @@ import pytest_asyncio
 import zmq
 
 from configs.paths import worker_address
-from loadbalancer.hub import Hub
-from loadbalancer.task import Completed, Ended, State, Stepped
-from tests.rig import Rig, inputs, rig_of
+from loadbalancer.scheduler_service import Hub
+from loadbalancer.scheduling.task import Completed, Ended, State, Stepped
+from tests.support.in_process_service import Rig, inputs, rig_of
 from wire.codec import FromWorker, encode
 from wire.messages import PROTOCOL, About, Bye, Hello
 
@@ -230,7 +230,7 @@ async def test_noise_on_the_socket_is_counted_and_dropped(rig: Rig) -> None:
 async def test_what_a_worker_calls_itself_makes_no_lines_of_its_own_in_the_log(
     rig: Rig, caplog: pytest.LogCaptureFixture
 ) -> None:
-    caplog.set_level(logging.INFO, logger="loadbalancer.hub")
+    caplog.set_level(logging.INFO, logger="loadbalancer.scheduler_service")
     name = "w\n\x1b[31mERROR all is lost"
     hello = Hello(PROTOCOL, name, "m", "sim:0", os.getpid(), [], About())
     with zmq.Context() as context, context.socket(zmq.DEALER) as stranger:

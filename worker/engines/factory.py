@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from configs.schema import Model
+from configs.settings import Model
 from worker.engine import StepEngine
 
 
@@ -21,6 +21,6 @@ def build(model: Model, device: str) -> StepEngine:
         from worker.engines.diffusion.engine import DiffusionEngine
 
         return DiffusionEngine(model, device)
-    from worker.engines.diffusion.rendezvous.engine import RendezvousEngine
+    from worker.engines.diffusion.generic.engine import RendezvousEngine
 
     return RendezvousEngine(model, device)

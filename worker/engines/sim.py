@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import psutil
 from PIL import Image
 
-from configs.schema import Model
+from configs.settings import Model
 from wire.messages import SOURCES, About, ImageInputs
 from worker.engine import BatchKey, Checkpoint, DeviceLost, OutOfMemory, Picture, Row, TaskError, Wanted
 

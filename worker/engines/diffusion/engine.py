@@ -21,23 +21,22 @@ import psutil
 import torch
 from PIL import Image
 
-from configs.schema import Model
+from configs.settings import Model
 from wire.messages import SOURCES, About, ImageInputs
 from worker.engine import BatchKey, Checkpoint, OutOfMemory, Picture, Row, TaskError, Wanted
-from worker.engines.diffusion import stepping
-from worker.engines.diffusion.acceleration import forward_of
-from worker.engines.diffusion.adapter_layers import Adapted
-from worker.engines.diffusion.adapters import Adapters, in_order
-from worker.engines.diffusion.checker import SafetyChecker, checker_of
+from worker.engines.diffusion.cuda_graphs import forward_of
 from worker.engines.diffusion.device import Fence, SideLane, failures, moment, moved
-from worker.engines.diffusion.family import Family
+from worker.engines.diffusion.families.base import Family
+from worker.engines.diffusion.families.prompt_cache import Encoded, TextCache
 from worker.engines.diffusion.forward import Forward
+from worker.engines.diffusion.image_encoding import encoded
 from worker.engines.diffusion.loading import fetch_family, load_family
-from worker.engines.diffusion.pictures import encoded
-from worker.engines.diffusion.rows import DiffusionRow
-from worker.engines.diffusion.sampling import start_sampler
-from worker.engines.diffusion.sources import start
-from worker.engines.diffusion.texts import Encoded, TextCache
+from worker.engines.diffusion.lora.layers import Adapted
+from worker.engines.diffusion.lora.loader import Adapters, in_order
+from worker.engines.diffusion.row import DiffusionRow
+from worker.engines.diffusion.safety_checker import SafetyChecker, checker_of
+from worker.engines.diffusion.sampling import batched_step, start_sampler
+from worker.engines.diffusion.start_latents import start
 
 #: 256 texts are 30 MB of GPU memory for Stable Diffusion 1.5, and 1 GB for FLUX.
 _TEXTS = 256
@@ -210,7 +209,7 @@ class DiffusionEngine:
             for adapted, group in groupby(own, key=lambda row: row.adapted):
                 self._adapters.use(adapted)
                 outputs += self._forward(list(group), fixed=reproducible)
-            stepping.advance([row.sampler for row in own], outputs, reproducible)
+            batched_step.advance([row.sampler for row in own], outputs, reproducible)
             for row in own:
                 row.keep()
             self._fence.mark()

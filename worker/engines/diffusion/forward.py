@@ -6,8 +6,8 @@ from collections.abc import Callable, Sequence
 
 import torch
 
-from worker.engines.diffusion.family import Conditions
-from worker.engines.diffusion.rows import DiffusionRow
+from worker.engines.diffusion.families.base import Conditions
+from worker.engines.diffusion.row import DiffusionRow
 
 #: Samples `(B, ...)`, float32 timesteps `(B,)` and conditions, each `(B, ...)`, to outputs `(B, ...)`.
 Denoise = Callable[[torch.Tensor, torch.Tensor, Conditions], torch.Tensor]

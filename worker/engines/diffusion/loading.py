@@ -15,10 +15,10 @@ from diffusers.loaders.single_file_utils import (
     load_single_file_checkpoint,
 )
 
-from configs.schema import Model
+from configs.settings import Model
 from worker.engine import UnsupportedModel
 from worker.engines.diffusion.families import FAMILIES
-from worker.engines.diffusion.family import Family
+from worker.engines.diffusion.families.base import Family
 
 __all__ = [
     "BUILTIN",

@@ -10,10 +10,10 @@ import torch
 from wire.messages import ImageInputs
 from worker.engine import TaskError
 from worker.engines.diffusion.device import moved
+from worker.engines.diffusion.families.base import Conditions, Family
 from worker.engines.diffusion.families.flow import shift
-from worker.engines.diffusion.family import Conditions, Family
+from worker.engines.diffusion.families.prompt_cache import Encoded
 from worker.engines.diffusion.sampling import Schedule
-from worker.engines.diffusion.texts import Encoded
 
 
 class Flux(Family):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from worker.engines.diffusion.family import UNetFamily
+from worker.engines.diffusion.families.base import UNetFamily
 
 
 class StableDiffusion(UNetFamily):

@@ -6,8 +6,8 @@ import torch
 
 from wire.messages import ImageInputs
 from worker.engine import TaskError
+from worker.engines.diffusion.families.base import Conditions, Family, with_channels
 from worker.engines.diffusion.families.flow import shift
-from worker.engines.diffusion.family import Conditions, Family, with_channels
 from worker.engines.diffusion.sampling import Schedule
 
 

@@ -10,8 +10,8 @@ import torch
 from wire.messages import ImageInputs
 from worker.engine import UnsupportedModel
 from worker.engines.diffusion.device import moved
-from worker.engines.diffusion.family import Conditions, UNetFamily
-from worker.engines.diffusion.texts import Encoded
+from worker.engines.diffusion.families.base import Conditions, UNetFamily
+from worker.engines.diffusion.families.prompt_cache import Encoded
 
 
 class StableDiffusionXL(UNetFamily):

@@ -1,0 +1,1 @@
+"""What the autoscaler decides in one tick. Pure."""

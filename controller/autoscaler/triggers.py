@@ -1,0 +1,38 @@
+"""When to decide: at each tick, and at once where waiting for the tick would be felt. Pure.
+
+The death of a worker needs no decision: the plan replaces it at the next look, for the number has not changed.
+"""
+
+from __future__ import annotations
+
+from configs.scaling import Scaling
+from controller.policies.queueing import speed, workers_for_backlog
+from controller.types import Decision, Limits, Observation, Stage
+
+#: Least time between two decisions outside the tick: an overload that stands is no news.
+AGAIN_S = 5.0
+
+
+def wake(seen: Observation, scaling: Scaling, limits: Limits, decision: Decision, decided_at: float, now: float) -> str:
+    """Why to decide now; empty where there is no reason.
+
+    `decision` is the last one, made at `decided_at`: minus infinity where there was none.
+    """
+    if now >= decided_at + scaling.interval_s:
+        return "tick"
+    if seen.queue is None or decision.desired >= limits.max_workers:
+        return ""
+    if decision.desired == 0 and (seen.queue.queued or seen.queue.elsewhere):
+        return "first request"
+    if now < decided_at + AGAIN_S or not _would_miss(seen, scaling):
+        return ""
+    return "backlog" if workers_for_backlog(seen, scaling, now) > max(decision.desired, seen.provisioned) else ""
+
+
+def _would_miss(seen: Observation, scaling: Scaling) -> bool:
+    """Whether what waits last would wait for longer than promised with the workers that are ready."""
+    queue = seen.queue
+    if queue is None or not queue.queued or queue.work_s is None:
+        return False
+    ready = sum(replica.stage is Stage.READY for replica in seen.replicas)
+    return queue.oldest_wait_s > scaling.slo.max_wait_s or queue.work_s > ready * speed(queue) * scaling.slo.max_wait_s

@@ -1,0 +1,202 @@
+"""How a server stands, as tables for people. Pure: what is shown follows from what was answered."""
+
+from __future__ import annotations
+
+import datetime
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from wire.scaling import DecisionRecord, ModelRecord, Report
+from wire.snapshot import Snapshot, WorkerStats
+
+#: Columns that take what room is left.
+_LONG = ("reason", "note", "name", "workers", "fault", "woken by")
+_STAGE_STYLE = {"ready": "green", "starting": "yellow", "draining": "yellow", "spare": "dim"}
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """All that was asked for; without a controller there is no report."""
+
+    url: str
+    snapshot: Snapshot
+    report: Report | None
+    decisions: Sequence[DecisionRecord]
+
+
+def render(standing: Standing) -> RenderableType:
+    """The whole page."""
+    parts: list[RenderableType] = [_headline(standing), _models(standing)]
+    if standing.report is not None:
+        parts.append(_reasons(standing.report))
+    parts.append(_workers(standing))
+    if standing.report is not None:
+        parts += [_devices(standing.report), _decisions(standing.decisions)]
+    return Group(*(piece for part in parts for piece in (part, "")))
+
+
+def _headline(standing: Standing) -> Text:
+    text = Text(f"Muster at {standing.url}, up {ago(standing.snapshot.uptime_s)}")
+    report = standing.report
+    if report is None:
+        text.append("\nno controller reports: nothing is started, stopped or decided", style="bold red")
+    elif report.paused_since is not None:
+        paused = ago(max(report.time - report.paused_since, 0.0))
+        text.append(f"\nscaling is paused for {paused}: `resume` ends it", style="bold yellow")
+    return text
+
+
+def _models(standing: Standing) -> Table:
+    table = _table("Models", "model", "ready", "wanted", "bounds", "queued", "running", "oldest", "images/s")
+    told = {model.model: model for model in standing.report.models} if standing.report else {}
+    for stats in standing.snapshot.models:
+        record = told.get(stats.model)
+        ready = sum(w.model == stats.model and w.state == "ready" and w.slots > 0 for w in standing.snapshot.workers)
+        table.add_row(
+            stats.model,
+            str(ready) if record is None else _ready(record),
+            "" if record is None else str(record.desired),
+            "" if record is None else f"{record.min_workers} to {record.max_workers}",
+            str(stats.queued),
+            str(stats.running),
+            ago(stats.oldest_wait_s) if stats.queued else "",
+            f"{stats.service_rate:.2f}",
+        )
+    return table
+
+
+def _reasons(report: Report) -> Table:
+    table = _table("Why so many", "model", "policy", "reason")
+    for record in report.models:
+        table.add_row(record.model, record.policy, _why(record, report.time))
+    return table
+
+
+def _ready(record: ModelRecord) -> str:
+    """Workers by stage: `2 +1 starting`."""
+    parts = [str(record.ready)]
+    parts += [f"+{record.starting} starting"] if record.starting else []
+    parts += [f"{record.draining} leaving"] if record.draining else []
+    parts += [f"{record.spares} spare"] if record.spares else []
+    return ", ".join(parts)
+
+
+def _why(record: ModelRecord, now: float) -> Text:
+    text = Text(record.reason)
+    if record.hold is not None:
+        text.append(f"\nheld for another {ago(max(record.hold.until - now, 0.0))}", style="yellow")
+    if record.renewal:
+        text.append(f"\n{record.renewal}", style="yellow")
+    if record.obstacle:
+        text.append(f"\n{record.obstacle}", style="red")
+    return text
+
+
+def _workers(standing: Standing) -> Table:
+    table = _table("Workers", "worker", "model", "device", "state", "held", "batch", "step", "memory", "age", "note")
+    known = {stats.worker: stats for stats in standing.snapshot.workers}
+    for replica in standing.report.replicas if standing.report else ():
+        stats = known.pop(replica.worker, None)
+        state = stats.state if stats is not None and stats.state in ("stuck", "silent") else replica.stage
+        table.add_row(
+            replica.worker,
+            replica.model,
+            replica.device,
+            _state(state),
+            *_work(stats),
+            ago(replica.age_s, 1),
+            replica.outdated,
+        )
+    for stats in known.values():
+        note = "started by hand" if standing.report else ""
+        table.add_row(stats.worker, stats.model, stats.device, _state(stats.state), *_work(stats), "", note)
+    return table
+
+
+def _state(state: str) -> Text:
+    return Text(state, style=_STAGE_STYLE.get(state, "bold red"))
+
+
+def _work(stats: WorkerStats | None) -> tuple[str, str, str, str]:
+    if stats is None:
+        return "", "", "", ""
+    step = f"{stats.step_s * 1000:.0f} ms" if stats.step_s else ""
+    memory = f"{stats.memory_bytes / 2**30:.1f} GiB" if stats.memory_bytes >= 1 << 27 else ""
+    return str(stats.assigned + stats.running), f"{stats.batch:.1f}" if stats.batch else "", step, memory
+
+
+def _devices(report: Report) -> Table:
+    table = _table("Devices", "device", "name", "memory", "workers", "fault")
+    for device in report.devices:
+        memory = "" if device.memory_bytes is None else f"{device.memory_bytes / 2**30:.0f} GiB"
+        fault = Text(device.fault, style="bold red") if device.fault else ""
+        table.add_row(device.device, device.name, memory, ", ".join(device.workers), fault)
+    return table
+
+
+def _decisions(decisions: Sequence[DecisionRecord]) -> Table:
+    table = _table("Last decisions", "time", "model", "number", "woken by", "reason")
+    for decision in decisions:
+        at = datetime.datetime.fromtimestamp(decision.time).astimezone()
+        table.add_row(f"{at:%H:%M:%S}", decision.model, _change(decision), decision.woken, _reason(decision))
+    return table
+
+
+def _change(decision: DecisionRecord) -> Text:
+    if not decision.valid:
+        return Text(f"{decision.provisioned} (no decision)", style="dim")
+    if decision.desired == decision.provisioned:
+        return Text(f"stays at {decision.desired}", style="dim")
+    style = "green" if decision.desired > decision.provisioned else "yellow"
+    return Text(f"{decision.provisioned} -> {decision.desired}", style=style)
+
+
+def _reason(decision: DecisionRecord) -> Text:
+    text = Text(decision.reason)
+    if decision.inputs:
+        inputs = ", ".join(f"{name} {value:.4g}" for name, value in decision.inputs.items())
+        text.append(f" [{inputs}]", style="dim")
+    return text
+
+
+def _table(title: str, *columns: str) -> Table:
+    table = Table(title=title, title_justify="left", title_style="bold", header_style="dim", box=None, pad_edge=False)
+    for column in columns:
+        table.add_column(column, overflow="fold", no_wrap=column not in _LONG)
+    return table
+
+
+def telling(decisions: Sequence[DecisionRecord], most: int) -> list[DecisionRecord]:
+    """The newest that say something: of those that only confirm what is, the newest of each model.
+
+    `decisions` are given, and returned, the newest first.
+    """
+    found: list[DecisionRecord] = []
+    confirmed: set[str] = set()
+    for decision in decisions:
+        if decision.valid and decision.desired != decision.provisioned:
+            found.append(decision)
+        elif decision.model not in confirmed:
+            confirmed.add(decision.model)
+            found.append(decision)
+    return found[:most]
+
+
+def ago(seconds: float, units: int = 2) -> str:
+    """A length of time in its largest units."""
+    return " ".join(_parts(round(seconds))[:units]) or "0 s"
+
+
+def _parts(seconds: int) -> list[str]:
+    def units() -> Iterator[str]:
+        left = seconds
+        for size, name in ((86400, "d"), (3600, "h"), (60, "min"), (1, "s")):
+            count, left = divmod(left, size)
+            if count:
+                yield f"{count} {name}"
+
+    return list(units())

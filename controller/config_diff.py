@@ -1,0 +1,118 @@
+"""What of a changed configuration can be had without a restart. Pure.
+
+Three kinds of settings: the controller's own, which change at once; those that a model's workers read when they start,
+which come with new workers, one at a time; and all that the balancer reads when it starts.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from configs.settings import Model, Settings
+
+#: Read by the controller alone.
+_TOP = ("min_workers", "max_workers")
+_WORKERS = ("start_timeout_s", "drain_timeout_s")
+#: Settings of a model that the balancer reads too: they stay as they were, or the two would disagree.
+_BALANCERS = ("engine", "loras", "defaults", "limits", "cold_start_proxy")
+_BALANCERS_BATCHING = ("mode",)
+_BALANCERS_SCALING = ("slo", "look_back_period_s", "rate_window_s")
+_LONGEST_VALUE = 60
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """What becomes of a new configuration. The texts name settings with their old and new values."""
+
+    #: What is in force from now on.
+    settings: Settings
+    applied: tuple[str, ...]
+    rolls: tuple[str, ...]
+    needs_restart: tuple[str, ...]
+
+    def __str__(self) -> str:
+        parts = [
+            f"{word}: {'; '.join(texts)}"
+            for word, texts in (
+                ("applied", self.applied),
+                ("by new workers", self.rolls),
+                ("needs a restart", self.needs_restart),
+            )
+            if texts
+        ]
+        return ". ".join(parts) or "nothing has changed"
+
+
+def change(old: Settings, new: Settings) -> Change:
+    """From the settings in force and those that were read to those that can be in force now."""
+    models = {
+        name: _model(model, new.models[name]) if name in new.models else model for name, model in old.models.items()
+    }
+    top = {name: getattr(new, name) for name in _TOP}
+    workers = old.workers.model_copy(update={name: getattr(new.workers, name) for name in _WORKERS})
+    settings = old.model_copy(update={**top, "workers": workers, "models": models})
+    was, now, wanted = _flat(old), _flat(settings), _flat(new)
+    done = {
+        key: _arrow(key, was.get(key), now.get(key)) for key in sorted({*was, *now}) if was.get(key) != now.get(key)
+    }
+    left = [_arrow(key, now.get(key), wanted.get(key)) for key in _differing(settings, now, wanted)]
+    new_names = [f"models.{name} is new" for name in new.models if name not in old.models]
+    gone = [f"models.{name} is gone" for name in old.models if name not in new.models]
+    live = [text for key, text in done.items() if _is_live(key)]
+    rolls = [text for key, text in done.items() if not _is_live(key)]
+    return Change(settings, tuple(live), tuple(rolls), (*new_names, *gone, *left))
+
+
+def generation(settings: Settings, model: str) -> str:
+    """Digest of what the model's workers read when they start."""
+    tree = settings.models[model].model_dump(mode="json", exclude={"scaling", "gpu_memory"})
+    return hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest()[:8]
+
+
+def _model(old: Model, new: Model) -> Model:
+    """The new one, but for what the balancer reads."""
+    kept = {name: getattr(old, name) for name in _BALANCERS if name in Model.model_fields}
+    batching = new.batching.model_copy(update={name: getattr(old.batching, name) for name in _BALANCERS_BATCHING})
+    scaling = new.scaling.model_copy(update={name: getattr(old.scaling, name) for name in _BALANCERS_SCALING})
+    return new.model_copy(update={**kept, "batching": batching, "scaling": scaling})
+
+
+def _is_live(key: str) -> bool:
+    parts = key.split(".")
+    return parts[0] != "models" or parts[2:3] in (["scaling"], ["gpu_memory"])
+
+
+def _differing(settings: Settings, now: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:
+    """The settings that stay as they were, but for those of models that come or go as a whole."""
+    names = {f"models.{name}." for name in settings.models}
+    keys = [key for key in sorted({*now, *wanted}) if now.get(key) != wanted.get(key)]
+    both = {prefix for prefix in names if any(key.startswith(prefix) for key in wanted)}
+    return [key for key in keys if not key.startswith("models.") or any(key.startswith(prefix) for prefix in both)]
+
+
+def _flat(settings: Settings) -> dict[str, Any]:
+    """Every setting by its dotted name."""
+    found: dict[str, Any] = {}
+
+    def walk(prefix: str, tree: Mapping[str, Any]) -> None:
+        for key, value in tree.items():
+            if isinstance(value, dict) and value:
+                walk(f"{prefix}{key}.", value)
+            else:
+                found[f"{prefix}{key}"] = value
+
+    walk("", settings.model_dump(mode="json"))
+    return found
+
+
+def _arrow(key: str, old: object, new: object) -> str:
+    return f"{key}: {_short(old)} -> {_short(new)}"
+
+
+def _short(value: object) -> str:
+    text = "none" if value is None else json.dumps(value) if isinstance(value, dict | list) else str(value)
+    return text if len(text) <= _LONGEST_VALUE else f"{text[: _LONGEST_VALUE - 3]}..."

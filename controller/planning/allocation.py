@@ -1,0 +1,214 @@
+"""Who gets a device when not all can have what they wish: by the waiting that one more worker saves. Pure.
+
+All policies are measured on one scale: how many tasks would wait over the next minutes, with so many workers, each
+counted in units of how long it may wait. The work that a model has is taken as a stream with random size: at time t
+there is
+
+    x(t) = backlog + (arriving work - workers * power) * t,    with a variance of 2 * rate * mean_work^2 * t
+
+and what waits is the mean of max(0, x(t)). It is convex in the number of workers: each one more saves less than the
+one before.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from configs.scaling import Scaling
+from controller.planning.placement import Berth, Rooms
+from controller.types import Queue, Replica, Stage
+
+#: How far ahead waiting is reckoned, in seconds.
+AHEAD_S = 120.0
+#: What a swap must save, against what it costs: nothing is moved for little.
+_WORTH_IT = 1.5
+_LEAST_GAIN = 0.05
+#: A worker stays for so many times the newcomer's cold start before it has to make room for something better, and for
+#: one such time before it has to make room for a model that has none.
+_STAYS = 3.0
+_POINTS = (0.125, 0.375, 0.625, 0.875)
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """What a model has to do, in seconds of work of one worker that does one task at a time."""
+
+    backlog_s: float
+    #: Arrivals per second, and the work of each.
+    rate: float
+    mean_work_s: float
+    #: Seconds of work that one worker with full batches does in a second.
+    power: float
+    #: How long a task may wait.
+    patience_s: float
+
+
+def load_of(queue: Queue | None, scaling: Scaling) -> Load | None:
+    """The model's load; None where nothing is known. Tasks of unknown size are taken to be as long as they may wait."""
+    if queue is None:
+        return None
+    patience_s = scaling.slo.max_wait_s
+    mean = queue.mean_work_s or patience_s
+    work = (queue.queued + queue.running) * mean if queue.work_s is None else queue.work_s
+    counted_s = min(scaling.look_back_period_s, queue.uptime_s)
+    rate = queue.recent / counted_s if counted_s > 0 else 0.0
+    return Load(work, rate, mean, (queue.batch_cap or 1) / max(queue.slow_down, 1.0), patience_s)
+
+
+def waiting(load: Load, workers: int, ahead_s: float = AHEAD_S) -> float:
+    """Tasks that wait on average over the time ahead, each counted by its patience."""
+    growth = load.rate * load.mean_work_s - workers * load.power
+    spread = load.mean_work_s * math.sqrt(2 * load.rate)
+    total = 0.0
+    for point in _POINTS:
+        at = point * ahead_s
+        total += _mean_above_zero(load.backlog_s + growth * at, spread * math.sqrt(at))
+    return total / (len(_POINTS) * load.mean_work_s * load.patience_s)
+
+
+def _mean_above_zero(mean: float, deviation: float) -> float:
+    """The mean of max(0, x) for a normal x."""
+    if deviation <= 0:
+        return max(mean, 0.0)
+    z = mean / deviation
+    if abs(z) > 8:
+        return max(mean, 0.0)
+    density = math.exp(-z * z / 2) / math.sqrt(2 * math.pi)
+    return mean * (1 + math.erf(z / math.sqrt(2))) / 2 + deviation * density
+
+
+@functools.lru_cache(maxsize=8192)
+def saves(load: Load | None, workers: int, ahead_s: float = AHEAD_S) -> float:
+    """What the last of so many workers saves."""
+    if load is None or workers < 1:
+        return 0.0
+    return max(waiting(load, workers - 1, ahead_s) - waiting(load, workers, ahead_s), 0.0)
+
+
+@dataclass(slots=True)
+class Party:
+    """A model that has workers, and may want more."""
+
+    berth: Berth
+    #: Those that stay, the least missed first.
+    staying: list[Replica]
+    #: Workers that it has, or has been promised.
+    count: int
+    least: int
+    load: Load | None
+    cold_start_s: float
+    #: It has tasks; None where nobody knows.
+    busy: bool | None
+
+    def rank(self) -> int:
+        """Of its next worker: 0 it is owed, 1 it has none and has work, 2 it would be good to have."""
+        if self.count < self.least:
+            return 0
+        return 1 if self.count == 0 and self.busy else 2
+
+    def spare(self) -> int:
+        """Workers that can be taken from it: never what it is owed, nor the only one that has work to do."""
+        return max(len(self.staying) - max(self.least, 0 if self.busy is False else 1), 0)
+
+    def can_lose(self, some: Sequence[Replica]) -> bool:
+        """Whether somebody is left who serves, if there is work to do."""
+        ready = [replica for replica in self.staying if replica.stage is Stage.READY]
+        return self.busy is False or not ready or any(replica not in some for replica in ready)
+
+
+@dataclass(frozen=True, slots=True)
+class Swap:
+    """A worker that makes room for one of another model."""
+
+    taker: str
+    giver: str
+    worker: str
+    device: str
+    reason: str
+
+
+_Held = tuple[float, Party, Replica]
+
+
+def find_swap(taker: Party, others: Iterable[Party], rooms: Rooms, now: float) -> list[Swap]:
+    """Whom to let go so that the taker's next worker finds a place: those on one device that are missed least.
+
+    Empty where nobody has to give way, or where it would not be worth it.
+    """
+    ahead_s = max(AHEAD_S, 4 * taker.cold_start_s)
+    rank = taker.rank()
+    gain = saves(taker.load, taker.count + 1, ahead_s) * (1 - taker.cold_start_s / ahead_s)
+    worth = math.inf if rank < 2 else (gain / _WORTH_IT if gain >= _LEAST_GAIN else 0.0)
+    stays_s = taker.cold_start_s * (0.0, 1.0, _STAYS)[rank]
+    there: defaultdict[str, list[_Held]] = defaultdict(list)
+    for other in others:
+        if other is taker or not other.spare() or (other.busy is None and rank > 0):
+            continue
+        # Each one more that goes is missed more.
+        loss = saves(other.load, len(other.staying), ahead_s)
+        if loss < worth:
+            for replica in other.staying:
+                if now - (replica.child.ready_at or replica.child.started_at) >= stays_s:
+                    there[replica.child.device].append((loss, other, replica))
+    least, victims = math.inf, list[tuple[Party, Replica]]()
+    # No device costs less than what is missed least of it.
+    bounds = {device: min((loss, replica.load) for loss, _, replica in held) for device, held in there.items()}
+    for device in sorted(bounds, key=bounds.__getitem__):
+        if bounds[device][0] >= least:
+            break
+        cost, found = _pick(device, there[device], taker, rooms, ahead_s)
+        if cost < min(least, worth):
+            least, victims = cost, found
+    why = _why(taker, rank, gain, least)
+    return [Swap(taker.berth.model, o.berth.model, r.child.id, r.child.device, why) for o, r in victims]
+
+
+def find_move(taker: Party, others: Sequence[Party], rooms: Rooms) -> list[Swap]:
+    """Whom to move to another device, so that a model finds room for what it is owed: nobody has too many, but they
+    lie badly. They are told to go and start again elsewhere, so never the only one that has work to do.
+    """
+    name = taker.berth.model
+    for device in taker.berth.places:
+        trial, moved = rooms.copy(), []
+        for other in sorted(others, key=lambda party: party.berth.need or 0):
+            if other is taker or (len(other.staying) < 2 and other.busy is not False):
+                continue
+            for replica in other.staying:
+                there = replica.child.device == device and other.can_lose([replica])
+                if there and trial.take(other.berth, but=device):
+                    trial.leave(device, other.berth, replica.child.id)
+                    why = f"swap: moves to another device, {name} needs its place to have its min_workers"
+                    moved.append(Swap(name, other.berth.model, replica.child.id, device, why))
+                    if trial.will_fit(device, taker.berth):
+                        return moved
+                    break
+    return []
+
+
+def _pick(
+    device: str, held: Sequence[_Held], taker: Party, rooms: Rooms, ahead_s: float
+) -> tuple[float, list[tuple[Party, Replica]]]:
+    """The least missed of one device that make enough room together, and what is lost with them: infinity without."""
+    victims: list[tuple[Party, Replica]] = []
+    total = 0.0
+    for _, other, replica in sorted(held, key=lambda entry: entry[0]):
+        gone = [victim for party, victim in victims if party is other]
+        if len(gone) < other.spare() and other.can_lose([*gone, replica]):
+            total += saves(other.load, len(other.staying) - len(gone), ahead_s)
+            victims.append((other, replica))
+            if rooms.will_fit(device, taker.berth, [party.berth for party, _ in victims]):
+                return total, victims
+    return math.inf, []
+
+
+def _why(taker: Party, rank: int, gain: float, loss: float) -> str:
+    name = taker.berth.model
+    if rank == 0:
+        return f"swap: {name} has fewer workers than its min_workers"
+    if rank == 1:
+        return f"swap: {name} has work and no worker"
+    return f"swap: one more of {name} saves {gain:.2g} waiting tasks, this one {loss:.2g}"

@@ -1,0 +1,111 @@
+"""What a machine's devices have for workers, and what workers need of them, as it is learnt. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+from controller.planning.device_health import Troubles
+from controller.types import Device, Exit, Replica, Stage
+
+#: What a process holds of a GPU beside its tensors, which it does not count itself: context, kernels, libraries.
+CONTEXT_BYTES = 600 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """A GPU as its driver tells."""
+
+    device: str
+    total_bytes: int | None
+    used_bytes: int = 0
+    #: What each process holds of it, by pid, as far as the driver says.
+    processes: Mapping[int, int] = field(default_factory=dict)
+    #: Why it cannot be used; empty while it can.
+    fault: str = ""
+
+
+class Pool:
+    """The devices of one machine. Those that are not listed are well, and their memory is not counted."""
+
+    def __init__(
+        self,
+        devices: Iterable[Device] = (),
+        *,
+        margin: float = 0.1,
+        share: bool = False,
+        measured: Mapping[str, int] | None = None,
+    ) -> None:
+        """`margin` is left beside what was `measured`, in bytes by what the workers load (`Model.weights`)."""
+        self._devices = {device.name: device for device in devices}
+        self._margin = margin
+        self.share = share
+        self.measured = dict(measured or {})
+        self._troubles = Troubles()
+        #: By device: what others hold of it, and what the driver has against it.
+        self._others: dict[str, int] = {}
+        self._faults: dict[str, str] = {}
+        self._by_pid: dict[int, int] = {}
+        #: The devices as they were last, and those where workers are.
+        self.current: Mapping[str, Device] = dict(self._devices)
+        self.occupied: Collection[str] = ()
+
+    def __repr__(self) -> str:
+        return f"Pool({len(self._devices)} devices, {self._troubles})"
+
+    @property
+    def largest(self) -> Device | None:
+        """The device with the most memory; None where no memory is counted."""
+        counted = [device for device in self._devices.values() if device.memory is not None]
+        return max(counted, key=lambda device: device.memory or 0, default=None)
+
+    def see(self, readings: Sequence[Reading], occupied: Collection[str]) -> None:
+        """Take in what the driver tells of every GPU. `occupied` are those where workers were when it was asked.
+
+        What others hold is known only where none of ours is: not every driver can tell whose memory is whose.
+        """
+        self._by_pid.clear()
+        for reading in readings:
+            if reading.device in self._devices:
+                self._faults[reading.device] = reading.fault
+                self._by_pid |= reading.processes
+                if not reading.fault and reading.device not in {*occupied, *self.occupied}:
+                    self._others[reading.device] = reading.used_bytes
+
+    def learn(self, weights: str, replicas: Iterable[Replica]) -> None:
+        """Keep the most that a ready worker of these weights has held."""
+        for replica in replicas:
+            device = self._devices.get(replica.child.device)
+            if replica.stage is Stage.READY and device is not None and device.memory is not None:
+                context = CONTEXT_BYTES if device.name.startswith("cuda") else 0
+                told = replica.memory_bytes + context if replica.memory_bytes else 0
+                held = max(told, self._by_pid.get(replica.child.pid, 0))
+                if held > self.measured.get(weights, 0):
+                    self.measured[weights] = held
+
+    def need(self, weights: str, declared: int | None) -> int | None:
+        """Bytes of a device that one worker needs; None for a whole one, as long as nothing is known."""
+        if declared is not None or weights not in self.measured:
+            return declared
+        measured, largest = self.measured[weights], self.largest
+        need = round(measured * (1 + self._margin))
+        if largest is None or largest.memory is None:
+            return need
+        # What ran on the largest fits there without the margin; what was measured on a larger one says nothing.
+        return min(need, largest.memory) if measured <= largest.memory else None
+
+    def crashed(self, ended: Exit) -> None:
+        """A worker has crashed."""
+        self._troubles.crashed(ended.child.device, ended.child.model, ended.at)
+
+    def look(self, replicas: Sequence[Replica], now: float) -> dict[str, Device]:
+        """The devices as they are now. `replicas` are the workers on them."""
+        self.occupied = {replica.child.device for replica in replicas}
+        aside = self._troubles.aside(replicas, now)
+        found = {}
+        for name in {**self._devices, **aside}:
+            device = self._devices.get(name, Device(name))
+            memory = None if device.memory is None else max(device.memory - self._others.get(name, 0), 0)
+            found[name] = replace(device, memory=memory, fault=self._faults.get(name) or aside.get(name, ""))
+        self.current = found
+        return found

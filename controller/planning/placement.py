@@ -1,0 +1,219 @@
+"""Room for workers on devices. Pure.
+
+A device whose memory is counted takes workers while their needs fit into it, and of one model as many as it is listed
+for; one whose memory is not counted takes as many workers as it is listed for, whoever's they are. What leaves holds
+its place until it is gone, but a place may be kept for who is to follow.
+"""
+
+from __future__ import annotations
+
+import bisect
+import copy
+import heapq
+import math
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from controller.types import Device
+
+_Key = tuple[float, float, int, str]
+
+
+@dataclass(frozen=True, slots=True)
+class Berth:
+    """What a worker of a model asks of a device."""
+
+    model: str
+    #: Bytes; None for all of the device's memory.
+    need: int | None
+    #: How many workers may be on each device that it may have: of this model, or of all where memory is not counted.
+    places: Mapping[str, int]
+    #: Whether memory alone bounds how many of the model's workers are on one device.
+    share: bool = False
+
+
+def in_gib(size: int) -> str:
+    """Bytes for people."""
+    return f"{size / 2**30:.1f} GiB"
+
+
+class Rooms:
+    """What is free on every device now, and what will be once those that leave have gone."""
+
+    def __init__(self, devices: Mapping[str, Device], *, tight: bool = False) -> None:
+        """With `tight` the fullest device is taken that has room, which fits the most in; else the emptiest."""
+        self._tight = tight
+        self._memory = {name: device.memory for name, device in devices.items() if device.memory is not None}
+        self._faulty = {name for name, device in devices.items() if device.fault}
+        #: Bytes, or workers where memory is not counted: what is taken now, and what will be.
+        self._now: defaultdict[str, int] = defaultdict(int)
+        self._later: defaultdict[str, int] = defaultdict(int)
+        self._workers: Counter[str] = Counter()
+        self._own_now: Counter[tuple[str, str]] = Counter()
+        self._own_later: Counter[tuple[str, str]] = Counter()
+        #: Who is to go from each device.
+        self.leaving: dict[str, list[str]] = {}
+        #: Where each model may look for room, the best first. By the places: what is empty, and what is not full.
+        self._order: dict[str, list[_Key]] = {}
+        self._empty: dict[int, list[tuple[float, int, str]]] = {}
+        self._open: dict[int, list[tuple[int, str]]] = {}
+
+    def __repr__(self) -> str:
+        return f"Rooms({dict(self._now)}, later {dict(self._later)})"
+
+    def hold(self, device: str, berth: Berth) -> None:
+        """A worker is there, or will be at once."""
+        self.keep(device, berth)
+        self._now[device] += self._amount(device, berth)
+        self._own_now[device, berth.model] += 1
+
+    def keep(self, device: str, berth: Berth) -> None:
+        """The place is kept for one that is to come when it is free."""
+        self._later[device] += self._amount(device, berth)
+        self._own_later[device, berth.model] += 1
+        self._workers[device] += 1
+
+    def leave(self, device: str, berth: Berth, worker: str) -> None:
+        """A worker that is there will go."""
+        self._later[device] -= self._amount(device, berth)
+        self._own_later[device, berth.model] -= 1
+        self.leaving.setdefault(device, []).append(worker)
+
+    def copy(self) -> Rooms:
+        """The same, to try something."""
+        return copy.deepcopy(self)
+
+    def take(self, berth: Berth, but: str = "") -> str | None:
+        """A place that is free now, not on the device `but`, and held from now on; None where there is none.
+
+        It is on a device with as few workers as can be.
+        """
+        device = self._best(berth, but)
+        if device is not None:
+            self.hold(device, berth)
+        return device
+
+    def take_rest(self, berth: Berth) -> str | None:
+        """For one whose need is not known: all that is left where the most is left; None where nothing is."""
+        most = self.most_free(berth)
+        if berth.need is not None or most is None or most[0] <= 0:
+            return None
+        self.hold(most[1], berth)
+        return most[1]
+
+    def await_one(self, berth: Berth) -> str | None:
+        """A place that will be free when somebody has left, now kept; None where there is none."""
+        coming = [device for device in self.leaving if self.will_fit(device, berth)]
+        if not coming:
+            return None
+        device = min(coming, key=lambda device: (self._workers[device], self._free(device, berth)))
+        self.keep(device, berth)
+        return device
+
+    def will_fit(self, device: str, berth: Berth, instead_of: Sequence[Berth] = ()) -> bool:
+        """Whether it fits once those that leave have gone, and these with them."""
+        freed = sum(self._amount(device, other) for other in instead_of)
+        own = self._own_later[device, berth.model]
+        return self._fits(device, berth, self._later[device] - freed, own)
+
+    def most_free(self, berth: Berth) -> tuple[int, str] | None:
+        """The most bytes that are free on a well device of the model's, and where; None where none is counted."""
+        counted = [
+            (memory - self._taken(device), device)
+            for _, device in self._open_ones(berth)
+            if (memory := self._memory.get(device)) is not None
+        ]
+        if counted:
+            return max(counted, key=lambda pair: pair[0])
+        full = (device for device in berth.places if device in self._memory and device not in self._faulty)
+        return next(((0, device) for device in full), None)
+
+    def memory(self, device: str) -> int | None:
+        """What the device has for workers; None where it is not counted."""
+        return self._memory.get(device)
+
+    def _best(self, berth: Berth, but: str) -> str | None:
+        if not self._tight and (empty := self._empty_one(berth, but)):
+            return empty
+        if berth.model not in self._order:
+            # Places are only taken while a plan is made: a device that has no room now is not looked at again.
+            order = [self._key(index, device, berth) for index, device in self._open_ones(berth)]
+            heapq.heapify(order)
+            self._order[berth.model] = order
+        order = self._order[berth.model]
+        while order:
+            index, device = order[0][2:]
+            if device == but or not self._has_room(device, berth):
+                heapq.heappop(order)
+            elif (key := self._key(index, device, berth)) != order[0]:
+                heapq.heapreplace(order, key)
+            else:
+                return device
+        return None
+
+    def _empty_one(self, berth: Berth, but: str) -> str | None:
+        """The smallest device that fits of those where nobody is; models that may have the same ones share the list."""
+        sizes = self._empty.get(id(berth.places))
+        if sizes is None:
+            sizes = sorted(
+                (math.inf if (memory := self.memory(device)) is None else float(memory), index, device)
+                for index, device in enumerate(berth.places)
+                if not self._workers[device] and device not in self._faulty
+            )
+            self._empty[id(berth.places)] = sizes
+        at = bisect.bisect_left(sizes, (float(berth.need or 0), 0, ""))
+        while at < len(sizes):
+            device = sizes[at][2]
+            if self._workers[device]:
+                del sizes[at]
+            elif device != but and self._has_room(device, berth):
+                return device
+            else:
+                at += 1
+        return None
+
+    def _open_ones(self, berth: Berth) -> list[tuple[int, str]]:
+        """The devices of these places that are not full, with their numbers: what is full stays so in one plan."""
+        found = self._open.get(id(berth.places))
+        if found is None:
+            found = [
+                (index, device)
+                for index, device in enumerate(berth.places)
+                if device not in self._faulty and self._free(device, berth) > 0
+            ]
+            self._open[id(berth.places)] = found
+        return found
+
+    def _key(self, index: int, device: str, berth: Berth) -> _Key:
+        """Of two devices with as many workers the one that fits best, that is, that is left with the least."""
+        free = self._free(device, berth)
+        return (free, 0.0, index, device) if self._tight else (self._workers.get(device, 0), free, index, device)
+
+    def _free(self, device: str, berth: Berth) -> float:
+        memory = self._memory.get(device)
+        return float((berth.places[device] if memory is None else memory) - self._taken(device))
+
+    def _taken(self, device: str) -> int:
+        now, later = self._now.get(device, 0), self._later.get(device, 0)
+        return max(later, now)
+
+    def _has_room(self, device: str, berth: Berth) -> bool:
+        own = (device, berth.model)
+        alike = max(self._own_now.get(own, 0), self._own_later.get(own, 0))
+        return self._fits(device, berth, self._taken(device), alike)
+
+    def _fits(self, device: str, berth: Berth, taken: int, own: int) -> bool:
+        if device in self._faulty or device not in berth.places:
+            return False
+        memory = self._memory.get(device)
+        if memory is None:
+            return taken < berth.places[device]
+        most = math.inf if berth.share else berth.places[device]
+        return taken + self._amount(device, berth) <= memory and own < most
+
+    def _amount(self, device: str, berth: Berth) -> int:
+        memory = self._memory.get(device)
+        if memory is None:
+            return 1
+        return max(memory, 1) if berth.need is None else berth.need

@@ -1,0 +1,100 @@
+"""Replacing workers that are too old, or that run with settings of before: which, and one at a time. Pure.
+
+The new one starts first; once it is ready the oldest of the outdated goes, and when that is gone the next one starts.
+Where no device is free one must go first. A newcomer that crashes stops it all: what serves is better than what does
+not. Like the plan it is recomputed from the whole each time, and remembers nothing.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from controller.types import Crashes, Replica, Stage
+
+#: Most part of its allowed age by which a worker is replaced early: those of one start do not all go at once.
+_EARLIER = 0.1
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """When a model's workers are outdated."""
+
+    #: Digest of the settings that workers are started with now; empty where nobody asks.
+    generation: str = ""
+    max_age_s: float | None = None
+    #: Those that were started before are to be replaced, by order.
+    renew_before: float | None = None
+
+
+_NEVER = Rule()
+
+
+def outdated(replicas: Sequence[Replica], rule: Rule, now: float) -> dict[str, str]:
+    """The workers that are to be replaced, and why, the oldest first. One that is going already is none."""
+    if rule == _NEVER:
+        return {}
+    staying = sorted((r for r in replicas if r.stage is not Stage.DRAINING), key=lambda r: r.child.started_at)
+    return {replica.child.id: why for replica in staying if (why := _why(replica, rule, now))}
+
+
+def surge(replicas: Sequence[Replica], desired: int, old: Mapping[str, str], crashes: Crashes) -> int:
+    """How many workers more than decided there may be: one, while it is to take an outdated one's place."""
+    staying = [replica for replica in replicas if replica.stage is not Stage.DRAINING]
+    if not any(replica.child.id in old for replica in staying):
+        return 0
+    newcomer = any(replica.stage is Stage.STARTING and replica.child.id not in old for replica in staying)
+    if newcomer and len(staying) > desired:
+        return 1
+    steady = len(staying) <= desired and all(replica.stage is Stage.READY for replica in replicas)
+    return int(steady and crashes.count == 0)
+
+
+def first_to_go(replicas: Sequence[Replica], desired: int, old: Mapping[str, str]) -> list[Replica]:
+    """The outdated workers that can go before any other because enough others are ready, the oldest first."""
+    if not old:
+        return []
+    ready = [replica for replica in replicas if replica.stage is Stage.READY]
+    going = sorted((r for r in ready if r.child.id in old), key=lambda r: r.child.started_at)
+    return going[: max(len(ready) - desired, 0)]
+
+
+def settled(replicas: Sequence[Replica], desired: int, old: Mapping[str, str]) -> Sequence[Replica]:
+    """The workers as a policy is to count them: without the one too many that a replacement takes."""
+    staying = [replica for replica in replicas if replica.stage is not Stage.DRAINING]
+    if not old or len(staying) <= desired:
+        return replicas
+    newcomers = [r for r in staying if r.stage is Stage.STARTING and r.child.id not in old]
+    passing = max(newcomers, key=lambda r: r.child.started_at, default=None) or next(
+        iter(first_to_go(staying, desired, old)), None
+    )
+    return [replica for replica in replicas if replica is not passing]
+
+
+def told(replicas: Sequence[Replica], old: Mapping[str, str], crashes: Crashes) -> str:
+    """How far the replacement is, for people; empty where there is none."""
+    if not old:
+        return ""
+    staying = sum(replica.stage is not Stage.DRAINING for replica in replicas)
+    text = f"{len(old)} of {staying} to be replaced: {next(iter(old.values()))}"
+    if crashes.count:
+        text += f"; stopped by {'a crash' if crashes.count == 1 else f'{crashes.count} crashes in a row'}"
+    return text
+
+
+def _why(replica: Replica, rule: Rule, now: float) -> str:
+    child = replica.child
+    if rule.generation and child.generation != rule.generation:
+        return "its settings have changed"
+    if rule.renew_before is not None and child.started_at < rule.renew_before:
+        return "by order"
+    if rule.max_age_s is not None and now - child.started_at >= _allowed_s(child.id, rule.max_age_s):
+        return f"older than max_worker_age_s ({rule.max_age_s:g}) allows"
+    return ""
+
+
+def _allowed_s(worker: str, max_age_s: float) -> float:
+    """The age that this worker may reach: not the same for all, but always the same for it."""
+    share = zlib.crc32(worker.encode()) / 2**32
+    return max_age_s * (1 - _EARLIER * share)

@@ -1,0 +1,71 @@
+"""Who must go: what hangs, and what is too much. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
+
+from controller.planning.rolling_update import first_to_go
+from controller.types import Action, Decision, Drain, Kill, Limits, Observation, Replica, Stage
+
+#: How much longer than `drain_timeout_s` a draining worker may take: it hands its tasks back at the timeout.
+DRAIN_GRACE_S = 10.0
+#: A worker that the balancer has not heard for so many times `lost_after_s` hangs.
+_HANGING_AFTER = 3.0
+_NOBODY: Mapping[str, str] = MappingProxyType({})
+
+
+def leave(
+    seen: Observation,
+    decision: Decision,
+    limits: Limits,
+    now: float,
+    outdated: Mapping[str, str] = _NOBODY,
+    surge: int = 0,
+) -> tuple[list[Action], list[Replica]]:
+    """The workers that must go, and those that stay as capacity, the least missed first.
+
+    Of the `outdated`, by why they are, as many go first as are ready beyond the decision; there may be `surge` more
+    workers than decided while a newcomer is on its way to take a place.
+    """
+    kills = [kill for replica in seen.replicas if (kill := _kill(replica, limits, now))]
+    doomed = {kill.id for kill in kills}
+    alive = [r for r in seen.replicas if r.stage is not Stage.DRAINING and r.child.id not in doomed]
+    surplus = max(len(alive) - decision.desired - surge, 0)
+    first = first_to_go(alive, decision.desired, outdated)
+    alive = [*first, *(r for r in _least_missed(alive, seen.cold_start_s, now) if r not in first)]
+    drains = [Drain(r.child.id, outdated.get(r.child.id, decision.reason)) for r in alive[:surplus]]
+    return [*kills, *drains], alive[surplus:]
+
+
+def _kill(replica: Replica, limits: Limits, now: float) -> Kill | None:
+    child = replica.child
+    match replica.stage:
+        case Stage.STARTING if now - child.started_at > limits.start_timeout_s:
+            return Kill(child.id, f"not ready {limits.start_timeout_s:g} s after its start")
+        case Stage.DRAINING if now - (child.drained_at or now) > limits.drain_timeout_s + DRAIN_GRACE_S:
+            return Kill(child.id, f"still there {now - (child.drained_at or now):.0f} s after it was told to go")
+        case Stage.READY if replica.stuck:
+            return Kill(child.id, "it is stuck: it heartbeats, but makes no step")
+        case Stage.READY if now - (replica.unheard_since or now) > _HANGING_AFTER * limits.lost_after_s:
+            return Kill(child.id, f"not heard by the balancer for {now - (replica.unheard_since or now):.0f} s")
+    return None
+
+
+def _least_missed(replicas: Sequence[Replica], cold_start_s: float, now: float) -> list[Replica]:
+    """In the order in which to let them go: not half loaded, idle, loading, least busy; among equals the newest first.
+
+    The last ready one goes after those that load: somebody has to do the work meanwhile.
+    """
+
+    def missed(replica: Replica) -> int:
+        if replica.stage is Stage.STARTING:
+            return 0 if now - replica.child.started_at < cold_start_s / 2 else 2
+        return 3 if replica.load else 1
+
+    order = sorted(replicas, key=lambda r: (missed(r), r.load, -r.child.started_at))
+    ready = [replica for replica in order if replica.stage is not Stage.STARTING]
+    if ready and order[-1].stage is Stage.STARTING:
+        order.remove(ready[-1])
+        order.append(ready[-1])
+    return order

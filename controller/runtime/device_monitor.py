@@ -1,0 +1,82 @@
+"""Looks after the devices while the server runs: what the driver says of them, and what workers were seen to need."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+import logging
+from collections.abc import AsyncIterator, Mapping, Sequence
+from pathlib import Path
+
+import msgspec
+
+from configs.paths import cache_dir
+from controller.planning.device_pool import Pool
+from controller.runtime.gpus import Gpu, GpuWatch
+
+log = logging.getLogger("controller")
+
+_EVERY_S = 1.0
+_ASK_DRIVER_EVERY = 5
+
+
+def measured(data_dir: Path) -> dict[str, int]:
+    """Bytes that workers were seen to need, by what they load; nothing where that cannot be read."""
+    with contextlib.suppress(OSError, msgspec.MsgspecError):
+        return msgspec.json.decode(_file(data_dir).read_bytes(), type=dict[str, int])
+    return {}
+
+
+@contextlib.asynccontextmanager
+async def watching(pool: Pool, gpus: Sequence[Gpu], data_dir: Path) -> AsyncIterator[None]:
+    """Watch while the block runs."""
+    driver = GpuWatch(gpus) if gpus else None
+    if driver is not None:
+        # Before any worker starts: what is used now is used by others.
+        await asyncio.to_thread(driver.open)
+        pool.see(await asyncio.to_thread(driver.read), pool.occupied)
+    task = asyncio.create_task(_watch(pool, driver, data_dir))
+    try:
+        yield
+    finally:
+        task.cancel()
+        await asyncio.wait([task])
+        if driver is not None:
+            driver.close()
+
+
+async def _watch(pool: Pool, driver: GpuWatch | None, data_dir: Path) -> None:
+    faults: dict[str, str] = {}
+    saved = dict(pool.measured)
+    for turn in itertools.count(1):
+        await asyncio.sleep(_EVERY_S)
+        if driver is not None and turn % _ASK_DRIVER_EVERY == 0:
+            occupied = pool.occupied
+            pool.see(await asyncio.to_thread(driver.read), occupied)
+        faults = _tell(faults, {device.name: device.fault for device in pool.current.values() if device.fault})
+        if pool.measured != saved:
+            saved = dict(pool.measured)
+            await asyncio.to_thread(_save, _file(data_dir), saved)
+
+
+def _tell(before: Mapping[str, str], now: dict[str, str]) -> dict[str, str]:
+    """Log what has changed, once."""
+    for device in now.keys() - before.keys():
+        log.error("%s is set aside: %s", device, now[device])
+    for device in before.keys() - now.keys():
+        log.warning("%s is used again", device)
+    return now
+
+
+def _save(file: Path, values: Mapping[str, int]) -> None:
+    draft = file.with_suffix(".tmp")
+    try:
+        draft.write_bytes(msgspec.json.encode(values))
+        draft.replace(file)
+    except OSError as error:
+        log.warning("%s cannot be written (%s): what workers need is measured again after a restart", file, error)
+
+
+def _file(data_dir: Path) -> Path:
+    return cache_dir(data_dir) / "gpu_memory.json"

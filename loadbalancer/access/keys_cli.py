@@ -1,0 +1,180 @@
+"""`python -m loadbalancer.access.keys_cli`, or `scripts/keys`: makes, lists and revokes API keys and the keys of TCP workers.
+
+It changes files only. A balancer that runs sees the change within a second.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import datetime
+import secrets
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import msgspec
+from filelock import FileLock
+
+from configs.cli import EXIT_USAGE, HelpFormatter, add_config_options, settings_from
+from configs.paths import curve_dir, keys_file
+from configs.settings import Settings
+from loadbalancer.access.api_keys import KEY_PREFIX, SCOPES, Key, KeyRing, fingerprint, parse_ring
+from loadbalancer.access.key_files import BadFile, read, write
+from loadbalancer.access.startup_checks import ALLOWED_WORKERS, parse_workers, server_pair
+from wire.curve import AllowedWorker, AllowedWorkers, WorkerKey, new_pair
+
+_DESCRIPTION = """\
+API keys, and the keys of workers on other machines. Only a hash of an API key is kept: it is shown once, at its making.
+
+    scripts/keys add alice --weight 2 --requests-per-minute 60
+    scripts/keys add grafana --scope admin
+    scripts/keys add-worker gpu-box worker.key
+    scripts/keys list
+    scripts/keys revoke alice
+
+The first API key closes the server to everyone without one.
+"""
+
+
+class Mistake(Exception):
+    """It cannot be done as asked; the text says why."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Do what is asked. Returns the exit status: 0 done, 2 refused."""
+    args = _parser().parse_args(argv)
+    settings = settings_from(args)
+    try:
+        match args.verb:
+            case "add":
+                _add(settings, args)
+            case "revoke":
+                _revoke(settings, args.name)
+            case "add-worker":
+                _add_worker(settings, args.name, args.file)
+            case "revoke-worker":
+                _revoke_worker(settings, args.name)
+            case _:
+                _list(settings)
+    except (Mistake, BadFile) as mistake:
+        print(mistake, file=sys.stderr)
+        return EXIT_USAGE
+    except msgspec.ValidationError as error:  # a name or a number that the file must not hold
+        print(f"refused: {error}", file=sys.stderr)
+        return EXIT_USAGE
+    except OSError as error:
+        print(f"{error.filename}: {error.strerror}", file=sys.stderr)
+        return EXIT_USAGE
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="scripts/keys", description=_DESCRIPTION, formatter_class=HelpFormatter)
+    add_config_options(parser)
+    verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
+    add = verbs.add_parser("add", help="make an API key and show it", formatter_class=HelpFormatter)
+    add.add_argument("name", help="whose it is: named in logs and errors, shares the queue")
+    add.add_argument("--scope", action="append", choices=SCOPES, help="may be given often; default: images and jobs")
+    add.add_argument("--weight", type=float, default=1.0, help="share of the workers' time beside other keys")
+    add.add_argument("--requests-per-minute", type=int, metavar="N", help="most requests that make work, per minute")
+    add.add_argument("--max-concurrent", type=int, metavar="N", help="most such requests at once")
+    verbs.add_parser("list", help="show what there is, without any secret")
+    verbs.add_parser("revoke", help="end an API key").add_argument("name")
+    worker = verbs.add_parser("add-worker", help="let a worker of another machine join (workers.listen)")
+    worker.add_argument("name", help="of the worker's key, for people")
+    worker.add_argument("file", type=Path, help="where to put the worker's secret, to be carried to its machine")
+    verbs.add_parser("revoke-worker", help="end a worker's key").add_argument("name")
+    return parser
+
+
+def _add(settings: Settings, args: argparse.Namespace) -> None:
+    token = KEY_PREFIX + secrets.token_urlsafe(32)
+    scopes = tuple(dict.fromkeys(args.scope)) if args.scope else ("images", "jobs")
+    key = Key(fingerprint(token), scopes, args.weight, args.requests_per_minute, args.max_concurrent, _today())
+    with _api_keys(settings) as keys:
+        if args.name in keys:
+            raise Mistake(f"there is a key named {args.name} already; revoke it first, or choose another name")
+        keys[args.name] = key
+    print(f"The key of {args.name}, shown this once:", file=sys.stderr)
+    print(token)
+
+
+def _revoke(settings: Settings, name: str) -> None:
+    with _api_keys(settings) as keys:
+        if keys.pop(name, None) is None:
+            raise Mistake(f"there is no key named {name}; there are: {', '.join(keys) or 'none'}")
+    print(f"revoked {name}", file=sys.stderr)
+
+
+def _add_worker(settings: Settings, name: str, file: Path) -> None:
+    pair, server = new_pair(), server_pair(settings.data_dir)
+    with _worker_keys(settings) as workers:
+        if name in workers:
+            raise Mistake(f"there is a worker key named {name} already; revoke it first, or choose another name")
+        if file.exists():
+            raise Mistake(f"{file} exists; it is not overwritten")
+        workers[name] = AllowedWorker(pair.public, _today())
+        parse_workers(msgspec.to_builtins(AllowedWorkers(workers)))
+        write(file, msgspec.to_builtins(WorkerKey(pair.public, pair.secret, server.public)))
+    print(f"{file} is the secret of {name}. Carry it to its machine, and start there:", file=sys.stderr)
+    print(f"python -m worker --join {settings.workers.listen or 'tcp://HOST:PORT'} --key-file {file.name}")
+
+
+def _revoke_worker(settings: Settings, name: str) -> None:
+    with _worker_keys(settings) as workers:
+        if workers.pop(name, None) is None:
+            raise Mistake(f"there is no worker key named {name}; there are: {', '.join(workers) or 'none'}")
+    print(f"revoked {name}", file=sys.stderr)
+
+
+def _list(settings: Settings) -> None:
+    path = keys_file(settings.data_dir, settings.access.keys_file)
+    ring = read(path, parse_ring) if path.exists() else None
+    for name, key in ring.keys.items() if ring else ():
+        rate = f"{key.requests_per_minute}/min" if key.requests_per_minute else "any rate"
+        at_once = f"{key.max_concurrent} at once" if key.max_concurrent else "any number at once"
+        print(f"{name}: {', '.join(key.scopes)}; weight {key.weight:g}; {rate}, {at_once}; made {key.created or '?'}")
+    if ring is None:
+        print(f"no API keys ({path} is not there): no request needs one", file=sys.stderr)
+    allowed = curve_dir(settings.data_dir) / ALLOWED_WORKERS
+    for name, worker in (read(allowed, parse_workers).workers if allowed.exists() else {}).items():
+        print(f"worker {name}: {worker.public}; made {worker.created or '?'}")
+
+
+@contextlib.contextmanager
+def _api_keys(settings: Settings) -> Iterator[dict[str, Key]]:
+    """The keys to change; written when the block ends well."""
+    path = keys_file(settings.data_dir, settings.access.keys_file)
+    with _locked(path):
+        keys = dict(read(path, parse_ring).keys) if path.exists() else {}
+        yield keys
+        tree = msgspec.to_builtins(KeyRing(keys))
+        parse_ring(tree)
+        write(path, tree)
+
+
+@contextlib.contextmanager
+def _worker_keys(settings: Settings) -> Iterator[dict[str, AllowedWorker]]:
+    """The workers to change; written when the block ends well."""
+    path = curve_dir(settings.data_dir) / ALLOWED_WORKERS
+    with _locked(path):
+        workers = dict(read(path, parse_workers).workers) if path.exists() else {}
+        yield workers
+        write(path, msgspec.to_builtins(AllowedWorkers(workers)))
+
+
+@contextlib.contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """Two changes at once would lose one of them."""
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    with FileLock(path.with_name(f".{path.name}.lock"), timeout=10):
+        yield
+
+
+def _today() -> str:
+    return datetime.datetime.now(datetime.UTC).date().isoformat()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,119 @@
+"""How many requests a key may send, in a minute and at once. Pure: `now` is seconds on any clock that never goes back.
+
+A bucket holds a minute's worth of requests and is refilled evenly, so that a burst is served and a flood is not.
+"""
+
+from __future__ import annotations
+
+import math
+
+from loadbalancer.schema.errors import RateLimited
+
+_MINUTE_S = 60.0
+
+
+class Bucket:
+    """Requests that may be sent now. Full at first."""
+
+    def __init__(self, per_minute: int, now: float) -> None:
+        self.per_minute = per_minute
+        self._tokens = float(per_minute)
+        self._filled = now
+
+    def __repr__(self) -> str:
+        return f"<Bucket {self._tokens:.1f} of {self.per_minute}>"
+
+    def resize(self, per_minute: int, now: float) -> None:
+        """The key has another limit from now on. What was used stays used."""
+        self._fill(now)
+        self._tokens = max(self._tokens + per_minute - self.per_minute, 0.0)
+        self.per_minute = per_minute
+
+    def take(self, now: float) -> float:
+        """Take one. Returns 0, or the seconds until there is one again, with nothing taken."""
+        self._fill(now)
+        if self._tokens < 1.0:
+            return (1.0 - self._tokens) * _MINUTE_S / self.per_minute
+        self._tokens -= 1.0
+        return 0.0
+
+    def headers(self, now: float) -> dict[str, str]:
+        """The limit, what is left of it, and the time until all of it is there again, named as OpenAI does."""
+        self._fill(now)
+        full_s = (self.per_minute - self._tokens) * _MINUTE_S / self.per_minute
+        return {
+            "x-ratelimit-limit-requests": str(self.per_minute),
+            "x-ratelimit-remaining-requests": str(int(self._tokens)),
+            "x-ratelimit-reset-requests": duration(full_s),
+        }
+
+    def _fill(self, now: float) -> None:
+        passed = max(now - self._filled, 0.0)
+        self._tokens = min(self._tokens + passed * self.per_minute / _MINUTE_S, float(self.per_minute))
+        self._filled = max(now, self._filled)
+
+
+class Limits:
+    """The requests of every key that has limits."""
+
+    def __init__(self) -> None:
+        self._buckets: dict[str, Bucket] = {}
+        self._running: dict[str, int] = {}
+
+    def __repr__(self) -> str:
+        return f"<Limits of {len(self._buckets)} keys, {len(self)} requests under way>"
+
+    def __len__(self) -> int:
+        return sum(self._running.values())
+
+    def enter(self, owner: str, per_minute: int | None, at_once: int | None, now: float) -> None:
+        """A request begins. Raises `RateLimited`, and then counts nothing; else `leave` must follow."""
+        running = self._running.get(owner, 0)
+        if at_once is not None and running >= at_once:
+            raise RateLimited(
+                f"Rate limit reached for the API key '{owner}': {running} requests are under way, which is all that it "
+                "may have at once. Please try again later.",
+                retry_after_s=1.0,
+                headers=self.headers(owner, now),
+            )
+        wait_s = self._take(owner, per_minute, now)
+        if wait_s > 0.0:
+            raise RateLimited(
+                f"Rate limit reached for the API key '{owner}' on requests per minute: {per_minute}. "
+                f"Please try again in {duration(wait_s)}.",
+                retry_after_s=wait_s,
+                headers=self.headers(owner, now),
+            )
+        self._running[owner] = running + 1
+
+    def leave(self, owner: str) -> None:
+        """A request that has entered is over."""
+        running = self._running[owner] - 1
+        if running:
+            self._running[owner] = running
+        else:
+            del self._running[owner]
+
+    def headers(self, owner: str, now: float) -> dict[str, str]:
+        """The rate limit as headers of an answer; none where the key has no such limit."""
+        bucket = self._buckets.get(owner)
+        return bucket.headers(now) if bucket else {}
+
+    def _take(self, owner: str, per_minute: int | None, now: float) -> float:
+        if per_minute is None:
+            self._buckets.pop(owner, None)
+            return 0.0
+        bucket = self._buckets.setdefault(owner, Bucket(per_minute, now))
+        if bucket.per_minute != per_minute:
+            bucket.resize(per_minute, now)
+        return bucket.take(now)
+
+
+def duration(seconds: float) -> str:
+    """In the way of OpenAI's headers: `120ms`, `8.64s`, `1m30s`."""
+    milliseconds = math.ceil(seconds * 1000)
+    if milliseconds < 1000:
+        return f"{milliseconds}ms" if milliseconds else "0s"
+    minutes, rest = divmod(milliseconds, 60_000)
+    shown = f"{rest / 1000:.3f}".rstrip("0").rstrip(".")
+    return f"{minutes}m{shown}s" if minutes else f"{shown}s"

@@ -1,0 +1,122 @@
+"""What stands between the server and the world when it starts: keys, certificates, and the refusal to go without.
+
+Everything here happens once, before anything listens. What is wrong raises `Refused`.
+"""
+
+from __future__ import annotations
+
+import logging
+import ssl
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import NoReturn
+
+import msgspec
+
+from configs.paths import curve_dir, keys_file
+from configs.sections import Server
+from configs.settings import Settings
+from loadbalancer.access.api_keys import KeyRing, parse_ring
+from loadbalancer.access.key_files import BadFile, Watched, read, write
+from loadbalancer.access.origin_policy import is_loopback
+from loadbalancer.transport.curve_listener import Guard
+from wire.curve import AllowedWorkers, KeyPair, new_pair
+
+log = logging.getLogger(__name__)
+
+#: In `curve_dir`.
+SERVER_KEY = "server.yaml"
+ALLOWED_WORKERS = "workers.yaml"
+
+
+class Refused(Exception):
+    """The server must not start like this; the text names the setting and the ways out."""
+
+
+def open_keys(settings: Settings) -> Callable[[], KeyRing | None]:
+    """The API keys as they are at each call; None while there is no file of them. Raises `Refused`."""
+    configured = settings.access.keys_file
+    path = keys_file(settings.data_dir, configured)
+    if configured is not None and not path.exists():
+        raise Refused(
+            f"access.keys_file {path} is not there; `scripts/keys add NAME`, with the same --config, makes it"
+        )
+    try:
+        watched = Watched[KeyRing | None](path, parse_ring, absent=None)
+    except BadFile as error:
+        raise Refused(f"access.keys_file: {error}") from None
+    return lambda: watched.get(time.monotonic())
+
+
+def check_exposure(settings: Settings, ring: KeyRing | None) -> None:
+    """Raises `Refused` where strangers could use the server."""
+    server, insecure = settings.server, settings.access.insecure
+    if is_loopback(server.host):
+        return
+    if ring is None and not insecure:
+        raise Refused(
+            f"server.host {server.host} can be reached from other machines, but there are no API keys. Make one with "
+            f"`scripts/keys --data-dir {settings.data_dir} add NAME`; or listen on 127.0.0.1; or let everyone in with "
+            "--insecure (access.insecure: true)"
+        )
+    if ring is None:
+        log.warning("everyone who reaches %s may use this server: access.insecure is set", server.host)
+    elif server.tls_cert is None:
+        log.warning(
+            "API keys travel unencrypted to %s unless a proxy in front adds TLS; see server.tls_cert", server.host
+        )
+
+
+def check_tls(server: Server) -> None:
+    """Raises `Refused` where the certificate's files cannot be used together."""
+    cert, key = server.tls_cert, server.tls_key
+    if cert is None or key is None:
+        return
+    for name, path in (("tls_cert", cert), ("tls_key", key)):
+        _readable(f"server.{name}", path)
+
+    def no_password() -> NoReturn:
+        raise Refused(f"server.tls_key {key} has a password, and nobody is there to type it; give it without")
+
+    try:
+        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(cert, key, no_password)
+    except ssl.SSLError as error:
+        if error.reason == "KEY_VALUES_MISMATCH":
+            raise Refused(f"server.tls_key {key} does not belong to server.tls_cert {cert}") from None
+        raise Refused(f"server.tls_cert {cert} and server.tls_key {key} are no certificate and key in PEM") from None
+
+
+def _readable(setting: str, path: Path) -> None:
+    try:
+        path.open("rb").close()
+    except OSError as error:
+        raise Refused(f"{setting} {path} cannot be read: {error.strerror}") from None
+
+
+def guard(settings: Settings) -> Guard | None:
+    """The door for workers on other machines; None where `workers.listen` asks for none. Raises `Refused`."""
+    if settings.workers.listen is None:
+        return None
+    try:
+        own = server_pair(settings.data_dir)
+        path = curve_dir(settings.data_dir) / ALLOWED_WORKERS
+        watched = Watched(path, lambda tree: parse_workers(tree).publics(), absent=frozenset[str]())
+    except (BadFile, OSError) as error:
+        raise Refused(f"workers.listen {settings.workers.listen}: {error}") from None
+    if not watched.get(time.monotonic()):
+        log.warning("no worker may join at %s yet; `scripts/keys add-worker NAME` allows one", settings.workers.listen)
+    return Guard(settings.workers.listen, own, lambda: watched.get(time.monotonic()))
+
+
+def server_pair(data_dir: Path) -> KeyPair:
+    """The balancer's own CURVE keys, made when they are first asked for. Raises `BadFile` and `OSError`."""
+    path = curve_dir(data_dir) / SERVER_KEY
+    if not path.exists():
+        write(path, msgspec.to_builtins(new_pair()))
+    return read(path, lambda tree: msgspec.convert(tree, KeyPair))
+
+
+def parse_workers(tree: object) -> AllowedWorkers:
+    """The workers in a file's content. Raises `msgspec.ValidationError`."""
+    return msgspec.convert({} if tree is None else tree, AllowedWorkers)

@@ -1,0 +1,186 @@
+"""What the routes share: the services behind them, reading bodies, writing answers."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from http import HTTPStatus
+from pathlib import Path
+from typing import Any
+
+import msgspec
+from fastapi import Request, Response
+from starlette.requests import ClientDisconnect
+from starlette.types import Message, Receive
+
+from configs.settings import Settings
+from loadbalancer.access.api_keys import Caller, Doorman, KeyRing
+from loadbalancer.generation.in_flight import Desk
+from loadbalancer.generation.validation import Job, Known
+from loadbalancer.jobs.manager import Jobs
+from loadbalancer.metrics.prometheus import Metrics
+from loadbalancer.proxy.upstream import Elsewhere
+from loadbalancer.scaling.control_plane import Control
+from loadbalancer.scheduler_service import Hub
+from loadbalancer.schema.errors import ApiError, BodyTooLarge, ClientClosed
+from loadbalancer.storage.database import Journal
+from wire.messages import LORA_NAME
+
+_encoder = msgspec.json.Encoder()
+_IDEMPOTENCY_KEY = {
+    "name": "Idempotency-Key",
+    "in": "header",
+    "description": "Requests with the same key are one request: all get its answer, and another one is refused.",
+    "schema": {"type": "string", "minLength": 1, "maxLength": 255, "pattern": "^[\\x21-\\x7e]+$"},
+}
+
+
+@dataclass(frozen=True)
+class Services:
+    """What stands behind the routes."""
+
+    settings: Settings
+    hub: Hub
+    desk: Desk
+    metrics: Metrics
+    jobs: Jobs
+    journal: Journal
+    doorman: Doorman
+    control: Control
+    elsewhere: Elsewhere
+    #: The API keys in force; None while there are none and nobody needs one.
+    ring: Callable[[], KeyRing | None]
+    #: Unix time of the start.
+    started: int
+
+
+def answer(content: msgspec.Struct, status: int = HTTPStatus.OK, headers: dict[str, str] | None = None) -> Response:
+    """The content as JSON; bytes in it become base64 here, once."""
+    return Response(_encoder.encode(content), status, headers, media_type="application/json")
+
+
+def answer_error(error: ApiError) -> Response:
+    """The error as a client is to see it."""
+    return answer(error.body, error.status, error.headers)
+
+
+def caller(request: Request) -> Caller:
+    """Who sent the request, as the gate found."""
+    found = request.state.caller
+    assert isinstance(found, Caller)
+    return found
+
+
+def owned(job: Job, request: Request) -> Job:
+    """The job in its caller's name."""
+    sender = caller(request)
+    return replace(job, owner=sender.owner, weight=sender.weight)
+
+
+def bounded(request: Request, most: int) -> Request:
+    """The request with a body of which no more is read than `most` bytes. Raises `BodyTooLarge`, now or in reading.
+
+    Starlette's own limit is not used: it replaces the answer by a plain text.
+    """
+    declared = request.headers.get("content-length", "")
+    if declared.isdecimal() and int(declared) > most:
+        raise BodyTooLarge(most)
+    size = 0
+
+    async def receive() -> Message:
+        nonlocal size
+        message = await request.receive()
+        size += len(message.get("body", b""))
+        if size > most:
+            raise BodyTooLarge(most)
+        return message
+
+    return Request(request.scope, receive)
+
+
+async def read_body(request: Request, most: int) -> bytes:
+    """The whole body. Raises `BodyTooLarge` as soon as it is known to exceed `most` bytes, and `ClientClosed`."""
+    try:
+        return await bounded(request, most).body()
+    except ClientDisconnect:
+        raise hung_up() from None
+
+
+def hung_up() -> ClientClosed:
+    """What becomes of a request whose body does not come to its end."""
+    return ClientClosed("The client closed the connection before the end of the body.")
+
+
+async def known(services: Services, model: str, *, loras: bool) -> Known:
+    """What is known of the model; its adapters are looked up where the request names any (`loras`)."""
+    folder = services.settings.models[model].loras if loras else None
+    return Known(services.hub.about(model), await asyncio.to_thread(adapters, folder) if folder else ())
+
+
+def adapters(folder: Path) -> list[str]:
+    """Names of the LoRA adapters in the folder, sorted. A folder that cannot be read holds none."""
+    try:
+        files = [path.stem for path in folder.iterdir() if path.suffix == ".safetensors" and path.is_file()]
+    except OSError:
+        return []
+    return sorted(name for name in files if LORA_NAME.fullmatch(name))
+
+
+async def first_of(request: Request, outcome: asyncio.Future[Any]) -> None:
+    """Wait for the outcome. Raises `ClientClosed` at once when the client hangs up before it."""
+    gone = asyncio.create_task(disconnect(request.receive))
+    try:
+        await asyncio.wait({gone, outcome}, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        gone.cancel()
+    if not outcome.done():
+        raise ClientClosed("The client closed the connection.")
+
+
+async def disconnect(receive: Receive) -> None:
+    """Returns when the client has hung up."""
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+def body_of(reference: str, media_type: str = "application/json") -> dict[str, Any]:
+    """OpenAPI: a request body of the schema with this name, and the header that says whether it came before."""
+    return {
+        "requestBody": {"required": True, "content": content_of(reference, media_type)},
+        "parameters": [_IDEMPOTENCY_KEY],
+    }
+
+
+def content_of(reference: str, media_type: str = "application/json") -> dict[str, Any]:
+    """OpenAPI: content of the schema with this name."""
+    return {media_type: {"schema": of(reference)}}
+
+
+def of(name: str) -> dict[str, str]:
+    """OpenAPI: the schema with this name."""
+    return {"$ref": f"#/components/schemas/{name}"}
+
+
+def answers(success: str, *errors: int, **more: Any) -> dict[int | str, dict[str, Any]]:
+    """OpenAPI: the answers of a route. `more` are other content types of the success."""
+    documented: dict[int | str, dict[str, Any]] = {
+        200: {"description": "Success.", "content": content_of(success) | more}
+    }
+    return documented | {status: refused(status) for status in errors}
+
+
+def events_of(*names: str) -> dict[str, Any]:
+    """OpenAPI: content that is a stream of the events with these names. The schema is that of each."""
+    told = {"oneOf": [of(name) for name in names]}
+    properties = {
+        "event": {"type": "string", "description": "The `type` of what `data` holds."},
+        "data": {"type": "string", "contentMediaType": "application/json", "contentSchema": told},
+    }
+    schema = {"type": "object", "properties": properties, "required": ["event", "data"]}
+    return {"text/event-stream": {"schema": schema}}
+
+
+def refused(status: int) -> dict[str, Any]:
+    """OpenAPI: an answer that is an error."""
+    return {"description": HTTPStatus(status).phrase + ".", "content": content_of("ErrorBody")}

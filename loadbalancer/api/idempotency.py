@@ -1,0 +1,158 @@
+"""In front of the routes: a request with an `Idempotency-Key` is done once, and its answer given to all who send it.
+
+Plain ASGI, for streamed answers are recorded like others. Jobs see to their keys themselves: theirs are written
+together with the job.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+
+from starlette.datastructures import Headers
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from loadbalancer.api.http_helpers import answer_error, caller, disconnect, hung_up, read_body
+from loadbalancer.api.idempotency_recording import Recording, key_of, reused
+from loadbalancer.schema.errors import ApiError
+from loadbalancer.storage.database import Journal, Unwritable
+from loadbalancer.storage.records import Answer, Key, Reused
+
+log = logging.getLogger(__name__)
+
+HEADER = "idempotency-key"
+_REPLAYED = (b"idempotent-replayed", b"true")
+_ELSEWHERE = ("/v1/jobs", "/internal")
+
+
+class Once:
+    """Answers what it has seen before; everything else goes on to the application."""
+
+    def __init__(self, app: ASGIApp, journal: Journal, most: int) -> None:
+        """`most` bounds the body of a request in bytes."""
+        self._app = app
+        self._journal = journal
+        self._most = most
+        self._running: dict[tuple[str, str], Recording] = {}
+
+    def __len__(self) -> int:
+        return len(self._running)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request."""
+        given = Headers(scope=scope).get(HEADER) if scope["type"] == "http" and scope["method"] == "POST" else None
+        if given is None or scope["path"].startswith(_ELSEWHERE):
+            await self._app(scope, receive, send)
+            return
+        request = Request(scope, receive)
+        try:
+            body = await read_body(request, self._most)
+            kind = request.headers.get("content-type", "")
+            key = key_of(caller(request).owner, given, scope["path"], kind, body)
+            recording, first = await self._recording(key, scope, body)
+        except Reused:
+            await answer_error(reused(given))(scope, receive, send)
+        except ApiError as error:
+            await answer_error(error)(scope, receive, send)
+        else:
+            if isinstance(recording, Answer):
+                await _replay(recording)(scope, receive, send)
+            else:
+                await self._listen(recording, first, scope, receive, send)
+
+    async def _recording(self, key: Key, scope: Scope, body: bytes) -> tuple[Recording | Answer, bool]:
+        """The answer that is kept or being made, or a new one; and whether it is new. Raises `Reused`."""
+        running = self._running.get(key[:2])
+        if running is None:
+            try:
+                kept = await self._journal.do(lambda ledger: ledger.recall(key))
+            except Unwritable:  # the request itself can be answered all the same
+                kept = None
+            if kept is not None:
+                return kept, False
+            running = self._running.get(key[:2])  # it may have come once more meanwhile
+        if running is not None:
+            if running.key != key:
+                raise Reused
+            return running, False
+        recording = self._running[key[:2]] = Recording(key)
+        recording.start(self._record(recording, scope, body))
+        return recording, True
+
+    async def _record(self, recording: Recording, scope: Scope, body: bytes) -> None:
+        """Let the application answer into the recording. An answer is kept before its last bytes are told."""
+        sent = False
+
+        async def receive() -> Message:
+            nonlocal sent
+            if sent:  # who listens may go, but that is for `Recording.leave` to notice
+                await asyncio.get_running_loop().create_future()
+            sent = True
+            return {"type": "http.request", "body": body, "more_body": False}
+
+        async def send(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                recording.status, recording.headers = message["status"], list(message["headers"])
+                recording.route = scope.get("route")
+            elif message["type"] == "http.response.body":
+                chunk, last = bytes(message.get("body", b"")), not message.get("more_body", False)
+                if last:  # before it can be read: whoever was told the length does not wait for the end
+                    await self._keep(recording, chunk)
+                recording.chunks.append(chunk)
+                recording.done = last
+            recording.changed()
+
+        try:
+            await self._app(scope, receive, send)
+        finally:
+            del self._running[recording.key[:2]]
+
+    async def _keep(self, recording: Recording, last: bytes) -> None:
+        kept, now = recording.answer(last), time.time()
+        if kept is None:
+            return
+        try:
+            await self._journal.do(lambda ledger: ledger.remember(recording.key, kept, now))
+        except Unwritable as error:  # the answer is right, and only cannot be given again
+            log.warning("an answer could not be kept for its idempotency key: %s", error)
+
+    async def _listen(self, recording: Recording, first: bool, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass the answer on as it is made."""
+        recording.readers += 1
+        gone = asyncio.create_task(disconnect(receive))
+        told = 0
+        started = False
+        try:
+            while not gone.done():
+                over, chunks = recording.over, recording.chunks[told:]
+                if recording.status and not started:
+                    started = True
+                    scope["route"] = recording.route
+                    extra = [] if first else [_REPLAYED]
+                    headers = [*recording.headers, *extra]
+                    await send({"type": "http.response.start", "status": recording.status, "headers": headers})
+                for chunk in chunks:
+                    await send({"type": "http.response.body", "body": chunk, "more_body": True})
+                told += len(chunks)
+                if over:
+                    recording.outcome()
+                    await send({"type": "http.response.body", "body": b"", "more_body": False})
+                    return
+                if told == len(recording.chunks) and recording.over == over:
+                    more = asyncio.create_task(recording.more())
+                    await asyncio.wait({gone, more}, return_when=asyncio.FIRST_COMPLETED)
+                    more.cancel()
+            if not started:
+                await answer_error(hung_up())(scope, receive, send)
+        finally:
+            gone.cancel()
+            recording.leave()
+
+
+def _replay(kept: Answer) -> Response:
+    response = Response(kept.body, kept.status, media_type=None)
+    response.raw_headers += [(b"content-type", kept.media_type.encode("latin-1")), _REPLAYED]
+    return response

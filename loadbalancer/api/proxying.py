@@ -1,0 +1,172 @@
+"""What another server answers in our place, handed on as it comes: an answer as a whole, events one by one."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import replace
+
+import aiohttp
+import msgspec
+from fastapi import Request, Response
+from fastapi.responses import StreamingResponse
+from starlette.types import Receive, Scope, Send
+
+from configs.proxy import ColdStartProxy
+from loadbalancer.api.http_helpers import Services, first_of
+from loadbalancer.api.uploads import Form
+from loadbalancer.generation.validation import Job
+from loadbalancer.proxy.upstream import FORWARDED, Content, NotTaken
+from loadbalancer.schema.errors import ApiError, BadGateway, InvalidRequest
+from loadbalancer.schema.stream_events import encode_error
+
+#: On every answer that another server made.
+PROXIED = "x-muster-proxied"
+_EVENTS = "text/event-stream"
+_JSON = "application/json"
+
+#: Makes what is sent, given the name that the model has there.
+Make = Callable[[str], Awaitable[Content]]
+
+
+class Proxied:
+    """One request that another server was asked to do."""
+
+    def __init__(self, services: Services, job: Job) -> None:
+        self._services = services
+        self._job = job
+        self._open = True
+        services.desk.host(self)
+        services.hub.forward(job.model, job.inputs)
+
+    def why_broken(self, error: Exception) -> ApiError:
+        """See `Elsewhere.why_broken`."""
+        return self._services.elsewhere.why_broken(error)
+
+    def close(self, outcome: str) -> None:
+        """It is over. Idempotent; the first outcome counts."""
+        if self._open:
+            self._open = False
+            self._services.desk.closed(self)
+            self._services.hub.forwarded(self._job.model, len(self._job.inputs))
+            self._services.metrics.proxied(self._job.model, outcome)
+
+
+async def instead(services: Services, request: Request, job: Job, make: Make, *, stream: bool) -> Response | Job:
+    """The answer of the server that helps out for the job's model, or the job, to be done here.
+
+    Raises the `ApiError` that there is instead of an answer.
+    """
+    proxy = services.elsewhere.of(job.model)
+    if proxy is None or FORWARDED in request.headers or not services.desk.open or not _needed(services, proxy, job):
+        return job
+    content = await make(proxy.model or job.model)
+    path = request.url.path.removeprefix("/v1")
+    proxied = Proxied(services, job)
+    asking = asyncio.create_task(_ask(services, job, path, content, min(proxy.timeout_s, job.timeout_s), stream))
+    outcome = "cancelled"
+    try:
+        await first_of(request, asking)
+        outcome = "failed"
+        answer = asking.result()
+        outcome = "answered" if isinstance(answer, Response) else ""
+    except NotTaken:
+        outcome = "queued"
+        return replace(job, known=True)
+    except InvalidRequest:
+        outcome = "refused"
+        raise
+    finally:
+        if outcome:
+            asking.cancel()
+            asking.add_done_callback(_discard)
+            proxied.close(outcome)
+    return answer if isinstance(answer, Response) else Relay(answer, proxied)
+
+
+def _needed(services: Services, proxy: ColdStartProxy, job: Job) -> bool:
+    """Whether the model's own workers would take too long."""
+    if not services.hub.ready(job.model):
+        return True
+    if proxy.max_wait_s is None:
+        return False
+    wait_s = services.hub.wait_s(job.model, job.inputs[0], priority=job.priority, owner=job.owner, weight=job.weight)
+    return wait_s is not None and wait_s > proxy.max_wait_s
+
+
+async def _ask(
+    services: Services, job: Job, path: str, content: Content, timeout_s: float, stream: bool
+) -> Response | aiohttp.ClientResponse:
+    """The whole answer, or one whose events are still to come. Raises `NotTaken` and `ApiError`."""
+    answer = await services.elsewhere.ask(job.model, path, content, timeout_s)
+    expected = _EVENTS if stream else _JSON
+    if answer.content_type != expected:
+        answer.close()
+        raise BadGateway(f"The server that stands in for the model answered with other than {expected}.")
+    if stream:
+        return answer
+    return Response(await services.elsewhere.read(answer), headers={PROXIED: "true"}, media_type=_JSON)
+
+
+class Relay(StreamingResponse):
+    """Hands the events on, and hangs up on the other server when its reader hangs up."""
+
+    def __init__(self, answer: aiohttp.ClientResponse, proxied: Proxied) -> None:
+        headers = {"cache-control": "no-cache", "x-accel-buffering": "no", PROXIED: "true"}
+        super().__init__(self._events(), headers=headers, media_type=_EVENTS)
+        self._answer = answer
+        self._proxied = proxied
+        self._outcome = "cancelled"
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send the events."""
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            self._answer.close()
+            self._proxied.close(self._outcome)
+
+    async def _events(self) -> AsyncIterator[bytes]:
+        try:
+            async for chunk in self._answer.content.iter_any():
+                yield chunk
+        except (aiohttp.ClientError, TimeoutError, OSError) as error:
+            self._outcome = "failed"
+            why = self._proxied.why_broken(error)
+            yield b"\n\n" + encode_error(why)  # an event that was under way ends here
+        else:
+            self._outcome = "answered"
+
+
+def as_json(body: bytes) -> Make:
+    """The request's own body of JSON, with another model's name."""
+
+    async def make(model: str) -> Content:
+        asked: dict[str, msgspec.Raw] = msgspec.json.decode(body, type=dict[str, msgspec.Raw])
+        asked["model"] = msgspec.Raw(msgspec.json.encode(model))
+        return Content(msgspec.json.encode(asked), _JSON)
+
+    return make
+
+
+def as_form(form: Form) -> Make:
+    """The request's own form, with another model's name. To be made while the form can be read."""
+
+    async def make(model: str) -> Content:
+        sent = aiohttp.FormData()
+        for name, text in (form.texts | {"model": model}).items():
+            sent.add_field(name, text)
+        for name, file in form.parts:
+            content = await asyncio.to_thread(file.read)
+            sent.add_field(name, content, filename=f"{name}.{file.kind}", content_type=f"image/{file.kind}")
+        return Content(sent)
+
+    return make
+
+
+def _discard(asking: asyncio.Task[Response | aiohttp.ClientResponse]) -> None:
+    """Nobody takes the answer any more."""
+    if not asking.cancelled() and asking.exception() is None:
+        answer = asking.result()
+        if isinstance(answer, aiohttp.ClientResponse):
+            answer.close()

@@ -1,0 +1,196 @@
+"""`/v1/jobs`: requests whose answers are fetched later, and outlive this process."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Awaitable
+from typing import Annotated, NoReturn, TypeVar
+
+from fastapi import APIRouter, Query, Request, Response
+
+from loadbalancer.api.event_stream import EventStream
+from loadbalancer.api.http_helpers import Services, answer, answers, body_of, caller, events_of, of, owned, read_body
+from loadbalancer.api.idempotency import HEADER
+from loadbalancer.api.idempotency_recording import key_of, reused
+from loadbalancer.api.request_builder import Studio, from_url
+from loadbalancer.api.routes.images import images_answer
+from loadbalancer.generation.validation import Job
+from loadbalancer.jobs.requests import Asked, parse_job
+from loadbalancer.jobs.views import StoredError, job_list, why_none
+from loadbalancer.schema.errors import ApiError, Conflict, InvalidRequest, NotFound, Unavailable, shutting_down
+from loadbalancer.schema.requests import PredictRequest, shorten
+from loadbalancer.schema.responses import PredictAnswer
+from loadbalancer.storage.database import Unwritable
+from loadbalancer.storage.records import Hook, JobState, Kept, Order, Record, Reused
+
+Result = TypeVar("Result")
+
+_EDITS = "/v1/images/edits"
+_OF_EDITS = ("EditProgress", "EditPartialImage", "EditCompletedImage")
+_EVENTS = events_of("Progress", "PartialImage", "CompletedImage", *_OF_EDITS, "ErrorEvent")
+_RESULT = answers("ImagesAnswer", 400, 404, 409, 500, 503, 504)
+_RESULT[200]["content"] = {"application/json": {"schema": {"anyOf": [of("ImagesAnswer"), of("PredictAnswer")]}}}
+_CREATED = answers("JobView", 400, 404, 413, 422, 429, 503)
+_CREATED[202] = _CREATED.pop(200)
+
+
+def router(services: Services, studio: Studio) -> APIRouter:
+    """The routes about jobs."""
+    routes = APIRouter(tags=["jobs"])
+    office = _Office(services, studio)
+
+    @routes.post(
+        "/v1/jobs",
+        summary="Put a request off",
+        status_code=202,
+        openapi_extra=body_of("JobRequest"),
+        responses=_CREATED,
+    )
+    async def create_job(request: Request) -> Response:
+        """Accept a request of another endpoint as a job: it is done even if this server is restarted meanwhile."""
+        return await office.create(request)
+
+    @routes.get("/v1/jobs", summary="List jobs", responses=answers("JobList", 400, 503))
+    async def list_jobs(
+        request: Request,
+        limit: Annotated[str, Query(description="Most jobs of a page, 1 to 100.")] = "20",
+        after: Annotated[str | None, Query(description="Id of the last job of the page before.")] = None,
+        state: Annotated[str | None, Query(description="Only jobs in this state.")] = None,
+    ) -> Response:
+        """The caller's jobs, the newest first."""
+        return await office.page(request, limit, after, state)
+
+    @routes.get("/v1/jobs/{job}", summary="Describe a job", responses=answers("JobView", 404, 503))
+    async def describe_job(request: Request, job: str) -> Response:
+        """How the job stands."""
+        record, _ = await office.find(request, job)
+        return answer(services.jobs.view(record))
+
+    @routes.get(
+        "/v1/jobs/{job}/result",
+        summary="Fetch a job's result",
+        responses=_RESULT,
+    )
+    async def job_result(request: Request, job: str) -> Response:
+        """What the job's endpoint would have answered; 409 while there is nothing yet."""
+        return _result(*await office.find(request, job))
+
+    @routes.get("/v1/jobs/{job}/events", summary="Follow a job", responses=answers("JobView", 404, 503, **_EVENTS))
+    async def job_events(request: Request, job: str) -> Response:
+        """Server-sent events: first how the job stands and what is finished, then what happens, until its end."""
+        record, kept = await office.find(request, job)
+        return EventStream(services.jobs.follow(record, kept), edit=record.order.path == _EDITS)
+
+    @routes.delete("/v1/jobs/{job}", summary="Cancel or forget a job", responses=answers("JobView", 404, 503))
+    async def delete_job(request: Request, job: str) -> Response:
+        """Cancel the job; if it has ended, forget it and its result."""
+        record = await _on_disk(services.jobs.discard(job, caller(request).owner))
+        if record is None:
+            _unknown(job)
+        return answer(services.jobs.view(record))
+
+    return routes
+
+
+class _Office:
+    """What the routes share."""
+
+    def __init__(self, services: Services, studio: Studio) -> None:
+        self._services = services
+        self._studio = studio
+
+    async def create(self, request: Request) -> Response:
+        services = self._services
+        if not services.desk.open:
+            raise shutting_down()
+        server, settings = services.settings.server, services.settings.jobs
+        body = await read_body(request, server.max_upload_bytes + server.max_body_bytes)
+        given, owner = request.headers.get(HEADER), caller(request).owner
+        key = None if given is None else key_of(owner, given, request.url.path, "", body)
+        asked = parse_job(body, server.max_body_bytes, webhook_private=settings.webhook_private)
+        job = owned(await self._job(asked), request)
+        allowed_s = job.timeout_s if asked.request.timeout_s is not None else settings.timeout_s
+        order = _order(asked, job, time.time() + allowed_s)
+        try:
+            view = await _on_disk(services.jobs.add(order, job.sources, key))
+        except Reused:
+            raise reused(given or "") from None
+        return answer(view, 202, {"location": f"/v1/jobs/{view.id}"})
+
+    async def _job(self, asked: Asked) -> Job:
+        """Raises what the endpoint would."""
+        if isinstance(asked.request, PredictRequest):
+            return await self._studio.simple(asked.request)
+        image, mask = from_url("image", asked.image), from_url("mask", asked.mask)
+        return await self._studio.job(asked.request, image, mask)
+
+    async def find(self, request: Request, job: str) -> tuple[Record, list[Kept]]:
+        """The caller's job, and what is finished of it. Raises `NotFound`, for others' jobs too."""
+        record, kept = await _on_disk(self._services.jobs.find(job, caller(request).owner))
+        if record is None:
+            _unknown(job)
+        return record, kept
+
+    async def page(self, request: Request, limit: str, after: str | None, state: str | None) -> Response:
+        jobs, owner = self._services.jobs, caller(request).owner
+        if not (limit.isascii() and limit.isdecimal() and len(limit) <= 3 and 1 <= int(limit) <= 100):
+            text = f"Invalid value for 'limit': {shorten(limit)}. Must be between 1 and 100."
+            raise InvalidRequest(text, param="limit")
+        if state is not None and state not in list(JobState):
+            text = f"Invalid value for 'state': {shorten(state)}. Supported: {', '.join(JobState)}."
+            raise InvalidRequest(text, param="state")
+        if after is not None and (await _on_disk(jobs.find(after, owner)))[0] is None:
+            raise InvalidRequest(f"Invalid value for 'after': {shorten(after)}. There is no such job.", param="after")
+        wanted = int(limit)
+        records = await _on_disk(jobs.page(owner, wanted + 1, after, None if state is None else JobState(state)))
+        return answer(job_list([jobs.view(record) for record in records[:wanted]], more=len(records) > wanted))
+
+
+def _order(asked: Asked, job: Job, deadline: float) -> Order:
+    webhook = asked.job.webhook
+    return Order(
+        path=asked.job.path,
+        model=job.model,
+        inputs=job.inputs,
+        priority=job.priority,
+        deadline=deadline,
+        owner=job.owner,
+        weight=job.weight,
+        metadata=asked.job.metadata,
+        hook=None if webhook is None else Hook(webhook.url, webhook.secret),
+    )
+
+
+def _result(record: Record, kept: list[Kept]) -> Response:
+    if record.ended is None:
+        text = f"The job is {record.state.value}; its result is not there yet."
+        raise Conflict(text, code="job_not_finished", retry_after_s=1)
+    missing = why_none(record)
+    if isinstance(missing, StoredError):
+        return answer(missing.body, missing.failure.status)
+    if missing is not None:
+        raise missing
+    if record.order.path == "/predict":
+        return answer(PredictAnswer(memoryview(kept[0].image), kept[0].flagged))
+    job = Job(record.order.model, record.order.inputs, 0.0, 0)
+    return answer(images_answer(job, kept, record.ended))
+
+
+async def _on_disk(work: Awaitable[Result]) -> Result:
+    """What comes of it. Raises `Unavailable` where the disk does not take it."""
+    try:
+        return await work
+    except Unwritable as error:
+        raise _no_disk(error) from None
+
+
+def _no_disk(error: Unwritable) -> ApiError:
+    if error.full:
+        text = "There is no room on disk for jobs. Requests without a job are still answered."
+        return Unavailable(text, code="storage_full", retry_after_s=10)
+    text = "Jobs cannot be stored at the moment. Requests without a job are still answered."
+    return Unavailable(text, code="storage_unavailable", retry_after_s=10)
+
+
+def _unknown(job: str) -> NoReturn:
+    raise NotFound(f"There is no job {shorten(job)}.", param="job", code="job_not_found")

@@ -1,0 +1,187 @@
+"""How many workers there are, why, and how people change it. The gate lets in administrators and the controller."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+import uuid
+from typing import Annotated, NoReturn, TypeVar
+
+import msgspec
+from fastapi import APIRouter, Query, Request, Response
+from pydantic import BaseModel
+
+from loadbalancer.api.http_helpers import Services, answer, answers, body_of, first_of, read_body
+from loadbalancer.generation.validation import model_not_found
+from loadbalancer.scaling.control_plane import MOST_ORDERS, Control, TooManyOrders
+from loadbalancer.schema.errors import InvalidRequest, TimedOut, TooBusy, Unavailable
+from loadbalancer.schema.requests import parse, shorten
+from loadbalancer.schema.scaling import OrderDone, PauseRequest, ReloadRequest, ResumeRequest, ScaleRequest
+from wire.scaling import KEPT_DECISIONS, Obeyed, Order, Pause, Reload, Report, Resume, Scale
+
+Body = TypeVar("Body", bound=BaseModel)
+
+#: A report of a thousand models and ten thousand workers has room in it.
+_LARGEST_REPORT = 16 << 20
+#: The controller looks each second, and a configuration is read in a moment.
+_OBEYED_WITHIN_S = 15.0
+_DECISIONS = answers("DecisionPage", 400, 404)
+
+
+def router(services: Services) -> APIRouter:
+    """The routes about scaling."""
+    routes = APIRouter(tags=["scaling"])
+    counter = _Counter(services)
+
+    @routes.get("/internal/controller", summary="How the controller sees it", responses=answers("Report", 503))
+    async def controller() -> Response:
+        """The newest report: models, workers, devices, and what is held or paused."""
+        return answer(counter.report())
+
+    @routes.post("/internal/controller", include_in_schema=False)
+    async def report(request: Request) -> Response:
+        """The controller reports, and is handed what was ordered."""
+        return await counter.hear(request)
+
+    @routes.get("/internal/decisions", summary="List decisions", responses=_DECISIONS)
+    async def decisions(
+        model: Annotated[str | None, Query(description="Only this model's.")] = None,
+        limit: Annotated[str, Query(description=f"Most decisions of a page, 1 to {KEPT_DECISIONS}.")] = "100",
+        before: Annotated[str | None, Query(description="Number of the last decision of the page before.")] = None,
+    ) -> Response:
+        """How many workers each model should have and why, the newest first."""
+        return counter.decisions(model, limit, before)
+
+    scaled = answers("OrderDone", 400, 404, 413, 429, 503, 504)
+
+    @routes.post(
+        "/internal/scale", summary="Hold a number of workers", openapi_extra=body_of("ScaleRequest"), responses=scaled
+    )
+    async def scale(request: Request) -> Response:
+        """Give a model so many workers for some time, whatever its policy would say."""
+        asked = await counter.read(ScaleRequest, request)
+        counter.check_bounds(asked.model, asked.workers)
+        return await counter.obeyed(request, Scale(asked.model, asked.workers, asked.hold_s))
+
+    @routes.post("/internal/pause", summary="Stop deciding", openapi_extra=body_of("PauseRequest"), responses=scaled)
+    async def pause(request: Request) -> Response:
+        """Leave every number of workers as it is. Workers that die are still replaced."""
+        await counter.read(PauseRequest, request)
+        return await counter.obeyed(request, Pause())
+
+    @routes.post("/internal/resume", summary="Decide again", openapi_extra=body_of("ResumeRequest"), responses=scaled)
+    async def resume(request: Request) -> Response:
+        """End the pause and what is held."""
+        asked = await counter.read(ResumeRequest, request)
+        counter.check_served(asked.model)
+        return await counter.obeyed(request, Resume(asked.model))
+
+    @routes.post(
+        "/internal/reload",
+        summary="Read the configuration again",
+        openapi_extra=body_of("ReloadRequest"),
+        responses=scaled,
+    )
+    async def reload(request: Request) -> Response:
+        """Apply what has changed in the configuration: at once, or worker by worker. A bad one changes nothing."""
+        asked = await counter.read(ReloadRequest, request)
+        counter.check_served(*asked.models)
+        return await counter.obeyed(request, Reload(asked.models))
+
+    return routes
+
+
+class _Counter:
+    """What the routes share."""
+
+    def __init__(self, services: Services) -> None:
+        self._services = services
+        self._control: Control = services.control
+        self._waiting: dict[str, tuple[asyncio.Future[None], list[Obeyed]]] = {}
+        self._reports = msgspec.json.Decoder(Report)
+
+    async def read(self, kind: type[Body], request: Request) -> Body:
+        """The body, of which nothing is needed where all has a default."""
+        body = await read_body(request, self._services.settings.server.max_body_bytes)
+        return parse(kind, body.strip() or b"{}")
+
+    def report(self) -> Report:
+        """Raises `Unavailable` where no controller is there."""
+        report = self._control.report(time.monotonic())
+        return _absent() if report is None else report
+
+    async def hear(self, request: Request) -> Response:
+        """Take in what the controller reports."""
+        try:
+            report = self._reports.decode(await read_body(request, _LARGEST_REPORT))
+        except msgspec.MsgspecError as error:
+            raise InvalidRequest(f"The report is not one: {error}.", code="invalid_report") from None
+        orders, done = self._control.hear(report, time.monotonic())
+        for obeyed in done:
+            future, told = self._waiting[obeyed.id]
+            told.append(obeyed)
+            if not future.done():
+                future.set_result(None)
+        return answer(orders)
+
+    def decisions(self, model: str | None, limit: str, before: str | None) -> Response:
+        """A page of decisions."""
+        self.check_served(model)
+        most = _number("limit", limit, KEPT_DECISIONS)
+        return answer(self._control.page(model, None if before is None else _number("before", before), most))
+
+    def check_served(self, *models: str | None) -> None:
+        """Raises `ModelNotFound`."""
+        for model in models:
+            if model is not None and model not in self._services.settings.models:
+                raise model_not_found(model, self._services.settings)
+
+    def check_bounds(self, model: str, workers: int) -> None:
+        """Raises `ModelNotFound`, `Unavailable`, and `InvalidRequest` outside of what the model may have."""
+        self.check_served(model)
+        known = self._control.models(time.monotonic()).get(model)
+        if known is None:
+            _absent()
+        if not known.min_workers <= workers <= known.max_workers:
+            bounds = f"min_workers ({known.min_workers}) and max_workers ({known.max_workers})"
+            text = f"Invalid value for 'workers': {workers}. Must be between {bounds} of '{model}'."
+            raise InvalidRequest(text, param="workers")
+
+    async def obeyed(self, request: Request, order: Order) -> Response:
+        """What the controller made of the order."""
+        self.report()
+        number, told = uuid.uuid4().hex, list[Obeyed]()
+        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        try:
+            self._control.order(number, order)
+        except TooManyOrders:
+            text = f"{MOST_ORDERS} orders wait for the controller already."
+            raise TooBusy(text, code="too_many_orders", retry_after_s=1) from None
+        self._waiting[number] = future, told
+        try:
+            async with asyncio.timeout(_OBEYED_WITHIN_S):
+                await first_of(request, future)
+        except TimeoutError:
+            text = f"The controller did not answer within {_OBEYED_WITHIN_S:g} s; the order may yet have been obeyed."
+            raise TimedOut(text, code="controller_silent") from None
+        finally:
+            self._control.withdraw(number)
+            del self._waiting[number]
+        [done] = told
+        if done.refused:
+            raise InvalidRequest(done.refused, param=done.param, code="refused_by_controller")
+        return answer(OrderDone(list(done.applied), list(done.rolls), list(done.needs_restart)))
+
+
+def _absent() -> NoReturn:
+    raise Unavailable(
+        "No controller has reported lately: nothing can be scaled.", code="no_controller", retry_after_s=2
+    )
+
+
+def _number(param: str, text: str, most: int = 10**12) -> int:
+    if not (text.isascii() and text.isdecimal() and len(text) <= 12 and 1 <= int(text) <= most):
+        raise InvalidRequest(
+            f"Invalid value for '{param}': {shorten(text)}. Must be between 1 and {most}.", param=param
+        )
+    return int(text)

@@ -1,0 +1,138 @@
+"""Requests that are under way: the bridge between the hub's updates and the route that awaits or streams them.
+
+An `Errand` belongs to one request and is closed by it, whatever happens; closing cancels what has not ended. The
+`Desk` hands errands out, knows how many are open, and hands out none once it is closed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Iterator
+
+from loadbalancer.generation.validation import Job
+from loadbalancer.metrics.prometheus import Metrics
+from loadbalancer.scheduler_service import Hub
+from loadbalancer.scheduling.task import Completed, DeadlineUnreachable, Ended, QueueFull, Stepped, Update
+from loadbalancer.schema.errors import ApiError, TooBusy, Unavailable, from_ended, shutting_down
+from loadbalancer.schema.stream_events import Progress
+
+
+class Errand:
+    """One request's images on their way. All methods are called in the event loop."""
+
+    def __init__(self, desk: Desk, job: Job) -> None:
+        self.job = job
+        #: Previews and finished images in the order in which they came, for a stream to take.
+        self.news: deque[Stepped | Completed] = deque()
+        self.images: dict[str, Completed] = {}
+        #: Steps done and steps in all, by task.
+        self.steps: dict[str, tuple[int, int]] = {}
+        #: Why there will be no images. One that fails fails the request.
+        self.failure: ApiError | None = None
+        self.over: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.changed = asyncio.Event()
+        self._desk = desk
+        self._open = True
+        self.tasks: list[str] = desk.hub.submit(
+            job.model,
+            job.inputs,
+            timeout_s=job.timeout_s,
+            priority=job.priority,
+            listener=self._hear,
+            sources=job.sources,
+            owner=job.owner,
+            weight=job.weight,
+            known=job.known,
+        )
+
+    def __repr__(self) -> str:
+        return f"<Errand {len(self.images)} of {len(self.job.inputs)} images, failure {self.failure!r}>"
+
+    def results(self) -> list[Completed]:
+        """The images in order. Raises the `ApiError` that the request has ended with."""
+        if self.failure is not None:
+            raise self.failure
+        return [self.images[task] for task in self.tasks]
+
+    def views(self) -> Iterator[Progress]:
+        """Where each image stands that is not finished."""
+        for index, task in enumerate(self.tasks):
+            outlook = self._desk.hub.outlook(task)
+            if outlook is not None:
+                step, steps = self.steps.get(task, (0, self.job.inputs[index].steps))
+                yield Progress(index, outlook.state, step, steps, outlook.position, outlook.eta_s)
+
+    def close(self) -> None:
+        """Nobody waits any more. Idempotent; what has not ended is cancelled."""
+        if self._open:
+            self._open = False
+            self._desk.hub.cancel([task for task in self.tasks if task not in self.images])
+            self._desk.closed(self)
+
+    def _hear(self, update: Update) -> None:
+        match update:
+            case Stepped(task=task, step=step, steps=steps, preview=preview):
+                self.steps[task] = (step, steps)
+                if preview is None:
+                    return  # a stream looks at the steps at its own pace
+                self.news.append(update)
+            case Completed(task=task):
+                self.images[task] = update
+                self.news.append(update)
+                self._desk.metrics.image(self.job.model, update.waited_s, update.ran_s)
+            case Ended():
+                self.failure = self.failure or from_ended(update)
+            case _:
+                return
+        if not self.over.done() and (self.failure is not None or len(self.images) == len(self.job.inputs)):
+            self.over.set_result(None)
+        self.changed.set()
+
+
+class Desk:
+    """Accepts jobs while the server is open."""
+
+    def __init__(self, hub: Hub, metrics: Metrics) -> None:
+        self.hub = hub
+        self.metrics = metrics
+        self.open = True
+        self._errands: set[object] = set()
+        self._idle = asyncio.Event()
+        self._idle.set()
+
+    def __repr__(self) -> str:
+        return f"<Desk {'open' if self.open else 'closed'}, {len(self._errands)} errands>"
+
+    def __len__(self) -> int:
+        return len(self._errands)
+
+    def accept(self, job: Job) -> Errand:
+        """Queue the job. Raises `Unavailable` when shutting down or where it would be too late, `TooBusy` when full."""
+        if not self.open:
+            raise shutting_down()
+        try:
+            errand = Errand(self, job)
+        except DeadlineUnreachable as late:
+            text = f"The deadline cannot be met: {late}. Please try again later, or with a larger timeout_s."
+            raise Unavailable(text, code="deadline_unreachable", retry_after_s=late.retry_after_s) from None
+        except QueueFull as full:
+            text = f"Too many requests: {full}. Please try again later."
+            raise TooBusy(text, retry_after_s=full.retry_after_s) from None
+        self.host(errand)
+        return errand
+
+    def host(self, errand: object) -> None:
+        """An errand is under way, one of ours or one that another server runs. Its end is told by `closed`."""
+        self._errands.add(errand)
+        self._idle.clear()
+
+    def closed(self, errand: object) -> None:
+        """The errand is over."""
+        self._errands.discard(errand)
+        if not self._errands:
+            self._idle.set()
+
+    async def idle(self) -> None:
+        """Wait until no errand is open."""
+        await self._idle.wait()

@@ -1,0 +1,1 @@
+"""Durable jobs and their webhooks."""

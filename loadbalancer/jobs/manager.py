@@ -1,0 +1,344 @@
+"""Durable jobs: from the disk through the queue and back, across restarts.
+
+A job is on disk before it is acknowledged, and an image of it before anyone hears of it; its end is written once, and
+who comes later with another is dropped. Jobs enter the queue as it has room (`backlog` says who is next) and are taken
+up again after a restart, each image from its last checkpoint. While the disk takes nothing, what is drawn waits here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import time
+import uuid
+from collections import Counter
+from collections.abc import Callable, Coroutine, Sequence
+from typing import TypeVar
+
+from configs.settings import Settings
+from loadbalancer.jobs.job_queue import Turns
+from loadbalancer.jobs.job_run import Follower, Run
+from loadbalancer.jobs.views import JobView, Place, cancelled, expired, job_view, why_none
+from loadbalancer.metrics.prometheus import Metrics
+from loadbalancer.scheduler_service import Hub
+from loadbalancer.scheduling.task import QueueFull
+from loadbalancer.schema.errors import Conflict, InternalError, TooBusy, shutting_down
+from loadbalancer.storage.database import Journal, Unwritable, Work, sweep_forever
+from loadbalancer.storage.records import Failure, JobState, Kept, Key, Order, Record
+from loadbalancer.storage.repository import Ledger
+
+log = logging.getLogger(__name__)
+
+Result = TypeVar("Result")
+#: Pause before the disk or a full queue is tried again.
+_AGAIN_S = 0.5
+_TEND_S = 1.0
+#: Most that a start waits for the jobs of an earlier life.
+_RESUME_S = 5.0
+
+
+class Jobs:
+    """All jobs. All methods are called in the event loop."""
+
+    def __init__(self, settings: Settings, hub: Hub, metrics: Metrics, journal: Journal) -> None:
+        self._settings = settings.jobs
+        self._turns = Turns(settings.models, max(int(settings.queue.max_tasks * settings.jobs.queue_share), 1))
+        self._hub = hub
+        self._metrics = metrics
+        self._journal = journal
+        self._runs: dict[str, Run] = {}
+        self._models = settings.models
+        self._source_bytes = 0
+        #: Sums since the start: jobs by what became of them.
+        self.counters: Counter[str] = Counter()
+        self._chores: set[asyncio.Task[None]] = set()
+        self._stopped = False
+        #: What an earlier life left is in the queue, or cannot be read now.
+        self._settled = asyncio.Event()
+        #: Called at every end of a job that is to be told.
+        self.on_end: Callable[[], None] = lambda: None
+
+    def __repr__(self) -> str:
+        return f"<Jobs {len(self)} unfinished, {self._turns!r}>"
+
+    def __len__(self) -> int:
+        return len(self._runs)
+
+    async def start(self) -> None:
+        """Take up what an earlier life left, as soon as the disk can be read, and look after everything from now on.
+
+        To be called before workers are heard: what they still run is in the queue when this returns, unless the disk
+        cannot be read or takes long.
+        """
+        sweeping = sweep_forever(self._journal, self.keep_s, self._settings.max_bytes)
+        for chore in (self._resume(), self._tend(), self._save(), sweeping):
+            self._spawn(chore)
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._settled.wait(), _RESUME_S)
+        self._settled.set()
+
+    async def stop(self) -> None:
+        """Write how far everything is, and let go of it: the next start goes on from there.
+
+        What is still accepted is on disk and no more: the queue ends before it could be done.
+        """
+        self._stopped = True
+        for chore in self._chores:
+            chore.cancel()
+        await asyncio.gather(*self._chores, return_exceptions=True)
+        await self._save_now()
+        for run in self._runs.values():
+            run.leave()
+            for follower in run.followers:
+                follower.end(shutting_down())
+
+    # ---- what the routes use
+
+    async def add(self, order: Order, sources: Sequence[bytes], key: Key | None) -> JobView:
+        """Accept the job: it is on disk when this returns. With a key that came before, the view is of that job.
+
+        Raises `Reused`, `Unwritable` and `TooBusy`.
+        """
+        size = sum(map(len, sources))
+        job, now, full = f"job_{uuid.uuid4().hex}", time.time(), self._full(size)
+
+        def work(ledger: Ledger) -> Record:
+            if full is not None and (key is None or ledger.job_of(key) is None):
+                raise full
+            return ledger.add(job, order, sources, key, now)
+
+        record = await self._journal.do(work)
+        if record.id == job:
+            self.counters["jobs_accepted"] += 1
+            self._take_up(record, size)
+        return self.view(record)
+
+    async def find(self, job: str, owner: str) -> tuple[Record | None, list[Kept]]:
+        """The owner's job, if there is one, and what is finished of it. Raises `Unwritable`."""
+        return await self._journal.do(lambda ledger: (ledger.get(job, owner), ledger.images(job)))
+
+    async def page(self, owner: str, limit: int, after: str | None, state: JobState | None) -> list[Record]:
+        """See `Ledger.page`. Raises `Unwritable`."""
+        return await self._journal.do(lambda ledger: ledger.page(owner, limit, after, state))
+
+    async def discard(self, job: str, owner: str) -> Record | None:
+        """Cancel the owner's job, or forget it if it has ended; gives what is left of it. Raises `Unwritable`."""
+        now = time.time()
+
+        def work(ledger: Ledger) -> Record | None:
+            record = ledger.get(job, owner)
+            if record is None or record.ended is None:
+                return record and ledger.finish(job, JobState.CANCELLED, None, now)
+            ledger.forget(job)
+            return record
+
+        record = await self._journal.do(work)
+        run = self._runs.get(job)
+        if record is not None and run is not None:
+            run.failure = cancelled()
+            self.counters["jobs_cancelled"] += 1
+            if run.attendant is not None:
+                run.attendant.cancel()
+            self._close(run)
+        return record
+
+    def view(self, record: Record) -> JobView:
+        """The job as its client sees it."""
+        run = self._runs.get(record.id)
+        return job_view(record, None if run is None or record.ended is not None else self._place(run), self.keep_s)
+
+    def follow(self, record: Record, kept: Sequence[Kept]) -> Follower:
+        """Watch the job. To be called as soon as `find` has given both, so that nothing happens between."""
+        if record.ended is None and record.readable:
+            self._take_up(record, 0)  # unless it is: right after a start, the disk is read before the jobs are
+        run = self._runs.get(record.id)
+        if run is None:
+            follower = Follower(record.order, lambda: iter(()), lambda _: None)
+            follower.show(kept)
+            follower.end(why_none(record) if record.ended is not None else shutting_down())
+            return follower
+        follower = Follower(
+            record.order,
+            lambda: run.waiting(self._place(run).position) if run.attendant is None else run.views(),
+            run.followers.discard,
+        )
+        run.followers.add(follower)
+        follower.show(kept)
+        return follower
+
+    @property
+    def keep_s(self) -> float:
+        """How long results are kept."""
+        return self._settings.keep_s
+
+    # ---- the way of a job
+
+    def _full(self, source_bytes: int) -> TooBusy | None:
+        """Why a job with pictures of this size is not taken, if it is not."""
+        if len(self._runs) >= self._settings.max_unfinished:
+            return TooBusy(f"{len(self._runs)} jobs are unfinished, and more are not taken.", retry_after_s=10)
+        if self._source_bytes + source_bytes > self._settings.max_bytes:
+            return TooBusy("The pictures of unfinished jobs fill the room that there is for them.", retry_after_s=10)
+        return None
+
+    def _take_up(self, record: Record, source_bytes: int) -> None:
+        if self._stopped or record.id in self._runs:
+            return
+        order = record.order
+        run = self._runs[record.id] = Run(record, source_bytes, self._hub, self._metrics)
+        self._source_bytes += source_bytes
+        if order.model in self._models:
+            self._turns.push(record.id, order.model, len(order.inputs), order.owner, order.priority, record.seq)
+            self._feed(order.model)
+        else:
+            run.failure = Conflict(f"The model '{order.model}' is not served any more.", code="model_not_found")
+            self._attend(run)
+
+    def _feed(self, model: str) -> None:
+        for job in self._turns.next(model):
+            self._attend(self._runs[job])
+
+    def _attend(self, run: Run) -> None:
+        run.attendant = self._spawn(self._see_through(run))
+
+    async def _see_through(self, run: Run) -> None:
+        """One job from its turn to its end."""
+        if run.failure is None:
+            try:
+                await self._enter(run)
+            except Exception:  # a bug, or a file that something else has written to: the client is owed an end
+                log.exception("job %s cannot be entered into the queue", run.record.id)
+                run.failure = InternalError("The job could not be taken up, because of an error of the server.")
+        run.entered.set()
+        while not run.over:
+            await run.stirred.wait()
+            run.stirred.clear()
+            if not run.over:
+                await self._write_down(run)
+        await self._write_down(run)
+        self._close(run)
+
+    async def _enter(self, run: Run) -> None:
+        job = run.record.id
+        sources, kept, saved = await self._surely(
+            lambda ledger: (ledger.sources(job), ledger.images(job), ledger.checkpoints(job))
+        )
+        while True:
+            left_s = run.record.order.deadline - time.time()
+            if left_s <= 0:
+                run.failure = expired(run.record)
+                return None
+            try:
+                begun = run.record.started is not None and not self._settled.is_set()
+                return run.enter(sources, kept, saved, left_s, begun=begun)
+            except QueueFull:  # of requests that are no jobs
+                await asyncio.sleep(_AGAIN_S)
+
+    async def _write_down(self, run: Run) -> None:
+        """What came since, and the end if it is that."""
+        fresh, run.fresh = run.fresh, []
+        failure, over, began, now = run.failure, run.over, run.began, time.time()
+        job = run.record.id
+
+        def work(ledger: Ledger) -> Record | None:
+            if began:
+                ledger.started(job, now)
+            for image in fresh:
+                ledger.keep(job, image)
+            if failure is not None:
+                return ledger.finish(job, JobState.FAILED, Failure(failure.status, failure.body.error), now)
+            return ledger.finish(job, JobState.DONE, None, now) if over else None
+
+        end = await self._surely(work)
+        if end is not None:
+            self.counters[f"jobs_{end.state.value}"] += 1
+        for follower in run.followers:
+            follower.show(fresh)
+
+    def _close(self, run: Run) -> None:
+        order = run.record.order
+        if self._runs.pop(run.record.id, None) is None:
+            return
+        run.leave()
+        self._source_bytes -= run.source_bytes
+        for follower in run.followers:
+            follower.end(run.failure)
+        if order.hook is not None:
+            self.on_end()
+        self._turns.leave(run.record.id)
+        if order.model in self._models:
+            self._feed(order.model)
+
+    def _place(self, run: Run) -> Place:
+        place = run.place()
+        return place if run.attendant is not None else place._replace(position=self._turns.position(run.record.id))
+
+    # ---- chores
+
+    async def _resume(self) -> None:
+        now = time.time()
+        broken, records, sizes = await self._surely(
+            lambda ledger: (ledger.give_up(now), ledger.unfinished(), ledger.source_bytes())
+        )
+        if broken:
+            self.counters["jobs_failed"] += len(broken)
+            log.error("%d unfinished jobs cannot be read any more and have failed: %s", len(broken), ", ".join(broken))
+        if records:
+            self.counters["jobs_resumed"] += len(records)
+            log.info("%d unfinished jobs are taken up again", len(records))
+        for record in records:
+            self._take_up(record, sizes.get(record.id, 0))
+        for run in [run for run in self._runs.values() if run.attendant is not None]:
+            await run.entered.wait()
+        self._settled.set()
+
+    async def _tend(self) -> None:
+        """Jobs whose time is over while they wait for their turn."""
+        while True:
+            await asyncio.sleep(_TEND_S)
+            now = time.time()
+            late = [run for run in self._runs.values() if run.attendant is None and run.record.order.deadline <= now]
+            for run in late:
+                self._turns.enter(run.record.id)
+                run.failure = expired(run.record)
+                self._attend(run)
+
+    async def _save(self) -> None:
+        while True:
+            await asyncio.sleep(self._settings.checkpoint_every_s)
+            await self._save_now()
+
+    async def _save_now(self) -> None:
+        """Keep the newest checkpoints. A disk that takes none only costs steps that are done again."""
+        saves = [save for run in self._runs.values() for save in run.saves()]
+        if not saves:
+            return
+        try:
+            await self._journal.do(lambda ledger: ledger.save(saves))
+        except Unwritable:
+            return
+        for save in saves:
+            run = self._runs.get(save.job)
+            if run is not None:
+                run.saved(save)
+
+    async def _surely(self, work: Work[Result]) -> Result:
+        """The work, however long the disk does not take it."""
+        while True:
+            try:
+                return await self._journal.do(work)
+            except Unwritable:
+                self._settled.set()  # a start does not wait for it
+                await asyncio.sleep(_AGAIN_S)
+
+    def _spawn(self, chore: Coroutine[None, None, None]) -> asyncio.Task[None]:
+        task = asyncio.create_task(chore)
+        self._chores.add(task)
+        task.add_done_callback(self._ended)
+        return task
+
+    def _ended(self, chore: asyncio.Task[None]) -> None:
+        self._chores.discard(chore)
+        if not chore.cancelled() and (error := chore.exception()) is not None:
+            log.error("a chore of the jobs broke", exc_info=error)

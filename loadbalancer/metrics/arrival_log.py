@@ -1,0 +1,81 @@
+"""The record of arrivals: a line of CSV for each image that was accepted, written when it has ended, by a thread.
+
+What traffic was like, for the simulator: when, what and how much. Never a prompt, a key or an address. The file is
+bounded: at half of what it may take it becomes `NAME.1`, in place of the one before it.
+"""
+
+from __future__ import annotations
+
+import logging
+import queue
+from io import TextIOWrapper
+from logging.handlers import QueueListener, RotatingFileHandler
+from pathlib import Path
+
+from loadbalancer.scheduling.task import Task
+
+log = logging.getLogger(__name__)
+
+#: `arrived` is Unix time; `exec_s` what the image would have taken alone on a worker, as measured. That and `ran_s` are
+#: empty where no worker ever began with it.
+COLUMNS = "arrived,model,steps,width,height,request_images,waited_s,ran_s,exec_s,outcome"
+#: Lines that may wait for the disk; past it they are counted and dropped.
+_MOST_WAITING = 10_000
+
+
+class Arrivals:
+    """The file, and the thread that writes it."""
+
+    def __init__(self, path: Path, most_bytes: int) -> None:
+        self._path = path
+        self._waiting: queue.Queue[logging.LogRecord] = queue.Queue(_MOST_WAITING)
+        self._file = _File(path, most_bytes // 2)
+        self._writer = QueueListener(self._waiting, self._file)
+        #: Lines that were not written because the disk is too slow.
+        self.dropped = 0
+
+    def start(self) -> None:
+        """From now on lines are written."""
+        self._writer.start()
+        log.info("arrivals are recorded in %s", self._path)
+
+    def stop(self) -> None:
+        """Write what waits, and close the file. Waits for the disk."""
+        self._writer.stop()
+        self._file.close()
+
+    def put(self, task: Task, now: float, wall_time: float) -> None:
+        """The task has ended. `now` is the present on the clock of its times, `wall_time` in Unix seconds."""
+        try:
+            self._waiting.put_nowait(logging.makeLogRecord({"msg": line(task, now, wall_time)}))
+        except queue.Full:
+            self.dropped += 1
+
+
+def line(task: Task, now: float, wall_time: float) -> str:
+    """What is written of a task that has ended."""
+    age_s, began = now - task.created, task.first_started
+    times = f"{age_s:.3f},," if began is None else f"{began - task.created:.3f},{now - began:.3f},{task.work_s:.3f}"
+    what = f"{task.model},{task.steps},{task.size[0]},{task.size[1]},{task.siblings}"
+    return f"{wall_time - age_s:.3f},{what},{times},{task.state.value}"
+
+
+class _File(RotatingFileHandler):
+    """Begins each file with the names of its columns. A disk that takes nothing stops no request."""
+
+    def __init__(self, path: Path, most_bytes: int) -> None:
+        super().__init__(path, maxBytes=most_bytes, backupCount=1, encoding="utf-8", delay=True)
+        self._broken = False
+
+    def _open(self) -> TextIOWrapper:
+        stream = super()._open()
+        if not stream.tell():
+            stream.write(f"{COLUMNS}\n")
+        return stream
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - logging's own name
+        """Say it once."""
+        del record
+        if not self._broken:
+            self._broken = True
+            log.exception("arrivals cannot be recorded")

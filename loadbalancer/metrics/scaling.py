@@ -1,0 +1,82 @@
+"""What `/metrics` tells of scaling: what the controller has reported. Without one there is nothing to tell."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+from prometheus_client.metrics_core import Metric
+from prometheus_client.registry import Collector
+
+from loadbalancer.scaling.control_plane import Control
+from wire.scaling import ModelRecord
+
+
+class OfModel(NamedTuple):
+    """A gauge with one value per model."""
+
+    name: str
+    help: str
+    value: Callable[[ModelRecord], float]
+
+
+GAUGES = (
+    OfModel("muster_workers_desired", "Workers that the model should have.", lambda m: m.desired),
+    OfModel("muster_workers_provisioned", "Workers that are ready, starting or owed.", lambda m: m.provisioned),
+    OfModel("muster_workers_ready", "Workers that serve.", lambda m: m.ready),
+    OfModel("muster_workers_min", "Workers that the model has at least.", lambda m: m.min_workers),
+    OfModel("muster_workers_max", "Workers that the model may have.", lambda m: m.max_workers),
+    OfModel("muster_workers_held", "1 while a person has ordered the number.", lambda m: m.hold is not None),
+    OfModel("muster_workers_short", "1 while something keeps workers from starting.", lambda m: bool(m.obstacle)),
+    OfModel("muster_worker_crashes", "Crashes in a row.", lambda m: m.crashes),
+)
+
+
+class ControlCollector(Collector):
+    """Turns the controller's reports into metrics."""
+
+    def __init__(self, control: Control, clock: Callable[[], float]) -> None:
+        """`clock` is the one that `control` goes by."""
+        self._control = control
+        self._clock = clock
+
+    def describe(self) -> Iterator[Metric]:
+        """Nothing: there may be no report yet."""
+        return iter(())
+
+    def collect(self) -> Iterator[Metric]:
+        """One family per name."""
+        report = self._control.report(self._clock())
+        yield GaugeMetricFamily("muster_controller_up", "1 while a controller reports.", value=report is not None)
+        yield _decisions(self._control)
+        if report is None:
+            return
+        paused = report.paused_since is not None
+        yield GaugeMetricFamily("muster_scaling_paused", "1 while nothing is decided, by order.", value=paused)
+        yield CounterMetricFamily("muster_swaps", "Workers that gave way to another model's.", value=report.swaps)
+        for gauge in GAUGES:
+            family = GaugeMetricFamily(gauge.name, gauge.help, labels=("model",))
+            for model in report.models:
+                family.add_metric((model.model,), gauge.value(model))
+            yield family
+        inputs = GaugeMetricFamily(
+            "muster_decision_input", "What the last decision rests on.", labels=("model", "input")
+        )
+        for model in report.models:
+            for name, value in model.inputs.items():
+                inputs.add_metric((model.model, name), value)
+        yield inputs
+        faults = GaugeMetricFamily("muster_device_faulty", "1 while nothing is started on it.", labels=("device",))
+        for device in report.devices:
+            faults.add_metric((device.device,), bool(device.fault))
+        yield faults
+
+
+def _decisions(control: Control) -> Metric:
+    family = CounterMetricFamily(
+        "muster_decisions", "Decisions about the number of workers.", labels=("model", "direction")
+    )
+    for (model, direction), count in sorted(control.directions.items()):
+        family.add_metric((model, direction), count)
+    return family

@@ -1,0 +1,1 @@
+"""The client of the upstream server that answers during a cold start."""

@@ -1,0 +1,99 @@
+"""Between people and the controller: orders on their way, the controller's newest report, its last decisions. Pure."""
+
+from __future__ import annotations
+
+from collections import Counter, deque
+from collections.abc import Iterable, Mapping, Sequence
+
+from wire.scaling import (
+    KEPT_DECISIONS,
+    DecisionPage,
+    DecisionRecord,
+    ModelRecord,
+    Numbered,
+    Obeyed,
+    Order,
+    Orders,
+    Report,
+)
+
+#: A controller that has not reported for so long is not there.
+ABSENT_AFTER_S = 10.0
+#: Orders on their way at once. People are slow: so many at once is a mistake.
+MOST_ORDERS = 100
+
+
+class TooManyOrders(Exception):
+    """So many are on their way that something is wrong."""
+
+
+class Control:
+    """What the routes about scaling share. Times in seconds, on any clock that does not go back."""
+
+    def __init__(self) -> None:
+        self._report: Report | None = None
+        self._heard_at = 0.0
+        self._decisions: deque[DecisionRecord] = deque(maxlen=KEPT_DECISIONS)
+        #: Decisions by model and direction, since this program started.
+        self.directions: Counter[tuple[str, str]] = Counter()
+        self._orders: dict[str, Order] = {}
+
+    def __repr__(self) -> str:
+        return f"<Control {len(self._orders)} orders, {len(self._decisions)} decisions>"
+
+    def report(self, now: float) -> Report | None:
+        """The newest report; None where no controller is there."""
+        return self._report if self._report is not None and now - self._heard_at < ABSENT_AFTER_S else None
+
+    def models(self, now: float) -> Mapping[str, ModelRecord]:
+        """What the controller says of each model; empty where no controller is there."""
+        report = self.report(now)
+        return {} if report is None else {model.model: model for model in report.models}
+
+    def hear(self, report: Report, now: float) -> tuple[Orders, Sequence[Obeyed]]:
+        """Take in a report. Returns what to answer, and what has become of orders."""
+        self._report, self._heard_at = report, now
+        if report.last_decision < self._newest():  # a controller that has lost its count
+            self._decisions.clear()
+        if report.decisions_after <= self._newest():  # else there are some between: all are sent again
+            self._remember(report.decisions)
+        done = [obeyed for obeyed in report.obeyed if self._orders.pop(obeyed.id, None) is not None]
+        orders = [Numbered(number, order) for number, order in self._orders.items()]
+        return Orders(orders, self._newest()), done
+
+    def order(self, number: str, order: Order) -> None:
+        """Have the controller obey. Raises `TooManyOrders`."""
+        if len(self._orders) >= MOST_ORDERS:
+            raise TooManyOrders
+        self._orders[number] = order
+
+    def withdraw(self, number: str) -> None:
+        """Nobody waits for it any more; nothing happens if it has been obeyed."""
+        self._orders.pop(number, None)
+
+    def page(self, model: str | None, before: int | None, limit: int) -> DecisionPage:
+        """The newest decisions, of one model or of all, older than the one of number `before`."""
+        found = [
+            decision
+            for decision in reversed(self._decisions)
+            if (model is None or decision.model == model) and (before is None or decision.number < before)
+        ]
+        return DecisionPage(found[:limit], len(found) > limit)
+
+    def _newest(self) -> int:
+        return self._decisions[-1].number if self._decisions else 0
+
+    def _remember(self, decisions: Iterable[DecisionRecord]) -> None:
+        for decision in decisions:
+            if decision.number > self._newest():  # a report that was sent twice is not counted twice
+                self._decisions.append(decision)
+                self.directions[decision.model, direction(decision)] += 1
+
+
+def direction(decision: DecisionRecord) -> str:
+    """Which way it goes: `up`, `down`, `stay`, or `none` for want of data."""
+    if not decision.valid:
+        return "none"
+    if decision.desired == decision.provisioned:
+        return "stay"
+    return "up" if decision.desired > decision.provisioned else "down"

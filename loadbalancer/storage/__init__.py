@@ -1,0 +1,1 @@
+"""The SQLite file: its thread, its tables, its row types."""

@@ -1,0 +1,106 @@
+r"""Policies of ours and of others on a day of image requests, and on variants of it that nothing was tuned on.
+
+    python -m scripts.bench.autoscaling.compare_policies --trace gentd26_day.csv \
+        --json scripts/bench/results/autoscaling.json
+
+The trace may not be shipped; only numbers derived from it are. The best known schedules are searched with `--search`,
+which takes minutes, and are otherwise taken from the JSON file as it is.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from controller.policies import POLICIES
+from controller.simulator import table
+from controller.simulator.cli import run
+from controller.simulator.reference import BASELINES
+from controller.simulator.reference.oracle import best_known
+from controller.simulator.results import Row, rows
+from controller.simulator.scenario_options import changed, described
+from controller.simulator.scenarios import PRESETS, VARIANTS, Preset, Scenario, Traffic, from_preset
+from controller.simulator.traces import read_trace
+
+_DAY_S = 86400.0
+_OURS = [name for name in POLICIES if name not in ("schedule", "static")]
+
+
+def scenarios(traffic: Traffic) -> Iterator[tuple[str, Scenario]]:
+    for name, preset in PRESETS.items():
+        yield name, from_preset(preset, traffic, _DAY_S)
+    for variant in VARIANTS:
+        if variant != "mixed":
+            change = Preset(0.25, variant=variant)
+            yield f"s2 {variant}", from_preset(change, traffic, _DAY_S)
+    yield "s2, start 5 s", from_preset(PRESETS["s2"], traffic, _DAY_S, cold_starts_s=(5.0,))
+    ticks = from_preset(PRESETS["s2"], traffic, _DAY_S)
+    for interval_s in (5, 10, 60):
+        faster = {name: changed(one, {"interval_s": interval_s}) for name, one in ticks.scalings.items()}
+        yield f"s2, tick {interval_s} s", Scenario(**{**_fields(ticks), "scalings": faster})
+
+
+def _fields(scenario: Scenario) -> dict[str, Any]:
+    return {name: getattr(scenario, name) for name in Scenario.__dataclass_fields__}
+
+
+def searched(scenario: Scenario) -> dict[str, float]:
+    """The cheapest schedule found with 99 % in time, as it runs in the simulator."""
+    began = time.process_time()
+    best = best_known(scenario)
+    assert best is not None
+    return {"gpu_hours": best.gpu_hours, "in_slo": best.in_slo, "took_cpu_s": round(time.process_time() - began)}
+
+
+def compared(scenario: Scenario, names: list[str], bound: float | None) -> tuple[list[Row], dict[str, float]]:
+    made, took = [], {}
+    for name in names:
+        began = time.process_time()
+        (row,) = rows(name, run(name, scenario))
+        made.append(row.against(bound))
+        took[name] = round(time.process_time() - began, 2)
+    return made, took
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--trace", type=Path, required=True)
+    parser.add_argument("--json", type=Path, required=True)
+    parser.add_argument("--search", action="store_true", help="search the best schedules of s2 and s3 anew, and stop")
+    parser.add_argument("--policies", metavar="A,B,...", help="only these")
+    parser.add_argument("--only", help="scenarios whose name begins so")
+    args = parser.parse_args()
+    console = Console(width=120)
+    (traffic,) = read_trace(args.trace).values()
+    known: dict[str, Any] = json.loads(args.json.read_text()) if args.json.exists() else {}
+    known |= {"where": f"{platform.machine()}, Python {platform.python_version()}, seconds are of one CPU core"}
+    for name, scenario in scenarios(traffic):
+        if args.only and not name.startswith(args.only):
+            continue
+        entry = known.setdefault("scenarios", {}).setdefault(name, {})
+        if args.search and name in ("s2", "s3", "s2, start 5 s"):
+            entry["best_known"] = searched(scenario)
+        if not args.search:
+            same = "s2" if name.startswith("s2, tick") else name
+            bound = known["scenarios"].get(same, {}).get("best_known", {}).get("gpu_hours")
+            names = ["slo_work"] if name.startswith("s2, tick") else [*_OURS, *BASELINES]
+            if args.policies:
+                names = args.policies.split(",")
+            made, took = compared(scenario, names, bound)
+            work_s = sum(map(sum, (one.work for one in scenario.traffic.values())))
+            table.show(console, f"{name}: {described(scenario)}", made, [f"{work_s / 3600:.1f} h of work"])
+            entry |= {"what": described(scenario), "rows": [row.as_json() for row in made], "took_cpu_s": took}
+        args.json.write_text(json.dumps(known, indent=1) + "\n")
+
+
+__all__ = ["compared", "scenarios", "searched"]
+
+if __name__ == "__main__":
+    main()

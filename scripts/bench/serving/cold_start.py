@@ -1,0 +1,143 @@
+"""A worker that starts from nothing against one that starts from standby, through the whole server.
+
+    python -m scripts.bench.serving.cold_start --rounds 5 --json results.json
+
+Two servers of one worker each stand side by side, one of them with a spare. In turn their worker is told to go, and a
+request is sent that has to wait for its successor. What counts are the ratios within a round. On a machine without a
+GPU these are CPU numbers of the small built-in model: reading larger weights takes longer, and so does a larger GPU's
+first use, which a spare does not spare.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import signal
+import statistics
+import tempfile
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import httpx
+import msgspec
+from rich.console import Console
+from rich.progress import Progress
+from rich.table import Table
+
+from configs.paths import children_dir, internal_token
+from scripts.harness.load import machine, server
+from wire.snapshot import Snapshot, WorkerStats
+
+PARTS = ("spawn_s", "import_s", "load_s", "device_s", "warm_up_s")
+WAYS = {"from nothing": 0, "from standby": 1}
+_PATIENCE_S = 300.0
+_BODY = {"model": "digits", "prompt": "a handwritten seven", "seed": 1, "num_inference_steps": 4}
+
+
+@dataclass
+class Place:
+    """One of the two servers."""
+
+    folder: Path
+    standby: int
+    url: str = ""
+    #: What was seen, round by round: the worker's parts, their sum, what the client waited; how busy the machine was.
+    seen: list[dict[str, float]] = field(default_factory=list)
+
+    def workers(self) -> list[WorkerStats]:
+        """Those that take requests."""
+        headers = {"authorization": f"Bearer {internal_token(self.folder)}"}
+        answer = httpx.get(f"{self.url}/internal/snapshot", headers=headers, timeout=30)
+        found = msgspec.json.decode(answer.raise_for_status().content, type=Snapshot).workers
+        return [worker for worker in found if worker.state == "ready" and worker.slots]
+
+    def rest(self) -> WorkerStats:
+        """Wait until there is a worker and, where there is to be one, a spare."""
+        ends = time.monotonic() + _PATIENCE_S
+        while time.monotonic() < ends:
+            spares = list(children_dir(self.folder).glob("*.ready"))
+            workers = self.workers()
+            waiting = [file for file in spares if file.stem not in {worker.worker for worker in workers}]
+            if len(workers) == 1 and len(waiting) == self.standby:
+                return workers[0]
+            time.sleep(0.1)
+        raise RuntimeError(f"not at rest after {_PATIENCE_S:g} s")
+
+    def one(self) -> None:
+        """End the worker, and wait for an image of the next one."""
+        before = self.rest()
+        os.kill(before.pid, signal.SIGTERM)
+        while any(worker.worker == before.worker for worker in self.workers()):
+            time.sleep(0.01)
+        asked = time.perf_counter()
+        answer = httpx.post(f"{self.url}/v1/images/generations", json=_BODY, timeout=_PATIENCE_S)
+        waited = time.perf_counter() - asked
+        answer.raise_for_status()
+        start = self.rest().start
+        assert start.standby == bool(self.standby), "it did not start as it was to"
+        parts = {part: getattr(start, part) for part in PARTS}
+        others = {"load_average": os.getloadavg()[0]}
+        self.seen.append(parts | {"start_s": start.total_s, "request_s": waited} | others)
+
+
+def config(standby: int) -> dict[str, Any]:
+    """One worker of the built-in model, decided on once."""
+    scaling = {"min_workers": 1, "max_workers": 1, "standby": standby, "interval_s": 3600}
+    defaults = {"size": "64x64", "steps": 20, "guidance_scale": 3.0, "scheduler": "ddim"}
+    return {"models": {"digits": {"defaults": defaults, "limits": {"min_side": 32}, "scaling": scaling}}}
+
+
+def measure(rounds: int) -> dict[str, list[dict[str, float]]]:
+    """Both ways, in turn, `rounds` times; the first start of each server is not among them."""
+    with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack, Progress() as progress:
+        places = {way: Place(Path(folder) / str(standby), standby) for way, standby in WAYS.items()}
+        bar = progress.add_task("starting two servers", total=rounds * len(places))
+        for place in places.values():
+            place.url = stack.enter_context(server(place.folder, config(place.standby)))
+            place.rest()
+        for number in range(rounds):
+            for way, place in places.items():
+                progress.update(bar, description=f"round {number + 1}: {way}")
+                place.one()
+                progress.advance(bar)
+        return {way: place.seen for way, place in places.items()}
+
+
+def ratios(seen: dict[str, list[dict[str, float]]], what: str) -> list[float]:
+    """How many times as long it takes from nothing, round by round."""
+    cold, standby = (seen[way] for way in WAYS)
+    return [one[what] / other[what] for one, other in zip(cold, standby, strict=True)]
+
+
+def show(seen: dict[str, list[dict[str, float]]]) -> None:
+    """Medians, with the least and the most."""
+    table = Table("seconds", *WAYS, title="medians (least to most)")
+    for what in (*PARTS, "start_s", "request_s", "load_average"):
+        cells = [[one[what] for one in seen[way]] for way in WAYS]
+        table.add_row(what, *(f"{statistics.median(c):.2f} ({min(c):.2f} to {max(c):.2f})" for c in cells))
+    console = Console()
+    console.print(table)
+    for what in ("start_s", "request_s"):
+        found = ratios(seen, what)
+        console.print(f"{what}: {statistics.median(found):.1f}x as long ({min(found):.1f} to {max(found):.1f})")
+
+
+def main() -> None:
+    """Measure, show, and write it down."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=5, help="starts of each kind")
+    parser.add_argument("--json", type=Path, help="write every figure here")
+    args = parser.parse_args()
+    seen = measure(args.rounds)
+    show(seen)
+    if args.json:
+        found = {what: ratios(seen, what) for what in ("start_s", "request_s")}
+        args.json.write_text(json.dumps({"machine": machine(), "seen": seen, "ratios": found}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,177 @@
+"""What is measured: the pipeline, the engine on it, and the two baselines, each run in the way that is best for it."""
+
+from __future__ import annotations
+
+import argparse
+import io
+import os
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import numpy as np
+import torch
+from PIL import Image
+
+from configs.settings import Batching, Defaults, Limits, Model, WarmUp
+from scripts.bench.serving.contenders import PipelineCalls, Server, StepBatching, draw
+from scripts.bench.serving.forward_pass import Bench, admitted
+from scripts.bench.serving.random_weight_models import denoiser_of, pipeline, twin
+from scripts.bench.serving.workloads import Steps, best_batch
+from wire.messages import ImageInputs
+from worker.batch_size import BUCKETS, Caps
+from worker.calibration import measure
+from worker.engine import StepEngine
+from worker.engines.diffusion.engine import DiffusionEngine
+
+#: Side of the picture in pixels and guidance, as each family is usually asked.
+USUAL = {"digits": (64, 3.0), "sd15": (512, 7.5), "sdxl": (1024, 5.0), "sd3": (1024, 7.0), "flux": (1024, 3.5)}
+_TINY_SIZE = 64
+
+
+@dataclass(frozen=True)
+class Calls:
+    """Calls of the pipeline, run in one way."""
+
+    #: `as it is`, or how its denoiser is compiled.
+    way: str
+    pipe: Any
+    #: Seconds of a whole call by the number of its prompts.
+    seconds: dict[int, float]
+
+    def cap(self, min_gain: float) -> int:
+        """The batch that is best for it."""
+        return best_batch(self.seconds, min_gain)
+
+
+@dataclass(frozen=True)
+class Setup:
+    """Everything on its device, ready to be measured."""
+
+    bench: Bench
+    model: Model
+    base: ImageInputs
+    steps: Steps
+    caps: Caps
+    threads: int
+
+    @property
+    def cap(self) -> int:
+        """Requests that share a step at most."""
+        return self.caps.of_size((self.base.width, self.base.height), time.monotonic())
+
+    def servers(self, single: Calls, whole: Calls, window_s: float) -> list[Server]:
+        """Step batching first, then what it is compared with."""
+        cap = whole.cap(self.model.batching.min_gain)
+        return [
+            StepBatching(self.bench.engine, self.model, self.caps, self.threads),
+            PipelineCalls("one at a time", single.pipe, 1, 0.0, self.threads),
+            PipelineCalls("whole batches", whole.pipe, cap, window_s, self.threads),
+        ]
+
+
+def set_up(args: argparse.Namespace) -> Setup:
+    """Build and load what the command line asks for."""
+    diffusers.utils.logging.set_verbosity_error()
+    device = torch.device(args.device)
+    if device.type == "cpu":
+        torch.set_num_threads(1)
+        # As a worker has it: one slot is one core. Otherwise pictures would be made on the others, for ours alone.
+        if hasattr(os, "sched_setaffinity"):
+            os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
+    dtype = torch.float32 if device.type == "cpu" else torch.bfloat16
+    steps = Steps.parse(args.steps)
+    side, guidance = USUAL[args.family]
+    side = args.size or (_TINY_SIZE if args.tiny else side)
+    base = ImageInputs("a handwritten seven", side, side, round(steps.mean), guidance, seed=0, scheduler="default")
+    model = Model(
+        path=f"random:{args.family}",
+        compile=args.compile,
+        max_batch_size=args.max_batch or "auto",
+        batching=Batching(min_gain=args.min_gain),
+        defaults=Defaults(size=f"{side}x{side}", steps=base.steps, guidance_scale=guidance),
+        limits=Limits(max_pixels=max(side * side, 2**20)),
+        warm_up=WarmUp(measure_s=args.budget),
+    )
+    pipe = pipeline(args.family, device, dtype, tiny=args.tiny)
+    plain_pipe = twin(pipe)
+    engine = _engine(model, args.device, pipe)
+    plain = engine
+    if args.compile == "off":
+        plain_pipe = pipe
+    else:
+        plain = _engine(model.model_copy(update={"compile": "off"}), args.device, plain_pipe)
+    bench = Bench(engine, pipe, plain, plain_pipe, device)
+    return Setup(bench, model, base, steps, _caps(engine, model), threads=2 if device.type == "cuda" else 1)
+
+
+def _engine(model: Model, device: str, pipe: Any) -> DiffusionEngine:
+    engine = DiffusionEngine(model, device, pipe)
+    engine.load()
+    return engine
+
+
+def _caps(engine: StepEngine, model: Model) -> Caps:
+    """Measured as a worker measures them when it starts."""
+    fixed = model.max_batch_size != "auto"
+    most = BUCKETS[-1] if model.max_batch_size == "auto" else model.max_batch_size
+    caps = Caps(most, fixed=fixed, min_gain=model.batching.min_gain, max_step_s=None)
+    with tempfile.TemporaryDirectory() as folder:
+        measure(engine, model, caps, most, Path(folder))
+    return caps
+
+
+def calls(setup: Setup, ways: Sequence[str], budget_s: float) -> list[Calls]:
+    """The pipeline's calls in each of these ways, by batch: until more prompts gain nothing twice, or time is up."""
+    made = []
+    for way in ways:
+        pipe = twin(setup.bench.plain_pipe)
+        if way == "regional":
+            denoiser_of(pipe).compile_repeated_blocks()
+        elif way == "full":
+            denoiser_of(pipe).compile()
+        made.append(Calls(way, pipe, _seconds(pipe, setup, budget_s)))
+    return made
+
+
+def _seconds(pipe: Any, setup: Setup, budget_s: float) -> dict[int, float]:
+    seconds: dict[int, float] = {}
+    spent, best, flat = 0.0, 0.0, 0
+    for batch in BUCKETS:
+        inputs = [setup.base] * batch
+        try:
+            draw(pipe, inputs)  # compiles, chooses kernels, takes memory
+            began = time.perf_counter()
+            draw(pipe, inputs)
+        except torch.OutOfMemoryError:
+            break
+        seconds[batch] = time.perf_counter() - began
+        spent += seconds[batch]
+        flat = 0 if batch / seconds[batch] > (1 + setup.model.batching.min_gain) * best else flat + 1
+        best = max(best, batch / seconds[batch])
+        if flat == 2 or spent + 2 * seconds[batch] > budget_s:
+            break
+    return seconds
+
+
+def best_ways(found: Sequence[Calls], min_gain: float) -> tuple[Calls, Calls]:
+    """The way that is best for one request at a time, and the one that is best for whole batches."""
+    single = min(found, key=lambda one: one.seconds[1])
+    whole = max(found, key=lambda one: one.cap(min_gain) / one.seconds[one.cap(min_gain)])
+    return single, whole
+
+
+def difference(setup: Setup) -> int:
+    """How far a pixel of the engine's picture is from the pipeline's for the same request, at most, of 255."""
+    engine = setup.bench.engine
+    [row] = admitted(engine, [setup.base])
+    while row.step < row.steps:
+        engine.step([row])
+    ours = np.asarray(Image.open(io.BytesIO(engine.render(row)().data)), dtype=int)
+    engine.release(row)
+    [theirs] = draw(setup.bench.plain_pipe, [setup.base])
+    return int(np.abs(ours - np.asarray(theirs, dtype=int)).max())

@@ -1,0 +1,181 @@
+"""The servers that are compared: the worker's own loop, and two ways of calling a pipeline of diffusers.
+
+Each runs in threads of this process, so that they share weights, kernels and machine; only one runs at a time.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from PIL import Image
+
+from configs.settings import Model
+from scripts.bench.serving.fake_balancer import Desk
+from scripts.bench.serving.workloads import Ask, Queued, next_batch
+from wire.messages import PROTOCOL, Hello, ImageInputs
+from worker.batch_size import Caps
+from worker.engine import StepEngine
+from worker.engines.diffusion.image_encoding import encoded
+from worker.postprocessing import Renders
+from worker.step_loop import Loop
+
+Done = Callable[[Ask], None]
+
+
+@dataclass(frozen=True)
+class Used:
+    """What a server did while it ran."""
+
+    #: Seconds inside `engine.step` or inside the pipeline's call.
+    busy_s: float = 0.0
+    #: Steps or calls, and requests summed over them.
+    batches: int = 0
+    rows: int = 0
+
+
+class Server(Protocol):
+    """Takes requests and says when each is done. `start` and `stop` enclose one measurement."""
+
+    name: str
+
+    def start(self, done: Done) -> None: ...
+
+    def submit(self, ask: Ask) -> None: ...
+
+    def stop(self) -> Used:
+        """Drop what is left. Raises what broke the server, if it broke."""
+
+
+class StepBatching:
+    """The worker: its loop, its caps, its renders, its engine. Only the socket is missing."""
+
+    name = "step batching"
+
+    def __init__(self, engine: StepEngine, model: Model, caps: Caps, threads: int) -> None:
+        """`threads` make pictures beside the loop, as many as a worker on this device has."""
+        self._engine, self._model, self._caps, self._threads = engine, model, caps, threads
+        self._desk: Desk
+        self._renders: Renders
+        self._loop: Loop
+        self._thread: threading.Thread
+        self._broken: Exception | None = None
+
+    def start(self, done: Done) -> None:
+        self._desk = Desk(done)
+        self._renders = Renders(self._desk.send, self._threads)
+        hello = Hello(PROTOCOL, "benchmark", "benchmark", "", os.getpid())
+        self._loop = Loop(self._engine, self._model, hello, self._caps, self._desk, self._renders, drain_timeout_s=60.0)
+        self._loop.introduce()
+        self._thread = threading.Thread(target=self._run, name="loop", daemon=True)
+        self._thread.start()
+
+    def submit(self, ask: Ask) -> None:
+        self._desk.submit(ask)
+
+    def stop(self) -> Used:
+        self._desk.drain()
+        self._thread.join()
+        self._renders.shutdown()
+        if self._broken is not None:
+            raise self._broken
+        counters = self._loop.beat().counters
+        return Used(counters.step_s, counters.steps, counters.rows)
+
+    def _run(self) -> None:
+        try:
+            self._loop.run()
+        except Exception as error:
+            self._broken = error
+
+
+class PipelineCalls:
+    """A server that calls the pipeline with a list of prompts and answers when the whole batch is done.
+
+    `cap` 1 is a server of one request at a time. Pictures are encoded in a pool, as the worker does.
+    """
+
+    def __init__(self, name: str, pipe: Any, cap: int, window_s: float, threads: int) -> None:
+        self.name = name
+        self._pipe, self._cap, self._threads = pipe, cap, threads
+        self._window_s = window_s if cap > 1 else 0.0
+        self._done: Done
+        self._pool: ThreadPoolExecutor
+        self._thread: threading.Thread
+        self._changed = threading.Condition()
+        self._waiting: list[tuple[Ask, float]] = []
+        self._stopping = False
+        self._broken: Exception | None = None
+        self._used = Used()
+
+    def start(self, done: Done) -> None:
+        self._done, self._stopping, self._used = done, False, Used()
+        self._waiting.clear()
+        self._pool = ThreadPoolExecutor(self._threads, thread_name_prefix="encode")
+        self._thread = threading.Thread(target=self._run, name=self.name, daemon=True)
+        self._thread.start()
+
+    def submit(self, ask: Ask) -> None:
+        with self._changed:
+            self._waiting.append((ask, time.perf_counter()))
+            self._changed.notify()
+
+    def stop(self) -> Used:
+        with self._changed:
+            self._stopping = True
+            self._changed.notify()
+        self._thread.join()
+        self._pool.shutdown()
+        if self._broken is not None:
+            raise self._broken
+        return self._used
+
+    def _run(self) -> None:
+        try:
+            while batch := self._next():
+                began = time.perf_counter()
+                pictures = draw(self._pipe, [ask.inputs for ask in batch])
+                busy = self._used.busy_s + time.perf_counter() - began
+                self._used = Used(busy, self._used.batches + 1, self._used.rows + len(batch))
+                for ask, picture in zip(batch, pictures, strict=True):
+                    self._pool.submit(self._finish, ask, picture)
+        except Exception as error:
+            self._broken = error
+
+    def _next(self) -> list[Ask]:
+        """The requests of the next call; none when there is to be no more."""
+        with self._changed:
+            while not self._stopping:
+                queued = [Queued(ask.inputs.steps, since) for ask, since in self._waiting]
+                chosen = next_batch(queued, time.perf_counter(), self._cap, self._window_s)
+                if isinstance(chosen, list):
+                    batch = [self._waiting[place][0] for place in chosen]
+                    self._waiting = [one for place, one in enumerate(self._waiting) if place not in set(chosen)]
+                    return batch
+                self._changed.wait(chosen if queued else None)
+            return []
+
+    def _finish(self, ask: Ask, picture: Image.Image) -> None:
+        encoded(picture, ask.inputs.output_format, ask.inputs.output_quality)
+        ask.finished = time.perf_counter()
+        self._done(ask)
+
+
+def draw(pipe: Any, inputs: Sequence[ImageInputs]) -> list[Image.Image]:
+    """What the pipeline makes of these, which differ in prompt and seed alone."""
+    first = inputs[0]
+    pictures: list[Image.Image] = pipe(
+        prompt=[one.prompt for one in inputs],
+        width=first.width,
+        height=first.height,
+        num_inference_steps=first.steps,
+        guidance_scale=first.guidance_scale,
+        generator=[torch.Generator("cpu").manual_seed(one.seed) for one in inputs],
+    ).images
+    return pictures

@@ -1,0 +1,207 @@
+"""How near the engine comes to what the device can do, and what step batching brings over calls of the pipeline.
+
+    python -m scripts.bench.serving.engine --family sd15 --size 512 --json results.json --plot results.png
+
+In one process and one run:
+
+1. the limit: the denoiser's forward pass alone, by batch;
+2. the engine's step around it, the worker's loop around that, and the samplers by themselves;
+3. whole requests, from arrival to encoded picture, through the worker's own loop, against `pipe()` one at a time and
+   against `pipe([...])` with whole-request batches (of equal step counts, up to the batch that is best for it), under
+   users who wait for their answers and under requests that come by themselves at shares of what the latter sustains.
+
+Weights are random but of true size, so nothing is downloaded. Every server gets the same requests at the same times;
+what counts are the ratios within a round. Ctrl-C shows what was measured so far. Without a GPU these are CPU numbers of
+the built-in model, on one core.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import shlex
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import torch
+from rich.console import Console
+from rich.progress import Progress
+
+from scripts.bench.serving.contender_setup import USUAL, Calls, Setup, best_ways, calls, difference, set_up
+from scripts.bench.serving.contenders import Server
+from scripts.bench.serving.forward_pass import Point, clock_of
+from scripts.bench.serving.load_generator import Load, Seen, run
+from scripts.bench.serving.overheads import sampler_costs, ticks
+from scripts.bench.serving.plots import draw_figures
+from scripts.bench.serving.random_weight_models import parameters
+from scripts.bench.serving.report import OURS, Rounds, condense, limit, of_limit, plain, tables
+from scripts.harness.load import machine
+from worker.batch_size import BUCKETS
+
+#: The batch at which overheads are told.
+_BATCH = 12
+_WAYS = "ways to run pipe(), of which each baseline gets its best: 'as it is' or compiled, 'regional' or 'full'"
+
+
+def _parser() -> argparse.ArgumentParser:
+    cuda = torch.cuda.is_available()
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--family", choices=tuple(USUAL), default="sd15" if cuda else "digits")
+    parser.add_argument("--tiny", action="store_true", help="small parts instead of true ones: only to try the script")
+    parser.add_argument("--device", default="cuda:0" if cuda else "cpu")
+    parser.add_argument("--size", type=int, help="side of the picture in pixels; default: the family's usual one")
+    parser.add_argument("--steps", default="25", help="steps of each request: a number, or a range such as 10-50")
+    parser.add_argument("--compile", choices=("off", "regional", "full", "graphs"), default="off", help="of the engine")
+    parser.add_argument("--baseline", default="as it is,full" if cuda else "as it is", help=_WAYS)
+    parser.add_argument("--max-batch", type=int, help="of the engine; default: measured, as a worker does")
+    parser.add_argument("--min-gain", type=float, default=0.05, help="gain in images/s that a larger batch must bring")
+    parser.add_argument("--window", type=float, default=0.02, help="seconds that a whole batch waits for its others")
+    parser.add_argument("--users", help="numbers of users; default: 1, a full batch, and three of them")
+    parser.add_argument("--loads", default="50,80,95", help="%% of what whole batches sustain")
+    parser.add_argument("--seconds", type=float, default=20.0, help="length of one measurement")
+    parser.add_argument("--lead", type=float, help="seconds before it that do not count; default: a third of it")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--budget", type=float, default=20.0, help="seconds for measuring a curve over batches")
+    parser.add_argument("--json", type=Path, help="write the results here")
+    parser.add_argument("--plot", type=Path, help="draw them here")
+    return parser
+
+
+def main() -> None:
+    args = _parser().parse_args()
+    args.lead = args.seconds / 3 if args.lead is None else args.lead
+    console = Console(width=170)
+    result: dict[str, Any] = {"command": _command(sys.argv[1:]), "machine": machine(), "samplers": []}
+    result["load_average_before"] = os.getloadavg()
+    rounds: Rounds = {}
+    points: list[Point] = []
+    setups: list[Setup] = []
+    with contextlib.suppress(KeyboardInterrupt), Progress(console=console) as progress:
+        bar = progress.add_task("building the pipeline, measuring batches", total=None)
+        setup = set_up(args)
+        setups.append(setup)
+        result |= _described(args, setup)
+        progress.update(bar, description="steps and forward passes")
+        points += setup.bench.points(setup.base, BUCKETS, args.budget)
+        progress.update(bar, description="loop and samplers")
+        result |= _overheads(setup)
+        progress.update(bar, description="calls of the pipeline")
+        found = calls(setup, args.baseline.split(","), args.budget)
+        single, whole = best_ways(found, args.min_gain)
+        result |= _baselines(found, single, whole, args.min_gain)
+        _measure(args, setup, single, whole, rounds, progress)
+    for setup in setups:  # none, if it was interrupted before
+        result |= {
+            "engine_cap_after": setup.cap,
+            "engine_curves_after": msgspec.to_builtins(setup.caps.curves(time.monotonic())),
+        }
+    _finish(args, result, points, rounds, console)
+
+
+def _command(options: Sequence[str]) -> str:
+    """How to measure this again; where the results were written is of no interest."""
+    files = {
+        place + offset for place, option in enumerate(options) if option in ("--json", "--plot") for offset in (0, 1)
+    }
+    kept = [option for place, option in enumerate(options) if place not in files]
+    return shlex.join(["python", "scripts/bench/serving/engine.py", *kept])
+
+
+def _described(args: argparse.Namespace, setup: Setup) -> dict[str, Any]:
+    where = machine()["gpu"] if setup.bench.device.type == "cuda" else "CPU numbers, one core"
+    what = f"{args.family}{' (tiny)' if args.tiny else ''} {setup.base.width}x{setup.base.height}"
+    return {
+        "where": f"{what}, {args.steps} steps, {setup.bench.engine.about().dtype}, {where}",
+        "parameters": parameters(setup.bench.pipe),
+        "notes": "random weights; text encoders of true width, T5 with 2 of 24 layers" * (args.family != "digits"),
+        "fingerprint": setup.bench.engine.fingerprint(),
+        "guidance_scale": setup.base.guidance_scale,
+        "mean_steps": setup.steps.mean,
+        "engine_cap": setup.cap,
+        "largest_pixel_difference_from_pipeline": difference(setup),
+    }
+
+
+def _overheads(setup: Setup) -> dict[str, Any]:
+    bench, base = setup.bench, setup.base
+    costs = list(sampler_costs(bench.pipe, bench.call(base, 1).sample, base.steps))
+    looped = ticks(bench.engine, setup.model, base, min(_BATCH, setup.cap), clock_of(bench.device))
+    return {"samplers": plain(costs), "loop": plain(looped) | {"loop_share": looped.loop_share}}
+
+
+def _baselines(found: Sequence[Calls], single: Calls, whole: Calls, min_gain: float) -> dict[str, Any]:
+    return {
+        "pipeline_calls": [plain({"way": one.way, "seconds": one.seconds}) for one in found],
+        "one_at_a_time": {"way": single.way},
+        "whole_batches": {"way": whole.way, "cap": whole.cap(min_gain)},
+    }
+
+
+def _measure(
+    args: argparse.Namespace, setup: Setup, single: Calls, whole: Calls, rounds: Rounds, progress: Progress
+) -> None:
+    """Every server under every load, round after round, in another order each time; `rounds` fills on the way."""
+    servers = setup.servers(single, whole, args.window)
+    cap = max(setup.cap, whole.cap(args.min_gain))
+    users = [int(count) for count in args.users.split(",")] if args.users else [1, cap, 3 * cap]
+    shares = [float(share) for share in args.loads.split(",") if share]
+    [bar] = progress.task_ids
+    progress.update(bar, description="what whole batches sustain")
+    sustained = run(servers[-1], _closed(args, setup, max(users), "calibration")).images_per_s
+    keeps_up = 1 / single.seconds[1]
+    progress.update(bar, total=args.rounds * (len(users) + len(shares)) * len(servers))
+    for number in range(args.rounds):
+        order = servers[number % len(servers) :] + servers[: number % len(servers)]
+        loads = [_closed(args, setup, count, f"round {number}") for count in users]
+        loads += [_open(args, setup, share, sustained * share / 100, f"round {number}") for share in shares]
+        for load in loads:
+            seen: dict[str, list[Seen]] = rounds.setdefault(load.name, {server.name: [] for server in servers})
+            for server in order:
+                progress.update(bar, description=f"round {number + 1}: {load.name}, {server.name}")
+                if not _hopeless(server, load, keeps_up):
+                    seen[server.name].append(run(server, load))
+                progress.advance(bar)
+
+
+def _hopeless(server: Server, load: Load, keeps_up: float) -> bool:
+    return server.name == "one at a time" and load.rate >= keeps_up
+
+
+def _closed(args: argparse.Namespace, setup: Setup, users: int, trace: str) -> Load:
+    name = f"{users} user{'s' * (users > 1)}"
+    return Load(name, setup.base, setup.steps, args.seconds, args.lead, f"{trace}, {name}", users=users)
+
+
+def _open(args: argparse.Namespace, setup: Setup, share: float, rate: float, trace: str) -> Load:
+    name = f"{share:g} % load"
+    return Load(name, setup.base, setup.steps, args.seconds, args.lead, f"{trace}, {name}", rate=rate)
+
+
+def _finish(
+    args: argparse.Namespace, result: dict[str, Any], points: Sequence[Point], rounds: Rounds, console: Console
+) -> None:
+    """Show and keep what there is."""
+    rows = condense(rounds)
+    if points:
+        best, most = limit(points)
+        result["limit"] = {"batch": best.batch, "row_steps_per_s": most, "images_per_s": most / result["mean_steps"]}
+        result["share_of_limit"] = of_limit(rows, most)
+    for table in tables({"pipeline_calls": []} | result, points, rows):
+        console.print(table)
+    for key in ("limit", "share_of_limit", "loop", "engine_cap", "engine_cap_after", "whole_batches", "one_at_a_time"):
+        console.print(f"{key}: {plain(result.get(key))}")
+    result |= {"points": list(points), "rows": rows, "load_average_after": os.getloadavg()}
+    if args.json:
+        args.json.write_text(json.dumps(plain(result), indent=1) + "\n")
+    if args.plot and points:
+        draw_figures(plain(result), args.plot, OURS)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,86 @@
+"""Stands where a worker has its link to the balancer: the queue and its credit, in memory, without a socket.
+
+What the worker's loop sees is what the balancer would send: as many tasks as it has room for, the oldest first.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+
+from scripts.bench.serving.workloads import Ask
+from wire.codec import ForWorker, FromWorker
+from wire.messages import Assign, Assignment, Drain, Failed, Finished, Pull, Returned, ToBalancer
+
+
+class Desk:
+    """Has the methods of `worker.balancer_client.Link` that the loop calls; callable from any thread."""
+
+    def __init__(self, done: Callable[[Ask], None]) -> None:
+        """`done` is told of every request that ends, in the thread in which it ends."""
+        self._done = done
+        self._lock = threading.Lock()
+        self._inbox: queue.SimpleQueue[ForWorker] = queue.SimpleQueue()
+        self._queued: deque[Ask] = deque()
+        self._held: dict[str, Ask] = {}
+        self._slots = 0
+
+    def submit(self, ask: Ask) -> None:
+        """A request has come."""
+        with self._lock:
+            self._queued.append(ask)
+            self._fill()
+
+    def drain(self) -> None:
+        """Let the loop hand everything back and end."""
+        for _ in range(2):
+            self._inbox.put(ForWorker(Drain("the measurement is over")))
+
+    # ---- as the link
+
+    def send(self, *parcels: FromWorker) -> None:
+        """Hear what the worker says."""
+        ended: list[Ask] = []
+        with self._lock:
+            for message, _ in parcels:
+                ended += self._hear(message)
+            self._fill()
+        for ask in ended:
+            self._done(ask)
+
+    def receive(self, timeout_s: float) -> list[ForWorker]:
+        """Everything that has come; waits up to `timeout_s` for the first."""
+        parcels: list[ForWorker] = []
+        try:
+            parcels.append(self._inbox.get(timeout=timeout_s) if timeout_s > 0 else self._inbox.get_nowait())
+            while True:
+                parcels.append(self._inbox.get_nowait())
+        except queue.Empty:
+            return parcels
+
+    # ---- inside the lock
+
+    def _hear(self, message: ToBalancer) -> list[Ask]:
+        match message:
+            case Pull(slots):
+                self._slots = slots
+            case Finished(task=task) | Failed(task=task):
+                ask = self._held.pop(task)
+                ask.finished = time.perf_counter()
+                ask.error = message.message if isinstance(message, Failed) else ""
+                return [ask]
+            case Returned(task=task):
+                self._queued.appendleft(self._held.pop(task))
+        return []
+
+    def _fill(self) -> None:
+        tasks: list[Assignment] = []
+        while self._queued and len(self._held) < self._slots:
+            ask = self._queued.popleft()
+            self._held[ask.task] = ask
+            tasks.append(Assignment(ask.task, 1, ask.inputs))
+        if tasks:
+            self._inbox.put(ForWorker(Assign(tasks)))

@@ -1,0 +1,195 @@
+"""What a step costs: the denoiser's forward pass alone, and the engine's step around it, by batch.
+
+Both are measured in turns, so that noise of the machine falls on both alike; and as noise only adds, the least counts.
+On a CPU it is the thread's own time that counts, which other programs do not lengthen by taking turns with it.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import msgspec
+import torch
+
+from scripts.bench.serving.random_weight_models import denoiser_of
+from wire.messages import ImageInputs
+from worker.engine import OutOfMemory, Row, StepEngine, TaskError, Wanted
+
+_SWEEPS = 3
+_TURNS = 4
+#: Steps of a turn on a GPU: with one it would stand still while it is told the next.
+_TOGETHER = 4
+#: Passes before a CUDA graph is recorded.
+_WARM = 3
+
+
+class Call(NamedTuple):
+    """What the engine calls the denoiser with in a step."""
+
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+
+    @property
+    def sample(self) -> torch.Tensor:
+        """What the denoiser reads as its picture, `(passes, ...)`."""
+        sample: torch.Tensor = (*self.args, *self.kwargs.values())[0]
+        return sample
+
+
+@dataclass(frozen=True)
+class Point:
+    """A step of so many requests."""
+
+    batch: int
+    #: Rows of its forward pass: a guided request takes two.
+    passes: int
+    #: Seconds of the forward pass alone, in the fastest way that it was run.
+    forward_s: float
+    #: Seconds of the engine's step.
+    step_s: float
+
+    def least(self, other: Point) -> Point:
+        """The better of both, each way."""
+        least = min(self.forward_s, other.forward_s), min(self.step_s, other.step_s)
+        return Point(self.batch, self.passes, *least)
+
+    @property
+    def overhead(self) -> float:
+        """What the step takes beyond the forward pass, as a share of that."""
+        return self.step_s / self.forward_s - 1
+
+
+@dataclass(frozen=True)
+class Bench:
+    """An engine and the pipeline that it runs on."""
+
+    engine: StepEngine
+    pipe: Any
+    #: The same weights, run as they are: shows what a step calls the denoiser with where a compiled engine hides it.
+    plain: StepEngine
+    plain_pipe: Any
+    device: torch.device
+
+    def points(self, base: ImageInputs, batches: Sequence[int], budget_s: float) -> list[Point]:
+        """Steps of these batches, as many as fit into memory and into the time, the smallest first.
+
+        In several sweeps, because a machine may be slower for some seconds, and the curve would show that as a bend.
+        """
+        ends = time.perf_counter() + budget_s
+        best: dict[int, Point] = {}
+        for point in self._sweep(base, batches, ends):
+            best[point.batch] = point
+        for _ in range(_SWEEPS - 1):
+            for again in self._sweep(base, list(best), ends):
+                best[again.batch] = best[again.batch].least(again)
+        return list(best.values())
+
+    def _sweep(self, base: ImageInputs, batches: Sequence[int], ends: float) -> Iterator[Point]:
+        for batch in batches:
+            began = time.perf_counter()
+            try:
+                yield self._point(base, batch)
+            except (OutOfMemory, torch.OutOfMemoryError):
+                return
+            now = time.perf_counter()
+            if now + 2 * (now - began) > ends:
+                return
+
+    def call(self, base: ImageInputs, batch: int) -> Call:
+        """What a step of so many requests calls the denoiser with."""
+        rows = self._rows(self.plain, base, batch)
+        seen: list[Call] = []
+        hook = denoiser_of(self.plain_pipe).register_forward_pre_hook(
+            lambda _, args, kwargs: seen.append(Call(args, kwargs)), with_kwargs=True
+        )
+        try:
+            self.plain.step(rows)
+        finally:
+            hook.remove()
+            _release(self.plain, rows)
+        return seen[-1]
+
+    def _point(self, base: ImageInputs, batch: int) -> Point:
+        call = self.call(base, batch)
+        rows = self._rows(self.engine, base, batch)
+        try:
+            forwards = [self._timer(way) for way in self._ways(call)]
+            step = self._timer(lambda: self.engine.step(rows))
+            for timed in (*forwards, step):
+                timed()
+            turns = [(*(forward() for forward in forwards), step()) for _ in range(_TURNS)]
+        finally:
+            _release(self.engine, rows)
+        *alone, steps = zip(*turns, strict=True)
+        return Point(batch, len(call.sample), forward_s=min(map(min, alone)), step_s=min(steps))
+
+    def _ways(self, call: Call) -> list[Callable[[], object]]:
+        """Ways to run the forward pass alone: as the engine's denoiser is, and on a GPU also recorded as a graph."""
+        denoiser = denoiser_of(self.pipe)
+        told: list[Callable[[], object]] = [lambda: denoiser(*call.args, **call.kwargs)]
+        return [*told, _recorded(told[0])] if self.device.type == "cuda" else told
+
+    def _rows(self, engine: StepEngine, base: ImageInputs, batch: int) -> list[Row]:
+        steps = (_TURNS + 1) * _TOGETHER + 1
+        return admitted(engine, [msgspec.structs.replace(base, steps=steps, seed=seed) for seed in range(batch)])
+
+    def _timer(self, work: Callable[[], object]) -> Callable[[], float]:
+        """A function that does the work and gives the seconds until the device was done with it."""
+        times, clock = _TOGETHER if self.device.type == "cuda" else 1, clock_of(self.device)
+
+        @torch.inference_mode()
+        def timed() -> float:
+            self.engine.synchronize()
+            began = clock()
+            for _ in range(times):
+                work()
+            self.engine.synchronize()
+            return (clock() - began) / times
+
+        return timed
+
+
+def clock_of(device: torch.device) -> Callable[[], float]:
+    """What to time this device's work with, from the thread that tells it the work."""
+    return time.perf_counter if device.type == "cuda" else time.thread_time
+
+
+def admitted(engine: StepEngine, wanted: Sequence[ImageInputs]) -> list[Row]:
+    """Rows for these requests. Raises the `TaskError` of one that is refused."""
+    rows: list[Row] = []
+    for row in engine.admit([Wanted(inputs) for inputs in wanted]):
+        if isinstance(row, TaskError):
+            raise row
+        rows.append(row)
+    return rows
+
+
+def _release(engine: StepEngine, rows: Sequence[Row]) -> None:
+    for row in rows:
+        engine.release(row)
+
+
+@torch.inference_mode()
+def _recorded(work: Callable[[], object]) -> Callable[[], object]:
+    """The work as a CUDA graph; as it is where it cannot be recorded."""
+    lane = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+    lane.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(lane):
+        for _ in range(_WARM):
+            work()
+    torch.cuda.current_stream().wait_stream(lane)
+    graph = torch.cuda.CUDAGraph()
+    try:
+        with torch.cuda.graph(graph):
+            kept = work()
+    except RuntimeError:
+        return work
+
+    def replay() -> object:
+        graph.replay()
+        return kept
+
+    return replay

@@ -1,0 +1,147 @@
+"""Puts a load on a server and notes when the answers come."""
+
+from __future__ import annotations
+
+import math
+import queue
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import islice
+from typing import Any
+
+from scripts.bench.serving.contenders import Server, Used
+from scripts.bench.serving.workloads import Ask, Steps, asks, pace, poisson, quantile
+from wire.messages import ImageInputs
+
+
+@dataclass(frozen=True)
+class Load:
+    """What is asked of each server alike: the same requests, and with a rate at the same times."""
+
+    name: str
+    base: ImageInputs
+    steps: Steps
+    #: Seconds that count, after as many as the load may need to settle.
+    seconds: float
+    lead_s: float
+    #: Names the requests: another one for each round.
+    trace: str
+    #: So many users, each of whom waits for its answer before it asks again; or none, and requests come at `rate`.
+    users: int = 0
+    rate: float = 0.0
+
+    def first(self) -> list[Ask]:
+        """The requests that come by themselves, at seconds from the start."""
+        if not self.users:
+            times = poisson(self.rate, self.lead_s + self.seconds, self.trace)
+            made = islice(asks(self.base, self.steps, self.trace), len(times))
+            return [replace(ask, arrived=when) for ask, when in zip(made, times, strict=True)]
+        # Users who all began at once would go on in step with each other for long.
+        return [replace(next(own), arrived=self.lead_s / 2 * user / self.users) for user, own in self.streams().items()]
+
+    def streams(self) -> dict[int, Iterator[Ask]]:
+        """What each user asks for, one after the other."""
+        return {user: asks(self.base, self.steps, f"{self.trace}.{user}", user) for user in range(self.users)}
+
+
+@dataclass
+class Seen:
+    """What came of a load."""
+
+    load: Load
+    server: str
+    #: Of requests that came in the stretch that counts: seconds to the picture, at least, where it never came.
+    latencies: list[float] = field(default_factory=list)
+    unanswered: int = 0
+    errors: int = 0
+    images_per_s: float = 0.0
+    row_steps_per_s: float = 0.0
+    busy: float = 0.0
+    mean_batch: float = 0.0
+
+    def summary(self) -> dict[str, Any]:
+        """In milliseconds and per second."""
+        return {
+            "server": self.server,
+            "requests": len(self.latencies),
+            "images_per_s": self.images_per_s,
+            "row_steps_per_s": self.row_steps_per_s,
+            "p50_ms": 1000 * quantile(self.latencies, 0.5),
+            "p99_ms": 1000 * quantile(self.latencies, 0.99),
+            "busy": self.busy,
+            "mean_batch": self.mean_batch,
+            "unanswered": self.unanswered,
+            "errors": self.errors,
+        }
+
+
+def run(server: Server, load: Load, patience_s: float | None = None) -> Seen:
+    """Let the load go its time, then wait for what is under way: that long, or as long again as it took."""
+    finished: queue.SimpleQueue[Ask] = queue.SimpleQueue()
+    server.start(finished.put)
+    used, begin, came = Used(), time.perf_counter(), []
+    try:
+        came = _drive(server, load, finished, begin, patience_s)
+    finally:
+        used, took = server.stop(), time.perf_counter() - begin
+    return _seen(server.name, load, came, begin, used, took)
+
+
+def _drive(
+    server: Server, load: Load, finished: queue.SimpleQueue[Ask], begin: float, patience_s: float | None
+) -> list[Ask]:
+    """Submit what comes when it comes; gives every request that came."""
+    coming, streams = load.first()[::-1], load.streams()
+    for own in streams.values():
+        next(own)  # the first one of each user is among those that come by themselves
+    came: list[Ask] = []
+    open_asks = 0
+    end = begin + load.lead_s + load.seconds
+    patience = end + (load.lead_s + load.seconds if patience_s is None else patience_s)
+    while (now := time.perf_counter()) < end or (open_asks and now < patience):
+        while coming and begin + coming[-1].arrived <= now < end:
+            _submit(server, came, coming.pop(), begin)
+            open_asks += 1
+        due = begin + coming[-1].arrived if coming else math.inf
+        answered = _wait(finished, min(due, end if now < end else patience) - now)
+        if answered is None:
+            continue
+        open_asks -= 1
+        if answered.user in streams and time.perf_counter() < end:
+            again = next(streams[answered.user])
+            again.arrived = time.perf_counter() - begin
+            _submit(server, came, again, begin)
+            open_asks += 1
+    return came
+
+
+def _submit(server: Server, came: list[Ask], ask: Ask, begin: float) -> None:
+    ask.arrived += begin  # where requests come by themselves, their latency counts from when they were due
+    came.append(ask)
+    server.submit(ask)
+
+
+def _wait(finished: queue.SimpleQueue[Ask], seconds: float) -> Ask | None:
+    try:
+        return finished.get(timeout=max(seconds, 0.0))
+    except queue.Empty:
+        return None
+
+
+def _seen(name: str, load: Load, came: Sequence[Ask], begin: float, used: Used, took: float) -> Seen:
+    since, end, now = begin + load.lead_s, begin + load.lead_s + load.seconds, begin + took
+    counted = [ask for ask in came if ask.arrived >= since]
+    answers = {ask: ask.finished for ask in came if ask.finished is not None and not ask.error}
+    inside = {ask: at for ask, at in answers.items() if since <= at <= end}
+    return Seen(
+        load,
+        name,
+        latencies=[answers.get(ask, now) - ask.arrived for ask in counted],
+        unanswered=sum(ask not in answers for ask in counted),
+        errors=sum(bool(ask.error) for ask in came),
+        images_per_s=pace(list(inside.values()), [1.0] * len(inside), since, end),
+        row_steps_per_s=pace(list(inside.values()), [ask.inputs.steps for ask in inside], since, end),
+        busy=used.busy_s / took,
+        mean_batch=used.rows / max(used.batches, 1),
+    )

@@ -1,0 +1,139 @@
+"""What is paid beside the forward pass: the worker's loop around a step, and the samplers after it."""
+
+from __future__ import annotations
+
+import queue
+import statistics
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, cast
+
+import msgspec
+import torch
+
+from configs.settings import Model
+from scripts.bench.serving.contenders import StepBatching
+from scripts.bench.serving.forward_pass import clock_of
+from scripts.bench.serving.workloads import Ask
+from wire.messages import ImageInputs
+from worker.batch_size import Caps
+from worker.engine import Row, StepEngine, TaskError
+from worker.engines.diffusion.sampling import batched_step
+from worker.engines.diffusion.sampling.plan import Plan, plan_for
+from worker.engines.diffusion.sampling.sampler import RecurrenceSampler, Sampler
+from worker.engines.diffusion.sampling.scheduler_sampler import SchedulerSampler
+from worker.engines.diffusion.sampling.schedulers import Schedule
+
+#: Of one evaluation and of several, with noise on the way and without.
+_SAMPLERS = ("default", "euler_ancestral", "dpmpp_2m", "unipc")
+_ROWS = (1, 12, 32)
+_TICKS = 20
+#: Steps of the requests that fill the batch to see what the loop adds.
+_STEPS = 60
+_PATIENCE_S = 300.0
+
+
+class Watched:
+    """An engine that notes when its steps begin and end; all else is the engine's own."""
+
+    def __init__(self, engine: StepEngine, clock: Callable[[], float]) -> None:
+        self._engine = engine
+        self._clock = clock
+        #: Begin, end and rows of each step.
+        self.steps: list[tuple[float, float, int]] = []
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._engine, name)
+
+    def step(self, rows: Sequence[Row]) -> None:
+        began = self._clock()
+        self._engine.step(rows)
+        self.steps.append((began, self._clock(), len(rows)))
+
+
+@dataclass(frozen=True)
+class Ticks:
+    """Rounds of the worker's loop while nobody joins or leaves: median seconds."""
+
+    batch: int
+    tick_s: float
+    step_s: float
+
+    @property
+    def loop_share(self) -> float:
+        """What the loop itself takes of a tick."""
+        return 1 - self.step_s / self.tick_s
+
+
+def ticks(engine: StepEngine, model: Model, base: ImageInputs, batch: int, clock: Callable[[], float]) -> Ticks:
+    """The worker's loop with so many requests in its batch; `clock` is read in its thread."""
+    watched, ended = Watched(engine, clock), queue.SimpleQueue[Ask]()
+    caps = Caps(batch, fixed=True, min_gain=0.0, max_step_s=None)
+    server = StepBatching(cast("StepEngine", watched), model, caps, threads=1)
+    server.start(ended.put)
+    try:
+        for seed in range(batch):
+            server.submit(Ask(str(seed), msgspec.structs.replace(base, steps=_STEPS, seed=seed)))
+        for _ in range(batch):
+            ended.get(timeout=_PATIENCE_S)
+    finally:
+        server.stop()
+    full = [
+        (after[0] - began, end - began)
+        for (began, end, rows), after in zip(watched.steps, watched.steps[1:], strict=False)
+        if rows == after[2] == batch
+    ]
+    return Ticks(batch, statistics.median(tick for tick, _ in full), statistics.median(step for _, step in full))
+
+
+@dataclass(frozen=True)
+class SamplerCost:
+    """Median microseconds in which the samplers of so many rows move on by one step."""
+
+    sampler: str
+    #: `together`: as recurrences; `one by one`: each with a scheduler of diffusers.
+    path: str
+    rows: int
+    us: float
+
+
+def sampler_costs(pipe: Any, sample: torch.Tensor, steps: int) -> Iterator[SamplerCost]:
+    """Samplers of the checkpoint by path; `sample` `(rows, ...)` has the shape of what its denoiser reads."""
+    for name in _SAMPLERS:
+        try:
+            plan = plan_for(name, pipe.scheduler, Schedule(max(steps, _TICKS), options={"mu": 1.0}))
+        except TaskError:
+            continue  # not for this kind of checkpoint
+        paths: dict[str, type[RecurrenceSampler | SchedulerSampler]] = {"one by one": SchedulerSampler}
+        if plan.recurrence is not None:
+            paths["together"] = RecurrenceSampler
+        for path, kind in paths.items():
+            for rows in _ROWS:
+                yield SamplerCost(name, path, rows, 1e6 * _tick_s(plan, kind, rows, sample))
+
+
+@torch.inference_mode()
+def _tick_s(plan: Plan, kind: type[RecurrenceSampler | SchedulerSampler], rows: int, sample: torch.Tensor) -> float:
+    samplers: list[Sampler] = [kind(plan, torch.Generator().manual_seed(seed)) for seed in range(rows)]
+    outputs = [torch.randn_like(sample[:1]) for _ in samplers]
+    for sampler, noise in zip(samplers, outputs, strict=True):
+        sampler.begin(noise)
+    clock = clock_of(sample.device)
+    times: list[float] = []
+    for _ in range(_TICKS):
+        _synchronize(sample)
+        began = clock()
+        for sampler in samplers:
+            sampler.model_input()
+        batched_step.advance(samplers, outputs)
+        _synchronize(sample)
+        times.append(clock() - began)
+    for sampler in samplers:
+        if sampler.broken is not None:
+            raise sampler.broken
+    return statistics.median(times)
+
+
+def _synchronize(tensor: torch.Tensor) -> None:
+    if tensor.device.type == "cuda":
+        torch.cuda.synchronize(tensor.device)

@@ -1,0 +1,211 @@
+#!/usr/bin/env python
+"""What others notice of a flood, and what becomes of ten times the load that the workers can do.
+
+    python -m scripts.bench.serving.overload --json scripts/bench/results/overload_sim.json
+
+(a) One API key sends 1000 jobs; another key then sends single requests, one after the other. How long each waits until
+it is begun is told in fair shares, one being the time for which it then has its place in a full batch.
+(b) Requests come at ten times the rate at which they can be answered, to a queue that is bounded to so many seconds of
+work (`queue.max_work_s`). Those that are let in are to be done within these and their own time, all others refused.
+With `--timeout`, and a `--bound` beyond it, each allows so many seconds only: what waited too long ends with 504, and
+is to end before a worker begins with it.
+
+The workers are simulated accelerators: this measures the balancer, not a model.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import io
+import json
+import random
+import sys
+import tempfile
+import time
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import psutil
+
+from configs.paths import run_dir
+from loadbalancer.access import keys_cli
+from scripts.bench.serving.workloads import quantile
+from scripts.harness.load import machine, server
+
+STEPS, BATCH = 20, 4
+T0_S, T1_S = 0.02, 0.005
+#: A full batch from its first step to its last, in seconds.
+TURN_S = STEPS * (T0_S + T1_S * BATCH)
+_FLOOD = 1000
+
+
+def config(**queue: Any) -> dict[str, Any]:
+    """A model on one simulated worker."""
+    model = {
+        "engine": "sim",
+        "max_batch_size": BATCH,
+        "defaults": {"size": "64x64", "steps": STEPS},
+        "sim": {"t0_s": T0_S, "t1_s": T1_S, "load_s": 0.0},
+        "scaling": {"min_workers": 1, "max_workers": 1},
+    }
+    return {"models": {"sim": model}, "queue": queue}
+
+
+def key(folder: Path, name: str) -> dict[str, str]:
+    """The header of a new API key."""
+    shown = io.StringIO()
+    with contextlib.redirect_stdout(shown):
+        keys_cli.main(["--data-dir", str(folder), "add", name])
+    return {"authorization": f"Bearer {shown.getvalue().strip()}"}
+
+
+async def waits(
+    session: aiohttp.ClientSession, headers: dict[str, str], count: int
+) -> list[tuple[float, float, float]]:
+    """Of single requests, one after the other: seconds until each was begun, from then on, and to its answer in all."""
+    seen: list[tuple[float, float, float]] = []
+    for seed in range(count):
+        began = time.perf_counter()
+        async with session.post("/v1/images/generations", json={"prompt": "one", "seed": seed}, headers=headers) as got:
+            answer = await got.json()
+        timings = answer["data"][0]["timings"]
+        seen.append((timings["queued_s"], timings["running_s"], time.perf_counter() - began))
+        await asyncio.sleep(random.Random(seed).uniform(0, TURN_S))  # not in step with the batch
+    return seen
+
+
+async def flood(url: str, folder: Path, singles: int) -> dict[str, Any]:
+    """Part (a)."""
+    many, one = key(folder, "many"), key(folder, "one")
+    async with aiohttp.ClientSession(url, timeout=aiohttp.ClientTimeout(total=300)) as session:
+        while True:  # the first key closes the door within a second
+            async with session.get("/v1/models") as answer:
+                if answer.status == 401:
+                    break
+            await asyncio.sleep(0.1)
+        alone = await waits(session, one, singles)
+
+        async def job(number: int) -> int:
+            body = {"path": "/predict", "body": {"prompt": f"job {number}"}}
+            async with session.post("/v1/jobs", json=body, headers=many) as answer:
+                return answer.status
+
+        statuses = Counter(await asyncio.gather(*(job(number) for number in range(_FLOOD))))
+        crowded = await waits(session, one, singles)
+    shares = [queued / running for queued, running, _ in crowded]
+    before, after = (quantile([total for _, _, total in each], 0.5) for each in (alone, crowded))
+    return {
+        "jobs": {str(status): count for status, count in statuses.items()},
+        "singles": singles,
+        "alone_p50_s": before,
+        "crowded_p50_s": after,
+        "answer_over_alone": after / before,
+        "wait_in_fair_shares": {"p50": quantile(shares, 0.5), "p90": quantile(shares, 0.9), "max": max(shares)},
+    }
+
+
+@dataclass
+class Overloaded:
+    """What came of the requests of part (b)."""
+
+    statuses: Counter[int] = field(default_factory=Counter)
+    latencies: list[float] = field(default_factory=list)
+    refused_in: list[float] = field(default_factory=list)
+    retry_after: list[float] = field(default_factory=list)
+    without_retry_after: int = 0
+    #: Of those that ended with 504, those that a worker had begun with.
+    late_begun: int = 0
+
+
+async def overload(
+    url: str, folder: Path, seconds: float, bound_s: float, factor: float, timeout_s: float | None
+) -> dict[str, Any]:
+    """Part (b). The bound is that of the queue, to which a turn comes for the request itself."""
+    body = {"prompt": "one"} | ({} if timeout_s is None else {"timeout_s": timeout_s})
+    capacity = BATCH / TURN_S
+    seen, chance = Overloaded(), random.Random(7)
+    process = psutil.Process(_balancer(folder))
+    sizes: list[int] = []
+    timeout, connector = aiohttp.ClientTimeout(total=300), aiohttp.TCPConnector(limit=0)
+    async with aiohttp.ClientSession(url, timeout=timeout, connector=connector) as session, asyncio.TaskGroup() as all_:
+        began = at = time.perf_counter()
+        while at < began + seconds:
+            at += chance.expovariate(factor * capacity)
+            await asyncio.sleep(max(at - time.perf_counter(), 0.0))
+            all_.create_task(_one(session, body, seen))
+            sizes.append(process.memory_info().rss)
+    took = time.perf_counter() - began
+    return {
+        "capacity_per_s": capacity,
+        "asked_per_s": len(sizes) / seconds,
+        "bound_s": bound_s,
+        "timeout_s": timeout_s,
+        "statuses": {str(status): count for status, count in sorted(seen.statuses.items())},
+        "late_after_work": seen.late_begun,
+        "admitted_p50_s": quantile(seen.latencies, 0.5),
+        "admitted_p99_s": quantile(seen.latencies, 0.99),
+        "admitted_p99_over_bound": quantile(seen.latencies, 0.99) / (bound_s + TURN_S),
+        "answered_over_capacity": len(seen.latencies) / took / capacity,
+        "refused_p99_s": quantile(seen.refused_in, 0.99),
+        "retry_after_s": {"p50": quantile(seen.retry_after, 0.5), "max": max(seen.retry_after)},
+        "refused_without_retry_after": seen.without_retry_after,
+        "rss_mib": {"begin": sizes[len(sizes) // 10] / 2**20, "end": sizes[-1] / 2**20},
+    }
+
+
+async def _one(session: aiohttp.ClientSession, body: dict[str, Any], seen: Overloaded) -> None:
+    began = time.perf_counter()
+    async with session.post("/predict", json=body) as answer:
+        text = await answer.text()
+    took = time.perf_counter() - began
+    seen.statuses[answer.status] += 1
+    if answer.status == 200:
+        seen.latencies.append(took)
+    elif answer.status in (429, 503):
+        seen.refused_in.append(took)
+        if "retry-after" in answer.headers:
+            seen.retry_after.append(float(answer.headers["retry-after"]))
+        else:
+            seen.without_retry_after += 1
+    elif answer.status == 504:
+        seen.late_begun += "(queued)" not in text and "not begun" not in text
+
+
+def _balancer(folder: Path) -> int:
+    record = json.loads((run_dir(folder) / "children" / "loadbalancer.json").read_text())
+    return int(record["pid"])
+
+
+def main() -> int:
+    """Returns the exit status: 1 where something was answered neither in time nor with a refusal."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--singles", type=int, default=20, help="requests of the second key in part (a)")
+    parser.add_argument("--seconds", type=float, default=30.0, help="length of part (b)")
+    parser.add_argument("--bound", type=float, default=4.0, help="`queue.max_work_s` of part (b)")
+    parser.add_argument("--factor", type=float, default=10.0, help="load over capacity in part (b)")
+    parser.add_argument("--timeout", type=float, help="`timeout_s` of the requests of part (b)")
+    parser.add_argument("--slack", type=float, default=1.5, help="`queue.deadline_slack` of part (b); 0: null")
+    parser.add_argument("--json", type=Path, help="write the result here")
+    args = parser.parse_args()
+    with tempfile.TemporaryDirectory(prefix="muster-overload-") as place:
+        first, second = Path(place) / "a", Path(place) / "b"
+        with server(first, config(deadline_slack=None, max_tasks=1024)) as url:
+            crowded = asyncio.run(flood(url, first, args.singles))
+        queue = {"max_work_s": args.bound, "deadline_slack": args.slack or None}
+        with server(second, config(**queue)) as url:
+            pressed = asyncio.run(overload(url, second, args.seconds, args.bound, args.factor, args.timeout))
+    result = {"machine": machine(), "flood": crowded, "overload": pressed}
+    print(json.dumps(result, indent=1))
+    if args.json:
+        args.json.write_text(json.dumps(result, indent=1) + "\n")
+    fair = {"200", "429", "503"} | ({"504"} if args.timeout is not None else set())
+    return int(bool(pressed["statuses"].keys() - fair))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

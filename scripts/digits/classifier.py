@@ -1,0 +1,91 @@
+"""Judges pictures of digits without knowing how they were made: which digit, in which ink, on which paper.
+
+A support vector machine learns scikit-learn's own pictures of 8 x 8. A picture of 64 x 64 is brought back to that
+form, which inverts `digits_data`: where between paper and ink is each pixel, averaged over the 10 x 10 cells of the
+framed original, without the frame.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from sklearn.datasets import load_digits
+from sklearn.svm import SVC
+from torch.nn import functional
+
+from scripts.digits.data import INKS, PAPERS, SIZE, paint, stroke_masks
+
+Array = NDArray[np.float32]
+#: Width of the frame in which `shift` never puts ink.
+_FRAME = 3
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What a picture shows."""
+
+    digit: int
+    ink: str
+    paper: str
+
+
+class Judge:
+    """Trained once, on every original picture."""
+
+    def __init__(self) -> None:
+        data = load_digits()
+        self._classifier = _classifier().fit(data.data, data.target)
+
+    def look(self, pictures: Array) -> list[Verdict]:
+        """A verdict on each of `(B, 64, 64, 3)` in [0, 1]. The digit is read from the colours that are found there."""
+        found = [colours(picture) for picture in pictures]
+        small = [original(picture, ink, paper) for picture, (ink, paper) in zip(pictures, found, strict=True)]
+        digits = self._classifier.predict(np.stack(small))
+        return [
+            Verdict(int(digit), _nearest(ink, INKS), _nearest(paper, PAPERS))
+            for digit, (ink, paper) in zip(digits, found, strict=True)
+        ]
+
+
+def own_accuracy(seed: int = 0) -> float:
+    """How often a judge that learned two thirds of the originals reads true pictures of the others right."""
+    data = load_digits()
+    order = np.random.default_rng(seed).permutation(len(data.data))
+    known, new = order[: 2 * len(order) // 3], order[2 * len(order) // 3 :]
+    classifier = _classifier().fit(data.data[known], data.target[known])
+    masks, digits = stroke_masks()
+    pictures = paint(masks[torch.from_numpy(new)], ["orange"] * len(new), ["navy"] * len(new))
+    shown = ((pictures + 1) / 2).permute(0, 2, 3, 1).numpy()
+    small = np.stack([original(picture, *colours(picture)) for picture in shown])
+    return float((classifier.predict(small) == digits[new]).mean())
+
+
+def colours(picture: Array) -> tuple[Array, Array]:
+    """Mean colours of ink and paper: paper is what the frame shows, ink the pixels that differ most from it."""
+    inside = np.zeros((SIZE, SIZE), bool)
+    inside[_FRAME:-_FRAME, _FRAME:-_FRAME] = True
+    paper = np.median(picture[~inside], axis=0)
+    contrast = np.linalg.norm(picture - paper, axis=-1)
+    ink = picture[contrast >= 0.7 * np.quantile(contrast, 0.98)].mean(axis=0)
+    return ink, paper
+
+
+def original(picture: Array, ink: Array, paper: Array) -> Array:
+    """The 64 grey values, 0 to 16, of the 8 x 8 picture behind `(64, 64, 3)`."""
+    axis = ink - paper
+    stroke = ((picture - paper) @ axis / max(float(axis @ axis), 1e-6)).clip(0, 1)
+    cells = functional.adaptive_avg_pool2d(torch.from_numpy(stroke)[None, None].float(), 10)
+    grey: Array = (cells[0, 0, 1:-1, 1:-1] * 16).numpy().reshape(-1)
+    return grey
+
+
+def _classifier() -> SVC:
+    return SVC(gamma=0.001, C=10)
+
+
+def _nearest(colour: Array, named: Mapping[str, tuple[float, float, float]]) -> str:
+    return min(named, key=lambda name: float(np.linalg.norm(colour - np.array(named[name]))))

@@ -1,0 +1,233 @@
+"""Intruders at a running balancer: workers in name only, on its own socket, while honest clients are answered."""
+
+from __future__ import annotations
+
+import base64
+import concurrent.futures
+import contextlib
+import random
+import socket
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import httpx
+import psutil
+import zmq
+from prometheus_client.parser import text_string_to_metric_families
+
+from configs.paths import worker_address
+from scripts.fuzz_lib.frame_generator import FrameMaker, Frames
+from tests.support.servers import PATIENCE_S, Server, sim, wait_until
+from wire.codec import MalformedFrames, decode_for_worker, decode_from_worker
+from wire.messages import PROTOCOL, Assign, ImageInputs, ToBalancer
+from worker.engines.sim import expected_picture
+
+#: Honest requests go to the one; intruders, who may well get tasks and do with them what they like, serve the other.
+HONEST, DECOY = "honest", "decoy"
+MODELS: Mapping[str, Any] = {HONEST: sim(), DECOY: sim()}
+#: Silent workers are forgotten soon.
+LIFE = {"heartbeat_s": 0.5, "lost_after_s": 3.0}
+#: What the balancer may grow by in a run of any length: buffers for the largest messages, names of who was refused.
+MOST_GROWTH_BYTES = 96 << 20
+_PEERS = 8
+_ACTIONS_PER_BURST = 60
+_STEPS = 8
+
+
+class Intruders:
+    """Peers that come, say what they should not, and go."""
+
+    def __init__(self, address: str, seed: int) -> None:
+        """`address` is where the balancer meets its workers."""
+        self._address = address
+        self._random = random.Random(seed)
+        self._maker = FrameMaker(seed, ToBalancer, [DECOY, "nowhere", "", "\ufffd"])
+        self._context = zmq.Context()
+        self._peers: dict[bytes, zmq.Socket[bytes]] = {}
+        #: Attempts of the tasks that some peer was given.
+        self._tasks: dict[str, int] = {}
+        self.sent = 0
+        #: Of these, the ones that are no messages.
+        self.malformed = 0
+
+    def act(self) -> None:
+        """Do one thing."""
+        name = self._peer()
+        self._listen()
+        match self._random.choices(("some", "join", "task", "beyond", "raw"), (50, 15, 30, 1, 1))[0]:
+            case "some":
+                self._send(name, self._maker.some())
+            case "join":
+                self._join(name)
+            case "task":
+                self._send(name, self._about_a_task())
+            case "beyond":
+                self._send(name, self._maker.beyond())
+            case "raw":
+                self._raw()
+
+    def close(self) -> None:
+        """Go, when everything has been said."""
+        for peer in self._peers.values():
+            peer.close()
+        self._context.term()
+
+    def _peer(self) -> bytes:
+        """One of them, or a new one: some have names that are no text."""
+        if len(self._peers) < _PEERS or self._random.random() < 0.05:
+            odd = self._random.random() < 0.2
+            name = b"\xff" + self._random.randbytes(8) if odd else b"intruder-%d" % self.sent
+            peer = self._context.socket(zmq.DEALER)
+            peer.setsockopt(zmq.ROUTING_ID, name)
+            peer.setsockopt(zmq.SNDTIMEO, int(1000 * PATIENCE_S))
+            peer.connect(self._address)
+            self._peers[name] = peer
+            self._maker.names.append(name.decode("utf-8", "replace"))
+        name = self._random.choice(list(self._peers))
+        if len(self._peers) > _PEERS:
+            leaving = self._random.choice([each for each in self._peers if each != name])
+            self._peers.pop(leaving).close()
+        return name
+
+    def _join(self, name: bytes) -> None:
+        """As a worker would, though not always to the end."""
+        fields = {"protocol": PROTOCOL, "worker": name.decode("utf-8", "replace"), "model": DECOY}
+        self._send(name, self._maker.message("Hello", **fields))
+        if self._random.random() < 0.7:
+            self._send(name, self._maker.message("Pull", slots=self._random.choice((1, 4, 4, 1000, 2**31 - 1))))
+
+    def _about_a_task(self) -> Frames:
+        """A word on a task that somebody was given, whoever that was, in its attempt or another."""
+        if not self._tasks:
+            return self._maker.message()
+        task = self._random.choice(list(self._tasks))
+        attempt = self._tasks[task] + self._random.choice((0, 0, 0, 1, -1))
+        kind = self._random.choice(("Started", "Progress", "Progress", "Finished", "Failed", "Returned"))
+        return self._maker.message(kind, task=task, attempt=max(attempt, 0))
+
+    def _listen(self) -> None:
+        for peer in self._peers.values():
+            with contextlib.suppress(zmq.Again):
+                while True:
+                    for message, _ in decode_for_worker(peer.recv_multipart(zmq.DONTWAIT)):
+                        for task in message.tasks if isinstance(message, Assign) else ():
+                            self._tasks[task.task] = task.attempt
+                            self._maker.names.append(task.task)
+        while len(self._tasks) > 64:
+            del self._tasks[next(iter(self._tasks))]
+
+    def _send(self, name: bytes, frames: Frames) -> None:
+        """Raises `zmq.Again` where the balancer does not take it."""
+        if not frames:
+            return
+        try:
+            decode_from_worker(frames)
+        except MalformedFrames:
+            self.malformed += 1
+        self._peers[name].send_multipart(frames)
+        self.sent += 1
+
+    def _raw(self) -> None:
+        """Bytes that are no ZeroMQ; or a ZeroMQ that announces a frame as large as a disk."""
+        greeting = b"\xff" + bytes(8) + b"\x7f\x03\x00NULL" + bytes(48)
+        ready = b"\x04\x19\x05READY\x0bSocket-Type\x00\x00\x00\x06DEALER"
+        huge = b"\x02" + (2**60).to_bytes(8, "big")
+        with socket.socket(socket.AF_UNIX) as connection, contextlib.suppress(OSError):
+            connection.connect(self._address.removeprefix("ipc://"))
+            connection.sendall(self._random.choice((self._random.randbytes(300), greeting + ready + huge + bytes(999))))
+
+
+class Siege:
+    """A balancer, its intruders, and the clients who notice nothing of them."""
+
+    def __init__(self, server: Server, seed: int) -> None:
+        """The server serves `MODELS`, and has a worker for `HONEST` alone."""
+        self._server = server
+        self._random = random.Random(seed)
+        self._http = httpx.Client(base_url=server.base_url, timeout=PATIENCE_S)
+        self._pool = concurrent.futures.ThreadPoolExecutor(4)
+        self._decoys: list[concurrent.futures.Future[int]] = []
+        self.intruders = Intruders(worker_address(server.data_dir), seed)
+        self.answered = 0
+        self.faults: list[str] = []
+        self._before = self._events()
+        self._rss = 0
+
+    def burst(self) -> None:
+        """Some time of it. The first one shows what the balancer weighs."""
+        self._decoys = [each for each in self._decoys if not each.done()]
+        while len(self._decoys) < 4:
+            self._decoys.append(self._pool.submit(self._decoy, self._random.randrange(2**31)))
+        for _ in range(_ACTIONS_PER_BURST):
+            self.intruders.act()
+        self._ask(self._random.randrange(2**31))
+        self._rss = self._rss or self._weight()
+
+    def end(self) -> dict[str, int]:
+        """Let them go, and see what is left. What is wrong stands in `faults`."""
+        for each in concurrent.futures.as_completed(self._decoys, PATIENCE_S):
+            each.result()
+        self._pool.shutdown()
+        self.intruders.close()
+        with self._noting("every message that was none is counted"):
+            wait_until(lambda: self._grown()["malformed"] >= self.intruders.malformed, "the last message")
+        with self._noting("the intruders are forgotten, and nothing of them is left"):
+            wait_until(lambda: self._left() == [1, 0, 0], "the last intruder to be forgotten")
+        self._ask(0)
+        counted = {name: self._grown()[name] for name in ("malformed", "stale", "stranger", "workers_refused")}
+        grown = max(self._weight() - self._rss, 0)
+        for wrong, text in (
+            # More, where noise on the socket happened to be ZeroMQ of some version.
+            (counted["malformed"] < self.intruders.malformed, f"{self.intruders.malformed} were none: {counted}"),
+            (self._grown()["unhandled"], "some message was not handled"),
+            ("Traceback" in self._server.log("loadbalancer"), "the log has a traceback"),
+            (grown > MOST_GROWTH_BYTES, f"it grew by {grown >> 20} MiB"),
+        ):
+            self.faults += [text] if wrong else []
+        self._http.close()
+        return {"sent": self.intruders.sent, "answered": self.answered, "grown_bytes": grown, **counted}
+
+    def _ask(self, seed: int) -> None:
+        body = {"model": HONEST, "prompt": "a seven", "seed": seed, "n": 2, "num_inference_steps": _STEPS}
+        answer = self._http.post("/v1/images/generations", json=body)
+        wanted = [ImageInputs("a seven", 64, 64, _STEPS, 3.0, seed + i, "ddim") for i in range(2)]
+        if answer.status_code != 200:
+            self.faults.append(f"an honest request was answered {answer.status_code}: {answer.text[:200]}")
+        elif [base64.b64decode(image["b64_json"]) for image in answer.json()["data"]] != list(
+            map(expected_picture, wanted)
+        ):
+            self.faults.append("an honest request got another picture")
+        self.answered += 1
+
+    def _decoy(self, seed: int) -> int:
+        body = {"model": DECOY, "prompt": "a seven", "seed": seed, "timeout_s": 3, "partial_images": seed % 4}
+        url = f"{self._server.base_url}/v1/images/generations"
+        with httpx.stream("POST", url, json=body | {"stream": bool(seed % 2)}, timeout=PATIENCE_S) as answer:
+            return len(answer.read())
+
+    def _events(self) -> Counter[str]:
+        families = text_string_to_metric_families(self._http.get("/metrics").text)
+        samples = [sample for family in families for sample in family.samples if sample.name == "muster_events_total"]
+        return Counter({sample.labels["event"]: int(sample.value) for sample in samples})
+
+    def _grown(self) -> Counter[str]:
+        return self._events() - self._before
+
+    def _left(self) -> list[int]:
+        """Workers, images that wait, images that run."""
+        now = self._server.snapshot()
+        return [
+            len(now.workers),
+            *(sum(getattr(model, name) for model in now.models) for name in ("queued", "running")),
+        ]
+
+    def _weight(self) -> int:
+        return int(psutil.Process(self._server.balancer.pid).memory_info().rss)
+
+    @contextlib.contextmanager
+    def _noting(self, what: str) -> Iterator[None]:
+        try:
+            yield
+        except AssertionError as error:
+            self.faults.append(f"not so: {what}; {error}; left: {self._left()}, counted: {dict(self._grown())}")

@@ -1,0 +1,172 @@
+"""What the rendezvous engine draws is what the pipeline draws, whoever shares the batch and whenever they join."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import cache
+from typing import Any
+
+import msgspec
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from configs.samplers import names
+from tests.support.tiny_pipelines import KINDS, SIZE, admitted, engine_of, finish, model_of, pixels, request, sources_of
+from wire.messages import DrawMode, ImageInputs
+from worker.engines.diffusion.generic.engine import RendezvousEngine
+from worker.engines.diffusion.generic.row import RendezvousRow
+from worker.engines.diffusion.loading import open_pipeline, pipeline_class
+from worker.engines.diffusion.sampling.schedulers import scheduler_like
+
+#: Of pixels in [0, 1]: the rounding of other batch sizes, a hundredth of what a level of eight bits is.
+BOUND = 4e-5
+
+
+class Pair:
+    """An engine, and a pipeline of the same files that it knows nothing of."""
+
+    def __init__(self, kind: str, folder: Any) -> None:
+        model = model_of(kind, folder)
+        self.kind = kind
+        self.engine: RendezvousEngine = engine_of(model)
+        self._pipeline = open_pipeline(model, torch.device("cpu"), pipeline_class(model))
+        self._scheduler = self._pipeline.scheduler
+
+    @property
+    def mode(self) -> DrawMode:
+        [mode] = self.engine.about().modes
+        return mode
+
+    def alone(self, inputs: ImageInputs) -> np.ndarray[Any, Any]:
+        """The pipeline's own picture."""
+        given: dict[str, Any] = {
+            "num_inference_steps": inputs.steps,
+            "generator": torch.Generator("cpu").manual_seed(inputs.seed),
+            "output_type": "np",
+        }
+        if self.kind == "classes":
+            given |= {"class_labels": [int(inputs.prompt)], "guidance_scale": inputs.guidance_scale}
+        elif self.kind != "unconditional":
+            given |= {"prompt": inputs.prompt, "guidance_scale": inputs.guidance_scale}
+            given |= {"negative_prompt": inputs.negative_prompt} if inputs.negative_prompt else {}
+        if self.kind not in ("classes", "unconditional", "image"):
+            given |= {"height": inputs.height, "width": inputs.width}
+        given |= self._pictures(inputs)
+        self._pipeline.scheduler = scheduler_like(inputs.scheduler, self._scheduler)
+        with torch.inference_mode():
+            drawn: np.ndarray[Any, Any] = self._pipeline(**given).images[0]
+        return drawn
+
+    def _pictures(self, inputs: ImageInputs) -> dict[str, Any]:
+        size = inputs.width, inputs.height
+        pictures = [Image.frombytes(m, size, s) for m, s in zip(("RGB", "L"), sources_of(inputs), strict=False)]
+        found: dict[str, Any] = {"image": pictures[0]} if pictures else {}
+        if self.kind in ("control_image", "control_inpaint"):
+            found["control_image"] = pictures[0]
+        if pictures and self.kind != "control":
+            found["strength"] = inputs.strength
+        return found | ({"mask_image": pictures[1]} if len(pictures) == 2 else {})
+
+    def check(self, row: RendezvousRow) -> None:
+        """The row's picture is that of its request alone."""
+        np.testing.assert_allclose(pixels(row), self.alone(row.inputs), atol=BOUND, rtol=0, err_msg=str(row.inputs))
+
+
+Pairs = Callable[[str], Pair]
+
+
+@pytest.fixture(scope="module")
+def pairs(tmp_path_factory: pytest.TempPathFactory) -> Pairs:
+    return cache(lambda kind: Pair(kind, tmp_path_factory.mktemp(kind)))
+
+
+def run(engine: RendezvousEngine, joining: Sequence[tuple[int, ImageInputs]]) -> list[RendezvousRow]:
+    """Step all in one batch; each request joins before the tick of its number and leaves when it is done."""
+    rows: list[RendezvousRow] = []
+    batches = []
+    tick = 0
+    while len(rows) < len(joining) or any(row.step < row.steps for row in rows):
+        rows += admitted(engine, *(inputs for at, inputs in joining if at == tick))
+        running = [row for row in rows if row.step < row.steps]
+        batches.append(len(running))
+        engine.step(running)
+        tick += 1
+    assert max(batches) > 1, "these never met"
+    return rows
+
+
+def mixed(pair: Pair) -> list[tuple[int, ImageInputs]]:
+    """Four requests that differ in all they can, and when each joins."""
+    asked = [
+        request(pair.mode, steps=7, guidance_scale=7.5, seed=11, prompt="the blue digit 4", strength=0.9),
+        request(pair.mode, steps=5, guidance_scale=1.0, seed=12, prompt="0", strength=0.7),
+        request(pair.mode, steps=6, guidance_scale=3.0, seed=13, prompt="the green seven in ink", strength=1.0),
+        request(pair.mode, steps=4, guidance_scale=2.0, seed=2**63, prompt="a red digit", strength=0.5),
+    ]
+    if pair.kind == "classes":
+        asked = [request(steps=n.steps, guidance_scale=n.guidance_scale, seed=n.seed, prompt="7") for n in asked]
+    elif pair.kind not in ("unconditional", "consistency"):
+        asked[2] = request(pair.mode, steps=6, seed=13, negative_prompt="the blue digit")
+    return list(zip((0, 0, 2, 3), asked, strict=True))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_rows_that_join_at_different_steps_come_out_as_if_alone(pairs: Pairs, kind: str) -> None:
+    pair = pairs(kind)
+    for row in run(pair.engine, mixed(pair)):
+        pair.check(row)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_row_alone_is_the_pipelines_to_the_bit(pairs: Pairs, kind: str) -> None:
+    pair = pairs(kind)
+    for _, inputs in mixed(pair)[1:3]:
+        [row] = admitted(pair.engine, inputs)
+        finish(pair.engine, row)
+        np.testing.assert_array_equal(pixels(row), pair.alone(inputs))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_reproducible_row_is_the_pipelines_to_the_bit_in_any_company(pairs: Pairs, kind: str) -> None:
+    pair = pairs(kind)
+    [inputs, *others] = [inputs for _, inputs in mixed(pair)]
+    rows = admitted(pair.engine, *others, msgspec.structs.replace(inputs, reproducible=True))
+    finish(pair.engine, *rows)
+    np.testing.assert_array_equal(pixels(rows[-1]), pair.alone(inputs))
+
+
+def test_every_scheduler_in_one_batch(pairs: Pairs) -> None:
+    pair = pairs("control")
+    takes = names("noise")
+    asked = [
+        (n % 3, request(pair.mode, scheduler=name, seed=n, steps=4 + n % 3, guidance_scale=(1.0, 3.0)[n % 2]))
+        for n, name in enumerate(takes)
+    ]
+    for row in run(pair.engine, asked):
+        pair.check(row)
+
+
+@pytest.mark.parametrize(("width", "height"), [(48, 32), (16, 40)])
+@pytest.mark.parametrize("kind", ["text", "inpaint", "control"])
+def test_sizes_that_are_not_square(pairs: Pairs, kind: str, width: int, height: int) -> None:
+    pair = pairs(kind)
+    for row in run(pair.engine, [(at, request(pair.mode, width=width, height=height, seed=at)) for at in (0, 2)]):
+        pair.check(row)
+        assert pixels(row).shape == (height, width, 3)
+
+
+def test_sizes_share_a_step_and_no_forward_pass(pairs: Pairs) -> None:
+    pair = pairs("text")
+    rows = admitted(pair.engine, request(), request(width=2 * SIZE), request(seed=2))
+    finish(pair.engine, *rows)
+    for row in rows:
+        pair.check(row)
+
+
+def test_the_bound_would_notice_another_seed_or_one_step_more(pairs: Pairs) -> None:
+    pair = pairs("text")
+    one = pair.alone(request())
+    for changed in (request(seed=2), request(steps=6), request(guidance_scale=3.01), request(prompt="a red 7")):
+        assert np.abs(one - pair.alone(changed)).max() > 5 * BOUND

@@ -1,0 +1,218 @@
+"""What is refused, how it is told, and that the server is none the worse for it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import httpx
+import pytest
+
+from tests.support.servers import Server, wait_until
+
+GENERATE = "/v1/images/generations"
+
+#: (fields beside the prompt, parameter that is named, part of the message)
+REFUSED: list[tuple[dict[str, Any], str, str]] = [
+    ({"prompt": None}, "prompt", "Invalid type for 'prompt': None. Expected a string"),
+    ({"prompt": 7}, "prompt", "Expected a string"),
+    ({"prompt": ["a seven"]}, "prompt", "Expected a string"),
+    ({"prompt": ""}, "prompt", "Must not be empty"),
+    ({"prompt": " \n\t"}, "prompt", "Must not be empty"),
+    ({"prompt": "x" * 501}, "prompt", "It has 501 characters; at most 500 are allowed"),
+    ({"negative_prompt": "x" * 501}, "negative_prompt", "at most 500"),
+    ({"model": 3}, "model", "Expected a string"),
+    ({"n": 0}, "n", "Invalid value for 'n': 0. Must be at least 1"),
+    ({"n": -1}, "n", "at least 1"),
+    ({"n": 7}, "n", "Invalid value for 'n': 7. Must be between 1 and 5"),
+    ({"n": 10**30}, "n", "'n'"),
+    ({"n": "two"}, "n", "Invalid type for 'n': 'two'. Expected an integer"),
+    ({"n": "2"}, "n", "Expected an integer"),
+    ({"n": 1.5}, "n", "Expected an integer"),
+    ({"n": 2.0}, "n", "Expected an integer"),
+    ({"n": True}, "n", "Expected an integer"),
+    ({"n": [1]}, "n", "Expected an integer"),
+    ({"size": "64"}, "size", "Must be 'auto' or WIDTHxHEIGHT"),
+    ({"size": "64X64"}, "size", "WIDTHxHEIGHT"),
+    ({"size": "64x64\n"}, "size", "WIDTHxHEIGHT"),
+    ({"size": "٦٤x٦٤"}, "size", "WIDTHxHEIGHT"),
+    ({"size": "0x64"}, "size", "WIDTHxHEIGHT"),
+    ({"size": "-64x64"}, "size", "WIDTHxHEIGHT"),
+    ({"size": 64}, "size", "Expected a string"),
+    ({"size": "60x64"}, "size", "multiples of 8"),
+    ({"size": "24x64"}, "size", "at least 32"),
+    ({"size": "256x264"}, "size", "It has 67584 pixels; at most 65536"),
+    ({"size": "99999x99999"}, "size", "multiples of 8"),
+    ({"response_format": "url"}, "response_format", "Supported: 'b64_json'"),
+    ({"output_format": "gif"}, "output_format", "Supported: 'png', 'jpeg' or 'webp'"),
+    ({"output_format": "PNG"}, "output_format", "Supported"),
+    ({"output_compression": 101, "output_format": "jpeg"}, "output_compression", "at most 100"),
+    ({"output_compression": -1, "output_format": "jpeg"}, "output_compression", "at least 0"),
+    ({"output_compression": 50}, "output_compression", "lossless"),
+    ({"quality": "hd"}, "quality", "Invalid value for 'quality': 'hd'. Supported: 'auto' or 'standard'"),
+    ({"background": "transparent"}, "background", "Supported: 'auto' or 'opaque'"),
+    ({"style": "cubist"}, "style", "Supported"),
+    ({"moderation": "off"}, "moderation", "Supported"),
+    ({"seed": -1}, "seed", "at least 0"),
+    ({"seed": 2**32}, "seed", "less than 4294967296"),
+    ({"seed": "7"}, "seed", "Expected an integer"),
+    ({"stream": "yes"}, "stream", "Expected a boolean"),
+    ({"stream": 1}, "stream", "Expected a boolean"),
+    ({"stream": True, "partial_images": 4}, "partial_images", "at most 3"),
+    ({"stream": True, "n": 7}, "n", "between 1 and 5"),
+    ({"partial_images": 2}, "partial_images", "Previews need stream: true"),
+    ({"num_inference_steps": 0}, "num_inference_steps", "at least 1"),
+    ({"num_inference_steps": 1001}, "num_inference_steps", "Must be between 1 and 1000"),
+    ({"num_inference_steps": 20.0}, "num_inference_steps", "Expected an integer"),
+    ({"guidance_scale": -0.5}, "guidance_scale", "at least 0"),
+    ({"guidance_scale": 20.5}, "guidance_scale", "Must be between 0 and 20"),
+    ({"guidance_scale": "3"}, "guidance_scale", "Expected a number"),
+    ({"scheduler": "magic"}, "scheduler", "Supported: default, ddim"),
+    ({"scheduler": ""}, "scheduler", "Supported"),
+    ({"priority": 101}, "priority", "at most 100"),
+    ({"timeout_s": 0}, "timeout_s", "greater than 0"),
+    ({"timeout_s": 3601}, "timeout_s", "3600"),
+    ({"num_steps": 20}, "num_steps", "Unknown parameter: 'num_steps'. Did you mean 'num_inference_steps'?"),
+    ({"frame_count": 2}, "frame_count", "Unknown parameter: 'frame_count'"),
+    ({"x" * 200: 1}, "x" * 200, "Unknown parameter"),
+]
+
+
+@pytest.fixture(autouse=True)
+def healthy_afterwards(shared: Server, http: httpx.Client) -> Iterator[None]:
+    """Whatever was refused, nothing was queued, and the next request is served."""
+    yield
+    wait_until(lambda: all(model.queued == model.running == 0 for model in shared.snapshot().models), "idle models")
+    assert http.post("/predict", json={"prompt": "a seven", "num_inference_steps": 1}).status_code == 200
+
+
+def error_of(answered: httpx.Response) -> dict[str, Any]:
+    """The error, which has OpenAI's shape and nothing else."""
+    assert answered.headers["content-type"] == "application/json"
+    assert answered.headers["x-request-id"]
+    body = answered.json()
+    assert body.keys() == {"error"}
+    assert body["error"].keys() == {"message", "type", "param", "code"}
+    return dict(body["error"])
+
+
+@pytest.mark.parametrize(("body", "param", "fragment"), REFUSED, ids=lambda case: str(case)[:40])
+def test_refused(http: httpx.Client, body: dict[str, Any], param: str, fragment: str) -> None:
+    answered = http.post(GENERATE, json={"prompt": "a seven"} | body)
+    assert answered.status_code == 400, answered.text
+    error = error_of(answered)
+    assert error["type"] == "invalid_request_error"
+    assert error["param"] == param
+    assert fragment in error["message"]
+    assert error["code"] in {"invalid_value", "invalid_type", "unknown_parameter"}
+
+
+@pytest.mark.parametrize("path", [GENERATE, "/predict"])
+@pytest.mark.parametrize(
+    ("content", "code", "fragment"),
+    [
+        (b"", "invalid_json", "is not valid JSON"),
+        (b"{", "invalid_json", "is not valid JSON"),
+        (b'{"prompt": "a"} x', "invalid_json", "is not valid JSON"),
+        (b'{"prompt": "\xff\xfe"}', "invalid_json", "is not valid JSON"),
+        (b'{"prompt": "\\ud800"}', "invalid_json", "is not valid JSON"),
+        (b"[" * 5000, "invalid_json", "is not valid JSON"),
+        (b"[]", "invalid_json", "must be a JSON object"),
+        (b'"a seven"', "invalid_json", "must be a JSON object"),
+        (b"null", "invalid_json", "must be a JSON object"),
+        (b"{}", "missing_required_parameter", "Missing required parameter: 'prompt'"),
+        (b'{"prompt": "a", "guidance_scale": NaN}', "invalid_value", "'guidance_scale'"),
+        (b'{"prompt": "a", "timeout_s": Infinity}', "invalid_value", "'timeout_s'"),
+    ],
+    ids=lambda case: repr(case)[:40] if isinstance(case, bytes) else "",
+)
+def test_broken_bodies(http: httpx.Client, path: str, content: bytes, code: str, fragment: str) -> None:
+    answered = http.post(path, content=content, headers={"content-type": "application/json"})
+    assert answered.status_code == 400
+    error = error_of(answered)
+    assert error["code"] == code
+    assert fragment in error["message"]
+
+
+def test_predict_knows_only_its_own_parameters(http: httpx.Client) -> None:
+    error = error_of(http.post("/predict", json={"prompt": "a seven", "n": 2}))
+    assert (error["param"], error["code"]) == ("n", "unknown_parameter")
+
+
+@pytest.mark.parametrize("name", ["dall-e-3", "", "../quick", "x" * 300])
+def test_unknown_models(http: httpx.Client, name: str) -> None:
+    answered = http.post(GENERATE, json={"prompt": "a seven", "model": name})
+    assert answered.status_code == 404
+    error = error_of(answered)
+    assert (error["param"], error["code"]) == ("model", "model_not_found")
+    assert "Served: 'quick', 'slow', 'absent'" in error["message"]
+
+
+def _endless() -> Iterator[bytes]:
+    while True:
+        yield b" " * 4096
+
+
+@pytest.mark.parametrize(("path", "most"), [("/predict", 20_000), (GENERATE, 500_000)])
+@pytest.mark.parametrize("more", [1, 5_000_000, None], ids=["just", "much", "endless"])
+def test_bodies_over_the_limit(http: httpx.Client, path: str, most: int, more: int | None) -> None:
+    """An endless chunked body can only be answered by a server that stops reading."""
+    answered = http.post(path, content=_endless() if more is None else b" " * (most + more))
+    assert answered.status_code == 413
+    error = error_of(answered)
+    assert error["code"] == "body_too_large"
+    assert f"{most} bytes" in error["message"]
+
+
+def test_a_body_may_be_large_for_its_pictures_only(http: httpx.Client) -> None:
+    answered = http.post(GENERATE, json={"prompt": "a seven", "user": "x" * 20_000})
+    assert answered.status_code == 413
+    assert "beside its pictures" in error_of(answered)["message"]
+
+
+def test_a_body_of_exactly_the_limit_is_read(http: httpx.Client) -> None:
+    content = b'{"prompt": "a seven"}'
+    assert http.post("/predict", content=content + b" " * (20_000 - len(content))).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status", "code"),
+    [
+        ("GET", "/nothing", 404, "not_found"),
+        ("GET", "/v1/images", 404, "not_found"),
+        ("POST", "/v1/images/generations/", 404, "not_found"),
+        ("GET", "/v1/models/nothing", 404, "model_not_found"),
+        ("GET", GENERATE, 405, "method_not_allowed"),
+        ("DELETE", "/v1/models", 405, "method_not_allowed"),
+        ("POST", "/metrics", 405, "method_not_allowed"),
+        ("GET", "/internal/snapshot", 401, "invalid_api_key"),
+        ("GET", "/internal/nothing", 401, "invalid_api_key"),
+    ],
+)
+def test_wrong_paths_and_methods(http: httpx.Client, method: str, path: str, status: int, code: str) -> None:
+    answered = http.request(method, path)
+    assert answered.status_code == status
+    assert error_of(answered)["code"] == code
+    if status == 405:
+        assert answered.headers["allow"]
+
+
+@pytest.mark.parametrize("header", ["Bearer", "Bearer wrong", "Basic eDp5", "Bearer \xe9"])
+def test_the_snapshot_is_only_for_holders_of_the_token(http: httpx.Client, header: str) -> None:
+    answered = http.get("/internal/snapshot", headers=[(b"authorization", header.encode("latin-1"))])
+    assert answered.status_code == 401
+    assert answered.headers["www-authenticate"] == "Bearer"
+
+
+def test_a_request_that_cannot_be_in_time_is_told_so_at_once(http: httpx.Client, shared: Server) -> None:
+    """600 steps of a tenth of a second do not fit into ten seconds."""
+
+    def measured() -> bool:
+        return any(model.model == "slow" and model.batch_cap for model in shared.snapshot().models)
+
+    wait_until(measured, "a measured step")
+    answered = http.post(GENERATE, json={"prompt": "a seven", "model": "slow", "timeout_s": 10})
+    assert answered.status_code == 503
+    assert error_of(answered)["code"] == "deadline_unreachable"
+    assert "about 60." in error_of(answered)["message"]
+    assert 1 <= int(answered.headers["retry-after"]) <= 60

@@ -1,0 +1,172 @@
+"""`POST /v1/images/generations` and `/predict`, against a real server, through the official client and bare HTTP."""
+
+from __future__ import annotations
+
+import base64
+import io
+from typing import Any
+
+import httpx
+import openai
+import pytest
+from PIL import Image
+
+from tests.contract.conftest import MAX_QUEUED
+from tests.support.servers import PATIENCE_S, Server
+from wire.messages import ImageInputs
+from worker.engines.sim import expected_picture
+
+GENERATE = "/v1/images/generations"
+
+
+def inputs(**changes: Any) -> ImageInputs:
+    """What the quick model is told for the prompt "a seven" and seed 7, unless changed."""
+    plain: dict[str, Any] = {"prompt": "a seven", "seed": 7}
+    plain |= {"width": 64, "height": 64, "steps": 8, "guidance_scale": 3.0, "scheduler": "ddim"}
+    return ImageInputs(**plain | changes)
+
+
+@pytest.fixture
+def sdk(shared: Server) -> Any:
+    with openai.OpenAI(base_url=f"{shared.base_url}/v1", api_key="none", max_retries=0, timeout=PATIENCE_S) as client:
+        yield client
+
+
+@pytest.mark.parametrize(
+    ("body", "expected"),
+    [
+        ({}, {}),
+        ({"model": None, "n": None, "size": None, "user": None, "stream": None}, {}),
+        ({"size": "auto", "quality": "standard", "background": "opaque", "style": "vivid", "moderation": "low"}, {}),
+        ({"quality": "auto", "user": "u", "safety_identifier": "s", "response_format": "b64_json"}, {}),
+        ({"size": "96x32"}, {"width": 96, "height": 32}),
+        ({"output_format": "jpeg"}, {"output_format": "jpeg"}),
+        ({"output_format": "jpeg", "output_compression": 40}, {"output_format": "jpeg", "output_quality": 40}),
+        ({"output_format": "webp", "output_compression": 0}, {"output_format": "webp", "output_quality": 0}),
+        ({"output_compression": 100}, {}),
+        ({"num_inference_steps": 3}, {"steps": 3}),
+        ({"guidance_scale": 0}, {"guidance_scale": 0.0}),
+        ({"guidance_scale": 7.25}, {"guidance_scale": 7.25}),
+        ({"negative_prompt": "blur"}, {"negative_prompt": "blur"}),
+        ({"scheduler": "DPMpp-2M"}, {"scheduler": "dpmpp_2m"}),
+        ({"scheduler": "EulerDiscreteScheduler"}, {"scheduler": "euler"}),
+        ({"seed": 2**32 - 1}, {"seed": 2**32 - 1}),
+        ({"timeout_s": 59, "priority": -3, "partial_images": 0}, {}),
+    ],
+    ids=lambda case: ",".join(case) if isinstance(case, dict) else None,
+)
+def test_every_parameter_reaches_the_worker(http: httpx.Client, body: dict[str, Any], expected: dict[str, Any]) -> None:
+    answered = http.post(GENERATE, json={"prompt": "a seven", "seed": 7} | body)
+    assert answered.status_code == 200, answered.text
+    wanted = inputs(**expected)
+    answer = answered.json()
+    (image,) = answer["data"]
+    assert base64.b64decode(image["b64_json"]) == expected_picture(wanted)
+    assert image["seed"] == wanted.seed
+    assert image["timings"]["queued_s"] >= 0
+    assert image["timings"]["running_s"] > 0
+    assert answer["size"] == f"{wanted.width}x{wanted.height}"
+    assert answer["output_format"] == wanted.output_format
+    assert answer["model"] == "quick"
+    assert answer["background"] == "opaque"
+
+
+def test_images_of_a_request_have_consecutive_seeds_and_keep_their_order(http: httpx.Client) -> None:
+    seeds = [2**32 - 2, 2**32 - 1, 0, 1]
+    data = http.post(GENERATE, json={"prompt": "a seven", "n": 4, "seed": seeds[0]}).json()["data"]
+    assert [image["seed"] for image in data] == seeds
+    assert [base64.b64decode(image["b64_json"]) for image in data] == [
+        expected_picture(inputs(seed=seed)) for seed in seeds
+    ]
+
+
+def test_a_request_without_seed_gets_a_new_one_that_repeats_its_image(http: httpx.Client) -> None:
+    first, second = (http.post(GENERATE, json={"prompt": "a seven"}).json()["data"][0] for _ in range(2))
+    assert first["seed"] != second["seed"]
+    again = http.post(GENERATE, json={"prompt": "a seven", "seed": first["seed"]}).json()["data"][0]
+    assert again["b64_json"] == first["b64_json"]
+
+
+def test_official_client(sdk: openai.OpenAI) -> None:
+    answer = sdk.images.generate(
+        model="quick",
+        prompt="a seven",
+        n=2,
+        size="64x64",  # type: ignore[call-overload,unused-ignore]
+        extra_body={"seed": 7, "num_inference_steps": 5},
+    )
+    assert answer.data is not None
+    assert [base64.b64decode(image.b64_json or "") for image in answer.data] == [
+        expected_picture(inputs(seed=seed, steps=5)) for seed in (7, 8)
+    ]
+    assert (answer.size, answer.output_format, answer.background) == ("64x64", "png", "opaque")
+
+
+async def test_official_async_client(shared: Server) -> None:
+    async with openai.AsyncOpenAI(
+        base_url=f"{shared.base_url}/v1", api_key="none", max_retries=0, timeout=PATIENCE_S
+    ) as sdk:
+        answer = await sdk.images.generate(model="quick", prompt="a seven", extra_body={"seed": 7})
+    assert answer.data is not None
+    assert base64.b64decode(answer.data[0].b64_json or "") == expected_picture(inputs())
+
+
+def test_official_client_raises_its_own_errors(sdk: openai.OpenAI) -> None:
+    with pytest.raises(openai.BadRequestError) as refused:
+        sdk.images.generate(model="quick", prompt="a seven", size="1024x1024")
+    assert (refused.value.param, refused.value.code) == ("size", "invalid_value")
+    with pytest.raises(openai.NotFoundError) as unknown:
+        sdk.images.generate(model="dall-e-3", prompt="a seven")
+    assert (unknown.value.param, unknown.value.code) == ("model", "model_not_found")
+    with sdk.images.generate(model="absent", prompt="a seven", n=MAX_QUEUED, stream=True) as waiting:
+        next(waiting)  # they are in the queue, and now it is full
+        with pytest.raises(openai.RateLimitError) as full:
+            sdk.images.generate(model="absent", prompt="a seven")
+    assert full.value.code == "queue_full"
+    assert int(full.value.response.headers["retry-after"]) >= 1
+    with pytest.raises(openai.InternalServerError) as failed:
+        sdk.images.generate(model="quick", prompt="sim:fail", n=2)
+    assert failed.value.response.headers["x-should-retry"] == "false"
+
+
+def test_a_request_that_is_not_done_in_time_gets_504(http: httpx.Client) -> None:
+    answered = http.post(GENERATE, json={"model": "absent", "prompt": "a seven", "timeout_s": 0.3})
+    assert answered.status_code == 504
+    assert answered.json()["error"]["code"] == "timeout"
+    assert int(answered.headers["retry-after"]) >= 1
+
+
+def test_one_failing_request_leaves_others_alone(http: httpx.Client) -> None:
+    failed = http.post(GENERATE, json={"prompt": "sim:fail"})
+    assert failed.status_code == 500
+    assert failed.json()["error"] == {
+        "message": "The image could not be generated: step failed: a failure on demand",
+        "type": "server_error",
+        "param": None,
+        "code": "generation_failed",
+    }
+    assert http.post(GENERATE, json={"prompt": "a seven"}).status_code == 200
+
+
+def test_predict(http: httpx.Client) -> None:
+    answered = http.post("/predict", json={"prompt": "a seven", "seed": 7, "size": "32x32"})
+    assert answered.json().keys() == {"image"}
+    picture = base64.b64decode(answered.json()["image"])
+    assert picture == expected_picture(inputs(width=32, height=32))
+    with Image.open(io.BytesIO(picture)) as image:
+        assert (image.format, image.size) == ("PNG", (32, 32))
+
+
+def test_bodies_are_read_whatever_their_content_type(http: httpx.Client) -> None:
+    """`curl -d` says that it sends a form."""
+    headers = {"content-type": "application/x-www-form-urlencoded"}
+    assert http.post("/predict", content=b'{"prompt": "a seven"}', headers=headers).status_code == 200
+
+
+def test_what_the_safety_checker_objects_to_is_flagged_and_shown_as_it_is(http: httpx.Client) -> None:
+    asked = {"model": "quick", "prompt": "a seven, sim:flag", "n": 2, "num_inference_steps": 2}
+    data = http.post("/v1/images/generations", json=asked).json()["data"]
+    assert [image["flagged"] for image in data] == [True, True]
+    assert all(image["b64_json"] for image in data)
+    fine = http.post("/v1/images/generations", json=asked | {"prompt": "a seven"}).json()["data"]
+    assert all("flagged" not in image for image in fine)

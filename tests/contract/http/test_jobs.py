@@ -1,0 +1,507 @@
+"""`/v1/jobs`: what is accepted, how it is told, who may see it, and what becomes of it."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import httpx
+import pytest
+import yaml
+
+from tests.support.images import data_url, file, half, picture, png
+from tests.support.servers import PATIENCE_S, Server, running, sim, wait_until
+from wire.messages import ImageInputs
+from worker.engines.sim import expected_picture
+
+GENERATE, EDIT, PREDICT = "/v1/images/generations", "/v1/images/edits", "/predict"
+MODELS = {
+    "quick": sim(),
+    "slow": sim(t0_s=0.1, max_batch_size=1, defaults={"size": "64x64", "steps": 600}),
+    "absent": sim(),
+}
+KEYS = {"alice": "sk-alice", "bob": "sk-bob"}
+ENDS = ("done", "failed", "cancelled")
+
+
+@pytest.fixture(scope="module")
+def desk(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    data_dir = tmp_path_factory.mktemp("jobs")
+    ring = {name: {"sha256": hashlib.sha256(key.encode()).hexdigest()} for name, key in KEYS.items()}
+    (data_dir / "keys.yaml").write_text(yaml.safe_dump({"keys": ring}))
+    limits = {"max_n": 5, "max_body_bytes": 20_000, "max_upload_bytes": 500_000, "max_prompt_chars": 500}
+    with running(data_dir, MODELS, {"quick": 1, "slow": 1}, server=limits) as server:
+        yield server
+        assert server.balancer.poll() is None, server.logs()
+        assert "Traceback" not in server.log("loadbalancer"), server.log("loadbalancer")
+
+
+def client(server: Server, name: str) -> httpx.Client:
+    headers = {"authorization": f"Bearer {KEYS[name]}"}
+    return httpx.Client(base_url=server.base_url, timeout=PATIENCE_S, headers=headers)
+
+
+@pytest.fixture
+def alice(desk: Server) -> Iterator[httpx.Client]:
+    with client(desk, "alice") as made:
+        yield made
+
+
+@pytest.fixture
+def bob(desk: Server) -> Iterator[httpx.Client]:
+    with client(desk, "bob") as made:
+        yield made
+
+
+def post(http: httpx.Client, path: str = GENERATE, key: str | None = None, **body: Any) -> dict[str, Any]:
+    """The view of an accepted job for "a seven", seed 7."""
+    wanted = {"path": path, "body": {"prompt": "a seven", "seed": 7} | body}
+    answered = http.post("/v1/jobs", json=wanted, headers={"idempotency-key": key} if key else None)
+    assert answered.status_code == 202, answered.text
+    view: dict[str, Any] = answered.json()
+    assert answered.headers["location"] == f"/v1/jobs/{view['id']}"
+    return view
+
+
+def look(http: httpx.Client, view: dict[str, Any]) -> dict[str, Any]:
+    answered = http.get(f"/v1/jobs/{view['id']}")
+    assert answered.status_code == 200, answered.text
+    now: dict[str, Any] = answered.json()
+    return now
+
+
+def ended(http: httpx.Client, view: dict[str, Any]) -> dict[str, Any]:
+    wait_until(lambda: look(http, view)["state"] in ENDS, "the end of the job")
+    return look(http, view)
+
+
+def expected(seed: int = 7, sources: tuple[bytes, ...] = (), **changes: Any) -> bytes:
+    plain: dict[str, Any] = {"prompt": "a seven", "seed": seed, "width": 64, "height": 64, "steps": 8}
+    return expected_picture(ImageInputs(**plain | {"guidance_scale": 3.0, "scheduler": "ddim"} | changes), sources)
+
+
+def events(http: httpx.Client, view: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    with http.stream("GET", f"/v1/jobs/{view['id']}/events") as answered:
+        assert answered.headers["content-type"].startswith("text/event-stream")
+        for line in answered.iter_lines():
+            if line.startswith("data: "):
+                yield json.loads(line[6:])
+
+
+# ---- what becomes of a job
+
+
+RGB = picture().tobytes()
+MASK = half("L")
+PICTURED: dict[str, Any] = {"sources": (RGB,), "mode": "image", "strength": 0.8}
+MASKED: dict[str, Any] = {"sources": (RGB, MASK.tobytes()), "mode": "inpaint", "strength": 1.0}
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "changes"),
+    [
+        (GENERATE, {}, [{}]),
+        (GENERATE, {"n": 3, "output_format": "webp"}, [{"seed": s, "output_format": "webp"} for s in (7, 8, 9)]),
+        (GENERATE, {"stream": True, "partial_images": 2, "timeout_s": 50, "priority": 3}, [{}]),
+        (GENERATE, {"image": data_url(png())}, [PICTURED]),
+        (GENERATE, {"image": data_url(png()), "mask": data_url(file(MASK))}, [MASKED]),
+        (EDIT, {"image": data_url(png())}, [PICTURED]),
+        (EDIT, {"image": data_url(png()), "mask": data_url(file(MASK)), "n": 1}, [MASKED]),
+        (EDIT, {"image": data_url(png()), "mask": None, "strength": 0.25}, [PICTURED | {"strength": 0.25}]),
+    ],
+    ids=lambda case: case.strip("/") if isinstance(case, str) else None,
+)
+def test_the_result_is_the_answer_of_the_endpoint(
+    alice: httpx.Client, path: str, body: dict[str, Any], changes: list[dict[str, Any]]
+) -> None:
+    view = ended(alice, post(alice, path, **body))
+    assert (view["state"], view["error"], view["n"], view["path"]) == ("done", None, len(changes), path)
+    assert view["step"] == view["steps"] == 8 * len(changes)
+    assert view["created_at"] <= view["started_at"] <= view["ended_at"] < view["expires_at"]
+    assert view["timings"]["queued_s"] + view["timings"]["running_s"] == pytest.approx(
+        view["ended_at"] - view["created_at"]
+    )
+    assert (view["position"], view["eta_s"]) == (None, None)
+    answer = alice.get(f"/v1/jobs/{view['id']}/result").json()
+    assert [base64.b64decode(image["b64_json"]) for image in answer["data"]] == [expected(**each) for each in changes]
+    assert (answer["model"], answer["size"]) == ("quick", "64x64")
+
+
+def test_the_simple_form(alice: httpx.Client) -> None:
+    view = ended(alice, post(alice, PREDICT))
+    answer = alice.get(f"/v1/jobs/{view['id']}/result").json()
+    assert base64.b64decode(answer["image"]) == expected()
+
+
+def test_metadata_comes_back_as_it_was_given(alice: httpx.Client) -> None:
+    wanted = {"path": PREDICT, "body": {"prompt": "a seven"}, "metadata": {"häuschen": "家"}}
+    view = alice.post("/v1/jobs", json=wanted).json()
+    assert view["metadata"] == wanted["metadata"] == look(alice, view)["metadata"]
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "code"),
+    [
+        ({"prompt": "sim:fail"}, 500, "generation_failed"),
+        ({"prompt": "a seven", "model": "absent", "timeout_s": 0.3}, 504, "timeout"),
+    ],
+)
+def test_a_failed_job_says_what_the_endpoint_would(
+    alice: httpx.Client, body: dict[str, Any], status: int, code: str
+) -> None:
+    view = ended(alice, post(alice, **body))
+    assert (view["state"], view["error"]["code"]) == ("failed", code)
+    answered = alice.get(f"/v1/jobs/{view['id']}/result")
+    assert (answered.status_code, answered.json()["error"]) == (status, view["error"])
+    told = list(events(alice, view))
+    assert [event["type"] for event in told] == ["error"]
+    assert told[0]["error"] == view["error"]
+
+
+def test_there_is_no_result_before_the_end_and_none_after_a_cancellation(alice: httpx.Client) -> None:
+    view = post(alice, model="absent")
+    early = alice.get(f"/v1/jobs/{view['id']}/result")
+    assert (early.status_code, early.json()["error"]["code"]) == (409, "job_not_finished")
+    assert early.headers["retry-after"] == "1"
+    assert alice.delete(f"/v1/jobs/{view['id']}").json()["state"] == "cancelled"
+    late = alice.get(f"/v1/jobs/{view['id']}/result")
+    assert (late.status_code, late.json()["error"]["code"]) == (409, "job_cancelled")
+
+
+def tasks(server: Server, model: str) -> tuple[int, int]:
+    (stats,) = (stats for stats in server.snapshot().models if stats.model == model)
+    return stats.queued, stats.running
+
+
+def test_deleting_cancels_what_waits_and_what_runs_and_forgets_what_has_ended(
+    desk: Server, alice: httpx.Client
+) -> None:
+    running_, waiting = post(alice, model="slow"), post(alice, model="slow")
+    wait_until(lambda: look(alice, running_)["state"] == "running", "the first job's start")
+    assert look(alice, waiting)["state"] == "queued"
+    for view in (running_, waiting):
+        assert alice.delete(f"/v1/jobs/{view['id']}").json()["state"] == "cancelled"
+        assert look(alice, view)["state"] == "cancelled"
+    wait_until(lambda: tasks(desk, "slow") == (0, 0), "free slots")
+    for view in (running_, waiting):
+        assert alice.delete(f"/v1/jobs/{view['id']}").json()["id"] == view["id"]
+        assert alice.delete(f"/v1/jobs/{view['id']}").status_code == 404
+
+
+def test_positions_and_steps_are_told_on_the_way(alice: httpx.Client) -> None:
+    first = post(alice, model="slow")
+    wait_until(lambda: look(alice, first)["step"] > 0, "the first job's steps")
+    wait_until(lambda: look(alice, first)["eta_s"] is not None, "a measured step")
+    second, third = post(alice, model="slow"), post(alice, model="slow")
+    now = look(alice, first)
+    assert (now["state"], now["position"], now["steps"]) == ("running", 0, 600)
+    assert [look(alice, view)["position"] for view in (second, third)] == [0, 1]
+    for view in (first, second, third):
+        alice.delete(f"/v1/jobs/{view['id']}")
+
+
+# ---- events
+
+
+def test_late_listeners_hear_what_is_finished_as_often_as_they_ask(alice: httpx.Client) -> None:
+    view = ended(alice, post(alice, n=2))
+    for _ in range(2):
+        told = list(events(alice, view))
+        assert [(event["type"], event["index"]) for event in told] == [
+            ("image_generation.completed", i) for i in (0, 1)
+        ]
+        assert [base64.b64decode(event["b64_json"]) for event in told] == [expected(7), expected(8)]
+
+
+def test_listeners_hear_progress_previews_and_the_end(alice: httpx.Client) -> None:
+    body: dict[str, Any] = {"n": 2, "num_inference_steps": 400, "stream": True, "partial_images": 3}
+    view = post(alice, EDIT, image=data_url(png()), **body)
+    told = list(events(alice, view))
+    assert told[0]["type"] == "image_edit.progress"
+    assert told[0]["step"] < told[0]["steps"]
+    kinds = [event["type"] for event in told]
+    assert "image_edit.partial_image" in kinds
+    assert kinds[-1] == "image_edit.completed"
+    assert sorted(event["index"] for event in told if event["type"] == "image_edit.completed") == [0, 1]
+
+
+def test_a_cancelled_job_ends_its_streams(alice: httpx.Client) -> None:
+    view = post(alice, model="slow")
+    stream = events(alice, view)
+    assert next(stream)["type"] == "image_generation.progress"
+    alice.delete(f"/v1/jobs/{view['id']}")
+    *_, last = stream
+    assert (last["type"], last["error"]["code"]) == ("error", "job_cancelled")
+
+
+def test_a_listener_that_leaves_harms_nobody(alice: httpx.Client) -> None:
+    view = post(alice, num_inference_steps=300)
+    next(events(alice, view))
+    assert ended(alice, view)["state"] == "done"
+
+
+# ---- what is refused
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        (GENERATE, {}),
+        (GENERATE, {"prompt": 7}),
+        (GENERATE, {"prompt": ""}),
+        (GENERATE, {"prompt": "x" * 501}),
+        (GENERATE, {"prompt": "a seven", "n": 6}),
+        (GENERATE, {"prompt": "a seven", "model": "none"}),
+        (GENERATE, {"prompt": "a seven", "size": "7x7"}),
+        (GENERATE, {"prompt": "a seven", "promt": "typo"}),
+        (GENERATE, {"prompt": "a seven", "partial_images": 2}),
+        (GENERATE, {"prompt": "a seven", "timeout_s": 0}),
+        (GENERATE, {"prompt": "a seven", "image": "http://example.com/a.png"}),
+        (GENERATE, {"prompt": "a seven", "image": "data:image/png;base64,AAAA"}),
+        (GENERATE, {"prompt": "a seven", "metadata": "x" * 30_000}),
+        (PREDICT, {"prompt": "a seven", "n": 1}),
+        (PREDICT, {"prompt": "a seven", "seed": -1}),
+        (PREDICT, []),
+        (PREDICT, "text"),
+    ],
+)
+def test_a_job_is_refused_as_its_endpoint_refuses(alice: httpx.Client, path: str, body: Any) -> None:
+    own = alice.post(path, json=body)
+    asked = alice.post("/v1/jobs", json={"path": path, "body": body})
+    assert asked.status_code == own.status_code >= 400
+    if isinstance(body, dict):
+        assert asked.json() == own.json()
+    else:
+        assert asked.json()["error"]["param"] == "body"
+
+
+@pytest.mark.parametrize(
+    ("body", "param"),
+    [
+        ({"prompt": "a seven"}, "image"),
+        ({"prompt": "a seven", "image": 7}, "image"),
+        ({"prompt": "a seven", "image": data_url(png()), "mask": ["x"]}, "mask"),
+        ({"image": data_url(png())}, "prompt"),
+        ({"prompt": "a seven", "image": data_url(png()), "style": "vivid"}, "style"),
+    ],
+)
+def test_edits_are_refused_by_their_parameter(alice: httpx.Client, body: dict[str, Any], param: str) -> None:
+    answered = alice.post("/v1/jobs", json={"path": EDIT, "body": body})
+    assert (answered.status_code, answered.json()["error"]["param"]) == (400, param)
+
+
+BODY = {"prompt": "a seven"}
+
+
+@pytest.mark.parametrize(
+    ("job", "param"),
+    [
+        ({"body": BODY}, "path"),
+        ({"path": "/healthz", "body": BODY}, "path"),
+        ({"path": PREDICT}, "body"),
+        ({"path": PREDICT, "body": BODY, "webhooks": {}}, "webhooks"),
+        ({"path": PREDICT, "body": BODY, "metadata": {"a": 1}}, "metadata.a"),
+        ({"path": PREDICT, "body": BODY, "metadata": {str(i): "" for i in range(17)}}, "metadata"),
+        ({"path": PREDICT, "body": BODY, "webhook": {"url": "ftp://example.com"}}, "webhook.url"),
+        ({"path": PREDICT, "body": BODY, "webhook": {"url": "http://127.0.0.1:1/"}}, "webhook.url"),
+        ({"path": PREDICT, "body": BODY, "webhook": {"url": "http://[::ffff:10.0.0.1]/"}}, "webhook.url"),
+        ({"path": PREDICT, "body": BODY, "webhook": {"url": "http://e.com", "secret": "short"}}, "webhook.secret"),
+        (
+            {"path": PREDICT, "body": BODY, "webhook": {"url": "http://e.com", "secret": "whsec_" + "!" * 20}},
+            "webhook.secret",
+        ),
+        ({"path": PREDICT, "body": BODY, "webhook": {"url": "http://"}}, "webhook.url"),
+        ([], None),
+        ("text", None),
+        (None, None),
+    ],
+)
+def test_the_job_itself_is_checked(alice: httpx.Client, job: Any, param: str | None) -> None:
+    answered = alice.post("/v1/jobs", json=job)
+    assert (answered.status_code, answered.json()["error"]["param"]) == (400, param), answered.text
+
+
+SURROGATES = b'{"path": "/predict", "body": {"prompt": "a"}, "metadata": {"a": "\\ud800"}}'
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"{", b'{"path": "/predict", "body": {"prompt": "\xff"}}', b"[" * 10_000, SURROGATES]
+)
+def test_what_is_no_json_is_refused(alice: httpx.Client, content: bytes) -> None:
+    answered = alice.post("/v1/jobs", content=content)
+    assert (answered.status_code, answered.json()["error"]["type"]) == (400, "invalid_request_error")
+
+
+def test_too_large_a_body_is_refused(alice: httpx.Client) -> None:
+    large = {"path": PREDICT, "body": BODY, "metadata": {"a": "x" * 30_000}}
+    assert alice.post("/v1/jobs", json=large).status_code in (400, 413)
+    assert alice.post("/v1/jobs", content=b" " * 600_000).status_code == 413
+
+
+# ---- whose it is
+
+
+def test_jobs_are_listed_page_by_page_and_only_to_their_owner(desk: Server, bob: httpx.Client) -> None:
+    made = [post(bob)["id"] for _ in range(5)]
+    for each in made:
+        ended(bob, {"id": each})
+    cancelled = post(bob, model="absent")["id"]
+    bob.delete(f"/v1/jobs/{cancelled}")
+    newest_first = [cancelled, *reversed(made)]
+    found: list[str] = []
+    for size, more in ((4, True), (2, False)):
+        page = bob.get("/v1/jobs", params={"limit": 4} | ({"after": found[-1]} if found else {})).json()
+        ids = [view["id"] for view in page["data"]]
+        assert (len(ids), page["has_more"], page["first_id"], page["last_id"]) == (size, more, ids[0], ids[-1])
+        found += ids
+    assert found == newest_first
+    assert [v["id"] for v in bob.get("/v1/jobs?state=cancelled").json()["data"]] == [cancelled]
+    assert bob.get("/v1/jobs?state=running").json() == {
+        "data": [],
+        "has_more": False,
+        "first_id": None,
+        "last_id": None,
+        "object": "list",
+    }
+    with client(desk, "alice") as alice:
+        own = alice.get("/v1/jobs?limit=100").json()["data"]
+        assert not {view["id"] for view in own} & set(newest_first)
+        for method, rest in (("GET", ""), ("GET", "/result"), ("GET", "/events"), ("DELETE", "")):
+            answered = alice.request(method, f"/v1/jobs/{made[0]}{rest}")
+            assert (answered.status_code, answered.json()["error"]["code"]) == (404, "job_not_found")
+        assert alice.get(f"/v1/jobs?after={made[0]}").status_code == 400
+
+
+@pytest.mark.parametrize(
+    "query",
+    [
+        "limit=0",
+        "limit=101",
+        "limit=x",
+        "limit=-1",
+        "limit=1.5",
+        "state=gone",
+        "after=nobody",
+        "limit=²",
+        "limit=00000005099999",
+        "after=%00%ff",
+    ],
+)
+def test_pages_that_do_not_exist(alice: httpx.Client, query: str) -> None:
+    answered = alice.get(f"/v1/jobs?{query}")
+    assert (answered.status_code, answered.json()["error"]["param"]) == (400, query.partition("=")[0])
+
+
+# ---- idempotency keys
+
+
+def submitted(http: httpx.Client) -> float:
+    lines = http.get("/metrics").text.splitlines()
+    return sum(float(line.split()[-1]) for line in lines if line.startswith('muster_events_total{event="submitted"}'))
+
+
+REQUESTS: dict[str, dict[str, Any]] = {
+    "generate": {"url": GENERATE, "json": {"prompt": "a seven", "n": 2}},
+    "predict": {"url": PREDICT, "json": {"prompt": "a seven"}},
+    "stream": {"url": GENERATE, "json": {"prompt": "a seven", "stream": True}},
+    "edit": {"url": EDIT, "data": {"prompt": "a seven"}, "files": {"image": png()}},
+    "job": {"url": "/v1/jobs", "json": {"path": PREDICT, "body": {"prompt": "a seven"}}},
+}
+
+
+@pytest.mark.parametrize("name", REQUESTS)
+def test_the_same_key_is_the_same_request(alice: httpx.Client, bob: httpx.Client, name: str) -> None:
+    def send(http: httpx.Client, **changes: Any) -> httpx.Response:
+        return http.post(**REQUESTS[name] | changes, headers={"idempotency-key": f"same {name}".replace(" ", "-")})
+
+    before = submitted(alice)
+    first = send(alice)
+    assert first.is_success, first.text
+    if name == "job":
+        ended(alice, first.json())
+    made = submitted(alice) - before
+    assert made >= 1
+    again = send(alice)
+    assert again.status_code == first.status_code
+    if name == "job":
+        assert again.json()["id"] == first.json()["id"]
+        assert again.json()["state"] == "done", "the job as it is now"
+    else:
+        assert (again.content, again.headers["content-type"]) == (first.content, first.headers["content-type"])
+        assert (first.headers.get("idempotent-replayed"), again.headers["idempotent-replayed"]) == (None, "true")
+    assert submitted(alice) == before + made
+    # Another request is refused under this key, to this owner; the key of another owner is another key.
+    kind = "data" if name == "edit" else "json"
+    other = json.loads(json.dumps(REQUESTS[name][kind]).replace("seven", "three"))
+    refused = send(alice, **{kind: other})
+    assert (refused.status_code, refused.json()["error"]["code"]) == (422, "idempotency_key_reused")
+    theirs = send(bob, **{kind: other})
+    assert theirs.is_success
+    assert "idempotent-replayed" not in theirs.headers
+
+
+def test_a_path_is_part_of_what_a_key_means(alice: httpx.Client) -> None:
+    headers = {"idempotency-key": "paths"}
+    assert alice.post(PREDICT, json=BODY, headers=headers).status_code == 200
+    assert alice.post(GENERATE, json=BODY, headers=headers).status_code == 422
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_whoever_sends_a_running_request_again_joins_it(desk: Server, alice: httpx.Client, stream: bool) -> None:
+    headers = {"idempotency-key": f"join-{stream}"}
+    body = {"prompt": "a seven", "seed": 7, "num_inference_steps": 400, "stream": stream}
+    before = submitted(alice)
+    answers: list[httpx.Response] = []
+
+    def send() -> None:
+        with client(desk, "alice") as http:
+            answers.append(http.post(GENERATE, json=body, headers=headers))
+
+    threads = [threading.Thread(target=send) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert [answer.status_code for answer in answers] == [200] * 4
+    assert len({answer.content for answer in answers}) == 1
+    assert sum("idempotent-replayed" in answer.headers for answer in answers) == 3
+    assert submitted(alice) == before + 1
+
+
+def test_a_joined_request_goes_on_until_the_last_has_hung_up(desk: Server, alice: httpx.Client) -> None:
+    body, headers = {"prompt": "a seven", "model": "slow", "stream": True}, {"idempotency-key": "leave"}
+    wait_until(lambda: tasks(desk, "slow") == (0, 0), "an idle model")
+    with client(desk, "alice") as other, other.stream("POST", GENERATE, json=body, headers=headers) as second:
+        with alice.stream("POST", GENERATE, json=body, headers=headers) as first:
+            lines = first.iter_lines()
+            next(lines)
+            rest = second.iter_lines()
+            next(rest)
+            wait_until(lambda: tasks(desk, "slow") == (0, 1), "one task for both")
+        while '"step":2' not in next(rest):
+            pass
+        assert tasks(desk, "slow") == (0, 1), "one listener is left"
+    wait_until(lambda: tasks(desk, "slow") == (0, 0), "a free slot")
+
+
+@pytest.mark.parametrize(
+    "body",
+    [{"prompt": "sim:fail"}, {"prompt": "sim:fail", "stream": True}, {"prompt": ""}],
+    ids=["it", "stream", "400"],
+)
+def test_what_failed_may_be_tried_again(alice: httpx.Client, body: dict[str, Any]) -> None:
+    headers = {"idempotency-key": f"fail-{len(body)}-{body['prompt']}"}
+    first, again = (alice.post(GENERATE, json=body, headers=headers) for _ in range(2))
+    assert first.status_code == again.status_code
+    assert "idempotent-replayed" not in again.headers
+
+
+@pytest.mark.parametrize("key", ["", "a b", "x" * 256])
+@pytest.mark.parametrize("path", [PREDICT, "/v1/jobs"])
+def test_keys_that_are_none(alice: httpx.Client, path: str, key: str) -> None:
+    answered = alice.post(path, json={"path": PREDICT, "body": BODY}, headers={"idempotency-key": key})
+    assert (answered.status_code, answered.json()["error"]["code"]) == (400, "invalid_idempotency_key")

@@ -1,0 +1,62 @@
+"""A server that comes to rest: its books are empty then, and who does not read does not keep it from ending."""
+
+from __future__ import annotations
+
+import json
+import socket
+from concurrent.futures import ThreadPoolExecutor
+
+import httpx
+
+from tests.conftest import StartServer
+from tests.support.servers import PATIENCE_S, Server, sim, stop, wait_until
+
+SIDE, IMAGES = 2048, 48
+GENERATE = "/v1/images/generations"
+
+
+def samples(server: Server, name: str, label: str) -> dict[str, float]:
+    """The values of a metric, by one of its labels."""
+    lines = httpx.get(f"{server.base_url}/metrics", timeout=PATIENCE_S).text.splitlines()
+    own = [line.rpartition(" ") for line in lines if line.startswith(f"{name}{{")]
+    return {told.split(f'{label}="')[1].split('"')[0]: float(value) for told, _, value in own}
+
+
+def test_what_is_under_way_is_in_the_books_and_leaves_them(server: StartServer) -> None:
+    running = server({"sim": sim(t0_s=0.05)}, 1)
+    body = {"prompt": "a seven", "num_inference_steps": 40}
+    books = {"tasks", "listeners", "slots", "requests", "jobs", "calls", "recordings"}
+
+    def post(key: str | None) -> int:
+        headers = {"idempotency-key": key} if key else {}
+        url = f"{running.base_url}/predict"
+        return httpx.post(url, json=body, headers=headers, timeout=PATIENCE_S).status_code
+
+    def counts() -> dict[str, float]:
+        return samples(running, "muster_open", "book")
+
+    with ThreadPoolExecutor() as pool:
+        sent = [pool.submit(post, key) for key in ("a", "b", None)]
+        job = {"path": GENERATE, "body": body | {"n": 2}}
+        assert httpx.post(f"{running.base_url}/v1/jobs", json=job, timeout=PATIENCE_S).status_code == 202
+        expected = {"tasks": 5, "listeners": 5, "slots": 4, "requests": 3, "jobs": 1, "calls": 3, "recordings": 2}
+        wait_until(lambda: counts() == expected, f"the books to say {expected}")
+        assert [answer.result() for answer in sent] == [200] * 3
+    wait_until(lambda: counts() == dict.fromkeys(books, 0), "empty books")
+
+
+def test_a_client_that_does_not_read_is_hung_up_on_when_the_server_stops(server: StartServer) -> None:
+    model = sim(limits={"max_pixels": SIDE * SIDE}, max_batch_size=16)
+    running = server({"sim": model}, 1, server={"max_n": IMAGES, "shutdown_s": 1})
+    wanted = {"prompt": "a seven", "n": IMAGES, "size": f"{SIDE}x{SIDE}", "num_inference_steps": 2, "stream": True}
+    content = json.dumps(wanted | {"output_format": "jpeg"}).encode()
+    with socket.socket() as connection:
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        connection.connect(("127.0.0.1", running.port))
+        head = f"POST {GENERATE} HTTP/1.1\r\nhost: localhost\r\ncontent-length: {len(content)}\r\n\r\n"
+        connection.sendall(head.encode() + content)
+        wait_until(lambda: samples(running, "muster_events_total", "event").get("done", 0) == IMAGES, "all images")
+        assert samples(running, "muster_open", "book")["requests"] == 1, "nobody has read them"
+        assert stop(running.balancer) == 0
+    assert "Traceback" not in running.log("loadbalancer")
+    assert "ERROR" not in running.log("loadbalancer")

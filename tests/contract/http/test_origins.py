@@ -1,0 +1,59 @@
+"""What web pages of elsewhere can make a browser do to a server on this machine: nothing."""
+
+from __future__ import annotations
+
+import httpx
+import pytest
+
+from tests.conftest import StartServer
+from tests.support.servers import PATIENCE_S, Server, sim
+
+DRAW = '{"prompt": "a seven"}'
+#: A form or a script of any page may send these without asking the server first.
+SIMPLE = {"content-type": "text/plain"}
+
+
+def submitted(http: httpx.Client) -> str:
+    return next(line for line in http.get("/metrics").text.splitlines() if 'event="submitted"' in line)
+
+
+@pytest.mark.parametrize(
+    ("headers", "code"),
+    [
+        ({"origin": "https://evil.example"}, "origin_not_allowed"),
+        ({"origin": "null"}, "origin_not_allowed"),
+        ({"host": "evil.example"}, "host_not_allowed"),
+        ({"host": "evil.example", "origin": "http://evil.example"}, "host_not_allowed"),
+    ],
+)
+@pytest.mark.parametrize(("method", "path"), [("POST", "/predict"), ("POST", "/v1/jobs"), ("GET", "/v1/jobs")])
+def test_foreign_pages_cause_no_work_and_learn_nothing(
+    http: httpx.Client, headers: dict[str, str], code: str, method: str, path: str
+) -> None:
+    assert http.post("/predict", content=DRAW, headers=SIMPLE).status_code == 200
+    before = submitted(http)
+    refused = http.request(method, path, content=DRAW, headers=SIMPLE | headers)
+    assert refused.status_code == 403
+    assert refused.headers["x-request-id"]
+    assert "access-control-allow-origin" not in refused.headers
+    error = refused.json()["error"]
+    assert (error["type"], error["param"], error["code"]) == ("invalid_request_error", None, code)
+    assert submitted(http) == before
+
+
+def test_its_own_pages_may_call(shared: Server, http: httpx.Client) -> None:
+    for name in ("127.0.0.1", "localhost"):
+        host = f"{name}:{shared.port}"
+        own = {"host": host, "origin": f"http://{host}"}
+        assert http.post("/predict", content=DRAW, headers=SIMPLE | own).status_code == 200
+
+
+def test_a_server_behind_a_proxy_answers_to_the_names_it_is_told(server: StartServer) -> None:
+    started = server({"sim": sim()}, 0, access={"hosts": ["muster.example"]})
+
+    def status(**headers: str) -> int:
+        return httpx.get(f"{started.base_url}/v1/models", headers=headers, timeout=PATIENCE_S).status_code
+
+    assert status(host="muster.example") == 200
+    assert status(host="muster.example", origin="https://muster.example") == 200
+    assert status(host="other.example") == 403

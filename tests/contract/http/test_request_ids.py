@@ -1,0 +1,75 @@
+"""What holds around every application: bugs are answered neutrally, and answers that had begun break off visibly."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+
+import httpx
+import pytest
+from prometheus_client import generate_latest
+from starlette.types import Receive, Scope, Send
+
+from loadbalancer.api.app import Front
+from loadbalancer.metrics.prometheus import Metrics
+from wire.messages import StepCurve
+from wire.snapshot import ModelStats, Snapshot
+
+
+def idle() -> Snapshot:
+    return Snapshot(time=0.0, uptime_s=1.0, models=[], workers=[])
+
+
+def nothing() -> Mapping[str, int]:
+    return {}
+
+
+def unmeasured(model: str) -> list[StepCurve]:
+    return []
+
+
+async def broken(scope: Scope, receive: Receive, send: Send) -> None:
+    """An application with a bug; on /late it shows after the answer has begun."""
+    if scope["path"] == "/late":
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b"half", "more_body": True})
+    raise RuntimeError("secret detail")
+
+
+async def test_a_bug_is_told_neutrally_and_logged_under_the_request_id(caplog: pytest.LogCaptureFixture) -> None:
+    metrics = Metrics(idle, nothing, unmeasured)
+    transport = httpx.ASGITransport(Front(broken, metrics))
+    async with httpx.AsyncClient(transport=transport, base_url="http://test") as http:
+        with caplog.at_level(logging.ERROR):
+            answered = await http.get("/early", headers={"x-request-id": "mine-1"})
+    assert answered.status_code == 500
+    assert answered.headers["x-request-id"] == "mine-1"
+    error = answered.json()["error"]
+    assert (error["type"], error["code"]) == ("server_error", "internal_error")
+    assert "mine-1" in error["message"]
+    assert "secret" not in answered.text
+    assert "mine-1" in caplog.text
+    assert "secret detail" in caplog.text
+    assert b'muster_http_requests_total{route="other",status="500"} 1.0' in generate_latest(metrics.registry)
+
+
+async def test_an_answer_that_has_begun_is_broken_off() -> None:
+    transport = httpx.ASGITransport(Front(broken, Metrics(idle, nothing, unmeasured)))
+    async with httpx.AsyncClient(transport=transport, base_url="http://test") as http:
+        with pytest.raises(RuntimeError, match="secret detail"):
+            await http.get("/late")
+
+
+def test_measured_curves_are_told_as_metrics() -> None:
+    stats = ModelStats("m", 0, 0, None, 0.0, 0.0, 0.0)
+    curves = {"m": [StepCurve(64, 32, 4, [(1, 0.25), (4, 0.5)]), StepCurve(96, 96, 1)]}
+    told = generate_latest(
+        Metrics(lambda: Snapshot(0.0, 1.0, [stats], []), nothing, lambda model: curves[model]).registry
+    ).decode()
+    for line in (
+        'muster_batch_cap{model="m",size="64x32"} 4.0',
+        'muster_batch_cap{model="m",size="96x96"} 1.0',
+        'muster_step_seconds{batch="1",model="m",size="64x32"} 0.25',
+        'muster_step_seconds{batch="4",model="m",size="64x32"} 0.5',
+    ):
+        assert line in told.splitlines()

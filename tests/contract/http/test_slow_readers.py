@@ -1,0 +1,130 @@
+"""Clients that do not read what they asked for: they cost nobody else anything, and themselves their place."""
+
+from __future__ import annotations
+
+import base64
+import http.client
+import json
+import socket
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import httpx
+import pytest
+
+from tests.support.servers import PATIENCE_S, Server, running, sim, wait_until
+from wire.messages import ImageInputs
+from worker.engines.sim import expected_picture
+
+GENERATE = "/v1/images/generations"
+#: Many times what the system holds for a client that does not read.
+IMAGES, SIDE = 24, 2048
+SEND_TIMEOUT_S = 1.5
+BODY = {"prompt": "a seven", "n": IMAGES, "seed": 1, "size": f"{SIDE}x{SIDE}", "output_format": "jpeg"}
+MODELS = {
+    "quick": sim(limits={"max_pixels": SIDE * SIDE}, max_batch_size=16),
+    # One image after the other, each within 0.6 s: all take longer than a client that does not read is waited for.
+    "slow": sim(limits={"max_pixels": SIDE * SIDE}, t0_s=0.2, max_batch_size=1),
+}
+
+
+@pytest.fixture(scope="module")
+def big(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    settings = {"max_n": IMAGES, "send_timeout_s": SEND_TIMEOUT_S}
+    with running(tmp_path_factory.mktemp("big"), MODELS, 1, server=settings) as server:
+        yield server
+        assert "Traceback" not in server.log("loadbalancer")
+
+
+def wanted(**changes: Any) -> bytes:
+    return json.dumps(BODY | {"model": "quick", "num_inference_steps": 3} | changes).encode()
+
+
+def ask(server: Server, key: str = "", *, buffer: int = 4096, **changes: Any) -> socket.socket:
+    """Send a request over a connection that takes so many bytes in advance."""
+    content = wanted(**changes)
+    head = f"POST {GENERATE} HTTP/1.1\r\nhost: localhost\r\ncontent-length: {len(content)}"
+    head += f"\r\nidempotency-key: {key}" if key else ""
+    connection = socket.socket()
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, buffer)
+    connection.settimeout(PATIENCE_S)
+    connection.connect(("127.0.0.1", server.port))
+    connection.sendall(f"{head}\r\n\r\n".encode() + content)
+    return connection
+
+
+def all_of(connection: socket.socket) -> bytes:
+    """What comes until the other side hangs up or breaks off."""
+    parts: list[bytes] = []
+    try:
+        while part := connection.recv(1 << 18):
+            parts.append(part)
+    except ConnectionError:
+        pass
+    return b"".join(parts)
+
+
+def counted(server: Server, event: str) -> float:
+    lines = httpx.get(f"{server.base_url}/metrics", timeout=PATIENCE_S).text.splitlines()
+    return next((float(line.split()[-1]) for line in lines if f'event="{event}"' in line), 0.0)
+
+
+def tasks(server: Server) -> int:
+    return sum(model.queued + model.running for model in server.snapshot().models)
+
+
+@pytest.fixture(scope="module")
+def large(big: Server) -> bytes:
+    """An answer that is kept for its key, so that it can be had again without work."""
+    headers = {"idempotency-key": "large"}
+    answer = httpx.post(f"{big.base_url}{GENERATE}", content=wanted(), headers=headers, timeout=PATIENCE_S)
+    assert answer.status_code == 200
+    assert len(answer.content) > 2_000_000
+    return answer.content
+
+
+def test_a_large_answer_that_is_not_read_is_given_up(big: Server, large: bytes) -> None:
+    before = counted(big, "slow_readers")
+    with ask(big, "large") as connection:
+        wait_until(lambda: counted(big, "slow_readers") == before + 1, "the connection to be broken off")
+        assert len(all_of(connection)) < len(large), "the rest was not kept for it"
+
+
+def test_a_client_that_reads_slowly_gets_everything(big: Server, large: bytes) -> None:
+    before, began = counted(big, "slow_readers"), time.monotonic()
+    with ask(big, "large", buffer=1 << 16) as connection:
+        answer, body = http.client.HTTPResponse(connection), b""
+        answer.begin()
+        while part := answer.read(1 << 15):  # raises where it ends too early
+            body += part
+            time.sleep(0.05)
+    assert (answer.status, body) == (200, large)
+    assert time.monotonic() - began > SEND_TIMEOUT_S, "it took longer than one that takes nothing is given"
+    assert counted(big, "slow_readers") == before
+
+
+@pytest.mark.parametrize("key", ["", "stream"])
+def test_a_stream_that_is_not_read_ends_and_its_images_are_cancelled(big: Server, key: str) -> None:
+    slow, cancelled = counted(big, "slow_readers"), counted(big, "cancelled")
+    with ask(big, key, model="slow", stream=True) as connection:
+        wait_until(lambda: tasks(big) > 0, "its images on their way")
+        wait_until(lambda: counted(big, "slow_readers") == slow + 1, "the stream to be broken off")
+        wait_until(lambda: tasks(big) == 0, "every slot free")
+        assert counted(big, "cancelled") > cancelled, "it was not waited for to the end"
+        assert b"completed" in all_of(connection)
+
+
+def test_who_listens_to_the_same_answer_is_not_held_up(big: Server) -> None:
+    before = counted(big, "slow_readers")
+    with ask(big, "shared", stream=True, partial_images=1):
+        wait_until(lambda: tasks(big) > 0, "its images on their way")
+        body, headers = wanted(stream=True, partial_images=1), {"idempotency-key": "shared"}
+        heard = httpx.post(f"{big.base_url}{GENERATE}", content=body, headers=headers, timeout=PATIENCE_S)
+        assert heard.headers["idempotent-replayed"] == "true"
+        wait_until(lambda: counted(big, "slow_readers") == before + 1, "the other to be broken off")
+    events = [json.loads(line[6:]) for line in heard.text.splitlines() if line.startswith("data: ")]
+    images = {event["index"]: event["b64_json"] for event in events if event["type"] == "image_generation.completed"}
+    assert sorted(images) == list(range(IMAGES))
+    first = ImageInputs("a seven", SIDE, SIDE, 3, 3.0, 1, "ddim", output_format="jpeg", partial_images=1)
+    assert base64.b64decode(images[0]) == expected_picture(first)

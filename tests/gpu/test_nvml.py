@@ -1,0 +1,32 @@
+"""What the driver says of a real GPU."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+pytestmark = pytest.mark.gpu
+
+
+def test_the_driver_tells_what_is_used_and_by_whom() -> None:
+    torch = pytest.importorskip("torch")
+    if not torch.cuda.is_available():
+        pytest.skip("no CUDA device")
+    from controller.runtime.gpus import GpuWatch, list_gpus
+
+    gpus = list_gpus()
+    watch = GpuWatch(gpus)
+    watch.open()
+    try:
+        before = watch.read()
+        held = torch.empty(1 << 28, dtype=torch.uint8, device="cuda")
+        after = watch.read()
+        assert [reading.device for reading in after] == [gpu.device for gpu in gpus]
+        assert all(reading.fault == "" for reading in after)
+        assert max(b.used_bytes - a.used_bytes for a, b in zip(before, after, strict=True)) >= held.numel()
+        # In a container the driver may number processes as its host does, or not name them at all.
+        told = {pid: size for reading in after for pid, size in reading.processes.items()}
+        assert told.get(os.getpid(), held.numel()) >= held.numel()
+    finally:
+        watch.close()

@@ -1,0 +1,279 @@
+"""What people do to a server that runs, with real programs: orders, new settings, new workers, signals, and looking."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import yaml
+
+from configs.paths import internal_token
+from tests.support.instance import TIMES, Instance
+from tests.support.servers import PATIENCE_S, ROOT, sim
+
+CALM = {
+    "policy": "queue_depth",
+    "interval_s": 0.5,
+    "min_workers": 2,
+    "max_workers": 4,
+    "scale_up_at": 1000,
+    "scale_down_at": 0,
+}
+#: Makes the terminal that it is given its own, as a program of a shell has it.
+OWN_TERMINAL = (
+    "import fcntl, os, sys, termios; fcntl.ioctl(0, termios.TIOCSCTTY, 0); os.execv(sys.argv[1], sys.argv[1:])"
+)
+
+
+Start = Callable[..., Instance]
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Start]:
+    made: list[Instance] = []
+
+    def one(**config: Any) -> Instance:
+        made.append(Instance(tmp_path / "a", config))
+        return made[-1]
+
+    yield one
+    for instance in made:
+        instance.end()
+
+
+def command(instance: Instance, *words: str) -> subprocess.CompletedProcess[str]:
+    options = [sys.executable, "-m", "controller", *words, "--data-dir", str(instance.folder)]
+    return subprocess.run(options, cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE_S, check=False)
+
+
+def asked(instance: Instance, path: str, **query: str) -> Any:
+    headers = {"authorization": f"Bearer {internal_token(instance.folder)}"}
+    try:
+        answer = httpx.get(f"{instance.url}/internal/{path}", headers=headers, params=query, timeout=PATIENCE_S)
+    except httpx.TransportError:
+        return None
+    return answer.json() if answer.is_success else None
+
+
+def configure(instance: Instance, **changes: Any) -> None:
+    """Change the model `m` in the configuration file."""
+    tree = yaml.safe_load(instance.config.read_text())
+    tree["models"]["m"] |= changes
+    instance.config.write_text(yaml.safe_dump(tree))
+
+
+def until_reported(instance: Instance) -> None:
+    instance.until(lambda: asked(instance, "controller") is not None, "the controller's first report")
+
+
+async def test_a_reload_replaces_the_workers_one_at_a_time_and_no_request_notices(start: Start) -> None:
+    instance = start(models={"m": sim(t0_s=0.01, t1_s=0.002, scaling=CALM)})
+    await asyncio.to_thread(instance.until_workers, 2)
+    await asyncio.to_thread(until_reported, instance)
+    before = {worker.worker for worker in instance.workers()}
+    # Batches of another size are the workers' business, longer queues the balancer's, other bounds the controller's.
+    tree = yaml.safe_load(instance.config.read_text()) | {"queue": {"max_tasks": 2000}}
+    tree["models"]["m"] |= {"max_batch_size": 3, "scaling": CALM | {"max_workers": 5}}
+    instance.config.write_text(yaml.safe_dump(tree))
+    rolled, fewest, most = asyncio.Event(), 9, 0
+    statuses: list[int] = []
+
+    async def user(client: httpx.AsyncClient) -> None:
+        while not rolled.is_set():
+            body = {"prompt": "a seven", "num_inference_steps": 20}
+            statuses.append((await client.post(f"{instance.url}/predict", json=body)).status_code)
+
+    async def operator() -> None:
+        nonlocal fewest, most
+        done = await asyncio.to_thread(command, instance, "reload")
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.splitlines() == [
+            "done: models.m.scaling.max_workers: 4 -> 5",
+            "being replaced, one at a time: models.m.max_batch_size: 4 -> 3",
+            "needs a restart of the server: queue.max_tasks: 1024 -> 2000",
+        ]
+        deadline = time.monotonic() + PATIENCE_S
+        while not rolled.is_set():
+            now = await asyncio.to_thread(instance.workers)
+            fewest, most = min(fewest, len(now)), max(most, len(now))
+            assert time.monotonic() < deadline, instance.output()
+            if len(now) == 2 and not before & {worker.worker for worker in now}:
+                rolled.set()
+
+    async with httpx.AsyncClient(timeout=PATIENCE_S) as client:
+        await asyncio.gather(operator(), *(user(client) for _ in range(6)))
+    assert set(statuses) == {200}
+    assert (fewest, most) == (2, 3), "never fewer than min_workers, and one more while it changes"
+    assert {worker.slots for worker in instance.workers()} <= {3, 4, 5}, "batches of three, and pictures in the making"
+    lines = [line for line in instance.output().splitlines() if "to take the place of" in line or "draining" in line]
+    assert ["starting" in line for line in lines] == [True, False, True, False]
+    told = asked(instance, "controller")
+    assert told["models"][0]["max_workers"] == 5
+    assert len({replica["generation"] for replica in told["replicas"]}) == 1
+
+
+def test_a_bad_configuration_changes_nothing_and_is_explained(start: Start) -> None:
+    instance = start(models={"m": sim(scaling=CALM)})
+    instance.until_workers(2)
+    until_reported(instance)
+    before = {worker.pid for worker in instance.workers()}
+    good = instance.config.read_text()
+    configure(instance, max_batch_size=0)
+    refused = command(instance, "reload")
+    assert refused.returncode == 1
+    assert "the configuration is refused, and nothing has changed" in refused.stderr
+    assert f"{instance.config}:" in refused.stderr
+    assert "models.m.max_batch_size = 0: Input should be greater than or equal to 1" in refused.stderr
+    instance.process.send_signal(signal.SIGHUP)
+    instance.until(lambda: "nothing has changed" in instance.output(), "the signal's refusal")
+    instance.config.write_text(good)
+    unchanged = command(instance, "reload")
+    assert (unchanged.returncode, unchanged.stdout) == (0, "nothing has changed\n")
+    assert httpx.post(f"{instance.url}/predict", json={"prompt": "x"}, timeout=PATIENCE_S).status_code == 200
+    assert {worker.pid for worker in instance.workers()} == before
+
+
+def test_a_newcomer_that_crashes_stops_the_replacement_and_the_old_ones_stay(start: Start, tmp_path: Path) -> None:
+    instance = start(models={"m": sim(scaling=CALM)}, workers=TIMES)
+    instance.until_workers(2)
+    until_reported(instance)
+    before = {worker.pid for worker in instance.workers()}
+    good = instance.config.read_text()
+    configure(instance, sim=sim()["sim"] | {"load_s": 600.0})
+    tree = yaml.safe_load(instance.config.read_text())
+    tree["workers"]["start_timeout_s"] = 1.0
+    instance.config.write_text(yaml.safe_dump(tree))
+    assert command(instance, "reload").returncode == 0
+
+    def stopped() -> bool:
+        told = asked(instance, "controller")
+        return told is not None and "stopped by a crash" in told["models"][0]["renewal"]
+
+    instance.until(stopped, "the end of the replacement")
+    assert {worker.pid for worker in instance.workers()} == before
+    assert "stopped by a crash" in command(instance, "status").stdout
+    instance.config.write_text(good)
+    configure(instance, max_batch_size=3)
+    assert command(instance, "reload").returncode == 0, "it is tried again"
+    instance.until(lambda: not before & {w.pid for w in instance.workers()}, "new workers")
+    instance.until_workers(2)
+
+
+def test_people_hold_pause_and_resume_and_it_outlives_the_controller(start: Start) -> None:
+    instance = start(models={"m": sim(scaling=CALM | {"min_workers": 1})})
+    instance.until_workers(1)
+    until_reported(instance)
+    done = command(instance, "scale", "m", "3", "--hold", "1h")
+    assert (done.returncode, done.stdout) == (0, "done: scale model m workers 3 hold_s 3600.0\n")
+    instance.until_workers(3)
+    assert command(instance, "pause").returncode == 0
+    for words, status, said in (
+        (("scale", "m", "5"), 1, "Invalid value for 'workers': 5. Must be between min_workers (1) and max_workers (4)"),
+        (("scale", "x", "1"), 1, "The model 'x' does not exist. Served: 'm'."),
+        (("scale", "m", "2", "--hold", "soon"), 2, "soon is no time; write it as 90s, 10m, 2h or 1d"),
+        (("reload", "x"), 1, "The model 'x' does not exist"),
+    ):
+        refused = command(instance, *words)
+        assert refused.returncode == status
+        assert said in refused.stderr
+    # Both programs die; what was ordered and decided is still there.
+    made = asked(instance, "decisions")["decisions"]
+    assert ("order", 3) in {(one["woken"], one["desired"]) for one in made}
+    instance.process.kill()
+    instance.process.wait()
+    instance.start()
+    instance.until(lambda: "scaling is paused, as was ordered" in instance.output(), "its memory")
+    [balancer] = [p for p in instance.children() if "loadbalancer" in " ".join(p.cmdline())]
+    balancer.kill()
+
+    def as_before() -> bool:
+        told = asked(instance, "controller")
+        return told is not None and told["paused_since"] is not None and told["models"][0]["hold"]["workers"] == 3
+
+    instance.until(as_before, "the report to the new balancer")
+    instance.until_workers(3)
+    assert command(instance, "resume").returncode == 0
+    instance.until(lambda: asked(instance, "controller")["models"][0]["hold"] is None, "the end of the hold")
+    numbers = [one["number"] for one in asked(instance, "decisions")["decisions"]]
+    assert min(numbers) > max(one["number"] for one in made), "they are counted on"
+
+
+def test_status_shows_it_all(start: Start) -> None:
+    instance = start(models={"m": sim(scaling=CALM)})
+    instance.until_workers(2)
+    until_reported(instance)
+    names = [worker.worker for worker in instance.workers()]
+    shown = command(instance, "status")
+    assert shown.returncode == 0, shown.stderr
+    for text in (instance.url, "Models", "Workers", "Devices", "Last decisions", "0 -> 2", "min_workers is 2", *names):
+        assert text in shown.stdout
+    told = json.loads(command(instance, "status", "--json").stdout)
+    assert {replica["worker"] for replica in told["controller"]["replicas"]} == set(names)
+    assert told["decisions"][-1]["desired"] == 2
+    by_url = [sys.executable, "-m", "controller", "status", "--url", instance.url]
+    key = {"MUSTER_KEY": internal_token(instance.folder)}
+    found = subprocess.run(by_url, cwd=ROOT, env=os.environ | key, capture_output=True, timeout=PATIENCE_S, check=False)
+    assert found.returncode == 0
+    unknown = subprocess.run(by_url, cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE_S, check=False)
+    assert (unknown.returncode, "needs the internal token or an API key" in unknown.stderr) == (1, True)
+    instance.process.send_signal(signal.SIGINT)
+    instance.process.wait(PATIENCE_S)
+    gone = command(instance, "status")
+    assert gone.returncode == 1
+    assert f"no server can be reached at {instance.url}" in gone.stderr
+
+
+@pytest.mark.parametrize("words", [["status"], ["scale", "m", "1"], ["pause"], ["resume"], ["reload"]])
+def test_where_nothing_has_run_it_says_so(tmp_path: Path, words: list[str]) -> None:
+    options = [sys.executable, "-m", "controller", *words, "--data-dir", str(tmp_path / "empty")]
+    done = subprocess.run(options, cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE_S, check=False)
+    assert done.returncode == 1
+    assert f"no server has run with --data-dir {tmp_path / 'empty'}" in done.stderr
+    assert not (tmp_path / "empty").exists()
+
+
+def test_a_hang_up_reads_the_configuration_again_unless_the_terminal_is_gone(start: Start) -> None:
+    instance = start(models={"m": sim(scaling=CALM | {"min_workers": 1})})
+    instance.until_workers(1)
+    # Without a terminal, as a service has none.
+    configure(instance, scaling=CALM | {"min_workers": 2})
+    instance.process.send_signal(signal.SIGHUP)
+    instance.until_workers(2)
+    assert "models.m.scaling.min_workers: 1 -> 2" in instance.output()
+    instance.process.send_signal(signal.SIGINT)
+    instance.process.wait(PATIENCE_S)
+    # On a terminal of its own that is still there.
+    screen, terminal = os.openpty()
+    try:
+        on_terminal(instance, terminal)
+        instance.until_workers(2)
+        configure(instance, scaling=CALM | {"min_workers": 3})
+        instance.process.send_signal(signal.SIGHUP)
+        instance.until_workers(3)
+    finally:
+        os.close(screen)
+    # The system itself sends the signal when the terminal is closed.
+    instance.process.wait(PATIENCE_S)
+    assert instance.children() == []
+
+
+def on_terminal(instance: Instance, terminal: int) -> None:
+    """Start the controller in a session of its own, on this terminal, with its words in the log."""
+    own = ["--config", str(instance.config), "--port", str(instance.port), "--data-dir", str(instance.folder)]
+    words = [sys.executable, "-c", OWN_TERMINAL, sys.executable, "-m", "controller", *own]
+    with (instance.folder / "controller.log").open("ab") as log:
+        instance.process = subprocess.Popen(
+            words, cwd=ROOT, stdin=terminal, stdout=log, stderr=log, start_new_session=True
+        )
+    os.close(terminal)
+    instance.pids.add(instance.process.pid)

@@ -1,0 +1,172 @@
+"""Three models on two simulated GPUs under a shifting load: a real controller, balancer and workers."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import re
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import msgspec
+import pytest
+
+from configs.paths import internal_token
+from tests.support.instance import Instance
+from tests.support.servers import PATIENCE_S, sim
+from wire.scaling import Report
+
+#: Idle workers stay: whoever goes makes room for another.
+SCALING = {
+    "policy": "queue_depth",
+    "interval_s": 0.5,
+    "max_workers": 2,
+    "cold_start_s": 1,
+    "scale_up_at": 3,
+    "scale_down_at": 0,
+    "scale_to_zero": {"idle_s": 36_000},
+}
+
+
+@pytest.fixture
+def instance(tmp_path: Path) -> Iterator[Instance]:
+    """Two GPUs of 20 GiB. `a` always has a worker; `b` and `c` fit neither beside each other nor beside it."""
+    large = {"gpu_memory": "14GiB", "scaling": SCALING | {"min_workers": 0}}
+    slow = {"t0_s": 0.02, "t1_s": 0.005}
+    models = {
+        "a": sim(gpu_memory="8GiB", scaling=SCALING | {"min_workers": 1}, **slow),
+        "b": sim(**large, **slow),
+        "c": sim(**large, **slow),
+    }
+    made = Instance(tmp_path, {"models": models, "devices": {"simulated": [{"memory": "20GiB", "count": 2}]}})
+    try:
+        yield made
+    finally:
+        made.end()
+
+
+async def ask(instance: Instance, model: str, times: int) -> None:
+    """So many requests at once; every one is answered."""
+    body = {"model": model, "prompt": "a seven", "num_inference_steps": 40}
+    async with httpx.AsyncClient(timeout=PATIENCE_S, limits=httpx.Limits(max_connections=None)) as client:
+        answers = await asyncio.gather(*(client.post(f"{instance.url}/predict", json=body) for _ in range(times)))
+    assert [answer.status_code for answer in answers] == [200] * times
+
+
+def report(instance: Instance) -> Report:
+    """What the controller says of itself, as soon as the balancer has it."""
+    headers = {"authorization": f"Bearer {internal_token(instance.folder)}"}
+    found: list[Report] = []
+
+    def told() -> bool:
+        with contextlib.suppress(httpx.HTTPError):
+            answer = httpx.get(f"{instance.url}/internal/controller", headers=headers, timeout=PATIENCE_S)
+            found.append(msgspec.json.decode(answer.raise_for_status().content, type=Report))
+        return bool(found)
+
+    instance.until(told, "the controller's report")
+    return found[-1]
+
+
+def placed(instance: Instance) -> list[str]:
+    """The models of the ready workers."""
+    return sorted(worker.model for worker in instance.workers())
+
+
+async def test_load_that_shifts_moves_the_gpus_and_every_request_is_answered(instance: Instance) -> None:
+    await asyncio.to_thread(instance.until, lambda: "Muster is ready at" in instance.output(), "the welcome")
+    for model in ("b", "c", "b"):
+        await ask(instance, model, 12)
+        assert placed(instance) == ["a", model]
+    before = report(instance)
+    assert before.swaps == 2, instance.output()
+    reasons = re.findall(r"draining worker (\w)-\w+: (swap: .*)", instance.output())
+    assert reasons == [("b", "swap: c has work and no worker"), ("c", "swap: b has work and no worker")]
+    assert "a" not in {giver for giver, _ in reasons}
+
+    # Now the small one has so much to do that its second worker is worth more than the idle large one.
+    flood = asyncio.create_task(ask(instance, "a", 80))
+    await asyncio.to_thread(instance.until, lambda: placed(instance) == ["a", "a"], "a second worker of a")
+    await flood
+    assert re.search(r"draining worker b-\w+: swap: one more of a saves", instance.output())
+
+    # With nothing to do it comes to rest: nobody is started or told to go any more.
+    await asyncio.to_thread(
+        instance.until, lambda: all(model.draining == 0 for model in report(instance).models), "rest"
+    )
+    quiet = {process.pid for process in instance.children()}
+    await asyncio.sleep(5.0)
+    assert {process.pid for process in instance.children()} == quiet
+    after = report(instance)
+    assert after.swaps == 3
+    assert {model.model: model.ready for model in after.models} == {"a": 2, "b": 0, "c": 0}
+    assert {device.device: device.memory_bytes for device in after.devices} == {"sim:0": 20 << 30, "sim:1": 20 << 30}
+
+
+def test_what_a_model_has_too_little_room_for_is_told_with_numbers(tmp_path: Path) -> None:
+    models = {name: sim(gpu_memory="14GiB", scaling={"max_workers": 2}) for name in ("a", "b")}
+    instance = Instance(tmp_path, {"models": models, "devices": {"simulated": [{"memory": "20GiB"}]}})
+    try:
+        told = "b: 1 more wanted, but no GPU has 14.0 GiB free: the most is 6.0 GiB on sim:0"
+        instance.until(lambda: told in instance.output(), "the obstacle")
+        assert "there is not enough GPU memory for all min_workers: 1 of 1 of b will wait" in instance.output()
+        instance.until(
+            lambda: told[3:] in {model.obstacle for model in report(instance).models}, "the obstacle's report"
+        )
+        instance.until(lambda: placed(instance) == ["a"], "the one that fits")
+    finally:
+        instance.end()
+
+
+def test_what_workers_are_seen_to_need_is_kept_for_the_next_start(tmp_path: Path) -> None:
+    models = {"a": sim(), "b": sim(), "c": sim()}
+    config = {"models": models, "devices": {"simulated": [{"memory": "20GiB"}]}}
+    instance = Instance(tmp_path, config)
+    try:
+        # Nobody knows what they need: the first has the GPU to itself until it has said so, then the next comes.
+        instance.until_workers(3)
+        file = tmp_path / "cache" / "gpu_memory.json"
+        instance.until(lambda: file.exists() and len(msgspec.json.decode(file.read_bytes())) == 3, "the measurement")
+        sizes = msgspec.json.decode(file.read_bytes(), type=dict[str, int])
+        assert all(10 << 20 < size < 20 << 30 for size in sizes.values()), sizes
+    finally:
+        instance.end()
+
+
+def test_a_device_on_which_workers_keep_dying_is_set_aside_and_the_rest_goes_on(tmp_path: Path) -> None:
+    models = {"m": sim(gpu_memory="14GiB", scaling={"min_workers": 2, "max_workers": 2})}
+    instance = Instance(tmp_path, {"models": models, "devices": {"simulated": [{"memory": "20GiB", "count": 3}]}})
+    try:
+        killed: set[int] = set()
+
+        def set_aside() -> bool:
+            for worker in instance.workers():
+                if worker.device == "sim:0" and worker.pid not in killed:
+                    killed.add(worker.pid)
+                    os.kill(worker.pid, signal.SIGKILL)
+            return "sim:0 is set aside: 3 crashes in a row" in instance.output()
+
+        instance.until(set_aside, "the device to be set aside")
+        instance.until(lambda: sorted(w.device for w in instance.workers()) == ["sim:1", "sim:2"], "a worker elsewhere")
+        faults = {device.device: device.fault for device in report(instance).devices}
+        assert faults["sim:0"].startswith("3 crashes in a row; tried again in")
+        assert (faults["sim:1"], faults["sim:2"]) == ("", "")
+        assert len(killed) == 3
+    finally:
+        instance.end()
+
+
+def test_a_model_that_fits_no_gpu_is_refused_at_start(tmp_path: Path) -> None:
+    config = {"models": {"a": sim(gpu_memory="30GiB")}, "devices": {"simulated": [{"memory": "20GiB"}]}}
+    instance = Instance(tmp_path, config)
+    try:
+        assert instance.process.wait(PATIENCE_S) == 2
+        assert (
+            "cannot start: models.a.gpu_memory is 30.0 GiB, but the largest GPU (sim:0) has 20.0 GiB"
+            in instance.output()
+        )
+    finally:
+        instance.end()

@@ -1,0 +1,316 @@
+"""Spares with real processes: how they wait, are called, are adopted and end, and what they save."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import psutil
+import pytest
+import yaml
+
+from configs.paths import children_dir, controller_pid_file, spare_files
+from controller.launchers.processes import Processes
+from controller.types import Child, Exit
+from tests.support.instance import Instance
+from tests.support.servers import PATIENCE_S, ROOT, sim, wait_until
+
+#: Stands for a spare: says that it is ready, and ends with status 7 when it is called.
+WAITS = """
+import signal, sys, time
+from pathlib import Path
+signal.signal(signal.SIGUSR2, lambda *_: sys.exit(7))
+Path(sys.argv[2]).touch()
+time.sleep(600)
+"""
+
+
+class Rig:
+    """Launchers on one folder, one after the other, as controllers come and go."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        (folder / "logs").mkdir()
+        self.launchers: list[Processes] = []
+        self.next()
+
+    def next(self) -> Processes:
+        self.launchers.append(Processes(self.folder / "records", self.folder / "logs"))
+        return self.launchers[-1]
+
+    @property
+    def now(self) -> Processes:
+        return self.launchers[-1]
+
+    def spawn(self, name: str = "s", program: str = WAITS) -> None:
+        command = [sys.executable, "-c", program, name, str(spare_files(self.folder / "records", name).ready)]
+        self.now.spawn(name, "m", "cuda", command, {}, spare=True)
+
+    def child(self, name: str = "s") -> Child | None:
+        return next((child for child in self.now.poll().children if child.id == name), None)
+
+    def loaded(self, name: str = "s") -> Child:
+        wait_until(lambda: (child := self.child(name)) is not None and child.loaded_at is not None, f"{name} is ready")
+        child = self.child(name)
+        assert child is not None
+        return child
+
+    def exit(self) -> Exit:
+        found: list[Exit] = []
+
+        def gone() -> bool:
+            found.extend(self.now.poll().exits)
+            return bool(found)
+
+        wait_until(gone, "an end")
+        return found[0]
+
+    def end(self) -> None:
+        for launcher in self.launchers:
+            for child in launcher.poll().children:
+                launcher.signal(child.id, signal.SIGKILL)
+            wait_until(lambda own=launcher: not own.poll().children, "the end of every child")  # type: ignore[misc]
+
+
+@pytest.fixture
+def rig(tmp_path: Path) -> Iterator[Rig]:
+    made = Rig(tmp_path)
+    yield made
+    made.end()
+
+
+def test_a_spare_is_one_until_it_is_called(rig: Rig) -> None:
+    rig.spawn()
+    spare = rig.loaded()
+    assert (spare.spare, spare.device, spare.model) == (True, "cuda", "m")
+    rig.now.activate("s", "cuda:3")
+    called = rig.child()
+    if called is not None:  # it may have heard the signal already
+        assert (called.spare, called.device, called.pid) == (False, "cuda:3", spare.pid)
+        assert called.started_at > spare.started_at, "its start is counted from here"
+    ended = rig.exit()
+    assert (ended.status, ended.child.spare, ended.child.device) == (7, False, "cuda:3")
+    assert list((rig.folder / "records").iterdir()) == [], "nothing is left on disk"
+
+
+def test_one_that_still_loads_is_told_without_a_signal_that_it_may_not_know(rig: Rig) -> None:
+    rig.spawn(program="import time; time.sleep(600)")
+    rig.now.activate("s", "cuda:0")
+    child = rig.child()
+    assert child is not None, "SIGUSR2 ends a program that does not expect it"
+    assert (child.spare, child.device) == (False, "cuda:0")
+    assert spare_files(rig.folder / "records", "s").order.read_text() == "cuda:0"
+
+
+VERBS: dict[str, Callable[[Rig], object]] = {
+    "start spare": lambda rig: rig.spawn(),
+    "activate": lambda rig: rig.now.activate("s", "cuda:1"),
+    "drain": lambda rig: rig.now.signal("s", signal.SIGTERM),
+    "kill": lambda rig: rig.now.signal("s", signal.SIGKILL),
+    "poll": lambda rig: rig.now.poll(),
+}
+
+
+@pytest.mark.parametrize(("first", "second", "third"), list(itertools.permutations(VERBS, 3)))
+def test_every_verb_may_be_said_in_every_state(rig: Rig, first: str, second: str, third: str) -> None:
+    pids = set()
+    for verb in (first, second, third, third):
+        VERBS[verb](rig)
+        children = rig.now.poll().children
+        assert len(children) <= 1, "never two of one name"
+        pids |= {child.pid for child in children}
+    rig.now.signal("s", signal.SIGKILL)
+    wait_until(lambda: not rig.now.poll().children, "nothing of that name")
+    assert not any(psutil.pid_exists(pid) for pid in pids)
+    assert list((rig.folder / "records").iterdir()) == []
+
+
+DEAF = WAITS.replace("lambda *_: sys.exit(7)", "signal.SIG_IGN")
+
+
+def test_the_next_launcher_adopts_a_spare_as_a_spare_and_a_called_one_as_a_worker(rig: Rig) -> None:
+    rig.spawn("waiting", DEAF)
+    rig.spawn("called", DEAF)
+    for name in ("waiting", "called"):
+        rig.loaded(name)
+    record = (rig.folder / "records" / "called.json").read_bytes()
+    rig.now.activate("called", "cuda:2")
+    # As if its parent had ended between the order and the record.
+    (rig.folder / "records" / "called.json").write_bytes(record)
+    before = rig.child("called")
+    assert before is not None
+    adopted = {child.id: child for child in rig.next().adopt()}
+    assert (adopted["waiting"].spare, adopted["waiting"].device) == (True, "cuda")
+    assert (adopted["called"].spare, adopted["called"].device) == (False, "cuda:2")
+    assert adopted["called"].started_at == pytest.approx(before.started_at, abs=2.0)
+    rig.loaded("waiting")
+
+
+# ---- the worker's side
+
+
+class Waiting:
+    """`python -m worker --standby`, by itself."""
+
+    def __init__(self, folder: Path, **life: float) -> None:
+        config = folder / "muster.yaml"
+        config.write_text(yaml.safe_dump({"models": {"m": sim()}, "workers": {"heartbeat_s": 0.2} | life}))
+        options = ["--config", str(config), "--data-dir", str(folder), "--id", "s", "--device", "sim", "--standby"]
+        self.files = spare_files(children_dir(folder), "s")
+        self.process = subprocess.Popen([sys.executable, "-m", "worker", *options], cwd=ROOT)
+
+    def ready(self) -> None:
+        wait_until(self.files.ready.exists, "the spare is ready")
+
+    def end(self) -> None:
+        self.process.kill()
+        self.process.wait(PATIENCE_S)
+
+
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
+def test_a_waiting_spare_goes_when_told(tmp_path: Path, signum: signal.Signals) -> None:
+    spare = Waiting(tmp_path)
+    try:
+        spare.ready()
+        spare.process.send_signal(signal.SIGUSR2)  # without an order it means nothing
+        spare.process.send_signal(signum)
+        assert spare.process.wait(PATIENCE_S) == 0
+    finally:
+        spare.end()
+
+
+def test_a_spare_without_a_controller_ends(tmp_path: Path) -> None:
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait(PATIENCE_S)
+    controller_pid_file(tmp_path).write_text(str(gone.pid))
+    spare = Waiting(tmp_path, orphan_after_s=1.0)
+    try:
+        assert spare.process.wait(PATIENCE_S) == 0
+        assert spare.files.ready.exists(), "it had loaded"
+    finally:
+        spare.end()
+
+
+def test_a_spare_whose_controller_lives_waits_until_it_is_forgotten(tmp_path: Path) -> None:
+    controller_pid_file(tmp_path).write_text(str(os.getpid()))
+    spare = Waiting(tmp_path, orphan_after_s=0.2)
+    try:
+        spare.ready()
+        with pytest.raises(subprocess.TimeoutExpired):
+            spare.process.wait(2.0)
+        spare.files.ready.unlink()
+        assert spare.process.wait(PATIENCE_S) == 0
+    finally:
+        spare.end()
+
+
+# ---- all together
+
+Start = Callable[..., Instance]
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Start]:
+    made: list[Instance] = []
+
+    def one(*options: str, **config: Any) -> Instance:
+        made.append(Instance(tmp_path / str(len(made)), config, *options))
+        return made[-1]
+
+    yield one
+    for instance in made:
+        instance.end()
+
+
+def slow_to_load(**options: Any) -> dict[str, Any]:
+    """A model whose weights take far longer to read than to bring onto a device."""
+    model = sim(t0_s=0.02, scaling={"interval_s": 3600, "max_workers": 1, "standby": 1}, **options)
+    model["sim"] |= {"load_s": 1.0, "activate_s": 0.1}
+    return model
+
+
+def processes(instance: Instance, kind: str) -> list[psutil.Process]:
+    """The instance's live processes of this kind: `worker` or `spare`."""
+    return [process for process in instance.children() if f"muster {kind} " in " ".join(process.cmdline())]
+
+
+def ready_spares(instance: Instance) -> list[str]:
+    return [file.stem for file in (instance.folder / "run" / "children").glob("*.ready") if not order_of(file).exists()]
+
+
+def order_of(ready: Path) -> Path:
+    return ready.with_suffix(".order")
+
+
+async def test_a_killed_worker_is_replaced_by_the_spare_and_its_request_completes(start: Start) -> None:
+    instance = start(models={"m": slow_to_load()})
+    await asyncio.to_thread(instance.until_workers, 1)
+    await asyncio.to_thread(instance.until, lambda: bool(ready_spares(instance)), "a spare")
+    [worker], [spare], [waiting] = instance.workers(), ready_spares(instance), processes(instance, "spare")
+    assert len(instance.workers()) == 1, "a spare is no worker"
+    async with httpx.AsyncClient(timeout=PATIENCE_S) as client:
+        body = {"prompt": "a seven", "num_inference_steps": 200}
+        request = asyncio.create_task(client.post(f"{instance.url}/predict", json=body))
+        await asyncio.to_thread(instance.until, lambda: any(w.running for w in instance.workers()), "it runs")
+        os.kill(worker.pid, signal.SIGKILL)
+        assert (await request).status_code == 200
+    [successor] = instance.workers()
+    assert (successor.worker, successor.pid, successor.device) == (spare, waiting.pid, worker.device)
+    assert successor.start.standby
+    assert successor.start.load_s == 0.0, "that was done before"
+    assert successor.start.device_s >= 0.1
+    metrics = httpx.get(f"{instance.url}/metrics", timeout=PATIENCE_S).text
+    assert (
+        f'muster_worker_start_seconds{{device="{worker.device}",model="m",part="device",worker="{spare}"}}' in metrics
+    )
+    await asyncio.to_thread(instance.until, lambda: bool(ready_spares(instance)), "the next spare")
+    everyone = instance.children()
+    instance.process.send_signal(signal.SIGTERM)
+    assert instance.process.wait(PATIENCE_S) == 0
+    assert not any(process.is_running() and process.status() != psutil.STATUS_ZOMBIE for process in everyone)
+    assert list((instance.folder / "run" / "children").iterdir()) == []
+
+
+def test_a_restarted_controller_adopts_the_spare_and_calls_it(start: Start) -> None:
+    instance = start(models={"m": slow_to_load()})
+    instance.until(lambda: bool(ready_spares(instance)), "a spare")
+    before = {process.pid for process in instance.children()}
+    [spare] = ready_spares(instance)
+    instance.process.kill()
+    instance.process.wait()
+    instance.start()
+    instance.until(lambda: instance.output().count("Muster is ready at") == 2, "the second welcome")
+    assert {process.pid for process in instance.children()} == before
+    os.kill(instance.workers()[0].pid, signal.SIGKILL)
+    instance.until(lambda: [worker.worker for worker in instance.workers()] == [spare], "the spare serves")
+
+
+def test_a_spare_that_dies_is_made_good_and_disturbs_nobody(start: Start) -> None:
+    instance = start(models={"m": slow_to_load()})
+    instance.until(lambda: bool(ready_spares(instance)), "a spare")
+    [worker], [spare], [waiting] = instance.workers(), ready_spares(instance), processes(instance, "spare")
+    waiting.kill()
+    instance.until(lambda: ready_spares(instance) not in ([], [spare]), "another spare")
+    assert [w.worker for w in instance.workers()] == [worker.worker]
+    assert f"spare {spare} died (signal 9)" in instance.output()
+    assert "crash" not in instance.output()
+
+
+def test_a_spare_that_dies_when_it_is_called_is_made_good_by_a_start(start: Start) -> None:
+    instance = start(models={"m": slow_to_load()})
+    instance.until(lambda: bool(ready_spares(instance)), "a spare")
+    [worker], [spare], [waiting] = instance.workers(), ready_spares(instance), processes(instance, "spare")
+    waiting.suspend()
+    os.kill(worker.pid, signal.SIGKILL)
+    instance.until(lambda: f"calling spare {spare}" in instance.output(), "the call")
+    waiting.kill()
+    instance.until(lambda: [w.worker for w in instance.workers()] not in ([], [worker.worker], [spare]), "a successor")
+    assert f"worker {spare} on {worker.device} died (signal 9)" in instance.output()

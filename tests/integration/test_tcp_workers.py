@@ -1,0 +1,202 @@
+"""Workers that come over TCP: with an allowed key they serve, without one they get nowhere and are counted."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import msgspec
+import pytest
+import zmq
+
+from configs.cli import EXIT_USAGE
+from configs.paths import worker_address
+from loadbalancer.access import keys_cli
+from loadbalancer.access.startup_checks import server_pair
+from tests.support.servers import PATIENCE_S, Process, Server, free_port, launch, running, sim, stop, wait_until
+from wire.codec import FromWorker, encode
+from wire.curve import WorkerKey, new_pair, read_worker_key, secure_client
+from wire.messages import PROTOCOL, Hello, Pull
+from worker.balancer_client import Link
+
+LIFE: dict[str, Any] = {"heartbeat_s": 0.2, "lost_after_s": 3.0}
+DRAW = {"prompt": "a seven"}
+
+
+@pytest.fixture
+def port() -> int:
+    return free_port()
+
+
+@pytest.fixture
+def server(tmp_path: Path, port: int) -> Iterator[Server]:
+    """A balancer without workers that listens for some over TCP, and logs all that it can."""
+    life = LIFE | {"listen": f"tcp://127.0.0.1:{port}"}
+    with running(tmp_path / "data", {"sim": sim()}, 0, life=life, log_level="debug") as server:
+        yield server
+        assert server.balancer.poll() is None, server.logs()
+        assert stop(server.balancer) == 0, "it can still stop"
+        log = server.log("loadbalancer")
+        assert "Traceback" not in log
+        assert server_pair(server.data_dir).secret not in log
+
+
+def add_worker(server: Server, name: str) -> Path:
+    file = server.data_dir / f"{name}.key"
+    assert keys_cli.main(["--data-dir", str(server.data_dir), "add-worker", name, str(file)]) == 0
+    return file
+
+
+@contextlib.contextmanager
+def joined(server: Server, port: int, name: str, key_file: Path) -> Iterator[Process]:
+    """A worker as it would run on another machine: with a data directory of its own."""
+    apart = server.data_dir.parent / name
+    apart.mkdir()
+    where = ["--join", f"tcp://127.0.0.1:{port}", "--key-file", str(key_file)]
+    options = ["--config", str(server.config), "--id", name, "--device", "sim:0", *where]
+    process = launch("worker", apart, *options, log=name)
+    try:
+        yield process
+        assert read_worker_key(key_file).secret not in (apart / f"{name}.log").read_text()
+    finally:
+        if process.poll() is None:
+            process.kill()
+        process.wait(PATIENCE_S)
+
+
+def events(server: Server) -> dict[str, float]:
+    lines = httpx.get(f"{server.base_url}/metrics", timeout=PATIENCE_S).text.splitlines()
+    told = [line.removeprefix("muster_events_total").split() for line in lines if line.startswith("muster_events_tot")]
+    return {label.split('"')[1]: float(value) for label, value in told}
+
+
+def predict(server: Server) -> httpx.Response:
+    return httpx.post(f"{server.base_url}/predict", json=DRAW, timeout=PATIENCE_S)
+
+
+def test_a_worker_with_an_allowed_key_serves_until_the_key_is_revoked(server: Server, port: int) -> None:
+    with joined(server, port, "far", add_worker(server, "far")) as far:
+        wait_until(lambda: server.ready_workers() == ["far"], "the worker that joins over TCP")
+        assert predict(server).status_code == 200
+        # One on this machine needs no key, then as before, and they serve together.
+        near = server.start_worker("sim")
+        server.wait_for_workers(near)
+        assert set(server.ready_workers()) == {"far", near}
+        assert keys_cli.main(["--data-dir", str(server.data_dir), "revoke-worker", "far"]) == 0
+        wait_until(lambda: server.ready_workers() == [near], "the revoked worker to be unheard")
+        assert events(server)["revoked"] >= 1
+        assert predict(server).status_code == 200
+        assert far.poll() is None
+        assert stop(server.workers[near]) == 0
+
+
+def test_a_worker_that_joins_before_its_key_is_allowed_is_let_in_afterwards(server: Server, port: int) -> None:
+    early = new_pair()
+    file = server.data_dir / "early.key"
+    key = WorkerKey(early.public, early.secret, server_pair(server.data_dir).public)
+    file.touch(0o600)
+    file.write_bytes(msgspec.yaml.encode(key))
+    with joined(server, port, "early", file) as process:
+        wait_until(lambda: events(server).get("peers_unknown_key", 0) >= 1, "the unknown key to be refused")
+        assert f"unknown key {early.public}" in server.log("loadbalancer")
+        assert server.snapshot().workers == []
+        allowed = server.data_dir / "curve" / "workers.yaml"
+        allowed.write_bytes(msgspec.yaml.encode({"workers": {"early": {"public": early.public}}}))
+        wait_until(lambda: server.ready_workers() == ["early"], "the worker that was refused at first")
+        assert predict(server).status_code == 200
+        assert (server.data_dir.parent / "early" / "early.log").read_text().count("does not let this worker") == 1
+        assert stop(process) == 0
+
+
+def test_a_worker_calls_again_where_the_connection_stands_still(server: Server, port: int) -> None:
+    with joined(server, port, "far", add_worker(server, "far")) as far:
+        wait_until(lambda: server.ready_workers() == ["far"], "the worker that joins over TCP")
+        os.kill(server.balancer.pid, signal.SIGSTOP)
+        try:
+            time.sleep(7.0)  # longer than a worker waits for an answer
+        finally:
+            os.kill(server.balancer.pid, signal.SIGCONT)
+        wait_until(lambda: server.ready_workers() == ["far"] and predict(server).is_success, "it to serve again")
+        assert stop(far) == 0
+
+
+def test_a_worker_that_is_never_let_in_can_be_stopped(server: Server, port: int) -> None:
+    pair = new_pair()
+    file = server.data_dir / "never.key"
+    file.touch(0o600)
+    file.write_bytes(msgspec.yaml.encode(WorkerKey(pair.public, pair.secret, server_pair(server.data_dir).public)))
+    with joined(server, port, "never", file) as process:
+        wait_until(lambda: events(server).get("peers_unknown_key", 0) >= 2, "it to try again")
+        assert stop(process) == 0
+    assert server.snapshot().workers == []
+
+
+def test_strangers_get_nowhere_and_are_counted(server: Server, port: int) -> None:
+    address, own = f"tcp://127.0.0.1:{port}", server_pair(server.data_dir).public
+    mine, other = new_pair(), new_pair()
+    hello = encode([FromWorker(Hello(PROTOCOL, "stranger", "sim", "sim:0", os.getpid())), FromWorker(Pull(4))])
+    with zmq.Context() as context, contextlib.ExitStack() as stack:
+        for key in (None, WorkerKey(mine.public, mine.secret, own), WorkerKey(mine.public, mine.secret, other.public)):
+            dealer = stack.enter_context(context.socket(zmq.DEALER))
+            dealer.setsockopt(zmq.LINGER, 0)
+            if key is not None:
+                secure_client(dealer, key)
+            dealer.connect(address)
+            dealer.send_multipart(hello)
+        browser = stack.enter_context(socket.create_connection(("127.0.0.1", port)))
+        browser.sendall(b"GET / HTTP/1.1\r\n\r\n" * 20)
+        wait_until(lambda: events(server).get("peers_unknown_key", 0) >= 1, "the unknown key to be counted")
+        wait_until(lambda: events(server).get("peers_not_encrypted", 0) >= 2, "the plain talkers to be counted")
+        assert server.snapshot().workers == []
+        assert "malformed" not in events(server), "not a byte of theirs is read"
+        with joined(server, port, "far", add_worker(server, "far")):
+            wait_until(lambda: server.ready_workers() == ["far"], "a worker among strangers")
+            assert predict(server).status_code == 200
+
+
+def test_the_socket_on_this_machine_stays_without_keys_and_tcp_never_is(server: Server, port: int) -> None:
+    with pytest.raises(ValueError, match="there is no key for it"):
+        Link(f"tcp://127.0.0.1:{port}", "w", heartbeat_s=1.0, orphan_after_s=10.0)
+    near = server.start_worker("sim")
+    server.wait_for_workers(near)
+    assert predict(server).status_code == 200
+    assert Path(worker_address(server.data_dir).removeprefix("ipc://")).parent.stat().st_mode & 0o777 == 0o700
+    server.workers[near].kill()
+    # Well before `lost_after_s` would tell: its process is one of this machine.
+    wait_until(lambda: server.snapshot().workers == [], "the death of the local worker")
+    assert "its process has ended" in server.log("loadbalancer")
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        (["--join", "tcp://127.0.0.1:1"], "--join and --key-file go together"),
+        (["--key-file", "none.key"], "--join and --key-file go together"),
+        (["--join", "tcp://127.0.0.1:1", "--key-file", "none.key"], "none.key cannot be read"),
+        (["--join", "ipc:///tmp/x", "--key-file", "none.key"], "is not tcp://HOST:PORT"),
+        (["--connect", "tcp://127.0.0.1:1"], "over TCP it is --join and --key-file"),
+    ],
+)
+def test_options_that_do_not_go_together_are_refused(tmp_path: Path, options: list[str], told: str) -> None:
+    process = launch("worker", tmp_path, *options, log="worker")
+    assert process.wait(PATIENCE_S) == EXIT_USAGE
+    assert told in (tmp_path / "worker.log").read_text()
+
+
+def test_a_tcp_address_that_is_taken_is_told(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        config = tmp_path / "config.yaml"
+        config.write_text(f"models: {{m: {{engine: sim}}}}\nworkers: {{listen: 'tcp://127.0.0.1:{port}'}}\n")
+        options = ["--config", str(config), "--port", str(free_port())]
+        process = launch("loadbalancer", tmp_path, *options, log="loadbalancer")
+        assert process.wait(PATIENCE_S) == EXIT_USAGE
+    log = (tmp_path / "loadbalancer.log").read_text()
+    assert f"workers.listen cannot be had: tcp://127.0.0.1:{port}: Address already in use" in log

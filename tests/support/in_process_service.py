@@ -1,0 +1,137 @@
+"""The real hub in the test's process, with real worker processes on the simulated accelerator."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import yaml
+
+from configs.load import load
+from configs.paths import worker_address
+from configs.settings import Settings
+from loadbalancer.scheduler_service import Hub
+from loadbalancer.scheduling.task import Completed, Ended, Stepped, Update
+from wire.messages import ImageInputs
+from wire.snapshot import WorkerStats
+from worker.engines.sim import expected_picture
+
+CONFIG: dict[str, Any] = {
+    "queue": {"deadline_slack": None},
+    "workers": {"heartbeat_s": 0.2, "lost_after_s": 3, "orphan_after_s": 4},
+    "models": {
+        "m": {
+            "engine": "sim",
+            "max_batch_size": 4,
+            "defaults": {"size": "64x64"},
+            "sim": {"t0_s": 0.01, "t1_s": 0.002, "load_s": 0.1},
+        }
+    },
+}
+
+
+def inputs(seed: int = 0, steps: int = 20, prompt: str = "a seven", **changes: object) -> ImageInputs:
+    image = ImageInputs(prompt, 64, 64, steps, guidance_scale=3.0, seed=seed, scheduler="ddim")
+    return msgspec.structs.replace(image, **changes)
+
+
+class Rig:
+    """A hub in this process and workers as processes of their own."""
+
+    def __init__(self, folder: Path, sections: Mapping[str, Any] | None = None, **changes: Any) -> None:
+        """`changes` are of the model; those of `sim`, and the other `sections`, are merged with what stands above."""
+        usual = CONFIG["models"]["m"]
+        model = usual | changes | {"sim": usual["sim"] | changes.get("sim", {})}
+        self.config = folder / "muster.yaml"
+        others = {name: CONFIG.get(name, {}) | values for name, values in (sections or {}).items()}
+        self.config.write_text(yaml.safe_dump(CONFIG | others | {"models": {"m": model}}))
+        self.settings: Settings = load(self.config, {"data_dir": str(folder)})
+        self.hub = Hub(self.settings, worker_address(self.settings.data_dir))
+        self.processes: list[subprocess.Popen[bytes]] = []
+
+    def spawn(self, name: str) -> subprocess.Popen[bytes]:
+        command = [sys.executable, "-m", "worker", "--config", str(self.config), "--id", name, "--device", "sim:0"]
+        process = subprocess.Popen([*command, "--data-dir", str(self.settings.data_dir)])
+        self.processes.append(process)
+        return process
+
+    async def until(self, condition: Callable[[], object], timeout_s: float = 30.0) -> None:
+        async with asyncio.timeout(timeout_s):
+            while not condition():
+                await asyncio.sleep(0.01)
+
+    def worker(self, name: str) -> WorkerStats | None:
+        return next((w for w in self.hub.snapshot().workers if w.worker == name and w.slots), None)
+
+    async def start(self, *names: str) -> None:
+        for name in names:
+            self.spawn(name)
+        await self.until(lambda: all(self.worker(name) for name in names))
+
+    def submit(
+        self, wanted: Sequence[ImageInputs], timeout_s: float = 60.0, sources: Sequence[bytes] = (), **options: Any
+    ) -> Sent:
+        """`options` are those of `Hub.submit`: `priority`, `owner`, `weight`, `resume`."""
+        return Sent(self.hub, wanted, timeout_s, sources, **options)
+
+
+class Sent:
+    """A request under way, and what has been told of it."""
+
+    def __init__(
+        self, hub: Hub, wanted: Sequence[ImageInputs], timeout_s: float, sources: Sequence[bytes], **options: Any
+    ) -> None:
+        self.wanted = wanted
+        self.sources = sources
+        self.updates: list[Update] = []
+        self._changed = asyncio.Event()
+        options = {"priority": 0, **options}
+        self.tasks = hub.submit("m", wanted, timeout_s=timeout_s, listener=self._hear, sources=sources, **options)
+
+    def _hear(self, update: Update) -> None:
+        self.updates.append(update)
+        self._changed.set()
+
+    async def ends(self) -> list[Completed | Ended]:
+        """The last word on each task, in order; every task has exactly one."""
+        async with asyncio.timeout(60):
+            while len(last := [u for u in self.updates if isinstance(u, Completed | Ended)]) < len(self.tasks):
+                self._changed.clear()
+                await self._changed.wait()
+        assert sorted(u.task for u in last) == sorted(self.tasks)
+        return sorted(last, key=lambda u: self.tasks.index(u.task))
+
+    def completed(self) -> int:
+        """How many are done so far."""
+        return sum(isinstance(update, Completed) for update in self.updates)
+
+    async def pictures_are_right(self) -> None:
+        for image, end in zip(self.wanted, await self.ends(), strict=True):
+            assert isinstance(end, Completed), end
+            assert bytes(end.image) == expected_picture(image, self.sources)
+
+    async def progress(self, steps: int) -> None:
+        async with asyncio.timeout(30):
+            while not any(isinstance(u, Stepped) and u.step >= steps for u in self.updates):
+                self._changed.clear()
+                await self._changed.wait()
+
+
+@contextlib.asynccontextmanager
+async def rig_of(folder: Path, sections: Mapping[str, Any] | None = None, **changes: Any) -> AsyncIterator[Rig]:
+    """A rig whose processes end with the block."""
+    made = Rig(folder, sections, **changes)
+    await made.hub.start()
+    try:
+        yield made
+    finally:
+        for process in made.processes:
+            process.kill()
+            process.wait()
+        await made.hub.stop()

@@ -1,0 +1,123 @@
+"""What the tests of samplers share: the schedulers that checkpoints ship, and a model that needs no weights."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import diffusers
+import pytest
+import torch
+
+from configs.samplers import Process, names
+from worker.engines.diffusion.sampling.batched_step import advance
+from worker.engines.diffusion.sampling.plan import plan_for
+from worker.engines.diffusion.sampling.sampler import RecurrenceSampler, Sampler
+from worker.engines.diffusion.sampling.scheduler_sampler import SchedulerSampler
+from worker.engines.diffusion.sampling.schedulers import Schedule
+
+SHAPE = (1, 4, 4, 6)
+
+
+def shipped(process: Process = "noise", **config: Any) -> Any:
+    """What checkpoints of Stable Diffusion 1.x, of Stable Diffusion 3 and of an EDM ship."""
+    if process == "flow":
+        return diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0, **config)
+    if process == "edm":
+        return diffusers.EDMDPMSolverMultistepScheduler(**config)
+    return diffusers.PNDMScheduler(
+        beta_start=0.00085,
+        beta_end=0.012,
+        beta_schedule="scaled_linear",
+        skip_prk_steps=True,
+        set_alpha_to_one=False,
+        steps_offset=1,
+        **config,
+    )
+
+
+CHECKPOINTS: list[tuple[Process, dict[str, Any]]] = [
+    ("noise", {}),
+    ("noise", {"prediction_type": "v_prediction"}),
+    ("flow", {}),
+    ("edm", {}),
+]
+#: Every sampler on every kind of checkpoint that it is for, by name and what the checkpoint ships. Other sigmas are
+#: tried for one prediction type only.
+EVERY = [
+    pytest.param(name, shipped(process, **config), id="-".join([name, process, *map(str, config.values())]))
+    for process, config in CHECKPOINTS
+    for name in names(process)
+    if not config or not name.endswith(("_karras", "_exponential", "_beta"))
+]
+
+#: One of each way to work: without memory, with much of it, with noise, with two evaluations for a step.
+SOME = ["default", "ddim", "ddpm", "euler_ancestral", "dpmpp_3m", "unipc", "heun", "kdpm2_ancestral", "lms", "sasolver"]
+
+#: Makes a sampler of one of the two kinds.
+Make = Callable[[str, Any, Schedule, torch.Generator], Sampler]
+
+
+def by_recurrence(name: str, like: Any, schedule: Schedule, generator: torch.Generator) -> RecurrenceSampler:
+    return RecurrenceSampler(plan_for(name, like, schedule), generator)
+
+
+def by_scheduler(name: str, like: Any, schedule: Schedule, generator: torch.Generator) -> SchedulerSampler:
+    return SchedulerSampler(plan_for(name, like, schedule), generator)
+
+
+both = pytest.mark.parametrize("make", [by_recurrence, by_scheduler])
+
+
+def random(seed: int, shape: tuple[int, ...] = SHAPE, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
+
+
+def begun(make: Make, name: str, like: Any, steps: int = 8, seed: int = 0, **schedule: Any) -> Sampler:
+    """A sampler that starts from the noise of its seed."""
+    generator = torch.Generator().manual_seed(seed)
+    sampler = make(name, like, Schedule(steps, **schedule), generator)
+    sampler.begin(torch.randn(SHAPE, generator=generator))
+    return sampler
+
+
+def model(seen: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
+    """Smooth, not linear, and different at each timestep."""
+    return torch.sin(0.5 * seen + float(timestep) / 300) + 0.1 * seen
+
+
+#: What a model makes of its input and the timestep.
+Model = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+
+
+def step(*samplers: Sampler, reproducible: bool = False, by: Model = model) -> None:
+    """One forward pass and one step of all."""
+    outputs = [by(sampler.model_input(), sampler.timesteps[sampler.step]) for sampler in samplers]
+    advance(samplers, outputs, reproducible)
+
+
+def walk(sampler: Sampler, by: Model = model) -> list[torch.Tensor]:
+    """The latents after each step that is left."""
+    seen = []
+    while sampler.step < sampler.steps:
+        step(sampler, by=by)
+        assert sampler.broken is None, sampler.broken
+        seen.append(sampler.latents)
+    return seen
+
+
+def as_pipelines_do(scheduler: Any, timesteps: torch.Tensor, latents: torch.Tensor, seed: int) -> list[torch.Tensor]:
+    """The latents after each step of the loop that diffusers' pipelines have, after the same noise as `begun` draws."""
+    generator = torch.Generator().manual_seed(seed)
+    torch.randn(SHAPE, generator=generator)
+    known = inspect.signature(scheduler.step).parameters
+    options = {key: value for key, value in {"generator": generator, "eta": 0.0}.items() if key in known}
+    seen = []
+    for timestep in timesteps:
+        scaled = latents
+        if hasattr(scheduler, "scale_model_input"):
+            scaled = scheduler.scale_model_input(latents, timestep)
+        latents = scheduler.step(model(scaled, timestep), timestep, latents, **options, return_dict=False)[0]
+        seen.append(latents)
+    return seen

@@ -1,0 +1,84 @@
+"""The benchmark's loads on the worker's real loop, with the simulated accelerator, and what is made of them."""
+
+import dataclasses
+from typing import Any
+
+import pytest
+
+from configs.settings import Defaults, Model, Sim
+from scripts.bench.serving.contenders import StepBatching, Used
+from scripts.bench.serving.load_generator import Load, Seen, run
+from scripts.bench.serving.report import condense
+from scripts.bench.serving.workloads import Ask, Steps
+from wire.messages import ImageInputs
+from worker.batch_size import Caps
+from worker.engines.sim import SimEngine
+
+BASE = ImageInputs("a seven", 64, 64, 5, 3.0, 0, "ddim")
+
+
+@pytest.fixture
+def server() -> StepBatching:
+    sim = Sim(t0_s=0.002, t1_s=0.001, load_s=0.0)
+    model = Model(engine="sim", defaults=Defaults(size="64x64"), sim=sim)
+    engine = SimEngine(model)
+    engine.load()
+    return StepBatching(engine, model, Caps(4, fixed=True, min_gain=0.0, max_step_s=None), threads=1)
+
+
+@pytest.mark.parametrize("how", [{"users": 6}, {"rate": 40.0}])
+def test_every_request_is_answered_once(server: StepBatching, how: dict[str, Any]) -> None:
+    load = Load("some", BASE, Steps(3, 9), seconds=0.6, lead_s=0.2, trace="a", **how)
+    seen = run(server, load, patience_s=60.0)
+    assert seen.unanswered == seen.errors == 0
+    assert min(seen.latencies) > 3 * 0.002  # three steps are the least that any of them takes
+    assert 1 <= seen.mean_batch <= 4
+
+
+def test_a_request_that_fails_is_an_error_and_counts_as_waiting(server: StepBatching) -> None:
+    failing = dataclasses.replace(_load(users=1), base=ImageInputs("sim:fail", 64, 64, 5, 3.0, 0, "ddim"))
+    seen = run(server, failing)
+    assert seen.errors >= seen.unanswered == len(seen.latencies)
+    assert seen.errors > 0
+    assert seen.images_per_s == 0
+
+
+class Deaf:
+    """A server that never answers."""
+
+    name = "deaf"
+
+    def start(self, done: object) -> None:
+        pass
+
+    def submit(self, ask: Ask) -> None:
+        pass
+
+    def stop(self) -> Used:
+        return Used()
+
+
+def test_who_is_never_answered_has_waited_to_the_end() -> None:
+    seen = run(Deaf(), _load(rate=50.0), patience_s=0.3)
+    assert seen.unanswered == len(seen.latencies) > 0
+    assert min(seen.latencies) >= 0.3  # the patience after the last arrival, and all of it
+
+
+def _load(**how: Any) -> Load:
+    return Load("some", BASE, Steps(5, 5), seconds=0.2, lead_s=0.1, trace="a", **how)
+
+
+def test_ratios_are_taken_within_a_round() -> None:
+    ours = [_seen("step batching", 0.1, 10), _seen("step batching", 0.2, 5)]
+    other = [_seen("whole batches", 0.2, 5), _seen("whole batches", 0.8, 2.5)]
+    rows = condense({"some": {"step batching": ours, "whole batches": other, "one at a time": []}})
+    assert [row["overloaded"] for row in rows] == [False, False, True]
+    row = rows[1]
+    assert row["ratio_images_per_s"] == {"median": 2.0, "min": 2.0, "max": 2.0}
+    assert row["ratio_p50_ms"]["min"] == pytest.approx(0.25)
+    assert row["ratio_p50_ms"]["max"] == pytest.approx(0.5)
+    assert row["p99_ms"]["max"] == pytest.approx(800)
+
+
+def _seen(server: str, latency: float, images_per_s: float) -> Seen:
+    return Seen(_load(users=1), server, latencies=[latency] * 3, images_per_s=images_per_s)

@@ -1,0 +1,191 @@
+"""Configuration: what is refused, how it is told, and who wins."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from configs import samplers
+from configs.cli import to_yaml
+from configs.load import CLIENT_KEY, DEFAULT_FILE, ConfigError, load
+from configs.paths import internal_token, run_dir, worker_address
+from configs.settings import Settings
+
+ROOT = Path(__file__).parents[3]
+
+
+def write(tmp_path: Path, text: str) -> Path:
+    file = tmp_path / "muster.yaml"
+    file.write_text(text)
+    return file
+
+
+def test_the_default_serves_the_built_in_model() -> None:
+    settings = load()
+    assert list(settings.models) == ["digits"]
+    assert settings.models["digits"].path == "builtin:digits"
+    assert settings.server.host == "127.0.0.1"
+    assert settings.models["digits"].max_batch_size == "auto"
+    assert settings.scaling("digits").interval_s == 30
+
+
+def test_command_line_over_environment_over_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = write(
+        tmp_path, "server: {port: 1001, timeout_s: 11}\nqueue: {max_tasks: 50}\nmodels: {m: {max_batch_size: 3}}"
+    )
+    monkeypatch.setenv("MUSTER_SERVER__PORT", "1002")
+    monkeypatch.setenv("MUSTER_QUEUE__MAX_TASKS", "60")
+    monkeypatch.setenv("MUSTER_MODELS__m__MAX_BATCH_SIZE", "4")
+    monkeypatch.setenv("MUSTER_DATA_DIR", str(tmp_path))
+    settings = load(file, {"server": {"port": 1003}})
+    assert (settings.server.port, settings.server.timeout_s, settings.queue.max_tasks) == (1003, 11, 60)
+    assert settings.models["m"].max_batch_size == 4
+    assert settings.data_dir == tmp_path
+
+
+def test_what_is_printed_loads_to_the_same_settings(tmp_path: Path) -> None:
+    settings = load(overrides={"min_workers": 2})
+    assert load(write(tmp_path, to_yaml(settings))) == settings
+
+
+@pytest.mark.parametrize(
+    ("min_workers", "max_workers", "own", "expected"),
+    [
+        (None, None, "{min_workers: 2, max_workers: 3}", (2, 3)),
+        (4, None, "{min_workers: 2, max_workers: 3}", (4, 4)),
+        (None, 1, "{min_workers: 2, max_workers: 3}", (1, 1)),
+        (2, 5, "{min_workers: 1, max_workers: 3}", (2, 5)),
+        (2, None, "{min_workers: 1}", (2, "auto")),
+    ],
+)
+def test_top_level_workers_stand_in_for_each_models(
+    tmp_path: Path, min_workers: int | None, max_workers: int | None, own: str, expected: tuple[int, object]
+) -> None:
+    file = write(tmp_path, f"models: {{m: {{scaling: {own}}}}}")
+    scaling = load(file, {"min_workers": min_workers, "max_workers": max_workers}).scaling("m")
+    assert (scaling.min_workers, scaling.max_workers) == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        (
+            "models: {m: {}}\nserver:\n  port: 99999",
+            ["muster.yaml:3: server.port = 99999", "less than or equal to 65535"],
+        ),
+        ("models: {m: {}}\nserver: {hots: a}", ["muster.yaml:2: server.hots = 'a'", "did you mean `host`?", "port"]),
+        ("modles: {m: {}}", ["modles", "did you mean `models`?"]),
+        ("models: {}", ["models", "at least 1 item"]),
+        ("server: {port: 1}", ["models", "required"]),
+        (
+            "models:\n  m:\n    scaling: {min_workers: 3, max_workers: 2}",
+            ["min_workers (3) must not exceed", "m.scaling"],
+        ),
+        (
+            "models:\n  m:\n    scaling: {scale_up_at: 2, scale_down_at: 2}",
+            ["scale_down_at (2) must be below scale_up_at (2)"],
+        ),
+        ("models: {m: {scaling: {max_workers: many}}}", ["max_workers = 'many'", "'auto'", "integer"]),
+        ("models: {m: {scaling: {interval_s: -1}}}", ["interval_s = -1", "greater than 0"]),
+        ("models: {m: {scaling: {policy: magic}}}", ["policy = 'magic'", "'queue_depth'"]),
+        ("models: {m: {defaults: {size: 100x100}}}", ["size = '100x100'", "multiples of 8"]),
+        ("models: {m: {defaults: {size: big}}}", ["size = 'big'", "WIDTHxHEIGHT"]),
+        ("models: {m: {defaults: {scheduler: magic}}}", ["scheduler = 'magic'", "allowed: default, ddim"]),
+        ("models: {m: {defaults: {steps: 200}}}", ["defaults.steps (200) exceeds limits.max_steps (150)"]),
+        ("models: {m: {}}\nworkers: {heartbeat_s: 5, lost_after_s: 6}", ["lost_after_s (6) must be at least twice"]),
+        ("models: {m: {}}\nqueue: {max_tasks: 3}", ["server.max_n (10) must not exceed queue.max_tasks (3)"]),
+        ("models: {'Bad Name': {}}", ["Bad Name", "pattern"]),
+        ("models: {m: {engine: sims}}", ["engine = 'sims'", "'sim'"]),
+        ("models: [", ["not valid YAML"]),
+        ("- a", ["`key: value`"]),
+    ],
+)
+def test_mistakes_are_refused_naming_key_value_place_and_what_is_allowed(
+    tmp_path: Path, text: str, told: list[str]
+) -> None:
+    with pytest.raises(ConfigError) as refusal:
+        load(write(tmp_path, text))
+    for fragment in told:
+        assert fragment in str(refusal.value)
+    assert "muster.yaml" in str(refusal.value)
+
+
+def test_all_mistakes_are_told_at_once(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError) as refusal:
+        load(write(tmp_path, "server: {port: 0, hots: x}\nmodels: {m: {max_batch_size: 0}}"))
+    assert {problem.key for problem in refusal.value.problems} == {
+        "server.port",
+        "server.hots",
+        "models.m.max_batch_size",
+    }
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "told"),
+    [
+        ("MUSTER_PROT", "1", "MUSTER_PROT = '1': unknown key"),
+        ("MUSTER_SERVER__PORT", "many", "environment: server.port = 'many'"),
+        ("MUSTER_MIN_WORKERS", "-1", "environment: min_workers = '-1'"),
+    ],
+)
+def test_the_environment_is_held_to_the_same(monkeypatch: pytest.MonkeyPatch, name: str, value: str, told: str) -> None:
+    monkeypatch.setenv(name, value)
+    with pytest.raises(ConfigError) as refusal:
+        load()
+    assert told in str(refusal.value)
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"nowhere\.yaml: file: cannot be read"):
+        load(tmp_path / "nowhere.yaml")
+
+
+def test_the_schema_file_for_editors_is_current() -> None:
+    committed = json.loads((ROOT / "configs" / "schema.json").read_text())
+    assert committed == Settings.model_json_schema(), "run: python -m scripts.generate.config_schema"
+
+
+def test_the_default_file_documents_only_what_exists() -> None:
+    assert "schema.json" in DEFAULT_FILE.read_text().splitlines()[0]
+
+
+@pytest.mark.parametrize(
+    ("said", "known"),
+    [
+        ("ddim", "ddim"),
+        ("DDIM", "ddim"),
+        ("DDIMScheduler", "ddim"),
+        ("DPM++-2M", "dpmpp_2m"),
+        ("EulerAncestralDiscreteScheduler", "euler_ancestral"),
+        ("default", "default"),
+        ("magic", None),
+        ("", None),
+    ],
+)
+def test_scheduler_names(said: str, known: str | None) -> None:
+    assert samplers.canonical(said) == known
+
+
+def test_private_places_are_private_and_found_again(tmp_path: Path) -> None:
+    assert run_dir(tmp_path).stat().st_mode & 0o777 == 0o700
+    token = internal_token(tmp_path)
+    assert internal_token(tmp_path) == token
+    assert len(token) >= 32
+    assert (tmp_path / "run" / "internal.token").stat().st_mode & 0o777 == 0o600
+    assert worker_address(tmp_path) == f"ipc://{tmp_path}/run/workers.sock"
+
+
+def test_a_socket_path_that_is_too_long_moves_to_a_private_folder(tmp_path: Path) -> None:
+    deep = tmp_path / ("d" * 60) / ("e" * 60)
+    deep.mkdir(parents=True)
+    address = worker_address(deep)
+    assert len(address) < 100
+    assert address == worker_address(deep)
+    assert Path(address.removeprefix("ipc://")).parent.stat().st_mode & 0o777 == 0o700
+
+
+def test_where_a_client_keeps_its_key_is_no_setting(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(CLIENT_KEY, "sk-muster-secret")
+    assert "sk-muster-secret" not in to_yaml(load())

@@ -1,0 +1,78 @@
+"""What people order: what is in force after it, when it ends, and what is refused."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from controller.autoscaler.overrides import Hold, Standing, Wrong, held, in_force, obey, renew
+from controller.types import Limits
+from wire.scaling import Pause, Resume, Scale
+
+NOW = 1_800_000_000.0
+LIMITS = {"a": Limits(1, 4, 600, 60, 10), "b": Limits(0, 2, 600, 60, 10)}
+HELD = Standing({"a": Hold(2, NOW + 60), "b": Hold(0, NOW + 90)}, paused_since=NOW - 5)
+
+
+@pytest.mark.parametrize(
+    ("before", "order", "after"),
+    [
+        (Standing(), Scale("a", 3, 600.0), Standing({"a": Hold(3, NOW + 600)})),
+        (Standing(), Scale("b", 0, 1.0), Standing({"b": Hold(0, NOW + 1)})),
+        (HELD, Scale("a", 4, 10.0), replace(HELD, holds={"a": Hold(4, NOW + 10), "b": Hold(0, NOW + 90)})),
+        (Standing(), Pause(), Standing(paused_since=NOW)),
+        (HELD, Pause(), HELD),  # since when it is so does not change
+        (HELD, Resume(), Standing()),
+        (HELD, Resume("a"), replace(HELD, holds={"b": Hold(0, NOW + 90)})),
+        (Standing(), Resume("a"), Standing()),
+        (Standing(renew_before={"a": 7.0}), Resume(), Standing(renew_before={"a": 7.0})),
+    ],
+)
+def test_what_is_in_force_after_an_order(before: Standing, order: Scale | Pause | Resume, after: Standing) -> None:
+    assert obey(before, order, LIMITS, NOW) == after
+
+
+@pytest.mark.parametrize(
+    ("order", "param", "said"),
+    [
+        (Scale("a", 0, 60.0), "workers", "0 workers: a may have 1 to 4 workers (min_workers, max_workers)"),
+        (Scale("a", 5, 60.0), "workers", "5 workers: a may have 1 to 4"),
+        (Scale("b", -1, 60.0), "workers", "b may have 0 to 2"),
+        (Scale("c", 1, 60.0), "model", "no model is named c; served: a, b"),
+    ],
+)
+def test_what_is_refused(order: Scale, param: str, said: str) -> None:
+    with pytest.raises(Wrong) as refused:
+        obey(Standing(), order, LIMITS, NOW)
+    assert refused.value.param == param
+    assert said in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("later_s", "limits", "holds"),
+    [
+        (59.9, LIMITS, {"a": 2, "b": 0}),
+        (60.0, LIMITS, {"b": 0}),
+        (90.0, LIMITS, {}),
+        (0.0, {"b": LIMITS["b"]}, {"b": 0}),  # the other model is served no more
+        (0.0, {"a": replace(LIMITS["a"], min_workers=3), "b": LIMITS["b"]}, {"a": 3, "b": 0}),
+        (0.0, {"a": replace(LIMITS["a"], max_workers=1), "b": LIMITS["b"]}, {"a": 1, "b": 0}),
+    ],
+)
+def test_holds_end_and_stay_within_the_bounds(later_s: float, limits: dict[str, Limits], holds: dict[str, int]) -> None:
+    now = in_force(HELD, limits, NOW + later_s)
+    assert {name: hold.workers for name, hold in now.holds.items()} == holds
+    assert now.paused_since == HELD.paused_since
+
+
+def test_a_renewal_is_of_those_there_are_now_and_only_of_models_that_are_served() -> None:
+    once = renew(Standing(), ["a"], LIMITS, NOW)
+    assert renew(once, ["a", "b"], LIMITS, NOW + 9).renew_before == {"a": NOW + 9, "b": NOW + 9}
+    assert in_force(once, {"b": LIMITS["b"]}, NOW).renew_before == {}
+    with pytest.raises(Wrong, match="no model is named c"):
+        renew(Standing(), ["a", "c"], LIMITS, NOW)
+
+
+def test_a_hold_says_what_it_is() -> None:
+    assert held(Hold(2, 1_800_000_000.0)).reason == "held at 2 by order until 2027-01-15 08:00:00 UTC"

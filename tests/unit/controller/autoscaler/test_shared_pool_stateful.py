@@ -1,0 +1,217 @@
+"""The brain over random histories of several models on one pool: sizes, loads, crashes, faults."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import replace
+from typing import Any
+
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+
+from configs.scaling import Scaling
+from controller.autoscaler.autoscaler import Brain, Model
+from controller.planning.device_pool import Pool, Reading
+from controller.runtime.inventory import Machine, left_over
+from controller.types import (
+    Child,
+    Decision,
+    Device,
+    Drain,
+    Exit,
+    Kill,
+    Limits,
+    Observation,
+    Queue,
+    Replica,
+    Stage,
+    Start,
+)
+
+NAMES = ("a", "b", "c")
+#: Decides at every look, and what it wishes is what the history says.
+SCALING = Scaling(interval_s=0.001, cold_start_s=10, policy="static", scale_to_zero={"idle_s": 1})
+WORK_S = 2.0
+
+
+class Machinery(RuleBasedStateMachine):
+    """The shell's part is done at once and without failing. Each worker holds what its model holds, to the byte."""
+
+    @initialize(
+        memory=st.lists(st.integers(10, 40), min_size=1, max_size=4),
+        holds=st.lists(st.integers(2, 10), min_size=3, max_size=3),
+        declared=st.lists(st.booleans(), min_size=3, max_size=3),
+        least=st.lists(st.integers(0, 1), min_size=3, max_size=3),
+        share=st.booleans(),
+    )
+    def begin(self, memory: list[int], holds: list[int], declared: list[bool], least: list[int], share: bool) -> None:
+        devices = [Device(f"sim:{n}", size) for n, size in enumerate(memory)]
+        slots = [device.name for device in devices]
+        self.machine = Machine(devices, 1)
+        self.holds = dict(zip(NAMES, holds, strict=True))
+        self.all_declared = all(declared)
+        self.faulty = False
+        self.now, self.number = 0.0, 0
+        self.replicas: dict[str, Replica] = {}
+        self.wishes = dict(zip(NAMES, least, strict=True))
+        self.tasks = dict.fromkeys(NAMES, 0)
+        self.brain = Brain(
+            {
+                name: Model(
+                    SCALING.model_copy(update={"min_workers": low}),
+                    Limits(low, 6, 60, 30, 10),
+                    self.policy_of(name),
+                    slots,
+                    Decision(low, "first"),
+                    gpu_memory=self.holds[name] if known else None,
+                )
+                for name, known, low in zip(NAMES, declared, least, strict=True)
+            },
+            Pool(devices, share=share, margin=0.0),
+        )
+        self.share = share
+
+    def policy_of(self, name: str) -> Any:
+        return lambda seen, scaling, limits, memory, now: (Decision(self.wishes[name], "wish"), None)
+
+    def of(self, model: str) -> list[Replica]:
+        return [replica for replica in self.replicas.values() if replica.child.model == model]
+
+    def observe(self, name: str) -> Observation:
+        tasks = self.tasks[name]
+        queue = Queue(tasks, 0, 1, 1.0, tasks * WORK_S, WORK_S, recent=tasks, lately=tasks, uptime_s=900)
+        return Observation(name, queue, self.of(name))
+
+    @rule(seconds=st.floats(0.1, 40))
+    def look(self, seconds: float) -> None:
+        self.look_and_do(seconds)
+
+    def look_and_do(self, seconds: float) -> int:
+        """How many workers had to make room."""
+        self.now += seconds
+        plan = self.brain.think(self.observe, self.now).plan
+        for swap in plan.swaps:
+            self.nobody_is_robbed(swap.giver, {other.worker for other in plan.swaps})
+        for action in plan.actions:
+            match action:
+                case Kill(worker):
+                    self.end(worker, -9)
+                case Drain(worker):
+                    old = self.replicas[worker]
+                    assert old.stage is not Stage.DRAINING
+                    child = replace(old.child, drained_at=self.now)
+                    self.replicas[worker] = replace(old, stage=Stage.DRAINING, child=child)
+                case Start(model, device):
+                    self.number += 1
+                    child = Child(f"w{self.number}", model, device, self.number, self.now)
+                    self.replicas[child.id] = Replica(child, Stage.STARTING)
+        if not any(isinstance(action, Kill) for action in plan.actions):
+            again = self.brain.think(self.observe, self.now).plan
+            assert again.actions == [], "what was planned and done is not planned again"
+        return len(plan.swaps)
+
+    def nobody_is_robbed(self, giver: str, going: set[str]) -> None:
+        left = [r for r in self.of(giver) if r.stage is not Stage.DRAINING and r.child.id not in going]
+        had = [r for r in self.of(giver) if r.stage is not Stage.DRAINING]
+        moved = len(had) <= self.brain.models[giver].limits.min_workers
+        assert moved or len(left) >= self.brain.models[giver].limits.min_workers
+        assert left or not self.tasks[giver], "the only one that has work stays"
+
+    def end(self, worker: str, status: int) -> None:
+        self.brain.died(Exit(self.replicas.pop(worker).child, self.now, status))
+
+    def loads(self, old: Replica) -> None:
+        """It is ready, unless there is too little memory for it: that was tried where nobody knew what it needs."""
+        device = next(device for device in self.machine.gpus if device.name == old.child.device)
+        if self.taken(device) > (device.memory or 0):
+            assert old.child.model not in self.brain.pool.measured
+            self.end(old.child.id, 1)
+            return
+        child = replace(old.child, ready_at=self.now)
+        held = self.holds[child.model]
+        self.replicas[child.id] = replace(old, stage=Stage.READY, child=child, memory_bytes=held)
+
+    @rule(which=st.integers(0, 20))
+    def becomes_ready(self, which: int) -> None:
+        starting = [r for r in self.replicas.values() if r.stage is Stage.STARTING]
+        if starting:
+            self.loads(starting[which % len(starting)])
+
+    @rule(which=st.integers(0, 20))
+    def dies(self, which: int) -> None:
+        if self.replicas:
+            self.end(list(self.replicas)[which % len(self.replicas)], 1)
+
+    @rule(which=st.integers(0, 20))
+    def goes_as_told(self, which: int) -> None:
+        draining = [r for r in self.replicas.values() if r.stage is Stage.DRAINING]
+        if draining:
+            self.end(draining[which % len(draining)].child.id, 0)
+
+    @rule(name=st.sampled_from(NAMES), wish=st.integers(0, 6), tasks=st.integers(0, 60))
+    def load_changes(self, name: str, wish: int, tasks: int) -> None:
+        self.wishes[name] = max(wish, self.brain.models[name].limits.min_workers)
+        self.tasks[name] = tasks
+
+    @rule(which=st.integers(0, 3), fault=st.sampled_from(["", "broken"]))
+    def driver_speaks(self, which: int, fault: str) -> None:
+        device = self.machine.gpus[which % len(self.machine.gpus)]
+        self.faulty = self.faulty or bool(fault)
+        self.brain.pool.see([Reading(device.name, device.memory, 0, fault=fault)], self.brain.pool.occupied)
+
+    @rule()
+    def seven_quiet_minutes(self) -> None:
+        """Whatever went before: under the same wishes all comes to rest, and who is owed a place has it."""
+        swaps = [self.settle() for _ in range(40)]
+        assert sum(swaps) <= 4 * len(self.machine.gpus) * len(NAMES)
+        before = set(self.replicas)
+        assert not any(self.settle() for _ in range(10)), "no swap comes after rest"
+        assert set(self.replicas) == before, "nobody comes and goes"
+        models = self.brain.models
+        lacking = [name for name in NAMES if len(self.of(name)) < models[name].limits.min_workers]
+        faults = {device.name for device in self.brain.pool.current.values() if device.fault}
+        if not self.faulty and self.all_declared and not faults:
+            assert not lacking or left_over(models, self.machine, share=self.share)
+        for name in lacking:
+            for device in self.machine.gpus:
+                room = (device.memory or 0) - self.taken(device)
+                assert device.name in faults or room < self.holds[name], "there is room"
+
+    def settle(self) -> int:
+        swaps = self.look_and_do(10.0)
+        for replica in list(self.replicas.values()):
+            if replica.stage is Stage.STARTING:
+                self.loads(replica)
+            elif replica.stage is Stage.DRAINING:
+                self.end(replica.child.id, 0)
+        return swaps
+
+    def taken(self, device: Device) -> int:
+        """What workers hold, or will when they have loaded."""
+        workers = [replica.child for replica in self.replicas.values()]
+        return sum(self.holds[child.model] for child in workers if child.device == device.name)
+
+    @invariant()
+    def memory_is_exceeded_only_by_one_of_unknown_size_that_loads(self) -> None:
+        for device in self.machine.gpus:
+            there = [replica for replica in self.replicas.values() if replica.child.device == device.name]
+            if self.taken(device) > (device.memory or 0):
+                assert [r.child.model in self.known() for r in there if r.stage is not Stage.READY].count(False) == 1
+            if not self.share:
+                assert max(Counter(replica.child.model for replica in there).values(), default=0) <= 1
+
+    def known(self) -> set[str]:
+        return {
+            name for name, model in self.brain.models.items() if model.gpu_memory or name in self.brain.pool.measured
+        }
+
+    @invariant()
+    def nobody_has_more_than_it_may(self) -> None:
+        for name, model in self.brain.models.items():
+            staying = [replica for replica in self.of(name) if replica.stage is not Stage.DRAINING]
+            assert len(staying) <= model.limits.max_workers
+
+
+TestMachinery = Machinery.TestCase
+TestMachinery.settings = settings(max_examples=40, stateful_step_count=12, deadline=None)

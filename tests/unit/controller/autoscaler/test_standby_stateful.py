@@ -1,0 +1,175 @@
+"""The whole brain with spares over random histories: they are used, made good, and never taken for workers."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import replace
+
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+
+from configs.scaling import Scaling
+from controller.autoscaler.autoscaler import Brain, Model
+from controller.policies.queue_depth import decide
+from controller.types import (
+    Activate,
+    Child,
+    Decision,
+    Drain,
+    Exit,
+    Kill,
+    Limits,
+    Observation,
+    Queue,
+    Replica,
+    Stage,
+    Start,
+    StartSpare,
+)
+
+NAMES = ("a", "b")
+LIMITS = Limits(1, 3, start_timeout_s=60, drain_timeout_s=30, lost_after_s=10)
+DEVICES = [f"cpu:{number}" for number in range(4)]
+
+
+class Machine(RuleBasedStateMachine):
+    """Two models on four devices; the shell's part is done at once and without failing."""
+
+    @initialize(standby=st.tuples(st.integers(0, 2), st.integers(0, 2)))
+    def begin(self, standby: tuple[int, int]) -> None:
+        self.now, self.number = 0.0, 0
+        self.replicas: dict[str, Replica] = {}
+        self.spares: dict[str, Child] = {}
+        self.tasks = dict.fromkeys(NAMES, 0)
+        self.models = {
+            name: Model(self.scaling(count), LIMITS, decide, DEVICES, Decision(1, "first"))
+            for name, count in zip(NAMES, standby, strict=True)
+        }
+        self.brain = Brain(self.models)
+
+    def scaling(self, standby: int) -> Scaling:
+        return Scaling(
+            policy="queue_depth", standby=standby, scale_up_at=4, scale_down_at=1, scale_down_hold_s=20, interval_s=10
+        )
+
+    def of(self, model: str) -> list[Child]:
+        return [child for child in self.spares.values() if child.model == model]
+
+    def observe(self, name: str) -> Observation:
+        replicas = [replica for replica in self.replicas.values() if replica.child.model == name]
+        return Observation(name, Queue(self.tasks[name], 0), replicas, spares=self.of(name))
+
+    def new(self, model: str, device: str, *, spare: bool) -> Child:
+        self.number += 1
+        return Child(f"w{self.number}", model, device, self.number, self.now, spare=spare)
+
+    @rule(seconds=st.floats(0.1, 40))
+    def look(self, seconds: float) -> None:
+        self.now += seconds
+        actions = self.brain.think(self.observe, self.now).plan.actions
+        starting = {r.child.model for r in self.replicas.values() if r.stage is Stage.STARTING}
+        starting |= {action.model for action in actions if isinstance(action, Start | Activate)}
+        for action in actions:
+            match action:
+                case Kill(name):
+                    self.end(name, -9)
+                case Drain(name) if name in self.spares:
+                    self.spares[name] = replace(self.spares[name], drained_at=self.now)
+                case Drain(name):
+                    old = self.replicas[name]
+                    self.replicas[name] = replace(
+                        old, stage=Stage.DRAINING, child=replace(old.child, drained_at=self.now)
+                    )
+                case Start(model, device):
+                    child = self.new(model, device, spare=False)
+                    self.replicas[child.id] = Replica(child, Stage.STARTING)
+                case StartSpare(model, kind):
+                    assert model not in starting, "a worker comes first"
+                    assert self.models[model].spare_crashes.retry_at <= self.now
+                    child = self.new(model, kind, spare=True)
+                    self.spares[child.id] = child
+                case Activate(name, model, device):
+                    child = self.spares.pop(name)
+                    assert (child.model, child.drained_at) == (model, None)
+                    child = replace(child, device=device, spare=False, started_at=self.now)
+                    self.replicas[name] = Replica(child, Stage.STARTING)
+        if not any(isinstance(action, Kill) for action in actions):  # whose places are free only now
+            assert self.brain.think(self.observe, self.now).plan.actions == [], (
+                "what was planned and done is not planned again"
+            )
+
+    def end(self, name: str, status: int) -> None:
+        child = self.spares.pop(name) if name in self.spares else self.replicas.pop(name).child
+        before = {model: (own.lost, own.crashes) for model, own in self.models.items()}
+        self.brain.died(Exit(child, self.now, status))
+        if child.spare:
+            assert before == {model: (own.lost, own.crashes) for model, own in self.models.items()}, (
+                "the death of a spare is nothing to the workers"
+            )
+
+    @rule(which=st.integers(0, 20))
+    def becomes_ready(self, which: int) -> None:
+        starting = [r for r in self.replicas.values() if r.stage is Stage.STARTING]
+        if starting:
+            old = starting[which % len(starting)]
+            child = replace(old.child, ready_at=self.now)
+            self.replicas[child.id] = replace(old, stage=Stage.READY, child=child)
+
+    @rule(which=st.integers(0, 20))
+    def has_loaded(self, which: int) -> None:
+        loading = [child for child in self.spares.values() if child.loaded_at is None]
+        if loading:
+            old = loading[which % len(loading)]
+            self.spares[old.id] = replace(old, loaded_at=self.now)
+
+    @rule(which=st.integers(0, 20), status=st.sampled_from([0, 1, -9]))
+    def dies(self, which: int, status: int) -> None:
+        if everyone := [*self.replicas, *self.spares]:
+            self.end(everyone[which % len(everyone)], status)
+
+    @rule()
+    def they_go_as_told(self) -> None:
+        for child in [*self.spares.values(), *(replica.child for replica in self.replicas.values())]:
+            if child.drained_at is not None:
+                self.end(child.id, 0)
+
+    @rule(name=st.sampled_from(NAMES), tasks=st.integers(0, 60))
+    def load_changes(self, name: str, tasks: int) -> None:
+        self.tasks[name] = tasks
+
+    @rule(name=st.sampled_from(NAMES), standby=st.integers(0, 2))
+    def is_set_anew(self, name: str, standby: int) -> None:
+        self.models[name].scaling = self.scaling(standby)
+
+    @rule()
+    def three_quiet_minutes(self) -> None:
+        """Whatever went before: the spares are there, no more and no fewer, and have loaded."""
+        for _ in range(36):
+            self.look(5.0)
+            self.becomes_ready(0)
+            self.has_loaded(0)
+            self.they_go_as_told()
+        for name in NAMES:
+            loaded = [child for child in self.of(name) if child.loaded_at is not None and child.drained_at is None]
+            assert len(loaded) == len(self.of(name)) == self.models[name].scaling.standby
+
+    @invariant()
+    def bounds_hold(self) -> None:
+        held = Counter(replica.child.device for replica in self.replicas.values())
+        assert all(count <= 1 for count in held.values()), "no device is given twice"
+        assert set(held) <= set(DEVICES), "and none that is not there"
+        for name, model in self.models.items():
+            seen = self.observe(name)
+            serving = [replica for replica in seen.replicas if replica.stage is not Stage.DRAINING]
+            assert seen.provisioned == len(serving), "spares are no capacity"
+            assert len(serving) <= LIMITS.max_workers
+            assert model.spare_crashes.retry_at - self.now < 60.001
+            staying = [child for child in seen.spares if child.drained_at is None]
+            assert len(staying) <= 2, "as many as `standby` ever was"
+            assert sum(child.loaded_at is None for child in staying) <= 1, "one at a time"
+            assert all(child.device == "cpu" for child in seen.spares)
+
+
+TestMachine = Machine.TestCase
+TestMachine.settings = settings(max_examples=60, stateful_step_count=30, deadline=None)

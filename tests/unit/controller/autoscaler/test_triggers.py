@@ -1,0 +1,100 @@
+"""When to decide outside the tick: what is answered at once, what waits, and no storm of decisions."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from configs.scaling import Scaling
+from controller.autoscaler.triggers import AGAIN_S, wake
+from controller.types import Child, Decision, Limits, Observation, Queue, Replica, Stage
+
+LIMITS = Limits(min_workers=0, max_workers=8, start_timeout_s=60, drain_timeout_s=60, lost_after_s=10)
+SCALING = Scaling(interval_s=30, min_workers=0, slo={"max_wait_s": 10}, drain_s=20, look_back_period_s=90)
+
+
+def seen(queue: Queue | None, ready: int, starting: int = 0, owed: int = 0) -> Observation:
+    stages = [Stage.READY] * ready + [Stage.STARTING] * starting
+    replicas = [Replica(Child(f"w{i}", "m", f"sim:{i}", i, 0.0), stage) for i, stage in enumerate(stages)]
+    return Observation("m", queue, replicas, owed, cold_start_s=40.0)
+
+
+def queue(queued: int, work_s: float | None, oldest_wait_s: float = 0.0, **more: Any) -> Queue:
+    return Queue(queued, 0, 1, 1.0, work_s, 4.0, oldest_wait_s=oldest_wait_s, uptime_s=1000.0, **more)
+
+
+@pytest.mark.parametrize(
+    ("observation", "desired", "decided_at", "now", "why"),
+    [
+        # The tick, whatever is seen.
+        (seen(None, 0), 1, -math.inf, 0.0, "tick"),
+        (seen(None, 1), 1, 0.0, 29.9, ""),
+        (seen(None, 1), 1, 0.0, 30.0, "tick"),
+        (seen(queue(0, 0.0), 1), 1, 0.0, 10.0, ""),
+        # The first request at zero, even right after a decision.
+        (seen(queue(1, 4.0), 0), 0, 9.9, 10.0, "first request"),
+        (seen(queue(1, None), 0), 0, 9.9, 10.0, "first request"),
+        (seen(queue(0, 0.0), 0), 0, 0.0, 10.0, ""),
+        # Once it is decided, the plan has the rest, even where a start must wait.
+        (seen(queue(1, 4.0), 0), 1, 10.0, 10.1, ""),
+        # One worker does 60 s of work until 20 s after one more could have started.
+        (seen(queue(20, 61.0), 1), 1, 0.0, 10.0, "backlog"),
+        (seen(queue(20, 60.0), 1), 1, 0.0, 10.0, ""),
+        # They are decided already, started or not.
+        (seen(queue(20, 61.0), 1), 2, 0.0, 10.0, ""),
+        (seen(queue(20, 61.0), 1, 1), 2, 0.0, 10.0, ""),
+        (seen(queue(20, 61.0), 1, owed=1), 1, 0.0, 10.0, ""),
+        # Nobody waits for too long.
+        (seen(queue(1, 9.0, recent=90), 1), 1, 0.0, 10.0, ""),
+        (seen(queue(1, 9.0, 10.1, recent=90), 1), 1, 0.0, 10.0, "backlog"),
+        # An overload that stands is no news.
+        (seen(queue(20, 61.0), 1), 1, 10.0, 10.0 + AGAIN_S - 0.1, ""),
+        (seen(queue(20, 61.0), 1), 1, 10.0, 10.0 + AGAIN_S, "backlog"),
+        # The answer could not be more.
+        (seen(queue(900, 9999.0, 99.0), 8), 8, 0.0, 10.0, ""),
+        # Nothing known of the work.
+        (seen(queue(900, None, 99.0), 1), 1, 0.0, 10.0, ""),
+    ],
+)
+def test_why_now(observation: Observation, desired: int, decided_at: float, now: float, why: str) -> None:
+    assert wake(observation, SCALING, LIMITS, Decision(desired, "last"), decided_at, now) == why
+
+
+@given(
+    st.lists(
+        st.tuples(
+            st.floats(0.2, 40),
+            st.one_of(st.none(), st.tuples(st.integers(0, 300), st.floats(0, 90))),
+            st.integers(0, 8),
+        ),
+        min_size=1,
+        max_size=80,
+    ),
+    st.floats(1, 60),
+    st.integers(0, 8),
+)
+def test_never_later_than_the_tick_and_never_a_storm(
+    looks: list[tuple[float, tuple[int, float] | None, int]], interval_s: float, desired: int
+) -> None:
+    """Whatever is seen and however the answer turns out."""
+    scaling = SCALING.model_copy(update={"interval_s": interval_s})
+    decided_at, now = 0.0, 0.0
+    for seconds, waiting, ready in looks:
+        now += seconds
+        tasks = None if waiting is None else queue(waiting[0], 4.0 * waiting[0], waiting[1], recent=waiting[0])
+        decision = Decision(desired, "last")
+        why = wake(seen(tasks, ready), scaling, LIMITS, decision, decided_at, now)
+        assert why == "tick" or now < decided_at + interval_s, "no look after the tick passes it by"
+        if why == "backlog":
+            assert now - decided_at >= AGAIN_S
+            assert decision.desired < LIMITS.max_workers
+        if why == "first request":
+            assert decision.desired == 0
+            desired = 1  # which the policies' bounds see to
+        if why:
+            decided_at = now
+            desired = min(max(desired, 1) + 1, 8) if why == "backlog" else desired

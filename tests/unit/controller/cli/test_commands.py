@@ -1,0 +1,127 @@
+"""What people see of a server that runs, and which server is meant."""
+
+from __future__ import annotations
+
+import argparse
+import io
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from controller.cli.client import Failed, add_options, find
+from controller.cli.tables import Standing, ago, render, telling
+from wire.messages import Counters
+from wire.scaling import DecisionRecord, DeviceRecord, HoldRecord, ModelRecord, ReplicaRecord, Report
+from wire.snapshot import ModelStats, Snapshot, WorkerStats
+
+
+def decision(number: int, model: str = "m", desired: int = 1, *, valid: bool = True) -> DecisionRecord:
+    return DecisionRecord(number, 1_800_000_000.0, model, "tick", 1, 1, desired, valid, f"why {number}", {"z": 1.25})
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(0, "0 s"), (0.4, "0 s"), (59, "59 s"), (60, "1 min"), (3725, "1 h 2 min"), (90_000, "1 d 1 h"), (86400, "1 d")],
+)
+def test_lengths_of_time(seconds: float, text: str) -> None:
+    assert ago(seconds) == text
+
+
+def test_decisions_that_only_confirm_are_told_once_per_model() -> None:
+    given = [
+        decision(9),
+        decision(8, "n"),
+        decision(7),
+        decision(6, desired=2),
+        decision(5, "n"),
+        decision(4, desired=0),
+        decision(3, valid=False),
+    ]
+    assert [one.number for one in telling(given, 10)] == [9, 8, 6, 4]
+    assert [one.number for one in telling(given, 2)] == [9, 8]
+
+
+def shown(standing: Standing) -> str:
+    told = io.StringIO()
+    Console(width=200, file=told).print(render(standing))
+    return told.getvalue()
+
+
+WORKER = WorkerStats("m-1", "m", "cuda:0", 7, "ready", 4, 1, 2, 0.1, 0.0125, 2.5, 3 << 30, Counters())
+BY_HAND = WorkerStats("far-1", "m", "cuda:0", 8, "stuck", 4, 0, 0, 0.1, 0.0, 0.0, 0, Counters())
+SNAPSHOT = Snapshot(0.0, 3725.0, [ModelStats("m", 5, 3, 1.0, 65.0, 0.5, 0.25)], [WORKER, BY_HAND])
+
+
+def test_everything_is_shown() -> None:
+    model = ModelRecord(
+        "m", 1, 4, 3, 3, 1, 1, 1, "slo_work", "backlog", {}, "no GPU", HoldRecord(3, 1060.0), 2, "1 of 2 to go", 1
+    )
+    replicas = (
+        ReplicaRecord("m-1", "m", "cuda:0", 7, "ready", 3, 65.0, "abc", "too old"),
+        ReplicaRecord("m-2", "m", "cuda:1", 9, "starting", 0, 5.0, "abd"),
+    )
+    devices = (DeviceRecord("cuda:0", "H100", ("m-1",), 80 << 30), DeviceRecord("cuda:1", "", (), None, "ECC errors"))
+    report = Report(1000.0, 60.0, (model,), replicas, devices, 880.0, 0, (), 9)
+    text = shown(Standing("http://here:1", SNAPSHOT, report, [decision(1, desired=2)]))
+    for piece in (
+        "Muster at http://here:1, up 1 h 2 min",
+        "scaling is paused for 2 min: `resume` ends it",
+        "1, +1 starting, 1 leaving, 1 spare",
+        "1 to 4",
+        "1 min 5 s",
+        "slo_work  backlog",
+        "held for another 1 min",
+        "1 of 2 to go",
+        "no GPU",
+        "too old",
+        "12 ms",
+        "3.0 GiB",
+        "80 GiB",
+        "ECC errors",
+        "started by hand",
+        "1 -> 2",
+        "why 1 [z 1.25]",
+    ):
+        assert piece in text, f"{piece!r} in\n{text}"
+
+
+def test_without_a_controller_the_balancers_side_is_shown() -> None:
+    text = shown(Standing("http://here:1", SNAPSHOT, None, []))
+    assert "no controller reports" in text
+    assert "far-1" in text
+    assert "Last decisions" not in text
+
+
+def meant(*words: str) -> argparse.Namespace:
+    parser = argparse.ArgumentParser()
+    add_options(parser)
+    return parser.parse_args(words)
+
+
+def test_a_server_is_found_by_what_it_runs_with(tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "internal.token").write_text("secret\n")
+    (tmp_path / "run" / "config.yaml").write_text("server: {host: '::', port: 8123}\nmodels: {m: {engine: sim}}\n")
+    assert find(meant("--data-dir", str(tmp_path))).url == "http://[::1]:8123"
+    config = tmp_path / "muster.yaml"
+    config.write_text(f"data_dir: {tmp_path}\nserver: {{port: 9}}\nmodels: {{m: {{engine: sim}}}}\n")
+    assert find(meant("--config", str(config))).url == "http://[::1]:8123"
+    (tmp_path / "run" / "config.yaml").unlink()  # a balancer that was started by hand
+    assert find(meant("--config", str(config))).url == "http://127.0.0.1:9"
+    assert find(meant("--url", "https://far:443/")).url == "https://far:443"
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--data-dir", "/nowhere"], "no server has run with --data-dir /nowhere"),
+        (["--url", "far:8000"], "--url far:8000 is not http://HOST:PORT"),
+        (["--url", "https://far", "--cert", "/nowhere.pem"], "/nowhere.pem: No such file"),
+        (["--config", "/nowhere.yaml"], "the configuration cannot be read"),
+    ],
+)
+def test_which_server_is_not_clear(words: list[str], said: str) -> None:
+    with pytest.raises(Failed) as failed:
+        find(meant(*words))
+    assert said in str(failed.value)

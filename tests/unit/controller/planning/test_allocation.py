@@ -1,0 +1,285 @@
+"""Who gets a device when not all can have what they wish, and who has to give one up."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from configs.scaling import Scaling
+from controller.planning.allocation import AHEAD_S, Load, load_of, saves, waiting
+from controller.planning.plan import Plan, Wanted, make_plan
+from controller.types import (
+    Child,
+    Crashes,
+    Decision,
+    Device,
+    Drain,
+    Limits,
+    Observation,
+    Queue,
+    Replica,
+    Stage,
+    Start,
+)
+
+NOW = 10_000.0
+GIB = 2**30
+SLOTS = ("sim:0", "sim:1")
+SCALING = Scaling(slo={"max_wait_s": 10}, look_back_period_s=90)
+
+
+@pytest.mark.parametrize(
+    ("load", "workers", "expected"),
+    [
+        # A backlog of 60 s of work, 10 s each, nothing arriving: one worker takes a minute over it. At the four points
+        # (15, 45, 75, 105 s) 45, 15, 0, 0 s are left: 15 s on average, or 1.5 tasks, each worth a tenth.
+        (Load(60, 0, 10, 1, 10), 1, 0.15),
+        (Load(60, 0, 10, 1, 10), 0, 0.6),
+        (Load(60, 0, 10, 4, 10), 1, 0.0),
+        # Who may wait twice as long minds half as much.
+        (Load(60, 0, 10, 1, 20), 1, 0.075),
+    ],
+)
+def test_waiting_of_a_backlog_by_hand(load: Load, workers: int, expected: float) -> None:
+    assert waiting(load, workers) == pytest.approx(expected)
+
+
+loads = st.builds(
+    Load,
+    backlog_s=st.floats(0, 1e4),
+    rate=st.floats(0, 20),
+    mean_work_s=st.floats(0.01, 100),
+    power=st.floats(0.5, 16),
+    patience_s=st.floats(0.5, 120),
+)
+
+
+@given(loads, st.integers(1, 40), st.floats(10, 2000))
+def test_each_worker_more_saves_something_and_less_than_the_one_before(
+    load: Load, workers: int, ahead_s: float
+) -> None:
+    first, second = saves(load, workers, ahead_s), saves(load, workers + 1, ahead_s)
+    assert math.isfinite(first)
+    assert second >= 0
+    assert first >= second - 1e-9 * (1 + waiting(load, 0, ahead_s)), "but for rounding"
+
+
+def test_random_sizes_make_a_spare_worker_worth_something_before_there_is_a_backlog() -> None:
+    busy, calm = Load(0, 0.9, 1, 1, 10), Load(0, 0.1, 1, 1, 10)
+    assert saves(busy, 2) > 5 * saves(calm, 2) > 0
+
+
+@pytest.mark.parametrize(
+    ("queue", "load"),
+    [
+        (None, None),
+        (Queue(3, 2, 4, 2.0, 50.0, 5.0, 30, 60, uptime_s=900), Load(50, 30 / 90, 5, 2, 10)),
+        # Counted for a minute only.
+        (Queue(0, 0, 1, 1.0, 0.0, 5.0, 30, 30, uptime_s=60), Load(0, 0.5, 5, 1, 10)),
+        # Of unknown size: as long as it may wait.
+        (Queue(3, 1, recent=9, uptime_s=900), Load(40, 0.1, 10, 1, 10)),
+        (Queue(0, 0), Load(0, 0, 10, 1, 10)),
+    ],
+)
+def test_a_models_load(queue: Queue | None, load: Load | None) -> None:
+    assert load_of(queue, SCALING) == load
+
+
+# ---- swaps
+
+
+def replica(name: str, device: str, *, load: int = 0, age: float = 1000.0, stage: Stage = Stage.READY) -> Replica:
+    ready = NOW - age if stage is not Stage.STARTING else None
+    drained = NOW - 1 if stage is Stage.DRAINING else None
+    return Replica(Child(name, name[0], device, 1, NOW - age - 10, drained, ready), stage, load)
+
+
+def wanted(
+    model: str,
+    desired: int,
+    *replicas: Replica,
+    least: int = 0,
+    tasks: int = 0,
+    need: float = 24,
+    slots: Sequence[str] = SLOTS,
+    known: bool = True,
+    retry_at: float = 0.0,
+) -> Wanted:
+    """`tasks` are 5 s of work each, none arriving; a start takes 40 s."""
+    queue = Queue(tasks, 0, 1, 1.0, tasks * 5.0, 5.0, uptime_s=900) if known else None
+    seen = Observation(model, queue, replicas)
+    limits = Limits(least, 8, 60, 30, 10)
+    crashes = Crashes(1, retry_at) if retry_at else Crashes()
+    decision = Decision(desired, "why")
+    return Wanted(seen, decision, limits, crashes, slots, int(need * GIB), load=load_of(queue, SCALING))
+
+
+def plan(*models: Wanted, memory: float = 24, faulty: Sequence[str] = ()) -> Plan:
+    names = dict.fromkeys(slot for own in models for slot in own.slots)
+    devices = {name: Device(name, int(memory * GIB), "broken" if name in faulty else "") for name in names}
+    return make_plan(models, NOW, devices)
+
+
+def drained(planned: Plan) -> list[str]:
+    assert [swap.worker for swap in planned.swaps] == [a.id for a in planned.actions if isinstance(a, Drain)]
+    return [swap.worker for swap in planned.swaps]
+
+
+A = (replica("a1", "sim:0"), replica("a2", "sim:1", age=900))
+BUSY = (replica("a1", "sim:0", load=2), replica("a2", "sim:1", load=1))
+NEW = (replica("a1", "sim:0", age=30), replica("a2", "sim:1", age=30))
+GOING = (A[0], replica("a2", "sim:1", stage=Stage.DRAINING))
+B2 = replica("b2", "sim:2", age=900)
+B1, C1, D1 = replica("b1", "sim:1"), replica("c1", "sim:1"), replica("d1", "sim:1")
+LOADING = replica("a2", "sim:1", age=20, stage=Stage.STARTING)
+THREE = ("sim:0", "sim:1", "sim:2")
+#: Two small ones on one GPU, and one that is needed on the other.
+SMALL = (wanted("a", 1, A[0], need=10), wanted("c", 1, replica("c1", "sim:0"), need=10), wanted("d", 1, D1, tasks=9))
+
+
+@pytest.mark.parametrize(
+    ("models", "gone"),
+    [
+        # It is owed one: from the one who has two, the least busy of them.
+        ([wanted("a", 2, *BUSY), wanted("b", 1, least=1)], ["a2"]),
+        ([wanted("a", 2, *A, tasks=50), wanted("b", 1, least=1)], ["a2"]),
+        # Nobody has more than it is owed.
+        ([wanted("a", 2, *A, least=2), wanted("b", 1, least=1)], []),
+        ([wanted("a", 1, A[0], least=1), wanted("c", 1, C1, least=1), wanted("b", 1, least=1)], []),
+        # It has work and no worker: from one who has two, or one that has none to do.
+        ([wanted("a", 2, *A, tasks=50), wanted("b", 1, tasks=1)], ["a2"]),
+        ([wanted("a", 1, A[0]), wanted("c", 1, C1, tasks=1), wanted("b", 1, tasks=1)], ["a1"]),
+        # The only one that has work stays, whoever wants its place.
+        ([wanted("a", 1, A[0], tasks=1), wanted("c", 1, C1, tasks=1), wanted("b", 1, tasks=9)], []),
+        # What was only just started for somebody is not taken back at once.
+        ([wanted("a", 2, *NEW), wanted("b", 1, tasks=1)], []),
+        # One more of the busy for one less of the idle, if that is worth a start ...
+        ([wanted("a", 1, A[0], tasks=50), wanted("b", 1, B1)], []),
+        ([wanted("a", 2, A[0], tasks=50), wanted("b", 1, B1)], ["b1"]),
+        ([wanted("a", 2, A[0], tasks=1), wanted("b", 1, B1)], []),
+        # ... but not where both are about as busy, nor where it has served for less than three starts.
+        ([wanted("a", 2, A[0], tasks=50), wanted("b", 2, B1, tasks=45)], []),
+        ([wanted("a", 2, A[0], tasks=50), wanted("b", 1, replica("b1", "sim:1", age=119))], []),
+        # Where nobody knows what a model does, nothing is taken for gain.
+        ([wanted("a", 2, A[0], tasks=50), wanted("b", 1, B1, known=False)], []),
+        # A model that crashes waits; it takes nothing from others for a start that it may not make.
+        ([wanted("a", 2, *A), wanted("b", 1, tasks=1, retry_at=NOW + 5)], []),
+        # Both of a GPU make room for a large one, if it takes both.
+        ([*SMALL, wanted("b", 1, tasks=1)], ["a1", "c1"]),
+        ([*SMALL, wanted("b", 1, tasks=1, need=12)], ["a1"]),
+        # Another of its kind that only loads does no work yet; and one that loads is all that some have.
+        ([wanted("a", 2, A[0], LOADING, tasks=5), wanted("b", 1, least=1, slots=("sim:0",))], []),
+        ([wanted("a", 2, A[0], LOADING), wanted("b", 1, least=1, slots=("sim:0",))], ["a1"]),
+        ([wanted("a", 1, LOADING, tasks=5), wanted("b", 1, least=1, slots=("sim:1",))], []),
+        # The other has more to lose.
+        ([wanted("a", 2, A[0], tasks=50, slots=THREE), wanted("b", 2, B1, B2, tasks=90, slots=THREE)], []),
+        ([wanted("a", 2, A[0], tasks=90, slots=THREE), wanted("b", 2, B1, B2, tasks=9, slots=THREE)], ["b2"]),
+        # Somebody leaves already.
+        ([wanted("a", 1, *GOING), wanted("b", 1, tasks=1)], []),
+    ],
+)
+def test_who_has_to_give_way(models: list[Wanted], gone: list[str]) -> None:
+    assert drained(plan(*models)) == gone
+
+
+def test_a_swap_says_for_whom_and_why_and_the_place_is_kept_for_the_newcomer() -> None:
+    before = plan(wanted("a", 2, *A, tasks=50), wanted("b", 1, tasks=1))
+    [swap] = before.swaps
+    assert (swap.taker, swap.giver, swap.device) == ("b", "a", "sim:1")
+    assert swap.reason == "swap: b has work and no worker"
+    assert before.obstacles == {
+        "a": "1 more wanted, but no GPU has 24.0 GiB free: the most is 0.0 GiB on sim:0",
+        "b": "1 more wanted: waiting for a2 to leave sim:1",
+    }
+    leaving = replica("a2", "sim:1", stage=Stage.DRAINING)
+    assert plan(wanted("a", 2, A[0], leaving, tasks=50), wanted("b", 1, tasks=1)).actions == []
+    after = plan(wanted("a", 2, A[0], tasks=50), wanted("b", 1, tasks=1))
+    assert after.actions == [Start("b", "sim:1", "why")]
+    # The one that had to give its place wants it back, but not against the only one that has work.
+    come = Replica(Child("b1", "b", "sim:1", 1, NOW - 500, None, NOW - 400), Stage.READY)
+    assert plan(wanted("a", 2, A[0], tasks=50), wanted("b", 1, come, tasks=1)).actions == []
+
+
+def test_the_reason_of_a_swap_for_gain_has_both_numbers() -> None:
+    [swap] = plan(wanted("a", 2, A[0], tasks=50), wanted("b", 1, replica("b1", "sim:1"))).swaps
+    gain = saves(Load(250, 0, 5, 1, 10), 2, max(AHEAD_S, 160)) * (1 - 40 / 160)
+    assert swap.reason == f"swap: one more of a saves {gain:.2g} waiting tasks, this one 0"
+
+
+def starts(planned: Plan) -> list[tuple[str, str]]:
+    return [(a.model, a.device) for a in planned.actions if isinstance(a, Start)]
+
+
+def test_free_places_go_to_what_is_owed_then_to_who_has_none_then_to_where_they_help_most() -> None:
+    four = tuple(f"sim:{n}" for n in range(4))
+    models = [
+        wanted("a", 4, tasks=10, least=1, slots=four),
+        wanted("b", 3, tasks=40, slots=four),
+        wanted("c", 1, least=1, slots=four),
+    ]
+    devices = {name: Device(name, 24 * GIB) for name in four}
+    planned = make_plan(models, NOW, devices)
+    assert [model for model, _ in starts(planned)] == ["a", "c", "b", "b"]
+    assert set(planned.obstacles) == {"a", "b"}
+
+
+def test_what_is_owed_is_packed_tightly_where_it_would_not_fit_otherwise() -> None:
+    small = [wanted(name, 1, least=1, need=8) for name in "abc"]
+    # Spread over both GPUs they would leave no room for the large one.
+    assert len(starts(plan(*small, wanted("d", 1, least=1, need=24)))) == 4
+    assert len(starts(plan(*small))) == 3
+    sizes = [wanted(name, 1, least=1, need=need) for name, need in zip("abcde", (5, 5, 4, 3, 3), strict=True)]
+    assert len(starts(plan(*sizes, memory=10))) == 5
+    there = [wanted(name, 1, replica(f"{name}1", "sim:0"), least=1, need=8) for name in "ab"]
+    late = [wanted("c", 1, least=1, need=8), wanted("d", 1, least=1, need=20)]
+    assert sorted(starts(plan(*there, *late))) == [("c", "sim:0"), ("d", "sim:1")]
+
+
+@pytest.mark.parametrize(
+    ("own", "memory", "faulty", "obstacle"),
+    [
+        (
+            wanted("a", 1, need=30),
+            24,
+            [],
+            "1 more wanted, but no GPU has 30.0 GiB free: the most is 24.0 GiB on sim:0",
+        ),
+        (
+            wanted("a", 2, need=8, slots=("sim:0",)),
+            24,
+            [],
+            "1 more wanted, but each GPU that has room already has one of its workers (devices.share is false)",
+        ),
+        (
+            wanted("a", 2, need=20),
+            24,
+            ["sim:1"],
+            "1 more wanted, but no GPU has 20.0 GiB free: the most is 4.0 GiB on sim:0; sim:1 is left alone (broken)",
+        ),
+        (
+            wanted("a", 1),
+            24,
+            ["sim:0", "sim:1"],
+            "1 more wanted, but every device is taken; sim:0 is left alone (broken); sim:1 is left alone (broken)",
+        ),
+    ],
+)
+def test_obstacles_have_numbers(own: Wanted, memory: float, faulty: list[str], obstacle: str) -> None:
+    assert plan(own, memory=memory, faulty=faulty).obstacles == {"a": obstacle}
+
+
+def test_who_lies_badly_is_moved_for_what_another_is_owed_when_it_has_nothing_to_do() -> None:
+    def lying(tasks: int) -> list[Wanted]:
+        there = [wanted("a", 1, A[0], least=1, need=8, tasks=1), wanted("c", 1, C1, least=1, need=8, tasks=tasks)]
+        return [*there, wanted("b", 1, least=1, need=20)]
+
+    assert plan(*lying(1)).swaps == [], "both have work"
+    [swap] = plan(*lying(0)).swaps
+    assert (swap.worker, swap.device) == ("c1", "sim:1")
+    # Once it is gone, each has its place.
+    there = [wanted("a", 1, A[0], least=1, need=8, tasks=1), wanted("c", 1, least=1, need=8)]
+    assert sorted(starts(plan(*there, wanted("b", 1, least=1, need=20)))) == [("b", "sim:1"), ("c", "sim:0")]

@@ -1,0 +1,211 @@
+"""The plan: what to start where, whom to let go, whom to end; and what a crash costs."""
+
+from __future__ import annotations
+
+import pytest
+
+from controller.planning.plan import Wanted, after_exit, forgive, make_plan, one_more, still_owed
+from controller.types import (
+    Action,
+    Child,
+    Crashes,
+    Decision,
+    Drain,
+    Exit,
+    Kill,
+    Limits,
+    Observation,
+    Queue,
+    Replica,
+    Stage,
+    Start,
+)
+
+LIMITS = Limits(min_workers=1, max_workers=8, start_timeout_s=60, drain_timeout_s=30, lost_after_s=10)
+NOW = 1000.0
+
+
+def replica(
+    name: str,
+    stage: Stage = Stage.READY,
+    device: str = "cuda:0",
+    *,
+    load: int = 0,
+    age: float = 100.0,
+    drained: float | None = None,
+    unheard: float | None = None,
+    stuck: bool = False,
+) -> Replica:
+    child = Child(name, "m", device, 1, NOW - age, None if drained is None else NOW - drained)
+    return Replica(child, stage, load, None if unheard is None else NOW - unheard, stuck)
+
+
+def wanted(
+    replicas: list[Replica],
+    desired: int,
+    slots: tuple[str, ...] = ("cuda:0", "cuda:1", "cuda:2"),
+    crashes: Crashes | None = None,
+    model: str = "m",
+) -> Wanted:
+    seen = Observation(model, Queue(0, 0), replicas)
+    return Wanted(seen, Decision(desired, "why"), LIMITS, crashes or Crashes(), slots)
+
+
+def actions(*models: Wanted) -> list[Action]:
+    return list(make_plan(models, NOW).actions)
+
+
+@pytest.mark.parametrize(
+    ("replicas", "desired", "expected"),
+    [
+        ([], 2, [Start("m", "cuda:0", "why"), Start("m", "cuda:1", "why")]),
+        ([replica("a")], 1, []),
+        ([replica("a")], 2, [Start("m", "cuda:1", "why")]),
+        # A starting worker is on its way: not started twice.
+        ([replica("a", Stage.STARTING, age=5)], 1, []),
+        # A draining one is no capacity, but still holds its device.
+        ([replica("a", Stage.DRAINING, drained=1)], 1, [Start("m", "cuda:1", "why")]),
+        # Those still starting go first, then the least busy, then the newest.
+        ([replica("a"), replica("b", Stage.STARTING, "cuda:1", age=5)], 1, [Drain("b", "why")]),
+        ([replica("a", load=3), replica("b", load=1), replica("c", load=2)], 2, [Drain("b", "why")]),
+        ([replica("old", age=90), replica("new", age=10), replica("mid", age=50)], 2, [Drain("new", "why")]),
+        # Patience ends.
+        ([replica("a", Stage.STARTING, age=61)], 1, ["kill a", Start("m", "cuda:1", "why")]),
+        ([replica("a", Stage.STARTING, age=59)], 1, []),
+        ([replica("a", Stage.DRAINING, drained=41), replica("b", device="cuda:1")], 1, ["kill a"]),
+        ([replica("a", Stage.DRAINING, drained=39), replica("b", device="cuda:1")], 1, []),
+        ([replica("a", unheard=31)], 1, ["kill a", Start("m", "cuda:1", "why")]),
+        ([replica("a", unheard=29)], 1, []),
+        ([replica("a", stuck=True)], 1, ["kill a", Start("m", "cuda:1", "why")]),
+        # It was told to go, and has its time for that.
+        ([replica("a", Stage.DRAINING, drained=1, stuck=True), replica("b", device="cuda:1")], 1, []),
+    ],
+)
+def test_one_model(replicas: list[Replica], desired: int, expected: list[Action | str]) -> None:
+    planned = [f"kill {a.id}" if isinstance(a, Kill) else a for a in actions(wanted(replicas, desired))]
+    assert planned == expected
+
+
+def test_planning_twice_what_was_done_does_nothing_more() -> None:
+    own = wanted([], 2)
+    started = [a for a in actions(own) if isinstance(a, Start)]
+    there = [replica(f"w{i}", Stage.STARTING, a.device, age=0) for i, a in enumerate(started)]
+    assert actions(wanted(there, 2)) == []
+
+
+def test_no_free_device_is_an_obstacle_with_a_reason() -> None:
+    plan = make_plan([wanted([replica("a")], 3, slots=("cuda:0",))], NOW)
+    assert plan.actions == []
+    assert plan.obstacles == {"m": "2 more wanted, but every device is taken"}
+
+
+def starts(*models: Wanted) -> list[tuple[str, str]]:
+    return [(a.model, a.device) for a in actions(*models) if isinstance(a, Start)]
+
+
+def test_models_share_the_devices_without_taking_one_twice() -> None:
+    # Each has its minimum before any has more.
+    assert starts(wanted([], 2, model="a"), wanted([], 2, model="b")) == [
+        ("a", "cuda:0"),
+        ("b", "cuda:1"),
+        ("a", "cuda:2"),
+    ]
+
+
+def test_a_busy_model_does_not_take_the_place_of_another_ones_only_worker() -> None:
+    busy = wanted([replica("a"), replica("b", device="cuda:1")], 3)
+    fallen = wanted([], 1, model="other", crashes=Crashes(3, NOW + 30))
+    assert starts(busy, fallen) == []
+    assert make_plan([busy, fallen], NOW).obstacles == {
+        "m": "1 more wanted, but every device is taken",
+        "other": "3 crashes in a row, next try in 30 s",
+    }
+    assert starts(busy, wanted([], 1, model="other", crashes=Crashes(3, NOW))) == [("other", "cuda:2")]
+    # Once it has its minimum, the rest is free for whoever wants it.
+    assert starts(busy, wanted([replica("c", device="cuda:3")], 1, model="other")) == [("m", "cuda:2")]
+
+
+def test_a_start_goes_to_the_least_used_device() -> None:
+    shared = ("cuda:0", "cuda:1", "cuda:0")
+    assert starts(wanted([replica("a")], 2, shared)) == [("m", "cuda:1")]
+    assert starts(wanted([replica("a"), replica("b", device="cuda:1")], 3, shared)) == [("m", "cuda:0")]
+
+
+def test_a_device_that_stands_twice_may_be_shared() -> None:
+    starts = actions(wanted([], 3, slots=("cuda:0", "cuda:0", "cuda:1")))
+    assert sorted(s.device for s in starts if isinstance(s, Start)) == ["cuda:0", "cuda:0", "cuda:1"]
+
+
+def test_back_off_delays_starts_and_says_so() -> None:
+    plan = make_plan([wanted([], 1, crashes=Crashes(3, NOW + 4))], NOW)
+    assert plan.actions == []
+    assert plan.obstacles == {"m": "3 crashes in a row, next try in 4 s"}
+    assert actions(wanted([], 1, crashes=Crashes(3, NOW))) == [Start("m", "cuda:0", "why")]
+
+
+def ended(status: int | None, *, ready: float | None, told: bool = False) -> Exit:
+    child = Child("w", "m", "cuda:0", 1, 0.0, 990.0 if told else None, None if ready is None else NOW - ready)
+    return Exit(child, NOW, status)
+
+
+def test_crashes_in_a_row_wait_longer_and_longer_up_to_a_minute() -> None:
+    crashes, waits = Crashes(), []
+    for _ in range(8):
+        crashes, crashed = after_exit(crashes, ended(1, ready=None))
+        assert crashed
+        waits.append(crashes.retry_at - NOW)
+    assert waits == [1, 2, 4, 8, 16, 32, 60, 60]
+
+
+@pytest.mark.parametrize(
+    ("exit_", "count", "crashed"),
+    [
+        (ended(1, ready=5.0), 3, True),  # soon after it was ready: as bad as never
+        (ended(-9, ready=100.0), 0, True),  # after healthy service: replaced at once, and the past is forgiven
+        (ended(0, ready=100.0, told=True), 2, False),
+        (ended(-9, ready=None, told=True), 2, False),
+        (ended(None, ready=None), 3, True),
+        (ended(0, ready=5.0), 2, False),  # its operator told it to go
+        (ended(0, ready=None), 2, False),  # in the moment between its being ready and our hearing of it
+        (ended(-15, ready=None), 3, True),
+    ],
+)
+def test_what_counts_as_a_crash(exit_: Exit, count: int, crashed: bool) -> None:
+    after, was_crash = after_exit(Crashes(2, 0.0), exit_)
+    assert (after.count, was_crash) == (count, crashed)
+
+
+@pytest.mark.parametrize(
+    ("ready_ago", "crashed_ago", "stage", "forgiven"),
+    [
+        (60.0, 100.0, Stage.READY, True),
+        (59.0, 100.0, Stage.READY, False),
+        # It was well before the crash too: that says nothing of those started since.
+        (200.0, 100.0, Stage.READY, False),
+        (60.0, 100.0, Stage.DRAINING, False),
+        (None, 100.0, Stage.STARTING, False),
+    ],
+)
+def test_crashes_are_forgiven_when_a_later_worker_stays_well(
+    ready_ago: float | None, crashed_ago: float, stage: Stage, forgiven: bool
+) -> None:
+    crashes = one_more(Crashes(4), NOW - crashed_ago)
+    child = Child("w", "m", "cuda:0", 1, NOW - 300, None, None if ready_ago is None else NOW - ready_ago)
+    after = forgive(crashes, [Replica(child, stage)], NOW)
+    assert after == (Crashes() if forgiven else crashes)
+    assert forgive(crashes, [], NOW) == crashes
+
+
+@pytest.mark.parametrize(
+    ("lost", "desired", "stages", "owed"),
+    [
+        (0, 2, [Stage.READY], 0),  # a place that was never filled is not owed
+        (1, 2, [Stage.READY], 1),
+        (1, 2, [Stage.READY, Stage.STARTING], 0),
+        (1, 2, [Stage.READY, Stage.DRAINING], 1),
+        (3, 3, [Stage.READY], 2),
+        (3, 1, [Stage.READY], 0),  # no longer wanted
+    ],
+)
+def test_what_is_owed_after_deaths(lost: int, desired: int, stages: list[Stage], owed: int) -> None:
+    assert still_owed(lost, desired, [replica(f"w{i}", stage) for i, stage in enumerate(stages)]) == owed

@@ -1,0 +1,70 @@
+"""How uneven arrivals are, as it is learnt from the counts of successive periods."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+
+import pytest
+
+from configs.scaling import Scaling
+from controller.policies.burstiness import Counts
+from controller.types import Queue
+
+SCALING = Scaling(look_back_period_s=90)
+
+
+def looked(counts: Counts, recent: int, now: float, uptime_s: float = 1e6) -> Counts:
+    return counts.looked(Queue(0, 0, recent=recent, uptime_s=uptime_s), SCALING, now)
+
+
+def after(periods: Sequence[int], counts: Counts | None = None) -> Counts:
+    counts = counts or Counts()
+    for number, recent in enumerate(periods):
+        counts = looked(counts, recent, 90.0 * number)
+    return counts
+
+
+def bunches(size: int, periods: int) -> list[int]:
+    """Arrivals of each period, about 40, where always so many come at once."""
+    chance = random.Random(size)
+    return [size * sum(chance.random() < 40 / size / 1000 for _ in range(1000)) for _ in range(periods)]
+
+
+@pytest.mark.parametrize(("size", "least", "most"), [(1, 1.0, 1.4), (2, 1.5, 2.6), (5, 3.0, 6.5)])
+def test_bunches_show_in_the_counts(size: int, least: float, most: float) -> None:
+    assert least <= after(bunches(size, 400)).uneven <= most
+
+
+@pytest.mark.parametrize(
+    "periods",
+    [
+        [],
+        [40],
+        [40] * 50,  # as regular as can be
+        [40 + number for number in range(200)],  # a slow change
+        ([150] * 7 + [0] * 20) * 5,  # on and off
+    ],
+)
+def test_what_comes_evenly_or_at_another_rate_is_not_uneven(periods: list[int]) -> None:
+    assert after(periods).uneven == 1.0
+
+
+def test_looks_within_a_period_and_over_a_gap_say_nothing() -> None:
+    counts = after([40, 60, 40])
+    assert counts.uneven > 1
+    assert looked(counts, 70, 180.0 + 89.0) == counts
+    assert looked(counts, 70, 180.0 + 90.0).uneven > counts.uneven
+    gap = looked(counts, 70, 180.0 + 180.0)
+    assert (gap.uneven, gap.last) == (counts.uneven, 70)
+
+
+def test_nothing_is_taken_from_a_count_that_has_just_begun() -> None:
+    assert looked(Counts(), 20, 0.0, uptime_s=60.0) == Counts()
+
+
+def test_what_was_learnt_moves_to_another_clock() -> None:
+    counts = after([40, 60])
+    assert counts.moved(-90.0).at == 0.0
+    assert counts.moved(-90.0).moved(90.0) == counts
+    assert Counts().moved(5.0) == Counts()

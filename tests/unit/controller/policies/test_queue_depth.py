@@ -1,0 +1,203 @@
+"""The queue-depth policy: when one more, when one fewer, and the mistakes of its ancestor that it must not make."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from configs.scaling import Scaling
+from controller.policies.queue_depth import Memory, decide, thresholds
+from controller.types import Child, Decision, Limits, Observation, Queue, Replica, Stage
+
+LIMITS = Limits(min_workers=1, max_workers=8, start_timeout_s=60, drain_timeout_s=60, lost_after_s=10)
+SCALING = Scaling(
+    policy="queue_depth",
+    scale_up_at=12,
+    scale_down_at=3,
+    scale_up_hold_s=0,
+    scale_down_hold_s=60,
+    scale_up_cooldown_s=0,
+    scale_down_cooldown_s=60,
+)
+
+
+def seen(queue: Queue | None, ready: int, starting: int = 0, draining: int = 0) -> Observation:
+    stages = [Stage.READY] * ready + [Stage.STARTING] * starting + [Stage.DRAINING] * draining
+    replicas = [Replica(Child(f"w{i}", "m", f"sim:{i}", i, 0.0), stage) for i, stage in enumerate(stages)]
+    return Observation("m", queue, replicas)
+
+
+@pytest.mark.parametrize(
+    ("queued", "running", "ready", "starting", "draining", "desired", "reason"),
+    [
+        (0, 12, 1, 0, 0, 2, "load 12.0 (0 queued + 12 running / 1 worker) has been >= 12 for 0 s"),
+        (11, 0, 1, 0, 0, 1, "is between 3 and 12"),
+        (100, 12, 1, 0, 0, 2, "load 112.0"),
+        # A starting worker is capacity to come, and counts once.
+        (12, 0, 1, 1, 0, 2, "load 6.0"),
+        (24, 0, 1, 1, 0, 3, "load 12.0"),
+        # A draining one is none.
+        (12, 0, 1, 0, 3, 2, "load 12.0"),
+        (0, 0, 0, 0, 0, 1, "min_workers is 1"),
+        (0, 0, 0, 0, 2, 1, "min_workers is 1"),
+        (0, 0, 9, 0, 0, 8, "max_workers is 8"),
+        (999, 0, 8, 0, 0, 8, "but max_workers is 8"),
+        (0, 0, 1, 0, 0, 1, "but min_workers is 1"),
+        (0, 0, 2, 0, 0, 2, "for 0 of 60 s"),
+    ],
+)
+def test_one_look(
+    queued: int, running: int, ready: int, starting: int, draining: int, desired: int, reason: str
+) -> None:
+    decision, _ = decide(seen(Queue(queued, running), ready, starting, draining), SCALING, LIMITS, Memory(), 0.0)
+    assert (decision.desired, decision.valid) == (desired, True)
+    assert reason in decision.reason
+
+
+def test_no_data_is_no_decision_and_the_clock_of_the_holds_starts_anew() -> None:
+    _, memory = decide(seen(Queue(0, 0), 2), SCALING, LIMITS, Memory(), 0.0)
+    blind, memory = decide(seen(None, 2), SCALING, LIMITS, memory, 30.0)
+    assert blind == Decision(2, "no data", valid=False)
+    decision, _ = decide(seen(Queue(0, 0), 2), SCALING, LIMITS, memory, 61.0)
+    assert decision.desired == 2
+    floor, _ = decide(seen(None, 0), SCALING, LIMITS, memory, 30.0)
+    assert (floor.desired, floor.valid) == (1, True), "the least that is configured needs no data"
+
+
+@pytest.mark.parametrize(
+    ("queued", "ready", "owed", "desired"),
+    [
+        # A dead worker whose successor waits for its back-off is capacity to come: the loss is not made a decision.
+        (10, 1, 1, 2),
+        (10, 0, 3, 3),
+        # It is counted once, whether owed or started.
+        (12, 1, 1, 2),
+        (24, 1, 1, 3),
+    ],
+)
+def test_owed_workers_count_as_capacity_to_come(queued: int, ready: int, owed: int, desired: int) -> None:
+    observation = replace(seen(Queue(queued, 0), ready), owed=owed)
+    decision, _ = decide(observation, SCALING, LIMITS, Memory(), 0.0)
+    assert decision.desired == desired
+
+
+@pytest.mark.parametrize("meanwhile", [seen(None, 1), seen(Queue(50, 0), 0), seen(Queue(50, 0), 9)])
+def test_a_hold_does_not_bridge_what_was_not_watched(meanwhile: Observation) -> None:
+    held = SCALING.model_copy(update={"scale_up_hold_s": 60.0})
+    _, memory = decide(seen(Queue(20, 0), 1), held, LIMITS, Memory(), 0.0)
+    _, memory = decide(meanwhile, held, LIMITS, memory, 30.0)
+    decision, memory = decide(seen(Queue(20, 0), 1), held, LIMITS, memory, 60.0)
+    assert decision.desired == 1
+    assert decide(seen(Queue(20, 0), 1), held, LIMITS, memory, 120.0)[0].desired == 2
+
+
+def test_each_direction_has_its_own_cooldown() -> None:
+    slow = SCALING.model_copy(
+        update={"scale_up_cooldown_s": 100.0, "scale_down_hold_s": 0.0, "scale_down_cooldown_s": 200.0}
+    )
+    grown = changes(slow, 10.0, 900.0, {0.0: 1000, 290.0: 0})
+    assert grown[:4] == [(0.0, 1), (0.0, 2), (100.0, 3), (200.0, 4)]
+    # The last change was at 200 s, so the first removal is at 400 s; the cooldown of additions has no part in it.
+    assert grown[4:] == [(400.0, 3), (600.0, 2), (800.0, 1)]
+
+
+def test_no_worker_is_removed_that_the_rest_would_miss_at_once() -> None:
+    narrow = SCALING.model_copy(update={"scale_up_at": 4.0, "scale_down_at": 3.0, "scale_down_hold_s": 0.0})
+    decision, _ = decide(seen(Queue(0, 5), 2), narrow, LIMITS, Memory(), 0.0)
+    assert decision.desired == 2
+    assert "one worker fewer would have a load of 5.0" in decision.reason
+
+
+@dataclass
+class World:
+    """Workers appear and go at once; only decisions count."""
+
+    scaling: Scaling
+    workers: int = 1
+    memory: Memory = Memory()  # noqa: RUF009 - frozen
+
+    def tick(self, now: float, tasks: int) -> int:
+        decision, self.memory = decide(seen(Queue(tasks, 0), self.workers), self.scaling, LIMITS, self.memory, now)
+        self.workers = decision.desired
+        return self.workers
+
+
+def changes(scaling: Scaling, interval_s: float, until_s: float, load: dict[float, int]) -> list[tuple[float, int]]:
+    """When the number of workers changed, with the tasks that are there from each time on."""
+    world, changed, ticks = World(scaling), [(0.0, 1)], int(until_s / interval_s)
+    for tick in range(ticks + 1):
+        now = tick * interval_s
+        tasks = load[max(start for start in load if start <= now)]
+        if world.tick(now, tasks) != changed[-1][1]:
+            changed.append((now, world.workers))
+    return changed
+
+
+def test_times_are_durations_not_counts_of_ticks() -> None:
+    held = SCALING.model_copy(update={"scale_up_hold_s": 60.0, "scale_up_cooldown_s": 60.0})
+    load = {0.0: 0, 60.0: 20, 240.0: 4}
+    fast, slow = changes(held, 5.0, 900.0, load), changes(held, 30.0, 900.0, load)
+    assert fast == slow == [(0.0, 1), (120.0, 2), (300.0, 1)]
+
+
+def test_a_growing_queue_adds_one_each_time_and_each_direction_has_its_own_patience() -> None:
+    grown = changes(SCALING, 30.0, 600.0, {0.0: 100, 150.0: 0})
+    assert grown[:6] == [(0.0, 1), (0.0, 2), (30.0, 3), (60.0, 4), (90.0, 5), (120.0, 6)]
+    # The last addition was at 120 s; the load is low from 150 s; each removal needs 60 s of its own.
+    assert grown[6:] == [(210.0, 5), (300.0, 4), (390.0, 3), (480.0, 2), (570.0, 1)]
+
+
+def test_a_burst_shorter_than_its_hold_changes_nothing() -> None:
+    held = SCALING.model_copy(update={"scale_up_hold_s": 60.0})
+    assert changes(held, 30.0, 300.0, {0.0: 5, 30.0: 50, 60.0: 5}) == [(0.0, 1)]
+
+
+@given(
+    st.lists(st.tuples(st.floats(0.1, 100), st.one_of(st.none(), st.integers(0, 500))), max_size=60),
+    st.integers(1, 3),
+    st.integers(3, 8),
+)
+def test_whatever_happens_the_number_stays_in_bounds_and_moves_by_one(
+    history: list[tuple[float, int | None]], least: int, most: int
+) -> None:
+    limits = Limits(least, most, 60, 60, 10)
+    workers, memory, now = least, Memory(), 0.0
+    for seconds, tasks in history:
+        now += seconds
+        queue = None if tasks is None else Queue(tasks, 0)
+        decision, memory = decide(seen(queue, workers), SCALING, limits, memory, now)
+        assert least <= decision.desired <= most
+        assert abs(decision.desired - workers) <= 1
+        assert decision.valid == (tasks is not None)
+        assert decision.reason
+        workers = decision.desired
+
+
+@pytest.mark.parametrize(
+    ("up", "down", "cap", "thresholds_are"),
+    [
+        (12, 3, 99, (12, 3)),
+        ("auto", "auto", None, (12, 3)),
+        ("auto", "auto", 24, (24, 6)),
+        ("auto", "auto", 1, (1, 0.25)),
+        ("auto", 3, 24, (24, 3)),
+        ("auto", 3, 2, (2, 1)),  # however small the batch, the two stay apart
+        (8, "auto", 24, (8, 2)),
+    ],
+)
+def test_auto_thresholds_follow_the_measured_batch(
+    up: float | Literal["auto"], down: float | Literal["auto"], cap: int | None, thresholds_are: tuple[float, float]
+) -> None:
+    assert thresholds(Scaling(policy="queue_depth", scale_up_at=up, scale_down_at=down), cap) == thresholds_are
+    wanted, _ = decide(
+        seen(Queue(int(thresholds_are[0]), 0, cap), 1),
+        Scaling(policy="queue_depth", scale_up_at=up),
+        LIMITS,
+        Memory(),
+        0.0,
+    )
+    assert wanted.desired == 2

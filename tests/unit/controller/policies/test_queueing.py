@@ -1,0 +1,219 @@
+"""The arithmetic of work: Erlang's formulas, rates with their margin, and what a backlog needs."""
+
+from __future__ import annotations
+
+import itertools
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from configs.scaling import Scaling
+from controller.policies.queueing import (
+    erlang_c,
+    present_rate,
+    upper_rate,
+    usual_rate,
+    workers_for_backlog,
+    workers_for_rate,
+)
+from controller.types import Child, Observation, Queue, Replica, Stage
+
+SCALING = Scaling(drain_s=20, look_back_period_s=90)
+
+
+def by_definition(servers: int, offered: float) -> float:
+    """Erlang C as textbooks write it: good for a few servers."""
+    last = offered**servers / math.factorial(servers) * servers / (servers - offered)
+    return last / (sum(offered**k / math.factorial(k) for k in range(servers)) + last)
+
+
+@pytest.mark.parametrize(("servers", "offered"), [(1, 0.3), (1, 0.99), (2, 1.0), (5, 3.7), (12, 11.5), (40, 33.3)])
+def test_the_delay_formula_is_that_of_the_textbook(servers: int, offered: float) -> None:
+    assert erlang_c(servers, offered) == pytest.approx(by_definition(servers, offered), rel=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("servers", "offered", "expected"),
+    [
+        (1, 0.0, 0.0),
+        (3, 3.0, 1.0),
+        (3, 9.0, 1.0),
+        # By the normal approximation of Halfin and Whitt: 1 / (1 + b * cdf(b) / pdf(b)), b = (c - a) / sqrt(a).
+        (1000, 968.4, 0.2230),
+        (32_000, 31_821.3, 0.2234),
+    ],
+)
+def test_the_delay_formula_at_its_ends(servers: int, offered: float, expected: float) -> None:
+    assert erlang_c(servers, offered) == pytest.approx(expected, abs=2e-3)
+
+
+@given(st.integers(1, 300), st.floats(0.01, 299))
+def test_the_delay_formula_is_a_probability_that_falls_with_more_servers(servers: int, offered: float) -> None:
+    fewer, more = erlang_c(servers, offered), erlang_c(servers + 1, offered)
+    assert 0 <= more <= fewer <= 1
+
+
+@pytest.mark.parametrize(
+    ("rate", "service_s", "batch", "patience_s", "allowed", "most", "workers"),
+    [
+        (0.0, 5.0, 1, 10, 0.1, 8, 0),
+        (0.1, 0.0, 1, 10, 0.1, 8, 0),
+        (0.1, 1.0, 1, 10, 0.1, 8, 1),
+        (1.0, 4.0, 1, 10, 0.1, 8, 5),
+        # Less may be late, less patience, a smaller batch: more workers.
+        (1.0, 4.0, 1, 10, 0.001, 8, 7),
+        (1.0, 4.0, 1, 0, 0.1, 8, 8),
+        (1.0, 4.0, 4, 10, 0.1, 8, 2),
+        (1.0, 4.0, 1, 10, 0.1, 4, 5),
+        (100.0, 4.0, 1, 10, 0.1, 8, 9),
+        (200.0, 5.0, 1, 10, 0.01, 2000, 1003),
+    ],
+)
+def test_workers_for_a_rate(
+    rate: float, service_s: float, batch: int, patience_s: float, allowed: float, most: int, workers: int
+) -> None:
+    assert workers_for_rate(rate, service_s, batch, patience_s, allowed, most) == workers
+
+
+@given(st.floats(0.01, 20), st.floats(0.1, 30), st.integers(1, 8), st.floats(0, 60), st.floats(0.001, 0.9))
+def test_workers_for_a_rate_are_the_fewest_that_do(
+    rate: float, service_s: float, batch: int, patience_s: float, allowed: float
+) -> None:
+    offered = rate * service_s
+
+    def late(workers: int) -> float:
+        servers = workers * batch
+        if servers <= offered:
+            return 1.0
+        return erlang_c(servers, offered) * math.exp(-(servers - offered) * patience_s / service_s)
+
+    enough = next(n for n in itertools.count(1) if late(n) <= allowed)
+    assert workers_for_rate(rate, service_s, batch, patience_s, allowed, enough + 5) == enough
+
+
+def test_the_upper_rate_is_where_so_few_events_would_be_so_many_deviations_off() -> None:
+    for count, margin in itertools.product((0, 3, 100), (0.0, 1.0, 3.0)):
+        mean = upper_rate(count, 60.0, margin) * 60
+        assert mean - margin * math.sqrt(mean) == pytest.approx(count, abs=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("recent", "lately", "uptime_s", "present", "usual"),
+    [
+        (90, 900, 5000, 1.0, 1.0),
+        # Counted for less than the window.
+        (90, 200, 200, 1.0, 1.0),
+        (45, 45, 45, 1.0, 0.5),
+        # Too short a time to divide by.
+        (1, 1, 1, 1 / 30, 1 / 90),
+    ],
+)
+def test_rates_are_counts_over_the_time_that_was_counted(
+    recent: int, lately: int, uptime_s: float, present: float, usual: float
+) -> None:
+    queue = Queue(0, 0, recent=recent, lately=lately, uptime_s=uptime_s)
+    assert present_rate(queue, SCALING) == pytest.approx(present)
+    assert usual_rate(queue, SCALING, margin=0) == pytest.approx(usual)
+
+
+def seen(
+    queue: Queue | None, ready: int, started_at: tuple[float, ...] = (), draining: int = 0, owed: int = 0
+) -> Observation:
+    stages = [(Stage.READY, 0.0)] * ready + [(Stage.STARTING, at) for at in started_at]
+    stages += [(Stage.DRAINING, 0.0)] * draining
+    replicas = [Replica(Child(f"w{i}", "m", f"sim:{i}", i, at), stage) for i, (stage, at) in enumerate(stages)]
+    return Observation("m", queue, replicas, owed, cold_start_s=40.0)
+
+
+@pytest.mark.parametrize(
+    ("queued", "work_s", "recent", "ready", "started_at", "draining", "owed", "batch", "slow_down", "workers"),
+    [
+        # Nothing waits: nothing is asked for, however much runs.
+        (0, 500.0, 90, 1, (), 0, 0, 1, 1.0, 0),
+        (5, None, 90, 1, (), 0, 0, 1, 1.0, 0),
+        # One worker does 60 s of work until 20 s after another could have started.
+        (5, 60.0, 0, 1, (), 0, 0, 1, 1.0, 1),
+        (5, 61.0, 0, 1, (), 0, 0, 1, 1.0, 2),
+        (5, 161.0, 0, 1, (), 0, 0, 1, 1.0, 7),
+        # Never fewer than there are.
+        (5, 10.0, 0, 4, (), 0, 0, 1, 1.0, 4),
+        # A starting worker from when it will serve: at 100 s, one begun at 80 s serves from 120 s, for 40 of 60 s.
+        (5, 100.0, 0, 1, (80.0,), 0, 0, 1, 1.0, 2),
+        (5, 101.0, 0, 1, (80.0,), 0, 0, 1, 1.0, 3),
+        # One that should have been ready counts whole, one that is owed as if begun now.
+        (5, 120.0, 0, 1, (10.0,), 0, 0, 1, 1.0, 2),
+        (5, 80.0, 0, 1, (), 0, 1, 1, 1.0, 2),
+        (5, 81.0, 0, 1, (), 0, 1, 1, 1.0, 3),
+        # A draining one is none.
+        (5, 61.0, 0, 1, (), 3, 0, 1, 1.0, 2),
+        # What comes meanwhile: one task of 2 s a second.
+        (5, 60.0, 90, 3, (), 0, 0, 1, 1.0, 3),
+        (5, 61.0, 90, 3, (), 0, 0, 1, 1.0, 4),
+        # Batches of 4, each task 2 times slower: twice the speed.
+        (5, 120.0, 0, 1, (), 0, 0, 4, 2.0, 1),
+        (5, 121.0, 0, 1, (), 0, 0, 4, 2.0, 2),
+        # From nothing.
+        (1, 4.0, 0, 0, (), 0, 0, 1, 1.0, 1),
+        (9, 81.0, 0, 0, (), 0, 0, 1, 1.0, 5),
+    ],
+)
+def test_workers_for_a_backlog(
+    queued: int,
+    work_s: float | None,
+    recent: int,
+    ready: int,
+    started_at: tuple[float, ...],
+    draining: int,
+    owed: int,
+    batch: int,
+    slow_down: float,
+    workers: int,
+) -> None:
+    queue = Queue(queued, 1, batch, slow_down, work_s, 2.0, recent, recent, oldest_wait_s=11.0, uptime_s=1000)
+    observation = seen(queue, ready, started_at, draining, owed)
+    assert workers_for_backlog(observation, SCALING, now=100.0) == workers
+
+
+@pytest.mark.parametrize(
+    ("work_s", "recent", "ready", "started_at", "owed", "batch", "oldest_wait_s", "workers"),
+    [
+        # In the 40 s that a start takes one worker does 40 s of work, and 10 s more before anybody is late.
+        (50.0, 0, 1, (), 0, 1, 0.0, 0),
+        (51.0, 0, 1, (), 0, 1, 0.0, 1),
+        (71.0, 0, 1, (), 0, 1, 0.0, 2),
+        # Who is late already is not left waiting.
+        (50.0, 0, 1, (), 0, 1, 10.0, 0),
+        (50.0, 0, 1, (), 0, 1, 10.1, 1),
+        # Those that start serve by then, as do those that are owed.
+        (60.0, 0, 1, (100.0,), 0, 1, 0.0, 0),
+        (61.0, 0, 1, (100.0,), 0, 1, 0.0, 2),
+        (60.0, 0, 1, (), 1, 1, 0.0, 0),
+        (61.0, 0, 1, (), 1, 1, 0.0, 2),
+        # What comes meanwhile: one task of 2 s a second.
+        (70.0, 90, 3, (), 0, 1, 0.0, 0),
+        (71.0, 90, 3, (), 0, 1, 0.0, 4),
+        # Batches of 4, each task 2 times slower: twice the speed.
+        (100.0, 0, 1, (), 0, 4, 0.0, 0),
+        (101.0, 0, 1, (), 0, 4, 0.0, 1),
+    ],
+)
+def test_nobody_is_started_for_a_backlog_that_makes_nobody_late(
+    work_s: float,
+    recent: int,
+    ready: int,
+    started_at: tuple[float, ...],
+    owed: int,
+    batch: int,
+    oldest_wait_s: float,
+    workers: int,
+) -> None:
+    slow_down = 2.0 if batch > 1 else 1.0
+    queue = Queue(5, 1, batch, slow_down, work_s, 2.0, recent, recent, oldest_wait_s=oldest_wait_s, uptime_s=1000)
+    observation = seen(queue, ready, started_at, owed=owed)
+    assert workers_for_backlog(observation, SCALING, now=100.0) == workers
+
+
+def test_without_data_no_backlog_is_known() -> None:
+    assert workers_for_backlog(seen(None, 1), SCALING, 0.0) == 0

@@ -1,0 +1,255 @@
+"""The slo_work policy: what is wanted for a rate and a backlog, when it is done, and what the margin learns from."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from configs.scaling import Scaling
+from controller.policies.burstiness import Counts
+from controller.policies.slo_work import Memory, Said, decide
+from controller.types import Child, Limits, Observation, Queue, Replica, Stage
+
+LIMITS = Limits(min_workers=1, max_workers=8, start_timeout_s=60, drain_timeout_s=60, lost_after_s=10)
+SCALING = Scaling(policy="slo_work", drain_s=20, look_back_period_s=90)
+#: One task of 4 s a second, for a long time; nothing waits.
+STEADY = Queue(0, 4, 1, 1.0, 8.0, 4.0, recent=90, lately=900, uptime_s=5000.0)
+CALM = replace(STEADY, running=0, work_s=0.0, recent=0, lately=0)
+
+
+def seen(queue: Queue | None, ready: int, starting: int = 0, draining: int = 0, owed: int = 0) -> Observation:
+    stages = [Stage.READY] * ready + [Stage.STARTING] * starting + [Stage.DRAINING] * draining
+    replicas = [Replica(Child(f"w{i}", "m", f"sim:{i}", i, 0.0), stage) for i, stage in enumerate(stages)]
+    return Observation("m", queue, replicas, owed, cold_start_s=40.0)
+
+
+def scaling(**given: Any) -> Scaling:
+    return Scaling.model_validate({"policy": "slo_work", "drain_s": 20, "look_back_period_s": 90} | given)
+
+
+@pytest.mark.parametrize(
+    ("changes", "ready", "starting", "n_rate", "n_backlog", "desired"),
+    [
+        ({}, 5, 0, 5, 0, 5),
+        ({}, 1, 0, 5, 0, 5),
+        # A starting worker counts once.
+        ({}, 3, 2, 5, 0, 5),
+        ({}, 2, 2, 5, 0, 5),
+        # The usual rate has a margin, the present one none: whichever asks for more.
+        ({"recent": 0}, 1, 0, 5, 0, 5),
+        ({"recent": 180}, 1, 0, 9, 0, 8),
+        ({"mean_work_s": 0.4}, 1, 0, 1, 0, 1),
+        # Batches of four, each task twice as slow.
+        ({"batch_cap": 4, "slow_down": 2.0}, 1, 0, 3, 0, 3),
+        # Until 20 s after one more could have started, 3 workers do 180 s of 120 s that wait and 240 s that come.
+        ({"queued": 30, "work_s": 120.0}, 3, 0, 5, 12, 8),
+        # What will be done in time needs nobody more, and does not keep those who are there.
+        ({"queued": 3, "work_s": 20.0}, 6, 0, 5, 0, 5),
+        ({"queued": 9, "work_s": 30.0, "recent": 0, "lately": 0}, 2, 0, 1, 0, 1),
+        # While somebody is late nobody goes.
+        ({"queued": 9, "work_s": 30.0, "recent": 0, "lately": 0, "oldest_wait_s": 11.0}, 2, 0, 1, 2, 2),
+    ],
+)
+def test_one_look(
+    changes: dict[str, Any], ready: int, starting: int, n_rate: int, n_backlog: int, desired: int
+) -> None:
+    observation = seen(replace(STEADY, **changes), ready, starting)
+    decision, _ = decide(observation, SCALING, LIMITS, Memory(-0.5), 30.0)
+    assert (decision.inputs["n_rate"], decision.inputs["n_backlog"]) == (n_rate, n_backlog)
+    assert (decision.desired, decision.valid) == (desired, True)
+    assert decision.inputs.keys() == {"lam", "E", "W", "n_rate", "n_backlog", "z", "uneven"}
+    assert decision.reason
+
+
+@pytest.mark.parametrize(("squares", "n_rate"), [(100.0, 5), (200.0, 6), (900.0, 7)])
+def test_bunches_need_more_workers_for_the_same_rate(squares: float, n_rate: int) -> None:
+    decision, _ = decide(seen(STEADY, 5), SCALING, LIMITS, Memory(-0.5, counts=Counts(squares=squares)), 30.0)
+    assert decision.inputs["n_rate"] == n_rate
+    assert decision.inputs["uneven"] == squares / 100
+
+
+def test_no_data_is_no_decision_and_teaches_nothing() -> None:
+    before = Memory(learnt=0.5, dispatched=100, late=3)
+    decision, memory = decide(seen(None, 3), SCALING, LIMITS, before, 30.0)
+    assert (decision.desired, decision.valid) == (3, False)
+    assert memory == before
+
+
+@pytest.mark.parametrize(("queued", "ready", "desired"), [(0, 2, 2), (500, 2, 2), (500, 0, 1), (500, 9, 8)])
+def test_where_no_step_was_measured_nothing_is_guessed(queued: int, ready: int, desired: int) -> None:
+    unknown = replace(STEADY, queued=queued, work_s=None, mean_work_s=None)
+    decision, _ = decide(seen(unknown, ready), SCALING, LIMITS, Memory(), 30.0)
+    assert (decision.desired, decision.valid) == (desired, True)
+    assert "no step was measured" in decision.reason
+
+
+def test_workers_go_when_as_few_have_been_wanted_for_a_cold_start() -> None:
+    memory = Memory(-0.5)
+    history = {0.0: STEADY, 10.0: CALM, 20.0: CALM, 39.0: CALM, 40.0: CALM}
+    desired = []
+    for now, queue in history.items():
+        decision, memory = decide(seen(queue, 5), SCALING, LIMITS, memory, now)
+        desired.append(decision.desired)
+    assert desired == [5, 5, 5, 5, 1]
+
+
+def test_a_newly_started_controller_knows_that_what_it_finds_was_wanted() -> None:
+    first, memory = decide(seen(CALM, 4), SCALING, LIMITS, None, 100.0)
+    later, _ = decide(seen(CALM, 4), SCALING, LIMITS, memory, 141.0)
+    assert (first.desired, later.desired) == (4, 1)
+
+
+@pytest.mark.parametrize(
+    ("uptime_s", "ready", "initial", "desired"),
+    [(0.0, 0, 3, 3), (299.0, 5, 3, 5), (299.0, 5, None, 5), (300.0, 5, 3, 1)],
+)
+def test_nobody_goes_while_arrivals_have_not_been_counted_for_long(
+    uptime_s: float, ready: int, initial: int | None, desired: int
+) -> None:
+    young = replace(CALM, uptime_s=uptime_s)
+    hold = scaling(initial_workers=initial)
+    # The wish to go is older than its window: only the hold is left.
+    memory = None if not ready else Memory(said=(Said(-5.0, ready, 1, ready),))
+    decision, memory = decide(seen(young, ready), hold, LIMITS, memory, 100.0)
+    assert decision.desired == desired
+
+
+def test_what_begins_with_more_keeps_it_while_its_workers_start() -> None:
+    young = replace(CALM, uptime_s=1.0)
+    hold, memory = scaling(initial_workers=3), None
+    for now, starting in ((0.0, 0), (30.0, 3), (60.0, 2), (90.0, 3)):
+        decision, memory = decide(seen(young, 0, starting), hold, LIMITS, memory, now)
+        assert decision.desired == 3, now
+
+
+@pytest.mark.parametrize(
+    ("begun", "late", "z"),
+    [
+        (0, 0, 1.0),
+        (100, 0, 0.995),  # each served in time lowers it by gain times what may be late
+        (100, 1, 1.005),
+        (200, 1, 1.0),  # just as many as may be
+        (500, 500, 5.0),
+        (100_000, 0, -1.0),
+    ],
+)
+def test_the_margin_follows_the_waits_that_were_seen(begun: int, late: int, z: float) -> None:
+    fixed = scaling(feedback={"gain": 0.01, "violation_target": 0.005})
+    queue = replace(STEADY, dispatched=1000 + begun, late=10 + late)
+    _, memory = decide(seen(queue, 6), fixed, LIMITS, Memory(-0.5, dispatched=1000, late=10), 30.0)
+    assert memory.learnt == pytest.approx(z - 1.5)
+
+
+@pytest.mark.parametrize(("cold_start_s", "learnt", "z"), [(40.0, 0.0, 1.5), (10.0, 0.0, 0.5), (10.0, 5.0, 5.0)])
+def test_where_starts_are_short_less_is_kept_in_advance(cold_start_s: float, learnt: float, z: float) -> None:
+    observation = replace(seen(STEADY, 6), cold_start_s=cold_start_s)
+    decision, _ = decide(observation, SCALING, LIMITS, Memory(learnt), 30.0)
+    assert decision.inputs["z"] == z
+
+
+@pytest.mark.parametrize(
+    "memory",
+    [
+        Memory(-0.5),  # nothing was counted before
+        Memory(-0.5, dispatched=5000, late=10),  # the balancer counts anew
+        Memory(-0.5, dispatched=1000, late=990),
+        Memory(-0.5, dispatched=1000, late=10, short=True),  # more were wanted than may be
+        Memory(-0.5, dispatched=1000, late=10, waking=True),  # they came while there was no worker
+    ],
+)
+def test_the_margin_is_left_alone_where_nobody_could_have_done_better(memory: Memory) -> None:
+    queue = replace(STEADY, dispatched=2000, late=510)
+    _, after = decide(seen(queue, 6), SCALING, LIMITS, memory, 30.0)
+    assert (after.learnt, after.dispatched, after.late) == (-0.5, 2000, 510)
+
+
+def test_what_waited_for_the_first_worker_is_no_fault_of_the_margin() -> None:
+    zero, memory = scaling(min_workers=0), Memory(-0.5, dispatched=0)
+    story = [
+        (0, 0, 1, 5.0),  # one waits, no worker
+        (0, 0, 9, 35.0),
+        (1, 1, 8, 41.0),  # the first worker serves; the others have waited for long
+        (1, 5, 4, 30.0),
+        (1, 9, 0, 0.0),  # worked off
+    ]
+    for look, (ready, late, queued, oldest) in enumerate(story):
+        queue = replace(STEADY, queued=queued, dispatched=late, late=late, oldest_wait_s=oldest)
+        _, memory = decide(seen(queue, ready, 1 - ready), zero, LIMITS, memory, 30.0 * look)
+        assert memory.learnt == -0.5
+    queue = replace(STEADY, dispatched=10, late=10)
+    _, memory = decide(seen(queue, 1), zero, LIMITS, memory, 200.0)
+    assert memory.learnt > -0.5, "from then on it counts again"
+
+
+@pytest.mark.parametrize(
+    ("behavior", "wishes", "desired"),
+    [
+        ({"scale_up": {"max_step": 2}}, [(0.0, STEADY, 1)], [3]),
+        # A wake-up in between adds nothing to what one interval may.
+        ({"scale_up": {"max_step": 2}}, [(0.0, STEADY, 1), (5.0, STEADY, 3), (30.0, STEADY, 3)], [3, 3, 5]),
+        (
+            {"scale_up": {"stabilization_window_s": 40}},
+            [(0.0, CALM, 1), (30.0, STEADY, 1), (60.0, STEADY, 1)],
+            [1, 1, 5],
+        ),
+        (
+            {"scale_down": {"stabilization_window_s": 0, "max_step": 2}},
+            [(0.0, CALM, 6), (30.0, CALM, 4), (40.0, CALM, 2), (60.0, CALM, 2)],
+            [4, 2, 2, 1],
+        ),
+        ({"scale_down": {"stabilization_window_s": 0}}, [(0.0, CALM, 6)], [1]),
+        (
+            {"scale_down": {"stabilization_window_s": 100}},
+            [(0.0, STEADY, 5), (60.0, CALM, 5), (101.0, CALM, 5)],
+            [5, 5, 1],
+        ),
+    ],
+)
+def test_behavior_bounds_each_direction(
+    behavior: dict[str, Any], wishes: list[tuple[float, Queue, int]], desired: list[int]
+) -> None:
+    held, memory, decided = scaling(behavior=behavior), Memory(-0.5), []
+    for now, queue, ready in wishes:
+        decision, memory = decide(seen(queue, ready), held, LIMITS, memory, now)
+        decided.append(decision.desired)
+    assert decided == desired
+
+
+def test_memory_moves_to_another_clock() -> None:
+    memory = Memory(0.5, 10, 1, said=(Said(100.0, 4, 3, 4), Said(130.0, 4, 2, 4)), counts=Counts(100.0, 7))
+    assert memory.moved(-130.0).said == (Said(-30.0, 4, 3, 4), Said(0.0, 4, 2, 4))
+    assert memory.moved(-130.0).counts == Counts(-30.0, 7)
+    assert memory.moved(-130.0).moved(130.0) == memory
+
+
+@given(
+    st.lists(
+        st.tuples(st.floats(0.1, 100), st.one_of(st.none(), st.integers(0, 500)), st.integers(0, 300)), max_size=50
+    ),
+    st.integers(1, 3),
+    st.integers(3, 8),
+)
+def test_whatever_happens_the_number_stays_in_bounds(
+    history: list[tuple[float, int | None, int]], least: int, most: int
+) -> None:
+    limits = Limits(least, most, 60, 60, 10)
+    workers, memory, now, late = least, None, 0.0, 0
+    for seconds, tasks, recent in history:
+        now += seconds
+        late += recent
+        queue = (
+            None
+            if tasks is None
+            else Queue(tasks, 1, 2, 1.5, 4.0 * tasks, 4.0, recent, 2 * recent, 2 * late, late, uptime_s=now)
+        )
+        decision, memory = decide(seen(queue, workers), SCALING, limits, memory, now)
+        assert least <= decision.desired <= most
+        assert decision.valid == (tasks is not None)
+        assert decision.inputs == {} or -1 <= decision.inputs["z"] <= 5
+        if now < SCALING.startup_hold_s:
+            assert decision.desired >= workers, "no worker goes on an empty history"
+        workers = decision.desired

@@ -1,0 +1,122 @@
+"""Static and scheduled numbers, and policies of one's own."""
+
+from __future__ import annotations
+
+import sys
+from datetime import datetime
+from pathlib import Path
+from zoneinfo import ZoneInfo
+
+import pytest
+
+from configs.scaling import READ_BY, Scaling
+from controller.policies import MEMORIES, POLICIES, CannotImport, custom, find, schedule, static
+from controller.types import Child, Decision, Limits, Observation, Queue, Replica, Stage
+
+LIMITS = Limits(min_workers=1, max_workers=8, start_timeout_s=60, drain_timeout_s=60, lost_after_s=10)
+
+
+def seen(tasks: int | None = 0, ready: int = 1, at: str | None = None, zone: str = "UTC") -> Observation:
+    replicas = [Replica(Child(f"w{i}", "m", f"sim:{i}", i, 0.0), Stage.READY) for i in range(ready)]
+    unix_s = None if at is None else datetime.fromisoformat(at).replace(tzinfo=ZoneInfo(zone)).timestamp()
+    return Observation("m", None if tasks is None else Queue(tasks, 0), replicas, unix_s=unix_s)
+
+
+def test_the_configuration_knows_the_same_policies() -> None:
+    assert READ_BY.keys() == POLICIES.keys()
+    assert MEMORIES.keys() <= POLICIES.keys()
+
+
+@pytest.mark.parametrize(
+    ("initial", "least", "tasks", "desired"), [(None, 2, 500, 2), (3, 1, 0, 3), (3, 1, None, 3), (12, 1, 0, 8)]
+)
+def test_static_holds_its_number(initial: int | None, least: int, tasks: int | None, desired: int) -> None:
+    fixed = Scaling(policy="static", min_workers=least, initial_workers=initial)
+    limits = Limits(least, 8, 60, 60, 10)
+    decision, _ = static.decide(seen(tasks), fixed, limits, None, 0.0)
+    assert (decision.desired, decision.valid) == (desired, True)
+
+
+DAY = [{"cron": "0 8 * * 1-5", "workers": 4}, {"cron": "0 20 * * *", "workers": 1}]
+
+
+@pytest.mark.parametrize(
+    ("entries", "at", "zone", "workers"),
+    [
+        (DAY, "2026-06-17T07:59:59", "UTC", 1),  # a Wednesday
+        (DAY, "2026-06-17T08:00:00", "UTC", 4),
+        (DAY, "2026-06-17T19:59:59", "UTC", 4),
+        (DAY, "2026-06-17T20:00:00", "UTC", 1),
+        (DAY, "2026-06-20T12:00:00", "UTC", 1),  # a Saturday
+        # The last entry that began counts, of two at once the later in the list.
+        ([{"cron": "0 8 * * *", "workers": 2}, {"cron": "0 8 1 * *", "workers": 5}], "2026-07-01T09:00:00", "UTC", 5),
+        ([{"cron": "0 8 1 * *", "workers": 5}, {"cron": "0 8 * * *", "workers": 2}], "2026-07-01T09:00:00", "UTC", 2),
+        # Eight in Tokyo is 23 in UTC the day before.
+        ([{"cron": "0 8 * * *", "workers": 6, "timezone": "Asia/Tokyo"}, DAY[1]], "2026-06-16T23:30:00", "UTC", 6),
+        ([{"cron": "0 8 * * *", "workers": 6, "timezone": "Asia/Tokyo"}, DAY[1]], "2026-06-16T22:30:00", "UTC", 1),
+        # The clocks of Berlin were set forward on this day.
+        ([{"cron": "0 8 * * *", "workers": 6, "timezone": "Europe/Berlin"}, DAY[1]], "2026-03-29T06:00:00", "UTC", 6),
+        ([{"cron": "0 8 * * *", "workers": 6, "timezone": "Europe/Berlin"}, DAY[1]], "2026-03-29T05:59:00", "UTC", 1),
+    ],
+)
+def test_the_entry_in_force(entries: list[dict[str, object]], at: str, zone: str, workers: int) -> None:
+    scaling = Scaling.model_validate({"policy": "schedule", "schedule": entries})
+    decision, _ = schedule.decide(seen(at=at, zone=zone), scaling, LIMITS, None, 0.0)
+    assert (decision.desired, decision.valid) == (workers, True)
+
+
+def test_without_the_time_of_day_a_schedule_decides_nothing() -> None:
+    scaling = Scaling.model_validate({"policy": "schedule", "schedule": DAY})
+    decision, _ = schedule.decide(seen(ready=3), scaling, LIMITS, None, 0.0)
+    assert (decision.desired, decision.valid) == (3, False)
+
+
+OWN = """
+from controller.types import Decision
+
+def scale(observation):
+    return Decision(observation.queue.queued // 10, "ten each")
+
+def number(observation):
+    return 3
+
+nothing = 7
+"""
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder that modules are imported from."""
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(sys, "modules", dict(sys.modules))
+    (tmp_path / "tens.py").write_text(OWN)
+    (tmp_path / "broken.py").write_text("import no_such_module_anywhere")
+    return tmp_path
+
+
+@pytest.mark.usefixtures("folder")
+def test_a_policy_of_ones_own_decides() -> None:
+    decision, _ = find("tens:scale")(seen(40), Scaling(policy="tens:scale"), LIMITS, None, 0.0)
+    assert decision == Decision(4, "ten each")
+
+
+@pytest.mark.usefixtures("folder")
+@pytest.mark.parametrize(
+    ("path", "says"),
+    [
+        ("nowhere:scale", "nowhere cannot be imported (ModuleNotFoundError: No module named 'nowhere')"),
+        ("broken:scale", "broken cannot be imported (ModuleNotFoundError: No module named 'no_such_module_anywhere')"),
+        ("tens:scales", "tens has no function scales"),
+        ("tens:nothing", "tens has no function nothing"),
+    ],
+)
+def test_a_policy_that_cannot_be_had_is_refused(path: str, says: str) -> None:
+    with pytest.raises(CannotImport) as refused:
+        find(path)
+    assert says in str(refused.value)
+
+
+@pytest.mark.usefixtures("folder")
+def test_what_is_no_decision_is_told() -> None:
+    with pytest.raises(custom.Mistaken, match="must return a Decision with a whole number, not 3"):
+        find("tens:number")(seen(1), Scaling(policy="tens:number"), LIMITS, None, 0.0)

@@ -1,0 +1,30 @@
+"""The line that the controller prints for people to try the server with."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+
+import pytest
+
+from controller.runtime.console import example
+
+URL = "http://127.0.0.1:8000"
+PLAIN = [
+    *("curl", "-s", f"{URL}/v1/images/generations", "-H", "content-type: application/json"),
+    *("-d", '{"model": "it\'s", "prompt": "a handwritten seven"}'),
+]
+
+
+@pytest.mark.parametrize(
+    ("certificate", "keyed", "words"),
+    [
+        (None, False, PLAIN),
+        (None, True, [*PLAIN[:5], "-H", "authorization: Bearer $MUSTER_KEY", *PLAIN[5:]]),
+        (Path("/my files/cert.pem"), False, [*PLAIN[:2], "--cacert", "/my files/cert.pem", *PLAIN[2:]]),
+    ],
+)
+def test_the_example_asks_with_what_the_server_wants(certificate: Path | None, keyed: bool, words: list[str]) -> None:
+    line = example(URL, "it's", certificate=certificate, keyed=keyed)
+    assert shlex.split(line) == words
+    assert ('"authorization: Bearer $MUSTER_KEY"' in line) is keyed, "the shell is to fill it in"

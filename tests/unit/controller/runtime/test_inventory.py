@@ -1,0 +1,146 @@
+"""What the configuration makes of a machine: who may go where, and what is refused before anything starts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from configs.load import ConfigError, load
+from configs.settings import Settings
+from controller.runtime.inventory import Refused, device_slots, left_over, machine_of, models_of, pool_of, too_large
+from controller.types import Device
+
+GIB = 2**30
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> Any:
+    def make(models: dict[str, Any], **sections: Any) -> Settings:
+        file = tmp_path / "muster.yaml"
+        file.write_text(yaml.safe_dump({"models": models, **sections}))
+        return load(file, {"data_dir": str(tmp_path)})
+
+    return make
+
+
+def gpus(*gib: int | None) -> list[Device]:
+    return [Device(f"cuda:{n}", None if size is None else size * GIB) for n, size in enumerate(gib)]
+
+
+@pytest.mark.parametrize(
+    ("names", "cores", "least", "slots"),
+    [
+        (["cuda:0", "cuda:1"], 16, 1, ["cuda:0", "cuda:1"]),
+        (["cuda:2", "cuda:5"], 16, 2, ["cuda:2", "cuda:5"]),
+        (["cuda:0"], 16, 2, ["cuda:0", "cuda:0"]),
+        (["cuda:0", "cuda:1"], 16, 3, ["cuda:0", "cuda:1", "cuda:0"]),
+        ([], 2, 1, ["cpu:0", "cpu:1"]),
+        ([], 1, 2, ["cpu:0", "cpu:1"]),
+    ],
+)
+def test_device_slots(names: list[str], cores: int, least: int, slots: list[str]) -> None:
+    assert device_slots(names, cores, least) == slots
+
+
+def test_models_share_counted_gpus_by_memory_and_uncounted_ones_by_places(settings: Any) -> None:
+    three = settings({"a": {}, "b": {}, "c": {}})
+    counted = models_of(three, machine_of(three, gpus(80, 80), 8))
+    assert [model.slots for model in counted.values()] == [["cuda:0", "cuda:1"]] * 3
+    uncounted = models_of(three, machine_of(three, gpus(None, None), 8))
+    assert [model.slots for model in uncounted.values()] == [["cuda:0", "cuda:1", "cuda:0"]] * 3
+    assert [model.limits.max_workers for model in counted.values()] == [2] * 3
+
+
+def test_simulated_models_compete_where_devices_are_configured_and_else_find_as_many_as_they_like(
+    settings: Any,
+) -> None:
+    models = {"a": {"engine": "sim"}, "b": {"engine": "sim", "scaling": {"max_workers": 3}}, "real": {}}
+    free = settings(models)
+    machine = machine_of(free, [], 2)
+    assert {name: len(model.slots) for name, model in models_of(free, machine).items()} == {"a": 9, "b": 9, "real": 2}
+    bound = settings(models, devices={"simulated": [{"memory": "24GiB"}, {"memory": "80GiB", "count": 2}]})
+    machine = machine_of(bound, [], 2)
+    assert machine.simulated == [Device("sim:0", 24 * GIB), Device("sim:1", 80 * GIB), Device("sim:2", 80 * GIB)]
+    found = models_of(bound, machine)
+    assert found["a"].slots == found["b"].slots == ["sim:0", "sim:1", "sim:2"]
+    assert found["a"].limits.max_workers == 3
+    assert pool_of(bound, machine, {}).largest == Device("sim:1", 80 * GIB)
+
+
+def test_with_sharing_auto_means_as_many_as_fit(settings: Any) -> None:
+    sections = {"devices": {"share": True, "simulated": [{"memory": "24GiB", "count": 2}]}}
+    shared = settings({"a": {"engine": "sim", "gpu_memory": "10GiB"}, "b": {"engine": "sim"}}, **sections)
+    found = models_of(shared, machine_of(shared, [], 1))
+    assert {name: model.limits.max_workers for name, model in found.items()} == {"a": 4, "b": 2}
+
+
+def test_a_model_that_fits_no_gpu_is_refused_with_what_to_change(settings: Any) -> None:
+    large = settings({"a": {"gpu_memory": "96GiB"}, "b": {"gpu_memory": "80GiB"}, "c": {}})
+    machine = machine_of(large, gpus(24, 80), 8)
+    [problem] = too_large(models_of(large, machine), machine)
+    assert problem == (
+        "models.a.gpu_memory is 96.0 GiB, but the largest GPU (cuda:1) has 80.0 GiB: set what a worker needs "
+        "(a smaller dtype or max_batch_size needs less), or take the model out"
+    )
+    on_cpu = machine_of(large, [], 8)
+    assert too_large(models_of(large, on_cpu), on_cpu) == []
+
+
+@pytest.mark.parametrize(
+    ("needs", "least", "left"),
+    [
+        ({"a": "20GiB", "b": "20GiB"}, 1, []),
+        # The large one goes first, so that the small ones find room beside each other.
+        ({"a": "12GiB", "b": "24GiB", "c": "12GiB"}, 1, []),
+        ({"a": "20GiB", "b": "20GiB", "c": "20GiB"}, 1, ["1 of 1 of c"]),
+        ({"a": "10GiB"}, 4, []),
+        ({"a": "10GiB"}, 6, ["2 of 6 of a"]),
+        ({"a": "auto", "b": "auto", "c": "auto"}, 1, []),
+    ],
+)
+def test_minimums_that_do_not_fit_together_are_told(
+    settings: Any, needs: dict[str, str], least: int, left: list[str]
+) -> None:
+    models = {name: {"gpu_memory": need, "scaling": {"min_workers": least}} for name, need in needs.items()}
+    made = settings(models)
+    machine = machine_of(made, gpus(24, 24), 8)
+    assert left_over(models_of(made, machine), machine, share=False) == left
+
+
+def test_what_is_measured_is_kept_by_what_the_worker_loads(settings: Any) -> None:
+    def weights(**model: Any) -> str:
+        made = settings({"m": model})
+        return models_of(made, machine_of(made, [], 1))["m"].weights
+
+    assert weights() == weights(scaling={"min_workers": 2}, gpu_memory="9.5GiB")
+    assert len({weights(), weights(dtype="float16"), weights(path="other"), weights(max_batch_size=4)}) == 4
+
+
+def test_a_policy_that_cannot_be_imported_is_refused_by_name(settings: Any) -> None:
+    made = settings({"m": {"scaling": {"policy": "no_such_package.policies:mine"}}})
+    with pytest.raises(Refused, match=r"models\.m\.scaling\.policy: .*no_such_package"):
+        models_of(made, machine_of(made, [], 1))
+
+
+@pytest.mark.parametrize(
+    ("sections", "model", "told"),
+    [
+        ({}, {"gpu_memory": "lots"}, "models.m.gpu_memory = 'lots'"),
+        ({}, {"gpu_memory": 0}, "must be more than nothing, such as 9.5GiB"),
+        ({"devices": {"simulated": [{"count": 2}]}}, {}, "devices.simulated"),
+        ({"devices": {"simulated": [{"memory": "24GiB", "count": 0}]}}, {}, "devices.simulated"),
+        ({"devices": {"memory_margin": -0.1}}, {}, "devices.memory_margin = -0.1"),
+    ],
+)
+def test_bad_values_are_refused(settings: Any, sections: dict[str, Any], model: dict[str, Any], told: str) -> None:
+    with pytest.raises(ConfigError) as refusal:
+        settings({"m": model}, **sections)
+    assert told in str(refusal.value)
+
+
+@pytest.mark.parametrize(("text", "size"), [("9.5GiB", 9.5 * GIB), ("24 GB", 24e9), (1024, 1024)])
+def test_sizes(settings: Any, text: str | int, size: float) -> None:
+    assert settings({"m": {"gpu_memory": text}}).models["m"].gpu_memory == size

@@ -1,0 +1,160 @@
+"""What the controller makes of the balancer's snapshot, of silence, and of what the driver shows."""
+
+from __future__ import annotations
+
+import pytest
+from aiohttp import web
+from aiohttp.test_utils import TestServer
+
+from controller.balancer_client import Balancer, url_of
+from controller.runtime.gpus import visible
+from controller.runtime.observe import Hearing, observe
+from controller.types import Child, Queue, Stage
+from wire.messages import Counters
+from wire.snapshot import ModelStats, Snapshot, WorkerState, WorkerStats
+
+
+def stats(
+    worker: str, state: WorkerState = "ready", slots: int = 4, assigned: int = 1, running: int = 2
+) -> WorkerStats:
+    return WorkerStats(worker, "m", "sim:0", 1, state, slots, assigned, running, 0.1, 0.0, 0.0, 0, Counters())
+
+
+def snapshot(*workers: WorkerStats, uptime_s: float = 1000.0) -> Snapshot:
+    return Snapshot(0.0, uptime_s, [ModelStats("m", 7, 3, None, 0.0, 0.0, 0.0)], list(workers))
+
+
+def child(name: str, model: str = "m", drained_at: float | None = None) -> Child:
+    return Child(name, model, "sim:0", 1, 0.0, drained_at)
+
+
+@pytest.mark.parametrize(
+    ("own", "told", "stage", "load"),
+    [
+        (child("w"), snapshot(stats("w")), Stage.READY, 3),
+        (child("w"), snapshot(stats("w", "silent")), Stage.READY, 3),
+        # It has said Hello, but offers no slot yet; or is not known at all.
+        (child("w"), snapshot(stats("w", slots=0, assigned=0, running=0)), Stage.STARTING, 0),
+        (child("w"), snapshot(), Stage.STARTING, 0),
+        (child("w"), None, Stage.STARTING, 0),
+        (child("w", drained_at=5.0), snapshot(stats("w")), Stage.DRAINING, 3),
+        # Its operator told it, not we.
+        (child("w"), snapshot(stats("w", "draining", slots=0)), Stage.DRAINING, 3),
+    ],
+)
+def test_the_stage_of_a_worker(own: Child, told: Snapshot | None, stage: Stage, load: int) -> None:
+    hearing = Hearing()
+    if told is not None:
+        hearing.listen(told, 10.0)
+    seen = observe("m", [own, child("other", model="n")], told, hearing, 10.0)
+    assert [(r.child.id, r.stage, r.load, r.unheard_since) for r in seen.replicas] == [("w", stage, load, None)]
+    assert seen.queue == (None if told is None else Queue(7, 3, uptime_s=1000.0))
+
+
+def test_every_number_of_the_balancer_reaches_the_policy() -> None:
+    told = ModelStats("m", 7, 3, 9.0, 4.5, 0.1, 0.2, 8, 2.5, 80.0, 6.5, 40, 400, 1000, 10, 33, 2)
+    seen = observe("m", [], Snapshot(0.0, 1234.0, [told], []), Hearing(), 10.0)
+    assert seen.queue == Queue(
+        queued=7,
+        running=3,
+        batch_cap=8,
+        slow_down=2.5,
+        work_s=80.0,
+        mean_work_s=6.5,
+        recent=40,
+        lately=400,
+        dispatched=1000,
+        late=10,
+        oldest_wait_s=4.5,
+        elsewhere=2,
+        uptime_s=1234.0,
+    )
+    assert observe("n", [], Snapshot(0.0, 1234.0, [told], []), Hearing(), 10.0).queue is None, "of another model"
+
+
+def test_a_stuck_worker_is_told_from_one_that_is_silent() -> None:
+    hearing = Hearing()
+    told = snapshot(stats("w", "stuck"), stats("v", "silent"))
+    hearing.listen(told, 10.0)
+    seen = observe("m", [child("w"), child("v")], told, hearing, 10.0)
+    assert [(r.child.id, r.stage, r.stuck) for r in seen.replicas] == [
+        ("w", Stage.READY, True),
+        ("v", Stage.READY, False),
+    ]
+
+
+def test_a_worker_stays_ready_while_the_balancer_is_away() -> None:
+    hearing = Hearing()
+    assert hearing.listen(snapshot(stats("w")), 10.0) == ["w"]
+    assert hearing.listen(snapshot(stats("w")), 11.0) == [], "it is new once"
+    [replica] = observe("m", [child("w")], None, hearing, 500.0).replicas
+    assert (replica.stage, replica.unheard_since) == (Stage.READY, None)
+
+
+def test_silence_counts_from_the_last_word_or_from_the_start_of_a_new_balancer() -> None:
+    hearing = Hearing()
+    hearing.listen(snapshot(stats("w")), 10.0)
+    hearing.listen(snapshot(), 40.0)
+    assert hearing.unheard_since("w", snapshot(), 40.0) == 10.0
+    assert hearing.unheard_since("w", snapshot(uptime_s=5.0), 40.0) == 35.0
+    assert hearing.unheard_since("w", None, 40.0) is None
+    assert hearing.unheard_since("never", snapshot(), 40.0) is None
+    hearing.listen(snapshot(stats("w")), 41.0)
+    assert hearing.unheard_since("w", snapshot(), 41.0) is None
+    hearing.forget("w")
+    assert hearing.listen(snapshot(stats("w")), 42.0) == ["w"]
+
+
+@pytest.mark.parametrize(
+    ("host", "url"),
+    [
+        ("127.0.0.1", "http://127.0.0.1:8000"),
+        ("0.0.0.0", "http://127.0.0.1:8000"),
+        ("::", "http://[::1]:8000"),
+        ("example.org", "http://example.org:8000"),
+    ],
+)
+def test_where_the_balancer_is_asked(host: str, url: str) -> None:
+    assert url_of(host, 8000, tls=False) == url
+    assert url_of(host, 8000, tls=True) == url.replace("http://", "https://")
+
+
+async def test_any_answer_but_a_snapshot_is_no_data() -> None:
+    good = (
+        b'{"time": 1, "uptime_s": 2, "workers": [],'
+        b' "models": [{"model": "m", "queued": 1, "running": 0, "queued_work_s": null,'
+        b' "oldest_wait_s": 0, "arrival_rate": 0, "service_rate": 0}]}'
+    )
+    answers = {"good": (200, good), "empty": (200, b""), "other": (200, b'{"hello": 1}'), "broken": (500, good)}
+
+    async def handle(request: web.Request) -> web.Response:
+        status, body = answers[request.headers["authorization"].removeprefix("Bearer ")]
+        return web.Response(status=status, body=body)
+
+    app = web.Application()
+    app.router.add_get("/internal/snapshot", handle)
+    async with TestServer(app) as server:
+        url = f"http://127.0.0.1:{server.port}"
+        found = {token: await Balancer(url, token).snapshot() for token in answers}
+    assert [token for token, answer in found.items() if answer is not None] == ["good"]
+    assert found["good"] is not None
+    assert found["good"].models[0].queued == 1
+    assert await Balancer(url, "good").snapshot() is None, "nobody listens there any more"
+
+
+@pytest.mark.parametrize(
+    ("allowed", "expected"),
+    [
+        (None, [0, 1, 2]),
+        ("", []),
+        ("-1", []),
+        ("1", [1]),
+        ("2, 0", [0, 2]),
+        ("GPU-b", [1]),
+        ("GPU-a000,2", [0, 2]),
+        ("NoDevFiles", []),
+    ],
+)
+def test_only_gpus_that_were_given_to_us_are_used(allowed: str | None, expected: list[int]) -> None:
+    uuids = ["GPU-a000-1", "GPU-b000-2", "GPU-c000-3"]
+    assert [index for index, uuid in enumerate(uuids) if visible(index, uuid, allowed)] == expected

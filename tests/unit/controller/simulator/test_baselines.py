@@ -1,0 +1,140 @@
+"""The known autoscalers, against their formulas worked out by hand: what is seen at each tick, and what they want."""
+
+from __future__ import annotations
+
+import pytest
+
+from controller.simulator.agents import Autoscaler, Seen
+from controller.simulator.reference import BASELINES, Hpa, Kpa, Ray, Seed, Static
+from controller.types import Limits
+
+LIMITS = Limits(1, 20, 600, 60, 10)
+ZERO = Limits(0, 20, 600, 60, 10)
+
+
+def seen(total: int, ready: int, starting: int = 0, *, queued: int | None = None, limits: Limits = LIMITS) -> Seen:
+    waiting = max(total - ready, 0) if queued is None else queued
+    return Seen(waiting, total - waiting, ready, starting, limits)
+
+
+def wishes(autoscaler: Autoscaler, looks: list[Seen]) -> list[int]:
+    """What it wants, asked once per interval."""
+    return [autoscaler.desired(look, number * autoscaler.interval_s) for number, look in enumerate(looks)]
+
+
+# ---- Ray Serve: requests / target, held
+
+
+def test_ray_waits_for_its_delay_before_it_adds() -> None:
+    assert wishes(Ray(), [seen(8, 1)] * 32) == [1] * 30 + [4] * 2
+
+
+def test_ray_averages_over_the_look_back() -> None:
+    ray = Ray(look_back_period_s=4, upscale_delay_s=0)
+    # The mean of the last four is 0, 0, 0, 2, 4, ...: a step of 8 requests is taken in by quarters.
+    assert wishes(ray, [seen(0, 1)] * 3 + [seen(8, 1)] * 4) == [1, 1, 1, 1, 2, 3, 4]
+
+
+def test_ray_removes_after_ten_minutes_only() -> None:
+    ray = Ray(look_back_period_s=1)
+    assert set(wishes(ray, [seen(2, 4)] * 600)) == {4}
+    assert ray.desired(seen(2, 4), 601.0) == 1
+
+
+def test_ray_starts_from_nothing_at_once_and_comes_to_nothing_by_way_of_one() -> None:
+    assert Ray().desired(seen(1, 0, limits=ZERO), 0.0) == 1
+    ray = Ray(look_back_period_s=1, downscale_delay_s=0)
+    assert wishes(ray, [seen(0, 3, limits=ZERO), seen(0, 1, limits=ZERO)]) == [1, 0]
+
+
+def test_ray_moves_by_its_factors() -> None:
+    assert Ray(upscaling_factor=0.5, upscale_delay_s=0).desired(seen(20, 2), 0.0) == 6
+    assert Ray(downscaling_factor=0.5, downscale_delay_s=0).desired(seen(2, 3), 0.0) == 2
+
+
+# ---- Knative
+
+
+def test_kpa_counts_concurrency_against_seven_tenths() -> None:
+    kpa = Kpa(container_concurrency=4)
+    # 14 requests / 2.8 = 5; the five pods of the last answer serve by now, so it does not panic.
+    assert kpa.desired(seen(14, 5), 0.0) == 5
+
+
+def test_kpa_panics_at_twice_what_its_pods_can_and_then_never_goes_down() -> None:
+    kpa = Kpa()
+    assert kpa.desired(seen(7, 2), 0.0) == 10
+    quiet = [kpa.desired(seen(0, 10), 2.0 * tick) for tick in range(1, 30)]
+    assert set(quiet) == {10}, "for the whole stable window"
+    assert kpa.desired(seen(0, 10), 70.0) == 5, "then by half of the pods at most"
+
+
+# ---- Kubernetes and KEDA
+
+
+@pytest.mark.parametrize(
+    ("total", "replicas", "wanted"),
+    [
+        (4, 4, 4),
+        (19, 18, 18),  # within a tenth of the target nothing changes
+        (43, 18, 20),
+        (12, 10, 12),
+        (9, 10, 10),  # down only after five minutes
+        (20, 2, 6),  # up by four pods or as many as there are
+        (20, 6, 12),
+    ],
+)
+def test_hpa(total: int, replicas: int, wanted: int) -> None:
+    assert Hpa(target=1).desired(seen(total, replicas), 0.0) == wanted
+
+
+def test_hpa_keeps_the_most_of_five_minutes() -> None:
+    hpa = Hpa(target=1)
+    assert hpa.desired(seen(8, 4), 0.0) == 8
+    assert hpa.desired(seen(2, 8), 300.0) == 8
+    assert hpa.desired(seen(2, 8), 316.0) == 2
+
+
+def test_hpa_counts_starting_workers() -> None:
+    assert Hpa(target=1).desired(seen(8, 2, 6), 0.0) == 8
+
+
+def test_keda_sees_only_what_waits() -> None:
+    keda = BASELINES["keda"](1, 20)
+    assert keda.desired(seen(22, 2, queued=20), 0.0) == 4
+    assert keda.desired(seen(10, 10, queued=0), 1000.0) == 1, "no queue: the least, though ten are at work"
+
+
+# ---- the original
+
+
+@pytest.mark.parametrize(
+    ("total", "ready", "starting", "wanted"),
+    [
+        (8, 2, 0, 3),
+        (7, 2, 0, 2),
+        (1, 2, 0, 1),
+        (2, 2, 0, 2),
+        (8, 1, 1, 2),  # 8 / (2 + 1) is below 4: the one that starts is counted twice
+        (80, 20, 0, 20),
+        (0, 1, 0, 1),
+    ],
+)
+def test_seed(total: int, ready: int, starting: int, wanted: int) -> None:
+    assert Seed(max_batch_size=4).desired(seen(total, ready, starting), 0.0) == wanted
+
+
+def test_seed_without_the_double_count() -> None:
+    assert Seed(max_batch_size=4, counts_twice=False).desired(seen(8, 1, 1), 0.0) == 3
+
+
+def test_static() -> None:
+    assert Static(7).desired(seen(0, 7), 0.0) == 7
+    assert Static(70).desired(seen(0, 7), 0.0) == 20
+
+
+@pytest.mark.parametrize("name", BASELINES)
+def test_bounds_hold(name: str) -> None:
+    autoscaler = BASELINES[name](4, 20)
+    for tick, total in enumerate([0, 1, 500, 3, 80, 0, 0, 0]):
+        assert 1 <= autoscaler.desired(seen(total, 1 + tick), tick * 400.0) <= 20

@@ -1,0 +1,149 @@
+"""The commands `simulate` and `tune`, and the search for settings."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+import yaml
+
+from configs.scaling import Scaling
+from controller.simulator.cli import main
+from controller.simulator.random_search import Settings, ranges, search, tree
+from controller.simulator.results import Row
+from controller.simulator.scenario_options import changed, fields
+from controller.simulator.tune import main as tune
+
+
+def test_search_finds_the_cheapest_that_holds_the_goal() -> None:
+    space = ranges("slo_work", Scaling(), 1)
+
+    def evaluate(candidates: Sequence[Settings]) -> list[Row]:
+        # The cheapest that holds the goal has 20 s.
+        drains = [one.get("drain_s", 60.0) for one in candidates]
+        return [Row("p", "m", 1, 0, 1.0 if s >= 20 else 0.9, 0, 0, 0, s, 0, 0, 0, 1.0) for s in drains]
+
+    best = search(space, 0.99, 80, evaluate, seed=1)
+    assert best.row.in_slo == 1.0
+    assert 20 <= best.settings["drain_s"] < 22
+    assert search(space, 0.99, 80, evaluate, seed=1) == best
+
+
+def test_fields_become_sections() -> None:
+    assert tree({"a": 1.0, "b.c": 2.0, "b.d.e": 3.0}) == {"a": 1.0, "b": {"c": 2.0, "d": {"e": 3.0}}}
+    assert fields(["interval_s=10", "slo.max_wait_s=5", "policy=static"]) == {
+        "interval_s": 10,
+        "slo": {"max_wait_s": 5},
+        "policy": "static",
+    }
+
+
+def test_another_policy_keeps_what_it_can_read() -> None:
+    scaling = Scaling(policy="queue_depth", scale_up_at=3, scale_down_at=1, max_workers=7)
+    other = changed(scaling, {"policy": "slo_work", "feedback": {"gain": 0.02}})
+    assert (other.policy, other.max_workers, other.feedback.gain) == ("slo_work", 7, 0.02)
+
+
+# ---- the command
+
+
+def test_command_writes_what_it_shows(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = tmp_path / "muster.yaml"
+    model = {"engine": "sim", "max_batch_size": 4, "scaling": {"max_workers": 3}}
+    config.write_text(yaml.safe_dump({"models": {"m": model}}))
+    options = ["--config", str(config), "--trace", "synthetic:poisson?rate=0.2&hours=0.1"]
+    options += ["--policy", "slo_work", "--policy", "hpa", "--policy", "peak", "--bound", "search"]
+    assert main([*options, "--json", str(tmp_path / "out.json"), "--plot", str(tmp_path / "out.png")]) == 0
+    shown = capsys.readouterr().out
+    result = json.loads((tmp_path / "out.json").read_text())
+    assert {row["pilot"] for row in result["rows"]} == {"slo_work", "hpa", "peak"}
+    assert all(row["ratio"] >= 0.99 for row in result["rows"])
+    assert all(row["pilot"] in shown for row in result["rows"])
+    assert (tmp_path / "out.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (["--trace", "none.csv"], "cannot be read"),
+        (["--trace", "synthetic:poisson?hours=0.1", "--preset", "s2", "--policy", "best"], "no such policy: best"),
+        (["--trace", "synthetic:poisson?hours=0.1", "--preset", "s2", "--gpus", "0"], "--gpus"),
+        (["--trace", "synthetic:poisson?hours=0.1", "--preset", "s2", "--f0", "2"], "--f0"),
+        (["--trace", "synthetic:poisson?hours=0.1", "--preset", "s2", "--bound", "low"], "--bound"),
+        (["--trace", "synthetic:poisson?hours=0.1", "--preset", "s2", "--cold-start", "0"], "--cold-start"),
+        (["--trace", "synthetic:poisson?hours=0.1", "--curve", "1,0.5"], "--curve"),
+        (["--trace", "synthetic:poisson?hours=0.1", "--preset", "s2", "--hours", "x"], "--hours"),
+        (["--trace", "synthetic:poisson?hours=0.1", "--preset", "s2", "--policy", "nowhere.to:be"], "nowhere"),
+        (["--trace", "synthetic:poisson?hours=0.1", "--preset", "s2", "--policy", "schedule"], "needs entries"),
+        (["--trace", "synthetic:poisson?hours=0.1", "--preset", "s2", "--set", "interval_s=-1"], "interval_s"),
+        (["--trace", "synthetic:poisson?hours=0.1", "--preset", "s2", "--set", "interval_s"], "KEY=VALUE"),
+        (["--trace", "synthetic:poisson?hours=0.1", "--preset", "s2", "--hours", "5-6"], "no requests"),
+    ],
+)
+def test_command_refuses(options: list[str], says: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(options) == 2
+    assert says in capsys.readouterr().err
+
+
+def test_models_keep_their_own_policies(tmp_path: Path) -> None:
+    config, trace = tmp_path / "muster.yaml", tmp_path / "trace.csv"
+    models = {
+        name: {"engine": "sim", "scaling": {"max_workers": 2, "policy": policy}}
+        for name, policy in (("a", "static"), ("b", "queue_depth"))
+    }
+    config.write_text(yaml.safe_dump({"models": models}))
+    trace.write_text("arrival_s,model,exec_s\n" + "".join(f"{n},{'ab'[n % 2]},3\n" for n in range(120)))
+    assert main(["--config", str(config), "--trace", str(trace), "--json", str(tmp_path / "out.json")]) == 0
+    rows = json.loads((tmp_path / "out.json").read_text())["rows"]
+    assert [(row["pilot"], row["model"], row["requests"]) for row in rows] == [
+        ("as configured", "a", 60),
+        ("as configured", "b", 60),
+        ("as configured", "all", 120),
+    ]
+    assert rows[0]["cold_starts"] == 0
+
+
+def test_a_policy_of_ones_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "mine_to_simulate.py").write_text(
+        "from controller.types import Decision\n\n\ndef two(observation):\n    return Decision(2, 'two is company')\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    options = [
+        "--preset",
+        "s2",
+        "--trace",
+        "synthetic:poisson?rate=0.1&hours=0.2",
+        "--json",
+        str(tmp_path / "out.json"),
+    ]
+    assert main([*options, "--policy", "mine_to_simulate:two"]) == 0
+    (row,) = json.loads((tmp_path / "out.json").read_text())["rows"]
+    assert row["cold_starts"] == 1
+
+
+# ---- tune
+
+
+def test_tune_prints_settings_that_can_be_used(capsys: pytest.CaptureFixture[str]) -> None:
+    options = ["--trace", "synthetic:poisson?rate=0.5&hours=0.4", "--preset", "s3", "--within", "8", "--goal", "90"]
+    status = tune([*options, "--tries", "9", "--jobs", "1"])
+    told = capsys.readouterr()
+    found = Scaling.model_validate(yaml.safe_load(told.out)["scaling"])
+    assert (found.policy, found.slo.max_wait_s, found.slo.percentile) == ("slo_work", 8, 90)
+    assert "on the rest, with the defaults" in told.err
+    assert status == ("is not held" in told.err)
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (["--part", "1"], "--part must lie between 0 and 1"),
+        (["--policy", "static"], "nothing to search for"),
+        (["--part", "0.001"], "both parts of the trace must have requests"),
+    ],
+)
+def test_tune_refuses(options: list[str], says: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert tune(["--trace", "synthetic:poisson?rate=0.05&hours=0.2", "--preset", "s2", *options]) == 2
+    assert says in capsys.readouterr().err

@@ -1,0 +1,196 @@
+"""Whole simulations: who is asked when, what comes of it, and that it is the same each time."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+
+from configs.scaling import Scaling
+from controller.autoscaler.autoscaler import Thought
+from controller.planning.plan import Plan
+from controller.simulator.agents import Look
+from controller.simulator.cli import run
+from controller.simulator.model_sim import Service
+from controller.simulator.results import Row, rows, total
+from controller.simulator.scenarios import PRESETS, VARIANTS, Scenario, Traffic, from_preset
+from controller.simulator.synthetic import make
+from controller.types import Exit, Observation
+
+
+def scenario(times: list[float], work: list[float], *, most: int = 3, span_s: float = 60.0, **service: Any) -> Scenario:
+    scaling = Scaling(max_workers=most, policy="static")
+    return Scenario({"m": Traffic(times, work)}, {"m": Service("m", **service)}, {"m": scaling}, most, span_s)
+
+
+class Watcher:
+    """A pilot that does nothing but note when it is asked, and what it sees."""
+
+    def __init__(self, every_s: float) -> None:
+        self.every_s = every_s
+        self.asked: list[float] = []
+        self.seen: list[Observation] = []
+        self.dead: list[str] = []
+        #: When it was asked whether it stirs, and what it saw then.
+        self.stirred: list[tuple[float, Observation]] = []
+
+    def think(self, look: Look, now: float) -> Thought:
+        self.asked.append(now)
+        self.seen.append(look("m"))
+        return Thought(Plan([], {}), [])
+
+    def due_at(self) -> float:
+        return self.asked[-1] + self.every_s
+
+    def stirs(self, waiting: Sequence[str], look: Look, now: float) -> bool:
+        for name in waiting:
+            self.stirred.append((now, look(name)))
+        return False
+
+    def died(self, ended: Exit) -> None:
+        self.dead.append(ended.child.id)
+
+    def wanted(self, model: str) -> int:
+        return 1
+
+
+def watched(given: Scenario, every_s: float = 30.0) -> Watcher:
+    pilot = Watcher(every_s)
+    given.run(pilot, given.roles())
+    return pilot
+
+
+def test_a_pilot_is_asked_at_its_tick_and_every_second_while_anything_waits() -> None:
+    pilot = watched(scenario([10.2, 10.4], [2.0, 2.0]))
+    assert pilot.asked == [0.0, 30.0, 60.0]
+    # The second waits until 12.2.
+    assert [at for at, _ in pilot.stirred] == [11.0, 12.0]
+
+
+def test_a_death_is_seen_at_once() -> None:
+    given = scenario([0.0], [5.0], mean_life_s=20.0, span_s=100.0)
+    pilot = watched(given)
+    (death,) = [at for at in pilot.asked if at % 1]
+    assert pilot.dead == ["m-1"]
+    assert pilot.seen[pilot.asked.index(death)].replicas == []
+
+
+def test_what_is_seen_is_what_the_balancer_would_tell() -> None:
+    pilot = watched(scenario([5.0, 5.5, 6.0, 100.0], [4.0, 20.0, 3.0, 1.0], span_s=200.0))
+    queue = dict(pilot.stirred)[28.0].queue
+    assert queue is not None
+    assert (queue.queued, queue.running, queue.dispatched, queue.late) == (1, 1, 2, 0)
+    assert queue.work_s == pytest.approx(1.0 + 3.0)
+    assert queue.mean_work_s == pytest.approx(9.0)
+    assert (queue.recent, queue.lately, queue.oldest_wait_s, queue.uptime_s) == (3, 3, 22.0, 28.0)
+    later = pilot.seen[pilot.asked.index(30.0)].queue
+    assert later is not None
+    assert (later.dispatched, later.late) == (3, 1)
+
+
+def test_sizes_may_be_unknown() -> None:
+    given = scenario([0.0, 0.0, 0.0], [2.0, 10.0, 10.0])
+    unknown = Scenario(**{**{n: getattr(given, n) for n in Scenario.__dataclass_fields__}, "sizes_known": False})
+    pilot = watched(unknown)
+    queue = dict(pilot.stirred)[3.0].queue
+    assert queue is not None
+    assert queue.work_s == pytest.approx(2 * 2.0), "two are left, and the only one that ended took 2 s"
+
+
+def test_static_by_hand() -> None:
+    (row,) = rows("static", run("static", scenario([0.0, 0.0, 50.0], [30.0, 1.0, 1.0])))
+    assert (row.requests, row.unserved, row.cold_starts) == (3, 0, 0)
+    assert (row.in_slo, row.wait_p50_s, row.wait_p99_s, row.total_p99_s) == (2 / 3, 0.0, 30.0, 31.0)
+    assert row.gpu_hours == pytest.approx(60 / 3600)
+    assert row.utilisation == pytest.approx(32 / 60)
+
+
+def test_what_is_never_served_is_not_in_time() -> None:
+    class Nobody(Watcher):
+        def wanted(self, model: str) -> int:
+            return 0
+
+    given = scenario([1.0], [1.0])
+    none = {name: role._replace(scaling=Scaling(min_workers=0)) for name, role in given.roles().items()}
+    (row,) = rows("nobody", given.run(Nobody(30.0), none))
+    assert (row.unserved, row.in_slo, row.wait_p99_s) == (1, 0.0, math.inf)
+    assert row.as_json()["wait_p99_s"] is None
+
+
+def test_totals_add_up() -> None:
+    parts = [
+        Row("p", "a", 100, 0, 1.0, 0.0, 1.0, 2.0, 2.0, 3, 4, 0, 0.5),
+        Row("p", "b", 300, 1, 0.9, 1.0, 9.0, 9.0, 6.0, 1, 1, 2, 0.9),
+    ]
+    both = total("p", parts)
+    assert (both.requests, both.unserved, both.gpu_hours, both.cold_starts, both.deaths) == (400, 1, 8.0, 4, 2)
+    assert both.in_slo == pytest.approx(0.925)
+    assert both.utilisation == pytest.approx(0.8)
+
+
+@pytest.mark.parametrize("policy", ["slo_work", "queue_depth", "ongoing_requests", "hpa", "kpa", "ray", "seed", "keda"])
+def test_equal_seeds_give_equal_results(policy: str) -> None:
+    traffic = make("synthetic:bursts?rate=0.4&hours=0.5", 3)
+    given = from_preset(PRESETS["s3"], traffic, 1800.0, cold_starts_s=(20.0, 40.0, 60.0), seed=5)
+    first, second = (rows(policy, run(policy, given)) for _ in range(2))
+    assert first == second
+    assert first[0].unserved == 0
+
+
+def test_several_models_share_the_pool() -> None:
+    one, other = (
+        make("synthetic:onoff?rate=1&on=300&off=300&hours=0.4", 1),
+        make("synthetic:poisson?rate=0.2&hours=0.4", 2),
+    )
+    scaling = Scaling(min_workers=1, max_workers=4, policy="slo_work", interval_s=10)
+    given = Scenario({"a": one, "b": other}, {n: Service(n) for n in "ab"}, dict.fromkeys("ab", scaling), 4, 1440.0)
+    replayed = run("slo_work", given)
+    assert all(row.unserved == 0 for row in rows("slo_work", replayed))
+    ready = {name: station.history for name, station in replayed.pool.stations.items()}
+    assert max(starting + serving for _, starting, serving in ready["a"]) > 1
+    assert max(starting + serving for _, starting, serving in ready["b"]) <= 3
+    assert not replayed.pool.exits or len(replayed.pool.workers) <= 4
+
+
+def test_one_worker_to_zero_and_back() -> None:
+    given = scenario([10.0, 2000.0], [1.0, 1.0], span_s=3000.0)
+    scaling = Scaling(min_workers=0, max_workers=3, policy="slo_work", initial_workers=1)
+    zero = Scenario(**{**{n: getattr(given, n) for n in Scenario.__dataclass_fields__}, "scalings": {"m": scaling}})
+    replayed = run("slo_work", zero)
+    (row,) = rows("slo_work", replayed)
+    station = replayed.pool.stations["m"]
+    assert row.unserved == 0
+    assert any(count == 0 for _, starting, ready in station.history for count in [starting + ready])
+    assert 40.0 <= station.waits[1] <= 42.0, "a cold start, and no tick before it"
+
+
+# ---- traffic
+
+
+def test_variants_by_hand() -> None:
+    traffic = Traffic([1.0, 4.0], [2.0, 6.0])
+    assert VARIANTS["reversed"][0](traffic, 10.0, 0) == Traffic([6.0, 9.0], [6.0, 2.0])
+    assert VARIANTS["half"][0](traffic, 10.0, 0) == Traffic([1.0, 4.0], [1.0, 3.0])
+    assert VARIANTS["double"][0](traffic, 10.0, 0) == Traffic([1.0, 4.0], [4.0, 12.0])
+
+
+def test_variants_keep_what_they_promise() -> None:
+    traffic = make("synthetic:poisson?rate=1&hours=4", 1)
+    work = sum(traffic.work)
+    third = VARIANTS["heavier"][0](traffic, 14_400.0, 1)
+    assert len(third.times) == pytest.approx(len(traffic.times) / 3, rel=0.05)
+    assert sum(third.work) == pytest.approx(work, rel=0.1)
+    for name in ("paired", "bunched"):
+        more = VARIANTS[name][0](traffic, 14_400.0, 1)
+        assert len(more.times) == pytest.approx(1.25 * len(traffic.times), rel=0.03)
+        assert list(more.times) == sorted(more.times)
+    heavy = VARIANTS["mixed"][0](traffic, 14_400.0, 1)
+    assert 1 < sum(heavy.work) / work < 1 + 5 * 0.35
+
+
+def test_replay_without_traffic_ends() -> None:
+    given = scenario([], [], span_s=100.0)
+    replayed = run("slo_work", given)
+    assert replayed.ended_at == 100.0

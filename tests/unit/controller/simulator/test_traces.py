@@ -1,0 +1,200 @@
+"""Readers of traces, on small files that look like the published ones, and made-up traffic."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import statistics
+import tarfile
+from pathlib import Path
+
+import pytest
+
+from controller.simulator.synthetic import make
+from controller.simulator.traces import Costs, TraceRefused, read_numbers, read_trace
+
+COSTS = Costs(step_s=0.1, token_s=0.05, request_s=3.0)
+
+FILES = {
+    "ours": ("arrival_s,steps,width,height,exec_s\n16.92,,,,19.106\n18.0,,,,17.5\n", [16.92, 18.0], [19.106, 17.5]),
+    "our steps": ("arrival_s,steps,width,height,exec_s\n1,30,512,512,\n2,10,512,512,\n", [1, 2], [3.0, 1.0]),
+    "our tokens": ("arrival_s,input_tokens,output_tokens\n0.0,374,44\n4.315,396,109\n", [0.0, 4.315], [2.2, 5.45]),
+    "record of arrivals": (
+        (
+            "arrived,model,steps,width,height,request_images,waited_s,ran_s,exec_s,outcome\n"
+            "1700000005.000,m,25,512,512,1,0.100,3.000,2.500,done\n"
+            "1700000000.500,m,25,512,512,2,0.200,9.000,,failed\n"
+            "1700000001.500,m,20,512,512,1,60.0,,,expired\n"
+        ),
+        [0.0, 1.0, 4.5],
+        [9.0, 2.0, 2.5],
+    ),
+    "azure 2023": (
+        (
+            "TIMESTAMP,ContextTokens,GeneratedTokens\n"
+            "2023-11-16 18:15:46.6805900,374,44\n2023-11-16 18:15:50.9951690,396,109\n"
+        ),
+        [0.0, 4.314579],
+        [2.2, 5.45],
+    ),
+    "azure 2024": (
+        (
+            "TIMESTAMP,ContextTokens,GeneratedTokens\n"
+            "2024-05-10 00:00:00.009930+00:00,2162,5\n2024-05-10 00:00:01+00:00,2399,6\n"
+        ),
+        [0.0, 0.99007],
+        [0.25, 0.3],
+    ),
+    "gentd26 pipeline": (
+        "timestamp_anon,value,container_ip\n60.0,19106.0,abc\n120.0,4000,def\n",
+        [0.0, 60.0],
+        [19.106, 4.0],
+    ),
+    "json lines": (
+        '{"timestamp": 1.5, "input_length": 9, "output_length": 20}\n\n{"timestamp": 1, "output_length": 10}\n',
+        [0.0, 0.5],
+        [0.5, 1.0],
+    ),
+    "locust": (
+        (
+            '"Timestamp","User Count","Type","Name","Requests/s","Total Request Count"\n'
+            "1700000000,1,,Aggregated,0,0\n1700000000,1,POST,/v1,0,0\n"
+            "1700000002,1,,Aggregated,1,2\n1700000003,1,,Aggregated,1,2\n1700000004,1,,Aggregated,1,3\n"
+        ),
+        [0.0, 1.0, 3.0],
+        [3.0, 3.0, 3.0],
+    ),
+}
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_formats(tmp_path: Path, name: str) -> None:
+    text, times, work = FILES[name]
+    file = tmp_path / "trace.csv"
+    file.write_text(text)
+    (traffic,) = read_trace(file, COSTS).values()
+    assert list(traffic.times) == pytest.approx(times, abs=1e-5)
+    assert list(traffic.work) == pytest.approx(work)
+
+
+GENTD26 = """\
+gmt_create,predict_type,predict_status,exec_time_seconds,groupId,num_images_per_prompt,num_inference_steps,\
+checkpoint_model_version_id,num_lora
+2024-11-15 16:57:50,TXT_2_IMG,SUCCEED,32.0,G0000,1.0,30.0,M0000,0
+2024-11-15 18:16:14,TXT_2_IMG,SUCCEED,43.0,G0001,1.0,40.0,M0001,0
+2024-11-15 18:17:06,TXT_2_IMG,FAILED,,G0001,8.0,40.0,M0001,0
+"""
+
+
+def test_models_stand_apart(tmp_path: Path) -> None:
+    file = tmp_path / "lora_request_trace.csv"
+    file.write_text(GENTD26)
+    found = read_trace(file, COSTS)
+    assert {name: (list(one.times), list(one.work)) for name, one in found.items()} == {
+        "M0000": ([0.0], [32.0]),
+        "M0001": ([4704.0, 4756.0], [43.0, 32.0]),
+    }
+
+
+def test_compressed_files(tmp_path: Path) -> None:
+    text = FILES["ours"][0].encode()
+    (tmp_path / "a.csv.gz").write_bytes(gzip.compress(text))
+    with tarfile.open(tmp_path / "b.tar.gz", "w:gz") as archive:
+        entry = tarfile.TarInfo("folder/b.csv")
+        entry.size = len(text)
+        archive.addfile(entry, io.BytesIO(text))
+    for name in ("a.csv.gz", "b.tar.gz"):
+        assert list(read_trace(tmp_path / name)[""].times) == [16.92, 18.0]
+
+
+def test_buckets_are_spread_and_clocks_stretched(tmp_path: Path) -> None:
+    file = tmp_path / "trace.csv"
+    file.write_text("timestamp_anon,value\n" + "0,1000\n" * 500 + "57,1000\n" * 500)
+    (traffic,) = read_trace(file, stretch=60 / 57, bucket_s=60.0, seed=1).values()
+    assert len(traffic.times) == 1000
+    assert statistics.mean(traffic.times) == pytest.approx(60, abs=5)
+    assert read_trace(file, stretch=60 / 57, bucket_s=60.0, seed=1)[""] == traffic
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("", "no requests"),
+        ("a,b\n1,2\n", "none of the columns arrival_s"),
+        ("arrival_s,exec_s\nsoon,1\n", "cannot be understood"),
+        ("arrival_s,exec_s\n1,much\n", "cannot be understood"),
+        ('{"timestamp": 1}\n{"timestamp": \n', "not JSON"),
+    ],
+)
+def test_what_cannot_be_read_is_refused(tmp_path: Path, text: str, says: str) -> None:
+    file = tmp_path / "trace.csv"
+    file.write_text(text)
+    with pytest.raises(TraceRefused, match=says):
+        read_trace(file)
+
+
+def test_a_missing_file_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(TraceRefused, match="cannot be read"):
+        read_trace(tmp_path / "none.csv")
+
+
+def test_times_of_starts(tmp_path: Path) -> None:
+    file = tmp_path / "loads.csv"
+    file.write_text("load_s\n1.5\n20\n")
+    assert read_numbers(file) == (1.5, 20.0)
+    file.write_text("timestamp_anon,value,container_ip\n1,22700,x\n")
+    assert read_numbers(file) == (22.7,)
+    file.write_text("seconds\n1\n")
+    with pytest.raises(TraceRefused, match="load_s"):
+        read_numbers(file)
+
+
+# ---- made-up traffic
+
+
+def test_equal_seeds_make_equal_traffic() -> None:
+    assert make("synthetic:poisson?hours=1", 7) == make("synthetic:poisson?hours=1", 7)
+    assert make("synthetic:poisson?hours=1", 7) != make("synthetic:poisson?hours=1", 8)
+
+
+def test_rates_and_sizes_are_as_asked() -> None:
+    traffic = make("synthetic:poisson?rate=2&hours=5&work=3&cv=0.5")
+    assert len(traffic.times) == pytest.approx(36_000, rel=0.03)
+    assert statistics.mean(traffic.work) == pytest.approx(3, rel=0.03)
+    assert statistics.stdev(traffic.work) / 3 == pytest.approx(0.5, rel=0.05)
+    assert list(traffic.times) == sorted(traffic.times)
+
+
+def test_a_day_has_a_night() -> None:
+    traffic = make("synthetic:daily?rate=1&swing=0.9")
+    night = sum(at < 3600 or at >= 23 * 3600 for at in traffic.times)
+    noon = sum(11 * 3600 <= at < 13 * 3600 for at in traffic.times)
+    assert night < noon / 8
+
+
+def test_on_and_off() -> None:
+    traffic = make("synthetic:onoff?rate=1&on=600&off=1800&hours=4")
+    assert all(at % 2400 < 600 for at in traffic.times)
+    assert len(traffic.times) == pytest.approx(3600, rel=0.1)
+
+
+def test_bursts() -> None:
+    traffic = make("synthetic:bursts?rate=0&burst=20&every=600&hours=10")
+    assert traffic.times
+    assert len(traffic.times) % 20 == 0
+    for at in traffic.times:
+        assert sum(abs(other - at) < 10 for other in traffic.times) >= 20
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("synthetic:square", "no such pattern: square; allowed: poisson"),
+        ("synthetic:poisson?burst=3", "no option burst"),
+        ("synthetic:poisson?rate=fast", "must be a number"),
+        ("synthetic:poisson?rate=-1", "not negative"),
+    ],
+)
+def test_what_cannot_be_made_is_refused(text: str, says: str) -> None:
+    with pytest.raises(TraceRefused, match=says):
+        make(text)

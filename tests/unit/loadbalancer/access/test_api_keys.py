@@ -1,0 +1,124 @@
+"""Who may what: keys, scopes and paths."""
+
+from __future__ import annotations
+
+import msgspec
+import pytest
+from fastapi import Request
+
+from loadbalancer.access.api_keys import ANONYMOUS, INTERNAL, Caller, Doorman, Key, KeyRing, fingerprint, parse_ring
+from loadbalancer.api.http_helpers import owned
+from loadbalancer.generation.validation import Job
+from loadbalancer.schema.errors import Forbidden, Unauthorized
+
+DOORMAN = Doorman("internal-token", loopback=True)
+EXPOSED = Doorman("internal-token", loopback=False)
+RING = KeyRing(
+    {
+        "painter": Key(fingerprint("sk-painter"), ("images",), 2.5, 60, 4),
+        "batch": Key(fingerprint("sk-batch"), ("jobs",)),
+        "chief": Key(fingerprint("sk-chief"), ("admin",)),
+    }
+)
+TOKENS = {
+    "nobody": "",
+    "wrong": "Bearer sk-painte",
+    "longer": "Bearer sk-painter0",
+    "bare": "sk-painter",
+    "basic": "Basic sk-painter",
+    "hash": f"Bearer {fingerprint('sk-painter')}",
+    "painter": "Bearer sk-painter",
+    "lower": "bearer  sk-painter ",
+    "batch": "Bearer sk-batch",
+    "chief": "Bearer sk-chief",
+    "internal": "Bearer internal-token",
+    "strange": "Bearer \udcff\u00e9",
+}
+#: By path: who gets in, and who is known but lacks the scope. All others are strangers.
+TABLE = [
+    ("/healthz", set(TOKENS), set()),
+    ("/readyz", set(TOKENS), set()),
+    ("/docs", set(TOKENS), set()),
+    ("/openapi.json", set(TOKENS), set()),
+    ("/", set(TOKENS), set()),
+    ("/v1/models", {"painter", "lower", "batch", "chief"}, set()),
+    ("/nowhere", {"painter", "lower", "batch", "chief"}, set()),
+    ("/healthz/", {"painter", "lower", "batch", "chief"}, set()),
+    ("/v1/images/generations", {"painter", "lower"}, {"batch", "chief"}),
+    ("/v1/images/edits", {"painter", "lower"}, {"batch", "chief"}),
+    ("/predict", {"painter", "lower"}, {"batch", "chief"}),
+    ("/v1/jobs", {"batch"}, {"painter", "lower", "chief"}),
+    ("/v1/jobs/1/events", {"batch"}, {"painter", "lower", "chief"}),
+    ("/internal/snapshot", {"chief", "internal"}, {"painter", "lower", "batch"}),
+    ("/internal", {"chief", "internal"}, {"painter", "lower", "batch"}),
+]
+
+
+def outcome(doorman: Doorman, path: str, who: str, ring: KeyRing | None = RING) -> str:
+    try:
+        doorman.enter(path, TOKENS[who], ring)
+    except Unauthorized:
+        return "stranger"
+    except Forbidden:
+        return "lacks the scope"
+    return "in"
+
+
+@pytest.mark.parametrize(("path", "let_in", "lacking"), TABLE, ids=[row[0] for row in TABLE])
+def test_with_keys_each_path_lets_in_whom_it_should(path: str, let_in: set[str], lacking: set[str]) -> None:
+    expected = {who: "in" if who in let_in else "lacks the scope" if who in lacking else "stranger" for who in TOKENS}
+    assert {who: outcome(DOORMAN, path, who) for who in TOKENS} == expected
+
+
+@pytest.mark.parametrize("path", [row[0] for row in TABLE])
+def test_without_keys_all_but_internals_is_open(path: str) -> None:
+    let_in = {"internal"} if path.startswith("/internal") else set(TOKENS)
+    assert {who for who in TOKENS if outcome(DOORMAN, path, who, None) == "in"} == let_in
+
+
+def test_metrics_are_open_on_loopback_only() -> None:
+    assert {outcome(DOORMAN, "/metrics", who) for who in TOKENS} == {"in"}
+    assert {who for who in TOKENS if outcome(EXPOSED, "/metrics", who) == "in"} == {"chief", "internal"}
+    assert {who for who in TOKENS if outcome(EXPOSED, "/metrics", who, None) == "in"} == {"internal"}
+
+
+def test_an_empty_file_of_keys_lets_nobody_in() -> None:
+    assert parse_ring(None) == KeyRing()
+    assert outcome(DOORMAN, "/v1/models", "painter", KeyRing()) == "stranger"
+
+
+def test_the_caller_is_known_by_the_keys_name() -> None:
+    painter = DOORMAN.enter("/predict", TOKENS["painter"], RING)
+    assert painter == Caller("painter", 2.5, frozenset({"images"}), 60, 4)
+    assert DOORMAN.enter("/predict", "", None) == Caller(ANONYMOUS, 1.0)
+    internal = DOORMAN.enter("/internal/snapshot", TOKENS["internal"], RING)
+    assert (internal.owner, internal.scopes) == (INTERNAL, frozenset({"admin"}))
+    with pytest.raises(Forbidden, match="'painter' lacks the scope 'jobs'"):
+        painter.require("jobs")
+
+
+def test_a_job_carries_its_callers_name_and_weight() -> None:
+    request = Request({"type": "http", "state": {"caller": Caller("painter", 2.5)}})
+    job = owned(Job("m", [], 1.0, 0), request)
+    assert (job.owner, job.weight) == ("painter", 2.5)
+
+
+@pytest.mark.parametrize(
+    ("keys", "told"),
+    [
+        ({"a": {"sha256": "short"}}, "sha256"),
+        ({"a": {}}, "sha256"),
+        ({"a": {"sha256": "0" * 64, "scopes": ["root"]}}, "scopes"),
+        ({"a": {"sha256": "0" * 64, "weight": 0}}, "weight"),
+        ({"a": {"sha256": "0" * 64, "weight": float("nan")}}, "weight"),
+        ({"a": {"sha256": "0" * 64, "requests_per_minute": 0}}, "requests_per_minute"),
+        ({"a": {"sha256": "0" * 64, "max_concurent": 1}}, "max_concurent"),
+        ({"a b": {"sha256": "0" * 64}}, "key"),
+        ({"anonymous": {"sha256": "0" * 64}}, "no key may be named anonymous"),
+        ({"internal": {"sha256": "0" * 64}}, "no key may be named internal"),
+        ([], "keys"),
+    ],
+)
+def test_what_a_file_of_keys_may_not_say(keys: object, told: str) -> None:
+    with pytest.raises(msgspec.ValidationError, match=told):
+        parse_ring({"keys": keys})

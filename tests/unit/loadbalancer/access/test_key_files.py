@@ -1,0 +1,267 @@
+"""Key files, the command that makes keys, and what the balancer refuses to start with."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from configs.load import ConfigError, load
+from configs.paths import curve_dir, keys_file
+from configs.sections import Server
+from configs.settings import Settings
+from loadbalancer.access.api_keys import KeyRing, fingerprint, parse_ring
+from loadbalancer.access.key_files import BadFile, Watched, read, write
+from loadbalancer.access.keys_cli import main
+from loadbalancer.access.origin_policy import is_loopback
+from loadbalancer.access.startup_checks import Refused, check_exposure, check_tls, guard, open_keys, server_pair
+from tests.support.certificates import needs_openssl, self_signed
+from wire.curve import BadKey, read_worker_key
+
+
+def settings(tmp_path: Path, **sections: dict[str, Any]) -> Settings:
+    return load(overrides={"data_dir": str(tmp_path), **sections})
+
+
+def numbers(tree: object) -> list[int]:
+    return msgspec.convert(tree, list[int])
+
+
+# ---- files that are read again
+
+
+def test_a_change_is_seen_a_second_later_and_nonsense_never(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    file = tmp_path / "numbers.yaml"
+    watched = Watched[list[int]](file, numbers, absent=[])
+    assert watched.get(0.0) == []
+    write(file, [1])
+    assert watched.get(0.5) == [], "it looks once a second"
+    assert watched.get(1.0) == [1]
+    with caplog.at_level(logging.INFO):
+        for now, broken in ((2.0, "[1, {"), (3.0, "[hello]"), (4.0, "2026-99-99"), (5.0, "[" * 5000)):
+            file.write_text(broken)
+            assert watched.get(now) == [1]
+        file.write_bytes(b"\xff\xfe\x00")
+        assert watched.get(6.0) == [1]
+        file.unlink()
+        assert watched.get(7.0) == [1], "deleting the file opens no door"
+    assert caplog.text.count("what it said before stays in force") == 5
+    assert "is gone" in caplog.text
+    write(file, [2])
+    assert watched.get(8.0) == [2]
+
+
+def test_a_file_that_is_broken_at_the_start_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "numbers.yaml"
+    file.write_text("secret: [\n")
+    with pytest.raises(BadFile, match=r"numbers\.yaml:2 is not valid YAML") as refusal:
+        Watched[list[int]](file, numbers, absent=[])
+    assert "secret" not in str(refusal.value)
+
+
+def test_what_is_written_is_whole_and_private(tmp_path: Path) -> None:
+    file = tmp_path / "deep" / "file.yaml"
+    write(file, [1, 2])
+    assert read(file, numbers) == [1, 2]
+    assert file.stat().st_mode & 0o777 == 0o600
+    assert list(file.parent.iterdir()) == [file]
+
+
+# ---- scripts/keys
+
+
+def keys(tmp_path: Path, *words: str) -> int:
+    return main(["--data-dir", str(tmp_path), *words])
+
+
+def test_a_key_is_shown_once_and_only_its_hash_is_kept(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert keys(tmp_path, "add", "alice", "--weight", "2", "--requests-per-minute", "9", "--max-concurrent", "3") == 0
+    token = capsys.readouterr().out.strip()
+    assert keys(tmp_path, "add", "chief", "--scope", "admin", "--scope", "images", "--scope", "admin") == 0
+    other = capsys.readouterr().out.strip()
+    assert token.startswith("sk-muster-")
+    assert len(token) >= 50
+    assert token != other
+    file = keys_file(tmp_path)
+    assert token not in file.read_text()
+    assert file.stat().st_mode & 0o777 == 0o600
+    ring = read(file, parse_ring)
+    found = ring.find(token)
+    assert found is not None
+    name, key = found
+    assert (name, key.sha256, key.scopes, key.weight) == ("alice", fingerprint(token), ("images", "jobs"), 2.0)
+    assert (key.requests_per_minute, key.max_concurrent) == (9, 3)
+    assert ring.keys["chief"].scopes == ("admin", "images")
+    assert keys(tmp_path, "list") == 0
+    listed = capsys.readouterr().out
+    assert "alice: images, jobs; weight 2; 9/min, 3 at once; made 20" in listed
+    assert "chief: admin, images; weight 1; any rate, any number at once" in listed
+    assert token not in listed
+    assert keys(tmp_path, "revoke", "alice") == 0
+    assert list(read(file, parse_ring).keys) == ["chief"]
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["add", "bob"], "there is a key named bob already"),
+        (["add", "b b"], "matching regex"),
+        (["add", "new", "--weight", "0"], "weight"),
+        (["add", "new", "--requests-per-minute", "0"], "requests_per_minute"),
+        (["revoke", "nobody"], "there is no key named nobody; there are: bob"),
+        (["revoke-worker", "nobody"], "there is no worker key named nobody; there are: none"),
+    ],
+)
+def test_a_mistake_changes_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], words: list[str], told: str
+) -> None:
+    assert keys(tmp_path, "add", "bob") == 0
+    before = keys_file(tmp_path).read_bytes()
+    assert keys(tmp_path, *words) == 2
+    assert told in capsys.readouterr().err
+    assert keys_file(tmp_path).read_bytes() == before
+
+
+def test_a_workers_key_is_made_listed_and_revoked(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "box.key"
+    assert keys(tmp_path, "add-worker", "box", str(file)) == 0
+    told = capsys.readouterr().out
+    assert "--join tcp://HOST:PORT --key-file box.key" in told
+    key = read_worker_key(file)
+    assert key.server == server_pair(tmp_path).public
+    assert key.secret not in told
+    assert key.secret not in repr(key)
+    assert server_pair(tmp_path).secret not in repr(server_pair(tmp_path))
+    allowed = curve_dir(tmp_path) / "workers.yaml"
+    assert key.public in allowed.read_text()
+    assert key.secret not in allowed.read_text()
+    assert keys(tmp_path, "list") == 0
+    assert f"worker box: {key.public}" in capsys.readouterr().out
+    before = file.read_bytes()
+    assert keys(tmp_path, "add-worker", "box", str(tmp_path / "again.key")) == 2
+    assert keys(tmp_path, "add-worker", "other", str(file)) == 2
+    assert file.read_bytes() == before
+    assert keys(tmp_path, "revoke-worker", "box") == 0
+    assert key.public not in allowed.read_text()
+
+
+@pytest.mark.parametrize(
+    ("content", "mode", "told"),
+    [
+        (None, 0o600, "No such file"),
+        ("{", 0o600, "not valid YAML"),
+        ("public: a", 0o600, "public"),
+        ("{}", 0o600, "missing required field"),
+        ("{}", 0o644, "can be read by other users"),
+    ],
+)
+def test_a_workers_key_file_that_cannot_be_used(tmp_path: Path, content: str | None, mode: int, told: str) -> None:
+    file = tmp_path / "w.key"
+    if content is not None:
+        file.write_text(content)
+        file.chmod(mode)
+    with pytest.raises(BadKey, match=told):
+        read_worker_key(file)
+
+
+# ---- what the balancer will not start with
+
+
+@pytest.mark.parametrize(
+    ("host", "loopback"),
+    [
+        ("127.0.0.1", True),
+        ("127.9.9.9", True),
+        ("::1", True),
+        ("localhost", True),
+        ("0.0.0.0", False),
+        ("::", False),
+        ("", False),
+        ("192.168.1.4", False),
+        ("127.0.0.1.example.com", False),
+    ],
+)
+def test_what_is_loopback(host: str, loopback: bool) -> None:
+    assert is_loopback(host) is loopback
+
+
+@pytest.mark.parametrize(
+    ("host", "ring", "insecure", "refused"),
+    [
+        ("127.0.0.1", None, False, False),
+        ("0.0.0.0", None, False, True),
+        ("0.0.0.0", None, True, False),
+        ("0.0.0.0", KeyRing(), False, False),
+        ("example.com", None, False, True),
+    ],
+)
+def test_no_open_address_without_keys(
+    tmp_path: Path, host: str, ring: KeyRing | None, insecure: bool, refused: bool
+) -> None:
+    chosen = settings(tmp_path, server={"host": host}, access={"insecure": insecure})
+    if not refused:
+        check_exposure(chosen, ring)
+        return
+    with pytest.raises(Refused) as refusal:
+        check_exposure(chosen, ring)
+    for fragment in (f"server.host {host}", "scripts/keys", "127.0.0.1", "--insecure", "access.insecure"):
+        assert fragment in str(refusal.value)
+
+
+def test_a_keys_file_that_is_named_must_be_there_and_be_right(tmp_path: Path) -> None:
+    assert open_keys(settings(tmp_path))() is None
+    chosen = settings(tmp_path, access={"keys_file": str(tmp_path / "mine.yaml")})
+    with pytest.raises(Refused, match=r"access\.keys_file .*mine\.yaml is not there"):
+        open_keys(chosen)
+    (tmp_path / "mine.yaml").write_text("keys: {a: {sha256: x}}")
+    with pytest.raises(Refused, match=r"access\.keys_file: .*mine\.yaml: .*sha256"):
+        open_keys(chosen)
+    (tmp_path / "mine.yaml").write_text("")
+    assert open_keys(chosen)() == KeyRing()
+
+
+def test_a_door_for_tcp_workers_exists_only_where_it_is_asked_for(tmp_path: Path) -> None:
+    assert guard(settings(tmp_path)) is None
+    chosen = settings(tmp_path, workers={"listen": "tcp://127.0.0.1:5555"})
+    assert repr(guard(chosen)) == "<Guard of tcp://127.0.0.1:5555, refused {}>"
+    (curve_dir(tmp_path) / "workers.yaml").write_text("workers: {a: {public: short}}")
+    with pytest.raises(Refused, match=r"workers\.listen tcp://127\.0\.0\.1:5555: .*workers\.yaml"):
+        guard(chosen)
+
+
+@pytest.mark.parametrize(
+    ("sections", "told"),
+    [
+        ({"server": {"tls_cert": "a.crt"}}, "tls_cert and tls_key go together; tls_key is missing"),
+        ({"workers": {"listen": "0.0.0.0:5555"}}, "workers.listen = '0.0.0.0:5555'"),
+        ({"workers": {"listen": "ipc:///tmp/x"}}, "workers.listen"),
+        ({"workers": {"listen": "tcp://*:5555"}}, "workers.listen"),
+        ({"access": {"cors_origins": ["https://a.example/path"]}}, "access.cors_origins"),
+    ],
+)
+def test_settings_that_are_refused(tmp_path: Path, sections: dict[str, Any], told: str) -> None:
+    with pytest.raises(ConfigError) as refusal:
+        settings(tmp_path, **sections)
+    assert told in str(refusal.value)
+
+
+@needs_openssl
+def test_certificates_that_cannot_be_used_are_refused_by_name(tmp_path: Path) -> None:
+    good, other = self_signed(tmp_path, "good"), self_signed(tmp_path, "other")
+    locked = self_signed(tmp_path, "locked", password="a secret")
+    nonsense = tmp_path / "nonsense"
+    nonsense.write_text("hello")
+    check_tls(Server(tls_cert=good.cert, tls_key=good.key))
+    check_tls(Server())
+    for cert, key, told in [
+        (tmp_path / "none", good.key, r"server\.tls_cert .*none cannot be read: No such file"),
+        (good.cert, tmp_path, r"server\.tls_key .* cannot be read: Is a directory"),
+        (good.cert, other.key, r"server\.tls_key .*other\.key does not belong to server\.tls_cert .*good\.crt"),
+        (nonsense, good.key, r"are no certificate and key in PEM"),
+        (locked.cert, locked.key, r"server\.tls_key .*locked\.key has a password"),
+    ]:
+        with pytest.raises(Refused, match=told):
+            check_tls(Server(tls_cert=cert, tls_key=key))

@@ -1,0 +1,110 @@
+"""Rate and concurrency of a key, on a clock of the test's own."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from loadbalancer.access.rate_limit import Bucket, Limits, duration
+from loadbalancer.schema.errors import RateLimited
+
+
+def test_a_burst_is_served_and_then_one_at_a_time() -> None:
+    bucket = Bucket(6, now=100.0)
+    assert [bucket.take(100.0) for _ in range(6)] == [0.0] * 6
+    assert bucket.take(100.0) == pytest.approx(10.0)
+    assert bucket.take(106.0) == pytest.approx(4.0)
+    assert bucket.take(110.01) == 0.0
+    assert bucket.take(110.01) > 0
+
+
+@given(
+    per_minute=st.integers(1, 1000),
+    waits=st.lists(st.floats(0, 30, allow_nan=False), min_size=1, max_size=200),
+)
+def test_over_any_time_no_more_than_a_minutes_burst_and_the_rate_passes(per_minute: int, waits: list[float]) -> None:
+    bucket, now, passed = Bucket(per_minute, 0.0), 0.0, 0
+    for wait_s in waits:
+        now += wait_s
+        refused_s = bucket.take(now)
+        if refused_s:
+            # What it told to wait is enough, and not much more than enough.
+            assert 0 < refused_s <= 60 / per_minute + 1e-6
+        else:
+            passed += 1
+        assert 0 <= int(bucket.headers(now)["x-ratelimit-remaining-requests"]) <= per_minute
+    assert passed <= per_minute * (1 + now / 60) + 1e-6
+
+
+@given(per_minute=st.integers(1, 1000), used=st.integers(0, 2000))
+def test_waiting_as_told_is_enough(per_minute: int, used: int) -> None:
+    bucket = Bucket(per_minute, 0.0)
+    for _ in range(used):
+        bucket.take(0.0)
+    wait_s = bucket.take(0.0)
+    assert (wait_s == 0.0) == (used < per_minute)
+    if wait_s:
+        assert bucket.take(math.nextafter(wait_s, math.inf) + 1e-9) == 0.0
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "used", "left"), [(10, 20, 4, 16), (10, 5, 4, 1), (10, 5, 8, 0), (5, 50, 5, 45)]
+)
+def test_what_was_used_stays_used_under_a_new_limit(old: int, new: int, used: int, left: int) -> None:
+    bucket = Bucket(old, 0.0)
+    for _ in range(used):
+        assert bucket.take(0.0) == 0.0
+    bucket.resize(new, 0.0)
+    assert bucket.headers(0.0)["x-ratelimit-limit-requests"] == str(new)
+    assert bucket.headers(0.0)["x-ratelimit-remaining-requests"] == str(left)
+
+
+def test_the_headers_are_named_as_openai_names_them() -> None:
+    limits = Limits()
+    limits.enter("a", 4, None, now=0.0)
+    assert limits.headers("a", 0.0) == {
+        "x-ratelimit-limit-requests": "4",
+        "x-ratelimit-remaining-requests": "3",
+        "x-ratelimit-reset-requests": "15s",
+    }
+    assert limits.headers("b", 0.0) == {}
+
+
+def test_a_refusal_says_when_to_come_again_and_counts_nothing() -> None:
+    limits = Limits()
+    limits.enter("a", 2, 1, now=0.0)
+    with pytest.raises(RateLimited) as crowded:
+        limits.enter("a", 2, 1, now=0.0)
+    assert crowded.value.headers["retry-after"] == "1"
+    assert crowded.value.headers["x-ratelimit-remaining-requests"] == "1", "it cost nothing"
+    limits.leave("a")
+    limits.enter("a", 2, 1, now=0.0)
+    limits.leave("a")
+    with pytest.raises(RateLimited) as early:
+        limits.enter("a", 2, 1, now=0.0)
+    assert early.value.headers["retry-after"] == "30"
+    assert "'a' on requests per minute: 2. Please try again in 30s." in early.value.message
+    limits.enter("a", 2, 1, now=30.01)
+    limits.enter("b", 2, 1, now=0.0)  # another key's limits are its own
+
+
+def test_a_limit_that_is_lifted_is_forgotten() -> None:
+    limits = Limits()
+    limits.enter("a", 1, None, now=0.0)
+    limits.enter("a", None, None, now=0.0)
+    assert limits.headers("a", 0.0) == {}
+    assert repr(limits) == "<Limits of 0 keys, 2 requests under way>"
+    limits.leave("a")
+    limits.leave("a")
+    assert repr(limits) == "<Limits of 0 keys, 0 requests under way>"
+
+
+@pytest.mark.parametrize(
+    ("seconds", "shown"),
+    [(0, "0s"), (0.0001, "1ms"), (0.12, "120ms"), (1, "1s"), (8.64, "8.64s"), (60, "1m0s"), (90.5, "1m30.5s")],
+)
+def test_durations_are_shown_as_openai_shows_them(seconds: float, shown: str) -> None:
+    assert duration(seconds) == shown

@@ -1,0 +1,61 @@
+"""What is kept for an idempotency key, and when: before the client has it."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from pathlib import Path
+
+from starlette.responses import PlainTextResponse
+from starlette.types import Message, Receive, Scope, Send
+
+from loadbalancer.access.api_keys import Caller
+from loadbalancer.api.idempotency import Once
+from loadbalancer.storage.database import Journal
+from tests.support.servers import PATIENCE_S
+
+_SCOPE: Scope = {
+    "type": "http", "method": "POST", "path": "/predict", "query_string": b"", "client": ("127.0.0.1", 1),
+    "headers": [(b"idempotency-key", b"k"), (b"content-length", b"0")]
+}  # fmt: skip
+
+
+async def _post(app: Once, told: asyncio.Queue[Message]) -> None:
+    body = [{"type": "http.request", "body": b"", "more_body": False}]
+
+    async def receive() -> Message:
+        if body:
+            return body.pop()
+        await asyncio.get_running_loop().create_future()  # it never hangs up
+        raise AssertionError
+
+    await app({**_SCOPE, "state": {"caller": Caller()}}, receive, told.put)
+
+
+async def test_not_a_byte_is_told_before_the_answer_is_on_disk(tmp_path: Path) -> None:
+    journal, slow_disk, asked = Journal(tmp_path / "j.sqlite3"), threading.Event(), 0
+    busy: list[asyncio.Future[bool]] = []
+
+    async def application(scope: Scope, receive: Receive, send: Send) -> None:
+        nonlocal asked
+        asked += 1
+        busy.append(asyncio.ensure_future(journal.do(lambda _: slow_disk.wait(PATIENCE_S))))
+        await asyncio.sleep(0)
+        await PlainTextResponse(f"answer {asked}")(scope, receive, send)
+
+    once, told = Once(application, journal, most=100), asyncio.Queue[Message]()
+    posted = asyncio.create_task(_post(once, told))
+    try:
+        assert (await asyncio.wait_for(told.get(), PATIENCE_S))["status"] == 200
+        await asyncio.sleep(0.1)
+        assert told.empty(), "a client that counts bytes would take this for the whole answer"
+    finally:
+        slow_disk.set()
+    assert (await asyncio.wait_for(told.get(), PATIENCE_S))["body"] == b"answer 1"
+    await posted
+    again = asyncio.Queue[Message]()
+    await _post(once, again)
+    await again.get()
+    assert (await again.get())["body"] == b"answer 1"
+    assert asked == 1
+    await journal.close()

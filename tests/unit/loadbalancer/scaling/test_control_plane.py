@@ -1,0 +1,245 @@
+"""Between people and the controller: nothing said is lost or counted twice, whichever of the two starts anew."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import msgspec
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+
+from configs.scaling import Scaling
+from controller.autoscaler.autoscaler import Brain, Decided, Model
+from controller.autoscaler.overrides import Hold, Standing
+from controller.planning.plan import Plan
+from controller.planning.rolling_update import Rule
+from controller.policies import queue_depth
+from controller.runtime.report import Chronicle, View, report
+from controller.types import Child, Crashes, Decision, Limits, Observation, Queue, Replica, Stage
+from loadbalancer.scaling.control_plane import ABSENT_AFTER_S, MOST_ORDERS, Control, TooManyOrders, direction
+from wire.scaling import (
+    DECISIONS_OF_A_REPORT,
+    KEPT_DECISIONS,
+    DecisionRecord,
+    Obeyed,
+    Order,
+    Pause,
+    Report,
+    Resume,
+    Scale,
+)
+
+
+def decision(
+    number: int, model: str = "a", provisioned: int = 1, desired: int = 1, *, valid: bool = True
+) -> DecisionRecord:
+    return DecisionRecord(number, 0.0, model, "tick", provisioned, 0, desired, valid, "", {})
+
+
+def said(
+    *decisions: DecisionRecord, after: int = 0, last: int | None = None, obeyed: tuple[Obeyed, ...] = ()
+) -> Report:
+    highest = max((one.number for one in decisions), default=0) if last is None else last
+    return Report(0.0, 0.0, (), (), (), None, after, decisions, highest, obeyed)
+
+
+def test_a_report_grows_old() -> None:
+    control = Control()
+    assert control.report(0.0) is None
+    control.hear(said(), 100.0)
+    assert control.report(100.0 + ABSENT_AFTER_S - 0.1) == said()
+    assert control.report(100.0 + ABSENT_AFTER_S) is None
+    assert control.models(100.0 + ABSENT_AFTER_S) == {}
+
+
+def test_decisions_are_kept_once_in_order_and_paged() -> None:
+    control = Control()
+    control.hear(said(decision(1), decision(2, "b")), 0.0)
+    answer, _ = control.hear(said(decision(1), decision(2, "b"), decision(3, desired=2)), 1.0)
+    assert answer.decisions_to == 3
+    assert [one.number for one in control.page(None, None, 10).decisions] == [3, 2, 1]
+    assert control.directions == {("a", "stay"): 1, ("b", "stay"): 1, ("a", "up"): 1}
+    page = control.page("a", None, 1)
+    assert ([one.number for one in page.decisions], page.has_more) == ([3], True)
+    page = control.page("a", 3, 1)
+    assert ([one.number for one in page.decisions], page.has_more) == ([1], False)
+
+
+def test_the_ring_is_bounded_and_begins_anew_with_the_count() -> None:
+    control = Control()
+    for number in range(1, 1301):
+        control.hear(said(decision(number)), 0.0)
+    assert len(control.page(None, None, 2000).decisions) == KEPT_DECISIONS
+    answer, _ = control.hear(said(decision(1), last=1), 0.0)
+    assert answer.decisions_to == 1
+    assert [one.number for one in control.page(None, None, 10).decisions] == [1]
+
+
+@pytest.mark.parametrize(
+    ("one", "way"),
+    [
+        (decision(1, desired=2), "up"),
+        (decision(1, desired=0), "down"),
+        (decision(1), "stay"),
+        (decision(1, desired=5, valid=False), "none"),
+    ],
+)
+def test_which_way_a_decision_goes(one: DecisionRecord, way: str) -> None:
+    assert direction(one) == way
+
+
+def test_orders_are_handed_out_until_they_are_answered_or_withdrawn() -> None:
+    control = Control()
+    control.order("x", Pause())
+    control.order("y", Resume())
+    orders, done = control.hear(said(), 0.0)
+    assert ([one.id for one in orders.orders], done) == (["x", "y"], [])
+    orders, done = control.hear(said(obeyed=(Obeyed("x"), Obeyed("unknown"))), 1.0)
+    assert ([one.id for one in orders.orders], [one.id for one in done]) == (["y"], ["x"])
+    control.withdraw("y")
+    assert control.hear(said(), 2.0)[0].orders == []
+    for number in range(MOST_ORDERS):
+        control.order(str(number), Pause())
+    with pytest.raises(TooManyOrders):
+        control.order("one more", Pause())
+
+
+# ---- a controller and a balancer that forget, over a line that loses
+
+
+class Line(RuleBasedStateMachine):
+    """Decisions and orders between both programs, each of which may start anew, with answers that get lost."""
+
+    @initialize()
+    def begin(self) -> None:
+        self.control, self.chronicle = Control(), Chronicle()
+        self.acknowledged, self.made = 0, 0
+        self.obeyed: dict[str, Obeyed] = {}
+        self.given: dict[str, Order] = {}
+        self.done: list[str] = []
+        self.answered: list[str] = []
+
+    @rule(count=st.integers(1, 350))
+    def decides(self, count: int) -> None:
+        for _ in range(count):
+            self.made += 1
+            seen = Observation("a", Queue(0, 0), [])
+            self.chronicle.add(Decided("a", 0.0, "tick", seen, Decision(self.made, "")), 0.0)
+
+    @rule()
+    def a_person_orders(self) -> None:
+        number = f"order {len(self.given)}"
+        self.given[number] = Scale("a", 1, 60.0)
+        self.control.order(number, self.given[number])
+
+    @rule(lost=st.booleans())
+    def exchange(self, lost: bool = False) -> None:
+        told = said(
+            *self.chronicle.after(self.acknowledged),
+            after=self.acknowledged,
+            last=self.chronicle.last,
+            obeyed=tuple(self.obeyed.values()),
+        )
+        assert len(told.decisions) <= DECISIONS_OF_A_REPORT
+        answer, done = self.control.hear(told, 0.0)
+        self.answered += [one.id for one in done]
+        if lost:
+            return
+        self.acknowledged = answer.decisions_to
+        wanted = {one.id for one in answer.orders}
+        self.obeyed = {number: one for number, one in self.obeyed.items() if number in wanted}
+        for one in answer.orders:
+            if one.id not in self.obeyed:
+                self.done.append(one.id)
+                self.obeyed[one.id] = Obeyed(one.id)
+
+    @rule()
+    def the_balancer_starts_anew(self) -> None:
+        self.control = Control()
+        self.given.clear()  # whoever waited for an answer has lost the connection
+        self.obeyed.clear()
+        self.done.clear()
+        self.answered.clear()
+
+    @rule()
+    def the_controller_starts_anew(self) -> None:
+        self.chronicle, self.acknowledged = Chronicle(self.chronicle.last), 0
+        self.made = self.chronicle.last
+
+    @rule()
+    def all_is_quiet(self) -> None:
+        for _ in range(8):
+            self.exchange()
+        kept = [one.number for one in self.control.page(None, None, KEPT_DECISIONS).decisions]
+        own = [one.number for one in self.chronicle.after(0)]
+        assert kept == sorted(set(kept), reverse=True)
+        assert set(own) <= set(kept), "the balancer has all that the controller can still tell"
+        assert sorted(self.answered) == sorted(self.given), "every order is answered"
+
+    @invariant()
+    def nothing_twice(self) -> None:
+        assert len(set(self.done)) == len(self.done), "no order is obeyed twice"
+        assert len(set(self.answered)) == len(self.answered)
+
+
+TestLine = Line.TestCase
+TestLine.settings = settings(max_examples=60, stateful_step_count=30, deadline=None)
+
+
+# ---- what a report says
+
+
+def test_whatever_a_policy_says_the_balancer_can_read_it() -> None:
+    chronicle, seen = Chronicle(), Observation("m", Queue(0, 0), [])
+    strange: dict[str, Any] = {"x" * 999: 1, "nan": float("nan"), "text": "seven", "yes": True}
+    chronicle.add(Decided("m", 0.0, "tick", seen, Decision(1, "why " * 9999, inputs=strange)), 0.0)
+    sent = msgspec.json.encode(said(*chronicle.after(0), last=1))
+    [read] = msgspec.json.decode(sent, type=Report).decisions
+    assert len(read.reason) == 4000
+    assert read.inputs == {"x" * 100: 1.0, "yes": 1.0}
+
+
+def test_a_report_tells_how_everything_stands() -> None:
+    limits, now = Limits(1, 4, 600, 60, 10), 1000.0
+    old, new = (
+        Replica(Child(name, "m", f"sim:{place}", 7, now - 50, generation=made), stage, load)
+        for name, place, made, stage, load in (("w", 0, "old", Stage.READY, 3), ("v", 1, "new", Stage.STARTING, 0))
+    )
+    spare = Child("s", "m", "sim", 8, now - 5, spare=True)
+    model = Model(
+        Scaling(), limits, queue_depth.decide, ["sim:0", "sim:1", "sim:2"], Decision(2, "two"), rule=Rule("new")
+    )
+    model.crashes, model.lost = Crashes(1, now, now), 1
+    seen = {"m": Observation("m", Queue(5, 3), [old, new], spares=[spare])}
+    chronicle = Chronicle(41)
+    chronicle.add(
+        Decided("m", now, "tick", seen["m"], Decision(2, "because", inputs={"z": 1.5, "never": float("inf")})), 9.0
+    )
+    standing = Standing({"m": Hold(2, 1234.0)}, paused_since=8.0)
+    view = View(Brain({"m": model}), seen, Plan([], {"m": "no place"}), standing, {"sim:0": "a name"}, now, 10.0, 900.0)
+    told = report(view, chronicle, 0, [])
+    assert (told.time, told.uptime_s, told.paused_since, told.last_decision) == (10.0, 100.0, 8.0, 42)
+    [record] = told.models
+    assert (record.ready, record.starting, record.draining, record.provisioned, record.spares) == (1, 1, 0, 3, 1)
+    assert (record.desired, record.min_workers, record.max_workers, record.crashes) == (2, 1, 4, 1)
+    assert (record.reason, record.inputs, record.obstacle) == ("because", {"z": 1.5}, "no place")
+    assert record.renewal == "1 of 2 to be replaced: its settings have changed; stopped by a crash"
+    assert record.hold is not None
+    assert (record.hold.workers, record.hold.until) == (2, 1234.0)
+    assert [(one.worker, one.stage, one.load, one.generation, one.outdated) for one in told.replicas] == [
+        ("w", "ready", 3, "old", "its settings have changed"),
+        ("v", "starting", 0, "new", ""),
+        ("s", "spare", 0, "", ""),
+    ]
+    assert [(one.device, one.name, one.workers) for one in told.devices] == [
+        ("sim:0", "a name", ("w",)),
+        ("sim:1", "", ("v",)),
+        ("sim:2", "", ()),
+    ]
+    [made] = told.decisions
+    assert (made.number, made.time, made.woken, made.provisioned, made.desired) == (42, 9.0, "tick", 2, 2)
+    assert report(view, chronicle, 42, []).decisions == ()
+    assert report(replace(view, seen={}), chronicle, 42, []).models == ()

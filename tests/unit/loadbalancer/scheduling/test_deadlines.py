@@ -1,0 +1,208 @@
+"""What is next and cannot be done in time ends before any work, and nothing else does."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from loadbalancer.scheduling.cost_model import Costs
+from loadbalancer.scheduling.deadline_chances import hopeless
+from loadbalancer.scheduling.events import Effect, Submit, Tick
+from loadbalancer.scheduling.rules import Rules
+from loadbalancer.scheduling.scheduler import Dispatch
+from loadbalancer.scheduling.task import Ended, QueueFull, Resume, State, Task
+from loadbalancer.scheduling.worker_registry import Worker
+from tests.support.scheduler import INPUTS, assigned, join, new_dispatch, say, task, told
+from wire.messages import PROTOCOL, Finished, Heartbeat, Hello, Progress, Pull, Started, StepCurve
+
+SIZE = (64, 64)
+#: Seconds of a step by tasks in the batch.
+POINTS = [(1, 0.025), (2, 0.03), (4, 0.04)]
+BEAT = Heartbeat(running=0, curves=[StepCurve(*SIZE, 4, POINTS)])
+BATCH, STEPS = 4, INPUTS.steps
+#: Images per second in full batches.
+CAPACITY = BATCH / (STEPS * dict(POINTS)[BATCH])
+
+
+def worker(*, measured: bool = True) -> Worker:
+    made = Worker(Hello(PROTOCOL, "w", "m", "sim:0", 1), 0.0, slots=BATCH)
+    if measured:
+        made.hear(BEAT, 0.0)
+    return made
+
+
+class Machine:
+    """A worker that takes part in the dispatcher's time: a step takes what its curve says, `slower` times."""
+
+    def __init__(self, slack: float | None, slower: float = 1.0, timeout_s: float = 4.0) -> None:
+        self.core = new_dispatch(max_tasks=10_000, rules=Rules(deadline_slack=slack))
+        self.now, self.slower, self.timeout_s = 0.0, slower, timeout_s
+        self.batch: dict[str, tuple[int, int]] = {}
+        self.begun: set[str] = set()
+        self.ends: dict[str, State] = {}
+        self.done = self.asked = self.refused = 0
+        self.hear(join(self.core, "w", BATCH))
+        self.hear(say(self.core, "w", BEAT))
+        self.hear(self.core.handle(Tick(), 0.0))
+
+    def hear(self, effects: Sequence[Effect]) -> None:
+        for _, order in assigned(list(effects)):
+            assert self.core.tasks[order.task].deadline > self.now
+            self.begun.add(order.task)
+            self.batch[order.task] = (order.attempt, 0)
+            self.hear(say(self.core, "w", Started(order.task, order.attempt), self.now))
+        for update in told(list(effects)):
+            if isinstance(update, Ended):
+                self.ends[update.task] = update.state
+                if update.task in self.batch:
+                    attempt, _ = self.batch.pop(update.task)
+                    self.hear(say(self.core, "w", Finished(update.task, attempt), self.now))
+
+    def step(self) -> None:
+        self.now += self.slower * worker().step_of(SIZE, max(len(self.batch), 1))
+        self.hear(self.core.handle(Tick(), self.now))
+        for name, (attempt, step) in list(self.batch.items()):
+            if name not in self.batch:
+                continue
+            self.batch[name] = (attempt, step + 1)
+            if step + 1 == STEPS:
+                del self.batch[name]
+                self.done += self.core.tasks[name].deadline >= self.now
+                self.hear(say(self.core, "w", Finished(name, attempt), self.now, (b"",)))
+            else:
+                self.hear(say(self.core, "w", Progress(name, attempt, step + 1, STEPS), self.now))
+
+    def run(self, seconds: float, load: float) -> None:
+        """So many times what it can do is asked of it."""
+        while self.now < seconds:
+            while self.asked < self.now * load * CAPACITY:
+                self.asked += 1
+                try:
+                    one = task(f"t{self.asked:05}", self.now, timeout_s=self.timeout_s)
+                    self.hear(self.core.handle(Submit([one]), self.now))
+                except QueueFull:
+                    self.refused += 1
+            self.step()
+
+
+@pytest.mark.parametrize("slack", [1.0, 1.5, 3.0])
+@pytest.mark.parametrize("slower", [1.0, 1.05, 1.5])
+def test_under_ten_times_the_load_what_is_begun_is_answered(slack: float, slower: float) -> None:
+    machine = Machine(slack, slower)
+    machine.run(30.0, 10.0)
+    assert machine.refused > 100
+    assert len(machine.begun) > 0.8 * 30.0 * CAPACITY / slower, "it had work all along"
+    left = len(machine.begun) - machine.done - len(machine.batch)
+    # Where the worker is slower than it said, it takes the first pictures to learn that.
+    assert left <= (0 if slower < 1.1 else 2 * BATCH)
+    assert State.EXPIRED in machine.ends.values(), "those that came too late were let go"
+
+
+def test_without_the_rule_most_of_the_work_would_be_for_nothing() -> None:
+    machine = Machine(None)
+    machine.run(30.0, 10.0)
+    assert machine.done < 0.3 * len(machine.begun)
+
+
+def test_nobody_is_let_go_where_there_is_time() -> None:
+    machine = Machine(1.5, timeout_s=60.0)
+    machine.run(20.0, 0.9)
+    assert not machine.ends
+    assert machine.done >= len(machine.begun) - BATCH
+
+
+def waiting(*tasks: Task) -> Dispatch:
+    """These came when there was no worker, so that nobody could say that they would be too late. Now one opens."""
+    core = new_dispatch(rules=Rules(deadline_slack=1.5))
+    for one in tasks:
+        core.handle(Submit([one]), 0.0)
+    join(core, "w", 0)
+    say(core, "w", BEAT)
+    return core
+
+
+def test_late_ones_make_room_for_those_behind_them() -> None:
+    late = [task(f"late{number}", timeout_s=0.4) for number in range(3)]
+    core = waiting(*late, task("last", 0.1))
+    effects = say(core, "w", Pull(1), 0.2)
+    assert [given.task for _, given in assigned(effects)] == ["last"]
+    ends = [update for update in told(effects) if isinstance(update, Ended)]
+    assert [(end.task, end.state) for end in ends] == [(one.id, State.EXPIRED) for one in late]
+    assert ends[0].message == "not begun 0.2 s after it arrived: it has 0.2 s left, and takes longer"
+    assert core.counters["expired"] == 3
+
+
+def test_nobody_behind_it_so_the_idle_worker_begins_with_it() -> None:
+    core = waiting(task("late", timeout_s=0.4))
+    assert [given.task for _, given in assigned(say(core, "w", Pull(1), 0.2))] == ["late"]
+
+
+def test_what_is_left_to_do_counts_and_not_what_was_asked_for() -> None:
+    new, far = task("a new one", timeout_s=0.2), task("far", timeout_s=0.2)
+    far.resume(Resume(STEPS - 2, STEPS, (b"state",)))
+    core = waiting(new, far, task("patient", 0.1))
+    assert [given.task for _, given in assigned(say(core, "w", Pull(1)))] == ["far"]
+    assert set(core.tasks) == {"far", "patient"}
+
+
+def beside_a_slow_one(core: Dispatch) -> None:
+    """A second worker, ten times slower; both are open from the next event on."""
+    join(core, "a slow one", 0)
+    slow = StepCurve(*SIZE, 4, [(tasks, 10 * seconds) for tasks, seconds in POINTS])
+    say(core, "a slow one", Heartbeat(running=0, curves=[slow]))
+    for each in core.roster:
+        each.slots, each.draining = 1, False
+
+
+def test_the_worker_that_is_quick_enough_gets_it() -> None:
+    core = waiting(task("a short one", timeout_s=1.0), task("patient", 0.1), task("patient too", 0.1))
+    beside_a_slow_one(core)
+    placed = {given.task: worker for worker, given in assigned(core.handle(Tick(), 0.1))}
+    assert placed == {"a short one": "w", "patient": "a slow one"}
+
+
+def test_a_slow_worker_is_no_reason_to_give_up_what_a_quick_one_could_do() -> None:
+    core = waiting(task("first", -0.1), *(task(f"short{number}", timeout_s=2.0) for number in range(4)))
+    beside_a_slow_one(core)
+    effects = core.handle(Tick(), 0.1)
+    assert not [update for update in told(effects) if isinstance(update, Ended)]
+    assert len(core.queues["m"]) == 3
+
+
+@given(
+    steps=st.integers(1, 200),
+    beside=st.integers(0, BATCH - 1),
+    has_s=st.floats(-1.0, 20.0),
+    slack=st.one_of(st.none(), st.floats(1.0, 4.0)),
+    crowded=st.booleans(),
+    measured=st.booleans(),
+)
+def test_it_is_given_up_only_by_what_was_measured(
+    steps: int, beside: int, has_s: float, slack: float | None, crowded: bool, measured: bool
+) -> None:
+    one, place = task("t", timeout_s=has_s), worker(measured=measured)
+    one.steps = steps
+    given_up = hopeless(one, place, beside, Costs(), crowded=crowded, slack=slack, now=0.0)
+    takes_s = steps * place.step_of(SIZE, beside + 1)
+    if has_s <= 0:
+        assert given_up
+    elif slack is None or not measured or takes_s * 1.2 < has_s or (not crowded and takes_s < has_s):
+        assert not given_up
+    elif crowded and takes_s > has_s:
+        assert given_up
+    if not crowded and beside == 0 and has_s > 0:
+        assert not given_up, "an idle worker begins with anything"
+
+
+def test_one_slow_picture_does_not_end_all_that_come_after_it() -> None:
+    costs, place = Costs(), worker()
+    costs.refresh([place])
+    costs.learn(SIZE, STEPS, 60.0)
+    takes_s = STEPS * place.step_of(SIZE, 1)
+    enough = task("t", timeout_s=2.5 * takes_s)
+    assert not hopeless(enough, place, 0, costs, crowded=True, slack=1.5, now=0.0)
+    short = task("t", timeout_s=1.5 * takes_s)
+    assert hopeless(short, place, 0, costs, crowded=True, slack=1.5, now=0.0)

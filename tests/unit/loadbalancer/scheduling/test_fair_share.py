@@ -1,0 +1,215 @@
+"""Fair sharing: owners that wait are given work by their weights, whatever they ask for and however it ends."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from loadbalancer.scheduling.request_queue import ModelQueue
+from loadbalancer.scheduling.task import Task
+from wire.messages import ImageInputs
+
+INPUTS = ImageInputs("a seven", 64, 64, steps=20, guidance_scale=3.0, seed=1, scheduler="ddim")
+_numbers = itertools.count()
+
+
+def task(owner: str, steps: int = 8, *, weight: float = 1.0, created: float = 0.0, priority: int = 0) -> Task:
+    name = f"{owner}{next(_numbers):06}"
+    return Task(name, "m", INPUTS, created, 1e9, priority, owner, weight, steps=steps)
+
+
+def backlog(*tasks: Task) -> ModelQueue:
+    queue = ModelQueue(1_000_000)
+    for each in tasks:
+        queue.push(each)
+    return queue
+
+
+def served(queue: ModelQueue, most: int) -> list[Task]:
+    """The first tasks that workers would be given."""
+    taken: list[Task] = []
+    while len(taken) < most and (first := queue.first()) is not None:
+        queue.take(first)
+        taken.append(first)
+    return taken
+
+
+def owners(tasks: list[Task]) -> str:
+    return "".join(each.owner for each in tasks)
+
+
+def test_a_single_request_passes_a_flood() -> None:
+    queue = backlog(*(task("f") for _ in range(1000)))
+    assert owners(served(queue, 10)) == "f" * 10
+    single = task("s", created=50.0)
+    queue.push(single)
+    assert queue.position(single) <= 1
+    assert "s" in owners(served(queue, 2))
+
+
+def test_a_flood_does_not_shut_others_out_of_a_full_queue() -> None:
+    queue = ModelQueue(12)
+    for _ in range(12):
+        queue.push(task("flood"))
+    assert (queue.room("flood"), queue.room("other")) == (0, 6)
+    for _ in range(6):
+        queue.push(task("other"))
+    assert (queue.room("flood"), queue.room("other"), queue.room("third")) == (0, 0, 4)
+    for owner in ("third", "fourth", "fifth"):
+        while queue.room(owner):
+            queue.push(task(owner))
+    assert (len(queue), queue.room("sixth")) == (24, 0), "twice the bound is the end"
+
+
+def test_an_owner_that_was_away_is_not_owed_for_it() -> None:
+    queue = backlog(*(task("a") for _ in range(100)))
+    served(queue, 50)
+    for _ in range(20):
+        queue.push(task("b"))
+    turns = owners(served(queue, 20))
+    assert abs(turns.count("a") - turns.count("b")) <= 1
+
+
+def test_work_counts_not_requests() -> None:
+    queue = backlog(*(task("l", 40) for _ in range(50)), *(task("s", 10) for _ in range(200)))
+    turns = owners(served(queue, 100))
+    assert turns.count("s") == pytest.approx(4 * turns.count("l"), abs=4)
+
+
+def test_sizes_that_cost_more_count_for_more() -> None:
+    costs = {(64, 64): 1.0, (128, 128): 3.0}
+    queue = ModelQueue(1000, step_s=lambda size: costs[size])
+    large = ImageInputs("a", 128, 128, steps=8, guidance_scale=3.0, seed=1, scheduler="ddim")
+    for number in range(60):
+        queue.push(task("s"))
+        queue.push(Task(f"l{number}", "m", large, 0.0, 1e9, owner="l", steps=8))
+    turns = owners(served(queue, 40))
+    assert (turns.count("s"), turns.count("l")) == (30, 10)
+
+
+def test_what_was_not_done_is_given_back_and_the_task_keeps_its_place() -> None:
+    queue = backlog(*(task("a", created=float(n)) for n in range(3)), *(task("b", created=float(n)) for n in range(3)))
+    [first] = served(queue, 1)
+    assert owners(served(queue, 1)) == "b"
+    queue.put_back(first)
+    assert queue.first() is first, "its worker was lost at once: it is as if it had never been taken"
+    queue.take(first)
+    first.step = 6
+    queue.put_back(first)
+    # Six of its eight steps were done: its owner has had those, so it goes on before the other's next.
+    assert owners(list(queue)) == "aabab"
+
+
+def test_a_cancelled_task_costs_only_what_was_done() -> None:
+    queue = backlog(*(task("a") for _ in range(4)), *(task("b") for _ in range(4)))
+    cancelled = served(queue, 2)[0]
+    queue.refund(cancelled)
+    assert owners(served(queue, 3)) == "aab"
+
+
+def test_the_first_measurement_does_not_count_against_those_served_before() -> None:
+    cost = [1.0]
+    queue = ModelQueue(1000, step_s=lambda _: cost[0])
+    for _ in range(100):
+        queue.push(task("a"))
+    served(queue, 10)
+    cost[0] = 0.01
+    queue.rescale(0.01)
+    for _ in range(100):
+        queue.push(task("b"))
+    turns = owners(served(queue, 20))
+    assert abs(turns.count("a") - turns.count("b")) <= 2
+
+
+def test_priority_is_worth_seconds_of_age_so_that_nothing_starves() -> None:
+    queue = ModelQueue(1000, priority_s=60.0)
+    patient = task("a", created=0.0)
+    queue.push(patient)
+    urgent = [task("a", created=float(at), priority=1) for at in range(0, 200, 10)]
+    for each in urgent:
+        queue.push(each)
+    line = list(queue)
+    ahead = line[: line.index(patient)]
+    assert ahead == [each for each in urgent if each.created < 60.0 or (each.created == 60.0 and each.id < patient.id)]
+
+
+def test_one_that_must_run_alone_stands_before_the_others() -> None:
+    queue = backlog(task("a"), task("b"))
+    lone = task("c")
+    lone.crashes = 2
+    queue.push(lone)
+    assert (queue.lone(), queue.position(lone), len(queue)) == ([lone], 0, 3)
+    assert [queue.position(each) for each in queue] == [0, 1, 2]
+    assert lone not in served(queue, 5)
+    queue.take(lone)
+    assert len(queue) == 0
+    with pytest.raises(KeyError):
+        queue.position(lone)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    weights=st.lists(st.sampled_from([0.5, 1.0, 2.0, 4.0]), min_size=2, max_size=5),
+    steps=st.lists(st.integers(1, 40), min_size=2, max_size=5),
+    turns=st.integers(50, 300),
+)
+def test_under_backlog_the_shares_are_the_weights(weights: list[float], steps: list[int], turns: int) -> None:
+    names = "abcde"[: len(weights)]
+    queue = ModelQueue(1_000_000)
+    sizes = itertools.cycle(steps)
+    for name, weight in zip(names, weights, strict=True):
+        for _ in range(turns):
+            queue.push(task(name, next(sizes), weight=weight))
+    taken = served(queue, turns)
+    assert len(taken) == turns, "somebody is served as long as anybody waits"
+    had = {
+        name: sum(each.steps for each in taken if each.owner == name) / weight
+        for name, weight in zip(names, weights, strict=True)
+    }
+    # The bound of start-time fair queueing: a largest task of each of the two.
+    for one, other in itertools.combinations(names, 2):
+        bound = max(steps) / weights[names.index(one)] + max(steps) / weights[names.index(other)]
+        assert abs(had[one] - had[other]) <= bound + 1e-6
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    flood=st.integers(1, 200),
+    before=st.integers(0, 100),
+    steps=st.integers(1, 64),
+    weight=st.sampled_from([0.5, 1.0, 2.0]),
+)
+def test_a_newcomer_waits_for_one_turn_of_each_other_owner(flood: int, before: int, steps: int, weight: float) -> None:
+    queue = backlog(*(task(owner, steps) for owner in "abc" for _ in range(flood)))
+    served(queue, before)
+    newcomer = task("n", weight=weight)
+    queue.push(newcomer)
+    assert newcomer in served(queue, 4)
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    tasks=st.lists(st.tuples(st.sampled_from("abcd"), st.integers(0, 3), st.integers(0, 50)), max_size=40),
+    taken=st.integers(0, 10),
+)
+def test_positions_are_exact_where_tasks_cost_the_same(tasks: list[tuple[str, int, int]], taken: int) -> None:
+    queue = ModelQueue(1000)
+    for owner, priority, created in tasks:
+        queue.push(task(owner, created=float(created), priority=priority))
+    served(queue, taken)
+    line = list(queue)
+    assert [queue.position(each) for each in line] == list(range(len(line)))
+    assert served(queue, len(line)) == line
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.tuples(st.sampled_from("ab"), st.integers(1, 30)), min_size=1, max_size=30))
+def test_positions_are_always_between_the_own_rank_and_the_end(tasks: list[tuple[str, int]]) -> None:
+    queue = backlog(*(task(owner, steps) for owner, steps in tasks))
+    seen: dict[str, int] = {}
+    for each in queue:
+        rank = seen[each.owner] = seen.get(each.owner, -1) + 1
+        assert rank <= queue.position(each) < len(queue)

@@ -1,0 +1,223 @@
+"""Who gives way to whom, and who moves to a worker with room: cases, then any crowd, which comes to rest."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from loadbalancer.scheduling.preemption import MOST_MOVES, REST_S, displaced, taken_over
+from loadbalancer.scheduling.request_queue import ModelQueue
+from loadbalancer.scheduling.task import State, Task
+from loadbalancer.scheduling.worker_registry import Roster, Worker
+from wire.messages import PROTOCOL, About, Heartbeat, Hello, ImageInputs, StepCurve
+
+INPUTS = ImageInputs("a seven", 64, 64, steps=40, guidance_scale=3.0, seed=1, scheduler="ddim")
+#: A step of b tasks takes 8 + 3 b milliseconds; or always as long, however many share it; or as long as each by itself.
+SOME = [(b, 0.008 + 0.003 * b) for b in (1, 2, 4, 8, 16)]
+FLAT = [(b, 0.05) for b in (1, 16)]
+NO_GAIN = [(b, 0.1 * b) for b in (1, 16)]
+
+
+class Scene:
+    """Workers with running tasks, as the dispatcher would have them."""
+
+    def __init__(self) -> None:
+        self.roster = Roster(heartbeat_s=1.0, lost_after_s=10.0)
+        self.tasks: dict[str, Task] = {}
+        self.queue = ModelQueue(100)
+
+    def worker(
+        self, name: str, *, slots: int = 12, curve: list[tuple[int, float]] | None = None, checkpoints: bool = True
+    ) -> Worker:
+        worker = Worker(Hello(PROTOCOL, name, "m", "sim:0", 1, [], About(checkpoints=checkpoints)), 0.0, slots)
+        worker.beat = Heartbeat(0, curves=[StepCurve(64, 64, slots, curve)] if curve else [])
+        self.roster.workers[name] = worker
+        return worker
+
+    def runs(self, name: str, worker: str, **changes: object) -> Task:
+        task = self.task(name, **{"state": State.RUNNING, "worker": worker, "attempt": 1, "started": 0.0, **changes})
+        self.roster.workers[worker].hold(name, 1, 0.0)
+        return task
+
+    def waits(self, name: str, **changes: object) -> Task:
+        task = self.task(name, **changes)
+        self.queue.push(task)
+        return task
+
+    def task(self, name: str, **changes: object) -> Task:
+        task = self.tasks[name] = Task(name, "m", INPUTS, 0.0, 1e9, steps=40)
+        for key, value in changes.items():
+            setattr(task, key, value)
+        return task
+
+    def displaced(self, margin: int = 1, now: float = 1.0) -> list[str]:
+        moves = displaced(self.queue, self.roster.of("m"), self.tasks, margin, now)
+        assert all(self.tasks[move.task].worker == move.worker for move in moves)
+        return [move.task for move in moves]
+
+    def taken_over(self, now: float = 1.0) -> list[tuple[str, str]]:
+        return [(move.worker, move.task) for move in taken_over(self.roster, "m", self.tasks, now)]
+
+
+def test_the_least_urgent_gives_way_then_the_least_advanced() -> None:
+    scene = Scene()
+    scene.worker("w")
+    scene.runs("far", "w", step=30)
+    scene.runs("near", "w", step=3)
+    scene.runs("middling", "w", priority=1, step=0)
+    scene.waits("urgent", priority=2)
+    assert scene.displaced() == ["near"]
+    scene.waits("urgent too", priority=2)
+    assert scene.displaced() == ["near", "far"]
+    scene.tasks["near"].leaving = True
+    assert scene.displaced() == ["far"], "one is on its way already"
+    scene.tasks["far"].leaving = True
+    assert scene.displaced() == []
+
+
+@pytest.mark.parametrize(
+    ("running", "waiting", "margin", "gives_way"),
+    [
+        ({}, {"priority": 1}, 1, True),
+        ({}, {"priority": 1}, 2, False),
+        ({}, {"priority": 0}, 1, False),
+        ({"priority": -1}, {}, 1, True),
+        ({"priority": 1}, {}, 1, False),
+        # Age counts too: it would only be sent out again before the other.
+        ({"created": 0.0}, {"created": 59.0, "priority": 1}, 1, True),
+        ({"created": 0.0}, {"created": 61.0, "priority": 1}, 1, False),
+        # Between owners there are shares, not priorities.
+        ({"owner": "other"}, {"priority": 9}, 1, False),
+        # It must not be moved at all, or not now.
+        ({"crashes": 2}, {"priority": 9}, 1, False),
+        ({"state": State.ASSIGNED}, {"priority": 9}, 1, False),
+        ({"moves": 1, "started": 0.0}, {"priority": 9}, 1, False),
+        ({"moves": 1, "started": 1.0 - REST_S}, {"priority": 9}, 1, True),
+        ({"moves": MOST_MOVES, "started": -1e6}, {"priority": 9}, 1, False),
+    ],
+)
+def test_who_gives_way(running: dict[str, object], waiting: dict[str, object], margin: int, gives_way: bool) -> None:
+    scene = Scene()
+    scene.worker("w")
+    scene.runs("runs", "w", **running)
+    scene.waits("waits", **waiting)
+    assert scene.displaced(margin) == (["runs"] if gives_way else [])
+
+
+@pytest.mark.parametrize("way", ["no checkpoints", "draining", "reserved"])
+def test_what_would_lose_its_steps_or_leaves_anyway_or_makes_no_room_stays(way: str) -> None:
+    scene = Scene()
+    worker = scene.worker("w", checkpoints=way != "no checkpoints")
+    worker.draining = way == "draining"
+    worker.reserved = "another" if way == "reserved" else None
+    scene.runs("runs", "w")
+    scene.waits("waits", priority=9)
+    assert scene.displaced() == []
+
+
+def test_an_owner_displaces_its_own_only_where_the_slot_would_be_its_own() -> None:
+    scene = Scene()
+    scene.worker("w")
+    first = scene.waits("first", owner="a")
+    scene.queue.take(first)
+    scene.queue.remove(scene.waits("gone", owner="b"))
+    scene.waits("b", owner="b")
+    scene.waits("urgent", owner="a", priority=9)
+    scene.runs("runs", "w", owner="a", step=35)
+    assert scene.queue.first() is scene.tasks["b"]
+    assert scene.displaced() == [], "five steps given back leave the owner behind the other, who would get the slot"
+    scene.tasks["runs"].step = 0
+    scene.tasks["runs"].steps = 41
+    assert scene.displaced() == ["runs"]
+
+
+@pytest.mark.parametrize(
+    ("curve", "crowd", "moved"),
+    [
+        (SOME, 12, 6),
+        (SOME, 2, 0),  # it would save a fifth of a third of a second
+        (FLAT, 12, 0),  # a smaller batch is no faster
+        (NO_GAIN, 12, 6),
+        (NO_GAIN, 2, 1),
+        (NO_GAIN, 1, 0),
+        (None, 12, 0),  # nothing is known
+    ],
+)
+def test_an_idle_worker_takes_over_what_finishes_sooner_there(
+    curve: list[tuple[int, float]] | None, crowd: int, moved: int
+) -> None:
+    scene = Scene()
+    scene.worker("crowded", curve=curve)
+    scene.worker("idle", curve=curve)
+    for number in range(crowd):
+        scene.runs(f"t{number:02}", "crowded", step=number)
+    moves = scene.taken_over()
+    assert moves == [("crowded", f"t{number:02}") for number in range(moved)], "those with most left to do"
+
+
+def test_a_worker_that_waits_for_a_task_that_must_be_alone_takes_over_nothing() -> None:
+    scene = Scene()
+    scene.worker("crowded", curve=SOME)
+    scene.worker("idle", curve=SOME).reserved = "another"
+    for number in range(12):
+        scene.runs(f"t{number:02}", "crowded")
+    assert scene.taken_over() == []
+
+
+def test_a_slow_newcomer_takes_over_nothing() -> None:
+    scene = Scene()
+    scene.worker("quick", curve=SOME)
+    scene.worker("slow", curve=[(tasks, 4 * seconds) for tasks, seconds in SOME])
+    for number in range(12):
+        scene.runs(f"t{number:02}", "quick")
+    assert scene.taken_over() == []
+
+
+def test_nothing_is_taken_over_while_others_are_on_their_way_or_shortly_before_the_end() -> None:
+    scene = Scene()
+    scene.worker("crowded", curve=SOME)
+    scene.worker("idle", curve=SOME)
+    for number in range(12):
+        scene.runs(f"t{number:02}", "crowded")
+    scene.tasks["t03"].leaving = True
+    assert scene.taken_over() == []
+    scene.tasks["t03"].leaving = False
+    assert len(scene.taken_over()) == 6
+    for task in scene.tasks.values():
+        task.step = 38
+    assert scene.taken_over() == []
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    crowds=st.lists(st.integers(0, 12), min_size=2, max_size=4),
+    pace=st.lists(st.sampled_from([0.5, 1.0, 3.0]), min_size=4, max_size=4),
+    curve=st.sampled_from([SOME, FLAT, NO_GAIN]),
+    steps=st.lists(st.integers(0, 39), min_size=48, max_size=48),
+)
+def test_take_overs_come_to_rest(
+    crowds: list[int], pace: list[float], curve: list[tuple[int, float]], steps: list[int]
+) -> None:
+    """With nobody coming or finishing, tasks move a bounded number of times, each towards the emptier worker."""
+    scene = Scene()
+    for number, crowd in enumerate(crowds):
+        scene.worker(f"w{number}", curve=[(tasks, seconds * pace[number]) for tasks, seconds in curve])
+        for _ in range(crowd):
+            scene.runs(f"t{len(scene.tasks):02}", f"w{number}", step=steps[len(scene.tasks)])
+    now = 0.0
+    for _ in range(100):
+        now += REST_S
+        moves = taken_over(scene.roster, "m", scene.tasks, now)
+        if not moves:
+            return
+        for move in moves:
+            task = scene.tasks[move.task]
+            del scene.roster.workers[move.worker].held[task.id]
+            target = scene.roster.place(task, now=0.0)
+            assert target is not None
+            assert target.id != move.worker, "it is sent where it was meant to go"
+            target.hold(task.id, 1, now)
+            task.worker, task.started, task.moves = target.id, now, task.moves + 1
+            assert task.moves <= MOST_MOVES
+    pytest.fail("tasks moved on and on")

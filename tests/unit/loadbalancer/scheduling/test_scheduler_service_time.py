@@ -1,0 +1,227 @@
+"""The dispatcher with workers that do as they are told, come, hang, die and are asked to hand back: all is served in
+the end, nothing is done twice but what a death cost, and nothing moves for ever.
+"""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from loadbalancer.scheduling.events import Effect, Gone, Said, Send, Submit, Tell, Tick
+from loadbalancer.scheduling.preemption import MOST_MOVES
+from loadbalancer.scheduling.rules import Rules
+from loadbalancer.scheduling.scheduler import Dispatch
+from loadbalancer.scheduling.task import Completed, Ended, Task
+from wire.codec import FromWorker
+from wire.messages import (
+    PROTOCOL,
+    About,
+    Assign,
+    Assignment,
+    Cancel,
+    Counters,
+    Finished,
+    Heartbeat,
+    Hello,
+    ImageInputs,
+    Progress,
+    Pull,
+    Returned,
+    Started,
+    StepCurve,
+    ToBalancer,
+    Yield,
+)
+
+STEP_S = 0.5
+CURVES = [StepCurve(64, 64, 4, [(1, 0.1), (4, STEP_S)])]
+
+
+class Machine:
+    """A worker process: runs what it is given, a step at a time, and checks that it goes on where the task was."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.tasks: dict[str, tuple[Assignment, int]] = {}
+        self.steps = 0
+        self.hangs = False
+        self.inbox: list[Send] = []
+
+    def read(self) -> list[tuple[ToBalancer, tuple[bytes, ...]]]:
+        """Do as the messages say; what it answers."""
+        said: list[tuple[ToBalancer, tuple[bytes, ...]]] = []
+        for send in self.inbox:
+            match send.message:
+                case Assign(tasks):
+                    frames = iter(send.frames)
+                    for given in tasks:
+                        at = int(bytes(next(frames))) if given.frames else 0
+                        assert at == given.step, "the state that came is that of the step it was said to be"
+                        self.tasks[given.task] = given, at
+                        said.append((Started(given.task, given.attempt), ()))
+                case Cancel(tasks) | Yield(tasks):
+                    for name in tasks:
+                        if name in self.tasks:
+                            given, at = self.tasks.pop(name)
+                            said.append((Returned(name, given.attempt, at, 1), (b"%d" % at,)))
+                case _:
+                    pass
+        self.inbox.clear()
+        return said
+
+    def step(self) -> list[tuple[ToBalancer, tuple[bytes, ...]]]:
+        """Advance everything by a step and send every state away."""
+        said: list[tuple[ToBalancer, tuple[bytes, ...]]] = []
+        self.steps += bool(self.tasks)
+        for name, (given, at) in list(self.tasks.items()):
+            if at + 1 == given.inputs.steps:
+                del self.tasks[name]
+                said.append((Finished(name, given.attempt), (b"image",)))
+            else:
+                self.tasks[name] = given, at + 1
+                progress = Progress(name, given.attempt, at + 1, given.inputs.steps, frames=1)
+                said.append((progress, (b"%d" % (at + 1),)))
+        return said
+
+
+class Service(RuleBasedStateMachine):
+    @initialize()
+    def start(self) -> None:
+        rules = Rules(stuck_factor=4.0, stuck_min_s=5.0)
+        self.core = Dispatch(["m"], max_tasks=40, max_attempts=3, heartbeat_s=1.0, lost_after_s=30.0, rules=rules)
+        self.now = 0.0
+        self.machines: dict[str, Machine] = {}
+        self.born = 0
+        self.submitted: dict[str, Task] = {}
+        self.ends: dict[str, Completed | Ended] = {}
+        self.join()
+
+    def run(self, effects: list[Effect]) -> None:
+        for effect in effects:
+            if isinstance(effect, Tell) and isinstance(effect.update, Completed | Ended):
+                assert effect.update.task not in self.ends
+                self.ends[effect.update.task] = effect.update
+            if isinstance(effect, Send) and effect.worker in self.machines:
+                self.machines[effect.worker].inbox.append(effect)
+
+    def say(self, machine: Machine, said: list[tuple[ToBalancer, tuple[bytes, ...]]]) -> None:
+        for message, frames in said:
+            self.run(self.core.handle(Said(machine.name, FromWorker(message, frames)), self.now))
+
+    def beat(self, machine: Machine) -> None:
+        counters = Counters(steps=machine.steps)
+        self.say(machine, [(Heartbeat(len(machine.tasks), STEP_S, 4.0, 0, counters, CURVES), ())])
+
+    @precondition(lambda self: len(self.machines) < 3)
+    @rule()
+    def join(self) -> None:
+        self.born += 1
+        machine = self.machines[f"w{self.born}"] = Machine(f"w{self.born}")
+        hello = Hello(PROTOCOL, machine.name, "m", "sim:0", 1, [], About(checkpoints=True))
+        self.say(machine, [(hello, ()), (Pull(4), ())])
+        self.beat(machine)
+
+    @rule(
+        count=st.integers(1, 4),
+        steps=st.integers(1, 40),
+        priority=st.integers(0, 2),
+        owner=st.sampled_from(["x", "y"]),
+    )
+    def submit(self, count: int, steps: int, priority: int, owner: str) -> None:
+        image = ImageInputs("a", 64, 64, steps, guidance_scale=3.0, seed=1, scheduler="ddim")
+        if len(self.core.tasks) + count > 30:
+            return
+        tasks = [
+            Task(f"t{len(self.submitted) + n:03}", "m", image, self.now, 1e9, priority, owner, steps=steps)
+            for n in range(count)
+        ]
+        self.submitted |= {task.id: task for task in tasks}
+        self.run(self.core.handle(Submit(tasks), self.now))
+
+    @rule(steps=st.integers(1, 12))
+    def work(self, steps: int) -> None:
+        """Time passes; each machine that does not hang steps."""
+        for _ in range(steps):
+            self.now += STEP_S
+            for machine in list(self.machines.values()):
+                if not machine.hangs:
+                    self.say(machine, machine.read())
+                    self.say(machine, machine.step())
+                self.beat(machine)
+            self.run(self.core.handle(Tick(), self.now))
+
+    @precondition(lambda self: len(self.machines) > 1)
+    @rule(data=st.data())
+    def die(self, data: st.DataObject) -> None:
+        name = data.draw(st.sampled_from(sorted(self.machines)))
+        del self.machines[name]
+        self.run(self.core.handle(Gone(name, "killed"), self.now))
+
+    @precondition(lambda self: len(self.machines) > 1)
+    @rule(data=st.data())
+    def hang_or_wake(self, data: st.DataObject) -> None:
+        machine = self.machines[data.draw(st.sampled_from(sorted(self.machines)))]
+        machine.hangs = not machine.hangs
+
+    @invariant()
+    def slots_are_never_overbooked(self) -> None:
+        for worker in self.core.roster:
+            assert len(worker.held) <= worker.slots
+
+    @invariant()
+    def moves_are_bounded(self) -> None:
+        assert all(task.moves <= MOST_MOVES for task in self.submitted.values())
+
+    @invariant()
+    def no_place_is_empty_while_a_task_waits(self) -> None:
+        ready = [w for w in self.core.roster if self.core.roster.state(w, self.now) == "ready" and w.reserved is None]
+        waits = any(not task.alone for task in self.core.queues["m"])
+        assert not (waits and any(worker.free for worker in ready))
+
+    def teardown(self) -> None:
+        """Left alone with one good worker, it ends everything."""
+        if not hasattr(self, "core"):
+            return
+        for name in [name for name, machine in self.machines.items() if machine.hangs]:
+            del self.machines[name]
+            self.run(self.core.handle(Gone(name, "replaced"), self.now))
+        if not self.machines:
+            self.join()
+        for _ in range(100):
+            if not self.core.tasks:
+                break
+            self.work(20)
+        assert self.core.tasks == {}
+        assert set(self.ends) == set(self.submitted)
+        crashed = {name for name, task in self.submitted.items() if task.crashes >= 3}
+        assert {name for name, end in self.ends.items() if isinstance(end, Ended)} == crashed
+        assert self.core.counters["steps_redone"] == 0, "every state was sent away: nothing had to be done twice"
+        assert all(not worker.held for worker in self.core.roster), "no slot leaked"
+
+
+Service.TestCase.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
+TestService = Service.TestCase
+
+
+@pytest.mark.parametrize("owners", [2, 5])
+def test_under_ten_times_the_load_every_owner_gets_its_share(owners: int) -> None:
+    """Each sends as much as it may; what they are given differs by no more than a batch."""
+    service = Service()
+    service.start()
+    names = [f"o{number}" for number in range(owners)]
+    image = ImageInputs("a", 64, 64, 8, guidance_scale=3.0, seed=1, scheduler="ddim")
+    for turn in range(120):
+        for name in names:
+            room = service.core.queues["m"].room(name)
+            if room:
+                tasks = [
+                    Task(f"{name}-{turn}-{n}", "m", image, service.now, 1e9, owner=name, steps=8) for n in range(room)
+                ]
+                service.submitted |= {task.id: task for task in tasks}
+                service.run(service.core.handle(Submit(tasks), service.now))
+        service.work(4)
+    done = [sum(service.submitted[end].owner == name for end in service.ends) for name in names]
+    assert sum(done) >= 4 * 120 * 4 / 8 - 40, "no slot was idle"
+    assert max(done) - min(done) <= 4

@@ -1,0 +1,228 @@
+"""The dispatcher in random histories, in which nothing may be lost, doubled or over-committed."""
+
+from __future__ import annotations
+
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initialize, invariant, rule
+
+from loadbalancer.scheduling.events import Abandon, Effect, Gone, Send, Submit, Tell, Tick
+from loadbalancer.scheduling.preemption import MOST_MOVES
+from loadbalancer.scheduling.rules import Rules
+from loadbalancer.scheduling.scheduler import Dispatch
+from loadbalancer.scheduling.task import Completed, DeadlineUnreachable, Ended, QueueFull, Resume, State, Task
+from tests.support.scheduler import CURVES, INPUTS, join, new_dispatch, say, task
+from wire.messages import (
+    Assign,
+    Bye,
+    Failed,
+    Finished,
+    Heartbeat,
+    Progress,
+    Pull,
+    Returned,
+    Started,
+    ToBalancer,
+)
+
+
+class Histories(RuleBasedStateMachine):
+    """Two workers, any number of tasks, every message in every order, honest and stale and invented."""
+
+    tasks = Bundle("tasks")
+
+    @initialize()
+    def start(self) -> None:
+        self.core = self.fresh_core()
+        self.now = self.held_until = 0.0
+        self.made = 0
+        self.durable: set[str] = set()
+        #: What has no room in the queue of a new balancer yet.
+        self.on_disk: list[Task] = []
+        self.accepted: set[str] = set()
+        self.ended: dict[str, int] = {}
+        self.capacity: dict[str, int] = {}
+        #: What each worker process believes it holds: task -> attempt.
+        self.believed: dict[str, dict[str, int]] = {}
+
+    def fresh_core(self) -> Dispatch:
+        return new_dispatch(max_tasks=8, rules=Rules(stuck_min_s=5.0), hold_s=2.0)
+
+    def run(self, effects: list[Effect]) -> None:
+        for effect in effects:
+            if isinstance(effect, Tell) and isinstance(effect.update, Completed | Ended):
+                self.ended[effect.update.task] = self.ended.get(effect.update.task, 0) + 1
+            if isinstance(effect, Send) and isinstance(effect.message, Assign):
+                for given in effect.message.tasks:
+                    self.believed.setdefault(effect.worker, {})[given.task] = given.attempt
+
+    @rule(
+        target=tasks,
+        priority=st.integers(0, 1),
+        timeout_s=st.sampled_from([3.0, 1000.0]),
+        owner=st.sampled_from(["x", "y", "z"]),
+        durable=st.booleans(),
+    )
+    def submit(self, priority: int, timeout_s: float, owner: str, durable: bool) -> str:
+        self.made += 1
+        name = f"t{self.made}"
+        submitted = task(name, self.now, timeout_s=timeout_s, priority=priority)
+        submitted.owner, submitted.weight = owner, {"x": 1.0, "y": 2.0, "z": 0.5}[owner]
+        try:
+            self.run(self.core.handle(Submit([submitted]), self.now))
+        except DeadlineUnreachable:
+            assert timeout_s == 3.0, "only what is short of time is refused for it"
+            return name
+        except QueueFull:
+            assert len(self.core.queues["m"]) >= 8, "what comes back from a worker is never refused"
+            return name
+        self.accepted.add(name)
+        if durable:
+            self.durable.add(name)
+        return name
+
+    @rule(saved=st.booleans())
+    def restart(self, saved: bool) -> None:
+        """The balancer dies: the workers go on, plain requests are over, and what is durable comes from the disk."""
+        before, self.core = self.core.tasks, self.fresh_core()
+        self.accepted -= before.keys() - self.durable
+        for name in sorted(before.keys() & self.durable):
+            old = before[name]
+            again = Task(name, "m", INPUTS, old.created, old.deadline, old.priority, old.owner, old.weight, steps=20)
+            again.begun = old.first_started is not None
+            if saved and old.checkpoint:
+                again.resume(Resume(old.checkpoint_step, old.steps, old.checkpoint))
+            self.on_disk.append(again)
+        self.held_until = self.now + 2.0
+        self.enter()
+
+    def enter(self) -> None:
+        waiting, self.on_disk = self.on_disk, []
+        for again in waiting:
+            try:
+                self.run(self.core.handle(Submit([again]), self.now))
+            except QueueFull:
+                self.on_disk.append(again)
+            again.begun = False  # only a start waits for the workers
+
+    @rule(worker=st.sampled_from("ab"), slots=st.integers(1, 4))
+    def connect(self, worker: str, slots: int) -> None:
+        held = self.believed.setdefault(worker, {})
+        waiting = {t for t in held if t in self.core.tasks and self.core.tasks[t].state is State.QUEUED}
+        gone_on = {t: held[t] for t in waiting if self.core.tasks[t].attempt == 0}
+        self.run(join(self.core, worker, slots, self.now, held))
+        for name, attempt in gone_on.items():
+            assert (self.core.tasks[name].worker, self.core.tasks[name].attempt) == (worker, attempt)
+            assert held[name] == attempt, "it is not given to it anew"
+        self.capacity[worker] = slots
+
+    @rule(worker=st.sampled_from("ab"), slots=st.integers(0, 4))
+    def pull(self, worker: str, slots: int) -> None:
+        self.run(say(self.core, worker, Pull(slots), self.now))
+
+    @rule(worker=st.sampled_from("ab"), name=tasks, kind=st.sampled_from(["started", "progress", "saved", "beat"]))
+    def speak(self, worker: str, name: str, kind: str) -> None:
+        attempt = self.believed.get(worker, {}).get(name, 1)
+        messages: dict[str, ToBalancer] = {
+            "started": Started(name, attempt),
+            "progress": Progress(name, attempt, 3, 20),
+            "saved": Progress(name, attempt, 5, 20, frames=1),
+            "beat": Heartbeat(running=1, step_s=0.1, batch=1.0, curves=CURVES),
+        }
+        self.run(say(self.core, worker, messages[kind], self.now, (b"state",) if kind == "saved" else ()))
+
+    @rule(worker=st.sampled_from("ab"), name=tasks, kind=st.sampled_from(["finished", "failed", "returned", "moved"]))
+    def let_go(self, worker: str, name: str, kind: str) -> None:
+        attempt = self.believed.get(worker, {}).pop(name, 1)
+        messages: dict[str, tuple[ToBalancer, tuple[bytes, ...]]] = {
+            "finished": (Finished(name, attempt), (b"image",)),
+            "failed": (Failed(name, attempt, "error", "broken"), ()),
+            "returned": (Returned(name, attempt), ()),
+            "moved": (Returned(name, attempt, step=3, frames=1), (b"state",)),
+        }
+        message, frames = messages[kind]
+        self.run(say(self.core, worker, message, self.now, frames))
+
+    @rule(worker=st.sampled_from("ab"), name=tasks, attempt=st.integers(-1, 3))
+    def repeat_or_invent(self, worker: str, name: str, attempt: int) -> None:
+        if self.believed.get(worker, {}).get(name) != attempt:
+            before = self.core.counters["done"]
+            self.run(say(self.core, worker, Finished(name, attempt), self.now, (b"not mine",)))
+            assert self.core.counters["done"] == before
+
+    @rule(worker=st.sampled_from("ab"), peaceful=st.booleans())
+    def leave(self, worker: str, peaceful: bool) -> None:
+        self.believed.pop(worker, None)
+        self.run(
+            say(self.core, worker, Bye("told"), self.now) if peaceful else self.core.handle(Gone(worker, "x"), self.now)
+        )
+
+    @rule(name=consumes(tasks))
+    def abandon(self, name: str) -> None:
+        self.run(self.core.handle(Abandon([name], "client went away"), self.now))
+        if name in [task.id for task in self.on_disk]:
+            self.on_disk = [task for task in self.on_disk if task.id != name]
+            self.accepted.discard(name)
+
+    @rule(seconds=st.sampled_from([0.1, 1.0, 4.0, 11.0]))
+    def wait(self, seconds: float) -> None:
+        self.now += seconds
+        self.run(self.core.handle(Tick(), self.now))
+        self.enter()
+
+    @invariant()
+    def every_accepted_task_is_somewhere_or_ended_once(self) -> None:
+        assert all(count == 1 for count in self.ended.values())
+        assert set(self.ended).isdisjoint(self.core.tasks)
+        assert self.accepted == {*self.ended, *self.core.tasks, *(task.id for task in self.on_disk)}
+
+    @invariant()
+    def slots_add_up(self) -> None:
+        for worker in self.core.roster:
+            live = [t for t in self.core.tasks.values() if t.worker == worker.id and t.state is not State.QUEUED]
+            assert {t.id: t.attempt for t in live}.items() <= worker.held.items()
+            assert worker.free == (0 if worker.draining else max(worker.slots - len(worker.held), 0))
+
+    @invariant()
+    def the_queue_holds_the_queued(self) -> None:
+        queue = self.core.queues["m"]
+        waiting = list(queue)
+        assert {t.id for t in waiting} == {t.id for t in self.core.tasks.values() if t.state is State.QUEUED}
+        assert queue.steps.total() == sum(t.remaining_steps for t in waiting)
+        assert len(waiting) == len(queue)
+        assert all(0 <= queue.position(t) < len(waiting) for t in waiting)
+        assert next((t for t in waiting if not t.alone), None) is queue.first()
+
+    @invariant()
+    def nothing_moves_without_end(self) -> None:
+        assert all(t.moves <= MOST_MOVES for t in self.core.tasks.values())
+        assert not any(t.leaving and t.state is State.QUEUED for t in self.core.tasks.values())
+
+    @invariant()
+    def no_slot_idles_while_a_task_waits(self) -> None:
+        waiting = [t for t in self.core.queues["m"] if t.crashes < 2]
+        able = [
+            w
+            for w in self.core.roster
+            if w.free and w.reserved is None and self.core.roster.state(w, self.now) == "ready"
+        ]
+        assert not (waiting and able) or self.now < self.held_until
+
+    @invariant()
+    def a_waiting_task_stands_where_its_checkpoint_is(self) -> None:
+        for waiting in self.core.queues["m"]:
+            assert waiting.step == waiting.checkpoint_step
+            assert bool(waiting.checkpoint) == bool(waiting.checkpoint_step)
+
+    @invariant()
+    def work_is_measured_of_what_runs(self) -> None:
+        running = sum(t.state is State.RUNNING for t in self.core.tasks.values())
+        assert repr(self.core.costs["m"]).endswith(f", {running} in the making>")
+
+    @invariant()
+    def reservations_belong_to_living_tasks(self) -> None:
+        assert all(w.reserved is None or w.reserved in self.core.tasks for w in self.core.roster)
+
+
+Histories.TestCase.settings = settings(max_examples=100, stateful_step_count=60, deadline=None)
+TestHistories = Histories.TestCase

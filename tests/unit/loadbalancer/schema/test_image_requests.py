@@ -1,0 +1,216 @@
+"""Adapters, source pictures and what an engine can do: what is admitted, and what is refused in which words."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from configs.settings import Model, Settings
+from loadbalancer.generation.source_images import Sources
+from loadbalancer.generation.validation import Job, Known, admit_images, admit_predict, asked_size, with_sources
+from loadbalancer.scheduling.task import Ended, State
+from loadbalancer.schema.errors import ContentRefused, InvalidRequest, from_ended
+from loadbalancer.schema.requests import ImageRequest, PredictRequest, parse
+from wire.messages import About, ImageInputs, Lora
+
+ABLE = About("AblePipeline", modes=("text", "image", "inpaint"), loras=True, reproducible=True)
+TEXT_ONLY = About("TextPipeline", modes=("text",))
+INPAINT_ONLY = About("InpaintPipeline", modes=("inpaint",))
+ADAPTERS = ["ink", "fog", "snow", "v1.5_b-2"]
+URL = "data:image/png;base64,AAAA"
+PLAIN = Sources(64, 32, (bytes(64 * 32 * 3),))
+MASKED = Sources(64, 32, (bytes(64 * 32 * 3), bytes(64 * 32)))
+
+
+def settings(**model: Any) -> Settings:
+    limits = {"max_loras": 2, "max_lora_scale": 2.0, "min_side": 32}
+    return Settings(
+        models={
+            "first": Model.model_validate(
+                {"loras": Path("adapters"), "defaults": {"steps": 20, "strength": 0.6}, "limits": limits} | model
+            )
+        }
+    )
+
+
+def admit(known: Known | None = None, model: dict[str, Any] | None = None, **body: Any) -> Job:
+    asked = parse(ImageRequest, json.dumps({"prompt": "a seven"} | body).encode())
+    return admit_images(asked, settings(**model or {}), 7, known or Known(ABLE, ADAPTERS))
+
+
+def complete(sources: Sources, known: Known | None = None, **body: Any) -> Job:
+    asked = parse(ImageRequest, json.dumps({"prompt": "a seven", "image": URL} | body).encode())
+    known = known or Known(ABLE)
+    job = admit_images(asked, settings(), 7, known)
+    return with_sources(job, sources, asked, settings(), known)
+
+
+# ---- adapters
+
+
+@pytest.mark.parametrize(
+    ("asked", "expected"),
+    [
+        ([], ()),
+        ([{"name": "ink"}], (Lora("ink", 1.0),)),
+        ([{"name": "ink", "scale": None}], (Lora("ink", 1.0),)),
+        ([{"name": "fog", "scale": -2}, {"name": "ink", "scale": 2.0}], (Lora("fog", -2.0), Lora("ink", 2.0))),
+        ([{"name": "v1.5_b-2", "scale": 0}], (Lora("v1.5_b-2", 0.0),)),
+    ],
+)
+def test_adapters_are_admitted(asked: list[dict[str, Any]], expected: tuple[Lora, ...]) -> None:
+    assert [inputs.loras for inputs in admit(loras=asked, n=2).inputs] == [expected, expected]
+    predict = parse(PredictRequest, json.dumps({"prompt": "a", "loras": asked}).encode())
+    assert admit_predict(predict, settings(), 7, Known(ABLE, ADAPTERS)).inputs[0].loras == expected
+
+
+@pytest.mark.parametrize(
+    ("asked", "param", "fragment"),
+    [
+        ("ink", "loras", "Expected a list"),
+        (["ink"], "loras[0]", "Expected an object"),
+        ([{}], "loras[0].name", "Missing required parameter: 'loras[0].name'"),
+        ([{"name": 7}], "loras[0].name", "Expected a string"),
+        ([{"name": "ink", "scale": "1"}], "loras[0].scale", "Expected a number"),
+        ([{"name": "ink"}, {"name": "fog", "weight": 1}], "loras[1].weight", "Unknown parameter: 'loras[1].weight'"),
+        ([{"name": "ink", "scales": 1}], "loras[0].scales", "Did you mean 'scale'?"),
+        ([{"name": "rain"}], "loras[0].name", "no such adapter"),
+        ([{"name": "ink"}, {"name": "ink"}], "loras[1].name", "named twice"),
+        ([{"name": "ink"}, {"name": "fog"}, {"name": "snow"}], "loras", "at most 2 are allowed"),
+        ([{"name": "ink"}, {"name": "fog", "scale": 2.01}], "loras[1].scale", "between -2.0 and 2.0"),
+        ([{"name": "ink", "scale": -2.01}], "loras[0].scale", "between -2.0 and 2.0"),
+        *[
+            ([{"name": name}], "loras[0].name", "Must be 1 to 128 letters")
+            for name in ("", ".", "..", "../ink", "/etc/ink", "a/b", "a\\b", ".ink", "-ink", "ink\n", "ïnk", "x" * 129)
+        ],
+    ],
+)
+def test_adapters_are_refused(asked: Any, param: str, fragment: str) -> None:
+    with pytest.raises(InvalidRequest) as refused:
+        admit(loras=asked)
+    assert refused.value.param == param
+    assert fragment in refused.value.message
+
+
+@pytest.mark.parametrize(
+    ("known", "model"), [(Known(TEXT_ONLY, ADAPTERS), {}), (Known(ABLE, ADAPTERS), {"loras": None})]
+)
+def test_a_model_without_adapters_says_so(known: Known, model: dict[str, Any]) -> None:
+    with pytest.raises(InvalidRequest, match="takes no LoRA adapters") as refused:
+        admit(known, model, loras=[{"name": "ink"}])
+    assert refused.value.param == "loras"
+    assert admit(known, model, loras=[]).inputs[0].loras == ()
+
+
+# ---- what the engine can do
+
+
+@pytest.mark.parametrize(
+    ("asked", "configured", "expected"),
+    [(None, False, False), (True, False, True), (False, True, True), (None, True, True), (False, False, False)],
+)
+def test_reproducible_by_request_or_by_configuration(asked: bool | None, configured: bool, expected: bool) -> None:
+    assert admit(model={"reproducible": configured}, reproducible=asked).inputs[0].reproducible is expected
+
+
+def test_an_engine_that_cannot_promise_equal_bytes_refuses() -> None:
+    with pytest.raises(InvalidRequest, match=r"TextPipeline.*cannot promise") as refused:
+        admit(Known(TEXT_ONLY), reproducible=True)
+    assert refused.value.param == "reproducible"
+    assert not admit(Known(TEXT_ONLY), reproducible=False).inputs[0].reproducible
+
+
+def test_nothing_is_refused_for_an_engine_that_is_not_known_yet() -> None:
+    assert admit(Known(None, ADAPTERS), reproducible=True, loras=[{"name": "ink"}]).inputs[0].reproducible
+    assert complete(MASKED, Known()).inputs[0].mode == "inpaint"
+
+
+@pytest.mark.parametrize(
+    ("about", "sources", "fragment"),
+    [
+        (TEXT_ONLY, PLAIN, "cannot draw from a picture, but from text alone"),
+        (TEXT_ONLY, MASKED, "cannot draw from a picture with a mask, but from text alone"),
+        (INPAINT_ONLY, PLAIN, "cannot draw from a picture, but from a picture with a mask"),
+        (INPAINT_ONLY, None, "cannot draw from text alone, but from a picture with a mask"),
+    ],
+)
+def test_what_the_engine_cannot_draw_from_is_refused(about: About, sources: Sources | None, fragment: str) -> None:
+    with pytest.raises(InvalidRequest) as refused:
+        complete(sources, Known(about)) if sources else admit(Known(about))
+    assert refused.value.param == "image"
+    assert fragment in refused.value.message
+
+
+# ---- source pictures
+
+
+@pytest.mark.parametrize(
+    ("sources", "body", "mode", "strength"),
+    [
+        (PLAIN, {}, "image", 0.6),
+        (PLAIN, {"strength": 0.05}, "image", 0.05),
+        (PLAIN, {"strength": 1}, "image", 1.0),
+        (MASKED, {}, "inpaint", 1.0),
+        (MASKED, {"strength": 0.5}, "inpaint", 0.5),
+    ],
+)
+def test_a_job_with_its_pictures(sources: Sources, body: dict[str, Any], mode: str, strength: float) -> None:
+    job = complete(sources, n=2, seed=5, **body)
+    assert job.sources == sources.frames
+    assert job.size == "64x32"
+    for seed, inputs in zip((5, 6), job.inputs, strict=True):
+        assert (inputs.mode, inputs.strength, inputs.seed) == (mode, strength, seed)
+        assert (inputs.width, inputs.height) == (64, 32)
+
+
+@pytest.mark.parametrize(
+    ("body", "size"), [({}, None), ({"size": None}, None), ({"size": "auto"}, None), ({"size": "96x64"}, (96, 64))]
+)
+def test_the_picture_decides_the_size_where_the_request_does_not(
+    body: dict[str, Any], size: tuple[int, int] | None
+) -> None:
+    asked = parse(ImageRequest, json.dumps({"prompt": "a", "image": URL} | body).encode())
+    assert asked_size(asked, admit_images(asked, settings(), 7, Known())) == size
+
+
+@pytest.mark.parametrize(
+    ("body", "param", "fragment"),
+    [
+        ({"strength": 0.5}, "strength", "needs a source picture"),
+        ({"mask": URL}, "mask", "needs a source picture"),
+        ({"image": None, "mask": URL}, "mask", "needs a source picture"),
+        ({"image": 7}, "image", "Expected a string"),
+        ({"image": URL, "size": "24x64"}, "size", "at least 32"),
+    ],
+)
+def test_what_needs_a_picture(body: dict[str, Any], param: str, fragment: str) -> None:
+    with pytest.raises(InvalidRequest) as refused:
+        admit(**body)
+    assert refused.value.param == param
+    assert fragment in refused.value.message
+
+
+@pytest.mark.parametrize(("steps", "strength", "allowed"), [(20, 0.05, True), (19, 0.05, False), (1, 0.99, False)])
+def test_a_strength_leaves_at_least_one_step(steps: int, strength: float, allowed: bool) -> None:
+    def attempt() -> ImageInputs:
+        return complete(PLAIN, num_inference_steps=steps, strength=strength).inputs[0]
+
+    if allowed:
+        assert attempt().steps == steps
+        return
+    with pytest.raises(InvalidRequest, match=f"Of {steps} steps it leaves none") as refused:
+        attempt()
+    assert refused.value.param == "strength"
+
+
+def test_a_refused_picture_is_the_users_mistake() -> None:
+    error = from_ended(Ended("t", State.FAILED, "unsafe", "The safety checker objects."))
+    assert isinstance(error, ContentRefused)
+    assert (error.status, error.body.error.type) == (400, "image_generation_user_error")
+    assert (error.body.error.code, error.body.error.message) == (
+        "content_policy_violation",
+        "The safety checker objects.",
+    )

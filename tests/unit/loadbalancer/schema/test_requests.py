@@ -1,0 +1,252 @@
+"""Reading requests: what is made of them, and that nothing a client can send breaks it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from configs.sections import Server
+from configs.settings import Model, Settings
+from loadbalancer.generation.validation import Job, Known, admit_images, admit_predict
+from loadbalancer.schema.errors import ApiError, BodyTooLarge, InvalidRequest, ModelNotFound
+from loadbalancer.schema.requests import (
+    SEEDS,
+    EditRequest,
+    ImageRequest,
+    PredictRequest,
+    parse,
+    parse_form,
+    parse_pictured,
+)
+
+SETTINGS = Settings(
+    server=Server(timeout_s=30.0, max_timeout_s=60.0, max_n=4, max_prompt_chars=50),
+    models={
+        "first": Model.model_validate(
+            {
+                "defaults": {"size": "64x96", "steps": 20, "guidance_scale": 3.0, "scheduler": "ddim"},
+                "limits": {"max_pixels": 65536, "min_side": 32, "max_steps": 100, "max_guidance_scale": 20},
+            }
+        ),
+        "second": Model(),
+    },
+)
+
+
+NOTHING = Known()
+Result = TypeVar("Result")
+PLAUSIBLE_TEXT = st.sampled_from(["a seven", "first", "auto", "64x64", "png", "2", "0.5", "true", "null", "[]", "{}"])
+
+
+def admit(random_seed: int = 99, **body: Any) -> Job:
+    return admit_images(parse(ImageRequest, json.dumps(body).encode()), SETTINGS, random_seed, NOTHING)
+
+
+def test_what_is_left_open_comes_from_the_configuration() -> None:
+    job = admit(prompt="a seven")
+    (inputs,) = job.inputs
+    assert (job.model, job.timeout_s, job.priority, job.size, job.output_format) == ("first", 30.0, 0, "64x96", "png")
+    assert (inputs.width, inputs.height, inputs.steps, inputs.guidance_scale) == (64, 96, 20, 3.0)
+    assert (inputs.scheduler, inputs.seed, inputs.negative_prompt) == ("ddim", 99, "")
+    assert (inputs.output_quality, inputs.partial_images) == (100, 0)
+
+
+def test_limits_are_those_of_the_model_that_is_asked_for() -> None:
+    assert admit(prompt="a", model="second", size="512x512").size == "512x512"
+    with pytest.raises(InvalidRequest, match="at most 65536"):
+        admit(prompt="a", model="first", size="512x512")
+    with pytest.raises(ModelNotFound, match="Served: 'first', 'second'"):
+        admit(prompt="a", model="third")
+
+
+@pytest.mark.parametrize(
+    ("field", "most", "beyond"),
+    [
+        ("n", 4, 5),
+        ("num_inference_steps", 100, 101),
+        ("guidance_scale", 20.0, 20.001),
+        ("timeout_s", 60, 60.5),
+        ("seed", SEEDS - 1, SEEDS),
+        ("prompt", "x" * 50, "x" * 51),
+        ("negative_prompt", "x" * 50, "x" * 51),
+        ("size", "256x256", "256x264"),
+        ("size", "32x32", "32x24"),
+        ("size", "2048x32", "2056x32"),
+    ],
+)
+def test_bounds_are_inclusive(field: str, most: Any, beyond: Any) -> None:
+    admit(**{"prompt": "a", field: most})
+    with pytest.raises(InvalidRequest) as refused:
+        admit(**{"prompt": "a", field: beyond})
+    assert refused.value.param == field
+    assert refused.value.status == 400
+
+
+@pytest.mark.parametrize(("seed", "seeds"), [(5, [5, 6, 7]), (SEEDS - 2, [SEEDS - 2, SEEDS - 1, 0])])
+def test_seeds_count_up_and_wrap(seed: int, seeds: list[int]) -> None:
+    assert [inputs.seed for inputs in admit(prompt="a", n=3, seed=seed).inputs] == seeds
+    assert [inputs.seed for inputs in admit(prompt="a", n=3, random_seed=seed).inputs] == seeds
+
+
+def test_images_of_a_request_differ_only_in_their_seed() -> None:
+    job = admit(prompt="a", n=4, seed=1, stream=True, partial_images=3, output_format="webp", output_compression=5)
+    assert len({repr(inputs).replace(f"seed={inputs.seed}", "") for inputs in job.inputs}) == 1
+    assert (job.inputs[0].partial_images, job.inputs[0].output_quality, job.output_format) == (3, 5, "webp")
+
+
+def test_predict_makes_one_png() -> None:
+    asked = parse(PredictRequest, b'{"prompt": "a", "model": "second", "priority": 5, "timeout_s": 1.5}')
+    job = admit_predict(asked, SETTINGS, 3, NOTHING)
+    assert (job.model, len(job.inputs), job.output_format, job.priority, job.timeout_s) == ("second", 1, "png", 5, 1.5)
+
+
+def test_the_first_of_several_mistakes_is_told() -> None:
+    with pytest.raises(InvalidRequest) as refused:
+        parse(ImageRequest, b'{"size": 3, "n": "two"}')
+    assert refused.value.param == "prompt"
+
+
+def outcome_of(attempt: Callable[[], Result]) -> Result | ApiError:
+    try:
+        return attempt()
+    except ApiError as error:
+        return error
+
+
+# ---- forms
+
+
+@pytest.mark.parametrize(
+    ("field", "text", "value"),
+    [
+        ("prompt", "7", "7"),
+        ("prompt", "null", "null"),
+        ("size", "64x64", "64x64"),
+        ("output_format", "webp", "webp"),
+        ("user", "true", "true"),
+        ("n", "2", 2),
+        ("n", " 2 ", 2),
+        ("n", "null", None),
+        ("seed", "4294967295", 4294967295),
+        ("guidance_scale", "7", 7.0),
+        ("strength", "0.25", 0.25),
+        ("stream", "true", True),
+        ("reproducible", "false", False),
+        ("loras", "[]", ()),
+    ],
+)
+def test_texts_of_a_form_stand_for_values(field: str, text: str, value: Any) -> None:
+    assert getattr(parse_form(EditRequest, {"prompt": "a", field: text}), field) == value
+
+
+def test_adapters_stand_in_a_form_as_json() -> None:
+    asked = parse_form(EditRequest, {"prompt": "a", "loras": '[{"name": "ink", "scale": 0.5}, {"name": "fog"}]'})
+    assert [(lora.name, lora.scale) for lora in asked.loras or ()] == [("ink", 0.5), ("fog", None)]
+
+
+@pytest.mark.parametrize(
+    ("field", "text", "message"),
+    [
+        ("n", "two", "Invalid type for 'n': 'two'. Expected an integer."),
+        ("n", "", "Invalid type for 'n': ''. Expected an integer."),
+        ("n", "2.5", "Invalid type for 'n': 2.5. Expected an integer."),
+        ("n", "0", "Invalid value for 'n': 0. Must be at least 1."),
+        ("n", "٢", "Invalid type for 'n': '٢'. Expected an integer."),
+        ("strength", "NaN", "Invalid type for 'strength': 'NaN'. Expected a number."),
+        ("strength", "1.5", "Invalid value for 'strength': 1.5. Must be at most 1."),
+        ("strength", "0", "Invalid value for 'strength': 0. Must be greater than 0."),
+        ("stream", "yes", "Invalid type for 'stream': 'yes'. Expected a boolean."),
+        ("loras", "ink", "Invalid type for 'loras': 'ink'. Expected a list."),
+        ("loras", "[" * 100_000, "Expected a list."),
+        ("quality", "hd", "Invalid value for 'quality': 'hd'. Supported: 'auto' or 'standard'."),
+        ("input_fidelity", "low ", "Supported: 'high' or 'low'."),
+        ("strenght", "1", "Unknown parameter: 'strenght'. Did you mean 'strength'?"),
+        ("style", "vivid", "Unknown parameter: 'style'."),
+        ("prompt", "\ud800", "text that is not Unicode"),
+    ],
+)
+def test_forms_are_refused_in_the_words_of_json(field: str, text: str, message: str) -> None:
+    with pytest.raises(InvalidRequest) as refused:
+        parse_form(EditRequest, {"prompt": "a", field: text})
+    assert message in refused.value.message
+
+
+@given(
+    fields=st.dictionaries(
+        st.sampled_from([*EditRequest.model_fields, "other"]), st.text() | PLAUSIBLE_TEXT, max_size=6
+    )
+)
+def test_any_form_is_either_read_or_refused_in_words(fields: dict[str, str]) -> None:
+    read = outcome_of(lambda: parse_form(EditRequest, fields))
+    if isinstance(read, ApiError):
+        assert isinstance(read, InvalidRequest)
+        assert read.message.endswith((".", "?"))
+    else:
+        assert read.prompt == fields["prompt"]
+
+
+@pytest.mark.parametrize(
+    ("body", "fits"),
+    [
+        (b'{"prompt": "a", "image": "%b"}' % (b"x" * 500), True),
+        (b'{"prompt": "a", "image": "%b", "mask": "%b"}' % (b"x" * 500, b"y" * 500), True),
+        (b'{"prompt": "%b"}' % (b"x" * 500), False),
+        (b'{"prompt": "a", "image": [%b1]}' % (b"1," * 250), False),
+        (b'{"prompt": "a", "mask": "%b", "seed": 1%b}' % (b"x" * 500, b" " * 100), False),
+        (b'{"prompt": "a"%b}' % (b', "image": "x"' * 50), False),
+        (b"[%b1]" % (b"1," * 250), False),
+        (b"x" * 500, True),
+    ],
+)
+def test_only_pictures_may_make_a_body_large(body: bytes, fits: bool) -> None:
+    """What is no JSON is left to be explained as that."""
+    read = outcome_of(lambda: parse_pictured(ImageRequest, body, 100))
+    assert isinstance(read, BodyTooLarge) is not fits
+    if isinstance(read, ApiError):
+        assert "larger beside its pictures than 100 bytes" in read.message or read.code == "invalid_json"
+
+
+# ---- anything
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    max_leaves=5,
+)
+PLAUSIBLE = st.sampled_from(["first", "auto", "64x64", "png", "jpeg", "b64_json", "euler", 0, 1, 2, 7, 32.5, True])
+BODIES = st.dictionaries(st.sampled_from([*ImageRequest.model_fields, "other"]), PLAUSIBLE | JSON, max_size=8)
+
+
+@given(body=BODIES | JSON, seed=st.integers(0, SEEDS - 1))
+def test_any_json_is_either_admitted_within_bounds_or_refused_in_words(body: Any, seed: int) -> None:
+    job = outcome_of(lambda: admit_images(parse(ImageRequest, json.dumps(body).encode()), SETTINGS, seed, NOTHING))
+    if isinstance(job, ApiError):
+        assert job.status in (400, 404)
+        assert job.message.endswith((".", "?"))
+        assert len(job.message) < 1000
+        return
+    limits = SETTINGS.models[job.model].limits
+    assert 1 <= len(job.inputs) <= 4
+    assert 0 < job.timeout_s <= 60
+    for inputs in job.inputs:
+        assert inputs.prompt.strip()
+        assert inputs.width * inputs.height <= limits.max_pixels
+        assert min(inputs.width, inputs.height) >= limits.min_side
+        assert inputs.width % 8 == inputs.height % 8 == 0
+        assert 1 <= inputs.steps <= limits.max_steps
+        assert 0 <= inputs.guidance_scale <= limits.max_guidance_scale
+        assert 0 <= inputs.seed < SEEDS
+        assert 0 <= inputs.partial_images <= 3
+        assert 0 <= inputs.output_quality <= 100
+
+
+@given(body=st.binary(max_size=200))
+def test_any_bytes_are_refused_in_words(body: bytes) -> None:
+    with pytest.raises(InvalidRequest):
+        parse(ImageRequest, body)

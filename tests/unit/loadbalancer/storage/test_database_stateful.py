@@ -1,0 +1,256 @@
+"""The ledger against a model of it in plain dictionaries, over random histories; and what a file of version 1 holds."""
+
+from __future__ import annotations
+
+import sqlite3
+from dataclasses import dataclass, field
+
+import msgspec
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
+
+from loadbalancer.scheduling.task import Resume
+from loadbalancer.schema.errors import ErrorDetail
+from loadbalancer.storage.records import ENDS, Answer, Failure, Hook, JobState, Kept, Key, Order, Reused, Save
+from loadbalancer.storage.repository import Ledger, migrate
+from tests.support.in_process_service import inputs
+
+ITEMS = 2
+FAILURE = Failure(504, ErrorDetail("late", "server_error", None, "timeout"))
+OWNERS = st.sampled_from(["a", "b"])
+NUMBERS = st.integers(0, 7)
+PLACES = st.integers(0, ITEMS - 1)
+KEYS = st.sampled_from([None, "k", "l"])
+
+
+def memory() -> Ledger:
+    connection = sqlite3.connect(":memory:", isolation_level=None)
+    connection.execute("PRAGMA foreign_keys = ON")
+    migrate(connection)
+    return Ledger(connection)
+
+
+@dataclass
+class Job:
+    """What the model knows of a job."""
+
+    order: Order
+    created: float
+    sources: list[bytes]
+    state: JobState = JobState.QUEUED
+    started: float | None = None
+    ended: float | None = None
+    images: dict[int, bytes] = field(default_factory=dict)
+    saved: dict[int, int] = field(default_factory=dict)
+    attempts: int = 0
+    due: float | None = None
+
+
+class LedgerModel(RuleBasedStateMachine):
+    """Random histories; what the ledger gives must always be what the model has."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.ledger = memory()
+        self.now = 1.0
+        self.jobs: dict[str, Job] = {}
+        self.keys: dict[tuple[str, str], tuple[bytes, str | bytes]] = {}
+
+    def pick(self, number: int) -> str:
+        """One of the jobs, or one that does not exist."""
+        names = [*self.jobs, "nobody"]
+        return names[number % len(names)]
+
+    @rule(owner=OWNERS, hook=st.booleans(), given=KEYS, digest=st.sampled_from([b"1", b"2"]))
+    def add(self, owner: str, hook: bool, given: str | None, digest: bytes) -> None:
+        self.now += 1
+        name = f"job{self.now:.0f}"
+        asked = Order("/predict", "m", [inputs()] * ITEMS, 0, 9.0, owner, 1.0, None, Hook("http://x") if hook else None)
+        key = None if given is None else Key(owner, given, digest)
+        known = None if key is None else self.keys.get(key[:2])
+        if known is not None and known[0] != digest:
+            with pytest.raises(Reused):
+                self.ledger.add(name, asked, [b"x"], key, self.now)
+            return
+        record = self.ledger.add(name, asked, [b"x"], key, self.now)
+        if known is not None:
+            assert record.id == known[1]
+            return
+        assert (record.id, record.order, record.state) == (name, asked, JobState.QUEUED)
+        self.jobs[name] = Job(asked, self.now, [b"x"])
+        if key is not None:
+            self.keys[key[:2]] = digest, name
+
+    @rule(number=NUMBERS)
+    def start(self, number: int) -> None:
+        self.now += 1
+        name = self.pick(number)
+        self.ledger.started(name, self.now)
+        job = self.jobs.get(name)
+        if job is not None and job.ended is None:
+            job.state, job.started = JobState.RUNNING, job.started or self.now
+
+    @rule(number=NUMBERS, item=PLACES, step=st.integers(1, 20))
+    def save(self, number: int, item: int, step: int) -> None:
+        name = self.pick(number)
+        self.ledger.save([Save(name, item, Resume(step, 20, [b"state %d" % step]))])
+        job = self.jobs.get(name)
+        if job is not None and job.ended is None:
+            job.saved[item] = max(step, job.saved.get(item, 0))
+
+    @rule(number=NUMBERS, item=PLACES)
+    def keep(self, number: int, item: int) -> None:
+        self.now += 1
+        name = self.pick(number)
+        image = b"image %f" % self.now
+        self.ledger.keep(name, Kept(item, image, 0.5, 1.5, False))
+        job = self.jobs.get(name)
+        if job is not None and job.ended is None:
+            job.images.setdefault(item, image)
+            job.saved.pop(item, None)
+
+    @rule(number=NUMBERS, state=st.sampled_from(ENDS))
+    def finish(self, number: int, state: JobState) -> None:
+        self.now += 1
+        name = self.pick(number)
+        failure = FAILURE if state is JobState.FAILED else None
+        record = self.ledger.finish(name, state, failure, self.now)
+        job = self.jobs.get(name)
+        assert (record is not None) == (job is not None and job.ended is None), "an end is written once"
+        if record is None or job is None:
+            return
+        assert (record.state, record.failure, record.ended) == (state, failure, self.now)
+        job.state, job.ended, job.sources = state, self.now, []
+        job.saved.clear()
+        job.due = self.now if job.order.hook else None
+
+    @rule(number=NUMBERS, again=st.booleans())
+    def deliver(self, number: int, again: bool) -> None:
+        expected = [name for name, job in self.jobs.items() if job.due is not None and job.due <= self.now]
+        due = self.ledger.due(self.now, 100)
+        assert sorted(record.id for record, _ in due) == sorted(expected)
+        if due:
+            record, attempts = due[number % len(due)]
+            assert attempts == self.jobs[record.id].attempts
+            later = self.now + 2 if again else None
+            self.ledger.attempted(record.id, later, None if again else self.now)
+            self.jobs[record.id].due = later
+            self.jobs[record.id].attempts += 1
+
+    @rule(number=NUMBERS)
+    def forget(self, number: int) -> None:
+        name = self.pick(number)
+        self.ledger.forget(name)
+        self._gone(name)
+
+    @rule(owner=OWNERS, given=st.sampled_from(["k", "l", "m"]))
+    def remember(self, owner: str, given: str) -> None:
+        self.now += 1
+        body = b"%f" % self.now
+        self.ledger.remember(Key(owner, given, b"3"), Answer(200, "text/plain", body), self.now)
+        self.keys.setdefault((owner, given), (b"3", body))
+
+    @rule(age=st.integers(0, 10))
+    def sweep_the_old(self, age: int) -> None:
+        self.now += 1
+        self.ledger.sweep(self.now - age, 1 << 40)
+        for name in [n for n, job in self.jobs.items() if job.ended is not None and job.ended < self.now - age]:
+            self._gone(name)
+        for key, (_, what) in list(self.keys.items()):
+            if isinstance(what, bytes) and float(what) < self.now - age:
+                del self.keys[key]
+
+    @rule(most=st.integers(0, 4000))
+    def sweep_for_room(self, most: int) -> None:
+        ended = {name: job.ended for name, job in self.jobs.items() if job.ended is not None}
+        answers = {key: float(what) for key, (_, what) in self.keys.items() if isinstance(what, bytes)}
+        removed = self.ledger.sweep(0.0, most)
+        left = {name for name in self.jobs if self.ledger.get(name) is not None}
+        kept = {key for key in answers if self._recalls(key)}
+        assert removed == len(self.jobs) - len(left) + len(answers) - len(kept)
+        assert self.ledger.size() <= most or (left.isdisjoint(ended) and not kept), "all that may go has gone"
+        assert left >= self.jobs.keys() - ended.keys(), "what is to be done stays"
+        gone = [at for n, at in ended.items() if n not in left] + [at for k, at in answers.items() if k not in kept]
+        stays = [at for n, at in ended.items() if n in left] + [answers[key] for key in kept]
+        assert not gone or not stays or max(gone) <= min(stays), "the oldest go first"
+        for name in self.jobs.keys() - left:
+            self._gone(name)
+        for key in answers.keys() - kept:
+            del self.keys[key]
+
+    def _gone(self, name: str) -> None:
+        self.jobs.pop(name, None)
+        self.keys = {key: known for key, known in self.keys.items() if known[1] != name}
+
+    def _recalls(self, key: tuple[str, str]) -> bool:
+        return self.ledger.recall(Key(*key, b"3")) is not None
+
+    @invariant()
+    def jobs_agree(self) -> None:
+        assert [record.id for record in self.ledger.unfinished()] == [n for n, j in self.jobs.items() if not j.ended]
+        for name, job in self.jobs.items():
+            record = self.ledger.get(name, job.order.owner)
+            assert record is not None
+            assert (record.order, record.state) == (job.order, job.state)
+            assert (record.created, record.started, record.ended) == (job.created, job.started, job.ended)
+            assert self.ledger.get(name, "stranger") is None
+            assert self.ledger.sources(name) == job.sources
+            assert {kept.item: kept.image for kept in self.ledger.images(name)} == job.images
+            saved = self.ledger.checkpoints(name)
+            assert {item: state.step for item, state in saved.items()} == job.saved
+            assert all(state.frames == [b"state %d" % state.step] for state in saved.values())
+        pending = [job.due for job in self.jobs.values() if job.due is not None]
+        assert self.ledger.next_due() == min(pending, default=None)
+
+    @invariant()
+    def keys_agree(self) -> None:
+        for (owner, given), (digest, what) in self.keys.items():
+            answer = self.ledger.recall(Key(owner, given, digest))
+            assert answer == (Answer(200, "text/plain", what) if isinstance(what, bytes) else None)
+
+    @invariant()
+    def pages_agree(self) -> None:
+        for owner in ("a", "b"):
+            own = [name for name, job in reversed(self.jobs.items()) if job.order.owner == owner]
+            assert self._paged(owner, None) == own
+            assert self._paged(owner, JobState.DONE) == [n for n in own if self.jobs[n].state is JobState.DONE]
+
+    def _paged(self, owner: str, state: JobState | None) -> list[str]:
+        found: list[str] = []
+        while page := self.ledger.page(owner, 2, found[-1] if found else None, state):
+            assert len(page) <= 2
+            found += [record.id for record in page]
+        return found
+
+
+LedgerModel.TestCase.settings = settings(max_examples=100, stateful_step_count=25, deadline=None)
+TestLedger = LedgerModel.TestCase
+
+
+def test_bytes_are_counted_to_the_end() -> None:
+    ledger = memory()
+    asked = Order("/predict", "m", [inputs()] * ITEMS, 0, 9.0, "a", 1.0)
+    ledger.add("j", asked, [bytes(1000), bytes(500)], None, 1.0)
+    with_sources = ledger.size()
+    assert ledger.source_bytes() == {"j": 1500}
+    ledger.keep("j", Kept(0, bytes(10_000), 0, 0, False))
+    ledger.keep("j", Kept(0, bytes(10_000), 0, 0, False))
+    assert ledger.size() - with_sources in range(10_000, 11_000), "once"
+    before = ledger.size()
+    ledger.finish("j", JobState.DONE, None, 2.0)
+    assert before - ledger.size() == 1500
+    ledger.forget("j")
+    assert ledger.size() == 0
+
+
+def test_an_order_of_version_1_can_be_read() -> None:
+    stored = (
+        b'{"path":"/v1/images/generations","model":"m","inputs":[{"type":"image","prompt":"a seven","width":64,'
+        b'"height":64,"steps":8,"guidance_scale":3.0,"seed":7,"scheduler":"ddim"}],"priority":0,"deadline":9.0,'
+        b'"owner":"a","weight":1.0,"metadata":{"a":"b"},"hook":{"url":"http://x","secret":null}}'
+    )
+    order = msgspec.json.decode(stored, type=Order)
+    assert order.inputs == [inputs(seed=7, steps=8)]
+    assert (order.metadata, order.hook) == ({"a": "b"}, Hook("http://x"))

@@ -1,0 +1,198 @@
+"""Samplers together: any mix of them moves in one go, and none of them notices the others."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from configs.samplers import names
+from tests.support.samplers import (
+    SHAPE,
+    SOME,
+    Make,
+    begun,
+    both,
+    by_recurrence,
+    by_scheduler,
+    random,
+    shipped,
+    step,
+    walk,
+)
+from worker.engine import TaskError
+from worker.engines.diffusion.sampling import Sampler, Schedule
+from worker.engines.diffusion.sampling.batched_step import advance
+from worker.engines.diffusion.sampling.sampler import RecurrenceSampler
+from worker.engines.diffusion.sampling.state_codec import unpacked
+
+# diffusers' KDPM2 schedulers hand a tensor to numpy.
+pytestmark = pytest.mark.filterwarnings("ignore:__array_wrap__ must accept:DeprecationWarning")
+
+
+def unfinished(samplers: Sequence[Sampler]) -> list[Sampler]:
+    return [sampler for sampler in samplers if sampler.step < sampler.steps]
+
+
+@pytest.mark.parametrize("process", ["noise", "flow", "edm"])
+@pytest.mark.parametrize("reproducible", [False, True])
+def test_all_samplers_in_one_batch_go_their_own_ways(process: Any, reproducible: bool) -> None:
+    like = shipped(process)
+    alone = {name: walk(begun(by_scheduler, name, like, 5 + n % 4, n))[-1] for n, name in enumerate(names(process))}
+    batch = {name: begun(by_recurrence, name, like, 5 + n % 4, n) for n, name in enumerate(names(process))}
+    waiting = list(batch.values())
+    running: list[Sampler] = []
+    while waiting or running:
+        running += waiting[:3]  # rows join and leave all the time
+        del waiting[:3]
+        step(*running, reproducible=reproducible)
+        running = unfinished(running)
+    for name, sampler in batch.items():
+        assert sampler.broken is None
+        assert float((sampler.latents - alone[name]).norm() / alone[name].norm()) < 1e-5, name
+
+
+@given(st.lists(st.tuples(st.sampled_from(SOME), st.integers(1, 6), st.integers(0, 3)), min_size=1, max_size=6))
+@settings(max_examples=25, deadline=None)
+def test_reproducible_bits_do_not_depend_on_the_other_rows(others: list[tuple[str, int, int]]) -> None:
+    for name in ("dpmpp_3m", "euler_ancestral", "sasolver"):
+        expected = walk(begun(by_recurrence, name, shipped(), 6, seed=1))
+        mine = begun(by_recurrence, name, shipped(), 6, seed=1)
+        rest: list[Sampler] = [begun(by_recurrence, other, shipped(), steps, seed) for other, steps, seed in others]
+        for at, latents in enumerate(expected):
+            here = at % (len(rest) + 1)
+            step(*rest[:here], mine, *rest[here:], reproducible=True)
+            rest = unfinished(rest)
+            assert torch.equal(mine.latents, latents)
+
+
+@pytest.mark.parametrize(("dtype", "near"), [(torch.float16, 0.02), (torch.bfloat16, 0.1)])
+@pytest.mark.parametrize("reproducible", [False, True])
+def test_a_model_of_half_precision_sees_and_shows_that(dtype: torch.dtype, near: float, reproducible: bool) -> None:
+    def started(make: Make, name: str, seed: int, noise: torch.Tensor) -> Sampler:
+        sampler = make(name, shipped(), Schedule(6), torch.Generator().manual_seed(seed))
+        sampler.begin(noise)
+        return sampler
+
+    batch = [started(by_recurrence, name, n, random(n, dtype=dtype)) for n, name in enumerate(SOME)]
+    exact = [started(by_scheduler, name, n, random(n, dtype=dtype).float()) for n, name in enumerate(SOME)]
+    rows: list[Sampler] = list(batch)
+    while rows:
+        assert {tensor.dtype for row in rows for tensor in (row.model_input(), row.latents)} == {dtype}
+        step(*rows, reproducible=reproducible)
+        rows = unfinished(rows)
+    for name, mine, other in zip(SOME, batch, exact, strict=True):
+        expected = walk(other)[-1]
+        assert float((mine.latents - expected).norm() / expected.norm()) < near, name
+        assert mine.guess is not None
+        assert mine.guess.dtype == dtype
+
+
+@pytest.mark.parametrize("name", SOME)
+def test_latents_may_be_changed_between_steps(name: str) -> None:
+    one, other = begun(by_recurrence, name, shipped()), begun(by_scheduler, name, shipped())
+    picture, noise, mask = random(1), random(2), (random(3) > 0).float()
+    while one.step < one.steps:
+        step(one, other)
+        for sampler in (one, other):
+            protected = sampler.noised(picture, noise, sampler.step)
+            sampler.latents = (1 - mask) * protected + mask * sampler.latents
+        assert float((one.latents - other.latents).norm() / other.latents.norm()) < 1e-5
+    torch.testing.assert_close(one.latents * (1 - mask), picture * (1 - mask))
+
+
+def test_rows_of_different_sizes_move_in_one_call() -> None:
+    shapes = [(1, 4, 4, 4), (1, 4, 4, 8), (1, 4, 64, 64), (1, 24, 16), (1, 4, 4, 4), (1, 4, 64, 64)]
+    batch: list[Sampler] = []
+    alone: list[Sampler] = []
+    for into in (batch, alone):
+        for seed, shape in enumerate(shapes):
+            sampler = by_recurrence("euler_ancestral", shipped(), Schedule(3), torch.Generator().manual_seed(seed))
+            sampler.begin(random(seed, shape))
+            into.append(sampler)
+    while unfinished(batch):
+        step(*batch)
+    for mine, other in zip(batch, alone, strict=True):
+        torch.testing.assert_close(mine.latents, walk(other)[-1])
+
+
+# ---- failures
+
+
+def state(sampler: Sampler) -> dict[str, torch.Tensor]:
+    tensors, _ = unpacked(sampler.save()())
+    return tensors
+
+
+@both
+@pytest.mark.parametrize("wrong", [torch.zeros(1, 4, 4, 5), torch.zeros(2, 4, 4, 6), torch.zeros(SHAPE, device="meta")])
+@pytest.mark.parametrize("at", [0, 2])
+def test_a_row_that_cannot_move_stays_and_the_others_move(wrong: torch.Tensor, at: int, make: Make) -> None:
+    bad = begun(by_recurrence, "unipc", shipped(), seed=9)
+    good: list[Sampler] = [begun(make, name, shipped()) for name in SOME]
+    step(bad, *good)
+    latents, saved = bad.latents, state(bad)
+    outputs = [torch.zeros_like(sampler.latents) for sampler in good]
+    advance([*good[:at], bad, *good[at:]], [*outputs[:at], wrong, *outputs[at:]])
+    assert bad.broken is not None
+    assert bad.broken.kind == "error"
+    assert "failed at step 1" in bad.broken.message
+    assert bad.step == 1
+    assert bad.latents is latents
+    now = state(bad)
+    assert now.keys() == saved.keys()
+    assert all(torch.equal(now[name], saved[name]) for name in now)
+    for sampler in good:
+        assert sampler.broken is None
+        assert sampler.step == 2
+
+
+@pytest.mark.parametrize("name", [name for name in names("noise") if "kdpm2" not in name])
+def test_what_is_not_finite_stays_in_its_row(name: str) -> None:
+    expected = walk(begun(by_recurrence, "dpmpp_2m", shipped(), 5))[-1]
+    mine, ill = begun(by_recurrence, "dpmpp_2m", shipped(), 5), begun(by_recurrence, name, shipped(), 5, seed=1)
+    for _ in range(5):
+        step(ill, mine, by=lambda seen, timestep: torch.sin(0.5 * seen + float(timestep) / 300) + 0.1 * seen)
+        ill.latents = torch.full_like(ill.latents, torch.nan)
+    torch.testing.assert_close(mine.latents, expected)
+
+
+@pytest.mark.parametrize("name", SOME)
+def test_noise_of_a_step_that_then_failed_is_not_lost(name: str) -> None:
+    expected = walk(begun(by_recurrence, name, shipped()))[-1]
+    unlucky, resumed = begun(by_recurrence, name, shipped()), begun(by_recurrence, name, shipped(), seed=5)
+    step(unlucky)
+    step(unlucky)
+    assert isinstance(unlucky, RecurrenceSampler)
+    unlucky.draw()  # as far as a step comes for which there is no memory
+    resumed.restore(unlucky.save()(), torch.device("cpu"))
+    assert torch.equal(walk(resumed)[-1], expected)
+    assert torch.equal(walk(unlucky)[-1], expected)
+
+
+@both
+def test_a_sampler_at_its_end_is_broken_by_another_step(make: Make) -> None:
+    done, other = begun(make, "ddim", shipped(), 2), begun(make, "ddim", shipped(), 4)
+    walk(done)
+    last = done.latents
+    advance([done, other], [torch.zeros_like(last), torch.zeros_like(last)])
+    assert isinstance(done.broken, TaskError)
+    assert done.latents is last
+    assert (done.step, other.step, other.broken) == (2, 1, None)
+
+
+def test_every_sample_and_output_must_have_its_partner() -> None:
+    with pytest.raises(ValueError, match="shorter"):
+        advance([begun(by_recurrence, "ddim", shipped())], [])
+
+
+def test_noise_is_drawn_from_the_row_s_own_generator_alone() -> None:
+    before = torch.get_rng_state()
+    batch = [begun(by_recurrence, name, shipped(), 4, seed) for seed, name in enumerate(SOME)]
+    while unfinished(batch):
+        step(*unfinished(batch))
+    assert torch.equal(torch.get_rng_state(), before)

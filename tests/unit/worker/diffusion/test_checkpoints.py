@@ -1,0 +1,201 @@
+"""Checkpoints of samplers: going on elsewhere to the same bits, and whatever else comes in their place."""
+
+from __future__ import annotations
+
+import contextlib
+from typing import Any
+
+import diffusers
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from tests.support.samplers import (
+    EVERY,
+    SHAPE,
+    SOME,
+    Make,
+    begun,
+    both,
+    by_recurrence,
+    by_scheduler,
+    random,
+    shipped,
+    step,
+    walk,
+)
+from worker.engine import TaskError
+from worker.engines.diffusion.sampling import Sampler, Schedule
+from worker.engines.diffusion.sampling.plan import plan_for
+from worker.engines.diffusion.sampling.state_codec import packed, unpacked
+
+# diffusers' KDPM2 schedulers hand a tensor to numpy.
+pytestmark = pytest.mark.filterwarnings("ignore:__array_wrap__ must accept:DeprecationWarning")
+
+CPU = torch.device("cpu")
+
+
+def restored(make: Make, name: str, like: Any, blob: bytes, **schedule: Any) -> Sampler:
+    """In a sampler that began with another seed."""
+    sampler = begun(make, name, like, seed=77, **schedule)
+    sampler.restore(blob, CPU)
+    return sampler
+
+
+@pytest.mark.parametrize(("name", "like"), EVERY)
+@both
+def test_a_sampler_goes_on_from_every_step_as_if_nothing_had_happened(name: str, like: Any, make: Make) -> None:
+    resumes_at_every_step(name, like, make)
+
+
+@pytest.mark.parametrize(
+    "like",
+    [
+        diffusers.PNDMScheduler(skip_prk_steps=False),  # adds to a tensor of its own in place
+        diffusers.DPMSolverMultistepScheduler(thresholding=True),
+        diffusers.DDPMScheduler(clip_sample=True),
+    ],
+    ids=lambda like: type(like).__name__,
+)
+def test_so_does_one_that_is_no_recurrence(like: Any) -> None:
+    assert plan_for("default", like, Schedule(8)).recurrence is None
+    resumes_at_every_step("default", like, by_scheduler)
+
+
+def resumes_at_every_step(name: str, like: Any, make: Make) -> None:
+    expected = walk(begun(make, name, like))[-1]
+    sampler = begun(make, name, like)
+    while sampler.step < sampler.steps:
+        saved = sampler.save()
+        at = sampler.step
+        step(sampler)
+        resumed = restored(make, name, like, saved())
+        assert resumed.step == at
+        assert torch.equal(walk(resumed)[-1], expected)
+    finished = restored(make, name, like, sampler.save()())
+    assert finished.step == finished.steps
+    assert torch.equal(finished.latents, expected)
+
+
+@both
+@pytest.mark.parametrize("name", SOME)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_checkpoints_in_half_precision(name: str, dtype: torch.dtype, make: Make) -> None:
+    def half(seed: int) -> Sampler:
+        sampler = make(name, shipped(), Schedule(6, 0.7), torch.Generator().manual_seed(seed))
+        sampler.begin(random(seed, dtype=dtype), random(1, dtype=dtype))
+        return sampler
+
+    expected = walk(half(5))
+    sampler, resumed = half(5), half(6)
+    for _ in range(2):
+        step(sampler)
+    resumed.restore(sampler.save()(), CPU)
+    assert expected[-1].dtype == dtype
+    assert torch.equal(walk(resumed)[-1], expected[-1])
+
+
+@pytest.mark.parametrize("name", ["ddim", "euler_ancestral"])
+def test_a_sampler_without_memory_saves_little_more_than_its_latents(name: str) -> None:
+    sampler = begun(by_recurrence, name, shipped())
+    step(sampler)
+    assert len(sampler.save()()) < sampler.latents.numel() * 4 + 5056 + 1000
+
+
+def damaged(blob: bytes, edit: tuple[int, int, bytes]) -> bytes:
+    start, cut, put = edit
+    return blob[:start] + put + blob[start + cut :]
+
+
+@both
+@given(blob=st.binary(max_size=300))
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_bytes_that_are_no_checkpoint_are_refused(make: Make, blob: bytes) -> None:
+    sampler = begun(make, "dpmpp_2m", shipped())
+    before = sampler.latents
+    with pytest.raises(TaskError) as refused:
+        sampler.restore(blob, CPU)
+    assert refused.value.kind == "error"
+    assert sampler.step == 0
+    assert sampler.latents is before
+
+
+@both
+@given(data=st.data())
+@settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_a_damaged_checkpoint_is_refused_or_harmless(make: Make, data: st.DataObject) -> None:
+    sampler = begun(make, "unipc", shipped())
+    for _ in range(4):
+        step(sampler)
+    blob = sampler.save()()
+    edits = st.tuples(st.integers(0, len(blob)) | st.integers(0, 900), st.integers(0, 40), st.binary(max_size=40))
+    for edit in data.draw(st.lists(edits, min_size=1, max_size=3)):
+        blob = damaged(blob, edit)
+    resumed = begun(make, "unipc", shipped(), seed=9)
+    with contextlib.suppress(TaskError):
+        resumed.restore(blob, CPU)
+        assert resumed.step == 4
+    walk(resumed)
+
+
+@both
+@pytest.mark.parametrize(
+    ("name", "like", "steps", "strength"),
+    [
+        ("euler", shipped(), 8, 1.0),
+        ("dpmpp_2m", shipped(), 9, 1.0),
+        ("dpmpp_2m", shipped(), 8, 0.8),
+        ("dpmpp_2m", shipped(prediction_type="v_prediction"), 8, 1.0),
+    ],
+)
+def test_a_checkpoint_of_other_settings_is_refused(
+    name: str, like: Any, steps: int, strength: float, make: Make
+) -> None:
+    blob = begun(make, name, like, steps, strength=strength).save()()
+    with pytest.raises(TaskError, match="another scheduler or with other settings"):
+        restored(make, "dpmpp_2m", shipped(), blob)
+
+
+@both
+def test_a_checkpoint_of_another_size_or_kind_is_refused(make: Make) -> None:
+    sampler = begun(make, "dpmpp_2m", shipped())
+    step(sampler)
+    blob = sampler.save()()
+    other = make("dpmpp_2m", shipped(), Schedule(8), torch.Generator())
+    other.begin(random(1, (1, 4, 8, 8)))
+    with pytest.raises(TaskError, match=r"'latents' is \[1, 4, 4, 6\]"):
+        other.restore(blob, CPU)
+    with pytest.raises(TaskError, match="other tensors than this sampler has"):
+        restored(by_scheduler if make is by_recurrence else by_recurrence, "dpmpp_2m", shipped(), blob)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"latents": torch.zeros(SHAPE, dtype=torch.float64)}, "'latents' is .* of torch.float64"),
+        ({"sample.0": torch.zeros(SHAPE, dtype=torch.int32)}, "'sample.0' is .* of torch.int32"),
+        ({"output.0": torch.zeros(1, 4, 6, 4)}, "'output.0' is"),
+        ({"generator": torch.zeros(5056, dtype=torch.uint8)}, "generator|RNG|mt19937"),
+        ({"generator": torch.zeros(16, dtype=torch.uint8)}, "'generator' is"),
+        ({"sample.1": torch.zeros(SHAPE)}, "other tensors"),
+        ({"sample.0": None}, "other tensors"),
+        ({"latents": None}, "other tensors"),
+    ],
+)
+def test_every_tensor_of_a_checkpoint_is_as_expected(change: dict[str, torch.Tensor | None], words: str) -> None:
+    sampler = begun(by_recurrence, "dpmpp_2m", shipped())
+    step(sampler)
+    tensors, about = unpacked(sampler.save()())
+    changed = {name: tensor for name, tensor in (tensors | change).items() if tensor is not None}
+    assert restored(by_recurrence, "dpmpp_2m", shipped(), packed(tensors, about)).step == 1
+    with pytest.raises(TaskError, match=words):
+        restored(by_recurrence, "dpmpp_2m", shipped(), packed(changed, about))
+
+
+@pytest.mark.parametrize("said", ["-1", "9", "1e0", "", "٣", "1" * 5000])
+def test_the_step_of_a_checkpoint_is_a_step(said: str) -> None:
+    sampler = begun(by_recurrence, "ddim", shipped())
+    tensors, about = unpacked(sampler.save()())
+    with pytest.raises(TaskError, match="it is at step"):
+        restored(by_recurrence, "ddim", shipped(), packed(tensors, about | {"step": said}))

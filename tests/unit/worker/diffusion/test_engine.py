@@ -1,0 +1,416 @@
+"""The diffusion engine where things go wrong, and what its rows promise to the step loop."""
+
+from __future__ import annotations
+
+import io
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+import safetensors.torch
+import torch
+from PIL import Image
+
+from configs.samplers import MODEL_DEFAULT, SAMPLERS, names
+from tests.support.tiny_diffusion import SIZE, admitted, engine_of, finish, pipeline, request, run, wanted
+from wire.messages import ImageInputs, Lora
+from worker.engine import Checkpoint, DeviceLost, OutOfMemory, TaskError, Wanted
+from worker.engines.diffusion.engine import DiffusionEngine
+from worker.engines.diffusion.row import DiffusionRow, Kept
+
+# diffusers' KDPM2 schedulers hand a tensor to numpy.
+pytestmark = pytest.mark.filterwarnings("ignore:__array_wrap__ must accept:DeprecationWarning")
+
+
+@pytest.fixture(scope="module")
+def engine(tmp_path_factory: pytest.TempPathFactory) -> DiffusionEngine:
+    folder = tmp_path_factory.mktemp("tiny")
+    pipeline().save_pretrained(folder)
+    return engine_of(folder)
+
+
+@contextmanager
+def hooked(module: torch.nn.Module, hook: Callable[..., None]) -> Iterator[None]:
+    """The hook is called before each forward pass of the module, and what it raises the pass raises."""
+    handle = module.register_forward_pre_hook(hook)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def failing(error: Exception) -> Callable[..., None]:
+    def hook(*given: Any) -> None:
+        raise error
+
+    return hook
+
+
+def unet(engine: DiffusionEngine) -> torch.nn.Module:
+    found = engine._family.denoiser
+    assert isinstance(found, torch.nn.Module)
+    return found
+
+
+def refusal(engine: DiffusionEngine, task: Wanted) -> TaskError:
+    [answer] = engine.admit([task])
+    assert isinstance(answer, TaskError)
+    return answer
+
+
+# ---- what fails, and what it takes along
+
+
+def test_a_forward_pass_that_raises_moves_no_row(engine: DiffusionEngine) -> None:
+    kinds = (("ddim", "text"), ("euler", "image"), ("heun", "inpaint"), ("dpmpp_2m", "inpaint"), ("pndm", "text"))
+    asked = [request(scheduler=name, mode=mode, seed=n) for n, (name, mode) in enumerate(kinds)]
+    rows, untouched = admitted(engine, *asked), admitted(engine, *asked)
+    for _ in range(3):
+        engine.step(rows)
+    before = [(row.step, row.latents.clone()) for row in rows]
+    with hooked(unet(engine), failing(RuntimeError("a kernel is missing"))):
+        for _ in range(2):
+            with pytest.raises(RuntimeError, match="a kernel is missing"):
+                engine.step(rows)
+    for row, (step, latents) in zip(rows, before, strict=True):
+        assert row.step == step == 3
+        assert torch.equal(row.latents, latents)
+    finish(engine, *rows)
+    finish(engine, *untouched)
+    for row, expected in zip(rows, untouched, strict=True):
+        assert torch.equal(row.latents, expected.latents), "a failed step left its mark"
+
+
+DEVICE_ERRORS = [
+    (torch.OutOfMemoryError("tried to allocate 9 GiB"), OutOfMemory),
+    (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory"), OutOfMemory),
+    (torch.AcceleratorError("an illegal memory access was encountered"), DeviceLost),
+    (RuntimeError("CUDA error: device-side assert triggered"), DeviceLost),
+]
+
+
+@pytest.mark.parametrize(("error", "told_as"), DEVICE_ERRORS)
+def test_a_device_that_is_full_or_gone_is_told_as_such(
+    engine: DiffusionEngine, error: Exception, told_as: type[Exception]
+) -> None:
+    rows = admitted(engine, request(), request())
+    with hooked(unet(engine), failing(error)), pytest.raises(told_as, match="a step of 2 images"):
+        engine.step(rows)
+    assert [row.step for row in rows] == [0, 0]
+    finish(engine, *rows)
+    encoder = engine._family.pipeline.text_encoder
+    with hooked(encoder, failing(error)), pytest.raises(told_as, match="preparing 2 images"):
+        engine.admit([wanted(request(prompt=f"{error} {n}")) for n in range(2)])
+
+
+def test_a_picture_that_does_not_fit_fails_alone(engine: DiffusionEngine) -> None:
+    [row] = admitted(engine, request())
+    finish(engine, row)
+    picture = engine.render(row)
+    with hooked(engine._family.vae.decoder, failing(torch.OutOfMemoryError("9 GiB"))), pytest.raises(TaskError) as told:
+        picture()
+    assert told.value.kind == "out_of_memory"
+    assert engine.render(row)().data
+
+
+def test_a_row_that_breaks_takes_no_other_along(engine: DiffusionEngine) -> None:
+    asked = request(scheduler="euler"), request(mode="inpaint"), request(scheduler="euler")
+    healthy, sick, expected = admitted(engine, *asked)
+    engine.step([healthy, sick])
+    assert sick.kept is not None
+    sick.kept = Kept(sick.kept.image, sick.kept.noise, sick.kept.mask[..., :3])  # fits no latents
+    engine.step([healthy, sick])
+    assert healthy.step == 2
+    with pytest.raises(TaskError, match="masked picture could not be kept"):
+        engine.step([healthy, sick])
+    assert healthy.step == 2, "the healthy row waits for the batch without the sick one"
+    finish(engine, healthy)
+    finish(engine, expected)
+    torch.testing.assert_close(healthy.latents, expected.latents, rtol=1e-4, atol=1e-4)
+
+
+def test_latents_that_are_not_finite_are_an_error_that_says_so(engine: DiffusionEngine) -> None:
+    [row] = admitted(engine, request())
+    finish(engine, row)
+    latents = row.latents.clone()
+    latents[0, 0, 0, 0] = float("nan")
+    row.sampler.latents = latents
+    with pytest.raises(TaskError, match=r"latents of scheduler 'default' are not finite in torch\.float32"):
+        engine.render(row)()
+
+
+def test_an_autoencoder_that_overflows_is_an_error_that_says_so(engine: DiffusionEngine) -> None:
+    [row] = admitted(engine, request())
+    finish(engine, row)
+    row.sampler.latents = torch.full_like(row.latents, 1e38)
+    with pytest.raises(TaskError, match="autoencoder's output is not finite") as caught:
+        engine.render(row)()
+    assert caught.value.kind == "error"
+
+
+# ---- what is refused
+
+
+def test_a_refusal_is_one_tasks_own(engine: DiffusionEngine) -> None:
+    asked = [request(), request(scheduler="lcm", steps=60), request(width=SIZE + 4), request(seed=2)]
+    first, steps, size, last = engine.admit([wanted(inputs) for inputs in asked])
+    assert isinstance(first, DiffusionRow)
+    assert isinstance(last, DiffusionRow)
+    assert isinstance(steps, TaskError)
+    assert isinstance(size, TaskError)
+    assert (steps.kind, size.kind) == ("invalid", "invalid")
+    assert size.message == "width and height must be multiples of 8, got 36x32"
+
+
+PIXELS = SIZE * SIZE
+BAD_SOURCES: list[tuple[str, list[int], str]] = [
+    ("text", [3 * PIXELS], "takes 0 source frames, 1 came"),
+    ("image", [], "takes 1 source frames, 0 came"),
+    ("image", [3 * PIXELS - 1], "a picture of 32x32 has 3072 bytes of pixels, 3071 came"),
+    ("image", [PIXELS], "a picture of 32x32 has 3072 bytes of pixels, 1024 came"),
+    ("inpaint", [3 * PIXELS], "takes 2 source frames, 1 came"),
+    ("inpaint", [3 * PIXELS, 3 * PIXELS], "a mask of 32x32 has 1024 bytes of pixels, 3072 came"),
+    ("inpaint", [3 * PIXELS, 0], "a mask of 32x32 has 1024 bytes of pixels, 0 came"),
+]
+
+
+@pytest.mark.parametrize(("mode", "sizes", "message"), BAD_SOURCES)
+def test_sources_of_another_size_are_refused(
+    engine: DiffusionEngine, mode: str, sizes: list[int], message: str
+) -> None:
+    told = refusal(engine, Wanted(request(mode=mode), [bytes(size) for size in sizes]))
+    assert (told.kind, message in told.message) == ("invalid", True), told.message
+
+
+def test_a_strength_that_leaves_no_step_is_refused(engine: DiffusionEngine) -> None:
+    assert refusal(engine, wanted(request(mode="image", strength=0.1, steps=4))).kind == "invalid"
+
+
+def test_adapters_are_refused(engine: DiffusionEngine) -> None:
+    assert refusal(engine, wanted(request(loras=(Lora("ink"),)))).kind == "invalid"
+
+
+# ---- pictures
+
+
+def test_a_picture_is_of_the_moment_it_was_asked_for(engine: DiffusionEngine) -> None:
+    [row, twin] = admitted(engine, request(mode="inpaint"), request(mode="inpaint"))
+    engine.step([row])
+    engine.step([twin])
+    later = engine.render(row)
+    finish(engine, row)
+    assert later() == engine.render(twin)()
+    assert later() != engine.render(row)()
+
+
+@pytest.mark.parametrize("scheduler", ["ddim", "euler", "lcm"])
+def test_a_preview_shows_where_the_picture_is_going(engine: DiffusionEngine, scheduler: str) -> None:
+    [row] = admitted(engine, request(scheduler=scheduler))
+    engine.step([row])
+    assert not torch.equal(row.picture(), row.latents)
+    finish(engine, row)
+    assert row.picture() is row.latents
+
+
+def test_what_a_mask_protects_is_clean_in_previews_and_untouched_in_the_end(engine: DiffusionEngine) -> None:
+    [row] = admitted(engine, request(mode="inpaint"))
+    assert row.kept is not None
+    protected = row.kept.mask.expand_as(row.latents) == 0
+    assert protected.any()
+    assert not protected.all()
+    engine.step([row])
+    assert torch.equal(row.picture()[protected], row.kept.image[protected])
+    assert not torch.equal(row.latents[protected], row.kept.image[protected]), "the latents are as noisy as the rest"
+    finish(engine, row)
+    assert torch.equal(row.latents[protected], row.kept.image[protected])
+
+
+@pytest.mark.parametrize(("output_format", "pillow"), [("png", "PNG"), ("jpeg", "JPEG"), ("webp", "WEBP")])
+def test_formats(engine: DiffusionEngine, output_format: str, pillow: str) -> None:
+    [row] = admitted(engine, request(output_format=output_format, output_quality=90, width=40, height=32))
+    finish(engine, row)
+    picture = Image.open(io.BytesIO(engine.render(row)().data))
+    assert (picture.format, picture.size, picture.mode) == (pillow, (40, 32), "RGB")
+
+
+@pytest.mark.parametrize("output_format", ["jpeg", "webp"])
+def test_quality_costs_bytes(engine: DiffusionEngine, output_format: str) -> None:
+    sizes = []
+    for quality in (10, 100):
+        [row] = admitted(engine, request(output_format=output_format, output_quality=quality, width=64, height=64))
+        finish(engine, row)
+        sizes.append(len(engine.render(row)().data))
+    assert sizes[0] < sizes[1]
+
+
+# ---- who shares a step
+
+
+def test_size_adapters_and_reproducibility_decide_who_shares_a_step(engine: DiffusionEngine) -> None:
+    key = engine.key(request())
+    other = request(scheduler="heun", steps=3, guidance_scale=1.0, prompt="x", negative_prompt="y", mode="inpaint")
+    assert engine.key(other) == key
+    apart: list[dict[str, Any]] = [
+        {"width": 64},
+        {"height": 64},
+        {"loras": (Lora("ink"),)},
+        {"loras": (Lora("ink", 2.0),)},
+    ]
+    assert len({key, *(engine.key(request(**one)) for one in [*apart, {"reproducible": True}])}) == 6
+
+
+def test_guidance_costs_a_second_pass_only_where_it_guides(engine: DiffusionEngine) -> None:
+    rows = admitted(engine, request(guidance_scale=1.0), request(guidance_scale=1.1), request(guidance_scale=0.0))
+    assert [row.passes for row in rows] == [1, 2, 1]
+    assert passes(engine, lambda: engine.step(rows)) == [4], "one forward pass, of four rows"
+
+
+def passes(engine: DiffusionEngine, act: Callable[[], None]) -> list[int]:
+    """The size of each forward pass that the act takes."""
+    sizes: list[int] = []
+    with hooked(unet(engine), lambda module, given: sizes.append(len(given[0]))):
+        act()
+    return sizes
+
+
+def test_rows_that_come_and_go_are_not_held(engine: DiffusionEngine) -> None:
+    rows = admitted(engine, *(request(seed=n) for n in range(3)))
+    engine.step(rows)
+    engine.step(rows[1:])
+    engine.release(rows[0])
+    assert all(rows[0] not in known for known in engine._forward._layouts)
+    finish(engine, *rows[1:])
+
+
+# ---- checkpoints
+
+#: One name for each class of solver: what else they differ in is no part of a checkpoint.
+SOLVERS = list({SAMPLERS[name].cls: name for name in reversed(names("noise")) if name != MODEL_DEFAULT}.values())
+MOVING: list[tuple[str, dict[str, Any]]] = [(name, {"scheduler": name}) for name in SOLVERS] + [
+    (f"{mode}-{strength}-{name}", {"scheduler": name, "mode": mode, "strength": strength})
+    for mode, strength in (("image", 0.7), ("inpaint", 0.8), ("inpaint", 1.0))
+    for name in (MODEL_DEFAULT, "euler_ancestral", "dpmpp_2m", "heun")
+]
+
+
+@pytest.mark.parametrize("changes", [changes for _, changes in MOVING], ids=[name for name, _ in MOVING])
+def test_a_row_resumed_at_any_step_goes_on_as_if_nothing_had_happened(
+    engine: DiffusionEngine, changes: dict[str, Any]
+) -> None:
+    task = wanted(request(steps=5, seed=7, **changes))
+    [row] = admitted(engine, task)
+    saved = [engine.save(row)]
+    while row.step < row.steps:
+        engine.step([row])
+        saved.append(engine.save(row))
+    for step, checkpoint in enumerate(saved):
+        taken = checkpoint()  # after the row went on, and from its state before it did
+        assert taken.step == step
+        [resumed] = admitted(engine, Wanted(task.inputs, task.sources, taken))
+        assert resumed.step == step
+        finish(engine, resumed)
+        assert torch.equal(resumed.latents, row.latents), f"resumed at step {step}"
+        assert engine.render(resumed)() == engine.render(row)()
+
+
+def test_checkpoints_are_plain_tensors_and_small(engine: DiffusionEngine) -> None:
+    [row] = admitted(engine, request(scheduler="dpmpp_2m"))
+    engine.step([row])
+    [blob] = engine.save(row)().frames
+    assert len(blob) < 64 * 1024
+    assert all(tensor.numel() for tensor in safetensors.torch.load(blob).values())
+
+
+@pytest.mark.parametrize(
+    "frames", [[b""], [b"from somewhere else"], [], [b"a", b"b"]], ids=["empty", "foreign", "none", "two"]
+)
+def test_what_is_not_a_checkpoint_is_an_error_of_its_task(engine: DiffusionEngine, frames: list[bytes]) -> None:
+    task = wanted(request(), checkpoint=Checkpoint(3, frames))
+    refused, other = engine.admit([task, wanted(request())])
+    assert isinstance(refused, TaskError)
+    assert refused.kind == "error"
+    assert isinstance(other, DiffusionRow)
+
+
+def test_a_checkpoint_of_another_step_is_an_error(engine: DiffusionEngine) -> None:
+    [row] = admitted(engine, request())
+    engine.step([row])
+    frames = engine.save(row)().frames
+    assert refusal(engine, wanted(request(), checkpoint=Checkpoint(4, frames))).kind == "error"
+
+
+# ---- reproducible requests
+
+
+def company(seed: int) -> list[tuple[int, ImageInputs]]:
+    """Other requests, and when they join."""
+    kinds: list[dict[str, Any]] = [{"mode": "text"}, {"mode": "image"}, {"mode": "inpaint"}, {"guidance_scale": 1.0}]
+    return [
+        (n // 3, request(seed=seed + n, steps=3 + n % 4, prompt=f"{seed} {n}", reproducible=True, **kinds[n % 4]))
+        for n in range(11)
+    ]
+
+
+@pytest.mark.parametrize("scheduler", [MODEL_DEFAULT, "euler_ancestral", "dpmpp_2m", "unipc"])
+@pytest.mark.parametrize("changes", [{}, {"mode": "inpaint", "strength": 0.8}, {"guidance_scale": 1.0}], ids=str)
+def test_reproducible_means_equal_bytes_in_any_company(
+    engine: DiffusionEngine, scheduler: str, changes: dict[str, Any]
+) -> None:
+    asked = request(prompt="the same again", seed=5, reproducible=True, scheduler=scheduler, **changes)
+    [alone] = admitted(engine, asked)
+    finish(engine, alone)
+    for seed, joins in ((100, 0), (200, 1)):
+        among = company(seed)
+        row = run(engine, [*among[:5], (joins, asked), *among[5:]])
+        [mine] = [one for one in row if one.inputs.seed == asked.seed]
+        assert engine.render(mine)() == engine.render(alone)()
+        assert torch.equal(mine.latents, alone.latents)
+
+
+def test_reproducible_requests_take_passes_of_one_size(engine: DiffusionEngine) -> None:
+    asked = [request(seed=n, guidance_scale=(3.0, 1.0)[n % 2], reproducible=True) for n in range(7)]
+    for count, sizes in ((1, [8]), (5, [8]), (6, [8, 8]), (7, [8, 8])):
+        rows = admitted(engine, *asked[:count])
+        assert passes(engine, partial(engine.step, rows)) == sizes, count
+
+
+def test_a_model_that_is_reproducible_makes_every_request_so(engine: DiffusionEngine) -> None:
+    plain = engine_of(Path(engine._model.path), reproducible=True)
+    assert plain.key(request()) == plain.key(request(reproducible=True))
+    [row] = admitted(plain, request())
+    assert passes(plain, lambda: plain.step([row])) == [8]
+
+
+# ---- the process
+
+
+def test_it_says_what_it_is(engine: DiffusionEngine) -> None:
+    about = engine.about()
+    assert (about.pipeline, about.batching, about.dtype) == ("StableDiffusionPipeline", "family", "float32")
+    assert about.modes == ("text", "image", "inpaint")
+    assert (about.checkpoints, about.reproducible, about.loras) == (True, True, False)
+    assert msgspec.msgpack.decode(msgspec.msgpack.encode(about), type=type(about)) == about
+    for part in (engine._model.path, "float32", "CPU", torch.__version__):
+        assert part in engine.fingerprint()
+
+
+def test_a_worker_on_a_cpu_keeps_to_one_thread_wherever_it_computes(engine: DiffusionEngine) -> None:
+    seen = [torch.get_num_threads()]
+    thread = threading.Thread(target=lambda: seen.append(torch.get_num_threads()))
+    thread.start()
+    thread.join()
+    assert seen == [1, 1]
+    assert engine.memory_bytes() > 2**20
+
+
+def test_what_the_model_computes_is_never_kept_for_gradients(engine: DiffusionEngine) -> None:
+    [row] = admitted(engine, request(mode="inpaint"))
+    engine.step([row])
+    engine.synchronize()
+    assert not row.latents.requires_grad
+    assert all(told.is_inference() for told in row.conditions.values())

@@ -1,0 +1,302 @@
+"""LoRA adapters by request: drawn as the pipeline draws with them, gone without a trace, kept while needed."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from diffusers.utils import convert_state_dict_to_kohya
+from safetensors.torch import load_file, save_file
+
+from tests.support.tiny_diffusion import CHECKPOINTS, admitted, engine_of, finish, pipeline, request, wanted
+from tests.support.tiny_loras import CPU, DENOISER, ENCODER, parts_of, rewrite, save_lora, save_two, seen, unchanged
+from wire.messages import ImageInputs, Lora
+from worker.engine import Checkpoint, TaskError
+from worker.engines.diffusion.engine import DiffusionEngine
+from worker.engines.diffusion.lora.loader import Adapters
+from worker.engines.diffusion.row import DiffusionRow
+
+# It says so whenever a second adapter is loaded into a pipeline, which the ones compared with here do.
+pytestmark = pytest.mark.filterwarnings("ignore:Already found a `peft_config` attribute:UserWarning")
+
+#: As for rows of a batch without adapters: largest difference of latents, relative to the largest latent.
+LATENTS = 3e-5
+#: Text encoders that adapters of a checkpoint may change.
+ENCODERS = {
+    "sd": ("text_encoder",),
+    "sdxl": ("text_encoder", "text_encoder_2"),
+    "sd3": ("text_encoder", "text_encoder_2"),
+    "flux-dev": ("text_encoder",),
+}
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("checkpoint")
+    pipeline().save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def shipped(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_two(tmp_path_factory.mktemp("loras"))
+
+
+@pytest.fixture
+def loras(shipped: Path, tmp_path: Path) -> Path:
+    """A folder with `ink`, of the denoiser alone, and `wet.v1`, of the text encoder too."""
+    return shutil.copytree(shipped, tmp_path / "loras")
+
+
+@pytest.fixture
+def engine(checkpoint: Path, loras: Path) -> DiffusionEngine:
+    return engine_of(checkpoint, loras=loras)
+
+
+def drawn(engine: DiffusionEngine, *asked: ImageInputs) -> list[torch.Tensor]:
+    """Latents of these requests, those of one key in one batch, the batches taking turns."""
+    rows = admitted(engine, *asked)
+    while unfinished := [row for row in rows if row.step < row.steps]:
+        for key in {engine.key(row.inputs): None for row in unfinished}:
+            engine.step([row for row in unfinished if engine.key(row.inputs) == key])
+    for row in rows:
+        engine.release(row)
+    return [row.latents for row in rows]
+
+
+def by_pipeline(made: Any, folder: Path, inputs: ImageInputs) -> torch.Tensor:
+    """What the pipeline makes of this request alone, with its adapters loaded as diffusers documents it."""
+    named = {lora.name.replace(".", "_"): lora for lora in inputs.loras}
+    loaded = {inside for part in made.get_list_adapters().values() for inside in part}
+    for inside in named.keys() - loaded:
+        made.load_lora_weights(folder, weight_name=f"{named[inside].name}.safetensors", adapter_name=inside)
+    if named:
+        made.enable_lora()
+        made.set_adapters(list(named), [lora.scale for lora in named.values()])
+    else:
+        made.disable_lora()
+    options = {"max_sequence_length": 512} if hasattr(made, "_pack_latents") else {}
+    latents: torch.Tensor = made(
+        inputs.prompt,
+        width=inputs.width,
+        height=inputs.height,
+        num_inference_steps=inputs.steps,
+        guidance_scale=inputs.guidance_scale,
+        generator=torch.Generator("cpu").manual_seed(inputs.seed),
+        output_type="latent",
+        **options,
+    ).images
+    return latents
+
+
+def close(ours: torch.Tensor, theirs: torch.Tensor) -> bool:
+    return float((ours - theirs).abs().max()) <= LATENTS * float(theirs.abs().max())
+
+
+def held(engine: DiffusionEngine) -> str:
+    """Adapters in memory: `2 of 3 in use`."""
+    return repr(engine._adapters).partition("<Shelf ")[2].partition(",")[0]
+
+
+# ---- what is drawn
+
+
+@pytest.mark.parametrize("kind", ENCODERS)
+def test_requests_with_different_adapters_draw_as_the_pipeline_draws_each_alone(kind: str, tmp_path: Path) -> None:
+    make = CHECKPOINTS[kind]
+    made = make()
+    made.save_pretrained(tmp_path / "model")
+    denoiser = made._lora_loadable_modules[0]
+    save_lora(tmp_path, "ink", make, seed=1)
+    save_lora(tmp_path, "wet.v1", make, 2, {denoiser: DENOISER, **dict.fromkeys(ENCODERS[kind], ENCODER)}, rank=2)
+    engine = engine_of(tmp_path / "model", loras=tmp_path)
+    assert engine.about().loras
+    sets: list[tuple[Lora, ...]] = [
+        (),
+        (Lora("ink", 0.5),),
+        (Lora("ink", -1.0),),
+        (Lora("wet.v1"),),
+        (Lora("ink"), Lora("wet.v1", 0.7)),
+    ]
+    asked = [request(loras=own, seed=seed, steps=3 + seed) for seed in range(2) for own in sets]
+    ours = drawn(engine, *asked)
+    theirs = [by_pipeline(made, tmp_path, inputs) for inputs in asked]
+    for place, (own, their) in enumerate(zip(ours, theirs, strict=True)):
+        assert close(own, their), asked[place]
+    for place in range(1, len(sets)):
+        assert not close(ours[0], ours[place]), "the adapter has no effect that could be tested"
+
+
+def test_without_adapters_the_model_is_what_it_was(engine: DiffusionEngine, checkpoint: Path) -> None:
+    before = parts_of(engine._family.pipeline)
+    [never] = drawn(engine_of(checkpoint), request())
+    assert torch.equal(drawn(engine, request())[0], never)
+    drawn(engine, request(loras=(Lora("ink"), Lora("wet.v1"))))
+    assert torch.equal(drawn(engine, request())[0], never)
+    assert held(engine) == "0 of 2 in use"
+    assert unchanged(before, parts_of(engine._family.pipeline))
+
+
+def test_how_a_request_lists_its_adapters_makes_no_difference(engine: DiffusionEngine) -> None:
+    one, other = (request(loras=own) for own in ((Lora("ink"), Lora("wet.v1")), (Lora("wet.v1"), Lora("ink"))))
+    assert engine.key(one) == engine.key(other)
+    assert engine.key(one) != engine.key(request(loras=(Lora("ink"), Lora("wet.v1", 0.5))))
+    assert torch.equal(*drawn(engine, one, other))
+
+
+def test_only_adapters_of_text_encoders_have_texts_encoded_anew(engine: DiffusionEngine) -> None:
+    drawn(engine, request())
+    plain = len(engine._texts)
+    drawn(engine, request(loras=(Lora("ink"),)))
+    assert len(engine._texts) == plain
+    drawn(engine, request(loras=(Lora("wet.v1"),)), request(loras=(Lora("wet.v1", 0.5),)))
+    assert len(engine._texts) == 3 * plain
+
+
+def test_files_of_other_trainers_draw_as_in_the_pipeline(checkpoint: Path, loras: Path) -> None:
+    whole = load_file(loras / "wet.v1.safetensors")
+    # They know a text encoder that has its layers in a `text_model`, as it had before.
+    kohya = convert_state_dict_to_kohya(
+        {key.replace("encoder.layers", "text_model.encoder.layers"): value for key, value in whole.items()}
+    )
+    assert all(key.startswith(("lora_unet_", "lora_te1_text_model_")) for key in kohya)
+    halved = {key: value / 2 if key.endswith(".alpha") else value for key, value in kohya.items()}
+    save_file(halved, loras / "kohya.safetensors")
+    inputs = request(loras=(Lora("kohya"),))
+    assert close(drawn(engine_of(checkpoint, loras=loras), inputs)[0], by_pipeline(pipeline(), loras, inputs))
+
+
+def test_a_row_resumed_by_another_worker_has_its_adapters_there(checkpoint: Path, loras: Path) -> None:
+    inputs = request(loras=(Lora("ink", 0.8), Lora("wet.v1")), scheduler="dpmpp_2m")
+    engine, other = (engine_of(checkpoint, loras=loras) for _ in range(2))
+    drawn(other, request(loras=(Lora("wet.v1", 0.1),)))
+    [row] = admitted(engine, inputs)
+    for _ in range(3):
+        engine.step([row])
+    state: Checkpoint = engine.save(row)()
+    finish(engine, row)
+    [resumed] = admitted(other, wanted(inputs, checkpoint=state))
+    finish(other, resumed)
+    assert torch.equal(resumed.latents, row.latents)
+
+
+# ---- what is in memory
+
+
+def test_no_more_stay_in_memory_than_are_configured_or_in_use(checkpoint: Path, loras: Path) -> None:
+    save_lora(loras, "fog", pipeline, seed=3)
+    engine = engine_of(checkpoint, loras=loras, max_loras=1)
+    before = parts_of(engine._family.pipeline)
+    ink, fog, both = admitted(
+        engine, *(request(loras=own) for own in ((Lora("ink"),), (Lora("fog"),), (Lora("fog"), Lora("ink"))))
+    )
+    assert held(engine) == "2 of 2 in use"
+    for row in (ink, both):
+        engine.release(row)
+    assert held(engine) == "1 of 1 in use"
+    engine.release(fog)
+    assert held(engine) == "0 of 1 in use"
+    drawn(engine, request(loras=(Lora("wet.v1"),)))
+    assert held(engine) == "0 of 1 in use"
+    made = engine._family.pipeline
+    assert sum(map(len, made.get_list_adapters().values())) == 2  # of its two parts
+    engine._adapters.use(())
+    assert unchanged(before, parts_of(engine._family.pipeline))
+
+
+def test_an_adapter_that_left_comes_back_the_same(checkpoint: Path, loras: Path) -> None:
+    engine = engine_of(checkpoint, loras=loras, max_loras=1)
+    asked = [request(loras=(Lora(name),)) for name in ("ink", "wet.v1")]
+    first, second = ([drawn(engine, inputs)[0] for inputs in asked] for _ in range(2))
+    assert all(map(torch.equal, first, second))
+
+
+def test_who_does_not_join_gives_its_adapters_back(engine: DiffusionEngine) -> None:
+    own = (Lora("ink"), Lora("wet.v1"))
+    [answer] = engine.admit([wanted(request(mode="image", strength=0.01, loras=own))])
+    assert isinstance(answer, TaskError)
+    assert held(engine) == "0 of 2 in use"
+
+    def fail(*given: Any) -> None:
+        raise RuntimeError("a kernel is missing")
+
+    hook = engine._family.pipeline.text_encoder.register_forward_pre_hook(fail)
+    with pytest.raises(RuntimeError, match="a kernel is missing"):
+        engine.admit([wanted(request(loras=own)), wanted(request(loras=own[:1]))])
+    hook.remove()
+    assert held(engine) == "0 of 2 in use"
+
+
+def replace(path: Path, new: Path) -> None:
+    new.replace(path)
+
+
+def overwrite(path: Path, new: Path) -> None:
+    path.write_bytes(new.read_bytes())
+
+
+@pytest.mark.parametrize("change", [replace, overwrite])
+def test_a_replaced_file_is_for_those_who_come_after(
+    change: Callable[[Path, Path], None], engine: DiffusionEngine, loras: Path, tmp_path: Path
+) -> None:
+    inputs = request(loras=(Lora("ink"),))
+    [before] = drawn(engine, inputs)
+    [old] = admitted(engine, inputs)
+    engine.step([old])
+    new = save_lora(tmp_path, "new", pipeline, seed=9)
+    os.utime(new, (1e9, 1e9))
+    change(loras / "ink.safetensors", new)
+    [young] = admitted(engine, inputs)
+    assert held(engine) == "2 of 2 in use"
+    finish(engine, old, young)  # in one batch: what they ask for is the same
+    assert torch.equal(old.latents, before)
+    engine.release(old)
+    engine.release(young)
+    assert held(engine) == "0 of 1 in use"
+    [after] = drawn(engine, inputs)
+    assert torch.equal(young.latents, after)
+    assert not close(after, before)
+
+
+def test_it_says_whether_the_model_is_itself(loras: Path) -> None:
+    made = pipeline()
+    adapters = Adapters(made, loras, 2, CPU)
+    plain = seen(made)
+    said = []
+    for name in ("ink", "wet.v1"):
+        for adapted in (adapters.acquire([Lora(name)]), ()):
+            adapters.use(adapted)
+            said.append((adapters.active, torch.equal(seen(made), plain)))
+    assert said == [(True, False), (False, True)] * 2
+
+
+def test_what_was_dropped_out_in_training_counts_in_full(engine: DiffusionEngine, loras: Path) -> None:
+    path = Path(shutil.copy(loras / "ink.safetensors", loras / "dropped.safetensors"))
+    rewrite(path, settings=lambda settings: settings | {"unet.lora_dropout": 0.9})
+    ink, dropped = drawn(engine, request(loras=(Lora("ink"),)), request(loras=(Lora("dropped"),)))
+    assert torch.equal(ink, dropped)
+
+
+def test_a_model_without_a_folder_takes_none(checkpoint: Path) -> None:
+    engine = engine_of(checkpoint)
+    assert not engine.about().loras
+    [answer] = engine.admit([wanted(request(loras=(Lora("ink"),)))])
+    assert isinstance(answer, TaskError)
+    assert answer.message == "this model takes no adapters"
+
+
+def test_a_bad_file_is_the_trouble_of_those_who_asked_for_it(engine: DiffusionEngine, loras: Path) -> None:
+    (loras / "bad.safetensors").write_bytes((loras / "ink.safetensors").read_bytes()[:-100])
+    [alone] = drawn(engine, request(loras=(Lora("ink"),)))
+    sets = ((Lora("bad"),), (Lora("ink"),), (Lora("ink"), Lora("bad")), ())
+    answers = engine.admit([wanted(request(loras=own)) for own in sets])
+    assert [isinstance(answer, TaskError) for answer in answers] == [True, False, True, False]
+    assert held(engine) == "1 of 1 in use"
+    assert isinstance(answers[1], DiffusionRow)
+    finish(engine, answers[1])
+    assert torch.equal(answers[1].latents, alone)

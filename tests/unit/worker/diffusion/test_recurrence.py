@@ -1,0 +1,145 @@
+"""Schedulers as numbers: which are found, that they are the scheduler's own, and what is no recurrence."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import diffusers
+import pytest
+import torch
+
+from tests.support.samplers import EVERY, begun, by_recurrence, by_scheduler, shipped, walk
+from worker.engines.diffusion.sampling import start_sampler
+from worker.engines.diffusion.sampling.plan import plan_for
+from worker.engines.diffusion.sampling.recurrence import Draws, Part, Recurrence, derive
+from worker.engines.diffusion.sampling.sampler import RecurrenceSampler
+from worker.engines.diffusion.sampling.scheduler_sampler import SchedulerSampler
+from worker.engines.diffusion.sampling.schedulers import Schedule
+
+# diffusers' KDPM2 schedulers hand a tensor to numpy.
+pytestmark = pytest.mark.filterwarnings("ignore:__array_wrap__ must accept:DeprecationWarning")
+
+
+def recurrence(name: str, like: Any, steps: int = 12, **schedule: Any) -> Recurrence:
+    found = plan_for(name, like, Schedule(steps, **schedule)).recurrence
+    assert found is not None
+    return found
+
+
+@pytest.mark.parametrize(("name", "like"), EVERY)
+@pytest.mark.parametrize(("steps", "strength"), [(1, 1.0), (3, 1.0), (13, 0.7)])
+def test_every_sampler_is_a_recurrence_that_does_what_its_scheduler_does(
+    name: str, like: Any, steps: int, strength: float
+) -> None:
+    one, other = (begun(make, name, like, steps, strength=strength) for make in (by_recurrence, by_scheduler))
+    torch.testing.assert_close(one.model_input(), other.model_input())
+    start = one.latents  # up to 80 times what comes of it, and rounded accordingly
+    for mine, expected in zip(walk(one), walk(other), strict=True):
+        assert float((mine - expected).norm()) < 1e-5 * float(expected.norm() + start.norm())
+
+
+@pytest.mark.parametrize(
+    ("name", "most"),
+    [("ddim", 0), ("euler_ancestral", 0), ("dpmpp_2m", 2), ("pndm", 4), ("lms", 3), ("heun", 2), ("unipc", 5)],
+)
+def test_what_must_be_remembered_is_little_however_long_the_run(name: str, most: int) -> None:
+    for steps in (10, 60):
+        assert max(map(len, recurrence(name, shipped(), steps).needed)) <= most
+    assert recurrence(name, shipped()).needed[-1] == frozenset()
+
+
+def test_the_numbers_of_ddim_are_those_of_its_formula() -> None:
+    like = shipped()
+    kept = diffusers.DDIMScheduler.from_config(like.config).alphas_cumprod.double()
+    timesteps = plan_for("ddim", like, Schedule(12)).timesteps
+    for step, now, after in zip(recurrence("ddim", like).steps[:-1], timesteps, timesteps[1:], strict=False):
+        of_sample = (kept[after] / kept[now]).sqrt()
+        assert step.sample == pytest.approx(float(of_sample), rel=1e-6)
+        of_output = (1 - kept[after]).sqrt() - of_sample * (1 - kept[now]).sqrt()
+        assert step.output == pytest.approx(float(of_output), rel=1e-5)
+        assert (step.noise, step.earlier, step.scale, step.draws) == (0, {}, 1, Draws.NOTHING)
+
+
+def test_the_numbers_of_a_flow_are_those_of_its_formula() -> None:
+    plan = plan_for("default", shipped("flow"), Schedule(12))
+    levels = [*(plan.timesteps.double() / 1000).tolist(), 0.0]
+    for step, now, after in zip(recurrence("default", shipped("flow")).steps, levels, levels[1:], strict=False):
+        assert (step.sample, step.earlier) == (1, {})
+        assert step.output == pytest.approx(after - now, rel=1e-5)
+
+
+def test_noise_is_known_by_its_precision_and_by_what_becomes_of_it() -> None:
+    assert {step.draws for step in recurrence("dpmpp_2m_sde", shipped()).steps} == {Draws.FLOAT32}
+    ancestral = recurrence("euler_ancestral", shipped()).steps
+    assert {step.draws for step in ancestral} == {Draws.MODEL}  # the last is drawn, too, and then not used
+    assert [step.noise > 0 for step in ancestral] == [True] * 11 + [False]
+    kdpm2 = recurrence("kdpm2_ancestral", shipped()).steps
+    assert [step.draws for step in kdpm2[:4]] == [Draws.NOTHING, Draws.MODEL] * 2
+    again = recurrence("sasolver", shipped(), strength=0.6).steps
+    assert Part("noise", 0) in again[1].earlier
+
+
+def test_what_is_long_ago_is_in_the_result_before() -> None:
+    steps = recurrence("unipc", shipped(), 20).steps
+    assert all(Part("result", index - 1) in steps[index].earlier for index in range(3, 19))
+
+
+class Clipping(diffusers.DDIMScheduler):  # type: ignore[misc]
+    """Also cuts what it gives, as no flag of its configuration tells."""
+
+    def step(self, *args: Any, **options: Any) -> Any:
+        moved = super().step(*args, **options)
+        moved.prev_sample = moved.prev_sample.clamp(-1e5, 1e5)
+        return moved
+
+
+@pytest.mark.parametrize(
+    "like",
+    [
+        diffusers.DDIMScheduler(clip_sample=True),
+        diffusers.DDIMScheduler(clip_sample=True, clip_sample_range=1e6),
+        diffusers.DDPMScheduler(clip_sample=True),
+        diffusers.LCMScheduler(clip_sample=True),
+        diffusers.DDIMScheduler(clip_sample=False, thresholding=True),
+        diffusers.DPMSolverMultistepScheduler(thresholding=True),
+        Clipping(clip_sample=False),
+    ],
+    ids=lambda like: f"{type(like).__name__}-{like.config.get('clip_sample_range')}-{like.config.thresholding}",
+)
+def test_what_is_not_linear_is_no_recurrence_and_runs_its_scheduler(like: Any) -> None:
+    sampler = start_sampler("default", like, Schedule(6), torch.Generator().manual_seed(0))
+    assert isinstance(sampler, SchedulerSampler)
+    plain = start_sampler("euler", like, Schedule(6), torch.Generator().manual_seed(0))
+    assert isinstance(plain, RecurrenceSampler)
+
+
+def test_a_scheduler_that_draws_twice_is_no_recurrence() -> None:
+    class Twice(diffusers.EulerAncestralDiscreteScheduler):  # type: ignore[misc]
+        def step(self, *args: Any, generator: torch.Generator, **options: Any) -> Any:
+            torch.randn(5, generator=generator)
+            return super().step(*args, generator=generator, **options)
+
+    def make() -> Any:
+        scheduler = Twice()
+        scheduler.set_timesteps(5)
+        return scheduler
+
+    assert derive(make, make().timesteps) is None
+
+
+def test_equal_wishes_share_a_plan_and_others_do_not() -> None:
+    plan = plan_for("unipc", shipped(), Schedule(9, 0.8, {"mu": 1.0}))
+    assert plan_for("unipc", shipped(), Schedule(9, 0.8, {"mu": 1.0})) is plan
+    others = [
+        plan_for("unipc_karras", shipped(), Schedule(9, 0.8)),
+        plan_for("unipc", shipped(prediction_type="v_prediction"), Schedule(9, 0.8)),
+        plan_for("unipc", shipped(), Schedule(10, 0.8)),
+        plan_for("unipc", shipped(), Schedule(9, 0.9)),
+    ]
+    assert len({plan.id, *(other.id for other in others)}) == 5
+
+
+@pytest.mark.parametrize("name", ["ddim", "dpmpp_3m_karras", "unipc", "lms", "lcm"])
+def test_the_default_is_the_shipped_one_by_whatever_name(name: str) -> None:
+    named = plan_for(name, shipped(), Schedule(5))
+    assert plan_for("default", named.scheduler(), Schedule(5)).id == named.id

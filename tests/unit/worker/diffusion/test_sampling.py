@@ -1,0 +1,329 @@
+"""Samplers alone: the table against the installed diffusers, how they start, where they lead, what they give away."""
+
+from __future__ import annotations
+
+import copy
+import math
+from types import SimpleNamespace
+from typing import Any
+
+import diffusers
+import pytest
+import torch
+
+from configs.samplers import MODEL_DEFAULT, SAMPLERS, Process, canonical, names
+from tests.support.samplers import (
+    CHECKPOINTS,
+    EVERY,
+    SHAPE,
+    SOME,
+    Make,
+    Model,
+    as_pipelines_do,
+    begun,
+    both,
+    by_recurrence,
+    by_scheduler,
+    random,
+    shipped,
+    step,
+    walk,
+)
+from worker.engine import TaskError
+from worker.engines.diffusion.sampling import Sampler, Schedule, start_sampler
+from worker.engines.diffusion.sampling.plan import plan_for
+from worker.engines.diffusion.sampling.schedulers import process_of, scheduler_like
+
+# diffusers' KDPM2 schedulers hand a tensor to numpy.
+pytestmark = pytest.mark.filterwarnings("ignore:__array_wrap__ must accept:DeprecationWarning")
+
+CPU = torch.device("cpu")
+every = pytest.mark.parametrize(("name", "like"), EVERY)
+
+
+def started(name: str, like: Any, steps: int = 8, **schedule: Any) -> Sampler:
+    return start_sampler(name, like, Schedule(steps, **schedule), torch.Generator().manual_seed(0))
+
+
+# ---- the table
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_every_row_of_the_table_is_a_class_of_diffusers_that_knows_its_options(name: str) -> None:
+    sampler = SAMPLERS[name]
+    for process in sampler.processes:
+        built = scheduler_like(name, shipped(process))
+        assert type(built).__name__ == sampler.cls
+        assert {option: built.config[option] for option in sampler.options} == dict(sampler.options)
+
+
+@pytest.mark.parametrize(
+    ("said", "known"),
+    [
+        ("DPM++ 2M Karras", "dpmpp_2m_karras"),
+        ("dpmpp-2m-sde", "dpmpp_2m_sde"),
+        ("Euler a", "euler_ancestral"),
+        ("uni_pc", "unipc"),
+        ("FlowMatchEulerDiscreteScheduler", "flow_match_euler"),
+        ("DDIMScheduler", "ddim"),
+        (" Default ", MODEL_DEFAULT),
+        ("ipndm", None),
+        ("", None),
+    ],
+)
+def test_what_people_write_is_understood(said: str, known: str | None) -> None:
+    assert canonical(said) == known
+
+
+def test_every_name_is_for_some_checkpoint_and_every_process_has_its_own() -> None:
+    assert set(names()) == {*names("noise"), *names("flow"), *names("edm")}
+    assert {"dpmpp_2m", "unipc"} <= set(names("noise")) & set(names("flow"))
+    assert not set(names("edm")) & set(names("noise")) - {MODEL_DEFAULT}
+
+
+# ---- where they lead: of pictures whose numbers are N(1.5, 0.4) each, the perfect model is known
+
+KEPT = diffusers.DDPMScheduler.from_config(shipped().config).alphas_cumprod
+
+
+def knows_noise(seen: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
+    low = int(timestep)
+    kept = torch.lerp(KEPT[low], KEPT[min(low + 1, 999)], float(timestep) - low)
+    picture, noise = kept.sqrt(), (1 - kept).sqrt()
+    return noise * (seen - picture * 1.5) / (picture**2 * 0.16 + noise**2)
+
+
+def knows_flow(seen: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
+    noise = float(timestep) / 1000
+    picture = 1 - noise
+    off = (seen - picture * 1.5) / (picture**2 * 0.16 + noise**2)
+    return noise * off - (1.5 + picture * 0.16 * off)
+
+
+def knows_edm(seen: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
+    sigma = float(torch.exp(4 * timestep))
+    length = math.hypot(sigma, 0.5)
+    noisy = seen * length
+    final = 1.5 + 0.16 / (0.16 + sigma**2) * (noisy - 1.5)
+    return (final - 0.25 / length**2 * noisy) / (sigma * 0.5 / length)
+
+
+#: Made for a few steps of distilled models: of others they draw the mean of all pictures.
+DISTILLED = {"lcm", "flow_match_lcm"}
+PERFECT: list[tuple[Process, Model]] = [("noise", knows_noise), ("flow", knows_flow), ("edm", knows_edm)]
+
+
+@pytest.mark.parametrize(
+    ("name", "like", "knows"),
+    [
+        pytest.param(name, shipped(process), knows, id=f"{name}-{process}")
+        for process, knows in PERFECT
+        for name in names(process)
+        if name not in DISTILLED
+    ],
+)
+def test_every_sampler_draws_what_a_perfect_model_knows(name: str, like: Any, knows: Model) -> None:
+    sampler = started(name, like, 50)
+    sampler.begin(random(1, (1, 1, 1, 4000)))
+    pictures = walk(sampler, knows)[-1]
+    assert float(pictures.mean()) == pytest.approx(1.5, abs=0.1)
+    assert float(pictures.std()) == pytest.approx(0.4, abs=0.06)
+
+
+# ---- how they start
+
+
+@every
+def test_the_path_of_a_scheduler_is_that_of_the_pipelines_to_the_bit(name: str, like: Any) -> None:
+    sampler = begun(by_scheduler, name, like, seed=3)
+    scheduler = scheduler_like(name, like)
+    scheduler.set_timesteps(8)
+    start = random(3) * getattr(scheduler, "init_noise_sigma", 1.0)
+    assert torch.equal(sampler.latents, start)
+    expected = as_pipelines_do(scheduler, scheduler.timesteps, start, 3)
+    assert torch.equal(sampler.timesteps, scheduler.timesteps)
+    assert all(map(torch.equal, walk(sampler), expected))
+
+
+PIPELINES: dict[Process, Any] = {
+    "noise": diffusers.StableDiffusionImg2ImgPipeline,
+    "flow": diffusers.StableDiffusion3Img2ImgPipeline,
+    "edm": diffusers.StableDiffusionXLImg2ImgPipeline,
+}
+
+
+def noised_by(scheduler: Any, picture: torch.Tensor, noise: torch.Tensor, timestep: torch.Tensor) -> Any:
+    """As pipelines do it."""
+    if hasattr(scheduler, "scale_noise"):
+        return scheduler.scale_noise(picture, timestep, noise)
+    return scheduler.add_noise(picture, noise, timestep)
+
+
+#: All but the one that cannot add noise to a picture, so that no pipeline does this.
+every_with_pictures = pytest.mark.parametrize(
+    ("name", "like"), [case for case in EVERY if case.values[0] != "flow_match_euler_ancestral"]
+)
+
+
+def cut(scheduler: Any, like: Any, steps: int, strength: float) -> tuple[torch.Tensor, int]:
+    """The timesteps that the pipelines for such checkpoints leave, and how many steps these are."""
+    scheduler.set_timesteps(steps)
+    timesteps, left = PIPELINES[process_of(like)].get_timesteps(
+        SimpleNamespace(scheduler=scheduler), steps, strength, CPU
+    )
+    return timesteps, left
+
+
+@pytest.mark.parametrize(
+    ("name", "process"),
+    [
+        ("default", "noise"),
+        ("default", "flow"),
+        ("default", "edm"),
+        ("dpmpp_2m", "noise"),
+        ("dpmpp_2m", "flow"),
+        ("heun", "noise"),
+        ("flow_match_heun", "flow"),
+    ],
+)
+@pytest.mark.parametrize("steps", [1, 4, 7, 10, 29])
+def test_strength_leaves_out_what_it_does_in_the_pipelines(name: str, process: Process, steps: int) -> None:
+    like = shipped(process)
+    for strength in (0.01, 0.29, 0.34, 0.5, 0.75, 0.99, 1.0):
+        expected, left = cut(scheduler_like(name, like), like, steps, strength)
+        if left:
+            assert torch.equal(started(name, like, steps, strength=strength).timesteps, expected)
+        else:
+            with pytest.raises(TaskError, match="leaves none"):
+                started(name, like, steps, strength=strength)
+
+
+@every_with_pictures
+def test_a_picture_is_gone_on_from_as_in_the_pipelines(name: str, like: Any) -> None:
+    scheduler = scheduler_like(name, like)
+    timesteps, _ = cut(scheduler, like, 9, 0.75)
+    picture, noise = random(1), random(3)
+    start = noised_by(scheduler, picture, noise, timesteps[:1])
+    expected = as_pipelines_do(scheduler, timesteps, start, 3)
+
+    generator = torch.Generator().manual_seed(3)
+    sampler = by_scheduler(name, like, Schedule(9, 0.75), generator)
+    sampler.begin(torch.randn(SHAPE, generator=generator), picture)
+    assert torch.equal(sampler.timesteps, timesteps)
+    assert torch.equal(sampler.latents, start)
+    assert all(map(torch.equal, walk(sampler), expected))
+
+
+@every_with_pictures
+def test_a_picture_under_a_mask_is_as_noisy_as_in_the_pipelines(name: str, like: Any) -> None:
+    sampler = begun(by_recurrence, name, like, strength=0.6)
+    scheduler = plan_for(name, like, Schedule(8, 0.6)).scheduler()
+    picture, noise = random(1), random(2)
+    for index, timestep in enumerate(sampler.timesteps):
+        expected = noised_by(copy.copy(scheduler), picture, noise, sampler.timesteps[index : index + 1])
+        assert torch.equal(sampler.noised(picture, noise, index), expected)
+        scaled = scheduler.scale_model_input(picture, timestep) if hasattr(scheduler, "scale_model_input") else picture
+        scheduler.step(scaled, timestep, picture)
+    assert sampler.noised(picture, noise, sampler.steps) is picture
+
+
+def test_a_flow_scheduler_that_cannot_add_noise_is_lent_the_way_of_one_that_can() -> None:
+    lent, own = (started(name, shipped("flow")) for name in ("flow_match_euler_ancestral", "flow_match_euler"))
+    for index in range(8):
+        assert torch.equal(lent.noised(random(1), random(2), index), own.noised(random(1), random(2), index))
+
+
+def test_steps_that_depend_on_the_size_of_the_picture() -> None:
+    like = shipped("flow", use_dynamic_shifting=True)
+    for name in names("flow"):
+        flat, steep = (started(name, like, 8, options={"mu": mu}).timesteps for mu in (0.5, 1.15))
+        assert float(steep.double().mean()) > float(flat.double().mean())
+    plain = diffusers.FlowMatchEulerDiscreteScheduler(shift=math.exp(0.8))
+    for name in ("dpmpp_2m", "unipc", "flow_match_heun"):
+        moved = started(name, like, 8, options={"mu": 0.8}).timesteps
+        torch.testing.assert_close(moved, started(name, plain, 8).timesteps)
+    given_steps = started("flow_match_euler", shipped("flow"), 3, options={"sigmas": [1.0, 0.5, 0.25]})
+    torch.testing.assert_close(given_steps.timesteps, torch.tensor([1000.0, 750.0, 500.0]))
+
+
+@pytest.mark.parametrize(
+    ("name", "like", "schedule", "words"),
+    [
+        ("lcm", shipped(), Schedule(60), "cannot do 60 steps"),
+        ("tcd", shipped(), Schedule(51), "cannot do 51 steps"),
+        ("ddim", shipped(), Schedule(1001), "cannot do 1001 steps"),
+        ("kdpm2", shipped(prediction_type="sample"), Schedule(8), "scheduler 'kdpm2' cannot do 8 steps"),
+        ("tcd", diffusers.DDIMScheduler(prediction_type="sample"), Schedule(0), "scheduler 'tcd' cannot do 0 steps"),
+        ("flow_match_euler", shipped(), Schedule(8), "allowed: default, ddim, ddpm"),
+        ("edm_euler", shipped(), Schedule(8), "cannot be used with this model"),
+        ("euler", shipped("flow"), Schedule(8), "allowed: default, dpmpp_2m, "),
+        ("dpmpp_2m_karras", shipped("flow"), Schedule(8), "cannot be used with this model"),
+        ("dpmpp_2m", shipped("edm"), Schedule(8), "allowed: default, edm_euler, edm_dpmpp_2m"),
+        ("ddim", shipped(), Schedule(4, 0.2), "strength 0.2 leaves none of 4 steps"),
+        ("pndm", shipped(), Schedule(4, 0.2), "strength 0.2 leaves none of 4 steps"),
+        ("default", shipped("flow"), Schedule(4, 0.0), "strength 0 leaves none of 4 steps"),
+    ],
+)
+def test_refusals_say_what_does_not_go_together(name: str, like: Any, schedule: Schedule, words: str) -> None:
+    with pytest.raises(TaskError) as refused:
+        start_sampler(name, like, schedule, torch.Generator())
+    assert refused.value.kind == "invalid"
+    assert words in refused.value.message
+
+
+# ---- what they keep to themselves
+
+
+def test_the_shipped_scheduler_is_only_a_pattern() -> None:
+    like = diffusers.DPMSolverMultistepScheduler()
+    before = copy.deepcopy(vars(like))
+    walk(begun(by_scheduler, MODEL_DEFAULT, like, 5))
+    assert {name: str(value) for name, value in vars(like).items()} == {k: str(v) for k, v in before.items()}
+
+
+@both
+@pytest.mark.parametrize("name", SOME)
+def test_samplers_of_one_plan_share_nothing_and_change_no_tensor_in_place(name: str, make: Make) -> None:
+    alone = walk(begun(make, name, shipped(), seed=3))
+    one, other = begun(make, name, shipped(), seed=3), begun(make, name, shipped(), seed=4)
+    kept = []
+    for expected in alone:
+        kept += [(tensor, tensor.clone()) for tensor in (one.latents, one.model_input())]
+        step(one)
+        step(other, by=lambda seen, _: -seen)
+        assert torch.equal(one.latents, expected)
+    assert all(torch.equal(tensor, copy) for tensor, copy in kept)
+
+
+# ---- previews
+
+
+@both
+@pytest.mark.parametrize(
+    ("name", "like"),
+    [
+        pytest.param(name, shipped(process, **config), id=f"{name}-{process}-{config}")
+        for process, config in CHECKPOINTS
+        if process != "edm"
+        for name in names(process)
+        if name not in DISTILLED  # these trust what they see more than the model
+    ],
+)
+def test_the_guess_is_the_picture_where_the_model_knows_the_noise(name: str, like: Any, make: Make) -> None:
+    sampler = begun(make, name, like)
+    before = sampler.guess
+    assert before is None
+    picture, noise = 3.0 * random(1), random(2)
+    noisy = sampler.noised(picture, noise, 0)
+    sampler.latents = noisy
+    seen = sampler.model_input()
+    scale = float((seen * noisy).sum() / (noisy * noisy).sum())
+    of_picture, of_noise = (float(sampler.noised(*pair, 0).mean()) * scale for pair in ((ONE, ZERO), (ZERO, ONE)))
+    output = {"epsilon": noise, "v_prediction": of_picture * noise - of_noise * picture}
+    predicts = like.config.get("prediction_type", "flow")
+    step(sampler, by=lambda *_: output.get(predicts, noise - picture))
+    assert sampler.guess is not None
+    torch.testing.assert_close(sampler.guess, picture, rtol=1e-3, atol=3e-3)
+
+
+ONE, ZERO = torch.ones(SHAPE), torch.zeros(SHAPE)

@@ -1,0 +1,306 @@
+"""Implements `StepEngine` for any diffusers pipeline; how is said in the package's docstring.
+
+What comes out equals what the pipeline makes of each request alone, up to the rounding of other batch sizes; a row
+alone in its step is equal to the bit. That batches do not change more than that is tried when the model is loaded:
+where they do, each row gets a forward pass of its own.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import diffusers
+import psutil
+import torch
+from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionSafetyChecker
+
+from configs.settings import Model
+from wire.messages import About, DrawMode, ImageInputs
+from worker.engine import BatchKey, Checkpoint, DeviceLost, Picture, Row, TaskError, UnsupportedModel, Wanted
+from worker.engines.diffusion.device import Fence, failures
+from worker.engines.diffusion.generic.arguments import Arguments
+from worker.engines.diffusion.generic.call_batching import answers, groups
+from worker.engines.diffusion.generic.pipeline_copy import Codec, Copier, is_codec, is_denoiser
+from worker.engines.diffusion.generic.pipeline_thread import Run
+from worker.engines.diffusion.generic.probe import agree, wanted
+from worker.engines.diffusion.generic.progress import Progress, code_of
+from worker.engines.diffusion.generic.row import Drawn, RendezvousRow, drawn
+from worker.engines.diffusion.image_encoding import encoded
+from worker.engines.diffusion.loading import pipeline_class, read_pipeline
+from worker.engines.diffusion.safety_checker import SafetyChecker, checker_of
+
+log = logging.getLogger(__name__)
+
+
+class RendezvousEngine:
+    """One pipeline on one device."""
+
+    _pipeline: Any
+    _arguments: Arguments
+    _codec: Codec
+    _denoisers: list[Any]
+    _helper: torch.nn.Module | None
+    _checker: SafetyChecker | None
+    _fence: Fence
+
+    def __init__(self, model: Model, device: str) -> None:
+        """`device` is `cuda:N`, or `cpu` with or without the number of its slot."""
+        self._model = model
+        self._device = torch.device("cpu" if device.startswith("cpu") else device)
+        self._pipeline = None
+        self._modes: tuple[DrawMode, ...] = ()
+        #: Whether the denoiser's answers do not depend on who else is in its batch.
+        self._shares = True
+        #: The size of all pictures, where the pipeline cannot be told one.
+        self._size: tuple[int, int] | None = None
+        #: Calls of the denoiser for a step of the sampler, of the last request with guidance and without.
+        self._calls: dict[bool, float] = {}
+
+    # ---- the model
+
+    def fetch(self) -> None:
+        """Read the pipeline. Raises `UnsupportedModel` for one that cannot be loaded."""
+        self._pipeline = read_pipeline(self._model, self._device, pipeline_class(self._model))
+
+    def load(self) -> None:
+        """Bring it onto the device and try it out.
+
+        Raises `UnsupportedModel` for a pipeline that cannot be run by requests for pictures.
+        """
+        if self._device.type == "cpu":
+            # Workers share the cores: a second thread each would make all of them wait for one another.
+            torch.set_num_threads(1)
+        if self._pipeline is None:
+            self.fetch()
+        self._pipeline = pipeline = self._pipeline.to(self._device)
+        kind: type = type(pipeline)
+        self._arguments = Arguments(pipeline)
+        self._codec = Codec(self._device)
+        self._fence = Fence(self._device)
+        self._helper = getattr(pipeline, "controlnet", None)
+        parts = vars(pipeline).values()  # parts of pipelines inside it are named among its own
+        self._denoisers = [part for part in parts if is_denoiser(part) and part is not self._helper]
+        if not self._denoisers:
+            raise UnsupportedModel(f"a {kind.__name__} has no denoiser for requests to meet at")
+        if "force_upcast" in code_of(kind):
+            # What it would do, and undo, for each picture: see `Copier`.
+            for part in parts:
+                if is_codec(part) and part.config.get("force_upcast") and part.dtype == torch.float16:
+                    part.to(torch.float32)
+        self._checker = None
+        if isinstance(getattr(pipeline, "safety_checker", None), StableDiffusionSafetyChecker):
+            self._checker = checker_of(pipeline, self._device)
+            pipeline.safety_checker = None  # the pipeline would black the picture out
+        if not self._arguments.reads_prompt:
+            log.warning("a %s takes no prompt: what requests ask for is ignored", kind.__name__)
+        if self._model.compile != "off":
+            log.warning("a %s is run as it is: 'compile' is for models with an adapter", kind.__name__)
+        self._try_out()
+
+    def warm_up(self) -> None:
+        """To have tried it out was that."""
+
+    def about(self) -> About:
+        """See `StepEngine`."""
+        return About(
+            pipeline=type(self._pipeline).__name__,
+            batching="rendezvous",
+            modes=self._modes,
+            reproducible=True,
+            dtype=str(self._denoisers[0].dtype).removeprefix("torch."),
+        )
+
+    def fingerprint(self) -> str:
+        """What the time of a step depends on, beside the size of the picture and of the batch."""
+        device = torch.cuda.get_device_name(self._device) if self._device.type == "cuda" else "CPU"
+        about = self.about()
+        versions = f"torch {torch.__version__}, diffusers {diffusers.__version__}"
+        weights = f"{self._model.path}, {self._model.controlnet}"
+        return f"{weights}, {about.pipeline}, {about.batching}, {about.dtype}, {device}, {versions}"
+
+    def key(self, inputs: ImageInputs) -> BatchKey:
+        """Pictures of one size may share a forward pass; which of them do, their calls of the denoiser decide."""
+        return inputs.height, inputs.width
+
+    def memory_bytes(self) -> int:
+        """The most that torch has held of the GPU, or what this process holds of main memory."""
+        if self._device.type == "cuda":
+            return torch.cuda.max_memory_reserved(self._device)
+        return int(psutil.Process().memory_info().rss)
+
+    def synchronize(self) -> None:
+        """See `StepEngine`."""
+        if self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)
+
+    # ---- requests
+
+    def admit(self, tasks: Sequence[Wanted]) -> list[Row | TaskError]:
+        """Rows from their start, each at the first call of the denoiser."""
+        rows: list[Row | TaskError] = []
+        try:
+            for task in tasks:
+                try:
+                    rows.append(self._begin(task))
+                except TaskError as error:
+                    rows.append(error)
+        except Exception:  # none of these is told of, so none may stay
+            for row in rows:
+                if isinstance(row, RendezvousRow):
+                    row.run.cancel()
+            raise
+        return rows
+
+    def _begin(self, task: Wanted) -> RendezvousRow:
+        inputs = task.inputs
+        if task.checkpoint is not None:
+            raise TaskError("error", "the checkpoint is not one of this engine, which makes none")
+        if inputs.mode not in self._modes:
+            raise TaskError("invalid", f"this model draws from {' or '.join(self._modes)}, not from {inputs.mode}")
+        if self._size is not None and self._size != (inputs.width, inputs.height) and inputs.mode == "text":
+            raise TaskError("invalid", "this model draws at {}x{} only".format(*self._size))
+        arguments = self._arguments.of(inputs, task.sources)
+        run: Run[Drawn] = Run(self._device)
+        progress = Progress(inputs.steps)
+        copier = Copier(run, self._codec, progress, inputs.scheduler)
+        pipeline = copier.copied(self._pipeline)
+        progress.follow(pipeline)
+        run.start(partial(self._draw, pipeline, arguments, copier, progress))
+        if run.failure is not None and not run.rendering:
+            raise run.failure
+        apart = inputs.reproducible or self._model.reproducible or not self._shares
+        calls = self._calls.get(inputs.guidance_scale > 1, 1.0)
+        return RendezvousRow(inputs, run, progress, helper=self._helper, apart=apart, calls=calls)
+
+    def _draw(self, pipeline: Any, arguments: dict[str, Any], copier: Copier, progress: Progress) -> Drawn:
+        """What a request's thread does."""
+        try:
+            with copier.afterwards:
+                made = drawn(pipeline(**arguments))
+                if self._checker is not None and self._checker.objects(made.picture()):
+                    return Drawn(made.pixels, flagged=True)
+                return made
+        finally:
+            progress.close()
+
+    def step(self, rows: Sequence[Row]) -> None:
+        """One call of the denoiser for each row. Raises `TaskError` if a row's own pipeline broke at its last step."""
+        own: list[RendezvousRow] = []
+        for row in rows:
+            assert isinstance(row, RendezvousRow)
+            if row.broken is not None:
+                raise row.broken
+            own.append(row)
+        self._fence.wait()
+        with torch.inference_mode(), failures(self._device, f"a step of {len(own)} pictures"):
+            # A row that is past its helper stays so if the denoiser fails; it has not moved all the same.
+            while helped := [row for row in own if row.at_helper]:
+                self._answer(helped)
+            self._answer([row for row in own if row.run.parked is not None])
+        self._fence.mark()
+        for row in own:
+            self._calls[row.inputs.guidance_scale > 1] = row.calls
+
+    def _answer(self, rows: Sequence[RendezvousRow]) -> None:
+        """Make the calls at which these rows wait, and let them go on. If a call raises, they all go on waiting."""
+        calls = {}
+        for row in rows:
+            call = row.run.parked
+            assert call is not None
+            if row.apart:
+                call.key = object()
+            calls[call] = row
+        answered = [
+            (call, answer) for group in groups(calls) for call, answer in zip(group, answers(group), strict=True)
+        ]
+        for call, answer in answered:
+            calls[call].resume(answer)
+        for row in rows:
+            if isinstance(row.run.failure, DeviceLost):
+                raise row.run.failure
+
+    def render(self, row: Row) -> Callable[[], Picture]:
+        """The finished picture, for which the callable waits. There is none on the way, only inside the pipeline."""
+        assert isinstance(row, RendezvousRow)
+        return partial(self._picture, row.run if row.step == row.steps else None, row.inputs)
+
+    def _picture(self, run: Run[Drawn] | None, inputs: ImageInputs) -> Picture:
+        if run is None:
+            raise TaskError("error", "this model has no picture before the last step")
+        made = run.result()
+        if made.flagged and self._model.safety_checker == "refuse":
+            raise TaskError("unsafe", "the model's safety checker objects to the picture")
+        return Picture(encoded(made.picture(), inputs.output_format, inputs.output_quality), made.flagged)
+
+    def save(self, row: Row) -> Callable[[], Checkpoint] | None:
+        """None: what a pipeline has on its stack cannot be taken elsewhere."""
+        del row
+        return None
+
+    def release(self, row: Row) -> None:
+        """End the row's thread, unless it makes its picture."""
+        assert isinstance(row, RendezvousRow)
+        row.run.cancel()
+
+    # ---- trial
+
+    def _try_out(self) -> None:
+        """Find out what the pipeline can do, and make it ready: a start in every mode, a shared step, a picture."""
+        candidates = self._arguments.modes()
+        self._modes = tuple(candidates)
+        refused: dict[DrawMode, str] = {}
+        before = self._processors()
+        for mode in candidates:
+            try:
+                self.release(self._begin(wanted(self._model, mode)))
+            except TaskError as error:
+                refused[mode] = error.message
+        self._modes = tuple(mode for mode in candidates if mode not in refused)
+        if not self._modes:
+            raise UnsupportedModel(f"a {type(self._pipeline).__name__} draws from nothing: {refused}")
+        if self._processors() != before:
+            raise UnsupportedModel(f"a {type(self._pipeline).__name__} changes the denoiser that all requests share")
+        first, second = (self._begin(wanted(self._model, self._modes[0], number)) for number in (0, 1))
+        try:
+            self._shares = self._agree(first, second)
+            while first.step < first.steps:
+                self.step([first])
+            size = first.run.result().picture().size
+        except TaskError as error:
+            raise UnsupportedModel(f"a {type(self._pipeline).__name__} made no picture: {error.message}") from error
+        finally:
+            self.release(first)
+            self.release(second)
+        if "text" in self._modes and not self._arguments.sized:
+            self._size = size
+            if self._model.defaults.size != (only := "{}x{}".format(*size)):
+                raise UnsupportedModel(
+                    f"a {type(self._pipeline).__name__} draws at {only} only: set defaults.size to it"
+                )
+
+    def _processors(self) -> list[Any]:
+        """How the denoisers do their attention."""
+        return [own for part in self._denoisers for own in getattr(part, "attn_processors", {}).values()]
+
+    @torch.inference_mode()
+    def _agree(self, *rows: RendezvousRow) -> bool:
+        """Whether what the rows' next calls are answered is the same in one batch as in batches of their own."""
+        calls = [row.run.parked for row in rows if row.run.parked is not None]
+        if len(groups(calls)) != 1:
+            return True  # nothing to tell from: they would not be in one batch
+        alone = [answers([call]) for call in calls]
+        try:
+            together = [[answer] for answer in answers(calls)]
+        except Exception as error:
+            reason = str(error)
+        else:
+            if agree(alone, together):
+                helped = [row for row in rows if row.at_helper]
+                self._answer(helped)
+                return not helped or self._agree(*rows)
+            reason = "its answers differ"
+        log.warning("a %s takes one request at a time in each step: %s", type(self._pipeline).__name__, reason)
+        return False

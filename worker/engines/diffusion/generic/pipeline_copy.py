@@ -1,0 +1,132 @@
+"""A copy of a pipeline for one request: the weights are everyone's, what a request changes is its own.
+
+A stand-in for a module is a shallow copy of it, a real module with the same weights, whose `forward` (or `encode`,
+`decode`) is another. So it passes every test of its type and answers every question about its configuration.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import functools
+import threading
+from collections import OrderedDict
+from typing import Any
+
+import diffusers
+import torch
+
+from configs.samplers import MODEL_DEFAULT
+from worker.engines.diffusion.device import SideLane, moment
+from worker.engines.diffusion.generic.pipeline_thread import Run
+from worker.engines.diffusion.generic.progress import Progress, scheduler_for
+
+_DENOISERS = ("diffusers.models.unets.", "diffusers.models.transformers.", "diffusers.models.controlnets.")
+_CODECS = "diffusers.models.autoencoders."
+_HOOKS = (
+    "_forward_pre_hooks",
+    "_forward_pre_hooks_with_kwargs",
+    "_forward_hooks",
+    "_forward_hooks_with_kwargs",
+    "_forward_hooks_always_called",
+)
+
+
+def is_denoiser(part: Any) -> bool:
+    """Whether requests meet at this part of a pipeline: a UNet, a transformer, or a ControlNet."""
+    return isinstance(part, torch.nn.Module) and type(part).__module__.startswith(_DENOISERS)
+
+
+def is_codec(part: Any) -> bool:
+    """Whether it is an autoencoder."""
+    return isinstance(part, torch.nn.Module) and type(part).__module__.startswith(_CODECS)
+
+
+class Codec:
+    """What all requests share of the autoencoder: one use of it at a time, and that beside the steps."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        #: Some autoencoders keep state while they work, and two decodes at once would need twice the memory.
+        self.lock = threading.RLock()
+        self.lane = SideLane(device)
+
+
+class Copier:
+    """Makes one request's copy of a pipeline, and of the pipelines in it. Equal parts get one stand-in."""
+
+    def __init__(self, run: Run[Any], codec: Codec, progress: Progress, scheduler: str) -> None:
+        """`scheduler` is the name that the request asks for."""
+        self._run = run
+        self._codec = codec
+        self._progress = progress
+        self._name = scheduler
+        self._made: dict[int, Any] = {}
+        #: What is held while the picture is made: left when the run ends.
+        self.afterwards = contextlib.ExitStack()
+
+    def copied(self, pipeline: Any) -> Any:
+        """The copy. Raises `TaskError` for a scheduler that does not go with the pipeline."""
+        scheduler = getattr(pipeline, "scheduler", None)
+        self._made[id(scheduler)] = scheduler_for(scheduler, self._name, type(pipeline))
+        if scheduler is not None:
+            self._progress.watch(self._made[id(scheduler)])
+        made = self._copied(pipeline)
+        self._made.clear()
+        return made
+
+    def _copied(self, pipeline: Any) -> Any:
+        made = copy.copy(pipeline)
+        for name, part in vars(pipeline).items():
+            if id(part) not in self._made:
+                self._made[id(part)] = self._stand_in(part)
+            # Not by assignment, which has the pipeline write down its configuration anew.
+            vars(made)[name] = self._made[id(part)]
+        return made
+
+    def _stand_in(self, part: Any) -> Any:
+        if isinstance(part, diffusers.DiffusionPipeline):
+            return self._copied(part)
+        if isinstance(part, diffusers.SchedulerMixin):
+            own = scheduler_for(part, MODEL_DEFAULT, type(part))
+            self._progress.watch(own)
+            return own
+        if is_denoiser(part):
+            return _twin(part, forward=functools.partial(self._run.ask, part))
+        if is_codec(part):
+            encode, decode = functools.partial(self._encode, part), functools.partial(self._decode, part)
+            # Its precision is everyone's and was set when it was loaded: a request that changed it, as some pipelines
+            # do for the time of a decode, would change it for those who are at work with it.
+            return _twin(part, encode=encode, decode=decode, to=lambda *_, **__: part)
+        return part
+
+    def _encode(self, autoencoder: Any, *args: Any, **kwargs: Any) -> Any:
+        with self._codec.lock:
+            return autoencoder.encode(*_cast(args, autoencoder), **kwargs)
+
+    def _decode(self, autoencoder: Any, *args: Any, **kwargs: Any) -> Any:
+        if self._progress.complete and not self._run.rendering:
+            event = moment(self._codec.device)
+            self._run.leave_loop()
+            self.afterwards.enter_context(self._codec.lock)
+            tensors = [part for part in args if isinstance(part, torch.Tensor)]
+            self.afterwards.enter_context(self._codec.lane.after(event, *tensors))
+        with self._codec.lock:
+            return autoencoder.decode(*_cast(args, autoencoder), **kwargs)
+
+
+def _cast(args: tuple[Any, ...], module: Any) -> list[Any]:
+    """The arguments, those that are fractions in the precision of the module."""
+    return [
+        part.to(module.dtype) if isinstance(part, torch.Tensor) and part.is_floating_point() else part for part in args
+    ]
+
+
+def _twin(module: torch.nn.Module, **other: Any) -> torch.nn.Module:
+    """A module with the same weights and configuration that does other things under these names."""
+    twin = copy.copy(module)
+    for name in _HOOKS:
+        vars(twin)[name] = OrderedDict()  # they run where the forward pass does
+    vars(twin)["_compiled_call_impl"] = None
+    vars(twin).update(other)
+    return twin

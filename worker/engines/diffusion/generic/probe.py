@@ -1,0 +1,54 @@
+"""What an engine asks of a pipeline that it has just loaded, and how it judges the answers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch.utils import _pytree as pytree
+
+from configs.settings import Model
+from wire.messages import SOURCES, DrawMode, ImageInputs
+from worker.engine import Wanted
+
+#: Enough for solvers that remember earlier steps.
+_STEPS = 4
+#: How far answers of one request may be apart, as a part of the largest value: rounding, and no more than that.
+_ROUNDING = {torch.float32: 1e-4, torch.float16: 3e-2, torch.bfloat16: 1e-1}
+
+
+def wanted(model: Model, mode: DrawMode, number: int = 0) -> Wanted:
+    """A request at the model's defaults; those of different numbers differ in all that may differ in a batch."""
+    defaults = model.defaults
+    width, height = map(int, defaults.size.split("x"))
+    inputs = ImageInputs(
+        prompt=str(number),  # stands for a class, where a pipeline draws classes
+        width=width,
+        height=height,
+        steps=min(defaults.steps, _STEPS),
+        guidance_scale=defaults.guidance_scale,
+        seed=number,
+        scheduler=defaults.scheduler,
+        mode=mode,
+        strength=defaults.strength,
+    )
+    level = bytes([(90 + 60 * number) % 256])
+    return Wanted(inputs, [level * (width * height * 3), b"\xff" * (width * height)][: SOURCES[mode]])
+
+
+def agree(one: Any, other: Any) -> bool:
+    """Whether two answers of a denoiser are the same but for rounding."""
+    ones, spec = pytree.tree_flatten(one)
+    others, other_spec = pytree.tree_flatten(other)
+    return spec == other_spec and all(map(_agree, ones, others))
+
+
+def _agree(one: Any, other: Any) -> bool:
+    if not isinstance(one, torch.Tensor):
+        return bool(one == other)
+    if one.shape != other.shape:
+        return False
+    if not one.is_floating_point():
+        return torch.equal(one, other)
+    bound = _ROUNDING.get(one.dtype, 0.0) * float(one.abs().max())
+    return bool((one - other).abs().max() <= bound)

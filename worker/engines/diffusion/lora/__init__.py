@@ -1,0 +1,1 @@
+"""LoRA adapters: files, layers, and how many stay loaded."""

@@ -1,0 +1,99 @@
+"""The sampler that runs a diffusers scheduler object of its own: any scheduler, correct by construction, one by one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
+from typing import Any
+
+import torch
+
+from worker.engines.diffusion.device import moved
+from worker.engines.diffusion.sampling.plan import Plan
+from worker.engines.diffusion.sampling.sampler import Sampler
+from worker.engines.diffusion.sampling.schedulers import guess_of, step_options
+from worker.engines.diffusion.sampling.state_codec import check
+
+
+class SchedulerSampler(Sampler):
+    """Has a scheduler of its own, in whose attributes everything is that must be remembered."""
+
+    def __init__(self, plan: Plan, generator: torch.Generator) -> None:
+        super().__init__(plan, generator)
+        self._scheduler = plan.scheduler()
+        self._latents = torch.empty(0)
+        #: Latents, output and the scheduler's own guess, if it makes one, of the last step.
+        self._last: tuple[torch.Tensor, torch.Tensor, torch.Tensor | None] | None = None
+
+    @property
+    def latents(self) -> torch.Tensor:
+        """See `Sampler`."""
+        return self._latents
+
+    @latents.setter
+    def latents(self, latents: torch.Tensor) -> None:
+        self._latents = latents
+
+    @property
+    def guess(self) -> torch.Tensor | None:
+        """See `Sampler`."""
+        if self._last is None:
+            return None
+        latents, output, own = self._last
+        return self._guess_from(latents, output) if own is None else own
+
+    def model_input(self) -> torch.Tensor:
+        """See `Sampler`."""
+        return _scaled(self._scheduler, self._latents, self.timesteps[self.step])
+
+    def move(self, output: torch.Tensor) -> None:
+        """Take a step with the model's output. Raises whatever the scheduler raises, and has not moved then."""
+        timestep = self.timesteps[self.step]
+        moved_to = self._scheduler.step(
+            output, timestep, self._latents, **step_options(self._scheduler, self._generator)
+        )
+        self._last = self._latents, output, guess_of(moved_to)
+        self._latents = moved_to.prev_sample
+        self.step += 1
+
+    def _state(self) -> torch.Tensor:
+        return self._latents
+
+    def _set_state(self, latents: torch.Tensor) -> None:
+        self._latents, self._last = latents, None
+
+    def _memory(self) -> dict[str, torch.Tensor]:
+        # Some schedulers add to a tensor of theirs in place.
+        return {name: tensor.clone() for name, tensor, _ in _held(self._scheduler)}
+
+    def _remember(self, tensors: Mapping[str, torch.Tensor], step: int, device: torch.device) -> None:
+        """All that does not depend on the picture comes from a run on nothing: a blob only brings latents."""
+        scheduler = self._plan.scheduler()
+        nothing = torch.zeros([1] * self._latents.ndim, dtype=self.dtype)
+        options = step_options(scheduler, torch.Generator())
+        for timestep in self.timesteps[:step]:
+            _scaled(scheduler, nothing, timestep)
+            scheduler.step(nothing, timestep, nothing, **options)
+        held = list(_held(scheduler))
+        check(tensors, {name: (self._latents.shape, tensor.dtype) for name, tensor, _ in held})
+        for name, _, replace in held:
+            replace(moved(tensors[name], device))
+        self._scheduler = scheduler
+
+
+def _scaled(scheduler: Any, latents: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
+    if not hasattr(scheduler, "scale_model_input"):
+        return latents
+    scaled: torch.Tensor = scheduler.scale_model_input(latents, timestep)
+    return scaled
+
+
+def _held(scheduler: Any) -> Iterator[tuple[str, torch.Tensor, Callable[[torch.Tensor], None]]]:
+    """The pictures among a scheduler's attributes: their names, themselves, and how to put another in the place."""
+    for name, value in vars(scheduler).items():
+        if isinstance(value, torch.Tensor) and value.ndim > 1:
+            yield name, value, partial(setattr, scheduler, name)
+        elif isinstance(value, list):
+            for place, item in enumerate(value):
+                if isinstance(item, torch.Tensor) and item.ndim > 1:
+                    yield f"{name}.{place}", item, partial(value.__setitem__, place)

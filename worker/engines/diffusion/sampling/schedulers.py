@@ -1,0 +1,134 @@
+"""Schedulers of diffusers for one request: built by name, set to its steps, ready for the first of them.
+
+Everything about a schedule stays on the CPU. diffusers reads single numbers out of it at every step, and each of
+those would make a GPU wait; a number on the CPU multiplies a tensor on the GPU without waiting.
+"""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import diffusers
+import torch
+
+from configs.samplers import MODEL_DEFAULT, SAMPLERS, Process, names
+from worker.engine import TaskError
+
+#: These take the `sigmas` of a flow's steps as its pipelines give them; the others make the same ones by themselves.
+_GIVEN_SIGMAS = ("FlowMatchEulerDiscreteScheduler", "FlowMatchLCMScheduler")
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """How far a request goes and in how many steps."""
+
+    steps: int
+    #: Below 1 the first part of the schedule is left out, as the pipelines that start from a picture do.
+    strength: float = 1.0
+    #: What the checkpoint's family has to say about the steps: keyword arguments of `set_timesteps` (`mu`, `sigmas`).
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        """The same text for equal schedules."""
+        said = {name: getattr(value, "tolist", lambda value=value: value)() for name, value in self.options.items()}
+        return f"steps={self.steps} strength={self.strength} {sorted(said.items())}"
+
+
+def process_of(scheduler: Any) -> Process:
+    """What a checkpoint that ships this scheduler was trained to undo."""
+    name, config = type(scheduler).__name__, scheduler.config
+    if name.startswith("EDM"):
+        return "edm"
+    flow = config.get("use_flow_sigmas") or config.get("prediction_type") == "flow_prediction"
+    return "flow" if flow or name.startswith(("Flow", "LTXEuler")) else "noise"
+
+
+def scheduler_like(name: str, shipped: Any, mu: float | None = None) -> Any:
+    """The scheduler of this name, configured like the checkpoint's own one.
+
+    `mu` is how much a picture's size shifts its steps, where the checkpoint has them shifted so.
+    Raises `TaskError` where the two do not go together, and whatever the scheduler raises for its configuration.
+    """
+    if name == MODEL_DEFAULT:
+        return type(shipped).from_config(shipped.config)
+    sampler, process = SAMPLERS[name], process_of(shipped)
+    if process not in sampler.processes:
+        raise TaskError(
+            "invalid", f"scheduler '{name}' cannot be used with this model; allowed: {', '.join(names(process))}"
+        )
+    cls = getattr(diffusers, sampler.cls)
+    known = inspect.signature(cls.__init__).parameters
+    predicts = shipped.config.get("prediction_type", "epsilon")
+    if process == "noise" and predicts != "epsilon" and "prediction_type" not in known:
+        raise TaskError("invalid", f"scheduler '{name}' cannot be used with this model: it does not know '{predicts}'")
+    options = dict(sampler.options)
+    if "clip_sample" in known and "clip_sample" not in shipped.config:
+        options["clip_sample"] = False  # their default cuts pictures to [-1, 1], which would spoil latents
+    if process == "flow":
+        options |= _flow_options(sampler.cls, known, shipped.config, mu)
+    return cls.from_config(shipped.config, **options)
+
+
+def set_up(scheduler: Any, schedule: Schedule) -> int:
+    """Give the scheduler its steps. Returns the index of the timestep to start from.
+
+    Raises `TaskError` where no step is left, and whatever the scheduler raises for steps that it cannot do.
+    """
+    accepted = inspect.signature(scheduler.set_timesteps).parameters
+    options = {name: value for name, value in schedule.options.items() if name in accepted}
+    if not scheduler.config.get("use_dynamic_shifting"):
+        options.pop("mu", None)
+    if type(scheduler).__name__ not in _GIVEN_SIGMAS:
+        options.pop("sigmas", None)
+    count = {} if "sigmas" in options else {"num_inference_steps": schedule.steps}
+    scheduler.set_timesteps(**count, device="cpu", **options)
+    skipped = _skipped(schedule, process_of(scheduler))
+    if skipped >= schedule.steps:
+        raise TaskError("invalid", f"strength {schedule.strength:g} leaves none of {schedule.steps} steps")
+    begin = skipped * int(getattr(scheduler, "order", 1))
+    if hasattr(scheduler, "set_begin_index"):
+        # Otherwise its place is looked up by value, which is slow and can be ambiguous.
+        scheduler.set_begin_index(begin)
+    return begin
+
+
+def step_options(scheduler: Any, generator: torch.Generator) -> dict[str, Any]:
+    """The keyword arguments that pipelines hand to the scheduler's `step`, as far as it takes them."""
+    accepted = inspect.signature(scheduler.step).parameters
+    offered = {"generator": generator, "eta": 0.0}
+    return {name: value for name, value in offered.items() if name in accepted}
+
+
+def guess_of(moved: Any) -> torch.Tensor | None:
+    """The guess at the final sample in what a scheduler's `step` returns, where there is one."""
+    guess: torch.Tensor | None = moved.get("pred_original_sample", moved.get("denoised"))
+    return guess
+
+
+def _flow_options(cls: str, known: Mapping[str, Any], config: Mapping[str, Any], mu: float | None) -> dict[str, Any]:
+    """Options that make a solver follow the checkpoint's own flow, whatever it calls them."""
+    shift = config.get("shift", config.get("flow_shift", 1.0))
+    if "use_flow_sigmas" in known:
+        own: dict[str, Any] = {"use_flow_sigmas": True, "prediction_type": "flow_prediction"}
+        name = "flow_shift"
+    elif config.get("use_dynamic_shifting") and cls != "FlowMatchHeunDiscreteScheduler":
+        return {}
+    else:
+        own, name = {}, "shift"
+    if config.get("use_dynamic_shifting"):
+        if mu is None:
+            raise TaskError("error", "the model's steps depend on the picture's size, which is not given")
+        shift = mu if config.get("time_shift_type") == "linear" else math.exp(mu)
+    return own | {name: shift, "use_dynamic_shifting": False}
+
+
+def _skipped(schedule: Schedule, process: Process) -> int:
+    """Steps that the strength leaves out, rounded as the pipelines of these checkpoints round them."""
+    kept = schedule.steps * schedule.strength
+    if process != "flow":
+        kept = int(kept)
+    return int(max(schedule.steps - kept, 0))
