@@ -1,4 +1,4 @@
-"""`python -m loadbalancer.access.keys_cli`, or `scripts/keys`: makes, lists and revokes API keys and the keys of TCP workers.
+"""`scripts/keys`: makes, lists and revokes API keys and the keys of TCP workers.
 
 It changes files only. A balancer that runs sees the change within a second.
 """
