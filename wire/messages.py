@@ -121,7 +121,7 @@ class About(msgspec.Struct, frozen=True, omit_defaults=True):
 
     #: Class of the pipeline that it runs.
     pipeline: str = ""
-    #: `family` (an adapter of our own), `rendezvous` (any pipeline, in threads of its own) or `sim`.
+    #: `family` (an adapter of our own), `generic` (any pipeline, one thread per request) or `sim`.
     batching: str = "family"
     #: What it can draw from.
     modes: tuple[DrawMode, ...] = ("text",)

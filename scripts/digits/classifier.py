@@ -25,7 +25,7 @@ _FRAME = 3
 
 
 @dataclass(frozen=True)
-class Verdict:
+class DigitLabel:
     """What a picture shows."""
 
     digit: int
@@ -33,20 +33,20 @@ class Verdict:
     paper: str
 
 
-class Judge:
+class DigitClassifier:
     """Trained once, on every original picture."""
 
     def __init__(self) -> None:
         data = load_digits()
         self._classifier = _classifier().fit(data.data, data.target)
 
-    def look(self, pictures: Array) -> list[Verdict]:
+    def classify(self, pictures: Array) -> list[DigitLabel]:
         """A verdict on each of `(B, 64, 64, 3)` in [0, 1]. The digit is read from the colours that are found there."""
         found = [colours(picture) for picture in pictures]
         small = [original(picture, ink, paper) for picture, (ink, paper) in zip(pictures, found, strict=True)]
         digits = self._classifier.predict(np.stack(small))
         return [
-            Verdict(int(digit), _nearest(ink, INKS), _nearest(paper, PAPERS))
+            DigitLabel(int(digit), _nearest(ink, INKS), _nearest(paper, PAPERS))
             for digit, (ink, paper) in zip(digits, found, strict=True)
         ]
 

@@ -22,7 +22,7 @@ from rich.progress import track
 from rich.table import Table
 
 from configs.settings import Defaults, Model
-from scripts.digits.classifier import Array, Judge, Verdict, own_accuracy
+from scripts.digits.classifier import Array, DigitClassifier, DigitLabel, own_accuracy
 from scripts.digits.data import PAIRS, SIZE, WORDS
 from wire.messages import ImageInputs
 from worker.engine import TaskError, Wanted
@@ -40,16 +40,16 @@ PLAIN = "a handwritten {d}"
 CAPTIONS = (PLAIN, *(f"{'an' if ink == 'orange' else 'a'} {ink} {{d}} on {paper} paper" for ink, paper in PAIRS))
 
 
-class Asked(NamedTuple):
+class EvaluationPrompt(NamedTuple):
     """A prompt and the one right picture for it."""
 
     prompt: str
-    right: Verdict
+    right: DigitLabel
     seed: int
     sampler: str = "ddim"
 
 
-def draw(engine: DiffusionEngine, wanted: Sequence[Asked], what: str) -> Array:
+def generate(engine: DiffusionEngine, wanted: Sequence[EvaluationPrompt], what: str) -> Array:
     """The pictures `(N, 64, 64, 3)` in [0, 1], `BATCH` at a time."""
     pictures: list[Array] = []
     for start in track(range(0, len(wanted), BATCH), f"{what:20}"):
@@ -57,7 +57,7 @@ def draw(engine: DiffusionEngine, wanted: Sequence[Asked], what: str) -> Array:
     return np.stack(pictures)
 
 
-def _batch(engine: DiffusionEngine, wanted: Sequence[Asked]) -> Iterator[Array]:
+def _batch(engine: DiffusionEngine, wanted: Sequence[EvaluationPrompt]) -> Iterator[Array]:
     inputs = [ImageInputs(a.prompt, SIZE, SIZE, STEPS, GUIDANCE, a.seed, a.sampler) for a in wanted]
     rows = []
     for row in engine.admit([Wanted(one) for one in inputs]):
@@ -70,36 +70,36 @@ def _batch(engine: DiffusionEngine, wanted: Sequence[Asked]) -> Iterator[Array]:
         yield np.asarray(Image.open(io.BytesIO(engine.render(row)().data)), np.float32) / np.float32(255)
 
 
-def plain(sampler: str, seeds: int) -> list[Asked]:
+def plain(sampler: str, seeds: int) -> list[EvaluationPrompt]:
     """Every digit in white on black, which is what a prompt without colours means."""
     return [
-        Asked(PLAIN.format(d=WORDS[digit]), Verdict(digit, "white", "black"), 100 * digit + seed, sampler)
+        EvaluationPrompt(PLAIN.format(d=WORDS[digit]), DigitLabel(digit, "white", "black"), 100 * digit + seed, sampler)
         for digit in range(10)
         for seed in range(seeds)
     ]
 
 
-def coloured(seeds: int) -> list[Asked]:
+def coloured(seeds: int) -> list[EvaluationPrompt]:
     """Every pair of ink and paper; the digits take turns."""
     return [
-        Asked(caption.format(d=WORDS[n % 10]), Verdict(n % 10, ink, paper), 7000 + n)
+        EvaluationPrompt(caption.format(d=WORDS[n % 10]), DigitLabel(n % 10, ink, paper), 7000 + n)
         for n, ((ink, paper), caption) in enumerate(list(zip(PAIRS, CAPTIONS[1:], strict=True)) * seeds)
     ]
 
 
 def evaluate(engine: DiffusionEngine, seeds: int) -> dict[str, Any]:
     """Shares of right answers, in all and apart by what was asked."""
-    judge = Judge()
+    classifier = DigitClassifier()
     report: dict[str, Any] = {"steps": STEPS, "guidance_scale": GUIDANCE, "judge_on_true_pictures": own_accuracy()}
     report["digits"] = {}
     for sampler in SAMPLERS:
         asked = plain(sampler, seeds)
-        seen = judge.look(draw(engine, asked, f"digits, {sampler}"))
-        right = [a.right.digit == v.digit for a, v in zip(asked, seen, strict=True)]
+        labels = classifier.classify(generate(engine, asked, f"digits, {sampler}"))
+        right = [a.right.digit == v.digit for a, v in zip(asked, labels, strict=True)]
         report["digits"][sampler] = _shares([WORDS[a.right.digit] for a in asked], right)
     asked = coloured(seeds)
-    seen = judge.look(draw(engine, asked, "colours, ddim"))
-    both = list(zip(asked, seen, strict=True))
+    labels = classifier.classify(generate(engine, asked, "colours, ddim"))
+    both = list(zip(asked, labels, strict=True))
     pairs = [f"{a.right.ink} on {a.right.paper}" for a in asked]
     report["ink"] = _shares(pairs, [a.right.ink == v.ink for a, v in both])
     report["paper"] = _shares(pairs, [a.right.paper == v.paper for a, v in both])
@@ -130,8 +130,8 @@ def table(report: dict[str, Any]) -> Table:
     rows += [(what.replace("_", " "), report[what]) for what in ("ink", "paper", "ink_and_paper", "coloured_digits")]
     for name, shares in rows:
         weakest = sorted(shares["apart"].items(), key=lambda item: item[1])[:3]
-        told = ", ".join(f"{group} {share:.0%}" for group, share in weakest if share < 1)
-        shown.add_row(name, f"{shares['all']:.1%}", str(shares["of"]), told)
+        weak_groups = ", ".join(f"{group} {share:.0%}" for group, share in weakest if share < 1)
+        shown.add_row(name, f"{shares['all']:.1%}", str(shares["of"]), weak_groups)
     shown.add_row("the judge itself", f"{report['judge_on_true_pictures']:.1%}", "", "true pictures that it never saw")
     return shown
 
@@ -139,11 +139,11 @@ def table(report: dict[str, Any]) -> Table:
 def grid(engine: DiffusionEngine, scale: int = 2) -> Image.Image:
     """Rows are digits, columns prompts, with the prompt above in its own words."""
     asked = [
-        Asked(caption.format(d=WORDS[digit]), Verdict(digit, "", ""), 10 * digit)
+        EvaluationPrompt(caption.format(d=WORDS[digit]), DigitLabel(digit, "", ""), 10 * digit)
         for digit in range(10)
         for caption in CAPTIONS
     ]
-    pictures = (draw(engine, asked, "grid") * 255).round().astype(np.uint8)
+    pictures = (generate(engine, asked, "grid") * 255).round().astype(np.uint8)
     cell, head = SIZE * scale, 30
     sheet = Image.new("RGB", (len(CAPTIONS) * cell, head + 10 * cell), "white")
     pen = ImageDraw.Draw(sheet)

@@ -61,7 +61,7 @@ def test_batched_equals_alone(engine: DiffusionEngine) -> None:
 def test_a_step_waits_for_the_one_before_it(engine: DiffusionEngine) -> None:
     [row] = admitted(engine, digits()[0])
     engine.step([row])
-    first = engine._fence.event
+    first = engine._completion.event
     engine.step([row])
     assert first is not None
     done = first.query()  # type: ignore[no-untyped-call]

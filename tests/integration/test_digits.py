@@ -116,7 +116,7 @@ async def test_forty_mixed_requests_at_once_equal_the_pipeline_alone(
 
     async with openai.AsyncOpenAI(base_url=f"{digits.base_url}/v1", api_key="none", timeout=PATIENCE_S) as client:
 
-        async def draw(asked: dict[str, Any]) -> NDArray[np.int16]:
+        async def generate(asked: dict[str, Any]) -> NDArray[np.int16]:
             await asyncio.sleep(0.02 * (asked["seed"] % 10))  # some come while others are under way
             own = {key: asked[key] for key in asked.keys() - {"prompt", "size"}}
             answer = await client.images.generate(
@@ -125,7 +125,7 @@ async def test_forty_mixed_requests_at_once_equal_the_pipeline_alone(
             assert answer.data is not None
             return pixels(answer.data[0].b64_json or "")
 
-        drawn = await asyncio.gather(*(draw(asked) for asked in wanted))
+        drawn = await asyncio.gather(*(generate(asked) for asked in wanted))
 
     for asked, picture in zip(wanted, drawn, strict=True):
         difference = int(np.abs(picture - alone(pipeline, asked)).max())
@@ -159,7 +159,7 @@ async def test_a_drained_worker_hands_over_pictures_in_the_making_and_nobody_can
         ),
     }
 
-    async def draw(client: openai.AsyncOpenAI, mode: str, seed: int) -> NDArray[np.int16]:
+    async def generate(client: openai.AsyncOpenAI, mode: str, seed: int) -> NDArray[np.int16]:
         _, asked, files = drawers[mode]
         sent: dict[str, Any] = {name: data_url(content) for name, content in files.items()}
         sent |= {"num_inference_steps": 100, "seed": seed}
@@ -171,7 +171,7 @@ async def test_a_drained_worker_hands_over_pictures_in_the_making_and_nobody_can
     wanted = [(mode, seed) for mode in drawers for seed in range(3)]
     leaving, staying = digits.workers
     async with openai.AsyncOpenAI(base_url=f"{digits.base_url}/v1", api_key="none", timeout=PATIENCE_S) as client:
-        drawing = [asyncio.create_task(draw(client, mode, seed)) for mode, seed in wanted]
+        drawing = [asyncio.create_task(generate(client, mode, seed)) for mode, seed in wanted]
 
         def under_way() -> bool:
             return all(worker.running >= 3 for worker in digits.snapshot().workers)
@@ -193,9 +193,9 @@ async def test_a_drained_worker_hands_over_pictures_in_the_making_and_nobody_can
         ).images[0]
         difference = int(np.abs(got - np.asarray(expected).astype(np.int16)).max())
         assert difference <= TOLERANCE, f"{mode}, seed {seed}: {difference} levels"
-    told = httpx.get(f"{digits.base_url}/metrics", timeout=PATIENCE_S).text
-    assert 'event="requeued"' in told
-    assert 'event="steps_redone"' not in told, "no step was done twice"
+    weak_groups = httpx.get(f"{digits.base_url}/metrics", timeout=PATIENCE_S).text
+    assert 'event="requeued"' in weak_groups
+    assert 'event="steps_redone"' not in weak_groups, "no step was done twice"
     digits.start_worker("digits")
 
 

@@ -12,10 +12,10 @@ import torch
 
 from configs.samplers import Process, names
 from worker.engines.diffusion.sampling.batched_step import advance
-from worker.engines.diffusion.sampling.plan import plan_for
+from worker.engines.diffusion.sampling.plan import get_plan
 from worker.engines.diffusion.sampling.sampler import RecurrenceSampler, Sampler
 from worker.engines.diffusion.sampling.scheduler_sampler import SchedulerSampler
-from worker.engines.diffusion.sampling.schedulers import Schedule
+from worker.engines.diffusion.sampling.schedulers import SchedulerSetup
 
 SHAPE = (1, 4, 4, 6)
 
@@ -56,15 +56,15 @@ EVERY = [
 SOME = ["default", "ddim", "ddpm", "euler_ancestral", "dpmpp_3m", "unipc", "heun", "kdpm2_ancestral", "lms", "sasolver"]
 
 #: Makes a sampler of one of the two kinds.
-Make = Callable[[str, Any, Schedule, torch.Generator], Sampler]
+Make = Callable[[str, Any, SchedulerSetup, torch.Generator], Sampler]
 
 
-def by_recurrence(name: str, like: Any, schedule: Schedule, generator: torch.Generator) -> RecurrenceSampler:
-    return RecurrenceSampler(plan_for(name, like, schedule), generator)
+def by_recurrence(name: str, like: Any, schedule: SchedulerSetup, generator: torch.Generator) -> RecurrenceSampler:
+    return RecurrenceSampler(get_plan(name, like, schedule), generator)
 
 
-def by_scheduler(name: str, like: Any, schedule: Schedule, generator: torch.Generator) -> SchedulerSampler:
-    return SchedulerSampler(plan_for(name, like, schedule), generator)
+def by_scheduler(name: str, like: Any, schedule: SchedulerSetup, generator: torch.Generator) -> SchedulerSampler:
+    return SchedulerSampler(get_plan(name, like, schedule), generator)
 
 
 both = pytest.mark.parametrize("make", [by_recurrence, by_scheduler])
@@ -74,11 +74,11 @@ def random(seed: int, shape: tuple[int, ...] = SHAPE, dtype: torch.dtype = torch
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
 
 
-def begun(make: Make, name: str, like: Any, steps: int = 8, seed: int = 0, **schedule: Any) -> Sampler:
+def started_sampler(make: Make, name: str, like: Any, steps: int = 8, seed: int = 0, **schedule: Any) -> Sampler:
     """A sampler that starts from the noise of its seed."""
     generator = torch.Generator().manual_seed(seed)
-    sampler = make(name, like, Schedule(steps, **schedule), generator)
-    sampler.begin(torch.randn(SHAPE, generator=generator))
+    sampler = make(name, like, SchedulerSetup(steps, **schedule), generator)
+    sampler.start(torch.randn(SHAPE, generator=generator))
     return sampler
 
 
@@ -102,7 +102,7 @@ def walk(sampler: Sampler, by: Model = model) -> list[torch.Tensor]:
     seen = []
     while sampler.step < sampler.steps:
         step(sampler, by=by)
-        assert sampler.broken is None, sampler.broken
+        assert sampler.failure is None, sampler.failure
         seen.append(sampler.latents)
     return seen
 

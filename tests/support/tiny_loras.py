@@ -37,14 +37,14 @@ def save_lora(
     torch.manual_seed(seed)
     denoiser = made._lora_loadable_modules[0]
     layers: dict[str, Any] = {}
-    adapted = {}
+    lora_scales = {}
     for part, targets in (parts or {denoiser: DENOISER}).items():
         module = getattr(made, part)
         config = LoraConfig(r=rank, lora_alpha=alpha, init_lora_weights=False, target_modules=list(targets))
         module.add_adapter(config, "default")
         layers[f"{part}_lora_layers"] = get_peft_model_state_dict(module, adapter_name="default")
-        adapted[part] = module
-    made.save_lora_weights(folder, weight_name=f"{name}.safetensors", **layers, **_collate_lora_metadata(adapted))
+        lora_scales[part] = module
+    made.save_lora_weights(folder, weight_name=f"{name}.safetensors", **layers, **_collate_lora_metadata(lora_scales))
     return folder / f"{name}.safetensors"
 
 

@@ -46,8 +46,8 @@ from transformers import (
 from configs.settings import Defaults, Limits, Model
 from wire.messages import SOURCES, DrawMode, ImageInputs
 from worker.engine import TaskError, Wanted
-from worker.engines.diffusion.generic.engine import RendezvousEngine
-from worker.engines.diffusion.generic.row import RendezvousRow
+from worker.engines.diffusion.generic.engine import GenericEngine
+from worker.engines.diffusion.generic.row import GenericRow
 from worker.engines.diffusion.loading import BUILTIN
 
 SIZE = 32
@@ -272,9 +272,9 @@ def model_of(kind: str, folder: Path, **changes: Any) -> Model:
     return Model(**{**usual, **changes})
 
 
-def engine_of(model: Model) -> RendezvousEngine:
+def engine_of(model: Model) -> GenericEngine:
     """A loaded engine."""
-    engine = RendezvousEngine(model, "cpu")
+    engine = GenericEngine(model, "cpu")
     engine.load()
     return engine
 
@@ -295,25 +295,25 @@ def sources_of(inputs: ImageInputs) -> list[bytes]:
     return [levels.tobytes(), mask.tobytes()][: SOURCES[inputs.mode]]
 
 
-def admitted(engine: RendezvousEngine, *wanted: ImageInputs) -> list[RendezvousRow]:
+def admitted(engine: GenericEngine, *wanted: ImageInputs) -> list[GenericRow]:
     """Rows for these requests, none of which may be refused."""
     rows = []
     for row in engine.admit([Wanted(inputs, sources_of(inputs)) for inputs in wanted]):
         if isinstance(row, TaskError):
             raise row
-        assert isinstance(row, RendezvousRow)
+        assert isinstance(row, GenericRow)
         rows.append(row)
     return rows
 
 
-def finish(engine: RendezvousEngine, *rows: RendezvousRow) -> None:
+def finish(engine: GenericEngine, *rows: GenericRow) -> None:
     """Step these until each is done, all of them in one batch."""
     while unfinished := [row for row in rows if row.step < row.steps]:
         engine.step(unfinished)
 
 
-def pixels(row: RendezvousRow) -> np.ndarray[Any, Any]:
+def pixels(row: GenericRow) -> np.ndarray[Any, Any]:
     """What the row has drawn, before it is rounded to a picture."""
-    drawn = row.run.result().pixels
+    drawn = row.thread.result().pixels
     assert isinstance(drawn, np.ndarray)
     return drawn

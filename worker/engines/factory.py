@@ -9,7 +9,7 @@ from worker.engine import StepEngine
 def build(model: Model, device: str) -> StepEngine:
     """The engine for the configured model, not loaded yet.
 
-    A checkpoint whose pipeline class has an adapter of ours gets that; any other runs in the rendezvous engine.
+    A checkpoint whose pipeline class has an adapter of ours gets that; any other runs in the generic engine.
     """
     if model.engine == "sim":
         from worker.engines.sim import SimEngine
@@ -21,6 +21,6 @@ def build(model: Model, device: str) -> StepEngine:
         from worker.engines.diffusion.engine import DiffusionEngine
 
         return DiffusionEngine(model, device)
-    from worker.engines.diffusion.generic.engine import RendezvousEngine
+    from worker.engines.diffusion.generic.engine import GenericEngine
 
-    return RendezvousEngine(model, device)
+    return GenericEngine(model, device)

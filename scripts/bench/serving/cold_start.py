@@ -34,7 +34,7 @@ from wire.snapshot import Snapshot, WorkerStats
 
 PARTS = ("spawn_s", "import_s", "load_s", "device_s", "warm_up_s")
 WAYS = {"from nothing": 0, "from standby": 1}
-_PATIENCE_S = 300.0
+_TIMEOUT_S = 300.0
 _BODY = {"model": "digits", "prompt": "a handwritten seven", "seed": 1, "num_inference_steps": 4}
 
 
@@ -57,7 +57,7 @@ class Place:
 
     def rest(self) -> WorkerStats:
         """Wait until there is a worker and, where there is to be one, a spare."""
-        ends = time.monotonic() + _PATIENCE_S
+        ends = time.monotonic() + _TIMEOUT_S
         while time.monotonic() < ends:
             spares = list(children_dir(self.folder).glob("*.ready"))
             workers = self.workers()
@@ -65,7 +65,7 @@ class Place:
             if len(workers) == 1 and len(waiting) == self.standby:
                 return workers[0]
             time.sleep(0.1)
-        raise RuntimeError(f"not at rest after {_PATIENCE_S:g} s")
+        raise RuntimeError(f"not at rest after {_TIMEOUT_S:g} s")
 
     def one(self) -> None:
         """End the worker, and wait for an image of the next one."""
@@ -74,7 +74,7 @@ class Place:
         while any(worker.worker == before.worker for worker in self.workers()):
             time.sleep(0.01)
         asked = time.perf_counter()
-        answer = httpx.post(f"{self.url}/v1/images/generations", json=_BODY, timeout=_PATIENCE_S)
+        answer = httpx.post(f"{self.url}/v1/images/generations", json=_BODY, timeout=_TIMEOUT_S)
         waited = time.perf_counter() - asked
         answer.raise_for_status()
         start = self.rest().start

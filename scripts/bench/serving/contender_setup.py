@@ -19,7 +19,7 @@ from PIL import Image
 
 from configs.settings import Batching, Defaults, Limits, Model, WarmUp
 from scripts.bench.serving.contenders import PipelineCalls, Server, StepBatching, draw
-from scripts.bench.serving.forward_pass import Bench, admitted
+from scripts.bench.serving.forward_pass import ForwardBench, admitted
 from scripts.bench.serving.random_weight_models import denoiser_of, pipeline, twin
 from scripts.bench.serving.workloads import Steps, best_batch
 from wire.messages import ImageInputs
@@ -34,7 +34,7 @@ _TINY_SIZE = 64
 
 
 @dataclass(frozen=True)
-class Calls:
+class PipelineTiming:
     """Calls of the pipeline, run in one way."""
 
     #: `as it is`, or how its denoiser is compiled.
@@ -49,10 +49,10 @@ class Calls:
 
 
 @dataclass(frozen=True)
-class Setup:
+class BenchSetup:
     """Everything on its device, ready to be measured."""
 
-    bench: Bench
+    bench: ForwardBench
     model: Model
     base: ImageInputs
     steps: Steps
@@ -64,7 +64,7 @@ class Setup:
         """Requests that share a step at most."""
         return self.caps.of_size((self.base.width, self.base.height), time.monotonic())
 
-    def servers(self, single: Calls, whole: Calls, window_s: float) -> list[Server]:
+    def servers(self, single: PipelineTiming, whole: PipelineTiming, window_s: float) -> list[Server]:
         """Step batching first, then what it is compared with."""
         cap = whole.cap(self.model.batching.min_gain)
         return [
@@ -74,7 +74,7 @@ class Setup:
         ]
 
 
-def set_up(args: argparse.Namespace) -> Setup:
+def set_up(args: argparse.Namespace) -> BenchSetup:
     """Build and load what the command line asks for."""
     diffusers.utils.logging.set_verbosity_error()
     device = torch.device(args.device)
@@ -105,8 +105,8 @@ def set_up(args: argparse.Namespace) -> Setup:
         plain_pipe = pipe
     else:
         plain = _engine(model.model_copy(update={"compile": "off"}), args.device, plain_pipe)
-    bench = Bench(engine, pipe, plain, plain_pipe, device)
-    return Setup(bench, model, base, steps, _caps(engine, model), threads=2 if device.type == "cuda" else 1)
+    bench = ForwardBench(engine, pipe, plain, plain_pipe, device)
+    return BenchSetup(bench, model, base, steps, _caps(engine, model), threads=2 if device.type == "cuda" else 1)
 
 
 def _engine(model: Model, device: str, pipe: Any) -> DiffusionEngine:
@@ -125,7 +125,7 @@ def _caps(engine: StepEngine, model: Model) -> Caps:
     return caps
 
 
-def calls(setup: Setup, ways: Sequence[str], budget_s: float) -> list[Calls]:
+def calls(setup: BenchSetup, ways: Sequence[str], budget_s: float) -> list[PipelineTiming]:
     """The pipeline's calls in each of these ways, by batch: until more prompts gain nothing twice, or time is up."""
     made = []
     for way in ways:
@@ -134,22 +134,22 @@ def calls(setup: Setup, ways: Sequence[str], budget_s: float) -> list[Calls]:
             denoiser_of(pipe).compile_repeated_blocks()
         elif way == "full":
             denoiser_of(pipe).compile()
-        made.append(Calls(way, pipe, _seconds(pipe, setup, budget_s)))
+        made.append(PipelineTiming(way, pipe, _seconds(pipe, setup, budget_s)))
     return made
 
 
-def _seconds(pipe: Any, setup: Setup, budget_s: float) -> dict[int, float]:
+def _seconds(pipe: Any, setup: BenchSetup, budget_s: float) -> dict[int, float]:
     seconds: dict[int, float] = {}
     spent, best, flat = 0.0, 0.0, 0
     for batch in BUCKETS:
         inputs = [setup.base] * batch
         try:
             draw(pipe, inputs)  # compiles, chooses kernels, takes memory
-            began = time.perf_counter()
+            started = time.perf_counter()
             draw(pipe, inputs)
         except torch.OutOfMemoryError:
             break
-        seconds[batch] = time.perf_counter() - began
+        seconds[batch] = time.perf_counter() - started
         spent += seconds[batch]
         flat = 0 if batch / seconds[batch] > (1 + setup.model.batching.min_gain) * best else flat + 1
         best = max(best, batch / seconds[batch])
@@ -158,14 +158,14 @@ def _seconds(pipe: Any, setup: Setup, budget_s: float) -> dict[int, float]:
     return seconds
 
 
-def best_ways(found: Sequence[Calls], min_gain: float) -> tuple[Calls, Calls]:
+def best_ways(found: Sequence[PipelineTiming], min_gain: float) -> tuple[PipelineTiming, PipelineTiming]:
     """The way that is best for one request at a time, and the one that is best for whole batches."""
     single = min(found, key=lambda one: one.seconds[1])
     whole = max(found, key=lambda one: one.cap(min_gain) / one.seconds[one.cap(min_gain)])
     return single, whole
 
 
-def difference(setup: Setup) -> int:
+def difference(setup: BenchSetup) -> int:
     """How far a pixel of the engine's picture is from the pipeline's for the same request, at most, of 255."""
     engine = setup.bench.engine
     [row] = admitted(engine, [setup.base])

@@ -17,20 +17,20 @@ import torch
 from PIL import Image
 
 from configs.settings import Model
-from scripts.bench.serving.fake_balancer import Desk
-from scripts.bench.serving.workloads import Ask, Queued, next_batch
+from scripts.bench.serving.fake_balancer import FakeBalancer
+from scripts.bench.serving.workloads import BenchRequest, QueuedRequest, next_batch
 from wire.messages import PROTOCOL, Hello, ImageInputs
 from worker.batch_size import Caps
 from worker.engine import StepEngine
-from worker.engines.diffusion.image_encoding import encoded
+from worker.engines.diffusion.image_encoding import encode_image
 from worker.postprocessing import Renders
 from worker.step_loop import Loop
 
-Done = Callable[[Ask], None]
+Done = Callable[[BenchRequest], None]
 
 
 @dataclass(frozen=True)
-class Used:
+class ServerUsage:
     """What a server did while it ran."""
 
     #: Seconds inside `engine.step` or inside the pipeline's call.
@@ -47,9 +47,9 @@ class Server(Protocol):
 
     def start(self, done: Done) -> None: ...
 
-    def submit(self, ask: Ask) -> None: ...
+    def submit(self, ask: BenchRequest) -> None: ...
 
-    def stop(self) -> Used:
+    def stop(self) -> ServerUsage:
         """Drop what is left. Raises what broke the server, if it broke."""
 
 
@@ -61,32 +61,34 @@ class StepBatching:
     def __init__(self, engine: StepEngine, model: Model, caps: Caps, threads: int) -> None:
         """`threads` make pictures beside the loop, as many as a worker on this device has."""
         self._engine, self._model, self._caps, self._threads = engine, model, caps, threads
-        self._desk: Desk
+        self._balancer: FakeBalancer
         self._renders: Renders
         self._loop: Loop
         self._thread: threading.Thread
         self._broken: Exception | None = None
 
     def start(self, done: Done) -> None:
-        self._desk = Desk(done)
-        self._renders = Renders(self._desk.send, self._threads)
+        self._balancer = FakeBalancer(done)
+        self._renders = Renders(self._balancer.send, self._threads)
         hello = Hello(PROTOCOL, "benchmark", "benchmark", "", os.getpid())
-        self._loop = Loop(self._engine, self._model, hello, self._caps, self._desk, self._renders, drain_timeout_s=60.0)
+        self._loop = Loop(
+            self._engine, self._model, hello, self._caps, self._balancer, self._renders, drain_timeout_s=60.0
+        )
         self._loop.introduce()
         self._thread = threading.Thread(target=self._run, name="loop", daemon=True)
         self._thread.start()
 
-    def submit(self, ask: Ask) -> None:
-        self._desk.submit(ask)
+    def submit(self, ask: BenchRequest) -> None:
+        self._balancer.submit(ask)
 
-    def stop(self) -> Used:
-        self._desk.drain()
+    def stop(self) -> ServerUsage:
+        self._balancer.drain()
         self._thread.join()
         self._renders.shutdown()
         if self._broken is not None:
             raise self._broken
         counters = self._loop.beat().counters
-        return Used(counters.step_s, counters.steps, counters.rows)
+        return ServerUsage(counters.step_s, counters.steps, counters.rows)
 
     def _run(self) -> None:
         try:
@@ -109,24 +111,24 @@ class PipelineCalls:
         self._pool: ThreadPoolExecutor
         self._thread: threading.Thread
         self._changed = threading.Condition()
-        self._waiting: list[tuple[Ask, float]] = []
+        self._waiting: list[tuple[BenchRequest, float]] = []
         self._stopping = False
         self._broken: Exception | None = None
-        self._used = Used()
+        self._used = ServerUsage()
 
     def start(self, done: Done) -> None:
-        self._done, self._stopping, self._used = done, False, Used()
+        self._done, self._stopping, self._used = done, False, ServerUsage()
         self._waiting.clear()
         self._pool = ThreadPoolExecutor(self._threads, thread_name_prefix="encode")
         self._thread = threading.Thread(target=self._run, name=self.name, daemon=True)
         self._thread.start()
 
-    def submit(self, ask: Ask) -> None:
+    def submit(self, ask: BenchRequest) -> None:
         with self._changed:
             self._waiting.append((ask, time.perf_counter()))
             self._changed.notify()
 
-    def stop(self) -> Used:
+    def stop(self) -> ServerUsage:
         with self._changed:
             self._stopping = True
             self._changed.notify()
@@ -139,20 +141,20 @@ class PipelineCalls:
     def _run(self) -> None:
         try:
             while batch := self._next():
-                began = time.perf_counter()
+                started = time.perf_counter()
                 pictures = draw(self._pipe, [ask.inputs for ask in batch])
-                busy = self._used.busy_s + time.perf_counter() - began
-                self._used = Used(busy, self._used.batches + 1, self._used.rows + len(batch))
+                busy = self._used.busy_s + time.perf_counter() - started
+                self._used = ServerUsage(busy, self._used.batches + 1, self._used.rows + len(batch))
                 for ask, picture in zip(batch, pictures, strict=True):
                     self._pool.submit(self._finish, ask, picture)
         except Exception as error:
             self._broken = error
 
-    def _next(self) -> list[Ask]:
+    def _next(self) -> list[BenchRequest]:
         """The requests of the next call; none when there is to be no more."""
         with self._changed:
             while not self._stopping:
-                queued = [Queued(ask.inputs.steps, since) for ask, since in self._waiting]
+                queued = [QueuedRequest(ask.inputs.steps, since) for ask, since in self._waiting]
                 chosen = next_batch(queued, time.perf_counter(), self._cap, self._window_s)
                 if isinstance(chosen, list):
                     batch = [self._waiting[place][0] for place in chosen]
@@ -161,8 +163,8 @@ class PipelineCalls:
                 self._changed.wait(chosen if queued else None)
             return []
 
-    def _finish(self, ask: Ask, picture: Image.Image) -> None:
-        encoded(picture, ask.inputs.output_format, ask.inputs.output_quality)
+    def _finish(self, ask: BenchRequest, picture: Image.Image) -> None:
+        encode_image(picture, ask.inputs.output_format, ask.inputs.output_quality)
         ask.finished = time.perf_counter()
         self._done(ask)
 

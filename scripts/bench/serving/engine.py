@@ -33,11 +33,19 @@ import torch
 from rich.console import Console
 from rich.progress import Progress
 
-from scripts.bench.serving.contender_setup import USUAL, Calls, Setup, best_ways, calls, difference, set_up
+from scripts.bench.serving.contender_setup import (
+    USUAL,
+    BenchSetup,
+    PipelineTiming,
+    best_ways,
+    calls,
+    difference,
+    set_up,
+)
 from scripts.bench.serving.contenders import Server
-from scripts.bench.serving.forward_pass import Point, clock_of
-from scripts.bench.serving.load_generator import Load, Seen, run
-from scripts.bench.serving.overheads import sampler_costs, ticks
+from scripts.bench.serving.forward_pass import StepTiming, clock_of
+from scripts.bench.serving.load_generator import Load, LoadResult, run
+from scripts.bench.serving.overheads import measure_loop, sampler_costs
 from scripts.bench.serving.plots import draw_figures
 from scripts.bench.serving.random_weight_models import parameters
 from scripts.bench.serving.report import OURS, Rounds, condense, limit, of_limit, plain, tables
@@ -80,13 +88,13 @@ def main() -> None:
     result: dict[str, Any] = {"command": _command(sys.argv[1:]), "machine": machine(), "samplers": []}
     result["load_average_before"] = os.getloadavg()
     rounds: Rounds = {}
-    points: list[Point] = []
-    setups: list[Setup] = []
+    points: list[StepTiming] = []
+    setups: list[BenchSetup] = []
     with contextlib.suppress(KeyboardInterrupt), Progress(console=console) as progress:
         bar = progress.add_task("building the pipeline, measuring batches", total=None)
         setup = set_up(args)
         setups.append(setup)
-        result |= _described(args, setup)
+        result |= _description(args, setup)
         progress.update(bar, description="steps and forward passes")
         points += setup.bench.points(setup.base, BUCKETS, args.budget)
         progress.update(bar, description="loop and samplers")
@@ -109,11 +117,11 @@ def _command(options: Sequence[str]) -> str:
     files = {
         place + offset for place, option in enumerate(options) if option in ("--json", "--plot") for offset in (0, 1)
     }
-    kept = [option for place, option in enumerate(options) if place not in files]
-    return shlex.join(["python", "scripts/bench/serving/engine.py", *kept])
+    output = [option for place, option in enumerate(options) if place not in files]
+    return shlex.join(["python", "scripts/bench/serving/engine.py", *output])
 
 
-def _described(args: argparse.Namespace, setup: Setup) -> dict[str, Any]:
+def _description(args: argparse.Namespace, setup: BenchSetup) -> dict[str, Any]:
     where = machine()["gpu"] if setup.bench.device.type == "cuda" else "CPU numbers, one core"
     what = f"{args.family}{' (tiny)' if args.tiny else ''} {setup.base.width}x{setup.base.height}"
     return {
@@ -128,14 +136,16 @@ def _described(args: argparse.Namespace, setup: Setup) -> dict[str, Any]:
     }
 
 
-def _overheads(setup: Setup) -> dict[str, Any]:
+def _overheads(setup: BenchSetup) -> dict[str, Any]:
     bench, base = setup.bench, setup.base
     costs = list(sampler_costs(bench.pipe, bench.call(base, 1).sample, base.steps))
-    looped = ticks(bench.engine, setup.model, base, min(_BATCH, setup.cap), clock_of(bench.device))
+    looped = measure_loop(bench.engine, setup.model, base, min(_BATCH, setup.cap), clock_of(bench.device))
     return {"samplers": plain(costs), "loop": plain(looped) | {"loop_share": looped.loop_share}}
 
 
-def _baselines(found: Sequence[Calls], single: Calls, whole: Calls, min_gain: float) -> dict[str, Any]:
+def _baselines(
+    found: Sequence[PipelineTiming], single: PipelineTiming, whole: PipelineTiming, min_gain: float
+) -> dict[str, Any]:
     return {
         "pipeline_calls": [plain({"way": one.way, "seconds": one.seconds}) for one in found],
         "one_at_a_time": {"way": single.way},
@@ -144,7 +154,12 @@ def _baselines(found: Sequence[Calls], single: Calls, whole: Calls, min_gain: fl
 
 
 def _measure(
-    args: argparse.Namespace, setup: Setup, single: Calls, whole: Calls, rounds: Rounds, progress: Progress
+    args: argparse.Namespace,
+    setup: BenchSetup,
+    single: PipelineTiming,
+    whole: PipelineTiming,
+    rounds: Rounds,
+    progress: Progress,
 ) -> None:
     """Every server under every load, round after round, in another order each time; `rounds` fills on the way."""
     servers = setup.servers(single, whole, args.window)
@@ -161,30 +176,30 @@ def _measure(
         loads = [_closed(args, setup, count, f"round {number}") for count in users]
         loads += [_open(args, setup, share, sustained * share / 100, f"round {number}") for share in shares]
         for load in loads:
-            seen: dict[str, list[Seen]] = rounds.setdefault(load.name, {server.name: [] for server in servers})
+            seen: dict[str, list[LoadResult]] = rounds.setdefault(load.name, {server.name: [] for server in servers})
             for server in order:
                 progress.update(bar, description=f"round {number + 1}: {load.name}, {server.name}")
-                if not _hopeless(server, load, keeps_up):
+                if not _cannot_keep_up(server, load, keeps_up):
                     seen[server.name].append(run(server, load))
                 progress.advance(bar)
 
 
-def _hopeless(server: Server, load: Load, keeps_up: float) -> bool:
+def _cannot_keep_up(server: Server, load: Load, keeps_up: float) -> bool:
     return server.name == "one at a time" and load.rate >= keeps_up
 
 
-def _closed(args: argparse.Namespace, setup: Setup, users: int, trace: str) -> Load:
+def _closed(args: argparse.Namespace, setup: BenchSetup, users: int, trace: str) -> Load:
     name = f"{users} user{'s' * (users > 1)}"
     return Load(name, setup.base, setup.steps, args.seconds, args.lead, f"{trace}, {name}", users=users)
 
 
-def _open(args: argparse.Namespace, setup: Setup, share: float, rate: float, trace: str) -> Load:
+def _open(args: argparse.Namespace, setup: BenchSetup, share: float, rate: float, trace: str) -> Load:
     name = f"{share:g} % load"
     return Load(name, setup.base, setup.steps, args.seconds, args.lead, f"{trace}, {name}", rate=rate)
 
 
 def _finish(
-    args: argparse.Namespace, result: dict[str, Any], points: Sequence[Point], rounds: Rounds, console: Console
+    args: argparse.Namespace, result: dict[str, Any], points: Sequence[StepTiming], rounds: Rounds, console: Console
 ) -> None:
     """Show and keep what there is."""
     rows = condense(rounds)

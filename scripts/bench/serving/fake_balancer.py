@@ -11,24 +11,24 @@ import time
 from collections import deque
 from collections.abc import Callable
 
-from scripts.bench.serving.workloads import Ask
+from scripts.bench.serving.workloads import BenchRequest
 from wire.codec import ForWorker, FromWorker
 from wire.messages import Assign, Assignment, Drain, Failed, Finished, Pull, Returned, ToBalancer
 
 
-class Desk:
+class FakeBalancer:
     """Has the methods of `worker.balancer_client.Link` that the loop calls; callable from any thread."""
 
-    def __init__(self, done: Callable[[Ask], None]) -> None:
+    def __init__(self, done: Callable[[BenchRequest], None]) -> None:
         """`done` is told of every request that ends, in the thread in which it ends."""
         self._done = done
         self._lock = threading.Lock()
         self._inbox: queue.SimpleQueue[ForWorker] = queue.SimpleQueue()
-        self._queued: deque[Ask] = deque()
-        self._held: dict[str, Ask] = {}
+        self._queued: deque[BenchRequest] = deque()
+        self._assigned: dict[str, BenchRequest] = {}
         self._slots = 0
 
-    def submit(self, ask: Ask) -> None:
+    def submit(self, ask: BenchRequest) -> None:
         """A request has come."""
         with self._lock:
             self._queued.append(ask)
@@ -43,10 +43,10 @@ class Desk:
 
     def send(self, *parcels: FromWorker) -> None:
         """Hear what the worker says."""
-        ended: list[Ask] = []
+        ended: list[BenchRequest] = []
         with self._lock:
             for message, _ in parcels:
-                ended += self._hear(message)
+                ended += self._on_message(message)
             self._fill()
         for ask in ended:
             self._done(ask)
@@ -63,24 +63,24 @@ class Desk:
 
     # ---- inside the lock
 
-    def _hear(self, message: ToBalancer) -> list[Ask]:
+    def _on_message(self, message: ToBalancer) -> list[BenchRequest]:
         match message:
             case Pull(slots):
                 self._slots = slots
             case Finished(task=task) | Failed(task=task):
-                ask = self._held.pop(task)
+                ask = self._assigned.pop(task)
                 ask.finished = time.perf_counter()
                 ask.error = message.message if isinstance(message, Failed) else ""
                 return [ask]
             case Returned(task=task):
-                self._queued.appendleft(self._held.pop(task))
+                self._queued.appendleft(self._assigned.pop(task))
         return []
 
     def _fill(self) -> None:
         tasks: list[Assignment] = []
-        while self._queued and len(self._held) < self._slots:
+        while self._queued and len(self._assigned) < self._slots:
             ask = self._queued.popleft()
-            self._held[ask.task] = ask
+            self._assigned[ask.task] = ask
             tasks.append(Assignment(ask.task, 1, ask.inputs))
         if tasks:
             self._inbox.put(ForWorker(Assign(tasks)))

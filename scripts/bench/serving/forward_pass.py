@@ -19,14 +19,14 @@ from wire.messages import ImageInputs
 from worker.engine import OutOfMemory, Row, StepEngine, TaskError, Wanted
 
 _SWEEPS = 3
-_TURNS = 4
+_REPEATS = 4
 #: Steps of a turn on a GPU: with one it would stand still while it is told the next.
-_TOGETHER = 4
+_STEPS_PER_TURN = 4
 #: Passes before a CUDA graph is recorded.
-_WARM = 3
+_WARM_UP_PASSES = 3
 
 
-class Call(NamedTuple):
+class DenoiserInputs(NamedTuple):
     """What the engine calls the denoiser with in a step."""
 
     args: tuple[Any, ...]
@@ -40,7 +40,7 @@ class Call(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Point:
+class StepTiming:
     """A step of so many requests."""
 
     batch: int
@@ -51,10 +51,10 @@ class Point:
     #: Seconds of the engine's step.
     step_s: float
 
-    def least(self, other: Point) -> Point:
+    def fastest(self, other: StepTiming) -> StepTiming:
         """The better of both, each way."""
-        least = min(self.forward_s, other.forward_s), min(self.step_s, other.step_s)
-        return Point(self.batch, self.passes, *least)
+        fastest = min(self.forward_s, other.forward_s), min(self.step_s, other.step_s)
+        return StepTiming(self.batch, self.passes, *fastest)
 
     @property
     def overhead(self) -> float:
@@ -63,7 +63,7 @@ class Point:
 
 
 @dataclass(frozen=True)
-class Bench:
+class ForwardBench:
     """An engine and the pipeline that it runs on."""
 
     engine: StepEngine
@@ -73,37 +73,37 @@ class Bench:
     plain_pipe: Any
     device: torch.device
 
-    def points(self, base: ImageInputs, batches: Sequence[int], budget_s: float) -> list[Point]:
+    def points(self, base: ImageInputs, batches: Sequence[int], budget_s: float) -> list[StepTiming]:
         """Steps of these batches, as many as fit into memory and into the time, the smallest first.
 
         In several sweeps, because a machine may be slower for some seconds, and the curve would show that as a bend.
         """
         ends = time.perf_counter() + budget_s
-        best: dict[int, Point] = {}
+        best: dict[int, StepTiming] = {}
         for point in self._sweep(base, batches, ends):
             best[point.batch] = point
         for _ in range(_SWEEPS - 1):
             for again in self._sweep(base, list(best), ends):
-                best[again.batch] = best[again.batch].least(again)
+                best[again.batch] = best[again.batch].fastest(again)
         return list(best.values())
 
-    def _sweep(self, base: ImageInputs, batches: Sequence[int], ends: float) -> Iterator[Point]:
+    def _sweep(self, base: ImageInputs, batches: Sequence[int], ends: float) -> Iterator[StepTiming]:
         for batch in batches:
-            began = time.perf_counter()
+            started = time.perf_counter()
             try:
                 yield self._point(base, batch)
             except (OutOfMemory, torch.OutOfMemoryError):
                 return
             now = time.perf_counter()
-            if now + 2 * (now - began) > ends:
+            if now + 2 * (now - started) > ends:
                 return
 
-    def call(self, base: ImageInputs, batch: int) -> Call:
+    def call(self, base: ImageInputs, batch: int) -> DenoiserInputs:
         """What a step of so many requests calls the denoiser with."""
         rows = self._rows(self.plain, base, batch)
-        seen: list[Call] = []
+        seen: list[DenoiserInputs] = []
         hook = denoiser_of(self.plain_pipe).register_forward_pre_hook(
-            lambda _, args, kwargs: seen.append(Call(args, kwargs)), with_kwargs=True
+            lambda _, args, kwargs: seen.append(DenoiserInputs(args, kwargs)), with_kwargs=True
         )
         try:
             self.plain.step(rows)
@@ -112,7 +112,7 @@ class Bench:
             _release(self.plain, rows)
         return seen[-1]
 
-    def _point(self, base: ImageInputs, batch: int) -> Point:
+    def _point(self, base: ImageInputs, batch: int) -> StepTiming:
         call = self.call(base, batch)
         rows = self._rows(self.engine, base, batch)
         try:
@@ -120,34 +120,34 @@ class Bench:
             step = self._timer(lambda: self.engine.step(rows))
             for timed in (*forwards, step):
                 timed()
-            turns = [(*(forward() for forward in forwards), step()) for _ in range(_TURNS)]
+            turns = [(*(forward() for forward in forwards), step()) for _ in range(_REPEATS)]
         finally:
             _release(self.engine, rows)
         *alone, steps = zip(*turns, strict=True)
-        return Point(batch, len(call.sample), forward_s=min(map(min, alone)), step_s=min(steps))
+        return StepTiming(batch, len(call.sample), forward_s=min(map(min, alone)), step_s=min(steps))
 
-    def _ways(self, call: Call) -> list[Callable[[], object]]:
+    def _ways(self, call: DenoiserInputs) -> list[Callable[[], object]]:
         """Ways to run the forward pass alone: as the engine's denoiser is, and on a GPU also recorded as a graph."""
         denoiser = denoiser_of(self.pipe)
         told: list[Callable[[], object]] = [lambda: denoiser(*call.args, **call.kwargs)]
-        return [*told, _recorded(told[0])] if self.device.type == "cuda" else told
+        return [*told, _cuda_graph(told[0])] if self.device.type == "cuda" else told
 
     def _rows(self, engine: StepEngine, base: ImageInputs, batch: int) -> list[Row]:
-        steps = (_TURNS + 1) * _TOGETHER + 1
+        steps = (_REPEATS + 1) * _STEPS_PER_TURN + 1
         return admitted(engine, [msgspec.structs.replace(base, steps=steps, seed=seed) for seed in range(batch)])
 
     def _timer(self, work: Callable[[], object]) -> Callable[[], float]:
         """A function that does the work and gives the seconds until the device was done with it."""
-        times, clock = _TOGETHER if self.device.type == "cuda" else 1, clock_of(self.device)
+        times, clock = _STEPS_PER_TURN if self.device.type == "cuda" else 1, clock_of(self.device)
 
         @torch.inference_mode()
         def timed() -> float:
             self.engine.synchronize()
-            began = clock()
+            started = clock()
             for _ in range(times):
                 work()
             self.engine.synchronize()
-            return (clock() - began) / times
+            return (clock() - started) / times
 
         return timed
 
@@ -173,23 +173,23 @@ def _release(engine: StepEngine, rows: Sequence[Row]) -> None:
 
 
 @torch.inference_mode()
-def _recorded(work: Callable[[], object]) -> Callable[[], object]:
+def _cuda_graph(work: Callable[[], object]) -> Callable[[], object]:
     """The work as a CUDA graph; as it is where it cannot be recorded."""
-    lane = torch.cuda.Stream()  # type: ignore[no-untyped-call]
-    lane.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(lane):
-        for _ in range(_WARM):
+    stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for _ in range(_WARM_UP_PASSES):
             work()
-    torch.cuda.current_stream().wait_stream(lane)
+    torch.cuda.current_stream().wait_stream(stream)
     graph = torch.cuda.CUDAGraph()
     try:
         with torch.cuda.graph(graph):
-            kept = work()
+            output = work()
     except RuntimeError:
         return work
 
     def replay() -> object:
         graph.replay()
-        return kept
+        return output
 
     return replay

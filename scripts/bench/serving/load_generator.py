@@ -10,8 +10,8 @@ from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import Any
 
-from scripts.bench.serving.contenders import Server, Used
-from scripts.bench.serving.workloads import Ask, Steps, asks, pace, poisson, quantile
+from scripts.bench.serving.contenders import Server, ServerUsage
+from scripts.bench.serving.workloads import BenchRequest, Steps, completion_rate, poisson, quantile, request_stream
 from wire.messages import ImageInputs
 
 
@@ -31,22 +31,22 @@ class Load:
     users: int = 0
     rate: float = 0.0
 
-    def first(self) -> list[Ask]:
+    def first(self) -> list[BenchRequest]:
         """The requests that come by themselves, at seconds from the start."""
         if not self.users:
             times = poisson(self.rate, self.lead_s + self.seconds, self.trace)
-            made = islice(asks(self.base, self.steps, self.trace), len(times))
+            made = islice(request_stream(self.base, self.steps, self.trace), len(times))
             return [replace(ask, arrived=when) for ask, when in zip(made, times, strict=True)]
         # Users who all began at once would go on in step with each other for long.
         return [replace(next(own), arrived=self.lead_s / 2 * user / self.users) for user, own in self.streams().items()]
 
-    def streams(self) -> dict[int, Iterator[Ask]]:
+    def streams(self) -> dict[int, Iterator[BenchRequest]]:
         """What each user asks for, one after the other."""
-        return {user: asks(self.base, self.steps, f"{self.trace}.{user}", user) for user in range(self.users)}
+        return {user: request_stream(self.base, self.steps, f"{self.trace}.{user}", user) for user in range(self.users)}
 
 
 @dataclass
-class Seen:
+class LoadResult:
     """What came of a load."""
 
     load: Load
@@ -76,72 +76,74 @@ class Seen:
         }
 
 
-def run(server: Server, load: Load, patience_s: float | None = None) -> Seen:
+def run(server: Server, load: Load, timeout_s: float | None = None) -> LoadResult:
     """Let the load go its time, then wait for what is under way: that long, or as long again as it took."""
-    finished: queue.SimpleQueue[Ask] = queue.SimpleQueue()
+    finished: queue.SimpleQueue[BenchRequest] = queue.SimpleQueue()
     server.start(finished.put)
-    used, begin, came = Used(), time.perf_counter(), []
+    used, begin, arrivals = ServerUsage(), time.perf_counter(), []
     try:
-        came = _drive(server, load, finished, begin, patience_s)
+        arrivals = _drive(server, load, finished, begin, timeout_s)
     finally:
         used, took = server.stop(), time.perf_counter() - begin
-    return _seen(server.name, load, came, begin, used, took)
+    return _load_result(server.name, load, arrivals, begin, used, took)
 
 
 def _drive(
-    server: Server, load: Load, finished: queue.SimpleQueue[Ask], begin: float, patience_s: float | None
-) -> list[Ask]:
+    server: Server, load: Load, finished: queue.SimpleQueue[BenchRequest], begin: float, timeout_s: float | None
+) -> list[BenchRequest]:
     """Submit what comes when it comes; gives every request that came."""
     coming, streams = load.first()[::-1], load.streams()
     for own in streams.values():
         next(own)  # the first one of each user is among those that come by themselves
-    came: list[Ask] = []
+    arrivals: list[BenchRequest] = []
     open_asks = 0
     end = begin + load.lead_s + load.seconds
-    patience = end + (load.lead_s + load.seconds if patience_s is None else patience_s)
-    while (now := time.perf_counter()) < end or (open_asks and now < patience):
+    deadline = end + (load.lead_s + load.seconds if timeout_s is None else timeout_s)
+    while (now := time.perf_counter()) < end or (open_asks and now < deadline):
         while coming and begin + coming[-1].arrived <= now < end:
-            _submit(server, came, coming.pop(), begin)
+            _submit(server, arrivals, coming.pop(), begin)
             open_asks += 1
         due = begin + coming[-1].arrived if coming else math.inf
-        answered = _wait(finished, min(due, end if now < end else patience) - now)
+        answered = _wait(finished, min(due, end if now < end else deadline) - now)
         if answered is None:
             continue
         open_asks -= 1
         if answered.user in streams and time.perf_counter() < end:
             again = next(streams[answered.user])
             again.arrived = time.perf_counter() - begin
-            _submit(server, came, again, begin)
+            _submit(server, arrivals, again, begin)
             open_asks += 1
-    return came
+    return arrivals
 
 
-def _submit(server: Server, came: list[Ask], ask: Ask, begin: float) -> None:
+def _submit(server: Server, arrivals: list[BenchRequest], ask: BenchRequest, begin: float) -> None:
     ask.arrived += begin  # where requests come by themselves, their latency counts from when they were due
-    came.append(ask)
+    arrivals.append(ask)
     server.submit(ask)
 
 
-def _wait(finished: queue.SimpleQueue[Ask], seconds: float) -> Ask | None:
+def _wait(finished: queue.SimpleQueue[BenchRequest], seconds: float) -> BenchRequest | None:
     try:
         return finished.get(timeout=max(seconds, 0.0))
     except queue.Empty:
         return None
 
 
-def _seen(name: str, load: Load, came: Sequence[Ask], begin: float, used: Used, took: float) -> Seen:
+def _load_result(
+    name: str, load: Load, arrivals: Sequence[BenchRequest], begin: float, used: ServerUsage, took: float
+) -> LoadResult:
     since, end, now = begin + load.lead_s, begin + load.lead_s + load.seconds, begin + took
-    counted = [ask for ask in came if ask.arrived >= since]
-    answers = {ask: ask.finished for ask in came if ask.finished is not None and not ask.error}
+    counted = [ask for ask in arrivals if ask.arrived >= since]
+    answers = {ask: ask.finished for ask in arrivals if ask.finished is not None and not ask.error}
     inside = {ask: at for ask, at in answers.items() if since <= at <= end}
-    return Seen(
+    return LoadResult(
         load,
         name,
         latencies=[answers.get(ask, now) - ask.arrived for ask in counted],
         unanswered=sum(ask not in answers for ask in counted),
-        errors=sum(bool(ask.error) for ask in came),
-        images_per_s=pace(list(inside.values()), [1.0] * len(inside), since, end),
-        row_steps_per_s=pace(list(inside.values()), [ask.inputs.steps for ask in inside], since, end),
+        errors=sum(bool(ask.error) for ask in arrivals),
+        images_per_s=completion_rate(list(inside.values()), [1.0] * len(inside), since, end),
+        row_steps_per_s=completion_rate(list(inside.values()), [ask.inputs.steps for ask in inside], since, end),
         busy=used.busy_s / took,
         mean_batch=used.rows / max(used.batches, 1),
     )

@@ -14,15 +14,15 @@ import torch
 from configs.settings import Model
 from scripts.bench.serving.contenders import StepBatching
 from scripts.bench.serving.forward_pass import clock_of
-from scripts.bench.serving.workloads import Ask
+from scripts.bench.serving.workloads import BenchRequest
 from wire.messages import ImageInputs
 from worker.batch_size import Caps
 from worker.engine import Row, StepEngine, TaskError
 from worker.engines.diffusion.sampling import batched_step
-from worker.engines.diffusion.sampling.plan import Plan, plan_for
+from worker.engines.diffusion.sampling.plan import SamplingPlan, get_plan
 from worker.engines.diffusion.sampling.sampler import RecurrenceSampler, Sampler
 from worker.engines.diffusion.sampling.scheduler_sampler import SchedulerSampler
-from worker.engines.diffusion.sampling.schedulers import Schedule
+from worker.engines.diffusion.sampling.schedulers import SchedulerSetup
 
 #: Of one evaluation and of several, with noise on the way and without.
 _SAMPLERS = ("default", "euler_ancestral", "dpmpp_2m", "unipc")
@@ -30,10 +30,10 @@ _ROWS = (1, 12, 32)
 _TICKS = 20
 #: Steps of the requests that fill the batch to see what the loop adds.
 _STEPS = 60
-_PATIENCE_S = 300.0
+_TIMEOUT_S = 300.0
 
 
-class Watched:
+class TimedEngine:
     """An engine that notes when its steps begin and end; all else is the engine's own."""
 
     def __init__(self, engine: StepEngine, clock: Callable[[], float]) -> None:
@@ -46,13 +46,13 @@ class Watched:
         return getattr(self._engine, name)
 
     def step(self, rows: Sequence[Row]) -> None:
-        began = self._clock()
+        started = self._clock()
         self._engine.step(rows)
-        self.steps.append((began, self._clock(), len(rows)))
+        self.steps.append((started, self._clock(), len(rows)))
 
 
 @dataclass(frozen=True)
-class Ticks:
+class LoopTiming:
     """Rounds of the worker's loop while nobody joins or leaves: median seconds."""
 
     batch: int
@@ -65,25 +65,27 @@ class Ticks:
         return 1 - self.step_s / self.tick_s
 
 
-def ticks(engine: StepEngine, model: Model, base: ImageInputs, batch: int, clock: Callable[[], float]) -> Ticks:
+def measure_loop(
+    engine: StepEngine, model: Model, base: ImageInputs, batch: int, clock: Callable[[], float]
+) -> LoopTiming:
     """The worker's loop with so many requests in its batch; `clock` is read in its thread."""
-    watched, ended = Watched(engine, clock), queue.SimpleQueue[Ask]()
+    watched, ended = TimedEngine(engine, clock), queue.SimpleQueue[BenchRequest]()
     caps = Caps(batch, fixed=True, min_gain=0.0, max_step_s=None)
     server = StepBatching(cast("StepEngine", watched), model, caps, threads=1)
     server.start(ended.put)
     try:
         for seed in range(batch):
-            server.submit(Ask(str(seed), msgspec.structs.replace(base, steps=_STEPS, seed=seed)))
+            server.submit(BenchRequest(str(seed), msgspec.structs.replace(base, steps=_STEPS, seed=seed)))
         for _ in range(batch):
-            ended.get(timeout=_PATIENCE_S)
+            ended.get(timeout=_TIMEOUT_S)
     finally:
         server.stop()
     full = [
-        (after[0] - began, end - began)
-        for (began, end, rows), after in zip(watched.steps, watched.steps[1:], strict=False)
+        (after[0] - started, end - started)
+        for (started, end, rows), after in zip(watched.steps, watched.steps[1:], strict=False)
         if rows == after[2] == batch
     ]
-    return Ticks(batch, statistics.median(tick for tick, _ in full), statistics.median(step for _, step in full))
+    return LoopTiming(batch, statistics.median(tick for tick, _ in full), statistics.median(step for _, step in full))
 
 
 @dataclass(frozen=True)
@@ -101,7 +103,7 @@ def sampler_costs(pipe: Any, sample: torch.Tensor, steps: int) -> Iterator[Sampl
     """Samplers of the checkpoint by path; `sample` `(rows, ...)` has the shape of what its denoiser reads."""
     for name in _SAMPLERS:
         try:
-            plan = plan_for(name, pipe.scheduler, Schedule(max(steps, _TICKS), options={"mu": 1.0}))
+            plan = get_plan(name, pipe.scheduler, SchedulerSetup(max(steps, _TICKS), options={"mu": 1.0}))
         except TaskError:
             continue  # not for this kind of checkpoint
         paths: dict[str, type[RecurrenceSampler | SchedulerSampler]] = {"one by one": SchedulerSampler}
@@ -113,24 +115,26 @@ def sampler_costs(pipe: Any, sample: torch.Tensor, steps: int) -> Iterator[Sampl
 
 
 @torch.inference_mode()
-def _tick_s(plan: Plan, kind: type[RecurrenceSampler | SchedulerSampler], rows: int, sample: torch.Tensor) -> float:
+def _tick_s(
+    plan: SamplingPlan, kind: type[RecurrenceSampler | SchedulerSampler], rows: int, sample: torch.Tensor
+) -> float:
     samplers: list[Sampler] = [kind(plan, torch.Generator().manual_seed(seed)) for seed in range(rows)]
     outputs = [torch.randn_like(sample[:1]) for _ in samplers]
     for sampler, noise in zip(samplers, outputs, strict=True):
-        sampler.begin(noise)
+        sampler.start(noise)
     clock = clock_of(sample.device)
     times: list[float] = []
     for _ in range(_TICKS):
         _synchronize(sample)
-        began = clock()
+        started = clock()
         for sampler in samplers:
             sampler.model_input()
         batched_step.advance(samplers, outputs)
         _synchronize(sample)
-        times.append(clock() - began)
+        times.append(clock() - started)
     for sampler in samplers:
-        if sampler.broken is not None:
-            raise sampler.broken
+        if sampler.failure is not None:
+            raise sampler.failure
     return statistics.median(times)
 
 

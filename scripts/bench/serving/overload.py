@@ -70,11 +70,11 @@ async def waits(
     """Of single requests, one after the other: seconds until each was begun, from then on, and to its answer in all."""
     seen: list[tuple[float, float, float]] = []
     for seed in range(count):
-        began = time.perf_counter()
+        started = time.perf_counter()
         async with session.post("/v1/images/generations", json={"prompt": "one", "seed": seed}, headers=headers) as got:
             answer = await got.json()
         timings = answer["data"][0]["timings"]
-        seen.append((timings["queued_s"], timings["running_s"], time.perf_counter() - began))
+        seen.append((timings["queued_s"], timings["running_s"], time.perf_counter() - started))
         await asyncio.sleep(random.Random(seed).uniform(0, TURN_S))  # not in step with the batch
     return seen
 
@@ -128,18 +128,18 @@ async def overload(
     """Part (b). The bound is that of the queue, to which a turn comes for the request itself."""
     body = {"prompt": "one"} | ({} if timeout_s is None else {"timeout_s": timeout_s})
     capacity = BATCH / TURN_S
-    seen, chance = Overloaded(), random.Random(7)
+    seen, rng = Overloaded(), random.Random(7)
     process = psutil.Process(_balancer(folder))
     sizes: list[int] = []
     timeout, connector = aiohttp.ClientTimeout(total=300), aiohttp.TCPConnector(limit=0)
     async with aiohttp.ClientSession(url, timeout=timeout, connector=connector) as session, asyncio.TaskGroup() as all_:
-        began = at = time.perf_counter()
-        while at < began + seconds:
-            at += chance.expovariate(factor * capacity)
+        started = at = time.perf_counter()
+        while at < started + seconds:
+            at += rng.expovariate(factor * capacity)
             await asyncio.sleep(max(at - time.perf_counter(), 0.0))
             all_.create_task(_one(session, body, seen))
             sizes.append(process.memory_info().rss)
-    took = time.perf_counter() - began
+    took = time.perf_counter() - started
     return {
         "capacity_per_s": capacity,
         "asked_per_s": len(sizes) / seconds,
@@ -159,10 +159,10 @@ async def overload(
 
 
 async def _one(session: aiohttp.ClientSession, body: dict[str, Any], seen: Overloaded) -> None:
-    began = time.perf_counter()
+    started = time.perf_counter()
     async with session.post("/predict", json=body) as answer:
         text = await answer.text()
-    took = time.perf_counter() - began
+    took = time.perf_counter() - started
     seen.statuses[answer.status] += 1
     if answer.status == 200:
         seen.latencies.append(took)

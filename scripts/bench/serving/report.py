@@ -10,16 +10,16 @@ from typing import Any
 
 from rich.table import Table
 
-from scripts.bench.serving.forward_pass import Point
-from scripts.bench.serving.load_generator import Seen
-from scripts.bench.serving.overheads import SamplerCost, Ticks
+from scripts.bench.serving.forward_pass import StepTiming
+from scripts.bench.serving.load_generator import LoadResult
+from scripts.bench.serving.overheads import LoopTiming, SamplerCost
 from scripts.bench.serving.workloads import quantile
 
 OURS = "step batching"
 _KEYS = ("images_per_s", "p50_ms", "p99_ms")
 
 #: What each server saw of a load, once for each round; nothing for one that could not have kept up.
-Rounds = dict[str, dict[str, list[Seen]]]
+Rounds = dict[str, dict[str, list[LoadResult]]]
 Row = dict[str, Any]
 
 
@@ -32,7 +32,7 @@ def condense(rounds: Rounds) -> list[Row]:
     ]
 
 
-def _row(load: str, server: str, seen: Sequence[Seen], ours: Sequence[Seen]) -> Row:
+def _row(load: str, server: str, seen: Sequence[LoadResult], ours: Sequence[LoadResult]) -> Row:
     row: Row = {"load": load, "server": server, "overloaded": not seen}
     if not seen:
         return row
@@ -57,13 +57,13 @@ def spread(values: Sequence[float]) -> dict[str, float] | None:
     return {"median": statistics.median(values), "min": min(values), "max": max(values)}
 
 
-def percentiles(seen: Sequence[Seen]) -> list[float]:
+def percentiles(seen: Sequence[LoadResult]) -> list[float]:
     """Latency in milliseconds at 0, 1, ... 100 %, over all rounds."""
     latencies = [1000 * latency for one in seen for latency in one.latencies]
     return latencies and [quantile(latencies, share / 100) for share in range(101)]
 
 
-def limit(points: Sequence[Point]) -> tuple[Point, float]:
+def limit(points: Sequence[StepTiming]) -> tuple[StepTiming, float]:
     """The batch at which the denoiser alone does most, and its requests' steps per second there."""
     best = max(points, key=lambda point: point.batch / point.forward_s)
     return best, best.batch / best.forward_s
@@ -82,7 +82,7 @@ def of_limit(rows: Sequence[Row], most: float) -> dict[str, float]:
 # ---- tables
 
 
-def tables(result: Mapping[str, Any], points: Sequence[Point], rows: Sequence[Row]) -> Iterator[Table]:
+def tables(result: Mapping[str, Any], points: Sequence[StepTiming], rows: Sequence[Row]) -> Iterator[Table]:
     """For people."""
     where = result.get("where", "")
     if points:
@@ -93,7 +93,7 @@ def tables(result: Mapping[str, Any], points: Sequence[Point], rows: Sequence[Ro
         yield _loads(f"{where}; median (min to max) over rounds; ratio = step batching / this, same round", rows)
 
 
-def _steps(title: str, points: Sequence[Point], result: Mapping[str, Any]) -> Table:
+def _steps(title: str, points: Sequence[StepTiming], result: Mapping[str, Any]) -> Table:
     table = Table(title=title)
     steps, by_batch = result["mean_steps"], result["pipeline_calls"]
     for column in ("batch", "passes", "forward ms", "step ms", "overhead", "limit images/s", "steps images/s"):
@@ -148,7 +148,7 @@ def _loads(title: str, rows: Sequence[Row]) -> Table:
 
 def plain(value: Any) -> Any:
     """Numbers of a result cut to what is worth keeping."""
-    if isinstance(value, Point | Ticks | SamplerCost):
+    if isinstance(value, StepTiming | LoopTiming | SamplerCost):
         return plain(asdict(value))
     if isinstance(value, float):
         return float(f"{value:.5g}")

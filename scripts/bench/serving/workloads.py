@@ -14,7 +14,7 @@ from wire.messages import ImageInputs
 
 
 @dataclass(eq=False)
-class Ask:
+class BenchRequest:
     """A request of a load. Times are seconds on one clock, whichever the caller reads."""
 
     task: str
@@ -53,19 +53,19 @@ class Steps(NamedTuple):
         return self.low != self.high
 
 
-def asks(base: ImageInputs, steps: Steps, name: str, user: int = 0) -> Iterator[Ask]:
+def request_stream(base: ImageInputs, steps: Steps, name: str, user: int = 0) -> Iterator[BenchRequest]:
     """Requests without end, no two with one prompt or seed; equal for an equal `name`."""
-    chance = random.Random(name)
+    rng = random.Random(name)
     number = 0
     while True:
         number += 1
         inputs = msgspec.structs.replace(
             base,
-            prompt=f"{base.prompt} {chance.randrange(10**6)}",
-            steps=chance.randint(*steps),
-            seed=chance.randrange(2**31),
+            prompt=f"{base.prompt} {rng.randrange(10**6)}",
+            steps=rng.randint(*steps),
+            seed=rng.randrange(2**31),
         )
-        yield Ask(f"{name}.{number}", inputs, user)
+        yield BenchRequest(f"{name}.{number}", inputs, user)
 
 
 def poisson(rate: float, seconds: float, name: str) -> list[float]:
@@ -74,11 +74,11 @@ def poisson(rate: float, seconds: float, name: str) -> list[float]:
     There are exactly as many as the rate says, so that a short trace is as heavy as a long one: a Poisson process whose
     number is given spreads that number evenly at random.
     """
-    chance = random.Random(name)
-    return sorted(chance.uniform(0, seconds) for _ in range(max(round(rate * seconds), 1)))
+    rng = random.Random(name)
+    return sorted(rng.uniform(0, seconds) for _ in range(max(round(rate * seconds), 1)))
 
 
-def pace(times: Sequence[float], amounts: Sequence[float], since: float, until: float) -> float:
+def completion_rate(times: Sequence[float], amounts: Sequence[float], since: float, until: float) -> float:
     """Amount per second of what was finished at these times, all of them between `since` and `until`.
 
     It is the slope of the sum over time, by least squares: a count would be wrong by up to a whole batch at either
@@ -108,14 +108,14 @@ def best_batch(seconds: dict[int, float], min_gain: float) -> int:
     return best
 
 
-class Queued(NamedTuple):
+class QueuedRequest(NamedTuple):
     """A request that waits for a whole-request batch."""
 
     steps: int
     since: float
 
 
-def next_batch(waiting: Sequence[Queued], now: float, cap: int, window_s: float) -> list[int] | float:
+def next_batch(waiting: Sequence[QueuedRequest], now: float, cap: int, window_s: float) -> list[int] | float:
     """Places in the queue of those that start now, or seconds to wait.
 
     Only equal step counts can share a call of a pipeline. A batch starts when it is full, or when its oldest request

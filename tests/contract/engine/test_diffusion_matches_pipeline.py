@@ -51,8 +51,8 @@ class Checkpoint:
         self.engine: DiffusionEngine = engine_of(folder)
         # Read back: loaded weights lie in memory as the engine's do, and a scheduler that was made here would remember
         # which of its options nobody set.
-        lacking = {name: None for name, part in made.components.items() if part is None}
-        made = type(made).from_pretrained(folder, **lacking)
+        missing_parts = {name: None for name, part in made.components.items() if part is None}
+        made = type(made).from_pretrained(folder, **missing_parts)
         self.shipped = made.scheduler
         name = type(made).__name__.removesuffix("Pipeline")
         self.pipelines = {mode: _form(made, f"{name}{infix}Pipeline") for mode, infix in _INFIX.items()}
@@ -91,7 +91,7 @@ class Checkpoint:
     def picture(self, row: DiffusionRow, latents: torch.Tensor) -> torch.Tensor:
         """`(1, 3, H, W)` in [0, 1]."""
         family = self.engine._family
-        decoded = family.vae.decode(family.to_vae(family.unpacked(latents, row.inputs))).sample
+        decoded = family.vae.decode(family.unscale_latents(family.unpack(latents, row.inputs))).sample
         picture: torch.Tensor = family.pipeline.image_processor.postprocess(decoded, output_type="pt")
         return picture
 
@@ -121,7 +121,7 @@ def pixels(file: bytes) -> np.ndarray:
     return np.asarray(Image.open(io.BytesIO(file)), dtype=np.float32)
 
 
-class Shelf:
+class CheckpointCache:
     """Checkpoints, made when they are first asked for."""
 
     def __init__(self, folder: Path) -> None:
@@ -135,8 +135,8 @@ class Shelf:
 
 
 @pytest.fixture(scope="module")
-def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Shelf:
-    return Shelf(tmp_path_factory.mktemp("checkpoints"))
+def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> CheckpointCache:
+    return CheckpointCache(tmp_path_factory.mktemp("checkpoints"))
 
 
 def every_mode(modes: tuple[DrawMode, ...], **changes: Any) -> list[tuple[int, ImageInputs]]:
@@ -151,14 +151,14 @@ def every_mode(modes: tuple[DrawMode, ...], **changes: Any) -> list[tuple[int, I
 
 
 @pytest.mark.parametrize("name", CHECKPOINTS)
-def test_texts_pictures_and_masks_in_one_batch_come_out_as_if_alone(checkpoints: Shelf, name: str) -> None:
+def test_texts_pictures_and_masks_in_one_batch_come_out_as_if_alone(checkpoints: CheckpointCache, name: str) -> None:
     checkpoint = checkpoints[name]
     for row in run(checkpoint.engine, every_mode(checkpoint.modes)):
         checkpoint.check(row)
 
 
 @pytest.mark.parametrize("name", sorted(set(CHECKPOINTS) - {"flux-dev", "flux-schnell"}))
-def test_negative_prompts(checkpoints: Shelf, name: str) -> None:
+def test_negative_prompts(checkpoints: CheckpointCache, name: str) -> None:
     checkpoint = checkpoints[name]
     modes = checkpoint.modes
     joining = every_mode(modes, negative_prompt="blurred")[: 2 * len(modes)] + every_mode(modes)[: len(modes)]
@@ -168,7 +168,7 @@ def test_negative_prompts(checkpoints: Shelf, name: str) -> None:
 
 @pytest.mark.parametrize(("width", "height"), [(32, 48), (80, 16)])
 @pytest.mark.parametrize("name", ["sd", "sd-inpaint", "sdxl", "sd3-shifting-without-t5", "flux-dev"])
-def test_sizes_that_are_not_square(checkpoints: Shelf, name: str, width: int, height: int) -> None:
+def test_sizes_that_are_not_square(checkpoints: CheckpointCache, name: str, width: int, height: int) -> None:
     checkpoint = checkpoints[name]
     for row in run(checkpoint.engine, every_mode(checkpoint.modes, width=width, height=height)[:3]):
         checkpoint.check(row)
@@ -177,7 +177,7 @@ def test_sizes_that_are_not_square(checkpoints: Shelf, name: str, width: int, he
 
 @pytest.mark.parametrize("strength", [0.1, 0.34, 0.55, 0.99, 1.0])
 @pytest.mark.parametrize("name", ["sd", "sd3", "flux-dev"])
-def test_strengths(checkpoints: Shelf, name: str, strength: float) -> None:
+def test_strengths(checkpoints: CheckpointCache, name: str, strength: float) -> None:
     checkpoint = checkpoints[name]
     joining = [(0, request(mode=mode, strength=strength, steps=10)) for mode in ("image", "inpaint")]
     for row in run(checkpoint.engine, joining):
@@ -185,7 +185,7 @@ def test_strengths(checkpoints: Shelf, name: str, strength: float) -> None:
 
 
 @pytest.mark.parametrize("scheduler", SOLVERS)
-def test_every_scheduler_with_rows_of_every_mode(checkpoints: Shelf, scheduler: str) -> None:
+def test_every_scheduler_with_rows_of_every_mode(checkpoints: CheckpointCache, scheduler: str) -> None:
     checkpoint = checkpoints["sd"]
     joining = [
         (0, request(scheduler=scheduler, steps=10, guidance_scale=7.5, seed=11, negative_prompt="blurred")),
@@ -209,7 +209,7 @@ def schedulers_of(name: str) -> list[str]:
 
 
 @pytest.mark.parametrize("name", ["sd", "sd-velocity", "sdxl", "sd3", "flux-dev"])
-def test_every_scheduler_in_one_batch(checkpoints: Shelf, name: str) -> None:
+def test_every_scheduler_in_one_batch(checkpoints: CheckpointCache, name: str) -> None:
     checkpoint = checkpoints[name]
     joining = [
         (n % 5, request(scheduler=scheduler, seed=n, steps=5 + n % 4, guidance_scale=(1.0, 3.0, 7.5)[n % 3]))
@@ -220,7 +220,7 @@ def test_every_scheduler_in_one_batch(checkpoints: Shelf, name: str) -> None:
 
 
 @pytest.mark.parametrize("name", CHECKPOINTS)
-def test_a_row_alone_differs_by_its_samplers_rounding_only(checkpoints: Shelf, name: str) -> None:
+def test_a_row_alone_differs_by_its_samplers_rounding_only(checkpoints: CheckpointCache, name: str) -> None:
     checkpoint = checkpoints[name]
     for mode in checkpoint.modes:
         for guidance in (1.0, 3.0):
@@ -248,7 +248,7 @@ CHANGES: list[dict[str, Any]] = [
 
 
 @pytest.mark.parametrize("change", CHANGES, ids=str)
-def test_the_bounds_would_notice_another_request(checkpoints: Shelf, change: dict[str, Any]) -> None:
+def test_the_bounds_would_notice_another_request(checkpoints: CheckpointCache, change: dict[str, Any]) -> None:
     checkpoint = checkpoints["sd"]
     inputs = request(mode="inpaint", strength=0.8)
     [row] = admitted(checkpoint.engine, inputs)

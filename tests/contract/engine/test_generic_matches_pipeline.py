@@ -1,4 +1,4 @@
-"""What the rendezvous engine draws is what the pipeline draws, whoever shares the batch and whenever they join."""
+"""What the generic engine draws is what the pipeline draws, whoever shares the batch and whenever they join."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from PIL import Image
 from configs.samplers import names
 from tests.support.tiny_pipelines import KINDS, SIZE, admitted, engine_of, finish, model_of, pixels, request, sources_of
 from wire.messages import DrawMode, ImageInputs
-from worker.engines.diffusion.generic.engine import RendezvousEngine
-from worker.engines.diffusion.generic.row import RendezvousRow
+from worker.engines.diffusion.generic.engine import GenericEngine
+from worker.engines.diffusion.generic.row import GenericRow
 from worker.engines.diffusion.loading import open_pipeline, pipeline_class
 from worker.engines.diffusion.sampling.schedulers import scheduler_like
 
@@ -30,7 +30,7 @@ class Pair:
     def __init__(self, kind: str, folder: Any) -> None:
         model = model_of(kind, folder)
         self.kind = kind
-        self.engine: RendezvousEngine = engine_of(model)
+        self.engine: GenericEngine = engine_of(model)
         self._pipeline = open_pipeline(model, torch.device("cpu"), pipeline_class(model))
         self._scheduler = self._pipeline.scheduler
 
@@ -69,7 +69,7 @@ class Pair:
             found["strength"] = inputs.strength
         return found | ({"mask_image": pictures[1]} if len(pictures) == 2 else {})
 
-    def check(self, row: RendezvousRow) -> None:
+    def check(self, row: GenericRow) -> None:
         """The row's picture is that of its request alone."""
         np.testing.assert_allclose(pixels(row), self.alone(row.inputs), atol=BOUND, rtol=0, err_msg=str(row.inputs))
 
@@ -82,9 +82,9 @@ def pairs(tmp_path_factory: pytest.TempPathFactory) -> Pairs:
     return cache(lambda kind: Pair(kind, tmp_path_factory.mktemp(kind)))
 
 
-def run(engine: RendezvousEngine, joining: Sequence[tuple[int, ImageInputs]]) -> list[RendezvousRow]:
+def run(engine: GenericEngine, joining: Sequence[tuple[int, ImageInputs]]) -> list[GenericRow]:
     """Step all in one batch; each request joins before the tick of its number and leaves when it is done."""
-    rows: list[RendezvousRow] = []
+    rows: list[GenericRow] = []
     batches = []
     tick = 0
     while len(rows) < len(joining) or any(row.step < row.steps for row in rows):

@@ -6,10 +6,10 @@ from typing import Any
 import pytest
 
 from configs.settings import Defaults, Model, Sim
-from scripts.bench.serving.contenders import StepBatching, Used
-from scripts.bench.serving.load_generator import Load, Seen, run
+from scripts.bench.serving.contenders import ServerUsage, StepBatching
+from scripts.bench.serving.load_generator import Load, LoadResult, run
 from scripts.bench.serving.report import condense
-from scripts.bench.serving.workloads import Ask, Steps
+from scripts.bench.serving.workloads import BenchRequest, Steps
 from wire.messages import ImageInputs
 from worker.batch_size import Caps
 from worker.engines.sim import SimEngine
@@ -29,7 +29,7 @@ def server() -> StepBatching:
 @pytest.mark.parametrize("how", [{"users": 6}, {"rate": 40.0}])
 def test_every_request_is_answered_once(server: StepBatching, how: dict[str, Any]) -> None:
     load = Load("some", BASE, Steps(3, 9), seconds=0.6, lead_s=0.2, trace="a", **how)
-    seen = run(server, load, patience_s=60.0)
+    seen = run(server, load, timeout_s=60.0)
     assert seen.unanswered == seen.errors == 0
     assert min(seen.latencies) > 3 * 0.002  # three steps are the least that any of them takes
     assert 1 <= seen.mean_batch <= 4
@@ -51,15 +51,15 @@ class Deaf:
     def start(self, done: object) -> None:
         pass
 
-    def submit(self, ask: Ask) -> None:
+    def submit(self, ask: BenchRequest) -> None:
         pass
 
-    def stop(self) -> Used:
-        return Used()
+    def stop(self) -> ServerUsage:
+        return ServerUsage()
 
 
 def test_who_is_never_answered_has_waited_to_the_end() -> None:
-    seen = run(Deaf(), _load(rate=50.0), patience_s=0.3)
+    seen = run(Deaf(), _load(rate=50.0), timeout_s=0.3)
     assert seen.unanswered == len(seen.latencies) > 0
     assert min(seen.latencies) >= 0.3  # the patience after the last arrival, and all of it
 
@@ -69,8 +69,8 @@ def _load(**how: Any) -> Load:
 
 
 def test_ratios_are_taken_within_a_round() -> None:
-    ours = [_seen("step batching", 0.1, 10), _seen("step batching", 0.2, 5)]
-    other = [_seen("whole batches", 0.2, 5), _seen("whole batches", 0.8, 2.5)]
+    ours = [_load_result("step batching", 0.1, 10), _load_result("step batching", 0.2, 5)]
+    other = [_load_result("whole batches", 0.2, 5), _load_result("whole batches", 0.8, 2.5)]
     rows = condense({"some": {"step batching": ours, "whole batches": other, "one at a time": []}})
     assert [row["overloaded"] for row in rows] == [False, False, True]
     row = rows[1]
@@ -80,5 +80,5 @@ def test_ratios_are_taken_within_a_round() -> None:
     assert row["p99_ms"]["max"] == pytest.approx(800)
 
 
-def _seen(server: str, latency: float, images_per_s: float) -> Seen:
-    return Seen(_load(users=1), server, latencies=[latency] * 3, images_per_s=images_per_s)
+def _load_result(server: str, latency: float, images_per_s: float) -> LoadResult:
+    return LoadResult(_load(users=1), server, latencies=[latency] * 3, images_per_s=images_per_s)

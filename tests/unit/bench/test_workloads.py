@@ -5,7 +5,16 @@ from itertools import islice, pairwise
 
 import pytest
 
-from scripts.bench.serving.workloads import Queued, Steps, asks, best_batch, next_batch, pace, poisson, quantile
+from scripts.bench.serving.workloads import (
+    QueuedRequest,
+    Steps,
+    best_batch,
+    completion_rate,
+    next_batch,
+    poisson,
+    quantile,
+    request_stream,
+)
 from wire.messages import ImageInputs
 
 BASE = ImageInputs("a seven", 64, 64, 25, 3.0, 0, "ddim")
@@ -26,8 +35,8 @@ def test_other_steps_are_refused(text: str) -> None:
 
 
 def test_equal_names_ask_for_equal_things_and_no_two_requests_are_alike() -> None:
-    first, again = (list(islice(asks(BASE, Steps(10, 50), "round 0"), 200)) for _ in range(2))
-    other = list(islice(asks(BASE, Steps(10, 50), "round 1"), 200))
+    first, again = (list(islice(request_stream(BASE, Steps(10, 50), "round 0"), 200)) for _ in range(2))
+    other = list(islice(request_stream(BASE, Steps(10, 50), "round 1"), 200))
     assert [one.inputs for one in first] == [one.inputs for one in again]
     assert len({(one.inputs.prompt, one.inputs.seed) for one in first + other}) == 400
     assert len({one.task for one in first + other}) == 400
@@ -67,7 +76,7 @@ def test_gaps_between_arrivals_spread_as_those_of_strangers_do() -> None:
 def test_a_pace_does_not_depend_on_where_batches_fall(
     times: list[float], amounts: list[float], expected: float
 ) -> None:
-    assert pace(times, amounts, 0.0, 10.0) == pytest.approx(expected, rel=0.1)
+    assert completion_rate(times, amounts, 0.0, 10.0) == pytest.approx(expected, rel=0.1)
 
 
 def test_quantiles_of_nothing_are_not_a_number() -> None:
@@ -103,5 +112,5 @@ def test_the_best_batch_is_the_smallest_that_gains(seconds: dict[int, float], be
 def test_a_whole_batch_takes_equal_steps_when_full_or_when_its_oldest_has_waited(
     waiting: list[tuple[int, float]], expected: list[int] | float
 ) -> None:
-    chosen = next_batch([Queued(*one) for one in waiting], now=10.0, cap=3, window_s=0.5)
+    chosen = next_batch([QueuedRequest(*one) for one in waiting], now=10.0, cap=3, window_s=0.5)
     assert chosen == (expected if isinstance(expected, list) else pytest.approx(expected))

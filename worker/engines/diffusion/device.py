@@ -15,7 +15,7 @@ import torch
 from worker.engine import DeviceLost, OutOfMemory
 
 
-def moved(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+def to_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
     """The tensor of main memory on the device. From pinned memory, so that nobody waits for the steps in between."""
     if device.type == "cpu":
         return tensor
@@ -23,7 +23,7 @@ def moved(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
 
 
 @contextlib.contextmanager
-def failures(device: torch.device, what: str) -> Iterator[None]:
+def translate_device_errors(device: torch.device, what: str) -> Iterator[None]:
     """Tells a device that is full (`OutOfMemory`) or gone (`DeviceLost`) from all other errors, which pass through.
 
     `what` names what was attempted.
@@ -32,17 +32,17 @@ def failures(device: torch.device, what: str) -> Iterator[None]:
         yield
         return
     except RuntimeError as error:
-        failure = _failure(error, what)
-        if failure is None:
+        device_error = _device_error(error, what)
+        if device_error is None:
             raise
         # The frames of the failed attempt hold its tensors, and the next attempt needs their memory.
         traceback.clear_frames(error.__traceback__)
-    if device.type == "cuda" and isinstance(failure, OutOfMemory):
+    if device.type == "cuda" and isinstance(device_error, OutOfMemory):
         torch.cuda.empty_cache()
-    raise failure
+    raise device_error
 
 
-def _failure(error: RuntimeError, what: str) -> OutOfMemory | DeviceLost | None:
+def _device_error(error: RuntimeError, what: str) -> OutOfMemory | DeviceLost | None:
     if isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error):
         return OutOfMemory(f"{what} did not fit into memory: {error}")
     if isinstance(error, torch.AcceleratorError) or "CUDA error" in str(error):
@@ -50,7 +50,7 @@ def _failure(error: RuntimeError, what: str) -> OutOfMemory | DeviceLost | None:
     return None
 
 
-class Fence:
+class CompletionEvent:
     """Lets the loop be one step ahead of the device.
 
     One keeps it busy; more would let newcomers wait for steps that are queued already, and would measure the queueing
@@ -67,12 +67,12 @@ class Fence:
         if self.event is not None:
             self.event.synchronize()
 
-    def mark(self) -> None:
+    def record(self) -> None:
         """Stand behind all that the device was told so far."""
-        self.event = moment(self._device)
+        self.event = record_event(self._device)
 
 
-def moment(device: torch.device) -> torch.cuda.Event | None:
+def record_event(device: torch.device) -> torch.cuda.Event | None:
     """What this thread has told the device so far, as something to wait for; None where nothing is pending."""
     if device.type == "cpu":
         return None
@@ -81,7 +81,7 @@ def moment(device: torch.device) -> torch.cuda.Event | None:
     return event
 
 
-class SideLane:
+class SideStream:
     """A stream for work beside the steps: it neither waits for the steps told later nor holds them up."""
 
     def __init__(self, device: torch.device) -> None:

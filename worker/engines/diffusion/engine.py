@@ -24,19 +24,25 @@ from PIL import Image
 from configs.settings import Model
 from wire.messages import SOURCES, About, ImageInputs
 from worker.engine import BatchKey, Checkpoint, OutOfMemory, Picture, Row, TaskError, Wanted
-from worker.engines.diffusion.cuda_graphs import forward_of
-from worker.engines.diffusion.device import Fence, SideLane, failures, moment, moved
+from worker.engines.diffusion.cuda_graphs import make_forward_pass
+from worker.engines.diffusion.device import (
+    CompletionEvent,
+    SideStream,
+    record_event,
+    to_device,
+    translate_device_errors,
+)
 from worker.engines.diffusion.families.base import Family
-from worker.engines.diffusion.families.prompt_cache import Encoded, TextCache
-from worker.engines.diffusion.forward import Forward
-from worker.engines.diffusion.image_encoding import encoded
-from worker.engines.diffusion.loading import fetch_family, load_family
-from worker.engines.diffusion.lora.layers import Adapted
-from worker.engines.diffusion.lora.loader import Adapters, in_order
+from worker.engines.diffusion.families.prompt_cache import Encoded, PromptCache
+from worker.engines.diffusion.forward import ForwardPass
+from worker.engines.diffusion.image_encoding import encode_image
+from worker.engines.diffusion.loading import load_family, read_family_pipeline
+from worker.engines.diffusion.lora.layers import LoraScales
+from worker.engines.diffusion.lora.loader import LoraLoader, sort_loras
 from worker.engines.diffusion.row import DiffusionRow
-from worker.engines.diffusion.safety_checker import SafetyChecker, checker_of
+from worker.engines.diffusion.safety_checker import SafetyChecker, make_safety_checker
 from worker.engines.diffusion.sampling import batched_step, start_sampler
-from worker.engines.diffusion.start_latents import start
+from worker.engines.diffusion.start_latents import make_start_latents
 
 #: 256 texts are 30 MB of GPU memory for Stable Diffusion 1.5, and 1 GB for FLUX.
 _TEXTS = 256
@@ -46,12 +52,12 @@ class DiffusionEngine:
     """One checkpoint on one device."""
 
     _family: Family
-    _texts: TextCache
-    _adapters: Adapters
-    _forward: Forward
+    _prompt_cache: PromptCache
+    _loras: LoraLoader
+    _forward: ForwardPass
     _checker: SafetyChecker | None
-    _decoding: SideLane
-    _saving: SideLane
+    _decode_stream: SideStream
+    _save_stream: SideStream
 
     def __init__(self, model: Model, device: str, pipeline: Any = None) -> None:
         """`device` is `cuda:N`, or `cpu` with or without the number of its slot.
@@ -61,15 +67,15 @@ class DiffusionEngine:
         self._model = model
         self._pipeline = pipeline
         self._device = torch.device("cpu" if device.startswith("cpu") else device)
-        self._fence = Fence(self._device)
+        self._completion = CompletionEvent(self._device)
         #: Two decodes at once would need twice the memory and gain no time.
-        self._one_decode = threading.Lock()
+        self._decode_lock = threading.Lock()
 
     # ---- what it is
 
     def fetch(self) -> None:
         """Read the checkpoint. Raises `UnsupportedModel` for one that it cannot run."""
-        self._pipeline = fetch_family(self._model, self._device)
+        self._pipeline = read_family_pipeline(self._model, self._device)
 
     def load(self) -> None:
         """Bring it onto the device. Raises `UnsupportedModel` for a checkpoint that it cannot run."""
@@ -79,11 +85,11 @@ class DiffusionEngine:
         else:
             torch.cuda.set_device(self._device)
         self._family = load_family(self._model, self._device, self._pipeline)
-        self._adapters = Adapters(self._family.pipeline, self._model.loras, self._model.max_loras, self._device)
-        self._texts = TextCache(self._family.encode, _TEXTS)
-        self._forward = forward_of(self._family, self._model, self._device, lambda: self._adapters.active)
-        self._checker = checker_of(self._family.pipeline, self._device)
-        self._decoding, self._saving = SideLane(self._device), SideLane(self._device)
+        self._loras = LoraLoader(self._family.pipeline, self._model.loras, self._model.max_loras, self._device)
+        self._prompt_cache = PromptCache(self._family.encode, _TEXTS)
+        self._forward = make_forward_pass(self._family, self._model, self._device, lambda: self._loras.is_active)
+        self._checker = make_safety_checker(self._family.pipeline, self._device)
+        self._decode_stream, self._save_stream = SideStream(self._device), SideStream(self._device)
 
     def about(self) -> About:
         """What it is and what it can do."""
@@ -105,7 +111,7 @@ class DiffusionEngine:
 
     def key(self, inputs: ImageInputs) -> BatchKey:
         """Pictures of one size and one set of adapters share a forward pass."""
-        return inputs.height, inputs.width, in_order(inputs.loras), self._reproducible(inputs)
+        return inputs.height, inputs.width, sort_loras(inputs.loras), self._reproducible(inputs)
 
     def _reproducible(self, inputs: ImageInputs) -> bool:
         return self._model.reproducible or inputs.reproducible
@@ -119,7 +125,7 @@ class DiffusionEngine:
     def synchronize(self) -> None:
         """Wait until the device has done all that it was told."""
         if self._device.type == "cuda":
-            with failures(self._device, "waiting for the device"):
+            with translate_device_errors(self._device, "waiting for the device"):
                 torch.cuda.synchronize(self._device)
 
     # ---- join
@@ -131,62 +137,67 @@ class DiffusionEngine:
         Raises `OutOfMemory` and `DeviceLost`.
         """
         answers: list[Row | TaskError | None] = [None] * len(tasks)
-        groups: dict[tuple[Adapted, bool], list[int]] = {}
-        with self._held() as held, failures(self._device, f"preparing {len(tasks)} images"):
+        groups: dict[tuple[LoraScales, bool], list[int]] = {}
+        with (
+            self._acquired_loras() as acquired,
+            translate_device_errors(self._device, f"preparing {len(tasks)} images"),
+        ):
             for place, task in enumerate(tasks):
                 try:
-                    self._family.check(task.inputs)
-                    held[place] = self._adapters.acquire(task.inputs.loras)
+                    self._family.validate(task.inputs)
+                    acquired[place] = self._loras.acquire(task.inputs.loras)
                 except TaskError as error:
                     answers[place] = error
                 else:
-                    groups.setdefault((held[place], self._reproducible(task.inputs)), []).append(place)
-            for (adapted, reproducible), places in groups.items():
-                texts = self._encode([tasks[place].inputs for place in places], adapted, reproducible)
+                    groups.setdefault((acquired[place], self._reproducible(task.inputs)), []).append(place)
+            for (lora_scales, reproducible), places in groups.items():
+                texts = self._encode([tasks[place].inputs for place in places], lora_scales, reproducible)
                 for place in places:
-                    answers[place] = self._start(tasks[place], texts, adapted)
+                    answers[place] = self._start(tasks[place], texts, lora_scales)
             for place, answer in enumerate(answers):
                 if isinstance(answer, DiffusionRow):
-                    del held[place]  # it is the row's from now on
+                    del acquired[place]  # it is the row's from now on
         return [answer for answer in answers if answer is not None]
 
     @contextmanager
-    def _held(self) -> Iterator[dict[int, Adapted]]:
+    def _acquired_loras(self) -> Iterator[dict[int, LoraScales]]:
         """Adapters of tasks that are to join, by place: who is still in it at the end has not, and gives them back."""
-        held: dict[int, Adapted] = {}
+        acquired: dict[int, LoraScales] = {}
         try:
-            yield held
+            yield acquired
         finally:
-            for adapted in held.values():
-                self._adapters.release(adapted)
+            for lora_scales in acquired.values():
+                self._loras.release(lora_scales)
 
-    def _encode(self, wanted: Sequence[ImageInputs], adapted: Adapted, alone: bool) -> dict[str, Encoded]:
-        self._adapters.use(adapted)
-        texts = [text for inputs in wanted for text in self._family.texts(inputs)]
-        return self._texts.get(texts, encoders=self._adapters.encoders(adapted), one_by_one=alone)
+    def _encode(self, requests: Sequence[ImageInputs], lora_scales: LoraScales, one_by_one: bool) -> dict[str, Encoded]:
+        self._loras.activate(lora_scales)
+        texts = [text for inputs in requests for text in self._family.texts(inputs)]
+        return self._prompt_cache.get(
+            texts, encoder_state=self._loras.text_encoder_scales(lora_scales), one_by_one=one_by_one
+        )
 
-    def _start(self, task: Wanted, texts: dict[str, Encoded], adapted: Adapted) -> DiffusionRow | TaskError:
+    def _start(self, task: Wanted, texts: dict[str, Encoded], lora_scales: LoraScales) -> DiffusionRow | TaskError:
         family, inputs = self._family, task.inputs
         # On the CPU, so that a seed gives the same noise on every device and in every batch.
         generator = torch.Generator("cpu").manual_seed(inputs.seed)
         try:
-            sampler = start_sampler(inputs.scheduler, family.scheduler, family.schedule(inputs), generator)
-            begin = start(family, inputs, task.sources, generator)
-            sampler.begin(begin.noise, begin.image)
+            sampler = start_sampler(inputs.scheduler, family.scheduler, family.scheduler_setup(inputs), generator)
+            start_latents = make_start_latents(family, inputs, task.sources, generator)
+            sampler.start(start_latents.noise, start_latents.image_latents)
             if task.checkpoint is not None:
-                sampler.restore(_blob(task.checkpoint), self._device)
+                sampler.restore(_single_frame(task.checkpoint), self._device)
                 if sampler.step != task.checkpoint.step:
                     raise TaskError("error", f"the checkpoint is of step {sampler.step}, not {task.checkpoint.step}")
         except TaskError as error:
             return error
         conditions = family.conditions(inputs, [texts[text] for text in family.texts(inputs)])
         guidance = None
-        if family.guided(inputs):
+        if family.is_guided(inputs):
             guidance = torch.full([1] * sampler.latents.ndim, inputs.guidance_scale, device=self._device)
-        if begin.channels is not None:
-            conditions["channels"] = begin.channels.expand(2 if family.guided(inputs) else 1, -1, -1, -1)
-        timesteps = moved(sampler.timesteps.to(torch.float32), self._device)
-        return DiffusionRow(inputs, sampler, conditions, timesteps, guidance, begin.kept, adapted)
+        if start_latents.channels is not None:
+            conditions["channels"] = start_latents.channels.expand(2 if family.is_guided(inputs) else 1, -1, -1, -1)
+        timesteps = to_device(sampler.timesteps.to(torch.float32), self._device)
+        return DiffusionRow(inputs, sampler, conditions, timesteps, guidance, start_latents.mask_state, lora_scales)
 
     # ---- step
 
@@ -196,70 +207,76 @@ class DiffusionEngine:
 
         Raises `TaskError` if the sampler of one of them broke at its last step, `OutOfMemory` and `DeviceLost`.
         """
-        own = [_own(row) for row in rows]
+        own = [_diffusion_row(row) for row in rows]
         for row in own:
-            if row.sampler.broken is not None:
-                raise row.sampler.broken
-        with failures(self._device, f"a step of {len(own)} images"):
-            self._fence.wait()
+            if row.sampler.failure is not None:
+                raise row.sampler.failure
+        with translate_device_errors(self._device, f"a step of {len(own)} images"):
+            self._completion.wait()
             reproducible = self._reproducible(own[0].inputs)
             # One group, unless the file of an adapter was replaced between the admission of two rows.
-            own = sorted(own, key=lambda row: row.adapted)
+            own = sorted(own, key=lambda row: row.lora_scales)
             outputs: list[torch.Tensor] = []
-            for adapted, group in groupby(own, key=lambda row: row.adapted):
-                self._adapters.use(adapted)
-                outputs += self._forward(list(group), fixed=reproducible)
+            for lora_scales, group in groupby(own, key=lambda row: row.lora_scales):
+                self._loras.activate(lora_scales)
+                outputs += self._forward(list(group), fixed_size=reproducible)
             batched_step.advance([row.sampler for row in own], outputs, reproducible)
             for row in own:
-                row.keep()
-            self._fence.mark()
+                row.apply_mask()
+            self._completion.record()
 
     # ---- leave
 
     def render(self, row: Row) -> Callable[[], Picture]:
         """The picture of the moment; on the way, the sampler's guess at the final one where it makes a guess."""
-        own = _own(row)
-        return partial(self._picture, own.picture(), own.inputs, own.step == own.steps, moment(self._device))
+        own = _diffusion_row(row)
+        return partial(
+            self._decode_image, own.latents_to_decode(), own.inputs, own.step == own.steps, record_event(self._device)
+        )
 
     @torch.inference_mode()
-    def _picture(
-        self, latents: torch.Tensor, inputs: ImageInputs, final: bool, told: torch.cuda.Event | None
+    def _decode_image(
+        self, latents: torch.Tensor, inputs: ImageInputs, final: bool, ready: torch.cuda.Event | None
     ) -> Picture:
         try:
-            with self._one_decode, failures(self._device, "a picture"), self._decoding.after(told, latents):
+            with (
+                self._decode_lock,
+                translate_device_errors(self._device, "a picture"),
+                self._decode_stream.after(ready, latents),
+            ):
                 if not torch.isfinite(latents).all():
                     raise TaskError(
                         "error",
                         f"no picture: the latents of scheduler '{inputs.scheduler}' are not finite in {latents.dtype}",
                     )
                 picture = self._family.decode(latents, inputs)
-                flagged = final and self._objects(picture)
+                flagged = final and self._is_unsafe(picture)
         except OutOfMemory as error:
             raise TaskError("out_of_memory", str(error)) from error
-        return Picture(encoded(picture, inputs.output_format, inputs.output_quality), flagged)
+        return Picture(encode_image(picture, inputs.output_format, inputs.output_quality), flagged)
 
-    def _objects(self, picture: Image.Image) -> bool:
+    def _is_unsafe(self, picture: Image.Image) -> bool:
         """Whether the safety checker objects. Raises `TaskError` where that refuses the request."""
-        objects = self._checker is not None and self._checker.objects(picture)
+        objects = self._checker is not None and self._checker.is_unsafe(picture)
         if objects and self._model.safety_checker == "refuse":
             raise TaskError("unsafe", "the model's safety checker objects to the picture")
         return objects
 
     def save(self, row: Row) -> Callable[[], Checkpoint]:
         """The sampler's state; the rest is made again from the task's inputs and sources."""
-        own = _own(row)
-        return partial(self._checkpoint, own.sampler.save(), own.step, moment(self._device))
+        own = _diffusion_row(row)
+        return partial(self._checkpoint, own.sampler.save(), own.step, record_event(self._device))
 
     @torch.inference_mode()
-    def _checkpoint(self, blob: Callable[[], bytes], step: int, told: torch.cuda.Event | None) -> Checkpoint:
-        with failures(self._device, "a checkpoint"), self._saving.after(told):
+    def _checkpoint(self, blob: Callable[[], bytes], step: int, ready: torch.cuda.Event | None) -> Checkpoint:
+        with translate_device_errors(self._device, "a checkpoint"), self._save_stream.after(ready):
             return Checkpoint(step, [blob()])
 
     def release(self, row: Row) -> None:
         """Forget the row."""
-        own = _own(row)
+        own = _diffusion_row(row)
         self._forward.forget(own)
-        self._adapters.release(own.adapted)
+        self._loras.release(own.lora_scales)
 
     def warm_up(self) -> None:
         """A step and a picture at the default settings: kernels are chosen and memory is taken before any request."""
@@ -278,12 +295,12 @@ class DiffusionEngine:
         self.release(row)
 
 
-def _own(row: Row) -> DiffusionRow:
+def _diffusion_row(row: Row) -> DiffusionRow:
     assert isinstance(row, DiffusionRow)
     return row
 
 
-def _blob(checkpoint: Checkpoint) -> bytes:
+def _single_frame(checkpoint: Checkpoint) -> bytes:
     if len(checkpoint.frames) != 1:
         raise TaskError("error", f"a checkpoint of this engine has one frame, not {len(checkpoint.frames)}")
     return checkpoint.frames[0]

@@ -9,7 +9,7 @@ from PIL import Image
 from wire.messages import ImageFormat
 
 
-def encoded(picture: Image.Image, output_format: ImageFormat, quality: int) -> bytes:
+def encode_image(picture: Image.Image, output_format: ImageFormat, quality: int) -> bytes:
     """The picture as a file of this format; PNG is lossless and knows no quality."""
     out = io.BytesIO()
     if output_format == "png":

@@ -25,12 +25,12 @@ __all__ = [
     "Source",
     "UnsupportedModel",
     "dtype_of",
-    "fetch_family",
     "has_family",
     "load_family",
     "locate",
     "open_pipeline",
     "pipeline_class",
+    "read_family_pipeline",
     "read_pipeline",
 ]
 
@@ -58,7 +58,7 @@ def pipeline_class(model: Model) -> str:
     """Name of the diffusers class to run the model with. Raises `UnsupportedModel`, or `OSError` for missing files."""
     if model.pipeline is not None:
         return model.pipeline
-    _quiet()
+    _silence_libraries()
     name = _index(locate(model.path)).get("_class_name")
     if not isinstance(name, str):
         raise UnsupportedModel(f"{model.path} brings code of its own ({name}), which is never run")
@@ -89,7 +89,7 @@ def load_family(model: Model, device: torch.device, pipeline: Any = None) -> Fam
     Raises `UnsupportedModel`, or `OSError` where files are missing.
     """
     if pipeline is None:
-        pipeline = fetch_family(model, device)
+        pipeline = read_family_pipeline(model, device)
     family = FAMILIES[type(pipeline).__name__]
     try:
         return family(pipeline.to(device), device)
@@ -97,7 +97,7 @@ def load_family(model: Model, device: torch.device, pipeline: Any = None) -> Fam
         raise UnsupportedModel(f"{model.path} is not supported: {error}") from error
 
 
-def fetch_family(model: Model, device: torch.device) -> Any:
+def read_family_pipeline(model: Model, device: torch.device) -> Any:
     """The pipeline that `load_family` takes, in main memory. Raises as it does."""
     name = pipeline_class(model)
     family = FAMILIES.get(name)
@@ -113,11 +113,11 @@ def open_pipeline(model: Model, device: torch.device, name: str) -> Any:
 
 def read_pipeline(model: Model, device: torch.device, name: str) -> Any:
     """The model's parts in main memory, in the precision for this device. Raises as `load_family` does."""
-    _quiet()
+    _silence_libraries()
     source = locate(model.path)
     cls = _class(model, name)
     dtype = dtype_of(model, device, name)
-    given = _given_parts(model, cls, _index(source), dtype)
+    given = _overridden_parts(model, cls, _index(source), dtype)
     try:
         if source.weights is not None:
             pipeline = cls.from_single_file(
@@ -190,7 +190,7 @@ def dtype_of(model: Model, device: torch.device, name: str) -> torch.dtype:
     return torch.float16 if "unet" in _parts(getattr(diffusers, name)) else torch.bfloat16
 
 
-def _given_parts(model: Model, cls: type, index: dict[str, Any], dtype: torch.dtype) -> dict[str, Any]:
+def _overridden_parts(model: Model, cls: type, index: dict[str, Any], dtype: torch.dtype) -> dict[str, Any]:
     """Parts that are not the checkpoint's own, and None for those that it lacks or that are not wanted."""
     parts = _parts(cls)
     given: dict[str, Any] = {part: None for part in parts if index.get(part) == [None, None]}
@@ -215,7 +215,7 @@ def _parts(cls: type) -> frozenset[str]:
     return frozenset(inspect.signature(cls).parameters)
 
 
-def _quiet() -> None:
+def _silence_libraries() -> None:
     """The libraries' bars and advice are for notebooks; and a warning about a long prompt would log the prompt."""
     for library in (diffusers.utils.logging, transformers.utils.logging):
         library.set_verbosity_error()

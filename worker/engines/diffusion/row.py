@@ -9,12 +9,12 @@ import torch
 from wire.messages import ImageInputs
 from worker.engine import TaskError
 from worker.engines.diffusion.families.base import Conditions
-from worker.engines.diffusion.lora.layers import Adapted
+from worker.engines.diffusion.lora.layers import LoraScales
 from worker.engines.diffusion.sampling import Sampler
 
 
 @dataclass(frozen=True)
-class Kept:
+class MaskState:
     """What a mask protects; tensors in the shape that the sampler works on."""
 
     #: Latents of the source picture.
@@ -24,9 +24,9 @@ class Kept:
     #: 1 where the picture is drawn anew, 0 where it stays.
     mask: torch.Tensor
 
-    def under(self, protected: torch.Tensor, drawn: torch.Tensor) -> torch.Tensor:
+    def blend(self, protected: torch.Tensor, generated: torch.Tensor) -> torch.Tensor:
         """The one where the mask protects, the other where it does not."""
-        return (1 - self.mask) * protected + self.mask * drawn
+        return (1 - self.mask) * protected + self.mask * generated
 
 
 @dataclass(eq=False)
@@ -45,9 +45,9 @@ class DiffusionRow:
     #: Guidance scale, float32, in a shape that multiplies the latents; None where a single pass is all.
     guidance: torch.Tensor | None
     #: With a mask: the picture under it.
-    kept: Kept | None = None
+    mask_state: MaskState | None = None
     #: Adapters that its forward passes need, which stay in memory until it is released.
-    adapted: Adapted = ()
+    lora_scales: LoraScales = ()
 
     @property
     def step(self) -> int:
@@ -69,19 +69,19 @@ class DiffusionRow:
         """Rows of the forward pass that it takes."""
         return 1 if self.guidance is None else 2
 
-    def keep(self) -> None:
+    def apply_mask(self) -> None:
         """After a step: put back what the mask protects, as noisy as the rest. A broken row has taken no step."""
-        if self.kept is None or self.sampler.broken is not None:
+        if self.mask_state is None or self.sampler.failure is not None:
             return
         try:
-            protected = self.sampler.noised(self.kept.image, self.kept.noise, self.step)
-            self.sampler.latents = self.kept.under(protected, self.latents)
+            protected = self.sampler.noised_to_step(self.mask_state.image, self.mask_state.noise, self.step)
+            self.sampler.latents = self.mask_state.blend(protected, self.latents)
         except Exception as error:  # the other rows have moved and must not be told otherwise
-            self.sampler.broken = TaskError("error", f"the masked picture could not be kept: {error}")
+            self.sampler.failure = TaskError("error", f"the masked picture could not be kept: {error}")
 
-    def picture(self) -> torch.Tensor:
+    def latents_to_decode(self) -> torch.Tensor:
         """The latents to show: on the way, the guess at the final ones, because the latents themselves are noisy."""
-        guess = self.sampler.guess
-        if self.step == self.steps or guess is None:
+        denoised = self.sampler.denoised
+        if self.step == self.steps or denoised is None:
             return self.latents
-        return guess if self.kept is None else self.kept.under(self.kept.image, guess)
+        return denoised if self.mask_state is None else self.mask_state.blend(self.mask_state.image, denoised)

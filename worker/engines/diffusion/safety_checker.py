@@ -17,17 +17,17 @@ class SafetyChecker:
         self._extract = pipeline.feature_extractor
         self._device = device
 
-    def objects(self, picture: Image.Image) -> bool:
+    def is_unsafe(self, image: Image.Image) -> bool:
         """Whether it takes the picture for one that should not be shown."""
-        seen = self._extract(picture, return_tensors="pt").pixel_values
+        pixel_values = self._extract(image, return_tensors="pt").pixel_values
         # It blackens the pictures that it is given: it gets a copy.
         _, found = self._checker(
-            images=[np.asarray(picture, dtype=np.float32)], clip_input=seen.to(self._device, self._checker.dtype)
+            images=[np.asarray(image, dtype=np.float32)], clip_input=pixel_values.to(self._device, self._checker.dtype)
         )
         return bool(found[0])
 
 
-def checker_of(pipeline: Any, device: torch.device) -> SafetyChecker | None:
+def make_safety_checker(pipeline: Any, device: torch.device) -> SafetyChecker | None:
     """The pipeline's safety checker; None where it was not loaded or there is none."""
     if getattr(pipeline, "safety_checker", None) is None or pipeline.feature_extractor is None:
         return None

@@ -15,20 +15,20 @@ from tests.support.samplers import (
     SHAPE,
     SOME,
     Make,
-    begun,
     both,
     by_recurrence,
     by_scheduler,
     random,
     shipped,
+    started_sampler,
     step,
     walk,
 )
 from worker.engine import TaskError
-from worker.engines.diffusion.sampling import Sampler, Schedule
+from worker.engines.diffusion.sampling import Sampler, SchedulerSetup
 from worker.engines.diffusion.sampling.batched_step import advance
 from worker.engines.diffusion.sampling.sampler import RecurrenceSampler
-from worker.engines.diffusion.sampling.state_codec import unpacked
+from worker.engines.diffusion.sampling.state_codec import unpack_state
 
 # diffusers' KDPM2 schedulers hand a tensor to numpy.
 pytestmark = pytest.mark.filterwarnings("ignore:__array_wrap__ must accept:DeprecationWarning")
@@ -42,8 +42,10 @@ def unfinished(samplers: Sequence[Sampler]) -> list[Sampler]:
 @pytest.mark.parametrize("reproducible", [False, True])
 def test_all_samplers_in_one_batch_go_their_own_ways(process: Any, reproducible: bool) -> None:
     like = shipped(process)
-    alone = {name: walk(begun(by_scheduler, name, like, 5 + n % 4, n))[-1] for n, name in enumerate(names(process))}
-    batch = {name: begun(by_recurrence, name, like, 5 + n % 4, n) for n, name in enumerate(names(process))}
+    alone = {
+        name: walk(started_sampler(by_scheduler, name, like, 5 + n % 4, n))[-1] for n, name in enumerate(names(process))
+    }
+    batch = {name: started_sampler(by_recurrence, name, like, 5 + n % 4, n) for n, name in enumerate(names(process))}
     waiting = list(batch.values())
     running: list[Sampler] = []
     while waiting or running:
@@ -52,7 +54,7 @@ def test_all_samplers_in_one_batch_go_their_own_ways(process: Any, reproducible:
         step(*running, reproducible=reproducible)
         running = unfinished(running)
     for name, sampler in batch.items():
-        assert sampler.broken is None
+        assert sampler.failure is None
         assert float((sampler.latents - alone[name]).norm() / alone[name].norm()) < 1e-5, name
 
 
@@ -60,9 +62,11 @@ def test_all_samplers_in_one_batch_go_their_own_ways(process: Any, reproducible:
 @settings(max_examples=25, deadline=None)
 def test_reproducible_bits_do_not_depend_on_the_other_rows(others: list[tuple[str, int, int]]) -> None:
     for name in ("dpmpp_3m", "euler_ancestral", "sasolver"):
-        expected = walk(begun(by_recurrence, name, shipped(), 6, seed=1))
-        mine = begun(by_recurrence, name, shipped(), 6, seed=1)
-        rest: list[Sampler] = [begun(by_recurrence, other, shipped(), steps, seed) for other, steps, seed in others]
+        expected = walk(started_sampler(by_recurrence, name, shipped(), 6, seed=1))
+        mine = started_sampler(by_recurrence, name, shipped(), 6, seed=1)
+        rest: list[Sampler] = [
+            started_sampler(by_recurrence, other, shipped(), steps, seed) for other, steps, seed in others
+        ]
         for at, latents in enumerate(expected):
             here = at % (len(rest) + 1)
             step(*rest[:here], mine, *rest[here:], reproducible=True)
@@ -74,8 +78,8 @@ def test_reproducible_bits_do_not_depend_on_the_other_rows(others: list[tuple[st
 @pytest.mark.parametrize("reproducible", [False, True])
 def test_a_model_of_half_precision_sees_and_shows_that(dtype: torch.dtype, near: float, reproducible: bool) -> None:
     def started(make: Make, name: str, seed: int, noise: torch.Tensor) -> Sampler:
-        sampler = make(name, shipped(), Schedule(6), torch.Generator().manual_seed(seed))
-        sampler.begin(noise)
+        sampler = make(name, shipped(), SchedulerSetup(6), torch.Generator().manual_seed(seed))
+        sampler.start(noise)
         return sampler
 
     batch = [started(by_recurrence, name, n, random(n, dtype=dtype)) for n, name in enumerate(SOME)]
@@ -88,18 +92,18 @@ def test_a_model_of_half_precision_sees_and_shows_that(dtype: torch.dtype, near:
     for name, mine, other in zip(SOME, batch, exact, strict=True):
         expected = walk(other)[-1]
         assert float((mine.latents - expected).norm() / expected.norm()) < near, name
-        assert mine.guess is not None
-        assert mine.guess.dtype == dtype
+        assert mine.denoised is not None
+        assert mine.denoised.dtype == dtype
 
 
 @pytest.mark.parametrize("name", SOME)
 def test_latents_may_be_changed_between_steps(name: str) -> None:
-    one, other = begun(by_recurrence, name, shipped()), begun(by_scheduler, name, shipped())
+    one, other = started_sampler(by_recurrence, name, shipped()), started_sampler(by_scheduler, name, shipped())
     picture, noise, mask = random(1), random(2), (random(3) > 0).float()
     while one.step < one.steps:
         step(one, other)
         for sampler in (one, other):
-            protected = sampler.noised(picture, noise, sampler.step)
+            protected = sampler.noised_to_step(picture, noise, sampler.step)
             sampler.latents = (1 - mask) * protected + mask * sampler.latents
         assert float((one.latents - other.latents).norm() / other.latents.norm()) < 1e-5
     torch.testing.assert_close(one.latents * (1 - mask), picture * (1 - mask))
@@ -111,8 +115,10 @@ def test_rows_of_different_sizes_move_in_one_call() -> None:
     alone: list[Sampler] = []
     for into in (batch, alone):
         for seed, shape in enumerate(shapes):
-            sampler = by_recurrence("euler_ancestral", shipped(), Schedule(3), torch.Generator().manual_seed(seed))
-            sampler.begin(random(seed, shape))
+            sampler = by_recurrence(
+                "euler_ancestral", shipped(), SchedulerSetup(3), torch.Generator().manual_seed(seed)
+            )
+            sampler.start(random(seed, shape))
             into.append(sampler)
     while unfinished(batch):
         step(*batch)
@@ -124,7 +130,7 @@ def test_rows_of_different_sizes_move_in_one_call() -> None:
 
 
 def state(sampler: Sampler) -> dict[str, torch.Tensor]:
-    tensors, _ = unpacked(sampler.save()())
+    tensors, _ = unpack_state(sampler.save()())
     return tensors
 
 
@@ -132,29 +138,32 @@ def state(sampler: Sampler) -> dict[str, torch.Tensor]:
 @pytest.mark.parametrize("wrong", [torch.zeros(1, 4, 4, 5), torch.zeros(2, 4, 4, 6), torch.zeros(SHAPE, device="meta")])
 @pytest.mark.parametrize("at", [0, 2])
 def test_a_row_that_cannot_move_stays_and_the_others_move(wrong: torch.Tensor, at: int, make: Make) -> None:
-    bad = begun(by_recurrence, "unipc", shipped(), seed=9)
-    good: list[Sampler] = [begun(make, name, shipped()) for name in SOME]
+    bad = started_sampler(by_recurrence, "unipc", shipped(), seed=9)
+    good: list[Sampler] = [started_sampler(make, name, shipped()) for name in SOME]
     step(bad, *good)
     latents, saved = bad.latents, state(bad)
     outputs = [torch.zeros_like(sampler.latents) for sampler in good]
     advance([*good[:at], bad, *good[at:]], [*outputs[:at], wrong, *outputs[at:]])
-    assert bad.broken is not None
-    assert bad.broken.kind == "error"
-    assert "failed at step 1" in bad.broken.message
+    assert bad.failure is not None
+    assert bad.failure.kind == "error"
+    assert "failed at step 1" in bad.failure.message
     assert bad.step == 1
     assert bad.latents is latents
     now = state(bad)
     assert now.keys() == saved.keys()
     assert all(torch.equal(now[name], saved[name]) for name in now)
     for sampler in good:
-        assert sampler.broken is None
+        assert sampler.failure is None
         assert sampler.step == 2
 
 
 @pytest.mark.parametrize("name", [name for name in names("noise") if "kdpm2" not in name])
 def test_what_is_not_finite_stays_in_its_row(name: str) -> None:
-    expected = walk(begun(by_recurrence, "dpmpp_2m", shipped(), 5))[-1]
-    mine, ill = begun(by_recurrence, "dpmpp_2m", shipped(), 5), begun(by_recurrence, name, shipped(), 5, seed=1)
+    expected = walk(started_sampler(by_recurrence, "dpmpp_2m", shipped(), 5))[-1]
+    mine, ill = (
+        started_sampler(by_recurrence, "dpmpp_2m", shipped(), 5),
+        started_sampler(by_recurrence, name, shipped(), 5, seed=1),
+    )
     for _ in range(5):
         step(ill, mine, by=lambda seen, timestep: torch.sin(0.5 * seen + float(timestep) / 300) + 0.1 * seen)
         ill.latents = torch.full_like(ill.latents, torch.nan)
@@ -163,12 +172,15 @@ def test_what_is_not_finite_stays_in_its_row(name: str) -> None:
 
 @pytest.mark.parametrize("name", SOME)
 def test_noise_of_a_step_that_then_failed_is_not_lost(name: str) -> None:
-    expected = walk(begun(by_recurrence, name, shipped()))[-1]
-    unlucky, resumed = begun(by_recurrence, name, shipped()), begun(by_recurrence, name, shipped(), seed=5)
+    expected = walk(started_sampler(by_recurrence, name, shipped()))[-1]
+    unlucky, resumed = (
+        started_sampler(by_recurrence, name, shipped()),
+        started_sampler(by_recurrence, name, shipped(), seed=5),
+    )
     step(unlucky)
     step(unlucky)
     assert isinstance(unlucky, RecurrenceSampler)
-    unlucky.draw()  # as far as a step comes for which there is no memory
+    unlucky.draw_noise()  # as far as a step comes for which there is no memory
     resumed.restore(unlucky.save()(), torch.device("cpu"))
     assert torch.equal(walk(resumed)[-1], expected)
     assert torch.equal(walk(unlucky)[-1], expected)
@@ -176,23 +188,23 @@ def test_noise_of_a_step_that_then_failed_is_not_lost(name: str) -> None:
 
 @both
 def test_a_sampler_at_its_end_is_broken_by_another_step(make: Make) -> None:
-    done, other = begun(make, "ddim", shipped(), 2), begun(make, "ddim", shipped(), 4)
+    done, other = started_sampler(make, "ddim", shipped(), 2), started_sampler(make, "ddim", shipped(), 4)
     walk(done)
     last = done.latents
     advance([done, other], [torch.zeros_like(last), torch.zeros_like(last)])
-    assert isinstance(done.broken, TaskError)
+    assert isinstance(done.failure, TaskError)
     assert done.latents is last
-    assert (done.step, other.step, other.broken) == (2, 1, None)
+    assert (done.step, other.step, other.failure) == (2, 1, None)
 
 
 def test_every_sample_and_output_must_have_its_partner() -> None:
     with pytest.raises(ValueError, match="shorter"):
-        advance([begun(by_recurrence, "ddim", shipped())], [])
+        advance([started_sampler(by_recurrence, "ddim", shipped())], [])
 
 
 def test_noise_is_drawn_from_the_row_s_own_generator_alone() -> None:
     before = torch.get_rng_state()
-    batch = [begun(by_recurrence, name, shipped(), 4, seed) for seed, name in enumerate(SOME)]
+    batch = [started_sampler(by_recurrence, name, shipped(), 4, seed) for seed, name in enumerate(SOME)]
     while unfinished(batch):
         step(*unfinished(batch))
     assert torch.equal(torch.get_rng_state(), before)

@@ -10,7 +10,13 @@ import pytest
 import torch
 from diffusers.utils import BaseOutput
 
-from worker.engines.diffusion.generic.call_batching import Call, Contents, answers, described, groups
+from worker.engines.diffusion.generic.call_batching import (
+    DenoiserCall,
+    TensorContents,
+    describe_call,
+    group_calls,
+    run_calls,
+)
 
 
 @dataclass
@@ -47,16 +53,16 @@ class Lister(torch.nn.Module):
         return ([own + time + text.sum() for own, time, text in zip(x, t, cap_feats, strict=True)], {})
 
 
-def call(module: torch.nn.Module, *args: Any, **kwargs: Any) -> Call:
-    return described(module, args, kwargs, Contents())
+def call(module: torch.nn.Module, *args: Any, **kwargs: Any) -> DenoiserCall:
+    return describe_call(module, args, kwargs, TensorContents())
 
 
 def rows(number: float, count: int = 2) -> torch.Tensor:
     return torch.full((count, 3, 2), float(number)) + torch.arange(count).reshape(-1, 1, 1) / 10
 
 
-def sizes(calls: Sequence[Call]) -> list[int]:
-    return sorted(len(group) for group in groups(calls))
+def sizes(calls: Sequence[DenoiserCall]) -> list[int]:
+    return sorted(len(group) for group in group_calls(calls))
 
 
 TIMES = [
@@ -76,7 +82,7 @@ def test_numbers_of_any_form_share_a_pass_and_stay_each_rows_own(time: Any) -> N
     module = Denoiser()
     calls = [call(module, rows(1), time), call(module, rows(2, 1), torch.tensor(3.5)), call(module, rows(3), time)]
     assert sizes(calls) == [3]
-    one, two, three = (answer.sample for answer in answers(calls))
+    one, two, three = (answer.sample for answer in run_calls(calls))
     [seen] = module.seen
     assert seen["timestep"].tolist() == [7, 7, 3.5, 7, 7]
     torch.testing.assert_close(one, rows(1) + 7)
@@ -87,7 +93,7 @@ def test_numbers_of_any_form_share_a_pass_and_stay_each_rows_own(time: Any) -> N
 def test_a_call_without_company_is_made_as_it_came() -> None:
     module = Denoiser()
     sample, time = rows(1), torch.tensor(5)
-    [answer] = answers([call(module, sample, time, img_ids=None)])
+    [answer] = run_calls([call(module, sample, time, img_ids=None)])
     assert module.seen[0]["sample"] is sample
     assert module.seen[0]["timestep"] is time
     torch.testing.assert_close(answer.sample, sample + 5)
@@ -96,7 +102,7 @@ def test_a_call_without_company_is_made_as_it_came() -> None:
 def test_tuples_lists_and_nothing_are_dealt_out_in_their_form() -> None:
     module = Denoiser()
     calls = [call(module, rows(1, 1), 0, return_dict=False), call(module, rows(2, 3), 1, return_dict=False)]
-    for dealt, expected in zip(answers(calls), (rows(1, 1), rows(2, 3) + 1), strict=True):
+    for dealt, expected in zip(run_calls(calls), (rows(1, 1), rows(2, 3) + 1), strict=True):
         first, [twice, summed], nothing = dealt
         torch.testing.assert_close(first, expected)
         torch.testing.assert_close(twice, expected * 2)
@@ -109,7 +115,7 @@ def test_trees_of_tensors_are_joined_leaf_by_leaf_even_where_they_are_as_many_as
     trees = [{"a": [rows(n), rows(n + 1)], "b": (rows(n), None)} for n in (1, 5)]
     calls = [call(module, rows(0), 1, context=tree) for tree in trees]
     assert sizes(calls) == [2]
-    answers(calls)
+    run_calls(calls)
     joined = module.seen[0]["context"]
     torch.testing.assert_close(joined["a"][1], torch.cat([rows(2), rows(6)]))
     torch.testing.assert_close(joined["b"][0], torch.cat([rows(1), rows(5)]))
@@ -152,17 +158,17 @@ def test_what_has_no_batch_dimension_is_given_once(shared: torch.Tensor) -> None
     module = Denoiser()
     calls = [call(module, rows(n, 4), n, img_ids=shared.clone()) for n in range(3)]
     assert sizes(calls) == [3]
-    answers(calls)
+    run_calls(calls)
     assert torch.equal(module.seen[0]["img_ids"], shared)
 
 
 def test_a_tensor_that_comes_again_is_not_looked_at_again() -> None:
-    contents = Contents()
+    contents = TensorContents()
     tensor = torch.zeros(3)
-    first = contents.of("img_ids", 0, tensor)
+    first = contents.fingerprint("img_ids", 0, tensor)
     tensor += 1
-    assert contents.of("img_ids", 0, tensor) == first
-    assert contents.of("img_ids", 0, tensor.clone()) != first
+    assert contents.fingerprint("img_ids", 0, tensor) == first
+    assert contents.fingerprint("img_ids", 0, tensor.clone()) != first
 
 
 def test_lists_of_pictures_are_chained_and_cut() -> None:
@@ -172,7 +178,7 @@ def test_lists_of_pictures_are_chained_and_cut() -> None:
     calls = [call(module, *one), call(module, *other)]
     assert sizes(calls) == [2]
     alone = [module(*given)[0] for given in (one, other)]
-    for (dealt, empty), expected in zip(answers(calls), alone, strict=True):
+    for (dealt, empty), expected in zip(run_calls(calls), alone, strict=True):
         assert empty == {}
         assert len(dealt) == len(expected)
         for mine, its in zip(dealt, expected, strict=True):

@@ -16,19 +16,19 @@ from tests.support.samplers import (
     SHAPE,
     SOME,
     Make,
-    begun,
     both,
     by_recurrence,
     by_scheduler,
     random,
     shipped,
+    started_sampler,
     step,
     walk,
 )
 from worker.engine import TaskError
-from worker.engines.diffusion.sampling import Sampler, Schedule
-from worker.engines.diffusion.sampling.plan import plan_for
-from worker.engines.diffusion.sampling.state_codec import packed, unpacked
+from worker.engines.diffusion.sampling import Sampler, SchedulerSetup
+from worker.engines.diffusion.sampling.plan import get_plan
+from worker.engines.diffusion.sampling.state_codec import pack_state, unpack_state
 
 # diffusers' KDPM2 schedulers hand a tensor to numpy.
 pytestmark = pytest.mark.filterwarnings("ignore:__array_wrap__ must accept:DeprecationWarning")
@@ -38,7 +38,7 @@ CPU = torch.device("cpu")
 
 def restored(make: Make, name: str, like: Any, blob: bytes, **schedule: Any) -> Sampler:
     """In a sampler that began with another seed."""
-    sampler = begun(make, name, like, seed=77, **schedule)
+    sampler = started_sampler(make, name, like, seed=77, **schedule)
     sampler.restore(blob, CPU)
     return sampler
 
@@ -59,13 +59,13 @@ def test_a_sampler_goes_on_from_every_step_as_if_nothing_had_happened(name: str,
     ids=lambda like: type(like).__name__,
 )
 def test_so_does_one_that_is_no_recurrence(like: Any) -> None:
-    assert plan_for("default", like, Schedule(8)).recurrence is None
+    assert get_plan("default", like, SchedulerSetup(8)).recurrence is None
     resumes_at_every_step("default", like, by_scheduler)
 
 
 def resumes_at_every_step(name: str, like: Any, make: Make) -> None:
-    expected = walk(begun(make, name, like))[-1]
-    sampler = begun(make, name, like)
+    expected = walk(started_sampler(make, name, like))[-1]
+    sampler = started_sampler(make, name, like)
     while sampler.step < sampler.steps:
         saved = sampler.save()
         at = sampler.step
@@ -83,8 +83,8 @@ def resumes_at_every_step(name: str, like: Any, make: Make) -> None:
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_checkpoints_in_half_precision(name: str, dtype: torch.dtype, make: Make) -> None:
     def half(seed: int) -> Sampler:
-        sampler = make(name, shipped(), Schedule(6, 0.7), torch.Generator().manual_seed(seed))
-        sampler.begin(random(seed, dtype=dtype), random(1, dtype=dtype))
+        sampler = make(name, shipped(), SchedulerSetup(6, 0.7), torch.Generator().manual_seed(seed))
+        sampler.start(random(seed, dtype=dtype), random(1, dtype=dtype))
         return sampler
 
     expected = walk(half(5))
@@ -98,7 +98,7 @@ def test_checkpoints_in_half_precision(name: str, dtype: torch.dtype, make: Make
 
 @pytest.mark.parametrize("name", ["ddim", "euler_ancestral"])
 def test_a_sampler_without_memory_saves_little_more_than_its_latents(name: str) -> None:
-    sampler = begun(by_recurrence, name, shipped())
+    sampler = started_sampler(by_recurrence, name, shipped())
     step(sampler)
     assert len(sampler.save()()) < sampler.latents.numel() * 4 + 5056 + 1000
 
@@ -112,7 +112,7 @@ def damaged(blob: bytes, edit: tuple[int, int, bytes]) -> bytes:
 @given(blob=st.binary(max_size=300))
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_bytes_that_are_no_checkpoint_are_refused(make: Make, blob: bytes) -> None:
-    sampler = begun(make, "dpmpp_2m", shipped())
+    sampler = started_sampler(make, "dpmpp_2m", shipped())
     before = sampler.latents
     with pytest.raises(TaskError) as refused:
         sampler.restore(blob, CPU)
@@ -125,14 +125,14 @@ def test_bytes_that_are_no_checkpoint_are_refused(make: Make, blob: bytes) -> No
 @given(data=st.data())
 @settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_a_damaged_checkpoint_is_refused_or_harmless(make: Make, data: st.DataObject) -> None:
-    sampler = begun(make, "unipc", shipped())
+    sampler = started_sampler(make, "unipc", shipped())
     for _ in range(4):
         step(sampler)
     blob = sampler.save()()
     edits = st.tuples(st.integers(0, len(blob)) | st.integers(0, 900), st.integers(0, 40), st.binary(max_size=40))
     for edit in data.draw(st.lists(edits, min_size=1, max_size=3)):
         blob = damaged(blob, edit)
-    resumed = begun(make, "unipc", shipped(), seed=9)
+    resumed = started_sampler(make, "unipc", shipped(), seed=9)
     with contextlib.suppress(TaskError):
         resumed.restore(blob, CPU)
         assert resumed.step == 4
@@ -152,18 +152,18 @@ def test_a_damaged_checkpoint_is_refused_or_harmless(make: Make, data: st.DataOb
 def test_a_checkpoint_of_other_settings_is_refused(
     name: str, like: Any, steps: int, strength: float, make: Make
 ) -> None:
-    blob = begun(make, name, like, steps, strength=strength).save()()
+    blob = started_sampler(make, name, like, steps, strength=strength).save()()
     with pytest.raises(TaskError, match="another scheduler or with other settings"):
         restored(make, "dpmpp_2m", shipped(), blob)
 
 
 @both
 def test_a_checkpoint_of_another_size_or_kind_is_refused(make: Make) -> None:
-    sampler = begun(make, "dpmpp_2m", shipped())
+    sampler = started_sampler(make, "dpmpp_2m", shipped())
     step(sampler)
     blob = sampler.save()()
-    other = make("dpmpp_2m", shipped(), Schedule(8), torch.Generator())
-    other.begin(random(1, (1, 4, 8, 8)))
+    other = make("dpmpp_2m", shipped(), SchedulerSetup(8), torch.Generator())
+    other.start(random(1, (1, 4, 8, 8)))
     with pytest.raises(TaskError, match=r"'latents' is \[1, 4, 4, 6\]"):
         other.restore(blob, CPU)
     with pytest.raises(TaskError, match="other tensors than this sampler has"):
@@ -184,18 +184,18 @@ def test_a_checkpoint_of_another_size_or_kind_is_refused(make: Make) -> None:
     ],
 )
 def test_every_tensor_of_a_checkpoint_is_as_expected(change: dict[str, torch.Tensor | None], words: str) -> None:
-    sampler = begun(by_recurrence, "dpmpp_2m", shipped())
+    sampler = started_sampler(by_recurrence, "dpmpp_2m", shipped())
     step(sampler)
-    tensors, about = unpacked(sampler.save()())
+    tensors, about = unpack_state(sampler.save()())
     changed = {name: tensor for name, tensor in (tensors | change).items() if tensor is not None}
-    assert restored(by_recurrence, "dpmpp_2m", shipped(), packed(tensors, about)).step == 1
+    assert restored(by_recurrence, "dpmpp_2m", shipped(), pack_state(tensors, about)).step == 1
     with pytest.raises(TaskError, match=words):
-        restored(by_recurrence, "dpmpp_2m", shipped(), packed(changed, about))
+        restored(by_recurrence, "dpmpp_2m", shipped(), pack_state(changed, about))
 
 
 @pytest.mark.parametrize("said", ["-1", "9", "1e0", "", "٣", "1" * 5000])
 def test_the_step_of_a_checkpoint_is_a_step(said: str) -> None:
-    sampler = begun(by_recurrence, "ddim", shipped())
-    tensors, about = unpacked(sampler.save()())
+    sampler = started_sampler(by_recurrence, "ddim", shipped())
+    tensors, about = unpack_state(sampler.save()())
     with pytest.raises(TaskError, match="it is at step"):
-        restored(by_recurrence, "ddim", shipped(), packed(tensors, about | {"step": said}))
+        restored(by_recurrence, "ddim", shipped(), pack_state(tensors, about | {"step": said}))

@@ -9,10 +9,10 @@ from hypothesis import strategies as st
 
 from configs.settings import Model
 from tests.support.tiny_diffusion import admitted, engine_of, pipeline, request
-from worker.engines.diffusion.cuda_graphs import bucket, forward_of
+from worker.engines.diffusion.cuda_graphs import make_forward_pass, padded_size
 from worker.engines.diffusion.engine import DiffusionEngine
 from worker.engines.diffusion.families.base import Conditions
-from worker.engines.diffusion.forward import Forward
+from worker.engines.diffusion.forward import ForwardPass
 
 
 @pytest.fixture(scope="module")
@@ -24,12 +24,12 @@ def sd_engine(tmp_path_factory: pytest.TempPathFactory) -> DiffusionEngine:
 
 @given(st.integers(1, 5000))
 def test_a_bucket_holds_its_passes_and_wastes_less_than_half(passes: int) -> None:
-    assert passes <= bucket(passes) < 2 * passes or passes == 1
-    assert bucket(bucket(passes)) == bucket(passes)
+    assert passes <= padded_size(passes) < 2 * passes or passes == 1
+    assert padded_size(padded_size(passes)) == padded_size(passes)
 
 
 def test_there_are_few_buckets() -> None:
-    assert len({bucket(passes) for passes in range(1, 65)}) == 10
+    assert len({padded_size(passes) for passes in range(1, 65)}) == 10
 
 
 @pytest.mark.parametrize("guidance", [[3.0, 1.0, 7.5], [1.0, 1.0, 1.0], [3.0, 3.0, 3.0, 3.0, 3.0]])
@@ -44,13 +44,13 @@ def test_padding_changes_no_output(sd_engine: DiffusionEngine, guidance: list[fl
         return family.denoise(samples, timesteps, conditions)
 
     with torch.inference_mode():
-        plain, padded = Forward(watched)(rows), Forward(watched, bucket)(rows)
+        plain, padded = ForwardPass(watched)(rows), ForwardPass(watched, padded_size)(rows)
     passes = sum(row.passes for row in rows)
-    assert seen == [passes, bucket(passes)]
+    assert seen == [passes, padded_size(passes)]
     for one, other in zip(plain, padded, strict=True):
         assert torch.allclose(one, other, atol=1e-5)
 
 
 def test_without_a_gpu_nothing_is_padded(sd_engine: DiffusionEngine) -> None:
-    forward = forward_of(sd_engine._family, Model(compile="full"), torch.device("cpu"), lambda: False)
-    assert forward._padded is None
+    forward = make_forward_pass(sd_engine._family, Model(compile="full"), torch.device("cpu"), lambda: False)
+    assert forward._pad_to is None

@@ -21,7 +21,7 @@ from tests.support.tiny_diffusion import SIZE, admitted, engine_of, finish, pipe
 from wire.messages import ImageInputs, Lora
 from worker.engine import Checkpoint, DeviceLost, OutOfMemory, TaskError, Wanted
 from worker.engines.diffusion.engine import DiffusionEngine
-from worker.engines.diffusion.row import DiffusionRow, Kept
+from worker.engines.diffusion.row import DiffusionRow, MaskState
 
 # diffusers' KDPM2 schedulers hand a tensor to numpy.
 pytestmark = pytest.mark.filterwarnings("ignore:__array_wrap__ must accept:DeprecationWarning")
@@ -122,8 +122,10 @@ def test_a_row_that_breaks_takes_no_other_along(engine: DiffusionEngine) -> None
     asked = request(scheduler="euler"), request(mode="inpaint"), request(scheduler="euler")
     healthy, sick, expected = admitted(engine, *asked)
     engine.step([healthy, sick])
-    assert sick.kept is not None
-    sick.kept = Kept(sick.kept.image, sick.kept.noise, sick.kept.mask[..., :3])  # fits no latents
+    assert sick.mask_state is not None
+    sick.mask_state = MaskState(
+        sick.mask_state.image, sick.mask_state.noise, sick.mask_state.mask[..., :3]
+    )  # fits no latents
     engine.step([healthy, sick])
     assert healthy.step == 2
     with pytest.raises(TaskError, match="masked picture could not be kept"):
@@ -212,22 +214,24 @@ def test_a_picture_is_of_the_moment_it_was_asked_for(engine: DiffusionEngine) ->
 def test_a_preview_shows_where_the_picture_is_going(engine: DiffusionEngine, scheduler: str) -> None:
     [row] = admitted(engine, request(scheduler=scheduler))
     engine.step([row])
-    assert not torch.equal(row.picture(), row.latents)
+    assert not torch.equal(row.latents_to_decode(), row.latents)
     finish(engine, row)
-    assert row.picture() is row.latents
+    assert row.latents_to_decode() is row.latents
 
 
 def test_what_a_mask_protects_is_clean_in_previews_and_untouched_in_the_end(engine: DiffusionEngine) -> None:
     [row] = admitted(engine, request(mode="inpaint"))
-    assert row.kept is not None
-    protected = row.kept.mask.expand_as(row.latents) == 0
+    assert row.mask_state is not None
+    protected = row.mask_state.mask.expand_as(row.latents) == 0
     assert protected.any()
     assert not protected.all()
     engine.step([row])
-    assert torch.equal(row.picture()[protected], row.kept.image[protected])
-    assert not torch.equal(row.latents[protected], row.kept.image[protected]), "the latents are as noisy as the rest"
+    assert torch.equal(row.latents_to_decode()[protected], row.mask_state.image[protected])
+    assert not torch.equal(row.latents[protected], row.mask_state.image[protected]), (
+        "the latents are as noisy as the rest"
+    )
     finish(engine, row)
-    assert torch.equal(row.latents[protected], row.kept.image[protected])
+    assert torch.equal(row.latents[protected], row.mask_state.image[protected])
 
 
 @pytest.mark.parametrize(("output_format", "pillow"), [("png", "PNG"), ("jpeg", "JPEG"), ("webp", "WEBP")])

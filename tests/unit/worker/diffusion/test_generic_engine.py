@@ -1,4 +1,4 @@
-"""The rendezvous engine where things go wrong, and what its rows promise to the step loop."""
+"""The generic engine where things go wrong, and what its rows promise to the step loop."""
 
 from __future__ import annotations
 
@@ -37,10 +37,10 @@ from tests.support.tiny_pipelines import (
 )
 from wire.messages import ImageInputs, Lora
 from worker.engine import Checkpoint, DeviceLost, OutOfMemory, TaskError, UnsupportedModel, Wanted
-from worker.engines.diffusion.generic.engine import RendezvousEngine
-from worker.engines.diffusion.generic.row import RendezvousRow
+from worker.engines.diffusion.generic.engine import GenericEngine
+from worker.engines.diffusion.generic.row import GenericRow
 
-Engines = Callable[[str], RendezvousEngine]
+Engines = Callable[[str], GenericEngine]
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +49,7 @@ def engines(tmp_path_factory: pytest.TempPathFactory) -> Engines:
 
 
 @pytest.fixture
-def engine(engines: Engines) -> RendezvousEngine:
+def engine(engines: Engines) -> GenericEngine:
     return engines("text")
 
 
@@ -76,13 +76,13 @@ def failing(module: torch.nn.Module, error: Exception) -> Iterator[None]:
         handle.remove()
 
 
-def part(engine: RendezvousEngine, name: str) -> torch.nn.Module:
+def part(engine: GenericEngine, name: str) -> torch.nn.Module:
     found = getattr(engine._pipeline, name)
     assert isinstance(found, torch.nn.Module)
     return found
 
 
-def refusal(engine: RendezvousEngine, inputs: ImageInputs, *sources: bytes) -> TaskError:
+def refusal(engine: GenericEngine, inputs: ImageInputs, *sources: bytes) -> TaskError:
     [refused] = engine.admit([Wanted(inputs, sources)])
     assert isinstance(refused, TaskError)
     assert threads(0)
@@ -105,7 +105,7 @@ def test_a_forward_pass_that_raises_moves_no_row(engines: Engines, kind: str, br
             with pytest.raises(RuntimeError, match="not now"):
                 engine.step(group)
     assert [row.step for row in rows] == [2, 2, 2]
-    assert all(row.broken is None for row in rows)
+    assert all(row.failure is None for row in rows)
     finish(engine, *rows)
     finish(engine, *untouched)
     for row, expected in zip(rows, untouched, strict=True):
@@ -120,7 +120,7 @@ DEVICE = [
 
 @pytest.mark.parametrize(("error", "told"), DEVICE, ids=lambda value: str(value)[:12])
 def test_a_device_that_is_full_or_gone_is_told_as_such(
-    engine: RendezvousEngine, error: Exception, told: type[Exception]
+    engine: GenericEngine, error: Exception, told: type[Exception]
 ) -> None:
     rows = admitted(engine, request(), request(seed=2))
     with failing(part(engine, "unet"), error), pytest.raises(told):
@@ -131,7 +131,7 @@ def test_a_device_that_is_full_or_gone_is_told_as_such(
     assert threads(0)
 
 
-def test_whoever_was_admitted_before_the_device_was_full_is_let_go(engine: RendezvousEngine) -> None:
+def test_whoever_was_admitted_before_the_device_was_full_is_let_go(engine: GenericEngine) -> None:
     seen = []
 
     def second(*given: Any) -> None:
@@ -148,7 +148,7 @@ def test_whoever_was_admitted_before_the_device_was_full_is_let_go(engine: Rende
     assert threads(0)
 
 
-def test_a_pipeline_that_breaks_between_two_calls_takes_no_other_row_along(engine: RendezvousEngine) -> None:
+def test_a_pipeline_that_breaks_between_two_calls_takes_no_other_row_along(engine: GenericEngine) -> None:
     healthy, sick, expected = admitted(engine, request(), request(seed=2), request())
     engine.step([healthy, sick])
     [scheduler] = sick._progress._schedulers
@@ -166,7 +166,7 @@ def test_a_pipeline_that_breaks_between_two_calls_takes_no_other_row_along(engin
     assert threads(0)
 
 
-def test_a_picture_that_is_not_finite_is_an_error_that_says_so(engine: RendezvousEngine) -> None:
+def test_a_picture_that_is_not_finite_is_an_error_that_says_so(engine: GenericEngine) -> None:
     decoder = engine._pipeline.vae.decoder
     [row] = admitted(engine, request())
     handle = decoder.register_forward_hook(lambda module, given, output: output * float("nan"))
@@ -179,7 +179,7 @@ def test_a_picture_that_is_not_finite_is_an_error_that_says_so(engine: Rendezvou
     assert caught.value.kind == "error"
 
 
-def test_a_decoder_that_fails_fails_its_picture_alone(engine: RendezvousEngine) -> None:
+def test_a_decoder_that_fails_fails_its_picture_alone(engine: GenericEngine) -> None:
     rows = admitted(engine, request(), request(steps=7))
     with failing(engine._pipeline.vae.decoder, RuntimeError("no room")):
         while rows[0].step < rows[0].steps:
@@ -266,7 +266,7 @@ def test_rows_of_every_setting_share_each_forward_pass(engines: Engines, kind: s
     assert sizes == [5, 3, 5], "one forward pass for each step, whatever step a row is at"
 
 
-def test_a_picture_is_there_at_the_end_only_and_as_often_as_one_likes(engine: RendezvousEngine) -> None:
+def test_a_picture_is_there_at_the_end_only_and_as_often_as_one_likes(engine: GenericEngine) -> None:
     [row] = admitted(engine, request(output_format="webp", width=40))
     engine.step([row])
     with pytest.raises(TaskError, match="no picture before the last step"):
@@ -278,7 +278,7 @@ def test_a_picture_is_there_at_the_end_only_and_as_often_as_one_likes(engine: Re
     assert (picture.format, picture.size, picture.mode) == ("WEBP", (40, SIZE), "RGB")
 
 
-def test_the_picture_is_made_beside_the_steps_of_others(engine: RendezvousEngine) -> None:
+def test_the_picture_is_made_beside_the_steps_of_others(engine: GenericEngine) -> None:
     go = threading.Event()
     decoder = engine._pipeline.vae.decoder
     first, other = admitted(engine, request(steps=2), request(steps=6))
@@ -288,7 +288,7 @@ def test_the_picture_is_made_beside_the_steps_of_others(engine: RendezvousEngine
         for _ in range(3):
             engine.step([other])
         assert threads(2)
-        assert first.run.rendering
+        assert first.thread.is_rendering
     finally:
         go.set()
         handle.remove()
@@ -306,7 +306,7 @@ def test_pictures_made_at_one_time_leave_the_autoencoder_in_its_precision(tmp_pa
     assert {parameter.dtype for parameter in part(engine, "vae").parameters()} == {torch.float32}
 
 
-def test_no_state_is_given_away_and_none_is_taken(engine: RendezvousEngine) -> None:
+def test_no_state_is_given_away_and_none_is_taken(engine: GenericEngine) -> None:
     [row] = admitted(engine, request())
     assert engine.save(row) is None
     engine.release(row)
@@ -361,7 +361,7 @@ def test_what_it_can_draw_from_was_tried(engines: Engines) -> None:
     about = engines("control").about()
     assert (about.pipeline, about.batching, about.dtype) == (
         "StableDiffusionControlNetPipeline",
-        "rendezvous",
+        "generic",
         "float32",
     )
     assert (about.checkpoints, about.loras, about.reproducible) == (False, False, True)
@@ -394,7 +394,7 @@ def test_a_refusal_says_why_and_touches_no_other(engines: Engines, kind: str, in
     assert isinstance(refused, TaskError)
     assert refused.kind == "invalid"
     assert text in refused.message
-    assert isinstance(other, RendezvousRow)
+    assert isinstance(other, GenericRow)
     for own in (row, other):
         engine.release(own)
     assert threads(0)
@@ -454,7 +454,7 @@ def test_a_denoiser_that_reads_across_its_batch_gets_one_request_at_a_time(tmp_p
     engine = engine_of(model_of("text", tmp_path))
     unet: Any = part(engine, "unet")
     unet.conv_out = Ranked(unet.conv_out)
-    engine._try_out()
+    engine._probe()
     alone, first, second = admitted(engine, *(request(seed=n) for n in (2, 1, 2)))
     finish(engine, alone)
     finish(engine, first, second)
@@ -500,12 +500,12 @@ def test_what_the_safety_checker_objects_to_is_flagged_or_refused(checked: Path,
 class AnyOrder(RuleBasedStateMachine):
     """Rows come, move in any company, fail together and leave; each that ends has the picture that it has alone."""
 
-    engine: RendezvousEngine
+    engine: GenericEngine
     alone: ClassVar[dict[tuple[int, int], bytes]] = {}
 
     @initialize()
     def begin(self) -> None:
-        self.rows: list[RendezvousRow] = []
+        self.rows: list[GenericRow] = []
 
     @rule(seed=st.integers(0, 2), steps=st.integers(1, 4))
     def join(self, seed: int, steps: int) -> None:

@@ -18,7 +18,7 @@ from tests.support.tiny_loras import CPU, DENOISER, ENCODER, parts_of, rewrite, 
 from wire.messages import ImageInputs, Lora
 from worker.engine import Checkpoint, TaskError
 from worker.engines.diffusion.engine import DiffusionEngine
-from worker.engines.diffusion.lora.loader import Adapters
+from worker.engines.diffusion.lora.loader import LoraLoader
 from worker.engines.diffusion.row import DiffusionRow
 
 # It says so whenever a second adapter is loaded into a pipeline, which the ones compared with here do.
@@ -72,9 +72,9 @@ def drawn(engine: DiffusionEngine, *asked: ImageInputs) -> list[torch.Tensor]:
 def by_pipeline(made: Any, folder: Path, inputs: ImageInputs) -> torch.Tensor:
     """What the pipeline makes of this request alone, with its adapters loaded as diffusers documents it."""
     named = {lora.name.replace(".", "_"): lora for lora in inputs.loras}
-    loaded = {inside for part in made.get_list_adapters().values() for inside in part}
-    for inside in named.keys() - loaded:
-        made.load_lora_weights(folder, weight_name=f"{named[inside].name}.safetensors", adapter_name=inside)
+    loaded = {adapter_name for part in made.get_list_adapters().values() for adapter_name in part}
+    for adapter_name in named.keys() - loaded:
+        made.load_lora_weights(folder, weight_name=f"{named[adapter_name].name}.safetensors", adapter_name=adapter_name)
     if named:
         made.enable_lora()
         made.set_adapters(list(named), [lora.scale for lora in named.values()])
@@ -100,7 +100,7 @@ def close(ours: torch.Tensor, theirs: torch.Tensor) -> bool:
 
 def held(engine: DiffusionEngine) -> str:
     """Adapters in memory: `2 of 3 in use`."""
-    return repr(engine._adapters).partition("<Shelf ")[2].partition(",")[0]
+    return repr(engine._loras).partition("<RefCountedLru ")[2].partition(",")[0]
 
 
 # ---- what is drawn
@@ -151,11 +151,11 @@ def test_how_a_request_lists_its_adapters_makes_no_difference(engine: DiffusionE
 
 def test_only_adapters_of_text_encoders_have_texts_encoded_anew(engine: DiffusionEngine) -> None:
     drawn(engine, request())
-    plain = len(engine._texts)
+    plain = len(engine._prompt_cache)
     drawn(engine, request(loras=(Lora("ink"),)))
-    assert len(engine._texts) == plain
+    assert len(engine._prompt_cache) == plain
     drawn(engine, request(loras=(Lora("wet.v1"),)), request(loras=(Lora("wet.v1", 0.5),)))
-    assert len(engine._texts) == 3 * plain
+    assert len(engine._prompt_cache) == 3 * plain
 
 
 def test_files_of_other_trainers_draw_as_in_the_pipeline(checkpoint: Path, loras: Path) -> None:
@@ -205,7 +205,7 @@ def test_no_more_stay_in_memory_than_are_configured_or_in_use(checkpoint: Path, 
     assert held(engine) == "0 of 1 in use"
     made = engine._family.pipeline
     assert sum(map(len, made.get_list_adapters().values())) == 2  # of its two parts
-    engine._adapters.use(())
+    engine._loras.activate(())
     assert unchanged(before, parts_of(engine._family.pipeline))
 
 
@@ -265,13 +265,13 @@ def test_a_replaced_file_is_for_those_who_come_after(
 
 def test_it_says_whether_the_model_is_itself(loras: Path) -> None:
     made = pipeline()
-    adapters = Adapters(made, loras, 2, CPU)
+    adapters = LoraLoader(made, loras, 2, CPU)
     plain = seen(made)
     said = []
     for name in ("ink", "wet.v1"):
-        for adapted in (adapters.acquire([Lora(name)]), ()):
-            adapters.use(adapted)
-            said.append((adapters.active, torch.equal(seen(made), plain)))
+        for lora_scales in (adapters.acquire([Lora(name)]), ()):
+            adapters.activate(lora_scales)
+            said.append((adapters.is_active, torch.equal(seen(made), plain)))
     assert said == [(True, False), (False, True)] * 2
 
 

@@ -14,10 +14,10 @@ from tests.support.tiny_diffusion import flux, pipeline, sd3, sdxl
 from tests.support.tiny_loras import CPU, ENCODER, parts_of, rewrite, save_lora, save_two, seen, unchanged
 from wire.messages import Lora
 from worker.engine import TaskError
-from worker.engines.diffusion.lora.loader import Adapters
+from worker.engines.diffusion.lora.loader import LoraLoader
 
 
-def refused(adapters: Adapters, *loras: Lora) -> str:
+def refused(adapters: LoraLoader, *loras: Lora) -> str:
     with pytest.raises(TaskError) as refusal:
         adapters.acquire(loras)
     assert refusal.value.kind == "invalid"
@@ -105,17 +105,17 @@ class Served:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.made = pipeline()
-        self.adapters = Adapters(self.made, folder, 3, CPU)
+        self.adapters = LoraLoader(self.made, folder, 3, CPU)
         self.before, self.plain = parts_of(self.made), seen(self.made)
         self.ink = self.adapters.acquire([Lora("ink")])
-        self.adapters.use(self.ink)
+        self.adapters.activate(self.ink)
         self.inked = seen(self.made)
 
     def check(self) -> None:
-        assert repr(self.adapters).endswith("<Shelf 1 of 1 in use, room for 3>>")
-        self.adapters.use(self.ink)
+        assert repr(self.adapters).endswith("<RefCountedLru 1 of 1 in use, capacity 3>>")
+        self.adapters.activate(self.ink)
         assert torch.equal(seen(self.made), self.inked)
-        self.adapters.use(())
+        self.adapters.activate(())
         assert torch.equal(seen(self.made), self.plain)
         assert unchanged(self.before, parts_of(self.made))
 
@@ -145,7 +145,7 @@ def loras(served: Served, tmp_path: Path) -> Path:
 def test_a_bad_file_is_refused_and_leaves_no_trace(case: str, served: Served, folder: Path) -> None:
     make, why = REFUSALS[case]
     make(folder)
-    served.adapters.use(served.ink)
+    served.adapters.activate(served.ink)
     message = refused(served.adapters, Lora("ink"), Lora("bad"))
     assert "'bad'" in message
     assert why in message
@@ -172,7 +172,7 @@ def test_an_adapter_that_changes_the_model_itself_is_refused(
     made = flux()
     before = {key: value.clone() for key, value in made.transformer.state_dict().items()}
     rewrite(save_lora(tmp_path, "control", flux, parts={"transformer": layers}), weights=change)
-    assert "cannot be used with this model" in refused(Adapters(made, tmp_path, 1, CPU), Lora("control"))
+    assert "cannot be used with this model" in refused(LoraLoader(made, tmp_path, 1, CPU), Lora("control"))
     after = made.transformer.state_dict()
     assert before.keys() == after.keys()
     assert all(torch.equal(value, after[key]) for key, value in before.items())
@@ -186,19 +186,19 @@ def test_no_name_leads_out_of_the_folder(name: str, served: Served, loras: Path)
     for place in (loras.parent / "outside", loras / "sub" / "ink", loras / ".ink"):
         shutil.copy(loras / "ink.safetensors", f"{place}.safetensors")
     (loras / "link.safetensors").symlink_to(loras.parent / "outside.safetensors")
-    assert "no adapter" in refused(Adapters(served.made, loras, 1, CPU), Lora(name))
+    assert "no adapter" in refused(LoraLoader(served.made, loras, 1, CPU), Lora(name))
 
 
 def test_a_link_within_the_folder_is_followed_but_only_to_safetensors(loras: Path) -> None:
     (loras / "again.safetensors").symlink_to("ink.safetensors")
     (loras / "ink.bin").write_bytes((loras / "ink.safetensors").read_bytes())
     (loras / "pickled.safetensors").symlink_to("ink.bin")
-    adapters = Adapters(pipeline(), loras, 1, CPU)
+    adapters = LoraLoader(pipeline(), loras, 1, CPU)
     assert len(adapters.acquire([Lora("again")])) == 1
     assert "no adapter" in refused(adapters, Lora("pickled"))
 
 
 def test_an_adapter_named_twice_is_refused(loras: Path) -> None:
-    adapters = Adapters(pipeline(), loras, 1, CPU)
+    adapters = LoraLoader(pipeline(), loras, 1, CPU)
     assert "twice" in refused(adapters, Lora("ink"), Lora("ink", 0.5))
     assert "0 of 1 in use" in repr(adapters)

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from worker.engine import DeviceLost, OutOfMemory, TaskError
-from worker.engines.diffusion.generic.pipeline_thread import Run
+from worker.engines.diffusion.generic.pipeline_thread import PipelineThread
 
 CPU = torch.device("cpu")
 
@@ -27,43 +27,43 @@ MODULE = Doubler()
 @pytest.fixture(autouse=True)
 def no_thread_is_left() -> Iterator[None]:
     yield
-    left = [thread for thread in threading.enumerate() if thread.name == "request"]
-    for thread in left:
-        thread.join(10)
-    assert not [thread for thread in left if thread.is_alive()]
+    left = [other_thread for other_thread in threading.enumerate() if other_thread.name == "request"]
+    for other_thread in left:
+        other_thread.join(10)
+    assert not [other_thread for other_thread in left if other_thread.is_alive()]
 
 
-def asking(run: Run[float], times: int) -> Callable[[], float]:
+def asking(thread: PipelineThread[float], times: int) -> Callable[[], float]:
     def work() -> float:
         value = torch.ones(1, 1)
         for _ in range(times):
-            value = run.ask(MODULE, value)
+            value = thread.call_denoiser(MODULE, value)
         return float(value)
 
     return work
 
 
-def answer(run: Run[Any]) -> None:
-    assert run.parked is not None
-    run.resume(run.parked.run())
+def answer(thread: PipelineThread[Any]) -> None:
+    assert thread.pending_call is not None
+    thread.resume(thread.pending_call.forward())
 
 
 @pytest.mark.parametrize("times", [0, 1, 5])
 def test_a_run_stops_at_every_call_and_ends_with_its_result(times: int) -> None:
-    run: Run[float] = Run(CPU)
-    run.start(asking(run, times))
+    thread: PipelineThread[float] = PipelineThread(CPU)
+    thread.start(asking(thread, times))
     for _ in range(times):
-        assert not run.done
-        answer(run)
-    assert run.done
-    assert run.parked is None
-    assert run.result() == 2**times
+        assert not thread.is_done
+        answer(thread)
+    assert thread.is_done
+    assert thread.pending_call is None
+    assert thread.result() == 2**times
 
 
 def test_what_it_computes_is_never_kept_for_gradients() -> None:
-    run: Run[bool] = Run(CPU)
-    run.start(lambda: torch.ones(1).is_inference() and not torch.is_grad_enabled())
-    assert run.result()
+    thread: PipelineThread[bool] = PipelineThread(CPU)
+    thread.start(lambda: torch.ones(1).is_inference() and not torch.is_grad_enabled())
+    assert thread.result()
 
 
 ERRORS = [
@@ -82,53 +82,53 @@ ERRORS = [
 def test_an_error_is_told_for_what_it_is(
     error: Exception, calls: int, told: type[Exception], kind: str | None, text: str
 ) -> None:
-    run: Run[None] = Run(CPU)
+    thread: PipelineThread[None] = PipelineThread(CPU)
 
     def work() -> None:
         for _ in range(calls):
-            run.ask(MODULE, torch.ones(1, 1))
+            thread.call_denoiser(MODULE, torch.ones(1, 1))
         raise error
 
-    run.start(work)
+    thread.start(work)
     for _ in range(calls):
-        answer(run)
-    assert run.done
-    assert type(run.failure) is told
-    assert getattr(run.failure, "kind", None) == kind
-    assert text in str(run.failure)
+        answer(thread)
+    assert thread.is_done
+    assert type(thread.failure) is told
+    assert getattr(thread.failure, "kind", None) == kind
+    assert text in str(thread.failure)
     with pytest.raises(told):
-        run.result()
+        thread.result()
 
 
 def test_a_pipeline_that_handles_every_exception_does_not_handle_its_end() -> None:
-    run: Run[None] = Run(CPU)
+    thread: PipelineThread[None] = PipelineThread(CPU)
     undone = []
 
     def work() -> None:
         try:
             while True:
                 with contextlib.suppress(Exception):
-                    run.ask(MODULE, torch.ones(1, 1))
+                    thread.call_denoiser(MODULE, torch.ones(1, 1))
         finally:
             undone.append(True)
-            run.ask(MODULE, torch.ones(1, 1))  # even so
+            thread.call_denoiser(MODULE, torch.ones(1, 1))  # even so
 
-    run.start(work)
-    answer(run)
-    run.cancel()
+    thread.start(work)
+    answer(thread)
+    thread.cancel()
     assert undone == [True]
     with pytest.raises(TaskError, match="cancelled"):
-        run.result()
+        thread.result()
 
 
 def test_cancelling_twice_or_at_the_end_changes_nothing() -> None:
-    run: Run[float] = Run(CPU)
-    run.start(asking(run, 1))
-    answer(run)
-    run.cancel()
-    run.cancel()
-    assert run.result() == 2
-    other: Run[float] = Run(CPU)
+    thread: PipelineThread[float] = PipelineThread(CPU)
+    thread.start(asking(thread, 1))
+    answer(thread)
+    thread.cancel()
+    thread.cancel()
+    assert thread.result() == 2
+    other: PipelineThread[float] = PipelineThread(CPU)
     other.start(asking(other, 1))
     other.cancel()
     other.cancel()
@@ -136,33 +136,33 @@ def test_cancelling_twice_or_at_the_end_changes_nothing() -> None:
 
 
 def test_a_picture_is_made_beside_the_loop_and_a_late_call_as_well() -> None:
-    run: Run[float] = Run(CPU)
+    thread: PipelineThread[float] = PipelineThread(CPU)
     go = threading.Event()
 
     def work() -> float:
-        value = run.ask(MODULE, torch.ones(1, 1))
-        run.leave_loop()
+        value = thread.call_denoiser(MODULE, torch.ones(1, 1))
+        thread.leave_step_loop()
         assert go.wait(30)
-        return float(run.ask(MODULE, value))
+        return float(thread.call_denoiser(MODULE, value))
 
-    run.start(work)
-    answer(run)
-    assert run.done
-    assert run.rendering
-    run.cancel()  # too late for that
+    thread.start(work)
+    answer(thread)
+    assert thread.is_done
+    assert thread.is_rendering
+    thread.cancel()  # too late for that
     go.set()
-    assert run.result() == 4
+    assert thread.result() == 4
 
 
 def test_a_pipeline_that_does_not_come_back_is_given_up() -> None:
-    run: Run[None] = Run(CPU, patience_s=0.05)
+    thread: PipelineThread[None] = PipelineThread(CPU, timeout_s=0.05)
     go = threading.Event()
 
     def work() -> None:
         assert go.wait(30)
-        run.ask(MODULE, torch.ones(1, 1))
+        thread.call_denoiser(MODULE, torch.ones(1, 1))
 
-    run.start(work)
-    assert isinstance(run.failure, TaskError)
-    assert "has not called its denoiser for 0.05 s" in str(run.failure)
+    thread.start(work)
+    assert isinstance(thread.failure, TaskError)
+    assert "has not called its denoiser for 0.05 s" in str(thread.failure)
     go.set()  # and when it does come, it is sent home

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from worker.engines.diffusion.families.prompt_cache import TextCache
+from worker.engines.diffusion.families.prompt_cache import PromptCache
 
 
 class Encoder:
@@ -24,7 +24,7 @@ class Encoder:
 
 def test_what_is_missing_is_encoded_in_one_batch_and_only_once() -> None:
     encode = Encoder()
-    cache = TextCache(encode, 10)
+    cache = PromptCache(encode, 10)
     found = cache.get(["a", "bb", "a"])
     assert {text: float(value["full"][0, 0]) for text, value in found.items()} == {"a": 1.0, "bb": 2.0}
     assert {name: value.shape for name, value in found["a"].items()} == {"full": (2, 3), "pooled": (4,)}
@@ -35,7 +35,7 @@ def test_what_is_missing_is_encoded_in_one_batch_and_only_once() -> None:
 
 def test_one_by_one_each_text_is_encoded_by_itself_and_known_apart() -> None:
     encode = Encoder()
-    cache = TextCache(encode, 10)
+    cache = PromptCache(encode, 10)
     cache.get(["a", "b"])
     cache.get(["a", "b", "a"], one_by_one=True)
     cache.get(["b", "a"], one_by_one=True)
@@ -44,27 +44,27 @@ def test_one_by_one_each_text_is_encoded_by_itself_and_known_apart() -> None:
 
 def test_another_state_of_the_encoders_makes_another_embedding() -> None:
     encode = Encoder()
-    cache = TextCache(encode, 10)
-    for encoders in ((), ("ink",), (), ("ink",)):
-        cache.get(["a"], encoders=encoders)
+    cache = PromptCache(encode, 10)
+    for encoder_state in ((), ("ink",), (), ("ink",)):
+        cache.get(["a"], encoder_state=encoder_state)
     assert encode.calls == [["a"], ["a"]]
 
 
 def test_an_entry_does_not_keep_its_batch_in_memory() -> None:
-    found = TextCache(Encoder(), 10).get([str(n) for n in range(50)])
+    found = PromptCache(Encoder(), 10).get([str(n) for n in range(50)])
     assert {value["full"].untyped_storage().nbytes() for value in found.values()} == {2 * 3 * 4}
 
 
 def test_the_least_recently_used_gives_way() -> None:
     encode = Encoder()
-    cache = TextCache(encode, 2)
+    cache = PromptCache(encode, 2)
     for texts in (["a"], ["b"], ["a"], ["c"], ["a"], ["b"]):
         cache.get(texts)
     assert encode.calls == [["a"], ["b"], ["c"], ["b"]]
 
 
 def test_a_call_may_ask_for_more_than_the_cache_holds() -> None:
-    cache = TextCache(Encoder(), 2)
+    cache = PromptCache(Encoder(), 2)
     assert set(cache.get(list("abcde"))) == set("abcde")
     assert len(cache) == 2
 
@@ -79,7 +79,7 @@ def test_a_failure_to_encode_is_not_remembered() -> None:
             raise RuntimeError("out of luck")
         return encode(texts)
 
-    cache = TextCache(sometimes, 4)
+    cache = PromptCache(sometimes, 4)
     with pytest.raises(RuntimeError, match="out of luck"):
         cache.get(["a", "b"])
     assert len(cache) == 0
@@ -91,7 +91,7 @@ calls = st.tuples(st.lists(st.text("abcdefg", max_size=2), max_size=6), st.boole
 
 @given(st.integers(1, 5), st.lists(calls, max_size=12))
 def test_every_text_gets_its_own_embedding_within_the_bound(capacity: int, asked: list[tuple[list[str], bool]]) -> None:
-    cache = TextCache(Encoder(), capacity)
+    cache = PromptCache(Encoder(), capacity)
     for texts, one_by_one in asked:
         found = cache.get(texts, one_by_one=one_by_one)
         assert set(found) == set(texts)

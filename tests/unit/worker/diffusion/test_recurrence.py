@@ -8,20 +8,20 @@ import diffusers
 import pytest
 import torch
 
-from tests.support.samplers import EVERY, begun, by_recurrence, by_scheduler, shipped, walk
+from tests.support.samplers import EVERY, by_recurrence, by_scheduler, shipped, started_sampler, walk
 from worker.engines.diffusion.sampling import start_sampler
-from worker.engines.diffusion.sampling.plan import plan_for
-from worker.engines.diffusion.sampling.recurrence import Draws, Part, Recurrence, derive
+from worker.engines.diffusion.sampling.plan import get_plan
+from worker.engines.diffusion.sampling.recurrence import NoiseDraw, Recurrence, Term, derive_recurrence
 from worker.engines.diffusion.sampling.sampler import RecurrenceSampler
 from worker.engines.diffusion.sampling.scheduler_sampler import SchedulerSampler
-from worker.engines.diffusion.sampling.schedulers import Schedule
+from worker.engines.diffusion.sampling.schedulers import SchedulerSetup
 
 # diffusers' KDPM2 schedulers hand a tensor to numpy.
 pytestmark = pytest.mark.filterwarnings("ignore:__array_wrap__ must accept:DeprecationWarning")
 
 
 def recurrence(name: str, like: Any, steps: int = 12, **schedule: Any) -> Recurrence:
-    found = plan_for(name, like, Schedule(steps, **schedule)).recurrence
+    found = get_plan(name, like, SchedulerSetup(steps, **schedule)).recurrence
     assert found is not None
     return found
 
@@ -31,7 +31,7 @@ def recurrence(name: str, like: Any, steps: int = 12, **schedule: Any) -> Recurr
 def test_every_sampler_is_a_recurrence_that_does_what_its_scheduler_does(
     name: str, like: Any, steps: int, strength: float
 ) -> None:
-    one, other = (begun(make, name, like, steps, strength=strength) for make in (by_recurrence, by_scheduler))
+    one, other = (started_sampler(make, name, like, steps, strength=strength) for make in (by_recurrence, by_scheduler))
     torch.testing.assert_close(one.model_input(), other.model_input())
     start = one.latents  # up to 80 times what comes of it, and rounded accordingly
     for mine, expected in zip(walk(one), walk(other), strict=True):
@@ -39,29 +39,29 @@ def test_every_sampler_is_a_recurrence_that_does_what_its_scheduler_does(
 
 
 @pytest.mark.parametrize(
-    ("name", "most"),
+    ("name", "max_terms"),
     [("ddim", 0), ("euler_ancestral", 0), ("dpmpp_2m", 2), ("pndm", 4), ("lms", 3), ("heun", 2), ("unipc", 5)],
 )
-def test_what_must_be_remembered_is_little_however_long_the_run(name: str, most: int) -> None:
+def test_what_must_be_remembered_is_little_however_long_the_run(name: str, max_terms: int) -> None:
     for steps in (10, 60):
-        assert max(map(len, recurrence(name, shipped(), steps).needed)) <= most
+        assert max(map(len, recurrence(name, shipped(), steps).needed)) <= max_terms
     assert recurrence(name, shipped()).needed[-1] == frozenset()
 
 
 def test_the_numbers_of_ddim_are_those_of_its_formula() -> None:
     like = shipped()
     kept = diffusers.DDIMScheduler.from_config(like.config).alphas_cumprod.double()
-    timesteps = plan_for("ddim", like, Schedule(12)).timesteps
+    timesteps = get_plan("ddim", like, SchedulerSetup(12)).timesteps
     for step, now, after in zip(recurrence("ddim", like).steps[:-1], timesteps, timesteps[1:], strict=False):
         of_sample = (kept[after] / kept[now]).sqrt()
         assert step.sample == pytest.approx(float(of_sample), rel=1e-6)
         of_output = (1 - kept[after]).sqrt() - of_sample * (1 - kept[now]).sqrt()
         assert step.output == pytest.approx(float(of_output), rel=1e-5)
-        assert (step.noise, step.earlier, step.scale, step.draws) == (0, {}, 1, Draws.NOTHING)
+        assert (step.noise, step.earlier, step.scale, step.noise_draw) == (0, {}, 1, NoiseDraw.NOTHING)
 
 
 def test_the_numbers_of_a_flow_are_those_of_its_formula() -> None:
-    plan = plan_for("default", shipped("flow"), Schedule(12))
+    plan = get_plan("default", shipped("flow"), SchedulerSetup(12))
     levels = [*(plan.timesteps.double() / 1000).tolist(), 0.0]
     for step, now, after in zip(recurrence("default", shipped("flow")).steps, levels, levels[1:], strict=False):
         assert (step.sample, step.earlier) == (1, {})
@@ -69,19 +69,19 @@ def test_the_numbers_of_a_flow_are_those_of_its_formula() -> None:
 
 
 def test_noise_is_known_by_its_precision_and_by_what_becomes_of_it() -> None:
-    assert {step.draws for step in recurrence("dpmpp_2m_sde", shipped()).steps} == {Draws.FLOAT32}
+    assert {step.noise_draw for step in recurrence("dpmpp_2m_sde", shipped()).steps} == {NoiseDraw.FLOAT32}
     ancestral = recurrence("euler_ancestral", shipped()).steps
-    assert {step.draws for step in ancestral} == {Draws.MODEL}  # the last is drawn, too, and then not used
+    assert {step.noise_draw for step in ancestral} == {NoiseDraw.MODEL}  # the last is drawn, too, and then not used
     assert [step.noise > 0 for step in ancestral] == [True] * 11 + [False]
     kdpm2 = recurrence("kdpm2_ancestral", shipped()).steps
-    assert [step.draws for step in kdpm2[:4]] == [Draws.NOTHING, Draws.MODEL] * 2
+    assert [step.noise_draw for step in kdpm2[:4]] == [NoiseDraw.NOTHING, NoiseDraw.MODEL] * 2
     again = recurrence("sasolver", shipped(), strength=0.6).steps
-    assert Part("noise", 0) in again[1].earlier
+    assert Term("noise", 0) in again[1].earlier
 
 
 def test_what_is_long_ago_is_in_the_result_before() -> None:
     steps = recurrence("unipc", shipped(), 20).steps
-    assert all(Part("result", index - 1) in steps[index].earlier for index in range(3, 19))
+    assert all(Term("result", index - 1) in steps[index].earlier for index in range(3, 19))
 
 
 class Clipping(diffusers.DDIMScheduler):  # type: ignore[misc]
@@ -107,9 +107,9 @@ class Clipping(diffusers.DDIMScheduler):  # type: ignore[misc]
     ids=lambda like: f"{type(like).__name__}-{like.config.get('clip_sample_range')}-{like.config.thresholding}",
 )
 def test_what_is_not_linear_is_no_recurrence_and_runs_its_scheduler(like: Any) -> None:
-    sampler = start_sampler("default", like, Schedule(6), torch.Generator().manual_seed(0))
+    sampler = start_sampler("default", like, SchedulerSetup(6), torch.Generator().manual_seed(0))
     assert isinstance(sampler, SchedulerSampler)
-    plain = start_sampler("euler", like, Schedule(6), torch.Generator().manual_seed(0))
+    plain = start_sampler("euler", like, SchedulerSetup(6), torch.Generator().manual_seed(0))
     assert isinstance(plain, RecurrenceSampler)
 
 
@@ -124,22 +124,22 @@ def test_a_scheduler_that_draws_twice_is_no_recurrence() -> None:
         scheduler.set_timesteps(5)
         return scheduler
 
-    assert derive(make, make().timesteps) is None
+    assert derive_recurrence(make, make().timesteps) is None
 
 
 def test_equal_wishes_share_a_plan_and_others_do_not() -> None:
-    plan = plan_for("unipc", shipped(), Schedule(9, 0.8, {"mu": 1.0}))
-    assert plan_for("unipc", shipped(), Schedule(9, 0.8, {"mu": 1.0})) is plan
+    plan = get_plan("unipc", shipped(), SchedulerSetup(9, 0.8, {"mu": 1.0}))
+    assert get_plan("unipc", shipped(), SchedulerSetup(9, 0.8, {"mu": 1.0})) is plan
     others = [
-        plan_for("unipc_karras", shipped(), Schedule(9, 0.8)),
-        plan_for("unipc", shipped(prediction_type="v_prediction"), Schedule(9, 0.8)),
-        plan_for("unipc", shipped(), Schedule(10, 0.8)),
-        plan_for("unipc", shipped(), Schedule(9, 0.9)),
+        get_plan("unipc_karras", shipped(), SchedulerSetup(9, 0.8)),
+        get_plan("unipc", shipped(prediction_type="v_prediction"), SchedulerSetup(9, 0.8)),
+        get_plan("unipc", shipped(), SchedulerSetup(10, 0.8)),
+        get_plan("unipc", shipped(), SchedulerSetup(9, 0.9)),
     ]
     assert len({plan.id, *(other.id for other in others)}) == 5
 
 
 @pytest.mark.parametrize("name", ["ddim", "dpmpp_3m_karras", "unipc", "lms", "lcm"])
 def test_the_default_is_the_shipped_one_by_whatever_name(name: str) -> None:
-    named = plan_for(name, shipped(), Schedule(5))
-    assert plan_for("default", named.scheduler(), Schedule(5)).id == named.id
+    named = get_plan(name, shipped(), SchedulerSetup(5))
+    assert get_plan("default", named.scheduler(), SchedulerSetup(5)).id == named.id

@@ -20,18 +20,18 @@ from tests.support.samplers import (
     Make,
     Model,
     as_pipelines_do,
-    begun,
     both,
     by_recurrence,
     by_scheduler,
     random,
     shipped,
+    started_sampler,
     step,
     walk,
 )
 from worker.engine import TaskError
-from worker.engines.diffusion.sampling import Sampler, Schedule, start_sampler
-from worker.engines.diffusion.sampling.plan import plan_for
+from worker.engines.diffusion.sampling import Sampler, SchedulerSetup, start_sampler
+from worker.engines.diffusion.sampling.plan import get_plan
 from worker.engines.diffusion.sampling.schedulers import process_of, scheduler_like
 
 # diffusers' KDPM2 schedulers hand a tensor to numpy.
@@ -42,7 +42,7 @@ every = pytest.mark.parametrize(("name", "like"), EVERY)
 
 
 def started(name: str, like: Any, steps: int = 8, **schedule: Any) -> Sampler:
-    return start_sampler(name, like, Schedule(steps, **schedule), torch.Generator().manual_seed(0))
+    return start_sampler(name, like, SchedulerSetup(steps, **schedule), torch.Generator().manual_seed(0))
 
 
 # ---- the table
@@ -124,7 +124,7 @@ PERFECT: list[tuple[Process, Model]] = [("noise", knows_noise), ("flow", knows_f
 )
 def test_every_sampler_draws_what_a_perfect_model_knows(name: str, like: Any, knows: Model) -> None:
     sampler = started(name, like, 50)
-    sampler.begin(random(1, (1, 1, 1, 4000)))
+    sampler.start(random(1, (1, 1, 1, 4000)))
     pictures = walk(sampler, knows)[-1]
     assert float(pictures.mean()) == pytest.approx(1.5, abs=0.1)
     assert float(pictures.std()) == pytest.approx(0.4, abs=0.06)
@@ -135,7 +135,7 @@ def test_every_sampler_draws_what_a_perfect_model_knows(name: str, like: Any, kn
 
 @every
 def test_the_path_of_a_scheduler_is_that_of_the_pipelines_to_the_bit(name: str, like: Any) -> None:
-    sampler = begun(by_scheduler, name, like, seed=3)
+    sampler = started_sampler(by_scheduler, name, like, seed=3)
     scheduler = scheduler_like(name, like)
     scheduler.set_timesteps(8)
     start = random(3) * getattr(scheduler, "init_noise_sigma", 1.0)
@@ -207,8 +207,8 @@ def test_a_picture_is_gone_on_from_as_in_the_pipelines(name: str, like: Any) -> 
     expected = as_pipelines_do(scheduler, timesteps, start, 3)
 
     generator = torch.Generator().manual_seed(3)
-    sampler = by_scheduler(name, like, Schedule(9, 0.75), generator)
-    sampler.begin(torch.randn(SHAPE, generator=generator), picture)
+    sampler = by_scheduler(name, like, SchedulerSetup(9, 0.75), generator)
+    sampler.start(torch.randn(SHAPE, generator=generator), picture)
     assert torch.equal(sampler.timesteps, timesteps)
     assert torch.equal(sampler.latents, start)
     assert all(map(torch.equal, walk(sampler), expected))
@@ -216,21 +216,23 @@ def test_a_picture_is_gone_on_from_as_in_the_pipelines(name: str, like: Any) -> 
 
 @every_with_pictures
 def test_a_picture_under_a_mask_is_as_noisy_as_in_the_pipelines(name: str, like: Any) -> None:
-    sampler = begun(by_recurrence, name, like, strength=0.6)
-    scheduler = plan_for(name, like, Schedule(8, 0.6)).scheduler()
+    sampler = started_sampler(by_recurrence, name, like, strength=0.6)
+    scheduler = get_plan(name, like, SchedulerSetup(8, 0.6)).scheduler()
     picture, noise = random(1), random(2)
     for index, timestep in enumerate(sampler.timesteps):
         expected = noised_by(copy.copy(scheduler), picture, noise, sampler.timesteps[index : index + 1])
-        assert torch.equal(sampler.noised(picture, noise, index), expected)
+        assert torch.equal(sampler.noised_to_step(picture, noise, index), expected)
         scaled = scheduler.scale_model_input(picture, timestep) if hasattr(scheduler, "scale_model_input") else picture
         scheduler.step(scaled, timestep, picture)
-    assert sampler.noised(picture, noise, sampler.steps) is picture
+    assert sampler.noised_to_step(picture, noise, sampler.steps) is picture
 
 
 def test_a_flow_scheduler_that_cannot_add_noise_is_lent_the_way_of_one_that_can() -> None:
     lent, own = (started(name, shipped("flow")) for name in ("flow_match_euler_ancestral", "flow_match_euler"))
     for index in range(8):
-        assert torch.equal(lent.noised(random(1), random(2), index), own.noised(random(1), random(2), index))
+        assert torch.equal(
+            lent.noised_to_step(random(1), random(2), index), own.noised_to_step(random(1), random(2), index)
+        )
 
 
 def test_steps_that_depend_on_the_size_of_the_picture() -> None:
@@ -249,22 +251,27 @@ def test_steps_that_depend_on_the_size_of_the_picture() -> None:
 @pytest.mark.parametrize(
     ("name", "like", "schedule", "words"),
     [
-        ("lcm", shipped(), Schedule(60), "cannot do 60 steps"),
-        ("tcd", shipped(), Schedule(51), "cannot do 51 steps"),
-        ("ddim", shipped(), Schedule(1001), "cannot do 1001 steps"),
-        ("kdpm2", shipped(prediction_type="sample"), Schedule(8), "scheduler 'kdpm2' cannot do 8 steps"),
-        ("tcd", diffusers.DDIMScheduler(prediction_type="sample"), Schedule(0), "scheduler 'tcd' cannot do 0 steps"),
-        ("flow_match_euler", shipped(), Schedule(8), "allowed: default, ddim, ddpm"),
-        ("edm_euler", shipped(), Schedule(8), "cannot be used with this model"),
-        ("euler", shipped("flow"), Schedule(8), "allowed: default, dpmpp_2m, "),
-        ("dpmpp_2m_karras", shipped("flow"), Schedule(8), "cannot be used with this model"),
-        ("dpmpp_2m", shipped("edm"), Schedule(8), "allowed: default, edm_euler, edm_dpmpp_2m"),
-        ("ddim", shipped(), Schedule(4, 0.2), "strength 0.2 leaves none of 4 steps"),
-        ("pndm", shipped(), Schedule(4, 0.2), "strength 0.2 leaves none of 4 steps"),
-        ("default", shipped("flow"), Schedule(4, 0.0), "strength 0 leaves none of 4 steps"),
+        ("lcm", shipped(), SchedulerSetup(60), "cannot do 60 steps"),
+        ("tcd", shipped(), SchedulerSetup(51), "cannot do 51 steps"),
+        ("ddim", shipped(), SchedulerSetup(1001), "cannot do 1001 steps"),
+        ("kdpm2", shipped(prediction_type="sample"), SchedulerSetup(8), "scheduler 'kdpm2' cannot do 8 steps"),
+        (
+            "tcd",
+            diffusers.DDIMScheduler(prediction_type="sample"),
+            SchedulerSetup(0),
+            "scheduler 'tcd' cannot do 0 steps",
+        ),
+        ("flow_match_euler", shipped(), SchedulerSetup(8), "allowed: default, ddim, ddpm"),
+        ("edm_euler", shipped(), SchedulerSetup(8), "cannot be used with this model"),
+        ("euler", shipped("flow"), SchedulerSetup(8), "allowed: default, dpmpp_2m, "),
+        ("dpmpp_2m_karras", shipped("flow"), SchedulerSetup(8), "cannot be used with this model"),
+        ("dpmpp_2m", shipped("edm"), SchedulerSetup(8), "allowed: default, edm_euler, edm_dpmpp_2m"),
+        ("ddim", shipped(), SchedulerSetup(4, 0.2), "strength 0.2 leaves none of 4 steps"),
+        ("pndm", shipped(), SchedulerSetup(4, 0.2), "strength 0.2 leaves none of 4 steps"),
+        ("default", shipped("flow"), SchedulerSetup(4, 0.0), "strength 0 leaves none of 4 steps"),
     ],
 )
-def test_refusals_say_what_does_not_go_together(name: str, like: Any, schedule: Schedule, words: str) -> None:
+def test_refusals_say_what_does_not_go_together(name: str, like: Any, schedule: SchedulerSetup, words: str) -> None:
     with pytest.raises(TaskError) as refused:
         start_sampler(name, like, schedule, torch.Generator())
     assert refused.value.kind == "invalid"
@@ -277,15 +284,15 @@ def test_refusals_say_what_does_not_go_together(name: str, like: Any, schedule: 
 def test_the_shipped_scheduler_is_only_a_pattern() -> None:
     like = diffusers.DPMSolverMultistepScheduler()
     before = copy.deepcopy(vars(like))
-    walk(begun(by_scheduler, MODEL_DEFAULT, like, 5))
+    walk(started_sampler(by_scheduler, MODEL_DEFAULT, like, 5))
     assert {name: str(value) for name, value in vars(like).items()} == {k: str(v) for k, v in before.items()}
 
 
 @both
 @pytest.mark.parametrize("name", SOME)
 def test_samplers_of_one_plan_share_nothing_and_change_no_tensor_in_place(name: str, make: Make) -> None:
-    alone = walk(begun(make, name, shipped(), seed=3))
-    one, other = begun(make, name, shipped(), seed=3), begun(make, name, shipped(), seed=4)
+    alone = walk(started_sampler(make, name, shipped(), seed=3))
+    one, other = started_sampler(make, name, shipped(), seed=3), started_sampler(make, name, shipped(), seed=4)
     kept = []
     for expected in alone:
         kept += [(tensor, tensor.clone()) for tensor in (one.latents, one.model_input())]
@@ -310,20 +317,22 @@ def test_samplers_of_one_plan_share_nothing_and_change_no_tensor_in_place(name: 
     ],
 )
 def test_the_guess_is_the_picture_where_the_model_knows_the_noise(name: str, like: Any, make: Make) -> None:
-    sampler = begun(make, name, like)
-    before = sampler.guess
+    sampler = started_sampler(make, name, like)
+    before = sampler.denoised
     assert before is None
     picture, noise = 3.0 * random(1), random(2)
-    noisy = sampler.noised(picture, noise, 0)
+    noisy = sampler.noised_to_step(picture, noise, 0)
     sampler.latents = noisy
     seen = sampler.model_input()
     scale = float((seen * noisy).sum() / (noisy * noisy).sum())
-    of_picture, of_noise = (float(sampler.noised(*pair, 0).mean()) * scale for pair in ((ONE, ZERO), (ZERO, ONE)))
+    of_picture, of_noise = (
+        float(sampler.noised_to_step(*pair, 0).mean()) * scale for pair in ((ONE, ZERO), (ZERO, ONE))
+    )
     output = {"epsilon": noise, "v_prediction": of_picture * noise - of_noise * picture}
     predicts = like.config.get("prediction_type", "flow")
     step(sampler, by=lambda *_: output.get(predicts, noise - picture))
-    assert sampler.guess is not None
-    torch.testing.assert_close(sampler.guess, picture, rtol=1e-3, atol=3e-3)
+    assert sampler.denoised is not None
+    torch.testing.assert_close(sampler.denoised, picture, rtol=1e-3, atol=3e-3)
 
 
 ONE, ZERO = torch.ones(SHAPE), torch.zeros(SHAPE)

@@ -15,9 +15,9 @@ from PIL import Image
 
 from wire.messages import SOURCES, DrawMode, ImageInputs
 from worker.engine import TaskError, UnsupportedModel
-from worker.engines.diffusion.device import moved
+from worker.engines.diffusion.device import to_device
 from worker.engines.diffusion.families.prompt_cache import Encoded
-from worker.engines.diffusion.sampling import Schedule
+from worker.engines.diffusion.sampling import SchedulerSetup
 
 #: What the denoiser is told beside latents and time, by name; the leading dimension counts passes.
 Conditions = dict[str, torch.Tensor]
@@ -37,7 +37,7 @@ class Family(abc.ABC):
         self.device = device
         self.vae: Any = pipeline.vae
         #: Whether the denoiser reads a mask and a masked picture beside the latents, and can do nothing else.
-        self.reads_mask = self._extra_channels() > 0
+        self.has_mask_channels = self._extra_channels() > 0
 
     # ---- what it is
 
@@ -60,10 +60,10 @@ class Family(abc.ABC):
     @property
     def modes(self) -> tuple[DrawMode, ...]:
         """What it can draw from."""
-        return ("inpaint",) if self.reads_mask else tuple(SOURCES)
+        return ("inpaint",) if self.has_mask_channels else tuple(SOURCES)
 
     @property
-    def multiple(self) -> int:
+    def size_multiple(self) -> int:
         """Width and height must be multiples of this many pixels."""
         return int(self.pipeline.vae_scale_factor)
 
@@ -83,25 +83,25 @@ class Family(abc.ABC):
             )
         return extra
 
-    def check(self, inputs: ImageInputs) -> None:
+    def validate(self, inputs: ImageInputs) -> None:
         """Raises `TaskError` for a request that this model cannot draw, whatever the load."""
         if inputs.mode not in self.modes:
             raise TaskError("invalid", f"this model draws from {' or '.join(self.modes)} only, not from {inputs.mode}")
-        if inputs.width % self.multiple or inputs.height % self.multiple:
+        if inputs.width % self.size_multiple or inputs.height % self.size_multiple:
             raise TaskError(
                 "invalid",
-                f"width and height must be multiples of {self.multiple}, got {inputs.width}x{inputs.height}",
+                f"width and height must be multiples of {self.size_multiple}, got {inputs.width}x{inputs.height}",
             )
 
     # ---- text
 
-    def guided(self, inputs: ImageInputs) -> bool:
+    def is_guided(self, inputs: ImageInputs) -> bool:
         """Whether the request takes a second pass, with its negative prompt, to be led away from."""
         return inputs.guidance_scale > 1
 
     def texts(self, inputs: ImageInputs) -> list[str]:
         """The texts that the request needs encoded: the negative one first, where it is guided."""
-        return [inputs.negative_prompt, inputs.prompt] if self.guided(inputs) else [inputs.prompt]
+        return [inputs.negative_prompt, inputs.prompt] if self.is_guided(inputs) else [inputs.prompt]
 
     @abc.abstractmethod
     def encode(self, texts: list[str]) -> dict[str, torch.Tensor]:
@@ -114,15 +114,15 @@ class Family(abc.ABC):
 
     # ---- latents
 
-    def schedule(self, inputs: ImageInputs) -> Schedule:
+    def scheduler_setup(self, inputs: ImageInputs) -> SchedulerSetup:
         """How the request's sampler is to be set up."""
-        return Schedule(inputs.steps, 1.0 if inputs.mode == "text" else inputs.strength)
+        return SchedulerSetup(inputs.steps, 1.0 if inputs.mode == "text" else inputs.strength)
 
     def noise(self, inputs: ImageInputs, generator: torch.Generator) -> torch.Tensor:
         """Noise in the shape of the picture's latents, drawn on the CPU: equal on every device and in every batch."""
-        return moved(torch.randn(self._latent_shape(inputs), generator=generator, dtype=self.dtype), self.device)
+        return to_device(torch.randn(self._latent_shape(inputs), generator=generator, dtype=self.dtype), self.device)
 
-    def skip_encoding(self, inputs: ImageInputs, generator: torch.Generator) -> None:
+    def consume_encoding_noise(self, inputs: ImageInputs, generator: torch.Generator) -> None:
         """Draw the random numbers that `encode_picture` draws."""
         torch.randn(self._latent_shape(inputs), generator=generator, dtype=self.vae.dtype)
 
@@ -130,39 +130,39 @@ class Family(abc.ABC):
         factor = self.pipeline.vae_scale_factor
         return 1, self.latent_channels, inputs.height // factor, inputs.width // factor
 
-    def encode_picture(self, picture: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    def vae_encode(self, image: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
         """Latents `(1, C, h, w)` of a picture `(1, 3, H, W)` in [-1, 1]: a sample of the autoencoder's distribution."""
-        spread = self.vae.encode(picture.to(self.dtype).to(self.vae.dtype)).latent_dist
-        drawn = torch.randn(spread.mean.shape, generator=generator, dtype=spread.mean.dtype)
-        return self.from_vae((spread.mean + spread.std * moved(drawn, self.device)).to(self.dtype))
+        spread = self.vae.encode(image.to(self.dtype).to(self.vae.dtype)).latent_dist
+        noise = torch.randn(spread.mean.shape, generator=generator, dtype=spread.mean.dtype)
+        return self.scale_latents((spread.mean + spread.std * to_device(noise, self.device)).to(self.dtype))
 
-    def from_vae(self, latents: torch.Tensor) -> torch.Tensor:
+    def scale_latents(self, latents: torch.Tensor) -> torch.Tensor:
         """Latents as the denoiser knows them, of those that the autoencoder makes."""
-        center, spread = self._statistics(latents)
+        center, spread = self._latent_statistics(latents)
         scaled: torch.Tensor = (latents - center) * self.vae.config.scaling_factor / spread
         return scaled
 
-    def to_vae(self, latents: torch.Tensor) -> torch.Tensor:
+    def unscale_latents(self, latents: torch.Tensor) -> torch.Tensor:
         """The reverse of `from_vae`."""
-        center, spread = self._statistics(latents)
+        center, spread = self._latent_statistics(latents)
         unscaled: torch.Tensor = latents * spread / self.vae.config.scaling_factor + center
         return unscaled
 
-    def _statistics(self, latents: torch.Tensor) -> tuple[float | torch.Tensor, float | torch.Tensor]:
+    def _latent_statistics(self, latents: torch.Tensor) -> tuple[float | torch.Tensor, float | torch.Tensor]:
         """Middle and spread of what the autoencoder makes, before scaling: per channel, where it says so."""
         config = self.vae.config
         mean, spread = config.get("latents_mean"), config.get("latents_std")
         if mean is None or spread is None:
             return config.get("shift_factor") or 0.0, 1.0
-        both = moved(torch.tensor([mean, spread], dtype=latents.dtype), self.device)
+        both = to_device(torch.tensor([mean, spread], dtype=latents.dtype), self.device)
         center, width = both.view(2, 1, -1, 1, 1)
         return center, width
 
-    def packed(self, latents: torch.Tensor) -> torch.Tensor:
+    def pack(self, latents: torch.Tensor) -> torch.Tensor:
         """Latents `(1, C, h, w)` in the shape that sampler and denoiser work on."""
         return latents
 
-    def unpacked(self, latents: torch.Tensor, inputs: ImageInputs) -> torch.Tensor:
+    def unpack(self, latents: torch.Tensor, inputs: ImageInputs) -> torch.Tensor:
         """The reverse of `packed`."""
         del inputs
         return latents
@@ -175,12 +175,12 @@ class Family(abc.ABC):
 
     def decode(self, latents: torch.Tensor, inputs: ImageInputs) -> Image.Image:
         """The picture of one row's latents. Raises `TaskError` if the autoencoder's output is not finite."""
-        latents = self.to_vae(self.unpacked(latents, inputs).to(self.vae.dtype).contiguous())
+        latents = self.unscale_latents(self.unpack(latents, inputs).to(self.vae.dtype).contiguous())
         decoded = self.vae.decode(latents, return_dict=False)[0]
         if not torch.isfinite(decoded).all():
             raise TaskError("error", f"no picture: the autoencoder's output is not finite in {self.vae.dtype}")
-        picture: Image.Image = self.pipeline.image_processor.postprocess(decoded, output_type="pil")[0]
-        return picture
+        image: Image.Image = self.pipeline.image_processor.postprocess(decoded, output_type="pil")[0]
+        return image
 
 
 class UNetFamily(Family):
@@ -196,23 +196,23 @@ class UNetFamily(Family):
             part.to(memory_format=self._layout)
 
     @property
-    def _distilled(self) -> int | None:
+    def _guidance_embedding_dim(self) -> int | None:
         """Width of the guidance embedding of a UNet that was taught guidance, and takes it as an input."""
         width: int | None = self.pipeline.unet.config.time_cond_proj_dim
         return width
 
-    def guided(self, inputs: ImageInputs) -> bool:
+    def is_guided(self, inputs: ImageInputs) -> bool:
         """A UNet that takes guidance as an input needs no second pass for it."""
-        return super().guided(inputs) and self._distilled is None
+        return super().is_guided(inputs) and self._guidance_embedding_dim is None
 
     def conditions(self, inputs: ImageInputs, encoded: Sequence[Encoded]) -> Conditions:
         """With guidance, where the UNet takes it as an input."""
-        told = super().conditions(inputs, encoded)
-        if self._distilled is not None:
+        conditions = super().conditions(inputs, encoded)
+        if self._guidance_embedding_dim is not None:
             scale = torch.tensor([inputs.guidance_scale - 1])
-            embedding = self.pipeline.get_guidance_scale_embedding(scale, embedding_dim=self._distilled)
-            told["timestep_cond"] = moved(embedding.to(self.dtype), self.device)
-        return told
+            embedding = self.pipeline.get_guidance_scale_embedding(scale, embedding_dim=self._guidance_embedding_dim)
+            conditions["timestep_cond"] = to_device(embedding.to(self.dtype), self.device)
+        return conditions
 
     def denoise(self, samples: torch.Tensor, timesteps: torch.Tensor, conditions: Conditions) -> torch.Tensor:
         """As every family."""
@@ -221,12 +221,12 @@ class UNetFamily(Family):
             timesteps,
             encoder_hidden_states=conditions["embeddings"],
             timestep_cond=conditions.get("timestep_cond"),
-            added_cond_kwargs=self._added(conditions),
+            added_cond_kwargs=self._added_conditions(conditions),
             return_dict=False,
         )[0]
         return output
 
-    def _added(self, conditions: Conditions) -> dict[str, torch.Tensor] | None:
+    def _added_conditions(self, conditions: Conditions) -> dict[str, torch.Tensor] | None:
         """What the UNet reads beside text and time."""
         del conditions
         return None

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 
-def shift(scheduler: Any, patches: int, max_shift: float) -> float:
+def timestep_shift(scheduler: Any, patches: int, max_shift: float) -> float:
     """How far the schedule leans towards noise: the more patches a picture has, the more.
 
     `max_shift` stands in where the scheduler does not say.

@@ -9,11 +9,11 @@ import torch
 
 from wire.messages import ImageInputs
 from worker.engine import TaskError
-from worker.engines.diffusion.device import moved
+from worker.engines.diffusion.device import to_device
 from worker.engines.diffusion.families.base import Conditions, Family
-from worker.engines.diffusion.families.flow import shift
+from worker.engines.diffusion.families.flow import timestep_shift
 from worker.engines.diffusion.families.prompt_cache import Encoded
-from worker.engines.diffusion.sampling import Schedule
+from worker.engines.diffusion.sampling import SchedulerSetup
 
 
 class Flux(Family):
@@ -23,9 +23,9 @@ class Flux(Family):
     DENOISER = "transformer"
 
     @property
-    def multiple(self) -> int:
+    def size_multiple(self) -> int:
         """Two latents, the side of a patch."""
-        return super().multiple * 2
+        return super().size_multiple * 2
 
     def _denoiser_channels(self) -> int:
         return super()._denoiser_channels() // 4
@@ -35,13 +35,13 @@ class Flux(Family):
         """Length that prompts are encoded to, as each was trained: 512 for dev, 256 for schnell."""
         return 512 if self.denoiser.config.guidance_embeds else 256
 
-    def check(self, inputs: ImageInputs) -> None:
+    def validate(self, inputs: ImageInputs) -> None:
         """As every family; and a negative prompt would have no effect."""
-        super().check(inputs)
+        super().validate(inputs)
         if inputs.negative_prompt:
             raise TaskError("invalid", "this model takes no negative prompt")
 
-    def guided(self, inputs: ImageInputs) -> bool:
+    def is_guided(self, inputs: ImageInputs) -> bool:
         """Never: the guidance scale is an input of dev, and nothing to schnell."""
         del inputs
         return False
@@ -55,37 +55,37 @@ class Flux(Family):
 
     def conditions(self, inputs: ImageInputs, encoded: Sequence[Encoded]) -> Conditions:
         """With the place of every patch, and for dev the guidance scale."""
-        told = super().conditions(inputs, encoded)
+        conditions = super().conditions(inputs, encoded)
         ids = self.pipeline._prepare_latent_image_ids(
-            1, inputs.height // self.multiple, inputs.width // self.multiple, "cpu", self.dtype
+            1, inputs.height // self.size_multiple, inputs.width // self.size_multiple, "cpu", self.dtype
         )
-        told["places"] = moved(ids[None], self.device)
+        conditions["places"] = to_device(ids[None], self.device)
         if self.denoiser.config.guidance_embeds:
-            told["guidance"] = torch.full((1,), inputs.guidance_scale, device=self.device)
-        return told
+            conditions["guidance"] = torch.full((1,), inputs.guidance_scale, device=self.device)
+        return conditions
 
-    def schedule(self, inputs: ImageInputs) -> Schedule:
+    def scheduler_setup(self, inputs: ImageInputs) -> SchedulerSetup:
         """Evenly spaced steps, shifted by the number of patches where the checkpoint has it so."""
-        plain = super().schedule(inputs)
-        patches = (inputs.height // self.multiple) * (inputs.width // self.multiple)
+        plain = super().scheduler_setup(inputs)
+        patches = (inputs.height // self.size_multiple) * (inputs.width // self.size_multiple)
         options = {
             "sigmas": np.linspace(1.0, 1 / inputs.steps, inputs.steps),
-            "mu": shift(self.scheduler, patches, max_shift=1.15),
+            "mu": timestep_shift(self.scheduler, patches, max_shift=1.15),
         }
-        return Schedule(plain.steps, plain.strength, options)
+        return SchedulerSetup(plain.steps, plain.strength, options)
 
-    def packed(self, latents: torch.Tensor) -> torch.Tensor:
+    def pack(self, latents: torch.Tensor) -> torch.Tensor:
         """Patches of two by two, a row for each."""
         _, channels, height, width = latents.shape
-        packed: torch.Tensor = self.pipeline._pack_latents(latents, 1, channels, height, width)
-        return packed
+        pack: torch.Tensor = self.pipeline._pack_latents(latents, 1, channels, height, width)
+        return pack
 
-    def unpacked(self, latents: torch.Tensor, inputs: ImageInputs) -> torch.Tensor:
+    def unpack(self, latents: torch.Tensor, inputs: ImageInputs) -> torch.Tensor:
         """The patches where they belong."""
-        unpacked: torch.Tensor = self.pipeline._unpack_latents(
+        unpack: torch.Tensor = self.pipeline._unpack_latents(
             latents, inputs.height, inputs.width, self.pipeline.vae_scale_factor
         )
-        return unpacked
+        return unpack
 
     def denoise(self, samples: torch.Tensor, timesteps: torch.Tensor, conditions: Conditions) -> torch.Tensor:
         """As every family; time goes from 1 to 0."""

@@ -7,8 +7,8 @@ import torch
 from wire.messages import ImageInputs
 from worker.engine import TaskError
 from worker.engines.diffusion.families.base import Conditions, Family, with_channels
-from worker.engines.diffusion.families.flow import shift
-from worker.engines.diffusion.sampling import Schedule
+from worker.engines.diffusion.families.flow import timestep_shift
+from worker.engines.diffusion.sampling import SchedulerSetup
 
 
 class StableDiffusion3(Family):
@@ -18,14 +18,14 @@ class StableDiffusion3(Family):
     DENOISER = "transformer"
 
     @property
-    def multiple(self) -> int:
+    def size_multiple(self) -> int:
         """The side of a patch."""
-        return super().multiple * int(self.denoiser.config.patch_size)
+        return super().size_multiple * int(self.denoiser.config.patch_size)
 
-    def check(self, inputs: ImageInputs) -> None:
+    def validate(self, inputs: ImageInputs) -> None:
         """As every family; and the transformer knows the places of so many patches only."""
-        super().check(inputs)
-        longest = self.multiple * int(self.denoiser.config.pos_embed_max_size)
+        super().validate(inputs)
+        longest = self.size_multiple * int(self.denoiser.config.pos_embed_max_size)
         if max(inputs.width, inputs.height) > longest:
             raise TaskError("invalid", f"this model draws at most {longest} pixels in width and in height")
 
@@ -36,13 +36,15 @@ class StableDiffusion3(Family):
         )
         return {"embeddings": embeddings, "pooled": pooled}
 
-    def schedule(self, inputs: ImageInputs) -> Schedule:
+    def scheduler_setup(self, inputs: ImageInputs) -> SchedulerSetup:
         """Shifted by the number of patches where the checkpoint has it so."""
-        plain = super().schedule(inputs)
+        plain = super().scheduler_setup(inputs)
         if not self.scheduler.config.get("use_dynamic_shifting"):
             return plain
-        patches = (inputs.height // self.multiple) * (inputs.width // self.multiple)
-        return Schedule(plain.steps, plain.strength, {"mu": shift(self.scheduler, patches, max_shift=1.16)})
+        patches = (inputs.height // self.size_multiple) * (inputs.width // self.size_multiple)
+        return SchedulerSetup(
+            plain.steps, plain.strength, {"mu": timestep_shift(self.scheduler, patches, max_shift=1.16)}
+        )
 
     def denoise(self, samples: torch.Tensor, timesteps: torch.Tensor, conditions: Conditions) -> torch.Tensor:
         """As every family."""

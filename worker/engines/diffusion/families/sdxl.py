@@ -9,7 +9,7 @@ import torch
 
 from wire.messages import ImageInputs
 from worker.engine import UnsupportedModel
-from worker.engines.diffusion.device import moved
+from worker.engines.diffusion.device import to_device
 from worker.engines.diffusion.families.base import Conditions, UNetFamily
 from worker.engines.diffusion.families.prompt_cache import Encoded
 
@@ -35,14 +35,14 @@ class StableDiffusionXL(UNetFamily):
 
     def conditions(self, inputs: ImageInputs, encoded: Sequence[Encoded]) -> Conditions:
         """With the picture's size, as if nothing of it had been cut off."""
-        if self.guided(inputs) and not inputs.negative_prompt and self.pipeline.config.force_zeros_for_empty_prompt:
+        if self.is_guided(inputs) and not inputs.negative_prompt and self.pipeline.config.force_zeros_for_empty_prompt:
             # How the base model was trained to see "no text"; an encoded empty text is something else to it.
             encoded = [{name: torch.zeros_like(value) for name, value in encoded[0].items()}, encoded[1]]
-        told = super().conditions(inputs, encoded)
+        conditions = super().conditions(inputs, encoded)
         size = inputs.height, inputs.width  # original size, place of the crop, target size
         ids = torch.tensor([[*size, 0, 0, *size]] * len(encoded), dtype=self.dtype)
-        told["time_ids"] = moved(ids, self.device)
-        return told
+        conditions["time_ids"] = to_device(ids, self.device)
+        return conditions
 
-    def _added(self, conditions: Conditions) -> dict[str, torch.Tensor]:
+    def _added_conditions(self, conditions: Conditions) -> dict[str, torch.Tensor]:
         return {"text_embeds": conditions["text_embeds"], "time_ids": conditions["time_ids"]}

@@ -17,48 +17,48 @@ from wire.messages import SOURCES, DrawMode, ImageInputs
 from worker.engine import TaskError, UnsupportedModel
 
 #: Where the source picture goes. A ControlNet that draws from another picture as well gets this one for both.
-_PICTURES = ("image", "control_image")
-_MASK = "mask_image"
-_GIVEN = frozenset({"prompt", "class_labels", "generator", *_PICTURES, _MASK})
+_IMAGE_NAMES = ("image", "control_image")
+_MASK_NAME = "mask_image"
+_PROVIDED = frozenset({"prompt", "class_labels", "generator", *_IMAGE_NAMES, _MASK_NAME})
 
 
-class Arguments:
+class PipelineArguments:
     """What one class of pipelines can be told."""
 
     def __init__(self, pipeline: Any) -> None:
         """Raises `UnsupportedModel` where it must be told what no request says."""
         self._pipeline = pipeline
-        self._taken = inspect.signature(type(pipeline).__call__).parameters
-        needed = [
+        self._parameters = inspect.signature(type(pipeline).__call__).parameters
+        missing = [
             name
-            for name, parameter in list(self._taken.items())[1:]
+            for name, parameter in list(self._parameters.items())[1:]
             if parameter.default is parameter.empty
             and parameter.kind not in (parameter.VAR_KEYWORD, parameter.VAR_POSITIONAL)
-            and name not in _GIVEN
+            and name not in _PROVIDED
         ]
-        if needed:
-            raise UnsupportedModel(f"a {type(pipeline).__name__} needs {', '.join(needed)}, which no request has")
+        if missing:
+            raise UnsupportedModel(f"a {type(pipeline).__name__} needs {', '.join(missing)}, which no request has")
 
     @property
-    def reads_prompt(self) -> bool:
+    def takes_prompt(self) -> bool:
         """Whether it makes any difference what a request says."""
-        return "prompt" in self._taken or "class_labels" in self._taken
+        return "prompt" in self._parameters or "class_labels" in self._parameters
 
     @property
-    def sized(self) -> bool:
+    def takes_size(self) -> bool:
         """Whether it can be told a size."""
-        return "height" in self._taken or "width" in self._taken
+        return "height" in self._parameters or "width" in self._parameters
 
     def modes(self) -> list[DrawMode]:
         """What it might draw from. Whether it does, only it knows."""
         modes: list[DrawMode] = ["text"]
-        if any(name in self._taken for name in _PICTURES):
+        if any(name in self._parameters for name in _IMAGE_NAMES):
             modes.append("image")
-        if _MASK in self._taken:
+        if _MASK_NAME in self._parameters:
             modes.append("inpaint")
         return modes
 
-    def of(self, inputs: ImageInputs, sources: Sequence[bytes]) -> dict[str, Any]:
+    def for_request(self, inputs: ImageInputs, sources: Sequence[bytes]) -> dict[str, Any]:
         """Keyword arguments for this request. Raises `TaskError` for what cannot be told to the pipeline."""
         if inputs.loras:
             raise TaskError("invalid", "this model takes no LoRA adapters")
@@ -71,38 +71,40 @@ class Arguments:
             "generator": torch.Generator("cpu").manual_seed(inputs.seed),
             "output_type": "np",  # in which numbers that are none can be seen
             **self._guidance(inputs),
-            **self._pictures(inputs, sources),
+            **self._images(inputs, sources),
         }
-        if "prompt" in self._taken:
+        if "prompt" in self._parameters:
             offered["prompt"] = inputs.prompt
-        elif "class_labels" in self._taken:
-            offered["class_labels"] = [self._label(inputs.prompt)]
-        return {name: value for name, value in offered.items() if name in self._taken}
+        elif "class_labels" in self._parameters:
+            offered["class_labels"] = [self._class_label(inputs.prompt)]
+        return {name: value for name, value in offered.items() if name in self._parameters}
 
     def _guidance(self, inputs: ImageInputs) -> dict[str, Any]:
         """`true_cfg_scale` is guidance by a negative prompt, in pipelines whose `guidance_scale` is something else."""
-        true_scale = self._taken["true_cfg_scale"].default if "true_cfg_scale" in self._taken else None
+        true_scale = self._parameters["true_cfg_scale"].default if "true_cfg_scale" in self._parameters else None
         if isinstance(true_scale, int | float) and true_scale > 1:
             return {"true_cfg_scale": inputs.guidance_scale, "negative_prompt": inputs.negative_prompt or " "}
-        if inputs.negative_prompt and ("negative_prompt" not in self._taken or "true_cfg_scale" in self._taken):
+        if inputs.negative_prompt and (
+            "negative_prompt" not in self._parameters or "true_cfg_scale" in self._parameters
+        ):
             raise TaskError("invalid", "this model takes no negative prompt")
         # None is more than empty: it lets the pipeline choose what stands for nothing.
         return {"guidance_scale": inputs.guidance_scale, "negative_prompt": inputs.negative_prompt or None}
 
-    def _pictures(self, inputs: ImageInputs, sources: Sequence[bytes]) -> dict[str, Any]:
+    def _images(self, inputs: ImageInputs, sources: Sequence[bytes]) -> dict[str, Any]:
         if len(sources) != SOURCES[inputs.mode]:
             raise TaskError(
                 "invalid", f"mode '{inputs.mode}' takes {SOURCES[inputs.mode]} pictures, {len(sources)} came"
             )
         if inputs.mode == "text":
             return {}
-        pictures = [_picture(mode, inputs, source) for mode, source in zip(("RGB", "L"), sources, strict=False)]
-        found: dict[str, Any] = dict.fromkeys(_PICTURES, pictures[0]) | {"strength": inputs.strength}
+        images = [_to_pil(mode, inputs, source) for mode, source in zip(("RGB", "L"), sources, strict=False)]
+        found: dict[str, Any] = dict.fromkeys(_IMAGE_NAMES, images[0]) | {"strength": inputs.strength}
         if inputs.mode == "inpaint":
-            found[_MASK] = pictures[1]
+            found[_MASK_NAME] = images[1]
         return found
 
-    def _label(self, prompt: str) -> int:
+    def _class_label(self, prompt: str) -> int:
         """The class that a prompt names, by its number or by a name that the checkpoint knows."""
         text = prompt.strip()
         labels: dict[str, int] = getattr(self._pipeline, "labels", {})
@@ -115,10 +117,10 @@ class Arguments:
         return label
 
 
-def _picture(mode: str, inputs: ImageInputs, source: bytes) -> Image.Image:
-    wanted = inputs.width * inputs.height * len(mode)
-    if len(source) != wanted:
+def _to_pil(mode: str, inputs: ImageInputs, source: bytes) -> Image.Image:
+    expected = inputs.width * inputs.height * len(mode)
+    if len(source) != expected:
         raise TaskError(
-            "invalid", f"a picture of {inputs.width}x{inputs.height} has {wanted} bytes, {len(source)} came"
+            "invalid", f"a picture of {inputs.width}x{inputs.height} has {expected} bytes, {len(source)} came"
         )
     return Image.frombytes(mode, (inputs.width, inputs.height), bytes(source))

@@ -36,7 +36,7 @@ _LIST = "list"
 
 
 @dataclass(eq=False)
-class Call:
+class DenoiserCall:
     """A call of a denoiser that waits for its answer."""
 
     module: torch.nn.Module
@@ -50,32 +50,34 @@ class Call:
     #: By argument: the leaves of its tree, what kind each is, and how they make up the argument.
     parts: dict[str, tuple[list[Any], list[str], pytree.TreeSpec]]
 
-    def run(self) -> Any:
+    def forward(self) -> Any:
         """The forward pass of this call alone."""
         return self.module(*self.bound.args, **self.bound.kwargs)
 
 
-class Contents:
+class TensorContents:
     """What is in the tensors that a request repeats in each of its calls. Looked at once: a look makes a GPU wait."""
 
     def __init__(self) -> None:
-        self._seen: dict[tuple[str, int], tuple[torch.Tensor, int, Hashable]] = {}
+        self._fingerprints: dict[tuple[str, int], tuple[torch.Tensor, int, Hashable]] = {}
 
-    def of(self, name: str, place: int, tensor: torch.Tensor) -> Hashable:
+    def fingerprint(self, name: str, index: int, tensor: torch.Tensor) -> Hashable:
         """Shape, type and content of leaf `place` of an argument."""
-        known = self._seen.get((name, place))
-        if known is not None and known[0] is tensor:
-            return known[2]
+        cached = self._fingerprints.get((name, index))
+        if cached is not None and cached[0] is tensor:
+            return cached[2]
         values = tensor.detach().cpu().contiguous().flatten()
         content = (tensor.shape, tensor.dtype, values.view(torch.uint8).numpy().tobytes())
-        self._seen[name, place] = (tensor, tensor.numel(), content)
+        self._fingerprints[name, index] = (tensor, tensor.numel(), content)
         return content
 
 
-def described(module: torch.nn.Module, args: Sequence[Any], kwargs: dict[str, Any], contents: Contents) -> Call:
+def describe_call(
+    module: torch.nn.Module, args: Sequence[Any], kwargs: dict[str, Any], contents: TensorContents
+) -> DenoiserCall:
     """The call with its key. Raises `TypeError` for arguments that the module does not take."""
     bound = _signature(type(module).forward).bind(*args, **kwargs)
-    size, listed, device = _extent(bound.arguments)
+    size, listed, device = _batch_extent(bound.arguments)
     key: list[Hashable] = [id(module)]
     parts = {}
     for name, value in bound.arguments.items():
@@ -84,53 +86,53 @@ def described(module: torch.nn.Module, args: Sequence[Any], kwargs: dict[str, An
             own: list[tuple[str, Hashable]] = [(_LIST, None)]
         else:
             leaves, spec = pytree.tree_flatten(value)
-            own = [_kind(name, place, leaf, size, contents) for place, leaf in enumerate(leaves)]
+            own = [_classify_leaf(name, index, leaf, size, contents) for index, leaf in enumerate(leaves)]
         parts[name] = (leaves, [kind for kind, _ in own], spec)
         key.append((name, spec, tuple(own)))
-    return Call(module, bound, size, listed, device, tuple(key) if size else object(), parts)
+    return DenoiserCall(module, bound, size, listed, device, tuple(key) if size else object(), parts)
 
 
-def groups(calls: Iterable[Call]) -> list[list[Call]]:
+def group_calls(calls: Iterable[DenoiserCall]) -> list[list[DenoiserCall]]:
     """The calls, those that can be one forward pass together, in the order of their first."""
-    found: dict[Hashable, list[Call]] = {}
+    found: dict[Hashable, list[DenoiserCall]] = {}
     for call in calls:
         found.setdefault(call.key, []).append(call)
     return list(found.values())
 
 
-def answers(calls: Sequence[Call]) -> list[Any]:
+def run_calls(calls: Sequence[DenoiserCall]) -> list[Any]:
     """What the module answers each of these calls, all of one key, from one forward pass."""
     if len(calls) == 1:
-        return [calls[0].run()]
-    return _dealt(_joined(calls).run(), [call.size for call in calls], calls[0].listed)
+        return [calls[0].forward()]
+    return _split_output(_join(calls).forward(), [call.size for call in calls], calls[0].listed)
 
 
-def _joined(calls: Sequence[Call]) -> Call:
+def _join(calls: Sequence[DenoiserCall]) -> DenoiserCall:
     first = calls[0]
     bound = inspect.BoundArguments(first.bound.signature, first.bound.arguments.copy())
     for name, (leaves, kinds, spec) in first.parts.items():
-        joined = [
-            leaf if kind == "same" else _concatenated(kind, [(call, call.parts[name][0][place]) for call in calls])
-            for place, (leaf, kind) in enumerate(zip(leaves, kinds, strict=True))
+        merged = [
+            leaf if kind == "same" else _concatenate(kind, [(call, call.parts[name][0][index]) for call in calls])
+            for index, (leaf, kind) in enumerate(zip(leaves, kinds, strict=True))
         ]
-        bound.arguments[name] = pytree.tree_unflatten(joined, spec)
+        bound.arguments[name] = pytree.tree_unflatten(merged, spec)
     size = sum(call.size for call in calls)
-    return Call(first.module, bound, size, first.listed, first.device, first.key, {})
+    return DenoiserCall(first.module, bound, size, first.listed, first.device, first.key, {})
 
 
-def _concatenated(kind: str, leaves: Sequence[tuple[Call, Any]]) -> Any:
+def _concatenate(kind: str, leaves: Sequence[tuple[DenoiserCall, Any]]) -> Any:
     if kind == _LIST:
         return list(itertools.chain.from_iterable(leaf for _, leaf in leaves))
     if kind == _NUMBER:
-        return torch.cat([_spread(leaf, call) for call, leaf in leaves])
+        return torch.cat([_expand(leaf, call) for call, leaf in leaves])
     return torch.cat([leaf for _, leaf in leaves])
 
 
-def _spread(number: Any, call: Call) -> torch.Tensor:
+def _expand(number: Any, call: DenoiserCall) -> torch.Tensor:
     return torch.as_tensor(number).to(call.device, non_blocking=True).reshape(-1).expand(call.size)
 
 
-def _dealt(answer: Any, sizes: Sequence[int], listed: bool) -> list[Any]:
+def _split_output(answer: Any, sizes: Sequence[int], listed: bool) -> list[Any]:
     """An answer of the same form for each call, with its own pictures in it."""
     total = sum(sizes)
 
@@ -138,19 +140,19 @@ def _dealt(answer: Any, sizes: Sequence[int], listed: bool) -> list[Any]:
         return listed and isinstance(part, list) and len(part) == total
 
     leaves, spec = pytree.tree_flatten(answer, is_leaf=is_pictures)
-    dealt = []
+    split = []
     for leaf in leaves:
         if is_pictures(leaf):
             ends = list(itertools.accumulate(sizes))
-            dealt.append([leaf[end - size : end] for end, size in zip(ends, sizes, strict=True)])
+            split.append([leaf[end - size : end] for end, size in zip(ends, sizes, strict=True)])
         elif isinstance(leaf, torch.Tensor) and leaf.ndim and len(leaf) == total and not listed:
-            dealt.append(list(torch.split(leaf, list(sizes))))
+            split.append(list(torch.split(leaf, list(sizes))))
         else:
-            dealt.append([leaf] * len(sizes))
-    return [pytree.tree_unflatten([own[place] for own in dealt], spec) for place in range(len(sizes))]
+            split.append([leaf] * len(sizes))
+    return [pytree.tree_unflatten([own[index] for own in split], spec) for index in range(len(sizes))]
 
 
-def _extent(arguments: dict[str, Any]) -> tuple[int, bool, torch.device]:
+def _batch_extent(arguments: dict[str, Any]) -> tuple[int, bool, torch.device]:
     """Pictures in the call (0 where that cannot be told), whether they are in a list, and the device they are on."""
     for name, value in arguments.items():
         if name in LISTS and isinstance(value, list) and value and isinstance(value[0], torch.Tensor):
@@ -160,14 +162,14 @@ def _extent(arguments: dict[str, Any]) -> tuple[int, bool, torch.device]:
     return 0, False, torch.device("cpu")
 
 
-def _kind(name: str, place: int, leaf: Any, size: int, contents: Contents) -> tuple[str, Hashable]:
+def _classify_leaf(name: str, index: int, leaf: Any, size: int, contents: TensorContents) -> tuple[str, Hashable]:
     """Whether and how the leaf is joined, and what must be equal for that."""
     if name in NUMBERS and _is_number(leaf, size):
         return _NUMBER, None  # of whatever type: one sampler counts in integers, another in fractions
     if isinstance(leaf, torch.Tensor):
         if name not in SHARED and leaf.ndim and len(leaf) == size:
             return _ROWS, (leaf.shape[1:], leaf.dtype)
-        return "same", contents.of(name, place, leaf)
+        return "same", contents.fingerprint(name, index, leaf)
     if leaf is None or isinstance(leaf, bool | int | float | str | torch.dtype | torch.device):
         return "same", (type(leaf), leaf)
     return "same", id(leaf)
@@ -182,5 +184,5 @@ def _is_number(leaf: Any, size: int) -> bool:
 @functools.cache
 def _signature(forward: Callable[..., Any]) -> inspect.Signature:
     """Of a method, without `self`."""
-    whole = inspect.signature(forward)
-    return whole.replace(parameters=list(whole.parameters.values())[1:])
+    signature = inspect.signature(forward)
+    return signature.replace(parameters=list(signature.parameters.values())[1:])

@@ -20,31 +20,31 @@ from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionS
 from configs.settings import Model
 from wire.messages import About, DrawMode, ImageInputs
 from worker.engine import BatchKey, Checkpoint, DeviceLost, Picture, Row, TaskError, UnsupportedModel, Wanted
-from worker.engines.diffusion.device import Fence, failures
-from worker.engines.diffusion.generic.arguments import Arguments
-from worker.engines.diffusion.generic.call_batching import answers, groups
-from worker.engines.diffusion.generic.pipeline_copy import Codec, Copier, is_codec, is_denoiser
-from worker.engines.diffusion.generic.pipeline_thread import Run
-from worker.engines.diffusion.generic.probe import agree, wanted
-from worker.engines.diffusion.generic.progress import Progress, code_of
-from worker.engines.diffusion.generic.row import Drawn, RendezvousRow, drawn
-from worker.engines.diffusion.image_encoding import encoded
+from worker.engines.diffusion.device import CompletionEvent, translate_device_errors
+from worker.engines.diffusion.generic.arguments import PipelineArguments
+from worker.engines.diffusion.generic.call_batching import group_calls, run_calls
+from worker.engines.diffusion.generic.pipeline_copy import PipelineCopier, VaeProxy, is_autoencoder, is_denoiser
+from worker.engines.diffusion.generic.pipeline_thread import PipelineThread
+from worker.engines.diffusion.generic.probe import outputs_match, probe_request
+from worker.engines.diffusion.generic.progress import SamplerProgress, source_code_of
+from worker.engines.diffusion.generic.row import GenericRow, PipelineImage, extract_image
+from worker.engines.diffusion.image_encoding import encode_image
 from worker.engines.diffusion.loading import pipeline_class, read_pipeline
-from worker.engines.diffusion.safety_checker import SafetyChecker, checker_of
+from worker.engines.diffusion.safety_checker import SafetyChecker, make_safety_checker
 
 log = logging.getLogger(__name__)
 
 
-class RendezvousEngine:
+class GenericEngine:
     """One pipeline on one device."""
 
     _pipeline: Any
-    _arguments: Arguments
-    _codec: Codec
+    _arguments: PipelineArguments
+    _vae: VaeProxy
     _denoisers: list[Any]
-    _helper: torch.nn.Module | None
+    _controlnet: torch.nn.Module | None
     _checker: SafetyChecker | None
-    _fence: Fence
+    _completion: CompletionEvent
 
     def __init__(self, model: Model, device: str) -> None:
         """`device` is `cuda:N`, or `cpu` with or without the number of its slot."""
@@ -53,11 +53,11 @@ class RendezvousEngine:
         self._pipeline = None
         self._modes: tuple[DrawMode, ...] = ()
         #: Whether the denoiser's answers do not depend on who else is in its batch.
-        self._shares = True
+        self._can_batch = True
         #: The size of all pictures, where the pipeline cannot be told one.
         self._size: tuple[int, int] | None = None
         #: Calls of the denoiser for a step of the sampler, of the last request with guidance and without.
-        self._calls: dict[bool, float] = {}
+        self._calls_per_step: dict[bool, float] = {}
 
     # ---- the model
 
@@ -77,28 +77,28 @@ class RendezvousEngine:
             self.fetch()
         self._pipeline = pipeline = self._pipeline.to(self._device)
         kind: type = type(pipeline)
-        self._arguments = Arguments(pipeline)
-        self._codec = Codec(self._device)
-        self._fence = Fence(self._device)
-        self._helper = getattr(pipeline, "controlnet", None)
+        self._arguments = PipelineArguments(pipeline)
+        self._vae = VaeProxy(self._device)
+        self._completion = CompletionEvent(self._device)
+        self._controlnet = getattr(pipeline, "controlnet", None)
         parts = vars(pipeline).values()  # parts of pipelines inside it are named among its own
-        self._denoisers = [part for part in parts if is_denoiser(part) and part is not self._helper]
+        self._denoisers = [part for part in parts if is_denoiser(part) and part is not self._controlnet]
         if not self._denoisers:
             raise UnsupportedModel(f"a {kind.__name__} has no denoiser for requests to meet at")
-        if "force_upcast" in code_of(kind):
+        if "force_upcast" in source_code_of(kind):
             # What it would do, and undo, for each picture: see `Copier`.
             for part in parts:
-                if is_codec(part) and part.config.get("force_upcast") and part.dtype == torch.float16:
+                if is_autoencoder(part) and part.config.get("force_upcast") and part.dtype == torch.float16:
                     part.to(torch.float32)
         self._checker = None
         if isinstance(getattr(pipeline, "safety_checker", None), StableDiffusionSafetyChecker):
-            self._checker = checker_of(pipeline, self._device)
+            self._checker = make_safety_checker(pipeline, self._device)
             pipeline.safety_checker = None  # the pipeline would black the picture out
-        if not self._arguments.reads_prompt:
+        if not self._arguments.takes_prompt:
             log.warning("a %s takes no prompt: what requests ask for is ignored", kind.__name__)
         if self._model.compile != "off":
             log.warning("a %s is run as it is: 'compile' is for models with an adapter", kind.__name__)
-        self._try_out()
+        self._probe()
 
     def warm_up(self) -> None:
         """To have tried it out was that."""
@@ -107,7 +107,7 @@ class RendezvousEngine:
         """See `StepEngine`."""
         return About(
             pipeline=type(self._pipeline).__name__,
-            batching="rendezvous",
+            batching="generic",
             modes=self._modes,
             reproducible=True,
             dtype=str(self._denoisers[0].dtype).removeprefix("torch."),
@@ -144,17 +144,17 @@ class RendezvousEngine:
         try:
             for task in tasks:
                 try:
-                    rows.append(self._begin(task))
+                    rows.append(self._start_row(task))
                 except TaskError as error:
                     rows.append(error)
         except Exception:  # none of these is told of, so none may stay
             for row in rows:
-                if isinstance(row, RendezvousRow):
-                    row.run.cancel()
+                if isinstance(row, GenericRow):
+                    row.thread.cancel()
             raise
         return rows
 
-    def _begin(self, task: Wanted) -> RendezvousRow:
+    def _start_row(self, task: Wanted) -> GenericRow:
         inputs = task.inputs
         if task.checkpoint is not None:
             raise TaskError("error", "the checkpoint is not one of this engine, which makes none")
@@ -162,78 +162,82 @@ class RendezvousEngine:
             raise TaskError("invalid", f"this model draws from {' or '.join(self._modes)}, not from {inputs.mode}")
         if self._size is not None and self._size != (inputs.width, inputs.height) and inputs.mode == "text":
             raise TaskError("invalid", "this model draws at {}x{} only".format(*self._size))
-        arguments = self._arguments.of(inputs, task.sources)
-        run: Run[Drawn] = Run(self._device)
-        progress = Progress(inputs.steps)
-        copier = Copier(run, self._codec, progress, inputs.scheduler)
-        pipeline = copier.copied(self._pipeline)
-        progress.follow(pipeline)
-        run.start(partial(self._draw, pipeline, arguments, copier, progress))
-        if run.failure is not None and not run.rendering:
-            raise run.failure
-        apart = inputs.reproducible or self._model.reproducible or not self._shares
-        calls = self._calls.get(inputs.guidance_scale > 1, 1.0)
-        return RendezvousRow(inputs, run, progress, helper=self._helper, apart=apart, calls=calls)
+        arguments = self._arguments.for_request(inputs, task.sources)
+        thread: PipelineThread[PipelineImage] = PipelineThread(self._device)
+        progress = SamplerProgress(inputs.steps)
+        copier = PipelineCopier(thread, self._vae, progress, inputs.scheduler)
+        pipeline = copier.copy(self._pipeline)
+        progress.set_pipeline(pipeline)
+        thread.start(partial(self._run_pipeline, pipeline, arguments, copier, progress))
+        if thread.failure is not None and not thread.is_rendering:
+            raise thread.failure
+        is_separate = inputs.reproducible or self._model.reproducible or not self._can_batch
+        calls = self._calls_per_step.get(inputs.guidance_scale > 1, 1.0)
+        return GenericRow(
+            inputs, thread, progress, controlnet=self._controlnet, is_separate=is_separate, calls_per_step=calls
+        )
 
-    def _draw(self, pipeline: Any, arguments: dict[str, Any], copier: Copier, progress: Progress) -> Drawn:
+    def _run_pipeline(
+        self, pipeline: Any, arguments: dict[str, Any], copier: PipelineCopier, progress: SamplerProgress
+    ) -> PipelineImage:
         """What a request's thread does."""
         try:
             with copier.afterwards:
-                made = drawn(pipeline(**arguments))
-                if self._checker is not None and self._checker.objects(made.picture()):
-                    return Drawn(made.pixels, flagged=True)
+                made = extract_image(pipeline(**arguments))
+                if self._checker is not None and self._checker.is_unsafe(made.to_pil()):
+                    return PipelineImage(made.pixels, flagged=True)
                 return made
         finally:
             progress.close()
 
     def step(self, rows: Sequence[Row]) -> None:
         """One call of the denoiser for each row. Raises `TaskError` if a row's own pipeline broke at its last step."""
-        own: list[RendezvousRow] = []
+        own: list[GenericRow] = []
         for row in rows:
-            assert isinstance(row, RendezvousRow)
-            if row.broken is not None:
-                raise row.broken
+            assert isinstance(row, GenericRow)
+            if row.failure is not None:
+                raise row.failure
             own.append(row)
-        self._fence.wait()
-        with torch.inference_mode(), failures(self._device, f"a step of {len(own)} pictures"):
+        self._completion.wait()
+        with torch.inference_mode(), translate_device_errors(self._device, f"a step of {len(own)} pictures"):
             # A row that is past its helper stays so if the denoiser fails; it has not moved all the same.
-            while helped := [row for row in own if row.at_helper]:
-                self._answer(helped)
-            self._answer([row for row in own if row.run.parked is not None])
-        self._fence.mark()
+            while at_controlnet := [row for row in own if row.is_at_controlnet]:
+                self._run_pending_calls(at_controlnet)
+            self._run_pending_calls([row for row in own if row.thread.pending_call is not None])
+        self._completion.record()
         for row in own:
-            self._calls[row.inputs.guidance_scale > 1] = row.calls
+            self._calls_per_step[row.inputs.guidance_scale > 1] = row.calls_per_step
 
-    def _answer(self, rows: Sequence[RendezvousRow]) -> None:
+    def _run_pending_calls(self, rows: Sequence[GenericRow]) -> None:
         """Make the calls at which these rows wait, and let them go on. If a call raises, they all go on waiting."""
         calls = {}
         for row in rows:
-            call = row.run.parked
+            call = row.thread.pending_call
             assert call is not None
-            if row.apart:
+            if row.is_separate:
                 call.key = object()
             calls[call] = row
         answered = [
-            (call, answer) for group in groups(calls) for call, answer in zip(group, answers(group), strict=True)
+            (call, answer) for group in group_calls(calls) for call, answer in zip(group, run_calls(group), strict=True)
         ]
         for call, answer in answered:
             calls[call].resume(answer)
         for row in rows:
-            if isinstance(row.run.failure, DeviceLost):
-                raise row.run.failure
+            if isinstance(row.thread.failure, DeviceLost):
+                raise row.thread.failure
 
     def render(self, row: Row) -> Callable[[], Picture]:
         """The finished picture, for which the callable waits. There is none on the way, only inside the pipeline."""
-        assert isinstance(row, RendezvousRow)
-        return partial(self._picture, row.run if row.step == row.steps else None, row.inputs)
+        assert isinstance(row, GenericRow)
+        return partial(self._render_image, row.thread if row.step == row.steps else None, row.inputs)
 
-    def _picture(self, run: Run[Drawn] | None, inputs: ImageInputs) -> Picture:
-        if run is None:
+    def _render_image(self, thread: PipelineThread[PipelineImage] | None, inputs: ImageInputs) -> Picture:
+        if thread is None:
             raise TaskError("error", "this model has no picture before the last step")
-        made = run.result()
+        made = thread.result()
         if made.flagged and self._model.safety_checker == "refuse":
             raise TaskError("unsafe", "the model's safety checker objects to the picture")
-        return Picture(encoded(made.picture(), inputs.output_format, inputs.output_quality), made.flagged)
+        return Picture(encode_image(made.to_pil(), inputs.output_format, inputs.output_quality), made.flagged)
 
     def save(self, row: Row) -> Callable[[], Checkpoint] | None:
         """None: what a pipeline has on its stack cannot be taken elsewhere."""
@@ -242,65 +246,65 @@ class RendezvousEngine:
 
     def release(self, row: Row) -> None:
         """End the row's thread, unless it makes its picture."""
-        assert isinstance(row, RendezvousRow)
-        row.run.cancel()
+        assert isinstance(row, GenericRow)
+        row.thread.cancel()
 
     # ---- trial
 
-    def _try_out(self) -> None:
+    def _probe(self) -> None:
         """Find out what the pipeline can do, and make it ready: a start in every mode, a shared step, a picture."""
         candidates = self._arguments.modes()
         self._modes = tuple(candidates)
         refused: dict[DrawMode, str] = {}
-        before = self._processors()
+        before = self._attention_processors()
         for mode in candidates:
             try:
-                self.release(self._begin(wanted(self._model, mode)))
+                self.release(self._start_row(probe_request(self._model, mode)))
             except TaskError as error:
                 refused[mode] = error.message
         self._modes = tuple(mode for mode in candidates if mode not in refused)
         if not self._modes:
             raise UnsupportedModel(f"a {type(self._pipeline).__name__} draws from nothing: {refused}")
-        if self._processors() != before:
+        if self._attention_processors() != before:
             raise UnsupportedModel(f"a {type(self._pipeline).__name__} changes the denoiser that all requests share")
-        first, second = (self._begin(wanted(self._model, self._modes[0], number)) for number in (0, 1))
+        first, second = (self._start_row(probe_request(self._model, self._modes[0], number)) for number in (0, 1))
         try:
-            self._shares = self._agree(first, second)
+            self._can_batch = self._outputs_match(first, second)
             while first.step < first.steps:
                 self.step([first])
-            size = first.run.result().picture().size
+            size = first.thread.result().to_pil().size
         except TaskError as error:
             raise UnsupportedModel(f"a {type(self._pipeline).__name__} made no picture: {error.message}") from error
         finally:
             self.release(first)
             self.release(second)
-        if "text" in self._modes and not self._arguments.sized:
+        if "text" in self._modes and not self._arguments.takes_size:
             self._size = size
             if self._model.defaults.size != (only := "{}x{}".format(*size)):
                 raise UnsupportedModel(
                     f"a {type(self._pipeline).__name__} draws at {only} only: set defaults.size to it"
                 )
 
-    def _processors(self) -> list[Any]:
+    def _attention_processors(self) -> list[Any]:
         """How the denoisers do their attention."""
         return [own for part in self._denoisers for own in getattr(part, "attn_processors", {}).values()]
 
     @torch.inference_mode()
-    def _agree(self, *rows: RendezvousRow) -> bool:
+    def _outputs_match(self, *rows: GenericRow) -> bool:
         """Whether what the rows' next calls are answered is the same in one batch as in batches of their own."""
-        calls = [row.run.parked for row in rows if row.run.parked is not None]
-        if len(groups(calls)) != 1:
+        calls = [row.thread.pending_call for row in rows if row.thread.pending_call is not None]
+        if len(group_calls(calls)) != 1:
             return True  # nothing to tell from: they would not be in one batch
-        alone = [answers([call]) for call in calls]
+        separate = [run_calls([call]) for call in calls]
         try:
-            together = [[answer] for answer in answers(calls)]
+            together = [[answer] for answer in run_calls(calls)]
         except Exception as error:
             reason = str(error)
         else:
-            if agree(alone, together):
-                helped = [row for row in rows if row.at_helper]
-                self._answer(helped)
-                return not helped or self._agree(*rows)
+            if outputs_match(separate, together):
+                at_controlnet = [row for row in rows if row.is_at_controlnet]
+                self._run_pending_calls(at_controlnet)
+                return not at_controlnet or self._outputs_match(*rows)
             reason = "its answers differ"
         log.warning("a %s takes one request at a time in each step: %s", type(self._pipeline).__name__, reason)
         return False

@@ -17,12 +17,12 @@ import diffusers
 import torch
 
 from configs.samplers import MODEL_DEFAULT
-from worker.engines.diffusion.device import SideLane, moment
-from worker.engines.diffusion.generic.pipeline_thread import Run
-from worker.engines.diffusion.generic.progress import Progress, scheduler_for
+from worker.engines.diffusion.device import SideStream, record_event
+from worker.engines.diffusion.generic.pipeline_thread import PipelineThread
+from worker.engines.diffusion.generic.progress import SamplerProgress, scheduler_for
 
 _DENOISERS = ("diffusers.models.unets.", "diffusers.models.transformers.", "diffusers.models.controlnets.")
-_CODECS = "diffusers.models.autoencoders."
+_AUTOENCODERS = "diffusers.models.autoencoders."
 _HOOKS = (
     "_forward_pre_hooks",
     "_forward_pre_hooks_with_kwargs",
@@ -37,45 +37,45 @@ def is_denoiser(part: Any) -> bool:
     return isinstance(part, torch.nn.Module) and type(part).__module__.startswith(_DENOISERS)
 
 
-def is_codec(part: Any) -> bool:
+def is_autoencoder(part: Any) -> bool:
     """Whether it is an autoencoder."""
-    return isinstance(part, torch.nn.Module) and type(part).__module__.startswith(_CODECS)
+    return isinstance(part, torch.nn.Module) and type(part).__module__.startswith(_AUTOENCODERS)
 
 
-class Codec:
+class VaeProxy:
     """What all requests share of the autoencoder: one use of it at a time, and that beside the steps."""
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
         #: Some autoencoders keep state while they work, and two decodes at once would need twice the memory.
         self.lock = threading.RLock()
-        self.lane = SideLane(device)
+        self.stream = SideStream(device)
 
 
-class Copier:
+class PipelineCopier:
     """Makes one request's copy of a pipeline, and of the pipelines in it. Equal parts get one stand-in."""
 
-    def __init__(self, run: Run[Any], codec: Codec, progress: Progress, scheduler: str) -> None:
+    def __init__(self, thread: PipelineThread[Any], vae: VaeProxy, progress: SamplerProgress, scheduler: str) -> None:
         """`scheduler` is the name that the request asks for."""
-        self._run = run
-        self._codec = codec
+        self._thread = thread
+        self._vae = vae
         self._progress = progress
         self._name = scheduler
         self._made: dict[int, Any] = {}
         #: What is held while the picture is made: left when the run ends.
         self.afterwards = contextlib.ExitStack()
 
-    def copied(self, pipeline: Any) -> Any:
+    def copy(self, pipeline: Any) -> Any:
         """The copy. Raises `TaskError` for a scheduler that does not go with the pipeline."""
         scheduler = getattr(pipeline, "scheduler", None)
         self._made[id(scheduler)] = scheduler_for(scheduler, self._name, type(pipeline))
         if scheduler is not None:
-            self._progress.watch(self._made[id(scheduler)])
-        made = self._copied(pipeline)
+            self._progress.track(self._made[id(scheduler)])
+        made = self._copy(pipeline)
         self._made.clear()
         return made
 
-    def _copied(self, pipeline: Any) -> Any:
+    def _copy(self, pipeline: Any) -> Any:
         made = copy.copy(pipeline)
         for name, part in vars(pipeline).items():
             if id(part) not in self._made:
@@ -86,14 +86,14 @@ class Copier:
 
     def _stand_in(self, part: Any) -> Any:
         if isinstance(part, diffusers.DiffusionPipeline):
-            return self._copied(part)
+            return self._copy(part)
         if isinstance(part, diffusers.SchedulerMixin):
             own = scheduler_for(part, MODEL_DEFAULT, type(part))
-            self._progress.watch(own)
+            self._progress.track(own)
             return own
         if is_denoiser(part):
-            return _twin(part, forward=functools.partial(self._run.ask, part))
-        if is_codec(part):
+            return _twin(part, forward=functools.partial(self._thread.call_denoiser, part))
+        if is_autoencoder(part):
             encode, decode = functools.partial(self._encode, part), functools.partial(self._decode, part)
             # Its precision is everyone's and was set when it was loaded: a request that changed it, as some pipelines
             # do for the time of a decode, would change it for those who are at work with it.
@@ -101,17 +101,17 @@ class Copier:
         return part
 
     def _encode(self, autoencoder: Any, *args: Any, **kwargs: Any) -> Any:
-        with self._codec.lock:
+        with self._vae.lock:
             return autoencoder.encode(*_cast(args, autoencoder), **kwargs)
 
     def _decode(self, autoencoder: Any, *args: Any, **kwargs: Any) -> Any:
-        if self._progress.complete and not self._run.rendering:
-            event = moment(self._codec.device)
-            self._run.leave_loop()
-            self.afterwards.enter_context(self._codec.lock)
+        if self._progress.is_complete and not self._thread.is_rendering:
+            event = record_event(self._vae.device)
+            self._thread.leave_step_loop()
+            self.afterwards.enter_context(self._vae.lock)
             tensors = [part for part in args if isinstance(part, torch.Tensor)]
-            self.afterwards.enter_context(self._codec.lane.after(event, *tensors))
-        with self._codec.lock:
+            self.afterwards.enter_context(self._vae.stream.after(event, *tensors))
+        with self._vae.lock:
             return autoencoder.decode(*_cast(args, autoencoder), **kwargs)
 
 

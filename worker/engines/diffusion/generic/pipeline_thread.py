@@ -18,40 +18,40 @@ from typing import Any, Generic, TypeVar, cast
 import torch
 
 from worker.engine import DeviceLost, OutOfMemory, TaskError
-from worker.engines.diffusion.device import failures
-from worker.engines.diffusion.generic.call_batching import Call, Contents, described
+from worker.engines.diffusion.device import translate_device_errors
+from worker.engines.diffusion.generic.call_batching import DenoiserCall, TensorContents, describe_call
 
 T = TypeVar("T")
 
 #: How long a pipeline may take from one call of its denoiser to the next: long texts on a slow CPU take minutes.
-_PATIENCE_S = 600.0
+_CALL_TIMEOUT_S = 600.0
 #: A cancelled run is at a call of the denoiser, where it ends at once, unless the pipeline has something to undo.
-_JOIN_S = 10.0
+_JOIN_TIMEOUT_S = 10.0
 
 
 class Cancelled(BaseException):
     """Nobody waits for this run any more. No `Exception`, so that no pipeline takes it for something it can handle."""
 
 
-class Run(Generic[T]):
+class PipelineThread(Generic[T]):
     """One request's thread. All methods but `ask` and `leave_loop` are called from the loop's thread."""
 
-    def __init__(self, device: torch.device, patience_s: float = _PATIENCE_S) -> None:
+    def __init__(self, device: torch.device, timeout_s: float = _CALL_TIMEOUT_S) -> None:
         self._device = device
-        self._patience_s = patience_s
-        self._contents = Contents()
+        self._timeout_s = timeout_s
+        self._contents = TensorContents()
         self._answers: queue.SimpleQueue[Any] = queue.SimpleQueue()
         #: What the thread says when it stops: a call, or None once the loop need not wait for it any more.
-        self._turns: queue.SimpleQueue[Call | None] = queue.SimpleQueue()
+        self._calls: queue.SimpleQueue[DenoiserCall | None] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
-        self._asked = False
+        self._has_called = False
         self._cancelled = False
-        self._ended = False
+        self._has_ended = False
         self._result: T | None = None
         #: The call that waits for an answer.
-        self.parked: Call | None = None
+        self.pending_call: DenoiserCall | None = None
         #: Whether it makes its picture beside the loop.
-        self.rendering = False
+        self.is_rendering = False
         #: Why it ended without a result.
         self.failure: Exception | None = None
 
@@ -65,87 +65,87 @@ class Run(Generic[T]):
 
     def resume(self, answer: Any) -> None:
         """Answer the parked call, and wait until there is another one or none will come."""
-        self.parked = None
+        self.pending_call = None
         self._answers.put(answer)
         self._wait()
 
     @property
-    def done(self) -> bool:
+    def is_done(self) -> bool:
         """Whether it needs the loop no more."""
-        return self.rendering or self._ended
+        return self.is_rendering or self._has_ended
 
     def result(self) -> T:
         """What the work returned; waits for it. Raises why there is nothing. May be called from any thread."""
         assert self._thread is not None
-        self._thread.join(self._patience_s)
+        self._thread.join(self._timeout_s)
         if self._thread.is_alive():
-            raise TaskError("error", f"the picture was not there after {self._patience_s:g} s")
+            raise TaskError("error", f"the picture was not there after {self._timeout_s:g} s")
         if self.failure is not None:
             raise self.failure
         return cast("T", self._result)
 
     def cancel(self) -> None:
         """End the thread at the call where it waits. One that makes its picture, or has, is left to finish."""
-        if self.done:
+        if self.is_done:
             return
         self._cancelled = True
-        self.parked = None
+        self.pending_call = None
         self._answers.put(None)
         if self._thread is not None:
-            self._thread.join(_JOIN_S)
+            self._thread.join(_JOIN_TIMEOUT_S)
 
     def _wait(self) -> None:
         try:
-            self.parked = self._turns.get(timeout=self._patience_s)
+            self.pending_call = self._calls.get(timeout=self._timeout_s)
         except queue.Empty:
             self._cancelled = True  # it ends at its next call of the denoiser, if it ever gets there
-            self.failure = TaskError("error", f"the pipeline has not called its denoiser for {self._patience_s:g} s")
+            self.failure = TaskError("error", f"the pipeline has not called its denoiser for {self._timeout_s:g} s")
         else:
-            self._ended = self.parked is None
+            self._has_ended = self.pending_call is None
 
     # ---- for the request's thread
 
-    def ask(self, module: torch.nn.Module, *args: Any, **kwargs: Any) -> Any:
+    def call_denoiser(self, module: torch.nn.Module, *args: Any, **kwargs: Any) -> Any:
         """Stands in for `module(*args, **kwargs)`. Raises `Cancelled`."""
-        self._asked = True
-        if self.rendering:
+        self._has_called = True
+        if self.is_rendering:
             return module(*args, **kwargs)  # unforeseen, and the loop is not there any more
         if not self._cancelled:
-            self._turns.put(described(module, args, kwargs, self._contents))
+            self._calls.put(describe_call(module, args, kwargs, self._contents))
             answer = self._answers.get()
         if self._cancelled:
             raise Cancelled
         return answer
 
-    def leave_loop(self) -> None:
+    def leave_step_loop(self) -> None:
         """The denoiser will not be called any more: the loop can go on at once."""
-        if not self.rendering:
-            self.rendering = True
-            self._turns.put(None)
+        if not self.is_rendering:
+            self.is_rendering = True
+            self._calls.put(None)
 
     def _main(self, work: Callable[[], T]) -> None:
         if self._device.type == "cuda":
             torch.cuda.set_device(self._device)
         try:
-            with torch.inference_mode(), failures(self._device, "a request's own part of a step"):
+            with torch.inference_mode(), translate_device_errors(self._device, "a request's own part of a step"):
                 self._result = work()
         except Cancelled:
             self.failure = TaskError("error", "cancelled")
         except Exception as error:
-            self.failure = self._told(error)
+            self.failure = self._translate(error)
         finally:
-            self._turns.put(None)
+            self._calls.put(None)
 
-    def _told(self, error: Exception) -> Exception:
+    def _translate(self, error: Exception) -> Exception:
         """The error as the loop and the client get to know it. Without its frames, which hold tensors."""
         traceback.clear_frames(error.__traceback__)
         if isinstance(error, TaskError | DeviceLost):
             return error
         if isinstance(error, OutOfMemory):
-            return TaskError("out_of_memory", str(error)) if self._asked else error
-        if isinstance(error, ValueError | TypeError) and not self._asked:
-            told = TaskError("invalid", str(error))  # the pipeline's own check of what it was given
+            return TaskError("out_of_memory", str(error)) if self._has_called else error
+        if isinstance(error, ValueError | TypeError) and not self._has_called:
+            translated = TaskError("invalid", str(error))  # the pipeline's own check of what it was given
         else:
-            told = TaskError("error", f"the pipeline failed: {error}")
-        told.__cause__ = error
-        return told
+            translated = TaskError("error", f"the pipeline failed: {error}")
+        translated.__cause__ = error
+        return translated

@@ -17,7 +17,7 @@ _STEPS = 4
 _ROUNDING = {torch.float32: 1e-4, torch.float16: 3e-2, torch.bfloat16: 1e-1}
 
 
-def wanted(model: Model, mode: DrawMode, number: int = 0) -> Wanted:
+def probe_request(model: Model, mode: DrawMode, number: int = 0) -> Wanted:
     """A request at the model's defaults; those of different numbers differ in all that may differ in a batch."""
     defaults = model.defaults
     width, height = map(int, defaults.size.split("x"))
@@ -36,14 +36,14 @@ def wanted(model: Model, mode: DrawMode, number: int = 0) -> Wanted:
     return Wanted(inputs, [level * (width * height * 3), b"\xff" * (width * height)][: SOURCES[mode]])
 
 
-def agree(one: Any, other: Any) -> bool:
+def outputs_match(one: Any, other: Any) -> bool:
     """Whether two answers of a denoiser are the same but for rounding."""
     ones, spec = pytree.tree_flatten(one)
     others, other_spec = pytree.tree_flatten(other)
-    return spec == other_spec and all(map(_agree, ones, others))
+    return spec == other_spec and all(map(_outputs_match, ones, others))
 
 
-def _agree(one: Any, other: Any) -> bool:
+def _outputs_match(one: Any, other: Any) -> bool:
     if not isinstance(one, torch.Tensor):
         return bool(one == other)
     if one.shape != other.shape:

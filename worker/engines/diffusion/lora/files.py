@@ -20,9 +20,9 @@ from peft import LoraConfig
 from safetensors import safe_open
 
 #: Larger than an adapter of high rank for every layer of FLUX: what is larger is something else.
-_MOST_BYTES = 4 << 30
+_MAX_FILE_BYTES = 4 << 30
 #: Settings of a training that may differ from the default here. Others make PEFT do more than add layers.
-_HARMLESS = frozenset(
+_ALLOWED_SETTINGS = frozenset(
     {
         *("r", "lora_alpha", "rank_pattern", "alpha_pattern", "use_rslora", "use_dora", "lora_bias", "lora_dropout"),
         *("target_modules", "exclude_modules", "inference_mode", "peft_type", "peft_version", "task_type"),
@@ -32,40 +32,40 @@ _HARMLESS = frozenset(
 
 
 @dataclass(frozen=True)
-class Contents:
+class LoraFile:
     """Tensors in a file for each part of the pipeline, by the part's name."""
 
     tensors: Mapping[str, int]
 
 
-def read(path: Path, pipeline: Any, parts: Mapping[str, Any]) -> Contents:
+def read_lora_file(path: Path, pipeline: Any, parts: Mapping[str, Any]) -> LoraFile:
     """What the file holds for these parts of the pipeline, the denoiser first.
 
     Raises `ValueError` for a file that is no adapter of this model, and whatever the libraries raise for a broken one.
     """
-    if path.stat().st_size > _MOST_BYTES:
-        raise ValueError(f"it has more than {_MOST_BYTES >> 30} GiB")
+    if path.stat().st_size > _MAX_FILE_BYTES:
+        raise ValueError(f"it has more than {_MAX_FILE_BYTES >> 30} GiB")
     with safe_open(path, framework="pt") as file:  # reads the header, and checks it against the file's length
         settings = json.loads((file.metadata() or {}).get(LORA_ADAPTER_METADATA_KEY, "{}"))
         if any("dora_scale" in key for key in file.keys()):  # noqa: SIM118 - it is no dict
             raise ValueError("its magnitudes (dora_scale) cannot be applied")
-    weights = _converted(path, pipeline)
-    contents = Contents({name: _check_weights(weights, name, part) for name, part in parts.items()})
-    _check_settings(settings, parts)
-    return contents
+    weights = _load_weights(path, pipeline)
+    lora_file = LoraFile({name: _validate_weights(weights, name, part) for name, part in parts.items()})
+    _validate_settings(settings, parts)
+    return lora_file
 
 
-def _check_settings(settings: Mapping[str, Any], parts: Mapping[str, Any]) -> None:
+def _validate_settings(settings: Mapping[str, Any], parts: Mapping[str, Any]) -> None:
     usual = LoraConfig().to_dict()  # type: ignore[no-untyped-call]
     for key, value in settings.items():
         setting = next((key.removeprefix(f"{part}.") for part in parts if key.startswith(f"{part}.")), key)
         if setting == "init_lora_weights" and (isinstance(value, bool) or value == "gaussian"):
             continue  # others compute the model's own weights anew
-        if setting not in _HARMLESS and (value or None) != (usual.get(setting) or None):
+        if setting not in _ALLOWED_SETTINGS and (value or None) != (usual.get(setting) or None):
             raise ValueError(f"it does more than add layers: {setting} is {value!r}")
 
 
-def _converted(path: Path, pipeline: Any) -> dict[str, torch.Tensor]:
+def _load_weights(path: Path, pipeline: Any) -> dict[str, torch.Tensor]:
     """The file's weights under the names of diffusers: `part.layer.lora_A.weight` and older ways to say so."""
     options = {"unet_config": pipeline.unet.config} if isinstance(pipeline, StableDiffusionXLLoraLoaderMixin) else {}
     converted = pipeline.lora_state_dict(
@@ -87,7 +87,7 @@ def _converted(path: Path, pipeline: Any) -> dict[str, torch.Tensor]:
     return weights
 
 
-def _check_weights(weights: Mapping[str, torch.Tensor], name: str, part: Any) -> int:
+def _validate_weights(weights: Mapping[str, torch.Tensor], name: str, part: Any) -> int:
     """How many are for this part. Raises `ValueError` for layers that it has not, or has in another size.
 
     diffusers makes some layers larger where a file's are: so it is found out before.

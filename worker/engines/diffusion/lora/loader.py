@@ -12,15 +12,15 @@ import torch
 
 from wire.messages import LORA_NAME, Lora
 from worker.engine import DeviceLost, OutOfMemory, TaskError
-from worker.engines.diffusion.device import failures
-from worker.engines.diffusion.lora.layers import Adapted, AdapterLayers
-from worker.engines.diffusion.lora.refcounted_lru import Shelf
+from worker.engines.diffusion.device import translate_device_errors
+from worker.engines.diffusion.lora.layers import LoraLayers, LoraScales
+from worker.engines.diffusion.lora.refcounted_lru import RefCountedLru
 
 #: A message of PEFT lists every layer; its beginning says what is wrong.
-_LONGEST_REASON = 200
+_MAX_REASON_LENGTH = 200
 
 
-class _Version(NamedTuple):
+class _FileVersion(NamedTuple):
     """A file as it was when it was looked at. Replacing it makes another one."""
 
     name: str
@@ -30,85 +30,85 @@ class _Version(NamedTuple):
     inode: int
 
 
-def in_order(loras: Sequence[Lora]) -> tuple[Lora, ...]:
+def sort_loras(loras: Sequence[Lora]) -> tuple[Lora, ...]:
     """These in the order in which they are applied, however a request lists them: it decides on a sum's last bits."""
     return tuple(sorted(loras, key=attrgetter("name")))
 
 
-class Adapters:
+class LoraLoader:
     """The adapters of one pipeline. All methods are called from one thread."""
 
-    def __init__(self, pipeline: Any, folder: Path | None, room: int, device: torch.device) -> None:
+    def __init__(self, pipeline: Any, folder: Path | None, capacity: int, device: torch.device) -> None:
         """`folder` holds `NAME.safetensors` files, `room` of which stay in memory for the next request.
 
         Without a folder there are none.
         """
         self._folder = folder
         self._device = device
-        self._layers = AdapterLayers(pipeline)
-        self._shelf: Shelf[str] = Shelf(room)
+        self._layers = LoraLayers(pipeline)
+        self._lru: RefCountedLru[str] = RefCountedLru(capacity)
         #: Names inside the model are numbers: a file's name may hold dots, and a replaced file needs another one.
         self._numbers = itertools.count()
-        self._loaded: dict[_Version, str] = {}
+        self._loaded: dict[_FileVersion, str] = {}
 
     def __repr__(self) -> str:
-        return f"<Adapters {self._layers.now} active, {self._shelf!r}>"
+        return f"<Adapters {self._layers.active} active, {self._lru!r}>"
 
     @property
-    def active(self) -> bool:
+    def is_active(self) -> bool:
         """Whether the model is anything but the modules that were loaded: what was compiled or recorded is not it."""
-        return bool(self._layers.now)
+        return bool(self._layers.active)
 
-    def acquire(self, loras: Sequence[Lora]) -> Adapted:
+    def acquire(self, loras: Sequence[Lora]) -> LoraScales:
         """Have these in memory until they are released, as often as they are acquired; what `use` takes.
 
         A file that was replaced meanwhile is loaded anew, beside the old one while that is in use. Raises `TaskError`
         for an adapter that is not there, is broken, or does not fit the model; `OutOfMemory` and `DeviceLost`.
         """
-        ordered = in_order(loras)
-        taken: list[str] = []
+        ordered = sort_loras(loras)
+        acquired: list[str] = []
         try:
             for lora in ordered:
-                version = self._find(lora.name)
-                taken.append(self._take(version))
-            if len(set(taken)) < len(taken):
+                version = self._find_file(lora.name)
+                acquired.append(self._acquire(version))
+            if len(set(acquired)) < len(acquired):
                 raise TaskError("invalid", "an adapter is named twice")
         except BaseException:
-            self._give_back(taken)
+            self._release(acquired)
             raise
-        return tuple(zip(taken, (lora.scale for lora in ordered), strict=True))
+        return tuple(zip(acquired, (lora.scale for lora in ordered), strict=True))
 
-    def use(self, adapted: Adapted) -> None:
+    def activate(self, lora_scales: LoraScales) -> None:
         """Set the model to these adapters, which are acquired. Costs next to nothing where it is set to them."""
-        self._layers.use(adapted)
+        self._layers.activate(lora_scales)
 
-    def encoders(self, adapted: Adapted) -> Adapted:
+    def text_encoder_scales(self, lora_scales: LoraScales) -> LoraScales:
         """Those of them that count when texts are encoded."""
-        return self._layers.encoders(adapted)
+        return self._layers.text_encoder_scales(lora_scales)
 
-    def release(self, adapted: Adapted) -> None:
+    def release(self, lora_scales: LoraScales) -> None:
         """What `acquire` gave is needed once less."""
-        self._give_back([inside for inside, _ in adapted])
+        self._release([adapter_name for adapter_name, _ in lora_scales])
 
-    def _give_back(self, taken: Sequence[str]) -> None:
-        for inside in taken:
-            self._shelf.give_back(inside)
-        self._unload(self._shelf.surplus())
+    def _release(self, acquired: Sequence[str]) -> None:
+        for adapter_name in acquired:
+            self._lru.release(adapter_name)
+        self._unload(self._lru.evictable())
 
-    def _take(self, version: _Version) -> str:
-        for other, inside in self._loaded.items():
+    def _acquire(self, version: _FileVersion) -> str:
+        for other, adapter_name in self._loaded.items():
             if other.name == version.name and other != version:
-                self._shelf.outdate(inside)
+                self._lru.mark_stale(adapter_name)
         if version not in self._loaded:
-            self._unload(self._shelf.surplus(coming=1))
-            inside = f"adapter_{next(self._numbers)}"
-            self._load(version, inside)
-            self._loaded[version] = inside
-            self._shelf.put(inside)
-        self._shelf.take(self._loaded[version])
+            self._unload(self._lru.evictable(incoming=1))
+            adapter_name = f"adapter_{next(self._numbers)}"
+            self._load(version, adapter_name)
+            self._loaded[version] = adapter_name
+            self._lru.add(adapter_name)
+        self._lru.acquire(self._loaded[version])
         return self._loaded[version]
 
-    def _find(self, name: str) -> _Version:
+    def _find_file(self, name: str) -> _FileVersion:
         """The adapter's file as it is now. Raises `TaskError` if there is none in the folder itself."""
         if self._folder is None:
             raise TaskError("invalid", "this model takes no adapters")
@@ -121,22 +121,24 @@ class Adapters:
                 pass
             else:
                 if path.is_relative_to(folder) and path.suffix == ".safetensors" and path.is_file():
-                    return _Version(name, path, stat.st_size, stat.st_mtime_ns, stat.st_ino)
+                    return _FileVersion(name, path, stat.st_size, stat.st_mtime_ns, stat.st_ino)
         raise TaskError("invalid", f"the model has no adapter '{name}'")
 
-    def _load(self, version: _Version, inside: str) -> None:
+    def _load(self, version: _FileVersion, adapter_name: str) -> None:
         try:
-            with failures(self._device, f"loading adapter '{version.name}'"):
-                self._layers.load(version.path, inside)
+            with translate_device_errors(self._device, f"loading adapter '{version.name}'"):
+                self._layers.load(version.path, adapter_name)
         except (OutOfMemory, DeviceLost):
             raise
         except Exception as error:  # whatever the libraries trip over, it was this file
-            reason = " ".join(str(error).split())[:_LONGEST_REASON]
+            reason = " ".join(str(error).split())[:_MAX_REASON_LENGTH]
             raise TaskError("invalid", f"adapter '{version.name}' cannot be used with this model: {reason}") from error
 
     def _unload(self, leaving: Sequence[str]) -> None:
         if leaving:
             self._layers.delete(leaving)
-            self._loaded = {version: inside for version, inside in self._loaded.items() if inside not in leaving}
-            for inside in leaving:
-                self._shelf.remove(inside)
+            self._loaded = {
+                version: adapter_name for version, adapter_name in self._loaded.items() if adapter_name not in leaving
+            }
+            for adapter_name in leaving:
+                self._lru.remove(adapter_name)

@@ -21,10 +21,10 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 
-from worker.engines.diffusion.sampling.schedulers import guess_of, step_options
+from worker.engines.diffusion.sampling.schedulers import denoised_of, step_options
 
-Kind = Literal["sample", "output", "noise", "result"]
-_NOW: tuple[Kind, ...] = ("sample", "output", "noise")
+TermKind = Literal["sample", "output", "noise", "result"]
+_NOW: tuple[TermKind, ...] = ("sample", "output", "noise")
 
 #: Size of the elements that stand for a sample or an output: so large that noise beside them is as good as none, and
 #: a power of two, so that it changes no rounding.
@@ -32,14 +32,14 @@ _UNIT = 2.0**40
 #: Elements that stay zero, to show the noise alone, and elements that show whether the solver is linear.
 _ZEROS, _TESTS = 48, 64
 #: Factors below this are what rounding leaves of zero.
-_NOTHING = 1e-9
+_ZERO_TOLERANCE = 1e-9
 #: Steps that a sum may reach back.
-_MEMORY = 4
+_MAX_HISTORY = 4
 #: Parts of a sum that needs no shorter one.
-_SHORT = 6
+_SHORT_SUM = 6
 
 
-class Draws(enum.Enum):
+class NoiseDraw(enum.Enum):
     """What a step draws from the generator."""
 
     NOTHING = "nothing"
@@ -49,18 +49,18 @@ class Draws(enum.Enum):
     FLOAT32 = "float32"
 
 
-class Part(NamedTuple):
+class Term(NamedTuple):
     """The sample before a `step`, the model's output at it, the noise drawn in it, or its result.
 
     The result is the next step's sample unless somebody changes that in between.
     """
 
-    kind: Kind
+    kind: TermKind
     step: int
 
 
 @dataclass(frozen=True)
-class Step:
+class RecurrenceStep:
     """One step: the next sample is a sum, and these are the factors in it."""
 
     #: Of the sample, of the model's output, and of the noise that is drawn.
@@ -68,41 +68,41 @@ class Step:
     output: float
     noise: float
     #: Of parts of the steps before.
-    earlier: dict[Part, float]
+    earlier: dict[Term, float]
     #: What the sample is multiplied with for the model to see.
     scale: float
     #: Factors of sample and output in the guess at the final sample, where the scheduler makes one.
-    guess: tuple[float, float] | None
-    draws: Draws
+    denoised: tuple[float, float] | None
+    noise_draw: NoiseDraw
 
 
 @dataclass(frozen=True)
 class Recurrence:
     """A whole run."""
 
-    steps: tuple[Step, ...]
+    steps: tuple[RecurrenceStep, ...]
     #: Parts of earlier steps that are needed at a step or later, for each step and for the end.
-    needed: tuple[frozenset[Part], ...]
+    needed: tuple[frozenset[Term], ...]
 
 
-def derive(make: Callable[[], Any], timesteps: torch.Tensor) -> Recurrence | None:
+def derive_recurrence(make: Callable[[], Any], timesteps: torch.Tensor) -> Recurrence | None:
     """The numbers of a scheduler that `make` makes, ready for the first of the timesteps `(n,)`.
 
     None where it is not linear or its noise is not understood. Raises what its `step` raises.
     """
     try:
-        steps = list(_run(make(), timesteps, torch.float64))
+        steps = list(_probe_steps(make(), timesteps, torch.float64))
     except _NotLinear:
         return None
     except Exception:  # not every scheduler takes float64
         try:
-            steps = list(_run(make(), timesteps, torch.float32))
+            steps = list(_probe_steps(make(), timesteps, torch.float32))
         except _NotLinear:
             return None
-    needed = [frozenset[Part]()]
+    needed = [frozenset[Term]()]
     for index in reversed(range(len(steps))):
-        now = needed[0] | steps[index].earlier.keys()
-        needed.insert(0, frozenset(part for part in now if part.step < index))
+        terms = needed[0] | steps[index].earlier.keys()
+        needed.insert(0, frozenset(part for part in terms if part.step < index))
     return Recurrence(tuple(steps), tuple(needed))
 
 
@@ -119,79 +119,79 @@ class _Probe:
         self.zeros = slice(2 * count, 2 * count + _ZEROS)
         self.tests = slice(2 * count + _ZEROS, 2 * count + _ZEROS + _TESTS)
         self._random = torch.Generator().manual_seed(1)
-        self._seen: dict[Part, torch.Tensor] = {}
+        self._vectors: dict[Term, torch.Tensor] = {}
 
-    def fresh(self, kind: Kind, index: int) -> torch.Tensor:
+    def fresh(self, kind: TermKind, index: int) -> torch.Tensor:
         """A vector `(1, 1, 1, size)` that no other part shares its element with."""
         vector = torch.zeros(1, 1, 1, self.tests.stop, dtype=self.dtype)
         vector[..., index + (self.count if kind == "output" else 0)] = _UNIT
         tests = 30 * torch.randn(_TESTS, generator=self._random, dtype=torch.float32)
         vector[..., self.tests] = tests.to(self.dtype)
-        self.remember(Part(kind, index), vector)
+        self.record(Term(kind, index), vector)
         return vector
 
-    def remember(self, part: Part, vector: torch.Tensor) -> None:
-        self._seen[part] = vector.flatten().double()
+    def record(self, part: Term, vector: torch.Tensor) -> None:
+        self._vectors[part] = vector.flatten().double()
 
-    def factors(self, result: torch.Tensor, index: int) -> dict[Part, float]:
+    def factors(self, result: torch.Tensor, index: int) -> dict[Term, float]:
         """The sum that the result is. Raises `_NotLinear` if it is none."""
         flat = result.flatten().double()
         if not torch.isfinite(flat).all():
             raise _NotLinear
-        sums: list[dict[Part, float]] = []
-        for long_ago in (0, _MEMORY // 2, _MEMORY):
-            way = self._parts(flat, index, self._long_ago(flat, index, long_ago) if long_ago else {})
-            if all(part.step >= index - _MEMORY for part in way) and self._explained(flat, way):
-                sums.append(way)
-            if sums and len(sums[0]) <= _SHORT:
+        sums: list[dict[Term, float]] = []
+        for long_ago in (0, _MAX_HISTORY // 2, _MAX_HISTORY):
+            factors = self._parts(flat, index, self._older_history(flat, index, long_ago) if long_ago else {})
+            if all(part.step >= index - _MAX_HISTORY for part in factors) and self._is_explained(flat, factors):
+                sums.append(factors)
+            if sums and len(sums[0]) <= _SHORT_SUM:
                 break
         if not sums:
             raise _NotLinear
         return min(sums, key=len)
 
-    def _long_ago(self, flat: torch.Tensor, index: int, memory: int) -> dict[Part, float]:
+    def _older_history(self, flat: torch.Tensor, index: int, memory: int) -> dict[Term, float]:
         """How much of the result before it takes to stand for all that is longer ago."""
-        last, old = Part("result", index - 1), max(index - memory, 0)
-        if last not in self._seen:
+        last, old = Term("result", index - 1), max(index - memory, 0)
+        if last not in self._vectors:
             return {}
-        now, before = (
+        terms, before = (
             torch.cat([vector[:old], vector[self.count : self.count + old]]) / _UNIT
-            for vector in (flat, self._seen[last])
+            for vector in (flat, self._vectors[last])
         )
         squared = float(before @ before)
-        return {last: float(now @ before) / squared} if squared else {}
+        return {last: float(terms @ before) / squared} if squared else {}
 
-    def _parts(self, flat: torch.Tensor, index: int, start: dict[Part, float]) -> dict[Part, float]:
+    def _parts(self, flat: torch.Tensor, index: int, start: dict[Term, float]) -> dict[Term, float]:
         found = dict(start)
         for part, factor in start.items():
-            flat = flat - factor * self._seen[part]
+            flat = flat - factor * self._vectors[part]
         found |= self._noise_factors(flat, index)
         units = flat[: 2 * self.count] / _UNIT
-        for place in (units.abs() > _NOTHING).nonzero().flatten().tolist():
-            part = Part("sample", place) if place < self.count else Part("output", place - self.count)
+        for place in (units.abs() > _ZERO_TOLERANCE).nonzero().flatten().tolist():
+            part = Term("sample", place) if place < self.count else Term("output", place - self.count)
             found[part] = float(units[place])
         return found
 
-    def _noise_factors(self, flat: torch.Tensor, index: int) -> dict[Part, float]:
+    def _noise_factors(self, flat: torch.Tensor, index: int) -> dict[Term, float]:
         """How much of each noise is in the elements to which nothing else was added."""
-        alone = flat[self.zeros]
-        latest = (Part("noise", back) for back in range(index, max(index - _MEMORY - 1, -1), -1))
-        noises = [part for part in latest if part in self._seen]
-        if not noises or not alone.any():
+        noise_only = flat[self.zeros]
+        latest = (Term("noise", back) for back in range(index, max(index - _MAX_HISTORY - 1, -1), -1))
+        noises = [part for part in latest if part in self._vectors]
+        if not noises or not noise_only.any():
             return {}
-        table = torch.stack([self._seen[part][self.zeros] for part in noises], dim=1)
-        factors = torch.linalg.lstsq(table, alone[:, None]).solution.flatten().tolist()
+        table = torch.stack([self._vectors[part][self.zeros] for part in noises], dim=1)
+        factors = torch.linalg.lstsq(table, noise_only[:, None]).solution.flatten().tolist()
         return {part: factor for part, factor in zip(noises, factors, strict=True) if abs(factor) > 1e-6}
 
-    def _explained(self, flat: torch.Tensor, factors: dict[Part, float]) -> bool:
+    def _is_explained(self, flat: torch.Tensor, factors: dict[Term, float]) -> bool:
         """Whether the sum also gives the elements that it was not found from."""
-        shown = flat[self.zeros.start :]
-        parts = [factor * self._seen[part][self.zeros.start :] for part, factor in factors.items()]
-        table = torch.stack([torch.zeros_like(shown), *parts])
-        return bool(((shown - table.sum(0)).abs() <= 2e-5 * table.abs().sum(0) + 1e-6).all())
+        checked = flat[self.zeros.start :]
+        parts = [factor * self._vectors[part][self.zeros.start :] for part, factor in factors.items()]
+        table = torch.stack([torch.zeros_like(checked), *parts])
+        return bool(((checked - table.sum(0)).abs() <= 2e-5 * table.abs().sum(0) + 1e-6).all())
 
 
-def _run(scheduler: Any, timesteps: torch.Tensor, dtype: torch.dtype) -> Iterator[Step]:
+def _probe_steps(scheduler: Any, timesteps: torch.Tensor, dtype: torch.dtype) -> Iterator[RecurrenceStep]:
     probe = _Probe(len(timesteps), dtype)
     generator = torch.Generator().manual_seed(0)
     options = step_options(scheduler, generator)
@@ -199,21 +199,23 @@ def _run(scheduler: Any, timesteps: torch.Tensor, dtype: torch.dtype) -> Iterato
         sample, output = probe.fresh("sample", index), probe.fresh("output", index)
         scale = _scale(probe, scheduler, sample, timestep, index)
         before = generator.get_state()
-        moved = scheduler.step(output, timestep, sample, **options)
+        step_output = scheduler.step(output, timestep, sample, **options)
         if torch.equal(before, generator.get_state()):
-            factors, draws = probe.factors(moved.prev_sample, index), Draws.NOTHING
+            factors, noise_draw = probe.factors(step_output.prev_sample, index), NoiseDraw.NOTHING
         else:
-            factors, draws = _with_noise(probe, moved.prev_sample, index, before, generator.get_state())
-        probe.remember(Part("result", index), moved.prev_sample)
-        of_sample, of_output, of_noise = (factors.pop(Part(kind, index), 0.0) for kind in _NOW)
-        yield Step(of_sample, of_output, of_noise, factors, scale, _guess(probe, guess_of(moved), index), draws)
+            factors, noise_draw = _with_noise(probe, step_output.prev_sample, index, before, generator.get_state())
+        probe.record(Term("result", index), step_output.prev_sample)
+        of_sample, of_output, of_noise = (factors.pop(Term(kind, index), 0.0) for kind in _NOW)
+        yield RecurrenceStep(
+            of_sample, of_output, of_noise, factors, scale, _guess(probe, denoised_of(step_output), index), noise_draw
+        )
 
 
 def _scale(probe: _Probe, scheduler: Any, sample: torch.Tensor, timestep: torch.Tensor, index: int) -> float:
     if not hasattr(scheduler, "scale_model_input"):
         return 1.0
     factors = probe.factors(scheduler.scale_model_input(sample, timestep), index)
-    scale = factors.pop(Part("sample", index), 0.0)
+    scale = factors.pop(Term("sample", index), 0.0)
     if factors:
         raise _NotLinear
     return scale
@@ -221,27 +223,27 @@ def _scale(probe: _Probe, scheduler: Any, sample: torch.Tensor, timestep: torch.
 
 def _with_noise(
     probe: _Probe, result: torch.Tensor, index: int, before: torch.Tensor, after: torch.Tensor
-) -> tuple[dict[Part, float], Draws]:
+) -> tuple[dict[Term, float], NoiseDraw]:
     """The sum with its noise, and in which precision that was drawn: one of two explains what came out."""
     if probe.dtype != torch.float64:
         raise _NotLinear  # the two would look the same
-    for draws, dtype in ((Draws.MODEL, torch.float64), (Draws.FLOAT32, torch.float32)):
+    for noise_draw, dtype in ((NoiseDraw.MODEL, torch.float64), (NoiseDraw.FLOAT32, torch.float32)):
         generator = torch.Generator()
         generator.set_state(before)
-        probe.remember(Part("noise", index), torch.randn(result.shape, generator=generator, dtype=dtype))
+        probe.record(Term("noise", index), torch.randn(result.shape, generator=generator, dtype=dtype))
         if not torch.equal(generator.get_state(), after):
             continue
         with contextlib.suppress(_NotLinear):
-            return probe.factors(result, index), draws
+            return probe.factors(result, index), noise_draw
     raise _NotLinear
 
 
-def _guess(probe: _Probe, guess: torch.Tensor | None, index: int) -> tuple[float, float] | None:
-    if guess is None:
+def _guess(probe: _Probe, denoised: torch.Tensor | None, index: int) -> tuple[float, float] | None:
+    if denoised is None:
         return None
     try:
-        factors = probe.factors(guess, index)
+        factors = probe.factors(denoised, index)
     except _NotLinear:
         return None
-    weights = factors.pop(Part("sample", index), 0.0), factors.pop(Part("output", index), 0.0)
+    weights = factors.pop(Term("sample", index), 0.0), factors.pop(Term("output", index), 0.0)
     return None if factors else weights

@@ -8,17 +8,17 @@ from typing import Any
 
 import torch
 
-from worker.engines.diffusion.device import moved
-from worker.engines.diffusion.sampling.plan import Plan
+from worker.engines.diffusion.device import to_device
+from worker.engines.diffusion.sampling.plan import SamplingPlan
 from worker.engines.diffusion.sampling.sampler import Sampler
-from worker.engines.diffusion.sampling.schedulers import guess_of, step_options
-from worker.engines.diffusion.sampling.state_codec import check
+from worker.engines.diffusion.sampling.schedulers import denoised_of, step_options
+from worker.engines.diffusion.sampling.state_codec import check_tensors
 
 
 class SchedulerSampler(Sampler):
     """Has a scheduler of its own, in whose attributes everything is that must be remembered."""
 
-    def __init__(self, plan: Plan, generator: torch.Generator) -> None:
+    def __init__(self, plan: SamplingPlan, generator: torch.Generator) -> None:
         super().__init__(plan, generator)
         self._scheduler = plan.scheduler()
         self._latents = torch.empty(0)
@@ -35,7 +35,7 @@ class SchedulerSampler(Sampler):
         self._latents = latents
 
     @property
-    def guess(self) -> torch.Tensor | None:
+    def denoised(self) -> torch.Tensor | None:
         """See `Sampler`."""
         if self._last is None:
             return None
@@ -46,13 +46,13 @@ class SchedulerSampler(Sampler):
         """See `Sampler`."""
         return _scaled(self._scheduler, self._latents, self.timesteps[self.step])
 
-    def move(self, output: torch.Tensor) -> None:
+    def advance(self, output: torch.Tensor) -> None:
         """Take a step with the model's output. Raises whatever the scheduler raises, and has not moved then."""
         timestep = self.timesteps[self.step]
         moved_to = self._scheduler.step(
             output, timestep, self._latents, **step_options(self._scheduler, self._generator)
         )
-        self._last = self._latents, output, guess_of(moved_to)
+        self._last = self._latents, output, denoised_of(moved_to)
         self._latents = moved_to.prev_sample
         self.step += 1
 
@@ -62,11 +62,11 @@ class SchedulerSampler(Sampler):
     def _set_state(self, latents: torch.Tensor) -> None:
         self._latents, self._last = latents, None
 
-    def _memory(self) -> dict[str, torch.Tensor]:
+    def _history_tensors(self) -> dict[str, torch.Tensor]:
         # Some schedulers add to a tensor of theirs in place.
-        return {name: tensor.clone() for name, tensor, _ in _held(self._scheduler)}
+        return {name: tensor.clone() for name, tensor, _ in _state_tensors(self._scheduler)}
 
-    def _remember(self, tensors: Mapping[str, torch.Tensor], step: int, device: torch.device) -> None:
+    def _restore_history(self, tensors: Mapping[str, torch.Tensor], step: int, device: torch.device) -> None:
         """All that does not depend on the picture comes from a run on nothing: a blob only brings latents."""
         scheduler = self._plan.scheduler()
         nothing = torch.zeros([1] * self._latents.ndim, dtype=self.dtype)
@@ -74,10 +74,10 @@ class SchedulerSampler(Sampler):
         for timestep in self.timesteps[:step]:
             _scaled(scheduler, nothing, timestep)
             scheduler.step(nothing, timestep, nothing, **options)
-        held = list(_held(scheduler))
-        check(tensors, {name: (self._latents.shape, tensor.dtype) for name, tensor, _ in held})
+        held = list(_state_tensors(scheduler))
+        check_tensors(tensors, {name: (self._latents.shape, tensor.dtype) for name, tensor, _ in held})
         for name, _, replace in held:
-            replace(moved(tensors[name], device))
+            replace(to_device(tensors[name], device))
         self._scheduler = scheduler
 
 
@@ -88,7 +88,7 @@ def _scaled(scheduler: Any, latents: torch.Tensor, timestep: torch.Tensor) -> to
     return scaled
 
 
-def _held(scheduler: Any) -> Iterator[tuple[str, torch.Tensor, Callable[[torch.Tensor], None]]]:
+def _state_tensors(scheduler: Any) -> Iterator[tuple[str, torch.Tensor, Callable[[torch.Tensor], None]]]:
     """The pictures among a scheduler's attributes: their names, themselves, and how to put another in the place."""
     for name, value in vars(scheduler).items():
         if isinstance(value, torch.Tensor) and value.ndim > 1:

@@ -19,11 +19,11 @@ from configs.samplers import MODEL_DEFAULT, SAMPLERS, Process, names
 from worker.engine import TaskError
 
 #: These take the `sigmas` of a flow's steps as its pipelines give them; the others make the same ones by themselves.
-_GIVEN_SIGMAS = ("FlowMatchEulerDiscreteScheduler", "FlowMatchLCMScheduler")
+_TAKES_SIGMAS = ("FlowMatchEulerDiscreteScheduler", "FlowMatchLCMScheduler")
 
 
 @dataclass(frozen=True)
-class Schedule:
+class SchedulerSetup:
     """How far a request goes and in how many steps."""
 
     steps: int
@@ -34,8 +34,10 @@ class Schedule:
 
     def __str__(self) -> str:
         """The same text for equal schedules."""
-        said = {name: getattr(value, "tolist", lambda value=value: value)() for name, value in self.options.items()}
-        return f"steps={self.steps} strength={self.strength} {sorted(said.items())}"
+        description = {
+            name: getattr(value, "tolist", lambda value=value: value)() for name, value in self.options.items()
+        }
+        return f"steps={self.steps} strength={self.strength} {sorted(description.items())}"
 
 
 def process_of(scheduler: Any) -> Process:
@@ -73,27 +75,27 @@ def scheduler_like(name: str, shipped: Any, mu: float | None = None) -> Any:
     return cls.from_config(shipped.config, **options)
 
 
-def set_up(scheduler: Any, schedule: Schedule) -> int:
+def configure_scheduler(scheduler: Any, setup: SchedulerSetup) -> int:
     """Give the scheduler its steps. Returns the index of the timestep to start from.
 
     Raises `TaskError` where no step is left, and whatever the scheduler raises for steps that it cannot do.
     """
     accepted = inspect.signature(scheduler.set_timesteps).parameters
-    options = {name: value for name, value in schedule.options.items() if name in accepted}
+    options = {name: value for name, value in setup.options.items() if name in accepted}
     if not scheduler.config.get("use_dynamic_shifting"):
         options.pop("mu", None)
-    if type(scheduler).__name__ not in _GIVEN_SIGMAS:
+    if type(scheduler).__name__ not in _TAKES_SIGMAS:
         options.pop("sigmas", None)
-    count = {} if "sigmas" in options else {"num_inference_steps": schedule.steps}
+    count = {} if "sigmas" in options else {"num_inference_steps": setup.steps}
     scheduler.set_timesteps(**count, device="cpu", **options)
-    skipped = _skipped(schedule, process_of(scheduler))
-    if skipped >= schedule.steps:
-        raise TaskError("invalid", f"strength {schedule.strength:g} leaves none of {schedule.steps} steps")
-    begin = skipped * int(getattr(scheduler, "order", 1))
+    skipped = _skipped_steps(setup, process_of(scheduler))
+    if skipped >= setup.steps:
+        raise TaskError("invalid", f"strength {setup.strength:g} leaves none of {setup.steps} steps")
+    start_index = skipped * int(getattr(scheduler, "order", 1))
     if hasattr(scheduler, "set_begin_index"):
         # Otherwise its place is looked up by value, which is slow and can be ambiguous.
-        scheduler.set_begin_index(begin)
-    return begin
+        scheduler.set_begin_index(start_index)
+    return start_index
 
 
 def step_options(scheduler: Any, generator: torch.Generator) -> dict[str, Any]:
@@ -103,10 +105,10 @@ def step_options(scheduler: Any, generator: torch.Generator) -> dict[str, Any]:
     return {name: value for name, value in offered.items() if name in accepted}
 
 
-def guess_of(moved: Any) -> torch.Tensor | None:
+def denoised_of(to_device: Any) -> torch.Tensor | None:
     """The guess at the final sample in what a scheduler's `step` returns, where there is one."""
-    guess: torch.Tensor | None = moved.get("pred_original_sample", moved.get("denoised"))
-    return guess
+    denoised: torch.Tensor | None = to_device.get("pred_original_sample", to_device.get("denoised"))
+    return denoised
 
 
 def _flow_options(cls: str, known: Mapping[str, Any], config: Mapping[str, Any], mu: float | None) -> dict[str, Any]:
@@ -126,9 +128,9 @@ def _flow_options(cls: str, known: Mapping[str, Any], config: Mapping[str, Any],
     return own | {name: shift, "use_dynamic_shifting": False}
 
 
-def _skipped(schedule: Schedule, process: Process) -> int:
+def _skipped_steps(setup: SchedulerSetup, process: Process) -> int:
     """Steps that the strength leaves out, rounded as the pipelines of these checkpoints round them."""
-    kept = schedule.steps * schedule.strength
+    kept = setup.steps * setup.strength
     if process != "flow":
         kept = int(kept)
-    return int(max(schedule.steps - kept, 0))
+    return int(max(setup.steps - kept, 0))

@@ -16,7 +16,7 @@ from worker.engine import TaskError
 _WORDS = "__metadata__"
 
 
-def packed(tensors: Mapping[str, torch.Tensor], words: Mapping[str, str]) -> bytes:
+def pack_state(tensors: Mapping[str, torch.Tensor], words: Mapping[str, str]) -> bytes:
     """The blob. Waits for the device where the tensors are on one."""
     blob: bytes = safetensors.torch.save(
         {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in tensors.items()}, dict(words)
@@ -24,27 +24,27 @@ def packed(tensors: Mapping[str, torch.Tensor], words: Mapping[str, str]) -> byt
     return blob
 
 
-def unpacked(blob: bytes) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+def unpack_state(blob: bytes) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
     """The tensors, in main memory, and the words. Raises `TaskError` for anything but a blob."""
     try:
         tensors: dict[str, torch.Tensor] = safetensors.torch.load(blob)
         header = json.loads(blob[8 : 8 + int.from_bytes(blob[:8], "little")])
         return tensors, header.get(_WORDS, {})
     except Exception as error:  # the parser's own errors are of many kinds
-        raise refused(f"it cannot be read: {error}") from error
+        raise invalid_state(f"it cannot be read: {error}") from error
 
 
-def check(tensors: Mapping[str, torch.Tensor], expected: Mapping[str, tuple[torch.Size, torch.dtype]]) -> None:
+def check_tensors(tensors: Mapping[str, torch.Tensor], expected: Mapping[str, tuple[torch.Size, torch.dtype]]) -> None:
     """Raises `TaskError` where these are not exactly the expected tensors."""
     if tensors.keys() != expected.keys():
-        raise refused("it holds other tensors than this sampler has")
+        raise invalid_state("it holds other tensors than this sampler has")
     for name, (shape, dtype) in expected.items():
         if tensors[name].shape != shape or tensors[name].dtype != dtype:
-            raise refused(
+            raise invalid_state(
                 f"'{name}' is {list(tensors[name].shape)} of {tensors[name].dtype}, not {list(shape)} of {dtype}"
             )
 
 
-def refused(why: str) -> TaskError:
+def invalid_state(why: str) -> TaskError:
     """What is raised for a state that cannot be gone on from."""
     return TaskError("error", f"the checkpoint is not one of this sampler: {why}")
