@@ -12,7 +12,7 @@ from typing import NamedTuple
 import aiohttp
 import msgspec
 
-from wire.scaling import Orders, Report
+from wire.scaling import ControllerReport, PendingCommands
 from wire.snapshot import Snapshot
 
 log = logging.getLogger(__name__)
@@ -41,7 +41,7 @@ class Balancer:
         self._trusted = aiohttp.Fingerprint(_fingerprint(tls_cert)) if tls_cert else True
         self._headers = {"authorization": f"Bearer {token}"}
         self._snapshots = msgspec.json.Decoder(Snapshot)
-        self._orders = msgspec.json.Decoder(Orders)
+        self._orders = msgspec.json.Decoder(PendingCommands)
 
     async def snapshot(self) -> Snapshot | None:
         """The present; None where the balancer does not answer, or not as ours would."""
@@ -52,7 +52,7 @@ class Balancer:
             log.debug("no snapshot: %s", error)
             return None
 
-    async def exchange(self, report: Report) -> Orders | None:
+    async def exchange(self, report: ControllerReport) -> PendingCommands | None:
         """Give the report, get what people have ordered; None where the balancer does not take it."""
         body = await self._quietly("POST", "/internal/controller", msgspec.json.encode(report))
         try:

@@ -31,7 +31,7 @@ class Change:
     #: What is in force from now on.
     settings: Settings
     applied: tuple[str, ...]
-    rolls: tuple[str, ...]
+    rolling: tuple[str, ...]
     needs_restart: tuple[str, ...]
 
     def __str__(self) -> str:
@@ -39,7 +39,7 @@ class Change:
             f"{word}: {'; '.join(texts)}"
             for word, texts in (
                 ("applied", self.applied),
-                ("by new workers", self.rolls),
+                ("by new workers", self.rolling),
                 ("needs a restart", self.needs_restart),
             )
             if texts
@@ -63,8 +63,8 @@ def change(old: Settings, new: Settings) -> Change:
     new_names = [f"models.{name} is new" for name in new.models if name not in old.models]
     gone = [f"models.{name} is gone" for name in old.models if name not in new.models]
     live = [text for key, text in done.items() if _is_live(key)]
-    rolls = [text for key, text in done.items() if not _is_live(key)]
-    return Change(settings, tuple(live), tuple(rolls), (*new_names, *gone, *left))
+    rolling = [text for key, text in done.items() if not _is_live(key)]
+    return Change(settings, tuple(live), tuple(rolling), (*new_names, *gone, *left))
 
 
 def generation(settings: Settings, model: str) -> str:

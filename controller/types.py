@@ -90,24 +90,24 @@ class Queue:
     #: Tasks of a full batch on one worker; None until one was measured.
     batch_cap: int | None = None
     #: How much longer a task takes in a full batch than alone; 1 on an accelerator that computes them side by side.
-    slow_down: float = 1.0
+    batch_slowdown: float = 1.0
     #: What one worker would need for all that is queued and running, one task after the other, in seconds; None until
     #: a step was measured.
-    work_s: float | None = None
+    backlog_work_s: float | None = None
     #: The same of one task, as a mean over the last arrivals.
     mean_work_s: float | None = None
     #: Arrivals within the last `look_back_period_s`, and within the last `rate_window_s`.
-    recent: int = 0
-    lately: int = 0
+    arrivals_look_back: int = 0
+    arrivals_rate_window: int = 0
     #: Since counting began: tasks that a worker took for the first time, and those of them that had waited for longer
     #: than the model's `slo.max_wait_s`.
-    dispatched: int = 0
-    late: int = 0
+    started_total: int = 0
+    started_late_total: int = 0
     #: How long the oldest queued task has waited; 0 where none waits.
     oldest_wait_s: float = 0.0
     #: Tasks that another server does now, because no worker was ready or the wait would have been too long: they are
     #: counted as arrivals, and as nothing else.
-    elsewhere: int = 0
+    proxied_in_flight: int = 0
     #: For how long all this has been counted.
     uptime_s: float = 0.0
 

@@ -1,6 +1,7 @@
-"""What people, the balancer and the controller say to each other about the number of workers.
+"""Scaling commands and the controller's report, exchanged between the balancer and the controller.
 
-People order at the balancer, the one door. The controller reports there each second, and is handed what was ordered.
+People send commands to the balancer's HTTP API. The controller posts its report there every second and receives the
+pending commands in the answer.
 """
 
 from __future__ import annotations
@@ -9,22 +10,22 @@ from typing import Annotated
 
 import msgspec
 
-#: Decisions that the balancer, and the controller for one that comes anew, remember.
-KEPT_DECISIONS = 1000
-#: Decisions of one report: those that it leaves out come with the next ones.
-DECISIONS_OF_A_REPORT = 200
-#: Longest that a number of workers may be held.
-LONGEST_HOLD_S = 30 * 86400.0
+#: Decisions that the balancer keeps, and that the controller keeps for a balancer that restarts.
+MAX_DECISIONS = 1000
+#: Decisions in one report; the following reports carry the rest.
+MAX_DECISIONS_PER_REPORT = 200
+#: The longest duration of an override.
+MAX_HOLD_S = 30 * 86400.0
 
 Text = Annotated[str, msgspec.Meta(max_length=20_000)]
 Name = Annotated[str, msgspec.Meta(max_length=200)]
 
 
-# ---- orders
+# ---- commands
 
 
 class Scale(msgspec.Struct, frozen=True, tag="scale"):
-    """Hold the model at so many workers, for so long."""
+    """Override the number of the model's workers for `hold_s` seconds."""
 
     model: str
     workers: int
@@ -32,86 +33,95 @@ class Scale(msgspec.Struct, frozen=True, tag="scale"):
 
 
 class Pause(msgspec.Struct, frozen=True, tag="pause"):
-    """Decide nothing more; what dies is still replaced."""
+    """Stop making decisions. Workers that die are still replaced."""
 
 
 class Resume(msgspec.Struct, frozen=True, tag="resume"):
-    """Decide again, and end what is held: of this model, or of all, with the pause."""
+    """End the override of one model; without a model, end all overrides and the pause."""
 
     model: str | None = None
 
 
 class Reload(msgspec.Struct, frozen=True, tag="reload"):
-    """Read the configuration again, and replace the workers of these models even where nothing has changed."""
+    """Read the configuration again, and replace all workers of `models` even if no setting changed."""
 
     models: tuple[str, ...] = ()
 
 
-Order = Scale | Pause | Resume | Reload
+Command = Scale | Pause | Resume | Reload
 
 
-class Numbered(msgspec.Struct, frozen=True):
-    """An order under way. The controller obeys each id once, however often it is handed it."""
+class PendingCommand(msgspec.Struct, frozen=True):
+    """A command that awaits its result. The controller executes each id once, however often it receives it."""
 
     id: str
-    order: Order
+    command: Command
 
 
-class Orders(msgspec.Struct, frozen=True):
-    """What the balancer answers to a report."""
+class PendingCommands(msgspec.Struct, frozen=True):
+    """The balancer's answer to a report."""
 
-    orders: list[Numbered]
-    #: The newest decision that the balancer has, by number; 0 where it has none.
-    decisions_to: int
+    commands: list[PendingCommand]
+    #: Number of the newest decision that the balancer has; 0 if it has none.
+    last_decision: int
 
 
-class Obeyed(msgspec.Struct, frozen=True):
-    """What became of an order."""
+class CommandResult(msgspec.Struct, frozen=True):
+    """The outcome of a command."""
 
     id: Name
-    #: Why it was not obeyed, for who gave it; empty where it was.
-    refused: Text = ""
-    #: The parameter that is wrong.
+    #: Why the command was rejected; empty if it was executed.
+    error: Text = ""
+    #: The invalid parameter.
     param: Name | None = None
-    #: What was done at once, what is being done worker by worker, and what needs a restart of the server.
+    #: Changes in effect, changes that a rolling update brings, and changes that need a restart of the server.
     applied: tuple[Text, ...] = ()
-    rolls: tuple[Text, ...] = ()
+    rolling: tuple[Text, ...] = ()
     needs_restart: tuple[Text, ...] = ()
+
+
+class OrderDone(msgspec.Struct, frozen=True):
+    """The API's answer to an executed command."""
+
+    #: Changes in effect.
+    applied: tuple[str, ...]
+    #: Changes that a rolling update brings: a new worker starts, then an old one stops.
+    rolling: tuple[str, ...]
+    #: Changes that need a restart of the server.
+    needs_restart: tuple[str, ...]
 
 
 # ---- the report
 
 
 class DecisionRecord(msgspec.Struct, frozen=True):
-    """One decision as it was made."""
+    """One scaling decision. `time` is in Unix seconds; `number` counts up from 1."""
 
-    #: Counts up from 1, on and on.
     number: int
-    #: Unix seconds.
     time: float
     model: Name
-    #: Why just then: the tick, or what could not wait for it.
-    woken: Name
-    #: Workers that were ready, starting or owed.
+    #: The event that caused the decision, such as `tick`.
+    trigger: Name
+    #: Workers that are ready, starting, or to be started in place of dead ones.
     provisioned: int
     ready: int
     desired: int
-    #: A decision that is not valid, for want of data, changes nothing.
+    #: False if data was missing: the decision then changes nothing.
     valid: bool
     reason: Text
-    #: The numbers that it rests on, by name.
+    #: The policy's inputs by name.
     inputs: dict[Name, float]
 
 
-class HoldRecord(msgspec.Struct, frozen=True):
-    """A number of workers that a person ordered. `until` is in Unix seconds."""
+class OverrideRecord(msgspec.Struct, frozen=True):
+    """A number of workers that a command set. `until` is in Unix seconds."""
 
     workers: int
     until: float
 
 
 class ReplicaRecord(msgspec.Struct, frozen=True):
-    """A worker process of the controller's."""
+    """A worker process of the controller."""
 
     worker: Name
     model: Name
@@ -120,14 +130,14 @@ class ReplicaRecord(msgspec.Struct, frozen=True):
     stage: Name
     load: int
     age_s: float
-    #: Which settings it runs with.
+    #: Identifies the settings it was started with.
     generation: Name
-    #: Why it is to be replaced; empty where it is not.
+    #: Why it is to be replaced; empty if it is not.
     outdated: Text = ""
 
 
 class ModelRecord(msgspec.Struct, frozen=True):
-    """One model's workers, and what is decided about them."""
+    """The workers and the scaling state of one model."""
 
     model: Name
     min_workers: int
@@ -139,15 +149,15 @@ class ModelRecord(msgspec.Struct, frozen=True):
     draining: int
     policy: Name
     reason: Text
-    #: The numbers of the last decision.
+    #: The inputs of the last decision.
     inputs: dict[Name, float]
-    #: Why there are fewer workers than decided; empty where there are not.
-    obstacle: Text = ""
-    hold: HoldRecord | None = None
+    #: Why fewer workers run than decided; empty if none are missing.
+    blocked_reason: Text = ""
+    override: OverrideRecord | None = None
     crashes: int = 0
-    #: How far the replacement of outdated workers is; empty where there is none.
-    renewal: Text = ""
-    #: Processes that stand by.
+    #: Progress of the rolling update; empty if there is none.
+    rolling_update: Text = ""
+    #: Standby processes.
     spares: int = 0
     cold_start_s: float | None = None
 
@@ -159,33 +169,32 @@ class DeviceRecord(msgspec.Struct, frozen=True):
     name: Text
     workers: Annotated[tuple[Name, ...], msgspec.Meta(max_length=1000)]
     memory_bytes: int | None = None
-    #: Why nothing is started on it; empty where it is well.
-    fault: Text = ""
+    #: Why no worker is started on it; empty if the device is healthy.
+    unhealthy_reason: Text = ""
 
 
-class Report(msgspec.Struct, frozen=True):
-    """How the controller sees the whole. `time` is Unix seconds."""
+class ControllerReport(msgspec.Struct, frozen=True):
+    """The controller's state. `time` is in Unix seconds."""
 
     time: float
     uptime_s: float
     models: Annotated[tuple[ModelRecord, ...], msgspec.Meta(max_length=1000)]
     replicas: Annotated[tuple[ReplicaRecord, ...], msgspec.Meta(max_length=10_000)]
     devices: Annotated[tuple[DeviceRecord, ...], msgspec.Meta(max_length=10_000)]
-    #: Since when nothing is decided, by order; None where it is.
+    #: Unix seconds; None if decisions are not paused.
     paused_since: float | None
-    #: The oldest of a number higher than this, in their order: the newest that the balancer had when it last answered.
+    #: `decisions` holds the oldest ones above this number: the newest that the balancer had when it last answered.
     decisions_after: int
-    decisions: Annotated[tuple[DecisionRecord, ...], msgspec.Meta(max_length=DECISIONS_OF_A_REPORT)]
-    #: Number of the last decision; below what the balancer has where the controller has begun to count anew.
+    decisions: Annotated[tuple[DecisionRecord, ...], msgspec.Meta(max_length=MAX_DECISIONS_PER_REPORT)]
+    #: Number of the last decision; below the balancer's own if the controller has started to count again.
     last_decision: int
-    obeyed: Annotated[tuple[Obeyed, ...], msgspec.Meta(max_length=1000)] = ()
-    #: Workers that have given their device to another model since the controller started.
+    command_results: Annotated[tuple[CommandResult, ...], msgspec.Meta(max_length=1000)] = ()
+    #: Workers that gave up their device to another model since the controller started.
     swaps: int = 0
 
 
 class DecisionPage(msgspec.Struct, frozen=True):
-    """Decisions, the newest first."""
+    """Decisions, newest first. `has_more` is true if older ones exist."""
 
     decisions: list[DecisionRecord]
-    #: Whether there are older ones: `before` the last of these.
     has_more: bool

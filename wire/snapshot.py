@@ -1,4 +1,4 @@
-"""What the balancer tells the controller (`GET /internal/snapshot`): counts and rates, never a request's content."""
+"""The balancer's counts and rates for scaling decisions (`GET /internal/snapshot`), without any request content."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ import msgspec
 
 from wire.messages import Counters, StartTimes
 
-#: `silent`: nothing is heard of it. `stuck`: it heartbeats, holds tasks, and makes no step.
+#: `silent`: no heartbeat arrives. `stuck`: heartbeats arrive, and tasks are assigned, but no step completes.
 WorkerState = Literal["ready", "draining", "silent", "stuck"]
 
 
 class ModelStats(msgspec.Struct, frozen=True):
-    """One model's queue, as of `Snapshot.time`. Rates are per second, over the last minute."""
+    """One model's queue at `Snapshot.time`. Rates are per second, over the last minute."""
 
     model: str
     queued: int
@@ -21,34 +21,33 @@ class ModelStats(msgspec.Struct, frozen=True):
     running: int
     #: Seconds that the queued tasks would take one worker at its present batch; None until a step was measured.
     queued_work_s: float | None
-    #: Age of the oldest queued task; 0 when none waits.
+    #: Age of the oldest queued task; 0 if none is queued.
     oldest_wait_s: float
     arrival_rate: float
     service_rate: float
-    #: Tasks that share a step on one worker when there are enough of them, as measured; None until it is.
+    #: Measured size of a full batch on one worker; None until it is measured.
     batch_cap: int | None = None
-    #: How much longer a task takes in such a batch than alone.
-    slow_down: float = 1.0
-    #: What one worker would need for all that is queued and running, one task after the other, in seconds; None until
-    #: a step was measured. What was measured last stands when no worker is left.
-    work_s: float | None = None
-    #: The same of one task, as a mean over the last 200 that came; None until one came and a step was measured.
+    #: Duration of a task in a full batch, relative to its duration in a batch of one.
+    batch_slowdown: float = 1.0
+    #: Seconds that one worker would need for all queued and running tasks, one after the other; None until a step was
+    #: measured. The last measurement remains when no worker is left.
+    backlog_work_s: float | None = None
+    #: Mean of the same for one task, over the last 200 arrivals; None until one arrived and a step was measured.
     mean_work_s: float | None = None
-    #: Tasks that came within the model's `look_back_period_s`, and within its `rate_window_s`.
-    recent: int = 0
-    lately: int = 0
-    #: Sums since the start: tasks that a worker began for the first time, and those of them that had waited for longer
+    #: Arrivals within the model's `look_back_period_s`, and within its `rate_window_s`.
+    arrivals_look_back: int = 0
+    arrivals_rate_window: int = 0
+    #: Counts since the start: tasks that a worker started for the first time, and those of them that had waited longer
     #: than the model's `slo.max_wait_s`.
-    dispatched: int = 0
-    late: int = 0
-    #: Of those that came, the ones that another server was asked to do (`cold_start_proxy`).
-    forwarded: int = 0
-    #: Those of them that it has not answered yet.
-    elsewhere: int = 0
+    started_total: int = 0
+    started_late_total: int = 0
+    #: Arrivals that were passed to another server (`cold_start_proxy`), and those that it has not answered yet.
+    proxied_total: int = 0
+    proxied_in_flight: int = 0
 
 
 class WorkerStats(msgspec.Struct, frozen=True):
-    """One worker, as the balancer sees it."""
+    """One worker, as known to the balancer."""
 
     worker: str
     model: str
@@ -63,12 +62,12 @@ class WorkerStats(msgspec.Struct, frozen=True):
     batch: float
     memory_bytes: int
     counters: Counters
-    #: How long its start took, in parts.
+    #: Durations of the phases of its start.
     start: StartTimes = StartTimes()
 
 
 class Snapshot(msgspec.Struct, frozen=True):
-    """The whole state that scaling decisions rest on. `time` is Unix seconds, `uptime_s` the balancer's age."""
+    """The input of scaling decisions. `time` is in Unix seconds; `uptime_s` is the balancer's age."""
 
     time: float
     uptime_s: float

@@ -22,7 +22,7 @@ def wake(seen: Observation, scaling: Scaling, limits: Limits, decision: Decision
         return "tick"
     if seen.queue is None or decision.desired >= limits.max_workers:
         return ""
-    if decision.desired == 0 and (seen.queue.queued or seen.queue.elsewhere):
+    if decision.desired == 0 and (seen.queue.queued or seen.queue.proxied_in_flight):
         return "first request"
     if now < decided_at + AGAIN_S or not _would_miss(seen, scaling):
         return ""
@@ -32,7 +32,10 @@ def wake(seen: Observation, scaling: Scaling, limits: Limits, decision: Decision
 def _would_miss(seen: Observation, scaling: Scaling) -> bool:
     """Whether what waits last would wait for longer than promised with the workers that are ready."""
     queue = seen.queue
-    if queue is None or not queue.queued or queue.work_s is None:
+    if queue is None or not queue.queued or queue.backlog_work_s is None:
         return False
     ready = sum(replica.stage is Stage.READY for replica in seen.replicas)
-    return queue.oldest_wait_s > scaling.slo.max_wait_s or queue.work_s > ready * speed(queue) * scaling.slo.max_wait_s
+    return (
+        queue.oldest_wait_s > scaling.slo.max_wait_s
+        or queue.backlog_work_s > ready * speed(queue) * scaling.slo.max_wait_s
+    )

@@ -14,6 +14,7 @@ import msgspec
 
 from configs.load import CLIENT_KEY, ConfigError, load, read_yaml
 from controller.balancer_client import Answer, Balancer, url_of
+from wire.errors import ErrorBody
 
 Shape = TypeVar("Shape")
 
@@ -23,15 +24,6 @@ _PATIENCE_S = 30.0
 
 class Failed(Exception):
     """The server did not do as asked, or there is none; the text is for the person who asked."""
-
-
-class _Detail(msgspec.Struct):
-    message: str
-    code: str | None = None
-
-
-class _Refusal(msgspec.Struct):
-    error: _Detail
 
 
 class Server:
@@ -113,6 +105,6 @@ def _here(data_dir: Path | None, config: Path | None) -> Balancer:
 
 def _refusal(answer: Answer) -> str:
     try:
-        return msgspec.json.decode(answer.body, type=_Refusal).error.message
+        return msgspec.json.decode(answer.body, type=ErrorBody).error.message
     except msgspec.MsgspecError:
         return f"the server answers {answer.status}"

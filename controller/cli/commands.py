@@ -8,10 +8,9 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-import msgspec
-
 from configs.cli import HelpFormatter
 from controller.cli.client import Failed, add_options, find
+from wire.scaling import OrderDone
 
 #: Exit status where the server did not do as asked.
 EXIT_FAILED = 1
@@ -35,12 +34,6 @@ waits for a restart of the server. SIGHUP to the controller does the same.
     python -m controller reload            what has changed in the configuration
     python -m controller reload digits     also new workers for digits, as for new weights in an old place
 """
-
-
-class _Done(msgspec.Struct):
-    applied: list[str]
-    rolls: list[str]
-    needs_restart: list[str]
 
 
 def scale(argv: Sequence[str]) -> int:
@@ -85,18 +78,18 @@ def _parser(verb: str, description: str) -> argparse.ArgumentParser:
 def _order(args: argparse.Namespace, verb: str, body: dict[str, Any]) -> int:
     """Give the order, and say what came of it."""
     try:
-        done = find(args).ask("POST", f"/internal/{verb}", _Done, body)
+        done = find(args).ask("POST", f"/internal/{verb}", OrderDone, body)
     except Failed as failure:
         print(failure, file=sys.stderr)
         return EXIT_FAILED
     for title, lines in (
         ("done", done.applied),
-        ("being replaced, one at a time", done.rolls),
+        ("being replaced, one at a time", done.rolling),
         ("needs a restart of the server", done.needs_restart),
     ):
         for line in lines:
             print(f"{title}: {line}")
-    if not (done.applied or done.rolls or done.needs_restart):
+    if not (done.applied or done.rolling or done.needs_restart):
         print("nothing has changed")
     return 0
 

@@ -17,7 +17,7 @@ from configs.cli import HelpFormatter
 from controller.cli.client import Failed, Server, add_options, find
 from controller.cli.commands import EXIT_FAILED
 from controller.cli.tables import Standing, render, telling
-from wire.scaling import KEPT_DECISIONS, DecisionPage, Report
+from wire.scaling import MAX_DECISIONS, ControllerReport, DecisionPage
 from wire.snapshot import Snapshot
 
 _DESCRIPTION = """\
@@ -73,10 +73,10 @@ def look(server: Server, decisions: int) -> Standing:
     """Ask for everything. Raises `Failed` where there is no server; one without a controller has no report."""
     snapshot = server.ask("GET", "/internal/snapshot", Snapshot)
     try:
-        report = server.ask("GET", "/internal/controller", Report)
+        report = server.ask("GET", "/internal/controller", ControllerReport)
     except Failed:
         report = None
-    page = server.ask("GET", "/internal/decisions", DecisionPage, query={"limit": str(KEPT_DECISIONS)})
+    page = server.ask("GET", "/internal/decisions", DecisionPage, query={"limit": str(MAX_DECISIONS)})
     return Standing(server.url, snapshot, report, telling(page.decisions, decisions))
 
 

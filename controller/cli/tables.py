@@ -10,7 +10,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from wire.scaling import DecisionRecord, ModelRecord, Report
+from wire.scaling import ControllerReport, DecisionRecord, ModelRecord
 from wire.snapshot import Snapshot, WorkerStats
 
 #: Columns that take what room is left.
@@ -24,7 +24,7 @@ class Standing:
 
     url: str
     snapshot: Snapshot
-    report: Report | None
+    report: ControllerReport | None
     decisions: Sequence[DecisionRecord]
 
 
@@ -69,7 +69,7 @@ def _models(standing: Standing) -> Table:
     return table
 
 
-def _reasons(report: Report) -> Table:
+def _reasons(report: ControllerReport) -> Table:
     table = _table("Why so many", "model", "policy", "reason")
     for record in report.models:
         table.add_row(record.model, record.policy, _why(record, report.time))
@@ -87,12 +87,12 @@ def _ready(record: ModelRecord) -> str:
 
 def _why(record: ModelRecord, now: float) -> Text:
     text = Text(record.reason)
-    if record.hold is not None:
-        text.append(f"\nheld for another {ago(max(record.hold.until - now, 0.0))}", style="yellow")
-    if record.renewal:
-        text.append(f"\n{record.renewal}", style="yellow")
-    if record.obstacle:
-        text.append(f"\n{record.obstacle}", style="red")
+    if record.override is not None:
+        text.append(f"\nheld for another {ago(max(record.override.until - now, 0.0))}", style="yellow")
+    if record.rolling_update:
+        text.append(f"\n{record.rolling_update}", style="yellow")
+    if record.blocked_reason:
+        text.append(f"\n{record.blocked_reason}", style="red")
     return text
 
 
@@ -129,11 +129,11 @@ def _work(stats: WorkerStats | None) -> tuple[str, str, str, str]:
     return str(stats.assigned + stats.running), f"{stats.batch:.1f}" if stats.batch else "", step, memory
 
 
-def _devices(report: Report) -> Table:
+def _devices(report: ControllerReport) -> Table:
     table = _table("Devices", "device", "name", "memory", "workers", "fault")
     for device in report.devices:
         memory = "" if device.memory_bytes is None else f"{device.memory_bytes / 2**30:.0f} GiB"
-        fault = Text(device.fault, style="bold red") if device.fault else ""
+        fault = Text(device.unhealthy_reason, style="bold red") if device.unhealthy_reason else ""
         table.add_row(device.device, device.name, memory, ", ".join(device.workers), fault)
     return table
 
@@ -142,7 +142,7 @@ def _decisions(decisions: Sequence[DecisionRecord]) -> Table:
     table = _table("Last decisions", "time", "model", "number", "woken by", "reason")
     for decision in decisions:
         at = datetime.datetime.fromtimestamp(decision.time).astimezone()
-        table.add_row(f"{at:%H:%M:%S}", decision.model, _change(decision), decision.woken, _reason(decision))
+        table.add_row(f"{at:%H:%M:%S}", decision.model, _change(decision), decision.trigger, _reason(decision))
     return table
 
 

@@ -53,10 +53,10 @@ def load_of(queue: Queue | None, scaling: Scaling) -> Load | None:
         return None
     patience_s = scaling.slo.max_wait_s
     mean = queue.mean_work_s or patience_s
-    work = (queue.queued + queue.running) * mean if queue.work_s is None else queue.work_s
+    work = (queue.queued + queue.running) * mean if queue.backlog_work_s is None else queue.backlog_work_s
     counted_s = min(scaling.look_back_period_s, queue.uptime_s)
-    rate = queue.recent / counted_s if counted_s > 0 else 0.0
-    return Load(work, rate, mean, (queue.batch_cap or 1) / max(queue.slow_down, 1.0), patience_s)
+    rate = queue.arrivals_look_back / counted_s if counted_s > 0 else 0.0
+    return Load(work, rate, mean, (queue.batch_cap or 1) / max(queue.batch_slowdown, 1.0), patience_s)
 
 
 def waiting(load: Load, workers: int, ahead_s: float = AHEAD_S) -> float:

@@ -40,7 +40,7 @@ def decide(
     if seen.queue is None:
         return _blind(seen, limits, floor, why), replace(memory, idle_since=None)
     memory = _watch(memory, seen.queue, now)
-    if floor == 0 and seen.provisioned == 0 and not (seen.queue.queued or seen.queue.elsewhere):
+    if floor == 0 and seen.provisioned == 0 and not (seen.queue.queued or seen.queue.proxied_in_flight):
         return Decision(0, "nothing waits"), memory
     if floor == 0 and seen.provisioned == 1 and memory.idle_since is not None:
         idle_s = now - memory.idle_since
@@ -77,10 +77,10 @@ def _blind(seen: Observation, limits: Limits, floor: int, why: str) -> Decision:
 
 def _watch(memory: Memory, queue: Queue, now: float) -> Memory:
     """Since when there has been nothing to do. A task that came and went between two looks was something."""
-    idle = not (queue.queued or queue.running or queue.elsewhere)
-    began = queue.dispatched != memory.dispatched
+    idle = not (queue.queued or queue.running or queue.proxied_in_flight)
+    began = queue.started_total != memory.dispatched
     since = now if began or memory.idle_since is None else memory.idle_since
-    return replace(memory, idle_since=since if idle else None, dispatched=queue.dispatched)
+    return replace(memory, idle_since=since if idle else None, dispatched=queue.started_total)
 
 
 def _awaken(decision: Decision, seen: Observation, scaling: Scaling, now: float) -> Decision:

@@ -1,7 +1,7 @@
 """Arithmetic of work: how many workers a rate of requests needs, and a backlog. Pure.
 
 Work is seconds of one worker that does one task at a time. A worker runs up to a full batch of B tasks at once, each of
-them `slow_down` times slower: it does B / slow_down seconds of work per second.
+them `batch_slowdown` times slower: it does B / batch_slowdown seconds of work per second.
 """
 
 from __future__ import annotations
@@ -63,18 +63,18 @@ def upper_rate(count: int, seconds: float, margin: float) -> float:
 def present_rate(queue: Queue, scaling: Scaling) -> float:
     """Arrivals per second over the look-back period."""
     period = scaling.look_back_period_s
-    return queue.recent / min(period, max(queue.uptime_s, period * _ENOUGH))
+    return queue.arrivals_look_back / min(period, max(queue.uptime_s, period * _ENOUGH))
 
 
 def usual_rate(queue: Queue, scaling: Scaling, margin: float) -> float:
     """The most that arrivals per second may be, by what was counted over the rate window."""
     counted_s = max(queue.uptime_s, scaling.look_back_period_s)
-    return upper_rate(queue.lately, min(scaling.rate_window_s, counted_s), margin)
+    return upper_rate(queue.arrivals_rate_window, min(scaling.rate_window_s, counted_s), margin)
 
 
 def speed(queue: Queue) -> float:
     """Seconds of work that one worker with a full batch does in a second."""
-    return (queue.batch_cap or 1) / queue.slow_down
+    return (queue.batch_cap or 1) / queue.batch_slowdown
 
 
 def eta_s(replica: Replica, cold_start_s: float, now: float) -> float:
@@ -92,9 +92,9 @@ def workers_for_backlog(seen: Observation, scaling: Scaling, now: float) -> int:
     Otherwise never fewer than there are. A starting worker is counted on from when it will serve.
     """
     queue, patience_s = seen.queue, scaling.slo.max_wait_s
-    if queue is None or not queue.queued or queue.work_s is None:
+    if queue is None or not queue.queued or queue.backlog_work_s is None:
         return 0
-    work_s, each = queue.work_s, speed(queue)
+    work_s, each = queue.backlog_work_s, speed(queue)
     coming = present_rate(queue, scaling) * (queue.mean_work_s or 0.0)
     alive = [replica for replica in seen.replicas if replica.stage is not Stage.DRAINING]
     etas = [eta_s(replica, seen.cold_start_s, now) for replica in alive] + [seen.cold_start_s] * seen.owed

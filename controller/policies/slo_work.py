@@ -105,8 +105,8 @@ def _learn(memory: Memory, seen: Observation, queue: Queue, scaling: Scaling) ->
     """Let the waits since the last decision move z."""
     ready = any(replica.stage is Stage.READY for replica in seen.replicas)
     asleep = not ready and scaling.min_workers == 0
-    begun, late = queue.dispatched - (memory.dispatched or 0), queue.late - memory.late
-    known = replace(memory, dispatched=queue.dispatched, late=queue.late)
+    begun, late = queue.started_total - (memory.dispatched or 0), queue.started_late_total - memory.late
+    known = replace(memory, dispatched=queue.started_total, late=queue.started_late_total)
     if memory.dispatched is None or begun < 0 or late < 0:  # counted anew
         return replace(known, waking=asleep)
     if asleep or memory.waking:
@@ -128,13 +128,13 @@ def _want(
     # The tail of the waits is as much longer as the waits are.
     patience_s = scaling.slo.max_wait_s / ((1 + uneven) / 2)
     by_rate = workers_for_rate(
-        rate, work_s * queue.slow_down, queue.batch_cap or 1, patience_s, allowed, limits.max_workers
+        rate, work_s * queue.batch_slowdown, queue.batch_cap or 1, patience_s, allowed, limits.max_workers
     )
     by_backlog = workers_for_backlog(seen, scaling, now)
     inputs = {
         "lam": rate,
         "E": work_s,
-        "W": queue.work_s or 0.0,
+        "W": queue.backlog_work_s or 0.0,
         "n_rate": by_rate,
         "n_backlog": by_backlog,
         "z": z,

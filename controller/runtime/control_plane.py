@@ -26,7 +26,7 @@ from controller.planning.rolling_update import Rule
 from controller.runtime.inventory import Refused
 from controller.runtime.report import Chronicle, View, clip, report
 from controller.types import Limits, Observation
-from wire.scaling import Numbered, Obeyed, Order, Reload
+from wire.scaling import Command, CommandResult, PendingCommand, Reload
 
 log = logging.getLogger("controller")
 
@@ -74,7 +74,7 @@ class Clerk:
         self._chronicle = Chronicle()
         #: The newest decision that the balancer has, and what has become of its orders.
         self._decisions_to = 0
-        self._obeyed: dict[str, Obeyed] = {}
+        self._obeyed: dict[str, CommandResult] = {}
         self._recall()
         self._put_in_force()
 
@@ -106,11 +106,11 @@ class Clerk:
         answer = await self._balancer.exchange(content)
         if answer is None:
             return False
-        self._decisions_to = answer.decisions_to
-        wanted = {numbered.id for numbered in answer.orders}
+        self._decisions_to = answer.last_decision
+        wanted = {numbered.id for numbered in answer.commands}
         # What the balancer asks for no more, it has been told.
         self._obeyed = {number: done for number, done in self._obeyed.items() if number in wanted}
-        new = [numbered for numbered in answer.orders if numbered.id not in self._obeyed][:_MOST_OBEYED]
+        new = [numbered for numbered in answer.commands if numbered.id not in self._obeyed][:_MOST_OBEYED]
         for numbered in new:
             self._obeyed[numbered.id] = self._do(numbered)
         return bool(new)
@@ -121,25 +121,27 @@ class Clerk:
 
     # ---- orders
 
-    def _do(self, numbered: Numbered) -> Obeyed:
+    def _do(self, numbered: PendingCommand) -> CommandResult:
         """Obey one order; what came of it."""
-        order = numbered.order
+        order = numbered.command
         log.info("ordered: %s", _words(order))
         try:
             if isinstance(order, Reload):
                 changed = self.reload(order.models)
-                rolls = [*changed.rolls, *(f"the workers of {name}" for name in order.models)]
-                return Obeyed(numbered.id, "", None, changed.applied, tuple(rolls), changed.needs_restart)
+                rolling = [*changed.rolling, *(f"the workers of {name}" for name in order.models)]
+                return CommandResult(numbered.id, "", None, changed.applied, tuple(rolling), changed.needs_restart)
             self._standing = obey(self._standing, order, self._limits(), time.time())
         except Wrong as wrong:
-            return Obeyed(numbered.id, str(wrong), wrong.param)
+            return CommandResult(numbered.id, str(wrong), wrong.param)
         except (ConfigError, Refused) as error:
-            return Obeyed(numbered.id, clip(f"the configuration is refused, and nothing has changed:\n{error}"))
+            return CommandResult(numbered.id, clip(f"the configuration is refused, and nothing has changed:\n{error}"))
         except OSError as error:
-            return Obeyed(numbered.id, f"the new configuration cannot be written, and nothing has changed: {error}")
+            return CommandResult(
+                numbered.id, f"the new configuration cannot be written, and nothing has changed: {error}"
+            )
         self._put_in_force()
         self._save()
-        return Obeyed(numbered.id, applied=(_words(order),))
+        return CommandResult(numbered.id, applied=(_words(order),))
 
     def reload(self, models: Sequence[str] = ()) -> Change:
         """Read the configuration again, and have the workers of these models replaced, changed or not.
@@ -209,7 +211,7 @@ def _write(file: Path, content: bytes) -> None:
     draft.replace(file)
 
 
-def _words(order: Order) -> str:
+def _words(order: Command) -> str:
     """The order, for people."""
     match order:
         case Reload(models):

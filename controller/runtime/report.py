@@ -18,15 +18,15 @@ from controller.planning.rolling_update import outdated, told
 from controller.planning.standby import ready
 from controller.types import Device, Observation, Replica, Stage
 from wire.scaling import (
-    DECISIONS_OF_A_REPORT,
-    KEPT_DECISIONS,
+    MAX_DECISIONS,
+    MAX_DECISIONS_PER_REPORT,
+    CommandResult,
+    ControllerReport,
     DecisionRecord,
     DeviceRecord,
-    HoldRecord,
     ModelRecord,
-    Obeyed,
+    OverrideRecord,
     ReplicaRecord,
-    Report,
 )
 
 _LONGEST_TEXT, _LONGEST_NAME, _MOST_INPUTS = 4000, 100, 50
@@ -38,7 +38,7 @@ class Chronicle:
     def __init__(self, last: int = 0) -> None:
         """`last` is the number of the last decision of a predecessor."""
         self.last = last
-        self._ring: deque[DecisionRecord] = deque(maxlen=KEPT_DECISIONS)
+        self._ring: deque[DecisionRecord] = deque(maxlen=MAX_DECISIONS)
 
     def add(self, decided: Decided, wall: float) -> DecisionRecord:
         """Put a decision in, made at `wall` in Unix seconds."""
@@ -48,7 +48,7 @@ class Chronicle:
             number=self.last,
             time=wall,
             model=decided.model,
-            woken=decided.woken,
+            trigger=decided.woken,
             provisioned=seen.provisioned,
             ready=_count(seen, Stage.READY),
             desired=decision.desired,
@@ -62,7 +62,7 @@ class Chronicle:
     def after(self, number: int) -> tuple[DecisionRecord, ...]:
         """The oldest decisions of higher numbers, as many as a report holds."""
         newer = [record for record in self._ring if record.number > number]
-        return tuple(newer[:DECISIONS_OF_A_REPORT])
+        return tuple(newer[:MAX_DECISIONS_PER_REPORT])
 
     def latest(self, model: str) -> DecisionRecord | None:
         """The model's last decision."""
@@ -84,10 +84,10 @@ class View:
     began: float
 
 
-def report(view: View, chronicle: Chronicle, decisions_to: int, obeyed: Sequence[Obeyed]) -> Report:
+def report(view: View, chronicle: Chronicle, decisions_to: int, obeyed: Sequence[CommandResult]) -> ControllerReport:
     """How everything stands, with the decisions that the balancer lacks."""
     models = view.brain.models
-    return Report(
+    return ControllerReport(
         time=view.wall,
         uptime_s=view.now - view.began,
         models=tuple(_model(view, name, models[name], chronicle) for name in view.seen if name in models),
@@ -102,7 +102,7 @@ def report(view: View, chronicle: Chronicle, decisions_to: int, obeyed: Sequence
         decisions_after=decisions_to,
         decisions=chronicle.after(decisions_to),
         last_decision=chronicle.last,
-        obeyed=tuple(obeyed),
+        command_results=tuple(obeyed),
         swaps=view.brain.swaps,
     )
 
@@ -122,10 +122,10 @@ def _model(view: View, name: str, model: Model, chronicle: Chronicle) -> ModelRe
         policy=model.scaling.policy,
         reason=latest.reason if latest else model.decision.reason,
         inputs=latest.inputs if latest else {},
-        obstacle=clip(view.plan.obstacles.get(name, "")),
-        hold=HoldRecord(hold.workers, hold.until) if hold else None,
+        blocked_reason=clip(view.plan.obstacles.get(name, "")),
+        override=OverrideRecord(hold.workers, hold.until) if hold else None,
         crashes=model.crashes.count,
-        renewal=told(seen.replicas, old, model.crashes),
+        rolling_update=told(seen.replicas, old, model.crashes),
         spares=len(seen.spares),
         cold_start_s=expected_s(model.starts, model.scaling, seen.cold_start_s, ready(seen.spares, model.kind)),
     )
@@ -161,7 +161,7 @@ def _devices(view: View) -> list[DeviceRecord]:
             name=view.names.get(name, ""),
             workers=tuple(here),
             memory_bytes=known[name].memory if name in known else None,
-            fault=clip(known[name].fault) if name in known else "",
+            unhealthy_reason=clip(known[name].fault) if name in known else "",
         )
         for name, here in workers.items()
     ]

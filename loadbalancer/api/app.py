@@ -28,10 +28,10 @@ from loadbalancer.api.routes import health, images, jobs, models, scaling
 from loadbalancer.jobs.requests import JobRequest
 from loadbalancer.jobs.views import JobList, JobView
 from loadbalancer.metrics.prometheus import Metrics
-from loadbalancer.schema.errors import ApiError, ErrorBody, InternalError, InvalidRequest, MethodNotAllowed, NotFound
+from loadbalancer.schema.errors import ApiError, InternalError, InvalidRequest, MethodNotAllowed, NotFound
 from loadbalancer.schema.requests import EditRequest, ImageRequest, PredictRequest
 from loadbalancer.schema.responses import ImagesAnswer, ModelCard, ModelList, PredictAnswer
-from loadbalancer.schema.scaling import OrderDone, PauseRequest, ReloadRequest, ResumeRequest, ScaleRequest
+from loadbalancer.schema.scaling import PauseRequest, ReloadRequest, ResumeRequest, ScaleRequest
 from loadbalancer.schema.stream_events import (
     CompletedImage,
     EditCompletedImage,
@@ -41,7 +41,8 @@ from loadbalancer.schema.stream_events import (
     PartialImage,
     Progress,
 )
-from wire.scaling import DecisionPage, Report
+from wire.errors import ErrorBody
+from wire.scaling import ControllerReport, DecisionPage, OrderDone
 
 log = logging.getLogger(__name__)
 
@@ -78,7 +79,7 @@ _ANSWERS = (
     EditPartialImage,
     EditCompletedImage,
     ErrorEvent,
-    Report,
+    ControllerReport,
     DecisionPage,
     OrderDone,
 )

@@ -7,9 +7,10 @@ from typing import Annotated, Literal, NamedTuple
 
 import msgspec
 
-from loadbalancer.schema.errors import ApiError, Conflict, ErrorBody, ErrorDetail, TimedOut
+from loadbalancer.schema.errors import ApiError, Conflict, TimedOut
 from loadbalancer.schema.responses import Timings
 from loadbalancer.storage.records import Failure, JobState, Record
+from wire.errors import ErrorBody, ErrorDetail
 
 
 class Place(NamedTuple):

@@ -45,16 +45,22 @@ MODEL_GAUGES = (
     OfModel("muster_queue_work_seconds", "What the queue would take one worker.", lambda m: m.queued_work_s),
     OfModel("muster_queue_oldest_seconds", "Age of the oldest waiting image.", lambda m: m.oldest_wait_s),
     OfModel(
-        "muster_work_seconds", "What one worker would need for all images waiting and running.", lambda m: m.work_s
+        "muster_work_seconds",
+        "What one worker would need for all images waiting and running.",
+        lambda m: m.backlog_work_s,
     ),
     OfModel("muster_mean_work_seconds", "The same of one image, over the last 200 that came.", lambda m: m.mean_work_s),
     OfModel("muster_arrivals_per_second", "Images asked for, over the last minute.", lambda m: m.arrival_rate),
     OfModel("muster_completions_per_second", "Images finished, over the last minute.", lambda m: m.service_rate),
 )
 MODEL_COUNTERS = (
-    OfModel("muster_begun", "Images that a worker has begun for the first time.", lambda m: m.dispatched),
-    OfModel("muster_begun_late", "Images that had waited for longer than slo.max_wait_s by then.", lambda m: m.late),
-    OfModel("muster_forwarded", "Images that the model's cold_start_proxy was asked for.", lambda m: m.forwarded),
+    OfModel("muster_begun", "Images that a worker has begun for the first time.", lambda m: m.started_total),
+    OfModel(
+        "muster_begun_late",
+        "Images that had waited for longer than slo.max_wait_s by then.",
+        lambda m: m.started_late_total,
+    ),
+    OfModel("muster_forwarded", "Images that the model's cold_start_proxy was asked for.", lambda m: m.proxied_total),
 )
 WORKER_GAUGES = (
     OfWorker("muster_worker_slots", "Images that the worker has room for.", lambda w: w.slots),

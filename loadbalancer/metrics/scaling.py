@@ -27,8 +27,8 @@ GAUGES = (
     OfModel("muster_workers_ready", "Workers that serve.", lambda m: m.ready),
     OfModel("muster_workers_min", "Workers that the model has at least.", lambda m: m.min_workers),
     OfModel("muster_workers_max", "Workers that the model may have.", lambda m: m.max_workers),
-    OfModel("muster_workers_held", "1 while a person has ordered the number.", lambda m: m.hold is not None),
-    OfModel("muster_workers_short", "1 while something keeps workers from starting.", lambda m: bool(m.obstacle)),
+    OfModel("muster_workers_held", "1 while a person has ordered the number.", lambda m: m.override is not None),
+    OfModel("muster_workers_short", "1 while something keeps workers from starting.", lambda m: bool(m.blocked_reason)),
     OfModel("muster_worker_crashes", "Crashes in a row.", lambda m: m.crashes),
 )
 
@@ -69,7 +69,7 @@ class ControlCollector(Collector):
         yield inputs
         faults = GaugeMetricFamily("muster_device_faulty", "1 while nothing is started on it.", labels=("device",))
         for device in report.devices:
-            faults.add_metric((device.device,), bool(device.fault))
+            faults.add_metric((device.device,), bool(device.unhealthy_reason))
         yield faults
 
 

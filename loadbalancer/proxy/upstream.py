@@ -16,7 +16,8 @@ import msgspec
 
 from configs.proxy import ColdStartProxy
 from configs.settings import Settings
-from loadbalancer.schema.errors import ApiError, BadGateway, ErrorBody, InvalidRequest, TimedOut, shutting_down
+from loadbalancer.schema.errors import ApiError, BadGateway, InvalidRequest, TimedOut, shutting_down
+from wire.errors import ErrorBody
 
 log = logging.getLogger(__name__)
 

@@ -6,15 +6,15 @@ from collections import Counter, deque
 from collections.abc import Iterable, Mapping, Sequence
 
 from wire.scaling import (
-    KEPT_DECISIONS,
+    MAX_DECISIONS,
+    Command,
+    CommandResult,
+    ControllerReport,
     DecisionPage,
     DecisionRecord,
     ModelRecord,
-    Numbered,
-    Obeyed,
-    Order,
-    Orders,
-    Report,
+    PendingCommand,
+    PendingCommands,
 )
 
 #: A controller that has not reported for so long is not there.
@@ -31,17 +31,17 @@ class Control:
     """What the routes about scaling share. Times in seconds, on any clock that does not go back."""
 
     def __init__(self) -> None:
-        self._report: Report | None = None
+        self._report: ControllerReport | None = None
         self._heard_at = 0.0
-        self._decisions: deque[DecisionRecord] = deque(maxlen=KEPT_DECISIONS)
+        self._decisions: deque[DecisionRecord] = deque(maxlen=MAX_DECISIONS)
         #: Decisions by model and direction, since this program started.
         self.directions: Counter[tuple[str, str]] = Counter()
-        self._orders: dict[str, Order] = {}
+        self._orders: dict[str, Command] = {}
 
     def __repr__(self) -> str:
         return f"<Control {len(self._orders)} orders, {len(self._decisions)} decisions>"
 
-    def report(self, now: float) -> Report | None:
+    def report(self, now: float) -> ControllerReport | None:
         """The newest report; None where no controller is there."""
         return self._report if self._report is not None and now - self._heard_at < ABSENT_AFTER_S else None
 
@@ -50,18 +50,18 @@ class Control:
         report = self.report(now)
         return {} if report is None else {model.model: model for model in report.models}
 
-    def hear(self, report: Report, now: float) -> tuple[Orders, Sequence[Obeyed]]:
+    def hear(self, report: ControllerReport, now: float) -> tuple[PendingCommands, Sequence[CommandResult]]:
         """Take in a report. Returns what to answer, and what has become of orders."""
         self._report, self._heard_at = report, now
         if report.last_decision < self._newest():  # a controller that has lost its count
             self._decisions.clear()
         if report.decisions_after <= self._newest():  # else there are some between: all are sent again
             self._remember(report.decisions)
-        done = [obeyed for obeyed in report.obeyed if self._orders.pop(obeyed.id, None) is not None]
-        orders = [Numbered(number, order) for number, order in self._orders.items()]
-        return Orders(orders, self._newest()), done
+        done = [obeyed for obeyed in report.command_results if self._orders.pop(obeyed.id, None) is not None]
+        orders = [PendingCommand(number, order) for number, order in self._orders.items()]
+        return PendingCommands(orders, self._newest()), done
 
-    def order(self, number: str, order: Order) -> None:
+    def order(self, number: str, order: Command) -> None:
         """Have the controller obey. Raises `TooManyOrders`."""
         if len(self._orders) >= MOST_ORDERS:
             raise TooManyOrders

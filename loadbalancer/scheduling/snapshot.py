@@ -166,15 +166,15 @@ def _model(
         arrival_rate=rates.arrival_rate(now),
         service_rate=rates.completions.rate(now),
         batch_cap=costs.batch_cap,
-        slow_down=costs.slow_down,
-        work_s=work_s(queue, running, costs),
+        batch_slowdown=costs.slow_down,
+        backlog_work_s=work_s(queue, running, costs),
         mean_work_s=rates.mean_work_s(costs),
-        recent=rates.recent(now),
-        lately=rates.lately(now),
-        dispatched=rates.dispatched,
-        late=rates.late,
-        forwarded=rates.forwarded,
-        elsewhere=rates.elsewhere,
+        arrivals_look_back=rates.recent(now),
+        arrivals_rate_window=rates.lately(now),
+        started_total=rates.dispatched,
+        started_late_total=rates.late,
+        proxied_total=rates.forwarded,
+        proxied_in_flight=rates.elsewhere,
     )
 
 

@@ -11,24 +11,8 @@ import math
 from collections.abc import Mapping
 from typing import ClassVar
 
-import msgspec
-
 from loadbalancer.scheduling.task import Ended, State
-
-
-class ErrorDetail(msgspec.Struct, frozen=True):
-    """The inside of an error, in the fields that OpenAI clients read."""
-
-    message: str
-    type: str
-    param: str | None
-    code: str | None
-
-
-class ErrorBody(msgspec.Struct, frozen=True):
-    """The body of every answer that is not a success."""
-
-    error: ErrorDetail
+from wire.errors import ErrorBody, ErrorDetail
 
 
 class ApiError(Exception):

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import msgspec
 from pydantic import ConfigDict, Field
 
 from loadbalancer.schema.requests import Strict
-from wire.scaling import LONGEST_HOLD_S
+from wire.scaling import MAX_HOLD_S
 
 
 class ScaleRequest(Strict):
@@ -18,7 +17,7 @@ class ScaleRequest(Strict):
     """Name of a served model."""
     workers: int = Field(ge=0)
     """How many workers it is to have, within its `min_workers` and `max_workers`."""
-    hold_s: float = Field(default=600.0, gt=0, le=LONGEST_HOLD_S, allow_inf_nan=False)
+    hold_s: float = Field(default=600.0, gt=0, le=MAX_HOLD_S, allow_inf_nan=False)
     """For how many seconds; then its policy decides again."""
 
 
@@ -38,14 +37,3 @@ class ReloadRequest(Strict):
 
     models: tuple[str, ...] = Field(default=(), max_length=1000)
     """Replace the workers of these models even where no setting has changed, as for new weights under an old name."""
-
-
-class OrderDone(msgspec.Struct, frozen=True):
-    """What the controller made of an order."""
-
-    #: What was done at once.
-    applied: list[str]
-    #: What is being done worker by worker: a new one starts, then an old one goes.
-    rolls: list[str]
-    #: What a restart of the server would change.
-    needs_restart: list[str]

@@ -13,8 +13,9 @@ from typing import Annotated, Any, Literal
 import msgspec
 
 from loadbalancer.scheduling.task import State
-from loadbalancer.schema.errors import ApiError, ErrorDetail
+from loadbalancer.schema.errors import ApiError
 from loadbalancer.schema.responses import Flagged, Timings
+from wire.errors import ErrorDetail
 from wire.messages import ImageFormat
 
 #: Least time between two looks at a request's progress.

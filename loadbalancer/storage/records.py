@@ -12,7 +12,7 @@ from typing import NamedTuple
 import msgspec
 
 from loadbalancer.scheduling.task import Resume
-from loadbalancer.schema.errors import ErrorDetail
+from wire.errors import ErrorDetail
 from wire.messages import ImageInputs
 
 

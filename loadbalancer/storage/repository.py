@@ -14,8 +14,8 @@ from collections.abc import Iterable, Sequence
 import msgspec
 
 from loadbalancer.scheduling.task import Resume
-from loadbalancer.schema.errors import ErrorDetail
 from loadbalancer.storage.records import NO_ORDER, Answer, Failure, JobState, Kept, Key, Order, Record, Reused, Save
+from wire.errors import ErrorDetail
 
 #: By version: `PRAGMA user_version` is how many of them a file has had. New ones are appended, old ones never change.
 MIGRATIONS = (

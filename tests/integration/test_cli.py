@@ -157,7 +157,7 @@ def test_a_newcomer_that_crashes_stops_the_replacement_and_the_old_ones_stay(sta
 
     def stopped() -> bool:
         told = asked(instance, "controller")
-        return told is not None and "stopped by a crash" in told["models"][0]["renewal"]
+        return told is not None and "stopped by a crash" in told["models"][0]["rolling_update"]
 
     instance.until(stopped, "the end of the replacement")
     assert {worker.pid for worker in instance.workers()} == before
@@ -188,7 +188,7 @@ def test_people_hold_pause_and_resume_and_it_outlives_the_controller(start: Star
         assert said in refused.stderr
     # Both programs die; what was ordered and decided is still there.
     made = asked(instance, "decisions")["decisions"]
-    assert ("order", 3) in {(one["woken"], one["desired"]) for one in made}
+    assert ("order", 3) in {(one["trigger"], one["desired"]) for one in made}
     instance.process.kill()
     instance.process.wait()
     instance.start()
@@ -198,12 +198,12 @@ def test_people_hold_pause_and_resume_and_it_outlives_the_controller(start: Star
 
     def as_before() -> bool:
         told = asked(instance, "controller")
-        return told is not None and told["paused_since"] is not None and told["models"][0]["hold"]["workers"] == 3
+        return told is not None and told["paused_since"] is not None and told["models"][0]["override"]["workers"] == 3
 
     instance.until(as_before, "the report to the new balancer")
     instance.until_workers(3)
     assert command(instance, "resume").returncode == 0
-    instance.until(lambda: asked(instance, "controller")["models"][0]["hold"] is None, "the end of the hold")
+    instance.until(lambda: asked(instance, "controller")["models"][0]["override"] is None, "the end of the hold")
     numbers = [one["number"] for one in asked(instance, "decisions")["decisions"]]
     assert min(numbers) > max(one["number"] for one in made), "they are counted on"
 

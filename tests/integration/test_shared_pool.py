@@ -17,7 +17,7 @@ import pytest
 from configs.paths import internal_token
 from tests.support.instance import Instance
 from tests.support.servers import PATIENCE_S, sim
-from wire.scaling import Report
+from wire.scaling import ControllerReport
 
 #: Idle workers stay: whoever goes makes room for another.
 SCALING = {
@@ -56,15 +56,15 @@ async def ask(instance: Instance, model: str, times: int) -> None:
     assert [answer.status_code for answer in answers] == [200] * times
 
 
-def report(instance: Instance) -> Report:
+def report(instance: Instance) -> ControllerReport:
     """What the controller says of itself, as soon as the balancer has it."""
     headers = {"authorization": f"Bearer {internal_token(instance.folder)}"}
-    found: list[Report] = []
+    found: list[ControllerReport] = []
 
     def told() -> bool:
         with contextlib.suppress(httpx.HTTPError):
             answer = httpx.get(f"{instance.url}/internal/controller", headers=headers, timeout=PATIENCE_S)
-            found.append(msgspec.json.decode(answer.raise_for_status().content, type=Report))
+            found.append(msgspec.json.decode(answer.raise_for_status().content, type=ControllerReport))
         return bool(found)
 
     instance.until(told, "the controller's report")
@@ -114,7 +114,7 @@ def test_what_a_model_has_too_little_room_for_is_told_with_numbers(tmp_path: Pat
         instance.until(lambda: told in instance.output(), "the obstacle")
         assert "there is not enough GPU memory for all min_workers: 1 of 1 of b will wait" in instance.output()
         instance.until(
-            lambda: told[3:] in {model.obstacle for model in report(instance).models}, "the obstacle's report"
+            lambda: told[3:] in {model.blocked_reason for model in report(instance).models}, "the obstacle's report"
         )
         instance.until(lambda: placed(instance) == ["a"], "the one that fits")
     finally:
@@ -151,7 +151,7 @@ def test_a_device_on_which_workers_keep_dying_is_set_aside_and_the_rest_goes_on(
 
         instance.until(set_aside, "the device to be set aside")
         instance.until(lambda: sorted(w.device for w in instance.workers()) == ["sim:1", "sim:2"], "a worker elsewhere")
-        faults = {device.device: device.fault for device in report(instance).devices}
+        faults = {device.device: device.unhealthy_reason for device in report(instance).devices}
         assert faults["sim:0"].startswith("3 crashes in a row; tried again in")
         assert (faults["sim:1"], faults["sim:2"]) == ("", "")
         assert len(killed) == 3

@@ -16,8 +16,18 @@ from loadbalancer.generation.validation import model_not_found
 from loadbalancer.scaling.control_plane import MOST_ORDERS, Control, TooManyOrders
 from loadbalancer.schema.errors import InvalidRequest, TimedOut, TooBusy, Unavailable
 from loadbalancer.schema.requests import parse, shorten
-from loadbalancer.schema.scaling import OrderDone, PauseRequest, ReloadRequest, ResumeRequest, ScaleRequest
-from wire.scaling import KEPT_DECISIONS, Obeyed, Order, Pause, Reload, Report, Resume, Scale
+from loadbalancer.schema.scaling import PauseRequest, ReloadRequest, ResumeRequest, ScaleRequest
+from wire.scaling import (
+    MAX_DECISIONS,
+    Command,
+    CommandResult,
+    ControllerReport,
+    OrderDone,
+    Pause,
+    Reload,
+    Resume,
+    Scale,
+)
 
 Body = TypeVar("Body", bound=BaseModel)
 
@@ -33,7 +43,9 @@ def router(services: Services) -> APIRouter:
     routes = APIRouter(tags=["scaling"])
     counter = _Counter(services)
 
-    @routes.get("/internal/controller", summary="How the controller sees it", responses=answers("Report", 503))
+    @routes.get(
+        "/internal/controller", summary="Get the controller's report", responses=answers("ControllerReport", 503)
+    )
     async def controller() -> Response:
         """The newest report: models, workers, devices, and what is held or paused."""
         return answer(counter.report())
@@ -46,7 +58,7 @@ def router(services: Services) -> APIRouter:
     @routes.get("/internal/decisions", summary="List decisions", responses=_DECISIONS)
     async def decisions(
         model: Annotated[str | None, Query(description="Only this model's.")] = None,
-        limit: Annotated[str, Query(description=f"Most decisions of a page, 1 to {KEPT_DECISIONS}.")] = "100",
+        limit: Annotated[str, Query(description=f"Most decisions of a page, 1 to {MAX_DECISIONS}.")] = "100",
         before: Annotated[str | None, Query(description="Number of the last decision of the page before.")] = None,
     ) -> Response:
         """How many workers each model should have and why, the newest first."""
@@ -97,15 +109,15 @@ class _Counter:
     def __init__(self, services: Services) -> None:
         self._services = services
         self._control: Control = services.control
-        self._waiting: dict[str, tuple[asyncio.Future[None], list[Obeyed]]] = {}
-        self._reports = msgspec.json.Decoder(Report)
+        self._waiting: dict[str, tuple[asyncio.Future[None], list[CommandResult]]] = {}
+        self._reports = msgspec.json.Decoder(ControllerReport)
 
     async def read(self, kind: type[Body], request: Request) -> Body:
         """The body, of which nothing is needed where all has a default."""
         body = await read_body(request, self._services.settings.server.max_body_bytes)
         return parse(kind, body.strip() or b"{}")
 
-    def report(self) -> Report:
+    def report(self) -> ControllerReport:
         """Raises `Unavailable` where no controller is there."""
         report = self._control.report(time.monotonic())
         return _absent() if report is None else report
@@ -127,7 +139,7 @@ class _Counter:
     def decisions(self, model: str | None, limit: str, before: str | None) -> Response:
         """A page of decisions."""
         self.check_served(model)
-        most = _number("limit", limit, KEPT_DECISIONS)
+        most = _number("limit", limit, MAX_DECISIONS)
         return answer(self._control.page(model, None if before is None else _number("before", before), most))
 
     def check_served(self, *models: str | None) -> None:
@@ -147,10 +159,10 @@ class _Counter:
             text = f"Invalid value for 'workers': {workers}. Must be between {bounds} of '{model}'."
             raise InvalidRequest(text, param="workers")
 
-    async def obeyed(self, request: Request, order: Order) -> Response:
+    async def obeyed(self, request: Request, order: Command) -> Response:
         """What the controller made of the order."""
         self.report()
-        number, told = uuid.uuid4().hex, list[Obeyed]()
+        number, told = uuid.uuid4().hex, list[CommandResult]()
         future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         try:
             self._control.order(number, order)
@@ -168,9 +180,9 @@ class _Counter:
             self._control.withdraw(number)
             del self._waiting[number]
         [done] = told
-        if done.refused:
-            raise InvalidRequest(done.refused, param=done.param, code="refused_by_controller")
-        return answer(OrderDone(list(done.applied), list(done.rolls), list(done.needs_restart)))
+        if done.error:
+            raise InvalidRequest(done.error, param=done.param, code="refused_by_controller")
+        return answer(OrderDone(done.applied, done.rolling, done.needs_restart))
 
 
 def _absent() -> NoReturn:

@@ -88,8 +88,8 @@ def test_the_official_client_gets_its_picture_from_there(near: Server) -> None:
     assert told(near, 'muster_proxied_total{model="m",outcome="answered"}') == answered + 1
     assert told(near, 'muster_forwarded_total{model="m"}') == forwarded + 2
     [stats] = [model for model in near.snapshot().models if model.model == "m"]
-    assert (stats.queued, stats.elsewhere) == (0, 0)
-    assert stats.recent >= 2, "they are arrivals of the model all the same: its workers are needed"
+    assert (stats.queued, stats.proxied_in_flight) == (0, 0)
+    assert stats.arrivals_look_back >= 2, "they are arrivals of the model all the same: its workers are needed"
 
 
 def test_events_are_handed_on_as_they_come(near: Server) -> None:
@@ -190,7 +190,7 @@ def test_who_hangs_up_ends_the_work_there(near: Server, far: Server, stream: boo
         asking = asyncio.create_task(ask())
         await asyncio.to_thread(wait_until, lambda: under_way() == 1, "the work there")
         [slow] = [stats for stats in near.snapshot().models if stats.model == "slow"]
-        assert slow.elsewhere == 1
+        assert slow.proxied_in_flight == 1
         asking.cancel()
         await asyncio.gather(asking, return_exceptions=True)
 
@@ -198,7 +198,7 @@ def test_who_hangs_up_ends_the_work_there(near: Server, far: Server, stream: boo
     wait_until(lambda: under_way() == 0, "its end")
     counter = 'muster_proxied_total{model="slow",outcome="cancelled"}'
     wait_until(lambda: told(near, counter) == ended + 1, "its outcome")
-    wait_until(lambda: not any(stats.elsewhere for stats in near.snapshot().models), "nothing elsewhere")
+    wait_until(lambda: not any(stats.proxied_in_flight for stats in near.snapshot().models), "nothing elsewhere")
 
 
 def test_who_cannot_be_reached_is_done_without(near: Server) -> None:
@@ -216,7 +216,7 @@ def test_who_cannot_be_reached_is_done_without(near: Server) -> None:
     assert PROXIED not in answered.headers
     assert told(near, 'muster_proxied_total{model="dead",outcome="queued"}') == 1
     [stats] = [model for model in near.snapshot().models if model.model == "dead"]
-    assert stats.recent == 1, "it is one arrival, although it was tried elsewhere first"
+    assert stats.arrivals_look_back == 1, "it is one arrival, although it was tried elsewhere first"
 
 
 async def test_a_stop_waits_for_nobody_elsewhere(
@@ -228,7 +228,7 @@ async def test_a_stop_waits_for_nobody_elsewhere(
     own = await asyncio.to_thread(server, {"slow": slow}, workers=0, server={"shutdown_s": 1})
     async with httpx.AsyncClient(base_url=own.base_url, timeout=PATIENCE_S) as http:
         asking = asyncio.create_task(http.post(GENERATE, json=BODY))
-        await asyncio.to_thread(wait_until, lambda: own.snapshot().models[0].elsewhere == 1, "the work there")
+        await asyncio.to_thread(wait_until, lambda: own.snapshot().models[0].proxied_in_flight == 1, "the work there")
         assert await asyncio.to_thread(stop, own.balancer) == 0
         assert (await asking).json()["error"]["code"] == "shutting_down"
     assert "Traceback" not in own.log("loadbalancer")

@@ -15,26 +15,28 @@ from configs.paths import internal_token
 from tests.conftest import StartServer
 from tests.support.servers import PATIENCE_S, Server, running, sim
 from wire.scaling import (
+    CommandResult,
+    ControllerReport,
     DecisionPage,
     DecisionRecord,
-    HoldRecord,
     ModelRecord,
-    Numbered,
-    Obeyed,
-    Orders,
+    OverrideRecord,
     Pause,
+    PendingCommand,
+    PendingCommands,
     Reload,
-    Report,
     Resume,
     Scale,
 )
 
-MODEL = ModelRecord("m", 1, 4, 2, 2, 1, 1, 0, "queue_depth", "because", {"z": 1.5}, hold=HoldRecord(2, 1234.0))
+MODEL = ModelRecord("m", 1, 4, 2, 2, 1, 1, 0, "queue_depth", "because", {"z": 1.5}, override=OverrideRecord(2, 1234.0))
 
 
-def report(*decisions: DecisionRecord, obeyed: tuple[Obeyed, ...] = (), paused: float | None = None) -> Report:
+def report(
+    *decisions: DecisionRecord, obeyed: tuple[CommandResult, ...] = (), paused: float | None = None
+) -> ControllerReport:
     last = max((one.number for one in decisions), default=0)
-    return Report(1.0, 2.0, (MODEL,), (), (), paused, 0, decisions, last, obeyed)
+    return ControllerReport(1.0, 2.0, (MODEL,), (), (), paused, 0, decisions, last, obeyed)
 
 
 def decision(number: int, model: str, desired: int) -> DecisionRecord:
@@ -49,10 +51,10 @@ class Desk:
         headers = {"authorization": f"Bearer {internal_token(server.data_dir)}"}
         self.http = httpx.Client(base_url=server.base_url, headers=headers, timeout=PATIENCE_S)
 
-    def tell(self, content: Report) -> Orders:
+    def tell(self, content: ControllerReport) -> PendingCommands:
         answer = self.http.post("/internal/controller", content=msgspec.json.encode(content))
         assert answer.status_code == 200, answer.text
-        return msgspec.json.decode(answer.content, type=Orders)
+        return msgspec.json.decode(answer.content, type=PendingCommands)
 
     def order(self, verb: str, body: dict[str, Any] | None) -> httpx.Response:
         return self.http.post(f"/internal/{verb}", content=b"" if body is None else msgspec.json.encode(body))
@@ -92,8 +94,8 @@ def test_without_a_controller_nothing_can_be_ordered(fresh: Desk) -> None:
 
 def test_what_the_controller_reports_can_be_read(fresh: Desk) -> None:
     answer = fresh.tell(report(decision(1, "m", 2), decision(2, "n", 1), decision(3, "m", 0), paused=7.0))
-    assert answer == Orders([], 3)
-    told = msgspec.json.decode(fresh.http.get("/internal/controller").content, type=Report)
+    assert answer == PendingCommands([], 3)
+    told = msgspec.json.decode(fresh.http.get("/internal/controller").content, type=ControllerReport)
     assert (told.models, told.paused_since) == ((MODEL,), 7.0)
 
     def page(**query: str | int) -> tuple[list[int], bool]:
@@ -144,7 +146,7 @@ def test_what_is_wrong_is_refused_before_the_controller_hears_of_it(
     answer = desk.order(verb, body)
     assert error(answer) == expected
     assert said in answer.json()["error"]["message"]
-    assert desk.tell(report()).orders == []
+    assert desk.tell(report()).commands == []
 
 
 @pytest.mark.parametrize(
@@ -179,29 +181,31 @@ def test_a_report_that_is_none_is_refused(desk: Desk, content: bytes) -> None:
 def test_an_order_waits_for_what_the_controller_makes_of_it(
     desk: Desk, verb: str, body: dict[str, Any] | None, order: object
 ) -> None:
-    def obey(one: Numbered) -> Obeyed:
-        assert one.order == order
-        return Obeyed(one.id, applied=("a",), rolls=("b", "c"), needs_restart=("d",))
+    def obey(one: PendingCommand) -> CommandResult:
+        assert one.command == order
+        return CommandResult(one.id, applied=("a",), rolling=("b", "c"), needs_restart=("d",))
 
     answer = ordered(desk, verb, body, obey)
     assert answer.status_code == 200
-    assert answer.json() == {"applied": ["a"], "rolls": ["b", "c"], "needs_restart": ["d"]}
-    assert desk.tell(report()).orders == [], "it is handed out no more"
+    assert answer.json() == {"applied": ["a"], "rolling": ["b", "c"], "needs_restart": ["d"]}
+    assert desk.tell(report()).commands == [], "it is handed out no more"
 
 
 def test_what_the_controller_refuses_is_told(desk: Desk) -> None:
-    answer = ordered(desk, "reload", None, lambda one: Obeyed(one.id, "muster.yaml:3: a.b = 0: no", "models"))
+    answer = ordered(desk, "reload", None, lambda one: CommandResult(one.id, "muster.yaml:3: a.b = 0: no", "models"))
     assert error(answer) == (400, "models", "refused_by_controller")
     assert answer.json()["error"]["message"] == "muster.yaml:3: a.b = 0: no"
 
 
-def ordered(desk: Desk, verb: str, body: dict[str, Any] | None, obey: Callable[[Numbered], Obeyed]) -> httpx.Response:
+def ordered(
+    desk: Desk, verb: str, body: dict[str, Any] | None, obey: Callable[[PendingCommand], CommandResult]
+) -> httpx.Response:
     """Give an order, and obey it as a controller does: one report brings it, the next one answers."""
     desk.tell(report())
     with ThreadPoolExecutor(1) as people:
         answer: Future[httpx.Response] = people.submit(desk.order, verb, body)
         again = threading.Event()
-        while not answer.done() and not (orders := desk.tell(report()).orders):
+        while not answer.done() and not (orders := desk.tell(report()).commands):
             again.wait(0.05)
         assert not answer.done(), answer.result().text
         [one] = orders
@@ -223,5 +227,5 @@ def test_the_document_describes_it(desk: Desk) -> None:
         body = document["paths"][f"/internal/{verb}"]["post"]["requestBody"]
         assert body["content"]["application/json"]["schema"]["$ref"].endswith(f"/{name}Request")
         assert f"{name}Request" in schemas
-    assert {"Report", "DecisionPage", "DecisionRecord", "ModelRecord", "OrderDone"} <= schemas.keys()
+    assert {"ControllerReport", "DecisionPage", "DecisionRecord", "ModelRecord", "OrderDone"} <= schemas.keys()
     assert "post" not in document["paths"]["/internal/controller"], "that is between programs"

@@ -65,27 +65,27 @@ CASES: list[tuple[dict[str, Any], dict[str, Any], list[str], list[str], list[str
 ]
 
 
-@pytest.mark.parametrize(("models", "sections", "applied", "rolls", "needs_restart"), CASES)
+@pytest.mark.parametrize(("models", "sections", "applied", "rolling", "needs_restart"), CASES)
 def test_three_kinds_of_settings(
     tmp_path: Path,
     models: dict[str, Any],
     sections: dict[str, Any],
     applied: list[str],
-    rolls: list[str],
+    rolling: list[str],
     needs_restart: list[str],
 ) -> None:
     old, new = settings(tmp_path), settings(tmp_path, models, **sections)
     found = change(old, new)
-    assert (list(found.applied), list(found.rolls), list(found.needs_restart)) == (applied, rolls, needs_restart)
+    assert (list(found.applied), list(found.rolling), list(found.needs_restart)) == (applied, rolling, needs_restart)
     # What is in force is neither more nor less than what was said to be, and the workers' file can hold it.
-    assert (found.settings == old) is not bool(applied or rolls)
+    assert (found.settings == old) is not bool(applied or rolling)
     assert change(found.settings, new).needs_restart == tuple(needs_restart)
     assert not change(found.settings, new).applied
     written = tmp_path / "written.yaml"
     written.write_text(to_yaml(found.settings))
     assert load(written) == found.settings
     rolled = {name for name in old.models if generation(old, name) != generation(found.settings, name)}
-    assert rolled == {text.split(".")[1] for text in rolls}
+    assert rolled == {text.split(".")[1] for text in rolling}
 
 
 def test_a_change_is_told_in_a_line(tmp_path: Path) -> None:

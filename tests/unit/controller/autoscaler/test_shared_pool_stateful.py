@@ -80,7 +80,9 @@ class Machinery(RuleBasedStateMachine):
 
     def observe(self, name: str) -> Observation:
         tasks = self.tasks[name]
-        queue = Queue(tasks, 0, 1, 1.0, tasks * WORK_S, WORK_S, recent=tasks, lately=tasks, uptime_s=900)
+        queue = Queue(
+            tasks, 0, 1, 1.0, tasks * WORK_S, WORK_S, arrivals_look_back=tasks, arrivals_rate_window=tasks, uptime_s=900
+        )
         return Observation(name, queue, self.of(name))
 
     @rule(seconds=st.floats(0.1, 40))

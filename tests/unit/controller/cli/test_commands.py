@@ -12,7 +12,7 @@ from rich.console import Console
 from controller.cli.client import Failed, add_options, find
 from controller.cli.tables import Standing, ago, render, telling
 from wire.messages import Counters
-from wire.scaling import DecisionRecord, DeviceRecord, HoldRecord, ModelRecord, ReplicaRecord, Report
+from wire.scaling import ControllerReport, DecisionRecord, DeviceRecord, ModelRecord, OverrideRecord, ReplicaRecord
 from wire.snapshot import ModelStats, Snapshot, WorkerStats
 
 
@@ -55,14 +55,14 @@ SNAPSHOT = Snapshot(0.0, 3725.0, [ModelStats("m", 5, 3, 1.0, 65.0, 0.5, 0.25)], 
 
 def test_everything_is_shown() -> None:
     model = ModelRecord(
-        "m", 1, 4, 3, 3, 1, 1, 1, "slo_work", "backlog", {}, "no GPU", HoldRecord(3, 1060.0), 2, "1 of 2 to go", 1
+        "m", 1, 4, 3, 3, 1, 1, 1, "slo_work", "backlog", {}, "no GPU", OverrideRecord(3, 1060.0), 2, "1 of 2 to go", 1
     )
     replicas = (
         ReplicaRecord("m-1", "m", "cuda:0", 7, "ready", 3, 65.0, "abc", "too old"),
         ReplicaRecord("m-2", "m", "cuda:1", 9, "starting", 0, 5.0, "abd"),
     )
     devices = (DeviceRecord("cuda:0", "H100", ("m-1",), 80 << 30), DeviceRecord("cuda:1", "", (), None, "ECC errors"))
-    report = Report(1000.0, 60.0, (model,), replicas, devices, 880.0, 0, (), 9)
+    report = ControllerReport(1000.0, 60.0, (model,), replicas, devices, 880.0, 0, (), 9)
     text = shown(Standing("http://here:1", SNAPSHOT, report, [decision(1, desired=2)]))
     for piece in (
         "Muster at http://here:1, up 1 h 2 min",

@@ -104,13 +104,13 @@ def test_the_last_worker_goes_after_so_much_time_without_work(policy: str) -> No
     [
         replace(IDLE, queued=1),
         replace(IDLE, running=1),
-        replace(IDLE, dispatched=1),  # one came and went between two looks
+        replace(IDLE, started_total=1),  # one came and went between two looks
         None,
     ],
 )
 def test_whatever_was_to_do_begins_the_time_anew(meanwhile: Queue | None) -> None:
     held, memory = scaling(min_workers=0, scale_to_zero={"idle_s": 100}), Memory()
-    after = replace(IDLE, dispatched=meanwhile.dispatched) if meanwhile else IDLE
+    after = replace(IDLE, started_total=meanwhile.started_total) if meanwhile else IDLE
     decided = []
     for now, queue in ((0.0, IDLE), (60.0, meanwhile), (90.0, after), (120.0, after), (190.0, after)):
         decision, memory = bounds.decide(static.decide, seen(queue, 1), held, ZERO, memory, now)
@@ -150,7 +150,7 @@ def test_the_first_requests_bring_what_their_backlog_needs(
     policy: str, queued: int, work_s: float | None, activation: int, desired: int
 ) -> None:
     held = scaling(policy=policy, min_workers=0, scale_to_zero={"activation": activation}, drain_s=20)
-    queue = Queue(queued, 0, work_s=work_s, mean_work_s=None if work_s is None else 4.0, uptime_s=5000.0)
+    queue = Queue(queued, 0, backlog_work_s=work_s, mean_work_s=None if work_s is None else 4.0, uptime_s=5000.0)
     decision, _ = bounds.decide(POLICIES[policy], seen(queue, 0), held, ZERO, Memory(), 0.0)
     assert (decision.desired, decision.valid) == (desired, True)
 
@@ -159,6 +159,6 @@ def test_what_is_no_decision_stays_none_but_for_the_first_request() -> None:
     silent = Fixed(5, valid=False)
     decision, _ = bounds.decide(silent, seen(IDLE, 2), scaling(), LIMITS, Memory(), 0.0)
     assert not decision.valid
-    waiting = replace(IDLE, queued=1, work_s=4.0)
+    waiting = replace(IDLE, queued=1, backlog_work_s=4.0)
     decision, _ = bounds.decide(silent, seen(waiting, 0), scaling(min_workers=0), ZERO, Memory(), 0.0)
     assert (decision.desired, decision.valid) == (1, True)

@@ -17,8 +17,9 @@ from controller.types import Child, Limits, Observation, Queue, Replica, Stage
 LIMITS = Limits(min_workers=1, max_workers=8, start_timeout_s=60, drain_timeout_s=60, lost_after_s=10)
 SCALING = Scaling(policy="slo_work", drain_s=20, look_back_period_s=90)
 #: One task of 4 s a second, for a long time; nothing waits.
-STEADY = Queue(0, 4, 1, 1.0, 8.0, 4.0, recent=90, lately=900, uptime_s=5000.0)
-CALM = replace(STEADY, running=0, work_s=0.0, recent=0, lately=0)
+STEADY = Queue(0, 4, 1, 1.0, 8.0, 4.0, arrivals_look_back=90, arrivals_rate_window=900, uptime_s=5000.0)
+CALM = replace(STEADY, running=0, backlog_work_s=0.0, arrivals_look_back=0, arrivals_rate_window=0)
+QUIET: dict[str, Any] = {"queued": 9, "backlog_work_s": 30.0, "arrivals_look_back": 0, "arrivals_rate_window": 0}
 
 
 def seen(queue: Queue | None, ready: int, starting: int = 0, draining: int = 0, owed: int = 0) -> Observation:
@@ -40,18 +41,31 @@ def scaling(**given: Any) -> Scaling:
         ({}, 3, 2, 5, 0, 5),
         ({}, 2, 2, 5, 0, 5),
         # The usual rate has a margin, the present one none: whichever asks for more.
-        ({"recent": 0}, 1, 0, 5, 0, 5),
-        ({"recent": 180}, 1, 0, 9, 0, 8),
+        ({"arrivals_look_back": 0}, 1, 0, 5, 0, 5),
+        ({"arrivals_look_back": 180}, 1, 0, 9, 0, 8),
         ({"mean_work_s": 0.4}, 1, 0, 1, 0, 1),
         # Batches of four, each task twice as slow.
-        ({"batch_cap": 4, "slow_down": 2.0}, 1, 0, 3, 0, 3),
+        ({"batch_cap": 4, "batch_slowdown": 2.0}, 1, 0, 3, 0, 3),
         # Until 20 s after one more could have started, 3 workers do 180 s of 120 s that wait and 240 s that come.
-        ({"queued": 30, "work_s": 120.0}, 3, 0, 5, 12, 8),
+        ({"queued": 30, "backlog_work_s": 120.0}, 3, 0, 5, 12, 8),
         # What will be done in time needs nobody more, and does not keep those who are there.
-        ({"queued": 3, "work_s": 20.0}, 6, 0, 5, 0, 5),
-        ({"queued": 9, "work_s": 30.0, "recent": 0, "lately": 0}, 2, 0, 1, 0, 1),
+        ({"queued": 3, "backlog_work_s": 20.0}, 6, 0, 5, 0, 5),
+        (QUIET, 2, 0, 1, 0, 1),
         # While somebody is late nobody goes.
-        ({"queued": 9, "work_s": 30.0, "recent": 0, "lately": 0, "oldest_wait_s": 11.0}, 2, 0, 1, 2, 2),
+        (
+            {
+                "queued": 9,
+                "backlog_work_s": 30.0,
+                "arrivals_look_back": 0,
+                "arrivals_rate_window": 0,
+                "oldest_wait_s": 11.0,
+            },
+            2,
+            0,
+            1,
+            2,
+            2,
+        ),
     ],
 )
 def test_one_look(
@@ -81,7 +95,7 @@ def test_no_data_is_no_decision_and_teaches_nothing() -> None:
 
 @pytest.mark.parametrize(("queued", "ready", "desired"), [(0, 2, 2), (500, 2, 2), (500, 0, 1), (500, 9, 8)])
 def test_where_no_step_was_measured_nothing_is_guessed(queued: int, ready: int, desired: int) -> None:
-    unknown = replace(STEADY, queued=queued, work_s=None, mean_work_s=None)
+    unknown = replace(STEADY, queued=queued, backlog_work_s=None, mean_work_s=None)
     decision, _ = decide(seen(unknown, ready), SCALING, LIMITS, Memory(), 30.0)
     assert (decision.desired, decision.valid) == (desired, True)
     assert "no step was measured" in decision.reason
@@ -139,7 +153,7 @@ def test_what_begins_with_more_keeps_it_while_its_workers_start() -> None:
 )
 def test_the_margin_follows_the_waits_that_were_seen(begun: int, late: int, z: float) -> None:
     fixed = scaling(feedback={"gain": 0.01, "violation_target": 0.005})
-    queue = replace(STEADY, dispatched=1000 + begun, late=10 + late)
+    queue = replace(STEADY, started_total=1000 + begun, started_late_total=10 + late)
     _, memory = decide(seen(queue, 6), fixed, LIMITS, Memory(-0.5, dispatched=1000, late=10), 30.0)
     assert memory.learnt == pytest.approx(z - 1.5)
 
@@ -162,7 +176,7 @@ def test_where_starts_are_short_less_is_kept_in_advance(cold_start_s: float, lea
     ],
 )
 def test_the_margin_is_left_alone_where_nobody_could_have_done_better(memory: Memory) -> None:
-    queue = replace(STEADY, dispatched=2000, late=510)
+    queue = replace(STEADY, started_total=2000, started_late_total=510)
     _, after = decide(seen(queue, 6), SCALING, LIMITS, memory, 30.0)
     assert (after.learnt, after.dispatched, after.late) == (-0.5, 2000, 510)
 
@@ -177,10 +191,10 @@ def test_what_waited_for_the_first_worker_is_no_fault_of_the_margin() -> None:
         (1, 9, 0, 0.0),  # worked off
     ]
     for look, (ready, late, queued, oldest) in enumerate(story):
-        queue = replace(STEADY, queued=queued, dispatched=late, late=late, oldest_wait_s=oldest)
+        queue = replace(STEADY, queued=queued, started_total=late, started_late_total=late, oldest_wait_s=oldest)
         _, memory = decide(seen(queue, ready, 1 - ready), zero, LIMITS, memory, 30.0 * look)
         assert memory.learnt == -0.5
-    queue = replace(STEADY, dispatched=10, late=10)
+    queue = replace(STEADY, started_total=10, started_late_total=10)
     _, memory = decide(seen(queue, 1), zero, LIMITS, memory, 200.0)
     assert memory.learnt > -0.5, "from then on it counts again"
 

@@ -81,13 +81,18 @@ def test_what_is_seen_is_what_the_balancer_would_tell() -> None:
     pilot = watched(scenario([5.0, 5.5, 6.0, 100.0], [4.0, 20.0, 3.0, 1.0], span_s=200.0))
     queue = dict(pilot.stirred)[28.0].queue
     assert queue is not None
-    assert (queue.queued, queue.running, queue.dispatched, queue.late) == (1, 1, 2, 0)
-    assert queue.work_s == pytest.approx(1.0 + 3.0)
+    assert (queue.queued, queue.running, queue.started_total, queue.started_late_total) == (1, 1, 2, 0)
+    assert queue.backlog_work_s == pytest.approx(1.0 + 3.0)
     assert queue.mean_work_s == pytest.approx(9.0)
-    assert (queue.recent, queue.lately, queue.oldest_wait_s, queue.uptime_s) == (3, 3, 22.0, 28.0)
+    assert (queue.arrivals_look_back, queue.arrivals_rate_window, queue.oldest_wait_s, queue.uptime_s) == (
+        3,
+        3,
+        22.0,
+        28.0,
+    )
     later = pilot.seen[pilot.asked.index(30.0)].queue
     assert later is not None
-    assert (later.dispatched, later.late) == (3, 1)
+    assert (later.started_total, later.started_late_total) == (3, 1)
 
 
 def test_sizes_may_be_unknown() -> None:
@@ -96,7 +101,7 @@ def test_sizes_may_be_unknown() -> None:
     pilot = watched(unknown)
     queue = dict(pilot.stirred)[3.0].queue
     assert queue is not None
-    assert queue.work_s == pytest.approx(2 * 2.0), "two are left, and the only one that ended took 2 s"
+    assert queue.backlog_work_s == pytest.approx(2 * 2.0), "two are left, and the only one that ended took 2 s"
 
 
 def test_static_by_hand() -> None:

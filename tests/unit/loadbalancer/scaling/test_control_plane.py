@@ -21,13 +21,13 @@ from controller.runtime.report import Chronicle, View, report
 from controller.types import Child, Crashes, Decision, Limits, Observation, Queue, Replica, Stage
 from loadbalancer.scaling.control_plane import ABSENT_AFTER_S, MOST_ORDERS, Control, TooManyOrders, direction
 from wire.scaling import (
-    DECISIONS_OF_A_REPORT,
-    KEPT_DECISIONS,
+    MAX_DECISIONS,
+    MAX_DECISIONS_PER_REPORT,
+    Command,
+    CommandResult,
+    ControllerReport,
     DecisionRecord,
-    Obeyed,
-    Order,
     Pause,
-    Report,
     Resume,
     Scale,
 )
@@ -40,10 +40,10 @@ def decision(
 
 
 def said(
-    *decisions: DecisionRecord, after: int = 0, last: int | None = None, obeyed: tuple[Obeyed, ...] = ()
-) -> Report:
+    *decisions: DecisionRecord, after: int = 0, last: int | None = None, obeyed: tuple[CommandResult, ...] = ()
+) -> ControllerReport:
     highest = max((one.number for one in decisions), default=0) if last is None else last
-    return Report(0.0, 0.0, (), (), (), None, after, decisions, highest, obeyed)
+    return ControllerReport(0.0, 0.0, (), (), (), None, after, decisions, highest, obeyed)
 
 
 def test_a_report_grows_old() -> None:
@@ -59,7 +59,7 @@ def test_decisions_are_kept_once_in_order_and_paged() -> None:
     control = Control()
     control.hear(said(decision(1), decision(2, "b")), 0.0)
     answer, _ = control.hear(said(decision(1), decision(2, "b"), decision(3, desired=2)), 1.0)
-    assert answer.decisions_to == 3
+    assert answer.last_decision == 3
     assert [one.number for one in control.page(None, None, 10).decisions] == [3, 2, 1]
     assert control.directions == {("a", "stay"): 1, ("b", "stay"): 1, ("a", "up"): 1}
     page = control.page("a", None, 1)
@@ -72,9 +72,9 @@ def test_the_ring_is_bounded_and_begins_anew_with_the_count() -> None:
     control = Control()
     for number in range(1, 1301):
         control.hear(said(decision(number)), 0.0)
-    assert len(control.page(None, None, 2000).decisions) == KEPT_DECISIONS
+    assert len(control.page(None, None, 2000).decisions) == MAX_DECISIONS
     answer, _ = control.hear(said(decision(1), last=1), 0.0)
-    assert answer.decisions_to == 1
+    assert answer.last_decision == 1
     assert [one.number for one in control.page(None, None, 10).decisions] == [1]
 
 
@@ -96,11 +96,11 @@ def test_orders_are_handed_out_until_they_are_answered_or_withdrawn() -> None:
     control.order("x", Pause())
     control.order("y", Resume())
     orders, done = control.hear(said(), 0.0)
-    assert ([one.id for one in orders.orders], done) == (["x", "y"], [])
-    orders, done = control.hear(said(obeyed=(Obeyed("x"), Obeyed("unknown"))), 1.0)
-    assert ([one.id for one in orders.orders], [one.id for one in done]) == (["y"], ["x"])
+    assert ([one.id for one in orders.commands], done) == (["x", "y"], [])
+    orders, done = control.hear(said(obeyed=(CommandResult("x"), CommandResult("unknown"))), 1.0)
+    assert ([one.id for one in orders.commands], [one.id for one in done]) == (["y"], ["x"])
     control.withdraw("y")
-    assert control.hear(said(), 2.0)[0].orders == []
+    assert control.hear(said(), 2.0)[0].commands == []
     for number in range(MOST_ORDERS):
         control.order(str(number), Pause())
     with pytest.raises(TooManyOrders):
@@ -117,8 +117,8 @@ class Line(RuleBasedStateMachine):
     def begin(self) -> None:
         self.control, self.chronicle = Control(), Chronicle()
         self.acknowledged, self.made = 0, 0
-        self.obeyed: dict[str, Obeyed] = {}
-        self.given: dict[str, Order] = {}
+        self.obeyed: dict[str, CommandResult] = {}
+        self.given: dict[str, Command] = {}
         self.done: list[str] = []
         self.answered: list[str] = []
 
@@ -143,18 +143,18 @@ class Line(RuleBasedStateMachine):
             last=self.chronicle.last,
             obeyed=tuple(self.obeyed.values()),
         )
-        assert len(told.decisions) <= DECISIONS_OF_A_REPORT
+        assert len(told.decisions) <= MAX_DECISIONS_PER_REPORT
         answer, done = self.control.hear(told, 0.0)
         self.answered += [one.id for one in done]
         if lost:
             return
-        self.acknowledged = answer.decisions_to
-        wanted = {one.id for one in answer.orders}
+        self.acknowledged = answer.last_decision
+        wanted = {one.id for one in answer.commands}
         self.obeyed = {number: one for number, one in self.obeyed.items() if number in wanted}
-        for one in answer.orders:
+        for one in answer.commands:
             if one.id not in self.obeyed:
                 self.done.append(one.id)
-                self.obeyed[one.id] = Obeyed(one.id)
+                self.obeyed[one.id] = CommandResult(one.id)
 
     @rule()
     def the_balancer_starts_anew(self) -> None:
@@ -173,7 +173,7 @@ class Line(RuleBasedStateMachine):
     def all_is_quiet(self) -> None:
         for _ in range(8):
             self.exchange()
-        kept = [one.number for one in self.control.page(None, None, KEPT_DECISIONS).decisions]
+        kept = [one.number for one in self.control.page(None, None, MAX_DECISIONS).decisions]
         own = [one.number for one in self.chronicle.after(0)]
         assert kept == sorted(set(kept), reverse=True)
         assert set(own) <= set(kept), "the balancer has all that the controller can still tell"
@@ -197,7 +197,7 @@ def test_whatever_a_policy_says_the_balancer_can_read_it() -> None:
     strange: dict[str, Any] = {"x" * 999: 1, "nan": float("nan"), "text": "seven", "yes": True}
     chronicle.add(Decided("m", 0.0, "tick", seen, Decision(1, "why " * 9999, inputs=strange)), 0.0)
     sent = msgspec.json.encode(said(*chronicle.after(0), last=1))
-    [read] = msgspec.json.decode(sent, type=Report).decisions
+    [read] = msgspec.json.decode(sent, type=ControllerReport).decisions
     assert len(read.reason) == 4000
     assert read.inputs == {"x" * 100: 1.0, "yes": 1.0}
 
@@ -225,10 +225,10 @@ def test_a_report_tells_how_everything_stands() -> None:
     [record] = told.models
     assert (record.ready, record.starting, record.draining, record.provisioned, record.spares) == (1, 1, 0, 3, 1)
     assert (record.desired, record.min_workers, record.max_workers, record.crashes) == (2, 1, 4, 1)
-    assert (record.reason, record.inputs, record.obstacle) == ("because", {"z": 1.5}, "no place")
-    assert record.renewal == "1 of 2 to be replaced: its settings have changed; stopped by a crash"
-    assert record.hold is not None
-    assert (record.hold.workers, record.hold.until) == (2, 1234.0)
+    assert (record.reason, record.inputs, record.blocked_reason) == ("because", {"z": 1.5}, "no place")
+    assert record.rolling_update == "1 of 2 to be replaced: its settings have changed; stopped by a crash"
+    assert record.override is not None
+    assert (record.override.workers, record.override.until) == (2, 1234.0)
     assert [(one.worker, one.stage, one.load, one.generation, one.outdated) for one in told.replicas] == [
         ("w", "ready", 3, "old", "its settings have changed"),
         ("v", "starting", 0, "new", ""),
@@ -240,6 +240,6 @@ def test_a_report_tells_how_everything_stands() -> None:
         ("sim:2", "", ()),
     ]
     [made] = told.decisions
-    assert (made.number, made.time, made.woken, made.provisioned, made.desired) == (42, 9.0, "tick", 2, 2)
+    assert (made.number, made.time, made.trigger, made.provisioned, made.desired) == (42, 9.0, "tick", 2, 2)
     assert report(view, chronicle, 42, []).decisions == ()
     assert report(replace(view, seen={}), chronicle, 42, []).models == ()

@@ -96,4 +96,4 @@ def test_no_measured_step_means_no_estimate_rather_than_zero() -> None:
     roster.workers["w"] = worker("w", 1)
     queues, rates, costs = {"m": ModelQueue(1)}, {"m": Rates()}, {"m": Costs()}
     [model] = snapshot(queues, rates, costs, {}, roster, now=0.0, wall_time=0.0, uptime_s=0.0).models
-    assert (model.queued_work_s, model.work_s, model.mean_work_s, model.batch_cap) == (None, None, None, None)
+    assert (model.queued_work_s, model.backlog_work_s, model.mean_work_s, model.batch_cap) == (None, None, None, None)

@@ -109,26 +109,26 @@ def test_work_adds_up_whatever_runs_and_whatever_waits(sizes: list[tuple[tuple[i
 def test_the_way_of_a_task_through_the_numbers() -> None:
     core = measured(Rules(watch={"m": Watch(look_back_s=10, rate_window_s=60, max_wait_s=3)}))
     seen = stats(core, 0.0)
-    assert (seen.batch_cap, seen.slow_down, seen.work_s, seen.mean_work_s) == (4, 4.0, 0.0, None)
+    assert (seen.batch_cap, seen.batch_slowdown, seen.backlog_work_s, seen.mean_work_s) == (4, 4.0, 0.0, None)
     names = [f"t{n}" for n in range(6)]
     core.handle(Submit([task(name, 1.0) for name in names]), 1.0)
     seen = stats(core, 1.0)
-    assert (seen.recent, seen.lately, seen.queued, seen.running) == (6, 6, 2, 4)
-    assert seen.work_s == pytest.approx(6 * 20 * 0.1)
+    assert (seen.arrivals_look_back, seen.arrivals_rate_window, seen.queued, seen.running) == (6, 6, 2, 4)
+    assert seen.backlog_work_s == pytest.approx(6 * 20 * 0.1)
     assert seen.mean_work_s == pytest.approx(2.0)
     for name, began in (("t0", 2.0), ("t1", 4.5)):
         say(core, "w", Started(name, 1), began)
     seen = stats(core, 5.0)
-    assert (seen.dispatched, seen.late, seen.oldest_wait_s) == (2, 1, 4.0)
+    assert (seen.started_total, seen.started_late_total, seen.oldest_wait_s) == (2, 1, 4.0)
     say(core, "w", Progress("t0", 1, 15, 20), 6.0)
-    assert stats(core, 6.0).work_s == pytest.approx(5 * 2.0 + 0.5)
+    assert stats(core, 6.0).backlog_work_s == pytest.approx(5 * 2.0 + 0.5)
     core.handle(Abandon(["t5"], "gone"), 6.0)
-    assert stats(core, 6.0).work_s == pytest.approx(4 * 2.0 + 0.5)
+    assert stats(core, 6.0).backlog_work_s == pytest.approx(4 * 2.0 + 0.5)
     # t0 had 2.5 s alone, then 3.5 s of which t1 had half: 4.25 s for its 20 steps, which the curve said would be 2.
     say(core, "w", Finished("t0", 1), 8.0, (b"picture",))
     assert core.costs["m"].step_s((64, 64)) == pytest.approx(4.25 / 20)
     assert stats(core, 8.0).mean_work_s == pytest.approx(4.25)
-    assert stats(core, 12.0).recent == 0
+    assert stats(core, 12.0).arrivals_look_back == 0
 
 
 def test_what_was_measured_last_stands_when_the_last_worker_goes() -> None:
@@ -137,7 +137,7 @@ def test_what_was_measured_last_stands_when_the_last_worker_goes() -> None:
     core.handle(Tick(), 6.0)
     core.handle(Submit([task("t", 7.0)]), 7.0)
     seen = stats(core, 8.0)
-    assert (seen.batch_cap, seen.slow_down, seen.work_s, seen.mean_work_s) == (4, 4.0, 2.0, 2.0)
+    assert (seen.batch_cap, seen.batch_slowdown, seen.backlog_work_s, seen.mean_work_s) == (4, 4.0, 2.0, 2.0)
     assert (seen.queued, seen.oldest_wait_s) == (1, 1.0)
 
 
@@ -152,4 +152,4 @@ def test_only_what_was_made_in_one_go_is_learnt_from_but_all_of_it_is_on_record(
     [account] = [effect for effect in effects if isinstance(effect, Account)]
     assert account.task.work_s == pytest.approx(7.0)
     assert core.costs["m"].step_s((64, 64)) == pytest.approx(0.1), "the curve's"
-    assert stats(core, 9.0).dispatched == 1, "begun for the first time once"
+    assert stats(core, 9.0).started_total == 1, "begun for the first time once"

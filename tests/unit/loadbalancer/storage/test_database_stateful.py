@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from loadbalancer.scheduling.task import Resume
-from loadbalancer.schema.errors import ErrorDetail
 from loadbalancer.storage.records import ENDS, Answer, Failure, Hook, JobState, Kept, Key, Order, Reused, Save
 from loadbalancer.storage.repository import Ledger, migrate
 from tests.support.in_process_service import inputs
+from wire.errors import ErrorDetail
 
 ITEMS = 2
 FAILURE = Failure(504, ErrorDetail("late", "server_error", None, "timeout"))
