@@ -35,7 +35,7 @@ from loadbalancer.metrics.prometheus import Metrics
 from loadbalancer.metrics.scaling import ControlCollector
 from loadbalancer.proxy.upstream import Elsewhere, Unset
 from loadbalancer.scaling.control_plane import Control
-from loadbalancer.scheduler_service import Hub
+from loadbalancer.scheduler_service import SchedulerService
 from loadbalancer.storage.database import Journal
 from loadbalancer.transport.curve_listener import CannotListen
 
@@ -113,25 +113,25 @@ def _listen(server: Server) -> socket.socket:
 async def serve(settings: Settings, listener: socket.socket, keys: Callable[[], KeyRing | None]) -> None:
     """Serve on the listening socket until a signal, then bring what runs to its end. Raises `Refused`."""
     elsewhere, arrivals = _elsewhere(settings), _arrivals(settings)
-    hub = Hub(settings, worker_address(settings.data_dir), guard(settings), arrivals)
-    metrics = Metrics(hub.snapshot, lambda: _counters(hub, jobs, postman, config), hub.curves)
-    desk = Desk(hub, metrics)
+    scheduler = SchedulerService(settings, worker_address(settings.data_dir), guard(settings), arrivals)
+    metrics = Metrics(scheduler.snapshot, lambda: _counters(scheduler, jobs, postman, config), scheduler.step_curves)
+    desk = Desk(scheduler, metrics)
     control = Control()
     metrics.registry.register(ControlCollector(control, time.monotonic))
     doorman = Doorman(internal_token(settings.data_dir), is_loopback(settings.server.host))
     journal = Journal(jobs_file(settings.data_dir), settings.jobs.max_file_bytes)
-    jobs, postman = Jobs(settings, hub, metrics, journal), Postman(settings.jobs, journal)
+    jobs, postman = Jobs(settings, scheduler, metrics, journal), Postman(settings.jobs, journal)
     jobs.on_end = postman.poke
-    metrics.books.keep(lambda: {**hub.open, "requests": len(desk), "jobs": len(jobs)})
+    metrics.books.keep(lambda: {**scheduler.in_flight_counts, "requests": len(desk), "jobs": len(jobs)})
     services = Services(
-        settings, hub, desk, metrics, jobs, journal, doorman, control, elsewhere, keys, int(time.time())
+        settings, scheduler, desk, metrics, jobs, journal, doorman, control, elsewhere, keys, int(time.time())
     )
     config = _config(services)
     server = HttpServer(config)
     told, told_twice = _signals()
     await jobs.start()  # first: workers come back with tasks of theirs, and those are to be known
     try:
-        await hub.start()
+        await scheduler.start()
     except CannotListen as error:
         raise Refused(f"workers.listen cannot be had: {error}") from None
     postman.start()
@@ -143,7 +143,7 @@ async def serve(settings: Settings, listener: socket.socket, keys: Callable[[], 
     await asyncio.gather(jobs.stop(), postman.stop())  # the next start goes on with them
     finished = asyncio.create_task(desk.idle())
     await asyncio.wait({finished, told_twice}, timeout=settings.server.shutdown_s, return_when=asyncio.FIRST_COMPLETED)
-    await asyncio.gather(hub.stop(), elsewhere.close())  # what still runs is answered 503
+    await asyncio.gather(scheduler.stop(), elsewhere.close())  # what still runs is answered 503
     await asyncio.wait({finished}, timeout=_FLUSH_S)
     finished.cancel()
     server.should_exit = True
@@ -189,9 +189,9 @@ def _config(services: Services) -> HttpConfig:
     )
 
 
-def _counters(hub: Hub, jobs: Jobs, postman: Postman, config: HttpConfig) -> dict[str, int]:
+def _counters(scheduler: SchedulerService, jobs: Jobs, postman: Postman, config: HttpConfig) -> dict[str, int]:
     """Everything that is counted, for `/metrics`."""
-    return {**hub.counters, **jobs.counters, **postman.counters, **config.counters}
+    return {**scheduler.counters, **jobs.counters, **postman.counters, **config.counters}
 
 
 def _signals() -> tuple[asyncio.Future[None], asyncio.Future[None]]:

@@ -20,7 +20,7 @@ from configs.settings import Settings
 from loadbalancer.access.api_keys import KeyRing, parse_ring
 from loadbalancer.access.key_files import BadFile, Watched, read, write
 from loadbalancer.access.origin_policy import is_loopback
-from loadbalancer.transport.curve_listener import Guard
+from loadbalancer.transport.curve_listener import CurveListener
 from wire.curve import AllowedWorkers, KeyPair, new_pair
 
 log = logging.getLogger(__name__)
@@ -94,7 +94,7 @@ def _readable(setting: str, path: Path) -> None:
         raise Refused(f"{setting} {path} cannot be read: {error.strerror}") from None
 
 
-def guard(settings: Settings) -> Guard | None:
+def guard(settings: Settings) -> CurveListener | None:
     """The door for workers on other machines; None where `workers.listen` asks for none. Raises `Refused`."""
     if settings.workers.listen is None:
         return None
@@ -106,7 +106,7 @@ def guard(settings: Settings) -> Guard | None:
         raise Refused(f"workers.listen {settings.workers.listen}: {error}") from None
     if not watched.get(time.monotonic()):
         log.warning("no worker may join at %s yet; `scripts/keys add-worker NAME` allows one", settings.workers.listen)
-    return Guard(settings.workers.listen, own, lambda: watched.get(time.monotonic()))
+    return CurveListener(settings.workers.listen, own, lambda: watched.get(time.monotonic()))
 
 
 def server_pair(data_dir: Path) -> KeyPair:

@@ -15,7 +15,7 @@ from fastapi.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from loadbalancer.generation.validation import Job
-from loadbalancer.scheduling.task import Completed, Stepped
+from loadbalancer.scheduling.task import TaskCompleted, TaskProgress
 from loadbalancer.schema.errors import ApiError, InternalError
 from loadbalancer.schema.responses import Timings
 from loadbalancer.schema.stream_events import (
@@ -37,7 +37,7 @@ class Watched(Protocol):
     job: Job
     tasks: list[str]
     #: Previews and finished images in the order in which they came, for the stream to take.
-    news: deque[Stepped | Completed]
+    news: deque[TaskProgress | TaskCompleted]
     #: Why there will be no images.
     failure: ApiError | None
     over: asyncio.Future[None]
@@ -119,9 +119,9 @@ class _Teller:
         if self._errand.failure is not None:
             yield encode_error(self._errand.failure)
 
-    def _picture(self, news: Stepped | Completed) -> PartialImage | CompletedImage | None:
+    def _picture(self, news: TaskProgress | TaskCompleted) -> PartialImage | CompletedImage | None:
         job, index, created = self._errand.job, self._indexes[news.task], int(time.time())
-        if isinstance(news, Completed):
+        if isinstance(news, TaskCompleted):
             timings = Timings(news.waited_s, news.ran_s)
             seed = job.inputs[index].seed
             return CompletedImage(

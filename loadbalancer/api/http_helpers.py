@@ -22,7 +22,7 @@ from loadbalancer.jobs.manager import Jobs
 from loadbalancer.metrics.prometheus import Metrics
 from loadbalancer.proxy.upstream import Elsewhere
 from loadbalancer.scaling.control_plane import Control
-from loadbalancer.scheduler_service import Hub
+from loadbalancer.scheduler_service import SchedulerService
 from loadbalancer.schema.errors import ApiError, BodyTooLarge, ClientClosed
 from loadbalancer.storage.database import Journal
 from wire.messages import LORA_NAME
@@ -41,7 +41,7 @@ class Services:
     """What stands behind the routes."""
 
     settings: Settings
-    hub: Hub
+    scheduler: SchedulerService
     desk: Desk
     metrics: Metrics
     jobs: Jobs
@@ -115,7 +115,7 @@ def hung_up() -> ClientClosed:
 async def known(services: Services, model: str, *, loras: bool) -> Known:
     """What is known of the model; its adapters are looked up where the request names any (`loras`)."""
     folder = services.settings.models[model].loras if loras else None
-    return Known(services.hub.about(model), await asyncio.to_thread(adapters, folder) if folder else ())
+    return Known(services.scheduler.engine_info(model), await asyncio.to_thread(adapters, folder) if folder else ())
 
 
 def adapters(folder: Path) -> list[str]:

@@ -37,7 +37,7 @@ class Proxied:
         self._job = job
         self._open = True
         services.desk.host(self)
-        services.hub.forward(job.model, job.inputs)
+        services.scheduler.request_proxied(job.model, job.inputs)
 
     def why_broken(self, error: Exception) -> ApiError:
         """See `Elsewhere.why_broken`."""
@@ -48,7 +48,7 @@ class Proxied:
         if self._open:
             self._open = False
             self._services.desk.closed(self)
-            self._services.hub.forwarded(self._job.model, len(self._job.inputs))
+            self._services.scheduler.proxy_finished(self._job.model, len(self._job.inputs))
             self._services.metrics.proxied(self._job.model, outcome)
 
 
@@ -86,11 +86,13 @@ async def instead(services: Services, request: Request, job: Job, make: Make, *,
 
 def _needed(services: Services, proxy: ColdStartProxy, job: Job) -> bool:
     """Whether the model's own workers would take too long."""
-    if not services.hub.ready(job.model):
+    if not services.scheduler.is_ready(job.model):
         return True
     if proxy.max_wait_s is None:
         return False
-    wait_s = services.hub.wait_s(job.model, job.inputs[0], priority=job.priority, owner=job.owner, weight=job.weight)
+    wait_s = services.scheduler.estimate_wait(
+        job.model, job.inputs[0], priority=job.priority, owner=job.owner, weight=job.weight
+    )
     return wait_s is not None and wait_s > proxy.max_wait_s
 
 

@@ -12,8 +12,15 @@ from collections.abc import Iterator
 
 from loadbalancer.generation.validation import Job
 from loadbalancer.metrics.prometheus import Metrics
-from loadbalancer.scheduler_service import Hub
-from loadbalancer.scheduling.task import Completed, DeadlineUnreachable, Ended, QueueFull, Stepped, Update
+from loadbalancer.scheduler_service import SchedulerService
+from loadbalancer.scheduling.task import (
+    DeadlineUnreachable,
+    QueueFull,
+    TaskCompleted,
+    TaskEnded,
+    TaskProgress,
+    TaskUpdate,
+)
 from loadbalancer.schema.errors import ApiError, TooBusy, Unavailable, from_ended, shutting_down
 from loadbalancer.schema.stream_events import Progress
 
@@ -24,8 +31,8 @@ class Errand:
     def __init__(self, desk: Desk, job: Job) -> None:
         self.job = job
         #: Previews and finished images in the order in which they came, for a stream to take.
-        self.news: deque[Stepped | Completed] = deque()
-        self.images: dict[str, Completed] = {}
+        self.news: deque[TaskProgress | TaskCompleted] = deque()
+        self.images: dict[str, TaskCompleted] = {}
         #: Steps done and steps in all, by task.
         self.steps: dict[str, tuple[int, int]] = {}
         #: Why there will be no images. One that fails fails the request.
@@ -34,7 +41,7 @@ class Errand:
         self.changed = asyncio.Event()
         self._desk = desk
         self._open = True
-        self.tasks: list[str] = desk.hub.submit(
+        self.tasks: list[str] = desk.scheduler.submit(
             job.model,
             job.inputs,
             timeout_s=job.timeout_s,
@@ -43,13 +50,13 @@ class Errand:
             sources=job.sources,
             owner=job.owner,
             weight=job.weight,
-            known=job.known,
+            already_counted=job.known,
         )
 
     def __repr__(self) -> str:
         return f"<Errand {len(self.images)} of {len(self.job.inputs)} images, failure {self.failure!r}>"
 
-    def results(self) -> list[Completed]:
+    def results(self) -> list[TaskCompleted]:
         """The images in order. Raises the `ApiError` that the request has ended with."""
         if self.failure is not None:
             raise self.failure
@@ -58,30 +65,30 @@ class Errand:
     def views(self) -> Iterator[Progress]:
         """Where each image stands that is not finished."""
         for index, task in enumerate(self.tasks):
-            outlook = self._desk.hub.outlook(task)
-            if outlook is not None:
+            estimate = self._desk.scheduler.estimate(task)
+            if estimate is not None:
                 step, steps = self.steps.get(task, (0, self.job.inputs[index].steps))
-                yield Progress(index, outlook.state, step, steps, outlook.position, outlook.eta_s)
+                yield Progress(index, estimate.state, step, steps, estimate.position, estimate.eta_s)
 
     def close(self) -> None:
         """Nobody waits any more. Idempotent; what has not ended is cancelled."""
         if self._open:
             self._open = False
-            self._desk.hub.cancel([task for task in self.tasks if task not in self.images])
+            self._desk.scheduler.cancel([task for task in self.tasks if task not in self.images])
             self._desk.closed(self)
 
-    def _hear(self, update: Update) -> None:
+    def _hear(self, update: TaskUpdate) -> None:
         match update:
-            case Stepped(task=task, step=step, steps=steps, preview=preview):
+            case TaskProgress(task=task, step=step, steps=steps, preview=preview):
                 self.steps[task] = (step, steps)
                 if preview is None:
                     return  # a stream looks at the steps at its own pace
                 self.news.append(update)
-            case Completed(task=task):
+            case TaskCompleted(task=task):
                 self.images[task] = update
                 self.news.append(update)
                 self._desk.metrics.image(self.job.model, update.waited_s, update.ran_s)
-            case Ended():
+            case TaskEnded():
                 self.failure = self.failure or from_ended(update)
             case _:
                 return
@@ -93,8 +100,8 @@ class Errand:
 class Desk:
     """Accepts jobs while the server is open."""
 
-    def __init__(self, hub: Hub, metrics: Metrics) -> None:
-        self.hub = hub
+    def __init__(self, scheduler: SchedulerService, metrics: Metrics) -> None:
+        self.scheduler = scheduler
         self.metrics = metrics
         self.open = True
         self._errands: set[object] = set()

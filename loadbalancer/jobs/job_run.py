@@ -12,8 +12,16 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from loadbalancer.generation.validation import Job
 from loadbalancer.jobs.views import Place
 from loadbalancer.metrics.prometheus import Metrics
-from loadbalancer.scheduler_service import Hub
-from loadbalancer.scheduling.task import Began, Completed, Ended, Resume, State, Stepped, Update
+from loadbalancer.scheduler_service import SchedulerService
+from loadbalancer.scheduling.task import (
+    Checkpoint,
+    TaskCompleted,
+    TaskEnded,
+    TaskProgress,
+    TaskStarted,
+    TaskState,
+    TaskUpdate,
+)
 from loadbalancer.schema.errors import ApiError, from_ended
 from loadbalancer.schema.stream_events import Progress
 from loadbalancer.storage.records import Kept, Order, Record, Save
@@ -24,7 +32,7 @@ Views = Callable[[], Iterator[Progress]]
 class Run:
     """One unfinished job. All methods are called in the event loop."""
 
-    def __init__(self, record: Record, source_bytes: int, hub: Hub, metrics: Metrics) -> None:
+    def __init__(self, record: Record, source_bytes: int, scheduler: SchedulerService, metrics: Metrics) -> None:
         self.record = record
         self.source_bytes = source_bytes
         #: What came and is not on disk yet.
@@ -37,7 +45,7 @@ class Run:
         self.followers: set[Follower] = set()
         #: Whoever attends to it: set from its turn on.
         self.attendant: asyncio.Task[None] | None = None
-        self._hub = hub
+        self._scheduler = scheduler
         self._metrics = metrics
         #: Its images in the queue or with a worker: task and place in the job.
         self._tasks: dict[str, int] = {}
@@ -57,7 +65,7 @@ class Run:
         self,
         sources: Sequence[bytes],
         kept: Iterable[Kept],
-        saved: Mapping[int, Resume],
+        saved: Mapping[int, Checkpoint],
         left_s: float,
         *,
         begun: bool,
@@ -72,7 +80,7 @@ class Run:
         items = sorted(self._missing)
         if not items:  # the server ended between the last image and the end of the job
             return
-        tasks = self._hub.submit(
+        tasks = self._scheduler.submit(
             order.model,
             [order.inputs[item] for item in items],
             timeout_s=left_s,
@@ -81,9 +89,9 @@ class Run:
             sources=sources,
             owner=order.owner,
             weight=order.weight,
-            names=[f"{self.record.id}-{item:03}" for item in items],
-            resume=[saved.get(item) for item in items],
-            begun=begun,
+            task_ids=[f"{self.record.id}-{item:03}" for item in items],
+            checkpoints=[saved.get(item) for item in items],
+            may_be_running=begun,
         )
         self._tasks = dict(zip(tasks, items, strict=True))
         self._saved = {item: state.step for item, state in saved.items()}
@@ -93,11 +101,11 @@ class Run:
         """Its images are wanted no more, here at least. Idempotent."""
         self.entered.set()
         tasks, self._tasks = list(self._tasks), {}
-        self._hub.cancel(tasks)
+        self._scheduler.cancel(tasks)
 
     def saves(self) -> list[Save]:
         """Checkpoints that are newer than what `saved` was told."""
-        states = [(item, self._hub.checkpoint(task)) for task, item in self._tasks.items()]
+        states = [(item, self._scheduler.checkpoint(task)) for task, item in self._tasks.items()]
         fresh = [(item, state) for item, state in states if state and state.step > self._saved.get(item, 0)]
         return [Save(self.record.id, item, state) for item, state in fresh]
 
@@ -107,49 +115,49 @@ class Run:
 
     def place(self) -> Place:
         """Where it stands once it has entered the queue."""
-        outlooks = [outlook for task in self._tasks if (outlook := self._hub.outlook(task)) is not None]
-        etas = [outlook.eta_s for outlook in outlooks]
+        estimates = [estimate for task in self._tasks if (estimate := self._scheduler.estimate(task)) is not None]
+        etas = [estimate.eta_s for estimate in estimates]
         longest = None if None in etas or not etas else max(eta for eta in etas if eta is not None)
         step, steps = (sum(each) for each in zip(*self._steps.values(), strict=True))
-        return Place(min((outlook.position for outlook in outlooks), default=0), longest, step, steps)
+        return Place(min((estimate.position for estimate in estimates), default=0), longest, step, steps)
 
     def views(self) -> Iterator[Progress]:
         """Where each image stands that is not finished."""
         for task, item in self._tasks.items():
-            outlook = self._hub.outlook(task)
-            if outlook is not None:
-                yield Progress(item, outlook.state, *self._steps[item], outlook.position, outlook.eta_s)
+            estimate = self._scheduler.estimate(task)
+            if estimate is not None:
+                yield Progress(item, estimate.state, *self._steps[item], estimate.position, estimate.eta_s)
 
     def waiting(self, position: int) -> Iterator[Progress]:
         """`views` before it has entered the queue."""
         for item, (step, steps) in self._steps.items():
-            yield Progress(item, State.QUEUED, step, steps, position, None)
+            yield Progress(item, TaskState.QUEUED, step, steps, position, None)
 
     def _have(self, items: set[int]) -> None:
         self._missing -= items
         self._steps |= {item: (self._steps[item][1],) * 2 for item in items}
 
-    def _hear(self, update: Update) -> None:
+    def _hear(self, update: TaskUpdate) -> None:
         item = self._tasks.get(update.task)
         if item is None:
             return
         match update:
-            case Began():
+            case TaskStarted():
                 self.began = True
-            case Stepped(step=step, steps=steps):
+            case TaskProgress(step=step, steps=steps):
                 self._steps[item] = (step, steps)
                 if update.preview is None:
                     return  # followers look at the steps at their own pace
                 for follower in self.followers:
                     follower.hear(item, update)
                 return
-            case Completed():
+            case TaskCompleted():
                 del self._tasks[update.task]
                 kept = Kept(item, bytes(update.image), update.waited_s, update.ran_s, update.flagged)
                 self.fresh.append(kept)
                 self._have({item})
                 self._metrics.image(self.record.order.model, update.waited_s, update.ran_s)
-            case Ended():
+            case TaskEnded():
                 self.failure = self.failure or from_ended(update)
         self.stirred.set()
 
@@ -161,7 +169,7 @@ class Follower:
         self.job = Job(order.model, order.inputs, 0.0, order.priority)
         self.tasks = [str(item) for item in range(len(order.inputs))]
         self.views = views
-        self.news: deque[Stepped | Completed] = deque()
+        self.news: deque[TaskProgress | TaskCompleted] = deque()
         self.failure: ApiError | None = None
         self.over: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.changed = asyncio.Event()
@@ -173,16 +181,16 @@ class Follower:
         for kept in images:
             if kept.item not in self._shown:
                 self._shown.add(kept.item)
-                news = Completed(self.tasks[kept.item], kept.image, kept.waited_s, kept.ran_s, kept.flagged)
+                news = TaskCompleted(self.tasks[kept.item], kept.image, kept.waited_s, kept.ran_s, kept.flagged)
                 self.news.append(news)
         self.changed.set()
 
-    def hear(self, item: int, preview: Stepped) -> None:
+    def hear(self, item: int, preview: TaskProgress) -> None:
         """A preview of an image has come. Only the newest of each waits for a reader that is slow."""
         task = self.tasks[item]
         if item not in self._shown:
-            waiting = [news for news in self.news if isinstance(news, Completed) or news.task != task]
-            self.news = deque([*waiting, Stepped(task, preview.step, preview.steps, preview.preview)])
+            waiting = [news for news in self.news if isinstance(news, TaskCompleted) or news.task != task]
+            self.news = deque([*waiting, TaskProgress(task, preview.step, preview.steps, preview.preview)])
             self.changed.set()
 
     def end(self, failure: ApiError | None) -> None:

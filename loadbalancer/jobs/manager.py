@@ -21,7 +21,7 @@ from loadbalancer.jobs.job_queue import Turns
 from loadbalancer.jobs.job_run import Follower, Run
 from loadbalancer.jobs.views import JobView, Place, cancelled, expired, job_view, why_none
 from loadbalancer.metrics.prometheus import Metrics
-from loadbalancer.scheduler_service import Hub
+from loadbalancer.scheduler_service import SchedulerService
 from loadbalancer.scheduling.task import QueueFull
 from loadbalancer.schema.errors import Conflict, InternalError, TooBusy, shutting_down
 from loadbalancer.storage.database import Journal, Unwritable, Work, sweep_forever
@@ -41,10 +41,10 @@ _RESUME_S = 5.0
 class Jobs:
     """All jobs. All methods are called in the event loop."""
 
-    def __init__(self, settings: Settings, hub: Hub, metrics: Metrics, journal: Journal) -> None:
+    def __init__(self, settings: Settings, scheduler: SchedulerService, metrics: Metrics, journal: Journal) -> None:
         self._settings = settings.jobs
         self._turns = Turns(settings.models, max(int(settings.queue.max_tasks * settings.jobs.queue_share), 1))
-        self._hub = hub
+        self._scheduler = scheduler
         self._metrics = metrics
         self._journal = journal
         self._runs: dict[str, Run] = {}
@@ -186,7 +186,7 @@ class Jobs:
         if self._stopped or record.id in self._runs:
             return
         order = record.order
-        run = self._runs[record.id] = Run(record, source_bytes, self._hub, self._metrics)
+        run = self._runs[record.id] = Run(record, source_bytes, self._scheduler, self._metrics)
         self._source_bytes += source_bytes
         if order.model in self._models:
             self._turns.push(record.id, order.model, len(order.inputs), order.owner, order.priority, record.seq)

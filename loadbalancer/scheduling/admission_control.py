@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from loadbalancer.scheduling.estimates import drain_s, room_in, soonest_s
+from loadbalancer.scheduling.estimates import drain_s, earliest_finish_s, time_until_room
 from loadbalancer.scheduling.request_queue import ModelQueue
 from loadbalancer.scheduling.rules import Rules
 from loadbalancer.scheduling.task import DeadlineUnreachable, QueueFull, Task
 from loadbalancer.scheduling.worker_registry import Worker
 
 
-class Door:
+class AdmissionControl:
     """Looks at each request before it is queued, and keeps count of the source pictures inside."""
 
     def __init__(self, rules: Rules, max_source_bytes: int) -> None:
@@ -44,11 +44,11 @@ class Door:
     def _no_room(self, tasks: Sequence[Task], queue: ModelQueue, workers: Sequence[Worker]) -> QueueFull | None:
         if len(tasks) > queue.room(tasks[0].owner):
             why = f"the queue of model '{tasks[0].model}' is full ({queue.max_tasks} images are waiting)"
-            return QueueFull(why, room_in(queue, workers, len(tasks)))
+            return QueueFull(why, time_until_room(queue, workers, len(tasks)))
         coming = sum(task.source_bytes for task in tasks)
         if self._source_bytes and self._source_bytes + coming > self._max_source_bytes:
             why = f"source pictures of unfinished images fill the {self._max_source_bytes >> 20} MiB that they may take"
-            return QueueFull(why, room_in(queue, workers, len(tasks)))
+            return QueueFull(why, time_until_room(queue, workers, len(tasks)))
         return None
 
     def _too_much_work(self, tasks: Sequence[Task], queue: ModelQueue, workers: Sequence[Worker]) -> QueueFull | None:
@@ -73,7 +73,7 @@ class Door:
         slack, has = self._rules.deadline_slack, tasks[0].deadline - now
         if slack is None:
             return None
-        eta = soonest_s(tasks, queue, workers, enough_s=slack * has)
+        eta = earliest_finish_s(tasks, queue, workers, enough_s=slack * has)
         if eta is None or eta <= slack * has:
             return None
         why = f"the image would take about {eta:.1f} s, the request allows {has:.1f} s"

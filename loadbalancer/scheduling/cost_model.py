@@ -56,7 +56,7 @@ class _Meter:
     slower: dict[int, float] = field(default_factory=dict)
 
 
-class Costs:
+class ImageCosts:
     """One model's images. Seconds are of one worker that does one task at a time."""
 
     def __init__(self) -> None:

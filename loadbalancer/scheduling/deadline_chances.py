@@ -6,7 +6,7 @@ began with what is next, come what may, would then do nothing but work that nobo
 
 from __future__ import annotations
 
-from loadbalancer.scheduling.cost_model import Costs
+from loadbalancer.scheduling.cost_model import ImageCosts
 from loadbalancer.scheduling.task import Task
 from loadbalancer.scheduling.worker_registry import Worker
 
@@ -15,14 +15,14 @@ from loadbalancer.scheduling.worker_registry import Worker
 _MARGIN = 1.1
 
 
-def _needs_s(task: Task, worker: Worker, beside: int, costs: Costs) -> float | None:
+def _needs_s(task: Task, worker: Worker, beside: int, costs: ImageCosts) -> float | None:
     """Seconds to its end if the worker began with it now, beside so many others; None if that was not measured."""
     step_s = costs.step_in_s(task.size, worker, beside + 1)
     return None if step_s is None else task.remaining_steps * step_s
 
 
-def hopeless(
-    task: Task, worker: Worker, beside: int, costs: Costs, *, crowded: bool, slack: float | None, now: float
+def cannot_finish_in_time(
+    task: Task, worker: Worker, beside: int, costs: ImageCosts, *, crowded: bool, slack: float | None, now: float
 ) -> bool:
     """Whether the worker had better not begin with it. `crowded`: more wait than there are free places.
 

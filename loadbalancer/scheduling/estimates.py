@@ -5,26 +5,26 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from loadbalancer.scheduling.request_queue import ModelQueue, Size
-from loadbalancer.scheduling.task import Outlook, State, Task
+from loadbalancer.scheduling.task import Task, TaskEstimate, TaskState
 from loadbalancer.scheduling.worker_registry import Worker
 
 
-def outlook(task: Task, queue: ModelQueue, workers: Sequence[Worker]) -> Outlook:
+def estimate(task: Task, queue: ModelQueue, workers: Sequence[Worker]) -> TaskEstimate:
     """The task's place and the seconds to its end."""
-    if task.state is not State.QUEUED:
+    if task.state is not TaskState.QUEUED:
         present = max((worker.beat.step_s for worker in workers), default=0.0)
-        return Outlook(task.state, 0, task.remaining_steps * present if present else None)
+        return TaskEstimate(task.state, 0, task.remaining_steps * present if present else None)
     position = queue.position(task)
     drain = drain_s(queue.steps, workers)
     if drain is None:
-        return Outlook(task.state, position, None)
+        return TaskEstimate(task.state, position, None)
     # The work before it is estimated from its position: summing it would cost the whole queue each time.
     ahead = drain * position / max(len(queue), 1)
     own = task.remaining_steps * max(worker.step_s(task.size) for worker in workers)
-    return Outlook(task.state, position, ahead + own)
+    return TaskEstimate(task.state, position, ahead + own)
 
 
-def wait_s(task: Task, queue: ModelQueue, workers: Sequence[Worker], tasks: Mapping[str, Task]) -> float | None:
+def estimate_wait(task: Task, queue: ModelQueue, workers: Sequence[Worker], tasks: Mapping[str, Task]) -> float | None:
     """Seconds until a task that has not been queued yet would begin: what waits before it in full batches, and where no
     slot is free, the rest of the task that is done first. None while that has not been measured.
     """
@@ -47,7 +47,7 @@ def _first_done_s(workers: Sequence[Worker], tasks: Mapping[str, Task]) -> float
     return min(rests, default=None)
 
 
-def soonest_s(
+def earliest_finish_s(
     tasks: Sequence[Task], queue: ModelQueue, workers: Sequence[Worker], enough_s: float = 0.0
 ) -> float | None:
     """Seconds to the end of tasks that have not been queued yet, if all goes well: what waits before them in full
@@ -83,7 +83,7 @@ def _slots(workers: Sequence[Worker]) -> int:
     return sum(worker.slots for worker in workers)
 
 
-def room_in(queue: ModelQueue, workers: Sequence[Worker], wanted: int) -> float:
+def time_until_room(queue: ModelQueue, workers: Sequence[Worker], wanted: int) -> float:
     """Seconds until the queue should have room for so many tasks: their steps at the workers' full pace."""
     rate = sum(worker.rate(next(iter(queue.steps), (0, 0))) for worker in workers)
     mean_steps = queue.steps.total() / max(len(queue), 1)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from loadbalancer.scheduling.task import Task, Update
+from loadbalancer.scheduling.task import Task, TaskUpdate
 from wire.codec import Frame, FromWorker
 from wire.messages import ToWorker
 
@@ -13,7 +13,7 @@ from wire.messages import ToWorker
 
 
 @dataclass(frozen=True, slots=True)
-class Submit:
+class TasksSubmitted:
     """New tasks of one request, of one model. `known`: they were counted as arrivals when they were forwarded."""
 
     tasks: Sequence[Task]
@@ -21,7 +21,7 @@ class Submit:
 
 
 @dataclass(frozen=True, slots=True)
-class Abandon:
+class TasksCancelled:
     """Nobody waits for these tasks any more. Unknown and ended ones are ignored."""
 
     tasks: Sequence[str]
@@ -29,7 +29,7 @@ class Abandon:
 
 
 @dataclass(frozen=True, slots=True)
-class Said:
+class MessageReceived:
     """A worker's message; `worker` is the name its connection has, which it cannot choose per message."""
 
     worker: str
@@ -37,7 +37,7 @@ class Said:
 
 
 @dataclass(frozen=True, slots=True)
-class Gone:
+class WorkerLost:
     """The worker's process or connection has ended."""
 
     worker: str
@@ -50,7 +50,7 @@ class Tick:
 
 
 @dataclass(frozen=True, slots=True)
-class Forward:
+class RequestProxied:
     """Another server is asked to do what would have been tasks of this model: `count` images in `steps` steps each."""
 
     model: str
@@ -60,21 +60,21 @@ class Forward:
 
 
 @dataclass(frozen=True, slots=True)
-class Forwarded:
+class ProxyFinished:
     """It has answered, or will not."""
 
     model: str
     count: int
 
 
-Event = Submit | Abandon | Said | Gone | Tick | Forward | Forwarded
+Event = TasksSubmitted | TasksCancelled | MessageReceived | WorkerLost | Tick | RequestProxied | ProxyFinished
 
 
 # ---- effects
 
 
 @dataclass(frozen=True, slots=True)
-class Send:
+class SendMessage:
     """Say this to the worker."""
 
     worker: str
@@ -83,24 +83,24 @@ class Send:
 
 
 @dataclass(frozen=True, slots=True)
-class Tell:
+class NotifyListener:
     """Pass this on to the request that waits for it."""
 
-    update: Update
+    update: TaskUpdate
 
 
 @dataclass(frozen=True, slots=True)
-class Note:
+class LogLine:
     """Worth a line in the log."""
 
     text: str
 
 
 @dataclass(frozen=True, slots=True)
-class Account:
+class RecordTask:
     """The task has ended: this is for the record of arrivals."""
 
     task: Task
 
 
-Effect = Send | Tell | Note | Account
+Effect = SendMessage | NotifyListener | LogLine | RecordTask

@@ -14,7 +14,7 @@ from sortedcontainers import SortedList
 _REMEMBERED = 64
 
 
-class Shares:
+class FairShare:
     """The owners' tags. Every operation takes logarithmic time in the number of owners."""
 
     def __init__(self) -> None:

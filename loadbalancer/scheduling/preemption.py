@@ -11,8 +11,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from loadbalancer.scheduling.request_queue import ModelQueue
-from loadbalancer.scheduling.task import State, Task
-from loadbalancer.scheduling.worker_registry import Roster, Worker
+from loadbalancer.scheduling.task import Task, TaskState
+from loadbalancer.scheduling.worker_registry import Worker, WorkerRegistry
 
 #: A task that was moved runs for so long before it is moved again.
 REST_S = 2.0
@@ -23,7 +23,7 @@ _LEAST_GAIN_S = 0.5
 
 
 @dataclass(frozen=True, slots=True)
-class Move:
+class Relocation:
     """The task is to be handed back by its worker."""
 
     worker: str
@@ -31,15 +31,15 @@ class Move:
     why: str
 
 
-def displaced(
+def preemptions(
     queue: ModelQueue, workers: Sequence[Worker], tasks: Mapping[str, Task], margin: int, now: float
-) -> list[Move]:
+) -> list[Relocation]:
     """Running tasks that give way to waiting ones of their owner whose priority is higher by `margin`.
 
     The least urgent goes first, then the least advanced. Asked when no slot is free. A task gives way only where the
     queue would serve the other before it: age counts too, and between owners there are shares, not priorities.
     """
-    moves: list[Move] = []
+    moves: list[Relocation] = []
     running: dict[str, list[Task]] = {}
     for task in _running(workers, tasks):
         running.setdefault(task.owner, []).append(task)
@@ -52,11 +52,11 @@ def displaced(
             if urgent.priority - other.priority < margin or not queue.yields_to(other, urgent):
                 break
             why = f"priority {other.priority} gives way to {urgent.id} of priority {urgent.priority}"
-            moves.append(Move(other.worker or "", other.id, why))
+            moves.append(Relocation(other.worker or "", other.id, why))
     return moves
 
 
-def taken_over(roster: Roster, model: str, tasks: Mapping[str, Task], now: float) -> list[Move]:
+def rebalancing(roster: WorkerRegistry, model: str, tasks: Mapping[str, Task], now: float) -> list[Relocation]:
     """Running tasks that finish sooner on the model's emptiest worker than on its fullest, by the measured curves.
 
     Asked when nothing waits. Those with most left to do go. Never more than make the two equally full, so that they
@@ -84,7 +84,7 @@ def taken_over(roster: Roster, model: str, tasks: Mapping[str, Task], now: float
             best = max(best, (saved, count)) if enough else best
     saved, count = best
     why = f"{emptiest.id} has room: {count} tasks save {saved:.1f} s of waiting by moving there"
-    return [Move(fullest.id, task.id, why) for task in able[:count]]
+    return [Relocation(fullest.id, task.id, why) for task in able[:count]]
 
 
 def _held(worker: Worker, tasks: Mapping[str, Task]) -> list[Task]:
@@ -100,7 +100,7 @@ def _running(workers: Iterable[Worker], tasks: Mapping[str, Task]) -> list[Task]
         for worker in workers
         if worker.hello.about.checkpoints and not worker.draining and worker.reserved is None
         for task in _held(worker, tasks)
-        if task.state is State.RUNNING and not task.alone
+        if task.state is TaskState.RUNNING and not task.alone
     ]
 
 

@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterator, Mapping
 
 from sortedcontainers import SortedDict
 
-from loadbalancer.scheduling.fair_share import Shares
+from loadbalancer.scheduling.fair_share import FairShare
 from loadbalancer.scheduling.task import Task
 
 Size = tuple[int, int]
@@ -50,7 +50,7 @@ class ModelQueue:
         self.steps: Counter[Size] = Counter()
         self._priority_s = priority_s
         self._step_s = step_s
-        self._shares = Shares()
+        self._shares = FairShare()
         self._lines: dict[str, _Line] = {}
         self._lone: SortedDict[_Place, Task] = SortedDict()
         self._count = 0

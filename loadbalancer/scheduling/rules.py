@@ -10,7 +10,7 @@ from configs.settings import Settings
 
 
 @dataclass(frozen=True, slots=True)
-class Watch:
+class ArrivalWindows:
     """What is watched of a model's arrivals, for scaling. Times in seconds; `configs.scaling` says what each is for."""
 
     look_back_s: float = 90.0
@@ -42,7 +42,7 @@ class Rules:
     #: Whether the end of each task is told for the record of arrivals.
     record: bool = False
     #: Of each model; the usual where it is not listed.
-    watch: Mapping[str, Watch] = field(default_factory=dict)
+    watch: Mapping[str, ArrivalWindows] = field(default_factory=dict)
 
 
 def rules_of(settings: Settings, *, record: bool) -> Rules:
@@ -63,5 +63,5 @@ def rules_of(settings: Settings, *, record: bool) -> Rules:
     )
 
 
-def _watch(scaling: Scaling) -> Watch:
-    return Watch(scaling.look_back_period_s, scaling.rate_window_s, scaling.slo.max_wait_s)
+def _watch(scaling: Scaling) -> ArrivalWindows:
+    return ArrivalWindows(scaling.look_back_period_s, scaling.rate_window_s, scaling.slo.max_wait_s)

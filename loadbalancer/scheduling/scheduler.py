@@ -9,26 +9,26 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 
-from loadbalancer.scheduling.estimates import outlook
+from loadbalancer.scheduling.estimates import estimate
 from loadbalancer.scheduling.events import (
-    Abandon,
     Effect,
     Event,
-    Forward,
-    Forwarded,
-    Gone,
-    Note,
-    Said,
-    Send,
-    Submit,
-    Tell,
+    LogLine,
+    MessageReceived,
+    NotifyListener,
+    ProxyFinished,
+    RequestProxied,
+    SendMessage,
+    TasksCancelled,
+    TasksSubmitted,
     Tick,
+    WorkerLost,
 )
-from loadbalancer.scheduling.preemption import displaced, taken_over
+from loadbalancer.scheduling.preemption import preemptions, rebalancing
 from loadbalancer.scheduling.rules import Rules
-from loadbalancer.scheduling.task import Outlook, State
-from loadbalancer.scheduling.task_store import Books
-from loadbalancer.scheduling.worker_registry import Roster, Worker
+from loadbalancer.scheduling.task import TaskEstimate, TaskState
+from loadbalancer.scheduling.task_store import TaskStore
+from loadbalancer.scheduling.worker_registry import Worker, WorkerRegistry
 from wire.codec import Frame, FromWorker
 from wire.messages import (
     PROTOCOL,
@@ -52,7 +52,7 @@ _MAX_SLOTS = 4096
 _MOST_NAMED = 1000
 
 
-class Dispatch:
+class Scheduler:
     """Queue, roster and tasks, moved by events."""
 
     def __init__(
@@ -69,12 +69,12 @@ class Dispatch:
     ) -> None:
         """`hold_s`: after a start, how long workers have to say what they still run before it is given to others."""
         self._rules = rules or Rules()
-        self.roster = Roster(heartbeat_s, lost_after_s, self._rules.stuck_factor, self._rules.stuck_min_s)
+        self.roster = WorkerRegistry(heartbeat_s, lost_after_s, self._rules.stuck_factor, self._rules.stuck_min_s)
         self._heartbeat_s = heartbeat_s
         self._refused: set[str] = set()
         #: Strangers that were asked who they are, and until when to wait for their answer.
         self._asked: dict[str, float] = {}
-        self._books = books = Books(
+        self._books = books = TaskStore(
             models,
             self.roster,
             self._rules,
@@ -93,31 +93,31 @@ class Dispatch:
         """Take the event in; say what is to be done. Raises `QueueFull` for a `Submit` that does not fit."""
         fresh: Collection[str] = ()
         match event:
-            case Submit(tasks, known):
+            case TasksSubmitted(tasks, known):
                 self._books.submit(tasks, now, known=known)
                 fresh = {task.id for task in tasks}
                 effects: list[Effect] = []
-            case Forward(model, size, steps, count):
+            case RequestProxied(model, size, steps, count):
                 self.rates[model].forward(size, steps, count, now)
                 effects = []
-            case Forwarded(model, count):
+            case ProxyFinished(model, count):
                 self.rates[model].elsewhere -= count
                 effects = []
-            case Abandon(tasks, reason):
+            case TasksCancelled(tasks, reason):
                 effects = self._abandon(tasks, reason, now)
-            case Said(worker, parcel):
+            case MessageReceived(worker, parcel):
                 effects = self._said(worker, parcel, now)
-            case Gone(worker, reason):
+            case WorkerLost(worker, reason):
                 effects = self._lose(worker, reason, now)
             case Tick():
                 effects = self._tick(now)
         effects += self._books.assign(now, fresh)
         return effects + self._rearrange(now) if isinstance(event, Tick) else effects
 
-    def outlook(self, task_id: str) -> Outlook | None:
+    def estimate(self, task_id: str) -> TaskEstimate | None:
         """The task's place and how long it will take; None once it has ended."""
         task = self.tasks.get(task_id)
-        return outlook(task, self.queues[task.model], self.roster.of(task.model)) if task is not None else None
+        return estimate(task, self.queues[task.model], self.roster.of(task.model)) if task is not None else None
 
     # ---- requests
 
@@ -126,7 +126,7 @@ class Dispatch:
         for task_id in tasks:
             task = self.tasks.get(task_id)
             if task is not None:
-                effects += self._books.end(task, State.CANCELLED, None, reason, now)
+                effects += self._books.end(task, TaskState.CANCELLED, None, reason, now)
         return effects
 
     # ---- time
@@ -150,9 +150,9 @@ class Dispatch:
             workers, margin = self.roster.of(model), self._rules.preempt_margin
             full = not any(worker.free and self.roster.state(worker, now) == "ready" for worker in workers)
             if margin is not None and len(queue) and full:
-                effects += self._books.move(displaced(queue, workers, self.tasks, margin, now), "displaced")
+                effects += self._books.move(preemptions(queue, workers, self.tasks, margin, now), "displaced")
             elif self._rules.rebalance and not len(queue):
-                effects += self._books.move(taken_over(self.roster, model, self.tasks, now), "taken_over")
+                effects += self._books.move(rebalancing(self.roster, model, self.tasks, now), "taken_over")
         return effects
 
     # ---- workers
@@ -172,7 +172,7 @@ class Dispatch:
                 return []
             case Heartbeat():
                 worker.hear(message, now)
-                return [Send(name, Welcome(self._heartbeat_s))]
+                return [SendMessage(name, Welcome(self._heartbeat_s))]
             case Bye(reason, crashed):
                 return self._lose(name, reason, now, peaceful=not crashed)
             case _:
@@ -185,7 +185,7 @@ class Dispatch:
         if isinstance(message, Bye) or not waited or len(self._asked) >= _MOST_NAMED:
             return []
         self._asked[name] = now + self._heartbeat_s / 2
-        return [Send(name, Reject("unknown worker: say Hello"))]
+        return [SendMessage(name, Reject("unknown worker: say Hello"))]
 
     def _hello(self, name: str, hello: Hello, now: float) -> list[Effect]:
         refusal = self._refusal(name, hello)
@@ -209,21 +209,21 @@ class Dispatch:
         # What it has and should not have; and what is others' from now on, for it may be on its way to this one.
         unwanted = [task for task in running if task not in worker.held]
         unwanted += [task for task in held if task not in worker.held]
-        effects: list[Effect] = [Send(name, Welcome(self._heartbeat_s))]
+        effects: list[Effect] = [SendMessage(name, Welcome(self._heartbeat_s))]
         if unwanted:
-            effects.append(Send(name, Cancel(unwanted)))
+            effects.append(SendMessage(name, Cancel(unwanted)))
         if taken_up:
-            effects.append(Note(f"worker {name} goes on with {len(taken_up)} tasks of an earlier balancer"))
+            effects.append(LogLine(f"worker {name} goes on with {len(taken_up)} tasks of an earlier balancer"))
         if known is None or known.hello.pid != hello.pid:
-            effects.append(Note(f"worker {name} ready: {hello.model} on {hello.device}, process {hello.pid}"))
+            effects.append(LogLine(f"worker {name} ready: {hello.model} on {hello.device}, process {hello.pid}"))
         return effects
 
     def _turn_away(self, name: str, why: str) -> list[Effect]:
         self.counters["workers_refused"] += 1
-        effects: list[Effect] = [Send(name, Reject(why, fatal=True))]
+        effects: list[Effect] = [SendMessage(name, Reject(why, fatal=True))]
         if name not in self._refused and len(self._refused) < _MOST_NAMED:
             self._refused.add(name)
-            effects.append(Note(f"worker {name} refused (further times are only counted): {why}"))
+            effects.append(LogLine(f"worker {name} refused (further times are only counted): {why}"))
         return effects
 
     def _refusal(self, name: str, hello: Hello) -> str | None:
@@ -258,11 +258,11 @@ class Dispatch:
                 expected = task.steps
                 told = task.progress(step, steps, frames, preview=preview)
                 self.queues[task.model].charge(task, task.steps - expected)
-                return [*self._books.began(task, now), Tell(told)]
+                return [*self._books.began(task, now), NotifyListener(told)]
             case Finished(flagged=flagged):
                 return [*self._books.began(task, now), *self._books.complete(task, frames, flagged, now)]
             case Failed(kind=kind, message=text):
-                return self._books.end(task, State.FAILED, kind, text, now)
+                return self._books.end(task, TaskState.FAILED, kind, text, now)
             case Returned(step=step):
                 task.returned(step, frames)
                 self.roster.forget(task.id)
@@ -276,7 +276,7 @@ class Dispatch:
             return []
         if not peaceful:
             self.counters["workers_lost"] += 1
-        note = Note(f"worker {name} gone ({reason}), {len(worker.held)} tasks go back to the queue")
+        note = LogLine(f"worker {name} gone ({reason}), {len(worker.held)} tasks go back to the queue")
         return [note, *self._books.recover(worker, reason, now, blame=not peaceful)]
 
     def _give_up(self, worker: Worker, now: float) -> list[Effect]:
@@ -284,6 +284,6 @@ class Dispatch:
         worker.stuck_at = now
         self.counters["workers_stuck"] += 1
         reason = f"it made no step for {now - worker.moved_at:.1f} s"
-        note = Note(f"worker {worker.id} is stuck: it heartbeats, but {reason}")
-        cancel = Send(worker.id, Cancel(list(worker.held)))
+        note = LogLine(f"worker {worker.id} is stuck: it heartbeats, but {reason}")
+        cancel = SendMessage(worker.id, Cancel(list(worker.held)))
         return [note, cancel, *self._books.recover(worker, reason, now, blame=True)]

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Mapping, Sequence
 
-from loadbalancer.scheduling.cost_model import Costs
+from loadbalancer.scheduling.cost_model import ImageCosts
 from loadbalancer.scheduling.estimates import queued_work_s
 from loadbalancer.scheduling.request_queue import ModelQueue, Size
-from loadbalancer.scheduling.rules import Watch
+from loadbalancer.scheduling.rules import ArrivalWindows
 from loadbalancer.scheduling.task import Task
-from loadbalancer.scheduling.worker_registry import Roster, Worker
+from loadbalancer.scheduling.worker_registry import Worker, WorkerRegistry
 from wire.snapshot import ModelStats, Snapshot, WorkerStats
 
 #: Rates are means over this many seconds.
@@ -19,7 +19,7 @@ WINDOW_S = 60.0
 _LAST = 200
 
 
-class Window:
+class SlidingWindow:
     """Counts events over the last `span_s` seconds, in buckets of one second: what it holds is bounded by that."""
 
     def __init__(self, span_s: float = WINDOW_S) -> None:
@@ -52,21 +52,21 @@ class Window:
             self._total -= self._buckets.popleft()[1]
 
 
-class Rates:
+class ModelCounters:
     """One model's comings and goings."""
 
-    def __init__(self, watch: Watch | None = None) -> None:
-        self.watch = watch or Watch()
-        self.completions = Window()
+    def __init__(self, watch: ArrivalWindows | None = None) -> None:
+        self.watch = watch or ArrivalWindows()
+        self.completions = SlidingWindow()
         #: Since the start: tasks begun for the first time, and those of them that had waited too long for it.
         self.dispatched = 0
         self.late = 0
         #: Tasks that another server was asked to do, and those of them that it has not answered yet.
         self.forwarded = 0
         self.elsewhere = 0
-        self._arrivals = Window()
-        self._recent = Window(self.watch.look_back_s)
-        self._lately = Window(self.watch.rate_window_s)
+        self._arrivals = SlidingWindow()
+        self._recent = SlidingWindow(self.watch.look_back_s)
+        self._lately = SlidingWindow(self.watch.rate_window_s)
         self._last: deque[tuple[Size, int]] = deque(maxlen=_LAST)
 
     def arrived(self, size: Size, steps: int, count: int, now: float) -> None:
@@ -86,7 +86,7 @@ class Rates:
         self.dispatched += 1
         self.late += waited_s > self.watch.max_wait_s
 
-    def mean_work_s(self, costs: Costs) -> float | None:
+    def mean_work_s(self, costs: ImageCosts) -> float | None:
         """Work of one task in seconds, as a mean over those that came last; None if unknown."""
         seconds = [_work_s(size, steps, costs) for size, steps in self._last]
         known = [each for each in seconds if each is not None]
@@ -105,7 +105,7 @@ class Rates:
         return self._lately.count(now)
 
 
-def work_s(queue: ModelQueue, running: Sequence[Task], costs: Costs) -> float | None:
+def work_s(queue: ModelQueue, running: Sequence[Task], costs: ImageCosts) -> float | None:
     """Seconds of one worker that all of these still need, one after the other; None while nothing was measured."""
     steps = queue.steps.copy()
     for task in running:
@@ -117,17 +117,17 @@ def work_s(queue: ModelQueue, running: Sequence[Task], costs: Costs) -> float | 
     return sum(known) if len(known) == len(seconds) else None
 
 
-def _work_s(size: Size, steps: int, costs: Costs) -> float | None:
+def _work_s(size: Size, steps: int, costs: ImageCosts) -> float | None:
     step_s = costs.step_s(size)
     return None if step_s is None else steps * step_s
 
 
 def snapshot(
     queues: Mapping[str, ModelQueue],
-    rates: Mapping[str, Rates],
-    costs: Mapping[str, Costs],
+    rates: Mapping[str, ModelCounters],
+    costs: Mapping[str, ImageCosts],
     tasks: Mapping[str, Task],
-    roster: Roster,
+    roster: WorkerRegistry,
     *,
     now: float,
     wall_time: float,
@@ -145,10 +145,10 @@ def snapshot(
 def _model(
     name: str,
     queue: ModelQueue,
-    rates: Rates,
-    costs: Costs,
+    rates: ModelCounters,
+    costs: ImageCosts,
     tasks: Mapping[str, Task],
-    roster: Roster,
+    roster: WorkerRegistry,
     now: float,
 ) -> ModelStats:
     workers = roster.of(name)
@@ -178,7 +178,7 @@ def _model(
     )
 
 
-def _worker(worker: Worker, roster: Roster, now: float) -> WorkerStats:
+def _worker(worker: Worker, roster: WorkerRegistry, now: float) -> WorkerStats:
     running = min(worker.beat.running, len(worker.held))
     return WorkerStats(
         worker=worker.id,

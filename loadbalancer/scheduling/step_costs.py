@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from loadbalancer.scheduling.request_queue import Size
-from loadbalancer.scheduling.worker_registry import Roster
+from loadbalancer.scheduling.worker_registry import WorkerRegistry
 
 #: Stands for every cost until one was measured: then only the number of steps counts.
 _UNMEASURED_S = 1.0
 
 
-class Paces:
+class StepCosts:
     """One model's costs, in seconds of one worker with full batches."""
 
-    def __init__(self, roster: Roster, model: str) -> None:
+    def __init__(self, roster: WorkerRegistry, model: str) -> None:
         self._roster = roster
         self._model = model
         self._measured = False

@@ -19,7 +19,7 @@ from wire.codec import Frame
 from wire.messages import Assignment, FailureKind, ImageInputs
 
 
-class State(enum.StrEnum):
+class TaskState(enum.StrEnum):
     """Where a task is."""
 
     QUEUED = "queued"
@@ -39,27 +39,27 @@ _ALONE_AFTER_CRASHES = 2
 _MOST_PASSES = 20
 #: A task that goes to and fro must not grow by it.
 _LAST_MOVES = 100
-_ENDS = frozenset({State.DONE, State.FAILED, State.CANCELLED, State.EXPIRED})
-MOVES: dict[State, frozenset[State]] = {
-    State.QUEUED: frozenset({State.ASSIGNED, State.FAILED, State.CANCELLED, State.EXPIRED}),
-    State.ASSIGNED: frozenset({State.RUNNING, State.QUEUED} | _ENDS),
-    State.RUNNING: frozenset({State.QUEUED} | _ENDS),
-    State.DONE: frozenset(),
-    State.FAILED: frozenset(),
-    State.CANCELLED: frozenset(),
-    State.EXPIRED: frozenset(),
+_ENDS = frozenset({TaskState.DONE, TaskState.FAILED, TaskState.CANCELLED, TaskState.EXPIRED})
+TRANSITIONS: dict[TaskState, frozenset[TaskState]] = {
+    TaskState.QUEUED: frozenset({TaskState.ASSIGNED, TaskState.FAILED, TaskState.CANCELLED, TaskState.EXPIRED}),
+    TaskState.ASSIGNED: frozenset({TaskState.RUNNING, TaskState.QUEUED} | _ENDS),
+    TaskState.RUNNING: frozenset({TaskState.QUEUED} | _ENDS),
+    TaskState.DONE: frozenset(),
+    TaskState.FAILED: frozenset(),
+    TaskState.CANCELLED: frozenset(),
+    TaskState.EXPIRED: frozenset(),
 }
 
 
-class IllegalMove(Exception):
+class InvalidTransition(Exception):
     """A bug in the dispatcher: the task's history shows how it came to this."""
 
-    def __init__(self, task: Task, to: State) -> None:
+    def __init__(self, task: Task, to: TaskState) -> None:
         path = ", ".join(f"{at:.3f} {state.value} ({why})" for at, state, why in task.history)
         super().__init__(f"task {task.id}: {task.state.value} -> {to.value} is no move; history: {path}")
 
 
-class Resume(NamedTuple):
+class Checkpoint(NamedTuple):
     """A task's state at a step boundary: `step` of `steps` forward passes are done, `frames` are its checkpoint."""
 
     step: int
@@ -82,13 +82,13 @@ class Task:
     #: Whose it is: the workers' time is shared between owners, in proportion to their weights.
     owner: str = "anonymous"
     weight: float = 1.0
-    state: State = State.QUEUED
+    state: TaskState = TaskState.QUEUED
     #: Counts assignments, so that an answer to an earlier one is recognised as stale.
     attempt: int = 0
     #: The highest attempt in which a worker said that it had it, from an earlier life of the balancer.
     claimed: int = 0
     #: Some worker may still run it, from an earlier life of the balancer.
-    begun: bool = False
+    may_be_running: bool = False
     #: Workers that died while this task ran on them.
     crashes: int = 0
     worker: str | None = None
@@ -116,12 +116,12 @@ class Task:
     #: Images of the request that it belongs to.
     siblings: int = 1
     #: Its last moves.
-    history: deque[tuple[float, State, str]] = field(default_factory=lambda: deque(maxlen=_LAST_MOVES))
+    history: deque[tuple[float, TaskState, str]] = field(default_factory=lambda: deque(maxlen=_LAST_MOVES))
 
-    def move(self, to: State, now: float, why: str) -> None:
+    def move(self, to: TaskState, now: float, why: str) -> None:
         """Change state. Raises `IllegalMove` if the table does not list it."""
-        if to not in MOVES[self.state]:
-            raise IllegalMove(self, to)
+        if to not in TRANSITIONS[self.state]:
+            raise InvalidTransition(self, to)
         self.state = to
         self.history.append((now, to, why))
 
@@ -145,7 +145,7 @@ class Task:
         frames = len(self.sources) + len(self.checkpoint)
         return Assignment(self.id, self.attempt, self.inputs, self.checkpoint_step, self.alone, frames)
 
-    def progress(self, step: int, steps: int, frames: Sequence[Frame], *, preview: bool) -> Stepped:
+    def progress(self, step: int, steps: int, frames: Sequence[Frame], *, preview: bool) -> TaskProgress:
         """Its worker tells how far it is, with a preview, a checkpoint, both or none; gives what the client is told.
 
         Pictures and checkpoints are made beside the worker's loop, and may come after the news of a later step.
@@ -158,7 +158,7 @@ class Task:
         due = self.previews < self.inputs.partial_images * self.attempt
         picture = pictures[0] if pictures and due else None
         self.previews += picture is not None
-        return Stepped(self.id, self.step if picture is None else step, self.steps, picture)
+        return TaskProgress(self.id, self.step if picture is None else step, self.steps, picture)
 
     def returned(self, step: int, frames: Sequence[Frame]) -> None:
         """Its worker hands it back, with its state at this step where it has one."""
@@ -169,7 +169,7 @@ class Task:
     def _save(self, step: int, frames: Sequence[Frame]) -> None:
         self.checkpoint, self.checkpoint_step = tuple(frames), step
 
-    def resume(self, state: Resume) -> None:
+    def resume(self, state: Checkpoint) -> None:
         """It ran before it was submitted, in an earlier life of the balancer: it goes on from there."""
         self.step, self.steps, self.whole = state.step, max(state.steps, state.step, 1), False
         self._save(state.step, state.frames)
@@ -194,14 +194,14 @@ class Task:
 
 
 @dataclass(frozen=True, slots=True)
-class Began:
+class TaskStarted:
     """A worker has the task in its batch (again, where an earlier worker was lost)."""
 
     task: str
 
 
 @dataclass(frozen=True, slots=True)
-class Stepped:
+class TaskProgress:
     """`step` of `steps` are done; `preview` is an encoded picture of the moment, where one was asked for."""
 
     task: str
@@ -211,7 +211,7 @@ class Stepped:
 
 
 @dataclass(frozen=True, slots=True)
-class Completed:
+class TaskCompleted:
     """The encoded image, and where the time went (seconds). `flagged`: the model's safety checker objects to it."""
 
     task: str
@@ -222,23 +222,23 @@ class Completed:
 
 
 @dataclass(frozen=True, slots=True)
-class Ended:
+class TaskEnded:
     """The task ended without an image."""
 
     task: str
-    state: State
+    state: TaskState
     kind: FailureKind | None
     message: str
 
 
-Update = Began | Stepped | Completed | Ended
+TaskUpdate = TaskStarted | TaskProgress | TaskCompleted | TaskEnded
 
 
 @dataclass(frozen=True, slots=True)
-class Outlook:
+class TaskEstimate:
     """A task's place: tasks before it in the queue (0 once it runs) and seconds to its end, None if unknown."""
 
-    state: State
+    state: TaskState
     position: int
     eta_s: float | None
 

@@ -9,18 +9,18 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Collection, Sequence
 
-from loadbalancer.scheduling.admission_control import Door
-from loadbalancer.scheduling.cost_model import Costs
-from loadbalancer.scheduling.deadline_chances import hopeless
+from loadbalancer.scheduling.admission_control import AdmissionControl
+from loadbalancer.scheduling.cost_model import ImageCosts
+from loadbalancer.scheduling.deadline_chances import cannot_finish_in_time
 from loadbalancer.scheduling.deadlines import Deadlines
-from loadbalancer.scheduling.events import Account, Effect, Note, Send, Tell
-from loadbalancer.scheduling.preemption import Move
+from loadbalancer.scheduling.events import Effect, LogLine, NotifyListener, RecordTask, SendMessage
+from loadbalancer.scheduling.preemption import Relocation
 from loadbalancer.scheduling.request_queue import ModelQueue
 from loadbalancer.scheduling.rules import Rules
-from loadbalancer.scheduling.snapshot import Rates
-from loadbalancer.scheduling.step_costs import Paces
-from loadbalancer.scheduling.task import Began, Completed, DeadlineUnreachable, Ended, State, Task
-from loadbalancer.scheduling.worker_registry import Roster, Worker
+from loadbalancer.scheduling.snapshot import ModelCounters
+from loadbalancer.scheduling.step_costs import StepCosts
+from loadbalancer.scheduling.task import DeadlineUnreachable, Task, TaskCompleted, TaskEnded, TaskStarted, TaskState
+from loadbalancer.scheduling.worker_registry import Worker, WorkerRegistry
 from wire.codec import Frame
 from wire.messages import Assign, Assignment, Cancel, FailureKind, Yield
 
@@ -28,13 +28,13 @@ from wire.messages import Assign, Assignment, Cancel, FailureKind, Yield
 _MOST_ATTEMPTS = 1_000_000
 
 
-class Books:
+class TaskStore:
     """Tasks, queues and roster, kept in agreement."""
 
     def __init__(
         self,
         models: Sequence[str],
-        roster: Roster,
+        roster: WorkerRegistry,
         rules: Rules,
         *,
         max_tasks: int,
@@ -45,16 +45,16 @@ class Books:
         self.roster = roster
         self.tasks: dict[str, Task] = {}
         self.counters: Counter[str] = Counter()
-        self.rates = {model: Rates(rules.watch.get(model)) for model in models}
-        self.costs = {model: Costs() for model in models}
-        self._paces = {model: Paces(roster, model) for model in models}
+        self.rates = {model: ModelCounters(rules.watch.get(model)) for model in models}
+        self.costs = {model: ImageCosts() for model in models}
+        self._paces = {model: StepCosts(roster, model) for model in models}
         self.queues = {
             model: ModelQueue(max_tasks, priority_s=rules.priority_s, step_s=self._paces[model].step_s)
             for model in models
         }
         self._rules = rules
         self._max_attempts = max_attempts
-        self._door = Door(rules, max_source_bytes)
+        self._door = AdmissionControl(rules, max_source_bytes)
         self._deadlines = Deadlines()
         self._hold_s = hold_s
         #: Tasks that workers may still name, by model, and until when nothing is given out because of them.
@@ -80,10 +80,10 @@ class Books:
         self._door.enter(tasks)
         for task in tasks:
             self.tasks[task.id] = task
-            task.history.append((now, State.QUEUED, "submitted"))
+            task.history.append((now, TaskState.QUEUED, "submitted"))
             self._deadlines.add(task)
             queue.push(task)
-        awaited = {task.id for task in tasks if task.begun}
+        awaited = {task.id for task in tasks if task.may_be_running}
         if awaited:
             self._awaited[tasks[0].model] |= awaited
             self._held_until[tasks[0].model] = now + self._hold_s
@@ -114,8 +114,8 @@ class Books:
                 else:
                     left = f"it has {max(first.deadline - now, 0.0):.1f} s left, and takes longer"
                     why = f"not begun {now - first.created:.1f} s after it arrived: {left}"
-                    effects += self.end(first, State.EXPIRED, None, why, now)
-        sent = [Send(worker, Assign(assignments), frames) for worker, (assignments, frames) in orders.items()]
+                    effects += self.end(first, TaskState.EXPIRED, None, why, now)
+        sent = [SendMessage(worker, Assign(assignments), frames) for worker, (assignments, frames) in orders.items()]
         return [*effects, *sent]
 
     def _in_time(self, task: Task, able: Sequence[Worker], now: float) -> Worker | None:
@@ -127,7 +127,7 @@ class Books:
         crowded = len(self.queues[task.model]) > sum(worker.free for worker in able)
         for worker in (*able, *self.roster.of(task.model)):
             beside = min(sum(name in self.tasks for name in worker.held), max(worker.slots - 1, 0))
-            if not hopeless(task, worker, beside, costs, crowded=crowded, slack=slack, now=now):
+            if not cannot_finish_in_time(task, worker, beside, costs, crowded=crowded, slack=slack, now=now):
                 return worker if worker in able else able[0]
         return None
 
@@ -137,7 +137,7 @@ class Books:
         self.queues[task.model].take(task)
         task.attempt = max(task.attempt, task.claimed) + 1
         task.worker = worker.id
-        task.move(State.ASSIGNED, now, f"to {worker.id}, attempt {task.attempt}")
+        task.move(TaskState.ASSIGNED, now, f"to {worker.id}, attempt {task.attempt}")
         worker.hold(task.id, task.attempt, now)
         assignments, frames = orders.setdefault(worker.id, ([], []))
         assignments.append(task.assignment())
@@ -152,11 +152,11 @@ class Books:
         if task is None or task.model != worker.hello.model or not 0 < attempt <= _MOST_ATTEMPTS:
             return False
         task.claimed = max(task.claimed, attempt)  # what is given out from now on is told apart from it
-        if task.state is not State.QUEUED or task.attempt:
+        if task.state is not TaskState.QUEUED or task.attempt:
             return False
         self.queues[task.model].take(task)
         task.attempt, task.worker, task.whole = attempt, worker.id, False
-        task.move(State.ASSIGNED, now, f"still with {worker.id}, attempt {attempt}")
+        task.move(TaskState.ASSIGNED, now, f"still with {worker.id}, attempt {attempt}")
         worker.hold(task.id, attempt, now)
         self._awaited[task.model].discard(task.id)
         self.counters["taken_up"] += 1
@@ -166,9 +166,9 @@ class Books:
 
     def began(self, task: Task, now: float) -> list[Effect]:
         """Its worker has it in its batch. Idempotent."""
-        if task.state is State.RUNNING:
+        if task.state is TaskState.RUNNING:
             return []
-        task.move(State.RUNNING, now, "started")
+        task.move(TaskState.RUNNING, now, "started")
         task.started = now
         if task.first_started is None:
             task.first_started = now
@@ -176,7 +176,7 @@ class Books:
         worker = self.roster.workers.get(task.worker or "")
         if worker is not None:
             self.costs[task.model].began(task.id, worker, now)
-        return [Tell(Began(task.id))]
+        return [NotifyListener(TaskStarted(task.id))]
 
     def refresh(self) -> None:
         """Look anew at what steps cost."""
@@ -186,20 +186,23 @@ class Books:
                 self.queues[model].rescale(factor)
             self.costs[model].refresh(self.roster.of(model))
 
-    def move(self, moves: Sequence[Move], counted_as: str) -> list[Effect]:
+    def move(self, moves: Sequence[Relocation], counted_as: str) -> list[Effect]:
         """Have running tasks handed back by their workers, with their progress."""
         effects: list[Effect] = []
         for move in moves:
             task = self.tasks[move.task]
             task.leaving, task.moves = True, task.moves + 1
             where = f"{move.worker} at step {task.step} of {task.steps}"
-            effects += [Send(move.worker, Yield([task.id])), Note(f"task {task.id} leaves {where}: {move.why}")]
+            effects += [
+                SendMessage(move.worker, Yield([task.id])),
+                LogLine(f"task {task.id} leaves {where}: {move.why}"),
+            ]
         self.counters[counted_as] += len(moves)
         return effects
 
     def requeue(self, task: Task, reason: str, now: float) -> None:
         """It goes back to its place in the queue, to go on from its checkpoint."""
-        task.move(State.QUEUED, now, f"{reason}; goes on at step {task.checkpoint_step} of {task.steps}")
+        task.move(TaskState.QUEUED, now, f"{reason}; goes on at step {task.checkpoint_step} of {task.steps}")
         task.work_s, task.whole = task.work_s + self.costs[task.model].left(task.id, now), False
         task.worker = None
         task.leaving = False
@@ -215,7 +218,7 @@ class Books:
             if task is None or task.worker != worker.id:
                 continue
             self.roster.forget(task_id)
-            if task.state is State.RUNNING and blame:
+            if task.state is TaskState.RUNNING and blame:
                 task.crashes += 1
             if task.crashes >= self._max_attempts:
                 died = (
@@ -223,7 +226,7 @@ class Books:
                 )
                 text = f"{died} ran this image; the last: {reason}"
                 task.worker = None
-                effects += self.end(task, State.FAILED, "error", text, now)
+                effects += self.end(task, TaskState.FAILED, "error", text, now)
             else:
                 self.requeue(task, f"{worker.id} is lost: {reason}", now)
         return effects
@@ -233,37 +236,37 @@ class Books:
     def complete(self, task: Task, frames: Sequence[Frame], flagged: bool, now: float) -> list[Effect]:
         """It has its image."""
         started = task.first_started if task.first_started is not None else now
-        task.move(State.DONE, now, "finished")
+        task.move(TaskState.DONE, now, "finished")
         self.rates[task.model].completions.add(1, now)
         account = self._drop(task, "done", now)
         if task.whole:
             self.costs[task.model].learn(task.size, task.steps, task.work_s)
         image = frames[0] if frames else b""
-        return [*account, Tell(Completed(task.id, image, started - task.created, now - started, flagged))]
+        return [*account, NotifyListener(TaskCompleted(task.id, image, started - task.created, now - started, flagged))]
 
     def expire(self, now: float) -> list[Effect]:
         """Tasks whose deadline has come end, wherever they are."""
         effects: list[Effect] = []
         for task in self._deadlines.due(self.tasks, now):
             waited = f"not done {now - task.created:.1f} s after it arrived ({task.state.value})"
-            effects += self.end(task, State.EXPIRED, None, waited, now)
+            effects += self.end(task, TaskState.EXPIRED, None, waited, now)
         return effects
 
-    def end(self, task: Task, state: State, kind: FailureKind | None, message: str, now: float) -> list[Effect]:
+    def end(self, task: Task, state: TaskState, kind: FailureKind | None, message: str, now: float) -> list[Effect]:
         """The task ends without an image; the worker that holds it is told to let go."""
         effects = self._release_place(task)
-        if task.state is not State.QUEUED:
+        if task.state is not TaskState.QUEUED:
             self.queues[task.model].refund(task)
         task.move(state, now, message)
-        return [*effects, *self._drop(task, state.value, now), Tell(Ended(task.id, state, kind, message))]
+        return [*effects, *self._drop(task, state.value, now), NotifyListener(TaskEnded(task.id, state, kind, message))]
 
     def _release_place(self, task: Task) -> list[Effect]:
-        if task.state is State.QUEUED:
+        if task.state is TaskState.QUEUED:
             self.queues[task.model].remove(task)
             return []
         worker = self.roster.workers.get(task.worker or "")
         holds = worker is not None and worker.held.get(task.id) == task.attempt
-        return [Send(worker.id, Cancel([task.id]))] if worker is not None and holds else []
+        return [SendMessage(worker.id, Cancel([task.id]))] if worker is not None and holds else []
 
     def _drop(self, task: Task, counted_as: str, now: float) -> list[Effect]:
         task.work_s += self.costs[task.model].left(task.id, now)
@@ -272,4 +275,4 @@ class Books:
         self._door.leave(task)
         self._awaited[task.model].discard(task.id)
         del self.tasks[task.id]
-        return [Account(task)] if self._rules.record else []
+        return [RecordTask(task)] if self._rules.record else []

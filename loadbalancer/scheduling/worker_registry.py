@@ -103,7 +103,7 @@ class Worker:
         return next((curve for curve in self.beat.curves if (curve.width, curve.height) == size), None)
 
 
-class Roster:
+class WorkerRegistry:
     """Every connected worker by name."""
 
     def __init__(

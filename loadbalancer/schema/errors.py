@@ -11,7 +11,7 @@ import math
 from collections.abc import Mapping
 from typing import ClassVar
 
-from loadbalancer.scheduling.task import Ended, State
+from loadbalancer.scheduling.task import TaskEnded, TaskState
 from wire.errors import ErrorBody, ErrorDetail
 
 
@@ -203,11 +203,11 @@ def shutting_down() -> Unavailable:
     return Unavailable("The server is shutting down. Please try again shortly.", code="shutting_down", retry_after_s=5)
 
 
-def from_ended(ended: Ended) -> ApiError:
+def from_ended(ended: TaskEnded) -> ApiError:
     """Why there is no image."""
-    if ended.state is State.EXPIRED:
+    if ended.state is TaskState.EXPIRED:
         return TimedOut(f"The request timed out: {ended.message}.", retry_after_s=1)
-    if ended.state is State.CANCELLED:  # its own client is never told, so the server itself has ended it
+    if ended.state is TaskState.CANCELLED:  # its own client is never told, so the server itself has ended it
         return shutting_down()
     if ended.kind == "invalid":
         return InvalidRequest(ended.message)

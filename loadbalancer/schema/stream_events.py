@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 
-from loadbalancer.scheduling.task import State
+from loadbalancer.scheduling.task import TaskState
 from loadbalancer.schema.errors import ApiError
 from loadbalancer.schema.responses import Flagged, Timings
 from wire.errors import ErrorDetail
@@ -29,7 +29,7 @@ class Progress(msgspec.Struct, frozen=True, tag_field="type", tag="image_generat
     """How far one image is. Sent at once, then at most four times a second, and only when something has changed."""
 
     index: Annotated[int, msgspec.Meta(description="Which image of the request, from 0.")]
-    state: State
+    state: TaskState
     step: Annotated[int, msgspec.Meta(description="Denoising steps done.")]
     steps: Annotated[int, msgspec.Meta(description="Denoising steps in all.")]
     queue_position: Annotated[int, msgspec.Meta(description="Images before it in the queue; 0 once it runs.")]

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import msgspec
 
-from loadbalancer.scheduling.task import Resume
+from loadbalancer.scheduling.task import Checkpoint
 from wire.errors import ErrorDetail
 from wire.messages import ImageInputs
 
@@ -103,7 +103,7 @@ class Save(NamedTuple):
 
     job: str
     item: int
-    state: Resume
+    state: Checkpoint
 
 
 class Answer(NamedTuple):

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Sequence
 
 import msgspec
 
-from loadbalancer.scheduling.task import Resume
+from loadbalancer.scheduling.task import Checkpoint
 from loadbalancer.storage.records import NO_ORDER, Answer, Failure, JobState, Kept, Key, Order, Record, Reused, Save
 from wire.errors import ErrorDetail
 
@@ -144,14 +144,14 @@ class Ledger:
         )
         return [Kept(item, image, waited, ran, bool(flagged)) for item, image, waited, ran, flagged in rows]
 
-    def checkpoints(self, job: str) -> dict[int, Resume]:
+    def checkpoints(self, job: str) -> dict[int, Checkpoint]:
         """How far its images had come, by their place in the job; without what cannot be read any more."""
-        saved: dict[int, Resume] = {}
+        saved: dict[int, Checkpoint] = {}
         for item, step, steps, frames in self._db.execute(
             "SELECT item, step, steps, frames FROM checkpoints WHERE job = ?", (job,)
         ):
             with contextlib.suppress(msgspec.MsgspecError):  # that image starts again
-                saved[item] = Resume(step, steps, _frames.decode(frames))
+                saved[item] = Checkpoint(step, steps, _frames.decode(frames))
         return saved
 
     def started(self, job: str, now: float) -> None:

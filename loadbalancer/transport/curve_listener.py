@@ -28,7 +28,7 @@ _KINDS = {
 _MOST_NAMED = 100
 
 
-class Origin(enum.Enum):
+class PeerKind(enum.Enum):
     """Whose a message is."""
 
     #: Of a worker on this machine.
@@ -43,7 +43,7 @@ class CannotListen(Exception):
     """The TCP address cannot be had; the text says why."""
 
 
-class Guard:
+class CurveListener:
     """Binds a socket to a TCP address behind CURVE and an allow-list. All methods are called in the event loop."""
 
     def __init__(self, address: str, own: KeyPair, allowed: Callable[[], frozenset[str]]) -> None:
@@ -94,13 +94,13 @@ class Guard:
             log.warning("refused a worker with the unknown key %s (further attempts are only counted)", key.decode())
         return False
 
-    def origin(self, frame: zmq.Frame) -> Origin:
+    def origin(self, frame: zmq.Frame) -> PeerKind:
         """By which address, and by whose leave, the frame came in."""
         try:
             key = frame.get("User-Id")
         except zmq.ZMQError:  # only what was authenticated has this property
-            return Origin.LOCAL
-        return Origin.ALLOWED if key in self._allowed() else Origin.REVOKED
+            return PeerKind.LOCAL
+        return PeerKind.ALLOWED if key in self._allowed() else PeerKind.REVOKED
 
     def _count(self) -> None:
         while True:

@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable, Collection
 
 
-class Vigil:
+class ProcessWatcher:
     """Watches the workers' processes. All methods are called in the event loop."""
 
     def __init__(self, died: Callable[[str], None]) -> None:

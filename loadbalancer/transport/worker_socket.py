@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 
 import zmq
 
-from loadbalancer.transport.curve_listener import CannotListen, Guard, Origin
+from loadbalancer.transport.curve_listener import CannotListen, CurveListener, PeerKind
 from wire.codec import ForWorker, FromWorker, MalformedFrames, decode_from_worker, encode
 
 log = logging.getLogger(__name__)
@@ -29,10 +29,10 @@ _MAX_MESSAGE_BYTES = 256 * 2**20
 _MOST_BLAMED = 1000
 
 
-class Router:
+class WorkerSocket:
     """Open from `open` to `close`. All methods are called in the event loop."""
 
-    def __init__(self, address: str, guard: Guard | None, heard: Heard, lost: Lost) -> None:
+    def __init__(self, address: str, guard: CurveListener | None, heard: Heard, lost: Lost) -> None:
         """Workers meet it at `address`; those of other machines at the guard's."""
         self._address = address
         self._guard = guard
@@ -92,11 +92,11 @@ class Router:
                 identity, *frames = self._socket.recv_multipart(zmq.DONTWAIT, copy=False)
             except zmq.Again:
                 return
-            origin = Origin.LOCAL if self._guard is None else self._guard.origin(identity)
-            if origin is Origin.REVOKED:  # its connection stands; unheard, it is lost like any silent worker
+            origin = PeerKind.LOCAL if self._guard is None else self._guard.origin(identity)
+            if origin is PeerKind.REVOKED:  # its connection stands; unheard, it is lost like any silent worker
                 self.counters["revoked"] += 1
                 continue
-            local = origin is Origin.LOCAL
+            local = origin is PeerKind.LOCAL
             self._receive(identity.bytes.decode("utf-8", "replace"), [frame.buffer for frame in frames], local)
         self._loop.call_soon(self.drain)
 

@@ -3,7 +3,7 @@
 import re
 from pathlib import Path
 
-from loadbalancer.scheduling.task import MOVES
+from loadbalancer.scheduling.task import TRANSITIONS
 
 DESIGN = Path(__file__).parents[2] / "loadbalancer" / "DESIGN.md"
 _BLOCK = re.compile(r"```mermaid\n.*?```", re.DOTALL)
@@ -11,8 +11,8 @@ _BLOCK = re.compile(r"```mermaid\n.*?```", re.DOTALL)
 
 def diagram() -> str:
     """The table as a Mermaid state diagram, in its Markdown block."""
-    moves = [f"    {state.value} --> {to.value}" for state in MOVES for to in sorted(MOVES[state])]
-    ends = [f"    {state.value} --> [*]" for state in MOVES if not MOVES[state]]
+    moves = [f"    {state.value} --> {to.value}" for state in TRANSITIONS for to in sorted(TRANSITIONS[state])]
+    ends = [f"    {state.value} --> [*]" for state in TRANSITIONS if not TRANSITIONS[state]]
     return "\n".join(["```mermaid", "stateDiagram-v2", "    [*] --> queued", *moves, *ends, "```"])
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from loadbalancer.scheduling.task import Ended, State, Stepped
+from loadbalancer.scheduling.task import TaskEnded, TaskProgress, TaskState
 from tests.support.in_process_service import inputs, rig_of
 from wire.messages import Lora
 
@@ -19,14 +19,14 @@ async def test_a_killed_worker_costs_at_most_the_steps_since_the_last_checkpoint
         await sent.progress(40)
         rig.processes[0].kill()
         await rig.until(lambda: rig.worker("a") is None)
-        at = {u.task: u.step for u in sent.updates if isinstance(u, Stepped)}
+        at = {u.task: u.step for u in sent.updates if isinstance(u, TaskProgress)}
         heard = len(sent.updates)
         await rig.start("b")
         await sent.pictures_are_right()
-        again = [u.step for u in sent.updates[heard:] if isinstance(u, Stepped)]
+        again = [u.step for u in sent.updates[heard:] if isinstance(u, TaskProgress)]
         # A checkpoint may be on its way when its worker dies, so that the one before it counts.
         assert min(again) >= min(at.values()) - 2 * 5
-        assert 0 <= rig.hub.counters["steps_redone"] <= 3 * 2 * 5
+        assert 0 <= rig.scheduler.counters["steps_redone"] <= 3 * 2 * 5
 
 
 async def test_a_worker_killed_at_four_fifths_of_an_image_costs_at_most_the_steps_between_two_checkpoints(
@@ -39,16 +39,16 @@ async def test_a_worker_killed_at_four_fifths_of_an_image_costs_at_most_the_step
         await sent.progress(steps * 4 // 5)
         rig.processes[0].kill()
         await rig.until(lambda: rig.worker("a") is None)
-        reached = max(u.step for u in sent.updates if isinstance(u, Stepped))
+        reached = max(u.step for u in sent.updates if isinstance(u, TaskProgress))
         assert steps * 4 // 5 <= reached < steps
-        assert 0 < rig.hub.counters["steps_redone"] <= every
+        assert 0 < rig.scheduler.counters["steps_redone"] <= every
         await rig.start("b")
         await sent.pictures_are_right()
         await rig.until(lambda: (w := rig.worker("b")) and w.counters.finished == 1)
         other = rig.worker("b")
         assert other is not None
         # The second worker's own count says the same: what was left to do, and what was done again.
-        assert other.counters.rows == steps - reached + rig.hub.counters["steps_redone"]
+        assert other.counters.rows == steps - reached + rig.scheduler.counters["steps_redone"]
 
 
 async def test_without_checkpoints_a_killed_workers_tasks_start_again(tmp_path: Path) -> None:
@@ -58,7 +58,7 @@ async def test_without_checkpoints_a_killed_workers_tasks_start_again(tmp_path: 
         await sent.progress(20)
         rig.processes[0].kill()
         await rig.until(lambda: rig.worker("a") is None)
-        assert rig.hub.counters["steps_redone"] >= 20
+        assert rig.scheduler.counters["steps_redone"] >= 20
         await rig.start("b")
         await sent.pictures_are_right()
 
@@ -84,16 +84,16 @@ async def test_what_does_not_fit_even_alone_fails_and_says_what_was_needed(tmp_p
     async with rig_of(tmp_path, sim={"memory_tasks": 0}, warm_up={"measure_s": 0}) as rig:
         await rig.start("w")
         for end in await rig.submit([inputs(seed) for seed in range(2)]).ends():
-            assert isinstance(end, Ended)
-            assert (end.state, end.kind) == (State.FAILED, "out_of_memory")
+            assert isinstance(end, TaskEnded)
+            assert (end.state, end.kind) == (TaskState.FAILED, "out_of_memory")
             assert end.message == "1 tasks were asked for, 0 fit"
 
 
 async def test_memory_is_measured_before_the_first_request(tmp_path: Path) -> None:
     async with rig_of(tmp_path, max_batch_size="auto", sim={"memory_tasks": 4}) as rig:
         await rig.start("w")
-        await rig.until(lambda: rig.hub.curves("m"))
-        [curve] = rig.hub.curves("m")
+        await rig.until(lambda: rig.scheduler.step_curves("m"))
+        [curve] = rig.scheduler.step_curves("m")
         assert [tasks for tasks, _ in curve.points] == [1, 2, 4]
         assert all(seconds >= 0.01 + 0.002 * tasks for tasks, seconds in curve.points)
         # The next start reads what this one has measured.
@@ -106,7 +106,7 @@ async def test_a_picture_that_is_none_fails_alone(tmp_path: Path) -> None:
         await rig.start("w")
         good, bad = rig.submit([inputs(seed) for seed in range(3)]), rig.submit([inputs(prompt="sim:nan")])
         [end] = await bad.ends()
-        assert isinstance(end, Ended)
+        assert isinstance(end, TaskEnded)
         assert "not finite" in end.message
         await good.pictures_are_right()
 
@@ -122,11 +122,11 @@ async def test_a_worker_whose_device_is_lost_leaves_and_its_tasks_go_on_elsewher
             assert rig.processes[n].returncode == 1, "it asks for a restart"
             rig.spawn(f"w{n + 1}")  # not waited for: it may meet the same fate before it is noticed
         [end] = await bad.ends()
-        assert isinstance(end, Ended)
+        assert isinstance(end, TaskEnded)
         assert "3 workers died" in end.message, "its neighbours have their checkpoints, it has had its chances"
         await good.pictures_are_right()
         # Three times a batch was lost, and its members had been told about every step.
-        assert rig.hub.counters["steps_redone"] <= 3 * 4 * 2
+        assert rig.scheduler.counters["steps_redone"] <= 3 * 4 * 2
 
 
 async def test_source_pictures_and_adapters_travel_with_their_task(tmp_path: Path) -> None:
@@ -144,5 +144,5 @@ async def test_source_pictures_and_adapters_travel_with_their_task(tmp_path: Pat
         await sent.pictures_are_right()
         await plain.pictures_are_right()
         [wrong] = await rig.submit([inputs(mode="image")], sources=[pixels[:-1]]).ends()
-        assert isinstance(wrong, Ended)
+        assert isinstance(wrong, TaskEnded)
         assert wrong.kind == "invalid"

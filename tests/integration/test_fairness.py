@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import pytest_asyncio
 
-from loadbalancer.scheduling.task import Completed, DeadlineUnreachable, QueueFull, Stepped
+from loadbalancer.scheduling.task import DeadlineUnreachable, QueueFull, TaskCompleted, TaskProgress
 from tests.support.in_process_service import Rig, inputs, rig_of
 
 
@@ -28,7 +28,7 @@ async def test_a_single_request_does_not_wait_behind_a_flood(rig: Rig) -> None:
     # The batch that ran when it came, its own, and what shared a batch with it for a while.
     assert flood.completed() - before <= 12
     assert flood.completed() < 50
-    rig.hub.cancel(flood.tasks)
+    rig.scheduler.cancel(flood.tasks)
 
 
 async def test_owners_that_both_wait_are_served_by_their_weights(rig: Rig) -> None:
@@ -50,30 +50,30 @@ async def test_an_urgent_request_displaces_a_running_one_whose_picture_is_still_
     await urgent.pictures_are_right()
     assert patient.completed() == 0, "it did not wait for one of them to end"
     await patient.pictures_are_right()
-    assert rig.hub.counters["displaced"] == 1
-    assert rig.hub.counters["steps_redone"] == 0
+    assert rig.scheduler.counters["displaced"] == 1
+    assert rig.scheduler.counters["steps_redone"] == 0
 
 
 async def test_a_request_that_cannot_be_in_time_is_refused_before_any_work(tmp_path: Path) -> None:
     async with rig_of(tmp_path, {"queue": {"deadline_slack": 1.5}}) as rig:
         await rig.start("w")
-        await rig.until(lambda: rig.hub.curves("m"))
+        await rig.until(lambda: rig.scheduler.step_curves("m"))
         crowd = rig.submit([inputs(seed, steps=1000) for seed in range(20)], timeout_s=600)
         with pytest.raises(DeadlineUnreachable, match="the request allows") as refusal:
             rig.submit([inputs()], timeout_s=2.0)
         assert refusal.value.eta_s > 3.0
         assert refusal.value.retry_after_s >= 1.0
-        assert rig.hub.counters["deadline_unreachable"] == 1
+        assert rig.scheduler.counters["deadline_unreachable"] == 1
         # Those of another owner are not behind the crowd.
         other = rig.submit([inputs()], timeout_s=60.0, owner="other")
-        rig.hub.cancel(crowd.tasks)
+        rig.scheduler.cancel(crowd.tasks)
         await other.pictures_are_right()
 
 
 async def test_the_queue_is_bounded_in_seconds_and_takes_more_when_it_has_drained(tmp_path: Path) -> None:
     async with rig_of(tmp_path, {"queue": {"max_work_s": 0.5}}) as rig:
         await rig.start("w")
-        await rig.until(lambda: rig.hub.curves("m"))
+        await rig.until(lambda: rig.scheduler.step_curves("m"))
         sent = [rig.submit([inputs(seed, steps=50) for seed in range(4)])]
         with pytest.raises(QueueFull, match="s of work are waiting"):
             sent.extend(rig.submit([inputs(seed, steps=50)]) for seed in range(1000))
@@ -88,13 +88,13 @@ async def test_a_task_from_an_earlier_life_goes_on_where_it_was(rig: Rig) -> Non
     whole = rig.submit([inputs(3, steps=200)])
     await whole.progress(50)
     rig.processes[0].terminate()
-    await rig.until(lambda: rig.hub.counters["requeued"] == 1)
-    state = rig.hub.checkpoint(whole.tasks[0])
+    await rig.until(lambda: rig.scheduler.counters["requeued"] == 1)
+    state = rig.scheduler.checkpoint(whole.tasks[0])
     assert state is not None
     assert state.step >= 50
-    rig.hub.cancel(whole.tasks)
+    rig.scheduler.cancel(whole.tasks)
     await rig.start("next")
-    again = rig.submit([inputs(3, steps=200)], resume=[state])
+    again = rig.submit([inputs(3, steps=200)], checkpoints=[state])
     await again.pictures_are_right()
-    assert all(u.step >= 50 for u in again.updates if isinstance(u, Stepped))
-    assert isinstance(again.updates[-1], Completed)
+    assert all(u.step >= 50 for u in again.updates if isinstance(u, TaskProgress))
+    assert isinstance(again.updates[-1], TaskCompleted)

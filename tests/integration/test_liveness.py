@@ -30,8 +30,8 @@ async def test_a_new_worker_takes_over_running_tasks_and_no_step_is_done_again(r
     await sent.progress(5)
     await rig.start("b")
     await sent.pictures_are_right()
-    assert rig.hub.counters["taken_over"] == 2
-    assert rig.hub.counters["steps_redone"] == 0
+    assert rig.scheduler.counters["taken_over"] == 2
+    assert rig.scheduler.counters["steps_redone"] == 0
     await rig.until(lambda: (w := rig.worker("b")) and w.counters.finished == 2)
 
 
@@ -44,9 +44,9 @@ async def test_a_stuck_worker_is_told_from_a_silent_one_and_its_tasks_go_on_else
     seen = rig.worker("a")
     assert seen is not None
     assert seen.last_seen_s < 2.0, "it heartbeats"
-    assert rig.hub.counters["workers_stuck"] == 1
-    assert rig.hub.counters["workers_lost"] == 0
-    rig.hub.cancel(bad.tasks)
+    assert rig.scheduler.counters["workers_stuck"] == 1
+    assert rig.scheduler.counters["workers_lost"] == 0
+    rig.scheduler.cancel(bad.tasks)
     await rig.start("b")
     await good.pictures_are_right()
     rig.processes[0].kill()
@@ -61,7 +61,7 @@ async def test_a_worker_that_was_stopped_for_a_while_is_not_stuck_when_it_goes_o
     await rig.until(lambda: (w := rig.worker("a")) and w.state == "silent")
     os.kill(rig.processes[0].pid, signal.SIGCONT)
     await sent.pictures_are_right()
-    assert rig.hub.counters["workers_stuck"] == 0
+    assert rig.scheduler.counters["workers_stuck"] == 0
 
 
 def test_a_balancer_that_was_stopped_for_a_while_does_not_take_its_workers_for_dead(tmp_path: Path) -> None:

@@ -17,8 +17,8 @@ import pytest_asyncio
 import zmq
 
 from configs.paths import worker_address
-from loadbalancer.scheduler_service import Hub
-from loadbalancer.scheduling.task import Completed, Ended, State, Stepped
+from loadbalancer.scheduler_service import SchedulerService
+from loadbalancer.scheduling.task import TaskCompleted, TaskEnded, TaskProgress, TaskState
 from tests.support.in_process_service import Rig, inputs, rig_of
 from wire.codec import FromWorker, encode
 from wire.messages import PROTOCOL, About, Bye, Hello
@@ -55,9 +55,9 @@ async def test_two_sizes_take_turns(rig: Rig) -> None:
     await large.pictures_are_right()
     # Both shapes were under way together: neither waited for the other's end.
     for one, other in ((small, large), (large, small)):
-        began = min(u.step for u in one.updates if isinstance(u, Stepped))
+        began = min(u.step for u in one.updates if isinstance(u, TaskProgress))
         assert began < 30
-        assert any(isinstance(u, Stepped) and 0 < u.step < 30 for u in other.updates)
+        assert any(isinstance(u, TaskProgress) and 0 < u.step < 30 for u in other.updates)
 
 
 async def test_kill_9_loses_nothing_and_is_noticed_at_once(rig: Rig) -> None:
@@ -68,8 +68,8 @@ async def test_kill_9_loses_nothing_and_is_noticed_at_once(rig: Rig) -> None:
     # Well before `lost_after_s`: the kernel says when a process ends.
     await rig.until(lambda: rig.worker("a") is None, timeout_s=2.0)
     await sent.pictures_are_right()
-    assert rig.hub.counters["workers_lost"] == 1
-    assert rig.hub.counters["requeued"] >= 1
+    assert rig.scheduler.counters["workers_lost"] == 1
+    assert rig.scheduler.counters["requeued"] >= 1
 
 
 async def test_a_stopped_worker_is_lost_by_its_silence_and_welcome_when_it_wakes(rig: Rig) -> None:
@@ -95,13 +95,13 @@ async def test_a_draining_worker_hands_its_tasks_back_and_another_goes_on_from_t
     rig.processes[0].send_signal(told)
     await rig.until(lambda: rig.processes[0].poll() is not None)
     assert rig.processes[0].returncode == 0
-    assert not any(isinstance(u, Completed) for u in sent.updates), "it did not stay to finish"
-    assert rig.hub.counters["steps_redone"] == 0
+    assert not any(isinstance(u, TaskCompleted) for u in sent.updates), "it did not stay to finish"
+    assert rig.scheduler.counters["steps_redone"] == 0
     resumed_at = len(sent.updates)
     await rig.start("next")
     await sent.pictures_are_right()
     begun = set(sent.tasks[:4])
-    steps = [u.step for u in sent.updates[resumed_at:] if isinstance(u, Stepped) and u.task in begun]
+    steps = [u.step for u in sent.updates[resumed_at:] if isinstance(u, TaskProgress) and u.task in begun]
     assert min(steps) >= 20, "no step was done again"
 
 
@@ -119,13 +119,13 @@ async def test_twelve_images_are_handed_back_in_under_two_steps_and_come_out_as_
         heard = -1
         while heard != (heard := len(sent.updates)):
             await asyncio.sleep(0.3)
-        at = {update.task: update.step for update in sent.updates if isinstance(update, Stepped)}
+        at = {update.task: update.step for update in sent.updates if isinstance(update, TaskProgress)}
         for signum in (signal.SIGTERM, signal.SIGCONT):
             rig.processes[0].send_signal(signum)
         await rig.until(lambda: rig.processes[0].poll() is not None)
         assert rig.processes[0].returncode == 0
-        assert rig.hub.counters["requeued"] == count
-        assert rig.hub.counters["steps_redone"] == 0
+        assert rig.scheduler.counters["requeued"] == count
+        assert rig.scheduler.counters["steps_redone"] == 0
         await rig.start("next")
         await sent.pictures_are_right()
         await rig.until(lambda: (w := rig.worker("next")) and w.counters.finished == count)
@@ -141,21 +141,21 @@ async def test_cancelling_frees_the_slot_within_a_step(rig: Rig) -> None:
     endless = rig.submit([inputs(seed, steps=100_000) for seed in range(4)], timeout_s=600)
     await endless.progress(2)
     waiting = rig.submit([inputs(9)])
-    outlook = rig.hub.outlook(waiting.tasks[0])
-    assert outlook is not None
-    assert (outlook.state, outlook.position) == (State.QUEUED, 0)
-    rig.hub.cancel(endless.tasks)
+    estimate = rig.scheduler.estimate(waiting.tasks[0])
+    assert estimate is not None
+    assert (estimate.state, estimate.position) == (TaskState.QUEUED, 0)
+    rig.scheduler.cancel(endless.tasks)
     await waiting.pictures_are_right()
     await rig.until(lambda: (w := rig.worker("w")) and w.running + w.assigned == 0)
-    assert not any(isinstance(u, Ended) for u in endless.updates), "nobody listens any more"
+    assert not any(isinstance(u, TaskEnded) for u in endless.updates), "nobody listens any more"
 
 
 async def test_a_request_that_takes_too_long_expires_and_frees_its_slot(rig: Rig) -> None:
     await rig.start("w")
     sent = rig.submit([inputs(steps=100_000)], timeout_s=0.5)
     [end] = await sent.ends()
-    assert isinstance(end, Ended)
-    assert end.state is State.EXPIRED
+    assert isinstance(end, TaskEnded)
+    assert end.state is TaskState.EXPIRED
     await rig.until(lambda: (w := rig.worker("w")) and w.running + w.assigned == 0)
 
 
@@ -164,8 +164,8 @@ async def test_one_failing_request_does_not_touch_its_batch(rig: Rig) -> None:
     good = rig.submit([inputs(seed, steps=40) for seed in range(3)])
     bad = rig.submit([inputs(prompt="sim:fail")])
     [end] = await bad.ends()
-    assert isinstance(end, Ended)
-    assert (end.state, end.message) == (State.FAILED, "step failed: a failure on demand")
+    assert isinstance(end, TaskEnded)
+    assert (end.state, end.message) == (TaskState.FAILED, "step failed: a failure on demand")
     await good.pictures_are_right()
 
 
@@ -178,7 +178,7 @@ async def test_a_poisonous_request_is_failed_after_three_workers_and_its_neighbo
         assert rig.processes[n].returncode == 70
         await rig.start(f"w{n + 1}")
     [end] = await bad.ends()
-    assert isinstance(end, Ended)
+    assert isinstance(end, TaskEnded)
     assert "3 workers died" in end.message
     await good.pictures_are_right()
 
@@ -187,7 +187,7 @@ async def test_previews_come_in_order_before_the_picture(rig: Rig) -> None:
     await rig.start("w")
     sent = rig.submit([inputs(steps=20, partial_images=3)])
     await sent.pictures_are_right()
-    previews = [u for u in sent.updates if isinstance(u, Stepped) and u.preview is not None]
+    previews = [u for u in sent.updates if isinstance(u, TaskProgress) and u.preview is not None]
     assert [u.step for u in previews] == [5, 10, 15]
     assert len({bytes(u.preview or b"") for u in previews}) == 3
 
@@ -196,24 +196,24 @@ async def test_a_restarted_balancer_is_found_again(rig: Rig) -> None:
     await rig.start("w")
     running = rig.submit([inputs(seed, steps=100_000) for seed in range(4)], timeout_s=600)
     await running.progress(2)
-    await rig.hub.stop()
+    await rig.scheduler.stop()
     await asyncio.sleep(1.0)  # what the worker says meanwhile arrives all at once
-    rig.hub = Hub(rig.settings, worker_address(rig.settings.data_dir))
-    await rig.hub.start()
+    rig.scheduler = SchedulerService(rig.settings, worker_address(rig.settings.data_dir))
+    await rig.scheduler.start()
     after = rig.submit([inputs(seed) for seed in range(8)])
     await after.pictures_are_right()
     # What it ran for the old balancer, nobody waits for any more.
     await rig.until(lambda: (w := rig.worker("w")) and w.running + w.assigned == 0 and w.counters.steps > 0)
-    assert [rig.hub.counters[event] for event in ("requeued", "steps_redone")] == [0, 0]
+    assert [rig.scheduler.counters[event] for event in ("requeued", "steps_redone")] == [0, 0]
 
 
 async def test_a_worker_without_a_balancer_leaves(rig: Rig) -> None:
     await rig.start("w")
-    await rig.hub.stop()
+    await rig.scheduler.stop()
     await rig.until(lambda: rig.processes[0].poll() is not None, timeout_s=20.0)
     assert rig.processes[0].returncode == 3
-    rig.hub = Hub(rig.settings, worker_address(rig.settings.data_dir))
-    await rig.hub.start()
+    rig.scheduler = SchedulerService(rig.settings, worker_address(rig.settings.data_dir))
+    await rig.scheduler.start()
 
 
 async def test_noise_on_the_socket_is_counted_and_dropped(rig: Rig) -> None:
@@ -222,9 +222,9 @@ async def test_noise_on_the_socket_is_counted_and_dropped(rig: Rig) -> None:
         stranger.connect(worker_address(rig.settings.data_dir))
         for noise in ([b""], [b"\x80\x04\x95"], [b"\x91\x81\xa4type\xa4Pull"], [b"x" * 100_000, b"y"]):
             stranger.send_multipart(noise)
-        await rig.until(lambda: rig.hub.counters["malformed"] == 4)
+        await rig.until(lambda: rig.scheduler.counters["malformed"] == 4)
         await rig.submit([inputs()]).pictures_are_right()
-    assert [w.worker for w in rig.hub.snapshot().workers] == ["w"]
+    assert [w.worker for w in rig.scheduler.snapshot().workers] == ["w"]
 
 
 async def test_what_a_worker_calls_itself_makes_no_lines_of_its_own_in_the_log(

@@ -16,8 +16,8 @@ import yaml
 from configs.load import load
 from configs.paths import worker_address
 from configs.settings import Settings
-from loadbalancer.scheduler_service import Hub
-from loadbalancer.scheduling.task import Completed, Ended, Stepped, Update
+from loadbalancer.scheduler_service import SchedulerService
+from loadbalancer.scheduling.task import TaskCompleted, TaskEnded, TaskProgress, TaskUpdate
 from wire.messages import ImageInputs
 from wire.snapshot import WorkerStats
 from worker.engines.sim import expected_picture
@@ -52,7 +52,7 @@ class Rig:
         others = {name: CONFIG.get(name, {}) | values for name, values in (sections or {}).items()}
         self.config.write_text(yaml.safe_dump(CONFIG | others | {"models": {"m": model}}))
         self.settings: Settings = load(self.config, {"data_dir": str(folder)})
-        self.hub = Hub(self.settings, worker_address(self.settings.data_dir))
+        self.scheduler = SchedulerService(self.settings, worker_address(self.settings.data_dir))
         self.processes: list[subprocess.Popen[bytes]] = []
 
     def spawn(self, name: str) -> subprocess.Popen[bytes]:
@@ -67,7 +67,7 @@ class Rig:
                 await asyncio.sleep(0.01)
 
     def worker(self, name: str) -> WorkerStats | None:
-        return next((w for w in self.hub.snapshot().workers if w.worker == name and w.slots), None)
+        return next((w for w in self.scheduler.snapshot().workers if w.worker == name and w.slots), None)
 
     async def start(self, *names: str) -> None:
         for name in names:
@@ -78,30 +78,35 @@ class Rig:
         self, wanted: Sequence[ImageInputs], timeout_s: float = 60.0, sources: Sequence[bytes] = (), **options: Any
     ) -> Sent:
         """`options` are those of `Hub.submit`: `priority`, `owner`, `weight`, `resume`."""
-        return Sent(self.hub, wanted, timeout_s, sources, **options)
+        return Sent(self.scheduler, wanted, timeout_s, sources, **options)
 
 
 class Sent:
     """A request under way, and what has been told of it."""
 
     def __init__(
-        self, hub: Hub, wanted: Sequence[ImageInputs], timeout_s: float, sources: Sequence[bytes], **options: Any
+        self,
+        scheduler: SchedulerService,
+        wanted: Sequence[ImageInputs],
+        timeout_s: float,
+        sources: Sequence[bytes],
+        **options: Any,
     ) -> None:
         self.wanted = wanted
         self.sources = sources
-        self.updates: list[Update] = []
+        self.updates: list[TaskUpdate] = []
         self._changed = asyncio.Event()
         options = {"priority": 0, **options}
-        self.tasks = hub.submit("m", wanted, timeout_s=timeout_s, listener=self._hear, sources=sources, **options)
+        self.tasks = scheduler.submit("m", wanted, timeout_s=timeout_s, listener=self._hear, sources=sources, **options)
 
-    def _hear(self, update: Update) -> None:
+    def _hear(self, update: TaskUpdate) -> None:
         self.updates.append(update)
         self._changed.set()
 
-    async def ends(self) -> list[Completed | Ended]:
+    async def ends(self) -> list[TaskCompleted | TaskEnded]:
         """The last word on each task, in order; every task has exactly one."""
         async with asyncio.timeout(60):
-            while len(last := [u for u in self.updates if isinstance(u, Completed | Ended)]) < len(self.tasks):
+            while len(last := [u for u in self.updates if isinstance(u, TaskCompleted | TaskEnded)]) < len(self.tasks):
                 self._changed.clear()
                 await self._changed.wait()
         assert sorted(u.task for u in last) == sorted(self.tasks)
@@ -109,16 +114,16 @@ class Sent:
 
     def completed(self) -> int:
         """How many are done so far."""
-        return sum(isinstance(update, Completed) for update in self.updates)
+        return sum(isinstance(update, TaskCompleted) for update in self.updates)
 
     async def pictures_are_right(self) -> None:
         for image, end in zip(self.wanted, await self.ends(), strict=True):
-            assert isinstance(end, Completed), end
+            assert isinstance(end, TaskCompleted), end
             assert bytes(end.image) == expected_picture(image, self.sources)
 
     async def progress(self, steps: int) -> None:
         async with asyncio.timeout(30):
-            while not any(isinstance(u, Stepped) and u.step >= steps for u in self.updates):
+            while not any(isinstance(u, TaskProgress) and u.step >= steps for u in self.updates):
                 self._changed.clear()
                 await self._changed.wait()
 
@@ -127,11 +132,11 @@ class Sent:
 async def rig_of(folder: Path, sections: Mapping[str, Any] | None = None, **changes: Any) -> AsyncIterator[Rig]:
     """A rig whose processes end with the block."""
     made = Rig(folder, sections, **changes)
-    await made.hub.start()
+    await made.scheduler.start()
     try:
         yield made
     finally:
         for process in made.processes:
             process.kill()
             process.wait()
-        await made.hub.stop()
+        await made.scheduler.stop()

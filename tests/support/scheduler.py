@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from loadbalancer.scheduling.events import Effect, Note, Said, Send, Tell
+from loadbalancer.scheduling.events import Effect, LogLine, MessageReceived, NotifyListener, SendMessage
 from loadbalancer.scheduling.rules import Rules
-from loadbalancer.scheduling.scheduler import Dispatch
-from loadbalancer.scheduling.task import Stepped, Task
+from loadbalancer.scheduling.scheduler import Scheduler
+from loadbalancer.scheduling.task import Task, TaskProgress
 from wire.codec import FromWorker
 from wire.messages import (
     PROTOCOL,
@@ -28,8 +28,8 @@ CURVES = [StepCurve(64, 64, 4, [(1, 0.1), (2, 0.2), (4, 0.4)])]
 
 def new_dispatch(
     max_tasks: int = 100, max_attempts: int = 3, rules: Rules | None = None, hold_s: float = 0.0
-) -> Dispatch:
-    return Dispatch(
+) -> Scheduler:
+    return Scheduler(
         ["m"],
         max_tasks=max_tasks,
         max_attempts=max_attempts,
@@ -45,13 +45,13 @@ def task(name: str, now: float = 0.0, *, timeout_s: float = 1000.0, priority: in
 
 
 def say(
-    core: Dispatch, worker: str, message: ToBalancer, now: float = 0.0, frames: tuple[bytes, ...] = ()
+    core: Scheduler, worker: str, message: ToBalancer, now: float = 0.0, frames: tuple[bytes, ...] = ()
 ) -> list[Effect]:
-    return core.handle(Said(worker, FromWorker(message, frames)), now)
+    return core.handle(MessageReceived(worker, FromWorker(message, frames)), now)
 
 
 def join(
-    core: Dispatch, worker: str, slots: int, now: float = 0.0, running: Mapping[str, int] | None = None
+    core: Scheduler, worker: str, slots: int, now: float = 0.0, running: Mapping[str, int] | None = None
 ) -> list[Effect]:
     hello = Hello(PROTOCOL, worker, "m", "sim:0", 1, list((running or {}).items()), About(checkpoints=True))
     return say(core, worker, hello, now) + say(core, worker, Pull(slots), now)
@@ -59,31 +59,34 @@ def join(
 
 def sent_frames(effects: list[Effect]) -> list[bytes]:
     """The frames of the assignments, in order."""
-    return [bytes(f) for e in effects if isinstance(e, Send) and isinstance(e.message, Assign) for f in e.frames]
+    return [bytes(f) for e in effects if isinstance(e, SendMessage) and isinstance(e.message, Assign) for f in e.frames]
 
 
-def told_of(effects: list[Effect]) -> list[Stepped]:
-    return [e.update for e in effects if isinstance(e, Tell) and isinstance(e.update, Stepped)]
+def told_of(effects: list[Effect]) -> list[TaskProgress]:
+    return [e.update for e in effects if isinstance(e, NotifyListener) and isinstance(e.update, TaskProgress)]
 
 
 def assigned(effects: list[Effect]) -> list[tuple[str, Assignment]]:
     return [
-        (e.worker, a) for e in effects if isinstance(e, Send) and isinstance(e.message, Assign) for a in e.message.tasks
+        (e.worker, a)
+        for e in effects
+        if isinstance(e, SendMessage) and isinstance(e.message, Assign)
+        for a in e.message.tasks
     ]
 
 
 def told(effects: list[Effect]) -> list[object]:
-    return [effect.update for effect in effects if isinstance(effect, Tell)]
+    return [effect.update for effect in effects if isinstance(effect, NotifyListener)]
 
 
 def yielded(effects: list[Effect]) -> list[tuple[str, str]]:
     return [
         (e.worker, name)
         for e in effects
-        if isinstance(e, Send) and isinstance(e.message, Yield)
+        if isinstance(e, SendMessage) and isinstance(e.message, Yield)
         for name in e.message.tasks
     ]
 
 
 def notes(effects: list[Effect]) -> list[str]:
-    return [effect.text for effect in effects if isinstance(effect, Note)]
+    return [effect.text for effect in effects if isinstance(effect, LogLine)]

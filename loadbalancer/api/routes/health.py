@@ -47,7 +47,7 @@ def router(services: Services) -> APIRouter:
             name: told[name].min_workers if name in told else services.settings.scaling(name).min_workers
             for name in services.settings.models
         }
-        missing = [name for name in least if least[name] and not services.hub.ready(name)]
+        missing = [name for name in least if least[name] and not services.scheduler.is_ready(name)]
         if missing:
             raise Unavailable(f"No worker is ready for: {', '.join(missing)}.", code="not_ready", retry_after_s=1)
         return answer(Health("ready"))
@@ -61,6 +61,6 @@ def router(services: Services) -> APIRouter:
     @routes.get("/internal/snapshot", include_in_schema=False)
     async def snapshot() -> Response:
         """What scaling decisions rest on. The gate lets only the controller and administrators through."""
-        return answer(services.hub.snapshot())
+        return answer(services.scheduler.snapshot())
 
     return routes

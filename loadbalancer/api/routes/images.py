@@ -14,7 +14,7 @@ from loadbalancer.api.request_builder import Studio, from_url
 from loadbalancer.api.uploads import read_form
 from loadbalancer.generation.in_flight import Errand
 from loadbalancer.generation.validation import Job
-from loadbalancer.scheduling.task import Completed
+from loadbalancer.scheduling.task import TaskCompleted
 from loadbalancer.schema.requests import EditRequest, ImageRequest, PredictRequest, parse, parse_form, parse_pictured
 from loadbalancer.schema.responses import ImageData, ImagesAnswer, PredictAnswer, Timings
 from loadbalancer.storage.records import Kept
@@ -87,7 +87,7 @@ async def _answer(
     return answer(images_answer(errand.job, await _await(errand, request), time.time()))
 
 
-async def _await(errand: Errand, request: Request) -> list[Completed]:
+async def _await(errand: Errand, request: Request) -> list[TaskCompleted]:
     """The images in order. Raises the `ApiError` that there is instead."""
     try:
         await first_of(request, errand.over)
@@ -96,7 +96,7 @@ async def _await(errand: Errand, request: Request) -> list[Completed]:
         errand.close()
 
 
-def images_answer(job: Job, images: Sequence[Completed | Kept], created: float) -> ImagesAnswer:
+def images_answer(job: Job, images: Sequence[TaskCompleted | Kept], created: float) -> ImagesAnswer:
     """The answer of the Images API; the images are in order."""
     data = [
         ImageData(memoryview(image.image), inputs.seed, Timings(image.waited_s, image.ran_s), image.flagged)

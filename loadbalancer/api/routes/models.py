@@ -31,17 +31,17 @@ def router(services: Services) -> APIRouter:
 
 
 async def _card(services: Services, name: str) -> ModelCard:
-    model, hub = services.settings.models[name], services.hub
-    about = hub.about(name)
-    curves = [Curve(f"{curve.width}x{curve.height}", curve.cap, curve.points) for curve in hub.curves(name)]
+    model, scheduler = services.settings.models[name], services.scheduler
+    about = scheduler.engine_info(name)
+    curves = [Curve(f"{curve.width}x{curve.height}", curve.cap, curve.points) for curve in scheduler.step_curves(name)]
     return ModelCard(
         id=name,
         created=services.started,
         engine=model.engine,
         defaults=model.defaults.model_dump(),
         limits=model.limits.model_dump() | {"max_n": services.settings.server.max_n},
-        ready=hub.ready(name),
-        workers=sum(worker.model == name for worker in hub.snapshot().workers),
+        ready=scheduler.is_ready(name),
+        workers=sum(worker.model == name for worker in scheduler.snapshot().workers),
         loras=await asyncio.to_thread(adapters, model.loras) if model.loras else [],
         pipeline=about.pipeline if about else None,
         batching=about.batching if about else None,

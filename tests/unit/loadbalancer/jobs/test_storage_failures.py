@@ -4,18 +4,25 @@ from __future__ import annotations
 
 import pytest
 
-from loadbalancer.scheduling.estimates import wait_s
-from loadbalancer.scheduling.events import Abandon, Forward, Forwarded, Gone, Submit, Tick
+from loadbalancer.scheduling.estimates import estimate_wait
+from loadbalancer.scheduling.events import (
+    ProxyFinished,
+    RequestProxied,
+    TasksCancelled,
+    TasksSubmitted,
+    Tick,
+    WorkerLost,
+)
 from loadbalancer.scheduling.rules import Rules
-from loadbalancer.scheduling.scheduler import Dispatch
-from loadbalancer.scheduling.task import DeadlineUnreachable, Ended, QueueFull, State
+from loadbalancer.scheduling.scheduler import Scheduler
+from loadbalancer.scheduling.task import DeadlineUnreachable, QueueFull, TaskEnded, TaskState
 from tests.support.scheduler import CURVES, join, new_dispatch, say, task, told
 from wire.messages import Heartbeat, Progress, Pull, Started
 
 RULES = Rules(deadline_slack=1.5, max_work_s=3.0)
 
 
-def measured(slots: int = 1) -> Dispatch:
+def measured(slots: int = 1) -> Scheduler:
     """One worker `w`, on which an image of 20 steps takes 2 s, alone or beside others."""
     core = new_dispatch(rules=RULES)
     join(core, "w", slots)
@@ -24,28 +31,28 @@ def measured(slots: int = 1) -> Dispatch:
     return core
 
 
-def fill(core: Dispatch, count: int, timeout_s: float = 1000.0) -> None:
+def fill(core: Scheduler, count: int, timeout_s: float = 1000.0) -> None:
     for number in range(count):
-        core.handle(Submit([task(f"t{number:02}", timeout_s=timeout_s)]), 0.0)
+        core.handle(TasksSubmitted([task(f"t{number:02}", timeout_s=timeout_s)]), 0.0)
 
 
 @pytest.mark.parametrize("way_to_go", ["gone", "never there", "back, but not open yet"])
 def test_without_workers_nobody_is_refused_for_want_of_time(way_to_go: str) -> None:
     core = measured()
     with pytest.raises(DeadlineUnreachable):
-        core.handle(Submit([task("hopeless", timeout_s=0.5)]), 0.0)
+        core.handle(TasksSubmitted([task("hopeless", timeout_s=0.5)]), 0.0)
     if way_to_go == "never there":
         core = new_dispatch(rules=RULES)
     else:
-        core.handle(Gone("w", "it was told to go"), 1.0)
+        core.handle(WorkerLost("w", "it was told to go"), 1.0)
     if way_to_go == "back, but not open yet":
         join(core, "v", 0, 1.0)
     fill(core, 50, timeout_s=0.5)
     assert len(core.queues["m"]) == 50
-    outlook = core.outlook("t49")
-    assert outlook is not None
-    assert (outlook.state, outlook.position, outlook.eta_s) == (State.QUEUED, 49, None)
-    ends = [update for update in told(core.handle(Tick(), 0.6)) if isinstance(update, Ended)]
+    estimate = core.estimate("t49")
+    assert estimate is not None
+    assert (estimate.state, estimate.position, estimate.eta_s) == (TaskState.QUEUED, 49, None)
+    ends = [update for update in told(core.handle(Tick(), 0.6)) if isinstance(update, TaskEnded)]
     assert len(ends) == 50, "each is held for as long as it allows, and no longer"
 
 
@@ -53,11 +60,11 @@ def test_the_bound_in_tasks_holds_without_workers_too() -> None:
     core = new_dispatch(max_tasks=10, rules=RULES)
     fill(core, 10)
     with pytest.raises(QueueFull):
-        core.handle(Submit([task("one more")]), 0.0)
+        core.handle(TasksSubmitted([task("one more")]), 0.0)
 
 
-def wait(core: Dispatch) -> float | None:
-    return wait_s(task("new", 5.0), core.queues["m"], core.roster.of("m"), core.tasks)
+def wait(core: Scheduler) -> float | None:
+    return estimate_wait(task("new", 5.0), core.queues["m"], core.roster.of("m"), core.tasks)
 
 
 @pytest.mark.parametrize(
@@ -78,7 +85,7 @@ def test_how_long_a_newcomer_would_wait(slots: int, inside: int, seconds: float)
     assert wait(core) == pytest.approx(seconds)
 
 
-def unbounded(core: Dispatch) -> Dispatch:
+def unbounded(core: Scheduler) -> Scheduler:
     """The same with a queue that takes any amount of work."""
     del core
     open_core = new_dispatch(rules=Rules(deadline_slack=None))
@@ -101,12 +108,12 @@ def test_what_is_done_is_not_waited_for_and_a_leaving_worker_offers_nothing() ->
 def test_what_another_server_does_is_an_arrival_and_nothing_else() -> None:
     core = new_dispatch()
     rates = core.rates["m"]
-    core.handle(Forward("m", (64, 64), 20, 3), 1.0)
+    core.handle(RequestProxied("m", (64, 64), 20, 3), 1.0)
     assert (rates.recent(1.0), rates.forwarded, rates.elsewhere, len(core.queues["m"])) == (3, 3, 3, 0)
-    core.handle(Forwarded("m", 3), 2.0)
-    core.handle(Submit([task("t", 2.0)], known=True), 2.0)  # it did not do it after all
+    core.handle(ProxyFinished("m", 3), 2.0)
+    core.handle(TasksSubmitted([task("t", 2.0)], known=True), 2.0)  # it did not do it after all
     assert (rates.recent(2.0), rates.forwarded, rates.elsewhere, len(core.queues["m"])) == (3, 3, 0, 1)
-    core.handle(Submit([task("u", 2.0)]), 2.0)
+    core.handle(TasksSubmitted([task("u", 2.0)]), 2.0)
     assert rates.recent(2.0) == 4
-    core.handle(Abandon(["t", "u"], "gone"), 3.0)
+    core.handle(TasksCancelled(["t", "u"], "gone"), 3.0)
     assert rates.recent(3.0) == 4

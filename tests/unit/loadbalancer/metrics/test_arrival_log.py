@@ -9,14 +9,14 @@ import pytest
 
 from controller.simulator.traces import Costs, read_trace
 from loadbalancer.metrics.arrival_log import COLUMNS, Arrivals, line
-from loadbalancer.scheduling.task import State, Task
+from loadbalancer.scheduling.task import Task, TaskState
 from tests.support.scheduler import task
 
 #: Least that one file may take before it is put aside.
 SMALL = 4096
 
 
-def ended(name: str, state: State = State.DONE, began: float | None = 12.0) -> Task:
+def ended(name: str, state: TaskState = TaskState.DONE, began: float | None = 12.0) -> Task:
     made = task(name, 10.0)
     made.state, made.first_started, made.work_s, made.siblings = state, began, 2.5, 3
     return made
@@ -31,8 +31,8 @@ def rows(path: Path) -> list[dict[str, str]]:
     ("of", "expected"),
     [
         (ended("a"), "1010.000,m,20,64,64,3,2.000,8.000,2.500,done"),
-        (ended("a", State.FAILED), "1010.000,m,20,64,64,3,2.000,8.000,2.500,failed"),
-        (ended("a", State.EXPIRED, began=None), "1010.000,m,20,64,64,3,10.000,,,expired"),
+        (ended("a", TaskState.FAILED), "1010.000,m,20,64,64,3,2.000,8.000,2.500,failed"),
+        (ended("a", TaskState.EXPIRED, began=None), "1010.000,m,20,64,64,3,10.000,,,expired"),
     ],
 )
 def test_what_a_line_says(of: Task, expected: str) -> None:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from loadbalancer.scheduling.events import Send, Submit
-from loadbalancer.scheduling.task import State
+from loadbalancer.scheduling.events import SendMessage, TasksSubmitted
+from loadbalancer.scheduling.task import TaskState
 from tests.support.scheduler import INPUTS, assigned, join, new_dispatch, notes, say, task, told, told_of
 from wire.messages import PROTOCOL, Finished, Heartbeat, Hello, Progress, Reject, Returned
 
@@ -12,7 +12,7 @@ def test_a_refused_worker_is_counted_each_time_and_named_once() -> None:
     core = new_dispatch()
     effects = [say(core, "w", Hello(PROTOCOL + 1, "w", "m", "sim:0", 1)) for _ in range(3)]
     for each in effects:
-        assert [e.message.fatal for e in each if isinstance(e, Send) and isinstance(e.message, Reject)] == [True]
+        assert [e.message.fatal for e in each if isinstance(e, SendMessage) and isinstance(e.message, Reject)] == [True]
     assert [len(notes(each)) for each in effects] == [1, 0, 0]
     assert core.counters["workers_refused"] == 3
     names = [f"w{number}" for number in range(2000)]
@@ -29,7 +29,7 @@ def test_a_worker_that_introduces_itself_again_is_named_once() -> None:
 def test_results_of_others_tasks_and_repeated_results_are_counted_and_dropped() -> None:
     core = new_dispatch()
     join(core, "honest", 1)
-    core.handle(Submit([task("t")]), 0.0)
+    core.handle(TasksSubmitted([task("t")]), 0.0)
     join(core, "other", 1)
     for wrong in (Finished("t", 1), Progress("t", 1, 3, 20), Returned("t", 1), Finished("none", 1)):
         assert told(say(core, "other", wrong, 1.0, (b"forged",) * wrong.frames)) == []
@@ -44,7 +44,7 @@ def test_results_of_others_tasks_and_repeated_results_are_counted_and_dropped() 
 def test_strangers_are_counted_and_told_to_introduce_themselves() -> None:
     core = new_dispatch()
     [effect] = say(core, "w", Heartbeat(running=1))
-    assert isinstance(effect, Send)
+    assert isinstance(effect, SendMessage)
     assert isinstance(effect.message, Reject)
     assert core.counters["stranger"] == 1
 
@@ -52,7 +52,7 @@ def test_strangers_are_counted_and_told_to_introduce_themselves() -> None:
 def test_a_workers_word_about_steps_goes_only_so_far() -> None:
     core = new_dispatch()
     join(core, "w", 1)
-    core.handle(Submit([task("t")]), 0.0)
+    core.handle(TasksSubmitted([task("t")]), 0.0)
     say(core, "w", Progress("t", 1, 2**30, 2**31 - 1), 1.0)
     known = core.tasks["t"]
     assert known.steps <= 20 * INPUTS.steps
@@ -62,7 +62,7 @@ def test_a_workers_word_about_steps_goes_only_so_far() -> None:
 def test_no_more_pictures_are_taken_than_were_asked_for() -> None:
     core = new_dispatch()
     join(core, "w", 1)
-    core.handle(Submit([task("t")]), 0.0)
+    core.handle(TasksSubmitted([task("t")]), 0.0)
     wrong = [say(core, "w", Progress("t", 1, n, 20, True, 1), 1.0, (b"picture",)) for n in range(1, 9)]
     assert [update.preview for effects in wrong for update in told_of(effects)] == [None] * 8
 
@@ -70,9 +70,9 @@ def test_no_more_pictures_are_taken_than_were_asked_for() -> None:
 def test_a_task_that_goes_to_and_fro_does_not_grow() -> None:
     core = new_dispatch()
     join(core, "w", 1)
-    core.handle(Submit([task("t")]), 0.0)
+    core.handle(TasksSubmitted([task("t")]), 0.0)
     for attempt in range(1, 1000):
         [(_, given)] = assigned(say(core, "w", Returned("t", attempt), 1.0))
         assert given.attempt == attempt + 1
-    assert core.tasks["t"].state is State.ASSIGNED
+    assert core.tasks["t"].state is TaskState.ASSIGNED
     assert len(core.tasks["t"].history) <= 100

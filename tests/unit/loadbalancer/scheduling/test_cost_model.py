@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from loadbalancer.scheduling.cost_model import Costs
+from loadbalancer.scheduling.cost_model import ImageCosts
 from loadbalancer.scheduling.worker_registry import Worker
 from wire.messages import PROTOCOL, Heartbeat, Hello, StepCurve
 
@@ -21,8 +21,8 @@ def worker(name: str = "w", *curves: StepCurve) -> Worker:
     return made
 
 
-def costs(*workers: Worker) -> Costs:
-    made = Costs()
+def costs(*workers: Worker) -> ImageCosts:
+    made = ImageCosts()
     made.refresh(workers or [worker()])
     return made
 
@@ -104,7 +104,7 @@ def test_what_was_made_corrects_what_the_curve_says_and_other_sizes_with_it() ->
 
 
 def test_an_engine_that_is_never_measured_is_known_by_what_it_made() -> None:
-    known = Costs()
+    known = ImageCosts()
     assert (known.known, known.step_s(USUAL)) == (False, None)
     known.learn(USUAL, steps=0, work_s=1.0)
     known.learn(USUAL, steps=5, work_s=0.0)

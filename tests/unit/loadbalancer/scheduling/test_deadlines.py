@@ -8,12 +8,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from loadbalancer.scheduling.cost_model import Costs
-from loadbalancer.scheduling.deadline_chances import hopeless
-from loadbalancer.scheduling.events import Effect, Submit, Tick
+from loadbalancer.scheduling.cost_model import ImageCosts
+from loadbalancer.scheduling.deadline_chances import cannot_finish_in_time
+from loadbalancer.scheduling.events import Effect, TasksSubmitted, Tick
 from loadbalancer.scheduling.rules import Rules
-from loadbalancer.scheduling.scheduler import Dispatch
-from loadbalancer.scheduling.task import Ended, QueueFull, Resume, State, Task
+from loadbalancer.scheduling.scheduler import Scheduler
+from loadbalancer.scheduling.task import Checkpoint, QueueFull, Task, TaskEnded, TaskState
 from loadbalancer.scheduling.worker_registry import Worker
 from tests.support.scheduler import INPUTS, assigned, join, new_dispatch, say, task, told
 from wire.messages import PROTOCOL, Finished, Heartbeat, Hello, Progress, Pull, Started, StepCurve
@@ -42,7 +42,7 @@ class Machine:
         self.now, self.slower, self.timeout_s = 0.0, slower, timeout_s
         self.batch: dict[str, tuple[int, int]] = {}
         self.begun: set[str] = set()
-        self.ends: dict[str, State] = {}
+        self.ends: dict[str, TaskState] = {}
         self.done = self.asked = self.refused = 0
         self.hear(join(self.core, "w", BATCH))
         self.hear(say(self.core, "w", BEAT))
@@ -55,7 +55,7 @@ class Machine:
             self.batch[order.task] = (order.attempt, 0)
             self.hear(say(self.core, "w", Started(order.task, order.attempt), self.now))
         for update in told(list(effects)):
-            if isinstance(update, Ended):
+            if isinstance(update, TaskEnded):
                 self.ends[update.task] = update.state
                 if update.task in self.batch:
                     attempt, _ = self.batch.pop(update.task)
@@ -82,7 +82,7 @@ class Machine:
                 self.asked += 1
                 try:
                     one = task(f"t{self.asked:05}", self.now, timeout_s=self.timeout_s)
-                    self.hear(self.core.handle(Submit([one]), self.now))
+                    self.hear(self.core.handle(TasksSubmitted([one]), self.now))
                 except QueueFull:
                     self.refused += 1
             self.step()
@@ -98,7 +98,7 @@ def test_under_ten_times_the_load_what_is_begun_is_answered(slack: float, slower
     left = len(machine.begun) - machine.done - len(machine.batch)
     # Where the worker is slower than it said, it takes the first pictures to learn that.
     assert left <= (0 if slower < 1.1 else 2 * BATCH)
-    assert State.EXPIRED in machine.ends.values(), "those that came too late were let go"
+    assert TaskState.EXPIRED in machine.ends.values(), "those that came too late were let go"
 
 
 def test_without_the_rule_most_of_the_work_would_be_for_nothing() -> None:
@@ -114,11 +114,11 @@ def test_nobody_is_let_go_where_there_is_time() -> None:
     assert machine.done >= len(machine.begun) - BATCH
 
 
-def waiting(*tasks: Task) -> Dispatch:
+def waiting(*tasks: Task) -> Scheduler:
     """These came when there was no worker, so that nobody could say that they would be too late. Now one opens."""
     core = new_dispatch(rules=Rules(deadline_slack=1.5))
     for one in tasks:
-        core.handle(Submit([one]), 0.0)
+        core.handle(TasksSubmitted([one]), 0.0)
     join(core, "w", 0)
     say(core, "w", BEAT)
     return core
@@ -129,8 +129,8 @@ def test_late_ones_make_room_for_those_behind_them() -> None:
     core = waiting(*late, task("last", 0.1))
     effects = say(core, "w", Pull(1), 0.2)
     assert [given.task for _, given in assigned(effects)] == ["last"]
-    ends = [update for update in told(effects) if isinstance(update, Ended)]
-    assert [(end.task, end.state) for end in ends] == [(one.id, State.EXPIRED) for one in late]
+    ends = [update for update in told(effects) if isinstance(update, TaskEnded)]
+    assert [(end.task, end.state) for end in ends] == [(one.id, TaskState.EXPIRED) for one in late]
     assert ends[0].message == "not begun 0.2 s after it arrived: it has 0.2 s left, and takes longer"
     assert core.counters["expired"] == 3
 
@@ -142,13 +142,13 @@ def test_nobody_behind_it_so_the_idle_worker_begins_with_it() -> None:
 
 def test_what_is_left_to_do_counts_and_not_what_was_asked_for() -> None:
     new, far = task("a new one", timeout_s=0.2), task("far", timeout_s=0.2)
-    far.resume(Resume(STEPS - 2, STEPS, (b"state",)))
+    far.resume(Checkpoint(STEPS - 2, STEPS, (b"state",)))
     core = waiting(new, far, task("patient", 0.1))
     assert [given.task for _, given in assigned(say(core, "w", Pull(1)))] == ["far"]
     assert set(core.tasks) == {"far", "patient"}
 
 
-def beside_a_slow_one(core: Dispatch) -> None:
+def beside_a_slow_one(core: Scheduler) -> None:
     """A second worker, ten times slower; both are open from the next event on."""
     join(core, "a slow one", 0)
     slow = StepCurve(*SIZE, 4, [(tasks, 10 * seconds) for tasks, seconds in POINTS])
@@ -168,7 +168,7 @@ def test_a_slow_worker_is_no_reason_to_give_up_what_a_quick_one_could_do() -> No
     core = waiting(task("first", -0.1), *(task(f"short{number}", timeout_s=2.0) for number in range(4)))
     beside_a_slow_one(core)
     effects = core.handle(Tick(), 0.1)
-    assert not [update for update in told(effects) if isinstance(update, Ended)]
+    assert not [update for update in told(effects) if isinstance(update, TaskEnded)]
     assert len(core.queues["m"]) == 3
 
 
@@ -185,7 +185,7 @@ def test_it_is_given_up_only_by_what_was_measured(
 ) -> None:
     one, place = task("t", timeout_s=has_s), worker(measured=measured)
     one.steps = steps
-    given_up = hopeless(one, place, beside, Costs(), crowded=crowded, slack=slack, now=0.0)
+    given_up = cannot_finish_in_time(one, place, beside, ImageCosts(), crowded=crowded, slack=slack, now=0.0)
     takes_s = steps * place.step_of(SIZE, beside + 1)
     if has_s <= 0:
         assert given_up
@@ -198,11 +198,11 @@ def test_it_is_given_up_only_by_what_was_measured(
 
 
 def test_one_slow_picture_does_not_end_all_that_come_after_it() -> None:
-    costs, place = Costs(), worker()
+    costs, place = ImageCosts(), worker()
     costs.refresh([place])
     costs.learn(SIZE, STEPS, 60.0)
     takes_s = STEPS * place.step_of(SIZE, 1)
     enough = task("t", timeout_s=2.5 * takes_s)
-    assert not hopeless(enough, place, 0, costs, crowded=True, slack=1.5, now=0.0)
+    assert not cannot_finish_in_time(enough, place, 0, costs, crowded=True, slack=1.5, now=0.0)
     short = task("t", timeout_s=1.5 * takes_s)
-    assert hopeless(short, place, 0, costs, crowded=True, slack=1.5, now=0.0)
+    assert cannot_finish_in_time(short, place, 0, costs, crowded=True, slack=1.5, now=0.0)

@@ -6,10 +6,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from loadbalancer.scheduling.preemption import MOST_MOVES, REST_S, displaced, taken_over
+from loadbalancer.scheduling.preemption import MOST_MOVES, REST_S, preemptions, rebalancing
 from loadbalancer.scheduling.request_queue import ModelQueue
-from loadbalancer.scheduling.task import State, Task
-from loadbalancer.scheduling.worker_registry import Roster, Worker
+from loadbalancer.scheduling.task import Task, TaskState
+from loadbalancer.scheduling.worker_registry import Worker, WorkerRegistry
 from wire.messages import PROTOCOL, About, Heartbeat, Hello, ImageInputs, StepCurve
 
 INPUTS = ImageInputs("a seven", 64, 64, steps=40, guidance_scale=3.0, seed=1, scheduler="ddim")
@@ -23,7 +23,7 @@ class Scene:
     """Workers with running tasks, as the dispatcher would have them."""
 
     def __init__(self) -> None:
-        self.roster = Roster(heartbeat_s=1.0, lost_after_s=10.0)
+        self.roster = WorkerRegistry(heartbeat_s=1.0, lost_after_s=10.0)
         self.tasks: dict[str, Task] = {}
         self.queue = ModelQueue(100)
 
@@ -36,7 +36,9 @@ class Scene:
         return worker
 
     def runs(self, name: str, worker: str, **changes: object) -> Task:
-        task = self.task(name, **{"state": State.RUNNING, "worker": worker, "attempt": 1, "started": 0.0, **changes})
+        task = self.task(
+            name, **{"state": TaskState.RUNNING, "worker": worker, "attempt": 1, "started": 0.0, **changes}
+        )
         self.roster.workers[worker].hold(name, 1, 0.0)
         return task
 
@@ -51,13 +53,13 @@ class Scene:
             setattr(task, key, value)
         return task
 
-    def displaced(self, margin: int = 1, now: float = 1.0) -> list[str]:
-        moves = displaced(self.queue, self.roster.of("m"), self.tasks, margin, now)
+    def preemptions(self, margin: int = 1, now: float = 1.0) -> list[str]:
+        moves = preemptions(self.queue, self.roster.of("m"), self.tasks, margin, now)
         assert all(self.tasks[move.task].worker == move.worker for move in moves)
         return [move.task for move in moves]
 
-    def taken_over(self, now: float = 1.0) -> list[tuple[str, str]]:
-        return [(move.worker, move.task) for move in taken_over(self.roster, "m", self.tasks, now)]
+    def rebalancing(self, now: float = 1.0) -> list[tuple[str, str]]:
+        return [(move.worker, move.task) for move in rebalancing(self.roster, "m", self.tasks, now)]
 
 
 def test_the_least_urgent_gives_way_then_the_least_advanced() -> None:
@@ -67,13 +69,13 @@ def test_the_least_urgent_gives_way_then_the_least_advanced() -> None:
     scene.runs("near", "w", step=3)
     scene.runs("middling", "w", priority=1, step=0)
     scene.waits("urgent", priority=2)
-    assert scene.displaced() == ["near"]
+    assert scene.preemptions() == ["near"]
     scene.waits("urgent too", priority=2)
-    assert scene.displaced() == ["near", "far"]
+    assert scene.preemptions() == ["near", "far"]
     scene.tasks["near"].leaving = True
-    assert scene.displaced() == ["far"], "one is on its way already"
+    assert scene.preemptions() == ["far"], "one is on its way already"
     scene.tasks["far"].leaving = True
-    assert scene.displaced() == []
+    assert scene.preemptions() == []
 
 
 @pytest.mark.parametrize(
@@ -91,7 +93,7 @@ def test_the_least_urgent_gives_way_then_the_least_advanced() -> None:
         ({"owner": "other"}, {"priority": 9}, 1, False),
         # It must not be moved at all, or not now.
         ({"crashes": 2}, {"priority": 9}, 1, False),
-        ({"state": State.ASSIGNED}, {"priority": 9}, 1, False),
+        ({"state": TaskState.ASSIGNED}, {"priority": 9}, 1, False),
         ({"moves": 1, "started": 0.0}, {"priority": 9}, 1, False),
         ({"moves": 1, "started": 1.0 - REST_S}, {"priority": 9}, 1, True),
         ({"moves": MOST_MOVES, "started": -1e6}, {"priority": 9}, 1, False),
@@ -102,7 +104,7 @@ def test_who_gives_way(running: dict[str, object], waiting: dict[str, object], m
     scene.worker("w")
     scene.runs("runs", "w", **running)
     scene.waits("waits", **waiting)
-    assert scene.displaced(margin) == (["runs"] if gives_way else [])
+    assert scene.preemptions(margin) == (["runs"] if gives_way else [])
 
 
 @pytest.mark.parametrize("way", ["no checkpoints", "draining", "reserved"])
@@ -113,7 +115,7 @@ def test_what_would_lose_its_steps_or_leaves_anyway_or_makes_no_room_stays(way: 
     worker.reserved = "another" if way == "reserved" else None
     scene.runs("runs", "w")
     scene.waits("waits", priority=9)
-    assert scene.displaced() == []
+    assert scene.preemptions() == []
 
 
 def test_an_owner_displaces_its_own_only_where_the_slot_would_be_its_own() -> None:
@@ -126,10 +128,10 @@ def test_an_owner_displaces_its_own_only_where_the_slot_would_be_its_own() -> No
     scene.waits("urgent", owner="a", priority=9)
     scene.runs("runs", "w", owner="a", step=35)
     assert scene.queue.first() is scene.tasks["b"]
-    assert scene.displaced() == [], "five steps given back leave the owner behind the other, who would get the slot"
+    assert scene.preemptions() == [], "five steps given back leave the owner behind the other, who would get the slot"
     scene.tasks["runs"].step = 0
     scene.tasks["runs"].steps = 41
-    assert scene.displaced() == ["runs"]
+    assert scene.preemptions() == ["runs"]
 
 
 @pytest.mark.parametrize(
@@ -152,7 +154,7 @@ def test_an_idle_worker_takes_over_what_finishes_sooner_there(
     scene.worker("idle", curve=curve)
     for number in range(crowd):
         scene.runs(f"t{number:02}", "crowded", step=number)
-    moves = scene.taken_over()
+    moves = scene.rebalancing()
     assert moves == [("crowded", f"t{number:02}") for number in range(moved)], "those with most left to do"
 
 
@@ -162,7 +164,7 @@ def test_a_worker_that_waits_for_a_task_that_must_be_alone_takes_over_nothing() 
     scene.worker("idle", curve=SOME).reserved = "another"
     for number in range(12):
         scene.runs(f"t{number:02}", "crowded")
-    assert scene.taken_over() == []
+    assert scene.rebalancing() == []
 
 
 def test_a_slow_newcomer_takes_over_nothing() -> None:
@@ -171,7 +173,7 @@ def test_a_slow_newcomer_takes_over_nothing() -> None:
     scene.worker("slow", curve=[(tasks, 4 * seconds) for tasks, seconds in SOME])
     for number in range(12):
         scene.runs(f"t{number:02}", "quick")
-    assert scene.taken_over() == []
+    assert scene.rebalancing() == []
 
 
 def test_nothing_is_taken_over_while_others_are_on_their_way_or_shortly_before_the_end() -> None:
@@ -181,12 +183,12 @@ def test_nothing_is_taken_over_while_others_are_on_their_way_or_shortly_before_t
     for number in range(12):
         scene.runs(f"t{number:02}", "crowded")
     scene.tasks["t03"].leaving = True
-    assert scene.taken_over() == []
+    assert scene.rebalancing() == []
     scene.tasks["t03"].leaving = False
-    assert len(scene.taken_over()) == 6
+    assert len(scene.rebalancing()) == 6
     for task in scene.tasks.values():
         task.step = 38
-    assert scene.taken_over() == []
+    assert scene.rebalancing() == []
 
 
 @settings(max_examples=60, deadline=None)
@@ -208,7 +210,7 @@ def test_take_overs_come_to_rest(
     now = 0.0
     for _ in range(100):
         now += REST_S
-        moves = taken_over(scene.roster, "m", scene.tasks, now)
+        moves = rebalancing(scene.roster, "m", scene.tasks, now)
         if not moves:
             return
         for move in moves:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from loadbalancer.scheduling.cost_model import Costs
+from loadbalancer.scheduling.cost_model import ImageCosts
 from loadbalancer.scheduling.request_queue import ModelQueue
-from loadbalancer.scheduling.snapshot import WINDOW_S, Rates, Window, snapshot
+from loadbalancer.scheduling.snapshot import WINDOW_S, ModelCounters, SlidingWindow, snapshot
 from loadbalancer.scheduling.task import Task
-from loadbalancer.scheduling.worker_registry import Roster, Worker
+from loadbalancer.scheduling.worker_registry import Worker, WorkerRegistry
 from wire.messages import PROTOCOL, Heartbeat, Hello, ImageInputs
 
 INPUTS = ImageInputs("a seven", 64, 64, steps=20, guidance_scale=3.0, seed=1, scheduler="ddim")
@@ -40,7 +40,7 @@ def test_queue_keeps_order_positions_and_steps() -> None:
 
 
 def test_place_prefers_the_emptiest_and_respects_model_silence_and_draining() -> None:
-    roster = Roster(heartbeat_s=1.0, lost_after_s=10.0)
+    roster = WorkerRegistry(heartbeat_s=1.0, lost_after_s=10.0)
     for w in (
         worker("busy", 4, held=3),
         worker("half", 4, held=2),
@@ -61,7 +61,7 @@ def test_place_prefers_the_emptiest_and_respects_model_silence_and_draining() ->
 
 
 def test_window_forgets_and_adds_up() -> None:
-    window = Window()
+    window = SlidingWindow()
     assert window.rate(0.0) == 0.0
     for second in range(120):
         window.add(2, second + 0.5)
@@ -72,16 +72,16 @@ def test_window_forgets_and_adds_up() -> None:
 
 
 def test_snapshot_counts_and_converts_steps_to_seconds() -> None:
-    roster = Roster(1.0, 10.0)
+    roster = WorkerRegistry(1.0, 10.0)
     busy = worker("w", 12, held=3)
     busy.beat = Heartbeat(running=2, step_s=0.05, batch=2.0)
     roster.workers["w"] = busy
     queue = ModelQueue(10)
     queue.push(task("a", created=4.0))
     queue.push(task("b", created=5.0))
-    rates = Rates()
+    rates = ModelCounters()
     rates.arrived((64, 64), 20, 6, 9.0)
-    costs = {"m": Costs()}
+    costs = {"m": ImageCosts()}
     seen = snapshot({"m": queue}, {"m": rates}, costs, {}, roster, now=10.0, wall_time=1e9, uptime_s=10.0)
     [model], [stats] = seen.models, seen.workers
     assert (model.queued, model.running, model.oldest_wait_s) == (2, 3, 6.0)
@@ -92,8 +92,8 @@ def test_snapshot_counts_and_converts_steps_to_seconds() -> None:
 
 
 def test_no_measured_step_means_no_estimate_rather_than_zero() -> None:
-    roster = Roster(1.0, 10.0)
+    roster = WorkerRegistry(1.0, 10.0)
     roster.workers["w"] = worker("w", 1)
-    queues, rates, costs = {"m": ModelQueue(1)}, {"m": Rates()}, {"m": Costs()}
+    queues, rates, costs = {"m": ModelQueue(1)}, {"m": ModelCounters()}, {"m": ImageCosts()}
     [model] = snapshot(queues, rates, costs, {}, roster, now=0.0, wall_time=0.0, uptime_s=0.0).models
     assert (model.queued_work_s, model.backlog_work_s, model.mean_work_s, model.batch_cap) == (None, None, None, None)

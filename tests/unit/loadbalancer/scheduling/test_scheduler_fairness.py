@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from loadbalancer.scheduling.events import Abandon, Gone, Send, Submit, Tick
+from loadbalancer.scheduling.events import SendMessage, TasksCancelled, TasksSubmitted, Tick, WorkerLost
 from loadbalancer.scheduling.rules import Rules
-from loadbalancer.scheduling.task import DeadlineUnreachable, Ended, QueueFull, Resume, State
+from loadbalancer.scheduling.task import Checkpoint, DeadlineUnreachable, QueueFull, TaskEnded, TaskState
 from tests.support.scheduler import (
     CURVES,
     assigned,
@@ -36,10 +36,10 @@ from wire.messages import (
 def test_an_urgent_task_displaces_a_running_one_which_goes_on_where_it_was() -> None:
     core = new_dispatch()
     join(core, "w", 2)
-    core.handle(Submit([task("1"), task("2")]), 0.0)
+    core.handle(TasksSubmitted([task("1"), task("2")]), 0.0)
     for name, step in (("1", 5), ("2", 9)):
         say(core, "w", Progress(name, 1, step, 20), 1.0)
-    core.handle(Submit([task("urgent", 1.0, priority=1)]), 1.0)
+    core.handle(TasksSubmitted([task("urgent", 1.0, priority=1)]), 1.0)
     effects = core.handle(Tick(), 1.0)
     assert yielded(effects) == [("w", "1")]
     [note] = notes(effects)
@@ -57,7 +57,7 @@ def test_a_new_worker_takes_over_half_of_a_crowd() -> None:
     core = new_dispatch()
     join(core, "a", 4)
     say(core, "a", Heartbeat(running=0, curves=CURVES))
-    core.handle(Submit([task(name) for name in "1234"]), 0.0)
+    core.handle(TasksSubmitted([task(name) for name in "1234"]), 0.0)
     for name in "1234":
         say(core, "a", Started(name, 1), 0.0)
     assert yielded(core.handle(Tick(), 1.0)) == []
@@ -84,13 +84,13 @@ def test_nothing_moves_where_it_must_not(rules: Rules) -> None:
         join(core, worker, 4)
         say(core, worker, Heartbeat(running=0, curves=CURVES))
     say(core, "b", Pull(0))
-    core.handle(Submit([task(name) for name in "1234"]), 0.0)
+    core.handle(TasksSubmitted([task(name) for name in "1234"]), 0.0)
     for name in "1234":
         say(core, "a", Started(name, 1), 0.0)
     if rules.preempt_margin is None or rules.unmoved:
-        core.handle(Submit([task("urgent", priority=9)]), 0.0)
+        core.handle(TasksSubmitted([task("urgent", priority=9)]), 0.0)
         assert yielded(core.handle(Tick(), 1.0)) == []
-        core.handle(Abandon(["urgent"], "gone"), 1.0)
+        core.handle(TasksCancelled(["urgent"], "gone"), 1.0)
     say(core, "b", Pull(4), 1.0)
     assert yielded(core.handle(Tick(), 1.0)) == []
 
@@ -102,7 +102,7 @@ def beat(steps: int) -> Heartbeat:
 def test_a_worker_that_heartbeats_without_a_step_is_stuck_and_its_tasks_go_on_elsewhere() -> None:
     core = new_dispatch(rules=Rules(stuck_factor=20.0, stuck_min_s=5.0))
     join(core, "w", 1)
-    core.handle(Submit([task("t")]), 0.0)
+    core.handle(TasksSubmitted([task("t")]), 0.0)
     say(core, "w", Progress("t", 1, 3, 20, frames=1), 0.5, (b"state",))
     say(core, "w", beat(3), 1.0)
     for second in range(2, 11):
@@ -111,7 +111,7 @@ def test_a_worker_that_heartbeats_without_a_step_is_stuck_and_its_tasks_go_on_el
     say(core, "w", beat(3), 11.5)
     effects = core.handle(Tick(), 11.5)
     assert notes(effects) == ["worker w is stuck: it heartbeats, but it made no step for 10.5 s"]
-    assert Send("w", Cancel(["t"])) in effects
+    assert SendMessage("w", Cancel(["t"])) in effects
     assert [core.roster.state(w, 11.5) for w in core.roster] == ["stuck"]
     assert (core.counters["workers_stuck"], core.tasks["t"].crashes) == (1, 1)
     assert notes(core.handle(Tick(), 11.6)) == [], "it is said once"
@@ -129,7 +129,7 @@ def test_what_is_not_stuck(sign: str) -> None:
     core = new_dispatch(rules=Rules(stuck_factor=2.0, stuck_min_s=5.0))
     join(core, "w", 2)
     if sign != "idle":
-        core.handle(Submit([task("t")]), 0.0 if sign != "new work" else 8.0)
+        core.handle(TasksSubmitted([task("t")]), 0.0 if sign != "new work" else 8.0)
     if sign != "was silent":
         say(core, "w", beat(1), 1.0 if sign == "silent" else 6.0)
     signs: dict[str, ToBalancer] = {
@@ -146,7 +146,7 @@ def test_what_is_not_stuck(sign: str) -> None:
 
 def test_a_task_under_which_workers_hang_fails_like_one_under_which_they_die() -> None:
     core = new_dispatch(max_attempts=2, rules=Rules(stuck_min_s=5.0))
-    core.handle(Submit([task("t")]), 0.0)
+    core.handle(TasksSubmitted([task("t")]), 0.0)
     for attempt, name in ((1, "a"), (2, "b")):
         join(core, name, 1, 10.0 * attempt)
         say(core, name, Started("t", attempt), 10.0 * attempt)
@@ -154,39 +154,39 @@ def test_a_task_under_which_workers_hang_fails_like_one_under_which_they_die() -
             say(core, name, Heartbeat(running=1), 10.0 * attempt + later)
         effects = core.handle(Tick(), 10.0 * attempt + 8)
     [ended] = told(effects)
-    assert isinstance(ended, Ended)
-    assert ended.state is State.FAILED
+    assert isinstance(ended, TaskEnded)
+    assert ended.state is TaskState.FAILED
 
 
 def test_a_request_that_would_be_too_late_is_refused_with_the_time_it_would_take() -> None:
     core = new_dispatch(rules=Rules(deadline_slack=1.5))
-    core.handle(Submit([task("unmeasured", timeout_s=0.1)]), 0.0)
+    core.handle(TasksSubmitted([task("unmeasured", timeout_s=0.1)]), 0.0)
     join(core, "w", 1)
     say(core, "w", Heartbeat(running=1, curves=[StepCurve(64, 64, 1, [(1, 0.5)])]))
-    core.handle(Submit([task("1"), task("2")]), 0.0)
+    core.handle(TasksSubmitted([task("1"), task("2")]), 0.0)
     # 40 steps wait and 20 are its own, at half a second each.
     with pytest.raises(DeadlineUnreachable, match=r"about 30\.0 s, the request allows 19\.0 s") as refusal:
-        core.handle(Submit([task("late", timeout_s=19.0)]), 0.0)
+        core.handle(TasksSubmitted([task("late", timeout_s=19.0)]), 0.0)
     assert refusal.value.eta_s == pytest.approx(30.0)
     assert refusal.value.retry_after_s == pytest.approx(11.0)
-    core.handle(Submit([task("in time", timeout_s=20.1)]), 0.0)
+    core.handle(TasksSubmitted([task("in time", timeout_s=20.1)]), 0.0)
     assert core.counters["deadline_unreachable"] == 1
     # Another owner's request does not wait behind these.
     newcomer = task("newcomer", timeout_s=19.0)
     newcomer.owner = "other"
-    core.handle(Submit([newcomer]), 0.0)
+    core.handle(TasksSubmitted([newcomer]), 0.0)
 
 
 def test_the_queue_is_bounded_in_seconds_of_work() -> None:
     core = new_dispatch(rules=Rules(max_work_s=30.0))
     join(core, "w", 0)
-    core.handle(Submit([task(str(n)) for n in range(9)]), 0.0)  # nothing is measured yet
-    core.handle(Abandon([str(n) for n in range(9)], "gone"), 0.0)
+    core.handle(TasksSubmitted([task(str(n)) for n in range(9)]), 0.0)  # nothing is measured yet
+    core.handle(TasksCancelled([str(n) for n in range(9)], "gone"), 0.0)
     say(core, "w", Heartbeat(running=0, curves=[StepCurve(64, 64, 1, [(1, 0.5)])]))
-    core.handle(Submit([task("large"), task("request")]), 0.0)
-    core.handle(Submit([task("fits")]), 0.0)
+    core.handle(TasksSubmitted([task("large"), task("request")]), 0.0)
+    core.handle(TasksSubmitted([task("fits")]), 0.0)
     with pytest.raises(QueueFull, match=r"30 s of work are waiting, 30 s may") as refusal:
-        core.handle(Submit([task("more")]), 0.0)
+        core.handle(TasksSubmitted([task("more")]), 0.0)
     assert refusal.value.retry_after_s == pytest.approx(10.0)
     assert core.counters["refused"] == 1
 
@@ -194,22 +194,22 @@ def test_the_queue_is_bounded_in_seconds_of_work() -> None:
 def test_a_task_from_an_earlier_life_goes_on_from_its_checkpoint() -> None:
     core = new_dispatch()
     resumed = task("t")
-    resumed.resume(Resume(12, 20, (b"state",)))
-    core.handle(Submit([resumed]), 0.0)
+    resumed.resume(Checkpoint(12, 20, (b"state",)))
+    core.handle(TasksSubmitted([resumed]), 0.0)
     effects = join(core, "w", 1)
     [(_, given)] = assigned(effects)
     assert (given.step, given.frames, sent_frames(effects)) == (12, 1, [b"state"])
-    core.handle(Gone("w", "killed"), 1.0)
+    core.handle(WorkerLost("w", "killed"), 1.0)
     assert (core.tasks["t"].step, core.counters["steps_redone"]) == (12, 0)
 
 
 def test_one_owners_flood_does_not_hold_up_anothers_request() -> None:
     core = new_dispatch()
     join(core, "w", 1)
-    core.handle(Submit([task(f"flood{n}") for n in range(50)]), 0.0)
+    core.handle(TasksSubmitted([task(f"flood{n}") for n in range(50)]), 0.0)
     single = task("single", 5.0)
     single.owner = "other"
-    core.handle(Submit([single]), 5.0)
+    core.handle(TasksSubmitted([single]), 5.0)
     [running] = core.roster.workers["w"].held
     placed = [given.task for _, given in assigned(say(core, "w", Finished(running, 1), 6.0, (b"",)))]
     assert placed == ["single"]

@@ -4,31 +4,44 @@ from __future__ import annotations
 
 import pytest
 
-from loadbalancer.scheduling.events import Abandon, Effect, Gone, Send, Submit, Tell, Tick
-from loadbalancer.scheduling.scheduler import Dispatch
-from loadbalancer.scheduling.task import Completed, Resume, State, Task
+from loadbalancer.scheduling.events import (
+    Effect,
+    NotifyListener,
+    SendMessage,
+    TasksCancelled,
+    TasksSubmitted,
+    Tick,
+    WorkerLost,
+)
+from loadbalancer.scheduling.scheduler import Scheduler
+from loadbalancer.scheduling.task import Checkpoint, Task, TaskCompleted, TaskState
 from tests.support.scheduler import assigned, join, new_dispatch, say, task, told
 from wire.messages import PROTOCOL, Cancel, Finished, Hello, Progress, Pull, Returned
 
 HOLD_S = 3.0
 
 
-def resumed(*names: str, begun: bool = True) -> Dispatch:
+def resumed(*names: str, begun: bool = True) -> Scheduler:
     """A balancer that has just read these from the disk."""
     core = new_dispatch(hold_s=HOLD_S)
-    core.handle(Submit([_resumed(name, begun) for name in names]), 0.0)
+    core.handle(TasksSubmitted([_resumed(name, begun) for name in names]), 0.0)
     return core
 
 
 def _resumed(name: str, begun: bool = True) -> Task:
     again = task(name)
-    again.begun = begun
-    again.resume(Resume(5, 20, [b"state"]))
+    again.may_be_running = begun
+    again.resume(Checkpoint(5, 20, [b"state"]))
     return again
 
 
 def cancels(effects: list[Effect]) -> list[str]:
-    return [name for e in effects if isinstance(e, Send) and isinstance(e.message, Cancel) for name in e.message.tasks]
+    return [
+        name
+        for e in effects
+        if isinstance(e, SendMessage) and isinstance(e.message, Cancel)
+        for name in e.message.tasks
+    ]
 
 
 def test_what_a_worker_still_runs_goes_on_there_and_its_picture_counts() -> None:
@@ -36,10 +49,10 @@ def test_what_a_worker_still_runs_goes_on_there_and_its_picture_counts() -> None
     effects = join(core, "w", 4, 0.1, {"t": 2})
     assert (assigned(effects), cancels(effects)) == ([], [])
     assert core.roster.workers["w"].held == {"t": 2}
-    assert core.tasks["t"].state is State.ASSIGNED
+    assert core.tasks["t"].state is TaskState.ASSIGNED
     say(core, "w", Progress("t", 2, 11, 20), 0.2)
-    assert (core.tasks["t"].state, core.tasks["t"].step) == (State.RUNNING, 11)
-    [done] = [u for u in told(say(core, "w", Finished("t", 2), 0.3, (b"image",))) if isinstance(u, Completed)]
+    assert (core.tasks["t"].state, core.tasks["t"].step) == (TaskState.RUNNING, 11)
+    [done] = [u for u in told(say(core, "w", Finished("t", 2), 0.3, (b"image",))) if isinstance(u, TaskCompleted)]
     assert done.image == b"image"
     assert say(core, "w", Finished("t", 2), 0.4, (b"image",)) == [], "once"
     assert core.counters["taken_up"] == 1
@@ -59,7 +72,7 @@ def test_what_cannot_go_on_is_cancelled(claim: dict[str, int], why: str) -> None
     core = resumed("given")
     join(core, "quick", 1, 0.0)
     [(_, given)] = assigned(core.handle(Tick(), HOLD_S))
-    core.handle(Submit([_resumed("t")]), HOLD_S)
+    core.handle(TasksSubmitted([_resumed("t")]), HOLD_S)
     effects = join(core, "w", 0, HOLD_S, claim)
     assert cancels(effects) == list(claim), why
     assert core.roster.workers["w"].held == {}
@@ -67,15 +80,15 @@ def test_what_cannot_go_on_is_cancelled(claim: dict[str, int], why: str) -> None
     assert say(core, "w", Finished(name, claim[name]), HOLD_S, (b"old",)) == []
     assert core.counters["stale"] == 1
     assert (core.tasks["given"].worker, core.tasks["given"].attempt) == ("quick", given.attempt)
-    assert core.tasks["t"].state is State.QUEUED
+    assert core.tasks["t"].state is TaskState.QUEUED
 
 
 def test_a_worker_of_another_model_does_not_get_it() -> None:
-    core = Dispatch(["m", "n"], max_tasks=9, max_attempts=3, heartbeat_s=1.0, lost_after_s=10.0, hold_s=HOLD_S)
-    core.handle(Submit([_resumed("t")]), 0.0)
+    core = Scheduler(["m", "n"], max_tasks=9, max_attempts=3, heartbeat_s=1.0, lost_after_s=10.0, hold_s=HOLD_S)
+    core.handle(TasksSubmitted([_resumed("t")]), 0.0)
     effects = say(core, "w", Hello(PROTOCOL, "w", "n", "sim:0", 1, [("t", 1)]))
     assert cancels(effects) == ["t"]
-    assert core.tasks["t"].state is State.QUEUED
+    assert core.tasks["t"].state is TaskState.QUEUED
 
 
 def test_of_two_that_claim_a_task_one_goes_on_and_later_attempts_are_above_both() -> None:
@@ -83,10 +96,10 @@ def test_of_two_that_claim_a_task_one_goes_on_and_later_attempts_are_above_both(
     join(core, "a", 1, 0.0, {"t": 1})
     assert cancels(join(core, "b", 1, 0.1, {"t": 4})) == ["t"]
     assert say(core, "b", Finished("t", 4), 0.2, (b"late",)) == []
-    [(worker, given)] = assigned(core.handle(Gone("a", "killed"), HOLD_S))
+    [(worker, given)] = assigned(core.handle(WorkerLost("a", "killed"), HOLD_S))
     assert (worker, given.attempt, given.step) == ("b", 5, 5), "from the checkpoint"
     assert say(core, "b", Finished("t", 1), HOLD_S, (b"stale",)) == []
-    assert any(isinstance(u, Completed) for u in told(say(core, "b", Finished("t", 5), HOLD_S, (b"image",))))
+    assert any(isinstance(u, TaskCompleted) for u in told(say(core, "b", Finished("t", 5), HOLD_S, (b"image",))))
 
 
 def test_nothing_is_given_out_before_the_workers_can_have_said_what_they_run() -> None:
@@ -99,7 +112,7 @@ def test_nothing_is_given_out_before_the_workers_can_have_said_what_they_run() -
 
 def test_when_all_was_named_nothing_waits_any_more() -> None:
     core = resumed("t")
-    core.handle(Submit([task("plain")]), 0.0)
+    core.handle(TasksSubmitted([task("plain")]), 0.0)
     assert assigned(join(core, "idle", 4, 0.1)) == []
     assert [(w, a.task) for w, a in assigned(join(core, "w", 4, 0.2, {"t": 1}))] == [("idle", "plain")]
 
@@ -107,8 +120,8 @@ def test_when_all_was_named_nothing_waits_any_more() -> None:
 def test_what_was_given_out_in_this_life_does_not_go_on_elsewhere() -> None:
     core = resumed("t")
     join(core, "quick", 1, HOLD_S)
-    core.handle(Gone("quick", "killed"), HOLD_S)
-    assert (core.tasks["t"].state, core.tasks["t"].attempt) == (State.QUEUED, 1)
+    core.handle(WorkerLost("quick", "killed"), HOLD_S)
+    assert (core.tasks["t"].state, core.tasks["t"].attempt) == (TaskState.QUEUED, 1)
     effects = join(core, "w", 1, HOLD_S, {"t": 1})
     assert cancels(effects) == ["t"]
     assert [(a.task, a.attempt) for _, a in assigned(effects)] == [("t", 2)]
@@ -131,7 +144,7 @@ def test_a_worker_that_comes_back_once_more_keeps_what_it_goes_on_with() -> None
 def test_it_ends_as_any_task_does() -> None:
     core = resumed("t", "u", "v")
     join(core, "w", 4, 0.0, {"t": 1, "u": 2, "v": 3})
-    assert cancels(core.handle(Abandon(["t"], "cancelled"), 0.1)) == ["t"]
+    assert cancels(core.handle(TasksCancelled(["t"], "cancelled"), 0.1)) == ["t"]
     say(core, "w", Returned("t", 1), 0.2)
     [(_, given)] = assigned(say(core, "w", Returned("u", 2, 9, 1), 0.2, (b"newer",)))
     assert (given.task, given.attempt, given.step) == ("u", 3, 9)
@@ -147,4 +160,4 @@ def test_slots_of_what_goes_on_are_taken() -> None:
     assert core.roster.workers["w"].free == 0
     freed = say(core, "w", Finished("t", 1), HOLD_S + 1, (b"image",))
     assert [(w, a.task) for w, a in assigned(freed)] == [("w", "x")]
-    assert sum(isinstance(e, Tell) and isinstance(e.update, Completed) for e in freed) == 1
+    assert sum(isinstance(e, NotifyListener) and isinstance(e.update, TaskCompleted) for e in freed) == 1

@@ -9,11 +9,19 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from loadbalancer.scheduling.events import Effect, Gone, Said, Send, Submit, Tell, Tick
+from loadbalancer.scheduling.events import (
+    Effect,
+    MessageReceived,
+    NotifyListener,
+    SendMessage,
+    TasksSubmitted,
+    Tick,
+    WorkerLost,
+)
 from loadbalancer.scheduling.preemption import MOST_MOVES
 from loadbalancer.scheduling.rules import Rules
-from loadbalancer.scheduling.scheduler import Dispatch
-from loadbalancer.scheduling.task import Completed, Ended, Task
+from loadbalancer.scheduling.scheduler import Scheduler
+from loadbalancer.scheduling.task import Task, TaskCompleted, TaskEnded
 from wire.codec import FromWorker
 from wire.messages import (
     PROTOCOL,
@@ -47,7 +55,7 @@ class Machine:
         self.tasks: dict[str, tuple[Assignment, int]] = {}
         self.steps = 0
         self.hangs = False
-        self.inbox: list[Send] = []
+        self.inbox: list[SendMessage] = []
 
     def read(self) -> list[tuple[ToBalancer, tuple[bytes, ...]]]:
         """Do as the messages say; what it answers."""
@@ -90,25 +98,25 @@ class Service(RuleBasedStateMachine):
     @initialize()
     def start(self) -> None:
         rules = Rules(stuck_factor=4.0, stuck_min_s=5.0)
-        self.core = Dispatch(["m"], max_tasks=40, max_attempts=3, heartbeat_s=1.0, lost_after_s=30.0, rules=rules)
+        self.core = Scheduler(["m"], max_tasks=40, max_attempts=3, heartbeat_s=1.0, lost_after_s=30.0, rules=rules)
         self.now = 0.0
         self.machines: dict[str, Machine] = {}
         self.born = 0
         self.submitted: dict[str, Task] = {}
-        self.ends: dict[str, Completed | Ended] = {}
+        self.ends: dict[str, TaskCompleted | TaskEnded] = {}
         self.join()
 
     def run(self, effects: list[Effect]) -> None:
         for effect in effects:
-            if isinstance(effect, Tell) and isinstance(effect.update, Completed | Ended):
+            if isinstance(effect, NotifyListener) and isinstance(effect.update, TaskCompleted | TaskEnded):
                 assert effect.update.task not in self.ends
                 self.ends[effect.update.task] = effect.update
-            if isinstance(effect, Send) and effect.worker in self.machines:
+            if isinstance(effect, SendMessage) and effect.worker in self.machines:
                 self.machines[effect.worker].inbox.append(effect)
 
     def say(self, machine: Machine, said: list[tuple[ToBalancer, tuple[bytes, ...]]]) -> None:
         for message, frames in said:
-            self.run(self.core.handle(Said(machine.name, FromWorker(message, frames)), self.now))
+            self.run(self.core.handle(MessageReceived(machine.name, FromWorker(message, frames)), self.now))
 
     def beat(self, machine: Machine) -> None:
         counters = Counters(steps=machine.steps)
@@ -138,7 +146,7 @@ class Service(RuleBasedStateMachine):
             for n in range(count)
         ]
         self.submitted |= {task.id: task for task in tasks}
-        self.run(self.core.handle(Submit(tasks), self.now))
+        self.run(self.core.handle(TasksSubmitted(tasks), self.now))
 
     @rule(steps=st.integers(1, 12))
     def work(self, steps: int) -> None:
@@ -157,7 +165,7 @@ class Service(RuleBasedStateMachine):
     def die(self, data: st.DataObject) -> None:
         name = data.draw(st.sampled_from(sorted(self.machines)))
         del self.machines[name]
-        self.run(self.core.handle(Gone(name, "killed"), self.now))
+        self.run(self.core.handle(WorkerLost(name, "killed"), self.now))
 
     @precondition(lambda self: len(self.machines) > 1)
     @rule(data=st.data())
@@ -186,7 +194,7 @@ class Service(RuleBasedStateMachine):
             return
         for name in [name for name, machine in self.machines.items() if machine.hangs]:
             del self.machines[name]
-            self.run(self.core.handle(Gone(name, "replaced"), self.now))
+            self.run(self.core.handle(WorkerLost(name, "replaced"), self.now))
         if not self.machines:
             self.join()
         for _ in range(100):
@@ -196,7 +204,7 @@ class Service(RuleBasedStateMachine):
         assert self.core.tasks == {}
         assert set(self.ends) == set(self.submitted)
         crashed = {name for name, task in self.submitted.items() if task.crashes >= 3}
-        assert {name for name, end in self.ends.items() if isinstance(end, Ended)} == crashed
+        assert {name for name, end in self.ends.items() if isinstance(end, TaskEnded)} == crashed
         assert self.core.counters["steps_redone"] == 0, "every state was sent away: nothing had to be done twice"
         assert all(not worker.held for worker in self.core.roster), "no slot leaked"
 
@@ -220,7 +228,7 @@ def test_under_ten_times_the_load_every_owner_gets_its_share(owners: int) -> Non
                     Task(f"{name}-{turn}-{n}", "m", image, service.now, 1e9, owner=name, steps=8) for n in range(room)
                 ]
                 service.submitted |= {task.id: task for task in tasks}
-                service.run(service.core.handle(Submit(tasks), service.now))
+                service.run(service.core.handle(TasksSubmitted(tasks), service.now))
         service.work(4)
     done = [sum(service.submitted[end].owner == name for end in service.ends) for name in names]
     assert sum(done) >= 4 * 120 * 4 / 8 - 40, "no slot was idle"

@@ -6,11 +6,27 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initialize, invariant, rule
 
-from loadbalancer.scheduling.events import Abandon, Effect, Gone, Send, Submit, Tell, Tick
+from loadbalancer.scheduling.events import (
+    Effect,
+    NotifyListener,
+    SendMessage,
+    TasksCancelled,
+    TasksSubmitted,
+    Tick,
+    WorkerLost,
+)
 from loadbalancer.scheduling.preemption import MOST_MOVES
 from loadbalancer.scheduling.rules import Rules
-from loadbalancer.scheduling.scheduler import Dispatch
-from loadbalancer.scheduling.task import Completed, DeadlineUnreachable, Ended, QueueFull, Resume, State, Task
+from loadbalancer.scheduling.scheduler import Scheduler
+from loadbalancer.scheduling.task import (
+    Checkpoint,
+    DeadlineUnreachable,
+    QueueFull,
+    Task,
+    TaskCompleted,
+    TaskEnded,
+    TaskState,
+)
 from tests.support.scheduler import CURVES, INPUTS, join, new_dispatch, say, task
 from wire.messages import (
     Assign,
@@ -45,14 +61,14 @@ class Histories(RuleBasedStateMachine):
         #: What each worker process believes it holds: task -> attempt.
         self.believed: dict[str, dict[str, int]] = {}
 
-    def fresh_core(self) -> Dispatch:
+    def fresh_core(self) -> Scheduler:
         return new_dispatch(max_tasks=8, rules=Rules(stuck_min_s=5.0), hold_s=2.0)
 
     def run(self, effects: list[Effect]) -> None:
         for effect in effects:
-            if isinstance(effect, Tell) and isinstance(effect.update, Completed | Ended):
+            if isinstance(effect, NotifyListener) and isinstance(effect.update, TaskCompleted | TaskEnded):
                 self.ended[effect.update.task] = self.ended.get(effect.update.task, 0) + 1
-            if isinstance(effect, Send) and isinstance(effect.message, Assign):
+            if isinstance(effect, SendMessage) and isinstance(effect.message, Assign):
                 for given in effect.message.tasks:
                     self.believed.setdefault(effect.worker, {})[given.task] = given.attempt
 
@@ -69,7 +85,7 @@ class Histories(RuleBasedStateMachine):
         submitted = task(name, self.now, timeout_s=timeout_s, priority=priority)
         submitted.owner, submitted.weight = owner, {"x": 1.0, "y": 2.0, "z": 0.5}[owner]
         try:
-            self.run(self.core.handle(Submit([submitted]), self.now))
+            self.run(self.core.handle(TasksSubmitted([submitted]), self.now))
         except DeadlineUnreachable:
             assert timeout_s == 3.0, "only what is short of time is refused for it"
             return name
@@ -89,9 +105,9 @@ class Histories(RuleBasedStateMachine):
         for name in sorted(before.keys() & self.durable):
             old = before[name]
             again = Task(name, "m", INPUTS, old.created, old.deadline, old.priority, old.owner, old.weight, steps=20)
-            again.begun = old.first_started is not None
+            again.may_be_running = old.first_started is not None
             if saved and old.checkpoint:
-                again.resume(Resume(old.checkpoint_step, old.steps, old.checkpoint))
+                again.resume(Checkpoint(old.checkpoint_step, old.steps, old.checkpoint))
             self.on_disk.append(again)
         self.held_until = self.now + 2.0
         self.enter()
@@ -100,15 +116,15 @@ class Histories(RuleBasedStateMachine):
         waiting, self.on_disk = self.on_disk, []
         for again in waiting:
             try:
-                self.run(self.core.handle(Submit([again]), self.now))
+                self.run(self.core.handle(TasksSubmitted([again]), self.now))
             except QueueFull:
                 self.on_disk.append(again)
-            again.begun = False  # only a start waits for the workers
+            again.may_be_running = False  # only a start waits for the workers
 
     @rule(worker=st.sampled_from("ab"), slots=st.integers(1, 4))
     def connect(self, worker: str, slots: int) -> None:
         held = self.believed.setdefault(worker, {})
-        waiting = {t for t in held if t in self.core.tasks and self.core.tasks[t].state is State.QUEUED}
+        waiting = {t for t in held if t in self.core.tasks and self.core.tasks[t].state is TaskState.QUEUED}
         gone_on = {t: held[t] for t in waiting if self.core.tasks[t].attempt == 0}
         self.run(join(self.core, worker, slots, self.now, held))
         for name, attempt in gone_on.items():
@@ -154,12 +170,14 @@ class Histories(RuleBasedStateMachine):
     def leave(self, worker: str, peaceful: bool) -> None:
         self.believed.pop(worker, None)
         self.run(
-            say(self.core, worker, Bye("told"), self.now) if peaceful else self.core.handle(Gone(worker, "x"), self.now)
+            say(self.core, worker, Bye("told"), self.now)
+            if peaceful
+            else self.core.handle(WorkerLost(worker, "x"), self.now)
         )
 
     @rule(name=consumes(tasks))
     def abandon(self, name: str) -> None:
-        self.run(self.core.handle(Abandon([name], "client went away"), self.now))
+        self.run(self.core.handle(TasksCancelled([name], "client went away"), self.now))
         if name in [task.id for task in self.on_disk]:
             self.on_disk = [task for task in self.on_disk if task.id != name]
             self.accepted.discard(name)
@@ -179,7 +197,7 @@ class Histories(RuleBasedStateMachine):
     @invariant()
     def slots_add_up(self) -> None:
         for worker in self.core.roster:
-            live = [t for t in self.core.tasks.values() if t.worker == worker.id and t.state is not State.QUEUED]
+            live = [t for t in self.core.tasks.values() if t.worker == worker.id and t.state is not TaskState.QUEUED]
             assert {t.id: t.attempt for t in live}.items() <= worker.held.items()
             assert worker.free == (0 if worker.draining else max(worker.slots - len(worker.held), 0))
 
@@ -187,7 +205,7 @@ class Histories(RuleBasedStateMachine):
     def the_queue_holds_the_queued(self) -> None:
         queue = self.core.queues["m"]
         waiting = list(queue)
-        assert {t.id for t in waiting} == {t.id for t in self.core.tasks.values() if t.state is State.QUEUED}
+        assert {t.id for t in waiting} == {t.id for t in self.core.tasks.values() if t.state is TaskState.QUEUED}
         assert queue.steps.total() == sum(t.remaining_steps for t in waiting)
         assert len(waiting) == len(queue)
         assert all(0 <= queue.position(t) < len(waiting) for t in waiting)
@@ -196,7 +214,7 @@ class Histories(RuleBasedStateMachine):
     @invariant()
     def nothing_moves_without_end(self) -> None:
         assert all(t.moves <= MOST_MOVES for t in self.core.tasks.values())
-        assert not any(t.leaving and t.state is State.QUEUED for t in self.core.tasks.values())
+        assert not any(t.leaving and t.state is TaskState.QUEUED for t in self.core.tasks.values())
 
     @invariant()
     def no_slot_idles_while_a_task_waits(self) -> None:
@@ -216,7 +234,7 @@ class Histories(RuleBasedStateMachine):
 
     @invariant()
     def work_is_measured_of_what_runs(self) -> None:
-        running = sum(t.state is State.RUNNING for t in self.core.tasks.values())
+        running = sum(t.state is TaskState.RUNNING for t in self.core.tasks.values())
         assert repr(self.core.costs["m"]).endswith(f", {running} in the making>")
 
     @invariant()

@@ -6,12 +6,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from loadbalancer.scheduling.cost_model import Costs
-from loadbalancer.scheduling.events import Abandon, Account, Gone, Submit, Tick
+from loadbalancer.scheduling.cost_model import ImageCosts
+from loadbalancer.scheduling.events import RecordTask, TasksCancelled, TasksSubmitted, Tick, WorkerLost
 from loadbalancer.scheduling.request_queue import ModelQueue
-from loadbalancer.scheduling.rules import Rules, Watch
-from loadbalancer.scheduling.scheduler import Dispatch
-from loadbalancer.scheduling.snapshot import Rates, Window, snapshot, work_s
+from loadbalancer.scheduling.rules import ArrivalWindows, Rules
+from loadbalancer.scheduling.scheduler import Scheduler
+from loadbalancer.scheduling.snapshot import ModelCounters, SlidingWindow, snapshot, work_s
 from loadbalancer.scheduling.task import Task
 from loadbalancer.scheduling.worker_registry import Worker
 from tests.support.scheduler import CURVES, INPUTS, assigned, join, new_dispatch, say, task
@@ -21,12 +21,12 @@ from wire.snapshot import ModelStats
 SPAN_S = 10
 
 
-def stats(core: Dispatch, now: float) -> ModelStats:
+def stats(core: Scheduler, now: float) -> ModelStats:
     told = core.queues, core.rates, core.costs, core.tasks, core.roster
     return snapshot(*told, now=now, wall_time=0.0, uptime_s=now).models[0]
 
 
-def measured(rules: Rules | None = None) -> Dispatch:
+def measured(rules: Rules | None = None) -> Scheduler:
     """One worker `w` with four slots, on which a step takes 0.1 s for each task in it."""
     core = new_dispatch(rules=rules)
     join(core, "w", 4)
@@ -39,7 +39,7 @@ def measured(rules: Rules | None = None) -> Dispatch:
 def test_a_window_counts_what_came_in_its_time_exact_to_a_second(
     steps: list[tuple[float, int]], silence: float
 ) -> None:
-    window, now, events = Window(SPAN_S), 1000.0, []
+    window, now, events = SlidingWindow(SPAN_S), 1000.0, []
     for pause, count in steps:
         now += pause
         window.add(count, now)
@@ -54,7 +54,7 @@ def test_a_window_counts_what_came_in_its_time_exact_to_a_second(
 
 
 def test_arrivals_are_counted_over_the_models_own_times() -> None:
-    rates = Rates(Watch(look_back_s=10, rate_window_s=100, max_wait_s=5))
+    rates = ModelCounters(ArrivalWindows(look_back_s=10, rate_window_s=100, max_wait_s=5))
     for second in range(200):
         rates.arrived((64, 64), 20, 2, second + 0.5)
     assert (rates.recent(199.9), rates.lately(199.9)) == (20, 200)
@@ -64,14 +64,14 @@ def test_arrivals_are_counted_over_the_models_own_times() -> None:
 
 @pytest.mark.parametrize(("waits", "late"), [([], 0), ([0.0, 5.0], 0), ([5.1], 1), ([4.0, 6.0, 60.0], 2)])
 def test_who_waited_too_long(waits: list[float], late: int) -> None:
-    rates = Rates(Watch(max_wait_s=5.0))
+    rates = ModelCounters(ArrivalWindows(max_wait_s=5.0))
     for wait in waits:
         rates.began(wait)
     assert (rates.dispatched, rates.late) == (len(waits), late)
 
 
 def test_mean_work_is_of_the_last_two_hundred() -> None:
-    rates, costs = Rates(), Costs()
+    rates, costs = ModelCounters(), ImageCosts()
     assert rates.mean_work_s(costs) is None
     rates.arrived((64, 64), 100, 300, 0.0)
     assert rates.mean_work_s(costs) is None, "no step was measured"
@@ -91,7 +91,7 @@ def test_work_adds_up_whatever_runs_and_whatever_waits(sizes: list[tuple[tuple[i
     worker = Worker(Hello(PROTOCOL, "w", "m", "sim:0", 1), 0.0)
     curves = [StepCurve(64, 64, 4, [(1, 0.5), (4, 1.0)]), StepCurve(128, 64, 4, [(1, 2.0)])]
     worker.beat = Heartbeat(running=0, curves=curves)
-    costs, queue = Costs(), ModelQueue(100)
+    costs, queue = ImageCosts(), ModelQueue(100)
     costs.refresh([worker])
     each = {(64, 64): 0.5, (128, 64): 2.0, (32, 32): 0.125}
     tasks = [
@@ -107,11 +107,11 @@ def test_work_adds_up_whatever_runs_and_whatever_waits(sizes: list[tuple[tuple[i
 
 
 def test_the_way_of_a_task_through_the_numbers() -> None:
-    core = measured(Rules(watch={"m": Watch(look_back_s=10, rate_window_s=60, max_wait_s=3)}))
+    core = measured(Rules(watch={"m": ArrivalWindows(look_back_s=10, rate_window_s=60, max_wait_s=3)}))
     seen = stats(core, 0.0)
     assert (seen.batch_cap, seen.batch_slowdown, seen.backlog_work_s, seen.mean_work_s) == (4, 4.0, 0.0, None)
     names = [f"t{n}" for n in range(6)]
-    core.handle(Submit([task(name, 1.0) for name in names]), 1.0)
+    core.handle(TasksSubmitted([task(name, 1.0) for name in names]), 1.0)
     seen = stats(core, 1.0)
     assert (seen.arrivals_look_back, seen.arrivals_rate_window, seen.queued, seen.running) == (6, 6, 2, 4)
     assert seen.backlog_work_s == pytest.approx(6 * 20 * 0.1)
@@ -122,7 +122,7 @@ def test_the_way_of_a_task_through_the_numbers() -> None:
     assert (seen.started_total, seen.started_late_total, seen.oldest_wait_s) == (2, 1, 4.0)
     say(core, "w", Progress("t0", 1, 15, 20), 6.0)
     assert stats(core, 6.0).backlog_work_s == pytest.approx(5 * 2.0 + 0.5)
-    core.handle(Abandon(["t5"], "gone"), 6.0)
+    core.handle(TasksCancelled(["t5"], "gone"), 6.0)
     assert stats(core, 6.0).backlog_work_s == pytest.approx(4 * 2.0 + 0.5)
     # t0 had 2.5 s alone, then 3.5 s of which t1 had half: 4.25 s for its 20 steps, which the curve said would be 2.
     say(core, "w", Finished("t0", 1), 8.0, (b"picture",))
@@ -133,9 +133,9 @@ def test_the_way_of_a_task_through_the_numbers() -> None:
 
 def test_what_was_measured_last_stands_when_the_last_worker_goes() -> None:
     core = measured()
-    core.handle(Gone("w", "it was told to go"), 5.0)
+    core.handle(WorkerLost("w", "it was told to go"), 5.0)
     core.handle(Tick(), 6.0)
-    core.handle(Submit([task("t", 7.0)]), 7.0)
+    core.handle(TasksSubmitted([task("t", 7.0)]), 7.0)
     seen = stats(core, 8.0)
     assert (seen.batch_cap, seen.batch_slowdown, seen.backlog_work_s, seen.mean_work_s) == (4, 4.0, 2.0, 2.0)
     assert (seen.queued, seen.oldest_wait_s) == (1, 1.0)
@@ -143,13 +143,13 @@ def test_what_was_measured_last_stands_when_the_last_worker_goes() -> None:
 
 def test_only_what_was_made_in_one_go_is_learnt_from_but_all_of_it_is_on_record() -> None:
     core = measured(Rules(record=True))
-    core.handle(Submit([task("t")]), 0.0)
+    core.handle(TasksSubmitted([task("t")]), 0.0)
     say(core, "w", Started("t", 1), 1.0)
     effects = say(core, "w", Returned("t", 1, 10, 1), 3.0, (b"state",))
     [(_, again)] = assigned(effects)
     say(core, "w", Started("t", again.attempt), 4.0)
     effects = say(core, "w", Finished("t", again.attempt), 9.0, (b"picture",))
-    [account] = [effect for effect in effects if isinstance(effect, Account)]
+    [account] = [effect for effect in effects if isinstance(effect, RecordTask)]
     assert account.task.work_s == pytest.approx(7.0)
     assert core.costs["m"].step_s((64, 64)) == pytest.approx(0.1), "the curve's"
     assert stats(core, 9.0).started_total == 1, "begun for the first time once"

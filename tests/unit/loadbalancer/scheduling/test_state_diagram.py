@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from loadbalancer.scheduling.task import State
+from loadbalancer.scheduling.task import TaskState
 from scripts.generate.state_diagram import DESIGN, diagram
 
 
 def test_the_state_diagram_is_current() -> None:
     assert diagram() in DESIGN.read_text(), "run: python -m scripts.generate.state_diagram"
-    assert all(state.value in diagram() for state in State)
+    assert all(state.value in diagram() for state in TaskState)

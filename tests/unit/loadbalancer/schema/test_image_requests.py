@@ -11,7 +11,7 @@ import pytest
 from configs.settings import Model, Settings
 from loadbalancer.generation.source_images import Sources
 from loadbalancer.generation.validation import Job, Known, admit_images, admit_predict, asked_size, with_sources
-from loadbalancer.scheduling.task import Ended, State
+from loadbalancer.scheduling.task import TaskEnded, TaskState
 from loadbalancer.schema.errors import ContentRefused, InvalidRequest, from_ended
 from loadbalancer.schema.requests import ImageRequest, PredictRequest, parse
 from wire.messages import About, ImageInputs, Lora
@@ -207,7 +207,7 @@ def test_a_strength_leaves_at_least_one_step(steps: int, strength: float, allowe
 
 
 def test_a_refused_picture_is_the_users_mistake() -> None:
-    error = from_ended(Ended("t", State.FAILED, "unsafe", "The safety checker objects."))
+    error = from_ended(TaskEnded("t", TaskState.FAILED, "unsafe", "The safety checker objects."))
     assert isinstance(error, ContentRefused)
     assert (error.status, error.body.error.type) == (400, "image_generation_user_error")
     assert (error.body.error.code, error.body.error.message) == (

@@ -7,7 +7,7 @@ import json
 import msgspec
 import pytest
 
-from loadbalancer.scheduling.task import Ended, State
+from loadbalancer.scheduling.task import TaskEnded, TaskState
 from loadbalancer.schema.errors import ApiError, BodyTooLarge, TooBusy, from_ended
 from loadbalancer.schema.responses import ImageData, PredictAnswer, Timings
 from loadbalancer.schema.stream_events import (
@@ -24,7 +24,7 @@ from wire.messages import FailureKind
 
 
 def progress(index: int = 0, *, step: int = 0, position: int = 0, eta_s: float | None = None) -> Progress:
-    return Progress(index, State.QUEUED if position else State.RUNNING, step, 20, position, eta_s)
+    return Progress(index, TaskState.QUEUED if position else TaskState.RUNNING, step, 20, position, eta_s)
 
 
 def test_looks_are_a_quarter_of_a_second_apart_however_often_one_is_woken() -> None:
@@ -109,16 +109,18 @@ def test_edits_have_the_same_events_under_their_own_names() -> None:
 @pytest.mark.parametrize(
     ("state", "kind", "status", "code", "retried"),
     [
-        (State.EXPIRED, None, 504, "timeout", True),
-        (State.CANCELLED, None, 503, "shutting_down", True),
-        (State.FAILED, "invalid", 400, "invalid_value", False),
-        (State.FAILED, "unsafe", 400, "content_policy_violation", False),
-        (State.FAILED, "out_of_memory", 500, "out_of_memory", False),
-        (State.FAILED, "error", 500, "generation_failed", False),
+        (TaskState.EXPIRED, None, 504, "timeout", True),
+        (TaskState.CANCELLED, None, 503, "shutting_down", True),
+        (TaskState.FAILED, "invalid", 400, "invalid_value", False),
+        (TaskState.FAILED, "unsafe", 400, "content_policy_violation", False),
+        (TaskState.FAILED, "out_of_memory", 500, "out_of_memory", False),
+        (TaskState.FAILED, "error", 500, "generation_failed", False),
     ],
 )
-def test_why_there_is_no_image(state: State, kind: FailureKind | None, status: int, code: str, retried: bool) -> None:
-    error = from_ended(Ended("t", state, kind, "the reason"))
+def test_why_there_is_no_image(
+    state: TaskState, kind: FailureKind | None, status: int, code: str, retried: bool
+) -> None:
+    error = from_ended(TaskEnded("t", state, kind, "the reason"))
     assert (error.status, error.body.error.code) == (status, code)
     assert ("retry-after" in error.headers) is retried
     assert (error.headers.get("x-should-retry") == "false") is (status == 500)

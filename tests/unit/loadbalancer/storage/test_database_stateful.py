@@ -11,7 +11,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from loadbalancer.scheduling.task import Resume
+from loadbalancer.scheduling.task import Checkpoint
 from loadbalancer.storage.records import ENDS, Answer, Failure, Hook, JobState, Kept, Key, Order, Reused, Save
 from loadbalancer.storage.repository import Ledger, migrate
 from tests.support.in_process_service import inputs
@@ -95,7 +95,7 @@ class LedgerModel(RuleBasedStateMachine):
     @rule(number=NUMBERS, item=PLACES, step=st.integers(1, 20))
     def save(self, number: int, item: int, step: int) -> None:
         name = self.pick(number)
-        self.ledger.save([Save(name, item, Resume(step, 20, [b"state %d" % step]))])
+        self.ledger.save([Save(name, item, Checkpoint(step, 20, [b"state %d" % step]))])
         job = self.jobs.get(name)
         if job is not None and job.ended is None:
             job.saved[item] = max(step, job.saved.get(item, 0))
