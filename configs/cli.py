@@ -63,7 +63,7 @@ def settings_from(args: argparse.Namespace) -> Settings:
     return settings
 
 
-def reader(args: argparse.Namespace) -> Callable[[], Settings]:
+def config_reader(args: argparse.Namespace) -> Callable[[], Settings]:
     """Reads the configuration of these arguments once more. It raises `ConfigError`."""
     given = vars(args)
     return lambda: load(given.get("config"), _overrides(given))

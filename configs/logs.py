@@ -6,7 +6,7 @@ import logging
 import sys
 
 
-def configure(level: str) -> None:
+def configure_logging(level: str) -> None:
     """Log lines to standard error: time, level, logger, message."""
     logging.basicConfig(
         level=level.upper(),

@@ -69,13 +69,13 @@ def worker_address(data_dir: Path) -> str:
     return f"ipc://{path}"
 
 
-class SpareFiles(NamedTuple):
+class StandbyFiles(NamedTuple):
     """How a controller and a spare worker understand each other."""
 
     #: Made by the spare: it has loaded all that it can load without a device.
     ready: Path
     #: Written by the controller: the device that the spare is to serve on.
-    order: Path
+    device: Path
 
 
 def children_dir(data_dir: Path) -> Path:
@@ -85,9 +85,9 @@ def children_dir(data_dir: Path) -> Path:
     return path
 
 
-def spare_files(children: Path, worker: str) -> SpareFiles:
+def standby_files(children: Path, worker: str) -> StandbyFiles:
     """Those of one spare, in the folder of all children."""
-    return SpareFiles(children / f"{worker}.ready", children / f"{worker}.order")
+    return StandbyFiles(children / f"{worker}.ready", children / f"{worker}.order")
 
 
 def controller_pid_file(data_dir: Path) -> Path:

@@ -93,7 +93,7 @@ _ALIASES = {
 }
 
 
-def canonical(name: str) -> str | None:
+def canonical_sampler(name: str) -> str | None:
     """The table's name for what a person wrote (`Euler`, `DDIMScheduler`, `DPM++ 2M Karras`); None if there is none."""
     lowered = "_".join(name.lower().replace("++", "pp").replace("-", " ").split())
     if lowered == MODEL_DEFAULT or lowered in SAMPLERS:
@@ -101,6 +101,6 @@ def canonical(name: str) -> str | None:
     return _ALIASES.get(lowered) or _BY_CLASS.get(lowered)
 
 
-def names(process: Process | None = None) -> list[str]:
+def sampler_names(process: Process | None = None) -> list[str]:
     """Every name that a request may use, or those that suit checkpoints of one process."""
     return [MODEL_DEFAULT, *(name for name, row in SAMPLERS.items() if process is None or process in row.processes)]

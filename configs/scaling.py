@@ -15,7 +15,7 @@ from pydantic import AfterValidator, AliasChoices, Field, model_validator
 from configs.sections import PositiveSeconds, Seconds, Section
 
 #: Fields that some policies read and others do not, by policy. Every policy reads what is listed for none.
-READ_BY: Mapping[str, frozenset[str]] = MappingProxyType(
+POLICY_FIELDS: Mapping[str, frozenset[str]] = MappingProxyType(
     {
         "queue_depth": frozenset(
             {
@@ -47,8 +47,8 @@ _OWN = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
 
 
 def _known_policy(value: str) -> str:
-    if value not in READ_BY and not _OWN.fullmatch(value):
-        allowed = ", ".join(repr(name) for name in READ_BY)
+    if value not in POLICY_FIELDS and not _OWN.fullmatch(value):
+        allowed = ", ".join(repr(name) for name in POLICY_FIELDS)
         raise ValueError(f"no such policy; allowed: {allowed}, or a function of your own as 'package.module:function'")
     return value
 
@@ -259,11 +259,11 @@ class Scaling(Section):
     def _read_by_the_policy(self) -> Scaling:
         if self.policy == "schedule" and not self.schedule:
             raise ValueError("policy schedule needs entries under schedule, such as {cron: '0 8 * * 1-5', workers: 4}")
-        if self.policy not in READ_BY:  # the user's own reads what it likes
+        if self.policy not in POLICY_FIELDS:  # the user's own reads what it likes
             return self
-        strange = frozenset().union(*READ_BY.values()) - READ_BY[self.policy]
+        strange = frozenset().union(*POLICY_FIELDS.values()) - POLICY_FIELDS[self.policy]
         for name in sorted(strange & self.model_fields_set):
             if getattr(self, name) != type(self).model_fields[name].default:
-                readers = " or ".join(policy for policy, fields in READ_BY.items() if name in fields)
+                readers = " or ".join(policy for policy, fields in POLICY_FIELDS.items() if name in fields)
                 raise ValueError(f"{name} means nothing to policy {self.policy}; remove it, or set policy: {readers}")
         return self

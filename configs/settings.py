@@ -15,15 +15,15 @@ from pydantic import AfterValidator, Field, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from configs.proxy import ColdStartProxy
-from configs.samplers import canonical, names
+from configs.samplers import canonical_sampler, sampler_names
 from configs.scaling import Scaling
 from configs.sections import Access, Bytes, Devices, Jobs, PositiveSeconds, Queue, Seconds, Section, Server, Workers
 
 
 def _known_scheduler(value: str) -> str:
-    known = canonical(value)
+    known = canonical_sampler(value)
     if known is None:
-        raise ValueError(f"no such scheduler; allowed: {', '.join(names())}")
+        raise ValueError(f"no such scheduler; allowed: {', '.join(sampler_names())}")
     return known
 
 

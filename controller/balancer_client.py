@@ -22,14 +22,14 @@ _PATIENCE_S = 2.0
 _ANY_ADDRESS = {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}  # noqa: S104 - asked at, not bound to
 
 
-class Answer(NamedTuple):
+class HttpAnswer(NamedTuple):
     """What the balancer answered."""
 
     status: int
     body: bytes
 
 
-class Balancer:
+class BalancerHttpClient:
     """Asks one balancer. What the loop uses never raises: a balancer that is not there is asked again soon."""
 
     def __init__(self, url: str, token: str, tls_cert: Path | None = None) -> None:
@@ -69,14 +69,14 @@ class Balancer:
         query: Mapping[str, str] | None = None,
         *,
         within_s: float,
-    ) -> Answer:
+    ) -> HttpAnswer:
         """Any answer at all. Raises `aiohttp.ClientError`, `TimeoutError` and `OSError` where there is none."""
         timeout = aiohttp.ClientTimeout(total=within_s)
         async with (
             aiohttp.ClientSession(timeout=timeout, headers=self._headers) as session,
             session.request(method, f"{self.url}{path}", data=body, params=query, ssl=self._trusted) as answer,
         ):
-            return Answer(answer.status, await answer.read())
+            return HttpAnswer(answer.status, await answer.read())
 
     async def _quietly(self, method: str, path: str, body: bytes | None = None) -> bytes | None:
         try:

@@ -13,21 +13,29 @@ from filelock import FileLock, Timeout
 from rich.console import Console
 from setproctitle import setproctitle
 
-from configs.cli import EXIT_USAGE, HelpFormatter, add_config_options, add_server_options, reader, settings_from
-from configs.logs import configure
+from configs.cli import EXIT_USAGE, HelpFormatter, add_config_options, add_server_options, config_reader, settings_from
+from configs.logs import configure_logging
 from configs.paths import internal_token, log_dir, run_dir
 from configs.settings import Settings
 from controller.autoscaler.autoscaler import Brain, Model
-from controller.balancer_client import Balancer, url_of
+from controller.balancer_client import BalancerHttpClient, url_of
 from controller.launchers.local import BALANCER, LocalLauncher
-from controller.runtime.balancer_supervisor import BalancerRefused
-from controller.runtime.console import Screen, log_to_terminal
-from controller.runtime.control_loop import Controller
-from controller.runtime.control_plane import Clerk
-from controller.runtime.device_monitor import measured, watching
+from controller.runtime.balancer_supervisor import BalancerStartupError
+from controller.runtime.console import ServerConsole, log_to_console
+from controller.runtime.control_loop import ControlLoop
+from controller.runtime.control_plane import ControlPlaneAgent
+from controller.runtime.device_monitor import load_measured_memory, monitor_devices
 from controller.runtime.gpus import Gpu, cpu_cores, list_gpus
-from controller.runtime.inventory import Machine, Refused, left_over, machine_of, models_of, pool_of, too_large
-from controller.runtime.signals import Terminal, hear
+from controller.runtime.inventory import (
+    Machine,
+    SetupError,
+    build_machine,
+    build_models,
+    build_pool,
+    oversized_models,
+    unplaced_models,
+)
+from controller.runtime.signals import Terminal, install_signal_handlers
 from controller.types import Device
 
 log = logging.getLogger("controller")
@@ -69,10 +77,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     terminal = Terminal()
     args = _parser().parse_args(argv)
     settings = settings_from(args)
-    configure(settings.log_level)
+    configure_logging(settings.log_level)
     console = Console()
     if sys.stderr.isatty():
-        log_to_terminal(console if console.is_terminal else Console(stderr=True))
+        log_to_console(console if console.is_terminal else Console(stderr=True))
     setproctitle("muster controller")
     try:
         lock = FileLock(run_dir(settings.data_dir) / "controller.lock")
@@ -82,25 +90,25 @@ def main(argv: Sequence[str] | None = None) -> int:
         return EXIT_USAGE
     try:
         with lock.acquire(timeout=0):
-            asyncio.run(_serve(settings, reader(args), Screen(console), terminal))
+            asyncio.run(_serve(settings, config_reader(args), ServerConsole(console), terminal))
     except Timeout:
         where = settings.data_dir.resolve()
         print(f"another controller runs with --data-dir {where}; give this one its own", file=sys.stderr)
         return EXIT_USAGE
-    except (Refused, BalancerRefused) as refusal:
+    except (SetupError, BalancerStartupError) as refusal:
         print(f"cannot start: {refusal}", file=sys.stderr)
         return EXIT_USAGE
     return 0
 
 
-async def _serve(settings: Settings, read: Callable[[], Settings], screen: Screen, terminal: Terminal) -> None:
+async def _serve(settings: Settings, read: Callable[[], Settings], screen: ServerConsole, terminal: Terminal) -> None:
     gpus = _gpus(settings)
     devices = [Device(gpu.device, gpu.total_bytes) for gpu in gpus]
 
     def models_of_these(fresh: Settings) -> dict[str, Model]:
-        return _models(fresh, machine_of(fresh, devices, cpu_cores()))
+        return _models(fresh, build_machine(fresh, devices, cpu_cores()))
 
-    machine = machine_of(settings, devices, cpu_cores())
+    machine = build_machine(settings, devices, cpu_cores())
     models = _models(settings, machine)
     launcher = LocalLauncher(settings)
     adopted, outdated = launcher.prepare()
@@ -114,11 +122,11 @@ async def _serve(settings: Settings, read: Callable[[], Settings], screen: Scree
     screen.devices(slots, [str(gpu) for gpu in gpus])
     screen.line(f"models: {', '.join(settings.models)}; logs: {log_dir(settings.data_dir)}")
     balancer = _balancer(settings)
-    pool = pool_of(settings, machine, measured(settings.data_dir))
+    pool = build_pool(settings, machine, load_measured_memory(settings.data_dir))
     pool.occupied = {child.device for child in adopted}
     brain = Brain(models, pool)
-    clerk = Clerk(settings, brain, balancer, launcher, read, models_of_these)
-    controller = Controller(launcher, balancer, brain, clerk, screen, {gpu.device: gpu.name for gpu in gpus})
+    clerk = ControlPlaneAgent(settings, brain, balancer, launcher, read, models_of_these)
+    controller = ControlLoop(launcher, balancer, brain, clerk, screen, {gpu.device: gpu.name for gpu in gpus})
 
     stop, hurry = asyncio.Event(), asyncio.Event()
     running = asyncio.create_task(controller.run())
@@ -127,9 +135,9 @@ async def _serve(settings: Settings, read: Callable[[], Settings], screen: Scree
         (hurry if stop.is_set() else stop).set()
         running.cancel()
 
-    hear(terminal, told, controller.reload_soon)
+    install_signal_handlers(terminal, told, controller.reload_soon)
     try:
-        async with watching(pool, gpus, settings.data_dir):
+        async with monitor_devices(pool, gpus, settings.data_dir):
             await running
     except asyncio.CancelledError:
         if not stop.is_set():
@@ -138,28 +146,30 @@ async def _serve(settings: Settings, read: Callable[[], Settings], screen: Scree
         await controller.shutdown(hurry)
 
 
-def _balancer(settings: Settings) -> Balancer:
-    """Raises `Refused` where the certificate by which it is to be known cannot be read."""
+def _balancer(settings: Settings) -> BalancerHttpClient:
+    """Raises `SetupError` where the certificate by which it is to be known cannot be read."""
     server, token = settings.server, internal_token(settings.data_dir)
     try:
-        return Balancer(url_of(server.host, server.port, tls=server.tls_cert is not None), token, server.tls_cert)
+        return BalancerHttpClient(
+            url_of(server.host, server.port, tls=server.tls_cert is not None), token, server.tls_cert
+        )
     except (OSError, ValueError) as error:
-        raise Refused(f"server.tls_cert {server.tls_cert} cannot be read as a PEM certificate: {error}") from None
+        raise SetupError(f"server.tls_cert {server.tls_cert} cannot be read as a PEM certificate: {error}") from None
 
 
 def _gpus(settings: Settings) -> list[Gpu]:
     gpus = [] if settings.devices.use == "cpu" else list_gpus()
     if settings.devices.use == "cuda" and not gpus:
-        raise Refused("devices.use is cuda, but this machine shows no NVIDIA GPU; allowed: auto, cpu")
+        raise SetupError("devices.use is cuda, but this machine shows no NVIDIA GPU; allowed: auto, cpu")
     return gpus
 
 
 def _models(settings: Settings, machine: Machine) -> dict[str, Model]:
-    """Every model with its place. Raises `Refused` where one has none at all."""
-    models = models_of(settings, machine)
-    if problems := too_large(models, machine):
-        raise Refused("; ".join(problems))
-    if waiting := left_over(models, machine, share=settings.devices.share):
+    """Every model with its place. Raises `SetupError` where one has none at all."""
+    models = build_models(settings, machine)
+    if problems := oversized_models(models, machine):
+        raise SetupError("; ".join(problems))
+    if waiting := unplaced_models(models, machine, share=settings.devices.share):
         log.warning("there is not enough GPU memory for all min_workers: %s will wait", ", ".join(waiting))
     real = [name for name, model in settings.models.items() if model.engine != "sim"]
     least, places = sum(models[name].limits.min_workers for name in real), len(machine.gpus) or machine.cores
@@ -170,7 +180,7 @@ def _models(settings: Settings, machine: Machine) -> dict[str, Model]:
 
 
 def _check_port(settings: Settings) -> None:
-    """Find out before anything starts whether the port is free. Raises `Refused`."""
+    """Find out before anything starts whether the port is free. Raises `SetupError`."""
     host, port = settings.server.host, settings.server.port
     try:
         family, kind, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
@@ -178,4 +188,4 @@ def _check_port(settings: Settings) -> None:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             probe.bind(address)
     except OSError as error:
-        raise Refused(f"server.port {port} on {host} cannot be had ({error.strerror}); try --port") from None
+        raise SetupError(f"server.port {port} on {host} cannot be had ({error.strerror}); try --port") from None

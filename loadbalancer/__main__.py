@@ -17,7 +17,7 @@ from filelock import FileLock, Timeout
 from setproctitle import setproctitle
 
 from configs.cli import EXIT_USAGE, HelpFormatter, add_config_options, add_server_options, settings_from
-from configs.logs import configure
+from configs.logs import configure_logging
 from configs.paths import internal_token, jobs_file, run_dir, worker_address
 from configs.sections import Server
 from configs.settings import Settings
@@ -77,7 +77,7 @@ def _parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Serve until told to stop. Returns the exit status: 0 stopped as told, 2 refused."""
     settings = settings_from(_parser().parse_args(argv))
-    configure(settings.log_level)
+    configure_logging(settings.log_level)
     setproctitle("muster loadbalancer")
     host, port = settings.server.host, settings.server.port
     try:

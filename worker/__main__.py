@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from configs.cli import EXIT_USAGE, HelpFormatter, add_config_options, settings_from
-from configs.logs import configure
+from configs.logs import configure_logging
 from configs.paths import cache_dir, worker_address
 from configs.settings import Model, Settings
 from wire.codec import ForWorker
@@ -90,7 +90,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Serve until drained. Returns the exit status: 0 drained, 1 crashed, 2 refused, 3 orphaned."""
     args = _parser().parse_args(argv)
     settings = settings_from(args)
-    configure(settings.log_level)
+    configure_logging(settings.log_level)
     model = getattr(args, "model", next(iter(settings.models)))
     if model not in settings.models:
         print(f"--model {model}: no such model; configured: {', '.join(settings.models)}", file=sys.stderr)

@@ -12,7 +12,7 @@ from typing import NamedTuple, NoReturn
 
 import psutil
 
-from configs.paths import SpareFiles
+from configs.paths import StandbyFiles
 
 #: The controller's sign that the order is there. It is looked for as often anyway: a sign may be lost.
 CALLED = signal.SIGUSR2
@@ -37,7 +37,7 @@ def keep_calm() -> None:
     signal.pthread_sigmask(signal.SIG_BLOCK, {CALLED})
 
 
-def wait(files: SpareFiles, controller: Path, orphan_after_s: float) -> Called:
+def wait(files: StandbyFiles, controller: Path, orphan_after_s: float) -> Called:
     """Say that this spare is ready and wait for its order. Raises `Dismissed` where it is told to go, or forgotten.
 
     `controller` is the file with the controller's process id; without it there is nobody to miss.
@@ -60,9 +60,9 @@ def wait(files: SpareFiles, controller: Path, orphan_after_s: float) -> Called:
     return called
 
 
-def _order(files: SpareFiles) -> Called | None:
+def _order(files: StandbyFiles) -> Called | None:
     try:
-        return Called(files.order.read_text(encoding="ascii").strip(), files.order.stat().st_mtime)
+        return Called(files.device.read_text(encoding="ascii").strip(), files.device.stat().st_mtime)
     except FileNotFoundError:
         return None
 

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import psutil
 from setproctitle import setproctitle
 
-from configs.paths import children_dir, controller_pid_file, spare_files
+from configs.paths import children_dir, controller_pid_file, standby_files
 from configs.settings import Settings
 from worker.engine import StepEngine
 from worker.engines.factory import build
@@ -54,7 +54,7 @@ def stand_by(settings: Settings, model: str, name: str, device: str) -> Fetched:
     watch.lap("load_s")
     loaded_at = time.time()
     log.info("standing by")
-    files = spare_files(children_dir(settings.data_dir), name)
+    files = standby_files(children_dir(settings.data_dir), name)
     called = wait(files, controller_pid_file(settings.data_dir), settings.workers.orphan_after_s)
     if called.at > loaded_at:  # else it never stood by, and its start was one from nothing
         watch = Stopwatch(called.at, standby=True)

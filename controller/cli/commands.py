@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from configs.cli import HelpFormatter
-from controller.cli.client import Failed, add_options, find
+from controller.cli.client import CommandFailed, add_server_options, find_server
 from wire.scaling import OrderDone
 
 #: Exit status where the server did not do as asked.
@@ -71,15 +71,15 @@ def _parser(verb: str, description: str) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog=f"python -m controller {verb}", description=description, formatter_class=HelpFormatter
     )
-    add_options(parser)
+    add_server_options(parser)
     return parser
 
 
 def _order(args: argparse.Namespace, verb: str, body: dict[str, Any]) -> int:
     """Give the order, and say what came of it."""
     try:
-        done = find(args).ask("POST", f"/internal/{verb}", OrderDone, body)
-    except Failed as failure:
+        done = find_server(args).ask("POST", f"/internal/{verb}", OrderDone, body)
+    except CommandFailed as failure:
         print(failure, file=sys.stderr)
         return EXIT_FAILED
     for title, lines in (

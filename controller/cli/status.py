@@ -14,9 +14,9 @@ from rich.live import Live
 from rich.text import Text
 
 from configs.cli import HelpFormatter
-from controller.cli.client import Failed, Server, add_options, find
+from controller.cli.client import CommandFailed, ServerClient, add_server_options, find_server
 from controller.cli.commands import EXIT_FAILED
-from controller.cli.tables import Standing, render, telling
+from controller.cli.tables import ServerStatus, notable_decisions, render
 from wire.scaling import MAX_DECISIONS, ControllerReport, DecisionPage
 from wire.snapshot import Snapshot
 
@@ -36,7 +36,7 @@ def main(argv: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m controller status", description=_DESCRIPTION, formatter_class=HelpFormatter
     )
-    add_options(parser)
+    add_server_options(parser)
     parser.add_argument(
         "--decisions", type=int, default=10, metavar="N", help="how many of the last that say something new"
     )
@@ -54,12 +54,12 @@ def main(argv: Sequence[str]) -> int:
     if not console.is_terminal:
         console = Console(width=_FILE_WIDTH)
     try:
-        server = find(args)
+        server = find_server(args)
         if args.watch is not None:
             _watch(server, args.decisions, args.watch, console)
             return 0
-        standing = look(server, args.decisions)
-    except Failed as failure:
+        standing = fetch_status(server, args.decisions)
+    except CommandFailed as failure:
         print(failure, file=sys.stderr)
         return EXIT_FAILED
     if args.json:
@@ -69,18 +69,18 @@ def main(argv: Sequence[str]) -> int:
     return 0
 
 
-def look(server: Server, decisions: int) -> Standing:
-    """Ask for everything. Raises `Failed` where there is no server; one without a controller has no report."""
+def fetch_status(server: ServerClient, decisions: int) -> ServerStatus:
+    """Ask for everything. Raises `CommandFailed` where there is no server; one without a controller has no report."""
     snapshot = server.ask("GET", "/internal/snapshot", Snapshot)
     try:
         report = server.ask("GET", "/internal/controller", ControllerReport)
-    except Failed:
+    except CommandFailed:
         report = None
     page = server.ask("GET", "/internal/decisions", DecisionPage, query={"limit": str(MAX_DECISIONS)})
-    return Standing(server.url, snapshot, report, telling(page.decisions, decisions))
+    return ServerStatus(server.url, snapshot, report, notable_decisions(page.decisions, decisions))
 
 
-def as_json(standing: Standing) -> str:
+def as_json(standing: ServerStatus) -> str:
     """Everything, as it was answered."""
     content = {
         "url": standing.url,
@@ -91,7 +91,7 @@ def as_json(standing: Standing) -> str:
     return msgspec.json.format(msgspec.json.encode(content)).decode()
 
 
-def _watch(server: Server, decisions: int, every_s: float, console: Console) -> None:
+def _watch(server: ServerClient, decisions: int, every_s: float, console: Console) -> None:
     """Until Ctrl-C. A server that is away is waited for."""
     with contextlib.suppress(KeyboardInterrupt), Live(console=console, auto_refresh=False, screen=True) as live:
         while True:
@@ -99,8 +99,8 @@ def _watch(server: Server, decisions: int, every_s: float, console: Console) -> 
             time.sleep(every_s)
 
 
-def _page(server: Server, decisions: int) -> RenderableType:
+def _page(server: ServerClient, decisions: int) -> RenderableType:
     try:
-        return render(look(server, decisions))
-    except Failed as failure:
+        return render(fetch_status(server, decisions))
+    except CommandFailed as failure:
         return Text(str(failure), style="bold red")

@@ -19,7 +19,7 @@ _STAGE_STYLE = {"ready": "green", "starting": "yellow", "draining": "yellow", "s
 
 
 @dataclass(frozen=True, slots=True)
-class Standing:
+class ServerStatus:
     """All that was asked for; without a controller there is no report."""
 
     url: str
@@ -28,7 +28,7 @@ class Standing:
     decisions: Sequence[DecisionRecord]
 
 
-def render(standing: Standing) -> RenderableType:
+def render(standing: ServerStatus) -> RenderableType:
     """The whole page."""
     parts: list[RenderableType] = [_headline(standing), _models(standing)]
     if standing.report is not None:
@@ -39,18 +39,18 @@ def render(standing: Standing) -> RenderableType:
     return Group(*(piece for part in parts for piece in (part, "")))
 
 
-def _headline(standing: Standing) -> Text:
-    text = Text(f"Muster at {standing.url}, up {ago(standing.snapshot.uptime_s)}")
+def _headline(standing: ServerStatus) -> Text:
+    text = Text(f"Muster at {standing.url}, up {format_duration(standing.snapshot.uptime_s)}")
     report = standing.report
     if report is None:
         text.append("\nno controller reports: nothing is started, stopped or decided", style="bold red")
     elif report.paused_since is not None:
-        paused = ago(max(report.time - report.paused_since, 0.0))
+        paused = format_duration(max(report.time - report.paused_since, 0.0))
         text.append(f"\nscaling is paused for {paused}: `resume` ends it", style="bold yellow")
     return text
 
 
-def _models(standing: Standing) -> Table:
+def _models(standing: ServerStatus) -> Table:
     table = _table("Models", "model", "ready", "wanted", "bounds", "queued", "running", "oldest", "images/s")
     told = {model.model: model for model in standing.report.models} if standing.report else {}
     for stats in standing.snapshot.models:
@@ -63,7 +63,7 @@ def _models(standing: Standing) -> Table:
             "" if record is None else f"{record.min_workers} to {record.max_workers}",
             str(stats.queued),
             str(stats.running),
-            ago(stats.oldest_wait_s) if stats.queued else "",
+            format_duration(stats.oldest_wait_s) if stats.queued else "",
             f"{stats.service_rate:.2f}",
         )
     return table
@@ -88,7 +88,7 @@ def _ready(record: ModelRecord) -> str:
 def _why(record: ModelRecord, now: float) -> Text:
     text = Text(record.reason)
     if record.override is not None:
-        text.append(f"\nheld for another {ago(max(record.override.until - now, 0.0))}", style="yellow")
+        text.append(f"\nheld for another {format_duration(max(record.override.until - now, 0.0))}", style="yellow")
     if record.rolling_update:
         text.append(f"\n{record.rolling_update}", style="yellow")
     if record.blocked_reason:
@@ -96,7 +96,7 @@ def _why(record: ModelRecord, now: float) -> Text:
     return text
 
 
-def _workers(standing: Standing) -> Table:
+def _workers(standing: ServerStatus) -> Table:
     table = _table("Workers", "worker", "model", "device", "state", "held", "batch", "step", "memory", "age", "note")
     known = {stats.worker: stats for stats in standing.snapshot.workers}
     for replica in standing.report.replicas if standing.report else ():
@@ -108,7 +108,7 @@ def _workers(standing: Standing) -> Table:
             replica.device,
             _state(state),
             *_work(stats),
-            ago(replica.age_s, 1),
+            format_duration(replica.age_s, 1),
             replica.outdated,
         )
     for stats in known.values():
@@ -170,7 +170,7 @@ def _table(title: str, *columns: str) -> Table:
     return table
 
 
-def telling(decisions: Sequence[DecisionRecord], most: int) -> list[DecisionRecord]:
+def notable_decisions(decisions: Sequence[DecisionRecord], most: int) -> list[DecisionRecord]:
     """The newest that say something: of those that only confirm what is, the newest of each model.
 
     `decisions` are given, and returned, the newest first.
@@ -186,7 +186,7 @@ def telling(decisions: Sequence[DecisionRecord], most: int) -> list[DecisionReco
     return found[:most]
 
 
-def ago(seconds: float, units: int = 2) -> str:
+def format_duration(seconds: float, units: int = 2) -> str:
     """A length of time in its largest units."""
     return " ".join(_parts(round(seconds))[:units]) or "0 s"
 

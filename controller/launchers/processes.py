@@ -21,7 +21,7 @@ from pathlib import Path
 import msgspec
 import psutil
 
-from configs.paths import SpareFiles, spare_files
+from configs.paths import StandbyFiles, standby_files
 from controller.launchers import Poll
 from controller.types import Child, Exit
 
@@ -85,7 +85,7 @@ class Processes:
         device, activated, spare = record.device, record.activated, record.spare
         with contextlib.suppress(FileNotFoundError):
             if spare:
-                order = self._files(record.id).order
+                order = self._files(record.id).device
                 device = order.read_text(encoding="ascii")
                 activated, spare = order.stat().st_mtime - psutil.boot_time(), False
         if activated is not None:
@@ -134,7 +134,7 @@ class Processes:
         child = self._children.get(name)
         if child is None or not child.spare:
             return
-        _replace(self._files(name).order, device.encode())
+        _replace(self._files(name).device, device.encode())
         self._activated.add(name)
         self._children[name] = dataclasses.replace(child, device=device, spare=False, started_at=time.monotonic())
         with contextlib.suppress(psutil.Error, OSError):
@@ -196,8 +196,8 @@ class Processes:
         for file in (self._records / f"{name}.json", *self._files(name)):
             file.unlink(missing_ok=True)
 
-    def _files(self, name: str) -> SpareFiles:
-        return spare_files(self._records, name)
+    def _files(self, name: str) -> StandbyFiles:
+        return standby_files(self._records, name)
 
     def _log(self, name: str) -> Path:
         return self._logs / f"{name}.log"

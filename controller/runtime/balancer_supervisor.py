@@ -14,11 +14,11 @@ from controller.types import Child, Crashes, Exit
 log = logging.getLogger("controller")
 
 
-class BalancerRefused(Exception):
+class BalancerStartupError(Exception):
     """The balancer cannot start at all; the text is the end of its log."""
 
 
-class Keeper:
+class BalancerSupervisor:
     """Starts the balancer, and starts it again when it has died."""
 
     def __init__(self, launcher: LocalLauncher, shutdown_s: float) -> None:
@@ -46,24 +46,24 @@ class Keeper:
                 log.error("the balancer cannot be started: %s", error)
 
     def died(self, ended: Exit) -> None:
-        """Take in that it has ended. Raises `BalancerRefused`."""
+        """Take in that it has ended. Raises `BalancerStartupError`."""
         self._found()
         if ended.child.drained_at is not None:
-            log.info("the balancer is gone (%s), as it was told; starting it again", how(ended))
+            log.info("the balancer is gone (%s), as it was told; starting it again", describe_exit(ended))
             return
         if ended.status == EXIT_USAGE and not self.served:
-            raise BalancerRefused(ended.tail)
+            raise BalancerStartupError(ended.tail)
         lived = ended.at - ended.child.started_at
         serving = dataclasses.replace(ended.child, ready_at=ended.child.started_at)
         self._crashes, _ = after_exit(self._crashes, dataclasses.replace(ended, child=serving))
-        log.error("the balancer died (%s) after %.0f s; starting it again\n%s", how(ended), lived, ended.tail)
+        log.error("the balancer died (%s) after %.0f s; starting it again\n%s", describe_exit(ended), lived, ended.tail)
 
     def _found(self) -> None:
         """There is one, or was: adopted where none has been started here."""
         self.served = self.served or not self._started
 
 
-def how(ended: Exit) -> str:
+def describe_exit(ended: Exit) -> str:
     """How a process ended, in words."""
     if ended.status is None:
         return "exit status unknown"

@@ -19,14 +19,14 @@ from configs.load import CLIENT_KEY
 _EXAMPLE = "a handwritten seven"
 
 
-def log_to_terminal(console: Console) -> None:
+def log_to_console(console: Console) -> None:
     """Send log lines through the console, which knows where the spinner is and writes around it."""
     handler = RichHandler(console=console, show_path=False, highlighter=NullHighlighter(), log_time_format="[%X]")
     handler.setFormatter(logging.Formatter("%(message)s"))
     logging.getLogger().handlers[:] = [handler]
 
 
-class Screen:
+class ServerConsole:
     """Lines for people. On a terminal the last line turns while workers load.
 
     A terminal that was closed is written to in vain, not in error: there is still a server to stop.
@@ -66,10 +66,10 @@ class Screen:
         """The server can be used; this is how."""
         self.busy(None)
         self.line(f"\nMuster is ready at {url}   (API: {url}/docs, metrics: {url}/metrics, Ctrl-C stops)\n")
-        self.line(f"  {example(url, model, certificate=certificate, keyed=keyed)}\n")
+        self.line(f"  {curl_example(url, model, certificate=certificate, keyed=keyed)}\n")
 
 
-def example(url: str, model: str, *, certificate: Path | None, keyed: bool) -> str:
+def curl_example(url: str, model: str, *, certificate: Path | None, keyed: bool) -> str:
     """A line for the shell that asks the server for an image; `keyed`: it answers only to who has a key."""
     body = json.dumps({"model": model, "prompt": _EXAMPLE})
     words = ["curl", "-s", *(["--cacert", str(certificate.resolve())] if certificate else [])]

@@ -12,15 +12,15 @@ from collections.abc import Mapping, Sequence
 from configs.load import ConfigError
 from configs.paths import keys_file
 from controller.autoscaler.autoscaler import Brain, Decided
-from controller.balancer_client import Balancer
+from controller.balancer_client import BalancerHttpClient
 from controller.launchers.local import BALANCER, LocalLauncher
-from controller.runtime.balancer_supervisor import Keeper, how
-from controller.runtime.console import Screen
-from controller.runtime.control_plane import Clerk
-from controller.runtime.executor import Hands
-from controller.runtime.inventory import Refused
-from controller.runtime.log_throttle import Obstacles
-from controller.runtime.observe import Hearing, observe
+from controller.runtime.balancer_supervisor import BalancerSupervisor, describe_exit
+from controller.runtime.console import ServerConsole
+from controller.runtime.control_plane import ControlPlaneAgent
+from controller.runtime.executor import Executor
+from controller.runtime.inventory import SetupError
+from controller.runtime.log_throttle import LogThrottle
+from controller.runtime.observe import WorkerTracker, observe
 from controller.types import Child, Exit, Observation
 from wire.snapshot import Snapshot
 
@@ -33,16 +33,16 @@ _MEND_EVERY_S = 1.0
 _WORKERS_GONE_BY_S = 8.0
 
 
-class Controller:
+class ControlLoop:
     """Owns every process of this instance."""
 
     def __init__(
         self,
         launcher: LocalLauncher,
-        balancer: Balancer,
+        balancer: BalancerHttpClient,
         brain: Brain,
-        clerk: Clerk,
-        screen: Screen,
+        clerk: ControlPlaneAgent,
+        screen: ServerConsole,
         names: Mapping[str, str],
     ) -> None:
         """`names` are those of devices, for people."""
@@ -52,18 +52,18 @@ class Controller:
         self._clerk = clerk
         self._screen = screen
         self._names = names
-        self._hands = Hands(launcher, brain)
-        self._keeper = Keeper(launcher, clerk.settings.server.shutdown_s)
-        self._hearing = Hearing()
+        self._hands = Executor(launcher, brain)
+        self._keeper = BalancerSupervisor(launcher, clerk.settings.server.shutdown_s)
+        self._hearing = WorkerTracker()
         self._children: Sequence[Child] = ()
         self._reload = False
         self._announced = False
         #: What has been logged of each model, so that it is not said again at every look.
         self._told: dict[str, tuple[int, int]] = {}
-        self._obstacles = Obstacles()
+        self._obstacles = LogThrottle()
 
     async def run(self) -> None:
-        """Serve until cancelled. Raises `BalancerRefused`."""
+        """Serve until cancelled. Raises `BalancerStartupError`."""
         mend_at = 0.0
         while True:
             now = time.monotonic()
@@ -82,7 +82,7 @@ class Controller:
     def _read_again(self) -> None:
         try:
             self._clerk.reload()
-        except (ConfigError, Refused, OSError) as error:
+        except (ConfigError, SetupError, OSError) as error:
             log.error("the configuration is refused, and nothing has changed:\n%s", error)
 
     # ---- look
@@ -106,15 +106,17 @@ class Controller:
         self._hearing.forget(ended.child.id)
         crashed = self._brain.died(ended)
         if not crashed:
-            log.info("worker %s is gone (%s)", ended.child.id, how(ended))
+            log.info("worker %s is gone (%s)", ended.child.id, describe_exit(ended))
             return
         if ended.child.spare:
-            log.error("spare %s died (%s); the end of its log:\n%s", ended.child.id, how(ended), ended.tail)
+            log.error("spare %s died (%s); the end of its log:\n%s", ended.child.id, describe_exit(ended), ended.tail)
             return
         crashes = self._brain.models[ended.child.model].crashes
         when = f"crash {crashes.count} in a row" if crashes.count else "after healthy service"
         tail = f"; the end of its log:\n{ended.tail}" if ended.status not in (None, -9, -15) else ""
-        log.error("worker %s on %s died (%s), %s%s", ended.child.id, ended.child.device, how(ended), when, tail)
+        log.error(
+            "worker %s on %s died (%s), %s%s", ended.child.id, ended.child.device, describe_exit(ended), when, tail
+        )
 
     # ---- decide, plan, act
 

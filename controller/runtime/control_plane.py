@@ -18,13 +18,13 @@ from configs.paths import run_dir
 from configs.settings import Settings
 from controller.autoscaler.autoscaler import Brain, Decided, Model
 from controller.autoscaler.overrides import Standing, Wrong, held, in_force, obey, renew
-from controller.balancer_client import Balancer
+from controller.balancer_client import BalancerHttpClient
 from controller.config_diff import Change, change, generation
 from controller.launchers.local import LocalLauncher
 from controller.planning.plan import Plan
 from controller.planning.rolling_update import Rule
-from controller.runtime.inventory import Refused
-from controller.runtime.report import Chronicle, View, clip, report
+from controller.runtime.inventory import SetupError
+from controller.runtime.report import DecisionLog, ReportInput, clip, report
 from controller.types import Limits, Observation
 from wire.scaling import Command, CommandResult, PendingCommand, Reload
 
@@ -48,30 +48,30 @@ class _Saved(msgspec.Struct, frozen=True):
     at: float
 
 
-class Clerk:
+class ControlPlaneAgent:
     """Keeps what people have ordered, and does what of it can be done at once."""
 
     def __init__(
         self,
         settings: Settings,
         brain: Brain,
-        balancer: Balancer,
+        balancer: BalancerHttpClient,
         launcher: LocalLauncher,
         read: Callable[[], Settings],
-        models_of: Callable[[Settings], Mapping[str, Model]],
+        build_models: Callable[[Settings], Mapping[str, Model]],
     ) -> None:
-        """`read` reads the configuration again and raises `ConfigError`; `models_of` raises `Refused`."""
+        """`read` reads the configuration again and raises `ConfigError`; `build_models` raises `SetupError`."""
         self.settings = settings
         self._brain = brain
         self._balancer = balancer
         self._launcher = launcher
         self._read = read
-        self._models_of = models_of
+        self._models_of = build_models
         self._folder = run_dir(settings.data_dir)
         self._began = time.monotonic()
         self._saved_at = self._began
         self._standing = Standing()
-        self._chronicle = Chronicle()
+        self._chronicle = DecisionLog()
         #: The newest decision that the balancer has, and what has become of its orders.
         self._decisions_to = 0
         self._obeyed: dict[str, CommandResult] = {}
@@ -101,7 +101,7 @@ class Clerk:
     async def exchange(self, seen: Mapping[str, Observation], plan: Plan, names: Mapping[str, str]) -> bool:
         """Report, and do what is ordered; whether anything was."""
         now, wall = time.monotonic(), time.time()
-        view = View(self._brain, seen, plan, self._standing, names, now, wall, self._began)
+        view = ReportInput(self._brain, seen, plan, self._standing, names, now, wall, self._began)
         content = report(view, self._chronicle, self._decisions_to, list(self._obeyed.values()))
         answer = await self._balancer.exchange(content)
         if answer is None:
@@ -133,7 +133,7 @@ class Clerk:
             self._standing = obey(self._standing, order, self._limits(), time.time())
         except Wrong as wrong:
             return CommandResult(numbered.id, str(wrong), wrong.param)
-        except (ConfigError, Refused) as error:
+        except (ConfigError, SetupError) as error:
             return CommandResult(numbered.id, clip(f"the configuration is refused, and nothing has changed:\n{error}"))
         except OSError as error:
             return CommandResult(
@@ -146,7 +146,7 @@ class Clerk:
     def reload(self, models: Sequence[str] = ()) -> Change:
         """Read the configuration again, and have the workers of these models replaced, changed or not.
 
-        Raises `ConfigError`, `Refused`, `Wrong` and `OSError`; then nothing has changed.
+        Raises `ConfigError`, `SetupError`, `Wrong` and `OSError`; then nothing has changed.
         """
         changed = change(self.settings, self._read())
         fresh = self._models_of(changed.settings)
@@ -186,7 +186,7 @@ class Clerk:
         with contextlib.suppress(OSError, msgspec.MsgspecError):
             saved = msgspec.json.decode((self._folder / "orders.json").read_bytes(), type=_Saved)
             self._standing = in_force(saved.standing, self._limits(), time.time())
-            self._chronicle = Chronicle(saved.last_decision)
+            self._chronicle = DecisionLog(saved.last_decision)
             age_s = max(time.time() - saved.at, 0.0)
             self._brain.recall((self._folder / "brain.json").read_bytes(), time.monotonic(), age_s)
         if self._standing.paused_since is not None:

@@ -13,7 +13,7 @@ import msgspec
 
 from configs.paths import cache_dir
 from controller.planning.device_pool import Pool
-from controller.runtime.gpus import Gpu, GpuWatch
+from controller.runtime.gpus import Gpu, GpuMonitor
 
 log = logging.getLogger("controller")
 
@@ -21,7 +21,7 @@ _EVERY_S = 1.0
 _ASK_DRIVER_EVERY = 5
 
 
-def measured(data_dir: Path) -> dict[str, int]:
+def load_measured_memory(data_dir: Path) -> dict[str, int]:
     """Bytes that workers were seen to need, by what they load; nothing where that cannot be read."""
     with contextlib.suppress(OSError, msgspec.MsgspecError):
         return msgspec.json.decode(_file(data_dir).read_bytes(), type=dict[str, int])
@@ -29,9 +29,9 @@ def measured(data_dir: Path) -> dict[str, int]:
 
 
 @contextlib.asynccontextmanager
-async def watching(pool: Pool, gpus: Sequence[Gpu], data_dir: Path) -> AsyncIterator[None]:
+async def monitor_devices(pool: Pool, gpus: Sequence[Gpu], data_dir: Path) -> AsyncIterator[None]:
     """Watch while the block runs."""
-    driver = GpuWatch(gpus) if gpus else None
+    driver = GpuMonitor(gpus) if gpus else None
     if driver is not None:
         # Before any worker starts: what is used now is used by others.
         await asyncio.to_thread(driver.open)
@@ -46,7 +46,7 @@ async def watching(pool: Pool, gpus: Sequence[Gpu], data_dir: Path) -> AsyncIter
             driver.close()
 
 
-async def _watch(pool: Pool, driver: GpuWatch | None, data_dir: Path) -> None:
+async def _watch(pool: Pool, driver: GpuMonitor | None, data_dir: Path) -> None:
     faults: dict[str, str] = {}
     saved = dict(pool.measured)
     for turn in itertools.count(1):

@@ -13,7 +13,7 @@ from controller.types import Action, Activate, Drain, Kill, Start, StartSpare
 log = logging.getLogger("controller")
 
 
-class Hands:
+class Executor:
     """Carries out actions, and says why."""
 
     def __init__(self, launcher: Launcher, brain: Brain) -> None:

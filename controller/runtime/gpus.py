@@ -57,7 +57,7 @@ def list_gpus() -> list[Gpu]:
             except pynvml.NVMLError as error:
                 log.warning("GPU %d does not answer (%s) and is not used", index, error)
                 continue
-            if visible(index, uuid, os.environ.get("CUDA_VISIBLE_DEVICES")):
+            if is_visible(index, uuid, os.environ.get("CUDA_VISIBLE_DEVICES")):
                 gpus.append(Gpu(index, name, _memory(handle)))
         return gpus
     finally:
@@ -71,7 +71,7 @@ def _memory(handle: Any) -> int | None:
         return None
 
 
-class GpuWatch:
+class GpuMonitor:
     """Looks at the GPUs again and again: what is used of them, and what is wrong with them.
 
     A call may take long where a GPU hangs: make it in a thread, one at a time.
@@ -152,7 +152,7 @@ def _recovery(handle: Any) -> str:
 _RECOVERY = {1: "a reset of the GPU", 2: "a restart of the machine", 4: "a reset of the GPU once it is idle"}
 
 
-def visible(index: int, uuid: str, allowed: str | None) -> bool:
+def is_visible(index: int, uuid: str, allowed: str | None) -> bool:
     """Whether `CUDA_VISIBLE_DEVICES` (None: not set) names the GPU by its number or the beginning of its UUID."""
     if allowed is None:
         return True

@@ -20,7 +20,7 @@ from controller.types import Decision, Device, Limits
 _SIM_WORKERS = 4
 
 
-class Refused(Exception):
+class SetupError(Exception):
     """Cannot start as asked; the text says what to change."""
 
 
@@ -38,21 +38,21 @@ class Machine:
         return [*self.gpus, *self.simulated]
 
 
-def machine_of(settings: Settings, gpus: Sequence[Device], cores: int) -> Machine:
+def build_machine(settings: Settings, gpus: Sequence[Device], cores: int) -> Machine:
     """The machine with the GPUs that were found, and the simulated ones of the configuration."""
     sizes = [group.memory for group in settings.devices.simulated for _ in range(group.count)]
     slots = cores if settings.devices.cpu_slots == "auto" else settings.devices.cpu_slots
     return Machine(gpus, slots, [Device(f"sim:{number}", size) for number, size in enumerate(sizes)])
 
 
-def pool_of(settings: Settings, machine: Machine, measured: Mapping[str, int]) -> Pool:
+def build_pool(settings: Settings, machine: Machine, load_measured_memory: Mapping[str, int]) -> Pool:
     """The devices that workers compete for. `measured`: what they were seen to need, by `Model.weights`."""
     devices = settings.devices
-    return Pool(machine.devices, margin=devices.memory_margin, share=devices.share, measured=measured)
+    return Pool(machine.devices, margin=devices.memory_margin, share=devices.share, measured=load_measured_memory)
 
 
-def models_of(settings: Settings, machine: Machine) -> dict[str, Model]:
-    """Every model with its bounds and the devices that its workers may have. Raises `Refused`."""
+def build_models(settings: Settings, machine: Machine) -> dict[str, Model]:
+    """Every model with its bounds and the devices that its workers may have. Raises `SetupError`."""
     real = [name for name, model in settings.models.items() if model.engine != "sim"]
     least = sum(settings.scaling(name).min_workers for name in real)
     unbounded = _no_end_of_devices(settings, machine)
@@ -85,7 +85,7 @@ def _policy(model: str, scaling: Scaling) -> Policy:
     try:
         return find(scaling.policy)
     except CannotImport as error:
-        raise Refused(f"models.{model}.scaling.policy: {error}") from None
+        raise SetupError(f"models.{model}.scaling.policy: {error}") from None
 
 
 def device_slots(gpus: Sequence[str], cores: int, least: int) -> list[str]:
@@ -128,7 +128,7 @@ def _weights(name: str, model: ModelSettings) -> str:
     return " ".join(str(part) for part in parts if part is not None)
 
 
-def too_large(models: Mapping[str, Model], machine: Machine) -> list[str]:
+def oversized_models(models: Mapping[str, Model], machine: Machine) -> list[str]:
     """What to change about models that no device can hold, one sentence for each."""
     found = []
     for name, model in models.items():
@@ -144,7 +144,7 @@ def too_large(models: Mapping[str, Model], machine: Machine) -> list[str]:
     return found
 
 
-def left_over(models: Mapping[str, Model], machine: Machine, *, share: bool) -> list[str]:
+def unplaced_models(models: Mapping[str, Model], machine: Machine, *, share: bool) -> list[str]:
     """Models whose `min_workers` do not all find a place, as far as it is known what they need."""
     rooms = Rooms({device.name: device for device in machine.devices}, tight=True)
     found = []

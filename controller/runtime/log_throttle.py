@@ -6,11 +6,11 @@ import re
 from collections.abc import Mapping
 
 #: The same is said of a model once in so long, however often it goes and comes back.
-AGAIN_S = 300.0
+REPEAT_AFTER_S = 300.0
 _NUMBER = re.compile(r"\d+(\.\d+)?")
 
 
-class Obstacles:
+class LogThrottle:
     """What has been said of each model's obstacles. Two are of one kind where only their numbers differ."""
 
     def __init__(self) -> None:
@@ -20,11 +20,11 @@ class Obstacles:
         self._said: dict[tuple[str, str], float] = {}
 
     def __repr__(self) -> str:
-        return f"<Obstacles of {', '.join(self._standing) or 'no model'}, {len(self._said)} said of late>"
+        return f"<LogThrottle of {', '.join(self._standing) or 'no model'}, {len(self._said)} said of late>"
 
     def news(self, present: Mapping[str, str], now: float) -> dict[str, str]:
         """Of the obstacles that are there now, by model, those to be said: of another kind than was said last."""
-        self._said = {each: at for each, at in self._said.items() if now - at < AGAIN_S}
+        self._said = {each: at for each, at in self._said.items() if now - at < REPEAT_AFTER_S}
         self._standing = {model: kind for model, kind in self._standing.items() if model in present}
         fresh = {}
         for model, text in present.items():

@@ -9,7 +9,7 @@ from controller.types import Child, Observation, Queue, Replica, Stage
 from wire.snapshot import ModelStats, Snapshot, WorkerStats
 
 
-class Hearing:
+class WorkerTracker:
     """When the balancer last heard each worker, by the controller's clock."""
 
     def __init__(self) -> None:
@@ -41,7 +41,7 @@ class Hearing:
 
 
 def observe(
-    model: str, children: Sequence[Child], snapshot: Snapshot | None, hearing: Hearing, now: float
+    model: str, children: Sequence[Child], snapshot: Snapshot | None, hearing: WorkerTracker, now: float
 ) -> Observation:
     """One model's processes with what the balancer says of them."""
     known = {stats.worker: stats for stats in snapshot.workers} if snapshot else {}
@@ -87,7 +87,7 @@ def _queue(told: ModelStats, uptime_s: float) -> Queue:
     )
 
 
-def _stage(child: Child, stats: WorkerStats | None, hearing: Hearing) -> Stage:
+def _stage(child: Child, stats: WorkerStats | None, hearing: WorkerTracker) -> Stage:
     # A worker that somebody else told to go is no more capacity than one that we did.
     if child.drained_at is not None or (stats is not None and stats.state == "draining"):
         return Stage.DRAINING

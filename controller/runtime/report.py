@@ -32,7 +32,7 @@ from wire.scaling import (
 _LONGEST_TEXT, _LONGEST_NAME, _MOST_INPUTS = 4000, 100, 50
 
 
-class Chronicle:
+class DecisionLog:
     """The last decisions, numbered on and on."""
 
     def __init__(self, last: int = 0) -> None:
@@ -70,7 +70,7 @@ class Chronicle:
 
 
 @dataclass(frozen=True, slots=True)
-class View:
+class ReportInput:
     """All that a report is made of. `now` is on the brain's clock, `wall` the same moment in Unix seconds."""
 
     brain: Brain
@@ -84,7 +84,9 @@ class View:
     began: float
 
 
-def report(view: View, chronicle: Chronicle, decisions_to: int, obeyed: Sequence[CommandResult]) -> ControllerReport:
+def report(
+    view: ReportInput, chronicle: DecisionLog, decisions_to: int, obeyed: Sequence[CommandResult]
+) -> ControllerReport:
     """How everything stands, with the decisions that the balancer lacks."""
     models = view.brain.models
     return ControllerReport(
@@ -107,7 +109,7 @@ def report(view: View, chronicle: Chronicle, decisions_to: int, obeyed: Sequence
     )
 
 
-def _model(view: View, name: str, model: Model, chronicle: Chronicle) -> ModelRecord:
+def _model(view: ReportInput, name: str, model: Model, chronicle: DecisionLog) -> ModelRecord:
     seen, latest, hold = view.seen[name], chronicle.latest(name), view.standing.holds.get(name)
     old = outdated(seen.replicas, model.rule, view.now)
     return ModelRecord(
@@ -131,7 +133,7 @@ def _model(view: View, name: str, model: Model, chronicle: Chronicle) -> ModelRe
     )
 
 
-def _replica(view: View, model: Model, replica: Replica) -> ReplicaRecord:
+def _replica(view: ReportInput, model: Model, replica: Replica) -> ReplicaRecord:
     child = replica.child
     stage = "spare" if child.spare else "stuck" if replica.stuck else replica.stage.value
     return ReplicaRecord(
@@ -147,7 +149,7 @@ def _replica(view: View, model: Model, replica: Replica) -> ReplicaRecord:
     )
 
 
-def _devices(view: View) -> list[DeviceRecord]:
+def _devices(view: ReportInput) -> list[DeviceRecord]:
     """Every device that a worker may have, or has."""
     replicas = [replica for seen in view.seen.values() for replica in seen.replicas]
     known: dict[str, Device] = view.brain.pool.look(replicas, view.now)

@@ -28,7 +28,7 @@ class Terminal:
         return (self._controlling and not _has_controlling()) or not all(map(_is_terminal, self._files))
 
 
-def hear(terminal: Terminal, stop: Callable[[], None], reload: Callable[[], None]) -> None:
+def install_signal_handlers(terminal: Terminal, stop: Callable[[], None], reload: Callable[[], None]) -> None:
     """Have the running event loop call `stop` at each signal to stop, and `reload` at SIGHUP.
 
     The SIGHUP of a terminal that is closed is a signal to stop; where it came ignored, as under nohup, it stays so.

@@ -15,7 +15,7 @@ from pydantic import ValidationError
 
 from configs.cli import HelpFormatter
 from configs.load import ConfigError, load
-from configs.scaling import READ_BY, Scaling
+from configs.scaling import POLICY_FIELDS, Scaling
 from configs.settings import Settings
 from controller.simulator.model_sim import Service, slow_downs
 from controller.simulator.scenarios import PRESETS, VARIANTS, Preset, Scenario, Traffic, from_preset, scaled
@@ -230,8 +230,8 @@ def changed(scaling: Scaling, tree: Mapping[str, Any]) -> Scaling:
     """The scaling with these fields over it; those that its policy then does not read are dropped."""
     merged = _over(scaling.model_dump(exclude_unset=True), tree)
     policy = merged.get("policy", Scaling.model_fields["policy"].default)
-    if policy in READ_BY:
-        strange = frozenset().union(*READ_BY.values()) - READ_BY[policy] - set(tree)
+    if policy in POLICY_FIELDS:
+        strange = frozenset().union(*POLICY_FIELDS.values()) - POLICY_FIELDS[policy] - set(tree)
         merged = {key: value for key, value in merged.items() if key not in strange}
     return Scaling.model_validate(merged)
 

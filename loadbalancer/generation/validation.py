@@ -12,7 +12,7 @@ from typing import NoReturn, TypeVar
 
 import msgspec
 
-from configs.samplers import canonical, names
+from configs.samplers import canonical_sampler, sampler_names
 from configs.settings import Limits, Model, Settings
 from loadbalancer.generation.source_images import Size, Sources
 from loadbalancer.schema.errors import InvalidRequest, ModelNotFound
@@ -234,9 +234,9 @@ def _size(asked: str | None, default: str, limits: Limits) -> tuple[int, int]:
 
 
 def _scheduler(asked: str | None, default: str) -> str:
-    known = default if asked is None else canonical(asked)
+    known = default if asked is None else canonical_sampler(asked)
     if known is None:
-        _refuse("scheduler", asked, f"Supported: {', '.join(names())}")
+        _refuse("scheduler", asked, f"Supported: {', '.join(sampler_names())}")
     return known
 
 

@@ -13,10 +13,10 @@ def test_the_driver_tells_what_is_used_and_by_whom() -> None:
     torch = pytest.importorskip("torch")
     if not torch.cuda.is_available():
         pytest.skip("no CUDA device")
-    from controller.runtime.gpus import GpuWatch, list_gpus
+    from controller.runtime.gpus import GpuMonitor, list_gpus
 
     gpus = list_gpus()
-    watch = GpuWatch(gpus)
+    watch = GpuMonitor(gpus)
     watch.open()
     try:
         before = watch.read()

@@ -19,7 +19,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from configs.samplers import MODEL_DEFAULT, SAMPLERS, names
+from configs.samplers import MODEL_DEFAULT, SAMPLERS, sampler_names
 from tests.support.images import data_url, file, half
 from tests.support.images import picture as some_picture
 from tests.support.servers import PATIENCE_S, Server, running, stop, wait_until
@@ -31,7 +31,7 @@ DIGITS = {
     "limits": {"min_side": 32},
     "warm_up": {"measure_s": 2},
 }
-FITTING = [name for name in names("noise") if name != MODEL_DEFAULT]
+FITTING = [name for name in sampler_names("noise") if name != MODEL_DEFAULT]
 #: Levels of 255. Batched and alone differ by about 1e-5 before rounding: by one level where that tips a rounding.
 TOLERANCE = 1
 

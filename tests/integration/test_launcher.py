@@ -24,7 +24,7 @@ from configs.settings import Settings
 from controller.launchers import Poll
 from controller.launchers.local import LocalLauncher
 from controller.launchers.processes import Processes, Record
-from controller.runtime.balancer_supervisor import BalancerRefused, Keeper
+from controller.runtime.balancer_supervisor import BalancerStartupError, BalancerSupervisor
 from controller.types import Child, Exit
 from tests.support.servers import wait_until
 
@@ -337,7 +337,7 @@ def refuses(folder: Path) -> str:
     return str(program)
 
 
-def look(keeper: Keeper, launcher: LocalLauncher) -> bool:
+def look(keeper: BalancerSupervisor, launcher: LocalLauncher) -> bool:
     """As the controller does it; whether the balancer was found to have ended."""
     children, exits = launcher.poll()
     for ended in exits:
@@ -349,8 +349,8 @@ def look(keeper: Keeper, launcher: LocalLauncher) -> bool:
 def test_a_balancer_that_cannot_start_is_the_users_mistake(tmp_path: Path) -> None:
     launcher = LocalLauncher(settings(tmp_path), refuses(tmp_path))
     launcher.prepare()
-    keeper = Keeper(launcher, 5.0)
-    with pytest.raises(BalancerRefused, match="the port is taken"):
+    keeper = BalancerSupervisor(launcher, 5.0)
+    with pytest.raises(BalancerStartupError, match="the port is taken"):
         wait_until(lambda: look(keeper, launcher), "its end")
 
 
@@ -366,7 +366,7 @@ def test_one_that_cannot_start_in_place_of_an_adopted_one_is_tried_again(
         wait_until(lambda: log.exists() and log.read_text().endswith("\n"), "it is up")
         launcher = LocalLauncher(settings(tmp_path), refuses(tmp_path))
         assert [child.id for child in launcher.prepare()[0]] == ["loadbalancer"]
-        keeper = Keeper(launcher, 5.0)
+        keeper = BalancerSupervisor(launcher, 5.0)
         if seen:
             look(keeper, launcher)
         first.kill("loadbalancer")

@@ -17,7 +17,7 @@ import psutil
 import pytest
 import yaml
 
-from configs.paths import children_dir, controller_pid_file, spare_files
+from configs.paths import children_dir, controller_pid_file, standby_files
 from controller.launchers.processes import Processes
 from controller.types import Child, Exit
 from tests.support.instance import Instance
@@ -51,7 +51,7 @@ class Rig:
         return self.launchers[-1]
 
     def spawn(self, name: str = "s", program: str = WAITS) -> None:
-        command = [sys.executable, "-c", program, name, str(spare_files(self.folder / "records", name).ready)]
+        command = [sys.executable, "-c", program, name, str(standby_files(self.folder / "records", name).ready)]
         self.now.spawn(name, "m", "cuda", command, {}, spare=True)
 
     def child(self, name: str = "s") -> Child | None:
@@ -107,7 +107,7 @@ def test_one_that_still_loads_is_told_without_a_signal_that_it_may_not_know(rig:
     child = rig.child()
     assert child is not None, "SIGUSR2 ends a program that does not expect it"
     assert (child.spare, child.device) == (False, "cuda:0")
-    assert spare_files(rig.folder / "records", "s").order.read_text() == "cuda:0"
+    assert standby_files(rig.folder / "records", "s").device.read_text() == "cuda:0"
 
 
 VERBS: dict[str, Callable[[Rig], object]] = {
@@ -164,7 +164,7 @@ class Waiting:
         config = folder / "muster.yaml"
         config.write_text(yaml.safe_dump({"models": {"m": sim()}, "workers": {"heartbeat_s": 0.2} | life}))
         options = ["--config", str(config), "--data-dir", str(folder), "--id", "s", "--device", "sim", "--standby"]
-        self.files = spare_files(children_dir(folder), "s")
+        self.files = standby_files(children_dir(folder), "s")
         self.process = subprocess.Popen([sys.executable, "-m", "worker", *options], cwd=ROOT)
 
     def ready(self) -> None:

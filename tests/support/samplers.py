@@ -10,7 +10,7 @@ import diffusers
 import pytest
 import torch
 
-from configs.samplers import Process, names
+from configs.samplers import Process, sampler_names
 from worker.engines.diffusion.sampling.batched_step import advance
 from worker.engines.diffusion.sampling.plan import get_plan
 from worker.engines.diffusion.sampling.sampler import RecurrenceSampler, Sampler
@@ -48,7 +48,7 @@ CHECKPOINTS: list[tuple[Process, dict[str, Any]]] = [
 EVERY = [
     pytest.param(name, shipped(process, **config), id="-".join([name, process, *map(str, config.values())]))
     for process, config in CHECKPOINTS
-    for name in names(process)
+    for name in sampler_names(process)
     if not config or not name.endswith(("_karras", "_exponential", "_beta"))
 ]
 

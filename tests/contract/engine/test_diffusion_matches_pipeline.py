@@ -20,7 +20,7 @@ import pytest
 import torch
 from PIL import Image
 
-from configs.samplers import SAMPLERS, names
+from configs.samplers import SAMPLERS, sampler_names
 from tests.support.tiny_diffusion import CHECKPOINTS, admitted, engine_of, finish, request, run, wanted
 from wire.messages import DrawMode, ImageInputs
 from worker.engines.diffusion.engine import DiffusionEngine
@@ -37,7 +37,7 @@ ALONE = 5e-6
 #: Largest difference of pictures with values in [0, 1].
 PICTURE = 6e-5
 #: A name for each class of solver, in its plainest form.
-SOLVERS = list({SAMPLERS[name].cls: name for name in reversed(names("noise")) if name in SAMPLERS}.values())
+SOLVERS = list({SAMPLERS[name].cls: name for name in reversed(sampler_names("noise")) if name in SAMPLERS}.values())
 #: What each mode's pipeline has in its name before the last word.
 _INFIX: dict[DrawMode, str] = {"text": "", "image": "Img2Img", "inpaint": "Inpaint"}
 
@@ -201,11 +201,11 @@ def schedulers_of(name: str) -> list[str]:
     """Those that the pipelines of this checkpoint can be run with."""
     if name.startswith("sd3"):
         # They draw the noise of later steps from no generator, so that it is another one each time.
-        return [one for one in names("flow") if not any(word in one for word in ("lcm", "ancestral", "sde"))]
+        return [one for one in sampler_names("flow") if not any(word in one for word in ("lcm", "ancestral", "sde"))]
     if name.startswith("flux"):
         # They tell their scheduler the steps in a way that few others know.
-        return [one for one in names("flow") if one.startswith("flow_match_euler") and "ancestral" not in one]
-    return names("noise") if name == "sd" else SOLVERS
+        return [one for one in sampler_names("flow") if one.startswith("flow_match_euler") and "ancestral" not in one]
+    return sampler_names("noise") if name == "sd" else SOLVERS
 
 
 @pytest.mark.parametrize("name", ["sd", "sd-velocity", "sdxl", "sd3", "flux-dev"])

@@ -12,7 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
-from configs.samplers import names
+from configs.samplers import sampler_names
 from tests.support.tiny_pipelines import KINDS, SIZE, admitted, engine_of, finish, model_of, pixels, request, sources_of
 from wire.messages import DrawMode, ImageInputs
 from worker.engines.diffusion.generic.engine import GenericEngine
@@ -139,7 +139,7 @@ def test_a_reproducible_row_is_the_pipelines_to_the_bit_in_any_company(pairs: Pa
 
 def test_every_scheduler_in_one_batch(pairs: Pairs) -> None:
     pair = pairs("control")
-    takes = names("noise")
+    takes = sampler_names("noise")
     asked = [
         (n % 3, request(pair.mode, scheduler=name, seed=n, steps=4 + n % 3, guidance_scale=(1.0, 3.0)[n % 2]))
         for n, name in enumerate(takes)

@@ -14,7 +14,7 @@ import openai
 import pytest
 
 from configs.paths import internal_token, keys_file
-from controller.balancer_client import Balancer, url_of
+from controller.balancer_client import BalancerHttpClient, url_of
 from loadbalancer.access import keys_cli
 from tests.support.certificates import needs_openssl, self_signed
 from tests.support.servers import PATIENCE_S, Process, Server, free_port, launch, running, sim, wait_until
@@ -237,13 +237,13 @@ async def test_https_with_a_certificate_of_ones_own_and_the_controller_follows(t
             httpx.get(f"http://127.0.0.1:{port}/healthz", timeout=PATIENCE_S)
         token = internal_token(tmp_path)
         url = url_of("127.0.0.1", port, tls=True)
-        right = Balancer(url, token, mine.cert)
+        right = BalancerHttpClient(url, token, mine.cert)
         assert url == f"https://127.0.0.1:{port}"
         snapshot = await right.snapshot()
         assert snapshot is not None
         assert [model.model for model in snapshot.models] == ["m"]
-        assert await Balancer(url, token, other.cert).snapshot() is None, "it is another's certificate"
-        assert await Balancer(url_of("127.0.0.1", port, tls=False), token).snapshot() is None
+        assert await BalancerHttpClient(url, token, other.cert).snapshot() is None, "it is another's certificate"
+        assert await BalancerHttpClient(url_of("127.0.0.1", port, tls=False), token).snapshot() is None
     finally:
         child.kill()
         child.wait(PATIENCE_S)

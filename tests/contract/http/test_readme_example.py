@@ -9,7 +9,7 @@ import subprocess
 from pathlib import Path
 
 from configs.load import CLIENT_KEY
-from controller.runtime.console import example
+from controller.runtime.console import curl_example
 from tests.contract.http.test_access import healthy, make_key
 from tests.support.certificates import needs_openssl, self_signed
 from tests.support.servers import PATIENCE_S, free_port, launch, wait_until
@@ -27,7 +27,7 @@ def test_the_example_reaches_a_server_with_a_certificate_and_keys(tmp_path: Path
         )
 
         def code(model: str, key: str) -> str:
-            line = example(f"https://127.0.0.1:{port}", model, certificate=mine.cert, keyed=True)
+            line = curl_example(f"https://127.0.0.1:{port}", model, certificate=mine.cert, keyed=True)
             own = os.environ | {CLIENT_KEY: key}
             done = subprocess.run(line, shell=True, capture_output=True, timeout=PATIENCE_S, check=True, env=own)
             return str(json.loads(done.stdout)["error"]["code"])

@@ -165,7 +165,7 @@ def test_the_default_file_documents_only_what_exists() -> None:
     ],
 )
 def test_scheduler_names(said: str, known: str | None) -> None:
-    assert samplers.canonical(said) == known
+    assert samplers.canonical_sampler(said) == known
 
 
 def test_private_places_are_private_and_found_again(tmp_path: Path) -> None:

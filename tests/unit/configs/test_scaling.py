@@ -10,7 +10,7 @@ import yaml
 
 from configs.cli import to_yaml
 from configs.load import ConfigError, load
-from configs.scaling import READ_BY, Scaling
+from configs.scaling import POLICY_FIELDS, Scaling
 
 
 def write(tmp_path: Path, scaling: dict[str, Any] | str) -> Path:
@@ -94,7 +94,7 @@ def test_what_cannot_be_meant_is_refused_with_what_to_change(tmp_path: Path, sca
         assert part in str(refused.value)
 
 
-@pytest.mark.parametrize("policy", [*READ_BY, "my_package.scaling:scale"])
+@pytest.mark.parametrize("policy", [*POLICY_FIELDS, "my_package.scaling:scale"])
 def test_what_is_printed_loads_to_the_same_settings_under_every_policy(tmp_path: Path, policy: str) -> None:
     given = {"policy": policy, "schedule": [{"cron": "0 8 * * 1-5", "workers": 2, "timezone": "Europe/Berlin"}]}
     settings = load(write(tmp_path, given))

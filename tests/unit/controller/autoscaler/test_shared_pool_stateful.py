@@ -13,7 +13,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 from configs.scaling import Scaling
 from controller.autoscaler.autoscaler import Brain, Model
 from controller.planning.device_pool import Pool, Reading
-from controller.runtime.inventory import Machine, left_over
+from controller.runtime.inventory import Machine, unplaced_models
 from controller.types import (
     Child,
     Decision,
@@ -174,7 +174,7 @@ class Machinery(RuleBasedStateMachine):
         lacking = [name for name in NAMES if len(self.of(name)) < models[name].limits.min_workers]
         faults = {device.name for device in self.brain.pool.current.values() if device.fault}
         if not self.faulty and self.all_declared and not faults:
-            assert not lacking or left_over(models, self.machine, share=self.share)
+            assert not lacking or unplaced_models(models, self.machine, share=self.share)
         for name in lacking:
             for device in self.machine.gpus:
                 room = (device.memory or 0) - self.taken(device)

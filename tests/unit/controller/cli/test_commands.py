@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from controller.cli.client import Failed, add_options, find
-from controller.cli.tables import Standing, ago, render, telling
+from controller.cli.client import CommandFailed, add_server_options, find_server
+from controller.cli.tables import ServerStatus, format_duration, notable_decisions, render
 from wire.messages import Counters
 from wire.scaling import ControllerReport, DecisionRecord, DeviceRecord, ModelRecord, OverrideRecord, ReplicaRecord
 from wire.snapshot import ModelStats, Snapshot, WorkerStats
@@ -25,7 +25,7 @@ def decision(number: int, model: str = "m", desired: int = 1, *, valid: bool = T
     [(0, "0 s"), (0.4, "0 s"), (59, "59 s"), (60, "1 min"), (3725, "1 h 2 min"), (90_000, "1 d 1 h"), (86400, "1 d")],
 )
 def test_lengths_of_time(seconds: float, text: str) -> None:
-    assert ago(seconds) == text
+    assert format_duration(seconds) == text
 
 
 def test_decisions_that_only_confirm_are_told_once_per_model() -> None:
@@ -38,11 +38,11 @@ def test_decisions_that_only_confirm_are_told_once_per_model() -> None:
         decision(4, desired=0),
         decision(3, valid=False),
     ]
-    assert [one.number for one in telling(given, 10)] == [9, 8, 6, 4]
-    assert [one.number for one in telling(given, 2)] == [9, 8]
+    assert [one.number for one in notable_decisions(given, 10)] == [9, 8, 6, 4]
+    assert [one.number for one in notable_decisions(given, 2)] == [9, 8]
 
 
-def shown(standing: Standing) -> str:
+def shown(standing: ServerStatus) -> str:
     told = io.StringIO()
     Console(width=200, file=told).print(render(standing))
     return told.getvalue()
@@ -63,7 +63,7 @@ def test_everything_is_shown() -> None:
     )
     devices = (DeviceRecord("cuda:0", "H100", ("m-1",), 80 << 30), DeviceRecord("cuda:1", "", (), None, "ECC errors"))
     report = ControllerReport(1000.0, 60.0, (model,), replicas, devices, 880.0, 0, (), 9)
-    text = shown(Standing("http://here:1", SNAPSHOT, report, [decision(1, desired=2)]))
+    text = shown(ServerStatus("http://here:1", SNAPSHOT, report, [decision(1, desired=2)]))
     for piece in (
         "Muster at http://here:1, up 1 h 2 min",
         "scaling is paused for 2 min: `resume` ends it",
@@ -87,7 +87,7 @@ def test_everything_is_shown() -> None:
 
 
 def test_without_a_controller_the_balancers_side_is_shown() -> None:
-    text = shown(Standing("http://here:1", SNAPSHOT, None, []))
+    text = shown(ServerStatus("http://here:1", SNAPSHOT, None, []))
     assert "no controller reports" in text
     assert "far-1" in text
     assert "Last decisions" not in text
@@ -95,7 +95,7 @@ def test_without_a_controller_the_balancers_side_is_shown() -> None:
 
 def meant(*words: str) -> argparse.Namespace:
     parser = argparse.ArgumentParser()
-    add_options(parser)
+    add_server_options(parser)
     return parser.parse_args(words)
 
 
@@ -103,13 +103,13 @@ def test_a_server_is_found_by_what_it_runs_with(tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "internal.token").write_text("secret\n")
     (tmp_path / "run" / "config.yaml").write_text("server: {host: '::', port: 8123}\nmodels: {m: {engine: sim}}\n")
-    assert find(meant("--data-dir", str(tmp_path))).url == "http://[::1]:8123"
+    assert find_server(meant("--data-dir", str(tmp_path))).url == "http://[::1]:8123"
     config = tmp_path / "muster.yaml"
     config.write_text(f"data_dir: {tmp_path}\nserver: {{port: 9}}\nmodels: {{m: {{engine: sim}}}}\n")
-    assert find(meant("--config", str(config))).url == "http://[::1]:8123"
+    assert find_server(meant("--config", str(config))).url == "http://[::1]:8123"
     (tmp_path / "run" / "config.yaml").unlink()  # a balancer that was started by hand
-    assert find(meant("--config", str(config))).url == "http://127.0.0.1:9"
-    assert find(meant("--url", "https://far:443/")).url == "https://far:443"
+    assert find_server(meant("--config", str(config))).url == "http://127.0.0.1:9"
+    assert find_server(meant("--url", "https://far:443/")).url == "https://far:443"
 
 
 @pytest.mark.parametrize(
@@ -122,6 +122,6 @@ def test_a_server_is_found_by_what_it_runs_with(tmp_path: Path) -> None:
     ],
 )
 def test_which_server_is_not_clear(words: list[str], said: str) -> None:
-    with pytest.raises(Failed) as failed:
-        find(meant(*words))
+    with pytest.raises(CommandFailed) as failed:
+        find_server(meant(*words))
     assert said in str(failed.value)

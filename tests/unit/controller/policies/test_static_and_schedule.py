@@ -9,7 +9,7 @@ from zoneinfo import ZoneInfo
 
 import pytest
 
-from configs.scaling import READ_BY, Scaling
+from configs.scaling import POLICY_FIELDS, Scaling
 from controller.policies import MEMORIES, POLICIES, CannotImport, custom, find, schedule, static
 from controller.types import Child, Decision, Limits, Observation, Queue, Replica, Stage
 
@@ -23,7 +23,7 @@ def seen(tasks: int | None = 0, ready: int = 1, at: str | None = None, zone: str
 
 
 def test_the_configuration_knows_the_same_policies() -> None:
-    assert READ_BY.keys() == POLICIES.keys()
+    assert POLICY_FIELDS.keys() == POLICIES.keys()
     assert MEMORIES.keys() <= POLICIES.keys()
 
 

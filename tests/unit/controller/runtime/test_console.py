@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from controller.runtime.console import example
+from controller.runtime.console import curl_example
 
 URL = "http://127.0.0.1:8000"
 PLAIN = [
@@ -25,6 +25,6 @@ PLAIN = [
     ],
 )
 def test_the_example_asks_with_what_the_server_wants(certificate: Path | None, keyed: bool, words: list[str]) -> None:
-    line = example(URL, "it's", certificate=certificate, keyed=keyed)
+    line = curl_example(URL, "it's", certificate=certificate, keyed=keyed)
     assert shlex.split(line) == words
     assert ('"authorization: Bearer $MUSTER_KEY"' in line) is keyed, "the shell is to fill it in"

@@ -10,7 +10,15 @@ import yaml
 
 from configs.load import ConfigError, load
 from configs.settings import Settings
-from controller.runtime.inventory import Refused, device_slots, left_over, machine_of, models_of, pool_of, too_large
+from controller.runtime.inventory import (
+    SetupError,
+    build_machine,
+    build_models,
+    build_pool,
+    device_slots,
+    oversized_models,
+    unplaced_models,
+)
 from controller.types import Device
 
 GIB = 2**30
@@ -47,9 +55,9 @@ def test_device_slots(names: list[str], cores: int, least: int, slots: list[str]
 
 def test_models_share_counted_gpus_by_memory_and_uncounted_ones_by_places(settings: Any) -> None:
     three = settings({"a": {}, "b": {}, "c": {}})
-    counted = models_of(three, machine_of(three, gpus(80, 80), 8))
+    counted = build_models(three, build_machine(three, gpus(80, 80), 8))
     assert [model.slots for model in counted.values()] == [["cuda:0", "cuda:1"]] * 3
-    uncounted = models_of(three, machine_of(three, gpus(None, None), 8))
+    uncounted = build_models(three, build_machine(three, gpus(None, None), 8))
     assert [model.slots for model in uncounted.values()] == [["cuda:0", "cuda:1", "cuda:0"]] * 3
     assert [model.limits.max_workers for model in counted.values()] == [2] * 3
 
@@ -59,34 +67,39 @@ def test_simulated_models_compete_where_devices_are_configured_and_else_find_as_
 ) -> None:
     models = {"a": {"engine": "sim"}, "b": {"engine": "sim", "scaling": {"max_workers": 3}}, "real": {}}
     free = settings(models)
-    machine = machine_of(free, [], 2)
-    assert {name: len(model.slots) for name, model in models_of(free, machine).items()} == {"a": 9, "b": 9, "real": 2}
+    machine = build_machine(free, [], 2)
+    models_found = build_models(free, machine)
+    assert {name: len(model.slots) for name, model in models_found.items()} == {
+        "a": 9,
+        "b": 9,
+        "real": 2,
+    }
     bound = settings(models, devices={"simulated": [{"memory": "24GiB"}, {"memory": "80GiB", "count": 2}]})
-    machine = machine_of(bound, [], 2)
+    machine = build_machine(bound, [], 2)
     assert machine.simulated == [Device("sim:0", 24 * GIB), Device("sim:1", 80 * GIB), Device("sim:2", 80 * GIB)]
-    found = models_of(bound, machine)
+    found = build_models(bound, machine)
     assert found["a"].slots == found["b"].slots == ["sim:0", "sim:1", "sim:2"]
     assert found["a"].limits.max_workers == 3
-    assert pool_of(bound, machine, {}).largest == Device("sim:1", 80 * GIB)
+    assert build_pool(bound, machine, {}).largest == Device("sim:1", 80 * GIB)
 
 
 def test_with_sharing_auto_means_as_many_as_fit(settings: Any) -> None:
     sections = {"devices": {"share": True, "simulated": [{"memory": "24GiB", "count": 2}]}}
     shared = settings({"a": {"engine": "sim", "gpu_memory": "10GiB"}, "b": {"engine": "sim"}}, **sections)
-    found = models_of(shared, machine_of(shared, [], 1))
+    found = build_models(shared, build_machine(shared, [], 1))
     assert {name: model.limits.max_workers for name, model in found.items()} == {"a": 4, "b": 2}
 
 
 def test_a_model_that_fits_no_gpu_is_refused_with_what_to_change(settings: Any) -> None:
     large = settings({"a": {"gpu_memory": "96GiB"}, "b": {"gpu_memory": "80GiB"}, "c": {}})
-    machine = machine_of(large, gpus(24, 80), 8)
-    [problem] = too_large(models_of(large, machine), machine)
+    machine = build_machine(large, gpus(24, 80), 8)
+    [problem] = oversized_models(build_models(large, machine), machine)
     assert problem == (
         "models.a.gpu_memory is 96.0 GiB, but the largest GPU (cuda:1) has 80.0 GiB: set what a worker needs "
         "(a smaller dtype or max_batch_size needs less), or take the model out"
     )
-    on_cpu = machine_of(large, [], 8)
-    assert too_large(models_of(large, on_cpu), on_cpu) == []
+    on_cpu = build_machine(large, [], 8)
+    assert oversized_models(build_models(large, on_cpu), on_cpu) == []
 
 
 @pytest.mark.parametrize(
@@ -106,14 +119,14 @@ def test_minimums_that_do_not_fit_together_are_told(
 ) -> None:
     models = {name: {"gpu_memory": need, "scaling": {"min_workers": least}} for name, need in needs.items()}
     made = settings(models)
-    machine = machine_of(made, gpus(24, 24), 8)
-    assert left_over(models_of(made, machine), machine, share=False) == left
+    machine = build_machine(made, gpus(24, 24), 8)
+    assert unplaced_models(build_models(made, machine), machine, share=False) == left
 
 
 def test_what_is_measured_is_kept_by_what_the_worker_loads(settings: Any) -> None:
     def weights(**model: Any) -> str:
         made = settings({"m": model})
-        return models_of(made, machine_of(made, [], 1))["m"].weights
+        return build_models(made, build_machine(made, [], 1))["m"].weights
 
     assert weights() == weights(scaling={"min_workers": 2}, gpu_memory="9.5GiB")
     assert len({weights(), weights(dtype="float16"), weights(path="other"), weights(max_batch_size=4)}) == 4
@@ -121,8 +134,8 @@ def test_what_is_measured_is_kept_by_what_the_worker_loads(settings: Any) -> Non
 
 def test_a_policy_that_cannot_be_imported_is_refused_by_name(settings: Any) -> None:
     made = settings({"m": {"scaling": {"policy": "no_such_package.policies:mine"}}})
-    with pytest.raises(Refused, match=r"models\.m\.scaling\.policy: .*no_such_package"):
-        models_of(made, machine_of(made, [], 1))
+    with pytest.raises(SetupError, match=r"models\.m\.scaling\.policy: .*no_such_package"):
+        build_models(made, build_machine(made, [], 1))
 
 
 @pytest.mark.parametrize(

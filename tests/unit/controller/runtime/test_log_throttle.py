@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from controller.runtime.log_throttle import AGAIN_S, Obstacles
+from controller.runtime.log_throttle import REPEAT_AFTER_S, LogThrottle
 
 TAKEN = "2 more wanted, but every device is taken"
 FEWER = "1 more wanted, but every device is taken"
@@ -26,15 +26,15 @@ SMALLER = "1 more wanted, but no GPU has 12.0 GiB free: the most is 0.0 GiB on c
         ([(0, TAKEN), (1, CRASHED)], [TAKEN, CRASHED]),
         # It comes and goes: said once, and again when it stays beyond that.
         ([(0, TAKEN), (1, None), (2, TAKEN), (3, None), (4, TAKEN)], [TAKEN]),
-        ([(0, TAKEN), (1, None), (2, TAKEN), (AGAIN_S, TAKEN), (AGAIN_S + 1, TAKEN)], [TAKEN, TAKEN]),
-        ([(0, TAKEN), (1, None), (AGAIN_S + 1, FEWER)], [TAKEN, FEWER]),
+        ([(0, TAKEN), (1, None), (2, TAKEN), (REPEAT_AFTER_S, TAKEN), (REPEAT_AFTER_S + 1, TAKEN)], [TAKEN, TAKEN]),
+        ([(0, TAKEN), (1, None), (REPEAT_AFTER_S + 1, FEWER)], [TAKEN, FEWER]),
         # Two by turns.
         ([(0, TAKEN), (1, SMALL), (2, TAKEN), (3, SMALL), (4, TAKEN)], [TAKEN, SMALL]),
-        ([(0, TAKEN), (1, SMALL), (2, TAKEN), (AGAIN_S, TAKEN)], [TAKEN, SMALL, TAKEN]),
+        ([(0, TAKEN), (1, SMALL), (2, TAKEN), (REPEAT_AFTER_S, TAKEN)], [TAKEN, SMALL, TAKEN]),
     ],
 )
 def test_what_is_said(looks: list[tuple[float, str | None]], said: list[str]) -> None:
-    obstacles = Obstacles()
+    obstacles = LogThrottle()
     heard: list[str] = []
     for now, text in looks:
         heard += obstacles.news({} if text is None else {"m": text}, now).values()
@@ -42,7 +42,7 @@ def test_what_is_said(looks: list[tuple[float, str | None]], said: list[str]) ->
 
 
 def test_each_model_is_spoken_of_for_itself() -> None:
-    obstacles = Obstacles()
+    obstacles = LogThrottle()
     assert obstacles.news({"m": TAKEN}, 0.0) == {"m": TAKEN}
     assert obstacles.news({"m": TAKEN, "n": TAKEN}, 1.0) == {"n": TAKEN}
 
@@ -51,13 +51,13 @@ def test_each_model_is_spoken_of_for_itself() -> None:
 def test_no_kind_is_said_twice_in_a_while_and_the_last_is_said_in_the_end(
     looks: list[tuple[float, str | None]],
 ) -> None:
-    obstacles, now = Obstacles(), 0.0
+    obstacles, now = LogThrottle(), 0.0
     last: dict[str, float] = {}
     spoken = None
-    for wait_s, text in [*looks, (0.1, TAKEN), (2 * AGAIN_S, TAKEN)]:
+    for wait_s, text in [*looks, (0.1, TAKEN), (2 * REPEAT_AFTER_S, TAKEN)]:
         now += wait_s
         for said in obstacles.news({} if text is None else {"m": text}, now).values():
             spoken = said.lstrip("0123456789")
-            assert now - last.get(spoken, -AGAIN_S) >= AGAIN_S * (1 - 1e-9)
+            assert now - last.get(spoken, -REPEAT_AFTER_S) >= REPEAT_AFTER_S * (1 - 1e-9)
             last[spoken] = now
     assert spoken == TAKEN.lstrip("0123456789")

@@ -6,9 +6,9 @@ import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestServer
 
-from controller.balancer_client import Balancer, url_of
-from controller.runtime.gpus import visible
-from controller.runtime.observe import Hearing, observe
+from controller.balancer_client import BalancerHttpClient, url_of
+from controller.runtime.gpus import is_visible
+from controller.runtime.observe import WorkerTracker, observe
 from controller.types import Child, Queue, Stage
 from wire.messages import Counters
 from wire.snapshot import ModelStats, Snapshot, WorkerState, WorkerStats
@@ -43,7 +43,7 @@ def child(name: str, model: str = "m", drained_at: float | None = None) -> Child
     ],
 )
 def test_the_stage_of_a_worker(own: Child, told: Snapshot | None, stage: Stage, load: int) -> None:
-    hearing = Hearing()
+    hearing = WorkerTracker()
     if told is not None:
         hearing.listen(told, 10.0)
     seen = observe("m", [own, child("other", model="n")], told, hearing, 10.0)
@@ -53,7 +53,7 @@ def test_the_stage_of_a_worker(own: Child, told: Snapshot | None, stage: Stage, 
 
 def test_every_number_of_the_balancer_reaches_the_policy() -> None:
     told = ModelStats("m", 7, 3, 9.0, 4.5, 0.1, 0.2, 8, 2.5, 80.0, 6.5, 40, 400, 1000, 10, 33, 2)
-    seen = observe("m", [], Snapshot(0.0, 1234.0, [told], []), Hearing(), 10.0)
+    seen = observe("m", [], Snapshot(0.0, 1234.0, [told], []), WorkerTracker(), 10.0)
     assert seen.queue == Queue(
         queued=7,
         running=3,
@@ -69,11 +69,11 @@ def test_every_number_of_the_balancer_reaches_the_policy() -> None:
         proxied_in_flight=2,
         uptime_s=1234.0,
     )
-    assert observe("n", [], Snapshot(0.0, 1234.0, [told], []), Hearing(), 10.0).queue is None, "of another model"
+    assert observe("n", [], Snapshot(0.0, 1234.0, [told], []), WorkerTracker(), 10.0).queue is None, "of another model"
 
 
 def test_a_stuck_worker_is_told_from_one_that_is_silent() -> None:
-    hearing = Hearing()
+    hearing = WorkerTracker()
     told = snapshot(stats("w", "stuck"), stats("v", "silent"))
     hearing.listen(told, 10.0)
     seen = observe("m", [child("w"), child("v")], told, hearing, 10.0)
@@ -84,7 +84,7 @@ def test_a_stuck_worker_is_told_from_one_that_is_silent() -> None:
 
 
 def test_a_worker_stays_ready_while_the_balancer_is_away() -> None:
-    hearing = Hearing()
+    hearing = WorkerTracker()
     assert hearing.listen(snapshot(stats("w")), 10.0) == ["w"]
     assert hearing.listen(snapshot(stats("w")), 11.0) == [], "it is new once"
     [replica] = observe("m", [child("w")], None, hearing, 500.0).replicas
@@ -92,7 +92,7 @@ def test_a_worker_stays_ready_while_the_balancer_is_away() -> None:
 
 
 def test_silence_counts_from_the_last_word_or_from_the_start_of_a_new_balancer() -> None:
-    hearing = Hearing()
+    hearing = WorkerTracker()
     hearing.listen(snapshot(stats("w")), 10.0)
     hearing.listen(snapshot(), 40.0)
     assert hearing.unheard_since("w", snapshot(), 40.0) == 10.0
@@ -135,11 +135,11 @@ async def test_any_answer_but_a_snapshot_is_no_data() -> None:
     app.router.add_get("/internal/snapshot", handle)
     async with TestServer(app) as server:
         url = f"http://127.0.0.1:{server.port}"
-        found = {token: await Balancer(url, token).snapshot() for token in answers}
+        found = {token: await BalancerHttpClient(url, token).snapshot() for token in answers}
     assert [token for token, answer in found.items() if answer is not None] == ["good"]
     assert found["good"] is not None
     assert found["good"].models[0].queued == 1
-    assert await Balancer(url, "good").snapshot() is None, "nobody listens there any more"
+    assert await BalancerHttpClient(url, "good").snapshot() is None, "nobody listens there any more"
 
 
 @pytest.mark.parametrize(
@@ -157,4 +157,4 @@ async def test_any_answer_but_a_snapshot_is_no_data() -> None:
 )
 def test_only_gpus_that_were_given_to_us_are_used(allowed: str | None, expected: list[int]) -> None:
     uuids = ["GPU-a000-1", "GPU-b000-2", "GPU-c000-3"]
-    assert [index for index, uuid in enumerate(uuids) if visible(index, uuid, allowed)] == expected
+    assert [index for index, uuid in enumerate(uuids) if is_visible(index, uuid, allowed)] == expected

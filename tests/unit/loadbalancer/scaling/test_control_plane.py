@@ -17,7 +17,7 @@ from controller.autoscaler.overrides import Hold, Standing
 from controller.planning.plan import Plan
 from controller.planning.rolling_update import Rule
 from controller.policies import queue_depth
-from controller.runtime.report import Chronicle, View, report
+from controller.runtime.report import DecisionLog, ReportInput, report
 from controller.types import Child, Crashes, Decision, Limits, Observation, Queue, Replica, Stage
 from loadbalancer.scaling.control_plane import ABSENT_AFTER_S, MOST_ORDERS, Control, TooManyOrders, direction
 from wire.scaling import (
@@ -115,7 +115,7 @@ class Line(RuleBasedStateMachine):
 
     @initialize()
     def begin(self) -> None:
-        self.control, self.chronicle = Control(), Chronicle()
+        self.control, self.chronicle = Control(), DecisionLog()
         self.acknowledged, self.made = 0, 0
         self.obeyed: dict[str, CommandResult] = {}
         self.given: dict[str, Command] = {}
@@ -166,7 +166,7 @@ class Line(RuleBasedStateMachine):
 
     @rule()
     def the_controller_starts_anew(self) -> None:
-        self.chronicle, self.acknowledged = Chronicle(self.chronicle.last), 0
+        self.chronicle, self.acknowledged = DecisionLog(self.chronicle.last), 0
         self.made = self.chronicle.last
 
     @rule()
@@ -193,7 +193,7 @@ TestLine.settings = settings(max_examples=60, stateful_step_count=30, deadline=N
 
 
 def test_whatever_a_policy_says_the_balancer_can_read_it() -> None:
-    chronicle, seen = Chronicle(), Observation("m", Queue(0, 0), [])
+    chronicle, seen = DecisionLog(), Observation("m", Queue(0, 0), [])
     strange: dict[str, Any] = {"x" * 999: 1, "nan": float("nan"), "text": "seven", "yes": True}
     chronicle.add(Decided("m", 0.0, "tick", seen, Decision(1, "why " * 9999, inputs=strange)), 0.0)
     sent = msgspec.json.encode(said(*chronicle.after(0), last=1))
@@ -214,12 +214,14 @@ def test_a_report_tells_how_everything_stands() -> None:
     )
     model.crashes, model.lost = Crashes(1, now, now), 1
     seen = {"m": Observation("m", Queue(5, 3), [old, new], spares=[spare])}
-    chronicle = Chronicle(41)
+    chronicle = DecisionLog(41)
     chronicle.add(
         Decided("m", now, "tick", seen["m"], Decision(2, "because", inputs={"z": 1.5, "never": float("inf")})), 9.0
     )
     standing = Standing({"m": Hold(2, 1234.0)}, paused_since=8.0)
-    view = View(Brain({"m": model}), seen, Plan([], {"m": "no place"}), standing, {"sim:0": "a name"}, now, 10.0, 900.0)
+    view = ReportInput(
+        Brain({"m": model}), seen, Plan([], {"m": "no place"}), standing, {"sim:0": "a name"}, now, 10.0, 900.0
+    )
     told = report(view, chronicle, 0, [])
     assert (told.time, told.uptime_s, told.paused_since, told.last_decision) == (10.0, 100.0, 8.0, 42)
     [record] = told.models

@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from configs.samplers import names
+from configs.samplers import sampler_names
 from tests.support.samplers import (
     SHAPE,
     SOME,
@@ -43,9 +43,12 @@ def unfinished(samplers: Sequence[Sampler]) -> list[Sampler]:
 def test_all_samplers_in_one_batch_go_their_own_ways(process: Any, reproducible: bool) -> None:
     like = shipped(process)
     alone = {
-        name: walk(started_sampler(by_scheduler, name, like, 5 + n % 4, n))[-1] for n, name in enumerate(names(process))
+        name: walk(started_sampler(by_scheduler, name, like, 5 + n % 4, n))[-1]
+        for n, name in enumerate(sampler_names(process))
     }
-    batch = {name: started_sampler(by_recurrence, name, like, 5 + n % 4, n) for n, name in enumerate(names(process))}
+    batch = {
+        name: started_sampler(by_recurrence, name, like, 5 + n % 4, n) for n, name in enumerate(sampler_names(process))
+    }
     waiting = list(batch.values())
     running: list[Sampler] = []
     while waiting or running:
@@ -157,7 +160,7 @@ def test_a_row_that_cannot_move_stays_and_the_others_move(wrong: torch.Tensor, a
         assert sampler.step == 2
 
 
-@pytest.mark.parametrize("name", [name for name in names("noise") if "kdpm2" not in name])
+@pytest.mark.parametrize("name", [name for name in sampler_names("noise") if "kdpm2" not in name])
 def test_what_is_not_finite_stays_in_its_row(name: str) -> None:
     expected = walk(started_sampler(by_recurrence, "dpmpp_2m", shipped(), 5))[-1]
     mine, ill = (

@@ -16,7 +16,7 @@ import safetensors.torch
 import torch
 from PIL import Image
 
-from configs.samplers import MODEL_DEFAULT, SAMPLERS, names
+from configs.samplers import MODEL_DEFAULT, SAMPLERS, sampler_names
 from tests.support.tiny_diffusion import SIZE, admitted, engine_of, finish, pipeline, request, run, wanted
 from wire.messages import ImageInputs, Lora
 from worker.engine import Checkpoint, DeviceLost, OutOfMemory, TaskError, Wanted
@@ -294,7 +294,9 @@ def test_rows_that_come_and_go_are_not_held(engine: DiffusionEngine) -> None:
 # ---- checkpoints
 
 #: One name for each class of solver: what else they differ in is no part of a checkpoint.
-SOLVERS = list({SAMPLERS[name].cls: name for name in reversed(names("noise")) if name != MODEL_DEFAULT}.values())
+SOLVERS = list(
+    {SAMPLERS[name].cls: name for name in reversed(sampler_names("noise")) if name != MODEL_DEFAULT}.values()
+)
 MOVING: list[tuple[str, dict[str, Any]]] = [(name, {"scheduler": name}) for name in SOLVERS] + [
     (f"{mode}-{strength}-{name}", {"scheduler": name, "mode": mode, "strength": strength})
     for mode, strength in (("image", 0.7), ("inpaint", 0.8), ("inpaint", 1.0))

@@ -11,7 +11,7 @@ import diffusers
 import pytest
 import torch
 
-from configs.samplers import MODEL_DEFAULT, SAMPLERS, Process, canonical, names
+from configs.samplers import MODEL_DEFAULT, SAMPLERS, Process, canonical_sampler, sampler_names
 from tests.support.samplers import (
     CHECKPOINTS,
     EVERY,
@@ -72,13 +72,13 @@ def test_every_row_of_the_table_is_a_class_of_diffusers_that_knows_its_options(n
     ],
 )
 def test_what_people_write_is_understood(said: str, known: str | None) -> None:
-    assert canonical(said) == known
+    assert canonical_sampler(said) == known
 
 
 def test_every_name_is_for_some_checkpoint_and_every_process_has_its_own() -> None:
-    assert set(names()) == {*names("noise"), *names("flow"), *names("edm")}
-    assert {"dpmpp_2m", "unipc"} <= set(names("noise")) & set(names("flow"))
-    assert not set(names("edm")) & set(names("noise")) - {MODEL_DEFAULT}
+    assert set(sampler_names()) == {*sampler_names("noise"), *sampler_names("flow"), *sampler_names("edm")}
+    assert {"dpmpp_2m", "unipc"} <= set(sampler_names("noise")) & set(sampler_names("flow"))
+    assert not set(sampler_names("edm")) & set(sampler_names("noise")) - {MODEL_DEFAULT}
 
 
 # ---- where they lead: of pictures whose numbers are N(1.5, 0.4) each, the perfect model is known
@@ -118,7 +118,7 @@ PERFECT: list[tuple[Process, Model]] = [("noise", knows_noise), ("flow", knows_f
     [
         pytest.param(name, shipped(process), knows, id=f"{name}-{process}")
         for process, knows in PERFECT
-        for name in names(process)
+        for name in sampler_names(process)
         if name not in DISTILLED
     ],
 )
@@ -237,7 +237,7 @@ def test_a_flow_scheduler_that_cannot_add_noise_is_lent_the_way_of_one_that_can(
 
 def test_steps_that_depend_on_the_size_of_the_picture() -> None:
     like = shipped("flow", use_dynamic_shifting=True)
-    for name in names("flow"):
+    for name in sampler_names("flow"):
         flat, steep = (started(name, like, 8, options={"mu": mu}).timesteps for mu in (0.5, 1.15))
         assert float(steep.double().mean()) > float(flat.double().mean())
     plain = diffusers.FlowMatchEulerDiscreteScheduler(shift=math.exp(0.8))
@@ -312,7 +312,7 @@ def test_samplers_of_one_plan_share_nothing_and_change_no_tensor_in_place(name: 
         pytest.param(name, shipped(process, **config), id=f"{name}-{process}-{config}")
         for process, config in CHECKPOINTS
         if process != "edm"
-        for name in names(process)
+        for name in sampler_names(process)
         if name not in DISTILLED  # these trust what they see more than the model
     ],
 )

@@ -15,7 +15,7 @@ from typing import Any
 import diffusers
 import torch
 
-from configs.samplers import MODEL_DEFAULT, SAMPLERS, Process, names
+from configs.samplers import MODEL_DEFAULT, SAMPLERS, Process, sampler_names
 from worker.engine import TaskError
 
 #: These take the `sigmas` of a flow's steps as its pipelines give them; the others make the same ones by themselves.
@@ -60,7 +60,8 @@ def scheduler_like(name: str, shipped: Any, mu: float | None = None) -> Any:
     sampler, process = SAMPLERS[name], process_of(shipped)
     if process not in sampler.processes:
         raise TaskError(
-            "invalid", f"scheduler '{name}' cannot be used with this model; allowed: {', '.join(names(process))}"
+            "invalid",
+            f"scheduler '{name}' cannot be used with this model; allowed: {', '.join(sampler_names(process))}",
         )
     cls = getattr(diffusers, sampler.cls)
     known = inspect.signature(cls.__init__).parameters
