@@ -1,1 +1,1 @@
-"""Diffusion checkpoints behind the step loop: any mix of requests of one shape shares each forward pass."""
+"""The diffusion engines: they batch the denoiser calls of concurrent image requests."""

@@ -1,8 +1,8 @@
-"""Runs the denoiser faster on a GPU: in batches of few sizes, each compiled or recorded once.
+"""Faster forward passes on a GPU: CUDA graphs and `torch.compile` for a few padded batch sizes.
 
-A GPU of today runs a small batch faster than Python can tell it what to do. A CUDA graph tells it a whole forward pass
-at once, and `torch.compile` makes the pass itself shorter; both are made for one batch size, so batches are padded to
-the next of a few sizes (`BUCKETS`).
+Python launches kernels more slowly than a modern GPU runs a small batch. A CUDA graph launches a complete forward pass
+at once; `torch.compile` shortens the pass itself. Both are made for one batch size, so batches are padded to the next
+of `BUCKETS`.
 """
 
 from __future__ import annotations
@@ -21,25 +21,25 @@ from worker.engines.diffusion.forward import DenoiseFn, ForwardPass
 
 log = logging.getLogger(__name__)
 
-#: Forward passes in one batch: guided requests take two each.
+#: Numbers of passes in one batch. A guided request takes two.
 _PASSES = sorted({*BUCKETS, *(2 * padded_size for padded_size in BUCKETS)})
-#: Recordings to keep: each holds the memory of its inputs, and all of them share that of the pass itself.
+#: Each graph holds the memory of its inputs. All graphs share the memory of the pass itself.
 _MAX_GRAPHS = 32
-#: Passes before a recording, which choose kernels and take workspaces.
+#: Passes before a capture: they select kernels and allocate workspaces.
 _WARM_UP_PASSES = 3
 
 
 def padded_size(passes: int) -> int:
-    """The batch size that so many passes are padded to."""
+    """Return the smallest compiled batch size that holds this many passes."""
     return next((size for size in _PASSES if size >= passes), -(-passes // 32) * 32)
 
 
 def make_forward_pass(
     family: Family, model: Model, device: torch.device, has_active_loras: Callable[[], bool]
 ) -> ForwardPass:
-    """The family's forward pass as the configuration wants it run. Without a GPU there is nothing to gain: as it is.
+    """Return the family's forward pass, run as `model.compile` says. A CPU always runs it unchanged.
 
-    `altered` says whether the weights are set to something that a recording knows nothing of.
+    `has_active_loras` is true while the weights differ from those that a graph captured.
     """
     if device.type != "cuda" or model.compile == "off":
         return ForwardPass(family.denoise)
@@ -49,7 +49,7 @@ def make_forward_pass(
 
 
 def _compile(denoiser: Any, *, regional: bool) -> None:
-    # One version for each batch size and for each picture size, where the default gives up after eight.
+    # One version per batch size and image size. The default limit is eight.
     torch._dynamo.config.recompile_limit = 8 * len(_PASSES)
     if regional and denoiser._repeated_blocks:
         denoiser.compile_repeated_blocks(fullgraph=True, dynamic=False)
@@ -60,14 +60,14 @@ def _compile(denoiser: Any, *, regional: bool) -> None:
 
 
 class ForwardPassGraph:
-    """A forward pass as a CUDA graph: its inputs are copied to where it reads them, its output from where it writes."""
+    """A forward pass captured as a CUDA graph, with static input and output buffers."""
 
     def __init__(
         self, denoise: DenoiseFn, samples: torch.Tensor, timesteps: torch.Tensor, conditions: Conditions, pool: Any
     ) -> None:
         self._samples, self._timesteps = samples.clone(), timesteps.clone()
         self._conditions = {name: value.clone() for name, value in conditions.items()}
-        #: What was copied last: conditions stay the same from step to step while nobody joins or leaves.
+        #: The conditions copied last. They stay the same between steps while no row joins or leaves.
         self._copied_conditions: Conditions | None = None
         stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
         stream.wait_stream(torch.cuda.current_stream())
@@ -76,12 +76,12 @@ class ForwardPassGraph:
                 denoise(self._samples, self._timesteps, self._conditions)
         torch.cuda.current_stream().wait_stream(stream)
         self._graph = torch.cuda.CUDAGraph()
-        # Other threads decode pictures meanwhile, and may do with the device what a recording thread may not.
+        # Other threads decode images at the same time and may call functions that a capture forbids.
         with torch.cuda.graph(self._graph, pool=pool, capture_error_mode="thread_local"):
             self._output = denoise(self._samples, self._timesteps, self._conditions)
 
     def __call__(self, samples: torch.Tensor, timesteps: torch.Tensor, conditions: Conditions) -> torch.Tensor:
-        """The output, which later calls leave alone."""
+        """Return a copy of the output, which later calls do not overwrite."""
         self._samples.copy_(samples)
         self._timesteps.copy_(timesteps)
         if conditions is not self._copied_conditions:
@@ -93,7 +93,7 @@ class ForwardPassGraph:
 
 
 class CudaGraphCache:
-    """Records a forward pass for each shape that it meets; the least recently used recordings give way."""
+    """Captures one CUDA graph per input shape; the least recently used graphs are dropped."""
 
     def __init__(self, denoise: DenoiseFn, has_active_loras: Callable[[], bool]) -> None:
         self._denoise = denoise
@@ -102,7 +102,6 @@ class CudaGraphCache:
         self._pool = torch.cuda.graph_pool_handle()
 
     def __call__(self, samples: torch.Tensor, timesteps: torch.Tensor, conditions: Conditions) -> torch.Tensor:
-        """As the denoiser itself."""
         if self._has_active_loras():
             return self._denoise(samples, timesteps, conditions)
         shape = _signature(samples, timesteps, conditions)
@@ -117,8 +116,8 @@ class CudaGraphCache:
     def _capture(
         self, samples: torch.Tensor, timesteps: torch.Tensor, conditions: Conditions
     ) -> ForwardPassGraph | None:
-        """A recording; None where there can be none, and every pass of this shape is told one kernel at a time."""
-        # Once as it is: what is wrong with the pass itself, such as its memory, is to be seen as that.
+        """Capture a graph. Return None on failure: passes of this shape then run eagerly."""
+        # Run once eagerly: errors of the pass itself, such as out of memory, must not look like capture errors.
         self._denoise(samples, timesteps, conditions)
         try:
             return ForwardPassGraph(self._denoise, samples, timesteps, conditions, self._pool)

@@ -1,7 +1,7 @@
-"""How the engine and the device keep out of each other's way: copies, order between streams, and what can go wrong.
+"""Device helpers: pinned copies, events, side streams and the translation of device errors.
 
-A GPU works behind the loop's back. Nothing in a step asks it for a value; what has to wait for it, waits in another
-thread and on another stream.
+A GPU runs asynchronously. No step reads a value back from it; work that must wait for the device runs in another thread
+and on another stream.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from worker.engine import DeviceLost, OutOfMemory
 
 
 def to_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
-    """The tensor of main memory on the device. From pinned memory, so that nobody waits for the steps in between."""
+    """Copy a CPU tensor to the device. Pinned memory avoids waiting for queued steps."""
     if device.type == "cpu":
         return tensor
     return tensor.pin_memory().to(device, non_blocking=True)
@@ -24,9 +24,9 @@ def to_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
 
 @contextlib.contextmanager
 def translate_device_errors(device: torch.device, what: str) -> Iterator[None]:
-    """Tells a device that is full (`OutOfMemory`) or gone (`DeviceLost`) from all other errors, which pass through.
+    """Raise `OutOfMemory` or `DeviceLost` for torch's device errors; other errors pass through.
 
-    `what` names what was attempted.
+    `what` names the attempted work in the message.
     """
     try:
         yield
@@ -35,7 +35,7 @@ def translate_device_errors(device: torch.device, what: str) -> Iterator[None]:
         device_error = _device_error(error, what)
         if device_error is None:
             raise
-        # The frames of the failed attempt hold its tensors, and the next attempt needs their memory.
+        # The frames of the failed attempt hold tensors, whose memory the next attempt needs.
         traceback.clear_frames(error.__traceback__)
     if device.type == "cuda" and isinstance(device_error, OutOfMemory):
         torch.cuda.empty_cache()
@@ -51,29 +51,28 @@ def _device_error(error: RuntimeError, what: str) -> OutOfMemory | DeviceLost | 
 
 
 class CompletionEvent:
-    """Lets the loop be one step ahead of the device.
+    """Keeps the step loop at most one step ahead of the device.
 
-    One keeps it busy; more would let newcomers wait for steps that are queued already, and would measure the queueing
-    instead of the step.
+    One step ahead keeps the device busy. With more, new requests would wait for queued steps, and measured step times
+    would include queueing.
     """
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
-        #: Done when the device has done the last step that it was told.
+        #: Recorded after the last queued step.
         self.event: torch.cuda.Event | None = None
 
     def wait(self) -> None:
-        """Until the step that `mark` stood behind is done."""
+        """Wait for the step at which `record` was called last."""
         if self.event is not None:
             self.event.synchronize()
 
     def record(self) -> None:
-        """Stand behind all that the device was told so far."""
         self.event = record_event(self._device)
 
 
 def record_event(device: torch.device) -> torch.cuda.Event | None:
-    """What this thread has told the device so far, as something to wait for; None where nothing is pending."""
+    """Record an event after all work that this thread has queued; None on a CPU."""
     if device.type == "cpu":
         return None
     event = torch.cuda.Event()  # type: ignore[no-untyped-call]
@@ -82,7 +81,7 @@ def record_event(device: torch.device) -> torch.cuda.Event | None:
 
 
 class SideStream:
-    """A stream for work beside the steps: it neither waits for the steps told later nor holds them up."""
+    """A CUDA stream for work beside the steps: neither waits for the other."""
 
     def __init__(self, device: torch.device) -> None:
         stream: torch.cuda.Stream | None = None
@@ -92,7 +91,7 @@ class SideStream:
 
     @contextlib.contextmanager
     def after(self, event: torch.cuda.Event | None, *tensors: torch.Tensor) -> Iterator[None]:
-        """Work in here happens after the event, and on these tensors as they are then."""
+        """Run the block on this stream, after the event. The tensors stay allocated until it is done."""
         if self._stream is None:
             yield
             return

@@ -1,10 +1,9 @@
-"""Implements `StepEngine` on diffusers: one forward pass for all rows, then each row's own sampler.
+"""`DiffusionEngine`: a `StepEngine` with one forward pass for all rows and one sampler per row.
 
-Rows of one batch may differ in everything but their size and adapters: prompt, steps, position, sampler, guidance,
-seed, and whether they are drawn from a text, from a picture, or under a mask. What comes out equals what the diffusers
-pipeline makes of each request alone, up to rounding. Long runs of LCM with strong guidance amplify rounding until it
-can be seen, in the pipeline as here; a request that is to be `reproducible` is computed in passes of one size instead,
-so that its bits depend on no other.
+Rows of one batch share their size and adapters. They may differ in prompt, steps, position, sampler, guidance, seed and
+mode. The results equal those of the diffusers pipeline for each request, up to rounding. Long LCM runs with strong
+guidance amplify rounding until it is visible, in the pipeline as well. `reproducible` requests use passes of a fixed
+size, so that their bits do not depend on other rows.
 """
 
 from __future__ import annotations
@@ -44,12 +43,12 @@ from worker.engines.diffusion.safety_checker import SafetyChecker, make_safety_c
 from worker.engines.diffusion.sampling import batched_step, start_sampler
 from worker.engines.diffusion.start_latents import make_start_latents
 
-#: 256 texts are 30 MB of GPU memory for Stable Diffusion 1.5, and 1 GB for FLUX.
+#: 256 texts take 30 MB of GPU memory for Stable Diffusion 1.5, and 1 GB for FLUX.
 _TEXTS = 256
 
 
 class DiffusionEngine:
-    """One checkpoint on one device."""
+    """A checkpoint of a supported family on one device."""
 
     _family: Family
     _prompt_cache: PromptCache
@@ -60,27 +59,27 @@ class DiffusionEngine:
     _save_stream: SideStream
 
     def __init__(self, model: Model, device: str, pipeline: Any = None) -> None:
-        """`device` is `cuda:N`, or `cpu` with or without the number of its slot.
+        """`device` is `cuda:N` or `cpu`, optionally with a slot number.
 
-        `pipeline` is the checkpoint where the caller has it already: nothing is read from `model.path`.
+        A given `pipeline` is used instead of reading `model.path`.
         """
         self._model = model
         self._pipeline = pipeline
         self._device = torch.device("cpu" if device.startswith("cpu") else device)
         self._completion = CompletionEvent(self._device)
-        #: Two decodes at once would need twice the memory and gain no time.
+        #: Two concurrent decodes would need twice the memory and save no time.
         self._decode_lock = threading.Lock()
 
-    # ---- what it is
+    # ---- model
 
     def fetch(self) -> None:
-        """Read the checkpoint. Raises `UnsupportedModel` for one that it cannot run."""
+        """Read the checkpoint into main memory. Raises `UnsupportedModel`."""
         self._pipeline = read_family_pipeline(self._model, self._device)
 
     def load(self) -> None:
-        """Bring it onto the device. Raises `UnsupportedModel` for a checkpoint that it cannot run."""
+        """Move the checkpoint to the device. Raises `UnsupportedModel`."""
         if self._device.type == "cpu":
-            # Workers share the cores: a second thread each would make all of them wait for one another.
+            # Workers share the cores: more threads per worker would slow all of them down.
             torch.set_num_threads(1)
         else:
             torch.cuda.set_device(self._device)
@@ -92,7 +91,6 @@ class DiffusionEngine:
         self._decode_stream, self._save_stream = SideStream(self._device), SideStream(self._device)
 
     def about(self) -> About:
-        """What it is and what it can do."""
         return About(
             pipeline=type(self._family.pipeline).__name__,
             batching="family",
@@ -104,35 +102,34 @@ class DiffusionEngine:
         )
 
     def fingerprint(self) -> str:
-        """Names all that a step's duration depends on, except the picture's size and the batch."""
+        """Identify everything that affects the step time, except image size and batch size."""
         device = torch.cuda.get_device_name(self._device) if self._device.type == "cuda" else "CPU"
         versions = f"torch {torch.__version__}, diffusers {diffusers.__version__}"
         return f"{self._model.path}, {self.about().dtype}, compile {self._model.compile}, {device}, {versions}"
 
     def key(self, inputs: ImageInputs) -> BatchKey:
-        """Pictures of one size and one set of adapters share a forward pass."""
+        """Return the batch key: rows with equal size and adapters share a forward pass."""
         return inputs.height, inputs.width, sort_loras(inputs.loras), self._reproducible(inputs)
 
     def _reproducible(self, inputs: ImageInputs) -> bool:
         return self._model.reproducible or inputs.reproducible
 
     def memory_bytes(self) -> int:
-        """The most that torch has held of the GPU, or what this process holds of main memory."""
+        """Return torch's peak GPU memory, or the resident memory of this process on a CPU."""
         if self._device.type == "cuda":
             return torch.cuda.max_memory_reserved(self._device)
         return int(psutil.Process().memory_info().rss)
 
     def synchronize(self) -> None:
-        """Wait until the device has done all that it was told."""
         if self._device.type == "cuda":
             with translate_device_errors(self._device, "waiting for the device"):
                 torch.cuda.synchronize(self._device)
 
-    # ---- join
+    # ---- admission
 
     @torch.inference_mode()
     def admit(self, tasks: Sequence[Wanted]) -> list[Row | TaskError]:
-        """A row for each task; what is wrong with a task is found before anything is computed for it.
+        """Return a row for each task. All tasks are validated before anything is computed.
 
         Raises `OutOfMemory` and `DeviceLost`.
         """
@@ -156,12 +153,12 @@ class DiffusionEngine:
                     answers[place] = self._start(tasks[place], texts, lora_scales)
             for place, answer in enumerate(answers):
                 if isinstance(answer, DiffusionRow):
-                    del acquired[place]  # it is the row's from now on
+                    del acquired[place]  # the row owns them from now on
         return [answer for answer in answers if answer is not None]
 
     @contextmanager
     def _acquired_loras(self) -> Iterator[dict[int, LoraScales]]:
-        """Adapters of tasks that are to join, by place: who is still in it at the end has not, and gives them back."""
+        """Yield acquired adapters by task index; entries left at the end are released."""
         acquired: dict[int, LoraScales] = {}
         try:
             yield acquired
@@ -178,7 +175,7 @@ class DiffusionEngine:
 
     def _start(self, task: Wanted, texts: dict[str, Encoded], lora_scales: LoraScales) -> DiffusionRow | TaskError:
         family, inputs = self._family, task.inputs
-        # On the CPU, so that a seed gives the same noise on every device and in every batch.
+        # CPU noise: a seed gives the same noise on every device and in every batch.
         generator = torch.Generator("cpu").manual_seed(inputs.seed)
         try:
             sampler = start_sampler(inputs.scheduler, family.scheduler, family.scheduler_setup(inputs), generator)
@@ -199,13 +196,13 @@ class DiffusionEngine:
         timesteps = to_device(sampler.timesteps.to(torch.float32), self._device)
         return DiffusionRow(inputs, sampler, conditions, timesteps, guidance, start_latents.mask_state, lora_scales)
 
-    # ---- step
+    # ---- steps
 
     @torch.inference_mode()
     def step(self, rows: Sequence[Row]) -> None:
-        """One forward pass for all rows.
+        """Run one forward pass and one sampler step for all rows.
 
-        Raises `TaskError` if the sampler of one of them broke at its last step, `OutOfMemory` and `DeviceLost`.
+        Raises `OutOfMemory`, `DeviceLost`, or the `TaskError` of a row whose sampler failed in its last step.
         """
         own = [_diffusion_row(row) for row in rows]
         for row in own:
@@ -214,7 +211,7 @@ class DiffusionEngine:
         with translate_device_errors(self._device, f"a step of {len(own)} images"):
             self._completion.wait()
             reproducible = self._reproducible(own[0].inputs)
-            # One group, unless the file of an adapter was replaced between the admission of two rows.
+            # This is one group, unless an adapter's file was replaced between the admission of two rows.
             own = sorted(own, key=lambda row: row.lora_scales)
             outputs: list[torch.Tensor] = []
             for lora_scales, group in groupby(own, key=lambda row: row.lora_scales):
@@ -225,10 +222,10 @@ class DiffusionEngine:
                 row.apply_mask()
             self._completion.record()
 
-    # ---- leave
+    # ---- results
 
     def render(self, row: Row) -> Callable[[], Picture]:
-        """The picture of the moment; on the way, the sampler's guess at the final one where it makes a guess."""
+        """Return a callable that decodes the row's current image; a preview shows the denoised estimate."""
         own = _diffusion_row(row)
         return partial(
             self._decode_image, own.latents_to_decode(), own.inputs, own.step == own.steps, record_event(self._device)
@@ -256,14 +253,14 @@ class DiffusionEngine:
         return Picture(encode_image(picture, inputs.output_format, inputs.output_quality), flagged)
 
     def _is_unsafe(self, picture: Image.Image) -> bool:
-        """Whether the safety checker objects. Raises `TaskError` where that refuses the request."""
+        """Return true if the safety checker flags the image. Raises `TaskError` if the policy is `refuse`."""
         objects = self._checker is not None and self._checker.is_unsafe(picture)
         if objects and self._model.safety_checker == "refuse":
             raise TaskError("unsafe", "the model's safety checker objects to the picture")
         return objects
 
     def save(self, row: Row) -> Callable[[], Checkpoint]:
-        """The sampler's state; the rest is made again from the task's inputs and sources."""
+        """Return a callable that saves the sampler's state. The rest is rebuilt from the request."""
         own = _diffusion_row(row)
         return partial(self._checkpoint, own.sampler.save(), own.step, record_event(self._device))
 
@@ -273,13 +270,12 @@ class DiffusionEngine:
             return Checkpoint(step, [blob()])
 
     def release(self, row: Row) -> None:
-        """Forget the row."""
         own = _diffusion_row(row)
         self._forward.forget(own)
         self._loras.release(own.lora_scales)
 
     def warm_up(self) -> None:
-        """A step and a picture at the default settings: kernels are chosen and memory is taken before any request."""
+        """Run a step and a decode at the default settings, to select kernels and allocate memory."""
         defaults = self._model.defaults
         width, height = map(int, defaults.size.split("x"))
         mode = self._family.modes[0]

@@ -1,4 +1,4 @@
-"""One forward pass for many rows: who stands where in it, and what guidance makes of the outputs."""
+"""The shared forward pass: rows are laid out as passes, and guidance is applied to the outputs."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ from worker.engines.diffusion.row import DiffusionRow
 #: Samples `(B, ...)`, float32 timesteps `(B,)` and conditions, each `(B, ...)`, to outputs `(B, ...)`.
 DenoiseFn = Callable[[torch.Tensor, torch.Tensor, Conditions], torch.Tensor]
 
-#: Passes of a forward pass whose rounding must not depend on how many requests share it.
+#: Size of the passes of reproducible requests: their rounding must not depend on the batch size.
 FIXED_PASSES = 8
-#: Arrangements to remember: a worker with more shapes than this in its batch makes them anew at each step.
+#: More row combinations than this in a batch are laid out again at each step.
 _MAX_LAYOUTS = 4
 
 
 class PassLayout:
-    """The place of each row in a forward pass: negative passes first, then positive ones, then rows of one pass.
+    """The position of each row in a forward pass: negative passes, then positive, then unguided rows.
 
-    What the denoiser is told beside latents and time does not change from step to step, and is put together once.
+    The conditions do not change between steps and are concatenated once.
     """
 
     def __init__(self, rows: Sequence[DiffusionRow], passes: int | None) -> None:
-        """`passes` repeats the last pass until there are so many."""
+        """`passes`: pad to this number by repeating the last pass."""
         self._rows = rows
         guided = [n for n, row in enumerate(rows) if row.guidance is not None]
         plain = [n for n, row in enumerate(rows) if row.guidance is None]
@@ -42,11 +42,11 @@ class PassLayout:
         self._scale = torch.cat(scales) if scales else None
 
     def run(self, denoise: DenoiseFn) -> list[torch.Tensor]:
-        """The guided output of each row, `(1, ...)`, in the order of the rows."""
+        """Return the guided output of each row, `(1, ...)`, in the order of the rows."""
         samples = [row.sampler.model_input() for row in self._rows]
         timesteps = [row.timesteps[row.step] for row in self._rows]
         output = denoise(
-            # Kernels, and so the rounding, go by the layout in memory: it is the same wherever the latents come from.
+            # Kernels, and so rounding, depend on the memory layout: make it the same for all latents.
             torch.cat([samples[n] for n in self._places]).contiguous(),
             torch.stack([timesteps[n] for n in self._places]),
             self._conditions,
@@ -56,7 +56,7 @@ class PassLayout:
         return [ordered[n] for n in range(len(self._rows))]
 
     def _apply_guidance(self, output: torch.Tensor) -> list[torch.Tensor]:
-        """An output for each row, in the order of the layout; what was repeated to fill the pass is left out."""
+        """Return one output per row, in layout order, without the padding."""
         count = self._guided
         outputs = output[2 * count : count + len(self._rows)]
         if self._scale is not None:
@@ -67,16 +67,16 @@ class PassLayout:
 
 
 class ForwardPass:
-    """Runs the denoiser for rows of one shape. It changes no row."""
+    """Runs the denoiser for rows of one shape, without changing the rows."""
 
     def __init__(self, denoise: DenoiseFn, pad_to: Callable[[int], int] | None = None) -> None:
-        """`padded` gives the number of passes that so many are to be filled up to; without it they stay as they are."""
+        """`pad_to` maps a number of passes to the padded number; None disables padding."""
         self._denoise = denoise
         self._pad_to = pad_to
         self._layouts: dict[tuple[DiffusionRow, ...], PassLayout] = {}
 
     def __call__(self, rows: Sequence[DiffusionRow], *, fixed_size: bool = False) -> list[torch.Tensor]:
-        """The guided output of each row. `fixed`: in passes of one size, so that no row's bits depend on the others."""
+        """Return the guided output of each row. With `fixed_size`, all passes have `FIXED_PASSES` rows."""
         if not fixed_size:
             passes = None if self._pad_to is None else self._pad_to(sum(row.passes for row in rows))
             return self._layout(tuple(rows), passes).run(self._denoise)
@@ -86,7 +86,7 @@ class ForwardPass:
         return outputs
 
     def forget(self, row: DiffusionRow) -> None:
-        """Drop what is kept for this row's sake."""
+        """Drop the cached layouts that contain this row."""
         self._layouts = {rows: layout for rows, layout in self._layouts.items() if row not in rows}
 
     def _layout(self, rows: tuple[DiffusionRow, ...], passes: int | None) -> PassLayout:
@@ -98,7 +98,7 @@ class ForwardPass:
 
 
 def _split_rows(rows: Sequence[DiffusionRow], passes: int) -> list[tuple[DiffusionRow, ...]]:
-    """The rows in order, cut so that no group takes more passes than this."""
+    """Split the rows, in order, into groups of at most this many passes."""
     groups: list[tuple[DiffusionRow, ...]] = []
     room = 0
     for row in rows:

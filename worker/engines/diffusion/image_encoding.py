@@ -1,4 +1,4 @@
-"""Pictures as files."""
+"""Image encoding as PNG, JPEG or WebP."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from wire.messages import ImageFormat
 
 
 def encode_image(picture: Image.Image, output_format: ImageFormat, quality: int) -> bytes:
-    """The picture as a file of this format; PNG is lossless and knows no quality."""
+    """Encode the image. PNG is lossless and ignores `quality`."""
     out = io.BytesIO()
     if output_format == "png":
         picture.save(out, "PNG", compress_level=3)  # a third of the default's time for a few per cent more bytes

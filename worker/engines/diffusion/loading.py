@@ -1,4 +1,4 @@
-"""From a configured path to a checkpoint on its device: safetensors only, and never code from the checkpoint."""
+"""Checkpoint loading: safetensors only; code from a checkpoint is never run."""
 
 from __future__ import annotations
 
@@ -39,23 +39,23 @@ _BUILTIN_PREFIX = "builtin:"
 
 
 class Source(NamedTuple):
-    """Where a checkpoint is."""
+    """Location of a checkpoint."""
 
-    #: Folder or hub id with its model_index.json and the configuration of its parts.
+    #: Folder or hub id with model_index.json and the configuration of the parts.
     config: str
-    #: Whether that is a folder of this machine.
+    #: True if `config` is a local folder.
     local: bool
-    #: The single file that holds all weights; None where they stand beside the configuration.
+    #: The single file with all weights; None if they are beside the configuration.
     weights: Path | None = None
 
 
 def has_family(name: str) -> bool:
-    """Whether checkpoints that name this pipeline class are run by an adapter of our own."""
+    """Return true if `DiffusionEngine` supports this pipeline class."""
     return name in FAMILIES
 
 
 def pipeline_class(model: Model) -> str:
-    """Name of the diffusers class to run the model with. Raises `UnsupportedModel`, or `OSError` for missing files."""
+    """Return the diffusers pipeline class of the model. Raises `UnsupportedModel`, or `OSError` for missing files."""
     if model.pipeline is not None:
         return model.pipeline
     _silence_libraries()
@@ -68,7 +68,7 @@ def pipeline_class(model: Model) -> str:
 
 
 def _index(source: Source) -> dict[str, Any]:
-    """What model_index.json says. Raises `UnsupportedModel`, or `OSError` where the hub does not give it."""
+    """Return model_index.json. Raises `UnsupportedModel`, or `OSError` if the hub does not return it."""
     try:
         index: dict[str, Any] = diffusers.DiffusionPipeline.load_config(source.config, local_files_only=source.local)
     except OSError as error:
@@ -84,9 +84,9 @@ def _index(source: Source) -> dict[str, Any]:
 
 
 def load_family(model: Model, device: torch.device, pipeline: Any = None) -> Family:
-    """The checkpoint, ready to run on the device: `pipeline`, where it was read already.
+    """Return the checkpoint on the device. A given `pipeline` is not read again.
 
-    Raises `UnsupportedModel`, or `OSError` where files are missing.
+    Raises `UnsupportedModel`, or `OSError` for missing files.
     """
     if pipeline is None:
         pipeline = read_family_pipeline(model, device)
@@ -98,7 +98,7 @@ def load_family(model: Model, device: torch.device, pipeline: Any = None) -> Fam
 
 
 def read_family_pipeline(model: Model, device: torch.device) -> Any:
-    """The pipeline that `load_family` takes, in main memory. Raises as it does."""
+    """Read the pipeline of a supported family into main memory. Raises as `load_family` does."""
     name = pipeline_class(model)
     family = FAMILIES.get(name)
     if family is None:
@@ -107,12 +107,12 @@ def read_family_pipeline(model: Model, device: torch.device) -> Any:
 
 
 def open_pipeline(model: Model, device: torch.device, name: str) -> Any:
-    """The model's parts on the device, in a pipeline of this class. Raises as `load_family` does."""
+    """Load the model as this pipeline class onto the device. Raises as `load_family` does."""
     return read_pipeline(model, device, name).to(device)
 
 
 def read_pipeline(model: Model, device: torch.device, name: str) -> Any:
-    """The model's parts in main memory, in the precision for this device. Raises as `load_family` does."""
+    """Read the model as this pipeline class into main memory, in the device's dtype. Raises as `load_family` does."""
     _silence_libraries()
     source = locate(model.path)
     cls = _class(model, name)
@@ -132,7 +132,11 @@ def read_pipeline(model: Model, device: torch.device, name: str) -> Any:
                 dtype=dtype,
                 **given,
             )
-    except (ValueError, AttributeError, SingleFileComponentError) as error:  # how diffusers says that parts do not fit
+    except (
+        ValueError,
+        AttributeError,
+        SingleFileComponentError,
+    ) as error:  # diffusers raises these for parts that do not fit
         raise UnsupportedModel(f"{model.path} cannot be loaded as a {name}: {error}") from error
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
@@ -146,7 +150,7 @@ def _class(model: Model, name: str) -> Any:
 
 
 def locate(path: str) -> Source:
-    """Where the checkpoint is. Raises `UnsupportedModel`, or `OSError` for a file that cannot be read."""
+    """Find the checkpoint. Raises `UnsupportedModel`, or `OSError` for an unreadable file."""
     if path.startswith(_BUILTIN_PREFIX):
         folder = BUILTIN / path.removeprefix(_BUILTIN_PREFIX)
         if not (folder / "model_index.json").is_file():
@@ -164,7 +168,7 @@ def locate(path: str) -> Source:
 
 
 def _single_file(file: Path) -> Source:
-    """A file, with the configuration in the folder of its name beside it, or else that of the model it is made from."""
+    """Use the configuration in the folder named like the file, or else that of its base model."""
     if file.suffix != ".safetensors":
         raise UnsupportedModel(f"{file} is not loaded: of single files, only .safetensors are")
     beside = file.with_suffix("")
@@ -178,10 +182,9 @@ def _single_file(file: Path) -> Source:
 
 
 def dtype_of(model: Model, device: torch.device, name: str) -> torch.dtype:
-    """The precision to load a model of this pipeline class in, if not the configured one then float32 on a CPU.
+    """Return the configured dtype. `auto` is float32 on a CPU.
 
-    On a GPU it is the half precision that such models were made for: float16 for UNets, bfloat16 for transformers,
-    whose values leave the range of float16.
+    On a GPU, `auto` is float16 for UNets and bfloat16 for transformers, whose values exceed the range of float16.
     """
     if model.dtype != "auto":
         return {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}[model.dtype]
@@ -191,7 +194,7 @@ def dtype_of(model: Model, device: torch.device, name: str) -> torch.dtype:
 
 
 def _overridden_parts(model: Model, cls: type, index: dict[str, Any], dtype: torch.dtype) -> dict[str, Any]:
-    """Parts that are not the checkpoint's own, and None for those that it lacks or that are not wanted."""
+    """Return the parts that replace the checkpoint's own, and None for parts to leave out."""
     parts = _parts(cls)
     given: dict[str, Any] = {part: None for part in parts if index.get(part) == [None, None]}
     if "safety_checker" in parts and model.safety_checker == "off":
@@ -211,12 +214,12 @@ def _overridden_parts(model: Model, cls: type, index: dict[str, Any], dtype: tor
 
 
 def _parts(cls: type) -> frozenset[str]:
-    """What the pipeline's constructor takes."""
+    """Return the parameter names of the pipeline's constructor."""
     return frozenset(inspect.signature(cls).parameters)
 
 
 def _silence_libraries() -> None:
-    """The libraries' bars and advice are for notebooks; and a warning about a long prompt would log the prompt."""
+    """Disable progress bars and warnings; a warning about a long prompt would log the prompt."""
     for library in (diffusers.utils.logging, transformers.utils.logging):
         library.set_verbosity_error()
         library.disable_progress_bar()

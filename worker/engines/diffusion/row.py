@@ -1,4 +1,4 @@
-"""A request inside the engine: its sampler, what the denoiser is told of it, and the picture that it must keep."""
+"""`DiffusionRow`: the state of one image in the batch."""
 
 from __future__ import annotations
 
@@ -15,72 +15,72 @@ from worker.engines.diffusion.sampling import Sampler
 
 @dataclass(frozen=True)
 class MaskState:
-    """What a mask protects; tensors in the shape that the sampler works on."""
+    """The state of an inpainting mask; tensors have the shape of the sampler's latents."""
 
-    #: Latents of the source picture.
+    #: Latents of the source image.
     image: torch.Tensor
     #: The noise that the row started from.
     noise: torch.Tensor
-    #: 1 where the picture is drawn anew, 0 where it stays.
+    #: 1 where the image is generated, 0 where it is protected.
     mask: torch.Tensor
 
     def blend(self, protected: torch.Tensor, generated: torch.Tensor) -> torch.Tensor:
-        """The one where the mask protects, the other where it does not."""
+        """Combine both tensors by the mask."""
         return (1 - self.mask) * protected + self.mask * generated
 
 
 @dataclass(eq=False)
 class DiffusionRow:
-    """One picture on its way from noise.
+    """One image in the batch.
 
-    Tensors are replaced, never changed in place: whoever holds one keeps the state of that moment.
+    Tensors are replaced, never changed in place, so that a reference keeps its state.
     """
 
     inputs: ImageInputs
     sampler: Sampler
-    #: Each `(passes, ...)`; with guidance there are two passes, and the first one is for the negative prompt.
+    #: Each tensor is `(passes, ...)`. With guidance, the first of two passes is for the negative prompt.
     conditions: Conditions
-    #: `(evaluations,)` float32 on the model's device, so that no step waits for a copy.
+    #: `(evaluations,)` float32 on the model's device: a step needs no copy.
     timesteps: torch.Tensor
-    #: Guidance scale, float32, in a shape that multiplies the latents; None where a single pass is all.
+    #: float32 guidance scale that broadcasts over the latents; None for a single pass.
     guidance: torch.Tensor | None
-    #: With a mask: the picture under it.
+    #: None for requests without a mask.
     mask_state: MaskState | None = None
-    #: Adapters that its forward passes need, which stay in memory until it is released.
+    #: Adapters of its forward passes. They stay loaded until the row is released.
     lora_scales: LoraScales = ()
 
     @property
     def step(self) -> int:
-        """Forward passes so far."""
+        """Forward passes done."""
         return self.sampler.step
 
     @property
     def steps(self) -> int:
-        """Forward passes in all."""
+        """Total forward passes."""
         return self.sampler.steps
 
     @property
     def latents(self) -> torch.Tensor:
-        """The picture as it stands, in the shape that the sampler works on."""
+        """Current latents in the shape that the sampler uses."""
         return self.sampler.latents
 
     @property
     def passes(self) -> int:
-        """Rows of the forward pass that it takes."""
+        """Number of passes per forward pass."""
         return 1 if self.guidance is None else 2
 
     def apply_mask(self) -> None:
-        """After a step: put back what the mask protects, as noisy as the rest. A broken row has taken no step."""
+        """Restore the protected area at the current noise level. A failed row has taken no step."""
         if self.mask_state is None or self.sampler.failure is not None:
             return
         try:
             protected = self.sampler.noised_to_step(self.mask_state.image, self.mask_state.noise, self.step)
             self.sampler.latents = self.mask_state.blend(protected, self.latents)
-        except Exception as error:  # the other rows have moved and must not be told otherwise
+        except Exception as error:  # the other rows have already moved, so do not raise
             self.sampler.failure = TaskError("error", f"the masked picture could not be kept: {error}")
 
     def latents_to_decode(self) -> torch.Tensor:
-        """The latents to show: on the way, the guess at the final ones, because the latents themselves are noisy."""
+        """Return the final latents or, before the last step, the denoised estimate for a preview."""
         denoised = self.sampler.denoised
         if self.step == self.steps or denoised is None:
             return self.latents

@@ -1,4 +1,4 @@
-"""The safety checker of checkpoints that ship one: looks at finished pictures and says which it objects to."""
+"""The safety checker that some checkpoints ship; it checks finished images."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from PIL import Image
 
 
 class SafetyChecker:
-    """The model's own, on its device."""
+    """The checkpoint's safety checker on its device."""
 
     def __init__(self, pipeline: Any, device: torch.device) -> None:
         self._checker = pipeline.safety_checker
@@ -18,9 +18,8 @@ class SafetyChecker:
         self._device = device
 
     def is_unsafe(self, image: Image.Image) -> bool:
-        """Whether it takes the picture for one that should not be shown."""
         pixel_values = self._extract(image, return_tensors="pt").pixel_values
-        # It blackens the pictures that it is given: it gets a copy.
+        # The checker blackens its input images: pass a copy.
         _, found = self._checker(
             images=[np.asarray(image, dtype=np.float32)], clip_input=pixel_values.to(self._device, self._checker.dtype)
         )
@@ -28,7 +27,7 @@ class SafetyChecker:
 
 
 def make_safety_checker(pipeline: Any, device: torch.device) -> SafetyChecker | None:
-    """The pipeline's safety checker; None where it was not loaded or there is none."""
+    """Return the pipeline's safety checker, or None if it was not loaded."""
     if getattr(pipeline, "safety_checker", None) is None or pipeline.feature_extractor is None:
         return None
     return SafetyChecker(pipeline, device)

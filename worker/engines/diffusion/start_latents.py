@@ -1,6 +1,6 @@
-"""What a row starts from: noise, and in the other modes the latents of a source picture and of a mask.
+"""The initial state of a row: noise, source image latents and mask.
 
-Random numbers are drawn in the order in which the diffusers pipelines draw them, so that a seed means the same.
+Random numbers are drawn in the same order as in the diffusers pipelines, so that seeds are equivalent.
 """
 
 from __future__ import annotations
@@ -19,21 +19,20 @@ from worker.engines.diffusion.row import MaskState
 
 @dataclass(frozen=True)
 class StartLatents:
-    """Tensors in the shape that the sampler works on, unless they say otherwise."""
+    """Tensors have the shape of the sampler's latents unless noted."""
 
     noise: torch.Tensor
-    #: The source picture, where the first latents are made of it and not of noise alone.
+    #: Source image latents; None to start from noise alone.
     image_latents: torch.Tensor | None = None
-    #: What a mask protects on the way.
     mask_state: MaskState | None = None
-    #: `(1, 1 + C, h, w)`: mask and masked picture, for a denoiser that reads these.
+    #: `(1, 1 + C, h, w)`: mask and masked image, for inpainting denoisers.
     channels: torch.Tensor | None = None
 
 
 def make_start_latents(
     family: Family, inputs: ImageInputs, sources: Sequence[bytes], generator: torch.Generator
 ) -> StartLatents:
-    """What the request starts from. Raises `TaskError` for sources that are not as its mode demands."""
+    """Build the start state of a request. Raises `TaskError` for invalid sources."""
     _check_sources(inputs, sources)
     if inputs.mode == "text":
         return StartLatents(family.pack(family.noise(inputs, generator)))
@@ -46,7 +45,7 @@ def make_start_latents(
         return _start_with_mask_channels(family, inputs, image, repaint, generator)
     latents = family.vae_encode(image, generator)
     noise = family.pack(family.noise(inputs, generator))
-    # The pipelines encode the masked picture here and make no use of it, except that random numbers are used up.
+    # The pipelines encode the masked image here and discard it: consume the same random numbers.
     family.consume_encoding_noise(inputs, generator)
     image_latents, mask = family.pack(latents), family.pack(_scaled(repaint, latents).expand_as(latents))
     return StartLatents(noise, image_latents if inputs.strength < 1 else None, MaskState(image_latents, noise, mask))
@@ -78,11 +77,11 @@ def _check_sources(inputs: ImageInputs, sources: Sequence[bytes]) -> None:
 
 
 def _pixels(source: bytes, inputs: ImageInputs, channels: int, device: torch.device) -> torch.Tensor:
-    """Pixels as `(1, channels, H, W)` float32 in [0, 1]."""
+    """Return pixels as `(1, channels, H, W)` float32 in [0, 1]."""
     levels = torch.frombuffer(bytearray(source), dtype=torch.uint8).view(1, inputs.height, inputs.width, channels)
     return to_device(levels, device).permute(0, 3, 1, 2).to(torch.float32) / 255
 
 
 def _scaled(repaint: torch.Tensor, latents: torch.Tensor) -> torch.Tensor:
-    """The mask at the size of the latents, `(1, 1, h, w)`."""
+    """Return the mask at the latents' size, `(1, 1, h, w)`."""
     return torch.nn.functional.interpolate(repaint.float(), size=latents.shape[-2:]).to(latents.dtype)

@@ -1,4 +1,4 @@
-"""The families of checkpoints that are run by adapters of our own, by the pipeline class that a checkpoint names."""
+"""The supported checkpoint families, by diffusers pipeline class."""
 
 from __future__ import annotations
 

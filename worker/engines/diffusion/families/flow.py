@@ -1,4 +1,4 @@
-"""What the flow-matching families share."""
+"""The resolution-dependent timestep shift of flow-matching families."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ from typing import Any
 
 
 def timestep_shift(scheduler: Any, patches: int, max_shift: float) -> float:
-    """How far the schedule leans towards noise: the more patches a picture has, the more.
+    """Return the timestep shift `mu`, which grows with the number of patches.
 
-    `max_shift` stands in where the scheduler does not say.
+    `max_shift` is the default if the scheduler does not configure it.
     """
-    # Imported here, because the whole of FLUX comes with it.
+    # Imported here, because it imports all of FLUX.
     from diffusers.pipelines.flux.pipeline_flux import calculate_shift
 
     config = scheduler.config

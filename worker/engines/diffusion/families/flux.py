@@ -1,4 +1,4 @@
-"""FLUX.1 dev and schnell: a transformer over a sequence of patches, which was taught guidance and takes no negative."""
+"""FLUX.1 dev and schnell: a guidance-distilled transformer over a sequence of patches."""
 
 from __future__ import annotations
 
@@ -17,14 +17,13 @@ from worker.engines.diffusion.sampling import SchedulerSetup
 
 
 class Flux(Family):
-    """Samplers work on packed latents `(1, patches, 4 C)`: patches of two by two, a row for each."""
+    """Samplers use packed latents `(1, patches, 4 C)`: one row per patch of two by two."""
 
     CLASSES = ("FluxPipeline", "FluxImg2ImgPipeline", "FluxInpaintPipeline")
     DENOISER = "transformer"
 
     @property
     def size_multiple(self) -> int:
-        """Two latents, the side of a patch."""
         return super().size_multiple * 2
 
     def _denoiser_channels(self) -> int:
@@ -32,29 +31,29 @@ class Flux(Family):
 
     @property
     def max_tokens(self) -> int:
-        """Length that prompts are encoded to, as each was trained: 512 for dev, 256 for schnell."""
+        """Prompt length in training: 512 for dev, 256 for schnell."""
         return 512 if self.denoiser.config.guidance_embeds else 256
 
     def validate(self, inputs: ImageInputs) -> None:
-        """As every family; and a negative prompt would have no effect."""
+        """A negative prompt would have no effect and is rejected."""
         super().validate(inputs)
         if inputs.negative_prompt:
             raise TaskError("invalid", "this model takes no negative prompt")
 
     def is_guided(self, inputs: ImageInputs) -> bool:
-        """Never: the guidance scale is an input of dev, and nothing to schnell."""
+        """Always false: dev reads the guidance scale as an input, and schnell ignores it."""
         del inputs
         return False
 
     def encode(self, texts: list[str]) -> dict[str, torch.Tensor]:
-        """Tokens of a T5, and the pooled embedding of a CLIP."""
+        """Encode with the T5, and with the CLIP for the pooled embedding."""
         embeddings, pooled, _ = self.pipeline.encode_prompt(
             prompt=texts, prompt_2=None, device=self.device, max_sequence_length=self.max_tokens
         )
         return {"embeddings": embeddings, "pooled": pooled}
 
     def conditions(self, inputs: ImageInputs, encoded: Sequence[Encoded]) -> Conditions:
-        """With the place of every patch, and for dev the guidance scale."""
+        """Add the positions of the patches and, for dev, the guidance scale."""
         conditions = super().conditions(inputs, encoded)
         ids = self.pipeline._prepare_latent_image_ids(
             1, inputs.height // self.size_multiple, inputs.width // self.size_multiple, "cpu", self.dtype
@@ -65,7 +64,7 @@ class Flux(Family):
         return conditions
 
     def scheduler_setup(self, inputs: ImageInputs) -> SchedulerSetup:
-        """Evenly spaced steps, shifted by the number of patches where the checkpoint has it so."""
+        """Use evenly spaced sigmas, shifted by the number of patches if configured."""
         plain = super().scheduler_setup(inputs)
         patches = (inputs.height // self.size_multiple) * (inputs.width // self.size_multiple)
         options = {
@@ -75,20 +74,18 @@ class Flux(Family):
         return SchedulerSetup(plain.steps, plain.strength, options)
 
     def pack(self, latents: torch.Tensor) -> torch.Tensor:
-        """Patches of two by two, a row for each."""
         _, channels, height, width = latents.shape
         pack: torch.Tensor = self.pipeline._pack_latents(latents, 1, channels, height, width)
         return pack
 
     def unpack(self, latents: torch.Tensor, inputs: ImageInputs) -> torch.Tensor:
-        """The patches where they belong."""
         unpack: torch.Tensor = self.pipeline._unpack_latents(
             latents, inputs.height, inputs.width, self.pipeline.vae_scale_factor
         )
         return unpack
 
     def denoise(self, samples: torch.Tensor, timesteps: torch.Tensor, conditions: Conditions) -> torch.Tensor:
-        """As every family; time goes from 1 to 0."""
+        """FLUX's timesteps go from 1 to 0."""
         embeddings = conditions["embeddings"]
         output: torch.Tensor = self.denoiser(
             hidden_states=samples,
@@ -97,7 +94,7 @@ class Flux(Family):
             pooled_projections=conditions["pooled"],
             encoder_hidden_states=embeddings,
             txt_ids=embeddings.new_zeros(embeddings.shape[1], 3),
-            img_ids=conditions["places"][0],  # equal for all: pictures of one size share a pass
+            img_ids=conditions["places"][0],  # equal for all rows: one pass has one image size
             return_dict=False,
         )[0]
         return output

@@ -1,4 +1,4 @@
-"""Text embeddings by text, so that a prompt or negative prompt that comes again is not encoded again."""
+"""`PromptCache`: an LRU cache of text embeddings."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 
 import torch
 
-#: What the encoders make of one text, by name, without a leading dimension.
+#: The embeddings of one text by name, without a batch dimension.
 Encoded = Mapping[str, torch.Tensor]
 
 
 class PromptCache:
-    """The least recently used texts give way. Whatever one call misses is encoded in one batch."""
+    """Caches embeddings by text. The misses of one call are encoded in one batch."""
 
     def __init__(self, encode: Callable[[list[str]], Mapping[str, torch.Tensor]], capacity: int) -> None:
-        """`encode` gives embeddings by name, each `(texts, ...)`; `capacity` counts texts."""
+        """`encode` returns embeddings by name, each `(texts, ...)`; `capacity` counts texts."""
         self._encode = encode
         self._capacity = capacity
         self._cache: OrderedDict[Hashable, Encoded] = OrderedDict()
@@ -26,10 +26,9 @@ class PromptCache:
     def get(
         self, texts: Sequence[str], *, encoder_state: Hashable = (), one_by_one: bool = False
     ) -> dict[str, Encoded]:
-        """What each text was encoded to.
+        """Return the embeddings of each text.
 
-        `encoders` names the state of the encoders, which texts are known by as well. Encoded one by one, a text's
-        embedding depends on no other, down to the last bit.
+        `encoder_state` is part of the cache key. With `one_by_one`, the bits of an embedding depend on no other text.
         """
         unique = list(dict.fromkeys(texts))
         keys = {text: (encoder_state, one_by_one, text) for text in unique}
@@ -46,6 +45,6 @@ class PromptCache:
 
 
 def _split_batch(together: Mapping[str, torch.Tensor]) -> Iterable[Encoded]:
-    """The embeddings of each text, cloned: a slice would keep those of the whole batch in memory."""
+    """Return the embeddings of each text, cloned: a slice would keep the full batch in memory."""
     count = len(next(iter(together.values())))
     return ({name: value[n].clone() for name, value in together.items()} for n in range(count))

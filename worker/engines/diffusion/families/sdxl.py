@@ -1,4 +1,4 @@
-"""Stable Diffusion XL: two text encoders, a pooled embedding, and the picture's size as a condition."""
+"""Stable Diffusion XL: two text encoders, with a pooled embedding and the image size as conditions."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from worker.engines.diffusion.families.prompt_cache import Encoded
 
 
 class StableDiffusionXL(UNetFamily):
-    """The base model and its inpainting UNet; the refiner is another model, which continues what the base began."""
+    """The base model and its inpainting UNet. Refiners are not supported."""
 
     CLASSES = ("StableDiffusionXLPipeline", "StableDiffusionXLImg2ImgPipeline", "StableDiffusionXLInpaintPipeline")
 
@@ -27,19 +27,19 @@ class StableDiffusionXL(UNetFamily):
             self.vae.to(torch.float32)  # it overflows in half precision
 
     def encode(self, texts: list[str]) -> dict[str, torch.Tensor]:
-        """Tokens of two CLIPs side by side, and the pooled embedding of the second."""
+        """Encode with two CLIPs side by side; the second returns the pooled embedding."""
         embeddings, _, pooled, _ = self.pipeline.encode_prompt(
             texts, device=self.device, num_images_per_prompt=1, do_classifier_free_guidance=False
         )
         return {"embeddings": embeddings, "text_embeds": pooled}
 
     def conditions(self, inputs: ImageInputs, encoded: Sequence[Encoded]) -> Conditions:
-        """With the picture's size, as if nothing of it had been cut off."""
+        """Add the image size, for an uncropped image."""
         if self.is_guided(inputs) and not inputs.negative_prompt and self.pipeline.config.force_zeros_for_empty_prompt:
-            # How the base model was trained to see "no text"; an encoded empty text is something else to it.
+            # The base model was trained with zeros for "no text", which differ from an encoded empty text.
             encoded = [{name: torch.zeros_like(value) for name, value in encoded[0].items()}, encoded[1]]
         conditions = super().conditions(inputs, encoded)
-        size = inputs.height, inputs.width  # original size, place of the crop, target size
+        size = inputs.height, inputs.width  # original size, crop offset, target size
         ids = torch.tensor([[*size, 0, 0, *size]] * len(encoded), dtype=self.dtype)
         conditions["time_ids"] = to_device(ids, self.device)
         return conditions

@@ -1,10 +1,10 @@
-"""Any diffusers pipeline behind the step loop: requests run the pipeline's own code and meet at its denoiser.
+"""The generic engine: runs any diffusers pipeline and batches the denoiser calls of its requests.
 
-Every request runs the pipeline's `__call__`, unchanged, in a thread of its own (`run`) on a copy of the pipeline
-(`standins`) whose denoiser is a stand-in: a call of it waits. A step of the engine takes the calls that wait, joins
-those that are alike into one forward pass (`layout`), deals the answer out, and lets each thread go on to its next
-call. What a request may say is read from the signature of `__call__` (`arguments`).
+Each request runs the pipeline's unchanged `__call__` in its own thread (`pipeline_thread`). It uses a copy of the
+pipeline (`pipeline_copy`) whose denoiser blocks until the step loop has run its call. A step joins compatible pending
+calls into one forward pass and splits the output (`call_batching`). The arguments of `__call__` are derived from its
+signature (`arguments`).
 
-What this costs against an engine with an adapter of its own: a few hundred microseconds per request and step, no
-checkpoints, no previews, no adapters by request.
+Compared to `DiffusionEngine`, a row costs a few hundred microseconds more per step. Checkpoints, previews and LoRA
+adapters are not available.
 """

@@ -1,7 +1,7 @@
-"""From what a request says to the arguments of a pipeline's `__call__`, by their names in its signature.
+"""Maps a request to the arguments of a pipeline's `__call__`, by the names in its signature.
 
-What a request asks for and the pipeline has no argument for is refused, where it was the request's own wish. Settings
-that every request has, such as guidance, are left out. A pipeline that takes no prompt draws whatever it draws.
+An option that the request sets explicitly but the pipeline lacks is rejected. Settings that every request has, such as
+guidance, are left out.
 """
 
 from __future__ import annotations
@@ -16,17 +16,17 @@ from PIL import Image
 from wire.messages import SOURCES, DrawMode, ImageInputs
 from worker.engine import TaskError, UnsupportedModel
 
-#: Where the source picture goes. A ControlNet that draws from another picture as well gets this one for both.
+#: Parameters for the source image. A ControlNet pipeline gets it for both.
 _IMAGE_NAMES = ("image", "control_image")
 _MASK_NAME = "mask_image"
 _PROVIDED = frozenset({"prompt", "class_labels", "generator", *_IMAGE_NAMES, _MASK_NAME})
 
 
 class PipelineArguments:
-    """What one class of pipelines can be told."""
+    """The arguments that one pipeline class accepts."""
 
     def __init__(self, pipeline: Any) -> None:
-        """Raises `UnsupportedModel` where it must be told what no request says."""
+        """Raises `UnsupportedModel` if a required parameter has no counterpart in a request."""
         self._pipeline = pipeline
         self._parameters = inspect.signature(type(pipeline).__call__).parameters
         missing = [
@@ -41,16 +41,14 @@ class PipelineArguments:
 
     @property
     def takes_prompt(self) -> bool:
-        """Whether it makes any difference what a request says."""
         return "prompt" in self._parameters or "class_labels" in self._parameters
 
     @property
     def takes_size(self) -> bool:
-        """Whether it can be told a size."""
         return "height" in self._parameters or "width" in self._parameters
 
     def modes(self) -> list[DrawMode]:
-        """What it might draw from. Whether it does, only it knows."""
+        """Return candidate modes; the probe finds out which of them work."""
         modes: list[DrawMode] = ["text"]
         if any(name in self._parameters for name in _IMAGE_NAMES):
             modes.append("image")
@@ -59,7 +57,7 @@ class PipelineArguments:
         return modes
 
     def for_request(self, inputs: ImageInputs, sources: Sequence[bytes]) -> dict[str, Any]:
-        """Keyword arguments for this request. Raises `TaskError` for what cannot be told to the pipeline."""
+        """Return the keyword arguments for this request. Raises `TaskError` for unsupported options."""
         if inputs.loras:
             raise TaskError("invalid", "this model takes no LoRA adapters")
         offered: dict[str, Any] = {
@@ -67,9 +65,9 @@ class PipelineArguments:
             "width": inputs.width,
             "num_inference_steps": inputs.steps,
             "num_images_per_prompt": 1,
-            # On the CPU, so that a seed gives the same noise on every device and in every batch.
+            # CPU noise: a seed gives the same noise on every device and in every batch.
             "generator": torch.Generator("cpu").manual_seed(inputs.seed),
-            "output_type": "np",  # in which numbers that are none can be seen
+            "output_type": "np",  # keeps values that are not finite visible
             **self._guidance(inputs),
             **self._images(inputs, sources),
         }
@@ -80,7 +78,7 @@ class PipelineArguments:
         return {name: value for name, value in offered.items() if name in self._parameters}
 
     def _guidance(self, inputs: ImageInputs) -> dict[str, Any]:
-        """`true_cfg_scale` is guidance by a negative prompt, in pipelines whose `guidance_scale` is something else."""
+        """Use `true_cfg_scale` for guidance by a negative prompt in pipelines whose `guidance_scale` differs."""
         true_scale = self._parameters["true_cfg_scale"].default if "true_cfg_scale" in self._parameters else None
         if isinstance(true_scale, int | float) and true_scale > 1:
             return {"true_cfg_scale": inputs.guidance_scale, "negative_prompt": inputs.negative_prompt or " "}
@@ -88,7 +86,7 @@ class PipelineArguments:
             "negative_prompt" not in self._parameters or "true_cfg_scale" in self._parameters
         ):
             raise TaskError("invalid", "this model takes no negative prompt")
-        # None is more than empty: it lets the pipeline choose what stands for nothing.
+        # None differs from empty: the pipeline then selects its own unconditional input.
         return {"guidance_scale": inputs.guidance_scale, "negative_prompt": inputs.negative_prompt or None}
 
     def _images(self, inputs: ImageInputs, sources: Sequence[bytes]) -> dict[str, Any]:
@@ -105,7 +103,7 @@ class PipelineArguments:
         return found
 
     def _class_label(self, prompt: str) -> int:
-        """The class that a prompt names, by its number or by a name that the checkpoint knows."""
+        """Return the class that a prompt names, by number or by the checkpoint's label."""
         text = prompt.strip()
         labels: dict[str, int] = getattr(self._pipeline, "labels", {})
         label = int(text) if text.isdecimal() else labels.get(text)

@@ -1,15 +1,15 @@
-"""Which calls of a denoiser can be one forward pass, how they are joined, and how the answer is dealt out again.
+"""Batches denoiser calls: groups compatible calls, joins their arguments and splits the output.
 
-What leads with the batch is concatenated, everything else must be equal. For an argument (or each part of it, where
-it is a list, a tuple or a dict) the first rule that fits decides:
+Arguments with a batch dimension are concatenated; all others must be equal. For an argument, or each leaf of a list,
+tuple or dict, the first matching rule applies:
 
-1. In `LISTS`, a list with an entry for every picture of the call: the lists are concatenated.
-2. In `SHARED`, a tensor that has no batch dimension: it must be equal, to the last value.
-3. In `NUMBERS`, a number for every picture, or one for all of the call: spread over the call, then concatenated.
-4. A tensor with as many entries as the call has pictures: concatenated along dimension 0.
-5. Any other tensor: as rule 2. Any other value: it must be equal; what cannot be compared is like nothing else.
+1. `LISTS`: a list with one entry per image. Lists are concatenated.
+2. `SHARED`: a tensor without batch dimension. The values must be equal.
+3. `NUMBERS`: a number per image, or one per call. Numbers are expanded, then concatenated.
+4. A tensor with as many entries as the call has images is concatenated along dimension 0.
+5. Other tensors follow rule 2. Other values must be equal; values that cannot be compared never are.
 
-A call that is joined with no other is made as it came, so that its result is the pipeline's to the bit.
+A call without a partner is made unchanged, so that its result equals the pipeline's bit for bit.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch.utils import _pytree as pytree  # knows diffusers' output classes, which register themselves there
+from torch.utils import _pytree as pytree  # handles diffusers' output classes, which register themselves there
 
 LISTS = frozenset({"x", "cap_feats", "img_shapes", "img_sizes", "txt_seq_lens", "control_context"})
 SHARED = frozenset({"img_ids", "txt_ids", "image_cond_ids", "image_rotary_emb", "video_rotary_emb", "rotary_embedding"})
@@ -37,32 +37,32 @@ _LIST = "list"
 
 @dataclass(eq=False)
 class DenoiserCall:
-    """A call of a denoiser that waits for its answer."""
+    """A pending call of a denoiser."""
 
     module: torch.nn.Module
     bound: inspect.BoundArguments
-    #: Pictures in it: the rows of its first tensor or, if `listed`, the entries of its first list.
+    #: Number of images: rows of the first tensor or, if `listed`, entries of the first list.
     size: int
     listed: bool
     device: torch.device
-    #: Calls with equal keys can be one forward pass.
+    #: Calls with equal keys can share a forward pass.
     key: Hashable
-    #: By argument: the leaves of its tree, what kind each is, and how they make up the argument.
+    #: By argument: the leaves of its tree, their kinds, and the tree's structure.
     parts: dict[str, tuple[list[Any], list[str], pytree.TreeSpec]]
 
     def forward(self) -> Any:
-        """The forward pass of this call alone."""
+        """Run the forward pass of this call alone."""
         return self.module(*self.bound.args, **self.bound.kwargs)
 
 
 class TensorContents:
-    """What is in the tensors that a request repeats in each of its calls. Looked at once: a look makes a GPU wait."""
+    """Caches the contents of tensors that a request passes in every call: reading one synchronizes a GPU."""
 
     def __init__(self) -> None:
         self._fingerprints: dict[tuple[str, int], tuple[torch.Tensor, int, Hashable]] = {}
 
     def fingerprint(self, name: str, index: int, tensor: torch.Tensor) -> Hashable:
-        """Shape, type and content of leaf `place` of an argument."""
+        """Return shape, dtype and content of leaf number `index` of an argument."""
         cached = self._fingerprints.get((name, index))
         if cached is not None and cached[0] is tensor:
             return cached[2]
@@ -75,7 +75,7 @@ class TensorContents:
 def describe_call(
     module: torch.nn.Module, args: Sequence[Any], kwargs: dict[str, Any], contents: TensorContents
 ) -> DenoiserCall:
-    """The call with its key. Raises `TypeError` for arguments that the module does not take."""
+    """Return the call with its key. Raises `TypeError` for unknown arguments."""
     bound = _signature(type(module).forward).bind(*args, **kwargs)
     size, listed, device = _batch_extent(bound.arguments)
     key: list[Hashable] = [id(module)]
@@ -93,7 +93,7 @@ def describe_call(
 
 
 def group_calls(calls: Iterable[DenoiserCall]) -> list[list[DenoiserCall]]:
-    """The calls, those that can be one forward pass together, in the order of their first."""
+    """Group the calls that can share a forward pass, in the order of their first call."""
     found: dict[Hashable, list[DenoiserCall]] = {}
     for call in calls:
         found.setdefault(call.key, []).append(call)
@@ -101,7 +101,7 @@ def group_calls(calls: Iterable[DenoiserCall]) -> list[list[DenoiserCall]]:
 
 
 def run_calls(calls: Sequence[DenoiserCall]) -> list[Any]:
-    """What the module answers each of these calls, all of one key, from one forward pass."""
+    """Run calls of one key in one forward pass and return the output of each."""
     if len(calls) == 1:
         return [calls[0].forward()]
     return _split_output(_join(calls).forward(), [call.size for call in calls], calls[0].listed)
@@ -133,7 +133,7 @@ def _expand(number: Any, call: DenoiserCall) -> torch.Tensor:
 
 
 def _split_output(answer: Any, sizes: Sequence[int], listed: bool) -> list[Any]:
-    """An answer of the same form for each call, with its own pictures in it."""
+    """Return an output of the same structure for each call, with its own images."""
     total = sum(sizes)
 
     def is_pictures(part: Any) -> bool:
@@ -153,7 +153,7 @@ def _split_output(answer: Any, sizes: Sequence[int], listed: bool) -> list[Any]:
 
 
 def _batch_extent(arguments: dict[str, Any]) -> tuple[int, bool, torch.device]:
-    """Pictures in the call (0 where that cannot be told), whether they are in a list, and the device they are on."""
+    """Return the number of images (0 if unknown), whether they are in a list, and their device."""
     for name, value in arguments.items():
         if name in LISTS and isinstance(value, list) and value and isinstance(value[0], torch.Tensor):
             return len(value), True, value[0].device
@@ -163,9 +163,9 @@ def _batch_extent(arguments: dict[str, Any]) -> tuple[int, bool, torch.device]:
 
 
 def _classify_leaf(name: str, index: int, leaf: Any, size: int, contents: TensorContents) -> tuple[str, Hashable]:
-    """Whether and how the leaf is joined, and what must be equal for that."""
+    """Return the kind of the leaf and the part that must be equal."""
     if name in NUMBERS and _is_number(leaf, size):
-        return _NUMBER, None  # of whatever type: one sampler counts in integers, another in fractions
+        return _NUMBER, None  # any dtype: some schedulers use integers, others floats
     if isinstance(leaf, torch.Tensor):
         if name not in SHARED and leaf.ndim and len(leaf) == size:
             return _ROWS, (leaf.shape[1:], leaf.dtype)
@@ -183,6 +183,6 @@ def _is_number(leaf: Any, size: int) -> bool:
 
 @functools.cache
 def _signature(forward: Callable[..., Any]) -> inspect.Signature:
-    """Of a method, without `self`."""
+    """Return the signature of a method without `self`."""
     signature = inspect.signature(forward)
     return signature.replace(parameters=list(signature.parameters.values())[1:])

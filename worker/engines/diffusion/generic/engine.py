@@ -1,8 +1,8 @@
-"""Implements `StepEngine` for any diffusers pipeline; how is said in the package's docstring.
+"""`GenericEngine`: a `StepEngine` for any diffusers pipeline; see the package's docstring.
 
-What comes out equals what the pipeline makes of each request alone, up to the rounding of other batch sizes; a row
-alone in its step is equal to the bit. That batches do not change more than that is tried when the model is loaded:
-where they do, each row gets a forward pass of its own.
+The results equal those of the pipeline for each request, up to the rounding of other batch sizes. A row that is alone
+in its step is equal bit for bit. The engine checks at load that batching changes no more than rounding; otherwise each
+row gets its own forward pass.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ log = logging.getLogger(__name__)
 
 
 class GenericEngine:
-    """One pipeline on one device."""
+    """Any diffusers pipeline on one device."""
 
     _pipeline: Any
     _arguments: PipelineArguments
@@ -47,31 +47,28 @@ class GenericEngine:
     _completion: CompletionEvent
 
     def __init__(self, model: Model, device: str) -> None:
-        """`device` is `cuda:N`, or `cpu` with or without the number of its slot."""
+        """`device` is `cuda:N` or `cpu`, optionally with a slot number."""
         self._model = model
         self._device = torch.device("cpu" if device.startswith("cpu") else device)
         self._pipeline = None
         self._modes: tuple[DrawMode, ...] = ()
-        #: Whether the denoiser's answers do not depend on who else is in its batch.
+        #: False if the denoiser's output for a row depends on the other rows of its batch.
         self._can_batch = True
-        #: The size of all pictures, where the pipeline cannot be told one.
+        #: The only image size of a pipeline without size arguments.
         self._size: tuple[int, int] | None = None
-        #: Calls of the denoiser for a step of the sampler, of the last request with guidance and without.
+        #: Denoiser calls per sampler step in the last request, by whether it used guidance.
         self._calls_per_step: dict[bool, float] = {}
 
-    # ---- the model
+    # ---- model
 
     def fetch(self) -> None:
-        """Read the pipeline. Raises `UnsupportedModel` for one that cannot be loaded."""
+        """Read the pipeline into main memory. Raises `UnsupportedModel`."""
         self._pipeline = read_pipeline(self._model, self._device, pipeline_class(self._model))
 
     def load(self) -> None:
-        """Bring it onto the device and try it out.
-
-        Raises `UnsupportedModel` for a pipeline that cannot be run by requests for pictures.
-        """
+        """Move the pipeline to the device and probe it. Raises `UnsupportedModel` if it cannot serve requests."""
         if self._device.type == "cpu":
-            # Workers share the cores: a second thread each would make all of them wait for one another.
+            # Workers share the cores: more threads per worker would slow all of them down.
             torch.set_num_threads(1)
         if self._pipeline is None:
             self.fetch()
@@ -81,19 +78,19 @@ class GenericEngine:
         self._vae = VaeProxy(self._device)
         self._completion = CompletionEvent(self._device)
         self._controlnet = getattr(pipeline, "controlnet", None)
-        parts = vars(pipeline).values()  # parts of pipelines inside it are named among its own
+        parts = vars(pipeline).values()  # parts of nested pipelines are also listed in its own
         self._denoisers = [part for part in parts if is_denoiser(part) and part is not self._controlnet]
         if not self._denoisers:
             raise UnsupportedModel(f"a {kind.__name__} has no denoiser for requests to meet at")
         if "force_upcast" in source_code_of(kind):
-            # What it would do, and undo, for each picture: see `Copier`.
+            # The pipeline would change the precision for each decode: see `PipelineCopier`.
             for part in parts:
                 if is_autoencoder(part) and part.config.get("force_upcast") and part.dtype == torch.float16:
                     part.to(torch.float32)
         self._checker = None
         if isinstance(getattr(pipeline, "safety_checker", None), StableDiffusionSafetyChecker):
             self._checker = make_safety_checker(pipeline, self._device)
-            pipeline.safety_checker = None  # the pipeline would black the picture out
+            pipeline.safety_checker = None  # the pipeline would return a black image
         if not self._arguments.takes_prompt:
             log.warning("a %s takes no prompt: what requests ask for is ignored", kind.__name__)
         if self._model.compile != "off":
@@ -101,10 +98,9 @@ class GenericEngine:
         self._probe()
 
     def warm_up(self) -> None:
-        """To have tried it out was that."""
+        """The probe in `load` has already warmed the model up."""
 
     def about(self) -> About:
-        """See `StepEngine`."""
         return About(
             pipeline=type(self._pipeline).__name__,
             batching="generic",
@@ -114,7 +110,7 @@ class GenericEngine:
         )
 
     def fingerprint(self) -> str:
-        """What the time of a step depends on, beside the size of the picture and of the batch."""
+        """Identify everything that affects the step time, except image size and batch size."""
         device = torch.cuda.get_device_name(self._device) if self._device.type == "cuda" else "CPU"
         about = self.about()
         versions = f"torch {torch.__version__}, diffusers {diffusers.__version__}"
@@ -122,24 +118,23 @@ class GenericEngine:
         return f"{weights}, {about.pipeline}, {about.batching}, {about.dtype}, {device}, {versions}"
 
     def key(self, inputs: ImageInputs) -> BatchKey:
-        """Pictures of one size may share a forward pass; which of them do, their calls of the denoiser decide."""
+        """Rows of one size may share a step; their denoiser calls decide about the forward pass."""
         return inputs.height, inputs.width
 
     def memory_bytes(self) -> int:
-        """The most that torch has held of the GPU, or what this process holds of main memory."""
+        """Return torch's peak GPU memory, or the resident memory of this process on a CPU."""
         if self._device.type == "cuda":
             return torch.cuda.max_memory_reserved(self._device)
         return int(psutil.Process().memory_info().rss)
 
     def synchronize(self) -> None:
-        """See `StepEngine`."""
         if self._device.type == "cuda":
             torch.cuda.synchronize(self._device)
 
     # ---- requests
 
     def admit(self, tasks: Sequence[Wanted]) -> list[Row | TaskError]:
-        """Rows from their start, each at the first call of the denoiser."""
+        """Return new rows, each at its first denoiser call."""
         rows: list[Row | TaskError] = []
         try:
             for task in tasks:
@@ -147,7 +142,7 @@ class GenericEngine:
                     rows.append(self._start_row(task))
                 except TaskError as error:
                     rows.append(error)
-        except Exception:  # none of these is told of, so none may stay
+        except Exception:  # the caller learns of no row, so release all
             for row in rows:
                 if isinstance(row, GenericRow):
                     row.thread.cancel()
@@ -180,7 +175,7 @@ class GenericEngine:
     def _run_pipeline(
         self, pipeline: Any, arguments: dict[str, Any], copier: PipelineCopier, progress: SamplerProgress
     ) -> PipelineImage:
-        """What a request's thread does."""
+        """Run in the request's thread: generate and check the image."""
         try:
             with copier.afterwards:
                 made = extract_image(pipeline(**arguments))
@@ -191,7 +186,7 @@ class GenericEngine:
             progress.close()
 
     def step(self, rows: Sequence[Row]) -> None:
-        """One call of the denoiser for each row. Raises `TaskError` if a row's own pipeline broke at its last step."""
+        """Run one denoiser call for each row. Raises the `TaskError` of a row whose pipeline failed."""
         own: list[GenericRow] = []
         for row in rows:
             assert isinstance(row, GenericRow)
@@ -200,7 +195,7 @@ class GenericEngine:
             own.append(row)
         self._completion.wait()
         with torch.inference_mode(), translate_device_errors(self._device, f"a step of {len(own)} pictures"):
-            # A row that is past its helper stays so if the denoiser fails; it has not moved all the same.
+            # If the denoiser fails, a row that has passed its ControlNet remains there; its step is unchanged.
             while at_controlnet := [row for row in own if row.is_at_controlnet]:
                 self._run_pending_calls(at_controlnet)
             self._run_pending_calls([row for row in own if row.thread.pending_call is not None])
@@ -209,7 +204,7 @@ class GenericEngine:
             self._calls_per_step[row.inputs.guidance_scale > 1] = row.calls_per_step
 
     def _run_pending_calls(self, rows: Sequence[GenericRow]) -> None:
-        """Make the calls at which these rows wait, and let them go on. If a call raises, they all go on waiting."""
+        """Run the pending calls of these rows and resume them. If a call raises, all stay pending."""
         calls = {}
         for row in rows:
             call = row.thread.pending_call
@@ -227,7 +222,7 @@ class GenericEngine:
                 raise row.thread.failure
 
     def render(self, row: Row) -> Callable[[], Picture]:
-        """The finished picture, for which the callable waits. There is none on the way, only inside the pipeline."""
+        """Return a callable that waits for the finished image. There are no previews."""
         assert isinstance(row, GenericRow)
         return partial(self._render_image, row.thread if row.step == row.steps else None, row.inputs)
 
@@ -240,19 +235,19 @@ class GenericEngine:
         return Picture(encode_image(made.to_pil(), inputs.output_format, inputs.output_quality), made.flagged)
 
     def save(self, row: Row) -> Callable[[], Checkpoint] | None:
-        """None: what a pipeline has on its stack cannot be taken elsewhere."""
+        """Return None: the state on a pipeline's stack cannot be saved."""
         del row
         return None
 
     def release(self, row: Row) -> None:
-        """End the row's thread, unless it makes its picture."""
+        """End the row's thread, unless it is rendering its image."""
         assert isinstance(row, GenericRow)
         row.thread.cancel()
 
-    # ---- trial
+    # ---- probe
 
     def _probe(self) -> None:
-        """Find out what the pipeline can do, and make it ready: a start in every mode, a shared step, a picture."""
+        """Find the working modes, check batching and warm up, with a few requests."""
         candidates = self._arguments.modes()
         self._modes = tuple(candidates)
         refused: dict[DrawMode, str] = {}
@@ -286,15 +281,14 @@ class GenericEngine:
                 )
 
     def _attention_processors(self) -> list[Any]:
-        """How the denoisers do their attention."""
         return [own for part in self._denoisers for own in getattr(part, "attn_processors", {}).values()]
 
     @torch.inference_mode()
     def _outputs_match(self, *rows: GenericRow) -> bool:
-        """Whether what the rows' next calls are answered is the same in one batch as in batches of their own."""
+        """Return true if the rows' next calls have equal outputs batched and separately."""
         calls = [row.thread.pending_call for row in rows if row.thread.pending_call is not None]
         if len(group_calls(calls)) != 1:
-            return True  # nothing to tell from: they would not be in one batch
+            return True  # these calls are never batched
         separate = [run_calls([call]) for call in calls]
         try:
             together = [[answer] for answer in run_calls(calls)]

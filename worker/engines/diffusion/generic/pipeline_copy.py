@@ -1,7 +1,7 @@
-"""A copy of a pipeline for one request: the weights are everyone's, what a request changes is its own.
+"""Copies a pipeline for one request: weights are shared, mutable state is copied.
 
-A stand-in for a module is a shallow copy of it, a real module with the same weights, whose `forward` (or `encode`,
-`decode`) is another. So it passes every test of its type and answers every question about its configuration.
+A module is replaced by a shallow copy with the same weights and other methods (`forward`, `encode`, `decode`). Type
+checks and configuration reads work as for the original.
 """
 
 from __future__ import annotations
@@ -33,40 +33,39 @@ _HOOKS = (
 
 
 def is_denoiser(part: Any) -> bool:
-    """Whether requests meet at this part of a pipeline: a UNet, a transformer, or a ControlNet."""
+    """Return true for a UNet, a transformer or a ControlNet."""
     return isinstance(part, torch.nn.Module) and type(part).__module__.startswith(_DENOISERS)
 
 
 def is_autoencoder(part: Any) -> bool:
-    """Whether it is an autoencoder."""
     return isinstance(part, torch.nn.Module) and type(part).__module__.startswith(_AUTOENCODERS)
 
 
 class VaeProxy:
-    """What all requests share of the autoencoder: one use of it at a time, and that beside the steps."""
+    """Serializes the use of the shared autoencoder and runs it on a side stream."""
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
-        #: Some autoencoders keep state while they work, and two decodes at once would need twice the memory.
+        #: Some autoencoders keep state while they run, and two decodes would need twice the memory.
         self.lock = threading.RLock()
         self.stream = SideStream(device)
 
 
 class PipelineCopier:
-    """Makes one request's copy of a pipeline, and of the pipelines in it. Equal parts get one stand-in."""
+    """Copies a pipeline and its nested pipelines for one request. Equal parts share one replacement."""
 
     def __init__(self, thread: PipelineThread[Any], vae: VaeProxy, progress: SamplerProgress, scheduler: str) -> None:
-        """`scheduler` is the name that the request asks for."""
+        """`scheduler` is the name in the request."""
         self._thread = thread
         self._vae = vae
         self._progress = progress
         self._name = scheduler
         self._made: dict[int, Any] = {}
-        #: What is held while the picture is made: left when the run ends.
+        #: Contexts of the final decode; closed when the pipeline returns.
         self.afterwards = contextlib.ExitStack()
 
     def copy(self, pipeline: Any) -> Any:
-        """The copy. Raises `TaskError` for a scheduler that does not go with the pipeline."""
+        """Return the copy. Raises `TaskError` for an incompatible scheduler."""
         scheduler = getattr(pipeline, "scheduler", None)
         self._made[id(scheduler)] = scheduler_for(scheduler, self._name, type(pipeline))
         if scheduler is not None:
@@ -80,7 +79,7 @@ class PipelineCopier:
         for name, part in vars(pipeline).items():
             if id(part) not in self._made:
                 self._made[id(part)] = self._stand_in(part)
-            # Not by assignment, which has the pipeline write down its configuration anew.
+            # Attribute assignment would update the pipeline's configuration.
             vars(made)[name] = self._made[id(part)]
         return made
 
@@ -95,8 +94,8 @@ class PipelineCopier:
             return _twin(part, forward=functools.partial(self._thread.call_denoiser, part))
         if is_autoencoder(part):
             encode, decode = functools.partial(self._encode, part), functools.partial(self._decode, part)
-            # Its precision is everyone's and was set when it was loaded: a request that changed it, as some pipelines
-            # do for the time of a decode, would change it for those who are at work with it.
+            # The precision is shared and fixed at load. Some pipelines change it during a decode, which would affect
+            # other requests.
             return _twin(part, encode=encode, decode=decode, to=lambda *_, **__: part)
         return part
 
@@ -116,17 +115,17 @@ class PipelineCopier:
 
 
 def _cast(args: tuple[Any, ...], module: Any) -> list[Any]:
-    """The arguments, those that are fractions in the precision of the module."""
+    """Cast floating-point tensors to the module's dtype."""
     return [
         part.to(module.dtype) if isinstance(part, torch.Tensor) and part.is_floating_point() else part for part in args
     ]
 
 
 def _twin(module: torch.nn.Module, **other: Any) -> torch.nn.Module:
-    """A module with the same weights and configuration that does other things under these names."""
+    """Return a shallow copy with the same weights and these attributes replaced."""
     twin = copy.copy(module)
     for name in _HOOKS:
-        vars(twin)[name] = OrderedDict()  # they run where the forward pass does
+        vars(twin)[name] = OrderedDict()  # hooks run with the original's forward pass
     vars(twin)["_compiled_call_impl"] = None
     vars(twin).update(other)
     return twin

@@ -1,10 +1,10 @@
-"""A request's run through a pipeline, in a thread of its own that takes turns with the step loop.
+"""`PipelineThread`: runs one request's pipeline in turns with the step loop.
 
-    parked --resume--> parked | rendering | over          any of these --cancel--> over
+    pending --resume--> pending | rendering | ended          any of these --cancel--> ended
 
-Between `start` or `resume` and their return only the request's thread computes, and otherwise only the loop: what a
-pipeline does between two calls of its denoiser needs no lock. The picture is the exception. A run that says
-`leave_loop` goes on beside the loop, with one turn less to wait for it.
+Between `start` or `resume` and their return, only the request's thread computes; otherwise only the step loop does.
+Pipeline code between denoiser calls therefore needs no lock. The final decode is the exception: after
+`leave_step_loop`, the thread runs in parallel to the loop.
 """
 
 from __future__ import annotations
@@ -23,59 +23,57 @@ from worker.engines.diffusion.generic.call_batching import DenoiserCall, TensorC
 
 T = TypeVar("T")
 
-#: How long a pipeline may take from one call of its denoiser to the next: long texts on a slow CPU take minutes.
+#: Maximum seconds between two denoiser calls. Encoding long texts on a slow CPU takes minutes.
 _CALL_TIMEOUT_S = 600.0
-#: A cancelled run is at a call of the denoiser, where it ends at once, unless the pipeline has something to undo.
+#: A cancelled thread ends at its pending call, unless the pipeline has cleanup to do.
 _JOIN_TIMEOUT_S = 10.0
 
 
 class Cancelled(BaseException):
-    """Nobody waits for this run any more. No `Exception`, so that no pipeline takes it for something it can handle."""
+    """The request was cancelled. Not an `Exception`, so that pipelines do not catch it."""
 
 
 class PipelineThread(Generic[T]):
-    """One request's thread. All methods but `ask` and `leave_loop` are called from the loop's thread."""
+    """One request's thread. The step loop's thread calls all methods but `call_denoiser` and `leave_step_loop`."""
 
     def __init__(self, device: torch.device, timeout_s: float = _CALL_TIMEOUT_S) -> None:
         self._device = device
         self._timeout_s = timeout_s
         self._contents = TensorContents()
         self._answers: queue.SimpleQueue[Any] = queue.SimpleQueue()
-        #: What the thread says when it stops: a call, or None once the loop need not wait for it any more.
+        #: The thread's messages to the loop: a denoiser call, or None when the loop need not wait.
         self._calls: queue.SimpleQueue[DenoiserCall | None] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
         self._has_called = False
         self._cancelled = False
         self._has_ended = False
         self._result: T | None = None
-        #: The call that waits for an answer.
         self.pending_call: DenoiserCall | None = None
-        #: Whether it makes its picture beside the loop.
+        #: True while the image is decoded in parallel to the loop.
         self.is_rendering = False
-        #: Why it ended without a result.
         self.failure: Exception | None = None
 
-    # ---- for the loop
+    # ---- called by the step loop
 
     def start(self, work: Callable[[], T]) -> None:
-        """Run the work until its first call of the denoiser, or its end."""
+        """Start the work and run it to its first denoiser call, or to its end."""
         self._thread = threading.Thread(target=self._main, args=(work,), name="request", daemon=True)
         self._thread.start()
         self._wait()
 
     def resume(self, answer: Any) -> None:
-        """Answer the parked call, and wait until there is another one or none will come."""
+        """Return the result of the pending call; wait for the next call or the end."""
         self.pending_call = None
         self._answers.put(answer)
         self._wait()
 
     @property
     def is_done(self) -> bool:
-        """Whether it needs the loop no more."""
+        """True if the loop need not resume the thread again."""
         return self.is_rendering or self._has_ended
 
     def result(self) -> T:
-        """What the work returned; waits for it. Raises why there is nothing. May be called from any thread."""
+        """Wait for the work's result. Raises its failure. Callable from any thread."""
         assert self._thread is not None
         self._thread.join(self._timeout_s)
         if self._thread.is_alive():
@@ -85,7 +83,7 @@ class PipelineThread(Generic[T]):
         return cast("T", self._result)
 
     def cancel(self) -> None:
-        """End the thread at the call where it waits. One that makes its picture, or has, is left to finish."""
+        """End the thread at its pending call. A thread that renders is left to finish."""
         if self.is_done:
             return
         self._cancelled = True
@@ -98,18 +96,18 @@ class PipelineThread(Generic[T]):
         try:
             self.pending_call = self._calls.get(timeout=self._timeout_s)
         except queue.Empty:
-            self._cancelled = True  # it ends at its next call of the denoiser, if it ever gets there
+            self._cancelled = True  # the thread ends at its next denoiser call
             self.failure = TaskError("error", f"the pipeline has not called its denoiser for {self._timeout_s:g} s")
         else:
             self._has_ended = self.pending_call is None
 
-    # ---- for the request's thread
+    # ---- called by the request's thread
 
     def call_denoiser(self, module: torch.nn.Module, *args: Any, **kwargs: Any) -> Any:
-        """Stands in for `module(*args, **kwargs)`. Raises `Cancelled`."""
+        """Replace `module(*args, **kwargs)`. Raises `Cancelled`."""
         self._has_called = True
         if self.is_rendering:
-            return module(*args, **kwargs)  # unforeseen, and the loop is not there any more
+            return module(*args, **kwargs)  # a late call; the loop no longer waits for this thread
         if not self._cancelled:
             self._calls.put(describe_call(module, args, kwargs, self._contents))
             answer = self._answers.get()
@@ -118,7 +116,7 @@ class PipelineThread(Generic[T]):
         return answer
 
     def leave_step_loop(self) -> None:
-        """The denoiser will not be called any more: the loop can go on at once."""
+        """Let the loop continue: the denoiser will not be called again."""
         if not self.is_rendering:
             self.is_rendering = True
             self._calls.put(None)
@@ -137,14 +135,14 @@ class PipelineThread(Generic[T]):
             self._calls.put(None)
 
     def _translate(self, error: Exception) -> Exception:
-        """The error as the loop and the client get to know it. Without its frames, which hold tensors."""
+        """Return the error for the loop and the client. Its frames are cleared, because they hold tensors."""
         traceback.clear_frames(error.__traceback__)
         if isinstance(error, TaskError | DeviceLost):
             return error
         if isinstance(error, OutOfMemory):
             return TaskError("out_of_memory", str(error)) if self._has_called else error
         if isinstance(error, ValueError | TypeError) and not self._has_called:
-            translated = TaskError("invalid", str(error))  # the pipeline's own check of what it was given
+            translated = TaskError("invalid", str(error))  # the pipeline's own argument check
         else:
             translated = TaskError("error", f"the pipeline failed: {error}")
         translated.__cause__ = error

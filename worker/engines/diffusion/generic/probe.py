@@ -1,4 +1,4 @@
-"""What an engine asks of a pipeline that it has just loaded, and how it judges the answers."""
+"""Probe requests for a newly loaded pipeline, and the comparison of their outputs."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from configs.settings import Model
 from wire.messages import SOURCES, DrawMode, ImageInputs
 from worker.engine import Wanted
 
-#: Enough for solvers that remember earlier steps.
+#: Enough for multistep solvers.
 _STEPS = 4
-#: How far answers of one request may be apart, as a part of the largest value: rounding, and no more than that.
+#: Maximum difference relative to the largest value, for rounding only.
 _ROUNDING = {torch.float32: 1e-4, torch.float16: 3e-2, torch.bfloat16: 1e-1}
 
 
 def probe_request(model: Model, mode: DrawMode, number: int = 0) -> Wanted:
-    """A request at the model's defaults; those of different numbers differ in all that may differ in a batch."""
+    """Return a request at the model's defaults; `number` varies everything that may vary in a batch."""
     defaults = model.defaults
     width, height = map(int, defaults.size.split("x"))
     inputs = ImageInputs(
-        prompt=str(number),  # stands for a class, where a pipeline draws classes
+        prompt=str(number),  # also valid as a class label
         width=width,
         height=height,
         steps=min(defaults.steps, _STEPS),
@@ -37,7 +37,7 @@ def probe_request(model: Model, mode: DrawMode, number: int = 0) -> Wanted:
 
 
 def outputs_match(one: Any, other: Any) -> bool:
-    """Whether two answers of a denoiser are the same but for rounding."""
+    """Return true if two denoiser outputs are equal up to rounding."""
     ones, spec = pytree.tree_flatten(one)
     others, other_spec = pytree.tree_flatten(other)
     return spec == other_spec and all(map(_outputs_match, ones, others))

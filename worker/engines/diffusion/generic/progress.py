@@ -1,4 +1,4 @@
-"""The samplers of one request: a pipeline's own, made anew, or the one that the request names in its place."""
+"""Sampler progress of one request, and its choice of scheduler."""
 
 from __future__ import annotations
 
@@ -12,11 +12,10 @@ from worker.engines.diffusion.sampling.schedulers import process_of, scheduler_l
 
 
 class SamplerProgress:
-    """How far the samplers of one request are, by what its pipeline asks of them."""
+    """Counts the sampler steps of one request and estimates their total."""
 
     def __init__(self, requested_steps: int) -> None:
-        """`asked`: the steps that the request wants, which count until more is known."""
-        #: Steps that the samplers have taken.
+        """`requested_steps` is the estimate until the schedulers are set up."""
         self.steps_taken = 0
         self._expected = requested_steps
         self._schedulers: list[Any] = []
@@ -36,12 +35,11 @@ class SamplerProgress:
         self._schedulers.append(scheduler)
 
     def set_pipeline(self, pipeline: Any) -> None:
-        """The pipeline whose samplers these are."""
         self._pipeline = pipeline
 
     @property
     def expected_steps(self) -> int:
-        """Steps in all: by what the pipeline notes, or else by what its samplers were set to."""
+        """Total sampler steps, from the pipeline's `_num_timesteps` or else from its schedulers."""
         noted = vars(self._pipeline).get("_num_timesteps") if self._pipeline is not None else None
         if isinstance(noted, int) and len(self._schedulers) == 1:
             self._expected = noted
@@ -53,11 +51,10 @@ class SamplerProgress:
 
     @property
     def is_complete(self) -> bool:
-        """Whether the last step was taken."""
         return self.steps_taken >= self.expected_steps
 
     def close(self) -> None:
-        """Let go of the samplers: their history of tensors would wait for the garbage collector."""
+        """Drop the schedulers: their tensors would otherwise wait for the garbage collector."""
         _ = self.expected_steps
         for scheduler in self._schedulers:
             del scheduler.step
@@ -66,9 +63,9 @@ class SamplerProgress:
 
 
 def scheduler_for(shipped: Any, name: str, pipeline: type) -> Any:
-    """A scheduler for one request to a pipeline of this class, which has the `shipped` one or none.
+    """Return a new scheduler for a request; `shipped` is the pipeline's own, or None.
 
-    Raises `TaskError` for a name that does not go with them.
+    Raises `TaskError` for an incompatible name.
     """
     if name == MODEL_DEFAULT:
         return None if shipped is None else scheduler_like(name, shipped)
@@ -78,14 +75,15 @@ def scheduler_for(shipped: Any, name: str, pipeline: type) -> Any:
         return scheduler_like(name, shipped)
     except TaskError:
         raise
-    except Exception as error:  # whatever it trips over, it was this request's name
+    except Exception as error:  # any error is due to the requested name
         raise TaskError("invalid", f"scheduler '{name}' cannot be used with this model: {error}") from error
 
 
 def _supports_other_schedulers(pipeline: type) -> bool:
-    """Whether a pipeline of this class does what any sampler needs: scale the noise, and what the denoiser sees.
+    """Return true if the pipeline scales the initial noise and the model input.
 
-    Some do neither, since their own sampler asks for neither, and would make pictures of the wrong noise.
+    Some pipelines skip this because their own scheduler does not need it; other schedulers would get the wrong noise
+    level.
     """
     code = source_code_of(pipeline)
     return "scale_model_input" in code and ("init_noise_sigma" in code or "add_noise" in code)
@@ -93,5 +91,5 @@ def _supports_other_schedulers(pipeline: type) -> bool:
 
 @functools.cache
 def source_code_of(pipeline: type) -> str:
-    """The module that a class of pipelines stands in: what it makes use of is nowhere else to be found."""
+    """Return the source of the module that defines a pipeline class."""
     return inspect.getsource(inspect.getmodule(pipeline) or pipeline)

@@ -1,4 +1,4 @@
-"""A request inside the engine: its run through the pipeline, how far it has come, and the picture at the end."""
+"""`GenericRow`: the state of one image in the generic engine."""
 
 from __future__ import annotations
 
@@ -20,14 +20,13 @@ from worker.engines.diffusion.generic.progress import SamplerProgress
 
 @dataclass(frozen=True)
 class PipelineImage:
-    """What a run makes. `flagged`: the pipeline or its safety checker objects to it."""
+    """The pipeline's result. `flagged`: a safety checker flagged it."""
 
-    #: `(H, W, channels)` in [0, 1] where the pipeline can say it so, which is before it is rounded.
+    #: `(H, W, channels)` in [0, 1], unless the pipeline only returns PIL images.
     pixels: npt.NDArray[np.floating[Any]] | Image.Image
     flagged: bool = False
 
     def to_pil(self) -> Image.Image:
-        """As it is shown."""
         if isinstance(self.pixels, Image.Image):
             return self.pixels.convert("RGB")
         [picture] = numpy_to_pil(self.pixels)
@@ -36,7 +35,7 @@ class PipelineImage:
 
 
 class GenericRow:
-    """One picture. A step is one call of the denoiser; how many there will be is an estimate until the last."""
+    """One image. A step is one denoiser call; their total is an estimate until the last step."""
 
     def __init__(
         self,
@@ -48,32 +47,32 @@ class GenericRow:
         is_separate: bool = False,
         calls_per_step: float = 1.0,
     ) -> None:
-        """`helper`: see `at_helper`. `apart`: its calls share no forward pass. The run is at a call, or over."""
+        """The thread has a pending call or has ended. `is_separate`: its calls are never batched."""
         self.inputs = inputs
         self.thread = thread
         self.is_separate = is_separate
         self.step = 0
         self._progress = progress
         self._controlnet = controlnet
-        #: Where the last step of the sampler was done, and how many calls it took.
+        #: Sampler steps and denoiser calls at the last estimate.
         self._last_sampler_steps = 0
         self._last_sampler_call = 0
-        #: Calls of the denoiser for a step of the sampler: as in an earlier request, until there was one.
+        #: Denoiser calls per sampler step; initially that of an earlier request.
         self.calls_per_step = calls_per_step
         self.steps = self._estimate()
 
     @property
     def failure(self) -> Exception | None:
-        """Why it can go no further: it has not moved since."""
+        """The error that stopped this row. The row has not moved since."""
         return None if self.thread.is_rendering else self.thread.failure
 
     @property
     def is_at_controlnet(self) -> bool:
-        """Whether it waits for the part that comes before the denoiser in each step and makes none of its own."""
+        """True if the pending call is the ControlNet's, which runs before the denoiser in each step."""
         return self.thread.pending_call is not None and self.thread.pending_call.module is self._controlnet
 
     def resume(self, answer: Any) -> None:
-        """Go on with the answer to the parked call, to the next one or the end. An error makes it `broken`."""
+        """Return the result of the pending call. An error sets `failure`."""
         moves = not self.is_at_controlnet
         self.thread.resume(answer)
         if self.failure is not None:
@@ -82,7 +81,7 @@ class GenericRow:
         self.steps = self._estimate()
 
     def _estimate(self) -> int:
-        """Some pipelines call their denoiser twice for a step of the sampler, and some not in all steps."""
+        """Estimate the total calls: some pipelines call the denoiser twice per step, or skip it in some."""
         if self.thread.is_done:
             return self.step
         taken = self._progress.steps_taken
@@ -94,7 +93,7 @@ class GenericRow:
 
 
 def extract_image(output: Any) -> PipelineImage:
-    """The picture in what a pipeline returns. Raises `TaskError` where there is none."""
+    """Return the image in a pipeline's output. Raises `TaskError` if there is none."""
     pictures = getattr(output, "images", None)
     if pictures is None or not len(pictures):
         raise TaskError("error", f"no picture: the pipeline makes a {type(output).__name__}")

@@ -1,1 +1,1 @@
-"""LoRA adapters: files, layers, and how many stay loaded."""
+"""LoRA adapters: file validation, model layers and the cache of loaded adapters."""

@@ -1,8 +1,7 @@
-"""What a LoRA file holds, and whether it may be let near a model.
+"""Validation of LoRA files.
 
-The libraries apply what they understand of a file and leave out the rest, and a few kinds of files change the model
-itself, for good. Neither may happen in a server: a file is used as a whole, in layers beside the model's own, or not
-at all.
+The libraries ignore what they do not understand, and some files change the model itself permanently. A server must
+allow neither: a file is applied completely, in layers beside the model's own, or rejected.
 """
 
 from __future__ import annotations
@@ -19,9 +18,9 @@ from diffusers.loaders.lora_base import LORA_ADAPTER_METADATA_KEY
 from peft import LoraConfig
 from safetensors import safe_open
 
-#: Larger than an adapter of high rank for every layer of FLUX: what is larger is something else.
+#: Larger than an adapter of high rank for every layer of FLUX.
 _MAX_FILE_BYTES = 4 << 30
-#: Settings of a training that may differ from the default here. Others make PEFT do more than add layers.
+#: Training settings that may differ from the defaults. Others make PEFT do more than add layers.
 _ALLOWED_SETTINGS = frozenset(
     {
         *("r", "lora_alpha", "rank_pattern", "alpha_pattern", "use_rslora", "use_dora", "lora_bias", "lora_dropout"),
@@ -33,19 +32,19 @@ _ALLOWED_SETTINGS = frozenset(
 
 @dataclass(frozen=True)
 class LoraFile:
-    """Tensors in a file for each part of the pipeline, by the part's name."""
+    """Number of tensors in a LoRA file for each part of the pipeline."""
 
     tensors: Mapping[str, int]
 
 
 def read_lora_file(path: Path, pipeline: Any, parts: Mapping[str, Any]) -> LoraFile:
-    """What the file holds for these parts of the pipeline, the denoiser first.
+    """Validate the file against these parts of the pipeline, the denoiser first.
 
-    Raises `ValueError` for a file that is no adapter of this model, and whatever the libraries raise for a broken one.
+    Raises `ValueError` for a file that does not fit, and the libraries' errors for a damaged file.
     """
     if path.stat().st_size > _MAX_FILE_BYTES:
         raise ValueError(f"it has more than {_MAX_FILE_BYTES >> 30} GiB")
-    with safe_open(path, framework="pt") as file:  # reads the header, and checks it against the file's length
+    with safe_open(path, framework="pt") as file:  # checks the header against the file's length
         settings = json.loads((file.metadata() or {}).get(LORA_ADAPTER_METADATA_KEY, "{}"))
         if any("dora_scale" in key for key in file.keys()):  # noqa: SIM118 - it is no dict
             raise ValueError("its magnitudes (dora_scale) cannot be applied")
@@ -60,13 +59,13 @@ def _validate_settings(settings: Mapping[str, Any], parts: Mapping[str, Any]) ->
     for key, value in settings.items():
         setting = next((key.removeprefix(f"{part}.") for part in parts if key.startswith(f"{part}.")), key)
         if setting == "init_lora_weights" and (isinstance(value, bool) or value == "gaussian"):
-            continue  # others compute the model's own weights anew
+            continue  # other values recompute the model's own weights
         if setting not in _ALLOWED_SETTINGS and (value or None) != (usual.get(setting) or None):
             raise ValueError(f"it does more than add layers: {setting} is {value!r}")
 
 
 def _load_weights(path: Path, pipeline: Any) -> dict[str, torch.Tensor]:
-    """The file's weights under the names of diffusers: `part.layer.lora_A.weight` and older ways to say so."""
+    """Return the weights under diffusers' names, such as `part.layer.lora_A.weight`."""
     options = {"unet_config": pipeline.unet.config} if isinstance(pipeline, StableDiffusionXLLoraLoaderMixin) else {}
     converted = pipeline.lora_state_dict(
         str(path.parent),
@@ -88,9 +87,9 @@ def _load_weights(path: Path, pipeline: Any) -> dict[str, torch.Tensor]:
 
 
 def _validate_weights(weights: Mapping[str, torch.Tensor], name: str, part: Any) -> int:
-    """How many are for this part. Raises `ValueError` for layers that it has not, or has in another size.
+    """Return the number of weights for this part. Raises `ValueError` for a wrong layer size.
 
-    diffusers makes some layers larger where a file's are: so it is found out before.
+    Check before loading, because diffusers enlarges some layers to fit the file.
     """
     own = {key.removeprefix(f"{name}."): value for key, value in weights.items() if key.startswith(f"{name}.")}
     layers = dict(part.named_modules())

@@ -1,8 +1,7 @@
-"""Adapters inside a model: loaded, switched between steps, and taken out without a trace.
+"""LoRA layers inside a model: load, activate between steps, delete.
 
-PEFT wraps each layer that an adapter changes. Here the wrappers stand in the model only while adapters that need them
-are in use: without any, the model is the very modules that were loaded, as fast and as exact as if there had never
-been an adapter.
+PEFT wraps each layer that an adapter changes. The wrappers are in the model only while an active adapter needs them.
+Without one, the model consists of exactly the loaded modules, with equal speed and results.
 """
 
 from __future__ import annotations
@@ -20,13 +19,13 @@ from transformers import PreTrainedModel
 
 from worker.engines.diffusion.lora.files import LoraFile, read_lora_file
 
-#: What the weights are set to: adapters by their names inside the model, and their scales. Equal for equal weights.
+#: Active adapters by their names inside the model, with their scales. Equal values mean equal weights.
 LoraScales = tuple[tuple[str, float], ...]
 
 
 @dataclass
 class _Slot:
-    """The place of a layer that adapters change."""
+    """The position of a layer that adapters change."""
 
     parent: torch.nn.Module
     attribute: str
@@ -35,34 +34,33 @@ class _Slot:
     wrapped: bool = True
 
     def wrap(self, enabled: bool) -> None:
-        """Put PEFT's wrapper, or else the layer itself, in its place."""
+        """Install PEFT's wrapper, or the original layer."""
         if enabled != self.wrapped:
             setattr(self.parent, self.attribute, self.wrapper if enabled else self.plain)
             self.wrapped = enabled
 
 
 class LoraLayers:
-    """The layers of one pipeline's parts that adapters change. All methods are called from one thread."""
+    """The adapter layers of one pipeline. All methods are called from one thread."""
 
     def __init__(self, pipeline: Any) -> None:
         self._pipeline = pipeline
         names = pipeline._lora_loadable_modules
         self._parts = {name: part for name in names if (part := getattr(pipeline, name, None)) is not None}
         self._slots: list[_Slot] = []
-        #: Adapters that count. Every wrapper has this very list, so that switching need not visit them one by one.
+        #: Active adapters. All wrappers share this list, so that switching does not visit each of them.
         self._active_names: list[str] = []
         self._scales: dict[str, float] = {}
-        #: Adapters that change text encoders.
         self._text_encoder_adapters: set[str] = set()
-        #: What the model is set to: with nothing, it is just the modules that were loaded.
+        #: Empty: the model consists of the loaded modules.
         self.active: LoraScales = ()
 
     def text_encoder_scales(self, lora_scales: LoraScales) -> LoraScales:
-        """Those of them that count when texts are encoded."""
+        """Return the entries that affect the text encoders."""
         return tuple(one for one in lora_scales if one[0] in self._text_encoder_adapters)
 
     def activate(self, lora_scales: LoraScales) -> None:
-        """Set the model to these adapters, which are loaded. Costs next to nothing where it is set to them."""
+        """Activate exactly these loaded adapters. This is a no-op if they are active."""
         if lora_scales == self.active:
             return
         self._active_names[:] = [adapter_name for adapter_name, _ in lora_scales]
@@ -77,14 +75,14 @@ class LoraLayers:
         self.active = lora_scales
 
     def load(self, path: Path, adapter_name: str) -> None:
-        """Load the file's adapter under this name, and use none. The model is as it was where this fails.
+        """Load the file's adapter under this name and deactivate all. On failure, the model is unchanged.
 
-        Raises `ValueError` for a file that is not usable as a whole, and whatever the libraries raise for it.
+        Raises `ValueError` for a file that cannot be applied completely, and the libraries' errors.
         """
         self.activate(())
         try:
             lora_file = read_lora_file(path, self._pipeline, self._parts)
-            # Outside of inference mode, whose tensors could not be used anywhere else.
+            # Tensors of inference mode could not be used outside of it.
             with self._all_wrapped(), torch.inference_mode(False):
                 self._add(path, adapter_name, lora_file)
         except BaseException:
@@ -92,9 +90,9 @@ class LoraLayers:
             raise
 
     def delete(self, leaving: Sequence[str]) -> None:
-        """Take these out of the model, whatever there is of them, and use none."""
+        """Remove these adapters, even if partly loaded, and deactivate all."""
         with self._all_wrapped():
-            self._deactivate_all()  # which makes none of them count: PEFT would let another one count in its stead
+            self._deactivate_all()  # otherwise PEFT would activate another adapter
             self._pipeline.delete_adapters(list(leaving))
         for adapter_name in leaving:
             self._scales.pop(adapter_name, None)
@@ -102,7 +100,7 @@ class LoraLayers:
 
     def _add(self, path: Path, adapter_name: str, lora_file: LoraFile) -> None:
         with warnings.catch_warnings():
-            # They are about training, about keys that are counted below, and about slow ways of doing this.
+            # Warnings about training, about keys that are counted below, and about slow methods.
             warnings.simplefilter("ignore")
             self._pipeline.load_lora_weights(
                 str(path.parent),
@@ -119,14 +117,14 @@ class LoraLayers:
                 )
             for parameter in own:
                 if parameter.device.type == "cpu":
-                    # It is the file itself, mapped into memory: whoever wrote to that would change it, or end us.
+                    # The tensor is the file mapped into memory: writing to the file would change it or crash us.
                     parameter.data = parameter.detach().clone()
             if own and isinstance(part, PreTrainedModel):
                 self._text_encoder_adapters.add(adapter_name)
 
     @contextmanager
     def _all_wrapped(self) -> Iterator[None]:
-        """In here all wrappers stand in the model, as the libraries expect it. Afterwards none does."""
+        """Run the block with all wrappers installed, as the libraries expect; afterwards with none."""
         for slot in self._slots:
             slot.wrap(True)
         try:
@@ -138,12 +136,12 @@ class LoraLayers:
             self._slots = [slot for slot in self._slots if slot.wrapper.scaling]
 
     def _deactivate_all(self) -> None:
-        """Find all wrappers, with none of their adapters counting."""
+        """Collect all wrappers and deactivate their adapters."""
         self._active_names.clear()
         self.active = ()
         self._slots = []
         for part in self._parts.values():
-            part.eval()  # what was just loaded is as if in training, and may drop out at random
+            part.eval()  # new layers are in training mode, with dropout
             for path, module in list(part.named_modules()):
                 if isinstance(module, LoraLayer):
                     module.set_adapter(self._active_names, inference_mode=True)

@@ -1,4 +1,4 @@
-"""LoRA adapters that requests name: which files they are, which of them are in memory, and for how long."""
+"""`LoraLoader`: finds, loads and unloads the adapters that requests name."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from worker.engines.diffusion.device import translate_device_errors
 from worker.engines.diffusion.lora.layers import LoraLayers, LoraScales
 from worker.engines.diffusion.lora.refcounted_lru import RefCountedLru
 
-#: A message of PEFT lists every layer; its beginning says what is wrong.
+#: PEFT's messages list every layer; the beginning states the reason.
 _MAX_REASON_LENGTH = 200
 
 
 class _FileVersion(NamedTuple):
-    """A file as it was when it was looked at. Replacing it makes another one."""
+    """Identity of a file's content; replacing the file changes it."""
 
     name: str
     path: Path
@@ -31,7 +31,7 @@ class _FileVersion(NamedTuple):
 
 
 def sort_loras(loras: Sequence[Lora]) -> tuple[Lora, ...]:
-    """These in the order in which they are applied, however a request lists them: it decides on a sum's last bits."""
+    """Return the adapters in canonical order: the order of a sum affects its last bits."""
     return tuple(sorted(loras, key=attrgetter("name")))
 
 
@@ -39,15 +39,15 @@ class LoraLoader:
     """The adapters of one pipeline. All methods are called from one thread."""
 
     def __init__(self, pipeline: Any, folder: Path | None, capacity: int, device: torch.device) -> None:
-        """`folder` holds `NAME.safetensors` files, `room` of which stay in memory for the next request.
+        """`folder` holds `NAME.safetensors` files; `capacity` of them stay loaded when unused.
 
-        Without a folder there are none.
+        None as `folder` disables adapters.
         """
         self._folder = folder
         self._device = device
         self._layers = LoraLayers(pipeline)
         self._lru: RefCountedLru[str] = RefCountedLru(capacity)
-        #: Names inside the model are numbers: a file's name may hold dots, and a replaced file needs another one.
+        #: Names inside the model are numbers: file names may contain dots, and a replaced file needs a new name.
         self._numbers = itertools.count()
         self._loaded: dict[_FileVersion, str] = {}
 
@@ -56,14 +56,14 @@ class LoraLoader:
 
     @property
     def is_active(self) -> bool:
-        """Whether the model is anything but the modules that were loaded: what was compiled or recorded is not it."""
+        """True if the model differs from the modules that were compiled or captured."""
         return bool(self._layers.active)
 
     def acquire(self, loras: Sequence[Lora]) -> LoraScales:
-        """Have these in memory until they are released, as often as they are acquired; what `use` takes.
+        """Load these adapters and hold them until `release`. Return the scales for `activate`.
 
-        A file that was replaced meanwhile is loaded anew, beside the old one while that is in use. Raises `TaskError`
-        for an adapter that is not there, is broken, or does not fit the model; `OutOfMemory` and `DeviceLost`.
+        A replaced file is loaded again, beside the old version while that is in use. Raises `TaskError` for a missing,
+        damaged or incompatible adapter, `OutOfMemory` and `DeviceLost`.
         """
         ordered = sort_loras(loras)
         acquired: list[str] = []
@@ -79,15 +79,14 @@ class LoraLoader:
         return tuple(zip(acquired, (lora.scale for lora in ordered), strict=True))
 
     def activate(self, lora_scales: LoraScales) -> None:
-        """Set the model to these adapters, which are acquired. Costs next to nothing where it is set to them."""
+        """Activate exactly these acquired adapters. This is a no-op if they are active."""
         self._layers.activate(lora_scales)
 
     def text_encoder_scales(self, lora_scales: LoraScales) -> LoraScales:
-        """Those of them that count when texts are encoded."""
+        """Return the entries that affect the text encoders."""
         return self._layers.text_encoder_scales(lora_scales)
 
     def release(self, lora_scales: LoraScales) -> None:
-        """What `acquire` gave is needed once less."""
         self._release([adapter_name for adapter_name, _ in lora_scales])
 
     def _release(self, acquired: Sequence[str]) -> None:
@@ -109,7 +108,7 @@ class LoraLoader:
         return self._loaded[version]
 
     def _find_file(self, name: str) -> _FileVersion:
-        """The adapter's file as it is now. Raises `TaskError` if there is none in the folder itself."""
+        """Return the adapter's current file. Raises `TaskError` if it is not in the folder."""
         if self._folder is None:
             raise TaskError("invalid", "this model takes no adapters")
         if LORA_NAME.fullmatch(name):
@@ -130,7 +129,7 @@ class LoraLoader:
                 self._layers.load(version.path, adapter_name)
         except (OutOfMemory, DeviceLost):
             raise
-        except Exception as error:  # whatever the libraries trip over, it was this file
+        except Exception as error:  # any error of the libraries is due to this file
             reason = " ".join(str(error).split())[:_MAX_REASON_LENGTH]
             raise TaskError("invalid", f"adapter '{version.name}' cannot be used with this model: {reason}") from error
 

@@ -1,7 +1,4 @@
-"""Which adapters are in memory, who needs them, and which give way.
-
-Rule: pure bookkeeping. It loads nothing and names what is to go; whoever holds the weights does it.
-"""
+"""A reference-counted LRU set: pure bookkeeping; the caller loads and evicts."""
 
 from __future__ import annotations
 
@@ -12,16 +9,16 @@ Item = TypeVar("Item")
 
 
 class RefCountedLru(Generic[Item]):
-    """Items by their last use, and how many need each of them now.
+    """Items ordered by last use, with a reference count each.
 
-    Items in use never give way: while more are needed than there is room for, there are more, and what is too much
-    goes as soon as it is not needed. To refuse instead would make an answer depend on who else is being served.
+    Items in use are never evicted, so their number may exceed the capacity. Rejecting a request instead would make its
+    result depend on other requests.
     """
 
     def __init__(self, capacity: int) -> None:
-        """`room` is how many items may stay for the sake of later use."""
+        """`capacity` is the number of items that may stay for later use."""
         self._capacity = capacity
-        #: Users of each item, least recently taken first.
+        #: Reference counts, least recently acquired first.
         self._users: OrderedDict[Item, int] = OrderedDict()
         self._stale: set[Item] = set()
 
@@ -36,26 +33,24 @@ class RefCountedLru(Generic[Item]):
         return item in self._users
 
     def add(self, item: Item) -> None:
-        """It is in memory from now on, and nobody uses it yet."""
+        """Add an unused item."""
         assert item not in self._users, f"{item} is there already"
         self._users[item] = 0
 
     def acquire(self, item: Item) -> None:
-        """One more needs it."""
         self._users[item] += 1
         self._users.move_to_end(item)
 
     def release(self, item: Item) -> None:
-        """One fewer needs it."""
         assert self._users[item] > 0, f"nobody has {item}"
         self._users[item] -= 1
 
     def mark_stale(self, item: Item) -> None:
-        """Nobody will ask for it again: it goes when it is not needed, however much room there is."""
+        """Evict this item as soon as it is unused, whatever the capacity."""
         self._stale.add(item)
 
     def evictable(self, incoming: int = 0) -> list[Item]:
-        """What is to leave so that `coming` more find room: the outdated, then the least recently taken."""
+        """Return the items to evict before `incoming` are added: stale ones, then the least recently used."""
         unused = [item for item, users in self._users.items() if users == 0]
         evicted = [item for item in unused if item in self._stale]
         others = [item for item in unused if item not in self._stale]
@@ -63,7 +58,6 @@ class RefCountedLru(Generic[Item]):
         return evicted + others[: max(excess, 0)]
 
     def remove(self, item: Item) -> None:
-        """It is in memory no longer."""
         assert self._users[item] == 0, f"{item} is in use"
         del self._users[item]
         self._stale.discard(item)

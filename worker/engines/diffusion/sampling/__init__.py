@@ -1,4 +1,4 @@
-"""From the name of a sampler to one that is ready to run: the way in for everything that draws step by step."""
+"""Samplers by name, with the settings of a checkpoint's own scheduler."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ __all__ = ["Sampler", "SchedulerSetup", "start_sampler"]
 
 
 def start_sampler(name: str, shipped: Any, setup: SchedulerSetup, generator: torch.Generator) -> Sampler:
-    """The sampler that a request names, set up like the checkpoint's own scheduler `shipped`, which is not changed.
+    """Return the named sampler, configured like the checkpoint's scheduler `shipped`, which is not changed.
 
-    `generator` is of the CPU and belongs to the sampler from now on: noise of later steps is drawn from it.
-    Raises `TaskError` where this checkpoint, these steps or this strength do not go with it.
+    The sampler owns `generator`, a CPU generator, and draws later noise from it. Raises `TaskError` if the name, the
+    steps or the strength do not fit this checkpoint.
     """
     try:
         plan = get_plan(name, shipped, setup)
     except TaskError:
         raise
-    except Exception as error:  # whatever a scheduler trips over, it was this request's name and steps
+    except Exception as error:  # any error is due to the requested name and steps
         raise TaskError("invalid", f"scheduler '{name}' cannot do {setup.steps} steps: {error}") from error
     return SchedulerSampler(plan, generator) if plan.recurrence is None else RecurrenceSampler(plan, generator)

@@ -1,7 +1,7 @@
-"""Moves the samplers of a batch by one step, after the forward pass that they shared.
+"""Advances the samplers of a batch by one step after their shared forward pass.
 
-Those that are recurrences move together, whatever their schedulers: their tensors are stacked and each row is
-multiplied with its own numbers, a handful of kernels for any number of rows. Others step one by one.
+Recurrence samplers of any kind move together: tensors are stacked, and each row is multiplied by its own coefficients.
+This takes a few kernels for any number of rows. Other samplers step one by one.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from worker.engines.diffusion.device import to_device
 from worker.engines.diffusion.sampling.sampler import RecurrenceSampler, Sampler
 from worker.engines.diffusion.sampling.scheduler_sampler import SchedulerSampler
 
-#: Latents of more numbers than this are not stacked on a CPU: copying them takes longer than the kernels it saves.
+#: Larger latents are not stacked on a CPU: the copies would cost more than the saved kernels.
 _MAX_STACKED_SIZE = 4 * 32 * 32
 
 #: A sampler and the model's output for it.
@@ -26,7 +26,7 @@ Row = tuple[RecurrenceSampler, torch.Tensor]
 
 
 class StepUpdate(NamedTuple):
-    """What a step leads to: what `RecurrenceSampler.moved_to` takes."""
+    """The result of one step, for `RecurrenceSampler.apply_step`."""
 
     result: torch.Tensor
     output: torch.Tensor
@@ -36,11 +36,10 @@ class StepUpdate(NamedTuple):
 
 
 def advance(samplers: Sequence[Sampler], outputs: Sequence[torch.Tensor], reproducible: bool = False) -> None:
-    """Move every sampler on by one evaluation, given the model's output for each, shaped like its latents.
+    """Advance every sampler by one evaluation; each output has the shape of its latents.
 
-    One that cannot be moved becomes `broken` and stays where it is, while the others move. `reproducible`: no bit of
-    a row depends on the other rows. Raises torch's error where the device is full or gone; if it is full, none has
-    moved.
+    A sampler that fails sets `failure` and stays, while the others move. `reproducible`: no bit of a row depends on
+    other rows. Raises torch's out-of-memory and accelerator errors; after out of memory, no sampler has moved.
     """
     rows: list[Row] = []
     others: list[tuple[SchedulerSampler, torch.Tensor]] = []
@@ -63,7 +62,7 @@ def advance(samplers: Sequence[Sampler], outputs: Sequence[torch.Tensor], reprod
 
 
 def _groups(rows: Sequence[Row], reproducible: bool) -> list[list[Row]]:
-    """Rows that are stacked; each alone where that is better."""
+    """Group the rows to stack; a row that is better computed alone gets its own group."""
     groups: defaultdict[object, list[Row]] = defaultdict(list)
     for number, (sampler, output) in enumerate(rows):
         latents = sampler.float_latents
@@ -75,13 +74,13 @@ def _groups(rows: Sequence[Row], reproducible: bool) -> list[list[Row]]:
 
 
 def _updates(rows: Sequence[Row]) -> list[tuple[RecurrenceSampler, StepUpdate]]:
-    """The move of each row that can be moved; the others are broken."""
+    """Return the update of each row; rows without one have failed."""
     if len(rows) > 1:
         try:
             return list(zip([sampler for sampler, _ in rows], _stacked_updates(rows), strict=True))
         except (torch.OutOfMemoryError, torch.AcceleratorError):
             raise
-        except Exception:  # one of them is to blame, and alone it shows which
+        except Exception:  # one row is the cause; separately, the failing one shows
             return [update for row in rows for update in _updates([row])]
     [(sampler, output)] = rows
     try:
@@ -119,7 +118,7 @@ def _stacked_updates(rows: Sequence[Row]) -> list[StepUpdate]:
         if noise is not None:
             own.append((noise, sampler.current_step.noise))
     width = max(map(len, terms))
-    # A row that adds less than others adds its own latents times nothing: what is not finite there stays there.
+    # Rows with fewer terms add their own latents times zero, so that non-finite values stay in their row.
     terms = [[*own, *[(s.float_latents, 0.0)] * (width - len(own))] for s, own in zip(samplers, terms, strict=True)]
     numbers = [
         [s.next_scale, s.current_step.sample, s.current_step.output, *(factor for _, factor in own)]
@@ -139,7 +138,7 @@ def _stacked_updates(rows: Sequence[Row]) -> list[StepUpdate]:
 
 
 def _noises(samplers: Sequence[RecurrenceSampler], device: torch.device) -> list[torch.Tensor | None]:
-    """The noise of each row that has any, on the device, by way of one copy."""
+    """Copy the noise of all rows to the device at once."""
     drawn = [sampler.draw_noise() for sampler in samplers]
     real = [noise for noise in drawn if noise is not None]
     if not real:

@@ -1,6 +1,6 @@
-"""All about a run that does not depend on its pictures: timesteps, noise levels, and the scheduler as numbers.
+"""`SamplingPlan`: the image-independent part of a sampling run, cached by settings.
 
-Requests with equal settings share a plan. It costs 1 to 100 ms to make, so the last ones are kept.
+A plan holds timesteps, noise levels and the recurrence. It takes 1 to 100 ms to build.
 """
 
 from __future__ import annotations
@@ -18,35 +18,35 @@ import torch
 from worker.engines.diffusion.sampling.recurrence import derive_recurrence
 from worker.engines.diffusion.sampling.schedulers import SchedulerSetup, configure_scheduler, process_of, scheduler_like
 
-#: A plan holds a few hundred kB at most.
+#: A plan takes at most a few hundred kB.
 _PLANS = 128
 
 
 class SamplingPlan:
-    """One scheduler class with its configuration and its steps."""
+    """A scheduler class with its configuration and steps."""
 
     def __init__(self, name: str, shipped: Any, setup: SchedulerSetup) -> None:
-        """Raises `TaskError`, and whatever the scheduler raises."""
+        """Raises `TaskError`, and the scheduler's own errors."""
         self._template = scheduler_like(name, shipped, setup.options.get("mu"))
         self._start_index = configure_scheduler(self._template, setup)
-        #: `(evaluations,)`: some solvers evaluate the model more than once for a step.
+        #: `(evaluations,)`; some solvers evaluate the model several times per step.
         self.timesteps: torch.Tensor = self._template.timesteps[self._start_index :]
-        #: Standard deviation of the noise to start from.
+        #: Standard deviation of the initial noise.
         self.noise_scale: float | torch.Tensor = getattr(self._template, "init_noise_sigma", 1.0)
-        #: None where each request has to run a scheduler of its own.
+        #: None if each request needs its own scheduler object.
         self.recurrence = derive_recurrence(self.scheduler, self.timesteps)
         config = {key: value for key, value in self._template.config.items() if not key.startswith("_")}
         description = f"{diffusers.__version__} {type(self._template).__name__} {sorted(config.items())} {setup}"
-        #: Equal for equal plans, whoever made them.
+        #: Equal for equal plans, in every process.
         self.id = hashlib.sha256(description.encode()).hexdigest()
         self._levels: dict[tuple[int, torch.dtype], tuple[float, float]] = {}
 
     def scheduler(self) -> Any:
-        """A scheduler of its own for one request, ready for the first of the timesteps."""
+        """Return a scheduler for one request, ready for the first timestep."""
         return copy.deepcopy(self._template)
 
     def noise_level(self, step: int, dtype: torch.dtype = torch.float32) -> tuple[float, float]:
-        """How much of a picture and how much noise make up what the model is to see at this evaluation."""
+        """Return the factors of image and noise in the model's input at this evaluation."""
         if step == len(self.timesteps):
             return 1.0, 0.0
         if (step, dtype) not in self._levels:
@@ -55,7 +55,7 @@ class SamplingPlan:
         return self._levels[step, dtype]
 
     def denoised(self, step: int) -> tuple[float, float] | None:
-        """Factors of the sample and of the model's output in the best guess at the final sample; None if unknown."""
+        """Return the factors of sample and output in the denoised estimate; None if unknown."""
         if self.recurrence is not None and (own := self.recurrence.steps[step].denoised) is not None:
             return own
         process = process_of(self._template)
@@ -90,7 +90,7 @@ class SamplingPlan:
 
 @dataclass(frozen=True)
 class _PlanKey:
-    """What a plan is made from, and what tells it from others."""
+    """The cache key of a plan, with the objects to build it from."""
 
     key: tuple[str, str, str]
     shipped: Any = field(compare=False)
@@ -98,7 +98,7 @@ class _PlanKey:
 
 
 def get_plan(name: str, shipped: Any, setup: SchedulerSetup) -> SamplingPlan:
-    """The plan for a sampler by name, set up like `shipped`. Raises `TaskError`, and whatever the scheduler raises."""
+    """Return the plan of a sampler, set up like `shipped`. Raises `TaskError`, and the scheduler's own errors."""
     like = f"{type(shipped).__name__} {sorted(shipped.config.items())}"
     return _make(_PlanKey((name, like, str(setup)), shipped, setup))
 

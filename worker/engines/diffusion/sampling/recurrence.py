@@ -1,14 +1,13 @@
-"""What a scheduler does, as numbers: found out by running it once, not by knowing its mathematics.
+"""`Recurrence`: a scheduler as coefficients, found by running it once.
 
-Nearly every solver is linear: the next sample is a sum of the samples, model outputs and noises so far, each times a
-number that depends on nothing but the schedule. So its own `step` is run on vectors in which every sample and every
-output has an element of its own; what comes out are the numbers. As each step is given a fresh sample, and not the
-result of the one before, a sum reaches back only as far as the solver's own memory: one to four steps. A solver that
-corrects its own corrections (UniPC, SA) remembers everything; what it remembers of long ago is a multiple of its
-result before, which then takes the place of all that.
+Nearly every solver is linear: the next sample is a weighted sum of samples, model outputs and noises so far. The
+weights depend on the schedule alone. The scheduler's own `step` is run on probe vectors in which every sample and
+output has its own element, which yields the weights. Each step gets a fresh sample instead of the previous result, so a
+sum reaches back only as far as the solver's history: one to four steps. Solvers that correct their own corrections
+(UniPC, SA) have unlimited history. Its older part is a multiple of the previous result, which then replaces it.
 
-Other elements of the same vectors hold random numbers. They tell whether the solver is linear at all; one that clips
-or looks at percentiles is not, and has no recurrence.
+Other elements of the vectors hold random numbers, which show whether the solver is linear. A solver that clips or
+thresholds is not, and has no recurrence.
 """
 
 from __future__ import annotations
@@ -26,33 +25,32 @@ from worker.engines.diffusion.sampling.schedulers import denoised_of, step_optio
 TermKind = Literal["sample", "output", "noise", "result"]
 _NOW: tuple[TermKind, ...] = ("sample", "output", "noise")
 
-#: Size of the elements that stand for a sample or an output: so large that noise beside them is as good as none, and
-#: a power of two, so that it changes no rounding.
+#: Value of the elements for samples and outputs. Noise is negligible beside it, and a power of two changes no rounding.
 _UNIT = 2.0**40
-#: Elements that stay zero, to show the noise alone, and elements that show whether the solver is linear.
+#: Numbers of zero elements, which show noise alone, and of random elements, which test linearity.
 _ZEROS, _TESTS = 48, 64
-#: Factors below this are what rounding leaves of zero.
+#: Smaller factors are rounding errors of zero.
 _ZERO_TOLERANCE = 1e-9
-#: Steps that a sum may reach back.
+#: Maximum number of steps that a sum may reach back.
 _MAX_HISTORY = 4
-#: Parts of a sum that needs no shorter one.
+#: Sums of at most this many terms are not shortened.
 _SHORT_SUM = 6
 
 
 class NoiseDraw(enum.Enum):
-    """What a step draws from the generator."""
+    """The dtype of the noise that a step draws."""
 
     NOTHING = "nothing"
-    #: Noise in the precision of the model.
+    #: Noise in the model's dtype.
     MODEL = "model"
-    #: Noise in float32, whatever the model's precision.
+    #: Noise in float32, whatever the model's dtype.
     FLOAT32 = "float32"
 
 
 class Term(NamedTuple):
-    """The sample before a `step`, the model's output at it, the noise drawn in it, or its result.
+    """An input or result of one scheduler step: sample, model output, noise or result.
 
-    The result is the next step's sample unless somebody changes that in between.
+    A result is the next step's sample, unless the sample is changed in between.
     """
 
     kind: TermKind
@@ -61,40 +59,40 @@ class Term(NamedTuple):
 
 @dataclass(frozen=True)
 class RecurrenceStep:
-    """One step: the next sample is a sum, and these are the factors in it."""
+    """The coefficients of one step, whose result is a weighted sum."""
 
-    #: Of the sample, of the model's output, and of the noise that is drawn.
+    #: Of the sample, of the model's output, and of the drawn noise.
     sample: float
     output: float
     noise: float
-    #: Of parts of the steps before.
+    #: Of terms of earlier steps.
     earlier: dict[Term, float]
-    #: What the sample is multiplied with for the model to see.
+    #: Factor of the sample in the model's input.
     scale: float
-    #: Factors of sample and output in the guess at the final sample, where the scheduler makes one.
+    #: Factors of sample and output in the denoised estimate; None if the scheduler makes none.
     denoised: tuple[float, float] | None
     noise_draw: NoiseDraw
 
 
 @dataclass(frozen=True)
 class Recurrence:
-    """A whole run."""
+    """The coefficients of all steps."""
 
     steps: tuple[RecurrenceStep, ...]
-    #: Parts of earlier steps that are needed at a step or later, for each step and for the end.
+    #: For each step and for the end: terms of earlier steps that are still needed.
     needed: tuple[frozenset[Term], ...]
 
 
 def derive_recurrence(make: Callable[[], Any], timesteps: torch.Tensor) -> Recurrence | None:
-    """The numbers of a scheduler that `make` makes, ready for the first of the timesteps `(n,)`.
+    """Return the coefficients of the scheduler that `make` returns, ready for the first of the timesteps `(n,)`.
 
-    None where it is not linear or its noise is not understood. Raises what its `step` raises.
+    Return None if it is not linear or draws noise in an unknown way. Raises the errors of its `step`.
     """
     try:
         steps = list(_probe_steps(make(), timesteps, torch.float64))
     except _NotLinear:
         return None
-    except Exception:  # not every scheduler takes float64
+    except Exception:  # not every scheduler accepts float64
         try:
             steps = list(_probe_steps(make(), timesteps, torch.float32))
         except _NotLinear:
@@ -107,11 +105,11 @@ def derive_recurrence(make: Callable[[], Any], timesteps: torch.Tensor) -> Recur
 
 
 class _NotLinear(Exception):
-    """What came out is no sum of what went in."""
+    """The result is not a sum of the inputs."""
 
 
 class _Probe:
-    """The vectors of one run: `n` samples, `n` outputs, zeros, tests."""
+    """The probe vectors of one run: `n` samples, `n` outputs, zeros and random tests."""
 
     def __init__(self, count: int, dtype: torch.dtype) -> None:
         self.count = count
@@ -122,7 +120,7 @@ class _Probe:
         self._vectors: dict[Term, torch.Tensor] = {}
 
     def fresh(self, kind: TermKind, index: int) -> torch.Tensor:
-        """A vector `(1, 1, 1, size)` that no other part shares its element with."""
+        """Return a vector `(1, 1, 1, size)` with its own unit element."""
         vector = torch.zeros(1, 1, 1, self.tests.stop, dtype=self.dtype)
         vector[..., index + (self.count if kind == "output" else 0)] = _UNIT
         tests = 30 * torch.randn(_TESTS, generator=self._random, dtype=torch.float32)
@@ -134,7 +132,7 @@ class _Probe:
         self._vectors[part] = vector.flatten().double()
 
     def factors(self, result: torch.Tensor, index: int) -> dict[Term, float]:
-        """The sum that the result is. Raises `_NotLinear` if it is none."""
+        """Return the weights of the sum. Raises `_NotLinear` if it is none."""
         flat = result.flatten().double()
         if not torch.isfinite(flat).all():
             raise _NotLinear
@@ -150,7 +148,7 @@ class _Probe:
         return min(sums, key=len)
 
     def _older_history(self, flat: torch.Tensor, index: int, memory: int) -> dict[Term, float]:
-        """How much of the result before it takes to stand for all that is longer ago."""
+        """Return the factor of the previous result that replaces all older terms."""
         last, old = Term("result", index - 1), max(index - memory, 0)
         if last not in self._vectors:
             return {}
@@ -173,7 +171,7 @@ class _Probe:
         return found
 
     def _noise_factors(self, flat: torch.Tensor, index: int) -> dict[Term, float]:
-        """How much of each noise is in the elements to which nothing else was added."""
+        """Fit the factors of the noises on the elements that contain noise only."""
         noise_only = flat[self.zeros]
         latest = (Term("noise", back) for back in range(index, max(index - _MAX_HISTORY - 1, -1), -1))
         noises = [part for part in latest if part in self._vectors]
@@ -184,7 +182,7 @@ class _Probe:
         return {part: factor for part, factor in zip(noises, factors, strict=True) if abs(factor) > 1e-6}
 
     def _is_explained(self, flat: torch.Tensor, factors: dict[Term, float]) -> bool:
-        """Whether the sum also gives the elements that it was not found from."""
+        """Check the sum on the elements that it was not fitted on."""
         checked = flat[self.zeros.start :]
         parts = [factor * self._vectors[part][self.zeros.start :] for part, factor in factors.items()]
         table = torch.stack([torch.zeros_like(checked), *parts])
@@ -224,9 +222,9 @@ def _scale(probe: _Probe, scheduler: Any, sample: torch.Tensor, timestep: torch.
 def _with_noise(
     probe: _Probe, result: torch.Tensor, index: int, before: torch.Tensor, after: torch.Tensor
 ) -> tuple[dict[Term, float], NoiseDraw]:
-    """The sum with its noise, and in which precision that was drawn: one of two explains what came out."""
+    """Return the sum with its noise and the noise's dtype, by trying both dtypes."""
     if probe.dtype != torch.float64:
-        raise _NotLinear  # the two would look the same
+        raise _NotLinear  # the two dtypes would look the same
     for noise_draw, dtype in ((NoiseDraw.MODEL, torch.float64), (NoiseDraw.FLOAT32, torch.float32)):
         generator = torch.Generator()
         generator.set_state(before)

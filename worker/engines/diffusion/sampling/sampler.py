@@ -1,10 +1,9 @@
-"""One request's sampler: its latents, how far they are, and what its solver remembers.
+"""`Sampler`: one request's latents, position and solver history.
 
-There are two kinds. `RecurrenceSampler` is a few numbers for each step (see `recurrence`), and many of them move in a
-few kernels together (see `stepping`); it works in float32 whatever the model does. `SchedulerSampler`, of the module
-`scheduler_sampler`, has a scheduler object of diffusers to itself and is for those that are no recurrence.
+`RecurrenceSampler` uses the coefficients of a `Recurrence` in float32, and many move together (see `batched_step`).
+`SchedulerSampler`, in `scheduler_sampler`, wraps a diffusers scheduler object, for solvers that are not linear.
 
-Rule: tensors are replaced, never changed in place. Whoever holds one keeps the state of that moment.
+Tensors are replaced, never changed in place, so that a reference keeps its state.
 """
 
 from __future__ import annotations
@@ -23,32 +22,32 @@ from worker.engines.diffusion.sampling.state_codec import check_tensors, invalid
 
 
 class Sampler(abc.ABC):
-    """What every request's sampler can do. `begin` comes first."""
+    """The sampler of one request. Call `start` first."""
 
     def __init__(self, plan: SamplingPlan, generator: torch.Generator) -> None:
         self._plan = plan
         self._generator = generator
         #: Evaluations done.
         self.step = 0
-        #: Why it could not go on; it has not moved since.
+        #: Set when a step failed. The sampler has not moved since.
         self.failure: TaskError | None = None
-        #: Precision of the model.
+        #: The model's dtype.
         self.dtype = torch.float32
 
     @property
     def timesteps(self) -> torch.Tensor:
-        """`(evaluations,)`, on the CPU: what the model is told at each."""
+        """`(evaluations,)`, on the CPU."""
         return self._plan.timesteps
 
     @property
     def steps(self) -> int:
-        """Evaluations in all."""
+        """Total evaluations."""
         return len(self._plan.timesteps)
 
     @property
     @abc.abstractmethod
     def latents(self) -> torch.Tensor:
-        """The picture as it stands, in the model's precision. May be set between steps."""
+        """Current latents in the model's dtype. Settable between steps."""
 
     @latents.setter
     @abc.abstractmethod
@@ -57,14 +56,14 @@ class Sampler(abc.ABC):
     @property
     @abc.abstractmethod
     def denoised(self) -> torch.Tensor | None:
-        """The best guess at the final latents from the last step; None before it, and for solvers without one."""
+        """The denoised estimate of the last step; None before it, or if the solver has none."""
 
     @abc.abstractmethod
     def model_input(self) -> torch.Tensor:
-        """What the model is to see of the latents."""
+        """Return the latents as the model reads them."""
 
     def start(self, noise: torch.Tensor, image_latents: torch.Tensor | None = None) -> None:
-        """Start from noise, or from a picture that is made as noisy as the first timestep is."""
+        """Start from noise, or from an image with the noise level of the first timestep."""
         self.dtype = noise.dtype
         if image_latents is None:
             self.latents = noise * self._plan.noise_scale
@@ -72,21 +71,21 @@ class Sampler(abc.ABC):
             self.latents = self.noised_to_step(image_latents, noise, self.step)
 
     def noised_to_step(self, image_latents: torch.Tensor, noise: torch.Tensor, step: int) -> torch.Tensor:
-        """The picture as noisy as it would be before this evaluation; as it is at the end."""
+        """Add the noise level of this evaluation to the image; none at the end."""
         if step == self.steps:
             return image_latents
         picture, noisy = self._plan.noise_level(step, image_latents.dtype)
         return image_latents * picture + noise * noisy
 
     def save(self) -> Callable[[], bytes]:
-        """The state as it stands: a callable for another thread, free of what happens here meanwhile."""
+        """Return a callable that serializes the current state, for another thread."""
         tensors = {"latents": self._state(), "generator": self._generator_state()} | self._history_tensors()
         return partial(pack_state, tensors, {"plan": self._plan.id, "step": str(self.step)})
 
     def restore(self, blob: bytes, device: torch.device) -> None:
-        """Go on from a saved state, after `begin`. Raises `TaskError` where it is not one of a sampler like this.
+        """Continue from a saved state, after `start`. Raises `TaskError` if it does not fit this sampler.
 
-        What was begun with says what shape and precision the state must have.
+        The started state determines the expected shape and dtype.
         """
         tensors, words = unpack_state(bytes(blob))
         if words.get("plan") != self._plan.id:
@@ -115,22 +114,22 @@ class Sampler(abc.ABC):
 
     @abc.abstractmethod
     def _state(self) -> torch.Tensor:
-        """The latents in the precision that is worked in."""
+        """Return the latents in the working dtype."""
 
     @abc.abstractmethod
     def _set_state(self, latents: torch.Tensor) -> None: ...
 
     @abc.abstractmethod
     def _history_tensors(self) -> dict[str, torch.Tensor]:
-        """What the solver remembers, by name."""
+        """Return the solver's history by name."""
 
     @abc.abstractmethod
     def _restore_history(self, tensors: Mapping[str, torch.Tensor], step: int, device: torch.device) -> None:
-        """Take `_memory` of that step for one's own. Raises `TaskError` before anything is changed."""
+        """Set the history of that step. Raises `TaskError` before anything is changed."""
 
 
 class RecurrenceSampler(Sampler):
-    """Knows the numbers of each step, and keeps the few tensors of earlier steps that these are for."""
+    """Applies the coefficients of a recurrence; keeps the tensors of earlier steps that they need."""
 
     def __init__(self, plan: SamplingPlan, generator: torch.Generator) -> None:
         super().__init__(plan, generator)
@@ -141,12 +140,11 @@ class RecurrenceSampler(Sampler):
         self._model_input: torch.Tensor | None = None
         self._history: dict[Term, torch.Tensor] = {}
         self._last: tuple[torch.Tensor, torch.Tensor] | None = None
-        #: The noise of this step, where an attempt has drawn it, and the generator's state before that.
+        #: The noise of this step, if an attempt has drawn it, and the generator's state before that.
         self._pending_noise: tuple[torch.Tensor, torch.Tensor] | None = None
 
     @property
     def latents(self) -> torch.Tensor:
-        """See `Sampler`."""
         if self._model_latents is None:
             self._model_latents = self._float_latents.to(self.dtype)
         return self._model_latents
@@ -157,34 +155,31 @@ class RecurrenceSampler(Sampler):
 
     @property
     def float_latents(self) -> torch.Tensor:
-        """The latents in float32."""
         return self._float_latents
 
     @property
     def current_step(self) -> RecurrenceStep:
-        """The numbers of the step that comes. Raises `IndexError` at the end."""
+        """The coefficients of the next step. Raises `IndexError` at the end."""
         return self._recurrence.steps[self.step]
 
     @property
     def next_scale(self) -> float:
-        """What the latents after this step will be multiplied with for the model to see."""
+        """The factor of the model's input after this step."""
         after = self.step + 1
         return self._recurrence.steps[after].scale if after < self.steps else 1.0
 
     @property
     def denoised(self) -> torch.Tensor | None:
-        """See `Sampler`."""
         return None if self._last is None else self._guess_from(*self._last)
 
     def model_input(self) -> torch.Tensor:
-        """See `Sampler`."""
         if self._model_input is None:
             scale = self.current_step.scale
             self._model_input = self.latents if scale == 1 else (self._float_latents * scale).to(self.dtype)
         return self._model_input
 
     def draw_noise(self) -> torch.Tensor | None:
-        """The noise of this step, float32 and on the CPU; the same one if asked again. None where there is none."""
+        """Return this step's noise, float32 on the CPU; repeated calls return the same. None without noise."""
         if self.current_step.noise_draw is NoiseDraw.NOTHING:
             return None
         if self._pending_noise is None:
@@ -197,7 +192,7 @@ class RecurrenceSampler(Sampler):
         return self._pending_noise[0]
 
     def earlier_terms(self) -> list[tuple[torch.Tensor, float]]:
-        """What this step adds beside the sample, the output and the noise of now, and how much of each."""
+        """Return the tensors of earlier steps in this step's sum, with their factors."""
         return [(self._history[part], factor) for part, factor in self.current_step.earlier.items()]
 
     def apply_step(
@@ -208,7 +203,7 @@ class RecurrenceSampler(Sampler):
         model_latents: torch.Tensor | None = None,
         model_input: torch.Tensor | None = None,
     ) -> None:
-        """Take the step that led here: float32 tensors, and in the model's precision what is shown and seen of them."""
+        """Apply a step: `result`, `output` and `noise` are float32, the others in the model's dtype."""
         needed = self._recurrence.needed[self.step + 1]
         if needed:
             parts = self._history | {

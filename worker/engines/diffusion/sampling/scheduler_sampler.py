@@ -1,4 +1,4 @@
-"""The sampler that runs a diffusers scheduler object of its own: any scheduler, correct by construction, one by one."""
+"""`SchedulerSampler`: wraps a diffusers scheduler object; works with any scheduler, one row at a time."""
 
 from __future__ import annotations
 
@@ -16,18 +16,17 @@ from worker.engines.diffusion.sampling.state_codec import check_tensors
 
 
 class SchedulerSampler(Sampler):
-    """Has a scheduler of its own, in whose attributes everything is that must be remembered."""
+    """Owns a scheduler, whose attributes hold the history."""
 
     def __init__(self, plan: SamplingPlan, generator: torch.Generator) -> None:
         super().__init__(plan, generator)
         self._scheduler = plan.scheduler()
         self._latents = torch.empty(0)
-        #: Latents, output and the scheduler's own guess, if it makes one, of the last step.
+        #: Latents, output and the scheduler's own denoised estimate, if any, of the last step.
         self._last: tuple[torch.Tensor, torch.Tensor, torch.Tensor | None] | None = None
 
     @property
     def latents(self) -> torch.Tensor:
-        """See `Sampler`."""
         return self._latents
 
     @latents.setter
@@ -36,18 +35,16 @@ class SchedulerSampler(Sampler):
 
     @property
     def denoised(self) -> torch.Tensor | None:
-        """See `Sampler`."""
         if self._last is None:
             return None
         latents, output, own = self._last
         return self._guess_from(latents, output) if own is None else own
 
     def model_input(self) -> torch.Tensor:
-        """See `Sampler`."""
         return _scaled(self._scheduler, self._latents, self.timesteps[self.step])
 
     def advance(self, output: torch.Tensor) -> None:
-        """Take a step with the model's output. Raises whatever the scheduler raises, and has not moved then."""
+        """Step with the model's output. Raises the scheduler's error, without having moved."""
         timestep = self.timesteps[self.step]
         moved_to = self._scheduler.step(
             output, timestep, self._latents, **step_options(self._scheduler, self._generator)
@@ -63,11 +60,11 @@ class SchedulerSampler(Sampler):
         self._latents, self._last = latents, None
 
     def _history_tensors(self) -> dict[str, torch.Tensor]:
-        # Some schedulers add to a tensor of theirs in place.
+        # Some schedulers modify their tensors in place.
         return {name: tensor.clone() for name, tensor, _ in _state_tensors(self._scheduler)}
 
     def _restore_history(self, tensors: Mapping[str, torch.Tensor], step: int, device: torch.device) -> None:
-        """All that does not depend on the picture comes from a run on nothing: a blob only brings latents."""
+        """Rebuild image-independent state by a run on zeros; the blob only provides image tensors."""
         scheduler = self._plan.scheduler()
         nothing = torch.zeros([1] * self._latents.ndim, dtype=self.dtype)
         options = step_options(scheduler, torch.Generator())
@@ -89,7 +86,7 @@ def _scaled(scheduler: Any, latents: torch.Tensor, timestep: torch.Tensor) -> to
 
 
 def _state_tensors(scheduler: Any) -> Iterator[tuple[str, torch.Tensor, Callable[[torch.Tensor], None]]]:
-    """The pictures among a scheduler's attributes: their names, themselves, and how to put another in the place."""
+    """Yield the scheduler's image tensors: name, tensor and setter."""
     for name, value in vars(scheduler).items():
         if isinstance(value, torch.Tensor) and value.ndim > 1:
             yield name, value, partial(setattr, scheduler, name)

@@ -1,7 +1,7 @@
-"""Schedulers of diffusers for one request: built by name, set to its steps, ready for the first of them.
+"""diffusers schedulers for one request: created by name and set to the request's steps.
 
-Everything about a schedule stays on the CPU. diffusers reads single numbers out of it at every step, and each of
-those would make a GPU wait; a number on the CPU multiplies a tensor on the GPU without waiting.
+Schedules stay on the CPU. diffusers reads single numbers from them at every step, which would synchronize a GPU. A CPU
+number multiplies a GPU tensor without waiting.
 """
 
 from __future__ import annotations
@@ -18,22 +18,22 @@ import torch
 from configs.samplers import MODEL_DEFAULT, SAMPLERS, Process, sampler_names
 from worker.engine import TaskError
 
-#: These take the `sigmas` of a flow's steps as its pipelines give them; the others make the same ones by themselves.
+#: These take a flow's `sigmas` as its pipelines pass them; the others compute the same ones.
 _TAKES_SIGMAS = ("FlowMatchEulerDiscreteScheduler", "FlowMatchLCMScheduler")
 
 
 @dataclass(frozen=True)
 class SchedulerSetup:
-    """How far a request goes and in how many steps."""
+    """The steps of a request."""
 
     steps: int
-    #: Below 1 the first part of the schedule is left out, as the pipelines that start from a picture do.
+    #: Below 1, the first part of the schedule is skipped, as in image-to-image pipelines.
     strength: float = 1.0
-    #: What the checkpoint's family has to say about the steps: keyword arguments of `set_timesteps` (`mu`, `sigmas`).
+    #: Keyword arguments of `set_timesteps` from the checkpoint's family (`mu`, `sigmas`).
     options: Mapping[str, Any] = field(default_factory=dict)
 
     def __str__(self) -> str:
-        """The same text for equal schedules."""
+        """Equal for equal setups."""
         description = {
             name: getattr(value, "tolist", lambda value=value: value)() for name, value in self.options.items()
         }
@@ -41,7 +41,7 @@ class SchedulerSetup:
 
 
 def process_of(scheduler: Any) -> Process:
-    """What a checkpoint that ships this scheduler was trained to undo."""
+    """Return the diffusion process that a checkpoint with this scheduler was trained on."""
     name, config = type(scheduler).__name__, scheduler.config
     if name.startswith("EDM"):
         return "edm"
@@ -50,10 +50,10 @@ def process_of(scheduler: Any) -> Process:
 
 
 def scheduler_like(name: str, shipped: Any, mu: float | None = None) -> Any:
-    """The scheduler of this name, configured like the checkpoint's own one.
+    """Return the named scheduler, configured like the checkpoint's own.
 
-    `mu` is how much a picture's size shifts its steps, where the checkpoint has them shifted so.
-    Raises `TaskError` where the two do not go together, and whatever the scheduler raises for its configuration.
+    `mu` is the timestep shift for the image size, for checkpoints with dynamic shifting. Raises `TaskError` for an
+    incompatible name, and the scheduler's own errors.
     """
     if name == MODEL_DEFAULT:
         return type(shipped).from_config(shipped.config)
@@ -70,16 +70,16 @@ def scheduler_like(name: str, shipped: Any, mu: float | None = None) -> Any:
         raise TaskError("invalid", f"scheduler '{name}' cannot be used with this model: it does not know '{predicts}'")
     options = dict(sampler.options)
     if "clip_sample" in known and "clip_sample" not in shipped.config:
-        options["clip_sample"] = False  # their default cuts pictures to [-1, 1], which would spoil latents
+        options["clip_sample"] = False  # the default clips to [-1, 1], which would damage latents
     if process == "flow":
         options |= _flow_options(sampler.cls, known, shipped.config, mu)
     return cls.from_config(shipped.config, **options)
 
 
 def configure_scheduler(scheduler: Any, setup: SchedulerSetup) -> int:
-    """Give the scheduler its steps. Returns the index of the timestep to start from.
+    """Set the scheduler's steps and return the index of the first timestep.
 
-    Raises `TaskError` where no step is left, and whatever the scheduler raises for steps that it cannot do.
+    Raises `TaskError` if no step is left, and the scheduler's own errors.
     """
     accepted = inspect.signature(scheduler.set_timesteps).parameters
     options = {name: value for name, value in setup.options.items() if name in accepted}
@@ -94,26 +94,26 @@ def configure_scheduler(scheduler: Any, setup: SchedulerSetup) -> int:
         raise TaskError("invalid", f"strength {setup.strength:g} leaves none of {setup.steps} steps")
     start_index = skipped * int(getattr(scheduler, "order", 1))
     if hasattr(scheduler, "set_begin_index"):
-        # Otherwise its place is looked up by value, which is slow and can be ambiguous.
+        # Otherwise the scheduler searches its position by value, which is slow and can be ambiguous.
         scheduler.set_begin_index(start_index)
     return start_index
 
 
 def step_options(scheduler: Any, generator: torch.Generator) -> dict[str, Any]:
-    """The keyword arguments that pipelines hand to the scheduler's `step`, as far as it takes them."""
+    """Return the arguments that pipelines pass to `step`, limited to those that it accepts."""
     accepted = inspect.signature(scheduler.step).parameters
     offered = {"generator": generator, "eta": 0.0}
     return {name: value for name, value in offered.items() if name in accepted}
 
 
 def denoised_of(to_device: Any) -> torch.Tensor | None:
-    """The guess at the final sample in what a scheduler's `step` returns, where there is one."""
+    """Return the denoised estimate in a `step` result, if any."""
     denoised: torch.Tensor | None = to_device.get("pred_original_sample", to_device.get("denoised"))
     return denoised
 
 
 def _flow_options(cls: str, known: Mapping[str, Any], config: Mapping[str, Any], mu: float | None) -> dict[str, Any]:
-    """Options that make a solver follow the checkpoint's own flow, whatever it calls them."""
+    """Return the options that make a solver follow the checkpoint's flow."""
     shift = config.get("shift", config.get("flow_shift", 1.0))
     if "use_flow_sigmas" in known:
         own: dict[str, Any] = {"use_flow_sigmas": True, "prediction_type": "flow_prediction"}
@@ -130,7 +130,7 @@ def _flow_options(cls: str, known: Mapping[str, Any], config: Mapping[str, Any],
 
 
 def _skipped_steps(setup: SchedulerSetup, process: Process) -> int:
-    """Steps that the strength leaves out, rounded as the pipelines of these checkpoints round them."""
+    """Return the number of steps that the strength skips, rounded as in the checkpoint's pipelines."""
     kept = setup.steps * setup.strength
     if process != "flow":
         kept = int(kept)

@@ -1,6 +1,6 @@
-"""A sampler's state as bytes and back: one safetensors blob, tensors and a few words, nothing that could run.
+"""Serialization of sampler states as one safetensors blob.
 
-A blob may come from anywhere. Reading it checks that it is exactly what was expected, down to shapes and types.
+Blobs are untrusted. Reading one checks keys, shapes and dtypes exactly; no code is executed.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ _WORDS = "__metadata__"
 
 
 def pack_state(tensors: Mapping[str, torch.Tensor], words: Mapping[str, str]) -> bytes:
-    """The blob. Waits for the device where the tensors are on one."""
+    """Serialize. Waits for the device if the tensors are on one."""
     blob: bytes = safetensors.torch.save(
         {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in tensors.items()}, dict(words)
     )
@@ -25,17 +25,17 @@ def pack_state(tensors: Mapping[str, torch.Tensor], words: Mapping[str, str]) ->
 
 
 def unpack_state(blob: bytes) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
-    """The tensors, in main memory, and the words. Raises `TaskError` for anything but a blob."""
+    """Return the tensors, in main memory, and the metadata. Raises `TaskError` for an invalid blob."""
     try:
         tensors: dict[str, torch.Tensor] = safetensors.torch.load(blob)
         header = json.loads(blob[8 : 8 + int.from_bytes(blob[:8], "little")])
         return tensors, header.get(_WORDS, {})
-    except Exception as error:  # the parser's own errors are of many kinds
+    except Exception as error:  # the parser raises many kinds of errors
         raise invalid_state(f"it cannot be read: {error}") from error
 
 
 def check_tensors(tensors: Mapping[str, torch.Tensor], expected: Mapping[str, tuple[torch.Size, torch.dtype]]) -> None:
-    """Raises `TaskError` where these are not exactly the expected tensors."""
+    """Raise `TaskError` unless these are exactly the expected tensors."""
     if tensors.keys() != expected.keys():
         raise invalid_state("it holds other tensors than this sampler has")
     for name, (shape, dtype) in expected.items():
@@ -46,5 +46,5 @@ def check_tensors(tensors: Mapping[str, torch.Tensor], expected: Mapping[str, tu
 
 
 def invalid_state(why: str) -> TaskError:
-    """What is raised for a state that cannot be gone on from."""
+    """Return the error for a checkpoint that cannot be restored."""
     return TaskError("error", f"the checkpoint is not one of this sampler: {why}")
