@@ -55,7 +55,7 @@ def _compile(denoiser: Any, *, regional: bool) -> None:
         denoiser.compile_repeated_blocks(fullgraph=True, dynamic=False)
         return
     if regional:
-        log.warning("a %s names no repeated blocks: all of it is compiled", type(denoiser).__name__)
+        log.warning("a %s has no _repeated_blocks: compiling the full module", type(denoiser).__name__)
     denoiser.compile(fullgraph=True, dynamic=False)
 
 

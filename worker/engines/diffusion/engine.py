@@ -184,7 +184,9 @@ class DiffusionEngine:
             if task.checkpoint is not None:
                 sampler.restore(_single_frame(task.checkpoint), self._device)
                 if sampler.step != task.checkpoint.step:
-                    raise TaskError("error", f"the checkpoint is of step {sampler.step}, not {task.checkpoint.step}")
+                    raise TaskError(
+                        "error", f"the checkpoint's state is at step {sampler.step}, not {task.checkpoint.step}"
+                    )
         except TaskError as error:
             return error
         conditions = family.conditions(inputs, [texts[text] for text in family.texts(inputs)])
@@ -238,13 +240,13 @@ class DiffusionEngine:
         try:
             with (
                 self._decode_lock,
-                translate_device_errors(self._device, "a picture"),
+                translate_device_errors(self._device, "decoding an image"),
                 self._decode_stream.after(ready, latents),
             ):
                 if not torch.isfinite(latents).all():
                     raise TaskError(
                         "error",
-                        f"no picture: the latents of scheduler '{inputs.scheduler}' are not finite in {latents.dtype}",
+                        f"no image: the latents of scheduler '{inputs.scheduler}' are not finite in {latents.dtype}",
                     )
                 picture = self._family.decode(latents, inputs)
                 flagged = final and self._is_unsafe(picture)
@@ -256,7 +258,7 @@ class DiffusionEngine:
         """Return true if the safety checker flags the image. Raises `TaskError` if the policy is `refuse`."""
         objects = self._checker is not None and self._checker.is_unsafe(picture)
         if objects and self._model.safety_checker == "refuse":
-            raise TaskError("unsafe", "the model's safety checker objects to the picture")
+            raise TaskError("unsafe", "the model's safety checker rejected the image")
         return objects
 
     def save(self, row: Row) -> Callable[[], Checkpoint]:
@@ -266,7 +268,7 @@ class DiffusionEngine:
 
     @torch.inference_mode()
     def _checkpoint(self, blob: Callable[[], bytes], step: int, ready: torch.cuda.Event | None) -> Checkpoint:
-        with translate_device_errors(self._device, "a checkpoint"), self._save_stream.after(ready):
+        with translate_device_errors(self._device, "saving a checkpoint"), self._save_stream.after(ready):
             return Checkpoint(step, [blob()])
 
     def release(self, row: Row) -> None:
@@ -298,5 +300,5 @@ def _diffusion_row(row: Row) -> DiffusionRow:
 
 def _single_frame(checkpoint: Checkpoint) -> bytes:
     if len(checkpoint.frames) != 1:
-        raise TaskError("error", f"a checkpoint of this engine has one frame, not {len(checkpoint.frames)}")
+        raise TaskError("error", f"a checkpoint of this engine has one frame, got {len(checkpoint.frames)}")
     return checkpoint.frames[0]

@@ -61,7 +61,7 @@ def pipeline_class(model: Model) -> str:
     _silence_libraries()
     name = _index(locate(model.path)).get("_class_name")
     if not isinstance(name, str):
-        raise UnsupportedModel(f"{model.path} brings code of its own ({name}), which is never run")
+        raise UnsupportedModel(f"{model.path} contains custom code ({name}), which is never run")
     if model.controlnet is not None and "ControlNet" not in name:
         return name.removesuffix("Pipeline") + "ControlNetPipeline"
     return name
@@ -73,12 +73,12 @@ def _index(source: Source) -> dict[str, Any]:
         index: dict[str, Any] = diffusers.DiffusionPipeline.load_config(source.config, local_files_only=source.local)
     except OSError as error:
         if source.weights is None and source.local:
-            raise UnsupportedModel(f"{source.config} is no checkpoint in diffusers' layout: {error}") from error
+            raise UnsupportedModel(f"{source.config} is not a checkpoint in diffusers format: {error}") from error
         if source.weights is None:
             raise
         raise UnsupportedModel(
-            f"{source.weights} needs the configuration of {source.config}, which the hub did not give: {error}; "
-            f"without a network, put that folder beside the file, named {source.weights.stem}"
+            f"{source.weights} needs the configuration of {source.config}, which the hub did not return: {error}; "
+            f"without a network, put that folder beside the file as {source.weights.stem}"
         ) from error
     return index
 
@@ -170,7 +170,7 @@ def locate(path: str) -> Source:
 def _single_file(file: Path) -> Source:
     """Use the configuration in the folder named like the file, or else that of its base model."""
     if file.suffix != ".safetensors":
-        raise UnsupportedModel(f"{file} is not loaded: of single files, only .safetensors are")
+        raise UnsupportedModel(f"{file} is not supported: single files must be .safetensors")
     beside = file.with_suffix("")
     if (beside / "model_index.json").is_file():
         return Source(str(beside), local=True, weights=file)
@@ -205,7 +205,7 @@ def _overridden_parts(model: Model, cls: type, index: dict[str, Any], dtype: tor
         given["image_encoder"] = None
     if model.controlnet is not None:
         if "controlnet" not in parts:
-            raise UnsupportedModel(f"{model.path}: a {cls.__name__} takes no ControlNet")
+            raise UnsupportedModel(f"{model.path}: a {cls.__name__} does not support a ControlNet")
         source = locate(model.controlnet)
         given["controlnet"] = diffusers.AutoModel.from_pretrained(
             source.config, local_files_only=source.local, use_safetensors=True, dtype=dtype

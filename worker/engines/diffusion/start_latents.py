@@ -65,14 +65,14 @@ def _start_with_mask_channels(
 def _check_sources(inputs: ImageInputs, sources: Sequence[bytes]) -> None:
     if len(sources) != SOURCES[inputs.mode]:
         raise TaskError(
-            "invalid", f"mode '{inputs.mode}' takes {SOURCES[inputs.mode]} source frames, {len(sources)} came"
+            "invalid", f"mode '{inputs.mode}' takes {SOURCES[inputs.mode]} source images, got {len(sources)}"
         )
-    for source, name, channels in zip(sources, ("picture", "mask"), (3, 1), strict=False):
+    for source, name, channels in zip(sources, ("image", "mask"), (3, 1), strict=False):
         size = inputs.width * inputs.height * channels
         if len(source) != size:
             raise TaskError(
                 "invalid",
-                f"a {name} of {inputs.width}x{inputs.height} has {size} bytes of pixels, {len(source)} came",
+                f"{name} pixels of {inputs.width}x{inputs.height} must have {size} bytes, got {len(source)}",
             )
 
 

@@ -128,7 +128,7 @@ def test_a_row_that_breaks_takes_no_other_along(engine: DiffusionEngine) -> None
     )  # fits no latents
     engine.step([healthy, sick])
     assert healthy.step == 2
-    with pytest.raises(TaskError, match="masked picture could not be kept"):
+    with pytest.raises(TaskError, match="mask could not be applied"):
         engine.step([healthy, sick])
     assert healthy.step == 2, "the healthy row waits for the batch without the sick one"
     finish(engine, healthy)
@@ -171,13 +171,13 @@ def test_a_refusal_is_one_tasks_own(engine: DiffusionEngine) -> None:
 
 PIXELS = SIZE * SIZE
 BAD_SOURCES: list[tuple[str, list[int], str]] = [
-    ("text", [3 * PIXELS], "takes 0 source frames, 1 came"),
-    ("image", [], "takes 1 source frames, 0 came"),
-    ("image", [3 * PIXELS - 1], "a picture of 32x32 has 3072 bytes of pixels, 3071 came"),
-    ("image", [PIXELS], "a picture of 32x32 has 3072 bytes of pixels, 1024 came"),
-    ("inpaint", [3 * PIXELS], "takes 2 source frames, 1 came"),
-    ("inpaint", [3 * PIXELS, 3 * PIXELS], "a mask of 32x32 has 1024 bytes of pixels, 3072 came"),
-    ("inpaint", [3 * PIXELS, 0], "a mask of 32x32 has 1024 bytes of pixels, 0 came"),
+    ("text", [3 * PIXELS], "takes 0 source images, got 1"),
+    ("image", [], "takes 1 source images, got 0"),
+    ("image", [3 * PIXELS - 1], "image pixels of 32x32 must have 3072 bytes, got 3071"),
+    ("image", [PIXELS], "image pixels of 32x32 must have 3072 bytes, got 1024"),
+    ("inpaint", [3 * PIXELS], "takes 2 source images, got 1"),
+    ("inpaint", [3 * PIXELS, 3 * PIXELS], "mask pixels of 32x32 must have 1024 bytes, got 3072"),
+    ("inpaint", [3 * PIXELS, 0], "mask pixels of 32x32 must have 1024 bytes, got 0"),
 ]
 
 

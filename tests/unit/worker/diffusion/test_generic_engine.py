@@ -269,7 +269,7 @@ def test_rows_of_every_setting_share_each_forward_pass(engines: Engines, kind: s
 def test_a_picture_is_there_at_the_end_only_and_as_often_as_one_likes(engine: GenericEngine) -> None:
     [row] = admitted(engine, request(output_format="webp", width=40))
     engine.step([row])
-    with pytest.raises(TaskError, match="no picture before the last step"):
+    with pytest.raises(TaskError, match="no image before the last step"):
         engine.render(row)()
     finish(engine, row)
     first = engine.render(row)()
@@ -371,17 +371,17 @@ REFUSED: list[tuple[str, ImageInputs, str]] = [
     ("text", request(scheduler="lcm", steps=60), "60"),
     ("text", request(scheduler="flow_match_heun"), "cannot be used with this model"),
     ("text", request(width=SIZE + 4), "divisible by 8"),
-    ("text", request("image"), "draws from text, not from image"),
+    ("text", request("image"), "supports mode text, not image"),
     ("text", request(loras=(Lora("sepia"),)), "LoRA"),
-    ("image", request(), "draws from image, not from text"),
-    ("consistency", request(negative_prompt="blurred"), "no negative prompt"),
-    ("classes", request(prompt="3", scheduler="euler"), "no other scheduler than its own, not 'euler'"),
-    ("classes", request(prompt="a shark"), "number below 1000 or the name"),
-    ("classes", request(prompt="1000"), "number below 1000 or the name"),
-    ("classes", request(prompt="3", width=2 * SIZE), "draws at 32x32 only"),
-    ("unconditional", request(scheduler="ddim"), "no other scheduler"),
-    ("unconditional", request(negative_prompt="blurred"), "no negative prompt"),
-    ("separate", request(scheduler="euler"), "no other scheduler"),
+    ("image", request(), "supports mode image, not text"),
+    ("consistency", request(negative_prompt="blurred"), "does not support negative prompts"),
+    ("classes", request(prompt="3", scheduler="euler"), "only its own scheduler, not 'euler'"),
+    ("classes", request(prompt="a shark"), "class number below 1000 or a class name"),
+    ("classes", request(prompt="1000"), "class number below 1000 or a class name"),
+    ("classes", request(prompt="3", width=2 * SIZE), "only generates 32x32"),
+    ("unconditional", request(scheduler="ddim"), "only its own scheduler"),
+    ("unconditional", request(negative_prompt="blurred"), "does not support negative prompts"),
+    ("separate", request(scheduler="euler"), "only its own scheduler"),
 ]
 
 
@@ -408,7 +408,7 @@ def test_source_pictures_that_are_not_as_the_mode_demands(engines: Engines, coun
         sources[-1] = sources[-1][:-cut]
     refused = refusal(engines("inpaint"), inputs, *sources)
     assert refused.kind == "invalid"
-    assert ("pictures" in refused.message) or ("bytes" in refused.message)
+    assert ("images" in refused.message) or ("bytes" in refused.message)
 
 
 def test_a_class_is_named_by_its_number_or_by_its_name(engines: Engines) -> None:
@@ -422,10 +422,10 @@ def test_a_class_is_named_by_its_number_or_by_its_name(engines: Engines) -> None
 
 
 UNSUPPORTED: list[tuple[str, dict[str, Any], str]] = [
-    ("text", {"pipeline": "StableDiffusionPAGPipeline"}, "changes the denoiser that all requests share"),
+    ("text", {"pipeline": "StableDiffusionPAGPipeline"}, "modifies the shared denoiser"),
     ("text", {"pipeline": "KandinskyV22Pipeline"}, "KandinskyV22Pipeline"),
     ("text", {"defaults": Defaults(size="64x64", scheduler="flow_match_heun")}, "'flow_match_heun' cannot be used"),
-    ("classes", {"defaults": Defaults(size="64x64")}, "draws at 32x32 only: set defaults.size to it"),
+    ("classes", {"defaults": Defaults(size="64x64")}, "only generates 32x32: set defaults.size to it"),
 ]
 
 

@@ -287,7 +287,7 @@ def test_a_model_without_a_folder_takes_none(checkpoint: Path) -> None:
     assert not engine.about().loras
     [answer] = engine.admit([wanted(request(loras=(Lora("ink"),)))])
     assert isinstance(answer, TaskError)
-    assert answer.message == "this model takes no adapters"
+    assert answer.message == "this model does not support LoRA adapters"
 
 
 def test_a_bad_file_is_the_trouble_of_those_who_asked_for_it(engine: DiffusionEngine, loras: Path) -> None:

@@ -75,14 +75,14 @@ class Family(abc.ABC):
         extra = self._denoiser_channels() - self.latent_channels
         if extra not in (0, 1 + self.latent_channels):
             raise UnsupportedModel(
-                f"its denoiser reads {self._denoiser_channels()} channels where a picture has {self.latent_channels}"
+                f"its denoiser has {self._denoiser_channels()} input channels, the latents have {self.latent_channels}"
             )
         return extra
 
     def validate(self, inputs: ImageInputs) -> None:
         """Raise `TaskError` for a request that this model cannot serve."""
         if inputs.mode not in self.modes:
-            raise TaskError("invalid", f"this model draws from {' or '.join(self.modes)} only, not from {inputs.mode}")
+            raise TaskError("invalid", f"this model supports mode {' or '.join(self.modes)}, not {inputs.mode}")
         if inputs.width % self.size_multiple or inputs.height % self.size_multiple:
             raise TaskError(
                 "invalid",
@@ -173,7 +173,7 @@ class Family(abc.ABC):
         latents = self.unscale_latents(self.unpack(latents, inputs).to(self.vae.dtype).contiguous())
         decoded = self.vae.decode(latents, return_dict=False)[0]
         if not torch.isfinite(decoded).all():
-            raise TaskError("error", f"no picture: the autoencoder's output is not finite in {self.vae.dtype}")
+            raise TaskError("error", f"no image: the autoencoder's output is not finite in {self.vae.dtype}")
         image: Image.Image = self.pipeline.image_processor.postprocess(decoded, output_type="pil")[0]
         return image
 

@@ -38,7 +38,7 @@ class Flux(Family):
         """A negative prompt would have no effect and is rejected."""
         super().validate(inputs)
         if inputs.negative_prompt:
-            raise TaskError("invalid", "this model takes no negative prompt")
+            raise TaskError("invalid", "this model does not support negative prompts")
 
     def is_guided(self, inputs: ImageInputs) -> bool:
         """Always false: dev reads the guidance scale as an input, and schnell ignores it."""

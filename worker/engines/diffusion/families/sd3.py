@@ -24,9 +24,9 @@ class StableDiffusion3(Family):
     def validate(self, inputs: ImageInputs) -> None:
         """The transformer has position embeddings for a limited number of patches."""
         super().validate(inputs)
-        longest = self.size_multiple * int(self.denoiser.config.pos_embed_max_size)
-        if max(inputs.width, inputs.height) > longest:
-            raise TaskError("invalid", f"this model draws at most {longest} pixels in width and in height")
+        max_side = self.size_multiple * int(self.denoiser.config.pos_embed_max_size)
+        if max(inputs.width, inputs.height) > max_side:
+            raise TaskError("invalid", f"width and height must be at most {max_side} pixels for this model")
 
     def encode(self, texts: list[str]) -> dict[str, torch.Tensor]:
         """Encode with two CLIPs and the T5 (zeros if missing); the CLIPs also return pooled embeddings."""

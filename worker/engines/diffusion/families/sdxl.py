@@ -22,7 +22,7 @@ class StableDiffusionXL(UNetFamily):
     def __init__(self, pipeline: Any, device: torch.device) -> None:
         super().__init__(pipeline, device)
         if pipeline.text_encoder is None or pipeline.text_encoder_2 is None:
-            raise UnsupportedModel("it lacks a text encoder, as SDXL refiners do: only base models are supported")
+            raise UnsupportedModel("it lacks a text encoder; SDXL refiners are not supported, only base models")
         if self.dtype == torch.float16 and self.vae.config.force_upcast:
             self.vae.to(torch.float32)  # it overflows in half precision
 

@@ -37,7 +37,9 @@ class PipelineArguments:
             and name not in _PROVIDED
         ]
         if missing:
-            raise UnsupportedModel(f"a {type(pipeline).__name__} needs {', '.join(missing)}, which no request has")
+            raise UnsupportedModel(
+                f"a {type(pipeline).__name__} needs {', '.join(missing)}, which requests cannot provide"
+            )
 
     @property
     def takes_prompt(self) -> bool:
@@ -59,7 +61,7 @@ class PipelineArguments:
     def for_request(self, inputs: ImageInputs, sources: Sequence[bytes]) -> dict[str, Any]:
         """Return the keyword arguments for this request. Raises `TaskError` for unsupported options."""
         if inputs.loras:
-            raise TaskError("invalid", "this model takes no LoRA adapters")
+            raise TaskError("invalid", "this model does not support LoRA adapters")
         offered: dict[str, Any] = {
             "height": inputs.height,
             "width": inputs.width,
@@ -85,15 +87,13 @@ class PipelineArguments:
         if inputs.negative_prompt and (
             "negative_prompt" not in self._parameters or "true_cfg_scale" in self._parameters
         ):
-            raise TaskError("invalid", "this model takes no negative prompt")
+            raise TaskError("invalid", "this model does not support negative prompts")
         # None differs from empty: the pipeline then selects its own unconditional input.
         return {"guidance_scale": inputs.guidance_scale, "negative_prompt": inputs.negative_prompt or None}
 
     def _images(self, inputs: ImageInputs, sources: Sequence[bytes]) -> dict[str, Any]:
         if len(sources) != SOURCES[inputs.mode]:
-            raise TaskError(
-                "invalid", f"mode '{inputs.mode}' takes {SOURCES[inputs.mode]} pictures, {len(sources)} came"
-            )
+            raise TaskError("invalid", f"mode '{inputs.mode}' takes {SOURCES[inputs.mode]} images, got {len(sources)}")
         if inputs.mode == "text":
             return {}
         images = [_to_pil(mode, inputs, source) for mode, source in zip(("RGB", "L"), sources, strict=False)]
@@ -110,7 +110,7 @@ class PipelineArguments:
         classes = self._pipeline.transformer.config.num_embeds_ada_norm
         if label is None or label >= classes:
             raise TaskError(
-                "invalid", f"this model draws classes: the prompt must be a number below {classes} or the name of one"
+                "invalid", f"the prompt must be a class number below {classes} or a class name of this model"
             )
         return label
 
@@ -119,6 +119,6 @@ def _to_pil(mode: str, inputs: ImageInputs, source: bytes) -> Image.Image:
     expected = inputs.width * inputs.height * len(mode)
     if len(source) != expected:
         raise TaskError(
-            "invalid", f"a picture of {inputs.width}x{inputs.height} has {expected} bytes, {len(source)} came"
+            "invalid", f"an image of {inputs.width}x{inputs.height} must have {expected} bytes, got {len(source)}"
         )
     return Image.frombytes(mode, (inputs.width, inputs.height), bytes(source))

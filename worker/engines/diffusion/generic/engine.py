@@ -81,7 +81,7 @@ class GenericEngine:
         parts = vars(pipeline).values()  # parts of nested pipelines are also listed in its own
         self._denoisers = [part for part in parts if is_denoiser(part) and part is not self._controlnet]
         if not self._denoisers:
-            raise UnsupportedModel(f"a {kind.__name__} has no denoiser for requests to meet at")
+            raise UnsupportedModel(f"a {kind.__name__} has no denoiser (UNet or transformer)")
         if "force_upcast" in source_code_of(kind):
             # The pipeline would change the precision for each decode: see `PipelineCopier`.
             for part in parts:
@@ -92,9 +92,9 @@ class GenericEngine:
             self._checker = make_safety_checker(pipeline, self._device)
             pipeline.safety_checker = None  # the pipeline would return a black image
         if not self._arguments.takes_prompt:
-            log.warning("a %s takes no prompt: what requests ask for is ignored", kind.__name__)
+            log.warning("a %s takes no prompt: the prompts of requests are ignored", kind.__name__)
         if self._model.compile != "off":
-            log.warning("a %s is run as it is: 'compile' is for models with an adapter", kind.__name__)
+            log.warning("'compile' is ignored: a %s is not one of the supported families", kind.__name__)
         self._probe()
 
     def warm_up(self) -> None:
@@ -152,11 +152,11 @@ class GenericEngine:
     def _start_row(self, task: Wanted) -> GenericRow:
         inputs = task.inputs
         if task.checkpoint is not None:
-            raise TaskError("error", "the checkpoint is not one of this engine, which makes none")
+            raise TaskError("error", "this engine does not support checkpoints")
         if inputs.mode not in self._modes:
-            raise TaskError("invalid", f"this model draws from {' or '.join(self._modes)}, not from {inputs.mode}")
+            raise TaskError("invalid", f"this model supports mode {' or '.join(self._modes)}, not {inputs.mode}")
         if self._size is not None and self._size != (inputs.width, inputs.height) and inputs.mode == "text":
-            raise TaskError("invalid", "this model draws at {}x{} only".format(*self._size))
+            raise TaskError("invalid", "this model only generates {}x{}".format(*self._size))
         arguments = self._arguments.for_request(inputs, task.sources)
         thread: PipelineThread[PipelineImage] = PipelineThread(self._device)
         progress = SamplerProgress(inputs.steps)
@@ -194,7 +194,7 @@ class GenericEngine:
                 raise row.failure
             own.append(row)
         self._completion.wait()
-        with torch.inference_mode(), translate_device_errors(self._device, f"a step of {len(own)} pictures"):
+        with torch.inference_mode(), translate_device_errors(self._device, f"a step of {len(own)} images"):
             # If the denoiser fails, a row that has passed its ControlNet remains there; its step is unchanged.
             while at_controlnet := [row for row in own if row.is_at_controlnet]:
                 self._run_pending_calls(at_controlnet)
@@ -228,10 +228,10 @@ class GenericEngine:
 
     def _render_image(self, thread: PipelineThread[PipelineImage] | None, inputs: ImageInputs) -> Picture:
         if thread is None:
-            raise TaskError("error", "this model has no picture before the last step")
+            raise TaskError("error", "this model has no image before the last step")
         made = thread.result()
         if made.flagged and self._model.safety_checker == "refuse":
-            raise TaskError("unsafe", "the model's safety checker objects to the picture")
+            raise TaskError("unsafe", "the model's safety checker rejected the image")
         return Picture(encode_image(made.to_pil(), inputs.output_format, inputs.output_quality), made.flagged)
 
     def save(self, row: Row) -> Callable[[], Checkpoint] | None:
@@ -250,18 +250,18 @@ class GenericEngine:
         """Find the working modes, check batching and warm up, with a few requests."""
         candidates = self._arguments.modes()
         self._modes = tuple(candidates)
-        refused: dict[DrawMode, str] = {}
+        errors: dict[DrawMode, str] = {}
         before = self._attention_processors()
         for mode in candidates:
             try:
                 self.release(self._start_row(probe_request(self._model, mode)))
             except TaskError as error:
-                refused[mode] = error.message
-        self._modes = tuple(mode for mode in candidates if mode not in refused)
+                errors[mode] = error.message
+        self._modes = tuple(mode for mode in candidates if mode not in errors)
         if not self._modes:
-            raise UnsupportedModel(f"a {type(self._pipeline).__name__} draws from nothing: {refused}")
+            raise UnsupportedModel(f"a {type(self._pipeline).__name__} supports no mode: {errors}")
         if self._attention_processors() != before:
-            raise UnsupportedModel(f"a {type(self._pipeline).__name__} changes the denoiser that all requests share")
+            raise UnsupportedModel(f"a {type(self._pipeline).__name__} modifies the shared denoiser")
         first, second = (self._start_row(probe_request(self._model, self._modes[0], number)) for number in (0, 1))
         try:
             self._can_batch = self._outputs_match(first, second)
@@ -269,7 +269,7 @@ class GenericEngine:
                 self.step([first])
             size = first.thread.result().to_pil().size
         except TaskError as error:
-            raise UnsupportedModel(f"a {type(self._pipeline).__name__} made no picture: {error.message}") from error
+            raise UnsupportedModel(f"a {type(self._pipeline).__name__} generated no image: {error.message}") from error
         finally:
             self.release(first)
             self.release(second)
@@ -277,7 +277,7 @@ class GenericEngine:
             self._size = size
             if self._model.defaults.size != (only := "{}x{}".format(*size)):
                 raise UnsupportedModel(
-                    f"a {type(self._pipeline).__name__} draws at {only} only: set defaults.size to it"
+                    f"a {type(self._pipeline).__name__} only generates {only}: set defaults.size to it"
                 )
 
     def _attention_processors(self) -> list[Any]:
@@ -299,6 +299,8 @@ class GenericEngine:
                 at_controlnet = [row for row in rows if row.is_at_controlnet]
                 self._run_pending_calls(at_controlnet)
                 return not at_controlnet or self._outputs_match(*rows)
-            reason = "its answers differ"
-        log.warning("a %s takes one request at a time in each step: %s", type(self._pipeline).__name__, reason)
+            reason = "the outputs differ"
+        log.warning(
+            "a %s cannot batch requests, each gets its own forward pass: %s", type(self._pipeline).__name__, reason
+        )
         return False

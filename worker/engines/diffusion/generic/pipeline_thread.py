@@ -77,7 +77,7 @@ class PipelineThread(Generic[T]):
         assert self._thread is not None
         self._thread.join(self._timeout_s)
         if self._thread.is_alive():
-            raise TaskError("error", f"the picture was not there after {self._timeout_s:g} s")
+            raise TaskError("error", f"the image was not finished after {self._timeout_s:g} s")
         if self.failure is not None:
             raise self.failure
         return cast("T", self._result)
@@ -125,7 +125,7 @@ class PipelineThread(Generic[T]):
         if self._device.type == "cuda":
             torch.cuda.set_device(self._device)
         try:
-            with torch.inference_mode(), translate_device_errors(self._device, "a request's own part of a step"):
+            with torch.inference_mode(), translate_device_errors(self._device, "the pipeline code of a request"):
                 self._result = work()
         except Cancelled:
             self.failure = TaskError("error", "cancelled")

@@ -70,7 +70,7 @@ def scheduler_for(shipped: Any, name: str, pipeline: type) -> Any:
     if name == MODEL_DEFAULT:
         return None if shipped is None else scheduler_like(name, shipped)
     if shipped is None or process_of(shipped) != "noise" or not _supports_other_schedulers(pipeline):
-        raise TaskError("invalid", f"this model takes no other scheduler than its own, not '{name}'")
+        raise TaskError("invalid", f"this model supports only its own scheduler, not '{name}'")
     try:
         return scheduler_like(name, shipped)
     except TaskError:

@@ -96,11 +96,11 @@ def extract_image(output: Any) -> PipelineImage:
     """Return the image in a pipeline's output. Raises `TaskError` if there is none."""
     pictures = getattr(output, "images", None)
     if pictures is None or not len(pictures):
-        raise TaskError("error", f"no picture: the pipeline makes a {type(output).__name__}")
+        raise TaskError("error", f"no image: the pipeline returned a {type(output).__name__}")
     flagged = any(getattr(output, "nsfw_content_detected", None) or ())
     pixels = pictures[0]
     if isinstance(pixels, np.ndarray) and not np.isfinite(pixels).all():
-        raise TaskError("error", "no picture: what the pipeline made is not finite")
+        raise TaskError("error", "no image: the pipeline's output is not finite")
     if not isinstance(pixels, np.ndarray | Image.Image):
-        raise TaskError("error", f"no picture: the pipeline makes a {type(pixels).__name__}")
+        raise TaskError("error", f"no image: the pipeline returned a {type(pixels).__name__}")
     return PipelineImage(pixels, flagged)

@@ -43,7 +43,7 @@ def read_lora_file(path: Path, pipeline: Any, parts: Mapping[str, Any]) -> LoraF
     Raises `ValueError` for a file that does not fit, and the libraries' errors for a damaged file.
     """
     if path.stat().st_size > _MAX_FILE_BYTES:
-        raise ValueError(f"it has more than {_MAX_FILE_BYTES >> 30} GiB")
+        raise ValueError(f"it is larger than {_MAX_FILE_BYTES >> 30} GiB")
     with safe_open(path, framework="pt") as file:  # checks the header against the file's length
         settings = json.loads((file.metadata() or {}).get(LORA_ADAPTER_METADATA_KEY, "{}"))
         if any("dora_scale" in key for key in file.keys()):  # noqa: SIM118 - it is no dict
@@ -78,7 +78,7 @@ def _load_weights(path: Path, pipeline: Any) -> dict[str, torch.Tensor]:
     weights: dict[str, torch.Tensor] = {key: value for key, value in converted[0].items() if not key.endswith(".alpha")}
     for key in weights:
         if "lora" not in key or key.partition(".")[0] not in pipeline._lora_loadable_modules:
-            raise ValueError(f"it holds {key}, which is no part of an adapter for it")
+            raise ValueError(f"it holds {key}, which is not a weight of an adapter for this model")
     if not weights:
         raise ValueError("it is empty")
     if not all(bool(torch.isfinite(value).all()) for value in weights.values()):
@@ -98,5 +98,5 @@ def _validate_weights(weights: Mapping[str, torch.Tensor], name: str, part: Any)
         if lora and layer in layers and (weight := getattr(layers[layer], "weight", None)) is not None:
             wrong = side == "A.weight" and value.shape[1] != weight.shape[1]
             if wrong or (side == "B.weight" and value.shape[0] != weight.shape[0]):
-                raise ValueError(f"{layer} has another size")
+                raise ValueError(f"{layer} has a different size")
     return len(own)

@@ -113,7 +113,7 @@ class LoraLayers:
             own = [parameter for place, parameter in part.named_parameters() if adapter_name in place.split(".")]
             if len(own) != lora_file.tensors[name]:
                 raise ValueError(
-                    f"of its {lora_file.tensors[name]} weights for the {name}, {len(own)} found their place"
+                    f"of its {lora_file.tensors[name]} weights for the {name}, only {len(own)} were loaded"
                 )
             for parameter in own:
                 if parameter.device.type == "cpu":

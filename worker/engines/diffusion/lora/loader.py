@@ -52,7 +52,7 @@ class LoraLoader:
         self._loaded: dict[_FileVersion, str] = {}
 
     def __repr__(self) -> str:
-        return f"<Adapters {self._layers.active} active, {self._lru!r}>"
+        return f"<LoraLoader {self._layers.active} active, {self._lru!r}>"
 
     @property
     def is_active(self) -> bool:
@@ -110,7 +110,7 @@ class LoraLoader:
     def _find_file(self, name: str) -> _FileVersion:
         """Return the adapter's current file. Raises `TaskError` if it is not in the folder."""
         if self._folder is None:
-            raise TaskError("invalid", "this model takes no adapters")
+            raise TaskError("invalid", "this model does not support LoRA adapters")
         if LORA_NAME.fullmatch(name):
             try:
                 folder = self._folder.resolve(strict=True)

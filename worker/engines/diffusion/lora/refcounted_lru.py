@@ -34,7 +34,7 @@ class RefCountedLru(Generic[Item]):
 
     def add(self, item: Item) -> None:
         """Add an unused item."""
-        assert item not in self._users, f"{item} is there already"
+        assert item not in self._users, f"{item} is already present"
         self._users[item] = 0
 
     def acquire(self, item: Item) -> None:
@@ -42,7 +42,7 @@ class RefCountedLru(Generic[Item]):
         self._users.move_to_end(item)
 
     def release(self, item: Item) -> None:
-        assert self._users[item] > 0, f"nobody has {item}"
+        assert self._users[item] > 0, f"{item} is not in use"
         self._users[item] -= 1
 
     def mark_stale(self, item: Item) -> None:

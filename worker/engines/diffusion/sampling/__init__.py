@@ -26,5 +26,5 @@ def start_sampler(name: str, shipped: Any, setup: SchedulerSetup, generator: tor
     except TaskError:
         raise
     except Exception as error:  # any error is due to the requested name and steps
-        raise TaskError("invalid", f"scheduler '{name}' cannot do {setup.steps} steps: {error}") from error
+        raise TaskError("invalid", f"scheduler '{name}' does not support {setup.steps} steps: {error}") from error
     return SchedulerSampler(plan, generator) if plan.recurrence is None else RecurrenceSampler(plan, generator)

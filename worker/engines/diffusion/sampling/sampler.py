@@ -89,7 +89,7 @@ class Sampler(abc.ABC):
         """
         tensors, words = unpack_state(bytes(blob))
         if words.get("plan") != self._plan.id:
-            raise invalid_state("it was made by another scheduler or with other settings")
+            raise invalid_state("it was saved by a different scheduler or with different settings")
         step = _number(words.get("step", ""), self.steps)
         expected = {"latents": self._state(), "generator": self._generator_state()}
         found = {name: tensors.pop(name) for name in expected if name in tensors}

@@ -67,7 +67,10 @@ def scheduler_like(name: str, shipped: Any, mu: float | None = None) -> Any:
     known = inspect.signature(cls.__init__).parameters
     predicts = shipped.config.get("prediction_type", "epsilon")
     if process == "noise" and predicts != "epsilon" and "prediction_type" not in known:
-        raise TaskError("invalid", f"scheduler '{name}' cannot be used with this model: it does not know '{predicts}'")
+        raise TaskError(
+            "invalid",
+            f"scheduler '{name}' cannot be used with this model: it does not support prediction type '{predicts}'",
+        )
     options = dict(sampler.options)
     if "clip_sample" in known and "clip_sample" not in shipped.config:
         options["clip_sample"] = False  # the default clips to [-1, 1], which would damage latents
@@ -124,7 +127,7 @@ def _flow_options(cls: str, known: Mapping[str, Any], config: Mapping[str, Any],
         own, name = {}, "shift"
     if config.get("use_dynamic_shifting"):
         if mu is None:
-            raise TaskError("error", "the model's steps depend on the picture's size, which is not given")
+            raise TaskError("error", "the model's timesteps depend on the image size, which is unknown")
         shift = mu if config.get("time_shift_type") == "linear" else math.exp(mu)
     return own | {name: shift, "use_dynamic_shifting": False}
 

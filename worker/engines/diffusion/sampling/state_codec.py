@@ -37,14 +37,14 @@ def unpack_state(blob: bytes) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
 def check_tensors(tensors: Mapping[str, torch.Tensor], expected: Mapping[str, tuple[torch.Size, torch.dtype]]) -> None:
     """Raise `TaskError` unless these are exactly the expected tensors."""
     if tensors.keys() != expected.keys():
-        raise invalid_state("it holds other tensors than this sampler has")
+        raise invalid_state("its tensors differ from those of this sampler")
     for name, (shape, dtype) in expected.items():
         if tensors[name].shape != shape or tensors[name].dtype != dtype:
             raise invalid_state(
-                f"'{name}' is {list(tensors[name].shape)} of {tensors[name].dtype}, not {list(shape)} of {dtype}"
+                f"'{name}' is {list(tensors[name].shape)} {tensors[name].dtype}, expected {list(shape)} {dtype}"
             )
 
 
 def invalid_state(why: str) -> TaskError:
     """Return the error for a checkpoint that cannot be restored."""
-    return TaskError("error", f"the checkpoint is not one of this sampler: {why}")
+    return TaskError("error", f"the checkpoint does not fit this sampler: {why}")
