@@ -1,9 +1,10 @@
-"""Serving: what `python -m controller` does unless it is told another word."""
+"""Runs the server: the default of `python -m controller`."""
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import logging
 import socket
 import sys
@@ -36,23 +37,24 @@ from controller.runtime.inventory import (
     unplaced_models,
 )
 from controller.runtime.signals import Terminal, install_signal_handlers
-from controller.types import Device
+from controller.runtime.state_file import StateFile
+from controller.types import Child, Device
 
 log = logging.getLogger("controller")
 
 _DESCRIPTION = """\
-Serves generative models on every GPU of this machine, or on its CPU cores where it has none.
+Serves generative models on every GPU of this machine, or on its CPU cores if it has none.
 
-Starts a load balancer, one model-server process per device and, every `interval_s`, as many more or fewer of them as
-the queue asks for. Without --config it serves the small built-in model "digits":
+Starts a load balancer and one worker process per device. Every `interval_s` it adapts the number of workers to the
+load. Without --config it serves the small built-in model "digits":
 
     python -m controller --min-workers 2
 
-Settings come from the YAML file, over it from MUSTER_* variables (MUSTER_SERVER__PORT=9000), over both from here.
+Settings come from the YAML file. MUSTER_* variables (MUSTER_SERVER__PORT=9000) override it, and options override both.
 Ctrl-C, SIGTERM or a closed terminal stops everything within 10 seconds; a second signal stops it at once. SIGHUP reads
 the configuration again: what can change while serving does so, and the log names the rest.
 
-A word in the place of options does something else, most of it with a server that runs (WORD --help says more):
+A command in the place of options does something else, mostly with a running server (COMMAND --help says more):
 status, scale, pause, resume, reload; simulate, tune.
 """
 
@@ -62,10 +64,10 @@ def _parser() -> argparse.ArgumentParser:
         prog="python -m controller", description=_DESCRIPTION, formatter_class=HelpFormatter
     )
     parser.add_argument(
-        "--min-workers", type=int, metavar="N", default=argparse.SUPPRESS, help="never fewer workers per model"
+        "--min-workers", type=int, metavar="N", default=argparse.SUPPRESS, help="minimum number of workers per model"
     )
     parser.add_argument(
-        "--max-workers", type=int, metavar="N", default=argparse.SUPPRESS, help="never more workers per model"
+        "--max-workers", type=int, metavar="N", default=argparse.SUPPRESS, help="maximum number of workers per model"
     )
     add_server_options(parser)
     add_config_options(parser)
@@ -73,7 +75,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Serve until told to stop. Returns the exit status: 0 stopped, 2 refused to start."""
+    """Serve until stopped by a signal. Return the exit status: 0 stopped, 2 cannot start."""
     terminal = Terminal()
     args = _parser().parse_args(argv)
     settings = settings_from(args)
@@ -92,67 +94,84 @@ def main(argv: Sequence[str] | None = None) -> int:
         with lock.acquire(timeout=0):
             asyncio.run(_serve(settings, config_reader(args), ServerConsole(console), terminal))
     except Timeout:
-        where = settings.data_dir.resolve()
-        print(f"another controller runs with --data-dir {where}; give this one its own", file=sys.stderr)
+        folder = settings.data_dir.resolve()
+        print(f"another controller runs with --data-dir {folder}; give this one its own", file=sys.stderr)
         return EXIT_USAGE
-    except (SetupError, BalancerStartupError) as refusal:
-        print(f"cannot start: {refusal}", file=sys.stderr)
+    except (SetupError, BalancerStartupError) as error:
+        print(f"cannot start: {error}", file=sys.stderr)
         return EXIT_USAGE
     return 0
 
 
-async def _serve(settings: Settings, read: Callable[[], Settings], screen: ServerConsole, terminal: Terminal) -> None:
+async def _serve(
+    settings: Settings, read_settings: Callable[[], Settings], console: ServerConsole, terminal: Terminal
+) -> None:
     gpus = _gpus(settings)
     devices = [Device(gpu.device, gpu.total_bytes) for gpu in gpus]
-
-    def models_of_these(fresh: Settings) -> dict[str, Model]:
-        return _models(fresh, build_machine(fresh, devices, cpu_cores()))
-
     machine = build_machine(settings, devices, cpu_cores())
     models = _models(settings, machine)
     launcher = LocalLauncher(settings)
-    adopted, outdated = launcher.prepare()
-    if adopted:
-        screen.line(f"adopting {', '.join(child.id for child in adopted)}, left by an earlier controller")
-    if outdated:
-        screen.line("they run with another configuration: each is told to finish and is replaced")
-    if not any(child.id == BALANCER for child in adopted):
-        _check_port(settings)
-    slots = sorted({slot for state in models.values() for slot in state.slots})
-    screen.devices(slots, [str(gpu) for gpu in gpus])
-    screen.line(f"models: {', '.join(settings.models)}; logs: {log_dir(settings.data_dir)}")
+    adopted = _adopt_processes(settings, launcher, console)
+    slots = sorted({slot for model in models.values() for slot in model.slots})
+    console.devices(slots, [str(gpu) for gpu in gpus])
+    console.line(f"models: {', '.join(settings.models)}; logs: {log_dir(settings.data_dir)}")
     balancer = _balancer(settings)
     pool = build_pool(settings, machine, load_measured_memory(settings.data_dir))
     pool.occupied = {child.device for child in adopted}
-    brain = Brain(models, pool)
-    clerk = ControlPlaneAgent(settings, brain, balancer, launcher, read, models_of_these)
-    controller = ControlLoop(launcher, balancer, brain, clerk, screen, {gpu.device: gpu.name for gpu in gpus})
+    autoscaler = Brain(models, pool)
+    control_plane = ControlPlaneAgent(
+        settings,
+        autoscaler,
+        balancer,
+        launcher,
+        StateFile(run_dir(settings.data_dir)),
+        read_settings=read_settings,
+        build_models=lambda fresh: _models(fresh, build_machine(fresh, devices, cpu_cores())),
+        device_names={gpu.device: gpu.name for gpu in gpus},
+    )
+    loop = ControlLoop(launcher, balancer, autoscaler, control_plane, console)
+    await _run_until_stopped(loop, terminal, monitor_devices(pool, gpus, settings.data_dir))
 
-    stop, hurry = asyncio.Event(), asyncio.Event()
-    running = asyncio.create_task(controller.run())
 
-    def told() -> None:
-        (hurry if stop.is_set() else stop).set()
+async def _run_until_stopped(
+    loop: ControlLoop, terminal: Terminal, monitor: contextlib.AbstractAsyncContextManager[None]
+) -> None:
+    stop, immediate = asyncio.Event(), asyncio.Event()
+    running = asyncio.create_task(loop.run())
+
+    def on_stop() -> None:
+        (immediate if stop.is_set() else stop).set()
         running.cancel()
 
-    install_signal_handlers(terminal, told, controller.reload_soon)
+    install_signal_handlers(terminal, on_stop, loop.request_reload)
     try:
-        async with monitor_devices(pool, gpus, settings.data_dir):
+        async with monitor:
             await running
     except asyncio.CancelledError:
         if not stop.is_set():
             raise
     finally:
-        await controller.shutdown(hurry)
+        await loop.shutdown(immediate)
+
+
+def _adopt_processes(settings: Settings, launcher: LocalLauncher, console: ServerConsole) -> list[Child]:
+    """Adopt the processes of an earlier controller. Raises `SetupError` if the port is taken by another program."""
+    adopted, outdated = launcher.prepare()
+    if adopted:
+        console.line(f"adopting {', '.join(child.id for child in adopted)}, left by an earlier controller")
+    if outdated:
+        console.line("their configuration differs: each is drained and replaced")
+    if not any(child.id == BALANCER for child in adopted):
+        _check_port(settings)
+    return adopted
 
 
 def _balancer(settings: Settings) -> BalancerHttpClient:
-    """Raises `SetupError` where the certificate by which it is to be known cannot be read."""
+    """Raises `SetupError` if the server's certificate cannot be read."""
     server, token = settings.server, internal_token(settings.data_dir)
     try:
-        return BalancerHttpClient(
-            url_of(server.host, server.port, tls=server.tls_cert is not None), token, server.tls_cert
-        )
+        url = url_of(server.host, server.port, tls=server.tls_cert is not None)
+        return BalancerHttpClient(url, token, server.tls_cert)
     except (OSError, ValueError) as error:
         raise SetupError(f"server.tls_cert {server.tls_cert} cannot be read as a PEM certificate: {error}") from None
 
@@ -165,22 +184,22 @@ def _gpus(settings: Settings) -> list[Gpu]:
 
 
 def _models(settings: Settings, machine: Machine) -> dict[str, Model]:
-    """Every model with its place. Raises `SetupError` where one has none at all."""
+    """Build all models. Raises `SetupError` if a worker of one fits on no device."""
     models = build_models(settings, machine)
     if problems := oversized_models(models, machine):
         raise SetupError("; ".join(problems))
-    if waiting := unplaced_models(models, machine, share=settings.devices.share):
-        log.warning("there is not enough GPU memory for all min_workers: %s will wait", ", ".join(waiting))
+    if unplaced := unplaced_models(models, machine, share=settings.devices.share):
+        log.warning("the GPU memory does not suffice for all min_workers: %s must wait", ", ".join(unplaced))
     real = [name for name, model in settings.models.items() if model.engine != "sim"]
-    least, places = sum(models[name].limits.min_workers for name in real), len(machine.gpus) or machine.cores
-    if least > places:
-        have = f"{places} GPUs" if machine.gpus else f"{places} CPU slots"
-        log.warning("%d workers at least are wanted, but there are only %s: some will share", least, have)
+    required, places = sum(models[name].limits.min_workers for name in real), len(machine.gpus) or machine.cores
+    if required > places:
+        available = f"{places} GPUs" if machine.gpus else f"{places} CPU slots"
+        log.warning("min_workers require %d workers, but there are only %s: some will share", required, available)
     return models
 
 
 def _check_port(settings: Settings) -> None:
-    """Find out before anything starts whether the port is free. Raises `SetupError`."""
+    """Raises `SetupError` if the port is not free. Called before any process starts."""
     host, port = settings.server.host, settings.server.port
     try:
         family, kind, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
@@ -188,4 +207,4 @@ def _check_port(settings: Settings) -> None:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             probe.bind(address)
     except OSError as error:
-        raise SetupError(f"server.port {port} on {host} cannot be had ({error.strerror}); try --port") from None
+        raise SetupError(f"server.port {port} on {host} is not available ({error.strerror}); try --port") from None

@@ -1,4 +1,4 @@
-"""Seeing to it that there is a balancer."""
+"""Starts the balancer process, and restarts it when it exits."""
 
 from __future__ import annotations
 
@@ -15,26 +15,35 @@ log = logging.getLogger("controller")
 
 
 class BalancerStartupError(Exception):
-    """The balancer cannot start at all; the text is the end of its log."""
+    """The balancer rejects its configuration. The text is the end of its log."""
 
 
 class BalancerSupervisor:
-    """Starts the balancer, and starts it again when it has died."""
+    """Keeps one balancer process running."""
 
     def __init__(self, launcher: LocalLauncher, shutdown_s: float) -> None:
-        """`shutdown_s` is how long it may take to go when it is told to."""
+        """`shutdown_s` is the time that the balancer may take to stop."""
         self._launcher = launcher
         self._shutdown_s = shutdown_s
         self._crashes = Crashes()
-        #: Whether it has served, or one that was adopted: then a refusal to start is not the user's mistake any more,
-        #: but is tried again. What an earlier one leaves behind may be in its way for a while.
-        self.served = False
         self._started = False
+        self._has_served = False
 
-    def have(self, child: Child | None, now: float) -> None:
-        """Start it if there is none; end an adopted one that was told to go and does not."""
+    @property
+    def has_served(self) -> bool:
+        """True if this balancer or an adopted one has served.
+
+        A later start-up error is then retried: it may be caused by what an earlier process left behind.
+        """
+        return self._has_served
+
+    def mark_served(self) -> None:
+        self._has_served = True
+
+    def ensure_running(self, child: Child | None, now: float) -> None:
+        """Start the balancer if there is none; kill an adopted one that was drained and does not stop."""
         if child is not None:
-            self._found()
+            self._mark_adopted()
             if child.drained_at is not None and now - child.drained_at > self._shutdown_s + DRAIN_GRACE_S:
                 self._launcher.kill(BALANCER)
         elif now >= self._crashes.retry_at:
@@ -45,26 +54,26 @@ class BalancerSupervisor:
                 self._crashes = one_more(self._crashes, now)
                 log.error("the balancer cannot be started: %s", error)
 
-    def died(self, ended: Exit) -> None:
-        """Take in that it has ended. Raises `BalancerStartupError`."""
-        self._found()
+    def on_exit(self, ended: Exit) -> None:
+        """Handle an exit of the balancer. Raises `BalancerStartupError`."""
+        self._mark_adopted()
         if ended.child.drained_at is not None:
-            log.info("the balancer is gone (%s), as it was told; starting it again", describe_exit(ended))
+            log.info("the drained balancer has exited (%s); starting it again", describe_exit(ended))
             return
-        if ended.status == EXIT_USAGE and not self.served:
+        if ended.status == EXIT_USAGE and not self._has_served:
             raise BalancerStartupError(ended.tail)
         lived = ended.at - ended.child.started_at
         serving = dataclasses.replace(ended.child, ready_at=ended.child.started_at)
         self._crashes, _ = after_exit(self._crashes, dataclasses.replace(ended, child=serving))
         log.error("the balancer died (%s) after %.0f s; starting it again\n%s", describe_exit(ended), lived, ended.tail)
 
-    def _found(self) -> None:
-        """There is one, or was: adopted where none has been started here."""
-        self.served = self.served or not self._started
+    def _mark_adopted(self) -> None:
+        """A balancer that was not started here was adopted, and has served."""
+        self._has_served = self._has_served or not self._started
 
 
 def describe_exit(ended: Exit) -> str:
-    """How a process ended, in words."""
+    """Return the exit status or signal in words."""
     if ended.status is None:
         return "exit status unknown"
     return f"signal {-ended.status}" if ended.status < 0 else f"exit status {ended.status}"

@@ -1,36 +1,39 @@
-"""The controller's one loop: look, decide, plan, act. It never waits for a worker to start or to go."""
+"""The control loop: observe, decide, apply the plan, report. It never waits for a worker to start or to stop."""
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import dataclasses
 import logging
+import re
 import time
 from collections.abc import Mapping, Sequence
 
 from configs.load import ConfigError
 from configs.paths import keys_file
-from controller.autoscaler.autoscaler import Brain, Decided
+from controller.autoscaler.autoscaler import Brain, Thought
 from controller.balancer_client import BalancerHttpClient
 from controller.launchers.local import BALANCER, LocalLauncher
 from controller.runtime.balancer_supervisor import BalancerSupervisor, describe_exit
 from controller.runtime.console import ServerConsole
 from controller.runtime.control_plane import ControlPlaneAgent
+from controller.runtime.decision_logger import DecisionLogger
 from controller.runtime.executor import Executor
 from controller.runtime.inventory import SetupError
 from controller.runtime.log_throttle import LogThrottle
 from controller.runtime.observe import WorkerTracker, observe
+from controller.runtime.shutdown import stop_processes
 from controller.types import Child, Exit, Observation
 from wire.snapshot import Snapshot
 
 log = logging.getLogger("controller")
 
-#: How often processes are looked at, so that a death is answered at once.
-_LOOK_EVERY_S = 0.2
-#: How often the plan is made anew between two decisions: back-offs end, timeouts pass, workers become ready.
-_MEND_EVERY_S = 1.0
-_WORKERS_GONE_BY_S = 8.0
+#: Interval between two polls of the processes. An exit starts the next tick at once.
+_POLL_INTERVAL_S = 0.2
+#: Interval between two ticks. Back-offs, timeouts and newly ready workers change the plan between two decisions.
+_TICK_INTERVAL_S = 1.0
+#: Reasons that differ in their numbers only are logged once.
+_NUMBER = re.compile(r"\d+(\.\d+)?")
 
 
 class ControlLoop:
@@ -40,181 +43,133 @@ class ControlLoop:
         self,
         launcher: LocalLauncher,
         balancer: BalancerHttpClient,
-        brain: Brain,
-        clerk: ControlPlaneAgent,
-        screen: ServerConsole,
-        names: Mapping[str, str],
+        autoscaler: Brain,
+        control_plane: ControlPlaneAgent,
+        console: ServerConsole,
     ) -> None:
-        """`names` are those of devices, for people."""
         self._launcher = launcher
         self._balancer = balancer
-        self._brain = brain
-        self._clerk = clerk
-        self._screen = screen
-        self._names = names
-        self._hands = Executor(launcher, brain)
-        self._keeper = BalancerSupervisor(launcher, clerk.settings.server.shutdown_s)
-        self._hearing = WorkerTracker()
+        self._autoscaler = autoscaler
+        self._control_plane = control_plane
+        self._console = console
+        self._executor = Executor(launcher, autoscaler)
+        self._supervisor = BalancerSupervisor(launcher, control_plane.settings.server.shutdown_s)
+        self._workers = WorkerTracker()
         self._children: Sequence[Child] = ()
-        self._reload = False
-        self._announced = False
-        #: What has been logged of each model, so that it is not said again at every look.
-        self._told: dict[str, tuple[int, int]] = {}
-        self._obstacles = LogThrottle()
+        self._reload_requested = False
+        self._is_ready = False
+        self._decision_logger = DecisionLogger()
+        self._log_throttle = LogThrottle()
 
     async def run(self) -> None:
         """Serve until cancelled. Raises `BalancerStartupError`."""
-        mend_at = 0.0
+        next_tick = 0.0
         while True:
             now = time.monotonic()
-            if self._reload:
-                self._reload = False
-                self._read_again()
-            if self._look(now) or now >= mend_at:
-                await self._reconcile(now)
-                mend_at = now + (_MEND_EVERY_S if self._announced else _LOOK_EVERY_S)
-            await asyncio.sleep(_LOOK_EVERY_S)
+            if self._reload_requested:
+                self._reload_requested = False
+                self._reload()
+            if self._poll_processes(now) or now >= next_tick:
+                await self._tick(now)
+                next_tick = now + (_TICK_INTERVAL_S if self._is_ready else _POLL_INTERVAL_S)
+            await asyncio.sleep(_POLL_INTERVAL_S)
 
-    def reload_soon(self) -> None:
-        """Read the configuration again at the next look."""
-        self._reload = True
+    def request_reload(self) -> None:
+        self._reload_requested = True
 
-    def _read_again(self) -> None:
-        try:
-            self._clerk.reload()
-        except (ConfigError, SetupError, OSError) as error:
-            log.error("the configuration is refused, and nothing has changed:\n%s", error)
+    async def shutdown(self, immediate: asyncio.Event) -> None:
+        """End everything within 10 s; at once when `immediate` is set."""
+        self._control_plane.close()
+        await stop_processes(self._launcher, self._console, self._control_plane.settings.server.shutdown_s, immediate)
 
-    # ---- look
-
-    def _look(self, now: float) -> bool:
-        """Take in what the launcher sees; whether something has died."""
-        children, exits = self._launcher.poll()
-        self._children = [self._known(child) for child in children]
-        for ended in exits:
-            if ended.child.id == BALANCER:
-                self._keeper.died(ended)
-            else:
-                self._worker_died(dataclasses.replace(ended, child=self._known(ended.child)))
-        self._keeper.have(next((child for child in children if child.id == BALANCER), None), now)
-        return bool(exits)
-
-    def _known(self, child: Child) -> Child:
-        return dataclasses.replace(child, ready_at=self._hearing.first.get(child.id))
-
-    def _worker_died(self, ended: Exit) -> None:
-        self._hearing.forget(ended.child.id)
-        crashed = self._brain.died(ended)
-        if not crashed:
-            log.info("worker %s is gone (%s)", ended.child.id, describe_exit(ended))
-            return
-        if ended.child.spare:
-            log.error("spare %s died (%s); the end of its log:\n%s", ended.child.id, describe_exit(ended), ended.tail)
-            return
-        crashes = self._brain.models[ended.child.model].crashes
-        when = f"crash {crashes.count} in a row" if crashes.count else "after healthy service"
-        tail = f"; the end of its log:\n{ended.tail}" if ended.status not in (None, -9, -15) else ""
-        log.error(
-            "worker %s on %s died (%s), %s%s", ended.child.id, ended.child.device, describe_exit(ended), when, tail
-        )
-
-    # ---- decide, plan, act
-
-    async def _reconcile(self, now: float) -> None:
+    async def _tick(self, now: float) -> None:
         snapshot = await self._balancer.snapshot()
+        observations = self._observe(snapshot, now)
+        result = self._autoscaler.think(observations.__getitem__, now)
+        self._executor.apply(result.plan)
+        await self._report(snapshot, observations, result, now)
+
+    def _observe(self, snapshot: Snapshot | None, now: float) -> dict[str, Observation]:
         if snapshot is not None:
-            self._hear(snapshot, now)
-        self._clerk.look()
-        seen: dict[str, Observation] = {}
+            self._log_ready_workers(self._workers.update(snapshot, now), now)
+        self._control_plane.expire_overrides()
+        return {
+            model: observe(model, self._children, snapshot, self._workers, now, time.time())
+            for model in self._autoscaler.models
+        }
 
-        def look(name: str) -> Observation:
-            observed = observe(name, self._children, snapshot, self._hearing, now)
-            seen[name] = dataclasses.replace(observed, unix_s=time.time())
-            return seen[name]
-
-        thought = self._brain.think(look, now)
-        self._clerk.note(thought.decided)
-        for decided in thought.decided:
-            self._tell(decided)
-        for action in thought.plan.actions:
-            self._hands.act(action)
-        for model, obstacle in self._obstacles.news(thought.plan.obstacles, now).items():
-            log.warning("%s: %s", model, obstacle)
-        self._announce(snapshot)
-        # What was ordered is answered at once: somebody waits for it.
-        while snapshot is not None and await self._clerk.exchange(seen, thought.plan, self._names):
+    async def _report(
+        self, snapshot: Snapshot | None, observations: Mapping[str, Observation], result: Thought, now: float
+    ) -> None:
+        self._control_plane.record(result.decided)
+        for decision in result.decided:
+            self._decision_logger.log(decision)
+        blocked = {model: (_NUMBER.sub("#", text), text) for model, text in result.plan.obstacles.items()}
+        for model, reason in self._log_throttle.filter(blocked, now).items():
+            log.warning("%s: %s", model, reason)
+        self._show_progress(snapshot)
+        # Repeat while commands arrive: the sender waits for the result.
+        while snapshot is not None and await self._control_plane.exchange(observations, result.plan):
             pass
 
-    def _hear(self, snapshot: Snapshot, now: float) -> None:
-        new = set(self._hearing.listen(snapshot, now))
+    def _reload(self) -> None:
+        try:
+            self._control_plane.reload()
+        except (ConfigError, SetupError, OSError) as error:
+            log.error("the configuration is rejected, and nothing has changed:\n%s", error)
+
+    # ---- processes
+
+    def _poll_processes(self, now: float) -> bool:
+        """Handle exits. Return whether there were any."""
+        children, exits = self._launcher.poll()
+        self._children = [self._with_ready_time(child) for child in children]
+        for ended in exits:
+            if ended.child.id == BALANCER:
+                self._supervisor.on_exit(ended)
+            else:
+                self._on_worker_exit(dataclasses.replace(ended, child=self._with_ready_time(ended.child)))
+        self._supervisor.ensure_running(next((child for child in children if child.id == BALANCER), None), now)
+        return bool(exits)
+
+    def _with_ready_time(self, child: Child) -> Child:
+        return dataclasses.replace(child, ready_at=self._workers.ready_at(child.id))
+
+    def _on_worker_exit(self, ended: Exit) -> None:
+        child, how = ended.child, describe_exit(ended)
+        self._workers.forget(child.id)
+        if not self._autoscaler.died(ended):
+            log.info("worker %s has exited (%s)", child.id, how)
+            return
+        if child.spare:
+            log.error("standby %s died (%s); the end of its log:\n%s", child.id, how, ended.tail)
+            return
+        crashes = self._autoscaler.models[child.model].crashes
+        when = f"crash {crashes.count} in a row" if crashes.count else "after healthy service"
+        tail = f"; the end of its log:\n{ended.tail}" if ended.status not in (None, -9, -15) else ""
+        log.error("worker %s on %s died (%s), %s%s", child.id, child.device, how, when, tail)
+
+    # ---- console
+
+    def _log_ready_workers(self, new: Sequence[str], now: float) -> None:
         for child in self._children:
             if child.id in new:
-                self._screen.line(f"worker {child.id} ready on {child.device} after {now - child.started_at:.1f} s")
+                self._console.line(f"worker {child.id} ready on {child.device} after {now - child.started_at:.1f} s")
 
-    def _tell(self, decided: Decided) -> None:
-        """Log a decision once, with what it rests on. What changes nothing is told in detail only."""
-        model, seen, decision = decided.model, decided.seen, decided.decision
-        if decided.failure:
-            log.error("%s: %s\n%s", model, decision.reason, decided.failure)
-            return
-        if not decision.valid:
-            log.debug("%s: no decision: %s", model, decision.reason)
-            return
-        inputs = ", ".join(f"{name} {value:.4g}" for name, value in decision.inputs.items())
-        reason = f"{decision.reason}{inputs and f' [{inputs}]'}"
-        change = (seen.provisioned, decision.desired)
-        if decision.desired == seen.provisioned:
-            # Said once: what there is when a model is first seen may have been left by an earlier controller.
-            level = logging.DEBUG if model in self._told else logging.INFO
-            log.log(level, "%s: stays at %d workers: %s", model, decision.desired, reason)
-        else:
-            level = logging.DEBUG if change == self._told.get(model) else logging.INFO
-            log.log(level, "%s: %d -> %d workers: %s", model, seen.provisioned, decision.desired, reason)
-        self._told[model] = change
-
-    def _announce(self, snapshot: Snapshot | None) -> None:
-        """Tell the user once when every model has its first worker, or needs none until somebody asks."""
-        if self._announced:
+    def _show_progress(self, snapshot: Snapshot | None) -> None:
+        """Print once that the server is ready: every model with `min_workers` above 0 has its first worker."""
+        if self._is_ready:
             return
         if snapshot is None:
-            self._screen.busy("starting the balancer ...")
+            self._console.busy("starting the balancer ...")
             return
-        self._keeper.served = True
+        self._supervisor.mark_served()
         ready = {worker.model for worker in snapshot.workers if worker.slots}
-        if ready >= {name for name, model in self._brain.models.items() if model.limits.min_workers > 0}:
-            self._announced = True
-            settings, model = self._clerk.settings, next(iter(self._brain.models))
+        if ready >= {name for name, model in self._autoscaler.models.items() if model.limits.min_workers > 0}:
+            self._is_ready = True
+            settings, model = self._control_plane.settings, next(iter(self._autoscaler.models))
             keyed = keys_file(settings.data_dir, settings.access.keys_file).exists()
-            self._screen.ready(self._balancer.url, model, certificate=settings.server.tls_cert, keyed=keyed)
+            self._console.ready(self._balancer.url, model, certificate=settings.server.tls_cert, keyed=keyed)
         else:
             workers = [child for child in self._children if child.id != BALANCER and not child.spare]
-            starting = [f"{child.id} on {child.device}" for child in workers]
-            self._screen.busy(f"loading {', '.join(starting)} ...")
-
-    # ---- stop
-
-    async def shutdown(self, hurry: asyncio.Event) -> None:
-        """End everything within 10 s: the balancer first, then the workers; at once when `hurry` is set."""
-        began = time.monotonic()
-        self._screen.busy(None)
-        self._screen.line("stopping ...")
-        with contextlib.suppress(OSError):
-            self._clerk.close()
-        self._launcher.drain(BALANCER)
-        balancer_by = began + self._clerk.settings.server.shutdown_s + 1.0
-        while time.monotonic() < balancer_by and not hurry.is_set() and BALANCER in self._left():
-            await asyncio.sleep(0.05)
-        for worker in self._left() - {BALANCER}:
-            self._launcher.drain(worker, hurry=True)
-        while time.monotonic() < began + _WORKERS_GONE_BY_S and not hurry.is_set() and self._left():
-            await asyncio.sleep(0.05)
-        why = "told to stop at once" if hurry.is_set() else "it did not go by itself"
-        for name in self._left():
-            log.warning("killing %s: %s", name, why)
-            self._launcher.kill(name)
-        while self._left() and time.monotonic() < began + _WORKERS_GONE_BY_S + 1.5:
-            await asyncio.sleep(0.02)
-        self._screen.line("stopped")
-
-    def _left(self) -> set[str]:
-        return {child.id for child in self._launcher.poll().children}
+            self._console.busy(f"loading {', '.join(f'{child.id} on {child.device}' for child in workers)} ...")

@@ -1,20 +1,14 @@
-"""Taking orders and telling how things stand: the controller's side of `/internal/controller`, and its files in `run/`.
-
-What people ordered, the number of the last decision, and what policies remember outlive this process.
-"""
+"""The controller's side of `/internal/controller`: reports to the balancer and executes the commands it returns."""
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 
 import msgspec
 
 from configs.load import ConfigError
-from configs.paths import run_dir
 from configs.settings import Settings
 from controller.autoscaler.autoscaler import Brain, Decided, Model
 from controller.autoscaler.overrides import Standing, Wrong, held, in_force, obey, renew
@@ -24,149 +18,140 @@ from controller.launchers.local import LocalLauncher
 from controller.planning.plan import Plan
 from controller.planning.rolling_update import Rule
 from controller.runtime.inventory import SetupError
-from controller.runtime.report import DecisionLog, ReportInput, clip, report
+from controller.runtime.report import DecisionLog, ReportInput, build_report, clip
+from controller.runtime.state_file import StateFile
 from controller.types import Limits, Observation
 from wire.scaling import Command, CommandResult, PendingCommand, Reload
 
 log = logging.getLogger("controller")
 
-#: How often what policies remember is written, at most: it changes with every decision.
-_SAVE_EVERY_S = 5.0
-#: Decisions between two savings, at most: a successor of one that was killed counts on from beyond them.
-_UNSAVED_DECISIONS = 1000
-#: Orders whose outcome is told again as long as the balancer asks.
-_MOST_OBEYED = 200
-
-
-class _Saved(msgspec.Struct, frozen=True):
-    """What is on disk beside the brain's own memory."""
-
-    standing: Standing
-    #: No decision has a higher number.
-    last_decision: int
-    #: Unix seconds.
-    at: float
+#: Interval between two saves of what policies remember; it changes with every decision.
+_SAVE_INTERVAL_S = 5.0
+#: Commands executed per report.
+_MAX_COMMANDS = 200
 
 
 class ControlPlaneAgent:
-    """Keeps what people have ordered, and does what of it can be done at once."""
+    """Holds the overrides, and applies commands to the autoscaler and the launcher."""
 
     def __init__(
         self,
         settings: Settings,
-        brain: Brain,
+        autoscaler: Brain,
         balancer: BalancerHttpClient,
         launcher: LocalLauncher,
-        read: Callable[[], Settings],
+        state_file: StateFile,
+        *,
+        read_settings: Callable[[], Settings],
         build_models: Callable[[Settings], Mapping[str, Model]],
+        device_names: Mapping[str, str],
     ) -> None:
-        """`read` reads the configuration again and raises `ConfigError`; `build_models` raises `SetupError`."""
+        """`read_settings` raises `ConfigError`, `build_models` raises `SetupError`."""
         self.settings = settings
-        self._brain = brain
+        self._autoscaler = autoscaler
         self._balancer = balancer
         self._launcher = launcher
-        self._read = read
-        self._models_of = build_models
-        self._folder = run_dir(settings.data_dir)
-        self._began = time.monotonic()
-        self._saved_at = self._began
-        self._standing = Standing()
-        self._chronicle = DecisionLog()
-        #: The newest decision that the balancer has, and what has become of its orders.
-        self._decisions_to = 0
-        self._obeyed: dict[str, CommandResult] = {}
-        self._recall()
-        self._put_in_force()
+        self._state_file = state_file
+        self._read_settings = read_settings
+        self._build_models = build_models
+        self._device_names = device_names
+        self._started_at = time.monotonic()
+        self._overrides = Standing()
+        self._decisions = DecisionLog()
+        #: Number of the newest decision that the balancer has.
+        self._acked_decision = 0
+        #: By command id, until the balancer no longer lists the command.
+        self._results: dict[str, CommandResult] = {}
+        self._restore()
+        self._apply_overrides()
 
-    # ---- between two looks
-
-    def look(self) -> None:
-        """See whether what is held has ended."""
-        standing = in_force(self._standing, self._limits(), time.time())
-        if standing != self._standing:
-            for model in self._standing.holds.keys() - standing.holds.keys():
-                log.info("%s: no longer held: its policy decides again", model)
-            self._standing = standing
-            self._put_in_force()
+    def expire_overrides(self) -> None:
+        """Remove the overrides whose time is over."""
+        overrides = in_force(self._overrides, self._limits(), time.time())
+        if overrides != self._overrides:
+            for model in self._overrides.holds.keys() - overrides.holds.keys():
+                log.info("%s: the override has ended: its policy decides again", model)
+            self._overrides = overrides
+            self._apply_overrides()
             self._save()
 
-    def note(self, decided: Sequence[Decided]) -> None:
-        """Keep what was decided."""
-        wall = time.time() - time.monotonic()
-        for one in decided:
-            self._chronicle.add(one, wall + one.at)
-        if time.monotonic() >= self._saved_at + _SAVE_EVERY_S and decided:
+    def record(self, decisions: Sequence[Decided]) -> None:
+        """Add decisions to the log that the reports are made of."""
+        offset = time.time() - time.monotonic()
+        for decision in decisions:
+            self._decisions.add(decision, offset + decision.at)
+        if decisions and self._state_file.age_s >= _SAVE_INTERVAL_S:
             self._save()
 
-    async def exchange(self, seen: Mapping[str, Observation], plan: Plan, names: Mapping[str, str]) -> bool:
-        """Report, and do what is ordered; whether anything was."""
+    async def exchange(self, observations: Mapping[str, Observation], plan: Plan) -> bool:
+        """Send a report and execute the commands in the answer. Return whether there were new ones."""
         now, wall = time.monotonic(), time.time()
-        view = ReportInput(self._brain, seen, plan, self._standing, names, now, wall, self._began)
-        content = report(view, self._chronicle, self._decisions_to, list(self._obeyed.values()))
-        answer = await self._balancer.exchange(content)
+        state = ReportInput(
+            self._autoscaler, observations, plan, self._overrides, self._device_names, now, wall, self._started_at
+        )
+        answer = await self._balancer.exchange(
+            build_report(state, self._decisions, self._acked_decision, tuple(self._results.values()))
+        )
         if answer is None:
             return False
-        self._decisions_to = answer.last_decision
-        wanted = {numbered.id for numbered in answer.commands}
-        # What the balancer asks for no more, it has been told.
-        self._obeyed = {number: done for number, done in self._obeyed.items() if number in wanted}
-        new = [numbered for numbered in answer.commands if numbered.id not in self._obeyed][:_MOST_OBEYED]
-        for numbered in new:
-            self._obeyed[numbered.id] = self._do(numbered)
+        self._acked_decision = answer.last_decision
+        pending = {command.id for command in answer.commands}
+        self._results = {number: result for number, result in self._results.items() if number in pending}
+        new = [command for command in answer.commands if command.id not in self._results][:_MAX_COMMANDS]
+        for command in new:
+            self._results[command.id] = self._execute(command)
         return bool(new)
 
     def close(self) -> None:
-        """Keep all for a successor."""
-        self._save(beyond=0)
+        """Save the state for the next controller."""
+        self._save(final=True)
 
-    # ---- orders
+    # ---- commands
 
-    def _do(self, numbered: PendingCommand) -> CommandResult:
-        """Obey one order; what came of it."""
-        order = numbered.command
-        log.info("ordered: %s", _words(order))
+    def _execute(self, pending: PendingCommand) -> CommandResult:
+        command = pending.command
+        log.info("command: %s", _describe(command))
         try:
-            if isinstance(order, Reload):
-                changed = self.reload(order.models)
-                rolling = [*changed.rolling, *(f"the workers of {name}" for name in order.models)]
-                return CommandResult(numbered.id, "", None, changed.applied, tuple(rolling), changed.needs_restart)
-            self._standing = obey(self._standing, order, self._limits(), time.time())
-        except Wrong as wrong:
-            return CommandResult(numbered.id, str(wrong), wrong.param)
+            if isinstance(command, Reload):
+                changed = self.reload(command.models)
+                rolling = (*changed.rolling, *(f"the workers of {name}" for name in command.models))
+                return CommandResult(pending.id, "", None, changed.applied, rolling, changed.needs_restart)
+            self._overrides = obey(self._overrides, command, self._limits(), time.time())
+        except Wrong as error:
+            return CommandResult(pending.id, str(error), error.param)
         except (ConfigError, SetupError) as error:
-            return CommandResult(numbered.id, clip(f"the configuration is refused, and nothing has changed:\n{error}"))
+            return CommandResult(pending.id, clip(f"the configuration is rejected, and nothing has changed:\n{error}"))
         except OSError as error:
-            return CommandResult(
-                numbered.id, f"the new configuration cannot be written, and nothing has changed: {error}"
-            )
-        self._put_in_force()
+            text = f"the new configuration cannot be written, and nothing has changed: {error}"
+            return CommandResult(pending.id, text)
+        self._apply_overrides()
         self._save()
-        return CommandResult(numbered.id, applied=(_words(order),))
+        return CommandResult(pending.id, applied=(_describe(command),))
 
     def reload(self, models: Sequence[str] = ()) -> Change:
-        """Read the configuration again, and have the workers of these models replaced, changed or not.
+        """Read the configuration again, and replace the workers of `models` even if no setting changed.
 
         Raises `ConfigError`, `SetupError`, `Wrong` and `OSError`; then nothing has changed.
         """
-        changed = change(self.settings, self._read())
-        fresh = self._models_of(changed.settings)
-        standing = renew(self._standing, models, list(fresh), time.time())
+        changed = change(self.settings, self._read_settings())
+        fresh = self._build_models(changed.settings)
+        overrides = renew(self._overrides, models, list(fresh), time.time())
         self._launcher.adapt(changed.settings)
         self.settings = changed.settings
-        for name, model in self._brain.models.items():
+        for name, model in self._autoscaler.models.items():
             model.adapt(fresh[name])
-        self._standing = in_force(standing, self._limits(), time.time())
-        self._put_in_force()
+        self._overrides = in_force(overrides, self._limits(), time.time())
+        self._apply_overrides()
         self._save()
         log.info("configuration read again: %s", changed)
         return changed
 
-    def _put_in_force(self) -> None:
-        """Tell the brain what stands."""
-        self._brain.paused = self._standing.paused_since is not None
+    def _apply_overrides(self) -> None:
+        """Pass the overrides to the autoscaler."""
+        self._autoscaler.paused = self._overrides.paused_since is not None
         offset = time.monotonic() - time.time()
-        for name, model in self._brain.models.items():
-            hold, before = self._standing.holds.get(name), self._standing.renew_before.get(name)
+        for name, model in self._autoscaler.models.items():
+            hold, before = self._overrides.holds.get(name), self._overrides.renew_before.get(name)
             if model.held is not None and hold is None:
                 model.decided_at = float("-inf")
             model.held = None if hold is None else held(hold)
@@ -177,45 +162,31 @@ class ControlPlaneAgent:
             )
 
     def _limits(self) -> dict[str, Limits]:
-        return {name: model.limits for name, model in self._brain.models.items()}
+        return {name: model.limits for name, model in self._autoscaler.models.items()}
 
-    # ---- files
+    # ---- state
 
-    def _recall(self) -> None:
-        """Go on from what a predecessor has left, if it has."""
-        with contextlib.suppress(OSError, msgspec.MsgspecError):
-            saved = msgspec.json.decode((self._folder / "orders.json").read_bytes(), type=_Saved)
-            self._standing = in_force(saved.standing, self._limits(), time.time())
-            self._chronicle = DecisionLog(saved.last_decision)
-            age_s = max(time.time() - saved.at, 0.0)
-            self._brain.recall((self._folder / "brain.json").read_bytes(), time.monotonic(), age_s)
-        if self._standing.paused_since is not None:
-            log.warning("scaling is paused, as was ordered: `python -m controller resume` ends it")
-        for model, hold in self._standing.holds.items():
+    def _restore(self) -> None:
+        """Continue from the state of an earlier controller, if there is one."""
+        saved = self._state_file.load()
+        if saved is not None:
+            self._overrides = in_force(saved.overrides, self._limits(), time.time())
+            self._decisions = DecisionLog(saved.last_decision)
+            self._autoscaler.recall(saved.memory, time.monotonic(), saved.age_s)
+        if self._overrides.paused_since is not None:
+            log.warning("scaling is paused by a command: `python -m controller resume` ends it")
+        for model, hold in self._overrides.holds.items():
             log.warning("%s is %s", model, held(hold).reason)
 
-    def _save(self, beyond: int = _UNSAVED_DECISIONS) -> None:
-        self._saved_at = time.monotonic()
-        saved = _Saved(self._standing, self._chronicle.last + beyond, time.time())
-        try:
-            _write(self._folder / "brain.json", self._brain.remember())
-            _write(self._folder / "orders.json", msgspec.json.encode(saved))
-        except OSError as error:
-            log.warning("what was ordered and decided cannot be kept for a restart: %s", error)
+    def _save(self, *, final: bool = False) -> None:
+        self._state_file.save(self._overrides, self._decisions.last, self._autoscaler.remember(), final=final)
 
 
-def _write(file: Path, content: bytes) -> None:
-    """Whoever reads the file finds all of it."""
-    draft = file.with_suffix(".tmp")
-    draft.write_bytes(content)
-    draft.replace(file)
-
-
-def _words(order: Command) -> str:
-    """The order, for people."""
-    match order:
+def _describe(command: Command) -> str:
+    """Return the command with its parameters in one line."""
+    match command:
         case Reload(models):
             return f"reload{', with new workers for ' + ', '.join(models) if models else ''}"
         case _:
-            told = [f"{name} {value}" for name, value in msgspec.structs.asdict(order).items() if value is not None]
-            return " ".join([type(order).__name__.lower(), *told])
+            fields = msgspec.structs.asdict(command).items()
+            return " ".join([type(command).__name__.lower(), *(f"{k} {v}" for k, v in fields if v is not None)])

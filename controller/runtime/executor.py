@@ -1,4 +1,4 @@
-"""Doing what was planned: starting, calling, draining and ending workers. A start that fails is the brain's to know."""
+"""Executes a plan: starts, activates, drains and kills workers, and reports failed starts to the autoscaler."""
 
 from __future__ import annotations
 
@@ -8,56 +8,51 @@ import time
 
 from controller.autoscaler.autoscaler import Brain
 from controller.launchers import Launcher
+from controller.planning.plan import Plan
 from controller.types import Action, Activate, Drain, Kill, Start, StartSpare
 
 log = logging.getLogger("controller")
 
 
 class Executor:
-    """Carries out actions, and says why."""
+    """Executes the actions of plans and logs the reason of each."""
 
-    def __init__(self, launcher: Launcher, brain: Brain) -> None:
+    def __init__(self, launcher: Launcher, autoscaler: Brain) -> None:
         self._launcher = launcher
-        self._brain = brain
+        self._autoscaler = autoscaler
 
-    def act(self, action: Action) -> None:
-        """Do it. Returns at once."""
+    def apply(self, plan: Plan) -> None:
+        """Execute all actions without waiting for their effects."""
+        for action in plan.actions:
+            try:
+                self._execute(action)
+            except OSError as error:
+                if not isinstance(action, Start | StartSpare | Activate):
+                    raise
+                spare = isinstance(action, StartSpare)
+                self._autoscaler.failed_to_start(action.model, time.monotonic(), spare=spare)
+                log.error("%s: the worker cannot be started: %s", action.model, error)
+
+    def _execute(self, action: Action) -> None:
+        """Raises `OSError` if a process cannot be started."""
         match action:
             case Start(model, device, reason):
-                self._start(model, device, reason)
+                name = _new_name(model)
+                log.info("starting worker %s on %s: %s", name, device, reason)
+                self._launcher.start(name, model, device)
             case StartSpare(model, kind, reason):
-                self._start_spare(model, kind, reason)
-            case Activate(worker, model, device, reason):
-                log.info("calling spare %s to %s: %s", worker, device, reason)
-                try:
-                    self._launcher.activate(worker, device)
-                except OSError as error:
-                    self._brain.failed_to_start(model, time.monotonic())
-                    log.error("spare %s cannot be called: %s", worker, error)
+                name = _new_name(model)
+                log.info("starting standby %s: %s", name, reason)
+                self._launcher.start_spare(name, model, kind)
+            case Activate(worker, _, device, reason):
+                log.info("activating standby %s on %s: %s", worker, device, reason)
+                self._launcher.activate(worker, device)
             case Drain(worker, reason):
                 log.info("draining worker %s: %s", worker, reason)
                 self._launcher.drain(worker)
             case Kill(worker, reason):
                 log.error("killing worker %s: %s", worker, reason)
                 self._launcher.kill(worker)
-
-    def _start(self, model: str, device: str, reason: str) -> None:
-        name = _new_name(model)
-        log.info("starting worker %s on %s: %s", name, device, reason)
-        try:
-            self._launcher.start(name, model, device)
-        except OSError as error:
-            self._brain.failed_to_start(model, time.monotonic())
-            log.error("worker %s cannot be started: %s", name, error)
-
-    def _start_spare(self, model: str, kind: str, reason: str) -> None:
-        name = _new_name(model)
-        log.info("starting spare %s: %s", name, reason)
-        try:
-            self._launcher.start_spare(name, model, kind)
-        except OSError as error:
-            self._brain.failed_to_start(model, time.monotonic(), spare=True)
-            log.error("spare %s cannot be started: %s", name, error)
 
 
 def _new_name(model: str) -> str:

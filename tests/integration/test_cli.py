@@ -131,7 +131,7 @@ def test_a_bad_configuration_changes_nothing_and_is_explained(start: Start) -> N
     configure(instance, max_batch_size=0)
     refused = command(instance, "reload")
     assert refused.returncode == 1
-    assert "the configuration is refused, and nothing has changed" in refused.stderr
+    assert "the configuration is rejected, and nothing has changed" in refused.stderr
     assert f"{instance.config}:" in refused.stderr
     assert "models.m.max_batch_size = 0: Input should be greater than or equal to 1" in refused.stderr
     instance.process.send_signal(signal.SIGHUP)

@@ -153,7 +153,7 @@ def test_what_runs_with_another_configuration_is_replaced(start: Start) -> None:
     instance.process.wait()
     instance.port = free_port()
     instance.start()
-    instance.until(lambda: "they run with another configuration" in instance.output(), "the discovery")
+    instance.until(lambda: "their configuration differs" in instance.output(), "the discovery")
     instance.until_workers(1)  # asked for at the new port
     instance.until(lambda: not before & {process.pid for process in instance.children()}, "the end of the old ones")
     assert httpx.post(f"{instance.url}/predict", json={"prompt": "x"}, timeout=PATIENCE_S).status_code == 200
@@ -165,7 +165,7 @@ def test_a_worker_that_its_operator_stops_is_replaced_at_once_and_is_no_crash(st
     [worker] = instance.workers()
     os.kill(worker.pid, signal.SIGTERM)
     instance.until(lambda: [w.worker for w in instance.workers()] not in ([], [worker.worker]), "a new worker")
-    assert f"worker {worker.worker} is gone (exit status 0)" in instance.output()
+    assert f"worker {worker.worker} has exited (exit status 0)" in instance.output()
     assert "crash" not in instance.output()
 
 
@@ -185,7 +185,7 @@ def test_a_balancer_that_hangs_does_not_keep_it_from_stopping(start: Start) -> N
     instance.process.send_signal(signal.SIGTERM)
     assert instance.process.wait(PATIENCE_S) == 0
     assert instance.children() == []
-    assert "killing loadbalancer: it did not go by itself" in instance.output()
+    assert "killing loadbalancer: it did not stop in time" in instance.output()
 
 
 def test_a_second_signal_ends_everything_at_once(start: Start) -> None:
@@ -205,7 +205,7 @@ def test_a_second_signal_ends_everything_at_once(start: Start) -> None:
     finally:
         request.kill()
         request.wait()
-    assert f"killing {worker.worker}: told to stop at once" in instance.output()
+    assert f"killing {worker.worker}: an immediate stop was requested" in instance.output()
     assert instance.children() == []
 
 

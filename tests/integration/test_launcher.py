@@ -341,8 +341,8 @@ def look(keeper: BalancerSupervisor, launcher: LocalLauncher) -> bool:
     """As the controller does it; whether the balancer was found to have ended."""
     children, exits = launcher.poll()
     for ended in exits:
-        keeper.died(ended)
-    keeper.have(next(iter(children), None), time.monotonic())
+        keeper.on_exit(ended)
+    keeper.ensure_running(next(iter(children), None), time.monotonic())
     return bool(exits)
 
 
@@ -372,6 +372,6 @@ def test_one_that_cannot_start_in_place_of_an_adopted_one_is_tried_again(
         first.kill("loadbalancer")
         wait_until(lambda: look(keeper, launcher), "the end of the adopted one")
         wait_until(lambda: look(keeper, launcher), "the end of the one in its place")
-        assert keeper.served
+        assert keeper.has_served
     finally:
         end_all(first)

@@ -112,7 +112,7 @@ def test_what_a_model_has_too_little_room_for_is_told_with_numbers(tmp_path: Pat
     try:
         told = "b: 1 more wanted, but no GPU has 14.0 GiB free: the most is 6.0 GiB on sim:0"
         instance.until(lambda: told in instance.output(), "the obstacle")
-        assert "there is not enough GPU memory for all min_workers: 1 of 1 of b will wait" in instance.output()
+        assert "the GPU memory does not suffice for all min_workers: 1 of 1 of b must wait" in instance.output()
         instance.until(
             lambda: told[3:] in {model.blocked_reason for model in report(instance).models}, "the obstacle's report"
         )

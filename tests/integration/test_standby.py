@@ -310,7 +310,7 @@ def test_a_spare_that_dies_when_it_is_called_is_made_good_by_a_start(start: Star
     [worker], [spare], [waiting] = instance.workers(), ready_spares(instance), processes(instance, "spare")
     waiting.suspend()
     os.kill(worker.pid, signal.SIGKILL)
-    instance.until(lambda: f"calling spare {spare}" in instance.output(), "the call")
+    instance.until(lambda: f"activating standby {spare}" in instance.output(), "the call")
     waiting.kill()
     instance.until(lambda: [w.worker for w in instance.workers()] not in ([], [worker.worker], [spare]), "a successor")
     assert f"worker {spare} on {worker.device} died (signal 9)" in instance.output()

@@ -1,4 +1,4 @@
-"""What holds a model up is said when it comes and when it changes, and not over and over."""
+"""`LogThrottle`: a message is logged when it appears and when its key changes."""
 
 from __future__ import annotations
 
@@ -8,56 +8,56 @@ from hypothesis import strategies as st
 
 from controller.runtime.log_throttle import REPEAT_AFTER_S, LogThrottle
 
-TAKEN = "2 more wanted, but every device is taken"
-FEWER = "1 more wanted, but every device is taken"
-CRASHED = "3 crashes in a row, next try in 40 s"
-SOONER = "3 crashes in a row, next try in 2 s"
-SMALL = "1 more wanted, but no GPU has 12.0 GiB free: the most is 3.5 GiB on cuda:0"
-SMALLER = "1 more wanted, but no GPU has 12.0 GiB free: the most is 0.0 GiB on cuda:1"
+TAKEN = ("taken", "2 more wanted, but every device is taken")
+FEWER = ("taken", "1 more wanted, but every device is taken")
+CRASHED = ("crashed", "3 crashes in a row, next try in 40 s")
+SOONER = ("crashed", "3 crashes in a row, next try in 2 s")
+SMALL = ("memory", "1 more wanted, but no GPU has 12.0 GiB free")
+
+Message = tuple[str, str]
 
 
 @pytest.mark.parametrize(
-    ("looks", "said"),
+    ("observed", "logged"),
     [
         ([(0, TAKEN), (1, TAKEN), (10_000, TAKEN)], [TAKEN]),
         ([(0, TAKEN), (1, FEWER)], [TAKEN]),
         ([(0, CRASHED), (38, SOONER)], [CRASHED]),
-        ([(0, SMALL), (1, SMALLER)], [SMALL]),
         ([(0, TAKEN), (1, CRASHED)], [TAKEN, CRASHED]),
-        # It comes and goes: said once, and again when it stays beyond that.
+        # It disappears and returns: logged once, and again after REPEAT_AFTER_S.
         ([(0, TAKEN), (1, None), (2, TAKEN), (3, None), (4, TAKEN)], [TAKEN]),
         ([(0, TAKEN), (1, None), (2, TAKEN), (REPEAT_AFTER_S, TAKEN), (REPEAT_AFTER_S + 1, TAKEN)], [TAKEN, TAKEN]),
         ([(0, TAKEN), (1, None), (REPEAT_AFTER_S + 1, FEWER)], [TAKEN, FEWER]),
-        # Two by turns.
+        # Two alternate.
         ([(0, TAKEN), (1, SMALL), (2, TAKEN), (3, SMALL), (4, TAKEN)], [TAKEN, SMALL]),
         ([(0, TAKEN), (1, SMALL), (2, TAKEN), (REPEAT_AFTER_S, TAKEN)], [TAKEN, SMALL, TAKEN]),
     ],
 )
-def test_what_is_said(looks: list[tuple[float, str | None]], said: list[str]) -> None:
-    obstacles = LogThrottle()
-    heard: list[str] = []
-    for now, text in looks:
-        heard += obstacles.news({} if text is None else {"m": text}, now).values()
-    assert heard == said
+def test_repeated_key_is_not_logged(observed: list[tuple[float, Message | None]], logged: list[Message]) -> None:
+    throttle = LogThrottle()
+    texts: list[str] = []
+    for now, message in observed:
+        texts += throttle.filter({} if message is None else {"m": message}, now).values()
+    assert texts == [text for _, text in logged]
 
 
-def test_each_model_is_spoken_of_for_itself() -> None:
-    obstacles = LogThrottle()
-    assert obstacles.news({"m": TAKEN}, 0.0) == {"m": TAKEN}
-    assert obstacles.news({"m": TAKEN, "n": TAKEN}, 1.0) == {"n": TAKEN}
+def test_models_are_throttled_separately() -> None:
+    throttle = LogThrottle()
+    assert throttle.filter({"m": TAKEN}, 0.0) == {"m": TAKEN[1]}
+    assert throttle.filter({"m": TAKEN, "n": TAKEN}, 1.0) == {"n": TAKEN[1]}
 
 
 @given(st.lists(st.tuples(st.floats(0.1, 200.0), st.sampled_from([None, TAKEN, FEWER, CRASHED, SMALL]))))
-def test_no_kind_is_said_twice_in_a_while_and_the_last_is_said_in_the_end(
-    looks: list[tuple[float, str | None]],
-) -> None:
-    obstacles, now = LogThrottle(), 0.0
-    last: dict[str, float] = {}
-    spoken = None
-    for wait_s, text in [*looks, (0.1, TAKEN), (2 * REPEAT_AFTER_S, TAKEN)]:
+def test_each_key_once_per_interval_and_last_is_logged(observed: list[tuple[float, Message | None]]) -> None:
+    throttle, now = LogThrottle(), 0.0
+    logged_at: dict[str, float] = {}
+    last = None
+    for wait_s, message in [*observed, (0.1, TAKEN), (2 * REPEAT_AFTER_S, TAKEN)]:
         now += wait_s
-        for said in obstacles.news({} if text is None else {"m": text}, now).values():
-            spoken = said.lstrip("0123456789")
-            assert now - last.get(spoken, -REPEAT_AFTER_S) >= REPEAT_AFTER_S * (1 - 1e-9)
-            last[spoken] = now
-    assert spoken == TAKEN.lstrip("0123456789")
+        if message is not None and throttle.filter({"m": message}, now):
+            last = message[0]
+            assert now - logged_at.get(last, -REPEAT_AFTER_S) >= REPEAT_AFTER_S * (1 - 1e-9)
+            logged_at[last] = now
+        elif message is None:
+            throttle.filter({}, now)
+    assert last == "taken"

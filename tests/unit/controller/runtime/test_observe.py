@@ -45,7 +45,7 @@ def child(name: str, model: str = "m", drained_at: float | None = None) -> Child
 def test_the_stage_of_a_worker(own: Child, told: Snapshot | None, stage: Stage, load: int) -> None:
     hearing = WorkerTracker()
     if told is not None:
-        hearing.listen(told, 10.0)
+        hearing.update(told, 10.0)
     seen = observe("m", [own, child("other", model="n")], told, hearing, 10.0)
     assert [(r.child.id, r.stage, r.load, r.unheard_since) for r in seen.replicas] == [("w", stage, load, None)]
     assert seen.queue == (None if told is None else Queue(7, 3, uptime_s=1000.0))
@@ -75,7 +75,7 @@ def test_every_number_of_the_balancer_reaches_the_policy() -> None:
 def test_a_stuck_worker_is_told_from_one_that_is_silent() -> None:
     hearing = WorkerTracker()
     told = snapshot(stats("w", "stuck"), stats("v", "silent"))
-    hearing.listen(told, 10.0)
+    hearing.update(told, 10.0)
     seen = observe("m", [child("w"), child("v")], told, hearing, 10.0)
     assert [(r.child.id, r.stage, r.stuck) for r in seen.replicas] == [
         ("w", Stage.READY, True),
@@ -85,24 +85,24 @@ def test_a_stuck_worker_is_told_from_one_that_is_silent() -> None:
 
 def test_a_worker_stays_ready_while_the_balancer_is_away() -> None:
     hearing = WorkerTracker()
-    assert hearing.listen(snapshot(stats("w")), 10.0) == ["w"]
-    assert hearing.listen(snapshot(stats("w")), 11.0) == [], "it is new once"
+    assert hearing.update(snapshot(stats("w")), 10.0) == ["w"]
+    assert hearing.update(snapshot(stats("w")), 11.0) == [], "it is new once"
     [replica] = observe("m", [child("w")], None, hearing, 500.0).replicas
     assert (replica.stage, replica.unheard_since) == (Stage.READY, None)
 
 
 def test_silence_counts_from_the_last_word_or_from_the_start_of_a_new_balancer() -> None:
     hearing = WorkerTracker()
-    hearing.listen(snapshot(stats("w")), 10.0)
-    hearing.listen(snapshot(), 40.0)
-    assert hearing.unheard_since("w", snapshot(), 40.0) == 10.0
-    assert hearing.unheard_since("w", snapshot(uptime_s=5.0), 40.0) == 35.0
-    assert hearing.unheard_since("w", None, 40.0) is None
-    assert hearing.unheard_since("never", snapshot(), 40.0) is None
-    hearing.listen(snapshot(stats("w")), 41.0)
-    assert hearing.unheard_since("w", snapshot(), 41.0) is None
+    hearing.update(snapshot(stats("w")), 10.0)
+    hearing.update(snapshot(), 40.0)
+    assert hearing.silent_since("w", snapshot(), 40.0) == 10.0
+    assert hearing.silent_since("w", snapshot(uptime_s=5.0), 40.0) == 35.0
+    assert hearing.silent_since("w", None, 40.0) is None
+    assert hearing.silent_since("never", snapshot(), 40.0) is None
+    hearing.update(snapshot(stats("w")), 41.0)
+    assert hearing.silent_since("w", snapshot(), 41.0) is None
     hearing.forget("w")
-    assert hearing.listen(snapshot(stats("w")), 42.0) == ["w"]
+    assert hearing.update(snapshot(stats("w")), 42.0) == ["w"]
 
 
 @pytest.mark.parametrize(

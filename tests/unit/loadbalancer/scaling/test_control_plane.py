@@ -17,7 +17,7 @@ from controller.autoscaler.overrides import Hold, Standing
 from controller.planning.plan import Plan
 from controller.planning.rolling_update import Rule
 from controller.policies import queue_depth
-from controller.runtime.report import DecisionLog, ReportInput, report
+from controller.runtime.report import DecisionLog, ReportInput, build_report
 from controller.types import Child, Crashes, Decision, Limits, Observation, Queue, Replica, Stage
 from loadbalancer.scaling.control_plane import ABSENT_AFTER_S, MOST_ORDERS, Control, TooManyOrders, direction
 from wire.scaling import (
@@ -222,7 +222,7 @@ def test_a_report_tells_how_everything_stands() -> None:
     view = ReportInput(
         Brain({"m": model}), seen, Plan([], {"m": "no place"}), standing, {"sim:0": "a name"}, now, 10.0, 900.0
     )
-    told = report(view, chronicle, 0, [])
+    told = build_report(view, chronicle, 0, ())
     assert (told.time, told.uptime_s, told.paused_since, told.last_decision) == (10.0, 100.0, 8.0, 42)
     [record] = told.models
     assert (record.ready, record.starting, record.draining, record.provisioned, record.spares) == (1, 1, 0, 3, 1)
@@ -243,5 +243,5 @@ def test_a_report_tells_how_everything_stands() -> None:
     ]
     [made] = told.decisions
     assert (made.number, made.time, made.trigger, made.provisioned, made.desired) == (42, 9.0, "tick", 2, 2)
-    assert report(view, chronicle, 42, []).decisions == ()
-    assert report(replace(view, seen={}), chronicle, 42, []).models == ()
+    assert build_report(view, chronicle, 42, ()).decisions == ()
+    assert build_report(replace(view, observations={}), chronicle, 42, ()).models == ()

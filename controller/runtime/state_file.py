@@ -1,0 +1,78 @@
+"""State that survives a restart of the controller: overrides, the decision count, the autoscaler's memory."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+import msgspec
+
+from controller.autoscaler.overrides import Standing
+
+log = logging.getLogger("controller")
+
+#: Numbers reserved by a periodic save: after a crash the next controller counts on from beyond the unsaved decisions.
+_RESERVED_DECISIONS = 1000
+
+
+class _Header(msgspec.Struct, frozen=True):
+    overrides: Standing
+    #: No decision has a higher number.
+    last_decision: int
+    #: Unix seconds.
+    saved_at: float
+
+
+class SavedState(NamedTuple):
+    """The state of an earlier controller. `memory` is for `Autoscaler.restore`, and `age_s` old."""
+
+    overrides: Standing
+    last_decision: int
+    memory: bytes
+    age_s: float
+
+
+class StateFile:
+    """Two files in `run/`: `overrides.json` and `autoscaler.json`."""
+
+    def __init__(self, folder: Path) -> None:
+        self._header = folder / "overrides.json"
+        self._memory = folder / "autoscaler.json"
+        self._saved_at = time.monotonic()
+
+    @property
+    def age_s(self) -> float:
+        """Seconds since the last save, or since the start."""
+        return time.monotonic() - self._saved_at
+
+    def load(self) -> SavedState | None:
+        """Return the saved state; None if there is none or it cannot be read."""
+        try:
+            header = msgspec.json.decode(self._header.read_bytes(), type=_Header)
+        except (OSError, msgspec.MsgspecError):
+            return None
+        memory = b""
+        with contextlib.suppress(OSError):
+            memory = self._memory.read_bytes()
+        return SavedState(header.overrides, header.last_decision, memory, max(time.time() - header.saved_at, 0.0))
+
+    def save(self, overrides: Standing, last_decision: int, memory: bytes, *, final: bool = False) -> None:
+        """Write the state. `final`: no further decision follows."""
+        self._saved_at = time.monotonic()
+        reserved = 0 if final else _RESERVED_DECISIONS
+        header = _Header(overrides, last_decision + reserved, time.time())
+        try:
+            _write(self._memory, memory)
+            _write(self._header, msgspec.json.encode(header))
+        except OSError as error:
+            log.warning("overrides and decisions cannot be saved for a restart: %s", error)
+
+
+def _write(file: Path, content: bytes) -> None:
+    """Replace the file atomically."""
+    draft = file.with_suffix(".tmp")
+    draft.write_bytes(content)
+    draft.replace(file)
