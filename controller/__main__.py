@@ -1,4 +1,4 @@
-"""`python -m controller`: serves; with a command's name first, does that instead."""
+"""`python -m controller`: runs the server, or the command that is named first."""
 
 from __future__ import annotations
 
@@ -27,24 +27,24 @@ def _status(words: Sequence[str]) -> int:
     return status(words)
 
 
-def _order(verb: str, words: Sequence[str]) -> int:
+def _scaling_command(verb: str, words: Sequence[str]) -> int:
     from controller.cli import commands
 
-    orders = {"scale": commands.scale, "pause": commands.pause, "resume": commands.resume, "reload": commands.reload}
-    return orders[verb](words)
+    run = {"scale": commands.scale, "pause": commands.pause, "resume": commands.resume, "reload": commands.reload}
+    return run[verb](words)
 
 
-#: What there is beside serving, by name. Each imports what it needs when it is called: most of it is of no use here.
+#: Commands by name. Each imports its modules when called, as the server needs few of them.
 COMMANDS: Mapping[str, Callable[[Sequence[str]], int]] = {
     "simulate": _simulate,
     "tune": _tune,
     "status": _status,
-    **{verb: functools.partial(_order, verb) for verb in ("scale", "pause", "resume", "reload")},
+    **{verb: functools.partial(_scaling_command, verb) for verb in ("scale", "pause", "resume", "reload")},
 }
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Do what the command line says. Returns the exit status."""
+    """Run the command line. Return the exit status."""
     words = list(sys.argv[1:] if argv is None else argv)
     command = COMMANDS.get(words[0]) if words else None
     return serve.main(words) if command is None else command(words[1:])

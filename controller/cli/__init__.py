@@ -1,4 +1,1 @@
-"""Commands for people who look after a server that runs: `python -m controller status` and the like.
-
-They speak to the balancer, as any other client would.
-"""
+"""Commands for a running server, such as `python -m controller status`. They use the balancer's HTTP API."""

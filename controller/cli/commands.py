@@ -1,4 +1,4 @@
-"""`python -m controller scale | pause | resume | reload`: orders to a server that runs."""
+"""`python -m controller scale | pause | resume | reload`: scaling commands for a running server."""
 
 from __future__ import annotations
 
@@ -9,76 +9,76 @@ from collections.abc import Sequence
 from typing import Any
 
 from configs.cli import HelpFormatter
-from controller.cli.client import CommandFailed, add_server_options, find_server
+from controller.cli.client import CommandFailed, add_target_options, find_server
 from wire.scaling import OrderDone
 
-#: Exit status where the server did not do as asked.
+#: Exit status if the server rejected the command or cannot be reached.
 EXIT_FAILED = 1
 
 _UNITS = {"": 1.0, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 
 _SCALE = """\
-Gives a model so many workers for some time, whatever its policy would say:
+Overrides the number of a model's workers for some time:
 
     python -m controller scale digits 4 --hold 10m
 
-The number stays within the model's min_workers and max_workers, which are changed in the configuration (`reload`).
+The number must lie within the model's min_workers and max_workers. Change these in the configuration (`reload`).
 """
-_PAUSE = "Stops deciding: every model keeps its number of workers until `resume`. Workers that die are still replaced."
-_RESUME = "Lets policies decide again: ends the pause and what is held, or only what one model is held at."
+_PAUSE = "Pauses scaling: every model keeps its number of workers until `resume`. Workers that die are still replaced."
+_RESUME = "Resumes scaling: ends the pause and all overrides, or only the override of one model."
 _RELOAD = """\
-Reads the configuration again. A bad one changes nothing and is explained. Of a good one, what scales models changes at
-once; what workers load comes with new workers, one at a time and the new one first; what else differs is listed, and
-waits for a restart of the server. SIGHUP to the controller does the same.
+Reads the configuration again. An invalid one changes nothing, and its mistakes are listed. Of a valid one, scaling
+settings change at once. What workers load changes by a rolling update: one worker at a time, and the new one first.
+All other changes are listed, and need a restart of the server. SIGHUP to the controller does the same.
 
-    python -m controller reload            what has changed in the configuration
-    python -m controller reload digits     also new workers for digits, as for new weights in an old place
+    python -m controller reload            applies changes of the configuration
+    python -m controller reload digits     also replaces the workers of digits, as for new weights under the same path
 """
 
 
 def scale(argv: Sequence[str]) -> int:
-    """Hold a number of workers. Returns the exit status: 0 done, 1 not done, 2 asked wrongly."""
+    """Override the number of workers. Return the exit status: 0 done, 1 failed, 2 invalid arguments."""
     parser = _parser("scale", _SCALE)
     parser.add_argument("model")
     parser.add_argument("workers", type=int)
     parser.add_argument("--hold", type=_seconds, default=600.0, metavar="TIME", help="such as 90s, 10m, 2h, 1d")
     args = parser.parse_args(argv)
-    return _order(args, "scale", {"model": args.model, "workers": args.workers, "hold_s": args.hold})
+    return _send(args, "scale", {"model": args.model, "workers": args.workers, "hold_s": args.hold})
 
 
 def pause(argv: Sequence[str]) -> int:
-    """Stop deciding. Returns the exit status."""
-    return _order(_parser("pause", _PAUSE).parse_args(argv), "pause", {})
+    """Pause scaling. Return the exit status."""
+    return _send(_parser("pause", _PAUSE).parse_args(argv), "pause", {})
 
 
 def resume(argv: Sequence[str]) -> int:
-    """Decide again. Returns the exit status."""
+    """Resume scaling. Return the exit status."""
     parser = _parser("resume", _RESUME)
-    parser.add_argument("model", nargs="?", help="end only what this model is held at")
+    parser.add_argument("model", nargs="?", help="end only the override of this model")
     args = parser.parse_args(argv)
-    return _order(args, "resume", {} if args.model is None else {"model": args.model})
+    return _send(args, "resume", {} if args.model is None else {"model": args.model})
 
 
 def reload(argv: Sequence[str]) -> int:
-    """Read the configuration again. Returns the exit status."""
+    """Reload the configuration. Return the exit status."""
     parser = _parser("reload", _RELOAD)
-    parser.add_argument("models", nargs="*", metavar="MODEL", help="replace its workers even if nothing has changed")
+    parser.add_argument("models", nargs="*", metavar="MODEL", help="replace its workers even if no setting changed")
     args = parser.parse_args(argv)
-    return _order(args, "reload", {"models": args.models})
+    return _send(args, "reload", {"models": args.models})
 
 
 def _parser(verb: str, description: str) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog=f"python -m controller {verb}", description=description, formatter_class=HelpFormatter
     )
-    add_server_options(parser)
+    add_target_options(parser)
     return parser
 
 
-def _order(args: argparse.Namespace, verb: str, body: dict[str, Any]) -> int:
-    """Give the order, and say what came of it."""
+def _send(args: argparse.Namespace, verb: str, body: dict[str, Any]) -> int:
+    """Send the command and print its outcome."""
     try:
-        done = find_server(args).ask("POST", f"/internal/{verb}", OrderDone, body)
+        done = find_server(args).request("POST", f"/internal/{verb}", OrderDone, body)
     except CommandFailed as failure:
         print(failure, file=sys.stderr)
         return EXIT_FAILED
@@ -95,8 +95,8 @@ def _order(args: argparse.Namespace, verb: str, body: dict[str, Any]) -> int:
 
 
 def _seconds(text: str) -> float:
-    """A time such as 90, 90s, 10m, 2h or 1d, in seconds."""
+    """Parse a duration such as 90, 90s, 10m, 2h or 1d."""
     found = re.fullmatch(r"(\d+(?:\.\d+)?)([smhd]?)", text)
     if found is None or float(found[1]) == 0:
-        raise argparse.ArgumentTypeError(f"{text} is no time; write it as 90s, 10m, 2h or 1d")
+        raise argparse.ArgumentTypeError(f"{text} is not a duration; write it as 90s, 10m, 2h or 1d")
     return float(found[1]) * _UNITS[found[2]]

@@ -1,4 +1,4 @@
-"""`python -m controller status`: workers, devices, queues and the last decisions of a server that runs."""
+"""`python -m controller status`: workers, devices, queues and the last decisions of a running server."""
 
 from __future__ import annotations
 
@@ -14,36 +14,36 @@ from rich.live import Live
 from rich.text import Text
 
 from configs.cli import HelpFormatter
-from controller.cli.client import CommandFailed, ServerClient, add_server_options, find_server
+from controller.cli.client import CommandFailed, ServerClient, add_target_options, find_server
 from controller.cli.commands import EXIT_FAILED
 from controller.cli.tables import ServerStatus, notable_decisions, render
 from wire.scaling import MAX_DECISIONS, ControllerReport, DecisionPage
 from wire.snapshot import Snapshot
 
 _DESCRIPTION = """\
-Shows how a server that runs stands: models, workers, devices, and why there are as many workers as there are.
+Shows the state of a running server: models, workers, devices, and the reasons for the numbers of workers.
 
     python -m controller status
     python -m controller status --watch
     python -m controller status --json | jq '.controller.models'
 """
-#: Where the output is no terminal: wide enough for the tables not to fold.
+#: For output that is not a terminal: wide enough for the tables not to fold.
 _FILE_WIDTH = 160
 
 
 def main(argv: Sequence[str]) -> int:
-    """Show it. Returns the exit status: 0 shown, 1 no server, 2 asked wrongly."""
+    """Print the status. Return the exit status: 0 printed, 1 no server, 2 invalid arguments."""
     parser = argparse.ArgumentParser(
         prog="python -m controller status", description=_DESCRIPTION, formatter_class=HelpFormatter
     )
-    add_server_options(parser)
+    add_target_options(parser)
     parser.add_argument(
-        "--decisions", type=int, default=10, metavar="N", help="how many of the last that say something new"
+        "--decisions", type=int, default=10, metavar="N", help="maximum number of decisions that are shown"
     )
     how = parser.add_mutually_exclusive_group()
-    how.add_argument("--json", action="store_true", help="all of it as JSON")
+    how.add_argument("--json", action="store_true", help="print everything as JSON")
     how.add_argument(
-        "--watch", type=float, nargs="?", const=2.0, metavar="SECONDS", help="show it again and again, until Ctrl-C"
+        "--watch", type=float, nargs="?", const=2.0, metavar="SECONDS", help="refresh the status until Ctrl-C"
     )
     args = parser.parse_args(argv)
     if args.watch is not None and not 0 < args.watch <= 3600:
@@ -58,41 +58,40 @@ def main(argv: Sequence[str]) -> int:
         if args.watch is not None:
             _watch(server, args.decisions, args.watch, console)
             return 0
-        standing = fetch_status(server, args.decisions)
+        status = fetch_status(server, args.decisions)
     except CommandFailed as failure:
         print(failure, file=sys.stderr)
         return EXIT_FAILED
     if args.json:
-        print(as_json(standing))
+        print(as_json(status))
     else:
-        console.print(render(standing))
+        console.print(render(status))
     return 0
 
 
 def fetch_status(server: ServerClient, decisions: int) -> ServerStatus:
-    """Ask for everything. Raises `CommandFailed` where there is no server; one without a controller has no report."""
-    snapshot = server.ask("GET", "/internal/snapshot", Snapshot)
+    """Fetch the status; without a controller it has no report. Raises `CommandFailed` if there is no server."""
+    snapshot = server.request("GET", "/internal/snapshot", Snapshot)
     try:
-        report = server.ask("GET", "/internal/controller", ControllerReport)
+        report = server.request("GET", "/internal/controller", ControllerReport)
     except CommandFailed:
         report = None
-    page = server.ask("GET", "/internal/decisions", DecisionPage, query={"limit": str(MAX_DECISIONS)})
+    page = server.request("GET", "/internal/decisions", DecisionPage, query={"limit": str(MAX_DECISIONS)})
     return ServerStatus(server.url, snapshot, report, notable_decisions(page.decisions, decisions))
 
 
-def as_json(standing: ServerStatus) -> str:
-    """Everything, as it was answered."""
+def as_json(status: ServerStatus) -> str:
     content = {
-        "url": standing.url,
-        "snapshot": standing.snapshot,
-        "controller": standing.report,
-        "decisions": standing.decisions,
+        "url": status.url,
+        "snapshot": status.snapshot,
+        "controller": status.report,
+        "decisions": status.decisions,
     }
     return msgspec.json.format(msgspec.json.encode(content)).decode()
 
 
 def _watch(server: ServerClient, decisions: int, every_s: float, console: Console) -> None:
-    """Until Ctrl-C. A server that is away is waited for."""
+    """Refresh until Ctrl-C. A server that cannot be reached is tried again."""
     with contextlib.suppress(KeyboardInterrupt), Live(console=console, auto_refresh=False, screen=True) as live:
         while True:
             live.update(_page(server, decisions), refresh=True)

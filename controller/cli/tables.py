@@ -1,9 +1,9 @@
-"""How a server stands, as tables for people. Pure: what is shown follows from what was answered."""
+"""Renders the status of a server as tables. Pure."""
 
 from __future__ import annotations
 
 import datetime
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from rich.console import Group, RenderableType
@@ -13,14 +13,14 @@ from rich.text import Text
 from wire.scaling import ControllerReport, DecisionRecord, ModelRecord
 from wire.snapshot import Snapshot, WorkerStats
 
-#: Columns that take what room is left.
-_LONG = ("reason", "note", "name", "workers", "fault", "woken by")
+#: Columns that may fold.
+_FOLDING = ("reason", "note", "name", "workers", "fault", "trigger")
 _STAGE_STYLE = {"ready": "green", "starting": "yellow", "draining": "yellow", "spare": "dim"}
 
 
 @dataclass(frozen=True, slots=True)
 class ServerStatus:
-    """All that was asked for; without a controller there is no report."""
+    """The answers of a server. Without a controller there is no report."""
 
     url: str
     snapshot: Snapshot
@@ -28,34 +28,33 @@ class ServerStatus:
     decisions: Sequence[DecisionRecord]
 
 
-def render(standing: ServerStatus) -> RenderableType:
-    """The whole page."""
-    parts: list[RenderableType] = [_headline(standing), _models(standing)]
-    if standing.report is not None:
-        parts.append(_reasons(standing.report))
-    parts.append(_workers(standing))
-    if standing.report is not None:
-        parts += [_devices(standing.report), _decisions(standing.decisions)]
+def render(status: ServerStatus) -> RenderableType:
+    parts: list[RenderableType] = [_headline(status), _models(status)]
+    if status.report is not None:
+        parts.append(_reasons(status.report))
+    parts.append(_workers(status))
+    if status.report is not None:
+        parts += [_devices(status.report), _decisions(status.decisions)]
     return Group(*(piece for part in parts for piece in (part, "")))
 
 
-def _headline(standing: ServerStatus) -> Text:
-    text = Text(f"Muster at {standing.url}, up {format_duration(standing.snapshot.uptime_s)}")
-    report = standing.report
+def _headline(status: ServerStatus) -> Text:
+    text = Text(f"Muster at {status.url}, up {format_duration(status.snapshot.uptime_s)}")
+    report = status.report
     if report is None:
-        text.append("\nno controller reports: nothing is started, stopped or decided", style="bold red")
+        text.append("\nno controller reports: no worker is started or stopped", style="bold red")
     elif report.paused_since is not None:
         paused = format_duration(max(report.time - report.paused_since, 0.0))
         text.append(f"\nscaling is paused for {paused}: `resume` ends it", style="bold yellow")
     return text
 
 
-def _models(standing: ServerStatus) -> Table:
-    table = _table("Models", "model", "ready", "wanted", "bounds", "queued", "running", "oldest", "images/s")
-    told = {model.model: model for model in standing.report.models} if standing.report else {}
-    for stats in standing.snapshot.models:
-        record = told.get(stats.model)
-        ready = sum(w.model == stats.model and w.state == "ready" and w.slots > 0 for w in standing.snapshot.workers)
+def _models(status: ServerStatus) -> Table:
+    table = _table("Models", "model", "ready", "desired", "bounds", "queued", "running", "oldest", "images/s")
+    records = {model.model: model for model in status.report.models} if status.report else {}
+    for stats in status.snapshot.models:
+        record = records.get(stats.model)
+        ready = sum(w.model == stats.model and w.state == "ready" and w.slots > 0 for w in status.snapshot.workers)
         table.add_row(
             stats.model,
             str(ready) if record is None else _ready(record),
@@ -70,25 +69,25 @@ def _models(standing: ServerStatus) -> Table:
 
 
 def _reasons(report: ControllerReport) -> Table:
-    table = _table("Why so many", "model", "policy", "reason")
+    table = _table("Reasons", "model", "policy", "reason")
     for record in report.models:
         table.add_row(record.model, record.policy, _why(record, report.time))
     return table
 
 
 def _ready(record: ModelRecord) -> str:
-    """Workers by stage: `2 +1 starting`."""
+    """Return the number of workers by stage, such as `2, +1 starting`."""
     parts = [str(record.ready)]
     parts += [f"+{record.starting} starting"] if record.starting else []
-    parts += [f"{record.draining} leaving"] if record.draining else []
-    parts += [f"{record.spares} spare"] if record.spares else []
+    parts += [f"{record.draining} draining"] if record.draining else []
+    parts += [f"{record.spares} standby"] if record.spares else []
     return ", ".join(parts)
 
 
 def _why(record: ModelRecord, now: float) -> Text:
     text = Text(record.reason)
     if record.override is not None:
-        text.append(f"\nheld for another {format_duration(max(record.override.until - now, 0.0))}", style="yellow")
+        text.append(f"\noverride ends in {format_duration(max(record.override.until - now, 0.0))}", style="yellow")
     if record.rolling_update:
         text.append(f"\n{record.rolling_update}", style="yellow")
     if record.blocked_reason:
@@ -96,10 +95,10 @@ def _why(record: ModelRecord, now: float) -> Text:
     return text
 
 
-def _workers(standing: ServerStatus) -> Table:
-    table = _table("Workers", "worker", "model", "device", "state", "held", "batch", "step", "memory", "age", "note")
-    known = {stats.worker: stats for stats in standing.snapshot.workers}
-    for replica in standing.report.replicas if standing.report else ():
+def _workers(status: ServerStatus) -> Table:
+    table = _table("Workers", "worker", "model", "device", "state", "tasks", "batch", "step", "memory", "age", "note")
+    known = {stats.worker: stats for stats in status.snapshot.workers}
+    for replica in status.report.replicas if status.report else ():
         stats = known.pop(replica.worker, None)
         state = stats.state if stats is not None and stats.state in ("stuck", "silent") else replica.stage
         table.add_row(
@@ -112,7 +111,7 @@ def _workers(standing: ServerStatus) -> Table:
             replica.outdated,
         )
     for stats in known.values():
-        note = "started by hand" if standing.report else ""
+        note = "started manually" if status.report else ""
         table.add_row(stats.worker, stats.model, stats.device, _state(stats.state), *_work(stats), "", note)
     return table
 
@@ -139,7 +138,7 @@ def _devices(report: ControllerReport) -> Table:
 
 
 def _decisions(decisions: Sequence[DecisionRecord]) -> Table:
-    table = _table("Last decisions", "time", "model", "number", "woken by", "reason")
+    table = _table("Last decisions", "time", "model", "number", "trigger", "reason")
     for decision in decisions:
         at = datetime.datetime.fromtimestamp(decision.time).astimezone()
         table.add_row(f"{at:%H:%M:%S}", decision.model, _change(decision), decision.trigger, _reason(decision))
@@ -166,14 +165,14 @@ def _reason(decision: DecisionRecord) -> Text:
 def _table(title: str, *columns: str) -> Table:
     table = Table(title=title, title_justify="left", title_style="bold", header_style="dim", box=None, pad_edge=False)
     for column in columns:
-        table.add_column(column, overflow="fold", no_wrap=column not in _LONG)
+        table.add_column(column, overflow="fold", no_wrap=column not in _FOLDING)
     return table
 
 
-def notable_decisions(decisions: Sequence[DecisionRecord], most: int) -> list[DecisionRecord]:
-    """The newest that say something: of those that only confirm what is, the newest of each model.
+def notable_decisions(decisions: Sequence[DecisionRecord], limit: int) -> list[DecisionRecord]:
+    """Return the newest decisions that change something, and each model's newest one that does not.
 
-    `decisions` are given, and returned, the newest first.
+    Input and output are sorted newest first.
     """
     found: list[DecisionRecord] = []
     confirmed: set[str] = set()
@@ -183,20 +182,14 @@ def notable_decisions(decisions: Sequence[DecisionRecord], most: int) -> list[De
         elif decision.model not in confirmed:
             confirmed.add(decision.model)
             found.append(decision)
-    return found[:most]
+    return found[:limit]
 
 
 def format_duration(seconds: float, units: int = 2) -> str:
-    """A length of time in its largest units."""
-    return " ".join(_parts(round(seconds))[:units]) or "0 s"
-
-
-def _parts(seconds: int) -> list[str]:
-    def units() -> Iterator[str]:
-        left = seconds
-        for size, name in ((86400, "d"), (3600, "h"), (60, "min"), (1, "s")):
-            count, left = divmod(left, size)
-            if count:
-                yield f"{count} {name}"
-
-    return list(units())
+    """Return the duration in its largest units."""
+    parts, left = [], round(seconds)
+    for size, name in ((86400, "d"), (3600, "h"), (60, "min"), (1, "s")):
+        count, left = divmod(left, size)
+        if count:
+            parts.append(f"{count} {name}")
+    return " ".join(parts[:units]) or "0 s"

@@ -1,1 +1,1 @@
-"""The control loop and everything in the controller that does input or output."""
+"""The control loop, and the controller's input and output: processes, devices, signals, console, balancer."""

@@ -1,4 +1,4 @@
-"""What the user sees while the server starts and runs: a few lines, with a spinner while something is under way."""
+"""Console output of the controller: a few lines, with a spinner while workers load."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ _EXAMPLE = "a handwritten seven"
 
 
 def log_to_console(console: Console) -> None:
-    """Send log lines through the console, which knows where the spinner is and writes around it."""
+    """Send log lines through the console, so that they do not overwrite the spinner."""
     handler = RichHandler(console=console, show_path=False, highlighter=NullHighlighter(), log_time_format="[%X]")
     handler.setFormatter(logging.Formatter("%(message)s"))
     logging.getLogger().handlers[:] = [handler]
 
 
 class ServerConsole:
-    """Lines for people. On a terminal the last line turns while workers load.
+    """Prints lines and, on a terminal, a spinner.
 
-    A terminal that was closed is written to in vain, not in error: there is still a server to stop.
+    Errors of a closed terminal are ignored: the server still has to be stopped.
     """
 
     def __init__(self, console: Console) -> None:
@@ -37,12 +37,11 @@ class ServerConsole:
         self._status: Status | None = None
 
     def line(self, text: str) -> None:
-        """One line."""
         with contextlib.suppress(OSError):
             self._console.print(text, markup=False, highlight=False, soft_wrap=True)
 
     def busy(self, what: str | None) -> None:
-        """What is under way; None when nothing is."""
+        """Show a spinner with this text; None removes it."""
         status = self._status
         with contextlib.suppress(OSError):
             if not what and status is not None:
@@ -55,7 +54,7 @@ class ServerConsole:
                 self._status.start()
 
     def devices(self, slots: Sequence[str], names: Sequence[str]) -> None:
-        """What there is to work on: the slots' devices, and the GPUs by name."""
+        """Print the devices: GPUs by name, CPU slots and simulated devices by number."""
         cpus = sum(slot.startswith("cpu") for slot in slots)
         simulated = sum(slot.startswith("sim") for slot in slots)
         found = [*names, *([f"{cpus} CPU slots (no GPU)"] if cpus else [])]
@@ -63,14 +62,14 @@ class ServerConsole:
         self.line(f"devices: {', '.join(found)}")
 
     def ready(self, url: str, model: str, *, certificate: Path | None, keyed: bool) -> None:
-        """The server can be used; this is how."""
+        """Print the addresses and an example request."""
         self.busy(None)
         self.line(f"\nMuster is ready at {url}   (API: {url}/docs, metrics: {url}/metrics, Ctrl-C stops)\n")
         self.line(f"  {curl_example(url, model, certificate=certificate, keyed=keyed)}\n")
 
 
 def curl_example(url: str, model: str, *, certificate: Path | None, keyed: bool) -> str:
-    """A line for the shell that asks the server for an image; `keyed`: it answers only to who has a key."""
+    """Return a shell command that requests an image. `keyed`: the server requires an API key."""
     body = json.dumps({"model": model, "prompt": _EXAMPLE})
     words = ["curl", "-s", *(["--cacert", str(certificate.resolve())] if certificate else [])]
     words += [f"{url}/v1/images/generations", "-H", "content-type: application/json"]

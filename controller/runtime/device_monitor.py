@@ -1,4 +1,4 @@
-"""Looks after the devices while the server runs: what the driver says of them, and what workers were seen to need."""
+"""Monitors the devices while the server runs: driver readings, faults, and the measured memory of workers."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from controller.runtime.gpus import Gpu, GpuMonitor
 
 log = logging.getLogger("controller")
 
-_EVERY_S = 1.0
-_ASK_DRIVER_EVERY = 5
+_INTERVAL_S = 1.0
+_INTERVALS_PER_DRIVER_READING = 5
 
 
 def load_measured_memory(data_dir: Path) -> dict[str, int]:
-    """Bytes that workers were seen to need, by what they load; nothing where that cannot be read."""
+    """Return the measured memory of workers in bytes, by what they load; empty if it cannot be read."""
     with contextlib.suppress(OSError, msgspec.MsgspecError):
         return msgspec.json.decode(_file(data_dir).read_bytes(), type=dict[str, int])
     return {}
@@ -30,13 +30,13 @@ def load_measured_memory(data_dir: Path) -> dict[str, int]:
 
 @contextlib.asynccontextmanager
 async def monitor_devices(pool: Pool, gpus: Sequence[Gpu], data_dir: Path) -> AsyncIterator[None]:
-    """Watch while the block runs."""
+    """Monitor while the block runs."""
     driver = GpuMonitor(gpus) if gpus else None
     if driver is not None:
-        # Before any worker starts: what is used now is used by others.
+        # Before any worker starts: memory in use now belongs to other programs.
         await asyncio.to_thread(driver.open)
         pool.see(await asyncio.to_thread(driver.read), pool.occupied)
-    task = asyncio.create_task(_watch(pool, driver, data_dir))
+    task = asyncio.create_task(_monitor(pool, driver, data_dir))
     try:
         yield
     finally:
@@ -46,27 +46,26 @@ async def monitor_devices(pool: Pool, gpus: Sequence[Gpu], data_dir: Path) -> As
             driver.close()
 
 
-async def _watch(pool: Pool, driver: GpuMonitor | None, data_dir: Path) -> None:
+async def _monitor(pool: Pool, driver: GpuMonitor | None, data_dir: Path) -> None:
     faults: dict[str, str] = {}
     saved = dict(pool.measured)
-    for turn in itertools.count(1):
-        await asyncio.sleep(_EVERY_S)
-        if driver is not None and turn % _ASK_DRIVER_EVERY == 0:
+    for interval in itertools.count(1):
+        await asyncio.sleep(_INTERVAL_S)
+        if driver is not None and interval % _INTERVALS_PER_DRIVER_READING == 0:
             occupied = pool.occupied
             pool.see(await asyncio.to_thread(driver.read), occupied)
-        faults = _tell(faults, {device.name: device.fault for device in pool.current.values() if device.fault})
+        previous, faults = faults, {device.name: device.fault for device in pool.current.values() if device.fault}
+        _log_changes(previous, faults)
         if pool.measured != saved:
             saved = dict(pool.measured)
             await asyncio.to_thread(_save, _file(data_dir), saved)
 
 
-def _tell(before: Mapping[str, str], now: dict[str, str]) -> dict[str, str]:
-    """Log what has changed, once."""
+def _log_changes(before: Mapping[str, str], now: Mapping[str, str]) -> None:
     for device in now.keys() - before.keys():
         log.error("%s is set aside: %s", device, now[device])
     for device in before.keys() - now.keys():
         log.warning("%s is used again", device)
-    return now
 
 
 def _save(file: Path, values: Mapping[str, int]) -> None:
@@ -75,7 +74,7 @@ def _save(file: Path, values: Mapping[str, int]) -> None:
         draft.write_bytes(msgspec.json.encode(values))
         draft.replace(file)
     except OSError as error:
-        log.warning("%s cannot be written (%s): what workers need is measured again after a restart", file, error)
+        log.warning("%s cannot be written (%s): the memory of workers is measured again after a restart", file, error)
 
 
 def _file(data_dir: Path) -> Path:

@@ -1,4 +1,4 @@
-"""What this machine has. The only asker of NVML."""
+"""GPU discovery and memory readings (the only module that uses NVML)."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from controller.planning.device_pool import Reading
 
 log = logging.getLogger("controller")
 
-#: XIDs that tell of the device rather than of what ran on it: memory errors, the bus, NVLink, the GPU's own processor.
+#: XIDs of device faults, not of program faults: memory errors, the bus, NVLink, the GPU's own processor.
 _BAD_XIDS = frozenset({48, 62, 64, 74, 79, 92, 95, 119, 120, 136, 140, 143})
 
 
 @dataclass(frozen=True, slots=True)
 class Gpu:
-    """A GPU as the driver numbers it."""
+    """A GPU. `index` is the driver's number."""
 
     index: int
     name: str
-    #: None where it has none of its own.
+    #: None if the GPU has no memory of its own.
     total_bytes: int | None
 
     def __str__(self) -> str:
@@ -35,18 +35,18 @@ class Gpu:
 
     @property
     def device(self) -> str:
-        """As workers are told."""
+        """The device name that workers receive."""
         return f"cuda:{self.index}"
 
 
 def list_gpus() -> list[Gpu]:
-    """The GPUs that we may use; none where there is no driver. `CUDA_VISIBLE_DEVICES` of our own start is respected."""
+    """Return the GPUs that `CUDA_VISIBLE_DEVICES` allows; none without a driver."""
     try:
         pynvml.nvmlInit()
     except (pynvml.NVMLError_LibraryNotFound, pynvml.NVMLError_DriverNotLoaded):
         return []
     except pynvml.NVMLError as error:
-        log.warning("the NVIDIA driver is there but does not answer (%s): no GPU is used", error)
+        log.warning("the NVIDIA driver is installed but does not answer (%s): no GPU is used", error)
         return []
     try:
         gpus = []
@@ -72,19 +72,19 @@ def _memory(handle: Any) -> int | None:
 
 
 class GpuMonitor:
-    """Looks at the GPUs again and again: what is used of them, and what is wrong with them.
+    """Reads memory use and faults of the GPUs.
 
-    A call may take long where a GPU hangs: make it in a thread, one at a time.
+    A call may block while a GPU hangs: make it in a thread, one at a time.
     """
 
     def __init__(self, gpus: Sequence[Gpu]) -> None:
         self._gpus = {gpu.index: gpu for gpu in gpus}
         self._events: Any = None
-        #: What was told of a GPU once, and stays until we start anew.
-        self._lasting: dict[int, str] = {}
+        #: Faults by GPU that remain until the controller restarts.
+        self._permanent_faults: dict[int, str] = {}
 
     def open(self) -> None:
-        """Begin. Where the driver cannot tell of errors as they come, they are only seen by what they leave."""
+        """Register for error events. A driver without them reports a fault only by the state it leaves."""
         with contextlib.suppress(pynvml.NVMLError):
             pynvml.nvmlInit()
             self._events = pynvml.nvmlEventSetCreate()
@@ -94,15 +94,14 @@ class GpuMonitor:
                     pynvml.nvmlDeviceRegisterEvents(handle, pynvml.nvmlEventTypeXidCriticalError, self._events)
 
     def close(self) -> None:
-        """End."""
         with contextlib.suppress(pynvml.NVMLError):
             if self._events is not None:
                 pynvml.nvmlEventSetFree(self._events)
             pynvml.nvmlShutdown()
 
     def read(self) -> list[Reading]:
-        """Every GPU as it is now; those that the driver has lost with that as their fault."""
-        self._hear_errors()
+        """Return the state of every GPU. A GPU that the driver has lost is reported as faulty."""
+        self._read_error_events()
         return [self._read(gpu) for gpu in self._gpus.values()]
 
     def _read(self, gpu: Gpu) -> Reading:
@@ -110,22 +109,21 @@ class GpuMonitor:
             handle = pynvml.nvmlDeviceGetHandleByIndex(gpu.index)
             used = 0 if gpu.total_bytes is None else int(pynvml.nvmlDeviceGetMemoryInfo(handle).used)
         except pynvml.NVMLError as error:
-            return Reading(gpu.device, gpu.total_bytes, fault=f"the driver says: {error}")
-        fault = self._lasting.get(gpu.index) or _recovery(handle)
+            return Reading(gpu.device, gpu.total_bytes, fault=f"the driver reports: {error}")
+        fault = self._permanent_faults.get(gpu.index) or _pending_recovery(handle)
         return Reading(gpu.device, gpu.total_bytes, used, _processes(handle), fault)
 
-    def _hear_errors(self) -> None:
-        """Take in the errors that the driver has reported since the last time."""
-        with contextlib.suppress(pynvml.NVMLError):  # times out when there is nothing more to tell
+    def _read_error_events(self) -> None:
+        with contextlib.suppress(pynvml.NVMLError):  # times out after the last event
             while self._events is not None:
                 event = pynvml.nvmlEventSetWait_v2(self._events, 0)
                 index, xid = int(pynvml.nvmlDeviceGetIndex(event.device)), int(event.eventData)
                 if index in self._gpus and xid in _BAD_XIDS:
-                    self._lasting[index] = f"the driver reported XID {xid}"
+                    self._permanent_faults[index] = f"the driver reported XID {xid}"
 
 
 def _processes(handle: Any) -> dict[int, int]:
-    """Bytes that each process holds; nothing where the driver does not say."""
+    """Return the bytes that each process holds; empty if the driver does not report them."""
     with contextlib.suppress(pynvml.NVMLError):
         return {
             int(process.pid): int(process.usedGpuMemory)
@@ -135,12 +133,12 @@ def _processes(handle: Any) -> dict[int, int]:
     return {}
 
 
-def _recovery(handle: Any) -> str:
-    """What the driver wants done before the GPU is used again; empty where it wants nothing, or cannot say."""
+def _pending_recovery(handle: Any) -> str:
+    """Return the recovery action that the driver requests; empty if none, or if it cannot report one."""
     with contextlib.suppress(pynvml.NVMLError):
         [answer] = pynvml.nvmlDeviceGetFieldValues(handle, [pynvml.NVML_FI_DEV_GET_GPU_RECOVERY_ACTION])
-        if answer.nvmlReturn == pynvml.NVML_SUCCESS and answer.value.uiVal in _RECOVERY:
-            return f"the driver asks for {_RECOVERY[answer.value.uiVal]}"
+        if answer.nvmlReturn == pynvml.NVML_SUCCESS and answer.value.uiVal in _RECOVERY_ACTIONS:
+            return f"the driver requests {_RECOVERY_ACTIONS[answer.value.uiVal]}"
     with contextlib.suppress(pynvml.NVMLError):
         *_, failed = pynvml.nvmlDeviceGetRemappedRows(handle)
         if failed:
@@ -148,12 +146,12 @@ def _recovery(handle: Any) -> str:
     return ""
 
 
-#: By NVML's number. What peers need (drain from P2P) does not keep a worker from using the GPU alone.
-_RECOVERY = {1: "a reset of the GPU", 2: "a restart of the machine", 4: "a reset of the GPU once it is idle"}
+#: By NVML's number. Left out: draining of peer-to-peer traffic, as a worker uses one GPU.
+_RECOVERY_ACTIONS = {1: "a reset of the GPU", 2: "a restart of the machine", 4: "a reset of the GPU once it is idle"}
 
 
 def is_visible(index: int, uuid: str, allowed: str | None) -> bool:
-    """Whether `CUDA_VISIBLE_DEVICES` (None: not set) names the GPU by its number or the beginning of its UUID."""
+    """True if `CUDA_VISIBLE_DEVICES` (None: not set) names the GPU by its number or a prefix of its UUID."""
     if allowed is None:
         return True
     names = [name.strip() for name in allowed.split(",") if name.strip()]
@@ -161,8 +159,8 @@ def is_visible(index: int, uuid: str, allowed: str | None) -> bool:
 
 
 def cpu_cores() -> int:
-    """Cores that this process may use."""
+    """Return the number of cores that this process may use."""
     try:
         return len(psutil.Process().cpu_affinity() or [0])
-    except (AttributeError, psutil.Error):  # not every system can say
+    except (AttributeError, psutil.Error):  # not available on every system
         return psutil.cpu_count() or 1

@@ -1,4 +1,4 @@
-"""What the configuration makes of this machine: its pool of devices, and which of them each model may have. Pure."""
+"""Builds the device pool and the models from the configuration and the machine's devices. Pure."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from controller.planning.placement import Berth, Rooms, in_gib
 from controller.policies import CannotImport, Policy, find
 from controller.types import Decision, Device, Limits
 
-#: What `max_workers: auto` means for a simulated model where there is no end of simulated devices.
+#: `max_workers: auto` of a simulated model if no simulated devices are configured.
 _SIM_WORKERS = 4
 
 
 class SetupError(Exception):
-    """Cannot start as asked; the text says what to change."""
+    """The configuration does not suit this machine. The text says what to change."""
 
 
 @dataclass(frozen=True, slots=True)
 class Machine:
-    """What there is to work on: GPUs if there are any, else CPU slots, and simulated GPUs."""
+    """The devices of a machine: GPUs, or CPU slots if there are none, and simulated GPUs."""
 
     gpus: Sequence[Device]
     cores: int
@@ -34,44 +34,43 @@ class Machine:
 
     @property
     def devices(self) -> Sequence[Device]:
-        """Those whose memory is counted, or may be."""
+        """The devices that may have memory of their own."""
         return [*self.gpus, *self.simulated]
 
 
 def build_machine(settings: Settings, gpus: Sequence[Device], cores: int) -> Machine:
-    """The machine with the GPUs that were found, and the simulated ones of the configuration."""
     sizes = [group.memory for group in settings.devices.simulated for _ in range(group.count)]
     slots = cores if settings.devices.cpu_slots == "auto" else settings.devices.cpu_slots
     return Machine(gpus, slots, [Device(f"sim:{number}", size) for number, size in enumerate(sizes)])
 
 
 def build_pool(settings: Settings, machine: Machine, load_measured_memory: Mapping[str, int]) -> Pool:
-    """The devices that workers compete for. `measured`: what they were seen to need, by `Model.weights`."""
+    """Return the pool. `measured` is the memory that workers needed, by `Model.weights`."""
     devices = settings.devices
     return Pool(machine.devices, margin=devices.memory_margin, share=devices.share, measured=load_measured_memory)
 
 
 def build_models(settings: Settings, machine: Machine) -> dict[str, Model]:
-    """Every model with its bounds and the devices that its workers may have. Raises `SetupError`."""
+    """Return every model with its limits and the devices of its workers. Raises `SetupError`."""
     real = [name for name, model in settings.models.items() if model.engine != "sim"]
-    least = sum(settings.scaling(name).min_workers for name in real)
-    unbounded = _no_end_of_devices(settings, machine)
+    total_min = sum(settings.scaling(name).min_workers for name in real)
+    unbounded = _default_sim_devices(settings, machine)
     found = {}
     for name, model in settings.models.items():
         scaling = settings.scaling(name)
         if name in real:
             counted = all(gpu.memory is not None for gpu in machine.gpus)
-            # Where memory is counted it bounds who shares a GPU with whom; here it is only with its like.
-            own = scaling.min_workers if machine.gpus and counted else least
-            slots = device_slots([gpu.name for gpu in machine.gpus], machine.cores, own)
+            # If memory is counted, it decides which models share a GPU; the slots only bound workers of one model.
+            required = scaling.min_workers if machine.gpus and counted else total_min
+            slots = device_slots([gpu.name for gpu in machine.gpus], machine.cores, required)
         else:
             names = [gpu.name for gpu in machine.simulated]
             slots = device_slots(names, 0, scaling.min_workers) if names else unbounded
-        limits = _limits(settings, name, _SIM_WORKERS if slots is unbounded else _most(settings, model, machine, slots))
+        places = _SIM_WORKERS if slots is unbounded else _places(settings, model, machine, slots)
         first = scaling.min_workers if scaling.initial_workers is None else scaling.initial_workers
         found[name] = Model(
             scaling,
-            limits,
+            _limits(settings, name, places),
             _policy(name, scaling),
             slots,
             Decision(first, f"{'min' if scaling.initial_workers is None else 'initial'}_workers is {first}"),
@@ -88,40 +87,39 @@ def _policy(model: str, scaling: Scaling) -> Policy:
         raise SetupError(f"models.{model}.scaling.policy: {error}") from None
 
 
-def device_slots(gpus: Sequence[str], cores: int, least: int) -> list[str]:
-    """The devices of this machine, each as often as workers may share it: GPUs, or CPU slots where there is none.
+def device_slots(gpus: Sequence[str], cores: int, min_workers: int) -> list[str]:
+    """Return GPUs, or CPU slots if there are none, each once per worker that may share it.
 
-    `least` is how many workers there are to be at least: what a user asks for gets a place, if need be beside another.
+    There is a slot for each of `min_workers`, if need be on a shared device.
     """
-    names = [*gpus] or [f"cpu:{slot}" for slot in range(max(cores, least))]
-    return list(itertools.islice(itertools.cycle(names), max(len(names), least)))
+    names = [*gpus] or [f"cpu:{slot}" for slot in range(max(cores, min_workers))]
+    return list(itertools.islice(itertools.cycle(names), max(len(names), min_workers)))
 
 
-def _no_end_of_devices(settings: Settings, machine: Machine) -> list[str]:
-    """Simulated devices where none are configured: as many as all workers together may want, and their successors."""
+def _default_sim_devices(settings: Settings, machine: Machine) -> list[str]:
+    """Return simulated devices if none are configured: one per possible worker, and one per model for an update."""
     if machine.simulated:
         return []
-    most = [_limits(settings, name, _SIM_WORKERS) for name, model in settings.models.items() if model.engine == "sim"]
-    return [f"sim:{number}" for number in range(sum(limits.max_workers + 1 for limits in most))]
+    bounds = [_limits(settings, name, _SIM_WORKERS) for name, model in settings.models.items() if model.engine == "sim"]
+    return [f"sim:{number}" for number in range(sum(limits.max_workers + 1 for limits in bounds))]
 
 
-def _most(settings: Settings, model: ModelSettings, machine: Machine, slots: Sequence[str]) -> int:
-    """Workers of the model that the devices have places for."""
+def _places(settings: Settings, model: ModelSettings, machine: Machine, slots: Sequence[str]) -> int:
+    """Return the number of workers of the model that fit on the devices."""
     if not settings.devices.share or model.gpu_memory == "auto":
         return len(slots)
     room = [device.memory for device in machine.devices if device.name in set(slots)]
     return max(sum((memory or 0) // model.gpu_memory for memory in room), len(slots))
 
 
-def _limits(settings: Settings, model: str, devices: int) -> Limits:
-    """The model's bounds on a machine with so many places for it."""
+def _limits(settings: Settings, model: str, places: int) -> Limits:
     scaling, workers = settings.scaling(model), settings.workers
-    most = max(devices, scaling.min_workers) if scaling.max_workers == "auto" else scaling.max_workers
-    return Limits(scaling.min_workers, most, workers.start_timeout_s, workers.drain_timeout_s, workers.lost_after_s)
+    maximum = max(places, scaling.min_workers) if scaling.max_workers == "auto" else scaling.max_workers
+    return Limits(scaling.min_workers, maximum, workers.start_timeout_s, workers.drain_timeout_s, workers.lost_after_s)
 
 
 def _weights(name: str, model: ModelSettings) -> str:
-    """What its workers load, in words."""
+    """Return the key of what its workers load, under which measured memory is kept."""
     if model.engine == "sim":
         return f"sim {name}"
     parts = [model.path, model.variant, model.controlnet, model.dtype, f"batch {model.max_batch_size}"]
@@ -129,7 +127,7 @@ def _weights(name: str, model: ModelSettings) -> str:
 
 
 def oversized_models(models: Mapping[str, Model], machine: Machine) -> list[str]:
-    """What to change about models that no device can hold, one sentence for each."""
+    """Return a sentence for each model whose worker fits on no device: its need, and what to change."""
     found = []
     for name, model in models.items():
         own = [device for device in machine.devices if device.name in set(model.slots) and device.memory is not None]
@@ -139,13 +137,13 @@ def oversized_models(models: Mapping[str, Model], machine: Machine) -> list[str]
             found.append(
                 f"models.{name}.gpu_memory is {in_gib(need)}, but the largest GPU ({largest.name}) has "
                 f"{in_gib(largest.memory or 0)}: set what a worker needs (a smaller dtype or max_batch_size needs "
-                "less), or take the model out"
+                "less), or remove the model"
             )
     return found
 
 
 def unplaced_models(models: Mapping[str, Model], machine: Machine, *, share: bool) -> list[str]:
-    """Models whose `min_workers` do not all find a place, as far as it is known what they need."""
+    """Return the models whose `min_workers` do not all fit, among those with a declared memory."""
     rooms = Rooms({device.name: device for device in machine.devices}, tight=True)
     found = []
     for name, model in sorted(models.items(), key=lambda pair: -(pair[1].gpu_memory or 0)):

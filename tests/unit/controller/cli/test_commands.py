@@ -1,4 +1,4 @@
-"""What people see of a server that runs, and which server is meant."""
+"""The status tables, and the selection of the server."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from controller.cli.client import CommandFailed, add_server_options, find_server
+from controller.cli.client import CommandFailed, add_target_options, find_server
 from controller.cli.tables import ServerStatus, format_duration, notable_decisions, render
 from wire.messages import Counters
 from wire.scaling import ControllerReport, DecisionRecord, DeviceRecord, ModelRecord, OverrideRecord, ReplicaRecord
@@ -24,11 +24,11 @@ def decision(number: int, model: str = "m", desired: int = 1, *, valid: bool = T
     ("seconds", "text"),
     [(0, "0 s"), (0.4, "0 s"), (59, "59 s"), (60, "1 min"), (3725, "1 h 2 min"), (90_000, "1 d 1 h"), (86400, "1 d")],
 )
-def test_lengths_of_time(seconds: float, text: str) -> None:
+def test_duration_is_shown_in_largest_units(seconds: float, text: str) -> None:
     assert format_duration(seconds) == text
 
 
-def test_decisions_that_only_confirm_are_told_once_per_model() -> None:
+def test_unchanged_decision_is_shown_once_per_model() -> None:
     given = [
         decision(9),
         decision(8, "n"),
@@ -42,18 +42,18 @@ def test_decisions_that_only_confirm_are_told_once_per_model() -> None:
     assert [one.number for one in notable_decisions(given, 2)] == [9, 8]
 
 
-def shown(standing: ServerStatus) -> str:
-    told = io.StringIO()
-    Console(width=200, file=told).print(render(standing))
-    return told.getvalue()
+def rendered(status: ServerStatus) -> str:
+    output = io.StringIO()
+    Console(width=200, file=output).print(render(status))
+    return output.getvalue()
 
 
 WORKER = WorkerStats("m-1", "m", "cuda:0", 7, "ready", 4, 1, 2, 0.1, 0.0125, 2.5, 3 << 30, Counters())
-BY_HAND = WorkerStats("far-1", "m", "cuda:0", 8, "stuck", 4, 0, 0, 0.1, 0.0, 0.0, 0, Counters())
-SNAPSHOT = Snapshot(0.0, 3725.0, [ModelStats("m", 5, 3, 1.0, 65.0, 0.5, 0.25)], [WORKER, BY_HAND])
+MANUAL = WorkerStats("far-1", "m", "cuda:0", 8, "stuck", 4, 0, 0, 0.1, 0.0, 0.0, 0, Counters())
+SNAPSHOT = Snapshot(0.0, 3725.0, [ModelStats("m", 5, 3, 1.0, 65.0, 0.5, 0.25)], [WORKER, MANUAL])
 
 
-def test_everything_is_shown() -> None:
+def test_status_shows_all_parts() -> None:
     model = ModelRecord(
         "m", 1, 4, 3, 3, 1, 1, 1, "slo_work", "backlog", {}, "no GPU", OverrideRecord(3, 1060.0), 2, "1 of 2 to go", 1
     )
@@ -63,15 +63,15 @@ def test_everything_is_shown() -> None:
     )
     devices = (DeviceRecord("cuda:0", "H100", ("m-1",), 80 << 30), DeviceRecord("cuda:1", "", (), None, "ECC errors"))
     report = ControllerReport(1000.0, 60.0, (model,), replicas, devices, 880.0, 0, (), 9)
-    text = shown(ServerStatus("http://here:1", SNAPSHOT, report, [decision(1, desired=2)]))
+    text = rendered(ServerStatus("http://here:1", SNAPSHOT, report, [decision(1, desired=2)]))
     for piece in (
         "Muster at http://here:1, up 1 h 2 min",
         "scaling is paused for 2 min: `resume` ends it",
-        "1, +1 starting, 1 leaving, 1 spare",
+        "1, +1 starting, 1 draining, 1 standby",
         "1 to 4",
         "1 min 5 s",
         "slo_work  backlog",
-        "held for another 1 min",
+        "override ends in 1 min",
         "1 of 2 to go",
         "no GPU",
         "too old",
@@ -79,41 +79,41 @@ def test_everything_is_shown() -> None:
         "3.0 GiB",
         "80 GiB",
         "ECC errors",
-        "started by hand",
+        "started manually",
         "1 -> 2",
         "why 1 [z 1.25]",
     ):
         assert piece in text, f"{piece!r} in\n{text}"
 
 
-def test_without_a_controller_the_balancers_side_is_shown() -> None:
-    text = shown(ServerStatus("http://here:1", SNAPSHOT, None, []))
+def test_without_controller_shows_balancer_state() -> None:
+    text = rendered(ServerStatus("http://here:1", SNAPSHOT, None, []))
     assert "no controller reports" in text
     assert "far-1" in text
     assert "Last decisions" not in text
 
 
-def meant(*words: str) -> argparse.Namespace:
+def arguments(*words: str) -> argparse.Namespace:
     parser = argparse.ArgumentParser()
-    add_server_options(parser)
+    add_target_options(parser)
     return parser.parse_args(words)
 
 
-def test_a_server_is_found_by_what_it_runs_with(tmp_path: Path) -> None:
+def test_server_is_found_by_data_dir_config_and_url(tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "internal.token").write_text("secret\n")
     (tmp_path / "run" / "config.yaml").write_text("server: {host: '::', port: 8123}\nmodels: {m: {engine: sim}}\n")
-    assert find_server(meant("--data-dir", str(tmp_path))).url == "http://[::1]:8123"
+    assert find_server(arguments("--data-dir", str(tmp_path))).url == "http://[::1]:8123"
     config = tmp_path / "muster.yaml"
     config.write_text(f"data_dir: {tmp_path}\nserver: {{port: 9}}\nmodels: {{m: {{engine: sim}}}}\n")
-    assert find_server(meant("--config", str(config))).url == "http://[::1]:8123"
-    (tmp_path / "run" / "config.yaml").unlink()  # a balancer that was started by hand
-    assert find_server(meant("--config", str(config))).url == "http://127.0.0.1:9"
-    assert find_server(meant("--url", "https://far:443/")).url == "https://far:443"
+    assert find_server(arguments("--config", str(config))).url == "http://[::1]:8123"
+    (tmp_path / "run" / "config.yaml").unlink()  # a balancer that was started manually
+    assert find_server(arguments("--config", str(config))).url == "http://127.0.0.1:9"
+    assert find_server(arguments("--url", "https://far:443/")).url == "https://far:443"
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "message"),
     [
         (["--data-dir", "/nowhere"], "no server has run with --data-dir /nowhere"),
         (["--url", "far:8000"], "--url far:8000 is not http://HOST:PORT"),
@@ -121,7 +121,7 @@ def test_a_server_is_found_by_what_it_runs_with(tmp_path: Path) -> None:
         (["--config", "/nowhere.yaml"], "the configuration cannot be read"),
     ],
 )
-def test_which_server_is_not_clear(words: list[str], said: str) -> None:
+def test_unknown_server_is_rejected(words: list[str], message: str) -> None:
     with pytest.raises(CommandFailed) as failed:
-        find_server(meant(*words))
-    assert said in str(failed.value)
+        find_server(arguments(*words))
+    assert message in str(failed.value)

@@ -96,7 +96,7 @@ def test_a_model_that_fits_no_gpu_is_refused_with_what_to_change(settings: Any) 
     [problem] = oversized_models(build_models(large, machine), machine)
     assert problem == (
         "models.a.gpu_memory is 96.0 GiB, but the largest GPU (cuda:1) has 80.0 GiB: set what a worker needs "
-        "(a smaller dtype or max_batch_size needs less), or take the model out"
+        "(a smaller dtype or max_batch_size needs less), or remove the model"
     )
     on_cpu = build_machine(large, [], 8)
     assert oversized_models(build_models(large, on_cpu), on_cpu) == []
