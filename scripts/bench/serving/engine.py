@@ -33,7 +33,7 @@ import torch
 from rich.console import Console
 from rich.progress import Progress
 
-from scripts.bench.serving.contender_setup import (
+from scripts.bench.serving.setup import (
     USUAL,
     BenchSetup,
     PipelineTiming,
@@ -42,7 +42,7 @@ from scripts.bench.serving.contender_setup import (
     difference,
     set_up,
 )
-from scripts.bench.serving.contenders import Server
+from scripts.bench.serving.servers import Server
 from scripts.bench.serving.forward_pass import StepTiming, clock_of
 from scripts.bench.serving.load_generator import Load, LoadResult, run
 from scripts.bench.serving.overheads import measure_loop, sampler_costs

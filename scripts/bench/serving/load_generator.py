@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import Any
 
-from scripts.bench.serving.contenders import Server, ServerUsage
+from scripts.bench.serving.servers import Server, ServerUsage
 from scripts.bench.serving.workloads import BenchRequest, Steps, completion_rate, poisson, quantile, request_stream
 from wire.messages import ImageInputs
 

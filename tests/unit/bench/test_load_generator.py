@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from configs.settings import Defaults, Model, Sim
-from scripts.bench.serving.contenders import ServerUsage, StepBatching
+from scripts.bench.serving.servers import ServerUsage, StepBatching
 from scripts.bench.serving.load_generator import Load, LoadResult, run
 from scripts.bench.serving.report import condense
 from scripts.bench.serving.workloads import BenchRequest, Steps

@@ -10,9 +10,41 @@ import contextlib
 import traceback
 from collections.abc import Iterator
 
+import diffusers
+import psutil
 import torch
 
 from worker.engine import DeviceLost, OutOfMemory
+
+
+def select_device(name: str) -> torch.device:
+    """Return the device for `cuda:N` or `cpu`, optionally with a slot number."""
+    return torch.device("cpu" if name.startswith("cpu") else name)
+
+
+def limit_cpu_threads(device: torch.device) -> None:
+    if device.type == "cpu":
+        # Workers share the cores: more threads per worker would slow all of them down.
+        torch.set_num_threads(1)
+
+
+def environment(device: torch.device) -> str:
+    """Identify device and library versions, which affect the step time."""
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
+    return f"{name}, torch {torch.__version__}, diffusers {diffusers.__version__}"
+
+
+def memory_bytes(device: torch.device) -> int:
+    """Return torch's peak GPU memory, or the resident memory of this process on a CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_reserved(device)
+    return int(psutil.Process().memory_info().rss)
+
+
+def synchronize(device: torch.device) -> None:
+    if device.type == "cuda":
+        with translate_device_errors(device, "waiting for the device"):
+            torch.cuda.synchronize(device)
 
 
 def to_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:

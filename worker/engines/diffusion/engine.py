@@ -15,14 +15,13 @@ from functools import partial
 from itertools import groupby
 from typing import Any
 
-import diffusers
-import psutil
 import torch
 from PIL import Image
 
 from configs.settings import Model
 from wire.messages import SOURCES, About, ImageInputs
 from worker.engine import BatchKey, Checkpoint, OutOfMemory, Picture, Row, TaskError, Wanted
+from worker.engines.diffusion import device as devices
 from worker.engines.diffusion.cuda_graphs import make_forward_pass
 from worker.engines.diffusion.device import (
     CompletionEvent,
@@ -65,7 +64,7 @@ class DiffusionEngine:
         """
         self._model = model
         self._pipeline = pipeline
-        self._device = torch.device("cpu" if device.startswith("cpu") else device)
+        self._device = devices.select_device(device)
         self._completion = CompletionEvent(self._device)
         #: Two concurrent decodes would need twice the memory and save no time.
         self._decode_lock = threading.Lock()
@@ -78,10 +77,8 @@ class DiffusionEngine:
 
     def load(self) -> None:
         """Move the checkpoint to the device. Raises `UnsupportedModel`."""
-        if self._device.type == "cpu":
-            # Workers share the cores: more threads per worker would slow all of them down.
-            torch.set_num_threads(1)
-        else:
+        devices.limit_cpu_threads(self._device)
+        if self._device.type == "cuda":
             torch.cuda.set_device(self._device)
         self._family = load_family(self._model, self._device, self._pipeline)
         self._loras = LoraLoader(self._family.pipeline, self._model.loras, self._model.max_loras, self._device)
@@ -103,9 +100,8 @@ class DiffusionEngine:
 
     def fingerprint(self) -> str:
         """Identify everything that affects the step time, except image size and batch size."""
-        device = torch.cuda.get_device_name(self._device) if self._device.type == "cuda" else "CPU"
-        versions = f"torch {torch.__version__}, diffusers {diffusers.__version__}"
-        return f"{self._model.path}, {self.about().dtype}, compile {self._model.compile}, {device}, {versions}"
+        model = f"{self._model.path}, {self.about().dtype}, compile {self._model.compile}"
+        return f"{model}, {devices.environment(self._device)}"
 
     def key(self, inputs: ImageInputs) -> BatchKey:
         """Return the batch key: rows with equal size and adapters share a forward pass."""
@@ -115,15 +111,10 @@ class DiffusionEngine:
         return self._model.reproducible or inputs.reproducible
 
     def memory_bytes(self) -> int:
-        """Return torch's peak GPU memory, or the resident memory of this process on a CPU."""
-        if self._device.type == "cuda":
-            return torch.cuda.max_memory_reserved(self._device)
-        return int(psutil.Process().memory_info().rss)
+        return devices.memory_bytes(self._device)
 
     def synchronize(self) -> None:
-        if self._device.type == "cuda":
-            with translate_device_errors(self._device, "waiting for the device"):
-                torch.cuda.synchronize(self._device)
+        devices.synchronize(self._device)
 
     # ---- admission
 

@@ -77,7 +77,7 @@ class DiffusionRow:
             protected = self.sampler.noised_to_step(self.mask_state.image, self.mask_state.noise, self.step)
             self.sampler.latents = self.mask_state.blend(protected, self.latents)
         except Exception as error:  # the other rows have already moved, so do not raise
-            self.sampler.failure = TaskError("error", f"the mask could not be applied: {error}")
+            self.sampler.fail(TaskError("error", f"the mask could not be applied: {error}"))
 
     def latents_to_decode(self) -> torch.Tensor:
         """Return the final latents or, before the last step, the denoised estimate for a preview."""

@@ -50,6 +50,10 @@ class DenoiserCall:
     #: By argument: the leaves of its tree, their kinds, and the tree's structure.
     parts: dict[str, tuple[list[Any], list[str], pytree.TreeSpec]]
 
+    def isolate(self) -> None:
+        """Exclude this call from batching."""
+        self.key = object()
+
     def forward(self) -> Any:
         """Run the forward pass of this call alone."""
         return self.module(*self.bound.args, **self.bound.kwargs)

@@ -12,14 +12,13 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
-import diffusers
-import psutil
 import torch
 from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionSafetyChecker
 
 from configs.settings import Model
 from wire.messages import About, DrawMode, ImageInputs
 from worker.engine import BatchKey, Checkpoint, DeviceLost, Picture, Row, TaskError, UnsupportedModel, Wanted
+from worker.engines.diffusion import device as devices
 from worker.engines.diffusion.device import CompletionEvent, translate_device_errors
 from worker.engines.diffusion.generic.arguments import PipelineArguments
 from worker.engines.diffusion.generic.call_batching import group_calls, run_calls
@@ -49,7 +48,7 @@ class GenericEngine:
     def __init__(self, model: Model, device: str) -> None:
         """`device` is `cuda:N` or `cpu`, optionally with a slot number."""
         self._model = model
-        self._device = torch.device("cpu" if device.startswith("cpu") else device)
+        self._device = devices.select_device(device)
         self._pipeline = None
         self._modes: tuple[DrawMode, ...] = ()
         #: False if the denoiser's output for a row depends on the other rows of its batch.
@@ -67,9 +66,7 @@ class GenericEngine:
 
     def load(self) -> None:
         """Move the pipeline to the device and probe it. Raises `UnsupportedModel` if it cannot serve requests."""
-        if self._device.type == "cpu":
-            # Workers share the cores: more threads per worker would slow all of them down.
-            torch.set_num_threads(1)
+        devices.limit_cpu_threads(self._device)
         if self._pipeline is None:
             self.fetch()
         self._pipeline = pipeline = self._pipeline.to(self._device)
@@ -111,25 +108,19 @@ class GenericEngine:
 
     def fingerprint(self) -> str:
         """Identify everything that affects the step time, except image size and batch size."""
-        device = torch.cuda.get_device_name(self._device) if self._device.type == "cuda" else "CPU"
         about = self.about()
-        versions = f"torch {torch.__version__}, diffusers {diffusers.__version__}"
-        weights = f"{self._model.path}, {self._model.controlnet}"
-        return f"{weights}, {about.pipeline}, {about.batching}, {about.dtype}, {device}, {versions}"
+        model = f"{self._model.path}, {self._model.controlnet}, {about.pipeline}, {about.batching}, {about.dtype}"
+        return f"{model}, {devices.environment(self._device)}"
 
     def key(self, inputs: ImageInputs) -> BatchKey:
         """Rows of one size may share a step; their denoiser calls decide about the forward pass."""
         return inputs.height, inputs.width
 
     def memory_bytes(self) -> int:
-        """Return torch's peak GPU memory, or the resident memory of this process on a CPU."""
-        if self._device.type == "cuda":
-            return torch.cuda.max_memory_reserved(self._device)
-        return int(psutil.Process().memory_info().rss)
+        return devices.memory_bytes(self._device)
 
     def synchronize(self) -> None:
-        if self._device.type == "cuda":
-            torch.cuda.synchronize(self._device)
+        devices.synchronize(self._device)
 
     # ---- requests
 
@@ -210,7 +201,7 @@ class GenericEngine:
             call = row.thread.pending_call
             assert call is not None
             if row.is_separate:
-                call.key = object()
+                call.isolate()
             calls[call] = row
         answered = [
             (call, answer) for group in group_calls(calls) for call, answer in zip(group, run_calls(group), strict=True)

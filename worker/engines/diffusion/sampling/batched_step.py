@@ -8,14 +8,13 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import torch
 
 from wire.messages import FailureKind
 from worker.engine import TaskError
 from worker.engines.diffusion.device import to_device
-from worker.engines.diffusion.sampling.sampler import RecurrenceSampler, Sampler
+from worker.engines.diffusion.sampling.sampler import RecurrenceSampler, Sampler, StepUpdate
 from worker.engines.diffusion.sampling.scheduler_sampler import SchedulerSampler
 
 #: Larger latents are not stacked on a CPU: the copies would cost more than the saved kernels.
@@ -23,16 +22,6 @@ _MAX_STACKED_SIZE = 4 * 32 * 32
 
 #: A sampler and the model's output for it.
 Row = tuple[RecurrenceSampler, torch.Tensor]
-
-
-class StepUpdate(NamedTuple):
-    """The result of one step, for `RecurrenceSampler.apply_step`."""
-
-    result: torch.Tensor
-    output: torch.Tensor
-    noise: torch.Tensor | None
-    model_latents: torch.Tensor | None = None
-    model_input: torch.Tensor | None = None
 
 
 def advance(samplers: Sequence[Sampler], outputs: Sequence[torch.Tensor], reproducible: bool = False) -> None:
@@ -51,7 +40,7 @@ def advance(samplers: Sequence[Sampler], outputs: Sequence[torch.Tensor], reprod
             others.append((sampler, output))
     updates = [(sampler, update) for group in _groups(rows, reproducible) for sampler, update in _updates(group)]
     for sampler, update in updates:
-        sampler.apply_step(*update)
+        sampler.apply_step(update)
     for other, output in others:
         try:
             other.advance(output)
@@ -149,4 +138,4 @@ def _noises(samplers: Sequence[RecurrenceSampler], device: torch.device) -> list
 
 def _fail(sampler: Sampler, error: Exception) -> None:
     kind: FailureKind = "out_of_memory" if isinstance(error, torch.OutOfMemoryError) else "error"
-    sampler.failure = TaskError(kind, f"the sampler failed at step {sampler.step}: {error}")
+    sampler.fail(TaskError(kind, f"the sampler failed at step {sampler.step}: {error}"))

@@ -11,6 +11,7 @@ from __future__ import annotations
 import abc
 from collections.abc import Callable, Mapping
 from functools import partial
+from typing import NamedTuple
 
 import torch
 
@@ -33,6 +34,10 @@ class Sampler(abc.ABC):
         self.failure: TaskError | None = None
         #: The model's dtype.
         self.dtype = torch.float32
+
+    def fail(self, error: TaskError) -> None:
+        """Stop this sampler. The next step of its row raises the error."""
+        self.failure = error
 
     @property
     def timesteps(self) -> torch.Tensor:
@@ -128,6 +133,16 @@ class Sampler(abc.ABC):
         """Set the history of that step. Raises `TaskError` before anything is changed."""
 
 
+class StepUpdate(NamedTuple):
+    """The result of one step. The first three tensors are float32, the others have the model's dtype."""
+
+    result: torch.Tensor
+    output: torch.Tensor
+    noise: torch.Tensor | None
+    model_latents: torch.Tensor | None = None
+    model_input: torch.Tensor | None = None
+
+
 class RecurrenceSampler(Sampler):
     """Applies the coefficients of a recurrence; keeps the tensors of earlier steps that they need."""
 
@@ -195,34 +210,20 @@ class RecurrenceSampler(Sampler):
         """Return the tensors of earlier steps in this step's sum, with their factors."""
         return [(self._history[part], factor) for part, factor in self.current_step.earlier.items()]
 
-    def apply_step(
-        self,
-        result: torch.Tensor,
-        output: torch.Tensor,
-        noise: torch.Tensor | None,
-        model_latents: torch.Tensor | None = None,
-        model_input: torch.Tensor | None = None,
-    ) -> None:
-        """Apply a step: `result`, `output` and `noise` are float32, the others in the model's dtype."""
+    def apply_step(self, update: StepUpdate) -> None:
         needed = self._recurrence.needed[self.step + 1]
-        if needed:
-            parts = self._history | {
-                Term("sample", self.step): self._float_latents,
-                Term("output", self.step): output,
-                Term("result", self.step): result,
-            }
-            if noise is not None:
-                parts[Term("noise", self.step)] = noise
-            self._history = {part: parts[part] for part in needed}
-        else:
-            self._history = {}
-        self._last = self._float_latents, output
-        self._float_latents, self._model_latents, self._model_input, self._pending_noise = (
-            result,
-            model_latents,
-            model_input,
-            None,
-        )
+        terms = self._history | {
+            Term("sample", self.step): self._float_latents,
+            Term("output", self.step): update.output,
+            Term("result", self.step): update.result,
+        }
+        if update.noise is not None:
+            terms[Term("noise", self.step)] = update.noise
+        self._history = {term: terms[term] for term in needed}
+        self._last = self._float_latents, update.output
+        self._float_latents = update.result
+        self._model_latents, self._model_input = update.model_latents, update.model_input
+        self._pending_noise = None
         self.step += 1
 
     def _generator_state(self) -> torch.Tensor:
@@ -232,13 +233,8 @@ class RecurrenceSampler(Sampler):
         return self._float_latents
 
     def _set_state(self, latents: torch.Tensor) -> None:
-        self._float_latents, self._model_latents, self._model_input, self._pending_noise, self._last = (
-            latents,
-            None,
-            None,
-            None,
-            None,
-        )
+        self._float_latents = latents
+        self._model_latents = self._model_input = self._pending_noise = self._last = None
 
     def _history_tensors(self) -> dict[str, torch.Tensor]:
         return {f"{part.kind}.{part.step}": tensor for part, tensor in self._history.items()}
