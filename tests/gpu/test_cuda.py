@@ -1,4 +1,4 @@
-"""On a GPU: batched equals alone, half precision holds, the loop stays one step ahead and never waits for a value."""
+"""On a GPU: batched results, half precision, and no synchronization in a step."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from PIL import Image
 
 from configs.load import load
 from configs.settings import Defaults, Model
-from tests.support.tiny_diffusion import CHECKPOINTS, SIZE, admitted, finish, request, wanted
+from tests.support.tiny_diffusion import CHECKPOINTS, SIZE, admit, engine_request, finish, request
 from wire.messages import DrawMode, ImageInputs
 from worker.engine import Wanted
 from worker.engines.diffusion.engine import DiffusionEngine
@@ -43,23 +43,23 @@ def digits() -> list[ImageInputs]:
 
 
 def draw(engine: DiffusionEngine, asked: list[ImageInputs]) -> list[NDArray[np.float64]]:
-    rows = admitted(engine, *asked)
+    rows = admit(engine, *asked)
     finish(engine, *rows)
     return [np.asarray(Image.open(io.BytesIO(engine.render(row)().data))).astype(float) for row in rows]
 
 
-def test_batched_equals_alone(engine: DiffusionEngine) -> None:
-    together = draw(engine, digits())
-    alone = [draw(engine, [one])[0] for one in digits()]
-    # Half precision rounds a thousand times coarser: single pixels at an edge move, the picture does not.
+def test_batched_equals_single(engine: DiffusionEngine) -> None:
+    batched = draw(engine, digits())
+    single = [draw(engine, [one])[0] for one in digits()]
+    # Half precision rounds a thousand times coarser: single edge pixels change, the image does not.
     loose = engine._family.dtype is not torch.float32
-    for one, other in zip(together, alone, strict=True):
+    for one, other in zip(batched, single, strict=True):
         assert np.abs(one - other).mean() <= (4.0 if loose else 0.05)
         assert loose or np.abs(one - other).max() <= 2
 
 
-def test_a_step_waits_for_the_one_before_it(engine: DiffusionEngine) -> None:
-    [row] = admitted(engine, digits()[0])
+def test_step_waits_for_previous_step(engine: DiffusionEngine) -> None:
+    [row] = admit(engine, digits()[0])
     engine.step([row])
     first = engine._completion.event
     engine.step([row])
@@ -68,27 +68,27 @@ def test_a_step_waits_for_the_one_before_it(engine: DiffusionEngine) -> None:
     assert done, "the earlier step is done when the later one has been queued"
 
 
-def test_a_resumed_row_goes_on_as_if_nothing_had_happened(engine: DiffusionEngine) -> None:
+def test_resumed_row_bit_equal(engine: DiffusionEngine) -> None:
     for asked in digits():
-        task = wanted(asked)
-        [row] = admitted(engine, task)
+        task = engine_request(asked)
+        [row] = admit(engine, task)
         for _ in range(3):
             engine.step([row])
         checkpoint = engine.save(row)
         finish(engine, row)
-        [resumed] = admitted(engine, Wanted(task.inputs, task.sources, checkpoint()))
+        [resumed] = admit(engine, Wanted(task.inputs, task.sources, checkpoint()))
         finish(engine, resumed)
         assert torch.equal(resumed.latents, row.latents), (asked.scheduler, asked.mode)
 
 
 @pytest.mark.parametrize("name", CHECKPOINTS)
-def test_the_step_loop_never_waits_for_a_value_from_the_gpu(name: str, tmp_path: Path) -> None:
+def test_step_does_not_synchronize_with_gpu(name: str, tmp_path: Path) -> None:
     CHECKPOINTS[name]().save_pretrained(tmp_path)
     engine = DiffusionEngine(Model(path=str(tmp_path), defaults=Defaults(size=f"{SIZE}x{SIZE}", steps=4)), "cuda:0")
     engine.load()
     modes = engine.about().modes
     asked: list[dict[str, Any]] = [{"mode": modes[n % len(modes)], "seed": n, "steps": 5 + n} for n in range(6)]
-    rows = admitted(engine, *(request(**one) for one in asked))
+    rows = admit(engine, *(request(**one) for one in asked))
     engine.step(rows)
     torch.cuda.set_sync_debug_mode("error")
     try:
@@ -104,7 +104,7 @@ def test_the_step_loop_never_waits_for_a_value_from_the_gpu(name: str, tmp_path:
 
 @pytest.mark.parametrize("way", ["graphs", "regional", "full"])
 @pytest.mark.parametrize("name", CHECKPOINTS)
-def test_a_recorded_forward_pass_draws_what_a_plain_one_draws(
+def test_compiled_forward_pass_equals_eager(
     name: str, way: Literal["graphs", "regional", "full"], tmp_path: Path
 ) -> None:
     CHECKPOINTS[name]().save_pretrained(tmp_path)
@@ -114,7 +114,7 @@ def test_a_recorded_forward_pass_draws_what_a_plain_one_draws(
     for engine in (plain, recorded):
         engine.load()
     modes = plain.about().modes
-    # Of different lengths, so that batches of seven sizes are padded, recorded, and met again.
+    # Different lengths: batches of seven sizes are padded, captured and reused.
     asked = [request(mode=modes[n % len(modes)], seed=n, steps=4 + n) for n in range(7)]
     for one, other in zip(draw(plain, asked), draw(recorded, asked), strict=True):
         assert np.abs(one - other).max() <= 2
@@ -123,10 +123,10 @@ def test_a_recorded_forward_pass_draws_what_a_plain_one_draws(
 
 
 @pytest.mark.parametrize("compiled", ["off", "graphs"])
-def test_reproducible_rows_have_the_same_bytes_in_any_company(compiled: Literal["off", "graphs"]) -> None:
+def test_reproducible_bytes_equal_in_any_batch(compiled: Literal["off", "graphs"]) -> None:
     engine = DiffusionEngine(load().models["digits"].model_copy(update={"compile": compiled}), "cuda:0")
     engine.load()
     asked = [msgspec.structs.replace(one, reproducible=True) for one in digits()]
-    together = draw(engine, asked)
-    for one, other in zip(asked, together, strict=True):
+    batched = draw(engine, asked)
+    for one, other in zip(asked, batched, strict=True):
         assert np.array_equal(draw(engine, [one])[0], other), one.scheduler

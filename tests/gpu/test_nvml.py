@@ -1,4 +1,4 @@
-"""What the driver says of a real GPU."""
+"""NVML readings of a real GPU."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 pytestmark = pytest.mark.gpu
 
 
-def test_the_driver_tells_what_is_used_and_by_whom() -> None:
+def test_nvml_reports_memory_and_processes() -> None:
     torch = pytest.importorskip("torch")
     if not torch.cuda.is_available():
         pytest.skip("no CUDA device")
@@ -25,8 +25,8 @@ def test_the_driver_tells_what_is_used_and_by_whom() -> None:
         assert [reading.device for reading in after] == [gpu.device for gpu in gpus]
         assert all(reading.fault == "" for reading in after)
         assert max(b.used_bytes - a.used_bytes for a, b in zip(before, after, strict=True)) >= held.numel()
-        # In a container the driver may number processes as its host does, or not name them at all.
-        told = {pid: size for reading in after for pid, size in reading.processes.items()}
-        assert told.get(os.getpid(), held.numel()) >= held.numel()
+        # In a container, the driver may report host process ids, or none.
+        reported = {pid: size for reading in after for pid, size in reading.processes.items()}
+        assert reported.get(os.getpid(), held.numel()) >= held.numel()
     finally:
         watch.close()

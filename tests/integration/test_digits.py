@@ -1,4 +1,4 @@
-"""The built-in model through the whole server: forty different requests at once, each as if it had been alone."""
+"""The built-in model through the complete server: forty concurrent requests equal single runs."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ DIGITS = {
     "warm_up": {"measure_s": 2},
 }
 FITTING = [name for name in sampler_names("noise") if name != MODEL_DEFAULT]
-#: Levels of 255. Batched and alone differ by about 1e-5 before rounding: by one level where that tips a rounding.
+#: Levels of 255. Batched and single runs differ by about 1e-5 before rounding, so by at most one level.
 TOLERANCE = 1
 
 
@@ -56,8 +56,8 @@ def pixels(encoded: str) -> NDArray[np.int16]:
     return np.asarray(image.convert("RGB")).astype(np.int16)
 
 
-def alone(pipeline: diffusers.StableDiffusionPipeline, asked: dict[str, Any]) -> NDArray[np.int16]:
-    """What diffusers' own pipeline draws for this request, by itself."""
+def single(pipeline: diffusers.StableDiffusionPipeline, asked: dict[str, Any]) -> NDArray[np.int16]:
+    """Return the image of diffusers' own pipeline for this request."""
     width, height = map(int, asked["size"].split("x"))
     sampler = SAMPLERS[asked["scheduler"]]
     shipped = diffusers.DDIMScheduler.from_pretrained(MODEL, subfolder="scheduler")
@@ -76,15 +76,15 @@ def alone(pipeline: diffusers.StableDiffusionPipeline, asked: dict[str, Any]) ->
 
 
 def chaotic(sampler: str) -> bool:
-    """Whether the sampler magnifies rounding at many steps and strong guidance, for which it was not made.
+    """Return true if the sampler amplifies rounding at many steps and strong guidance.
 
-    The pipeline alone does too: noise changed by 1e-7 changes its picture by more than batching does.
+    The pipeline alone does so too: noise changed by 1e-7 changes its image more than batching does.
     """
     return sampler in ("lcm", "tcd")
 
 
 def mixed_requests(count: int) -> list[dict[str, Any]]:
-    """Requests that differ in everything that may differ within a batch, and in size, which may not."""
+    """Return requests that differ in every setting within a batch, and in size between batches."""
     words = itertools.cycle(["seven", "3", "a red two", "zero in blue ink on white paper"])
     samplers = itertools.cycle(FITTING)
     guidance = itertools.cycle([1.0, 3.0, 7.5])
@@ -106,9 +106,7 @@ def mixed_requests(count: int) -> list[dict[str, Any]]:
     return requests
 
 
-async def test_forty_mixed_requests_at_once_equal_the_pipeline_alone(
-    digits: Server, pipeline: diffusers.StableDiffusionPipeline
-) -> None:
+async def test_forty_mixed_requests_equal_pipeline(digits: Server, pipeline: diffusers.StableDiffusionPipeline) -> None:
     wanted = mixed_requests(40)
     assert {asked["num_inference_steps"] for asked in wanted} >= {5, 12, 40}
     assert {asked["guidance_scale"] for asked in wanted} == {1.0, 3.0, 7.5}
@@ -117,7 +115,7 @@ async def test_forty_mixed_requests_at_once_equal_the_pipeline_alone(
     async with openai.AsyncOpenAI(base_url=f"{digits.base_url}/v1", api_key="none", timeout=PATIENCE_S) as client:
 
         async def generate(asked: dict[str, Any]) -> NDArray[np.int16]:
-            await asyncio.sleep(0.02 * (asked["seed"] % 10))  # some come while others are under way
+            await asyncio.sleep(0.02 * (asked["seed"] % 10))  # some arrive while others run
             own = {key: asked[key] for key in asked.keys() - {"prompt", "size"}}
             answer = await client.images.generate(
                 model="digits", prompt=asked["prompt"], size=asked["size"], extra_body=own
@@ -128,10 +126,10 @@ async def test_forty_mixed_requests_at_once_equal_the_pipeline_alone(
         drawn = await asyncio.gather(*(generate(asked) for asked in wanted))
 
     for asked, picture in zip(wanted, drawn, strict=True):
-        difference = int(np.abs(picture - alone(pipeline, asked)).max())
+        difference = int(np.abs(picture - single(pipeline, asked)).max())
         assert difference <= TOLERANCE, f"{asked} differs by {difference} levels"
 
-    # They did share steps, and did join batches that were under way: the workers' own counters say so.
+    # The workers' counters confirm shared steps and batches joined midway.
     counters = [worker.counters for worker in digits.snapshot().workers]
     assert sum(c.finished for c in counters) == 40
     assert sum(c.rows for c in counters) > 1.5 * sum(c.steps for c in counters), "tasks advanced together"
@@ -199,7 +197,7 @@ async def test_a_drained_worker_hands_over_pictures_in_the_making_and_nobody_can
     digits.start_worker("digits")
 
 
-def test_the_picture_of_a_seed_does_not_depend_on_how_many_were_asked_for(digits: Server) -> None:
+def test_image_of_seed_independent_of_n(digits: Server) -> None:
     with openai.OpenAI(base_url=f"{digits.base_url}/v1", api_key="none", timeout=PATIENCE_S) as client:
         four = client.images.generate(model="digits", prompt="a seven", n=4, extra_body={"seed": 10}).data or []
         one = client.images.generate(model="digits", prompt="a seven", extra_body={"seed": 12}).data or []
@@ -208,7 +206,7 @@ def test_the_picture_of_a_seed_does_not_depend_on_how_many_were_asked_for(digits
     assert int(np.abs(pixels(four[2].b64_json or "") - pixels(one[0].b64_json or "")).max()) <= TOLERANCE
 
 
-def test_streamed_previews_approach_the_picture(digits: Server) -> None:
+def test_streamed_previews_approach_final_image(digits: Server) -> None:
     with openai.OpenAI(base_url=f"{digits.base_url}/v1", api_key="none", timeout=PATIENCE_S) as client:
         stream = client.images.generate(
             model="digits", prompt="a handwritten seven", stream=True, partial_images=3, extra_body={"seed": 1}

@@ -1,4 +1,4 @@
-"""Picture files for tests, good ones and bad ones, made as they are needed."""
+"""Image files for tests, valid and invalid."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from PIL import Image
 
 
 def picture(width: int = 64, height: int = 64, mode: str = "RGB") -> Image.Image:
-    """No two columns and no two rows are alike, so that a turned or mirrored picture shows."""
+    """No two columns or rows are equal, so that a rotated or mirrored image shows."""
     red = Image.linear_gradient("L").resize((width, height))
     green = Image.linear_gradient("L").rotate(90).resize((width, height))
     blue = Image.radial_gradient("L").resize((width, height))
@@ -30,7 +30,7 @@ def png(width: int = 64, height: int = 64, mode: str = "RGB") -> bytes:
 
 
 def half(mode: str, size: tuple[int, int] = (64, 64)) -> Image.Image:
-    """The left half is zero in the last band, the right half is full; other bands are full."""
+    """The last band is zero in the left half and full in the right; other bands are full."""
     width, height = size
     last = Image.new("L", size, 255)
     last.paste(0, (0, 0, width // 2, height))
@@ -42,7 +42,7 @@ def animated(kind: str) -> bytes:
 
 
 def bomb(width: int, height: int) -> bytes:
-    """A PNG of a few bytes that claims to be this large."""
+    """Return a PNG of a few bytes whose header claims this size."""
 
     def chunk(name: bytes, data: bytes) -> bytes:
         return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))

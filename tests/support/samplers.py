@@ -1,4 +1,4 @@
-"""What the tests of samplers share: the schedulers that checkpoints ship, and a model that needs no weights."""
+"""Shared fixtures of sampler tests: shipped schedulers and a model without weights."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ SHAPE = (1, 4, 4, 6)
 
 
 def shipped(process: Process = "noise", **config: Any) -> Any:
-    """What checkpoints of Stable Diffusion 1.x, of Stable Diffusion 3 and of an EDM ship."""
+    """Return the scheduler that Stable Diffusion 1.x, Stable Diffusion 3 or an EDM checkpoint ships."""
     if process == "flow":
         return diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0, **config)
     if process == "edm":
@@ -70,7 +70,7 @@ def by_scheduler(name: str, like: Any, schedule: SchedulerSetup, generator: torc
 both = pytest.mark.parametrize("make", [by_recurrence, by_scheduler])
 
 
-def random(seed: int, shape: tuple[int, ...] = SHAPE, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+def random_tensor(seed: int, shape: tuple[int, ...] = SHAPE, dtype: torch.dtype = torch.float32) -> torch.Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
 
 
@@ -82,9 +82,9 @@ def started_sampler(make: Make, name: str, like: Any, steps: int = 8, seed: int 
     return sampler
 
 
-def model(seen: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
+def model(recorded: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
     """Smooth, not linear, and different at each timestep."""
-    return torch.sin(0.5 * seen + float(timestep) / 300) + 0.1 * seen
+    return torch.sin(0.5 * recorded + float(timestep) / 300) + 0.1 * recorded
 
 
 #: What a model makes of its input and the timestep.
@@ -92,32 +92,32 @@ Model = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
 
 def step(*samplers: Sampler, reproducible: bool = False, by: Model = model) -> None:
-    """One forward pass and one step of all."""
+    """Run one forward pass and one step of all samplers."""
     outputs = [by(sampler.model_input(), sampler.timesteps[sampler.step]) for sampler in samplers]
     advance(samplers, outputs, reproducible)
 
 
-def walk(sampler: Sampler, by: Model = model) -> list[torch.Tensor]:
-    """The latents after each step that is left."""
-    seen = []
+def run_to_end(sampler: Sampler, by: Model = model) -> list[torch.Tensor]:
+    """Return the latents after each remaining step."""
+    recorded = []
     while sampler.step < sampler.steps:
         step(sampler, by=by)
         assert sampler.failure is None, sampler.failure
-        seen.append(sampler.latents)
-    return seen
+        recorded.append(sampler.latents)
+    return recorded
 
 
-def as_pipelines_do(scheduler: Any, timesteps: torch.Tensor, latents: torch.Tensor, seed: int) -> list[torch.Tensor]:
-    """The latents after each step of the loop that diffusers' pipelines have, after the same noise as `begun` draws."""
+def pipeline_latents(scheduler: Any, timesteps: torch.Tensor, latents: torch.Tensor, seed: int) -> list[torch.Tensor]:
+    """Return the latents after each step of diffusers' pipeline loop, with the noise of `started_sampler`."""
     generator = torch.Generator().manual_seed(seed)
     torch.randn(SHAPE, generator=generator)
     known = inspect.signature(scheduler.step).parameters
     options = {key: value for key, value in {"generator": generator, "eta": 0.0}.items() if key in known}
-    seen = []
+    recorded = []
     for timestep in timesteps:
         scaled = latents
         if hasattr(scheduler, "scale_model_input"):
             scaled = scheduler.scale_model_input(latents, timestep)
         latents = scheduler.step(model(scaled, timestep), timestep, latents, **options, return_dict=False)[0]
-        seen.append(latents)
-    return seen
+        recorded.append(latents)
+    return recorded

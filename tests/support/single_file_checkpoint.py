@@ -1,4 +1,4 @@
-"""The tiny Stable Diffusion as one file, with the names that weights have in the files that people share."""
+"""The tiny Stable Diffusion as a single file, with the weight names of published files."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import safetensors.torch
 import torch
 
 Name = str | Callable[[re.Match[str]], str]
-#: Blocks of the tiny model: two, each of one layer on the way down and two on the way up.
+#: Blocks of the tiny model: two, each with one layer down and two layers up.
 _DOWN, _UP = 2, 2
 _VAE_BLOCKS = 4
 
@@ -54,7 +54,7 @@ _VAE: list[tuple[str, Name]] = [
 
 
 def save_single_file(made: diffusers.StableDiffusionPipeline, file: Path) -> None:
-    """All weights of `tiny_diffusion.pipeline` in one file."""
+    """Save all weights of `tiny_diffusion.pipeline` in one file."""
     weights = _renamed(made.unet, "model.diffusion_model.", _UNET, _RESNET)
     weights |= _renamed(made.vae, "first_stage_model.", _VAE, [])
     weights |= _renamed(made.text_encoder, "cond_stage_model.transformer.text_model.", [], [])

@@ -1,4 +1,4 @@
-"""Checkpoints of every family with random weights: the built-in model's tokenizer, everything else far smaller."""
+"""Tiny checkpoints of every supported family with random weights."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ _WIDTH = 32
 def pipeline(
     prediction_type: str = "epsilon", in_channels: int = 4, time_cond_proj_dim: int | None = None
 ) -> diffusers.StableDiffusionPipeline:
-    """Every part that Stable Diffusion has, at random."""
+    """A Stable Diffusion with all parts."""
     torch.manual_seed(0)
     tokenizer = clip_tokenizer()
     return _quiet(
@@ -54,7 +54,7 @@ def pipeline(
 
 
 def sdxl(in_channels: int = 4, **vae: Any) -> diffusers.StableDiffusionXLPipeline:
-    """Every part of Stable Diffusion XL."""
+    """A Stable Diffusion XL with all parts."""
     torch.manual_seed(1)
     tokenizer = clip_tokenizer()
     unet = _unet(
@@ -78,7 +78,7 @@ def sdxl(in_channels: int = 4, **vae: Any) -> diffusers.StableDiffusionXLPipelin
 
 
 def sd3(shifting: bool = False, t5: bool = True) -> diffusers.StableDiffusion3Pipeline:
-    """Every part of Stable Diffusion 3; the schedule may shift with the picture's size, the T5 may be missing."""
+    """A Stable Diffusion 3 with all parts; timestep shift and T5 are optional."""
     torch.manual_seed(2)
     tokenizer = clip_tokenizer()
     transformer = diffusers.SD3Transformer2DModel(
@@ -110,7 +110,7 @@ def sd3(shifting: bool = False, t5: bool = True) -> diffusers.StableDiffusion3Pi
 
 
 def flux(guidance_embeds: bool = True) -> diffusers.FluxPipeline:
-    """Every part of FLUX: dev, which takes guidance as an input, or schnell, which takes none."""
+    """A FLUX with all parts: dev with guidance embedding, or schnell without."""
     torch.manual_seed(3)
     tokenizer = clip_tokenizer()
     transformer = diffusers.FluxTransformer2DModel(
@@ -141,7 +141,7 @@ def flux(guidance_embeds: bool = True) -> diffusers.FluxPipeline:
     )
 
 
-#: A checkpoint of every kind that has an adapter of its own, by a name for test ids.
+#: Checkpoints of all supported families, by test id.
 CHECKPOINTS: dict[str, Callable[[], Any]] = {
     "sd": pipeline,
     "sd-velocity": lambda: pipeline("v_prediction"),
@@ -157,12 +157,12 @@ CHECKPOINTS: dict[str, Callable[[], Any]] = {
 
 
 def clip_tokenizer() -> CLIPTokenizer:
-    """The built-in model's: any text becomes 16 tokens."""
+    """Return the built-in model's tokenizer, which pads any text to 16 tokens."""
     return CLIPTokenizer.from_pretrained(BUILTIN / "digits" / "tokenizer")
 
 
 def t5_tokenizer() -> T5TokenizerFast:
-    """One token for each letter."""
+    """Return a tokenizer with one token per letter."""
     pieces = ["<pad>", "</s>", "<unk>", "▁", *"abcdefghijklmnopqrstuvwxyz0123456789"]
     tokenizer = Tokenizer(models.Unigram([(piece, -float(n)) for n, piece in enumerate(pieces)], unk_id=2))
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
@@ -235,7 +235,7 @@ def _quiet(made: Any) -> Any:
 
 
 def engine_of(folder: Path, **settings: Any) -> DiffusionEngine:
-    """A loaded engine for the checkpoint in this folder."""
+    """Return a loaded engine for the checkpoint in this folder."""
     defaults = Defaults(size=f"{SIZE}x{SIZE}", steps=4, guidance_scale=3.0, scheduler="default")
     model = Model(path=str(folder), defaults=defaults, limits=Limits(min_side=8), **settings)
     engine = DiffusionEngine(model, "cpu")
@@ -244,25 +244,25 @@ def engine_of(folder: Path, **settings: Any) -> DiffusionEngine:
 
 
 def request(**changes: Any) -> ImageInputs:
-    """A request that needs guidance and the checkpoint's own scheduler, unless it is told otherwise."""
+    """Return a request with guidance and the checkpoint's own scheduler by default."""
     usual = ImageInputs("a red seven", SIZE, SIZE, steps=6, guidance_scale=3.0, seed=1, scheduler="default")
     return msgspec.structs.replace(usual, **changes)
 
 
-def wanted(inputs: ImageInputs, **given: Any) -> Wanted:
-    """The request with the sources that its mode needs: a picture and a mask that its seed stands for."""
+def engine_request(inputs: ImageInputs, **given: Any) -> Wanted:
+    """Add the source images of the mode, derived from the seed."""
     size = inputs.width * inputs.height
     made = random.Random(inputs.seed)
     picture = made.randbytes(3 * size)
-    kept = made.randrange(size // 4, size // 2)
-    mask = bytes(kept) + b"\xff" * (size - kept)
+    protected_size = made.randrange(size // 4, size // 2)
+    mask = bytes(protected_size) + b"\xff" * (size - protected_size)
     return Wanted(inputs, {"text": [], "image": [picture], "inpaint": [picture, mask]}[inputs.mode], **given)
 
 
-def admitted(engine: DiffusionEngine, *requests: ImageInputs | Wanted) -> list[DiffusionRow]:
-    """Rows for these requests, none of which may be refused."""
+def admit(engine: DiffusionEngine, *requests: ImageInputs | Wanted) -> list[DiffusionRow]:
+    """Return rows for these requests; raise on rejection."""
     rows = []
-    for row in engine.admit([one if isinstance(one, Wanted) else wanted(one) for one in requests]):
+    for row in engine.admit([one if isinstance(one, Wanted) else engine_request(one) for one in requests]):
         if isinstance(row, TaskError):
             raise row
         assert isinstance(row, DiffusionRow)
@@ -271,17 +271,17 @@ def admitted(engine: DiffusionEngine, *requests: ImageInputs | Wanted) -> list[D
 
 
 def finish(engine: DiffusionEngine, *rows: DiffusionRow) -> None:
-    """Step these until each is done, all of them in one batch."""
+    """Step the rows in one batch until all are finished."""
     while unfinished := [row for row in rows if row.step < row.steps]:
         engine.step(unfinished)
 
 
 def run(engine: DiffusionEngine, joining: Sequence[tuple[int, ImageInputs]]) -> list[DiffusionRow]:
-    """Step all in one batch; each request joins before the tick of its number and leaves when it is done."""
+    """Step all rows in one batch; each request joins at its tick and leaves when finished."""
     rows: list[DiffusionRow] = []
     tick = most = 0
     while len(rows) < len(joining) or any(row.step < row.steps for row in rows):
-        rows += admitted(engine, *(inputs for at, inputs in joining if at == tick))
+        rows += admit(engine, *(inputs for at, inputs in joining if at == tick))
         running = [row for row in rows if row.step < row.steps]
         most = max(most, len(running))
         engine.step(running)

@@ -1,4 +1,4 @@
-"""LoRA files with random weights, made by PEFT and saved by the pipelines that they are for, and what they change."""
+"""LoRA files with random weights, created by PEFT and saved by their pipelines."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from safetensors.torch import load_file, save_file
 from tests.support.tiny_diffusion import pipeline
 
 CPU = torch.device("cpu")
-#: Layers that adapters of each part change.
+#: Target layers of each part.
 DENOISER = ("to_q", "to_k", "to_v", "to_out.0")
 ENCODER = ("q_proj", "v_proj", "out_proj", "fc1")
-#: Where diffusers keeps the settings of the training.
+#: diffusers' metadata key for the training settings.
 _SETTINGS = "lora_adapter_metadata"
 
 
@@ -32,7 +32,7 @@ def save_lora(
     rank: int = 4,
     alpha: int = 8,
 ) -> Path:
-    """An adapter of the pipeline that `make` makes: for its denoiser, or the layers given of each part."""
+    """Save an adapter for the pipeline from `make`: for its denoiser, or for the given layers of each part."""
     made = make()
     torch.manual_seed(seed)
     denoiser = made._lora_loadable_modules[0]
@@ -49,7 +49,7 @@ def save_lora(
 
 
 def save_two(folder: Path) -> Path:
-    """Two of Stable Diffusion: `ink`, of the denoiser alone, and `wet.v1`, of the text encoder too. The folder."""
+    """Save `ink`, for the denoiser, and `wet.v1`, for denoiser and text encoder. Return the folder."""
     save_lora(folder, "ink", pipeline, seed=1)
     save_lora(folder, "wet.v1", pipeline, seed=2, parts={"unet": DENOISER, "text_encoder": ENCODER}, rank=2)
     return folder
@@ -60,7 +60,7 @@ def rewrite(
     weights: Callable[[dict[str, torch.Tensor]], dict[str, torch.Tensor]] = dict,
     settings: Callable[[dict[str, Any]], dict[str, Any]] = dict,
 ) -> None:
-    """The file with other weights, or other settings of its training."""
+    """Change the file's weights or training settings."""
     with safe_open(path, framework="pt") as file:
         metadata = file.metadata()
     metadata[_SETTINGS] = json.dumps(settings(json.loads(metadata[_SETTINGS])))
@@ -68,12 +68,12 @@ def rewrite(
 
 
 def parts_of(made: Any) -> dict[str, Any]:
-    """Everything in the model that an adapter could change."""
-    kept: dict[str, Any] = {}
+    """Return everything in the model that an adapter could change."""
+    state: dict[str, Any] = {}
     for name in made._lora_loadable_modules:
-        kept |= {f"{name}.{path}": type(module) for path, module in getattr(made, name).named_modules()}
-        kept |= {f"{name}.{path}": value.clone() for path, value in getattr(made, name).state_dict().items()}
-    return kept
+        state |= {f"{name}.{path}": type(module) for path, module in getattr(made, name).named_modules()}
+        state |= {f"{name}.{path}": value.clone() for path, value in getattr(made, name).state_dict().items()}
+    return state
 
 
 def unchanged(before: dict[str, Any], after: dict[str, Any]) -> bool:
@@ -84,8 +84,8 @@ def unchanged(before: dict[str, Any], after: dict[str, Any]) -> bool:
 
 
 @torch.inference_mode()
-def seen(made: Any) -> torch.Tensor:
-    """What the denoiser makes of a text, of which the text encoder makes something first."""
-    told = made.encode_prompt("a red seven", CPU, 1, False)[0]
-    found: torch.Tensor = made.unet(torch.ones(1, 4, 4, 4), 500, told).sample
+def denoiser_output(made: Any) -> torch.Tensor:
+    """Encode a text and return the denoiser's output for it."""
+    reported = made.encode_prompt("a red seven", CPU, 1, False)[0]
+    found: torch.Tensor = made.unet(torch.ones(1, 4, 4, 4), 500, reported).sample
     return found

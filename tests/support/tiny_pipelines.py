@@ -1,4 +1,4 @@
-"""Pipelines without an adapter of our own, with random weights and small enough to run in a blink."""
+"""Tiny pipelines for the generic engine, with random weights."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def digits() -> StableDiffusionPipeline:
 
 
 def controlnet() -> ControlNetModel:
-    """For the built-in model. A fresh one adds nothing, so its last layers are made to."""
+    """A ControlNet for the built-in model. A new one has zero output layers, so randomize them."""
     torch.manual_seed(1)
     made = ControlNetModel.from_unet(digits().unet, conditioning_embedding_out_channels=(8, 16, 16, 16))
     for layer in (*made.controlnet_down_blocks, made.controlnet_mid_block):
@@ -72,7 +72,7 @@ def controlnet() -> ControlNetModel:
 
 
 def consistency() -> LatentConsistencyModelPipeline:
-    """The built-in model with a UNet that reads the strength of guidance."""
+    """The built-in model with a UNet that reads the guidance scale."""
     torch.manual_seed(2)
     parts = digits().components
     unet = UNet2DConditionModel.from_config({**parts["unet"].config, "time_cond_proj_dim": 32})
@@ -81,7 +81,7 @@ def consistency() -> LatentConsistencyModelPipeline:
 
 
 def large() -> StableDiffusionXLPipeline:
-    """Stable Diffusion XL, whose autoencoder does not work in half precision."""
+    """A Stable Diffusion XL whose autoencoder overflows in half precision."""
     torch.manual_seed(7)
     parts = digits().components
     unet = UNet2DConditionModel(
@@ -112,7 +112,7 @@ def large() -> StableDiffusionXLPipeline:
 
 
 def classes() -> DiTPipeline:
-    """Draws classes, at one size."""
+    """A class-conditional pipeline of one size."""
     torch.manual_seed(3)
     transformer = DiTTransformer2DModel(
         num_attention_heads=2,
@@ -131,7 +131,7 @@ def classes() -> DiTPipeline:
 
 
 def unconditional() -> DDPMPipeline:
-    """Takes no prompt, and draws pixels."""
+    """An unconditional pixel-space pipeline."""
     torch.manual_seed(4)
     unet = UNet2DModel(
         sample_size=SIZE,
@@ -145,7 +145,7 @@ def unconditional() -> DDPMPipeline:
 
 
 def separate() -> ChromaPipeline:
-    """Calls its transformer twice for each step, and with arguments that have no batch dimension."""
+    """Calls its transformer twice per step, with arguments without a batch dimension."""
     torch.manual_seed(5)
     transformer = ChromaTransformer2DModel(
         in_channels=16,
@@ -172,7 +172,7 @@ def separate() -> ChromaPipeline:
 
 
 def lists() -> ZImagePipeline:
-    """Gives its transformer lists of pictures and of texts of any length."""
+    """Passes its transformer lists of images and of texts of any length."""
     torch.manual_seed(6)
     transformer = ZImageTransformer2DModel(
         in_channels=4,
@@ -229,7 +229,7 @@ def _tokenizer() -> PreTrainedTokenizerFast:
     )
 
 
-# ---- as models of the engine
+# ---- models for the engine
 
 #: Pipelines of the built-in model's parts, by name.
 BUILT_IN = {
@@ -256,7 +256,7 @@ KINDS = (*BUILT_IN, *CONTROLLED, *MADE)
 
 
 def model_of(kind: str, folder: Path, **changes: Any) -> Model:
-    """The configuration of a model of this kind, whose files are written to the folder."""
+    """Return the configuration of a model of this kind; its files are written to the folder."""
     usual: dict[str, Any] = {
         "path": "builtin:digits",
         "pipeline": {**BUILT_IN, **CONTROLLED}.get(kind),
@@ -273,14 +273,13 @@ def model_of(kind: str, folder: Path, **changes: Any) -> Model:
 
 
 def engine_of(model: Model) -> GenericEngine:
-    """A loaded engine."""
     engine = GenericEngine(model, "cpu")
     engine.load()
     return engine
 
 
 def request(mode: DrawMode = "text", **changes: Any) -> ImageInputs:
-    """A request that needs guidance and the checkpoint's own scheduler, unless it is told otherwise."""
+    """Return a request with guidance and the checkpoint's own scheduler by default."""
     usual = ImageInputs(
         "the red digit 1", SIZE, SIZE, steps=5, guidance_scale=3.0, seed=1, scheduler="default", mode=mode
     )
@@ -288,17 +287,17 @@ def request(mode: DrawMode = "text", **changes: Any) -> ImageInputs:
 
 
 def sources_of(inputs: ImageInputs) -> list[bytes]:
-    """Noise for a picture, of the request's seed, and a mask of its left half: as many as the mode takes."""
+    """Return the source images of the mode: seeded noise, and a mask of the left half."""
     levels = np.random.default_rng(inputs.seed).integers(0, 256, (inputs.height, inputs.width, 3), np.uint8)
     mask = np.zeros((inputs.height, inputs.width), np.uint8)
     mask[:, : inputs.width // 2] = 255
     return [levels.tobytes(), mask.tobytes()][: SOURCES[inputs.mode]]
 
 
-def admitted(engine: GenericEngine, *wanted: ImageInputs) -> list[GenericRow]:
-    """Rows for these requests, none of which may be refused."""
+def admit(engine: GenericEngine, *requested: ImageInputs) -> list[GenericRow]:
+    """Return rows for these requests; raise on rejection."""
     rows = []
-    for row in engine.admit([Wanted(inputs, sources_of(inputs)) for inputs in wanted]):
+    for row in engine.admit([Wanted(inputs, sources_of(inputs)) for inputs in requested]):
         if isinstance(row, TaskError):
             raise row
         assert isinstance(row, GenericRow)
@@ -307,13 +306,13 @@ def admitted(engine: GenericEngine, *wanted: ImageInputs) -> list[GenericRow]:
 
 
 def finish(engine: GenericEngine, *rows: GenericRow) -> None:
-    """Step these until each is done, all of them in one batch."""
+    """Step the rows in one batch until all are finished."""
     while unfinished := [row for row in rows if row.step < row.steps]:
         engine.step(unfinished)
 
 
 def pixels(row: GenericRow) -> np.ndarray[Any, Any]:
-    """What the row has drawn, before it is rounded to a picture."""
+    """Return the row's image before rounding to 8 bits."""
     drawn = row.thread.result().pixels
     assert isinstance(drawn, np.ndarray)
     return drawn

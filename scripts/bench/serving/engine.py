@@ -33,6 +33,13 @@ import torch
 from rich.console import Console
 from rich.progress import Progress
 
+from scripts.bench.serving.forward_pass import StepTiming, clock_of
+from scripts.bench.serving.load_generator import Load, LoadResult, run
+from scripts.bench.serving.overheads import measure_loop, sampler_costs
+from scripts.bench.serving.plots import draw_figures
+from scripts.bench.serving.random_weight_models import parameters
+from scripts.bench.serving.report import OURS, Rounds, condense, limit, of_limit, plain, tables
+from scripts.bench.serving.servers import Server
 from scripts.bench.serving.setup import (
     USUAL,
     BenchSetup,
@@ -42,13 +49,6 @@ from scripts.bench.serving.setup import (
     difference,
     set_up,
 )
-from scripts.bench.serving.servers import Server
-from scripts.bench.serving.forward_pass import StepTiming, clock_of
-from scripts.bench.serving.load_generator import Load, LoadResult, run
-from scripts.bench.serving.overheads import measure_loop, sampler_costs
-from scripts.bench.serving.plots import draw_figures
-from scripts.bench.serving.random_weight_models import parameters
-from scripts.bench.serving.report import OURS, Rounds, condense, limit, of_limit, plain, tables
 from scripts.harness.load import machine
 from worker.batch_size import BUCKETS
 

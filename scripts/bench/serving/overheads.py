@@ -12,8 +12,8 @@ import msgspec
 import torch
 
 from configs.settings import Model
-from scripts.bench.serving.servers import StepBatching
 from scripts.bench.serving.forward_pass import clock_of
+from scripts.bench.serving.servers import StepBatching
 from scripts.bench.serving.workloads import BenchRequest
 from wire.messages import ImageInputs
 from worker.batch_size import Caps

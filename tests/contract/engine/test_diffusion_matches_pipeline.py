@@ -1,9 +1,9 @@
-"""What the engine draws for a request, in whatever company, is what the diffusers pipeline draws for it alone.
+"""Contract: `DiffusionEngine` generates what the diffusers pipeline generates for each request alone.
 
-In float32 on the CPU. The kernels chosen for another batch size round otherwise, so "the same" has bounds: some five
-times the worst that was measured (LCM, few steps with strong guidance; the others stay near 1e-6), and a sixtieth of
-one level of a picture's 256. Not every request can be held to them: LCM over 34 steps with guidance 7.5 multiplies any
-rounding a millionfold, in the pipeline as well, so here every request is a short one.
+The tests run in float32 on the CPU. Kernels for other batch sizes round differently, so equality has bounds. They are
+about five times the largest measured difference (LCM, few steps, strong guidance; others are near 1e-6), and a sixtieth
+of one level of 256. All requests are short: LCM over 34 steps with guidance 7.5 amplifies rounding a million times, in
+the pipeline as well.
 """
 
 from __future__ import annotations
@@ -21,36 +21,36 @@ import torch
 from PIL import Image
 
 from configs.samplers import SAMPLERS, sampler_names
-from tests.support.tiny_diffusion import CHECKPOINTS, admitted, engine_of, finish, request, run, wanted
+from tests.support.tiny_diffusion import CHECKPOINTS, admit, engine_of, engine_request, finish, request, run
 from wire.messages import DrawMode, ImageInputs
 from worker.engines.diffusion.engine import DiffusionEngine
 from worker.engines.diffusion.row import DiffusionRow
 from worker.engines.diffusion.sampling.schedulers import scheduler_like
 
-# diffusers' KDPM2 schedulers hand a tensor to numpy.
+# diffusers' KDPM2 schedulers pass a tensor to numpy.
 pytestmark = pytest.mark.filterwarnings("ignore:__array_wrap__ must accept:DeprecationWarning")
 
-#: Largest difference of latents, relative to the largest latent.
+#: Maximum difference of latents relative to the largest latent.
 LATENTS = 3e-5
 #: The same for a row that shares no forward pass.
 ALONE = 5e-6
-#: Largest difference of pictures with values in [0, 1].
+#: Maximum difference of images with values in [0, 1].
 PICTURE = 6e-5
-#: A name for each class of solver, in its plainest form.
+#: One name per solver class.
 SOLVERS = list({SAMPLERS[name].cls: name for name in reversed(sampler_names("noise")) if name in SAMPLERS}.values())
-#: What each mode's pipeline has in its name before the last word.
+#: The infix of each mode's pipeline class.
 _INFIX: dict[DrawMode, str] = {"text": "", "image": "Img2Img", "inpaint": "Inpaint"}
 
 
 class Checkpoint:
-    """One checkpoint twice: behind the engine, and as the pipelines that diffusers makes of it."""
+    """A checkpoint in the engine and in the diffusers pipelines."""
 
     def __init__(self, folder: Path, make: Callable[[], Any]) -> None:
         made = make()
         made.save_pretrained(folder)
         self.engine: DiffusionEngine = engine_of(folder)
-        # Read back: loaded weights lie in memory as the engine's do, and a scheduler that was made here would remember
-        # which of its options nobody set.
+        # Reload it: loaded weights have the engine's memory layout, and a new scheduler would record which options
+        # nobody set.
         missing_parts = {name: None for name, part in made.components.items() if part is None}
         made = type(made).from_pretrained(folder, **missing_parts)
         self.shipped = made.scheduler
@@ -61,17 +61,17 @@ class Checkpoint:
     def modes(self) -> tuple[DrawMode, ...]:
         return self.engine.about().modes
 
-    def alone(self, inputs: ImageInputs, output_type: str = "latent") -> Any:
-        """What the pipeline makes of this request by itself."""
+    def single(self, inputs: ImageInputs, output_type: str = "latent") -> Any:
+        """Return the pipeline's result for this request."""
         pipeline = self.pipelines[inputs.mode]
         pipeline.scheduler = scheduler_like(inputs.scheduler, self.shipped)
         sources = [
             Image.frombytes(mode, (inputs.width, inputs.height), pixels)
-            for mode, pixels in zip(("RGB", "L"), wanted(inputs).sources, strict=False)
+            for mode, pixels in zip(("RGB", "L"), engine_request(inputs).sources, strict=False)
         ]
         given = {
             "prompt": inputs.prompt,
-            # The pipelines tell "none" from "empty"; requests do not.
+            # The pipelines distinguish None from empty; requests do not.
             "negative_prompt": inputs.negative_prompt or None,
             "width": inputs.width,
             "height": inputs.height,
@@ -96,9 +96,9 @@ class Checkpoint:
         return picture
 
     def check(self, row: DiffusionRow) -> None:
-        """Hold a finished row to the pipeline: its latents, its picture, and the file that a client gets."""
+        """Compare a finished row to the pipeline: latents, image and encoded file."""
         assert row.step == row.steps
-        latents = self.alone(row.inputs)
+        latents = self.single(row.inputs)
         assert row.latents.shape == latents.shape
         assert float((row.latents - latents).abs().max()) <= LATENTS * float(latents.abs().max())
         picture = self.picture(row, latents)
@@ -108,7 +108,7 @@ class Checkpoint:
 
 
 def _form(made: Any, name: str) -> Any:
-    """The pipeline's parts in another pipeline of its family."""
+    """Return the parts as another pipeline class of the family."""
     cls = getattr(diffusers, name)
     options = {"requires_safety_checker": False} if "requires_safety_checker" in made.config else {}
     form = cls(**made.components, **options)
@@ -117,12 +117,12 @@ def _form(made: Any, name: str) -> Any:
 
 
 def pixels(file: bytes) -> np.ndarray:
-    """The picture in a file, as `(H, W, 3)` float levels."""
+    """Return the file's image as `(H, W, 3)` float levels."""
     return np.asarray(Image.open(io.BytesIO(file)), dtype=np.float32)
 
 
 class CheckpointCache:
-    """Checkpoints, made when they are first asked for."""
+    """Checkpoints, created on first use."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -140,18 +140,18 @@ def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> CheckpointCache:
 
 
 def every_mode(modes: tuple[DrawMode, ...], **changes: Any) -> list[tuple[int, ImageInputs]]:
-    """Requests that differ in all they can, and when each joins."""
+    """Return requests that differ in every setting, with their joining ticks."""
     different: list[dict[str, Any]] = [
         {"steps": 7, "guidance_scale": 7.5, "prompt": "", "strength": 0.5},
         {"steps": 5, "guidance_scale": 1.0, "prompt": "the digit 4 in blue ink", "strength": 0.85},
         {"steps": 4, "guidance_scale": 3.0, "prompt": "zero", "strength": 1.0},
     ]
-    told = [{"mode": mode} | one | changes for one in different for mode in modes]
-    return [(n // 2, request(seed=n, **one)) for n, one in enumerate(told)]
+    reported = [{"mode": mode} | one | changes for one in different for mode in modes]
+    return [(n // 2, request(seed=n, **one)) for n, one in enumerate(reported)]
 
 
 @pytest.mark.parametrize("name", CHECKPOINTS)
-def test_texts_pictures_and_masks_in_one_batch_come_out_as_if_alone(checkpoints: CheckpointCache, name: str) -> None:
+def test_all_modes_in_one_batch_equal_pipeline(checkpoints: CheckpointCache, name: str) -> None:
     checkpoint = checkpoints[name]
     for row in run(checkpoint.engine, every_mode(checkpoint.modes)):
         checkpoint.check(row)
@@ -168,7 +168,7 @@ def test_negative_prompts(checkpoints: CheckpointCache, name: str) -> None:
 
 @pytest.mark.parametrize(("width", "height"), [(32, 48), (80, 16)])
 @pytest.mark.parametrize("name", ["sd", "sd-inpaint", "sdxl", "sd3-shifting-without-t5", "flux-dev"])
-def test_sizes_that_are_not_square(checkpoints: CheckpointCache, name: str, width: int, height: int) -> None:
+def test_non_square_sizes(checkpoints: CheckpointCache, name: str, width: int, height: int) -> None:
     checkpoint = checkpoints[name]
     for row in run(checkpoint.engine, every_mode(checkpoint.modes, width=width, height=height)[:3]):
         checkpoint.check(row)
@@ -198,12 +198,12 @@ def test_every_scheduler_with_rows_of_every_mode(checkpoints: CheckpointCache, s
 
 
 def schedulers_of(name: str) -> list[str]:
-    """Those that the pipelines of this checkpoint can be run with."""
+    """Return the schedulers that the checkpoint's pipelines support."""
     if name.startswith("sd3"):
-        # They draw the noise of later steps from no generator, so that it is another one each time.
+        # They draw later noise without a generator, so that it differs each time.
         return [one for one in sampler_names("flow") if not any(word in one for word in ("lcm", "ancestral", "sde"))]
     if name.startswith("flux"):
-        # They tell their scheduler the steps in a way that few others know.
+        # They set the scheduler's steps in a way that few schedulers support.
         return [one for one in sampler_names("flow") if one.startswith("flow_match_euler") and "ancestral" not in one]
     return sampler_names("noise") if name == "sd" else SOLVERS
 
@@ -220,17 +220,17 @@ def test_every_scheduler_in_one_batch(checkpoints: CheckpointCache, name: str) -
 
 
 @pytest.mark.parametrize("name", CHECKPOINTS)
-def test_a_row_alone_differs_by_its_samplers_rounding_only(checkpoints: CheckpointCache, name: str) -> None:
+def test_single_row_differs_only_by_sampler_rounding(checkpoints: CheckpointCache, name: str) -> None:
     checkpoint = checkpoints[name]
     for mode in checkpoint.modes:
         for guidance in (1.0, 3.0):
             inputs = request(mode=mode, guidance_scale=guidance, prompt=f"one {mode} {guidance}", strength=0.7)
             # The pipeline encodes texts one by one.
             for text in checkpoint.engine._family.texts(inputs):
-                admitted(checkpoint.engine, request(prompt=text, guidance_scale=1.0, mode=mode))
-            [row] = admitted(checkpoint.engine, inputs)
+                admit(checkpoint.engine, request(prompt=text, guidance_scale=1.0, mode=mode))
+            [row] = admit(checkpoint.engine, inputs)
             finish(checkpoint.engine, row)
-            latents = checkpoint.alone(inputs)
+            latents = checkpoint.single(inputs)
             worst = float((row.latents - latents).abs().max()) / float(latents.abs().max())
             assert worst <= ALONE, (mode, guidance)
 
@@ -248,10 +248,10 @@ CHANGES: list[dict[str, Any]] = [
 
 
 @pytest.mark.parametrize("change", CHANGES, ids=str)
-def test_the_bounds_would_notice_another_request(checkpoints: CheckpointCache, change: dict[str, Any]) -> None:
+def test_bounds_detect_other_request(checkpoints: CheckpointCache, change: dict[str, Any]) -> None:
     checkpoint = checkpoints["sd"]
     inputs = request(mode="inpaint", strength=0.8)
-    [row] = admitted(checkpoint.engine, inputs)
-    one, other = checkpoint.alone(inputs), checkpoint.alone(request(**{"mode": "inpaint", "strength": 0.8} | change))
+    [row] = admit(checkpoint.engine, inputs)
+    one, other = checkpoint.single(inputs), checkpoint.single(request(**{"mode": "inpaint", "strength": 0.8} | change))
     assert float((one - other).abs().max()) > 3 * LATENTS * float(one.abs().max())
     assert float((checkpoint.picture(row, one) - checkpoint.picture(row, other)).abs().max()) > 2 * PICTURE

@@ -1,4 +1,4 @@
-"""What the generic engine draws is what the pipeline draws, whoever shares the batch and whenever they join."""
+"""Contract: `GenericEngine` generates what the pipeline generates, in any batch and joining order."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ import torch
 from PIL import Image
 
 from configs.samplers import sampler_names
-from tests.support.tiny_pipelines import KINDS, SIZE, admitted, engine_of, finish, model_of, pixels, request, sources_of
+from tests.support.tiny_pipelines import KINDS, SIZE, admit, engine_of, finish, model_of, pixels, request, sources_of
 from wire.messages import DrawMode, ImageInputs
 from worker.engines.diffusion.generic.engine import GenericEngine
 from worker.engines.diffusion.generic.row import GenericRow
 from worker.engines.diffusion.loading import open_pipeline, pipeline_class
 from worker.engines.diffusion.sampling.schedulers import scheduler_like
 
-#: Of pixels in [0, 1]: the rounding of other batch sizes, a hundredth of what a level of eight bits is.
+#: For values in [0, 1]: the rounding of other batch sizes, a hundredth of an 8-bit level.
 BOUND = 4e-5
 
 
 class Pair:
-    """An engine, and a pipeline of the same files that it knows nothing of."""
+    """An engine, and a separate pipeline from the same files."""
 
     def __init__(self, kind: str, folder: Any) -> None:
         model = model_of(kind, folder)
@@ -39,8 +39,7 @@ class Pair:
         [mode] = self.engine.about().modes
         return mode
 
-    def alone(self, inputs: ImageInputs) -> np.ndarray[Any, Any]:
-        """The pipeline's own picture."""
+    def single(self, inputs: ImageInputs) -> np.ndarray[Any, Any]:
         given: dict[str, Any] = {
             "num_inference_steps": inputs.steps,
             "generator": torch.Generator("cpu").manual_seed(inputs.seed),
@@ -70,8 +69,8 @@ class Pair:
         return found | ({"mask_image": pictures[1]} if len(pictures) == 2 else {})
 
     def check(self, row: GenericRow) -> None:
-        """The row's picture is that of its request alone."""
-        np.testing.assert_allclose(pixels(row), self.alone(row.inputs), atol=BOUND, rtol=0, err_msg=str(row.inputs))
+        """Compare the row's image to that of the pipeline."""
+        np.testing.assert_allclose(pixels(row), self.single(row.inputs), atol=BOUND, rtol=0, err_msg=str(row.inputs))
 
 
 Pairs = Callable[[str], Pair]
@@ -83,12 +82,12 @@ def pairs(tmp_path_factory: pytest.TempPathFactory) -> Pairs:
 
 
 def run(engine: GenericEngine, joining: Sequence[tuple[int, ImageInputs]]) -> list[GenericRow]:
-    """Step all in one batch; each request joins before the tick of its number and leaves when it is done."""
+    """Step all rows in one batch; each request joins at its tick and leaves when finished."""
     rows: list[GenericRow] = []
     batches = []
     tick = 0
     while len(rows) < len(joining) or any(row.step < row.steps for row in rows):
-        rows += admitted(engine, *(inputs for at, inputs in joining if at == tick))
+        rows += admit(engine, *(inputs for at, inputs in joining if at == tick))
         running = [row for row in rows if row.step < row.steps]
         batches.append(len(running))
         engine.step(running)
@@ -98,7 +97,7 @@ def run(engine: GenericEngine, joining: Sequence[tuple[int, ImageInputs]]) -> li
 
 
 def mixed(pair: Pair) -> list[tuple[int, ImageInputs]]:
-    """Four requests that differ in all they can, and when each joins."""
+    """Return four requests that differ in every setting, with their joining ticks."""
     asked = [
         request(pair.mode, steps=7, guidance_scale=7.5, seed=11, prompt="the blue digit 4", strength=0.9),
         request(pair.mode, steps=5, guidance_scale=1.0, seed=12, prompt="0", strength=0.7),
@@ -113,28 +112,28 @@ def mixed(pair: Pair) -> list[tuple[int, ImageInputs]]:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_rows_that_join_at_different_steps_come_out_as_if_alone(pairs: Pairs, kind: str) -> None:
+def test_rows_joining_at_different_steps_equal_pipeline(pairs: Pairs, kind: str) -> None:
     pair = pairs(kind)
     for row in run(pair.engine, mixed(pair)):
         pair.check(row)
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_row_alone_is_the_pipelines_to_the_bit(pairs: Pairs, kind: str) -> None:
+def test_single_row_bit_equal_to_pipeline(pairs: Pairs, kind: str) -> None:
     pair = pairs(kind)
     for _, inputs in mixed(pair)[1:3]:
-        [row] = admitted(pair.engine, inputs)
+        [row] = admit(pair.engine, inputs)
         finish(pair.engine, row)
-        np.testing.assert_array_equal(pixels(row), pair.alone(inputs))
+        np.testing.assert_array_equal(pixels(row), pair.single(inputs))
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_reproducible_row_is_the_pipelines_to_the_bit_in_any_company(pairs: Pairs, kind: str) -> None:
+def test_reproducible_row_bit_equal_in_any_batch(pairs: Pairs, kind: str) -> None:
     pair = pairs(kind)
     [inputs, *others] = [inputs for _, inputs in mixed(pair)]
-    rows = admitted(pair.engine, *others, msgspec.structs.replace(inputs, reproducible=True))
+    rows = admit(pair.engine, *others, msgspec.structs.replace(inputs, reproducible=True))
     finish(pair.engine, *rows)
-    np.testing.assert_array_equal(pixels(rows[-1]), pair.alone(inputs))
+    np.testing.assert_array_equal(pixels(rows[-1]), pair.single(inputs))
 
 
 def test_every_scheduler_in_one_batch(pairs: Pairs) -> None:
@@ -150,23 +149,23 @@ def test_every_scheduler_in_one_batch(pairs: Pairs) -> None:
 
 @pytest.mark.parametrize(("width", "height"), [(48, 32), (16, 40)])
 @pytest.mark.parametrize("kind", ["text", "inpaint", "control"])
-def test_sizes_that_are_not_square(pairs: Pairs, kind: str, width: int, height: int) -> None:
+def test_non_square_sizes(pairs: Pairs, kind: str, width: int, height: int) -> None:
     pair = pairs(kind)
     for row in run(pair.engine, [(at, request(pair.mode, width=width, height=height, seed=at)) for at in (0, 2)]):
         pair.check(row)
         assert pixels(row).shape == (height, width, 3)
 
 
-def test_sizes_share_a_step_and_no_forward_pass(pairs: Pairs) -> None:
+def test_different_sizes_share_step_but_not_forward_pass(pairs: Pairs) -> None:
     pair = pairs("text")
-    rows = admitted(pair.engine, request(), request(width=2 * SIZE), request(seed=2))
+    rows = admit(pair.engine, request(), request(width=2 * SIZE), request(seed=2))
     finish(pair.engine, *rows)
     for row in rows:
         pair.check(row)
 
 
-def test_the_bound_would_notice_another_seed_or_one_step_more(pairs: Pairs) -> None:
+def test_bound_detects_other_seed_or_step_count(pairs: Pairs) -> None:
     pair = pairs("text")
-    one = pair.alone(request())
+    one = pair.single(request())
     for changed in (request(seed=2), request(steps=6), request(guidance_scale=3.01), request(prompt="a red 7")):
-        assert np.abs(one - pair.alone(changed)).max() > 5 * BOUND
+        assert np.abs(one - pair.single(changed)).max() > 5 * BOUND

@@ -1,4 +1,4 @@
-"""The benchmark's loads on the worker's real loop, with the simulated accelerator, and what is made of them."""
+"""The benchmark's load generator on the real step loop with the simulated engine."""
 
 import dataclasses
 from typing import Any
@@ -6,9 +6,9 @@ from typing import Any
 import pytest
 
 from configs.settings import Defaults, Model, Sim
-from scripts.bench.serving.servers import ServerUsage, StepBatching
 from scripts.bench.serving.load_generator import Load, LoadResult, run
 from scripts.bench.serving.report import condense
+from scripts.bench.serving.servers import ServerUsage, StepBatching
 from scripts.bench.serving.workloads import BenchRequest, Steps
 from wire.messages import ImageInputs
 from worker.batch_size import Caps
@@ -27,15 +27,15 @@ def server() -> StepBatching:
 
 
 @pytest.mark.parametrize("how", [{"users": 6}, {"rate": 40.0}])
-def test_every_request_is_answered_once(server: StepBatching, how: dict[str, Any]) -> None:
+def test_every_request_answered_once(server: StepBatching, how: dict[str, Any]) -> None:
     load = Load("some", BASE, Steps(3, 9), seconds=0.6, lead_s=0.2, trace="a", **how)
     seen = run(server, load, timeout_s=60.0)
     assert seen.unanswered == seen.errors == 0
-    assert min(seen.latencies) > 3 * 0.002  # three steps are the least that any of them takes
+    assert min(seen.latencies) > 3 * 0.002  # no request takes fewer than three steps
     assert 1 <= seen.mean_batch <= 4
 
 
-def test_a_request_that_fails_is_an_error_and_counts_as_waiting(server: StepBatching) -> None:
+def test_failed_request_counted_as_error_and_unanswered(server: StepBatching) -> None:
     failing = dataclasses.replace(_load(users=1), base=ImageInputs("sim:fail", 64, 64, 5, 3.0, 0, "ddim"))
     seen = run(server, failing)
     assert seen.errors >= seen.unanswered == len(seen.latencies)
@@ -43,7 +43,7 @@ def test_a_request_that_fails_is_an_error_and_counts_as_waiting(server: StepBatc
     assert seen.images_per_s == 0
 
 
-class Deaf:
+class SilentServer:
     """A server that never answers."""
 
     name = "deaf"
@@ -58,10 +58,10 @@ class Deaf:
         return ServerUsage()
 
 
-def test_who_is_never_answered_has_waited_to_the_end() -> None:
-    seen = run(Deaf(), _load(rate=50.0), timeout_s=0.3)
+def test_unanswered_request_counts_full_wait() -> None:
+    seen = run(SilentServer(), _load(rate=50.0), timeout_s=0.3)
     assert seen.unanswered == len(seen.latencies) > 0
-    assert min(seen.latencies) >= 0.3  # the patience after the last arrival, and all of it
+    assert min(seen.latencies) >= 0.3  # the full timeout after the last arrival
 
 
 def _load(**how: Any) -> Load:

@@ -1,4 +1,4 @@
-"""The benchmark's random models are as large as the published ones, or what it measures would be something else."""
+"""The benchmark's random models have the published parameter counts."""
 
 import pytest
 import torch
@@ -11,13 +11,13 @@ from scripts.bench.serving.random_weight_models import denoiser_of, pipeline, tw
     ("family", "parameters"),
     [("sd15", 859_520_964), ("sdxl", 2_567_463_684), ("sd3", 2_028_328_000), ("flux", 11_901_408_320)],
 )
-def test_a_denoiser_has_the_published_size(family: str, parameters: int) -> None:
+def test_denoiser_has_published_parameter_count(family: str, parameters: int) -> None:
     with torch.device("meta"):
         denoiser = DENOISERS[family].build(tiny=False)
     assert sum(parameter.numel() for parameter in denoiser.parameters()) == parameters
 
 
-def test_a_twin_shares_weights_and_nothing_else() -> None:
+def test_pipeline_twin_shares_only_weights() -> None:
     pipe = pipeline("sd15", torch.device("cpu"), torch.float32, tiny=True)
     other = twin(pipe)
     mine, theirs = denoiser_of(pipe), denoiser_of(other)

@@ -1,4 +1,4 @@
-"""Which calls of a denoiser share a forward pass, and that each gets its own part of the answer."""
+"""Batching of denoiser calls: grouping, joining and splitting."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ class Output(BaseOutput):  # type: ignore[misc]
 
 
 class Denoiser(torch.nn.Module):
-    """Says what it was given, in a form that shows whose is whose."""
+    """Returns its inputs in a form that identifies each row."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.seen: list[dict[str, Any]] = []
+        self.received: list[dict[str, Any]] = []
 
     def forward(
         self,
@@ -40,14 +40,14 @@ class Denoiser(torch.nn.Module):
         extra: Any = None,
         return_dict: bool = True,
     ) -> Any:
-        self.seen.append({"sample": sample, "timestep": timestep, "context": context, "img_ids": img_ids})
+        self.received.append({"sample": sample, "timestep": timestep, "context": context, "img_ids": img_ids})
         times = torch.as_tensor(timestep, dtype=torch.float32)
         answer = sample + times.reshape(-1, *[1] * (sample.ndim - 1))
         return Output(sample=answer) if return_dict else (answer, [answer * 2, answer.sum(1)], None)
 
 
 class Lister(torch.nn.Module):
-    """Takes and gives lists of pictures of any shape."""
+    """Accepts and returns lists of images of any shape."""
 
     def forward(self, x: list[torch.Tensor], t: torch.Tensor, cap_feats: list[torch.Tensor]) -> Any:
         return ([own + time + text.sum() for own, time, text in zip(x, t, cap_feats, strict=True)], {})
@@ -78,28 +78,28 @@ TIMES = [
 
 
 @pytest.mark.parametrize("time", TIMES, ids=str)
-def test_numbers_of_any_form_share_a_pass_and_stay_each_rows_own(time: Any) -> None:
+def test_timesteps_of_any_type_batched(time: Any) -> None:
     module = Denoiser()
     calls = [call(module, rows(1), time), call(module, rows(2, 1), torch.tensor(3.5)), call(module, rows(3), time)]
     assert sizes(calls) == [3]
     one, two, three = (answer.sample for answer in run_calls(calls))
-    [seen] = module.seen
-    assert seen["timestep"].tolist() == [7, 7, 3.5, 7, 7]
+    [received] = module.received
+    assert received["timestep"].tolist() == [7, 7, 3.5, 7, 7]
     torch.testing.assert_close(one, rows(1) + 7)
     torch.testing.assert_close(two, rows(2, 1) + 3.5)
     torch.testing.assert_close(three, rows(3) + 7)
 
 
-def test_a_call_without_company_is_made_as_it_came() -> None:
+def test_single_call_made_unchanged() -> None:
     module = Denoiser()
     sample, time = rows(1), torch.tensor(5)
     [answer] = run_calls([call(module, sample, time, img_ids=None)])
-    assert module.seen[0]["sample"] is sample
-    assert module.seen[0]["timestep"] is time
+    assert module.received[0]["sample"] is sample
+    assert module.received[0]["timestep"] is time
     torch.testing.assert_close(answer.sample, sample + 5)
 
 
-def test_tuples_lists_and_nothing_are_dealt_out_in_their_form() -> None:
+def test_output_structure_kept_for_each_call() -> None:
     module = Denoiser()
     calls = [call(module, rows(1, 1), 0, return_dict=False), call(module, rows(2, 3), 1, return_dict=False)]
     for dealt, expected in zip(run_calls(calls), (rows(1, 1), rows(2, 3) + 1), strict=True):
@@ -110,13 +110,13 @@ def test_tuples_lists_and_nothing_are_dealt_out_in_their_form() -> None:
         assert nothing is None
 
 
-def test_trees_of_tensors_are_joined_leaf_by_leaf_even_where_they_are_as_many_as_pictures() -> None:
+def test_tensor_trees_joined_by_leaf() -> None:
     module = Denoiser()
     trees = [{"a": [rows(n), rows(n + 1)], "b": (rows(n), None)} for n in (1, 5)]
     calls = [call(module, rows(0), 1, context=tree) for tree in trees]
     assert sizes(calls) == [2]
     run_calls(calls)
-    joined = module.seen[0]["context"]
+    joined = module.received[0]["context"]
     torch.testing.assert_close(joined["a"][1], torch.cat([rows(2), rows(6)]))
     torch.testing.assert_close(joined["b"][0], torch.cat([rows(1), rows(5)]))
     assert joined["b"][1] is None
@@ -139,7 +139,7 @@ APART: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
 
 
 @pytest.mark.parametrize(("why", "one", "other"), APART, ids=[why for why, _, _ in APART])
-def test_what_must_be_equal_and_is_not_keeps_calls_apart(why: str, one: dict[str, Any], other: dict[str, Any]) -> None:
+def test_different_shared_arguments_not_batched(why: str, one: dict[str, Any], other: dict[str, Any]) -> None:
     module = Denoiser()
     calls = [call(module, rows(1), 1, **one), call(module, rows(2), 1, **other), call(module, rows(3), 1, **one)]
     assert sizes(calls) == [1, 2]
@@ -154,15 +154,15 @@ EQUAL: list[Any] = [
 
 
 @pytest.mark.parametrize("shared", EQUAL, ids=lambda value: str(value.dtype))
-def test_what_has_no_batch_dimension_is_given_once(shared: torch.Tensor) -> None:
+def test_shared_tensor_passed_once(shared: torch.Tensor) -> None:
     module = Denoiser()
     calls = [call(module, rows(n, 4), n, img_ids=shared.clone()) for n in range(3)]
     assert sizes(calls) == [3]
     run_calls(calls)
-    assert torch.equal(module.seen[0]["img_ids"], shared)
+    assert torch.equal(module.received[0]["img_ids"], shared)
 
 
-def test_a_tensor_that_comes_again_is_not_looked_at_again() -> None:
+def test_repeated_tensor_read_once() -> None:
     contents = TensorContents()
     tensor = torch.zeros(3)
     first = contents.fingerprint("img_ids", 0, tensor)
@@ -171,30 +171,30 @@ def test_a_tensor_that_comes_again_is_not_looked_at_again() -> None:
     assert contents.fingerprint("img_ids", 0, tensor.clone()) != first
 
 
-def test_lists_of_pictures_are_chained_and_cut() -> None:
+def test_image_lists_concatenated_and_split() -> None:
     module = Lister()
     one = [torch.zeros(2, 2), torch.ones(3)], torch.tensor([1.0, 2.0]), [torch.ones(4), torch.ones(1)]
     other = [torch.full((1,), 5.0)], torch.tensor([3.0]), [torch.ones(2)]
     calls = [call(module, *one), call(module, *other)]
     assert sizes(calls) == [2]
-    alone = [module(*given)[0] for given in (one, other)]
-    for (dealt, empty), expected in zip(run_calls(calls), alone, strict=True):
+    single = [module(*given)[0] for given in (one, other)]
+    for (dealt, empty), expected in zip(run_calls(calls), single, strict=True):
         assert empty == {}
         assert len(dealt) == len(expected)
         for mine, its in zip(dealt, expected, strict=True):
             torch.testing.assert_close(mine, its)
 
 
-def test_calls_of_two_modules_are_two_passes() -> None:
+def test_calls_of_different_modules_not_batched() -> None:
     first, second = Denoiser(), Denoiser()
     assert sizes([call(first, rows(1), 1), call(second, rows(1), 1), call(first, rows(2), 2)]) == [1, 2]
 
 
-def test_a_call_without_a_batch_is_a_pass_of_its_own() -> None:
+def test_call_without_batch_dimension_not_batched() -> None:
     module = Denoiser()
     assert sizes([call(module, None, 1), call(module, None, 1)]) == [1, 1]
 
 
-def test_arguments_that_the_module_does_not_take_are_the_pipelines_error() -> None:
+def test_unknown_arguments_raise_type_error() -> None:
     with pytest.raises(TypeError, match="unexpected keyword"):
         call(Denoiser(), rows(1), 1, unknown=2)

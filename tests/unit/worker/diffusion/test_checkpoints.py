@@ -1,4 +1,4 @@
-"""Checkpoints of samplers: going on elsewhere to the same bits, and whatever else comes in their place."""
+"""Sampler checkpoints: bit-equal continuation, and rejection of invalid data."""
 
 from __future__ import annotations
 
@@ -19,25 +19,25 @@ from tests.support.samplers import (
     both,
     by_recurrence,
     by_scheduler,
-    random,
+    random_tensor,
+    run_to_end,
     shipped,
     started_sampler,
     step,
-    walk,
 )
 from worker.engine import TaskError
 from worker.engines.diffusion.sampling import Sampler, SchedulerSetup
 from worker.engines.diffusion.sampling.plan import get_plan
 from worker.engines.diffusion.sampling.state_codec import pack_state, unpack_state
 
-# diffusers' KDPM2 schedulers hand a tensor to numpy.
+# diffusers' KDPM2 schedulers pass a tensor to numpy.
 pytestmark = pytest.mark.filterwarnings("ignore:__array_wrap__ must accept:DeprecationWarning")
 
 CPU = torch.device("cpu")
 
 
 def restored(make: Make, name: str, like: Any, blob: bytes, **schedule: Any) -> Sampler:
-    """In a sampler that began with another seed."""
+    """Restore into a sampler that started with another seed."""
     sampler = started_sampler(make, name, like, seed=77, **schedule)
     sampler.restore(blob, CPU)
     return sampler
@@ -45,26 +45,26 @@ def restored(make: Make, name: str, like: Any, blob: bytes, **schedule: Any) -> 
 
 @pytest.mark.parametrize(("name", "like"), EVERY)
 @both
-def test_a_sampler_goes_on_from_every_step_as_if_nothing_had_happened(name: str, like: Any, make: Make) -> None:
-    resumes_at_every_step(name, like, make)
+def test_sampler_resumed_at_any_step_bit_equal(name: str, like: Any, make: Make) -> None:
+    check_resume_at_every_step(name, like, make)
 
 
 @pytest.mark.parametrize(
     "like",
     [
-        diffusers.PNDMScheduler(skip_prk_steps=False),  # adds to a tensor of its own in place
+        diffusers.PNDMScheduler(skip_prk_steps=False),  # modifies its own tensor in place
         diffusers.DPMSolverMultistepScheduler(thresholding=True),
         diffusers.DDPMScheduler(clip_sample=True),
     ],
     ids=lambda like: type(like).__name__,
 )
-def test_so_does_one_that_is_no_recurrence(like: Any) -> None:
+def test_scheduler_sampler_resumed_at_any_step_bit_equal(like: Any) -> None:
     assert get_plan("default", like, SchedulerSetup(8)).recurrence is None
-    resumes_at_every_step("default", like, by_scheduler)
+    check_resume_at_every_step("default", like, by_scheduler)
 
 
-def resumes_at_every_step(name: str, like: Any, make: Make) -> None:
-    expected = walk(started_sampler(make, name, like))[-1]
+def check_resume_at_every_step(name: str, like: Any, make: Make) -> None:
+    expected = run_to_end(started_sampler(make, name, like))[-1]
     sampler = started_sampler(make, name, like)
     while sampler.step < sampler.steps:
         saved = sampler.save()
@@ -72,7 +72,7 @@ def resumes_at_every_step(name: str, like: Any, make: Make) -> None:
         step(sampler)
         resumed = restored(make, name, like, saved())
         assert resumed.step == at
-        assert torch.equal(walk(resumed)[-1], expected)
+        assert torch.equal(run_to_end(resumed)[-1], expected)
     finished = restored(make, name, like, sampler.save()())
     assert finished.step == finished.steps
     assert torch.equal(finished.latents, expected)
@@ -84,20 +84,20 @@ def resumes_at_every_step(name: str, like: Any, make: Make) -> None:
 def test_checkpoints_in_half_precision(name: str, dtype: torch.dtype, make: Make) -> None:
     def half(seed: int) -> Sampler:
         sampler = make(name, shipped(), SchedulerSetup(6, 0.7), torch.Generator().manual_seed(seed))
-        sampler.start(random(seed, dtype=dtype), random(1, dtype=dtype))
+        sampler.start(random_tensor(seed, dtype=dtype), random_tensor(1, dtype=dtype))
         return sampler
 
-    expected = walk(half(5))
+    expected = run_to_end(half(5))
     sampler, resumed = half(5), half(6)
     for _ in range(2):
         step(sampler)
     resumed.restore(sampler.save()(), CPU)
     assert expected[-1].dtype == dtype
-    assert torch.equal(walk(resumed)[-1], expected[-1])
+    assert torch.equal(run_to_end(resumed)[-1], expected[-1])
 
 
 @pytest.mark.parametrize("name", ["ddim", "euler_ancestral"])
-def test_a_sampler_without_memory_saves_little_more_than_its_latents(name: str) -> None:
+def test_checkpoint_of_one_step_sampler_is_small(name: str) -> None:
     sampler = started_sampler(by_recurrence, name, shipped())
     step(sampler)
     assert len(sampler.save()()) < sampler.latents.numel() * 4 + 5056 + 1000
@@ -111,12 +111,12 @@ def damaged(blob: bytes, edit: tuple[int, int, bytes]) -> bytes:
 @both
 @given(blob=st.binary(max_size=300))
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_bytes_that_are_no_checkpoint_are_refused(make: Make, blob: bytes) -> None:
+def test_arbitrary_bytes_rejected(make: Make, blob: bytes) -> None:
     sampler = started_sampler(make, "dpmpp_2m", shipped())
     before = sampler.latents
-    with pytest.raises(TaskError) as refused:
+    with pytest.raises(TaskError) as rejection:
         sampler.restore(blob, CPU)
-    assert refused.value.kind == "error"
+    assert rejection.value.kind == "error"
     assert sampler.step == 0
     assert sampler.latents is before
 
@@ -124,7 +124,7 @@ def test_bytes_that_are_no_checkpoint_are_refused(make: Make, blob: bytes) -> No
 @both
 @given(data=st.data())
 @settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_a_damaged_checkpoint_is_refused_or_harmless(make: Make, data: st.DataObject) -> None:
+def test_damaged_checkpoint_rejected_or_harmless(make: Make, data: st.DataObject) -> None:
     sampler = started_sampler(make, "unipc", shipped())
     for _ in range(4):
         step(sampler)
@@ -136,7 +136,7 @@ def test_a_damaged_checkpoint_is_refused_or_harmless(make: Make, data: st.DataOb
     with contextlib.suppress(TaskError):
         resumed.restore(blob, CPU)
         assert resumed.step == 4
-    walk(resumed)
+    run_to_end(resumed)
 
 
 @both
@@ -149,21 +149,19 @@ def test_a_damaged_checkpoint_is_refused_or_harmless(make: Make, data: st.DataOb
         ("dpmpp_2m", shipped(prediction_type="v_prediction"), 8, 1.0),
     ],
 )
-def test_a_checkpoint_of_other_settings_is_refused(
-    name: str, like: Any, steps: int, strength: float, make: Make
-) -> None:
+def test_checkpoint_of_other_settings_rejected(name: str, like: Any, steps: int, strength: float, make: Make) -> None:
     blob = started_sampler(make, name, like, steps, strength=strength).save()()
     with pytest.raises(TaskError, match="different scheduler or with different settings"):
         restored(make, "dpmpp_2m", shipped(), blob)
 
 
 @both
-def test_a_checkpoint_of_another_size_or_kind_is_refused(make: Make) -> None:
+def test_checkpoint_of_other_size_or_kind_rejected(make: Make) -> None:
     sampler = started_sampler(make, "dpmpp_2m", shipped())
     step(sampler)
     blob = sampler.save()()
     other = make("dpmpp_2m", shipped(), SchedulerSetup(8), torch.Generator())
-    other.start(random(1, (1, 4, 8, 8)))
+    other.start(random_tensor(1, (1, 4, 8, 8)))
     with pytest.raises(TaskError, match=r"'latents' is \[1, 4, 4, 6\]"):
         other.restore(blob, CPU)
     with pytest.raises(TaskError, match="tensors differ from those of this sampler"):
@@ -183,7 +181,7 @@ def test_a_checkpoint_of_another_size_or_kind_is_refused(make: Make) -> None:
         ({"latents": None}, "tensors differ"),
     ],
 )
-def test_every_tensor_of_a_checkpoint_is_as_expected(change: dict[str, torch.Tensor | None], words: str) -> None:
+def test_unexpected_tensors_rejected(change: dict[str, torch.Tensor | None], words: str) -> None:
     sampler = started_sampler(by_recurrence, "dpmpp_2m", shipped())
     step(sampler)
     tensors, about = unpack_state(sampler.save()())
@@ -194,7 +192,7 @@ def test_every_tensor_of_a_checkpoint_is_as_expected(change: dict[str, torch.Ten
 
 
 @pytest.mark.parametrize("said", ["-1", "9", "1e0", "", "٣", "1" * 5000])
-def test_the_step_of_a_checkpoint_is_a_step(said: str) -> None:
+def test_invalid_checkpoint_step_rejected(said: str) -> None:
     sampler = started_sampler(by_recurrence, "ddim", shipped())
     tensors, about = unpack_state(sampler.save()())
     with pytest.raises(TaskError, match="it is at step"):

@@ -1,4 +1,4 @@
-"""The diffusion engine where things go wrong, and what its rows promise to the step loop."""
+"""`DiffusionEngine`: errors, and the contract of its rows with the step loop."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ import torch
 from PIL import Image
 
 from configs.samplers import MODEL_DEFAULT, SAMPLERS, sampler_names
-from tests.support.tiny_diffusion import SIZE, admitted, engine_of, finish, pipeline, request, run, wanted
+from tests.support.tiny_diffusion import SIZE, admit, engine_of, engine_request, finish, pipeline, request, run
 from wire.messages import ImageInputs, Lora
 from worker.engine import Checkpoint, DeviceLost, OutOfMemory, TaskError, Wanted
 from worker.engines.diffusion.engine import DiffusionEngine
 from worker.engines.diffusion.row import DiffusionRow, MaskState
 
-# diffusers' KDPM2 schedulers hand a tensor to numpy.
+# diffusers' KDPM2 schedulers pass a tensor to numpy.
 pytestmark = pytest.mark.filterwarnings("ignore:__array_wrap__ must accept:DeprecationWarning")
 
 
@@ -36,7 +36,7 @@ def engine(tmp_path_factory: pytest.TempPathFactory) -> DiffusionEngine:
 
 @contextmanager
 def hooked(module: torch.nn.Module, hook: Callable[..., None]) -> Iterator[None]:
-    """The hook is called before each forward pass of the module, and what it raises the pass raises."""
+    """Call the hook before each forward pass of the module; its errors propagate."""
     handle = module.register_forward_pre_hook(hook)
     try:
         yield
@@ -63,13 +63,13 @@ def refusal(engine: DiffusionEngine, task: Wanted) -> TaskError:
     return answer
 
 
-# ---- what fails, and what it takes along
+# ---- errors
 
 
-def test_a_forward_pass_that_raises_moves_no_row(engine: DiffusionEngine) -> None:
+def test_forward_pass_error_moves_no_row(engine: DiffusionEngine) -> None:
     kinds = (("ddim", "text"), ("euler", "image"), ("heun", "inpaint"), ("dpmpp_2m", "inpaint"), ("pndm", "text"))
     asked = [request(scheduler=name, mode=mode, seed=n) for n, (name, mode) in enumerate(kinds)]
-    rows, untouched = admitted(engine, *asked), admitted(engine, *asked)
+    rows, untouched = admit(engine, *asked), admit(engine, *asked)
     for _ in range(3):
         engine.step(rows)
     before = [(row.step, row.latents.clone()) for row in rows]
@@ -94,38 +94,39 @@ DEVICE_ERRORS = [
 ]
 
 
-@pytest.mark.parametrize(("error", "told_as"), DEVICE_ERRORS)
-def test_a_device_that_is_full_or_gone_is_told_as_such(
-    engine: DiffusionEngine, error: Exception, told_as: type[Exception]
-) -> None:
-    rows = admitted(engine, request(), request())
-    with hooked(unet(engine), failing(error)), pytest.raises(told_as, match="a step of 2 images"):
+@pytest.mark.parametrize(("error", "expected_error"), DEVICE_ERRORS)
+def test_device_errors_translated(engine: DiffusionEngine, error: Exception, expected_error: type[Exception]) -> None:
+    rows = admit(engine, request(), request())
+    with hooked(unet(engine), failing(error)), pytest.raises(expected_error, match="a step of 2 images"):
         engine.step(rows)
     assert [row.step for row in rows] == [0, 0]
     finish(engine, *rows)
     encoder = engine._family.pipeline.text_encoder
-    with hooked(encoder, failing(error)), pytest.raises(told_as, match="preparing 2 images"):
-        engine.admit([wanted(request(prompt=f"{error} {n}")) for n in range(2)])
+    with hooked(encoder, failing(error)), pytest.raises(expected_error, match="preparing 2 images"):
+        engine.admit([engine_request(request(prompt=f"{error} {n}")) for n in range(2)])
 
 
-def test_a_picture_that_does_not_fit_fails_alone(engine: DiffusionEngine) -> None:
-    [row] = admitted(engine, request())
+def test_decode_out_of_memory_fails_only_its_task(engine: DiffusionEngine) -> None:
+    [row] = admit(engine, request())
     finish(engine, row)
     picture = engine.render(row)
-    with hooked(engine._family.vae.decoder, failing(torch.OutOfMemoryError("9 GiB"))), pytest.raises(TaskError) as told:
+    with (
+        hooked(engine._family.vae.decoder, failing(torch.OutOfMemoryError("9 GiB"))),
+        pytest.raises(TaskError) as reported,
+    ):
         picture()
-    assert told.value.kind == "out_of_memory"
+    assert reported.value.kind == "out_of_memory"
     assert engine.render(row)().data
 
 
-def test_a_row_that_breaks_takes_no_other_along(engine: DiffusionEngine) -> None:
+def test_row_error_fails_only_that_row(engine: DiffusionEngine) -> None:
     asked = request(scheduler="euler"), request(mode="inpaint"), request(scheduler="euler")
-    healthy, sick, expected = admitted(engine, *asked)
+    healthy, sick, expected = admit(engine, *asked)
     engine.step([healthy, sick])
     assert sick.mask_state is not None
     sick.mask_state = MaskState(
         sick.mask_state.image, sick.mask_state.noise, sick.mask_state.mask[..., :3]
-    )  # fits no latents
+    )  # has the wrong size
     engine.step([healthy, sick])
     assert healthy.step == 2
     with pytest.raises(TaskError, match="mask could not be applied"):
@@ -136,8 +137,8 @@ def test_a_row_that_breaks_takes_no_other_along(engine: DiffusionEngine) -> None
     torch.testing.assert_close(healthy.latents, expected.latents, rtol=1e-4, atol=1e-4)
 
 
-def test_latents_that_are_not_finite_are_an_error_that_says_so(engine: DiffusionEngine) -> None:
-    [row] = admitted(engine, request())
+def test_non_finite_latents_reported(engine: DiffusionEngine) -> None:
+    [row] = admit(engine, request())
     finish(engine, row)
     latents = row.latents.clone()
     latents[0, 0, 0, 0] = float("nan")
@@ -146,8 +147,8 @@ def test_latents_that_are_not_finite_are_an_error_that_says_so(engine: Diffusion
         engine.render(row)()
 
 
-def test_an_autoencoder_that_overflows_is_an_error_that_says_so(engine: DiffusionEngine) -> None:
-    [row] = admitted(engine, request())
+def test_vae_overflow_reported(engine: DiffusionEngine) -> None:
+    [row] = admit(engine, request())
     finish(engine, row)
     row.sampler.latents = torch.full_like(row.latents, 1e38)
     with pytest.raises(TaskError, match="autoencoder's output is not finite") as caught:
@@ -155,12 +156,12 @@ def test_an_autoencoder_that_overflows_is_an_error_that_says_so(engine: Diffusio
     assert caught.value.kind == "error"
 
 
-# ---- what is refused
+# ---- rejected requests
 
 
-def test_a_refusal_is_one_tasks_own(engine: DiffusionEngine) -> None:
+def test_invalid_task_does_not_affect_others(engine: DiffusionEngine) -> None:
     asked = [request(), request(scheduler="lcm", steps=60), request(width=SIZE + 4), request(seed=2)]
-    first, steps, size, last = engine.admit([wanted(inputs) for inputs in asked])
+    first, steps, size, last = engine.admit([engine_request(inputs) for inputs in asked])
     assert isinstance(first, DiffusionRow)
     assert isinstance(last, DiffusionRow)
     assert isinstance(steps, TaskError)
@@ -182,26 +183,24 @@ BAD_SOURCES: list[tuple[str, list[int], str]] = [
 
 
 @pytest.mark.parametrize(("mode", "sizes", "message"), BAD_SOURCES)
-def test_sources_of_another_size_are_refused(
-    engine: DiffusionEngine, mode: str, sizes: list[int], message: str
-) -> None:
-    told = refusal(engine, Wanted(request(mode=mode), [bytes(size) for size in sizes]))
-    assert (told.kind, message in told.message) == ("invalid", True), told.message
+def test_sources_of_wrong_size_rejected(engine: DiffusionEngine, mode: str, sizes: list[int], message: str) -> None:
+    reported = refusal(engine, Wanted(request(mode=mode), [bytes(size) for size in sizes]))
+    assert (reported.kind, message in reported.message) == ("invalid", True), reported.message
 
 
-def test_a_strength_that_leaves_no_step_is_refused(engine: DiffusionEngine) -> None:
-    assert refusal(engine, wanted(request(mode="image", strength=0.1, steps=4))).kind == "invalid"
+def test_strength_without_steps_rejected(engine: DiffusionEngine) -> None:
+    assert refusal(engine, engine_request(request(mode="image", strength=0.1, steps=4))).kind == "invalid"
 
 
-def test_adapters_are_refused(engine: DiffusionEngine) -> None:
-    assert refusal(engine, wanted(request(loras=(Lora("ink"),)))).kind == "invalid"
+def test_adapters_rejected_without_folder(engine: DiffusionEngine) -> None:
+    assert refusal(engine, engine_request(request(loras=(Lora("ink"),)))).kind == "invalid"
 
 
-# ---- pictures
+# ---- images
 
 
-def test_a_picture_is_of_the_moment_it_was_asked_for(engine: DiffusionEngine) -> None:
-    [row, twin] = admitted(engine, request(mode="inpaint"), request(mode="inpaint"))
+def test_render_uses_state_at_time_of_call(engine: DiffusionEngine) -> None:
+    [row, twin] = admit(engine, request(mode="inpaint"), request(mode="inpaint"))
     engine.step([row])
     engine.step([twin])
     later = engine.render(row)
@@ -211,16 +210,16 @@ def test_a_picture_is_of_the_moment_it_was_asked_for(engine: DiffusionEngine) ->
 
 
 @pytest.mark.parametrize("scheduler", ["ddim", "euler", "lcm"])
-def test_a_preview_shows_where_the_picture_is_going(engine: DiffusionEngine, scheduler: str) -> None:
-    [row] = admitted(engine, request(scheduler=scheduler))
+def test_preview_shows_denoised_estimate(engine: DiffusionEngine, scheduler: str) -> None:
+    [row] = admit(engine, request(scheduler=scheduler))
     engine.step([row])
     assert not torch.equal(row.latents_to_decode(), row.latents)
     finish(engine, row)
     assert row.latents_to_decode() is row.latents
 
 
-def test_what_a_mask_protects_is_clean_in_previews_and_untouched_in_the_end(engine: DiffusionEngine) -> None:
-    [row] = admitted(engine, request(mode="inpaint"))
+def test_protected_area_unchanged(engine: DiffusionEngine) -> None:
+    [row] = admit(engine, request(mode="inpaint"))
     assert row.mask_state is not None
     protected = row.mask_state.mask.expand_as(row.latents) == 0
     assert protected.any()
@@ -235,27 +234,27 @@ def test_what_a_mask_protects_is_clean_in_previews_and_untouched_in_the_end(engi
 
 
 @pytest.mark.parametrize(("output_format", "pillow"), [("png", "PNG"), ("jpeg", "JPEG"), ("webp", "WEBP")])
-def test_formats(engine: DiffusionEngine, output_format: str, pillow: str) -> None:
-    [row] = admitted(engine, request(output_format=output_format, output_quality=90, width=40, height=32))
+def test_output_formats(engine: DiffusionEngine, output_format: str, pillow: str) -> None:
+    [row] = admit(engine, request(output_format=output_format, output_quality=90, width=40, height=32))
     finish(engine, row)
     picture = Image.open(io.BytesIO(engine.render(row)().data))
     assert (picture.format, picture.size, picture.mode) == (pillow, (40, 32), "RGB")
 
 
 @pytest.mark.parametrize("output_format", ["jpeg", "webp"])
-def test_quality_costs_bytes(engine: DiffusionEngine, output_format: str) -> None:
+def test_higher_quality_gives_larger_file(engine: DiffusionEngine, output_format: str) -> None:
     sizes = []
     for quality in (10, 100):
-        [row] = admitted(engine, request(output_format=output_format, output_quality=quality, width=64, height=64))
+        [row] = admit(engine, request(output_format=output_format, output_quality=quality, width=64, height=64))
         finish(engine, row)
         sizes.append(len(engine.render(row)().data))
     assert sizes[0] < sizes[1]
 
 
-# ---- who shares a step
+# ---- batch keys
 
 
-def test_size_adapters_and_reproducibility_decide_who_shares_a_step(engine: DiffusionEngine) -> None:
+def test_batch_key_is_size_adapters_and_reproducibility(engine: DiffusionEngine) -> None:
     key = engine.key(request())
     other = request(scheduler="heun", steps=3, guidance_scale=1.0, prompt="x", negative_prompt="y", mode="inpaint")
     assert engine.key(other) == key
@@ -268,22 +267,22 @@ def test_size_adapters_and_reproducibility_decide_who_shares_a_step(engine: Diff
     assert len({key, *(engine.key(request(**one)) for one in [*apart, {"reproducible": True}])}) == 6
 
 
-def test_guidance_costs_a_second_pass_only_where_it_guides(engine: DiffusionEngine) -> None:
-    rows = admitted(engine, request(guidance_scale=1.0), request(guidance_scale=1.1), request(guidance_scale=0.0))
+def test_guidance_above_one_takes_second_pass(engine: DiffusionEngine) -> None:
+    rows = admit(engine, request(guidance_scale=1.0), request(guidance_scale=1.1), request(guidance_scale=0.0))
     assert [row.passes for row in rows] == [1, 2, 1]
     assert passes(engine, lambda: engine.step(rows)) == [4], "one forward pass, of four rows"
 
 
 def passes(engine: DiffusionEngine, act: Callable[[], None]) -> list[int]:
-    """The size of each forward pass that the act takes."""
+    """Return the size of each forward pass during the action."""
     sizes: list[int] = []
     with hooked(unet(engine), lambda module, given: sizes.append(len(given[0]))):
         act()
     return sizes
 
 
-def test_rows_that_come_and_go_are_not_held(engine: DiffusionEngine) -> None:
-    rows = admitted(engine, *(request(seed=n) for n in range(3)))
+def test_released_rows_dropped_from_layout_cache(engine: DiffusionEngine) -> None:
+    rows = admit(engine, *(request(seed=n) for n in range(3)))
     engine.step(rows)
     engine.step(rows[1:])
     engine.release(rows[0])
@@ -293,7 +292,7 @@ def test_rows_that_come_and_go_are_not_held(engine: DiffusionEngine) -> None:
 
 # ---- checkpoints
 
-#: One name for each class of solver: what else they differ in is no part of a checkpoint.
+#: One name per solver class; other differences do not affect checkpoints.
 SOLVERS = list(
     {SAMPLERS[name].cls: name for name in reversed(sampler_names("noise")) if name != MODEL_DEFAULT}.values()
 )
@@ -305,27 +304,25 @@ MOVING: list[tuple[str, dict[str, Any]]] = [(name, {"scheduler": name}) for name
 
 
 @pytest.mark.parametrize("changes", [changes for _, changes in MOVING], ids=[name for name, _ in MOVING])
-def test_a_row_resumed_at_any_step_goes_on_as_if_nothing_had_happened(
-    engine: DiffusionEngine, changes: dict[str, Any]
-) -> None:
-    task = wanted(request(steps=5, seed=7, **changes))
-    [row] = admitted(engine, task)
+def test_row_resumed_at_any_step_bit_equal(engine: DiffusionEngine, changes: dict[str, Any]) -> None:
+    task = engine_request(request(steps=5, seed=7, **changes))
+    [row] = admit(engine, task)
     saved = [engine.save(row)]
     while row.step < row.steps:
         engine.step([row])
         saved.append(engine.save(row))
     for step, checkpoint in enumerate(saved):
-        taken = checkpoint()  # after the row went on, and from its state before it did
+        taken = checkpoint()  # after the row went on, but with its earlier state
         assert taken.step == step
-        [resumed] = admitted(engine, Wanted(task.inputs, task.sources, taken))
+        [resumed] = admit(engine, Wanted(task.inputs, task.sources, taken))
         assert resumed.step == step
         finish(engine, resumed)
         assert torch.equal(resumed.latents, row.latents), f"resumed at step {step}"
         assert engine.render(resumed)() == engine.render(row)()
 
 
-def test_checkpoints_are_plain_tensors_and_small(engine: DiffusionEngine) -> None:
-    [row] = admitted(engine, request(scheduler="dpmpp_2m"))
+def test_checkpoint_is_small_safetensors(engine: DiffusionEngine) -> None:
+    [row] = admit(engine, request(scheduler="dpmpp_2m"))
     engine.step([row])
     [blob] = engine.save(row)().frames
     assert len(blob) < 64 * 1024
@@ -335,26 +332,26 @@ def test_checkpoints_are_plain_tensors_and_small(engine: DiffusionEngine) -> Non
 @pytest.mark.parametrize(
     "frames", [[b""], [b"from somewhere else"], [], [b"a", b"b"]], ids=["empty", "foreign", "none", "two"]
 )
-def test_what_is_not_a_checkpoint_is_an_error_of_its_task(engine: DiffusionEngine, frames: list[bytes]) -> None:
-    task = wanted(request(), checkpoint=Checkpoint(3, frames))
-    refused, other = engine.admit([task, wanted(request())])
-    assert isinstance(refused, TaskError)
-    assert refused.kind == "error"
+def test_invalid_checkpoint_fails_only_its_task(engine: DiffusionEngine, frames: list[bytes]) -> None:
+    task = engine_request(request(), checkpoint=Checkpoint(3, frames))
+    rejection, other = engine.admit([task, engine_request(request())])
+    assert isinstance(rejection, TaskError)
+    assert rejection.kind == "error"
     assert isinstance(other, DiffusionRow)
 
 
-def test_a_checkpoint_of_another_step_is_an_error(engine: DiffusionEngine) -> None:
-    [row] = admitted(engine, request())
+def test_checkpoint_of_other_step_is_an_error(engine: DiffusionEngine) -> None:
+    [row] = admit(engine, request())
     engine.step([row])
     frames = engine.save(row)().frames
-    assert refusal(engine, wanted(request(), checkpoint=Checkpoint(4, frames))).kind == "error"
+    assert refusal(engine, engine_request(request(), checkpoint=Checkpoint(4, frames))).kind == "error"
 
 
 # ---- reproducible requests
 
 
-def company(seed: int) -> list[tuple[int, ImageInputs]]:
-    """Other requests, and when they join."""
+def other_requests(seed: int) -> list[tuple[int, ImageInputs]]:
+    """Other requests with their joining ticks."""
     kinds: list[dict[str, Any]] = [{"mode": "text"}, {"mode": "image"}, {"mode": "inpaint"}, {"guidance_scale": 1.0}]
     return [
         (n // 3, request(seed=seed + n, steps=3 + n % 4, prompt=f"{seed} {n}", reproducible=True, **kinds[n % 4]))
@@ -364,38 +361,38 @@ def company(seed: int) -> list[tuple[int, ImageInputs]]:
 
 @pytest.mark.parametrize("scheduler", [MODEL_DEFAULT, "euler_ancestral", "dpmpp_2m", "unipc"])
 @pytest.mark.parametrize("changes", [{}, {"mode": "inpaint", "strength": 0.8}, {"guidance_scale": 1.0}], ids=str)
-def test_reproducible_means_equal_bytes_in_any_company(
+def test_reproducible_bytes_equal_in_any_batch(
     engine: DiffusionEngine, scheduler: str, changes: dict[str, Any]
 ) -> None:
     asked = request(prompt="the same again", seed=5, reproducible=True, scheduler=scheduler, **changes)
-    [alone] = admitted(engine, asked)
-    finish(engine, alone)
+    [single] = admit(engine, asked)
+    finish(engine, single)
     for seed, joins in ((100, 0), (200, 1)):
-        among = company(seed)
+        among = other_requests(seed)
         row = run(engine, [*among[:5], (joins, asked), *among[5:]])
         [mine] = [one for one in row if one.inputs.seed == asked.seed]
-        assert engine.render(mine)() == engine.render(alone)()
-        assert torch.equal(mine.latents, alone.latents)
+        assert engine.render(mine)() == engine.render(single)()
+        assert torch.equal(mine.latents, single.latents)
 
 
-def test_reproducible_requests_take_passes_of_one_size(engine: DiffusionEngine) -> None:
+def test_reproducible_requests_use_fixed_size_passes(engine: DiffusionEngine) -> None:
     asked = [request(seed=n, guidance_scale=(3.0, 1.0)[n % 2], reproducible=True) for n in range(7)]
     for count, sizes in ((1, [8]), (5, [8]), (6, [8, 8]), (7, [8, 8])):
-        rows = admitted(engine, *asked[:count])
+        rows = admit(engine, *asked[:count])
         assert passes(engine, partial(engine.step, rows)) == sizes, count
 
 
-def test_a_model_that_is_reproducible_makes_every_request_so(engine: DiffusionEngine) -> None:
+def test_reproducible_model_makes_all_requests_reproducible(engine: DiffusionEngine) -> None:
     plain = engine_of(Path(engine._model.path), reproducible=True)
     assert plain.key(request()) == plain.key(request(reproducible=True))
-    [row] = admitted(plain, request())
+    [row] = admit(plain, request())
     assert passes(plain, lambda: plain.step([row])) == [8]
 
 
-# ---- the process
+# ---- process
 
 
-def test_it_says_what_it_is(engine: DiffusionEngine) -> None:
+def test_about_and_fingerprint(engine: DiffusionEngine) -> None:
     about = engine.about()
     assert (about.pipeline, about.batching, about.dtype) == ("StableDiffusionPipeline", "family", "float32")
     assert about.modes == ("text", "image", "inpaint")
@@ -405,18 +402,18 @@ def test_it_says_what_it_is(engine: DiffusionEngine) -> None:
         assert part in engine.fingerprint()
 
 
-def test_a_worker_on_a_cpu_keeps_to_one_thread_wherever_it_computes(engine: DiffusionEngine) -> None:
-    seen = [torch.get_num_threads()]
-    thread = threading.Thread(target=lambda: seen.append(torch.get_num_threads()))
+def test_cpu_worker_uses_one_thread(engine: DiffusionEngine) -> None:
+    recorded = [torch.get_num_threads()]
+    thread = threading.Thread(target=lambda: recorded.append(torch.get_num_threads()))
     thread.start()
     thread.join()
-    assert seen == [1, 1]
+    assert recorded == [1, 1]
     assert engine.memory_bytes() > 2**20
 
 
-def test_what_the_model_computes_is_never_kept_for_gradients(engine: DiffusionEngine) -> None:
-    [row] = admitted(engine, request(mode="inpaint"))
+def test_engine_runs_in_inference_mode(engine: DiffusionEngine) -> None:
+    [row] = admit(engine, request(mode="inpaint"))
     engine.step([row])
     engine.synchronize()
     assert not row.latents.requires_grad
-    assert all(told.is_inference() for told in row.conditions.values())
+    assert all(reported.is_inference() for reported in row.conditions.values())

@@ -1,4 +1,4 @@
-"""What each family of checkpoints refuses, and where it must not do as the others do."""
+"""Rejections and special cases of each checkpoint family."""
 
 from __future__ import annotations
 
@@ -12,7 +12,17 @@ import torch
 from PIL import Image
 from transformers import CLIPConfig, CLIPImageProcessor, CLIPTextConfig, CLIPVisionConfig
 
-from tests.support.tiny_diffusion import CHECKPOINTS, admitted, engine_of, finish, pipeline, request, run, sdxl, wanted
+from tests.support.tiny_diffusion import (
+    CHECKPOINTS,
+    admit,
+    engine_of,
+    engine_request,
+    finish,
+    pipeline,
+    request,
+    run,
+    sdxl,
+)
 from wire.messages import SOURCES, ImageInputs
 from worker.engine import Checkpoint, TaskError, UnsupportedModel, Wanted
 from worker.engines.diffusion.engine import DiffusionEngine
@@ -32,13 +42,13 @@ def engines(tmp_path_factory: pytest.TempPathFactory) -> Engines:
 
 
 def answer(engine: DiffusionEngine, inputs: ImageInputs) -> DiffusionRow | TaskError:
-    [row] = engine.admit([wanted(inputs)])
+    [row] = engine.admit([engine_request(inputs)])
     assert isinstance(row, DiffusionRow | TaskError)
     return row
 
 
 @pytest.mark.parametrize("name", CHECKPOINTS)
-def test_the_modes_that_a_denoiser_can_draw_in(engines: Engines, name: str) -> None:
+def test_modes_supported_by_denoiser(engines: Engines, name: str) -> None:
     engine = engines[name]
     expected = ("inpaint",) if name.endswith("inpaint") else ("text", "image", "inpaint")
     assert engine.about().modes == expected
@@ -54,71 +64,71 @@ def test_the_modes_that_a_denoiser_can_draw_in(engines: Engines, name: str) -> N
 @pytest.mark.parametrize(
     ("name", "multiple"), [("sd", 8), ("sdxl", 8), ("sd3", 16), ("flux-dev", 16), ("flux-schnell", 16)]
 )
-def test_sizes(engines: Engines, name: str, multiple: int) -> None:
+def test_sizes_must_be_multiples(engines: Engines, name: str, multiple: int) -> None:
     assert isinstance(answer(engines[name], request(width=2 * multiple, height=5 * multiple)), DiffusionRow)
     for size in ((2 * multiple + multiple // 2, 32), (32, 2 * multiple + 1)):
-        refused = answer(engines[name], request(width=size[0], height=size[1]))
-        assert isinstance(refused, TaskError)
-        assert refused.message == f"width and height must be multiples of {multiple}, got {size[0]}x{size[1]}"
+        rejection = answer(engines[name], request(width=size[0], height=size[1]))
+        assert isinstance(rejection, TaskError)
+        assert rejection.message == f"width and height must be multiples of {multiple}, got {size[0]}x{size[1]}"
 
 
-def test_sd3_knows_so_many_patches_only(engines: Engines) -> None:
+def test_sd3_rejects_too_many_patches(engines: Engines) -> None:
     assert isinstance(answer(engines["sd3"], request(width=32 * 16)), DiffusionRow)
-    refused = answer(engines["sd3"], request(width=33 * 16))
-    assert isinstance(refused, TaskError)
-    assert refused.message == "width and height must be at most 512 pixels for this model"
+    rejection = answer(engines["sd3"], request(width=33 * 16))
+    assert isinstance(rejection, TaskError)
+    assert rejection.message == "width and height must be at most 512 pixels for this model"
 
 
 @pytest.mark.parametrize("name", CHECKPOINTS)
-def test_passes(engines: Engines, name: str) -> None:
+def test_passes_per_guidance_scale(engines: Engines, name: str) -> None:
     mode = engines[name].about().modes[0]
     one_pass = name.startswith("flux") or name == "sd-distilled"
-    rows = admitted(engines[name], *(request(guidance_scale=scale, mode=mode) for scale in (0.0, 1.0, 1.1, 7.5)))
+    rows = admit(engines[name], *(request(guidance_scale=scale, mode=mode) for scale in (0.0, 1.0, 1.1, 7.5)))
     assert [row.passes for row in rows] == ([1, 1, 1, 1] if one_pass else [1, 1, 2, 2])
 
 
 @pytest.mark.parametrize("name", CHECKPOINTS)
-def test_guidance_counts_wherever_a_model_knows_it(engines: Engines, name: str) -> None:
+def test_guidance_scale_affects_result(engines: Engines, name: str) -> None:
     engine = engines[name]
     mode = engine.about().modes[0]
-    rows = admitted(engine, *(request(guidance_scale=scale, mode=mode) for scale in (2.0, 5.0)))
+    rows = admit(engine, *(request(guidance_scale=scale, mode=mode) for scale in (2.0, 5.0)))
     finish(engine, *rows)
     assert torch.equal(rows[0].latents, rows[1].latents) == (name == "flux-schnell")
 
 
 @pytest.mark.parametrize("name", ["flux-dev", "flux-schnell"])
 def test_flux_takes_no_negative_prompt(engines: Engines, name: str) -> None:
-    refused = answer(engines[name], request(negative_prompt="blurred"))
-    assert isinstance(refused, TaskError)
-    assert (refused.kind, refused.message) == ("invalid", "this model does not support negative prompts")
+    rejection = answer(engines[name], request(negative_prompt="blurred"))
+    assert isinstance(rejection, TaskError)
+    assert (rejection.kind, rejection.message) == ("invalid", "this model does not support negative prompts")
 
 
-def test_no_negative_prompt_is_not_an_empty_text_to_sdxl(engines: Engines) -> None:
+def test_sdxl_without_negative_prompt_uses_zeros(engines: Engines) -> None:
     engine = engines["sdxl"]
-    none, some = admitted(engine, request(), request(negative_prompt=" "))
+    none, some = admit(engine, request(), request(negative_prompt=" "))
     for name in ("embeddings", "text_embeds"):
         assert not none.conditions[name][0].any()
         assert some.conditions[name][0].any()
         assert none.conditions[name][1].any()
 
 
-def test_an_sdxl_that_was_trained_on_empty_texts_gets_one(tmp_path: Path) -> None:
+def test_sdxl_without_zero_prompt_encodes_empty_text(tmp_path: Path) -> None:
     made = sdxl()
     made.register_to_config(force_zeros_for_empty_prompt=False)
     made.save_pretrained(tmp_path)
-    [row] = admitted(engine_of(tmp_path), request())
+    [row] = admit(engine_of(tmp_path), request())
     assert row.conditions["embeddings"][0].any()
 
 
-def test_latents_with_statistics_of_their_own(tmp_path: Path) -> None:
+def test_latent_mean_and_std_from_config(tmp_path: Path) -> None:
     mean, spread = [0.5, -1.0, 0.25, 2.0], [2.0, 0.5, 1.5, 3.0]
     made = sdxl(latents_mean=mean, latents_std=spread)
     made.save_pretrained(tmp_path)
     engine = engine_of(tmp_path)
     asked = request(mode="image", strength=0.7)
-    [row] = admitted(engine, asked)
+    [row] = admit(engine, asked)
     finish(engine, row)
-    picture = Image.frombytes("RGB", (asked.width, asked.height), wanted(asked).sources[0])
+    picture = Image.frombytes("RGB", (asked.width, asked.height), engine_request(asked).sources[0])
     reference = diffusers.StableDiffusionXLImg2ImgPipeline(**made.components)
     reference.set_progress_bar_config(disable=True)
     [expected] = reference(
@@ -134,7 +144,7 @@ def test_latents_with_statistics_of_their_own(tmp_path: Path) -> None:
     assert np.abs(np.asarray(got, dtype=float) - np.asarray(expected, dtype=float)).max() <= 1
 
 
-def test_half_precision_leaves_an_sdxl_autoencoder_that_overflows_in_float32(tmp_path: Path) -> None:
+def test_sdxl_vae_with_force_upcast_stays_float32(tmp_path: Path) -> None:
     for name, upcast, dtype in (("usual", True, torch.float32), ("fixed", False, torch.float16)):
         sdxl(force_upcast=upcast).save_pretrained(tmp_path / name)
         engine = engine_of(tmp_path / name, dtype="float16")
@@ -146,43 +156,43 @@ def test_half_precision_leaves_an_sdxl_autoencoder_that_overflows_in_float32(tmp
 
 
 def run_one(engine: DiffusionEngine, inputs: ImageInputs) -> list[DiffusionRow]:
-    rows = admitted(engine, inputs)
+    rows = admit(engine, inputs)
     finish(engine, *rows)
     return rows
 
 
 @pytest.mark.parametrize("name", sorted(set(CHECKPOINTS) - {"sd"}))
-def test_rows_of_every_family_are_resumed_as_if_nothing_had_happened(engines: Engines, name: str) -> None:
+def test_resumed_rows_bit_equal_for_every_family(engines: Engines, name: str) -> None:
     engine = engines[name]
     for mode in engine.about().modes:
-        task = wanted(request(mode=mode, steps=5, strength=0.8))
-        [row] = admitted(engine, task)
+        task = engine_request(request(mode=mode, steps=5, strength=0.8))
+        [row] = admit(engine, task)
         saved: list[Checkpoint] = []
         while row.step < row.steps:
             saved.append(engine.save(row)())
             engine.step([row])
         for checkpoint in saved:
-            [resumed] = admitted(engine, Wanted(task.inputs, task.sources, checkpoint))
+            [resumed] = admit(engine, Wanted(task.inputs, task.sources, checkpoint))
             finish(engine, resumed)
             assert torch.equal(resumed.latents, row.latents), (mode, checkpoint.step)
 
 
 @pytest.mark.parametrize("name", ["sdxl", "sd-inpaint", "sd3", "flux-dev"])
-def test_reproducible_rows_of_every_family_have_equal_bytes_in_any_company(engines: Engines, name: str) -> None:
+def test_reproducible_bits_equal_for_every_family(engines: Engines, name: str) -> None:
     engine = engines[name]
     modes = engine.about().modes
     asked = request(mode=modes[-1], reproducible=True, prompt="the same again", strength=0.8)
-    [alone] = run_one(engine, asked)
+    [single] = run_one(engine, asked)
     others = [request(mode=modes[n % len(modes)], seed=50 + n, reproducible=True, steps=4 + n) for n in range(6)]
     rows = run(engine, [*((n // 3, one) for n, one in enumerate(others)), (1, asked)])
     [mine] = [row for row in rows if row.inputs == asked]
-    assert torch.equal(mine.latents, alone.latents)
+    assert torch.equal(mine.latents, single.latents)
 
 
-# ---- checkpoints that are refused
+# ---- rejected checkpoints
 
 
-def test_a_refiner_is_refused(tmp_path: Path) -> None:
+def test_refiner_rejected(tmp_path: Path) -> None:
     made = sdxl()
     parts = made.components | {"text_encoder": None, "tokenizer": None}
     diffusers.StableDiffusionXLImg2ImgPipeline(**parts, requires_aesthetics_score=True).save_pretrained(tmp_path)
@@ -190,24 +200,24 @@ def test_a_refiner_is_refused(tmp_path: Path) -> None:
         engine_of(tmp_path)
 
 
-def test_a_denoiser_with_other_inputs_is_refused(tmp_path: Path) -> None:
+def test_denoiser_with_other_inputs_rejected(tmp_path: Path) -> None:
     pipeline(in_channels=8).save_pretrained(tmp_path)
     with pytest.raises(UnsupportedModel, match="8 input channels, the latents have 4"):
         engine_of(tmp_path)
 
 
-# ---- the safety checker
+# ---- safety checker
 
 
 def save_with_checker(folder: Path, *, objects: bool) -> None:
-    """A Stable Diffusion with a safety checker that objects to everything, or to nothing."""
+    """Save a Stable Diffusion whose safety checker flags everything or nothing."""
     text = CLIPTextConfig(vocab_size=8, hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=1)
     vision = CLIPVisionConfig(
         hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=1, image_size=16, patch_size=8
     )
     config = CLIPConfig(text_config=text.to_dict(), vision_config=vision.to_dict(), projection_dim=8)
     checker = diffusers.pipelines.stable_diffusion.StableDiffusionSafetyChecker(config)
-    # A picture is objected to where it is more like a concept than the concept's threshold.
+    # An image is flagged if its similarity to a concept exceeds the threshold.
     checker.concept_embeds_weights.data.fill_(-2.0 if objects else 2.0)
     checker.special_care_embeds_weights.data.fill_(2.0)
     made = pipeline()
@@ -227,12 +237,10 @@ CHECKED: list[tuple[str, bool, bool]] = [
 
 
 @pytest.mark.parametrize(("setting", "objects", "flagged"), CHECKED)
-def test_a_picture_that_the_checker_objects_to_is_flagged(
-    tmp_path: Path, setting: str, objects: bool, flagged: bool
-) -> None:
+def test_unsafe_image_flagged(tmp_path: Path, setting: str, objects: bool, flagged: bool) -> None:
     save_with_checker(tmp_path, objects=objects)
     engine = engine_of(tmp_path, safety_checker=setting)
-    [row] = admitted(engine, request())
+    [row] = admit(engine, request())
     engine.step([row])
     assert not engine.render(row)().flagged, "a preview is no finished picture"
     finish(engine, row)
@@ -241,16 +249,16 @@ def test_a_picture_that_the_checker_objects_to_is_flagged(
     assert len(set(Image.open(io.BytesIO(picture.data)).tobytes())) > 1, "the picture itself, not a black one"
 
 
-def test_a_picture_that_the_checker_objects_to_can_be_refused(tmp_path: Path) -> None:
+def test_unsafe_image_rejected_with_policy_refuse(tmp_path: Path) -> None:
     save_with_checker(tmp_path, objects=True)
     engine = engine_of(tmp_path, safety_checker="refuse")
     [row] = run_one(engine, request())
-    with pytest.raises(TaskError) as told:
+    with pytest.raises(TaskError) as reported:
         engine.render(row)()
-    assert told.value.kind == "unsafe"
+    assert reported.value.kind == "unsafe"
 
 
-def test_a_checkpoint_without_a_checker_flags_nothing(tmp_path: Path) -> None:
+def test_checkpoint_without_checker_flags_nothing(tmp_path: Path) -> None:
     pipeline().save_pretrained(tmp_path)
     engine = engine_of(tmp_path, safety_checker="refuse")
     [row] = run_one(engine, request())

@@ -1,4 +1,4 @@
-"""The generic engine where things go wrong, and what its rows promise to the step loop."""
+"""`GenericEngine`: errors, and the contract of its rows with the step loop."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from configs.settings import Defaults
 from tests.support.tiny_pipelines import (
     BUILT_IN,
     SIZE,
-    admitted,
+    admit,
     digits,
     engine_of,
     finish,
@@ -54,7 +54,7 @@ def engine(engines: Engines) -> GenericEngine:
 
 
 def threads(expected: int) -> bool:
-    """Whether there are so many threads of requests. One that has given its last word may need a moment to go."""
+    """Return true when this number of request threads exist; ended threads may take a moment to exit."""
     for _ in range(1000):
         if sum(thread.name == "request" for thread in threading.enumerate()) == expected:
             return True
@@ -64,7 +64,7 @@ def threads(expected: int) -> bool:
 
 @contextmanager
 def failing(module: torch.nn.Module, error: Exception) -> Iterator[None]:
-    """Every forward pass of the module fails."""
+    """Make every forward pass of the module fail."""
 
     def hook(*given: Any) -> None:
         raise error
@@ -83,21 +83,21 @@ def part(engine: GenericEngine, name: str) -> torch.nn.Module:
 
 
 def refusal(engine: GenericEngine, inputs: ImageInputs, *sources: bytes) -> TaskError:
-    [refused] = engine.admit([Wanted(inputs, sources)])
-    assert isinstance(refused, TaskError)
+    [rejection] = engine.admit([Wanted(inputs, sources)])
+    assert isinstance(rejection, TaskError)
     assert threads(0)
-    return refused
+    return rejection
 
 
-# ---- failures
+# ---- errors
 
 
 @pytest.mark.parametrize(("kind", "broken"), [("text", "unet"), ("control", "unet"), ("control", "controlnet")])
-def test_a_forward_pass_that_raises_moves_no_row(engines: Engines, kind: str, broken: str) -> None:
+def test_forward_pass_error_moves_no_row(engines: Engines, kind: str, broken: str) -> None:
     engine = engines(kind)
     [mode] = engine.about().modes
-    wanted = [request(mode, seed=n, scheduler=name) for n, name in enumerate(("ddim", "heun", "dpmpp_2m"))]
-    rows, untouched = admitted(engine, *wanted), admitted(engine, *wanted)
+    requested = [request(mode, seed=n, scheduler=name) for n, name in enumerate(("ddim", "heun", "dpmpp_2m"))]
+    rows, untouched = admit(engine, *requested), admit(engine, *requested)
     for _ in range(2):
         engine.step(rows)
     with failing(part(engine, broken), RuntimeError("not now")):
@@ -118,25 +118,23 @@ DEVICE = [
 ]
 
 
-@pytest.mark.parametrize(("error", "told"), DEVICE, ids=lambda value: str(value)[:12])
-def test_a_device_that_is_full_or_gone_is_told_as_such(
-    engine: GenericEngine, error: Exception, told: type[Exception]
-) -> None:
-    rows = admitted(engine, request(), request(seed=2))
-    with failing(part(engine, "unet"), error), pytest.raises(told):
+@pytest.mark.parametrize(("error", "reported"), DEVICE, ids=lambda value: str(value)[:12])
+def test_device_errors_translated(engine: GenericEngine, error: Exception, reported: type[Exception]) -> None:
+    rows = admit(engine, request(), request(seed=2))
+    with failing(part(engine, "unet"), error), pytest.raises(reported):
         engine.step(rows)
     finish(engine, *rows)
-    with failing(part(engine, "text_encoder"), error), pytest.raises(told):
+    with failing(part(engine, "text_encoder"), error), pytest.raises(reported):
         engine.admit([Wanted(request()), Wanted(request(seed=2))])
     assert threads(0)
 
 
-def test_whoever_was_admitted_before_the_device_was_full_is_let_go(engine: GenericEngine) -> None:
-    seen = []
+def test_admission_out_of_memory_releases_all_rows(engine: GenericEngine) -> None:
+    recorded = []
 
     def second(*given: Any) -> None:
-        seen.append(given)
-        if len(seen) > 2:  # a request with guidance encodes two texts
+        recorded.append(given)
+        if len(recorded) > 2:  # a request with guidance encodes two texts
             raise torch.OutOfMemoryError("9 GiB")
 
     handle = part(engine, "text_encoder").register_forward_pre_hook(second)
@@ -148,11 +146,11 @@ def test_whoever_was_admitted_before_the_device_was_full_is_let_go(engine: Gener
     assert threads(0)
 
 
-def test_a_pipeline_that_breaks_between_two_calls_takes_no_other_row_along(engine: GenericEngine) -> None:
-    healthy, sick, expected = admitted(engine, request(), request(seed=2), request())
+def test_pipeline_error_between_calls_fails_only_its_row(engine: GenericEngine) -> None:
+    healthy, sick, expected = admit(engine, request(), request(seed=2), request())
     engine.step([healthy, sick])
     [scheduler] = sick._progress._schedulers
-    scheduler.alphas_cumprod = scheduler.alphas_cumprod[:1]  # its next step is past this
+    scheduler.alphas_cumprod = scheduler.alphas_cumprod[:1]  # the next step is past the end of this tensor
     engine.step([healthy, sick])
     assert (healthy.step, sick.step) == (2, 1)
     for _ in range(2):
@@ -166,9 +164,9 @@ def test_a_pipeline_that_breaks_between_two_calls_takes_no_other_row_along(engin
     assert threads(0)
 
 
-def test_a_picture_that_is_not_finite_is_an_error_that_says_so(engine: GenericEngine) -> None:
+def test_non_finite_image_reported(engine: GenericEngine) -> None:
     decoder = engine._pipeline.vae.decoder
-    [row] = admitted(engine, request())
+    [row] = admit(engine, request())
     handle = decoder.register_forward_hook(lambda module, given, output: output * float("nan"))
     try:
         finish(engine, row)
@@ -179,8 +177,8 @@ def test_a_picture_that_is_not_finite_is_an_error_that_says_so(engine: GenericEn
     assert caught.value.kind == "error"
 
 
-def test_a_decoder_that_fails_fails_its_picture_alone(engine: GenericEngine) -> None:
-    rows = admitted(engine, request(), request(steps=7))
+def test_decoder_error_fails_only_its_image(engine: GenericEngine) -> None:
+    rows = admit(engine, request(), request(steps=7))
     with failing(engine._pipeline.vae.decoder, RuntimeError("no room")):
         while rows[0].step < rows[0].steps:
             engine.step(rows)
@@ -190,14 +188,14 @@ def test_a_decoder_that_fails_fails_its_picture_alone(engine: GenericEngine) -> 
     assert engine.render(rows[1])().data
 
 
-# ---- the life of a row
+# ---- life cycle of a row
 
 
 @pytest.mark.parametrize("kind", ["text", "control", "separate", "lists"])
-def test_a_row_that_is_released_frees_its_thread(engines: Engines, kind: str) -> None:
+def test_released_row_frees_its_thread(engines: Engines, kind: str) -> None:
     engine = engines(kind)
     [mode] = engine.about().modes
-    gone, at_once, stays = admitted(engine, *(request(mode, seed=n) for n in range(3)))
+    gone, at_once, stays = admit(engine, *(request(mode, seed=n) for n in range(3)))
     assert threads(3)
     engine.release(at_once)
     engine.step([gone, stays])
@@ -210,7 +208,7 @@ def test_a_row_that_is_released_frees_its_thread(engines: Engines, kind: str) ->
     assert threads(0)
 
 
-#: Kind, changes to the request, evaluations of the denoiser that it takes.
+#: Kind, changes to the request, and the expected number of denoiser calls.
 STEPS: list[tuple[str, dict[str, Any], int]] = [
     ("text", {"steps": 5}, 5),
     ("text", {"steps": 5, "scheduler": "heun"}, 9),
@@ -228,26 +226,28 @@ STEPS: list[tuple[str, dict[str, Any], int]] = [
 
 
 @pytest.mark.parametrize(("kind", "changes", "steps"), STEPS, ids=str)
-def test_steps_are_known_from_the_start_and_count_calls_of_the_denoiser(
+def test_steps_known_at_start_and_count_denoiser_calls(
     engines: Engines, kind: str, changes: dict[str, Any], steps: int
 ) -> None:
     engine = engines(kind)
     [mode] = engine.about().modes
-    finish(engine, *admitted(engine, request(mode, **changes)))  # the first of its kind may have to find out
-    [row] = admitted(engine, request(mode, **changes))
-    told = []
+    finish(
+        engine, *admit(engine, request(mode, **changes))
+    )  # the first request of a kind may start with a wrong estimate
+    [row] = admit(engine, request(mode, **changes))
+    reported = []
     while row.step < row.steps:
-        told.append((row.step, row.steps))
+        reported.append((row.step, row.steps))
         engine.step([row])
-    assert told == [(n, steps) for n in range(steps)]
+    assert reported == [(n, steps) for n in range(steps)]
     assert (row.step, row.steps) == (steps, steps)
 
 
 @pytest.mark.parametrize("kind", ["text", "control"])
-def test_rows_of_every_setting_share_each_forward_pass(engines: Engines, kind: str) -> None:
+def test_rows_of_all_settings_share_forward_pass(engines: Engines, kind: str) -> None:
     engine = engines(kind)
     [mode] = engine.about().modes
-    rows = admitted(
+    rows = admit(
         engine,
         request(mode, guidance_scale=1.0),
         request(mode, scheduler="euler", prompt="0"),
@@ -266,8 +266,8 @@ def test_rows_of_every_setting_share_each_forward_pass(engines: Engines, kind: s
     assert sizes == [5, 3, 5], "one forward pass for each step, whatever step a row is at"
 
 
-def test_a_picture_is_there_at_the_end_only_and_as_often_as_one_likes(engine: GenericEngine) -> None:
-    [row] = admitted(engine, request(output_format="webp", width=40))
+def test_image_available_only_at_end_and_repeatedly(engine: GenericEngine) -> None:
+    [row] = admit(engine, request(output_format="webp", width=40))
     engine.step([row])
     with pytest.raises(TaskError, match="no image before the last step"):
         engine.render(row)()
@@ -278,10 +278,10 @@ def test_a_picture_is_there_at_the_end_only_and_as_often_as_one_likes(engine: Ge
     assert (picture.format, picture.size, picture.mode) == ("WEBP", (40, SIZE), "RGB")
 
 
-def test_the_picture_is_made_beside_the_steps_of_others(engine: GenericEngine) -> None:
+def test_decode_runs_beside_steps_of_others(engine: GenericEngine) -> None:
     go = threading.Event()
     decoder = engine._pipeline.vae.decoder
-    first, other = admitted(engine, request(steps=2), request(steps=6))
+    first, other = admit(engine, request(steps=2), request(steps=6))
     handle = decoder.register_forward_pre_hook(lambda module, given: go.wait(60) and None)
     try:
         finish(engine, first)
@@ -296,29 +296,29 @@ def test_the_picture_is_made_beside_the_steps_of_others(engine: GenericEngine) -
     finish(engine, other)
 
 
-def test_pictures_made_at_one_time_leave_the_autoencoder_in_its_precision(tmp_path: Path) -> None:
+def test_concurrent_decodes_keep_vae_dtype(tmp_path: Path) -> None:
     engine = engine_of(model_of("large", tmp_path, dtype="float16"))
     assert engine.about().dtype == "float16"
     for _ in range(3):
-        rows = admitted(engine, *(request(seed=n, steps=3 + n % 2) for n in range(4)))
+        rows = admit(engine, *(request(seed=n, steps=3 + n % 2) for n in range(4)))
         finish(engine, *rows)
         assert all(np.isfinite(pixels(row)).all() for row in rows)
     assert {parameter.dtype for parameter in part(engine, "vae").parameters()} == {torch.float32}
 
 
-def test_no_state_is_given_away_and_none_is_taken(engine: GenericEngine) -> None:
-    [row] = admitted(engine, request())
+def test_checkpoints_unsupported(engine: GenericEngine) -> None:
+    [row] = admit(engine, request())
     assert engine.save(row) is None
     engine.release(row)
-    [refused] = engine.admit([Wanted(request(), (), Checkpoint(3, [b"from somewhere else"]))])
-    assert isinstance(refused, TaskError)
+    [rejection] = engine.admit([Wanted(request(), (), Checkpoint(3, [b"from somewhere else"]))])
+    assert isinstance(rejection, TaskError)
 
 
-def test_a_request_leaves_nothing_behind(engines: Engines) -> None:
+def test_finished_requests_leak_nothing(engines: Engines) -> None:
     engine = engines("unconditional")
 
     def wave() -> None:
-        rows = admitted(engine, *(request(seed=n, steps=13 + n) for n in range(8)))
+        rows = admit(engine, *(request(seed=n, steps=13 + n) for n in range(8)))
         finish(engine, *rows[:6])
         for row in rows[:6]:
             assert engine.render(row)().data
@@ -333,7 +333,7 @@ def test_a_request_leaves_nothing_behind(engines: Engines) -> None:
     before = tensors(), len(gc.get_objects())
     gc.disable()
     try:
-        for _ in range(8):  # over a thousand steps of rows
+        for _ in range(8):  # more than a thousand row steps
             wave()
         assert threads(0)
         assert tensors() <= before[0] + 8, (
@@ -345,10 +345,10 @@ def test_a_request_leaves_nothing_behind(engines: Engines) -> None:
     assert len(gc.get_objects()) <= before[1] + 200
 
 
-# ---- what it takes and what it refuses
+# ---- capabilities and rejections
 
 
-def test_what_it_can_draw_from_was_tried(engines: Engines) -> None:
+def test_modes_found_by_probe(engines: Engines) -> None:
     modes = {kind: engines(kind).about().modes for kind in (*BUILT_IN, "control", "control_inpaint", "classes")}
     assert modes == {
         "text": ("text",),
@@ -386,14 +386,16 @@ REFUSED: list[tuple[str, ImageInputs, str]] = [
 
 
 @pytest.mark.parametrize(("kind", "inputs", "text"), REFUSED, ids=lambda value: value if isinstance(value, str) else "")
-def test_a_refusal_says_why_and_touches_no_other(engines: Engines, kind: str, inputs: ImageInputs, text: str) -> None:
+def test_rejection_states_reason_and_affects_no_other_row(
+    engines: Engines, kind: str, inputs: ImageInputs, text: str
+) -> None:
     engine = engines(kind)
     [mode] = engine.about().modes
-    [row] = admitted(engine, request(mode, prompt="1"))
-    refused, other = engine.admit([Wanted(i, sources_of(i)) for i in (inputs, request(mode, prompt="2"))])
-    assert isinstance(refused, TaskError)
-    assert refused.kind == "invalid"
-    assert text in refused.message
+    [row] = admit(engine, request(mode, prompt="1"))
+    rejection, other = engine.admit([Wanted(i, sources_of(i)) for i in (inputs, request(mode, prompt="2"))])
+    assert isinstance(rejection, TaskError)
+    assert rejection.kind == "invalid"
+    assert text in rejection.message
     assert isinstance(other, GenericRow)
     for own in (row, other):
         engine.release(own)
@@ -401,19 +403,19 @@ def test_a_refusal_says_why_and_touches_no_other(engines: Engines, kind: str, in
 
 
 @pytest.mark.parametrize(("count", "cut"), [(0, 0), (1, 0), (2, 1), (3, 0)])
-def test_source_pictures_that_are_not_as_the_mode_demands(engines: Engines, count: int, cut: int) -> None:
+def test_invalid_source_images_rejected(engines: Engines, count: int, cut: int) -> None:
     inputs = request("inpaint")
     sources = [*sources_of(inputs), b""][:count]
     if cut:
         sources[-1] = sources[-1][:-cut]
-    refused = refusal(engines("inpaint"), inputs, *sources)
-    assert refused.kind == "invalid"
-    assert ("images" in refused.message) or ("bytes" in refused.message)
+    rejection = refusal(engines("inpaint"), inputs, *sources)
+    assert rejection.kind == "invalid"
+    assert ("images" in rejection.message) or ("bytes" in rejection.message)
 
 
-def test_a_class_is_named_by_its_number_or_by_its_name(engines: Engines) -> None:
+def test_class_label_by_number_or_name(engines: Engines) -> None:
     engine = engines("classes")
-    rows = admitted(engine, *(request(prompt=prompt) for prompt in ("7", "shark", " white shark", "8")))
+    rows = admit(engine, *(request(prompt=prompt) for prompt in ("7", "shark", " white shark", "8")))
     finish(engine, *rows)
     seven, shark, white, eight = (pixels(row) for row in rows)
     np.testing.assert_allclose(shark, seven, atol=1e-4)
@@ -430,16 +432,14 @@ UNSUPPORTED: list[tuple[str, dict[str, Any], str]] = [
 
 
 @pytest.mark.parametrize(("kind", "changes", "text"), UNSUPPORTED, ids=lambda value: value if len(value) > 20 else "")
-def test_what_requests_cannot_run_is_refused_when_it_is_loaded(
-    tmp_path: Path, kind: str, changes: dict[str, Any], text: str
-) -> None:
+def test_unsupported_pipeline_rejected_at_load(tmp_path: Path, kind: str, changes: dict[str, Any], text: str) -> None:
     with pytest.raises(UnsupportedModel, match=text):
         engine_of(model_of(kind, tmp_path, **changes))
     assert threads(0)
 
 
-class Ranked(torch.nn.Module):
-    """Makes what a picture gets depend on its place in the batch, as a model would that reads across it."""
+class BatchDependent(torch.nn.Module):
+    """Makes the result depend on the position in the batch."""
 
     def __init__(self, inner: torch.nn.Module) -> None:
         super().__init__()
@@ -450,23 +450,23 @@ class Ranked(torch.nn.Module):
         return answer + torch.arange(len(answer)).reshape(-1, 1, 1, 1)
 
 
-def test_a_denoiser_that_reads_across_its_batch_gets_one_request_at_a_time(tmp_path: Path) -> None:
+def test_batch_dependent_denoiser_not_batched(tmp_path: Path) -> None:
     engine = engine_of(model_of("text", tmp_path))
     unet: Any = part(engine, "unet")
-    unet.conv_out = Ranked(unet.conv_out)
+    unet.conv_out = BatchDependent(unet.conv_out)
     engine._probe()
-    alone, first, second = admitted(engine, *(request(seed=n) for n in (2, 1, 2)))
-    finish(engine, alone)
+    single, first, second = admit(engine, *(request(seed=n) for n in (2, 1, 2)))
+    finish(engine, single)
     finish(engine, first, second)
-    np.testing.assert_array_equal(pixels(second), pixels(alone))
+    np.testing.assert_array_equal(pixels(second), pixels(single))
 
 
-# ---- the safety checker
+# ---- safety checker
 
 
 @pytest.fixture(scope="module")
 def checked(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The built-in model with a safety checker that objects to everything."""
+    """The built-in model with a safety checker that flags everything."""
     folder = tmp_path_factory.mktemp("checked")
     tower = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2}
     config = CLIPConfig(vision_config={**tower, "image_size": 32, "patch_size": 16}, projection_dim=8)
@@ -479,29 +479,29 @@ def checked(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("wanted", ["off", "flag", "refuse"])
-def test_what_the_safety_checker_objects_to_is_flagged_or_refused(checked: Path, wanted: Any, tmp_path: Path) -> None:
-    engine = engine_of(model_of("text", tmp_path, path=str(checked), safety_checker=wanted))
-    [row] = admitted(engine, request())
+@pytest.mark.parametrize("requested", ["off", "flag", "refuse"])
+def test_unsafe_image_flagged_or_rejected(checked: Path, requested: Any, tmp_path: Path) -> None:
+    engine = engine_of(model_of("text", tmp_path, path=str(checked), safety_checker=requested))
+    [row] = admit(engine, request())
     finish(engine, row)
-    if wanted == "refuse":
+    if requested == "refuse":
         with pytest.raises(TaskError) as caught:
             engine.render(row)()
         assert caught.value.kind == "unsafe"
         return
     picture = engine.render(row)()
-    assert picture.flagged == (wanted == "flag")
+    assert picture.flagged == (requested == "flag")
     assert np.asarray(Image.open(io.BytesIO(picture.data))).std() > 1, "the picture itself, not a black one"
 
 
-# ---- any order of events
+# ---- random event order
 
 
 class AnyOrder(RuleBasedStateMachine):
-    """Rows come, move in any company, fail together and leave; each that ends has the picture that it has alone."""
+    """Rows join, step in any combination, fail and leave; each finished image equals that of a single run."""
 
     engine: GenericEngine
-    alone: ClassVar[dict[tuple[int, int], bytes]] = {}
+    single: ClassVar[dict[tuple[int, int], bytes]] = {}
 
     @initialize()
     def begin(self) -> None:
@@ -509,7 +509,7 @@ class AnyOrder(RuleBasedStateMachine):
 
     @rule(seed=st.integers(0, 2), steps=st.integers(1, 4))
     def join(self, seed: int, steps: int) -> None:
-        self.rows += admitted(self.engine, request(seed=seed, steps=steps))
+        self.rows += admit(self.engine, request(seed=seed, steps=steps))
 
     @precondition(lambda self: self.rows)
     @rule(data=st.data(), fails=st.booleans())
@@ -537,11 +537,11 @@ class AnyOrder(RuleBasedStateMachine):
 
     def expected(self, inputs: ImageInputs) -> bytes:
         key = inputs.seed, inputs.steps
-        if key not in self.alone:
-            [row] = admitted(self.engine, inputs)
+        if key not in self.single:
+            [row] = admit(self.engine, inputs)
             finish(self.engine, row)
-            self.alone[key] = self.engine.render(row)().data
-        return self.alone[key]
+            self.single[key] = self.engine.render(row)().data
+        return self.single[key]
 
     @invariant()
     def a_thread_for_each_row(self) -> None:
@@ -553,7 +553,7 @@ class AnyOrder(RuleBasedStateMachine):
         assert threads(0)
 
 
-def test_rows_in_any_order_of_events(tmp_path: Path) -> None:
+def test_random_event_order(tmp_path: Path) -> None:
     AnyOrder.engine = engine_of(model_of("unconditional", tmp_path, reproducible=True))
     machine: Any = AnyOrder.TestCase
     machine.settings = settings(max_examples=10, stateful_step_count=15, deadline=None)

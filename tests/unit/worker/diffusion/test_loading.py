@@ -1,4 +1,4 @@
-"""Which checkpoints are loaded, from where, and what is refused: pickles, code, and families that are not supported."""
+"""Checkpoint loading: locations, dtypes, and rejection of pickles, code and unsupported classes."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import torch
 
 from configs.settings import Model
 from tests.support.single_file_checkpoint import save_single_file
-from tests.support.tiny_diffusion import CHECKPOINTS, admitted, engine_of, finish, pipeline, request, sd3
+from tests.support.tiny_diffusion import CHECKPOINTS, admit, engine_of, finish, pipeline, request, sd3
 from worker.engines.diffusion.loading import (
     BUILTIN,
     Source,
@@ -41,10 +41,10 @@ def rewrite(file: Path, change: Callable[[dict[str, Any]], None]) -> None:
     file.write_text(json.dumps(tree))
 
 
-# ---- where it is, and what it is
+# ---- locations and classes
 
 
-def test_a_path_is_built_in_a_folder_or_a_hub_id(tmp_path: Path) -> None:
+def test_path_is_builtin_folder_or_hub_id(tmp_path: Path) -> None:
     assert locate("builtin:digits") == Source(str(BUILTIN / "digits"), local=True)
     assert locate(str(tmp_path)) == Source(str(tmp_path), local=True)
     assert locate("someone/some-model-1.0") == Source("someone/some-model-1.0", local=False)
@@ -53,13 +53,13 @@ def test_a_path_is_built_in_a_folder_or_a_hub_id(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "path", ["builtin:nothing", "/no/such/folder", "./nor-this", "~/nor-that-folder", "no/such/file.safetensors"]
 )
-def test_what_is_not_there_is_told_without_asking_the_hub(path: str) -> None:
+def test_missing_path_reported_without_hub_request(path: str) -> None:
     with pytest.raises(UnsupportedModel, match=r"built in: digits|no such folder or file"):
         locate(path)
 
 
 @pytest.mark.parametrize("name", CHECKPOINTS)
-def test_every_family_is_known_by_what_the_checkpoint_says_it_is(tmp_path: Path, name: str) -> None:
+def test_family_recognized_by_pipeline_class(tmp_path: Path, name: str) -> None:
     CHECKPOINTS[name]().save_pretrained(tmp_path)
     said = pipeline_class(Model(path=str(tmp_path)))
     assert has_family(said)
@@ -69,14 +69,14 @@ def test_every_family_is_known_by_what_the_checkpoint_says_it_is(tmp_path: Path,
     assert not has_family(f"{stem}ControlNetPipeline")
 
 
-def test_the_configuration_can_name_another_class(folder: Path) -> None:
+def test_pipeline_class_from_configuration(folder: Path) -> None:
     assert (
         pipeline_class(Model(path=str(folder), pipeline="StableDiffusionPAGPipeline")) == "StableDiffusionPAGPipeline"
     )
     assert pipeline_class(Model(path=str(folder), controlnet="./net")) == "StableDiffusionControlNetPipeline"
 
 
-def test_a_checkpoint_that_was_saved_for_another_mode_is_the_same_family(folder: Path) -> None:
+def test_checkpoint_saved_for_other_mode_is_same_family(folder: Path) -> None:
     rewrite(folder / "model_index.json", lambda index: index.update(_class_name="StableDiffusionInpaintPipeline"))
     family = load_family(Model(path=str(folder)), CPU)
     assert type(family.pipeline) is diffusers.StableDiffusionPipeline
@@ -84,29 +84,29 @@ def test_a_checkpoint_that_was_saved_for_another_mode_is_the_same_family(folder:
 
 
 @pytest.mark.parametrize("name", ["UNet2DConditionModel", "ThisIsNoPipeline", "DiffusionModelPipeline"])
-def test_a_class_that_is_no_pipeline_is_refused(folder: Path, name: str) -> None:
+def test_non_pipeline_class_rejected(folder: Path, name: str) -> None:
     rewrite(folder / "model_index.json", lambda index: index.update(_class_name=name))
     with pytest.raises(UnsupportedModel, match=f"has no pipeline {name}"):
         open_pipeline(Model(path=str(folder)), CPU, name)
 
 
-def test_another_pipeline_class_is_named_with_those_that_work(folder: Path) -> None:
+def test_unsupported_class_lists_supported_ones(folder: Path) -> None:
     rewrite(folder / "model_index.json", lambda index: index.update(_class_name="DiTPipeline"))
     with pytest.raises(UnsupportedModel, match="is a DiTPipeline; supported: StableDiffusionPipeline"):
         load_family(Model(path=str(folder)), CPU)
 
 
-def test_parts_that_do_not_fit_are_told(folder: Path) -> None:
+def test_mismatched_parts_rejected(folder: Path) -> None:
     rewrite(folder / "model_index.json", lambda index: index.update(_class_name="FluxPipeline"))
     with pytest.raises(UnsupportedModel, match="cannot be loaded as a FluxPipeline"):
         load_family(Model(path=str(folder)), CPU)
 
 
-# ---- how it is loaded
+# ---- loading
 
 
 @pytest.mark.parametrize(
-    ("wanted", "device", "name", "dtype"),
+    ("requested", "device", "name", "dtype"),
     [
         ("auto", "cpu", "StableDiffusionPipeline", torch.float32),
         ("auto", "cuda:0", "StableDiffusionPipeline", torch.float16),
@@ -118,26 +118,26 @@ def test_parts_that_do_not_fit_are_told(folder: Path) -> None:
         ("float16", "cuda:0", "StableDiffusionPipeline", torch.float16),
     ],
 )
-def test_precision(wanted: str, device: str, name: str, dtype: torch.dtype) -> None:
-    assert dtype_of(Model.model_validate({"dtype": wanted}), torch.device(device), name) == dtype
+def test_dtype_selection(requested: str, device: str, name: str, dtype: torch.dtype) -> None:
+    assert dtype_of(Model.model_validate({"dtype": requested}), torch.device(device), name) == dtype
 
 
 @pytest.mark.parametrize("dtype", ["auto", "bfloat16"])
-def test_a_folder_is_loaded_in_the_configured_precision(folder: Path, dtype: str) -> None:
+def test_folder_loaded_in_configured_dtype(folder: Path, dtype: str) -> None:
     model = Model.model_validate({"path": str(folder), "dtype": dtype})
     family = load_family(model, CPU)
     assert family.dtype == dtype_of(model, CPU, "StableDiffusionPipeline")
     assert family.encode(["a seven", ""])["embeddings"].shape == (2, 16, 32)
 
 
-def test_a_variant_of_the_weights(folder: Path) -> None:
+def test_weights_variant(folder: Path) -> None:
     with pytest.raises(UnsupportedModel, match="variant"):
         load_family(Model(path=str(folder), variant="fp16"), CPU)
     pipeline().to(dtype=torch.float16).save_pretrained(folder, variant="fp16")
     assert load_family(Model(path=str(folder), variant="fp16"), CPU).dtype == torch.float32
 
 
-def test_a_controlnet_is_loaded_beside_its_model(folder: Path, tmp_path: Path) -> None:
+def test_controlnet_loaded_with_its_model(folder: Path, tmp_path: Path) -> None:
     loaded = open_pipeline(Model(path=str(folder)), CPU, "StableDiffusionPipeline")
     diffusers.ControlNetModel.from_unet(loaded.unet).save_pretrained(tmp_path / "net")
     model = Model(path=str(folder), controlnet=str(tmp_path / "net"))
@@ -148,7 +148,7 @@ def test_a_controlnet_is_loaded_beside_its_model(folder: Path, tmp_path: Path) -
         open_pipeline(model, CPU, "StableDiffusionPipeline")
 
 
-def test_parts_that_a_checkpoint_lacks_are_left_out(tmp_path: Path) -> None:
+def test_missing_optional_parts_loaded_as_none(tmp_path: Path) -> None:
     sd3(t5=False).save_pretrained(tmp_path)
     assert load_family(Model(path=str(tmp_path)), CPU).pipeline.text_encoder_3 is None
 
@@ -156,7 +156,7 @@ def test_parts_that_a_checkpoint_lacks_are_left_out(tmp_path: Path) -> None:
 # ---- single files
 
 
-def test_a_single_file_with_its_configuration_beside_it(folder: Path, tmp_path: Path) -> None:
+def test_single_file_with_configuration_folder(folder: Path, tmp_path: Path) -> None:
     save_single_file(pipeline(), tmp_path / "single.safetensors")
     folder.rename(tmp_path / "single")
     expected = engine_of(tmp_path / "single")
@@ -166,32 +166,32 @@ def test_a_single_file_with_its_configuration_beside_it(folder: Path, tmp_path: 
     assert locate(str(file)) == Source(str(tmp_path / "single"), local=True, weights=file)
     assert pipeline_class(Model(path=str(file))) == "StableDiffusionPipeline"
     engine = engine_of(file)
-    rows = admitted(engine, request()) + admitted(expected, request())
+    rows = admit(engine, request()) + admit(expected, request())
     finish(engine, rows[0])
     finish(expected, rows[1])
     assert torch.equal(rows[0].latents, rows[1].latents)
 
 
 @pytest.mark.filterwarnings("ignore:The `local_dir_use_symlinks` argument:UserWarning")
-def test_a_single_file_without_configuration_says_what_it_needs(tmp_path: Path) -> None:
+def test_single_file_without_configuration_names_it(tmp_path: Path) -> None:
     save_single_file(pipeline(), tmp_path / "single.safetensors")
     with pytest.raises(UnsupportedModel, match=r"needs the configuration of \S+/\S+, which the hub did not return"):
         load_family(Model(path=str(tmp_path / "single.safetensors")), CPU)
 
 
 @pytest.mark.parametrize("name", ["model.ckpt", "model.bin", "model.gguf"])
-def test_other_single_files_are_refused_unread(tmp_path: Path, name: str) -> None:
+def test_other_single_files_rejected_unread(tmp_path: Path, name: str) -> None:
     torch.save(Trap(tmp_path / "opened"), tmp_path / name)
     with pytest.raises(UnsupportedModel, match=r"must be \.safetensors"):
         load_family(Model(path=str(tmp_path / name)), CPU)
     assert not (tmp_path / "opened").exists()
 
 
-# ---- what is never read and never run
+# ---- pickles and code
 
 
 @pytest.mark.parametrize("part", ["unet", "vae", "text_encoder"])
-def test_a_pickle_is_never_read(folder: Path, part: str, tmp_path: Path) -> None:
+def test_pickle_never_read(folder: Path, part: str, tmp_path: Path) -> None:
     weights = next((folder / part).glob("*.safetensors"))
     weights.unlink()
     name = "pytorch_model.bin" if part == "text_encoder" else "diffusion_pytorch_model.bin"
@@ -203,7 +203,7 @@ def test_a_pickle_is_never_read(folder: Path, part: str, tmp_path: Path) -> None
 
 
 class Trap:
-    """Reading its pickle creates a file."""
+    """Unpickling it creates a file."""
 
     def __init__(self, file: Path) -> None:
         self.file = file
@@ -212,7 +212,7 @@ class Trap:
         return Path.touch, (self.file,)
 
 
-def test_the_trap_of_the_tests_before_works(tmp_path: Path) -> None:
+def test_pickle_trap_works(tmp_path: Path) -> None:
     torch.save(Trap(tmp_path / "opened"), tmp_path / "trap.bin")
     torch.load(tmp_path / "trap.bin", weights_only=False)
     assert (tmp_path / "opened").exists()
@@ -225,7 +225,7 @@ def test_the_trap_of_the_tests_before_works(tmp_path: Path) -> None:
         ("unet/mine.py", {"unet": ["mine", "UNet2DConditionModel"]}),
     ],
 )
-def test_code_in_a_checkpoint_is_never_run(folder: Path, tmp_path: Path, file: str, change: dict[str, Any]) -> None:
+def test_checkpoint_code_never_run(folder: Path, tmp_path: Path, file: str, change: dict[str, Any]) -> None:
     ran = tmp_path / "ran"
     (folder / file).write_text(f"open({str(ran)!r}, 'w')\nfrom diffusers import *\n")
     rewrite(folder / "model_index.json", lambda index: index.update(change))

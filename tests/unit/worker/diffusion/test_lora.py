@@ -1,4 +1,4 @@
-"""LoRA adapters by request: drawn as the pipeline draws with them, gone without a trace, kept while needed."""
+"""LoRA adapters: results equal those of the pipeline, unloading leaves no trace, and capacity is respected."""
 
 from __future__ import annotations
 
@@ -13,18 +13,28 @@ import torch
 from diffusers.utils import convert_state_dict_to_kohya
 from safetensors.torch import load_file, save_file
 
-from tests.support.tiny_diffusion import CHECKPOINTS, admitted, engine_of, finish, pipeline, request, wanted
-from tests.support.tiny_loras import CPU, DENOISER, ENCODER, parts_of, rewrite, save_lora, save_two, seen, unchanged
+from tests.support.tiny_diffusion import CHECKPOINTS, admit, engine_of, engine_request, finish, pipeline, request
+from tests.support.tiny_loras import (
+    CPU,
+    DENOISER,
+    ENCODER,
+    denoiser_output,
+    parts_of,
+    rewrite,
+    save_lora,
+    save_two,
+    unchanged,
+)
 from wire.messages import ImageInputs, Lora
 from worker.engine import Checkpoint, TaskError
 from worker.engines.diffusion.engine import DiffusionEngine
 from worker.engines.diffusion.lora.loader import LoraLoader
 from worker.engines.diffusion.row import DiffusionRow
 
-# It says so whenever a second adapter is loaded into a pipeline, which the ones compared with here do.
+# The reference pipelines log this when a second adapter is loaded.
 pytestmark = pytest.mark.filterwarnings("ignore:Already found a `peft_config` attribute:UserWarning")
 
-#: As for rows of a batch without adapters: largest difference of latents, relative to the largest latent.
+#: Maximum difference of latents relative to the largest latent, as without adapters.
 LATENTS = 3e-5
 #: Text encoders that adapters of a checkpoint may change.
 ENCODERS = {
@@ -49,7 +59,7 @@ def shipped(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def loras(shipped: Path, tmp_path: Path) -> Path:
-    """A folder with `ink`, of the denoiser alone, and `wet.v1`, of the text encoder too."""
+    """Copy of a folder with `ink`, for the denoiser, and `wet.v1`, for denoiser and text encoder."""
     return shutil.copytree(shipped, tmp_path / "loras")
 
 
@@ -58,9 +68,9 @@ def engine(checkpoint: Path, loras: Path) -> DiffusionEngine:
     return engine_of(checkpoint, loras=loras)
 
 
-def drawn(engine: DiffusionEngine, *asked: ImageInputs) -> list[torch.Tensor]:
-    """Latents of these requests, those of one key in one batch, the batches taking turns."""
-    rows = admitted(engine, *asked)
+def generate_latents(engine: DiffusionEngine, *asked: ImageInputs) -> list[torch.Tensor]:
+    """Return the latents of these requests; batch keys take turns."""
+    rows = admit(engine, *asked)
     while unfinished := [row for row in rows if row.step < row.steps]:
         for key in {engine.key(row.inputs): None for row in unfinished}:
             engine.step([row for row in unfinished if engine.key(row.inputs) == key])
@@ -70,7 +80,7 @@ def drawn(engine: DiffusionEngine, *asked: ImageInputs) -> list[torch.Tensor]:
 
 
 def by_pipeline(made: Any, folder: Path, inputs: ImageInputs) -> torch.Tensor:
-    """What the pipeline makes of this request alone, with its adapters loaded as diffusers documents it."""
+    """Return the latents of diffusers' pipeline with the request's adapters."""
     named = {lora.name.replace(".", "_"): lora for lora in inputs.loras}
     loaded = {adapter_name for part in made.get_list_adapters().values() for adapter_name in part}
     for adapter_name in named.keys() - loaded:
@@ -98,16 +108,16 @@ def close(ours: torch.Tensor, theirs: torch.Tensor) -> bool:
     return float((ours - theirs).abs().max()) <= LATENTS * float(theirs.abs().max())
 
 
-def held(engine: DiffusionEngine) -> str:
-    """Adapters in memory: `2 of 3 in use`."""
+def loaded_adapters(engine: DiffusionEngine) -> str:
+    """Return the numbers of loaded adapters, such as `2 of 3 in use`."""
     return repr(engine._loras).partition("<RefCountedLru ")[2].partition(",")[0]
 
 
-# ---- what is drawn
+# ---- results
 
 
 @pytest.mark.parametrize("kind", ENCODERS)
-def test_requests_with_different_adapters_draw_as_the_pipeline_draws_each_alone(kind: str, tmp_path: Path) -> None:
+def test_different_adapters_in_one_batch_equal_pipeline(kind: str, tmp_path: Path) -> None:
     make = CHECKPOINTS[kind]
     made = make()
     made.save_pretrained(tmp_path / "model")
@@ -124,7 +134,7 @@ def test_requests_with_different_adapters_draw_as_the_pipeline_draws_each_alone(
         (Lora("ink"), Lora("wet.v1", 0.7)),
     ]
     asked = [request(loras=own, seed=seed, steps=3 + seed) for seed in range(2) for own in sets]
-    ours = drawn(engine, *asked)
+    ours = generate_latents(engine, *asked)
     theirs = [by_pipeline(made, tmp_path, inputs) for inputs in asked]
     for place, (own, their) in enumerate(zip(ours, theirs, strict=True)):
         assert close(own, their), asked[place]
@@ -132,104 +142,106 @@ def test_requests_with_different_adapters_draw_as_the_pipeline_draws_each_alone(
         assert not close(ours[0], ours[place]), "the adapter has no effect that could be tested"
 
 
-def test_without_adapters_the_model_is_what_it_was(engine: DiffusionEngine, checkpoint: Path) -> None:
+def test_without_adapters_model_unchanged(engine: DiffusionEngine, checkpoint: Path) -> None:
     before = parts_of(engine._family.pipeline)
-    [never] = drawn(engine_of(checkpoint), request())
-    assert torch.equal(drawn(engine, request())[0], never)
-    drawn(engine, request(loras=(Lora("ink"), Lora("wet.v1"))))
-    assert torch.equal(drawn(engine, request())[0], never)
-    assert held(engine) == "0 of 2 in use"
+    [never] = generate_latents(engine_of(checkpoint), request())
+    assert torch.equal(generate_latents(engine, request())[0], never)
+    generate_latents(engine, request(loras=(Lora("ink"), Lora("wet.v1"))))
+    assert torch.equal(generate_latents(engine, request())[0], never)
+    assert loaded_adapters(engine) == "0 of 2 in use"
     assert unchanged(before, parts_of(engine._family.pipeline))
 
 
-def test_how_a_request_lists_its_adapters_makes_no_difference(engine: DiffusionEngine) -> None:
+def test_adapter_order_is_irrelevant(engine: DiffusionEngine) -> None:
     one, other = (request(loras=own) for own in ((Lora("ink"), Lora("wet.v1")), (Lora("wet.v1"), Lora("ink"))))
     assert engine.key(one) == engine.key(other)
     assert engine.key(one) != engine.key(request(loras=(Lora("ink"), Lora("wet.v1", 0.5))))
-    assert torch.equal(*drawn(engine, one, other))
+    assert torch.equal(*generate_latents(engine, one, other))
 
 
-def test_only_adapters_of_text_encoders_have_texts_encoded_anew(engine: DiffusionEngine) -> None:
-    drawn(engine, request())
+def test_only_text_encoder_adapters_reencode_prompts(engine: DiffusionEngine) -> None:
+    generate_latents(engine, request())
     plain = len(engine._prompt_cache)
-    drawn(engine, request(loras=(Lora("ink"),)))
+    generate_latents(engine, request(loras=(Lora("ink"),)))
     assert len(engine._prompt_cache) == plain
-    drawn(engine, request(loras=(Lora("wet.v1"),)), request(loras=(Lora("wet.v1", 0.5),)))
+    generate_latents(engine, request(loras=(Lora("wet.v1"),)), request(loras=(Lora("wet.v1", 0.5),)))
     assert len(engine._prompt_cache) == 3 * plain
 
 
-def test_files_of_other_trainers_draw_as_in_the_pipeline(checkpoint: Path, loras: Path) -> None:
-    whole = load_file(loras / "wet.v1.safetensors")
-    # They know a text encoder that has its layers in a `text_model`, as it had before.
+def test_kohya_files_equal_pipeline(checkpoint: Path, loras: Path) -> None:
+    weights = load_file(loras / "wet.v1.safetensors")
+    # They expect the text encoder's layers in a `text_model`.
     kohya = convert_state_dict_to_kohya(
-        {key.replace("encoder.layers", "text_model.encoder.layers"): value for key, value in whole.items()}
+        {key.replace("encoder.layers", "text_model.encoder.layers"): value for key, value in weights.items()}
     )
     assert all(key.startswith(("lora_unet_", "lora_te1_text_model_")) for key in kohya)
     halved = {key: value / 2 if key.endswith(".alpha") else value for key, value in kohya.items()}
     save_file(halved, loras / "kohya.safetensors")
     inputs = request(loras=(Lora("kohya"),))
-    assert close(drawn(engine_of(checkpoint, loras=loras), inputs)[0], by_pipeline(pipeline(), loras, inputs))
+    assert close(
+        generate_latents(engine_of(checkpoint, loras=loras), inputs)[0], by_pipeline(pipeline(), loras, inputs)
+    )
 
 
-def test_a_row_resumed_by_another_worker_has_its_adapters_there(checkpoint: Path, loras: Path) -> None:
+def test_row_resumed_by_other_worker_uses_its_adapters(checkpoint: Path, loras: Path) -> None:
     inputs = request(loras=(Lora("ink", 0.8), Lora("wet.v1")), scheduler="dpmpp_2m")
     engine, other = (engine_of(checkpoint, loras=loras) for _ in range(2))
-    drawn(other, request(loras=(Lora("wet.v1", 0.1),)))
-    [row] = admitted(engine, inputs)
+    generate_latents(other, request(loras=(Lora("wet.v1", 0.1),)))
+    [row] = admit(engine, inputs)
     for _ in range(3):
         engine.step([row])
     state: Checkpoint = engine.save(row)()
     finish(engine, row)
-    [resumed] = admitted(other, wanted(inputs, checkpoint=state))
+    [resumed] = admit(other, engine_request(inputs, checkpoint=state))
     finish(other, resumed)
     assert torch.equal(resumed.latents, row.latents)
 
 
-# ---- what is in memory
+# ---- loaded adapters
 
 
-def test_no_more_stay_in_memory_than_are_configured_or_in_use(checkpoint: Path, loras: Path) -> None:
+def test_loaded_adapters_limited_to_capacity_or_use(checkpoint: Path, loras: Path) -> None:
     save_lora(loras, "fog", pipeline, seed=3)
     engine = engine_of(checkpoint, loras=loras, max_loras=1)
     before = parts_of(engine._family.pipeline)
-    ink, fog, both = admitted(
+    ink, fog, both = admit(
         engine, *(request(loras=own) for own in ((Lora("ink"),), (Lora("fog"),), (Lora("fog"), Lora("ink"))))
     )
-    assert held(engine) == "2 of 2 in use"
+    assert loaded_adapters(engine) == "2 of 2 in use"
     for row in (ink, both):
         engine.release(row)
-    assert held(engine) == "1 of 1 in use"
+    assert loaded_adapters(engine) == "1 of 1 in use"
     engine.release(fog)
-    assert held(engine) == "0 of 1 in use"
-    drawn(engine, request(loras=(Lora("wet.v1"),)))
-    assert held(engine) == "0 of 1 in use"
+    assert loaded_adapters(engine) == "0 of 1 in use"
+    generate_latents(engine, request(loras=(Lora("wet.v1"),)))
+    assert loaded_adapters(engine) == "0 of 1 in use"
     made = engine._family.pipeline
     assert sum(map(len, made.get_list_adapters().values())) == 2  # of its two parts
     engine._loras.activate(())
     assert unchanged(before, parts_of(engine._family.pipeline))
 
 
-def test_an_adapter_that_left_comes_back_the_same(checkpoint: Path, loras: Path) -> None:
+def test_reloaded_adapter_gives_equal_result(checkpoint: Path, loras: Path) -> None:
     engine = engine_of(checkpoint, loras=loras, max_loras=1)
     asked = [request(loras=(Lora(name),)) for name in ("ink", "wet.v1")]
-    first, second = ([drawn(engine, inputs)[0] for inputs in asked] for _ in range(2))
+    first, second = ([generate_latents(engine, inputs)[0] for inputs in asked] for _ in range(2))
     assert all(map(torch.equal, first, second))
 
 
-def test_who_does_not_join_gives_its_adapters_back(engine: DiffusionEngine) -> None:
+def test_rejected_task_releases_its_adapters(engine: DiffusionEngine) -> None:
     own = (Lora("ink"), Lora("wet.v1"))
-    [answer] = engine.admit([wanted(request(mode="image", strength=0.01, loras=own))])
+    [answer] = engine.admit([engine_request(request(mode="image", strength=0.01, loras=own))])
     assert isinstance(answer, TaskError)
-    assert held(engine) == "0 of 2 in use"
+    assert loaded_adapters(engine) == "0 of 2 in use"
 
     def fail(*given: Any) -> None:
         raise RuntimeError("a kernel is missing")
 
     hook = engine._family.pipeline.text_encoder.register_forward_pre_hook(fail)
     with pytest.raises(RuntimeError, match="a kernel is missing"):
-        engine.admit([wanted(request(loras=own)), wanted(request(loras=own[:1]))])
+        engine.admit([engine_request(request(loras=own)), engine_request(request(loras=own[:1]))])
     hook.remove()
-    assert held(engine) == "0 of 2 in use"
+    assert loaded_adapters(engine) == "0 of 2 in use"
 
 
 def replace(path: Path, new: Path) -> None:
@@ -241,62 +253,62 @@ def overwrite(path: Path, new: Path) -> None:
 
 
 @pytest.mark.parametrize("change", [replace, overwrite])
-def test_a_replaced_file_is_for_those_who_come_after(
+def test_replaced_file_used_by_later_requests_only(
     change: Callable[[Path, Path], None], engine: DiffusionEngine, loras: Path, tmp_path: Path
 ) -> None:
     inputs = request(loras=(Lora("ink"),))
-    [before] = drawn(engine, inputs)
-    [old] = admitted(engine, inputs)
+    [before] = generate_latents(engine, inputs)
+    [old] = admit(engine, inputs)
     engine.step([old])
     new = save_lora(tmp_path, "new", pipeline, seed=9)
     os.utime(new, (1e9, 1e9))
     change(loras / "ink.safetensors", new)
-    [young] = admitted(engine, inputs)
-    assert held(engine) == "2 of 2 in use"
-    finish(engine, old, young)  # in one batch: what they ask for is the same
+    [young] = admit(engine, inputs)
+    assert loaded_adapters(engine) == "2 of 2 in use"
+    finish(engine, old, young)  # in one batch, because their batch keys are equal
     assert torch.equal(old.latents, before)
     engine.release(old)
     engine.release(young)
-    assert held(engine) == "0 of 1 in use"
-    [after] = drawn(engine, inputs)
+    assert loaded_adapters(engine) == "0 of 1 in use"
+    [after] = generate_latents(engine, inputs)
     assert torch.equal(young.latents, after)
     assert not close(after, before)
 
 
-def test_it_says_whether_the_model_is_itself(loras: Path) -> None:
+def test_is_active_reports_changed_model(loras: Path) -> None:
     made = pipeline()
     adapters = LoraLoader(made, loras, 2, CPU)
-    plain = seen(made)
+    plain = denoiser_output(made)
     said = []
     for name in ("ink", "wet.v1"):
         for lora_scales in (adapters.acquire([Lora(name)]), ()):
             adapters.activate(lora_scales)
-            said.append((adapters.is_active, torch.equal(seen(made), plain)))
+            said.append((adapters.is_active, torch.equal(denoiser_output(made), plain)))
     assert said == [(True, False), (False, True)] * 2
 
 
-def test_what_was_dropped_out_in_training_counts_in_full(engine: DiffusionEngine, loras: Path) -> None:
+def test_lora_dropout_inactive_at_inference(engine: DiffusionEngine, loras: Path) -> None:
     path = Path(shutil.copy(loras / "ink.safetensors", loras / "dropped.safetensors"))
     rewrite(path, settings=lambda settings: settings | {"unet.lora_dropout": 0.9})
-    ink, dropped = drawn(engine, request(loras=(Lora("ink"),)), request(loras=(Lora("dropped"),)))
+    ink, dropped = generate_latents(engine, request(loras=(Lora("ink"),)), request(loras=(Lora("dropped"),)))
     assert torch.equal(ink, dropped)
 
 
-def test_a_model_without_a_folder_takes_none(checkpoint: Path) -> None:
+def test_model_without_folder_rejects_adapters(checkpoint: Path) -> None:
     engine = engine_of(checkpoint)
     assert not engine.about().loras
-    [answer] = engine.admit([wanted(request(loras=(Lora("ink"),)))])
+    [answer] = engine.admit([engine_request(request(loras=(Lora("ink"),)))])
     assert isinstance(answer, TaskError)
     assert answer.message == "this model does not support LoRA adapters"
 
 
-def test_a_bad_file_is_the_trouble_of_those_who_asked_for_it(engine: DiffusionEngine, loras: Path) -> None:
+def test_invalid_file_fails_only_its_requests(engine: DiffusionEngine, loras: Path) -> None:
     (loras / "bad.safetensors").write_bytes((loras / "ink.safetensors").read_bytes()[:-100])
-    [alone] = drawn(engine, request(loras=(Lora("ink"),)))
+    [single] = generate_latents(engine, request(loras=(Lora("ink"),)))
     sets = ((Lora("bad"),), (Lora("ink"),), (Lora("ink"), Lora("bad")), ())
-    answers = engine.admit([wanted(request(loras=own)) for own in sets])
+    answers = engine.admit([engine_request(request(loras=own)) for own in sets])
     assert [isinstance(answer, TaskError) for answer in answers] == [True, False, True, False]
-    assert held(engine) == "1 of 1 in use"
+    assert loaded_adapters(engine) == "1 of 1 in use"
     assert isinstance(answers[1], DiffusionRow)
     finish(engine, answers[1])
-    assert torch.equal(answers[1].latents, alone)
+    assert torch.equal(answers[1].latents, single)

@@ -1,4 +1,4 @@
-"""A request's thread takes turns with the loop, and ends when it is told to, whatever the pipeline makes of that."""
+"""`PipelineThread`: turns with the step loop, errors and cancellation."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ MODULE = Doubler()
 
 
 @pytest.fixture(autouse=True)
-def no_thread_is_left() -> Iterator[None]:
+def no_thread_remains() -> Iterator[None]:
     yield
     left = [other_thread for other_thread in threading.enumerate() if other_thread.name == "request"]
     for other_thread in left:
@@ -33,7 +33,7 @@ def no_thread_is_left() -> Iterator[None]:
     assert not [other_thread for other_thread in left if other_thread.is_alive()]
 
 
-def asking(thread: PipelineThread[float], times: int) -> Callable[[], float]:
+def calls_denoiser(thread: PipelineThread[float], times: int) -> Callable[[], float]:
     def work() -> float:
         value = torch.ones(1, 1)
         for _ in range(times):
@@ -49,9 +49,9 @@ def answer(thread: PipelineThread[Any]) -> None:
 
 
 @pytest.mark.parametrize("times", [0, 1, 5])
-def test_a_run_stops_at_every_call_and_ends_with_its_result(times: int) -> None:
+def test_thread_stops_at_each_call_and_returns_result(times: int) -> None:
     thread: PipelineThread[float] = PipelineThread(CPU)
-    thread.start(asking(thread, times))
+    thread.start(calls_denoiser(thread, times))
     for _ in range(times):
         assert not thread.is_done
         answer(thread)
@@ -60,7 +60,7 @@ def test_a_run_stops_at_every_call_and_ends_with_its_result(times: int) -> None:
     assert thread.result() == 2**times
 
 
-def test_what_it_computes_is_never_kept_for_gradients() -> None:
+def test_thread_runs_in_inference_mode() -> None:
     thread: PipelineThread[bool] = PipelineThread(CPU)
     thread.start(lambda: torch.ones(1).is_inference() and not torch.is_grad_enabled())
     assert thread.result()
@@ -78,9 +78,9 @@ ERRORS = [
 ]
 
 
-@pytest.mark.parametrize(("error", "calls", "told", "kind", "text"), ERRORS, ids=lambda value: str(value)[:20])
-def test_an_error_is_told_for_what_it_is(
-    error: Exception, calls: int, told: type[Exception], kind: str | None, text: str
+@pytest.mark.parametrize(("error", "calls", "reported", "kind", "text"), ERRORS, ids=lambda value: str(value)[:20])
+def test_errors_translated(
+    error: Exception, calls: int, reported: type[Exception], kind: str | None, text: str
 ) -> None:
     thread: PipelineThread[None] = PipelineThread(CPU)
 
@@ -93,14 +93,14 @@ def test_an_error_is_told_for_what_it_is(
     for _ in range(calls):
         answer(thread)
     assert thread.is_done
-    assert type(thread.failure) is told
+    assert type(thread.failure) is reported
     assert getattr(thread.failure, "kind", None) == kind
     assert text in str(thread.failure)
-    with pytest.raises(told):
+    with pytest.raises(reported):
         thread.result()
 
 
-def test_a_pipeline_that_handles_every_exception_does_not_handle_its_end() -> None:
+def test_pipeline_cannot_suppress_cancellation() -> None:
     thread: PipelineThread[None] = PipelineThread(CPU)
     undone = []
 
@@ -111,7 +111,7 @@ def test_a_pipeline_that_handles_every_exception_does_not_handle_its_end() -> No
                     thread.call_denoiser(MODULE, torch.ones(1, 1))
         finally:
             undone.append(True)
-            thread.call_denoiser(MODULE, torch.ones(1, 1))  # even so
+            thread.call_denoiser(MODULE, torch.ones(1, 1))  # a cleanup may call it as well
 
     thread.start(work)
     answer(thread)
@@ -121,21 +121,21 @@ def test_a_pipeline_that_handles_every_exception_does_not_handle_its_end() -> No
         thread.result()
 
 
-def test_cancelling_twice_or_at_the_end_changes_nothing() -> None:
+def test_cancel_is_idempotent_and_ignored_after_end() -> None:
     thread: PipelineThread[float] = PipelineThread(CPU)
-    thread.start(asking(thread, 1))
+    thread.start(calls_denoiser(thread, 1))
     answer(thread)
     thread.cancel()
     thread.cancel()
     assert thread.result() == 2
     other: PipelineThread[float] = PipelineThread(CPU)
-    other.start(asking(other, 1))
+    other.start(calls_denoiser(other, 1))
     other.cancel()
     other.cancel()
     assert isinstance(other.failure, TaskError)
 
 
-def test_a_picture_is_made_beside_the_loop_and_a_late_call_as_well() -> None:
+def test_decode_and_late_calls_run_beside_the_loop() -> None:
     thread: PipelineThread[float] = PipelineThread(CPU)
     go = threading.Event()
 
@@ -149,12 +149,12 @@ def test_a_picture_is_made_beside_the_loop_and_a_late_call_as_well() -> None:
     answer(thread)
     assert thread.is_done
     assert thread.is_rendering
-    thread.cancel()  # too late for that
+    thread.cancel()  # too late to have an effect
     go.set()
     assert thread.result() == 4
 
 
-def test_a_pipeline_that_does_not_come_back_is_given_up() -> None:
+def test_pipeline_without_call_times_out() -> None:
     thread: PipelineThread[None] = PipelineThread(CPU, timeout_s=0.05)
     go = threading.Event()
 
@@ -165,4 +165,4 @@ def test_a_pipeline_that_does_not_come_back_is_given_up() -> None:
     thread.start(work)
     assert isinstance(thread.failure, TaskError)
     assert "has not called its denoiser for 0.05 s" in str(thread.failure)
-    go.set()  # and when it does come, it is sent home
+    go.set()  # its late call is cancelled

@@ -1,4 +1,4 @@
-"""The cache of text embeddings: what is encoded, how often, and what gives way."""
+"""The prompt cache: encoded batches, hits and evictions."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from worker.engines.diffusion.families.prompt_cache import PromptCache
 
 
 class Encoder:
-    """Embeds a text as its length, once in full and once pooled, and keeps a record of what it was asked."""
+    """Embeds a text as its length, full and pooled, and records its calls."""
 
     def __init__(self) -> None:
         self.calls: list[list[str]] = []
@@ -22,7 +22,7 @@ class Encoder:
         return {"full": lengths.view(-1, 1, 1).expand(-1, 2, 3), "pooled": lengths.view(-1, 1).expand(-1, 4)}
 
 
-def test_what_is_missing_is_encoded_in_one_batch_and_only_once() -> None:
+def test_misses_encoded_once_in_one_batch() -> None:
     encode = Encoder()
     cache = PromptCache(encode, 10)
     found = cache.get(["a", "bb", "a"])
@@ -33,7 +33,7 @@ def test_what_is_missing_is_encoded_in_one_batch_and_only_once() -> None:
     assert encode.calls == [["a", "bb"], ["ccc", ""]]
 
 
-def test_one_by_one_each_text_is_encoded_by_itself_and_known_apart() -> None:
+def test_one_by_one_encodes_and_caches_separately() -> None:
     encode = Encoder()
     cache = PromptCache(encode, 10)
     cache.get(["a", "b"])
@@ -42,7 +42,7 @@ def test_one_by_one_each_text_is_encoded_by_itself_and_known_apart() -> None:
     assert encode.calls == [["a", "b"], ["a"], ["b"]]
 
 
-def test_another_state_of_the_encoders_makes_another_embedding() -> None:
+def test_encoder_state_is_part_of_the_key() -> None:
     encode = Encoder()
     cache = PromptCache(encode, 10)
     for encoder_state in ((), ("ink",), (), ("ink",)):
@@ -50,12 +50,12 @@ def test_another_state_of_the_encoders_makes_another_embedding() -> None:
     assert encode.calls == [["a"], ["a"]]
 
 
-def test_an_entry_does_not_keep_its_batch_in_memory() -> None:
+def test_entry_does_not_hold_its_batch() -> None:
     found = PromptCache(Encoder(), 10).get([str(n) for n in range(50)])
     assert {value["full"].untyped_storage().nbytes() for value in found.values()} == {2 * 3 * 4}
 
 
-def test_the_least_recently_used_gives_way() -> None:
+def test_least_recently_used_entry_evicted() -> None:
     encode = Encoder()
     cache = PromptCache(encode, 2)
     for texts in (["a"], ["b"], ["a"], ["c"], ["a"], ["b"]):
@@ -63,13 +63,13 @@ def test_the_least_recently_used_gives_way() -> None:
     assert encode.calls == [["a"], ["b"], ["c"], ["b"]]
 
 
-def test_a_call_may_ask_for_more_than_the_cache_holds() -> None:
+def test_call_larger_than_capacity() -> None:
     cache = PromptCache(Encoder(), 2)
     assert set(cache.get(list("abcde"))) == set("abcde")
     assert len(cache) == 2
 
 
-def test_a_failure_to_encode_is_not_remembered() -> None:
+def test_encoding_error_not_cached() -> None:
     encode = Encoder()
     attempts = []
 
@@ -90,7 +90,7 @@ calls = st.tuples(st.lists(st.text("abcdefg", max_size=2), max_size=6), st.boole
 
 
 @given(st.integers(1, 5), st.lists(calls, max_size=12))
-def test_every_text_gets_its_own_embedding_within_the_bound(capacity: int, asked: list[tuple[list[str], bool]]) -> None:
+def test_embeddings_correct_within_capacity(capacity: int, asked: list[tuple[list[str], bool]]) -> None:
     cache = PromptCache(Encoder(), capacity)
     for texts, one_by_one in asked:
         found = cache.get(texts, one_by_one=one_by_one)

@@ -1,4 +1,4 @@
-"""Schedulers as numbers: which are found, that they are the scheduler's own, and what is no recurrence."""
+"""Recurrences: they equal their schedulers, and nonlinear schedulers have none."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import diffusers
 import pytest
 import torch
 
-from tests.support.samplers import EVERY, by_recurrence, by_scheduler, shipped, started_sampler, walk
+from tests.support.samplers import EVERY, by_recurrence, by_scheduler, run_to_end, shipped, started_sampler
 from worker.engines.diffusion.sampling import start_sampler
 from worker.engines.diffusion.sampling.plan import get_plan
 from worker.engines.diffusion.sampling.recurrence import NoiseDraw, Recurrence, Term, derive_recurrence
@@ -16,7 +16,7 @@ from worker.engines.diffusion.sampling.sampler import RecurrenceSampler
 from worker.engines.diffusion.sampling.scheduler_sampler import SchedulerSampler
 from worker.engines.diffusion.sampling.schedulers import SchedulerSetup
 
-# diffusers' KDPM2 schedulers hand a tensor to numpy.
+# diffusers' KDPM2 schedulers pass a tensor to numpy.
 pytestmark = pytest.mark.filterwarnings("ignore:__array_wrap__ must accept:DeprecationWarning")
 
 
@@ -28,13 +28,11 @@ def recurrence(name: str, like: Any, steps: int = 12, **schedule: Any) -> Recurr
 
 @pytest.mark.parametrize(("name", "like"), EVERY)
 @pytest.mark.parametrize(("steps", "strength"), [(1, 1.0), (3, 1.0), (13, 0.7)])
-def test_every_sampler_is_a_recurrence_that_does_what_its_scheduler_does(
-    name: str, like: Any, steps: int, strength: float
-) -> None:
+def test_recurrence_equals_scheduler(name: str, like: Any, steps: int, strength: float) -> None:
     one, other = (started_sampler(make, name, like, steps, strength=strength) for make in (by_recurrence, by_scheduler))
     torch.testing.assert_close(one.model_input(), other.model_input())
-    start = one.latents  # up to 80 times what comes of it, and rounded accordingly
-    for mine, expected in zip(walk(one), walk(other), strict=True):
+    start = one.latents  # up to 80 times larger than the results, with corresponding rounding
+    for mine, expected in zip(run_to_end(one), run_to_end(other), strict=True):
         assert float((mine - expected).norm()) < 1e-5 * float(expected.norm() + start.norm())
 
 
@@ -42,13 +40,13 @@ def test_every_sampler_is_a_recurrence_that_does_what_its_scheduler_does(
     ("name", "max_terms"),
     [("ddim", 0), ("euler_ancestral", 0), ("dpmpp_2m", 2), ("pndm", 4), ("lms", 3), ("heun", 2), ("unipc", 5)],
 )
-def test_what_must_be_remembered_is_little_however_long_the_run(name: str, max_terms: int) -> None:
+def test_history_size_independent_of_step_count(name: str, max_terms: int) -> None:
     for steps in (10, 60):
         assert max(map(len, recurrence(name, shipped(), steps).needed)) <= max_terms
     assert recurrence(name, shipped()).needed[-1] == frozenset()
 
 
-def test_the_numbers_of_ddim_are_those_of_its_formula() -> None:
+def test_ddim_coefficients_match_formula() -> None:
     like = shipped()
     kept = diffusers.DDIMScheduler.from_config(like.config).alphas_cumprod.double()
     timesteps = get_plan("ddim", like, SchedulerSetup(12)).timesteps
@@ -60,7 +58,7 @@ def test_the_numbers_of_ddim_are_those_of_its_formula() -> None:
         assert (step.noise, step.earlier, step.scale, step.noise_draw) == (0, {}, 1, NoiseDraw.NOTHING)
 
 
-def test_the_numbers_of_a_flow_are_those_of_its_formula() -> None:
+def test_flow_coefficients_match_formula() -> None:
     plan = get_plan("default", shipped("flow"), SchedulerSetup(12))
     levels = [*(plan.timesteps.double() / 1000).tolist(), 0.0]
     for step, now, after in zip(recurrence("default", shipped("flow")).steps, levels, levels[1:], strict=False):
@@ -68,10 +66,10 @@ def test_the_numbers_of_a_flow_are_those_of_its_formula() -> None:
         assert step.output == pytest.approx(after - now, rel=1e-5)
 
 
-def test_noise_is_known_by_its_precision_and_by_what_becomes_of_it() -> None:
+def test_noise_dtype_and_factors_detected() -> None:
     assert {step.noise_draw for step in recurrence("dpmpp_2m_sde", shipped()).steps} == {NoiseDraw.FLOAT32}
     ancestral = recurrence("euler_ancestral", shipped()).steps
-    assert {step.noise_draw for step in ancestral} == {NoiseDraw.MODEL}  # the last is drawn, too, and then not used
+    assert {step.noise_draw for step in ancestral} == {NoiseDraw.MODEL}  # the last noise is drawn but not used
     assert [step.noise > 0 for step in ancestral] == [True] * 11 + [False]
     kdpm2 = recurrence("kdpm2_ancestral", shipped()).steps
     assert [step.noise_draw for step in kdpm2[:4]] == [NoiseDraw.NOTHING, NoiseDraw.MODEL] * 2
@@ -79,13 +77,13 @@ def test_noise_is_known_by_its_precision_and_by_what_becomes_of_it() -> None:
     assert Term("noise", 0) in again[1].earlier
 
 
-def test_what_is_long_ago_is_in_the_result_before() -> None:
+def test_older_history_replaced_by_previous_result() -> None:
     steps = recurrence("unipc", shipped(), 20).steps
     assert all(Term("result", index - 1) in steps[index].earlier for index in range(3, 19))
 
 
 class Clipping(diffusers.DDIMScheduler):  # type: ignore[misc]
-    """Also cuts what it gives, as no flag of its configuration tells."""
+    """Clips its result without a flag in its configuration."""
 
     def step(self, *args: Any, **options: Any) -> Any:
         moved = super().step(*args, **options)
@@ -106,14 +104,14 @@ class Clipping(diffusers.DDIMScheduler):  # type: ignore[misc]
     ],
     ids=lambda like: f"{type(like).__name__}-{like.config.get('clip_sample_range')}-{like.config.thresholding}",
 )
-def test_what_is_not_linear_is_no_recurrence_and_runs_its_scheduler(like: Any) -> None:
+def test_nonlinear_scheduler_uses_scheduler_sampler(like: Any) -> None:
     sampler = start_sampler("default", like, SchedulerSetup(6), torch.Generator().manual_seed(0))
     assert isinstance(sampler, SchedulerSampler)
     plain = start_sampler("euler", like, SchedulerSetup(6), torch.Generator().manual_seed(0))
     assert isinstance(plain, RecurrenceSampler)
 
 
-def test_a_scheduler_that_draws_twice_is_no_recurrence() -> None:
+def test_scheduler_drawing_twice_has_no_recurrence() -> None:
     class Twice(diffusers.EulerAncestralDiscreteScheduler):  # type: ignore[misc]
         def step(self, *args: Any, generator: torch.Generator, **options: Any) -> Any:
             torch.randn(5, generator=generator)
@@ -127,7 +125,7 @@ def test_a_scheduler_that_draws_twice_is_no_recurrence() -> None:
     assert derive_recurrence(make, make().timesteps) is None
 
 
-def test_equal_wishes_share_a_plan_and_others_do_not() -> None:
+def test_equal_settings_share_a_plan() -> None:
     plan = get_plan("unipc", shipped(), SchedulerSetup(9, 0.8, {"mu": 1.0}))
     assert get_plan("unipc", shipped(), SchedulerSetup(9, 0.8, {"mu": 1.0})) is plan
     others = [
@@ -140,6 +138,6 @@ def test_equal_wishes_share_a_plan_and_others_do_not() -> None:
 
 
 @pytest.mark.parametrize("name", ["ddim", "dpmpp_3m_karras", "unipc", "lms", "lcm"])
-def test_the_default_is_the_shipped_one_by_whatever_name(name: str) -> None:
+def test_default_plan_equals_named_plan(name: str) -> None:
     named = get_plan(name, shipped(), SchedulerSetup(5))
     assert get_plan("default", named.scheduler(), SchedulerSetup(5)).id == named.id

@@ -1,4 +1,4 @@
-"""Which adapters stay in memory: in any order of events, none in use goes, and no more than needed do."""
+"""The reference-counted LRU in any order of events."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ ITEMS = st.sampled_from("abcdef")
 
 
 def lru_with(*used: str, capacity: int) -> RefCountedLru[str]:
-    """Items that were taken in this order and given back."""
+    """Return a cache in which these items were acquired and released in order."""
     lru: RefCountedLru[str] = RefCountedLru(capacity)
     for item in used:
         if item not in lru:
@@ -22,12 +22,12 @@ def lru_with(*used: str, capacity: int) -> RefCountedLru[str]:
     return lru
 
 
-def test_the_least_recently_taken_goes_first() -> None:
+def test_least_recently_used_evicted_first() -> None:
     assert lru_with("a", "b", "c", "a", capacity=2).evictable() == ["b"]
     assert lru_with("a", "b", "c", "a", capacity=2).evictable(incoming=1) == ["b", "c"]
 
 
-def test_what_is_in_use_stays_however_little_room_there_is() -> None:
+def test_items_in_use_never_evicted() -> None:
     lru = lru_with("a", "b", capacity=1)
     lru.acquire("a")
     lru.acquire("b")
@@ -37,7 +37,7 @@ def test_what_is_in_use_stays_however_little_room_there_is() -> None:
     assert lru.evictable() == ["b"]
 
 
-def test_the_outdated_goes_although_there_is_room() -> None:
+def test_stale_item_evicted_below_capacity() -> None:
     lru = lru_with("a", "b", capacity=9)
     lru.acquire("b")
     lru.mark_stale("b")
@@ -47,7 +47,7 @@ def test_the_outdated_goes_although_there_is_room() -> None:
 
 
 class LruStateMachine(RuleBasedStateMachine):
-    """Any order of takers and givers, the owner removing what the shelf says whenever it likes."""
+    """Any order of acquire and release, with evictions at any time."""
 
     @initialize(capacity=st.integers(1, 3))
     def start(self, capacity: int) -> None:
@@ -55,7 +55,7 @@ class LruStateMachine(RuleBasedStateMachine):
         self.lru: RefCountedLru[str] = RefCountedLru(capacity)
         self.users: dict[str, int] = {}
         self.stale: set[str] = set()
-        #: Least recently taken first.
+        #: Least recently acquired first.
         self.order: list[str] = []
 
     @rule(item=ITEMS)

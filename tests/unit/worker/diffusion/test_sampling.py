@@ -1,4 +1,4 @@
-"""Samplers alone: the table against the installed diffusers, how they start, where they lead, what they give away."""
+"""Single samplers: the table of names, start states, results and isolation."""
 
 from __future__ import annotations
 
@@ -19,22 +19,22 @@ from tests.support.samplers import (
     SOME,
     Make,
     Model,
-    as_pipelines_do,
     both,
     by_recurrence,
     by_scheduler,
-    random,
+    pipeline_latents,
+    random_tensor,
+    run_to_end,
     shipped,
     started_sampler,
     step,
-    walk,
 )
 from worker.engine import TaskError
 from worker.engines.diffusion.sampling import Sampler, SchedulerSetup, start_sampler
 from worker.engines.diffusion.sampling.plan import get_plan
 from worker.engines.diffusion.sampling.schedulers import process_of, scheduler_like
 
-# diffusers' KDPM2 schedulers hand a tensor to numpy.
+# diffusers' KDPM2 schedulers pass a tensor to numpy.
 pytestmark = pytest.mark.filterwarnings("ignore:__array_wrap__ must accept:DeprecationWarning")
 
 CPU = torch.device("cpu")
@@ -45,11 +45,11 @@ def started(name: str, like: Any, steps: int = 8, **schedule: Any) -> Sampler:
     return start_sampler(name, like, SchedulerSetup(steps, **schedule), torch.Generator().manual_seed(0))
 
 
-# ---- the table
+# ---- table of names
 
 
 @pytest.mark.parametrize("name", SAMPLERS)
-def test_every_row_of_the_table_is_a_class_of_diffusers_that_knows_its_options(name: str) -> None:
+def test_sampler_table_matches_diffusers_classes(name: str) -> None:
     sampler = SAMPLERS[name]
     for process in sampler.processes:
         built = scheduler_like(name, shipped(process))
@@ -71,44 +71,44 @@ def test_every_row_of_the_table_is_a_class_of_diffusers_that_knows_its_options(n
         ("", None),
     ],
 )
-def test_what_people_write_is_understood(said: str, known: str | None) -> None:
+def test_sampler_aliases(said: str, known: str | None) -> None:
     assert canonical_sampler(said) == known
 
 
-def test_every_name_is_for_some_checkpoint_and_every_process_has_its_own() -> None:
+def test_sampler_names_cover_all_processes() -> None:
     assert set(sampler_names()) == {*sampler_names("noise"), *sampler_names("flow"), *sampler_names("edm")}
     assert {"dpmpp_2m", "unipc"} <= set(sampler_names("noise")) & set(sampler_names("flow"))
     assert not set(sampler_names("edm")) & set(sampler_names("noise")) - {MODEL_DEFAULT}
 
 
-# ---- where they lead: of pictures whose numbers are N(1.5, 0.4) each, the perfect model is known
+# ---- results: for images whose values are N(1.5, 0.4), the perfect model is known
 
 KEPT = diffusers.DDPMScheduler.from_config(shipped().config).alphas_cumprod
 
 
-def knows_noise(seen: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
+def knows_noise(recorded: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
     low = int(timestep)
     kept = torch.lerp(KEPT[low], KEPT[min(low + 1, 999)], float(timestep) - low)
     picture, noise = kept.sqrt(), (1 - kept).sqrt()
-    return noise * (seen - picture * 1.5) / (picture**2 * 0.16 + noise**2)
+    return noise * (recorded - picture * 1.5) / (picture**2 * 0.16 + noise**2)
 
 
-def knows_flow(seen: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
+def knows_flow(recorded: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
     noise = float(timestep) / 1000
     picture = 1 - noise
-    off = (seen - picture * 1.5) / (picture**2 * 0.16 + noise**2)
+    off = (recorded - picture * 1.5) / (picture**2 * 0.16 + noise**2)
     return noise * off - (1.5 + picture * 0.16 * off)
 
 
-def knows_edm(seen: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
+def knows_edm(recorded: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
     sigma = float(torch.exp(4 * timestep))
     length = math.hypot(sigma, 0.5)
-    noisy = seen * length
+    noisy = recorded * length
     final = 1.5 + 0.16 / (0.16 + sigma**2) * (noisy - 1.5)
     return (final - 0.25 / length**2 * noisy) / (sigma * 0.5 / length)
 
 
-#: Made for a few steps of distilled models: of others they draw the mean of all pictures.
+#: For few steps of distilled models; with others they generate the mean of all images.
 DISTILLED = {"lcm", "flow_match_lcm"}
 PERFECT: list[tuple[Process, Model]] = [("noise", knows_noise), ("flow", knows_flow), ("edm", knows_edm)]
 
@@ -122,27 +122,27 @@ PERFECT: list[tuple[Process, Model]] = [("noise", knows_noise), ("flow", knows_f
         if name not in DISTILLED
     ],
 )
-def test_every_sampler_draws_what_a_perfect_model_knows(name: str, like: Any, knows: Model) -> None:
+def test_samplers_reach_known_distribution(name: str, like: Any, knows: Model) -> None:
     sampler = started(name, like, 50)
-    sampler.start(random(1, (1, 1, 1, 4000)))
-    pictures = walk(sampler, knows)[-1]
+    sampler.start(random_tensor(1, (1, 1, 1, 4000)))
+    pictures = run_to_end(sampler, knows)[-1]
     assert float(pictures.mean()) == pytest.approx(1.5, abs=0.1)
     assert float(pictures.std()) == pytest.approx(0.4, abs=0.06)
 
 
-# ---- how they start
+# ---- start states
 
 
 @every
-def test_the_path_of_a_scheduler_is_that_of_the_pipelines_to_the_bit(name: str, like: Any) -> None:
+def test_scheduler_sampler_bit_equal_to_pipelines(name: str, like: Any) -> None:
     sampler = started_sampler(by_scheduler, name, like, seed=3)
     scheduler = scheduler_like(name, like)
     scheduler.set_timesteps(8)
-    start = random(3) * getattr(scheduler, "init_noise_sigma", 1.0)
+    start = random_tensor(3) * getattr(scheduler, "init_noise_sigma", 1.0)
     assert torch.equal(sampler.latents, start)
-    expected = as_pipelines_do(scheduler, scheduler.timesteps, start, 3)
+    expected = pipeline_latents(scheduler, scheduler.timesteps, start, 3)
     assert torch.equal(sampler.timesteps, scheduler.timesteps)
-    assert all(map(torch.equal, walk(sampler), expected))
+    assert all(map(torch.equal, run_to_end(sampler), expected))
 
 
 PIPELINES: dict[Process, Any] = {
@@ -153,20 +153,20 @@ PIPELINES: dict[Process, Any] = {
 
 
 def noised_by(scheduler: Any, picture: torch.Tensor, noise: torch.Tensor, timestep: torch.Tensor) -> Any:
-    """As pipelines do it."""
+    """Add noise as the pipelines do."""
     if hasattr(scheduler, "scale_noise"):
         return scheduler.scale_noise(picture, timestep, noise)
     return scheduler.add_noise(picture, noise, timestep)
 
 
-#: All but the one that cannot add noise to a picture, so that no pipeline does this.
+#: All but the one that cannot add noise to an image, so that no pipeline uses it.
 every_with_pictures = pytest.mark.parametrize(
     ("name", "like"), [case for case in EVERY if case.values[0] != "flow_match_euler_ancestral"]
 )
 
 
 def cut(scheduler: Any, like: Any, steps: int, strength: float) -> tuple[torch.Tensor, int]:
-    """The timesteps that the pipelines for such checkpoints leave, and how many steps these are."""
+    """Return the timesteps that the pipelines keep, and the number of steps."""
     scheduler.set_timesteps(steps)
     timesteps, left = PIPELINES[process_of(like)].get_timesteps(
         SimpleNamespace(scheduler=scheduler), steps, strength, CPU
@@ -187,7 +187,7 @@ def cut(scheduler: Any, like: Any, steps: int, strength: float) -> tuple[torch.T
     ],
 )
 @pytest.mark.parametrize("steps", [1, 4, 7, 10, 29])
-def test_strength_leaves_out_what_it_does_in_the_pipelines(name: str, process: Process, steps: int) -> None:
+def test_strength_skips_same_steps_as_pipelines(name: str, process: Process, steps: int) -> None:
     like = shipped(process)
     for strength in (0.01, 0.29, 0.34, 0.5, 0.75, 0.99, 1.0):
         expected, left = cut(scheduler_like(name, like), like, steps, strength)
@@ -199,26 +199,26 @@ def test_strength_leaves_out_what_it_does_in_the_pipelines(name: str, process: P
 
 
 @every_with_pictures
-def test_a_picture_is_gone_on_from_as_in_the_pipelines(name: str, like: Any) -> None:
+def test_image_to_image_equals_pipelines(name: str, like: Any) -> None:
     scheduler = scheduler_like(name, like)
     timesteps, _ = cut(scheduler, like, 9, 0.75)
-    picture, noise = random(1), random(3)
+    picture, noise = random_tensor(1), random_tensor(3)
     start = noised_by(scheduler, picture, noise, timesteps[:1])
-    expected = as_pipelines_do(scheduler, timesteps, start, 3)
+    expected = pipeline_latents(scheduler, timesteps, start, 3)
 
     generator = torch.Generator().manual_seed(3)
     sampler = by_scheduler(name, like, SchedulerSetup(9, 0.75), generator)
     sampler.start(torch.randn(SHAPE, generator=generator), picture)
     assert torch.equal(sampler.timesteps, timesteps)
     assert torch.equal(sampler.latents, start)
-    assert all(map(torch.equal, walk(sampler), expected))
+    assert all(map(torch.equal, run_to_end(sampler), expected))
 
 
 @every_with_pictures
-def test_a_picture_under_a_mask_is_as_noisy_as_in_the_pipelines(name: str, like: Any) -> None:
+def test_masked_image_noise_equals_pipelines(name: str, like: Any) -> None:
     sampler = started_sampler(by_recurrence, name, like, strength=0.6)
     scheduler = get_plan(name, like, SchedulerSetup(8, 0.6)).scheduler()
-    picture, noise = random(1), random(2)
+    picture, noise = random_tensor(1), random_tensor(2)
     for index, timestep in enumerate(sampler.timesteps):
         expected = noised_by(copy.copy(scheduler), picture, noise, sampler.timesteps[index : index + 1])
         assert torch.equal(sampler.noised_to_step(picture, noise, index), expected)
@@ -227,15 +227,16 @@ def test_a_picture_under_a_mask_is_as_noisy_as_in_the_pipelines(name: str, like:
     assert sampler.noised_to_step(picture, noise, sampler.steps) is picture
 
 
-def test_a_flow_scheduler_that_cannot_add_noise_is_lent_the_way_of_one_that_can() -> None:
+def test_flow_scheduler_without_add_noise_uses_euler_noise() -> None:
     lent, own = (started(name, shipped("flow")) for name in ("flow_match_euler_ancestral", "flow_match_euler"))
     for index in range(8):
         assert torch.equal(
-            lent.noised_to_step(random(1), random(2), index), own.noised_to_step(random(1), random(2), index)
+            lent.noised_to_step(random_tensor(1), random_tensor(2), index),
+            own.noised_to_step(random_tensor(1), random_tensor(2), index),
         )
 
 
-def test_steps_that_depend_on_the_size_of_the_picture() -> None:
+def test_timestep_shift_by_image_size() -> None:
     like = shipped("flow", use_dynamic_shifting=True)
     for name in sampler_names("flow"):
         flat, steep = (started(name, like, 8, options={"mu": mu}).timesteps for mu in (0.5, 1.15))
@@ -271,33 +272,33 @@ def test_steps_that_depend_on_the_size_of_the_picture() -> None:
         ("default", shipped("flow"), SchedulerSetup(4, 0.0), "strength 0 leaves none of 4 steps"),
     ],
 )
-def test_refusals_say_what_does_not_go_together(name: str, like: Any, schedule: SchedulerSetup, words: str) -> None:
-    with pytest.raises(TaskError) as refused:
+def test_incompatible_settings_rejected(name: str, like: Any, schedule: SchedulerSetup, words: str) -> None:
+    with pytest.raises(TaskError) as rejection:
         start_sampler(name, like, schedule, torch.Generator())
-    assert refused.value.kind == "invalid"
-    assert words in refused.value.message
+    assert rejection.value.kind == "invalid"
+    assert words in rejection.value.message
 
 
-# ---- what they keep to themselves
+# ---- isolation
 
 
-def test_the_shipped_scheduler_is_only_a_pattern() -> None:
+def test_shipped_scheduler_not_modified() -> None:
     like = diffusers.DPMSolverMultistepScheduler()
     before = copy.deepcopy(vars(like))
-    walk(started_sampler(by_scheduler, MODEL_DEFAULT, like, 5))
+    run_to_end(started_sampler(by_scheduler, MODEL_DEFAULT, like, 5))
     assert {name: str(value) for name, value in vars(like).items()} == {k: str(v) for k, v in before.items()}
 
 
 @both
 @pytest.mark.parametrize("name", SOME)
-def test_samplers_of_one_plan_share_nothing_and_change_no_tensor_in_place(name: str, make: Make) -> None:
-    alone = walk(started_sampler(make, name, shipped(), seed=3))
+def test_samplers_share_no_state_and_no_in_place_changes(name: str, make: Make) -> None:
+    single = run_to_end(started_sampler(make, name, shipped(), seed=3))
     one, other = started_sampler(make, name, shipped(), seed=3), started_sampler(make, name, shipped(), seed=4)
     kept = []
-    for expected in alone:
+    for expected in single:
         kept += [(tensor, tensor.clone()) for tensor in (one.latents, one.model_input())]
         step(one)
-        step(other, by=lambda seen, _: -seen)
+        step(other, by=lambda recorded, _: -recorded)
         assert torch.equal(one.latents, expected)
     assert all(torch.equal(tensor, copy) for tensor, copy in kept)
 
@@ -313,18 +314,18 @@ def test_samplers_of_one_plan_share_nothing_and_change_no_tensor_in_place(name: 
         for process, config in CHECKPOINTS
         if process != "edm"
         for name in sampler_names(process)
-        if name not in DISTILLED  # these trust what they see more than the model
+        if name not in DISTILLED  # these rely on their input more than on the model
     ],
 )
-def test_the_guess_is_the_picture_where_the_model_knows_the_noise(name: str, like: Any, make: Make) -> None:
+def test_denoised_estimate_exact_for_perfect_model(name: str, like: Any, make: Make) -> None:
     sampler = started_sampler(make, name, like)
     before = sampler.denoised
     assert before is None
-    picture, noise = 3.0 * random(1), random(2)
+    picture, noise = 3.0 * random_tensor(1), random_tensor(2)
     noisy = sampler.noised_to_step(picture, noise, 0)
     sampler.latents = noisy
-    seen = sampler.model_input()
-    scale = float((seen * noisy).sum() / (noisy * noisy).sum())
+    recorded = sampler.model_input()
+    scale = float((recorded * noisy).sum() / (noisy * noisy).sum())
     of_picture, of_noise = (
         float(sampler.noised_to_step(*pair, 0).mean()) * scale for pair in ((ONE, ZERO), (ZERO, ONE))
     )
