@@ -40,10 +40,10 @@ class DigitClassifier:
         data = load_digits()
         self._classifier = _classifier().fit(data.data, data.target)
 
-    def classify(self, pictures: Array) -> list[DigitLabel]:
+    def classify(self, images: Array) -> list[DigitLabel]:
         """A verdict on each of `(B, 64, 64, 3)` in [0, 1]. The digit is read from the colours that are found there."""
-        found = [colours(picture) for picture in pictures]
-        small = [original(picture, ink, paper) for picture, (ink, paper) in zip(pictures, found, strict=True)]
+        found = [colours(image) for image in images]
+        small = [original(image, ink, paper) for image, (ink, paper) in zip(images, found, strict=True)]
         digits = self._classifier.predict(np.stack(small))
         return [
             DigitLabel(int(digit), _nearest(ink, INKS), _nearest(paper, PAPERS))
@@ -58,26 +58,26 @@ def own_accuracy(seed: int = 0) -> float:
     known, new = order[: 2 * len(order) // 3], order[2 * len(order) // 3 :]
     classifier = _classifier().fit(data.data[known], data.target[known])
     masks, digits = stroke_masks()
-    pictures = paint(masks[torch.from_numpy(new)], ["orange"] * len(new), ["navy"] * len(new))
-    shown = ((pictures + 1) / 2).permute(0, 2, 3, 1).numpy()
-    small = np.stack([original(picture, *colours(picture)) for picture in shown])
+    images = paint(masks[torch.from_numpy(new)], ["orange"] * len(new), ["navy"] * len(new))
+    shown = ((images + 1) / 2).permute(0, 2, 3, 1).numpy()
+    small = np.stack([original(image, *colours(image)) for image in shown])
     return float((classifier.predict(small) == digits[new]).mean())
 
 
-def colours(picture: Array) -> tuple[Array, Array]:
+def colours(image: Array) -> tuple[Array, Array]:
     """Mean colours of ink and paper: paper is what the frame shows, ink the pixels that differ most from it."""
     inside = np.zeros((SIZE, SIZE), bool)
     inside[_FRAME:-_FRAME, _FRAME:-_FRAME] = True
-    paper = np.median(picture[~inside], axis=0)
-    contrast = np.linalg.norm(picture - paper, axis=-1)
-    ink = picture[contrast >= 0.7 * np.quantile(contrast, 0.98)].mean(axis=0)
+    paper = np.median(image[~inside], axis=0)
+    contrast = np.linalg.norm(image - paper, axis=-1)
+    ink = image[contrast >= 0.7 * np.quantile(contrast, 0.98)].mean(axis=0)
     return ink, paper
 
 
-def original(picture: Array, ink: Array, paper: Array) -> Array:
+def original(image: Array, ink: Array, paper: Array) -> Array:
     """The 64 grey values, 0 to 16, of the 8 x 8 picture behind `(64, 64, 3)`."""
     axis = ink - paper
-    stroke = ((picture - paper) @ axis / max(float(axis @ axis), 1e-6)).clip(0, 1)
+    stroke = ((image - paper) @ axis / max(float(axis @ axis), 1e-6)).clip(0, 1)
     cells = functional.adaptive_avg_pool2d(torch.from_numpy(stroke)[None, None].float(), 10)
     grey: Array = (cells[0, 0, 1:-1, 1:-1] * 16).numpy().reshape(-1)
     return grey

@@ -98,5 +98,5 @@ def sample_pair(rng: np.random.Generator) -> tuple[str, str]:
 
 def shift(masks: torch.Tensor, rng: np.random.Generator, pixels: int = 3) -> torch.Tensor:
     """Move each mask by up to `pixels` in both directions; the frame around a digit is empty, so nothing is cut."""
-    moved = [torch.roll(m, tuple(rng.integers(-pixels, pixels + 1, 2).tolist()), dims=(0, 1)) for m in masks]
-    return torch.stack(moved)
+    shifted = [torch.roll(m, tuple(rng.integers(-pixels, pixels + 1, 2).tolist()), dims=(0, 1)) for m in masks]
+    return torch.stack(shifted)

@@ -49,16 +49,16 @@ class EvaluationPrompt(NamedTuple):
     sampler: str = "ddim"
 
 
-def generate(engine: DiffusionEngine, wanted: Sequence[EvaluationPrompt], what: str) -> Array:
+def generate(engine: DiffusionEngine, prompts: Sequence[EvaluationPrompt], what: str) -> Array:
     """The pictures `(N, 64, 64, 3)` in [0, 1], `BATCH` at a time."""
-    pictures: list[Array] = []
-    for start in track(range(0, len(wanted), BATCH), f"{what:20}"):
-        pictures += _batch(engine, wanted[start : start + BATCH])
-    return np.stack(pictures)
+    images: list[Array] = []
+    for start in track(range(0, len(prompts), BATCH), f"{what:20}"):
+        images += _batch(engine, prompts[start : start + BATCH])
+    return np.stack(images)
 
 
-def _batch(engine: DiffusionEngine, wanted: Sequence[EvaluationPrompt]) -> Iterator[Array]:
-    inputs = [ImageInputs(a.prompt, SIZE, SIZE, STEPS, GUIDANCE, a.seed, a.sampler) for a in wanted]
+def _batch(engine: DiffusionEngine, prompts: Sequence[EvaluationPrompt]) -> Iterator[Array]:
+    inputs = [ImageInputs(a.prompt, SIZE, SIZE, STEPS, GUIDANCE, a.seed, a.sampler) for a in prompts]
     rows = []
     for row in engine.admit([Wanted(one) for one in inputs]):
         if isinstance(row, TaskError):
@@ -143,15 +143,15 @@ def grid(engine: DiffusionEngine, scale: int = 2) -> Image.Image:
         for digit in range(10)
         for caption in CAPTIONS
     ]
-    pictures = (generate(engine, asked, "grid") * 255).round().astype(np.uint8)
+    images = (generate(engine, asked, "grid") * 255).round().astype(np.uint8)
     cell, head = SIZE * scale, 30
     sheet = Image.new("RGB", (len(CAPTIONS) * cell, head + 10 * cell), "white")
     pen = ImageDraw.Draw(sheet)
     for column, caption in enumerate(CAPTIONS):
         first, _, second = caption.partition(" on ")
         pen.text((column * cell + 4, 3), first.format(d="…") + ("\non " + second if second else ""), fill="black")
-    for n, picture in enumerate(pictures):
-        tile = Image.fromarray(picture).resize((cell, cell), Image.Resampling.LANCZOS)
+    for n, image in enumerate(images):
+        tile = Image.fromarray(image).resize((cell, cell), Image.Resampling.LANCZOS)
         sheet.paste(tile, (n % len(CAPTIONS) * cell, head + n // len(CAPTIONS) * cell))
     return sheet
 

@@ -97,10 +97,10 @@ def train_vae(folder: Path, steps: int, batch: int, seed: int) -> None:
         for _ in range(steps):
             chosen = shift(masks[rng.integers(len(masks), size=batch)], rng)
             pairs = [sample_pair(rng) for _ in range(batch)]
-            pictures = paint(chosen, [p[0] for p in pairs], [p[1] for p in pairs])
-            posterior = vae.encode(pictures).latent_dist
+            images = paint(chosen, [p[0] for p in pairs], [p[1] for p in pairs])
+            posterior = vae.encode(images).latent_dist
             decoded = vae.decode(posterior.sample()).sample
-            error = functional.l1_loss(decoded, pictures) + functional.mse_loss(decoded, pictures)
+            error = functional.l1_loss(decoded, images) + functional.mse_loss(decoded, images)
             loss = error + 1e-4 * posterior.kl().mean()
             optimizer.zero_grad()
             loss.backward()
@@ -108,13 +108,13 @@ def train_vae(folder: Path, steps: int, batch: int, seed: int) -> None:
             optimizer.step()
             rate.step()
             progress.update(bar, advance=1, note=f"error {error.item():.4f}")
-    sample, _ = encode_pictures(vae, masks, np.zeros(len(masks), np.int64), 1, rng)
+    sample, _ = encode_images(vae, masks, np.zeros(len(masks), np.int64), 1, rng)
     vae.register_to_config(scaling_factor=round(1.0 / float(sample.std()), 4))
     vae.save_pretrained(folder)
 
 
 @torch.no_grad()
-def encode_pictures(
+def encode_images(
     vae: AutoencoderKL, masks: torch.Tensor, digits: np.ndarray, copies: int, rng: np.random.Generator
 ) -> tuple[torch.Tensor, list[str]]:
     """Latents `(N * copies, 4, 8, 8)`, unscaled, and a prompt for each."""
@@ -123,8 +123,8 @@ def encode_pictures(
         for start in range(0, len(masks), 64):
             chosen = shift(masks[start : start + 64], rng)
             pairs = [sample_pair(rng) for _ in range(len(chosen))]
-            pictures = paint(chosen, [p[0] for p in pairs], [p[1] for p in pairs])
-            latents.append(vae.encode(pictures).latent_dist.mean)
+            images = paint(chosen, [p[0] for p in pairs], [p[1] for p in pairs])
+            latents.append(vae.encode(images).latent_dist.mean)
             named = zip(digits[start : start + 64], pairs, strict=True)
             prompts += [describe(int(d), ink, paper, rng) for d, (ink, paper) in named]
     return torch.cat(latents), prompts
@@ -183,7 +183,7 @@ def train_denoiser(work: Path, steps: int, batch: int, seed: int) -> None:
     tokenizer = CLIPTokenizer.from_pretrained(work / "tokenizer")
     vae = AutoencoderKL.from_pretrained(work / "vae")
     masks, digits = stroke_masks()
-    latents, prompts = encode_pictures(vae, masks, digits, 12, rng)
+    latents, prompts = encode_images(vae, masks, digits, 12, rng)
     latents = latents * vae.config.scaling_factor
     ids = tokenizer(prompts, padding="max_length", truncation=True, max_length=TOKENS, return_tensors="pt").input_ids
     empty = tokenizer("", padding="max_length", max_length=TOKENS, return_tensors="pt").input_ids[0]

@@ -20,8 +20,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from configs.samplers import MODEL_DEFAULT, SAMPLERS, sampler_names
-from tests.support.images import data_url, file, half
-from tests.support.images import picture as some_picture
+from tests.support.images import data_url, file, half, make_image
 from tests.support.servers import PATIENCE_S, Server, running, stop, wait_until
 
 MODEL = Path(__file__).parents[2] / "worker" / "builtin" / "digits"
@@ -107,10 +106,10 @@ def mixed_requests(count: int) -> list[dict[str, Any]]:
 
 
 async def test_forty_mixed_requests_equal_pipeline(digits: Server, pipeline: diffusers.StableDiffusionPipeline) -> None:
-    wanted = mixed_requests(40)
-    assert {asked["num_inference_steps"] for asked in wanted} >= {5, 12, 40}
-    assert {asked["guidance_scale"] for asked in wanted} == {1.0, 3.0, 7.5}
-    assert {asked["scheduler"] for asked in wanted} == set(FITTING)
+    prompts = mixed_requests(40)
+    assert {asked["num_inference_steps"] for asked in prompts} >= {5, 12, 40}
+    assert {asked["guidance_scale"] for asked in prompts} == {1.0, 3.0, 7.5}
+    assert {asked["scheduler"] for asked in prompts} == set(FITTING)
 
     async with openai.AsyncOpenAI(base_url=f"{digits.base_url}/v1", api_key="none", timeout=PATIENCE_S) as client:
 
@@ -123,10 +122,10 @@ async def test_forty_mixed_requests_equal_pipeline(digits: Server, pipeline: dif
             assert answer.data is not None
             return pixels(answer.data[0].b64_json or "")
 
-        drawn = await asyncio.gather(*(generate(asked) for asked in wanted))
+        drawn = await asyncio.gather(*(generate(asked) for asked in prompts))
 
-    for asked, picture in zip(wanted, drawn, strict=True):
-        difference = int(np.abs(picture - single(pipeline, asked)).max())
+    for asked, image in zip(prompts, drawn, strict=True):
+        difference = int(np.abs(image - single(pipeline, asked)).max())
         assert difference <= TOLERANCE, f"{asked} differs by {difference} levels"
 
     # The workers' counters confirm shared steps and batches joined midway.
@@ -142,7 +141,7 @@ async def test_a_drained_worker_hands_over_pictures_in_the_making_and_nobody_can
 ) -> None:
     parts = {name: part for name, part in pipeline.components.items() if name != "scheduler"}
     scheduler = diffusers.DDIMScheduler.from_pretrained(MODEL, subfolder="scheduler")
-    source, mask = some_picture(), half("L")
+    source, mask = make_image(), half("L")
     drawers: dict[str, tuple[type[Any], dict[str, Any], dict[str, Any]]] = {
         "text": (diffusers.StableDiffusionPipeline, {}, {}),
         "image": (
@@ -166,10 +165,10 @@ async def test_a_drained_worker_hands_over_pictures_in_the_making_and_nobody_can
         assert answer.data is not None
         return pixels(answer.data[0].b64_json or "")
 
-    wanted = [(mode, seed) for mode in drawers for seed in range(3)]
+    prompts = [(mode, seed) for mode in drawers for seed in range(3)]
     leaving, staying = digits.workers
     async with openai.AsyncOpenAI(base_url=f"{digits.base_url}/v1", api_key="none", timeout=PATIENCE_S) as client:
-        drawing = [asyncio.create_task(generate(client, mode, seed)) for mode, seed in wanted]
+        drawing = [asyncio.create_task(generate(client, mode, seed)) for mode, seed in prompts]
 
         def under_way() -> bool:
             return all(worker.running >= 3 for worker in digits.snapshot().workers)
@@ -178,7 +177,7 @@ async def test_a_drained_worker_hands_over_pictures_in_the_making_and_nobody_can
         assert await asyncio.to_thread(stop, digits.workers[leaving]) == 0
         drawn = await asyncio.gather(*drawing)
     assert [worker.worker for worker in digits.snapshot().workers] == [staying]
-    for (mode, seed), got in zip(wanted, drawn, strict=True):
+    for (mode, seed), got in zip(prompts, drawn, strict=True):
         drawer, asked, _ = drawers[mode]
         alone_drawer = drawer(**parts, scheduler=scheduler, requires_safety_checker=False)
         alone_drawer.set_progress_bar_config(disable=True)
@@ -213,6 +212,6 @@ def test_streamed_previews_approach_final_image(digits: Server) -> None:
         )
         events = [event for event in stream if event.type != "image_generation.progress"]  # type: ignore[comparison-overlap]
     assert [event.type for event in events] == [*["image_generation.partial_image"] * 3, "image_generation.completed"]
-    pictures = [pixels(event.b64_json) for event in events]
-    distances = [float(np.abs(picture - pictures[-1]).mean()) for picture in pictures]
+    images = [pixels(event.b64_json) for event in events]
+    distances = [float(np.abs(image - images[-1]).mean()) for image in images]
     assert distances[0] > distances[2] > 0, "each preview is nearer to the picture than a much earlier one"

@@ -11,7 +11,7 @@ from typing import Any
 from PIL import Image
 
 
-def picture(width: int = 64, height: int = 64, mode: str = "RGB") -> Image.Image:
+def make_image(width: int = 64, height: int = 64, mode: str = "RGB") -> Image.Image:
     """No two columns or rows are equal, so that a rotated or mirrored image shows."""
     red = Image.linear_gradient("L").resize((width, height))
     green = Image.linear_gradient("L").rotate(90).resize((width, height))
@@ -26,7 +26,7 @@ def file(image: Image.Image, kind: str = "PNG", **options: Any) -> bytes:
 
 
 def png(width: int = 64, height: int = 64, mode: str = "RGB") -> bytes:
-    return file(picture(width, height, mode))
+    return file(make_image(width, height, mode))
 
 
 def half(mode: str, size: tuple[int, int] = (64, 64)) -> Image.Image:
@@ -38,7 +38,7 @@ def half(mode: str, size: tuple[int, int] = (64, 64)) -> Image.Image:
 
 
 def animated(kind: str) -> bytes:
-    return file(picture(), kind, save_all=True, append_images=[picture().transpose(Image.Transpose.ROTATE_90)])
+    return file(make_image(), kind, save_all=True, append_images=[make_image().transpose(Image.Transpose.ROTATE_90)])
 
 
 def bomb(width: int, height: int) -> bytes:

@@ -39,14 +39,14 @@ _BODY = {"model": "digits", "prompt": "a handwritten seven", "seed": 1, "num_inf
 
 
 @dataclass
-class Place:
+class BenchServer:
     """One of the two servers."""
 
     folder: Path
     standby: int
     url: str = ""
     #: What was seen, round by round: the worker's parts, their sum, what the client waited; how busy the machine was.
-    seen: list[dict[str, float]] = field(default_factory=list)
+    rounds: list[dict[str, float]] = field(default_factory=list)
 
     def workers(self) -> list[WorkerStats]:
         """Those that take requests."""
@@ -81,7 +81,7 @@ class Place:
         assert start.standby == bool(self.standby), "it did not start as it was to"
         parts = {part: getattr(start, part) for part in PARTS}
         others = {"load_average": os.getloadavg()[0]}
-        self.seen.append(parts | {"start_s": start.total_s, "request_s": waited} | others)
+        self.rounds.append(parts | {"start_s": start.total_s, "request_s": waited} | others)
 
 
 def config(standby: int) -> dict[str, Any]:
@@ -94,7 +94,7 @@ def config(standby: int) -> dict[str, Any]:
 def measure(rounds: int) -> dict[str, list[dict[str, float]]]:
     """Both ways, in turn, `rounds` times; the first start of each server is not among them."""
     with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack, Progress() as progress:
-        places = {way: Place(Path(folder) / str(standby), standby) for way, standby in WAYS.items()}
+        places = {way: BenchServer(Path(folder) / str(standby), standby) for way, standby in WAYS.items()}
         bar = progress.add_task("starting two servers", total=rounds * len(places))
         for place in places.values():
             place.url = stack.enter_context(server(place.folder, config(place.standby)))
@@ -104,25 +104,25 @@ def measure(rounds: int) -> dict[str, list[dict[str, float]]]:
                 progress.update(bar, description=f"round {number + 1}: {way}")
                 place.one()
                 progress.advance(bar)
-        return {way: place.seen for way, place in places.items()}
+        return {way: place.rounds for way, place in places.items()}
 
 
-def ratios(seen: dict[str, list[dict[str, float]]], what: str) -> list[float]:
+def ratios(rounds: dict[str, list[dict[str, float]]], what: str) -> list[float]:
     """How many times as long it takes from nothing, round by round."""
-    cold, standby = (seen[way] for way in WAYS)
+    cold, standby = (rounds[way] for way in WAYS)
     return [one[what] / other[what] for one, other in zip(cold, standby, strict=True)]
 
 
-def show(seen: dict[str, list[dict[str, float]]]) -> None:
+def show(rounds: dict[str, list[dict[str, float]]]) -> None:
     """Medians, with the least and the most."""
     table = Table("seconds", *WAYS, title="medians (least to most)")
     for what in (*PARTS, "start_s", "request_s", "load_average"):
-        cells = [[one[what] for one in seen[way]] for way in WAYS]
+        cells = [[one[what] for one in rounds[way]] for way in WAYS]
         table.add_row(what, *(f"{statistics.median(c):.2f} ({min(c):.2f} to {max(c):.2f})" for c in cells))
     console = Console()
     console.print(table)
     for what in ("start_s", "request_s"):
-        found = ratios(seen, what)
+        found = ratios(rounds, what)
         console.print(f"{what}: {statistics.median(found):.1f}x as long ({min(found):.1f} to {max(found):.1f})")
 
 
@@ -132,11 +132,11 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5, help="starts of each kind")
     parser.add_argument("--json", type=Path, help="write every figure here")
     args = parser.parse_args()
-    seen = measure(args.rounds)
-    show(seen)
+    rounds = measure(args.rounds)
+    show(rounds)
     if args.json:
-        found = {what: ratios(seen, what) for what in ("start_s", "request_s")}
-        args.json.write_text(json.dumps({"machine": machine(), "seen": seen, "ratios": found}, indent=1) + "\n")
+        found = {what: ratios(rounds, what) for what in ("start_s", "request_s")}
+        args.json.write_text(json.dumps({"machine": machine(), "seen": rounds, "ratios": found}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

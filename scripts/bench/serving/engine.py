@@ -101,9 +101,9 @@ def main() -> None:
         result |= _overheads(setup)
         progress.update(bar, description="calls of the pipeline")
         found = calls(setup, args.baseline.split(","), args.budget)
-        single, whole = best_ways(found, args.min_gain)
-        result |= _baselines(found, single, whole, args.min_gain)
-        _measure(args, setup, single, whole, rounds, progress)
+        single, request_batching = best_ways(found, args.min_gain)
+        result |= _baselines(found, single, request_batching, args.min_gain)
+        _measure(args, setup, single, request_batching, rounds, progress)
     for setup in setups:  # none, if it was interrupted before
         result |= {
             "engine_cap_after": setup.cap,
@@ -144,12 +144,12 @@ def _overheads(setup: BenchSetup) -> dict[str, Any]:
 
 
 def _baselines(
-    found: Sequence[PipelineTiming], single: PipelineTiming, whole: PipelineTiming, min_gain: float
+    found: Sequence[PipelineTiming], single: PipelineTiming, request_batching: PipelineTiming, min_gain: float
 ) -> dict[str, Any]:
     return {
         "pipeline_calls": [plain({"way": one.way, "seconds": one.seconds}) for one in found],
         "one_at_a_time": {"way": single.way},
-        "whole_batches": {"way": whole.way, "cap": whole.cap(min_gain)},
+        "whole_batches": {"way": request_batching.way, "cap": request_batching.cap(min_gain)},
     }
 
 
@@ -157,13 +157,13 @@ def _measure(
     args: argparse.Namespace,
     setup: BenchSetup,
     single: PipelineTiming,
-    whole: PipelineTiming,
+    request_batching: PipelineTiming,
     rounds: Rounds,
     progress: Progress,
 ) -> None:
     """Every server under every load, round after round, in another order each time; `rounds` fills on the way."""
-    servers = setup.servers(single, whole, args.window)
-    cap = max(setup.cap, whole.cap(args.min_gain))
+    servers = setup.servers(single, request_batching, args.window)
+    cap = max(setup.cap, request_batching.cap(args.min_gain))
     users = [int(count) for count in args.users.split(",")] if args.users else [1, cap, 3 * cap]
     shares = [float(share) for share in args.loads.split(",") if share]
     [bar] = progress.task_ids
@@ -176,11 +176,11 @@ def _measure(
         loads = [_closed(args, setup, count, f"round {number}") for count in users]
         loads += [_open(args, setup, share, sustained * share / 100, f"round {number}") for share in shares]
         for load in loads:
-            seen: dict[str, list[LoadResult]] = rounds.setdefault(load.name, {server.name: [] for server in servers})
+            results: dict[str, list[LoadResult]] = rounds.setdefault(load.name, {server.name: [] for server in servers})
             for server in order:
                 progress.update(bar, description=f"round {number + 1}: {load.name}, {server.name}")
                 if not _cannot_keep_up(server, load, keeps_up):
-                    seen[server.name].append(run(server, load))
+                    results[server.name].append(run(server, load))
                 progress.advance(bar)
 
 
@@ -204,9 +204,13 @@ def _finish(
     """Show and keep what there is."""
     rows = condense(rounds)
     if points:
-        best, most = limit(points)
-        result["limit"] = {"batch": best.batch, "row_steps_per_s": most, "images_per_s": most / result["mean_steps"]}
-        result["share_of_limit"] = of_limit(rows, most)
+        best, max_rate = limit(points)
+        result["limit"] = {
+            "batch": best.batch,
+            "row_steps_per_s": max_rate,
+            "images_per_s": max_rate / result["mean_steps"],
+        }
+        result["share_of_limit"] = of_limit(rows, max_rate)
     for table in tables({"pipeline_calls": []} | result, points, rows):
         console.print(table)
     for key in ("limit", "share_of_limit", "loop", "engine_cap", "engine_cap_after", "whole_batches", "one_at_a_time"):

@@ -28,10 +28,10 @@ class FakeBalancer:
         self._assigned: dict[str, BenchRequest] = {}
         self._slots = 0
 
-    def submit(self, ask: BenchRequest) -> None:
+    def submit(self, request: BenchRequest) -> None:
         """A request has come."""
         with self._lock:
-            self._queued.append(ask)
+            self._queued.append(request)
             self._fill()
 
     def drain(self) -> None:
@@ -48,8 +48,8 @@ class FakeBalancer:
             for message, _ in parcels:
                 ended += self._on_message(message)
             self._fill()
-        for ask in ended:
-            self._done(ask)
+        for request in ended:
+            self._done(request)
 
     def receive(self, timeout_s: float) -> list[ForWorker]:
         """Everything that has come; waits up to `timeout_s` for the first."""
@@ -68,10 +68,10 @@ class FakeBalancer:
             case Pull(slots):
                 self._slots = slots
             case Finished(task=task) | Failed(task=task):
-                ask = self._assigned.pop(task)
-                ask.finished = time.perf_counter()
-                ask.error = message.message if isinstance(message, Failed) else ""
-                return [ask]
+                request = self._assigned.pop(task)
+                request.finished = time.perf_counter()
+                request.error = message.message if isinstance(message, Failed) else ""
+                return [request]
             case Returned(task=task):
                 self._queued.appendleft(self._assigned.pop(task))
         return []
@@ -79,8 +79,8 @@ class FakeBalancer:
     def _fill(self) -> None:
         tasks: list[Assignment] = []
         while self._queued and len(self._assigned) < self._slots:
-            ask = self._queued.popleft()
-            self._assigned[ask.task] = ask
-            tasks.append(Assignment(ask.task, 1, ask.inputs))
+            request = self._queued.popleft()
+            self._assigned[request.task] = request
+            tasks.append(Assignment(request.task, 1, request.inputs))
         if tasks:
             self._inbox.put(ForWorker(Assign(tasks)))

@@ -101,16 +101,16 @@ class ForwardBench:
     def call(self, base: ImageInputs, batch: int) -> DenoiserInputs:
         """What a step of so many requests calls the denoiser with."""
         rows = self._rows(self.plain, base, batch)
-        seen: list[DenoiserInputs] = []
+        calls: list[DenoiserInputs] = []
         hook = denoiser_of(self.plain_pipe).register_forward_pre_hook(
-            lambda _, args, kwargs: seen.append(DenoiserInputs(args, kwargs)), with_kwargs=True
+            lambda _, args, kwargs: calls.append(DenoiserInputs(args, kwargs)), with_kwargs=True
         )
         try:
             self.plain.step(rows)
         finally:
             hook.remove()
             _release(self.plain, rows)
-        return seen[-1]
+        return calls[-1]
 
     def _point(self, base: ImageInputs, batch: int) -> StepTiming:
         call = self.call(base, batch)
@@ -123,14 +123,14 @@ class ForwardBench:
             turns = [(*(forward() for forward in forwards), step()) for _ in range(_REPEATS)]
         finally:
             _release(self.engine, rows)
-        *alone, steps = zip(*turns, strict=True)
-        return StepTiming(batch, len(call.sample), forward_s=min(map(min, alone)), step_s=min(steps))
+        *forward_only, steps = zip(*turns, strict=True)
+        return StepTiming(batch, len(call.sample), forward_s=min(map(min, forward_only)), step_s=min(steps))
 
     def _ways(self, call: DenoiserInputs) -> list[Callable[[], object]]:
         """Ways to run the forward pass alone: as the engine's denoiser is, and on a GPU also recorded as a graph."""
         denoiser = denoiser_of(self.pipe)
-        told: list[Callable[[], object]] = [lambda: denoiser(*call.args, **call.kwargs)]
-        return [*told, _cuda_graph(told[0])] if self.device.type == "cuda" else told
+        variants: list[Callable[[], object]] = [lambda: denoiser(*call.args, **call.kwargs)]
+        return [*variants, _cuda_graph(variants[0])] if self.device.type == "cuda" else variants
 
     def _rows(self, engine: StepEngine, base: ImageInputs, batch: int) -> list[Row]:
         steps = (_REPEATS + 1) * _STEPS_PER_TURN + 1
@@ -157,10 +157,10 @@ def clock_of(device: torch.device) -> Callable[[], float]:
     return time.perf_counter if device.type == "cuda" else time.thread_time
 
 
-def admitted(engine: StepEngine, wanted: Sequence[ImageInputs]) -> list[Row]:
+def admitted(engine: StepEngine, requests: Sequence[ImageInputs]) -> list[Row]:
     """Rows for these requests. Raises the `TaskError` of one that is refused."""
     rows: list[Row] = []
-    for row in engine.admit([Wanted(inputs) for inputs in wanted]):
+    for row in engine.admit([Wanted(inputs) for inputs in requests]):
         if isinstance(row, TaskError):
             raise row
         rows.append(row)

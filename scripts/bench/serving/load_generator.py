@@ -36,7 +36,7 @@ class Load:
         if not self.users:
             times = poisson(self.rate, self.lead_s + self.seconds, self.trace)
             made = islice(request_stream(self.base, self.steps, self.trace), len(times))
-            return [replace(ask, arrived=when) for ask, when in zip(made, times, strict=True)]
+            return [replace(request, arrived=when) for request, when in zip(made, times, strict=True)]
         # Users who all began at once would go on in step with each other for long.
         return [replace(next(own), arrived=self.lead_s / 2 * user / self.users) for user, own in self.streams().items()]
 
@@ -96,30 +96,30 @@ def _drive(
     for own in streams.values():
         next(own)  # the first one of each user is among those that come by themselves
     arrivals: list[BenchRequest] = []
-    open_asks = 0
+    open_requests = 0
     end = begin + load.lead_s + load.seconds
     deadline = end + (load.lead_s + load.seconds if timeout_s is None else timeout_s)
-    while (now := time.perf_counter()) < end or (open_asks and now < deadline):
+    while (now := time.perf_counter()) < end or (open_requests and now < deadline):
         while coming and begin + coming[-1].arrived <= now < end:
             _submit(server, arrivals, coming.pop(), begin)
-            open_asks += 1
+            open_requests += 1
         due = begin + coming[-1].arrived if coming else math.inf
         answered = _wait(finished, min(due, end if now < end else deadline) - now)
         if answered is None:
             continue
-        open_asks -= 1
+        open_requests -= 1
         if answered.user in streams and time.perf_counter() < end:
             again = next(streams[answered.user])
             again.arrived = time.perf_counter() - begin
             _submit(server, arrivals, again, begin)
-            open_asks += 1
+            open_requests += 1
     return arrivals
 
 
-def _submit(server: Server, arrivals: list[BenchRequest], ask: BenchRequest, begin: float) -> None:
-    ask.arrived += begin  # where requests come by themselves, their latency counts from when they were due
-    arrivals.append(ask)
-    server.submit(ask)
+def _submit(server: Server, arrivals: list[BenchRequest], request: BenchRequest, begin: float) -> None:
+    request.arrived += begin  # where requests come by themselves, their latency counts from when they were due
+    arrivals.append(request)
+    server.submit(request)
 
 
 def _wait(finished: queue.SimpleQueue[BenchRequest], seconds: float) -> BenchRequest | None:
@@ -133,17 +133,19 @@ def _load_result(
     name: str, load: Load, arrivals: Sequence[BenchRequest], begin: float, used: ServerUsage, took: float
 ) -> LoadResult:
     since, end, now = begin + load.lead_s, begin + load.lead_s + load.seconds, begin + took
-    counted = [ask for ask in arrivals if ask.arrived >= since]
-    answers = {ask: ask.finished for ask in arrivals if ask.finished is not None and not ask.error}
-    inside = {ask: at for ask, at in answers.items() if since <= at <= end}
+    counted = [request for request in arrivals if request.arrived >= since]
+    answers = {request: request.finished for request in arrivals if request.finished is not None and not request.error}
+    inside = {request: at for request, at in answers.items() if since <= at <= end}
     return LoadResult(
         load,
         name,
-        latencies=[answers.get(ask, now) - ask.arrived for ask in counted],
-        unanswered=sum(ask not in answers for ask in counted),
-        errors=sum(bool(ask.error) for ask in arrivals),
+        latencies=[answers.get(request, now) - request.arrived for request in counted],
+        unanswered=sum(request not in answers for request in counted),
+        errors=sum(bool(request.error) for request in arrivals),
         images_per_s=completion_rate(list(inside.values()), [1.0] * len(inside), since, end),
-        row_steps_per_s=completion_rate(list(inside.values()), [ask.inputs.steps for ask in inside], since, end),
+        row_steps_per_s=completion_rate(
+            list(inside.values()), [request.inputs.steps for request in inside], since, end
+        ),
         busy=used.busy_s / took,
         mean_batch=used.rows / max(used.batches, 1),
     )

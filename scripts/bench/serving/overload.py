@@ -68,15 +68,15 @@ async def waits(
     session: aiohttp.ClientSession, headers: dict[str, str], count: int
 ) -> list[tuple[float, float, float]]:
     """Of single requests, one after the other: seconds until each was begun, from then on, and to its answer in all."""
-    seen: list[tuple[float, float, float]] = []
+    results: list[tuple[float, float, float]] = []
     for seed in range(count):
         started = time.perf_counter()
         async with session.post("/v1/images/generations", json={"prompt": "one", "seed": seed}, headers=headers) as got:
             answer = await got.json()
         timings = answer["data"][0]["timings"]
-        seen.append((timings["queued_s"], timings["running_s"], time.perf_counter() - started))
+        results.append((timings["queued_s"], timings["running_s"], time.perf_counter() - started))
         await asyncio.sleep(random.Random(seed).uniform(0, TURN_S))  # not in step with the batch
-    return seen
+    return results
 
 
 async def flood(url: str, folder: Path, singles: int) -> dict[str, Any]:
@@ -88,7 +88,7 @@ async def flood(url: str, folder: Path, singles: int) -> dict[str, Any]:
                 if answer.status == 401:
                     break
             await asyncio.sleep(0.1)
-        alone = await waits(session, one, singles)
+        forward_only = await waits(session, one, singles)
 
         async def job(number: int) -> int:
             body = {"path": "/predict", "body": {"prompt": f"job {number}"}}
@@ -98,7 +98,7 @@ async def flood(url: str, folder: Path, singles: int) -> dict[str, Any]:
         statuses = Counter(await asyncio.gather(*(job(number) for number in range(_FLOOD))))
         crowded = await waits(session, one, singles)
     shares = [queued / running for queued, running, _ in crowded]
-    before, after = (quantile([total for _, _, total in each], 0.5) for each in (alone, crowded))
+    before, after = (quantile([total for _, _, total in each], 0.5) for each in (forward_only, crowded))
     return {
         "jobs": {str(status): count for status, count in statuses.items()},
         "singles": singles,
@@ -119,7 +119,7 @@ class Overloaded:
     retry_after: list[float] = field(default_factory=list)
     without_retry_after: int = 0
     #: Of those that ended with 504, those that a worker had begun with.
-    late_begun: int = 0
+    late_started: int = 0
 
 
 async def overload(
@@ -128,7 +128,7 @@ async def overload(
     """Part (b). The bound is that of the queue, to which a turn comes for the request itself."""
     body = {"prompt": "one"} | ({} if timeout_s is None else {"timeout_s": timeout_s})
     capacity = BATCH / TURN_S
-    seen, rng = Overloaded(), random.Random(7)
+    results, rng = Overloaded(), random.Random(7)
     process = psutil.Process(_balancer(folder))
     sizes: list[int] = []
     timeout, connector = aiohttp.ClientTimeout(total=300), aiohttp.TCPConnector(limit=0)
@@ -137,7 +137,7 @@ async def overload(
         while at < started + seconds:
             at += rng.expovariate(factor * capacity)
             await asyncio.sleep(max(at - time.perf_counter(), 0.0))
-            all_.create_task(_one(session, body, seen))
+            all_.create_task(_one(session, body, results))
             sizes.append(process.memory_info().rss)
     took = time.perf_counter() - started
     return {
@@ -145,35 +145,35 @@ async def overload(
         "asked_per_s": len(sizes) / seconds,
         "bound_s": bound_s,
         "timeout_s": timeout_s,
-        "statuses": {str(status): count for status, count in sorted(seen.statuses.items())},
-        "late_after_work": seen.late_begun,
-        "admitted_p50_s": quantile(seen.latencies, 0.5),
-        "admitted_p99_s": quantile(seen.latencies, 0.99),
-        "admitted_p99_over_bound": quantile(seen.latencies, 0.99) / (bound_s + TURN_S),
-        "answered_over_capacity": len(seen.latencies) / took / capacity,
-        "refused_p99_s": quantile(seen.refused_in, 0.99),
-        "retry_after_s": {"p50": quantile(seen.retry_after, 0.5), "max": max(seen.retry_after)},
-        "refused_without_retry_after": seen.without_retry_after,
+        "statuses": {str(status): count for status, count in sorted(results.statuses.items())},
+        "late_after_work": results.late_started,
+        "admitted_p50_s": quantile(results.latencies, 0.5),
+        "admitted_p99_s": quantile(results.latencies, 0.99),
+        "admitted_p99_over_bound": quantile(results.latencies, 0.99) / (bound_s + TURN_S),
+        "answered_over_capacity": len(results.latencies) / took / capacity,
+        "refused_p99_s": quantile(results.refused_in, 0.99),
+        "retry_after_s": {"p50": quantile(results.retry_after, 0.5), "max": max(results.retry_after)},
+        "refused_without_retry_after": results.without_retry_after,
         "rss_mib": {"begin": sizes[len(sizes) // 10] / 2**20, "end": sizes[-1] / 2**20},
     }
 
 
-async def _one(session: aiohttp.ClientSession, body: dict[str, Any], seen: Overloaded) -> None:
+async def _one(session: aiohttp.ClientSession, body: dict[str, Any], results: Overloaded) -> None:
     started = time.perf_counter()
     async with session.post("/predict", json=body) as answer:
         text = await answer.text()
     took = time.perf_counter() - started
-    seen.statuses[answer.status] += 1
+    results.statuses[answer.status] += 1
     if answer.status == 200:
-        seen.latencies.append(took)
+        results.latencies.append(took)
     elif answer.status in (429, 503):
-        seen.refused_in.append(took)
+        results.refused_in.append(took)
         if "retry-after" in answer.headers:
-            seen.retry_after.append(float(answer.headers["retry-after"]))
+            results.retry_after.append(float(answer.headers["retry-after"]))
         else:
-            seen.without_retry_after += 1
+            results.without_retry_after += 1
     elif answer.status == 504:
-        seen.late_begun += "(queued)" not in text and "not begun" not in text
+        results.late_started += "(queued)" not in text and "not begun" not in text
 
 
 def _balancer(folder: Path) -> int:

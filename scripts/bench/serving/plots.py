@@ -16,7 +16,7 @@ def draw_figures(result: Mapping[str, Any], file: Path, ours: str) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    figure, axes = pyplot.subplots(2, 2, figsize=(12, 8.5))
+    plot_figure, axes = pyplot.subplots(2, 2, figsize=(12, 8.5))
     _steps(axes[0][0], result)
     _throughput(axes[0][1], result)
     _latency(axes[1][0], result)
@@ -25,9 +25,9 @@ def draw_figures(result: Mapping[str, Any], file: Path, ours: str) -> None:
         axis.grid(alpha=0.3)
         if axis.get_legend_handles_labels()[0]:
             axis.legend(fontsize=8)
-    figure.suptitle(result["where"])
-    figure.tight_layout()
-    figure.savefig(file, dpi=110)
+    plot_figure.suptitle(result["where"])
+    plot_figure.tight_layout()
+    plot_figure.savefig(file, dpi=110)
 
 
 def _steps(axis: Any, result: Mapping[str, Any]) -> None:
@@ -42,9 +42,9 @@ def _throughput(axis: Any, result: Mapping[str, Any]) -> None:
     points, steps = result["points"], result["mean_steps"]
     batches = [point["batch"] for point in points]
     if "limit" in result:
-        most = result["limit"]["images_per_s"]
-        axis.axhline(most, color="k", linewidth=0.8)
-        axis.text(batches[-1], most, f"limit {most:.3g}", ha="right", va="bottom", fontsize=8)
+        max_rate = result["limit"]["images_per_s"]
+        axis.axhline(max_rate, color="k", linewidth=0.8)
+        axis.text(batches[-1], max_rate, f"limit {max_rate:.3g}", ha="right", va="bottom", fontsize=8)
     for key, style, label in (("forward_s", "k--", "forward pass alone"), ("step_s", "C0o-", "engine's steps")):
         axis.plot(batches, [point["batch"] / point[key] / steps for point in points], style, markersize=4, label=label)
     for calls in result.get("pipeline_calls", []):
@@ -79,8 +79,8 @@ def _latency(axis: Any, result: Mapping[str, Any]) -> None:
                 below = [row[key]["median"] - row[key]["min"] for row in part]
                 above = [row[key]["max"] - row[key]["median"] for row in part]
                 places = [loads.index(row["load"]) for row in part]
-                look: dict[str, Any] = {"color": colour, "capsize": 2, "markersize": 4, "label": label}
-                axis.errorbar(places, middle, yerr=[below, above], fmt=style, **look)
+                options: dict[str, Any] = {"color": colour, "capsize": 2, "markersize": 4, "label": label}
+                axis.errorbar(places, middle, yerr=[below, above], fmt=style, **options)
     axis.set_xticks(range(len(loads)), loads, rotation=20)
     axis.set(title="Latency: median and spread over rounds", ylabel="ms", yscale="log")
 

@@ -26,26 +26,30 @@ Row = dict[str, Any]
 def condense(rounds: Rounds) -> list[Row]:
     """A row per load and server: median and spread over rounds, and step batching over this one within each round."""
     return [
-        _row(load, server, seen, by_server.get(OURS, []))
+        _row(load, server, results, by_server.get(OURS, []))
         for load, by_server in rounds.items()
-        for server, seen in by_server.items()
+        for server, results in by_server.items()
     ]
 
 
-def _row(load: str, server: str, seen: Sequence[LoadResult], ours: Sequence[LoadResult]) -> Row:
-    row: Row = {"load": load, "server": server, "overloaded": not seen}
-    if not seen:
+def _row(load: str, server: str, results: Sequence[LoadResult], ours: Sequence[LoadResult]) -> Row:
+    row: Row = {"load": load, "server": server, "overloaded": not results}
+    if not results:
         return row
-    each = [one.summary() for one in seen]
-    row |= {"users": seen[0].load.users, "rate": seen[0].load.rate, "requests": sum(one["requests"] for one in each)}
+    each = [one.summary() for one in results]
+    row |= {
+        "users": results[0].load.users,
+        "rate": results[0].load.rate,
+        "requests": sum(one["requests"] for one in each),
+    }
     for key in (*_KEYS, "row_steps_per_s", "busy", "mean_batch"):
         row[key] = spread([one[key] for one in each])
     for key in _KEYS:
         pairs = zip((own.summary()[key] for own in ours), (one[key] for one in each), strict=False)
         row[f"ratio_{key}"] = spread([own / one for own, one in pairs if one])
-    row["latency_ms_percentiles"] = percentiles(seen)
-    row["unanswered"] = sum(one.unanswered for one in seen)
-    row["errors"] = sum(one.errors for one in seen)
+    row["latency_ms_percentiles"] = percentiles(results)
+    row["unanswered"] = sum(one.unanswered for one in results)
+    row["errors"] = sum(one.errors for one in results)
     return row
 
 
@@ -57,9 +61,9 @@ def spread(values: Sequence[float]) -> dict[str, float] | None:
     return {"median": statistics.median(values), "min": min(values), "max": max(values)}
 
 
-def percentiles(seen: Sequence[LoadResult]) -> list[float]:
+def percentiles(results: Sequence[LoadResult]) -> list[float]:
     """Latency in milliseconds at 0, 1, ... 100 %, over all rounds."""
-    latencies = [1000 * latency for one in seen for latency in one.latencies]
+    latencies = [1000 * latency for one in results for latency in one.latencies]
     return latencies and [quantile(latencies, share / 100) for share in range(101)]
 
 
@@ -69,12 +73,12 @@ def limit(points: Sequence[StepTiming]) -> tuple[StepTiming, float]:
     return best, best.batch / best.forward_s
 
 
-def of_limit(rows: Sequence[Row], most: float) -> dict[str, float]:
+def of_limit(rows: Sequence[Row], max_rate: float) -> dict[str, float]:
     """Steps per second of each server at its best load, as a share of the limit."""
     shares: dict[str, float] = {}
     for row in rows:
         if not row["overloaded"] and row["users"]:
-            share = row["row_steps_per_s"]["median"] / most
+            share = row["row_steps_per_s"]["median"] / max_rate
             shares[row["server"]] = max(shares.get(row["server"], 0.0), share)
     return shares
 

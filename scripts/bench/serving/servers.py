@@ -47,7 +47,7 @@ class Server(Protocol):
 
     def start(self, done: Done) -> None: ...
 
-    def submit(self, ask: BenchRequest) -> None: ...
+    def submit(self, request: BenchRequest) -> None: ...
 
     def stop(self) -> ServerUsage:
         """Drop what is left. Raises what broke the server, if it broke."""
@@ -78,8 +78,8 @@ class StepBatching:
         self._thread = threading.Thread(target=self._run, name="loop", daemon=True)
         self._thread.start()
 
-    def submit(self, ask: BenchRequest) -> None:
-        self._balancer.submit(ask)
+    def submit(self, request: BenchRequest) -> None:
+        self._balancer.submit(request)
 
     def stop(self) -> ServerUsage:
         self._balancer.drain()
@@ -123,9 +123,9 @@ class PipelineCalls:
         self._thread = threading.Thread(target=self._run, name=self.name, daemon=True)
         self._thread.start()
 
-    def submit(self, ask: BenchRequest) -> None:
+    def submit(self, request: BenchRequest) -> None:
         with self._changed:
-            self._waiting.append((ask, time.perf_counter()))
+            self._waiting.append((request, time.perf_counter()))
             self._changed.notify()
 
     def stop(self) -> ServerUsage:
@@ -142,11 +142,11 @@ class PipelineCalls:
         try:
             while batch := self._next():
                 started = time.perf_counter()
-                pictures = draw(self._pipe, [ask.inputs for ask in batch])
+                images = draw(self._pipe, [request.inputs for request in batch])
                 busy = self._used.busy_s + time.perf_counter() - started
                 self._used = ServerUsage(busy, self._used.batches + 1, self._used.rows + len(batch))
-                for ask, picture in zip(batch, pictures, strict=True):
-                    self._pool.submit(self._finish, ask, picture)
+                for request, image in zip(batch, images, strict=True):
+                    self._pool.submit(self._finish, request, image)
         except Exception as error:
             self._broken = error
 
@@ -154,7 +154,7 @@ class PipelineCalls:
         """The requests of the next call; none when there is to be no more."""
         with self._changed:
             while not self._stopping:
-                queued = [QueuedRequest(ask.inputs.steps, since) for ask, since in self._waiting]
+                queued = [QueuedRequest(request.inputs.steps, since) for request, since in self._waiting]
                 chosen = next_batch(queued, time.perf_counter(), self._cap, self._window_s)
                 if isinstance(chosen, list):
                     batch = [self._waiting[place][0] for place in chosen]
@@ -163,16 +163,16 @@ class PipelineCalls:
                 self._changed.wait(chosen if queued else None)
             return []
 
-    def _finish(self, ask: BenchRequest, picture: Image.Image) -> None:
-        encode_image(picture, ask.inputs.output_format, ask.inputs.output_quality)
-        ask.finished = time.perf_counter()
-        self._done(ask)
+    def _finish(self, request: BenchRequest, image: Image.Image) -> None:
+        encode_image(image, request.inputs.output_format, request.inputs.output_quality)
+        request.finished = time.perf_counter()
+        self._done(request)
 
 
 def draw(pipe: Any, inputs: Sequence[ImageInputs]) -> list[Image.Image]:
     """What the pipeline makes of these, which differ in prompt and seed alone."""
     first = inputs[0]
-    pictures: list[Image.Image] = pipe(
+    images: list[Image.Image] = pipe(
         prompt=[one.prompt for one in inputs],
         width=first.width,
         height=first.height,
@@ -180,4 +180,4 @@ def draw(pipe: Any, inputs: Sequence[ImageInputs]) -> list[Image.Image]:
         guidance_scale=first.guidance_scale,
         generator=[torch.Generator("cpu").manual_seed(one.seed) for one in inputs],
     ).images
-    return pictures
+    return images

@@ -64,13 +64,13 @@ class BenchSetup:
         """Requests that share a step at most."""
         return self.caps.of_size((self.base.width, self.base.height), time.monotonic())
 
-    def servers(self, single: PipelineTiming, whole: PipelineTiming, window_s: float) -> list[Server]:
+    def servers(self, single: PipelineTiming, request_batching: PipelineTiming, window_s: float) -> list[Server]:
         """Step batching first, then what it is compared with."""
-        cap = whole.cap(self.model.batching.min_gain)
+        cap = request_batching.cap(self.model.batching.min_gain)
         return [
             StepBatching(self.bench.engine, self.model, self.caps, self.threads),
             PipelineCalls("one at a time", single.pipe, 1, 0.0, self.threads),
-            PipelineCalls("whole batches", whole.pipe, cap, window_s, self.threads),
+            PipelineCalls("whole batches", request_batching.pipe, cap, window_s, self.threads),
         ]
 
 
@@ -118,10 +118,10 @@ def _engine(model: Model, device: str, pipe: Any) -> DiffusionEngine:
 def _caps(engine: StepEngine, model: Model) -> Caps:
     """Measured as a worker measures them when it starts."""
     fixed = model.max_batch_size != "auto"
-    most = BUCKETS[-1] if model.max_batch_size == "auto" else model.max_batch_size
-    caps = Caps(most, fixed=fixed, min_gain=model.batching.min_gain, max_step_s=None)
+    max_batch = BUCKETS[-1] if model.max_batch_size == "auto" else model.max_batch_size
+    caps = Caps(max_batch, fixed=fixed, min_gain=model.batching.min_gain, max_step_s=None)
     with tempfile.TemporaryDirectory() as folder:
-        measure(engine, model, caps, most, Path(folder))
+        measure(engine, model, caps, max_batch, Path(folder))
     return caps
 
 
@@ -161,8 +161,8 @@ def _seconds(pipe: Any, setup: BenchSetup, budget_s: float) -> dict[int, float]:
 def best_ways(found: Sequence[PipelineTiming], min_gain: float) -> tuple[PipelineTiming, PipelineTiming]:
     """The way that is best for one request at a time, and the one that is best for whole batches."""
     single = min(found, key=lambda one: one.seconds[1])
-    whole = max(found, key=lambda one: one.cap(min_gain) / one.seconds[one.cap(min_gain)])
-    return single, whole
+    request_batching = max(found, key=lambda one: one.cap(min_gain) / one.seconds[one.cap(min_gain)])
+    return single, request_batching
 
 
 def difference(setup: BenchSetup) -> int:

@@ -56,8 +56,8 @@ def measure(args: argparse.Namespace, users: list[int]) -> Rounds:
             for count in users:
                 for mode, url in urls.items():
                     progress.update(bar, description=f"round {number + 1}: {count} users, {mode}")
-                    seen = asyncio.run(closed_loop(url, count, args.seconds, BODY, steps))
-                    rounds[mode][count].append(seen.summary())
+                    results = asyncio.run(closed_loop(url, count, args.seconds, BODY, steps))
+                    rounds[mode][count].append(results.summary())
                     progress.advance(bar)
     return rounds
 
@@ -66,10 +66,10 @@ def condense(rounds: Rounds) -> list[dict[str, Any]]:
     """Per mode and users: median over the rounds, the spread, and the ratio to the other modes within each round."""
     rows = []
     for mode, by_users in rounds.items():
-        for users, seen in by_users.items():
+        for users, results in by_users.items():
             row: dict[str, Any] = {"mode": mode, "users": users}
             for key in ("images_per_s", "p50_ms", "p99_ms"):
-                values = [float(one[key]) for one in seen]
+                values = [float(one[key]) for one in results]
                 row[key] = {"median": statistics.median(values), "min": min(values), "max": max(values)}
                 ours = [float(one[key]) for one in rounds["step batching"][users]]
                 ratios = [own / other for own, other in zip(ours, values, strict=True)]
@@ -78,7 +78,7 @@ def condense(rounds: Rounds) -> list[dict[str, Any]]:
                     "min": min(ratios),
                     "max": max(ratios),
                 }
-            row["errors"] = sum(int(one["errors"]) for one in seen)
+            row["errors"] = sum(int(one["errors"]) for one in results)
             rows.append(row)
     return rows
 
@@ -106,7 +106,7 @@ def plot(rows: list[dict[str, Any]], file: Path, title: str) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    figure, axes = pyplot.subplots(1, 3, figsize=(13, 4))
+    plot_figure, axes = pyplot.subplots(1, 3, figsize=(13, 4))
     for axis, (key, label) in zip(
         axes, [("images_per_s", "images/s"), ("p50_ms", "p50 latency, ms"), ("p99_ms", "p99 latency, ms")], strict=True
     ):
@@ -126,9 +126,9 @@ def plot(rows: list[dict[str, Any]], file: Path, title: str) -> None:
         axis.set(xlabel="users", ylabel=label, ylim=(0, None))
         axis.grid(alpha=0.3)
     axes[0].legend()
-    figure.suptitle(title)
-    figure.tight_layout()
-    figure.savefig(file, dpi=110)
+    plot_figure.suptitle(title)
+    plot_figure.tight_layout()
+    plot_figure.savefig(file, dpi=110)
 
 
 def main() -> None:

@@ -101,10 +101,10 @@ def best_batch(seconds: dict[int, float], min_gain: float) -> int:
 
     A batch is only taken for a gain of `min_gain` over the best smaller one, as the worker does for its own cap.
     """
-    best, most = 1, 0.0
+    best, best_rate = 1, 0.0
     for batch, took in sorted(seconds.items()):
-        if batch / took > (1 + min_gain) * most:
-            best, most = batch, batch / took
+        if batch / took > (1 + min_gain) * best_rate:
+            best, best_rate = batch, batch / took
     return best
 
 

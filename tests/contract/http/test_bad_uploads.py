@@ -10,7 +10,7 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.support.images import animated, bomb, data_url, file, half, picture, png
+from tests.support.images import animated, bomb, data_url, file, half, make_image, png
 from tests.support.servers import PATIENCE_S, Server, wait_until
 
 GENERATE, EDIT = "/v1/images/generations", "/v1/images/edits"
@@ -44,10 +44,10 @@ REFUSED: list[tuple[Files, dict[str, Any], str, str]] = [
     ([("image", b"")], {}, "image", "the file is empty"),
     ([("image", b"some text")], {}, "image", "no PNG, JPEG or WebP file"),
     ([("image", SVG)], {}, "image", "no PNG, JPEG or WebP file"),
-    ([("image", file(picture(), "GIF"))], {}, "image", "no PNG, JPEG or WebP file"),
+    ([("image", file(make_image(), "GIF"))], {}, "image", "no PNG, JPEG or WebP file"),
     ([("image", animated("PNG"))], {}, "image", "animated"),
     ([("image", animated("WEBP"))], {}, "image", "animated"),
-    ([("image", file(picture(), "JPEG")[:-100])], {}, "image", "broken or cut short"),
+    ([("image", file(make_image(), "JPEG")[:-100])], {}, "image", "broken or cut short"),
     ([("image", png()[:-100])], {}, "image", "broken or cut short"),
     ([("image", bomb(60_000, 60_000))], {}, "image", "60000x60000 is 3600000000 pixels; at most 25000000 are allowed"),
     ([("image", bomb(2**31 - 1, 2**31 - 1))], {}, "image", "at most 25000000 are allowed"),

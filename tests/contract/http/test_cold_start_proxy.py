@@ -19,7 +19,7 @@ from PIL import ImageOps
 
 from loadbalancer.access.api_keys import fingerprint
 from tests.conftest import StartServer
-from tests.support.images import file, half, picture, png
+from tests.support.images import file, half, make_image, png
 from tests.support.servers import PATIENCE_S, Server, free_port, launch, running, sim, stop, wait_until
 from wire.messages import ImageInputs
 from worker.engines.sim import expected_picture
@@ -110,7 +110,7 @@ def test_a_form_goes_there_with_its_files(near: Server) -> None:
     answered = httpx.post(f"{near.base_url}{EDIT}", files=files, data=fields, timeout=PATIENCE_S)
     assert answered.headers[PROXIED] == "true"
     mask = ImageOps.invert(half("L")).tobytes()  # transparent is what is drawn anew
-    assert images(answered) == [expected((picture().tobytes(), mask), mode="inpaint")]
+    assert images(answered) == [expected((make_image().tobytes(), mask), mode="inpaint")]
 
 
 @pytest.mark.parametrize(

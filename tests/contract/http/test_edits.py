@@ -13,13 +13,13 @@ import openai
 import pytest
 from PIL import Image, ImageOps
 
-from tests.support.images import data_url, file, half, picture, png
+from tests.support.images import data_url, file, half, make_image, png
 from tests.support.servers import PATIENCE_S, Server
 from wire.messages import ImageInputs, Lora
 from worker.engines.sim import expected_picture
 
 GENERATE, EDIT = "/v1/images/generations", "/v1/images/edits"
-RGB = picture().tobytes()
+RGB = make_image().tobytes()
 MASK = half("L")
 
 
@@ -71,7 +71,7 @@ def test_every_field_of_the_form_reaches_the_worker(
 
 
 def test_every_kind_of_upload_is_the_same_picture(http: httpx.Client) -> None:
-    for content in (png(), png(mode="RGBA"), file(picture(), "WEBP", lossless=True)):
+    for content in (png(), png(mode="RGBA"), file(make_image(), "WEBP", lossless=True)):
         assert images(edit(http, {"image": content})) == [expected()]
         assert images(edit(http, {"image[]": content})) == [expected()]
 
@@ -104,7 +104,7 @@ def test_masks(http: httpx.Client, files: dict[str, bytes], sources: tuple[bytes
 def test_sizes(http: httpx.Client, size: str | None, own: tuple[int, int], drawn: tuple[int, int]) -> None:
     answered = edit(http, {"image": png(*own)}, **{} if size is None else {"size": size})
     width, height = drawn
-    pixels = picture(*own).resize(drawn, Image.Resampling.LANCZOS).tobytes()
+    pixels = make_image(*own).resize(drawn, Image.Resampling.LANCZOS).tobytes()
     assert images(answered) == [expected((pixels,), width=width, height=height)]
     assert answered.json()["size"] == f"{width}x{height}"
 

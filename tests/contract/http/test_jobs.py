@@ -13,7 +13,7 @@ import httpx
 import pytest
 import yaml
 
-from tests.support.images import data_url, file, half, picture, png
+from tests.support.images import data_url, file, half, make_image, png
 from tests.support.servers import PATIENCE_S, Server, running, sim, wait_until
 from wire.messages import ImageInputs
 from worker.engines.sim import expected_picture
@@ -95,7 +95,7 @@ def events(http: httpx.Client, view: dict[str, Any]) -> Iterator[dict[str, Any]]
 # ---- what becomes of a job
 
 
-RGB = picture().tobytes()
+RGB = make_image().tobytes()
 MASK = half("L")
 PICTURED: dict[str, Any] = {"sources": (RGB,), "mode": "image", "strength": 0.8}
 MASKED: dict[str, Any] = {"sources": (RGB, MASK.tobytes()), "mode": "inpaint", "strength": 1.0}

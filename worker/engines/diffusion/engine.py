@@ -239,15 +239,15 @@ class DiffusionEngine:
                         "error",
                         f"no image: the latents of scheduler '{inputs.scheduler}' are not finite in {latents.dtype}",
                     )
-                picture = self._family.decode(latents, inputs)
-                flagged = final and self._is_unsafe(picture)
+                image = self._family.decode(latents, inputs)
+                flagged = final and self._is_unsafe(image)
         except OutOfMemory as error:
             raise TaskError("out_of_memory", str(error)) from error
-        return Picture(encode_image(picture, inputs.output_format, inputs.output_quality), flagged)
+        return Picture(encode_image(image, inputs.output_format, inputs.output_quality), flagged)
 
-    def _is_unsafe(self, picture: Image.Image) -> bool:
+    def _is_unsafe(self, image: Image.Image) -> bool:
         """Return true if the safety checker flags the image. Raises `TaskError` if the policy is `refuse`."""
-        objects = self._checker is not None and self._checker.is_unsafe(picture)
+        objects = self._checker is not None and self._checker.is_unsafe(image)
         if objects and self._model.safety_checker == "refuse":
             raise TaskError("unsafe", "the model's safety checker rejected the image")
         return objects

@@ -9,11 +9,11 @@ from PIL import Image
 from wire.messages import ImageFormat
 
 
-def encode_image(picture: Image.Image, output_format: ImageFormat, quality: int) -> bytes:
+def encode_image(image: Image.Image, output_format: ImageFormat, quality: int) -> bytes:
     """Encode the image. PNG is lossless and ignores `quality`."""
     out = io.BytesIO()
     if output_format == "png":
-        picture.save(out, "PNG", compress_level=3)  # a third of the default's time for a few per cent more bytes
+        image.save(out, "PNG", compress_level=3)  # a third of the default's time for a few per cent more bytes
     else:
-        picture.save(out, output_format.upper(), quality=quality)
+        image.save(out, output_format.upper(), quality=quality)
     return out.getvalue()

@@ -13,7 +13,7 @@ from PIL import Image, ImageChops
 from configs.settings import Limits
 from loadbalancer.generation.source_images import Size, Sources, fit, from_data_url, prepare
 from loadbalancer.schema.errors import InvalidRequest
-from tests.support.images import animated, bomb, data_url, file, half, picture, png
+from tests.support.images import animated, bomb, data_url, file, half, make_image, png
 
 LIMITS = Limits(max_pixels=128 * 128, min_side=32, max_source_pixels=200 * 200)
 
@@ -45,19 +45,19 @@ def grey(value: int, mode: str) -> Image.Image:
 @pytest.mark.parametrize(
     ("content", "expected", "tolerance"),
     [
-        (png(), picture(), 0),
-        (png(mode="RGBA"), picture(), 0),
-        (png(mode="L"), picture(mode="L").convert("RGB"), 0),
-        (png(mode="LA"), picture(mode="L").convert("RGB"), 0),
-        (png(mode="1"), picture(mode="1").convert("RGB"), 0),
-        (png(mode="P"), picture(mode="P").convert("RGB"), 0),
+        (png(), make_image(), 0),
+        (png(mode="RGBA"), make_image(), 0),
+        (png(mode="L"), make_image(mode="L").convert("RGB"), 0),
+        (png(mode="LA"), make_image(mode="L").convert("RGB"), 0),
+        (png(mode="1"), make_image(mode="1").convert("RGB"), 0),
+        (png(mode="P"), make_image(mode="P").convert("RGB"), 0),
         (file(grey(0x8000, "I;16")), Image.new("RGB", (64, 64), (128, 128, 128)), 0),
-        (file(picture(), "JPEG", quality=95), picture(), 24),
-        (file(picture(mode="L"), "JPEG", quality=95), picture(mode="L").convert("RGB"), 12),
-        (file(picture(mode="CMYK"), "JPEG", quality=95), picture(), 32),
-        (file(picture(), "WEBP", lossless=True), picture(), 0),
-        (file(picture(mode="RGBA"), "WEBP", lossless=True), picture(), 0),
-        (file(picture(), "PNG", transparency=(1, 2, 3)), picture(), 0),
+        (file(make_image(), "JPEG", quality=95), make_image(), 24),
+        (file(make_image(mode="L"), "JPEG", quality=95), make_image(mode="L").convert("RGB"), 12),
+        (file(make_image(mode="CMYK"), "JPEG", quality=95), make_image(), 32),
+        (file(make_image(), "WEBP", lossless=True), make_image(), 0),
+        (file(make_image(mode="RGBA"), "WEBP", lossless=True), make_image(), 0),
+        (file(make_image(), "PNG", transparency=(1, 2, 3)), make_image(), 0),
     ],
     ids=[
         "rgb",
@@ -95,8 +95,8 @@ def test_pictures_are_turned_upright_as_their_camera_says(orientation: int, kind
     }
     exif = Image.Exif()
     exif[0x0112] = orientation
-    content = file(picture(64, 96), kind, exif=exif, **{"lossless": True} if kind == "WEBP" else {"quality": 100})
-    upright = picture(64, 96).transpose(turns[orientation]) if orientation in turns else picture(64, 96)
+    content = file(make_image(64, 96), kind, exif=exif, **{"lossless": True} if kind == "WEBP" else {"quality": 100})
+    upright = make_image(64, 96).transpose(turns[orientation]) if orientation in turns else make_image(64, 96)
     assert apart(image_of(read(content)), upright) <= (12 if kind == "JPEG" else 0)
 
 
@@ -208,7 +208,7 @@ def test_any_picture_fits_the_limits_or_is_refused(size: Size, least: int, most:
 def test_an_explicit_size_scales_the_picture_and_its_mask() -> None:
     sources = read(png(), file(half("L")), size=(96, 32))
     assert [len(frame) for frame in sources.frames] == [96 * 32 * 3, 96 * 32]
-    scaled = picture().resize((96, 32), Image.Resampling.LANCZOS)
+    scaled = make_image().resize((96, 32), Image.Resampling.LANCZOS)
     assert apart(image_of(sources), scaled) == 0
     assert sources.frames[1][0] == 0
     assert sources.frames[1][95] == 255
@@ -221,19 +221,19 @@ BAD = [
     (b"", "the file is empty"),
     (b"not a picture", "no PNG, JPEG or WebP"),
     (SVG, "no PNG, JPEG or WebP"),
-    (file(picture(), "GIF"), "no PNG, JPEG or WebP"),
-    (file(picture(), "TIFF"), "no PNG, JPEG or WebP"),
-    (file(picture(), "BMP"), "no PNG, JPEG or WebP"),
-    (file(picture(), "PPM"), "no PNG, JPEG or WebP"),
+    (file(make_image(), "GIF"), "no PNG, JPEG or WebP"),
+    (file(make_image(), "TIFF"), "no PNG, JPEG or WebP"),
+    (file(make_image(), "BMP"), "no PNG, JPEG or WebP"),
+    (file(make_image(), "PPM"), "no PNG, JPEG or WebP"),
     (bomb(50_000, 50_000), "50000x50000 is 2500000000 pixels; at most 40000 are allowed"),
     (bomb(2**31 - 1, 2**31 - 1), "pixels; at most 40000 are allowed"),
     (bomb(201, 200), "201x200 is 40200 pixels"),
     (bomb(200, 200), "broken or cut short"),
     (png()[:200], "broken or cut short"),
     (png()[:20], "broken or cut short"),
-    (file(picture(), "JPEG")[:400], "broken"),
-    (file(picture(), "JPEG")[:-40], "broken or cut short"),
-    (file(picture(), "WEBP")[:-40], "broken"),
+    (file(make_image(), "JPEG")[:400], "broken"),
+    (file(make_image(), "JPEG")[:-40], "broken or cut short"),
+    (file(make_image(), "WEBP")[:-40], "broken"),
     (animated("PNG"), "it is animated"),
     (animated("WEBP"), "it is animated"),
 ]
@@ -262,7 +262,7 @@ def test_any_bytes_are_refused(content: bytes) -> None:
 )
 def test_damaged_files_are_refused_or_give_pixels(kind: str, mode: str, seed: int, flips: int, kept: float) -> None:
     chance = random.Random(seed)
-    content = bytearray(file(picture(mode="RGB" if kind == "JPEG" and mode == "RGBA" else mode), kind))
+    content = bytearray(file(make_image(mode="RGB" if kind == "JPEG" and mode == "RGBA" else mode), kind))
     for _ in range(flips):
         content[chance.randrange(len(content))] = chance.randrange(256)
     try:

@@ -140,13 +140,13 @@ def _split_output(answer: Any, sizes: Sequence[int], listed: bool) -> list[Any]:
     """Return an output of the same structure for each call, with its own images."""
     total = sum(sizes)
 
-    def is_pictures(part: Any) -> bool:
+    def is_image_list(part: Any) -> bool:
         return listed and isinstance(part, list) and len(part) == total
 
-    leaves, spec = pytree.tree_flatten(answer, is_leaf=is_pictures)
+    leaves, spec = pytree.tree_flatten(answer, is_leaf=is_image_list)
     split = []
     for leaf in leaves:
-        if is_pictures(leaf):
+        if is_image_list(leaf):
             ends = list(itertools.accumulate(sizes))
             split.append([leaf[end - size : end] for end, size in zip(ends, sizes, strict=True)])
         elif isinstance(leaf, torch.Tensor) and leaf.ndim and len(leaf) == total and not listed:

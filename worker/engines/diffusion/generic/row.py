@@ -29,8 +29,8 @@ class PipelineImage:
     def to_pil(self) -> Image.Image:
         if isinstance(self.pixels, Image.Image):
             return self.pixels.convert("RGB")
-        [picture] = numpy_to_pil(self.pixels)
-        image: Image.Image = picture.convert("RGB")
+        [pil] = numpy_to_pil(self.pixels)
+        image: Image.Image = pil.convert("RGB")
         return image
 
 
@@ -94,11 +94,11 @@ class GenericRow:
 
 def extract_image(output: Any) -> PipelineImage:
     """Return the image in a pipeline's output. Raises `TaskError` if there is none."""
-    pictures = getattr(output, "images", None)
-    if pictures is None or not len(pictures):
+    images = getattr(output, "images", None)
+    if images is None or not len(images):
         raise TaskError("error", f"no image: the pipeline returned a {type(output).__name__}")
     flagged = any(getattr(output, "nsfw_content_detected", None) or ())
-    pixels = pictures[0]
+    pixels = images[0]
     if isinstance(pixels, np.ndarray) and not np.isfinite(pixels).all():
         raise TaskError("error", "no image: the pipeline's output is not finite")
     if not isinstance(pixels, np.ndarray | Image.Image):

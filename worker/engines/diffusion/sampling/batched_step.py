@@ -128,12 +128,12 @@ def _stacked_updates(rows: Sequence[Row]) -> list[StepUpdate]:
 
 def _noises(samplers: Sequence[RecurrenceSampler], device: torch.device) -> list[torch.Tensor | None]:
     """Copy the noise of all rows to the device at once."""
-    drawn = [sampler.draw_noise() for sampler in samplers]
-    real = [noise for noise in drawn if noise is not None]
+    noises = [sampler.draw_noise() for sampler in samplers]
+    real = [noise for noise in noises if noise is not None]
     if not real:
-        return [None] * len(drawn)
+        return [None] * len(noises)
     copies = iter(to_device(torch.stack(real), device).unbind())
-    return [None if noise is None else next(copies) for noise in drawn]
+    return [None if noise is None else next(copies) for noise in noises]
 
 
 def _fail(sampler: Sampler, error: Exception) -> None:

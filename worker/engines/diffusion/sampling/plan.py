@@ -50,8 +50,8 @@ class SamplingPlan:
         if step == len(self.timesteps):
             return 1.0, 0.0
         if (step, dtype) not in self._levels:
-            picture, noise = torch.tensor([[1, 0], [0, 1]], dtype=dtype)
-            self._levels[step, dtype] = tuple(self._add_noise(picture, noise, step).tolist())
+            image, noise = torch.tensor([[1, 0], [0, 1]], dtype=dtype)
+            self._levels[step, dtype] = tuple(self._add_noise(image, noise, step).tolist())
         return self._levels[step, dtype]
 
     def denoised(self, step: int) -> tuple[float, float] | None:
@@ -61,18 +61,18 @@ class SamplingPlan:
         process = process_of(self._template)
         if process == "edm":
             return None
-        picture, noise = self.noise_level(step)
+        image_factor, noise = self.noise_level(step)
         if process == "flow":
             return 1.0, -noise
-        length = math.hypot(picture, noise)
+        length = math.hypot(image_factor, noise)
         known = {
-            "epsilon": (1 / picture, -noise / picture) if picture else None,
-            "v_prediction": (picture / length**2, -noise / length),
+            "epsilon": (1 / image_factor, -noise / image_factor) if image_factor else None,
+            "v_prediction": (image_factor / length**2, -noise / length),
             "sample": (0.0, 1.0),
         }
         return known.get(self._template.config.get("prediction_type", "epsilon"))
 
-    def _add_noise(self, picture: torch.Tensor, noise: torch.Tensor, step: int) -> torch.Tensor:
+    def _add_noise(self, image: torch.Tensor, noise: torch.Tensor, step: int) -> torch.Tensor:
         scheduler = copy.copy(self._template)
         if not hasattr(scheduler, "add_noise") and not hasattr(scheduler, "scale_noise"):
             scheduler = diffusers.FlowMatchEulerDiscreteScheduler()
@@ -82,9 +82,9 @@ class SamplingPlan:
         timesteps = self.timesteps[step : step + 1]
         noised: torch.Tensor
         if hasattr(scheduler, "scale_noise"):
-            noised = scheduler.scale_noise(picture, timesteps, noise)
+            noised = scheduler.scale_noise(image, timesteps, noise)
         else:
-            noised = scheduler.add_noise(picture, noise, timesteps)
+            noised = scheduler.add_noise(image, noise, timesteps)
         return noised
 
 

@@ -79,8 +79,8 @@ class Sampler(abc.ABC):
         """Add the noise level of this evaluation to the image; none at the end."""
         if step == self.steps:
             return image_latents
-        picture, noisy = self._plan.noise_level(step, image_latents.dtype)
-        return image_latents * picture + noise * noisy
+        image_factor, noisy = self._plan.noise_level(step, image_latents.dtype)
+        return image_latents * image_factor + noise * noisy
 
     def save(self) -> Callable[[], bytes]:
         """Return a callable that serializes the current state, for another thread."""

@@ -46,11 +46,11 @@ class SchedulerSampler(Sampler):
     def advance(self, output: torch.Tensor) -> None:
         """Step with the model's output. Raises the scheduler's error, without having moved."""
         timestep = self.timesteps[self.step]
-        moved_to = self._scheduler.step(
+        step_output = self._scheduler.step(
             output, timestep, self._latents, **step_options(self._scheduler, self._generator)
         )
-        self._last = self._latents, output, denoised_of(moved_to)
-        self._latents = moved_to.prev_sample
+        self._last = self._latents, output, denoised_of(step_output)
+        self._latents = step_output.prev_sample
         self.step += 1
 
     def _state(self) -> torch.Tensor:

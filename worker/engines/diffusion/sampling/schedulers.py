@@ -134,7 +134,7 @@ def _flow_options(cls: str, known: Mapping[str, Any], config: Mapping[str, Any],
 
 def _skipped_steps(setup: SchedulerSetup, process: Process) -> int:
     """Return the number of steps that the strength skips, rounded as in the checkpoint's pipelines."""
-    kept = setup.steps * setup.strength
+    remaining = setup.steps * setup.strength
     if process != "flow":
-        kept = int(kept)
-    return int(max(setup.steps - kept, 0))
+        remaining = int(remaining)
+    return int(max(setup.steps - remaining, 0))
