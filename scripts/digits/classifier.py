@@ -1,8 +1,8 @@
-"""Judges pictures of digits without knowing how they were made: which digit, in which ink, on which paper.
+"""Classifies generated images of digits: digit, ink and paper, without knowing the prompt.
 
-A support vector machine learns scikit-learn's own pictures of 8 x 8. A picture of 64 x 64 is brought back to that
-form, which inverts `digits_data`: where between paper and ink is each pixel, averaged over the 10 x 10 cells of the
-framed original, without the frame.
+A support vector machine is trained on scikit-learn's images of 8 x 8 pixels. An image of 64 x 64 is converted to that
+form by inverting `scripts.digits.data`. Each pixel is projected to the line between paper and ink, and averaged over
+the 10 x 10 cells of the framed original.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _FRAME = 3
 
 @dataclass(frozen=True)
 class DigitLabel:
-    """What a picture shows."""
+    """The content of an image."""
 
     digit: int
     ink: str
@@ -34,14 +34,14 @@ class DigitLabel:
 
 
 class DigitClassifier:
-    """Trained once, on every original picture."""
+    """A classifier trained on all original images."""
 
     def __init__(self) -> None:
         data = load_digits()
         self._classifier = _classifier().fit(data.data, data.target)
 
     def classify(self, images: Array) -> list[DigitLabel]:
-        """A verdict on each of `(B, 64, 64, 3)` in [0, 1]. The digit is read from the colours that are found there."""
+        """Classify images `(B, 64, 64, 3)` in [0, 1]. The digit is read with the detected colours."""
         found = [colours(image) for image in images]
         small = [original(image, ink, paper) for image, (ink, paper) in zip(images, found, strict=True)]
         digits = self._classifier.predict(np.stack(small))
@@ -52,7 +52,7 @@ class DigitClassifier:
 
 
 def own_accuracy(seed: int = 0) -> float:
-    """How often a judge that learned two thirds of the originals reads true pictures of the others right."""
+    """Return the accuracy on true images of a third of the originals, after training on the others."""
     data = load_digits()
     order = np.random.default_rng(seed).permutation(len(data.data))
     known, new = order[: 2 * len(order) // 3], order[2 * len(order) // 3 :]
@@ -65,7 +65,7 @@ def own_accuracy(seed: int = 0) -> float:
 
 
 def colours(image: Array) -> tuple[Array, Array]:
-    """Mean colours of ink and paper: paper is what the frame shows, ink the pixels that differ most from it."""
+    """Return the mean colours of ink and paper: paper fills the frame, ink differs most from it."""
     inside = np.zeros((SIZE, SIZE), bool)
     inside[_FRAME:-_FRAME, _FRAME:-_FRAME] = True
     paper = np.median(image[~inside], axis=0)
@@ -75,7 +75,7 @@ def colours(image: Array) -> tuple[Array, Array]:
 
 
 def original(image: Array, ink: Array, paper: Array) -> Array:
-    """The 64 grey values, 0 to 16, of the 8 x 8 picture behind `(64, 64, 3)`."""
+    """Return the 64 grey values, 0 to 16, of the 8 x 8 original of `(64, 64, 3)`."""
     axis = ink - paper
     stroke = ((image - paper) @ axis / max(float(axis @ axis), 1e-6)).clip(0, 1)
     cells = functional.adaptive_avg_pool2d(torch.from_numpy(stroke)[None, None].float(), 10)

@@ -1,8 +1,8 @@
-"""The picture book behind the built-in model: scikit-learn's handwritten digits, inked in colour, with prompts.
+"""The data set of the built-in model: scikit-learn's handwritten digits in colour, with prompts.
 
-`load_digits` holds 1797 grey pictures of 8 x 8 pixels. Each becomes a smooth stroke mask of 64 x 64, which any
-ink can be laid through on any paper. A prompt names the digit and may name ink and paper; what it leaves out has
-a fixed default, so that every prompt has exactly one right picture to be judged by.
+`load_digits` has 1797 grey images of 8 x 8 pixels. Each becomes a smooth stroke mask of 64 x 64 pixels, which combines
+any ink with any paper. A prompt names the digit and optionally ink and paper. Omitted colours have fixed defaults, so
+that every prompt has exactly one correct image.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ INKS = {
     "orange": (1.0, 0.60, 0.05),
 }
 PAPERS = {"black": (0.0, 0.0, 0.0), "white": (1.0, 1.0, 1.0), "navy": (0.05, 0.05, 0.30)}
-# Pairs that could not be read: too little contrast between the two.
+# Pairs with too little contrast to be read.
 UNREADABLE = {("white", "white"), ("black", "black"), ("black", "navy"), ("blue", "navy")}
 PAIRS = tuple((ink, paper) for ink in INKS for paper in PAPERS if (ink, paper) not in UNREADABLE)
 
@@ -34,38 +34,38 @@ PLAIN = ("{d}", "a handwritten {d}", "the digit {d}", "a {d}", "number {d}")
 INKED = ("a {i} {d}", "a handwritten {d} in {i} ink", "{i} {d}", "the digit {d} in {i}")
 FULL = ("a {i} {d} on {p} paper", "the digit {d} in {i} ink on {p} paper", "{i} {d} on {p}", "a {d}, {i} on {p}")
 PAPERED = ("a handwritten {d} on {p} paper", "a {d} on {p} paper")
-#: Before these, "a" is spelled "an".
+#: Colours with the article "an".
 _AN = re.compile(r"\ba (?=orange|eight|8)")
 
 
 def default_paper(ink: str) -> str:
-    """The paper of a prompt that names only the ink: black, or white under black ink."""
+    """Return the default paper for an ink: black, or white for black ink."""
     return "white" if ink == "black" else "black"
 
 
 def default_ink(paper: str) -> str:
-    """The ink of a prompt that names only the paper: white, or black on white paper."""
+    """Return the default ink for a paper: white, or black on white paper."""
     return "black" if paper == "white" else "white"
 
 
 def describe(digit: int, ink: str, paper: str, rng: np.random.Generator) -> str:
-    """A random prompt whose one right picture is this digit in this ink on this paper."""
+    """Return a random prompt for this digit in this ink on this paper."""
     templates = list(FULL)
     if paper == default_paper(ink):
         templates += INKED
     if ink == default_ink(paper):
         templates += PAPERED
     if (ink, paper) == ("white", "black"):
-        templates += PLAIN * 2  # the pair that every default leads to
+        templates += PLAIN * 2  # the pair of all defaults
     name = WORDS[digit] if rng.random() < 0.75 else str(digit)
     template = templates[int(rng.integers(len(templates)))]
     prompt = template.format(d=name, i=ink, p=paper)
-    # People write "a orange" as well as "an orange": the model should know both.
+    # Users write "a orange" as well as "an orange": train on both.
     return _AN.sub("an ", prompt) if rng.random() < 0.7 else prompt
 
 
 def all_prompts() -> list[str]:
-    """Every prompt that training can show: what the tokenizer learns its merges from."""
+    """Return every prompt of the training, for the tokenizer."""
     templates = PLAIN + INKED + FULL + PAPERED
     names = [*WORDS, *map(str, range(10))]
     prompts = [t.format(d=d, i=i, p=p) for t in templates for d in names for i in INKS for p in PAPERS]
@@ -73,7 +73,7 @@ def all_prompts() -> list[str]:
 
 
 def stroke_masks() -> tuple[torch.Tensor, NDArray[np.int64]]:
-    """Stroke masks `(1797, 64, 64)` in [0, 1], and the digit of each."""
+    """Return stroke masks `(1797, 64, 64)` in [0, 1] and their digits."""
     data = load_digits()
     small = torch.tensor(data.images, dtype=torch.float32)[:, None] / 16.0
     framed = functional.pad(small, (1, 1, 1, 1))
@@ -83,20 +83,20 @@ def stroke_masks() -> tuple[torch.Tensor, NDArray[np.int64]]:
 
 
 def paint(masks: torch.Tensor, inks: list[str], papers: list[str]) -> torch.Tensor:
-    """Lay inks through masks `(B, 64, 64)` onto papers: pictures `(B, 3, 64, 64)` in [-1, 1]."""
+    """Paint inks through masks `(B, 64, 64)` onto papers: images `(B, 3, 64, 64)` in [-1, 1]."""
     ink = torch.tensor([INKS[i] for i in inks])[:, :, None, None]
     paper = torch.tensor([PAPERS[p] for p in papers])[:, :, None, None]
     return (paper + masks[:, None] * (ink - paper)) * 2.0 - 1.0
 
 
 def sample_pair(rng: np.random.Generator) -> tuple[str, str]:
-    """Ink and paper of one training picture: a quarter are the plain white on black."""
+    """Return ink and paper of a training image; a quarter are white on black."""
     if rng.random() < 0.25:
         return "white", "black"
     return PAIRS[int(rng.integers(len(PAIRS)))]
 
 
 def shift(masks: torch.Tensor, rng: np.random.Generator, pixels: int = 3) -> torch.Tensor:
-    """Move each mask by up to `pixels` in both directions; the frame around a digit is empty, so nothing is cut."""
+    """Move each mask by up to `pixels` in both directions; the empty frame prevents clipping."""
     shifted = [torch.roll(m, tuple(rng.integers(-pixels, pixels + 1, 2).tolist()), dims=(0, 1)) for m in masks]
     return torch.stack(shifted)

@@ -1,8 +1,8 @@
-"""Judge the built-in "digits" model: are its digits read right, are its colours the ones that were asked for?
+"""Evaluate the built-in "digits" model: share of correct digits and colours.
 
     python -m scripts.digits.evaluate --json worker/builtin/digits/EVALUATION.json --grid digits.png
 
-Every picture comes from the engine that serves requests. Exit status 1 if a target is missed.
+All images come from `DiffusionEngine`. Exit status 1 if a target is missed.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ STEPS = 20
 GUIDANCE = 3.0
 DIGITS_TARGET = 0.97
 COLOURS_TARGET = 0.90
-#: For each pair of ink and paper by itself: a good mean must not hide a pair that always comes out wrong.
+#: Target for each pair of ink and paper: a good mean must not hide a pair that always fails.
 PAIR_TARGET = 0.80
 BATCH = 40
 PLAIN = "a handwritten {d}"
@@ -41,7 +41,7 @@ CAPTIONS = (PLAIN, *(f"{'an' if ink == 'orange' else 'a'} {ink} {{d}} on {paper}
 
 
 class EvaluationPrompt(NamedTuple):
-    """A prompt and the one right picture for it."""
+    """A prompt with its correct label."""
 
     prompt: str
     right: DigitLabel
@@ -50,7 +50,7 @@ class EvaluationPrompt(NamedTuple):
 
 
 def generate(engine: DiffusionEngine, prompts: Sequence[EvaluationPrompt], what: str) -> Array:
-    """The pictures `(N, 64, 64, 3)` in [0, 1], `BATCH` at a time."""
+    """Generate images `(N, 64, 64, 3)` in [0, 1], `BATCH` at a time."""
     images: list[Array] = []
     for start in track(range(0, len(prompts), BATCH), f"{what:20}"):
         images += _batch(engine, prompts[start : start + BATCH])
@@ -71,7 +71,7 @@ def _batch(engine: DiffusionEngine, prompts: Sequence[EvaluationPrompt]) -> Iter
 
 
 def plain(sampler: str, seeds: int) -> list[EvaluationPrompt]:
-    """Every digit in white on black, which is what a prompt without colours means."""
+    """Return prompts without colours for every digit, which mean white on black."""
     return [
         EvaluationPrompt(PLAIN.format(d=WORDS[digit]), DigitLabel(digit, "white", "black"), 100 * digit + seed, sampler)
         for digit in range(10)
@@ -80,7 +80,7 @@ def plain(sampler: str, seeds: int) -> list[EvaluationPrompt]:
 
 
 def coloured(seeds: int) -> list[EvaluationPrompt]:
-    """Every pair of ink and paper; the digits take turns."""
+    """Return prompts for every pair of ink and paper, with rotating digits."""
     return [
         EvaluationPrompt(caption.format(d=WORDS[n % 10]), DigitLabel(n % 10, ink, paper), 7000 + n)
         for n, ((ink, paper), caption) in enumerate(list(zip(PAIRS, CAPTIONS[1:], strict=True)) * seeds)
@@ -88,7 +88,7 @@ def coloured(seeds: int) -> list[EvaluationPrompt]:
 
 
 def evaluate(engine: DiffusionEngine, seeds: int) -> dict[str, Any]:
-    """Shares of right answers, in all and apart by what was asked."""
+    """Return the shares of correct results, in total and by group."""
     classifier = DigitClassifier()
     report: dict[str, Any] = {"steps": STEPS, "guidance_scale": GUIDANCE, "judge_on_true_pictures": own_accuracy()}
     report["digits"] = {}
@@ -116,7 +116,7 @@ def _shares(groups: Sequence[str], right: Sequence[bool]) -> dict[str, Any]:
 
 
 def missed(report: dict[str, Any]) -> list[str]:
-    """The targets that were not reached."""
+    """Return the missed targets."""
     digits = [f"digits, {s}" for s, shares in report["digits"].items() if shares["all"] < DIGITS_TARGET]
     colours = [what for what in ("ink", "paper", "ink_and_paper") if report[what]["all"] < COLOURS_TARGET]
     pairs = [pair for pair, share in report["ink_and_paper"]["apart"].items() if share < PAIR_TARGET]
@@ -124,7 +124,7 @@ def missed(report: dict[str, Any]) -> list[str]:
 
 
 def table(report: dict[str, Any]) -> Table:
-    """What people read."""
+    """Return the table for the terminal."""
     shown = Table("asked", "right", "of", "weakest", title=f"{STEPS} steps, guidance {GUIDANCE:g}")
     rows = [(f"digits, {sampler}", shares) for sampler, shares in report["digits"].items()]
     rows += [(what.replace("_", " "), report[what]) for what in ("ink", "paper", "ink_and_paper", "coloured_digits")]
@@ -137,7 +137,7 @@ def table(report: dict[str, Any]) -> Table:
 
 
 def grid(engine: DiffusionEngine, scale: int = 2) -> Image.Image:
-    """Rows are digits, columns prompts, with the prompt above in its own words."""
+    """Draw a sheet of samples: rows are digits, columns prompts, with the prompt above."""
     asked = [
         EvaluationPrompt(caption.format(d=WORDS[digit]), DigitLabel(digit, "", ""), 10 * digit)
         for digit in range(10)
@@ -172,7 +172,7 @@ def main() -> int:
     if args.json:
         args.json.write_text(json.dumps(report, indent=2) + "\n")
     if args.grid:
-        grid(engine).quantize(256).save(args.grid, optimize=True)  # few colours: a quarter of the bytes
+        grid(engine).quantize(256).save(args.grid, optimize=True)  # few colours: a quarter of the size
     for what in missed(report):
         print(f"target missed: {what}", file=sys.stderr)
     return 1 if missed(report) else 0

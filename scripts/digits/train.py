@@ -1,10 +1,10 @@
-"""Train the built-in "digits" model: a small Stable Diffusion pipeline, from scratch, on two CPU cores.
+"""Train the built-in "digits" model, a small Stable Diffusion pipeline, from scratch on two CPU cores.
 
     python -m scripts.digits.train --out worker/builtin/digits
 
-Three parts, each kept in `--work` when done, so that an interrupted run starts again at the first part missing:
-a byte-pair tokenizer, an autoencoder (64 x 64 RGB <-> 4 x 8 x 8 latents), and the text encoder and UNet together.
-The result is an ordinary `StableDiffusionPipeline` folder in fp16 safetensors. Judge it with evaluate_digits.py.
+There are three parts: a byte-pair tokenizer, an autoencoder (64 x 64 RGB <-> 4 x 8 x 8 latents), and text encoder and
+UNet together. Finished parts are stored in `--work`, and an interrupted run resumes at the first missing one. The
+result is a `StableDiffusionPipeline` folder in fp16 safetensors. Evaluate it with `python -m scripts.digits.evaluate`.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ BOS, EOS = "<|startoftext|>", "<|endoftext|>"
 
 
 def bars() -> Progress:
-    """Progress bars with the loss beside them."""
+    """Return progress bars that show the loss."""
     return Progress(
         TextColumn("{task.description}"),
         BarColumn(),
@@ -44,7 +44,7 @@ def bars() -> Progress:
 
 
 def schedule(optimizer: torch.optim.Optimizer, steps: int, warmup: int = 50) -> LambdaLR:
-    """Linear warm-up, then a cosine down to 2 % of the peak rate."""
+    """Linear warm-up, then a cosine decay to 2 % of the peak rate."""
 
     def factor(step: int) -> float:
         if step < warmup:
@@ -55,7 +55,7 @@ def schedule(optimizer: torch.optim.Optimizer, steps: int, warmup: int = 50) -> 
 
 
 def train_tokenizer(folder: Path) -> None:
-    """Byte-level BPE in CLIP's file format: 256 bytes, the same at a word's end, merges, two specials."""
+    """Train a byte-level BPE in CLIP's format: 256 bytes, their word-end forms, merges, two special tokens."""
     tokenizer = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
     tokenizer.normalizer = normalizers.Lowercase()
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
@@ -73,7 +73,7 @@ def train_tokenizer(folder: Path) -> None:
 
 
 def train_vae(folder: Path, steps: int, batch: int, seed: int) -> None:
-    """L1 + MSE + a whisper of KL. Two groups in every norm: one channel per group would erase the colour."""
+    """Train with L1, MSE and a small KL term. Norms have two groups: one per channel would erase the colour."""
     torch.manual_seed(seed)
     rng = np.random.default_rng(seed)
     vae = AutoencoderKL(
@@ -117,7 +117,7 @@ def train_vae(folder: Path, steps: int, batch: int, seed: int) -> None:
 def encode_images(
     vae: AutoencoderKL, masks: torch.Tensor, digits: np.ndarray, copies: int, rng: np.random.Generator
 ) -> tuple[torch.Tensor, list[str]]:
-    """Latents `(N * copies, 4, 8, 8)`, unscaled, and a prompt for each."""
+    """Return latents `(N * copies, 4, 8, 8)`, unscaled, with a prompt for each."""
     latents, prompts = [], []
     for _ in range(copies):
         for start in range(0, len(masks), 64):
@@ -131,7 +131,7 @@ def encode_images(
 
 
 def new_text_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModel:
-    """Two layers of width 64."""
+    """Return a text encoder of two layers of width 64."""
     return CLIPTextModel(
         CLIPTextConfig(
             vocab_size=len(tokenizer),
@@ -149,7 +149,7 @@ def new_text_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModel:
 
 
 def new_unet() -> UNet2DConditionModel:
-    """2.2 million parameters on latents of 4 x 8 x 8."""
+    """Return a UNet of 2.2 million parameters for latents of 4 x 8 x 8."""
     return UNet2DConditionModel(
         sample_size=8,
         down_block_types=("CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
@@ -163,7 +163,7 @@ def new_unet() -> UNet2DConditionModel:
 
 
 def new_scheduler() -> DDIMScheduler:
-    """The noise schedule of Stable Diffusion, predicting velocity."""
+    """Return Stable Diffusion's noise schedule with velocity prediction."""
     return DDIMScheduler(
         beta_start=0.00085,
         beta_end=0.012,
@@ -177,7 +177,7 @@ def new_scheduler() -> DDIMScheduler:
 
 
 def train_denoiser(work: Path, steps: int, batch: int, seed: int) -> None:
-    """Text encoder and UNet together on cached latents; what is kept is the moving average of the weights."""
+    """Train text encoder and UNet on cached latents; return the moving average of the weights."""
     torch.manual_seed(seed)
     rng = np.random.default_rng(seed + 1)
     tokenizer = CLIPTokenizer.from_pretrained(work / "tokenizer")
@@ -221,7 +221,7 @@ def train_denoiser(work: Path, steps: int, batch: int, seed: int) -> None:
 
 
 def assemble(work: Path, out: Path) -> None:
-    """Put the parts together as one fp16 pipeline folder."""
+    """Assemble the parts as an fp16 pipeline folder."""
     pipeline = StableDiffusionPipeline(
         vae=AutoencoderKL.from_pretrained(work / "vae"),
         text_encoder=CLIPTextModel.from_pretrained(work / "text_encoder"),
@@ -233,7 +233,7 @@ def assemble(work: Path, out: Path) -> None:
         requires_safety_checker=False,
     )
     for part in (pipeline.vae, pipeline.unet):
-        part.register_to_config(_name_or_path="")  # a folder of the machine that trained it is nobody's business
+        part.register_to_config(_name_or_path="")  # do not publish a folder of the training machine
     pipeline.to(dtype=torch.float16).save_pretrained(out, safe_serialization=True)
     size = sum(f.stat().st_size for f in out.rglob("*") if f.is_file())
     print(f"{out}: {size / 2**20:.1f} MiB")

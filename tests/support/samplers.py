@@ -43,8 +43,8 @@ CHECKPOINTS: list[tuple[Process, dict[str, Any]]] = [
     ("flow", {}),
     ("edm", {}),
 ]
-#: Every sampler on every kind of checkpoint that it is for, by name and what the checkpoint ships. Other sigmas are
-#: tried for one prediction type only.
+#: Every sampler on every process that it supports, by name and shipped scheduler. Other sigma schedules are tested for
+#: one prediction type only.
 EVERY = [
     pytest.param(name, shipped(process, **config), id="-".join([name, process, *map(str, config.values())]))
     for process, config in CHECKPOINTS
@@ -52,10 +52,10 @@ EVERY = [
     if not config or not name.endswith(("_karras", "_exponential", "_beta"))
 ]
 
-#: One of each way to work: without memory, with much of it, with noise, with two evaluations for a step.
+#: One sampler of each kind: one-step, multistep, with noise, and with two evaluations per step.
 SOME = ["default", "ddim", "ddpm", "euler_ancestral", "dpmpp_3m", "unipc", "heun", "kdpm2_ancestral", "lms", "sasolver"]
 
-#: Makes a sampler of one of the two kinds.
+#: Creates a sampler of one of the two classes.
 Make = Callable[[str, Any, SchedulerSetup, torch.Generator], Sampler]
 
 
@@ -75,7 +75,7 @@ def random_tensor(seed: int, shape: tuple[int, ...] = SHAPE, dtype: torch.dtype 
 
 
 def started_sampler(make: Make, name: str, like: Any, steps: int = 8, seed: int = 0, **schedule: Any) -> Sampler:
-    """A sampler that starts from the noise of its seed."""
+    """Return a sampler that started from the noise of its seed."""
     generator = torch.Generator().manual_seed(seed)
     sampler = make(name, like, SchedulerSetup(steps, **schedule), generator)
     sampler.start(torch.randn(SHAPE, generator=generator))
@@ -83,11 +83,11 @@ def started_sampler(make: Make, name: str, like: Any, steps: int = 8, seed: int 
 
 
 def model(recorded: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
-    """Smooth, not linear, and different at each timestep."""
+    """A smooth, nonlinear model whose output depends on the timestep."""
     return torch.sin(0.5 * recorded + float(timestep) / 300) + 0.1 * recorded
 
 
-#: What a model makes of its input and the timestep.
+#: Maps model input and timestep to the model's output.
 Model = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
 

@@ -1,11 +1,10 @@
-"""A worker that starts from nothing against one that starts from standby, through the whole server.
+"""Cold start against start from standby, through the complete server.
 
     python -m scripts.bench.serving.cold_start --rounds 5 --json results.json
 
-Two servers of one worker each stand side by side, one of them with a spare. In turn their worker is told to go, and a
-request is sent that has to wait for its successor. What counts are the ratios within a round. On a machine without a
-GPU these are CPU numbers of the small built-in model: reading larger weights takes longer, and so does a larger GPU's
-first use, which a spare does not spare.
+Two servers of one worker each run in parallel; one of them keeps a standby worker. In turn, each server's worker is
+stopped, and a request waits for its successor. Compare the ratios within a round. Without a GPU, these are CPU numbers
+of the small built-in model. Larger weights take longer to read, and a standby does not save the first use of a GPU.
 """
 
 from __future__ import annotations
@@ -45,18 +44,18 @@ class BenchServer:
     folder: Path
     standby: int
     url: str = ""
-    #: What was seen, round by round: the worker's parts, their sum, what the client waited; how busy the machine was.
+    #: Measurements by round: start-up phases, their sum, the client's wait, and the machine's load.
     rounds: list[dict[str, float]] = field(default_factory=list)
 
     def workers(self) -> list[WorkerStats]:
-        """Those that take requests."""
+        """Return the workers that accept requests."""
         headers = {"authorization": f"Bearer {internal_token(self.folder)}"}
         answer = httpx.get(f"{self.url}/internal/snapshot", headers=headers, timeout=30)
         found = msgspec.json.decode(answer.raise_for_status().content, type=Snapshot).workers
         return [worker for worker in found if worker.state == "ready" and worker.slots]
 
     def rest(self) -> WorkerStats:
-        """Wait until there is a worker and, where there is to be one, a spare."""
+        """Wait for a worker and, if configured, a standby."""
         ends = time.monotonic() + _TIMEOUT_S
         while time.monotonic() < ends:
             spares = list(children_dir(self.folder).glob("*.ready"))
@@ -68,7 +67,7 @@ class BenchServer:
         raise RuntimeError(f"not at rest after {_TIMEOUT_S:g} s")
 
     def one(self) -> None:
-        """End the worker, and wait for an image of the next one."""
+        """Stop the worker and wait for an image from the next one."""
         before = self.rest()
         os.kill(before.pid, signal.SIGTERM)
         while any(worker.worker == before.worker for worker in self.workers()):
@@ -85,14 +84,14 @@ class BenchServer:
 
 
 def config(standby: int) -> dict[str, Any]:
-    """One worker of the built-in model, decided on once."""
+    """Return a configuration with one worker of the built-in model."""
     scaling = {"min_workers": 1, "max_workers": 1, "standby": standby, "interval_s": 3600}
     defaults = {"size": "64x64", "steps": 20, "guidance_scale": 3.0, "scheduler": "ddim"}
     return {"models": {"digits": {"defaults": defaults, "limits": {"min_side": 32}, "scaling": scaling}}}
 
 
 def measure(rounds: int) -> dict[str, list[dict[str, float]]]:
-    """Both ways, in turn, `rounds` times; the first start of each server is not among them."""
+    """Measure both servers in turn, `rounds` times, without the first start of each."""
     with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack, Progress() as progress:
         places = {way: BenchServer(Path(folder) / str(standby), standby) for way, standby in WAYS.items()}
         bar = progress.add_task("starting two servers", total=rounds * len(places))
@@ -108,13 +107,13 @@ def measure(rounds: int) -> dict[str, list[dict[str, float]]]:
 
 
 def ratios(rounds: dict[str, list[dict[str, float]]], what: str) -> list[float]:
-    """How many times as long it takes from nothing, round by round."""
+    """Return the ratios of cold start to standby, by round."""
     cold, standby = (rounds[way] for way in WAYS)
     return [one[what] / other[what] for one, other in zip(cold, standby, strict=True)]
 
 
 def show(rounds: dict[str, list[dict[str, float]]]) -> None:
-    """Medians, with the least and the most."""
+    """Print medians, minima and maxima."""
     table = Table("seconds", *WAYS, title="medians (least to most)")
     for what in (*PARTS, "start_s", "request_s", "load_average"):
         cells = [[one[what] for one in rounds[way]] for way in WAYS]
@@ -127,7 +126,6 @@ def show(rounds: dict[str, list[dict[str, float]]]) -> None:
 
 
 def main() -> None:
-    """Measure, show, and write it down."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=5, help="starts of each kind")
     parser.add_argument("--json", type=Path, help="write every figure here")

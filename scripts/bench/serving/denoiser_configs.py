@@ -1,4 +1,4 @@
-"""The parts that every step runs, by family, in their published configurations: a step costs what it costs there."""
+"""The published denoiser configurations of each family."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ Config = dict[str, Any]
 
 @dataclass(frozen=True)
 class Denoiser:
-    """The part that every step runs: a class of diffusers, its published configuration, and what `tiny` changes."""
+    """A denoiser: its diffusers class, published configuration, and changes for `tiny`."""
 
     cls: str
     config: Config
     tiny: Config
 
     def build(self, *, tiny: bool) -> Any:
-        """With random weights, on torch's default device and in its default precision."""
+        """Build it with random weights, on torch's default device and in its default dtype."""
         return getattr(diffusers, self.cls).from_config(self.config | (self.tiny if tiny else {})).eval()
 
 

@@ -1,18 +1,18 @@
-"""How near the engine comes to what the device can do, and what step batching brings over calls of the pipeline.
+"""Compares the engine to the device's limit, and step batching to calls of the pipeline.
 
     python -m scripts.bench.serving.engine --family sd15 --size 512 --json results.json --plot results.png
 
-In one process and one run:
+One process measures in one run:
 
-1. the limit: the denoiser's forward pass alone, by batch;
-2. the engine's step around it, the worker's loop around that, and the samplers by themselves;
-3. whole requests, from arrival to encoded picture, through the worker's own loop, against `pipe()` one at a time and
-   against `pipe([...])` with whole-request batches (of equal step counts, up to the batch that is best for it), under
-   users who wait for their answers and under requests that come by themselves at shares of what the latter sustains.
+1. The limit: the denoiser's forward pass alone, by batch size.
+2. The engine's step, the step loop around it, and the samplers alone.
+3. Complete requests through the step loop, from arrival to encoded image. The baselines are `pipe()`, one request at a
+time, and `pipe([...])` with request batches. A request batch has equal step counts and at most the best batch size. The
+loads are closed-loop users, and open-loop arrivals at shares of what request batches sustain.
 
-Weights are random but of true size, so nothing is downloaded. Every server gets the same requests at the same times;
-what counts are the ratios within a round. Ctrl-C shows what was measured so far. Without a GPU these are CPU numbers of
-the built-in model, on one core.
+Weights are random but of the published size; nothing is downloaded. All servers get the same requests at the same
+times. Compare the ratios within a round. Ctrl-C prints the measurements so far. Without a GPU, these are CPU numbers of
+the built-in model on one core.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ from scripts.bench.serving.setup import (
 from scripts.harness.load import machine
 from worker.batch_size import BUCKETS
 
-#: The batch at which overheads are told.
+#: The batch size of the overhead measurements.
 _BATCH = 12
 _WAYS = "ways to run pipe(), of which each baseline gets its best: 'as it is' or compiled, 'regional' or 'full'"
 
@@ -104,7 +104,7 @@ def main() -> None:
         single, request_batching = best_ways(found, args.min_gain)
         result |= _baselines(found, single, request_batching, args.min_gain)
         _measure(args, setup, single, request_batching, rounds, progress)
-    for setup in setups:  # none, if it was interrupted before
+    for setup in setups:  # empty if interrupted earlier
         result |= {
             "engine_cap_after": setup.cap,
             "engine_curves_after": msgspec.to_builtins(setup.caps.curves(time.monotonic())),
@@ -113,12 +113,12 @@ def main() -> None:
 
 
 def _command(options: Sequence[str]) -> str:
-    """How to measure this again; where the results were written is of no interest."""
+    """Return the command that repeats this measurement, without its output files."""
     files = {
         place + offset for place, option in enumerate(options) if option in ("--json", "--plot") for offset in (0, 1)
     }
     output = [option for place, option in enumerate(options) if place not in files]
-    return shlex.join(["python", "scripts/bench/serving/engine.py", *output])
+    return shlex.join(["python", "-m", "scripts.bench.serving.engine", *output])
 
 
 def _description(args: argparse.Namespace, setup: BenchSetup) -> dict[str, Any]:
@@ -161,7 +161,7 @@ def _measure(
     rounds: Rounds,
     progress: Progress,
 ) -> None:
-    """Every server under every load, round after round, in another order each time; `rounds` fills on the way."""
+    """Run all servers under all loads; the order of servers rotates by round. Results are added to `rounds`."""
     servers = setup.servers(single, request_batching, args.window)
     cap = max(setup.cap, request_batching.cap(args.min_gain))
     users = [int(count) for count in args.users.split(",")] if args.users else [1, cap, 3 * cap]
@@ -201,7 +201,7 @@ def _open(args: argparse.Namespace, setup: BenchSetup, share: float, rate: float
 def _finish(
     args: argparse.Namespace, result: dict[str, Any], points: Sequence[StepTiming], rounds: Rounds, console: Console
 ) -> None:
-    """Show and keep what there is."""
+    """Print and write the results."""
     rows = condense(rounds)
     if points:
         best, max_rate = limit(points)

@@ -1,6 +1,6 @@
-"""Stands where a worker has its link to the balancer: the queue and its credit, in memory, without a socket.
+"""An in-memory load balancer for benchmarks of the step loop, without a socket.
 
-What the worker's loop sees is what the balancer would send: as many tasks as it has room for, the oldest first.
+It assigns tasks up to the worker's capacity, the oldest first.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from wire.messages import Assign, Assignment, Drain, Failed, Finished, Pull, Ret
 
 
 class FakeBalancer:
-    """Has the methods of `worker.balancer_client.Link` that the loop calls; callable from any thread."""
+    """Implements the methods of `worker.balancer_client.Link` that the step loop calls; thread-safe."""
 
     def __init__(self, done: Callable[[BenchRequest], None]) -> None:
-        """`done` is told of every request that ends, in the thread in which it ends."""
+        """`done` is called for every finished request, in the thread that finishes it."""
         self._done = done
         self._lock = threading.Lock()
         self._inbox: queue.SimpleQueue[ForWorker] = queue.SimpleQueue()
@@ -29,20 +29,19 @@ class FakeBalancer:
         self._slots = 0
 
     def submit(self, request: BenchRequest) -> None:
-        """A request has come."""
         with self._lock:
             self._queued.append(request)
             self._fill()
 
     def drain(self) -> None:
-        """Let the loop hand everything back and end."""
+        """Make the loop return its tasks and end."""
         for _ in range(2):
             self._inbox.put(ForWorker(Drain("the measurement is over")))
 
-    # ---- as the link
+    # ---- interface of the link
 
     def send(self, *parcels: FromWorker) -> None:
-        """Hear what the worker says."""
+        """Handle messages of the worker."""
         ended: list[BenchRequest] = []
         with self._lock:
             for message, _ in parcels:
@@ -52,7 +51,7 @@ class FakeBalancer:
             self._done(request)
 
     def receive(self, timeout_s: float) -> list[ForWorker]:
-        """Everything that has come; waits up to `timeout_s` for the first."""
+        """Return all queued messages; wait up to `timeout_s` for the first."""
         parcels: list[ForWorker] = []
         try:
             parcels.append(self._inbox.get(timeout=timeout_s) if timeout_s > 0 else self._inbox.get_nowait())
@@ -61,7 +60,7 @@ class FakeBalancer:
         except queue.Empty:
             return parcels
 
-    # ---- inside the lock
+    # ---- callers hold the lock
 
     def _on_message(self, message: ToBalancer) -> list[BenchRequest]:
         match message:

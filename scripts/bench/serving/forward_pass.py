@@ -1,7 +1,7 @@
-"""What a step costs: the denoiser's forward pass alone, and the engine's step around it, by batch.
+"""Step times by batch size: the denoiser's forward pass alone, and the engine's step.
 
-Both are measured in turns, so that noise of the machine falls on both alike; and as noise only adds, the least counts.
-On a CPU it is the thread's own time that counts, which other programs do not lengthen by taking turns with it.
+Both are measured alternately, so that noise affects them equally. Noise only adds time, so the minimum counts. On a
+CPU, the thread's CPU time counts, which other programs do not increase.
 """
 
 from __future__ import annotations
@@ -20,63 +20,63 @@ from worker.engine import OutOfMemory, Row, StepEngine, TaskError, Wanted
 
 _SWEEPS = 3
 _REPEATS = 4
-#: Steps of a turn on a GPU: with one it would stand still while it is told the next.
+#: Steps per measurement on a GPU: a single step would include the launch latency.
 _STEPS_PER_TURN = 4
-#: Passes before a CUDA graph is recorded.
+#: Passes before a CUDA graph capture.
 _WARM_UP_PASSES = 3
 
 
 class DenoiserInputs(NamedTuple):
-    """What the engine calls the denoiser with in a step."""
+    """The engine's arguments of a denoiser call."""
 
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
 
     @property
     def sample(self) -> torch.Tensor:
-        """What the denoiser reads as its picture, `(passes, ...)`."""
+        """The latents among the arguments, `(passes, ...)`."""
         sample: torch.Tensor = (*self.args, *self.kwargs.values())[0]
         return sample
 
 
 @dataclass(frozen=True)
 class StepTiming:
-    """A step of so many requests."""
+    """Times of one batch size."""
 
     batch: int
-    #: Rows of its forward pass: a guided request takes two.
+    #: Rows of the forward pass; a guided request takes two.
     passes: int
-    #: Seconds of the forward pass alone, in the fastest way that it was run.
+    #: Seconds of the fastest variant of the forward pass alone.
     forward_s: float
     #: Seconds of the engine's step.
     step_s: float
 
     def fastest(self, other: StepTiming) -> StepTiming:
-        """The better of both, each way."""
+        """Return the minimum of both times."""
         fastest = min(self.forward_s, other.forward_s), min(self.step_s, other.step_s)
         return StepTiming(self.batch, self.passes, *fastest)
 
     @property
     def overhead(self) -> float:
-        """What the step takes beyond the forward pass, as a share of that."""
+        """The step's time beyond the forward pass, as a fraction of the latter."""
         return self.step_s / self.forward_s - 1
 
 
 @dataclass(frozen=True)
 class ForwardBench:
-    """An engine and the pipeline that it runs on."""
+    """An engine and its pipeline."""
 
     engine: StepEngine
     pipe: Any
-    #: The same weights, run as they are: shows what a step calls the denoiser with where a compiled engine hides it.
+    #: The same weights without compilation, to observe the denoiser's arguments.
     plain: StepEngine
     plain_pipe: Any
     device: torch.device
 
     def points(self, base: ImageInputs, batches: Sequence[int], budget_s: float) -> list[StepTiming]:
-        """Steps of these batches, as many as fit into memory and into the time, the smallest first.
+        """Measure these batch sizes in ascending order, within memory and budget.
 
-        In several sweeps, because a machine may be slower for some seconds, and the curve would show that as a bend.
+        Several sweeps are made, because a machine may be slower for some seconds.
         """
         ends = time.perf_counter() + budget_s
         best: dict[int, StepTiming] = {}
@@ -99,7 +99,7 @@ class ForwardBench:
                 return
 
     def call(self, base: ImageInputs, batch: int) -> DenoiserInputs:
-        """What a step of so many requests calls the denoiser with."""
+        """Return the denoiser's arguments in a step of this batch size."""
         rows = self._rows(self.plain, base, batch)
         calls: list[DenoiserInputs] = []
         hook = denoiser_of(self.plain_pipe).register_forward_pre_hook(
@@ -127,7 +127,7 @@ class ForwardBench:
         return StepTiming(batch, len(call.sample), forward_s=min(map(min, forward_only)), step_s=min(steps))
 
     def _ways(self, call: DenoiserInputs) -> list[Callable[[], object]]:
-        """Ways to run the forward pass alone: as the engine's denoiser is, and on a GPU also recorded as a graph."""
+        """Return variants of the forward pass: as in the engine and, on a GPU, as a CUDA graph."""
         denoiser = denoiser_of(self.pipe)
         variants: list[Callable[[], object]] = [lambda: denoiser(*call.args, **call.kwargs)]
         return [*variants, _cuda_graph(variants[0])] if self.device.type == "cuda" else variants
@@ -137,7 +137,7 @@ class ForwardBench:
         return admitted(engine, [msgspec.structs.replace(base, steps=steps, seed=seed) for seed in range(batch)])
 
     def _timer(self, work: Callable[[], object]) -> Callable[[], float]:
-        """A function that does the work and gives the seconds until the device was done with it."""
+        """Return a function that runs the work and returns the seconds until the device finished."""
         times, clock = _STEPS_PER_TURN if self.device.type == "cuda" else 1, clock_of(self.device)
 
         @torch.inference_mode()
@@ -153,12 +153,12 @@ class ForwardBench:
 
 
 def clock_of(device: torch.device) -> Callable[[], float]:
-    """What to time this device's work with, from the thread that tells it the work."""
+    """Return the clock for work that this thread queues on the device."""
     return time.perf_counter if device.type == "cuda" else time.thread_time
 
 
 def admitted(engine: StepEngine, requests: Sequence[ImageInputs]) -> list[Row]:
-    """Rows for these requests. Raises the `TaskError` of one that is refused."""
+    """Return rows for these requests. Raises the `TaskError` of a rejected one."""
     rows: list[Row] = []
     for row in engine.admit([Wanted(inputs) for inputs in requests]):
         if isinstance(row, TaskError):
@@ -174,7 +174,7 @@ def _release(engine: StepEngine, rows: Sequence[Row]) -> None:
 
 @torch.inference_mode()
 def _cuda_graph(work: Callable[[], object]) -> Callable[[], object]:
-    """The work as a CUDA graph; as it is where it cannot be recorded."""
+    """Capture the work as a CUDA graph; return it unchanged on failure."""
     stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):

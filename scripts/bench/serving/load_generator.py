@@ -1,4 +1,4 @@
-"""Puts a load on a server and notes when the answers come."""
+"""Generates a load on a server and records completion times."""
 
 from __future__ import annotations
 
@@ -17,41 +17,41 @@ from wire.messages import ImageInputs
 
 @dataclass(frozen=True)
 class Load:
-    """What is asked of each server alike: the same requests, and with a rate at the same times."""
+    """A load: the same requests for each server and, with a rate, the same arrival times."""
 
     name: str
     base: ImageInputs
     steps: Steps
-    #: Seconds that count, after as many as the load may need to settle.
+    #: Measured seconds, after `lead_s` seconds of warm-up.
     seconds: float
     lead_s: float
-    #: Names the requests: another one for each round.
+    #: Seed name of the requests; differs by round.
     trace: str
-    #: So many users, each of whom waits for its answer before it asks again; or none, and requests come at `rate`.
+    #: Number of closed-loop users; 0 for open-loop arrivals at `rate`.
     users: int = 0
     rate: float = 0.0
 
     def first(self) -> list[BenchRequest]:
-        """The requests that come by themselves, at seconds from the start."""
+        """Return the first requests, with arrival times in seconds from the start."""
         if not self.users:
             times = poisson(self.rate, self.lead_s + self.seconds, self.trace)
             made = islice(request_stream(self.base, self.steps, self.trace), len(times))
             return [replace(request, arrived=when) for request, when in zip(made, times, strict=True)]
-        # Users who all began at once would go on in step with each other for long.
+        # Users who start at once would stay synchronized for a long time.
         return [replace(next(own), arrived=self.lead_s / 2 * user / self.users) for user, own in self.streams().items()]
 
     def streams(self) -> dict[int, Iterator[BenchRequest]]:
-        """What each user asks for, one after the other."""
+        """Return the request stream of each user."""
         return {user: request_stream(self.base, self.steps, f"{self.trace}.{user}", user) for user in range(self.users)}
 
 
 @dataclass
 class LoadResult:
-    """What came of a load."""
+    """The results of a load."""
 
     load: Load
     server: str
-    #: Of requests that came in the stretch that counts: seconds to the picture, at least, where it never came.
+    #: Seconds to the image for requests in the measured interval; a lower bound if unanswered.
     latencies: list[float] = field(default_factory=list)
     unanswered: int = 0
     errors: int = 0
@@ -61,7 +61,7 @@ class LoadResult:
     mean_batch: float = 0.0
 
     def summary(self) -> dict[str, Any]:
-        """In milliseconds and per second."""
+        """Return the results in milliseconds and per second."""
         return {
             "server": self.server,
             "requests": len(self.latencies),
@@ -77,7 +77,7 @@ class LoadResult:
 
 
 def run(server: Server, load: Load, timeout_s: float | None = None) -> LoadResult:
-    """Let the load go its time, then wait for what is under way: that long, or as long again as it took."""
+    """Run the load, then wait for open requests: `timeout_s`, or the load's duration by default."""
     finished: queue.SimpleQueue[BenchRequest] = queue.SimpleQueue()
     server.start(finished.put)
     used, begin, arrivals = ServerUsage(), time.perf_counter(), []
@@ -91,10 +91,10 @@ def run(server: Server, load: Load, timeout_s: float | None = None) -> LoadResul
 def _drive(
     server: Server, load: Load, finished: queue.SimpleQueue[BenchRequest], begin: float, timeout_s: float | None
 ) -> list[BenchRequest]:
-    """Submit what comes when it comes; gives every request that came."""
+    """Submit requests when they are due. Return all submitted requests."""
     coming, streams = load.first()[::-1], load.streams()
     for own in streams.values():
-        next(own)  # the first one of each user is among those that come by themselves
+        next(own)  # the first request of each user is among the initial ones
     arrivals: list[BenchRequest] = []
     open_requests = 0
     end = begin + load.lead_s + load.seconds
@@ -117,7 +117,7 @@ def _drive(
 
 
 def _submit(server: Server, arrivals: list[BenchRequest], request: BenchRequest, begin: float) -> None:
-    request.arrived += begin  # where requests come by themselves, their latency counts from when they were due
+    request.arrived += begin  # latency of open-loop requests counts from their due time
     arrivals.append(request)
     server.submit(request)
 

@@ -1,4 +1,4 @@
-"""What is paid beside the forward pass: the worker's loop around a step, and the samplers after it."""
+"""Overheads beside the forward pass: the step loop and the samplers."""
 
 from __future__ import annotations
 
@@ -24,22 +24,22 @@ from worker.engines.diffusion.sampling.sampler import RecurrenceSampler, Sampler
 from worker.engines.diffusion.sampling.scheduler_sampler import SchedulerSampler
 from worker.engines.diffusion.sampling.schedulers import SchedulerSetup
 
-#: Of one evaluation and of several, with noise on the way and without.
+#: One-step and multistep samplers, with and without noise.
 _SAMPLERS = ("default", "euler_ancestral", "dpmpp_2m", "unipc")
 _ROWS = (1, 12, 32)
 _TICKS = 20
-#: Steps of the requests that fill the batch to see what the loop adds.
+#: Steps of the requests in the step loop measurement.
 _STEPS = 60
 _TIMEOUT_S = 300.0
 
 
 class TimedEngine:
-    """An engine that notes when its steps begin and end; all else is the engine's own."""
+    """Wraps an engine and records start and end of its steps."""
 
     def __init__(self, engine: StepEngine, clock: Callable[[], float]) -> None:
         self._engine = engine
         self._clock = clock
-        #: Begin, end and rows of each step.
+        #: Start, end and number of rows of each step.
         self.steps: list[tuple[float, float, int]] = []
 
     def __getattr__(self, name: str) -> Any:
@@ -53,7 +53,7 @@ class TimedEngine:
 
 @dataclass(frozen=True)
 class LoopTiming:
-    """Rounds of the worker's loop while nobody joins or leaves: median seconds."""
+    """Median seconds of the step loop's ticks while no row joins or leaves."""
 
     batch: int
     tick_s: float
@@ -61,14 +61,14 @@ class LoopTiming:
 
     @property
     def loop_share(self) -> float:
-        """What the loop itself takes of a tick."""
+        """The step loop's share of a tick."""
         return 1 - self.step_s / self.tick_s
 
 
 def measure_loop(
     engine: StepEngine, model: Model, base: ImageInputs, batch: int, clock: Callable[[], float]
 ) -> LoopTiming:
-    """The worker's loop with so many requests in its batch; `clock` is read in its thread."""
+    """Measure the step loop with this batch size; `clock` is read in its thread."""
     watched, ended = TimedEngine(engine, clock), queue.SimpleQueue[BenchRequest]()
     caps = Caps(batch, fixed=True, min_gain=0.0, max_step_s=None)
     server = StepBatching(cast("StepEngine", watched), model, caps, threads=1)
@@ -90,22 +90,22 @@ def measure_loop(
 
 @dataclass(frozen=True)
 class SamplerCost:
-    """Median microseconds in which the samplers of so many rows move on by one step."""
+    """Median microseconds of a step of this number of samplers."""
 
     sampler: str
-    #: `together`: as recurrences; `one by one`: each with a scheduler of diffusers.
+    #: `together`: as recurrences; `one by one`: each with a diffusers scheduler.
     path: str
     rows: int
     us: float
 
 
 def sampler_costs(pipe: Any, sample: torch.Tensor, steps: int) -> Iterator[SamplerCost]:
-    """Samplers of the checkpoint by path; `sample` `(rows, ...)` has the shape of what its denoiser reads."""
+    """Measure samplers by path; `sample` `(rows, ...)` has the shape of the denoiser's input."""
     for name in _SAMPLERS:
         try:
             plan = get_plan(name, pipe.scheduler, SchedulerSetup(max(steps, _TICKS), options={"mu": 1.0}))
         except TaskError:
-            continue  # not for this kind of checkpoint
+            continue  # incompatible with this checkpoint
         paths: dict[str, type[RecurrenceSampler | SchedulerSampler]] = {"one by one": SchedulerSampler}
         if plan.recurrence is not None:
             paths["together"] = RecurrenceSampler

@@ -1,16 +1,15 @@
 #!/usr/bin/env python
-"""What others notice of a flood, and what becomes of ten times the load that the workers can do.
+"""A flood of jobs by one key, and an overload of ten times the capacity.
 
     python -m scripts.bench.serving.overload --json scripts/bench/results/overload_sim.json
 
-(a) One API key sends 1000 jobs; another key then sends single requests, one after the other. How long each waits until
-it is begun is told in fair shares, one being the time for which it then has its place in a full batch.
-(b) Requests come at ten times the rate at which they can be answered, to a queue that is bounded to so many seconds of
-work (`queue.max_work_s`). Those that are let in are to be done within these and their own time, all others refused.
-With `--timeout`, and a `--bound` beyond it, each allows so many seconds only: what waited too long ends with 504, and
-is to end before a worker begins with it.
+(a) One API key submits 1000 jobs; another key then sends single requests in sequence. Their waiting time is given in
+fair shares: the time for which a request has its slot in a full batch.
+(b) Requests arrive at ten times the service rate. The queue is bounded in seconds of work (`queue.max_work_s`).
+Admitted requests must finish within the bound plus their own time; all others must be rejected. With `--timeout`, and a
+`--bound` beyond it, each request has a deadline. Late requests must end with 504 before a worker starts them.
 
-The workers are simulated accelerators: this measures the balancer, not a model.
+The workers are simulated accelerators: this measures the load balancer, not a model.
 """
 
 from __future__ import annotations
@@ -39,13 +38,13 @@ from scripts.harness.load import machine, server
 
 STEPS, BATCH = 20, 4
 T0_S, T1_S = 0.02, 0.005
-#: A full batch from its first step to its last, in seconds.
+#: Seconds of a full batch from first to last step.
 TURN_S = STEPS * (T0_S + T1_S * BATCH)
 _FLOOD = 1000
 
 
 def config(**queue: Any) -> dict[str, Any]:
-    """A model on one simulated worker."""
+    """Return a configuration of a model on one simulated worker."""
     model = {
         "engine": "sim",
         "max_batch_size": BATCH,
@@ -57,7 +56,7 @@ def config(**queue: Any) -> dict[str, Any]:
 
 
 def key(folder: Path, name: str) -> dict[str, str]:
-    """The header of a new API key."""
+    """Return the header of a new API key."""
     shown = io.StringIO()
     with contextlib.redirect_stdout(shown):
         keys_cli.main(["--data-dir", str(folder), "add", name])
@@ -67,7 +66,7 @@ def key(folder: Path, name: str) -> dict[str, str]:
 async def waits(
     session: aiohttp.ClientSession, headers: dict[str, str], count: int
 ) -> list[tuple[float, float, float]]:
-    """Of single requests, one after the other: seconds until each was begun, from then on, and to its answer in all."""
+    """Send single requests in sequence. Return seconds to the start and to the response of each."""
     results: list[tuple[float, float, float]] = []
     for seed in range(count):
         started = time.perf_counter()
@@ -75,7 +74,7 @@ async def waits(
             answer = await got.json()
         timings = answer["data"][0]["timings"]
         results.append((timings["queued_s"], timings["running_s"], time.perf_counter() - started))
-        await asyncio.sleep(random.Random(seed).uniform(0, TURN_S))  # not in step with the batch
+        await asyncio.sleep(random.Random(seed).uniform(0, TURN_S))  # not synchronized with the batch
     return results
 
 
@@ -83,7 +82,7 @@ async def flood(url: str, folder: Path, singles: int) -> dict[str, Any]:
     """Part (a)."""
     many, one = key(folder, "many"), key(folder, "one")
     async with aiohttp.ClientSession(url, timeout=aiohttp.ClientTimeout(total=300)) as session:
-        while True:  # the first key closes the door within a second
+        while True:  # the first key fills the queue within a second
             async with session.get("/v1/models") as answer:
                 if answer.status == 401:
                     break
@@ -111,21 +110,21 @@ async def flood(url: str, folder: Path, singles: int) -> dict[str, Any]:
 
 @dataclass
 class Overloaded:
-    """What came of the requests of part (b)."""
+    """Results of part (b)."""
 
     statuses: Counter[int] = field(default_factory=Counter)
     latencies: list[float] = field(default_factory=list)
     refused_in: list[float] = field(default_factory=list)
     retry_after: list[float] = field(default_factory=list)
     without_retry_after: int = 0
-    #: Of those that ended with 504, those that a worker had begun with.
+    #: Requests that ended with 504 although a worker had started them.
     late_started: int = 0
 
 
 async def overload(
     url: str, folder: Path, seconds: float, bound_s: float, factor: float, timeout_s: float | None
 ) -> dict[str, Any]:
-    """Part (b). The bound is that of the queue, to which a turn comes for the request itself."""
+    """Part (b). The latency limit is the queue's bound plus one turn of the request itself."""
     body = {"prompt": "one"} | ({} if timeout_s is None else {"timeout_s": timeout_s})
     capacity = BATCH / TURN_S
     results, rng = Overloaded(), random.Random(7)
@@ -182,7 +181,7 @@ def _balancer(folder: Path) -> int:
 
 
 def main() -> int:
-    """Returns the exit status: 1 where something was answered neither in time nor with a refusal."""
+    """Return the exit status: 1 if a request was neither finished in time nor rejected."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--singles", type=int, default=20, help="requests of the second key in part (a)")
     parser.add_argument("--seconds", type=float, default=30.0, help="length of part (b)")

@@ -1,4 +1,4 @@
-"""The measurements as a picture: what a step costs, what that makes in images per second, and how long users wait."""
+"""Plots of the engine benchmark: step times, throughput and latency."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ _COLOURS = {"step batching": "tab:blue", "one at a time": "tab:grey", "whole bat
 
 
 def draw_figures(result: Mapping[str, Any], file: Path, ours: str) -> None:
-    """Four panels; those without numbers stay empty."""
+    """Draw four panels; panels without data stay empty."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -56,7 +56,7 @@ def _throughput(axis: Any, result: Mapping[str, Any]) -> None:
 
 
 def _best(rows: Sequence[Mapping[str, Any]]) -> dict[str, Mapping[str, Any]]:
-    """The row of each server's highest throughput under users who wait."""
+    """Return the row of each server's highest closed-loop throughput."""
     best: dict[str, Mapping[str, Any]] = {}
     for row in rows:
         known = best.get(row["server"])
@@ -66,7 +66,7 @@ def _best(rows: Sequence[Mapping[str, Any]]) -> dict[str, Mapping[str, Any]]:
 
 
 def _latency(axis: Any, result: Mapping[str, Any]) -> None:
-    """p50 and p99 of every server under every load; users who wait and requests that come by themselves stand apart."""
+    """Plot p50 and p99 by server and load; closed and open loops are separate."""
     loads = list(dict.fromkeys(row["load"] for row in result["rows"]))
     for server, colour in _COLOURS.items():
         own = [row for row in result["rows"] if row["server"] == server and row.get("p50_ms")]
@@ -86,7 +86,7 @@ def _latency(axis: Any, result: Mapping[str, Any]) -> None:
 
 
 def _distribution(axis: Any, result: Mapping[str, Any], ours: str) -> None:
-    """All latencies at the middle one of the loads that come by themselves."""
+    """Plot all latencies at the middle open-loop load."""
     loads = list(dict.fromkeys(row["load"] for row in result["rows"] if row["server"] == ours and row.get("rate")))
     if not loads:
         return

@@ -1,8 +1,8 @@
-"""Pipelines of true size with random weights: what a step costs does not depend on what the weights have learnt.
+"""Pipelines of published size with random weights, because step times do not depend on the values.
 
-Shapes are those of the published configurations; nothing is downloaded. Prompts go through the built-in model's
-tokenizer, padded to the length that each family was trained for. The T5 of SD3 and FLUX keeps its width but has two
-of its 24 layers. `tiny` makes every part small, to try a benchmark where there is no GPU.
+Nothing is downloaded. Prompts use the built-in model's tokenizer, padded to each family's training length. The T5 of
+SD3 and FLUX has its full width but two of its 24 layers. `tiny` makes every part small, to try a benchmark without a
+GPU.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _T5_LAYERS = 2
 
 
 def pipeline(family: str, device: torch.device, dtype: torch.dtype, *, tiny: bool) -> Any:
-    """The family's pipeline with random weights, made on the device; `digits` is the built-in model as it is."""
+    """Build the family's pipeline on the device; `digits` is the built-in model."""
     if family == "digits":
         model = Model(path="builtin:digits", dtype="float32" if dtype == torch.float32 else "bfloat16")
         return open_pipeline(model, device, "StableDiffusionPipeline")
@@ -52,12 +52,12 @@ def pipeline(family: str, device: torch.device, dtype: torch.dtype, *, tiny: boo
 
 
 def denoiser_of(pipe: Any) -> Any:
-    """The part that every step runs."""
+    """Return the module that every step runs."""
     return getattr(pipe, _denoiser_name(pipe))
 
 
 def twin(pipe: Any) -> Any:
-    """A pipeline with modules and a scheduler of its own, over the same weights: to be compiled or run apart."""
+    """Return a pipeline with separate modules and scheduler that shares the weights."""
     name, made = _denoiser_name(pipe), copy.copy(pipe)
     denoiser = getattr(pipe, name)
     shared = {id(tensor): tensor for tensor in itertools.chain(denoiser.parameters(), denoiser.buffers())}
@@ -67,7 +67,7 @@ def twin(pipe: Any) -> Any:
 
 
 def parameters(pipe: Any) -> int:
-    """Numbers in the denoiser."""
+    """Return the number of parameters of the denoiser."""
     return sum(parameter.numel() for parameter in denoiser_of(pipe).parameters())
 
 
@@ -209,7 +209,7 @@ def _t5(width: int) -> Any:
 
 
 def _t5_tokenizer() -> Any:
-    """One token for each letter."""
+    """Return a tokenizer with one token per letter."""
     pieces = ["<pad>", "</s>", "<unk>", "▁", *"abcdefghijklmnopqrstuvwxyz0123456789"]
     tokenizer = Tokenizer(Unigram([(piece, -float(n)) for n, piece in enumerate(pieces)], unk_id=2))
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()

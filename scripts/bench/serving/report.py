@@ -1,4 +1,4 @@
-"""What is kept and shown of the measurements: ratios within a round, medians and spread over rounds."""
+"""Tables and summaries of the engine benchmark: ratios within rounds, medians and spread."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from scripts.bench.serving.workloads import quantile
 OURS = "step batching"
 _KEYS = ("images_per_s", "p50_ms", "p99_ms")
 
-#: What each server saw of a load, once for each round; nothing for one that could not have kept up.
+#: Results by load and server, one per round; empty for servers that could not keep up.
 Rounds = dict[str, dict[str, list[LoadResult]]]
 Row = dict[str, Any]
 
 
 def condense(rounds: Rounds) -> list[Row]:
-    """A row per load and server: median and spread over rounds, and step batching over this one within each round."""
+    """Return a row per load and server: median, spread, and step batching's ratio within each round."""
     return [
         _row(load, server, results, by_server.get(OURS, []))
         for load, by_server in rounds.items()
@@ -54,7 +54,7 @@ def _row(load: str, server: str, results: Sequence[LoadResult], ours: Sequence[L
 
 
 def spread(values: Sequence[float]) -> dict[str, float] | None:
-    """Median, least and most; None where there is nothing. A round in which nobody came counts for nothing."""
+    """Return median, minimum and maximum; None without data. Rounds without requests are ignored."""
     values = [value for value in values if math.isfinite(value)]
     if not values:
         return None
@@ -62,19 +62,19 @@ def spread(values: Sequence[float]) -> dict[str, float] | None:
 
 
 def percentiles(results: Sequence[LoadResult]) -> list[float]:
-    """Latency in milliseconds at 0, 1, ... 100 %, over all rounds."""
+    """Return latencies in milliseconds at 0, 1, ... 100 %, over all rounds."""
     latencies = [1000 * latency for one in results for latency in one.latencies]
     return latencies and [quantile(latencies, share / 100) for share in range(101)]
 
 
 def limit(points: Sequence[StepTiming]) -> tuple[StepTiming, float]:
-    """The batch at which the denoiser alone does most, and its requests' steps per second there."""
+    """Return the batch with the highest denoiser throughput, and its row steps per second."""
     best = max(points, key=lambda point: point.batch / point.forward_s)
     return best, best.batch / best.forward_s
 
 
 def of_limit(rows: Sequence[Row], max_rate: float) -> dict[str, float]:
-    """Steps per second of each server at its best load, as a share of the limit."""
+    """Return each server's best steps per second as a share of the limit."""
     shares: dict[str, float] = {}
     for row in rows:
         if not row["overloaded"] and row["users"]:
@@ -87,7 +87,7 @@ def of_limit(rows: Sequence[Row], max_rate: float) -> dict[str, float]:
 
 
 def tables(result: Mapping[str, Any], points: Sequence[StepTiming], rows: Sequence[Row]) -> Iterator[Table]:
-    """For people."""
+    """Return the tables for the terminal."""
     where = result.get("where", "")
     if points:
         yield _steps(f"a step of the engine around the denoiser's forward pass; {where}", points, result)
@@ -151,7 +151,7 @@ def _loads(title: str, rows: Sequence[Row]) -> Table:
 
 
 def plain(value: Any) -> Any:
-    """Numbers of a result cut to what is worth keeping."""
+    """Round the numbers of a result."""
     if isinstance(value, StepTiming | LoopTiming | SamplerCost):
         return plain(asdict(value))
     if isinstance(value, float):

@@ -1,6 +1,6 @@
-"""The servers that are compared: the worker's own loop, and two ways of calling a pipeline of diffusers.
+"""The compared servers: the worker's step loop, and two ways to call a diffusers pipeline.
 
-Each runs in threads of this process, so that they share weights, kernels and machine; only one runs at a time.
+All run in threads of this process and share weights, kernels and machine. Only one runs at a time.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ Done = Callable[[BenchRequest], None]
 
 @dataclass(frozen=True)
 class ServerUsage:
-    """What a server did while it ran."""
+    """Counters of a server's run."""
 
-    #: Seconds inside `engine.step` or inside the pipeline's call.
+    #: Seconds inside `engine.step` or the pipeline's call.
     busy_s: float = 0.0
     #: Steps or calls, and requests summed over them.
     batches: int = 0
@@ -41,7 +41,7 @@ class ServerUsage:
 
 
 class Server(Protocol):
-    """Takes requests and says when each is done. `start` and `stop` enclose one measurement."""
+    """A server that reports each finished request. `start` and `stop` enclose a measurement."""
 
     name: str
 
@@ -50,16 +50,16 @@ class Server(Protocol):
     def submit(self, request: BenchRequest) -> None: ...
 
     def stop(self) -> ServerUsage:
-        """Drop what is left. Raises what broke the server, if it broke."""
+        """Drop open requests. Raises the server's error, if any."""
 
 
 class StepBatching:
-    """The worker: its loop, its caps, its renders, its engine. Only the socket is missing."""
+    """The worker's step loop, batch sizes, post-processor and engine, without the socket."""
 
     name = "step batching"
 
     def __init__(self, engine: StepEngine, model: Model, caps: Caps, threads: int) -> None:
-        """`threads` make pictures beside the loop, as many as a worker on this device has."""
+        """`threads`: post-processing threads, as many as a worker on this device has."""
         self._engine, self._model, self._caps, self._threads = engine, model, caps, threads
         self._balancer: FakeBalancer
         self._renders: Renders
@@ -98,9 +98,9 @@ class StepBatching:
 
 
 class PipelineCalls:
-    """A server that calls the pipeline with a list of prompts and answers when the whole batch is done.
+    """Calls the pipeline with a list of prompts and responds when the full batch is done.
 
-    `cap` 1 is a server of one request at a time. Pictures are encoded in a pool, as the worker does.
+    `cap` 1 serves one request at a time. Images are encoded in a thread pool, as in the worker.
     """
 
     def __init__(self, name: str, pipe: Any, cap: int, window_s: float, threads: int) -> None:
@@ -151,7 +151,7 @@ class PipelineCalls:
             self._broken = error
 
     def _next(self) -> list[BenchRequest]:
-        """The requests of the next call; none when there is to be no more."""
+        """Return the requests of the next call; empty when stopping."""
         with self._changed:
             while not self._stopping:
                 queued = [QueuedRequest(request.inputs.steps, since) for request, since in self._waiting]
@@ -170,7 +170,7 @@ class PipelineCalls:
 
 
 def draw(pipe: Any, inputs: Sequence[ImageInputs]) -> list[Image.Image]:
-    """What the pipeline makes of these, which differ in prompt and seed alone."""
+    """Run the pipeline for requests that differ only in prompt and seed."""
     first = inputs[0]
     images: list[Image.Image] = pipe(
         prompt=[one.prompt for one in inputs],

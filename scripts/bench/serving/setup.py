@@ -1,4 +1,4 @@
-"""What is measured: the pipeline, the engine on it, and the two baselines, each run in the way that is best for it."""
+"""Setup of the engine benchmark: pipeline, engine, and the best variant of each baseline."""
 
 from __future__ import annotations
 
@@ -28,29 +28,29 @@ from worker.calibration import measure
 from worker.engine import StepEngine
 from worker.engines.diffusion.engine import DiffusionEngine
 
-#: Side of the picture in pixels and guidance, as each family is usually asked.
+#: Usual image side in pixels and guidance scale of each family.
 USUAL = {"digits": (64, 3.0), "sd15": (512, 7.5), "sdxl": (1024, 5.0), "sd3": (1024, 7.0), "flux": (1024, 3.5)}
 _TINY_SIZE = 64
 
 
 @dataclass(frozen=True)
 class PipelineTiming:
-    """Calls of the pipeline, run in one way."""
+    """The pipeline's call times in one variant."""
 
-    #: `as it is`, or how its denoiser is compiled.
+    #: `as it is`, or the compile mode of the denoiser.
     way: str
     pipe: Any
-    #: Seconds of a whole call by the number of its prompts.
+    #: Seconds of a call by number of prompts.
     seconds: dict[int, float]
 
     def cap(self, min_gain: float) -> int:
-        """The batch that is best for it."""
+        """Return the best batch size."""
         return best_batch(self.seconds, min_gain)
 
 
 @dataclass(frozen=True)
 class BenchSetup:
-    """Everything on its device, ready to be measured."""
+    """Everything loaded on its device."""
 
     bench: ForwardBench
     model: Model
@@ -61,11 +61,11 @@ class BenchSetup:
 
     @property
     def cap(self) -> int:
-        """Requests that share a step at most."""
+        """Maximum number of requests in a step."""
         return self.caps.of_size((self.base.width, self.base.height), time.monotonic())
 
     def servers(self, single: PipelineTiming, request_batching: PipelineTiming, window_s: float) -> list[Server]:
-        """Step batching first, then what it is compared with."""
+        """Return the servers, step batching first."""
         cap = request_batching.cap(self.model.batching.min_gain)
         return [
             StepBatching(self.bench.engine, self.model, self.caps, self.threads),
@@ -75,12 +75,12 @@ class BenchSetup:
 
 
 def set_up(args: argparse.Namespace) -> BenchSetup:
-    """Build and load what the command line asks for."""
+    """Build and load what the command line selects."""
     diffusers.utils.logging.set_verbosity_error()
     device = torch.device(args.device)
     if device.type == "cpu":
         torch.set_num_threads(1)
-        # As a worker has it: one slot is one core. Otherwise pictures would be made on the others, for ours alone.
+        # One core per worker slot. Otherwise the step loop alone would decode images on other cores.
         if hasattr(os, "sched_setaffinity"):
             os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
     dtype = torch.float32 if device.type == "cpu" else torch.bfloat16
@@ -116,7 +116,7 @@ def _engine(model: Model, device: str, pipe: Any) -> DiffusionEngine:
 
 
 def _caps(engine: StepEngine, model: Model) -> Caps:
-    """Measured as a worker measures them when it starts."""
+    """Measure the batch sizes as a starting worker does."""
     fixed = model.max_batch_size != "auto"
     max_batch = BUCKETS[-1] if model.max_batch_size == "auto" else model.max_batch_size
     caps = Caps(max_batch, fixed=fixed, min_gain=model.batching.min_gain, max_step_s=None)
@@ -126,7 +126,9 @@ def _caps(engine: StepEngine, model: Model) -> Caps:
 
 
 def calls(setup: BenchSetup, ways: Sequence[str], budget_s: float) -> list[PipelineTiming]:
-    """The pipeline's calls in each of these ways, by batch: until more prompts gain nothing twice, or time is up."""
+    """Time the pipeline's calls in these variants, by batch size, until larger batches bring no gain twice or the
+    budget is used.
+    """
     made = []
     for way in ways:
         pipe = twin(setup.bench.plain_pipe)
@@ -144,7 +146,7 @@ def _seconds(pipe: Any, setup: BenchSetup, budget_s: float) -> dict[int, float]:
     for batch in BUCKETS:
         inputs = [setup.base] * batch
         try:
-            draw(pipe, inputs)  # compiles, chooses kernels, takes memory
+            draw(pipe, inputs)  # compiles, selects kernels, allocates memory
             started = time.perf_counter()
             draw(pipe, inputs)
         except torch.OutOfMemoryError:
@@ -159,14 +161,14 @@ def _seconds(pipe: Any, setup: BenchSetup, budget_s: float) -> dict[int, float]:
 
 
 def best_ways(found: Sequence[PipelineTiming], min_gain: float) -> tuple[PipelineTiming, PipelineTiming]:
-    """The way that is best for one request at a time, and the one that is best for whole batches."""
+    """Return the best variants for single requests and for request batches."""
     single = min(found, key=lambda one: one.seconds[1])
     request_batching = max(found, key=lambda one: one.cap(min_gain) / one.seconds[one.cap(min_gain)])
     return single, request_batching
 
 
 def difference(setup: BenchSetup) -> int:
-    """How far a pixel of the engine's picture is from the pipeline's for the same request, at most, of 255."""
+    """Return the maximum difference of a pixel, of 255, between engine and pipeline."""
     engine = setup.bench.engine
     [row] = admitted(engine, [setup.base])
     while row.step < row.steps:

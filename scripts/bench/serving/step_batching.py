@@ -1,10 +1,10 @@
-"""Step batching against one request at a time and against whole-request batches, through the whole server.
+"""Step batching against single requests and request batches, through the complete server.
 
     python -m scripts.bench.serving.step_batching --rounds 3 --json results.json --plot results.png
 
-Three servers of one worker each stand side by side; closed-loop users (each asks again when it is answered) visit
-them in turn, round after round, so that noise of the machine falls on all three alike. What counts are the ratios
-within a round. On a machine without a GPU these are CPU numbers of the small built-in model.
+Three servers of one worker each run in parallel. Closed-loop users send requests to each server in turn, round after
+round, so that noise affects all of them equally. Compare the ratios within a round. Without a GPU, these are CPU
+numbers of the small built-in model.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ Rounds = dict[str, dict[int, list[dict[str, float | int]]]]
 
 
 def config(mode: str) -> dict[str, Any]:
-    """One worker of the built-in model in the given mode; the queue never refuses here."""
+    """Return a configuration of one worker in the given mode, with an unbounded queue."""
     scaling = {"min_workers": 1, "max_workers": 1}
     limits = {"min_side": 32, "max_steps": 150}
     defaults = {"size": "64x64", "steps": 20, "guidance_scale": 3.0, "scheduler": "ddim"}
@@ -43,7 +43,7 @@ def config(mode: str) -> dict[str, Any]:
 
 
 def measure(args: argparse.Namespace, users: list[int]) -> Rounds:
-    """Every mode at every number of users, `rounds` times, interleaved."""
+    """Measure every mode at every number of users, `rounds` times, interleaved."""
     rounds: Rounds = {mode: {count: [] for count in users} for mode in MODES}
     low, _, high = args.steps.partition("-")
     steps = (int(low), int(high or low))
@@ -63,7 +63,7 @@ def measure(args: argparse.Namespace, users: list[int]) -> Rounds:
 
 
 def condense(rounds: Rounds) -> list[dict[str, Any]]:
-    """Per mode and users: median over the rounds, the spread, and the ratio to the other modes within each round."""
+    """Return by mode and users: median, spread, and the ratio to other modes within each round."""
     rows = []
     for mode, by_users in rounds.items():
         for users, results in by_users.items():
@@ -84,7 +84,7 @@ def condense(rounds: Rounds) -> list[dict[str, Any]]:
 
 
 def show(rows: list[dict[str, Any]]) -> None:
-    """The table for people."""
+    """Print the table."""
     table = Table(title="closed-loop users; median (min to max) over rounds; ratio = step batching / this, same round")
     for column in ("users", "mode", "images/s", "p50 ms", "p99 ms", "images/s ratio", "p50 ratio", "p99 ratio"):
         table.add_column(column, justify="left" if column == "mode" else "right")
@@ -100,7 +100,7 @@ def show(rows: list[dict[str, Any]]) -> None:
 
 
 def plot(rows: list[dict[str, Any]], file: Path, title: str) -> None:
-    """Throughput and latency over users, one line per mode."""
+    """Plot throughput and latency by users, one line per mode."""
     import matplotlib
 
     matplotlib.use("Agg")

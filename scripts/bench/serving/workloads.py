@@ -1,4 +1,4 @@
-"""Who asks for what and when, and what is made of the times of the answers. Pure: every clock is passed in."""
+"""Request streams, arrival times and statistics of the benchmark. Pure: clocks are passed in."""
 
 from __future__ import annotations
 
@@ -15,27 +15,27 @@ from wire.messages import ImageInputs
 
 @dataclass(eq=False)
 class BenchRequest:
-    """A request of a load. Times are seconds on one clock, whichever the caller reads."""
+    """A request of a load. Times are seconds on the caller's clock."""
 
     task: str
     inputs: ImageInputs
-    #: Whose it is, where users wait for an answer before they ask again.
+    #: The closed-loop user.
     user: int = 0
     arrived: float = 0.0
-    #: When its encoded picture was there; None before.
+    #: Time at which the encoded image was ready; None before.
     finished: float | None = None
     error: str = ""
 
 
 class Steps(NamedTuple):
-    """How many steps requests ask for: any number from `low` to `high`, equally often."""
+    """A uniform distribution of step counts from `low` to `high`."""
 
     low: int
     high: int
 
     @classmethod
     def parse(cls, text: str) -> Steps:
-        """From `25` or `10-50`. Raises `ValueError`."""
+        """Parse `25` or `10-50`. Raises `ValueError`."""
         low, _, high = text.partition("-")
         made = cls(int(low), int(high or low))
         if not 1 <= made.low <= made.high:
@@ -44,17 +44,17 @@ class Steps(NamedTuple):
 
     @property
     def mean(self) -> float:
-        """Expected steps of a request."""
+        """Expected number of steps."""
         return (self.low + self.high) / 2
 
     @property
     def mixed(self) -> bool:
-        """Whether requests differ in their steps."""
+        """True if the step counts differ."""
         return self.low != self.high
 
 
 def request_stream(base: ImageInputs, steps: Steps, name: str, user: int = 0) -> Iterator[BenchRequest]:
-    """Requests without end, no two with one prompt or seed; equal for an equal `name`."""
+    """Yield requests without end, with distinct prompts and seeds; deterministic by `name`."""
     rng = random.Random(name)
     number = 0
     while True:
@@ -69,20 +69,20 @@ def request_stream(base: ImageInputs, steps: Steps, name: str, user: int = 0) ->
 
 
 def poisson(rate: float, seconds: float, name: str) -> list[float]:
-    """Times in [0, seconds) at which requests come that know nothing of each other, `rate` a second on average.
+    """Return Poisson arrival times in [0, seconds) at `rate` per second.
 
-    There are exactly as many as the rate says, so that a short trace is as heavy as a long one: a Poisson process whose
-    number is given spreads that number evenly at random.
+    Their number is fixed to the expectation, so that short traces are as heavy as long ones. A Poisson process of given
+    number distributes it uniformly.
     """
     rng = random.Random(name)
     return sorted(rng.uniform(0, seconds) for _ in range(max(round(rate * seconds), 1)))
 
 
 def completion_rate(times: Sequence[float], amounts: Sequence[float], since: float, until: float) -> float:
-    """Amount per second of what was finished at these times, all of them between `since` and `until`.
+    """Return the amount per second of what finished at these times, between `since` and `until`.
 
-    It is the slope of the sum over time, by least squares: a count would be wrong by up to a whole batch at either
-    end, wherever batches finish at once. Where the times lie too close together for that, it is the count.
+    It is the least-squares slope of the cumulative sum. A count would be wrong by up to a full batch at either end. If
+    the times are too close together for a slope, the count is used.
     """
     order = np.argsort(times, kind="stable")
     at = np.asarray(times, float)[order]
@@ -92,14 +92,14 @@ def completion_rate(times: Sequence[float], amounts: Sequence[float], since: flo
 
 
 def quantile(values: Sequence[float], share: float) -> float:
-    """The value that this share of the values is not above; not a number where there are none."""
+    """Return the quantile of the values; NaN if there are none."""
     return float(np.quantile(values, share)) if len(values) else float("nan")
 
 
 def best_batch(seconds: dict[int, float], min_gain: float) -> int:
-    """The batch to use, of the seconds that each takes: larger ones as long as they bring more images per second.
+    """Return the best batch size, given the seconds of each.
 
-    A batch is only taken for a gain of `min_gain` over the best smaller one, as the worker does for its own cap.
+    A larger batch must gain `min_gain` in images per second over the best smaller one, as in the worker.
     """
     best, best_rate = 1, 0.0
     for batch, took in sorted(seconds.items()):
@@ -109,17 +109,17 @@ def best_batch(seconds: dict[int, float], min_gain: float) -> int:
 
 
 class QueuedRequest(NamedTuple):
-    """A request that waits for a whole-request batch."""
+    """A request that waits for a request batch."""
 
     steps: int
     since: float
 
 
 def next_batch(waiting: Sequence[QueuedRequest], now: float, cap: int, window_s: float) -> list[int] | float:
-    """Places in the queue of those that start now, or seconds to wait.
+    """Return the queue positions to start now, or the seconds to wait.
 
-    Only equal step counts can share a call of a pipeline. A batch starts when it is full, or when its oldest request
-    has waited `window_s`; the oldest goes first.
+    A pipeline call requires equal step counts. A batch starts when it is full, or when its oldest request has waited
+    `window_s`. The oldest request goes first.
     """
     groups: dict[int, list[int]] = {}
     for place, one in enumerate(waiting):
