@@ -1,6 +1,6 @@
-"""From YAML, environment and command line to `Settings`, or to a list of mistakes that each name key, value and place.
+"""Reads `Settings` from a YAML file, the environment and the command line; reports every mistake with its place.
 
-Precedence rises from the file over `MUSTER_*` variables (`MUSTER_SERVER__PORT=9000`) to the command line.
+`MUSTER_*` variables (`MUSTER_SERVER__PORT=9000`) override the file, and the command line overrides both.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from configs.settings import Settings
 
 DEFAULT_FILE = Path(__file__).with_name("default.yaml")
 ENV_PREFIX = "MUSTER_"
-#: Where a client may keep its API key, as the line that the controller prints does: no setting.
+#: Environment variable with a client's API key. It is not a setting.
 CLIENT_KEY = "MUSTER_KEY"
 Tree = dict[str, Any]
 
 
 class Problem(NamedTuple):
-    """One mistake in a configuration."""
+    """A mistake in a configuration: place, key, value and explanation."""
 
     where: str
     key: str
@@ -40,15 +40,15 @@ class Problem(NamedTuple):
 
 
 class ConfigError(ValueError):
-    """The configuration is refused. `problems` are all that was found, not only the first."""
+    """The configuration is invalid. `problems` lists all mistakes."""
 
     def __init__(self, problems: list[Problem]) -> None:
         super().__init__("\n".join(str(problem) for problem in problems))
         self.problems = problems
 
 
-class Source(NamedTuple):
-    """One place that settings came from; `lines` maps a dotted key to its line where the place has lines."""
+class ConfigSource(NamedTuple):
+    """An origin of settings. `lines` maps dotted keys to line numbers; empty if it is not a file."""
 
     name: str
     values: Tree
@@ -58,9 +58,9 @@ class Source(NamedTuple):
 def load(file: Path | None = None, overrides: Tree | None = None) -> Settings:
     """Read and validate the configuration. Raises `ConfigError`.
 
-    `overrides` is a tree of what the command line sets; `file` replaces the default file as a whole.
+    `overrides` are the settings of the command line. `file` replaces the default file completely.
     """
-    sources = [read_yaml(file or DEFAULT_FILE), read_environment(), Source("command line", overrides or {})]
+    sources = [read_yaml(file or DEFAULT_FILE), read_environment(), ConfigSource("command line", overrides or {})]
     merged: Tree = {}
     for source in sources:
         merged = _merge(merged, source.values)
@@ -70,8 +70,8 @@ def load(file: Path | None = None, overrides: Tree | None = None) -> Settings:
         raise ConfigError(_explain(error, merged, sources)) from None
 
 
-def read_yaml(file: Path) -> Source:
-    """The file's settings and the line of each. Raises `ConfigError`."""
+def read_yaml(file: Path) -> ConfigSource:
+    """Return the file's settings with the line of each. Raises `ConfigError`."""
     try:
         text = file.read_text(encoding="utf-8")
         values = yaml.safe_load(text) or {}
@@ -81,12 +81,12 @@ def read_yaml(file: Path) -> Source:
     except yaml.YAMLError as error:
         raise ConfigError([Problem(str(file), "file", None, f"is not valid YAML: {error}")]) from None
     if not isinstance(values, dict):
-        raise ConfigError([Problem(str(file), "file", None, "must hold `key: value` lines at its top level")])
-    return Source(str(file), values, lines)
+        raise ConfigError([Problem(str(file), "file", None, "must contain `key: value` lines at its top level")])
+    return ConfigSource(str(file), values, lines)
 
 
-def read_environment() -> Source:
-    """The settings in `MUSTER_*` variables. Raises `ConfigError` for a variable that names no setting."""
+def read_environment() -> ConfigSource:
+    """Return the settings in `MUSTER_*` variables. Raises `ConfigError` for a variable that is not a setting."""
     fields = {name.lower() for name in Settings.model_fields}
     unknown = [
         Problem("environment", name, os.environ[name], _suggest(name[len(ENV_PREFIX) :].lower(), sorted(fields)))
@@ -98,7 +98,7 @@ def read_environment() -> Source:
     if unknown:
         raise ConfigError(unknown)
     try:
-        return Source("environment", EnvSettingsSource(Settings)())
+        return ConfigSource("environment", EnvSettingsSource(Settings)())
     except SettingsError as error:
         raise ConfigError([Problem("environment", "MUSTER_*", None, str(error))]) from None
 
@@ -121,8 +121,8 @@ def _line_numbers(node: yaml.Node | None, prefix: str = "") -> dict[str, int]:
     return lines
 
 
-def _explain(error: ValidationError, merged: Tree, sources: list[Source]) -> list[Problem]:
-    """One problem per key: a union of types gives several pydantic errors for the same value."""
+def _explain(error: ValidationError, merged: Tree, sources: list[ConfigSource]) -> list[Problem]:
+    """Return one problem per key. A union of types causes several pydantic errors for the same value."""
     found: dict[str, tuple[JsonValue, list[str]]] = {}
     for item in error.errors():
         path = _existing_path(merged, item["loc"])
@@ -140,7 +140,7 @@ def _explain(error: ValidationError, merged: Tree, sources: list[Source]) -> lis
 
 
 def _existing_path(tree: Any, location: tuple[int | str, ...]) -> list[str]:
-    """The part of pydantic's location that names keys of the tree, without its names of union branches."""
+    """Return the keys of pydantic's location, without its names of union branches."""
     path: list[str] = []
     for part in location:
         if not isinstance(tree, dict) or part not in tree:
@@ -150,8 +150,8 @@ def _existing_path(tree: Any, location: tuple[int | str, ...]) -> list[str]:
     return path
 
 
-def _origin(key: str, sources: list[Source]) -> str:
-    """The place of highest precedence that sets the key, with its line where there is one."""
+def _origin(key: str, sources: list[ConfigSource]) -> str:
+    """Return the source of highest precedence that sets the key, with the line if it is a file."""
     for source in reversed(sources):
         node: Any = source.values
         parts = key.split(".")
@@ -164,7 +164,6 @@ def _origin(key: str, sources: list[Source]) -> str:
 
 
 def _allowed_keys(path: list[str]) -> list[str]:
-    """The keys of the section at the path."""
     section: Any = Settings
     for part in path:
         if isinstance(section, type) and issubclass(section, BaseModel):

@@ -1,4 +1,4 @@
-"""One log format for every program."""
+"""The log format of all programs."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ import sys
 
 
 def configure_logging(level: str) -> None:
-    """Log lines to standard error: time, level, logger, message."""
+    """Write log lines to standard error: time, level, logger, message."""
     logging.basicConfig(
         level=level.upper(),
         stream=sys.stderr,
         format="%(asctime)s %(levelname)-7s %(name)s: %(message)s",
         force=True,
     )
-    for chatty in ("filelock", "asyncio"):
-        logging.getLogger(chatty).setLevel(logging.WARNING)
+    for verbose in ("filelock", "asyncio"):
+        logging.getLogger(verbose).setLevel(logging.WARNING)

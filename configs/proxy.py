@@ -1,4 +1,4 @@
-"""What can be set about another server that helps out while a model's own workers cannot."""
+"""The section `cold_start_proxy`: another server that answers while a model has no ready worker."""
 
 from __future__ import annotations
 
@@ -9,22 +9,22 @@ from pydantic import AfterValidator, Field
 from configs.sections import PositiveSeconds, Section
 
 
-def _outside_ours(value: str) -> str:
+def _not_a_setting(value: str) -> str:
     if value.startswith("MUSTER_"):
-        raise ValueError("variables that begin with MUSTER_ are settings; name another one")
+        raise ValueError("variables with the prefix MUSTER_ are settings; choose another name")
     return value
 
 
 class ColdStartProxy(Section):
-    """Another server with OpenAI's Images API. Jobs never go there."""
+    """A server with OpenAI's Images API. Jobs are never sent to it."""
 
     url: str = Field(pattern=r"^https?://[^/\s?#@]+(/[^\s?#]*)?$")
-    """Its base URL, as OpenAI's clients take it, such as https://images.example.org/v1."""
+    """Base URL as for OpenAI's clients, such as https://images.example.org/v1."""
     model: Annotated[str, Field(min_length=1)] | None = None
-    """The model to ask for there. Default: the name that it has here."""
-    api_key_env: Annotated[str, Field(pattern=r"^[A-Za-z_]\w*$"), AfterValidator(_outside_ours)] | None = None
-    """Environment variable that holds the API key to show there. A client's own key is never passed on."""
+    """Name of the model on that server. Default: its name here."""
+    api_key_env: Annotated[str, Field(pattern=r"^[A-Za-z_]\w*$"), AfterValidator(_not_a_setting)] | None = None
+    """Environment variable with the API key for that server. A client's own key is never forwarded."""
     max_wait_s: PositiveSeconds | None = None
-    """Requests that would wait for longer than this here go there, too. Default: only while no worker is ready."""
+    """Requests whose estimated wait is longer are sent there too. Default: only while no worker is ready."""
     timeout_s: PositiveSeconds = 120.0
-    """How long an answer from there may take; the request's own `timeout_s` counts if it is shorter."""
+    """Time limit of an answer; a shorter `timeout_s` of the request takes precedence."""

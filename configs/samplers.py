@@ -1,8 +1,8 @@
-"""Samplers by name: what a request may ask for as `scheduler`, and the diffusers class and options behind it.
+"""The samplers by name (`scheduler` of a request), each with its diffusers class and options.
 
-The balancer checks names here without importing torch; a worker builds the object from the same row. Left out are
-samplers that do not reach the right end where it is known exactly: iPNDM and the stochastic third order of DPM++ on
-checkpoints that predict noise, DEIS and SA on flows.
+The balancer checks names here without importing torch. A worker builds the object from the same entry. Samplers that
+miss the exact result in tests are left out: iPNDM and third-order stochastic DPM++ for noise prediction, DEIS and SA
+for flows.
 """
 
 from __future__ import annotations
@@ -11,11 +11,11 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Literal, NamedTuple
 
-#: Means "the one that the checkpoint ships".
+#: The checkpoint's own sampler.
 MODEL_DEFAULT = "default"
 
-#: What a checkpoint was trained to undo, which decides what can sample from it: noise of growing variance (Stable
-#: Diffusion), a straight way from noise to picture (Stable Diffusion 3, FLUX), or noise as in the EDM paper.
+#: The forward process of a checkpoint, which decides which samplers can be used: noise of growing variance (Stable
+#: Diffusion), rectified flow (Stable Diffusion 3, FLUX), or noise as in the EDM paper.
 Process = Literal["noise", "flow", "edm"]
 
 
@@ -23,7 +23,7 @@ Options = dict[str, str | bool | int]
 
 
 class Sampler(NamedTuple):
-    """A diffusers scheduler class, the options that make it this sampler, and the checkpoints that it is for."""
+    """A diffusers scheduler class with its options, and the forward processes that it supports."""
 
     cls: str
     options: Mapping[str, str | bool | int] = MappingProxyType({})
@@ -83,7 +83,7 @@ SAMPLERS: dict[str, Sampler] = {
 }
 
 _BY_CLASS = {sampler.cls.lower(): name for name, sampler in SAMPLERS.items() if not sampler.options}
-#: What other programs call them.
+#: Names of the same samplers in other programs.
 _ALIASES = {
     "euler_a": "euler_ancestral",
     "dpm_2": "kdpm2",
@@ -94,7 +94,7 @@ _ALIASES = {
 
 
 def canonical_sampler(name: str) -> str | None:
-    """The table's name for what a person wrote (`Euler`, `DDIMScheduler`, `DPM++ 2M Karras`); None if there is none."""
+    """Return the name for a spelling such as `Euler`, `DDIMScheduler`, `DPM++ 2M Karras`; None if unknown."""
     lowered = "_".join(name.lower().replace("++", "pp").replace("-", " ").split())
     if lowered == MODEL_DEFAULT or lowered in SAMPLERS:
         return lowered
@@ -102,5 +102,5 @@ def canonical_sampler(name: str) -> str | None:
 
 
 def sampler_names(process: Process | None = None) -> list[str]:
-    """Every name that a request may use, or those that suit checkpoints of one process."""
+    """Return the names that a request may use: all, or those for one forward process."""
     return [MODEL_DEFAULT, *(name for name, row in SAMPLERS.items() if process is None or process in row.processes)]

@@ -1,4 +1,4 @@
-"""What can be set about the number of a model's workers. The docstring of a field is its documentation."""
+"""The section `scaling` of a model: the number of its workers. The docstring of a field is its documentation."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pydantic import AfterValidator, AliasChoices, Field, model_validator
 
 from configs.sections import PositiveSeconds, Seconds, Section
 
-#: Fields that some policies read and others do not, by policy. Every policy reads what is listed for none.
+#: Fields that only some policies read, by policy. Every policy reads the fields that are not listed.
 POLICY_FIELDS: Mapping[str, frozenset[str]] = MappingProxyType(
     {
         "queue_depth": frozenset(
@@ -41,15 +41,15 @@ POLICY_FIELDS: Mapping[str, frozenset[str]] = MappingProxyType(
         "static": frozenset(),
     }
 )
-#: Part of the allowed violations that the margin aims at: it is slow, and what it let through is not undone.
-_AIM = 0.75
-_OWN = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
+#: Fraction of the allowed violations that `slo_work` aims at. It corrects slowly, and past violations stay counted.
+_VIOLATION_MARGIN = 0.75
+_CUSTOM_POLICY = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
 
 
 def _known_policy(value: str) -> str:
-    if value not in POLICY_FIELDS and not _OWN.fullmatch(value):
+    if value not in POLICY_FIELDS and not _CUSTOM_POLICY.fullmatch(value):
         allowed = ", ".join(repr(name) for name in POLICY_FIELDS)
-        raise ValueError(f"no such policy; allowed: {allowed}, or a function of your own as 'package.module:function'")
+        raise ValueError(f"unknown policy; allowed: {allowed}, or a custom function as 'package.module:function'")
     return value
 
 
@@ -67,144 +67,144 @@ def _timezone(value: str) -> str:
     try:
         ZoneInfo(value)
     except (ZoneInfoNotFoundError, ValueError, OSError):
-        raise ValueError("no such time zone; names are such as UTC, Europe/Berlin, Asia/Tokyo") from None
+        raise ValueError("unknown time zone; examples: UTC, Europe/Berlin, Asia/Tokyo") from None
     return value
 
 
 class Slo(Section):
-    """What clients should find: how long a request may wait for its start, and how many of them hold it."""
+    """The service level objective: a maximum wait, and the percentage of requests within it."""
 
     max_wait_s: PositiveSeconds = 10.0
-    """Longest wait between a request's arrival and the start of its work."""
+    """Maximum time between a request's arrival and the start of its work."""
     percentile: float = Field(default=99.0, gt=0, lt=100)
-    """Percentage of requests that should wait no longer."""
+    """Percentage of requests that should not wait longer."""
 
 
 class ScaleUp(Section):
-    """How fast workers may come."""
+    """Limits on adding workers."""
 
     stabilization_window_s: Seconds = 0.0
-    """No more workers than the fewest that were wanted in this time."""
+    """The number of workers does not exceed the minimum desired number within this time."""
     max_step: Annotated[int, Field(ge=1)] | None = None
-    """Most workers that may be added within one `interval_s`. Default: no bound."""
+    """Maximum number of workers added within one `interval_s`. Default: no limit."""
 
 
 class ScaleDown(Section):
-    """How fast workers may go."""
+    """Limits on removing workers."""
 
     stabilization_window_s: Seconds | Literal["auto"] = "auto"
-    """No fewer workers than the most that were wanted in this time; `auto` is one cold start."""
+    """The number of workers does not fall below the maximum desired number within this time. `auto`: one cold start."""
     max_step: Annotated[int, Field(ge=1)] | None = None
-    """Most workers that may be removed within one `interval_s`. Default: no bound."""
+    """Maximum number of workers removed within one `interval_s`. Default: no limit."""
 
 
 class Behavior(Section):
-    """How fast the number of workers may change."""
+    """Limits on the rate of change of the number of workers."""
 
     scale_up: ScaleUp = ScaleUp()
     scale_down: ScaleDown = ScaleDown()
 
 
 class ScaleToZero(Section):
-    """What happens around zero workers, where `min_workers` is 0."""
+    """Scaling to and from zero workers, if `min_workers` is 0."""
 
     idle_s: Seconds = 300.0
-    """How long a model must have had nothing to do before its last worker goes."""
+    """Time without work after which the last worker of a model stops."""
     activation: int = Field(default=1, ge=1)
-    """Workers that the first request starts, if its backlog does not need more."""
+    """Minimum number of workers that the first request starts."""
 
 
 class Feedback(Section):
-    """How the margin of `slo_work` follows the waits that were seen."""
+    """Adaptation of the safety margin of `slo_work` to the observed waits."""
 
     gain: float = Field(default=0.01, ge=0, le=1)
-    """How much one request moves the margin, in standard deviations; 0 keeps it as it is."""
+    """Change of the margin per request, in standard deviations; 0 keeps the margin constant."""
     violation_target: Annotated[float, Field(gt=0, lt=1)] | Literal["auto"] = "auto"
-    """Fraction of requests that may wait for too long; `auto` is 0.75 of what `slo.percentile` allows."""
+    """Target fraction of requests that wait too long. `auto`: 0.75 of the fraction that `slo.percentile` allows."""
 
 
 class Scheduled(Section):
-    """A number of workers from a time of day on, until the next entry's."""
+    """A number of workers from one time on, until the next entry applies."""
 
     cron: Annotated[str, AfterValidator(_cron)]
-    """When it begins: minute, hour, day of the month, month, day of the week."""
+    """When the entry begins to apply: minute, hour, day of the month, month, day of the week."""
     workers: int = Field(ge=0, validation_alias=AliasChoices("workers", "min_workers", "min_replicas"))
-    """At least so many workers; with `policy: schedule` just so many."""
+    """Minimum number of workers; with `policy: schedule` the exact number."""
     timezone: Annotated[str, AfterValidator(_timezone)] = "UTC"
     """Time zone of `cron`."""
 
 
 class Scaling(Section):
-    """How many workers a model gets. Load is (queued + running tasks) per live or starting worker."""
+    """The number of workers of a model. Load means (queued + running tasks) per live or starting worker."""
 
     min_workers: int = Field(default=1, ge=0, validation_alias=AliasChoices("min_workers", "min_replicas"))
-    """Never fewer than this. 0: the last one goes after `scale_to_zero.idle_s` without work."""
+    """Minimum number of workers. 0: the last one stops after `scale_to_zero.idle_s` without work."""
     max_workers: Annotated[int, Field(ge=1)] | Literal["auto"] = Field(
         default="auto", validation_alias=AliasChoices("max_workers", "max_replicas")
     )
-    """Never more than this; `auto` is as many as there are devices."""
+    """Maximum number of workers. `auto`: the number of devices."""
     initial_workers: Annotated[int, Field(ge=0)] | None = Field(
         default=None, validation_alias=AliasChoices("initial_workers", "initial_replicas")
     )
-    """Workers to begin with, and what `static` keeps. Default: `min_workers`."""
+    """Number of workers at the start, and the constant number of policy `static`. Default: `min_workers`."""
     interval_s: PositiveSeconds = 30.0
-    """Time between two decisions. What cannot wait for it is answered at once."""
+    """Time between two decisions. Urgent events cause a decision at once."""
     policy: Annotated[str, AfterValidator(_known_policy)] = "slo_work"
-    """How the number is decided: one of Muster's policies, or `package.module:function` for one of your own."""
+    """Scaling policy: a built-in one, or a custom function as `package.module:function`."""
     slo: Slo = Slo()
     scale_up_at: Annotated[float, Field(gt=0)] | Literal["auto"] = "auto"
-    """`queue_depth`: one worker more when the load reaches this; `auto` is a full batch, as measured."""
+    """`queue_depth`: load from which a worker is added. `auto`: a full batch, as measured."""
     scale_down_at: Annotated[float, Field(ge=0)] | Literal["auto"] = "auto"
-    """`queue_depth`: one worker fewer when the load falls under this; `auto` is a quarter of `scale_up_at`."""
+    """`queue_depth`: load below which a worker is removed. `auto`: a quarter of `scale_up_at`."""
     scale_up_hold_s: Seconds = 0.0
-    """`queue_depth`: how long the load must have been high."""
+    """`queue_depth`: time that the load must have been high before a worker is added."""
     scale_down_hold_s: Seconds = 60.0
-    """`queue_depth`: how long the load must have been low."""
+    """`queue_depth`: time that the load must have been low before a worker is removed."""
     scale_up_cooldown_s: Seconds = 0.0
-    """`queue_depth`: least time between two additions."""
+    """`queue_depth`: minimum time between two additions."""
     scale_down_cooldown_s: Seconds = 60.0
-    """`queue_depth`: least time between the last change and a removal."""
+    """`queue_depth`: minimum time between the last change and a removal."""
     target_ongoing_requests: Annotated[float, Field(gt=0)] | Literal["auto"] = "auto"
-    """`ongoing_requests`: queued + running tasks that each worker should have; `auto` is 0.7 of a full batch."""
+    """`ongoing_requests`: target number of queued + running tasks per worker. `auto`: 0.7 of a full batch."""
     upscaling_factor: float = Field(default=1.0, gt=0)
-    """`ongoing_requests`: fraction of what is missing that one decision adds."""
+    """`ongoing_requests`: fraction of the missing workers that one decision adds."""
     downscaling_factor: float = Field(default=1.0, gt=0)
-    """`ongoing_requests`: fraction of what is too much that one decision removes."""
+    """`ongoing_requests`: fraction of the surplus workers that one decision removes."""
     upscale_delay_s: Seconds = 30.0
-    """`ongoing_requests`: how long more workers must have been wanted."""
+    """`ongoing_requests`: time that more workers must have been desired before some are added."""
     downscale_delay_s: Seconds = 600.0
-    """`ongoing_requests`: how long fewer workers must have been wanted."""
+    """`ongoing_requests`: time that fewer workers must have been desired before some are removed."""
     look_back_period_s: PositiveSeconds = 90.0
-    """Over how long arrivals are counted for their present rate, and loads averaged."""
+    """Window in which arrivals are counted for their present rate, and loads are averaged."""
     rate_window_s: PositiveSeconds = 900.0
-    """Over how long arrivals are counted for their usual rate."""
+    """Window in which arrivals are counted for their long-term rate."""
     drain_s: PositiveSeconds = 30.0
-    """In how long a backlog should be worked off, once the workers for it have started."""
+    """Time within which a backlog should be completed, once the workers for it have started."""
     behavior: Behavior = Behavior()
     startup_hold_s: Seconds = 300.0
-    """`slo_work`: no worker goes while arrivals have been counted for less than this."""
+    """`slo_work`: no worker is removed until arrivals have been counted for this time."""
     cold_start_s: PositiveSeconds | Literal["auto"] = "auto"
-    """What a start takes until the worker serves; `auto` is what was measured, and 40 before the first measurement."""
+    """Duration of a cold start until the worker serves. `auto`: as measured, and 40 s before the first measurement."""
     standby_start_s: PositiveSeconds | Literal["auto"] = "auto"
-    """The same of a start from standby; `auto` is what was measured, and 5 before the first measurement."""
+    """Duration of a start from standby. `auto`: as measured, and 5 s before the first measurement."""
     scale_to_zero: ScaleToZero = ScaleToZero()
     feedback: Feedback = Feedback()
     schedule: tuple[Scheduled, ...] = ()
-    """Least numbers of workers by the time of day. The entry that began last counts."""
+    """Minimum numbers of workers by time. The entry that began last applies."""
     standby: int = Field(default=0, ge=0)
-    """Spare processes that hold libraries and weights in host memory but no device, so that a start is short."""
+    """Number of standby processes. They have loaded libraries and weights but use no device, which shortens a start."""
     max_worker_age_s: PositiveSeconds | None = None
-    """Workers older than this are replaced, one at a time and the new one first. Default: never."""
+    """Maximum age of a worker. Older ones are replaced one at a time, the new one first. Default: no limit."""
 
     @property
     def violations(self) -> float:
-        """The fraction of requests that may wait for too long, of which the margin is made."""
+        """The target fraction of requests that wait too long."""
         target = self.feedback.violation_target
-        return _AIM * (1 - self.slo.percentile / 100) if target == "auto" else target
+        return _VIOLATION_MARGIN * (1 - self.slo.percentile / 100) if target == "auto" else target
 
     @model_validator(mode="before")
     @classmethod
-    def _not_given_twice(cls, values: Any) -> Any:
+    def _no_duplicate_alias(cls, values: Any) -> Any:
         for field in cls.model_fields.values():
             alias = field.validation_alias
             names = [str(name) for name in alias.choices] if isinstance(alias, AliasChoices) else []
@@ -215,32 +215,32 @@ class Scaling(Section):
 
     @model_validator(mode="after")
     def _bounds_in_order(self) -> Scaling:
-        least, most, first = self.min_workers, self.max_workers, self.initial_workers
-        if most != "auto" and least > most:
-            raise ValueError(f"min_workers ({least}) must not exceed max_workers ({most})")
-        if first is not None and first < least:
-            raise ValueError(f"initial_workers ({first}) must not be below min_workers ({least})")
-        if first is not None and most != "auto" and first > most:
-            raise ValueError(f"initial_workers ({first}) must not exceed max_workers ({most})")
-        if most != "auto" and least == 0 and self.scale_to_zero.activation > most:
+        minimum, maximum, initial = self.min_workers, self.max_workers, self.initial_workers
+        if maximum != "auto" and minimum > maximum:
+            raise ValueError(f"min_workers ({minimum}) must not exceed max_workers ({maximum})")
+        if initial is not None and initial < minimum:
+            raise ValueError(f"initial_workers ({initial}) must not be below min_workers ({minimum})")
+        if initial is not None and maximum != "auto" and initial > maximum:
+            raise ValueError(f"initial_workers ({initial}) must not exceed max_workers ({maximum})")
+        if maximum != "auto" and minimum == 0 and self.scale_to_zero.activation > maximum:
             raise ValueError(
-                f"scale_to_zero.activation ({self.scale_to_zero.activation}) must not exceed max_workers ({most})"
+                f"scale_to_zero.activation ({self.scale_to_zero.activation}) must not exceed max_workers ({maximum})"
             )
         for entry in self.schedule:
-            if most != "auto" and entry.workers > most:
+            if maximum != "auto" and entry.workers > maximum:
                 raise ValueError(
-                    f"schedule asks for {entry.workers} workers at {entry.cron!r}, "
-                    f"which must not exceed max_workers ({most})"
+                    f"schedule requires {entry.workers} workers at {entry.cron!r}, "
+                    f"which must not exceed max_workers ({maximum})"
                 )
         return self
 
     @model_validator(mode="after")
-    def _thresholds_agree(self) -> Scaling:
+    def _thresholds_in_order(self) -> Scaling:
         up, down = self.scale_up_at, self.scale_down_at
         if up != "auto" and down != "auto" and down >= up:
             raise ValueError(
                 f"scale_down_at ({down:g}) must be below scale_up_at ({up:g}), "
-                "or workers would start and stop without end"
+                "or workers would start and stop endlessly"
             )
         if self.look_back_period_s > self.rate_window_s:
             raise ValueError(
@@ -256,14 +256,14 @@ class Scaling(Section):
         return self
 
     @model_validator(mode="after")
-    def _read_by_the_policy(self) -> Scaling:
+    def _policy_reads_fields(self) -> Scaling:
         if self.policy == "schedule" and not self.schedule:
             raise ValueError("policy schedule needs entries under schedule, such as {cron: '0 8 * * 1-5', workers: 4}")
-        if self.policy not in POLICY_FIELDS:  # the user's own reads what it likes
+        if self.policy not in POLICY_FIELDS:  # a custom policy may read any field
             return self
-        strange = frozenset().union(*POLICY_FIELDS.values()) - POLICY_FIELDS[self.policy]
-        for name in sorted(strange & self.model_fields_set):
+        unread = frozenset().union(*POLICY_FIELDS.values()) - POLICY_FIELDS[self.policy]
+        for name in sorted(unread & self.model_fields_set):
             if getattr(self, name) != type(self).model_fields[name].default:
                 readers = " or ".join(policy for policy, fields in POLICY_FIELDS.items() if name in fields)
-                raise ValueError(f"{name} means nothing to policy {self.policy}; remove it, or set policy: {readers}")
+                raise ValueError(f"policy {self.policy} does not use {name}; remove it, or set policy: {readers}")
         return self

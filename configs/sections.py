@@ -1,7 +1,4 @@
-"""What can be set for the server as a whole: one pydantic model for each part of the configuration.
-
-What can be set for a model, and the whole tree, is in `schema`.
-"""
+"""The sections of the configuration that concern the whole server. `settings` has the models and the complete tree."""
 
 from __future__ import annotations
 
@@ -14,56 +11,56 @@ Seconds = Annotated[float, Field(ge=0)]
 PositiveSeconds = Annotated[float, Field(gt=0)]
 
 
-def _some(value: ByteSize) -> ByteSize:
+def _positive(value: ByteSize) -> ByteSize:
     if value < 1:
-        raise ValueError("must be more than nothing, such as 9.5GiB")
+        raise ValueError("must be above 0, such as 9.5GiB")
     return value
 
 
-#: A number of bytes, or text such as 9.5GiB.
-Bytes = Annotated[ByteSize, AfterValidator(_some)]
+#: A number of bytes, or a text such as 9.5GiB.
+Bytes = Annotated[ByteSize, AfterValidator(_positive)]
 
 
 class Section(BaseModel):
-    """A part of the configuration: unknown keys are refused, values never change after loading."""
+    """A section of the configuration. It rejects unknown keys and is immutable."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
 
 class Server(Section):
-    """The HTTP front door."""
+    """The HTTP server."""
 
     host: str = "127.0.0.1"
     """Address to listen on."""
     port: int = Field(default=8000, ge=1, le=65535)
     """Port to listen on."""
     timeout_s: PositiveSeconds = 300.0
-    """How long a request may take from arrival to answer where it sets no `timeout_s` itself."""
+    """Time limit of a request from arrival to answer, if the request sets no `timeout_s`."""
     max_timeout_s: PositiveSeconds = 3600.0
-    """The longest `timeout_s` that a request may set."""
+    """Maximum `timeout_s` of a request."""
     max_body_bytes: int = Field(default=1 << 20, ge=1024)
-    """Largest request body that is read."""
+    """Maximum size of a request body."""
     max_upload_bytes: int = Field(default=32 << 20, ge=1024)
-    """Largest request body with pictures in it: `/v1/images/edits`, and data URLs in `/v1/images/generations`."""
+    """Maximum size of a request body with images: `/v1/images/edits`, and data URLs in `/v1/images/generations`."""
     max_prompt_chars: int = Field(default=4000, ge=1)
-    """Longest prompt and negative prompt."""
+    """Maximum length of a prompt and of a negative prompt."""
     max_n: int = Field(default=10, ge=1, le=128)
-    """Most images of one request."""
+    """Maximum number of images per request."""
     send_timeout_s: PositiveSeconds = Field(default=60.0, le=3600.0)
-    """A client that takes less than 64 KiB of a waiting answer in this time, and not the rest of it, is hung up on."""
+    """The connection is closed if the client reads neither 64 KiB nor the rest of an answer in this time."""
     record_arrivals: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,122}\.csv$")] | None = None
-    """Name of a CSV file in `data_dir` with a line for each image asked for, for the simulator. Default: none."""
+    """Name of a CSV file in `data_dir` that records a line per requested image, for the simulator. Default: none."""
     record_bytes: int = Field(default=64 << 20, ge=1 << 12)
-    """Most bytes of that file and of the older one (`NAME.csv.1`) beside it."""
+    """Maximum size of that file together with the previous one (`NAME.csv.1`)."""
     shutdown_s: PositiveSeconds = Field(default=4.0, le=8.0)
-    """How long running requests may go on after a signal to stop."""
+    """Time that running requests have to finish after a signal to stop."""
     tls_cert: Path | None = None
-    """PEM file of the certificate, and of those between it and its root: with it the server speaks HTTPS only."""
+    """PEM file of the certificate and its intermediate certificates. If set, the server uses HTTPS only."""
     tls_key: Path | None = None
     """PEM file of the certificate's private key, without a password."""
 
     @model_validator(mode="after")
-    def _tls_is_whole(self) -> Server:
+    def _tls_is_complete(self) -> Server:
         if (self.tls_cert is None) != (self.tls_key is None):
             missing = "tls_cert" if self.tls_cert is None else "tls_key"
             raise ValueError(f"tls_cert and tls_key go together; {missing} is missing")
@@ -71,113 +68,114 @@ class Server(Section):
 
 
 class Access(Section):
-    """Who may use the server."""
+    """Access control."""
 
     keys_file: Path | None = None
-    """API keys, as `scripts/keys` writes them; default: `keys.yaml` in `data_dir`, and without that file no keys."""
+    """File of API keys, written by `scripts/keys`. Default: `keys.yaml` in `data_dir`. Without it no key is needed."""
     insecure: bool = False
-    """Allow an address that other machines reach although there are no API keys."""
+    """Allow `server.host` to be reachable from other machines without API keys."""
     cors_origins: tuple[Annotated[str, Field(pattern=r"^(\*|https?://[^/\s]+)$")], ...] = ()
-    """Web pages of these origins (`https://HOST`, or `*`) may call the server from a browser; default: its own only."""
+    """Origins of web pages (`https://HOST`, or `*`) that may call the server from a browser. Default: its own only."""
     hosts: tuple[Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]+$|^\[[0-9A-Fa-f:.]+\]$")], ...] = ()
-    """Further names by which clients may call a server that listens on this machine only, as behind a proxy."""
+    """Additional host names that a server on a loopback address accepts, such as that of a reverse proxy."""
 
 
 class Queue(Section):
-    """The bounded queue of the balancer."""
+    """The balancer's queues."""
 
     max_tasks: int = Field(default=1024, ge=1)
-    """Most waiting tasks (images) per model; past it 429 with Retry-After, but for API keys with few of them."""
+    """Maximum number of queued tasks (images) per model; beyond it 429 with Retry-After. Keys below their fair share
+    are still accepted."""
     max_source_bytes: int = Field(default=1 << 30, ge=1 << 20)
-    """Most bytes of source pictures (3 per pixel) that unfinished tasks may hold; past it the answer is 429 too."""
+    """Maximum bytes of source images (3 per pixel) of all unfinished tasks; beyond it 429."""
     max_attempts: int = Field(default=3, ge=1)
-    """How many workers may die under a task before it is failed."""
+    """Number of workers that may die while they run a task before the task fails."""
     max_work_s: PositiveSeconds | None = None
-    """Most waiting work per model, in seconds that its workers need for it, as measured; past it the answer is 429."""
+    """Maximum queued work per model, in measured seconds of its workers; beyond it 429. Default: no limit."""
     deadline_slack: Annotated[float, Field(ge=1)] | None = 1.5
-    """A request is refused when its estimated time exceeds its `timeout_s` by this factor, and not begun where the time
-    that is left to it is too short; null: never."""
+    """A request is rejected if its estimated time exceeds its `timeout_s` by this factor, and is not started if its
+    remaining time is too short. null: never."""
     priority_s: Seconds = 60.0
-    """A step of `priority` goes before others of the same owner that came up to this much earlier, and no more."""
+    """Head start of one step of `priority`: it goes before tasks of the same owner that arrived this much earlier."""
     preempt_margin: Annotated[int, Field(ge=1)] | None = 1
-    """A waiting task makes a running one of its owner give way whose `priority` is lower by this much; null: never."""
+    """A queued task preempts a running one of the same owner whose `priority` is lower by this much. null: never."""
     rebalance: bool = True
-    """Move running tasks to a worker that has come or become idle, when that finishes them sooner, as measured."""
+    """Move running tasks to a new or idle worker if they are estimated to finish earlier there."""
 
 
 class Jobs(Section):
-    """Durable jobs (`/v1/jobs`), and answers that are kept for their `Idempotency-Key`."""
+    """Durable jobs (`/v1/jobs`), and answers stored by `Idempotency-Key`."""
 
     timeout_s: PositiveSeconds = 86_400.0
-    """How long a job may take from its arrival where its body sets no `timeout_s`; time without a server counts."""
+    """Time limit of a job from its arrival, if it sets no `timeout_s`. Time while the server is down counts."""
     keep_s: PositiveSeconds = 86_400.0
-    """How long results and kept answers can be asked for again."""
+    """Time that results and stored answers remain available."""
     max_bytes: int = Field(default=4 << 30, ge=1 << 16)
-    """Most bytes that jobs and kept answers may take: past it the oldest results go, then new jobs get 429."""
+    """Maximum bytes of jobs and stored answers. Beyond it the oldest results are deleted, then new jobs get 429."""
     max_file_bytes: int | None = Field(default=None, ge=1 << 16)
-    """Bound of the file itself, past which new jobs get 503 as on a full disk; default: none."""
+    """Maximum size of the database file; beyond it new jobs get 503, as on a full disk. Default: none."""
     max_unfinished: int = Field(default=10_000, ge=1)
-    """Most jobs that are not done; past it new ones get 429 with Retry-After."""
+    """Maximum number of unfinished jobs; beyond it 429 with Retry-After."""
     queue_share: float = Field(default=0.5, gt=0, le=1)
-    """Part of `queue.max_tasks` that images of jobs may fill; other jobs wait on disk, and requests find room."""
+    """Fraction of `queue.max_tasks` that jobs may use; further jobs wait on disk, so that requests find room."""
     checkpoint_every_s: PositiveSeconds = 3.0
-    """How often the newest checkpoints of running jobs are written."""
+    """Interval between two checkpoints of a running job."""
     webhook_private: bool = False
-    """Whether webhooks may go to private, loopback and link-local addresses."""
+    """Allow webhooks to private, loopback and link-local addresses."""
     webhook_timeout_s: PositiveSeconds = 10.0
-    """How long a webhook's receiver may take to answer."""
+    """Time limit of a webhook's answer."""
     webhook_attempts: int = Field(default=10, ge=1)
-    """How often a webhook is tried before it is given up."""
+    """Maximum number of attempts per webhook."""
     webhook_retry_s: PositiveSeconds = 5.0
-    """Pause before the second attempt; each further one is twice as long, up to an hour."""
+    """Delay before the second attempt. It doubles with each further attempt, up to an hour."""
 
 
 class SimulatedDevice(Section):
     """Simulated GPUs of one size."""
 
     memory: Bytes
-    """Memory of each, such as 24GiB."""
+    """Memory of each device, such as 24GiB."""
     count: int = Field(default=1, ge=1)
-    """How many there are."""
+    """Number of devices."""
 
 
 class Devices(Section):
-    """Where workers may run."""
+    """The devices that workers use."""
 
     use: Literal["auto", "cuda", "cpu"] = "auto"
-    """`auto` takes every GPU, or CPU slots on a machine without one."""
+    """`auto`: all GPUs, or CPU slots on a machine without a GPU."""
     cpu_slots: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
-    """Workers that the CPU has room for, one thread each; `auto` is one per core."""
+    """Number of workers on the CPU, one thread each. `auto`: one per core."""
     share: bool = False
-    """Let several workers of one model share a GPU where its memory allows. Workers of different models always may."""
+    """Allow several workers of one model on a GPU if its memory suffices. Workers of different models always may."""
     memory_margin: float = Field(default=0.1, ge=0, le=1)
-    """Room to leave beside what a model was seen to need (`gpu_memory: auto`), as a fraction of that."""
+    """Memory reserved in addition to the measured need of a model (`gpu_memory: auto`), as a fraction of it."""
     simulated: tuple[SimulatedDevice, ...] = ()
-    """GPUs that models with `engine: sim` compete for. Default: each finds as many as it may have workers."""
+    """Simulated GPUs for models with `engine: sim`. Default: enough for all their workers."""
 
 
 class Workers(Section):
-    """The life of a worker process."""
+    """The lifecycle of worker processes."""
 
     heartbeat_s: PositiveSeconds = 1.0
-    """How often a worker says that it lives."""
+    """Interval between two heartbeats of a worker."""
     lost_after_s: PositiveSeconds = 10.0
-    """Silence after which a worker's tasks are given to others."""
+    """Time without a heartbeat after which a worker's tasks are assigned to other workers."""
     start_timeout_s: PositiveSeconds = 600.0
-    """A worker that is not ready by then is killed and counted as a crash."""
+    """A worker that is not ready after this time is killed, and counts as crashed."""
     drain_timeout_s: PositiveSeconds = 60.0
-    """A draining worker whose tasks cannot be moved may finish them for so long; 10 s later it is killed."""
+    """Time that a draining worker has to finish tasks that cannot be moved; it is killed 10 s later."""
     stuck_factor: float = Field(default=20.0, ge=2)
-    """A worker that lives but makes no step for this many times its measured step time is stuck, and replaced ..."""
+    """A live worker is stuck, and replaced, if it completes no step for this multiple of its measured step time ..."""
     stuck_min_s: PositiveSeconds = 120.0
-    """... but not before this: the first step of a new picture size may be compiled."""
+    """... and at least for this time: the first step of a new image size may include compilation."""
     orphan_after_s: PositiveSeconds = 60.0
-    """A worker that hears nothing from a balancer for this long exits."""
+    """A worker exits if it receives nothing from a balancer for this time."""
     listen: str | None = Field(default=None, pattern=r"^tcp://([A-Za-z0-9.-]+|\[[0-9A-Fa-f:.]+\]):[1-9][0-9]{0,4}$")
-    """`tcp://ADDRESS:PORT` for workers on other machines, each with a key of its own (`scripts/keys add-worker`)."""
+    """Address `tcp://ADDRESS:PORT` for workers on other machines. Each needs a key (`scripts/keys add-worker`)."""
 
     @model_validator(mode="after")
-    def _beats_before_lost(self) -> Workers:
+    def _lost_after_two_heartbeats(self) -> Workers:
         if self.lost_after_s < 2 * self.heartbeat_s:
             raise ValueError(
                 f"lost_after_s ({self.lost_after_s:g}) must be at least twice heartbeat_s ({self.heartbeat_s:g})"

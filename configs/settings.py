@@ -1,8 +1,6 @@
-"""Everything that can be set, as one tree of pydantic models. The docstring of a field is its documentation.
+"""The complete tree of settings, and the section of a model. The docstring of a field is its documentation.
 
-What can be set for a model stands here, what can be set for the server in `sections`.
-
-Nothing here reads a file or the environment: `load` does.
+`sections` has the sections of the server. `load` reads files and the environment.
 """
 
 from __future__ import annotations
@@ -23,7 +21,7 @@ from configs.sections import Access, Bytes, Devices, Jobs, PositiveSeconds, Queu
 def _known_scheduler(value: str) -> str:
     known = canonical_sampler(value)
     if known is None:
-        raise ValueError(f"no such scheduler; allowed: {', '.join(sampler_names())}")
+        raise ValueError(f"unknown scheduler; allowed: {', '.join(sampler_names())}")
     return known
 
 
@@ -36,127 +34,127 @@ def _size(value: str) -> str:
 
 
 class Batching(Section):
-    """How a worker fills its batch."""
+    """Batching in a worker."""
 
     mode: Literal["step", "grouped"] = "step"
-    """`step`: requests join and leave between denoising steps. `grouped`: whole-request batches, for comparison."""
+    """`step`: requests join and leave a batch between denoising steps. `grouped`: a batch runs to its end."""
     window_s: Seconds = 0.3
-    """`grouped` only: how long the first request of a batch waits for others."""
+    """`grouped` only: time that the first request of a batch waits for others."""
     min_gain: float = Field(default=0.05, ge=0, lt=1)
-    """A larger batch must bring more images per second by this fraction to be used (`max_batch_size: auto`)."""
+    """`max_batch_size: auto`: minimum gain in images per second, as a fraction, for which a larger batch is used."""
     max_step_s: PositiveSeconds | None = None
-    """No batch whose step takes longer than this: bounds how long a newcomer waits to join. Default: no bound."""
+    """Maximum duration of a step, which limits how long a new request waits to join the batch. Default: no limit."""
     checkpoint_every: Annotated[int, Field(ge=1)] | Literal["auto", "never"] = "auto"
-    """Steps between two checkpoints of a running task, which its worker's death sets it back to; `auto`: about 2 s."""
+    """Steps between two checkpoints of a task, from which it resumes after its worker died. `auto`: about 2 s."""
 
 
 class WarmUp(Section):
-    """What a worker does before it takes its first request."""
+    """Measurements of a worker before its first request."""
 
     sizes: tuple[Annotated[str, AfterValidator(_size)], ...] = ()
-    """Picture sizes to measure beside the default one. Others are learnt from the steps that they take."""
+    """Image sizes to measure in addition to the default one. Other sizes are measured while they run."""
     measure_s: Seconds = 10.0
-    """Most seconds to spend on measuring steps of 1 to 32 tasks, per size; the result is kept in `data_dir`."""
+    """Time limit per size for measuring steps of 1 to 32 tasks. The results are stored in `data_dir`."""
 
 
 class Defaults(Section):
-    """What a request gets that does not say otherwise."""
+    """Default values of request parameters."""
 
     size: Annotated[str, AfterValidator(_size)] = "512x512"
-    """Width x height in pixels."""
+    """WIDTHxHEIGHT in pixels."""
     steps: int = Field(default=25, ge=1)
-    """Denoising steps."""
+    """Number of denoising steps."""
     guidance_scale: float = Field(default=7.5, ge=0)
-    """Classifier-free guidance; at 1 or below there is none, which halves the work."""
+    """Classifier-free guidance. At 1 or below it is off, which halves the work."""
     scheduler: Annotated[str, AfterValidator(_known_scheduler)] = "default"
-    """Sampler by name; `default` is the checkpoint's own."""
+    """Name of the sampler. `default`: the checkpoint's own."""
     strength: float = Field(default=0.8, gt=0, le=1)
-    """With a source picture: how far from it, 1 ignoring it."""
+    """With a source image: how far the result may differ from it; 1 ignores it."""
 
 
 class Limits(Section):
-    """What one request may ask of this model."""
+    """Limits of request parameters."""
 
     max_steps: int = Field(default=150, ge=1, le=1000)
-    """Most denoising steps."""
+    """Maximum number of denoising steps."""
     max_pixels: int = Field(default=1024 * 1024, ge=64)
-    """Most pixels, width x height."""
+    """Maximum number of pixels, width x height."""
     min_side: int = Field(default=64, ge=8)
-    """Shortest side in pixels."""
+    """Minimum length of a side in pixels."""
     max_guidance_scale: float = Field(default=50.0, ge=1)
-    """Strongest guidance."""
+    """Maximum guidance scale."""
     max_source_pixels: int = Field(default=25_000_000, ge=64)
-    """Most pixels of an uploaded picture, before it is scaled to the size of the image."""
+    """Maximum number of pixels of an uploaded image, before it is scaled."""
     max_loras: int = Field(default=4, ge=0)
-    """Most adapters of one request."""
+    """Maximum number of LoRA adapters per request."""
     max_lora_scale: float = Field(default=4.0, gt=0)
-    """Strongest scale of an adapter, of either sign."""
+    """Maximum absolute scale of an adapter."""
 
 
 class Sim(Section):
-    """The simulated accelerator: a step of b tasks takes t0_s + t1_s * b."""
+    """A simulated accelerator, on which a step of b tasks takes t0_s + t1_s * b seconds."""
 
     t0_s: Seconds = 0.008
-    """Seconds of a step, whatever the batch."""
+    """Duration of a step independent of the batch size."""
     t1_s: Seconds = 0.003
-    """Seconds of a step for each task."""
+    """Additional duration of a step per task."""
     load_s: Seconds = 0.5
-    """Seconds that reading the weights takes, which a spare has done already."""
+    """Duration of reading the weights. A standby worker has done this already."""
     activate_s: Seconds = 0.0
-    """Seconds that bringing them onto the device takes."""
+    """Duration of copying the weights to the device."""
     fail_prompt: str = "sim:fail"
-    """A prompt that holds this fails, alone."""
+    """A prompt with this text fails, without effect on other tasks."""
     crash_prompt: str = "sim:crash"
-    """A prompt that holds this kills the worker process."""
+    """A prompt with this text kills the worker process."""
     nan_prompt: str = "sim:nan"
-    """A prompt that holds this ends in a picture that is none."""
+    """A prompt with this text produces an invalid image (NaN)."""
     flag_prompt: str = "sim:flag"
-    """A prompt that holds this makes a picture that the safety checker objects to, as `safety_checker` says."""
+    """A prompt with this text produces an image that the safety checker flags (see `safety_checker`)."""
     stuck_prompt: str = "sim:stuck"
-    """A prompt that holds this makes a step that never ends."""
+    """A prompt with this text causes a step that never completes."""
     device_prompt: str = "sim:device"
-    """A prompt that holds this makes the device unusable."""
+    """A prompt with this text makes the device unusable."""
     memory_tasks: int | None = Field(default=None, ge=0)
-    """A step of more tasks than this is out of memory."""
+    """A step with more tasks runs out of memory. Default: never."""
 
 
 class Model(Section):
-    """One served model."""
+    """A served model."""
 
     engine: Literal["diffusion", "sim"] = "diffusion"
-    """`diffusion` runs a diffusers checkpoint; `sim` simulates an accelerator for load tests."""
+    """`diffusion`: a diffusers checkpoint. `sim`: a simulated accelerator for load tests."""
     path: str = "builtin:digits"
-    """`builtin:NAME`, a local folder, a single `.safetensors` file, or a hub id. Only safetensors are loaded."""
+    """`builtin:NAME`, a local folder, a `.safetensors` file, or a hub id. Only safetensors are loaded."""
     pipeline: str | None = Field(default=None, pattern=r"^[A-Za-z][A-Za-z0-9]*Pipeline$")
-    """Class of diffusers to run the checkpoint with; default: the one that the checkpoint names."""
+    """Pipeline class of diffusers. Default: the class that the checkpoint names."""
     controlnet: str | None = None
-    """Folder or hub id of a ControlNet to load beside it, for a ControlNet pipeline."""
+    """Folder or hub id of the ControlNet, for a ControlNet pipeline."""
     variant: str | None = Field(default=None, pattern=r"^[A-Za-z0-9_]+$")
-    """Variant of the weight files, such as `fp16`, where the checkpoint has several."""
+    """Variant of the weight files, such as `fp16`, if the checkpoint has several."""
     loras: Path | None = None
-    """Folder of LoRA adapters (`NAME.safetensors`) that requests may name."""
+    """Folder of LoRA adapters (`NAME.safetensors`) that requests may use."""
     max_loras: int = Field(default=8, ge=1)
-    """Most adapters that a worker keeps in memory; the least recently used gives way."""
+    """Maximum number of adapters in a worker's memory; the least recently used one is evicted."""
     safety_checker: Literal["off", "flag", "refuse"] = "off"
-    """Where the checkpoint ships one: `flag` says in the answer what it objects to, `refuse` answers 400 instead."""
+    """For checkpoints with a safety checker. `flag`: the answer marks flagged images. `refuse`: the answer is 400."""
     compile: Literal["off", "regional", "full", "graphs"] = "off"
-    """GPU only: `torch.compile` of the denoiser's repeated blocks or of all of it, or CUDA graphs without compiling."""
+    """GPU only: `torch.compile` of the denoiser's repeated blocks (`regional`) or all of it (`full`); CUDA graphs."""
     reproducible: bool = False
-    """Every request gets equal bytes for an equal seed under any load, at the price of smaller shared batches."""
+    """Equal requests with equal seeds get equal bytes under any load. Fewer requests can then share a batch."""
     dtype: Literal["auto", "float32", "float16", "bfloat16"] = "auto"
-    """`auto` is the checkpoint family's usual half precision on a GPU and float32 on a CPU."""
+    """`auto`: the usual half precision of the checkpoint family on a GPU, float32 on a CPU."""
     gpu_memory: Bytes | Literal["auto"] = "auto"
-    """Memory that one worker needs on its GPU, such as 9.5GiB. `auto` is what its workers were seen to hold, kept in
-    `data_dir`; until one has run, a whole GPU."""
+    """GPU memory that one worker needs, such as 9.5GiB. `auto`: the measured need, stored in `data_dir`; until it is
+    measured, a full GPU."""
     max_batch_size: Annotated[int, Field(ge=1, le=512)] | Literal["auto"] = "auto"
-    """Most tasks in one worker's running batch; `auto` measures where more would gain nothing, up to 32."""
+    """Maximum number of tasks in a worker's batch. `auto`: the measured size without further gain, up to 32."""
     batching: Batching = Batching()
     warm_up: WarmUp = WarmUp()
     defaults: Defaults = Defaults()
     limits: Limits = Limits()
     scaling: Scaling = Scaling()
     cold_start_proxy: ColdStartProxy | None = None
-    """Another server that answers while this model has no worker that is ready."""
+    """Another server that answers while this model has no ready worker."""
     sim: Sim = Sim()
 
     @model_validator(mode="after")
@@ -171,11 +169,11 @@ class Model(Section):
         return self
 
     @model_validator(mode="after")
-    def _adapters_are_not_compiled(self) -> Model:
+    def _compile_excludes_loras(self) -> Model:
         if self.loras is not None and self.compile in ("regional", "full"):
             raise ValueError(
-                f"compile ({self.compile}) does not go with loras: each set of adapters would be compiled anew; "
-                "allowed: off, graphs"
+                f"compile ({self.compile}) cannot be combined with loras: each set of adapters would be "
+                "compiled again; allowed: off, graphs"
             )
         return self
 
@@ -184,7 +182,7 @@ ModelName = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,62}$")]
 
 
 class Settings(BaseSettings):
-    """The whole configuration."""
+    """The configuration."""
 
     model_config = SettingsConfigDict(
         extra="forbid",
@@ -195,13 +193,13 @@ class Settings(BaseSettings):
     )
 
     data_dir: Path = Path("data")
-    """Logs, sockets and everything else that the server writes."""
+    """Folder of everything that the server writes: logs, sockets, state."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
-    """How much the logs tell."""
+    """Minimum level of log lines."""
     min_workers: int | None = Field(default=None, ge=0)
-    """Stands in for `scaling.min_workers` of every model."""
+    """Replaces `scaling.min_workers` of every model."""
     max_workers: int | None = Field(default=None, ge=1)
-    """Stands in for `scaling.max_workers` of every model."""
+    """Replaces `scaling.max_workers` of every model."""
     server: Server = Server()
     access: Access = Access()
     queue: Queue = Queue()
@@ -209,28 +207,28 @@ class Settings(BaseSettings):
     devices: Devices = Devices()
     workers: Workers = Workers()
     models: dict[ModelName, Model] = Field(min_length=1)
-    """The served models by name. The first is the default of a request that names none."""
+    """The served models by name. The first one is the default of requests without a model."""
 
     def scaling(self, model: str) -> Scaling:
-        """The model's scaling with `min_workers` and `max_workers` of the top level applied."""
+        """Return the model's scaling settings, with `min_workers` and `max_workers` of the top level applied."""
         own = self.models[model].scaling
-        least = self.min_workers if self.min_workers is not None else own.min_workers
-        most = self.max_workers if self.max_workers is not None else own.max_workers
-        if self.min_workers is not None and self.max_workers is None and isinstance(most, int):
-            most = max(most, least)
+        minimum = self.min_workers if self.min_workers is not None else own.min_workers
+        maximum = self.max_workers if self.max_workers is not None else own.max_workers
+        if self.min_workers is not None and self.max_workers is None and isinstance(maximum, int):
+            maximum = max(maximum, minimum)
         if self.max_workers is not None and self.min_workers is None:
-            least = min(least, self.max_workers)
-        first = own.initial_workers
-        if first is not None:
-            first = max(min(first, most), least) if isinstance(most, int) else max(first, least)
-        return own.model_copy(update={"min_workers": least, "max_workers": most, "initial_workers": first})
+            minimum = min(minimum, self.max_workers)
+        initial = own.initial_workers
+        if initial is not None:
+            initial = max(min(initial, maximum), minimum) if isinstance(maximum, int) else max(initial, minimum)
+        return own.model_copy(update={"min_workers": minimum, "max_workers": maximum, "initial_workers": initial})
 
     @model_validator(mode="after")
-    def _a_request_fits_the_queue(self) -> Settings:
+    def _max_n_fits_queue(self) -> Settings:
         if self.server.max_n > self.queue.max_tasks:
             raise ValueError(
                 f"server.max_n ({self.server.max_n}) must not exceed queue.max_tasks ({self.queue.max_tasks}), "
-                "or a request for so many images could never be accepted"
+                "or a request for that many images could never be accepted"
             )
         return self
 

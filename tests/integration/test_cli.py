@@ -192,7 +192,7 @@ def test_people_hold_pause_and_resume_and_it_outlives_the_controller(start: Star
     instance.process.kill()
     instance.process.wait()
     instance.start()
-    instance.until(lambda: "scaling is paused, as was ordered" in instance.output(), "its memory")
+    instance.until(lambda: "scaling is paused by a command" in instance.output(), "its memory")
     [balancer] = [p for p in instance.children() if "loadbalancer" in " ".join(p.cmdline())]
     balancer.kill()
 

@@ -25,7 +25,7 @@ def write(tmp_path: Path, text: str) -> Path:
         ("models: {m: {cold_start_proxy: {url: 'https://me:secret@h/v1'}}}", "cold_start_proxy.url"),
         ("models: {m: {cold_start_proxy: {url: 'https://h/v1?key=1'}}}", "cold_start_proxy.url"),
         ("models: {m: {cold_start_proxy: {url: 'https://h', api_key_env: 'sk-123'}}}", "api_key_env"),
-        ("models: {m: {cold_start_proxy: {url: 'https://h', api_key_env: MUSTER_X}}}", "begin with MUSTER_"),
+        ("models: {m: {cold_start_proxy: {url: 'https://h', api_key_env: MUSTER_X}}}", "the prefix MUSTER_"),
         ("models: {m: {cold_start_proxy: {url: 'https://h', timeout_s: 0}}}", "timeout_s"),
         ("models: {m: {cold_start_proxy: {url: 'https://h', max_wait_s: -1}}}", "max_wait_s"),
         # Nothing else of the data directory can be written over.

@@ -46,7 +46,7 @@ def test_names_of_the_field_are_taken_too(tmp_path: Path, given: str, same: str)
         ("{min_workers: 2, initial_workers: 1}", ["initial_workers (1) must not be below min_workers (2)"]),
         ("{max_workers: 2, initial_workers: 3}", ["initial_workers (3) must not exceed max_workers (2)"]),
         ("{policy: magic}", ["policy = 'magic'", "'slo_work'", "'queue_depth'", "package.module:function"]),
-        ("{policy: 'a b:c'}", ["no such policy"]),
+        ("{policy: 'a b:c'}", ["unknown policy"]),
         ("{policy: schedule}", ["needs entries under schedule", "cron: '0 8 * * 1-5'"]),
         ("{interval_s: 0}", ["interval_s = 0", "greater than 0"]),
         ("{drain_s: -1}", ["drain_s = -1"]),
@@ -70,21 +70,21 @@ def test_names_of_the_field_are_taken_too(tmp_path: Path, given: str, same: str)
         ),
         (
             "{max_workers: 2, schedule: [{cron: '0 8 * * *', workers: 3}]}",
-            ["schedule asks for 3 workers at '0 8 * * *'", "max_workers (2)"],
+            ["schedule requires 3 workers at '0 8 * * *'", "max_workers (2)"],
         ),
         ("{schedule: [{cron: '0 8 * *', workers: 3}]}", ["five fields", "'0 8 * *'"]),
         ("{schedule: [{cron: '0 25 * * *', workers: 3}]}", ["five fields", "'0 25 * * *'"]),
         (
             "{schedule: [{cron: '0 8 * * *', workers: 1, timezone: Mars/Olympus}]}",
-            ["no such time zone", "Europe/Berlin"],
+            ["unknown time zone", "Europe/Berlin"],
         ),
         # What the policy would not read.
         (
             "{policy: slo_work, scale_up_at: 4}",
-            ["scale_up_at means nothing to policy slo_work", "remove it, or set policy: queue_depth"],
+            ["policy slo_work does not use scale_up_at", "remove it, or set policy: queue_depth"],
         ),
         ("{policy: queue_depth, target_ongoing_requests: 4}", ["set policy: ongoing_requests"]),
-        ("{policy: static, feedback: {gain: 0.5}}", ["feedback means nothing to policy static", "slo_work"]),
+        ("{policy: static, feedback: {gain: 0.5}}", ["policy static does not use feedback", "slo_work"]),
     ],
 )
 def test_what_cannot_be_meant_is_refused_with_what_to_change(tmp_path: Path, scaling: str, says: list[str]) -> None:

@@ -142,7 +142,7 @@ def test_a_policy_that_cannot_be_imported_is_refused_by_name(settings: Any) -> N
     ("sections", "model", "told"),
     [
         ({}, {"gpu_memory": "lots"}, "models.m.gpu_memory = 'lots'"),
-        ({}, {"gpu_memory": 0}, "must be more than nothing, such as 9.5GiB"),
+        ({}, {"gpu_memory": 0}, "must be above 0, such as 9.5GiB"),
         ({"devices": {"simulated": [{"count": 2}]}}, {}, "devices.simulated"),
         ({"devices": {"simulated": [{"memory": "24GiB", "count": 0}]}}, {}, "devices.simulated"),
         ({"devices": {"memory_margin": -0.1}}, {}, "devices.memory_margin = -0.1"),
