@@ -1,6 +1,4 @@
-"""The shell around the dispatcher: what comes from the routes, the workers (`router`, `vigil`) and the clock goes in as
-events; what is to be said to workers and listeners comes out as effects. Decides nothing.
-"""
+"""Runs the scheduler: passes events from routes, workers and the clock to it, and carries out its effects."""
 
 from __future__ import annotations
 
@@ -13,9 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from configs.settings import Settings
 from loadbalancer.metrics.arrival_log import Arrivals
-from loadbalancer.scheduling.estimates import estimate_wait
 from loadbalancer.scheduling.events import (
-    Effect,
     Event,
     LogLine,
     MessageReceived,
@@ -29,9 +25,7 @@ from loadbalancer.scheduling.events import (
     Tick,
     WorkerLost,
 )
-from loadbalancer.scheduling.rules import rules_of
 from loadbalancer.scheduling.scheduler import Scheduler
-from loadbalancer.scheduling.snapshot import snapshot
 from loadbalancer.scheduling.task import Checkpoint, Task, TaskCompleted, TaskEnded, TaskEstimate, TaskUpdate
 from loadbalancer.transport.curve_listener import CurveListener
 from loadbalancer.transport.process_watcher import ProcessWatcher
@@ -44,56 +38,58 @@ log = logging.getLogger(__name__)
 
 Listener = Callable[[TaskUpdate], None]
 _TICK_S = 0.25
-#: A tick that comes so late finds messages that have not been read yet.
-_ASLEEP_S = 1.0
-#: Workers' names and reasons are in what is noted: such a line is no longer than this.
-_MAX_NOTE_CHARS = 1000
-#: A worker whose balancer was away tries to connect once a second or more often, and then says what it runs.
+#: A tick that is late by more than this finds unread messages.
+_SUSPENDED_S = 1.0
+#: Bounds log lines, which contain names and reasons chosen by workers.
+_MAX_LOG_LINE_CHARS = 1000
+#: A worker without a balancer tries to connect at least once a second, and then reports what it runs.
 _HOLD_S = 1.5
 
 
 class SchedulerService:
-    """Connects requests with workers. All methods are called in the event loop."""
+    """Connects requests with workers. All methods are called in the event loop.
+
+    Local workers connect to `address`, workers on other machines to the address of the `listener`.
+    """
 
     def __init__(
-        self, settings: Settings, address: str, guard: CurveListener | None = None, arrivals: Arrivals | None = None
+        self,
+        settings: Settings,
+        address: str,
+        listener: CurveListener | None = None,
+        arrivals: Arrivals | None = None,
     ) -> None:
-        """Workers meet it at `address`; those of other machines at the guard's."""
         self._arrivals = arrivals
-        self._guard = guard
-        self._models = settings.models
+        self._curve_listener = listener
         self._scheduler = Scheduler(
-            list(settings.models),
-            max_tasks=settings.queue.max_tasks,
-            max_attempts=settings.queue.max_attempts,
-            heartbeat_s=settings.workers.heartbeat_s,
-            lost_after_s=settings.workers.lost_after_s,
-            max_source_bytes=settings.queue.max_source_bytes,
-            rules=rules_of(settings, record=arrivals is not None),
+            {name: settings.scaling(name) for name in settings.models},
+            settings.queue,
+            settings.workers,
+            grouped=[name for name, model in settings.models.items() if model.batching.mode == "grouped"],
             hold_s=_HOLD_S,
         )
-        self._router = WorkerSocket(address, guard, self._hear, self._lose)
-        self._vigil = ProcessWatcher(self._died)
+        self._socket = WorkerSocket(address, listener, self._on_message, self._on_worker_lost)
+        self._processes = ProcessWatcher(self._on_process_ended)
         self._listeners: dict[str, Listener] = {}
-        self._unhandled: Counter[str] = Counter()
+        self._errors: Counter[str] = Counter()
         self._started = time.monotonic()
-        self._held_up = False
+        self._was_suspended = False
 
     async def start(self) -> None:
-        """Bind and begin. Raises `zmq.ZMQError` or `CannotListen` if an address cannot be bound."""
+        """Bind the addresses and start. Raises `zmq.ZMQError` or `CannotListen` if an address cannot be bound."""
         self._loop = asyncio.get_running_loop()
-        self._router.open()
-        self._ticking = self._loop.call_later(_TICK_S, self._tick)
+        self._socket.open()
+        self._next_tick = self._loop.call_later(_TICK_S, self._tick)
 
     async def stop(self) -> None:
-        """End every waiting request, then close."""
+        """Cancel every task, then close."""
         self._handle(TasksCancelled(list(self._scheduler.tasks), "the server is shutting down"))
-        self._ticking.cancel()
-        self._router.mute()
-        self._vigil.keep(())
-        await self._router.close()
+        self._next_tick.cancel()
+        self._socket.stop_receiving()
+        self._processes.watch_only(())
+        await self._socket.close()
 
-    # ---- what the routes use
+    # ---- requests
 
     def submit(
         self,
@@ -137,7 +133,7 @@ class SchedulerService:
         ]
         for task, state in zip(tasks, checkpoints, strict=bool(checkpoints)):
             if state is not None:
-                task.resume(state)
+                task.resume_from(state)
         self._listeners |= dict.fromkeys((task.id for task in tasks), listener)
         try:
             self._handle(TasksSubmitted(tasks, already_counted))
@@ -148,105 +144,86 @@ class SchedulerService:
         return [task.id for task in tasks]
 
     def request_proxied(self, model: str, inputs: Sequence[ImageInputs]) -> None:
-        """Another server is asked to do these: they are arrivals all the same. `forwarded` says when that is over."""
+        """Count a request to another server as arrivals; `proxy_finished` has to follow."""
         size = inputs[0].width, inputs[0].height
         self._handle(RequestProxied(model, size, inputs[0].steps, len(inputs)))
 
     def proxy_finished(self, model: str, count: int) -> None:
-        """The other server has answered, or will not."""
+        """Note that the other server has answered, or will not."""
         self._handle(ProxyFinished(model, count))
 
-    def estimate_wait(self, model: str, item: ImageInputs, *, priority: int, owner: str, weight: float) -> float | None:
-        """Seconds until this would begin if it were queued now; None if unknown."""
-        now, core = time.monotonic(), self._scheduler
-        task = Task("", model, item, now, now, priority, owner, weight, steps=item.steps)
-        return estimate_wait(task, core.queues[model], core.roster.of(model), core.tasks)
-
     def cancel(self, tasks: Sequence[str]) -> None:
-        """Nobody waits for these any more: their slots are free within one step. Idempotent."""
+        """Cancel the tasks: their slots are free within one step. Idempotent."""
         for task in tasks:
             self._listeners.pop(task, None)
         self._handle(TasksCancelled(tasks, "cancelled by its client"))
 
+    # ---- questions
+
+    def estimate_wait(self, model: str, item: ImageInputs, *, priority: int, owner: str, weight: float) -> float | None:
+        """Return the seconds until this image would start if it were queued now; None if unknown."""
+        now = time.monotonic()
+        return self._scheduler.estimate_wait(Task("", model, item, now, now, priority, owner, weight, steps=item.steps))
+
     def estimate(self, task: str) -> TaskEstimate | None:
-        """The task's place in the queue and the time to its end; None once it has ended."""
+        """Return the task's position and remaining time; None once it has ended."""
         return self._scheduler.estimate(task)
 
     def checkpoint(self, task: str) -> Checkpoint | None:
-        """The task's last known state on its way; None before the first, and once it has ended."""
-        known = self._scheduler.tasks.get(task)
-        return Checkpoint(known.checkpoint_step, known.steps, known.checkpoint) if known and known.checkpoint else None
+        """Return the task's latest checkpoint; None before the first, and once it has ended."""
+        return self._scheduler.checkpoint(task)
 
     def is_ready(self, model: str) -> bool:
-        """Whether some worker of the model takes tasks."""
-        roster, now = self._scheduler.roster, time.monotonic()
-        return any(worker.slots and roster.state(worker, now) == "ready" for worker in roster.of(model))
+        """Return whether some worker of the model accepts tasks."""
+        return self._scheduler.is_ready(model, time.monotonic())
 
     def engine_info(self, model: str) -> About | None:
-        """What the model's engine can do, by the word of a worker; None while none is connected."""
-        return next((worker.hello.about for worker in self._scheduler.roster.of(model)), None)
+        """Return the capabilities of the model's engine; None while no worker is connected."""
+        return self._scheduler.engine_info(model)
 
     def step_curves(self, model: str) -> list[StepCurve]:
-        """What a step costs by picture size: of each size, the curve of the worker with the largest cap."""
-        best: dict[tuple[int, int], StepCurve] = {}
-        for worker in self._scheduler.roster.of(model):
-            for curve in worker.beat.curves:
-                size = curve.width, curve.height
-                best[size] = max(best.get(size, curve), curve, key=lambda each: each.cap)
-        return list(best.values())
+        """Return the model's step times by image size."""
+        return self._scheduler.step_curves(model)
 
     def snapshot(self) -> Snapshot:
-        """The present, for the controller and for metrics."""
+        """Return the present, for the controller and for metrics."""
         now = time.monotonic()
-        core = self._scheduler
-        return snapshot(
-            core.queues,
-            core.rates,
-            core.costs,
-            core.tasks,
-            core.roster,
-            now=now,
-            wall_time=time.time(),
-            uptime_s=now - self._started,
-        )
+        return self._scheduler.snapshot(now=now, wall_time=time.time(), uptime_s=now - self._started)
 
     @property
     def in_flight_counts(self) -> Mapping[str, int]:
-        """Tasks that have not ended, listeners that wait for news of one, and workers' slots that are taken."""
-        slots = sum(len(worker.held) for worker in self._scheduler.roster)
-        return {"tasks": len(self._scheduler.tasks), "listeners": len(self._listeners), "slots": slots}
+        """Unfinished tasks, registered listeners, and slots in use."""
+        tasks, slots = len(self._scheduler.tasks), self._scheduler.slots_in_use()
+        return {"tasks": tasks, "listeners": len(self._listeners), "slots": slots}
 
     @property
     def counters(self) -> Mapping[str, int]:
-        """Sums since the start: tasks by what became of them, messages by what was wrong with them."""
-        refused = self._guard.refused if self._guard is not None else Counter[str]()
+        """Sums since the start: tasks by outcome, messages by what was wrong with them."""
+        rejected = self._curve_listener.rejected if self._curve_listener is not None else Counter[str]()
         dropped = Counter({"arrivals_dropped": self._arrivals.dropped}) if self._arrivals is not None else Counter()
-        return self._scheduler.counters + self._router.counters + self._unhandled + refused + dropped
+        return self._scheduler.counters + self._socket.counters + self._errors + rejected + dropped
 
-    # ---- events in, effects out
+    # ---- events and effects
 
     def _handle(self, event: Event) -> None:
-        self._perform(self._scheduler.handle(event, time.monotonic()))
-
-    def _perform(self, effects: Sequence[Effect]) -> None:
-        parcels: dict[str, list[ForWorker]] = {}
-        for effect in effects:
+        envelopes: dict[str, list[ForWorker]] = {}
+        for effect in self._scheduler.handle(event, time.monotonic()):
             match effect:
                 case SendMessage(worker, message, frames):
-                    parcels.setdefault(worker, []).append(ForWorker(message, frames))
+                    envelopes.setdefault(worker, []).append(ForWorker(message, frames))
                 case NotifyListener(update):
-                    self._tell(update)
+                    self._notify(update)
                 case LogLine(text):
                     log.info("%s", _printable(text))
                 case RecordTask(task):
-                    assert self._arrivals is not None
-                    self._arrivals.put(task, time.monotonic(), time.time())
-        for worker, own in parcels.items():
-            self._router.send(worker, own)
+                    if self._arrivals is not None:
+                        self._arrivals.put(task, time.monotonic(), time.time())
+        for worker, own in envelopes.items():
+            self._socket.send(worker, own)
 
-    def _tell(self, update: TaskUpdate) -> None:
-        over = isinstance(update, TaskCompleted | TaskEnded)
-        listener = self._listeners.pop(update.task, None) if over else self._listeners.get(update.task)
+    def _notify(self, update: TaskUpdate) -> None:
+        is_last = isinstance(update, TaskCompleted | TaskEnded)
+        listener = self._listeners.pop(update.task, None) if is_last else self._listeners.get(update.task)
         if listener is None:
             return
         try:
@@ -254,43 +231,44 @@ class SchedulerService:
         except Exception:
             log.exception("a listener failed on %s", type(update).__name__)
 
-    def _hear(self, worker: str, parcel: FromWorker, local: bool) -> None:
+    def _on_message(self, worker: str, envelope: FromWorker, is_local: bool) -> None:
         try:
-            self._handle(MessageReceived(worker, parcel))
-        except Exception:  # a mistake of ours must not keep the other workers from being heard
-            self._unhandled["unhandled"] += 1
-            log.exception("failed on a %s of %r", type(parcel.message).__name__, worker)
+            self._handle(MessageReceived(worker, envelope))
+        except Exception:  # an error here must not affect the messages of other workers
+            self._errors["unhandled"] += 1
+            log.exception("failed on a %s of %r", type(envelope.message).__name__, worker)
             return
-        if isinstance(parcel.message, Hello):
-            if local and worker in self._scheduler.roster.workers:
-                self._vigil.watch(worker, parcel.message.pid)
+        if isinstance(envelope.message, Hello):
+            if is_local and worker in self._scheduler.connected_workers():
+                self._processes.watch(worker, envelope.message.pid)
             else:
-                self._vigil.leave(worker)
+                self._processes.unwatch(worker)
 
-    def _lose(self, worker: str, reason: str) -> None:
+    def _on_worker_lost(self, worker: str, reason: str) -> None:
         self._handle(WorkerLost(worker, reason))
 
+    def _on_process_ended(self, worker: str) -> None:
+        self._socket.drain()  # its last messages may still be unread
+        self._handle(WorkerLost(worker, "its process has ended"))
+
     def _tick(self) -> None:
-        late_s = self._loop.time() - self._ticking.when()
-        self._ticking = self._loop.call_later(_TICK_S, self._tick)  # first, so that it goes on whatever comes
-        self._held_up = late_s > _ASLEEP_S and not self._held_up  # once: a slow machine has deadlines, too
-        if self._held_up:  # what the workers said while this process was stopped is heard before they are called silent
-            log.warning("the balancer was held up for %.1f s", late_s)
-            self._router.drain()
+        late_s = self._loop.time() - self._next_tick.when()
+        self._next_tick = self._loop.call_later(_TICK_S, self._tick)  # first, so that an error does not stop the clock
+        # Once in a row only: on a slow machine, deadlines have to expire too.
+        self._was_suspended = late_s > _SUSPENDED_S and not self._was_suspended
+        if self._was_suspended:  # messages that came while this process was stopped count before workers time out
+            log.warning("the balancer was suspended for %.1f s", late_s)
+            self._socket.drain()
         else:
             try:
                 self._handle(Tick())
             except Exception:
-                self._unhandled["unhandled"] += 1
+                self._errors["unhandled"] += 1
                 log.exception("failed on a tick")
-        self._vigil.keep(self._scheduler.roster.workers.keys())
-
-    def _died(self, worker: str) -> None:
-        self._router.drain()  # its last words may still be unread
-        self._lose(worker, "its process has ended")
+        self._processes.watch_only(self._scheduler.connected_workers())
 
 
 def _printable(text: str) -> str:
-    """What a worker calls itself and gives as its reasons is its own: it must not look like other lines."""
-    bounded = text if len(text) <= _MAX_NOTE_CHARS else f"{text[:_MAX_NOTE_CHARS]}..."
+    """Escape and shorten the text, so that no worker can forge log lines by its name or reasons."""
+    bounded = text if len(text) <= _MAX_LOG_LINE_CHARS else f"{text[:_MAX_LOG_LINE_CHARS]}..."
     return "".join(each if each.isprintable() else repr(each)[1:-1] for each in bounded)

@@ -1,80 +1,69 @@
-"""Whether a request may come in: full is an answer, and so is too late. Pure."""
+"""Admission control: rejects requests for which there is no room or no time. Pure."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-from loadbalancer.scheduling.estimates import drain_s, earliest_finish_s, time_until_room
+from configs.sections import Queue
+from loadbalancer.scheduling.deadlines import is_unreachable
+from loadbalancer.scheduling.estimates import AdmissionEstimate, bounded_retry_s
 from loadbalancer.scheduling.request_queue import ModelQueue
-from loadbalancer.scheduling.rules import Rules
 from loadbalancer.scheduling.task import DeadlineUnreachable, QueueFull, Task
-from loadbalancer.scheduling.worker_registry import Worker
 
 
 class AdmissionControl:
-    """Looks at each request before it is queued, and keeps count of the source pictures inside."""
+    """Checks each request before it is queued, and counts the memory of accepted source images."""
 
-    def __init__(self, rules: Rules, max_source_bytes: int) -> None:
-        self._rules = rules
-        self._max_source_bytes = max_source_bytes
-        #: Bytes of source pictures that the tasks hold; pictures that tasks of a request share are counted for each.
+    def __init__(self, config: Queue) -> None:
+        self._config = config
+        #: Bytes of the source images of unfinished tasks; images shared by the tasks of a request count for each.
         self._source_bytes = 0
 
     def __repr__(self) -> str:
-        return f"<Door {self._source_bytes} of {self._max_source_bytes} bytes of source pictures inside>"
+        return f"<AdmissionControl {self._source_bytes} of {self._config.max_source_bytes} bytes of source images>"
 
-    def enter(self, tasks: Sequence[Task]) -> None:
-        """These were let in."""
+    def add(self, tasks: Sequence[Task]) -> None:
         self._source_bytes += sum(task.source_bytes for task in tasks)
 
-    def leave(self, task: Task) -> None:
-        """It has ended."""
+    def remove(self, task: Task) -> None:
         self._source_bytes -= task.source_bytes
 
-    def refusal(
-        self, tasks: Sequence[Task], queue: ModelQueue, workers: Sequence[Worker], now: float
+    def reject_reason(
+        self, tasks: Sequence[Task], queue: ModelQueue, estimate: AdmissionEstimate, now: float
     ) -> QueueFull | None:
-        """Why a request is not let in, all of it or none; None where it is."""
-        return (
-            self._no_room(tasks, queue, workers)
-            or self._too_much_work(tasks, queue, workers)
-            or self._too_late(tasks, queue, workers, now)
-        )
+        """Return why the request is rejected as a whole; None if it is accepted."""
+        first, config = tasks[0], self._config
+        if len(tasks) > queue.room(first.owner):
+            reason = f"the queue of model '{first.model}' is full ({queue.max_tasks} images are waiting)"
+            return QueueFull(reason, estimate.room_s)
+        added_bytes = sum(task.source_bytes for task in tasks)
+        if self._source_bytes and self._source_bytes + added_bytes > config.max_source_bytes:
+            limit = f"{config.max_source_bytes >> 20} MiB"
+            return QueueFull(f"the source images of unfinished requests fill their limit of {limit}", estimate.room_s)
+        if config.max_work_s is not None and len(queue):
+            rejection = self._too_much_work(first, queue, estimate, config.max_work_s)
+            if rejection is not None:
+                return rejection
+        remaining_s, finish_s = first.deadline - now, estimate.finish_s
+        if finish_s is None or not is_unreachable(finish_s, remaining_s, config.deadline_slack):
+            return None
+        reason = f"the image would take about {finish_s:.1f} s, the request allows {remaining_s:.1f} s"
+        return DeadlineUnreachable(reason, bounded_retry_s(finish_s - remaining_s), finish_s)
 
-    def _no_room(self, tasks: Sequence[Task], queue: ModelQueue, workers: Sequence[Worker]) -> QueueFull | None:
-        if len(tasks) > queue.room(tasks[0].owner):
-            why = f"the queue of model '{tasks[0].model}' is full ({queue.max_tasks} images are waiting)"
-            return QueueFull(why, time_until_room(queue, workers, len(tasks)))
-        coming = sum(task.source_bytes for task in tasks)
-        if self._source_bytes and self._source_bytes + coming > self._max_source_bytes:
-            why = f"source pictures of unfinished images fill the {self._max_source_bytes >> 20} MiB that they may take"
-            return QueueFull(why, time_until_room(queue, workers, len(tasks)))
-        return None
+    def _too_much_work(
+        self, task: Task, queue: ModelQueue, estimate: AdmissionEstimate, max_work_s: float
+    ) -> QueueFull | None:
+        """Bound the waiting work. An empty queue accepts a request of any size, so this is only called for others.
 
-    def _too_much_work(self, tasks: Sequence[Task], queue: ModelQueue, workers: Sequence[Worker]) -> QueueFull | None:
-        """An empty queue takes everything: a large request is better served than never.
-
-        As with the number of tasks, an owner with less than an equal part of a full queue is let in.
+        As with the number of tasks, an owner below its equal part of a full queue is accepted.
         """
-        most, owner = self._rules.max_work_s, tasks[0].owner
-        drain = drain_s(queue.steps, workers) if len(queue) else None
-        if most is None or drain is None:
+        if estimate.queue_s is None:
             return None
-        coming = drain_s({tasks[0].size: sum(task.remaining_steps for task in tasks)}, workers) or 0.0
-        own = drain_s(queue.steps_of(owner), workers) or 0.0
-        if drain + coming <= most or own + coming <= most / queue.sharers(owner):
+        request_s, owner_s = estimate.request_s or 0.0, estimate.owner_s or 0.0
+        total_s = estimate.queue_s + request_s
+        if total_s <= max_work_s or owner_s + request_s <= max_work_s / queue.active_owners(task.owner):
             return None
-        why = f"the queue of model '{tasks[0].model}' is full ({drain:.0f} s of work are waiting, {most:g} s may)"
-        return QueueFull(why, min(max(drain + coming - most, 1.0), 60.0))
-
-    def _too_late(
-        self, tasks: Sequence[Task], queue: ModelQueue, workers: Sequence[Worker], now: float
-    ) -> QueueFull | None:
-        slack, has = self._rules.deadline_slack, tasks[0].deadline - now
-        if slack is None:
-            return None
-        eta = earliest_finish_s(tasks, queue, workers, enough_s=slack * has)
-        if eta is None or eta <= slack * has:
-            return None
-        why = f"the image would take about {eta:.1f} s, the request allows {has:.1f} s"
-        return DeadlineUnreachable(why, min(max(eta - has, 1.0), 60.0), eta)
+        waiting = f"{estimate.queue_s:.0f} s of work are waiting, the limit is {max_work_s:g} s"
+        return QueueFull(
+            f"the queue of model '{task.model}' is full ({waiting})", bounded_retry_s(total_s - max_work_s)
+        )

@@ -1,11 +1,11 @@
-"""What images cost in seconds of one worker, learnt from those that were made. Pure.
+"""The measured cost of images, in seconds of one worker. Pure.
 
-A worker with b tasks in its batch takes t(b) for a step instead of t(1), so that each of them goes s(b) = t(b) / t(1)
-times slower than alone. A second that they share is 1 / s(b) seconds of work of each. Added up from a task's first
-step to its picture, that is what it would have taken alone, with all that is no step: texts, decoding, files. So the
-work of all tasks of a worker adds up to what the worker can do, whatever it was slow for.
+A worker with b tasks in its batch takes t(b) for a step instead of t(1), so each task runs s(b) = t(b) / t(1) times
+slower than in a batch of its own. One second of such a batch is 1 / s(b) seconds of work for each task. The sum from a
+task's first step to its image is the time that it would have taken without others, with everything that is not a step:
+text encoding, decoding, files. The work of all tasks of a worker therefore adds up to the capacity of the worker.
 
-Rule: a time is forgotten only for a newer one. When no worker is left, what was measured last stands.
+Only a newer measurement replaces a measurement. The last one stays valid while no worker is connected.
 """
 
 from __future__ import annotations
@@ -16,172 +16,202 @@ from dataclasses import dataclass, field
 from typing import TypeVar
 
 from loadbalancer.scheduling.request_queue import Size
-from loadbalancer.scheduling.worker_registry import Worker
+from loadbalancer.scheduling.worker_registry import Worker, full_batch_step_cost
 from wire.messages import Heartbeat
 
-Known = TypeVar("Known")
-#: What one more finished task changes in a mean; the first ones change it more.
-_WEIGHT = 0.05
-#: All that is no step of an image is reckoned as this many times its steps at most, where time is short: one picture
-#: that was slow for once must not end all that come after it.
-_MOST_BESIDE = 1.0
-#: Picture sizes that are remembered: requests may come in any.
-_SIZES = 256
+Value = TypeVar("Value")
+#: Weight of one more finished task in a mean; the first ones weigh more.
+_MEAN_WEIGHT = 0.05
+#: Bounds the time of an image outside of its steps, as a multiple of its steps, where time is short: one slow image
+#: must not expire all that follow.
+_MAX_OVERHEAD = 1.0
+#: Image sizes that are remembered; requests may come in any size.
+_MAX_SIZES = 256
+#: Cost of every step until one was measured: only the number of steps counts then.
+_UNMEASURED_STEP_S = 1.0
 
 
 @dataclass(slots=True)
-class _Mean:
-    """A moving average."""
-
+class _RunningMean:
     value: float = 0.0
     count: int = 0
 
     def add(self, value: float) -> None:
         self.count += 1
-        self.value += (value - self.value) * max(1.0 / self.count, _WEIGHT)
+        self.value += (value - self.value) * max(1.0 / self.count, _MEAN_WEIGHT)
 
 
 @dataclass(slots=True)
-class _Meter:
-    """A worker's clock that goes the slower, the more tasks there are in its batch."""
+class _WorkMeter:
+    """Integrates the work per task of one worker; it advances more slowly the more tasks share the batch."""
 
     worker: Worker
-    at: float
-    #: Seconds of work that a task would have had that was in the batch all along.
+    updated_at: float
+    #: Seconds of work of a task that has been in the batch all along.
     work_s: float = 0.0
-    #: What the clock showed when each task began.
-    began: dict[str, float] = field(default_factory=dict)
-    #: How much longer so many tasks take than one, by the heartbeat that was looked at last.
-    beat: Heartbeat | None = None
-    slower: dict[int, float] = field(default_factory=dict)
+    #: Reading of `work_s` at the start of each task.
+    start_readings: dict[str, float] = field(default_factory=dict)
+    #: Slowdown by number of tasks, as of this heartbeat.
+    heartbeat: Heartbeat | None = None
+    slowdowns: dict[int, float] = field(default_factory=dict)
 
 
-class ImageCosts:
-    """One model's images. Seconds are of one worker that does one task at a time."""
+class CostModel:
+    """Costs of one model's images. Seconds are of a worker that runs one task at a time, unless noted otherwise."""
 
     def __init__(self) -> None:
         #: Tasks of a full batch of the usual size on one worker; None until it was measured.
         self.batch_cap: int | None = None
-        #: How much longer a task takes in it than alone.
-        self.slow_down = 1.0
+        #: Ratio of a task's time in a full batch to its time in a batch of its own.
+        self.batch_slowdown = 1.0
         self._usual: Size | None = None
-        self._alone: OrderedDict[Size, float] = OrderedDict()
-        self._made: OrderedDict[Size, _Mean] = OrderedDict()
-        self._ratio = _Mean(1.0)
-        self._meters: dict[str, _Meter] = {}
-        self._where: dict[str, str] = {}
+        self._single_s: OrderedDict[Size, float] = OrderedDict()
+        self._finished_s: OrderedDict[Size, _RunningMean] = OrderedDict()
+        self._overhead = _RunningMean(1.0)
+        self._meters: dict[str, _WorkMeter] = {}
+        self._worker_of: dict[str, str] = {}
+        self._workers: Sequence[Worker] = ()
+        self._usual_full_batch_s: float | None = None
+        self._full_batch_s: dict[Size, float] = {}
 
     def __repr__(self) -> str:
-        return f"<Costs of {len(self._alone)} sizes, {self._ratio.count} tasks made, {len(self._where)} in the making>"
+        sizes, finished, running = len(self._single_s), self._overhead.count, len(self._worker_of)
+        return f"<CostModel {sizes} sizes measured, {finished} tasks finished, {running} running>"
 
-    # ---- what is measured
+    # ---- measurements
 
-    def refresh(self, workers: Sequence[Worker]) -> None:
-        """Look anew at what the workers' steps take."""
-        told = [worker for worker in workers if worker.beat.curves]
-        if not told:
+    def update(self, workers: Sequence[Worker]) -> float | None:
+        """Read the workers' latest step times. The first measurement returns the change of `full_batch_step_s`."""
+        self._update_curves([worker for worker in workers if worker.heartbeat.curves])
+        usual_s = full_batch_step_cost(workers, (0, 0))
+        if not usual_s:
+            return None
+        is_first = self._usual_full_batch_s is None
+        self._workers, self._usual_full_batch_s = workers, usual_s
+        self._full_batch_s.clear()
+        return usual_s / _UNMEASURED_STEP_S if is_first else None
+
+    def _update_curves(self, workers: Sequence[Worker]) -> None:
+        if not workers:
             return
-        best = max(told, key=lambda worker: worker.beat.curves[0].cap)
-        first = best.beat.curves[0]
+        largest = max(workers, key=lambda worker: worker.heartbeat.curves[0].cap)
+        first = largest.heartbeat.curves[0]
         self._usual, self.batch_cap = (first.width, first.height), first.cap
-        self.slow_down = _slow_down(best, self._usual, first.cap) or self.slow_down
-        alone: defaultdict[Size, list[float]] = defaultdict(list)
-        for worker in told:
-            for curve in worker.beat.curves:
+        self.batch_slowdown = _slowdown(largest, self._usual, first.cap) or self.batch_slowdown
+        single: defaultdict[Size, list[float]] = defaultdict(list)
+        for worker in workers:
+            for curve in worker.heartbeat.curves:
                 if curve.points:
-                    alone[curve.width, curve.height].append(min(curve.points)[1])
-        for size, seconds in alone.items():
-            _remember(self._alone, size, sum(seconds) / len(seconds))
+                    single[curve.width, curve.height].append(min(curve.points)[1])
+        for size, seconds in single.items():
+            _remember(self._single_s, size, sum(seconds) / len(seconds))
 
-    def began(self, task: str, worker: Worker, now: float) -> None:
-        """The task is in the worker's batch."""
-        self.left(task, now)
-        meter = self._meters.setdefault(worker.id, _Meter(worker, now))
+    def on_start(self, task: str, worker: Worker, now: float) -> None:
+        """Start to measure the work of a task in the worker's batch."""
+        self.on_stop(task, now)
+        meter = self._meters.setdefault(worker.id, _WorkMeter(worker, now))
         self._advance(meter, now)
         meter.worker = worker
-        meter.began[task] = meter.work_s
-        self._where[task] = worker.id
+        meter.start_readings[task] = meter.work_s
+        self._worker_of[task] = worker.id
 
-    def left(self, task: str, now: float) -> float:
-        """The task is in no batch any more. Gives the seconds of work that it had since it began; 0 if it had not."""
-        worker = self._where.pop(task, None)
+    def on_stop(self, task: str, now: float) -> float:
+        """Return the seconds of work since the task started; 0 if it did not run."""
+        worker = self._worker_of.pop(task, None)
         if worker is None:
             return 0.0
         meter = self._meters[worker]
         self._advance(meter, now)
-        work_s = meter.work_s - meter.began.pop(task)
-        if not meter.began:
+        work_s = meter.work_s - meter.start_readings.pop(task)
+        if not meter.start_readings:
             del self._meters[worker]
         return work_s
 
-    def learn(self, size: Size, steps: int, work_s: float) -> None:
-        """A task of so many steps has taken so much work from its beginning to its picture."""
+    def record_image(self, size: Size, steps: int, work_s: float) -> None:
+        """Learn from the work of one finished image."""
         if steps <= 0 or work_s <= 0:
             return
-        mean = self._made.get(size) or _Mean()
+        mean = self._finished_s.get(size) or _RunningMean()
         mean.add(work_s / steps)
-        _remember(self._made, size, mean)
-        alone_s = self._alone_s(size)
-        if alone_s is not None:
-            self._ratio.add(work_s / (steps * alone_s))
+        _remember(self._finished_s, size, mean)
+        single_s = self._single_step_s(size)
+        if single_s is not None:
+            self._overhead.add(work_s / (steps * single_s))
 
-    def _advance(self, meter: _Meter, now: float) -> None:
-        if meter.beat is not meter.worker.beat:
-            meter.beat = meter.worker.beat
-            meter.slower.clear()
-        tasks = len(meter.began)
-        if tasks not in meter.slower:
-            meter.slower[tasks] = _slow_down(meter.worker, self._usual or (0, 0), tasks) or self._slower(tasks)
-        meter.work_s += max(now - meter.at, 0.0) / meter.slower[tasks]
-        meter.at = now
+    def _advance(self, meter: _WorkMeter, now: float) -> None:
+        if meter.heartbeat is not meter.worker.heartbeat:
+            meter.heartbeat = meter.worker.heartbeat
+            meter.slowdowns.clear()
+        tasks = len(meter.start_readings)
+        if tasks not in meter.slowdowns:
+            slowdown = _slowdown(meter.worker, self._usual or (0, 0), tasks)
+            if not slowdown:  # the worker has reported no curve: assume a straight line
+                span = (self.batch_cap or 1) - 1
+                slowdown = 1.0 + (self.batch_slowdown - 1.0) * (tasks - 1) / span if span > 0 and tasks > 1 else 1.0
+            meter.slowdowns[tasks] = slowdown
+        meter.work_s += max(now - meter.updated_at, 0.0) / meter.slowdowns[tasks]
+        meter.updated_at = now
 
-    def _slower(self, tasks: int) -> float:
-        """How much longer so many tasks take than one, as a straight line, where the worker has told no curve."""
-        if self.batch_cap is None or self.batch_cap < 2 or tasks < 2:
-            return 1.0
-        return 1.0 + (self.slow_down - 1.0) * (tasks - 1) / (self.batch_cap - 1)
-
-    # ---- what follows
+    # ---- costs
 
     @property
-    def known(self) -> bool:
-        """Whether any step was measured."""
-        return bool(self._alone or self._made)
+    def is_measured(self) -> bool:
+        return bool(self._single_s or self._finished_s)
+
+    def full_batch_step_s(self, size: Size) -> float:
+        """Return the seconds of a worker per forward pass in full batches; constant until the next `update`."""
+        if self._usual_full_batch_s is None:
+            return _UNMEASURED_STEP_S
+        if size not in self._full_batch_s:
+            self._full_batch_s[size] = full_batch_step_cost(self._workers, size) or self._usual_full_batch_s
+        return self._full_batch_s[size]
 
     def step_s(self, size: Size) -> float | None:
-        """Seconds of a step of an image of this size, with its part of all that is no step; None if not measured."""
-        made = self._made.get(size)
-        if made is not None:
-            return made.value
-        alone_s = self._alone_s(size)
-        return None if alone_s is None else alone_s * self._ratio.value
+        """Return the seconds per step with its part of the overhead; None if not measured."""
+        finished = self._finished_s.get(size)
+        if finished is not None:
+            return finished.value
+        single_s = self._single_step_s(size)
+        return None if single_s is None else single_s * self._overhead.value
 
-    def step_in_s(self, size: Size, worker: Worker, tasks: int) -> float | None:
-        """Seconds of a step of an image of this size in the worker's batch of so many, with its part of all that is no
-        step; None where the worker has not measured that size.
+    def batch_step_s(self, size: Size, worker: Worker, tasks: int) -> float | None:
+        """Return the seconds per step in the worker's batch of `tasks`, with its part of the overhead.
+
+        None where the worker has not measured that size.
         """
-        step_s, made, alone_s = worker.step_of(size, tasks), self._made.get(size), self._alone.get(size)
+        step_s, finished, single_s = (
+            worker.batch_step_s(size, tasks),
+            self._finished_s.get(size),
+            self._single_s.get(size),
+        )
         if step_s <= 0:
             return None
-        return step_s if made is None or alone_s is None else step_s * min(made.value / alone_s, 1.0 + _MOST_BESIDE)
+        if finished is None or single_s is None:
+            return step_s
+        return step_s * min(finished.value / single_s, 1.0 + _MAX_OVERHEAD)
 
-    def _alone_s(self, size: Size) -> float | None:
-        """Seconds of a step alone. A size that was not measured takes its pixels' part of the usual one."""
-        seconds = self._alone.get(size)
-        if seconds is not None or self._usual is None or self._usual not in self._alone:
+    def work_s(self, size: Size, steps: int) -> float | None:
+        """Return the seconds of work of so many steps; None if not measured."""
+        step_s = self.step_s(size)
+        return None if step_s is None else steps * step_s
+
+    def _single_step_s(self, size: Size) -> float | None:
+        """Return the seconds of a step in a batch of one. An unmeasured size is scaled from the usual one by pixels."""
+        seconds = self._single_s.get(size)
+        if seconds is not None or self._usual is None or self._usual not in self._single_s:
             return seconds
-        return self._alone[self._usual] * (size[0] * size[1]) / (self._usual[0] * self._usual[1])
+        return self._single_s[self._usual] * (size[0] * size[1]) / (self._usual[0] * self._usual[1])
 
 
-def _slow_down(worker: Worker, size: Size, tasks: int) -> float:
-    """t(tasks) / t(1) of the worker, at least 1; 0 if it has not measured it."""
-    alone = worker.step_of(size, 1)
-    return max(worker.step_of(size, max(tasks, 1)) / alone, 1.0) if alone > 0 else 0.0
+def _slowdown(worker: Worker, size: Size, tasks: int) -> float:
+    """Return t(tasks) / t(1) of the worker, at least 1; 0 if it has not measured it."""
+    single_s = worker.batch_step_s(size, 1)
+    return max(worker.batch_step_s(size, max(tasks, 1)) / single_s, 1.0) if single_s > 0 else 0.0
 
 
-def _remember(known: OrderedDict[Size, Known], size: Size, value: Known) -> None:
-    """Keep it as the newest; the oldest gives way."""
-    known[size] = value
-    known.move_to_end(size)
-    if len(known) > _SIZES:
-        known.popitem(last=False)
+def _remember(values: OrderedDict[Size, Value], size: Size, value: Value) -> None:
+    """Store the value as the newest, and drop the oldest where there are too many."""
+    values[size] = value
+    values.move_to_end(size)
+    if len(values) > _MAX_SIZES:
+        values.popitem(last=False)

@@ -1,35 +1,92 @@
-"""Which tasks are too late. Pure."""
+"""Deadlines: which tasks are late, and which cannot finish in time. Pure."""
 
 from __future__ import annotations
 
 import heapq
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
+from loadbalancer.scheduling.cost_model import CostModel
 from loadbalancer.scheduling.task import Task
+from loadbalancer.scheduling.worker_registry import Worker
 
-#: Entries of ended tasks are swept out when they are most, and at least so many.
-_SWEEP_PAST = 1024
+#: Entries of ended tasks are removed when they are the majority, and above this number.
+_CLEAN_UP_ABOVE = 1024
+#: Safety factor while others wait for the same slot: the head of the queue is close to its deadline then, and would
+#: otherwise often miss it narrowly.
+_MARGIN = 1.1
 
 
-class Deadlines:
-    """The tasks by deadline. Ended ones are passed over, so that nothing needs to be taken out."""
+class DeadlineHeap:
+    """The tasks by deadline. Entries of ended tasks are skipped, so that none has to be removed."""
 
     def __init__(self) -> None:
         self._heap: list[tuple[float, str]] = []
 
     def __repr__(self) -> str:
-        return f"<Deadlines of {len(self._heap)} tasks>"
+        return f"<DeadlineHeap of {len(self._heap)} tasks>"
 
     def add(self, task: Task) -> None:
-        """The task has a deadline."""
         heapq.heappush(self._heap, (task.deadline, task.id))
 
-    def due(self, tasks: Mapping[str, Task], now: float) -> Iterator[Task]:
-        """Those of `tasks`, which has all that have not ended, whose deadline has come. Each is given once."""
-        if len(self._heap) > 2 * len(tasks) + _SWEEP_PAST:
+    def pop_late(self, tasks: Mapping[str, Task], now: float) -> Iterator[Task]:
+        """Yield each of the unfinished `tasks` whose deadline has passed, once."""
+        if len(self._heap) > 2 * len(tasks) + _CLEAN_UP_ABOVE:
             self._heap = [entry for entry in self._heap if entry[1] in tasks]
             heapq.heapify(self._heap)
         while self._heap and self._heap[0][0] <= now:
             task = tasks.get(heapq.heappop(self._heap)[1])
             if task is not None:
                 yield task
+
+
+def is_unreachable(eta_s: float | None, remaining_s: float, slack: float | None) -> bool:
+    """Return whether an estimate exceeds the remaining time by more than the factor `slack`; None: never."""
+    return slack is not None and eta_s is not None and eta_s > slack * remaining_s
+
+
+def worker_in_time(
+    task: Task,
+    available: Sequence[Worker],
+    workers: Sequence[Worker],
+    tasks: Mapping[str, Task],
+    costs: CostModel,
+    *,
+    waiting: int,
+    slack: float | None,
+    now: float,
+) -> Worker | None:
+    """Return the first of `available` that finishes the task in time; None where none of all `workers` would.
+
+    Where only a full worker would, any may start the task: a slow worker is no reason to expire what a fast one could
+    finish.
+    """
+    crowded = waiting > sum(worker.free_slots for worker in available)
+    for worker in (*available, *workers):
+        others = min(sum(name in tasks for name in worker.assigned), max(worker.slots - 1, 0))
+        if not cannot_finish_in_time(task, worker, others, costs, crowded=crowded, slack=slack, now=now):
+            return worker if worker in available else available[0]
+    return None
+
+
+def cannot_finish_in_time(
+    task: Task, worker: Worker, others: int, costs: CostModel, *, crowded: bool, slack: float | None, now: float
+) -> bool:
+    """Return whether the worker should not start the task beside `others` in its batch.
+
+    A full queue of short deadlines settles where each task has waited for almost all of its time. Workers that started
+    the next task regardless would then only produce late results. `crowded`: more tasks wait than slots are free.
+    Without a crowd a task is only given up by the measure of admission (`slack` times its time), because it would slow
+    down its batch. An idle worker starts any task, and so measures the costs again.
+    """
+    remaining_s = task.deadline - now
+    if remaining_s <= 0:
+        return True
+    if slack is None:
+        return False
+    step_s = costs.batch_step_s(task.size, worker, others + 1)
+    if step_s is None:
+        return False
+    required_s = task.remaining_steps * step_s
+    return (
+        required_s * _MARGIN > remaining_s if crowded else others > 0 and is_unreachable(required_s, remaining_s, slack)
+    )

@@ -1,101 +1,146 @@
-"""How long things will take, from what the workers have measured. Pure; estimates, never promises."""
+"""Time estimates from the step times that the workers have measured. Pure; estimates are no guarantees."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
+from loadbalancer.scheduling.cost_model import CostModel
 from loadbalancer.scheduling.request_queue import ModelQueue, Size
 from loadbalancer.scheduling.task import Task, TaskEstimate, TaskState
-from loadbalancer.scheduling.worker_registry import Worker
+from loadbalancer.scheduling.worker_registry import Worker, full_batch_step_cost
+
+_MIN_RETRY_S, _MAX_RETRY_S = 1.0, 60.0
+#: Time until the queue has room where nothing was measured.
+_UNKNOWN_ROOM_S = 10.0
 
 
-def estimate(task: Task, queue: ModelQueue, workers: Sequence[Worker]) -> TaskEstimate:
-    """The task's place and the seconds to its end."""
-    if task.state is not TaskState.QUEUED:
-        present = max((worker.beat.step_s for worker in workers), default=0.0)
-        return TaskEstimate(task.state, 0, task.remaining_steps * present if present else None)
-    position = queue.position(task)
-    drain = drain_s(queue.steps, workers)
-    if drain is None:
-        return TaskEstimate(task.state, position, None)
-    # The work before it is estimated from its position: summing it would cost the whole queue each time.
-    ahead = drain * position / max(len(queue), 1)
-    own = task.remaining_steps * max(worker.step_s(task.size) for worker in workers)
-    return TaskEstimate(task.state, position, ahead + own)
+@dataclass(frozen=True, slots=True)
+class AdmissionEstimate:
+    """Seconds that concern a new request of one model; None where not measured."""
+
+    #: For all workers to complete the waiting tasks, the owner's waiting tasks, and the request.
+    queue_s: float | None
+    owner_s: float | None
+    request_s: float | None
+    #: Until the request would finish.
+    finish_s: float | None
+    #: Until the queue should have room for the request.
+    room_s: float
 
 
-def estimate_wait(task: Task, queue: ModelQueue, workers: Sequence[Worker], tasks: Mapping[str, Task]) -> float | None:
-    """Seconds until a task that has not been queued yet would begin: what waits before it in full batches, and where no
-    slot is free, the rest of the task that is done first. None while that has not been measured.
-    """
-    drain = drain_s(queue.steps, workers) if len(queue) else 0.0
-    first = 0.0 if any(worker.free for worker in workers) else _first_done_s(workers, tasks)
-    if drain is None or first is None:
-        return None
-    return first + drain * queue.position_if(task) / max(len(queue), 1)
-
-
-def _first_done_s(workers: Sequence[Worker], tasks: Mapping[str, Task]) -> float | None:
-    """Seconds until one of the tasks that run is done, and its worker takes another; None if unknown."""
-    rests = (
-        held.remaining_steps * step_s
-        for worker in workers
-        if not worker.draining
-        for name in worker.held
-        if (held := tasks.get(name)) is not None and (step_s := worker.step_s(held.size)) > 0
+def estimate_admission(
+    tasks: Sequence[Task], queue: ModelQueue, workers: Sequence[Worker], enough_s: float
+) -> AdmissionEstimate:
+    """Estimate the times for a request's tasks. See `earliest_finish_s` for `enough_s`."""
+    first, queue_s = tasks[0], drain_s(queue.steps, workers)
+    rate = sum(worker.steps_per_s(next(iter(queue.steps), (0, 0))) for worker in workers)
+    room_s = len(tasks) * queue.steps.total() / max(len(queue), 1) / rate if rate else _UNKNOWN_ROOM_S
+    return AdmissionEstimate(
+        queue_s=queue_s,
+        owner_s=drain_s(queue.owner_steps(first.owner), workers),
+        request_s=drain_s({first.size: sum(task.remaining_steps for task in tasks)}, workers),
+        finish_s=earliest_finish_s(tasks, queue, workers, queue_s, enough_s),
+        room_s=bounded_retry_s(room_s),
     )
-    return min(rests, default=None)
+
+
+def bounded_retry_s(seconds: float) -> float:
+    """Bound the seconds after which a client is asked to retry."""
+    return min(max(seconds, _MIN_RETRY_S), _MAX_RETRY_S)
 
 
 def earliest_finish_s(
-    tasks: Sequence[Task], queue: ModelQueue, workers: Sequence[Worker], enough_s: float = 0.0
+    tasks: Sequence[Task], queue: ModelQueue, workers: Sequence[Worker], queue_s: float | None, enough_s: float
 ) -> float | None:
-    """Seconds to the end of tasks that have not been queued yet, if all goes well: what waits before them in full
-    batches, then their own steps in the quickest batches. None while a step of their size has not been measured.
+    """Return the seconds until tasks that are not queued yet would finish at the earliest.
 
-    Where even the last place in the queue is within `enough_s`, theirs is not looked for, and that is the answer.
+    That is the waiting work before them in full batches (`queue_s` for all of it), then their own steps in the smallest
+    batches. None while no step of their size was measured. Where even the last place in the queue finishes within
+    `enough_s`, their own place is not computed, and that time is the result.
     """
-    own = tasks[0]
-    quickest = [step_s for worker in workers if (step_s := worker.step_of(own.size, 1)) > 0]
-    drain = drain_s(queue.steps, workers)
-    if not quickest or drain is None:
+    first = tasks[0]
+    fastest_s = [step_s for worker in workers if (step_s := worker.batch_step_s(first.size, 1)) > 0]
+    if not fastest_s or queue_s is None:
         return None
-    rate = sum(worker.rate(own.size) for worker in workers)
-    others = sum(task.remaining_steps for task in tasks[1:]) / rate if len(tasks) > _slots(workers) else 0.0
-    theirs = others + own.remaining_steps * min(quickest)
-    if drain + theirs <= enough_s:
-        return drain + theirs
-    return theirs + drain * queue.position_if(own) / max(len(queue), 1)
+    own_s = first.remaining_steps * min(fastest_s)
+    if len(tasks) > sum(worker.slots for worker in workers):
+        rate = sum(worker.steps_per_s(first.size) for worker in workers)
+        own_s += sum(task.remaining_steps for task in tasks[1:]) / rate
+    if queue_s + own_s <= enough_s:
+        return queue_s + own_s
+    return own_s + queue_s * queue.expected_position(first) / max(len(queue), 1)
 
 
-def drain_s(waiting: Mapping[Size, int], workers: Sequence[Worker]) -> float | None:
-    """Seconds that the workers together need for so many steps by size, in full batches; None if not measured."""
+def estimate(task: Task, queue: ModelQueue, workers: Sequence[Worker]) -> TaskEstimate:
+    """Return the task's position and the seconds to its end."""
+    if task.state is not TaskState.QUEUED:
+        step_s = max((worker.heartbeat.step_s for worker in workers), default=0.0)
+        return TaskEstimate(task.state, 0, task.remaining_steps * step_s if step_s else None)
+    position = queue.position(task)
+    queue_s = drain_s(queue.steps, workers)
+    if queue_s is None:
+        return TaskEstimate(task.state, position, None)
+    # The work before it is estimated from its position: the exact sum would take the length of the queue each time.
+    before_s = queue_s * position / max(len(queue), 1)
+    own_s = task.remaining_steps * max(worker.full_batch_step_s(task.size) for worker in workers)
+    return TaskEstimate(task.state, position, before_s + own_s)
+
+
+def estimate_wait(task: Task, queue: ModelQueue, workers: Sequence[Worker], tasks: Mapping[str, Task]) -> float | None:
+    """Return the seconds until a task that is not queued yet would start; None if not measured.
+
+    That is the waiting work before it in full batches and, where no slot is free, the rest of the running task that
+    finishes first.
+    """
+    queue_s = drain_s(queue.steps, workers) if len(queue) else 0.0
+    slot_s = 0.0 if any(worker.free_slots for worker in workers) else _next_free_slot_s(workers, tasks)
+    if queue_s is None or slot_s is None:
+        return None
+    return slot_s + queue_s * queue.expected_position(task) / max(len(queue), 1)
+
+
+def _next_free_slot_s(workers: Sequence[Worker], tasks: Mapping[str, Task]) -> float | None:
+    """Return the seconds until one of the running tasks is done and its worker takes another; None if unknown."""
+    remaining = (
+        task.remaining_steps * step_s
+        for worker in workers
+        if not worker.draining
+        for name in worker.assigned
+        if (task := tasks.get(name)) is not None and (step_s := worker.full_batch_step_s(task.size)) > 0
+    )
+    return min(remaining, default=None)
+
+
+def drain_s(steps: Mapping[Size, int], workers: Sequence[Worker]) -> float | None:
+    """Return the seconds that all workers need for these steps in full batches; None if not measured."""
     seconds = 0.0
-    for size, steps in waiting.items():
-        rate = sum(worker.rate(size) for worker in workers)
+    for size, count in steps.items():
+        rate = sum(worker.steps_per_s(size) for worker in workers)
         if not rate:
             return None
-        seconds += steps / rate
-    return seconds if seconds or any(worker.rate((0, 0)) for worker in workers) else None
+        seconds += count / rate
+    return seconds if seconds or any(worker.steps_per_s((0, 0)) for worker in workers) else None
 
 
-def _slots(workers: Sequence[Worker]) -> int:
-    return sum(worker.slots for worker in workers)
-
-
-def time_until_room(queue: ModelQueue, workers: Sequence[Worker], wanted: int) -> float:
-    """Seconds until the queue should have room for so many tasks: their steps at the workers' full pace."""
-    rate = sum(worker.rate(next(iter(queue.steps), (0, 0))) for worker in workers)
-    mean_steps = queue.steps.total() / max(len(queue), 1)
-    return min(max(wanted * mean_steps / rate, 1.0), 60.0) if rate else 10.0
+def backlog_work_s(queue: ModelQueue, running: Sequence[Task], costs: CostModel) -> float | None:
+    """Return the seconds of one worker for the rest of all waiting and running tasks; None if not measured."""
+    steps = queue.steps.copy()
+    for task in running:
+        steps[task.size] += task.remaining_steps
+    if not steps:
+        return 0.0 if costs.is_measured else None
+    seconds = [costs.work_s(size, count) for size, count in steps.items()]
+    known = [each for each in seconds if each is not None]
+    return sum(known) if len(known) == len(seconds) else None
 
 
 def queued_work_s(queue: ModelQueue, workers: Sequence[Worker]) -> float | None:
-    """Seconds that the queue would take one worker in full batches; None while no worker has measured a step."""
+    """Return the seconds of one worker for the waiting tasks in full batches; None if not measured."""
     work_s = 0.0
     for size, steps in queue.steps.items():
-        rates = [rate for worker in workers if (rate := worker.rate(size)) > 0]
-        if not rates:
+        step_s = full_batch_step_cost(workers, size)
+        if not step_s:
             return None
-        work_s += steps * len(rates) / sum(rates)
-    return work_s if work_s or any(worker.rate((0, 0)) for worker in workers) else None
+        work_s += steps * step_s
+    return work_s if work_s or any(worker.steps_per_s((0, 0)) for worker in workers) else None

@@ -1,4 +1,4 @@
-"""What goes into the dispatcher and what comes out: events that happened, effects that are to be brought about."""
+"""The scheduler's inputs (events that have happened) and outputs (effects to carry out)."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from wire.messages import ToWorker
 
 @dataclass(frozen=True, slots=True)
 class TasksSubmitted:
-    """New tasks of one request, of one model. `known`: they were counted as arrivals when they were forwarded."""
+    """New tasks of one request, of one model. `already_counted`: `RequestProxied` has counted them as arrivals."""
 
     tasks: Sequence[Task]
-    known: bool = False
+    already_counted: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class TasksCancelled:
-    """Nobody waits for these tasks any more. Unknown and ended ones are ignored."""
+    """The results of these tasks are not needed any more. Unknown and ended tasks are ignored."""
 
     tasks: Sequence[str]
     reason: str
@@ -30,10 +30,10 @@ class TasksCancelled:
 
 @dataclass(frozen=True, slots=True)
 class MessageReceived:
-    """A worker's message; `worker` is the name its connection has, which it cannot choose per message."""
+    """A worker's message. `worker` is the identity of its connection, which it cannot choose per message."""
 
     worker: str
-    parcel: FromWorker
+    envelope: FromWorker
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +51,7 @@ class Tick:
 
 @dataclass(frozen=True, slots=True)
 class RequestProxied:
-    """Another server is asked to do what would have been tasks of this model: `count` images in `steps` steps each."""
+    """Another server is asked for `count` images of this model in `steps` steps each."""
 
     model: str
     size: tuple[int, int]
@@ -61,7 +61,7 @@ class RequestProxied:
 
 @dataclass(frozen=True, slots=True)
 class ProxyFinished:
-    """It has answered, or will not."""
+    """The other server has answered, or will not."""
 
     model: str
     count: int
@@ -75,7 +75,7 @@ Event = TasksSubmitted | TasksCancelled | MessageReceived | WorkerLost | Tick | 
 
 @dataclass(frozen=True, slots=True)
 class SendMessage:
-    """Say this to the worker."""
+    """Send a message to the worker."""
 
     worker: str
     message: ToWorker
@@ -84,21 +84,21 @@ class SendMessage:
 
 @dataclass(frozen=True, slots=True)
 class NotifyListener:
-    """Pass this on to the request that waits for it."""
+    """Pass an update to the listener of the task's request."""
 
     update: TaskUpdate
 
 
 @dataclass(frozen=True, slots=True)
 class LogLine:
-    """Worth a line in the log."""
+    """Write a line to the log."""
 
     text: str
 
 
 @dataclass(frozen=True, slots=True)
 class RecordTask:
-    """The task has ended: this is for the record of arrivals."""
+    """Write an ended task to the record of arrivals."""
 
     task: Task
 

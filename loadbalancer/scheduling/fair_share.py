@@ -1,17 +1,22 @@
-"""Whose turn it is: start-time fair queueing between owners (Goyal, Vin and Cheng, 1996). Pure.
+"""Start-time fair queueing between owners (Goyal, Vin and Cheng, 1996). Pure.
 
-Every owner has a tag, in virtual seconds: the work it was given, divided by its weight. The waiting owner with the
-lowest tag goes next, so while two owners both wait they are given work in proportion to their weights, to within one
-task each. The clock is the tag that was served last. An owner that comes anew starts at the clock: it is neither owed
-for the time in which it wanted nothing, nor made to wait for what others did meanwhile.
+Every owner has a tag in virtual seconds: the work that it was given, divided by its weight. The waiting owner with the
+lowest tag goes next. Two owners that both wait therefore get work in proportion to their weights, to within one item
+each. The clock is the tag that was served last. A returning owner starts at the clock: it gets no credit for the time
+in which it had nothing waiting, and does not wait for what others did meanwhile.
 """
 
 from __future__ import annotations
 
+import heapq
+from collections.abc import Iterable, Iterator, Mapping
+from typing import TypeVar
+
 from sortedcontainers import SortedList
 
-#: Owners that do not wait are forgotten once there are so many, unless they have had more than their share.
-_REMEMBERED = 64
+Item = TypeVar("Item")
+#: Above this number of owners, those that do not wait are forgotten, unless they have had more than their share.
+_REMEMBERED_OWNERS = 64
 
 
 class FairShare:
@@ -20,52 +25,65 @@ class FairShare:
     def __init__(self) -> None:
         self._clock = 0.0
         self._tags: dict[str, float] = {}
-        self._line: SortedList[tuple[float, str]] = SortedList()
+        self._order: SortedList[tuple[float, str]] = SortedList()
         self._waiting: set[str] = set()
 
     def __repr__(self) -> str:
-        return f"<Shares {len(self._waiting)} owners waiting, clock {self._clock:.3f}>"
+        return f"<FairShare {len(self._waiting)} owners waiting, clock {self._clock:.3f}>"
 
     def tag(self, owner: str) -> float:
-        """Where the owner stands, or would if it came now."""
+        """Return the owner's tag; for one that does not wait, the tag that it would start with now."""
         tag = self._tags.get(owner, self._clock)
         return tag if owner in self._waiting else max(tag, self._clock)
 
     def first(self) -> str | None:
-        """The owner whose turn it is; None where none waits."""
-        return self._line[0][1] if self._line else None
+        """Return the owner to serve next; None where none waits."""
+        return self._order[0][1] if self._order else None
+
+    def order(self, waiting: Mapping[str, Iterable[tuple[Item, float]]]) -> Iterator[Item]:
+        """Yield each owner's items, given with their cost in virtual seconds, in the order of service."""
+        turns = [(self.tag(owner), owner, iter(items)) for owner, items in waiting.items()]
+        heapq.heapify(turns)
+        while turns:
+            tag, owner, items = heapq.heappop(turns)
+            following = next(items, None)
+            if following is not None:
+                yield following[0]
+                heapq.heappush(turns, (tag + following[1], owner, items))
 
     def join(self, owner: str) -> None:
-        """The owner has something that waits. Idempotent."""
+        """Mark the owner as waiting. Idempotent."""
         if owner not in self._waiting:
             self._tags[owner] = self.tag(owner)
             self._waiting.add(owner)
-            self._line.add((self._tags[owner], owner))
+            self._order.add((self._tags[owner], owner))
 
     def leave(self, owner: str) -> None:
-        """Nothing of the owner waits any more. Idempotent."""
+        """Mark the owner as not waiting. Idempotent."""
         if owner in self._waiting:
-            self._line.remove((self._tags[owner], owner))
+            self._order.remove((self._tags[owner], owner))
             self._waiting.discard(owner)
-            if len(self._tags) > 2 * len(self._waiting) + _REMEMBERED:
+            if len(self._tags) > 2 * len(self._waiting) + _REMEMBERED_OWNERS:
                 self._tags = {
                     name: tag for name, tag in self._tags.items() if name in self._waiting or tag > self._clock
                 }
 
-    def serve(self, owner: str) -> None:
-        """It is the owner's turn: the clock moves on to it."""
+    def serve(self, owner: str, work_s: float, weight: float = 1.0) -> None:
+        """Give the owner its turn: the clock advances to its tag, and the work is charged."""
         self._clock = max(self._clock, self.tag(owner))
+        self.charge(owner, work_s, weight)
 
-    def charge(self, owner: str, seconds: float) -> None:
-        """The owner is given work: `seconds` of it, divided by its weight. Less than none takes it back."""
+    def charge(self, owner: str, work_s: float, weight: float = 1.0) -> None:
+        """Add work to the owner's tag; negative work is a refund."""
         tag = self.tag(owner)
+        charged = tag + work_s / weight
         if owner in self._waiting:
-            self._line.remove((tag, owner))
-            self._line.add((tag + seconds, owner))
-        self._tags[owner] = tag + seconds
+            self._order.remove((tag, owner))
+            self._order.add((charged, owner))
+        self._tags[owner] = charged
 
     def rescale(self, factor: float) -> None:
-        """Work is measured in another unit from now on."""
+        """Multiply all tags: the unit of work has changed."""
         self._clock *= factor
         self._tags = {owner: tag * factor for owner, tag in self._tags.items()}
-        self._line = SortedList((self._tags[owner], owner) for owner in self._waiting)
+        self._order = SortedList((self._tags[owner], owner) for owner in self._waiting)

@@ -1,18 +1,16 @@
-"""Who is next: the waiting tasks of one model, in the order in which they are served.
+"""The waiting tasks of one model, in the order in which they are served.
 
-Between owners the workers' time is shared in proportion to the owners' weights (`shares`), measured as work: remaining
-forward passes times what one costs. Among the tasks of one owner the order is age, and a step of priority counts as
-`priority_s` seconds of it. So a task is overtaken only by those that came at most `priority_s` seconds later for each
-step of priority above its own: nothing starves.
+Owners share the workers' time in proportion to their weights (`fair_share`), measured as work: remaining forward
+passes times the cost of one. The tasks of one owner go by age, and one step of priority counts as `priority_s` seconds
+of age. So only tasks that came at most `priority_s` seconds later per step of priority overtake another: none starves.
 
-A task that comes back from a worker takes its old place, and its owner is given back what was not done. A task that
-must run alone stands before all others: it waits for a worker to become empty, not for its turn. Rule: the queue never
-looks at workers, and never refuses what was accepted once; `room` is asked before accepting.
+A task that comes back from a worker takes its old place, and its owner is refunded the remaining work. An isolated task
+goes before all others, because it waits for an empty worker and not for a turn. The queue never inspects workers and
+never refuses an accepted task; callers check `room` first.
 """
 
 from __future__ import annotations
 
-import heapq
 import itertools
 import math
 from collections import Counter
@@ -24,14 +22,15 @@ from loadbalancer.scheduling.fair_share import FairShare
 from loadbalancer.scheduling.task import Task
 
 Size = tuple[int, int]
-_Place = tuple[float, float, str]
+#: Age corrected by priority, creation time, id.
+_SortKey = tuple[float, float, str]
 
 
-class _Line:
+class OwnerQueue:
     """The waiting tasks of one owner."""
 
     def __init__(self) -> None:
-        self.places: SortedDict[_Place, Task] = SortedDict()
+        self.tasks: SortedDict[_SortKey, Task] = SortedDict()
         self.steps: Counter[Size] = Counter()
         self.weight = 1.0
 
@@ -39,195 +38,175 @@ class _Line:
 class ModelQueue:
     """The waiting tasks of one model. Adding, taking and removing take logarithmic time.
 
-    `step_s` is what a forward pass of an image of a size costs, in seconds of one worker.
+    `step_s` gives the cost of a forward pass by image size, in seconds of one worker.
     """
 
     def __init__(
         self, max_tasks: int, *, priority_s: float = 60.0, step_s: Callable[[Size], float] = lambda _: 1.0
     ) -> None:
         self.max_tasks = max_tasks
-        #: Forward passes that the waiting tasks still need, by the size of their images.
+        #: Forward passes that the waiting tasks still need, by image size.
         self.steps: Counter[Size] = Counter()
         self._priority_s = priority_s
         self._step_s = step_s
         self._shares = FairShare()
-        self._lines: dict[str, _Line] = {}
-        self._lone: SortedDict[_Place, Task] = SortedDict()
+        self._owners: dict[str, OwnerQueue] = {}
+        self._isolated: SortedDict[_SortKey, Task] = SortedDict()
         self._count = 0
 
     def __len__(self) -> int:
         return self._count
 
     def __iter__(self) -> Iterator[Task]:
-        """The waiting tasks in the order in which they would be served if nothing else happened."""
-        yield from self._lone.values()
-        turns = [(self._shares.tag(owner), owner, iter(line.places.values())) for owner, line in self._lines.items()]
-        heapq.heapify(turns)
-        while turns:
-            tag, owner, line = heapq.heappop(turns)
-            task = next(line, None)
-            if task is not None:
-                yield task
-                heapq.heappush(turns, (tag + self._cost(task), owner, line))
+        """Yield the waiting tasks in the order in which they would be served if nothing else happened."""
+        yield from self._isolated.values()
+        costs = {
+            owner: [(task, self._cost(task)) for task in own.tasks.values()] for owner, own in self._owners.items()
+        }
+        yield from self._shares.order(costs)
 
     def __repr__(self) -> str:
         return f"<ModelQueue {len(self)} of {self.max_tasks} tasks, {self.steps.total()} steps>"
 
     def room(self, owner: str) -> int:
-        """How many more tasks of the owner may be accepted.
+        """Return how many more tasks of the owner may be accepted.
 
-        A full queue still takes those of an owner that has less than an equal part of it, so that nobody's flood shuts
-        the others out; but never more than twice `max_tasks` in all.
+        A full queue still accepts tasks of an owner below its equal part, so that one owner's flood does not shut the
+        others out. It never accepts more than twice `max_tasks` in total.
         """
-        line = self._lines.get(owner)
-        part = self.max_tasks // self.sharers(owner) - (len(line.places) if line else 0)
-        return max(self.max_tasks - len(self), min(part, 2 * self.max_tasks - len(self)), 0)
+        own = self._owners.get(owner)
+        part = self.max_tasks // self.active_owners(owner) - (len(own.tasks) if own else 0)
+        return max(self.max_tasks - self._count, min(part, 2 * self.max_tasks - self._count), 0)
 
-    def sharers(self, owner: str) -> int:
-        """How many owners share the queue if this one has something in it."""
-        return len(self._lines) + (owner not in self._lines)
+    def active_owners(self, owner: str) -> int:
+        """Return the number of owners with waiting tasks, this one included."""
+        return len(self._owners) + (owner not in self._owners)
 
     # ---- changes
 
     def push(self, task: Task) -> None:
-        """Add a task at the place that its owner, its priority and its age give it."""
-        if task.alone:
-            self._lone[self._place(task)] = task
+        """Add a task at the place that its owner, priority and age give it."""
+        if task.isolated:
+            self._isolated[self._key(task)] = task
         else:
-            line = self._lines.setdefault(task.owner, _Line())
-            line.places[self._place(task)] = task
-            line.steps[task.size] += task.remaining_steps
-            line.weight = task.weight
+            own = self._owners.setdefault(task.owner, OwnerQueue())
+            own.tasks[self._key(task)] = task
+            own.steps[task.size] += task.remaining_steps
+            own.weight = task.weight
             self._shares.join(task.owner)
         self.steps[task.size] += task.remaining_steps
         self._count += 1
 
-    def put_back(self, task: Task) -> None:
-        """Add a task that was taken: its owner is given back what was not done of it. Set back the task first."""
+    def requeue(self, task: Task) -> None:
+        """Add a task that was taken before, and refund its owner the remaining work. Roll back the task first."""
         self.push(task)
-        self.refund(task)
+        self.charge(task, -task.remaining_steps)
 
     def remove(self, task: Task) -> None:
-        """Take out a task that will not be served. Raises `KeyError` if it does not wait here."""
-        self._must_wait(task)
-        if task.alone:
-            del self._lone[self._place(task)]
+        """Remove a task without serving it. Raises `KeyError` if it is not in this queue."""
+        if task.isolated:
+            del self._isolated[self._key(task)]
         else:
-            line = self._lines[task.owner]
-            del line.places[self._place(task)]
-            _subtract(line.steps, task)
-            if not line.places:
-                del self._lines[task.owner]
+            own = self._owners[task.owner]
+            del own.tasks[self._key(task)]
+            own.steps -= {task.size: task.remaining_steps}
+            if not own.tasks:
+                del self._owners[task.owner]
                 self._shares.leave(task.owner)
-        _subtract(self.steps, task)
+        self.steps -= {task.size: task.remaining_steps}
         self._count -= 1
 
     def take(self, task: Task) -> None:
-        """Take out a task that goes to a worker; its owner is charged. Raises `KeyError` if it does not wait here."""
-        self._must_wait(task)
-        if not task.alone:
-            self._shares.serve(task.owner)
-        self._shares.charge(task.owner, self._cost(task))
+        """Remove a task that goes to a worker, and charge its owner. Raises `KeyError` if it is not in this queue."""
+        charge = self._shares.charge if task.isolated else self._shares.serve
+        charge(task.owner, task.remaining_steps * self._step_s(task.size), task.weight)
         self.remove(task)
 
-    def refund(self, task: Task) -> None:
-        """What was not done of a task that was taken costs its owner nothing."""
-        self.charge(task, -task.remaining_steps)
-
     def charge(self, task: Task, steps: int) -> None:
-        """A task that was taken needs so many steps more than was known."""
+        """Charge the owner of a task that was taken for additional steps; negative steps are a refund."""
         if steps:
-            self._shares.charge(task.owner, steps * self._step_s(task.size) / task.weight)
+            self._shares.charge(task.owner, steps * self._step_s(task.size), task.weight)
 
     def rescale(self, factor: float) -> None:
-        """`step_s` has become so many times what it was, all at once: the first step was measured."""
+        """Multiply all charges: the first measurement has changed `step_s` by this factor for every size."""
         self._shares.rescale(factor)
 
     # ---- questions
 
     def first(self) -> Task | None:
-        """The task to serve next, of those that need not be alone."""
+        """Return the task to serve next, isolated ones excluded."""
         owner = self._shares.first()
-        return None if owner is None else self._lines[owner].places.peekitem(0)[1]
+        return None if owner is None else self._owners[owner].tasks.peekitem(0)[1]
 
-    def lone(self) -> list[Task]:
-        """The tasks that must run alone, in their order. There are few."""
-        return list(self._lone.values())
+    def isolated(self) -> list[Task]:
+        """Return the isolated tasks in their order. There are few."""
+        return list(self._isolated.values())
 
-    def of(self, owner: str, most: int) -> list[Task]:
-        """The first tasks of an owner, in their order, those that must be alone left out."""
-        line = self._lines.get(owner)
-        return list(itertools.islice(line.places.values(), most)) if line else []
+    def first_of_owner(self, owner: str, limit: int) -> list[Task]:
+        """Return up to `limit` tasks of an owner in their order, isolated ones excluded."""
+        own = self._owners.get(owner)
+        return list(itertools.islice(own.tasks.values(), limit)) if own else []
 
-    def steps_of(self, owner: str) -> Mapping[Size, int]:
-        """Forward passes that the owner's waiting tasks still need, by the size of their images."""
-        line = self._lines.get(owner)
-        return line.steps if line else {}
+    def owner_steps(self, owner: str) -> Mapping[Size, int]:
+        """Return the forward passes that the owner's waiting tasks still need, by image size."""
+        own = self._owners.get(owner)
+        return own.steps if own else {}
 
-    def yields_to(self, running: Task, waiting: Task) -> bool:
-        """Whether a running task would stand behind a waiting one of its owner, and that one first, if it came back."""
+    def is_preempted_by(self, running: Task, waiting: Task) -> bool:
+        """Return whether the running task, put back, would follow a waiting one of its owner that is served first."""
         owner, first = waiting.owner, self._shares.first()
-        if first is None or running.owner != owner or self._place(waiting) > self._place(running):
+        if first is None or running.owner != owner or self._key(waiting) > self._key(running):
             return False
         return owner == first or self._shares.tag(owner) - self._cost(running) < self._shares.tag(first)
 
     def position(self, task: Task) -> int:
-        """How many tasks are before it: exact where the tasks of each owner cost the same, else an estimate.
+        """Return the number of tasks before it: exact where each owner's tasks cost the same, else an estimate.
 
-        Takes time in the number of owners. Raises `KeyError` if the task does not wait here.
+        Takes time in the number of owners. Raises `KeyError` if the task is not in this queue.
         """
-        self._must_wait(task)
-        return self.position_if(task)
+        own = self._owners.get(task.owner)
+        if self._key(task) not in (self._isolated if task.isolated else own.tasks if own else ()):
+            raise KeyError(task.id)
+        return self.expected_position(task)
 
-    def position_if(self, task: Task) -> int:
-        """How many tasks would be before it, or are."""
-        place = self._place(task)
-        if task.alone:
-            return int(self._lone.bisect_left(place))
-        own = self._lines.get(task.owner)
-        rank = int(own.places.bisect_left(place)) if own else 0
+    def expected_position(self, task: Task) -> int:
+        """Return the number of tasks before it, or before a task like it that were queued now."""
+        key = self._key(task)
+        if task.isolated:
+            return int(self._isolated.bisect_left(key))
+        own = self._owners.get(task.owner)
+        rank = int(own.tasks.bisect_left(key)) if own else 0
         tag = self._shares.tag(task.owner) + (rank * self._mean_cost(own) if own else 0.0)
         others = (
-            self._served_before(tag, owner < task.owner, owner, line)
-            for owner, line in self._lines.items()
+            self._served_before(tag, owner < task.owner, owner, other)
+            for owner, other in self._owners.items()
             if owner != task.owner
         )
-        return len(self._lone) + rank + sum(others)
+        return len(self._isolated) + rank + sum(others)
 
     def oldest(self) -> float | None:
-        """When the task that has waited longest was created."""
-        lines = [self._lone, *(line.places for line in self._lines.values())]
-        return min((task.created for places in lines for task in places.values()), default=None)
+        """Return the earliest creation time of the waiting tasks."""
+        queues = [self._isolated, *(own.tasks for own in self._owners.values())]
+        return min((task.created for tasks in queues for task in tasks.values()), default=None)
 
-    def _must_wait(self, task: Task) -> None:
-        line = self._lines.get(task.owner)
-        if self._place(task) not in (self._lone if task.alone else line.places if line else ()):
-            raise KeyError(task.id)
-
-    def _place(self, task: Task) -> _Place:
+    def _key(self, task: Task) -> _SortKey:
         return (task.created - task.priority * self._priority_s, task.created, task.id)
 
     def _cost(self, task: Task) -> float:
-        """Virtual seconds: an owner of weight 2 is charged half."""
+        """Return virtual seconds: an owner of weight 2 is charged half."""
         return task.remaining_steps * self._step_s(task.size) / task.weight
 
-    def _mean_cost(self, line: _Line) -> float:
-        seconds = sum(steps * self._step_s(size) for size, steps in line.steps.items())
-        return seconds / len(line.places) / line.weight
+    def _mean_cost(self, own: OwnerQueue) -> float:
+        seconds = sum(steps * self._step_s(size) for size, steps in own.steps.items())
+        return seconds / len(own.tasks) / own.weight
 
-    def _served_before(self, tag: float, first_at_a_tie: bool, owner: str, line: _Line) -> int:
-        """How many tasks of an owner are served before another's task at this tag."""
-        cost = self._mean_cost(line)
+    def _served_before(self, tag: float, wins_tie: bool, owner: str, own: OwnerQueue) -> int:
+        """Return how many tasks of an owner are served before another owner's task with this tag."""
+        cost = self._mean_cost(own)
         ahead = tag - self._shares.tag(owner)
         if cost <= 0.0:
-            return len(line.places) if ahead > 0 or (ahead == 0 and first_at_a_tie) else 0
+            return len(own.tasks) if ahead > 0 or (ahead == 0 and wins_tie) else 0
         turns = ahead / cost
         if abs(turns - round(turns)) < 1e-9:
-            turns = round(turns) + (0.5 if first_at_a_tie else 0.0)
-        return min(max(math.ceil(turns), 0), len(line.places))
-
-
-def _subtract(steps: Counter[Size], task: Task) -> None:
-    steps[task.size] -= task.remaining_steps
-    if steps[task.size] <= 0:
-        del steps[task.size]
+            turns = round(turns) + (0.5 if wins_tie else 0.0)
+        return min(max(math.ceil(turns), 0), len(own.tasks))

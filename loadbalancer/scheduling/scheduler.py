@@ -1,21 +1,23 @@
-"""The balancer's mind: `handle(event, now) -> effects`. With its `books`, the only owner of task states.
+"""The request scheduler: a pure state machine, `handle(event, now) -> effects`.
 
-Rule 1: no I/O, no clock, no await. What must be done comes back as effects; what was done arrives as the next event.
-Rule 2: a worker's word counts only for a task that it holds, in the attempt it was given; all else is counted as
-stale and dropped. So every accepted task ends exactly once, however messages, deaths and cancellations interleave.
+It does no I/O, reads no clock and never waits. Effects say what has to be done; the next event says what was done.
+A worker's message about a task only counts for a task that the worker holds, in the attempt that it was assigned.
+Anything else is counted as stale and dropped, so that every accepted task ends exactly once for any interleaving of
+messages, deaths and cancellations.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
-from loadbalancer.scheduling.estimates import estimate
+from configs.scaling import Scaling
+from configs.sections import Queue, Workers
+from loadbalancer.scheduling import estimates
 from loadbalancer.scheduling.events import (
     Effect,
     Event,
     LogLine,
     MessageReceived,
-    NotifyListener,
     ProxyFinished,
     RequestProxied,
     SendMessage,
@@ -25,13 +27,14 @@ from loadbalancer.scheduling.events import (
     WorkerLost,
 )
 from loadbalancer.scheduling.preemption import preemptions, rebalancing
-from loadbalancer.scheduling.rules import Rules
-from loadbalancer.scheduling.task import TaskEstimate, TaskState
+from loadbalancer.scheduling.snapshot import snapshot
+from loadbalancer.scheduling.task import Checkpoint, Task, TaskEstimate, TaskState
 from loadbalancer.scheduling.task_store import TaskStore
 from loadbalancer.scheduling.worker_registry import Worker, WorkerRegistry
 from wire.codec import Frame, FromWorker
 from wire.messages import (
     PROTOCOL,
+    About,
     Bye,
     Cancel,
     Failed,
@@ -43,190 +46,202 @@ from wire.messages import (
     Reject,
     Returned,
     Started,
+    StepCurve,
     ToBalancer,
     Welcome,
 )
+from wire.snapshot import Snapshot
 
-_MAX_SLOTS = 4096
-#: Refused workers that are named in the log: each can come as often and under as many names as it likes.
-_MOST_NAMED = 1000
+#: Rejected workers that the log names; each can come as often and under as many names as it likes.
+_MAX_NAMED = 1000
 
 
 class Scheduler:
-    """Queue, roster and tasks, moved by events."""
+    """Task store and worker registry, driven by events.
+
+    `hold_s`: see `TaskStore`. `grouped`: models whose batches take no new task before all others have left, so that
+    preemption would free no slot.
+    """
 
     def __init__(
         self,
-        models: Sequence[str],
+        models: Mapping[str, Scaling],
+        queue: Queue,
+        workers: Workers,
         *,
-        max_tasks: int,
-        max_attempts: int,
-        heartbeat_s: float,
-        lost_after_s: float,
-        max_source_bytes: int = 1 << 30,
-        rules: Rules | None = None,
+        grouped: Collection[str] = (),
         hold_s: float = 0.0,
     ) -> None:
-        """`hold_s`: after a start, how long workers have to say what they still run before it is given to others."""
-        self._rules = rules or Rules()
-        self.roster = WorkerRegistry(heartbeat_s, lost_after_s, self._rules.stuck_factor, self._rules.stuck_min_s)
-        self._heartbeat_s = heartbeat_s
-        self._refused: set[str] = set()
-        #: Strangers that were asked who they are, and until when to wait for their answer.
-        self._asked: dict[str, float] = {}
-        self._books = books = TaskStore(
-            models,
-            self.roster,
-            self._rules,
-            max_tasks=max_tasks,
-            max_attempts=max_attempts,
-            max_source_bytes=max_source_bytes,
-            hold_s=hold_s,
-        )
-        self.tasks, self.queues, self.counters = books.tasks, books.queues, books.counters
-        self.rates, self.costs = books.rates, books.costs
+        self._queue_config, self._heartbeat_s = queue, workers.heartbeat_s
+        self._grouped = frozenset(grouped)
+        self._rejected: set[str] = set()
+        #: Unknown workers that were asked for a Hello, and the time until which to wait for it.
+        self._hello_requested: dict[str, float] = {}
+        self.registry = WorkerRegistry(workers)
+        self.store = store = TaskStore(models, queue, self.registry, hold_s)
+        self.tasks, self.queues, self.counters = store.tasks, store.queues, store.counters
+        self.model_counters, self.costs = store.model_counters, store.costs
 
     def __repr__(self) -> str:
-        return f"<Dispatch {len(self.tasks)} tasks, {self.roster!r}, {self.queues!r}>"
+        return f"<Scheduler {len(self.tasks)} tasks, {self.registry!r}, {self.queues!r}>"
 
     def handle(self, event: Event, now: float) -> list[Effect]:
-        """Take the event in; say what is to be done. Raises `QueueFull` for a `Submit` that does not fit."""
-        fresh: Collection[str] = ()
+        """Process the event; return the effects. Raises `QueueFull` for `TasksSubmitted` without room."""
+        submitted: Collection[str] = ()
+        effects: list[Effect] = []
         match event:
-            case TasksSubmitted(tasks, known):
-                self._books.submit(tasks, now, known=known)
-                fresh = {task.id for task in tasks}
-                effects: list[Effect] = []
-            case RequestProxied(model, size, steps, count):
-                self.rates[model].forward(size, steps, count, now)
-                effects = []
-            case ProxyFinished(model, count):
-                self.rates[model].elsewhere -= count
-                effects = []
-            case TasksCancelled(tasks, reason):
-                effects = self._abandon(tasks, reason, now)
-            case MessageReceived(worker, parcel):
-                effects = self._said(worker, parcel, now)
+            case MessageReceived(worker, envelope):
+                effects = self._on_message(worker, envelope, now)
+            case TasksSubmitted(tasks, already_counted):
+                self.store.submit(tasks, now, already_counted=already_counted)
+                submitted = {task.id for task in tasks}
+            case TasksCancelled(names, reason):
+                for name in names:
+                    task = self.tasks.get(name)
+                    if task is not None:
+                        effects += self.store.finish(task, TaskState.CANCELLED, None, reason, now)
             case WorkerLost(worker, reason):
-                effects = self._lose(worker, reason, now)
+                effects = self._on_worker_lost(worker, reason, now)
             case Tick():
-                effects = self._tick(now)
-        effects += self._books.assign(now, fresh)
-        return effects + self._rearrange(now) if isinstance(event, Tick) else effects
+                effects = self._on_tick(now)
+            case RequestProxied(model, size, steps, count):
+                self.model_counters[model].on_proxied(size, steps, count, now)
+            case ProxyFinished(model, count):
+                self.model_counters[model].on_proxy_finished(count)
+        effects += self.store.assign(now, submitted)
+        return effects + self._preempt_and_rebalance(now) if isinstance(event, Tick) else effects
+
+    # ---- questions
 
     def estimate(self, task_id: str) -> TaskEstimate | None:
-        """The task's place and how long it will take; None once it has ended."""
+        """Return the task's position and remaining time; None once it has ended."""
         task = self.tasks.get(task_id)
-        return estimate(task, self.queues[task.model], self.roster.of(task.model)) if task is not None else None
+        if task is None:
+            return None
+        return estimates.estimate(task, self.queues[task.model], self.registry.serving(task.model))
 
-    # ---- requests
+    def estimate_wait(self, task: Task) -> float | None:
+        """Return the seconds until this task would start if it were queued now; None if unknown."""
+        workers = self.registry.serving(task.model)
+        return estimates.estimate_wait(task, self.queues[task.model], workers, self.tasks)
 
-    def _abandon(self, tasks: Sequence[str], reason: str, now: float) -> list[Effect]:
-        effects: list[Effect] = []
-        for task_id in tasks:
-            task = self.tasks.get(task_id)
-            if task is not None:
-                effects += self._books.end(task, TaskState.CANCELLED, None, reason, now)
-        return effects
+    def checkpoint(self, task_id: str) -> Checkpoint | None:
+        """Return the task's latest checkpoint; None before the first, and once it has ended."""
+        task = self.tasks.get(task_id)
+        return Checkpoint(task.checkpoint_step, task.steps, task.checkpoint) if task and task.checkpoint else None
+
+    def is_ready(self, model: str, now: float) -> bool:
+        """Return whether some worker of the model accepts tasks."""
+        return any(w.slots and self.registry.state(w, now) == "ready" for w in self.registry.serving(model))
+
+    def engine_info(self, model: str) -> About | None:
+        """Return the capabilities of the model's engine; None while no worker is connected."""
+        return next((worker.hello.about for worker in self.registry.serving(model)), None)
+
+    def step_curves(self, model: str) -> list[StepCurve]:
+        """Return the step times by image size; of each size, the curve of the worker with the largest cap."""
+        best: dict[tuple[int, int], StepCurve] = {}
+        for worker in self.registry.serving(model):
+            for curve in worker.heartbeat.curves:
+                size = curve.width, curve.height
+                best[size] = max(best.get(size, curve), curve, key=lambda each: each.cap)
+        return list(best.values())
+
+    def connected_workers(self) -> Collection[str]:
+        return self.registry.workers.keys()
+
+    def slots_in_use(self) -> int:
+        return sum(len(worker.assigned) for worker in self.registry)
+
+    def snapshot(self, *, now: float, wall_time: float, uptime_s: float) -> Snapshot:
+        return snapshot(self.store, now=now, wall_time=wall_time, uptime_s=uptime_s)
 
     # ---- time
 
-    def _tick(self, now: float) -> list[Effect]:
-        self._books.refresh()  # first: should it fail, nothing has changed that nobody would be told of
-        effects = self._books.expire(now)
-        self._asked = {name: until for name, until in self._asked.items() if until > now}
-        for worker in self.roster.lost(now):
-            effects += self._lose(worker.id, f"silent for {now - worker.last_seen:.1f} s", now)
-        for worker in self.roster.stuck(now):
-            effects += self._give_up(worker, now)
+    def _on_tick(self, now: float) -> list[Effect]:
+        self.store.update_costs()  # first: if it fails, nothing has changed that a listener would miss
+        effects = self.store.expire(now)
+        self._hello_requested = {name: until for name, until in self._hello_requested.items() if until > now}
+        for worker in self.registry.timed_out(now):
+            effects += self._on_worker_lost(worker.id, f"silent for {now - worker.last_message_at:.1f} s", now)
+        for worker in self.registry.stuck_workers(now):
+            effects += self._evict_stuck(worker, now)
         return effects
 
-    def _rearrange(self, now: float) -> list[Effect]:
-        """Running tasks make room for more urgent ones, or spread over workers that have room."""
+    def _preempt_and_rebalance(self, now: float) -> list[Effect]:
+        """Preempt running tasks for more urgent ones, or spread them over workers with free slots."""
         effects: list[Effect] = []
+        margin, rebalance = self._queue_config.preempt_margin, self._queue_config.rebalance
         for model, queue in self.queues.items():
-            if model in self._rules.unmoved:
+            if model in self._grouped:
                 continue
-            workers, margin = self.roster.of(model), self._rules.preempt_margin
-            full = not any(worker.free and self.roster.state(worker, now) == "ready" for worker in workers)
-            if margin is not None and len(queue) and full:
-                effects += self._books.move(preemptions(queue, workers, self.tasks, margin, now), "displaced")
-            elif self._rules.rebalance and not len(queue):
-                effects += self._books.move(rebalancing(self.roster, model, self.tasks, now), "taken_over")
+            if not len(queue):
+                if rebalance:
+                    relocations = rebalancing(self.registry, model, self.tasks, now)
+                    effects += self.store.preempt(relocations, "taken_over")
+                continue
+            workers = self.registry.serving(model)
+            full = not any(w.free_slots and self.registry.state(w, now) == "ready" for w in workers)
+            if margin is not None and full:
+                effects += self.store.preempt(preemptions(queue, workers, self.tasks, margin, now), "displaced")
         return effects
 
     # ---- workers
 
-    def _said(self, name: str, parcel: FromWorker, now: float) -> list[Effect]:
-        message = parcel.message
+    def _on_message(self, name: str, envelope: FromWorker, now: float) -> list[Effect]:
+        message = envelope.message
         if isinstance(message, Hello):
-            return self._hello(name, message, now)
-        worker = self.roster.workers.get(name)
+            return self._on_hello(name, message, now)
+        worker = self.registry.workers.get(name)
         if worker is None:
-            return self._stranger(name, message, now)
-        self.roster.heard(worker, now)
+            return self._on_unknown_worker(name, message, now)
+        self.registry.touch(worker, now)
         match message:
             case Pull(slots):
-                worker.slots = min(max(slots, 0), _MAX_SLOTS)
-                worker.draining = slots == 0
+                worker.set_capacity(slots)
                 return []
             case Heartbeat():
-                worker.hear(message, now)
+                worker.on_heartbeat(message, now)
                 return [SendMessage(name, Welcome(self._heartbeat_s))]
             case Bye(reason, crashed):
-                return self._lose(name, reason, now, peaceful=not crashed)
+                return self._on_worker_lost(name, reason, now, crashed=crashed)
             case _:
-                return self._about_task(worker, message, parcel.frames, now)
+                return self._on_task_message(worker, message, envelope.frames, now)
 
-    def _stranger(self, name: str, message: ToBalancer, now: float) -> list[Effect]:
-        """Ask it to introduce itself: once for all that was on its way, and again where that was lost."""
+    def _on_unknown_worker(self, name: str, message: ToBalancer, now: float) -> list[Effect]:
+        """Ask for a Hello: once for all messages that were on their way, and again where the request was lost."""
         self.counters["stranger"] += 1
-        waited = now >= self._asked.get(name, now)
-        if isinstance(message, Bye) or not waited or len(self._asked) >= _MOST_NAMED:
+        is_due = now >= self._hello_requested.get(name, now)
+        if isinstance(message, Bye) or not is_due or len(self._hello_requested) >= _MAX_NAMED:
             return []
-        self._asked[name] = now + self._heartbeat_s / 2
+        self._hello_requested[name] = now + self._heartbeat_s / 2
         return [SendMessage(name, Reject("unknown worker: say Hello"))]
 
-    def _hello(self, name: str, hello: Hello, now: float) -> list[Effect]:
-        refusal = self._refusal(name, hello)
-        if refusal:
-            return self._turn_away(name, refusal)
-        self._asked.pop(name, None)
-        known = self.roster.workers.get(name)
-        held = known.held if known is not None else {}
-        worker = self.roster.workers[name] = Worker(hello, now)
-        running = dict(hello.running)
-        worker.held = {task: attempt for task, attempt in held.items() if task in running}
-        for task_id in held:
-            task = self.tasks.get(task_id)
-            if task is None or task.worker != name:
-                continue
-            task.leaving = False  # what it was asked before may not have reached it
-            if task_id not in worker.held:
-                self._books.requeue(task, f"{name} came back without it", now)
-        fresh = {task: attempt for task, attempt in running.items() if task not in held}
-        taken_up = [task for task, attempt in fresh.items() if self._books.take_up(task, attempt, worker, now)]
-        # What it has and should not have; and what is others' from now on, for it may be on its way to this one.
-        unwanted = [task for task in running if task not in worker.held]
-        unwanted += [task for task in held if task not in worker.held]
+    def _on_hello(self, name: str, hello: Hello, now: float) -> list[Effect]:
+        reason = self._reject_reason(name, hello)
+        if reason:
+            return self._reject(name, reason)
+        self._hello_requested.pop(name, None)
+        worker, previous = self.registry.connect(hello, now)
+        resumed, cancelled = self.store.reconcile(worker, previous, now)
         effects: list[Effect] = [SendMessage(name, Welcome(self._heartbeat_s))]
-        if unwanted:
-            effects.append(SendMessage(name, Cancel(unwanted)))
-        if taken_up:
-            effects.append(LogLine(f"worker {name} goes on with {len(taken_up)} tasks of an earlier balancer"))
-        if known is None or known.hello.pid != hello.pid:
+        if cancelled:
+            effects.append(SendMessage(name, Cancel(cancelled)))
+        if resumed:
+            effects.append(LogLine(f"worker {name} continues {len(resumed)} tasks of an earlier balancer process"))
+        if previous is None or previous.hello.pid != hello.pid:
             effects.append(LogLine(f"worker {name} ready: {hello.model} on {hello.device}, process {hello.pid}"))
         return effects
 
-    def _turn_away(self, name: str, why: str) -> list[Effect]:
+    def _reject(self, name: str, reason: str) -> list[Effect]:
         self.counters["workers_refused"] += 1
-        effects: list[Effect] = [SendMessage(name, Reject(why, fatal=True))]
-        if name not in self._refused and len(self._refused) < _MOST_NAMED:
-            self._refused.add(name)
-            effects.append(LogLine(f"worker {name} refused (further times are only counted): {why}"))
+        effects: list[Effect] = [SendMessage(name, Reject(reason, fatal=True))]
+        if name not in self._rejected and len(self._rejected) < _MAX_NAMED:
+            self._rejected.add(name)
+            effects.append(LogLine(f"worker {name} rejected (further times are only counted): {reason}"))
         return effects
 
-    def _refusal(self, name: str, hello: Hello) -> str | None:
+    def _reject_reason(self, name: str, hello: Hello) -> str | None:
         if hello.protocol != PROTOCOL:
             return f"it speaks protocol {hello.protocol}, this balancer speaks {PROTOCOL}"
         if hello.worker != name:
@@ -235,55 +250,49 @@ class Scheduler:
             return f"no model '{hello.model}' here; there are {', '.join(self.queues)}"
         return None
 
-    def _about_task(
+    def _on_task_message(
         self,
         worker: Worker,
         message: Started | Progress | Finished | Failed | Returned,
         frames: Sequence[Frame],
         now: float,
     ) -> list[Effect]:
-        worker.moved_at = now
-        if worker.held.get(message.task) != message.attempt:
+        released = isinstance(message, Finished | Failed | Returned)
+        if not worker.on_task_message(message.task, message.attempt, now, released=released):
             self.counters["stale"] += 1
             return []
-        if isinstance(message, Finished | Failed | Returned):
-            del worker.held[message.task]
-        task = self.tasks.get(message.task)
+        task, store = self.tasks.get(message.task), self.store
         if task is None or task.worker != worker.id or task.attempt != message.attempt:
-            return []  # it ended while the worker still held it; only the slot mattered
+            return []  # the task ended while the worker still held it; only the slot matters
         match message:
             case Started():
-                return self._books.began(task, now)
+                return store.mark_started(task, now)
             case Progress(step=step, steps=steps, preview=preview):
-                expected = task.steps
-                told = task.progress(step, steps, frames, preview=preview)
-                self.queues[task.model].charge(task, task.steps - expected)
-                return [*self._books.began(task, now), NotifyListener(told)]
+                updates = store.report_progress(task, step, steps, frames, preview=preview)
+                return [*store.mark_started(task, now), *updates]
             case Finished(flagged=flagged):
-                return [*self._books.began(task, now), *self._books.complete(task, frames, flagged, now)]
+                return [*store.mark_started(task, now), *store.complete(task, frames, flagged, now)]
             case Failed(kind=kind, message=text):
-                return self._books.end(task, TaskState.FAILED, kind, text, now)
+                return store.finish(task, TaskState.FAILED, kind, text, now)
             case Returned(step=step):
-                task.returned(step, frames)
-                self.roster.forget(task.id)
-                self._books.requeue(task, f"returned by {worker.id}", now)
+                store.on_preempted(task, step, frames, now)
                 return []
 
-    def _lose(self, name: str, reason: str, now: float, peaceful: bool = False) -> list[Effect]:
-        """The worker is no more: what it held goes back to the queue."""
-        worker = self.roster.workers.pop(name, None)
+    def _on_worker_lost(self, name: str, reason: str, now: float, crashed: bool = True) -> list[Effect]:
+        """Remove the worker, and requeue its tasks."""
+        worker = self.registry.disconnect(name)
         if worker is None:
             return []
-        if not peaceful:
+        if crashed:
             self.counters["workers_lost"] += 1
-        note = LogLine(f"worker {name} gone ({reason}), {len(worker.held)} tasks go back to the queue")
-        return [note, *self._books.recover(worker, reason, now, blame=not peaceful)]
+        text = f"worker {name} lost ({reason}), {len(worker.assigned)} tasks return to the queue"
+        return [LogLine(text), *self.store.recover(worker, reason, now, blame=crashed)]
 
-    def _give_up(self, worker: Worker, now: float) -> list[Effect]:
-        """The worker is stuck: others do its tasks. Their slots stay taken, for it may wake up, and still have them."""
-        worker.stuck_at = now
+    def _evict_stuck(self, worker: Worker, now: float) -> list[Effect]:
+        """Requeue the tasks of a stuck worker. Their slots stay taken, because it still has them if it wakes up."""
+        worker.mark_stuck(now)
         self.counters["workers_stuck"] += 1
-        reason = f"it made no step for {now - worker.moved_at:.1f} s"
-        note = LogLine(f"worker {worker.id} is stuck: it heartbeats, but {reason}")
-        cancel = SendMessage(worker.id, Cancel(list(worker.held)))
-        return [note, cancel, *self._books.recover(worker, reason, now, blame=True)]
+        reason = f"it made no step for {now - worker.progress_at:.1f} s"
+        note = LogLine(f"worker {worker.id} is stuck: it sends heartbeats, but {reason}")
+        cancel = SendMessage(worker.id, Cancel(list(worker.assigned)))
+        return [note, cancel, *self.store.recover(worker, reason, now, blame=True)]

@@ -1,278 +1,294 @@
-"""The tasks' lives, and who holds what: every change of a task's state, with all that goes with it. Pure.
+"""All task state: every transition, with its consequences for queues, slots, charges, counters and listeners. Pure.
 
-`dispatch` says what happened; here stands what follows for the task, its queue, its worker's slot, its owner's share,
-the counters and its client. Nothing else changes a task's state.
+`scheduler` interprets what has happened and calls this class. Nothing else changes the state of a task or what a worker
+holds.
 """
 
 from __future__ import annotations
 
+import math
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
+from configs.scaling import Scaling
+from configs.sections import Queue
 from loadbalancer.scheduling.admission_control import AdmissionControl
-from loadbalancer.scheduling.cost_model import ImageCosts
-from loadbalancer.scheduling.deadline_chances import cannot_finish_in_time
-from loadbalancer.scheduling.deadlines import Deadlines
+from loadbalancer.scheduling.cost_model import CostModel
+from loadbalancer.scheduling.deadlines import DeadlineHeap, worker_in_time
+from loadbalancer.scheduling.estimates import estimate_admission
 from loadbalancer.scheduling.events import Effect, LogLine, NotifyListener, RecordTask, SendMessage
+from loadbalancer.scheduling.model_counters import ModelCounters
 from loadbalancer.scheduling.preemption import Relocation
 from loadbalancer.scheduling.request_queue import ModelQueue
-from loadbalancer.scheduling.rules import Rules
-from loadbalancer.scheduling.snapshot import ModelCounters
-from loadbalancer.scheduling.step_costs import StepCosts
 from loadbalancer.scheduling.task import DeadlineUnreachable, Task, TaskCompleted, TaskEnded, TaskStarted, TaskState
 from loadbalancer.scheduling.worker_registry import Worker, WorkerRegistry
 from wire.codec import Frame
 from wire.messages import Assign, Assignment, Cancel, FailureKind, Yield
 
-#: No honest worker has a task in a higher attempt: one that names such a number is not believed.
-_MOST_ATTEMPTS = 1_000_000
+#: No honest worker runs a task in a higher attempt; a claim of such a number is rejected.
+_MAX_CLAIMED_ATTEMPT = 1_000_000
+#: Assignments and their frames by worker: one message each.
+_Assignments = dict[str, tuple[list[Assignment], list[Frame]]]
 
 
 class TaskStore:
-    """Tasks, queues and roster, kept in agreement."""
+    """Tasks, queues and worker registry, kept consistent.
 
-    def __init__(
-        self,
-        models: Sequence[str],
-        roster: WorkerRegistry,
-        rules: Rules,
-        *,
-        max_tasks: int,
-        max_attempts: int,
-        max_source_bytes: int,
-        hold_s: float,
-    ) -> None:
-        self.roster = roster
+    `hold_s`: time for which a restarted balancer waits for workers to report what they still run.
+    """
+
+    def __init__(self, models: Mapping[str, Scaling], config: Queue, registry: WorkerRegistry, hold_s: float) -> None:
+        self.registry = registry
         self.tasks: dict[str, Task] = {}
         self.counters: Counter[str] = Counter()
-        self.rates = {model: ModelCounters(rules.watch.get(model)) for model in models}
-        self.costs = {model: ImageCosts() for model in models}
-        self._paces = {model: StepCosts(roster, model) for model in models}
+        self.model_counters = {model: ModelCounters(scaling) for model, scaling in models.items()}
+        self.costs = {model: CostModel() for model in models}
         self.queues = {
-            model: ModelQueue(max_tasks, priority_s=rules.priority_s, step_s=self._paces[model].step_s)
-            for model in models
+            model: ModelQueue(config.max_tasks, priority_s=config.priority_s, step_s=costs.full_batch_step_s)
+            for model, costs in self.costs.items()
         }
-        self._rules = rules
-        self._max_attempts = max_attempts
-        self._door = AdmissionControl(rules, max_source_bytes)
-        self._deadlines = Deadlines()
+        self._config = config
+        self._admission = AdmissionControl(config)
+        self._deadlines = DeadlineHeap()
         self._hold_s = hold_s
-        #: Tasks that workers may still name, by model, and until when nothing is given out because of them.
-        self._awaited: dict[str, set[str]] = {model: set() for model in models}
-        self._held_until: dict[str, float] = {}
+        #: Tasks that workers may still claim, by model, and the time until which nothing is assigned because of them.
+        self._unclaimed: dict[str, set[str]] = {model: set() for model in models}
+        self._hold_until: dict[str, float] = {}
 
     def __repr__(self) -> str:
-        return f"<Books {len(self.tasks)} tasks, {self.roster!r}, {self.queues!r}>"
+        return f"<TaskStore {len(self.tasks)} tasks, {self.registry!r}, {self.queues!r}>"
 
-    # ---- in
+    # ---- submission and assignment
 
-    def submit(self, tasks: Sequence[Task], now: float, *, known: bool = False) -> None:
-        """Tasks of one request, of one model, are queued, all or none. Raises `QueueFull`.
-
-        `known`: they were counted as arrivals before.
-        """
-        queue, workers = self.queues[tasks[0].model], self.roster.of(tasks[0].model)
-        refusal = self._door.refusal(tasks, queue, workers, now)
-        if refusal is not None:
-            late = isinstance(refusal, DeadlineUnreachable)
-            self.counters["deadline_unreachable" if late else "refused"] += len(tasks)
-            raise refusal
-        self._door.enter(tasks)
+    def submit(self, tasks: Sequence[Task], now: float, *, already_counted: bool = False) -> None:
+        """Queue the tasks of one request, all or none. Raises `QueueFull`."""
+        first, slack = tasks[0], self._config.deadline_slack
+        model, queue = first.model, self.queues[first.model]
+        enough_s = math.inf if slack is None else slack * (first.deadline - now)
+        estimate = estimate_admission(tasks, queue, self.registry.serving(model), enough_s)
+        rejection = self._admission.reject_reason(tasks, queue, estimate, now)
+        if rejection is not None:
+            unreachable = isinstance(rejection, DeadlineUnreachable)
+            self.counters["deadline_unreachable" if unreachable else "refused"] += len(tasks)
+            raise rejection
+        self._admission.add(tasks)
         for task in tasks:
             self.tasks[task.id] = task
             task.history.append((now, TaskState.QUEUED, "submitted"))
             self._deadlines.add(task)
             queue.push(task)
-        awaited = {task.id for task in tasks if task.may_be_running}
-        if awaited:
-            self._awaited[tasks[0].model] |= awaited
-            self._held_until[tasks[0].model] = now + self._hold_s
+        unclaimed = {task.id for task in tasks if task.may_be_running}
+        if unclaimed:
+            self._unclaimed[model] |= unclaimed
+            self._hold_until[model] = now + self._hold_s
         self.counters["submitted"] += len(tasks)
-        if not known:
-            self.rates[tasks[0].model].arrived(tasks[0].size, tasks[0].remaining_steps, len(tasks), now)
+        if not already_counted:
+            self.model_counters[model].on_arrival(first.size, first.remaining_steps, len(tasks), now)
 
-    def assign(self, now: float, fresh: Collection[str] = ()) -> list[Effect]:
-        """Fill free slots from the queues; one message per worker. What cannot be done in time ends before any work.
+    def assign(self, now: float, submitted: Collection[str] = ()) -> list[Effect]:
+        """Fill free slots from the queues, with one message per worker. Tasks that would be late expire instead.
 
-        `fresh` has just been let in: whoever sent it does not listen yet.
+        `submitted`: tasks submitted in this call, which do not expire: their listener is not registered yet.
         """
         effects: list[Effect] = []
-        orders: dict[str, tuple[list[Assignment], list[Frame]]] = {}
+        assignments: _Assignments = {}
         for model, queue in self.queues.items():
-            if self._awaited[model] and now < self._held_until[model]:
+            if not queue or (self._unclaimed[model] and now < self._hold_until[model]):
                 continue
-            if not queue or not any(worker.free for worker in self.roster.of(model)):
+            workers = self.registry.serving(model)
+            if not any(worker.free_slots for worker in workers):
                 continue
-            for task in queue.lone():
-                worker = self.roster.place(task, now)
+            for task in queue.isolated():
+                worker = self.registry.reserve(task, now)
                 if worker is not None:
-                    self._give(task, worker, orders, now)
-            while (first := queue.first()) is not None and (able := self.roster.able(model, now)):
-                worker = able[0] if first.id in fresh else self._in_time(first, able, now)
+                    self._assign(task, worker, assignments, now)
+            costs, slack = self.costs[model], self._config.deadline_slack
+            while (first := queue.first()) is not None and (available := self.registry.available(model, now)):
+                worker = available[0]
+                if first.id not in submitted:
+                    worker = worker_in_time(
+                        first, available, workers, self.tasks, costs, waiting=len(queue), slack=slack, now=now
+                    )
                 if worker is not None:
-                    self._give(first, worker, orders, now)
+                    self._assign(first, worker, assignments, now)
                 else:
                     left = f"it has {max(first.deadline - now, 0.0):.1f} s left, and takes longer"
-                    why = f"not begun {now - first.created:.1f} s after it arrived: {left}"
-                    effects += self.end(first, TaskState.EXPIRED, None, why, now)
-        sent = [SendMessage(worker, Assign(assignments), frames) for worker, (assignments, frames) in orders.items()]
-        return [*effects, *sent]
+                    reason = f"not started {now - first.created:.1f} s after it arrived: {left}"
+                    effects += self.finish(first, TaskState.EXPIRED, None, reason, now)
+        return [*effects, *(SendMessage(name, Assign(own), frames) for name, (own, frames) in assignments.items())]
 
-    def _in_time(self, task: Task, able: Sequence[Worker], now: float) -> Worker | None:
-        """The first of the workers that has the task done by its deadline; None where no worker of the model has.
-
-        Where only one has that is full, any may begin: a slow worker is no reason to give up what a quick one could do.
-        """
-        costs, slack = self.costs[task.model], self._rules.deadline_slack
-        crowded = len(self.queues[task.model]) > sum(worker.free for worker in able)
-        for worker in (*able, *self.roster.of(task.model)):
-            beside = min(sum(name in self.tasks for name in worker.held), max(worker.slots - 1, 0))
-            if not cannot_finish_in_time(task, worker, beside, costs, crowded=crowded, slack=slack, now=now):
-                return worker if worker in able else able[0]
-        return None
-
-    def _give(
-        self, task: Task, worker: Worker, orders: dict[str, tuple[list[Assignment], list[Frame]]], now: float
-    ) -> None:
+    def _assign(self, task: Task, worker: Worker, assignments: _Assignments, now: float) -> None:
         self.queues[task.model].take(task)
-        task.attempt = max(task.attempt, task.claimed) + 1
+        task.attempt = max(task.attempt, task.last_claimed_attempt) + 1
         task.worker = worker.id
-        task.move(TaskState.ASSIGNED, now, f"to {worker.id}, attempt {task.attempt}")
-        worker.hold(task.id, task.attempt, now)
-        assignments, frames = orders.setdefault(worker.id, ([], []))
-        assignments.append(task.assignment())
-        frames += [*task.sources, *task.checkpoint]
+        task.transition(TaskState.ASSIGNED, now, f"to {worker.id}, attempt {task.attempt}")
+        worker.assign(task.id, task.attempt, now)
+        own, frames = assignments.setdefault(worker.id, ([], []))
+        task_frames = [*task.sources, *task.checkpoint]
+        own.append(
+            Assignment(task.id, task.attempt, task.inputs, task.checkpoint_step, task.isolated, len(task_frames))
+        )
+        frames += task_frames
 
-    def take_up(self, task_id: str, attempt: int, worker: Worker, now: float) -> bool:
-        """The worker has had the task since an earlier life of the balancer: it goes on there.
+    # ---- workers that connect again
 
-        False where it may not: nobody waits for it, another has it, or it was given out in this life already.
-        """
-        task = self.tasks.get(task_id)
-        if task is None or task.model != worker.hello.model or not 0 < attempt <= _MOST_ATTEMPTS:
-            return False
-        task.claimed = max(task.claimed, attempt)  # what is given out from now on is told apart from it
-        if task.state is not TaskState.QUEUED or task.attempt:
-            return False
-        self.queues[task.model].take(task)
-        task.attempt, task.worker, task.whole = attempt, worker.id, False
-        task.move(TaskState.ASSIGNED, now, f"still with {worker.id}, attempt {attempt}")
-        worker.hold(task.id, attempt, now)
-        self._awaited[task.model].discard(task.id)
-        self.counters["taken_up"] += 1
-        return True
-
-    # ---- on the way
-
-    def began(self, task: Task, now: float) -> list[Effect]:
-        """Its worker has it in its batch. Idempotent."""
-        if task.state is TaskState.RUNNING:
-            return []
-        task.move(TaskState.RUNNING, now, "started")
-        task.started = now
-        if task.first_started is None:
-            task.first_started = now
-            self.rates[task.model].began(now - task.created)
-        worker = self.roster.workers.get(task.worker or "")
-        if worker is not None:
-            self.costs[task.model].began(task.id, worker, now)
-        return [NotifyListener(TaskStarted(task.id))]
-
-    def refresh(self) -> None:
-        """Look anew at what steps cost."""
-        for model, paces in self._paces.items():
-            factor = paces.refresh()
-            if factor is not None:
-                self.queues[model].rescale(factor)
-            self.costs[model].refresh(self.roster.of(model))
-
-    def move(self, moves: Sequence[Relocation], counted_as: str) -> list[Effect]:
-        """Have running tasks handed back by their workers, with their progress."""
-        effects: list[Effect] = []
-        for move in moves:
-            task = self.tasks[move.task]
-            task.leaving, task.moves = True, task.moves + 1
-            where = f"{move.worker} at step {task.step} of {task.steps}"
-            effects += [
-                SendMessage(move.worker, Yield([task.id])),
-                LogLine(f"task {task.id} leaves {where}: {move.why}"),
-            ]
-        self.counters[counted_as] += len(moves)
-        return effects
-
-    def requeue(self, task: Task, reason: str, now: float) -> None:
-        """It goes back to its place in the queue, to go on from its checkpoint."""
-        task.move(TaskState.QUEUED, now, f"{reason}; goes on at step {task.checkpoint_step} of {task.steps}")
-        task.work_s, task.whole = task.work_s + self.costs[task.model].left(task.id, now), False
-        task.worker = None
-        task.leaving = False
-        self.counters["requeued"] += 1
-        self.counters["steps_redone"] += task.set_back()
-        self.queues[task.model].put_back(task)
-
-    def recover(self, worker: Worker, reason: str, now: float, *, blame: bool) -> list[Effect]:
-        """What the worker held goes back to the queue, or has hurt enough workers; `blame`: it may be the reason."""
-        effects: list[Effect] = []
-        for task_id in worker.held:
+    def reconcile(self, worker: Worker, previous: Worker | None, now: float) -> tuple[list[str], list[str]]:
+        """Agree with a worker that says Hello on what it runs: return the tasks that it resumes and those to cancel."""
+        before, running = dict(previous.assigned) if previous else {}, dict(worker.hello.running)
+        for task_id in before:
             task = self.tasks.get(task_id)
             if task is None or task.worker != worker.id:
                 continue
-            self.roster.forget(task_id)
+            task.preempt_requested = False  # the request may have been lost
+            if task_id not in worker.assigned:
+                self.requeue(task, f"{worker.id} came back without it", now)
+        resumed = [
+            task_id
+            for task_id, attempt in running.items()
+            if task_id not in before and self._resume_on(task_id, attempt, worker, now)
+        ]
+        # Assignments that it has not reported may still be on their way to it.
+        return resumed, [task for task in dict.fromkeys((*running, *before)) if task not in worker.assigned]
+
+    def _resume_on(self, task_id: str, attempt: int, worker: Worker, now: float) -> bool:
+        """Let the worker continue a task of an earlier balancer process.
+
+        Returns False where the task has ended, another worker has it, or this process has assigned it already.
+        """
+        task = self.tasks.get(task_id)
+        if task is None or task.model != worker.hello.model or not 0 < attempt <= _MAX_CLAIMED_ATTEMPT:
+            return False
+        task.last_claimed_attempt = max(task.last_claimed_attempt, attempt)  # later attempts must differ from it
+        if task.state is not TaskState.QUEUED or task.attempt:
+            return False
+        self.queues[task.model].take(task)
+        task.attempt, task.worker, task.uninterrupted = attempt, worker.id, False
+        task.transition(TaskState.ASSIGNED, now, f"still with {worker.id}, attempt {attempt}")
+        worker.assign(task.id, attempt, now)
+        self._unclaimed[task.model].discard(task.id)
+        self.counters["taken_up"] += 1
+        return True
+
+    # ---- running tasks
+
+    def mark_started(self, task: Task, now: float) -> list[Effect]:
+        """Note that the worker has the task in its batch. Idempotent."""
+        if task.state is TaskState.RUNNING:
+            return []
+        task.transition(TaskState.RUNNING, now, "started")
+        task.started = now
+        if task.first_started is None:
+            task.first_started = now
+            self.model_counters[task.model].on_start(now - task.created)
+        worker = self.registry.workers.get(task.worker or "")
+        if worker is not None:
+            self.costs[task.model].on_start(task.id, worker, now)
+        return [NotifyListener(TaskStarted(task.id))]
+
+    def report_progress(
+        self, task: Task, step: int, steps: int, frames: Sequence[Frame], *, preview: bool
+    ) -> list[Effect]:
+        """Take in a progress report; a corrected number of steps is charged to the owner."""
+        expected = task.steps
+        update = task.on_progress(step, steps, frames, preview=preview)
+        self.queues[task.model].charge(task, task.steps - expected)
+        return [NotifyListener(update)]
+
+    def update_costs(self) -> None:
+        """Read the workers' latest step times."""
+        for model, costs in self.costs.items():
+            factor = costs.update(self.registry.serving(model))
+            if factor is not None:
+                self.queues[model].rescale(factor)
+
+    def preempt(self, relocations: Sequence[Relocation], counted_as: str) -> list[Effect]:
+        """Ask workers to hand back running tasks with their progress."""
+        effects: list[Effect] = []
+        for each in relocations:
+            task = self.tasks[each.task]
+            task.preempt_requested, task.preempt_count = True, task.preempt_count + 1
+            text = f"task {task.id} leaves {each.worker} at step {task.step} of {task.steps}: {each.reason}"
+            effects += [SendMessage(each.worker, Yield([task.id])), LogLine(text)]
+        self.counters[counted_as] += len(relocations)
+        return effects
+
+    def on_preempted(self, task: Task, step: int, frames: Sequence[Frame], now: float) -> None:
+        """Take back a task from its worker, and queue it again."""
+        task.on_preempted(step, frames)
+        self.registry.cancel_reservation(task.id)
+        self.requeue(task, f"preempted by {task.worker}", now)
+
+    def requeue(self, task: Task, reason: str, now: float) -> None:
+        """Put the task back in its place in the queue, at its checkpoint."""
+        task.transition(TaskState.QUEUED, now, f"{reason}; resumes at step {task.checkpoint_step} of {task.steps}")
+        task.work_s += self.costs[task.model].on_stop(task.id, now)
+        task.worker, task.uninterrupted, task.preempt_requested = None, False, False
+        self.counters["requeued"] += 1
+        self.counters["steps_redone"] += task.roll_back()
+        self.queues[task.model].requeue(task)
+
+    def recover(self, worker: Worker, reason: str, now: float, *, blame: bool) -> list[Effect]:
+        """Requeue the worker's tasks. `blame`: a running task may be the cause, and fails after `max_attempts`."""
+        effects: list[Effect] = []
+        for task_id in worker.assigned:
+            task = self.tasks.get(task_id)
+            if task is None or task.worker != worker.id:
+                continue
+            self.registry.cancel_reservation(task_id)
             if task.state is TaskState.RUNNING and blame:
                 task.crashes += 1
-            if task.crashes >= self._max_attempts:
+            if task.crashes >= self._config.max_attempts:
                 died = (
                     "1 worker died or hung while it" if task.crashes == 1 else f"{task.crashes} workers died while they"
                 )
-                text = f"{died} ran this image; the last: {reason}"
                 task.worker = None
-                effects += self.end(task, TaskState.FAILED, "error", text, now)
+                text = f"{died} ran this image; the last: {reason}"
+                effects += self.finish(task, TaskState.FAILED, "error", text, now)
             else:
                 self.requeue(task, f"{worker.id} is lost: {reason}", now)
         return effects
 
-    # ---- out
+    # ---- ends
 
     def complete(self, task: Task, frames: Sequence[Frame], flagged: bool, now: float) -> list[Effect]:
-        """It has its image."""
+        """End the task with its image."""
         started = task.first_started if task.first_started is not None else now
-        task.move(TaskState.DONE, now, "finished")
-        self.rates[task.model].completions.add(1, now)
-        account = self._drop(task, "done", now)
-        if task.whole:
-            self.costs[task.model].learn(task.size, task.steps, task.work_s)
+        task.transition(TaskState.DONE, now, "finished")
+        self.model_counters[task.model].completions.add(1, now)
+        record = self._remove(task, "done", now)
+        if task.uninterrupted:
+            self.costs[task.model].record_image(task.size, task.steps, task.work_s)
         image = frames[0] if frames else b""
-        return [*account, NotifyListener(TaskCompleted(task.id, image, started - task.created, now - started, flagged))]
+        update = TaskCompleted(task.id, image, started - task.created, now - started, flagged)
+        return [record, NotifyListener(update)]
 
     def expire(self, now: float) -> list[Effect]:
-        """Tasks whose deadline has come end, wherever they are."""
+        """End the tasks whose deadline has passed, in any state."""
         effects: list[Effect] = []
-        for task in self._deadlines.due(self.tasks, now):
-            waited = f"not done {now - task.created:.1f} s after it arrived ({task.state.value})"
-            effects += self.end(task, TaskState.EXPIRED, None, waited, now)
+        for task in self._deadlines.pop_late(self.tasks, now):
+            reason = f"not done {now - task.created:.1f} s after it arrived ({task.state.value})"
+            effects += self.finish(task, TaskState.EXPIRED, None, reason, now)
         return effects
 
-    def end(self, task: Task, state: TaskState, kind: FailureKind | None, message: str, now: float) -> list[Effect]:
-        """The task ends without an image; the worker that holds it is told to let go."""
-        effects = self._release_place(task)
-        if task.state is not TaskState.QUEUED:
-            self.queues[task.model].refund(task)
-        task.move(state, now, message)
-        return [*effects, *self._drop(task, state.value, now), NotifyListener(TaskEnded(task.id, state, kind, message))]
-
-    def _release_place(self, task: Task) -> list[Effect]:
+    def finish(self, task: Task, state: TaskState, kind: FailureKind | None, message: str, now: float) -> list[Effect]:
+        """End the task without an image. A worker that holds it is told to cancel it."""
+        effects: list[Effect] = []
         if task.state is TaskState.QUEUED:
             self.queues[task.model].remove(task)
-            return []
-        worker = self.roster.workers.get(task.worker or "")
-        holds = worker is not None and worker.held.get(task.id) == task.attempt
-        return [SendMessage(worker.id, Cancel([task.id]))] if worker is not None and holds else []
+        else:
+            self.queues[task.model].charge(task, -task.remaining_steps)
+            worker = self.registry.workers.get(task.worker or "")
+            if worker is not None and worker.assigned.get(task.id) == task.attempt:
+                effects.append(SendMessage(worker.id, Cancel([task.id])))
+        task.transition(state, now, message)
+        record = self._remove(task, state.value, now)
+        return [*effects, record, NotifyListener(TaskEnded(task.id, state, kind, message))]
 
-    def _drop(self, task: Task, counted_as: str, now: float) -> list[Effect]:
-        task.work_s += self.costs[task.model].left(task.id, now)
+    def _remove(self, task: Task, counted_as: str, now: float) -> RecordTask:
+        task.work_s += self.costs[task.model].on_stop(task.id, now)
         self.counters[counted_as] += 1
-        self.roster.forget(task.id)
-        self._door.leave(task)
-        self._awaited[task.model].discard(task.id)
+        self.registry.cancel_reservation(task.id)
+        self._admission.remove(task)
+        self._unclaimed[task.model].discard(task.id)
         del self.tasks[task.id]
-        return [RecordTask(task)] if self._rules.record else []
+        return RecordTask(task)

@@ -1,21 +1,23 @@
-"""The workers: what each can hold, what it holds, and which one a task should go to.
+"""The connected workers: their capacity, the tasks that they hold, and the choice of a worker for a task.
 
-A worker's slot is taken from the moment a task is sent to it until the worker says that it let go of it, whatever
-became of the task meanwhile. So `held <= slots` always, and a slot is never given twice.
+A slot is taken from the moment a task is sent to the worker until the worker reports that it released it, whatever
+became of the task meanwhile. So `assigned <= slots` always, and a slot is never given twice.
 """
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from configs.sections import Workers
 from loadbalancer.scheduling.task import Task
 from wire.messages import Heartbeat, Hello, StepCurve
 from wire.snapshot import WorkerState
 
-#: A worker that has missed this many heartbeats gets nothing new.
-_SILENT_AFTER_BEATS = 3.0
+#: A worker that has missed this many heartbeats gets no new tasks.
+_SILENT_AFTER_HEARTBEATS = 3.0
+_MAX_SLOTS = 4096
 
 
 @dataclass(slots=True)
@@ -23,176 +25,210 @@ class Worker:
     """One connected worker."""
 
     hello: Hello
-    last_seen: float
+    last_message_at: float
     slots: int = 0
     #: Attempt number of each task whose slot the worker has not freed yet.
-    held: dict[str, int] = field(default_factory=dict)
-    #: A task that must run alone waits for this worker to become empty, or runs on it.
-    reserved: str | None = None
+    assigned: dict[str, int] = field(default_factory=dict)
+    #: An isolated task that waits for this worker to become empty, or runs on it.
+    reserved_for: str | None = None
     draining: bool = False
-    beat: Heartbeat = field(default_factory=lambda: Heartbeat(running=0))
-    #: When it last showed that its step loop goes on, or was given work after it had none.
-    moved_at: float = 0.0
-    #: When it was found stuck, if it ever was.
+    heartbeat: Heartbeat = field(default_factory=lambda: Heartbeat(running=0))
+    #: Time of the latest sign that its step loop advances, or of its first task after it had none.
+    progress_at: float = 0.0
+    #: Time at which it was found stuck, if it ever was.
     stuck_at: float | None = None
+    id: str = field(init=False)
 
     def __post_init__(self) -> None:
-        self.moved_at = self.last_seen
+        self.id = self.hello.worker
+        self.progress_at = self.last_message_at
 
     @property
-    def id(self) -> str:
-        """The worker's name."""
-        return self.hello.worker
+    def free_slots(self) -> int:
+        return 0 if self.draining else max(self.slots - len(self.assigned), 0)
 
     @property
-    def free(self) -> int:
-        """Slots that a task may be sent to."""
-        return 0 if self.draining else max(self.slots - len(self.held), 0)
+    def is_stuck(self) -> bool:
+        """Whether it was found to send heartbeats without a step, and has not made one since."""
+        return self.stuck_at is not None and self.progress_at < self.stuck_at
 
-    @property
-    def stuck(self) -> bool:
-        """It was found to heartbeat without a step, and has not made one since."""
-        return self.stuck_at is not None and self.moved_at < self.stuck_at
+    # ---- changes
 
-    def hear(self, beat: Heartbeat, now: float) -> None:
-        """Take in a heartbeat. Its thread is not that of the step loop, so that only what it counts shows progress."""
-        before, after = self.beat.counters, beat.counters
+    def set_capacity(self, slots: int) -> None:
+        """Take in the number of slots that the worker offers; 0 drains it."""
+        self.slots = min(max(slots, 0), _MAX_SLOTS)
+        self.draining = slots == 0
+
+    def on_heartbeat(self, heartbeat: Heartbeat, now: float) -> None:
+        """Take in a heartbeat. The step loop runs in another thread, so only changed counters show progress."""
+        before, after = self.heartbeat.counters, heartbeat.counters
         if (before.steps, before.finished, before.failed) != (after.steps, after.finished, after.failed):
-            self.moved_at = now
-        self.beat = beat
+            self.progress_at = now
+        self.heartbeat = heartbeat
 
-    def hold(self, task: str, attempt: int, now: float) -> None:
-        """One of its slots is for this task from now on."""
-        if not self.held:
-            self.moved_at = now
-        self.held[task] = attempt
+    def on_task_message(self, task: str, attempt: int, now: float, *, released: bool) -> bool:
+        """Return whether the worker holds this attempt, and free its slot if it is `released`."""
+        self.progress_at = now
+        if self.assigned.get(task) != attempt:
+            return False
+        if released:
+            del self.assigned[task]
+        return True
 
-    def rate(self, size: tuple[int, int]) -> float:
-        """Task-steps per second that it makes of images of this size when it has enough of them; 0 if not measured.
+    def assign(self, task: str, attempt: int, now: float) -> None:
+        """Take one slot for the task."""
+        if not self.assigned:
+            self.progress_at = now
+        self.assigned[task] = attempt
 
-        A size that it has not measured goes at the pace of its present batch, or of the first size that it has.
+    def mark_stuck(self, now: float) -> None:
+        self.stuck_at = now
+
+    # ---- measured step times
+
+    def steps_per_s(self, size: tuple[int, int]) -> float:
+        """Return the task-steps per second of full batches of this size; 0 if not measured.
+
+        For a size without a curve, the rate of the present batch or of the first curve is used.
         """
         curve = self._curve(size)
-        if curve is None and self.beat.step_s > 0:
-            return self.beat.batch / self.beat.step_s
-        tasks, seconds = _full(curve or next(iter(self.beat.curves), None))
+        if curve is None and self.heartbeat.step_s > 0:
+            return self.heartbeat.batch / self.heartbeat.step_s
+        tasks, seconds = _full_batch(curve or next(iter(self.heartbeat.curves), None))
         return tasks / seconds if seconds > 0 else 0.0
 
-    def step_s(self, size: tuple[int, int]) -> float:
-        """Seconds of a step of its full batch of images of this size, or of its recent steps; 0 if not measured."""
-        return _full(self._curve(size))[1] or self.beat.step_s
+    def full_batch_step_s(self, size: tuple[int, int]) -> float:
+        """Return the seconds of a step of a full batch of this size, or of its recent steps; 0 if not measured."""
+        return _full_batch(self._curve(size))[1] or self.heartbeat.step_s
 
-    def step_of(self, size: tuple[int, int], tasks: int) -> float:
-        """Seconds of a step of so many images of this size, between or beside what was measured; 0 if nothing was."""
+    def batch_step_s(self, size: tuple[int, int], tasks: int) -> float:
+        """Return the seconds of a step of a batch of `tasks`, interpolated or extrapolated; 0 if not measured."""
         curve = self._curve(size)
         points = curve.points if curve else []
         if not points:
             return 0.0
-        for (fewer, quick), (more, slow) in itertools.pairwise(points):
+        for (fewer, lower_s), (more, upper_s) in itertools.pairwise(points):
             if fewer <= tasks <= more:
-                return quick + (slow - quick) * (tasks - fewer) / (more - fewer)
-        most, seconds = points[-1]
-        return seconds * tasks / most if tasks > most else points[0][1]
+                return lower_s + (upper_s - lower_s) * (tasks - fewer) / (more - fewer)
+        largest, seconds = points[-1]
+        return seconds * tasks / largest if tasks > largest else points[0][1]
 
     @property
-    def longest_step_s(self) -> float:
-        """Seconds of the slowest step that it was seen to take; 0 if not measured."""
-        return max((_full(curve)[1] for curve in self.beat.curves), default=0.0) or self.beat.step_s
+    def max_step_s(self) -> float:
+        """Seconds of the slowest measured step; 0 if not measured."""
+        slowest_s = max((_full_batch(curve)[1] for curve in self.heartbeat.curves), default=0.0)
+        return slowest_s or self.heartbeat.step_s
 
     def _curve(self, size: tuple[int, int]) -> StepCurve | None:
-        return next((curve for curve in self.beat.curves if (curve.width, curve.height) == size), None)
+        return next((curve for curve in self.heartbeat.curves if (curve.width, curve.height) == size), None)
 
 
 class WorkerRegistry:
     """Every connected worker by name."""
 
-    def __init__(
-        self, heartbeat_s: float, lost_after_s: float, stuck_factor: float = 20.0, stuck_min_s: float = 120.0
-    ) -> None:
-        self._silent_after = _SILENT_AFTER_BEATS * heartbeat_s
-        self._lost_after = lost_after_s
-        self._stuck_factor = stuck_factor
-        self._stuck_min_s = stuck_min_s
+    def __init__(self, config: Workers) -> None:
+        self._config = config
+        self._silent_after_s = _SILENT_AFTER_HEARTBEATS * config.heartbeat_s
         self.workers: dict[str, Worker] = {}
 
     def __iter__(self) -> Iterator[Worker]:
         return iter(list(self.workers.values()))
 
     def __repr__(self) -> str:
-        held = sum(len(worker.held) for worker in self)
-        return f"<Roster {len(self.workers)} workers, {held} of {sum(w.slots for w in self)} slots held>"
+        assigned = sum(len(worker.assigned) for worker in self)
+        slots = sum(worker.slots for worker in self)
+        return f"<WorkerRegistry {len(self.workers)} workers, {assigned} of {slots} slots assigned>"
 
-    def of(self, model: str) -> list[Worker]:
-        """The model's workers."""
+    def connect(self, hello: Hello, now: float) -> tuple[Worker, Worker | None]:
+        """Register the worker; return it and the one that it replaces. It keeps the tasks that it still runs."""
+        previous = self.workers.get(hello.worker)
+        running = {task for task, _ in hello.running}
+        kept = {task: attempt for task, attempt in previous.assigned.items() if task in running} if previous else {}
+        worker = self.workers[hello.worker] = Worker(hello, now, assigned=kept)
+        return worker, previous
+
+    def disconnect(self, name: str) -> Worker | None:
+        return self.workers.pop(name, None)
+
+    def touch(self, worker: Worker, now: float) -> None:
+        """Note the time of a message. Silent time does not count as stuck: the process may have been stopped."""
+        silence_s = now - worker.last_message_at
+        if silence_s > self._silent_after_s:
+            worker.progress_at = min(worker.progress_at + silence_s, now)
+        worker.last_message_at = now
+
+    # ---- questions
+
+    def serving(self, model: str) -> list[Worker]:
+        """Return the model's workers."""
         return [worker for worker in self.workers.values() if worker.hello.model == model]
 
     def state(self, worker: Worker, now: float) -> WorkerState:
-        """What the worker is good for."""
         if worker.draining:
             return "draining"
-        if now - worker.last_seen > self._silent_after:
+        if now - worker.last_message_at > self._silent_after_s:
             return "silent"
-        return "stuck" if worker.stuck else "ready"
+        return "stuck" if worker.is_stuck else "ready"
 
-    def heard(self, worker: Worker, now: float) -> None:
-        """A message came. What it did not do while it was silent does not make it stuck: it may have been stopped."""
-        silence = now - worker.last_seen
-        if silence > self._silent_after:
-            worker.moved_at = min(worker.moved_at + silence, now)
-        worker.last_seen = now
+    def timed_out(self, now: float) -> list[Worker]:
+        """Return the workers whose silence exceeds `lost_after_s`."""
+        return [worker for worker in self if now - worker.last_message_at > self._config.lost_after_s]
 
-    def lost(self, now: float) -> list[Worker]:
-        """Workers that have been silent for so long that their tasks belong to others."""
-        return [worker for worker in self if now - worker.last_seen > self._lost_after]
-
-    def stuck(self, now: float) -> list[Worker]:
-        """Workers that live and hold tasks, but have made no step for many times what one takes them."""
+    def stuck_workers(self, now: float) -> list[Worker]:
+        """Return the workers that send heartbeats and hold tasks, but have made no step for too long."""
+        factor, min_s = self._config.stuck_factor, self._config.stuck_min_s
         return [
             worker
             for worker in self
-            if worker.held
-            and not worker.stuck
-            and now - worker.last_seen <= self._silent_after
-            and now - worker.moved_at > max(self._stuck_factor * worker.longest_step_s, self._stuck_min_s)
+            if worker.assigned
+            and not worker.is_stuck
+            and now - worker.last_message_at <= self._silent_after_s
+            and now - worker.progress_at > max(factor * worker.max_step_s, min_s)
         ]
 
-    def step_cost(self, model: str, size: tuple[int, int]) -> float:
-        """Seconds of one worker that a forward pass at this size costs in full batches; 0 if not measured."""
-        rates = [rate for worker in self.of(model) if (rate := worker.rate(size)) > 0]
-        return len(rates) / sum(rates) if rates else 0.0
+    def available(self, model: str, now: float) -> list[Worker]:
+        """Return the workers with free slots for the model's tasks, the least loaded first."""
+        available = (w for w in self._unreserved(model, now) if w.free_slots)
+        return sorted(available, key=_load)
 
-    def able(self, model: str, now: float) -> list[Worker]:
-        """The workers that take any of the model's tasks now, the least loaded first."""
-        able = (w for w in self.of(model) if w.free and w.reserved is None and self.state(w, now) == "ready")
-        return sorted(able, key=_load)
+    def _unreserved(self, model: str, now: float) -> list[Worker]:
+        return [w for w in self.serving(model) if w.reserved_for is None and self.state(w, now) == "ready"]
 
-    def place(self, task: Task, now: float) -> Worker | None:
-        """The worker with a free slot that the task should go to: the least loaded, so that load spreads.
+    # ---- isolated tasks
 
-        A task that must be alone gets an empty worker; if there is none, the least loaded one is reserved for it.
-        """
-        if not task.alone:
-            return next(iter(self.able(task.model, now)), None)
-        mine = [w for w in self.of(task.model) if w.reserved == task.id]
-        if not mine:
-            open_to_it = [w for w in self.of(task.model) if w.reserved is None and self.state(w, now) == "ready"]
-            if not open_to_it:
+    def reserve(self, task: Task, now: float) -> Worker | None:
+        """Reserve the least loaded worker for an isolated task; return it once it is empty."""
+        own = [worker for worker in self.serving(task.model) if worker.reserved_for == task.id]
+        if not own:
+            candidates = self._unreserved(task.model, now)
+            if not candidates:
                 return None
-            mine = [min(open_to_it, key=_load)]
-            mine[0].reserved = task.id
-        return next((w for w in mine if w.free and not w.held and self.state(w, now) == "ready"), None)
+            own = [min(candidates, key=_load)]
+            own[0].reserved_for = task.id
+        return next((w for w in own if w.free_slots and not w.assigned and self.state(w, now) == "ready"), None)
 
-    def forget(self, task: str) -> None:
-        """Lift the reservation for a task that needs it no more."""
+    def cancel_reservation(self, task: str) -> None:
         for worker in self.workers.values():
-            if worker.reserved == task:
-                worker.reserved = None
+            if worker.reserved_for == task:
+                worker.reserved_for = None
+
+
+def running_tasks(worker: Worker, tasks: Mapping[str, Task]) -> list[Task]:
+    """Return the unfinished tasks that the worker holds and that no other worker has received since."""
+    assigned = (tasks.get(name) for name in worker.assigned)
+    return [task for task in assigned if task is not None and task.worker == worker.id]
+
+
+def full_batch_step_cost(workers: Sequence[Worker], size: tuple[int, int]) -> float:
+    """Return the seconds of one worker per forward pass at this size in full batches; 0 if not measured."""
+    rates = [rate for worker in workers if (rate := worker.steps_per_s(size)) > 0]
+    return len(rates) / sum(rates) if rates else 0.0
 
 
 def _load(worker: Worker) -> tuple[float, str]:
-    return (len(worker.held) / worker.slots if worker.slots else 0.0, worker.id)
+    return (len(worker.assigned) / worker.slots if worker.slots else 0.0, worker.id)
 
 
-def _full(curve: StepCurve | None) -> tuple[int, float]:
-    """The largest batch that the curve knows and its cap allows: (tasks, seconds of a step)."""
+def _full_batch(curve: StepCurve | None) -> tuple[int, float]:
+    """Return the largest measured batch within the curve's cap: (tasks, seconds of a step)."""
     return max((point for point in curve.points if point[0] <= curve.cap), default=(0, 0.0)) if curve else (0, 0.0)

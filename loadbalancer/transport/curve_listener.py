@@ -1,4 +1,4 @@
-"""The balancer's door for workers that come over TCP: who gets in, and a count of who did not."""
+"""The TCP endpoint for workers on other machines: CURVE encryption, an allow-list of keys, and counts of rejections."""
 
 from __future__ import annotations
 
@@ -17,57 +17,59 @@ from wire.curve import DOMAIN, KeyPair, secure_server
 
 log = logging.getLogger(__name__)
 
-_REFUSED_KEY = "peers_unknown_key"
-_REFUSED_TALK = "peers_not_encrypted"
+_UNKNOWN_KEY = "peers_unknown_key"
+_NOT_ENCRYPTED = "peers_not_encrypted"
 _KINDS = {
-    zmq.EVENT_HANDSHAKE_FAILED_AUTH: _REFUSED_KEY,
-    zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL: _REFUSED_TALK,
-    zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL: _REFUSED_TALK,
+    zmq.EVENT_HANDSHAKE_FAILED_AUTH: _UNKNOWN_KEY,
+    zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL: _NOT_ENCRYPTED,
+    zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL: _NOT_ENCRYPTED,
 }
-#: Different unknown keys that are named in the log: each stranger can make as many as it likes.
-_MOST_NAMED = 100
+#: Unknown keys that are named in the log: anyone can make as many as they like.
+_MAX_NAMED = 100
 
 
 class PeerKind(enum.Enum):
-    """Whose a message is."""
+    """The sender of a message."""
 
-    #: Of a worker on this machine.
+    #: A worker on this machine.
     LOCAL = "local"
-    #: Of a worker whose key is allowed.
+    #: A worker whose key is allowed.
     ALLOWED = "allowed"
-    #: Of one whose key was allowed when it connected, and is no more.
+    #: A worker whose key was allowed when it connected, and is not any more.
     REVOKED = "revoked"
 
 
 class CannotListen(Exception):
-    """The TCP address cannot be had; the text says why."""
+    """The TCP address cannot be bound; the text contains the reason."""
 
 
 class CurveListener:
-    """Binds a socket to a TCP address behind CURVE and an allow-list. All methods are called in the event loop."""
+    """Binds a socket to a TCP address with CURVE and an allow-list. All methods are called in the event loop.
+
+    `allowed` returns the allowed public keys; it is called for each connection and each message.
+    """
 
     def __init__(self, address: str, own: KeyPair, allowed: Callable[[], frozenset[str]]) -> None:
-        """`allowed` gives the public keys that may connect and be heard, asked anew for each connection and message."""
         self._address = address
         self._own = own
         self._allowed = allowed
         self._named: set[bytes] = set()
-        #: Connections refused since the start, by why.
-        self.refused: Counter[str] = Counter()
+        #: Rejected connections since the start, by reason.
+        self.rejected: Counter[str] = Counter()
 
     def __repr__(self) -> str:
-        return f"<Guard of {self._address}, refused {dict(self.refused)}>"
+        return f"<CurveListener of {self._address}, rejected {dict(self.rejected)}>"
 
     def open(self, context: zmq.Context[Any], socket: zmq.Socket[Any]) -> None:
-        """Bind the socket. What it was bound to before stays as it was. Raises `CannotListen`."""
+        """Bind the socket. Earlier bindings stay unencrypted. Raises `CannotListen`."""
         self._socket = socket
         self._loop = asyncio.get_running_loop()
         self._authenticator = AsyncioAuthenticator(context, log=log)
         self._authenticator.configure_curve_callback(DOMAIN.decode(), self)
         self._authenticator.start()
         self._monitor = socket.get_monitor_socket(sum(_KINDS))
-        self._loop.add_reader(self._monitor.fileno(), self._count)
-        self._count()  # the descriptor is edge-triggered, and connecting has swallowed the first edge
+        self._loop.add_reader(self._monitor.fileno(), self._count_rejections)
+        self._count_rejections()  # the descriptor is edge-triggered, and connecting has swallowed the first edge
         secure_server(socket, self._own)
         if "[" in self._address:
             socket.setsockopt(zmq.IPV6, 1)
@@ -78,37 +80,37 @@ class CurveListener:
             raise CannotListen(f"{self._address}: {error.strerror}") from None
 
     def close(self) -> None:
-        """Let nobody else in. Before the socket is closed and its context ended."""
+        """Stop the authentication. Call this before the socket is closed."""
         self._loop.remove_reader(self._monitor.fileno())
         self._socket.disable_monitor()
         self._monitor.close()
         self._authenticator.stop()
 
     def callback(self, domain: str, key: bytes) -> bool:
-        """Whether the key may connect: what the authenticator asks. `key` is Z85."""
+        """Return whether the Z85 key may connect; called by the authenticator."""
         del domain
         if key.decode("ascii") in self._allowed():
             return True
-        if key not in self._named and len(self._named) < _MOST_NAMED:
+        if key not in self._named and len(self._named) < _MAX_NAMED:
             self._named.add(key)
-            log.warning("refused a worker with the unknown key %s (further attempts are only counted)", key.decode())
+            log.warning("rejected a worker with the unknown key %s (further attempts are only counted)", key.decode())
         return False
 
-    def origin(self, frame: zmq.Frame) -> PeerKind:
-        """By which address, and by whose leave, the frame came in."""
+    def peer_kind(self, frame: zmq.Frame) -> PeerKind:
+        """Return who sent the frame."""
         try:
             key = frame.get("User-Id")
-        except zmq.ZMQError:  # only what was authenticated has this property
+        except zmq.ZMQError:  # only authenticated frames have this property
             return PeerKind.LOCAL
         return PeerKind.ALLOWED if key in self._allowed() else PeerKind.REVOKED
 
-    def _count(self) -> None:
+    def _count_rejections(self) -> None:
         while True:
             try:
                 event = parse_monitor_message(self._monitor.recv_multipart(zmq.DONTWAIT))
             except zmq.Again:
                 return
             kind = _KINDS[zmq.Event(event["event"])]
-            if kind == _REFUSED_TALK and not self.refused[kind]:
-                log.warning("refused a peer that does not speak CURVE (further ones are only counted)")
-            self.refused[kind] += 1
+            if kind == _NOT_ENCRYPTED and not self.rejected[kind]:
+                log.warning("rejected a peer without CURVE encryption (further ones are only counted)")
+            self.rejected[kind] += 1

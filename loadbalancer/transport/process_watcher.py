@@ -1,4 +1,4 @@
-"""The death of a worker on this machine is noticed at once, not by its silence."""
+"""Notices the death of local worker processes at once, by pidfd."""
 
 from __future__ import annotations
 
@@ -8,34 +8,37 @@ from collections.abc import Callable, Collection
 
 
 class ProcessWatcher:
-    """Watches the workers' processes. All methods are called in the event loop."""
+    """Watches one process per worker. All methods are called in the event loop.
 
-    def __init__(self, died: Callable[[str], None]) -> None:
-        self._died = died
+    `on_end` is called once with the worker's name when its process ends.
+    """
+
+    def __init__(self, on_end: Callable[[str], None]) -> None:
+        self._on_end = on_end
         self._handles: dict[str, int] = {}
 
     def watch(self, worker: str, pid: int) -> None:
-        """`died` is told once of the end of this process, in place of any that was watched before for the worker."""
-        self.leave(worker)
+        """Watch this process, in place of any that was watched before for the worker."""
+        self.unwatch(worker)
         try:
             handle = os.pidfd_open(pid)
-        except (OSError, AttributeError):  # another pid namespace or another system: silence will tell
+        except (OSError, AttributeError):  # another pid namespace or system: the heartbeat timeout applies
             return
         self._handles[worker] = handle
         asyncio.get_running_loop().add_reader(handle, self._ended, worker)
 
-    def leave(self, worker: str) -> None:
-        """Watch the worker no more. Idempotent."""
+    def unwatch(self, worker: str) -> None:
+        """Stop watching the worker. Idempotent."""
         handle = self._handles.pop(worker, None)
         if handle is not None:
             asyncio.get_running_loop().remove_reader(handle)
             os.close(handle)
 
-    def keep(self, workers: Collection[str]) -> None:
-        """Watch none but these."""
+    def watch_only(self, workers: Collection[str]) -> None:
+        """Stop watching all other workers."""
         for worker in self._handles.keys() - workers:
-            self.leave(worker)
+            self.unwatch(worker)
 
     def _ended(self, worker: str) -> None:
-        self.leave(worker)
-        self._died(worker)
+        self.unwatch(worker)
+        self._on_end(worker)

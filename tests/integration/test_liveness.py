@@ -77,5 +77,5 @@ def test_a_balancer_that_was_stopped_for_a_while_does_not_take_its_workers_for_d
         time.sleep(6.0)
         server.balancer.send_signal(signal.SIGCONT)
         assert [answer.result().status_code for answer in sent] == [200] * 4
-        assert "the balancer was held up for" in server.log("loadbalancer")
-        assert "gone (silent" not in server.log("loadbalancer")
+        assert "the balancer was suspended for" in server.log("loadbalancer")
+        assert "lost (silent" not in server.log("loadbalancer")

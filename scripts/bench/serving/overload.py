@@ -172,7 +172,7 @@ async def _one(session: aiohttp.ClientSession, body: dict[str, Any], results: Ov
         else:
             results.without_retry_after += 1
     elif answer.status == 504:
-        results.late_started += "(queued)" not in text and "not begun" not in text
+        results.late_started += "(queued)" not in text and "not started" not in text
 
 
 def _balancer(folder: Path) -> int:

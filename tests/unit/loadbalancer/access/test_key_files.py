@@ -226,7 +226,7 @@ def test_a_keys_file_that_is_named_must_be_there_and_be_right(tmp_path: Path) ->
 def test_a_door_for_tcp_workers_exists_only_where_it_is_asked_for(tmp_path: Path) -> None:
     assert guard(settings(tmp_path)) is None
     chosen = settings(tmp_path, workers={"listen": "tcp://127.0.0.1:5555"})
-    assert repr(guard(chosen)) == "<Guard of tcp://127.0.0.1:5555, refused {}>"
+    assert repr(guard(chosen)) == "<CurveListener of tcp://127.0.0.1:5555, rejected {}>"
     (curve_dir(tmp_path) / "workers.yaml").write_text("workers: {a: {public: short}}")
     with pytest.raises(Refused, match=r"workers\.listen tcp://127\.0\.0\.1:5555: .*workers\.yaml"):
         guard(chosen)

@@ -4,75 +4,85 @@ from __future__ import annotations
 
 from loadbalancer.scheduling.events import SendMessage, TasksSubmitted
 from loadbalancer.scheduling.task import TaskState
-from tests.support.scheduler import INPUTS, assigned, join, new_dispatch, notes, say, task, told, told_of
+from tests.support.scheduler import (
+    INPUTS,
+    assignments,
+    connect,
+    log_lines,
+    new_scheduler,
+    progress_updates,
+    receive,
+    task,
+    updates,
+)
 from wire.messages import PROTOCOL, Finished, Heartbeat, Hello, Progress, Reject, Returned
 
 
 def test_a_refused_worker_is_counted_each_time_and_named_once() -> None:
-    core = new_dispatch()
-    effects = [say(core, "w", Hello(PROTOCOL + 1, "w", "m", "sim:0", 1)) for _ in range(3)]
+    core = new_scheduler()
+    effects = [receive(core, "w", Hello(PROTOCOL + 1, "w", "m", "sim:0", 1)) for _ in range(3)]
     for each in effects:
         assert [e.message.fatal for e in each if isinstance(e, SendMessage) and isinstance(e.message, Reject)] == [True]
-    assert [len(notes(each)) for each in effects] == [1, 0, 0]
+    assert [len(log_lines(each)) for each in effects] == [1, 0, 0]
     assert core.counters["workers_refused"] == 3
     names = [f"w{number}" for number in range(2000)]
-    effects += [say(core, name, Hello(PROTOCOL + 1, name, "m", "sim:0", 1)) for name in names]
-    assert sum(len(notes(each)) for each in effects) == 1000
-    assert not core.roster.workers
+    effects += [receive(core, name, Hello(PROTOCOL + 1, name, "m", "sim:0", 1)) for name in names]
+    assert sum(len(log_lines(each)) for each in effects) == 1000
+    assert not core.registry.workers
 
 
 def test_a_worker_that_introduces_itself_again_is_named_once() -> None:
-    core = new_dispatch()
-    assert [len(notes(join(core, "w", 4))) for _ in range(3)] == [1, 0, 0]
+    core = new_scheduler()
+    assert [len(log_lines(connect(core, "w", 4))) for _ in range(3)] == [1, 0, 0]
 
 
 def test_results_of_others_tasks_and_repeated_results_are_counted_and_dropped() -> None:
-    core = new_dispatch()
-    join(core, "honest", 1)
+    core = new_scheduler()
+    connect(core, "honest", 1)
     core.handle(TasksSubmitted([task("t")]), 0.0)
-    join(core, "other", 1)
+    connect(core, "other", 1)
     for wrong in (Finished("t", 1), Progress("t", 1, 3, 20), Returned("t", 1), Finished("none", 1)):
-        assert told(say(core, "other", wrong, 1.0, (b"forged",) * wrong.frames)) == []
-    assert told(say(core, "honest", Finished("t", 2), 1.0, (b"of another attempt",))) == []
+        assert updates(receive(core, "other", wrong, 1.0, (b"forged",) * wrong.frames)) == []
+    assert updates(receive(core, "honest", Finished("t", 2), 1.0, (b"of another attempt",))) == []
     assert core.counters["stale"] == 5
-    assert len(told(say(core, "honest", Finished("t", 1), 2.0, (b"png",)))) == 2
-    assert told(say(core, "honest", Finished("t", 1), 3.0, (b"again",))) == []
+    assert len(updates(receive(core, "honest", Finished("t", 1), 2.0, (b"png",)))) == 2
+    assert updates(receive(core, "honest", Finished("t", 1), 3.0, (b"again",))) == []
     assert core.counters["stale"] == 6
     assert (core.counters["done"], core.tasks) == (1, {})
 
 
 def test_strangers_are_counted_and_told_to_introduce_themselves() -> None:
-    core = new_dispatch()
-    [effect] = say(core, "w", Heartbeat(running=1))
+    core = new_scheduler()
+    [effect] = receive(core, "w", Heartbeat(running=1))
     assert isinstance(effect, SendMessage)
     assert isinstance(effect.message, Reject)
     assert core.counters["stranger"] == 1
 
 
 def test_a_workers_word_about_steps_goes_only_so_far() -> None:
-    core = new_dispatch()
-    join(core, "w", 1)
+    core = new_scheduler()
+    connect(core, "w", 1)
     core.handle(TasksSubmitted([task("t")]), 0.0)
-    say(core, "w", Progress("t", 1, 2**30, 2**31 - 1), 1.0)
+    receive(core, "w", Progress("t", 1, 2**30, 2**31 - 1), 1.0)
     known = core.tasks["t"]
     assert known.steps <= 20 * INPUTS.steps
     assert known.step <= known.steps
 
 
 def test_no_more_pictures_are_taken_than_were_asked_for() -> None:
-    core = new_dispatch()
-    join(core, "w", 1)
+    core = new_scheduler()
+    connect(core, "w", 1)
     core.handle(TasksSubmitted([task("t")]), 0.0)
-    wrong = [say(core, "w", Progress("t", 1, n, 20, True, 1), 1.0, (b"picture",)) for n in range(1, 9)]
-    assert [update.preview for effects in wrong for update in told_of(effects)] == [None] * 8
+    wrong = [receive(core, "w", Progress("t", 1, n, 20, True, 1), 1.0, (b"picture",)) for n in range(1, 9)]
+    assert [update.preview for effects in wrong for update in progress_updates(effects)] == [None] * 8
 
 
 def test_a_task_that_goes_to_and_fro_does_not_grow() -> None:
-    core = new_dispatch()
-    join(core, "w", 1)
+    core = new_scheduler()
+    connect(core, "w", 1)
     core.handle(TasksSubmitted([task("t")]), 0.0)
     for attempt in range(1, 1000):
-        [(_, given)] = assigned(say(core, "w", Returned("t", attempt), 1.0))
+        [(_, given)] = assignments(receive(core, "w", Returned("t", attempt), 1.0))
         assert given.attempt == attempt + 1
     assert core.tasks["t"].state is TaskState.ASSIGNED
     assert len(core.tasks["t"].history) <= 100

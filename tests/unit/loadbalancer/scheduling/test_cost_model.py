@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from loadbalancer.scheduling.cost_model import ImageCosts
+from loadbalancer.scheduling.cost_model import CostModel
 from loadbalancer.scheduling.worker_registry import Worker
 from wire.messages import PROTOCOL, Heartbeat, Hello, StepCurve
 
@@ -17,13 +17,13 @@ CURVE = StepCurve(*USUAL, 4, [(1, 0.1), (2, 0.15), (4, 0.2)])
 
 def worker(name: str = "w", *curves: StepCurve) -> Worker:
     made = Worker(Hello(PROTOCOL, name, "m", "sim:0", 1), 0.0, 4)
-    made.beat = Heartbeat(running=0, curves=list(curves or [CURVE]))
+    made.heartbeat = Heartbeat(running=0, curves=list(curves or [CURVE]))
     return made
 
 
-def costs(*workers: Worker) -> ImageCosts:
-    made = ImageCosts()
-    made.refresh(workers or [worker()])
+def costs(*workers: Worker) -> CostModel:
+    made = CostModel()
+    made.update(workers or [worker()])
     return made
 
 
@@ -43,14 +43,14 @@ def costs(*workers: Worker) -> ImageCosts:
 def test_what_a_curve_says(curves: list[StepCurve], cap: int, slow_down: float, step_s: float | None) -> None:
     known = costs(worker("w", *curves))
     assert known.batch_cap == cap
-    assert known.slow_down == pytest.approx(slow_down)
+    assert known.batch_slowdown == pytest.approx(slow_down)
     assert known.step_s(USUAL) == pytest.approx(step_s)
 
 
 def test_what_was_measured_stands_when_no_worker_is_left() -> None:
     known = costs()
-    known.refresh([])
-    assert (known.batch_cap, known.slow_down, known.step_s(USUAL)) == (4, 2.0, 0.1)
+    known.update([])
+    assert (known.batch_cap, known.batch_slowdown, known.step_s(USUAL)) == (4, 2.0, 0.1)
 
 
 def test_workers_that_differ_are_averaged_and_an_unmeasured_size_goes_by_its_pixels() -> None:
@@ -75,50 +75,50 @@ def test_workers_that_differ_are_averaged_and_an_unmeasured_size_goes_by_its_pix
 def test_a_second_in_a_batch_is_worth_the_less_the_slower_its_step(others: int, seconds: float, work_s: float) -> None:
     known, host = costs(), worker()
     for number in range(others):
-        known.began(f"other{number}", host, 0.0)
-    known.began("t", host, 0.0)
-    assert known.left("t", seconds) == pytest.approx(work_s)
-    assert known.left("t", seconds + 1) == 0.0, "it has left"
-    assert known.left("never", seconds) == 0.0
+        known.on_start(f"other{number}", host, 0.0)
+    known.on_start("t", host, 0.0)
+    assert known.on_stop("t", seconds) == pytest.approx(work_s)
+    assert known.on_stop("t", seconds + 1) == 0.0, "it has left"
+    assert known.on_stop("never", seconds) == 0.0
 
 
 def test_a_worker_that_tells_no_curve_goes_by_the_last_one_told() -> None:
     known, new = costs(), worker("new")
-    new.beat = Heartbeat(running=0)
-    known.began("a", new, 0.0)
-    known.began("b", new, 0.0)
-    assert known.left("a", 8.0) == pytest.approx(6.0), "a third of the way from 1 to 2 times"
+    new.heartbeat = Heartbeat(running=0)
+    known.on_start("a", new, 0.0)
+    known.on_start("b", new, 0.0)
+    assert known.on_stop("a", 8.0) == pytest.approx(6.0), "a third of the way from 1 to 2 times"
 
 
 def test_what_was_made_corrects_what_the_curve_says_and_other_sizes_with_it() -> None:
     known = costs()
     for _ in range(3):
-        known.learn(USUAL, steps=10, work_s=1.5)  # 1.0 by the curve
+        known.record_image(USUAL, steps=10, work_s=1.5)  # 1.0 by the curve
     assert known.step_s(USUAL) == pytest.approx(0.15)
     assert known.step_s((128, 64)) == pytest.approx(0.3), "half as much again, as the others"
-    known.learn((128, 64), steps=10, work_s=5.0)
+    known.record_image((128, 64), steps=10, work_s=5.0)
     assert known.step_s((128, 64)) == pytest.approx(0.5), "its own counts, once there is one"
     for _ in range(100):
-        known.learn(USUAL, steps=10, work_s=3.0)
+        known.record_image(USUAL, steps=10, work_s=3.0)
     assert known.step_s(USUAL) == pytest.approx(0.3, rel=0.01), "what is newer counts for more"
 
 
 def test_an_engine_that_is_never_measured_is_known_by_what_it_made() -> None:
-    known = ImageCosts()
-    assert (known.known, known.step_s(USUAL)) == (False, None)
-    known.learn(USUAL, steps=0, work_s=1.0)
-    known.learn(USUAL, steps=5, work_s=0.0)
+    known = CostModel()
+    assert (known.is_measured, known.step_s(USUAL)) == (False, None)
+    known.record_image(USUAL, steps=0, work_s=1.0)
+    known.record_image(USUAL, steps=5, work_s=0.0)
     assert known.step_s(USUAL) is None
-    known.learn(USUAL, steps=5, work_s=1.0)
-    assert (known.known, known.step_s(USUAL), known.step_s((8, 8))) == (True, 0.2, None)
+    known.record_image(USUAL, steps=5, work_s=1.0)
+    assert (known.is_measured, known.step_s(USUAL), known.step_s((8, 8))) == (True, 0.2, None)
 
 
 def test_only_so_many_sizes_are_remembered() -> None:
     known = costs()
     for number in range(1000):
-        known.learn((8 * number + 8, 64), steps=1, work_s=1.0)
+        known.record_image((8 * number + 8, 64), steps=1, work_s=1.0)
     assert known.step_s((8000, 64)) == pytest.approx(1.0)
-    assert "1 sizes" in repr(known)
+    assert "1 sizes measured" in repr(known)
     assert known.step_s((8, 64)) != 1.0
 
 
@@ -135,10 +135,10 @@ def test_the_work_of_all_tasks_is_what_their_workers_did(moves: list[tuple[int, 
             there = sum(at == number for at in where.values())
             expected += there * seconds / slower[there]
         if where.pop(task, None) is None:
-            known.began(str(task), hosts[host], now)
+            known.on_start(str(task), hosts[host], now)
             where[task] = host
         else:
-            done += known.left(str(task), now)
-    done += sum(known.left(str(task), now) for task in where)
+            done += known.on_stop(str(task), now)
+    done += sum(known.on_stop(str(task), now) for task in where)
     assert done == pytest.approx(expected, rel=1e-6, abs=1e-6)
-    assert repr(known).endswith("0 in the making>")
+    assert repr(known).endswith(", 0 running>")

@@ -8,14 +8,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from loadbalancer.scheduling.cost_model import ImageCosts
-from loadbalancer.scheduling.deadline_chances import cannot_finish_in_time
+from configs.sections import Queue
+from loadbalancer.scheduling.cost_model import CostModel
+from loadbalancer.scheduling.deadlines import cannot_finish_in_time
 from loadbalancer.scheduling.events import Effect, TasksSubmitted, Tick
-from loadbalancer.scheduling.rules import Rules
 from loadbalancer.scheduling.scheduler import Scheduler
 from loadbalancer.scheduling.task import Checkpoint, QueueFull, Task, TaskEnded, TaskState
 from loadbalancer.scheduling.worker_registry import Worker
-from tests.support.scheduler import INPUTS, assigned, join, new_dispatch, say, task, told
+from tests.support.scheduler import INPUTS, assignments, connect, new_scheduler, receive, task, updates
 from wire.messages import PROTOCOL, Finished, Heartbeat, Hello, Progress, Pull, Started, StepCurve
 
 SIZE = (64, 64)
@@ -30,7 +30,7 @@ CAPACITY = BATCH / (STEPS * dict(POINTS)[BATCH])
 def worker(*, measured: bool = True) -> Worker:
     made = Worker(Hello(PROTOCOL, "w", "m", "sim:0", 1), 0.0, slots=BATCH)
     if measured:
-        made.hear(BEAT, 0.0)
+        made.on_heartbeat(BEAT, 0.0)
     return made
 
 
@@ -38,31 +38,31 @@ class Machine:
     """A worker that takes part in the dispatcher's time: a step takes what its curve says, `slower` times."""
 
     def __init__(self, slack: float | None, slower: float = 1.0, timeout_s: float = 4.0) -> None:
-        self.core = new_dispatch(max_tasks=10_000, rules=Rules(deadline_slack=slack))
+        self.core = new_scheduler(Queue(max_tasks=10_000, deadline_slack=slack))
         self.now, self.slower, self.timeout_s = 0.0, slower, timeout_s
         self.batch: dict[str, tuple[int, int]] = {}
         self.begun: set[str] = set()
         self.ends: dict[str, TaskState] = {}
         self.done = self.asked = self.refused = 0
-        self.hear(join(self.core, "w", BATCH))
-        self.hear(say(self.core, "w", BEAT))
+        self.hear(connect(self.core, "w", BATCH))
+        self.hear(receive(self.core, "w", BEAT))
         self.hear(self.core.handle(Tick(), 0.0))
 
     def hear(self, effects: Sequence[Effect]) -> None:
-        for _, order in assigned(list(effects)):
+        for _, order in assignments(list(effects)):
             assert self.core.tasks[order.task].deadline > self.now
             self.begun.add(order.task)
             self.batch[order.task] = (order.attempt, 0)
-            self.hear(say(self.core, "w", Started(order.task, order.attempt), self.now))
-        for update in told(list(effects)):
+            self.hear(receive(self.core, "w", Started(order.task, order.attempt), self.now))
+        for update in updates(list(effects)):
             if isinstance(update, TaskEnded):
                 self.ends[update.task] = update.state
                 if update.task in self.batch:
                     attempt, _ = self.batch.pop(update.task)
-                    self.hear(say(self.core, "w", Finished(update.task, attempt), self.now))
+                    self.hear(receive(self.core, "w", Finished(update.task, attempt), self.now))
 
     def step(self) -> None:
-        self.now += self.slower * worker().step_of(SIZE, max(len(self.batch), 1))
+        self.now += self.slower * worker().batch_step_s(SIZE, max(len(self.batch), 1))
         self.hear(self.core.handle(Tick(), self.now))
         for name, (attempt, step) in list(self.batch.items()):
             if name not in self.batch:
@@ -71,9 +71,9 @@ class Machine:
             if step + 1 == STEPS:
                 del self.batch[name]
                 self.done += self.core.tasks[name].deadline >= self.now
-                self.hear(say(self.core, "w", Finished(name, attempt), self.now, (b"",)))
+                self.hear(receive(self.core, "w", Finished(name, attempt), self.now, (b"",)))
             else:
-                self.hear(say(self.core, "w", Progress(name, attempt, step + 1, STEPS), self.now))
+                self.hear(receive(self.core, "w", Progress(name, attempt, step + 1, STEPS), self.now))
 
     def run(self, seconds: float, load: float) -> None:
         """So many times what it can do is asked of it."""
@@ -116,51 +116,51 @@ def test_nobody_is_let_go_where_there_is_time() -> None:
 
 def waiting(*tasks: Task) -> Scheduler:
     """These came when there was no worker, so that nobody could say that they would be too late. Now one opens."""
-    core = new_dispatch(rules=Rules(deadline_slack=1.5))
+    core = new_scheduler(Queue(deadline_slack=1.5))
     for one in tasks:
         core.handle(TasksSubmitted([one]), 0.0)
-    join(core, "w", 0)
-    say(core, "w", BEAT)
+    connect(core, "w", 0)
+    receive(core, "w", BEAT)
     return core
 
 
 def test_late_ones_make_room_for_those_behind_them() -> None:
     late = [task(f"late{number}", timeout_s=0.4) for number in range(3)]
     core = waiting(*late, task("last", 0.1))
-    effects = say(core, "w", Pull(1), 0.2)
-    assert [given.task for _, given in assigned(effects)] == ["last"]
-    ends = [update for update in told(effects) if isinstance(update, TaskEnded)]
+    effects = receive(core, "w", Pull(1), 0.2)
+    assert [given.task for _, given in assignments(effects)] == ["last"]
+    ends = [update for update in updates(effects) if isinstance(update, TaskEnded)]
     assert [(end.task, end.state) for end in ends] == [(one.id, TaskState.EXPIRED) for one in late]
-    assert ends[0].message == "not begun 0.2 s after it arrived: it has 0.2 s left, and takes longer"
+    assert ends[0].message == "not started 0.2 s after it arrived: it has 0.2 s left, and takes longer"
     assert core.counters["expired"] == 3
 
 
 def test_nobody_behind_it_so_the_idle_worker_begins_with_it() -> None:
     core = waiting(task("late", timeout_s=0.4))
-    assert [given.task for _, given in assigned(say(core, "w", Pull(1), 0.2))] == ["late"]
+    assert [given.task for _, given in assignments(receive(core, "w", Pull(1), 0.2))] == ["late"]
 
 
 def test_what_is_left_to_do_counts_and_not_what_was_asked_for() -> None:
     new, far = task("a new one", timeout_s=0.2), task("far", timeout_s=0.2)
-    far.resume(Checkpoint(STEPS - 2, STEPS, (b"state",)))
+    far.resume_from(Checkpoint(STEPS - 2, STEPS, (b"state",)))
     core = waiting(new, far, task("patient", 0.1))
-    assert [given.task for _, given in assigned(say(core, "w", Pull(1)))] == ["far"]
+    assert [given.task for _, given in assignments(receive(core, "w", Pull(1)))] == ["far"]
     assert set(core.tasks) == {"far", "patient"}
 
 
 def beside_a_slow_one(core: Scheduler) -> None:
     """A second worker, ten times slower; both are open from the next event on."""
-    join(core, "a slow one", 0)
+    connect(core, "a slow one", 0)
     slow = StepCurve(*SIZE, 4, [(tasks, 10 * seconds) for tasks, seconds in POINTS])
-    say(core, "a slow one", Heartbeat(running=0, curves=[slow]))
-    for each in core.roster:
+    receive(core, "a slow one", Heartbeat(running=0, curves=[slow]))
+    for each in core.registry:
         each.slots, each.draining = 1, False
 
 
 def test_the_worker_that_is_quick_enough_gets_it() -> None:
     core = waiting(task("a short one", timeout_s=1.0), task("patient", 0.1), task("patient too", 0.1))
     beside_a_slow_one(core)
-    placed = {given.task: worker for worker, given in assigned(core.handle(Tick(), 0.1))}
+    placed = {given.task: worker for worker, given in assignments(core.handle(Tick(), 0.1))}
     assert placed == {"a short one": "w", "patient": "a slow one"}
 
 
@@ -168,7 +168,7 @@ def test_a_slow_worker_is_no_reason_to_give_up_what_a_quick_one_could_do() -> No
     core = waiting(task("first", -0.1), *(task(f"short{number}", timeout_s=2.0) for number in range(4)))
     beside_a_slow_one(core)
     effects = core.handle(Tick(), 0.1)
-    assert not [update for update in told(effects) if isinstance(update, TaskEnded)]
+    assert not [update for update in updates(effects) if isinstance(update, TaskEnded)]
     assert len(core.queues["m"]) == 3
 
 
@@ -185,8 +185,8 @@ def test_it_is_given_up_only_by_what_was_measured(
 ) -> None:
     one, place = task("t", timeout_s=has_s), worker(measured=measured)
     one.steps = steps
-    given_up = cannot_finish_in_time(one, place, beside, ImageCosts(), crowded=crowded, slack=slack, now=0.0)
-    takes_s = steps * place.step_of(SIZE, beside + 1)
+    given_up = cannot_finish_in_time(one, place, beside, CostModel(), crowded=crowded, slack=slack, now=0.0)
+    takes_s = steps * place.batch_step_s(SIZE, beside + 1)
     if has_s <= 0:
         assert given_up
     elif slack is None or not measured or takes_s * 1.2 < has_s or (not crowded and takes_s < has_s):
@@ -198,10 +198,10 @@ def test_it_is_given_up_only_by_what_was_measured(
 
 
 def test_one_slow_picture_does_not_end_all_that_come_after_it() -> None:
-    costs, place = ImageCosts(), worker()
-    costs.refresh([place])
-    costs.learn(SIZE, STEPS, 60.0)
-    takes_s = STEPS * place.step_of(SIZE, 1)
+    costs, place = CostModel(), worker()
+    costs.update([place])
+    costs.record_image(SIZE, STEPS, 60.0)
+    takes_s = STEPS * place.batch_step_s(SIZE, 1)
     enough = task("t", timeout_s=2.5 * takes_s)
     assert not cannot_finish_in_time(enough, place, 0, costs, crowded=True, slack=1.5, now=0.0)
     short = task("t", timeout_s=1.5 * takes_s)

@@ -94,11 +94,11 @@ def test_what_was_not_done_is_given_back_and_the_task_keeps_its_place() -> None:
     queue = backlog(*(task("a", created=float(n)) for n in range(3)), *(task("b", created=float(n)) for n in range(3)))
     [first] = served(queue, 1)
     assert owners(served(queue, 1)) == "b"
-    queue.put_back(first)
+    queue.requeue(first)
     assert queue.first() is first, "its worker was lost at once: it is as if it had never been taken"
     queue.take(first)
     first.step = 6
-    queue.put_back(first)
+    queue.requeue(first)
     # Six of its eight steps were done: its owner has had those, so it goes on before the other's next.
     assert owners(list(queue)) == "aabab"
 
@@ -106,7 +106,7 @@ def test_what_was_not_done_is_given_back_and_the_task_keeps_its_place() -> None:
 def test_a_cancelled_task_costs_only_what_was_done() -> None:
     queue = backlog(*(task("a") for _ in range(4)), *(task("b") for _ in range(4)))
     cancelled = served(queue, 2)[0]
-    queue.refund(cancelled)
+    queue.charge(cancelled, -cancelled.remaining_steps)
     assert owners(served(queue, 3)) == "aab"
 
 
@@ -141,7 +141,7 @@ def test_one_that_must_run_alone_stands_before_the_others() -> None:
     lone = task("c")
     lone.crashes = 2
     queue.push(lone)
-    assert (queue.lone(), queue.position(lone), len(queue)) == ([lone], 0, 3)
+    assert (queue.isolated(), queue.position(lone), len(queue)) == ([lone], 0, 3)
     assert [queue.position(each) for each in queue] == [0, 1, 2]
     assert lone not in served(queue, 5)
     queue.take(lone)

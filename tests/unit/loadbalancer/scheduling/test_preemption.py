@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from loadbalancer.scheduling.preemption import MOST_MOVES, REST_S, preemptions, rebalancing
+from configs.sections import Workers
+from loadbalancer.scheduling.preemption import MAX_PREEMPTIONS, MIN_STAY_S, preemptions, rebalancing
 from loadbalancer.scheduling.request_queue import ModelQueue
 from loadbalancer.scheduling.task import Task, TaskState
 from loadbalancer.scheduling.worker_registry import Worker, WorkerRegistry
@@ -23,7 +24,7 @@ class Scene:
     """Workers with running tasks, as the dispatcher would have them."""
 
     def __init__(self) -> None:
-        self.roster = WorkerRegistry(heartbeat_s=1.0, lost_after_s=10.0)
+        self.registry = WorkerRegistry(Workers())
         self.tasks: dict[str, Task] = {}
         self.queue = ModelQueue(100)
 
@@ -31,15 +32,15 @@ class Scene:
         self, name: str, *, slots: int = 12, curve: list[tuple[int, float]] | None = None, checkpoints: bool = True
     ) -> Worker:
         worker = Worker(Hello(PROTOCOL, name, "m", "sim:0", 1, [], About(checkpoints=checkpoints)), 0.0, slots)
-        worker.beat = Heartbeat(0, curves=[StepCurve(64, 64, slots, curve)] if curve else [])
-        self.roster.workers[name] = worker
+        worker.heartbeat = Heartbeat(0, curves=[StepCurve(64, 64, slots, curve)] if curve else [])
+        self.registry.workers[name] = worker
         return worker
 
     def runs(self, name: str, worker: str, **changes: object) -> Task:
         task = self.task(
             name, **{"state": TaskState.RUNNING, "worker": worker, "attempt": 1, "started": 0.0, **changes}
         )
-        self.roster.workers[worker].hold(name, 1, 0.0)
+        self.registry.workers[worker].assign(name, 1, 0.0)
         return task
 
     def waits(self, name: str, **changes: object) -> Task:
@@ -54,12 +55,12 @@ class Scene:
         return task
 
     def preemptions(self, margin: int = 1, now: float = 1.0) -> list[str]:
-        moves = preemptions(self.queue, self.roster.of("m"), self.tasks, margin, now)
+        moves = preemptions(self.queue, self.registry.serving("m"), self.tasks, margin, now)
         assert all(self.tasks[move.task].worker == move.worker for move in moves)
         return [move.task for move in moves]
 
     def rebalancing(self, now: float = 1.0) -> list[tuple[str, str]]:
-        return [(move.worker, move.task) for move in rebalancing(self.roster, "m", self.tasks, now)]
+        return [(move.worker, move.task) for move in rebalancing(self.registry, "m", self.tasks, now)]
 
 
 def test_the_least_urgent_gives_way_then_the_least_advanced() -> None:
@@ -72,9 +73,9 @@ def test_the_least_urgent_gives_way_then_the_least_advanced() -> None:
     assert scene.preemptions() == ["near"]
     scene.waits("urgent too", priority=2)
     assert scene.preemptions() == ["near", "far"]
-    scene.tasks["near"].leaving = True
+    scene.tasks["near"].preempt_requested = True
     assert scene.preemptions() == ["far"], "one is on its way already"
-    scene.tasks["far"].leaving = True
+    scene.tasks["far"].preempt_requested = True
     assert scene.preemptions() == []
 
 
@@ -94,9 +95,9 @@ def test_the_least_urgent_gives_way_then_the_least_advanced() -> None:
         # It must not be moved at all, or not now.
         ({"crashes": 2}, {"priority": 9}, 1, False),
         ({"state": TaskState.ASSIGNED}, {"priority": 9}, 1, False),
-        ({"moves": 1, "started": 0.0}, {"priority": 9}, 1, False),
-        ({"moves": 1, "started": 1.0 - REST_S}, {"priority": 9}, 1, True),
-        ({"moves": MOST_MOVES, "started": -1e6}, {"priority": 9}, 1, False),
+        ({"preempt_count": 1, "started": 0.0}, {"priority": 9}, 1, False),
+        ({"preempt_count": 1, "started": 1.0 - MIN_STAY_S}, {"priority": 9}, 1, True),
+        ({"preempt_count": MAX_PREEMPTIONS, "started": -1e6}, {"priority": 9}, 1, False),
     ],
 )
 def test_who_gives_way(running: dict[str, object], waiting: dict[str, object], margin: int, gives_way: bool) -> None:
@@ -112,7 +113,7 @@ def test_what_would_lose_its_steps_or_leaves_anyway_or_makes_no_room_stays(way: 
     scene = Scene()
     worker = scene.worker("w", checkpoints=way != "no checkpoints")
     worker.draining = way == "draining"
-    worker.reserved = "another" if way == "reserved" else None
+    worker.reserved_for = "another" if way == "reserved" else None
     scene.runs("runs", "w")
     scene.waits("waits", priority=9)
     assert scene.preemptions() == []
@@ -161,7 +162,7 @@ def test_an_idle_worker_takes_over_what_finishes_sooner_there(
 def test_a_worker_that_waits_for_a_task_that_must_be_alone_takes_over_nothing() -> None:
     scene = Scene()
     scene.worker("crowded", curve=SOME)
-    scene.worker("idle", curve=SOME).reserved = "another"
+    scene.worker("idle", curve=SOME).reserved_for = "another"
     for number in range(12):
         scene.runs(f"t{number:02}", "crowded")
     assert scene.rebalancing() == []
@@ -182,9 +183,9 @@ def test_nothing_is_taken_over_while_others_are_on_their_way_or_shortly_before_t
     scene.worker("idle", curve=SOME)
     for number in range(12):
         scene.runs(f"t{number:02}", "crowded")
-    scene.tasks["t03"].leaving = True
+    scene.tasks["t03"].preempt_requested = True
     assert scene.rebalancing() == []
-    scene.tasks["t03"].leaving = False
+    scene.tasks["t03"].preempt_requested = False
     assert len(scene.rebalancing()) == 6
     for task in scene.tasks.values():
         task.step = 38
@@ -209,17 +210,16 @@ def test_take_overs_come_to_rest(
             scene.runs(f"t{len(scene.tasks):02}", f"w{number}", step=steps[len(scene.tasks)])
     now = 0.0
     for _ in range(100):
-        now += REST_S
-        moves = rebalancing(scene.roster, "m", scene.tasks, now)
+        now += MIN_STAY_S
+        moves = rebalancing(scene.registry, "m", scene.tasks, now)
         if not moves:
             return
         for move in moves:
             task = scene.tasks[move.task]
-            del scene.roster.workers[move.worker].held[task.id]
-            target = scene.roster.place(task, now=0.0)
-            assert target is not None
+            del scene.registry.workers[move.worker].assigned[task.id]
+            target = scene.registry.available("m", 0.0)[0]
             assert target.id != move.worker, "it is sent where it was meant to go"
-            target.hold(task.id, 1, now)
-            task.worker, task.started, task.moves = target.id, now, task.moves + 1
-            assert task.moves <= MOST_MOVES
+            target.assign(task.id, 1, now)
+            task.worker, task.started, task.preempt_count = target.id, now, task.preempt_count + 1
+            assert task.preempt_count <= MAX_PREEMPTIONS
     pytest.fail("tasks moved on and on")

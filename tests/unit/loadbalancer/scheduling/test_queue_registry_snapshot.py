@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import pytest
 
-from loadbalancer.scheduling.cost_model import ImageCosts
+from configs.sections import Workers
+from loadbalancer.scheduling.model_counters import WINDOW_S, SlidingWindow
 from loadbalancer.scheduling.request_queue import ModelQueue
-from loadbalancer.scheduling.snapshot import WINDOW_S, ModelCounters, SlidingWindow, snapshot
 from loadbalancer.scheduling.task import Task
 from loadbalancer.scheduling.worker_registry import Worker, WorkerRegistry
+from tests.support.scheduler import new_scheduler
 from wire.messages import PROTOCOL, Heartbeat, Hello, ImageInputs
 
 INPUTS = ImageInputs("a seven", 64, 64, steps=20, guidance_scale=3.0, seed=1, scheduler="ddim")
@@ -40,7 +41,7 @@ def test_queue_keeps_order_positions_and_steps() -> None:
 
 
 def test_place_prefers_the_emptiest_and_respects_model_silence_and_draining() -> None:
-    roster = WorkerRegistry(heartbeat_s=1.0, lost_after_s=10.0)
+    registry = WorkerRegistry(Workers())
     for w in (
         worker("busy", 4, held=3),
         worker("half", 4, held=2),
@@ -49,15 +50,13 @@ def test_place_prefers_the_emptiest_and_respects_model_silence_and_draining() ->
         worker("silent", 4, seen=-5.0),
         worker("draining", 0),
     ):
-        roster.workers[w.id] = w
-    roster.workers["draining"].draining = True
-    chosen = roster.place(task("t"), now=0.0)
-    assert chosen is not None
-    assert chosen.id == "half"
-    assert {w.id: roster.state(w, 0.0) for w in roster}["silent"] == "silent"
-    assert {w.id: roster.state(w, 0.0) for w in roster}["draining"] == "draining"
-    assert [w.id for w in roster.lost(6.0)] == ["silent"]
-    assert repr(roster) == "<Roster 6 workers, 6 of 17 slots held>"
+        registry.workers[w.id] = w
+    registry.workers["draining"].draining = True
+    assert [w.id for w in registry.available("m", 0.0)] == ["half", "busy"]
+    assert {w.id: registry.state(w, 0.0) for w in registry}["silent"] == "silent"
+    assert {w.id: registry.state(w, 0.0) for w in registry}["draining"] == "draining"
+    assert [w.id for w in registry.timed_out(6.0)] == ["silent"]
+    assert repr(registry) == "<WorkerRegistry 6 workers, 6 of 17 slots assigned>"
 
 
 def test_window_forgets_and_adds_up() -> None:
@@ -71,29 +70,25 @@ def test_window_forgets_and_adds_up() -> None:
     assert window.rate(1000.0) == 0.0
 
 
-def test_snapshot_counts_and_converts_steps_to_seconds() -> None:
-    roster = WorkerRegistry(1.0, 10.0)
+def test_snapshot_converts_steps_to_seconds() -> None:
+    core = new_scheduler()
     busy = worker("w", 12, held=3)
-    busy.beat = Heartbeat(running=2, step_s=0.05, batch=2.0)
-    roster.workers["w"] = busy
-    queue = ModelQueue(10)
-    queue.push(task("a", created=4.0))
-    queue.push(task("b", created=5.0))
-    rates = ModelCounters()
-    rates.arrived((64, 64), 20, 6, 9.0)
-    costs = {"m": ImageCosts()}
-    seen = snapshot({"m": queue}, {"m": rates}, costs, {}, roster, now=10.0, wall_time=1e9, uptime_s=10.0)
-    [model], [stats] = seen.models, seen.workers
+    busy.heartbeat = Heartbeat(running=2, step_s=0.05, batch=2.0)
+    core.registry.workers["w"] = busy
+    core.queues["m"].push(task("a", created=4.0))
+    core.queues["m"].push(task("b", created=5.0))
+    core.model_counters["m"].on_arrival((64, 64), 20, 6, 9.0)
+    snapshot = core.snapshot(now=10.0, wall_time=1e9, uptime_s=10.0)
+    [model], [stats] = snapshot.models, snapshot.workers
     assert (model.queued, model.running, model.oldest_wait_s) == (2, 3, 6.0)
     assert model.arrival_rate == pytest.approx(0.1)
     assert model.queued_work_s == pytest.approx(40 / (2.0 / 0.05)), "40 steps at 40 task-steps a second"
     assert (stats.running, stats.assigned, stats.slots, stats.last_seen_s) == (2, 1, 12, 10.0)
-    assert seen.uptime_s == 10.0
+    assert snapshot.uptime_s == 10.0
 
 
-def test_no_measured_step_means_no_estimate_rather_than_zero() -> None:
-    roster = WorkerRegistry(1.0, 10.0)
-    roster.workers["w"] = worker("w", 1)
-    queues, rates, costs = {"m": ModelQueue(1)}, {"m": ModelCounters()}, {"m": ImageCosts()}
-    [model] = snapshot(queues, rates, costs, {}, roster, now=0.0, wall_time=0.0, uptime_s=0.0).models
+def test_unmeasured_step_gives_no_estimate() -> None:
+    core = new_scheduler()
+    core.registry.workers["w"] = worker("w", 1)
+    [model] = core.snapshot(now=0.0, wall_time=0.0, uptime_s=0.0).models
     assert (model.queued_work_s, model.backlog_work_s, model.mean_work_s, model.batch_cap) == (None, None, None, None)

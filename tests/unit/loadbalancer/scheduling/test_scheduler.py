@@ -5,10 +5,19 @@ from __future__ import annotations
 import msgspec
 import pytest
 
+from configs.sections import Queue
 from loadbalancer.scheduling.events import NotifyListener, SendMessage, TasksCancelled, TasksSubmitted, Tick, WorkerLost
-from loadbalancer.scheduling.scheduler import Scheduler
 from loadbalancer.scheduling.task import QueueFull, Task, TaskCompleted, TaskEnded, TaskProgress, TaskStarted, TaskState
-from tests.support.scheduler import assigned, join, new_dispatch, say, sent_frames, task, told, told_of
+from tests.support.scheduler import (
+    assignments,
+    connect,
+    new_scheduler,
+    progress_updates,
+    receive,
+    sent_frames,
+    task,
+    updates,
+)
 from wire.messages import (
     PROTOCOL,
     Assign,
@@ -28,34 +37,34 @@ from wire.messages import (
 
 
 def test_a_task_goes_from_queue_to_answer() -> None:
-    core = new_dispatch()
-    assert assigned(core.handle(TasksSubmitted([task("t")]), 0.0)) == []
-    [(worker, given)] = assigned(join(core, "w", 4))
+    core = new_scheduler()
+    assert assignments(core.handle(TasksSubmitted([task("t")]), 0.0)) == []
+    [(worker, given)] = assignments(connect(core, "w", 4))
     assert (worker, given.task, given.attempt, given.alone) == ("w", "t", 1, False)
-    assert told(say(core, "w", Started("t", 1), 1.0)) == [TaskStarted("t")]
-    assert told(say(core, "w", Progress("t", 1, 5, 20), 2.0)) == [TaskProgress("t", 5, 20, None)]
-    assert told(say(core, "w", Finished("t", 1), 3.0, (b"png",))) == [TaskCompleted("t", b"png", 1.0, 2.0)]
+    assert updates(receive(core, "w", Started("t", 1), 1.0)) == [TaskStarted("t")]
+    assert updates(receive(core, "w", Progress("t", 1, 5, 20), 2.0)) == [TaskProgress("t", 5, 20, None)]
+    assert updates(receive(core, "w", Finished("t", 1), 3.0, (b"png",))) == [TaskCompleted("t", b"png", 1.0, 2.0)]
     assert core.tasks == {}
-    assert core.roster.workers["w"].held == {}
+    assert core.registry.workers["w"].assigned == {}
 
 
 def test_images_of_one_request_fan_out_over_workers() -> None:
-    core = new_dispatch()
-    join(core, "a", 4)
-    join(core, "b", 4)
-    placed = assigned(core.handle(TasksSubmitted([task("1"), task("2"), task("3"), task("4")]), 0.0))
+    core = new_scheduler()
+    connect(core, "a", 4)
+    connect(core, "b", 4)
+    placed = assignments(core.handle(TasksSubmitted([task("1"), task("2"), task("3"), task("4")]), 0.0))
     assert sorted(worker for worker, _ in placed) == ["a", "a", "b", "b"]
 
 
 def test_priority_goes_first_then_age() -> None:
-    core = new_dispatch()
+    core = new_scheduler()
     for now, name, priority in [(0.0, "old", 0), (1.0, "young", 0), (2.0, "urgent", 5)]:
         core.handle(TasksSubmitted([task(name, now, priority=priority)]), now)
-    assert [a.task for _, a in assigned(join(core, "w", 3, 3.0))] == ["urgent", "old", "young"]
+    assert [a.task for _, a in assignments(connect(core, "w", 3, 3.0))] == ["urgent", "old", "young"]
 
 
 def test_full_is_an_answer_for_all_images_or_none() -> None:
-    core = new_dispatch(max_tasks=3)
+    core = new_scheduler(Queue(max_tasks=3))
     core.handle(TasksSubmitted([task("1"), task("2")]), 0.0)
     with pytest.raises(QueueFull, match="3 images are waiting") as refusal:
         core.handle(TasksSubmitted([task("3"), task("4")]), 0.0)
@@ -65,56 +74,58 @@ def test_full_is_an_answer_for_all_images_or_none() -> None:
 
 
 def test_cancelling_a_waiting_task_frees_its_place_and_a_held_one_its_slot_when_the_worker_lets_go() -> None:
-    core = new_dispatch()
-    join(core, "w", 1)
+    core = new_scheduler()
+    connect(core, "w", 1)
     core.handle(TasksSubmitted([task("running"), task("waiting")]), 0.0)
     core.handle(TasksCancelled(["waiting"], "gone"), 1.0)
     assert len(core.queues["m"]) == 0
     core.handle(TasksSubmitted([task("next", 1.0)]), 1.0)
     effects = core.handle(TasksCancelled(["running"], "gone"), 2.0)
     assert SendMessage("w", Cancel(["running"])) in effects
-    assert assigned(effects) == [], "the slot is the worker's until it says that it let go"
-    assert [a.task for _, a in assigned(say(core, "w", Returned("running", 1), 2.1))] == ["next"]
+    assert assignments(effects) == [], "the slot is the worker's until it says that it let go"
+    assert [a.task for _, a in assignments(receive(core, "w", Returned("running", 1), 2.1))] == ["next"]
 
 
 def test_a_dead_workers_tasks_go_to_another_in_their_old_order() -> None:
-    core = new_dispatch()
-    join(core, "a", 2)
+    core = new_scheduler()
+    connect(core, "a", 2)
     core.handle(TasksSubmitted([task("1", 0.0)]), 0.0)
     core.handle(TasksSubmitted([task("2", 1.0)]), 1.0)
     core.handle(TasksSubmitted([task("3", 2.0)]), 2.0)
-    say(core, "a", Started("1", 1), 2.0)
+    receive(core, "a", Started("1", 1), 2.0)
     core.handle(WorkerLost("a", "killed"), 3.0)
-    placed = assigned(join(core, "b", 3, 4.0))
+    placed = assignments(connect(core, "b", 3, 4.0))
     assert [(a.task, a.attempt) for _, a in placed] == [("1", 2), ("2", 2), ("3", 1)]
 
 
 def test_a_silent_worker_gets_nothing_new_and_then_loses_its_tasks() -> None:
-    core = new_dispatch()
-    join(core, "w", 2, 0.0)
+    core = new_scheduler()
+    connect(core, "w", 2, 0.0)
     core.handle(TasksSubmitted([task("held")]), 0.0)
-    say(core, "w", Started("held", 1), 0.0)
-    assert assigned(core.handle(TasksSubmitted([task("new", 5.0)]), 5.0)) == []
+    receive(core, "w", Started("held", 1), 0.0)
+    assert assignments(core.handle(TasksSubmitted([task("new", 5.0)]), 5.0)) == []
     core.handle(Tick(), 10.5)
-    assert core.roster.workers == {}
+    assert core.registry.workers == {}
     assert core.tasks["held"].state is TaskState.QUEUED
     # When it wakes up its answer is stale: it is told to introduce itself, and the task stays where it is.
-    effects = say(core, "w", Finished("held", 1), 11.0, (b"late",))
-    assert told(effects) == []
+    effects = receive(core, "w", Finished("held", 1), 11.0, (b"late",))
+    assert updates(effects) == []
     assert any(isinstance(e, SendMessage) and isinstance(e.message, Reject) and not e.message.fatal for e in effects)
 
 
 def test_a_task_under_which_workers_die_runs_alone_and_then_fails_with_the_reason() -> None:
-    core = new_dispatch(max_attempts=3)
+    core = new_scheduler(Queue(max_attempts=3))
     core.handle(TasksSubmitted([task("poison")]), 0.0)
     for attempt in (1, 2, 3):
-        [(_, given)] = assigned(join(core, f"w{attempt}", 4, float(attempt)))
+        [(_, given)] = assignments(connect(core, f"w{attempt}", 4, float(attempt)))
         assert (given.attempt, given.alone) == (attempt, attempt == 3)
-        say(core, f"w{attempt}", Started("poison", attempt), float(attempt))
+        receive(core, f"w{attempt}", Started("poison", attempt), float(attempt))
         if attempt == 3:
-            assert assigned(core.handle(TasksSubmitted([task("innocent", 3.0)]), 3.0)) == [], "the worker is reserved"
+            assert assignments(core.handle(TasksSubmitted([task("innocent", 3.0)]), 3.0)) == [], (
+                "the worker is reserved"
+            )
         last = core.handle(WorkerLost(f"w{attempt}", "signal 9"), float(attempt))
-    [ended] = told(last)
+    [ended] = updates(last)
     assert isinstance(ended, TaskEnded)
     assert ended.state is TaskState.FAILED
     assert ended.message.startswith("3 workers died while they ran this image")
@@ -122,42 +133,42 @@ def test_a_task_under_which_workers_die_runs_alone_and_then_fails_with_the_reaso
 
 
 def test_a_lone_task_waits_for_the_least_loaded_worker_to_empty_while_others_go_on() -> None:
-    core = new_dispatch()
+    core = new_scheduler()
     suspect = task("suspect")
     suspect.crashes = 2
-    join(core, "a", 4)
-    join(core, "b", 4)
+    connect(core, "a", 4)
+    connect(core, "b", 4)
     core.handle(TasksSubmitted([task(name) for name in "12345"]), 0.0)
     core.handle(TasksSubmitted([suspect]), 1.0)
-    reserved = next(w for w in core.roster if w.reserved == "suspect")
-    assert len(reserved.held) == 2
-    free = next(w for w in core.roster if w.reserved is None)
-    assert {w for w, _ in assigned(core.handle(TasksSubmitted([task("6", 2.0)]), 2.0))} == {free.id}
-    for name, attempt in list(reserved.held.items()):
-        effects = say(core, reserved.id, Finished(name, attempt), 3.0, (b"",))
-    assert [(w, a.task, a.alone) for w, a in assigned(effects)] == [(reserved.id, "suspect", True)]
+    reserved = next(w for w in core.registry if w.reserved_for == "suspect")
+    assert len(reserved.assigned) == 2
+    free = next(w for w in core.registry if w.reserved_for is None)
+    assert {w for w, _ in assignments(core.handle(TasksSubmitted([task("6", 2.0)]), 2.0))} == {free.id}
+    for name, attempt in list(reserved.assigned.items()):
+        effects = receive(core, reserved.id, Finished(name, attempt), 3.0, (b"",))
+    assert [(w, a.task, a.alone) for w, a in assignments(effects)] == [(reserved.id, "suspect", True)]
 
 
 def test_a_task_that_had_not_started_is_not_blamed_for_the_death() -> None:
-    core = new_dispatch()
+    core = new_scheduler()
     core.handle(TasksSubmitted([task("t")]), 0.0)
     for n in range(5):
-        join(core, f"w{n}", 1)
+        connect(core, f"w{n}", 1)
         core.handle(WorkerLost(f"w{n}", "killed"), 1.0)
     assert core.tasks["t"].crashes == 0
     assert core.tasks["t"].state is TaskState.QUEUED
 
 
 def test_a_returned_task_resumes_from_its_checkpoint_elsewhere() -> None:
-    core = new_dispatch()
-    join(core, "a", 1)
+    core = new_scheduler()
+    connect(core, "a", 1)
     core.handle(TasksSubmitted([task("t")]), 0.0)
-    say(core, "a", Started("t", 1))
-    say(core, "a", Pull(0))
-    say(core, "a", Returned("t", 1, step=7, frames=1), 1.0, (b"latents",))
-    say(core, "a", Bye("drained"), 1.0)
-    effects = join(core, "b", 1, 2.0)
-    [(_, given)] = assigned(effects)
+    receive(core, "a", Started("t", 1))
+    receive(core, "a", Pull(0))
+    receive(core, "a", Returned("t", 1, step=7, frames=1), 1.0, (b"latents",))
+    receive(core, "a", Bye("drained"), 1.0)
+    effects = connect(core, "b", 1, 2.0)
+    [(_, given)] = assignments(effects)
     assert (given.step, given.frames, given.attempt) == (7, 1, 2)
     assert [tuple(e.frames) for e in effects if isinstance(e, SendMessage) and isinstance(e.message, Assign)] == [
         (b"latents",)
@@ -166,13 +177,13 @@ def test_a_returned_task_resumes_from_its_checkpoint_elsewhere() -> None:
 
 @pytest.mark.parametrize("state", ["queued", "running"])
 def test_a_late_task_expires_wherever_it_is(state: str) -> None:
-    core = new_dispatch()
+    core = new_scheduler()
     core.handle(TasksSubmitted([task("t", timeout_s=5.0)]), 0.0)
     if state == "running":
-        join(core, "w", 1, 4.0)
-        say(core, "w", Started("t", 1), 4.0)
+        connect(core, "w", 1, 4.0)
+        receive(core, "w", Started("t", 1), 4.0)
     effects = core.handle(Tick(), 5.0)
-    [ended] = told(effects)
+    [ended] = updates(effects)
     assert isinstance(ended, TaskEnded)
     assert (ended.state, f"({state})" in ended.message) == (TaskState.EXPIRED, True)
     assert (SendMessage("w", Cancel(["t"])) in effects) == (state == "running")
@@ -187,60 +198,60 @@ def test_a_late_task_expires_wherever_it_is(state: str) -> None:
     ],
 )
 def test_a_worker_that_does_not_fit_is_refused_for_good(hello: Hello, reason: str) -> None:
-    core = new_dispatch()
-    [send] = [e for e in say(core, "w", hello) if isinstance(e, SendMessage)]
+    core = new_scheduler()
+    [send] = [e for e in receive(core, "w", hello) if isinstance(e, SendMessage)]
     assert isinstance(send.message, Reject)
     assert send.message.fatal
     assert reason in send.message.reason
-    assert core.roster.workers == {}
+    assert core.registry.workers == {}
 
 
 def test_a_reconnecting_worker_keeps_what_it_runs_and_drops_what_nobody_knows() -> None:
-    core = new_dispatch()
-    join(core, "w", 4)
+    core = new_scheduler()
+    connect(core, "w", 4)
     core.handle(TasksSubmitted([task("kept"), task("lost")]), 0.0)
-    effects = join(core, "w", 4, 1.0, running={"kept": 1, "stranger": 1})
+    effects = connect(core, "w", 4, 1.0, running={"kept": 1, "stranger": 1})
     # What is given to others may still be on its way to this one.
     assert SendMessage("w", Cancel(["stranger", "lost"])) in effects
-    assert [(a.task, a.attempt) for _, a in assigned(effects)] == [("lost", 2)]
-    assert core.roster.workers["w"].held == {"kept": 1, "lost": 2}
+    assert [(a.task, a.attempt) for _, a in assignments(effects)] == [("lost", 2)]
+    assert core.registry.workers["w"].assigned == {"kept": 1, "lost": 2}
 
 
 def test_a_stranger_is_asked_once_for_all_that_it_had_sent_and_again_where_it_does_not_answer() -> None:
-    core = new_dispatch()
+    core = new_scheduler()
     core.handle(TasksSubmitted([task("t")]), 0.0)
     times = [0.0] * 50 + [0.4, 0.6, 0.7]
     asked = [
         at
         for at in times
-        for effect in say(core, "w", Progress("old", 1, 5, 20), at)
+        for effect in receive(core, "w", Progress("old", 1, 5, 20), at)
         if isinstance(effect, SendMessage)
     ]
     assert asked == [0.0, 0.6]
     assert core.counters["stranger"] == len(times)
-    assert [(a.task, a.attempt) for _, a in assigned(join(core, "w", 4, 0.8))] == [("t", 1)]
+    assert [(a.task, a.attempt) for _, a in assignments(connect(core, "w", 4, 0.8))] == [("t", 1)]
     core.handle(WorkerLost("w", "killed"), 0.9)
-    assert len(say(core, "w", Heartbeat(running=1), 0.9)) == 1, "it was known meanwhile"
+    assert len(receive(core, "w", Heartbeat(running=1), 0.9)) == 1, "it was known meanwhile"
     core.handle(Tick(), 5.0)
-    assert len(say(core, "w", Heartbeat(running=1), 5.0)) == 1
+    assert len(receive(core, "w", Heartbeat(running=1), 5.0)) == 1
 
 
 def test_strangers_do_not_fill_the_memory() -> None:
-    core = new_dispatch()
-    asked = sum(len(say(core, f"w{number}", Heartbeat(running=1))) for number in range(2000))
+    core = new_scheduler()
+    asked = sum(len(receive(core, f"w{number}", Heartbeat(running=1))) for number in range(2000))
     assert asked == 1000
     core.handle(Tick(), 1.0)
-    assert len(say(core, "w1999", Heartbeat(running=1), 1.0)) == 1
+    assert len(receive(core, "w1999", Heartbeat(running=1), 1.0)) == 1
 
 
 def test_eta_follows_from_measured_steps() -> None:
-    core = new_dispatch()
-    join(core, "w", 2)
+    core = new_scheduler()
+    connect(core, "w", 2)
     core.handle(TasksSubmitted([task(str(n)) for n in range(4)]), 0.0)
     unknown = core.estimate("2")
     assert unknown is not None
     assert (unknown.state, unknown.position, unknown.eta_s) == (TaskState.QUEUED, 0, None)
-    say(core, "w", Heartbeat(running=2, step_s=0.1, batch=2.0, counters=Counters(steps=1)))
+    receive(core, "w", Heartbeat(running=2, step_s=0.1, batch=2.0, counters=Counters(steps=1)))
     last = core.estimate("3")
     assert last is not None
     assert last.position == 1
@@ -249,75 +260,77 @@ def test_eta_follows_from_measured_steps() -> None:
 
 
 def test_a_lost_workers_task_goes_on_from_the_last_checkpoint_that_was_told() -> None:
-    core = new_dispatch()
-    join(core, "a", 1)
+    core = new_scheduler()
+    connect(core, "a", 1)
     one = task("t")
     one.inputs = msgspec.structs.replace(one.inputs, partial_images=1)
     core.handle(TasksSubmitted([one]), 0.0)
-    say(core, "a", Progress("t", 1, 5, 20, frames=1), 1.0, (b"state at 5",))
-    [told] = told_of(say(core, "a", Progress("t", 1, 8, 20, preview=True, frames=2), 1.1, (b"picture", b"state at 8")))
-    assert (told.step, told.preview) == (8, b"picture")
-    say(core, "a", Progress("t", 1, 11, 20), 1.2)
+    receive(core, "a", Progress("t", 1, 5, 20, frames=1), 1.0, (b"state at 5",))
+    [updates] = progress_updates(
+        receive(core, "a", Progress("t", 1, 8, 20, preview=True, frames=2), 1.1, (b"picture", b"state at 8"))
+    )
+    assert (updates.step, updates.preview) == (8, b"picture")
+    receive(core, "a", Progress("t", 1, 11, 20), 1.2)
     # Made beside the loop, it comes late: older than the last one, it changes nothing.
-    [late] = told_of(say(core, "a", Progress("t", 1, 6, 20, frames=1), 1.3, (b"state at 6",)))
+    [late] = progress_updates(receive(core, "a", Progress("t", 1, 6, 20, frames=1), 1.3, (b"state at 6",)))
     assert late.step == 11
     core.handle(WorkerLost("a", "killed"), 2.0)
     assert core.counters["steps_redone"] == 3
     assert core.tasks["t"].step == 8
-    effects = join(core, "b", 1, 3.0)
-    [(_, given)] = assigned(effects)
+    effects = connect(core, "b", 1, 3.0)
+    [(_, given)] = assignments(effects)
     assert (given.step, given.frames) == (8, 1)
     assert sent_frames(effects) == [b"state at 8"]
 
 
 def test_sources_go_wherever_the_task_goes_and_before_its_checkpoint() -> None:
-    core = new_dispatch()
+    core = new_scheduler()
     drawn = task("t")
     drawn.sources = (b"pixels", b"mask")
     core.handle(TasksSubmitted([drawn]), 0.0)
-    effects = join(core, "a", 1)
-    assert assigned(effects)[0][1].frames == 2
+    effects = connect(core, "a", 1)
+    assert assignments(effects)[0][1].frames == 2
     assert sent_frames(effects) == [b"pixels", b"mask"]
-    say(core, "a", Progress("t", 1, 5, 20, frames=1), 1.0, (b"state",))
+    receive(core, "a", Progress("t", 1, 5, 20, frames=1), 1.0, (b"state",))
     core.handle(WorkerLost("a", "killed"), 2.0)
-    effects = join(core, "b", 1, 3.0)
-    assert (assigned(effects)[0][1].step, assigned(effects)[0][1].frames) == (5, 3)
+    effects = connect(core, "b", 1, 3.0)
+    assert (assignments(effects)[0][1].step, assignments(effects)[0][1].frames) == (5, 3)
     assert sent_frames(effects) == [b"pixels", b"mask", b"state"]
 
 
 def test_source_pictures_are_bounded_in_bytes_not_only_in_number() -> None:
-    core = Scheduler(["m"], max_tasks=9, max_attempts=3, heartbeat_s=1.0, lost_after_s=10.0, max_source_bytes=100)
+    core = new_scheduler(Queue(max_source_bytes=100 << 14))
 
     def with_source(name: str, size: int) -> Task:
         made = task(name)
         made.sources = (bytes(size),)
         return made
 
-    core.handle(TasksSubmitted([with_source("a", 60)]), 0.0)
-    with pytest.raises(QueueFull, match="source pictures of unfinished images"):
-        core.handle(TasksSubmitted([with_source("b", 60)]), 0.0)
+    core.handle(TasksSubmitted([with_source("a", 60 << 14)]), 0.0)
+    with pytest.raises(QueueFull, match="source images of unfinished requests"):
+        core.handle(TasksSubmitted([with_source("b", 60 << 14)]), 0.0)
     core.handle(TasksSubmitted([task("c")]), 0.0)
     core.handle(TasksCancelled(["a"], "client went away"), 0.0)
-    core.handle(TasksSubmitted([with_source("d", 500)]), 0.0)  # alone, a large one is better served than never
+    core.handle(TasksSubmitted([with_source("d", 500 << 14)]), 0.0)  # alone, a large one is better served than never
 
 
 def test_a_worker_that_says_it_crashed_counts_against_what_it_ran() -> None:
-    core = new_dispatch(max_attempts=2)
+    core = new_scheduler(Queue(max_attempts=2))
     core.handle(TasksSubmitted([task("t")]), 0.0)
     for name in ("a", "b"):
-        join(core, name, 1)
-        say(core, name, Started("t", core.tasks["t"].attempt), 1.0)
-        effects = say(core, name, Bye("its device is lost", crashed=True), 1.0)
+        connect(core, name, 1)
+        receive(core, name, Started("t", core.tasks["t"].attempt), 1.0)
+        effects = receive(core, name, Bye("its device is lost", crashed=True), 1.0)
     [ended] = [e.update for e in effects if isinstance(e, NotifyListener)]
     assert isinstance(ended, TaskEnded)
     assert "2 workers died" in ended.message
 
 
 def test_the_outlook_rests_on_what_was_measured_for_the_size() -> None:
-    core = new_dispatch()
-    join(core, "w", 0)
+    core = new_scheduler()
+    connect(core, "w", 0)
     curves = [StepCurve(64, 64, 4, [(1, 0.1), (4, 0.2), (8, 0.1)]), StepCurve(128, 128, 1, [(1, 1.0)])]
-    say(core, "w", Heartbeat(running=0, curves=curves))
+    receive(core, "w", Heartbeat(running=0, curves=curves))
     core.handle(TasksSubmitted([task("first"), task("second")]), 0.0)
     estimate = core.estimate("second")
     assert estimate is not None

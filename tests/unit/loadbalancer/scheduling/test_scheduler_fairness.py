@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import pytest
 
+from configs.sections import Queue, Workers
 from loadbalancer.scheduling.events import SendMessage, TasksCancelled, TasksSubmitted, Tick, WorkerLost
-from loadbalancer.scheduling.rules import Rules
 from loadbalancer.scheduling.task import Checkpoint, DeadlineUnreachable, QueueFull, TaskEnded, TaskState
 from tests.support.scheduler import (
     CURVES,
-    assigned,
-    join,
-    new_dispatch,
-    notes,
-    say,
+    assignments,
+    connect,
+    log_lines,
+    new_scheduler,
+    preempt_requests,
+    receive,
     sent_frames,
     task,
-    told,
-    yielded,
+    updates,
 )
 from wire.messages import (
     Cancel,
@@ -34,65 +34,66 @@ from wire.messages import (
 
 
 def test_an_urgent_task_displaces_a_running_one_which_goes_on_where_it_was() -> None:
-    core = new_dispatch()
-    join(core, "w", 2)
+    core = new_scheduler()
+    connect(core, "w", 2)
     core.handle(TasksSubmitted([task("1"), task("2")]), 0.0)
     for name, step in (("1", 5), ("2", 9)):
-        say(core, "w", Progress(name, 1, step, 20), 1.0)
+        receive(core, "w", Progress(name, 1, step, 20), 1.0)
     core.handle(TasksSubmitted([task("urgent", 1.0, priority=1)]), 1.0)
     effects = core.handle(Tick(), 1.0)
-    assert yielded(effects) == [("w", "1")]
-    [note] = notes(effects)
-    assert note == "task 1 leaves w at step 5 of 20: priority 0 gives way to urgent of priority 1"
-    assert yielded(core.handle(Tick(), 1.1)) == [], "once is enough"
-    placed = assigned(say(core, "w", Returned("1", 1, step=6, frames=1), 1.2, (b"state",)))
+    assert preempt_requests(effects) == [("w", "1")]
+    [note] = log_lines(effects)
+    assert note == "task 1 leaves w at step 5 of 20: priority 0 is preempted by urgent of priority 1"
+    assert preempt_requests(core.handle(Tick(), 1.1)) == [], "once is enough"
+    placed = assignments(receive(core, "w", Returned("1", 1, step=6, frames=1), 1.2, (b"state",)))
     assert [given.task for _, given in placed] == ["urgent"]
-    say(core, "w", Started("urgent", 1), 1.2)
-    placed = assigned(say(core, "w", Finished("urgent", 1), 2.0, (b"png",)))
+    receive(core, "w", Started("urgent", 1), 1.2)
+    placed = assignments(receive(core, "w", Finished("urgent", 1), 2.0, (b"png",)))
     assert [(given.task, given.step, given.frames) for _, given in placed] == [("1", 6, 1)]
     assert (core.counters["displaced"], core.counters["steps_redone"]) == (1, 0)
 
 
 def test_a_new_worker_takes_over_half_of_a_crowd() -> None:
-    core = new_dispatch()
-    join(core, "a", 4)
-    say(core, "a", Heartbeat(running=0, curves=CURVES))
+    core = new_scheduler()
+    connect(core, "a", 4)
+    receive(core, "a", Heartbeat(running=0, curves=CURVES))
     core.handle(TasksSubmitted([task(name) for name in "1234"]), 0.0)
     for name in "1234":
-        say(core, "a", Started(name, 1), 0.0)
-    assert yielded(core.handle(Tick(), 1.0)) == []
-    join(core, "b", 4, 1.0)
-    assert yielded(core.handle(Tick(), 1.0)) == [], "nothing is known of it yet"
-    say(core, "b", Heartbeat(running=0, curves=CURVES), 1.1)
-    moving = yielded(core.handle(Tick(), 1.2))
+        receive(core, "a", Started(name, 1), 0.0)
+    assert preempt_requests(core.handle(Tick(), 1.0)) == []
+    connect(core, "b", 4, 1.0)
+    assert preempt_requests(core.handle(Tick(), 1.0)) == [], "nothing is known of it yet"
+    receive(core, "b", Heartbeat(running=0, curves=CURVES), 1.1)
+    moving = preempt_requests(core.handle(Tick(), 1.2))
     assert moving == [("a", "1"), ("a", "2")]
-    assert yielded(core.handle(Tick(), 1.3)) == []
+    assert preempt_requests(core.handle(Tick(), 1.3)) == []
     for worker, name in moving:
-        [(target, given)] = assigned(say(core, worker, Returned(name, 1, step=8, frames=1), 1.4, (b"state",)))
+        [(target, given)] = assignments(receive(core, worker, Returned(name, 1, step=8, frames=1), 1.4, (b"state",)))
         assert (target, given.step) == ("b", 8)
-        say(core, "b", Started(name, 2), 1.5)
-    assert yielded(core.handle(Tick(), 9.0)) == [], "it has come to rest"
+        receive(core, "b", Started(name, 2), 1.5)
+    assert preempt_requests(core.handle(Tick(), 9.0)) == [], "it has come to rest"
     assert (core.counters["taken_over"], core.counters["steps_redone"]) == (2, 0)
 
 
 @pytest.mark.parametrize(
-    "rules", [Rules(preempt_margin=None, rebalance=False), Rules(unmoved=frozenset({"m"})), Rules(rebalance=False)]
+    ("config", "grouped"),
+    [(Queue(preempt_margin=None, rebalance=False), ()), (Queue(), ("m",)), (Queue(rebalance=False), ())],
 )
-def test_nothing_moves_where_it_must_not(rules: Rules) -> None:
-    core = new_dispatch(rules=rules)
+def test_nothing_moves_where_it_must_not(config: Queue, grouped: tuple[str, ...]) -> None:
+    core = new_scheduler(config, grouped=grouped)
     for worker in ("a", "b"):
-        join(core, worker, 4)
-        say(core, worker, Heartbeat(running=0, curves=CURVES))
-    say(core, "b", Pull(0))
+        connect(core, worker, 4)
+        receive(core, worker, Heartbeat(running=0, curves=CURVES))
+    receive(core, "b", Pull(0))
     core.handle(TasksSubmitted([task(name) for name in "1234"]), 0.0)
     for name in "1234":
-        say(core, "a", Started(name, 1), 0.0)
-    if rules.preempt_margin is None or rules.unmoved:
+        receive(core, "a", Started(name, 1), 0.0)
+    if config.preempt_margin is None or grouped:
         core.handle(TasksSubmitted([task("urgent", priority=9)]), 0.0)
-        assert yielded(core.handle(Tick(), 1.0)) == []
+        assert preempt_requests(core.handle(Tick(), 1.0)) == []
         core.handle(TasksCancelled(["urgent"], "gone"), 1.0)
-    say(core, "b", Pull(4), 1.0)
-    assert yielded(core.handle(Tick(), 1.0)) == []
+    receive(core, "b", Pull(4), 1.0)
+    assert preempt_requests(core.handle(Tick(), 1.0)) == []
 
 
 def beat(steps: int) -> Heartbeat:
@@ -100,38 +101,38 @@ def beat(steps: int) -> Heartbeat:
 
 
 def test_a_worker_that_heartbeats_without_a_step_is_stuck_and_its_tasks_go_on_elsewhere() -> None:
-    core = new_dispatch(rules=Rules(stuck_factor=20.0, stuck_min_s=5.0))
-    join(core, "w", 1)
+    core = new_scheduler(workers=Workers(stuck_factor=20.0, stuck_min_s=5.0))
+    connect(core, "w", 1)
     core.handle(TasksSubmitted([task("t")]), 0.0)
-    say(core, "w", Progress("t", 1, 3, 20, frames=1), 0.5, (b"state",))
-    say(core, "w", beat(3), 1.0)
+    receive(core, "w", Progress("t", 1, 3, 20, frames=1), 0.5, (b"state",))
+    receive(core, "w", beat(3), 1.0)
     for second in range(2, 11):
-        say(core, "w", beat(3), float(second))
-        assert notes(core.handle(Tick(), float(second))) == [], "not before 20 times its step of 0.5 s"
-    say(core, "w", beat(3), 11.5)
+        receive(core, "w", beat(3), float(second))
+        assert log_lines(core.handle(Tick(), float(second))) == [], "not before 20 times its step of 0.5 s"
+    receive(core, "w", beat(3), 11.5)
     effects = core.handle(Tick(), 11.5)
-    assert notes(effects) == ["worker w is stuck: it heartbeats, but it made no step for 10.5 s"]
+    assert log_lines(effects) == ["worker w is stuck: it sends heartbeats, but it made no step for 10.5 s"]
     assert SendMessage("w", Cancel(["t"])) in effects
-    assert [core.roster.state(w, 11.5) for w in core.roster] == ["stuck"]
+    assert [core.registry.state(w, 11.5) for w in core.registry] == ["stuck"]
     assert (core.counters["workers_stuck"], core.tasks["t"].crashes) == (1, 1)
-    assert notes(core.handle(Tick(), 11.6)) == [], "it is said once"
-    [(worker, given)] = assigned(join(core, "other", 1, 12.0))
+    assert log_lines(core.handle(Tick(), 11.6)) == [], "it is said once"
+    [(worker, given)] = assignments(connect(core, "other", 1, 12.0))
     assert (worker, given.step) == ("other", 3)
     # It wakes up: a step shows in its heartbeat, its old task is of no interest, and its slot is free again.
-    say(core, "w", beat(4), 13.0)
-    assert [core.roster.state(w, 13.0) for w in core.roster if w.id == "w"] == ["ready"]
-    assert told(say(core, "w", Finished("t", 1), 13.0, (b"late",))) == []
-    assert core.roster.workers["w"].free == 1
+    receive(core, "w", beat(4), 13.0)
+    assert [core.registry.state(w, 13.0) for w in core.registry if w.id == "w"] == ["ready"]
+    assert updates(receive(core, "w", Finished("t", 1), 13.0, (b"late",))) == []
+    assert core.registry.workers["w"].free_slots == 1
 
 
 @pytest.mark.parametrize("sign", ["step", "finished", "message", "idle", "silent", "was silent", "new work"])
 def test_what_is_not_stuck(sign: str) -> None:
-    core = new_dispatch(rules=Rules(stuck_factor=2.0, stuck_min_s=5.0))
-    join(core, "w", 2)
+    core = new_scheduler(workers=Workers(stuck_factor=2.0, stuck_min_s=5.0))
+    connect(core, "w", 2)
     if sign != "idle":
         core.handle(TasksSubmitted([task("t")]), 0.0 if sign != "new work" else 8.0)
     if sign != "was silent":
-        say(core, "w", beat(1), 1.0 if sign == "silent" else 6.0)
+        receive(core, "w", beat(1), 1.0 if sign == "silent" else 6.0)
     signs: dict[str, ToBalancer] = {
         "step": beat(2),
         "finished": Heartbeat(1, counters=Counters(steps=1, finished=1)),
@@ -139,30 +140,30 @@ def test_what_is_not_stuck(sign: str) -> None:
         "was silent": Heartbeat(running=1),
     }
     if sign in signs:
-        say(core, "w", signs[sign], 6.5)
+        receive(core, "w", signs[sign], 6.5)
     core.handle(Tick(), 9.0)
     assert core.counters["workers_stuck"] == 0
 
 
 def test_a_task_under_which_workers_hang_fails_like_one_under_which_they_die() -> None:
-    core = new_dispatch(max_attempts=2, rules=Rules(stuck_min_s=5.0))
+    core = new_scheduler(Queue(max_attempts=2), Workers(stuck_min_s=5.0))
     core.handle(TasksSubmitted([task("t")]), 0.0)
     for attempt, name in ((1, "a"), (2, "b")):
-        join(core, name, 1, 10.0 * attempt)
-        say(core, name, Started("t", attempt), 10.0 * attempt)
+        connect(core, name, 1, 10.0 * attempt)
+        receive(core, name, Started("t", attempt), 10.0 * attempt)
         for later in (2, 4, 6, 8):
-            say(core, name, Heartbeat(running=1), 10.0 * attempt + later)
+            receive(core, name, Heartbeat(running=1), 10.0 * attempt + later)
         effects = core.handle(Tick(), 10.0 * attempt + 8)
-    [ended] = told(effects)
+    [ended] = updates(effects)
     assert isinstance(ended, TaskEnded)
     assert ended.state is TaskState.FAILED
 
 
 def test_a_request_that_would_be_too_late_is_refused_with_the_time_it_would_take() -> None:
-    core = new_dispatch(rules=Rules(deadline_slack=1.5))
+    core = new_scheduler(Queue(deadline_slack=1.5))
     core.handle(TasksSubmitted([task("unmeasured", timeout_s=0.1)]), 0.0)
-    join(core, "w", 1)
-    say(core, "w", Heartbeat(running=1, curves=[StepCurve(64, 64, 1, [(1, 0.5)])]))
+    connect(core, "w", 1)
+    receive(core, "w", Heartbeat(running=1, curves=[StepCurve(64, 64, 1, [(1, 0.5)])]))
     core.handle(TasksSubmitted([task("1"), task("2")]), 0.0)
     # 40 steps wait and 20 are its own, at half a second each.
     with pytest.raises(DeadlineUnreachable, match=r"about 30\.0 s, the request allows 19\.0 s") as refusal:
@@ -178,38 +179,38 @@ def test_a_request_that_would_be_too_late_is_refused_with_the_time_it_would_take
 
 
 def test_the_queue_is_bounded_in_seconds_of_work() -> None:
-    core = new_dispatch(rules=Rules(max_work_s=30.0))
-    join(core, "w", 0)
+    core = new_scheduler(Queue(max_work_s=30.0))
+    connect(core, "w", 0)
     core.handle(TasksSubmitted([task(str(n)) for n in range(9)]), 0.0)  # nothing is measured yet
     core.handle(TasksCancelled([str(n) for n in range(9)], "gone"), 0.0)
-    say(core, "w", Heartbeat(running=0, curves=[StepCurve(64, 64, 1, [(1, 0.5)])]))
+    receive(core, "w", Heartbeat(running=0, curves=[StepCurve(64, 64, 1, [(1, 0.5)])]))
     core.handle(TasksSubmitted([task("large"), task("request")]), 0.0)
     core.handle(TasksSubmitted([task("fits")]), 0.0)
-    with pytest.raises(QueueFull, match=r"30 s of work are waiting, 30 s may") as refusal:
+    with pytest.raises(QueueFull, match=r"30 s of work are waiting, the limit is 30 s") as refusal:
         core.handle(TasksSubmitted([task("more")]), 0.0)
     assert refusal.value.retry_after_s == pytest.approx(10.0)
     assert core.counters["refused"] == 1
 
 
 def test_a_task_from_an_earlier_life_goes_on_from_its_checkpoint() -> None:
-    core = new_dispatch()
+    core = new_scheduler()
     resumed = task("t")
-    resumed.resume(Checkpoint(12, 20, (b"state",)))
+    resumed.resume_from(Checkpoint(12, 20, (b"state",)))
     core.handle(TasksSubmitted([resumed]), 0.0)
-    effects = join(core, "w", 1)
-    [(_, given)] = assigned(effects)
+    effects = connect(core, "w", 1)
+    [(_, given)] = assignments(effects)
     assert (given.step, given.frames, sent_frames(effects)) == (12, 1, [b"state"])
     core.handle(WorkerLost("w", "killed"), 1.0)
     assert (core.tasks["t"].step, core.counters["steps_redone"]) == (12, 0)
 
 
 def test_one_owners_flood_does_not_hold_up_anothers_request() -> None:
-    core = new_dispatch()
-    join(core, "w", 1)
+    core = new_scheduler()
+    connect(core, "w", 1)
     core.handle(TasksSubmitted([task(f"flood{n}") for n in range(50)]), 0.0)
     single = task("single", 5.0)
     single.owner = "other"
     core.handle(TasksSubmitted([single]), 5.0)
-    [running] = core.roster.workers["w"].held
-    placed = [given.task for _, given in assigned(say(core, "w", Finished(running, 1), 6.0, (b"",)))]
+    [running] = core.registry.workers["w"].assigned
+    placed = [given.task for _, given in assignments(receive(core, "w", Finished(running, 1), 6.0, (b"",)))]
     assert placed == ["single"]

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from configs.scaling import Scaling
+from configs.sections import Queue, Workers
 from loadbalancer.scheduling.events import (
     Effect,
     NotifyListener,
@@ -15,7 +17,7 @@ from loadbalancer.scheduling.events import (
 )
 from loadbalancer.scheduling.scheduler import Scheduler
 from loadbalancer.scheduling.task import Checkpoint, Task, TaskCompleted, TaskState
-from tests.support.scheduler import assigned, join, new_dispatch, say, task, told
+from tests.support.scheduler import assignments, connect, new_scheduler, receive, task, updates
 from wire.messages import PROTOCOL, Cancel, Finished, Hello, Progress, Pull, Returned
 
 HOLD_S = 3.0
@@ -23,7 +25,7 @@ HOLD_S = 3.0
 
 def resumed(*names: str, begun: bool = True) -> Scheduler:
     """A balancer that has just read these from the disk."""
-    core = new_dispatch(hold_s=HOLD_S)
+    core = new_scheduler(hold_s=HOLD_S)
     core.handle(TasksSubmitted([_resumed(name, begun) for name in names]), 0.0)
     return core
 
@@ -31,7 +33,7 @@ def resumed(*names: str, begun: bool = True) -> Scheduler:
 def _resumed(name: str, begun: bool = True) -> Task:
     again = task(name)
     again.may_be_running = begun
-    again.resume(Checkpoint(5, 20, [b"state"]))
+    again.resume_from(Checkpoint(5, 20, [b"state"]))
     return again
 
 
@@ -46,15 +48,17 @@ def cancels(effects: list[Effect]) -> list[str]:
 
 def test_what_a_worker_still_runs_goes_on_there_and_its_picture_counts() -> None:
     core = resumed("t")
-    effects = join(core, "w", 4, 0.1, {"t": 2})
-    assert (assigned(effects), cancels(effects)) == ([], [])
-    assert core.roster.workers["w"].held == {"t": 2}
+    effects = connect(core, "w", 4, 0.1, {"t": 2})
+    assert (assignments(effects), cancels(effects)) == ([], [])
+    assert core.registry.workers["w"].assigned == {"t": 2}
     assert core.tasks["t"].state is TaskState.ASSIGNED
-    say(core, "w", Progress("t", 2, 11, 20), 0.2)
+    receive(core, "w", Progress("t", 2, 11, 20), 0.2)
     assert (core.tasks["t"].state, core.tasks["t"].step) == (TaskState.RUNNING, 11)
-    [done] = [u for u in told(say(core, "w", Finished("t", 2), 0.3, (b"image",))) if isinstance(u, TaskCompleted)]
+    [done] = [
+        u for u in updates(receive(core, "w", Finished("t", 2), 0.3, (b"image",))) if isinstance(u, TaskCompleted)
+    ]
     assert done.image == b"image"
-    assert say(core, "w", Finished("t", 2), 0.4, (b"image",)) == [], "once"
+    assert receive(core, "w", Finished("t", 2), 0.4, (b"image",)) == [], "once"
     assert core.counters["taken_up"] == 1
     assert core.counters["steps_redone"] == 0
 
@@ -70,94 +74,94 @@ def test_what_a_worker_still_runs_goes_on_there_and_its_picture_counts() -> None
 )
 def test_what_cannot_go_on_is_cancelled(claim: dict[str, int], why: str) -> None:
     core = resumed("given")
-    join(core, "quick", 1, 0.0)
-    [(_, given)] = assigned(core.handle(Tick(), HOLD_S))
+    connect(core, "quick", 1, 0.0)
+    [(_, given)] = assignments(core.handle(Tick(), HOLD_S))
     core.handle(TasksSubmitted([_resumed("t")]), HOLD_S)
-    effects = join(core, "w", 0, HOLD_S, claim)
+    effects = connect(core, "w", 0, HOLD_S, claim)
     assert cancels(effects) == list(claim), why
-    assert core.roster.workers["w"].held == {}
+    assert core.registry.workers["w"].assigned == {}
     [name] = claim
-    assert say(core, "w", Finished(name, claim[name]), HOLD_S, (b"old",)) == []
+    assert receive(core, "w", Finished(name, claim[name]), HOLD_S, (b"old",)) == []
     assert core.counters["stale"] == 1
     assert (core.tasks["given"].worker, core.tasks["given"].attempt) == ("quick", given.attempt)
     assert core.tasks["t"].state is TaskState.QUEUED
 
 
 def test_a_worker_of_another_model_does_not_get_it() -> None:
-    core = Scheduler(["m", "n"], max_tasks=9, max_attempts=3, heartbeat_s=1.0, lost_after_s=10.0, hold_s=HOLD_S)
+    core = Scheduler({"m": Scaling(), "n": Scaling()}, Queue(), Workers(), hold_s=HOLD_S)
     core.handle(TasksSubmitted([_resumed("t")]), 0.0)
-    effects = say(core, "w", Hello(PROTOCOL, "w", "n", "sim:0", 1, [("t", 1)]))
+    effects = receive(core, "w", Hello(PROTOCOL, "w", "n", "sim:0", 1, [("t", 1)]))
     assert cancels(effects) == ["t"]
     assert core.tasks["t"].state is TaskState.QUEUED
 
 
 def test_of_two_that_claim_a_task_one_goes_on_and_later_attempts_are_above_both() -> None:
     core = resumed("t")
-    join(core, "a", 1, 0.0, {"t": 1})
-    assert cancels(join(core, "b", 1, 0.1, {"t": 4})) == ["t"]
-    assert say(core, "b", Finished("t", 4), 0.2, (b"late",)) == []
-    [(worker, given)] = assigned(core.handle(WorkerLost("a", "killed"), HOLD_S))
+    connect(core, "a", 1, 0.0, {"t": 1})
+    assert cancels(connect(core, "b", 1, 0.1, {"t": 4})) == ["t"]
+    assert receive(core, "b", Finished("t", 4), 0.2, (b"late",)) == []
+    [(worker, given)] = assignments(core.handle(WorkerLost("a", "killed"), HOLD_S))
     assert (worker, given.attempt, given.step) == ("b", 5, 5), "from the checkpoint"
-    assert say(core, "b", Finished("t", 1), HOLD_S, (b"stale",)) == []
-    assert any(isinstance(u, TaskCompleted) for u in told(say(core, "b", Finished("t", 5), HOLD_S, (b"image",))))
+    assert receive(core, "b", Finished("t", 1), HOLD_S, (b"stale",)) == []
+    assert any(isinstance(u, TaskCompleted) for u in updates(receive(core, "b", Finished("t", 5), HOLD_S, (b"image",))))
 
 
 def test_nothing_is_given_out_before_the_workers_can_have_said_what_they_run() -> None:
     core = resumed("t", "u")
-    assert assigned(join(core, "idle", 4, 0.1)) == []
-    assert cancels(join(core, "w", 4, 1.0, {"t": 1})) == []
-    assert assigned(core.handle(Tick(), HOLD_S - 0.1)) == []
-    assert [(w, a.task) for w, a in assigned(core.handle(Tick(), HOLD_S))] == [("idle", "u")]
+    assert assignments(connect(core, "idle", 4, 0.1)) == []
+    assert cancels(connect(core, "w", 4, 1.0, {"t": 1})) == []
+    assert assignments(core.handle(Tick(), HOLD_S - 0.1)) == []
+    assert [(w, a.task) for w, a in assignments(core.handle(Tick(), HOLD_S))] == [("idle", "u")]
 
 
 def test_when_all_was_named_nothing_waits_any_more() -> None:
     core = resumed("t")
     core.handle(TasksSubmitted([task("plain")]), 0.0)
-    assert assigned(join(core, "idle", 4, 0.1)) == []
-    assert [(w, a.task) for w, a in assigned(join(core, "w", 4, 0.2, {"t": 1}))] == [("idle", "plain")]
+    assert assignments(connect(core, "idle", 4, 0.1)) == []
+    assert [(w, a.task) for w, a in assignments(connect(core, "w", 4, 0.2, {"t": 1}))] == [("idle", "plain")]
 
 
 def test_what_was_given_out_in_this_life_does_not_go_on_elsewhere() -> None:
     core = resumed("t")
-    join(core, "quick", 1, HOLD_S)
+    connect(core, "quick", 1, HOLD_S)
     core.handle(WorkerLost("quick", "killed"), HOLD_S)
     assert (core.tasks["t"].state, core.tasks["t"].attempt) == (TaskState.QUEUED, 1)
-    effects = join(core, "w", 1, HOLD_S, {"t": 1})
+    effects = connect(core, "w", 1, HOLD_S, {"t": 1})
     assert cancels(effects) == ["t"]
-    assert [(a.task, a.attempt) for _, a in assigned(effects)] == [("t", 2)]
+    assert [(a.task, a.attempt) for _, a in assignments(effects)] == [("t", 2)]
 
 
 def test_what_had_not_begun_waits_for_nobody() -> None:
     core = resumed("t", begun=False)
-    assert [a.task for _, a in assigned(join(core, "w", 4, 0.1))] == ["t"]
+    assert [a.task for _, a in assignments(connect(core, "w", 4, 0.1))] == ["t"]
 
 
 def test_a_worker_that_comes_back_once_more_keeps_what_it_goes_on_with() -> None:
     core = resumed("t")
-    join(core, "w", 1, 0.0, {"t": 1})
-    assert cancels(join(core, "w", 1, 0.1, {"t": 1})) == []
-    assert core.roster.workers["w"].held == {"t": 1}
-    effects = join(core, "w", 1, HOLD_S, {})
-    assert [(a.task, a.attempt, a.step) for _, a in assigned(effects)] == [("t", 2, 5)], "it came back without it"
+    connect(core, "w", 1, 0.0, {"t": 1})
+    assert cancels(connect(core, "w", 1, 0.1, {"t": 1})) == []
+    assert core.registry.workers["w"].assigned == {"t": 1}
+    effects = connect(core, "w", 1, HOLD_S, {})
+    assert [(a.task, a.attempt, a.step) for _, a in assignments(effects)] == [("t", 2, 5)], "it came back without it"
 
 
 def test_it_ends_as_any_task_does() -> None:
     core = resumed("t", "u", "v")
-    join(core, "w", 4, 0.0, {"t": 1, "u": 2, "v": 3})
+    connect(core, "w", 4, 0.0, {"t": 1, "u": 2, "v": 3})
     assert cancels(core.handle(TasksCancelled(["t"], "cancelled"), 0.1)) == ["t"]
-    say(core, "w", Returned("t", 1), 0.2)
-    [(_, given)] = assigned(say(core, "w", Returned("u", 2, 9, 1), 0.2, (b"newer",)))
+    receive(core, "w", Returned("t", 1), 0.2)
+    [(_, given)] = assignments(receive(core, "w", Returned("u", 2, 9, 1), 0.2, (b"newer",)))
     assert (given.task, given.attempt, given.step) == ("u", 3, 9)
-    assert core.roster.workers["w"].held == {"u": 3, "v": 3}
+    assert core.registry.workers["w"].assigned == {"u": 3, "v": 3}
     assert cancels(core.handle(Tick(), 1001.0)) == ["u", "v"], "their time is over"
     assert not core.tasks
 
 
 def test_slots_of_what_goes_on_are_taken() -> None:
     core = resumed("t", "u", "x")
-    join(core, "w", 2, 0.0, {"t": 1, "u": 1})
-    say(core, "w", Pull(2), HOLD_S)
-    assert core.roster.workers["w"].free == 0
-    freed = say(core, "w", Finished("t", 1), HOLD_S + 1, (b"image",))
-    assert [(w, a.task) for w, a in assigned(freed)] == [("w", "x")]
+    connect(core, "w", 2, 0.0, {"t": 1, "u": 1})
+    receive(core, "w", Pull(2), HOLD_S)
+    assert core.registry.workers["w"].free_slots == 0
+    freed = receive(core, "w", Finished("t", 1), HOLD_S + 1, (b"image",))
+    assert [(w, a.task) for w, a in assignments(freed)] == [("w", "x")]
     assert sum(isinstance(e, NotifyListener) and isinstance(e.update, TaskCompleted) for e in freed) == 1

@@ -9,6 +9,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
+from configs.sections import Queue, Workers
 from loadbalancer.scheduling.events import (
     Effect,
     MessageReceived,
@@ -18,10 +19,9 @@ from loadbalancer.scheduling.events import (
     Tick,
     WorkerLost,
 )
-from loadbalancer.scheduling.preemption import MOST_MOVES
-from loadbalancer.scheduling.rules import Rules
-from loadbalancer.scheduling.scheduler import Scheduler
+from loadbalancer.scheduling.preemption import MAX_PREEMPTIONS
 from loadbalancer.scheduling.task import Task, TaskCompleted, TaskEnded
+from tests.support.scheduler import new_scheduler
 from wire.codec import FromWorker
 from wire.messages import (
     PROTOCOL,
@@ -97,8 +97,7 @@ class Machine:
 class Service(RuleBasedStateMachine):
     @initialize()
     def start(self) -> None:
-        rules = Rules(stuck_factor=4.0, stuck_min_s=5.0)
-        self.core = Scheduler(["m"], max_tasks=40, max_attempts=3, heartbeat_s=1.0, lost_after_s=30.0, rules=rules)
+        self.core = new_scheduler(Queue(max_tasks=40), Workers(lost_after_s=30.0, stuck_factor=4.0, stuck_min_s=5.0))
         self.now = 0.0
         self.machines: dict[str, Machine] = {}
         self.born = 0
@@ -175,18 +174,20 @@ class Service(RuleBasedStateMachine):
 
     @invariant()
     def slots_are_never_overbooked(self) -> None:
-        for worker in self.core.roster:
-            assert len(worker.held) <= worker.slots
+        for worker in self.core.registry:
+            assert len(worker.assigned) <= worker.slots
 
     @invariant()
     def moves_are_bounded(self) -> None:
-        assert all(task.moves <= MOST_MOVES for task in self.submitted.values())
+        assert all(task.preempt_count <= MAX_PREEMPTIONS for task in self.submitted.values())
 
     @invariant()
     def no_place_is_empty_while_a_task_waits(self) -> None:
-        ready = [w for w in self.core.roster if self.core.roster.state(w, self.now) == "ready" and w.reserved is None]
-        waits = any(not task.alone for task in self.core.queues["m"])
-        assert not (waits and any(worker.free for worker in ready))
+        ready = [
+            w for w in self.core.registry if self.core.registry.state(w, self.now) == "ready" and w.reserved_for is None
+        ]
+        waits = any(not task.isolated for task in self.core.queues["m"])
+        assert not (waits and any(worker.free_slots for worker in ready))
 
     def teardown(self) -> None:
         """Left alone with one good worker, it ends everything."""
@@ -206,7 +207,7 @@ class Service(RuleBasedStateMachine):
         crashed = {name for name, task in self.submitted.items() if task.crashes >= 3}
         assert {name for name, end in self.ends.items() if isinstance(end, TaskEnded)} == crashed
         assert self.core.counters["steps_redone"] == 0, "every state was sent away: nothing had to be done twice"
-        assert all(not worker.held for worker in self.core.roster), "no slot leaked"
+        assert all(not worker.assigned for worker in self.core.registry), "no slot leaked"
 
 
 Service.TestCase.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)

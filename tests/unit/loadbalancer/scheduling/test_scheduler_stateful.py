@@ -6,6 +6,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initialize, invariant, rule
 
+from configs.sections import Queue, Workers
 from loadbalancer.scheduling.events import (
     Effect,
     NotifyListener,
@@ -15,8 +16,7 @@ from loadbalancer.scheduling.events import (
     Tick,
     WorkerLost,
 )
-from loadbalancer.scheduling.preemption import MOST_MOVES
-from loadbalancer.scheduling.rules import Rules
+from loadbalancer.scheduling.preemption import MAX_PREEMPTIONS
 from loadbalancer.scheduling.scheduler import Scheduler
 from loadbalancer.scheduling.task import (
     Checkpoint,
@@ -27,7 +27,7 @@ from loadbalancer.scheduling.task import (
     TaskEnded,
     TaskState,
 )
-from tests.support.scheduler import CURVES, INPUTS, join, new_dispatch, say, task
+from tests.support.scheduler import CURVES, INPUTS, connect, new_scheduler, receive, task
 from wire.messages import (
     Assign,
     Bye,
@@ -62,7 +62,7 @@ class Histories(RuleBasedStateMachine):
         self.believed: dict[str, dict[str, int]] = {}
 
     def fresh_core(self) -> Scheduler:
-        return new_dispatch(max_tasks=8, rules=Rules(stuck_min_s=5.0), hold_s=2.0)
+        return new_scheduler(Queue(max_tasks=8), Workers(stuck_min_s=5.0), hold_s=2.0)
 
     def run(self, effects: list[Effect]) -> None:
         for effect in effects:
@@ -107,7 +107,7 @@ class Histories(RuleBasedStateMachine):
             again = Task(name, "m", INPUTS, old.created, old.deadline, old.priority, old.owner, old.weight, steps=20)
             again.may_be_running = old.first_started is not None
             if saved and old.checkpoint:
-                again.resume(Checkpoint(old.checkpoint_step, old.steps, old.checkpoint))
+                again.resume_from(Checkpoint(old.checkpoint_step, old.steps, old.checkpoint))
             self.on_disk.append(again)
         self.held_until = self.now + 2.0
         self.enter()
@@ -126,7 +126,7 @@ class Histories(RuleBasedStateMachine):
         held = self.believed.setdefault(worker, {})
         waiting = {t for t in held if t in self.core.tasks and self.core.tasks[t].state is TaskState.QUEUED}
         gone_on = {t: held[t] for t in waiting if self.core.tasks[t].attempt == 0}
-        self.run(join(self.core, worker, slots, self.now, held))
+        self.run(connect(self.core, worker, slots, self.now, held))
         for name, attempt in gone_on.items():
             assert (self.core.tasks[name].worker, self.core.tasks[name].attempt) == (worker, attempt)
             assert held[name] == attempt, "it is not given to it anew"
@@ -134,7 +134,7 @@ class Histories(RuleBasedStateMachine):
 
     @rule(worker=st.sampled_from("ab"), slots=st.integers(0, 4))
     def pull(self, worker: str, slots: int) -> None:
-        self.run(say(self.core, worker, Pull(slots), self.now))
+        self.run(receive(self.core, worker, Pull(slots), self.now))
 
     @rule(worker=st.sampled_from("ab"), name=tasks, kind=st.sampled_from(["started", "progress", "saved", "beat"]))
     def speak(self, worker: str, name: str, kind: str) -> None:
@@ -145,7 +145,7 @@ class Histories(RuleBasedStateMachine):
             "saved": Progress(name, attempt, 5, 20, frames=1),
             "beat": Heartbeat(running=1, step_s=0.1, batch=1.0, curves=CURVES),
         }
-        self.run(say(self.core, worker, messages[kind], self.now, (b"state",) if kind == "saved" else ()))
+        self.run(receive(self.core, worker, messages[kind], self.now, (b"state",) if kind == "saved" else ()))
 
     @rule(worker=st.sampled_from("ab"), name=tasks, kind=st.sampled_from(["finished", "failed", "returned", "moved"]))
     def let_go(self, worker: str, name: str, kind: str) -> None:
@@ -157,20 +157,20 @@ class Histories(RuleBasedStateMachine):
             "moved": (Returned(name, attempt, step=3, frames=1), (b"state",)),
         }
         message, frames = messages[kind]
-        self.run(say(self.core, worker, message, self.now, frames))
+        self.run(receive(self.core, worker, message, self.now, frames))
 
     @rule(worker=st.sampled_from("ab"), name=tasks, attempt=st.integers(-1, 3))
     def repeat_or_invent(self, worker: str, name: str, attempt: int) -> None:
         if self.believed.get(worker, {}).get(name) != attempt:
             before = self.core.counters["done"]
-            self.run(say(self.core, worker, Finished(name, attempt), self.now, (b"not mine",)))
+            self.run(receive(self.core, worker, Finished(name, attempt), self.now, (b"not mine",)))
             assert self.core.counters["done"] == before
 
     @rule(worker=st.sampled_from("ab"), peaceful=st.booleans())
     def leave(self, worker: str, peaceful: bool) -> None:
         self.believed.pop(worker, None)
         self.run(
-            say(self.core, worker, Bye("told"), self.now)
+            receive(self.core, worker, Bye("told"), self.now)
             if peaceful
             else self.core.handle(WorkerLost(worker, "x"), self.now)
         )
@@ -196,10 +196,10 @@ class Histories(RuleBasedStateMachine):
 
     @invariant()
     def slots_add_up(self) -> None:
-        for worker in self.core.roster:
+        for worker in self.core.registry:
             live = [t for t in self.core.tasks.values() if t.worker == worker.id and t.state is not TaskState.QUEUED]
-            assert {t.id: t.attempt for t in live}.items() <= worker.held.items()
-            assert worker.free == (0 if worker.draining else max(worker.slots - len(worker.held), 0))
+            assert {t.id: t.attempt for t in live}.items() <= worker.assigned.items()
+            assert worker.free_slots == (0 if worker.draining else max(worker.slots - len(worker.assigned), 0))
 
     @invariant()
     def the_queue_holds_the_queued(self) -> None:
@@ -209,20 +209,20 @@ class Histories(RuleBasedStateMachine):
         assert queue.steps.total() == sum(t.remaining_steps for t in waiting)
         assert len(waiting) == len(queue)
         assert all(0 <= queue.position(t) < len(waiting) for t in waiting)
-        assert next((t for t in waiting if not t.alone), None) is queue.first()
+        assert next((t for t in waiting if not t.isolated), None) is queue.first()
 
     @invariant()
     def nothing_moves_without_end(self) -> None:
-        assert all(t.moves <= MOST_MOVES for t in self.core.tasks.values())
-        assert not any(t.leaving and t.state is TaskState.QUEUED for t in self.core.tasks.values())
+        assert all(t.preempt_count <= MAX_PREEMPTIONS for t in self.core.tasks.values())
+        assert not any(t.preempt_requested and t.state is TaskState.QUEUED for t in self.core.tasks.values())
 
     @invariant()
     def no_slot_idles_while_a_task_waits(self) -> None:
         waiting = [t for t in self.core.queues["m"] if t.crashes < 2]
         able = [
             w
-            for w in self.core.roster
-            if w.free and w.reserved is None and self.core.roster.state(w, self.now) == "ready"
+            for w in self.core.registry
+            if w.free_slots and w.reserved_for is None and self.core.registry.state(w, self.now) == "ready"
         ]
         assert not (waiting and able) or self.now < self.held_until
 
@@ -235,11 +235,11 @@ class Histories(RuleBasedStateMachine):
     @invariant()
     def work_is_measured_of_what_runs(self) -> None:
         running = sum(t.state is TaskState.RUNNING for t in self.core.tasks.values())
-        assert repr(self.core.costs["m"]).endswith(f", {running} in the making>")
+        assert repr(self.core.costs["m"]).endswith(f", {running} running>")
 
     @invariant()
     def reservations_belong_to_living_tasks(self) -> None:
-        assert all(w.reserved is None or w.reserved in self.core.tasks for w in self.core.roster)
+        assert all(w.reserved_for is None or w.reserved_for in self.core.tasks for w in self.core.registry)
 
 
 Histories.TestCase.settings = settings(max_examples=100, stateful_step_count=60, deadline=None)

@@ -6,15 +6,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from loadbalancer.scheduling.cost_model import ImageCosts
+from configs.scaling import Scaling, Slo
+from loadbalancer.scheduling.cost_model import CostModel
+from loadbalancer.scheduling.estimates import backlog_work_s
 from loadbalancer.scheduling.events import RecordTask, TasksCancelled, TasksSubmitted, Tick, WorkerLost
+from loadbalancer.scheduling.model_counters import ModelCounters, SlidingWindow
 from loadbalancer.scheduling.request_queue import ModelQueue
-from loadbalancer.scheduling.rules import ArrivalWindows, Rules
 from loadbalancer.scheduling.scheduler import Scheduler
-from loadbalancer.scheduling.snapshot import ModelCounters, SlidingWindow, snapshot, work_s
 from loadbalancer.scheduling.task import Task
 from loadbalancer.scheduling.worker_registry import Worker
-from tests.support.scheduler import CURVES, INPUTS, assigned, join, new_dispatch, say, task
+from tests.support.scheduler import CURVES, INPUTS, assignments, connect, new_scheduler, receive, task
 from wire.messages import PROTOCOL, Finished, Heartbeat, Hello, Progress, Returned, Started, StepCurve
 from wire.snapshot import ModelStats
 
@@ -22,15 +23,14 @@ SPAN_S = 10
 
 
 def stats(core: Scheduler, now: float) -> ModelStats:
-    told = core.queues, core.rates, core.costs, core.tasks, core.roster
-    return snapshot(*told, now=now, wall_time=0.0, uptime_s=now).models[0]
+    return core.snapshot(now=now, wall_time=0.0, uptime_s=now).models[0]
 
 
-def measured(rules: Rules | None = None) -> Scheduler:
+def measured(scaling: Scaling | None = None) -> Scheduler:
     """One worker `w` with four slots, on which a step takes 0.1 s for each task in it."""
-    core = new_dispatch(rules=rules)
-    join(core, "w", 4)
-    say(core, "w", Heartbeat(running=0, curves=CURVES))
+    core = new_scheduler(scaling=scaling)
+    connect(core, "w", 4)
+    receive(core, "w", Heartbeat(running=0, curves=CURVES))
     core.handle(Tick(), 0.0)
     return core
 
@@ -54,32 +54,32 @@ def test_a_window_counts_what_came_in_its_time_exact_to_a_second(
 
 
 def test_arrivals_are_counted_over_the_models_own_times() -> None:
-    rates = ModelCounters(ArrivalWindows(look_back_s=10, rate_window_s=100, max_wait_s=5))
+    rates = ModelCounters(Scaling(look_back_period_s=10, rate_window_s=100))
     for second in range(200):
-        rates.arrived((64, 64), 20, 2, second + 0.5)
-    assert (rates.recent(199.9), rates.lately(199.9)) == (20, 200)
-    assert (rates.recent(204.9), rates.lately(204.9)) == (10, 190)
-    assert rates.arrival_rate(199.9) == pytest.approx(2.0)
+        rates.on_arrival((64, 64), 20, 2, second + 0.5)
+    assert (rates.arrivals_look_back.count(199.9), rates.arrivals_rate_window.count(199.9)) == (20, 200)
+    assert (rates.arrivals_look_back.count(204.9), rates.arrivals_rate_window.count(204.9)) == (10, 190)
+    assert rates.arrivals.rate(199.9) == pytest.approx(2.0)
 
 
 @pytest.mark.parametrize(("waits", "late"), [([], 0), ([0.0, 5.0], 0), ([5.1], 1), ([4.0, 6.0, 60.0], 2)])
 def test_who_waited_too_long(waits: list[float], late: int) -> None:
-    rates = ModelCounters(ArrivalWindows(max_wait_s=5.0))
+    rates = ModelCounters(Scaling(slo=Slo(max_wait_s=5.0)))
     for wait in waits:
-        rates.began(wait)
-    assert (rates.dispatched, rates.late) == (len(waits), late)
+        rates.on_start(wait)
+    assert (rates.started_total, rates.started_late_total) == (len(waits), late)
 
 
 def test_mean_work_is_of_the_last_two_hundred() -> None:
-    rates, costs = ModelCounters(), ImageCosts()
+    rates, costs = ModelCounters(Scaling()), CostModel()
     assert rates.mean_work_s(costs) is None
-    rates.arrived((64, 64), 100, 300, 0.0)
+    rates.on_arrival((64, 64), 100, 300, 0.0)
     assert rates.mean_work_s(costs) is None, "no step was measured"
-    costs.learn((64, 64), steps=1, work_s=0.1)
+    costs.record_image((64, 64), steps=1, work_s=0.1)
     assert rates.mean_work_s(costs) == pytest.approx(10.0)
-    rates.arrived((64, 64), 20, 100, 1.0)
+    rates.on_arrival((64, 64), 20, 100, 1.0)
     assert rates.mean_work_s(costs) == pytest.approx(6.0), "half of them are the new ones"
-    rates.arrived((32, 32), 20, 1, 2.0)
+    rates.on_arrival((32, 32), 20, 1, 2.0)
     assert rates.mean_work_s(costs) is None, "of that size nothing is known"
 
 
@@ -90,9 +90,9 @@ def test_mean_work_is_of_the_last_two_hundred() -> None:
 def test_work_adds_up_whatever_runs_and_whatever_waits(sizes: list[tuple[tuple[int, int], int]], split: int) -> None:
     worker = Worker(Hello(PROTOCOL, "w", "m", "sim:0", 1), 0.0)
     curves = [StepCurve(64, 64, 4, [(1, 0.5), (4, 1.0)]), StepCurve(128, 64, 4, [(1, 2.0)])]
-    worker.beat = Heartbeat(running=0, curves=curves)
-    costs, queue = ImageCosts(), ModelQueue(100)
-    costs.refresh([worker])
+    worker.heartbeat = Heartbeat(running=0, curves=curves)
+    costs, queue = CostModel(), ModelQueue(100)
+    costs.update([worker])
     each = {(64, 64): 0.5, (128, 64): 2.0, (32, 32): 0.125}
     tasks = [
         Task(str(n), "m", type(INPUTS)("x", *size, steps, 3.0, 1, "ddim"), 0.0, 1.0, steps=steps)
@@ -103,11 +103,11 @@ def test_work_adds_up_whatever_runs_and_whatever_waits(sizes: list[tuple[tuple[i
     for number, under_way in enumerate(tasks[:split]):
         under_way.step = min(number, under_way.steps)
     expected = sum(each[t.size] * (t.steps - t.step) for t in tasks)
-    assert work_s(queue, tasks[:split], costs) == pytest.approx(expected)
+    assert backlog_work_s(queue, tasks[:split], costs) == pytest.approx(expected)
 
 
 def test_the_way_of_a_task_through_the_numbers() -> None:
-    core = measured(Rules(watch={"m": ArrivalWindows(look_back_s=10, rate_window_s=60, max_wait_s=3)}))
+    core = measured(Scaling(look_back_period_s=10, rate_window_s=60, slo=Slo(max_wait_s=3)))
     seen = stats(core, 0.0)
     assert (seen.batch_cap, seen.batch_slowdown, seen.backlog_work_s, seen.mean_work_s) == (4, 4.0, 0.0, None)
     names = [f"t{n}" for n in range(6)]
@@ -117,15 +117,15 @@ def test_the_way_of_a_task_through_the_numbers() -> None:
     assert seen.backlog_work_s == pytest.approx(6 * 20 * 0.1)
     assert seen.mean_work_s == pytest.approx(2.0)
     for name, began in (("t0", 2.0), ("t1", 4.5)):
-        say(core, "w", Started(name, 1), began)
+        receive(core, "w", Started(name, 1), began)
     seen = stats(core, 5.0)
     assert (seen.started_total, seen.started_late_total, seen.oldest_wait_s) == (2, 1, 4.0)
-    say(core, "w", Progress("t0", 1, 15, 20), 6.0)
+    receive(core, "w", Progress("t0", 1, 15, 20), 6.0)
     assert stats(core, 6.0).backlog_work_s == pytest.approx(5 * 2.0 + 0.5)
     core.handle(TasksCancelled(["t5"], "gone"), 6.0)
     assert stats(core, 6.0).backlog_work_s == pytest.approx(4 * 2.0 + 0.5)
     # t0 had 2.5 s alone, then 3.5 s of which t1 had half: 4.25 s for its 20 steps, which the curve said would be 2.
-    say(core, "w", Finished("t0", 1), 8.0, (b"picture",))
+    receive(core, "w", Finished("t0", 1), 8.0, (b"picture",))
     assert core.costs["m"].step_s((64, 64)) == pytest.approx(4.25 / 20)
     assert stats(core, 8.0).mean_work_s == pytest.approx(4.25)
     assert stats(core, 12.0).arrivals_look_back == 0
@@ -142,13 +142,13 @@ def test_what_was_measured_last_stands_when_the_last_worker_goes() -> None:
 
 
 def test_only_what_was_made_in_one_go_is_learnt_from_but_all_of_it_is_on_record() -> None:
-    core = measured(Rules(record=True))
+    core = measured()
     core.handle(TasksSubmitted([task("t")]), 0.0)
-    say(core, "w", Started("t", 1), 1.0)
-    effects = say(core, "w", Returned("t", 1, 10, 1), 3.0, (b"state",))
-    [(_, again)] = assigned(effects)
-    say(core, "w", Started("t", again.attempt), 4.0)
-    effects = say(core, "w", Finished("t", again.attempt), 9.0, (b"picture",))
+    receive(core, "w", Started("t", 1), 1.0)
+    effects = receive(core, "w", Returned("t", 1, 10, 1), 3.0, (b"state",))
+    [(_, again)] = assignments(effects)
+    receive(core, "w", Started("t", again.attempt), 4.0)
+    effects = receive(core, "w", Finished("t", again.attempt), 9.0, (b"picture",))
     [account] = [effect for effect in effects if isinstance(effect, RecordTask)]
     assert account.task.work_s == pytest.approx(7.0)
     assert core.costs["m"].step_s((64, 64)) == pytest.approx(0.1), "the curve's"

@@ -24,19 +24,19 @@ def test_the_table_names_every_state_and_every_state_can_be_reached() -> None:
 def test_a_task_moves_by_the_table_and_only_so(start: TaskState, to: TaskState) -> None:
     task = Task("t", "m", INPUTS, 0.0, 1.0, state=start)
     if to in TRANSITIONS[start]:
-        task.move(to, 1.0, "why not")
+        task.transition(to, 1.0, "why not")
         assert task.state is to
         assert list(task.history) == [(1.0, to, "why not")]
     else:
-        with pytest.raises(InvalidTransition, match=f"task t: {start.value} -> {to.value} is no move"):
-            task.move(to, 1.0, "why not")
+        with pytest.raises(InvalidTransition, match=f"task t: {start.value} -> {to.value} is not allowed"):
+            task.transition(to, 1.0, "why not")
         assert task.state is start
 
 
 def test_an_illegal_move_tells_the_tasks_story() -> None:
     task = Task("t", "m", INPUTS, 0.0, 1.0)
-    task.move(TaskState.ASSIGNED, 1.0, "to w1, attempt 1")
-    task.move(TaskState.DONE, 2.5, "finished")
+    task.transition(TaskState.ASSIGNED, 1.0, "to w1, attempt 1")
+    task.transition(TaskState.DONE, 2.5, "finished")
     with pytest.raises(InvalidTransition, match=r"1\.000 assigned \(to w1, attempt 1\), 2\.500 done \(finished\)"):
-        task.move(TaskState.RUNNING, 3.0, "late")
-    assert task.ended
+        task.transition(TaskState.RUNNING, 3.0, "late")
+    assert task.is_finished

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from loadbalancer.scheduling.estimates import estimate_wait
+from configs.sections import Queue
 from loadbalancer.scheduling.events import (
     ProxyFinished,
     RequestProxied,
@@ -13,20 +13,19 @@ from loadbalancer.scheduling.events import (
     Tick,
     WorkerLost,
 )
-from loadbalancer.scheduling.rules import Rules
 from loadbalancer.scheduling.scheduler import Scheduler
 from loadbalancer.scheduling.task import DeadlineUnreachable, QueueFull, TaskEnded, TaskState
-from tests.support.scheduler import CURVES, join, new_dispatch, say, task, told
+from tests.support.scheduler import CURVES, connect, new_scheduler, receive, task, updates
 from wire.messages import Heartbeat, Progress, Pull, Started
 
-RULES = Rules(deadline_slack=1.5, max_work_s=3.0)
+CONFIG = Queue(deadline_slack=1.5, max_work_s=3.0)
 
 
 def measured(slots: int = 1) -> Scheduler:
     """One worker `w`, on which an image of 20 steps takes 2 s, alone or beside others."""
-    core = new_dispatch(rules=RULES)
-    join(core, "w", slots)
-    say(core, "w", Heartbeat(running=0, curves=CURVES))
+    core = new_scheduler(CONFIG)
+    connect(core, "w", slots)
+    receive(core, "w", Heartbeat(running=0, curves=CURVES))
     core.handle(Tick(), 0.0)
     return core
 
@@ -42,29 +41,29 @@ def test_without_workers_nobody_is_refused_for_want_of_time(way_to_go: str) -> N
     with pytest.raises(DeadlineUnreachable):
         core.handle(TasksSubmitted([task("hopeless", timeout_s=0.5)]), 0.0)
     if way_to_go == "never there":
-        core = new_dispatch(rules=RULES)
+        core = new_scheduler(CONFIG)
     else:
         core.handle(WorkerLost("w", "it was told to go"), 1.0)
     if way_to_go == "back, but not open yet":
-        join(core, "v", 0, 1.0)
+        connect(core, "v", 0, 1.0)
     fill(core, 50, timeout_s=0.5)
     assert len(core.queues["m"]) == 50
     estimate = core.estimate("t49")
     assert estimate is not None
     assert (estimate.state, estimate.position, estimate.eta_s) == (TaskState.QUEUED, 49, None)
-    ends = [update for update in told(core.handle(Tick(), 0.6)) if isinstance(update, TaskEnded)]
+    ends = [update for update in updates(core.handle(Tick(), 0.6)) if isinstance(update, TaskEnded)]
     assert len(ends) == 50, "each is held for as long as it allows, and no longer"
 
 
 def test_the_bound_in_tasks_holds_without_workers_too() -> None:
-    core = new_dispatch(max_tasks=10, rules=RULES)
+    core = new_scheduler(Queue(max_tasks=10, deadline_slack=1.5, max_work_s=3.0))
     fill(core, 10)
     with pytest.raises(QueueFull):
         core.handle(TasksSubmitted([task("one more")]), 0.0)
 
 
 def wait(core: Scheduler) -> float | None:
-    return estimate_wait(task("new", 5.0), core.queues["m"], core.roster.of("m"), core.tasks)
+    return core.estimate_wait(task("new", 5.0))
 
 
 @pytest.mark.parametrize(
@@ -88,32 +87,42 @@ def test_how_long_a_newcomer_would_wait(slots: int, inside: int, seconds: float)
 def unbounded(core: Scheduler) -> Scheduler:
     """The same with a queue that takes any amount of work."""
     del core
-    open_core = new_dispatch(rules=Rules(deadline_slack=None))
-    join(open_core, "w", 1)
-    say(open_core, "w", Heartbeat(running=0, curves=CURVES))
+    open_core = new_scheduler(Queue(deadline_slack=None))
+    connect(open_core, "w", 1)
+    receive(open_core, "w", Heartbeat(running=0, curves=CURVES))
     return open_core
 
 
 def test_what_is_done_is_not_waited_for_and_a_leaving_worker_offers_nothing() -> None:
     core = measured()
     fill(core, 1)
-    say(core, "w", Started("t00", 1))
-    say(core, "w", Progress("t00", 1, 15, 20))
+    receive(core, "w", Started("t00", 1))
+    receive(core, "w", Progress("t00", 1, 15, 20))
     assert wait(core) == pytest.approx(5 * 0.4)
-    say(core, "w", Pull(0))
+    receive(core, "w", Pull(0))
     assert wait(core) is None
-    assert wait(new_dispatch()) is None, "no worker, so nothing is known"
+    assert wait(new_scheduler()) is None, "no worker, so nothing is known"
 
 
 def test_what_another_server_does_is_an_arrival_and_nothing_else() -> None:
-    core = new_dispatch()
-    rates = core.rates["m"]
+    core = new_scheduler()
+    counters = core.model_counters["m"]
     core.handle(RequestProxied("m", (64, 64), 20, 3), 1.0)
-    assert (rates.recent(1.0), rates.forwarded, rates.elsewhere, len(core.queues["m"])) == (3, 3, 3, 0)
+    assert (
+        counters.arrivals_look_back.count(1.0),
+        counters.proxied_total,
+        counters.proxied_in_flight,
+        len(core.queues["m"]),
+    ) == (3, 3, 3, 0)
     core.handle(ProxyFinished("m", 3), 2.0)
-    core.handle(TasksSubmitted([task("t", 2.0)], known=True), 2.0)  # it did not do it after all
-    assert (rates.recent(2.0), rates.forwarded, rates.elsewhere, len(core.queues["m"])) == (3, 3, 0, 1)
+    core.handle(TasksSubmitted([task("t", 2.0)], already_counted=True), 2.0)  # it did not do it after all
+    assert (
+        counters.arrivals_look_back.count(2.0),
+        counters.proxied_total,
+        counters.proxied_in_flight,
+        len(core.queues["m"]),
+    ) == (3, 3, 0, 1)
     core.handle(TasksSubmitted([task("u", 2.0)]), 2.0)
-    assert rates.recent(2.0) == 4
+    assert counters.arrivals_look_back.count(2.0) == 4
     core.handle(TasksCancelled(["t", "u"], "gone"), 3.0)
-    assert rates.recent(3.0) == 4
+    assert counters.arrivals_look_back.count(3.0) == 4

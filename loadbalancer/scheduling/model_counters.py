@@ -1,0 +1,89 @@
+"""Counters of one model's arrivals, starts and completions. Pure."""
+
+from __future__ import annotations
+
+from collections import deque
+
+from configs.scaling import Scaling
+from loadbalancer.scheduling.cost_model import CostModel
+from loadbalancer.scheduling.request_queue import Size
+
+#: Rates are means over this many seconds.
+WINDOW_S = 60.0
+#: Number of arrivals that the mean work covers.
+_MEAN_OVER_ARRIVALS = 200
+
+
+class SlidingWindow:
+    """Counts events over the last `span_s` seconds, in buckets of one second, which bound its memory."""
+
+    def __init__(self, span_s: float = WINDOW_S) -> None:
+        self._span_s = span_s
+        self._buckets: deque[tuple[float, int]] = deque()
+        self._total = 0
+
+    def __repr__(self) -> str:
+        return f"<SlidingWindow of {self._span_s:g} s, {self._total} events>"
+
+    def add(self, count: int, now: float) -> None:
+        second = now // 1.0
+        if self._buckets and self._buckets[-1][0] == second:
+            self._buckets[-1] = second, self._buckets[-1][1] + count
+        else:
+            self.count(now)  # drops what has expired
+            self._buckets.append((second, count))
+        self._total += count
+
+    def count(self, now: float) -> int:
+        """Return the events of the last `span_s` seconds, exact to a second."""
+        while self._buckets and self._buckets[0][0] <= now - self._span_s:
+            self._total -= self._buckets.popleft()[1]
+        return self._total
+
+    def rate(self, now: float) -> float:
+        """Return the events per second."""
+        return self.count(now) / self._span_s
+
+
+class ModelCounters:
+    """Counters of one model, over the periods of its scaling configuration."""
+
+    def __init__(self, config: Scaling) -> None:
+        self._max_wait_s = config.slo.max_wait_s
+        self.completions = SlidingWindow()
+        self.arrivals = SlidingWindow()
+        self.arrivals_look_back = SlidingWindow(config.look_back_period_s)
+        self.arrivals_rate_window = SlidingWindow(config.rate_window_s)
+        #: Tasks started for the first time, and those of them that had waited longer than `slo.max_wait_s`.
+        self.started_total = 0
+        self.started_late_total = 0
+        #: Tasks that another server was asked for, and those of them that it has not answered yet.
+        self.proxied_total = 0
+        self.proxied_in_flight = 0
+        self._latest: deque[tuple[Size, int]] = deque(maxlen=_MEAN_OVER_ARRIVALS)
+
+    def on_arrival(self, size: Size, steps: int, count: int, now: float) -> None:
+        """Count the arrival of `count` images of this size in so many steps each."""
+        for window in (self.arrivals, self.arrivals_look_back, self.arrivals_rate_window):
+            window.add(count, now)
+        self._latest.extend([(size, steps)] * min(count, _MEAN_OVER_ARRIVALS))
+
+    def on_proxied(self, size: Size, steps: int, count: int, now: float) -> None:
+        """Count the arrival of images that another server is asked for."""
+        self.on_arrival(size, steps, count, now)
+        self.proxied_total += count
+        self.proxied_in_flight += count
+
+    def on_proxy_finished(self, count: int) -> None:
+        self.proxied_in_flight -= count
+
+    def on_start(self, waited_s: float) -> None:
+        """Count the first start of a task."""
+        self.started_total += 1
+        self.started_late_total += waited_s > self._max_wait_s
+
+    def mean_work_s(self, costs: CostModel) -> float | None:
+        """Return the mean work of the latest tasks in seconds; None if unknown."""
+        seconds = [costs.work_s(size, steps) for size, steps in self._latest]
+        known = [each for each in seconds if each is not None]
+        return sum(known) / len(known) if known and len(known) == len(seconds) else None
