@@ -1,4 +1,4 @@
-"""What people do to a server that runs, with real programs: orders, new settings, new workers, signals, and looking."""
+"""Commands for a running server, with real programs: scaling, reload, rolling updates, signals, status."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ CALM = {
     "scale_up_at": 1000,
     "scale_down_at": 0,
 }
-#: Makes the terminal that it is given its own, as a program of a shell has it.
+#: Makes the terminal on standard input the controlling terminal, as a shell does.
 OWN_TERMINAL = (
     "import fcntl, os, sys, termios; fcntl.ioctl(0, termios.TIOCSCTTY, 0); os.execv(sys.argv[1], sys.argv[1:])"
 )
@@ -56,7 +56,7 @@ def command(instance: Instance, *words: str) -> subprocess.CompletedProcess[str]
     return subprocess.run(options, cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE_S, check=False)
 
 
-def asked(instance: Instance, path: str, **query: str) -> Any:
+def fetched(instance: Instance, path: str, **query: str) -> Any:
     headers = {"authorization": f"Bearer {internal_token(instance.folder)}"}
     try:
         answer = httpx.get(f"{instance.url}/internal/{path}", headers=headers, params=query, timeout=PATIENCE_S)
@@ -73,28 +73,28 @@ def configure(instance: Instance, **changes: Any) -> None:
 
 
 def until_reported(instance: Instance) -> None:
-    instance.until(lambda: asked(instance, "controller") is not None, "the controller's first report")
+    instance.until(lambda: fetched(instance, "controller") is not None, "the controller's first report")
 
 
-async def test_a_reload_replaces_the_workers_one_at_a_time_and_no_request_notices(start: Start) -> None:
+async def test_reload_replaces_workers_without_failed_requests(start: Start) -> None:
     instance = start(models={"m": sim(t0_s=0.01, t1_s=0.002, scaling=CALM)})
     await asyncio.to_thread(instance.until_workers, 2)
     await asyncio.to_thread(until_reported, instance)
     before = {worker.worker for worker in instance.workers()}
-    # Batches of another size are the workers' business, longer queues the balancer's, other bounds the controller's.
+    # Workers read the batch size, the balancer the queue length, the controller the bounds.
     tree = yaml.safe_load(instance.config.read_text()) | {"queue": {"max_tasks": 2000}}
     tree["models"]["m"] |= {"max_batch_size": 3, "scaling": CALM | {"max_workers": 5}}
     instance.config.write_text(yaml.safe_dump(tree))
-    rolled, fewest, most = asyncio.Event(), 9, 0
+    updated, minimum, maximum = asyncio.Event(), 9, 0
     statuses: list[int] = []
 
     async def user(client: httpx.AsyncClient) -> None:
-        while not rolled.is_set():
+        while not updated.is_set():
             body = {"prompt": "a seven", "num_inference_steps": 20}
             statuses.append((await client.post(f"{instance.url}/predict", json=body)).status_code)
 
     async def operator() -> None:
-        nonlocal fewest, most
+        nonlocal minimum, maximum
         done = await asyncio.to_thread(command, instance, "reload")
         assert done.returncode == 0, done.stderr
         assert done.stdout.splitlines() == [
@@ -103,26 +103,26 @@ async def test_a_reload_replaces_the_workers_one_at_a_time_and_no_request_notice
             "needs a restart of the server: queue.max_tasks: 1024 -> 2000",
         ]
         deadline = time.monotonic() + PATIENCE_S
-        while not rolled.is_set():
+        while not updated.is_set():
             now = await asyncio.to_thread(instance.workers)
-            fewest, most = min(fewest, len(now)), max(most, len(now))
+            minimum, maximum = min(minimum, len(now)), max(maximum, len(now))
             assert time.monotonic() < deadline, instance.output()
             if len(now) == 2 and not before & {worker.worker for worker in now}:
-                rolled.set()
+                updated.set()
 
     async with httpx.AsyncClient(timeout=PATIENCE_S) as client:
         await asyncio.gather(operator(), *(user(client) for _ in range(6)))
     assert set(statuses) == {200}
-    assert (fewest, most) == (2, 3), "never fewer than min_workers, and one more while it changes"
-    assert {worker.slots for worker in instance.workers()} <= {3, 4, 5}, "batches of three, and pictures in the making"
+    assert (minimum, maximum) == (2, 3), "at least min_workers, and one more during the update"
+    assert {worker.slots for worker in instance.workers()} <= {3, 4, 5}, "batches of 3, and post-processing"
     lines = [line for line in instance.output().splitlines() if "to take the place of" in line or "draining" in line]
     assert ["starting" in line for line in lines] == [True, False, True, False]
-    told = asked(instance, "controller")
-    assert told["models"][0]["max_workers"] == 5
-    assert len({replica["generation"] for replica in told["replicas"]}) == 1
+    report = fetched(instance, "controller")
+    assert report["models"][0]["max_workers"] == 5
+    assert len({replica["generation"] for replica in report["replicas"]}) == 1
 
 
-def test_a_bad_configuration_changes_nothing_and_is_explained(start: Start) -> None:
+def test_invalid_configuration_changes_nothing_and_is_explained(start: Start) -> None:
     instance = start(models={"m": sim(scaling=CALM)})
     instance.until_workers(2)
     until_reported(instance)
@@ -135,7 +135,7 @@ def test_a_bad_configuration_changes_nothing_and_is_explained(start: Start) -> N
     assert f"{instance.config}:" in refused.stderr
     assert "models.m.max_batch_size = 0: Input should be greater than or equal to 1" in refused.stderr
     instance.process.send_signal(signal.SIGHUP)
-    instance.until(lambda: "nothing has changed" in instance.output(), "the signal's refusal")
+    instance.until(lambda: "nothing has changed" in instance.output(), "the rejection after SIGHUP")
     instance.config.write_text(good)
     unchanged = command(instance, "reload")
     assert (unchanged.returncode, unchanged.stdout) == (0, "nothing has changed\n")
@@ -143,7 +143,7 @@ def test_a_bad_configuration_changes_nothing_and_is_explained(start: Start) -> N
     assert {worker.pid for worker in instance.workers()} == before
 
 
-def test_a_newcomer_that_crashes_stops_the_replacement_and_the_old_ones_stay(start: Start, tmp_path: Path) -> None:
+def test_crash_of_new_worker_stops_rolling_update(start: Start, tmp_path: Path) -> None:
     instance = start(models={"m": sim(scaling=CALM)}, workers=TIMES)
     instance.until_workers(2)
     until_reported(instance)
@@ -156,10 +156,10 @@ def test_a_newcomer_that_crashes_stops_the_replacement_and_the_old_ones_stay(sta
     assert command(instance, "reload").returncode == 0
 
     def stopped() -> bool:
-        told = asked(instance, "controller")
-        return told is not None and "stopped by a crash" in told["models"][0]["rolling_update"]
+        report = fetched(instance, "controller")
+        return report is not None and "stopped by a crash" in report["models"][0]["rolling_update"]
 
-    instance.until(stopped, "the end of the replacement")
+    instance.until(stopped, "the end of the rolling update")
     assert {worker.pid for worker in instance.workers()} == before
     assert "stopped by a crash" in command(instance, "status").stdout
     instance.config.write_text(good)
@@ -169,7 +169,7 @@ def test_a_newcomer_that_crashes_stops_the_replacement_and_the_old_ones_stay(sta
     instance.until_workers(2)
 
 
-def test_people_hold_pause_and_resume_and_it_outlives_the_controller(start: Start) -> None:
+def test_override_and_pause_survive_controller_restart(start: Start) -> None:
     instance = start(models={"m": sim(scaling=CALM | {"min_workers": 1})})
     instance.until_workers(1)
     until_reported(instance)
@@ -177,38 +177,40 @@ def test_people_hold_pause_and_resume_and_it_outlives_the_controller(start: Star
     assert (done.returncode, done.stdout) == (0, "done: scale model m workers 3 hold_s 3600.0\n")
     instance.until_workers(3)
     assert command(instance, "pause").returncode == 0
-    for words, status, said in (
+    for words, status, message in (
         (("scale", "m", "5"), 1, "Invalid value for 'workers': 5. Must be between min_workers (1) and max_workers (4)"),
         (("scale", "x", "1"), 1, "The model 'x' does not exist. Served: 'm'."),
-        (("scale", "m", "2", "--hold", "soon"), 2, "soon is no time; write it as 90s, 10m, 2h or 1d"),
+        (("scale", "m", "2", "--hold", "soon"), 2, "soon is not a duration; write it as 90s, 10m, 2h or 1d"),
         (("reload", "x"), 1, "The model 'x' does not exist"),
     ):
         refused = command(instance, *words)
         assert refused.returncode == status
-        assert said in refused.stderr
-    # Both programs die; what was ordered and decided is still there.
-    made = asked(instance, "decisions")["decisions"]
+        assert message in refused.stderr
+    # Both programs die; overrides and decisions remain.
+    made = fetched(instance, "decisions")["decisions"]
     assert ("order", 3) in {(one["trigger"], one["desired"]) for one in made}
     instance.process.kill()
     instance.process.wait()
     instance.start()
-    instance.until(lambda: "scaling is paused by a command" in instance.output(), "its memory")
+    instance.until(lambda: "scaling is paused by a command" in instance.output(), "the restored pause")
     [balancer] = [p for p in instance.children() if "loadbalancer" in " ".join(p.cmdline())]
     balancer.kill()
 
-    def as_before() -> bool:
-        told = asked(instance, "controller")
-        return told is not None and told["paused_since"] is not None and told["models"][0]["override"]["workers"] == 3
+    def is_restored() -> bool:
+        report = fetched(instance, "controller")
+        if report is None or report["paused_since"] is None:
+            return False
+        return bool(report["models"][0]["override"]["workers"] == 3)
 
-    instance.until(as_before, "the report to the new balancer")
+    instance.until(is_restored, "the report to the new balancer")
     instance.until_workers(3)
     assert command(instance, "resume").returncode == 0
-    instance.until(lambda: asked(instance, "controller")["models"][0]["override"] is None, "the end of the hold")
-    numbers = [one["number"] for one in asked(instance, "decisions")["decisions"]]
-    assert min(numbers) > max(one["number"] for one in made), "they are counted on"
+    instance.until(lambda: fetched(instance, "controller")["models"][0]["override"] is None, "the end of the override")
+    numbers = [one["number"] for one in fetched(instance, "decisions")["decisions"]]
+    assert min(numbers) > max(one["number"] for one in made), "numbers continue"
 
 
-def test_status_shows_it_all(start: Start) -> None:
+def test_status_shows_all_parts(start: Start) -> None:
     instance = start(models={"m": sim(scaling=CALM)})
     instance.until_workers(2)
     until_reported(instance)
@@ -217,9 +219,9 @@ def test_status_shows_it_all(start: Start) -> None:
     assert shown.returncode == 0, shown.stderr
     for text in (instance.url, "Models", "Workers", "Devices", "Last decisions", "0 -> 2", "min_workers is 2", *names):
         assert text in shown.stdout
-    told = json.loads(command(instance, "status", "--json").stdout)
-    assert {replica["worker"] for replica in told["controller"]["replicas"]} == set(names)
-    assert told["decisions"][-1]["desired"] == 2
+    status = json.loads(command(instance, "status", "--json").stdout)
+    assert {replica["worker"] for replica in status["controller"]["replicas"]} == set(names)
+    assert status["decisions"][-1]["desired"] == 2
     by_url = [sys.executable, "-m", "controller", "status", "--url", instance.url]
     key = {"MUSTER_KEY": internal_token(instance.folder)}
     found = subprocess.run(by_url, cwd=ROOT, env=os.environ | key, capture_output=True, timeout=PATIENCE_S, check=False)
@@ -234,7 +236,7 @@ def test_status_shows_it_all(start: Start) -> None:
 
 
 @pytest.mark.parametrize("words", [["status"], ["scale", "m", "1"], ["pause"], ["resume"], ["reload"]])
-def test_where_nothing_has_run_it_says_so(tmp_path: Path, words: list[str]) -> None:
+def test_command_without_server_is_rejected(tmp_path: Path, words: list[str]) -> None:
     options = [sys.executable, "-m", "controller", *words, "--data-dir", str(tmp_path / "empty")]
     done = subprocess.run(options, cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE_S, check=False)
     assert done.returncode == 1
@@ -242,18 +244,18 @@ def test_where_nothing_has_run_it_says_so(tmp_path: Path, words: list[str]) -> N
     assert not (tmp_path / "empty").exists()
 
 
-def test_a_hang_up_reads_the_configuration_again_unless_the_terminal_is_gone(start: Start) -> None:
+def test_sighup_reloads_unless_terminal_is_closed(start: Start) -> None:
     instance = start(models={"m": sim(scaling=CALM | {"min_workers": 1})})
     instance.until_workers(1)
-    # Without a terminal, as a service has none.
+    # Without a terminal, as a service.
     configure(instance, scaling=CALM | {"min_workers": 2})
     instance.process.send_signal(signal.SIGHUP)
     instance.until_workers(2)
     assert "models.m.scaling.min_workers: 1 -> 2" in instance.output()
     instance.process.send_signal(signal.SIGINT)
     instance.process.wait(PATIENCE_S)
-    # On a terminal of its own that is still there.
-    screen, terminal = os.openpty()
+    # With an open controlling terminal.
+    master, terminal = os.openpty()
     try:
         on_terminal(instance, terminal)
         instance.until_workers(2)
@@ -261,16 +263,16 @@ def test_a_hang_up_reads_the_configuration_again_unless_the_terminal_is_gone(sta
         instance.process.send_signal(signal.SIGHUP)
         instance.until_workers(3)
     finally:
-        os.close(screen)
-    # The system itself sends the signal when the terminal is closed.
+        os.close(master)
+    # The kernel sends SIGHUP when the terminal is closed.
     instance.process.wait(PATIENCE_S)
     assert instance.children() == []
 
 
 def on_terminal(instance: Instance, terminal: int) -> None:
-    """Start the controller in a session of its own, on this terminal, with its words in the log."""
-    own = ["--config", str(instance.config), "--port", str(instance.port), "--data-dir", str(instance.folder)]
-    words = [sys.executable, "-c", OWN_TERMINAL, sys.executable, "-m", "controller", *own]
+    """Start the controller in a new session on this terminal, with its output in the log."""
+    options = ["--config", str(instance.config), "--port", str(instance.port), "--data-dir", str(instance.folder)]
+    words = [sys.executable, "-c", OWN_TERMINAL, sys.executable, "-m", "controller", *options]
     with (instance.folder / "controller.log").open("ab") as log:
         instance.process = subprocess.Popen(
             words, cwd=ROOT, stdin=terminal, stdout=log, stderr=log, start_new_session=True

@@ -1,4 +1,4 @@
-"""`python -m controller` as its user runs it: a real balancer, real workers with the sim engine, real signals."""
+"""`python -m controller` with a real balancer, real workers with the sim engine, and real signals."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def start(tmp_path: Path) -> Iterator[Start]:
 
 
 async def load(url: str, seconds: float, users: int, steps: int = 40) -> list[int]:
-    """Users that ask again and again; the statuses of all answers."""
+    """Send requests by several users for some time. Return the statuses of all answers."""
     statuses: list[int] = []
     end = time.monotonic() + seconds
 
@@ -61,26 +61,26 @@ async def load(url: str, seconds: float, users: int, steps: int = 40) -> list[in
     return statuses
 
 
-def test_it_starts_what_was_asked_for_says_so_and_leaves_nothing_behind(start: Start) -> None:
+def test_serves_and_stops_without_remaining_processes(start: Start) -> None:
     instance = start("--min-workers", "2", models={"m": sim()})
     instance.until(lambda: "Muster is ready at" in instance.output(), "the welcome")
     instance.until_workers(2)
     children = instance.children()
     names = [" ".join(process.cmdline()) for process in children]
     assert sorted(name.split()[1] for name in names) == ["loadbalancer", "worker", "worker"]
-    # The curl line that it prints works as it stands.
+    # The printed curl command works.
     [command] = [line.strip() for line in instance.output().splitlines() if line.strip().startswith("curl")]
     answer = subprocess.run(command, shell=True, capture_output=True, timeout=PATIENCE_S, check=True)
     assert b'"b64_json":"iVBOR' in answer.stdout
-    told = time.monotonic()
+    stopped_at = time.monotonic()
     instance.process.send_signal(signal.SIGTERM)
     assert instance.process.wait(15) == 0
-    assert time.monotonic() - told < 10, "everything is gone within 10 s"
+    assert time.monotonic() - stopped_at < 10, "everything stops within 10 s"
     assert not any(process.is_running() and process.status() != psutil.STATUS_ZOMBIE for process in children)
     assert len(list((instance.folder / "logs").glob("m-*.log"))) == 2
 
 
-async def test_a_burst_scales_up_quiet_scales_down_and_nothing_fails(start: Start) -> None:
+async def test_burst_scales_up_then_down_without_failures(start: Start) -> None:
     instance = start(models={"m": sim(t0_s=0.01, t1_s=0.005, scaling=QUICK | {"max_workers": 4})})
     await asyncio.to_thread(instance.until_workers, 1)
     burst = asyncio.create_task(load(instance.url, 12.0, users=40))
@@ -96,7 +96,7 @@ async def test_a_burst_scales_up_quiet_scales_down_and_nothing_fails(start: Star
     assert [pair for pair in decisions if pair[0] > pair[1]][-3:] == [("4", "3"), ("3", "2"), ("2", "1")]
 
 
-async def test_kill_9_under_load_fails_no_request_and_is_repaired_before_the_next_tick(start: Start) -> None:
+async def test_worker_killed_under_load_is_replaced_at_once(start: Start) -> None:
     scaling = {"interval_s": 3600, "min_workers": 2, "max_workers": 2}
     instance = start(models={"m": sim(t0_s=0.01, t1_s=0.002, scaling=scaling)})
     await asyncio.to_thread(instance.until_workers, 2)
@@ -116,7 +116,7 @@ async def test_kill_9_under_load_fails_no_request_and_is_repaired_before_the_nex
     assert f"worker {victim.worker} on {victim.device} died (signal 9)" in instance.output()
 
 
-def test_a_dead_balancer_is_restarted_and_the_workers_find_it(start: Start) -> None:
+def test_dead_balancer_is_restarted_and_workers_reconnect(start: Start) -> None:
     instance = start("--min-workers", "2", models={"m": sim()})
     instance.until_workers(2)
     before = {worker.pid for worker in instance.workers()}
@@ -127,7 +127,7 @@ def test_a_dead_balancer_is_restarted_and_the_workers_find_it(start: Start) -> N
     assert "the balancer died (signal 9)" in instance.output()
 
 
-def test_a_restarted_controller_adopts_what_its_predecessor_left(start: Start) -> None:
+def test_restarted_controller_adopts_processes(start: Start) -> None:
     instance = start("--min-workers", "2", models={"m": sim()})
     instance.until(lambda: "Muster is ready at" in instance.output(), "the welcome")
     instance.until_workers(2)
@@ -138,14 +138,14 @@ def test_a_restarted_controller_adopts_what_its_predecessor_left(start: Start) -
     instance.start()
     instance.until(lambda: "adopting" in instance.output(), "the adoption")
     instance.until(lambda: instance.output().count("Muster is ready at") == 2, "the second welcome")
-    time.sleep(2.0)  # time enough to start what should not be started
+    time.sleep(2.0)  # enough time for a wrong start
     assert {process.pid for process in instance.children()} == before
     instance.process.send_signal(signal.SIGINT)
     assert instance.process.wait(15) == 0
     assert instance.children() == []
 
 
-def test_what_runs_with_another_configuration_is_replaced(start: Start) -> None:
+def test_processes_with_other_configuration_are_replaced(start: Start) -> None:
     instance = start(models={"m": sim()})
     instance.until_workers(1)
     before = {process.pid for process in instance.children()}
@@ -159,7 +159,7 @@ def test_what_runs_with_another_configuration_is_replaced(start: Start) -> None:
     assert httpx.post(f"{instance.url}/predict", json={"prompt": "x"}, timeout=PATIENCE_S).status_code == 200
 
 
-def test_a_worker_that_its_operator_stops_is_replaced_at_once_and_is_no_crash(start: Start) -> None:
+def test_worker_stopped_by_operator_is_not_a_crash(start: Start) -> None:
     instance = start(models={"m": sim(scaling={"interval_s": 3600})})
     instance.until_workers(1)
     [worker] = instance.workers()
@@ -169,14 +169,14 @@ def test_a_worker_that_its_operator_stops_is_replaced_at_once_and_is_no_crash(st
     assert "crash" not in instance.output()
 
 
-def test_every_simulated_model_gets_its_workers(start: Start) -> None:
+def test_every_simulated_model_gets_workers(start: Start) -> None:
     greedy = {"min_workers": 3, "max_workers": 3}
     instance = start(models={"a": sim(scaling=greedy), "b": sim(scaling=greedy)})
     instance.until_workers(6)
     assert sorted(w.device for w in instance.workers()) == [f"sim:{n}" for n in range(6)]
 
 
-def test_a_balancer_that_hangs_does_not_keep_it_from_stopping(start: Start) -> None:
+def test_hanging_balancer_does_not_block_shutdown(start: Start) -> None:
     instance = start("--min-workers", "2", models={"m": sim()})
     instance.until_workers(2)
     children = instance.children()
@@ -188,7 +188,7 @@ def test_a_balancer_that_hangs_does_not_keep_it_from_stopping(start: Start) -> N
     assert "killing loadbalancer: it did not stop in time" in instance.output()
 
 
-def test_a_second_signal_ends_everything_at_once(start: Start) -> None:
+def test_second_signal_stops_at_once(start: Start) -> None:
     instance = start(models={"m": sim(t0_s=0.2)}, server={"shutdown_s": 8})
     instance.until_workers(1)
     [worker] = instance.workers()
@@ -209,26 +209,26 @@ def test_a_second_signal_ends_everything_at_once(start: Start) -> None:
     assert instance.children() == []
 
 
-def test_a_closed_terminal_stops_it_and_leaves_nothing_behind(start: Start) -> None:
+def test_closed_terminal_stops_all_processes(start: Start) -> None:
     instance = start(models={"m": sim()})
     instance.until_workers(1)
     instance.process.send_signal(signal.SIGINT)
     assert instance.process.wait(PATIENCE_S) == 0
-    screen, terminal = os.openpty()
+    master, terminal = os.openpty()
     instance.start(terminal=terminal)
     os.close(terminal)
     instance.until_workers(1)
-    os.close(screen)
+    os.close(master)
     instance.process.send_signal(signal.SIGHUP)
     instance.process.wait(PATIENCE_S)
     assert instance.children() == []
 
 
-def test_a_background_job_of_a_shell_can_be_interrupted(start: Start) -> None:
+def test_sigint_stops_shell_background_job(start: Start) -> None:
     instance = start(models={"m": sim()})
     instance.process.send_signal(signal.SIGTERM)
     instance.process.wait(PATIENCE_S)
-    # As a shell starts a background job: with SIGINT ignored.
+    # A shell starts a background job with SIGINT ignored.
     ignoring = (
         "import os, signal, sys; signal.signal(signal.SIGINT, signal.SIG_IGN); os.execv(sys.argv[1], sys.argv[1:])"
     )
@@ -239,7 +239,7 @@ def test_a_background_job_of_a_shell_can_be_interrupted(start: Start) -> None:
     assert instance.children() == []
 
 
-def test_nohup_means_to_go_on(start: Start) -> None:
+def test_nohup_ignores_sighup(start: Start) -> None:
     instance = start(models={"m": sim()})
     instance.process.send_signal(signal.SIGTERM)
     instance.process.wait(PATIENCE_S)
@@ -247,13 +247,13 @@ def test_nohup_means_to_go_on(start: Start) -> None:
     instance.until_workers(1)
     instance.process.send_signal(signal.SIGHUP)
     os.kill(instance.workers()[0].pid, signal.SIGKILL)
-    instance.until(lambda: "died (signal 9)" in instance.output(), "that it still looks")
+    instance.until(lambda: "died (signal 9)" in instance.output(), "the next poll")
     instance.until_workers(1)
 
 
 @pytest.mark.parametrize("file", ["", "nested/"])
-def test_a_data_dir_that_cannot_be_is_refused(tmp_path: Path, file: str) -> None:
-    (tmp_path / "file").write_text("in the way")
+def test_unusable_data_dir_is_rejected(tmp_path: Path, file: str) -> None:
+    (tmp_path / "file").write_text("a file")
     command = [sys.executable, "-m", "controller", "--data-dir", str(tmp_path / "file" / file)]
     refused = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE_S, check=False)
     assert refused.returncode == 2
@@ -261,7 +261,7 @@ def test_a_data_dir_that_cannot_be_is_refused(tmp_path: Path, file: str) -> None
     assert "Traceback" not in refused.stderr
 
 
-def test_a_worker_that_cannot_load_backs_off_and_is_reported(start: Start, tmp_path: Path) -> None:
+def test_worker_that_cannot_load_backs_off(start: Start, tmp_path: Path) -> None:
     broken = {"engine": "diffusion", "path": str(tmp_path / "nothing-here"), "defaults": {"size": "64x64"}}
     instance = start(models={"broken": broken, "good": sim()})
     instance.until(lambda: "crash 2 in a row" in instance.output(), "two crashes")
@@ -272,7 +272,7 @@ def test_a_worker_that_cannot_load_backs_off_and_is_reported(start: Start, tmp_p
     assert httpx.get(f"{instance.url}/readyz", timeout=PATIENCE_S).status_code == 503
 
 
-def test_a_start_that_takes_too_long_is_killed_and_counted(start: Start) -> None:
+def test_slow_start_is_killed_and_counts_as_crash(start: Start) -> None:
     slow = sim()
     slow["sim"]["load_s"] = 600.0
     instance = start(models={"m": slow}, workers=TIMES | {"start_timeout_s": 1.0})
@@ -280,23 +280,23 @@ def test_a_start_that_takes_too_long_is_killed_and_counted(start: Start) -> None
     assert "not ready 1 s after its start" in instance.output()
 
 
-def test_two_instances_run_side_by_side_and_neither_takes_the_others_place(start: Start) -> None:
+def test_two_instances_need_own_data_dir_and_port(start: Start) -> None:
     first, second = start(models={"m": sim()}), start(models={"m": sim()}, name="b")
     first.until_workers(1)
     second.until_workers(1)
     assert first.workers()[0].pid != second.workers()[0].pid
-    for options, said in (
+    for options, message in (
         (["--data-dir", str(first.folder), "--port", str(free_port())], "another controller runs with --data-dir"),
         (["--data-dir", str(first.folder.parent / "c"), "--port", str(first.port)], f"server.port {first.port}"),
     ):
         command = [sys.executable, "-m", "controller", "--config", str(first.config), *options]
         refused = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE_S, check=False)
         assert refused.returncode == 2
-        assert said in refused.stderr
+        assert message in refused.stderr
 
 
 @pytest.mark.parametrize("program", ["controller", "loadbalancer", "worker"])
-def test_help_explains_itself(program: str) -> None:
+def test_help_lists_options(program: str) -> None:
     command = [sys.executable, "-m", program, "--help"]
     shown = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE_S, check=True).stdout
     assert f"python -m {program}" in shown
@@ -322,7 +322,7 @@ def test_check_and_print_config(tmp_path: Path) -> None:
     assert yaml.safe_load(printed.stdout)["min_workers"] == 3
 
 
-def test_a_stuck_worker_is_replaced_and_only_the_request_that_hangs_fails(start: Start) -> None:
+def test_stuck_worker_is_replaced(start: Start) -> None:
     workers = TIMES | {"stuck_min_s": 2.0}
     once = {"max_attempts": 1}
     instance = start("--min-workers", "1", "--max-workers", "1", workers=workers, queue=once, models={"m": sim()})

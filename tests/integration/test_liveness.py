@@ -1,4 +1,4 @@
-"""Workers that come, hang or fall behind, with a real hub: running tasks change places, and every picture is right."""
+"""New, stuck and suspended workers with a real scheduler service: running tasks move, and every image is correct."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ async def rig(tmp_path: Path) -> AsyncIterator[Rig]:
         yield made
 
 
-async def test_a_new_worker_takes_over_running_tasks_and_no_step_is_done_again(rig: Rig) -> None:
+async def test_new_worker_resumes_running_tasks_without_lost_steps(rig: Rig) -> None:
     await rig.start("a")
     sent = rig.submit([inputs(seed, steps=300) for seed in range(4)])
     await sent.progress(5)
@@ -35,15 +35,15 @@ async def test_a_new_worker_takes_over_running_tasks_and_no_step_is_done_again(r
     await rig.until(lambda: (w := rig.worker("b")) and w.counters.finished == 2)
 
 
-async def test_a_stuck_worker_is_told_from_a_silent_one_and_its_tasks_go_on_elsewhere(rig: Rig) -> None:
+async def test_tasks_of_stuck_worker_resume_on_another(rig: Rig) -> None:
     await rig.start("a")
     good = rig.submit([inputs(seed, steps=60) for seed in range(3)])
     await good.progress(5)
     bad = rig.submit([inputs(prompt="sim:stuck")])
     await rig.until(lambda: (w := rig.worker("a")) and w.state == "stuck")
-    seen = rig.worker("a")
-    assert seen is not None
-    assert seen.last_seen_s < 2.0, "it heartbeats"
+    stuck = rig.worker("a")
+    assert stuck is not None
+    assert stuck.last_seen_s < 2.0, "it heartbeats"
     assert rig.scheduler.counters["workers_stuck"] == 1
     assert rig.scheduler.counters["workers_lost"] == 0
     rig.scheduler.cancel(bad.tasks)
@@ -53,7 +53,7 @@ async def test_a_stuck_worker_is_told_from_a_silent_one_and_its_tasks_go_on_else
     await rig.until(lambda: rig.worker("a") is None)
 
 
-async def test_a_worker_that_was_stopped_for_a_while_is_not_stuck_when_it_goes_on(rig: Rig) -> None:
+async def test_suspended_worker_is_not_stuck_when_it_continues(rig: Rig) -> None:
     await rig.start("a")
     sent = rig.submit([inputs(seed, steps=60) for seed in range(2)])
     await sent.progress(5)
@@ -64,7 +64,7 @@ async def test_a_worker_that_was_stopped_for_a_while_is_not_stuck_when_it_goes_o
     assert rig.scheduler.counters["workers_stuck"] == 0
 
 
-def test_a_balancer_that_was_stopped_for_a_while_does_not_take_its_workers_for_dead(tmp_path: Path) -> None:
+def test_suspended_balancer_does_not_lose_workers(tmp_path: Path) -> None:
     life = {"heartbeat_s": 0.2, "lost_after_s": 4, "orphan_after_s": 60}
     models = {"m": sim(t0_s=0.02, defaults={"size": "64x64", "steps": 200})}
     with running(tmp_path, models, 2, life=life) as server, ThreadPoolExecutor() as pool:

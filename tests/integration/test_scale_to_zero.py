@@ -1,4 +1,4 @@
-"""From no worker to one and back, with a real controller, a real balancer and workers on simulated accelerators."""
+"""Scaling from zero workers and back, with a real controller, balancer and simulated workers."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from worker.engines.sim import expected_picture
 
 BODY = {"prompt": "a seven", "seed": 7}
 PICTURE = expected_picture(ImageInputs("a seven", 64, 64, 8, 3.0, 7, "ddim"))
-#: Longer than any test: what happens, happens because something woke the controller.
+#: Longer than any test: every decision must come from a trigger other than the tick.
 NEVER_S = 36_000
 
 
@@ -37,42 +37,42 @@ def predict(instance: Instance) -> bytes:
     return base64.b64decode(answered.json()["image"])
 
 
-def test_the_first_request_is_held_and_wakes_a_worker_and_rest_ends_it(tmp_path: Path) -> None:
+def test_first_request_starts_worker_and_idle_time_stops_it(tmp_path: Path) -> None:
     scaling = {"min_workers": 0, "max_workers": 2, "interval_s": 0.5, "scale_to_zero": {"idle_s": 2}}
     with instance_of(tmp_path, scaling=scaling) as instance:
-        instance.until(lambda: "Muster is ready at" in instance.output(), "the welcome, with no worker at all")
+        instance.until(lambda: "Muster is ready at" in instance.output(), "readiness without workers")
         assert instance.workers() == []
         assert httpx.get(f"{instance.url}/readyz", timeout=PATIENCE_S).status_code == 200
         assert predict(instance) == PICTURE
         instance.until_workers(0)
-        wait_until(lambda: len(instance.children()) == 1, "nothing but the balancer")
-        assert predict(instance) == PICTURE, "and again"
+        wait_until(lambda: len(instance.children()) == 1, "only the balancer")
+        assert predict(instance) == PICTURE, "the second start"
         instance.until_workers(0)
         assert "crash" not in instance.output()
 
 
-def test_the_first_request_does_not_wait_for_the_tick(tmp_path: Path) -> None:
+def test_first_request_does_not_wait_for_tick(tmp_path: Path) -> None:
     with instance_of(tmp_path, scaling={"min_workers": 0, "interval_s": NEVER_S}) as instance:
-        instance.until(lambda: "Muster is ready at" in instance.output(), "the welcome")
+        instance.until(lambda: "Muster is ready at" in instance.output(), "readiness")
         assert predict(instance) == PICTURE
 
 
 @pytest.mark.parametrize("policy", ["ongoing_requests", "slo_work"])
-def test_every_policy_wakes_up(tmp_path: Path, policy: str) -> None:
+def test_every_policy_scales_from_zero(tmp_path: Path, policy: str) -> None:
     with instance_of(tmp_path, scaling={"policy": policy, "min_workers": 0, "interval_s": NEVER_S}) as instance:
         assert instance.workers() == []
-        instance.until(lambda: "Muster is ready at" in instance.output(), "the welcome")
+        instance.until(lambda: "Muster is ready at" in instance.output(), "readiness")
         assert predict(instance) == PICTURE
 
 
-def test_a_request_that_another_server_takes_wakes_a_worker_too(tmp_path: Path) -> None:
-    """The other server takes a minute: long before that there is a worker here, and the next request stays."""
+def test_proxied_request_starts_worker(tmp_path: Path) -> None:
+    """The other server takes a minute. A local worker is ready long before, and serves the next request."""
     slow = sim(t0_s=0.1, defaults={"size": "64x64", "steps": 600})
     scaling = {"min_workers": 0, "interval_s": NEVER_S}
     with running(tmp_path / "far", {"m": slow}) as far:
         proxy = {"url": f"{far.base_url}/v1"}
         with instance_of(tmp_path / "near", scaling=scaling, cold_start_proxy=proxy) as instance:
-            instance.until(lambda: "Muster is ready at" in instance.output(), "the welcome")
+            instance.until(lambda: "Muster is ready at" in instance.output(), "readiness")
             url = f"{instance.url}/v1/images/generations"
             with httpx.stream("POST", url, json=BODY | {"stream": True}, timeout=PATIENCE_S) as answered:
                 assert answered.headers["x-muster-proxied"] == "true"

@@ -1,4 +1,4 @@
-"""Configuration: what is refused, how it is told, and who wins."""
+"""Loading of the configuration: precedence, validation and error texts."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def write(tmp_path: Path, text: str) -> Path:
     return file
 
 
-def test_the_default_serves_the_built_in_model() -> None:
+def test_default_serves_builtin_model() -> None:
     settings = load()
     assert list(settings.models) == ["digits"]
     assert settings.models["digits"].path == "builtin:digits"
@@ -31,7 +31,7 @@ def test_the_default_serves_the_built_in_model() -> None:
     assert settings.scaling("digits").interval_s == 30
 
 
-def test_command_line_over_environment_over_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_command_line_overrides_environment_overrides_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = write(
         tmp_path, "server: {port: 1001, timeout_s: 11}\nqueue: {max_tasks: 50}\nmodels: {m: {max_batch_size: 3}}"
     )
@@ -45,7 +45,7 @@ def test_command_line_over_environment_over_file(tmp_path: Path, monkeypatch: py
     assert settings.data_dir == tmp_path
 
 
-def test_what_is_printed_loads_to_the_same_settings(tmp_path: Path) -> None:
+def test_printed_settings_load_equal(tmp_path: Path) -> None:
     settings = load(overrides={"min_workers": 2})
     assert load(write(tmp_path, to_yaml(settings))) == settings
 
@@ -60,7 +60,7 @@ def test_what_is_printed_loads_to_the_same_settings(tmp_path: Path) -> None:
         (2, None, "{min_workers: 1}", (2, "auto")),
     ],
 )
-def test_top_level_workers_stand_in_for_each_models(
+def test_top_level_bounds_replace_each_models(
     tmp_path: Path, min_workers: int | None, max_workers: int | None, own: str, expected: tuple[int, object]
 ) -> None:
     file = write(tmp_path, f"models: {{m: {{scaling: {own}}}}}")
@@ -69,7 +69,7 @@ def test_top_level_workers_stand_in_for_each_models(
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "parts"),
     [
         (
             "models: {m: {}}\nserver:\n  port: 99999",
@@ -102,17 +102,15 @@ def test_top_level_workers_stand_in_for_each_models(
         ("- a", ["`key: value`"]),
     ],
 )
-def test_mistakes_are_refused_naming_key_value_place_and_what_is_allowed(
-    tmp_path: Path, text: str, told: list[str]
-) -> None:
+def test_mistake_names_key_value_place_and_allowed(tmp_path: Path, text: str, parts: list[str]) -> None:
     with pytest.raises(ConfigError) as refusal:
         load(write(tmp_path, text))
-    for fragment in told:
-        assert fragment in str(refusal.value)
+    for part in parts:
+        assert part in str(refusal.value)
     assert "muster.yaml" in str(refusal.value)
 
 
-def test_all_mistakes_are_told_at_once(tmp_path: Path) -> None:
+def test_all_mistakes_are_listed(tmp_path: Path) -> None:
     with pytest.raises(ConfigError) as refusal:
         load(write(tmp_path, "server: {port: 0, hots: x}\nmodels: {m: {max_batch_size: 0}}"))
     assert {problem.key for problem in refusal.value.problems} == {
@@ -123,36 +121,36 @@ def test_all_mistakes_are_told_at_once(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "value", "told"),
+    ("name", "value", "message"),
     [
         ("MUSTER_PROT", "1", "MUSTER_PROT = '1': unknown key"),
         ("MUSTER_SERVER__PORT", "many", "environment: server.port = 'many'"),
         ("MUSTER_MIN_WORKERS", "-1", "environment: min_workers = '-1'"),
     ],
 )
-def test_the_environment_is_held_to_the_same(monkeypatch: pytest.MonkeyPatch, name: str, value: str, told: str) -> None:
+def test_environment_is_validated(monkeypatch: pytest.MonkeyPatch, name: str, value: str, message: str) -> None:
     monkeypatch.setenv(name, value)
     with pytest.raises(ConfigError) as refusal:
         load()
-    assert told in str(refusal.value)
+    assert message in str(refusal.value)
 
 
-def test_a_missing_file_is_named(tmp_path: Path) -> None:
+def test_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"nowhere\.yaml: file: cannot be read"):
         load(tmp_path / "nowhere.yaml")
 
 
-def test_the_schema_file_for_editors_is_current() -> None:
+def test_schema_file_is_current() -> None:
     committed = json.loads((ROOT / "configs" / "schema.json").read_text())
     assert committed == Settings.model_json_schema(), "run: python -m scripts.generate.config_schema"
 
 
-def test_the_default_file_documents_only_what_exists() -> None:
+def test_default_file_refers_to_schema() -> None:
     assert "schema.json" in DEFAULT_FILE.read_text().splitlines()[0]
 
 
 @pytest.mark.parametrize(
-    ("said", "known"),
+    ("name", "known"),
     [
         ("ddim", "ddim"),
         ("DDIM", "ddim"),
@@ -164,11 +162,11 @@ def test_the_default_file_documents_only_what_exists() -> None:
         ("", None),
     ],
 )
-def test_scheduler_names(said: str, known: str | None) -> None:
-    assert samplers.canonical_sampler(said) == known
+def test_sampler_spellings(name: str, known: str | None) -> None:
+    assert samplers.canonical_sampler(name) == known
 
 
-def test_private_places_are_private_and_found_again(tmp_path: Path) -> None:
+def test_run_dir_and_token_are_private_and_stable(tmp_path: Path) -> None:
     assert run_dir(tmp_path).stat().st_mode & 0o777 == 0o700
     token = internal_token(tmp_path)
     assert internal_token(tmp_path) == token
@@ -177,7 +175,7 @@ def test_private_places_are_private_and_found_again(tmp_path: Path) -> None:
     assert worker_address(tmp_path) == f"ipc://{tmp_path}/run/workers.sock"
 
 
-def test_a_socket_path_that_is_too_long_moves_to_a_private_folder(tmp_path: Path) -> None:
+def test_long_socket_path_moves_to_private_folder(tmp_path: Path) -> None:
     deep = tmp_path / ("d" * 60) / ("e" * 60)
     deep.mkdir(parents=True)
     address = worker_address(deep)
@@ -186,6 +184,6 @@ def test_a_socket_path_that_is_too_long_moves_to_a_private_folder(tmp_path: Path
     assert Path(address.removeprefix("ipc://")).parent.stat().st_mode & 0o777 == 0o700
 
 
-def test_where_a_client_keeps_its_key_is_no_setting(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_client_key_variable_is_not_a_setting(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(CLIENT_KEY, "sk-muster-secret")
     assert "sk-muster-secret" not in to_yaml(load())

@@ -1,4 +1,4 @@
-"""The settings of scaling: other names, what contradicts itself, and what the policy would not read."""
+"""Validation of `scaling`: aliases, contradictions, and fields that the policy does not read."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ def write(tmp_path: Path, scaling: dict[str, Any] | str) -> Path:
         ("{schedule: [{cron: '0 8 * * *', min_replicas: 2}]}", "{schedule: [{cron: '0 8 * * *', workers: 2}]}"),
     ],
 )
-def test_names_of_the_field_are_taken_too(tmp_path: Path, given: str, same: str) -> None:
+def test_replica_aliases_are_accepted(tmp_path: Path, given: str, same: str) -> None:
     assert load(write(tmp_path, given)).scaling("m") == load(write(tmp_path, same)).scaling("m")
 
 
 @pytest.mark.parametrize(
-    ("scaling", "says"),
+    ("scaling", "parts"),
     [
         ("{min_workers: 1, min_replicas: 1}", ["min_workers and min_replicas are the same setting; keep one"]),
         ("{max_workers: 2, max_replicas: 3}", ["max_workers and max_replicas are the same setting"]),
@@ -78,7 +78,7 @@ def test_names_of_the_field_are_taken_too(tmp_path: Path, given: str, same: str)
             "{schedule: [{cron: '0 8 * * *', workers: 1, timezone: Mars/Olympus}]}",
             ["unknown time zone", "Europe/Berlin"],
         ),
-        # What the policy would not read.
+        # Fields that the policy does not read.
         (
             "{policy: slo_work, scale_up_at: 4}",
             ["policy slo_work does not use scale_up_at", "remove it, or set policy: queue_depth"],
@@ -87,27 +87,27 @@ def test_names_of_the_field_are_taken_too(tmp_path: Path, given: str, same: str)
         ("{policy: static, feedback: {gain: 0.5}}", ["policy static does not use feedback", "slo_work"]),
     ],
 )
-def test_what_cannot_be_meant_is_refused_with_what_to_change(tmp_path: Path, scaling: str, says: list[str]) -> None:
+def test_contradiction_is_rejected_with_advice(tmp_path: Path, scaling: str, parts: list[str]) -> None:
     with pytest.raises(ConfigError) as refused:
         load(write(tmp_path, scaling))
-    for part in says:
+    for part in parts:
         assert part in str(refused.value)
 
 
 @pytest.mark.parametrize("policy", [*POLICY_FIELDS, "my_package.scaling:scale"])
-def test_what_is_printed_loads_to_the_same_settings_under_every_policy(tmp_path: Path, policy: str) -> None:
+def test_printed_settings_load_equal_for_every_policy(tmp_path: Path, policy: str) -> None:
     given = {"policy": policy, "schedule": [{"cron": "0 8 * * 1-5", "workers": 2, "timezone": "Europe/Berlin"}]}
     settings = load(write(tmp_path, given))
-    assert load(write_whole(tmp_path, to_yaml(settings))) == settings
+    assert load(write_full(tmp_path, to_yaml(settings))) == settings
 
 
-def write_whole(tmp_path: Path, text: str) -> Path:
-    file = tmp_path / "whole.yaml"
+def write_full(tmp_path: Path, text: str) -> Path:
+    file = tmp_path / "full.yaml"
     file.write_text(text)
     return file
 
 
-def test_a_policy_of_ones_own_may_read_everything() -> None:
+def test_custom_policy_may_read_every_field() -> None:
     everything = {"scale_up_at": 4, "target_ongoing_requests": 3, "feedback": {"gain": 0.5}}
     assert Scaling.model_validate({"policy": "mine:scale"} | everything).scale_up_at == 4
 
@@ -115,18 +115,17 @@ def test_a_policy_of_ones_own_may_read_everything() -> None:
 @pytest.mark.parametrize(
     ("percentile", "target", "violations"), [(99.0, "auto", 0.0075), (95.0, "auto", 0.0375), (99.0, 0.002, 0.002)]
 )
-def test_the_margin_aims_below_what_the_percentile_allows(
-    percentile: float, target: float | str, violations: float
-) -> None:
+def test_violation_target_is_below_allowed_fraction(percentile: float, target: float | str, violations: float) -> None:
     given = {"slo": {"percentile": percentile}, "feedback": {"violation_target": target}, "policy": "slo_work"}
     assert Scaling.model_validate(given).violations == pytest.approx(violations)
 
 
 @pytest.mark.parametrize(
-    ("least", "most", "initial", "expected"), [(4, None, 2, 4), (None, 1, 2, 1), (None, None, 2, 2), (0, None, 2, 2)]
+    ("minimum", "maximum", "initial", "expected"),
+    [(4, None, 2, 4), (None, 1, 2, 1), (None, None, 2, 2), (0, None, 2, 2)],
 )
-def test_the_first_number_follows_the_bounds_of_the_top_level(
-    tmp_path: Path, least: int | None, most: int | None, initial: int, expected: int
+def test_initial_workers_follow_top_level_bounds(
+    tmp_path: Path, minimum: int | None, maximum: int | None, initial: int, expected: int
 ) -> None:
     file = write(tmp_path, {"min_workers": 1, "max_workers": 8, "initial_workers": initial})
-    assert load(file, {"min_workers": least, "max_workers": most}).scaling("m").initial_workers == expected
+    assert load(file, {"min_workers": minimum, "max_workers": maximum}).scaling("m").initial_workers == expected

@@ -1,4 +1,4 @@
-"""The line that the controller prints for people to try the server with."""
+"""The example request that the controller prints."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ PLAIN = [
         (Path("/my files/cert.pem"), False, [*PLAIN[:2], "--cacert", "/my files/cert.pem", *PLAIN[2:]]),
     ],
 )
-def test_the_example_asks_with_what_the_server_wants(certificate: Path | None, keyed: bool, words: list[str]) -> None:
+def test_example_uses_certificate_and_key(certificate: Path | None, keyed: bool, words: list[str]) -> None:
     line = curl_example(URL, "it's", certificate=certificate, keyed=keyed)
     assert shlex.split(line) == words
-    assert ('"authorization: Bearer $MUSTER_KEY"' in line) is keyed, "the shell is to fill it in"
+    assert ('"authorization: Bearer $MUSTER_KEY"' in line) is keyed, "the shell expands the variable"

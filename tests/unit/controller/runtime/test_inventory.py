@@ -1,4 +1,4 @@
-"""What the configuration makes of a machine: who may go where, and what is refused before anything starts."""
+"""Devices and limits of the models on a machine, and configurations that are rejected before the start."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def gpus(*gib: int | None) -> list[Device]:
 
 
 @pytest.mark.parametrize(
-    ("names", "cores", "least", "slots"),
+    ("names", "cores", "min_workers", "slots"),
     [
         (["cuda:0", "cuda:1"], 16, 1, ["cuda:0", "cuda:1"]),
         (["cuda:2", "cuda:5"], 16, 2, ["cuda:2", "cuda:5"]),
@@ -49,11 +49,11 @@ def gpus(*gib: int | None) -> list[Device]:
         ([], 1, 2, ["cpu:0", "cpu:1"]),
     ],
 )
-def test_device_slots(names: list[str], cores: int, least: int, slots: list[str]) -> None:
-    assert device_slots(names, cores, least) == slots
+def test_device_slots(names: list[str], cores: int, min_workers: int, slots: list[str]) -> None:
+    assert device_slots(names, cores, min_workers) == slots
 
 
-def test_models_share_counted_gpus_by_memory_and_uncounted_ones_by_places(settings: Any) -> None:
+def test_gpus_are_shared_by_memory_or_by_slots(settings: Any) -> None:
     three = settings({"a": {}, "b": {}, "c": {}})
     counted = build_models(three, build_machine(three, gpus(80, 80), 8))
     assert [model.slots for model in counted.values()] == [["cuda:0", "cuda:1"]] * 3
@@ -62,7 +62,7 @@ def test_models_share_counted_gpus_by_memory_and_uncounted_ones_by_places(settin
     assert [model.limits.max_workers for model in counted.values()] == [2] * 3
 
 
-def test_simulated_models_compete_where_devices_are_configured_and_else_find_as_many_as_they_like(
+def test_simulated_devices_configured_or_default(
     settings: Any,
 ) -> None:
     models = {"a": {"engine": "sim"}, "b": {"engine": "sim", "scaling": {"max_workers": 3}}, "real": {}}
@@ -83,14 +83,14 @@ def test_simulated_models_compete_where_devices_are_configured_and_else_find_as_
     assert build_pool(bound, machine, {}).largest == Device("sim:1", 80 * GIB)
 
 
-def test_with_sharing_auto_means_as_many_as_fit(settings: Any) -> None:
+def test_auto_max_workers_with_sharing_is_what_fits(settings: Any) -> None:
     sections = {"devices": {"share": True, "simulated": [{"memory": "24GiB", "count": 2}]}}
     shared = settings({"a": {"engine": "sim", "gpu_memory": "10GiB"}, "b": {"engine": "sim"}}, **sections)
     found = build_models(shared, build_machine(shared, [], 1))
     assert {name: model.limits.max_workers for name, model in found.items()} == {"a": 4, "b": 2}
 
 
-def test_a_model_that_fits_no_gpu_is_refused_with_what_to_change(settings: Any) -> None:
+def test_oversized_model_is_rejected_with_advice(settings: Any) -> None:
     large = settings({"a": {"gpu_memory": "96GiB"}, "b": {"gpu_memory": "80GiB"}, "c": {}})
     machine = build_machine(large, gpus(24, 80), 8)
     [problem] = oversized_models(build_models(large, machine), machine)
@@ -103,10 +103,10 @@ def test_a_model_that_fits_no_gpu_is_refused_with_what_to_change(settings: Any) 
 
 
 @pytest.mark.parametrize(
-    ("needs", "least", "left"),
+    ("needs", "min_workers", "unplaced"),
     [
         ({"a": "20GiB", "b": "20GiB"}, 1, []),
-        # The large one goes first, so that the small ones find room beside each other.
+        # The large one is placed first, so that the small ones share a device.
         ({"a": "12GiB", "b": "24GiB", "c": "12GiB"}, 1, []),
         ({"a": "20GiB", "b": "20GiB", "c": "20GiB"}, 1, ["1 of 1 of c"]),
         ({"a": "10GiB"}, 4, []),
@@ -114,16 +114,16 @@ def test_a_model_that_fits_no_gpu_is_refused_with_what_to_change(settings: Any) 
         ({"a": "auto", "b": "auto", "c": "auto"}, 1, []),
     ],
 )
-def test_minimums_that_do_not_fit_together_are_told(
-    settings: Any, needs: dict[str, str], least: int, left: list[str]
+def test_min_workers_that_do_not_fit_are_listed(
+    settings: Any, needs: dict[str, str], min_workers: int, unplaced: list[str]
 ) -> None:
-    models = {name: {"gpu_memory": need, "scaling": {"min_workers": least}} for name, need in needs.items()}
+    models = {name: {"gpu_memory": need, "scaling": {"min_workers": min_workers}} for name, need in needs.items()}
     made = settings(models)
     machine = build_machine(made, gpus(24, 24), 8)
-    assert unplaced_models(build_models(made, machine), machine, share=False) == left
+    assert unplaced_models(build_models(made, machine), machine, share=False) == unplaced
 
 
-def test_what_is_measured_is_kept_by_what_the_worker_loads(settings: Any) -> None:
+def test_weights_key_depends_on_what_worker_loads(settings: Any) -> None:
     def weights(**model: Any) -> str:
         made = settings({"m": model})
         return build_models(made, build_machine(made, [], 1))["m"].weights
@@ -132,14 +132,14 @@ def test_what_is_measured_is_kept_by_what_the_worker_loads(settings: Any) -> Non
     assert len({weights(), weights(dtype="float16"), weights(path="other"), weights(max_batch_size=4)}) == 4
 
 
-def test_a_policy_that_cannot_be_imported_is_refused_by_name(settings: Any) -> None:
+def test_policy_import_error_names_setting(settings: Any) -> None:
     made = settings({"m": {"scaling": {"policy": "no_such_package.policies:mine"}}})
     with pytest.raises(SetupError, match=r"models\.m\.scaling\.policy: .*no_such_package"):
         build_models(made, build_machine(made, [], 1))
 
 
 @pytest.mark.parametrize(
-    ("sections", "model", "told"),
+    ("sections", "model", "message"),
     [
         ({}, {"gpu_memory": "lots"}, "models.m.gpu_memory = 'lots'"),
         ({}, {"gpu_memory": 0}, "must be above 0, such as 9.5GiB"),
@@ -148,10 +148,10 @@ def test_a_policy_that_cannot_be_imported_is_refused_by_name(settings: Any) -> N
         ({"devices": {"memory_margin": -0.1}}, {}, "devices.memory_margin = -0.1"),
     ],
 )
-def test_bad_values_are_refused(settings: Any, sections: dict[str, Any], model: dict[str, Any], told: str) -> None:
+def test_bad_values_are_refused(settings: Any, sections: dict[str, Any], model: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError) as refusal:
         settings({"m": model}, **sections)
-    assert told in str(refusal.value)
+    assert message in str(refusal.value)
 
 
 @pytest.mark.parametrize(("text", "size"), [("9.5GiB", 9.5 * GIB), ("24 GB", 24e9), (1024, 1024)])

@@ -1,4 +1,4 @@
-"""What the controller makes of the balancer's snapshot, of silence, and of what the driver shows."""
+"""Observations from the balancer's snapshot, the HTTP client, and the visible GPUs."""
 
 from __future__ import annotations
 
@@ -29,32 +29,32 @@ def child(name: str, model: str = "m", drained_at: float | None = None) -> Child
 
 
 @pytest.mark.parametrize(
-    ("own", "told", "stage", "load"),
+    ("own", "present", "stage", "load"),
     [
         (child("w"), snapshot(stats("w")), Stage.READY, 3),
         (child("w"), snapshot(stats("w", "silent")), Stage.READY, 3),
-        # It has said Hello, but offers no slot yet; or is not known at all.
+        # Connected without slots yet, or unknown.
         (child("w"), snapshot(stats("w", slots=0, assigned=0, running=0)), Stage.STARTING, 0),
         (child("w"), snapshot(), Stage.STARTING, 0),
         (child("w"), None, Stage.STARTING, 0),
         (child("w", drained_at=5.0), snapshot(stats("w")), Stage.DRAINING, 3),
-        # Its operator told it, not we.
+        # Drained by its operator.
         (child("w"), snapshot(stats("w", "draining", slots=0)), Stage.DRAINING, 3),
     ],
 )
-def test_the_stage_of_a_worker(own: Child, told: Snapshot | None, stage: Stage, load: int) -> None:
-    hearing = WorkerTracker()
-    if told is not None:
-        hearing.update(told, 10.0)
-    seen = observe("m", [own, child("other", model="n")], told, hearing, 10.0)
-    assert [(r.child.id, r.stage, r.load, r.unheard_since) for r in seen.replicas] == [("w", stage, load, None)]
-    assert seen.queue == (None if told is None else Queue(7, 3, uptime_s=1000.0))
+def test_worker_stage(own: Child, present: Snapshot | None, stage: Stage, load: int) -> None:
+    tracker = WorkerTracker()
+    if present is not None:
+        tracker.update(present, 10.0)
+    observed = observe("m", [own, child("other", model="n")], present, tracker, 10.0)
+    assert [(r.child.id, r.stage, r.load, r.unheard_since) for r in observed.replicas] == [("w", stage, load, None)]
+    assert observed.queue == (None if present is None else Queue(7, 3, uptime_s=1000.0))
 
 
-def test_every_number_of_the_balancer_reaches_the_policy() -> None:
-    told = ModelStats("m", 7, 3, 9.0, 4.5, 0.1, 0.2, 8, 2.5, 80.0, 6.5, 40, 400, 1000, 10, 33, 2)
-    seen = observe("m", [], Snapshot(0.0, 1234.0, [told], []), WorkerTracker(), 10.0)
-    assert seen.queue == Queue(
+def test_all_statistics_reach_the_policy() -> None:
+    model_snapshot = ModelStats("m", 7, 3, 9.0, 4.5, 0.1, 0.2, 8, 2.5, 80.0, 6.5, 40, 400, 1000, 10, 33, 2)
+    observed = observe("m", [], Snapshot(0.0, 1234.0, [model_snapshot], []), WorkerTracker(), 10.0)
+    assert observed.queue == Queue(
         queued=7,
         running=3,
         batch_cap=8,
@@ -69,40 +69,42 @@ def test_every_number_of_the_balancer_reaches_the_policy() -> None:
         proxied_in_flight=2,
         uptime_s=1234.0,
     )
-    assert observe("n", [], Snapshot(0.0, 1234.0, [told], []), WorkerTracker(), 10.0).queue is None, "of another model"
+    assert observe("n", [], Snapshot(0.0, 1234.0, [model_snapshot], []), WorkerTracker(), 10.0).queue is None, (
+        "of another model"
+    )
 
 
-def test_a_stuck_worker_is_told_from_one_that_is_silent() -> None:
-    hearing = WorkerTracker()
-    told = snapshot(stats("w", "stuck"), stats("v", "silent"))
-    hearing.update(told, 10.0)
-    seen = observe("m", [child("w"), child("v")], told, hearing, 10.0)
-    assert [(r.child.id, r.stage, r.stuck) for r in seen.replicas] == [
+def test_stuck_and_silent_workers_differ() -> None:
+    tracker = WorkerTracker()
+    model_snapshot = snapshot(stats("w", "stuck"), stats("v", "silent"))
+    tracker.update(model_snapshot, 10.0)
+    observed = observe("m", [child("w"), child("v")], model_snapshot, tracker, 10.0)
+    assert [(r.child.id, r.stage, r.stuck) for r in observed.replicas] == [
         ("w", Stage.READY, True),
         ("v", Stage.READY, False),
     ]
 
 
-def test_a_worker_stays_ready_while_the_balancer_is_away() -> None:
-    hearing = WorkerTracker()
-    assert hearing.update(snapshot(stats("w")), 10.0) == ["w"]
-    assert hearing.update(snapshot(stats("w")), 11.0) == [], "it is new once"
-    [replica] = observe("m", [child("w")], None, hearing, 500.0).replicas
+def test_worker_stays_ready_without_balancer() -> None:
+    tracker = WorkerTracker()
+    assert tracker.update(snapshot(stats("w")), 10.0) == ["w"]
+    assert tracker.update(snapshot(stats("w")), 11.0) == [], "new only once"
+    [replica] = observe("m", [child("w")], None, tracker, 500.0).replicas
     assert (replica.stage, replica.unheard_since) == (Stage.READY, None)
 
 
-def test_silence_counts_from_the_last_word_or_from_the_start_of_a_new_balancer() -> None:
-    hearing = WorkerTracker()
-    hearing.update(snapshot(stats("w")), 10.0)
-    hearing.update(snapshot(), 40.0)
-    assert hearing.silent_since("w", snapshot(), 40.0) == 10.0
-    assert hearing.silent_since("w", snapshot(uptime_s=5.0), 40.0) == 35.0
-    assert hearing.silent_since("w", None, 40.0) is None
-    assert hearing.silent_since("never", snapshot(), 40.0) is None
-    hearing.update(snapshot(stats("w")), 41.0)
-    assert hearing.silent_since("w", snapshot(), 41.0) is None
-    hearing.forget("w")
-    assert hearing.update(snapshot(stats("w")), 42.0) == ["w"]
+def test_silence_counts_from_last_snapshot_or_balancer_start() -> None:
+    tracker = WorkerTracker()
+    tracker.update(snapshot(stats("w")), 10.0)
+    tracker.update(snapshot(), 40.0)
+    assert tracker.silent_since("w", snapshot(), 40.0) == 10.0
+    assert tracker.silent_since("w", snapshot(uptime_s=5.0), 40.0) == 35.0
+    assert tracker.silent_since("w", None, 40.0) is None
+    assert tracker.silent_since("never", snapshot(), 40.0) is None
+    tracker.update(snapshot(stats("w")), 41.0)
+    assert tracker.silent_since("w", snapshot(), 41.0) is None
+    tracker.forget("w")
+    assert tracker.update(snapshot(stats("w")), 42.0) == ["w"]
 
 
 @pytest.mark.parametrize(
@@ -114,12 +116,12 @@ def test_silence_counts_from_the_last_word_or_from_the_start_of_a_new_balancer()
         ("example.org", "http://example.org:8000"),
     ],
 )
-def test_where_the_balancer_is_asked(host: str, url: str) -> None:
+def test_balancer_url(host: str, url: str) -> None:
     assert url_of(host, 8000, tls=False) == url
     assert url_of(host, 8000, tls=True) == url.replace("http://", "https://")
 
 
-async def test_any_answer_but_a_snapshot_is_no_data() -> None:
+async def test_invalid_answer_gives_no_snapshot() -> None:
     good = (
         b'{"time": 1, "uptime_s": 2, "workers": [],'
         b' "models": [{"model": "m", "queued": 1, "running": 0, "queued_work_s": null,'
@@ -139,7 +141,7 @@ async def test_any_answer_but_a_snapshot_is_no_data() -> None:
     assert [token for token, answer in found.items() if answer is not None] == ["good"]
     assert found["good"] is not None
     assert found["good"].models[0].queued == 1
-    assert await BalancerHttpClient(url, "good").snapshot() is None, "nobody listens there any more"
+    assert await BalancerHttpClient(url, "good").snapshot() is None, "the server has stopped"
 
 
 @pytest.mark.parametrize(
@@ -155,6 +157,6 @@ async def test_any_answer_but_a_snapshot_is_no_data() -> None:
         ("NoDevFiles", []),
     ],
 )
-def test_only_gpus_that_were_given_to_us_are_used(allowed: str | None, expected: list[int]) -> None:
+def test_cuda_visible_devices_selects_gpus(allowed: str | None, expected: list[int]) -> None:
     uuids = ["GPU-a000-1", "GPU-b000-2", "GPU-c000-3"]
     assert [index for index, uuid in enumerate(uuids) if is_visible(index, uuid, allowed)] == expected
