@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from configs.sections import Queue
 from loadbalancer.scheduling.cost_model import CostModel
 from loadbalancer.scheduling.request_queue import ModelQueue, Size
 from loadbalancer.scheduling.task import Task, TaskEstimate, TaskState
 from loadbalancer.scheduling.worker_registry import Worker, full_batch_step_cost
 
-_MIN_RETRY_S, _MAX_RETRY_S = 1.0, 60.0
 #: Time until the queue has room where nothing was measured.
 _UNKNOWN_ROOM_S = 10.0
 
@@ -19,8 +20,9 @@ _UNKNOWN_ROOM_S = 10.0
 class AdmissionEstimate:
     """Seconds that concern a new request of one model; None where not measured."""
 
-    #: For all workers to complete the waiting tasks, the owner's waiting tasks, and the request.
+    #: For all workers to complete the waiting tasks.
     queue_s: float | None
+    #: For all workers to complete the owner's waiting tasks, and the request; only where `max_work_s` bounds them.
     owner_s: float | None
     request_s: float | None
     #: Until the request would finish.
@@ -30,24 +32,19 @@ class AdmissionEstimate:
 
 
 def estimate_admission(
-    tasks: Sequence[Task], queue: ModelQueue, workers: Sequence[Worker], enough_s: float
+    tasks: Sequence[Task], queue: ModelQueue, workers: Sequence[Worker], config: Queue, now: float
 ) -> AdmissionEstimate:
-    """Estimate the times for a request's tasks. See `earliest_finish_s` for `enough_s`."""
-    first, queue_s = tasks[0], drain_s(queue.steps, workers)
+    """Estimate the times that admission control needs for a request's tasks."""
+    first, slack, queue_s = tasks[0], config.deadline_slack, drain_s(queue.steps, workers)
+    owner_s = request_s = None
+    if config.max_work_s is not None:
+        owner_s = drain_s(queue.owner_steps(first.owner), workers)
+        request_s = drain_s({first.size: sum(task.remaining_steps for task in tasks)}, workers)
+    enough_s = math.inf if slack is None else slack * (first.deadline - now)
     rate = sum(worker.steps_per_s(next(iter(queue.steps), (0, 0))) for worker in workers)
     room_s = len(tasks) * queue.steps.total() / max(len(queue), 1) / rate if rate else _UNKNOWN_ROOM_S
-    return AdmissionEstimate(
-        queue_s=queue_s,
-        owner_s=drain_s(queue.owner_steps(first.owner), workers),
-        request_s=drain_s({first.size: sum(task.remaining_steps for task in tasks)}, workers),
-        finish_s=earliest_finish_s(tasks, queue, workers, queue_s, enough_s),
-        room_s=bounded_retry_s(room_s),
-    )
-
-
-def bounded_retry_s(seconds: float) -> float:
-    """Bound the seconds after which a client is asked to retry."""
-    return min(max(seconds, _MIN_RETRY_S), _MAX_RETRY_S)
+    finish_s = earliest_finish_s(tasks, queue, workers, queue_s, enough_s)
+    return AdmissionEstimate(queue_s, owner_s, request_s, finish_s, room_s)
 
 
 def earliest_finish_s(

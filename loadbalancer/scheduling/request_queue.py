@@ -15,6 +15,7 @@ import itertools
 import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 
 from sortedcontainers import SortedDict
 
@@ -26,13 +27,13 @@ Size = tuple[int, int]
 _SortKey = tuple[float, float, str]
 
 
+@dataclass(slots=True)
 class OwnerQueue:
     """The waiting tasks of one owner."""
 
-    def __init__(self) -> None:
-        self.tasks: SortedDict[_SortKey, Task] = SortedDict()
-        self.steps: Counter[Size] = Counter()
-        self.weight = 1.0
+    tasks: SortedDict[_SortKey, Task] = field(default_factory=SortedDict)
+    steps: Counter[Size] = field(default_factory=Counter)
+    weight: float = 1.0
 
 
 class ModelQueue:
@@ -75,7 +76,7 @@ class ModelQueue:
         others out. It never accepts more than twice `max_tasks` in total.
         """
         own = self._owners.get(owner)
-        part = self.max_tasks // self.active_owners(owner) - (len(own.tasks) if own else 0)
+        part = self.max_tasks // (len(self._owners) + (own is None)) - (len(own.tasks) if own else 0)
         return max(self.max_tasks - self._count, min(part, 2 * self.max_tasks - self._count), 0)
 
     def active_owners(self, owner: str) -> int:

@@ -6,7 +6,6 @@ holds.
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 
@@ -62,16 +61,13 @@ class TaskStore:
 
     def submit(self, tasks: Sequence[Task], now: float, *, already_counted: bool = False) -> None:
         """Queue the tasks of one request, all or none. Raises `QueueFull`."""
-        first, slack = tasks[0], self._config.deadline_slack
-        model, queue = first.model, self.queues[first.model]
-        enough_s = math.inf if slack is None else slack * (first.deadline - now)
-        estimate = estimate_admission(tasks, queue, self.registry.serving(model), enough_s)
-        rejection = self._admission.reject_reason(tasks, queue, estimate, now)
+        first, model, queue = tasks[0], tasks[0].model, self.queues[tasks[0].model]
+        estimate = estimate_admission(tasks, queue, self.registry.serving(model), self._config, now)
+        rejection = self._admission.admit(tasks, queue, estimate, now)
         if rejection is not None:
             unreachable = isinstance(rejection, DeadlineUnreachable)
             self.counters["deadline_unreachable" if unreachable else "refused"] += len(tasks)
             raise rejection
-        self._admission.add(tasks)
         for task in tasks:
             self.tasks[task.id] = task
             task.history.append((now, TaskState.QUEUED, "submitted"))
@@ -191,7 +187,8 @@ class TaskStore:
         """Take in a progress report; a corrected number of steps is charged to the owner."""
         expected = task.steps
         update = task.on_progress(step, steps, frames, preview=preview)
-        self.queues[task.model].charge(task, task.steps - expected)
+        if task.steps != expected:
+            self.queues[task.model].charge(task, task.steps - expected)
         return [NotifyListener(update)]
 
     def update_costs(self) -> None:
@@ -287,7 +284,8 @@ class TaskStore:
     def _remove(self, task: Task, counted_as: str, now: float) -> RecordTask:
         task.work_s += self.costs[task.model].on_stop(task.id, now)
         self.counters[counted_as] += 1
-        self.registry.cancel_reservation(task.id)
+        if task.isolated:
+            self.registry.cancel_reservation(task.id)
         self._admission.remove(task)
         self._unclaimed[task.model].discard(task.id)
         del self.tasks[task.id]

@@ -38,6 +38,8 @@ class Worker:
     #: Time at which it was found stuck, if it ever was.
     stuck_at: float | None = None
     id: str = field(init=False)
+    #: Measured step times by image size.
+    _curves: dict[tuple[int, int], StepCurve] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.id = self.hello.worker
@@ -65,6 +67,7 @@ class Worker:
         if (before.steps, before.finished, before.failed) != (after.steps, after.finished, after.failed):
             self.progress_at = now
         self.heartbeat = heartbeat
+        self._curves = {(curve.width, curve.height): curve for curve in reversed(heartbeat.curves)}
 
     def on_task_message(self, task: str, attempt: int, now: float, *, released: bool) -> bool:
         """Return whether the worker holds this attempt, and free its slot if it is `released`."""
@@ -91,7 +94,7 @@ class Worker:
 
         For a size without a curve, the rate of the present batch or of the first curve is used.
         """
-        curve = self._curve(size)
+        curve = self._curves.get(size)
         if curve is None and self.heartbeat.step_s > 0:
             return self.heartbeat.batch / self.heartbeat.step_s
         tasks, seconds = _full_batch(curve or next(iter(self.heartbeat.curves), None))
@@ -99,11 +102,11 @@ class Worker:
 
     def full_batch_step_s(self, size: tuple[int, int]) -> float:
         """Return the seconds of a step of a full batch of this size, or of its recent steps; 0 if not measured."""
-        return _full_batch(self._curve(size))[1] or self.heartbeat.step_s
+        return _full_batch(self._curves.get(size))[1] or self.heartbeat.step_s
 
     def batch_step_s(self, size: tuple[int, int], tasks: int) -> float:
         """Return the seconds of a step of a batch of `tasks`, interpolated or extrapolated; 0 if not measured."""
-        curve = self._curve(size)
+        curve = self._curves.get(size)
         points = curve.points if curve else []
         if not points:
             return 0.0
@@ -118,9 +121,6 @@ class Worker:
         """Seconds of the slowest measured step; 0 if not measured."""
         slowest_s = max((_full_batch(curve)[1] for curve in self.heartbeat.curves), default=0.0)
         return slowest_s or self.heartbeat.step_s
-
-    def _curve(self, size: tuple[int, int]) -> StepCurve | None:
-        return next((curve for curve in self.heartbeat.curves if (curve.width, curve.height) == size), None)
 
 
 class WorkerRegistry:
@@ -188,24 +188,26 @@ class WorkerRegistry:
 
     def available(self, model: str, now: float) -> list[Worker]:
         """Return the workers with free slots for the model's tasks, the least loaded first."""
-        available = (w for w in self._unreserved(model, now) if w.free_slots)
-        return sorted(available, key=_load)
-
-    def _unreserved(self, model: str, now: float) -> list[Worker]:
-        return [w for w in self.serving(model) if w.reserved_for is None and self.state(w, now) == "ready"]
+        return sorted(
+            (
+                worker
+                for worker in self.serving(model)
+                if worker.free_slots and worker.reserved_for is None and self.state(worker, now) == "ready"
+            ),
+            key=_load,
+        )
 
     # ---- isolated tasks
 
     def reserve(self, task: Task, now: float) -> Worker | None:
         """Reserve the least loaded worker for an isolated task; return it once it is empty."""
+        ready = [worker for worker in self.serving(task.model) if self.state(worker, now) == "ready"]
         own = [worker for worker in self.serving(task.model) if worker.reserved_for == task.id]
         if not own:
-            candidates = self._unreserved(task.model, now)
-            if not candidates:
-                return None
-            own = [min(candidates, key=_load)]
-            own[0].reserved_for = task.id
-        return next((w for w in own if w.free_slots and not w.assigned and self.state(w, now) == "ready"), None)
+            own = sorted((worker for worker in ready if worker.reserved_for is None), key=_load)[:1]
+            for worker in own:
+                worker.reserved_for = task.id
+        return next((worker for worker in own if worker in ready and worker.free_slots and not worker.assigned), None)
 
     def cancel_reservation(self, task: str) -> None:
         for worker in self.workers.values():

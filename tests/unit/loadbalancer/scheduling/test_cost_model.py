@@ -17,7 +17,7 @@ CURVE = StepCurve(*USUAL, 4, [(1, 0.1), (2, 0.15), (4, 0.2)])
 
 def worker(name: str = "w", *curves: StepCurve) -> Worker:
     made = Worker(Hello(PROTOCOL, name, "m", "sim:0", 1), 0.0, 4)
-    made.heartbeat = Heartbeat(running=0, curves=list(curves or [CURVE]))
+    made.on_heartbeat(Heartbeat(running=0, curves=list(curves or [CURVE])), 0.0)
     return made
 
 
@@ -84,7 +84,7 @@ def test_a_second_in_a_batch_is_worth_the_less_the_slower_its_step(others: int, 
 
 def test_a_worker_that_tells_no_curve_goes_by_the_last_one_told() -> None:
     known, new = costs(), worker("new")
-    new.heartbeat = Heartbeat(running=0)
+    new.on_heartbeat(Heartbeat(running=0), 0.0)
     known.on_start("a", new, 0.0)
     known.on_start("b", new, 0.0)
     assert known.on_stop("a", 8.0) == pytest.approx(6.0), "a third of the way from 1 to 2 times"

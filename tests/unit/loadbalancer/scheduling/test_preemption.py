@@ -32,7 +32,7 @@ class Scene:
         self, name: str, *, slots: int = 12, curve: list[tuple[int, float]] | None = None, checkpoints: bool = True
     ) -> Worker:
         worker = Worker(Hello(PROTOCOL, name, "m", "sim:0", 1, [], About(checkpoints=checkpoints)), 0.0, slots)
-        worker.heartbeat = Heartbeat(0, curves=[StepCurve(64, 64, slots, curve)] if curve else [])
+        worker.on_heartbeat(Heartbeat(0, curves=[StepCurve(64, 64, slots, curve)] if curve else []), 0.0)
         self.registry.workers[name] = worker
         return worker
 

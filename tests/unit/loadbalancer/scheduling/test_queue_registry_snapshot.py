@@ -73,7 +73,7 @@ def test_window_forgets_and_adds_up() -> None:
 def test_snapshot_converts_steps_to_seconds() -> None:
     core = new_scheduler()
     busy = worker("w", 12, held=3)
-    busy.heartbeat = Heartbeat(running=2, step_s=0.05, batch=2.0)
+    busy.on_heartbeat(Heartbeat(running=2, step_s=0.05, batch=2.0), 0.0)
     core.registry.workers["w"] = busy
     core.queues["m"].push(task("a", created=4.0))
     core.queues["m"].push(task("b", created=5.0))

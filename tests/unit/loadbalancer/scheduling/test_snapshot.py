@@ -90,7 +90,7 @@ def test_mean_work_is_of_the_last_two_hundred() -> None:
 def test_work_adds_up_whatever_runs_and_whatever_waits(sizes: list[tuple[tuple[int, int], int]], split: int) -> None:
     worker = Worker(Hello(PROTOCOL, "w", "m", "sim:0", 1), 0.0)
     curves = [StepCurve(64, 64, 4, [(1, 0.5), (4, 1.0)]), StepCurve(128, 64, 4, [(1, 2.0)])]
-    worker.heartbeat = Heartbeat(running=0, curves=curves)
+    worker.on_heartbeat(Heartbeat(running=0, curves=curves), 0.0)
     costs, queue = CostModel(), ModelQueue(100)
     costs.update([worker])
     each = {(64, 64): 0.5, (128, 64): 2.0, (32, 32): 0.125}
