@@ -238,6 +238,6 @@ async def test_what_a_worker_calls_itself_makes_no_lines_of_its_own_in_the_log(
         stranger.connect(worker_address(rig.settings.data_dir))
         stranger.send_multipart(encode([FromWorker(hello)]))
         stranger.send_multipart(encode([FromWorker(Bye("x\n" * 100_000))]))
-        await rig.until(lambda: any("gone" in message for message in caplog.messages))
+        await rig.until(lambda: any("lost (" in message for message in caplog.messages))
     assert all(message.isprintable() and len(message) < 10_000 for message in caplog.messages)
     assert any(r"w\n\x1b[31mERROR all is lost ready" in message for message in caplog.messages)
