@@ -97,8 +97,8 @@ class Queue:
     #: The same of one task, as a mean over the last arrivals.
     mean_work_s: float | None = None
     #: Arrivals within the last `look_back_period_s`, and within the last `rate_window_s`.
-    arrivals_look_back: int = 0
-    arrivals_rate_window: int = 0
+    arrivals_short_window: int = 0
+    arrivals_long_window: int = 0
     #: Since counting began: tasks that a worker took for the first time, and those of them that had waited for longer
     #: than the model's `slo.max_wait_s`.
     started_total: int = 0

@@ -35,8 +35,8 @@ class ModelStats(msgspec.Struct, frozen=True):
     #: Mean of the same for one task, over the last 200 arrivals; None until one arrived and a step was measured.
     mean_work_s: float | None = None
     #: Arrivals within the model's `look_back_period_s`, and within its `rate_window_s`.
-    arrivals_look_back: int = 0
-    arrivals_rate_window: int = 0
+    arrivals_short_window: int = 0
+    arrivals_long_window: int = 0
     #: Counts since the start: tasks that a worker started for the first time, and those of them that had waited longer
     #: than the model's `slo.max_wait_s`.
     started_total: int = 0
@@ -57,7 +57,7 @@ class WorkerStats(msgspec.Struct, frozen=True):
     slots: int
     assigned: int
     running: int
-    last_seen_s: float
+    last_message_age_s: float
     step_s: float
     batch: float
     memory_bytes: int

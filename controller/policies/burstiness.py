@@ -39,8 +39,8 @@ class Counts:
         period = scaling.look_back_period_s
         if queue.uptime_s < period or (self.at is not None and now < self.at + period):
             return self
-        ended = replace(self, at=now, last=queue.arrivals_look_back)
-        square, both = (queue.arrivals_look_back - self.last) ** 2, queue.arrivals_look_back + self.last
+        ended = replace(self, at=now, last=queue.arrivals_short_window)
+        square, both = (queue.arrivals_short_window - self.last) ** 2, queue.arrivals_short_window + self.last
         if self.at is None or now >= self.at + 2 * period or square > _SAME_RATE**2 * both:
             return ended
         return replace(ended, squares=_KEPT * self.squares + square, sums=_KEPT * self.sums + both)

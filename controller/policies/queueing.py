@@ -63,13 +63,13 @@ def upper_rate(count: int, seconds: float, margin: float) -> float:
 def present_rate(queue: Queue, scaling: Scaling) -> float:
     """Arrivals per second over the look-back period."""
     period = scaling.look_back_period_s
-    return queue.arrivals_look_back / min(period, max(queue.uptime_s, period * _ENOUGH))
+    return queue.arrivals_short_window / min(period, max(queue.uptime_s, period * _ENOUGH))
 
 
 def usual_rate(queue: Queue, scaling: Scaling, margin: float) -> float:
     """The most that arrivals per second may be, by what was counted over the rate window."""
     counted_s = max(queue.uptime_s, scaling.look_back_period_s)
-    return upper_rate(queue.arrivals_rate_window, min(scaling.rate_window_s, counted_s), margin)
+    return upper_rate(queue.arrivals_long_window, min(scaling.rate_window_s, counted_s), margin)
 
 
 def speed(queue: Queue) -> float:

@@ -52,8 +52,8 @@ class ModelCounters:
         self._max_wait_s = config.slo.max_wait_s
         self.completions = SlidingWindow()
         self.arrivals = SlidingWindow()
-        self.arrivals_look_back = SlidingWindow(config.look_back_period_s)
-        self.arrivals_rate_window = SlidingWindow(config.rate_window_s)
+        self.arrivals_short_window = SlidingWindow(config.look_back_period_s)
+        self.arrivals_long_window = SlidingWindow(config.rate_window_s)
         #: Tasks started for the first time, and those of them that had waited longer than `slo.max_wait_s`.
         self.started_total = 0
         self.started_late_total = 0
@@ -64,7 +64,7 @@ class ModelCounters:
 
     def on_arrival(self, size: Size, steps: int, count: int, now: float) -> None:
         """Count the arrival of `count` images of this size in so many steps each."""
-        for window in (self.arrivals, self.arrivals_look_back, self.arrivals_rate_window):
+        for window in (self.arrivals, self.arrivals_short_window, self.arrivals_long_window):
             window.add(count, now)
         self._latest.extend([(size, steps)] * min(count, _MEAN_OVER_ARRIVALS))
 

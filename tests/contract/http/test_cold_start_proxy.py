@@ -89,7 +89,7 @@ def test_the_official_client_gets_its_picture_from_there(near: Server) -> None:
     assert told(near, 'muster_forwarded_total{model="m"}') == forwarded + 2
     [stats] = [model for model in near.snapshot().models if model.model == "m"]
     assert (stats.queued, stats.proxied_in_flight) == (0, 0)
-    assert stats.arrivals_look_back >= 2, "they are arrivals of the model all the same: its workers are needed"
+    assert stats.arrivals_short_window >= 2, "they are arrivals of the model all the same: its workers are needed"
 
 
 def test_events_are_handed_on_as_they_come(near: Server) -> None:
@@ -216,7 +216,7 @@ def test_who_cannot_be_reached_is_done_without(near: Server) -> None:
     assert PROXIED not in answered.headers
     assert told(near, 'muster_proxied_total{model="dead",outcome="queued"}') == 1
     [stats] = [model for model in near.snapshot().models if model.model == "dead"]
-    assert stats.arrivals_look_back == 1, "it is one arrival, although it was tried elsewhere first"
+    assert stats.arrivals_short_window == 1, "it is one arrival, although it was tried elsewhere first"
 
 
 async def test_a_stop_waits_for_nobody_elsewhere(

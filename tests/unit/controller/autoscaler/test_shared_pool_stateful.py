@@ -81,7 +81,15 @@ class Machinery(RuleBasedStateMachine):
     def observe(self, name: str) -> Observation:
         tasks = self.tasks[name]
         queue = Queue(
-            tasks, 0, 1, 1.0, tasks * WORK_S, WORK_S, arrivals_look_back=tasks, arrivals_rate_window=tasks, uptime_s=900
+            tasks,
+            0,
+            1,
+            1.0,
+            tasks * WORK_S,
+            WORK_S,
+            arrivals_short_window=tasks,
+            arrivals_long_window=tasks,
+            uptime_s=900,
         )
         return Observation(name, queue, self.of(name))
 

@@ -49,8 +49,8 @@ def queue(queued: int, work_s: float | None, oldest_wait_s: float = 0.0, **more:
         (seen(queue(20, 61.0), 1, 1), 2, 0.0, 10.0, ""),
         (seen(queue(20, 61.0), 1, owed=1), 1, 0.0, 10.0, ""),
         # Nobody waits for too long.
-        (seen(queue(1, 9.0, arrivals_look_back=90), 1), 1, 0.0, 10.0, ""),
-        (seen(queue(1, 9.0, 10.1, arrivals_look_back=90), 1), 1, 0.0, 10.0, "backlog"),
+        (seen(queue(1, 9.0, arrivals_short_window=90), 1), 1, 0.0, 10.0, ""),
+        (seen(queue(1, 9.0, 10.1, arrivals_short_window=90), 1), 1, 0.0, 10.0, "backlog"),
         # An overload that stands is no news.
         (seen(queue(20, 61.0), 1), 1, 10.0, 10.0 + AGAIN_S - 0.1, ""),
         (seen(queue(20, 61.0), 1), 1, 10.0, 10.0 + AGAIN_S, "backlog"),
@@ -86,7 +86,9 @@ def test_never_later_than_the_tick_and_never_a_storm(
     for seconds, waiting, ready in looks:
         now += seconds
         tasks = (
-            None if waiting is None else queue(waiting[0], 4.0 * waiting[0], waiting[1], arrivals_look_back=waiting[0])
+            None
+            if waiting is None
+            else queue(waiting[0], 4.0 * waiting[0], waiting[1], arrivals_short_window=waiting[0])
         )
         decision = Decision(desired, "last")
         why = wake(seen(tasks, ready), scaling, LIMITS, decision, decided_at, now)

@@ -81,7 +81,7 @@ def test_random_sizes_make_a_spare_worker_worth_something_before_there_is_a_back
         # Counted for a minute only.
         (Queue(0, 0, 1, 1.0, 0.0, 5.0, 30, 30, uptime_s=60), Load(0, 0.5, 5, 1, 10)),
         # Of unknown size: as long as it may wait.
-        (Queue(3, 1, arrivals_look_back=9, uptime_s=900), Load(40, 0.1, 10, 1, 10)),
+        (Queue(3, 1, arrivals_short_window=9, uptime_s=900), Load(40, 0.1, 10, 1, 10)),
         (Queue(0, 0), Load(0, 0, 10, 1, 10)),
     ],
 )

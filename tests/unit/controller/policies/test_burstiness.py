@@ -15,7 +15,7 @@ SCALING = Scaling(look_back_period_s=90)
 
 
 def looked(counts: Counts, recent: int, now: float, uptime_s: float = 1e6) -> Counts:
-    return counts.looked(Queue(0, 0, arrivals_look_back=recent, uptime_s=uptime_s), SCALING, now)
+    return counts.looked(Queue(0, 0, arrivals_short_window=recent, uptime_s=uptime_s), SCALING, now)
 
 
 def after(periods: Sequence[int], counts: Counts | None = None) -> Counts:

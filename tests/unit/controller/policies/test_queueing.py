@@ -113,7 +113,7 @@ def test_the_upper_rate_is_where_so_few_events_would_be_so_many_deviations_off()
 def test_rates_are_counts_over_the_time_that_was_counted(
     recent: int, lately: int, uptime_s: float, present: float, usual: float
 ) -> None:
-    queue = Queue(0, 0, arrivals_look_back=recent, arrivals_rate_window=lately, uptime_s=uptime_s)
+    queue = Queue(0, 0, arrivals_short_window=recent, arrivals_long_window=lately, uptime_s=uptime_s)
     assert present_rate(queue, SCALING) == pytest.approx(present)
     assert usual_rate(queue, SCALING, margin=0) == pytest.approx(usual)
 

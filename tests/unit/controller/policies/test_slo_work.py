@@ -17,9 +17,9 @@ from controller.types import Child, Limits, Observation, Queue, Replica, Stage
 LIMITS = Limits(min_workers=1, max_workers=8, start_timeout_s=60, drain_timeout_s=60, lost_after_s=10)
 SCALING = Scaling(policy="slo_work", drain_s=20, look_back_period_s=90)
 #: One task of 4 s a second, for a long time; nothing waits.
-STEADY = Queue(0, 4, 1, 1.0, 8.0, 4.0, arrivals_look_back=90, arrivals_rate_window=900, uptime_s=5000.0)
-CALM = replace(STEADY, running=0, backlog_work_s=0.0, arrivals_look_back=0, arrivals_rate_window=0)
-QUIET: dict[str, Any] = {"queued": 9, "backlog_work_s": 30.0, "arrivals_look_back": 0, "arrivals_rate_window": 0}
+STEADY = Queue(0, 4, 1, 1.0, 8.0, 4.0, arrivals_short_window=90, arrivals_long_window=900, uptime_s=5000.0)
+CALM = replace(STEADY, running=0, backlog_work_s=0.0, arrivals_short_window=0, arrivals_long_window=0)
+QUIET: dict[str, Any] = {"queued": 9, "backlog_work_s": 30.0, "arrivals_short_window": 0, "arrivals_long_window": 0}
 
 
 def seen(queue: Queue | None, ready: int, starting: int = 0, draining: int = 0, owed: int = 0) -> Observation:
@@ -41,8 +41,8 @@ def scaling(**given: Any) -> Scaling:
         ({}, 3, 2, 5, 0, 5),
         ({}, 2, 2, 5, 0, 5),
         # The usual rate has a margin, the present one none: whichever asks for more.
-        ({"arrivals_look_back": 0}, 1, 0, 5, 0, 5),
-        ({"arrivals_look_back": 180}, 1, 0, 9, 0, 8),
+        ({"arrivals_short_window": 0}, 1, 0, 5, 0, 5),
+        ({"arrivals_short_window": 180}, 1, 0, 9, 0, 8),
         ({"mean_work_s": 0.4}, 1, 0, 1, 0, 1),
         # Batches of four, each task twice as slow.
         ({"batch_cap": 4, "batch_slowdown": 2.0}, 1, 0, 3, 0, 3),
@@ -56,8 +56,8 @@ def scaling(**given: Any) -> Scaling:
             {
                 "queued": 9,
                 "backlog_work_s": 30.0,
-                "arrivals_look_back": 0,
-                "arrivals_rate_window": 0,
+                "arrivals_short_window": 0,
+                "arrivals_long_window": 0,
                 "oldest_wait_s": 11.0,
             },
             2,

@@ -84,7 +84,7 @@ def test_what_is_seen_is_what_the_balancer_would_tell() -> None:
     assert (queue.queued, queue.running, queue.started_total, queue.started_late_total) == (1, 1, 2, 0)
     assert queue.backlog_work_s == pytest.approx(1.0 + 3.0)
     assert queue.mean_work_s == pytest.approx(9.0)
-    assert (queue.arrivals_look_back, queue.arrivals_rate_window, queue.oldest_wait_s, queue.uptime_s) == (
+    assert (queue.arrivals_short_window, queue.arrivals_long_window, queue.oldest_wait_s, queue.uptime_s) == (
         3,
         3,
         22.0,

@@ -109,7 +109,7 @@ def test_what_another_server_does_is_an_arrival_and_nothing_else() -> None:
     counters = core.model_counters["m"]
     core.handle(RequestProxied("m", (64, 64), 20, 3), 1.0)
     assert (
-        counters.arrivals_look_back.count(1.0),
+        counters.arrivals_short_window.count(1.0),
         counters.proxied_total,
         counters.proxied_in_flight,
         len(core.queues["m"]),
@@ -117,12 +117,12 @@ def test_what_another_server_does_is_an_arrival_and_nothing_else() -> None:
     core.handle(ProxyFinished("m", 3), 2.0)
     core.handle(TasksSubmitted([task("t", 2.0)], already_counted=True), 2.0)  # it did not do it after all
     assert (
-        counters.arrivals_look_back.count(2.0),
+        counters.arrivals_short_window.count(2.0),
         counters.proxied_total,
         counters.proxied_in_flight,
         len(core.queues["m"]),
     ) == (3, 3, 0, 1)
     core.handle(TasksSubmitted([task("u", 2.0)]), 2.0)
-    assert counters.arrivals_look_back.count(2.0) == 4
+    assert counters.arrivals_short_window.count(2.0) == 4
     core.handle(TasksCancelled(["t", "u"], "gone"), 3.0)
-    assert counters.arrivals_look_back.count(3.0) == 4
+    assert counters.arrivals_short_window.count(3.0) == 4

@@ -83,7 +83,7 @@ def test_snapshot_converts_steps_to_seconds() -> None:
     assert (model.queued, model.running, model.oldest_wait_s) == (2, 3, 6.0)
     assert model.arrival_rate == pytest.approx(0.1)
     assert model.queued_work_s == pytest.approx(40 / (2.0 / 0.05)), "40 steps at 40 task-steps a second"
-    assert (stats.running, stats.assigned, stats.slots, stats.last_seen_s) == (2, 1, 12, 10.0)
+    assert (stats.running, stats.assigned, stats.slots, stats.last_message_age_s) == (2, 1, 12, 10.0)
     assert snapshot.uptime_s == 10.0
 
 

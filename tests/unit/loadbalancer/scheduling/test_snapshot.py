@@ -57,8 +57,8 @@ def test_arrivals_are_counted_over_the_models_own_times() -> None:
     rates = ModelCounters(Scaling(look_back_period_s=10, rate_window_s=100))
     for second in range(200):
         rates.on_arrival((64, 64), 20, 2, second + 0.5)
-    assert (rates.arrivals_look_back.count(199.9), rates.arrivals_rate_window.count(199.9)) == (20, 200)
-    assert (rates.arrivals_look_back.count(204.9), rates.arrivals_rate_window.count(204.9)) == (10, 190)
+    assert (rates.arrivals_short_window.count(199.9), rates.arrivals_long_window.count(199.9)) == (20, 200)
+    assert (rates.arrivals_short_window.count(204.9), rates.arrivals_long_window.count(204.9)) == (10, 190)
     assert rates.arrivals.rate(199.9) == pytest.approx(2.0)
 
 
@@ -113,7 +113,7 @@ def test_the_way_of_a_task_through_the_numbers() -> None:
     names = [f"t{n}" for n in range(6)]
     core.handle(TasksSubmitted([task(name, 1.0) for name in names]), 1.0)
     seen = stats(core, 1.0)
-    assert (seen.arrivals_look_back, seen.arrivals_rate_window, seen.queued, seen.running) == (6, 6, 2, 4)
+    assert (seen.arrivals_short_window, seen.arrivals_long_window, seen.queued, seen.running) == (6, 6, 2, 4)
     assert seen.backlog_work_s == pytest.approx(6 * 20 * 0.1)
     assert seen.mean_work_s == pytest.approx(2.0)
     for name, began in (("t0", 2.0), ("t1", 4.5)):
@@ -128,7 +128,7 @@ def test_the_way_of_a_task_through_the_numbers() -> None:
     receive(core, "w", Finished("t0", 1), 8.0, (b"picture",))
     assert core.costs["m"].step_s((64, 64)) == pytest.approx(4.25 / 20)
     assert stats(core, 8.0).mean_work_s == pytest.approx(4.25)
-    assert stats(core, 12.0).arrivals_look_back == 0
+    assert stats(core, 12.0).arrivals_short_window == 0
 
 
 def test_what_was_measured_last_stands_when_the_last_worker_goes() -> None:
