@@ -1,4 +1,4 @@
-"""What a worker says that is well-formed and wrong: how little it can do."""
+"""Well-formed but wrong messages of workers: they are counted and have bounded effects."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests.support.scheduler import (
 from wire.messages import PROTOCOL, Finished, Heartbeat, Hello, Progress, Reject, Returned
 
 
-def test_a_refused_worker_is_counted_each_time_and_named_once() -> None:
+def test_rejected_worker_is_counted_each_time_and_logged_once() -> None:
     core = new_scheduler()
     effects = [receive(core, "w", Hello(PROTOCOL + 1, "w", "m", "sim:0", 1)) for _ in range(3)]
     for each in effects:
@@ -31,12 +31,12 @@ def test_a_refused_worker_is_counted_each_time_and_named_once() -> None:
     assert not core.registry.workers
 
 
-def test_a_worker_that_introduces_itself_again_is_named_once() -> None:
+def test_worker_that_repeats_its_hello_is_logged_once() -> None:
     core = new_scheduler()
     assert [len(log_lines(connect(core, "w", 4))) for _ in range(3)] == [1, 0, 0]
 
 
-def test_results_of_others_tasks_and_repeated_results_are_counted_and_dropped() -> None:
+def test_stale_and_foreign_results_are_counted_and_dropped() -> None:
     core = new_scheduler()
     connect(core, "honest", 1)
     core.handle(TasksSubmitted([task("t")]), 0.0)
@@ -51,7 +51,7 @@ def test_results_of_others_tasks_and_repeated_results_are_counted_and_dropped() 
     assert (core.counters["done"], core.tasks) == (1, {})
 
 
-def test_strangers_are_counted_and_told_to_introduce_themselves() -> None:
+def test_unknown_worker_is_counted_and_asked_for_a_hello() -> None:
     core = new_scheduler()
     [effect] = receive(core, "w", Heartbeat(running=1))
     assert isinstance(effect, SendMessage)
@@ -59,7 +59,7 @@ def test_strangers_are_counted_and_told_to_introduce_themselves() -> None:
     assert core.counters["stranger"] == 1
 
 
-def test_a_workers_word_about_steps_goes_only_so_far() -> None:
+def test_reported_steps_are_bounded() -> None:
     core = new_scheduler()
     connect(core, "w", 1)
     core.handle(TasksSubmitted([task("t")]), 0.0)
@@ -69,7 +69,7 @@ def test_a_workers_word_about_steps_goes_only_so_far() -> None:
     assert known.step <= known.steps
 
 
-def test_no_more_pictures_are_taken_than_were_asked_for() -> None:
+def test_unrequested_previews_are_dropped() -> None:
     core = new_scheduler()
     connect(core, "w", 1)
     core.handle(TasksSubmitted([task("t")]), 0.0)
@@ -77,7 +77,7 @@ def test_no_more_pictures_are_taken_than_were_asked_for() -> None:
     assert [update.preview for effects in wrong for update in progress_updates(effects)] == [None] * 8
 
 
-def test_a_task_that_goes_to_and_fro_does_not_grow() -> None:
+def test_history_of_a_task_is_bounded() -> None:
     core = new_scheduler()
     connect(core, "w", 1)
     core.handle(TasksSubmitted([task("t")]), 0.0)

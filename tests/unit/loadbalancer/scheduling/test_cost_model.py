@@ -1,4 +1,4 @@
-"""What images cost, as learnt from those that were made: tables of cases, and that the work adds up."""
+"""The cost model: tables of cases, and the work of all tasks adds up."""
 
 from __future__ import annotations
 
@@ -40,20 +40,20 @@ def costs(*workers: Worker) -> CostModel:
         ([StepCurve(*USUAL, 8, [])], 8, 1.0, None),
     ],
 )
-def test_what_a_curve_says(curves: list[StepCurve], cap: int, slow_down: float, step_s: float | None) -> None:
+def test_costs_from_a_step_curve(curves: list[StepCurve], cap: int, slow_down: float, step_s: float | None) -> None:
     known = costs(worker("w", *curves))
     assert known.batch_cap == cap
     assert known.batch_slowdown == pytest.approx(slow_down)
     assert known.step_s(USUAL) == pytest.approx(step_s)
 
 
-def test_what_was_measured_stands_when_no_worker_is_left() -> None:
+def test_costs_stay_valid_without_workers() -> None:
     known = costs()
     known.update([])
     assert (known.batch_cap, known.batch_slowdown, known.step_s(USUAL)) == (4, 2.0, 0.1)
 
 
-def test_workers_that_differ_are_averaged_and_an_unmeasured_size_goes_by_its_pixels() -> None:
+def test_workers_are_averaged_and_unmeasured_sizes_scaled() -> None:
     slow = StepCurve(*USUAL, 2, [(1, 0.3), (2, 0.6)])
     known = costs(worker("a"), worker("b", slow))
     assert known.step_s(USUAL) == pytest.approx(0.2)
@@ -72,7 +72,7 @@ def test_workers_that_differ_are_averaged_and_an_unmeasured_size_goes_by_its_pix
         (7, 40.0, 10.0),
     ],
 )
-def test_a_second_in_a_batch_is_worth_the_less_the_slower_its_step(others: int, seconds: float, work_s: float) -> None:
+def test_work_in_a_batch_is_divided_by_its_slowdown(others: int, seconds: float, work_s: float) -> None:
     known, host = costs(), worker()
     for number in range(others):
         known.on_start(f"other{number}", host, 0.0)
@@ -82,7 +82,7 @@ def test_a_second_in_a_batch_is_worth_the_less_the_slower_its_step(others: int, 
     assert known.on_stop("never", seconds) == 0.0
 
 
-def test_a_worker_that_tells_no_curve_goes_by_the_last_one_told() -> None:
+def test_worker_without_a_curve_uses_the_last_slowdown() -> None:
     known, new = costs(), worker("new")
     new.on_heartbeat(Heartbeat(running=0), 0.0)
     known.on_start("a", new, 0.0)
@@ -90,7 +90,7 @@ def test_a_worker_that_tells_no_curve_goes_by_the_last_one_told() -> None:
     assert known.on_stop("a", 8.0) == pytest.approx(6.0), "a third of the way from 1 to 2 times"
 
 
-def test_what_was_made_corrects_what_the_curve_says_and_other_sizes_with_it() -> None:
+def test_finished_images_correct_the_curve_for_all_sizes() -> None:
     known = costs()
     for _ in range(3):
         known.record_image(USUAL, steps=10, work_s=1.5)  # 1.0 by the curve
@@ -103,7 +103,7 @@ def test_what_was_made_corrects_what_the_curve_says_and_other_sizes_with_it() ->
     assert known.step_s(USUAL) == pytest.approx(0.3, rel=0.01), "what is newer counts for more"
 
 
-def test_an_engine_that_is_never_measured_is_known_by_what_it_made() -> None:
+def test_unmeasured_engine_is_known_by_finished_images() -> None:
     known = CostModel()
     assert (known.is_measured, known.step_s(USUAL)) == (False, None)
     known.record_image(USUAL, steps=0, work_s=1.0)
@@ -113,7 +113,7 @@ def test_an_engine_that_is_never_measured_is_known_by_what_it_made() -> None:
     assert (known.is_measured, known.step_s(USUAL), known.step_s((8, 8))) == (True, 0.2, None)
 
 
-def test_only_so_many_sizes_are_remembered() -> None:
+def test_number_of_remembered_sizes_is_bounded() -> None:
     known = costs()
     for number in range(1000):
         known.record_image((8 * number + 8, 64), steps=1, work_s=1.0)
@@ -123,7 +123,7 @@ def test_only_so_many_sizes_are_remembered() -> None:
 
 
 @given(st.lists(st.tuples(st.integers(0, 9), st.integers(0, 1), st.floats(0.0, 5.0)), max_size=60))
-def test_the_work_of_all_tasks_is_what_their_workers_did(moves: list[tuple[int, int, float]]) -> None:
+def test_work_of_all_tasks_adds_up_to_their_workers(moves: list[tuple[int, int, float]]) -> None:
     """Tasks come to two workers and leave in any order; by hand: n tasks for t seconds are n * t / s(n) of work."""
     known, hosts = costs(worker("a"), worker("b")), [worker("a"), worker("b")]
     slower = {0: 1.0, 1: 1.0, 2: 1.5, 3: 1.75, 4: 2.0, 5: 2.5, 6: 3.0, 7: 3.5, 8: 4.0, 9: 4.5, 10: 5.0}

@@ -1,4 +1,4 @@
-"""What is next and cannot be done in time ends before any work, and nothing else does."""
+"""Tasks that cannot finish in time expire before they start, and no others."""
 
 from __future__ import annotations
 
@@ -35,35 +35,35 @@ def worker(*, measured: bool = True) -> Worker:
 
 
 class Machine:
-    """A worker that takes part in the dispatcher's time: a step takes what its curve says, `slower` times."""
+    """A worker in simulated time: a step takes `slower` times its measured time."""
 
     def __init__(self, slack: float | None, slower: float = 1.0, timeout_s: float = 4.0) -> None:
         self.core = new_scheduler(Queue(max_tasks=10_000, deadline_slack=slack))
         self.now, self.slower, self.timeout_s = 0.0, slower, timeout_s
         self.batch: dict[str, tuple[int, int]] = {}
-        self.begun: set[str] = set()
+        self.started: set[str] = set()
         self.ends: dict[str, TaskState] = {}
         self.done = self.asked = self.refused = 0
-        self.hear(connect(self.core, "w", BATCH))
-        self.hear(receive(self.core, "w", BEAT))
-        self.hear(self.core.handle(Tick(), 0.0))
+        self.apply(connect(self.core, "w", BATCH))
+        self.apply(receive(self.core, "w", BEAT))
+        self.apply(self.core.handle(Tick(), 0.0))
 
-    def hear(self, effects: Sequence[Effect]) -> None:
+    def apply(self, effects: Sequence[Effect]) -> None:
         for _, order in assignments(list(effects)):
             assert self.core.tasks[order.task].deadline > self.now
-            self.begun.add(order.task)
+            self.started.add(order.task)
             self.batch[order.task] = (order.attempt, 0)
-            self.hear(receive(self.core, "w", Started(order.task, order.attempt), self.now))
+            self.apply(receive(self.core, "w", Started(order.task, order.attempt), self.now))
         for update in updates(list(effects)):
             if isinstance(update, TaskEnded):
                 self.ends[update.task] = update.state
                 if update.task in self.batch:
                     attempt, _ = self.batch.pop(update.task)
-                    self.hear(receive(self.core, "w", Finished(update.task, attempt), self.now))
+                    self.apply(receive(self.core, "w", Finished(update.task, attempt), self.now))
 
     def step(self) -> None:
         self.now += self.slower * worker().batch_step_s(SIZE, max(len(self.batch), 1))
-        self.hear(self.core.handle(Tick(), self.now))
+        self.apply(self.core.handle(Tick(), self.now))
         for name, (attempt, step) in list(self.batch.items()):
             if name not in self.batch:
                 continue
@@ -71,18 +71,18 @@ class Machine:
             if step + 1 == STEPS:
                 del self.batch[name]
                 self.done += self.core.tasks[name].deadline >= self.now
-                self.hear(receive(self.core, "w", Finished(name, attempt), self.now, (b"",)))
+                self.apply(receive(self.core, "w", Finished(name, attempt), self.now, (b"",)))
             else:
-                self.hear(receive(self.core, "w", Progress(name, attempt, step + 1, STEPS), self.now))
+                self.apply(receive(self.core, "w", Progress(name, attempt, step + 1, STEPS), self.now))
 
     def run(self, seconds: float, load: float) -> None:
-        """So many times what it can do is asked of it."""
+        """Submit tasks at `load` times the capacity of the worker."""
         while self.now < seconds:
             while self.asked < self.now * load * CAPACITY:
                 self.asked += 1
                 try:
                     one = task(f"t{self.asked:05}", self.now, timeout_s=self.timeout_s)
-                    self.hear(self.core.handle(TasksSubmitted([one]), self.now))
+                    self.apply(self.core.handle(TasksSubmitted([one]), self.now))
                 except QueueFull:
                     self.refused += 1
             self.step()
@@ -90,32 +90,32 @@ class Machine:
 
 @pytest.mark.parametrize("slack", [1.0, 1.5, 3.0])
 @pytest.mark.parametrize("slower", [1.0, 1.05, 1.5])
-def test_under_ten_times_the_load_what_is_begun_is_answered(slack: float, slower: float) -> None:
+def test_overload_started_tasks_finish_in_time(slack: float, slower: float) -> None:
     machine = Machine(slack, slower)
     machine.run(30.0, 10.0)
     assert machine.refused > 100
-    assert len(machine.begun) > 0.8 * 30.0 * CAPACITY / slower, "it had work all along"
-    left = len(machine.begun) - machine.done - len(machine.batch)
-    # Where the worker is slower than it said, it takes the first pictures to learn that.
+    assert len(machine.started) > 0.8 * 30.0 * CAPACITY / slower, "the worker was busy all the time"
+    left = len(machine.started) - machine.done - len(machine.batch)
+    # A worker that is slower than measured corrects the costs with its first images.
     assert left <= (0 if slower < 1.1 else 2 * BATCH)
-    assert TaskState.EXPIRED in machine.ends.values(), "those that came too late were let go"
+    assert TaskState.EXPIRED in machine.ends.values(), "late tasks have expired"
 
 
-def test_without_the_rule_most_of_the_work_would_be_for_nothing() -> None:
+def test_overload_without_slack_finishes_late() -> None:
     machine = Machine(None)
     machine.run(30.0, 10.0)
-    assert machine.done < 0.3 * len(machine.begun)
+    assert machine.done < 0.3 * len(machine.started)
 
 
-def test_nobody_is_let_go_where_there_is_time() -> None:
+def test_long_deadlines_expire_nothing() -> None:
     machine = Machine(1.5, timeout_s=60.0)
     machine.run(20.0, 0.9)
     assert not machine.ends
-    assert machine.done >= len(machine.begun) - BATCH
+    assert machine.done >= len(machine.started) - BATCH
 
 
 def waiting(*tasks: Task) -> Scheduler:
-    """These came when there was no worker, so that nobody could say that they would be too late. Now one opens."""
+    """A scheduler with tasks that came while no worker was connected, and with one worker that has no slots yet."""
     core = new_scheduler(Queue(deadline_slack=1.5))
     for one in tasks:
         core.handle(TasksSubmitted([one]), 0.0)
@@ -124,7 +124,7 @@ def waiting(*tasks: Task) -> Scheduler:
     return core
 
 
-def test_late_ones_make_room_for_those_behind_them() -> None:
+def test_late_tasks_expire_for_those_behind_them() -> None:
     late = [task(f"late{number}", timeout_s=0.4) for number in range(3)]
     core = waiting(*late, task("last", 0.1))
     effects = receive(core, "w", Pull(1), 0.2)
@@ -135,12 +135,12 @@ def test_late_ones_make_room_for_those_behind_them() -> None:
     assert core.counters["expired"] == 3
 
 
-def test_nobody_behind_it_so_the_idle_worker_begins_with_it() -> None:
+def test_idle_worker_starts_a_late_task_without_others() -> None:
     core = waiting(task("late", timeout_s=0.4))
     assert [given.task for _, given in assignments(receive(core, "w", Pull(1), 0.2))] == ["late"]
 
 
-def test_what_is_left_to_do_counts_and_not_what_was_asked_for() -> None:
+def test_remaining_steps_decide_lateness() -> None:
     new, far = task("a new one", timeout_s=0.2), task("far", timeout_s=0.2)
     far.resume_from(Checkpoint(STEPS - 2, STEPS, (b"state",)))
     core = waiting(new, far, task("patient", 0.1))
@@ -149,7 +149,7 @@ def test_what_is_left_to_do_counts_and_not_what_was_asked_for() -> None:
 
 
 def beside_a_slow_one(core: Scheduler) -> None:
-    """A second worker, ten times slower; both are open from the next event on."""
+    """Add a second worker, ten times slower; both have slots from the next event on."""
     connect(core, "a slow one", 0)
     slow = StepCurve(*SIZE, 4, [(tasks, 10 * seconds) for tasks, seconds in POINTS])
     receive(core, "a slow one", Heartbeat(running=0, curves=[slow]))
@@ -157,14 +157,14 @@ def beside_a_slow_one(core: Scheduler) -> None:
         each.slots, each.draining = 1, False
 
 
-def test_the_worker_that_is_quick_enough_gets_it() -> None:
+def test_task_goes_to_the_worker_that_is_fast_enough() -> None:
     core = waiting(task("a short one", timeout_s=1.0), task("patient", 0.1), task("patient too", 0.1))
     beside_a_slow_one(core)
     placed = {given.task: worker for worker, given in assignments(core.handle(Tick(), 0.1))}
     assert placed == {"a short one": "w", "patient": "a slow one"}
 
 
-def test_a_slow_worker_is_no_reason_to_give_up_what_a_quick_one_could_do() -> None:
+def test_slow_worker_does_not_expire_a_feasible_task() -> None:
     core = waiting(task("first", -0.1), *(task(f"short{number}", timeout_s=2.0) for number in range(4)))
     beside_a_slow_one(core)
     effects = core.handle(Tick(), 0.1)
@@ -180,24 +180,24 @@ def test_a_slow_worker_is_no_reason_to_give_up_what_a_quick_one_could_do() -> No
     crowded=st.booleans(),
     measured=st.booleans(),
 )
-def test_it_is_given_up_only_by_what_was_measured(
+def test_only_measured_costs_expire_a_task(
     steps: int, beside: int, has_s: float, slack: float | None, crowded: bool, measured: bool
 ) -> None:
     one, place = task("t", timeout_s=has_s), worker(measured=measured)
     one.steps = steps
-    given_up = cannot_finish_in_time(one, place, beside, CostModel(), crowded=crowded, slack=slack, now=0.0)
+    expires = cannot_finish_in_time(one, place, beside, CostModel(), crowded=crowded, slack=slack, now=0.0)
     takes_s = steps * place.batch_step_s(SIZE, beside + 1)
     if has_s <= 0:
-        assert given_up
+        assert expires
     elif slack is None or not measured or takes_s * 1.2 < has_s or (not crowded and takes_s < has_s):
-        assert not given_up
+        assert not expires
     elif crowded and takes_s > has_s:
-        assert given_up
+        assert expires
     if not crowded and beside == 0 and has_s > 0:
-        assert not given_up, "an idle worker begins with anything"
+        assert not expires, "an idle worker starts any task"
 
 
-def test_one_slow_picture_does_not_end_all_that_come_after_it() -> None:
+def test_one_slow_image_does_not_expire_the_next_ones() -> None:
     costs, place = CostModel(), worker()
     costs.update([place])
     costs.record_image(SIZE, STEPS, 60.0)

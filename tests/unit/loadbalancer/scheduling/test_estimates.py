@@ -1,4 +1,4 @@
-"""A model without workers: what comes is held, whatever was measured before; and how long newcomers would wait."""
+"""Models without workers keep their requests until the deadline; estimated waits of new tasks."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def fill(core: Scheduler, count: int, timeout_s: float = 1000.0) -> None:
 
 
 @pytest.mark.parametrize("way_to_go", ["gone", "never there", "back, but not open yet"])
-def test_without_workers_nobody_is_refused_for_want_of_time(way_to_go: str) -> None:
+def test_no_workers_rejects_no_deadline(way_to_go: str) -> None:
     core = measured()
     with pytest.raises(DeadlineUnreachable):
         core.handle(TasksSubmitted([task("hopeless", timeout_s=0.5)]), 0.0)
@@ -55,7 +55,7 @@ def test_without_workers_nobody_is_refused_for_want_of_time(way_to_go: str) -> N
     assert len(ends) == 50, "each is held for as long as it allows, and no longer"
 
 
-def test_the_bound_in_tasks_holds_without_workers_too() -> None:
+def test_no_workers_queue_is_still_bounded() -> None:
     core = new_scheduler(Queue(max_tasks=10, deadline_slack=1.5, max_work_s=3.0))
     fill(core, 10)
     with pytest.raises(QueueFull):
@@ -77,7 +77,7 @@ def wait(core: Scheduler) -> float | None:
         (1, 3, 8.0 + 4.0),
     ],
 )
-def test_how_long_a_newcomer_would_wait(slots: int, inside: int, seconds: float) -> None:
+def test_estimated_wait_of_a_new_task(slots: int, inside: int, seconds: float) -> None:
     core = measured(slots)
     core = core if inside < 3 or slots > 1 else unbounded(core)
     fill(core, inside)
@@ -93,7 +93,7 @@ def unbounded(core: Scheduler) -> Scheduler:
     return open_core
 
 
-def test_what_is_done_is_not_waited_for_and_a_leaving_worker_offers_nothing() -> None:
+def test_wait_ignores_completed_steps_and_draining() -> None:
     core = measured()
     fill(core, 1)
     receive(core, "w", Started("t00", 1))
@@ -104,7 +104,7 @@ def test_what_is_done_is_not_waited_for_and_a_leaving_worker_offers_nothing() ->
     assert wait(new_scheduler()) is None, "no worker, so nothing is known"
 
 
-def test_what_another_server_does_is_an_arrival_and_nothing_else() -> None:
+def test_proxied_request_counts_as_arrivals_only() -> None:
     core = new_scheduler()
     counters = core.model_counters["m"]
     core.handle(RequestProxied("m", (64, 64), 20, 3), 1.0)

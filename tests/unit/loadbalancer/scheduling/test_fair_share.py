@@ -1,4 +1,4 @@
-"""Fair sharing: owners that wait are given work by their weights, whatever they ask for and however it ends."""
+"""Fair sharing: waiting owners get work by their weights."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def owners(tasks: list[Task]) -> str:
     return "".join(each.owner for each in tasks)
 
 
-def test_a_single_request_passes_a_flood() -> None:
+def test_single_request_passes_a_flood() -> None:
     queue = backlog(*(task("f") for _ in range(1000)))
     assert owners(served(queue, 10)) == "f" * 10
     single = task("s", created=50.0)
@@ -50,7 +50,7 @@ def test_a_single_request_passes_a_flood() -> None:
     assert "s" in owners(served(queue, 2))
 
 
-def test_a_flood_does_not_shut_others_out_of_a_full_queue() -> None:
+def test_full_queue_accepts_owners_below_their_part() -> None:
     queue = ModelQueue(12)
     for _ in range(12):
         queue.push(task("flood"))
@@ -64,7 +64,7 @@ def test_a_flood_does_not_shut_others_out_of_a_full_queue() -> None:
     assert (len(queue), queue.room("sixth")) == (24, 0), "twice the bound is the end"
 
 
-def test_an_owner_that_was_away_is_not_owed_for_it() -> None:
+def test_returning_owner_gets_no_credit() -> None:
     queue = backlog(*(task("a") for _ in range(100)))
     served(queue, 50)
     for _ in range(20):
@@ -73,13 +73,13 @@ def test_an_owner_that_was_away_is_not_owed_for_it() -> None:
     assert abs(turns.count("a") - turns.count("b")) <= 1
 
 
-def test_work_counts_not_requests() -> None:
+def test_shares_count_work_not_requests() -> None:
     queue = backlog(*(task("l", 40) for _ in range(50)), *(task("s", 10) for _ in range(200)))
     turns = owners(served(queue, 100))
     assert turns.count("s") == pytest.approx(4 * turns.count("l"), abs=4)
 
 
-def test_sizes_that_cost_more_count_for_more() -> None:
+def test_shares_count_the_cost_of_a_size() -> None:
     costs = {(64, 64): 1.0, (128, 128): 3.0}
     queue = ModelQueue(1000, step_s=lambda size: costs[size])
     large = ImageInputs("a", 128, 128, steps=8, guidance_scale=3.0, seed=1, scheduler="ddim")
@@ -90,7 +90,7 @@ def test_sizes_that_cost_more_count_for_more() -> None:
     assert (turns.count("s"), turns.count("l")) == (30, 10)
 
 
-def test_what_was_not_done_is_given_back_and_the_task_keeps_its_place() -> None:
+def test_requeued_task_is_refunded_and_keeps_its_place() -> None:
     queue = backlog(*(task("a", created=float(n)) for n in range(3)), *(task("b", created=float(n)) for n in range(3)))
     [first] = served(queue, 1)
     assert owners(served(queue, 1)) == "b"
@@ -103,14 +103,14 @@ def test_what_was_not_done_is_given_back_and_the_task_keeps_its_place() -> None:
     assert owners(list(queue)) == "aabab"
 
 
-def test_a_cancelled_task_costs_only_what_was_done() -> None:
+def test_cancelled_task_costs_only_its_completed_steps() -> None:
     queue = backlog(*(task("a") for _ in range(4)), *(task("b") for _ in range(4)))
     cancelled = served(queue, 2)[0]
     queue.charge(cancelled, -cancelled.remaining_steps)
     assert owners(served(queue, 3)) == "aab"
 
 
-def test_the_first_measurement_does_not_count_against_those_served_before() -> None:
+def test_first_measurement_rescales_earlier_charges() -> None:
     cost = [1.0]
     queue = ModelQueue(1000, step_s=lambda _: cost[0])
     for _ in range(100):
@@ -124,7 +124,7 @@ def test_the_first_measurement_does_not_count_against_those_served_before() -> N
     assert abs(turns.count("a") - turns.count("b")) <= 2
 
 
-def test_priority_is_worth_seconds_of_age_so_that_nothing_starves() -> None:
+def test_priority_counts_as_seconds_of_age() -> None:
     queue = ModelQueue(1000, priority_s=60.0)
     patient = task("a", created=0.0)
     queue.push(patient)
@@ -136,7 +136,7 @@ def test_priority_is_worth_seconds_of_age_so_that_nothing_starves() -> None:
     assert ahead == [each for each in urgent if each.created < 60.0 or (each.created == 60.0 and each.id < patient.id)]
 
 
-def test_one_that_must_run_alone_stands_before_the_others() -> None:
+def test_isolated_task_goes_first() -> None:
     queue = backlog(task("a"), task("b"))
     lone = task("c")
     lone.crashes = 2
@@ -156,7 +156,7 @@ def test_one_that_must_run_alone_stands_before_the_others() -> None:
     steps=st.lists(st.integers(1, 40), min_size=2, max_size=5),
     turns=st.integers(50, 300),
 )
-def test_under_backlog_the_shares_are_the_weights(weights: list[float], steps: list[int], turns: int) -> None:
+def test_backlogged_owners_share_by_weight(weights: list[float], steps: list[int], turns: int) -> None:
     names = "abcde"[: len(weights)]
     queue = ModelQueue(1_000_000)
     sizes = itertools.cycle(steps)
@@ -182,7 +182,7 @@ def test_under_backlog_the_shares_are_the_weights(weights: list[float], steps: l
     steps=st.integers(1, 64),
     weight=st.sampled_from([0.5, 1.0, 2.0]),
 )
-def test_a_newcomer_waits_for_one_turn_of_each_other_owner(flood: int, before: int, steps: int, weight: float) -> None:
+def test_new_owner_waits_for_one_turn_of_each_other(flood: int, before: int, steps: int, weight: float) -> None:
     queue = backlog(*(task(owner, steps) for owner in "abc" for _ in range(flood)))
     served(queue, before)
     newcomer = task("n", weight=weight)
@@ -195,7 +195,7 @@ def test_a_newcomer_waits_for_one_turn_of_each_other_owner(flood: int, before: i
     tasks=st.lists(st.tuples(st.sampled_from("abcd"), st.integers(0, 3), st.integers(0, 50)), max_size=40),
     taken=st.integers(0, 10),
 )
-def test_positions_are_exact_where_tasks_cost_the_same(tasks: list[tuple[str, int, int]], taken: int) -> None:
+def test_positions_are_exact_for_equal_costs(tasks: list[tuple[str, int, int]], taken: int) -> None:
     queue = ModelQueue(1000)
     for owner, priority, created in tasks:
         queue.push(task(owner, created=float(created), priority=priority))
@@ -207,7 +207,7 @@ def test_positions_are_exact_where_tasks_cost_the_same(tasks: list[tuple[str, in
 
 @settings(max_examples=60, deadline=None)
 @given(st.lists(st.tuples(st.sampled_from("ab"), st.integers(1, 30)), min_size=1, max_size=30))
-def test_positions_are_always_between_the_own_rank_and_the_end(tasks: list[tuple[str, int]]) -> None:
+def test_positions_lie_between_own_rank_and_queue_end(tasks: list[tuple[str, int]]) -> None:
     queue = backlog(*(task(owner, steps) for owner, steps in tasks))
     seen: dict[str, int] = {}
     for each in queue:

@@ -1,4 +1,4 @@
-"""Who gives way to whom, and who moves to a worker with room: cases, then any crowd, which comes to rest."""
+"""Preemption and rebalancing: cases, then random batches, in which moves terminate."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ class Scene:
         return [(move.worker, move.task) for move in rebalancing(self.registry, "m", self.tasks, now)]
 
 
-def test_the_least_urgent_gives_way_then_the_least_advanced() -> None:
+def test_lowest_priority_then_progress_is_preempted() -> None:
     scene = Scene()
     scene.worker("w")
     scene.runs("far", "w", step=30)
@@ -100,7 +100,9 @@ def test_the_least_urgent_gives_way_then_the_least_advanced() -> None:
         ({"preempt_count": MAX_PREEMPTIONS, "started": -1e6}, {"priority": 9}, 1, False),
     ],
 )
-def test_who_gives_way(running: dict[str, object], waiting: dict[str, object], margin: int, gives_way: bool) -> None:
+def test_which_task_is_preempted(
+    running: dict[str, object], waiting: dict[str, object], margin: int, gives_way: bool
+) -> None:
     scene = Scene()
     scene.worker("w")
     scene.runs("runs", "w", **running)
@@ -109,7 +111,7 @@ def test_who_gives_way(running: dict[str, object], waiting: dict[str, object], m
 
 
 @pytest.mark.parametrize("way", ["no checkpoints", "draining", "reserved"])
-def test_what_would_lose_its_steps_or_leaves_anyway_or_makes_no_room_stays(way: str) -> None:
+def test_unsuitable_workers_are_not_preempted(way: str) -> None:
     scene = Scene()
     worker = scene.worker("w", checkpoints=way != "no checkpoints")
     worker.draining = way == "draining"
@@ -119,7 +121,7 @@ def test_what_would_lose_its_steps_or_leaves_anyway_or_makes_no_room_stays(way: 
     assert scene.preemptions() == []
 
 
-def test_an_owner_displaces_its_own_only_where_the_slot_would_be_its_own() -> None:
+def test_owner_preempts_only_for_its_own_turn() -> None:
     scene = Scene()
     scene.worker("w")
     first = scene.waits("first", owner="a")
@@ -147,7 +149,7 @@ def test_an_owner_displaces_its_own_only_where_the_slot_would_be_its_own() -> No
         (None, 12, 0),  # nothing is known
     ],
 )
-def test_an_idle_worker_takes_over_what_finishes_sooner_there(
+def test_idle_worker_gets_tasks_that_finish_sooner_there(
     curve: list[tuple[int, float]] | None, crowd: int, moved: int
 ) -> None:
     scene = Scene()
@@ -159,7 +161,7 @@ def test_an_idle_worker_takes_over_what_finishes_sooner_there(
     assert moves == [("crowded", f"t{number:02}") for number in range(moved)], "those with most left to do"
 
 
-def test_a_worker_that_waits_for_a_task_that_must_be_alone_takes_over_nothing() -> None:
+def test_reserved_worker_gets_no_tasks() -> None:
     scene = Scene()
     scene.worker("crowded", curve=SOME)
     scene.worker("idle", curve=SOME).reserved_for = "another"
@@ -168,7 +170,7 @@ def test_a_worker_that_waits_for_a_task_that_must_be_alone_takes_over_nothing() 
     assert scene.rebalancing() == []
 
 
-def test_a_slow_newcomer_takes_over_nothing() -> None:
+def test_slow_new_worker_gets_no_running_tasks() -> None:
     scene = Scene()
     scene.worker("quick", curve=SOME)
     scene.worker("slow", curve=[(tasks, 4 * seconds) for tasks, seconds in SOME])
@@ -177,7 +179,7 @@ def test_a_slow_newcomer_takes_over_nothing() -> None:
     assert scene.rebalancing() == []
 
 
-def test_nothing_is_taken_over_while_others_are_on_their_way_or_shortly_before_the_end() -> None:
+def test_no_rebalancing_while_moves_are_pending() -> None:
     scene = Scene()
     scene.worker("crowded", curve=SOME)
     scene.worker("idle", curve=SOME)
@@ -199,7 +201,7 @@ def test_nothing_is_taken_over_while_others_are_on_their_way_or_shortly_before_t
     curve=st.sampled_from([SOME, FLAT, NO_GAIN]),
     steps=st.lists(st.integers(0, 39), min_size=48, max_size=48),
 )
-def test_take_overs_come_to_rest(
+def test_rebalancing_terminates(
     crowds: list[int], pace: list[float], curve: list[tuple[int, float]], steps: list[int]
 ) -> None:
     """With nobody coming or finishing, tasks move a bounded number of times, each towards the emptier worker."""

@@ -1,4 +1,4 @@
-"""The parts that the dispatcher is made of, where the dispatcher's own tests do not reach."""
+"""Parts of the scheduler, where its own tests do not reach."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def test_queue_keeps_order_positions_and_steps() -> None:
     assert repr(queue) == "<ModelQueue 2 of 3 tasks, 40 steps>"
 
 
-def test_place_prefers_the_emptiest_and_respects_model_silence_and_draining() -> None:
+def test_available_workers_are_ready_and_sorted_by_load() -> None:
     registry = WorkerRegistry(Workers())
     for w in (
         worker("busy", 4, held=3),
@@ -59,7 +59,7 @@ def test_place_prefers_the_emptiest_and_respects_model_silence_and_draining() ->
     assert repr(registry) == "<WorkerRegistry 6 workers, 6 of 17 slots assigned>"
 
 
-def test_window_forgets_and_adds_up() -> None:
+def test_window_rate_drops_expired_events() -> None:
     window = SlidingWindow()
     assert window.rate(0.0) == 0.0
     for second in range(120):

@@ -1,4 +1,4 @@
-"""The dispatcher, in words: from the queue to an answer, and what goes wrong on the way."""
+"""The scheduler: from the queue to a result, and failures on the way."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ from wire.messages import (
 )
 
 
-def test_a_task_goes_from_queue_to_answer() -> None:
+def test_task_runs_from_submission_to_completion() -> None:
     core = new_scheduler()
     assert assignments(core.handle(TasksSubmitted([task("t")]), 0.0)) == []
     [(worker, given)] = assignments(connect(core, "w", 4))
@@ -63,7 +63,7 @@ def test_priority_goes_first_then_age() -> None:
     assert [a.task for _, a in assignments(connect(core, "w", 3, 3.0))] == ["urgent", "old", "young"]
 
 
-def test_full_is_an_answer_for_all_images_or_none() -> None:
+def test_full_queue_rejects_a_request_as_a_whole() -> None:
     core = new_scheduler(Queue(max_tasks=3))
     core.handle(TasksSubmitted([task("1"), task("2")]), 0.0)
     with pytest.raises(QueueFull, match="3 images are waiting") as refusal:
@@ -73,7 +73,7 @@ def test_full_is_an_answer_for_all_images_or_none() -> None:
     core.handle(TasksSubmitted([task("5")]), 0.0)
 
 
-def test_cancelling_a_waiting_task_frees_its_place_and_a_held_one_its_slot_when_the_worker_lets_go() -> None:
+def test_cancelled_task_frees_its_slot_on_release() -> None:
     core = new_scheduler()
     connect(core, "w", 1)
     core.handle(TasksSubmitted([task("running"), task("waiting")]), 0.0)
@@ -82,11 +82,11 @@ def test_cancelling_a_waiting_task_frees_its_place_and_a_held_one_its_slot_when_
     core.handle(TasksSubmitted([task("next", 1.0)]), 1.0)
     effects = core.handle(TasksCancelled(["running"], "gone"), 2.0)
     assert SendMessage("w", Cancel(["running"])) in effects
-    assert assignments(effects) == [], "the slot is the worker's until it says that it let go"
+    assert assignments(effects) == [], "the slot is taken until the worker releases it"
     assert [a.task for _, a in assignments(receive(core, "w", Returned("running", 1), 2.1))] == ["next"]
 
 
-def test_a_dead_workers_tasks_go_to_another_in_their_old_order() -> None:
+def test_lost_workers_tasks_keep_their_order() -> None:
     core = new_scheduler()
     connect(core, "a", 2)
     core.handle(TasksSubmitted([task("1", 0.0)]), 0.0)
@@ -98,7 +98,7 @@ def test_a_dead_workers_tasks_go_to_another_in_their_old_order() -> None:
     assert [(a.task, a.attempt) for _, a in placed] == [("1", 2), ("2", 2), ("3", 1)]
 
 
-def test_a_silent_worker_gets_nothing_new_and_then_loses_its_tasks() -> None:
+def test_silent_worker_gets_no_tasks_then_loses_its_own() -> None:
     core = new_scheduler()
     connect(core, "w", 2, 0.0)
     core.handle(TasksSubmitted([task("held")]), 0.0)
@@ -107,13 +107,13 @@ def test_a_silent_worker_gets_nothing_new_and_then_loses_its_tasks() -> None:
     core.handle(Tick(), 10.5)
     assert core.registry.workers == {}
     assert core.tasks["held"].state is TaskState.QUEUED
-    # When it wakes up its answer is stale: it is told to introduce itself, and the task stays where it is.
+    # Its late result is stale: the balancer asks for a Hello, and the task stays in the queue.
     effects = receive(core, "w", Finished("held", 1), 11.0, (b"late",))
     assert updates(effects) == []
     assert any(isinstance(e, SendMessage) and isinstance(e.message, Reject) and not e.message.fatal for e in effects)
 
 
-def test_a_task_under_which_workers_die_runs_alone_and_then_fails_with_the_reason() -> None:
+def test_task_that_kills_workers_is_isolated_then_fails() -> None:
     core = new_scheduler(Queue(max_attempts=3))
     core.handle(TasksSubmitted([task("poison")]), 0.0)
     for attempt in (1, 2, 3):
@@ -132,7 +132,7 @@ def test_a_task_under_which_workers_die_runs_alone_and_then_fails_with_the_reaso
     assert set(core.tasks) == {"innocent"}
 
 
-def test_a_lone_task_waits_for_the_least_loaded_worker_to_empty_while_others_go_on() -> None:
+def test_isolated_task_waits_for_an_empty_worker() -> None:
     core = new_scheduler()
     suspect = task("suspect")
     suspect.crashes = 2
@@ -149,7 +149,7 @@ def test_a_lone_task_waits_for_the_least_loaded_worker_to_empty_while_others_go_
     assert [(w, a.task, a.alone) for w, a in assignments(effects)] == [(reserved.id, "suspect", True)]
 
 
-def test_a_task_that_had_not_started_is_not_blamed_for_the_death() -> None:
+def test_unstarted_task_is_not_blamed_for_a_crash() -> None:
     core = new_scheduler()
     core.handle(TasksSubmitted([task("t")]), 0.0)
     for n in range(5):
@@ -159,7 +159,7 @@ def test_a_task_that_had_not_started_is_not_blamed_for_the_death() -> None:
     assert core.tasks["t"].state is TaskState.QUEUED
 
 
-def test_a_returned_task_resumes_from_its_checkpoint_elsewhere() -> None:
+def test_preempted_task_resumes_on_another_worker() -> None:
     core = new_scheduler()
     connect(core, "a", 1)
     core.handle(TasksSubmitted([task("t")]), 0.0)
@@ -176,7 +176,7 @@ def test_a_returned_task_resumes_from_its_checkpoint_elsewhere() -> None:
 
 
 @pytest.mark.parametrize("state", ["queued", "running"])
-def test_a_late_task_expires_wherever_it_is(state: str) -> None:
+def test_late_task_expires_in_any_state(state: str) -> None:
     core = new_scheduler()
     core.handle(TasksSubmitted([task("t", timeout_s=5.0)]), 0.0)
     if state == "running":
@@ -197,7 +197,7 @@ def test_a_late_task_expires_wherever_it_is(state: str) -> None:
         (Hello(PROTOCOL, "w", "nothing", "cpu:0", 1), "no model 'nothing'"),
     ],
 )
-def test_a_worker_that_does_not_fit_is_refused_for_good(hello: Hello, reason: str) -> None:
+def test_incompatible_worker_is_rejected(hello: Hello, reason: str) -> None:
     core = new_scheduler()
     [send] = [e for e in receive(core, "w", hello) if isinstance(e, SendMessage)]
     assert isinstance(send.message, Reject)
@@ -206,18 +206,18 @@ def test_a_worker_that_does_not_fit_is_refused_for_good(hello: Hello, reason: st
     assert core.registry.workers == {}
 
 
-def test_a_reconnecting_worker_keeps_what_it_runs_and_drops_what_nobody_knows() -> None:
+def test_reconnecting_worker_keeps_its_running_tasks() -> None:
     core = new_scheduler()
     connect(core, "w", 4)
     core.handle(TasksSubmitted([task("kept"), task("lost")]), 0.0)
     effects = connect(core, "w", 4, 1.0, running={"kept": 1, "stranger": 1})
-    # What is given to others may still be on its way to this one.
+    # The lost assignment may still be on its way to this worker.
     assert SendMessage("w", Cancel(["stranger", "lost"])) in effects
     assert [(a.task, a.attempt) for _, a in assignments(effects)] == [("lost", 2)]
     assert core.registry.workers["w"].assigned == {"kept": 1, "lost": 2}
 
 
-def test_a_stranger_is_asked_once_for_all_that_it_had_sent_and_again_where_it_does_not_answer() -> None:
+def test_unknown_worker_is_asked_again_after_a_pause() -> None:
     core = new_scheduler()
     core.handle(TasksSubmitted([task("t")]), 0.0)
     times = [0.0] * 50 + [0.4, 0.6, 0.7]
@@ -231,12 +231,12 @@ def test_a_stranger_is_asked_once_for_all_that_it_had_sent_and_again_where_it_do
     assert core.counters["stranger"] == len(times)
     assert [(a.task, a.attempt) for _, a in assignments(connect(core, "w", 4, 0.8))] == [("t", 1)]
     core.handle(WorkerLost("w", "killed"), 0.9)
-    assert len(receive(core, "w", Heartbeat(running=1), 0.9)) == 1, "it was known meanwhile"
+    assert len(receive(core, "w", Heartbeat(running=1), 0.9)) == 1, "it was connected meanwhile"
     core.handle(Tick(), 5.0)
     assert len(receive(core, "w", Heartbeat(running=1), 5.0)) == 1
 
 
-def test_strangers_do_not_fill_the_memory() -> None:
+def test_number_of_unknown_workers_is_bounded() -> None:
     core = new_scheduler()
     asked = sum(len(receive(core, f"w{number}", Heartbeat(running=1))) for number in range(2000))
     assert asked == 1000
@@ -259,7 +259,7 @@ def test_eta_follows_from_measured_steps() -> None:
     assert core.estimate("unheard of") is None
 
 
-def test_a_lost_workers_task_goes_on_from_the_last_checkpoint_that_was_told() -> None:
+def test_lost_workers_task_resumes_from_last_checkpoint() -> None:
     core = new_scheduler()
     connect(core, "a", 1)
     one = task("t")
@@ -271,7 +271,7 @@ def test_a_lost_workers_task_goes_on_from_the_last_checkpoint_that_was_told() ->
     )
     assert (updates.step, updates.preview) == (8, b"picture")
     receive(core, "a", Progress("t", 1, 11, 20), 1.2)
-    # Made beside the loop, it comes late: older than the last one, it changes nothing.
+    # A checkpoint that arrives late is older than the last one, and changes nothing.
     [late] = progress_updates(receive(core, "a", Progress("t", 1, 6, 20, frames=1), 1.3, (b"state at 6",)))
     assert late.step == 11
     core.handle(WorkerLost("a", "killed"), 2.0)
@@ -283,7 +283,7 @@ def test_a_lost_workers_task_goes_on_from_the_last_checkpoint_that_was_told() ->
     assert sent_frames(effects) == [b"state at 8"]
 
 
-def test_sources_go_wherever_the_task_goes_and_before_its_checkpoint() -> None:
+def test_sources_are_sent_before_the_checkpoint() -> None:
     core = new_scheduler()
     drawn = task("t")
     drawn.sources = (b"pixels", b"mask")
@@ -298,7 +298,7 @@ def test_sources_go_wherever_the_task_goes_and_before_its_checkpoint() -> None:
     assert sent_frames(effects) == [b"pixels", b"mask", b"state"]
 
 
-def test_source_pictures_are_bounded_in_bytes_not_only_in_number() -> None:
+def test_source_images_are_bounded_in_bytes() -> None:
     core = new_scheduler(Queue(max_source_bytes=100 << 14))
 
     def with_source(name: str, size: int) -> Task:
@@ -311,10 +311,10 @@ def test_source_pictures_are_bounded_in_bytes_not_only_in_number() -> None:
         core.handle(TasksSubmitted([with_source("b", 60 << 14)]), 0.0)
     core.handle(TasksSubmitted([task("c")]), 0.0)
     core.handle(TasksCancelled(["a"], "client went away"), 0.0)
-    core.handle(TasksSubmitted([with_source("d", 500 << 14)]), 0.0)  # alone, a large one is better served than never
+    core.handle(TasksSubmitted([with_source("d", 500 << 14)]), 0.0)  # without others, a large one is accepted
 
 
-def test_a_worker_that_says_it_crashed_counts_against_what_it_ran() -> None:
+def test_reported_crash_counts_against_running_tasks() -> None:
     core = new_scheduler(Queue(max_attempts=2))
     core.handle(TasksSubmitted([task("t")]), 0.0)
     for name in ("a", "b"):
@@ -326,7 +326,7 @@ def test_a_worker_that_says_it_crashed_counts_against_what_it_ran() -> None:
     assert "2 workers died" in ended.message
 
 
-def test_the_outlook_rests_on_what_was_measured_for_the_size() -> None:
+def test_estimate_uses_the_curve_of_the_size() -> None:
     core = new_scheduler()
     connect(core, "w", 0)
     curves = [StepCurve(64, 64, 4, [(1, 0.1), (4, 0.2), (8, 0.1)]), StepCurve(128, 128, 1, [(1, 1.0)])]
@@ -334,5 +334,5 @@ def test_the_outlook_rests_on_what_was_measured_for_the_size() -> None:
     core.handle(TasksSubmitted([task("first"), task("second")]), 0.0)
     estimate = core.estimate("second")
     assert estimate is not None
-    # 20 steps before it at 4 / 0.2 s, then its own 20 steps of 0.2 s; what is past the cap does not count.
+    # 20 steps before it at 4 / 0.2 s, then its own 20 steps of 0.2 s; points above the cap do not count.
     assert estimate.eta_s == pytest.approx(20 / 20 + 20 * 0.2)

@@ -1,4 +1,4 @@
-"""The dispatcher, in words: who gives way, who takes over, who is stuck, and who is not let in."""
+"""The scheduler: preemption, rebalancing, stuck workers and rejected requests."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from wire.messages import (
 )
 
 
-def test_an_urgent_task_displaces_a_running_one_which_goes_on_where_it_was() -> None:
+def test_preempted_task_resumes_where_it_was() -> None:
     core = new_scheduler()
     connect(core, "w", 2)
     core.handle(TasksSubmitted([task("1"), task("2")]), 0.0)
@@ -53,7 +53,7 @@ def test_an_urgent_task_displaces_a_running_one_which_goes_on_where_it_was() -> 
     assert (core.counters["displaced"], core.counters["steps_redone"]) == (1, 0)
 
 
-def test_a_new_worker_takes_over_half_of_a_crowd() -> None:
+def test_new_worker_gets_half_of_the_running_tasks() -> None:
     core = new_scheduler()
     connect(core, "a", 4)
     receive(core, "a", Heartbeat(running=0, curves=CURVES))
@@ -79,7 +79,7 @@ def test_a_new_worker_takes_over_half_of_a_crowd() -> None:
     ("config", "grouped"),
     [(Queue(preempt_margin=None, rebalance=False), ()), (Queue(), ("m",)), (Queue(rebalance=False), ())],
 )
-def test_nothing_moves_where_it_must_not(config: Queue, grouped: tuple[str, ...]) -> None:
+def test_disabled_preemption_moves_nothing(config: Queue, grouped: tuple[str, ...]) -> None:
     core = new_scheduler(config, grouped=grouped)
     for worker in ("a", "b"):
         connect(core, worker, 4)
@@ -100,7 +100,7 @@ def beat(steps: int) -> Heartbeat:
     return Heartbeat(running=1, step_s=0.5, batch=1.0, counters=Counters(steps=steps))
 
 
-def test_a_worker_that_heartbeats_without_a_step_is_stuck_and_its_tasks_go_on_elsewhere() -> None:
+def test_stuck_workers_tasks_resume_on_another() -> None:
     core = new_scheduler(workers=Workers(stuck_factor=20.0, stuck_min_s=5.0))
     connect(core, "w", 1)
     core.handle(TasksSubmitted([task("t")]), 0.0)
@@ -126,7 +126,7 @@ def test_a_worker_that_heartbeats_without_a_step_is_stuck_and_its_tasks_go_on_el
 
 
 @pytest.mark.parametrize("sign", ["step", "finished", "message", "idle", "silent", "was silent", "new work"])
-def test_what_is_not_stuck(sign: str) -> None:
+def test_signs_of_progress_prevent_stuck(sign: str) -> None:
     core = new_scheduler(workers=Workers(stuck_factor=2.0, stuck_min_s=5.0))
     connect(core, "w", 2)
     if sign != "idle":
@@ -145,7 +145,7 @@ def test_what_is_not_stuck(sign: str) -> None:
     assert core.counters["workers_stuck"] == 0
 
 
-def test_a_task_under_which_workers_hang_fails_like_one_under_which_they_die() -> None:
+def test_task_that_hangs_workers_fails() -> None:
     core = new_scheduler(Queue(max_attempts=2), Workers(stuck_min_s=5.0))
     core.handle(TasksSubmitted([task("t")]), 0.0)
     for attempt, name in ((1, "a"), (2, "b")):
@@ -159,7 +159,7 @@ def test_a_task_under_which_workers_hang_fails_like_one_under_which_they_die() -
     assert ended.state is TaskState.FAILED
 
 
-def test_a_request_that_would_be_too_late_is_refused_with_the_time_it_would_take() -> None:
+def test_unreachable_deadline_is_rejected_with_its_eta() -> None:
     core = new_scheduler(Queue(deadline_slack=1.5))
     core.handle(TasksSubmitted([task("unmeasured", timeout_s=0.1)]), 0.0)
     connect(core, "w", 1)
@@ -192,7 +192,7 @@ def test_the_queue_is_bounded_in_seconds_of_work() -> None:
     assert core.counters["refused"] == 1
 
 
-def test_a_task_from_an_earlier_life_goes_on_from_its_checkpoint() -> None:
+def test_task_of_an_earlier_process_resumes() -> None:
     core = new_scheduler()
     resumed = task("t")
     resumed.resume_from(Checkpoint(12, 20, (b"state",)))
@@ -204,7 +204,7 @@ def test_a_task_from_an_earlier_life_goes_on_from_its_checkpoint() -> None:
     assert (core.tasks["t"].step, core.counters["steps_redone"]) == (12, 0)
 
 
-def test_one_owners_flood_does_not_hold_up_anothers_request() -> None:
+def test_flood_of_one_owner_does_not_delay_another() -> None:
     core = new_scheduler()
     connect(core, "w", 1)
     core.handle(TasksSubmitted([task(f"flood{n}") for n in range(50)]), 0.0)

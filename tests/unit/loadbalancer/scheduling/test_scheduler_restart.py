@@ -1,4 +1,4 @@
-"""A balancer that begins anew: what workers still run for the one before it goes on there."""
+"""A restarted balancer: workers continue the tasks of the process before it."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def cancels(effects: list[Effect]) -> list[str]:
     ]
 
 
-def test_what_a_worker_still_runs_goes_on_there_and_its_picture_counts() -> None:
+def test_claimed_task_continues_and_its_image_counts() -> None:
     core = resumed("t")
     effects = connect(core, "w", 4, 0.1, {"t": 2})
     assert (assignments(effects), cancels(effects)) == ([], [])
@@ -72,7 +72,7 @@ def test_what_a_worker_still_runs_goes_on_there_and_its_picture_counts() -> None
         ({"t": 2**31 - 1}, "nor so high"),
     ],
 )
-def test_what_cannot_go_on_is_cancelled(claim: dict[str, int], why: str) -> None:
+def test_invalid_claim_is_cancelled(claim: dict[str, int], why: str) -> None:
     core = resumed("given")
     connect(core, "quick", 1, 0.0)
     [(_, given)] = assignments(core.handle(Tick(), HOLD_S))
@@ -87,7 +87,7 @@ def test_what_cannot_go_on_is_cancelled(claim: dict[str, int], why: str) -> None
     assert core.tasks["t"].state is TaskState.QUEUED
 
 
-def test_a_worker_of_another_model_does_not_get_it() -> None:
+def test_claim_of_another_models_worker_is_cancelled() -> None:
     core = Scheduler({"m": Scaling(), "n": Scaling()}, Queue(), Workers(), hold_s=HOLD_S)
     core.handle(TasksSubmitted([_resumed("t")]), 0.0)
     effects = receive(core, "w", Hello(PROTOCOL, "w", "n", "sim:0", 1, [("t", 1)]))
@@ -95,7 +95,7 @@ def test_a_worker_of_another_model_does_not_get_it() -> None:
     assert core.tasks["t"].state is TaskState.QUEUED
 
 
-def test_of_two_that_claim_a_task_one_goes_on_and_later_attempts_are_above_both() -> None:
+def test_first_of_two_claims_continues() -> None:
     core = resumed("t")
     connect(core, "a", 1, 0.0, {"t": 1})
     assert cancels(connect(core, "b", 1, 0.1, {"t": 4})) == ["t"]
@@ -106,7 +106,7 @@ def test_of_two_that_claim_a_task_one_goes_on_and_later_attempts_are_above_both(
     assert any(isinstance(u, TaskCompleted) for u in updates(receive(core, "b", Finished("t", 5), HOLD_S, (b"image",))))
 
 
-def test_nothing_is_given_out_before_the_workers_can_have_said_what_they_run() -> None:
+def test_no_assignments_before_claims_can_arrive() -> None:
     core = resumed("t", "u")
     assert assignments(connect(core, "idle", 4, 0.1)) == []
     assert cancels(connect(core, "w", 4, 1.0, {"t": 1})) == []
@@ -114,14 +114,14 @@ def test_nothing_is_given_out_before_the_workers_can_have_said_what_they_run() -
     assert [(w, a.task) for w, a in assignments(core.handle(Tick(), HOLD_S))] == [("idle", "u")]
 
 
-def test_when_all_was_named_nothing_waits_any_more() -> None:
+def test_assignments_start_once_all_is_claimed() -> None:
     core = resumed("t")
     core.handle(TasksSubmitted([task("plain")]), 0.0)
     assert assignments(connect(core, "idle", 4, 0.1)) == []
     assert [(w, a.task) for w, a in assignments(connect(core, "w", 4, 0.2, {"t": 1}))] == [("idle", "plain")]
 
 
-def test_what_was_given_out_in_this_life_does_not_go_on_elsewhere() -> None:
+def test_task_assigned_by_this_process_is_not_claimed() -> None:
     core = resumed("t")
     connect(core, "quick", 1, HOLD_S)
     core.handle(WorkerLost("quick", "killed"), HOLD_S)
@@ -131,12 +131,12 @@ def test_what_was_given_out_in_this_life_does_not_go_on_elsewhere() -> None:
     assert [(a.task, a.attempt) for _, a in assignments(effects)] == [("t", 2)]
 
 
-def test_what_had_not_begun_waits_for_nobody() -> None:
+def test_unstarted_task_is_assigned_at_once() -> None:
     core = resumed("t", begun=False)
     assert [a.task for _, a in assignments(connect(core, "w", 4, 0.1))] == ["t"]
 
 
-def test_a_worker_that_comes_back_once_more_keeps_what_it_goes_on_with() -> None:
+def test_worker_that_reconnects_twice_keeps_its_claim() -> None:
     core = resumed("t")
     connect(core, "w", 1, 0.0, {"t": 1})
     assert cancels(connect(core, "w", 1, 0.1, {"t": 1})) == []
@@ -145,7 +145,7 @@ def test_a_worker_that_comes_back_once_more_keeps_what_it_goes_on_with() -> None
     assert [(a.task, a.attempt, a.step) for _, a in assignments(effects)] == [("t", 2, 5)], "it came back without it"
 
 
-def test_it_ends_as_any_task_does() -> None:
+def test_claimed_tasks_end_like_others() -> None:
     core = resumed("t", "u", "v")
     connect(core, "w", 4, 0.0, {"t": 1, "u": 2, "v": 3})
     assert cancels(core.handle(TasksCancelled(["t"], "cancelled"), 0.1)) == ["t"]
@@ -157,7 +157,7 @@ def test_it_ends_as_any_task_does() -> None:
     assert not core.tasks
 
 
-def test_slots_of_what_goes_on_are_taken() -> None:
+def test_claimed_tasks_take_slots() -> None:
     core = resumed("t", "u", "x")
     connect(core, "w", 2, 0.0, {"t": 1, "u": 1})
     receive(core, "w", Pull(2), HOLD_S)

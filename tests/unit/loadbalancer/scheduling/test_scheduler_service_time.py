@@ -1,5 +1,6 @@
-"""The dispatcher with workers that do as they are told, come, hang, die and are asked to hand back: all is served in
-the end, nothing is done twice but what a death cost, and nothing moves for ever.
+"""The scheduler with random honest workers that connect, hang, die and preempt.
+
+Every task ends, only a death repeats work, and preemption terminates.
 """
 
 from __future__ import annotations
@@ -48,7 +49,7 @@ CURVES = [StepCurve(64, 64, 4, [(1, 0.1), (4, STEP_S)])]
 
 
 class Machine:
-    """A worker process: runs what it is given, a step at a time, and checks that it goes on where the task was."""
+    """A worker process that runs its tasks step by step, and checks that they resume where they were."""
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -58,49 +59,49 @@ class Machine:
         self.inbox: list[SendMessage] = []
 
     def read(self) -> list[tuple[ToBalancer, tuple[bytes, ...]]]:
-        """Do as the messages say; what it answers."""
-        said: list[tuple[ToBalancer, tuple[bytes, ...]]] = []
+        """Process the messages; return the answers."""
+        answers: list[tuple[ToBalancer, tuple[bytes, ...]]] = []
         for send in self.inbox:
             match send.message:
                 case Assign(tasks):
                     frames = iter(send.frames)
                     for given in tasks:
                         at = int(bytes(next(frames))) if given.frames else 0
-                        assert at == given.step, "the state that came is that of the step it was said to be"
+                        assert at == given.step, "the checkpoint is that of the reported step"
                         self.tasks[given.task] = given, at
-                        said.append((Started(given.task, given.attempt), ()))
+                        answers.append((Started(given.task, given.attempt), ()))
                 case Cancel(tasks) | Yield(tasks):
                     for name in tasks:
                         if name in self.tasks:
                             given, at = self.tasks.pop(name)
-                            said.append((Returned(name, given.attempt, at, 1), (b"%d" % at,)))
+                            answers.append((Returned(name, given.attempt, at, 1), (b"%d" % at,)))
                 case _:
                     pass
         self.inbox.clear()
-        return said
+        return answers
 
     def step(self) -> list[tuple[ToBalancer, tuple[bytes, ...]]]:
-        """Advance everything by a step and send every state away."""
-        said: list[tuple[ToBalancer, tuple[bytes, ...]]] = []
+        """Advance every task by a step, and send every checkpoint."""
+        answers: list[tuple[ToBalancer, tuple[bytes, ...]]] = []
         self.steps += bool(self.tasks)
         for name, (given, at) in list(self.tasks.items()):
             if at + 1 == given.inputs.steps:
                 del self.tasks[name]
-                said.append((Finished(name, given.attempt), (b"image",)))
+                answers.append((Finished(name, given.attempt), (b"image",)))
             else:
                 self.tasks[name] = given, at + 1
                 progress = Progress(name, given.attempt, at + 1, given.inputs.steps, frames=1)
-                said.append((progress, (b"%d" % (at + 1),)))
-        return said
+                answers.append((progress, (b"%d" % (at + 1),)))
+        return answers
 
 
-class Service(RuleBasedStateMachine):
+class SchedulerMachine(RuleBasedStateMachine):
     @initialize()
     def start(self) -> None:
         self.core = new_scheduler(Queue(max_tasks=40), Workers(lost_after_s=30.0, stuck_factor=4.0, stuck_min_s=5.0))
         self.now = 0.0
         self.machines: dict[str, Machine] = {}
-        self.born = 0
+        self.connected = 0
         self.submitted: dict[str, Task] = {}
         self.ends: dict[str, TaskCompleted | TaskEnded] = {}
         self.join()
@@ -113,22 +114,22 @@ class Service(RuleBasedStateMachine):
             if isinstance(effect, SendMessage) and effect.worker in self.machines:
                 self.machines[effect.worker].inbox.append(effect)
 
-    def say(self, machine: Machine, said: list[tuple[ToBalancer, tuple[bytes, ...]]]) -> None:
-        for message, frames in said:
+    def send(self, machine: Machine, answers: list[tuple[ToBalancer, tuple[bytes, ...]]]) -> None:
+        for message, frames in answers:
             self.run(self.core.handle(MessageReceived(machine.name, FromWorker(message, frames)), self.now))
 
-    def beat(self, machine: Machine) -> None:
+    def send_heartbeat(self, machine: Machine) -> None:
         counters = Counters(steps=machine.steps)
-        self.say(machine, [(Heartbeat(len(machine.tasks), STEP_S, 4.0, 0, counters, CURVES), ())])
+        self.send(machine, [(Heartbeat(len(machine.tasks), STEP_S, 4.0, 0, counters, CURVES), ())])
 
     @precondition(lambda self: len(self.machines) < 3)
     @rule()
     def join(self) -> None:
-        self.born += 1
-        machine = self.machines[f"w{self.born}"] = Machine(f"w{self.born}")
+        self.connected += 1
+        machine = self.machines[f"w{self.connected}"] = Machine(f"w{self.connected}")
         hello = Hello(PROTOCOL, machine.name, "m", "sim:0", 1, [], About(checkpoints=True))
-        self.say(machine, [(hello, ()), (Pull(4), ())])
-        self.beat(machine)
+        self.send(machine, [(hello, ()), (Pull(4), ())])
+        self.send_heartbeat(machine)
 
     @rule(
         count=st.integers(1, 4),
@@ -149,14 +150,14 @@ class Service(RuleBasedStateMachine):
 
     @rule(steps=st.integers(1, 12))
     def work(self, steps: int) -> None:
-        """Time passes; each machine that does not hang steps."""
+        """Let time pass; each machine that does not hang makes steps."""
         for _ in range(steps):
             self.now += STEP_S
             for machine in list(self.machines.values()):
                 if not machine.hangs:
-                    self.say(machine, machine.read())
-                    self.say(machine, machine.step())
-                self.beat(machine)
+                    self.send(machine, machine.read())
+                    self.send(machine, machine.step())
+                self.send_heartbeat(machine)
             self.run(self.core.handle(Tick(), self.now))
 
     @precondition(lambda self: len(self.machines) > 1)
@@ -190,7 +191,7 @@ class Service(RuleBasedStateMachine):
         assert not (waits and any(worker.free_slots for worker in ready))
 
     def teardown(self) -> None:
-        """Left alone with one good worker, it ends everything."""
+        """With one good worker, every task ends."""
         if not hasattr(self, "core"):
             return
         for name in [name for name, machine in self.machines.items() if machine.hangs]:
@@ -206,18 +207,18 @@ class Service(RuleBasedStateMachine):
         assert set(self.ends) == set(self.submitted)
         crashed = {name for name, task in self.submitted.items() if task.crashes >= 3}
         assert {name for name, end in self.ends.items() if isinstance(end, TaskEnded)} == crashed
-        assert self.core.counters["steps_redone"] == 0, "every state was sent away: nothing had to be done twice"
+        assert self.core.counters["steps_redone"] == 0, "every checkpoint was sent, so no step is repeated"
         assert all(not worker.assigned for worker in self.core.registry), "no slot leaked"
 
 
-Service.TestCase.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
-TestService = Service.TestCase
+SchedulerMachine.TestCase.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
+TestSchedulerMachine = SchedulerMachine.TestCase
 
 
 @pytest.mark.parametrize("owners", [2, 5])
-def test_under_ten_times_the_load_every_owner_gets_its_share(owners: int) -> None:
-    """Each sends as much as it may; what they are given differs by no more than a batch."""
-    service = Service()
+def test_overload_every_owner_gets_its_share(owners: int) -> None:
+    """Each owner fills its room; the completed tasks differ by at most a batch."""
+    service = SchedulerMachine()
     service.start()
     names = [f"o{number}" for number in range(owners)]
     image = ImageInputs("a", 64, 64, 8, guidance_scale=3.0, seed=1, scheduler="ddim")

@@ -1,4 +1,4 @@
-"""The dispatcher in random histories, in which nothing may be lost, doubled or over-committed."""
+"""The scheduler in random histories: no task is lost, duplicated or over-committed."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ from wire.messages import (
 
 
 class Histories(RuleBasedStateMachine):
-    """Two workers, any number of tasks, every message in every order, honest and stale and invented."""
+    """Two workers and any number of tasks, with honest, stale and forged messages in any order."""
 
     tasks = Bundle("tasks")
 
@@ -53,12 +53,12 @@ class Histories(RuleBasedStateMachine):
         self.now = self.held_until = 0.0
         self.made = 0
         self.durable: set[str] = set()
-        #: What has no room in the queue of a new balancer yet.
+        #: Durable tasks that have no room in the new queue yet.
         self.on_disk: list[Task] = []
         self.accepted: set[str] = set()
         self.ended: dict[str, int] = {}
         self.capacity: dict[str, int] = {}
-        #: What each worker process believes it holds: task -> attempt.
+        #: Attempt of each task that a worker process believes to hold.
         self.believed: dict[str, dict[str, int]] = {}
 
     def fresh_core(self) -> Scheduler:
@@ -87,10 +87,10 @@ class Histories(RuleBasedStateMachine):
         try:
             self.run(self.core.handle(TasksSubmitted([submitted]), self.now))
         except DeadlineUnreachable:
-            assert timeout_s == 3.0, "only what is short of time is refused for it"
+            assert timeout_s == 3.0, "only a short deadline is rejected for it"
             return name
         except QueueFull:
-            assert len(self.core.queues["m"]) >= 8, "what comes back from a worker is never refused"
+            assert len(self.core.queues["m"]) >= 8, "only a full queue rejects"
             return name
         self.accepted.add(name)
         if durable:
@@ -99,7 +99,7 @@ class Histories(RuleBasedStateMachine):
 
     @rule(saved=st.booleans())
     def restart(self, saved: bool) -> None:
-        """The balancer dies: the workers go on, plain requests are over, and what is durable comes from the disk."""
+        """The balancer dies: workers continue, plain requests end, and durable tasks come from disk."""
         before, self.core = self.core.tasks, self.fresh_core()
         self.accepted -= before.keys() - self.durable
         for name in sorted(before.keys() & self.durable):
@@ -125,11 +125,11 @@ class Histories(RuleBasedStateMachine):
     def connect(self, worker: str, slots: int) -> None:
         held = self.believed.setdefault(worker, {})
         waiting = {t for t in held if t in self.core.tasks and self.core.tasks[t].state is TaskState.QUEUED}
-        gone_on = {t: held[t] for t in waiting if self.core.tasks[t].attempt == 0}
+        claimed = {t: held[t] for t in waiting if self.core.tasks[t].attempt == 0}
         self.run(connect(self.core, worker, slots, self.now, held))
-        for name, attempt in gone_on.items():
+        for name, attempt in claimed.items():
             assert (self.core.tasks[name].worker, self.core.tasks[name].attempt) == (worker, attempt)
-            assert held[name] == attempt, "it is not given to it anew"
+            assert held[name] == attempt, "it is not assigned again"
         self.capacity[worker] = slots
 
     @rule(worker=st.sampled_from("ab"), slots=st.integers(0, 4))
@@ -137,7 +137,7 @@ class Histories(RuleBasedStateMachine):
         self.run(receive(self.core, worker, Pull(slots), self.now))
 
     @rule(worker=st.sampled_from("ab"), name=tasks, kind=st.sampled_from(["started", "progress", "saved", "beat"]))
-    def speak(self, worker: str, name: str, kind: str) -> None:
+    def report(self, worker: str, name: str, kind: str) -> None:
         attempt = self.believed.get(worker, {}).get(name, 1)
         messages: dict[str, ToBalancer] = {
             "started": Started(name, attempt),
@@ -148,7 +148,7 @@ class Histories(RuleBasedStateMachine):
         self.run(receive(self.core, worker, messages[kind], self.now, (b"state",) if kind == "saved" else ()))
 
     @rule(worker=st.sampled_from("ab"), name=tasks, kind=st.sampled_from(["finished", "failed", "returned", "moved"]))
-    def let_go(self, worker: str, name: str, kind: str) -> None:
+    def release(self, worker: str, name: str, kind: str) -> None:
         attempt = self.believed.get(worker, {}).pop(name, 1)
         messages: dict[str, tuple[ToBalancer, tuple[bytes, ...]]] = {
             "finished": (Finished(name, attempt), (b"image",)),
@@ -167,7 +167,7 @@ class Histories(RuleBasedStateMachine):
             assert self.core.counters["done"] == before
 
     @rule(worker=st.sampled_from("ab"), peaceful=st.booleans())
-    def leave(self, worker: str, peaceful: bool) -> None:
+    def disconnect(self, worker: str, peaceful: bool) -> None:
         self.believed.pop(worker, None)
         self.run(
             receive(self.core, worker, Bye("told"), self.now)
@@ -176,7 +176,7 @@ class Histories(RuleBasedStateMachine):
         )
 
     @rule(name=consumes(tasks))
-    def abandon(self, name: str) -> None:
+    def cancel(self, name: str) -> None:
         self.run(self.core.handle(TasksCancelled([name], "client went away"), self.now))
         if name in [task.id for task in self.on_disk]:
             self.on_disk = [task for task in self.on_disk if task.id != name]

@@ -1,4 +1,4 @@
-"""What is counted of arrivals and waits, and what work there is: by hand, at random, and through the dispatcher."""
+"""Counters and work estimates: by cases, at random, and through the scheduler."""
 
 from __future__ import annotations
 
@@ -36,9 +36,7 @@ def measured(scaling: Scaling | None = None) -> Scheduler:
 
 
 @given(st.lists(st.tuples(st.floats(0.0, 3.0), st.integers(1, 5)), max_size=80), st.floats(0.0, 30.0))
-def test_a_window_counts_what_came_in_its_time_exact_to_a_second(
-    steps: list[tuple[float, int]], silence: float
-) -> None:
+def test_window_count_is_exact_to_a_second(steps: list[tuple[float, int]], silence: float) -> None:
     window, now, events = SlidingWindow(SPAN_S), 1000.0, []
     for pause, count in steps:
         now += pause
@@ -53,7 +51,7 @@ def test_a_window_counts_what_came_in_its_time_exact_to_a_second(
     assert window.count(now + SPAN_S + 1) == 0
 
 
-def test_arrivals_are_counted_over_the_models_own_times() -> None:
+def test_arrivals_are_counted_over_configured_periods() -> None:
     rates = ModelCounters(Scaling(look_back_period_s=10, rate_window_s=100))
     for second in range(200):
         rates.on_arrival((64, 64), 20, 2, second + 0.5)
@@ -63,14 +61,14 @@ def test_arrivals_are_counted_over_the_models_own_times() -> None:
 
 
 @pytest.mark.parametrize(("waits", "late"), [([], 0), ([0.0, 5.0], 0), ([5.1], 1), ([4.0, 6.0, 60.0], 2)])
-def test_who_waited_too_long(waits: list[float], late: int) -> None:
+def test_late_starts_are_counted(waits: list[float], late: int) -> None:
     rates = ModelCounters(Scaling(slo=Slo(max_wait_s=5.0)))
     for wait in waits:
         rates.on_start(wait)
     assert (rates.started_total, rates.started_late_total) == (len(waits), late)
 
 
-def test_mean_work_is_of_the_last_two_hundred() -> None:
+def test_mean_work_covers_the_last_200_arrivals() -> None:
     rates, costs = ModelCounters(Scaling()), CostModel()
     assert rates.mean_work_s(costs) is None
     rates.on_arrival((64, 64), 100, 300, 0.0)
@@ -87,7 +85,7 @@ def test_mean_work_is_of_the_last_two_hundred() -> None:
     st.lists(st.tuples(st.sampled_from([(64, 64), (128, 64), (32, 32)]), st.integers(1, 50)), max_size=30),
     st.integers(0, 30),
 )
-def test_work_adds_up_whatever_runs_and_whatever_waits(sizes: list[tuple[tuple[int, int], int]], split: int) -> None:
+def test_backlog_work_sums_running_and_waiting(sizes: list[tuple[tuple[int, int], int]], split: int) -> None:
     worker = Worker(Hello(PROTOCOL, "w", "m", "sim:0", 1), 0.0)
     curves = [StepCurve(64, 64, 4, [(1, 0.5), (4, 1.0)]), StepCurve(128, 64, 4, [(1, 2.0)])]
     worker.on_heartbeat(Heartbeat(running=0, curves=curves), 0.0)
@@ -106,7 +104,7 @@ def test_work_adds_up_whatever_runs_and_whatever_waits(sizes: list[tuple[tuple[i
     assert backlog_work_s(queue, tasks[:split], costs) == pytest.approx(expected)
 
 
-def test_the_way_of_a_task_through_the_numbers() -> None:
+def test_snapshot_follows_a_task() -> None:
     core = measured(Scaling(look_back_period_s=10, rate_window_s=60, slo=Slo(max_wait_s=3)))
     seen = stats(core, 0.0)
     assert (seen.batch_cap, seen.batch_slowdown, seen.backlog_work_s, seen.mean_work_s) == (4, 4.0, 0.0, None)
@@ -131,7 +129,7 @@ def test_the_way_of_a_task_through_the_numbers() -> None:
     assert stats(core, 12.0).arrivals_short_window == 0
 
 
-def test_what_was_measured_last_stands_when_the_last_worker_goes() -> None:
+def test_snapshot_keeps_costs_without_workers() -> None:
     core = measured()
     core.handle(WorkerLost("w", "it was told to go"), 5.0)
     core.handle(Tick(), 6.0)
@@ -141,7 +139,7 @@ def test_what_was_measured_last_stands_when_the_last_worker_goes() -> None:
     assert (seen.queued, seen.oldest_wait_s) == (1, 1.0)
 
 
-def test_only_what_was_made_in_one_go_is_learnt_from_but_all_of_it_is_on_record() -> None:
+def test_interrupted_task_is_recorded_not_learned() -> None:
     core = measured()
     core.handle(TasksSubmitted([task("t")]), 0.0)
     receive(core, "w", Started("t", 1), 1.0)

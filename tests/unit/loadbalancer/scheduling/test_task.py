@@ -1,4 +1,4 @@
-"""The table of states."""
+"""The table of transitions."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from wire.messages import ImageInputs
 INPUTS = ImageInputs("a seven", 64, 64, steps=20, guidance_scale=3.0, seed=1, scheduler="ddim")
 
 
-def test_the_table_names_every_state_and_every_state_can_be_reached() -> None:
+def test_every_state_is_listed_and_reachable() -> None:
     assert set(TRANSITIONS) == set(TaskState)
     reached = {TaskState.QUEUED}
     for _ in TaskState:
@@ -21,7 +21,7 @@ def test_the_table_names_every_state_and_every_state_can_be_reached() -> None:
 
 
 @pytest.mark.parametrize(("start", "to"), list(itertools.product(TaskState, TaskState)))
-def test_a_task_moves_by_the_table_and_only_so(start: TaskState, to: TaskState) -> None:
+def test_only_listed_transitions_are_allowed(start: TaskState, to: TaskState) -> None:
     task = Task("t", "m", INPUTS, 0.0, 1.0, state=start)
     if to in TRANSITIONS[start]:
         task.transition(to, 1.0, "why not")
@@ -33,7 +33,7 @@ def test_a_task_moves_by_the_table_and_only_so(start: TaskState, to: TaskState) 
         assert task.state is start
 
 
-def test_an_illegal_move_tells_the_tasks_story() -> None:
+def test_invalid_transition_quotes_the_history() -> None:
     task = Task("t", "m", INPUTS, 0.0, 1.0)
     task.transition(TaskState.ASSIGNED, 1.0, "to w1, attempt 1")
     task.transition(TaskState.DONE, 2.5, "finished")
