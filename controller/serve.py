@@ -116,8 +116,8 @@ async def _serve(
     console.devices(slots, [str(gpu) for gpu in gpus])
     console.line(f"models: {', '.join(settings.models)}; logs: {log_dir(settings.data_dir)}")
     balancer = _balancer(settings)
-    pool = build_pool(settings, machine, load_measured_memory(settings.data_dir))
-    pool.occupied = {child.device for child in adopted}
+    measured = load_measured_memory(settings.data_dir)
+    pool = build_pool(settings, machine, measured, occupied={child.device for child in adopted})
     autoscaler = Brain(models, pool)
     control_plane = ControlPlaneAgent(
         settings,

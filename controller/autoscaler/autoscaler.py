@@ -122,6 +122,14 @@ class Brain:
         self.paused = False
         self._now = 0.0
 
+    def set_overrides(self, *, paused: bool, held: Mapping[str, Decision], rules: Mapping[str, Rule]) -> None:
+        """Apply a pause, overridden decisions by model, and the rolling update rule of each model."""
+        self.paused = paused
+        for name, model in self.models.items():
+            if model.held is not None and name not in held:
+                model.decided_at = -math.inf
+            model.held, model.rule = held.get(name), rules[name]
+
     def think(self, look: Callable[[str], Observation], now: float) -> Thought:
         """Decide where it is time to, and plan. `look` gives what is seen of a model."""
         self._now = now

@@ -35,8 +35,12 @@ class Pool:
         margin: float = 0.1,
         share: bool = False,
         measured: Mapping[str, int] | None = None,
+        occupied: Collection[str] = (),
     ) -> None:
-        """`margin` is left beside what was `measured`, in bytes by what the workers load (`Model.weights`)."""
+        """`margin` is left beside what was `measured`, in bytes by what the workers load (`Model.weights`).
+
+        `occupied` are the devices of adopted workers.
+        """
         self._devices = {device.name: device for device in devices}
         self._margin = margin
         self.share = share
@@ -48,7 +52,7 @@ class Pool:
         self._by_pid: dict[int, int] = {}
         #: The devices as they were last, and those where workers are.
         self.current: Mapping[str, Device] = dict(self._devices)
-        self.occupied: Collection[str] = ()
+        self.occupied = occupied
 
     def __repr__(self) -> str:
         return f"Pool({len(self._devices)} devices, {self._troubles})"

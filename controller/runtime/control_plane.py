@@ -148,18 +148,16 @@ class ControlPlaneAgent:
 
     def _apply_overrides(self) -> None:
         """Pass the overrides to the autoscaler."""
-        self._autoscaler.paused = self._overrides.paused_since is not None
         offset = time.monotonic() - time.time()
-        for name, model in self._autoscaler.models.items():
-            hold, before = self._overrides.holds.get(name), self._overrides.renew_before.get(name)
-            if model.held is not None and hold is None:
-                model.decided_at = float("-inf")
-            model.held = None if hold is None else held(hold)
-            model.rule = Rule(
-                generation(self.settings, name),
-                model.scaling.max_worker_age_s,
-                None if before is None else before + offset,
-            )
+        replaced_before = {name: before + offset for name, before in self._overrides.renew_before.items()}
+        self._autoscaler.set_overrides(
+            paused=self._overrides.paused_since is not None,
+            held={name: held(hold) for name, hold in self._overrides.holds.items()},
+            rules={
+                name: Rule(generation(self.settings, name), model.scaling.max_worker_age_s, replaced_before.get(name))
+                for name, model in self._autoscaler.models.items()
+            },
+        )
 
     def _limits(self) -> dict[str, Limits]:
         return {name: model.limits for name, model in self._autoscaler.models.items()}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from configs.scaling import Scaling
@@ -44,10 +44,14 @@ def build_machine(settings: Settings, gpus: Sequence[Device], cores: int) -> Mac
     return Machine(gpus, slots, [Device(f"sim:{number}", size) for number, size in enumerate(sizes)])
 
 
-def build_pool(settings: Settings, machine: Machine, load_measured_memory: Mapping[str, int]) -> Pool:
+def build_pool(
+    settings: Settings, machine: Machine, measured: Mapping[str, int], occupied: Collection[str] = ()
+) -> Pool:
     """Return the pool. `measured` is the memory that workers needed, by `Model.weights`."""
     devices = settings.devices
-    return Pool(machine.devices, margin=devices.memory_margin, share=devices.share, measured=load_measured_memory)
+    return Pool(
+        machine.devices, margin=devices.memory_margin, share=devices.share, measured=measured, occupied=occupied
+    )
 
 
 def build_models(settings: Settings, machine: Machine) -> dict[str, Model]:

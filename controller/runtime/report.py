@@ -16,7 +16,7 @@ from controller.autoscaler.overrides import Standing
 from controller.planning.plan import Plan
 from controller.planning.rolling_update import outdated, told
 from controller.planning.standby import ready
-from controller.types import Device, Observation, Replica, Stage
+from controller.types import Observation, Replica, Stage
 from wire.scaling import (
     MAX_DECISIONS,
     MAX_DECISIONS_PER_REPORT,
@@ -153,7 +153,7 @@ def _replica(state: ReportInput, model: Model, replica: Replica) -> ReplicaRecor
 def _devices(state: ReportInput) -> list[DeviceRecord]:
     """Return every device that a worker may have, or has."""
     replicas = [replica for observed in state.observations.values() for replica in observed.replicas]
-    known: dict[str, Device] = state.autoscaler.pool.look(replicas, state.now)
+    known = state.autoscaler.pool.current
     slots = [slot for model in state.autoscaler.models.values() for slot in model.slots]
     workers: dict[str, list[str]] = {name: [] for name in [*known, *slots]}
     for replica in replicas:
