@@ -132,7 +132,9 @@ def table(report: dict[str, Any]) -> Table:
         weakest = sorted(shares["apart"].items(), key=lambda item: item[1])[:3]
         weak_groups = ", ".join(f"{group} {share:.0%}" for group, share in weakest if share < 1)
         shown.add_row(name, f"{shares['all']:.1%}", str(shares["of"]), weak_groups)
-    shown.add_row("the judge itself", f"{report['judge_on_true_pictures']:.1%}", "", "true pictures that it never saw")
+    shown.add_row(
+        "classifier alone", f"{report['judge_on_true_pictures']:.1%}", "", "true images not in its training set"
+    )
     return shown
 
 
@@ -159,7 +161,7 @@ def grid(engine: DiffusionEngine, scale: int = 2) -> Image.Image:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="builtin:digits", help="builtin:NAME or a folder")
-    parser.add_argument("--seeds", type=int, default=20, help="pictures of each digit and of each pair of colours")
+    parser.add_argument("--seeds", type=int, default=20, help="images of each digit and of each pair of colours")
     parser.add_argument("--device", default="cpu", help="cpu or cuda:N")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write every number here")
     parser.add_argument("--grid", type=Path, metavar="FILE", help="write a sheet of samples here")

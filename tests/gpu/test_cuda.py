@@ -98,7 +98,7 @@ def test_step_does_not_synchronize_with_gpu(name: str, tmp_path: Path) -> None:
     finally:
         torch.cuda.set_sync_debug_mode("default")
     finish(engine, *rows)
-    assert all(picture().data for picture in later)
+    assert all(image().data for image in later)
     assert all(checkpoint().step == 2 for checkpoint in saved)
 
 

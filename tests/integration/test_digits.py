@@ -61,7 +61,7 @@ def single(pipeline: diffusers.StableDiffusionPipeline, asked: dict[str, Any]) -
     sampler = SAMPLERS[asked["scheduler"]]
     shipped = diffusers.DDIMScheduler.from_pretrained(MODEL, subfolder="scheduler")
     pipeline.scheduler = getattr(diffusers, sampler.cls).from_config(shipped.config, **sampler.options)
-    drawn = pipeline(
+    generated = pipeline(
         asked["prompt"],
         negative_prompt=asked["negative_prompt"],
         num_inference_steps=asked["num_inference_steps"],
@@ -71,7 +71,7 @@ def single(pipeline: diffusers.StableDiffusionPipeline, asked: dict[str, Any]) -
         height=height,
         output_type="pil",
     )
-    return np.asarray(drawn.images[0]).astype(np.int16)
+    return np.asarray(generated.images[0]).astype(np.int16)
 
 
 def chaotic(sampler: str) -> bool:
@@ -122,9 +122,9 @@ async def test_forty_mixed_requests_equal_pipeline(digits: Server, pipeline: dif
             assert answer.data is not None
             return pixels(answer.data[0].b64_json or "")
 
-        drawn = await asyncio.gather(*(generate(asked) for asked in prompts))
+        generated = await asyncio.gather(*(generate(asked) for asked in prompts))
 
-    for asked, image in zip(prompts, drawn, strict=True):
+    for asked, image in zip(prompts, generated, strict=True):
         difference = int(np.abs(image - single(pipeline, asked)).max())
         assert difference <= TOLERANCE, f"{asked} differs by {difference} levels"
 
@@ -136,7 +136,7 @@ async def test_forty_mixed_requests_equal_pipeline(digits: Server, pipeline: dif
     assert sum(c.joined_midway for c in counters) >= 5
 
 
-async def test_a_drained_worker_hands_over_pictures_in_the_making_and_nobody_can_tell(
+async def test_drained_worker_hands_over_rows_bit_equal(
     digits: Server, pipeline: diffusers.StableDiffusionPipeline
 ) -> None:
     parts = {name: part for name, part in pipeline.components.items() if name != "scheduler"}
@@ -175,13 +175,13 @@ async def test_a_drained_worker_hands_over_pictures_in_the_making_and_nobody_can
 
         await asyncio.to_thread(wait_until, under_way, "both workers to draw")
         assert await asyncio.to_thread(stop, digits.workers[leaving]) == 0
-        drawn = await asyncio.gather(*drawing)
+        generated = await asyncio.gather(*drawing)
     assert [worker.worker for worker in digits.snapshot().workers] == [staying]
-    for (mode, seed), got in zip(prompts, drawn, strict=True):
+    for (mode, seed), got in zip(prompts, generated, strict=True):
         drawer, asked, _ = drawers[mode]
-        alone_drawer = drawer(**parts, scheduler=scheduler, requires_safety_checker=False)
-        alone_drawer.set_progress_bar_config(disable=True)
-        expected = alone_drawer(
+        reference_pipeline = drawer(**parts, scheduler=scheduler, requires_safety_checker=False)
+        reference_pipeline.set_progress_bar_config(disable=True)
+        expected = reference_pipeline(
             "a red seven",
             num_inference_steps=100,
             guidance_scale=3.0,
@@ -214,4 +214,4 @@ def test_streamed_previews_approach_final_image(digits: Server) -> None:
     assert [event.type for event in events] == [*["image_generation.partial_image"] * 3, "image_generation.completed"]
     images = [pixels(event.b64_json) for event in events]
     distances = [float(np.abs(image - images[-1]).mean()) for image in images]
-    assert distances[0] > distances[2] > 0, "each preview is nearer to the picture than a much earlier one"
+    assert distances[0] > distances[2] > 0, "later previews must be closer to the final image"

@@ -253,10 +253,10 @@ def engine_request(inputs: ImageInputs, **given: Any) -> Wanted:
     """Add the source images of the mode, derived from the seed."""
     size = inputs.width * inputs.height
     made = random.Random(inputs.seed)
-    picture = made.randbytes(3 * size)
+    image = made.randbytes(3 * size)
     protected_size = made.randrange(size // 4, size // 2)
     mask = bytes(protected_size) + b"\xff" * (size - protected_size)
-    return Wanted(inputs, {"text": [], "image": [picture], "inpaint": [picture, mask]}[inputs.mode], **given)
+    return Wanted(inputs, {"text": [], "image": [image], "inpaint": [image, mask]}[inputs.mode], **given)
 
 
 def admit(engine: DiffusionEngine, *requests: ImageInputs | Wanted) -> list[DiffusionRow]:
@@ -279,12 +279,12 @@ def finish(engine: DiffusionEngine, *rows: DiffusionRow) -> None:
 def run(engine: DiffusionEngine, joining: Sequence[tuple[int, ImageInputs]]) -> list[DiffusionRow]:
     """Step all rows in one batch; each request joins at its tick and leaves when finished."""
     rows: list[DiffusionRow] = []
-    tick = most = 0
+    tick = max_rows = 0
     while len(rows) < len(joining) or any(row.step < row.steps for row in rows):
         rows += admit(engine, *(inputs for at, inputs in joining if at == tick))
         running = [row for row in rows if row.step < row.steps]
-        most = max(most, len(running))
+        max_rows = max(max_rows, len(running))
         engine.step(running)
         tick += 1
-    assert most > 1, "these never met"
+    assert max_rows > 1, "rows must share a step"
     return rows

@@ -313,6 +313,6 @@ def finish(engine: GenericEngine, *rows: GenericRow) -> None:
 
 def pixels(row: GenericRow) -> np.ndarray[Any, Any]:
     """Return the row's image before rounding to 8 bits."""
-    drawn = row.thread.result().pixels
-    assert isinstance(drawn, np.ndarray)
-    return drawn
+    generated = row.thread.result().pixels
+    assert isinstance(generated, np.ndarray)
+    return generated

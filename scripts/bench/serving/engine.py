@@ -54,22 +54,22 @@ from worker.batch_size import BUCKETS
 
 #: The batch size of the overhead measurements.
 _BATCH = 12
-_WAYS = "ways to run pipe(), of which each baseline gets its best: 'as it is' or compiled, 'regional' or 'full'"
+_WAYS = "variants of pipe(), of which each baseline uses the best: 'as it is' or compiled, 'regional' or 'full'"
 
 
 def _parser() -> argparse.ArgumentParser:
     cuda = torch.cuda.is_available()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--family", choices=tuple(USUAL), default="sd15" if cuda else "digits")
-    parser.add_argument("--tiny", action="store_true", help="small parts instead of true ones: only to try the script")
+    parser.add_argument("--tiny", action="store_true", help="small parts, only to try the program")
     parser.add_argument("--device", default="cuda:0" if cuda else "cpu")
-    parser.add_argument("--size", type=int, help="side of the picture in pixels; default: the family's usual one")
+    parser.add_argument("--size", type=int, help="side of the image in pixels; default: the family's usual one")
     parser.add_argument("--steps", default="25", help="steps of each request: a number, or a range such as 10-50")
     parser.add_argument("--compile", choices=("off", "regional", "full", "graphs"), default="off", help="of the engine")
     parser.add_argument("--baseline", default="as it is,full" if cuda else "as it is", help=_WAYS)
     parser.add_argument("--max-batch", type=int, help="of the engine; default: measured, as a worker does")
     parser.add_argument("--min-gain", type=float, default=0.05, help="gain in images/s that a larger batch must bring")
-    parser.add_argument("--window", type=float, default=0.02, help="seconds that a whole batch waits for its others")
+    parser.add_argument("--window", type=float, default=0.02, help="seconds that a whole batch waits for more requests")
     parser.add_argument("--users", help="numbers of users; default: 1, a full batch, and three of them")
     parser.add_argument("--loads", default="50,80,95", help="%% of what whole batches sustain")
     parser.add_argument("--seconds", type=float, default=20.0, help="length of one measurement")
@@ -77,7 +77,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--budget", type=float, default=20.0, help="seconds for measuring a curve over batches")
     parser.add_argument("--json", type=Path, help="write the results here")
-    parser.add_argument("--plot", type=Path, help="draw them here")
+    parser.add_argument("--plot", type=Path, help="write the plot here")
     return parser
 
 

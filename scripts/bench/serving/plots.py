@@ -16,7 +16,7 @@ def draw_figures(result: Mapping[str, Any], file: Path, ours: str) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    plot_figure, axes = pyplot.subplots(2, 2, figsize=(12, 8.5))
+    canvas, axes = pyplot.subplots(2, 2, figsize=(12, 8.5))
     _steps(axes[0][0], result)
     _throughput(axes[0][1], result)
     _latency(axes[1][0], result)
@@ -25,9 +25,9 @@ def draw_figures(result: Mapping[str, Any], file: Path, ours: str) -> None:
         axis.grid(alpha=0.3)
         if axis.get_legend_handles_labels()[0]:
             axis.legend(fontsize=8)
-    plot_figure.suptitle(result["where"])
-    plot_figure.tight_layout()
-    plot_figure.savefig(file, dpi=110)
+    canvas.suptitle(result["where"])
+    canvas.tight_layout()
+    canvas.savefig(file, dpi=110)
 
 
 def _steps(axis: Any, result: Mapping[str, Any]) -> None:

@@ -106,7 +106,7 @@ def plot(rows: list[dict[str, Any]], file: Path, title: str) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    plot_figure, axes = pyplot.subplots(1, 3, figsize=(13, 4))
+    canvas, axes = pyplot.subplots(1, 3, figsize=(13, 4))
     for axis, (key, label) in zip(
         axes, [("images_per_s", "images/s"), ("p50_ms", "p50 latency, ms"), ("p99_ms", "p99 latency, ms")], strict=True
     ):
@@ -126,9 +126,9 @@ def plot(rows: list[dict[str, Any]], file: Path, title: str) -> None:
         axis.set(xlabel="users", ylabel=label, ylim=(0, None))
         axis.grid(alpha=0.3)
     axes[0].legend()
-    plot_figure.suptitle(title)
-    plot_figure.tight_layout()
-    plot_figure.savefig(file, dpi=110)
+    canvas.suptitle(title)
+    canvas.tight_layout()
+    canvas.savefig(file, dpi=110)
 
 
 def main() -> None:

@@ -33,9 +33,9 @@ pytestmark = pytest.mark.filterwarnings("ignore:__array_wrap__ must accept:Depre
 #: Maximum difference of latents relative to the largest latent.
 LATENTS = 3e-5
 #: The same for a row that shares no forward pass.
-ALONE = 5e-6
+SINGLE_ROW = 5e-6
 #: Maximum difference of images with values in [0, 1].
-PICTURE = 6e-5
+IMAGE_BOUND = 6e-5
 #: One name per solver class.
 SOLVERS = list({SAMPLERS[name].cls: name for name in reversed(sampler_names("noise")) if name in SAMPLERS}.values())
 #: The infix of each mode's pipeline class.
@@ -88,12 +88,12 @@ class Checkpoint:
         return pipeline(**{name: value for name, value in given.items() if name in known}).images
 
     @torch.inference_mode()
-    def picture(self, row: DiffusionRow, latents: torch.Tensor) -> torch.Tensor:
+    def image(self, row: DiffusionRow, latents: torch.Tensor) -> torch.Tensor:
         """`(1, 3, H, W)` in [0, 1]."""
         family = self.engine._family
         decoded = family.vae.decode(family.unscale_latents(family.unpack(latents, row.inputs))).sample
-        picture: torch.Tensor = family.pipeline.image_processor.postprocess(decoded, output_type="pt")
-        return picture
+        image: torch.Tensor = family.pipeline.image_processor.postprocess(decoded, output_type="pt")
+        return image
 
     def check(self, row: DiffusionRow) -> None:
         """Compare a finished row to the pipeline: latents, image and encoded file."""
@@ -101,9 +101,9 @@ class Checkpoint:
         latents = self.single(row.inputs)
         assert row.latents.shape == latents.shape
         assert float((row.latents - latents).abs().max()) <= LATENTS * float(latents.abs().max())
-        picture = self.picture(row, latents)
-        assert float((self.picture(row, row.latents) - picture).abs().max()) <= PICTURE
-        levels = (picture[0].permute(1, 2, 0).numpy() * 255).round()
+        image = self.image(row, latents)
+        assert float((self.image(row, row.latents) - image).abs().max()) <= IMAGE_BOUND
+        levels = (image[0].permute(1, 2, 0).numpy() * 255).round()
         assert np.abs(pixels(self.engine.render(row)().data) - levels).max() <= 1
 
 
@@ -232,7 +232,7 @@ def test_single_row_differs_only_by_sampler_rounding(checkpoints: CheckpointCach
             finish(checkpoint.engine, row)
             latents = checkpoint.single(inputs)
             worst = float((row.latents - latents).abs().max()) / float(latents.abs().max())
-            assert worst <= ALONE, (mode, guidance)
+            assert worst <= SINGLE_ROW, (mode, guidance)
 
 
 CHANGES: list[dict[str, Any]] = [
@@ -254,4 +254,4 @@ def test_bounds_detect_other_request(checkpoints: CheckpointCache, change: dict[
     [row] = admit(checkpoint.engine, inputs)
     one, other = checkpoint.single(inputs), checkpoint.single(request(**{"mode": "inpaint", "strength": 0.8} | change))
     assert float((one - other).abs().max()) > 3 * LATENTS * float(one.abs().max())
-    assert float((checkpoint.picture(row, one) - checkpoint.picture(row, other)).abs().max()) > 2 * PICTURE
+    assert float((checkpoint.image(row, one) - checkpoint.image(row, other)).abs().max()) > 2 * IMAGE_BOUND

@@ -52,21 +52,21 @@ class Pair:
             given |= {"negative_prompt": inputs.negative_prompt} if inputs.negative_prompt else {}
         if self.kind not in ("classes", "unconditional", "image"):
             given |= {"height": inputs.height, "width": inputs.width}
-        given |= self._pictures(inputs)
+        given |= self._source_images(inputs)
         self._pipeline.scheduler = scheduler_like(inputs.scheduler, self._scheduler)
         with torch.inference_mode():
-            drawn: np.ndarray[Any, Any] = self._pipeline(**given).images[0]
-        return drawn
+            generated: np.ndarray[Any, Any] = self._pipeline(**given).images[0]
+        return generated
 
-    def _pictures(self, inputs: ImageInputs) -> dict[str, Any]:
+    def _source_images(self, inputs: ImageInputs) -> dict[str, Any]:
         size = inputs.width, inputs.height
-        pictures = [Image.frombytes(m, size, s) for m, s in zip(("RGB", "L"), sources_of(inputs), strict=False)]
-        found: dict[str, Any] = {"image": pictures[0]} if pictures else {}
+        images = [Image.frombytes(m, size, s) for m, s in zip(("RGB", "L"), sources_of(inputs), strict=False)]
+        found: dict[str, Any] = {"image": images[0]} if images else {}
         if self.kind in ("control_image", "control_inpaint"):
-            found["control_image"] = pictures[0]
-        if pictures and self.kind != "control":
+            found["control_image"] = images[0]
+        if images and self.kind != "control":
             found["strength"] = inputs.strength
-        return found | ({"mask_image": pictures[1]} if len(pictures) == 2 else {})
+        return found | ({"mask_image": images[1]} if len(images) == 2 else {})
 
     def check(self, row: GenericRow) -> None:
         """Compare the row's image to that of the pipeline."""
@@ -92,7 +92,7 @@ def run(engine: GenericEngine, joining: Sequence[tuple[int, ImageInputs]]) -> li
         batches.append(len(running))
         engine.step(running)
         tick += 1
-    assert max(batches) > 1, "these never met"
+    assert max(batches) > 1, "rows must share a step"
     return rows
 
 

@@ -27,20 +27,20 @@ def server() -> StepBatching:
 
 
 @pytest.mark.parametrize("how", [{"users": 6}, {"rate": 40.0}])
-def test_every_request_answered_once(server: StepBatching, how: dict[str, Any]) -> None:
+def test_every_request_gets_one_answer(server: StepBatching, how: dict[str, Any]) -> None:
     load = Load("some", BASE, Steps(3, 9), seconds=0.6, lead_s=0.2, trace="a", **how)
-    seen = run(server, load, timeout_s=60.0)
-    assert seen.unanswered == seen.errors == 0
-    assert min(seen.latencies) > 3 * 0.002  # no request takes fewer than three steps
-    assert 1 <= seen.mean_batch <= 4
+    result = run(server, load, timeout_s=60.0)
+    assert result.unanswered == result.errors == 0
+    assert min(result.latencies) > 3 * 0.002  # no request takes fewer than three steps
+    assert 1 <= result.mean_batch <= 4
 
 
 def test_failed_request_counted_as_error_and_unanswered(server: StepBatching) -> None:
     failing = dataclasses.replace(_load(users=1), base=ImageInputs("sim:fail", 64, 64, 5, 3.0, 0, "ddim"))
-    seen = run(server, failing)
-    assert seen.errors >= seen.unanswered == len(seen.latencies)
-    assert seen.errors > 0
-    assert seen.images_per_s == 0
+    result = run(server, failing)
+    assert result.errors >= result.unanswered == len(result.latencies)
+    assert result.errors > 0
+    assert result.images_per_s == 0
 
 
 class SilentServer:
@@ -59,9 +59,9 @@ class SilentServer:
 
 
 def test_unanswered_request_counts_full_wait() -> None:
-    seen = run(SilentServer(), _load(rate=50.0), timeout_s=0.3)
-    assert seen.unanswered == len(seen.latencies) > 0
-    assert min(seen.latencies) >= 0.3  # the full timeout after the last arrival
+    result = run(SilentServer(), _load(rate=50.0), timeout_s=0.3)
+    assert result.unanswered == len(result.latencies) > 0
+    assert min(result.latencies) >= 0.3  # the full timeout after the last arrival
 
 
 def _load(**how: Any) -> Load:

@@ -22,7 +22,7 @@ from worker.engines.diffusion.forward import DenoiseFn, ForwardPass
 log = logging.getLogger(__name__)
 
 #: Numbers of passes in one batch. A guided request takes two.
-_PASSES = sorted({*BUCKETS, *(2 * padded_size for padded_size in BUCKETS)})
+_PASSES = sorted({*BUCKETS, *(2 * size for size in BUCKETS)})
 #: Each graph holds the memory of its inputs. All graphs share the memory of the pass itself.
 _MAX_GRAPHS = 32
 #: Passes before a capture: they select kernels and allocate workspaces.

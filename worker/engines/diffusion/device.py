@@ -29,7 +29,6 @@ def limit_cpu_threads(device: torch.device) -> None:
 
 
 def environment(device: torch.device) -> str:
-    """Identify device and library versions, which affect the step time."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
     return f"{name}, torch {torch.__version__}, diffusers {diffusers.__version__}"
 
@@ -95,7 +94,6 @@ class CompletionEvent:
         self.event: torch.cuda.Event | None = None
 
     def wait(self) -> None:
-        """Wait for the step at which `record` was called last."""
         if self.event is not None:
             self.event.synchronize()
 

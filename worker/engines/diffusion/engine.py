@@ -72,11 +72,9 @@ class DiffusionEngine:
     # ---- model
 
     def fetch(self) -> None:
-        """Read the checkpoint into main memory. Raises `UnsupportedModel`."""
         self._pipeline = read_family_pipeline(self._model, self._device)
 
     def load(self) -> None:
-        """Move the checkpoint to the device. Raises `UnsupportedModel`."""
         devices.limit_cpu_threads(self._device)
         if self._device.type == "cuda":
             torch.cuda.set_device(self._device)
@@ -99,7 +97,6 @@ class DiffusionEngine:
         )
 
     def fingerprint(self) -> str:
-        """Identify everything that affects the step time, except image size and batch size."""
         model = f"{self._model.path}, {self.about().dtype}, compile {self._model.compile}"
         return f"{model}, {devices.environment(self._device)}"
 
@@ -253,7 +250,6 @@ class DiffusionEngine:
         return objects
 
     def save(self, row: Row) -> Callable[[], Checkpoint]:
-        """Return a callable that saves the sampler's state. The rest is rebuilt from the request."""
         own = _diffusion_row(row)
         return partial(self._checkpoint, own.sampler.save(), own.step, record_event(self._device))
 

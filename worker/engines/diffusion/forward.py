@@ -56,7 +56,6 @@ class PassLayout:
         return [ordered[n] for n in range(len(self._rows))]
 
     def _apply_guidance(self, output: torch.Tensor) -> list[torch.Tensor]:
-        """Return one output per row, in layout order, without the padding."""
         count = self._guided
         outputs = output[2 * count : count + len(self._rows)]
         if self._scale is not None:
@@ -86,7 +85,6 @@ class ForwardPass:
         return outputs
 
     def forget(self, row: DiffusionRow) -> None:
-        """Drop the cached layouts that contain this row."""
         self._layouts = {rows: layout for rows, layout in self._layouts.items() if row not in rows}
 
     def _layout(self, rows: tuple[DiffusionRow, ...], passes: int | None) -> PassLayout:
@@ -98,7 +96,6 @@ class ForwardPass:
 
 
 def _split_rows(rows: Sequence[DiffusionRow], passes: int) -> list[tuple[DiffusionRow, ...]]:
-    """Split the rows, in order, into groups of at most this many passes."""
     groups: list[tuple[DiffusionRow, ...]] = []
     room = 0
     for row in rows:

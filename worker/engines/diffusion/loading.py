@@ -20,20 +20,6 @@ from worker.engine import UnsupportedModel
 from worker.engines.diffusion.families import FAMILIES
 from worker.engines.diffusion.families.base import Family
 
-__all__ = [
-    "BUILTIN",
-    "Source",
-    "UnsupportedModel",
-    "dtype_of",
-    "has_family",
-    "load_family",
-    "locate",
-    "open_pipeline",
-    "pipeline_class",
-    "read_family_pipeline",
-    "read_pipeline",
-]
-
 BUILTIN = Path(__file__).parents[2] / "builtin"
 _BUILTIN_PREFIX = "builtin:"
 
@@ -50,7 +36,6 @@ class Source(NamedTuple):
 
 
 def has_family(name: str) -> bool:
-    """Return true if `DiffusionEngine` supports this pipeline class."""
     return name in FAMILIES
 
 
@@ -214,7 +199,6 @@ def _overridden_parts(model: Model, cls: type, index: dict[str, Any], dtype: tor
 
 
 def _parts(cls: type) -> frozenset[str]:
-    """Return the parameter names of the pipeline's constructor."""
     return frozenset(inspect.signature(cls).parameters)
 
 

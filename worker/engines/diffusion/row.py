@@ -25,7 +25,6 @@ class MaskState:
     mask: torch.Tensor
 
     def blend(self, protected: torch.Tensor, generated: torch.Tensor) -> torch.Tensor:
-        """Combine both tensors by the mask."""
         return (1 - self.mask) * protected + self.mask * generated
 
 
@@ -51,22 +50,18 @@ class DiffusionRow:
 
     @property
     def step(self) -> int:
-        """Forward passes done."""
         return self.sampler.step
 
     @property
     def steps(self) -> int:
-        """Total forward passes."""
         return self.sampler.steps
 
     @property
     def latents(self) -> torch.Tensor:
-        """Current latents in the shape that the sampler uses."""
         return self.sampler.latents
 
     @property
     def passes(self) -> int:
-        """Number of passes per forward pass."""
         return 1 if self.guidance is None else 2
 
     def apply_mask(self) -> None:

@@ -27,7 +27,6 @@ class SafetyChecker:
 
 
 def make_safety_checker(pipeline: Any, device: torch.device) -> SafetyChecker | None:
-    """Return the pipeline's safety checker, or None if it was not loaded."""
     if getattr(pipeline, "safety_checker", None) is None or pipeline.feature_extractor is None:
         return None
     return SafetyChecker(pipeline, device)

@@ -102,14 +102,14 @@ def test_half_precision_model_inputs_and_latents(dtype: torch.dtype, near: float
 @pytest.mark.parametrize("name", SOME)
 def test_latents_settable_between_steps(name: str) -> None:
     one, other = started_sampler(by_recurrence, name, shipped()), started_sampler(by_scheduler, name, shipped())
-    picture, noise, mask = random_tensor(1), random_tensor(2), (random_tensor(3) > 0).float()
+    image, noise, mask = random_tensor(1), random_tensor(2), (random_tensor(3) > 0).float()
     while one.step < one.steps:
         step(one, other)
         for sampler in (one, other):
-            protected = sampler.noised_to_step(picture, noise, sampler.step)
+            protected = sampler.noised_to_step(image, noise, sampler.step)
             sampler.latents = (1 - mask) * protected + mask * sampler.latents
         assert float((one.latents - other.latents).norm() / other.latents.norm()) < 1e-5
-    torch.testing.assert_close(one.latents * (1 - mask), picture * (1 - mask))
+    torch.testing.assert_close(one.latents * (1 - mask), image * (1 - mask))
 
 
 def test_rows_of_different_sizes_in_one_call() -> None:
@@ -207,7 +207,7 @@ def test_unequal_numbers_of_samplers_and_outputs_raise() -> None:
         advance([started_sampler(by_recurrence, "ddim", shipped())], [])
 
 
-def test_noise_drawn_only_from_own_generator() -> None:
+def test_noise_from_own_generator_only() -> None:
     before = torch.get_rng_state()
     batch = [started_sampler(by_recurrence, name, shipped(), 4, seed) for seed, name in enumerate(SOME)]
     while unfinished(batch):

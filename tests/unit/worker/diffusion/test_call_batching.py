@@ -99,7 +99,7 @@ def test_single_call_made_unchanged() -> None:
     torch.testing.assert_close(answer.sample, sample + 5)
 
 
-def test_output_structure_kept_for_each_call() -> None:
+def test_output_structure_preserved() -> None:
     module = Denoiser()
     calls = [call(module, rows(1, 1), 0, return_dict=False), call(module, rows(2, 3), 1, return_dict=False)]
     for dealt, expected in zip(run_calls(calls), (rows(1, 1), rows(2, 3) + 1), strict=True):
@@ -154,7 +154,7 @@ EQUAL: list[Any] = [
 
 
 @pytest.mark.parametrize("shared", EQUAL, ids=lambda value: str(value.dtype))
-def test_shared_tensor_passed_once(shared: torch.Tensor) -> None:
+def test_shared_tensor_not_concatenated(shared: torch.Tensor) -> None:
     module = Denoiser()
     calls = [call(module, rows(n, 4), n, img_ids=shared.clone()) for n in range(3)]
     assert sizes(calls) == [3]
@@ -162,7 +162,7 @@ def test_shared_tensor_passed_once(shared: torch.Tensor) -> None:
     assert torch.equal(module.received[0]["img_ids"], shared)
 
 
-def test_repeated_tensor_read_once() -> None:
+def test_repeated_tensor_not_reread() -> None:
     contents = TensorContents()
     tensor = torch.zeros(3)
     first = contents.fingerprint("img_ids", 0, tensor)

@@ -191,9 +191,9 @@ def test_unexpected_tensors_rejected(change: dict[str, torch.Tensor | None], wor
         restored(by_recurrence, "dpmpp_2m", shipped(), pack_state(changed, about))
 
 
-@pytest.mark.parametrize("said", ["-1", "9", "1e0", "", "٣", "1" * 5000])
-def test_invalid_checkpoint_step_rejected(said: str) -> None:
+@pytest.mark.parametrize("text", ["-1", "9", "1e0", "", "٣", "1" * 5000])
+def test_invalid_checkpoint_step_rejected(text: str) -> None:
     sampler = started_sampler(by_recurrence, "ddim", shipped())
     tensors, about = unpack_state(sampler.save()())
     with pytest.raises(TaskError, match="it is at step"):
-        restored(by_recurrence, "ddim", shipped(), pack_state(tensors, about | {"step": said}))
+        restored(by_recurrence, "ddim", shipped(), pack_state(tensors, about | {"step": text}))

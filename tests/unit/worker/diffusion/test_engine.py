@@ -83,7 +83,7 @@ def test_forward_pass_error_moves_no_row(engine: DiffusionEngine) -> None:
     finish(engine, *rows)
     finish(engine, *untouched)
     for row, expected in zip(rows, untouched, strict=True):
-        assert torch.equal(row.latents, expected.latents), "a failed step left its mark"
+        assert torch.equal(row.latents, expected.latents), "a failed step must not change the row"
 
 
 DEVICE_ERRORS = [
@@ -109,12 +109,12 @@ def test_device_errors_translated(engine: DiffusionEngine, error: Exception, exp
 def test_decode_out_of_memory_fails_only_its_task(engine: DiffusionEngine) -> None:
     [row] = admit(engine, request())
     finish(engine, row)
-    picture = engine.render(row)
+    image = engine.render(row)
     with (
         hooked(engine._family.vae.decoder, failing(torch.OutOfMemoryError("9 GiB"))),
         pytest.raises(TaskError) as reported,
     ):
-        picture()
+        image()
     assert reported.value.kind == "out_of_memory"
     assert engine.render(row)().data
 
@@ -131,7 +131,7 @@ def test_row_error_fails_only_that_row(engine: DiffusionEngine) -> None:
     assert healthy.step == 2
     with pytest.raises(TaskError, match="mask could not be applied"):
         engine.step([healthy, sick])
-    assert healthy.step == 2, "the healthy row waits for the batch without the sick one"
+    assert healthy.step == 2, "the healthy row must wait"
     finish(engine, healthy)
     finish(engine, expected)
     torch.testing.assert_close(healthy.latents, expected.latents, rtol=1e-4, atol=1e-4)
@@ -226,9 +226,7 @@ def test_protected_area_unchanged(engine: DiffusionEngine) -> None:
     assert not protected.all()
     engine.step([row])
     assert torch.equal(row.latents_to_decode()[protected], row.mask_state.image[protected])
-    assert not torch.equal(row.latents[protected], row.mask_state.image[protected]), (
-        "the latents are as noisy as the rest"
-    )
+    assert not torch.equal(row.latents[protected], row.mask_state.image[protected]), "the latents must be noisy"
     finish(engine, row)
     assert torch.equal(row.latents[protected], row.mask_state.image[protected])
 
@@ -237,8 +235,8 @@ def test_protected_area_unchanged(engine: DiffusionEngine) -> None:
 def test_output_formats(engine: DiffusionEngine, output_format: str, pillow: str) -> None:
     [row] = admit(engine, request(output_format=output_format, output_quality=90, width=40, height=32))
     finish(engine, row)
-    picture = Image.open(io.BytesIO(engine.render(row)().data))
-    assert (picture.format, picture.size, picture.mode) == (pillow, (40, 32), "RGB")
+    image = Image.open(io.BytesIO(engine.render(row)().data))
+    assert (image.format, image.size, image.mode) == (pillow, (40, 32), "RGB")
 
 
 @pytest.mark.parametrize("output_format", ["jpeg", "webp"])

@@ -128,12 +128,12 @@ def test_latent_mean_and_std_from_config(tmp_path: Path) -> None:
     asked = request(mode="image", strength=0.7)
     [row] = admit(engine, asked)
     finish(engine, row)
-    picture = Image.frombytes("RGB", (asked.width, asked.height), engine_request(asked).sources[0])
+    image = Image.frombytes("RGB", (asked.width, asked.height), engine_request(asked).sources[0])
     reference = diffusers.StableDiffusionXLImg2ImgPipeline(**made.components)
     reference.set_progress_bar_config(disable=True)
     [expected] = reference(
         asked.prompt,
-        image=picture,
+        image=image,
         strength=asked.strength,
         num_inference_steps=asked.steps,
         guidance_scale=asked.guidance_scale,
@@ -242,11 +242,11 @@ def test_unsafe_image_flagged(tmp_path: Path, setting: str, objects: bool, flagg
     engine = engine_of(tmp_path, safety_checker=setting)
     [row] = admit(engine, request())
     engine.step([row])
-    assert not engine.render(row)().flagged, "a preview is no finished picture"
+    assert not engine.render(row)().flagged, "previews must not be checked"
     finish(engine, row)
-    picture = engine.render(row)()
-    assert picture.flagged == flagged
-    assert len(set(Image.open(io.BytesIO(picture.data)).tobytes())) > 1, "the picture itself, not a black one"
+    image = engine.render(row)()
+    assert image.flagged == flagged
+    assert len(set(Image.open(io.BytesIO(image.data)).tobytes())) > 1, "the image must not be black"
 
 
 def test_unsafe_image_rejected_with_policy_refuse(tmp_path: Path) -> None:

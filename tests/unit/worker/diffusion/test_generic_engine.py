@@ -109,7 +109,7 @@ def test_forward_pass_error_moves_no_row(engines: Engines, kind: str, broken: st
     finish(engine, *rows)
     finish(engine, *untouched)
     for row, expected in zip(rows, untouched, strict=True):
-        np.testing.assert_array_equal(pixels(row), pixels(expected), err_msg="a failed step left its mark")
+        np.testing.assert_array_equal(pixels(row), pixels(expected), err_msg="a failed step must not change the row")
 
 
 DEVICE = [
@@ -156,7 +156,7 @@ def test_pipeline_error_between_calls_fails_only_its_row(engine: GenericEngine) 
     for _ in range(2):
         with pytest.raises(TaskError, match="the pipeline failed: index"):
             engine.step([healthy, sick])
-    assert healthy.step == 2, "the healthy row waits for the batch without the sick one"
+    assert healthy.step == 2, "the healthy row must wait"
     engine.release(sick)
     finish(engine, healthy)
     finish(engine, expected)
@@ -195,16 +195,16 @@ def test_decoder_error_fails_only_its_image(engine: GenericEngine) -> None:
 def test_released_row_frees_its_thread(engines: Engines, kind: str) -> None:
     engine = engines(kind)
     [mode] = engine.about().modes
-    gone, at_once, stays = admit(engine, *(request(mode, seed=n) for n in range(3)))
+    early, unstepped, stays = admit(engine, *(request(mode, seed=n) for n in range(3)))
     assert threads(3)
-    engine.release(at_once)
-    engine.step([gone, stays])
-    engine.release(gone)
+    engine.release(unstepped)
+    engine.step([early, stays])
+    engine.release(early)
     assert threads(1)
     finish(engine, stays)
-    picture = engine.render(stays)
+    image = engine.render(stays)
     engine.release(stays)
-    assert picture().data
+    assert image().data
     assert threads(0)
 
 
@@ -263,7 +263,7 @@ def test_rows_of_all_settings_share_forward_pass(engines: Engines, kind: str) ->
         handle.remove()
         for row in rows:
             engine.release(row)
-    assert sizes == [5, 3, 5], "one forward pass for each step, whatever step a row is at"
+    assert sizes == [5, 3, 5], "one forward pass per step"
 
 
 def test_image_available_only_at_end_and_repeatedly(engine: GenericEngine) -> None:
@@ -274,15 +274,15 @@ def test_image_available_only_at_end_and_repeatedly(engine: GenericEngine) -> No
     finish(engine, row)
     first = engine.render(row)()
     assert first == engine.render(row)()
-    picture = Image.open(io.BytesIO(first.data))
-    assert (picture.format, picture.size, picture.mode) == ("WEBP", (40, SIZE), "RGB")
+    image = Image.open(io.BytesIO(first.data))
+    assert (image.format, image.size, image.mode) == ("WEBP", (40, SIZE), "RGB")
 
 
 def test_decode_runs_beside_steps_of_others(engine: GenericEngine) -> None:
-    go = threading.Event()
+    proceed = threading.Event()
     decoder = engine._pipeline.vae.decoder
     first, other = admit(engine, request(steps=2), request(steps=6))
-    handle = decoder.register_forward_pre_hook(lambda module, given: go.wait(60) and None)
+    handle = decoder.register_forward_pre_hook(lambda module, given: proceed.wait(60) and None)
     try:
         finish(engine, first)
         for _ in range(3):
@@ -290,7 +290,7 @@ def test_decode_runs_beside_steps_of_others(engine: GenericEngine) -> None:
         assert threads(2)
         assert first.thread.is_rendering
     finally:
-        go.set()
+        proceed.set()
         handle.remove()
     assert engine.render(first)().data
     finish(engine, other)
@@ -336,9 +336,7 @@ def test_finished_requests_leak_nothing(engines: Engines) -> None:
         for _ in range(8):  # more than a thousand row steps
             wave()
         assert threads(0)
-        assert tensors() <= before[0] + 8, (
-            "tensors wait for the garbage collector, and the device is full before it runs"
-        )
+        assert tensors() <= before[0] + 8, "tensors must not wait for the garbage collector"
     finally:
         gc.enable()
     gc.collect()
@@ -489,9 +487,9 @@ def test_unsafe_image_flagged_or_rejected(checked: Path, requested: Any, tmp_pat
             engine.render(row)()
         assert caught.value.kind == "unsafe"
         return
-    picture = engine.render(row)()
-    assert picture.flagged == (requested == "flag")
-    assert np.asarray(Image.open(io.BytesIO(picture.data))).std() > 1, "the picture itself, not a black one"
+    image = engine.render(row)()
+    assert image.flagged == (requested == "flag")
+    assert np.asarray(Image.open(io.BytesIO(image.data))).std() > 1, "the image must not be black"
 
 
 # ---- random event order
@@ -524,9 +522,9 @@ class AnyOrder(RuleBasedStateMachine):
         assert [row.step for row in chosen] == [step + (not fails) for step in before]
         for row in [row for row in self.rows if row.step == row.steps]:
             self.rows.remove(row)
-            picture = self.engine.render(row)
+            image = self.engine.render(row)
             self.engine.release(row)
-            assert picture().data == self.expected(row.inputs)
+            assert image().data == self.expected(row.inputs)
 
     @precondition(lambda self: self.rows)
     @rule(data=st.data())

@@ -14,10 +14,10 @@ import torch
 from configs.settings import Model
 from tests.support.single_file_checkpoint import save_single_file
 from tests.support.tiny_diffusion import CHECKPOINTS, admit, engine_of, finish, pipeline, request, sd3
+from worker.engine import UnsupportedModel
 from worker.engines.diffusion.loading import (
     BUILTIN,
     Source,
-    UnsupportedModel,
     dtype_of,
     has_family,
     load_family,
@@ -61,9 +61,9 @@ def test_missing_path_reported_without_hub_request(path: str) -> None:
 @pytest.mark.parametrize("name", CHECKPOINTS)
 def test_family_recognized_by_pipeline_class(tmp_path: Path, name: str) -> None:
     CHECKPOINTS[name]().save_pretrained(tmp_path)
-    said = pipeline_class(Model(path=str(tmp_path)))
-    assert has_family(said)
-    stem = said.removesuffix("Pipeline")
+    text = pipeline_class(Model(path=str(tmp_path)))
+    assert has_family(text)
+    stem = text.removesuffix("Pipeline")
     assert has_family(f"{stem}Img2ImgPipeline")
     assert has_family(f"{stem}InpaintPipeline")
     assert not has_family(f"{stem}ControlNetPipeline")

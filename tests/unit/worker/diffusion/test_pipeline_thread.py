@@ -137,12 +137,12 @@ def test_cancel_is_idempotent_and_ignored_after_end() -> None:
 
 def test_decode_and_late_calls_run_beside_the_loop() -> None:
     thread: PipelineThread[float] = PipelineThread(CPU)
-    go = threading.Event()
+    proceed = threading.Event()
 
     def work() -> float:
         value = thread.call_denoiser(MODULE, torch.ones(1, 1))
         thread.leave_step_loop()
-        assert go.wait(30)
+        assert proceed.wait(30)
         return float(thread.call_denoiser(MODULE, value))
 
     thread.start(work)
@@ -150,19 +150,19 @@ def test_decode_and_late_calls_run_beside_the_loop() -> None:
     assert thread.is_done
     assert thread.is_rendering
     thread.cancel()  # too late to have an effect
-    go.set()
+    proceed.set()
     assert thread.result() == 4
 
 
 def test_pipeline_without_call_times_out() -> None:
     thread: PipelineThread[None] = PipelineThread(CPU, timeout_s=0.05)
-    go = threading.Event()
+    proceed = threading.Event()
 
     def work() -> None:
-        assert go.wait(30)
+        assert proceed.wait(30)
         thread.call_denoiser(MODULE, torch.ones(1, 1))
 
     thread.start(work)
     assert isinstance(thread.failure, TaskError)
     assert "has not called its denoiser for 0.05 s" in str(thread.failure)
-    go.set()  # its late call is cancelled
+    proceed.set()  # its late call is cancelled

@@ -22,7 +22,7 @@ class Encoder:
         return {"full": lengths.view(-1, 1, 1).expand(-1, 2, 3), "pooled": lengths.view(-1, 1).expand(-1, 4)}
 
 
-def test_misses_encoded_once_in_one_batch() -> None:
+def test_misses_encoded_in_one_batch() -> None:
     encode = Encoder()
     cache = PromptCache(encode, 10)
     found = cache.get(["a", "bb", "a"])
@@ -55,7 +55,7 @@ def test_entry_does_not_hold_its_batch() -> None:
     assert {value["full"].untyped_storage().nbytes() for value in found.values()} == {2 * 3 * 4}
 
 
-def test_least_recently_used_entry_evicted() -> None:
+def test_lru_entry_evicted() -> None:
     encode = Encoder()
     cache = PromptCache(encode, 2)
     for texts in (["a"], ["b"], ["a"], ["c"], ["a"], ["b"]):

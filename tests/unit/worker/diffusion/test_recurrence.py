@@ -48,12 +48,12 @@ def test_history_size_independent_of_step_count(name: str, max_terms: int) -> No
 
 def test_ddim_coefficients_match_formula() -> None:
     like = shipped()
-    kept = diffusers.DDIMScheduler.from_config(like.config).alphas_cumprod.double()
+    alpha = diffusers.DDIMScheduler.from_config(like.config).alphas_cumprod.double()
     timesteps = get_plan("ddim", like, SchedulerSetup(12)).timesteps
     for step, now, after in zip(recurrence("ddim", like).steps[:-1], timesteps, timesteps[1:], strict=False):
-        of_sample = (kept[after] / kept[now]).sqrt()
+        of_sample = (alpha[after] / alpha[now]).sqrt()
         assert step.sample == pytest.approx(float(of_sample), rel=1e-6)
-        of_output = (1 - kept[after]).sqrt() - of_sample * (1 - kept[now]).sqrt()
+        of_output = (1 - alpha[after]).sqrt() - of_sample * (1 - alpha[now]).sqrt()
         assert step.output == pytest.approx(float(of_output), rel=1e-5)
         assert (step.noise, step.earlier, step.scale, step.noise_draw) == (0, {}, 1, NoiseDraw.NOTHING)
 
@@ -86,9 +86,9 @@ class Clipping(diffusers.DDIMScheduler):  # type: ignore[misc]
     """Clips its result without a flag in its configuration."""
 
     def step(self, *args: Any, **options: Any) -> Any:
-        moved = super().step(*args, **options)
-        moved.prev_sample = moved.prev_sample.clamp(-1e5, 1e5)
-        return moved
+        shifted = super().step(*args, **options)
+        shifted.prev_sample = shifted.prev_sample.clamp(-1e5, 1e5)
+        return shifted
 
 
 @pytest.mark.parametrize(

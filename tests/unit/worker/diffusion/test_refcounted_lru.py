@@ -22,7 +22,7 @@ def lru_with(*used: str, capacity: int) -> RefCountedLru[str]:
     return lru
 
 
-def test_least_recently_used_evicted_first() -> None:
+def test_lru_item_evicted_first() -> None:
     assert lru_with("a", "b", "c", "a", capacity=2).evictable() == ["b"]
     assert lru_with("a", "b", "c", "a", capacity=2).evictable(incoming=1) == ["b", "c"]
 
@@ -86,17 +86,21 @@ class LruStateMachine(RuleBasedStateMachine):
     def trim(self, incoming: int) -> None:
         evicted = self.lru.evictable(incoming)
         unused = {item for item, users in self.users.items() if not users}
-        assert set(evicted) <= unused, "nobody loses what it uses"
-        assert unused & self.stale <= set(evicted), "nothing waits for those who will never come"
+        assert set(evicted) <= unused, "items in use must not be evicted"
+        assert unused & self.stale <= set(evicted), "unused stale items must be evicted"
         others = [item for item in evicted if item not in self.stale]
         left = len(self.users) - len(evicted)
         assert not others or left + incoming >= self.capacity or left + incoming + len(others) > self.capacity
         assert left + incoming <= self.capacity or unused <= set(evicted), (
-            "room is made while there is anything to give"
+            "unused items must be evicted until there is room"
         )
-        assert not others or left + len(others) + incoming > self.capacity, "nothing goes without need"
+        assert not others or left + len(others) + incoming > self.capacity, "no item may be evicted needlessly"
         stay = unused - set(evicted)
-        assert all(self.order.index(gone) < self.order.index(kept) for gone in others for kept in stay)
+        assert all(
+            self.order.index(evicted_item) < self.order.index(remaining_item)
+            for evicted_item in others
+            for remaining_item in stay
+        )
         for item in evicted:
             self.lru.remove(item)
             del self.users[item]

@@ -58,7 +58,7 @@ def test_sampler_table_matches_diffusers_classes(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("said", "known"),
+    ("text", "known"),
     [
         ("DPM++ 2M Karras", "dpmpp_2m_karras"),
         ("dpmpp-2m-sde", "dpmpp_2m_sde"),
@@ -71,8 +71,8 @@ def test_sampler_table_matches_diffusers_classes(name: str) -> None:
         ("", None),
     ],
 )
-def test_sampler_aliases(said: str, known: str | None) -> None:
-    assert canonical_sampler(said) == known
+def test_sampler_aliases(text: str, known: str | None) -> None:
+    assert canonical_sampler(text) == known
 
 
 def test_sampler_names_cover_all_processes() -> None:
@@ -83,21 +83,21 @@ def test_sampler_names_cover_all_processes() -> None:
 
 # ---- results: for images whose values are N(1.5, 0.4), the perfect model is known
 
-KEPT = diffusers.DDPMScheduler.from_config(shipped().config).alphas_cumprod
+ALPHAS = diffusers.DDPMScheduler.from_config(shipped().config).alphas_cumprod
 
 
 def knows_noise(recorded: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
     low = int(timestep)
-    kept = torch.lerp(KEPT[low], KEPT[min(low + 1, 999)], float(timestep) - low)
-    picture, noise = kept.sqrt(), (1 - kept).sqrt()
-    return noise * (recorded - picture * 1.5) / (picture**2 * 0.16 + noise**2)
+    alpha = torch.lerp(ALPHAS[low], ALPHAS[min(low + 1, 999)], float(timestep) - low)
+    image, noise = alpha.sqrt(), (1 - alpha).sqrt()
+    return noise * (recorded - image * 1.5) / (image**2 * 0.16 + noise**2)
 
 
 def knows_flow(recorded: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
     noise = float(timestep) / 1000
-    picture = 1 - noise
-    off = (recorded - picture * 1.5) / (picture**2 * 0.16 + noise**2)
-    return noise * off - (1.5 + picture * 0.16 * off)
+    image = 1 - noise
+    off = (recorded - image * 1.5) / (image**2 * 0.16 + noise**2)
+    return noise * off - (1.5 + image * 0.16 * off)
 
 
 def knows_edm(recorded: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
@@ -125,9 +125,9 @@ PERFECT: list[tuple[Process, Model]] = [("noise", knows_noise), ("flow", knows_f
 def test_samplers_reach_known_distribution(name: str, like: Any, knows: Model) -> None:
     sampler = started(name, like, 50)
     sampler.start(random_tensor(1, (1, 1, 1, 4000)))
-    pictures = run_to_end(sampler, knows)[-1]
-    assert float(pictures.mean()) == pytest.approx(1.5, abs=0.1)
-    assert float(pictures.std()) == pytest.approx(0.4, abs=0.06)
+    images = run_to_end(sampler, knows)[-1]
+    assert float(images.mean()) == pytest.approx(1.5, abs=0.1)
+    assert float(images.std()) == pytest.approx(0.4, abs=0.06)
 
 
 # ---- start states
@@ -152,15 +152,15 @@ PIPELINES: dict[Process, Any] = {
 }
 
 
-def noised_by(scheduler: Any, picture: torch.Tensor, noise: torch.Tensor, timestep: torch.Tensor) -> Any:
+def noised_by(scheduler: Any, image: torch.Tensor, noise: torch.Tensor, timestep: torch.Tensor) -> Any:
     """Add noise as the pipelines do."""
     if hasattr(scheduler, "scale_noise"):
-        return scheduler.scale_noise(picture, timestep, noise)
-    return scheduler.add_noise(picture, noise, timestep)
+        return scheduler.scale_noise(image, timestep, noise)
+    return scheduler.add_noise(image, noise, timestep)
 
 
 #: All but the one that cannot add noise to an image, so that no pipeline uses it.
-every_with_pictures = pytest.mark.parametrize(
+every_with_images = pytest.mark.parametrize(
     ("name", "like"), [case for case in EVERY if case.values[0] != "flow_match_euler_ancestral"]
 )
 
@@ -198,41 +198,43 @@ def test_strength_skips_same_steps_as_pipelines(name: str, process: Process, ste
                 started(name, like, steps, strength=strength)
 
 
-@every_with_pictures
+@every_with_images
 def test_image_to_image_equals_pipelines(name: str, like: Any) -> None:
     scheduler = scheduler_like(name, like)
     timesteps, _ = cut(scheduler, like, 9, 0.75)
-    picture, noise = random_tensor(1), random_tensor(3)
-    start = noised_by(scheduler, picture, noise, timesteps[:1])
+    image, noise = random_tensor(1), random_tensor(3)
+    start = noised_by(scheduler, image, noise, timesteps[:1])
     expected = pipeline_latents(scheduler, timesteps, start, 3)
 
     generator = torch.Generator().manual_seed(3)
     sampler = by_scheduler(name, like, SchedulerSetup(9, 0.75), generator)
-    sampler.start(torch.randn(SHAPE, generator=generator), picture)
+    sampler.start(torch.randn(SHAPE, generator=generator), image)
     assert torch.equal(sampler.timesteps, timesteps)
     assert torch.equal(sampler.latents, start)
     assert all(map(torch.equal, run_to_end(sampler), expected))
 
 
-@every_with_pictures
+@every_with_images
 def test_masked_image_noise_equals_pipelines(name: str, like: Any) -> None:
     sampler = started_sampler(by_recurrence, name, like, strength=0.6)
     scheduler = get_plan(name, like, SchedulerSetup(8, 0.6)).scheduler()
-    picture, noise = random_tensor(1), random_tensor(2)
+    image, noise = random_tensor(1), random_tensor(2)
     for index, timestep in enumerate(sampler.timesteps):
-        expected = noised_by(copy.copy(scheduler), picture, noise, sampler.timesteps[index : index + 1])
-        assert torch.equal(sampler.noised_to_step(picture, noise, index), expected)
-        scaled = scheduler.scale_model_input(picture, timestep) if hasattr(scheduler, "scale_model_input") else picture
-        scheduler.step(scaled, timestep, picture)
-    assert sampler.noised_to_step(picture, noise, sampler.steps) is picture
+        expected = noised_by(copy.copy(scheduler), image, noise, sampler.timesteps[index : index + 1])
+        assert torch.equal(sampler.noised_to_step(image, noise, index), expected)
+        scaled = scheduler.scale_model_input(image, timestep) if hasattr(scheduler, "scale_model_input") else image
+        scheduler.step(scaled, timestep, image)
+    assert sampler.noised_to_step(image, noise, sampler.steps) is image
 
 
 def test_flow_scheduler_without_add_noise_uses_euler_noise() -> None:
-    lent, own = (started(name, shipped("flow")) for name in ("flow_match_euler_ancestral", "flow_match_euler"))
+    without_add_noise, euler = (
+        started(name, shipped("flow")) for name in ("flow_match_euler_ancestral", "flow_match_euler")
+    )
     for index in range(8):
         assert torch.equal(
-            lent.noised_to_step(random_tensor(1), random_tensor(2), index),
-            own.noised_to_step(random_tensor(1), random_tensor(2), index),
+            without_add_noise.noised_to_step(random_tensor(1), random_tensor(2), index),
+            euler.noised_to_step(random_tensor(1), random_tensor(2), index),
         )
 
 
@@ -243,8 +245,8 @@ def test_timestep_shift_by_image_size() -> None:
         assert float(steep.double().mean()) > float(flat.double().mean())
     plain = diffusers.FlowMatchEulerDiscreteScheduler(shift=math.exp(0.8))
     for name in ("dpmpp_2m", "unipc", "flow_match_heun"):
-        moved = started(name, like, 8, options={"mu": 0.8}).timesteps
-        torch.testing.assert_close(moved, started(name, plain, 8).timesteps)
+        shifted = started(name, like, 8, options={"mu": 0.8}).timesteps
+        torch.testing.assert_close(shifted, started(name, plain, 8).timesteps)
     given_steps = started("flow_match_euler", shipped("flow"), 3, options={"sigmas": [1.0, 0.5, 0.25]})
     torch.testing.assert_close(given_steps.timesteps, torch.tensor([1000.0, 750.0, 500.0]))
 
@@ -294,13 +296,13 @@ def test_shipped_scheduler_not_modified() -> None:
 def test_samplers_share_no_state_and_no_in_place_changes(name: str, make: Make) -> None:
     single = run_to_end(started_sampler(make, name, shipped(), seed=3))
     one, other = started_sampler(make, name, shipped(), seed=3), started_sampler(make, name, shipped(), seed=4)
-    kept = []
+    alpha = []
     for expected in single:
-        kept += [(tensor, tensor.clone()) for tensor in (one.latents, one.model_input())]
+        alpha += [(tensor, tensor.clone()) for tensor in (one.latents, one.model_input())]
         step(one)
         step(other, by=lambda recorded, _: -recorded)
         assert torch.equal(one.latents, expected)
-    assert all(torch.equal(tensor, copy) for tensor, copy in kept)
+    assert all(torch.equal(tensor, copy) for tensor, copy in alpha)
 
 
 # ---- previews
@@ -321,19 +323,19 @@ def test_denoised_estimate_exact_for_perfect_model(name: str, like: Any, make: M
     sampler = started_sampler(make, name, like)
     before = sampler.denoised
     assert before is None
-    picture, noise = 3.0 * random_tensor(1), random_tensor(2)
-    noisy = sampler.noised_to_step(picture, noise, 0)
+    image, noise = 3.0 * random_tensor(1), random_tensor(2)
+    noisy = sampler.noised_to_step(image, noise, 0)
     sampler.latents = noisy
     recorded = sampler.model_input()
     scale = float((recorded * noisy).sum() / (noisy * noisy).sum())
-    of_picture, of_noise = (
+    image_factor, of_noise = (
         float(sampler.noised_to_step(*pair, 0).mean()) * scale for pair in ((ONE, ZERO), (ZERO, ONE))
     )
-    output = {"epsilon": noise, "v_prediction": of_picture * noise - of_noise * picture}
+    output = {"epsilon": noise, "v_prediction": image_factor * noise - of_noise * image}
     predicts = like.config.get("prediction_type", "flow")
-    step(sampler, by=lambda *_: output.get(predicts, noise - picture))
+    step(sampler, by=lambda *_: output.get(predicts, noise - image))
     assert sampler.denoised is not None
-    torch.testing.assert_close(sampler.denoised, picture, rtol=1e-3, atol=3e-3)
+    torch.testing.assert_close(sampler.denoised, image, rtol=1e-3, atol=3e-3)
 
 
 ONE, ZERO = torch.ones(SHAPE), torch.zeros(SHAPE)

@@ -80,7 +80,6 @@ class Family(abc.ABC):
         return extra
 
     def validate(self, inputs: ImageInputs) -> None:
-        """Raise `TaskError` for a request that this model cannot serve."""
         if inputs.mode not in self.modes:
             raise TaskError("invalid", f"this model supports mode {' or '.join(self.modes)}, not {inputs.mode}")
         if inputs.width % self.size_multiple or inputs.height % self.size_multiple:
@@ -104,7 +103,6 @@ class Family(abc.ABC):
         """Return embeddings by name, each `(texts, ...)`. Long texts are truncated."""
 
     def conditions(self, inputs: ImageInputs, encoded: Sequence[Encoded]) -> Conditions:
-        """Build the request's conditions from its encoded `texts`, given in order."""
         del inputs
         return {name: torch.stack([text[name] for text in encoded]) for name in encoded[0]}
 
@@ -158,7 +156,6 @@ class Family(abc.ABC):
         return latents
 
     def unpack(self, latents: torch.Tensor, inputs: ImageInputs) -> torch.Tensor:
-        """Invert `pack`."""
         del inputs
         return latents
 
@@ -219,7 +216,6 @@ class UNetFamily(Family):
         return output
 
     def _added_conditions(self, conditions: Conditions) -> dict[str, torch.Tensor] | None:
-        """Return the UNet's additional conditions."""
         del conditions
         return None
 

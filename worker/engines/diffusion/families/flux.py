@@ -46,14 +46,12 @@ class Flux(Family):
         return False
 
     def encode(self, texts: list[str]) -> dict[str, torch.Tensor]:
-        """Encode with the T5, and with the CLIP for the pooled embedding."""
         embeddings, pooled, _ = self.pipeline.encode_prompt(
             prompt=texts, prompt_2=None, device=self.device, max_sequence_length=self.max_tokens
         )
         return {"embeddings": embeddings, "pooled": pooled}
 
     def conditions(self, inputs: ImageInputs, encoded: Sequence[Encoded]) -> Conditions:
-        """Add the positions of the patches and, for dev, the guidance scale."""
         conditions = super().conditions(inputs, encoded)
         ids = self.pipeline._prepare_latent_image_ids(
             1, inputs.height // self.size_multiple, inputs.width // self.size_multiple, "cpu", self.dtype

@@ -34,7 +34,6 @@ class StableDiffusionXL(UNetFamily):
         return {"embeddings": embeddings, "text_embeds": pooled}
 
     def conditions(self, inputs: ImageInputs, encoded: Sequence[Encoded]) -> Conditions:
-        """Add the image size, for an uncropped image."""
         if self.is_guided(inputs) and not inputs.negative_prompt and self.pipeline.config.force_zeros_for_empty_prompt:
             # The base model was trained with zeros for "no text", which differ from an encoded empty text.
             encoded = [{name: torch.zeros_like(value) for name, value in encoded[0].items()}, encoded[1]]

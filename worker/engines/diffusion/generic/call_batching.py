@@ -51,7 +51,6 @@ class DenoiserCall:
     parts: dict[str, tuple[list[Any], list[str], pytree.TreeSpec]]
 
     def isolate(self) -> None:
-        """Exclude this call from batching."""
         self.key = object()
 
     def forward(self) -> Any:
@@ -97,7 +96,6 @@ def describe_call(
 
 
 def group_calls(calls: Iterable[DenoiserCall]) -> list[list[DenoiserCall]]:
-    """Group the calls that can share a forward pass, in the order of their first call."""
     found: dict[Hashable, list[DenoiserCall]] = {}
     for call in calls:
         found.setdefault(call.key, []).append(call)
@@ -187,6 +185,5 @@ def _is_number(leaf: Any, size: int) -> bool:
 
 @functools.cache
 def _signature(forward: Callable[..., Any]) -> inspect.Signature:
-    """Return the signature of a method without `self`."""
     signature = inspect.signature(forward)
     return signature.replace(parameters=list(signature.parameters.values())[1:])

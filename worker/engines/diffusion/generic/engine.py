@@ -46,7 +46,6 @@ class GenericEngine:
     _completion: CompletionEvent
 
     def __init__(self, model: Model, device: str) -> None:
-        """`device` is `cuda:N` or `cpu`, optionally with a slot number."""
         self._model = model
         self._device = devices.select_device(device)
         self._pipeline = None
@@ -61,7 +60,6 @@ class GenericEngine:
     # ---- model
 
     def fetch(self) -> None:
-        """Read the pipeline into main memory. Raises `UnsupportedModel`."""
         self._pipeline = read_pipeline(self._model, self._device, pipeline_class(self._model))
 
     def load(self) -> None:
@@ -107,7 +105,6 @@ class GenericEngine:
         )
 
     def fingerprint(self) -> str:
-        """Identify everything that affects the step time, except image size and batch size."""
         about = self.about()
         model = f"{self._model.path}, {self._model.controlnet}, {about.pipeline}, {about.batching}, {about.dtype}"
         return f"{model}, {devices.environment(self._device)}"
@@ -125,7 +122,6 @@ class GenericEngine:
     # ---- requests
 
     def admit(self, tasks: Sequence[Wanted]) -> list[Row | TaskError]:
-        """Return new rows, each at its first denoiser call."""
         rows: list[Row | TaskError] = []
         try:
             for task in tasks:
@@ -166,7 +162,6 @@ class GenericEngine:
     def _run_pipeline(
         self, pipeline: Any, arguments: dict[str, Any], copier: PipelineCopier, progress: SamplerProgress
     ) -> PipelineImage:
-        """Run in the request's thread: generate and check the image."""
         try:
             with copier.afterwards:
                 made = extract_image(pipeline(**arguments))

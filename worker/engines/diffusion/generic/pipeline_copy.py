@@ -33,7 +33,6 @@ _HOOKS = (
 
 
 def is_denoiser(part: Any) -> bool:
-    """Return true for a UNet, a transformer or a ControlNet."""
     return isinstance(part, torch.nn.Module) and type(part).__module__.startswith(_DENOISERS)
 
 
@@ -115,7 +114,6 @@ class PipelineCopier:
 
 
 def _cast(args: tuple[Any, ...], module: Any) -> list[Any]:
-    """Cast floating-point tensors to the module's dtype."""
     return [
         part.to(module.dtype) if isinstance(part, torch.Tensor) and part.is_floating_point() else part for part in args
     ]

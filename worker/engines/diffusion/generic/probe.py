@@ -37,7 +37,6 @@ def probe_request(model: Model, mode: DrawMode, number: int = 0) -> Wanted:
 
 
 def outputs_match(one: Any, other: Any) -> bool:
-    """Return true if two denoiser outputs are equal up to rounding."""
     ones, spec = pytree.tree_flatten(one)
     others, other_spec = pytree.tree_flatten(other)
     return spec == other_spec and all(map(_outputs_match, ones, others))

@@ -22,7 +22,6 @@ class SamplerProgress:
         self._pipeline: Any = None
 
     def track(self, scheduler: Any) -> None:
-        """Count the steps of this scheduler from now on."""
         step = scheduler.step
 
         @functools.wraps(step)  # pipelines read its signature
@@ -91,5 +90,4 @@ def _supports_other_schedulers(pipeline: type) -> bool:
 
 @functools.cache
 def source_code_of(pipeline: type) -> str:
-    """Return the source of the module that defines a pipeline class."""
     return inspect.getsource(inspect.getmodule(pipeline) or pipeline)

@@ -34,7 +34,6 @@ class _Slot:
     wrapped: bool = True
 
     def wrap(self, enabled: bool) -> None:
-        """Install PEFT's wrapper, or the original layer."""
         if enabled != self.wrapped:
             setattr(self.parent, self.attribute, self.wrapper if enabled else self.plain)
             self.wrapped = enabled
@@ -56,7 +55,6 @@ class LoraLayers:
         self.active: LoraScales = ()
 
     def text_encoder_scales(self, lora_scales: LoraScales) -> LoraScales:
-        """Return the entries that affect the text encoders."""
         return tuple(one for one in lora_scales if one[0] in self._text_encoder_adapters)
 
     def activate(self, lora_scales: LoraScales) -> None:

@@ -79,11 +79,9 @@ class LoraLoader:
         return tuple(zip(acquired, (lora.scale for lora in ordered), strict=True))
 
     def activate(self, lora_scales: LoraScales) -> None:
-        """Activate exactly these acquired adapters. This is a no-op if they are active."""
         self._layers.activate(lora_scales)
 
     def text_encoder_scales(self, lora_scales: LoraScales) -> LoraScales:
-        """Return the entries that affect the text encoders."""
         return self._layers.text_encoder_scales(lora_scales)
 
     def release(self, lora_scales: LoraScales) -> None:

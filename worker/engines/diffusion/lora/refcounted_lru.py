@@ -16,7 +16,6 @@ class RefCountedLru(Generic[Item]):
     """
 
     def __init__(self, capacity: int) -> None:
-        """`capacity` is the number of items that may stay for later use."""
         self._capacity = capacity
         #: Reference counts, least recently acquired first.
         self._users: OrderedDict[Item, int] = OrderedDict()
@@ -33,7 +32,6 @@ class RefCountedLru(Generic[Item]):
         return item in self._users
 
     def add(self, item: Item) -> None:
-        """Add an unused item."""
         assert item not in self._users, f"{item} is already present"
         self._users[item] = 0
 

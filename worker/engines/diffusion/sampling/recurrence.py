@@ -132,7 +132,6 @@ class _Probe:
         self._vectors[part] = vector.flatten().double()
 
     def factors(self, result: torch.Tensor, index: int) -> dict[Term, float]:
-        """Return the weights of the sum. Raises `_NotLinear` if it is none."""
         flat = result.flatten().double()
         if not torch.isfinite(flat).all():
             raise _NotLinear
@@ -171,7 +170,6 @@ class _Probe:
         return found
 
     def _noise_factors(self, flat: torch.Tensor, index: int) -> dict[Term, float]:
-        """Fit the factors of the noises on the elements that contain noise only."""
         noise_only = flat[self.zeros]
         latest = (Term("noise", back) for back in range(index, max(index - _MAX_HISTORY - 1, -1), -1))
         noises = [part for part in latest if part in self._vectors]

@@ -46,7 +46,6 @@ class Sampler(abc.ABC):
 
     @property
     def steps(self) -> int:
-        """Total evaluations."""
         return len(self._plan.timesteps)
 
     @property
@@ -64,8 +63,7 @@ class Sampler(abc.ABC):
         """The denoised estimate of the last step; None before it, or if the solver has none."""
 
     @abc.abstractmethod
-    def model_input(self) -> torch.Tensor:
-        """Return the latents as the model reads them."""
+    def model_input(self) -> torch.Tensor: ...
 
     def start(self, noise: torch.Tensor, image_latents: torch.Tensor | None = None) -> None:
         """Start from noise, or from an image with the noise level of the first timestep."""
@@ -118,15 +116,13 @@ class Sampler(abc.ABC):
         return self._generator.get_state()
 
     @abc.abstractmethod
-    def _state(self) -> torch.Tensor:
-        """Return the latents in the working dtype."""
+    def _state(self) -> torch.Tensor: ...
 
     @abc.abstractmethod
     def _set_state(self, latents: torch.Tensor) -> None: ...
 
     @abc.abstractmethod
-    def _history_tensors(self) -> dict[str, torch.Tensor]:
-        """Return the solver's history by name."""
+    def _history_tensors(self) -> dict[str, torch.Tensor]: ...
 
     @abc.abstractmethod
     def _restore_history(self, tensors: Mapping[str, torch.Tensor], step: int, device: torch.device) -> None:

@@ -33,7 +33,6 @@ class SchedulerSetup:
     options: Mapping[str, Any] = field(default_factory=dict)
 
     def __str__(self) -> str:
-        """Equal for equal setups."""
         description = {
             name: getattr(value, "tolist", lambda value=value: value)() for name, value in self.options.items()
         }
@@ -103,7 +102,6 @@ def configure_scheduler(scheduler: Any, setup: SchedulerSetup) -> int:
 
 
 def step_options(scheduler: Any, generator: torch.Generator) -> dict[str, Any]:
-    """Return the arguments that pipelines pass to `step`, limited to those that it accepts."""
     accepted = inspect.signature(scheduler.step).parameters
     offered = {"generator": generator, "eta": 0.0}
     return {name: value for name, value in offered.items() if name in accepted}
@@ -116,7 +114,6 @@ def denoised_of(to_device: Any) -> torch.Tensor | None:
 
 
 def _flow_options(cls: str, known: Mapping[str, Any], config: Mapping[str, Any], mu: float | None) -> dict[str, Any]:
-    """Return the options that make a solver follow the checkpoint's flow."""
     shift = config.get("shift", config.get("flow_shift", 1.0))
     if "use_flow_sigmas" in known:
         own: dict[str, Any] = {"use_flow_sigmas": True, "prediction_type": "flow_prediction"}

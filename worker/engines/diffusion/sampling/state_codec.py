@@ -35,7 +35,6 @@ def unpack_state(blob: bytes) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
 
 
 def check_tensors(tensors: Mapping[str, torch.Tensor], expected: Mapping[str, tuple[torch.Size, torch.dtype]]) -> None:
-    """Raise `TaskError` unless these are exactly the expected tensors."""
     if tensors.keys() != expected.keys():
         raise invalid_state("its tensors differ from those of this sampler")
     for name, (shape, dtype) in expected.items():
@@ -46,5 +45,4 @@ def check_tensors(tensors: Mapping[str, torch.Tensor], expected: Mapping[str, tu
 
 
 def invalid_state(why: str) -> TaskError:
-    """Return the error for a checkpoint that cannot be restored."""
     return TaskError("error", f"the checkpoint does not fit this sampler: {why}")
