@@ -21,22 +21,22 @@ from configs.logs import configure_logging
 from configs.paths import internal_token, jobs_file, run_dir, worker_address
 from configs.sections import Server
 from configs.settings import Settings
-from loadbalancer.access.api_keys import Doorman, KeyRing
+from loadbalancer.access.api_keys import Authenticator, KeyRing
 from loadbalancer.access.origin_policy import is_loopback
-from loadbalancer.access.startup_checks import Refused, check_exposure, check_tls, guard, open_keys
+from loadbalancer.access.startup_checks import StartupError, check_exposure, check_tls, curve_listener, open_keys
 from loadbalancer.api.app import create_app
 from loadbalancer.api.http_helpers import Services
 from loadbalancer.api.server import HttpConfig, HttpServer, be_strict
-from loadbalancer.generation.in_flight import Desk
-from loadbalancer.jobs.manager import Jobs
-from loadbalancer.jobs.webhook_sender import Postman
-from loadbalancer.metrics.arrival_log import Arrivals
+from loadbalancer.generation.in_flight import RequestTracker
+from loadbalancer.jobs.manager import JobManager
+from loadbalancer.jobs.webhook_sender import WebhookSender
+from loadbalancer.metrics.arrival_log import ArrivalLog
 from loadbalancer.metrics.prometheus import Metrics
-from loadbalancer.metrics.scaling import ControlCollector
+from loadbalancer.metrics.scaling import ScalingCollector
 from loadbalancer.proxy.upstream import Elsewhere, Unset
-from loadbalancer.scaling.control_plane import Control
+from loadbalancer.scaling.control_plane import ControlPlane
 from loadbalancer.scheduler_service import SchedulerService
-from loadbalancer.storage.database import Journal
+from loadbalancer.storage.database import Database
 from loadbalancer.transport.curve_listener import CannotListen
 
 log = logging.getLogger("loadbalancer")
@@ -93,7 +93,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Unusable as error:
         print(f"cannot listen on {host}, port {port}: {error}", file=sys.stderr)
         return EXIT_USAGE
-    except Refused as refusal:
+    except StartupError as refusal:
         print(refusal, file=sys.stderr)
         return EXIT_USAGE
     return 0
@@ -111,20 +111,22 @@ def _listen(server: Server) -> socket.socket:
 
 
 async def serve(settings: Settings, listener: socket.socket, keys: Callable[[], KeyRing | None]) -> None:
-    """Serve on the listening socket until a signal, then bring what runs to its end. Raises `Refused`."""
+    """Serve on the listening socket until a signal, then bring what runs to its end. Raises `StartupError`."""
     elsewhere, arrivals = _elsewhere(settings), _arrivals(settings)
-    scheduler = SchedulerService(settings, worker_address(settings.data_dir), guard(settings), arrivals)
-    metrics = Metrics(scheduler.snapshot, lambda: _counters(scheduler, jobs, postman, config), scheduler.step_curves)
-    desk = Desk(scheduler, metrics)
-    control = Control()
-    metrics.registry.register(ControlCollector(control, time.monotonic))
-    doorman = Doorman(internal_token(settings.data_dir), is_loopback(settings.server.host))
-    journal = Journal(jobs_file(settings.data_dir), settings.jobs.max_file_bytes)
-    jobs, postman = Jobs(settings, scheduler, metrics, journal), Postman(settings.jobs, journal)
-    jobs.on_end = postman.poke
-    metrics.books.keep(lambda: {**scheduler.in_flight_counts, "requests": len(desk), "jobs": len(jobs)})
+    scheduler = SchedulerService(settings, worker_address(settings.data_dir), curve_listener(settings), arrivals)
+    metrics = Metrics(
+        scheduler.snapshot, lambda: _counters(scheduler, jobs, webhook_sender, config), scheduler.step_curves
+    )
+    tracker = RequestTracker(scheduler, metrics)
+    control = ControlPlane()
+    metrics.registry.register(ScalingCollector(control, time.monotonic))
+    authenticator = Authenticator(internal_token(settings.data_dir), is_loopback(settings.server.host))
+    database = Database(jobs_file(settings.data_dir), settings.jobs.max_file_bytes)
+    jobs, webhook_sender = JobManager(settings, scheduler, metrics, database), WebhookSender(settings.jobs, database)
+    jobs.on_end = webhook_sender.wake
+    metrics.in_flight.add(lambda: {**scheduler.in_flight_counts, "requests": len(tracker), "jobs": len(jobs)})
     services = Services(
-        settings, scheduler, desk, metrics, jobs, journal, doorman, control, elsewhere, keys, int(time.time())
+        settings, scheduler, tracker, metrics, jobs, database, authenticator, control, elsewhere, keys, int(time.time())
     )
     config = _config(services)
     server = HttpServer(config)
@@ -133,41 +135,41 @@ async def serve(settings: Settings, listener: socket.socket, keys: Callable[[], 
     try:
         await scheduler.start()
     except CannotListen as error:
-        raise Refused(f"workers.listen cannot be had: {error}") from None
-    postman.start()
+        raise StartupError(f"workers.listen cannot be had: {error}") from None
+    webhook_sender.start()
     serving = asyncio.create_task(server.serve(sockets=[listener]))
     log.info("serving %s at %s", ", ".join(settings.models), _url(settings.server))
     await asyncio.wait({serving, told}, return_when=asyncio.FIRST_COMPLETED)
-    desk.open = False
-    log.info("stopping: %r, %r", desk, jobs)
-    await asyncio.gather(jobs.stop(), postman.stop())  # the next start goes on with them
-    finished = asyncio.create_task(desk.idle())
+    tracker.open = False
+    log.info("stopping: %r, %r", tracker, jobs)
+    await asyncio.gather(jobs.stop(), webhook_sender.stop())  # the next start goes on with them
+    finished = asyncio.create_task(tracker.idle())
     await asyncio.wait({finished, told_twice}, timeout=settings.server.shutdown_s, return_when=asyncio.FIRST_COMPLETED)
     await asyncio.gather(scheduler.stop(), elsewhere.close())  # what still runs is answered 503
     await asyncio.wait({finished}, timeout=_FLUSH_S)
     finished.cancel()
     server.should_exit = True
     await serving
-    await journal.close()
+    await database.close()
     if arrivals is not None:
         await asyncio.to_thread(arrivals.stop)
     log.info("stopped")
 
 
 def _elsewhere(settings: Settings) -> Elsewhere:
-    """The servers that help out. Raises `Refused`."""
+    """The servers that help out. Raises `StartupError`."""
     try:
         return Elsewhere(settings, os.environ)
     except Unset as missing:
-        raise Refused(str(missing)) from None
+        raise StartupError(str(missing)) from None
 
 
-def _arrivals(settings: Settings) -> Arrivals | None:
+def _arrivals(settings: Settings) -> ArrivalLog | None:
     """The record of arrivals, where one is asked for."""
     server = settings.server
     if server.record_arrivals is None:
         return None
-    arrivals = Arrivals(settings.data_dir / server.record_arrivals, server.record_bytes)
+    arrivals = ArrivalLog(settings.data_dir / server.record_arrivals, server.record_bytes)
     arrivals.start()
     return arrivals
 
@@ -189,9 +191,11 @@ def _config(services: Services) -> HttpConfig:
     )
 
 
-def _counters(scheduler: SchedulerService, jobs: Jobs, postman: Postman, config: HttpConfig) -> dict[str, int]:
+def _counters(
+    scheduler: SchedulerService, jobs: JobManager, webhook_sender: WebhookSender, config: HttpConfig
+) -> dict[str, int]:
     """Everything that is counted, for `/metrics`."""
-    return {**scheduler.counters, **jobs.counters, **postman.counters, **config.counters}
+    return {**scheduler.counters, **jobs.counters, **webhook_sender.counters, **config.counters}
 
 
 def _signals() -> tuple[asyncio.Future[None], asyncio.Future[None]]:

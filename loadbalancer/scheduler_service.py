@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 
 from configs.settings import Settings
-from loadbalancer.metrics.arrival_log import Arrivals
+from loadbalancer.metrics.arrival_log import ArrivalLog
 from loadbalancer.scheduling.events import (
     Event,
     LogLine,
@@ -57,7 +57,7 @@ class SchedulerService:
         settings: Settings,
         address: str,
         listener: CurveListener | None = None,
-        arrivals: Arrivals | None = None,
+        arrivals: ArrivalLog | None = None,
     ) -> None:
         self._arrivals = arrivals
         self._curve_listener = listener

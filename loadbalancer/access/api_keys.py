@@ -18,7 +18,7 @@ from loadbalancer.schema.errors import Forbidden, Unauthorized
 Scope = Literal["images", "jobs", "admin"]
 SCOPES: tuple[Scope, ...] = get_args(Scope)
 #: What a path asks for: nothing, any key at all, or a key with this scope.
-Need = Literal["nothing", "key"] | Scope
+RequiredScope = Literal["nothing", "key"] | Scope
 
 KEY_PREFIX = "sk-muster-"
 KEY_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$"
@@ -28,7 +28,7 @@ ANONYMOUS = "anonymous"
 INTERNAL = "internal"
 
 _OPEN = frozenset({"/", "/healthz", "/readyz", "/docs", "/docs/oauth2-redirect", "/openapi.json"})
-_NEEDS: tuple[tuple[str, Need], ...] = (
+_NEEDS: tuple[tuple[str, RequiredScope], ...] = (
     ("/internal", "admin"),
     ("/metrics", "admin"),
     ("/v1/jobs", "jobs"),
@@ -41,7 +41,7 @@ Positive = Annotated[float, msgspec.Meta(gt=0, le=1e6)]
 Count = Annotated[int, msgspec.Meta(ge=1, le=1_000_000)]
 
 
-class Key(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True):
+class ApiKey(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True):
     """What is known of one API key."""
 
     sha256: Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{64}$")]
@@ -57,14 +57,14 @@ class Key(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_fields
 class KeyRing(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The keys by name, as the file holds them."""
 
-    keys: dict[KeyName, Key] = {}
+    keys: dict[KeyName, ApiKey] = {}
 
     def __post_init__(self) -> None:
         taken = self.keys.keys() & {ANONYMOUS, INTERNAL}
         if taken:
             raise ValueError(f"no key may be named {' or '.join(taken)}: others are called so")
 
-    def find(self, token: str) -> tuple[str, Key] | None:
+    def find(self, token: str) -> tuple[str, ApiKey] | None:
         """Name and key of the token. Every hash is compared, so that the time tells nothing."""
         given, found = fingerprint(token), None
         for name, key in self.keys.items():
@@ -90,7 +90,7 @@ class Caller:
 
 
 @dataclass(frozen=True, slots=True)
-class Doorman:
+class Authenticator:
     """How the server can be reached, as far as it decides what is open."""
 
     #: What the controller shows for `/internal` and `/metrics`.
@@ -115,7 +115,7 @@ class Doorman:
             caller.require(need)
         return caller
 
-    def need(self, path: str) -> Need:
+    def need(self, path: str) -> RequiredScope:
         """What the path asks for. One that is not listed needs a key, so that a new one is never open by neglect."""
         if path in _OPEN or (path == "/metrics" and self.loopback):
             return "nothing"

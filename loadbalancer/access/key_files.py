@@ -15,16 +15,16 @@ log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 #: Least seconds between two looks at a file.
-LOOK_S = 1.0
+POLL_INTERVAL_S = 1.0
 #: What tells one state of a file from the next.
 _Stamp = tuple[int, int, int]
 
 
-class BadFile(ValueError):
+class InvalidFile(ValueError):
     """The file cannot be used. The text names it and what is wrong, and holds nothing of its content."""
 
 
-class Watched(Generic[T]):
+class ReloadingFile(Generic[T]):
     """The content of a YAML file as of now, or of a second ago.
 
     A change that cannot be used keeps what was there before and is told in the log: a slip of the editor must not
@@ -32,18 +32,18 @@ class Watched(Generic[T]):
     """
 
     def __init__(self, path: Path, parse: Callable[[object], T], absent: T) -> None:
-        """Reads the file; `absent` stands for one that is not there yet. Raises `BadFile`."""
+        """Reads the file; `absent` stands for one that is not there yet. Raises `InvalidFile`."""
         self.path = path
         self._parse = parse
-        self._looked = -LOOK_S
+        self._last_poll = -POLL_INTERVAL_S
         self._stamp = _stamp(path)
         self._content = absent if self._stamp is None else read(path, parse)
 
     def get(self, now: float) -> T:
         """What the file holds. `now` is seconds on a clock that never goes back."""
-        if now - self._looked < LOOK_S:
+        if now - self._last_poll < POLL_INTERVAL_S:
             return self._content
-        self._looked = now
+        self._last_poll = now
         stamp = _stamp(self.path)
         if stamp == self._stamp:
             return self._content
@@ -54,24 +54,24 @@ class Watched(Generic[T]):
         try:
             self._content = read(self.path, self._parse)
             log.info("%s has changed and is in force", self.path)
-        except BadFile as error:
+        except InvalidFile as error:
             log.error("%s; what it said before stays in force", error)
         return self._content
 
 
 def read(path: Path, parse: Callable[[object], T]) -> T:
-    """What `parse` makes of the YAML file. Raises `BadFile`."""
+    """What `parse` makes of the YAML file. Raises `InvalidFile`."""
     try:
         return parse(yaml.safe_load(path.read_text(encoding="utf-8")))
     except (OSError, UnicodeDecodeError) as error:
-        raise BadFile(f"{path} cannot be read: {getattr(error, 'strerror', None) or 'it is not UTF-8'}") from None
+        raise InvalidFile(f"{path} cannot be read: {getattr(error, 'strerror', None) or 'it is not UTF-8'}") from None
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
-        raise BadFile(f"{path}{f':{mark.line + 1}' if mark else ''} is not valid YAML") from None
+        raise InvalidFile(f"{path}{f':{mark.line + 1}' if mark else ''} is not valid YAML") from None
     except msgspec.ValidationError as error:
-        raise BadFile(f"{path}: {error}") from None
+        raise InvalidFile(f"{path}: {error}") from None
     except (ValueError, RecursionError):  # of YAML's own types: a date that there is not, lists in lists without end
-        raise BadFile(f"{path} is not valid YAML") from None
+        raise InvalidFile(f"{path} is not valid YAML") from None
 
 
 def write(path: Path, tree: object) -> None:

@@ -19,9 +19,9 @@ from filelock import FileLock
 from configs.cli import EXIT_USAGE, HelpFormatter, add_config_options, settings_from
 from configs.paths import curve_dir, keys_file
 from configs.settings import Settings
-from loadbalancer.access.api_keys import KEY_PREFIX, SCOPES, Key, KeyRing, fingerprint, parse_ring
-from loadbalancer.access.key_files import BadFile, read, write
-from loadbalancer.access.startup_checks import ALLOWED_WORKERS, parse_workers, server_pair
+from loadbalancer.access.api_keys import KEY_PREFIX, SCOPES, ApiKey, KeyRing, fingerprint, parse_ring
+from loadbalancer.access.key_files import InvalidFile, read, write
+from loadbalancer.access.startup_checks import ALLOWED_WORKERS, load_server_keys, parse_workers
 from wire.curve import AllowedWorker, AllowedWorkers, WorkerKey, new_pair
 
 _DESCRIPTION = """\
@@ -37,7 +37,7 @@ The first API key closes the server to everyone without one.
 """
 
 
-class Mistake(Exception):
+class UsageError(Exception):
     """It cannot be done as asked; the text says why."""
 
 
@@ -57,7 +57,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 _revoke_worker(settings, args.name)
             case _:
                 _list(settings)
-    except (Mistake, BadFile) as mistake:
+    except (UsageError, InvalidFile) as mistake:
         print(mistake, file=sys.stderr)
         return EXIT_USAGE
     except msgspec.ValidationError as error:  # a name or a number that the file must not hold
@@ -91,10 +91,10 @@ def _parser() -> argparse.ArgumentParser:
 def _add(settings: Settings, args: argparse.Namespace) -> None:
     token = KEY_PREFIX + secrets.token_urlsafe(32)
     scopes = tuple(dict.fromkeys(args.scope)) if args.scope else ("images", "jobs")
-    key = Key(fingerprint(token), scopes, args.weight, args.requests_per_minute, args.max_concurrent, _today())
+    key = ApiKey(fingerprint(token), scopes, args.weight, args.requests_per_minute, args.max_concurrent, _today())
     with _api_keys(settings) as keys:
         if args.name in keys:
-            raise Mistake(f"there is a key named {args.name} already; revoke it first, or choose another name")
+            raise UsageError(f"there is a key named {args.name} already; revoke it first, or choose another name")
         keys[args.name] = key
     print(f"The key of {args.name}, shown this once:", file=sys.stderr)
     print(token)
@@ -103,17 +103,17 @@ def _add(settings: Settings, args: argparse.Namespace) -> None:
 def _revoke(settings: Settings, name: str) -> None:
     with _api_keys(settings) as keys:
         if keys.pop(name, None) is None:
-            raise Mistake(f"there is no key named {name}; there are: {', '.join(keys) or 'none'}")
+            raise UsageError(f"there is no key named {name}; there are: {', '.join(keys) or 'none'}")
     print(f"revoked {name}", file=sys.stderr)
 
 
 def _add_worker(settings: Settings, name: str, file: Path) -> None:
-    pair, server = new_pair(), server_pair(settings.data_dir)
+    pair, server = new_pair(), load_server_keys(settings.data_dir)
     with _worker_keys(settings) as workers:
         if name in workers:
-            raise Mistake(f"there is a worker key named {name} already; revoke it first, or choose another name")
+            raise UsageError(f"there is a worker key named {name} already; revoke it first, or choose another name")
         if file.exists():
-            raise Mistake(f"{file} exists; it is not overwritten")
+            raise UsageError(f"{file} exists; it is not overwritten")
         workers[name] = AllowedWorker(pair.public, _today())
         parse_workers(msgspec.to_builtins(AllowedWorkers(workers)))
         write(file, msgspec.to_builtins(WorkerKey(pair.public, pair.secret, server.public)))
@@ -124,7 +124,7 @@ def _add_worker(settings: Settings, name: str, file: Path) -> None:
 def _revoke_worker(settings: Settings, name: str) -> None:
     with _worker_keys(settings) as workers:
         if workers.pop(name, None) is None:
-            raise Mistake(f"there is no worker key named {name}; there are: {', '.join(workers) or 'none'}")
+            raise UsageError(f"there is no worker key named {name}; there are: {', '.join(workers) or 'none'}")
     print(f"revoked {name}", file=sys.stderr)
 
 
@@ -143,7 +143,7 @@ def _list(settings: Settings) -> None:
 
 
 @contextlib.contextmanager
-def _api_keys(settings: Settings) -> Iterator[dict[str, Key]]:
+def _api_keys(settings: Settings) -> Iterator[dict[str, ApiKey]]:
     """The keys to change; written when the block ends well."""
     path = keys_file(settings.data_dir, settings.access.keys_file)
     with _locked(path):

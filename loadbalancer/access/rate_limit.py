@@ -12,7 +12,7 @@ from loadbalancer.schema.errors import RateLimited
 _MINUTE_S = 60.0
 
 
-class Bucket:
+class TokenBucket:
     """Requests that may be sent now. Full at first."""
 
     def __init__(self, per_minute: int, now: float) -> None:
@@ -21,7 +21,7 @@ class Bucket:
         self._filled = now
 
     def __repr__(self) -> str:
-        return f"<Bucket {self._tokens:.1f} of {self.per_minute}>"
+        return f"<TokenBucket {self._tokens:.1f} of {self.per_minute}>"
 
     def resize(self, per_minute: int, now: float) -> None:
         """The key has another limit from now on. What was used stays used."""
@@ -53,15 +53,15 @@ class Bucket:
         self._filled = max(now, self._filled)
 
 
-class Limits:
+class RateLimiter:
     """The requests of every key that has limits."""
 
     def __init__(self) -> None:
-        self._buckets: dict[str, Bucket] = {}
+        self._buckets: dict[str, TokenBucket] = {}
         self._running: dict[str, int] = {}
 
     def __repr__(self) -> str:
-        return f"<Limits of {len(self._buckets)} keys, {len(self)} requests under way>"
+        return f"<RateLimiter of {len(self._buckets)} keys, {len(self)} requests under way>"
 
     def __len__(self) -> int:
         return sum(self._running.values())
@@ -103,7 +103,7 @@ class Limits:
         if per_minute is None:
             self._buckets.pop(owner, None)
             return 0.0
-        bucket = self._buckets.setdefault(owner, Bucket(per_minute, now))
+        bucket = self._buckets.setdefault(owner, TokenBucket(per_minute, now))
         if bucket.per_minute != per_minute:
             bucket.resize(per_minute, now)
         return bucket.take(now)

@@ -1,6 +1,6 @@
 """What stands between the server and the world when it starts: keys, certificates, and the refusal to go without.
 
-Everything here happens once, before anything listens. What is wrong raises `Refused`.
+Everything here happens once, before anything listens. What is wrong raises `StartupError`.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from configs.paths import curve_dir, keys_file
 from configs.sections import Server
 from configs.settings import Settings
 from loadbalancer.access.api_keys import KeyRing, parse_ring
-from loadbalancer.access.key_files import BadFile, Watched, read, write
+from loadbalancer.access.key_files import InvalidFile, ReloadingFile, read, write
 from loadbalancer.access.origin_policy import is_loopback
 from loadbalancer.transport.curve_listener import CurveListener
 from wire.curve import AllowedWorkers, KeyPair, new_pair
@@ -30,32 +30,32 @@ SERVER_KEY = "server.yaml"
 ALLOWED_WORKERS = "workers.yaml"
 
 
-class Refused(Exception):
+class StartupError(Exception):
     """The server must not start like this; the text names the setting and the ways out."""
 
 
 def open_keys(settings: Settings) -> Callable[[], KeyRing | None]:
-    """The API keys as they are at each call; None while there is no file of them. Raises `Refused`."""
+    """The API keys as they are at each call; None while there is no file of them. Raises `StartupError`."""
     configured = settings.access.keys_file
     path = keys_file(settings.data_dir, configured)
     if configured is not None and not path.exists():
-        raise Refused(
+        raise StartupError(
             f"access.keys_file {path} is not there; `scripts/keys add NAME`, with the same --config, makes it"
         )
     try:
-        watched = Watched[KeyRing | None](path, parse_ring, absent=None)
-    except BadFile as error:
-        raise Refused(f"access.keys_file: {error}") from None
+        watched = ReloadingFile[KeyRing | None](path, parse_ring, absent=None)
+    except InvalidFile as error:
+        raise StartupError(f"access.keys_file: {error}") from None
     return lambda: watched.get(time.monotonic())
 
 
 def check_exposure(settings: Settings, ring: KeyRing | None) -> None:
-    """Raises `Refused` where strangers could use the server."""
+    """Raises `StartupError` where strangers could use the server."""
     server, insecure = settings.server, settings.access.insecure
     if is_loopback(server.host):
         return
     if ring is None and not insecure:
-        raise Refused(
+        raise StartupError(
             f"server.host {server.host} can be reached from other machines, but there are no API keys. Make one with "
             f"`scripts/keys --data-dir {settings.data_dir} add NAME`; or listen on 127.0.0.1; or let everyone in with "
             "--insecure (access.insecure: true)"
@@ -69,7 +69,7 @@ def check_exposure(settings: Settings, ring: KeyRing | None) -> None:
 
 
 def check_tls(server: Server) -> None:
-    """Raises `Refused` where the certificate's files cannot be used together."""
+    """Raises `StartupError` where the certificate's files cannot be used together."""
     cert, key = server.tls_cert, server.tls_key
     if cert is None or key is None:
         return
@@ -77,40 +77,42 @@ def check_tls(server: Server) -> None:
         _readable(f"server.{name}", path)
 
     def no_password() -> NoReturn:
-        raise Refused(f"server.tls_key {key} has a password, and nobody is there to type it; give it without")
+        raise StartupError(f"server.tls_key {key} has a password, and nobody is there to type it; give it without")
 
     try:
         ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(cert, key, no_password)
     except ssl.SSLError as error:
         if error.reason == "KEY_VALUES_MISMATCH":
-            raise Refused(f"server.tls_key {key} does not belong to server.tls_cert {cert}") from None
-        raise Refused(f"server.tls_cert {cert} and server.tls_key {key} are no certificate and key in PEM") from None
+            raise StartupError(f"server.tls_key {key} does not belong to server.tls_cert {cert}") from None
+        raise StartupError(
+            f"server.tls_cert {cert} and server.tls_key {key} are no certificate and key in PEM"
+        ) from None
 
 
 def _readable(setting: str, path: Path) -> None:
     try:
         path.open("rb").close()
     except OSError as error:
-        raise Refused(f"{setting} {path} cannot be read: {error.strerror}") from None
+        raise StartupError(f"{setting} {path} cannot be read: {error.strerror}") from None
 
 
-def guard(settings: Settings) -> CurveListener | None:
-    """The door for workers on other machines; None where `workers.listen` asks for none. Raises `Refused`."""
+def curve_listener(settings: Settings) -> CurveListener | None:
+    """The door for workers on other machines; None where `workers.listen` asks for none. Raises `StartupError`."""
     if settings.workers.listen is None:
         return None
     try:
-        own = server_pair(settings.data_dir)
+        own = load_server_keys(settings.data_dir)
         path = curve_dir(settings.data_dir) / ALLOWED_WORKERS
-        watched = Watched(path, lambda tree: parse_workers(tree).publics(), absent=frozenset[str]())
-    except (BadFile, OSError) as error:
-        raise Refused(f"workers.listen {settings.workers.listen}: {error}") from None
+        watched = ReloadingFile(path, lambda tree: parse_workers(tree).publics(), absent=frozenset[str]())
+    except (InvalidFile, OSError) as error:
+        raise StartupError(f"workers.listen {settings.workers.listen}: {error}") from None
     if not watched.get(time.monotonic()):
         log.warning("no worker may join at %s yet; `scripts/keys add-worker NAME` allows one", settings.workers.listen)
     return CurveListener(settings.workers.listen, own, lambda: watched.get(time.monotonic()))
 
 
-def server_pair(data_dir: Path) -> KeyPair:
-    """The balancer's own CURVE keys, made when they are first asked for. Raises `BadFile` and `OSError`."""
+def load_server_keys(data_dir: Path) -> KeyPair:
+    """The balancer's own CURVE keys, made when they are first asked for. Raises `InvalidFile` and `OSError`."""
     path = curve_dir(data_dir) / SERVER_KEY
     if not path.exists():
         write(path, msgspec.to_builtins(new_pair()))

@@ -18,10 +18,10 @@ from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from loadbalancer.access.api_keys import Doorman
+from loadbalancer.access.api_keys import Authenticator
 from loadbalancer.access.origin_policy import Origins
 from loadbalancer.api.http_helpers import Services, answer_error, refused
-from loadbalancer.api.idempotency import Once
+from loadbalancer.api.idempotency import IdempotencyMiddleware
 from loadbalancer.api.middleware import EXPOSED, Fence, Gate
 from loadbalancer.api.request_builder import Studio
 from loadbalancer.api.routes import health, images, jobs, models, scaling
@@ -103,10 +103,10 @@ def create_app(services: Services) -> ASGIApp:
         app.include_router(telling.router(services))
     app.add_exception_handler(ApiError, _refuse)
     app.add_exception_handler(HTTPException, _refuse)
-    _document(app, services.doorman)
-    access, loopback = services.settings.access, services.doorman.loopback
-    once = Once(app, services.journal, services.settings.server.max_upload_bytes)
-    services.metrics.books.keep(lambda: {"recordings": len(once)})
+    _document(app, services.authenticator)
+    access, loopback = services.settings.access, services.authenticator.loopback
+    once = IdempotencyMiddleware(app, services.database, services.settings.server.max_upload_bytes)
+    services.metrics.in_flight.add(lambda: {"recordings": len(once)})
     gated = _cross_origin(Gate(once, services), access.cors_origins)
     return Front(Fence(gated, Origins(access.hosts, access.cors_origins, loopback=loopback)), services.metrics)
 
@@ -149,7 +149,7 @@ def _translate(request: Request, error: Exception) -> ApiError:
     return InternalError(error.detail)
 
 
-def _document(app: FastAPI, doorman: Doorman) -> None:
+def _document(app: FastAPI, authenticator: Authenticator) -> None:
     """Add the schemas to the OpenAPI document: the routes read and write bodies themselves, and refer to them.
 
     FastAPI's 422 goes: mistakes are answered 400 here. What the gate answers in a route's place comes.
@@ -159,7 +159,7 @@ def _document(app: FastAPI, doorman: Doorman) -> None:
         for operation in operations.values():
             if "HTTPValidationError" in str(operation["responses"].get("422")):
                 del operation["responses"]["422"]
-            if doorman.need(path) != "nothing":
+            if authenticator.need(path) != "nothing":
                 operation["security"] = [{"key": []}, {}]  # the second: as long as there are no keys
                 operation["responses"] |= {str(status): refused(status) for status in (401, 403)}
     _, requests = models_json_schema(

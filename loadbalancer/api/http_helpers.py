@@ -15,16 +15,16 @@ from starlette.requests import ClientDisconnect
 from starlette.types import Message, Receive
 
 from configs.settings import Settings
-from loadbalancer.access.api_keys import Caller, Doorman, KeyRing
-from loadbalancer.generation.in_flight import Desk
+from loadbalancer.access.api_keys import Authenticator, Caller, KeyRing
+from loadbalancer.generation.in_flight import RequestTracker
 from loadbalancer.generation.validation import Job, Known
-from loadbalancer.jobs.manager import Jobs
+from loadbalancer.jobs.manager import JobManager
 from loadbalancer.metrics.prometheus import Metrics
 from loadbalancer.proxy.upstream import Elsewhere
-from loadbalancer.scaling.control_plane import Control
+from loadbalancer.scaling.control_plane import ControlPlane
 from loadbalancer.scheduler_service import SchedulerService
 from loadbalancer.schema.errors import ApiError, BodyTooLarge, ClientClosed
-from loadbalancer.storage.database import Journal
+from loadbalancer.storage.database import Database
 from wire.messages import LORA_NAME
 
 _encoder = msgspec.json.Encoder()
@@ -42,12 +42,12 @@ class Services:
 
     settings: Settings
     scheduler: SchedulerService
-    desk: Desk
+    tracker: RequestTracker
     metrics: Metrics
-    jobs: Jobs
-    journal: Journal
-    doorman: Doorman
-    control: Control
+    jobs: JobManager
+    database: Database
+    authenticator: Authenticator
+    control: ControlPlane
     elsewhere: Elsewhere
     #: The API keys in force; None while there are none and nobody needs one.
     ring: Callable[[], KeyRing | None]

@@ -16,10 +16,10 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from loadbalancer.api.http_helpers import answer_error, caller, disconnect, hung_up, read_body
-from loadbalancer.api.idempotency_recording import Recording, key_of, reused
+from loadbalancer.api.idempotency_recording import ResponseRecording, key_of, reused
 from loadbalancer.schema.errors import ApiError
-from loadbalancer.storage.database import Journal, Unwritable
-from loadbalancer.storage.records import Answer, Key, Reused
+from loadbalancer.storage.database import Database, StorageUnavailable
+from loadbalancer.storage.records import IdempotencyKey, IdempotencyKeyReused, StoredResponse
 
 log = logging.getLogger(__name__)
 
@@ -28,15 +28,15 @@ _REPLAYED = (b"idempotent-replayed", b"true")
 _ELSEWHERE = ("/v1/jobs", "/internal")
 
 
-class Once:
+class IdempotencyMiddleware:
     """Answers what it has seen before; everything else goes on to the application."""
 
-    def __init__(self, app: ASGIApp, journal: Journal, most: int) -> None:
+    def __init__(self, app: ASGIApp, database: Database, most: int) -> None:
         """`most` bounds the body of a request in bytes."""
         self._app = app
-        self._journal = journal
+        self._database = database
         self._most = most
-        self._running: dict[tuple[str, str], Recording] = {}
+        self._running: dict[tuple[str, str], ResponseRecording] = {}
 
     def __len__(self) -> int:
         return len(self._running)
@@ -53,42 +53,44 @@ class Once:
             kind = request.headers.get("content-type", "")
             key = key_of(caller(request).owner, given, scope["path"], kind, body)
             recording, first = await self._recording(key, scope, body)
-        except Reused:
+        except IdempotencyKeyReused:
             await answer_error(reused(given))(scope, receive, send)
         except ApiError as error:
             await answer_error(error)(scope, receive, send)
         else:
-            if isinstance(recording, Answer):
+            if isinstance(recording, StoredResponse):
                 await _replay(recording)(scope, receive, send)
             else:
                 await self._listen(recording, first, scope, receive, send)
 
-    async def _recording(self, key: Key, scope: Scope, body: bytes) -> tuple[Recording | Answer, bool]:
-        """The answer that is kept or being made, or a new one; and whether it is new. Raises `Reused`."""
+    async def _recording(
+        self, key: IdempotencyKey, scope: Scope, body: bytes
+    ) -> tuple[ResponseRecording | StoredResponse, bool]:
+        """Return the stored, running or new response, and whether it is new. Raises `IdempotencyKeyReused`."""
         running = self._running.get(key[:2])
         if running is None:
             try:
-                kept = await self._journal.do(lambda ledger: ledger.recall(key))
-            except Unwritable:  # the request itself can be answered all the same
+                kept = await self._database.do(lambda repository: repository.recall(key))
+            except StorageUnavailable:  # the request itself can be answered all the same
                 kept = None
             if kept is not None:
                 return kept, False
             running = self._running.get(key[:2])  # it may have come once more meanwhile
         if running is not None:
             if running.key != key:
-                raise Reused
+                raise IdempotencyKeyReused
             return running, False
-        recording = self._running[key[:2]] = Recording(key)
+        recording = self._running[key[:2]] = ResponseRecording(key)
         recording.start(self._record(recording, scope, body))
         return recording, True
 
-    async def _record(self, recording: Recording, scope: Scope, body: bytes) -> None:
+    async def _record(self, recording: ResponseRecording, scope: Scope, body: bytes) -> None:
         """Let the application answer into the recording. An answer is kept before its last bytes are told."""
         sent = False
 
         async def receive() -> Message:
             nonlocal sent
-            if sent:  # who listens may go, but that is for `Recording.leave` to notice
+            if sent:  # who listens may go, but that is for `ResponseRecording.leave` to notice
                 await asyncio.get_running_loop().create_future()
             sent = True
             return {"type": "http.request", "body": body, "more_body": False}
@@ -110,16 +112,18 @@ class Once:
         finally:
             del self._running[recording.key[:2]]
 
-    async def _keep(self, recording: Recording, last: bytes) -> None:
+    async def _keep(self, recording: ResponseRecording, last: bytes) -> None:
         kept, now = recording.answer(last), time.time()
         if kept is None:
             return
         try:
-            await self._journal.do(lambda ledger: ledger.remember(recording.key, kept, now))
-        except Unwritable as error:  # the answer is right, and only cannot be given again
+            await self._database.do(lambda repository: repository.remember(recording.key, kept, now))
+        except StorageUnavailable as error:  # the answer is right, and only cannot be given again
             log.warning("an answer could not be kept for its idempotency key: %s", error)
 
-    async def _listen(self, recording: Recording, first: bool, scope: Scope, receive: Receive, send: Send) -> None:
+    async def _listen(
+        self, recording: ResponseRecording, first: bool, scope: Scope, receive: Receive, send: Send
+    ) -> None:
         """Pass the answer on as it is made."""
         recording.readers += 1
         gone = asyncio.create_task(disconnect(receive))
@@ -152,7 +156,7 @@ class Once:
             recording.leave()
 
 
-def _replay(kept: Answer) -> Response:
+def _replay(kept: StoredResponse) -> Response:
     response = Response(kept.body, kept.status, media_type=None)
     response.raw_headers += [(b"content-type", kept.media_type.encode("latin-1")), _REPLAYED]
     return response

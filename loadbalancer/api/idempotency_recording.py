@@ -13,14 +13,14 @@ from collections.abc import Coroutine
 from typing import Any
 
 from loadbalancer.schema.errors import InvalidRequest, KeyReused
-from loadbalancer.storage.records import Answer, Key
+from loadbalancer.storage.records import IdempotencyKey, StoredResponse
 
 _KEY = re.compile(r"[\x21-\x7e]{1,255}")
 _BOUNDARY = re.compile(rb'boundary="?([^";,]+)"?', re.IGNORECASE)
 _FAILED = b"event: error\n"
 
 
-def key_of(owner: str, given: str, path: str, media_type: str, body: bytes) -> Key:
+def key_of(owner: str, given: str, path: str, media_type: str, body: bytes) -> IdempotencyKey:
     """The key with what it stands for. Raises `InvalidRequest`.
 
     The boundary of a form is left out: clients choose a new one each time that they send the same form.
@@ -33,7 +33,7 @@ def key_of(owner: str, given: str, path: str, media_type: str, body: bytes) -> K
     if boundary is not None:
         kind, body = kind.replace(boundary[1], b""), body.replace(boundary[1], b"")
     digest = hashlib.sha256(b"\0".join([path.encode(), kind, body])).digest()
-    return Key(owner, given, digest)
+    return IdempotencyKey(owner, given, digest)
 
 
 def reused(key: str) -> KeyReused:
@@ -42,10 +42,10 @@ def reused(key: str) -> KeyReused:
     return KeyReused(text)
 
 
-class Recording:
+class ResponseRecording:
     """An answer as it is made, for everyone who waits for it."""
 
-    def __init__(self, key: Key) -> None:
+    def __init__(self, key: IdempotencyKey) -> None:
         self.key = key
         self.status = 0
         self.headers: list[tuple[bytes, bytes]] = []
@@ -58,7 +58,7 @@ class Recording:
         self._changed = asyncio.Event()
 
     def __repr__(self) -> str:
-        return f"<Recording {self.status}, {len(self.chunks)} chunks, {self.readers} readers>"
+        return f"<ResponseRecording {self.status}, {len(self.chunks)} chunks, {self.readers} readers>"
 
     def start(self, work: Coroutine[None, None, None]) -> None:
         """Let the work make the answer. What it raises is raised by `outcome`."""
@@ -90,11 +90,11 @@ class Recording:
         if not self.readers and not self.over and self._task is not None:
             self._task.cancel()
 
-    def answer(self, last: bytes) -> Answer | None:
+    def answer(self, last: bytes) -> StoredResponse | None:
         """What is to be kept of the answer that ends with these bytes; None if it is no success."""
         chunks = [*self.chunks, last]
         told = next((chunk for chunk in reversed(chunks) if chunk), b"")
         if not 200 <= self.status < 300 or _FAILED in told:  # a stream fails after its status was sent
             return None
         media_type = dict(self.headers).get(b"content-type", b"").decode("latin-1")
-        return Answer(self.status, media_type, b"".join(chunks))
+        return StoredResponse(self.status, media_type, b"".join(chunks))

@@ -13,7 +13,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from loadbalancer.access.api_keys import Caller
 from loadbalancer.access.origin_policy import Origins
-from loadbalancer.access.rate_limit import Limits
+from loadbalancer.access.rate_limit import RateLimiter
 from loadbalancer.api.http_helpers import Services, answer_error
 from loadbalancer.schema.errors import ApiError
 
@@ -54,10 +54,10 @@ class Gate:
 
     def __init__(self, app: ASGIApp, services: Services) -> None:
         self._app = app
-        self._doorman = services.doorman
+        self._authenticator = services.authenticator
         self._ring = services.ring
-        self._limits = Limits()
-        services.metrics.books.keep(lambda: {"calls": len(self._limits)})
+        self._limits = RateLimiter()
+        services.metrics.in_flight.add(lambda: {"calls": len(self._limits)})
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
@@ -66,7 +66,9 @@ class Gate:
             return
         limited = scope["method"] == "POST"  # what makes work; looking is free
         try:
-            caller = self._doorman.enter(scope["path"], Headers(scope=scope).get("authorization", ""), self._ring())
+            caller = self._authenticator.enter(
+                scope["path"], Headers(scope=scope).get("authorization", ""), self._ring()
+            )
             if limited:
                 self._limits.enter(caller.owner, caller.requests_per_minute, caller.max_concurrent, time.monotonic())
         except ApiError as error:

@@ -1,7 +1,7 @@
-"""Requests that are under way: the bridge between the hub's updates and the route that awaits or streams them.
+"""Requests in flight: connect the scheduler's task updates to the route that awaits or streams them.
 
-An `Errand` belongs to one request and is closed by it, whatever happens; closing cancels what has not ended. The
-`Desk` hands errands out, knows how many are open, and hands out none once it is closed.
+Each request closes its `InFlightRequest` in every case, which cancels the tasks that have not ended. The
+`RequestTracker` counts open requests and rejects new ones once the server shuts down.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ from loadbalancer.schema.errors import ApiError, TooBusy, Unavailable, from_ende
 from loadbalancer.schema.stream_events import Progress
 
 
-class Errand:
+class InFlightRequest:
     """One request's images on their way. All methods are called in the event loop."""
 
-    def __init__(self, desk: Desk, job: Job) -> None:
+    def __init__(self, tracker: RequestTracker, job: Job) -> None:
         self.job = job
         #: Previews and finished images in the order in which they came, for a stream to take.
         self.news: deque[TaskProgress | TaskCompleted] = deque()
@@ -39,14 +39,14 @@ class Errand:
         self.failure: ApiError | None = None
         self.over: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.changed = asyncio.Event()
-        self._desk = desk
-        self._open = True
-        self.tasks: list[str] = desk.scheduler.submit(
+        self._tracker = tracker
+        self._is_open = True
+        self.tasks: list[str] = tracker.scheduler.submit(
             job.model,
             job.inputs,
             timeout_s=job.timeout_s,
             priority=job.priority,
-            listener=self._hear,
+            listener=self._on_update,
             sources=job.sources,
             owner=job.owner,
             weight=job.weight,
@@ -54,7 +54,7 @@ class Errand:
         )
 
     def __repr__(self) -> str:
-        return f"<Errand {len(self.images)} of {len(self.job.inputs)} images, failure {self.failure!r}>"
+        return f"<InFlightRequest {len(self.images)} of {len(self.job.inputs)} images, failure {self.failure!r}>"
 
     def results(self) -> list[TaskCompleted]:
         """The images in order. Raises the `ApiError` that the request has ended with."""
@@ -65,19 +65,19 @@ class Errand:
     def views(self) -> Iterator[Progress]:
         """Where each image stands that is not finished."""
         for index, task in enumerate(self.tasks):
-            estimate = self._desk.scheduler.estimate(task)
+            estimate = self._tracker.scheduler.estimate(task)
             if estimate is not None:
                 step, steps = self.steps.get(task, (0, self.job.inputs[index].steps))
                 yield Progress(index, estimate.state, step, steps, estimate.position, estimate.eta_s)
 
     def close(self) -> None:
         """Nobody waits any more. Idempotent; what has not ended is cancelled."""
-        if self._open:
-            self._open = False
-            self._desk.scheduler.cancel([task for task in self.tasks if task not in self.images])
-            self._desk.closed(self)
+        if self._is_open:
+            self._is_open = False
+            self._tracker.scheduler.cancel([task for task in self.tasks if task not in self.images])
+            self._tracker.closed(self)
 
-    def _hear(self, update: TaskUpdate) -> None:
+    def _on_update(self, update: TaskUpdate) -> None:
         match update:
             case TaskProgress(task=task, step=step, steps=steps, preview=preview):
                 self.steps[task] = (step, steps)
@@ -87,7 +87,7 @@ class Errand:
             case TaskCompleted(task=task):
                 self.images[task] = update
                 self.news.append(update)
-                self._desk.metrics.image(self.job.model, update.waited_s, update.ran_s)
+                self._tracker.metrics.image(self.job.model, update.waited_s, update.ran_s)
             case TaskEnded():
                 self.failure = self.failure or from_ended(update)
             case _:
@@ -97,47 +97,47 @@ class Errand:
         self.changed.set()
 
 
-class Desk:
+class RequestTracker:
     """Accepts jobs while the server is open."""
 
     def __init__(self, scheduler: SchedulerService, metrics: Metrics) -> None:
         self.scheduler = scheduler
         self.metrics = metrics
         self.open = True
-        self._errands: set[object] = set()
+        self._requests: set[object] = set()
         self._idle = asyncio.Event()
         self._idle.set()
 
     def __repr__(self) -> str:
-        return f"<Desk {'open' if self.open else 'closed'}, {len(self._errands)} errands>"
+        return f"<RequestTracker {'open' if self.open else 'closed'}, {len(self._requests)} errands>"
 
     def __len__(self) -> int:
-        return len(self._errands)
+        return len(self._requests)
 
-    def accept(self, job: Job) -> Errand:
+    def accept(self, job: Job) -> InFlightRequest:
         """Queue the job. Raises `Unavailable` when shutting down or where it would be too late, `TooBusy` when full."""
         if not self.open:
             raise shutting_down()
         try:
-            errand = Errand(self, job)
+            request = InFlightRequest(self, job)
         except DeadlineUnreachable as late:
             text = f"The deadline cannot be met: {late}. Please try again later, or with a larger timeout_s."
             raise Unavailable(text, code="deadline_unreachable", retry_after_s=late.retry_after_s) from None
         except QueueFull as full:
             text = f"Too many requests: {full}. Please try again later."
             raise TooBusy(text, retry_after_s=full.retry_after_s) from None
-        self.host(errand)
-        return errand
+        self.host(request)
+        return request
 
-    def host(self, errand: object) -> None:
+    def host(self, request: object) -> None:
         """An errand is under way, one of ours or one that another server runs. Its end is told by `closed`."""
-        self._errands.add(errand)
+        self._requests.add(request)
         self._idle.clear()
 
-    def closed(self, errand: object) -> None:
+    def closed(self, request: object) -> None:
         """The errand is over."""
-        self._errands.discard(errand)
-        if not self._errands:
+        self._requests.discard(request)
+        if not self._requests:
             self._idle.set()
 
     async def idle(self) -> None:

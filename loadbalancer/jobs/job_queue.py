@@ -15,7 +15,7 @@ from sortedcontainers import SortedDict
 _Place = tuple[int, int]
 
 
-class Backlog:
+class JobQueue:
     """The waiting jobs of one model."""
 
     def __init__(self) -> None:
@@ -29,7 +29,7 @@ class Backlog:
         return job in self._places
 
     def __repr__(self) -> str:
-        return f"<Backlog {len(self)} jobs of {len(self._owners)} owners>"
+        return f"<JobQueue {len(self)} jobs of {len(self._owners)} owners>"
 
     def push(self, job: str, owner: str, priority: int, seq: int) -> None:
         """Add a job; `seq` grows with every job that arrives."""
@@ -66,22 +66,22 @@ class Backlog:
         return before
 
 
-class Turns:
+class JobAdmission:
     """Which jobs are in the queue and which wait for it: images of jobs fill no more than `room` of a model's queue."""
 
     def __init__(self, models: Iterable[str], room: int) -> None:
         self._room = room
-        self._waiting = {model: Backlog() for model in models}
+        self._waiting = {model: JobQueue() for model in models}
         #: Images of jobs that have had their turn.
         self._entered: Counter[str] = Counter()
         #: Model and images of each job.
         self._jobs: dict[str, tuple[str, int]] = {}
 
     def __repr__(self) -> str:
-        return f"<Turns entered {dict(self._entered)}, waiting {self._waiting}>"
+        return f"<JobAdmission entered {dict(self._entered)}, waiting {self._waiting}>"
 
     def push(self, job: str, model: str, images: int, owner: str, priority: int, seq: int) -> None:
-        """A job arrives; see `Backlog.push`. Raises `KeyError` for a model that is not known."""
+        """A job arrives; see `JobQueue.push`. Raises `KeyError` for a model that is not known."""
         self._waiting[model].push(job, owner, priority, seq)
         self._jobs[job] = model, images
 

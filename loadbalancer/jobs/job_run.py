@@ -10,7 +10,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 from loadbalancer.generation.validation import Job
-from loadbalancer.jobs.views import Place
+from loadbalancer.jobs.views import JobProgress
 from loadbalancer.metrics.prometheus import Metrics
 from loadbalancer.scheduler_service import SchedulerService
 from loadbalancer.scheduling.task import (
@@ -24,27 +24,27 @@ from loadbalancer.scheduling.task import (
 )
 from loadbalancer.schema.errors import ApiError, from_ended
 from loadbalancer.schema.stream_events import Progress
-from loadbalancer.storage.records import Kept, Order, Record, Save
+from loadbalancer.storage.records import JobRecord, JobSpec, StoredCheckpoint, StoredImage
 
 Views = Callable[[], Iterator[Progress]]
 
 
-class Run:
+class JobRun:
     """One unfinished job. All methods are called in the event loop."""
 
-    def __init__(self, record: Record, source_bytes: int, scheduler: SchedulerService, metrics: Metrics) -> None:
+    def __init__(self, record: JobRecord, source_bytes: int, scheduler: SchedulerService, metrics: Metrics) -> None:
         self.record = record
         self.source_bytes = source_bytes
         #: What came and is not on disk yet.
-        self.fresh: list[Kept] = []
+        self.fresh: list[StoredImage] = []
         self.began = False
         self.failure: ApiError | None = None
-        self.stirred = asyncio.Event()
+        self.changed = asyncio.Event()
         #: It is in the queue, or will not be.
         self.entered = asyncio.Event()
-        self.followers: set[Follower] = set()
+        self.followers: set[JobSubscriber] = set()
         #: Whoever attends to it: set from its turn on.
-        self.attendant: asyncio.Task[None] | None = None
+        self.task: asyncio.Task[None] | None = None
         self._scheduler = scheduler
         self._metrics = metrics
         #: Its images in the queue or with a worker: task and place in the job.
@@ -54,7 +54,7 @@ class Run:
         self._saved: dict[int, int] = {}
 
     def __repr__(self) -> str:
-        return f"<Run {self.record.id}, {len(self._missing)} of {len(self._steps)} images missing, {self.failure!r}>"
+        return f"<JobRun {self.record.id}, {len(self._missing)} of {len(self._steps)} images missing, {self.failure!r}>"
 
     @property
     def over(self) -> bool:
@@ -64,7 +64,7 @@ class Run:
     def enter(
         self,
         sources: Sequence[bytes],
-        kept: Iterable[Kept],
+        kept: Iterable[StoredImage],
         saved: Mapping[int, Checkpoint],
         left_s: float,
         *,
@@ -76,7 +76,7 @@ class Run:
         one may.
         """
         order = self.record.order
-        self._have({image.item for image in kept})
+        self._mark_finished({image.item for image in kept})
         items = sorted(self._missing)
         if not items:  # the server ended between the last image and the end of the job
             return
@@ -85,7 +85,7 @@ class Run:
             [order.inputs[item] for item in items],
             timeout_s=left_s,
             priority=order.priority,
-            listener=self._hear,
+            listener=self._on_update,
             sources=sources,
             owner=order.owner,
             weight=order.weight,
@@ -103,23 +103,23 @@ class Run:
         tasks, self._tasks = list(self._tasks), {}
         self._scheduler.cancel(tasks)
 
-    def saves(self) -> list[Save]:
+    def saves(self) -> list[StoredCheckpoint]:
         """Checkpoints that are newer than what `saved` was told."""
         states = [(item, self._scheduler.checkpoint(task)) for task, item in self._tasks.items()]
         fresh = [(item, state) for item, state in states if state and state.step > self._saved.get(item, 0)]
-        return [Save(self.record.id, item, state) for item, state in fresh]
+        return [StoredCheckpoint(self.record.id, item, state) for item, state in fresh]
 
-    def saved(self, save: Save) -> None:
+    def saved(self, save: StoredCheckpoint) -> None:
         """It is on disk."""
         self._saved[save.item] = save.state.step
 
-    def place(self) -> Place:
+    def place(self) -> JobProgress:
         """Where it stands once it has entered the queue."""
         estimates = [estimate for task in self._tasks if (estimate := self._scheduler.estimate(task)) is not None]
         etas = [estimate.eta_s for estimate in estimates]
         longest = None if None in etas or not etas else max(eta for eta in etas if eta is not None)
         step, steps = (sum(each) for each in zip(*self._steps.values(), strict=True))
-        return Place(min((estimate.position for estimate in estimates), default=0), longest, step, steps)
+        return JobProgress(min((estimate.position for estimate in estimates), default=0), longest, step, steps)
 
     def views(self) -> Iterator[Progress]:
         """Where each image stands that is not finished."""
@@ -133,11 +133,11 @@ class Run:
         for item, (step, steps) in self._steps.items():
             yield Progress(item, TaskState.QUEUED, step, steps, position, None)
 
-    def _have(self, items: set[int]) -> None:
+    def _mark_finished(self, items: set[int]) -> None:
         self._missing -= items
         self._steps |= {item: (self._steps[item][1],) * 2 for item in items}
 
-    def _hear(self, update: TaskUpdate) -> None:
+    def _on_update(self, update: TaskUpdate) -> None:
         item = self._tasks.get(update.task)
         if item is None:
             return
@@ -153,19 +153,19 @@ class Run:
                 return
             case TaskCompleted():
                 del self._tasks[update.task]
-                kept = Kept(item, bytes(update.image), update.waited_s, update.ran_s, update.flagged)
+                kept = StoredImage(item, bytes(update.image), update.waited_s, update.ran_s, update.flagged)
                 self.fresh.append(kept)
-                self._have({item})
+                self._mark_finished({item})
                 self._metrics.image(self.record.order.model, update.waited_s, update.ran_s)
             case TaskEnded():
                 self.failure = self.failure or from_ended(update)
-        self.stirred.set()
+        self.changed.set()
 
 
-class Follower:
+class JobSubscriber:
     """Someone who watches a job: what happened before comes first, then what happens. See `routes.stream`."""
 
-    def __init__(self, order: Order, views: Views, closed: Callable[[Follower], None]) -> None:
+    def __init__(self, order: JobSpec, views: Views, closed: Callable[[JobSubscriber], None]) -> None:
         self.job = Job(order.model, order.inputs, 0.0, order.priority)
         self.tasks = [str(item) for item in range(len(order.inputs))]
         self.views = views
@@ -176,7 +176,7 @@ class Follower:
         self._closed = closed
         self._shown: set[int] = set()
 
-    def show(self, images: Iterable[Kept]) -> None:
+    def show(self, images: Iterable[StoredImage]) -> None:
         """These images are on disk. Each is told once."""
         for kept in images:
             if kept.item not in self._shown:

@@ -17,42 +17,42 @@ from collections.abc import Callable, Coroutine, Sequence
 from typing import TypeVar
 
 from configs.settings import Settings
-from loadbalancer.jobs.job_queue import Turns
-from loadbalancer.jobs.job_run import Follower, Run
-from loadbalancer.jobs.views import JobView, Place, cancelled, expired, job_view, why_none
+from loadbalancer.jobs.job_queue import JobAdmission
+from loadbalancer.jobs.job_run import JobRun, JobSubscriber
+from loadbalancer.jobs.views import JobProgress, JobView, cancelled, expired, job_view, missing_result_error
 from loadbalancer.metrics.prometheus import Metrics
 from loadbalancer.scheduler_service import SchedulerService
 from loadbalancer.scheduling.task import QueueFull
 from loadbalancer.schema.errors import Conflict, InternalError, TooBusy, shutting_down
-from loadbalancer.storage.database import Journal, Unwritable, Work, sweep_forever
-from loadbalancer.storage.records import Failure, JobState, Kept, Key, Order, Record
-from loadbalancer.storage.repository import Ledger
+from loadbalancer.storage.database import Database, StorageUnavailable, Work, sweep_forever
+from loadbalancer.storage.records import Failure, IdempotencyKey, JobRecord, JobSpec, JobState, StoredImage
+from loadbalancer.storage.repository import Repository
 
 log = logging.getLogger(__name__)
 
 Result = TypeVar("Result")
 #: Pause before the disk or a full queue is tried again.
 _AGAIN_S = 0.5
-_TEND_S = 1.0
+_EXPIRY_CHECK_S = 1.0
 #: Most that a start waits for the jobs of an earlier life.
 _RESUME_S = 5.0
 
 
-class Jobs:
+class JobManager:
     """All jobs. All methods are called in the event loop."""
 
-    def __init__(self, settings: Settings, scheduler: SchedulerService, metrics: Metrics, journal: Journal) -> None:
+    def __init__(self, settings: Settings, scheduler: SchedulerService, metrics: Metrics, database: Database) -> None:
         self._settings = settings.jobs
-        self._turns = Turns(settings.models, max(int(settings.queue.max_tasks * settings.jobs.queue_share), 1))
+        self._turns = JobAdmission(settings.models, max(int(settings.queue.max_tasks * settings.jobs.queue_share), 1))
         self._scheduler = scheduler
         self._metrics = metrics
-        self._journal = journal
-        self._runs: dict[str, Run] = {}
+        self._database = database
+        self._runs: dict[str, JobRun] = {}
         self._models = settings.models
         self._source_bytes = 0
         #: Sums since the start: jobs by what became of them.
         self.counters: Counter[str] = Counter()
-        self._chores: set[asyncio.Task[None]] = set()
+        self._background_tasks: set[asyncio.Task[None]] = set()
         self._stopped = False
         #: What an earlier life left is in the queue, or cannot be read now.
         self._settled = asyncio.Event()
@@ -60,7 +60,7 @@ class Jobs:
         self.on_end: Callable[[], None] = lambda: None
 
     def __repr__(self) -> str:
-        return f"<Jobs {len(self)} unfinished, {self._turns!r}>"
+        return f"<JobManager {len(self)} unfinished, {self._turns!r}>"
 
     def __len__(self) -> int:
         return len(self._runs)
@@ -71,9 +71,9 @@ class Jobs:
         To be called before workers are heard: what they still run is in the queue when this returns, unless the disk
         cannot be read or takes long.
         """
-        sweeping = sweep_forever(self._journal, self.keep_s, self._settings.max_bytes)
-        for chore in (self._resume(), self._tend(), self._save(), sweeping):
-            self._spawn(chore)
+        sweeping = sweep_forever(self._database, self.keep_s, self._settings.max_bytes)
+        for coroutine in (self._resume(), self._expire_waiting(), self._save(), sweeping):
+            self._spawn(coroutine)
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self._settled.wait(), _RESUME_S)
         self._settled.set()
@@ -84,9 +84,9 @@ class Jobs:
         What is still accepted is on disk and no more: the queue ends before it could be done.
         """
         self._stopped = True
-        for chore in self._chores:
-            chore.cancel()
-        await asyncio.gather(*self._chores, return_exceptions=True)
+        for coroutine in self._background_tasks:
+            coroutine.cancel()
+        await asyncio.gather(*self._background_tasks, return_exceptions=True)
         await self._save_now()
         for run in self._runs.values():
             run.leave()
@@ -95,72 +95,72 @@ class Jobs:
 
     # ---- what the routes use
 
-    async def add(self, order: Order, sources: Sequence[bytes], key: Key | None) -> JobView:
+    async def add(self, order: JobSpec, sources: Sequence[bytes], key: IdempotencyKey | None) -> JobView:
         """Accept the job: it is on disk when this returns. With a key that came before, the view is of that job.
 
-        Raises `Reused`, `Unwritable` and `TooBusy`.
+        Raises `Reused`, `StorageUnavailable` and `TooBusy`.
         """
         size = sum(map(len, sources))
         job, now, full = f"job_{uuid.uuid4().hex}", time.time(), self._full(size)
 
-        def work(ledger: Ledger) -> Record:
-            if full is not None and (key is None or ledger.job_of(key) is None):
+        def work(repository: Repository) -> JobRecord:
+            if full is not None and (key is None or repository.job_of(key) is None):
                 raise full
-            return ledger.add(job, order, sources, key, now)
+            return repository.add(job, order, sources, key, now)
 
-        record = await self._journal.do(work)
+        record = await self._database.do(work)
         if record.id == job:
             self.counters["jobs_accepted"] += 1
-            self._take_up(record, size)
+            self._add_run(record, size)
         return self.view(record)
 
-    async def find(self, job: str, owner: str) -> tuple[Record | None, list[Kept]]:
-        """The owner's job, if there is one, and what is finished of it. Raises `Unwritable`."""
-        return await self._journal.do(lambda ledger: (ledger.get(job, owner), ledger.images(job)))
+    async def find(self, job: str, owner: str) -> tuple[JobRecord | None, list[StoredImage]]:
+        """The owner's job, if there is one, and what is finished of it. Raises `StorageUnavailable`."""
+        return await self._database.do(lambda repository: (repository.get(job, owner), repository.images(job)))
 
-    async def page(self, owner: str, limit: int, after: str | None, state: JobState | None) -> list[Record]:
-        """See `Ledger.page`. Raises `Unwritable`."""
-        return await self._journal.do(lambda ledger: ledger.page(owner, limit, after, state))
+    async def page(self, owner: str, limit: int, after: str | None, state: JobState | None) -> list[JobRecord]:
+        """See `Repository.page`. Raises `StorageUnavailable`."""
+        return await self._database.do(lambda repository: repository.page(owner, limit, after, state))
 
-    async def discard(self, job: str, owner: str) -> Record | None:
-        """Cancel the owner's job, or forget it if it has ended; gives what is left of it. Raises `Unwritable`."""
+    async def discard(self, job: str, owner: str) -> JobRecord | None:
+        """Cancel the owner's job, or delete an ended one. Returns its final record. Raises `StorageUnavailable`."""
         now = time.time()
 
-        def work(ledger: Ledger) -> Record | None:
-            record = ledger.get(job, owner)
+        def work(repository: Repository) -> JobRecord | None:
+            record = repository.get(job, owner)
             if record is None or record.ended is None:
-                return record and ledger.finish(job, JobState.CANCELLED, None, now)
-            ledger.forget(job)
+                return record and repository.finish(job, JobState.CANCELLED, None, now)
+            repository.forget(job)
             return record
 
-        record = await self._journal.do(work)
+        record = await self._database.do(work)
         run = self._runs.get(job)
         if record is not None and run is not None:
             run.failure = cancelled()
             self.counters["jobs_cancelled"] += 1
-            if run.attendant is not None:
-                run.attendant.cancel()
+            if run.task is not None:
+                run.task.cancel()
             self._close(run)
         return record
 
-    def view(self, record: Record) -> JobView:
+    def view(self, record: JobRecord) -> JobView:
         """The job as its client sees it."""
         run = self._runs.get(record.id)
         return job_view(record, None if run is None or record.ended is not None else self._place(run), self.keep_s)
 
-    def follow(self, record: Record, kept: Sequence[Kept]) -> Follower:
+    def follow(self, record: JobRecord, kept: Sequence[StoredImage]) -> JobSubscriber:
         """Watch the job. To be called as soon as `find` has given both, so that nothing happens between."""
         if record.ended is None and record.readable:
-            self._take_up(record, 0)  # unless it is: right after a start, the disk is read before the jobs are
+            self._add_run(record, 0)  # unless it is: right after a start, the disk is read before the jobs are
         run = self._runs.get(record.id)
         if run is None:
-            follower = Follower(record.order, lambda: iter(()), lambda _: None)
+            follower = JobSubscriber(record.order, lambda: iter(()), lambda _: None)
             follower.show(kept)
-            follower.end(why_none(record) if record.ended is not None else shutting_down())
+            follower.end(missing_result_error(record) if record.ended is not None else shutting_down())
             return follower
-        follower = Follower(
+        follower = JobSubscriber(
             record.order,
-            lambda: run.waiting(self._place(run).position) if run.attendant is None else run.views(),
+            lambda: run.waiting(self._place(run).position) if run.task is None else run.views(),
             run.followers.discard,
         )
         run.followers.add(follower)
@@ -182,27 +182,27 @@ class Jobs:
             return TooBusy("The pictures of unfinished jobs fill the room that there is for them.", retry_after_s=10)
         return None
 
-    def _take_up(self, record: Record, source_bytes: int) -> None:
+    def _add_run(self, record: JobRecord, source_bytes: int) -> None:
         if self._stopped or record.id in self._runs:
             return
         order = record.order
-        run = self._runs[record.id] = Run(record, source_bytes, self._scheduler, self._metrics)
+        run = self._runs[record.id] = JobRun(record, source_bytes, self._scheduler, self._metrics)
         self._source_bytes += source_bytes
         if order.model in self._models:
             self._turns.push(record.id, order.model, len(order.inputs), order.owner, order.priority, record.seq)
-            self._feed(order.model)
+            self._admit_next(order.model)
         else:
             run.failure = Conflict(f"The model '{order.model}' is not served any more.", code="model_not_found")
-            self._attend(run)
+            self._start_run(run)
 
-    def _feed(self, model: str) -> None:
+    def _admit_next(self, model: str) -> None:
         for job in self._turns.next(model):
-            self._attend(self._runs[job])
+            self._start_run(self._runs[job])
 
-    def _attend(self, run: Run) -> None:
-        run.attendant = self._spawn(self._see_through(run))
+    def _start_run(self, run: JobRun) -> None:
+        run.task = self._spawn(self._run_job(run))
 
-    async def _see_through(self, run: Run) -> None:
+    async def _run_job(self, run: JobRun) -> None:
         """One job from its turn to its end."""
         if run.failure is None:
             try:
@@ -212,17 +212,17 @@ class Jobs:
                 run.failure = InternalError("The job could not be taken up, because of an error of the server.")
         run.entered.set()
         while not run.over:
-            await run.stirred.wait()
-            run.stirred.clear()
+            await run.changed.wait()
+            run.changed.clear()
             if not run.over:
-                await self._write_down(run)
-        await self._write_down(run)
+                await self._persist(run)
+        await self._persist(run)
         self._close(run)
 
-    async def _enter(self, run: Run) -> None:
+    async def _enter(self, run: JobRun) -> None:
         job = run.record.id
-        sources, kept, saved = await self._surely(
-            lambda ledger: (ledger.sources(job), ledger.images(job), ledger.checkpoints(job))
+        sources, kept, saved = await self._store_with_retries(
+            lambda repository: (repository.sources(job), repository.images(job), repository.checkpoints(job))
         )
         while True:
             left_s = run.record.order.deadline - time.time()
@@ -235,28 +235,28 @@ class Jobs:
             except QueueFull:  # of requests that are no jobs
                 await asyncio.sleep(_AGAIN_S)
 
-    async def _write_down(self, run: Run) -> None:
+    async def _persist(self, run: JobRun) -> None:
         """What came since, and the end if it is that."""
         fresh, run.fresh = run.fresh, []
         failure, over, began, now = run.failure, run.over, run.began, time.time()
         job = run.record.id
 
-        def work(ledger: Ledger) -> Record | None:
+        def work(repository: Repository) -> JobRecord | None:
             if began:
-                ledger.started(job, now)
+                repository.started(job, now)
             for image in fresh:
-                ledger.keep(job, image)
+                repository.keep(job, image)
             if failure is not None:
-                return ledger.finish(job, JobState.FAILED, Failure(failure.status, failure.body.error), now)
-            return ledger.finish(job, JobState.DONE, None, now) if over else None
+                return repository.finish(job, JobState.FAILED, Failure(failure.status, failure.body.error), now)
+            return repository.finish(job, JobState.DONE, None, now) if over else None
 
-        end = await self._surely(work)
+        end = await self._store_with_retries(work)
         if end is not None:
             self.counters[f"jobs_{end.state.value}"] += 1
         for follower in run.followers:
             follower.show(fresh)
 
-    def _close(self, run: Run) -> None:
+    def _close(self, run: JobRun) -> None:
         order = run.record.order
         if self._runs.pop(run.record.id, None) is None:
             return
@@ -268,18 +268,18 @@ class Jobs:
             self.on_end()
         self._turns.leave(run.record.id)
         if order.model in self._models:
-            self._feed(order.model)
+            self._admit_next(order.model)
 
-    def _place(self, run: Run) -> Place:
+    def _place(self, run: JobRun) -> JobProgress:
         place = run.place()
-        return place if run.attendant is not None else place._replace(position=self._turns.position(run.record.id))
+        return place if run.task is not None else place._replace(position=self._turns.position(run.record.id))
 
     # ---- chores
 
     async def _resume(self) -> None:
         now = time.time()
-        broken, records, sizes = await self._surely(
-            lambda ledger: (ledger.give_up(now), ledger.unfinished(), ledger.source_bytes())
+        broken, records, sizes = await self._store_with_retries(
+            lambda repository: (repository.give_up(now), repository.unfinished(), repository.source_bytes())
         )
         if broken:
             self.counters["jobs_failed"] += len(broken)
@@ -288,21 +288,21 @@ class Jobs:
             self.counters["jobs_resumed"] += len(records)
             log.info("%d unfinished jobs are taken up again", len(records))
         for record in records:
-            self._take_up(record, sizes.get(record.id, 0))
-        for run in [run for run in self._runs.values() if run.attendant is not None]:
+            self._add_run(record, sizes.get(record.id, 0))
+        for run in [run for run in self._runs.values() if run.task is not None]:
             await run.entered.wait()
         self._settled.set()
 
-    async def _tend(self) -> None:
+    async def _expire_waiting(self) -> None:
         """Jobs whose time is over while they wait for their turn."""
         while True:
-            await asyncio.sleep(_TEND_S)
+            await asyncio.sleep(_EXPIRY_CHECK_S)
             now = time.time()
-            late = [run for run in self._runs.values() if run.attendant is None and run.record.order.deadline <= now]
+            late = [run for run in self._runs.values() if run.task is None and run.record.order.deadline <= now]
             for run in late:
                 self._turns.enter(run.record.id)
                 run.failure = expired(run.record)
-                self._attend(run)
+                self._start_run(run)
 
     async def _save(self) -> None:
         while True:
@@ -315,30 +315,30 @@ class Jobs:
         if not saves:
             return
         try:
-            await self._journal.do(lambda ledger: ledger.save(saves))
-        except Unwritable:
+            await self._database.do(lambda repository: repository.save(saves))
+        except StorageUnavailable:
             return
         for save in saves:
             run = self._runs.get(save.job)
             if run is not None:
                 run.saved(save)
 
-    async def _surely(self, work: Work[Result]) -> Result:
+    async def _store_with_retries(self, work: Work[Result]) -> Result:
         """The work, however long the disk does not take it."""
         while True:
             try:
-                return await self._journal.do(work)
-            except Unwritable:
+                return await self._database.do(work)
+            except StorageUnavailable:
                 self._settled.set()  # a start does not wait for it
                 await asyncio.sleep(_AGAIN_S)
 
-    def _spawn(self, chore: Coroutine[None, None, None]) -> asyncio.Task[None]:
-        task = asyncio.create_task(chore)
-        self._chores.add(task)
+    def _spawn(self, coroutine: Coroutine[None, None, None]) -> asyncio.Task[None]:
+        task = asyncio.create_task(coroutine)
+        self._background_tasks.add(task)
         task.add_done_callback(self._ended)
         return task
 
-    def _ended(self, chore: asyncio.Task[None]) -> None:
-        self._chores.discard(chore)
-        if not chore.cancelled() and (error := chore.exception()) is not None:
+    def _ended(self, coroutine: asyncio.Task[None]) -> None:
+        self._background_tasks.discard(coroutine)
+        if not coroutine.cancelled() and (error := coroutine.exception()) is not None:
             log.error("a chore of the jobs broke", exc_info=error)

@@ -48,7 +48,7 @@ class JobRequest(Strict):
     """The client's own words, returned with the job."""
 
 
-class Asked(NamedTuple):
+class ParsedJob(NamedTuple):
     """A job as it was asked for; the pictures of an edit are data URLs beside it."""
 
     job: JobRequest
@@ -57,7 +57,7 @@ class Asked(NamedTuple):
     mask: str | None = None
 
 
-def parse_job(body: bytes, most: int, *, webhook_private: bool) -> Asked:
+def parse_job(body: bytes, most: int, *, webhook_private: bool) -> ParsedJob:
     """The job in the body. Raises `InvalidRequest`, and `BodyTooLarge` for more than `most` bytes beside pictures."""
     members = _members(body)
     inner = bytes(members.get("body", b""))
@@ -73,9 +73,9 @@ def parse_job(body: bytes, most: int, *, webhook_private: bool) -> Asked:
     if job.path == "/predict":
         if len(inner) > most:
             raise BodyTooLarge(most)
-        return Asked(job, parse(PredictRequest, inner))
+        return ParsedJob(job, parse(PredictRequest, inner))
     asked = parse_pictured(ImageRequest, inner, most)
-    return Asked(job, asked, asked.image, asked.mask)
+    return ParsedJob(job, asked, asked.image, asked.mask)
 
 
 def _members(body: bytes) -> _RawMembers:
@@ -86,13 +86,13 @@ def _members(body: bytes) -> _RawMembers:
         return {}
 
 
-def _edit(job: JobRequest, inner: bytes, most: int) -> Asked:
+def _edit(job: JobRequest, inner: bytes, most: int) -> ParsedJob:
     members = _members(inner)
     pictures = {name: _text(name, members.pop(name)) for name in ("image", "mask") if name in members}
     rest = msgspec.json.encode(members)
     if len(rest) > most:
         raise BodyTooLarge(most, "beside its pictures")
-    return Asked(job, parse(EditRequest, rest if members else inner), **pictures)
+    return ParsedJob(job, parse(EditRequest, rest if members else inner), **pictures)
 
 
 def _text(name: str, raw: msgspec.Raw) -> str | None:

@@ -9,11 +9,11 @@ import msgspec
 
 from loadbalancer.schema.errors import ApiError, Conflict, TimedOut
 from loadbalancer.schema.responses import Timings
-from loadbalancer.storage.records import Failure, JobState, Record
+from loadbalancer.storage.records import Failure, JobRecord, JobState
 from wire.errors import ErrorBody, ErrorDetail
 
 
-class Place(NamedTuple):
+class JobProgress(NamedTuple):
     """How far an unfinished job is: what comes before it, seconds to its end, denoising steps done and in all."""
 
     position: int
@@ -55,12 +55,12 @@ class JobList(msgspec.Struct, frozen=True):
     object: Literal["list"] = "list"
 
 
-def job_view(record: Record, place: Place | None, keep_s: float) -> JobView:
+def job_view(record: JobRecord, place: JobProgress | None, keep_s: float) -> JobView:
     """The job as a client sees it; `place` is where it stands if it is unfinished."""
     order, ended = record.order, record.ended
     steps = sum(image.steps for image in order.inputs)
     if place is None:
-        place = Place(0, None, steps if record.state is JobState.DONE else 0, steps)
+        place = JobProgress(0, None, steps if record.state is JobState.DONE else 0, steps)
     started = record.started
     timings = None
     if ended is not None:
@@ -105,7 +105,7 @@ class StoredError(ApiError):
         return ErrorBody(self.failure.error)
 
 
-def why_none(record: Record) -> ApiError | None:
+def missing_result_error(record: JobRecord) -> ApiError | None:
     """Why the ended job has no result; None where it has one."""
     if record.state is JobState.CANCELLED:
         return cancelled()
@@ -117,7 +117,7 @@ def cancelled() -> ApiError:
     return Conflict("The job was cancelled.", code="job_cancelled")
 
 
-def expired(record: Record) -> ApiError:
+def expired(record: JobRecord) -> ApiError:
     """What a job ends with that was not done in time."""
     allowed_s = record.order.deadline - record.created
     return TimedOut(f"The request timed out: the job was not done {allowed_s:.0f} s after it arrived.")

@@ -22,29 +22,29 @@ import msgspec
 from configs.sections import Jobs as JobSettings
 from loadbalancer.jobs.views import job_view
 from loadbalancer.jobs.webhooks import headers, is_public, pause_s
-from loadbalancer.storage.database import Journal, Unwritable
-from loadbalancer.storage.records import Record
+from loadbalancer.storage.database import Database, StorageUnavailable
+from loadbalancer.storage.records import JobRecord
 
 log = logging.getLogger(__name__)
 
 _AT_ONCE = 16
 #: Longest pause between two looks at what is due: clocks are set now and then.
-_LOOK_S = 30.0
+_MAX_POLL_S = 30.0
 
 
 class NotPublic(OSError):
     """The address is of this machine or of a network around it, where messages are not to go."""
 
 
-class Postman:
+class WebhookSender:
     """Sends what is due. All methods are called in the event loop."""
 
-    def __init__(self, settings: JobSettings, journal: Journal) -> None:
+    def __init__(self, settings: JobSettings, database: Database) -> None:
         self._settings = settings
-        self._journal = journal
+        self._database = database
         #: Sums since the start: messages by what became of them.
         self.counters: Counter[str] = Counter()
-        self._poked = asyncio.Event()
+        self._wake_event = asyncio.Event()
         self._rounds: asyncio.Task[None] | None = None
 
     def start(self) -> None:
@@ -58,9 +58,9 @@ class Postman:
             with contextlib.suppress(asyncio.CancelledError):
                 await self._rounds
 
-    def poke(self) -> None:
+    def wake(self) -> None:
         """Something new is due."""
-        self._poked.set()
+        self._wake_event.set()
 
     async def _run(self) -> None:
         connector = aiohttp.TCPConnector(
@@ -70,24 +70,24 @@ class Postman:
         jar = aiohttp.DummyCookieJar()
         async with aiohttp.ClientSession(connector=connector, timeout=timeout, cookie_jar=jar) as session:
             while True:
-                self._poked.clear()
+                self._wake_event.clear()
                 wait_s = await self._round(session)
                 with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(self._poked.wait(), wait_s)
+                    await asyncio.wait_for(self._wake_event.wait(), wait_s)
 
     async def _round(self, session: aiohttp.ClientSession) -> float:
         """Send what is due; gives the seconds until more is."""
         try:
             now = time.time()
-            due = await self._journal.do(lambda ledger: ledger.due(now, _AT_ONCE))
-            await asyncio.gather(*(self._tell(session, record, attempts) for record, attempts in due))
-            following = await self._journal.do(lambda ledger: ledger.next_due())
-        except Unwritable:
+            due = await self._database.do(lambda repository: repository.due(now, _AT_ONCE))
+            await asyncio.gather(*(self._deliver(session, record, attempts) for record, attempts in due))
+            following = await self._database.do(lambda repository: repository.next_due())
+        except StorageUnavailable:
             return 1.0
-        return _LOOK_S if following is None else min(max(following - time.time(), 0.0), _LOOK_S)
+        return _MAX_POLL_S if following is None else min(max(following - time.time(), 0.0), _MAX_POLL_S)
 
-    async def _tell(self, session: aiohttp.ClientSession, record: Record, attempts: int) -> None:
-        """One attempt, and what came of it on disk. Raises `Unwritable`."""
+    async def _deliver(self, session: aiohttp.ClientSession, record: JobRecord, attempts: int) -> None:
+        """One attempt, and what came of it on disk. Raises `StorageUnavailable`."""
         failed = await self._post(session, record)
         attempts, now = attempts + 1, time.time()
         again = failed is not None and attempts < self._settings.webhook_attempts
@@ -96,9 +96,9 @@ class Postman:
         if failed is not None:
             what = f"again in {due - now:.0f} s" if due is not None else "given up"
             log.warning("webhook of %s: attempt %d: %s; %s", record.id, attempts, failed, what)
-        await self._journal.do(lambda ledger: ledger.attempted(record.id, due, None if failed else now))
+        await self._database.do(lambda repository: repository.attempted(record.id, due, None if failed else now))
 
-    async def _post(self, session: aiohttp.ClientSession, record: Record) -> str | None:
+    async def _post(self, session: aiohttp.ClientSession, record: JobRecord) -> str | None:
         """Why the message was not received; None if it was. Its address may hold a secret, and is not in the text."""
         hook = record.order.hook
         assert hook is not None

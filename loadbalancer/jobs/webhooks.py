@@ -1,4 +1,4 @@
-"""What a webhook says, where it may go, and when it is tried again. Pure; `postman` sends them.
+"""What a webhook says, where it may go, and when it is tried again. Pure; `webhook_sender` sends them.
 
 Signatures follow Standard Webhooks: HMAC-SHA256 over `id.timestamp.body`, so that a receiver can check with any of its
 libraries who sent a message and that it is not an old one sent again.
@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from urllib.parse import urlsplit
 
 _PREFIX = "whsec_"
-_LONGEST_PAUSE_S = 3600.0
+_MAX_PAUSE_S = 3600.0
 #: Addresses that stand for IPv4 ones: a gateway between the two networks would deliver there.
 _NAT64 = ipaddress.ip_network("64:ff9b::/96")
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
@@ -36,16 +36,16 @@ def signing_key(secret: str) -> bytes:
 def headers(message: str, secret: str | None, body: bytes, now: float) -> Mapping[str, str]:
     """The headers of a message; without a secret it goes unsigned. `now` is Unix seconds."""
     stamp = str(int(now))
-    told = {"webhook-id": message, "webhook-timestamp": stamp, "content-type": "application/json"}
+    signed_headers = {"webhook-id": message, "webhook-timestamp": stamp, "content-type": "application/json"}
     if secret is not None:
         signed = hmac.new(signing_key(secret), f"{message}.{stamp}.".encode() + body, hashlib.sha256).digest()
-        told["webhook-signature"] = f"v1,{base64.b64encode(signed).decode()}"
-    return told
+        signed_headers["webhook-signature"] = f"v1,{base64.b64encode(signed).decode()}"
+    return signed_headers
 
 
 def pause_s(attempts: int, first_s: float) -> float:
     """How long to wait after so many failed attempts: doubled each time, up to an hour."""
-    return min(first_s * 2.0 ** min(attempts - 1, 32), _LONGEST_PAUSE_S)
+    return min(first_s * 2.0 ** min(attempts - 1, 32), _MAX_PAUSE_S)
 
 
 def problem(url: str, *, private: bool) -> str | None:

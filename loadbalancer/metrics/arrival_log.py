@@ -20,16 +20,16 @@ log = logging.getLogger(__name__)
 #: empty where no worker ever began with it.
 COLUMNS = "arrived,model,steps,width,height,request_images,waited_s,ran_s,exec_s,outcome"
 #: Lines that may wait for the disk; past it they are counted and dropped.
-_MOST_WAITING = 10_000
+_MAX_QUEUED_LINES = 10_000
 
 
-class Arrivals:
+class ArrivalLog:
     """The file, and the thread that writes it."""
 
-    def __init__(self, path: Path, most_bytes: int) -> None:
+    def __init__(self, path: Path, max_bytes: int) -> None:
         self._path = path
-        self._waiting: queue.Queue[logging.LogRecord] = queue.Queue(_MOST_WAITING)
-        self._file = _File(path, most_bytes // 2)
+        self._waiting: queue.Queue[logging.LogRecord] = queue.Queue(_MAX_QUEUED_LINES)
+        self._file = _File(path, max_bytes // 2)
         self._writer = QueueListener(self._waiting, self._file)
         #: Lines that were not written because the disk is too slow.
         self.dropped = 0
@@ -63,8 +63,8 @@ def line(task: Task, now: float, wall_time: float) -> str:
 class _File(RotatingFileHandler):
     """Begins each file with the names of its columns. A disk that takes nothing stops no request."""
 
-    def __init__(self, path: Path, most_bytes: int) -> None:
-        super().__init__(path, maxBytes=most_bytes, backupCount=1, encoding="utf-8", delay=True)
+    def __init__(self, path: Path, max_bytes: int) -> None:
+        super().__init__(path, maxBytes=max_bytes, backupCount=1, encoding="utf-8", delay=True)
         self._broken = False
 
     def _open(self) -> TextIOWrapper:

@@ -23,7 +23,7 @@ _WORKER_LABELS = ("worker", "model", "device")
 Curves = Callable[[str], Sequence[StepCurve]]
 
 
-class OfModel(NamedTuple):
+class ModelMetric(NamedTuple):
     """A gauge or a counter with one value per model, absent where it is not known."""
 
     name: str
@@ -31,7 +31,7 @@ class OfModel(NamedTuple):
     value: Callable[[ModelStats], float | None]
 
 
-class OfWorker(NamedTuple):
+class WorkerMetric(NamedTuple):
     """A gauge or a counter with one value per worker."""
 
     name: str
@@ -40,46 +40,52 @@ class OfWorker(NamedTuple):
 
 
 MODEL_GAUGES = (
-    OfModel("muster_queue_tasks", "Images waiting.", lambda m: m.queued),
-    OfModel("muster_running_tasks", "Images assigned to workers.", lambda m: m.running),
-    OfModel("muster_queue_work_seconds", "What the queue would take one worker.", lambda m: m.queued_work_s),
-    OfModel("muster_queue_oldest_seconds", "Age of the oldest waiting image.", lambda m: m.oldest_wait_s),
-    OfModel(
+    ModelMetric("muster_queue_tasks", "Images waiting.", lambda m: m.queued),
+    ModelMetric("muster_running_tasks", "Images assigned to workers.", lambda m: m.running),
+    ModelMetric("muster_queue_work_seconds", "What the queue would take one worker.", lambda m: m.queued_work_s),
+    ModelMetric("muster_queue_oldest_seconds", "Age of the oldest waiting image.", lambda m: m.oldest_wait_s),
+    ModelMetric(
         "muster_work_seconds",
         "What one worker would need for all images waiting and running.",
         lambda m: m.backlog_work_s,
     ),
-    OfModel("muster_mean_work_seconds", "The same of one image, over the last 200 that came.", lambda m: m.mean_work_s),
-    OfModel("muster_arrivals_per_second", "Images asked for, over the last minute.", lambda m: m.arrival_rate),
-    OfModel("muster_completions_per_second", "Images finished, over the last minute.", lambda m: m.service_rate),
+    ModelMetric(
+        "muster_mean_work_seconds", "The same of one image, over the last 200 that came.", lambda m: m.mean_work_s
+    ),
+    ModelMetric("muster_arrivals_per_second", "Images asked for, over the last minute.", lambda m: m.arrival_rate),
+    ModelMetric("muster_completions_per_second", "Images finished, over the last minute.", lambda m: m.service_rate),
 )
 MODEL_COUNTERS = (
-    OfModel("muster_begun", "Images that a worker has begun for the first time.", lambda m: m.started_total),
-    OfModel(
-        "muster_begun_late",
+    ModelMetric(
+        "muster_tasks_started", "Images that a worker has begun for the first time.", lambda m: m.started_total
+    ),
+    ModelMetric(
+        "muster_tasks_started_late",
         "Images that had waited for longer than slo.max_wait_s by then.",
         lambda m: m.started_late_total,
     ),
-    OfModel("muster_forwarded", "Images that the model's cold_start_proxy was asked for.", lambda m: m.proxied_total),
+    ModelMetric(
+        "muster_tasks_proxied", "Images that the model's cold_start_proxy was asked for.", lambda m: m.proxied_total
+    ),
 )
 WORKER_GAUGES = (
-    OfWorker("muster_worker_slots", "Images that the worker has room for.", lambda w: w.slots),
-    OfWorker("muster_worker_tasks", "Images that the worker holds.", lambda w: w.assigned + w.running),
-    OfWorker("muster_worker_batch", "Mean images per step, lately.", lambda w: w.batch),
-    OfWorker("muster_worker_step_seconds", "Mean duration of a step, lately.", lambda w: w.step_s),
-    OfWorker("muster_worker_memory_bytes", "Memory in use on the worker's device.", lambda w: w.memory_bytes),
+    WorkerMetric("muster_worker_slots", "Images that the worker has room for.", lambda w: w.slots),
+    WorkerMetric("muster_worker_tasks", "Images that the worker holds.", lambda w: w.assigned + w.running),
+    WorkerMetric("muster_worker_batch", "Mean images per step, lately.", lambda w: w.batch),
+    WorkerMetric("muster_worker_step_seconds", "Mean duration of a step, lately.", lambda w: w.step_s),
+    WorkerMetric("muster_worker_memory_bytes", "Memory in use on the worker's device.", lambda w: w.memory_bytes),
 )
 WORKER_COUNTERS = (
-    OfWorker("muster_worker_steps", "Steps taken.", lambda w: w.counters.steps),
-    OfWorker("muster_worker_rows", "Images advanced, summed over steps.", lambda w: w.counters.rows),
-    OfWorker("muster_worker_busy_seconds", "Seconds spent in steps.", lambda w: w.counters.step_s),
-    OfWorker(
-        "muster_worker_joined_midway", "Images that joined a batch under way.", lambda w: w.counters.joined_midway
+    WorkerMetric("muster_worker_steps", "Steps taken.", lambda w: w.counters.steps),
+    WorkerMetric("muster_worker_rows", "Images advanced, summed over steps.", lambda w: w.counters.rows),
+    WorkerMetric("muster_worker_busy_seconds", "Seconds spent in steps.", lambda w: w.counters.step_s),
+    WorkerMetric(
+        "muster_worker_mid_batch_joins", "Images that joined a batch under way.", lambda w: w.counters.joined_midway
     ),
-    OfWorker("muster_worker_out_of_memory", "Batches that did not fit.", lambda w: w.counters.out_of_memory),
-    OfWorker("muster_worker_finished", "Images finished.", lambda w: w.counters.finished),
-    OfWorker("muster_worker_failed", "Images failed.", lambda w: w.counters.failed),
-    OfWorker("muster_worker_malformed", "Messages to it that were none.", lambda w: w.counters.malformed),
+    WorkerMetric("muster_worker_out_of_memory", "Batches that did not fit.", lambda w: w.counters.out_of_memory),
+    WorkerMetric("muster_worker_finished", "Images finished.", lambda w: w.counters.finished),
+    WorkerMetric("muster_worker_failed", "Images failed.", lambda w: w.counters.failed),
+    WorkerMetric("muster_worker_malformed_messages", "Messages to it that were none.", lambda w: w.counters.malformed),
 )
 
 
@@ -121,28 +127,28 @@ class SnapshotCollector(Collector):
         yield events
 
 
-class Books(Collector):
-    """What is under way, by the books of those who see to it. A server at rest has nothing in any of them."""
+class InFlightCollector(Collector):
+    """Counts of what is in flight. All are 0 on an idle server."""
 
     def __init__(self) -> None:
-        self._keepers: list[Callable[[], Mapping[str, int]]] = []
+        self._sources: list[Callable[[], Mapping[str, int]]] = []
 
-    def keep(self, books: Callable[[], Mapping[str, int]]) -> None:
-        """Tell of these, too: by the book's name, how much stands in it now."""
-        self._keepers.append(books)
+    def add(self, source: Callable[[], Mapping[str, int]]) -> None:
+        """Report these counts too, by kind."""
+        self._sources.append(source)
 
     def describe(self) -> Iterator[Metric]:
         """Nothing: see `SnapshotCollector`."""
         return iter(())
 
     def collect(self) -> Iterator[Metric]:
-        """One gauge per book."""
+        """One gauge, with a sample per kind."""
         family = GaugeMetricFamily(
-            "muster_open", "What is under way: 0 in all books of a server at rest.", labels=("book",)
+            "muster_in_flight", "Requests, tasks and jobs in flight by kind: all 0 on an idle server.", labels=("kind",)
         )
-        for keeper in self._keepers:
-            for book, count in keeper().items():
-                family.add_metric((book,), count)
+        for source in self._sources:
+            for kind, count in source().items():
+                family.add_metric((kind,), count)
         yield family
 
 
@@ -154,19 +160,19 @@ class Metrics:
     ) -> None:
         self.registry = CollectorRegistry()
         self.registry.register(SnapshotCollector(snapshot, counters, curves))
-        self.books = Books()
-        self.registry.register(self.books)
+        self.in_flight = InFlightCollector()
+        self.registry.register(self.in_flight)
         self._requests = Counter(
             "muster_http_requests", "HTTP requests answered.", ("route", "status"), registry=self.registry
         )
         self._proxied = Counter(
-            "muster_proxied",
+            "muster_proxied_requests",
             "Requests that another server was asked to do, by what came of it.",
             ("model", "outcome"),
             registry=self.registry,
         )
         self._latency = Histogram(
-            "muster_http_request_seconds",
+            "muster_http_request_duration_seconds",
             "Seconds from a request's arrival to the end of its answer.",
             ("route",),
             registry=self.registry,
@@ -239,7 +245,7 @@ def _starts(now: Snapshot) -> Metric:
 
 
 def _per_model(
-    family: GaugeMetricFamily | CounterMetricFamily, of_model: OfModel, now: Snapshot
+    family: GaugeMetricFamily | CounterMetricFamily, of_model: ModelMetric, now: Snapshot
 ) -> GaugeMetricFamily | CounterMetricFamily:
     for model in now.models:
         value = of_model.value(model)
@@ -249,7 +255,7 @@ def _per_model(
 
 
 def _per_worker(
-    family: GaugeMetricFamily | CounterMetricFamily, of_worker: OfWorker, now: Snapshot
+    family: GaugeMetricFamily | CounterMetricFamily, of_worker: WorkerMetric, now: Snapshot
 ) -> GaugeMetricFamily | CounterMetricFamily:
     for worker in now.workers:
         family.add_metric((worker.worker, worker.model, worker.device), of_worker.value(worker))

@@ -9,11 +9,11 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
-from loadbalancer.scaling.control_plane import Control
+from loadbalancer.scaling.control_plane import ControlPlane
 from wire.scaling import ModelRecord
 
 
-class OfModel(NamedTuple):
+class ScalingMetric(NamedTuple):
     """A gauge with one value per model."""
 
     name: str
@@ -22,21 +22,27 @@ class OfModel(NamedTuple):
 
 
 GAUGES = (
-    OfModel("muster_workers_desired", "Workers that the model should have.", lambda m: m.desired),
-    OfModel("muster_workers_provisioned", "Workers that are ready, starting or owed.", lambda m: m.provisioned),
-    OfModel("muster_workers_ready", "Workers that serve.", lambda m: m.ready),
-    OfModel("muster_workers_min", "Workers that the model has at least.", lambda m: m.min_workers),
-    OfModel("muster_workers_max", "Workers that the model may have.", lambda m: m.max_workers),
-    OfModel("muster_workers_held", "1 while a person has ordered the number.", lambda m: m.override is not None),
-    OfModel("muster_workers_short", "1 while something keeps workers from starting.", lambda m: bool(m.blocked_reason)),
-    OfModel("muster_worker_crashes", "Crashes in a row.", lambda m: m.crashes),
+    ScalingMetric("muster_workers_desired", "Workers that the model should have.", lambda m: m.desired),
+    ScalingMetric("muster_workers_provisioned", "Workers that are ready, starting or owed.", lambda m: m.provisioned),
+    ScalingMetric("muster_workers_ready", "Workers that serve.", lambda m: m.ready),
+    ScalingMetric("muster_workers_min", "Workers that the model has at least.", lambda m: m.min_workers),
+    ScalingMetric("muster_workers_max", "Workers that the model may have.", lambda m: m.max_workers),
+    ScalingMetric(
+        "muster_scaling_override",
+        "1 while an operator override sets the number of workers.",
+        lambda m: m.override is not None,
+    ),
+    ScalingMetric(
+        "muster_scaling_blocked", "1 while something keeps workers from starting.", lambda m: bool(m.blocked_reason)
+    ),
+    ScalingMetric("muster_worker_consecutive_crashes", "Crashes in a row.", lambda m: m.crashes),
 )
 
 
-class ControlCollector(Collector):
+class ScalingCollector(Collector):
     """Turns the controller's reports into metrics."""
 
-    def __init__(self, control: Control, clock: Callable[[], float]) -> None:
+    def __init__(self, control: ControlPlane, clock: Callable[[], float]) -> None:
         """`clock` is the one that `control` goes by."""
         self._control = control
         self._clock = clock
@@ -54,7 +60,9 @@ class ControlCollector(Collector):
             return
         paused = report.paused_since is not None
         yield GaugeMetricFamily("muster_scaling_paused", "1 while nothing is decided, by order.", value=paused)
-        yield CounterMetricFamily("muster_swaps", "Workers that gave way to another model's.", value=report.swaps)
+        yield CounterMetricFamily(
+            "muster_worker_swaps", "Workers that gave way to another model's.", value=report.swaps
+        )
         for gauge in GAUGES:
             family = GaugeMetricFamily(gauge.name, gauge.help, labels=("model",))
             for model in report.models:
@@ -67,13 +75,13 @@ class ControlCollector(Collector):
             for name, value in model.inputs.items():
                 inputs.add_metric((model.model, name), value)
         yield inputs
-        faults = GaugeMetricFamily("muster_device_faulty", "1 while nothing is started on it.", labels=("device",))
+        faults = GaugeMetricFamily("muster_device_unhealthy", "1 while nothing is started on it.", labels=("device",))
         for device in report.devices:
             faults.add_metric((device.device,), bool(device.unhealthy_reason))
         yield faults
 
 
-def _decisions(control: Control) -> Metric:
+def _decisions(control: ControlPlane) -> Metric:
     family = CounterMetricFamily(
         "muster_decisions", "Decisions about the number of workers.", labels=("model", "direction")
     )

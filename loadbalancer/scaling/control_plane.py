@@ -20,39 +20,39 @@ from wire.scaling import (
 #: A controller that has not reported for so long is not there.
 ABSENT_AFTER_S = 10.0
 #: Orders on their way at once. People are slow: so many at once is a mistake.
-MOST_ORDERS = 100
+MAX_PENDING_COMMANDS = 100
 
 
-class TooManyOrders(Exception):
+class TooManyCommands(Exception):
     """So many are on their way that something is wrong."""
 
 
-class Control:
+class ControlPlane:
     """What the routes about scaling share. Times in seconds, on any clock that does not go back."""
 
     def __init__(self) -> None:
         self._report: ControllerReport | None = None
-        self._heard_at = 0.0
+        self._reported_at = 0.0
         self._decisions: deque[DecisionRecord] = deque(maxlen=MAX_DECISIONS)
         #: Decisions by model and direction, since this program started.
         self.directions: Counter[tuple[str, str]] = Counter()
         self._orders: dict[str, Command] = {}
 
     def __repr__(self) -> str:
-        return f"<Control {len(self._orders)} orders, {len(self._decisions)} decisions>"
+        return f"<ControlPlane {len(self._orders)} orders, {len(self._decisions)} decisions>"
 
     def report(self, now: float) -> ControllerReport | None:
         """The newest report; None where no controller is there."""
-        return self._report if self._report is not None and now - self._heard_at < ABSENT_AFTER_S else None
+        return self._report if self._report is not None and now - self._reported_at < ABSENT_AFTER_S else None
 
     def models(self, now: float) -> Mapping[str, ModelRecord]:
         """What the controller says of each model; empty where no controller is there."""
         report = self.report(now)
         return {} if report is None else {model.model: model for model in report.models}
 
-    def hear(self, report: ControllerReport, now: float) -> tuple[PendingCommands, Sequence[CommandResult]]:
+    def on_report(self, report: ControllerReport, now: float) -> tuple[PendingCommands, Sequence[CommandResult]]:
         """Take in a report. Returns what to answer, and what has become of orders."""
-        self._report, self._heard_at = report, now
+        self._report, self._reported_at = report, now
         if report.last_decision < self._newest():  # a controller that has lost its count
             self._decisions.clear()
         if report.decisions_after <= self._newest():  # else there are some between: all are sent again
@@ -62,9 +62,9 @@ class Control:
         return PendingCommands(orders, self._newest()), done
 
     def order(self, number: str, order: Command) -> None:
-        """Have the controller obey. Raises `TooManyOrders`."""
-        if len(self._orders) >= MOST_ORDERS:
-            raise TooManyOrders
+        """Have the controller obey. Raises `TooManyCommands`."""
+        if len(self._orders) >= MAX_PENDING_COMMANDS:
+            raise TooManyCommands
         self._orders[number] = order
 
     def withdraw(self, number: str) -> None:

@@ -1,6 +1,6 @@
 """What is written down of a job and of an answer: the types that the ledger stores and gives.
 
-`Order` and `Failure` lie on disk as JSON, and a file outlives the program that wrote it: their fields, and those of
+`JobSpec` and `Failure` lie on disk as JSON, and a file outlives the program that wrote it: their fields, and those of
 `ImageInputs`, may only be added, with defaults. Times are Unix seconds.
 """
 
@@ -26,7 +26,7 @@ class JobState(StrEnum):
     CANCELLED = "cancelled"
 
 
-ENDS = (JobState.DONE, JobState.FAILED, JobState.CANCELLED)
+TERMINAL_STATES = (JobState.DONE, JobState.FAILED, JobState.CANCELLED)
 
 
 class Failure(msgspec.Struct, frozen=True):
@@ -36,14 +36,14 @@ class Failure(msgspec.Struct, frozen=True):
     error: ErrorDetail
 
 
-class Hook(msgspec.Struct, frozen=True):
+class WebhookTarget(msgspec.Struct, frozen=True):
     """Where the end of a job is to be told, and what the message is signed with."""
 
     url: str
     secret: str | None = None
 
 
-class Order(msgspec.Struct, frozen=True):
+class JobSpec(msgspec.Struct, frozen=True):
     """What is to be drawn, with nothing left open; the source pictures stand beside it."""
 
     path: str
@@ -55,14 +55,14 @@ class Order(msgspec.Struct, frozen=True):
     owner: str
     weight: float
     metadata: dict[str, str] | None = None
-    hook: Hook | None = None
+    hook: WebhookTarget | None = None
 
 
 #: Stands for an order that lies on disk and cannot be read any more: nothing is to be drawn for it.
-NO_ORDER = Order("", "", [], 0, 0.0, "", 1.0)
+UNREADABLE_SPEC = JobSpec("", "", [], 0, 0.0, "", 1.0)
 
 
-class Key(NamedTuple):
+class IdempotencyKey(NamedTuple):
     """An idempotency key of an owner, and a digest of the request that it came with."""
 
     owner: str
@@ -70,12 +70,12 @@ class Key(NamedTuple):
     digest: bytes
 
 
-class Record(NamedTuple):
+class JobRecord(NamedTuple):
     """A job as it stands on disk. `failure` is why it failed."""
 
     seq: int
     id: str
-    order: Order
+    order: JobSpec
     state: JobState
     created: float
     started: float | None
@@ -85,10 +85,10 @@ class Record(NamedTuple):
     @property
     def readable(self) -> bool:
         """Whether the order could be read."""
-        return self.order is not NO_ORDER
+        return self.order is not UNREADABLE_SPEC
 
 
-class Kept(NamedTuple):
+class StoredImage(NamedTuple):
     """One finished image of a job."""
 
     item: int
@@ -98,7 +98,7 @@ class Kept(NamedTuple):
     flagged: bool
 
 
-class Save(NamedTuple):
+class StoredCheckpoint(NamedTuple):
     """How far one image of a job has come."""
 
     job: str
@@ -106,7 +106,7 @@ class Save(NamedTuple):
     state: Checkpoint
 
 
-class Answer(NamedTuple):
+class StoredResponse(NamedTuple):
     """An answer that is kept for its idempotency key."""
 
     status: int
@@ -114,5 +114,5 @@ class Answer(NamedTuple):
     body: bytes
 
 
-class Reused(Exception):
+class IdempotencyKeyReused(Exception):
     """The idempotency key has come with another request before."""

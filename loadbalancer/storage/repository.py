@@ -1,6 +1,6 @@
 """What the disk knows: the tables of durable jobs and of answers that are kept for their idempotency keys.
 
-Every method is one step of a transaction that `journal` opens and commits, in its own thread. Rule: an end is written
+Every method is one step of a transaction that `database` opens and commits, in its own thread. Rule: an end is written
 once. `finish` says whether it was the one, so that a second answer to a job is dropped wherever it comes from.
 Times are Unix seconds.
 """
@@ -14,7 +14,18 @@ from collections.abc import Iterable, Sequence
 import msgspec
 
 from loadbalancer.scheduling.task import Checkpoint
-from loadbalancer.storage.records import NO_ORDER, Answer, Failure, JobState, Kept, Key, Order, Record, Reused, Save
+from loadbalancer.storage.records import (
+    UNREADABLE_SPEC,
+    Failure,
+    IdempotencyKey,
+    IdempotencyKeyReused,
+    JobRecord,
+    JobSpec,
+    JobState,
+    StoredCheckpoint,
+    StoredImage,
+    StoredResponse,
+)
 from wire.errors import ErrorDetail
 
 #: By version: `PRAGMA user_version` is how many of them a file has had. New ones are appended, old ones never change.
@@ -50,7 +61,7 @@ MIGRATIONS = (
 
 _COLUMNS = "seq, id, asked, state, created, started, ended, failure"
 _json = msgspec.json.Encoder()
-_orders = msgspec.json.Decoder(Order)
+_specs = msgspec.json.Decoder(JobSpec)
 _failures = msgspec.json.Decoder(Failure)
 _frames = msgspec.msgpack.Decoder(list[bytes])
 _UNREADABLE = Failure(
@@ -71,7 +82,7 @@ def migrate(connection: sqlite3.Connection) -> None:
         connection.executescript(f"BEGIN IMMEDIATE; {script} PRAGMA user_version = {number}; COMMIT;")
 
 
-class Ledger:
+class Repository:
     """The tables, through one connection."""
 
     def __init__(self, connection: sqlite3.Connection) -> None:
@@ -79,8 +90,10 @@ class Ledger:
 
     # ---- jobs
 
-    def add(self, job: str, order: Order, sources: Sequence[bytes], key: Key | None, now: float) -> Record:
-        """Write the job, or give the one that its idempotency key stands for. Raises `Reused`."""
+    def add(
+        self, job: str, order: JobSpec, sources: Sequence[bytes], key: IdempotencyKey | None, now: float
+    ) -> JobRecord:
+        """Write the job, or give the one that its idempotency key stands for. Raises `IdempotencyKeyReused`."""
         there = (self.job_of(key) if key is not None else None) or self.get(job)
         if there is not None:  # under this key, or the same attempt whose commit was in doubt
             return there
@@ -95,19 +108,19 @@ class Ledger:
             self._db.execute(
                 "INSERT INTO keys (owner, key, digest, made, job, bytes) VALUES (?, ?, ?, ?, ?, 0)", (*key, now, job)
             )
-        return self._sure(job)
+        return self._require(job)
 
-    def job_of(self, key: Key) -> Record | None:
-        """The job that the key stands for, if it came with one. Raises `Reused`."""
-        known = self._known(key)
-        return None if known is None or known[0] is None else self._sure(known[0])
+    def job_of(self, key: IdempotencyKey) -> JobRecord | None:
+        """The job that the key stands for, if it came with one. Raises `IdempotencyKeyReused`."""
+        known = self._stored_key(key)
+        return None if known is None or known[0] is None else self._require(known[0])
 
-    def get(self, job: str, owner: str | None = None) -> Record | None:
+    def get(self, job: str, owner: str | None = None) -> JobRecord | None:
         """The job; None where there is none, or not of this owner."""
         row = self._db.execute(f"SELECT {_COLUMNS}, owner FROM jobs WHERE id = ?", (job,)).fetchone()  # noqa: S608
         return None if row is None or owner not in (None, row[-1]) else _record(row[:-1])
 
-    def page(self, owner: str, limit: int, after: str | None, state: JobState | None) -> list[Record]:
+    def page(self, owner: str, limit: int, after: str | None, state: JobState | None) -> list[JobRecord]:
         """At most `limit` jobs of the owner, the newest first, that are older than `after`."""
         before = None if after is None else self.get(after, owner)
         rows = self._db.execute(
@@ -117,7 +130,7 @@ class Ledger:
         )
         return [_record(row) for row in rows]
 
-    def unfinished(self) -> list[Record]:
+    def unfinished(self) -> list[JobRecord]:
         """What is still to be done, the oldest first."""
         rows = self._db.execute(f"SELECT {_COLUMNS} FROM jobs WHERE ended IS NULL ORDER BY seq")  # noqa: S608
         return [_record(row) for row in rows]
@@ -137,12 +150,12 @@ class Ledger:
         """What the source pictures of jobs take, for those that have any."""
         return dict(self._db.execute("SELECT job, sum(length(pixels)) FROM sources GROUP BY job").fetchall())
 
-    def images(self, job: str) -> list[Kept]:
+    def images(self, job: str) -> list[StoredImage]:
         """Its finished images in order."""
         rows = self._db.execute(
             "SELECT item, image, waited_s, ran_s, flagged FROM images WHERE job = ? ORDER BY item", (job,)
         )
-        return [Kept(item, image, waited, ran, bool(flagged)) for item, image, waited, ran, flagged in rows]
+        return [StoredImage(item, image, waited, ran, bool(flagged)) for item, image, waited, ran, flagged in rows]
 
     def checkpoints(self, job: str) -> dict[int, Checkpoint]:
         """How far its images had come, by their place in the job; without what cannot be read any more."""
@@ -161,7 +174,7 @@ class Ledger:
             (JobState.RUNNING, now, job),
         )
 
-    def save(self, saves: Iterable[Save]) -> None:
+    def save(self, saves: Iterable[StoredCheckpoint]) -> None:
         """Keep how far these images are; only the newest state of each is kept, and none of a job that has ended."""
         self._db.executemany(
             "INSERT INTO checkpoints SELECT id, ?, ?, ?, ? FROM jobs WHERE id = ? AND ended IS NULL"
@@ -170,7 +183,7 @@ class Ledger:
             [(s.item, s.state.step, s.state.steps, msgspec.msgpack.encode(s.state.frames), s.job) for s in saves],
         )
 
-    def keep(self, job: str, image: Kept) -> None:
+    def keep(self, job: str, image: StoredImage) -> None:
         """Keep a finished image; the first of each place counts, and none of a job that has ended."""
         added = self._db.execute(
             "INSERT OR IGNORE INTO images SELECT id, ?, ?, ?, ?, ? FROM jobs WHERE id = ? AND ended IS NULL",
@@ -180,11 +193,12 @@ class Ledger:
             self._db.execute("UPDATE jobs SET bytes = bytes + ? WHERE id = ?", (len(image.image) + _ROW_BYTES, job))
         self._db.execute("DELETE FROM checkpoints WHERE job = ? AND item = ?", (job, image.item))
 
-    def finish(self, job: str, state: JobState, failure: Failure | None, now: float) -> Record | None:
+    def finish(self, job: str, state: JobState, failure: Failure | None, now: float) -> JobRecord | None:
         """End the job, and put down that its end is to be told. None where it has ended before, or is forgotten."""
-        told = None if failure is None else _json.encode(failure)
+        failure_json = None if failure is None else _json.encode(failure)
         ended = self._db.execute(
-            "UPDATE jobs SET state = ?, failure = ?, ended = ? WHERE id = ? AND ended IS NULL", (state, told, now, job)
+            "UPDATE jobs SET state = ?, failure = ?, ended = ? WHERE id = ? AND ended IS NULL",
+            (state, failure_json, now, job),
         )
         if not ended.rowcount:
             return None
@@ -192,7 +206,7 @@ class Ledger:
         self._db.execute("UPDATE jobs SET bytes = bytes - ? WHERE id = ?", (*freed, job))
         for table in ("sources", "checkpoints"):
             self._db.execute(f"DELETE FROM {table} WHERE job = ?", (job,))  # noqa: S608
-        record = self._sure(job)
+        record = self._require(job)
         if record.order.hook is not None:
             self._db.execute("INSERT INTO deliveries VALUES (?, 0, ?, NULL)", (job, now))
         return record
@@ -235,12 +249,12 @@ class Ledger:
 
     # ---- idempotency keys of requests that are not jobs
 
-    def recall(self, key: Key) -> Answer | None:
-        """The answer that is kept for the key. Raises `Reused`."""
-        known = self._known(key)
-        return Answer(*known[1:]) if known is not None and known[0] is None else None
+    def recall(self, key: IdempotencyKey) -> StoredResponse | None:
+        """The answer that is kept for the key. Raises `IdempotencyKeyReused`."""
+        known = self._stored_key(key)
+        return StoredResponse(*known[1:]) if known is not None and known[0] is None else None
 
-    def remember(self, key: Key, answer: Answer, now: float) -> None:
+    def remember(self, key: IdempotencyKey, answer: StoredResponse, now: float) -> None:
         """Keep the answer; the first for a key counts."""
         self._db.execute(
             "INSERT OR IGNORE INTO keys (owner, key, digest, made, status, media_type, body, bytes)"
@@ -248,22 +262,22 @@ class Ledger:
             (*key, now, *answer, len(answer.body) + _ROW_BYTES),
         )
 
-    def _known(self, key: Key) -> tuple[str | None, int, str, bytes] | None:
+    def _stored_key(self, key: IdempotencyKey) -> tuple[str | None, int, str, bytes] | None:
         row = self._db.execute(
             "SELECT digest, job, status, media_type, body FROM keys WHERE owner = ? AND key = ?", (key.owner, key.key)
         ).fetchone()
         if row is not None and row[0] != key.digest:
-            raise Reused
+            raise IdempotencyKeyReused
         return None if row is None else row[1:]
 
     # ---- webhooks
 
-    def due(self, now: float, limit: int) -> list[tuple[Record, int]]:
+    def due(self, now: float, limit: int) -> list[tuple[JobRecord, int]]:
         """Ended jobs whose end is to be told now, with the attempts made so far."""
         rows = self._db.execute(
             "SELECT job, attempts FROM deliveries WHERE due <= ? ORDER BY due LIMIT ?", (now, limit)
         ).fetchall()
-        return [(self._sure(job), attempts) for job, attempts in rows]
+        return [(self._require(job), attempts) for job, attempts in rows]
 
     def next_due(self) -> float | None:
         """When the next message is due."""
@@ -276,18 +290,18 @@ class Ledger:
             "UPDATE deliveries SET attempts = attempts + 1, due = ?, delivered = ? WHERE job = ?", (due, delivered, job)
         )
 
-    def _sure(self, job: str) -> Record:
+    def _require(self, job: str) -> JobRecord:
         record = self.get(job)
         assert record is not None
         return record
 
 
-def _record(row: tuple[int, str, bytes, str, float, float | None, float | None, bytes | None]) -> Record:
+def _record(row: tuple[int, str, bytes, str, float, float | None, float | None, bytes | None]) -> JobRecord:
     seq, job, asked, state, created, started, ended, failure = row
-    told, order = None if failure is None else _UNREADABLE, NO_ORDER
+    failure_json, order = None if failure is None else _UNREADABLE, UNREADABLE_SPEC
     with contextlib.suppress(msgspec.MsgspecError):
-        order = _orders.decode(asked)
+        order = _specs.decode(asked)
     if failure is not None:
         with contextlib.suppress(msgspec.MsgspecError):
-            told = _failures.decode(failure)
-    return Record(seq, job, order, JobState(state), created, started, ended, told)
+            failure_json = _failures.decode(failure)
+    return JobRecord(seq, job, order, JobState(state), created, started, ended, failure_json)

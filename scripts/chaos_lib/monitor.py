@@ -117,8 +117,8 @@ class Watch:
             for sample in family.samples:
                 if sample.name == "muster_events_total":
                     events[sample.labels["event"]] = int(sample.value)
-                elif sample.name == "muster_open":
-                    books[sample.labels["book"]] = sample.value
+                elif sample.name == "muster_in_flight":
+                    books[sample.labels["kind"]] = sample.value
         return Reading(snapshot, events, books)
 
     async def _look(self) -> None:

@@ -6,14 +6,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from loadbalancer.access.api_keys import Key
+from loadbalancer.access.api_keys import ApiKey
 from scripts.chaos_lib.fault_plan import Wishes
 
 #: API keys by name, without their hashes: shares of 4 to 2 to 1, and one that may do little at once.
-OWNERS: Mapping[str, Key] = {
-    "alice": Key("0" * 64, weight=4.0),
-    "bob": Key("0" * 64, weight=2.0),
-    "carol": Key("0" * 64, weight=1.0, max_concurrent=12, requests_per_minute=1200),
+OWNERS: Mapping[str, ApiKey] = {
+    "alice": ApiKey("0" * 64, weight=4.0),
+    "bob": ApiKey("0" * 64, weight=2.0),
+    "carol": ApiKey("0" * 64, weight=1.0, max_concurrent=12, requests_per_minute=1200),
 }
 #: Seconds that a request may take by its own word, and a job by the configuration.
 TIMEOUT_S, JOB_TIMEOUT_S = 60.0, 150.0

@@ -19,7 +19,7 @@ import zmq
 from configs.cli import EXIT_USAGE
 from configs.paths import worker_address
 from loadbalancer.access import keys_cli
-from loadbalancer.access.startup_checks import server_pair
+from loadbalancer.access.startup_checks import load_server_keys
 from tests.support.servers import PATIENCE_S, Process, Server, free_port, launch, running, sim, stop, wait_until
 from wire.codec import FromWorker, encode
 from wire.curve import WorkerKey, new_pair, read_worker_key, secure_client
@@ -45,7 +45,7 @@ def server(tmp_path: Path, port: int) -> Iterator[Server]:
         assert stop(server.balancer) == 0, "it can still stop"
         log = server.log("loadbalancer")
         assert "Traceback" not in log
-        assert server_pair(server.data_dir).secret not in log
+        assert load_server_keys(server.data_dir).secret not in log
 
 
 def add_worker(server: Server, name: str) -> Path:
@@ -100,7 +100,7 @@ def test_a_worker_with_an_allowed_key_serves_until_the_key_is_revoked(server: Se
 def test_a_worker_that_joins_before_its_key_is_allowed_is_let_in_afterwards(server: Server, port: int) -> None:
     early = new_pair()
     file = server.data_dir / "early.key"
-    key = WorkerKey(early.public, early.secret, server_pair(server.data_dir).public)
+    key = WorkerKey(early.public, early.secret, load_server_keys(server.data_dir).public)
     file.touch(0o600)
     file.write_bytes(msgspec.yaml.encode(key))
     with joined(server, port, "early", file) as process:
@@ -131,7 +131,7 @@ def test_a_worker_that_is_never_let_in_can_be_stopped(server: Server, port: int)
     pair = new_pair()
     file = server.data_dir / "never.key"
     file.touch(0o600)
-    file.write_bytes(msgspec.yaml.encode(WorkerKey(pair.public, pair.secret, server_pair(server.data_dir).public)))
+    file.write_bytes(msgspec.yaml.encode(WorkerKey(pair.public, pair.secret, load_server_keys(server.data_dir).public)))
     with joined(server, port, "never", file) as process:
         wait_until(lambda: events(server).get("peers_unknown_key", 0) >= 2, "it to try again")
         assert stop(process) == 0
@@ -139,7 +139,7 @@ def test_a_worker_that_is_never_let_in_can_be_stopped(server: Server, port: int)
 
 
 def test_strangers_get_nowhere_and_are_counted(server: Server, port: int) -> None:
-    address, own = f"tcp://127.0.0.1:{port}", server_pair(server.data_dir).public
+    address, own = f"tcp://127.0.0.1:{port}", load_server_keys(server.data_dir).public
     mine, other = new_pair(), new_pair()
     hello = encode([FromWorker(Hello(PROTOCOL, "stranger", "sim", "sim:0", os.getpid())), FromWorker(Pull(4))])
     with zmq.Context() as context, contextlib.ExitStack() as stack:

@@ -12,12 +12,12 @@ from loadbalancer.api.http_helpers import Services, answer, answers, body_of, ev
 from loadbalancer.api.proxying import as_form, as_json, instead
 from loadbalancer.api.request_builder import Studio, from_url
 from loadbalancer.api.uploads import read_form
-from loadbalancer.generation.in_flight import Errand
+from loadbalancer.generation.in_flight import InFlightRequest
 from loadbalancer.generation.validation import Job
 from loadbalancer.scheduling.task import TaskCompleted
 from loadbalancer.schema.requests import EditRequest, ImageRequest, PredictRequest, parse, parse_form, parse_pictured
 from loadbalancer.schema.responses import ImageData, ImagesAnswer, PredictAnswer, Timings
-from loadbalancer.storage.records import Kept
+from loadbalancer.storage.records import StoredImage
 
 _ERRORS = (400, 404, 413, 422, 429, 500, 502, 503, 504)
 _EVENTS = events_of("Progress", "PartialImage", "CompletedImage", "ErrorEvent")
@@ -68,7 +68,7 @@ def router(services: Services, studio: Studio) -> APIRouter:
     async def predict(request: Request) -> Response:
         """The simple form: a prompt in, a base64 PNG out."""
         asked = parse(PredictRequest, await read_body(request, most))
-        errand = services.desk.accept(owned(await studio.simple(asked), request))
+        errand = services.tracker.accept(owned(await studio.simple(asked), request))
         (image,) = await _await(errand, request)
         return answer(PredictAnswer(memoryview(image.image), image.flagged))
 
@@ -81,13 +81,13 @@ async def _answer(
     """Queue it; await it or stream it. What another server has answered stands."""
     if isinstance(answered, Response):
         return answered
-    errand = services.desk.accept(answered)
+    errand = services.tracker.accept(answered)
     if asked.stream:
         return EventStream(errand, edit=isinstance(asked, EditRequest))
     return answer(images_answer(errand.job, await _await(errand, request), time.time()))
 
 
-async def _await(errand: Errand, request: Request) -> list[TaskCompleted]:
+async def _await(errand: InFlightRequest, request: Request) -> list[TaskCompleted]:
     """The images in order. Raises the `ApiError` that there is instead."""
     try:
         await first_of(request, errand.over)
@@ -96,7 +96,7 @@ async def _await(errand: Errand, request: Request) -> list[TaskCompleted]:
         errand.close()
 
 
-def images_answer(job: Job, images: Sequence[TaskCompleted | Kept], created: float) -> ImagesAnswer:
+def images_answer(job: Job, images: Sequence[TaskCompleted | StoredImage], created: float) -> ImagesAnswer:
     """The answer of the Images API; the images are in order."""
     data = [
         ImageData(memoryview(image.image), inputs.seed, Timings(image.waited_s, image.ran_s), image.flagged)

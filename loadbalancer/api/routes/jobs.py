@@ -15,13 +15,13 @@ from loadbalancer.api.idempotency_recording import key_of, reused
 from loadbalancer.api.request_builder import Studio, from_url
 from loadbalancer.api.routes.images import images_answer
 from loadbalancer.generation.validation import Job
-from loadbalancer.jobs.requests import Asked, parse_job
-from loadbalancer.jobs.views import StoredError, job_list, why_none
+from loadbalancer.jobs.requests import ParsedJob, parse_job
+from loadbalancer.jobs.views import StoredError, job_list, missing_result_error
 from loadbalancer.schema.errors import ApiError, Conflict, InvalidRequest, NotFound, Unavailable, shutting_down
 from loadbalancer.schema.requests import PredictRequest, shorten
 from loadbalancer.schema.responses import PredictAnswer
-from loadbalancer.storage.database import Unwritable
-from loadbalancer.storage.records import Hook, JobState, Kept, Order, Record, Reused
+from loadbalancer.storage.database import StorageUnavailable
+from loadbalancer.storage.records import IdempotencyKeyReused, JobRecord, JobSpec, JobState, StoredImage, WebhookTarget
 
 Result = TypeVar("Result")
 
@@ -101,7 +101,7 @@ class _Office:
 
     async def create(self, request: Request) -> Response:
         services = self._services
-        if not services.desk.open:
+        if not services.tracker.open:
             raise shutting_down()
         server, settings = services.settings.server, services.settings.jobs
         body = await read_body(request, server.max_upload_bytes + server.max_body_bytes)
@@ -113,18 +113,18 @@ class _Office:
         order = _order(asked, job, time.time() + allowed_s)
         try:
             view = await _on_disk(services.jobs.add(order, job.sources, key))
-        except Reused:
+        except IdempotencyKeyReused:
             raise reused(given or "") from None
         return answer(view, 202, {"location": f"/v1/jobs/{view.id}"})
 
-    async def _job(self, asked: Asked) -> Job:
+    async def _job(self, asked: ParsedJob) -> Job:
         """Raises what the endpoint would."""
         if isinstance(asked.request, PredictRequest):
             return await self._studio.simple(asked.request)
         image, mask = from_url("image", asked.image), from_url("mask", asked.mask)
         return await self._studio.job(asked.request, image, mask)
 
-    async def find(self, request: Request, job: str) -> tuple[Record, list[Kept]]:
+    async def find(self, request: Request, job: str) -> tuple[JobRecord, list[StoredImage]]:
         """The caller's job, and what is finished of it. Raises `NotFound`, for others' jobs too."""
         record, kept = await _on_disk(self._services.jobs.find(job, caller(request).owner))
         if record is None:
@@ -146,9 +146,9 @@ class _Office:
         return answer(job_list([jobs.view(record) for record in records[:wanted]], more=len(records) > wanted))
 
 
-def _order(asked: Asked, job: Job, deadline: float) -> Order:
+def _order(asked: ParsedJob, job: Job, deadline: float) -> JobSpec:
     webhook = asked.job.webhook
-    return Order(
+    return JobSpec(
         path=asked.job.path,
         model=job.model,
         inputs=job.inputs,
@@ -157,15 +157,15 @@ def _order(asked: Asked, job: Job, deadline: float) -> Order:
         owner=job.owner,
         weight=job.weight,
         metadata=asked.job.metadata,
-        hook=None if webhook is None else Hook(webhook.url, webhook.secret),
+        hook=None if webhook is None else WebhookTarget(webhook.url, webhook.secret),
     )
 
 
-def _result(record: Record, kept: list[Kept]) -> Response:
+def _result(record: JobRecord, kept: list[StoredImage]) -> Response:
     if record.ended is None:
         text = f"The job is {record.state.value}; its result is not there yet."
         raise Conflict(text, code="job_not_finished", retry_after_s=1)
-    missing = why_none(record)
+    missing = missing_result_error(record)
     if isinstance(missing, StoredError):
         return answer(missing.body, missing.failure.status)
     if missing is not None:
@@ -180,11 +180,11 @@ async def _on_disk(work: Awaitable[Result]) -> Result:
     """What comes of it. Raises `Unavailable` where the disk does not take it."""
     try:
         return await work
-    except Unwritable as error:
+    except StorageUnavailable as error:
         raise _no_disk(error) from None
 
 
-def _no_disk(error: Unwritable) -> ApiError:
+def _no_disk(error: StorageUnavailable) -> ApiError:
     if error.full:
         text = "There is no room on disk for jobs. Requests without a job are still answered."
         return Unavailable(text, code="storage_full", retry_after_s=10)

@@ -13,7 +13,7 @@ from pydantic import BaseModel
 
 from loadbalancer.api.http_helpers import Services, answer, answers, body_of, first_of, read_body
 from loadbalancer.generation.validation import model_not_found
-from loadbalancer.scaling.control_plane import MOST_ORDERS, Control, TooManyOrders
+from loadbalancer.scaling.control_plane import MAX_PENDING_COMMANDS, ControlPlane, TooManyCommands
 from loadbalancer.schema.errors import InvalidRequest, TimedOut, TooBusy, Unavailable
 from loadbalancer.schema.requests import parse, shorten
 from loadbalancer.schema.scaling import PauseRequest, ReloadRequest, ResumeRequest, ScaleRequest
@@ -53,7 +53,7 @@ def router(services: Services) -> APIRouter:
     @routes.post("/internal/controller", include_in_schema=False)
     async def report(request: Request) -> Response:
         """The controller reports, and is handed what was ordered."""
-        return await counter.hear(request)
+        return await counter.on_report(request)
 
     @routes.get("/internal/decisions", summary="List decisions", responses=_DECISIONS)
     async def decisions(
@@ -108,7 +108,7 @@ class _Counter:
 
     def __init__(self, services: Services) -> None:
         self._services = services
-        self._control: Control = services.control
+        self._control: ControlPlane = services.control
         self._waiting: dict[str, tuple[asyncio.Future[None], list[CommandResult]]] = {}
         self._reports = msgspec.json.Decoder(ControllerReport)
 
@@ -122,13 +122,13 @@ class _Counter:
         report = self._control.report(time.monotonic())
         return _absent() if report is None else report
 
-    async def hear(self, request: Request) -> Response:
+    async def on_report(self, request: Request) -> Response:
         """Take in what the controller reports."""
         try:
             report = self._reports.decode(await read_body(request, _LARGEST_REPORT))
         except msgspec.MsgspecError as error:
             raise InvalidRequest(f"The report is not one: {error}.", code="invalid_report") from None
-        orders, done = self._control.hear(report, time.monotonic())
+        orders, done = self._control.on_report(report, time.monotonic())
         for obeyed in done:
             future, told = self._waiting[obeyed.id]
             told.append(obeyed)
@@ -166,8 +166,8 @@ class _Counter:
         future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         try:
             self._control.order(number, order)
-        except TooManyOrders:
-            text = f"{MOST_ORDERS} orders wait for the controller already."
+        except TooManyCommands:
+            text = f"{MAX_PENDING_COMMANDS} orders wait for the controller already."
             raise TooBusy(text, code="too_many_orders", retry_after_s=1) from None
         self._waiting[number] = future, told
         try:

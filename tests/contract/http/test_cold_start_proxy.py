@@ -80,13 +80,16 @@ def near(far: Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serv
 
 
 def test_the_official_client_gets_its_picture_from_there(near: Server) -> None:
-    answered, forwarded = told(near, "muster_proxied_total"), told(near, 'muster_forwarded_total{model="m"}')
+    answered, forwarded = (
+        told(near, "muster_proxied_requests_total"),
+        told(near, 'muster_tasks_proxied_total{model="m"}'),
+    )
     with openai.OpenAI(base_url=f"{near.base_url}/v1", api_key="the client's own", max_retries=0) as sdk:
         raw = sdk.images.with_raw_response.generate(model="m", prompt="a seven", n=2, extra_body={"seed": 7})
     assert raw.headers[PROXIED] == "true"
     assert [base64.b64decode(i.b64_json or "") for i in raw.parse().data or ()] == [expected(), expected(seed=8)]
-    assert told(near, 'muster_proxied_total{model="m",outcome="answered"}') == answered + 1
-    assert told(near, 'muster_forwarded_total{model="m"}') == forwarded + 2
+    assert told(near, 'muster_proxied_requests_total{model="m",outcome="answered"}') == answered + 1
+    assert told(near, 'muster_tasks_proxied_total{model="m"}') == forwarded + 2
     [stats] = [model for model in near.snapshot().models if model.model == "m"]
     assert (stats.queued, stats.proxied_in_flight) == (0, 0)
     assert stats.arrivals_short_window >= 2, "they are arrivals of the model all the same: its workers are needed"
@@ -125,11 +128,14 @@ def test_a_form_goes_there_with_its_files(near: Server) -> None:
 def test_the_clients_own_mistakes_are_told(
     near: Server, change: dict[str, Any], status: int, param: str, there: bool
 ) -> None:
-    asked, refused = told(near, "muster_proxied_total"), told(near, 'muster_proxied_total{model="m",outcome="refused"}')
+    asked, refused = (
+        told(near, "muster_proxied_requests_total"),
+        told(near, 'muster_proxied_requests_total{model="m",outcome="refused"}'),
+    )
     answered = httpx.post(f"{near.base_url}{GENERATE}", json=BODY | {"model": "m"} | change, timeout=PATIENCE_S)
     assert (answered.status_code, answered.json()["error"]["param"]) == (status, param)
-    assert told(near, "muster_proxied_total") == asked + there
-    assert told(near, 'muster_proxied_total{model="m",outcome="refused"}') == refused + there
+    assert told(near, "muster_proxied_requests_total") == asked + there
+    assert told(near, 'muster_proxied_requests_total{model="m",outcome="refused"}') == refused + there
 
 
 def test_a_wrong_key_there_is_not_the_clients_fault(near: Server) -> None:
@@ -138,7 +144,7 @@ def test_a_wrong_key_there_is_not_the_clients_fault(near: Server) -> None:
         f"{near.base_url}{GENERATE}", json=BODY | {"model": "keyless"}, headers=headers, timeout=PATIENCE_S
     )
     assert (answered.status_code, answered.json()["error"]["code"]) == (502, "proxy_failed")
-    assert told(near, 'muster_proxied_total{model="keyless",outcome="failed"}') == 1
+    assert told(near, 'muster_proxied_requests_total{model="keyless",outcome="failed"}') == 1
 
 
 def test_what_was_forwarded_once_is_not_forwarded_again(near: Server) -> None:
@@ -150,13 +156,13 @@ def test_what_was_forwarded_once_is_not_forwarded_again(near: Server) -> None:
 
 
 def test_jobs_and_the_simple_form_never_go_there(near: Server) -> None:
-    asked = told(near, "muster_proxied_total")
+    asked = told(near, "muster_proxied_requests_total")
     with httpx.Client(base_url=near.base_url, timeout=PATIENCE_S) as http:
         job = http.post("/v1/jobs", json={"path": GENERATE, "body": BODY | {"model": "m"}}).json()
         assert http.post("/predict", json=BODY | {"model": "m", "timeout_s": 1}).status_code == 504
         assert http.get(f"/v1/jobs/{job['id']}").json()["state"] == "queued"
         assert http.delete(f"/v1/jobs/{job['id']}").is_success
-    assert told(near, "muster_proxied_total") == asked
+    assert told(near, "muster_proxied_requests_total") == asked
 
 
 def test_a_ready_worker_does_it_unless_the_wait_would_be_too_long(near: Server) -> None:
@@ -184,7 +190,7 @@ def test_who_hangs_up_ends_the_work_there(near: Server, far: Server, stream: boo
         ):
             await answered.aread()
 
-    ended = told(near, 'muster_proxied_total{model="slow"')
+    ended = told(near, 'muster_proxied_requests_total{model="slow"')
 
     async def hang_up() -> None:
         asking = asyncio.create_task(ask())
@@ -196,7 +202,7 @@ def test_who_hangs_up_ends_the_work_there(near: Server, far: Server, stream: boo
 
     asyncio.run(hang_up())
     wait_until(lambda: under_way() == 0, "its end")
-    counter = 'muster_proxied_total{model="slow",outcome="cancelled"}'
+    counter = 'muster_proxied_requests_total{model="slow",outcome="cancelled"}'
     wait_until(lambda: told(near, counter) == ended + 1, "its outcome")
     wait_until(lambda: not any(stats.proxied_in_flight for stats in near.snapshot().models), "nothing elsewhere")
 
@@ -214,7 +220,7 @@ def test_who_cannot_be_reached_is_done_without(near: Server) -> None:
     answered = asyncio.run(ask())
     assert images(answered) == [expected()]
     assert PROXIED not in answered.headers
-    assert told(near, 'muster_proxied_total{model="dead",outcome="queued"}') == 1
+    assert told(near, 'muster_proxied_requests_total{model="dead",outcome="queued"}') == 1
     [stats] = [model for model in near.snapshot().models if model.model == "dead"]
     assert stats.arrivals_short_window == 1, "it is one arrival, although it was tried elsewhere first"
 

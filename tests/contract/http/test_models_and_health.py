@@ -33,7 +33,7 @@ def test_what_is_under_way_is_in_the_books_and_leaves_them(server: StartServer) 
         return httpx.post(url, json=body, headers=headers, timeout=PATIENCE_S).status_code
 
     def counts() -> dict[str, float]:
-        return samples(running, "muster_open", "book")
+        return samples(running, "muster_in_flight", "kind")
 
     with ThreadPoolExecutor() as pool:
         sent = [pool.submit(post, key) for key in ("a", "b", None)]
@@ -56,7 +56,7 @@ def test_a_client_that_does_not_read_is_hung_up_on_when_the_server_stops(server:
         head = f"POST {GENERATE} HTTP/1.1\r\nhost: localhost\r\ncontent-length: {len(content)}\r\n\r\n"
         connection.sendall(head.encode() + content)
         wait_until(lambda: samples(running, "muster_events_total", "event").get("done", 0) == IMAGES, "all images")
-        assert samples(running, "muster_open", "book")["requests"] == 1, "nobody has read them"
+        assert samples(running, "muster_in_flight", "kind")["requests"] == 1, "nobody has read them"
         assert stop(running.balancer) == 0
     assert "Traceback" not in running.log("loadbalancer")
     assert "ERROR" not in running.log("loadbalancer")

@@ -111,7 +111,7 @@ def test_what_the_controller_reports_can_be_read(fresh: Desk) -> None:
     for line in (
         'muster_workers_desired{model="m"} 2.0',
         'muster_workers_ready{model="m"} 1.0',
-        'muster_workers_held{model="m"} 1.0',
+        'muster_scaling_override{model="m"} 1.0',
         'muster_decision_input{input="z",model="m"} 1.5',
         'muster_decisions_total{direction="up",model="m"} 1.0',
         'muster_decisions_total{direction="stay",model="n"} 1.0',

@@ -120,7 +120,7 @@ def test_metrics(http: httpx.Client) -> None:
 
     assert grown(f"muster_http_requests_total {GENERATE} 200") == 1
     assert grown(f"muster_http_requests_total {GENERATE} 400") == 1
-    assert grown(f"muster_http_request_seconds_count {GENERATE}") == 2
+    assert grown(f"muster_http_request_duration_seconds_count {GENERATE}") == 2
     assert grown("muster_queue_wait_seconds_count quick") == 3
     assert grown("muster_run_seconds_count quick") == 3
     assert grown("muster_events_total done") == 3

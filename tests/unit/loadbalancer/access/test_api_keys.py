@@ -6,18 +6,27 @@ import msgspec
 import pytest
 from fastapi import Request
 
-from loadbalancer.access.api_keys import ANONYMOUS, INTERNAL, Caller, Doorman, Key, KeyRing, fingerprint, parse_ring
+from loadbalancer.access.api_keys import (
+    ANONYMOUS,
+    INTERNAL,
+    ApiKey,
+    Authenticator,
+    Caller,
+    KeyRing,
+    fingerprint,
+    parse_ring,
+)
 from loadbalancer.api.http_helpers import owned
 from loadbalancer.generation.validation import Job
 from loadbalancer.schema.errors import Forbidden, Unauthorized
 
-DOORMAN = Doorman("internal-token", loopback=True)
-EXPOSED = Doorman("internal-token", loopback=False)
+DOORMAN = Authenticator("internal-token", loopback=True)
+EXPOSED = Authenticator("internal-token", loopback=False)
 RING = KeyRing(
     {
-        "painter": Key(fingerprint("sk-painter"), ("images",), 2.5, 60, 4),
-        "batch": Key(fingerprint("sk-batch"), ("jobs",)),
-        "chief": Key(fingerprint("sk-chief"), ("admin",)),
+        "painter": ApiKey(fingerprint("sk-painter"), ("images",), 2.5, 60, 4),
+        "batch": ApiKey(fingerprint("sk-batch"), ("jobs",)),
+        "chief": ApiKey(fingerprint("sk-chief"), ("admin",)),
     }
 )
 TOKENS = {
@@ -54,9 +63,9 @@ TABLE = [
 ]
 
 
-def outcome(doorman: Doorman, path: str, who: str, ring: KeyRing | None = RING) -> str:
+def outcome(authenticator: Authenticator, path: str, who: str, ring: KeyRing | None = RING) -> str:
     try:
-        doorman.enter(path, TOKENS[who], ring)
+        authenticator.enter(path, TOKENS[who], ring)
     except Unauthorized:
         return "stranger"
     except Forbidden:

@@ -14,10 +14,17 @@ from configs.paths import curve_dir, keys_file
 from configs.sections import Server
 from configs.settings import Settings
 from loadbalancer.access.api_keys import KeyRing, fingerprint, parse_ring
-from loadbalancer.access.key_files import BadFile, Watched, read, write
+from loadbalancer.access.key_files import InvalidFile, ReloadingFile, read, write
 from loadbalancer.access.keys_cli import main
 from loadbalancer.access.origin_policy import is_loopback
-from loadbalancer.access.startup_checks import Refused, check_exposure, check_tls, guard, open_keys, server_pair
+from loadbalancer.access.startup_checks import (
+    StartupError,
+    check_exposure,
+    check_tls,
+    curve_listener,
+    load_server_keys,
+    open_keys,
+)
 from tests.support.certificates import needs_openssl, self_signed
 from wire.curve import BadKey, read_worker_key
 
@@ -35,7 +42,7 @@ def numbers(tree: object) -> list[int]:
 
 def test_a_change_is_seen_a_second_later_and_nonsense_never(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     file = tmp_path / "numbers.yaml"
-    watched = Watched[list[int]](file, numbers, absent=[])
+    watched = ReloadingFile[list[int]](file, numbers, absent=[])
     assert watched.get(0.0) == []
     write(file, [1])
     assert watched.get(0.5) == [], "it looks once a second"
@@ -57,8 +64,8 @@ def test_a_change_is_seen_a_second_later_and_nonsense_never(tmp_path: Path, capl
 def test_a_file_that_is_broken_at_the_start_is_refused(tmp_path: Path) -> None:
     file = tmp_path / "numbers.yaml"
     file.write_text("secret: [\n")
-    with pytest.raises(BadFile, match=r"numbers\.yaml:2 is not valid YAML") as refusal:
-        Watched[list[int]](file, numbers, absent=[])
+    with pytest.raises(InvalidFile, match=r"numbers\.yaml:2 is not valid YAML") as refusal:
+        ReloadingFile[list[int]](file, numbers, absent=[])
     assert "secret" not in str(refusal.value)
 
 
@@ -131,10 +138,10 @@ def test_a_workers_key_is_made_listed_and_revoked(tmp_path: Path, capsys: pytest
     told = capsys.readouterr().out
     assert "--join tcp://HOST:PORT --key-file box.key" in told
     key = read_worker_key(file)
-    assert key.server == server_pair(tmp_path).public
+    assert key.server == load_server_keys(tmp_path).public
     assert key.secret not in told
     assert key.secret not in repr(key)
-    assert server_pair(tmp_path).secret not in repr(server_pair(tmp_path))
+    assert load_server_keys(tmp_path).secret not in repr(load_server_keys(tmp_path))
     allowed = curve_dir(tmp_path) / "workers.yaml"
     assert key.public in allowed.read_text()
     assert key.secret not in allowed.read_text()
@@ -205,7 +212,7 @@ def test_no_open_address_without_keys(
     if not refused:
         check_exposure(chosen, ring)
         return
-    with pytest.raises(Refused) as refusal:
+    with pytest.raises(StartupError) as refusal:
         check_exposure(chosen, ring)
     for fragment in (f"server.host {host}", "scripts/keys", "127.0.0.1", "--insecure", "access.insecure"):
         assert fragment in str(refusal.value)
@@ -214,22 +221,22 @@ def test_no_open_address_without_keys(
 def test_a_keys_file_that_is_named_must_be_there_and_be_right(tmp_path: Path) -> None:
     assert open_keys(settings(tmp_path))() is None
     chosen = settings(tmp_path, access={"keys_file": str(tmp_path / "mine.yaml")})
-    with pytest.raises(Refused, match=r"access\.keys_file .*mine\.yaml is not there"):
+    with pytest.raises(StartupError, match=r"access\.keys_file .*mine\.yaml is not there"):
         open_keys(chosen)
     (tmp_path / "mine.yaml").write_text("keys: {a: {sha256: x}}")
-    with pytest.raises(Refused, match=r"access\.keys_file: .*mine\.yaml: .*sha256"):
+    with pytest.raises(StartupError, match=r"access\.keys_file: .*mine\.yaml: .*sha256"):
         open_keys(chosen)
     (tmp_path / "mine.yaml").write_text("")
     assert open_keys(chosen)() == KeyRing()
 
 
 def test_a_door_for_tcp_workers_exists_only_where_it_is_asked_for(tmp_path: Path) -> None:
-    assert guard(settings(tmp_path)) is None
+    assert curve_listener(settings(tmp_path)) is None
     chosen = settings(tmp_path, workers={"listen": "tcp://127.0.0.1:5555"})
-    assert repr(guard(chosen)) == "<CurveListener of tcp://127.0.0.1:5555, rejected {}>"
+    assert repr(curve_listener(chosen)) == "<CurveListener of tcp://127.0.0.1:5555, rejected {}>"
     (curve_dir(tmp_path) / "workers.yaml").write_text("workers: {a: {public: short}}")
-    with pytest.raises(Refused, match=r"workers\.listen tcp://127\.0\.0\.1:5555: .*workers\.yaml"):
-        guard(chosen)
+    with pytest.raises(StartupError, match=r"workers\.listen tcp://127\.0\.0\.1:5555: .*workers\.yaml"):
+        curve_listener(chosen)
 
 
 @pytest.mark.parametrize(
@@ -263,5 +270,5 @@ def test_certificates_that_cannot_be_used_are_refused_by_name(tmp_path: Path) ->
         (nonsense, good.key, r"are no certificate and key in PEM"),
         (locked.cert, locked.key, r"server\.tls_key .*locked\.key has a password"),
     ]:
-        with pytest.raises(Refused, match=told):
+        with pytest.raises(StartupError, match=told):
             check_tls(Server(tls_cert=cert, tls_key=key))

@@ -8,12 +8,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from loadbalancer.access.rate_limit import Bucket, Limits, duration
+from loadbalancer.access.rate_limit import RateLimiter, TokenBucket, duration
 from loadbalancer.schema.errors import RateLimited
 
 
 def test_a_burst_is_served_and_then_one_at_a_time() -> None:
-    bucket = Bucket(6, now=100.0)
+    bucket = TokenBucket(6, now=100.0)
     assert [bucket.take(100.0) for _ in range(6)] == [0.0] * 6
     assert bucket.take(100.0) == pytest.approx(10.0)
     assert bucket.take(106.0) == pytest.approx(4.0)
@@ -26,7 +26,7 @@ def test_a_burst_is_served_and_then_one_at_a_time() -> None:
     waits=st.lists(st.floats(0, 30, allow_nan=False), min_size=1, max_size=200),
 )
 def test_over_any_time_no_more_than_a_minutes_burst_and_the_rate_passes(per_minute: int, waits: list[float]) -> None:
-    bucket, now, passed = Bucket(per_minute, 0.0), 0.0, 0
+    bucket, now, passed = TokenBucket(per_minute, 0.0), 0.0, 0
     for wait_s in waits:
         now += wait_s
         refused_s = bucket.take(now)
@@ -41,7 +41,7 @@ def test_over_any_time_no_more_than_a_minutes_burst_and_the_rate_passes(per_minu
 
 @given(per_minute=st.integers(1, 1000), used=st.integers(0, 2000))
 def test_waiting_as_told_is_enough(per_minute: int, used: int) -> None:
-    bucket = Bucket(per_minute, 0.0)
+    bucket = TokenBucket(per_minute, 0.0)
     for _ in range(used):
         bucket.take(0.0)
     wait_s = bucket.take(0.0)
@@ -54,7 +54,7 @@ def test_waiting_as_told_is_enough(per_minute: int, used: int) -> None:
     ("old", "new", "used", "left"), [(10, 20, 4, 16), (10, 5, 4, 1), (10, 5, 8, 0), (5, 50, 5, 45)]
 )
 def test_what_was_used_stays_used_under_a_new_limit(old: int, new: int, used: int, left: int) -> None:
-    bucket = Bucket(old, 0.0)
+    bucket = TokenBucket(old, 0.0)
     for _ in range(used):
         assert bucket.take(0.0) == 0.0
     bucket.resize(new, 0.0)
@@ -63,7 +63,7 @@ def test_what_was_used_stays_used_under_a_new_limit(old: int, new: int, used: in
 
 
 def test_the_headers_are_named_as_openai_names_them() -> None:
-    limits = Limits()
+    limits = RateLimiter()
     limits.enter("a", 4, None, now=0.0)
     assert limits.headers("a", 0.0) == {
         "x-ratelimit-limit-requests": "4",
@@ -74,7 +74,7 @@ def test_the_headers_are_named_as_openai_names_them() -> None:
 
 
 def test_a_refusal_says_when_to_come_again_and_counts_nothing() -> None:
-    limits = Limits()
+    limits = RateLimiter()
     limits.enter("a", 2, 1, now=0.0)
     with pytest.raises(RateLimited) as crowded:
         limits.enter("a", 2, 1, now=0.0)
@@ -92,14 +92,14 @@ def test_a_refusal_says_when_to_come_again_and_counts_nothing() -> None:
 
 
 def test_a_limit_that_is_lifted_is_forgotten() -> None:
-    limits = Limits()
+    limits = RateLimiter()
     limits.enter("a", 1, None, now=0.0)
     limits.enter("a", None, None, now=0.0)
     assert limits.headers("a", 0.0) == {}
-    assert repr(limits) == "<Limits of 0 keys, 2 requests under way>"
+    assert repr(limits) == "<RateLimiter of 0 keys, 2 requests under way>"
     limits.leave("a")
     limits.leave("a")
-    assert repr(limits) == "<Limits of 0 keys, 0 requests under way>"
+    assert repr(limits) == "<RateLimiter of 0 keys, 0 requests under way>"
 
 
 @pytest.mark.parametrize(

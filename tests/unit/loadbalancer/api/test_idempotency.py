@@ -10,8 +10,8 @@ from starlette.responses import PlainTextResponse
 from starlette.types import Message, Receive, Scope, Send
 
 from loadbalancer.access.api_keys import Caller
-from loadbalancer.api.idempotency import Once
-from loadbalancer.storage.database import Journal
+from loadbalancer.api.idempotency import IdempotencyMiddleware
+from loadbalancer.storage.database import Database
 from tests.support.servers import PATIENCE_S
 
 _SCOPE: Scope = {
@@ -20,7 +20,7 @@ _SCOPE: Scope = {
 }  # fmt: skip
 
 
-async def _post(app: Once, told: asyncio.Queue[Message]) -> None:
+async def _post(app: IdempotencyMiddleware, told: asyncio.Queue[Message]) -> None:
     body = [{"type": "http.request", "body": b"", "more_body": False}]
 
     async def receive() -> Message:
@@ -33,17 +33,17 @@ async def _post(app: Once, told: asyncio.Queue[Message]) -> None:
 
 
 async def test_not_a_byte_is_told_before_the_answer_is_on_disk(tmp_path: Path) -> None:
-    journal, slow_disk, asked = Journal(tmp_path / "j.sqlite3"), threading.Event(), 0
+    database, slow_disk, asked = Database(tmp_path / "j.sqlite3"), threading.Event(), 0
     busy: list[asyncio.Future[bool]] = []
 
     async def application(scope: Scope, receive: Receive, send: Send) -> None:
         nonlocal asked
         asked += 1
-        busy.append(asyncio.ensure_future(journal.do(lambda _: slow_disk.wait(PATIENCE_S))))
+        busy.append(asyncio.ensure_future(database.do(lambda _: slow_disk.wait(PATIENCE_S))))
         await asyncio.sleep(0)
         await PlainTextResponse(f"answer {asked}")(scope, receive, send)
 
-    once, told = Once(application, journal, most=100), asyncio.Queue[Message]()
+    once, told = IdempotencyMiddleware(application, database, most=100), asyncio.Queue[Message]()
     posted = asyncio.create_task(_post(once, told))
     try:
         assert (await asyncio.wait_for(told.get(), PATIENCE_S))["status"] == 200
@@ -58,4 +58,4 @@ async def test_not_a_byte_is_told_before_the_answer_is_on_disk(tmp_path: Path) -
     await again.get()
     assert (await again.get())["body"] == b"answer 1"
     assert asked == 1
-    await journal.close()
+    await database.close()

@@ -6,19 +6,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from loadbalancer.jobs.job_queue import Backlog, Turns
+from loadbalancer.jobs.job_queue import JobAdmission, JobQueue
 
 Jobs = list[tuple[str, str, int]]
 
 
-def backlog_of(jobs: Jobs) -> Backlog:
-    backlog = Backlog()
+def backlog_of(jobs: Jobs) -> JobQueue:
+    backlog = JobQueue()
     for seq, (name, owner, priority) in enumerate(jobs):
         backlog.push(name, owner, priority, seq)
     return backlog
 
 
-def drained(backlog: Backlog) -> list[str]:
+def drained(backlog: JobQueue) -> list[str]:
     order: list[str] = []
     while (job := backlog.first()) is not None:
         assert backlog.position(job) == 0
@@ -63,7 +63,7 @@ def test_positions_are_the_order_in_which_jobs_leave(jobs: Jobs, data: st.DataOb
 
 
 def test_jobs_enter_while_there_is_room_and_a_large_one_alone() -> None:
-    turns = Turns(["m", "other"], room=4)
+    turns = JobAdmission(["m", "other"], room=4)
     for seq, (job, images) in enumerate({"a": 2, "b": 2, "c": 6, "d": 1}.items()):
         turns.push(job, "m", images, "owner", 0, seq)
     turns.push("x", "other", 9, "owner", 0, 9)
@@ -84,7 +84,7 @@ STEPS = st.lists(st.tuples(st.sampled_from(["push", "next", "enter", "leave"]), 
 
 @given(STEPS)
 def test_room_is_kept_and_nothing_is_lost_on_the_way(steps: list[tuple[str, int]]) -> None:
-    turns, waiting, entered = Turns(["m"], room=5), dict[str, int](), dict[str, int]()
+    turns, waiting, entered = JobAdmission(["m"], room=5), dict[str, int](), dict[str, int]()
     for seq, (step, number) in enumerate(steps):
         some = [*waiting, *entered, "nobody"][number % (len(waiting) + len(entered) + 1)]
         if step == "push":

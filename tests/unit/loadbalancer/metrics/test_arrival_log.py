@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from controller.simulator.traces import Costs, read_trace
-from loadbalancer.metrics.arrival_log import COLUMNS, Arrivals, line
+from loadbalancer.metrics.arrival_log import COLUMNS, ArrivalLog, line
 from loadbalancer.scheduling.task import Task, TaskState
 from tests.support.scheduler import task
 
@@ -43,7 +43,7 @@ def test_what_a_line_says(of: Task, expected: str) -> None:
 def test_the_file_goes_on_after_a_restart_and_holds_nothing_private(tmp_path: Path) -> None:
     path = tmp_path / "arrivals.csv"
     for name in ("a", "b"):
-        arrivals = Arrivals(path, 10 * SMALL)
+        arrivals = ArrivalLog(path, 10 * SMALL)
         arrivals.start()
         arrivals.put(ended(name), 20.0, 1020.0)
         arrivals.stop()
@@ -54,7 +54,7 @@ def test_the_file_goes_on_after_a_restart_and_holds_nothing_private(tmp_path: Pa
 
 def test_the_simulator_reads_it(tmp_path: Path) -> None:
     path = tmp_path / "arrivals.csv"
-    arrivals = Arrivals(path, 10 * SMALL)
+    arrivals = ArrivalLog(path, 10 * SMALL)
     arrivals.start()
     arrivals.put(ended("late"), 30.0, 1030.0)
     arrivals.put(ended("early", began=None), 24.5, 1020.0)
@@ -66,7 +66,7 @@ def test_the_simulator_reads_it(tmp_path: Path) -> None:
 
 def test_it_never_takes_more_than_it_may(tmp_path: Path) -> None:
     path = tmp_path / "arrivals.csv"
-    arrivals = Arrivals(path, 2 * SMALL)
+    arrivals = ArrivalLog(path, 2 * SMALL)
     arrivals.start()
     for _ in range(1000):
         arrivals.put(ended("a"), 20.0, 1020.0)
@@ -81,7 +81,7 @@ def test_it_never_takes_more_than_it_may(tmp_path: Path) -> None:
 
 
 def test_a_disk_that_takes_nothing_is_told_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    arrivals = Arrivals(tmp_path / "nowhere" / "arrivals.csv", SMALL)
+    arrivals = ArrivalLog(tmp_path / "nowhere" / "arrivals.csv", SMALL)
     arrivals.start()
     for _ in range(5):
         arrivals.put(ended("a"), 20.0, 1020.0)
@@ -92,7 +92,7 @@ def test_a_disk_that_takes_nothing_is_told_once(tmp_path: Path, caplog: pytest.L
 
 
 def test_a_disk_that_is_too_slow_holds_nobody_up(tmp_path: Path) -> None:
-    arrivals = Arrivals(tmp_path / "arrivals.csv", SMALL)
+    arrivals = ArrivalLog(tmp_path / "arrivals.csv", SMALL)
     for _ in range(10_003):  # nobody writes
         arrivals.put(ended("a"), 20.0, 1020.0)
     assert arrivals.dropped == 3

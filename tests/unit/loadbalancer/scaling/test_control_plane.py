@@ -19,7 +19,13 @@ from controller.planning.rolling_update import Rule
 from controller.policies import queue_depth
 from controller.runtime.report import DecisionLog, ReportInput, build_report
 from controller.types import Child, Crashes, Decision, Limits, Observation, Queue, Replica, Stage
-from loadbalancer.scaling.control_plane import ABSENT_AFTER_S, MOST_ORDERS, Control, TooManyOrders, direction
+from loadbalancer.scaling.control_plane import (
+    ABSENT_AFTER_S,
+    MAX_PENDING_COMMANDS,
+    ControlPlane,
+    TooManyCommands,
+    direction,
+)
 from wire.scaling import (
     MAX_DECISIONS,
     MAX_DECISIONS_PER_REPORT,
@@ -47,18 +53,18 @@ def said(
 
 
 def test_a_report_grows_old() -> None:
-    control = Control()
+    control = ControlPlane()
     assert control.report(0.0) is None
-    control.hear(said(), 100.0)
+    control.on_report(said(), 100.0)
     assert control.report(100.0 + ABSENT_AFTER_S - 0.1) == said()
     assert control.report(100.0 + ABSENT_AFTER_S) is None
     assert control.models(100.0 + ABSENT_AFTER_S) == {}
 
 
 def test_decisions_are_kept_once_in_order_and_paged() -> None:
-    control = Control()
-    control.hear(said(decision(1), decision(2, "b")), 0.0)
-    answer, _ = control.hear(said(decision(1), decision(2, "b"), decision(3, desired=2)), 1.0)
+    control = ControlPlane()
+    control.on_report(said(decision(1), decision(2, "b")), 0.0)
+    answer, _ = control.on_report(said(decision(1), decision(2, "b"), decision(3, desired=2)), 1.0)
     assert answer.last_decision == 3
     assert [one.number for one in control.page(None, None, 10).decisions] == [3, 2, 1]
     assert control.directions == {("a", "stay"): 1, ("b", "stay"): 1, ("a", "up"): 1}
@@ -69,11 +75,11 @@ def test_decisions_are_kept_once_in_order_and_paged() -> None:
 
 
 def test_the_ring_is_bounded_and_begins_anew_with_the_count() -> None:
-    control = Control()
+    control = ControlPlane()
     for number in range(1, 1301):
-        control.hear(said(decision(number)), 0.0)
+        control.on_report(said(decision(number)), 0.0)
     assert len(control.page(None, None, 2000).decisions) == MAX_DECISIONS
-    answer, _ = control.hear(said(decision(1), last=1), 0.0)
+    answer, _ = control.on_report(said(decision(1), last=1), 0.0)
     assert answer.last_decision == 1
     assert [one.number for one in control.page(None, None, 10).decisions] == [1]
 
@@ -92,18 +98,18 @@ def test_which_way_a_decision_goes(one: DecisionRecord, way: str) -> None:
 
 
 def test_orders_are_handed_out_until_they_are_answered_or_withdrawn() -> None:
-    control = Control()
+    control = ControlPlane()
     control.order("x", Pause())
     control.order("y", Resume())
-    orders, done = control.hear(said(), 0.0)
+    orders, done = control.on_report(said(), 0.0)
     assert ([one.id for one in orders.commands], done) == (["x", "y"], [])
-    orders, done = control.hear(said(obeyed=(CommandResult("x"), CommandResult("unknown"))), 1.0)
+    orders, done = control.on_report(said(obeyed=(CommandResult("x"), CommandResult("unknown"))), 1.0)
     assert ([one.id for one in orders.commands], [one.id for one in done]) == (["y"], ["x"])
     control.withdraw("y")
-    assert control.hear(said(), 2.0)[0].commands == []
-    for number in range(MOST_ORDERS):
+    assert control.on_report(said(), 2.0)[0].commands == []
+    for number in range(MAX_PENDING_COMMANDS):
         control.order(str(number), Pause())
-    with pytest.raises(TooManyOrders):
+    with pytest.raises(TooManyCommands):
         control.order("one more", Pause())
 
 
@@ -115,7 +121,7 @@ class Line(RuleBasedStateMachine):
 
     @initialize()
     def begin(self) -> None:
-        self.control, self.chronicle = Control(), DecisionLog()
+        self.control, self.chronicle = ControlPlane(), DecisionLog()
         self.acknowledged, self.made = 0, 0
         self.obeyed: dict[str, CommandResult] = {}
         self.given: dict[str, Command] = {}
@@ -144,7 +150,7 @@ class Line(RuleBasedStateMachine):
             obeyed=tuple(self.obeyed.values()),
         )
         assert len(told.decisions) <= MAX_DECISIONS_PER_REPORT
-        answer, done = self.control.hear(told, 0.0)
+        answer, done = self.control.on_report(told, 0.0)
         self.answered += [one.id for one in done]
         if lost:
             return
@@ -158,7 +164,7 @@ class Line(RuleBasedStateMachine):
 
     @rule()
     def the_balancer_starts_anew(self) -> None:
-        self.control = Control()
+        self.control = ControlPlane()
         self.given.clear()  # whoever waited for an answer has lost the connection
         self.obeyed.clear()
         self.done.clear()

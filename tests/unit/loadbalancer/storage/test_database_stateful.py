@@ -12,8 +12,19 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from loadbalancer.scheduling.task import Checkpoint
-from loadbalancer.storage.records import ENDS, Answer, Failure, Hook, JobState, Kept, Key, Order, Reused, Save
-from loadbalancer.storage.repository import Ledger, migrate
+from loadbalancer.storage.records import (
+    TERMINAL_STATES,
+    Failure,
+    IdempotencyKey,
+    IdempotencyKeyReused,
+    JobSpec,
+    JobState,
+    StoredCheckpoint,
+    StoredImage,
+    StoredResponse,
+    WebhookTarget,
+)
+from loadbalancer.storage.repository import Repository, migrate
 from tests.support.in_process_service import inputs
 from wire.errors import ErrorDetail
 
@@ -25,18 +36,18 @@ PLACES = st.integers(0, ITEMS - 1)
 KEYS = st.sampled_from([None, "k", "l"])
 
 
-def memory() -> Ledger:
+def memory() -> Repository:
     connection = sqlite3.connect(":memory:", isolation_level=None)
     connection.execute("PRAGMA foreign_keys = ON")
     migrate(connection)
-    return Ledger(connection)
+    return Repository(connection)
 
 
 @dataclass
 class Job:
     """What the model knows of a job."""
 
-    order: Order
+    order: JobSpec
     created: float
     sources: list[bytes]
     state: JobState = JobState.QUEUED
@@ -53,7 +64,7 @@ class LedgerModel(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.ledger = memory()
+        self.repository = memory()
         self.now = 1.0
         self.jobs: dict[str, Job] = {}
         self.keys: dict[tuple[str, str], tuple[bytes, str | bytes]] = {}
@@ -67,14 +78,16 @@ class LedgerModel(RuleBasedStateMachine):
     def add(self, owner: str, hook: bool, given: str | None, digest: bytes) -> None:
         self.now += 1
         name = f"job{self.now:.0f}"
-        asked = Order("/predict", "m", [inputs()] * ITEMS, 0, 9.0, owner, 1.0, None, Hook("http://x") if hook else None)
-        key = None if given is None else Key(owner, given, digest)
+        asked = JobSpec(
+            "/predict", "m", [inputs()] * ITEMS, 0, 9.0, owner, 1.0, None, WebhookTarget("http://x") if hook else None
+        )
+        key = None if given is None else IdempotencyKey(owner, given, digest)
         known = None if key is None else self.keys.get(key[:2])
         if known is not None and known[0] != digest:
-            with pytest.raises(Reused):
-                self.ledger.add(name, asked, [b"x"], key, self.now)
+            with pytest.raises(IdempotencyKeyReused):
+                self.repository.add(name, asked, [b"x"], key, self.now)
             return
-        record = self.ledger.add(name, asked, [b"x"], key, self.now)
+        record = self.repository.add(name, asked, [b"x"], key, self.now)
         if known is not None:
             assert record.id == known[1]
             return
@@ -87,7 +100,7 @@ class LedgerModel(RuleBasedStateMachine):
     def start(self, number: int) -> None:
         self.now += 1
         name = self.pick(number)
-        self.ledger.started(name, self.now)
+        self.repository.started(name, self.now)
         job = self.jobs.get(name)
         if job is not None and job.ended is None:
             job.state, job.started = JobState.RUNNING, job.started or self.now
@@ -95,7 +108,7 @@ class LedgerModel(RuleBasedStateMachine):
     @rule(number=NUMBERS, item=PLACES, step=st.integers(1, 20))
     def save(self, number: int, item: int, step: int) -> None:
         name = self.pick(number)
-        self.ledger.save([Save(name, item, Checkpoint(step, 20, [b"state %d" % step]))])
+        self.repository.save([StoredCheckpoint(name, item, Checkpoint(step, 20, [b"state %d" % step]))])
         job = self.jobs.get(name)
         if job is not None and job.ended is None:
             job.saved[item] = max(step, job.saved.get(item, 0))
@@ -105,18 +118,18 @@ class LedgerModel(RuleBasedStateMachine):
         self.now += 1
         name = self.pick(number)
         image = b"image %f" % self.now
-        self.ledger.keep(name, Kept(item, image, 0.5, 1.5, False))
+        self.repository.keep(name, StoredImage(item, image, 0.5, 1.5, False))
         job = self.jobs.get(name)
         if job is not None and job.ended is None:
             job.images.setdefault(item, image)
             job.saved.pop(item, None)
 
-    @rule(number=NUMBERS, state=st.sampled_from(ENDS))
+    @rule(number=NUMBERS, state=st.sampled_from(TERMINAL_STATES))
     def finish(self, number: int, state: JobState) -> None:
         self.now += 1
         name = self.pick(number)
         failure = FAILURE if state is JobState.FAILED else None
-        record = self.ledger.finish(name, state, failure, self.now)
+        record = self.repository.finish(name, state, failure, self.now)
         job = self.jobs.get(name)
         assert (record is not None) == (job is not None and job.ended is None), "an end is written once"
         if record is None or job is None:
@@ -129,33 +142,33 @@ class LedgerModel(RuleBasedStateMachine):
     @rule(number=NUMBERS, again=st.booleans())
     def deliver(self, number: int, again: bool) -> None:
         expected = [name for name, job in self.jobs.items() if job.due is not None and job.due <= self.now]
-        due = self.ledger.due(self.now, 100)
+        due = self.repository.due(self.now, 100)
         assert sorted(record.id for record, _ in due) == sorted(expected)
         if due:
             record, attempts = due[number % len(due)]
             assert attempts == self.jobs[record.id].attempts
             later = self.now + 2 if again else None
-            self.ledger.attempted(record.id, later, None if again else self.now)
+            self.repository.attempted(record.id, later, None if again else self.now)
             self.jobs[record.id].due = later
             self.jobs[record.id].attempts += 1
 
     @rule(number=NUMBERS)
     def forget(self, number: int) -> None:
         name = self.pick(number)
-        self.ledger.forget(name)
+        self.repository.forget(name)
         self._gone(name)
 
     @rule(owner=OWNERS, given=st.sampled_from(["k", "l", "m"]))
     def remember(self, owner: str, given: str) -> None:
         self.now += 1
         body = b"%f" % self.now
-        self.ledger.remember(Key(owner, given, b"3"), Answer(200, "text/plain", body), self.now)
+        self.repository.remember(IdempotencyKey(owner, given, b"3"), StoredResponse(200, "text/plain", body), self.now)
         self.keys.setdefault((owner, given), (b"3", body))
 
     @rule(age=st.integers(0, 10))
     def sweep_the_old(self, age: int) -> None:
         self.now += 1
-        self.ledger.sweep(self.now - age, 1 << 40)
+        self.repository.sweep(self.now - age, 1 << 40)
         for name in [n for n, job in self.jobs.items() if job.ended is not None and job.ended < self.now - age]:
             self._gone(name)
         for key, (_, what) in list(self.keys.items()):
@@ -166,11 +179,11 @@ class LedgerModel(RuleBasedStateMachine):
     def sweep_for_room(self, most: int) -> None:
         ended = {name: job.ended for name, job in self.jobs.items() if job.ended is not None}
         answers = {key: float(what) for key, (_, what) in self.keys.items() if isinstance(what, bytes)}
-        removed = self.ledger.sweep(0.0, most)
-        left = {name for name in self.jobs if self.ledger.get(name) is not None}
+        removed = self.repository.sweep(0.0, most)
+        left = {name for name in self.jobs if self.repository.get(name) is not None}
         kept = {key for key in answers if self._recalls(key)}
         assert removed == len(self.jobs) - len(left) + len(answers) - len(kept)
-        assert self.ledger.size() <= most or (left.isdisjoint(ended) and not kept), "all that may go has gone"
+        assert self.repository.size() <= most or (left.isdisjoint(ended) and not kept), "all that may go has gone"
         assert left >= self.jobs.keys() - ended.keys(), "what is to be done stays"
         gone = [at for n, at in ended.items() if n not in left] + [at for k, at in answers.items() if k not in kept]
         stays = [at for n, at in ended.items() if n in left] + [answers[key] for key in kept]
@@ -185,30 +198,32 @@ class LedgerModel(RuleBasedStateMachine):
         self.keys = {key: known for key, known in self.keys.items() if known[1] != name}
 
     def _recalls(self, key: tuple[str, str]) -> bool:
-        return self.ledger.recall(Key(*key, b"3")) is not None
+        return self.repository.recall(IdempotencyKey(*key, b"3")) is not None
 
     @invariant()
     def jobs_agree(self) -> None:
-        assert [record.id for record in self.ledger.unfinished()] == [n for n, j in self.jobs.items() if not j.ended]
+        assert [record.id for record in self.repository.unfinished()] == [
+            n for n, j in self.jobs.items() if not j.ended
+        ]
         for name, job in self.jobs.items():
-            record = self.ledger.get(name, job.order.owner)
+            record = self.repository.get(name, job.order.owner)
             assert record is not None
             assert (record.order, record.state) == (job.order, job.state)
             assert (record.created, record.started, record.ended) == (job.created, job.started, job.ended)
-            assert self.ledger.get(name, "stranger") is None
-            assert self.ledger.sources(name) == job.sources
-            assert {kept.item: kept.image for kept in self.ledger.images(name)} == job.images
-            saved = self.ledger.checkpoints(name)
+            assert self.repository.get(name, "stranger") is None
+            assert self.repository.sources(name) == job.sources
+            assert {kept.item: kept.image for kept in self.repository.images(name)} == job.images
+            saved = self.repository.checkpoints(name)
             assert {item: state.step for item, state in saved.items()} == job.saved
             assert all(state.frames == [b"state %d" % state.step] for state in saved.values())
         pending = [job.due for job in self.jobs.values() if job.due is not None]
-        assert self.ledger.next_due() == min(pending, default=None)
+        assert self.repository.next_due() == min(pending, default=None)
 
     @invariant()
     def keys_agree(self) -> None:
         for (owner, given), (digest, what) in self.keys.items():
-            answer = self.ledger.recall(Key(owner, given, digest))
-            assert answer == (Answer(200, "text/plain", what) if isinstance(what, bytes) else None)
+            answer = self.repository.recall(IdempotencyKey(owner, given, digest))
+            assert answer == (StoredResponse(200, "text/plain", what) if isinstance(what, bytes) else None)
 
     @invariant()
     def pages_agree(self) -> None:
@@ -219,7 +234,7 @@ class LedgerModel(RuleBasedStateMachine):
 
     def _paged(self, owner: str, state: JobState | None) -> list[str]:
         found: list[str] = []
-        while page := self.ledger.page(owner, 2, found[-1] if found else None, state):
+        while page := self.repository.page(owner, 2, found[-1] if found else None, state):
             assert len(page) <= 2
             found += [record.id for record in page]
         return found
@@ -230,19 +245,19 @@ TestLedger = LedgerModel.TestCase
 
 
 def test_bytes_are_counted_to_the_end() -> None:
-    ledger = memory()
-    asked = Order("/predict", "m", [inputs()] * ITEMS, 0, 9.0, "a", 1.0)
-    ledger.add("j", asked, [bytes(1000), bytes(500)], None, 1.0)
-    with_sources = ledger.size()
-    assert ledger.source_bytes() == {"j": 1500}
-    ledger.keep("j", Kept(0, bytes(10_000), 0, 0, False))
-    ledger.keep("j", Kept(0, bytes(10_000), 0, 0, False))
-    assert ledger.size() - with_sources in range(10_000, 11_000), "once"
-    before = ledger.size()
-    ledger.finish("j", JobState.DONE, None, 2.0)
-    assert before - ledger.size() == 1500
-    ledger.forget("j")
-    assert ledger.size() == 0
+    repository = memory()
+    asked = JobSpec("/predict", "m", [inputs()] * ITEMS, 0, 9.0, "a", 1.0)
+    repository.add("j", asked, [bytes(1000), bytes(500)], None, 1.0)
+    with_sources = repository.size()
+    assert repository.source_bytes() == {"j": 1500}
+    repository.keep("j", StoredImage(0, bytes(10_000), 0, 0, False))
+    repository.keep("j", StoredImage(0, bytes(10_000), 0, 0, False))
+    assert repository.size() - with_sources in range(10_000, 11_000), "once"
+    before = repository.size()
+    repository.finish("j", JobState.DONE, None, 2.0)
+    assert before - repository.size() == 1500
+    repository.forget("j")
+    assert repository.size() == 0
 
 
 def test_an_order_of_version_1_can_be_read() -> None:
@@ -251,6 +266,6 @@ def test_an_order_of_version_1_can_be_read() -> None:
         b'"height":64,"steps":8,"guidance_scale":3.0,"seed":7,"scheduler":"ddim"}],"priority":0,"deadline":9.0,'
         b'"owner":"a","weight":1.0,"metadata":{"a":"b"},"hook":{"url":"http://x","secret":null}}'
     )
-    order = msgspec.json.decode(stored, type=Order)
+    order = msgspec.json.decode(stored, type=JobSpec)
     assert order.inputs == [inputs(seed=7, steps=8)]
-    assert (order.metadata, order.hook) == ({"a": "b"}, Hook("http://x"))
+    assert (order.metadata, order.hook) == ({"a": "b"}, WebhookTarget("http://x"))
