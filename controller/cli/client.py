@@ -30,11 +30,8 @@ class ServerClient:
     """Sends requests to one server."""
 
     def __init__(self, balancer: BalancerHttpClient) -> None:
+        self.url = balancer.url
         self._balancer = balancer
-
-    @property
-    def url(self) -> str:
-        return self._balancer.url
 
     def request(
         self,

@@ -27,18 +27,12 @@ class BalancerSupervisor:
         self._shutdown_s = shutdown_s
         self._crashes = Crashes()
         self._started = False
-        self._has_served = False
-
-    @property
-    def has_served(self) -> bool:
-        """True if this balancer or an adopted one has served.
-
-        A later start-up error is then retried: it may be caused by what an earlier process left behind.
-        """
-        return self._has_served
+        #: True if this balancer or an adopted one has served. A later start-up error is then retried, as it may be
+        #: caused by what an earlier process left behind.
+        self.has_served = False
 
     def mark_served(self) -> None:
-        self._has_served = True
+        self.has_served = True
 
     def ensure_running(self, child: Child | None, now: float) -> None:
         """Start the balancer if there is none; kill an adopted one that was drained and does not stop."""
@@ -60,7 +54,7 @@ class BalancerSupervisor:
         if ended.child.drained_at is not None:
             log.info("the drained balancer has exited (%s); starting it again", describe_exit(ended))
             return
-        if ended.status == EXIT_USAGE and not self._has_served:
+        if ended.status == EXIT_USAGE and not self.has_served:
             raise BalancerStartupError(ended.tail)
         lived = ended.at - ended.child.started_at
         serving = dataclasses.replace(ended.child, ready_at=ended.child.started_at)
@@ -69,7 +63,7 @@ class BalancerSupervisor:
 
     def _mark_adopted(self) -> None:
         """A balancer that was not started here was adopted, and has served."""
-        self._has_served = self._has_served or not self._started
+        self.has_served = self.has_served or not self._started
 
 
 def describe_exit(ended: Exit) -> str:
