@@ -149,7 +149,6 @@ class SchedulerService:
         self._handle(RequestProxied(model, size, inputs[0].steps, len(inputs)))
 
     def proxy_finished(self, model: str, count: int) -> None:
-        """Note that the other server has answered, or will not."""
         self._handle(ProxyFinished(model, count))
 
     def cancel(self, tasks: Sequence[str]) -> None:
@@ -166,27 +165,21 @@ class SchedulerService:
         return self._scheduler.estimate_wait(Task("", model, item, now, now, priority, owner, weight, steps=item.steps))
 
     def estimate(self, task: str) -> TaskEstimate | None:
-        """Return the task's position and remaining time; None once it has ended."""
         return self._scheduler.estimate(task)
 
     def checkpoint(self, task: str) -> Checkpoint | None:
-        """Return the task's latest checkpoint; None before the first, and once it has ended."""
         return self._scheduler.checkpoint(task)
 
     def is_ready(self, model: str) -> bool:
-        """Return whether some worker of the model accepts tasks."""
         return self._scheduler.is_ready(model, time.monotonic())
 
     def engine_info(self, model: str) -> About | None:
-        """Return the capabilities of the model's engine; None while no worker is connected."""
         return self._scheduler.engine_info(model)
 
     def step_curves(self, model: str) -> list[StepCurve]:
-        """Return the model's step times by image size."""
         return self._scheduler.step_curves(model)
 
     def snapshot(self) -> Snapshot:
-        """Return the present, for the controller and for metrics."""
         now = time.monotonic()
         return self._scheduler.snapshot(now=now, wall_time=time.time(), uptime_s=now - self._started)
 

@@ -52,7 +52,6 @@ class FairShare:
                 heapq.heappush(turns, (tag + following[1], owner, items))
 
     def join(self, owner: str) -> None:
-        """Mark the owner as waiting. Idempotent."""
         if owner not in self._waiting:
             self._tags[owner] = self.tag(owner)
             self._waiting.add(owner)

@@ -41,7 +41,6 @@ class SlidingWindow:
         return self._total
 
     def rate(self, now: float) -> float:
-        """Return the events per second."""
         return self.count(now) / self._span_s
 
 
@@ -69,7 +68,6 @@ class ModelCounters:
         self._latest.extend([(size, steps)] * min(count, _MEAN_OVER_ARRIVALS))
 
     def on_proxied(self, size: Size, steps: int, count: int, now: float) -> None:
-        """Count the arrival of images that another server is asked for."""
         self.on_arrival(size, steps, count, now)
         self.proxied_total += count
         self.proxied_in_flight += count
@@ -78,7 +76,6 @@ class ModelCounters:
         self.proxied_in_flight -= count
 
     def on_start(self, waited_s: float) -> None:
-        """Count the first start of a task."""
         self.started_total += 1
         self.started_late_total += waited_s > self._max_wait_s
 

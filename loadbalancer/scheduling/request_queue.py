@@ -140,7 +140,6 @@ class ModelQueue:
         return None if owner is None else self._owners[owner].tasks.peekitem(0)[1]
 
     def isolated(self) -> list[Task]:
-        """Return the isolated tasks in their order. There are few."""
         return list(self._isolated.values())
 
     def first_of_owner(self, owner: str, limit: int) -> list[Task]:

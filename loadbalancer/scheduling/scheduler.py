@@ -279,7 +279,6 @@ class Scheduler:
                 return []
 
     def _on_worker_lost(self, name: str, reason: str, now: float, crashed: bool = True) -> list[Effect]:
-        """Remove the worker, and requeue its tasks."""
         worker = self.registry.disconnect(name)
         if worker is None:
             return []

@@ -9,7 +9,6 @@ from wire.snapshot import ModelStats, Snapshot, WorkerStats
 
 
 def snapshot(store: TaskStore, *, now: float, wall_time: float, uptime_s: float) -> Snapshot:
-    """Return the present as counts and rates."""
     return Snapshot(
         time=wall_time,
         uptime_s=uptime_s,

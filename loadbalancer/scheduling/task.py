@@ -118,7 +118,6 @@ class Task:
     history: deque[tuple[float, TaskState, str]] = field(default_factory=lambda: deque(maxlen=_MAX_HISTORY))
 
     def transition(self, to: TaskState, now: float, reason: str) -> None:
-        """Change the state. Raises `InvalidTransition`."""
         if to not in TRANSITIONS[self.state]:
             raise InvalidTransition(self, to)
         self.state = to
@@ -172,7 +171,6 @@ class Task:
 
     @property
     def size(self) -> tuple[int, int]:
-        """Width and height of its image in pixels."""
         return self.inputs.width, self.inputs.height
 
     @property

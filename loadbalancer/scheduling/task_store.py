@@ -192,14 +192,12 @@ class TaskStore:
         return [NotifyListener(update)]
 
     def update_costs(self) -> None:
-        """Read the workers' latest step times."""
         for model, costs in self.costs.items():
             factor = costs.update(self.registry.serving(model))
             if factor is not None:
                 self.queues[model].rescale(factor)
 
     def preempt(self, relocations: Sequence[Relocation], counted_as: str) -> list[Effect]:
-        """Ask workers to hand back running tasks with their progress."""
         effects: list[Effect] = []
         for each in relocations:
             task = self.tasks[each.task]
@@ -248,7 +246,6 @@ class TaskStore:
     # ---- ends
 
     def complete(self, task: Task, frames: Sequence[Frame], flagged: bool, now: float) -> list[Effect]:
-        """End the task with its image."""
         started = task.first_started if task.first_started is not None else now
         task.transition(TaskState.DONE, now, "finished")
         self.model_counters[task.model].completions.add(1, now)

@@ -79,7 +79,6 @@ class Worker:
         return True
 
     def assign(self, task: str, attempt: int, now: float) -> None:
-        """Take one slot for the task."""
         if not self.assigned:
             self.progress_at = now
         self.assigned[task] = attempt
@@ -160,7 +159,6 @@ class WorkerRegistry:
     # ---- questions
 
     def serving(self, model: str) -> list[Worker]:
-        """Return the model's workers."""
         return [worker for worker in self.workers.values() if worker.hello.model == model]
 
     def state(self, worker: Worker, now: float) -> WorkerState:

@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 
 from loadbalancer.scheduling.request_queue import ModelQueue
 from loadbalancer.scheduling.task import Task
+from tests.support.scheduler import INPUTS
 from wire.messages import ImageInputs
 
-INPUTS = ImageInputs("a seven", 64, 64, steps=20, guidance_scale=3.0, seed=1, scheduler="ddim")
 _numbers = itertools.count()
 
 

@@ -9,10 +9,8 @@ from loadbalancer.scheduling.model_counters import WINDOW_S, SlidingWindow
 from loadbalancer.scheduling.request_queue import ModelQueue
 from loadbalancer.scheduling.task import Task
 from loadbalancer.scheduling.worker_registry import Worker, WorkerRegistry
-from tests.support.scheduler import new_scheduler
-from wire.messages import PROTOCOL, Heartbeat, Hello, ImageInputs
-
-INPUTS = ImageInputs("a seven", 64, 64, steps=20, guidance_scale=3.0, seed=1, scheduler="ddim")
+from tests.support.scheduler import INPUTS, new_scheduler
+from wire.messages import PROTOCOL, Heartbeat, Hello
 
 
 def task(name: str, created: float = 0.0, priority: int = 0) -> Task:

@@ -7,9 +7,7 @@ import itertools
 import pytest
 
 from loadbalancer.scheduling.task import TRANSITIONS, InvalidTransition, Task, TaskState
-from wire.messages import ImageInputs
-
-INPUTS = ImageInputs("a seven", 64, 64, steps=20, guidance_scale=3.0, seed=1, scheduler="ddim")
+from tests.support.scheduler import INPUTS
 
 
 def test_every_state_is_listed_and_reachable() -> None:
