@@ -122,8 +122,8 @@ async def serve(settings: Settings, listener: socket.socket, keys: Callable[[], 
     metrics.registry.register(ScalingCollector(control, time.monotonic))
     authenticator = Authenticator(internal_token(settings.data_dir), is_loopback(settings.server.host))
     database = Database(jobs_file(settings.data_dir), settings.jobs.max_file_bytes)
-    jobs, webhook_sender = JobManager(settings, scheduler, metrics, database), WebhookSender(settings.jobs, database)
-    jobs.on_end = webhook_sender.wake
+    webhook_sender = WebhookSender(settings.jobs, database)
+    jobs = JobManager(settings, scheduler, metrics, database, on_end=webhook_sender.wake)
     metrics.in_flight.add(lambda: {**scheduler.in_flight_counts, "requests": len(tracker), "jobs": len(jobs)})
     services = Services(
         settings, scheduler, tracker, metrics, jobs, database, authenticator, control, elsewhere, keys, int(time.time())
@@ -140,10 +140,10 @@ async def serve(settings: Settings, listener: socket.socket, keys: Callable[[], 
     serving = asyncio.create_task(server.serve(sockets=[listener]))
     log.info("serving %s at %s", ", ".join(settings.models), _url(settings.server))
     await asyncio.wait({serving, told}, return_when=asyncio.FIRST_COMPLETED)
-    tracker.open = False
+    tracker.close()
     log.info("stopping: %r, %r", tracker, jobs)
     await asyncio.gather(jobs.stop(), webhook_sender.stop())  # the next start goes on with them
-    finished = asyncio.create_task(tracker.idle())
+    finished = asyncio.create_task(tracker.wait_idle())
     await asyncio.wait({finished, told_twice}, timeout=settings.server.shutdown_s, return_when=asyncio.FIRST_COMPLETED)
     await asyncio.gather(scheduler.stop(), elsewhere.close())  # what still runs is answered 503
     await asyncio.wait({finished}, timeout=_FLUSH_S)

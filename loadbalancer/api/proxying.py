@@ -36,7 +36,7 @@ class Proxied:
         self._services = services
         self._job = job
         self._open = True
-        services.tracker.host(self)
+        services.tracker.register(self)
         services.scheduler.request_proxied(job.model, job.inputs)
 
     def why_broken(self, error: Exception) -> ApiError:
@@ -47,7 +47,7 @@ class Proxied:
         """It is over. Idempotent; the first outcome counts."""
         if self._open:
             self._open = False
-            self._services.tracker.closed(self)
+            self._services.tracker.unregister(self)
             self._services.scheduler.proxy_finished(self._job.model, len(self._job.inputs))
             self._services.metrics.proxied(self._job.model, outcome)
 
@@ -58,7 +58,12 @@ async def instead(services: Services, request: Request, job: Job, make: Make, *,
     Raises the `ApiError` that there is instead of an answer.
     """
     proxy = services.elsewhere.of(job.model)
-    if proxy is None or FORWARDED in request.headers or not services.tracker.open or not _needed(services, proxy, job):
+    if (
+        proxy is None
+        or FORWARDED in request.headers
+        or not services.tracker.is_open
+        or not _needed(services, proxy, job)
+    ):
         return job
     content = await make(proxy.model or job.model)
     path = request.url.path.removeprefix("/v1")

@@ -75,7 +75,7 @@ class InFlightRequest:
         if self._is_open:
             self._is_open = False
             self._tracker.scheduler.cancel([task for task in self.tasks if task not in self.images])
-            self._tracker.closed(self)
+            self._tracker.unregister(self)
 
     def _on_update(self, update: TaskUpdate) -> None:
         match update:
@@ -103,20 +103,20 @@ class RequestTracker:
     def __init__(self, scheduler: SchedulerService, metrics: Metrics) -> None:
         self.scheduler = scheduler
         self.metrics = metrics
-        self.open = True
+        self.is_open = True
         self._requests: set[object] = set()
         self._idle = asyncio.Event()
         self._idle.set()
 
     def __repr__(self) -> str:
-        return f"<RequestTracker {'open' if self.open else 'closed'}, {len(self._requests)} errands>"
+        return f"<RequestTracker {'open' if self.is_open else 'closed'}, {len(self._requests)} errands>"
 
     def __len__(self) -> int:
         return len(self._requests)
 
     def accept(self, job: Job) -> InFlightRequest:
         """Queue the job. Raises `Unavailable` when shutting down or where it would be too late, `TooBusy` when full."""
-        if not self.open:
+        if not self.is_open:
             raise shutting_down()
         try:
             request = InFlightRequest(self, job)
@@ -126,20 +126,23 @@ class RequestTracker:
         except QueueFull as full:
             text = f"Too many requests: {full}. Please try again later."
             raise TooBusy(text, retry_after_s=full.retry_after_s) from None
-        self.host(request)
+        self.register(request)
         return request
 
-    def host(self, request: object) -> None:
-        """An errand is under way, one of ours or one that another server runs. Its end is told by `closed`."""
+    def close(self) -> None:
+        """Reject new requests from now on."""
+        self.is_open = False
+
+    def register(self, request: object) -> None:
+        """Count a request, local or proxied, as in flight until `unregister`."""
         self._requests.add(request)
         self._idle.clear()
 
-    def closed(self, request: object) -> None:
-        """The errand is over."""
+    def unregister(self, request: object) -> None:
         self._requests.discard(request)
         if not self._requests:
             self._idle.set()
 
-    async def idle(self) -> None:
-        """Wait until no errand is open."""
+    async def wait_idle(self) -> None:
+        """Wait until no request is in flight."""
         await self._idle.wait()

@@ -1,6 +1,6 @@
 """A job under way: its images in the queue, and those who follow it. An errand without a connection.
 
-What a worker says comes in here and waits in `fresh` until it is on disk; only then do followers hear of an image.
+What a worker says comes in here and waits until it is on disk; only then do followers hear of an image.
 """
 
 from __future__ import annotations
@@ -36,10 +36,10 @@ class JobRun:
         self.record = record
         self.source_bytes = source_bytes
         #: What came and is not on disk yet.
-        self.fresh: list[StoredImage] = []
+        self._fresh: list[StoredImage] = []
         self.began = False
         self.failure: ApiError | None = None
-        self.changed = asyncio.Event()
+        self._changed = asyncio.Event()
         #: It is in the queue, or will not be.
         self.entered = asyncio.Event()
         self.followers: set[JobSubscriber] = set()
@@ -96,6 +96,26 @@ class JobRun:
         self._tasks = dict(zip(tasks, items, strict=True))
         self._saved = {item: state.step for item, state in saved.items()}
         self._steps |= {item: (state.step, state.steps) for item, state in saved.items() if item in self._missing}
+
+    def fail(self, error: ApiError) -> None:
+        self.failure = error
+
+    def start(self, task: asyncio.Task[None]) -> None:
+        """Set the task that runs the job from its admission on."""
+        self.task = task
+
+    def mark_entered(self) -> None:
+        """Record that the job is in the queue, or that it never will be."""
+        self.entered.set()
+
+    async def wait_changed(self) -> None:
+        await self._changed.wait()
+        self._changed.clear()
+
+    def take_unsaved(self) -> list[StoredImage]:
+        """Return the finished images that are not on disk yet, and forget them."""
+        fresh, self._fresh = self._fresh, []
+        return fresh
 
     def leave(self) -> None:
         """Its images are wanted no more, here at least. Idempotent."""
@@ -154,12 +174,12 @@ class JobRun:
             case TaskCompleted():
                 del self._tasks[update.task]
                 kept = StoredImage(item, bytes(update.image), update.waited_s, update.ran_s, update.flagged)
-                self.fresh.append(kept)
+                self._fresh.append(kept)
                 self._mark_finished({item})
                 self._metrics.image(self.record.order.model, update.waited_s, update.ran_s)
             case TaskEnded():
                 self.failure = self.failure or from_ended(update)
-        self.changed.set()
+        self._changed.set()
 
 
 class JobSubscriber:

@@ -41,7 +41,15 @@ _RESUME_S = 5.0
 class JobManager:
     """All jobs. All methods are called in the event loop."""
 
-    def __init__(self, settings: Settings, scheduler: SchedulerService, metrics: Metrics, database: Database) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        scheduler: SchedulerService,
+        metrics: Metrics,
+        database: Database,
+        on_end: Callable[[], None] = lambda: None,
+    ) -> None:
+        """`on_end` is called when a job with a webhook ends."""
         self._settings = settings.jobs
         self._turns = JobAdmission(settings.models, max(int(settings.queue.max_tasks * settings.jobs.queue_share), 1))
         self._scheduler = scheduler
@@ -56,8 +64,7 @@ class JobManager:
         self._stopped = False
         #: What an earlier life left is in the queue, or cannot be read now.
         self._settled = asyncio.Event()
-        #: Called at every end of a job that is to be told.
-        self.on_end: Callable[[], None] = lambda: None
+        self._on_end = on_end
 
     def __repr__(self) -> str:
         return f"<JobManager {len(self)} unfinished, {self._turns!r}>"
@@ -136,7 +143,7 @@ class JobManager:
         record = await self._database.do(work)
         run = self._runs.get(job)
         if record is not None and run is not None:
-            run.failure = cancelled()
+            run.fail(cancelled())
             self.counters["jobs_cancelled"] += 1
             if run.task is not None:
                 run.task.cancel()
@@ -192,7 +199,7 @@ class JobManager:
             self._turns.push(record.id, order.model, len(order.inputs), order.owner, order.priority, record.seq)
             self._admit_next(order.model)
         else:
-            run.failure = Conflict(f"The model '{order.model}' is not served any more.", code="model_not_found")
+            run.fail(Conflict(f"The model '{order.model}' is not served any more.", code="model_not_found"))
             self._start_run(run)
 
     def _admit_next(self, model: str) -> None:
@@ -200,7 +207,7 @@ class JobManager:
             self._start_run(self._runs[job])
 
     def _start_run(self, run: JobRun) -> None:
-        run.task = self._spawn(self._run_job(run))
+        run.start(self._spawn(self._run_job(run)))
 
     async def _run_job(self, run: JobRun) -> None:
         """One job from its turn to its end."""
@@ -209,11 +216,10 @@ class JobManager:
                 await self._enter(run)
             except Exception:  # a bug, or a file that something else has written to: the client is owed an end
                 log.exception("job %s cannot be entered into the queue", run.record.id)
-                run.failure = InternalError("The job could not be taken up, because of an error of the server.")
-        run.entered.set()
+                run.fail(InternalError("The job could not be taken up, because of an error of the server."))
+        run.mark_entered()
         while not run.over:
-            await run.changed.wait()
-            run.changed.clear()
+            await run.wait_changed()
             if not run.over:
                 await self._persist(run)
         await self._persist(run)
@@ -227,7 +233,7 @@ class JobManager:
         while True:
             left_s = run.record.order.deadline - time.time()
             if left_s <= 0:
-                run.failure = expired(run.record)
+                run.fail(expired(run.record))
                 return None
             try:
                 begun = run.record.started is not None and not self._settled.is_set()
@@ -237,7 +243,7 @@ class JobManager:
 
     async def _persist(self, run: JobRun) -> None:
         """What came since, and the end if it is that."""
-        fresh, run.fresh = run.fresh, []
+        fresh = run.take_unsaved()
         failure, over, began, now = run.failure, run.over, run.began, time.time()
         job = run.record.id
 
@@ -265,7 +271,7 @@ class JobManager:
         for follower in run.followers:
             follower.end(run.failure)
         if order.hook is not None:
-            self.on_end()
+            self._on_end()
         self._turns.leave(run.record.id)
         if order.model in self._models:
             self._admit_next(order.model)
@@ -301,7 +307,7 @@ class JobManager:
             late = [run for run in self._runs.values() if run.task is None and run.record.order.deadline <= now]
             for run in late:
                 self._turns.enter(run.record.id)
-                run.failure = expired(run.record)
+                run.fail(expired(run.record))
                 self._start_run(run)
 
     async def _save(self) -> None:

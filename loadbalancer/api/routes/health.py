@@ -39,7 +39,7 @@ def router(services: Services) -> APIRouter:
 
         A model does while a worker of it is ready, or its workers come with the first request (`min_workers: 0`).
         """
-        if not services.tracker.open:
+        if not services.tracker.is_open:
             raise shutting_down()
         # The controller knows better: its bounds may have changed since this program started.
         told = services.control.models(time.monotonic())

@@ -10,8 +10,7 @@ from fastapi import APIRouter, Query, Request, Response
 
 from loadbalancer.api.event_stream import EventStream
 from loadbalancer.api.http_helpers import Services, answer, answers, body_of, caller, events_of, of, owned, read_body
-from loadbalancer.api.idempotency import HEADER
-from loadbalancer.api.idempotency_recording import key_of, reused
+from loadbalancer.api.idempotency import HEADER, key_of, reused
 from loadbalancer.api.request_builder import Studio, from_url
 from loadbalancer.api.routes.images import images_answer
 from loadbalancer.generation.validation import Job
@@ -101,7 +100,7 @@ class _Office:
 
     async def create(self, request: Request) -> Response:
         services = self._services
-        if not services.tracker.open:
+        if not services.tracker.is_open:
             raise shutting_down()
         server, settings = services.settings.server, services.settings.jobs
         body = await read_body(request, server.max_upload_bytes + server.max_body_bytes)
