@@ -1,4 +1,4 @@
-"""Who decides in a simulation: the live controller's brain, or one of the known autoscalers. Both plan alike. Pure."""
+"""Scaling agents that a simulation can run: Muster's autoscaler, or a reference autoscaler with the same planner."""
 
 from __future__ import annotations
 
@@ -13,107 +13,109 @@ from controller.planning.plan import Plan, Wanted, make_plan, still_owed
 from controller.policies import Policy
 from controller.types import Crashes, Decision, Exit, Limits, Observation, Stage
 
-Look = Callable[[str], Observation]
+#: Returns the current observation of a model by name.
+Observe = Callable[[str], Observation]
 
-#: Patience with simulated workers. None of them hangs, so that it is never tried.
-_PATIENCE_S = 3600.0
-
-
-class Pilot(Protocol):
-    """What a simulation asks."""
-
-    def think(self, look: Look, now: float) -> Thought:
-        """What to do, by what is seen now."""
-
-    def due_at(self) -> float:
-        """When to be asked next, if nothing happens before."""
-
-    def stirs(self, waiting: Sequence[str], look: Look, now: float) -> bool:
-        """Whether to be asked now, before the tick, for the models that have tasks waiting."""
-
-    def died(self, ended: Exit) -> None:
-        """A worker has ended."""
-
-    def wanted(self, model: str) -> int:
-        """How many workers the model should have, as decided last."""
+#: Timeouts for simulated workers. They do not hang, so the timeouts never expire.
+_TIMEOUT_S = 3600.0
+_INITIAL = "initial number of workers"
 
 
-class Role(NamedTuple):
-    """One model's part in a pool."""
+class ScalingAgent(Protocol):
+    """Decides the number of workers in a simulation. `now` is simulated time in seconds."""
+
+    def tick(self, observe: Observe, now: float) -> Thought:
+        """Decide and plan."""
+
+    def next_tick_at(self) -> float:
+        """Return the time of the next regular tick."""
+
+    def is_urgent(self, waiting: Sequence[str], observe: Observe, now: float) -> bool:
+        """Return whether a model of `waiting`, which have queued tasks, needs a tick now."""
+        del waiting, observe, now
+        return False
+
+    def on_worker_exit(self, ended: Exit) -> None:
+        """Record the end of a worker process."""
+
+    def desired_workers(self, model: str) -> int:
+        """Return the number of workers of the last decision."""
+
+
+class ScalingTarget(NamedTuple):
+    """A model to scale: its settings and the devices that its workers may use."""
 
     scaling: Scaling
-    #: Devices that its workers may have.
     slots: Sequence[str]
 
     @property
     def limits(self) -> Limits:
-        """The model's bounds; without one of its own it may take every device."""
-        most = len(self.slots) if self.scaling.max_workers == "auto" else self.scaling.max_workers
-        return Limits(self.scaling.min_workers, most, _PATIENCE_S, _PATIENCE_S, _PATIENCE_S)
+        """The bounds on the number of workers; `max_workers: auto` allows every device."""
+        max_workers = len(self.slots) if self.scaling.max_workers == "auto" else self.scaling.max_workers
+        return Limits(self.scaling.min_workers, max_workers, _TIMEOUT_S, _TIMEOUT_S, _TIMEOUT_S)
 
     @property
-    def first(self) -> int:
-        """Workers to begin with."""
+    def initial_workers(self) -> int:
         initial = self.scaling.initial_workers
         return self.scaling.min_workers if initial is None else initial
 
 
-class _Brain(Brain):
-    """Plans only where there is something to do: simulated workers do not hang, which only a plan would find."""
+class _SimAutoscaler(Brain):
+    """Skips planning while nothing changes: only hanging workers need it then, and simulated workers do not hang."""
 
     def _plan(self, wanted: Sequence[Wanted], now: float) -> Plan:
-        if all(map(_is_settled, wanted)):
-            return Plan([], {})
-        return super()._plan(wanted, now)
+        return Plan([], {}) if _are_settled(wanted) else super()._plan(wanted, now)
 
 
-def _is_settled(own: Wanted) -> bool:
-    staying = sum(replica.stage is not Stage.DRAINING for replica in own.seen.replicas)
-    return staying == own.decision.desired and not own.outdated
+def _are_settled(targets: Sequence[Wanted]) -> bool:
+    """Return whether every model has the desired number of workers, all with current settings."""
+    return all(
+        sum(replica.stage is not Stage.DRAINING for replica in target.seen.replicas) == target.decision.desired
+        and not target.outdated
+        for target in targets
+    )
 
 
-class Thinker:
-    """The brain of the live controller."""
+class MusterAgent(ScalingAgent):
+    """The autoscaler of the live controller."""
 
-    def __init__(self, roles: Mapping[str, Role], policies: Mapping[str, Policy]) -> None:
-        """`policies` by model."""
-        self.brain = _Brain(
+    def __init__(self, targets: Mapping[str, ScalingTarget], policies: Mapping[str, Policy]) -> None:
+        self.autoscaler = _SimAutoscaler(
             {
                 name: Model(
-                    role.scaling, role.limits, policies[name], role.slots, Decision(role.first, "to begin with")
+                    target.scaling,
+                    target.limits,
+                    policies[name],
+                    target.slots,
+                    Decision(target.initial_workers, _INITIAL),
                 )
-                for name, role in roles.items()
+                for name, target in targets.items()
             }
         )
 
-    def think(self, look: Look, now: float) -> Thought:
-        """As the live controller does."""
-        return self.brain.think(look, now)
+    def tick(self, observe: Observe, now: float) -> Thought:
+        return self.autoscaler.think(observe, now)
 
-    def due_at(self) -> float:
-        """The next tick."""
-        return min(model.decide_at for model in self.brain.models.values())
+    def next_tick_at(self) -> float:
+        return min(model.decide_at for model in self.autoscaler.models.values())
 
-    def stirs(self, waiting: Sequence[str], look: Look, now: float) -> bool:
-        """As the live controller finds out at every look."""
-        models = self.brain.models
+    def is_urgent(self, waiting: Sequence[str], observe: Observe, now: float) -> bool:
+        models = self.autoscaler.models
         return any(
-            wake(look(name), one.scaling, one.limits, one.decision, one.decided_at, now)
+            wake(observe(name), model.scaling, model.limits, model.decision, model.decided_at, now)
             for name in waiting
-            if (one := models[name])
+            if (model := models[name])
         )
 
-    def died(self, ended: Exit) -> None:
-        """As the live controller does."""
-        self.brain.died(ended)
+    def on_worker_exit(self, ended: Exit) -> None:
+        self.autoscaler.died(ended)
 
-    def wanted(self, model: str) -> int:
-        """What the policy said last."""
-        return self.brain.models[model].decision.desired
+    def desired_workers(self, model: str) -> int:
+        return self.autoscaler.models[model].decision.desired
 
 
-class Seen(NamedTuple):
-    """All that one of the known autoscalers looks at."""
+class SimObservation(NamedTuple):
+    """Inputs of a reference autoscaler: counts of requests and of workers."""
 
     queued: int
     running: int
@@ -128,72 +130,68 @@ class Seen(NamedTuple):
 
     @property
     def replicas(self) -> int:
-        """Workers that are there or coming, each once."""
+        """Ready and starting workers, each counted once."""
         return self.ready + self.starting
 
     def clip(self, number: float) -> int:
-        """Within the bounds."""
+        """Clamp the number to the bounds."""
         return int(min(max(number, self.limits.min_workers), self.limits.max_workers))
 
 
-class Autoscaler(Protocol):
-    """One of the known autoscalers, for one model. It may remember what it saw."""
+class ReferenceAutoscaler(Protocol):
+    """A published autoscaler for one model. It may keep state."""
 
     interval_s: float
 
-    def desired(self, seen: Seen, now: float) -> int:
-        """How many workers there should be. Asked every `interval_s`."""
+    def desired(self, observation: SimObservation, now: float) -> int:
+        """Return the number of workers. Called every `interval_s`."""
 
 
 @dataclass(slots=True)
-class _Follower:
-    role: Role
-    autoscaler: Autoscaler
+class _ModelState:
+    target: ScalingTarget
+    autoscaler: ReferenceAutoscaler
     decision: Decision
-    lost: int = 0
+    #: Crashed workers that are to be replaced.
+    crashed: int = 0
     decide_at: float = 0.0
 
 
-class Known:
-    """Known autoscalers over our plan: which worker goes where and who leaves first is as in the live server.
+class ReferenceAgent(ScalingAgent):
+    """Runs reference autoscalers with Muster's planner, so that placement and drain order equal the live server's.
 
-    A worker that dies is replaced at once, as the platforms beneath them do.
+    It replaces crashed workers immediately, as the platforms of these autoscalers do.
     """
 
-    def __init__(self, roles: Mapping[str, Role], make: Callable[[str], Autoscaler]) -> None:
+    def __init__(
+        self, targets: Mapping[str, ScalingTarget], make_autoscaler: Callable[[str], ReferenceAutoscaler]
+    ) -> None:
         self._models = {
-            name: _Follower(role, make(name), Decision(role.first, "to begin with")) for name, role in roles.items()
+            name: _ModelState(target, make_autoscaler(name), Decision(target.initial_workers, _INITIAL))
+            for name, target in targets.items()
         }
 
-    def think(self, look: Look, now: float) -> Thought:
-        """Ask each autoscaler whose tick it is, and plan."""
-        wanted = []
+    def tick(self, observe: Observe, now: float) -> Thought:
+        targets = []
         for name, model in self._models.items():
-            observed = look(name)
-            model.lost = still_owed(model.lost, model.decision.desired, observed.replicas)
+            observed = observe(name)
+            model.crashed = still_owed(model.crashed, model.decision.desired, observed.replicas)
             if now >= model.decide_at and observed.queue is not None:
                 model.decide_at = now + model.autoscaler.interval_s
                 stages = [replica.stage for replica in observed.replicas]
-                ready, starting = stages.count(Stage.READY), stages.count(Stage.STARTING) + model.lost
-                queue, limits = observed.queue, model.role.limits
-                desired = model.autoscaler.desired(Seen(queue.queued, queue.running, ready, starting, limits), now)
-                model.decision = Decision(desired, type(model.autoscaler).__name__)
-            wanted.append(Wanted(observed, model.decision, model.role.limits, Crashes(), model.role.slots))
-        return Thought(Plan([], {}) if all(map(_is_settled, wanted)) else make_plan(wanted, now), [])
+                ready, starting = stages.count(Stage.READY), stages.count(Stage.STARTING) + model.crashed
+                counts = SimObservation(
+                    observed.queue.queued, observed.queue.running, ready, starting, model.target.limits
+                )
+                model.decision = Decision(model.autoscaler.desired(counts, now), type(model.autoscaler).__name__)
+            targets.append(Wanted(observed, model.decision, model.target.limits, Crashes(), model.target.slots))
+        return Thought(Plan([], {}) if _are_settled(targets) else make_plan(targets, now), [])
 
-    def due_at(self) -> float:
-        """The next tick."""
+    def next_tick_at(self) -> float:
         return min(model.decide_at for model in self._models.values())
 
-    def stirs(self, waiting: Sequence[str], look: Look, now: float) -> bool:
-        """None of them has anything but its tick."""
-        del waiting, look, now
-        return False
+    def on_worker_exit(self, ended: Exit) -> None:
+        self._models[ended.child.model].crashed += ended.child.drained_at is None
 
-    def died(self, ended: Exit) -> None:
-        """One that was not told to go is owed."""
-        self._models[ended.child.model].lost += ended.child.drained_at is None
-
-    def wanted(self, model: str) -> int:
-        """What was said last."""
+    def desired_workers(self, model: str) -> int:
         return self._models[model].decision.desired

@@ -1,4 +1,4 @@
-"""`python -m controller simulate`: a table of what policies would have done with a trace."""
+"""`python -m controller simulate`: compare scaling policies on a trace."""
 
 from __future__ import annotations
 
@@ -16,53 +16,60 @@ from rich.progress import Progress
 from configs.cli import EXIT_USAGE
 from controller.policies import POLICIES, CannotImport, find
 from controller.simulator import table
-from controller.simulator.agents import Known, Pilot, Role, Thinker
-from controller.simulator.plot import draw
+from controller.simulator.agents import MusterAgent, ReferenceAgent, ScalingAgent, ScalingTarget
+from controller.simulator.plot import draw_plot
 from controller.simulator.reference import BASELINES
-from controller.simulator.reference.oracle import best_known
-from controller.simulator.results import Row, least_hours, rows, series, total
-from controller.simulator.scenario_options import Refused, changed, described, make_parser, scenario_from, write_json
+from controller.simulator.reference.oracle import best_schedule
+from controller.simulator.results import PolicyResult, min_gpu_hours, model_results, samples_as_json, total_result
+from controller.simulator.scenario_options import (
+    InvalidScenario,
+    describe,
+    make_parser,
+    scenario_from,
+    with_fields,
+    write_json,
+)
 from controller.simulator.scenarios import Scenario
-from controller.simulator.simulator import Replayed, silent
+from controller.simulator.simulator import SimulationResult, ignore_progress
 
 _DESCRIPTION = """\
-Simulate a day of traffic with the live controller's own decisions, and compare policies.
+Simulate the live controller's autoscaler on a traffic trace, and compare policies.
 
     python -m controller simulate --trace synthetic:daily?rate=0.5 --preset s2 --compare
     python -m controller simulate --trace arrivals.csv --config my.yaml --policy slo_work --policy hpa
 """
-_EVERY_S = 60.0
-#: Every model with its own policy, where they differ.
+_SAMPLE_S = 60.0
+#: Name of the run in which models with different policies use their own.
 _CONFIGURED = "as configured"
 _WIDTH = 120
-#: Of the requests, how many are in time by the best schedule.
+#: Share of requests that the best schedule serves in time.
 _GOAL = 0.99
 
 
 def main(argv: Sequence[str]) -> int:
-    """Simulate and print. Returns the exit status: 0 done, 2 refused."""
+    """Simulate and print. Returns the exit status: 0, or 2 for invalid options."""
     parser = make_parser("python -m controller simulate", _DESCRIPTION)
-    parser.add_argument("--policy", action="append", metavar="NAME", help=f"of ours, or {', '.join(BASELINES)}")
-    parser.add_argument("--compare", action="store_true", help="all of them")
     parser.add_argument(
-        "--bound", metavar="HOURS", help="of the best known schedule; `search` looks for it, which takes a while"
+        "--policy", action="append", metavar="NAME", help=f"a policy of Muster, or {', '.join(BASELINES)}"
     )
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the results, with the samples of the picture")
-    parser.add_argument("--plot", type=Path, metavar="FILE.png", help="draw arrivals, workers and waits")
+    parser.add_argument("--compare", action="store_true", help="run all policies")
+    parser.add_argument("--bound", metavar="HOURS", help="GPU-hours of the best schedule; `search` computes it")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the results and samples")
+    parser.add_argument("--plot", type=Path, metavar="FILE.png", help="plot arrivals, workers and waits")
     args = parser.parse_args(argv)
     try:
         scenario = scenario_from(args)
         console = Console()
-        # Cut columns are of no use in a file.
-        wide = console if console.is_terminal else Console(width=_WIDTH)
-        _compare(args, scenario, _pilots(args, scenario), wide)
-    except Refused as refusal:
+        # A file needs all columns in full.
+        output = console if console.is_terminal else Console(width=_WIDTH)
+        _compare(args, scenario, _policy_names(args, scenario), output)
+    except InvalidScenario as refusal:
         print(f"cannot simulate: {refusal}", file=sys.stderr)
         return EXIT_USAGE
     return 0
 
 
-def _pilots(args: argparse.Namespace, scenario: Scenario) -> list[str]:
+def _policy_names(args: argparse.Namespace, scenario: Scenario) -> list[str]:
     configured = list({scaling.policy for scaling in scenario.scalings.values()})
     comparable = [name for name in POLICIES if name not in ("schedule", "static")]
     names = list(args.policy or (configured if len(configured) == 1 else [_CONFIGURED]))
@@ -71,113 +78,116 @@ def _pilots(args: argparse.Namespace, scenario: Scenario) -> list[str]:
     for name in names:
         if name not in POLICIES and name not in BASELINES and name != _CONFIGURED and ":" not in name:
             allowed = ", ".join([*POLICIES, *BASELINES])
-            raise Refused(
-                f"no such policy: {name}; allowed: {allowed}, or a function of your own as package.module:name"
+            raise InvalidScenario(
+                f"no such policy: {name}; allowed: {allowed}, or your own function as package.module:name"
             )
     return names
 
 
-def pilot_for(name: str, scenario: Scenario) -> tuple[Pilot, Mapping[str, Role]]:
-    """One of our policies for every model, or one of the known autoscalers, with the models' parts in the pool.
-
-    Raises `Refused`.
-    """
-    roles = scenario.roles()
+def agent_for(name: str, scenario: Scenario) -> tuple[ScalingAgent, Mapping[str, ScalingTarget]]:
+    """Return the agent of a policy or reference autoscaler, and its targets. Raises `InvalidScenario`."""
+    targets = scenario.targets()
     if name in BASELINES:
-        batches = {model: service.batch for model, service in scenario.services.items()}
-        most = {model: role.limits.max_workers for model, role in roles.items()}
-        return Known(roles, lambda model: BASELINES[name](batches[model], most[model])), roles
+        batches = {model: profile.batch for model, profile in scenario.profiles.items()}
+        max_workers = {model: target.limits.max_workers for model, target in targets.items()}
+        return ReferenceAgent(targets, lambda model: BASELINES[name](batches[model], max_workers[model])), targets
     if name != _CONFIGURED:
-        roles = {model: _with(role, name) for model, role in roles.items()}
+        targets = {model: _with_policy(target, name) for model, target in targets.items()}
     try:
-        return Thinker(roles, {model: find(role.scaling.policy) for model, role in roles.items()}), roles
+        return MusterAgent(targets, {model: find(target.scaling.policy) for model, target in targets.items()}), targets
     except CannotImport as error:
-        raise Refused(str(error)) from None
+        raise InvalidScenario(str(error)) from None
 
 
-def _with(role: Role, policy: str) -> Role:
-    if role.scaling.policy == policy:
-        return role
+def _with_policy(target: ScalingTarget, policy: str) -> ScalingTarget:
+    if target.scaling.policy == policy:
+        return target
     try:
-        return role._replace(scaling=changed(role.scaling, {"policy": policy}))
+        return target._replace(scaling=with_fields(target.scaling, {"policy": policy}))
     except ValidationError as error:
-        raise Refused("; ".join(problem["msg"] for problem in error.errors())) from None
+        raise InvalidScenario("; ".join(problem["msg"] for problem in error.errors())) from None
 
 
 def run(
-    name: str, scenario: Scenario, sample_s: float = float("inf"), tell: Callable[[float], None] = silent
-) -> Replayed:
-    """One policy or autoscaler by name over the scenario."""
-    pilot, roles = pilot_for(name, scenario)
-    return scenario.run(pilot, roles, sample_s=sample_s, tell=tell)
+    name: str,
+    scenario: Scenario,
+    sample_s: float = float("inf"),
+    on_progress: Callable[[float], None] = ignore_progress,
+) -> SimulationResult:
+    """Simulate a policy or reference autoscaler by name."""
+    agent, targets = agent_for(name, scenario)
+    return scenario.run(agent, targets, sample_s=sample_s, on_progress=on_progress)
 
 
 def _bound(args: argparse.Namespace, scenario: Scenario, console: Console) -> float | None:
-    """GPU-hours of the best known schedule; None where nobody asks for it."""
+    """Return the GPU-hours of the best known schedule; None without `--bound`."""
     if args.bound is None:
         return None
     if args.bound != "search":
         try:
             return float(args.bound)
         except ValueError:
-            raise Refused(f"--bound {args.bound} must be a number of GPU-hours, or search") from None
-    if len(scenario.services) > 1:
-        raise Refused("--bound search is for one model")
+            raise InvalidScenario(f"--bound {args.bound} must be a number of GPU-hours, or search") from None
+    if len(scenario.profiles) > 1:
+        raise InvalidScenario("--bound search supports one model only")
     with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
-        bar = progress.add_task("the best schedule", total=1.0)
-        best = best_known(scenario, _GOAL, tell=lambda share: progress.update(bar, completed=share))
+        bar = progress.add_task("best schedule", total=1.0)
+        best = best_schedule(scenario, _GOAL, on_progress=lambda share: progress.update(bar, completed=share))
     if best is None:
-        raise Refused(f"no schedule was found with {100 * _GOAL:g} % in time; give more --gpus")
+        raise InvalidScenario(f"no schedule serves {100 * _GOAL:g} % in time; increase --gpus")
     return best.gpu_hours
 
 
 def _compare(args: argparse.Namespace, scenario: Scenario, names: Sequence[str], console: Console) -> None:
-    found: dict[str, tuple[list[Row], Replayed, float]] = {}
+    found: dict[str, tuple[list[PolicyResult], SimulationResult, float]] = {}
     bound = _bound(args, scenario, console)
     with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
         for name in names:
             bar = progress.add_task(name, total=scenario.span_s)
-            began = time.perf_counter()
-            replayed = run(name, scenario, _EVERY_S, lambda now, bar=bar: progress.update(bar, completed=now))  # type: ignore[misc]
-            found[name] = (_rows(name, replayed, bound), replayed, time.perf_counter() - began)
-    least = sum(least_hours(station) for station in next(iter(found.values()))[1].pool.stations.values())
-    notes = [f"no schedule costs less than {least:.1f} GPU-h: full batches all the time"]
+            started = time.perf_counter()
+            result = run(name, scenario, _SAMPLE_S, lambda now, bar=bar: progress.update(bar, completed=now))  # type: ignore[misc]
+            found[name] = (_results(name, result, bound), result, time.perf_counter() - started)
+    min_hours = sum(min_gpu_hours(model) for model in next(iter(found.values()))[1].models.values())
+    notes = [f"lower bound: {min_hours:.1f} GPU-h with full batches and no idle time"]
     if bound:
-        notes.append(f"x best: of {bound:.1f} GPU-h, the best schedule found for somebody who knows the future")
-    table.show(console, described(scenario), [row for parts, _, _ in found.values() for row in parts], notes)
+        notes.append(f"x best: relative to {bound:.1f} GPU-h, the best schedule with all requests known")
+    table.print_table(console, describe(scenario), [row for parts, _, _ in found.values() for row in parts], notes)
     if args.json:
-        write_json(args.json, _as_json(args, scenario, found, least))
+        write_json(args.json, _as_json(args, scenario, found, min_hours))
     if args.plot:
-        _plot(args.plot, scenario, {name: replayed for name, (_, replayed, _) in found.items()})
+        _plot(args.plot, scenario, {name: result for name, (_, result, _) in found.items()})
 
 
-def _rows(name: str, replayed: Replayed, bound: float | None) -> list[Row]:
-    parts = rows(name, replayed)
+def _results(name: str, result: SimulationResult, bound: float | None) -> list[PolicyResult]:
+    parts = model_results(name, result)
     if len(parts) == 1:
-        return [parts[0].against(bound)]
-    return [*parts, total(name, parts).against(bound)]
+        return [parts[0].with_bound(bound)]
+    return [*parts, total_result(name, parts).with_bound(bound)]
 
 
 def _as_json(
-    args: argparse.Namespace, scenario: Scenario, found: Mapping[str, tuple[list[Row], Replayed, float]], least: float
+    args: argparse.Namespace,
+    scenario: Scenario,
+    found: Mapping[str, tuple[list[PolicyResult], SimulationResult, float]],
+    min_hours: float,
 ) -> dict[str, Any]:
-    given = {key: str(value) if isinstance(value, Path) else value for key, value in vars(args).items() if value}
+    options = {key: str(value) if isinstance(value, Path) else value for key, value in vars(args).items() if value}
     return {
-        "scenario": described(scenario),
-        "options": given,
-        "least_gpu_hours": least,
+        "scenario": describe(scenario),
+        "options": options,
+        "least_gpu_hours": min_hours,
         "rows": [row.as_json() for parts, _, _ in found.values() for row in parts],
-        "took_s": {name: round(took, 2) for name, (_, _, took) in found.items()},
-        "samples": {name: series(replayed) for name, (_, replayed, _) in found.items()},
+        "took_s": {name: round(elapsed_s, 2) for name, (_, _, elapsed_s) in found.items()},
+        "samples": {name: samples_as_json(result) for name, (_, result, _) in found.items()},
     }
 
 
-def _plot(file: Path, scenario: Scenario, runs: Mapping[str, Replayed]) -> None:
-    model = next(iter(scenario.services))
-    samples = {name: replayed.samples[model] for name, replayed in runs.items()}
+def _plot(file: Path, scenario: Scenario, runs: Mapping[str, SimulationResult]) -> None:
+    model = next(iter(scenario.profiles))
+    samples = {name: result.samples[model] for name, result in runs.items()}
     try:
-        draw(file, described(scenario), samples, scenario.scalings[model].slo.max_wait_s)
+        draw_plot(file, describe(scenario), samples, scenario.scalings[model].slo.max_wait_s)
     except ImportError:
-        raise Refused("--plot needs matplotlib: pip install matplotlib") from None
+        raise InvalidScenario("--plot requires matplotlib: pip install matplotlib") from None
     except (OSError, ValueError) as error:
-        raise Refused(f"{file} cannot be drawn: {error}") from None
+        raise InvalidScenario(f"{file} cannot be written: {error}") from None

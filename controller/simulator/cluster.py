@@ -1,8 +1,8 @@
-"""A pool of simulated workers: requests come, wait, run and end; workers load, serve, go and die. Pure.
+"""A simulated cluster: discrete events of requests and workers.
 
-Each model has one queue, first come first served, and gives its head to the least busy ready worker. A worker runs up
-to a batch of tasks at once, each `slow[b - 1]` times slower than alone while there are b of them. A worker that is told
-to go hands its tasks back between two steps, with their progress, and they are the next to run, as in the live server.
+Each model has one first-in first-out queue. Its head goes to the ready worker with the fewest tasks. A worker runs up
+to a batch of tasks; with b tasks each runs `slowdowns[b - 1]` times slower. A drained worker returns its tasks with
+their progress to the head of the queue, as in the live server.
 """
 
 from __future__ import annotations
@@ -14,237 +14,254 @@ import random
 from collections import deque
 from collections.abc import Mapping
 
-from controller.simulator.model_sim import Returned, Station, Worker
+from controller.simulator.model_sim import ModelSim, PreemptedWork, SimWorker
 from controller.types import Child, Exit
 
-#: Progress that a task loses with its worker: half of what lies between two checkpoints.
-_LOST_S = 1.0
+#: Mean progress that a task loses in a crash: half of a checkpoint interval.
+_CRASH_LOSS_S = 1.0
 
 
-class Kind:
-    """What an event is. They are compared when two happen at once: ends before looks."""
+class EventKind:
+    """Kinds of events in the order in which simultaneous events are processed."""
 
-    FINISH, READY, GONE, DIE = range(4)
+    FINISH, READY, EXIT, CRASH = range(4)
 
 
-class Pool:
-    """The machine. `next_at` says when something happens next, `step` lets it happen; time is in seconds."""
+class SimCluster:
+    """The workers of all models. `next_at` is the time of the next event in seconds; `step` processes it."""
 
-    def __init__(self, stations: Mapping[str, Station], seed: int = 0) -> None:
-        self.stations = dict(stations)
-        self.exits: list[Exit] = []
-        #: Whether a worker came, went or died since somebody looked.
-        self.changed = False
-        self._chance = random.Random(seed)
-        self._events: list[tuple[float, int, int, Worker, int]] = []
+    def __init__(self, models: Mapping[str, ModelSim], seed: int = 0) -> None:
+        self.models = dict(models)
+        self.workers: dict[str, SimWorker] = {}
+        self._exits: list[Exit] = []
+        self._changed = False
+        self._random = random.Random(seed)
+        self._events: list[tuple[float, int, int, SimWorker, int]] = []
         self._order = itertools.count()
-        self._names = itertools.count(1)
-        self.workers: dict[str, Worker] = {}
+        self._ids = itertools.count(1)
 
     @property
     def next_at(self) -> float:
-        """When the next event is; infinity where there is none."""
+        """Time of the next event; infinity if there is none."""
         events = self._events
-        while events and events[0][2] == Kind.FINISH and events[0][4] != events[0][3].epoch:
+        while events and events[0][2] == EventKind.FINISH and events[0][4] != events[0][3].epoch:
             heapq.heappop(events)
         return events[0][0] if events else math.inf
 
-    def step(self) -> None:
-        """The next event."""
-        at, _, kind, worker, _ = heapq.heappop(self._events)
-        if kind == Kind.FINISH:
-            self._finish(worker, at)
-        elif kind == Kind.READY:
-            if worker.child.drained_at is None and worker.child.id in self.workers:
-                self._ready(worker, at)
-        elif kind == Kind.GONE:
-            self._gone(worker, at)
-        elif worker.child.id in self.workers and worker.child.drained_at is None:
-            self._die(worker, at)
+    @property
+    def has_crashes(self) -> bool:
+        """Whether a worker has crashed since the last `take_exits`."""
+        return any(ended.status != 0 for ended in self._exits)
 
-    def _later(self, at: float, kind: int, worker: Worker) -> None:
+    @property
+    def has_exits(self) -> bool:
+        return bool(self._exits)
+
+    def take_exits(self) -> list[Exit]:
+        """Return the workers that have ended since the last call."""
+        exits, self._exits = self._exits, []
+        return exits
+
+    def take_changed(self) -> bool:
+        """Return whether a worker has started, become ready or ended since the last call."""
+        changed, self._changed = self._changed, False
+        return changed
+
+    def step(self) -> None:
+        """Process the next event."""
+        at, _, kind, worker, _ = heapq.heappop(self._events)
+        if kind == EventKind.FINISH:
+            self._finish(worker, at)
+        elif worker.child.id not in self.workers:
+            return
+        elif kind == EventKind.EXIT:
+            self._remove(worker, at, 0)
+        elif worker.child.drained_at is None:
+            if kind == EventKind.READY:
+                self._on_ready(worker, at)
+            else:
+                self._crash(worker, at)
+
+    def _schedule(self, at: float, kind: int, worker: SimWorker) -> None:
         heapq.heappush(self._events, (at, next(self._order), kind, worker, worker.epoch))
 
     # ---- tasks
 
-    def arrive(self, station: Station) -> None:
-        """The next request comes."""
-        now = station.times[station.tail]
-        station.remaining_s(now)
-        station.left_s += station.work[station.tail]
-        station.tail += 1
-        self._dispatch(station, now)
+    def arrive(self, model: ModelSim) -> None:
+        """Add the model's next request to its queue."""
+        now = model.times[model.tail]
+        model.advance_work(now)
+        model.remaining_s += model.work[model.tail]
+        model.tail += 1
+        self._dispatch(model, now)
 
-    def _dispatch(self, station: Station, now: float) -> None:
-        levels, batch = station.levels, station.service.batch
-        while station.returned or station.head < station.tail:
-            level = 0
-            while level < batch and not levels[level]:
-                level += 1
-            if level == batch:
+    def _dispatch(self, model: ModelSim, now: float) -> None:
+        by_load, batch = model.by_load, model.profile.batch
+        while model.preempted or model.head < model.tail:
+            load = 0
+            while load < batch and not by_load[load]:
+                load += 1
+            if load == batch:
                 return
-            self._take(next(iter(levels[level].values())), now)
+            self._assign_head(next(iter(by_load[load].values())), now)
 
-    def _take(self, worker: Worker, now: float) -> None:
-        """Give the head of the queue to the worker."""
-        station = worker.station
-        if station.returned:
-            number, left_s = station.returned.popleft()
+    def _assign_head(self, worker: SimWorker, now: float) -> None:
+        """Assign the head of the queue to the worker."""
+        model = worker.model
+        if model.preempted:
+            number, remaining_s = model.preempted.popleft()
         else:
-            number, left_s = station.head, station.work[station.head]
-            wait = station.waits[number] = now - station.times[number]
-            station.late += wait > station.service.max_wait_s
-            station.head += 1
-        self._set_load(worker, now, 1)
-        heapq.heappush(worker.running, (worker.done_s + left_s, number))
-        self._foresee(worker, now)
+            number, remaining_s = model.head, model.work[model.head]
+            wait = model.waits[number] = now - model.times[number]
+            model.late += wait > model.profile.max_wait_s
+            model.head += 1
+        self._change_load(worker, now, 1)
+        heapq.heappush(worker.running, (worker.work_done_s + remaining_s, number))
+        self._schedule_finish(worker, now)
 
-    def _finish(self, worker: Worker, now: float) -> None:
-        station = worker.station
-        self._set_load(worker, now, -1)
+    def _finish(self, worker: SimWorker, now: float) -> None:
+        model = worker.model
+        self._change_load(worker, now, -1)
         end, number = heapq.heappop(worker.running)
-        worker.done_s = end
-        station.ends[number] = now
-        station.done += 1
-        station.finished_s += station.work[number]
+        worker.work_done_s = end
+        model.ends[number] = now
+        model.done += 1
+        model.finished_s += model.work[number]
         worker.epoch += 1
-        if station.returned or station.head < station.tail:
-            self._take(worker, now)
+        if model.preempted or model.head < model.tail:
+            self._assign_head(worker, now)
         elif worker.running:
-            self._foresee(worker, now)
+            self._schedule_finish(worker, now)
 
-    def _set_load(self, worker: Worker, now: float, change: int) -> None:
-        """Note that the worker has one task more or less from now on; `running` is to follow."""
-        station, load = worker.station, len(worker.running)
-        slow = station.service.slow
-        station.remaining_s(now)
+    def _change_load(self, worker: SimWorker, now: float, change: int) -> None:
+        """Account for one task more or less on the worker. The caller then updates `running`."""
+        model, load = worker.model, len(worker.running)
+        slowdowns = model.profile.slowdowns
+        model.advance_work(now)
         if load:
-            worker.done_s += (now - worker.at) / slow[load - 1]
-            station.burn -= load / slow[load - 1]
-        worker.at = now
+            worker.work_done_s += (now - worker.updated_at) / slowdowns[load - 1]
+            model.work_rate -= load / slowdowns[load - 1]
+        worker.updated_at = now
         new = load + change
         if new:
-            station.burn += new / slow[new - 1]
-        del station.levels[load][worker.child.id]
-        station.levels[new][worker.child.id] = worker
+            model.work_rate += new / slowdowns[new - 1]
+        del model.by_load[load][worker.child.id]
+        model.by_load[new][worker.child.id] = worker
 
-    def _foresee(self, worker: Worker, now: float) -> None:
-        """When its next task will be done, if nothing changes."""
+    def _schedule_finish(self, worker: SimWorker, now: float) -> None:
+        """Schedule the finish of the worker's next task, valid until its load changes."""
         worker.epoch += 1
-        left_s = worker.running[0][0] - worker.done_s
-        self._later(now + left_s * worker.station.service.slow[len(worker.running) - 1], Kind.FINISH, worker)
+        remaining_s = worker.running[0][0] - worker.work_done_s
+        slowdown = worker.model.profile.slowdowns[len(worker.running) - 1]
+        self._schedule(now + remaining_s * slowdown, EventKind.FINISH, worker)
 
     # ---- workers
 
     def start(self, model: str, device: str, now: float, *, ready: bool = False) -> None:
-        """Start a worker, or have one that is ready at once."""
-        station = self.stations[model]
-        takes_s = 0.0 if ready else self._chance.choice(station.service.cold_starts_s)
-        self._begin(station, device, now, takes_s, from_standby=False)
+        """Start a worker; with `ready` it serves immediately."""
+        state = self.models[model]
+        start_s = 0.0 if ready else self._random.choice(state.profile.cold_starts_s)
+        self._start(state, device, now, start_s, from_standby=False)
 
     def start_spare(self, model: str, kind: str, now: float) -> None:
-        """Start a process that loads, but has no device."""
-        station, number = self.stations[model], next(self._names)
-        takes_s = self._chance.choice(station.service.cold_starts_s)
-        child = Child(f"{model}-{number}", model, kind, number, now, spare=True, loaded_at=now + takes_s)
-        station.spares[child.id] = child
+        """Start a standby process, which loads without a device."""
+        state, number = self.models[model], next(self._ids)
+        start_s = self._random.choice(state.profile.cold_starts_s)
+        child = Child(f"{model}-{number}", model, kind, number, now, spare=True, loaded_at=now + start_s)
+        state.spares[child.id] = child
 
     def activate(self, name: str, model: str, device: str, now: float) -> None:
-        """Have the spare serve on the device: at once what it has loaded, else when it has."""
-        station = self.stations[model]
-        child = station.spares.pop(name, None)
+        """Let a standby process serve on the device as soon as it has loaded."""
+        state = self.models[model]
+        child = state.spares.pop(name, None)
         if child is not None:
-            wait_s = max((child.loaded_at or now) - now, 0.0)
-            self._begin(station, device, now, wait_s + station.service.standby_s, from_standby=True)
+            loading_s = max((child.loaded_at or now) - now, 0.0)
+            self._start(state, device, now, loading_s + state.profile.standby_start_s, from_standby=True)
 
-    def _begin(self, station: Station, device: str, now: float, takes_s: float, *, from_standby: bool) -> None:
-        number, model = next(self._names), station.service.name
-        worker = Worker(Child(f"{model}-{number}", model, device, number, now), station, from_standby=from_standby)
-        self.workers[worker.child.id] = station.workers[worker.child.id] = worker
-        station.count(now, 1, 0)
-        life = station.service.mean_life_s
-        if life is not None:
-            self._later(now + self._chance.expovariate(1 / life), Kind.DIE, worker)
-        if takes_s:
-            station.starts += 1
-            station.standby_starts += from_standby
-            self._later(now + takes_s, Kind.READY, worker)
+    def _start(self, model: ModelSim, device: str, now: float, start_s: float, *, from_standby: bool) -> None:
+        number, name = next(self._ids), model.profile.model
+        worker = SimWorker(Child(f"{name}-{number}", name, device, number, now), model, from_standby=from_standby)
+        self.workers[worker.child.id] = model.workers[worker.child.id] = worker
+        model.change_counts(now, 1, 0)
+        lifetime_s = model.profile.mean_lifetime_s
+        if lifetime_s is not None:
+            self._schedule(now + self._random.expovariate(1 / lifetime_s), EventKind.CRASH, worker)
+        if start_s:
+            model.starts += 1
+            model.standby_starts += from_standby
+            self._schedule(now + start_s, EventKind.READY, worker)
         else:
-            self._ready(worker, now)
-        self.changed = True
+            self._on_ready(worker, now)
+        self._changed = True
 
-    def _ready(self, worker: Worker, now: float) -> None:
+    def _on_ready(self, worker: SimWorker, now: float) -> None:
         child = worker.child
         worker.child = Child(child.id, child.model, child.device, child.pid, child.started_at, None, now)
-        worker.at = now
-        worker.station.levels[0][child.id] = worker
-        worker.station.count(now, -1, 1)
-        self.changed = True
-        self._dispatch(worker.station, now)
+        worker.updated_at = now
+        worker.model.by_load[0][child.id] = worker
+        worker.model.change_counts(now, -1, 1)
+        self._changed = True
+        self._dispatch(worker.model, now)
 
     def drain(self, name: str, now: float) -> None:
-        """Tell the worker to go: it gives its tasks back, and is gone a moment later."""
-        for station in self.stations.values():
-            station.spares.pop(name, None)
+        """Drain the worker: it returns its tasks and exits shortly after. End a standby process of that name."""
+        for model in self.models.values():
+            model.spares.pop(name, None)
         worker = self.workers.get(name)
         if worker is None or worker.child.drained_at is not None:
             return
-        child, station = worker.child, worker.station
+        child, model = worker.child, worker.model
         if child.ready_at is not None:
-            self._give_back(worker, now, 0.0)
-            station.count(now, 0, -1)
+            self._preempt_tasks(worker, now, 0.0)
+            model.change_counts(now, 0, -1)
         else:
-            station.count(now, -1, 0)
+            model.change_counts(now, -1, 0)
         worker.child = Child(child.id, child.model, child.device, child.pid, child.started_at, now, child.ready_at)
-        station.drains += 1
-        # What is still loading has nothing to hand over.
-        self._later(now + (station.service.leave_s if child.ready_at is not None else 0.0), Kind.GONE, worker)
-        self._dispatch(station, now)
+        model.drains += 1
+        # A worker that is still loading has no tasks to return.
+        self._schedule(now + (model.profile.drain_s if child.ready_at is not None else 0.0), EventKind.EXIT, worker)
+        self._dispatch(model, now)
 
     def kill(self, name: str, now: float) -> None:
-        """End the worker now."""
+        """End the worker immediately."""
         worker = self.workers.get(name)
         if worker is not None:
-            self._die(worker, now)
+            self._crash(worker, now)
 
-    def _give_back(self, worker: Worker, now: float, lost_s: float) -> None:
-        """Its tasks are queued again, before those that never ran, each with up to `lost_s` of its work undone."""
-        station, load = worker.station, len(worker.running)
-        station.remaining_s(now)
+    def _preempt_tasks(self, worker: SimWorker, now: float, lost_s: float) -> None:
+        """Return the worker's tasks to the head of the queue; each loses up to `lost_s` of its progress."""
+        model, load = worker.model, len(worker.running)
+        model.advance_work(now)
         if load:
-            slow = station.service.slow[load - 1]
-            worker.done_s += (now - worker.at) / slow
-            station.burn -= load / slow
-        back = []
+            slowdown = model.profile.slowdowns[load - 1]
+            worker.work_done_s += (now - worker.updated_at) / slowdown
+            model.work_rate -= load / slowdown
+        tasks = []
         for end, number in sorted(worker.running, key=lambda task: task[1]):
-            left_s = max(end - worker.done_s, 0.0)
-            again_s = min(left_s + lost_s, max(station.work[number], left_s))
-            station.left_s += again_s - left_s
-            back.append(Returned(number, again_s))
-        station.returned = deque(sorted([*station.returned, *back]))
-        station.levels[load].pop(worker.child.id, None)
+            remaining_s = max(end - worker.work_done_s, 0.0)
+            repeated_s = min(remaining_s + lost_s, max(model.work[number], remaining_s))
+            model.remaining_s += repeated_s - remaining_s
+            tasks.append(PreemptedWork(number, repeated_s))
+        model.preempted = deque(sorted([*model.preempted, *tasks]))
+        model.by_load[load].pop(worker.child.id, None)
         worker.running = []
         worker.epoch += 1
 
-    def _die(self, worker: Worker, now: float) -> None:
-        station, child = worker.station, worker.child
+    def _crash(self, worker: SimWorker, now: float) -> None:
+        model, child = worker.model, worker.child
         if child.drained_at is None and child.ready_at is not None:
-            self._give_back(worker, now, _LOST_S)
-            station.count(now, 0, -1)
+            self._preempt_tasks(worker, now, _CRASH_LOSS_S)
+            model.change_counts(now, 0, -1)
         elif child.drained_at is None:
-            station.count(now, -1, 0)
-        station.deaths += 1
+            model.change_counts(now, -1, 0)
+        model.crashes += 1
         self._remove(worker, now, -9)
-        self._dispatch(station, now)
+        self._dispatch(model, now)
 
-    def _gone(self, worker: Worker, now: float) -> None:
-        if worker.child.id in self.workers:
-            self._remove(worker, now, 0)
-
-    def _remove(self, worker: Worker, now: float, status: int) -> None:
+    def _remove(self, worker: SimWorker, now: float, status: int) -> None:
         del self.workers[worker.child.id]
-        del worker.station.workers[worker.child.id]
-        worker.station.worker_s += now - worker.child.started_at
+        del worker.model.workers[worker.child.id]
+        worker.model.worker_s += now - worker.child.started_at
         worker.epoch += 1
-        self.exits.append(Exit(worker.child, now, status))
-        self.changed = True
+        self._exits.append(Exit(worker.child, now, status))
+        self._changed = True

@@ -1,4 +1,4 @@
-"""One model's side of a simulation: how its workers behave, who they are, what waits, what was counted. Pure."""
+"""State of one simulated model: its worker profile, arrivals, queue, workers and counters."""
 
 from __future__ import annotations
 
@@ -13,153 +13,153 @@ from controller.types import Child, Replica, Stage
 
 
 @dataclass(frozen=True, slots=True)
-class Service:
-    """How one model's workers behave. Times in seconds."""
+class WorkerProfile:
+    """Performance of one model's workers. Times are in seconds."""
 
-    name: str
-    #: How much longer a task takes among b tasks than alone, for b = 1, 2, ... up to a full batch.
-    slow: tuple[float, ...] = (1.0,)
-    #: Times that a start took, of which each start draws one.
+    model: str
+    #: Slowdown of each task in a batch of 1, 2, ... tasks, up to a full batch.
+    slowdowns: tuple[float, ...] = (1.0,)
+    #: Cold start times. Each start draws one at random.
     cold_starts_s: tuple[float, ...] = (40.0,)
-    #: What a start takes from a spare that has loaded.
-    standby_s: float = 5.0
-    #: From being told to go until the device is free.
-    leave_s: float = 1.0
-    #: Mean time between two deaths of a worker; None: they live for ever.
-    mean_life_s: float | None = None
-    #: A task counts as late that has waited for longer before a worker took it.
+    #: Start time from a standby process that has loaded.
+    standby_start_s: float = 5.0
+    #: Time from the drain command until the device is free.
+    drain_s: float = 1.0
+    #: Mean time between failures of a worker; None: workers do not fail.
+    mean_lifetime_s: float | None = None
+    #: A task is late if its queue wait exceeds this.
     max_wait_s: float = 10.0
 
     @property
     def batch(self) -> int:
-        """Tasks of a full batch."""
-        return len(self.slow)
+        """Tasks in a full batch."""
+        return len(self.slowdowns)
 
     def expected_start_s(self) -> float:
-        """What nine starts of ten take at most."""
-        ordered = sorted(self.cold_starts_s)
-        return ordered[min(math.ceil(0.9 * len(ordered)), len(ordered)) - 1]
+        """Return the 90th percentile of the cold start times."""
+        return quantile(sorted(self.cold_starts_s), 0.9)
 
 
-def slow_downs(batch: int, alone: float) -> tuple[float, ...]:
-    """Slow-downs of 1 to `batch` tasks where `alone` is the part of a step that does not grow with their number."""
-    return tuple(alone + (1 - alone) * tasks for tasks in range(1, batch + 1))
+def quantile(ordered: Sequence[float], share: float) -> float:
+    """Return a quantile of sorted values by the nearest-rank method; NaN for no values."""
+    return ordered[min(math.ceil(share * len(ordered)), len(ordered)) - 1] if ordered else math.nan
 
 
-class Returned(NamedTuple):
-    """A task that a worker gave back."""
+def batch_slowdowns(batch: int, fixed_share: float) -> tuple[float, ...]:
+    """Return the slowdowns of 1 to `batch` tasks; `fixed_share` of a step's time does not grow with the batch."""
+    return tuple(fixed_share + (1 - fixed_share) * tasks for tasks in range(1, batch + 1))
+
+
+class PreemptedWork(NamedTuple):
+    """A task that a worker returned to the queue, and its remaining work in seconds."""
 
     number: int
-    left_s: float
+    remaining_s: float
 
 
-class Worker:
-    """A worker process. `done_s` is the work that each of its tasks would have had since it became ready."""
+class SimWorker:
+    """A worker process. `work_done_s` is the work that a task running since the worker became ready would have."""
 
-    __slots__ = ("at", "child", "done_s", "epoch", "from_standby", "replica", "running", "station")
+    __slots__ = ("child", "epoch", "from_standby", "model", "replica", "running", "updated_at", "work_done_s")
 
-    def __init__(self, child: Child, station: Station, *, from_standby: bool = False) -> None:
+    def __init__(self, child: Child, model: ModelSim, *, from_standby: bool = False) -> None:
         self.child = child
-        self.station = station
+        self.model = model
         self.from_standby = from_standby
-        #: (`done_s` at which it is finished, number of the task).
+        #: Heap of (`work_done_s` at which the task is finished, number of the task).
         self.running: list[tuple[float, int]] = []
-        self.done_s = 0.0
-        self.at = child.started_at
-        #: Counts changes of `running`: an end that was foreseen before the last one is void.
+        self.work_done_s = 0.0
+        self.updated_at = child.started_at
+        #: Incremented when `running` changes. A finish event of an earlier epoch is void.
         self.epoch = 0
         self.replica: Replica | None = None
 
     @property
     def stage(self) -> Stage:
-        """Where it is in its life."""
         if self.child.drained_at is not None:
             return Stage.DRAINING
         return Stage.STARTING if self.child.ready_at is None else Stage.READY
 
-    def seen(self) -> Replica:
-        """As the controller sees it."""
-        seen = self.replica
-        if seen is None or seen.child is not self.child or seen.load != len(self.running):
-            took_s = 0.0 if self.child.ready_at is None else self.child.ready_at - self.child.started_at
-            seen = self.replica = Replica(
-                self.child, self.stage, len(self.running), started_in_s=took_s, from_standby=self.from_standby
+    def as_replica(self) -> Replica:
+        """Return the worker as the controller observes it. The object is reused until the worker changes."""
+        replica = self.replica
+        if replica is None or replica.child is not self.child or replica.load != len(self.running):
+            start_s = 0.0 if self.child.ready_at is None else self.child.ready_at - self.child.started_at
+            replica = self.replica = Replica(
+                self.child, self.stage, len(self.running), started_in_s=start_s, from_standby=self.from_standby
             )
-        return seen
+        return replica
 
 
 @dataclass(slots=True)
-class Station:
-    """One model: its arrivals, its queue, its workers, and what has been counted.
+class ModelSim:
+    """One model in the simulation. A task's number is its index in `times`.
 
-    Tasks are known by their place in `times`. Those from `head` up to `tail` wait and have never run.
+    Tasks from `head` up to `tail` are queued and have never run.
     """
 
-    service: Service
-    #: When each request comes, in order, and the seconds that it needs alone on a worker.
+    profile: WorkerProfile
+    #: Arrival time of each request in ascending order, and its work: seconds on an otherwise idle worker.
     times: Sequence[float]
     work: Sequence[float]
     head: int = 0
     tail: int = 0
-    returned: deque[Returned] = field(default_factory=deque)
-    workers: dict[str, Worker] = field(default_factory=dict)
+    preempted: deque[PreemptedWork] = field(default_factory=deque)
+    workers: dict[str, SimWorker] = field(default_factory=dict)
     spares: dict[str, Child] = field(default_factory=dict)
-    #: Ready workers by the number of their tasks.
-    levels: list[dict[str, Worker]] = field(default_factory=list)
-    #: Seconds until each was first taken, and when it was done.
+    #: Ready workers by their number of tasks.
+    by_load: list[dict[str, SimWorker]] = field(default_factory=list)
+    #: Queue wait of each task in seconds, and its end time.
     waits: list[float] = field(default_factory=list)
     ends: list[float] = field(default_factory=list)
     late: int = 0
     done: int = 0
-    deaths: int = 0
+    crashes: int = 0
     starts: int = 0
-    #: Those of the starts that a spare made.
     standby_starts: int = 0
     drains: int = 0
     worker_s: float = 0.0
-    #: Work of the tasks that are done.
+    #: Work of the finished tasks.
     finished_s: float = 0.0
     starting: int = 0
     ready: int = 0
-    #: (when, starting, ready) after each change of either.
+    #: (time, starting, ready) after each change of either count.
     history: list[tuple[float, int, int]] = field(default_factory=list)
-    #: Work of queued and running tasks at `since`, which the workers together lessen by `burn` a second.
-    left_s: float = 0.0
-    burn: float = 0.0
-    since: float = 0.0
-    #: Work of the first n arrivals.
+    #: Work of queued and running tasks at `updated_at`. It decreases by `work_rate` each second.
+    remaining_s: float = 0.0
+    work_rate: float = 0.0
+    updated_at: float = 0.0
+    #: Prefix sums of `work`.
     sums: list[float] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self.levels = [{} for _ in range(self.service.batch + 1)]
+        self.by_load = [{} for _ in range(self.profile.batch + 1)]
         self.waits = [math.nan] * len(self.times)
         self.ends = [math.nan] * len(self.times)
         self.sums = list(itertools.accumulate(self.work, initial=0.0))
 
     @property
     def queued(self) -> int:
-        """Tasks that no worker has."""
-        return self.tail - self.head + len(self.returned)
+        return self.tail - self.head + len(self.preempted)
 
     @property
     def running(self) -> int:
-        """Tasks that a worker has."""
         return self.tail - self.done - self.queued
 
-    def oldest(self) -> float | None:
-        """When the oldest queued task came."""
-        if self.returned:
-            return self.times[self.returned[0].number]
+    def oldest_arrival(self) -> float | None:
+        """Return the arrival time of the oldest queued task."""
+        if self.preempted:
+            return self.times[self.preempted[0].number]
         return self.times[self.head] if self.head < self.tail else None
 
-    def count(self, now: float, starting: int, ready: int) -> None:
-        """So many more workers are starting and ready from now on."""
+    def change_counts(self, now: float, starting: int, ready: int) -> None:
+        """Add to the numbers of starting and ready workers."""
         self.starting += starting
         self.ready += ready
         self.history.append((now, self.starting, self.ready))
 
-    def remaining_s(self, now: float) -> float:
-        """Work of all that is queued and running, in seconds of a worker that does one task after the other."""
-        self.left_s = max(self.left_s - self.burn * (now - self.since), 0.0)
-        self.since = now
-        return self.left_s
+    def advance_work(self, now: float) -> float:
+        """Update and return the remaining work of queued and running tasks, in seconds on an idle worker."""
+        self.remaining_s = max(self.remaining_s - self.work_rate * (now - self.updated_at), 0.0)
+        self.updated_at = now
+        return self.remaining_s

@@ -1,4 +1,4 @@
-"""What came of a simulation, in numbers. Pure."""
+"""Metrics of a simulation per policy and model."""
 
 from __future__ import annotations
 
@@ -7,102 +7,97 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from controller.simulator.model_sim import Station
-from controller.simulator.simulator import Replayed
+from controller.simulator.model_sim import ModelSim, quantile
+from controller.simulator.simulator import SimulationResult
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
-    """One pilot on one model. Waits and times are seconds, shares between 0 and 1."""
+class PolicyResult:
+    """Metrics of one policy on one model. Times are in seconds, shares between 0 and 1."""
 
-    pilot: str
+    policy: str
     model: str
     requests: int
     unserved: int
     in_slo: float
     wait_p50_s: float
     wait_p99_s: float
-    #: From arrival to end.
+    #: From arrival to completion.
     total_p99_s: float
     gpu_hours: float
     cold_starts: int
-    #: Looks at which workers were started or told to go.
+    #: Ticks that started or drained workers.
     changes: int
-    deaths: int
-    #: What full batches would have needed, of what was paid.
+    crashes: int
+    #: GPU-hours that full batches would need, divided by `gpu_hours`.
     utilisation: float
-    #: Of what the best known schedule of a clairvoyant costs; None where none is known.
+    #: `gpu_hours` divided by those of the best known schedule; None without such a schedule.
     ratio: float | None = None
 
-    def against(self, bound_hours: float | None) -> Row:
-        """With the ratio to what a clairvoyant pays."""
+    def with_bound(self, bound_hours: float | None) -> PolicyResult:
+        """Return the result with its ratio to the best known schedule."""
         return replace(self, ratio=self.gpu_hours / bound_hours if bound_hours else None)
 
     def as_json(self) -> dict[str, Any]:
-        """For a file: numbers that JSON has no word for are left out."""
+        """Return the fields with None for infinite numbers and NaN, which JSON cannot represent."""
         return {key: None if isinstance(v, float) and not math.isfinite(v) else v for key, v in asdict(self).items()}
 
 
-def quantile(ordered: Sequence[float], share: float) -> float:
-    """The value that this share of the ordered values is not above; not a number where there are none."""
-    return ordered[min(math.ceil(share * len(ordered)), len(ordered)) - 1] if ordered else math.nan
+def min_gpu_hours(model: ModelSim) -> float:
+    """Return the lower bound of GPU-hours: all work done in full batches without idle time."""
+    speed = model.profile.batch / model.profile.slowdowns[-1]
+    return sum(model.work) / speed / 3600
 
 
-def least_hours(station: Station) -> float:
-    """GPU-hours in which always full batches do all the work: no schedule is cheaper."""
-    full = station.service.batch / station.service.slow[-1]
-    return sum(station.work) / full / 3600
+def model_results(policy: str, result: SimulationResult) -> list[PolicyResult]:
+    """Return the metrics of each model."""
+    return [_model_result(policy, model, result.changes[name]) for name, model in result.models.items()]
 
 
-def rows(pilot: str, replayed: Replayed) -> list[Row]:
-    """A row for each model."""
-    return [_row(pilot, station, replayed.changes[name]) for name, station in replayed.pool.stations.items()]
-
-
-def _row(pilot: str, station: Station, changes: int) -> Row:
-    # A request that was never taken, or not in the time given, waited for too long.
-    waits = sorted(math.inf if math.isnan(wait) else wait for wait in station.waits)
-    totals = sorted(end - came for came, end in zip(station.times, station.ends, strict=True) if not math.isnan(end))
-    hours = station.worker_s / 3600
-    good = sum(wait <= station.service.max_wait_s for wait in waits)
-    return Row(
-        pilot=pilot,
-        model=station.service.name,
+def _model_result(policy: str, model: ModelSim, changes: int) -> PolicyResult:
+    # A request that no worker took counts as an infinite wait.
+    waits = sorted(math.inf if math.isnan(wait) else wait for wait in model.waits)
+    totals = sorted(end - arrival for arrival, end in zip(model.times, model.ends, strict=True) if not math.isnan(end))
+    hours = model.worker_s / 3600
+    in_time = sum(wait <= model.profile.max_wait_s for wait in waits)
+    return PolicyResult(
+        policy=policy,
+        model=model.profile.model,
         requests=len(waits),
-        unserved=len(waits) - station.done,
-        in_slo=good / len(waits) if waits else 1.0,
+        unserved=len(waits) - model.done,
+        in_slo=in_time / len(waits) if waits else 1.0,
         wait_p50_s=quantile(waits, 0.5),
         wait_p99_s=quantile(waits, 0.99),
         total_p99_s=quantile(totals, 0.99),
         gpu_hours=hours,
-        cold_starts=station.starts,
+        cold_starts=model.starts,
         changes=changes,
-        deaths=station.deaths,
-        utilisation=least_hours(station) / hours if hours else 0.0,
+        crashes=model.crashes,
+        utilisation=min_gpu_hours(model) / hours if hours else 0.0,
     )
 
 
-def total(pilot: str, parts: Sequence[Row]) -> Row:
-    """All models together; quantiles are those of the worst."""
-    requests = sum(row.requests for row in parts)
-    hours = sum(row.gpu_hours for row in parts)
-    return Row(
-        pilot=pilot,
+def total_result(policy: str, parts: Sequence[PolicyResult]) -> PolicyResult:
+    """Combine the results of all models. Quantiles are those of the worst model."""
+    requests = sum(part.requests for part in parts)
+    hours = sum(part.gpu_hours for part in parts)
+    return PolicyResult(
+        policy=policy,
         model="all",
         requests=requests,
-        unserved=sum(row.unserved for row in parts),
-        in_slo=sum(row.in_slo * row.requests for row in parts) / requests if requests else 1.0,
-        wait_p50_s=max(row.wait_p50_s for row in parts),
-        wait_p99_s=max(row.wait_p99_s for row in parts),
-        total_p99_s=max(row.total_p99_s for row in parts),
+        unserved=sum(part.unserved for part in parts),
+        in_slo=sum(part.in_slo * part.requests for part in parts) / requests if requests else 1.0,
+        wait_p50_s=max(part.wait_p50_s for part in parts),
+        wait_p99_s=max(part.wait_p99_s for part in parts),
+        total_p99_s=max(part.total_p99_s for part in parts),
         gpu_hours=hours,
-        cold_starts=sum(row.cold_starts for row in parts),
-        changes=sum(row.changes for row in parts),
-        deaths=sum(row.deaths for row in parts),
-        utilisation=sum(row.utilisation * row.gpu_hours for row in parts) / hours if hours else 0.0,
+        cold_starts=sum(part.cold_starts for part in parts),
+        changes=sum(part.changes for part in parts),
+        crashes=sum(part.crashes for part in parts),
+        utilisation=sum(part.utilisation * part.gpu_hours for part in parts) / hours if hours else 0.0,
     )
 
 
-def series(replayed: Replayed) -> Mapping[str, Sequence[Mapping[str, float]]]:
-    """The samples by model, for a file."""
-    return {name: [sample._asdict() for sample in samples] for name, samples in replayed.samples.items()}
+def samples_as_json(result: SimulationResult) -> Mapping[str, Sequence[Mapping[str, float]]]:
+    """Return the samples by model as JSON objects."""
+    return {name: [sample._asdict() for sample in samples] for name, samples in result.samples.items()}

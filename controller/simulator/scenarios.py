@@ -1,4 +1,4 @@
-"""What is simulated: traffic, workers and bounds put together; variants of traffic; scenarios by name. Pure."""
+"""Scenarios to simulate: traffic, worker profiles and limits; traffic variants; named presets."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from configs.scaling import Scaling
-from controller.simulator.agents import Pilot, Role
-from controller.simulator.cluster import Pool
-from controller.simulator.model_sim import Service, Station, slow_downs
-from controller.simulator.simulator import Replay, Replayed, silent
+from controller.simulator.agents import ScalingAgent, ScalingTarget
+from controller.simulator.cluster import SimCluster
+from controller.simulator.model_sim import ModelSim, WorkerProfile, batch_slowdowns
+from controller.simulator.simulator import Simulation, SimulationResult, ignore_progress
 
 
 class Traffic(NamedTuple):
-    """One model's requests: when each comes, in order, and the seconds that it needs alone on a worker."""
+    """One model's requests: arrival times in ascending order, and work in seconds on an otherwise idle worker."""
 
     times: Sequence[float]
     work: Sequence[float]
@@ -23,145 +23,145 @@ class Traffic(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Scenario:
-    """A pool, its models and their traffic."""
+    """The models of a cluster with their traffic, worker profiles and scaling settings."""
 
     traffic: Mapping[str, Traffic]
-    services: Mapping[str, Service]
+    profiles: Mapping[str, WorkerProfile]
     scalings: Mapping[str, Scaling]
-    #: How many workers the pool has room for.
+    #: Maximum number of workers in the cluster.
     gpus: int
-    #: How long it is paid for, at least, in seconds.
+    #: Minimum duration in seconds for which workers are charged.
     span_s: float
     seed: int = 0
-    #: Whether the server knows what each request needs, or only what requests needed on average.
+    #: Whether the server knows the work of each request, or only the mean of finished requests.
     sizes_known: bool = True
-    #: How often the controller looks. The live one does every second; a large fleet is simulated faster with more.
-    look_every_s: float = 1.0
+    #: Poll interval of the controller. The live one polls every second; longer intervals simulate large fleets faster.
+    poll_interval_s: float = 1.0
 
-    def roles(self, scaling: Mapping[str, object] | None = None) -> dict[str, Role]:
-        """Every model's part; `scaling` stands over what is set for each."""
+    def targets(self) -> dict[str, ScalingTarget]:
+        """Return every model as a scaling target on all devices."""
         slots = [f"cuda:{number}" for number in range(self.gpus)]
-        return {
-            name: Role(Scaling.model_validate(own.model_dump(exclude_unset=True) | dict(scaling or {})), slots)
-            for name, own in self.scalings.items()
-        }
+        return {name: ScalingTarget(scaling, slots) for name, scaling in self.scalings.items()}
 
     def run(
         self,
-        pilot: Pilot,
-        roles: Mapping[str, Role],
+        agent: ScalingAgent,
+        targets: Mapping[str, ScalingTarget],
         *,
         sample_s: float = float("inf"),
-        tell: Callable[[float], None] = silent,
-    ) -> Replayed:
-        """One run of the pilot. `tell` hears how far it is, at every sample."""
-        stations = {
-            name: Station(replace(service, max_wait_s=roles[name].scaling.slo.max_wait_s), *self.traffic[name])
-            for name, service in self.services.items()
+        on_progress: Callable[[float], None] = ignore_progress,
+    ) -> SimulationResult:
+        """Simulate the agent. `on_progress` receives the simulated time at every sample."""
+        models = {
+            name: ModelSim(replace(profile, max_wait_s=targets[name].scaling.slo.max_wait_s), *self.traffic[name])
+            for name, profile in self.profiles.items()
         }
-        replay = Replay(
-            Pool(stations, self.seed),
-            pilot,
-            roles,
+        simulation = Simulation(
+            SimCluster(models, self.seed),
+            agent,
+            targets,
             sample_s=sample_s,
             sizes_known=self.sizes_known,
-            look_every_s=self.look_every_s,
+            poll_interval_s=self.poll_interval_s,
         )
-        return replay.run(self.span_s, tell)
+        return simulation.run(self.span_s, on_progress)
 
 
-# ---- variants of a traffic
+# ---- traffic operations and variants
 
 
-def scaled(traffic: Traffic, factor: float) -> Traffic:
-    """Every request needs so many times what it did."""
+def slice_traffic(traffic: Traffic, start_s: float, end_s: float) -> Traffic:
+    """Return the requests of a time range, with times relative to its start."""
+    pairs = [(at - start_s, work) for at, work in zip(*traffic, strict=True) if start_s <= at < end_s]
+    return Traffic([at for at, _ in pairs], [work for _, work in pairs])
+
+
+def merge_traffic(traces: Mapping[str, Traffic]) -> Traffic:
+    """Return the traffic of all models as that of one."""
+    if len(traces) == 1:
+        return next(iter(traces.values()))
+    pairs = sorted(pair for traffic in traces.values() for pair in zip(*traffic, strict=True))
+    return Traffic([at for at, _ in pairs], [work for _, work in pairs])
+
+
+def scale_work(traffic: Traffic, factor: float) -> Traffic:
+    """Multiply the work of every request."""
     return Traffic(traffic.times, [work * factor for work in traffic.work])
 
 
-def reversed_in_time(traffic: Traffic, span_s: float, seed: int = 0) -> Traffic:
-    """The day backwards."""
+def reverse_time(traffic: Traffic, span_s: float, seed: int = 0) -> Traffic:
+    """Reverse the order of the requests in time."""
     del seed
     return Traffic([span_s - at for at in reversed(traffic.times)], list(reversed(traffic.work)))
 
 
-def heavier(traffic: Traffic, span_s: float, seed: int = 0) -> Traffic:
-    """A third of the requests, each of three times the work."""
+def fewer_heavier(traffic: Traffic, span_s: float, seed: int = 0) -> Traffic:
+    """Keep a third of the requests with three times the work each."""
     del span_s
-    chance = random.Random(seed)
-    kept = [number for number in range(len(traffic.times)) if chance.random() < 1 / 3]
-    return Traffic([traffic.times[number] for number in kept], [3 * traffic.work[number] for number in kept])
+    rng = random.Random(seed)
+    numbers = [number for number in range(len(traffic.times)) if rng.random() < 1 / 3]
+    return Traffic([traffic.times[number] for number in numbers], [3 * traffic.work[number] for number in numbers])
 
 
-def paired(traffic: Traffic, span_s: float, seed: int = 0) -> Traffic:
-    """A quarter more requests: one of four brings another like itself within two seconds."""
+def add_pairs(traffic: Traffic, span_s: float, seed: int = 0) -> Traffic:
+    """Add 25 % more requests: a quarter of all requests get one copy within two seconds."""
     del span_s
-    return _followed(traffic, 1 / 4, 1, seed)
+    return _with_copies(traffic, 1 / 4, 1, seed)
 
 
-def bunched(traffic: Traffic, span_s: float, seed: int = 0) -> Traffic:
-    """A quarter more requests: one of sixteen brings four others like itself within two seconds."""
+def add_bunches(traffic: Traffic, span_s: float, seed: int = 0) -> Traffic:
+    """Add 25 % more requests: one in sixteen requests gets four copies within two seconds."""
     del span_s
-    return _followed(traffic, 1 / 16, 4, seed)
+    return _with_copies(traffic, 1 / 16, 4, seed)
 
 
-def _followed(traffic: Traffic, part: float, others: int, seed: int) -> Traffic:
-    chance = random.Random(seed)
+def _with_copies(traffic: Traffic, share: float, copies: int, seed: int) -> Traffic:
+    rng = random.Random(seed)
     pairs = list(zip(traffic.times, traffic.work, strict=True))
-    more = [(at + chance.uniform(0, 2), work) for at, work in pairs if chance.random() < part for _ in range(others)]
+    more = [(at + rng.uniform(0, 2), work) for at, work in pairs if rng.random() < share for _ in range(copies)]
     times, work = zip(*sorted(pairs + more), strict=True)
     return Traffic(times, work)
 
 
-def mixed(traffic: Traffic, span_s: float, seed: int = 0) -> Traffic:
-    """Some requests are six times as heavy: a share between none and 35 %, another one each hour."""
-    chance = random.Random(seed)
-    shares = [chance.uniform(0, 0.35) for _ in range(int(span_s // 3600) + 2)]
+def mix_sizes(traffic: Traffic, span_s: float, seed: int = 0) -> Traffic:
+    """Give a share of the requests six times the work; the share differs by hour, from 0 to 35 %."""
+    rng = random.Random(seed)
+    shares = [rng.uniform(0, 0.35) for _ in range(int(span_s // 3600) + 2)]
     work = [
-        6 * work if chance.random() < shares[int(at // 3600)] else work
+        6 * work if rng.random() < shares[int(at // 3600)] else work
         for at, work in zip(traffic.times, traffic.work, strict=True)
     ]
     return Traffic(traffic.times, work)
 
 
-def halved(traffic: Traffic, span_s: float, seed: int = 0) -> Traffic:
-    """Half the work."""
-    del span_s, seed
-    return scaled(traffic, 0.5)
-
-
-def doubled(traffic: Traffic, span_s: float, seed: int = 0) -> Traffic:
-    """Twice the work."""
-    del span_s, seed
-    return scaled(traffic, 2.0)
-
-
-#: By name: the traffic's change, and by how much more workers there must be room for.
+#: Variants by name: the change of the traffic, and the factor for the maximum number of workers.
 VARIANTS: Mapping[str, tuple[Callable[[Traffic, float, int], Traffic], float]] = {
-    "reversed": (reversed_in_time, 1.0),
-    "half": (halved, 1.0),
-    "double": (doubled, 2.0),
-    "heavier": (heavier, 1.0),
-    "paired": (paired, 1.0),
-    "bunched": (bunched, 1.0),
-    "mixed": (mixed, 2.0),
+    "reversed": (reverse_time, 1.0),
+    "half": (lambda traffic, _span_s, _seed: scale_work(traffic, 0.5), 1.0),
+    "double": (lambda traffic, _span_s, _seed: scale_work(traffic, 2.0), 2.0),
+    "heavier": (fewer_heavier, 1.0),
+    "paired": (add_pairs, 1.0),
+    "bunched": (add_bunches, 1.0),
+    "mixed": (mix_sizes, 2.0),
 }
 
 
 class Preset(NamedTuple):
-    """A scenario of one model by name; its traffic is given."""
+    """A named scenario of one model, without its traffic."""
 
     scale_work: float
     batch: int = 1
-    alone: float = 1.0
+    #: Share of a step's time that does not grow with the batch.
+    fixed_share: float = 1.0
     max_workers: int = 12
     max_wait_s: float = 10.0
     variant: str | None = None
 
 
-#: Made for a day of image requests that take 18 s each on average.
+#: Designed for a day of image requests with a mean work of 18 s.
 PRESETS: Mapping[str, Preset] = {
     "s2": Preset(0.25),
-    "s3": Preset(0.30, batch=4, alone=0.3),
+    "s3": Preset(0.30, batch=4, fixed_share=0.3),
     "s6": Preset(0.25, max_wait_s=30.0, variant="mixed"),
 }
 
@@ -169,11 +169,11 @@ PRESETS: Mapping[str, Preset] = {
 def from_preset(
     preset: Preset, traffic: Traffic, span_s: float, *, cold_starts_s: Sequence[float] = (40.0,), seed: int = 0
 ) -> Scenario:
-    """The scenario of a preset and a day's traffic."""
-    traffic, most = scaled(traffic, preset.scale_work), preset.max_workers
+    """Return the scenario of a preset with the given traffic."""
+    traffic, max_workers = scale_work(traffic, preset.scale_work), preset.max_workers
     if preset.variant:
-        change, room = VARIANTS[preset.variant]
-        traffic, most = change(traffic, span_s, seed), round(most * room)
-    service = Service("m", slow_downs(preset.batch, preset.alone), tuple(cold_starts_s))
-    scaling = Scaling(min_workers=1, max_workers=most, slo={"max_wait_s": preset.max_wait_s})
-    return Scenario({"m": traffic}, {"m": service}, {"m": scaling}, most, span_s, seed)
+        change, factor = VARIANTS[preset.variant]
+        traffic, max_workers = change(traffic, span_s, seed), round(max_workers * factor)
+    profile = WorkerProfile("m", batch_slowdowns(preset.batch, preset.fixed_share), tuple(cold_starts_s))
+    scaling = Scaling(min_workers=1, max_workers=max_workers, slo={"max_wait_s": preset.max_wait_s})
+    return Scenario({"m": traffic}, {"m": profile}, {"m": scaling}, max_workers, span_s, seed)

@@ -1,7 +1,7 @@
-"""The simulation itself: traffic, pool and pilot on one clock. Pure.
+"""The simulation: arrivals, cluster events and the scaling agent on one clock.
 
-The pilot is asked when the live controller would come to something new: at its tick; at once when a worker has died; on
-the next full second while its plan could not be carried out; and, while anything waits, whenever that is urgent.
+The agent ticks when the live controller would have new information: at its regular tick, immediately after a crash, at
+the next poll while its plan could not be carried out, and at a poll at which queued tasks make a tick urgent.
 """
 
 from __future__ import annotations
@@ -15,230 +15,229 @@ from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 from configs.scaling import Scaling
-from controller.simulator.agents import Pilot, Role
-from controller.simulator.cluster import Pool
-from controller.simulator.model_sim import Station
+from controller.simulator.agents import ScalingAgent, ScalingTarget
+from controller.simulator.cluster import SimCluster
+from controller.simulator.model_sim import ModelSim
 from controller.types import Activate, Child, Drain, Kill, Observation, Queue, Start, StartSpare
 
-#: Arrivals that the mean work of a request is taken over.
+#: The mean work of a request is taken over this number of arrivals.
 _MEAN_OVER = 200
-#: What still waits when so much time has passed since the last arrival is not waited for.
-_GIVE_UP_S = 3600.0
+#: The simulation ends this long after the last arrival even if tasks are queued.
+_MAX_OVERTIME_S = 3600.0
 
 
-class Sample(NamedTuple):
-    """One model at one moment, for the picture."""
+class ModelSample(NamedTuple):
+    """State of one model at one time, for plots."""
 
     at: float
     arrived: int
-    wanted: int
+    desired: int
     ready: int
     starting: int
     oldest_wait_s: float
-    left_s: float
+    remaining_s: float
 
 
 @dataclass(slots=True)
-class Replayed:
-    """What a simulation leaves behind."""
+class SimulationResult:
+    """Final state of a simulation, with samples and, by model, the number of ticks that started or drained workers."""
 
-    pool: Pool
-    ended_at: float
-    samples: dict[str, list[Sample]]
-    #: Looks that started or drained workers, by model.
+    models: Mapping[str, ModelSim]
+    samples: dict[str, list[ModelSample]]
     changes: dict[str, int] = field(default_factory=dict)
 
 
-def see(station: Station, scaling: Scaling, now: float, *, sizes_known: bool = True) -> Observation:
-    """The model as the live controller would see it."""
-    tail, times, service = station.tail, station.times, station.service
-    since = max(tail - _MEAN_OVER, 0)
-    mean_s = (station.sums[tail] - station.sums[since]) / (tail - since) if tail else None
-    queued, running, oldest = station.queued, station.running, station.oldest()
+def observe(model: ModelSim, scaling: Scaling, now: float, *, sizes_known: bool = True) -> Observation:
+    """Return the model as the live controller would observe it."""
+    tail, times, profile = model.tail, model.times, model.profile
+    first = max(tail - _MEAN_OVER, 0)
+    mean_s = (model.sums[tail] - model.sums[first]) / (tail - first) if tail else None
+    queued, running, oldest = model.queued, model.running, model.oldest_arrival()
     if not sizes_known:
-        mean_s = (station.finished_s / station.done) if station.done else None
-    left_s = station.remaining_s(now) if sizes_known or mean_s is None else (queued + running) * mean_s
+        mean_s = (model.finished_s / model.done) if model.done else None
+    work_s = model.advance_work(now) if sizes_known or mean_s is None else (queued + running) * mean_s
     queue = Queue(
         queued=queued,
         running=running,
-        batch_cap=service.batch,
-        batch_slowdown=service.slow[-1],
-        backlog_work_s=left_s,
+        batch_cap=profile.batch,
+        batch_slowdown=profile.slowdowns[-1],
+        backlog_work_s=work_s,
         mean_work_s=mean_s,
         arrivals_short_window=tail - bisect_right(times, now - scaling.look_back_period_s, 0, tail),
         arrivals_long_window=tail - bisect_right(times, now - scaling.rate_window_s, 0, tail),
-        started_total=station.head,
-        started_late_total=station.late,
+        started_total=model.head,
+        started_late_total=model.late,
         oldest_wait_s=now - oldest if oldest is not None else 0.0,
         uptime_s=now,
     )
-    replicas = [worker.seen() for worker in station.workers.values()]
-    return Observation(service.name, queue, replicas, spares=_spares(station, now), unix_s=now)
+    replicas = [worker.as_replica() for worker in model.workers.values()]
+    return Observation(profile.model, queue, replicas, spares=_observed_spares(model, now), unix_s=now)
 
 
-def _spares(station: Station, now: float) -> list[Child]:
-    """Of what loads nobody knows when it will have loaded."""
+def _observed_spares(model: ModelSim, now: float) -> list[Child]:
+    """Return the standby processes; the simulator does not reveal the remaining start-up time."""
     return [
-        child if (child.loaded_at or now) <= now else replace(child, loaded_at=None)
-        for child in station.spares.values()
+        child if (child.loaded_at or now) <= now else replace(child, loaded_at=None) for child in model.spares.values()
     ]
 
 
-def silent(progress: float) -> None:
-    """Tell nobody."""
+def ignore_progress(progress: float) -> None:
+    """Accept a progress report and do nothing."""
     del progress
 
 
-class Replay:
-    """One run of a pilot over a pool's traffic."""
+class Simulation:
+    """One run of an agent over the traffic of a cluster."""
 
     def __init__(
         self,
-        pool: Pool,
-        pilot: Pilot,
-        roles: Mapping[str, Role],
+        cluster: SimCluster,
+        agent: ScalingAgent,
+        targets: Mapping[str, ScalingTarget],
         *,
         sample_s: float = 60.0,
         sizes_known: bool = True,
-        look_every_s: float = 1.0,
+        poll_interval_s: float = 1.0,
     ) -> None:
-        """`sample_s` is the time between two samples, infinity for none."""
-        self._pool = pool
-        self._pilot = pilot
-        self._roles = roles
+        """`sample_s` is the time between two samples; infinity takes none after the first."""
+        self._cluster = cluster
+        self._agent = agent
+        self._targets = targets
         self._sample_s = sample_s
         self._sizes_known = sizes_known
-        self._every_s = look_every_s
-        #: Whether the last look left something undone.
-        self._restless = True
-        self._look_at = 0.0
-        self._result = Replayed(pool, 0.0, {name: [] for name in pool.stations}, dict.fromkeys(pool.stations, 0))
+        self._poll_interval_s = poll_interval_s
+        #: Whether the last tick left a part of its plan undone.
+        self._is_incomplete = True
+        self._poll_at = 0.0
+        models = cluster.models
+        self._result = SimulationResult(models, {name: [] for name in models}, dict.fromkeys(models, 0))
 
-    def run(self, until: float = 0.0, tell: Callable[[float], None] = silent) -> Replayed:
-        """Until every request is served, and `until` at least. `tell` hears how far it is, in simulated seconds."""
-        pool, arrivals = self._pool, self._arrivals()
-        for name, role in self._roles.items():
-            for slot in role.slots[: role.first]:
-                pool.start(name, self._free(role) or slot, 0.0, ready=True)
-        coming, station = next(arrivals, (math.inf, None))
-        pool.changed = False
-        sample_at, now, before = 0.0, 0.0, 0.0
-        give_up = math.inf
+    def run(self, until: float = 0.0, on_progress: Callable[[float], None] = ignore_progress) -> SimulationResult:
+        """Run until every request is served and at least to `until`. `on_progress` receives the simulated time."""
+        cluster, arrivals = self._cluster, self._arrivals()
+        self._start_initial_workers()
+        arrival_at, model = next(arrivals, (math.inf, None))
+        sample_at, now, previous = 0.0, 0.0, 0.0
+        deadline = math.inf
         while True:
-            event_at = pool.next_at
-            before, now = now, min(event_at, coming, self._look_at, sample_at)
-            if station is None and self._over(now, until, give_up):
+            event_at = cluster.next_at
+            previous, now = now, min(event_at, arrival_at, self._poll_at, sample_at)
+            if model is None and self._is_finished(now, until, deadline):
                 break
             if event_at <= now:
-                pool.step()
-                if pool.changed:
-                    self._react(now)
-            elif coming <= now and station is not None:
-                pool.arrive(station)
-                if station.head < station.tail:
-                    self._look_by(self._after(now))
-                coming, station = next(arrivals, (math.inf, None))
-                give_up = now + _GIVE_UP_S if station is None else math.inf
-            elif self._look_at <= now:
-                self._look(now)
+                cluster.step()
+                if cluster.take_changed():
+                    self._on_cluster_change(now)
+            elif arrival_at <= now and model is not None:
+                cluster.arrive(model)
+                if model.head < model.tail:
+                    self._poll_at = min(self._poll_at, self._next_poll(now))
+                arrival_at, model = next(arrivals, (math.inf, None))
+                deadline = now + _MAX_OVERTIME_S if model is None else math.inf
+            elif self._poll_at <= now:
+                self._poll(now)
             else:
                 self._sample(now)
-                tell(now)
+                on_progress(now)
                 sample_at = now + self._sample_s
-        self._result.ended_at = max(before, until)
-        self._settle()
+        self._charge_workers(max(previous, until))
         return self._result
 
-    def _arrivals(self) -> Iterator[tuple[float, Station]]:
-        each = [zip(station.times, itertools.repeat(station)) for station in self._pool.stations.values()]
+    def _start_initial_workers(self) -> None:
+        for name, target in self._targets.items():
+            for slot in target.slots[: target.initial_workers]:
+                self._cluster.start(name, self._free_slot(target) or slot, 0.0, ready=True)
+        self._cluster.take_changed()
+
+    def _free_slot(self, target: ScalingTarget) -> str | None:
+        used = [worker.child.device for worker in self._cluster.workers.values()]
+        return next((slot for slot in target.slots if used.count(slot) < list(target.slots).count(slot)), None)
+
+    def _arrivals(self) -> Iterator[tuple[float, ModelSim]]:
+        each = [zip(model.times, itertools.repeat(model)) for model in self._cluster.models.values()]
         return heapq.merge(*each, key=lambda pair: pair[0]) if len(each) > 1 else iter(each[0])
 
-    def _free(self, role: Role) -> str | None:
-        held = [worker.child.device for worker in self._pool.workers.values()]
-        return next((slot for slot in role.slots if held.count(slot) < list(role.slots).count(slot)), None)
+    def _is_finished(self, now: float, until: float, deadline: float) -> bool:
+        is_served = all(model.done == len(model.times) for model in self._cluster.models.values())
+        return (is_served and now > until) or now > max(deadline, until)
 
-    def _over(self, now: float, until: float, give_up: float) -> bool:
-        served = all(station.done == len(station.times) for station in self._pool.stations.values())
-        return (served and now > until) or now > max(give_up, until)
+    # ---- the controller
 
-    # ---- the controller's part
+    def _next_poll(self, now: float) -> float:
+        return (now // self._poll_interval_s + 1) * self._poll_interval_s
 
-    def _after(self, now: float) -> float:
-        """The next time at which the controller looks anyway."""
-        return (now // self._every_s + 1) * self._every_s
+    def _on_cluster_change(self, now: float) -> None:
+        """Poll immediately after a crash, and at the next interval if the last plan is incomplete."""
+        has_crashes = self._cluster.has_crashes
+        if has_crashes or self._is_incomplete:
+            self._poll_at = min(self._poll_at, now if has_crashes else self._next_poll(now))
 
-    def _look_by(self, at: float) -> None:
-        self._look_at = min(self._look_at, at)
-
-    def _react(self, now: float) -> None:
-        """The dead are seen at once. Who came or went matters where something waits for it."""
-        died = any(ended.status != 0 for ended in self._pool.exits)
-        if died or self._restless:
-            self._look_by(now if died else self._after(now))
-        self._pool.changed = False
-
-    def _look(self, now: float) -> None:
-        pool, pilot = self._pool, self._pilot
-        waiting = [name for name, station in pool.stations.items() if station.queued]
-        if pool.exits or self._restless or now >= pilot.due_at() or pilot.stirs(waiting, self._see(now), now):
-            self._act(now)
-        if self._restless or any(station.queued for station in pool.stations.values()):
-            self._look_at = self._after(now)
+    def _poll(self, now: float) -> None:
+        cluster, agent, interval_s = self._cluster, self._agent, self._poll_interval_s
+        waiting = [name for name, model in cluster.models.items() if model.queued]
+        if (
+            cluster.has_exits
+            or self._is_incomplete
+            or now >= agent.next_tick_at()
+            or agent.is_urgent(waiting, self._observer(now), now)
+        ):
+            self._tick(now)
+        if self._is_incomplete or any(model.queued for model in cluster.models.values()):
+            self._poll_at = self._next_poll(now)
         else:
-            self._look_at = max(math.ceil(pilot.due_at() / self._every_s) * self._every_s, self._after(now))
-        pool.changed = False
+            self._poll_at = max(math.ceil(agent.next_tick_at() / interval_s) * interval_s, self._next_poll(now))
+        cluster.take_changed()
 
-    def _act(self, now: float) -> None:
-        """Have the pilot think, and do what it says."""
-        pool, pilot = self._pool, self._pilot
-        for ended in pool.exits:
-            pilot.died(ended)
-        pool.exits.clear()
-        thought = pilot.think(self._see(now), now)
-        moved = set()
-        for action in thought.plan.actions:
+    def _tick(self, now: float) -> None:
+        """Run the agent and carry out its plan."""
+        cluster, agent = self._cluster, self._agent
+        for ended in cluster.take_exits():
+            agent.on_worker_exit(ended)
+        plan = agent.tick(self._observer(now), now).plan
+        changed_models = set()
+        for action in plan.actions:
             match action:
                 case Start(model, device, _):
-                    pool.start(model, device, now)
-                    moved.add(model)
+                    cluster.start(model, device, now)
+                    changed_models.add(model)
                 case Activate(spare, model, device, _):
-                    pool.activate(spare, model, device, now)
-                    moved.add(model)
+                    cluster.activate(spare, model, device, now)
+                    changed_models.add(model)
                 case StartSpare(model, kind, _):
-                    pool.start_spare(model, kind, now)
+                    cluster.start_spare(model, kind, now)
                 case Drain(worker, _):
-                    if worker in pool.workers:
-                        moved.add(pool.workers[worker].child.model)
-                    pool.drain(worker, now)
+                    if worker in cluster.workers:
+                        changed_models.add(cluster.workers[worker].child.model)
+                    cluster.drain(worker, now)
                 case Kill(worker, _):
-                    pool.kill(worker, now)
-        for model in moved:
+                    cluster.kill(worker, now)
+        for model in changed_models:
             self._result.changes[model] += 1
-        # What the plan could not do may be possible at the next look.
-        self._restless = bool(thought.plan.obstacles) or self._lacks_spares(now)
+        # A later poll may carry out what this plan could not.
+        self._is_incomplete = bool(plan.obstacles) or self._has_pending_spares(now)
 
-    def _lacks_spares(self, now: float) -> bool:
-        """Whether a spare is missing or still loads."""
-        for name, role in self._roles.items():
-            spares = self._pool.stations[name].spares.values()
-            if len(spares) < role.scaling.standby or any((child.loaded_at or now) > now for child in spares):
+    def _has_pending_spares(self, now: float) -> bool:
+        """Return whether a standby process is missing or still loading."""
+        for name, target in self._targets.items():
+            spares = self._cluster.models[name].spares.values()
+            if len(spares) < target.scaling.standby or any((child.loaded_at or now) > now for child in spares):
                 return True
         return False
 
-    def _see(self, now: float) -> Callable[[str], Observation]:
-        stations, roles, known = self._pool.stations, self._roles, self._sizes_known
-        return lambda name: see(stations[name], roles[name].scaling, now, sizes_known=known)
+    def _observer(self, now: float) -> Callable[[str], Observation]:
+        models, targets, sizes_known = self._cluster.models, self._targets, self._sizes_known
+        return lambda name: observe(models[name], targets[name].scaling, now, sizes_known=sizes_known)
 
     def _sample(self, now: float) -> None:
-        for name, station in self._pool.stations.items():
-            oldest = station.oldest()
+        for name, model in self._cluster.models.items():
+            oldest = model.oldest_arrival()
             wait_s = now - oldest if oldest is not None else 0.0
-            wanted, left_s = self._pilot.wanted(name), station.remaining_s(now)
+            desired, work_s = self._agent.desired_workers(name), model.advance_work(now)
             self._result.samples[name].append(
-                Sample(now, station.tail, wanted, station.ready, station.starting, wait_s, left_s)
+                ModelSample(now, model.tail, desired, model.ready, model.starting, wait_s, work_s)
             )
 
-    def _settle(self) -> None:
-        """Count the workers that are still there up to the end."""
-        for worker in self._pool.workers.values():
-            worker.station.worker_s += self._result.ended_at - worker.child.started_at
+    def _charge_workers(self, end: float) -> None:
+        """Charge the time of the workers that are still running."""
+        for worker in self._cluster.workers.values():
+            worker.model.worker_s += end - worker.child.started_at

@@ -1,9 +1,9 @@
-"""Made-up traffic of a known pattern. Pure: equal seeds give equal requests.
+"""Synthetic traffic patterns. Equal seeds give equal requests.
 
-synthetic:poisson?rate=0.5&hours=24&work=4.5     independent requests, 0.5 a second
-synthetic:daily?rate=0.5&swing=0.8               as above, with a rate that follows the day: 0.1 to 0.9 a second
-synthetic:bursts?rate=0.5&burst=20&every=600     as above, and every ten minutes or so twenty within ten seconds
-synthetic:onoff?rate=2&on=600&off=1800           ten minutes of traffic, half an hour of none
+synthetic:poisson?rate=0.5&hours=24&work=4.5     Poisson arrivals, 0.5 requests/s
+synthetic:daily?rate=0.5&swing=0.8               a daily cycle of the rate, 0.1 to 0.9 requests/s
+synthetic:bursts?rate=0.5&burst=20&every=600     Poisson arrivals and, about every 10 minutes, 20 in 10 s
+synthetic:onoff?rate=2&on=600&off=1800           10 minutes of traffic, 30 minutes without
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ from collections.abc import Callable, Mapping
 from urllib.parse import parse_qsl
 
 from controller.simulator.scenarios import Traffic
-from controller.simulator.traces import TraceRefused
+from controller.simulator.traces import InvalidTrace
 
 _PREFIX = "synthetic:"
 _DAY_S = 86400.0
 _BURST_S = 10.0
-#: What every pattern knows, and its defaults: requests a second, hours, seconds of work and their spread.
-_USUAL = {"rate": 0.5, "hours": 24.0, "work": 4.5, "cv": 0.7}
-_OWN: Mapping[str, Mapping[str, float]] = {
+#: Options of every pattern: requests/s, hours, mean work in seconds and its coefficient of variation.
+_DEFAULTS = {"rate": 0.5, "hours": 24.0, "work": 4.5, "cv": 0.7}
+_PATTERN_DEFAULTS: Mapping[str, Mapping[str, float]] = {
     "poisson": {},
     "daily": {"swing": 0.8},
     "bursts": {"burst": 20.0, "every": 600.0},
@@ -30,58 +30,57 @@ _OWN: Mapping[str, Mapping[str, float]] = {
 
 
 def is_synthetic(text: str) -> bool:
-    """Whether this names a pattern, not a file."""
     return text.startswith(_PREFIX)
 
 
-def make(text: str, seed: int = 0) -> Traffic:
-    """The traffic that the text describes. Raises `TraceRefused`."""
+def synthetic_traffic(text: str, seed: int = 0) -> Traffic:
+    """Return the traffic of a `synthetic:` description. Raises `InvalidTrace`."""
     pattern, _, given = text.removeprefix(_PREFIX).partition("?")
-    if pattern not in _OWN:
-        raise TraceRefused(f"no such pattern: {pattern}; allowed: {', '.join(_OWN)}")
-    options = {**_USUAL, **_OWN[pattern]}
+    if pattern not in _PATTERN_DEFAULTS:
+        raise InvalidTrace(f"no such pattern: {pattern}; allowed: {', '.join(_PATTERN_DEFAULTS)}")
+    options = {**_DEFAULTS, **_PATTERN_DEFAULTS[pattern]}
     for key, value in parse_qsl(given, keep_blank_values=True):
         if key not in options:
-            raise TraceRefused(f"{pattern} has no option {key}; allowed: {', '.join(options)}")
+            raise InvalidTrace(f"{pattern} has no option {key}; allowed: {', '.join(options)}")
         try:
             options[key] = float(value)
         except ValueError:
-            raise TraceRefused(f"{key} ({value}) must be a number") from None
+            raise InvalidTrace(f"{key} ({value}) must be a number") from None
         if options[key] < 0 or not math.isfinite(options[key]):
-            raise TraceRefused(f"{key} ({value}) must be a number, and not negative")
-    chance = random.Random(seed)
-    times = _arrivals(pattern, options, chance)
-    return Traffic(times, [_work_s(options, chance) for _ in times])
+            raise InvalidTrace(f"{key} ({value}) must be a number of at least 0")
+    rng = random.Random(seed)
+    times = _arrivals(pattern, options, rng)
+    return Traffic(times, [_work_s(options, rng) for _ in times])
 
 
-def _arrivals(pattern: str, options: Mapping[str, float], chance: random.Random) -> list[float]:
+def _arrivals(pattern: str, options: Mapping[str, float], rng: random.Random) -> list[float]:
     until, rate = options["hours"] * 3600, options["rate"]
     if pattern == "daily":
         swing = options["swing"]
-        return _thinned(
-            rate * (1 + swing), until, lambda at: rate * (1 - swing * math.cos(2 * math.pi * at / _DAY_S)), chance
+        return _poisson_times(
+            rate * (1 + swing), until, lambda at: rate * (1 - swing * math.cos(2 * math.pi * at / _DAY_S)), rng
         )
     if pattern == "onoff":
         period = options["on"] + options["off"]
-        return _thinned(rate, until, lambda at: rate if at % period < options["on"] else 0.0, chance)
-    steady = _thinned(rate, until, lambda _: rate, chance)
+        return _poisson_times(rate, until, lambda at: rate if at % period < options["on"] else 0.0, rng)
+    steady = _poisson_times(rate, until, lambda _: rate, rng)
     if pattern == "bursts":
-        begins = _thinned(1 / options["every"], until - _BURST_S, lambda _: 1 / options["every"], chance)
-        burst = [at + chance.uniform(0, _BURST_S) for at in begins for _ in range(int(options["burst"]))]
+        burst_starts = _poisson_times(1 / options["every"], until - _BURST_S, lambda _: 1 / options["every"], rng)
+        burst = [at + rng.uniform(0, _BURST_S) for at in burst_starts for _ in range(int(options["burst"]))]
         return sorted(steady + burst)
     return steady
 
 
-def _thinned(most: float, until: float, rate: Callable[[float], float], chance: random.Random) -> list[float]:
-    """A Poisson process whose rate changes: made at its highest rate, of which each moment keeps its part."""
+def _poisson_times(max_rate: float, until: float, rate: Callable[[float], float], rng: random.Random) -> list[float]:
+    """Return arrivals of an inhomogeneous Poisson process by thinning one of the maximum rate."""
     times, at = [], 0.0
-    while most > 0 and (at := at + chance.expovariate(most)) < until:
-        if chance.random() * most <= rate(at):
+    while max_rate > 0 and (at := at + rng.expovariate(max_rate)) < until:
+        if rng.random() * max_rate <= rate(at):
             times.append(at)
     return times
 
 
-def _work_s(options: Mapping[str, float], chance: random.Random) -> float:
-    """Log-normal, of the mean and the coefficient of variation asked for."""
-    spread = math.log(1 + options["cv"] ** 2)
-    return chance.lognormvariate(math.log(options["work"]) - spread / 2, math.sqrt(spread)) if options["work"] else 0.0
+def _work_s(options: Mapping[str, float], rng: random.Random) -> float:
+    """Draw log-normal work by mean and coefficient of variation."""
+    variance = math.log(1 + options["cv"] ** 2)
+    return rng.lognormvariate(math.log(options["work"]) - variance / 2, math.sqrt(variance)) if options["work"] else 0.0

@@ -1,4 +1,4 @@
-"""The results of a simulation as a table for people."""
+"""Table of simulation results for the terminal."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from collections.abc import Sequence
 from rich.console import Console
 from rich.table import Table
 
-from controller.simulator.results import Row
+from controller.simulator.results import PolicyResult
 
 
-def show(console: Console, title: str, rows: Sequence[Row], notes: Sequence[str]) -> None:
-    """Print it, one line per pilot and model."""
-    several = len({row.model for row in rows}) > 1
+def print_table(console: Console, title: str, results: Sequence[PolicyResult], notes: Sequence[str]) -> None:
+    """Print one row per policy and model."""
+    several = len({result.model for result in results}) > 1
     table = Table(title=title, title_justify="left", caption="\n".join(notes) or None, caption_justify="left")
     table.add_column("policy", no_wrap=True)
     if several:
@@ -21,24 +21,24 @@ def show(console: Console, title: str, rows: Sequence[Row], notes: Sequence[str]
     headings = ("in SLO", "wait p50", "p99", "GPU-h", "x best", "starts", "changes", "use")
     for heading in headings:
         table.add_column(heading, justify="right", no_wrap=True)
-    for row in rows:
-        names = (row.pilot, row.model) if several else (row.pilot,)
-        table.add_row(*names, *_cells(row))
+    for result in results:
+        names = (result.policy, result.model) if several else (result.policy,)
+        table.add_row(*names, *_cells(result))
     console.print(table)
 
 
-def _cells(row: Row) -> tuple[str, ...]:
+def _cells(result: PolicyResult) -> tuple[str, ...]:
     return (
-        f"{100 * row.in_slo:.2f} %",
-        _seconds(row.wait_p50_s),
-        _seconds(row.wait_p99_s),
-        f"{row.gpu_hours:.1f}",
-        "" if row.ratio is None else f"{row.ratio:.2f}",
-        str(row.cold_starts),
-        str(row.changes),
-        f"{100 * row.utilisation:.0f} %",
+        f"{100 * result.in_slo:.2f} %",
+        _seconds(result.wait_p50_s),
+        _seconds(result.wait_p99_s),
+        f"{result.gpu_hours:.1f}",
+        "" if result.ratio is None else f"{result.ratio:.2f}",
+        str(result.cold_starts),
+        str(result.changes),
+        f"{100 * result.utilisation:.0f} %",
     )
 
 
 def _seconds(value: float) -> str:
-    return f"{value:.1f} s" if math.isfinite(value) else "for ever"
+    return f"{value:.1f} s" if math.isfinite(value) else "never"

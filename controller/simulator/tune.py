@@ -1,4 +1,4 @@
-"""`python -m controller tune`: the settings of a policy that hold a goal at the fewest GPU-hours, on a trace."""
+"""`python -m controller tune`: search the policy settings that meet a goal with the fewest GPU-hours."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from functools import partial
-from typing import Any
 
 import yaml
 from pydantic import ValidationError
@@ -18,119 +17,129 @@ from rich.progress import Progress
 
 from configs.cli import EXIT_USAGE
 from controller.simulator.cli import run
-from controller.simulator.random_search import Range, Settings, Tried, ranges, search, tree
-from controller.simulator.results import Row, rows, total
-from controller.simulator.scenario_options import Refused, changed, cut, described, make_parser, scenario_from
-from controller.simulator.scenarios import Scenario
+from controller.simulator.random_search import ParameterRange, ParameterValues, SearchCandidate, search, search_space
+from controller.simulator.results import PolicyResult, model_results, total_result
+from controller.simulator.scenario_options import (
+    InvalidScenario,
+    describe,
+    make_parser,
+    merge_fields,
+    nested_fields,
+    scenario_from,
+    with_fields,
+)
+from controller.simulator.scenarios import Scenario, slice_traffic
 
 _DESCRIPTION = """\
-Search settings of a policy for a goal, on the first part of a trace; see how they do on the rest; print them as YAML.
+Search policy settings on the first part of a trace, evaluate them on the rest, and print them as YAML.
 
     python -m controller tune --trace arrivals.csv --config my.yaml --goal 99 --within 10
 
-What holds on one day may not on the next: give it several days, and prefer the defaults where it gains little.
+Settings that suit one day may not suit the next: use several days, and prefer the defaults for a small gain.
 """
-#: What a try is worth that the configuration refuses.
-_REFUSED = Row("", "", 0, 0, 0.0, 0.0, 0.0, 0.0, float("inf"), 0, 0, 0, 0.0)
+#: The result of settings that the configuration rejects.
+_INVALID_RESULT = PolicyResult("", "", 0, 0, 0.0, 0.0, 0.0, 0.0, float("inf"), 0, 0, 0, 0.0)
 
 
 def main(argv: Sequence[str]) -> int:
-    """Search and print. Returns the exit status: 0 the goal is held on the rest too, 1 it is not, 2 refused."""
+    """Search and print. Return 0 if the rest meets the goal, 1 if not, 2 for invalid options."""
     parser = make_parser("python -m controller tune", _DESCRIPTION)
-    parser.add_argument("--policy", default="slo_work", help="whose settings to search")
-    parser.add_argument("--goal", type=float, default=99.0, metavar="PERCENT", help="so many requests are in time")
-    parser.add_argument("--within", type=float, metavar="S", help="in time means: waits no longer (slo.max_wait_s)")
-    parser.add_argument("--tries", type=int, default=60, metavar="N", help="settings to try")
-    parser.add_argument("--part", type=float, default=0.5, metavar="X", help="part of the trace to search on")
-    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, metavar="N", help="processes")
+    parser.add_argument("--policy", default="slo_work", help="policy to tune")
+    parser.add_argument(
+        "--goal", type=float, default=99.0, metavar="PERCENT", help="share of requests to serve in time"
+    )
+    parser.add_argument("--within", type=float, metavar="S", help="maximum wait of a request in time (slo.max_wait_s)")
+    parser.add_argument("--tries", type=int, default=60, metavar="N", help="number of settings to try")
+    parser.add_argument("--part", type=float, default=0.5, metavar="X", help="share of the trace to search on")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, metavar="N", help="parallel processes")
     args = parser.parse_args(argv)
     console = Console(stderr=True)
     try:
         return _tune(args, scenario_from(args), console)
-    except Refused as refusal:
+    except InvalidScenario as refusal:
         print(f"cannot tune: {refusal}", file=sys.stderr)
         return EXIT_USAGE
 
 
 def _tune(args: argparse.Namespace, scenario: Scenario, console: Console) -> int:
     if not 0 < args.part < 1 or args.tries < 1 or not 0 < args.goal < 100:
-        raise Refused("--part must lie between 0 and 1, --goal between 0 and 100, --tries be 1 or more")
-    given = {"policy": args.policy, "slo": {"percentile": args.goal} | _within(args)}
+        raise InvalidScenario("--part must be between 0 and 1, --goal between 0 and 100, --tries at least 1")
+    fixed_fields = {"policy": args.policy, "slo": {"percentile": args.goal} | _within(args)}
     try:
-        scalings = {name: changed(one, given) for name, one in scenario.scalings.items()}
+        scalings = {name: with_fields(one, fixed_fields) for name, one in scenario.scalings.items()}
     except ValidationError as error:
-        raise Refused("; ".join(problem["msg"] for problem in error.errors())) from None
+        raise InvalidScenario("; ".join(problem["msg"] for problem in error.errors())) from None
     scenario = replace(scenario, scalings=scalings)
-    first, rest = halves(scenario, args.part)
+    first, rest = split_scenario(scenario, args.part)
     space = _space(args.policy, scenario)
-    console.print(described(first), highlight=False)
+    console.print(describe(first), highlight=False)
     best = _search(args, first, space, console)
-    usual, found = (evaluate(rest, args.policy, one) for one in ({}, best.settings))
-    _say(console, "searched", best.row)
-    _say(console, "on the rest", found)
-    _say(console, "on the rest, with the defaults", usual)
-    if found.in_slo < args.goal / 100:
-        console.print(f"the goal of {args.goal:g} % is not held on the rest: do not rely on these settings")
-    print(yaml.safe_dump({"scaling": _over(given, tree(best.settings))}, sort_keys=False), end="")
-    return int(found.in_slo < args.goal / 100)
+    default_result, tuned_result = (evaluate(rest, args.policy, one) for one in ({}, best.settings))
+    _print_result(console, "searched", best.result)
+    _print_result(console, "on the rest", tuned_result)
+    _print_result(console, "on the rest, with the defaults", default_result)
+    if tuned_result.in_slo < args.goal / 100:
+        console.print(f"the goal of {args.goal:g} % is not met on the rest: do not use these settings")
+    print(
+        yaml.safe_dump({"scaling": merge_fields(fixed_fields, nested_fields(best.settings))}, sort_keys=False), end=""
+    )
+    return int(tuned_result.in_slo < args.goal / 100)
 
 
 def _within(args: argparse.Namespace) -> dict[str, float]:
     return {} if args.within is None else {"max_wait_s": args.within}
 
 
-def _over(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
-    return {**base, **over}
-
-
-def _space(policy: str, scenario: Scenario) -> Mapping[str, Range]:
-    """The same settings for every model: by the batch of the first."""
-    name = next(iter(scenario.services))
-    space = ranges(policy, scenario.scalings[name], scenario.services[name].batch)
+def _space(policy: str, scenario: Scenario) -> Mapping[str, ParameterRange]:
+    """Return the search space, which is common to all models, by the batch size of the first."""
+    name = next(iter(scenario.profiles))
+    space = search_space(policy, scenario.scalings[name], scenario.profiles[name].batch)
     if not space:
-        raise Refused(f"policy {policy} has nothing to search for")
+        raise InvalidScenario(f"policy {policy} has no settings to search")
     return space
 
 
-def halves(scenario: Scenario, part: float) -> tuple[Scenario, Scenario]:
-    """The scenario's first part, and the rest of it."""
-    border = scenario.span_s * part
-    first = {name: cut(traffic, 0.0, border) for name, traffic in scenario.traffic.items()}
-    rest = {name: cut(traffic, border, float("inf")) for name, traffic in scenario.traffic.items()}
+def split_scenario(scenario: Scenario, part: float) -> tuple[Scenario, Scenario]:
+    """Split the scenario in time."""
+    split_s = scenario.span_s * part
+    first = {name: slice_traffic(traffic, 0.0, split_s) for name, traffic in scenario.traffic.items()}
+    rest = {name: slice_traffic(traffic, split_s, float("inf")) for name, traffic in scenario.traffic.items()}
     if not any(one.times for one in first.values()) or not any(one.times for one in rest.values()):
-        raise Refused("both parts of the trace must have requests; change --part")
+        raise InvalidScenario("both parts of the trace must have requests; change --part")
     return (
-        replace(scenario, traffic=first, span_s=border),
-        replace(scenario, traffic=rest, span_s=scenario.span_s - border),
+        replace(scenario, traffic=first, span_s=split_s),
+        replace(scenario, traffic=rest, span_s=scenario.span_s - split_s),
     )
 
 
-def evaluate(scenario: Scenario, policy: str, settings: Settings) -> Row:
-    """What the settings do."""
+def evaluate(scenario: Scenario, policy: str, settings: ParameterValues) -> PolicyResult:
+    """Simulate the settings."""
     try:
-        scalings = {name: changed(one, tree(settings)) for name, one in scenario.scalings.items()}
+        scalings = {name: with_fields(one, nested_fields(settings)) for name, one in scenario.scalings.items()}
     except ValidationError:
-        return _REFUSED
-    return total(policy, rows(policy, run(policy, replace(scenario, scalings=scalings))))
+        return _INVALID_RESULT
+    return total_result(policy, model_results(policy, run(policy, replace(scenario, scalings=scalings))))
 
 
-def _search(args: argparse.Namespace, scenario: Scenario, space: Mapping[str, Range], console: Console) -> Tried:
+def _search(
+    args: argparse.Namespace, scenario: Scenario, space: Mapping[str, ParameterRange], console: Console
+) -> SearchCandidate:
     with (
         ProcessPoolExecutor(max(args.jobs, 1)) as pool,
         Progress(console=console, transient=True, disable=not console.is_terminal) as progress,
     ):
         bar = progress.add_task("searching", total=args.tries)
 
-        def evaluated(candidates: Sequence[Settings]) -> list[Row]:
-            found = list(pool.map(partial(evaluate, scenario, args.policy), candidates))
+        def evaluate_all(candidates: Sequence[ParameterValues]) -> list[PolicyResult]:
+            tuned_result = list(pool.map(partial(evaluate, scenario, args.policy), candidates))
             progress.advance(bar, len(candidates))
-            return found
+            return tuned_result
 
-        return search(space, args.goal / 100, args.tries, evaluated, seed=args.seed)
+        return search(space, args.goal / 100, args.tries, evaluate_all, seed=args.seed)
 
 
-def _say(console: Console, what: str, row: Row) -> None:
+def _print_result(console: Console, label: str, result: PolicyResult) -> None:
     console.print(
-        f"{what}: {100 * row.in_slo:.2f} % in time, {row.gpu_hours:.1f} GPU-h, {row.cold_starts} starts",
+        f"{label}: {100 * result.in_slo:.2f} % in time, {result.gpu_hours:.1f} GPU-h, {result.cold_starts} starts",
         highlight=False,
     )

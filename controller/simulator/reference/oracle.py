@@ -1,9 +1,9 @@
-"""What somebody who knows the future would pay: the cheapest schedule of workers that was found. Pure.
+"""The cheapest schedule of workers that a search finds when it knows all future requests.
 
-Workers may come and go every ten seconds; each coming costs a cold start before it, as in a simulation. A search goes
-through the day once, keeps the best schedules so far for each number of workers and backlog, and weighs GPU-seconds
-against late requests; the weight is chosen so that just enough requests are in time. What it finds can be run in the
-simulator, so that it is an upper bound of the optimum; that full batches are never idle is a lower one.
+The number of workers may change every ten seconds; each added worker costs a cold start. The search processes the
+trace once. For each number of workers and backlog it retains the best schedules, by GPU-seconds plus a cost of late
+requests. That cost is chosen so that the goal is just met. The schedule runs in the simulator, so it is an upper bound
+of the optimum; full batches without idle time are a lower bound.
 """
 
 from __future__ import annotations
@@ -15,199 +15,200 @@ from typing import NamedTuple
 
 from controller.autoscaler.autoscaler import Thought
 from controller.planning.plan import Plan
-from controller.simulator.agents import Look
-from controller.simulator.reference.queue_sim import Lane, State
-from controller.simulator.results import Row, rows
+from controller.simulator.agents import Observe, ScalingAgent
+from controller.simulator.reference.queue_sim import QueueSim, QueueState
+from controller.simulator.results import PolicyResult, model_results
 from controller.simulator.scenarios import Scenario
-from controller.simulator.simulator import Replayed, silent
+from controller.simulator.simulator import SimulationResult, ignore_progress
 from controller.types import Action, Drain, Exit, Stage, Start
 
 _STAGE_S = 10.0
-#: Schedules whose backlog takes more than so many times the longest wait are given up.
-_FAR = 6.0
-#: GPU-seconds that a late request may be worth: from about what one costs to where hardly any is late.
-_WEIGHTS = (4.0, 100.0)
+#: Schedules with a backlog beyond this multiple of the maximum wait are discarded.
+_MAX_BACKLOG = 6.0
+#: Range of the cost of a late request in GPU-seconds: from about its work to almost no late requests.
+_LATE_COSTS_S = (4.0, 100.0)
 
 
-class Effort(NamedTuple):
-    """How widely to search."""
+class SearchEffort(NamedTuple):
+    """Effort of the search."""
 
-    #: Schedules kept for each number of workers, by their backlog.
-    kept: int = 4
-    #: Most workers that may come, or go, at once.
-    jump: int = 3
-    #: How much dearer than the cheapest a schedule may be to be kept, in cold starts.
+    #: Schedules retained for each number of workers, by their backlog.
+    max_schedules: int = 4
+    #: Largest change of the number of workers in a stage.
+    max_change: int = 3
+    #: Largest extra cost of a retained schedule over the cheapest one, in cold starts.
     slack: float = 5.0
-    #: Weights tried.
+    #: Late costs to try.
     rounds: int = 6
 
 
 class _Label(NamedTuple):
-    """A schedule up to now: what it costs with its late requests, and where it leaves the queue."""
+    """A partial schedule: its cost with that of late requests, and the resulting queue."""
 
     score: float
     paid_s: float
     late: int
-    state: State
+    state: QueueState
     workers: int
-    before: _Label | None
+    previous: _Label | None
 
 
 @dataclass(frozen=True, slots=True)
-class Schedule:
-    """How many workers serve in each stage, and what the search thinks of it."""
+class WorkerSchedule:
+    """The number of workers in each stage, with the expected cost and late requests."""
 
     workers: Sequence[int]
     paid_s: float
     late: int
 
 
-class Search:
-    """Schedules of one model, on its own."""
+class ScheduleSearch:
+    """Search for the cheapest schedule of a single model."""
 
-    def __init__(self, scenario: Scenario, effort: Effort | None = None) -> None:
+    def __init__(self, scenario: Scenario, effort: SearchEffort | None = None) -> None:
         (name,) = scenario.traffic
-        traffic, service, role = scenario.traffic[name], scenario.services[name], scenario.roles()[name]
-        self._lane = Lane(*traffic, service.slow, role.scaling.slo.max_wait_s)
-        self._start_s, self._leave_s = service.expected_start_s(), service.leave_s
-        self._least, self._most = role.limits.min_workers, role.limits.max_workers
-        self._first, self._span_s = role.first, scenario.span_s
+        traffic, profile, target = scenario.traffic[name], scenario.profiles[name], scenario.targets()[name]
+        self._queue = QueueSim(*traffic, profile.slowdowns, target.scaling.slo.max_wait_s)
+        self._start_s, self._leave_s = profile.expected_start_s(), profile.drain_s
+        self._min_workers, self._max_workers = target.limits.min_workers, target.limits.max_workers
+        self._initial_workers, self._span_s = target.initial_workers, scenario.span_s
         self._requests = len(traffic.times)
-        self._effort = effort or Effort()
+        self._effort = effort or SearchEffort()
 
-    def weighing(self, weight: float, tell: Callable[[float], None] = silent) -> Schedule:
-        """The cheapest schedule found where a late request is worth so many GPU-seconds."""
-        labels = [_Label(0.0, 0.0, 0, State(((),) * self._first), self._first, None)]
+    def cheapest(self, late_cost_s: float, on_progress: Callable[[float], None] = ignore_progress) -> WorkerSchedule:
+        """Return the cheapest schedule if a late request costs `late_cost_s` GPU-seconds."""
+        labels = [_Label(0.0, 0.0, 0, QueueState(((),) * self._initial_workers), self._initial_workers, None)]
         stages = int(-(-self._span_s // _STAGE_S))
         for number in range(stages):
-            labels = self._stage(labels, number * _STAGE_S, weight)
+            labels = self._stage(labels, number * _STAGE_S, late_cost_s)
             if number % 100 == 0:
-                tell(number / stages)
+                on_progress(number / stages)
         best = min(labels, key=lambda label: label.score)
         counts, label = [], best
-        while label.before is not None:
+        while label.previous is not None:
             counts.append(label.workers)
-            label = label.before
-        return Schedule(counts[::-1], best.paid_s, best.late)
+            label = label.previous
+        return WorkerSchedule(counts[::-1], best.paid_s, best.late)
 
-    def _stage(self, labels: Sequence[_Label], at: float, weight: float) -> list[_Label]:
-        """One stage on: every schedule with every number of workers, and of those the ones worth keeping."""
-        found: dict[int, list[tuple[float, _Label]]] = {}
+    def _stage(self, labels: Sequence[_Label], at: float, late_cost_s: float) -> list[_Label]:
+        """Extend every schedule by one stage with every allowed number of workers, and prune."""
+        by_workers: dict[int, list[tuple[float, _Label]]] = {}
         until = at + _STAGE_S
-        arrived = bisect_left(self._lane.times, until)
+        arrived = bisect_left(self._queue.times, until)
         for label in labels:
-            lowest = max(label.workers - self._effort.jump, self._least, 1)
-            highest = min(label.workers + self._effort.jump, self._most) if at >= self._start_s else label.workers
+            lowest = max(label.workers - self._effort.max_change, self._min_workers, 1)
+            highest = (
+                min(label.workers + self._effort.max_change, self._max_workers)
+                if at >= self._start_s
+                else label.workers
+            )
             for workers in range(lowest, highest + 1):
-                state, late = self._lane.advance(self._lane.resized(label.state, workers), at, until)
+                state, late = self._queue.advance(self._queue.resize(label.state, workers), at, until)
                 more, fewer = max(workers - label.workers, 0), max(label.workers - workers, 0)
                 paid = workers * _STAGE_S + more * self._start_s + fewer * self._leave_s
                 new = _Label(
-                    label.score + paid + weight * late, label.paid_s + paid, label.late + late, state, workers, label
+                    label.score + paid + late_cost_s * late,
+                    label.paid_s + paid,
+                    label.late + late,
+                    state,
+                    workers,
+                    label,
                 )
-                found.setdefault(workers, []).append((self._lane.left_s(state, arrived), new))
-        return self._worth(found)
+                by_workers.setdefault(workers, []).append((self._queue.remaining_s(state, arrived), new))
+        return self._prune(by_workers)
 
-    def _worth(self, found: Mapping[int, Sequence[tuple[float, _Label]]]) -> list[_Label]:
-        """For each number of workers the cheapest, and dearer ones as long as they leave clearly less to do."""
-        best = min(label.score for labels in found.values() for _, label in labels)
-        enough = best + self._effort.slack * max(self._start_s, _STAGE_S)
-        apart_s = max(self._lane.sums[-1] / max(self._requests, 1) / 2, 0.1)
-        far_s = _FAR * self._lane.max_wait_s
-        kept = []
-        for workers, all_labels in found.items():
-            labels = [one for one in all_labels if one[0] <= far_s * (workers + 1)]
-            left, number = float("inf"), 0
-            for left_s, label in sorted(labels, key=lambda pair: pair[1].score):
-                if label.score > enough or number == self._effort.kept:
+    def _prune(self, by_workers: Mapping[int, Sequence[tuple[float, _Label]]]) -> list[_Label]:
+        """Retain for each number of workers the cheapest schedule, and more expensive ones with a smaller backlog."""
+        best = min(label.score for labels in by_workers.values() for _, label in labels)
+        max_score = best + self._effort.slack * max(self._start_s, _STAGE_S)
+        min_gap_s = max(self._queue.sums[-1] / max(self._requests, 1) / 2, 0.1)
+        max_backlog_s = _MAX_BACKLOG * self._queue.max_wait_s
+        retained = []
+        for workers, all_labels in by_workers.items():
+            labels = [one for one in all_labels if one[0] <= max_backlog_s * (workers + 1)]
+            backlog_s, number = float("inf"), 0
+            for remaining_s, label in sorted(labels, key=lambda pair: pair[1].score):
+                if label.score > max_score or number == self._effort.max_schedules:
                     break
-                if left_s < left - apart_s:
-                    kept.append(label)
-                    left, number = left_s, number + 1
-        # Where every queue is hopeless, the shortest of them goes on.
-        return kept or [min((one for labels in found.values() for one in labels), key=lambda pair: pair[0])[1]]
+                if remaining_s < backlog_s - min_gap_s:
+                    retained.append(label)
+                    backlog_s, number = remaining_s, number + 1
+        # If every backlog is too large, the smallest one is retained.
+        return retained or [min((one for labels in by_workers.values() for one in labels), key=lambda pair: pair[0])[1]]
 
 
-class Foreseen:
-    """A pilot that follows a schedule: whoever is to serve at a time is started before it."""
+class ScheduleAgent(ScalingAgent):
+    """Follows a schedule: it starts each worker one start time before its stage."""
 
-    def __init__(self, model: str, schedule: Schedule, start_s: float, slots: Sequence[str]) -> None:
+    def __init__(self, model: str, schedule: WorkerSchedule, start_s: float, slots: Sequence[str]) -> None:
         self._model = model
         self._counts = schedule.workers
         self._start_s = start_s
         self._slots = slots
         self._stage = -1
-        self._wanted = schedule.workers[0]
+        self._desired = schedule.workers[0]
         self._starts = sorted(
             number * _STAGE_S - start_s
             for number in range(1, len(self._counts))
             for _ in range(self._counts[number] - self._counts[number - 1])
         )
 
-    def think(self, look: Look, now: float) -> Thought:
-        """Start whose time has come; send away those who are too many for this stage, the least busy first."""
-        seen = look(self._model)
+    def tick(self, observe: Observe, now: float) -> Thought:
+        """Start the workers that are due, and drain surplus workers, the least busy first."""
+        observed = observe(self._model)
         actions: list[Action] = []
-        held = {replica.child.device for replica in seen.replicas}
-        free = [slot for slot in self._slots if slot not in held]
+        used = {replica.child.device for replica in observed.replicas}
+        free = [slot for slot in self._slots if slot not in used]
         while self._starts and self._starts[0] <= now:
             self._starts.pop(0)
-            actions.append(Start(self._model, free.pop(0) if free else self._slots[0], "foreseen"))
+            actions.append(Start(self._model, free.pop(0) if free else self._slots[0], "schedule"))
         stage = min(int(now // _STAGE_S), len(self._counts) - 1)
         if stage != self._stage:
-            self._stage, self._wanted = stage, self._counts[stage]
-            ready = sorted((r for r in seen.replicas if r.stage is Stage.READY), key=lambda r: r.load)
+            self._stage, self._desired = stage, self._counts[stage]
+            ready = sorted((r for r in observed.replicas if r.stage is Stage.READY), key=lambda r: r.load)
             due = self._counts[stage] - (self._counts[stage - 1] if stage else len(ready))
-            actions += [Drain(replica.child.id, "foreseen") for replica in ready[: max(-due, 0)]]
+            actions += [Drain(replica.child.id, "schedule") for replica in ready[: max(-due, 0)]]
         return Thought(Plan(actions, {}), [])
 
-    def due_at(self) -> float:
-        """The next stage, or the next start before it."""
-        following = (self._stage + 1) * _STAGE_S
-        return min([following, *self._starts[:1]])
+    def next_tick_at(self) -> float:
+        return min([(self._stage + 1) * _STAGE_S, *self._starts[:1]])
 
-    def stirs(self, waiting: Sequence[str], look: Look, now: float) -> bool:
-        """All is foreseen."""
-        del waiting, look, now
-        return False
+    def on_worker_exit(self, ended: Exit) -> None:
+        """Ignore exits: a schedule has no crashes."""
 
-    def died(self, ended: Exit) -> None:
-        """Nobody dies in a future that is known."""
-
-    def wanted(self, model: str) -> int:
-        """How many serve now."""
+    def desired_workers(self, model: str) -> int:
         del model
-        return self._wanted
+        return self._desired
 
 
-def follow(scenario: Scenario, schedule: Schedule) -> Replayed:
-    """What comes of the schedule in the simulator."""
-    (name,) = scenario.services
-    roles = scenario.roles()
-    start_s = scenario.services[name].expected_start_s()
-    return scenario.run(Foreseen(name, schedule, start_s, roles[name].slots), roles)
+def simulate_schedule(scenario: Scenario, schedule: WorkerSchedule) -> SimulationResult:
+    """Run the schedule in the simulator."""
+    (name,) = scenario.profiles
+    targets = scenario.targets()
+    start_s = scenario.profiles[name].expected_start_s()
+    return scenario.run(ScheduleAgent(name, schedule, start_s, targets[name].slots), targets)
 
 
-def best_known(
+def best_schedule(
     scenario: Scenario,
     in_slo: float = 0.99,
-    effort: Effort | None = None,
-    tell: Callable[[float], None] = silent,
-) -> Row | None:
-    """The cheapest schedule found with so many in time, as it runs in the simulator; None where none was found.
+    effort: SearchEffort | None = None,
+    on_progress: Callable[[float], None] = ignore_progress,
+) -> PolicyResult | None:
+    """Return the simulated result of the cheapest schedule with a share `in_slo` in time; None if there is none.
 
-    `tell` hears how far the search is, from 0 to 1.
+    `on_progress` receives the progress of the search, from 0 to 1.
     """
-    effort = effort or Effort()
-    search, found = Search(scenario, effort), []
-    low, high = _WEIGHTS
+    effort = effort or SearchEffort()
+    search, results = ScheduleSearch(scenario, effort), []
+    low, high = _LATE_COSTS_S
     for number in range(effort.rounds):
-        weight = (low * high) ** 0.5
-        (row,) = rows("best known", follow(scenario, search.weighing(weight)))
-        if row.in_slo >= in_slo:
-            found.append(row)
-            high = weight
+        late_cost_s = (low * high) ** 0.5
+        (result,) = model_results("best known", simulate_schedule(scenario, search.cheapest(late_cost_s)))
+        if result.in_slo >= in_slo:
+            results.append(result)
+            high = late_cost_s
         else:
-            low = weight
-        tell((number + 1) / effort.rounds)
-    return min(found, key=lambda row: row.gpu_hours, default=None)
+            low = late_cost_s
+        on_progress((number + 1) / effort.rounds)
+    return min(results, key=lambda result: result.gpu_hours, default=None)

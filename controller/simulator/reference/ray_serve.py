@@ -6,12 +6,12 @@ import math
 from collections import deque
 from dataclasses import dataclass, field
 
-from controller.simulator.agents import Seen
+from controller.simulator.agents import SimObservation
 
 
 @dataclass(slots=True)
-class Ray:
-    """`desired = requests / target_ongoing_requests`, averaged over the look-back, held for a delay."""
+class RayServe:
+    """`desired = requests / target_ongoing_requests`, averaged over the look-back period and applied after a delay."""
 
     target_ongoing_requests: float = 2.0
     look_back_period_s: float = 30.0
@@ -21,51 +21,51 @@ class Ray:
     downscale_to_zero_delay_s: float | None = None
     upscaling_factor: float = 1.0
     downscaling_factor: float = 1.0
-    #: The controller's loop runs every 0.1 s; nothing here is decided by less than a second.
+    #: The original loop runs every 0.1 s; no setting here is shorter than a second.
     interval_s: float = 1.0
-    _seen: deque[tuple[float, int]] = field(default_factory=deque)
+    _totals: deque[tuple[float, int]] = field(default_factory=deque)
     _sum: int = 0
     _target: int | None = None
-    #: On which side of the target the wish has been, and since when.
-    _side: int = 0
-    _since: float = 0.0
+    #: Direction in which the desired number has differed from the target, and since when.
+    _direction: int = 0
+    _direction_since: float = 0.0
 
-    def desired(self, seen: Seen, now: float) -> int:
-        """The target, moved when the wish has been beyond it for long enough."""
+    def desired(self, observation: SimObservation, now: float) -> int:
+        """Change the target after the desired number has differed from it for the delay."""
         if self._target is None:
-            self._target = seen.replicas
-        total = self._mean(seen.total, now)
-        if seen.ready == 0:
-            if seen.total > 0:
-                self._target = seen.clip(max(math.ceil(self.upscaling_factor), self._target))
+            self._target = observation.replicas
+        mean_total = self._mean(observation.total, now)
+        if observation.ready == 0:
+            if observation.total > 0:
+                self._target = observation.clip(max(math.ceil(self.upscaling_factor), self._target))
             return self._target
-        wish = seen.clip(self._wish(total, seen.ready))
-        if wish == 0 and self._target > 1:
-            wish = 1
-        side = (wish > self._target) - (wish < self._target)
-        if side != self._side:
-            self._side, self._since = side, now
-        if side and now - self._since >= self._delay(side, wish):
-            self._target, self._side = wish, 0
+        desired = observation.clip(self._raw_desired(mean_total, observation.ready))
+        if desired == 0 and self._target > 1:
+            desired = 1
+        direction = (desired > self._target) - (desired < self._target)
+        if direction != self._direction:
+            self._direction, self._direction_since = direction, now
+        if direction and now - self._direction_since >= self._delay(direction, desired):
+            self._target, self._direction = desired, 0
         return self._target
 
     def _mean(self, total: int, now: float) -> float:
-        self._seen.append((now, total))
+        self._totals.append((now, total))
         self._sum += total
-        while self._seen[0][0] <= now - self.look_back_period_s:
-            self._sum -= self._seen.popleft()[1]
-        return self._sum / len(self._seen)
+        while self._totals[0][0] <= now - self.look_back_period_s:
+            self._sum -= self._totals.popleft()[1]
+        return self._sum / len(self._totals)
 
-    def _wish(self, total: float, running: int) -> int:
-        desired = total / self.target_ongoing_requests
-        factor = self.upscaling_factor if desired > running else self.downscaling_factor
-        wish = math.ceil(running + factor * (desired - running))
-        # With a small factor, rounding up would never go down.
-        return wish - 1 if desired < running and wish == running and factor < 1 else wish
+    def _raw_desired(self, mean_total: float, running: int) -> int:
+        exact = mean_total / self.target_ongoing_requests
+        factor = self.upscaling_factor if exact > running else self.downscaling_factor
+        desired = math.ceil(running + factor * (exact - running))
+        # With a factor below 1, rounding up would prevent any scale-down.
+        return desired - 1 if exact < running and desired == running and factor < 1 else desired
 
-    def _delay(self, side: int, wish: int) -> float:
-        if side > 0:
+    def _delay(self, direction: int, desired: int) -> float:
+        if direction > 0:
             return self.upscale_delay_s
-        if wish == 0 and self.downscale_to_zero_delay_s is not None:
+        if desired == 0 and self.downscale_to_zero_delay_s is not None:
             return self.downscale_to_zero_delay_s
         return self.downscale_delay_s

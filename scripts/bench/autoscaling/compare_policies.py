@@ -23,9 +23,9 @@ from controller.policies import POLICIES
 from controller.simulator import table
 from controller.simulator.cli import run
 from controller.simulator.reference import BASELINES
-from controller.simulator.reference.oracle import best_known
-from controller.simulator.results import Row, rows
-from controller.simulator.scenario_options import changed, described
+from controller.simulator.reference.oracle import best_schedule
+from controller.simulator.results import PolicyResult, model_results
+from controller.simulator.scenario_options import describe, with_fields
 from controller.simulator.scenarios import PRESETS, VARIANTS, Preset, Scenario, Traffic, from_preset
 from controller.simulator.traces import read_trace
 
@@ -43,7 +43,7 @@ def scenarios(traffic: Traffic) -> Iterator[tuple[str, Scenario]]:
     yield "s2, start 5 s", from_preset(PRESETS["s2"], traffic, _DAY_S, cold_starts_s=(5.0,))
     ticks = from_preset(PRESETS["s2"], traffic, _DAY_S)
     for interval_s in (5, 10, 60):
-        faster = {name: changed(one, {"interval_s": interval_s}) for name, one in ticks.scalings.items()}
+        faster = {name: with_fields(one, {"interval_s": interval_s}) for name, one in ticks.scalings.items()}
         yield f"s2, tick {interval_s} s", Scenario(**{**_fields(ticks), "scalings": faster})
 
 
@@ -54,17 +54,17 @@ def _fields(scenario: Scenario) -> dict[str, Any]:
 def searched(scenario: Scenario) -> dict[str, float]:
     """The cheapest schedule found with 99 % in time, as it runs in the simulator."""
     began = time.process_time()
-    best = best_known(scenario)
+    best = best_schedule(scenario)
     assert best is not None
     return {"gpu_hours": best.gpu_hours, "in_slo": best.in_slo, "took_cpu_s": round(time.process_time() - began)}
 
 
-def compared(scenario: Scenario, names: list[str], bound: float | None) -> tuple[list[Row], dict[str, float]]:
+def compared(scenario: Scenario, names: list[str], bound: float | None) -> tuple[list[PolicyResult], dict[str, float]]:
     made, took = [], {}
     for name in names:
         began = time.process_time()
-        (row,) = rows(name, run(name, scenario))
-        made.append(row.against(bound))
+        (row,) = model_results(name, run(name, scenario))
+        made.append(row.with_bound(bound))
         took[name] = round(time.process_time() - began, 2)
     return made, took
 
@@ -95,8 +95,8 @@ def main() -> None:
                 names = args.policies.split(",")
             made, took = compared(scenario, names, bound)
             work_s = sum(map(sum, (one.work for one in scenario.traffic.values())))
-            table.show(console, f"{name}: {described(scenario)}", made, [f"{work_s / 3600:.1f} h of work"])
-            entry |= {"what": described(scenario), "rows": [row.as_json() for row in made], "took_cpu_s": took}
+            table.print_table(console, f"{name}: {describe(scenario)}", made, [f"{work_s / 3600:.1f} h of work"])
+            entry |= {"what": describe(scenario), "model_results": [row.as_json() for row in made], "took_cpu_s": took}
         args.json.write_text(json.dumps(known, indent=1) + "\n")
 
 

@@ -17,41 +17,42 @@ from pathlib import Path
 from typing import Any
 
 from configs.scaling import Scaling
-from controller.simulator.agents import Look, Thinker
-from controller.simulator.cli import pilot_for
-from controller.simulator.model_sim import Service
-from controller.simulator.results import rows, total
+from controller.simulator.agents import MusterAgent, Observe
+from controller.simulator.cli import agent_for
+from controller.simulator.model_sim import WorkerProfile
+from controller.simulator.results import model_results, total_result
 from controller.simulator.scenarios import Scenario, Traffic
-from controller.simulator.synthetic import make
+from controller.simulator.synthetic import synthetic_traffic
 
 
 def fleet(gpus: int, models: int, hours: float, work_s: float, policy: str) -> Scenario:
     """Models of unequal popularity whose days begin at different hours; together they need half of the GPUs."""
-    traffic, services, scalings = {}, {}, {}
+    traffic, profiles, scalings = {}, {}, {}
     weights = [1 / (1 + number) ** 0.5 for number in range(models)]
     for number in range(models):
         name = f"m{number:02}"
         rate = 0.5 * gpus * weights[number] / sum(weights) / work_s
-        made = make(f"synthetic:daily?rate={rate}&swing=0.7&hours={hours}&work={work_s}", number)
+        made = synthetic_traffic(f"synthetic:daily?rate={rate}&swing=0.7&hours={hours}&work={work_s}", number)
         shift = 3600.0 * (number * 24 / models)
         pairs = sorted(((at + shift) % (3600 * hours), work) for at, work in zip(*made, strict=True))
         traffic[name] = Traffic([at for at, _ in pairs], [work for _, work in pairs])
-        services[name] = Service(name)
+        profiles[name] = WorkerProfile(name)
         scalings[name] = Scaling(min_workers=1, max_workers=gpus, policy=policy, slo={"max_wait_s": 30})
-    return Scenario(traffic, services, scalings, gpus, 3600 * hours, look_every_s=5.0)
+    return Scenario(traffic, profiles, scalings, gpus, 3600 * hours, poll_interval_s=5.0)
 
 
 class Timed:
     """A pilot that measures how long it thinks."""
 
-    def __init__(self, thinker: Thinker) -> None:
-        self._thinker = thinker
+    def __init__(self, agent: MusterAgent) -> None:
+        self._agent = agent
         self.took_s: list[float] = []
-        self.due_at, self.died, self.wanted, self.stirs = thinker.due_at, thinker.died, thinker.wanted, thinker.stirs
+        self.next_tick_at, self.on_worker_exit = agent.next_tick_at, agent.on_worker_exit
+        self.desired_workers, self.is_urgent = agent.desired_workers, agent.is_urgent
 
-    def think(self, look: Look, now: float) -> Any:
+    def tick(self, observe: Observe, now: float) -> Any:
         began = time.process_time()
-        thought = self._thinker.think(look, now)
+        thought = self._agent.tick(observe, now)
         self.took_s.append(time.process_time() - began)
         return thought
 
@@ -66,29 +67,29 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
     scenario = fleet(args.gpus, args.models, args.hours, args.work, args.policy)
-    thinker, roles = pilot_for(args.policy, scenario)
-    assert isinstance(thinker, Thinker)
-    pilot = Timed(thinker)
+    muster, targets = agent_for(args.policy, scenario)
+    assert isinstance(muster, MusterAgent)
+    agent = Timed(muster)
     # What there is of requests by now is not to be searched for garbage again and again while a look is timed.
     gc.collect()
     gc.freeze()
     began, began_clock = time.process_time(), time.perf_counter()
-    replayed = scenario.run(pilot, roles)
+    replayed = scenario.run(agent, targets)
     took, clock = time.process_time() - began, time.perf_counter() - began_clock
-    row = total(args.policy, rows(args.policy, replayed))
+    row = total_result(args.policy, model_results(args.policy, replayed))
     result = {
         "what": f"{args.gpus} GPUs, {args.models} models, {args.hours:g} h, {row.requests} requests of {args.work:g} s",
         "where": f"{platform.machine()}, Python {platform.python_version()}",
         "simulated_in_cpu_s": round(took, 1),
         "on_the_clock_s": round(clock, 1),
-        "looks": len(pilot.took_s),
+        "looks": len(agent.took_s),
         "look_ms": {
-            "median": round(1000 * statistics.median(pilot.took_s), 2),
-            "p99": round(1000 * sorted(pilot.took_s)[int(0.99 * len(pilot.took_s))], 2),
-            "most": round(1000 * max(pilot.took_s), 2),
+            "median": round(1000 * statistics.median(agent.took_s), 2),
+            "p99": round(1000 * sorted(agent.took_s)[int(0.99 * len(agent.took_s))], 2),
+            "most": round(1000 * max(agent.took_s), 2),
         },
-        "workers": max(station.ready for station in replayed.pool.stations.values()),
-        "total": row.as_json(),
+        "workers": max(station.ready for station in replayed.models.values()),
+        "total_result": row.as_json(),
     }
     print(json.dumps(result, indent=1))
     if args.json:

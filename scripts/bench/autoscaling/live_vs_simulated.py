@@ -29,16 +29,16 @@ import msgspec
 from configs.paths import internal_token
 from configs.scaling import Scaling
 from controller.simulator.cli import run
-from controller.simulator.model_sim import Service
-from controller.simulator.scenarios import Scenario, Traffic, scaled
-from controller.simulator.synthetic import make
+from controller.simulator.model_sim import WorkerProfile
+from controller.simulator.scenarios import Scenario, Traffic, scale_work
+from controller.simulator.synthetic import synthetic_traffic
 from scripts.harness.load import machine, server
 from wire.snapshot import Snapshot
 
 _STEP_S = 0.02
 _MOST = 8
 _LINE = re.compile(
-    r"^(\S+ \S+) \w+ +controller: (?:(starting|draining|killing) worker (\S+)|worker (\S+) on \S+ died)",
+    r"^(\S+ \S+) \w+ +controller: (?:(starting|draining|killing) worker (\S+)|worker (\S+) on \S+ on_worker_exit)",
 )
 
 #: (seconds since the first request's clock began, workers that are starting or ready).
@@ -188,13 +188,15 @@ def main() -> None:
     parser.add_argument("--json", type=Path, required=True)
     parser.add_argument("--plot", type=Path, required=True)
     args = parser.parse_args()
-    hour = make(args.trace, 1)
-    traffic = Traffic([t / args.speed for t in hour.times], scaled(hour, 1 / args.speed).work)
+    hour = synthetic_traffic(args.trace, 1)
+    traffic = Traffic([t / args.speed for t in hour.times], scale_work(hour, 1 / args.speed).work)
     # As the live run rounds to whole steps, so does the simulation.
     traffic = traffic._replace(work=[max(round(work / _STEP_S), 1) * _STEP_S for work in traffic.work])
     span_s = 60 * math.ceil(max(hour.times) / 60) / args.speed
     scaling = settings(args.speed, args.policy, args.interval, args.load)
-    scenario = Scenario({"m": traffic}, {"m": Service("m")}, {"m": Scaling.model_validate(scaling)}, _MOST, span_s)
+    scenario = Scenario(
+        {"m": traffic}, {"m": WorkerProfile("m")}, {"m": Scaling.model_validate(scaling)}, _MOST, span_s
+    )
     live = run_live(scenario, scaling, args.load / args.speed)
     simulated = simulate(scenario, live)
     tick_s = args.interval / args.speed
@@ -222,9 +224,9 @@ def simulate(scenario: Scenario, live: Live) -> Counts:
     """The same hour. The balancer had counted for a while before the first request came, and so does the simulator."""
     lead_s = live.uptime_s
     traffic = Traffic([t + lead_s for t in live.traffic.times], live.traffic.work)
-    service = Service("m", cold_starts_s=tuple(live.starts_s) or (5.0,), leave_s=0.2)
-    moved = replace(scenario, traffic={"m": traffic}, services={"m": service}, span_s=scenario.span_s + lead_s)
-    station = run(moved.scalings["m"].policy, moved).pool.stations["m"]
+    service = WorkerProfile("m", cold_starts_s=tuple(live.starts_s) or (5.0,), drain_s=0.2)
+    moved = replace(scenario, traffic={"m": traffic}, profiles={"m": service}, span_s=scenario.span_s + lead_s)
+    station = run(moved.scalings["m"].policy, moved).models["m"]
     return [(when - lead_s, starting + ready) for when, starting, ready in station.history]
 
 

@@ -22,10 +22,10 @@ from rich.table import Table
 from configs.scaling import Scaling
 from controller.planning.device_pool import Pool
 from controller.policies import POLICIES
-from controller.simulator.agents import Thinker
-from controller.simulator.model_sim import Service
+from controller.simulator.agents import MusterAgent
+from controller.simulator.model_sim import WorkerProfile
 from controller.simulator.scenarios import Scenario, Traffic
-from controller.simulator.simulator import Replayed
+from controller.simulator.simulator import SimulationResult
 from controller.types import Device
 
 GIB = 2**30
@@ -46,44 +46,44 @@ def traffic(number: int, seed: int) -> Traffic:
     return Traffic(times, [WORK_S * chance.uniform(0.5, 1.5) for _ in times])
 
 
-def simulate(policy: str, seed: int) -> tuple[Replayed, int]:
-    """One run; and how many workers had to make room for another model's."""
+def simulate(policy: str, seed: int) -> tuple[SimulationResult, int]:
+    """One run; and how many workers had to synthetic_traffic room for another model's."""
     scaling = Scaling(policy=policy, min_workers=1, max_workers=2, slo={"max_wait_s": MAX_WAIT_S})
     scenario = Scenario(
         traffic={name: traffic(number, seed) for number, name in enumerate(MODELS)},
-        services={name: Service(name, cold_starts_s=(40.0,)) for name in MODELS},
+        profiles={name: WorkerProfile(name, cold_starts_s=(40.0,)) for name in MODELS},
         scalings=dict.fromkeys(MODELS, scaling),
         gpus=2,
         span_s=HOURS * 3600,
         seed=seed,
     )
-    roles = scenario.roles()
-    thinker = Thinker(roles, dict.fromkeys(MODELS, POLICIES[policy]))
-    thinker.brain.pool = Pool(Device(f"cuda:{number}", 24 * GIB) for number in range(scenario.gpus))
-    for model in thinker.brain.models.values():
+    targets = scenario.targets()
+    agent = MusterAgent(targets, dict.fromkeys(MODELS, POLICIES[policy]))
+    agent.autoscaler.pool = Pool(Device(f"cuda:{number}", 24 * GIB) for number in range(scenario.gpus))
+    for model in agent.autoscaler.models.values():
         model.gpu_memory = 10 * GIB
-    return scenario.run(thinker, roles, sample_s=60.0), thinker.brain.swaps
+    return scenario.run(agent, targets, sample_s=60.0), agent.autoscaler.swaps
 
 
-def picture(ran: Replayed, file: Path) -> None:
+def picture(ran: SimulationResult, file: Path) -> None:
     """Arrivals, workers and the longest wait of each model."""
     mpl.use("Agg")
     from matplotlib import pyplot as plt
 
-    figure, rows = plt.subplots(3, 1, figsize=(9, 6), sharex=True, layout="constrained")
+    figure, model_results = plt.subplots(3, 1, figsize=(9, 6), sharex=True, layout="constrained")
     for name, samples in ran.samples.items():
         hours = [sample.at / 3600 for sample in samples]
         arrived = [0, *(later.arrived - one.arrived for one, later in itertools.pairwise(samples))]
         smooth = [sum(arrived[max(n - 9, 0) : n + 1]) / min(n + 1, 10) for n in range(len(arrived))]
-        rows[0].plot(hours, smooth, label=name)
-        rows[1].step(hours, [sample.ready for sample in samples], where="post", label=name)
-        rows[2].plot(hours, [sample.oldest_wait_s for sample in samples], label=name)
-    for row, title in zip(rows, ("requests a minute", "ready workers", "longest wait, s"), strict=True):
+        model_results[0].plot(hours, smooth, label=name)
+        model_results[1].step(hours, [sample.ready for sample in samples], where="post", label=name)
+        model_results[2].plot(hours, [sample.oldest_wait_s for sample in samples], label=name)
+    for row, title in zip(model_results, ("requests a minute", "ready workers", "longest wait, s"), strict=True):
         row.set_ylabel(title)
         row.grid(alpha=0.3)
-    rows[1].set_ylim(-0.1, 2.3)
-    rows[0].legend(ncols=3, loc="lower right", bbox_to_anchor=(1, 1))
-    rows[2].set_xlabel("hours")
+    model_results[1].set_ylim(-0.1, 2.3)
+    model_results[0].legend(ncols=3, loc="lower right", bbox_to_anchor=(1, 1))
+    model_results[2].set_xlabel("hours")
     figure.savefig(file, dpi=120)
 
 
@@ -97,7 +97,7 @@ def main() -> None:
     ran, swaps = simulate(given.policy, given.seed)
     table = Table("model", "requests", "in SLO %", "cold starts", "least ready", title=f"{HOURS:g} h, {swaps} swaps")
     found = {}
-    for name, station in ran.pool.stations.items():
+    for name, station in ran.models.items():
         waits = list(station.waits)
         found[name] = {
             "requests": len(waits),

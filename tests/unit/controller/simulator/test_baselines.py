@@ -1,55 +1,57 @@
-"""The known autoscalers, against their formulas worked out by hand: what is seen at each tick, and what they want."""
+"""Reference autoscalers: formulas worked out by hand, by observation and desired number of workers."""
 
 from __future__ import annotations
 
 import pytest
 
-from controller.simulator.agents import Autoscaler, Seen
-from controller.simulator.reference import BASELINES, Hpa, Kpa, Ray, Seed, Static
+from controller.simulator.agents import ReferenceAutoscaler, SimObservation
+from controller.simulator.reference import BASELINES, FixedWorkers, Hpa, Kpa, LightningAutoscaler, RayServe
 from controller.types import Limits
 
 LIMITS = Limits(1, 20, 600, 60, 10)
 ZERO = Limits(0, 20, 600, 60, 10)
 
 
-def seen(total: int, ready: int, starting: int = 0, *, queued: int | None = None, limits: Limits = LIMITS) -> Seen:
-    waiting = max(total - ready, 0) if queued is None else queued
-    return Seen(waiting, total - waiting, ready, starting, limits)
+def seen(
+    total_result: int, ready: int, starting: int = 0, *, queued: int | None = None, limits: Limits = LIMITS
+) -> SimObservation:
+    waiting = max(total_result - ready, 0) if queued is None else queued
+    return SimObservation(waiting, total_result - waiting, ready, starting, limits)
 
 
-def wishes(autoscaler: Autoscaler, looks: list[Seen]) -> list[int]:
+def wishes(autoscaler: ReferenceAutoscaler, looks: list[SimObservation]) -> list[int]:
     """What it wants, asked once per interval."""
     return [autoscaler.desired(look, number * autoscaler.interval_s) for number, look in enumerate(looks)]
 
 
-# ---- Ray Serve: requests / target, held
+# ---- RayServe Serve: requests / target, held
 
 
 def test_ray_waits_for_its_delay_before_it_adds() -> None:
-    assert wishes(Ray(), [seen(8, 1)] * 32) == [1] * 30 + [4] * 2
+    assert wishes(RayServe(), [seen(8, 1)] * 32) == [1] * 30 + [4] * 2
 
 
 def test_ray_averages_over_the_look_back() -> None:
-    ray = Ray(look_back_period_s=4, upscale_delay_s=0)
+    ray = RayServe(look_back_period_s=4, upscale_delay_s=0)
     # The mean of the last four is 0, 0, 0, 2, 4, ...: a step of 8 requests is taken in by quarters.
     assert wishes(ray, [seen(0, 1)] * 3 + [seen(8, 1)] * 4) == [1, 1, 1, 1, 2, 3, 4]
 
 
 def test_ray_removes_after_ten_minutes_only() -> None:
-    ray = Ray(look_back_period_s=1)
+    ray = RayServe(look_back_period_s=1)
     assert set(wishes(ray, [seen(2, 4)] * 600)) == {4}
     assert ray.desired(seen(2, 4), 601.0) == 1
 
 
 def test_ray_starts_from_nothing_at_once_and_comes_to_nothing_by_way_of_one() -> None:
-    assert Ray().desired(seen(1, 0, limits=ZERO), 0.0) == 1
-    ray = Ray(look_back_period_s=1, downscale_delay_s=0)
+    assert RayServe().desired(seen(1, 0, limits=ZERO), 0.0) == 1
+    ray = RayServe(look_back_period_s=1, downscale_delay_s=0)
     assert wishes(ray, [seen(0, 3, limits=ZERO), seen(0, 1, limits=ZERO)]) == [1, 0]
 
 
 def test_ray_moves_by_its_factors() -> None:
-    assert Ray(upscaling_factor=0.5, upscale_delay_s=0).desired(seen(20, 2), 0.0) == 6
-    assert Ray(downscaling_factor=0.5, downscale_delay_s=0).desired(seen(2, 3), 0.0) == 2
+    assert RayServe(upscaling_factor=0.5, upscale_delay_s=0).desired(seen(20, 2), 0.0) == 6
+    assert RayServe(downscaling_factor=0.5, downscale_delay_s=0).desired(seen(2, 3), 0.0) == 2
 
 
 # ---- Knative
@@ -73,7 +75,7 @@ def test_kpa_panics_at_twice_what_its_pods_can_and_then_never_goes_down() -> Non
 
 
 @pytest.mark.parametrize(
-    ("total", "replicas", "wanted"),
+    ("total_result", "replicas", "wanted"),
     [
         (4, 4, 4),
         (19, 18, 18),  # within a tenth of the target nothing changes
@@ -84,8 +86,8 @@ def test_kpa_panics_at_twice_what_its_pods_can_and_then_never_goes_down() -> Non
         (20, 6, 12),
     ],
 )
-def test_hpa(total: int, replicas: int, wanted: int) -> None:
-    assert Hpa(target=1).desired(seen(total, replicas), 0.0) == wanted
+def test_hpa(total_result: int, replicas: int, wanted: int) -> None:
+    assert Hpa(target=1).desired(seen(total_result, replicas), 0.0) == wanted
 
 
 def test_hpa_keeps_the_most_of_five_minutes() -> None:
@@ -109,7 +111,7 @@ def test_keda_sees_only_what_waits() -> None:
 
 
 @pytest.mark.parametrize(
-    ("total", "ready", "starting", "wanted"),
+    ("total_result", "ready", "starting", "wanted"),
     [
         (8, 2, 0, 3),
         (7, 2, 0, 2),
@@ -120,21 +122,21 @@ def test_keda_sees_only_what_waits() -> None:
         (0, 1, 0, 1),
     ],
 )
-def test_seed(total: int, ready: int, starting: int, wanted: int) -> None:
-    assert Seed(max_batch_size=4).desired(seen(total, ready, starting), 0.0) == wanted
+def test_seed(total_result: int, ready: int, starting: int, wanted: int) -> None:
+    assert LightningAutoscaler(max_batch_size=4).desired(seen(total_result, ready, starting), 0.0) == wanted
 
 
 def test_seed_without_the_double_count() -> None:
-    assert Seed(max_batch_size=4, counts_twice=False).desired(seen(8, 1, 1), 0.0) == 3
+    assert LightningAutoscaler(max_batch_size=4, counts_twice=False).desired(seen(8, 1, 1), 0.0) == 3
 
 
 def test_static() -> None:
-    assert Static(7).desired(seen(0, 7), 0.0) == 7
-    assert Static(70).desired(seen(0, 7), 0.0) == 20
+    assert FixedWorkers(7).desired(seen(0, 7), 0.0) == 7
+    assert FixedWorkers(70).desired(seen(0, 7), 0.0) == 20
 
 
 @pytest.mark.parametrize("name", BASELINES)
 def test_bounds_hold(name: str) -> None:
     autoscaler = BASELINES[name](4, 20)
-    for tick, total in enumerate([0, 1, 500, 3, 80, 0, 0, 0]):
-        assert 1 <= autoscaler.desired(seen(total, 1 + tick), tick * 400.0) <= 20
+    for tick, total_result in enumerate([0, 1, 500, 3, 80, 0, 0, 0]):
+        assert 1 <= autoscaler.desired(seen(total_result, 1 + tick), tick * 400.0) <= 20

@@ -11,29 +11,29 @@ import yaml
 
 from configs.scaling import Scaling
 from controller.simulator.cli import main
-from controller.simulator.random_search import Settings, ranges, search, tree
-from controller.simulator.results import Row
-from controller.simulator.scenario_options import changed, fields
+from controller.simulator.random_search import ParameterValues, search, search_space
+from controller.simulator.results import PolicyResult
+from controller.simulator.scenario_options import nested_fields, parse_fields, with_fields
 from controller.simulator.tune import main as tune
 
 
 def test_search_finds_the_cheapest_that_holds_the_goal() -> None:
-    space = ranges("slo_work", Scaling(), 1)
+    space = search_space("slo_work", Scaling(), 1)
 
-    def evaluate(candidates: Sequence[Settings]) -> list[Row]:
+    def evaluate(candidates: Sequence[ParameterValues]) -> list[PolicyResult]:
         # The cheapest that holds the goal has 20 s.
         drains = [one.get("drain_s", 60.0) for one in candidates]
-        return [Row("p", "m", 1, 0, 1.0 if s >= 20 else 0.9, 0, 0, 0, s, 0, 0, 0, 1.0) for s in drains]
+        return [PolicyResult("p", "m", 1, 0, 1.0 if s >= 20 else 0.9, 0, 0, 0, s, 0, 0, 0, 1.0) for s in drains]
 
     best = search(space, 0.99, 80, evaluate, seed=1)
-    assert best.row.in_slo == 1.0
+    assert best.result.in_slo == 1.0
     assert 20 <= best.settings["drain_s"] < 22
     assert search(space, 0.99, 80, evaluate, seed=1) == best
 
 
 def test_fields_become_sections() -> None:
-    assert tree({"a": 1.0, "b.c": 2.0, "b.d.e": 3.0}) == {"a": 1.0, "b": {"c": 2.0, "d": {"e": 3.0}}}
-    assert fields(["interval_s=10", "slo.max_wait_s=5", "policy=static"]) == {
+    assert nested_fields({"a": 1.0, "b.c": 2.0, "b.d.e": 3.0}) == {"a": 1.0, "b": {"c": 2.0, "d": {"e": 3.0}}}
+    assert parse_fields(["interval_s=10", "slo.max_wait_s=5", "policy=static"]) == {
         "interval_s": 10,
         "slo": {"max_wait_s": 5},
         "policy": "static",
@@ -42,7 +42,7 @@ def test_fields_become_sections() -> None:
 
 def test_another_policy_keeps_what_it_can_read() -> None:
     scaling = Scaling(policy="queue_depth", scale_up_at=3, scale_down_at=1, max_workers=7)
-    other = changed(scaling, {"policy": "slo_work", "feedback": {"gain": 0.02}})
+    other = with_fields(scaling, {"policy": "slo_work", "feedback": {"gain": 0.02}})
     assert (other.policy, other.max_workers, other.feedback.gain) == ("slo_work", 7, 0.02)
 
 
@@ -58,9 +58,9 @@ def test_command_writes_what_it_shows(tmp_path: Path, capsys: pytest.CaptureFixt
     assert main([*options, "--json", str(tmp_path / "out.json"), "--plot", str(tmp_path / "out.png")]) == 0
     shown = capsys.readouterr().out
     result = json.loads((tmp_path / "out.json").read_text())
-    assert {row["pilot"] for row in result["rows"]} == {"slo_work", "hpa", "peak"}
-    assert all(row["ratio"] >= 0.99 for row in result["rows"])
-    assert all(row["pilot"] in shown for row in result["rows"])
+    assert {row["policy"] for row in result["model_results"]} == {"slo_work", "hpa", "peak"}
+    assert all(row["ratio"] >= 0.99 for row in result["model_results"])
+    assert all(row["policy"] in shown for row in result["model_results"])
     assert (tmp_path / "out.png").read_bytes().startswith(b"\x89PNG")
 
 
@@ -96,13 +96,13 @@ def test_models_keep_their_own_policies(tmp_path: Path) -> None:
     config.write_text(yaml.safe_dump({"models": models}))
     trace.write_text("arrival_s,model,exec_s\n" + "".join(f"{n},{'ab'[n % 2]},3\n" for n in range(120)))
     assert main(["--config", str(config), "--trace", str(trace), "--json", str(tmp_path / "out.json")]) == 0
-    rows = json.loads((tmp_path / "out.json").read_text())["rows"]
-    assert [(row["pilot"], row["model"], row["requests"]) for row in rows] == [
+    model_results = json.loads((tmp_path / "out.json").read_text())["model_results"]
+    assert [(row["policy"], row["model"], row["requests"]) for row in model_results] == [
         ("as configured", "a", 60),
         ("as configured", "b", 60),
         ("as configured", "all", 120),
     ]
-    assert rows[0]["cold_starts"] == 0
+    assert model_results[0]["cold_starts"] == 0
 
 
 def test_a_policy_of_ones_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -119,7 +119,7 @@ def test_a_policy_of_ones_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         str(tmp_path / "out.json"),
     ]
     assert main([*options, "--policy", "mine_to_simulate:two"]) == 0
-    (row,) = json.loads((tmp_path / "out.json").read_text())["rows"]
+    (row,) = json.loads((tmp_path / "out.json").read_text())["model_results"]
     assert row["cold_starts"] == 1
 
 
@@ -133,14 +133,14 @@ def test_tune_prints_settings_that_can_be_used(capsys: pytest.CaptureFixture[str
     found = Scaling.model_validate(yaml.safe_load(told.out)["scaling"])
     assert (found.policy, found.slo.max_wait_s, found.slo.percentile) == ("slo_work", 8, 90)
     assert "on the rest, with the defaults" in told.err
-    assert status == ("is not held" in told.err)
+    assert status == ("is not met" in told.err)
 
 
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        (["--part", "1"], "--part must lie between 0 and 1"),
-        (["--policy", "static"], "nothing to search for"),
+        (["--part", "1"], "--part must be between 0 and 1"),
+        (["--policy", "static"], "no settings to search"),
         (["--part", "0.001"], "both parts of the trace must have requests"),
     ],
 )

@@ -1,4 +1,4 @@
-"""The clairvoyant: its stages follow the machine's rules, and what it finds can be run."""
+"""The clairvoyant: its stages simulate_schedule the machine's rules, and what it finds can be run."""
 
 from __future__ import annotations
 
@@ -6,55 +6,62 @@ import pytest
 
 from configs.scaling import Scaling
 from controller.simulator.cli import run
-from controller.simulator.cluster import Pool
-from controller.simulator.model_sim import Service, Station, slow_downs
-from controller.simulator.reference.oracle import Effort, Foreseen, Schedule, Search, best_known, follow
-from controller.simulator.reference.queue_sim import Lane, State
-from controller.simulator.results import least_hours, rows
+from controller.simulator.cluster import SimCluster
+from controller.simulator.model_sim import ModelSim, WorkerProfile, batch_slowdowns
+from controller.simulator.reference.oracle import (
+    ScheduleAgent,
+    ScheduleSearch,
+    SearchEffort,
+    WorkerSchedule,
+    best_schedule,
+    simulate_schedule,
+)
+from controller.simulator.reference.queue_sim import QueueSim, QueueState
+from controller.simulator.results import min_gpu_hours, model_results
 from controller.simulator.scenarios import Scenario, Traffic
-from controller.simulator.synthetic import make
+from controller.simulator.synthetic import synthetic_traffic
 
 
-def burst(slow: tuple[float, ...] = (1.0,)) -> Scenario:
+def burst(slowdowns: tuple[float, ...] = (1.0,)) -> Scenario:
     """Nothing for five minutes, then a request a second for one."""
     traffic = Traffic([300.0 + number for number in range(60)], [2.0] * 60)
     scaling = Scaling(max_workers=4, policy="static")
-    return Scenario({"m": traffic}, {"m": Service("m", slow)}, {"m": scaling}, 4, 600.0)
+    return Scenario({"m": traffic}, {"m": WorkerProfile("m", slowdowns)}, {"m": scaling}, 4, 600.0)
 
 
-@pytest.mark.parametrize(("slow", "rate"), [(slow_downs(1, 1.0), 0.8), (slow_downs(4, 0.3), 1.1)])
-def test_a_stage_is_what_the_machine_does(slow: tuple[float, ...], rate: float) -> None:
-    traffic = make(f"synthetic:poisson?rate={rate}&hours=0.2&work=6", 4)
-    lane, state, late = Lane(*traffic, slow, 10.0), State(((),) * 4), 0
+@pytest.mark.parametrize(("slowdowns", "rate"), [(batch_slowdowns(1, 1.0), 0.8), (batch_slowdowns(4, 0.3), 1.1)])
+def test_a_stage_is_what_the_machine_does(slowdowns: tuple[float, ...], rate: float) -> None:
+    traffic = synthetic_traffic(f"synthetic:poisson?rate={rate}&hours=0.2&work=6", 4)
+    lane, state, late = QueueSim(*traffic, slowdowns, 10.0), QueueState(((),) * 4), 0
     for stage in range(200):
         state, more = lane.advance(state, stage * 10.0, stage * 10.0 + 10.0)
         late += more
-    station = Station(Service("m", slow), *traffic)
-    pool = Pool({"m": station})
+    model = ModelSim(WorkerProfile("m", slowdowns), *traffic)
+    cluster = SimCluster({"m": model})
     for number in range(4):
-        pool.start("m", f"cuda:{number}", 0.0, ready=True)
-    while station.done < len(traffic.times):
-        if station.tail < len(traffic.times) and traffic.times[station.tail] < pool.next_at:
-            pool.arrive(station)
+        cluster.start("m", f"cuda:{number}", 0.0, ready=True)
+    while model.done < len(traffic.times):
+        if model.tail < len(traffic.times) and traffic.times[model.tail] < cluster.next_at:
+            cluster.arrive(model)
         else:
-            pool.step()
+            cluster.step()
     # Of workers that are equally busy either may be next, which matters only where tasks share a worker.
-    assert station.late == (late if len(slow) == 1 else pytest.approx(late, rel=0.02))
+    assert model.late == (late if len(slowdowns) == 1 else pytest.approx(late, rel=0.02))
     assert late > 0
     assert state.head == len(traffic.times)
-    assert lane.left_s(state, len(traffic.times)) == pytest.approx(0)
+    assert lane.remaining_s(state, len(traffic.times)) == pytest.approx(0)
 
 
 def test_who_goes_hands_over() -> None:
-    lane = Lane([0.0], [1.0], (1.0,), 10.0)
-    state = lane.resized(State(((5.0,), (), (2.0,)), (9.0,), 3), 1)
-    assert state == State(((5.0,),), (9.0, 2.0), 3)
-    assert lane.resized(state, 2).servers == ((5.0,), ())
+    lane = QueueSim([0.0], [1.0], (1.0,), 10.0)
+    state = lane.resize(QueueState(((5.0,), (), (2.0,)), (9.0,), 3), 1)
+    assert state == QueueState(((5.0,),), (9.0, 2.0), 3)
+    assert lane.resize(state, 2).servers == ((5.0,), ())
 
 
 def test_who_is_late_is_counted_once() -> None:
-    lane = Lane([0.0, 0.0], [30.0, 1.0], (1.0,), 10.0)
-    state, counts = State(((),)), []
+    lane = QueueSim([0.0, 0.0], [30.0, 1.0], (1.0,), 10.0)
+    state, counts = QueueState(((),)), []
     for stage in range(4):
         state, late = lane.advance(state, 10.0 * stage, 10.0 * stage + 10.0)
         counts.append(late)
@@ -65,9 +72,9 @@ def test_who_is_late_is_counted_once() -> None:
 def test_a_schedule_is_followed() -> None:
     given = burst()
     counts = [1] * 29 + [3] * 10 + [1] * 21
-    slots = given.roles()["m"].slots
-    replayed = given.run(Foreseen("m", Schedule(counts, 0.0, 0), 40.0, slots), given.roles())
-    history = replayed.pool.stations["m"].history
+    slots = given.targets()["m"].slots
+    replayed = given.run(ScheduleAgent("m", WorkerSchedule(counts, 0.0, 0), 40.0, slots), given.targets())
+    history = replayed.models["m"].history
     # Two start forty seconds before the thirtieth stage, and go after the thirty-ninth.
     assert [entry for entry in history if entry[0]] == [
         (250.0, 1, 1),
@@ -79,22 +86,22 @@ def test_a_schedule_is_followed() -> None:
     ]
 
 
-@pytest.mark.parametrize("slow", [(1.0,), (1.0, 1.4)])
-def test_the_clairvoyant_starts_before_the_burst(slow: tuple[float, ...]) -> None:
-    given = burst(slow)
-    row = best_known(given, 0.95, Effort(kept=3, rounds=6))
+@pytest.mark.parametrize("slowdowns", [(1.0,), (1.0, 1.4)])
+def test_the_clairvoyant_starts_before_the_burst(slowdowns: tuple[float, ...]) -> None:
+    given = burst(slowdowns)
+    row = best_schedule(given, 0.95, SearchEffort(max_schedules=3, rounds=6))
     assert row is not None
     assert row.in_slo >= 0.95
-    (peak,) = rows("peak", run("peak", given))
+    (peak,) = model_results("peak", run("peak", given))
     assert row.gpu_hours < 0.5 * peak.gpu_hours
 
 
 def test_what_the_search_promises_is_what_the_simulator_gives() -> None:
     given = burst()
-    found = Search(given).weighing(20.0)
-    replayed = follow(given, found)
-    (row,) = rows("best", replayed)
+    found = ScheduleSearch(given).cheapest(20.0)
+    replayed = simulate_schedule(given, found)
+    (row,) = model_results("best", replayed)
     assert row.gpu_hours == pytest.approx(found.paid_s / 3600, rel=0.02)
     assert row.requests * (1 - row.in_slo) == pytest.approx(found.late, abs=1)
-    assert row.gpu_hours >= least_hours(replayed.pool.stations["m"])
-    assert Search(given).weighing(1000.0).late <= found.late
+    assert row.gpu_hours >= min_gpu_hours(replayed.models["m"])
+    assert ScheduleSearch(given).cheapest(1000.0).late <= found.late

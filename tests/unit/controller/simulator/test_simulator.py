@@ -11,18 +11,18 @@ import pytest
 from configs.scaling import Scaling
 from controller.autoscaler.autoscaler import Thought
 from controller.planning.plan import Plan
-from controller.simulator.agents import Look
+from controller.simulator.agents import Observe
 from controller.simulator.cli import run
-from controller.simulator.model_sim import Service
-from controller.simulator.results import Row, rows, total
+from controller.simulator.model_sim import WorkerProfile
+from controller.simulator.results import PolicyResult, model_results, total_result
 from controller.simulator.scenarios import PRESETS, VARIANTS, Scenario, Traffic, from_preset
-from controller.simulator.synthetic import make
+from controller.simulator.synthetic import synthetic_traffic
 from controller.types import Exit, Observation
 
 
 def scenario(times: list[float], work: list[float], *, most: int = 3, span_s: float = 60.0, **service: Any) -> Scenario:
     scaling = Scaling(max_workers=most, policy="static")
-    return Scenario({"m": Traffic(times, work)}, {"m": Service("m", **service)}, {"m": scaling}, most, span_s)
+    return Scenario({"m": Traffic(times, work)}, {"m": WorkerProfile("m", **service)}, {"m": scaling}, most, span_s)
 
 
 class Watcher:
@@ -33,32 +33,32 @@ class Watcher:
         self.asked: list[float] = []
         self.seen: list[Observation] = []
         self.dead: list[str] = []
-        #: When it was asked whether it stirs, and what it saw then.
-        self.stirred: list[tuple[float, Observation]] = []
+        #: When it was asked whether it is_urgent, and what it saw then.
+        self.urgency_checks: list[tuple[float, Observation]] = []
 
-    def think(self, look: Look, now: float) -> Thought:
+    def tick(self, observe: Observe, now: float) -> Thought:
         self.asked.append(now)
-        self.seen.append(look("m"))
+        self.seen.append(observe("m"))
         return Thought(Plan([], {}), [])
 
-    def due_at(self) -> float:
+    def next_tick_at(self) -> float:
         return self.asked[-1] + self.every_s
 
-    def stirs(self, waiting: Sequence[str], look: Look, now: float) -> bool:
+    def is_urgent(self, waiting: Sequence[str], observe: Observe, now: float) -> bool:
         for name in waiting:
-            self.stirred.append((now, look(name)))
+            self.urgency_checks.append((now, observe(name)))
         return False
 
-    def died(self, ended: Exit) -> None:
+    def on_worker_exit(self, ended: Exit) -> None:
         self.dead.append(ended.child.id)
 
-    def wanted(self, model: str) -> int:
+    def desired_workers(self, model: str) -> int:
         return 1
 
 
 def watched(given: Scenario, every_s: float = 30.0) -> Watcher:
     pilot = Watcher(every_s)
-    given.run(pilot, given.roles())
+    given.run(pilot, given.targets())
     return pilot
 
 
@@ -66,11 +66,11 @@ def test_a_pilot_is_asked_at_its_tick_and_every_second_while_anything_waits() ->
     pilot = watched(scenario([10.2, 10.4], [2.0, 2.0]))
     assert pilot.asked == [0.0, 30.0, 60.0]
     # The second waits until 12.2.
-    assert [at for at, _ in pilot.stirred] == [11.0, 12.0]
+    assert [at for at, _ in pilot.urgency_checks] == [11.0, 12.0]
 
 
 def test_a_death_is_seen_at_once() -> None:
-    given = scenario([0.0], [5.0], mean_life_s=20.0, span_s=100.0)
+    given = scenario([0.0], [5.0], mean_lifetime_s=20.0, span_s=100.0)
     pilot = watched(given)
     (death,) = [at for at in pilot.asked if at % 1]
     assert pilot.dead == ["m-1"]
@@ -79,7 +79,7 @@ def test_a_death_is_seen_at_once() -> None:
 
 def test_what_is_seen_is_what_the_balancer_would_tell() -> None:
     pilot = watched(scenario([5.0, 5.5, 6.0, 100.0], [4.0, 20.0, 3.0, 1.0], span_s=200.0))
-    queue = dict(pilot.stirred)[28.0].queue
+    queue = dict(pilot.urgency_checks)[28.0].queue
     assert queue is not None
     assert (queue.queued, queue.running, queue.started_total, queue.started_late_total) == (1, 1, 2, 0)
     assert queue.backlog_work_s == pytest.approx(1.0 + 3.0)
@@ -99,13 +99,13 @@ def test_sizes_may_be_unknown() -> None:
     given = scenario([0.0, 0.0, 0.0], [2.0, 10.0, 10.0])
     unknown = Scenario(**{**{n: getattr(given, n) for n in Scenario.__dataclass_fields__}, "sizes_known": False})
     pilot = watched(unknown)
-    queue = dict(pilot.stirred)[3.0].queue
+    queue = dict(pilot.urgency_checks)[3.0].queue
     assert queue is not None
     assert queue.backlog_work_s == pytest.approx(2 * 2.0), "two are left, and the only one that ended took 2 s"
 
 
 def test_static_by_hand() -> None:
-    (row,) = rows("static", run("static", scenario([0.0, 0.0, 50.0], [30.0, 1.0, 1.0])))
+    (row,) = model_results("static", run("static", scenario([0.0, 0.0, 50.0], [30.0, 1.0, 1.0])))
     assert (row.requests, row.unserved, row.cold_starts) == (3, 0, 0)
     assert (row.in_slo, row.wait_p50_s, row.wait_p99_s, row.total_p99_s) == (2 / 3, 0.0, 30.0, 31.0)
     assert row.gpu_hours == pytest.approx(60 / 3600)
@@ -114,49 +114,53 @@ def test_static_by_hand() -> None:
 
 def test_what_is_never_served_is_not_in_time() -> None:
     class Nobody(Watcher):
-        def wanted(self, model: str) -> int:
+        def desired_workers(self, model: str) -> int:
             return 0
 
     given = scenario([1.0], [1.0])
-    none = {name: role._replace(scaling=Scaling(min_workers=0)) for name, role in given.roles().items()}
-    (row,) = rows("nobody", given.run(Nobody(30.0), none))
+    none = {name: role._replace(scaling=Scaling(min_workers=0)) for name, role in given.targets().items()}
+    (row,) = model_results("nobody", given.run(Nobody(30.0), none))
     assert (row.unserved, row.in_slo, row.wait_p99_s) == (1, 0.0, math.inf)
     assert row.as_json()["wait_p99_s"] is None
 
 
 def test_totals_add_up() -> None:
     parts = [
-        Row("p", "a", 100, 0, 1.0, 0.0, 1.0, 2.0, 2.0, 3, 4, 0, 0.5),
-        Row("p", "b", 300, 1, 0.9, 1.0, 9.0, 9.0, 6.0, 1, 1, 2, 0.9),
+        PolicyResult("p", "a", 100, 0, 1.0, 0.0, 1.0, 2.0, 2.0, 3, 4, 0, 0.5),
+        PolicyResult("p", "b", 300, 1, 0.9, 1.0, 9.0, 9.0, 6.0, 1, 1, 2, 0.9),
     ]
-    both = total("p", parts)
-    assert (both.requests, both.unserved, both.gpu_hours, both.cold_starts, both.deaths) == (400, 1, 8.0, 4, 2)
+    both = total_result("p", parts)
+    assert (both.requests, both.unserved, both.gpu_hours, both.cold_starts, both.crashes) == (400, 1, 8.0, 4, 2)
     assert both.in_slo == pytest.approx(0.925)
     assert both.utilisation == pytest.approx(0.8)
 
 
-@pytest.mark.parametrize("policy", ["slo_work", "queue_depth", "ongoing_requests", "hpa", "kpa", "ray", "seed", "keda"])
+@pytest.mark.parametrize(
+    "policy", ["slo_work", "queue_depth", "ongoing_requests", "hpa", "kpa", "ray", "lightning", "keda"]
+)
 def test_equal_seeds_give_equal_results(policy: str) -> None:
-    traffic = make("synthetic:bursts?rate=0.4&hours=0.5", 3)
+    traffic = synthetic_traffic("synthetic:bursts?rate=0.4&hours=0.5", 3)
     given = from_preset(PRESETS["s3"], traffic, 1800.0, cold_starts_s=(20.0, 40.0, 60.0), seed=5)
-    first, second = (rows(policy, run(policy, given)) for _ in range(2))
+    first, second = (model_results(policy, run(policy, given)) for _ in range(2))
     assert first == second
     assert first[0].unserved == 0
 
 
 def test_several_models_share_the_pool() -> None:
     one, other = (
-        make("synthetic:onoff?rate=1&on=300&off=300&hours=0.4", 1),
-        make("synthetic:poisson?rate=0.2&hours=0.4", 2),
+        synthetic_traffic("synthetic:onoff?rate=1&on=300&off=300&hours=0.4", 1),
+        synthetic_traffic("synthetic:poisson?rate=0.2&hours=0.4", 2),
     )
     scaling = Scaling(min_workers=1, max_workers=4, policy="slo_work", interval_s=10)
-    given = Scenario({"a": one, "b": other}, {n: Service(n) for n in "ab"}, dict.fromkeys("ab", scaling), 4, 1440.0)
+    given = Scenario(
+        {"a": one, "b": other}, {n: WorkerProfile(n) for n in "ab"}, dict.fromkeys("ab", scaling), 4, 1440.0
+    )
     replayed = run("slo_work", given)
-    assert all(row.unserved == 0 for row in rows("slo_work", replayed))
-    ready = {name: station.history for name, station in replayed.pool.stations.items()}
+    assert all(row.unserved == 0 for row in model_results("slo_work", replayed))
+    ready = {name: station.history for name, station in replayed.models.items()}
     assert max(starting + serving for _, starting, serving in ready["a"]) > 1
     assert max(starting + serving for _, starting, serving in ready["b"]) <= 3
-    assert not replayed.pool.exits or len(replayed.pool.workers) <= 4
+    assert sum(len(model.workers) for model in replayed.models.values()) <= 4
 
 
 def test_one_worker_to_zero_and_back() -> None:
@@ -164,8 +168,8 @@ def test_one_worker_to_zero_and_back() -> None:
     scaling = Scaling(min_workers=0, max_workers=3, policy="slo_work", initial_workers=1)
     zero = Scenario(**{**{n: getattr(given, n) for n in Scenario.__dataclass_fields__}, "scalings": {"m": scaling}})
     replayed = run("slo_work", zero)
-    (row,) = rows("slo_work", replayed)
-    station = replayed.pool.stations["m"]
+    (row,) = model_results("slo_work", replayed)
+    station = replayed.models["m"]
     assert row.unserved == 0
     assert any(count == 0 for _, starting, ready in station.history for count in [starting + ready])
     assert 40.0 <= station.waits[1] <= 42.0, "a cold start, and no tick before it"
@@ -182,7 +186,7 @@ def test_variants_by_hand() -> None:
 
 
 def test_variants_keep_what_they_promise() -> None:
-    traffic = make("synthetic:poisson?rate=1&hours=4", 1)
+    traffic = synthetic_traffic("synthetic:poisson?rate=1&hours=4", 1)
     work = sum(traffic.work)
     third = VARIANTS["heavier"][0](traffic, 14_400.0, 1)
     assert len(third.times) == pytest.approx(len(traffic.times) / 3, rel=0.05)
@@ -198,4 +202,4 @@ def test_variants_keep_what_they_promise() -> None:
 def test_replay_without_traffic_ends() -> None:
     given = scenario([], [], span_s=100.0)
     replayed = run("slo_work", given)
-    assert replayed.ended_at == 100.0
+    assert replayed.models["m"].worker_s == 100.0

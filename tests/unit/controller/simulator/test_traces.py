@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from controller.simulator.synthetic import make
-from controller.simulator.traces import Costs, TraceRefused, read_numbers, read_trace
+from controller.simulator.synthetic import synthetic_traffic
+from controller.simulator.traces import InvalidTrace, RequestCosts, read_numbers, read_trace
 
-COSTS = Costs(step_s=0.1, token_s=0.05, request_s=3.0)
+COSTS = RequestCosts(step_s=0.1, token_s=0.05, request_s=3.0)
 
 FILES = {
     "ours": ("arrival_s,steps,width,height,exec_s\n16.92,,,,19.106\n18.0,,,,17.5\n", [16.92, 18.0], [19.106, 17.5]),
@@ -129,12 +129,12 @@ def test_buckets_are_spread_and_clocks_stretched(tmp_path: Path) -> None:
 def test_what_cannot_be_read_is_refused(tmp_path: Path, text: str, says: str) -> None:
     file = tmp_path / "trace.csv"
     file.write_text(text)
-    with pytest.raises(TraceRefused, match=says):
+    with pytest.raises(InvalidTrace, match=says):
         read_trace(file)
 
 
 def test_a_missing_file_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(TraceRefused, match="cannot be read"):
+    with pytest.raises(InvalidTrace, match="cannot be read"):
         read_trace(tmp_path / "none.csv")
 
 
@@ -145,7 +145,7 @@ def test_times_of_starts(tmp_path: Path) -> None:
     file.write_text("timestamp_anon,value,container_ip\n1,22700,x\n")
     assert read_numbers(file) == (22.7,)
     file.write_text("seconds\n1\n")
-    with pytest.raises(TraceRefused, match="load_s"):
+    with pytest.raises(InvalidTrace, match="load_s"):
         read_numbers(file)
 
 
@@ -153,12 +153,12 @@ def test_times_of_starts(tmp_path: Path) -> None:
 
 
 def test_equal_seeds_make_equal_traffic() -> None:
-    assert make("synthetic:poisson?hours=1", 7) == make("synthetic:poisson?hours=1", 7)
-    assert make("synthetic:poisson?hours=1", 7) != make("synthetic:poisson?hours=1", 8)
+    assert synthetic_traffic("synthetic:poisson?hours=1", 7) == synthetic_traffic("synthetic:poisson?hours=1", 7)
+    assert synthetic_traffic("synthetic:poisson?hours=1", 7) != synthetic_traffic("synthetic:poisson?hours=1", 8)
 
 
 def test_rates_and_sizes_are_as_asked() -> None:
-    traffic = make("synthetic:poisson?rate=2&hours=5&work=3&cv=0.5")
+    traffic = synthetic_traffic("synthetic:poisson?rate=2&hours=5&work=3&cv=0.5")
     assert len(traffic.times) == pytest.approx(36_000, rel=0.03)
     assert statistics.mean(traffic.work) == pytest.approx(3, rel=0.03)
     assert statistics.stdev(traffic.work) / 3 == pytest.approx(0.5, rel=0.05)
@@ -166,20 +166,20 @@ def test_rates_and_sizes_are_as_asked() -> None:
 
 
 def test_a_day_has_a_night() -> None:
-    traffic = make("synthetic:daily?rate=1&swing=0.9")
+    traffic = synthetic_traffic("synthetic:daily?rate=1&swing=0.9")
     night = sum(at < 3600 or at >= 23 * 3600 for at in traffic.times)
     noon = sum(11 * 3600 <= at < 13 * 3600 for at in traffic.times)
     assert night < noon / 8
 
 
 def test_on_and_off() -> None:
-    traffic = make("synthetic:onoff?rate=1&on=600&off=1800&hours=4")
+    traffic = synthetic_traffic("synthetic:onoff?rate=1&on=600&off=1800&hours=4")
     assert all(at % 2400 < 600 for at in traffic.times)
     assert len(traffic.times) == pytest.approx(3600, rel=0.1)
 
 
 def test_bursts() -> None:
-    traffic = make("synthetic:bursts?rate=0&burst=20&every=600&hours=10")
+    traffic = synthetic_traffic("synthetic:bursts?rate=0&burst=20&every=600&hours=10")
     assert traffic.times
     assert len(traffic.times) % 20 == 0
     for at in traffic.times:
@@ -196,5 +196,5 @@ def test_bursts() -> None:
     ],
 )
 def test_what_cannot_be_made_is_refused(text: str, says: str) -> None:
-    with pytest.raises(TraceRefused, match=says):
-        make(text)
+    with pytest.raises(InvalidTrace, match=says):
+        synthetic_traffic(text)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from controller.simulator.traces import Costs, read_trace
+from controller.simulator.traces import RequestCosts, read_trace
 from loadbalancer.metrics.arrival_log import COLUMNS, ArrivalLog, line
 from loadbalancer.scheduling.task import Task, TaskState
 from tests.support.scheduler import task
@@ -22,7 +22,7 @@ def ended(name: str, state: TaskState = TaskState.DONE, began: float | None = 12
     return made
 
 
-def rows(path: Path) -> list[dict[str, str]]:
+def model_results(path: Path) -> list[dict[str, str]]:
     with path.open(newline="") as file:
         return list(csv.DictReader(file))
 
@@ -47,7 +47,7 @@ def test_the_file_goes_on_after_a_restart_and_holds_nothing_private(tmp_path: Pa
         arrivals.start()
         arrivals.put(ended(name), 20.0, 1020.0)
         arrivals.stop()
-    assert [row["outcome"] for row in rows(path)] == ["done", "done"]
+    assert [row["outcome"] for row in model_results(path)] == ["done", "done"]
     assert "seven" not in path.read_text(), "the prompt"
     assert "anonymous" not in path.read_text(), "the owner"
 
@@ -59,7 +59,7 @@ def test_the_simulator_reads_it(tmp_path: Path) -> None:
     arrivals.put(ended("late"), 30.0, 1030.0)
     arrivals.put(ended("early", began=None), 24.5, 1020.0)
     arrivals.stop()
-    traffic = read_trace(path, Costs(step_s=0.5))["m"]
+    traffic = read_trace(path, RequestCosts(step_s=0.5))["m"]
     assert list(traffic.times) == pytest.approx([0.0, 4.5]), "by their arrival, not by their end"
     assert list(traffic.work) == [10.0, 2.5], "what was not measured goes by its steps"
 
@@ -76,7 +76,7 @@ def test_it_never_takes_more_than_it_may(tmp_path: Path) -> None:
     assert sum(file.stat().st_size for file in files) <= 2 * SMALL
     for file in files:
         assert file.read_text().startswith(COLUMNS)
-        assert len(rows(file)) > 10
+        assert len(model_results(file)) > 10
     assert arrivals.dropped == 0
 
 
