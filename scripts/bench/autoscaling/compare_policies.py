@@ -96,7 +96,7 @@ def main() -> None:
             made, took = compared(scenario, names, bound)
             work_s = sum(map(sum, (one.work for one in scenario.traffic.values())))
             table.print_table(console, f"{name}: {describe(scenario)}", made, [f"{work_s / 3600:.1f} h of work"])
-            entry |= {"what": describe(scenario), "model_results": [row.as_json() for row in made], "took_cpu_s": took}
+            entry |= {"what": describe(scenario), "rows": [row.as_json() for row in made], "took_cpu_s": took}
         args.json.write_text(json.dumps(known, indent=1) + "\n")
 
 

@@ -89,7 +89,7 @@ def main() -> None:
             "most": round(1000 * max(agent.took_s), 2),
         },
         "workers": max(station.ready for station in replayed.models.values()),
-        "total_result": row.as_json(),
+        "total": row.as_json(),
     }
     print(json.dumps(result, indent=1))
     if args.json:

@@ -58,9 +58,9 @@ def test_command_writes_what_it_shows(tmp_path: Path, capsys: pytest.CaptureFixt
     assert main([*options, "--json", str(tmp_path / "out.json"), "--plot", str(tmp_path / "out.png")]) == 0
     shown = capsys.readouterr().out
     result = json.loads((tmp_path / "out.json").read_text())
-    assert {row["policy"] for row in result["model_results"]} == {"slo_work", "hpa", "peak"}
-    assert all(row["ratio"] >= 0.99 for row in result["model_results"])
-    assert all(row["policy"] in shown for row in result["model_results"])
+    assert {row["policy"] for row in result["rows"]} == {"slo_work", "hpa", "peak"}
+    assert all(row["ratio"] >= 0.99 for row in result["rows"])
+    assert all(row["policy"] in shown for row in result["rows"])
     assert (tmp_path / "out.png").read_bytes().startswith(b"\x89PNG")
 
 
@@ -96,7 +96,7 @@ def test_models_keep_their_own_policies(tmp_path: Path) -> None:
     config.write_text(yaml.safe_dump({"models": models}))
     trace.write_text("arrival_s,model,exec_s\n" + "".join(f"{n},{'ab'[n % 2]},3\n" for n in range(120)))
     assert main(["--config", str(config), "--trace", str(trace), "--json", str(tmp_path / "out.json")]) == 0
-    model_results = json.loads((tmp_path / "out.json").read_text())["model_results"]
+    model_results = json.loads((tmp_path / "out.json").read_text())["rows"]
     assert [(row["policy"], row["model"], row["requests"]) for row in model_results] == [
         ("as configured", "a", 60),
         ("as configured", "b", 60),
@@ -119,7 +119,7 @@ def test_a_policy_of_ones_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         str(tmp_path / "out.json"),
     ]
     assert main([*options, "--policy", "mine_to_simulate:two"]) == 0
-    (row,) = json.loads((tmp_path / "out.json").read_text())["model_results"]
+    (row,) = json.loads((tmp_path / "out.json").read_text())["rows"]
     assert row["cold_starts"] == 1
 
 
