@@ -77,7 +77,7 @@ def read_trace(
         raise InvalidTrace(f"{file} has no requests")
     rows = itertools.chain([first], rows)
     try:
-        if "Total TraceRequest Count" in first:
+        if "Total Request Count" in first:
             requests = list(_locust_requests(rows, costs or RequestCosts()))
         else:
             requests = list(_requests(rows, _find_column(first, _TIME_COLUMNS, file), costs or RequestCosts()))
@@ -157,7 +157,7 @@ def _locust_requests(rows: Iterable[Mapping[str, Any]], costs: RequestCosts) -> 
     for row in rows:
         if row["Name"] != "Aggregated":
             continue
-        at, count = _parse_time(row["Timestamp"]), int(row["Total TraceRequest Count"])
+        at, count = _parse_time(row["Timestamp"]), int(row["Total Request Count"])
         if previous is not None:
             start, start_count = previous
             for number in range(count - start_count):

@@ -121,8 +121,8 @@ def test_buckets_are_spread_and_clocks_stretched(tmp_path: Path) -> None:
     [
         ("", "no requests"),
         ("a,b\n1,2\n", "none of the columns arrival_s"),
-        ("arrival_s,exec_s\nsoon,1\n", "cannot be understood"),
-        ("arrival_s,exec_s\n1,much\n", "cannot be understood"),
+        ("arrival_s,exec_s\nsoon,1\n", "cannot parse a line"),
+        ("arrival_s,exec_s\n1,much\n", "cannot parse a line"),
         ('{"timestamp": 1}\n{"timestamp": \n', "not JSON"),
     ],
 )
@@ -192,7 +192,7 @@ def test_bursts() -> None:
         ("synthetic:square", "no such pattern: square; allowed: poisson"),
         ("synthetic:poisson?burst=3", "no option burst"),
         ("synthetic:poisson?rate=fast", "must be a number"),
-        ("synthetic:poisson?rate=-1", "not negative"),
+        ("synthetic:poisson?rate=-1", "at least 0"),
     ],
 )
 def test_what_cannot_be_made_is_refused(text: str, says: str) -> None:
