@@ -8,11 +8,11 @@ of `BUCKETS`.
 from __future__ import annotations
 
 import logging
-from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any
 
 import torch
+from cachetools import LRUCache
 
 from configs.settings import Model
 from worker.batch_size import BUCKETS
@@ -98,7 +98,7 @@ class CudaGraphCache:
     def __init__(self, denoise: DenoiseFn, has_active_loras: Callable[[], bool]) -> None:
         self._denoise = denoise
         self._has_active_loras = has_active_loras
-        self._graphs: OrderedDict[tuple[Any, ...], ForwardPassGraph | None] = OrderedDict()
+        self._graphs: LRUCache[tuple[Any, ...], ForwardPassGraph | None] = LRUCache(_MAX_GRAPHS)
         self._pool = torch.cuda.graph_pool_handle()
 
     def __call__(self, samples: torch.Tensor, timesteps: torch.Tensor, conditions: Conditions) -> torch.Tensor:
@@ -107,11 +107,7 @@ class CudaGraphCache:
         shape = _signature(samples, timesteps, conditions)
         if shape not in self._graphs:
             self._graphs[shape] = self._capture(samples, timesteps, conditions)
-            while len(self._graphs) > _MAX_GRAPHS:
-                self._graphs.popitem(last=False)
-        self._graphs.move_to_end(shape)
-        graph = self._graphs[shape]
-        return (graph or self._denoise)(samples, timesteps, conditions)
+        return (self._graphs[shape] or self._denoise)(samples, timesteps, conditions)
 
     def _capture(
         self, samples: torch.Tensor, timesteps: torch.Tensor, conditions: Conditions

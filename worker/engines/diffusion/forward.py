@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 import torch
+from cachetools import LRUCache
 
 from worker.engines.diffusion.families.base import Conditions
 from worker.engines.diffusion.row import DiffusionRow
@@ -72,7 +73,7 @@ class ForwardPass:
         """`pad_to` maps a number of passes to the padded number; None disables padding."""
         self._denoise = denoise
         self._pad_to = pad_to
-        self._layouts: dict[tuple[DiffusionRow, ...], PassLayout] = {}
+        self._layouts: LRUCache[tuple[DiffusionRow, ...], PassLayout] = LRUCache(_MAX_LAYOUTS)
 
     def __call__(self, rows: Sequence[DiffusionRow], *, fixed_size: bool = False) -> list[torch.Tensor]:
         """Return the guided output of each row. With `fixed_size`, all passes have `FIXED_PASSES` rows."""
@@ -85,14 +86,13 @@ class ForwardPass:
         return outputs
 
     def forget(self, row: DiffusionRow) -> None:
-        self._layouts = {rows: layout for rows, layout in self._layouts.items() if row not in rows}
+        for rows in [rows for rows in self._layouts if row in rows]:
+            del self._layouts[rows]
 
     def _layout(self, rows: tuple[DiffusionRow, ...], passes: int | None) -> PassLayout:
-        layout = self._layouts.pop(rows, None) or PassLayout(rows, passes)
-        self._layouts[rows] = layout
-        while len(self._layouts) > _MAX_LAYOUTS:
-            del self._layouts[next(iter(self._layouts))]
-        return layout
+        if rows not in self._layouts:
+            self._layouts[rows] = PassLayout(rows, passes)
+        return self._layouts[rows]
 
 
 def _split_rows(rows: Sequence[DiffusionRow], passes: int) -> list[tuple[DiffusionRow, ...]]:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 
 import torch
+from cachetools import LRUCache
 
 #: The embeddings of one text by name, without a batch dimension.
 Encoded = Mapping[str, torch.Tensor]
@@ -17,8 +17,7 @@ class PromptCache:
     def __init__(self, encode: Callable[[list[str]], Mapping[str, torch.Tensor]], capacity: int) -> None:
         """`encode` returns embeddings by name, each `(texts, ...)`; `capacity` counts texts."""
         self._encode = encode
-        self._capacity = capacity
-        self._cache: OrderedDict[Hashable, Encoded] = OrderedDict()
+        self._cache: LRUCache[Hashable, Encoded] = LRUCache(capacity)
 
     def __len__(self) -> int:
         return len(self._cache)
@@ -38,9 +37,6 @@ class PromptCache:
             found |= zip(batch, _split_batch(self._encode(batch)), strict=True)
         for text, key in keys.items():
             self._cache[key] = found[text]
-            self._cache.move_to_end(key)
-        while len(self._cache) > self._capacity:
-            self._cache.popitem(last=False)
         return found
 
 
