@@ -1,4 +1,4 @@
-"""Files of keys: read again when they change, and never half written."""
+"""Key files: reloaded when they change, and replaced atomically."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _Stamp = tuple[int, int, int]
 
 
 class InvalidFile(ValueError):
-    """The file cannot be used. The text names it and what is wrong, and holds nothing of its content."""
+    """The file is invalid. The text names the file and the problem, never its content."""
 
 
 class ReloadingFile(Generic[T]):

@@ -1,7 +1,7 @@
-"""The record of arrivals: a line of CSV for each image that was accepted, written when it has ended, by a thread.
+"""The arrival log: a thread writes one CSV line per accepted image when the image ends.
 
-What traffic was like, for the simulator: when, what and how much. Never a prompt, a key or an address. The file is
-bounded: at half of what it may take it becomes `NAME.1`, in place of the one before it.
+The simulator replays the log. It holds no prompt, key or address. The file is rotated at half of its size limit, and
+`NAME.1` holds the previous half.
 """
 
 from __future__ import annotations
@@ -35,17 +35,16 @@ class ArrivalLog:
         self.dropped = 0
 
     def start(self) -> None:
-        """From now on lines are written."""
         self._writer.start()
         log.info("arrivals are recorded in %s", self._path)
 
     def stop(self) -> None:
-        """Write what waits, and close the file. Waits for the disk."""
+        """Write the queued lines and close the file. Blocks on the disk."""
         self._writer.stop()
         self._file.close()
 
     def put(self, task: Task, now: float, wall_time: float) -> None:
-        """The task has ended. `now` is the present on the clock of its times, `wall_time` in Unix seconds."""
+        """Log a task that has ended. `now` is on the clock of its times, `wall_time` is Unix seconds."""
         try:
             self._waiting.put_nowait(logging.makeLogRecord({"msg": line(task, now, wall_time)}))
         except queue.Full:
@@ -53,7 +52,6 @@ class ArrivalLog:
 
 
 def line(task: Task, now: float, wall_time: float) -> str:
-    """What is written of a task that has ended."""
     age_s, began = now - task.created, task.first_started
     times = f"{age_s:.3f},," if began is None else f"{began - task.created:.3f},{now - began:.3f},{task.work_s:.3f}"
     what = f"{task.model},{task.steps},{task.size[0]},{task.size[1]},{task.siblings}"
@@ -74,7 +72,6 @@ class _File(RotatingFileHandler):
         return stream
 
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - logging's own name
-        """Say it once."""
         del record
         if not self._broken:
             self._broken = True

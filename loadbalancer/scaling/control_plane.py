@@ -1,4 +1,4 @@
-"""Between people and the controller: orders on their way, the controller's newest report, its last decisions. Pure."""
+"""The control plane: pending commands, the controller's newest report and its last decisions. Pure."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ from wire.scaling import (
     PendingCommands,
 )
 
-#: A controller that has not reported for so long is not there.
+#: A controller without a report for this long counts as absent.
 ABSENT_AFTER_S = 10.0
-#: Orders on their way at once. People are slow: so many at once is a mistake.
+#: Limit of pending commands. Only people send them, so more indicates a mistake.
 MAX_PENDING_COMMANDS = 100
 
 
 class TooManyCommands(Exception):
-    """So many are on their way that something is wrong."""
+    """The number of pending commands has reached `MAX_PENDING_COMMANDS`."""
 
 
 class ControlPlane:
-    """What the routes about scaling share. Times in seconds, on any clock that does not go back."""
+    """State shared by the scaling routes. Times are seconds on a monotonic clock."""
 
     def __init__(self) -> None:
         self._report: ControllerReport | None = None
@@ -51,7 +51,7 @@ class ControlPlane:
         return {} if report is None else {model.model: model for model in report.models}
 
     def on_report(self, report: ControllerReport, now: float) -> tuple[PendingCommands, Sequence[CommandResult]]:
-        """Take in a report. Returns what to answer, and what has become of orders."""
+        """Store a report. Returns the reply and the results of pending commands."""
         self._report, self._reported_at = report, now
         if report.last_decision < self._newest():  # a controller that has lost its count
             self._decisions.clear()
@@ -62,13 +62,13 @@ class ControlPlane:
         return PendingCommands(orders, self._newest()), done
 
     def order(self, number: str, order: Command) -> None:
-        """Have the controller obey. Raises `TooManyCommands`."""
+        """Queue a command for the controller. Raises `TooManyCommands`."""
         if len(self._orders) >= MAX_PENDING_COMMANDS:
             raise TooManyCommands
         self._orders[number] = order
 
     def withdraw(self, number: str) -> None:
-        """Nobody waits for it any more; nothing happens if it has been obeyed."""
+        """Remove a pending command. Idempotent."""
         self._orders.pop(number, None)
 
     def page(self, model: str | None, before: int | None, limit: int) -> DecisionPage:
