@@ -1,0 +1,1 @@
+"""Tracing of the real programs for `scripts/walk.py`."""
