@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import signal
 import socket
@@ -162,7 +163,7 @@ def _file_changes(calls: Sequence[Call]) -> int:
     threads: dict[int, list[str]] = {}
     for call in calls:
         threads.setdefault(call.thread, []).append(call.file)
-    return sum(a != b for files in threads.values() for a, b in zip(files, files[1:], strict=False))
+    return sum(a != b for files in threads.values() for a, b in itertools.pairwise(files))
 
 
 def _draw(client: httpx.Client) -> None:

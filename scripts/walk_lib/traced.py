@@ -30,6 +30,7 @@ class Tracer:
 
     def __call__(self, frame: FrameType, event: str, arg: Any) -> None:
         """The profile hook: coroutines show a call at each resumption and a return at each await."""
+        del arg
         code = frame.f_code
         if event not in ("call", "return") or not code.co_filename.startswith(self._prefixes):
             return
