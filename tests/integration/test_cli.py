@@ -65,6 +65,10 @@ def fetched(instance: Instance, path: str, **query: str) -> Any:
     return answer.json() if answer.is_success else None
 
 
+def decisions(instance: Instance) -> list[Any]:
+    return list((fetched(instance, "decisions") or {"decisions": []})["decisions"])
+
+
 def configure(instance: Instance, **changes: Any) -> None:
     """Change the model `m` in the configuration file."""
     tree = yaml.safe_load(instance.config.read_text())
@@ -72,15 +76,20 @@ def configure(instance: Instance, **changes: Any) -> None:
     instance.config.write_text(yaml.safe_dump(tree))
 
 
-def until_reported(instance: Instance) -> None:
-    instance.until(lambda: fetched(instance, "controller") is not None, "the controller's first report")
+def until_reported(instance: Instance, condition: Callable[[Any], object] = bool) -> None:
+    """Wait for a report of the controller that satisfies the condition."""
+
+    def is_reported() -> bool:
+        report = fetched(instance, "controller")
+        return report is not None and bool(condition(report))
+
+    instance.until(is_reported, "the controller's report")
 
 
 async def test_reload_replaces_workers_without_failed_requests(start: Start) -> None:
     instance = start(models={"m": sim(t0_s=0.01, t1_s=0.002, scaling=CALM)})
-    await asyncio.to_thread(instance.until_workers, 2)
+    before = {worker.worker for worker in await asyncio.to_thread(instance.until_workers, 2)}
     await asyncio.to_thread(until_reported, instance)
-    before = {worker.worker for worker in instance.workers()}
     # Workers read the batch size, the balancer the queue length, the controller the bounds.
     tree = yaml.safe_load(instance.config.read_text()) | {"queue": {"max_tasks": 2000}}
     tree["models"]["m"] |= {"max_batch_size": 3, "scaling": CALM | {"max_workers": 5}}
@@ -104,29 +113,30 @@ async def test_reload_replaces_workers_without_failed_requests(start: Start) -> 
         ]
         deadline = time.monotonic() + PATIENCE_S
         while not updated.is_set():
-            now = await asyncio.to_thread(instance.workers)
-            minimum, maximum = min(minimum, len(now)), max(maximum, len(now))
             assert time.monotonic() < deadline, instance.output()
+            now = await asyncio.to_thread(instance.workers)
+            if not now:  # the balancer did not answer in time
+                continue
+            minimum, maximum = min(minimum, len(now)), max(maximum, len(now))
             if len(now) == 2 and not before & {worker.worker for worker in now}:
                 updated.set()
 
     async with httpx.AsyncClient(timeout=PATIENCE_S) as client:
         await asyncio.gather(operator(), *(user(client) for _ in range(6)))
     assert set(statuses) == {200}
-    assert (minimum, maximum) == (2, 3), "at least min_workers, and one more during the update"
+    assert minimum == 2, "at least min_workers during the update"
+    assert maximum <= 3, "at most one more during the update"
     assert {worker.slots for worker in instance.workers()} <= {3, 4, 5}, "batches of 3, and post-processing"
     lines = [line for line in instance.output().splitlines() if "to take the place of" in line or "draining" in line]
     assert ["starting" in line for line in lines] == [True, False, True, False]
-    report = fetched(instance, "controller")
-    assert report["models"][0]["max_workers"] == 5
-    assert len({replica["generation"] for replica in report["replicas"]}) == 1
+    until_reported(instance, lambda report: report["models"][0]["max_workers"] == 5)
+    until_reported(instance, lambda report: len({replica["generation"] for replica in report["replicas"]}) == 1)
 
 
 def test_invalid_configuration_changes_nothing_and_is_explained(start: Start) -> None:
     instance = start(models={"m": sim(scaling=CALM)})
-    instance.until_workers(2)
+    before = {worker.pid for worker in instance.until_workers(2)}
     until_reported(instance)
-    before = {worker.pid for worker in instance.workers()}
     good = instance.config.read_text()
     configure(instance, max_batch_size=0)
     refused = command(instance, "reload")
@@ -140,14 +150,13 @@ def test_invalid_configuration_changes_nothing_and_is_explained(start: Start) ->
     unchanged = command(instance, "reload")
     assert (unchanged.returncode, unchanged.stdout) == (0, "nothing has changed\n")
     assert httpx.post(f"{instance.url}/predict", json={"prompt": "x"}, timeout=PATIENCE_S).status_code == 200
-    assert {worker.pid for worker in instance.workers()} == before
+    assert {worker.pid for worker in instance.until_workers(2)} == before
 
 
 def test_crash_of_new_worker_stops_rolling_update(start: Start, tmp_path: Path) -> None:
     instance = start(models={"m": sim(scaling=CALM)}, workers=TIMES)
-    instance.until_workers(2)
+    before = {worker.pid for worker in instance.until_workers(2)}
     until_reported(instance)
-    before = {worker.pid for worker in instance.workers()}
     good = instance.config.read_text()
     configure(instance, sim=sim()["sim"] | {"load_s": 600.0})
     tree = yaml.safe_load(instance.config.read_text())
@@ -155,12 +164,8 @@ def test_crash_of_new_worker_stops_rolling_update(start: Start, tmp_path: Path) 
     instance.config.write_text(yaml.safe_dump(tree))
     assert command(instance, "reload").returncode == 0
 
-    def stopped() -> bool:
-        report = fetched(instance, "controller")
-        return report is not None and "stopped by a crash" in report["models"][0]["rolling_update"]
-
-    instance.until(stopped, "the end of the rolling update")
-    assert {worker.pid for worker in instance.workers()} == before
+    until_reported(instance, lambda report: "stopped by a crash" in report["models"][0]["rolling_update"])
+    assert {worker.pid for worker in instance.until_workers(2)} == before
     assert "stopped by a crash" in command(instance, "status").stdout
     instance.config.write_text(good)
     configure(instance, max_batch_size=3)
@@ -187,8 +192,10 @@ def test_override_and_pause_survive_controller_restart(start: Start) -> None:
         assert refused.returncode == status
         assert message in refused.stderr
     # Both programs die; overrides and decisions remain.
-    made = fetched(instance, "decisions")["decisions"]
-    assert ("order", 3) in {(one["trigger"], one["desired"]) for one in made}
+    instance.until(
+        lambda: ("order", 3) in {(one["trigger"], one["desired"]) for one in decisions(instance)}, "an order"
+    )
+    made = decisions(instance)
     instance.process.kill()
     instance.process.wait()
     instance.start()
@@ -196,25 +203,22 @@ def test_override_and_pause_survive_controller_restart(start: Start) -> None:
     [balancer] = [p for p in instance.children() if "loadbalancer" in " ".join(p.cmdline())]
     balancer.kill()
 
-    def is_restored() -> bool:
-        report = fetched(instance, "controller")
-        if report is None or report["paused_since"] is None:
-            return False
-        return bool(report["models"][0]["override"]["workers"] == 3)
+    def is_restored(report: Any) -> bool:
+        return report["paused_since"] is not None and report["models"][0]["override"]["workers"] == 3
 
-    instance.until(is_restored, "the report to the new balancer")
+    until_reported(instance, is_restored)
     instance.until_workers(3)
     assert command(instance, "resume").returncode == 0
-    instance.until(lambda: fetched(instance, "controller")["models"][0]["override"] is None, "the end of the override")
-    numbers = [one["number"] for one in fetched(instance, "decisions")["decisions"]]
-    assert min(numbers) > max(one["number"] for one in made), "numbers continue"
+    until_reported(instance, lambda report: report["models"][0]["override"] is None)
+    instance.until(lambda: bool(decisions(instance)), "a decision")
+    assert min(one["number"] for one in decisions(instance)) > max(one["number"] for one in made), "numbers continue"
 
 
 def test_status_shows_all_parts(start: Start) -> None:
     instance = start(models={"m": sim(scaling=CALM)})
-    instance.until_workers(2)
-    until_reported(instance)
-    names = [worker.worker for worker in instance.workers()]
+    names = [worker.worker for worker in instance.until_workers(2)]
+    until_reported(instance, lambda report: {replica["worker"] for replica in report["replicas"]} == set(names))
+    instance.until(lambda: any(decision["desired"] == 2 for decision in decisions(instance)), "the first decision")
     shown = command(instance, "status")
     assert shown.returncode == 0, shown.stderr
     for text in (instance.url, "Models", "Workers", "Devices", "Last decisions", "0 -> 2", "min_workers is 2", *names):
@@ -251,7 +255,7 @@ def test_sighup_reloads_unless_terminal_is_closed(start: Start) -> None:
     configure(instance, scaling=CALM | {"min_workers": 2})
     instance.process.send_signal(signal.SIGHUP)
     instance.until_workers(2)
-    assert "models.m.scaling.min_workers: 1 -> 2" in instance.output()
+    instance.until_logged("models.m.scaling.min_workers: 1 -> 2")
     instance.process.send_signal(signal.SIGINT)
     instance.process.wait(PATIENCE_S)
     # With an open controlling terminal.

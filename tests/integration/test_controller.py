@@ -46,13 +46,14 @@ def start(tmp_path: Path) -> Iterator[Start]:
         instance.end()
 
 
-async def load(url: str, seconds: float, users: int, steps: int = 40) -> list[int]:
-    """Send requests by several users for some time. Return the statuses of all answers."""
+async def load(url: str, finished: asyncio.Event, users: int, steps: int = 40) -> list[int]:
+    """Send requests by several users, at least two each, until the event is set. Return the statuses of all answers."""
     statuses: list[int] = []
-    end = time.monotonic() + seconds
 
     async def user(client: httpx.AsyncClient) -> None:
-        while time.monotonic() < end:
+        sent = 0
+        while sent < 2 or not finished.is_set():
+            sent += 1
             body = {"prompt": "a seven", "num_inference_steps": steps}
             statuses.append((await client.post(f"{url}/predict", json=body)).status_code)
 
@@ -72,10 +73,9 @@ def test_serves_and_stops_without_remaining_processes(start: Start) -> None:
     [command] = [line.strip() for line in instance.output().splitlines() if line.strip().startswith("curl")]
     answer = subprocess.run(command, shell=True, capture_output=True, timeout=PATIENCE_S, check=True)
     assert b'"b64_json":"iVBOR' in answer.stdout
-    stopped_at = time.monotonic()
     instance.process.send_signal(signal.SIGTERM)
-    assert instance.process.wait(15) == 0
-    assert time.monotonic() - stopped_at < 10, "everything stops within 10 s"
+    assert instance.process.wait(PATIENCE_S) == 0
+    assert "killing" not in instance.output(), "all processes stop in time by themselves"
     assert not any(process.is_running() and process.status() != psutil.STATUS_ZOMBIE for process in children)
     assert len(list((instance.folder / "logs").glob("m-*.log"))) == 2
 
@@ -83,8 +83,10 @@ def test_serves_and_stops_without_remaining_processes(start: Start) -> None:
 async def test_burst_scales_up_then_down_without_failures(start: Start) -> None:
     instance = start(models={"m": sim(t0_s=0.01, t1_s=0.005, scaling=QUICK | {"max_workers": 4})})
     await asyncio.to_thread(instance.until_workers, 1)
-    burst = asyncio.create_task(load(instance.url, 12.0, users=40))
+    finished = asyncio.Event()
+    burst = asyncio.create_task(load(instance.url, finished, users=40))
     await asyncio.to_thread(instance.until_workers, 4)
+    finished.set()
     statuses = await burst
     await asyncio.to_thread(instance.until_workers, 1)
     assert set(statuses) == {200}
@@ -99,11 +101,16 @@ async def test_burst_scales_up_then_down_without_failures(start: Start) -> None:
 async def test_worker_killed_under_load_is_replaced_at_once(start: Start) -> None:
     scaling = {"interval_s": 3600, "min_workers": 2, "max_workers": 2}
     instance = start(models={"m": sim(t0_s=0.01, t1_s=0.002, scaling=scaling)})
-    await asyncio.to_thread(instance.until_workers, 2)
-    before = {worker.worker for worker in instance.workers()}
-    flood = asyncio.create_task(load(instance.url, 6.0, users=12))
-    await asyncio.sleep(1.0)
-    victim = instance.workers()[0]
+    workers = await asyncio.to_thread(instance.until_workers, 2)
+    before = {worker.worker for worker in workers}
+    finished = asyncio.Event()
+    flood = asyncio.create_task(load(instance.url, finished, users=12))
+    victim = workers[0]
+
+    def is_running() -> bool:
+        return any(worker.running for worker in instance.workers() if worker.worker == victim.worker)
+
+    await asyncio.to_thread(instance.until, is_running, "tasks on the worker")
     os.kill(victim.pid, signal.SIGKILL)
 
     def replaced() -> bool:
@@ -111,20 +118,21 @@ async def test_worker_killed_under_load_is_replaced_at_once(start: Start) -> Non
         return len(now) == 2 and victim.worker not in now
 
     await asyncio.to_thread(instance.until, replaced, "a new worker")
+    finished.set()
     assert set(await flood) == {200}
-    assert len({worker.worker for worker in instance.workers()} - before) == 1
-    assert f"worker {victim.worker} on {victim.device} died (signal 9)" in instance.output()
+    after = await asyncio.to_thread(instance.until_workers, 2)
+    assert len({worker.worker for worker in after} - before) == 1
+    instance.until_logged(f"worker {victim.worker} on {victim.device} died (signal 9)")
 
 
 def test_dead_balancer_is_restarted_and_workers_reconnect(start: Start) -> None:
     instance = start("--min-workers", "2", models={"m": sim()})
-    instance.until_workers(2)
-    before = {worker.pid for worker in instance.workers()}
+    before = {worker.pid for worker in instance.until_workers(2)}
     [balancer] = [p for p in instance.children() if "loadbalancer" in " ".join(p.cmdline())]
     balancer.kill()
+    instance.until_logged("the balancer died (signal 9)")
     instance.until(lambda: {worker.pid for worker in instance.workers()} == before, "the same workers again")
     assert httpx.post(f"{instance.url}/predict", json={"prompt": "x"}, timeout=PATIENCE_S).status_code == 200
-    assert "the balancer died (signal 9)" in instance.output()
 
 
 def test_restarted_controller_adopts_processes(start: Start) -> None:
@@ -141,7 +149,7 @@ def test_restarted_controller_adopts_processes(start: Start) -> None:
     time.sleep(2.0)  # enough time for a wrong start
     assert {process.pid for process in instance.children()} == before
     instance.process.send_signal(signal.SIGINT)
-    assert instance.process.wait(15) == 0
+    assert instance.process.wait(PATIENCE_S) == 0
     assert instance.children() == []
 
 
@@ -161,19 +169,17 @@ def test_processes_with_other_configuration_are_replaced(start: Start) -> None:
 
 def test_worker_stopped_by_operator_is_not_a_crash(start: Start) -> None:
     instance = start(models={"m": sim(scaling={"interval_s": 3600})})
-    instance.until_workers(1)
-    [worker] = instance.workers()
+    [worker] = instance.until_workers(1)
     os.kill(worker.pid, signal.SIGTERM)
     instance.until(lambda: [w.worker for w in instance.workers()] not in ([], [worker.worker]), "a new worker")
-    assert f"worker {worker.worker} has exited (exit status 0)" in instance.output()
+    instance.until_logged(f"worker {worker.worker} has exited (exit status 0)")
     assert "crash" not in instance.output()
 
 
 def test_every_simulated_model_gets_workers(start: Start) -> None:
     greedy = {"min_workers": 3, "max_workers": 3}
     instance = start(models={"a": sim(scaling=greedy), "b": sim(scaling=greedy)})
-    instance.until_workers(6)
-    assert sorted(w.device for w in instance.workers()) == [f"sim:{n}" for n in range(6)]
+    assert sorted(w.device for w in instance.until_workers(6)) == [f"sim:{n}" for n in range(6)]
 
 
 def test_hanging_balancer_does_not_block_shutdown(start: Start) -> None:
@@ -190,8 +196,7 @@ def test_hanging_balancer_does_not_block_shutdown(start: Start) -> None:
 
 def test_second_signal_stops_at_once(start: Start) -> None:
     instance = start(models={"m": sim(t0_s=0.2)}, server={"shutdown_s": 8})
-    instance.until_workers(1)
-    [worker] = instance.workers()
+    [worker] = instance.until_workers(1)
     request = subprocess.Popen(
         ["curl", "-s", f"{instance.url}/predict", "-d", '{"prompt": "x", "num_inference_steps": 1000}'],
         stdout=subprocess.DEVNULL,
@@ -244,9 +249,9 @@ def test_nohup_ignores_sighup(start: Start) -> None:
     instance.process.send_signal(signal.SIGTERM)
     instance.process.wait(PATIENCE_S)
     instance.start("nohup")
-    instance.until_workers(1)
+    [worker] = instance.until_workers(1)
     instance.process.send_signal(signal.SIGHUP)
-    os.kill(instance.workers()[0].pid, signal.SIGKILL)
+    os.kill(worker.pid, signal.SIGKILL)
     instance.until(lambda: "died (signal 9)" in instance.output(), "the next poll")
     instance.until_workers(1)
 
@@ -265,8 +270,8 @@ def test_worker_that_cannot_load_backs_off(start: Start, tmp_path: Path) -> None
     broken = {"engine": "diffusion", "path": str(tmp_path / "nothing-here"), "defaults": {"size": "64x64"}}
     instance = start(models={"broken": broken, "good": sim()})
     instance.until(lambda: "crash 2 in a row" in instance.output(), "two crashes")
-    assert "2 crashes in a row, next try in" in instance.output() or "1 crash, next try in" in instance.output()
-    assert "no such folder" in instance.output(), "the end of the worker's log is shown"
+    instance.until(lambda: bool(re.search(r"crash(es in a row)?, next try in", instance.output())), "the delay")
+    instance.until_logged("no such folder")  # the end of the worker's log is shown
     answer = httpx.post(f"{instance.url}/predict", json={"prompt": "x", "model": "good"}, timeout=PATIENCE_S)
     assert answer.status_code == 200, "the other model is served"
     assert httpx.get(f"{instance.url}/readyz", timeout=PATIENCE_S).status_code == 503
@@ -277,14 +282,12 @@ def test_slow_start_is_killed_and_counts_as_crash(start: Start) -> None:
     slow["sim"]["load_s"] = 600.0
     instance = start(models={"m": slow}, workers=TIMES | {"start_timeout_s": 1.0})
     instance.until(lambda: "crash 1 in a row" in instance.output(), "the count")
-    assert "not ready 1 s after its start" in instance.output()
+    instance.until_logged("not ready 1 s after its start")
 
 
 def test_two_instances_need_own_data_dir_and_port(start: Start) -> None:
     first, second = start(models={"m": sim()}), start(models={"m": sim()}, name="b")
-    first.until_workers(1)
-    second.until_workers(1)
-    assert first.workers()[0].pid != second.workers()[0].pid
+    assert first.until_workers(1)[0].pid != second.until_workers(1)[0].pid
     for options, message in (
         (["--data-dir", str(first.folder), "--port", str(free_port())], "another controller runs with --data-dir"),
         (["--data-dir", str(first.folder.parent / "c"), "--port", str(first.port)], f"server.port {first.port}"),
@@ -326,12 +329,11 @@ def test_stuck_worker_is_replaced(start: Start) -> None:
     workers = TIMES | {"stuck_min_s": 2.0}
     once = {"max_attempts": 1}
     instance = start("--min-workers", "1", "--max-workers", "1", workers=workers, queue=once, models={"m": sim()})
-    instance.until_workers(1)
-    [before] = instance.workers()
+    [before] = instance.until_workers(1)
     body = {"prompt": "sim:stuck", "timeout_s": 60}
     with httpx.Client(timeout=PATIENCE_S) as client:
         answer = client.post(f"{instance.url}/predict", json=body)
         assert answer.status_code == 500
         assert "1 worker died or hung while it ran this image" in answer.json()["error"]["message"]
         assert client.post(f"{instance.url}/predict", json={"prompt": "x"}).status_code == 200
-    assert f"killing worker {before.worker}: it is stuck: it heartbeats, but makes no step" in instance.output()
+    instance.until_logged(f"killing worker {before.worker}: it is stuck: it heartbeats, but makes no step")

@@ -129,6 +129,7 @@ async def test_forty_mixed_requests_equal_pipeline(digits: Server, pipeline: dif
         assert difference <= TOLERANCE, f"{asked} differs by {difference} levels"
 
     # The workers' counters confirm shared steps and batches joined midway.
+    wait_until(lambda: sum(w.counters.finished for w in digits.snapshot().workers) >= 40, "the workers' counters")
     counters = [worker.counters for worker in digits.snapshot().workers]
     assert sum(c.finished for c in counters) == 40
     assert sum(c.rows for c in counters) > 1.5 * sum(c.steps for c in counters), "tasks advanced together"
@@ -176,7 +177,7 @@ async def test_drained_worker_hands_over_rows_bit_equal(
         await asyncio.to_thread(wait_until, under_way, "both workers to draw")
         assert await asyncio.to_thread(stop, digits.workers[leaving]) == 0
         generated = await asyncio.gather(*drawing)
-    assert [worker.worker for worker in digits.snapshot().workers] == [staying]
+    wait_until(lambda: [worker.worker for worker in digits.snapshot().workers] == [staying], "one worker")
     for (mode, seed), got in zip(prompts, generated, strict=True):
         drawer, asked, _ = drawers[mode]
         reference_pipeline = drawer(**parts, scheduler=scheduler, requires_safety_checker=False)

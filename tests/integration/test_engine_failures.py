@@ -41,7 +41,8 @@ async def test_a_worker_killed_at_four_fifths_of_an_image_costs_at_most_the_step
         await rig.until(lambda: rig.worker("a") is None)
         reached = max(u.step for u in sent.updates if isinstance(u, TaskProgress))
         assert steps * 4 // 5 <= reached < steps
-        assert 0 < rig.scheduler.counters["steps_redone"] <= every
+        # Nothing is lost if the worker died at a checkpoint.
+        assert (reached % every > 0) <= rig.scheduler.counters["steps_redone"] <= every
         await rig.start("b")
         await sent.pictures_are_right()
         await rig.until(lambda: (w := rig.worker("b")) and w.counters.finished == 1)

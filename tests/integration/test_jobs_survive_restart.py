@@ -238,8 +238,7 @@ def test_jobs_wait_on_disk_and_leave_room_for_requests(server: StartServer) -> N
     running = server({"sim": sim(t0_s=0.02)}, 0, queue={"max_tasks": 8}, server={"max_n": 4}, jobs=JOBS)
     jobs = [accepted(post(running, seed, n=2)) for seed in range(0, 40, 2)]
     assert look(running, jobs[-1])["position"] > 8, "more than the queue holds"
-    (stats,) = running.snapshot().models
-    assert stats.queued == 4, "half of it"
+    wait_until(lambda: running.snapshot().models[0].queued == 4, "half of the queue is filled")
     unwanted = accepted(post(running, 99))
     assert call(running, "DELETE", f"/v1/jobs/{unwanted}").json()["state"] == "cancelled"
     running.wait_for_workers(running.start_worker("sim"))

@@ -40,10 +40,8 @@ async def test_tasks_of_stuck_worker_resume_on_another(rig: Rig) -> None:
     good = rig.submit([inputs(seed, steps=60) for seed in range(3)])
     await good.progress(5)
     bad = rig.submit([inputs(prompt="sim:stuck")])
-    await rig.until(lambda: (w := rig.worker("a")) and w.state == "stuck")
-    stuck = rig.worker("a")
-    assert stuck is not None
-    assert stuck.last_message_age_s < 2.0, "it heartbeats"
+    # A stuck worker still sends heartbeats.
+    await rig.until(lambda: (w := rig.worker("a")) and w.state == "stuck" and w.last_message_age_s < 2.0)
     assert rig.scheduler.counters["workers_stuck"] == 1
     assert rig.scheduler.counters["workers_lost"] == 0
     rig.scheduler.cancel(bad.tasks)
@@ -77,5 +75,5 @@ def test_suspended_balancer_does_not_lose_workers(tmp_path: Path) -> None:
         time.sleep(6.0)
         server.balancer.send_signal(signal.SIGCONT)
         assert [answer.result().status_code for answer in sent] == [200] * 4
-        assert "the balancer was suspended for" in server.log("loadbalancer")
+        wait_until(lambda: "the balancer was suspended for" in server.log("loadbalancer"), "the log line")
         assert "lost (silent" not in server.log("loadbalancer")

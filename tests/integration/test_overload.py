@@ -60,8 +60,8 @@ async def test_a_single_request_goes_before_a_thousand_jobs_of_another_key(tmp_p
     ("queue", "most"),
     [
         ({"max_tasks": 12}, 12),
-        # 15 images of 20 steps, of which four take 0.04 s a step as it is configured; fewer where steps take longer.
-        ({"max_work_s": 3.0}, 16),
+        # 30 images of 20 steps. Four of them take 0.04 s a step as configured; fewer fit where steps take longer.
+        ({"max_work_s": 6.0}, 31),
     ],
 )
 async def test_ten_times_the_load_is_let_in_as_far_as_the_queue_goes(

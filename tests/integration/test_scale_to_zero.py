@@ -42,7 +42,7 @@ def test_first_request_starts_worker_and_idle_time_stops_it(tmp_path: Path) -> N
     with instance_of(tmp_path, scaling=scaling) as instance:
         instance.until(lambda: "Muster is ready at" in instance.output(), "readiness without workers")
         assert instance.workers() == []
-        assert httpx.get(f"{instance.url}/readyz", timeout=PATIENCE_S).status_code == 200
+        instance.until(lambda: httpx.get(f"{instance.url}/readyz", timeout=PATIENCE_S).status_code == 200, "readiness")
         assert predict(instance) == PICTURE
         instance.until_workers(0)
         wait_until(lambda: len(instance.children()) == 1, "only the balancer")

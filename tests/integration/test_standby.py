@@ -252,17 +252,16 @@ def order_of(ready: Path) -> Path:
 
 async def test_a_killed_worker_is_replaced_by_the_spare_and_its_request_completes(start: Start) -> None:
     instance = start(models={"m": slow_to_load()})
-    await asyncio.to_thread(instance.until_workers, 1)
     await asyncio.to_thread(instance.until, lambda: bool(ready_spares(instance)), "a spare")
-    [worker], [spare], [waiting] = instance.workers(), ready_spares(instance), processes(instance, "spare")
-    assert len(instance.workers()) == 1, "a spare is no worker"
+    [worker] = await asyncio.to_thread(instance.until_workers, 1)  # a spare is no worker
+    [spare], [waiting] = ready_spares(instance), processes(instance, "spare")
     async with httpx.AsyncClient(timeout=PATIENCE_S) as client:
         body = {"prompt": "a seven", "num_inference_steps": 200}
         request = asyncio.create_task(client.post(f"{instance.url}/predict", json=body))
         await asyncio.to_thread(instance.until, lambda: any(w.running for w in instance.workers()), "it runs")
         os.kill(worker.pid, signal.SIGKILL)
         assert (await request).status_code == 200
-    [successor] = instance.workers()
+    [successor] = await asyncio.to_thread(instance.until_workers, 1)
     assert (successor.worker, successor.pid, successor.device) == (spare, waiting.pid, worker.device)
     assert successor.start.standby
     assert successor.start.load_s == 0.0, "that was done before"
@@ -281,6 +280,7 @@ async def test_a_killed_worker_is_replaced_by_the_spare_and_its_request_complete
 
 def test_a_restarted_controller_adopts_the_spare_and_calls_it(start: Start) -> None:
     instance = start(models={"m": slow_to_load()})
+    instance.until_logged("Muster is ready at")
     instance.until(lambda: bool(ready_spares(instance)), "a spare")
     before = {process.pid for process in instance.children()}
     [spare] = ready_spares(instance)
@@ -289,28 +289,28 @@ def test_a_restarted_controller_adopts_the_spare_and_calls_it(start: Start) -> N
     instance.start()
     instance.until(lambda: instance.output().count("Muster is ready at") == 2, "the second welcome")
     assert {process.pid for process in instance.children()} == before
-    os.kill(instance.workers()[0].pid, signal.SIGKILL)
+    os.kill(instance.until_workers(1)[0].pid, signal.SIGKILL)
     instance.until(lambda: [worker.worker for worker in instance.workers()] == [spare], "the spare serves")
 
 
 def test_a_spare_that_dies_is_made_good_and_disturbs_nobody(start: Start) -> None:
     instance = start(models={"m": slow_to_load()})
     instance.until(lambda: bool(ready_spares(instance)), "a spare")
-    [worker], [spare], [waiting] = instance.workers(), ready_spares(instance), processes(instance, "spare")
+    [worker], [spare], [waiting] = instance.until_workers(1), ready_spares(instance), processes(instance, "spare")
     waiting.kill()
     instance.until(lambda: ready_spares(instance) not in ([], [spare]), "another spare")
-    assert [w.worker for w in instance.workers()] == [worker.worker]
-    assert f"spare {spare} died (signal 9)" in instance.output()
+    assert [w.worker for w in instance.until_workers(1)] == [worker.worker]
+    instance.until_logged(f"spare {spare} died (signal 9)")
     assert "crash" not in instance.output()
 
 
 def test_a_spare_that_dies_when_it_is_called_is_made_good_by_a_start(start: Start) -> None:
     instance = start(models={"m": slow_to_load()})
     instance.until(lambda: bool(ready_spares(instance)), "a spare")
-    [worker], [spare], [waiting] = instance.workers(), ready_spares(instance), processes(instance, "spare")
+    [worker], [spare], [waiting] = instance.until_workers(1), ready_spares(instance), processes(instance, "spare")
     waiting.suspend()
     os.kill(worker.pid, signal.SIGKILL)
     instance.until(lambda: f"activating standby {spare}" in instance.output(), "the call")
     waiting.kill()
     instance.until(lambda: [w.worker for w in instance.workers()] not in ([], [worker.worker], [spare]), "a successor")
-    assert f"worker {spare} on {worker.device} died (signal 9)" in instance.output()
+    instance.until_logged(f"worker {spare} on {worker.device} died (signal 9)")

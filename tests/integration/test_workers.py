@@ -60,13 +60,15 @@ async def test_two_sizes_take_turns(rig: Rig) -> None:
         assert any(isinstance(u, TaskProgress) and 0 < u.step < 30 for u in other.updates)
 
 
-async def test_kill_9_loses_nothing_and_is_noticed_at_once(rig: Rig) -> None:
+async def test_sigkill_loses_no_task_and_is_noticed(rig: Rig, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, logger="loadbalancer")
     await rig.start("a", "b")
     sent = rig.submit([inputs(seed, steps=40) for seed in range(8)])
     await sent.progress(3)
     rig.processes[0].kill()
-    # Well before `lost_after_s`: the kernel says when a process ends.
-    await rig.until(lambda: rig.worker("a") is None, timeout_s=2.0)
+    await rig.until(lambda: rig.worker("a") is None)
+    # The kernel reports the end of the process, so `lost_after_s` plays no part.
+    assert "worker a lost (its process has ended)" in caplog.text
     await sent.pictures_are_right()
     assert rig.scheduler.counters["workers_lost"] == 1
     assert rig.scheduler.counters["requeued"] >= 1
@@ -77,9 +79,9 @@ async def test_a_stopped_worker_is_lost_by_its_silence_and_welcome_when_it_wakes
     sent = rig.submit([inputs(seed, steps=60) for seed in range(8)])
     await sent.progress(3)
     os.kill(rig.processes[0].pid, signal.SIGSTOP)
-    await rig.until(lambda: rig.worker("a") is None, timeout_s=10.0)
+    await rig.until(lambda: rig.worker("a") is None, timeout_s=60.0)
     os.kill(rig.processes[0].pid, signal.SIGCONT)
-    await rig.until(lambda: rig.worker("a"), timeout_s=10.0)
+    await rig.until(lambda: rig.worker("a"), timeout_s=60.0)
     await sent.pictures_are_right()
     again = rig.submit([inputs(seed) for seed in range(8)])
     await again.pictures_are_right()
@@ -210,7 +212,7 @@ async def test_a_restarted_balancer_is_found_again(rig: Rig) -> None:
 async def test_a_worker_without_a_balancer_leaves(rig: Rig) -> None:
     await rig.start("w")
     await rig.scheduler.stop()
-    await rig.until(lambda: rig.processes[0].poll() is not None, timeout_s=20.0)
+    await rig.until(lambda: rig.processes[0].poll() is not None, timeout_s=60.0)
     assert rig.processes[0].returncode == 3
     rig.scheduler = SchedulerService(rig.settings, worker_address(rig.settings.data_dir))
     await rig.scheduler.start()

@@ -61,7 +61,7 @@ class Rig:
         self.processes.append(process)
         return process
 
-    async def until(self, condition: Callable[[], object], timeout_s: float = 30.0) -> None:
+    async def until(self, condition: Callable[[], object], timeout_s: float = 60.0) -> None:
         async with asyncio.timeout(timeout_s):
             while not condition():
                 await asyncio.sleep(0.01)
@@ -122,7 +122,7 @@ class Sent:
             assert bytes(end.image) == expected_picture(image, self.sources)
 
     async def progress(self, steps: int) -> None:
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(60):
             while not any(isinstance(u, TaskProgress) and u.step >= steps for u in self.updates):
                 self._changed.clear()
                 await self._changed.wait()

@@ -66,6 +66,8 @@ class Instance:
             answer = httpx.get(f"{self.url}/internal/snapshot", headers=headers, timeout=PATIENCE_S)
         except httpx.TransportError:
             return []
+        if not answer.is_success:
+            return []
         self.children()
         return [w for w in msgspec.json.decode(answer.content, type=Snapshot).workers if w.state == "ready" and w.slots]
 
@@ -76,8 +78,19 @@ class Instance:
 
         wait_until(alive_and, what)
 
-    def until_workers(self, count: int) -> None:
-        self.until(lambda: len(self.workers()) == count, f"{count} workers")
+    def until_workers(self, count: int) -> list[WorkerStats]:
+        """Wait for this number of ready workers, and return them."""
+        found: list[WorkerStats] = []
+
+        def is_reached() -> bool:
+            found[:] = self.workers()
+            return len(found) == count
+
+        self.until(is_reached, f"{count} workers")
+        return found
+
+    def until_logged(self, text: str) -> None:
+        self.until(lambda: text in self.output(), f"the log line {text!r}")
 
     def end(self) -> None:
         self.children()
