@@ -26,14 +26,14 @@ from loadbalancer.access.origin_policy import is_loopback
 from loadbalancer.access.startup_checks import StartupError, check_exposure, check_tls, curve_listener, open_keys
 from loadbalancer.api.app import create_app
 from loadbalancer.api.http_helpers import Services
-from loadbalancer.api.server import HttpConfig, HttpServer, be_strict
+from loadbalancer.api.server import HttpConfig, HttpServer, set_socket_limits
 from loadbalancer.generation.in_flight import RequestTracker
 from loadbalancer.jobs.manager import JobManager
 from loadbalancer.jobs.webhook_sender import WebhookSender
 from loadbalancer.metrics.arrival_log import ArrivalLog
 from loadbalancer.metrics.prometheus import Metrics
 from loadbalancer.metrics.scaling import ScalingCollector
-from loadbalancer.proxy.upstream import Elsewhere, Unset
+from loadbalancer.proxy.upstream import MissingApiKey, UpstreamClient
 from loadbalancer.scaling.control_plane import ControlPlane
 from loadbalancer.scheduler_service import SchedulerService
 from loadbalancer.storage.database import Database
@@ -106,13 +106,13 @@ def _listen(server: Server) -> socket.socket:
         listener = socket.create_server((server.host, server.port), family=family, backlog=_BACKLOG)
     except OSError as error:
         raise Unusable(error.strerror or str(error)) from error
-    be_strict(listener, server.send_timeout_s)
+    set_socket_limits(listener, server.send_timeout_s)
     return listener
 
 
 async def serve(settings: Settings, listener: socket.socket, keys: Callable[[], KeyRing | None]) -> None:
     """Serve on the listening socket until a signal, then bring what runs to its end. Raises `StartupError`."""
-    elsewhere, arrivals = _elsewhere(settings), _arrivals(settings)
+    upstream, arrivals = _elsewhere(settings), _arrivals(settings)
     scheduler = SchedulerService(settings, worker_address(settings.data_dir), curve_listener(settings), arrivals)
     metrics = Metrics(
         scheduler.snapshot, lambda: _counters(scheduler, jobs, webhook_sender, config), scheduler.step_curves
@@ -126,7 +126,7 @@ async def serve(settings: Settings, listener: socket.socket, keys: Callable[[], 
     jobs = JobManager(settings, scheduler, metrics, database, on_end=webhook_sender.wake)
     metrics.in_flight.add(lambda: {**scheduler.in_flight_counts, "requests": len(tracker), "jobs": len(jobs)})
     services = Services(
-        settings, scheduler, tracker, metrics, jobs, database, authenticator, control, elsewhere, keys, int(time.time())
+        settings, scheduler, tracker, metrics, jobs, database, authenticator, control, upstream, keys, int(time.time())
     )
     config = _config(services)
     server = HttpServer(config)
@@ -145,7 +145,7 @@ async def serve(settings: Settings, listener: socket.socket, keys: Callable[[], 
     await asyncio.gather(jobs.stop(), webhook_sender.stop())  # the next start goes on with them
     finished = asyncio.create_task(tracker.wait_idle())
     await asyncio.wait({finished, told_twice}, timeout=settings.server.shutdown_s, return_when=asyncio.FIRST_COMPLETED)
-    await asyncio.gather(scheduler.stop(), elsewhere.close())  # what still runs is answered 503
+    await asyncio.gather(scheduler.stop(), upstream.close())  # what still runs is answered 503
     await asyncio.wait({finished}, timeout=_FLUSH_S)
     finished.cancel()
     server.should_exit = True
@@ -156,11 +156,11 @@ async def serve(settings: Settings, listener: socket.socket, keys: Callable[[], 
     log.info("stopped")
 
 
-def _elsewhere(settings: Settings) -> Elsewhere:
+def _elsewhere(settings: Settings) -> UpstreamClient:
     """The servers that help out. Raises `StartupError`."""
     try:
-        return Elsewhere(settings, os.environ)
-    except Unset as missing:
+        return UpstreamClient(settings, os.environ)
+    except MissingApiKey as missing:
         raise StartupError(str(missing)) from None
 
 

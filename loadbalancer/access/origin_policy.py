@@ -17,7 +17,7 @@ from loadbalancer.schema.errors import Forbidden
 _PORTS = {"http": 80, "https": 443}
 
 
-class Origins:
+class OriginPolicy:
     """The names of the server, and whose pages may call it."""
 
     def __init__(self, hosts: Iterable[str], pages: Iterable[str], *, loopback: bool) -> None:
@@ -28,18 +28,18 @@ class Origins:
 
     def check(self, host: str | None, origin: str | None) -> None:
         """Raises `Forbidden`. Both are as the headers say; None is a header that is not there."""
-        if self._loopback and host is not None and not self._named(host):
+        if self._loopback and host is not None and not self._is_own_host(host):
             text = "This server answers to the names of its own machine only; access.hosts allows others."
             raise Forbidden(text, code="host_not_allowed")
-        if origin is not None and not self._invited(origin, host or ""):
+        if origin is not None and not self._is_allowed_origin(origin, host or ""):
             text = "Pages of other sites may not call this server; access.cors_origins allows them."
             raise Forbidden(text, code="origin_not_allowed")
 
-    def _named(self, host: str) -> bool:
+    def _is_own_host(self, host: str) -> bool:
         name, _ = _address(f"http://{host}")
         return name in self._hosts or is_loopback(name)
 
-    def _invited(self, origin: str, host: str) -> bool:
+    def _is_allowed_origin(self, origin: str, host: str) -> bool:
         if "*" in self._pages or origin.lower() in self._pages:
             return True
         scheme, own = origin.partition("://")[0].lower(), _address(origin)

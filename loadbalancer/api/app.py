@@ -19,11 +19,11 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from loadbalancer.access.api_keys import Authenticator
-from loadbalancer.access.origin_policy import Origins
-from loadbalancer.api.http_helpers import Services, answer_error, refused
+from loadbalancer.access.origin_policy import OriginPolicy
+from loadbalancer.api.http_helpers import Services, error_response, error_schema
 from loadbalancer.api.idempotency import IdempotencyMiddleware
-from loadbalancer.api.middleware import EXPOSED, Fence, Gate
-from loadbalancer.api.request_builder import Studio
+from loadbalancer.api.middleware import EXPOSED_HEADERS, AuthMiddleware, OriginMiddleware
+from loadbalancer.api.request_builder import RequestBuilder
 from loadbalancer.api.routes import health, images, jobs, models, scaling
 from loadbalancer.jobs.requests import JobRequest
 from loadbalancer.jobs.views import JobList, JobView
@@ -96,9 +96,9 @@ def create_app(services: Services) -> ASGIApp:
         redirect_slashes=False,
         generate_unique_id_function=lambda route: str(route.name),
     )
-    studio = Studio(services)
+    builder = RequestBuilder(services)
     for drawing in (images, jobs):
-        app.include_router(drawing.router(services, studio))
+        app.include_router(drawing.router(services, builder))
     for telling in (models, health, scaling):
         app.include_router(telling.router(services))
     app.add_exception_handler(ApiError, _refuse)
@@ -107,8 +107,10 @@ def create_app(services: Services) -> ASGIApp:
     access, loopback = services.settings.access, services.authenticator.loopback
     once = IdempotencyMiddleware(app, services.database, services.settings.server.max_upload_bytes)
     services.metrics.in_flight.add(lambda: {"recordings": len(once)})
-    gated = _cross_origin(Gate(once, services), access.cors_origins)
-    return Front(Fence(gated, Origins(access.hosts, access.cors_origins, loopback=loopback)), services.metrics)
+    gated = _cross_origin(AuthMiddleware(once, services), access.cors_origins)
+    return RequestIdMiddleware(
+        OriginMiddleware(gated, OriginPolicy(access.hosts, access.cors_origins, loopback=loopback)), services.metrics
+    )
 
 
 def _cross_origin(app: ASGIApp, origins: Sequence[str]) -> ASGIApp:
@@ -120,7 +122,7 @@ def _cross_origin(app: ASGIApp, origins: Sequence[str]) -> ASGIApp:
         allow_origins=origins,
         allow_methods=("GET", "POST", "DELETE"),
         allow_headers=("authorization", "content-type", "idempotency-key", "x-request-id"),
-        expose_headers=("x-request-id", *EXPOSED),
+        expose_headers=("x-request-id", *EXPOSED_HEADERS),
     )
 
 
@@ -132,7 +134,7 @@ def _version() -> str:
 
 
 async def _refuse(request: Request, error: Exception) -> Response:
-    return answer_error(error if isinstance(error, ApiError) else _translate(request, error))
+    return error_response(error if isinstance(error, ApiError) else _translate(request, error))
 
 
 def _translate(request: Request, error: Exception) -> ApiError:
@@ -161,7 +163,7 @@ def _document(app: FastAPI, authenticator: Authenticator) -> None:
                 del operation["responses"]["422"]
             if authenticator.need(path) != "nothing":
                 operation["security"] = [{"key": []}, {}]  # the second: as long as there are no keys
-                operation["responses"] |= {str(status): refused(status) for status in (401, 403)}
+                operation["responses"] |= {str(status): error_schema(status) for status in (401, 403)}
     _, requests = models_json_schema(
         [(model, "validation") for model in _REQUESTS], ref_template=_REFERENCE.format(name="{model}")
     )
@@ -170,7 +172,7 @@ def _document(app: FastAPI, authenticator: Authenticator) -> None:
     document["components"] = {"schemas": requests["$defs"] | answers, "securitySchemes": schemes}
 
 
-class Front:
+class RequestIdMiddleware:
     """Around the whole application: gives every request an id, every bug one neutral answer, and counts.
 
     Plain ASGI: Starlette's `BaseHTTPMiddleware` would hide disconnects from the routes.
@@ -203,7 +205,7 @@ class Front:
             if status is not None:
                 raise  # the server closes the connection, so that the client sees a broken answer
             text = f"The server had an error while processing your request. Its id is {request_id}."
-            await answer_error(InternalError(text))(scope, receive, send_with_id)
+            await error_response(InternalError(text))(scope, receive, send_with_id)
         finally:
             route = getattr(scope.get("route"), "path", "other")
             self._metrics.request(route, status or 500, time.monotonic() - began)

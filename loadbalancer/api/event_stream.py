@@ -14,16 +14,16 @@ import msgspec
 from fastapi.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 
-from loadbalancer.generation.validation import Job
+from loadbalancer.generation.validation import GenerationSpec
 from loadbalancer.scheduling.task import TaskCompleted, TaskProgress
 from loadbalancer.schema.errors import ApiError, InternalError
 from loadbalancer.schema.responses import Timings
 from loadbalancer.schema.stream_events import (
     KEEP_ALIVE,
     CompletedImage,
-    Pace,
     PartialImage,
     Progress,
+    ProgressThrottle,
     encode,
     encode_error,
 )
@@ -31,10 +31,10 @@ from loadbalancer.schema.stream_events import (
 log = logging.getLogger(__name__)
 
 
-class Watched(Protocol):
+class ProgressSource(Protocol):
     """What is streamed: an `Errand`, or a `Follower` of a job."""
 
-    job: Job
+    job: GenerationSpec
     tasks: list[str]
     #: Previews and finished images in the order in which they came, for the stream to take.
     news: deque[TaskProgress | TaskCompleted]
@@ -55,72 +55,72 @@ class EventStream(StreamingResponse):
 
     media_type = "text/event-stream"
 
-    def __init__(self, errand: Watched, *, edit: bool = False) -> None:
+    def __init__(self, source: ProgressSource, *, edit: bool = False) -> None:
         #: The last word against proxies that collect an answer before they pass it on.
         headers = {"cache-control": "no-cache", "x-accel-buffering": "no"}
-        super().__init__(_guarded(_Teller(errand, edit)), headers=headers)
-        self._errand = errand
+        super().__init__(_guarded(_EventWriter(source, edit)), headers=headers)
+        self._source = source
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send the events."""
         try:
             await super().__call__(scope, receive, send)
         finally:
-            self._errand.close()
+            self._source.close()
 
 
-async def _guarded(teller: _Teller) -> AsyncIterator[bytes]:
+async def _guarded(writer: _EventWriter) -> AsyncIterator[bytes]:
     """The stream with a neutral last event in place of an exception: its status has long been sent."""
     try:
-        async for chunk in teller.stream():
+        async for chunk in writer.stream():
             yield chunk
     except Exception:
         log.exception("a stream broke off")
         yield encode_error(InternalError("The server had an error while streaming. Please try again."))
 
 
-class _Teller:
+class _EventWriter:
     """Puts what becomes of an errand into events."""
 
-    def __init__(self, errand: Watched, edit: bool) -> None:
-        self._errand = errand
+    def __init__(self, source: ProgressSource, edit: bool) -> None:
+        self._source = source
         self._edit = edit
-        self._pace = Pace()
-        self._indexes = {task: index for index, task in enumerate(errand.tasks)}
+        self._throttle = ProgressThrottle()
+        self._indexes = {task: index for index, task in enumerate(source.tasks)}
         #: Step of each preview told, by task: a task that had to start again does not show them twice.
-        self._previews: dict[str, list[int]] = {task: [] for task in errand.tasks}
+        self._previews: dict[str, list[int]] = {task: [] for task in source.tasks}
 
     async def stream(self) -> AsyncIterator[bytes]:
         """Every event, as soon as it is due."""
-        errand, pace = self._errand, self._pace
+        source, throttle = self._source, self._throttle
         while True:
-            errand.changed.clear()
-            chunks = list(self._tell(time.monotonic()))
-            over = errand.over.done()
+            source.changed.clear()
+            chunks = list(self._events(time.monotonic()))
+            over = source.over.done()
             if chunks:
                 yield b"".join(chunks)
-                pace.sent(time.monotonic())
-            elif pace.silent(time.monotonic()):
+                throttle.sent(time.monotonic())
+            elif throttle.silent(time.monotonic()):
                 yield KEEP_ALIVE
-                pace.sent(time.monotonic())
+                throttle.sent(time.monotonic())
             if over:
                 return
             with contextlib.suppress(TimeoutError):  # it is time to look at the progress
-                await asyncio.wait_for(errand.changed.wait(), pace.wait_s(time.monotonic()))
+                await asyncio.wait_for(source.changed.wait(), throttle.wait_s(time.monotonic()))
 
-    def _tell(self, now: float) -> Iterator[bytes]:
-        if self._pace.due(now):
-            for view in self._pace.news(list(self._errand.views())):
+    def _events(self, now: float) -> Iterator[bytes]:
+        if self._throttle.due(now):
+            for view in self._throttle.news(list(self._source.views())):
                 yield encode(view, edit=self._edit)
-        while self._errand.news:
-            event = self._picture(self._errand.news.popleft())
+        while self._source.news:
+            event = self._image_event(self._source.news.popleft())
             if event is not None:
                 yield encode(event, edit=self._edit)
-        if self._errand.failure is not None:
-            yield encode_error(self._errand.failure)
+        if self._source.failure is not None:
+            yield encode_error(self._source.failure)
 
-    def _picture(self, news: TaskProgress | TaskCompleted) -> PartialImage | CompletedImage | None:
-        job, index, created = self._errand.job, self._indexes[news.task], int(time.time())
+    def _image_event(self, news: TaskProgress | TaskCompleted) -> PartialImage | CompletedImage | None:
+        job, index, created = self._source.job, self._indexes[news.task], int(time.time())
         if isinstance(news, TaskCompleted):
             timings = Timings(news.waited_s, news.ran_s)
             seed = job.inputs[index].seed

@@ -17,10 +17,10 @@ from starlette.types import Message, Receive
 from configs.settings import Settings
 from loadbalancer.access.api_keys import Authenticator, Caller, KeyRing
 from loadbalancer.generation.in_flight import RequestTracker
-from loadbalancer.generation.validation import Job, Known
+from loadbalancer.generation.validation import GenerationSpec, ModelCapabilities
 from loadbalancer.jobs.manager import JobManager
 from loadbalancer.metrics.prometheus import Metrics
-from loadbalancer.proxy.upstream import Elsewhere
+from loadbalancer.proxy.upstream import UpstreamClient
 from loadbalancer.scaling.control_plane import ControlPlane
 from loadbalancer.scheduler_service import SchedulerService
 from loadbalancer.schema.errors import ApiError, BodyTooLarge, ClientClosed
@@ -48,21 +48,23 @@ class Services:
     database: Database
     authenticator: Authenticator
     control: ControlPlane
-    elsewhere: Elsewhere
+    upstream: UpstreamClient
     #: The API keys in force; None while there are none and nobody needs one.
     ring: Callable[[], KeyRing | None]
     #: Unix time of the start.
     started: int
 
 
-def answer(content: msgspec.Struct, status: int = HTTPStatus.OK, headers: dict[str, str] | None = None) -> Response:
+def json_response(
+    content: msgspec.Struct, status: int = HTTPStatus.OK, headers: dict[str, str] | None = None
+) -> Response:
     """The content as JSON; bytes in it become base64 here, once."""
     return Response(_encoder.encode(content), status, headers, media_type="application/json")
 
 
-def answer_error(error: ApiError) -> Response:
+def error_response(error: ApiError) -> Response:
     """The error as a client is to see it."""
-    return answer(error.body, error.status, error.headers)
+    return json_response(error.body, error.status, error.headers)
 
 
 def caller(request: Request) -> Caller:
@@ -72,13 +74,13 @@ def caller(request: Request) -> Caller:
     return found
 
 
-def owned(job: Job, request: Request) -> Job:
+def with_owner(job: GenerationSpec, request: Request) -> GenerationSpec:
     """The job in its caller's name."""
     sender = caller(request)
     return replace(job, owner=sender.owner, weight=sender.weight)
 
 
-def bounded(request: Request, most: int) -> Request:
+def limit_body(request: Request, most: int) -> Request:
     """The request with a body of which no more is read than `most` bytes. Raises `BodyTooLarge`, now or in reading.
 
     Starlette's own limit is not used: it replaces the answer by a plain text.
@@ -102,23 +104,25 @@ def bounded(request: Request, most: int) -> Request:
 async def read_body(request: Request, most: int) -> bytes:
     """The whole body. Raises `BodyTooLarge` as soon as it is known to exceed `most` bytes, and `ClientClosed`."""
     try:
-        return await bounded(request, most).body()
+        return await limit_body(request, most).body()
     except ClientDisconnect:
-        raise hung_up() from None
+        raise client_disconnected() from None
 
 
-def hung_up() -> ClientClosed:
+def client_disconnected() -> ClientClosed:
     """What becomes of a request whose body does not come to its end."""
     return ClientClosed("The client closed the connection before the end of the body.")
 
 
-async def known(services: Services, model: str, *, loras: bool) -> Known:
+async def model_capabilities(services: Services, model: str, *, loras: bool) -> ModelCapabilities:
     """What is known of the model; its adapters are looked up where the request names any (`loras`)."""
     folder = services.settings.models[model].loras if loras else None
-    return Known(services.scheduler.engine_info(model), await asyncio.to_thread(adapters, folder) if folder else ())
+    return ModelCapabilities(
+        services.scheduler.engine_info(model), await asyncio.to_thread(list_loras, folder) if folder else ()
+    )
 
 
-def adapters(folder: Path) -> list[str]:
+def list_loras(folder: Path) -> list[str]:
     """Names of the LoRA adapters in the folder, sorted. A folder that cannot be read holds none."""
     try:
         files = [path.stem for path in folder.iterdir() if path.suffix == ".safetensors" and path.is_file()]
@@ -127,9 +131,9 @@ def adapters(folder: Path) -> list[str]:
     return sorted(name for name in files if LORA_NAME.fullmatch(name))
 
 
-async def first_of(request: Request, outcome: asyncio.Future[Any]) -> None:
+async def wait_first(request: Request, outcome: asyncio.Future[Any]) -> None:
     """Wait for the outcome. Raises `ClientClosed` at once when the client hangs up before it."""
-    gone = asyncio.create_task(disconnect(request.receive))
+    gone = asyncio.create_task(wait_disconnect(request.receive))
     try:
         await asyncio.wait({gone, outcome}, return_when=asyncio.FIRST_COMPLETED)
     finally:
@@ -138,41 +142,41 @@ async def first_of(request: Request, outcome: asyncio.Future[Any]) -> None:
         raise ClientClosed("The client closed the connection.")
 
 
-async def disconnect(receive: Receive) -> None:
+async def wait_disconnect(receive: Receive) -> None:
     """Returns when the client has hung up."""
     while (await receive())["type"] != "http.disconnect":
         pass
 
 
-def body_of(reference: str, media_type: str = "application/json") -> dict[str, Any]:
+def request_body(reference: str, media_type: str = "application/json") -> dict[str, Any]:
     """OpenAPI: a request body of the schema with this name, and the header that says whether it came before."""
     return {
-        "requestBody": {"required": True, "content": content_of(reference, media_type)},
+        "requestBody": {"required": True, "content": content_schema(reference, media_type)},
         "parameters": [_IDEMPOTENCY_KEY],
     }
 
 
-def content_of(reference: str, media_type: str = "application/json") -> dict[str, Any]:
+def content_schema(reference: str, media_type: str = "application/json") -> dict[str, Any]:
     """OpenAPI: content of the schema with this name."""
-    return {media_type: {"schema": of(reference)}}
+    return {media_type: {"schema": schema_ref(reference)}}
 
 
-def of(name: str) -> dict[str, str]:
+def schema_ref(name: str) -> dict[str, str]:
     """OpenAPI: the schema with this name."""
     return {"$ref": f"#/components/schemas/{name}"}
 
 
-def answers(success: str, *errors: int, **more: Any) -> dict[int | str, dict[str, Any]]:
+def responses(success: str, *errors: int, **more: Any) -> dict[int | str, dict[str, Any]]:
     """OpenAPI: the answers of a route. `more` are other content types of the success."""
     documented: dict[int | str, dict[str, Any]] = {
-        200: {"description": "Success.", "content": content_of(success) | more}
+        200: {"description": "Success.", "content": content_schema(success) | more}
     }
-    return documented | {status: refused(status) for status in errors}
+    return documented | {status: error_schema(status) for status in errors}
 
 
-def events_of(*names: str) -> dict[str, Any]:
+def event_stream_schema(*names: str) -> dict[str, Any]:
     """OpenAPI: content that is a stream of the events with these names. The schema is that of each."""
-    told = {"oneOf": [of(name) for name in names]}
+    told = {"oneOf": [schema_ref(name) for name in names]}
     properties = {
         "event": {"type": "string", "description": "The `type` of what `data` holds."},
         "data": {"type": "string", "contentMediaType": "application/json", "contentSchema": told},
@@ -181,6 +185,6 @@ def events_of(*names: str) -> dict[str, Any]:
     return {"text/event-stream": {"schema": schema}}
 
 
-def refused(status: int) -> dict[str, Any]:
+def error_schema(status: int) -> dict[str, Any]:
     """OpenAPI: an answer that is an error."""
-    return {"description": HTTPStatus(status).phrase + ".", "content": content_of("ErrorBody")}
+    return {"description": HTTPStatus(status).phrase + ".", "content": content_schema("ErrorBody")}

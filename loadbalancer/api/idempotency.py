@@ -19,7 +19,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from loadbalancer.api.http_helpers import answer_error, caller, disconnect, hung_up, read_body
+from loadbalancer.api.http_helpers import caller, client_disconnected, error_response, read_body, wait_disconnect
 from loadbalancer.schema.errors import ApiError, InvalidRequest, KeyReused
 from loadbalancer.storage.database import Database, StorageUnavailable
 from loadbalancer.storage.records import IdempotencyKey, IdempotencyKeyReused, StoredResponse
@@ -142,9 +142,9 @@ class IdempotencyMiddleware:
             key = key_of(caller(request).owner, given, scope["path"], kind, body)
             recording, first = await self._recording(key, scope, body)
         except IdempotencyKeyReused:
-            await answer_error(reused(given))(scope, receive, send)
+            await error_response(reused(given))(scope, receive, send)
         except ApiError as error:
-            await answer_error(error)(scope, receive, send)
+            await error_response(error)(scope, receive, send)
         else:
             if isinstance(recording, StoredResponse):
                 await _replay(recording)(scope, receive, send)
@@ -214,7 +214,7 @@ class IdempotencyMiddleware:
     ) -> None:
         """Pass the answer on as it is made."""
         recording.readers += 1
-        gone = asyncio.create_task(disconnect(receive))
+        gone = asyncio.create_task(wait_disconnect(receive))
         told = 0
         started = False
         try:
@@ -238,7 +238,7 @@ class IdempotencyMiddleware:
                     await asyncio.wait({gone, more}, return_when=asyncio.FIRST_COMPLETED)
                     more.cancel()
             if not started:
-                await answer_error(hung_up())(scope, receive, send)
+                await error_response(client_disconnected())(scope, receive, send)
         finally:
             gone.cancel()
             recording.leave()

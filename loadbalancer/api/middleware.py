@@ -1,6 +1,6 @@
 """In front of every route: who asks, from where, whether that is allowed, and whether it is too often.
 
-Plain ASGI, like `Front`: it must see the end of a streamed answer, and hide no disconnect.
+Plain ASGI, like `RequestIdMiddleware`: it must see the end of a streamed answer, and hide no disconnect.
 """
 
 from __future__ import annotations
@@ -12,15 +12,15 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from loadbalancer.access.api_keys import Caller
-from loadbalancer.access.origin_policy import Origins
+from loadbalancer.access.origin_policy import OriginPolicy
 from loadbalancer.access.rate_limit import RateLimiter
-from loadbalancer.api.http_helpers import Services, answer_error
+from loadbalancer.api.http_helpers import Services, error_response
 from loadbalancer.schema.errors import ApiError
 
 log = logging.getLogger(__name__)
 
 #: Headers of ours that a page of another origin may read.
-EXPOSED = (
+EXPOSED_HEADERS = (
     "retry-after",
     "x-muster-proxied",
     "x-ratelimit-limit-requests",
@@ -29,10 +29,10 @@ EXPOSED = (
 )
 
 
-class Fence:
+class OriginMiddleware:
     """Keeps out what a web page of elsewhere has a browser send, before any question for a key."""
 
-    def __init__(self, app: ASGIApp, origins: Origins) -> None:
+    def __init__(self, app: ASGIApp, origins: OriginPolicy) -> None:
         self._app = app
         self._origins = origins
 
@@ -44,12 +44,12 @@ class Fence:
                 self._origins.check(headers.get("host"), headers.get("origin"))
             except ApiError as error:
                 log.debug("%s %s is answered %d: %s", scope["method"], scope["path"], error.status, error.message)
-                await answer_error(error)(scope, receive, send)
+                await error_response(error)(scope, receive, send)
                 return
         await self._app(scope, receive, send)
 
 
-class Gate:
+class AuthMiddleware:
     """Lets requests through to the application, or answers them itself."""
 
     def __init__(self, app: ASGIApp, services: Services) -> None:
@@ -73,7 +73,7 @@ class Gate:
                 self._limits.enter(caller.owner, caller.requests_per_minute, caller.max_concurrent, time.monotonic())
         except ApiError as error:
             log.debug("%s %s is answered %d: %s", scope["method"], scope["path"], error.status, error.message)
-            await answer_error(error)(scope, receive, send)
+            await error_response(error)(scope, receive, send)
             return
         scope.setdefault("state", {})["caller"] = caller
         if not limited:

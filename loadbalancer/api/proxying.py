@@ -13,10 +13,10 @@ from fastapi.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from configs.proxy import ColdStartProxy
-from loadbalancer.api.http_helpers import Services, first_of
+from loadbalancer.api.http_helpers import Services, wait_first
 from loadbalancer.api.uploads import Form
-from loadbalancer.generation.validation import Job
-from loadbalancer.proxy.upstream import FORWARDED, Content, NotTaken
+from loadbalancer.generation.validation import GenerationSpec
+from loadbalancer.proxy.upstream import FORWARDED, Content, UpstreamDeclined
 from loadbalancer.schema.errors import ApiError, BadGateway, InvalidRequest
 from loadbalancer.schema.stream_events import encode_error
 
@@ -26,22 +26,22 @@ _EVENTS = "text/event-stream"
 _JSON = "application/json"
 
 #: Makes what is sent, given the name that the model has there.
-Make = Callable[[str], Awaitable[Content]]
+BodyFactory = Callable[[str], Awaitable[Content]]
 
 
-class Proxied:
+class ProxiedRequest:
     """One request that another server was asked to do."""
 
-    def __init__(self, services: Services, job: Job) -> None:
+    def __init__(self, services: Services, job: GenerationSpec) -> None:
         self._services = services
         self._job = job
         self._open = True
         services.tracker.register(self)
         services.scheduler.request_proxied(job.model, job.inputs)
 
-    def why_broken(self, error: Exception) -> ApiError:
-        """See `Elsewhere.why_broken`."""
-        return self._services.elsewhere.why_broken(error)
+    def connection_error(self, error: Exception) -> ApiError:
+        """See `UpstreamClient.connection_error`."""
+        return self._services.upstream.connection_error(error)
 
     def close(self, outcome: str) -> None:
         """It is over. Idempotent; the first outcome counts."""
@@ -52,30 +52,32 @@ class Proxied:
             self._services.metrics.proxied(self._job.model, outcome)
 
 
-async def instead(services: Services, request: Request, job: Job, make: Make, *, stream: bool) -> Response | Job:
+async def try_upstream(
+    services: Services, request: Request, job: GenerationSpec, build: BodyFactory, *, stream: bool
+) -> Response | GenerationSpec:
     """The answer of the server that helps out for the job's model, or the job, to be done here.
 
     Raises the `ApiError` that there is instead of an answer.
     """
-    proxy = services.elsewhere.of(job.model)
+    proxy = services.upstream.proxy_for(job.model)
     if (
         proxy is None
         or FORWARDED in request.headers
         or not services.tracker.is_open
-        or not _needed(services, proxy, job)
+        or not _is_needed(services, proxy, job)
     ):
         return job
-    content = await make(proxy.model or job.model)
+    content = await build(proxy.model or job.model)
     path = request.url.path.removeprefix("/v1")
-    proxied = Proxied(services, job)
+    proxied = ProxiedRequest(services, job)
     asking = asyncio.create_task(_ask(services, job, path, content, min(proxy.timeout_s, job.timeout_s), stream))
     outcome = "cancelled"
     try:
-        await first_of(request, asking)
+        await wait_first(request, asking)
         outcome = "failed"
         answer = asking.result()
         outcome = "answered" if isinstance(answer, Response) else ""
-    except NotTaken:
+    except UpstreamDeclined:
         outcome = "queued"
         return replace(job, known=True)
     except InvalidRequest:
@@ -86,10 +88,10 @@ async def instead(services: Services, request: Request, job: Job, make: Make, *,
             asking.cancel()
             asking.add_done_callback(_discard)
             proxied.close(outcome)
-    return answer if isinstance(answer, Response) else Relay(answer, proxied)
+    return answer if isinstance(answer, Response) else UpstreamStream(answer, proxied)
 
 
-def _needed(services: Services, proxy: ColdStartProxy, job: Job) -> bool:
+def _is_needed(services: Services, proxy: ColdStartProxy, job: GenerationSpec) -> bool:
     """Whether the model's own workers would take too long."""
     if not services.scheduler.is_ready(job.model):
         return True
@@ -102,23 +104,23 @@ def _needed(services: Services, proxy: ColdStartProxy, job: Job) -> bool:
 
 
 async def _ask(
-    services: Services, job: Job, path: str, content: Content, timeout_s: float, stream: bool
+    services: Services, job: GenerationSpec, path: str, content: Content, timeout_s: float, stream: bool
 ) -> Response | aiohttp.ClientResponse:
-    """The whole answer, or one whose events are still to come. Raises `NotTaken` and `ApiError`."""
-    answer = await services.elsewhere.ask(job.model, path, content, timeout_s)
+    """The whole answer, or one whose events are still to come. Raises `UpstreamDeclined` and `ApiError`."""
+    answer = await services.upstream.post(job.model, path, content, timeout_s)
     expected = _EVENTS if stream else _JSON
     if answer.content_type != expected:
         answer.close()
         raise BadGateway(f"The server that stands in for the model answered with other than {expected}.")
     if stream:
         return answer
-    return Response(await services.elsewhere.read(answer), headers={PROXIED: "true"}, media_type=_JSON)
+    return Response(await services.upstream.read(answer), headers={PROXIED: "true"}, media_type=_JSON)
 
 
-class Relay(StreamingResponse):
+class UpstreamStream(StreamingResponse):
     """Hands the events on, and hangs up on the other server when its reader hangs up."""
 
-    def __init__(self, answer: aiohttp.ClientResponse, proxied: Proxied) -> None:
+    def __init__(self, answer: aiohttp.ClientResponse, proxied: ProxiedRequest) -> None:
         headers = {"cache-control": "no-cache", "x-accel-buffering": "no", PROXIED: "true"}
         super().__init__(self._events(), headers=headers, media_type=_EVENTS)
         self._answer = answer
@@ -139,27 +141,27 @@ class Relay(StreamingResponse):
                 yield chunk
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
             self._outcome = "failed"
-            why = self._proxied.why_broken(error)
+            why = self._proxied.connection_error(error)
             yield b"\n\n" + encode_error(why)  # an event that was under way ends here
         else:
             self._outcome = "answered"
 
 
-def as_json(body: bytes) -> Make:
+def as_json(body: bytes) -> BodyFactory:
     """The request's own body of JSON, with another model's name."""
 
-    async def make(model: str) -> Content:
+    async def build(model: str) -> Content:
         asked: dict[str, msgspec.Raw] = msgspec.json.decode(body, type=dict[str, msgspec.Raw])
         asked["model"] = msgspec.Raw(msgspec.json.encode(model))
         return Content(msgspec.json.encode(asked), _JSON)
 
-    return make
+    return build
 
 
-def as_form(form: Form) -> Make:
+def as_form(form: Form) -> BodyFactory:
     """The request's own form, with another model's name. To be made while the form can be read."""
 
-    async def make(model: str) -> Content:
+    async def build(model: str) -> Content:
         sent = aiohttp.FormData()
         for name, text in (form.texts | {"model": model}).items():
             sent.add_field(name, text)
@@ -168,7 +170,7 @@ def as_form(form: Form) -> Make:
             sent.add_field(name, content, filename=f"{name}.{file.kind}", content_type=f"image/{file.kind}")
         return Content(sent)
 
-    return make
+    return build
 
 
 def _discard(asking: asyncio.Task[Response | aiohttp.ClientResponse]) -> None:

@@ -5,48 +5,55 @@ from __future__ import annotations
 import secrets
 from functools import partial
 
-from loadbalancer.api.http_helpers import Services, known
-from loadbalancer.api.uploads import Darkroom, Reader
-from loadbalancer.generation.source_images import from_data_url
-from loadbalancer.generation.validation import Job, admit_images, admit_predict, asked_size, served, with_sources
+from loadbalancer.api.http_helpers import Services, model_capabilities
+from loadbalancer.api.uploads import ImageDecoder, Reader
+from loadbalancer.generation.source_images import decode_data_url
+from loadbalancer.generation.validation import (
+    GenerationSpec,
+    requested_size,
+    resolve_images,
+    resolve_model,
+    resolve_predict,
+    with_source_images,
+)
 from loadbalancer.schema.errors import InvalidRequest
 from loadbalancer.schema.requests import EditRequest, ImageRequest, PredictRequest
 
 
-class Studio:
+class RequestBuilder:
     """Makes jobs of requests, for the routes that answer them and for those that put them off."""
 
     def __init__(self, services: Services) -> None:
         self._services = services
-        self._darkroom = Darkroom()
+        self._decoder = ImageDecoder()
 
-    async def job(self, asked: ImageRequest | EditRequest, image: Reader | None, mask: Reader | None) -> Job:
+    async def job(self, asked: ImageRequest | EditRequest, image: Reader | None, mask: Reader | None) -> GenerationSpec:
         """The request with nothing left open; its pictures are decoded last, when all else is right."""
         settings = self._services.settings
-        model = served(asked.model, settings)
-        facts = await known(self._services, model, loras=bool(asked.loras))
-        job = admit_images(asked, settings, secrets.randbits(32), facts)
+        model = resolve_model(asked.model, settings)
+        facts = await model_capabilities(self._services, model, loras=bool(asked.loras))
+        job = resolve_images(asked, settings, secrets.randbits(32), facts)
         if image is None:
-            if asked.pictured:
+            if asked.has_source_image:
                 text = "Missing required parameter: 'image'."
                 raise InvalidRequest(text, param="image", code="missing_required_parameter")
             return job
-        sources = await self._darkroom.develop(
+        sources = await self._decoder.decode(
             image,
             mask,
             settings.models[model].limits,
-            size=asked_size(asked, job),
+            size=requested_size(asked, job),
             alpha_marks=isinstance(asked, EditRequest),
         )
-        return with_sources(job, sources, asked, settings, facts)
+        return with_source_images(job, sources, asked, settings, facts)
 
-    async def simple(self, asked: PredictRequest) -> Job:
+    async def build_predict(self, asked: PredictRequest) -> GenerationSpec:
         """The job of the simple form."""
         settings = self._services.settings
-        facts = await known(self._services, served(asked.model, settings), loras=bool(asked.loras))
-        return admit_predict(asked, settings, secrets.randbits(32), facts)
+        facts = await model_capabilities(self._services, resolve_model(asked.model, settings), loras=bool(asked.loras))
+        return resolve_predict(asked, settings, secrets.randbits(32), facts)
 
 
-def from_url(param: str, url: str | None) -> Reader | None:
+def data_url_reader(param: str, url: str | None) -> Reader | None:
     """Gives the file in the data URL, if there is one."""
-    return None if url is None else partial(from_data_url, param, url)
+    return None if url is None else partial(decode_data_url, param, url)

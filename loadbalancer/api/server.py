@@ -22,7 +22,7 @@ _FLUSH_S = 1.0
 _LEAST_BYTES = 64 * 2**10
 
 
-def be_strict(listener: socket.socket, send_timeout_s: float) -> None:
+def set_socket_limits(listener: socket.socket, send_timeout_s: float) -> None:
     """Have the system hold little for each client of this socket, and give up those that make no room for it at all.
 
     Little, so that what a client takes shows here at once, not after megabytes. Giving up comes later than `Connection`
@@ -36,7 +36,7 @@ class HttpConfig(uvicorn.Config):
     """uvicorn's configuration and ours, beside a count of what became of connections."""
 
     def __init__(self, app: ASGIApp, *, send_timeout_s: float, **options: Any) -> None:
-        super().__init__(app, http=Connection, **options)
+        super().__init__(app, http=SlowReaderProtocol, **options)
         self.send_timeout_s = send_timeout_s
         self.counters: Counter[str] = Counter()
 
@@ -46,11 +46,11 @@ class HttpServer(uvicorn.Server):
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """End every connection; those whose clients do not read are hung up on after `_FLUSH_S`."""
-        hanging_up = asyncio.get_running_loop().call_later(_FLUSH_S, self._hang_up)
+        hanging_up = asyncio.get_running_loop().call_later(_FLUSH_S, self._abort_connections)
         await super().shutdown(sockets)
         hanging_up.cancel()
 
-    def _hang_up(self) -> None:
+    def _abort_connections(self) -> None:
         """Before uvicorn cancels their requests: to those it is then as if the clients had gone."""
         for connection in list(self.server_state.connections):
             if connection.transport is not None:
@@ -62,49 +62,49 @@ class HttpServer(uvicorn.Server):
         yield
 
 
-class Connection(HttpToolsProtocol):
+class SlowReaderProtocol(HttpToolsProtocol):
     """A connection that is broken off when its client leaves what it asked for lying.
 
     uvicorn holds the application up while more than 64 KiB lie here for its client, so that the most is that and one
     chunk. Broken off, it is to the application as if the client had hung up.
     """
 
-    _patience: asyncio.TimerHandle | None = None
+    _timer: asyncio.TimerHandle | None = None
     #: Bytes that lay here at the last look.
-    _lying = 0
+    _buffered = 0
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Nothing is waited for any more."""
-        self._rest()
+        self._stop_timer()
         super().connection_lost(exc)
 
     def pause_writing(self) -> None:
         """The client does not take what is sent."""
         super().pause_writing()
-        self._rest()
-        self._watch()
+        self._stop_timer()
+        self._start_timer()
 
     def resume_writing(self) -> None:
         """It has taken nearly everything."""
-        self._rest()
+        self._stop_timer()
         super().resume_writing()
 
-    def _watch(self) -> None:
+    def _start_timer(self) -> None:
         assert isinstance(self.config, HttpConfig)
-        self._lying = self.transport.get_write_buffer_size()
-        self._patience = self.loop.call_later(self.config.send_timeout_s, self._look)
+        self._buffered = self.transport.get_write_buffer_size()
+        self._timer = self.loop.call_later(self.config.send_timeout_s, self._check_progress)
 
-    def _rest(self) -> None:
-        if self._patience is not None:
-            self._patience.cancel()
-            self._patience = None
+    def _stop_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
 
-    def _look(self) -> None:
+    def _check_progress(self) -> None:
         assert isinstance(self.config, HttpConfig)
-        if self._lying - self.transport.get_write_buffer_size() >= _LEAST_BYTES:
-            self._watch()
+        if self._buffered - self.transport.get_write_buffer_size() >= _LEAST_BYTES:
+            self._start_timer()
             return
-        self._patience = None
+        self._timer = None
         self.config.counters["slow_readers"] += 1
         log.info("broke off a connection: its client took next to nothing for %g s", self.config.send_timeout_s)
         self.transport.abort()  # `close` would wait for the client, too

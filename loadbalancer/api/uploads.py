@@ -19,8 +19,8 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
 from configs.settings import Limits
-from loadbalancer.api.http_helpers import bounded, hung_up
-from loadbalancer.generation.source_images import Size, Sources, prepare
+from loadbalancer.api.http_helpers import client_disconnected, limit_body
+from loadbalancer.generation.source_images import Size, SourceImages, decode_images
 from loadbalancer.schema.errors import InvalidRequest
 from loadbalancer.schema.requests import shorten
 
@@ -35,7 +35,7 @@ _MOST_FIELDS = 64
 _FILES = {"image": "image", "image[]": "image", "mask": "mask"}
 
 
-class Darkroom:
+class ImageDecoder:
     """Turns files into pixels, in threads of its own.
 
     They are few, and always the same: a thread's allocator keeps some of what decoding took.
@@ -44,13 +44,13 @@ class Darkroom:
     def __init__(self) -> None:
         self._threads = ThreadPoolExecutor(_AT_ONCE, "decode")
 
-    async def develop(
+    async def decode(
         self, image: Reader, mask: Reader | None, limits: Limits, *, size: Size | None, alpha_marks: bool
-    ) -> Sources:
+    ) -> SourceImages:
         """See `sources.prepare`. Raises `InvalidRequest`, also where a reader does."""
 
-        def work() -> Sources:
-            return prepare(image(), mask() if mask else None, limits, size=size, alpha_marks=alpha_marks)
+        def work() -> SourceImages:
+            return decode_images(image(), mask() if mask else None, limits, size=size, alpha_marks=alpha_marks)
 
         return await asyncio.get_running_loop().run_in_executor(self._threads, work)
 
@@ -95,11 +95,11 @@ async def read_form(request: Request, most: int, most_text: int) -> AsyncIterato
     if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "multipart/form-data":
         _refuse("it must be multipart/form-data")
     try:
-        form = await bounded(request, most).form(
+        form = await limit_body(request, most).form(
             max_files=_MOST_FILES, max_fields=_MOST_FIELDS, max_part_size=most_text
         )
     except ClientDisconnect:
-        raise hung_up() from None
+        raise client_disconnected() from None
     except HTTPException as broken:
         _refuse(broken.detail.rstrip("."))
     except UnicodeError:  # of a character set that the form names

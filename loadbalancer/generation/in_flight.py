@@ -10,7 +10,7 @@ import asyncio
 from collections import deque
 from collections.abc import Iterator
 
-from loadbalancer.generation.validation import Job
+from loadbalancer.generation.validation import GenerationSpec
 from loadbalancer.metrics.prometheus import Metrics
 from loadbalancer.scheduler_service import SchedulerService
 from loadbalancer.scheduling.task import (
@@ -28,7 +28,7 @@ from loadbalancer.schema.stream_events import Progress
 class InFlightRequest:
     """One request's images on their way. All methods are called in the event loop."""
 
-    def __init__(self, tracker: RequestTracker, job: Job) -> None:
+    def __init__(self, tracker: RequestTracker, job: GenerationSpec) -> None:
         self.job = job
         #: Previews and finished images in the order in which they came, for a stream to take.
         self.news: deque[TaskProgress | TaskCompleted] = deque()
@@ -114,7 +114,7 @@ class RequestTracker:
     def __len__(self) -> int:
         return len(self._requests)
 
-    def accept(self, job: Job) -> InFlightRequest:
+    def accept(self, job: GenerationSpec) -> InFlightRequest:
         """Queue the job. Raises `Unavailable` when shutting down or where it would be too late, `TooBusy` when full."""
         if not self.is_open:
             raise shutting_down()

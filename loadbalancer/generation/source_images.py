@@ -30,7 +30,7 @@ Size = tuple[int, int]
 
 
 @dataclass(frozen=True, slots=True)
-class Sources:
+class SourceImages:
     """What a worker gets: `width * height * 3` bytes of RGB; for inpainting also a mask of `width * height` bytes."""
 
     width: int
@@ -43,7 +43,9 @@ class Sources:
         return "image" if len(self.frames) == 1 else "inpaint"
 
 
-def prepare(image: bytes, mask: bytes | None, limits: Limits, *, size: Size | None, alpha_marks: bool) -> Sources:
+def decode_images(
+    image: bytes, mask: bytes | None, limits: Limits, *, size: Size | None, alpha_marks: bool
+) -> SourceImages:
     """The files as pixels of `size`, or else of the picture's own size within the limits.
 
     A mask with an alpha channel marks what it leaves transparent, one without marks what is white. Without a mask,
@@ -61,10 +63,10 @@ def prepare(image: bytes, mask: bytes | None, limits: Limits, *, size: Size | No
         hidden = ImageOps.invert(scaled.getchannel("A"))
         area = hidden if _marks(hidden) else None
     pixels = _flat(scaled).tobytes()
-    return Sources(scaled.width, scaled.height, (pixels,) if area is None else (pixels, area.tobytes()))
+    return SourceImages(scaled.width, scaled.height, (pixels,) if area is None else (pixels, area.tobytes()))
 
 
-def fit(size: Size, limits: Limits) -> Size:
+def fit_size(size: Size, limits: Limits) -> Size:
     """The size nearest to a picture's own that the limits allow: multiples of 8, of its shape.
 
     Raises `InvalidRequest` where its shape is too long for them.
@@ -82,7 +84,7 @@ def fit(size: Size, limits: Limits) -> Size:
     return columns * 8, rows * 8
 
 
-def from_data_url(param: str, text: str) -> bytes:
+def decode_data_url(param: str, text: str) -> bytes:
     """The file in a `data:` URL. Raises `InvalidRequest`."""
     head = text[:200].partition(",")[0]
     if not head.lower().startswith("data:") or not head.lower().endswith(";base64") or len(head) == len(text):
@@ -96,7 +98,7 @@ def from_data_url(param: str, text: str) -> bytes:
 def _scaled(data: bytes, limits: Limits, size: Size | None) -> tuple[Size, Image.Image]:
     """The picture's own size, and the picture at the wanted one: the large one is not kept."""
     picture = _decode("image", data, limits.max_source_pixels)
-    target = size or fit(picture.size, limits)
+    target = size or fit_size(picture.size, limits)
     return picture.size, picture.resize(target, Image.Resampling.LANCZOS)
 
 

@@ -14,15 +14,15 @@ import msgspec
 
 from configs.samplers import canonical_sampler, sampler_names
 from configs.settings import Limits, Model, Settings
-from loadbalancer.generation.source_images import Size, Sources
+from loadbalancer.generation.source_images import Size, SourceImages
 from loadbalancer.schema.errors import InvalidRequest, ModelNotFound
 from loadbalancer.schema.requests import (
     SEEDS,
-    Drawing,
+    BaseImageRequest,
     EditRequest,
     ImageRequest,
-    ImagesRequest,
     LoraRequest,
+    OpenAIImageRequest,
     PredictRequest,
     shorten,
 )
@@ -34,7 +34,7 @@ _FROM: dict[DrawMode, str] = {"text": "text alone", "image": "a picture", "inpai
 
 
 @dataclass(frozen=True, slots=True)
-class Known:
+class ModelCapabilities:
     """What is known of a model beside its configuration: its engine, once one is connected, and its adapters."""
 
     about: About | None = None
@@ -42,7 +42,7 @@ class Known:
 
 
 @dataclass(frozen=True, slots=True)
-class Job:
+class GenerationSpec:
     """One request, ready for the queue: a task per item of `inputs`, all alike but for their seeds."""
 
     model: str
@@ -68,23 +68,25 @@ class Job:
         return self.inputs[0].output_format
 
 
-def admit_images(asked: ImageRequest | EditRequest, settings: Settings, random_seed: int, known: Known) -> Job:
+def resolve_images(
+    asked: ImageRequest | EditRequest, settings: Settings, random_seed: int, known: ModelCapabilities
+) -> GenerationSpec:
     """The job of `POST /v1/images/*`. Raises `InvalidRequest` and `ModelNotFound`.
 
     Where the request brings a picture, this is all but the picture: `with_sources` makes it whole.
     """
-    n = _within("n", asked.n, 1, 1, settings.server.max_n)
+    n = _bounded("n", asked.n, 1, 1, settings.server.max_n)
     output_format = asked.output_format or "png"
     quality = 100 if asked.output_compression is None else asked.output_compression
     if output_format == "png" and quality != 100:
         _refuse("output_compression", quality, "Only 100 goes with output_format 'png', which is lossless")
     if asked.partial_images and not asked.stream:
         _refuse("partial_images", asked.partial_images, "Previews need stream: true")
-    if not asked.pictured and asked.strength is not None:
+    if not asked.has_source_image and asked.strength is not None:
         _refuse("strength", asked.strength, "It needs a source picture in 'image'")
-    if isinstance(asked, ImageRequest) and asked.mask is not None and not asked.pictured:
+    if isinstance(asked, ImageRequest) and asked.mask is not None and not asked.has_source_image:
         raise InvalidRequest("Invalid value for 'mask': It needs a source picture in 'image'.", param="mask")
-    return _admit(
+    return _resolve(
         asked,
         settings,
         random_seed,
@@ -96,19 +98,23 @@ def admit_images(asked: ImageRequest | EditRequest, settings: Settings, random_s
     )
 
 
-def admit_predict(asked: PredictRequest, settings: Settings, random_seed: int, known: Known) -> Job:
+def resolve_predict(
+    asked: PredictRequest, settings: Settings, random_seed: int, known: ModelCapabilities
+) -> GenerationSpec:
     """The job of `POST /predict`. Raises `InvalidRequest` and `ModelNotFound`."""
-    return _admit(asked, settings, random_seed, known)
+    return _resolve(asked, settings, random_seed, known)
 
 
-def asked_size(asked: ImagesRequest, job: Job) -> Size | None:
+def requested_size(asked: OpenAIImageRequest, job: GenerationSpec) -> Size | None:
     """The size that the request names; None where its picture is to decide."""
     return None if asked.size in (None, "auto") else (job.inputs[0].width, job.inputs[0].height)
 
 
-def with_sources(job: Job, sources: Sources, asked: ImagesRequest, settings: Settings, known: Known) -> Job:
+def with_source_images(
+    job: GenerationSpec, sources: SourceImages, asked: OpenAIImageRequest, settings: Settings, known: ModelCapabilities
+) -> GenerationSpec:
     """The job with its pictures. Raises `InvalidRequest` where the engine cannot draw from them."""
-    _can_draw(sources.mode, job.model, known)
+    _check_mode(sources.mode, job.model, known)
     default = 1.0 if sources.mode == "inpaint" else settings.models[job.model].defaults.strength
     strength = default if asked.strength is None else asked.strength
     steps = job.inputs[0].steps
@@ -119,36 +125,36 @@ def with_sources(job: Job, sources: Sources, asked: ImagesRequest, settings: Set
     return replace(job, inputs=inputs, sources=sources.frames)
 
 
-def _can_draw(mode: DrawMode, model: str, known: Known) -> None:
+def _check_mode(mode: DrawMode, model: str, known: ModelCapabilities) -> None:
     if known.about is None or mode in known.about.modes:
         return
     draws = " or ".join(_FROM[each] for each in known.about.modes)
     raise InvalidRequest(f"The model '{model}' cannot draw from {_FROM[mode]}, but from {draws}.", param="image")
 
 
-def _admit(
-    asked: Drawing,
+def _resolve(
+    asked: BaseImageRequest,
     settings: Settings,
     random_seed: int,
-    known: Known,
+    known: ModelCapabilities,
     *,
     n: int = 1,
     output_format: ImageFormat = "png",
     output_quality: int = 100,
     partial_images: int = 0,
-) -> Job:
-    name = served(asked.model, settings)
+) -> GenerationSpec:
+    name = resolve_model(asked.model, settings)
     model = settings.models[name]
     server, limits, defaults = settings.server, model.limits, model.defaults
     prompt = _text("prompt", asked.prompt, server.max_prompt_chars)
     if not prompt.strip():
         _refuse("prompt", prompt, "Must not be empty")
-    if not asked.pictured:
-        _can_draw("text", name, known)
+    if not asked.has_source_image:
+        _check_mode("text", name, known)
     width, height = _size(asked.size, defaults.size, limits)
-    steps = _within("num_inference_steps", asked.num_inference_steps, defaults.steps, 1, limits.max_steps)
-    guidance = _within("guidance_scale", asked.guidance_scale, defaults.guidance_scale, 0, limits.max_guidance_scale)
-    timeout_s = _within("timeout_s", asked.timeout_s, server.timeout_s, 0, server.max_timeout_s)
+    steps = _bounded("num_inference_steps", asked.num_inference_steps, defaults.steps, 1, limits.max_steps)
+    guidance = _bounded("guidance_scale", asked.guidance_scale, defaults.guidance_scale, 0, limits.max_guidance_scale)
+    timeout_s = _bounded("timeout_s", asked.timeout_s, server.timeout_s, 0, server.max_timeout_s)
     seed = random_seed if asked.seed is None else asked.seed
     inputs = ImageInputs(
         prompt=prompt,
@@ -166,10 +172,10 @@ def _admit(
         reproducible=_reproducible(asked.reproducible, model, known),
     )
     each = [msgspec.structs.replace(inputs, seed=(seed + i) % SEEDS) for i in range(n)]
-    return Job(name, each, timeout_s, asked.priority or 0)
+    return GenerationSpec(name, each, timeout_s, asked.priority or 0)
 
 
-def _loras(asked: Sequence[LoraRequest], model: Model, known: Known) -> tuple[Lora, ...]:
+def _loras(asked: Sequence[LoraRequest], model: Model, known: ModelCapabilities) -> tuple[Lora, ...]:
     """The adapters by name, each of the model's own folder."""
     limits = model.limits
     if asked and (model.loras is None or (known.about is not None and not known.about.loras)):
@@ -187,18 +193,18 @@ def _loras(asked: Sequence[LoraRequest], model: Model, known: Known) -> tuple[Lo
         if lora.name in chosen:
             _refuse(f"loras[{i}].name", lora.name, "It is named twice")
         most = limits.max_lora_scale
-        scale = _within(f"loras[{i}].scale", lora.scale, 1.0, -most, most)
+        scale = _bounded(f"loras[{i}].scale", lora.scale, 1.0, -most, most)
         chosen[lora.name] = Lora(lora.name, scale)
     return tuple(chosen.values())
 
 
-def _reproducible(asked: bool | None, model: Model, known: Known) -> bool:
+def _reproducible(asked: bool | None, model: Model, known: ModelCapabilities) -> bool:
     if asked and known.about is not None and not known.about.reproducible:
         _refuse("reproducible", asked, f"The model's engine ({known.about.pipeline}) cannot promise equal bytes")
     return bool(asked) or model.reproducible
 
 
-def served(asked: str | None, settings: Settings) -> str:
+def resolve_model(asked: str | None, settings: Settings) -> str:
     """The name of the model that a request means: the first, where it names none. Raises `ModelNotFound`."""
     name = next(iter(settings.models)) if asked is None else asked
     if name not in settings.models:
@@ -240,7 +246,7 @@ def _scheduler(asked: str | None, default: str) -> str:
     return known
 
 
-def _within(param: str, asked: Number | None, default: Number, least: float, most: Number) -> Number:
+def _bounded(param: str, asked: Number | None, default: Number, least: float, most: Number) -> Number:
     if asked is None:
         return default
     if not least <= asked <= most:

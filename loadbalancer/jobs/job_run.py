@@ -9,7 +9,7 @@ import asyncio
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
-from loadbalancer.generation.validation import Job
+from loadbalancer.generation.validation import GenerationSpec
 from loadbalancer.jobs.views import JobProgress
 from loadbalancer.metrics.prometheus import Metrics
 from loadbalancer.scheduler_service import SchedulerService
@@ -186,7 +186,7 @@ class JobSubscriber:
     """Someone who watches a job: what happened before comes first, then what happens. See `routes.stream`."""
 
     def __init__(self, order: JobSpec, views: Views, closed: Callable[[JobSubscriber], None]) -> None:
-        self.job = Job(order.model, order.inputs, 0.0, order.priority)
+        self.job = GenerationSpec(order.model, order.inputs, 0.0, order.priority)
         self.tasks = [str(item) for item in range(len(order.inputs))]
         self.views = views
         self.news: deque[TaskProgress | TaskCompleted] = deque()

@@ -13,14 +13,21 @@ from pydantic import ConfigDict, Field
 
 from loadbalancer.jobs.webhooks import problem, signing_key
 from loadbalancer.schema.errors import BodyTooLarge, InvalidRequest
-from loadbalancer.schema.requests import EditRequest, ImageRequest, PredictRequest, Strict, parse, parse_pictured
+from loadbalancer.schema.requests import (
+    EditRequest,
+    ImageRequest,
+    PredictRequest,
+    StrictModel,
+    parse,
+    parse_with_images,
+)
 
 JobPath = Literal["/v1/images/generations", "/v1/images/edits", "/predict"]
 Text = Annotated[str, Field(max_length=512)]
 _RawMembers = dict[str, msgspec.Raw]
 
 
-class WebhookRequest(Strict):
+class WebhookRequest(StrictModel):
     """Where the end of a job is told."""
 
     url: Annotated[str, Field(max_length=2048)]
@@ -29,7 +36,7 @@ class WebhookRequest(Strict):
     """Signs the message as Standard Webhooks do (`whsec_` and base64, or any text). Without it, it goes unsigned."""
 
 
-class JobRequest(Strict):
+class JobRequest(StrictModel):
     """`POST /v1/jobs`."""
 
     model_config = ConfigDict(
@@ -74,7 +81,7 @@ def parse_job(body: bytes, most: int, *, webhook_private: bool) -> ParsedJob:
         if len(inner) > most:
             raise BodyTooLarge(most)
         return ParsedJob(job, parse(PredictRequest, inner))
-    asked = parse_pictured(ImageRequest, inner, most)
+    asked = parse_with_images(ImageRequest, inner, most)
     return ParsedJob(job, asked, asked.image, asked.mask)
 
 

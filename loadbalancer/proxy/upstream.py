@@ -33,11 +33,11 @@ _BUSY = (429, 503)
 _LATE = (408, 504)
 
 
-class Unset(Exception):
+class MissingApiKey(Exception):
     """The environment lacks an API key that the configuration names; the text says which."""
 
 
-class NotTaken(Exception):
+class UpstreamDeclined(Exception):
     """The other server has done nothing, and will not: whoever asked can be served here. The text says why."""
 
 
@@ -50,7 +50,7 @@ class Content:
     media_type: str | None = None
 
 
-class Elsewhere:
+class UpstreamClient:
     """The other servers by model. All methods are called in the event loop."""
 
     def __init__(self, settings: Settings, environment: Mapping[str, str]) -> None:
@@ -65,23 +65,23 @@ class Elsewhere:
             if proxy.api_key_env is not None:
                 if not environment.get(proxy.api_key_env):
                     where = f"models.{name}.cold_start_proxy.api_key_env"
-                    raise Unset(f"{where} names {proxy.api_key_env}, which is not set in the environment")
+                    raise MissingApiKey(f"{where} names {proxy.api_key_env}, which is not set in the environment")
                 self._keys[name] = environment[proxy.api_key_env]
         self._session: aiohttp.ClientSession | None = None
         #: What went wrong last, by model, so that it is not said for each request.
-        self._trouble: dict[str, str] = {}
+        self._last_failure: dict[str, str] = {}
 
     def __repr__(self) -> str:
-        return f"<Elsewhere for {', '.join(self._proxies) or 'no model'}>"
+        return f"<UpstreamClient for {', '.join(self._proxies) or 'no model'}>"
 
-    def of(self, model: str) -> ColdStartProxy | None:
+    def proxy_for(self, model: str) -> ColdStartProxy | None:
         """The server that helps out for the model, if there is one."""
         return self._proxies.get(model)
 
-    async def ask(self, model: str, path: str, content: Content, timeout_s: float) -> aiohttp.ClientResponse:
+    async def post(self, model: str, path: str, content: Content, timeout_s: float) -> aiohttp.ClientResponse:
         """Send the request to `path` below the other server's URL; gives its answer, a success, to be read and closed.
 
-        Raises `NotTaken`, and the `ApiError` that the client is to see instead.
+        Raises `UpstreamDeclined`, and the `ApiError` that the client is to see instead.
         """
         proxy = self._proxies[model]
         headers = {FORWARDED: "1", "accept-encoding": "identity"}
@@ -100,22 +100,22 @@ class Elsewhere:
                 timeout=aiohttp.ClientTimeout(total=timeout_s, sock_connect=min(_CONNECT_S, timeout_s)),
             )
             if answer.status == 200:
-                self._trouble.pop(model, None)
+                self._last_failure.pop(model, None)
                 return answer
             try:
                 with_why = await answer.content.read(_MOST_ERROR_BYTES)
             finally:
                 answer.close()
         except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError, aiohttp.InvalidURL) as error:
-            self._tell(model, f"cannot be reached: {error}")
-            raise NotTaken(str(error)) from None
+            self._log_failure(model, f"cannot be reached: {error}")
+            raise UpstreamDeclined(str(error)) from None
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
-            self._tell(model, f"broke off: {error!r}")
-            raise self.why_broken(error) from None
-        self._tell(model, f"answers {answer.status}")
+            self._log_failure(model, f"broke off: {error!r}")
+            raise self.connection_error(error) from None
+        self._log_failure(model, f"answers {answer.status}")
         if answer.status in _BUSY:
-            raise NotTaken(f"it answers {answer.status}")
-        raise _failure(answer.status, with_why)
+            raise UpstreamDeclined(f"it answers {answer.status}")
+        raise _to_error(answer.status, with_why)
 
     async def read(self, answer: aiohttp.ClientResponse) -> bytes:
         """The whole answer. Raises an `ApiError` where it does not come to its end."""
@@ -128,7 +128,7 @@ class Elsewhere:
                 if size > _MOST_ANSWER_BYTES:
                     raise BadGateway("The server that stands in for the model answers without end.")
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
-            raise self.why_broken(error) from None
+            raise self.connection_error(error) from None
         finally:
             answer.close()
         return b"".join(parts)
@@ -138,7 +138,7 @@ class Elsewhere:
         if self._session is not None:
             await self._session.close()
 
-    def why_broken(self, error: Exception) -> ApiError:
+    def connection_error(self, error: Exception) -> ApiError:
         """What a client is told when the other server does not come to the end of its answer."""
         if self._session is not None and self._session.closed:
             return shutting_down()
@@ -146,13 +146,13 @@ class Elsewhere:
             return TimedOut("The server that stands in for the model did not answer in time.")
         return BadGateway("The server that stands in for the model broke off its answer.")
 
-    def _tell(self, model: str, trouble: str) -> None:
-        if self._trouble.get(model) != trouble:
-            self._trouble[model] = trouble
+    def _log_failure(self, model: str, trouble: str) -> None:
+        if self._last_failure.get(model) != trouble:
+            self._last_failure[model] = trouble
             log.warning("the server that stands in for %s (%s) %s", model, self._proxies[model].url, trouble)
 
 
-def _failure(status: int, body: bytes) -> ApiError:
+def _to_error(status: int, body: bytes) -> ApiError:
     """Our error for one of theirs. Only what is the client's own mistake is told in their words."""
     if status in _MISTAKES:
         try:

@@ -24,13 +24,13 @@ SEEDS = 2**32
 # ---- requests
 
 
-class Strict(BaseModel):
+class StrictModel(BaseModel):
     """No unknown fields, no guessing at types."""
 
     model_config = ConfigDict(strict=True, extra="forbid", frozen=True, use_attribute_docstrings=True)
 
 
-class LoraRequest(Strict):
+class LoraRequest(StrictModel):
     """A LoRA adapter for one request."""
 
     name: str
@@ -39,7 +39,7 @@ class LoraRequest(Strict):
     """How strongly it counts; default 1, 0 being not at all."""
 
 
-class Drawing(Strict):
+class BaseImageRequest(StrictModel):
     """What every request for an image may say. A null counts as left out."""
 
     prompt: str
@@ -68,12 +68,12 @@ class Drawing(Strict):
     """Seconds from arrival after which the answer is worthless: the request then ends with 504."""
 
     @property
-    def pictured(self) -> bool:
+    def has_source_image(self) -> bool:
         """Whether it brings a source picture."""
         return False
 
 
-class ImagesRequest(Drawing):
+class OpenAIImageRequest(BaseImageRequest):
     """What the requests of OpenAI's Images API have in common: its parameters, and those of diffusion models."""
 
     n: int | None = Field(default=None, ge=1)
@@ -102,7 +102,7 @@ class ImagesRequest(Drawing):
     """Accepted for compatibility, without effect."""
 
 
-class ImageRequest(ImagesRequest):
+class ImageRequest(OpenAIImageRequest):
     """`POST /v1/images/generations`."""
 
     model_config = ConfigDict(
@@ -122,7 +122,7 @@ class ImageRequest(ImagesRequest):
     """Accepted for compatibility, without effect."""
 
     @property
-    def pictured(self) -> bool:
+    def has_source_image(self) -> bool:
         """Whether it brings a source picture."""
         return self.image is not None
 
@@ -140,7 +140,7 @@ def _add_files(schema: dict[str, Any]) -> None:
     schema["required"].append("image")
 
 
-class EditRequest(ImagesRequest):
+class EditRequest(OpenAIImageRequest):
     """`POST /v1/images/edits`: the fields of the form. Numbers, booleans and lists stand in it as in JSON."""
 
     model_config = ConfigDict(json_schema_extra=_add_files)
@@ -149,12 +149,12 @@ class EditRequest(ImagesRequest):
     """Accepted for compatibility, without effect; `strength` says how close to keep to the picture."""
 
     @property
-    def pictured(self) -> bool:
+    def has_source_image(self) -> bool:
         """Whether it brings a source picture."""
         return True
 
 
-class PredictRequest(Drawing):
+class PredictRequest(BaseImageRequest):
     """`POST /predict`: the simple form, one PNG."""
 
     model_config = ConfigDict(json_schema_extra={"examples": [{"prompt": "a handwritten seven"}]})
@@ -180,7 +180,7 @@ _BOUNDS = {
 }
 
 
-class _Pictures(msgspec.Struct):
+class _ImageMembers(msgspec.Struct):
     """The members of a body that hold files."""
 
     image: msgspec.Raw = msgspec.Raw()
@@ -192,23 +192,23 @@ def parse(kind: type[Request], body: bytes) -> Request:
     try:
         return kind.model_validate_json(body)
     except ValidationError as error:
-        raise _explain(error.errors(include_url=False)[0], kind) from None
+        raise _to_error(error.errors(include_url=False)[0], kind) from None
 
 
-def parse_pictured(kind: type[Request], body: bytes, most: int) -> Request:
+def parse_with_images(kind: type[Request], body: bytes, most: int) -> Request:
     """`parse` for a body that may be large for its pictures, but for nothing else.
 
     Raises also `BodyTooLarge` where it holds more than `most` bytes beside them, before they are made objects.
     """
-    if len(body) > most and _beside_pictures(body) > most:
+    if len(body) > most and _bytes_without_images(body) > most:
         raise BodyTooLarge(most, "beside its pictures")
     return parse(kind, body)
 
 
-def _beside_pictures(body: bytes) -> int:
+def _bytes_without_images(body: bytes) -> int:
     """Bytes of the body outside of the texts that `image` and `mask` are."""
     try:
-        found = msgspec.json.decode(body, type=_Pictures)
+        found = msgspec.json.decode(body, type=_ImageMembers)
     except msgspec.ValidationError:  # no object
         return len(body)
     except (msgspec.DecodeError, RecursionError):  # no JSON, which `parse` explains
@@ -220,14 +220,16 @@ def _beside_pictures(body: bytes) -> int:
 def parse_form(kind: type[Request], fields: Mapping[str, str]) -> Request:
     """The fields of a form as a request of this kind: `parse` of what they stand for, with its errors."""
     known = kind.model_fields
-    values = {name: _meant(text, known[name].annotation) if name in known else text for name, text in fields.items()}
+    values = {
+        name: _field_value(text, known[name].annotation) if name in known else text for name, text in fields.items()
+    }
     try:
         return parse(kind, msgspec.json.encode(values))
     except UnicodeEncodeError:  # lone surrogates, which some character sets of a form can name
         raise InvalidRequest("The form holds text that is not Unicode.", code="invalid_form") from None
 
 
-def _meant(text: str, annotation: Any) -> Any:
+def _field_value(text: str, annotation: Any) -> Any:
     """What the text of a form field stands for: itself where text is expected, else the JSON that it is, if any."""
     expected = get_args(annotation) or (annotation,)
     if any(each is str or get_origin(each) is Literal for each in expected):
@@ -244,7 +246,7 @@ def shorten(value: object) -> str:
     return text if len(text) <= 80 else text[:77] + "..."
 
 
-def _explain(problem: ErrorDetails, request: type[BaseModel]) -> InvalidRequest:
+def _to_error(problem: ErrorDetails, request: type[BaseModel]) -> InvalidRequest:
     kind, value, context = problem["type"], problem["input"], problem.get("ctx", {})
     if not problem["loc"]:
         said = "is not valid JSON" if kind == "json_invalid" else "must be a JSON object"
@@ -261,7 +263,7 @@ def _explain(problem: ErrorDetails, request: type[BaseModel]) -> InvalidRequest:
     if kind in _TYPES:
         text = f"Invalid type for '{name}': {shorten(value)}. Expected {_TYPES[kind]}."
         return InvalidRequest(text, param=name, code="invalid_type")
-    return InvalidRequest(f"Invalid value for '{name}': {shorten(value)}. {_allowed(problem)}", param=name)
+    return InvalidRequest(f"Invalid value for '{name}': {shorten(value)}. {_constraint(problem)}", param=name)
 
 
 def _path(place: tuple[int | str, ...]) -> str:
@@ -272,7 +274,7 @@ def _path(place: tuple[int | str, ...]) -> str:
     return name
 
 
-def _allowed(problem: ErrorDetails) -> str:
+def _constraint(problem: ErrorDetails) -> str:
     kind, context = problem["type"], problem.get("ctx", {})
     if kind == "literal_error":
         return f"Supported: {context['expected']}."

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from pydantic import ConfigDict, Field
 
-from loadbalancer.schema.requests import Strict
+from loadbalancer.schema.requests import StrictModel
 from wire.scaling import MAX_HOLD_S
 
 
-class ScaleRequest(Strict):
+class ScaleRequest(StrictModel):
     """`POST /internal/scale`."""
 
     model_config = ConfigDict(json_schema_extra={"examples": [{"model": "digits", "workers": 2, "hold_s": 600}]})
@@ -21,18 +21,18 @@ class ScaleRequest(Strict):
     """For how many seconds; then its policy decides again."""
 
 
-class PauseRequest(Strict):
+class PauseRequest(StrictModel):
     """`POST /internal/pause`: decide nothing more. What dies is still replaced. The body may be empty."""
 
 
-class ResumeRequest(Strict):
+class ResumeRequest(StrictModel):
     """`POST /internal/resume`: decide again. The body may be empty."""
 
     model: str | None = None
     """End only what this model is held at; default: the pause, and whatever is held."""
 
 
-class ReloadRequest(Strict):
+class ReloadRequest(StrictModel):
     """`POST /internal/reload`: read the configuration again. The body may be empty."""
 
     models: tuple[str, ...] = Field(default=(), max_length=1000)

@@ -35,7 +35,7 @@ class Progress(msgspec.Struct, frozen=True, tag_field="type", tag="image_generat
     queue_position: Annotated[int, msgspec.Meta(description="Images before it in the queue; 0 once it runs.")]
     eta_s: Annotated[float | None, msgspec.Meta(description="Seconds to its end; null while unknown.")]
 
-    def says_more_than(self, told: Progress | None) -> bool:
+    def differs_from(self, told: Progress | None) -> bool:
         """Whether it is news to someone who knows `told`. A new estimate alone is not."""
         return told is None or msgspec.structs.replace(self, eta_s=None) != msgspec.structs.replace(told, eta_s=None)
 
@@ -127,7 +127,7 @@ def encode_error(error: ApiError) -> bytes:
     return encode(ErrorEvent(error.body.error))
 
 
-class Pace:
+class ProgressThrottle:
     """When to look at a request's progress, and what of it to tell. Times are seconds on one clock."""
 
     def __init__(self) -> None:
@@ -148,7 +148,7 @@ class Pace:
 
     def news(self, views: Sequence[Progress]) -> list[Progress]:
         """Those that say more than was told before."""
-        fresh = [view for view in views if view.says_more_than(self._told.get(view.index))]
+        fresh = [view for view in views if view.differs_from(self._told.get(view.index))]
         self._told |= {view.index: view for view in fresh}
         return fresh
 

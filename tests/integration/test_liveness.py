@@ -12,54 +12,54 @@ from pathlib import Path
 import httpx
 import pytest_asyncio
 
-from tests.support.in_process_service import Rig, inputs, rig_of
+from tests.support.in_process_service import InProcessService, in_process_service, inputs
 from tests.support.servers import PATIENCE_S, running, sim, wait_until
 
 
 @pytest_asyncio.fixture
-async def rig(tmp_path: Path) -> AsyncIterator[Rig]:
+async def service(tmp_path: Path) -> AsyncIterator[InProcessService]:
     # A step of four takes twice as long as one of two.
     sim = {"t0_s": 0.004, "t1_s": 0.008}
-    async with rig_of(tmp_path, {"workers": {"stuck_min_s": 2.0}}, sim=sim) as made:
+    async with in_process_service(tmp_path, {"workers": {"stuck_min_s": 2.0}}, sim=sim) as made:
         yield made
 
 
-async def test_new_worker_resumes_running_tasks_without_lost_steps(rig: Rig) -> None:
-    await rig.start("a")
-    sent = rig.submit([inputs(seed, steps=300) for seed in range(4)])
+async def test_new_worker_resumes_running_tasks_without_lost_steps(service: InProcessService) -> None:
+    await service.start("a")
+    sent = service.submit([inputs(seed, steps=300) for seed in range(4)])
     await sent.progress(5)
-    await rig.start("b")
-    await sent.pictures_are_right()
-    assert rig.scheduler.counters["taken_over"] == 2
-    assert rig.scheduler.counters["steps_redone"] == 0
-    await rig.until(lambda: (w := rig.worker("b")) and w.counters.finished == 2)
+    await service.start("b")
+    await sent.check_images()
+    assert service.scheduler.counters["taken_over"] == 2
+    assert service.scheduler.counters["steps_redone"] == 0
+    await service.wait_until(lambda: (w := service.worker("b")) and w.counters.finished == 2)
 
 
-async def test_tasks_of_stuck_worker_resume_on_another(rig: Rig) -> None:
-    await rig.start("a")
-    good = rig.submit([inputs(seed, steps=60) for seed in range(3)])
+async def test_tasks_of_stuck_worker_resume_on_another(service: InProcessService) -> None:
+    await service.start("a")
+    good = service.submit([inputs(seed, steps=60) for seed in range(3)])
     await good.progress(5)
-    bad = rig.submit([inputs(prompt="sim:stuck")])
+    bad = service.submit([inputs(prompt="sim:stuck")])
     # A stuck worker still sends heartbeats.
-    await rig.until(lambda: (w := rig.worker("a")) and w.state == "stuck" and w.last_message_age_s < 2.0)
-    assert rig.scheduler.counters["workers_stuck"] == 1
-    assert rig.scheduler.counters["workers_lost"] == 0
-    rig.scheduler.cancel(bad.tasks)
-    await rig.start("b")
-    await good.pictures_are_right()
-    rig.processes[0].kill()
-    await rig.until(lambda: rig.worker("a") is None)
+    await service.wait_until(lambda: (w := service.worker("a")) and w.state == "stuck" and w.last_message_age_s < 2.0)
+    assert service.scheduler.counters["workers_stuck"] == 1
+    assert service.scheduler.counters["workers_lost"] == 0
+    service.scheduler.cancel(bad.tasks)
+    await service.start("b")
+    await good.check_images()
+    service.processes[0].kill()
+    await service.wait_until(lambda: service.worker("a") is None)
 
 
-async def test_suspended_worker_is_not_stuck_when_it_continues(rig: Rig) -> None:
-    await rig.start("a")
-    sent = rig.submit([inputs(seed, steps=60) for seed in range(2)])
+async def test_suspended_worker_is_not_stuck_when_it_continues(service: InProcessService) -> None:
+    await service.start("a")
+    sent = service.submit([inputs(seed, steps=60) for seed in range(2)])
     await sent.progress(5)
-    os.kill(rig.processes[0].pid, signal.SIGSTOP)
-    await rig.until(lambda: (w := rig.worker("a")) and w.state == "silent")
-    os.kill(rig.processes[0].pid, signal.SIGCONT)
-    await sent.pictures_are_right()
-    assert rig.scheduler.counters["workers_stuck"] == 0
+    os.kill(service.processes[0].pid, signal.SIGSTOP)
+    await service.wait_until(lambda: (w := service.worker("a")) and w.state == "silent")
+    os.kill(service.processes[0].pid, signal.SIGCONT)
+    await sent.check_images()
+    assert service.scheduler.counters["workers_stuck"] == 0
 
 
 def test_suspended_balancer_does_not_lose_workers(tmp_path: Path) -> None:

@@ -41,7 +41,7 @@ def inputs(seed: int = 0, steps: int = 20, prompt: str = "a seven", **changes: o
     return msgspec.structs.replace(image, **changes)
 
 
-class Rig:
+class InProcessService:
     """A hub in this process and workers as processes of their own."""
 
     def __init__(self, folder: Path, sections: Mapping[str, Any] | None = None, **changes: Any) -> None:
@@ -61,7 +61,7 @@ class Rig:
         self.processes.append(process)
         return process
 
-    async def until(self, condition: Callable[[], object], timeout_s: float = 60.0) -> None:
+    async def wait_until(self, condition: Callable[[], object], timeout_s: float = 60.0) -> None:
         async with asyncio.timeout(timeout_s):
             while not condition():
                 await asyncio.sleep(0.01)
@@ -72,16 +72,16 @@ class Rig:
     async def start(self, *names: str) -> None:
         for name in names:
             self.spawn(name)
-        await self.until(lambda: all(self.worker(name) for name in names))
+        await self.wait_until(lambda: all(self.worker(name) for name in names))
 
     def submit(
         self, wanted: Sequence[ImageInputs], timeout_s: float = 60.0, sources: Sequence[bytes] = (), **options: Any
-    ) -> Sent:
+    ) -> SubmittedRequest:
         """`options` are those of `Hub.submit`: `priority`, `owner`, `weight`, `resume`."""
-        return Sent(self.scheduler, wanted, timeout_s, sources, **options)
+        return SubmittedRequest(self.scheduler, wanted, timeout_s, sources, **options)
 
 
-class Sent:
+class SubmittedRequest:
     """A request under way, and what has been told of it."""
 
     def __init__(
@@ -97,13 +97,15 @@ class Sent:
         self.updates: list[TaskUpdate] = []
         self._changed = asyncio.Event()
         options = {"priority": 0, **options}
-        self.tasks = scheduler.submit("m", wanted, timeout_s=timeout_s, listener=self._hear, sources=sources, **options)
+        self.tasks = scheduler.submit(
+            "m", wanted, timeout_s=timeout_s, listener=self._on_update, sources=sources, **options
+        )
 
-    def _hear(self, update: TaskUpdate) -> None:
+    def _on_update(self, update: TaskUpdate) -> None:
         self.updates.append(update)
         self._changed.set()
 
-    async def ends(self) -> list[TaskCompleted | TaskEnded]:
+    async def outcomes(self) -> list[TaskCompleted | TaskEnded]:
         """The last word on each task, in order; every task has exactly one."""
         async with asyncio.timeout(60):
             while len(last := [u for u in self.updates if isinstance(u, TaskCompleted | TaskEnded)]) < len(self.tasks):
@@ -116,8 +118,8 @@ class Sent:
         """How many are done so far."""
         return sum(isinstance(update, TaskCompleted) for update in self.updates)
 
-    async def pictures_are_right(self) -> None:
-        for image, end in zip(self.wanted, await self.ends(), strict=True):
+    async def check_images(self) -> None:
+        for image, end in zip(self.wanted, await self.outcomes(), strict=True):
             assert isinstance(end, TaskCompleted), end
             assert bytes(end.image) == expected_picture(image, self.sources)
 
@@ -129,9 +131,11 @@ class Sent:
 
 
 @contextlib.asynccontextmanager
-async def rig_of(folder: Path, sections: Mapping[str, Any] | None = None, **changes: Any) -> AsyncIterator[Rig]:
+async def in_process_service(
+    folder: Path, sections: Mapping[str, Any] | None = None, **changes: Any
+) -> AsyncIterator[InProcessService]:
     """A rig whose processes end with the block."""
-    made = Rig(folder, sections, **changes)
+    made = InProcessService(folder, sections, **changes)
     await made.scheduler.start()
     try:
         yield made

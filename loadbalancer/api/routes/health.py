@@ -9,7 +9,7 @@ from fastapi import APIRouter, Request, Response
 from fastapi.responses import RedirectResponse
 from prometheus_client.exposition import choose_encoder
 
-from loadbalancer.api.http_helpers import Services, answer, answers
+from loadbalancer.api.http_helpers import Services, json_response, responses
 from loadbalancer.schema.errors import Unavailable, shutting_down
 
 
@@ -28,12 +28,12 @@ def router(services: Services) -> APIRouter:
         """To the documentation."""
         return RedirectResponse("/docs")
 
-    @routes.get("/healthz", summary="Is the process alive?", responses=answers("Health"))
+    @routes.get("/healthz", summary="Is the process alive?", responses=responses("Health"))
     async def healthz() -> Response:
         """200 while the process lives."""
-        return answer(Health("ok"))
+        return json_response(Health("ok"))
 
-    @routes.get("/readyz", summary="Is every model ready?", responses=answers("Health", 503))
+    @routes.get("/readyz", summary="Is every model ready?", responses=responses("Health", 503))
     async def readyz() -> Response:
         """200 while every model takes requests, else 503 with what is missing.
 
@@ -50,7 +50,7 @@ def router(services: Services) -> APIRouter:
         missing = [name for name in least if least[name] and not services.scheduler.is_ready(name)]
         if missing:
             raise Unavailable(f"No worker is ready for: {', '.join(missing)}.", code="not_ready", retry_after_s=1)
-        return answer(Health("ready"))
+        return json_response(Health("ready"))
 
     @routes.get("/metrics", summary="Prometheus metrics", response_class=Response)
     async def metrics(request: Request) -> Response:
@@ -61,6 +61,6 @@ def router(services: Services) -> APIRouter:
     @routes.get("/internal/snapshot", include_in_schema=False)
     async def snapshot() -> Response:
         """What scaling decisions rest on. The gate lets only the controller and administrators through."""
-        return answer(services.scheduler.snapshot())
+        return json_response(services.scheduler.snapshot())
 
     return routes

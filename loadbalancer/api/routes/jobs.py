@@ -9,11 +9,21 @@ from typing import Annotated, NoReturn, TypeVar
 from fastapi import APIRouter, Query, Request, Response
 
 from loadbalancer.api.event_stream import EventStream
-from loadbalancer.api.http_helpers import Services, answer, answers, body_of, caller, events_of, of, owned, read_body
+from loadbalancer.api.http_helpers import (
+    Services,
+    caller,
+    event_stream_schema,
+    json_response,
+    read_body,
+    request_body,
+    responses,
+    schema_ref,
+    with_owner,
+)
 from loadbalancer.api.idempotency import HEADER, key_of, reused
-from loadbalancer.api.request_builder import Studio, from_url
+from loadbalancer.api.request_builder import RequestBuilder, data_url_reader
 from loadbalancer.api.routes.images import images_answer
-from loadbalancer.generation.validation import Job
+from loadbalancer.generation.validation import GenerationSpec
 from loadbalancer.jobs.requests import ParsedJob, parse_job
 from loadbalancer.jobs.views import StoredError, job_list, missing_result_error
 from loadbalancer.schema.errors import ApiError, Conflict, InvalidRequest, NotFound, Unavailable, shutting_down
@@ -26,30 +36,32 @@ Result = TypeVar("Result")
 
 _EDITS = "/v1/images/edits"
 _OF_EDITS = ("EditProgress", "EditPartialImage", "EditCompletedImage")
-_EVENTS = events_of("Progress", "PartialImage", "CompletedImage", *_OF_EDITS, "ErrorEvent")
-_RESULT = answers("ImagesAnswer", 400, 404, 409, 500, 503, 504)
-_RESULT[200]["content"] = {"application/json": {"schema": {"anyOf": [of("ImagesAnswer"), of("PredictAnswer")]}}}
-_CREATED = answers("JobView", 400, 404, 413, 422, 429, 503)
+_EVENTS = event_stream_schema("Progress", "PartialImage", "CompletedImage", *_OF_EDITS, "ErrorEvent")
+_RESULT = responses("ImagesAnswer", 400, 404, 409, 500, 503, 504)
+_RESULT[200]["content"] = {
+    "application/json": {"schema": {"anyOf": [schema_ref("ImagesAnswer"), schema_ref("PredictAnswer")]}}
+}
+_CREATED = responses("JobView", 400, 404, 413, 422, 429, 503)
 _CREATED[202] = _CREATED.pop(200)
 
 
-def router(services: Services, studio: Studio) -> APIRouter:
+def router(services: Services, builder: RequestBuilder) -> APIRouter:
     """The routes about jobs."""
     routes = APIRouter(tags=["jobs"])
-    office = _Office(services, studio)
+    api = _JobsApi(services, builder)
 
     @routes.post(
         "/v1/jobs",
         summary="Put a request off",
         status_code=202,
-        openapi_extra=body_of("JobRequest"),
+        openapi_extra=request_body("JobRequest"),
         responses=_CREATED,
     )
     async def create_job(request: Request) -> Response:
         """Accept a request of another endpoint as a job: it is done even if this server is restarted meanwhile."""
-        return await office.create(request)
+        return await api.create(request)
 
-    @routes.get("/v1/jobs", summary="List jobs", responses=answers("JobList", 400, 503))
+    @routes.get("/v1/jobs", summary="List jobs", responses=responses("JobList", 400, 503))
     async def list_jobs(
         request: Request,
         limit: Annotated[str, Query(description="Most jobs of a page, 1 to 100.")] = "20",
@@ -57,13 +69,13 @@ def router(services: Services, studio: Studio) -> APIRouter:
         state: Annotated[str | None, Query(description="Only jobs in this state.")] = None,
     ) -> Response:
         """The caller's jobs, the newest first."""
-        return await office.page(request, limit, after, state)
+        return await api.page(request, limit, after, state)
 
-    @routes.get("/v1/jobs/{job}", summary="Describe a job", responses=answers("JobView", 404, 503))
+    @routes.get("/v1/jobs/{job}", summary="Describe a job", responses=responses("JobView", 404, 503))
     async def describe_job(request: Request, job: str) -> Response:
         """How the job stands."""
-        record, _ = await office.find(request, job)
-        return answer(services.jobs.view(record))
+        record, _ = await api.find(request, job)
+        return json_response(services.jobs.view(record))
 
     @routes.get(
         "/v1/jobs/{job}/result",
@@ -72,31 +84,31 @@ def router(services: Services, studio: Studio) -> APIRouter:
     )
     async def job_result(request: Request, job: str) -> Response:
         """What the job's endpoint would have answered; 409 while there is nothing yet."""
-        return _result(*await office.find(request, job))
+        return _result(*await api.find(request, job))
 
-    @routes.get("/v1/jobs/{job}/events", summary="Follow a job", responses=answers("JobView", 404, 503, **_EVENTS))
+    @routes.get("/v1/jobs/{job}/events", summary="Follow a job", responses=responses("JobView", 404, 503, **_EVENTS))
     async def job_events(request: Request, job: str) -> Response:
         """Server-sent events: first how the job stands and what is finished, then what happens, until its end."""
-        record, kept = await office.find(request, job)
+        record, kept = await api.find(request, job)
         return EventStream(services.jobs.follow(record, kept), edit=record.order.path == _EDITS)
 
-    @routes.delete("/v1/jobs/{job}", summary="Cancel or forget a job", responses=answers("JobView", 404, 503))
+    @routes.delete("/v1/jobs/{job}", summary="Cancel or forget a job", responses=responses("JobView", 404, 503))
     async def delete_job(request: Request, job: str) -> Response:
         """Cancel the job; if it has ended, forget it and its result."""
         record = await _on_disk(services.jobs.discard(job, caller(request).owner))
         if record is None:
-            _unknown(job)
-        return answer(services.jobs.view(record))
+            _job_not_found(job)
+        return json_response(services.jobs.view(record))
 
     return routes
 
 
-class _Office:
+class _JobsApi:
     """What the routes share."""
 
-    def __init__(self, services: Services, studio: Studio) -> None:
+    def __init__(self, services: Services, builder: RequestBuilder) -> None:
         self._services = services
-        self._studio = studio
+        self._builder = builder
 
     async def create(self, request: Request) -> Response:
         services = self._services
@@ -107,27 +119,27 @@ class _Office:
         given, owner = request.headers.get(HEADER), caller(request).owner
         key = None if given is None else key_of(owner, given, request.url.path, "", body)
         asked = parse_job(body, server.max_body_bytes, webhook_private=settings.webhook_private)
-        job = owned(await self._job(asked), request)
+        job = with_owner(await self._job(asked), request)
         allowed_s = job.timeout_s if asked.request.timeout_s is not None else settings.timeout_s
-        order = _order(asked, job, time.time() + allowed_s)
+        order = _job_spec(asked, job, time.time() + allowed_s)
         try:
             view = await _on_disk(services.jobs.add(order, job.sources, key))
         except IdempotencyKeyReused:
             raise reused(given or "") from None
-        return answer(view, 202, {"location": f"/v1/jobs/{view.id}"})
+        return json_response(view, 202, {"location": f"/v1/jobs/{view.id}"})
 
-    async def _job(self, asked: ParsedJob) -> Job:
+    async def _job(self, asked: ParsedJob) -> GenerationSpec:
         """Raises what the endpoint would."""
         if isinstance(asked.request, PredictRequest):
-            return await self._studio.simple(asked.request)
-        image, mask = from_url("image", asked.image), from_url("mask", asked.mask)
-        return await self._studio.job(asked.request, image, mask)
+            return await self._builder.build_predict(asked.request)
+        image, mask = data_url_reader("image", asked.image), data_url_reader("mask", asked.mask)
+        return await self._builder.job(asked.request, image, mask)
 
     async def find(self, request: Request, job: str) -> tuple[JobRecord, list[StoredImage]]:
         """The caller's job, and what is finished of it. Raises `NotFound`, for others' jobs too."""
         record, kept = await _on_disk(self._services.jobs.find(job, caller(request).owner))
         if record is None:
-            _unknown(job)
+            _job_not_found(job)
         return record, kept
 
     async def page(self, request: Request, limit: str, after: str | None, state: str | None) -> Response:
@@ -142,10 +154,10 @@ class _Office:
             raise InvalidRequest(f"Invalid value for 'after': {shorten(after)}. There is no such job.", param="after")
         wanted = int(limit)
         records = await _on_disk(jobs.page(owner, wanted + 1, after, None if state is None else JobState(state)))
-        return answer(job_list([jobs.view(record) for record in records[:wanted]], more=len(records) > wanted))
+        return json_response(job_list([jobs.view(record) for record in records[:wanted]], more=len(records) > wanted))
 
 
-def _order(asked: ParsedJob, job: Job, deadline: float) -> JobSpec:
+def _job_spec(asked: ParsedJob, job: GenerationSpec, deadline: float) -> JobSpec:
     webhook = asked.job.webhook
     return JobSpec(
         path=asked.job.path,
@@ -166,13 +178,13 @@ def _result(record: JobRecord, kept: list[StoredImage]) -> Response:
         raise Conflict(text, code="job_not_finished", retry_after_s=1)
     missing = missing_result_error(record)
     if isinstance(missing, StoredError):
-        return answer(missing.body, missing.failure.status)
+        return json_response(missing.body, missing.failure.status)
     if missing is not None:
         raise missing
     if record.order.path == "/predict":
-        return answer(PredictAnswer(memoryview(kept[0].image), kept[0].flagged))
-    job = Job(record.order.model, record.order.inputs, 0.0, 0)
-    return answer(images_answer(job, kept, record.ended))
+        return json_response(PredictAnswer(memoryview(kept[0].image), kept[0].flagged))
+    job = GenerationSpec(record.order.model, record.order.inputs, 0.0, 0)
+    return json_response(images_answer(job, kept, record.ended))
 
 
 async def _on_disk(work: Awaitable[Result]) -> Result:
@@ -180,10 +192,10 @@ async def _on_disk(work: Awaitable[Result]) -> Result:
     try:
         return await work
     except StorageUnavailable as error:
-        raise _no_disk(error) from None
+        raise _storage_error(error) from None
 
 
-def _no_disk(error: StorageUnavailable) -> ApiError:
+def _storage_error(error: StorageUnavailable) -> ApiError:
     if error.full:
         text = "There is no room on disk for jobs. Requests without a job are still answered."
         return Unavailable(text, code="storage_full", retry_after_s=10)
@@ -191,5 +203,5 @@ def _no_disk(error: StorageUnavailable) -> ApiError:
     return Unavailable(text, code="storage_unavailable", retry_after_s=10)
 
 
-def _unknown(job: str) -> NoReturn:
+def _job_not_found(job: str) -> NoReturn:
     raise NotFound(f"There is no job {shorten(job)}.", param="job", code="job_not_found")

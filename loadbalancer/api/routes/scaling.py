@@ -11,7 +11,7 @@ import msgspec
 from fastapi import APIRouter, Query, Request, Response
 from pydantic import BaseModel
 
-from loadbalancer.api.http_helpers import Services, answer, answers, body_of, first_of, read_body
+from loadbalancer.api.http_helpers import Services, json_response, read_body, request_body, responses, wait_first
 from loadbalancer.generation.validation import model_not_found
 from loadbalancer.scaling.control_plane import MAX_PENDING_COMMANDS, ControlPlane, TooManyCommands
 from loadbalancer.schema.errors import InvalidRequest, TimedOut, TooBusy, Unavailable
@@ -35,25 +35,25 @@ Body = TypeVar("Body", bound=BaseModel)
 _LARGEST_REPORT = 16 << 20
 #: The controller looks each second, and a configuration is read in a moment.
 _OBEYED_WITHIN_S = 15.0
-_DECISIONS = answers("DecisionPage", 400, 404)
+_DECISIONS = responses("DecisionPage", 400, 404)
 
 
 def router(services: Services) -> APIRouter:
     """The routes about scaling."""
     routes = APIRouter(tags=["scaling"])
-    counter = _Counter(services)
+    api = _ScalingApi(services)
 
     @routes.get(
-        "/internal/controller", summary="Get the controller's report", responses=answers("ControllerReport", 503)
+        "/internal/controller", summary="Get the controller's report", responses=responses("ControllerReport", 503)
     )
     async def controller() -> Response:
         """The newest report: models, workers, devices, and what is held or paused."""
-        return answer(counter.report())
+        return json_response(api.report())
 
     @routes.post("/internal/controller", include_in_schema=False)
     async def report(request: Request) -> Response:
         """The controller reports, and is handed what was ordered."""
-        return await counter.on_report(request)
+        return await api.on_report(request)
 
     @routes.get("/internal/decisions", summary="List decisions", responses=_DECISIONS)
     async def decisions(
@@ -62,48 +62,55 @@ def router(services: Services) -> APIRouter:
         before: Annotated[str | None, Query(description="Number of the last decision of the page before.")] = None,
     ) -> Response:
         """How many workers each model should have and why, the newest first."""
-        return counter.decisions(model, limit, before)
+        return api.decisions(model, limit, before)
 
-    scaled = answers("OrderDone", 400, 404, 413, 429, 503, 504)
+    scaled = responses("OrderDone", 400, 404, 413, 429, 503, 504)
 
     @routes.post(
-        "/internal/scale", summary="Hold a number of workers", openapi_extra=body_of("ScaleRequest"), responses=scaled
+        "/internal/scale",
+        summary="Hold a number of workers",
+        openapi_extra=request_body("ScaleRequest"),
+        responses=scaled,
     )
     async def scale(request: Request) -> Response:
         """Give a model so many workers for some time, whatever its policy would say."""
-        asked = await counter.read(ScaleRequest, request)
-        counter.check_bounds(asked.model, asked.workers)
-        return await counter.obeyed(request, Scale(asked.model, asked.workers, asked.hold_s))
+        asked = await api.read(ScaleRequest, request)
+        api.check_bounds(asked.model, asked.workers)
+        return await api.run_command(request, Scale(asked.model, asked.workers, asked.hold_s))
 
-    @routes.post("/internal/pause", summary="Stop deciding", openapi_extra=body_of("PauseRequest"), responses=scaled)
+    @routes.post(
+        "/internal/pause", summary="Stop deciding", openapi_extra=request_body("PauseRequest"), responses=scaled
+    )
     async def pause(request: Request) -> Response:
         """Leave every number of workers as it is. Workers that die are still replaced."""
-        await counter.read(PauseRequest, request)
-        return await counter.obeyed(request, Pause())
+        await api.read(PauseRequest, request)
+        return await api.run_command(request, Pause())
 
-    @routes.post("/internal/resume", summary="Decide again", openapi_extra=body_of("ResumeRequest"), responses=scaled)
+    @routes.post(
+        "/internal/resume", summary="Decide again", openapi_extra=request_body("ResumeRequest"), responses=scaled
+    )
     async def resume(request: Request) -> Response:
         """End the pause and what is held."""
-        asked = await counter.read(ResumeRequest, request)
-        counter.check_served(asked.model)
-        return await counter.obeyed(request, Resume(asked.model))
+        asked = await api.read(ResumeRequest, request)
+        api.check_served(asked.model)
+        return await api.run_command(request, Resume(asked.model))
 
     @routes.post(
         "/internal/reload",
         summary="Read the configuration again",
-        openapi_extra=body_of("ReloadRequest"),
+        openapi_extra=request_body("ReloadRequest"),
         responses=scaled,
     )
     async def reload(request: Request) -> Response:
         """Apply what has changed in the configuration: at once, or worker by worker. A bad one changes nothing."""
-        asked = await counter.read(ReloadRequest, request)
-        counter.check_served(*asked.models)
-        return await counter.obeyed(request, Reload(asked.models))
+        asked = await api.read(ReloadRequest, request)
+        api.check_served(*asked.models)
+        return await api.run_command(request, Reload(asked.models))
 
     return routes
 
 
-class _Counter:
+class _ScalingApi:
     """What the routes share."""
 
     def __init__(self, services: Services) -> None:
@@ -120,7 +127,7 @@ class _Counter:
     def report(self) -> ControllerReport:
         """Raises `Unavailable` where no controller is there."""
         report = self._control.report(time.monotonic())
-        return _absent() if report is None else report
+        return _no_controller() if report is None else report
 
     async def on_report(self, request: Request) -> Response:
         """Take in what the controller reports."""
@@ -129,18 +136,18 @@ class _Counter:
         except msgspec.MsgspecError as error:
             raise InvalidRequest(f"The report is not one: {error}.", code="invalid_report") from None
         orders, done = self._control.on_report(report, time.monotonic())
-        for obeyed in done:
-            future, told = self._waiting[obeyed.id]
-            told.append(obeyed)
+        for run_command in done:
+            future, told = self._waiting[run_command.id]
+            told.append(run_command)
             if not future.done():
                 future.set_result(None)
-        return answer(orders)
+        return json_response(orders)
 
     def decisions(self, model: str | None, limit: str, before: str | None) -> Response:
         """A page of decisions."""
         self.check_served(model)
         most = _number("limit", limit, MAX_DECISIONS)
-        return answer(self._control.page(model, None if before is None else _number("before", before), most))
+        return json_response(self._control.page(model, None if before is None else _number("before", before), most))
 
     def check_served(self, *models: str | None) -> None:
         """Raises `ModelNotFound`."""
@@ -153,13 +160,13 @@ class _Counter:
         self.check_served(model)
         known = self._control.models(time.monotonic()).get(model)
         if known is None:
-            _absent()
+            _no_controller()
         if not known.min_workers <= workers <= known.max_workers:
             bounds = f"min_workers ({known.min_workers}) and max_workers ({known.max_workers})"
             text = f"Invalid value for 'workers': {workers}. Must be between {bounds} of '{model}'."
             raise InvalidRequest(text, param="workers")
 
-    async def obeyed(self, request: Request, order: Command) -> Response:
+    async def run_command(self, request: Request, order: Command) -> Response:
         """What the controller made of the order."""
         self.report()
         number, told = uuid.uuid4().hex, list[CommandResult]()
@@ -172,7 +179,7 @@ class _Counter:
         self._waiting[number] = future, told
         try:
             async with asyncio.timeout(_OBEYED_WITHIN_S):
-                await first_of(request, future)
+                await wait_first(request, future)
         except TimeoutError:
             text = f"The controller did not answer within {_OBEYED_WITHIN_S:g} s; the order may yet have been obeyed."
             raise TimedOut(text, code="controller_silent") from None
@@ -182,10 +189,10 @@ class _Counter:
         [done] = told
         if done.error:
             raise InvalidRequest(done.error, param=done.param, code="refused_by_controller")
-        return answer(OrderDone(done.applied, done.rolling, done.needs_restart))
+        return json_response(OrderDone(done.applied, done.rolling, done.needs_restart))
 
 
-def _absent() -> NoReturn:
+def _no_controller() -> NoReturn:
     raise Unavailable(
         "No controller has reported lately: nothing can be scaled.", code="no_controller", retry_after_s=2
     )

@@ -10,7 +10,7 @@ import pytest
 from prometheus_client import generate_latest
 from starlette.types import Receive, Scope, Send
 
-from loadbalancer.api.app import Front
+from loadbalancer.api.app import RequestIdMiddleware
 from loadbalancer.metrics.prometheus import Metrics
 from wire.messages import StepCurve
 from wire.snapshot import ModelStats, Snapshot
@@ -38,7 +38,7 @@ async def broken(scope: Scope, receive: Receive, send: Send) -> None:
 
 async def test_a_bug_is_told_neutrally_and_logged_under_the_request_id(caplog: pytest.LogCaptureFixture) -> None:
     metrics = Metrics(idle, nothing, unmeasured)
-    transport = httpx.ASGITransport(Front(broken, metrics))
+    transport = httpx.ASGITransport(RequestIdMiddleware(broken, metrics))
     async with httpx.AsyncClient(transport=transport, base_url="http://test") as http:
         with caplog.at_level(logging.ERROR):
             answered = await http.get("/early", headers={"x-request-id": "mine-1"})
@@ -54,7 +54,7 @@ async def test_a_bug_is_told_neutrally_and_logged_under_the_request_id(caplog: p
 
 
 async def test_an_answer_that_has_begun_is_broken_off() -> None:
-    transport = httpx.ASGITransport(Front(broken, Metrics(idle, nothing, unmeasured)))
+    transport = httpx.ASGITransport(RequestIdMiddleware(broken, Metrics(idle, nothing, unmeasured)))
     async with httpx.AsyncClient(transport=transport, base_url="http://test") as http:
         with pytest.raises(RuntimeError, match="secret detail"):
             await http.get("/late")

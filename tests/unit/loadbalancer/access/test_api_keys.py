@@ -16,8 +16,8 @@ from loadbalancer.access.api_keys import (
     fingerprint,
     parse_ring,
 )
-from loadbalancer.api.http_helpers import owned
-from loadbalancer.generation.validation import Job
+from loadbalancer.api.http_helpers import with_owner
+from loadbalancer.generation.validation import GenerationSpec
 from loadbalancer.schema.errors import Forbidden, Unauthorized
 
 DOORMAN = Authenticator("internal-token", loopback=True)
@@ -108,7 +108,7 @@ def test_the_caller_is_known_by_the_keys_name() -> None:
 
 def test_a_job_carries_its_callers_name_and_weight() -> None:
     request = Request({"type": "http", "state": {"caller": Caller("painter", 2.5)}})
-    job = owned(Job("m", [], 1.0, 0), request)
+    job = with_owner(GenerationSpec("m", [], 1.0, 0), request)
     assert (job.owner, job.weight) == ("painter", 2.5)
 
 

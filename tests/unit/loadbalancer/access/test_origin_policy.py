@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import pytest
 
-from loadbalancer.access.origin_policy import Origins
+from loadbalancer.access.origin_policy import OriginPolicy
 from loadbalancer.schema.errors import Forbidden
 
-HERE = Origins(["muster.lan", "[fd00::7]"], ["https://page.example"], loopback=True)
-OPEN = Origins([], ["*"], loopback=True)
-ABROAD = Origins([], [], loopback=False)
+HERE = OriginPolicy(["muster.lan", "[fd00::7]"], ["https://page.example"], loopback=True)
+OPEN = OriginPolicy([], ["*"], loopback=True)
+ABROAD = OriginPolicy([], [], loopback=False)
 
 
-def refusal(origins: Origins, host: str | None, origin: str | None) -> str | None:
+def refusal(origins: OriginPolicy, host: str | None, origin: str | None) -> str | None:
     try:
         origins.check(host, origin)
     except Forbidden as error:

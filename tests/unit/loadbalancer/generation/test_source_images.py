@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from PIL import Image, ImageChops
 
 from configs.settings import Limits
-from loadbalancer.generation.source_images import Size, Sources, fit, from_data_url, prepare
+from loadbalancer.generation.source_images import Size, SourceImages, decode_data_url, decode_images, fit_size
 from loadbalancer.schema.errors import InvalidRequest
 from tests.support.images import animated, bomb, data_url, file, half, make_image, png
 
@@ -25,11 +25,11 @@ def read(
     size: Size | None = None,
     alpha_marks: bool = True,
     limits: Limits = LIMITS,
-) -> Sources:
-    return prepare(image, mask, limits, size=size, alpha_marks=alpha_marks)
+) -> SourceImages:
+    return decode_images(image, mask, limits, size=size, alpha_marks=alpha_marks)
 
 
-def image_of(sources: Sources) -> Image.Image:
+def image_of(sources: SourceImages) -> Image.Image:
     return Image.frombytes("RGB", (sources.width, sources.height), sources.frames[0])
 
 
@@ -176,13 +176,13 @@ def test_masks_that_are_refused(mask: bytes, fragment: str) -> None:
     ],
 )
 def test_a_picture_keeps_its_size_within_the_limits(size: Size, expected: Size) -> None:
-    assert fit(size, LIMITS) == expected
+    assert fit_size(size, LIMITS) == expected
 
 
 @pytest.mark.parametrize("size", [(2000, 100), (1, 17), (513, 32)])
 def test_a_picture_of_a_shape_beyond_the_limits_is_refused(size: Size) -> None:
     with pytest.raises(InvalidRequest, match="choose one with 'size'") as refused:
-        fit(size, LIMITS)
+        fit_size(size, LIMITS)
     assert refused.value.param == "image"
 
 
@@ -194,7 +194,7 @@ def test_a_picture_of_a_shape_beyond_the_limits_is_refused(size: Size) -> None:
 def test_any_picture_fits_the_limits_or_is_refused(size: Size, least: int, most: int) -> None:
     limits = Limits(min_side=least, max_pixels=most)
     try:
-        width, height = fit(size, limits)
+        width, height = fit_size(size, limits)
     except InvalidRequest:
         assert max(size) / min(size) > most / (least + 8) ** 2
         return
@@ -286,7 +286,7 @@ def test_damaged_files_are_refused_or_give_pixels(kind: str, mode: str, seed: in
     ],
 )
 def test_data_urls(url: str) -> None:
-    assert from_data_url("image", url) == b"\x00\xff"
+    assert decode_data_url("image", url) == b"\x00\xff"
 
 
 @pytest.mark.parametrize(
@@ -305,17 +305,17 @@ def test_data_urls(url: str) -> None:
 )
 def test_what_is_no_data_url(url: str, fragment: str) -> None:
     with pytest.raises(InvalidRequest) as refused:
-        from_data_url("mask", url)
+        decode_data_url("mask", url)
     assert fragment in refused.value.message
     assert refused.value.param == "mask"
 
 
 @given(content=st.binary())
 def test_any_file_comes_out_of_its_data_url(content: bytes) -> None:
-    assert from_data_url("image", data_url(content)) == content
+    assert decode_data_url("image", data_url(content)) == content
 
 
 @given(text=st.text())
 def test_any_text_is_base64_or_refused(text: str) -> None:
     with contextlib.suppress(InvalidRequest):
-        assert len(from_data_url("image", f"data:;base64,{text}")) <= len(text)
+        assert len(decode_data_url("image", f"data:;base64,{text}")) <= len(text)

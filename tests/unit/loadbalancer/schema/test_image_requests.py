@@ -9,8 +9,15 @@ from typing import Any
 import pytest
 
 from configs.settings import Model, Settings
-from loadbalancer.generation.source_images import Sources
-from loadbalancer.generation.validation import Job, Known, admit_images, admit_predict, asked_size, with_sources
+from loadbalancer.generation.source_images import SourceImages
+from loadbalancer.generation.validation import (
+    GenerationSpec,
+    ModelCapabilities,
+    requested_size,
+    resolve_images,
+    resolve_predict,
+    with_source_images,
+)
 from loadbalancer.scheduling.task import TaskEnded, TaskState
 from loadbalancer.schema.errors import ContentRefused, InvalidRequest, from_ended
 from loadbalancer.schema.requests import ImageRequest, PredictRequest, parse
@@ -21,8 +28,8 @@ TEXT_ONLY = About("TextPipeline", modes=("text",))
 INPAINT_ONLY = About("InpaintPipeline", modes=("inpaint",))
 ADAPTERS = ["ink", "fog", "snow", "v1.5_b-2"]
 URL = "data:image/png;base64,AAAA"
-PLAIN = Sources(64, 32, (bytes(64 * 32 * 3),))
-MASKED = Sources(64, 32, (bytes(64 * 32 * 3), bytes(64 * 32)))
+PLAIN = SourceImages(64, 32, (bytes(64 * 32 * 3),))
+MASKED = SourceImages(64, 32, (bytes(64 * 32 * 3), bytes(64 * 32)))
 
 
 def settings(**model: Any) -> Settings:
@@ -36,16 +43,16 @@ def settings(**model: Any) -> Settings:
     )
 
 
-def admit(known: Known | None = None, model: dict[str, Any] | None = None, **body: Any) -> Job:
+def admit(known: ModelCapabilities | None = None, model: dict[str, Any] | None = None, **body: Any) -> GenerationSpec:
     asked = parse(ImageRequest, json.dumps({"prompt": "a seven"} | body).encode())
-    return admit_images(asked, settings(**model or {}), 7, known or Known(ABLE, ADAPTERS))
+    return resolve_images(asked, settings(**model or {}), 7, known or ModelCapabilities(ABLE, ADAPTERS))
 
 
-def complete(sources: Sources, known: Known | None = None, **body: Any) -> Job:
+def complete(sources: SourceImages, known: ModelCapabilities | None = None, **body: Any) -> GenerationSpec:
     asked = parse(ImageRequest, json.dumps({"prompt": "a seven", "image": URL} | body).encode())
-    known = known or Known(ABLE)
-    job = admit_images(asked, settings(), 7, known)
-    return with_sources(job, sources, asked, settings(), known)
+    known = known or ModelCapabilities(ABLE)
+    job = resolve_images(asked, settings(), 7, known)
+    return with_source_images(job, sources, asked, settings(), known)
 
 
 # ---- adapters
@@ -64,7 +71,7 @@ def complete(sources: Sources, known: Known | None = None, **body: Any) -> Job:
 def test_adapters_are_admitted(asked: list[dict[str, Any]], expected: tuple[Lora, ...]) -> None:
     assert [inputs.loras for inputs in admit(loras=asked, n=2).inputs] == [expected, expected]
     predict = parse(PredictRequest, json.dumps({"prompt": "a", "loras": asked}).encode())
-    assert admit_predict(predict, settings(), 7, Known(ABLE, ADAPTERS)).inputs[0].loras == expected
+    assert resolve_predict(predict, settings(), 7, ModelCapabilities(ABLE, ADAPTERS)).inputs[0].loras == expected
 
 
 @pytest.mark.parametrize(
@@ -96,9 +103,10 @@ def test_adapters_are_refused(asked: Any, param: str, fragment: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("known", "model"), [(Known(TEXT_ONLY, ADAPTERS), {}), (Known(ABLE, ADAPTERS), {"loras": None})]
+    ("known", "model"),
+    [(ModelCapabilities(TEXT_ONLY, ADAPTERS), {}), (ModelCapabilities(ABLE, ADAPTERS), {"loras": None})],
 )
-def test_a_model_without_adapters_says_so(known: Known, model: dict[str, Any]) -> None:
+def test_a_model_without_adapters_says_so(known: ModelCapabilities, model: dict[str, Any]) -> None:
     with pytest.raises(InvalidRequest, match="takes no LoRA adapters") as refused:
         admit(known, model, loras=[{"name": "ink"}])
     assert refused.value.param == "loras"
@@ -118,14 +126,14 @@ def test_reproducible_by_request_or_by_configuration(asked: bool | None, configu
 
 def test_an_engine_that_cannot_promise_equal_bytes_refuses() -> None:
     with pytest.raises(InvalidRequest, match=r"TextPipeline.*cannot promise") as refused:
-        admit(Known(TEXT_ONLY), reproducible=True)
+        admit(ModelCapabilities(TEXT_ONLY), reproducible=True)
     assert refused.value.param == "reproducible"
-    assert not admit(Known(TEXT_ONLY), reproducible=False).inputs[0].reproducible
+    assert not admit(ModelCapabilities(TEXT_ONLY), reproducible=False).inputs[0].reproducible
 
 
 def test_nothing_is_refused_for_an_engine_that_is_not_known_yet() -> None:
-    assert admit(Known(None, ADAPTERS), reproducible=True, loras=[{"name": "ink"}]).inputs[0].reproducible
-    assert complete(MASKED, Known()).inputs[0].mode == "inpaint"
+    assert admit(ModelCapabilities(None, ADAPTERS), reproducible=True, loras=[{"name": "ink"}]).inputs[0].reproducible
+    assert complete(MASKED, ModelCapabilities()).inputs[0].mode == "inpaint"
 
 
 @pytest.mark.parametrize(
@@ -137,9 +145,9 @@ def test_nothing_is_refused_for_an_engine_that_is_not_known_yet() -> None:
         (INPAINT_ONLY, None, "cannot draw from text alone, but from a picture with a mask"),
     ],
 )
-def test_what_the_engine_cannot_draw_from_is_refused(about: About, sources: Sources | None, fragment: str) -> None:
+def test_what_the_engine_cannot_draw_from_is_refused(about: About, sources: SourceImages | None, fragment: str) -> None:
     with pytest.raises(InvalidRequest) as refused:
-        complete(sources, Known(about)) if sources else admit(Known(about))
+        complete(sources, ModelCapabilities(about)) if sources else admit(ModelCapabilities(about))
     assert refused.value.param == "image"
     assert fragment in refused.value.message
 
@@ -157,7 +165,7 @@ def test_what_the_engine_cannot_draw_from_is_refused(about: About, sources: Sour
         (MASKED, {"strength": 0.5}, "inpaint", 0.5),
     ],
 )
-def test_a_job_with_its_pictures(sources: Sources, body: dict[str, Any], mode: str, strength: float) -> None:
+def test_a_job_with_its_pictures(sources: SourceImages, body: dict[str, Any], mode: str, strength: float) -> None:
     job = complete(sources, n=2, seed=5, **body)
     assert job.sources == sources.frames
     assert job.size == "64x32"
@@ -173,7 +181,7 @@ def test_the_picture_decides_the_size_where_the_request_does_not(
     body: dict[str, Any], size: tuple[int, int] | None
 ) -> None:
     asked = parse(ImageRequest, json.dumps({"prompt": "a", "image": URL} | body).encode())
-    assert asked_size(asked, admit_images(asked, settings(), 7, Known())) == size
+    assert requested_size(asked, resolve_images(asked, settings(), 7, ModelCapabilities())) == size
 
 
 @pytest.mark.parametrize(

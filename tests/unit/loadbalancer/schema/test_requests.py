@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from configs.sections import Server
 from configs.settings import Model, Settings
-from loadbalancer.generation.validation import Job, Known, admit_images, admit_predict
+from loadbalancer.generation.validation import GenerationSpec, ModelCapabilities, resolve_images, resolve_predict
 from loadbalancer.schema.errors import ApiError, BodyTooLarge, InvalidRequest, ModelNotFound
 from loadbalancer.schema.requests import (
     SEEDS,
@@ -21,7 +21,7 @@ from loadbalancer.schema.requests import (
     PredictRequest,
     parse,
     parse_form,
-    parse_pictured,
+    parse_with_images,
 )
 
 SETTINGS = Settings(
@@ -38,13 +38,13 @@ SETTINGS = Settings(
 )
 
 
-NOTHING = Known()
+NOTHING = ModelCapabilities()
 Result = TypeVar("Result")
 PLAUSIBLE_TEXT = st.sampled_from(["a seven", "first", "auto", "64x64", "png", "2", "0.5", "true", "null", "[]", "{}"])
 
 
-def admit(random_seed: int = 99, **body: Any) -> Job:
-    return admit_images(parse(ImageRequest, json.dumps(body).encode()), SETTINGS, random_seed, NOTHING)
+def admit(random_seed: int = 99, **body: Any) -> GenerationSpec:
+    return resolve_images(parse(ImageRequest, json.dumps(body).encode()), SETTINGS, random_seed, NOTHING)
 
 
 def test_what_is_left_open_comes_from_the_configuration() -> None:
@@ -101,7 +101,7 @@ def test_images_of_a_request_differ_only_in_their_seed() -> None:
 
 def test_predict_makes_one_png() -> None:
     asked = parse(PredictRequest, b'{"prompt": "a", "model": "second", "priority": 5, "timeout_s": 1.5}')
-    job = admit_predict(asked, SETTINGS, 3, NOTHING)
+    job = resolve_predict(asked, SETTINGS, 3, NOTHING)
     assert (job.model, len(job.inputs), job.output_format, job.priority, job.timeout_s) == ("second", 1, "png", 5, 1.5)
 
 
@@ -205,7 +205,7 @@ def test_any_form_is_either_read_or_refused_in_words(fields: dict[str, str]) -> 
 )
 def test_only_pictures_may_make_a_body_large(body: bytes, fits: bool) -> None:
     """What is no JSON is left to be explained as that."""
-    read = outcome_of(lambda: parse_pictured(ImageRequest, body, 100))
+    read = outcome_of(lambda: parse_with_images(ImageRequest, body, 100))
     assert isinstance(read, BodyTooLarge) is not fits
     if isinstance(read, ApiError):
         assert "larger beside its pictures than 100 bytes" in read.message or read.code == "invalid_json"
@@ -225,7 +225,7 @@ BODIES = st.dictionaries(st.sampled_from([*ImageRequest.model_fields, "other"]),
 
 @given(body=BODIES | JSON, seed=st.integers(0, SEEDS - 1))
 def test_any_json_is_either_admitted_within_bounds_or_refused_in_words(body: Any, seed: int) -> None:
-    job = outcome_of(lambda: admit_images(parse(ImageRequest, json.dumps(body).encode()), SETTINGS, seed, NOTHING))
+    job = outcome_of(lambda: resolve_images(parse(ImageRequest, json.dumps(body).encode()), SETTINGS, seed, NOTHING))
     if isinstance(job, ApiError):
         assert job.status in (400, 404)
         assert job.message.endswith((".", "?"))

@@ -14,9 +14,9 @@ from loadbalancer.schema.stream_events import (
     KEEP_ALIVE_S,
     PROGRESS_EVERY_S,
     CompletedImage,
-    Pace,
     PartialImage,
     Progress,
+    ProgressThrottle,
     encode,
     encode_error,
 )
@@ -28,7 +28,7 @@ def progress(index: int = 0, *, step: int = 0, position: int = 0, eta_s: float |
 
 
 def test_looks_are_a_quarter_of_a_second_apart_however_often_one_is_woken() -> None:
-    pace = Pace()
+    pace = ProgressThrottle()
     looks = [ms for ms in range(0, 1001, 10) if pace.due(ms / 1000)]
     assert looks == [0, 250, 500, 750, 1000]
     assert pace.wait_s(1.0) == PROGRESS_EVERY_S
@@ -46,19 +46,19 @@ def test_looks_are_a_quarter_of_a_second_apart_however_often_one_is_woken() -> N
     ],
 )
 def test_only_news_is_told(then: Progress, told: bool) -> None:
-    pace = Pace()
+    pace = ProgressThrottle()
     assert pace.news([progress(step=3, eta_s=2.0)]) == [progress(step=3, eta_s=2.0)]
     assert pace.news([then]) == ([then] if told else [])
 
 
 def test_images_of_a_request_are_told_apart() -> None:
-    pace = Pace()
+    pace = ProgressThrottle()
     assert pace.news([progress(0), progress(1)]) == [progress(0), progress(1)]
     assert pace.news([progress(0), progress(1, step=1)]) == [progress(1, step=1)]
 
 
 def test_a_connection_is_never_silent_for_long() -> None:
-    pace = Pace()
+    pace = ProgressThrottle()
     pace.sent(100.0)
     assert not pace.silent(100.0 + KEEP_ALIVE_S - 0.1)
     assert pace.silent(100.0 + KEEP_ALIVE_S)
