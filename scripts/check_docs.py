@@ -31,7 +31,8 @@ def paths_in(text: str) -> set[str]:
     """Every file or folder of the repository that a page names."""
     paths = {a or b for a, b in _PATH.findall(text)}
     modules = {name.replace(".", "/") + ".py" for name in _MODULE.findall(text)}
-    return {path.rstrip("./") for path in paths if "*" not in path} | modules
+    # Results are what a command writes: they need not be there yet.
+    return {path.rstrip("./") for path in paths if not path.startswith("scripts/bench/results/")} | modules
 
 
 def prose_of(text: str) -> list[str]:
