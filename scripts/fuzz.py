@@ -30,7 +30,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from scripts.fuzz_lib import fuzz_balancer, fuzz_worker
-from tests.support.servers import running
+from scripts.harness.balancer import running
 
 DIGITS: dict[str, Any] = {
     "digits": {"path": "builtin:digits", "defaults": {"size": "64x64", "steps": 20}, "limits": {"min_side": 32}}

@@ -37,7 +37,8 @@ import psutil
 from rich.console import Console
 from rich.table import Table
 
-from tests.support.servers import PATIENCE_S, Server, running, sim
+from scripts.harness.balancer import Server, running, sim
+from scripts.harness.processes import PATIENCE_S
 
 #: Bytes per 1000 requests.
 MOST = 16_000.0

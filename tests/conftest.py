@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, settings
 
-from tests.support.servers import Server, running, sim
+from scripts.harness.balancer import Server, running, sim
 
 # Before any library reads it: tests ask no model hub for anything.
 os.environ["HF_HUB_OFFLINE"] = "1"

@@ -16,7 +16,7 @@ import aiohttp
 import msgspec
 from prometheus_client.parser import text_string_to_metric_families
 
-from scripts.harness.server import Instance
+from scripts.chaos_lib.instance import FaultyInstance
 from wire.messages import Counters
 from wire.snapshot import Snapshot
 
@@ -84,7 +84,7 @@ class Seen:
 class Watch:
     """Runs beside the load."""
 
-    def __init__(self, instance: Instance) -> None:
+    def __init__(self, instance: FaultyInstance) -> None:
         self._instance = instance
         self.seen = Seen()
 
@@ -124,7 +124,7 @@ class Watch:
     async def _look(self) -> None:
         known: int | None = None
         while True:
-            pid = self._instance.balancer()
+            pid = self._instance.balancer_pid()
             if known is not None and pid != known:
                 self.seen.died(time.monotonic())
             known = pid

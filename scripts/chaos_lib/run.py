@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import socket
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Sequence
@@ -16,11 +15,11 @@ import aiohttp
 from configs.paths import log_dir
 from scripts.chaos_lib.clients import Visitors
 from scripts.chaos_lib.fault_plan import Trouble, asks, troubles
+from scripts.chaos_lib.instance import FaultyInstance
 from scripts.chaos_lib.monitor import Reading, Watch
 from scripts.chaos_lib.outcomes import End, Story, faults
 from scripts.chaos_lib.profiles import OWNERS, Profile
 from scripts.chaos_lib.reference_images import judge
-from scripts.harness.server import Instance
 
 #: From the start to the first ready worker, and from the last answer until everything is at rest.
 _READY_S, _REST_S = 180.0, 90.0
@@ -64,9 +63,8 @@ async def run(profile: Profile, seed: int, seconds: float, folder: Path, tell: T
     plan = f"{seed} {profile.name}"
     wanted = [Story(ask) for ask in asks(plan, profile.wishes, list(OWNERS), seconds)]
     verdict = Verdict(profile, seed, seconds, folder, wanted)
-    instance = Instance(folder, profile, _free_port())
+    instance = FaultyInstance(folder, profile)
     watch = Watch(instance)
-    instance.start()
     try:
         await _ready(instance, tell)
         async with _beside(watch), Visitors(instance.url, instance.tokens, watch) as visitors:
@@ -79,7 +77,7 @@ async def run(profile: Profile, seed: int, seconds: float, folder: Path, tell: T
             tell("waiting for rest")
             verdict.leaked = await _rest(watch, tell)
             await _look_up(visitors, verdict)
-            if instance.fallen:
+            if instance.has_crashed:
                 verdict.fallen.append("the controller has ended by itself")
     finally:
         tell("stopping")
@@ -92,17 +90,17 @@ async def run(profile: Profile, seed: int, seconds: float, folder: Path, tell: T
     return verdict
 
 
-async def _ready(instance: Instance, tell: Tell) -> None:
+async def _ready(instance: FaultyInstance, tell: Tell) -> None:
     tell("starting the server")
     async with aiohttp.ClientSession() as session:
         by = time.monotonic() + _READY_S
-        while time.monotonic() < by and not instance.fallen:
+        while time.monotonic() < by and not instance.has_crashed:
             with contextlib.suppress(aiohttp.ClientError):
                 async with session.get(f"{instance.url}/readyz") as answer:
                     if answer.status == 200:
                         return
             await asyncio.sleep(0.2)
-    raise RuntimeError(f"the server did not start; see {log_dir(instance.folder)}")
+    raise RuntimeError(f"the server did not start; see {instance.folder}")
 
 
 @contextlib.asynccontextmanager
@@ -121,13 +119,13 @@ async def _visit(visitors: Visitors, story: Story) -> None:
     await visitors.visit(story)
 
 
-async def _break(instance: Instance, planned: Sequence[Trouble], verdict: Verdict) -> None:
+async def _break(instance: FaultyInstance, planned: Sequence[Trouble], verdict: Verdict) -> None:
     """Do what is planned when it is due; a stopped process goes on by itself while others follow."""
     began = time.monotonic()
 
     async def one(trouble: Trouble) -> None:
         await asyncio.sleep(trouble.at_s)
-        whom = await instance.hurt(trouble)
+        whom = await instance.inject(trouble)
         if whom:
             verdict.troubles[str(trouble)] += 1
         at = time.monotonic() - began
@@ -200,7 +198,7 @@ async def _look_up(visitors: Visitors, verdict: Verdict) -> None:
 def _tracebacks(folder: Path) -> list[str]:
     """What the programs' logs tell of bugs: for each log with tracebacks how many, and where the first one is."""
     found = []
-    for log in sorted(log_dir(folder).glob("*.log")):
+    for log in sorted([*folder.glob("*.log"), *log_dir(folder).glob("*.log")]):
         lines = log.read_text(errors="replace").splitlines()
         starts = [number for number, line in enumerate(lines, 1) if line.startswith("Traceback")]
         if starts:
@@ -220,8 +218,3 @@ def _state(verdict: Verdict, watch: Watch) -> str:
         f"{ends[End.LOST]} lost; {workers} workers, {queued} queued; {verdict.troubles.total()} troubles, "
         f"{len(watch.seen.deaths)} balancers dead"
     )
-
-
-def _free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        return int(listener.getsockname()[1])

@@ -18,7 +18,8 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from configs.paths import worker_address
 from scripts.fuzz_lib.frame_generator import FrameMaker, Frames
-from tests.support.servers import PATIENCE_S, Server, sim, wait_until
+from scripts.harness.balancer import Server, sim
+from scripts.harness.processes import PATIENCE_S, wait_until
 from wire.codec import MalformedFrames, decode_for_worker, decode_from_worker
 from wire.messages import PROTOCOL, Assign, ImageInputs, ToBalancer
 from worker.engines.sim import expected_picture

@@ -17,7 +17,8 @@ import zmq
 
 from configs.paths import worker_address
 from scripts.fuzz_lib.frame_generator import FrameMaker, Frames
-from tests.support.servers import PATIENCE_S, Process, launch, sim
+from scripts.harness.balancer import sim
+from scripts.harness.processes import PATIENCE_S, Process, launch
 from wire.codec import ForWorker, MalformedFrames, decode_for_worker, decode_from_worker, encode
 from wire.messages import (
     Assign,

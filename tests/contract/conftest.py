@@ -7,7 +7,8 @@ from collections.abc import Iterator
 import httpx
 import pytest
 
-from tests.support.servers import PATIENCE_S, Server, running, sim
+from scripts.harness.balancer import Server, running, sim
+from scripts.harness.processes import PATIENCE_S
 
 #: A slow image takes about a minute and would outlast every test: only cancelling ends it.
 MODELS = {

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.servers import ROOT
+from scripts.harness.processes import ROOT
 
 #: A minute of load; the rest is for a machine that is slow to start processes, and to stop them.
 LONGEST_S = 540.0

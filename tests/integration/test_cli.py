@@ -18,8 +18,9 @@ import pytest
 import yaml
 
 from configs.paths import internal_token
-from tests.support.instance import TIMES, Instance
-from tests.support.servers import PATIENCE_S, ROOT, sim
+from scripts.harness.balancer import sim
+from scripts.harness.instance import TIMES, Instance
+from scripts.harness.processes import PATIENCE_S, ROOT
 
 CALM = {
     "policy": "queue_depth",
@@ -261,7 +262,8 @@ def test_sighup_reloads_unless_terminal_is_closed(start: Start) -> None:
     # With an open controlling terminal.
     master, terminal = os.openpty()
     try:
-        on_terminal(instance, terminal)
+        instance.start(sys.executable, "-c", OWN_TERMINAL, stdin=terminal)
+        os.close(terminal)
         instance.until_workers(2)
         configure(instance, scaling=CALM | {"min_workers": 3})
         instance.process.send_signal(signal.SIGHUP)
@@ -271,15 +273,3 @@ def test_sighup_reloads_unless_terminal_is_closed(start: Start) -> None:
     # The kernel sends SIGHUP when the terminal is closed.
     instance.process.wait(PATIENCE_S)
     assert instance.children() == []
-
-
-def on_terminal(instance: Instance, terminal: int) -> None:
-    """Start the controller in a new session on this terminal, with its output in the log."""
-    options = ["--config", str(instance.config), "--port", str(instance.port), "--data-dir", str(instance.folder)]
-    words = [sys.executable, "-c", OWN_TERMINAL, sys.executable, "-m", "controller", *options]
-    with (instance.folder / "controller.log").open("ab") as log:
-        instance.process = subprocess.Popen(
-            words, cwd=ROOT, stdin=terminal, stdout=log, stderr=log, start_new_session=True
-        )
-    os.close(terminal)
-    instance.pids.add(instance.process.pid)

@@ -18,8 +18,9 @@ import psutil
 import pytest
 import yaml
 
-from tests.support.instance import TIMES, Instance
-from tests.support.servers import PATIENCE_S, ROOT, free_port, sim
+from scripts.harness.balancer import sim
+from scripts.harness.instance import TIMES, Instance
+from scripts.harness.processes import PATIENCE_S, ROOT, free_port
 
 QUICK = {
     "policy": "queue_depth",
@@ -220,7 +221,7 @@ def test_closed_terminal_stops_all_processes(start: Start) -> None:
     instance.process.send_signal(signal.SIGINT)
     assert instance.process.wait(PATIENCE_S) == 0
     master, terminal = os.openpty()
-    instance.start(terminal=terminal)
+    instance.start(stdout=terminal, stderr=terminal)
     os.close(terminal)
     instance.until_workers(1)
     os.close(master)

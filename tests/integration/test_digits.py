@@ -20,8 +20,9 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from configs.samplers import MODEL_DEFAULT, SAMPLERS, sampler_names
+from scripts.harness.balancer import Server, running
+from scripts.harness.processes import PATIENCE_S, stop, wait_until
 from tests.support.images import data_url, file, half, make_image
-from tests.support.servers import PATIENCE_S, Server, running, stop, wait_until
 
 MODEL = Path(__file__).parents[2] / "worker" / "builtin" / "digits"
 DIGITS = {

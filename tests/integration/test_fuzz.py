@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from scripts.fuzz_lib import fuzz_balancer, fuzz_worker
-from tests.support.servers import running
+from scripts.harness.balancer import running
 
 BURSTS = 20
 

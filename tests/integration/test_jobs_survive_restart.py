@@ -23,9 +23,10 @@ import pytest_asyncio
 from aiohttp import web
 
 from configs.paths import jobs_file
+from scripts.harness.balancer import Server, sim
+from scripts.harness.processes import PATIENCE_S, launch, stop, wait_until
 from tests.conftest import StartServer
 from tests.support.images import data_url, png
-from tests.support.servers import PATIENCE_S, Server, launch, sim, stop, wait_until
 from wire.messages import ImageInputs
 from worker.engines.sim import expected_picture
 

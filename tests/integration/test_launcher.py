@@ -26,7 +26,7 @@ from controller.launchers.local import LocalLauncher
 from controller.launchers.processes import Processes, Record
 from controller.runtime.balancer_supervisor import BalancerStartupError, BalancerSupervisor
 from controller.types import Child, Exit
-from tests.support.servers import wait_until
+from scripts.harness.processes import wait_until
 
 #: Waits for ever; says so in its log. The name among its arguments is what a child is known by.
 WAITS = "import time; print('here', flush=True); time.sleep(600)"

@@ -12,8 +12,9 @@ from pathlib import Path
 import httpx
 import pytest_asyncio
 
+from scripts.harness.balancer import running, sim
+from scripts.harness.processes import PATIENCE_S, wait_until
 from tests.support.in_process_service import InProcessService, in_process_service, inputs
-from tests.support.servers import PATIENCE_S, running, sim, wait_until
 
 
 @pytest_asyncio.fixture

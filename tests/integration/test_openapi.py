@@ -21,7 +21,8 @@ from schemathesis.specs.openapi.checks import (
 )
 
 from configs.paths import internal_token
-from tests.support.servers import PATIENCE_S, Server, running, sim, wait_until
+from scripts.harness.balancer import Server, running, sim
+from scripts.harness.processes import PATIENCE_S, wait_until
 
 #: That what follows from a schema is accepted is not among them: not every rule can be told in one.
 CHECKS = [

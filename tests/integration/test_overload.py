@@ -14,8 +14,9 @@ from typing import Any
 import httpx
 import pytest
 
+from scripts.harness.balancer import Server, running, sim
+from scripts.harness.processes import PATIENCE_S
 from tests.contract.http.test_access import bearer, make_key
-from tests.support.servers import PATIENCE_S, Server, running, sim
 
 BATCH = 4
 #: A turn, in which a full batch is done, takes 0.8 s.

@@ -11,8 +11,9 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.support.instance import Instance
-from tests.support.servers import PATIENCE_S, running, sim, wait_until
+from scripts.harness.balancer import running, sim
+from scripts.harness.instance import Instance
+from scripts.harness.processes import PATIENCE_S, wait_until
 from wire.messages import ImageInputs
 from worker.engines.sim import expected_picture
 

@@ -15,8 +15,9 @@ import msgspec
 import pytest
 
 from configs.paths import internal_token
-from tests.support.instance import Instance
-from tests.support.servers import PATIENCE_S, sim
+from scripts.harness.balancer import sim
+from scripts.harness.instance import Instance
+from scripts.harness.processes import PATIENCE_S
 from wire.scaling import ControllerReport
 
 #: Idle workers stay: whoever goes makes room for another.

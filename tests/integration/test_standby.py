@@ -20,8 +20,9 @@ import yaml
 from configs.paths import children_dir, controller_pid_file, standby_files
 from controller.launchers.processes import Processes
 from controller.types import Child, Exit
-from tests.support.instance import Instance
-from tests.support.servers import PATIENCE_S, ROOT, sim, wait_until
+from scripts.harness.balancer import sim
+from scripts.harness.instance import Instance
+from scripts.harness.processes import PATIENCE_S, ROOT, wait_until
 
 #: Stands for a spare: says that it is ready, and ends with status 7 when it is called.
 WAITS = """

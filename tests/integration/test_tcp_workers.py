@@ -20,7 +20,8 @@ from configs.cli import EXIT_USAGE
 from configs.paths import worker_address
 from loadbalancer.access import keys_cli
 from loadbalancer.access.startup_checks import load_server_keys
-from tests.support.servers import PATIENCE_S, Process, Server, free_port, launch, running, sim, stop, wait_until
+from scripts.harness.balancer import Server, running, sim
+from scripts.harness.processes import PATIENCE_S, Process, free_port, launch, stop, wait_until
 from wire.codec import FromWorker, encode
 from wire.curve import WorkerKey, new_pair, read_worker_key, secure_client
 from wire.messages import PROTOCOL, Hello, Pull

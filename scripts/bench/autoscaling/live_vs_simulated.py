@@ -32,7 +32,8 @@ from controller.simulator.cli import run
 from controller.simulator.model_sim import WorkerProfile
 from controller.simulator.scenarios import Scenario, Traffic, scale_work
 from controller.simulator.synthetic import synthetic_traffic
-from scripts.harness.load import machine, server
+from scripts.harness.instance import serving
+from scripts.harness.load import machine
 from wire.snapshot import Snapshot
 
 _STEP_S = 0.02
@@ -134,7 +135,7 @@ def run_live(scenario: Scenario, scaling: dict[str, Any], load_s: float) -> Live
     }
     with tempfile.TemporaryDirectory() as folder:
         log = Path(folder) / "controller.log"
-        with server(Path(folder), {"models": {"m": model}}) as url:
+        with serving(Path(folder), {"models": {"m": model}}) as url:
             zero = time.time() + 1.0
             asyncio.run(ask(url, Path(folder), live, zero))
             text = log.read_text()

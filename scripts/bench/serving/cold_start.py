@@ -28,7 +28,8 @@ from rich.progress import Progress
 from rich.table import Table
 
 from configs.paths import children_dir, internal_token
-from scripts.harness.load import machine, server
+from scripts.harness.instance import serving
+from scripts.harness.load import machine
 from wire.snapshot import Snapshot, WorkerStats
 
 PARTS = ("spawn_s", "import_s", "load_s", "device_s", "warm_up_s")
@@ -96,7 +97,7 @@ def measure(rounds: int) -> dict[str, list[dict[str, float]]]:
         places = {way: BenchServer(Path(folder) / str(standby), standby) for way, standby in WAYS.items()}
         bar = progress.add_task("starting two servers", total=rounds * len(places))
         for place in places.values():
-            place.url = stack.enter_context(server(place.folder, config(place.standby)))
+            place.url = stack.enter_context(serving(place.folder, config(place.standby)))
             place.rest()
         for number in range(rounds):
             for way, place in places.items():

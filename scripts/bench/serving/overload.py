@@ -34,7 +34,8 @@ import psutil
 from configs.paths import run_dir
 from loadbalancer.access import keys_cli
 from scripts.bench.serving.workloads import quantile
-from scripts.harness.load import machine, server
+from scripts.harness.instance import serving
+from scripts.harness.load import machine
 
 STEPS, BATCH = 20, 4
 T0_S, T1_S = 0.02, 0.005
@@ -193,10 +194,10 @@ def main() -> int:
     args = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="muster-overload-") as place:
         first, second = Path(place) / "a", Path(place) / "b"
-        with server(first, config(deadline_slack=None, max_tasks=1024)) as url:
+        with serving(first, config(deadline_slack=None, max_tasks=1024)) as url:
             crowded = asyncio.run(flood(url, first, args.singles))
         queue = {"max_work_s": args.bound, "deadline_slack": args.slack or None}
-        with server(second, config(**queue)) as url:
+        with serving(second, config(**queue)) as url:
             pressed = asyncio.run(overload(url, second, args.seconds, args.bound, args.factor, args.timeout))
     result = {"machine": machine(), "flood": crowded, "overload": pressed}
     print(json.dumps(result, indent=1))

@@ -22,7 +22,8 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-from scripts.harness.load import closed_loop, machine, server
+from scripts.harness.instance import serving
+from scripts.harness.load import closed_loop, machine
 
 MODES: dict[str, dict[str, Any]] = {
     "step batching": {"max_batch_size": 12},
@@ -49,7 +50,7 @@ def measure(args: argparse.Namespace, users: list[int]) -> Rounds:
     steps = (int(low), int(high or low))
     with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack, Progress() as progress:
         bar = progress.add_task("starting three servers", total=args.rounds * len(users) * len(MODES))
-        urls = {mode: stack.enter_context(server(Path(folder) / str(i), config(mode))) for i, mode in enumerate(MODES)}
+        urls = {mode: stack.enter_context(serving(Path(folder) / str(i), config(mode))) for i, mode in enumerate(MODES)}
         for url in urls.values():
             asyncio.run(closed_loop(url, 12, 2.0, BODY, steps))  # warm up
         for number in range(args.rounds):

@@ -16,8 +16,9 @@ import pytest
 from configs.paths import internal_token, keys_file
 from controller.balancer_client import BalancerHttpClient, url_of
 from loadbalancer.access import keys_cli
+from scripts.harness.balancer import Server, running, sim
+from scripts.harness.processes import PATIENCE_S, Process, free_port, launch, wait_until
 from tests.support.certificates import needs_openssl, self_signed
-from tests.support.servers import PATIENCE_S, Process, Server, free_port, launch, running, sim, wait_until
 
 MODELS = {"quick": sim(), "slow": sim(t0_s=0.1, max_batch_size=1, defaults={"size": "64x64", "steps": 600})}
 PAGE = "https://page.example"

@@ -10,8 +10,9 @@ from typing import Any
 import httpx
 import pytest
 
+from scripts.harness.balancer import Server
+from scripts.harness.processes import PATIENCE_S, wait_until
 from tests.support.images import animated, bomb, data_url, file, half, make_image, png
-from tests.support.servers import PATIENCE_S, Server, wait_until
 
 GENERATE, EDIT = "/v1/images/generations", "/v1/images/edits"
 SVG = b'<svg xmlns="http://www.w3.org/2000/svg" width="64" height="64"/>'

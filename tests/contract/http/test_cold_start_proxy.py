@@ -18,9 +18,10 @@ from aiohttp.test_utils import TestServer
 from PIL import ImageOps
 
 from loadbalancer.access.api_keys import fingerprint
+from scripts.harness.balancer import Server, running, sim
+from scripts.harness.processes import PATIENCE_S, free_port, launch, stop, wait_until
 from tests.conftest import StartServer
 from tests.support.images import file, half, make_image, png
-from tests.support.servers import PATIENCE_S, Server, free_port, launch, running, sim, stop, wait_until
 from wire.messages import ImageInputs
 from worker.engines.sim import expected_picture
 

@@ -13,8 +13,9 @@ import openai
 import pytest
 from PIL import Image, ImageOps
 
+from scripts.harness.balancer import Server
+from scripts.harness.processes import PATIENCE_S
 from tests.support.images import data_url, file, half, make_image, png
-from tests.support.servers import PATIENCE_S, Server
 from wire.messages import ImageInputs, Lora
 from worker.engines.sim import expected_picture
 

@@ -8,7 +8,8 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.support.servers import Server, wait_until
+from scripts.harness.balancer import Server
+from scripts.harness.processes import wait_until
 
 GENERATE = "/v1/images/generations"
 

@@ -11,8 +11,9 @@ import openai
 import pytest
 from PIL import Image
 
+from scripts.harness.balancer import Server
+from scripts.harness.processes import PATIENCE_S
 from tests.contract.conftest import MAX_QUEUED
-from tests.support.servers import PATIENCE_S, Server
 from wire.messages import ImageInputs
 from worker.engines.sim import expected_picture
 

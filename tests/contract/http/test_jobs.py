@@ -13,8 +13,9 @@ import httpx
 import pytest
 import yaml
 
+from scripts.harness.balancer import Server, running, sim
+from scripts.harness.processes import PATIENCE_S, wait_until
 from tests.support.images import data_url, file, half, make_image, png
-from tests.support.servers import PATIENCE_S, Server, running, sim, wait_until
 from wire.messages import ImageInputs
 from worker.engines.sim import expected_picture
 

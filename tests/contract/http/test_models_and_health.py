@@ -8,8 +8,9 @@ from concurrent.futures import ThreadPoolExecutor
 
 import httpx
 
+from scripts.harness.balancer import Server, sim
+from scripts.harness.processes import PATIENCE_S, stop, wait_until
 from tests.conftest import StartServer
-from tests.support.servers import PATIENCE_S, Server, sim, stop, wait_until
 
 SIDE, IMAGES = 2048, 48
 GENERATE = "/v1/images/generations"

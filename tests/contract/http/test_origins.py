@@ -5,8 +5,9 @@ from __future__ import annotations
 import httpx
 import pytest
 
+from scripts.harness.balancer import Server, sim
+from scripts.harness.processes import PATIENCE_S
 from tests.conftest import StartServer
-from tests.support.servers import PATIENCE_S, Server, sim
 
 DRAW = '{"prompt": "a seven"}'
 #: A form or a script of any page may send these without asking the server first.

@@ -10,9 +10,9 @@ from pathlib import Path
 
 from configs.load import CLIENT_KEY
 from controller.runtime.console import curl_example
+from scripts.harness.processes import PATIENCE_S, free_port, launch, wait_until
 from tests.contract.http.test_access import healthy, make_key
 from tests.support.certificates import needs_openssl, self_signed
-from tests.support.servers import PATIENCE_S, free_port, launch, wait_until
 
 
 @needs_openssl

@@ -12,8 +12,9 @@ import msgspec
 import pytest
 
 from configs.paths import internal_token
+from scripts.harness.balancer import Server, running, sim
+from scripts.harness.processes import PATIENCE_S
 from tests.conftest import StartServer
-from tests.support.servers import PATIENCE_S, Server, running, sim
 from wire.scaling import (
     CommandResult,
     ControllerReport,

@@ -17,9 +17,10 @@ import openai
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from scripts.harness.balancer import Server, sim
+from scripts.harness.processes import PATIENCE_S, ROOT, free_port, launch, stop, wait_until
 from tests.conftest import StartServer
 from tests.contract.conftest import LORAS
-from tests.support.servers import PATIENCE_S, ROOT, Server, free_port, launch, sim, stop, wait_until
 
 GENERATE = "/v1/images/generations"
 SLOW = {"sim": sim(t0_s=0.1, defaults={"size": "64x64", "steps": 600})}

@@ -13,7 +13,8 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.support.servers import PATIENCE_S, Server, running, sim, wait_until
+from scripts.harness.balancer import Server, running, sim
+from scripts.harness.processes import PATIENCE_S, wait_until
 from wire.messages import ImageInputs
 from worker.engines.sim import expected_picture
 

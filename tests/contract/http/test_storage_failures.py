@@ -6,8 +6,9 @@ import csv
 
 import httpx
 
+from scripts.harness.balancer import sim
+from scripts.harness.processes import PATIENCE_S, stop
 from tests.conftest import StartServer
-from tests.support.servers import PATIENCE_S, sim, stop
 
 
 def test_a_model_that_may_have_no_worker_is_ready_without_one(server: StartServer) -> None:

@@ -15,7 +15,8 @@ import pytest
 from PIL import Image
 from prometheus_client.parser import text_string_to_metric_families
 
-from tests.support.servers import PATIENCE_S, Server, wait_until
+from scripts.harness.balancer import Server
+from scripts.harness.processes import PATIENCE_S, wait_until
 from wire.messages import ImageInputs
 from worker.engines.sim import expected_picture
 

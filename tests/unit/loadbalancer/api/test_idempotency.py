@@ -12,7 +12,7 @@ from starlette.types import Message, Receive, Scope, Send
 from loadbalancer.access.api_keys import Caller
 from loadbalancer.api.idempotency import IdempotencyMiddleware
 from loadbalancer.storage.database import Database
-from tests.support.servers import PATIENCE_S
+from scripts.harness.processes import PATIENCE_S
 
 _SCOPE: Scope = {
     "type": "http", "method": "POST", "path": "/predict", "query_string": b"", "client": ("127.0.0.1", 1),

@@ -1,15 +1,9 @@
-"""A real balancer and real workers as child processes, for tests: started, waited for, and always ended by pid."""
+"""A balancer with its workers, without a controller."""
 
 from __future__ import annotations
 
 import contextlib
-import os
-import signal
-import socket
-import subprocess
-import sys
-import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,30 +13,12 @@ import msgspec
 import yaml
 
 from configs.paths import internal_token
+from scripts.harness.processes import PATIENCE_S, Process, free_port, launch, wait_until
 from wire.snapshot import Snapshot
-
-#: Generous: the machine may be busy with something else.
-PATIENCE_S = 120.0
-ROOT = Path(__file__).parents[2]
-
-Process = subprocess.Popen[bytes]
-
-
-def wait_until(condition: Callable[[], bool], what: str, patience_s: float = PATIENCE_S) -> None:
-    """Return as soon as the condition holds; fail the test if it never does."""
-    deadline = time.monotonic() + patience_s
-    while not condition():
-        assert time.monotonic() < deadline, f"waited {patience_s:g} s in vain for: {what}"
-        time.sleep(0.02)
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        return int(listener.getsockname()[1])
 
 
 def sim(**options: Any) -> dict[str, Any]:
-    """Configuration of a simulated model with small pictures; `t0_s` and `t1_s` say how slow it is."""
+    """Return the configuration of a simulated model with small images and steps of `t0_s + t1_s * batch` seconds."""
     times = {key: options.pop(key) for key in ("t0_s", "t1_s") if key in options}
     model = {
         "engine": "sim",
@@ -56,7 +32,7 @@ def sim(**options: Any) -> dict[str, Any]:
 
 @dataclass
 class Server:
-    """A running balancer with its workers."""
+    """A balancer and its workers."""
 
     data_dir: Path
     config: Path
@@ -73,8 +49,14 @@ class Server:
     def pids(self) -> dict[str, int]:
         return {"loadbalancer": self.balancer.pid} | {name: child.pid for name, child in self.workers.items()}
 
+    def is_up(self) -> bool:
+        assert self.balancer.poll() is None, self.logs()
+        with contextlib.suppress(httpx.TransportError):
+            return httpx.get(f"{self.base_url}/healthz", timeout=PATIENCE_S).is_success
+        return False
+
     def start_worker(self, model: str) -> str:
-        """Start one more worker; returns its name without waiting for it."""
+        """Start one more worker and return its name, without waiting for it."""
         name = f"{model}-{len(self.workers)}"
         device = "sim" if self.models[model].get("engine") == "sim" else "cpu"
         options = ["--id", name, "--model", model, "--device", f"{device}:{len(self.workers)}"]
@@ -98,33 +80,18 @@ class Server:
         wait_until(ready, f"workers {names}")
 
     def log(self, name: str) -> str:
-        """What the process has printed so far: `loadbalancer` or a worker's name."""
+        """Return the output of `loadbalancer` or of a worker."""
         return (self.data_dir / f"{name}.log").read_text()
 
     def logs(self) -> str:
         return "\n".join(f"--- {name}\n{self.log(name)}" for name in ("loadbalancer", *self.workers))
 
     def end(self) -> None:
-        """End every process, the balancer last, so that no worker waits for it."""
+        """Kill every process, the balancer last, so that no worker waits for it."""
         for child in [*self.workers.values(), self.balancer]:
             if child.poll() is None:
                 child.kill()
             child.wait(PATIENCE_S)
-
-
-def launch(program: str, data_dir: Path, *options: str, log: str) -> Process:
-    """Start `python -m program`; what it prints goes to `log` in the data directory."""
-    clean = {key: value for key, value in os.environ.items() if not key.startswith("MUSTER_")}
-    command = [sys.executable, "-m", program, "--data-dir", str(data_dir), *options]
-    with (data_dir / f"{log}.log").open("ab") as output:
-        return subprocess.Popen(
-            command,
-            cwd=ROOT,
-            env=clean | {"OMP_NUM_THREADS": "1"},
-            stdout=output,
-            stderr=output,
-            stdin=subprocess.DEVNULL,
-        )
 
 
 @contextlib.contextmanager
@@ -136,9 +103,10 @@ def running(
     life: Mapping[str, Any] | None = None,
     **settings: Any,
 ) -> Iterator[Server]:
-    """A balancer and its workers, all ready: `workers` of each model, or a number per model.
+    """Start a balancer with ready workers: a number of each model, or one number for every model.
 
-    `settings` are further sections of the configuration, such as `server={"max_n": 4}`; its `workers` is `life` here.
+    `settings` are further sections of the configuration, such as `server={"max_n": 4}`;
+    `life` is the section `workers`.
     """
     data_dir.mkdir(parents=True, exist_ok=True)
     config = data_dir / "config.yaml"
@@ -148,22 +116,9 @@ def running(
     balancer = launch("loadbalancer", data_dir, "--config", str(config), "--port", str(port), log="loadbalancer")
     server = Server(data_dir, config, port, balancer, models)
     try:
-        wait_until(lambda: _answers(server), "the balancer's first answer")
+        wait_until(server.is_up, "the balancer's first answer")
         counts = dict.fromkeys(models, workers) if isinstance(workers, int) else workers
         server.wait_for_workers(*[server.start_worker(model) for model in counts for _ in range(counts[model])])
         yield server
     finally:
         server.end()
-
-
-def _answers(server: Server) -> bool:
-    assert server.balancer.poll() is None, server.logs()
-    with contextlib.suppress(httpx.TransportError):
-        return httpx.get(f"{server.base_url}/healthz", timeout=PATIENCE_S).is_success
-    return False
-
-
-def stop(child: Process, signum: signal.Signals = signal.SIGTERM) -> int:
-    """Send the signal and wait for the exit status."""
-    child.send_signal(signum)
-    return child.wait(PATIENCE_S)

@@ -1,0 +1,111 @@
+"""A controller instance into which faults are injected."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import secrets
+import signal
+import subprocess
+from pathlib import Path
+
+import msgspec
+import psutil
+
+from configs.paths import internal_token, keys_file
+from controller.launchers.local import BALANCER
+from loadbalancer.access.api_keys import KEY_PREFIX, KeyRing, fingerprint
+from loadbalancer.access.key_files import write
+from scripts.chaos_lib.fault_plan import Trouble
+from scripts.chaos_lib.profiles import OWNERS, Profile
+from scripts.harness.instance import Instance
+from scripts.harness.processes import is_alive
+
+#: The controller stops within ten seconds; the bound is larger because the machine may be busy.
+_STOP_S = 60.0
+
+
+class FaultyInstance(Instance):
+    """Starts a server, injects faults and stops it."""
+
+    def __init__(self, folder: Path, profile: Profile) -> None:
+        """Write the API keys and start. `folder` must be empty."""
+        self.tokens = {name: KEY_PREFIX + secrets.token_urlsafe(32) for name in OWNERS}
+        keys = {name: msgspec.structs.replace(OWNERS[name], sha256=fingerprint(self.tokens[name])) for name in OWNERS}
+        write(keys_file(folder), msgspec.to_builtins(KeyRing(keys)))
+        self.token = internal_token(folder)
+        #: True while the harness itself stops or starts the controller.
+        self._restarting = False
+        # Every process inherits the working directory, and is found by it.
+        super().__init__(folder, profile.config(), cwd=folder.resolve())
+
+    def balancer_pid(self) -> int | None:
+        record = self.records().get(BALANCER)
+        return record.pid if record is not None and is_alive(record.pid) else None
+
+    @property
+    def has_crashed(self) -> bool:
+        """Whether the controller has ended without a fault that ends it."""
+        return not self._restarting and self.process.poll() is not None
+
+    async def inject(self, fault: Trouble) -> str:
+        """Inject the fault, then resume a stopped process or restart the controller after `fault.for_s`.
+
+        Returns the name of the process, or an empty string if there was none.
+        """
+        if fault.target == "controller":
+            return await self._inject_into_controller(fault)
+        is_balancer = fault.target == "balancer"
+        records = [record for name, record in self.records().items() if (name == BALANCER) == is_balancer]
+        by_age = sorted((record.created, record.id, record.pid) for record in records if is_alive(record.pid))
+        if not by_age:
+            return ""
+        _, name, pid = by_age[min(int(fault.pick * len(by_age)), len(by_age) - 1)]
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, fault.how)
+        if fault.how == signal.SIGSTOP:
+            await asyncio.sleep(fault.for_s)
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGCONT)
+        return name
+
+    async def _inject_into_controller(self, fault: Trouble) -> str:
+        if self._restarting or self.has_crashed:
+            return ""
+        self._restarting = True
+        try:
+            self.process.send_signal(fault.how)
+            if fault.how == signal.SIGSTOP:
+                await asyncio.sleep(fault.for_s)
+                self.process.send_signal(signal.SIGCONT)
+                return "controller"
+            await asyncio.to_thread(self.process.wait, _STOP_S)
+            if fault.how == signal.SIGKILL:
+                await asyncio.sleep(fault.for_s)
+            self.start()
+        finally:
+            self._restarting = False
+        return "controller"
+
+    async def stop(self) -> list[str]:
+        """Stop the controller by SIGTERM. Return the processes that are left, after killing them."""
+        self._restarting = True
+        self.process.send_signal(signal.SIGTERM)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            await asyncio.to_thread(self.process.wait, _STOP_S)
+        leftover = []
+        for process in self._processes():
+            with contextlib.suppress(psutil.Error):
+                leftover.append(f"{' '.join(process.cmdline())[:120]} (process {process.pid})")
+                process.kill()
+        return leftover
+
+    def _processes(self) -> list[psutil.Process]:
+        """Return every live process that descends from a controller of this instance."""
+        found = []
+        for process in psutil.process_iter():
+            with contextlib.suppress(psutil.Error):
+                if process.cwd() == str(self.folder) and process.status() != psutil.STATUS_ZOMBIE:
+                    found.append(process)
+        return found

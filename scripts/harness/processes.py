@@ -1,0 +1,72 @@
+"""Child processes of tests, chaos runs and benchmarks: start, wait, stop."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+#: Long enough for a machine that is busy with other work.
+PATIENCE_S = 120.0
+ROOT = Path(__file__).resolve().parents[2]
+
+Process = subprocess.Popen[bytes]
+
+
+def wait_until(condition: Callable[[], bool], what: str, patience_s: float = PATIENCE_S) -> None:
+    """Return as soon as the condition holds. Raises `AssertionError` if it does not in time."""
+    deadline = time.monotonic() + patience_s
+    while not condition():
+        assert time.monotonic() < deadline, f"waited {patience_s:g} s in vain for: {what}"
+        time.sleep(0.02)
+
+
+def free_port() -> int:
+    """Return a loopback port that no process listens on."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        return int(listener.getsockname()[1])
+
+
+def launch(
+    program: str,
+    data_dir: Path,
+    *options: str,
+    log: str,
+    prefix: tuple[str, ...] = (),
+    threads: int | None = 1,
+    **popen: Any,
+) -> Process:
+    """Start `python -m program` without the `MUSTER_` variables of this process.
+
+    Its output is appended to `log` in the data directory. `prefix` is a command that starts the program.
+    """
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("MUSTER_")}
+    environment |= {"PYTHONPATH": str(ROOT)} | ({"OMP_NUM_THREADS": str(threads)} if threads else {})
+    command = [*prefix, sys.executable, "-m", program, "--data-dir", str(data_dir), *options]
+    with (data_dir / f"{log}.log").open("ab") as output:
+        arguments: dict[str, Any] = {"stdin": subprocess.DEVNULL, "stdout": output, "stderr": output}
+        arguments |= {"cwd": ROOT, "env": environment} | popen
+        process: Process = subprocess.Popen(command, **arguments)
+        return process
+
+
+def stop(child: Process, signum: signal.Signals = signal.SIGTERM) -> int:
+    """Send the signal and return the exit status."""
+    child.send_signal(signum)
+    return child.wait(PATIENCE_S)
+
+
+def is_alive(pid: int) -> bool:
+    """Return false for a zombie, which only waits for its parent."""
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
