@@ -25,7 +25,6 @@ from loadbalancer.access.api_keys import Authenticator, KeyRing
 from loadbalancer.access.origin_policy import is_loopback
 from loadbalancer.access.startup_checks import StartupError, check_exposure, check_tls, curve_listener, open_keys
 from loadbalancer.api.app import create_app
-from loadbalancer.api.http_helpers import Services
 from loadbalancer.api.server import HttpConfig, HttpServer, set_socket_limits
 from loadbalancer.generation.in_flight import RequestTracker
 from loadbalancer.jobs.manager import JobManager
@@ -36,6 +35,7 @@ from loadbalancer.metrics.scaling import ScalingCollector
 from loadbalancer.proxy.upstream import MissingApiKey, UpstreamClient
 from loadbalancer.scaling.control_plane import ControlPlane
 from loadbalancer.scheduler_service import SchedulerService
+from loadbalancer.services import Services
 from loadbalancer.storage.database import Database
 from loadbalancer.transport.curve_listener import CannotListen
 
@@ -112,7 +112,7 @@ def _listen(server: Server) -> socket.socket:
 
 async def serve(settings: Settings, listener: socket.socket, keys: Callable[[], KeyRing | None]) -> None:
     """Serve on the listening socket until a signal, then bring what runs to its end. Raises `StartupError`."""
-    upstream, arrivals = _elsewhere(settings), _arrivals(settings)
+    upstream, arrivals = _upstream(settings), _arrivals(settings)
     scheduler = SchedulerService(settings, worker_address(settings.data_dir), curve_listener(settings), arrivals)
     metrics = Metrics(
         scheduler.snapshot, lambda: _counters(scheduler, jobs, webhook_sender, config), scheduler.step_curves
@@ -156,8 +156,8 @@ async def serve(settings: Settings, listener: socket.socket, keys: Callable[[], 
     log.info("stopped")
 
 
-def _elsewhere(settings: Settings) -> UpstreamClient:
-    """The servers that help out. Raises `StartupError`."""
+def _upstream(settings: Settings) -> UpstreamClient:
+    """Raises `StartupError`."""
     try:
         return UpstreamClient(settings, os.environ)
     except MissingApiKey as missing:

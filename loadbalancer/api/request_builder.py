@@ -1,15 +1,18 @@
-"""From what a client asked to a job for the queue, whatever way it came: bounds checked, pictures decoded."""
+"""Builds the specification of an image request: checks its bounds and decodes its source images."""
 
 from __future__ import annotations
 
+import asyncio
 import secrets
 from functools import partial
+from pathlib import Path
 
-from loadbalancer.api.http_helpers import Services, model_capabilities
-from loadbalancer.api.uploads import ImageDecoder, Reader
+from loadbalancer.access.api_keys import Caller
+from loadbalancer.api.uploads import FileReader, ImageDecoder
 from loadbalancer.generation.source_images import decode_data_url
 from loadbalancer.generation.validation import (
     GenerationSpec,
+    ModelCapabilities,
     requested_size,
     resolve_images,
     resolve_model,
@@ -18,42 +21,57 @@ from loadbalancer.generation.validation import (
 )
 from loadbalancer.schema.errors import InvalidRequest
 from loadbalancer.schema.requests import EditRequest, ImageRequest, PredictRequest
+from loadbalancer.services import Services
+from wire.messages import LORA_NAME
 
 
 class RequestBuilder:
-    """Makes jobs of requests, for the routes that answer them and for those that put them off."""
+    """Shared by the routes that answer at once and by those that create jobs."""
 
     def __init__(self, services: Services) -> None:
-        self._services = services
+        self._settings = services.settings
+        self._scheduler = services.scheduler
         self._decoder = ImageDecoder()
 
-    async def job(self, asked: ImageRequest | EditRequest, image: Reader | None, mask: Reader | None) -> GenerationSpec:
-        """The request with nothing left open; its pictures are decoded last, when all else is right."""
-        settings = self._services.settings
-        model = resolve_model(asked.model, settings)
-        facts = await model_capabilities(self._services, model, loras=bool(asked.loras))
-        job = resolve_images(asked, settings, secrets.randbits(32), facts)
+    async def build(
+        self,
+        request: ImageRequest | EditRequest | PredictRequest,
+        caller: Caller,
+        image: FileReader | None = None,
+        mask: FileReader | None = None,
+    ) -> GenerationSpec:
+        """The complete specification. Source images are decoded last, after every other check."""
+        settings, seed = self._settings, secrets.randbits(32)
+        name = resolve_model(request.model, settings)
+        folder = settings.models[name].loras if request.loras else None
+        loras = await asyncio.to_thread(list_loras, folder) if folder else ()
+        capabilities = ModelCapabilities(self._scheduler.engine_info(name), loras)
+        if isinstance(request, PredictRequest):
+            return resolve_predict(request, settings, seed, capabilities).for_caller(caller)
+        spec = resolve_images(request, settings, seed, capabilities).for_caller(caller)
         if image is None:
-            if asked.has_source_image:
+            if request.has_source_image:
                 text = "Missing required parameter: 'image'."
                 raise InvalidRequest(text, param="image", code="missing_required_parameter")
-            return job
-        sources = await self._decoder.decode(
+            return spec
+        images = await self._decoder.decode(
             image,
             mask,
-            settings.models[model].limits,
-            size=requested_size(asked, job),
-            alpha_marks=isinstance(asked, EditRequest),
+            settings.models[name].limits,
+            size=requested_size(request, spec),
+            use_alpha_as_mask=isinstance(request, EditRequest),
         )
-        return with_source_images(job, sources, asked, settings, facts)
-
-    async def build_predict(self, asked: PredictRequest) -> GenerationSpec:
-        """The job of the simple form."""
-        settings = self._services.settings
-        facts = await model_capabilities(self._services, resolve_model(asked.model, settings), loras=bool(asked.loras))
-        return resolve_predict(asked, settings, secrets.randbits(32), facts)
+        return with_source_images(spec, images, request, settings, capabilities)
 
 
-def data_url_reader(param: str, url: str | None) -> Reader | None:
-    """Gives the file in the data URL, if there is one."""
+def data_url_reader(param: str, url: str | None) -> FileReader | None:
     return None if url is None else partial(decode_data_url, param, url)
+
+
+def list_loras(folder: Path) -> list[str]:
+    """Sorted names of the LoRA adapters in the folder; an unreadable folder has none."""
+    try:
+        files = [path.stem for path in folder.iterdir() if path.suffix == ".safetensors" and path.is_file()]
+    except OSError:
+        return []
+    return sorted(name for name in files if LORA_NAME.fullmatch(name))

@@ -1,6 +1,6 @@
-"""Source pictures on their way in: the form that brings them, and decoding them beside the event loop.
+"""Source images of requests: multipart forms, and a small thread pool that decodes images.
 
-A large file of a form waits on disk until its turn to be decoded comes, so that many uploads take little memory.
+Large files of a form stay on disk until they are decoded, so that many uploads need little memory.
 """
 
 from __future__ import annotations
@@ -22,35 +22,34 @@ from configs.settings import Limits
 from loadbalancer.api.http_helpers import client_disconnected, limit_body
 from loadbalancer.generation.source_images import Size, SourceImages, decode_images
 from loadbalancer.schema.errors import InvalidRequest
-from loadbalancer.schema.requests import shorten
+from loadbalancer.schema.parsing import shorten
 
-#: Gives the bytes of a file; called in a thread.
-Reader = Callable[[], bytes]
+#: Returns the bytes of a file. Called in a thread.
+FileReader = Callable[[], bytes]
 
-#: Pictures decoded at one time: one of many megapixels takes hundreds of megabytes on its way to its pixels.
-_AT_ONCE = 2
-_MOST_FILES = 16
-_MOST_FIELDS = 64
-#: OpenAI's clients send a list of pictures, even of one, under the second name.
+#: Images decoded at the same time. Decoding one of many megapixels takes hundreds of megabytes.
+_DECODER_THREADS = 2
+_MAX_FILES = 16
+_MAX_FIELDS = 64
+#: OpenAI's clients send a list of images, even of one, under the second name.
 _FILES = {"image": "image", "image[]": "image", "mask": "mask"}
 
 
 class ImageDecoder:
-    """Turns files into pixels, in threads of its own.
-
-    They are few, and always the same: a thread's allocator keeps some of what decoding took.
-    """
+    """Decodes images in a fixed pool of threads, because the allocator of each thread keeps memory."""
 
     def __init__(self) -> None:
-        self._threads = ThreadPoolExecutor(_AT_ONCE, "decode")
+        self._threads = ThreadPoolExecutor(_DECODER_THREADS, "decode")
 
     async def decode(
-        self, image: Reader, mask: Reader | None, limits: Limits, *, size: Size | None, alpha_marks: bool
+        self, image: FileReader, mask: FileReader | None, limits: Limits, *, size: Size | None, use_alpha_as_mask: bool
     ) -> SourceImages:
-        """See `sources.prepare`. Raises `InvalidRequest`, also where a reader does."""
+        """See `decode_images`. Raises `InvalidRequest`, also for errors of a reader."""
 
         def work() -> SourceImages:
-            return decode_images(image(), mask() if mask else None, limits, size=size, alpha_marks=alpha_marks)
+            return decode_images(
+                image(), mask() if mask else None, limits, size=size, use_alpha_as_mask=use_alpha_as_mask
+            )
 
         return await asyncio.get_running_loop().run_in_executor(self._threads, work)
 
@@ -60,64 +59,65 @@ class Upload:
     """A file of a form."""
 
     file: BinaryIO
-    #: What it says that it is: png, jpeg, ...
+    #: Declared image format: png, jpeg, ...
     kind: str
 
     def read(self) -> bytes:
-        """Its bytes, each time from the first."""
+        """All bytes, from the start."""
         self.file.seek(0)
         return self.file.read()
 
 
 @dataclass(slots=True)
 class Form:
-    """A form that was read: its texts, and its files as they were named."""
+    """A parsed form: text fields, and files with their field names."""
 
     texts: dict[str, str] = field(default_factory=dict)
     parts: list[tuple[str, Upload]] = field(default_factory=list)
 
-    def file(self, name: str) -> Reader | None:
-        """The one file of this name, if there is one. Raises `InvalidRequest` for several."""
-        found = [upload for own, upload in self.parts if _FILES[own] == name]
+    def file(self, name: str) -> FileReader | None:
+        """A reader of the file with this name, or None. Raises `InvalidRequest` for several."""
+        found = [upload for field_name, upload in self.parts if _FILES[field_name] == name]
         if len(found) > 1:
-            text = f"Invalid value for '{name}': {len(found)} files. One picture is taken."
+            text = f"Invalid value for '{name}': {len(found)} files. Only one image is allowed."
             raise InvalidRequest(text, param=name)
         return found[0].read if found else None
 
 
 @contextlib.asynccontextmanager
-async def read_form(request: Request, most: int, most_text: int) -> AsyncIterator[Form]:
+async def read_form(request: Request, max_bytes: int, max_text_bytes: int) -> AsyncIterator[Form]:
     """The multipart form; its files can be read until the context ends.
 
-    `most` bounds the body and `most_text` each of its texts, in bytes. Raises `InvalidRequest`, `BodyTooLarge` and
+    `max_bytes` bounds the body and `max_text_bytes` each text field. Raises `InvalidRequest`, `BodyTooLarge` and
     `ClientClosed`.
     """
     if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "multipart/form-data":
-        _refuse("it must be multipart/form-data")
+        _invalid("it must be multipart/form-data")
     try:
-        form = await limit_body(request, most).form(
-            max_files=_MOST_FILES, max_fields=_MOST_FIELDS, max_part_size=most_text
+        form = await limit_body(request, max_bytes).form(
+            max_files=_MAX_FILES, max_fields=_MAX_FIELDS, max_part_size=max_text_bytes
         )
     except ClientDisconnect:
         raise client_disconnected() from None
     except HTTPException as broken:
-        _refuse(broken.detail.rstrip("."))
+        _invalid(broken.detail.rstrip("."))
     except UnicodeError:  # of a character set that the form names
-        _refuse("its texts are not in the character set that it names")
+        _invalid("its texts are not in the character set that it names")
     try:
-        yield _sort(form)
+        yield _sort_fields(form)
     finally:
         await form.close()
 
 
-def _sort(form: FormData) -> Form:
+def _sort_fields(form: FormData) -> Form:
     found = Form()
     for name, value in form.multi_items():
         if isinstance(value, UploadFile):
             if name not in _FILES:
-                text = f"Unexpected file in {shorten(name)}: files are taken in 'image' and 'mask'."
+                text = f"Unexpected file in {shorten(name)}: files are allowed in 'image' and 'mask'."
                 raise InvalidRequest(text, param=name, code="unknown_parameter")
-            found.parts.append((name, Upload(value.file, _kind(value.content_type))))
+            match = re.fullmatch(r"image/([a-z0-9]{1,16})", (value.content_type or "").lower())
+            found.parts.append((name, Upload(value.file, match[1] if match else "png")))
         elif name in _FILES:
             raise InvalidRequest(f"Invalid type for '{name}': expected a file.", param=name, code="invalid_type")
         elif name in found.texts:
@@ -127,10 +127,5 @@ def _sort(form: FormData) -> Form:
     return found
 
 
-def _kind(media_type: str | None) -> str:
-    match = re.fullmatch(r"image/([a-z0-9]{1,16})", (media_type or "").lower())
-    return match[1] if match else "png"
-
-
-def _refuse(why: str) -> NoReturn:
-    raise InvalidRequest(f"The form cannot be read: {why}.", code="invalid_form")
+def _invalid(reason: str) -> NoReturn:
+    raise InvalidRequest(f"The form cannot be read: {reason}.", code="invalid_form")

@@ -50,7 +50,7 @@ class InFlightRequest:
             sources=job.sources,
             owner=job.owner,
             weight=job.weight,
-            already_counted=job.known,
+            already_counted=job.already_counted,
         )
 
     def __repr__(self) -> str:

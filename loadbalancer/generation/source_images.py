@@ -44,12 +44,12 @@ class SourceImages:
 
 
 def decode_images(
-    image: bytes, mask: bytes | None, limits: Limits, *, size: Size | None, alpha_marks: bool
+    image: bytes, mask: bytes | None, limits: Limits, *, size: Size | None, use_alpha_as_mask: bool
 ) -> SourceImages:
     """The files as pixels of `size`, or else of the picture's own size within the limits.
 
     A mask with an alpha channel marks what it leaves transparent, one without marks what is white. Without a mask,
-    `alpha_marks` takes the picture's own transparent area for it. Raises `InvalidRequest`.
+    `use_alpha_as_mask` takes the picture's own transparent area for it. Raises `InvalidRequest`.
     """
     own_size, scaled = _scaled(image, limits, size)
     area = None
@@ -59,7 +59,7 @@ def decode_images(
             _refuse(
                 "mask", "it marks nothing: leave transparent (or, in a mask without alpha, paint white) what to draw"
             )
-    elif alpha_marks and scaled.mode == "RGBA":
+    elif use_alpha_as_mask and scaled.mode == "RGBA":
         hidden = ImageOps.invert(scaled.getchannel("A"))
         area = hidden if _marks(hidden) else None
     pixels = _flat(scaled).tobytes()

@@ -14,8 +14,10 @@ import msgspec
 
 from configs.samplers import canonical_sampler, sampler_names
 from configs.settings import Limits, Model, Settings
+from loadbalancer.access.api_keys import Caller
 from loadbalancer.generation.source_images import Size, SourceImages
 from loadbalancer.schema.errors import InvalidRequest, ModelNotFound
+from loadbalancer.schema.parsing import shorten
 from loadbalancer.schema.requests import (
     SEEDS,
     BaseImageRequest,
@@ -24,7 +26,6 @@ from loadbalancer.schema.requests import (
     LoraRequest,
     OpenAIImageRequest,
     PredictRequest,
-    shorten,
 )
 from wire.messages import LORA_NAME, About, DrawMode, ImageFormat, ImageInputs, Lora
 
@@ -55,7 +56,10 @@ class GenerationSpec:
     owner: str = "anonymous"
     weight: float = 1.0
     #: It was counted as an arrival when another server was asked to do it.
-    known: bool = False
+    already_counted: bool = False
+
+    def for_caller(self, caller: Caller) -> GenerationSpec:
+        return replace(self, owner=caller.owner, weight=caller.weight)
 
     @property
     def size(self) -> str:

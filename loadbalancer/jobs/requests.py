@@ -13,14 +13,8 @@ from pydantic import ConfigDict, Field
 
 from loadbalancer.jobs.webhooks import problem, signing_key
 from loadbalancer.schema.errors import BodyTooLarge, InvalidRequest
-from loadbalancer.schema.requests import (
-    EditRequest,
-    ImageRequest,
-    PredictRequest,
-    StrictModel,
-    parse,
-    parse_with_images,
-)
+from loadbalancer.schema.parsing import parse, parse_with_images
+from loadbalancer.schema.requests import EditRequest, ImageRequest, PredictRequest, StrictModel
 
 JobPath = Literal["/v1/images/generations", "/v1/images/edits", "/predict"]
 Text = Annotated[str, Field(max_length=512)]

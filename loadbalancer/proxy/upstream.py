@@ -1,8 +1,7 @@
-"""Other servers that help out: a model's `cold_start_proxy`, asked in place of workers that are not there yet.
+"""HTTP client of the upstream servers: a model's `cold_start_proxy` answers while no worker is ready.
 
-Nothing of a client goes there but what it asked for: no key, no cookie, no address. What comes back is either an answer
-of the kind that was asked for, or an error of ours. Rule: redirects are not followed, so that the request and the key
-go to the configured server and to no other.
+Only the content of a request is sent: no API key, cookie or address of the client. Redirects are not followed, so that
+content and key go only to the configured server.
 """
 
 from __future__ import annotations
@@ -21,40 +20,40 @@ from wire.errors import ErrorBody
 
 log = logging.getLogger(__name__)
 
-#: Says to the other server that it must not pass the request on in its turn.
+#: Request header: the upstream server must not forward the request again.
 FORWARDED = "x-muster-forwarded"
-_CONNECT_S = 5.0
-_MOST_ERROR_BYTES = 1 << 16
-_MOST_ANSWER_BYTES = 1 << 28
-#: It is the client's mistake, and the other server says which.
-_MISTAKES = (400, 413, 422)
-#: It has no room or no worker itself: nothing was done there.
+_CONNECT_TIMEOUT_S = 5.0
+_MAX_ERROR_BYTES = 1 << 16
+_MAX_RESPONSE_BYTES = 1 << 28
+#: The client's mistake; the upstream's message explains it.
+_CLIENT_ERRORS = (400, 413, 422)
+#: The upstream is overloaded and has not processed the request.
 _BUSY = (429, 503)
-_LATE = (408, 504)
+_TIMEOUTS = (408, 504)
 
 
 class MissingApiKey(Exception):
-    """The environment lacks an API key that the configuration names; the text says which."""
+    """An environment variable that the configuration names is not set. The text names both."""
 
 
 class UpstreamDeclined(Exception):
-    """The other server has done nothing, and will not: whoever asked can be served here. The text says why."""
+    """The upstream has not processed the request, so that this server can. The text gives the reason."""
 
 
 @dataclass(frozen=True, slots=True)
 class Content:
-    """What is sent: a body of JSON, or a form."""
+    """A JSON body or a form to send."""
 
     body: bytes | aiohttp.FormData
-    #: None where the form itself knows.
+    #: None for a form, which sets its own.
     media_type: str | None = None
 
 
 class UpstreamClient:
-    """The other servers by model. All methods are called in the event loop."""
+    """The upstream servers by model. All methods are called in the event loop."""
 
     def __init__(self, settings: Settings, environment: Mapping[str, str]) -> None:
-        """Raises `Unset`."""
+        """Raises `MissingApiKey`."""
         self._proxies = {
             name: model.cold_start_proxy
             for name, model in settings.models.items()
@@ -64,24 +63,23 @@ class UpstreamClient:
         for name, proxy in self._proxies.items():
             if proxy.api_key_env is not None:
                 if not environment.get(proxy.api_key_env):
-                    where = f"models.{name}.cold_start_proxy.api_key_env"
-                    raise MissingApiKey(f"{where} names {proxy.api_key_env}, which is not set in the environment")
+                    setting = f"models.{name}.cold_start_proxy.api_key_env"
+                    raise MissingApiKey(f"{setting} names {proxy.api_key_env}, which is not set in the environment")
                 self._keys[name] = environment[proxy.api_key_env]
         self._session: aiohttp.ClientSession | None = None
-        #: What went wrong last, by model, so that it is not said for each request.
+        #: The last failure by model, so that a repeated one is logged only at first.
         self._last_failure: dict[str, str] = {}
 
     def __repr__(self) -> str:
         return f"<UpstreamClient for {', '.join(self._proxies) or 'no model'}>"
 
     def proxy_for(self, model: str) -> ColdStartProxy | None:
-        """The server that helps out for the model, if there is one."""
         return self._proxies.get(model)
 
     async def post(self, model: str, path: str, content: Content, timeout_s: float) -> aiohttp.ClientResponse:
-        """Send the request to `path` below the other server's URL; gives its answer, a success, to be read and closed.
+        """Send the request to `path` below the upstream's URL. The caller reads and closes the 200 response.
 
-        Raises `UpstreamDeclined`, and the `ApiError` that the client is to see instead.
+        Raises `UpstreamDeclined`, or an `ApiError` for the client.
         """
         proxy = self._proxies[model]
         headers = {FORWARDED: "1", "accept-encoding": "identity"}
@@ -92,74 +90,79 @@ class UpstreamClient:
         if self._session is None:
             self._session = aiohttp.ClientSession(cookie_jar=aiohttp.DummyCookieJar())
         try:
-            answer = await self._session.post(
+            response = await self._session.post(
                 f"{proxy.url.rstrip('/')}{path}",
                 data=content.body,
                 headers=headers,
                 allow_redirects=False,
-                timeout=aiohttp.ClientTimeout(total=timeout_s, sock_connect=min(_CONNECT_S, timeout_s)),
+                timeout=aiohttp.ClientTimeout(total=timeout_s, sock_connect=min(_CONNECT_TIMEOUT_S, timeout_s)),
             )
-            if answer.status == 200:
+            if response.status == 200:
                 self._last_failure.pop(model, None)
-                return answer
+                return response
             try:
-                with_why = await answer.content.read(_MOST_ERROR_BYTES)
+                body = await response.content.read(_MAX_ERROR_BYTES)
             finally:
-                answer.close()
+                response.close()
         except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError, aiohttp.InvalidURL) as error:
             self._log_failure(model, f"cannot be reached: {error}")
             raise UpstreamDeclined(str(error)) from None
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
-            self._log_failure(model, f"broke off: {error!r}")
+            self._log_failure(model, f"closed the connection: {error!r}")
             raise self.connection_error(error) from None
-        self._log_failure(model, f"answers {answer.status}")
-        if answer.status in _BUSY:
-            raise UpstreamDeclined(f"it answers {answer.status}")
-        raise _to_error(answer.status, with_why)
+        self._log_failure(model, f"answers {response.status}")
+        if response.status in _BUSY:
+            raise UpstreamDeclined(f"it answers {response.status}")
+        raise _to_error(response.status, body)
 
-    async def read(self, answer: aiohttp.ClientResponse) -> bytes:
-        """The whole answer. Raises an `ApiError` where it does not come to its end."""
+    async def read(self, response: aiohttp.ClientResponse) -> bytes:
+        """The complete body. Raises an `ApiError` when it is cut off or too large."""
         parts: list[bytes] = []
         size = 0
         try:
-            async for chunk in answer.content.iter_any():
+            async for chunk in response.content.iter_any():
                 parts.append(chunk)
                 size += len(chunk)
-                if size > _MOST_ANSWER_BYTES:
-                    raise BadGateway("The server that stands in for the model answers without end.")
+                if size > _MAX_RESPONSE_BYTES:
+                    raise BadGateway(
+                        f"The upstream server for the model answered with more than {_MAX_RESPONSE_BYTES} bytes."
+                    )
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
             raise self.connection_error(error) from None
         finally:
-            answer.close()
+            response.close()
         return b"".join(parts)
 
     async def close(self) -> None:
-        """Hang up on all of them."""
         if self._session is not None:
             await self._session.close()
 
     def connection_error(self, error: Exception) -> ApiError:
-        """What a client is told when the other server does not come to the end of its answer."""
+        """The client's error for a response that is cut off."""
         if self._session is not None and self._session.closed:
             return shutting_down()
         if isinstance(error, TimeoutError):
-            return TimedOut("The server that stands in for the model did not answer in time.")
-        return BadGateway("The server that stands in for the model broke off its answer.")
+            return _timed_out()
+        return BadGateway("The upstream server for the model closed the connection before the end of its response.")
 
-    def _log_failure(self, model: str, trouble: str) -> None:
-        if self._last_failure.get(model) != trouble:
-            self._last_failure[model] = trouble
-            log.warning("the server that stands in for %s (%s) %s", model, self._proxies[model].url, trouble)
+    def _log_failure(self, model: str, failure: str) -> None:
+        if self._last_failure.get(model) != failure:
+            self._last_failure[model] = failure
+            log.warning("the upstream server for %s (%s) %s", model, self._proxies[model].url, failure)
+
+
+def _timed_out() -> ApiError:
+    return TimedOut("The upstream server for the model did not answer in time.")
 
 
 def _to_error(status: int, body: bytes) -> ApiError:
-    """Our error for one of theirs. Only what is the client's own mistake is told in their words."""
-    if status in _MISTAKES:
+    """The client's error for an upstream status. Only client mistakes keep the upstream's message."""
+    if status in _CLIENT_ERRORS:
         try:
-            theirs = msgspec.json.decode(body, type=ErrorBody).error
+            upstream = msgspec.json.decode(body, type=ErrorBody).error
         except (msgspec.MsgspecError, UnicodeDecodeError):
-            return InvalidRequest("The server that stands in for the model does not take the request.")
-        return InvalidRequest(theirs.message, param=theirs.param, code=theirs.code)
-    if status in _LATE:
-        return TimedOut("The server that stands in for the model did not answer in time.")
-    return BadGateway(f"The server that stands in for the model answered with status {status}.")
+            return InvalidRequest("The upstream server for the model rejects the request.")
+        return InvalidRequest(upstream.message, param=upstream.param, code=upstream.code)
+    if status in _TIMEOUTS:
+        return _timed_out()
+    return BadGateway(f"The upstream server for the model answered with status {status}.")

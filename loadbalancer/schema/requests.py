@@ -7,21 +7,14 @@ configuration are checked in `admission`.
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Mapping
-from typing import Any, Literal, TypeVar, get_args, get_origin
+from typing import Any, Literal
 
-import msgspec
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
-from pydantic_core import ErrorDetails
+from pydantic import BaseModel, ConfigDict, Field
 
-from loadbalancer.schema.errors import BodyTooLarge, InvalidRequest
 from wire.messages import ImageFormat
 
 #: Seeds are counted modulo this, so that image i of a request can be asked for again alone.
 SEEDS = 2**32
-
-# ---- requests
 
 
 class StrictModel(BaseModel):
@@ -158,127 +151,3 @@ class PredictRequest(BaseImageRequest):
     """`POST /predict`: the simple form, one PNG."""
 
     model_config = ConfigDict(json_schema_extra={"examples": [{"prompt": "a handwritten seven"}]})
-
-
-Request = TypeVar("Request", bound=BaseModel)
-
-_TYPES = {
-    "string_type": "a string",
-    "int_type": "an integer",
-    "int_from_float": "an integer",
-    "int_parsing_size": "an integer of a sensible size",
-    "float_type": "a number",
-    "bool_type": "a boolean",
-    "tuple_type": "a list",
-    "model_type": "an object",
-}
-_BOUNDS = {
-    "greater_than_equal": ("ge", "at least"),
-    "greater_than": ("gt", "greater than"),
-    "less_than_equal": ("le", "at most"),
-    "less_than": ("lt", "less than"),
-}
-
-
-class _ImageMembers(msgspec.Struct):
-    """The members of a body that hold files."""
-
-    image: msgspec.Raw = msgspec.Raw()
-    mask: msgspec.Raw = msgspec.Raw()
-
-
-def parse(kind: type[Request], body: bytes) -> Request:
-    """The body as a request of this kind. Raises `InvalidRequest` for the first thing that is wrong with it."""
-    try:
-        return kind.model_validate_json(body)
-    except ValidationError as error:
-        raise _to_error(error.errors(include_url=False)[0], kind) from None
-
-
-def parse_with_images(kind: type[Request], body: bytes, most: int) -> Request:
-    """`parse` for a body that may be large for its pictures, but for nothing else.
-
-    Raises also `BodyTooLarge` where it holds more than `most` bytes beside them, before they are made objects.
-    """
-    if len(body) > most and _bytes_without_images(body) > most:
-        raise BodyTooLarge(most, "beside its pictures")
-    return parse(kind, body)
-
-
-def _bytes_without_images(body: bytes) -> int:
-    """Bytes of the body outside of the texts that `image` and `mask` are."""
-    try:
-        found = msgspec.json.decode(body, type=_ImageMembers)
-    except msgspec.ValidationError:  # no object
-        return len(body)
-    except (msgspec.DecodeError, RecursionError):  # no JSON, which `parse` explains
-        return 0
-    members = memoryview(found.image), memoryview(found.mask)
-    return len(body) - sum(len(member) for member in members if bytes(member[:1]) == b'"')
-
-
-def parse_form(kind: type[Request], fields: Mapping[str, str]) -> Request:
-    """The fields of a form as a request of this kind: `parse` of what they stand for, with its errors."""
-    known = kind.model_fields
-    values = {
-        name: _field_value(text, known[name].annotation) if name in known else text for name, text in fields.items()
-    }
-    try:
-        return parse(kind, msgspec.json.encode(values))
-    except UnicodeEncodeError:  # lone surrogates, which some character sets of a form can name
-        raise InvalidRequest("The form holds text that is not Unicode.", code="invalid_form") from None
-
-
-def _field_value(text: str, annotation: Any) -> Any:
-    """What the text of a form field stands for: itself where text is expected, else the JSON that it is, if any."""
-    expected = get_args(annotation) or (annotation,)
-    if any(each is str or get_origin(each) is Literal for each in expected):
-        return text
-    try:
-        return msgspec.json.decode(text)
-    except (ValueError, RecursionError):
-        return text
-
-
-def shorten(value: object) -> str:
-    """The value as a client would recognise it, in at most 80 characters."""
-    text = repr(value)
-    return text if len(text) <= 80 else text[:77] + "..."
-
-
-def _to_error(problem: ErrorDetails, request: type[BaseModel]) -> InvalidRequest:
-    kind, value, context = problem["type"], problem["input"], problem.get("ctx", {})
-    if not problem["loc"]:
-        said = "is not valid JSON" if kind == "json_invalid" else "must be a JSON object"
-        detail = f": {context['error']}" if "error" in context else ""
-        return InvalidRequest(f"The request body {said}{detail}.", code="invalid_json")
-    name = _path(problem["loc"])
-    if kind == "extra_forbidden":
-        known = request if len(problem["loc"]) == 1 else LoraRequest
-        near = difflib.get_close_matches(str(problem["loc"][-1]), known.model_fields, n=1)
-        hint = f" Did you mean '{near[0]}'?" if near else ""
-        return InvalidRequest(f"Unknown parameter: {shorten(name)}.{hint}", param=name, code="unknown_parameter")
-    if kind == "missing":
-        return InvalidRequest(f"Missing required parameter: '{name}'.", param=name, code="missing_required_parameter")
-    if kind in _TYPES:
-        text = f"Invalid type for '{name}': {shorten(value)}. Expected {_TYPES[kind]}."
-        return InvalidRequest(text, param=name, code="invalid_type")
-    return InvalidRequest(f"Invalid value for '{name}': {shorten(value)}. {_constraint(problem)}", param=name)
-
-
-def _path(place: tuple[int | str, ...]) -> str:
-    """Where in the request: `loras[0].scale`."""
-    name = str(place[0])
-    for part in place[1:]:
-        name += f"[{part}]" if isinstance(part, int) else f".{part}"
-    return name
-
-
-def _constraint(problem: ErrorDetails) -> str:
-    kind, context = problem["type"], problem.get("ctx", {})
-    if kind == "literal_error":
-        return f"Supported: {context['expected']}."
-    if kind in _BOUNDS:
-        bound, words = _BOUNDS[kind]
-        return f"Must be {words} {context[bound]}."
-    return f"{problem['msg']}."

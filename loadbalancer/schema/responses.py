@@ -23,6 +23,12 @@ class Timings(msgspec.Struct, frozen=True):
     running_s: Annotated[float, msgspec.Meta(description="Seconds from there to the finished file.")]
 
 
+class Health(msgspec.Struct, frozen=True):
+    """The answer of `/healthz` and `/readyz`."""
+
+    status: str
+
+
 class ImageData(msgspec.Struct, frozen=True, omit_defaults=True):
     """One image of the answer."""
 

@@ -8,35 +8,29 @@ from collections.abc import Sequence
 from fastapi import APIRouter, Request, Response
 
 from loadbalancer.api.event_stream import EventStream
-from loadbalancer.api.http_helpers import (
-    Services,
-    event_stream_schema,
-    json_response,
-    read_body,
-    request_body,
-    responses,
-    wait_first,
-    with_owner,
-)
-from loadbalancer.api.proxying import as_form, as_json, try_upstream
+from loadbalancer.api.http_helpers import caller, json_response, read_body, wait_first
+from loadbalancer.api.openapi import event_stream, request_body, responses
+from loadbalancer.api.proxying import form_factory, json_factory, try_upstream
 from loadbalancer.api.request_builder import RequestBuilder, data_url_reader
 from loadbalancer.api.uploads import read_form
 from loadbalancer.generation.in_flight import InFlightRequest
 from loadbalancer.generation.validation import GenerationSpec
 from loadbalancer.scheduling.task import TaskCompleted
-from loadbalancer.schema.requests import EditRequest, ImageRequest, PredictRequest, parse, parse_form, parse_with_images
+from loadbalancer.schema.parsing import parse, parse_form, parse_with_images
+from loadbalancer.schema.requests import EditRequest, ImageRequest, PredictRequest
 from loadbalancer.schema.responses import ImageData, ImagesAnswer, PredictAnswer, Timings
+from loadbalancer.services import Services
 from loadbalancer.storage.records import StoredImage
 
 _ERRORS = (400, 404, 413, 422, 429, 500, 502, 503, 504)
-_EVENTS = event_stream_schema("Progress", "PartialImage", "CompletedImage", "ErrorEvent")
-_EDIT_EVENTS = event_stream_schema("EditProgress", "EditPartialImage", "EditCompletedImage", "ErrorEvent")
+_EVENTS = event_stream("Progress", "PartialImage", "CompletedImage", "ErrorEvent")
+_EDIT_EVENTS = event_stream("EditProgress", "EditPartialImage", "EditCompletedImage", "ErrorEvent")
 
 
 def router(services: Services, builder: RequestBuilder) -> APIRouter:
-    """The routes that make images."""
     routes = APIRouter(tags=["images"])
-    most, most_upload = services.settings.server.max_body_bytes, services.settings.server.max_upload_bytes
+    server = services.settings.server
+    max_bytes, max_upload_bytes = server.max_body_bytes, server.max_upload_bytes
 
     @routes.post(
         "/v1/images/generations",
@@ -45,28 +39,33 @@ def router(services: Services, builder: RequestBuilder) -> APIRouter:
         responses=responses("ImagesAnswer", *_ERRORS, **_EVENTS),
     )
     async def generate_images(request: Request) -> Response:
-        """OpenAI's Images API, with the parameters of diffusion models added. With `stream`, server-sent events."""
-        body = await read_body(request, most_upload)
-        asked = parse_with_images(ImageRequest, body, most)
-        image, mask = data_url_reader("image", asked.image), data_url_reader("mask", asked.mask)
-        job = with_owner(await builder.job(asked, image, mask), request)
-        answered = await try_upstream(services, request, job, as_json(body), stream=bool(asked.stream))
-        del body  # it may be large, and the image may have to wait
-        return await _answer(services, request, asked, answered)
+        """OpenAI's Images API with the parameters of diffusion models. With `stream`: server-sent events."""
+        body = await read_body(request, max_upload_bytes)
+        parsed = parse_with_images(ImageRequest, body, max_bytes)
+        image, mask = data_url_reader("image", parsed.image), data_url_reader("mask", parsed.mask)
+        spec = await builder.build(parsed, caller(request), image, mask)
+        result: GenerationSpec | Response = spec
+        if (proxy := services.upstream.proxy_for(spec.model)) is not None:
+            result = await try_upstream(services, request, spec, proxy, json_factory(body), stream=bool(parsed.stream))
+        del body  # it may be large, and the request may wait in the queue
+        return await _respond(services, request, parsed, result)
 
     @routes.post(
         "/v1/images/edits",
-        summary="Draw from a picture",
+        summary="Edit an image",
         openapi_extra=request_body("EditRequest", "multipart/form-data"),
         responses=responses("ImagesAnswer", *_ERRORS, **_EDIT_EVENTS),
     )
     async def edit_images(request: Request) -> Response:
-        """Draw a picture anew, or what a mask marks of it: OpenAI's form, with the parameters of diffusion models."""
-        async with read_form(request, most_upload, most) as form:
-            asked = parse_form(EditRequest, form.texts)
-            job = with_owner(await builder.job(asked, form.file("image"), form.file("mask")), request)
-            answered = await try_upstream(services, request, job, as_form(form), stream=bool(asked.stream))
-        return await _answer(services, request, asked, answered)
+        """Redraw an image, or its masked area: OpenAI's form with the parameters of diffusion models."""
+        async with read_form(request, max_upload_bytes, max_bytes) as form:
+            parsed = parse_form(EditRequest, form.texts)
+            spec = await builder.build(parsed, caller(request), form.file("image"), form.file("mask"))
+            result: GenerationSpec | Response = spec
+            if (proxy := services.upstream.proxy_for(spec.model)) is not None:
+                factory = form_factory(form)
+                result = await try_upstream(services, request, spec, proxy, factory, stream=bool(parsed.stream))
+        return await _respond(services, request, parsed, result)
 
     @routes.post(
         "/predict",
@@ -75,29 +74,29 @@ def router(services: Services, builder: RequestBuilder) -> APIRouter:
         responses=responses("PredictAnswer", *_ERRORS),
     )
     async def predict(request: Request) -> Response:
-        """The simple form: a prompt in, a base64 PNG out."""
-        asked = parse(PredictRequest, await read_body(request, most))
-        in_flight = services.tracker.accept(with_owner(await builder.build_predict(asked), request))
-        (image,) = await _await(in_flight, request)
+        """The minimal API: a prompt in, a base64 PNG out."""
+        parsed = parse(PredictRequest, await read_body(request, max_bytes))
+        in_flight = services.tracker.accept(await builder.build(parsed, caller(request)))
+        (image,) = await _wait(in_flight, request)
         return json_response(PredictAnswer(memoryview(image.image), image.flagged))
 
     return routes
 
 
-async def _answer(
-    services: Services, request: Request, asked: ImageRequest | EditRequest, answered: GenerationSpec | Response
+async def _respond(
+    services: Services, request: Request, parsed: ImageRequest | EditRequest, result: GenerationSpec | Response
 ) -> Response:
-    """Queue it; await it or stream it. What another server has answered stands."""
-    if isinstance(answered, Response):
-        return answered
-    in_flight = services.tracker.accept(answered)
-    if asked.stream:
-        return EventStream(in_flight, edit=isinstance(asked, EditRequest))
-    return json_response(images_answer(in_flight.job, await _await(in_flight, request), time.time()))
+    """Return the upstream's response, or queue the request and await or stream it."""
+    if isinstance(result, Response):
+        return result
+    in_flight = services.tracker.accept(result)
+    if parsed.stream:
+        return EventStream(in_flight, edit=isinstance(parsed, EditRequest))
+    return json_response(images_answer(result, await _wait(in_flight, request), time.time()))
 
 
-async def _await(in_flight: InFlightRequest, request: Request) -> list[TaskCompleted]:
-    """The images in order. Raises the `ApiError` that there is instead."""
+async def _wait(in_flight: InFlightRequest, request: Request) -> list[TaskCompleted]:
+    """The images in order. Raises the request's `ApiError`."""
     try:
         await wait_first(request, in_flight.over)
         return in_flight.results()
@@ -105,10 +104,10 @@ async def _await(in_flight: InFlightRequest, request: Request) -> list[TaskCompl
         in_flight.close()
 
 
-def images_answer(job: GenerationSpec, images: Sequence[TaskCompleted | StoredImage], created: float) -> ImagesAnswer:
-    """The answer of the Images API; the images are in order."""
+def images_answer(spec: GenerationSpec, images: Sequence[TaskCompleted | StoredImage], created: float) -> ImagesAnswer:
+    """The response of the Images API; `images` are in the order of the spec's inputs."""
     data = [
         ImageData(memoryview(image.image), inputs.seed, Timings(image.waited_s, image.ran_s), image.flagged)
-        for image, inputs in zip(images, job.inputs, strict=True)
+        for image, inputs in zip(images, spec.inputs, strict=True)
     ]
-    return ImagesAnswer(int(created), data, job.model, job.size, job.output_format)
+    return ImagesAnswer(int(created), data, spec.model, spec.size, spec.output_format)

@@ -9,26 +9,18 @@ from typing import Annotated, NoReturn, TypeVar
 from fastapi import APIRouter, Query, Request, Response
 
 from loadbalancer.api.event_stream import EventStream
-from loadbalancer.api.http_helpers import (
-    Services,
-    caller,
-    event_stream_schema,
-    json_response,
-    read_body,
-    request_body,
-    responses,
-    schema_ref,
-    with_owner,
-)
+from loadbalancer.api.http_helpers import caller, json_response, read_body
 from loadbalancer.api.idempotency import HEADER, key_of, reused
+from loadbalancer.api.openapi import event_stream, request_body, responses, schema_ref
 from loadbalancer.api.request_builder import RequestBuilder, data_url_reader
 from loadbalancer.api.routes.images import images_answer
 from loadbalancer.generation.validation import GenerationSpec
 from loadbalancer.jobs.requests import ParsedJob, parse_job
 from loadbalancer.jobs.views import StoredError, job_list, missing_result_error
 from loadbalancer.schema.errors import ApiError, Conflict, InvalidRequest, NotFound, Unavailable, shutting_down
-from loadbalancer.schema.requests import PredictRequest, shorten
+from loadbalancer.schema.parsing import shorten
 from loadbalancer.schema.responses import PredictAnswer
+from loadbalancer.services import Services
 from loadbalancer.storage.database import StorageUnavailable
 from loadbalancer.storage.records import IdempotencyKeyReused, JobRecord, JobSpec, JobState, StoredImage, WebhookTarget
 
@@ -36,7 +28,7 @@ Result = TypeVar("Result")
 
 _EDITS = "/v1/images/edits"
 _OF_EDITS = ("EditProgress", "EditPartialImage", "EditCompletedImage")
-_EVENTS = event_stream_schema("Progress", "PartialImage", "CompletedImage", *_OF_EDITS, "ErrorEvent")
+_EVENTS = event_stream("Progress", "PartialImage", "CompletedImage", *_OF_EDITS, "ErrorEvent")
 _RESULT = responses("ImagesAnswer", 400, 404, 409, 500, 503, 504)
 _RESULT[200]["content"] = {
     "application/json": {"schema": {"anyOf": [schema_ref("ImagesAnswer"), schema_ref("PredictAnswer")]}}
@@ -119,7 +111,8 @@ class _JobsApi:
         given, owner = request.headers.get(HEADER), caller(request).owner
         key = None if given is None else key_of(owner, given, request.url.path, "", body)
         asked = parse_job(body, server.max_body_bytes, webhook_private=settings.webhook_private)
-        job = with_owner(await self._job(asked), request)
+        image, mask = data_url_reader("image", asked.image), data_url_reader("mask", asked.mask)
+        job = await self._builder.build(asked.request, caller(request), image, mask)
         allowed_s = job.timeout_s if asked.request.timeout_s is not None else settings.timeout_s
         order = _job_spec(asked, job, time.time() + allowed_s)
         try:
@@ -127,13 +120,6 @@ class _JobsApi:
         except IdempotencyKeyReused:
             raise reused(given or "") from None
         return json_response(view, 202, {"location": f"/v1/jobs/{view.id}"})
-
-    async def _job(self, asked: ParsedJob) -> GenerationSpec:
-        """Raises what the endpoint would."""
-        if isinstance(asked.request, PredictRequest):
-            return await self._builder.build_predict(asked.request)
-        image, mask = data_url_reader("image", asked.image), data_url_reader("mask", asked.mask)
-        return await self._builder.job(asked.request, image, mask)
 
     async def find(self, request: Request, job: str) -> tuple[JobRecord, list[StoredImage]]:
         """The caller's job, and what is finished of it. Raises `NotFound`, for others' jobs too."""

@@ -1,4 +1,4 @@
-"""`GET /v1/models`: what is served, with what defaults and limits, what it can do and how fast, and if it is ready."""
+"""`GET /v1/models`: the served models with their defaults, limits, capabilities, step times and readiness."""
 
 from __future__ import annotations
 
@@ -6,13 +6,15 @@ import asyncio
 
 from fastapi import APIRouter, Response
 
-from loadbalancer.api.http_helpers import Services, json_response, list_loras, responses
+from loadbalancer.api.http_helpers import json_response
+from loadbalancer.api.openapi import responses
+from loadbalancer.api.request_builder import list_loras
 from loadbalancer.generation.validation import model_not_found
 from loadbalancer.schema.responses import Curve, ModelCard, ModelList
+from loadbalancer.services import Services
 
 
 def router(services: Services) -> APIRouter:
-    """The routes about models."""
     routes = APIRouter(tags=["models"])
 
     @routes.get("/v1/models", summary="List the models", responses=responses("ModelList"))
@@ -32,7 +34,7 @@ def router(services: Services) -> APIRouter:
 
 async def _card(services: Services, name: str) -> ModelCard:
     model, scheduler = services.settings.models[name], services.scheduler
-    about = scheduler.engine_info(name)
+    engine = scheduler.engine_info(name)
     curves = [Curve(f"{curve.width}x{curve.height}", curve.cap, curve.points) for curve in scheduler.step_curves(name)]
     return ModelCard(
         id=name,
@@ -43,10 +45,10 @@ async def _card(services: Services, name: str) -> ModelCard:
         ready=scheduler.is_ready(name),
         workers=sum(worker.model == name for worker in scheduler.snapshot().workers),
         loras=await asyncio.to_thread(list_loras, model.loras) if model.loras else [],
-        pipeline=about.pipeline if about else None,
-        batching=about.batching if about else None,
-        modes=list(about.modes) if about else [],
-        checkpoints=about.checkpoints if about else None,
-        reproducible=about.reproducible if about else None,
+        pipeline=engine.pipeline if engine else None,
+        batching=engine.batching if engine else None,
+        modes=list(engine.modes) if engine else [],
+        checkpoints=engine.checkpoints if engine else None,
+        reproducible=engine.reproducible if engine else None,
         curves=curves,
     )

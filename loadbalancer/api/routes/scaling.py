@@ -11,12 +11,14 @@ import msgspec
 from fastapi import APIRouter, Query, Request, Response
 from pydantic import BaseModel
 
-from loadbalancer.api.http_helpers import Services, json_response, read_body, request_body, responses, wait_first
+from loadbalancer.api.http_helpers import json_response, read_body, wait_first
+from loadbalancer.api.openapi import request_body, responses
 from loadbalancer.generation.validation import model_not_found
 from loadbalancer.scaling.control_plane import MAX_PENDING_COMMANDS, ControlPlane, TooManyCommands
 from loadbalancer.schema.errors import InvalidRequest, TimedOut, TooBusy, Unavailable
-from loadbalancer.schema.requests import parse, shorten
+from loadbalancer.schema.parsing import parse, shorten
 from loadbalancer.schema.scaling import PauseRequest, ReloadRequest, ResumeRequest, ScaleRequest
+from loadbalancer.services import Services
 from wire.scaling import (
     MAX_DECISIONS,
     Command,

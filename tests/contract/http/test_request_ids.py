@@ -10,7 +10,7 @@ import pytest
 from prometheus_client import generate_latest
 from starlette.types import Receive, Scope, Send
 
-from loadbalancer.api.app import RequestIdMiddleware
+from loadbalancer.api.middleware import RequestIdMiddleware
 from loadbalancer.metrics.prometheus import Metrics
 from wire.messages import StepCurve
 from wire.snapshot import ModelStats, Snapshot

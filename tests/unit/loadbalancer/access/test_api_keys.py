@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import msgspec
 import pytest
-from fastapi import Request
 
 from loadbalancer.access.api_keys import (
     ANONYMOUS,
@@ -16,7 +15,6 @@ from loadbalancer.access.api_keys import (
     fingerprint,
     parse_ring,
 )
-from loadbalancer.api.http_helpers import with_owner
 from loadbalancer.generation.validation import GenerationSpec
 from loadbalancer.schema.errors import Forbidden, Unauthorized
 
@@ -107,8 +105,7 @@ def test_the_caller_is_known_by_the_keys_name() -> None:
 
 
 def test_a_job_carries_its_callers_name_and_weight() -> None:
-    request = Request({"type": "http", "state": {"caller": Caller("painter", 2.5)}})
-    job = with_owner(GenerationSpec("m", [], 1.0, 0), request)
+    job = GenerationSpec("m", [], 1.0, 0).for_caller(Caller("painter", 2.5))
     assert (job.owner, job.weight) == ("painter", 2.5)
 
 

@@ -23,10 +23,10 @@ def read(
     mask: bytes | None = None,
     *,
     size: Size | None = None,
-    alpha_marks: bool = True,
+    use_alpha_as_mask: bool = True,
     limits: Limits = LIMITS,
 ) -> SourceImages:
-    return decode_images(image, mask, limits, size=size, alpha_marks=alpha_marks)
+    return decode_images(image, mask, limits, size=size, use_alpha_as_mask=use_alpha_as_mask)
 
 
 def image_of(sources: SourceImages) -> Image.Image:
@@ -101,10 +101,10 @@ def test_pictures_are_turned_upright_as_their_camera_says(orientation: int, kind
 
 
 def test_a_picture_is_put_on_white() -> None:
-    flat = image_of(read(file(half("RGBA").convert("RGBA")), alpha_marks=False))
+    flat = image_of(read(file(half("RGBA").convert("RGBA")), use_alpha_as_mask=False))
     assert flat.getpixel((5, 5)) == (255, 255, 255)
     black = Image.new("RGBA", (64, 64), (0, 0, 0, 0))
-    assert image_of(read(file(black), alpha_marks=False)).getextrema() == ((255, 255),) * 3
+    assert image_of(read(file(black), use_alpha_as_mask=False)).getextrema() == ((255, 255),) * 3
 
 
 # ---- masks
@@ -134,10 +134,10 @@ def test_what_a_mask_marks(image: bytes, mask: bytes | None, left_is_new: bool) 
     assert area.getpixel((kept, 30)) == pytest.approx(0, abs=3)
 
 
-@pytest.mark.parametrize(("image", "alpha_marks"), [(png(mode="RGBA"), True), (file(half("RGBA")), False)])
-def test_a_picture_without_mask_is_drawn_from_as_a_whole(image: bytes, alpha_marks: bool) -> None:
+@pytest.mark.parametrize(("image", "use_alpha_as_mask"), [(png(mode="RGBA"), True), (file(half("RGBA")), False)])
+def test_a_picture_without_mask_is_drawn_from_as_a_whole(image: bytes, use_alpha_as_mask: bool) -> None:
     """It is opaque, or its transparency was not to be asked."""
-    assert read(image, alpha_marks=alpha_marks).mode == "image"
+    assert read(image, use_alpha_as_mask=use_alpha_as_mask).mode == "image"
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,8 @@ from loadbalancer.generation.validation import (
 )
 from loadbalancer.scheduling.task import TaskEnded, TaskState
 from loadbalancer.schema.errors import ContentRefused, InvalidRequest, from_ended
-from loadbalancer.schema.requests import ImageRequest, PredictRequest, parse
+from loadbalancer.schema.parsing import parse
+from loadbalancer.schema.requests import ImageRequest, PredictRequest
 from wire.messages import About, ImageInputs, Lora
 
 ABLE = About("AblePipeline", modes=("text", "image", "inpaint"), loras=True, reproducible=True)

@@ -14,15 +14,8 @@ from configs.sections import Server
 from configs.settings import Model, Settings
 from loadbalancer.generation.validation import GenerationSpec, ModelCapabilities, resolve_images, resolve_predict
 from loadbalancer.schema.errors import ApiError, BodyTooLarge, InvalidRequest, ModelNotFound
-from loadbalancer.schema.requests import (
-    SEEDS,
-    EditRequest,
-    ImageRequest,
-    PredictRequest,
-    parse,
-    parse_form,
-    parse_with_images,
-)
+from loadbalancer.schema.parsing import parse, parse_form, parse_with_images
+from loadbalancer.schema.requests import SEEDS, EditRequest, ImageRequest, PredictRequest
 
 SETTINGS = Settings(
     server=Server(timeout_s=30.0, max_timeout_s=60.0, max_n=4, max_prompt_chars=50),

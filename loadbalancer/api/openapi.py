@@ -1,0 +1,130 @@
+"""The OpenAPI document: building blocks for the routes' declarations, and the schemas of all bodies."""
+
+from __future__ import annotations
+
+from http import HTTPStatus
+from typing import Any
+
+import msgspec
+from fastapi import FastAPI
+from pydantic.json_schema import models_json_schema
+
+from loadbalancer.access.api_keys import Authenticator
+from loadbalancer.jobs.requests import JobRequest
+from loadbalancer.jobs.views import JobList, JobView
+from loadbalancer.schema.requests import EditRequest, ImageRequest, PredictRequest
+from loadbalancer.schema.responses import Health, ImagesAnswer, ModelCard, ModelList, PredictAnswer
+from loadbalancer.schema.scaling import PauseRequest, ReloadRequest, ResumeRequest, ScaleRequest
+from loadbalancer.schema.stream_events import (
+    CompletedImage,
+    EditCompletedImage,
+    EditPartialImage,
+    EditProgress,
+    ErrorEvent,
+    PartialImage,
+    Progress,
+)
+from wire.errors import ErrorBody
+from wire.scaling import ControllerReport, DecisionPage, OrderDone
+
+DESCRIPTION = """\
+Generative models on every GPU of a machine, batched between denoising steps.
+
+Any OpenAI client works with `base_url` set to this server's `/v1`. Every response carries `x-request-id`, every error
+is `{"error": {"message", "type", "param", "code"}}`.
+"""
+_REFERENCE = "#/components/schemas/{name}"
+_REQUESTS = (
+    ImageRequest,
+    EditRequest,
+    PredictRequest,
+    JobRequest,
+    ScaleRequest,
+    PauseRequest,
+    ResumeRequest,
+    ReloadRequest,
+)
+_RESPONSES = (
+    ImagesAnswer,
+    PredictAnswer,
+    ModelCard,
+    ModelList,
+    JobView,
+    JobList,
+    Health,
+    ErrorBody,
+    Progress,
+    PartialImage,
+    CompletedImage,
+    EditProgress,
+    EditPartialImage,
+    EditCompletedImage,
+    ErrorEvent,
+    ControllerReport,
+    DecisionPage,
+    OrderDone,
+)
+_IDEMPOTENCY_KEY = {
+    "name": "Idempotency-Key",
+    "in": "header",
+    "description": "Requests with the same key run once and get the same response. A different body is rejected.",
+    "schema": {"type": "string", "minLength": 1, "maxLength": 255, "pattern": "^[\\x21-\\x7e]+$"},
+}
+
+
+def request_body(schema: str, media_type: str = "application/json") -> dict[str, Any]:
+    """A request body of the named schema, and the `Idempotency-Key` header."""
+    return {
+        "requestBody": {"required": True, "content": content(schema, media_type)},
+        "parameters": [_IDEMPOTENCY_KEY],
+    }
+
+
+def content(schema: str, media_type: str = "application/json") -> dict[str, Any]:
+    return {media_type: {"schema": schema_ref(schema)}}
+
+
+def schema_ref(name: str) -> dict[str, str]:
+    return {"$ref": _REFERENCE.format(name=name)}
+
+
+def responses(success: str, *errors: int, **more: Any) -> dict[int | str, dict[str, Any]]:
+    """The responses of a route. `more` are other content types of the success."""
+    documented: dict[int | str, dict[str, Any]] = {200: {"description": "Success.", "content": content(success) | more}}
+    return documented | {status: error_response_schema(status) for status in errors}
+
+
+def error_response_schema(status: int) -> dict[str, Any]:
+    return {"description": HTTPStatus(status).phrase + ".", "content": content("ErrorBody")}
+
+
+def event_stream(*events: str) -> dict[str, Any]:
+    """A stream of the named events. The schema is that of one event."""
+    data = {"oneOf": [schema_ref(name) for name in events]}
+    properties = {
+        "event": {"type": "string", "description": "The `type` of the object in `data`."},
+        "data": {"type": "string", "contentMediaType": "application/json", "contentSchema": data},
+    }
+    schema = {"type": "object", "properties": properties, "required": ["event", "data"]}
+    return {"text/event-stream": {"schema": schema}}
+
+
+def complete_document(app: FastAPI, authenticator: Authenticator) -> None:
+    """Add the schemas that the routes refer to, because the routes read and write bodies themselves.
+
+    Also removes FastAPI's 422, because invalid requests get 400, and adds the responses of the middlewares.
+    """
+    document: dict[str, Any] = app.openapi()
+    for path, operations in document["paths"].items():
+        for operation in operations.values():
+            if "HTTPValidationError" in str(operation["responses"].get("422")):
+                del operation["responses"]["422"]
+            if authenticator.need(path) != "nothing":
+                operation["security"] = [{"key": []}, {}]  # the second: while no keys exist
+                operation["responses"] |= {str(status): error_response_schema(status) for status in (401, 403)}
+    _, requests = models_json_schema(
+        [(model, "validation") for model in _REQUESTS], ref_template=_REFERENCE.format(name="{model}")
+    )
+    _, answers = msgspec.json.schema_components(_RESPONSES, ref_template=_REFERENCE)
+    schemes = {"key": {"type": "http", "scheme": "bearer"}}
+    document["components"] = {"schemas": requests["$defs"] | answers, "securitySchemes": schemes}

@@ -1,0 +1,35 @@
+"""The services that the HTTP API uses."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from configs.settings import Settings
+from loadbalancer.access.api_keys import Authenticator, KeyRing
+from loadbalancer.generation.in_flight import RequestTracker
+from loadbalancer.jobs.manager import JobManager
+from loadbalancer.metrics.prometheus import Metrics
+from loadbalancer.proxy.upstream import UpstreamClient
+from loadbalancer.scaling.control_plane import ControlPlane
+from loadbalancer.scheduler_service import SchedulerService
+from loadbalancer.storage.database import Database
+
+
+@dataclass(frozen=True)
+class Services:
+    """All services, built once by `__main__`."""
+
+    settings: Settings
+    scheduler: SchedulerService
+    tracker: RequestTracker
+    metrics: Metrics
+    jobs: JobManager
+    database: Database
+    authenticator: Authenticator
+    control: ControlPlane
+    upstream: UpstreamClient
+    #: Returns the current API keys; None means that no key is required.
+    ring: Callable[[], KeyRing | None]
+    #: Start time in Unix seconds.
+    started: int
