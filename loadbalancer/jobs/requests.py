@@ -92,7 +92,7 @@ def _edit(job: JobRequest, inner: bytes, most: int) -> ParsedJob:
     pictures = {name: _text(name, members.pop(name)) for name in ("image", "mask") if name in members}
     rest = msgspec.json.encode(members)
     if len(rest) > most:
-        raise BodyTooLarge(most, "beside its pictures")
+        raise BodyTooLarge(most, "beside its images")
     return ParsedJob(job, parse(EditRequest, rest if members else inner), **pictures)
 
 

@@ -172,7 +172,7 @@ def test_official_client_with_a_list_of_one_picture(sdk: openai.OpenAI) -> None:
     answer = sdk.images.edit(model="quick", image=[png()], prompt="a seven", extra_body={"seed": 7})
     assert answer.data is not None
     assert base64.b64decode(answer.data[0].b64_json or "") == expected()
-    with pytest.raises(openai.BadRequestError, match="One picture is taken") as refused:
+    with pytest.raises(openai.BadRequestError, match="Only one image is allowed") as refused:
         sdk.images.edit(model="quick", image=[png(), png()], prompt="a seven")
     assert refused.value.param == "image"
 

@@ -168,7 +168,7 @@ def test_bodies_over_the_limit(http: httpx.Client, path: str, most: int, more: i
 def test_a_body_may_be_large_for_its_pictures_only(http: httpx.Client) -> None:
     answered = http.post(GENERATE, json={"prompt": "a seven", "user": "x" * 20_000})
     assert answered.status_code == 413
-    assert "beside its pictures" in error_of(answered)["message"]
+    assert "beside its images" in error_of(answered)["message"]
 
 
 def test_a_body_of_exactly_the_limit_is_read(http: httpx.Client) -> None:

@@ -201,7 +201,7 @@ def test_only_pictures_may_make_a_body_large(body: bytes, fits: bool) -> None:
     read = outcome_of(lambda: parse_with_images(ImageRequest, body, 100))
     assert isinstance(read, BodyTooLarge) is not fits
     if isinstance(read, ApiError):
-        assert "larger beside its pictures than 100 bytes" in read.message or read.code == "invalid_json"
+        assert "larger beside its images than 100 bytes" in read.message or read.code == "invalid_json"
 
 
 # ---- anything
