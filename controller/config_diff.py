@@ -21,11 +21,11 @@ _WORKERS = ("start_timeout_s", "drain_timeout_s")
 _BALANCERS = ("engine", "loras", "defaults", "limits", "cold_start_proxy")
 _BALANCERS_BATCHING = ("mode",)
 _BALANCERS_SCALING = ("slo", "look_back_period_s", "rate_window_s")
-_LONGEST_VALUE = 60
+_MAX_VALUE = 60
 
 
 @dataclass(frozen=True, slots=True)
-class Change:
+class ConfigChange:
     """What becomes of a new configuration. The texts name settings with their old and new values."""
 
     #: What is in force from now on.
@@ -47,7 +47,7 @@ class Change:
         return ". ".join(parts) or "nothing has changed"
 
 
-def change(old: Settings, new: Settings) -> Change:
+def diff_settings(old: Settings, new: Settings) -> ConfigChange:
     """From the settings in force and those that were read to those that can be in force now."""
     models = {
         name: _model(model, new.models[name]) if name in new.models else model for name, model in old.models.items()
@@ -57,14 +57,14 @@ def change(old: Settings, new: Settings) -> Change:
     settings = old.model_copy(update={**top, "workers": workers, "models": models})
     was, now, wanted = _flat(old), _flat(settings), _flat(new)
     done = {
-        key: _arrow(key, was.get(key), now.get(key)) for key in sorted({*was, *now}) if was.get(key) != now.get(key)
+        key: _describe(key, was.get(key), now.get(key)) for key in sorted({*was, *now}) if was.get(key) != now.get(key)
     }
-    left = [_arrow(key, now.get(key), wanted.get(key)) for key in _differing(settings, now, wanted)]
+    left = [_describe(key, now.get(key), wanted.get(key)) for key in _differing(settings, now, wanted)]
     new_names = [f"models.{name} is new" for name in new.models if name not in old.models]
-    gone = [f"models.{name} is gone" for name in old.models if name not in new.models]
+    removed = [f"models.{name} is gone" for name in old.models if name not in new.models]
     live = [text for key, text in done.items() if _is_live(key)]
     rolling = [text for key, text in done.items() if not _is_live(key)]
-    return Change(settings, tuple(live), tuple(rolling), (*new_names, *gone, *left))
+    return ConfigChange(settings, tuple(live), tuple(rolling), (*new_names, *removed, *left))
 
 
 def generation(settings: Settings, model: str) -> str:
@@ -109,10 +109,10 @@ def _flat(settings: Settings) -> dict[str, Any]:
     return found
 
 
-def _arrow(key: str, old: object, new: object) -> str:
+def _describe(key: str, old: object, new: object) -> str:
     return f"{key}: {_short(old)} -> {_short(new)}"
 
 
 def _short(value: object) -> str:
     text = "none" if value is None else json.dumps(value) if isinstance(value, dict | list) else str(value)
-    return text if len(text) <= _LONGEST_VALUE else f"{text[: _LONGEST_VALUE - 3]}..."
+    return text if len(text) <= _MAX_VALUE else f"{text[: _MAX_VALUE - 3]}..."

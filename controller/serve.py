@@ -18,7 +18,7 @@ from configs.cli import EXIT_USAGE, HelpFormatter, add_config_options, add_serve
 from configs.logs import configure_logging
 from configs.paths import internal_token, log_dir, run_dir
 from configs.settings import Settings
-from controller.autoscaler.autoscaler import Brain, Model
+from controller.autoscaler.autoscaler import Autoscaler, ModelState
 from controller.balancer_client import BalancerHttpClient, url_of
 from controller.launchers.local import BALANCER, LocalLauncher
 from controller.runtime.balancer_supervisor import BalancerStartupError
@@ -38,7 +38,7 @@ from controller.runtime.inventory import (
 )
 from controller.runtime.signals import Terminal, install_signal_handlers
 from controller.runtime.state_file import StateFile
-from controller.types import Child, Device
+from controller.types import Device, WorkerProcess
 
 log = logging.getLogger("controller")
 
@@ -92,7 +92,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return EXIT_USAGE
     try:
         with lock.acquire(timeout=0):
-            asyncio.run(_serve(settings, config_reader(args), ServerConsole(console), terminal))
+            asyncio.run(_allocate(settings, config_reader(args), ServerConsole(console), terminal))
     except Timeout:
         folder = settings.data_dir.resolve()
         print(f"another controller runs with --data-dir {folder}; give this one its own", file=sys.stderr)
@@ -103,7 +103,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-async def _serve(
+async def _allocate(
     settings: Settings, read_settings: Callable[[], Settings], console: ServerConsole, terminal: Terminal
 ) -> None:
     gpus = _gpus(settings)
@@ -118,7 +118,7 @@ async def _serve(
     balancer = _balancer(settings)
     measured = load_measured_memory(settings.data_dir)
     pool = build_pool(settings, machine, measured, occupied={child.device for child in adopted})
-    autoscaler = Brain(models, pool)
+    autoscaler = Autoscaler(models, pool)
     control_plane = ControlPlaneAgent(
         settings,
         autoscaler,
@@ -154,7 +154,7 @@ async def _run_until_stopped(
         await loop.shutdown(immediate)
 
 
-def _adopt_processes(settings: Settings, launcher: LocalLauncher, console: ServerConsole) -> list[Child]:
+def _adopt_processes(settings: Settings, launcher: LocalLauncher, console: ServerConsole) -> list[WorkerProcess]:
     """Adopt the processes of an earlier controller. Raises `SetupError` if the port is taken by another program."""
     adopted, outdated = launcher.prepare()
     if adopted:
@@ -183,7 +183,7 @@ def _gpus(settings: Settings) -> list[Gpu]:
     return gpus
 
 
-def _models(settings: Settings, machine: Machine) -> dict[str, Model]:
+def _models(settings: Settings, machine: Machine) -> dict[str, ModelState]:
     """Build all models. Raises `SetupError` if a worker of one fits on no device."""
     models = build_models(settings, machine)
     if problems := oversized_models(models, machine):

@@ -18,7 +18,7 @@ class Stage(enum.StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class Child:
+class WorkerProcess:
     """A process of ours, as its launcher sees it. Times are seconds on the controller's clock."""
 
     id: str
@@ -53,7 +53,7 @@ class Device:
 class Exit:
     """A process that has ended."""
 
-    child: Child
+    process: WorkerProcess
     at: float
     #: Exit status; negative for a signal; None where it cannot be known (an adopted process).
     status: int | None
@@ -65,12 +65,12 @@ class Exit:
 class Replica:
     """A live worker process and what the balancer says of it."""
 
-    child: Child
+    process: WorkerProcess
     stage: Stage
     #: Tasks that it holds.
     load: int = 0
     #: Since when the balancer has not heard of it, though it was ready; None while it does.
-    unheard_since: float | None = None
+    silent_since: float | None = None
     #: The balancer hears it, but it makes no step.
     stuck: bool = False
     #: Most memory of its device that it says it has held; 0 where it has not said.
@@ -125,7 +125,7 @@ class Observation:
     #: What a start takes until the worker serves, in seconds, as measured or configured.
     cold_start_s: float = 40.0
     #: Its processes that stand by. They are no capacity, and hold no device.
-    spares: Sequence[Child] = ()
+    spares: Sequence[WorkerProcess] = ()
     #: The time of day, in seconds since 1970; None where none is known, and schedules do not hold.
     unix_s: float | None = None
 
@@ -194,7 +194,7 @@ Action = Start | StartSpare | Activate | Drain | Kill
 
 
 @dataclass(frozen=True, slots=True)
-class Crashes:
+class CrashBackoff:
     """A model's recent crashes in a row, and when it may try again."""
 
     count: int = 0
@@ -203,7 +203,7 @@ class Crashes:
 
 
 @dataclass(frozen=True, slots=True)
-class Limits:
+class WorkerLimits:
     """A model's bounds and its workers' patience, resolved for this machine. Times in seconds."""
 
     min_workers: int

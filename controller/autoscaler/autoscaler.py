@@ -12,24 +12,24 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from configs.scaling import Scaling
-from controller.autoscaler.cold_start import Starts, expected_s
-from controller.autoscaler.persistence import Kept, pack, unpack
-from controller.autoscaler.triggers import wake
+from controller.autoscaler.cold_start import StartupTimes, expected_s
+from controller.autoscaler.persistence import SavedModel, pack, unpack
+from controller.autoscaler.triggers import find_trigger
 from controller.planning.allocation import load_of
-from controller.planning.device_pool import Pool
-from controller.planning.plan import Plan, Wanted, after_exit, forgive, make_plan, one_more, still_owed
-from controller.planning.rolling_update import Rule, outdated, settled, surge
-from controller.planning.standby import Keeping, as_serving, ready, with_spares
+from controller.planning.device_pool import DevicePool
+from controller.planning.plan import ModelDemand, Plan, after_exit, decay, make_plan, pending_replacements, record_crash
+from controller.planning.rolling_update import UpdatePolicy, outdated, surge, without_surge
+from controller.planning.standby import StandbyTarget, as_replica, count_ready, with_standby
 from controller.policies import Policy, bounds
-from controller.types import Crashes, Decision, Exit, Limits, Observation
+from controller.types import CrashBackoff, Decision, Exit, Observation, WorkerLimits
 
 
 @dataclass
-class Model:
+class ModelState:
     """What is remembered of a model between two looks."""
 
     scaling: Scaling
-    limits: Limits
+    limits: WorkerLimits
     policy: Policy
     #: Devices that its workers may have; a device that stands here twice may have two.
     slots: Sequence[str]
@@ -38,24 +38,24 @@ class Model:
     gpu_memory: int | None = None
     #: What its workers load: what they need is remembered under it. Default: its name.
     weights: str = ""
-    memory: bounds.Memory = dataclasses.field(default_factory=bounds.Memory)
-    crashes: Crashes = dataclasses.field(default_factory=Crashes)
+    memory: bounds.PolicyMemory = dataclasses.field(default_factory=bounds.PolicyMemory)
+    crashes: CrashBackoff = dataclasses.field(default_factory=CrashBackoff)
     #: Workers that died unbidden since there were last as many as decided.
     lost: int = 0
     #: When the last decision was made.
     decided_at: float = -math.inf
     #: Whether any decision was ever valid.
-    settled: bool = False
-    starts: Starts = dataclasses.field(default_factory=Starts)
+    has_decided: bool = False
+    starts: StartupTimes = dataclasses.field(default_factory=StartupTimes)
     #: Workers whose start is among these.
-    learnt_of: frozenset[str] = frozenset()
-    spare_crashes: Crashes = dataclasses.field(default_factory=Crashes)
+    recorded_starts: frozenset[str] = frozenset()
+    standby_crashes: CrashBackoff = dataclasses.field(default_factory=CrashBackoff)
     #: When its workers are to be replaced.
-    rule: Rule = dataclasses.field(default_factory=Rule)
+    update_policy: UpdatePolicy = dataclasses.field(default_factory=UpdatePolicy)
     #: What a person has ordered, in place of what its policy would decide.
-    held: Decision | None = None
+    override: Decision | None = None
 
-    def adapt(self, fresh: Model) -> None:
+    def update_settings(self, fresh: ModelState) -> None:
         """Go on with the settings of a fresh one, and decide anew."""
         if fresh.scaling.policy != self.scaling.policy:
             self.memory = dataclasses.replace(self.memory, own=None)
@@ -65,11 +65,11 @@ class Model:
         if desired != self.decision.desired:
             self.decision = dataclasses.replace(self.decision, desired=desired)
         # What failed may have failed for its settings.
-        self.crashes, self.spare_crashes = Crashes(), Crashes()
+        self.crashes, self.standby_crashes = CrashBackoff(), CrashBackoff()
         self.decided_at = -math.inf
 
     @property
-    def decide_at(self) -> float:
+    def next_decision_at(self) -> float:
         """When the next tick is."""
         return self.decided_at + self.scaling.interval_s
 
@@ -78,43 +78,45 @@ class Model:
         """Of the devices that its workers may have: `cuda`, `cpu` or `sim`."""
         return next(iter(self.slots), "cpu").partition(":")[0]
 
-    def learn(self, seen: Observation) -> None:
+    def learn(self, observation: Observation) -> None:
         """Take in what the starts of these workers took."""
-        told = {replica.child.id: replica for replica in seen.replicas if replica.started_in_s > 0}
-        for name in sorted(told.keys() - self.learnt_of):
-            self.starts = self.starts.with_one(told[name].started_in_s, standby=told[name].from_standby)
-        self.learnt_of = (self.learnt_of | told.keys()) & {replica.child.id for replica in seen.replicas}
+        told = {replica.process.id: replica for replica in observation.replicas if replica.started_in_s > 0}
+        for name in sorted(told.keys() - self.recorded_starts):
+            self.starts = self.starts.with_sample(told[name].started_in_s, standby=told[name].from_standby)
+        self.recorded_starts = (self.recorded_starts | told.keys()) & {
+            replica.process.id for replica in observation.replicas
+        }
 
 
 @dataclass(frozen=True, slots=True)
-class Decided:
+class DecisionEvent:
     """One decision as it was made."""
 
     model: str
     at: float
     #: Why now: the tick, or what could not wait for it.
-    woken: str
-    seen: Observation
+    trigger: str
+    observation: Observation
     decision: Decision
     #: The traceback where the policy failed; then there is no decision.
     failure: str = ""
 
 
 @dataclass(frozen=True, slots=True)
-class Thought:
+class TickResult:
     """What came of one look."""
 
     plan: Plan
-    decided: Sequence[Decided]
+    decided: Sequence[DecisionEvent]
 
 
-class Brain:
+class Autoscaler:
     """Thinks for every model of one pool."""
 
-    def __init__(self, models: Mapping[str, Model], pool: Pool | None = None) -> None:
+    def __init__(self, models: Mapping[str, ModelState], pool: DevicePool | None = None) -> None:
         """Without a `pool` every device is well, and no memory is counted."""
         self.models = dict(models)
-        self.pool = pool or Pool()
+        self.pool = pool or DevicePool()
         #: Workers that had to make room for another model's, since this began.
         self.swaps = 0
         self._swapped: set[str] = set()
@@ -122,136 +124,164 @@ class Brain:
         self.paused = False
         self._now = 0.0
 
-    def set_overrides(self, *, paused: bool, held: Mapping[str, Decision], rules: Mapping[str, Rule]) -> None:
+    def set_overrides(
+        self, *, paused: bool, overrides: Mapping[str, Decision], update_policies: Mapping[str, UpdatePolicy]
+    ) -> None:
         """Apply a pause, overridden decisions by model, and the rolling update rule of each model."""
         self.paused = paused
         for name, model in self.models.items():
-            if model.held is not None and name not in held:
+            if model.override is not None and name not in overrides:
                 model.decided_at = -math.inf
-            model.held, model.rule = held.get(name), rules[name]
+            model.override, model.update_policy = overrides.get(name), update_policies[name]
 
-    def think(self, look: Callable[[str], Observation], now: float) -> Thought:
+    def tick(self, look: Callable[[str], Observation], now: float) -> TickResult:
         """Decide where it is time to, and plan. `look` gives what is seen of a model."""
         self._now = now
-        wanted, decided = [], []
+        demands, decided = [], []
         for name, model in self.models.items():
-            seen = look(name)
-            model.crashes = forgive(model.crashes, seen.replicas, now)
-            model.spare_crashes = forgive(model.spare_crashes, [as_serving(child) for child in seen.spares], now)
-            model.lost = still_owed(model.lost, model.decision.desired, seen.replicas)
-            model.learn(seen)
-            next_s = expected_s(model.starts, model.scaling, seen.cold_start_s, ready(seen.spares, model.kind))
-            seen = dataclasses.replace(seen, owed=model.lost, cold_start_s=next_s)
-            old = outdated(seen.replicas, model.rule, now)
-            if made := self._decided(name, model, seen, old, now):
-                decided.append(made)
-            extra = surge(seen.replicas, model.decision.desired, old, model.crashes)
-            wanted.append(
-                Wanted(seen, model.decision, model.limits, model.crashes, model.slots, outdated=old, surge=extra)
+            observation = look(name)
+            model.crashes = decay(model.crashes, observation.replicas, now)
+            model.standby_crashes = decay(
+                model.standby_crashes, [as_replica(child) for child in observation.spares], now
             )
-        plan = self._plan(wanted, now)
-        return Thought(with_spares(plan, [self._keeping(own) for own in wanted], now), decided)
+            model.lost = pending_replacements(model.lost, model.decision.desired, observation.replicas)
+            model.learn(observation)
+            next_s = expected_s(
+                model.starts, model.scaling, observation.cold_start_s, count_ready(observation.spares, model.kind)
+            )
+            observation = dataclasses.replace(observation, owed=model.lost, cold_start_s=next_s)
+            old = outdated(observation.replicas, model.update_policy, now)
+            if made := self._decide_if_due(name, model, observation, old, now):
+                decided.append(made)
+            extra = surge(observation.replicas, model.decision.desired, old, model.crashes)
+            demands.append(
+                ModelDemand(
+                    observation, model.decision, model.limits, model.crashes, model.slots, outdated=old, surge=extra
+                )
+            )
+        plan = self._plan(demands, now)
+        return TickResult(with_standby(plan, [self._standby_target(demand) for demand in demands], now), decided)
 
-    def _plan(self, wanted: Sequence[Wanted], now: float) -> Plan:
+    def _plan(self, demands: Sequence[ModelDemand], now: float) -> Plan:
         """What to do, with the devices as they are now and what workers need of them."""
-        replicas = [replica for own in wanted for replica in own.seen.replicas]
-        for own in wanted:
-            self.pool.learn(self._weights(own.seen.model), own.seen.replicas)
-        devices = self.pool.look(replicas, now)
-        plan = make_plan([self._measured(own) for own in wanted], now, devices)
+        replicas = [replica for demand in demands for replica in demand.observation.replicas]
+        for demand in demands:
+            self.pool.learn(self._weights(demand.observation.model), demand.observation.replicas)
+        devices = self.pool.usable(replicas, now)
+        plan = make_plan([self._with_needs(demand) for demand in demands], now, devices)
         new = {swap.worker for swap in plan.swaps} - self._swapped
         self.swaps += len(new)
-        self._swapped = (self._swapped | new) & {replica.child.id for replica in replicas}
+        self._swapped = (self._swapped | new) & {replica.process.id for replica in replicas}
         return plan
 
-    def _measured(self, own: Wanted) -> Wanted:
+    def _with_needs(self, demand: ModelDemand) -> ModelDemand:
         """With what one worker needs, and what there is to do."""
-        model = self.models[own.seen.model]
-        need = self.pool.need(self._weights(own.seen.model), model.gpu_memory)
-        return dataclasses.replace(own, need=need, share=self.pool.share, load=load_of(own.seen.queue, model.scaling))
+        model = self.models[demand.observation.model]
+        need = self.pool.need(self._weights(demand.observation.model), model.gpu_memory)
+        return dataclasses.replace(
+            demand, need=need, share=self.pool.share, load=load_of(demand.observation.queue, model.scaling)
+        )
 
     def _weights(self, name: str) -> str:
         return self.models[name].weights or name
 
-    def _decided(
-        self, name: str, model: Model, seen: Observation, old: Mapping[str, str], now: float
-    ) -> Decided | None:
+    def _decide_if_due(
+        self, name: str, model: ModelState, observation: Observation, old: Mapping[str, str], now: float
+    ) -> DecisionEvent | None:
         """What is decided now, if anything: by order, or by the policy when it is time to."""
         if old:
-            seen = dataclasses.replace(seen, replicas=settled(seen.replicas, model.decision.desired, old))
-        if model.held is not None:
-            if model.decision == model.held:
+            observation = dataclasses.replace(
+                observation, replicas=without_surge(observation.replicas, model.decision.desired, old)
+            )
+        if model.override is not None:
+            if model.decision == model.override:
                 return None
-            model.decision, model.settled = model.held, True
-            return Decided(name, now, "order", seen, model.held)
+            model.decision, model.has_decided = model.override, True
+            return DecisionEvent(name, now, "order", observation, model.override)
         if self.paused:
-            self._keep(model, seen)
+            self._keep_existing(model, observation)
             return None
-        woken = wake(seen, model.scaling, model.limits, model.decision, model.decided_at, now)
-        if not woken:
+        trigger = find_trigger(observation, model.scaling, model.limits, model.decision, model.decided_at, now)
+        if not trigger:
             return None
         model.decided_at = now
-        return self._decide(name, model, seen, woken, now)
+        return self._decide(name, model, observation, trigger, now)
 
-    def _keep(self, model: Model, seen: Observation) -> None:
+    def _keep_existing(self, model: ModelState, observation: Observation) -> None:
         """Where nothing has been decided yet, what an earlier controller left is kept, or a silence would end it."""
-        if not model.settled:
-            kept = min(max(model.decision.desired, seen.provisioned), model.limits.max_workers)
-            model.decision = dataclasses.replace(model.decision, desired=kept)
+        if not model.has_decided:
+            saved = min(max(model.decision.desired, observation.provisioned), model.limits.max_workers)
+            model.decision = dataclasses.replace(model.decision, desired=saved)
 
-    def _keeping(self, own: Wanted) -> Keeping:
-        model = self.models[own.seen.model]
+    def _standby_target(self, demand: ModelDemand) -> StandbyTarget:
+        model = self.models[demand.observation.model]
         # Their age does not matter: they serve from when they are called.
-        rule = dataclasses.replace(model.rule, max_age_s=None)
-        old = outdated([as_serving(child) for child in own.seen.spares], rule, self._now)
-        return Keeping(own.seen, model.scaling.standby, model.kind, own.limits, model.spare_crashes, model.crashes, old)
+        update_policy = dataclasses.replace(model.update_policy, max_age_s=None)
+        old = outdated([as_replica(child) for child in demand.observation.spares], update_policy, self._now)
+        return StandbyTarget(
+            demand.observation,
+            model.scaling.standby,
+            model.kind,
+            demand.limits,
+            model.standby_crashes,
+            model.crashes,
+            old,
+        )
 
-    def _decide(self, name: str, model: Model, seen: Observation, woken: str, now: float) -> Decided:
+    def _decide(
+        self, name: str, model: ModelState, observation: Observation, trigger: str, now: float
+    ) -> DecisionEvent:
         failure = ""
         try:
-            decision, model.memory = bounds.decide(model.policy, seen, model.scaling, model.limits, model.memory, now)
+            decision, model.memory = bounds.decide(
+                model.policy, observation, model.scaling, model.limits, model.memory, now
+            )
         except Exception as error:  # a user's own policy may raise anything
             failure = traceback.format_exc()
-            decision = Decision(seen.provisioned, f"the policy failed: {type(error).__name__}: {error}", valid=False)
+            decision = Decision(
+                observation.provisioned, f"the policy failed: {type(error).__name__}: {error}", valid=False
+            )
         if decision.valid:
-            model.decision, model.settled = decision, True
+            model.decision, model.has_decided = decision, True
         else:
-            self._keep(model, seen)
-        return Decided(name, now, woken, seen, decision, failure)
+            self._keep_existing(model, observation)
+        return DecisionEvent(name, now, trigger, observation, decision, failure)
 
-    def remember(self) -> bytes:
+    def dump_state(self) -> bytes:
         """What a successor should know, for `recall`."""
-        kept = {name: Kept(model.scaling.policy, model.starts, model.memory) for name, model in self.models.items()}
-        return pack(kept, self._now)
+        saved = {
+            name: SavedModel(model.scaling.policy, model.starts, model.memory) for name, model in self.models.items()
+        }
+        return pack(saved, self._now)
 
-    def recall(self, saved: bytes, now: float, age_s: float = 0.0) -> None:
+    def restore(self, saved: bytes, now: float, age_s: float = 0.0) -> None:
         """Go on from what a predecessor remembered `age_s` ago. What cannot be read is left."""
-        for name, kept in unpack(saved, now, age_s).items():
+        for name, part in unpack(saved, now, age_s).items():
             model = self.models.get(name)
             if model is not None:
-                model.starts = kept.starts
-                own = kept.memory.own if kept.policy == model.scaling.policy else None
-                model.memory = dataclasses.replace(kept.memory, own=own)
+                model.starts = part.starts
+                own = part.memory.own if part.policy == model.scaling.policy else None
+                model.memory = dataclasses.replace(part.memory, own=own)
 
-    def died(self, ended: Exit) -> bool:
+    def on_exit(self, ended: Exit) -> bool:
         """Take in that a worker has ended; whether it crashed."""
-        model = self.models.get(ended.child.model)
+        model = self.models.get(ended.process.model)
         if model is None:
             return False
-        if ended.child.spare:
-            served = dataclasses.replace(ended, child=as_serving(ended.child).child)
-            model.spare_crashes, crashed = after_exit(model.spare_crashes, served)
+        if ended.process.spare:
+            served = dataclasses.replace(ended, process=as_replica(ended.process).process)
+            model.standby_crashes, crashed = after_exit(model.standby_crashes, served)
             return crashed
         model.crashes, crashed = after_exit(model.crashes, ended)
-        model.lost += ended.child.drained_at is None
+        model.lost += ended.process.drained_at is None
         if crashed:
-            self.pool.crashed(ended)
+            self.pool.on_crash(ended)
         return crashed
 
-    def failed_to_start(self, name: str, now: float, *, spare: bool = False) -> None:
+    def on_start_failed(self, name: str, now: float, *, spare: bool = False) -> None:
         """A worker of the model, or a spare for it, could not even be started."""
         model = self.models[name]
         if spare:
-            model.spare_crashes = one_more(model.spare_crashes, now)
+            model.standby_crashes = record_crash(model.standby_crashes, now)
         else:
-            model.crashes = one_more(model.crashes, now)
+            model.crashes = record_crash(model.crashes, now)

@@ -14,49 +14,49 @@ from dataclasses import dataclass
 from configs.scaling import Scaling
 
 #: Starts that an estimate rests on, each way.
-_KEPT = 20
+_MAX_SAMPLES = 20
 #: Nine of ten starts take no longer than the estimate.
-_PART = 0.9
+_QUANTILE = 0.9
 #: What a start from standby is taken to last before one was seen.
 FIRST_STANDBY_S = 5.0
 
 
 @dataclass(frozen=True, slots=True)
-class Starts:
+class StartupTimes:
     """What a model's last starts took, in seconds, oldest first."""
 
     cold: tuple[float, ...] = ()
     standby: tuple[float, ...] = ()
 
-    def with_one(self, seconds: float, *, standby: bool) -> Starts:
+    def with_sample(self, seconds: float, *, standby: bool) -> StartupTimes:
         """These and one more; the oldest are forgotten."""
         if standby:
-            return Starts(self.cold, (*self.standby, seconds)[-_KEPT:])
-        return Starts((*self.cold, seconds)[-_KEPT:], self.standby)
+            return StartupTimes(self.cold, (*self.standby, seconds)[-_MAX_SAMPLES:])
+        return StartupTimes((*self.cold, seconds)[-_MAX_SAMPLES:], self.standby)
 
 
-def cold_s(starts: Starts, scaling: Scaling, guess_s: float) -> float:
+def cold_s(starts: StartupTimes, scaling: Scaling, guess_s: float) -> float:
     """Seconds of a start from nothing: as configured, as measured, or else as guessed."""
     if scaling.cold_start_s != "auto":
         return scaling.cold_start_s
-    return _usual(starts.cold) if starts.cold else guess_s
+    return _quantile(starts.cold) if starts.cold else guess_s
 
 
-def standby_s(starts: Starts, scaling: Scaling, guess_s: float) -> float:
+def standby_s(starts: StartupTimes, scaling: Scaling, guess_s: float) -> float:
     """Seconds of a start from standby, which is never taken to be longer than one from nothing.
 
     `guess_s` is that of a start from nothing.
     """
-    longest = cold_s(starts, scaling, guess_s)
+    maximum = cold_s(starts, scaling, guess_s)
     if scaling.standby_start_s != "auto":
-        return min(scaling.standby_start_s, longest)
-    return min(_usual(starts.standby) if starts.standby else FIRST_STANDBY_S, longest)
+        return min(scaling.standby_start_s, maximum)
+    return min(_quantile(starts.standby) if starts.standby else FIRST_STANDBY_S, maximum)
 
 
-def expected_s(starts: Starts, scaling: Scaling, guess_s: float, ready_spares: int) -> float:
+def expected_s(starts: StartupTimes, scaling: Scaling, guess_s: float, ready_spares: int) -> float:
     """Seconds that the next start will take: that of a spare where one is ready."""
     return (standby_s if ready_spares else cold_s)(starts, scaling, guess_s)
 
 
-def _usual(seconds: Sequence[float]) -> float:
-    return sorted(seconds)[math.ceil(_PART * len(seconds)) - 1]
+def _quantile(seconds: Sequence[float]) -> float:
+    return sorted(seconds)[math.ceil(_QUANTILE * len(seconds)) - 1]

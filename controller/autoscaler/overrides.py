@@ -11,11 +11,11 @@ import datetime
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 
-from controller.types import Decision, Limits
+from controller.types import Decision, WorkerLimits
 from wire.scaling import Pause, Resume, Scale
 
 
-class Wrong(Exception):
+class InvalidCommand(Exception):
     """The order cannot be obeyed; the text says why, `param` what is wrong with it."""
 
     def __init__(self, text: str, param: str | None = None) -> None:
@@ -24,7 +24,7 @@ class Wrong(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class Hold:
+class Override:
     """A model keeps so many workers until then."""
 
     workers: int
@@ -32,22 +32,24 @@ class Hold:
 
 
 @dataclass(frozen=True, slots=True)
-class Standing:
+class Overrides:
     """All that is in force."""
 
-    holds: Mapping[str, Hold] = field(default_factory=dict)
+    holds: Mapping[str, Override] = field(default_factory=dict)
     #: Since when nothing is decided.
     paused_since: float | None = None
     #: Workers of the model that were started before are to be replaced.
     renew_before: Mapping[str, float] = field(default_factory=dict)
 
 
-def obey(standing: Standing, order: Scale | Pause | Resume, limits: Mapping[str, Limits], now: float) -> Standing:
+def apply_command(
+    standing: Overrides, order: Scale | Pause | Resume, limits: Mapping[str, WorkerLimits], now: float
+) -> Overrides:
     """What is in force after the order. Raises `Wrong`."""
     match order:
         case Scale(model, workers, hold_s):
             _check(model, workers, limits)
-            return replace(standing, holds={**standing.holds, model: Hold(workers, now + hold_s)})
+            return replace(standing, holds={**standing.holds, model: Override(workers, now + hold_s)})
         case Pause():
             return replace(standing, paused_since=now if standing.paused_since is None else standing.paused_since)
         case Resume(None):
@@ -56,14 +58,14 @@ def obey(standing: Standing, order: Scale | Pause | Resume, limits: Mapping[str,
             return replace(standing, holds={name: hold for name, hold in standing.holds.items() if name != model})
 
 
-def renew(standing: Standing, models: Collection[str], served: Collection[str], now: float) -> Standing:
+def request_restart(standing: Overrides, models: Collection[str], served: Collection[str], now: float) -> Overrides:
     """Have all workers of these models replaced that there are now. Raises `Wrong`."""
     for model in models:
-        _served(model, served, "models")
+        _check_served(model, served, "models")
     return replace(standing, renew_before={**standing.renew_before, **dict.fromkeys(models, now)})
 
 
-def in_force(standing: Standing, limits: Mapping[str, Limits], now: float) -> Standing:
+def active_overrides(standing: Overrides, limits: Mapping[str, WorkerLimits], now: float) -> Overrides:
     """Without what has ended or is of a model that is gone; numbers within the bounds as they are now."""
     holds = {
         name: replace(hold, workers=min(max(hold.workers, limits[name].min_workers), limits[name].max_workers))
@@ -74,20 +76,20 @@ def in_force(standing: Standing, limits: Mapping[str, Limits], now: float) -> St
     return replace(standing, holds=holds, renew_before=before)
 
 
-def held(hold: Hold) -> Decision:
+def override_decision(hold: Override) -> Decision:
     """What a hold decides."""
     until = datetime.datetime.fromtimestamp(hold.until, datetime.UTC)
     return Decision(hold.workers, f"held at {hold.workers} by order until {until:%Y-%m-%d %H:%M:%S} UTC")
 
 
-def _check(model: str, workers: int, limits: Mapping[str, Limits]) -> None:
-    _served(model, limits, "model")
+def _check(model: str, workers: int, limits: Mapping[str, WorkerLimits]) -> None:
+    _check_served(model, limits, "model")
     own = limits[model]
     if not own.min_workers <= workers <= own.max_workers:
         text = f"{model} may have {own.min_workers} to {own.max_workers} workers (min_workers, max_workers)"
-        raise Wrong(f"{workers} workers: {text}", "workers")
+        raise InvalidCommand(f"{workers} workers: {text}", "workers")
 
 
-def _served(model: str, served: Collection[str], param: str) -> None:
+def _check_served(model: str, served: Collection[str], param: str) -> None:
     if model not in served:
-        raise Wrong(f"no model is named {model}; served: {', '.join(served)}", param)
+        raise InvalidCommand(f"no model is named {model}; served: {', '.join(served)}", param)

@@ -6,36 +6,42 @@ The death of a worker needs no decision: the plan replaces it at the next look, 
 from __future__ import annotations
 
 from configs.scaling import Scaling
-from controller.policies.queueing import speed, workers_for_backlog
-from controller.types import Decision, Limits, Observation, Stage
+from controller.policies.queueing import worker_speed, workers_for_backlog
+from controller.types import Decision, Observation, Stage, WorkerLimits
 
 #: Least time between two decisions outside the tick: an overload that stands is no news.
-AGAIN_S = 5.0
+MIN_TRIGGER_INTERVAL_S = 5.0
 
 
-def wake(seen: Observation, scaling: Scaling, limits: Limits, decision: Decision, decided_at: float, now: float) -> str:
+def find_trigger(
+    observation: Observation, scaling: Scaling, limits: WorkerLimits, decision: Decision, decided_at: float, now: float
+) -> str:
     """Why to decide now; empty where there is no reason.
 
     `decision` is the last one, made at `decided_at`: minus infinity where there was none.
     """
     if now >= decided_at + scaling.interval_s:
         return "tick"
-    if seen.queue is None or decision.desired >= limits.max_workers:
+    if observation.queue is None or decision.desired >= limits.max_workers:
         return ""
-    if decision.desired == 0 and (seen.queue.queued or seen.queue.proxied_in_flight):
+    if decision.desired == 0 and (observation.queue.queued or observation.queue.proxied_in_flight):
         return "first request"
-    if now < decided_at + AGAIN_S or not _would_miss(seen, scaling):
+    if now < decided_at + MIN_TRIGGER_INTERVAL_S or not _would_miss_slo(observation, scaling):
         return ""
-    return "backlog" if workers_for_backlog(seen, scaling, now) > max(decision.desired, seen.provisioned) else ""
+    return (
+        "backlog"
+        if workers_for_backlog(observation, scaling, now) > max(decision.desired, observation.provisioned)
+        else ""
+    )
 
 
-def _would_miss(seen: Observation, scaling: Scaling) -> bool:
+def _would_miss_slo(observation: Observation, scaling: Scaling) -> bool:
     """Whether what waits last would wait for longer than promised with the workers that are ready."""
-    queue = seen.queue
+    queue = observation.queue
     if queue is None or not queue.queued or queue.backlog_work_s is None:
         return False
-    ready = sum(replica.stage is Stage.READY for replica in seen.replicas)
+    ready = sum(replica.stage is Stage.READY for replica in observation.replicas)
     return (
         queue.oldest_wait_s > scaling.slo.max_wait_s
-        or queue.backlog_work_s > ready * speed(queue) * scaling.slo.max_wait_s
+        or queue.backlog_work_s > ready * worker_speed(queue) * scaling.slo.max_wait_s
     )

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
-from controller.types import Child, Exit
+from controller.types import Exit, WorkerProcess
 
 
-class Poll(NamedTuple):
+class PollResult(NamedTuple):
     """What there is, and what has ended since the last look."""
 
-    children: Sequence[Child]
+    children: Sequence[WorkerProcess]
     exits: Sequence[Exit]
 
 
@@ -27,11 +27,11 @@ class Launcher(Protocol):
     def activate(self, worker: str, device: str) -> None:
         """Have the spare of this name serve on the device; nothing happens if there is none, or if it does already."""
 
-    def drain(self, worker: str, *, hurry: bool = False) -> None:
+    def drain(self, worker: str, *, immediate: bool = False) -> None:
         """Tell it to finish and go; with `hurry`, to hand back what it has and go."""
 
     def kill(self, worker: str) -> None:
         """Have no worker of this name; nothing happens if there is none."""
 
-    def poll(self) -> Poll:
+    def poll(self) -> PollResult:
         """Look at every process. Each exit is told once."""

@@ -15,9 +15,9 @@ from configs.load import Tree
 from configs.paths import children_dir, controller_pid_file, log_dir, run_dir, worker_address
 from configs.settings import Settings
 from controller.config_diff import generation
-from controller.launchers import Poll
+from controller.launchers import PollResult
 from controller.launchers.processes import Processes
-from controller.types import Child
+from controller.types import WorkerProcess
 
 BALANCER = "loadbalancer"
 #: Settings that only the controller reads: children may go on when they change.
@@ -36,7 +36,7 @@ class LocalLauncher:
         self._processes = Processes(children_dir(settings.data_dir), log_dir(settings.data_dir))
         self._config = run_dir(settings.data_dir) / "config.yaml"
 
-    def prepare(self) -> tuple[list[Child], bool]:
+    def prepare(self) -> tuple[list[WorkerProcess], bool]:
         """Write the configuration for the children, and adopt those that are still there.
 
         Returns them, and whether they run with another configuration and were therefore told to go.
@@ -51,7 +51,7 @@ class LocalLauncher:
         self._write_config(text)
         return adopted, outdated
 
-    def adapt(self, settings: Settings) -> None:
+    def update_settings(self, settings: Settings) -> None:
         """From now on start workers with these settings. Raises `OSError`, and has changed nothing then."""
         self._write_config(to_yaml(settings))
         self._settings = settings
@@ -90,15 +90,15 @@ class LocalLauncher:
         options = ["--host", server.host, "--port", str(server.port)]
         self._processes.spawn(BALANCER, "", "", self._command("loadbalancer", options), self._environment(""))
 
-    def drain(self, worker: str, *, hurry: bool = False) -> None:
+    def drain(self, worker: str, *, immediate: bool = False) -> None:
         """SIGTERM: finish and go. SIGUSR1: hand everything back and go."""
-        self._processes.signal(worker, signal.SIGUSR1 if hurry else signal.SIGTERM)
+        self._processes.signal(worker, signal.SIGUSR1 if immediate else signal.SIGTERM)
 
     def kill(self, worker: str) -> None:
         """SIGKILL."""
         self._processes.signal(worker, signal.SIGKILL)
 
-    def poll(self) -> Poll:
+    def poll(self) -> PollResult:
         """Every process, the balancer among them."""
         return self._processes.poll()
 

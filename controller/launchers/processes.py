@@ -22,17 +22,17 @@ import msgspec
 import psutil
 
 from configs.paths import StandbyFiles, standby_files
-from controller.launchers import Poll
-from controller.types import Child, Exit
+from controller.launchers import PollResult
+from controller.types import Exit, WorkerProcess
 
 _TAIL_LINES = 15
 _TAIL_BYTES = 8192
-_KEPT_LOGS = 50
+_MAX_LOGS = 50
 #: Two readings of the same creation time differ by rounding only; the kernel counts it in hundredths of a second.
 _SAME_TIME_S = 0.005
 
 
-class Record(msgspec.Struct, frozen=True):
+class ProcessRecord(msgspec.Struct, frozen=True):
     """What is on disk of a child. Times are seconds since the machine started."""
 
     id: str
@@ -56,7 +56,7 @@ class Processes:
     def __init__(self, records: Path, logs: Path) -> None:
         self._records = records
         self._logs = logs
-        self._children: dict[str, Child] = {}
+        self._children: dict[str, WorkerProcess] = {}
         self._handles: dict[str, psutil.Process] = {}
         self._spawned: dict[str, subprocess.Popen[bytes]] = {}
         #: Those that were spares: their start is when they got their device.
@@ -66,14 +66,14 @@ class Processes:
     def __contains__(self, name: str) -> bool:
         return name in self._children
 
-    def adopt(self) -> list[Child]:
+    def adopt(self) -> list[WorkerProcess]:
         """Take over the children that an earlier parent left running."""
         adopted = []
         for file in sorted(self._records.glob("*.json")):
             with contextlib.suppress(msgspec.MsgspecError, psutil.Error, OSError):
-                record = msgspec.json.decode(file.read_bytes(), type=Record)
+                record = msgspec.json.decode(file.read_bytes(), type=ProcessRecord)
                 process = psutil.Process(record.pid)
-                if _is_it(process, record):
+                if _is_same(process, record):
                     child = self._as_recorded(record)
                     self._children[child.id], self._handles[child.id] = child, process
                     adopted.append(child)
@@ -81,7 +81,7 @@ class Processes:
             self._forget(file.stem)
         return adopted
 
-    def _as_recorded(self, record: Record) -> Child:
+    def _as_recorded(self, record: ProcessRecord) -> WorkerProcess:
         device, activated, spare = record.device, record.activated, record.spare
         with contextlib.suppress(FileNotFoundError):
             if spare:
@@ -92,7 +92,7 @@ class Processes:
             self._activated.add(record.id)
         drained_at = None if record.drained is None else _from_boot(record.drained)
         started_at = _from_boot(record.created if activated is None else activated)
-        return Child(
+        return WorkerProcess(
             record.id,
             record.model,
             device,
@@ -124,7 +124,7 @@ class Processes:
             )
         self._spawned[name] = process
         self._handles[name] = psutil.Process(process.pid)
-        self._children[name] = Child(
+        self._children[name] = WorkerProcess(
             name, model, device, process.pid, time.monotonic(), generation=generation, spare=spare
         )
         self._write(name)
@@ -156,7 +156,7 @@ class Processes:
             with contextlib.suppress(psutil.Error, OSError):
                 self._write(name)
 
-    def poll(self) -> Poll:
+    def poll(self) -> PollResult:
         """The living, and those that have ended since the last look."""
         exits = []
         for name, child in list(self._children.items()):
@@ -169,7 +169,7 @@ class Processes:
                 self._forget(name)
             elif child.spare and child.loaded_at is None and self._files(name).ready.exists():
                 self._children[name] = dataclasses.replace(child, loaded_at=time.monotonic())
-        return Poll(list(self._children.values()), exits)
+        return PollResult(list(self._children.values()), exits)
 
     def _ended(self, name: str) -> tuple[bool, int | None]:
         spawned = self._spawned.get(name)
@@ -186,7 +186,7 @@ class Processes:
         child, created = self._children[name], _created(self._handles[name])
         drained = None if child.drained_at is None else _since_boot(child.drained_at)
         activated = _since_boot(child.started_at) if name in self._activated else None
-        record = Record(
+        record = ProcessRecord(
             name, child.model, child.device, child.pid, created, drained, child.generation, child.spare, activated
         )
         _replace(self._records / f"{name}.json", msgspec.json.encode(record))
@@ -214,7 +214,7 @@ class Processes:
         """Keep the newest logs, and those of the living."""
         kept = {self._log(name) for name in self._children}
         old = [log for log in self._logs.glob("*.log") if log not in kept]
-        for log in sorted(old, key=lambda log: log.stat().st_mtime, reverse=True)[_KEPT_LOGS:]:
+        for log in sorted(old, key=lambda log: log.stat().st_mtime, reverse=True)[_MAX_LOGS:]:
             log.unlink(missing_ok=True)
 
 
@@ -225,7 +225,7 @@ def _replace(file: Path, content: bytes) -> None:
     draft.replace(file)
 
 
-def _is_it(process: psutil.Process, record: Record) -> bool:
+def _is_same(process: psutil.Process, record: ProcessRecord) -> bool:
     """Whether the process is the one that the record was written of, alive."""
     if abs(_created(process) - record.created) >= _SAME_TIME_S or not _alive(process):
         return False

@@ -19,17 +19,17 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from configs.scaling import Scaling
-from controller.planning.placement import Berth, Rooms
+from controller.planning.placement import DeviceSlots, PlacementRequest
 from controller.types import Queue, Replica, Stage
 
 #: How far ahead waiting is reckoned, in seconds.
-AHEAD_S = 120.0
+HORIZON_S = 120.0
 #: What a swap must save, against what it costs: nothing is moved for little.
-_WORTH_IT = 1.5
-_LEAST_GAIN = 0.05
+_MIN_GAIN_RATIO = 1.5
+_MIN_GAIN = 0.05
 #: A worker stays for so many times the newcomer's cold start before it has to make room for something better, and for
 #: one such time before it has to make room for a model that has none.
-_STAYS = 3.0
+_MIN_STAY = 3.0
 _POINTS = (0.125, 0.375, 0.625, 0.875)
 
 
@@ -59,7 +59,7 @@ def load_of(queue: Queue | None, scaling: Scaling) -> Load | None:
     return Load(work, rate, mean, (queue.batch_cap or 1) / max(queue.batch_slowdown, 1.0), patience_s)
 
 
-def waiting(load: Load, workers: int, ahead_s: float = AHEAD_S) -> float:
+def expected_waiting(load: Load, workers: int, ahead_s: float = HORIZON_S) -> float:
     """Tasks that wait on average over the time ahead, each counted by its patience."""
     growth = load.rate * load.mean_work_s - workers * load.power
     spread = load.mean_work_s * math.sqrt(2 * load.rate)
@@ -82,23 +82,23 @@ def _mean_above_zero(mean: float, deviation: float) -> float:
 
 
 @functools.lru_cache(maxsize=8192)
-def saves(load: Load | None, workers: int, ahead_s: float = AHEAD_S) -> float:
+def waiting_saved(load: Load | None, workers: int, ahead_s: float = HORIZON_S) -> float:
     """What the last of so many workers saves."""
     if load is None or workers < 1:
         return 0.0
-    return max(waiting(load, workers - 1, ahead_s) - waiting(load, workers, ahead_s), 0.0)
+    return max(expected_waiting(load, workers - 1, ahead_s) - expected_waiting(load, workers, ahead_s), 0.0)
 
 
 @dataclass(slots=True)
-class Party:
+class Claimant:
     """A model that has workers, and may want more."""
 
-    berth: Berth
+    request: PlacementRequest
     #: Those that stay, the least missed first.
     staying: list[Replica]
     #: Workers that it has, or has been promised.
     count: int
-    least: int
+    min_workers: int
     load: Load | None
     cold_start_s: float
     #: It has tasks; None where nobody knows.
@@ -106,13 +106,13 @@ class Party:
 
     def rank(self) -> int:
         """Of its next worker: 0 it is owed, 1 it has none and has work, 2 it would be good to have."""
-        if self.count < self.least:
+        if self.count < self.min_workers:
             return 0
         return 1 if self.count == 0 and self.busy else 2
 
-    def spare(self) -> int:
+    def surplus(self) -> int:
         """Workers that can be taken from it: never what it is owed, nor the only one that has work to do."""
-        return max(len(self.staying) - max(self.least, 0 if self.busy is False else 1), 0)
+        return max(len(self.staying) - max(self.min_workers, 0 if self.busy is False else 1), 0)
 
     def can_lose(self, some: Sequence[Replica]) -> bool:
         """Whether somebody is left who serves, if there is work to do."""
@@ -131,82 +131,84 @@ class Swap:
     reason: str
 
 
-_Held = tuple[float, Party, Replica]
+_Candidate = tuple[float, Claimant, Replica]
 
 
-def find_swap(taker: Party, others: Iterable[Party], rooms: Rooms, now: float) -> list[Swap]:
+def find_swap(taker: Claimant, others: Iterable[Claimant], slots: DeviceSlots, now: float) -> list[Swap]:
     """Whom to let go so that the taker's next worker finds a place: those on one device that are missed least.
 
     Empty where nobody has to give way, or where it would not be worth it.
     """
-    ahead_s = max(AHEAD_S, 4 * taker.cold_start_s)
+    ahead_s = max(HORIZON_S, 4 * taker.cold_start_s)
     rank = taker.rank()
-    gain = saves(taker.load, taker.count + 1, ahead_s) * (1 - taker.cold_start_s / ahead_s)
-    worth = math.inf if rank < 2 else (gain / _WORTH_IT if gain >= _LEAST_GAIN else 0.0)
-    stays_s = taker.cold_start_s * (0.0, 1.0, _STAYS)[rank]
-    there: defaultdict[str, list[_Held]] = defaultdict(list)
+    gain = waiting_saved(taker.load, taker.count + 1, ahead_s) * (1 - taker.cold_start_s / ahead_s)
+    max_loss = math.inf if rank < 2 else (gain / _MIN_GAIN_RATIO if gain >= _MIN_GAIN else 0.0)
+    stays_s = taker.cold_start_s * (0.0, 1.0, _MIN_STAY)[rank]
+    by_device: defaultdict[str, list[_Candidate]] = defaultdict(list)
     for other in others:
-        if other is taker or not other.spare() or (other.busy is None and rank > 0):
+        if other is taker or not other.surplus() or (other.busy is None and rank > 0):
             continue
         # Each one more that goes is missed more.
-        loss = saves(other.load, len(other.staying), ahead_s)
-        if loss < worth:
+        loss = waiting_saved(other.load, len(other.staying), ahead_s)
+        if loss < max_loss:
             for replica in other.staying:
-                if now - (replica.child.ready_at or replica.child.started_at) >= stays_s:
-                    there[replica.child.device].append((loss, other, replica))
-    least, victims = math.inf, list[tuple[Party, Replica]]()
+                if now - (replica.process.ready_at or replica.process.started_at) >= stays_s:
+                    by_device[replica.process.device].append((loss, other, replica))
+    min_loss, victims = math.inf, list[tuple[Claimant, Replica]]()
     # No device costs less than what is missed least of it.
-    bounds = {device: min((loss, replica.load) for loss, _, replica in held) for device, held in there.items()}
+    bounds = {
+        device: min((loss, replica.load) for loss, _, replica in candidates) for device, candidates in by_device.items()
+    }
     for device in sorted(bounds, key=bounds.__getitem__):
-        if bounds[device][0] >= least:
+        if bounds[device][0] >= min_loss:
             break
-        cost, found = _pick(device, there[device], taker, rooms, ahead_s)
-        if cost < min(least, worth):
-            least, victims = cost, found
-    why = _why(taker, rank, gain, least)
-    return [Swap(taker.berth.model, o.berth.model, r.child.id, r.child.device, why) for o, r in victims]
+        cost, found = _pick(device, by_device[device], taker, slots, ahead_s)
+        if cost < min(min_loss, max_loss):
+            min_loss, victims = cost, found
+    why = _swap_reason(taker, rank, gain, min_loss)
+    return [Swap(taker.request.model, o.request.model, r.process.id, r.process.device, why) for o, r in victims]
 
 
-def find_move(taker: Party, others: Sequence[Party], rooms: Rooms) -> list[Swap]:
+def find_move(taker: Claimant, others: Sequence[Claimant], slots: DeviceSlots) -> list[Swap]:
     """Whom to move to another device, so that a model finds room for what it is owed: nobody has too many, but they
     lie badly. They are told to go and start again elsewhere, so never the only one that has work to do.
     """
-    name = taker.berth.model
-    for device in taker.berth.places:
-        trial, moved = rooms.copy(), []
-        for other in sorted(others, key=lambda party: party.berth.need or 0):
+    name = taker.request.model
+    for device in taker.request.places:
+        attempt, moved = slots.copy(), []
+        for other in sorted(others, key=lambda claimant: claimant.request.need or 0):
             if other is taker or (len(other.staying) < 2 and other.busy is not False):
                 continue
             for replica in other.staying:
-                there = replica.child.device == device and other.can_lose([replica])
-                if there and trial.take(other.berth, but=device):
-                    trial.leave(device, other.berth, replica.child.id)
+                by_device = replica.process.device == device and other.can_lose([replica])
+                if by_device and attempt.take(other.request, but=device):
+                    attempt.release_later(device, other.request, replica.process.id)
                     why = f"swap: moves to another device, {name} needs its place to have its min_workers"
-                    moved.append(Swap(name, other.berth.model, replica.child.id, device, why))
-                    if trial.will_fit(device, taker.berth):
+                    moved.append(Swap(name, other.request.model, replica.process.id, device, why))
+                    if attempt.will_fit(device, taker.request):
                         return moved
                     break
     return []
 
 
 def _pick(
-    device: str, held: Sequence[_Held], taker: Party, rooms: Rooms, ahead_s: float
-) -> tuple[float, list[tuple[Party, Replica]]]:
+    device: str, candidates: Sequence[_Candidate], taker: Claimant, slots: DeviceSlots, ahead_s: float
+) -> tuple[float, list[tuple[Claimant, Replica]]]:
     """The least missed of one device that make enough room together, and what is lost with them: infinity without."""
-    victims: list[tuple[Party, Replica]] = []
+    victims: list[tuple[Claimant, Replica]] = []
     total = 0.0
-    for _, other, replica in sorted(held, key=lambda entry: entry[0]):
-        gone = [victim for party, victim in victims if party is other]
-        if len(gone) < other.spare() and other.can_lose([*gone, replica]):
-            total += saves(other.load, len(other.staying) - len(gone), ahead_s)
+    for _, other, replica in sorted(candidates, key=lambda entry: entry[0]):
+        removed = [victim for claimant, victim in victims if claimant is other]
+        if len(removed) < other.surplus() and other.can_lose([*removed, replica]):
+            total += waiting_saved(other.load, len(other.staying) - len(removed), ahead_s)
             victims.append((other, replica))
-            if rooms.will_fit(device, taker.berth, [party.berth for party, _ in victims]):
+            if slots.will_fit(device, taker.request, [claimant.request for claimant, _ in victims]):
                 return total, victims
     return math.inf, []
 
 
-def _why(taker: Party, rank: int, gain: float, loss: float) -> str:
-    name = taker.berth.model
+def _swap_reason(taker: Claimant, rank: int, gain: float, loss: float) -> str:
+    name = taker.request.model
     if rank == 0:
         return f"swap: {name} has fewer workers than its min_workers"
     if rank == 1:

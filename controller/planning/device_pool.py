@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from controller.planning.device_health import Troubles
+from controller.planning.device_health import DeviceHealth
 from controller.types import Device, Exit, Replica, Stage
 
 #: What a process holds of a GPU beside its tensors, which it does not count itself: context, kernels, libraries.
@@ -13,7 +13,7 @@ CONTEXT_BYTES = 600 << 20
 
 
 @dataclass(frozen=True, slots=True)
-class Reading:
+class MemoryReading:
     """A GPU as its driver tells."""
 
     device: str
@@ -25,7 +25,7 @@ class Reading:
     fault: str = ""
 
 
-class Pool:
+class DevicePool:
     """The devices of one machine. Those that are not listed are well, and their memory is not counted."""
 
     def __init__(
@@ -45,7 +45,7 @@ class Pool:
         self._margin = margin
         self.share = share
         self.measured = dict(measured or {})
-        self._troubles = Troubles()
+        self._health = DeviceHealth()
         #: By device: what others hold of it, and what the driver has against it.
         self._others: dict[str, int] = {}
         self._faults: dict[str, str] = {}
@@ -55,7 +55,7 @@ class Pool:
         self.occupied = occupied
 
     def __repr__(self) -> str:
-        return f"Pool({len(self._devices)} devices, {self._troubles})"
+        return f"Pool({len(self._devices)} devices, {self._health})"
 
     @property
     def largest(self) -> Device | None:
@@ -63,7 +63,7 @@ class Pool:
         counted = [device for device in self._devices.values() if device.memory is not None]
         return max(counted, key=lambda device: device.memory or 0, default=None)
 
-    def see(self, readings: Sequence[Reading], occupied: Collection[str]) -> None:
+    def update(self, readings: Sequence[MemoryReading], occupied: Collection[str]) -> None:
         """Take in what the driver tells of every GPU. `occupied` are those where workers were when it was asked.
 
         What others hold is known only where none of ours is: not every driver can tell whose memory is whose.
@@ -79,11 +79,11 @@ class Pool:
     def learn(self, weights: str, replicas: Iterable[Replica]) -> None:
         """Keep the most that a ready worker of these weights has held."""
         for replica in replicas:
-            device = self._devices.get(replica.child.device)
+            device = self._devices.get(replica.process.device)
             if replica.stage is Stage.READY and device is not None and device.memory is not None:
                 context = CONTEXT_BYTES if device.name.startswith("cuda") else 0
-                told = replica.memory_bytes + context if replica.memory_bytes else 0
-                held = max(told, self._by_pid.get(replica.child.pid, 0))
+                reported = replica.memory_bytes + context if replica.memory_bytes else 0
+                held = max(reported, self._by_pid.get(replica.process.pid, 0))
                 if held > self.measured.get(weights, 0):
                     self.measured[weights] = held
 
@@ -98,18 +98,18 @@ class Pool:
         # What ran on the largest fits there without the margin; what was measured on a larger one says nothing.
         return min(need, largest.memory) if measured <= largest.memory else None
 
-    def crashed(self, ended: Exit) -> None:
+    def on_crash(self, ended: Exit) -> None:
         """A worker has crashed."""
-        self._troubles.crashed(ended.child.device, ended.child.model, ended.at)
+        self._health.record(ended.process.device, ended.process.model, ended.at)
 
-    def look(self, replicas: Sequence[Replica], now: float) -> dict[str, Device]:
+    def usable(self, replicas: Sequence[Replica], now: float) -> dict[str, Device]:
         """The devices as they are now. `replicas` are the workers on them."""
-        self.occupied = {replica.child.device for replica in replicas}
-        aside = self._troubles.aside(replicas, now)
+        self.occupied = {replica.process.device for replica in replicas}
+        quarantined = self._health.quarantined(replicas, now)
         found = {}
-        for name in {**self._devices, **aside}:
+        for name in {**self._devices, **quarantined}:
             device = self._devices.get(name, Device(name))
             memory = None if device.memory is None else max(device.memory - self._others.get(name, 0), 0)
-            found[name] = replace(device, memory=memory, fault=self._faults.get(name) or aside.get(name, ""))
+            found[name] = replace(device, memory=memory, fault=self._faults.get(name) or quarantined.get(name, ""))
         self.current = found
         return found

@@ -21,7 +21,7 @@ _Key = tuple[float, float, int, str]
 
 
 @dataclass(frozen=True, slots=True)
-class Berth:
+class PlacementRequest:
     """What a worker of a model asks of a device."""
 
     model: str
@@ -38,7 +38,7 @@ def in_gib(size: int) -> str:
     return f"{size / 2**30:.1f} GiB"
 
 
-class Rooms:
+class DeviceSlots:
     """What is free on every device now, and what will be once those that leave have gone."""
 
     def __init__(self, devices: Mapping[str, Device], *, tight: bool = False) -> None:
@@ -47,173 +47,173 @@ class Rooms:
         self._memory = {name: device.memory for name, device in devices.items() if device.memory is not None}
         self._faulty = {name for name, device in devices.items() if device.fault}
         #: Bytes, or workers where memory is not counted: what is taken now, and what will be.
-        self._now: defaultdict[str, int] = defaultdict(int)
-        self._later: defaultdict[str, int] = defaultdict(int)
+        self._used_now: defaultdict[str, int] = defaultdict(int)
+        self._used_later: defaultdict[str, int] = defaultdict(int)
         self._workers: Counter[str] = Counter()
-        self._own_now: Counter[tuple[str, str]] = Counter()
-        self._own_later: Counter[tuple[str, str]] = Counter()
+        self._model_now: Counter[tuple[str, str]] = Counter()
+        self._model_later: Counter[tuple[str, str]] = Counter()
         #: Who is to go from each device.
         self.leaving: dict[str, list[str]] = {}
         #: Where each model may look for room, the best first. By the places: what is empty, and what is not full.
         self._order: dict[str, list[_Key]] = {}
         self._empty: dict[int, list[tuple[float, int, str]]] = {}
-        self._open: dict[int, list[tuple[int, str]]] = {}
+        self._available: dict[int, list[tuple[int, str]]] = {}
 
     def __repr__(self) -> str:
-        return f"Rooms({dict(self._now)}, later {dict(self._later)})"
+        return f"Rooms({dict(self._used_now)}, later {dict(self._used_later)})"
 
-    def hold(self, device: str, berth: Berth) -> None:
+    def hold(self, device: str, request: PlacementRequest) -> None:
         """A worker is there, or will be at once."""
-        self.keep(device, berth)
-        self._now[device] += self._amount(device, berth)
-        self._own_now[device, berth.model] += 1
+        self.retain(device, request)
+        self._used_now[device] += self._amount(device, request)
+        self._model_now[device, request.model] += 1
 
-    def keep(self, device: str, berth: Berth) -> None:
+    def retain(self, device: str, request: PlacementRequest) -> None:
         """The place is kept for one that is to come when it is free."""
-        self._later[device] += self._amount(device, berth)
-        self._own_later[device, berth.model] += 1
+        self._used_later[device] += self._amount(device, request)
+        self._model_later[device, request.model] += 1
         self._workers[device] += 1
 
-    def leave(self, device: str, berth: Berth, worker: str) -> None:
+    def release_later(self, device: str, request: PlacementRequest, worker: str) -> None:
         """A worker that is there will go."""
-        self._later[device] -= self._amount(device, berth)
-        self._own_later[device, berth.model] -= 1
+        self._used_later[device] -= self._amount(device, request)
+        self._model_later[device, request.model] -= 1
         self.leaving.setdefault(device, []).append(worker)
 
-    def copy(self) -> Rooms:
+    def copy(self) -> DeviceSlots:
         """The same, to try something."""
         return copy.deepcopy(self)
 
-    def take(self, berth: Berth, but: str = "") -> str | None:
+    def take(self, request: PlacementRequest, but: str = "") -> str | None:
         """A place that is free now, not on the device `but`, and held from now on; None where there is none.
 
         It is on a device with as few workers as can be.
         """
-        device = self._best(berth, but)
+        device = self._best(request, but)
         if device is not None:
-            self.hold(device, berth)
+            self.hold(device, request)
         return device
 
-    def take_rest(self, berth: Berth) -> str | None:
+    def take_partial(self, request: PlacementRequest) -> str | None:
         """For one whose need is not known: all that is left where the most is left; None where nothing is."""
-        most = self.most_free(berth)
-        if berth.need is not None or most is None or most[0] <= 0:
+        limit = self.max_free(request)
+        if request.need is not None or limit is None or limit[0] <= 0:
             return None
-        self.hold(most[1], berth)
-        return most[1]
+        self.hold(limit[1], request)
+        return limit[1]
 
-    def await_one(self, berth: Berth) -> str | None:
+    def reserve_pending(self, request: PlacementRequest) -> str | None:
         """A place that will be free when somebody has left, now kept; None where there is none."""
-        coming = [device for device in self.leaving if self.will_fit(device, berth)]
+        coming = [device for device in self.leaving if self.will_fit(device, request)]
         if not coming:
             return None
-        device = min(coming, key=lambda device: (self._workers[device], self._free(device, berth)))
-        self.keep(device, berth)
+        device = min(coming, key=lambda device: (self._workers[device], self._free(device, request)))
+        self.retain(device, request)
         return device
 
-    def will_fit(self, device: str, berth: Berth, instead_of: Sequence[Berth] = ()) -> bool:
+    def will_fit(self, device: str, request: PlacementRequest, instead_of: Sequence[PlacementRequest] = ()) -> bool:
         """Whether it fits once those that leave have gone, and these with them."""
         freed = sum(self._amount(device, other) for other in instead_of)
-        own = self._own_later[device, berth.model]
-        return self._fits(device, berth, self._later[device] - freed, own)
+        own = self._model_later[device, request.model]
+        return self._fits(device, request, self._used_later[device] - freed, own)
 
-    def most_free(self, berth: Berth) -> tuple[int, str] | None:
+    def max_free(self, request: PlacementRequest) -> tuple[int, str] | None:
         """The most bytes that are free on a well device of the model's, and where; None where none is counted."""
         counted = [
             (memory - self._taken(device), device)
-            for _, device in self._open_ones(berth)
+            for _, device in self._candidates(request)
             if (memory := self._memory.get(device)) is not None
         ]
         if counted:
             return max(counted, key=lambda pair: pair[0])
-        full = (device for device in berth.places if device in self._memory and device not in self._faulty)
+        full = (device for device in request.places if device in self._memory and device not in self._faulty)
         return next(((0, device) for device in full), None)
 
     def memory(self, device: str) -> int | None:
         """What the device has for workers; None where it is not counted."""
         return self._memory.get(device)
 
-    def _best(self, berth: Berth, but: str) -> str | None:
-        if not self._tight and (empty := self._empty_one(berth, but)):
+    def _best(self, request: PlacementRequest, but: str) -> str | None:
+        if not self._tight and (empty := self._empty_one(request, but)):
             return empty
-        if berth.model not in self._order:
+        if request.model not in self._order:
             # Places are only taken while a plan is made: a device that has no room now is not looked at again.
-            order = [self._key(index, device, berth) for index, device in self._open_ones(berth)]
+            order = [self._key(index, device, request) for index, device in self._candidates(request)]
             heapq.heapify(order)
-            self._order[berth.model] = order
-        order = self._order[berth.model]
+            self._order[request.model] = order
+        order = self._order[request.model]
         while order:
             index, device = order[0][2:]
-            if device == but or not self._has_room(device, berth):
+            if device == but or not self._has_room(device, request):
                 heapq.heappop(order)
-            elif (key := self._key(index, device, berth)) != order[0]:
+            elif (key := self._key(index, device, request)) != order[0]:
                 heapq.heapreplace(order, key)
             else:
                 return device
         return None
 
-    def _empty_one(self, berth: Berth, but: str) -> str | None:
+    def _empty_one(self, request: PlacementRequest, but: str) -> str | None:
         """The smallest device that fits of those where nobody is; models that may have the same ones share the list."""
-        sizes = self._empty.get(id(berth.places))
+        sizes = self._empty.get(id(request.places))
         if sizes is None:
             sizes = sorted(
                 (math.inf if (memory := self.memory(device)) is None else float(memory), index, device)
-                for index, device in enumerate(berth.places)
+                for index, device in enumerate(request.places)
                 if not self._workers[device] and device not in self._faulty
             )
-            self._empty[id(berth.places)] = sizes
-        at = bisect.bisect_left(sizes, (float(berth.need or 0), 0, ""))
+            self._empty[id(request.places)] = sizes
+        at = bisect.bisect_left(sizes, (float(request.need or 0), 0, ""))
         while at < len(sizes):
             device = sizes[at][2]
             if self._workers[device]:
                 del sizes[at]
-            elif device != but and self._has_room(device, berth):
+            elif device != but and self._has_room(device, request):
                 return device
             else:
                 at += 1
         return None
 
-    def _open_ones(self, berth: Berth) -> list[tuple[int, str]]:
+    def _candidates(self, request: PlacementRequest) -> list[tuple[int, str]]:
         """The devices of these places that are not full, with their numbers: what is full stays so in one plan."""
-        found = self._open.get(id(berth.places))
+        found = self._available.get(id(request.places))
         if found is None:
             found = [
                 (index, device)
-                for index, device in enumerate(berth.places)
-                if device not in self._faulty and self._free(device, berth) > 0
+                for index, device in enumerate(request.places)
+                if device not in self._faulty and self._free(device, request) > 0
             ]
-            self._open[id(berth.places)] = found
+            self._available[id(request.places)] = found
         return found
 
-    def _key(self, index: int, device: str, berth: Berth) -> _Key:
+    def _key(self, index: int, device: str, request: PlacementRequest) -> _Key:
         """Of two devices with as many workers the one that fits best, that is, that is left with the least."""
-        free = self._free(device, berth)
+        free = self._free(device, request)
         return (free, 0.0, index, device) if self._tight else (self._workers.get(device, 0), free, index, device)
 
-    def _free(self, device: str, berth: Berth) -> float:
+    def _free(self, device: str, request: PlacementRequest) -> float:
         memory = self._memory.get(device)
-        return float((berth.places[device] if memory is None else memory) - self._taken(device))
+        return float((request.places[device] if memory is None else memory) - self._taken(device))
 
     def _taken(self, device: str) -> int:
-        now, later = self._now.get(device, 0), self._later.get(device, 0)
+        now, later = self._used_now.get(device, 0), self._used_later.get(device, 0)
         return max(later, now)
 
-    def _has_room(self, device: str, berth: Berth) -> bool:
-        own = (device, berth.model)
-        alike = max(self._own_now.get(own, 0), self._own_later.get(own, 0))
-        return self._fits(device, berth, self._taken(device), alike)
+    def _has_room(self, device: str, request: PlacementRequest) -> bool:
+        own = (device, request.model)
+        alike = max(self._model_now.get(own, 0), self._model_later.get(own, 0))
+        return self._fits(device, request, self._taken(device), alike)
 
-    def _fits(self, device: str, berth: Berth, taken: int, own: int) -> bool:
-        if device in self._faulty or device not in berth.places:
+    def _fits(self, device: str, request: PlacementRequest, taken: int, own: int) -> bool:
+        if device in self._faulty or device not in request.places:
             return False
         memory = self._memory.get(device)
         if memory is None:
-            return taken < berth.places[device]
-        most = math.inf if berth.share else berth.places[device]
-        return taken + self._amount(device, berth) <= memory and own < most
+            return taken < request.places[device]
+        limit = math.inf if request.share else request.places[device]
+        return taken + self._amount(device, request) <= memory and own < limit
 
-    def _amount(self, device: str, berth: Berth) -> int:
+    def _amount(self, device: str, request: PlacementRequest) -> int:
         memory = self._memory.get(device)
         if memory is None:
             return 1
-        return max(memory, 1) if berth.need is None else berth.need
+        return max(memory, 1) if request.need is None else request.need

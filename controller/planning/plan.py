@@ -10,38 +10,38 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from controller.planning.allocation import Load, Party, Swap, find_move, find_swap, saves
-from controller.planning.placement import Berth, Rooms, in_gib
-from controller.planning.scale_down import leave
+from controller.planning.allocation import Claimant, Load, Swap, find_move, find_swap, waiting_saved
+from controller.planning.placement import DeviceSlots, PlacementRequest, in_gib
+from controller.planning.scale_down import select_to_stop
 from controller.types import (
     Action,
-    Crashes,
+    CrashBackoff,
     Decision,
     Device,
     Drain,
     Exit,
-    Limits,
     Observation,
     Replica,
     Stage,
     Start,
+    WorkerLimits,
 )
 
 #: A worker that served for this long was healthy: its death is no reason to wait.
 HEALTHY_AFTER_S = 30.0
 #: A worker started after a crash that has served for this long shows that the model is well again.
-_FORGIVEN_AFTER_S = 60.0
-_LONGEST_BACK_OFF_S = 60.0
+_RESET_AFTER_S = 60.0
+_MAX_BACKOFF_S = 60.0
 
 
 @dataclass(frozen=True, slots=True)
-class Wanted:
+class ModelDemand:
     """One model's part of the plan."""
 
-    seen: Observation
+    observation: Observation
     decision: Decision
-    limits: Limits
-    crashes: Crashes
+    limits: WorkerLimits
+    crashes: CrashBackoff
     #: Devices that its workers may have; a device that stands here twice may have two.
     slots: Sequence[str]
     #: Bytes of a device that one worker needs; None for all that it has.
@@ -60,12 +60,12 @@ class Plan:
     """What to do, and what could not be done and why, by model."""
 
     actions: Sequence[Action]
-    obstacles: dict[str, str]
+    blocked: dict[str, str]
     #: The drains that make room for another model.
     swaps: Sequence[Swap] = ()
 
 
-def make_plan(wanted: Sequence[Wanted], now: float, devices: Mapping[str, Device] | None = None) -> Plan:
+def make_plan(demands: Sequence[ModelDemand], now: float, devices: Mapping[str, Device] | None = None) -> Plan:
     """Kill what hangs, drain what is too much, start what is missing, where there is room.
 
     `devices` are those whose memory is counted, or that are to be left alone. What a model lacks to its minimum is
@@ -73,211 +73,227 @@ def make_plan(wanted: Sequence[Wanted], now: float, devices: Mapping[str, Device
     the device of another's only worker. What is left goes to where one worker more saves the most waiting. A model
     without its due makes those give way that have more than theirs.
     """
-    draft = _Draft(wanted, now, devices or {})
-    draft.leave()
-    draft.fill()
-    draft.renew()
-    return Plan(draft.actions, draft.obstacles(), draft.swaps)
+    draft = _PlanBuilder(demands, now, devices or {})
+    draft.stop_workers()
+    draft.allocate()
+    draft.replace_outdated()
+    return Plan(draft.actions, draft.blocked(), draft.swaps)
 
 
-class _Draft:
+class _PlanBuilder:
     """A plan in the making."""
 
-    def __init__(self, wanted: Sequence[Wanted], now: float, devices: Mapping[str, Device]) -> None:
-        self._wanted = wanted
+    def __init__(self, demands: Sequence[ModelDemand], now: float, devices: Mapping[str, Device]) -> None:
+        self._demands = demands
         self._now = now
         self._devices = devices
         self.actions: list[Action] = []
         self.swaps: list[Swap] = []
         #: Models with the same devices share one count of them.
-        slots = [tuple(own.slots) for own in wanted]
+        slots = [tuple(demand.slots) for demand in demands]
         places = {each: Counter(each) for each in set(slots)}
-        self._parties = [_party(own, places[each]) for own, each in zip(wanted, slots, strict=True)]
+        self._claimants = [_claimant(demand, places[each]) for demand, each in zip(demands, slots, strict=True)]
         #: For each model that waits for a place, who has to leave it first.
-        self._waits: dict[str, str] = {}
-        self._rooms = Rooms(devices)
+        self._pending: dict[str, str] = {}
+        self._slots = DeviceSlots(devices)
 
-    def leave(self) -> None:
+    def stop_workers(self) -> None:
         """Decide who goes, and count who holds what."""
-        for own, party in zip(self._wanted, self._parties, strict=True):
-            leaving, party.staying = leave(own.seen, own.decision, own.limits, self._now, own.outdated, own.surge)
+        for demand, claimant in zip(self._demands, self._claimants, strict=True):
+            leaving, claimant.staying = select_to_stop(
+                demand.observation, demand.decision, demand.limits, self._now, demand.outdated, demand.surge
+            )
             self.actions += leaving
-            party.count = len(party.staying)
-        self._rooms = self._count(tight=False)
-        lacking = [berth for berth, missing in self._lacking() for _ in range(missing)]
-        if lacking and self._devices:
-            spread = _fitting(self._count(tight=False), lacking)
-            if spread < len(lacking) and _fitting(self._count(tight=True), lacking) > spread:
-                self._rooms = self._count(tight=True)
+            claimant.count = len(claimant.staying)
+        self._slots = self._count(tight=False)
+        below_minimum = [request for request, missing in self._below_minimum() for _ in range(missing)]
+        if below_minimum and self._devices:
+            spread = _fitting(self._count(tight=False), below_minimum)
+            if spread < len(below_minimum) and _fitting(self._count(tight=True), below_minimum) > spread:
+                self._slots = self._count(tight=True)
 
-    def _count(self, *, tight: bool) -> Rooms:
+    def _count(self, *, tight: bool) -> DeviceSlots:
         """The rooms with those who are in them."""
-        rooms = Rooms(self._devices, tight=tight)
-        for own, party in zip(self._wanted, self._parties, strict=True):
-            staying = {replica.child.id for replica in party.staying}
-            for replica in own.seen.replicas:
-                rooms.hold(replica.child.device, party.berth)
-                if replica.child.id not in staying:
-                    rooms.leave(replica.child.device, party.berth, replica.child.id)
-        return rooms
+        slots = DeviceSlots(self._devices, tight=tight)
+        for demand, claimant in zip(self._demands, self._claimants, strict=True):
+            staying = {replica.process.id for replica in claimant.staying}
+            for replica in demand.observation.replicas:
+                slots.hold(replica.process.device, claimant.request)
+                if replica.process.id not in staying:
+                    slots.release_later(replica.process.device, claimant.request, replica.process.id)
+        return slots
 
-    def _lacking(self) -> list[tuple[Berth, int]]:
+    def _below_minimum(self) -> list[tuple[PlacementRequest, int]]:
         """Who lacks how many to its minimum, the largest first."""
-        lacking = [(party.berth, party.least - party.count) for party in self._parties if party.count < party.least]
-        return sorted(lacking, key=lambda entry: -_size(entry[0]))
+        below_minimum = [
+            (claimant.request, claimant.min_workers - claimant.count)
+            for claimant in self._claimants
+            if claimant.count < claimant.min_workers
+        ]
+        return sorted(below_minimum, key=lambda entry: -_size(entry[0]))
 
-    def fill(self) -> None:
+    def allocate(self) -> None:
         """Give places to those that miss workers, the most urgent first."""
-        line = [self._turn(n) for n, own in enumerate(self._wanted) if self._parties[n].count < own.decision.desired]
+        line = [
+            self._priority(n)
+            for n, demand in enumerate(self._demands)
+            if self._claimants[n].count < demand.decision.desired
+        ]
         heapq.heapify(line)
         while line:
             number = heapq.heappop(line)[-1]
-            party = self._parties[number]
-            if self._serve(number):
-                party.count += 1
-                if party.count < self._wanted[number].decision.desired:
-                    heapq.heappush(line, self._turn(number))
+            claimant = self._claimants[number]
+            if self._allocate(number):
+                claimant.count += 1
+                if claimant.count < self._demands[number].decision.desired:
+                    heapq.heappush(line, self._priority(number))
 
-    def _turn(self, number: int) -> tuple[int, float, float, int]:
+    def _priority(self, number: int) -> tuple[int, float, float, int]:
         """By rank. What is owed: the largest first, that it finds room. The rest: by what it saves, then by lack."""
-        own, party = self._wanted[number], self._parties[number]
-        rank = party.rank()
-        gain = _size(party.berth) if rank == 0 else saves(own.load, party.count + 1)
-        return rank, -gain, (party.count + 1) / own.decision.desired, number
+        demand, claimant = self._demands[number], self._claimants[number]
+        rank = claimant.rank()
+        gain = _size(claimant.request) if rank == 0 else waiting_saved(demand.load, claimant.count + 1)
+        return rank, -gain, (claimant.count + 1) / demand.decision.desired, number
 
-    def _serve(self, number: int) -> bool:
+    def _allocate(self, number: int) -> bool:
         """Find a place for one more worker of the model: now, after another has left, or by making one leave."""
-        own, party = self._wanted[number], self._parties[number]
-        may_start = self._now >= own.crashes.retry_at
-        if not may_start and party.rank() > 0:
+        demand, claimant = self._demands[number], self._claimants[number]
+        may_start = self._now >= demand.crashes.retry_at
+        if not may_start and claimant.rank() > 0:
             return False
-        if device := self._rooms.take(party.berth):
+        if device := self._slots.take(claimant.request):
             if may_start:
-                self.actions.append(Start(own.seen.model, device, own.decision.reason))
+                self.actions.append(Start(demand.observation.model, device, demand.decision.reason))
             return True
         if not may_start:
             return False
-        device = self._rooms.await_one(party.berth)
-        if device is None and self._swap(party):
-            device = self._rooms.await_one(party.berth)
-        if device is None and party.rank() < 2 and (device := self._rooms.take_rest(party.berth)):
+        device = self._slots.reserve_pending(claimant.request)
+        if device is None and self._swap(claimant):
+            device = self._slots.reserve_pending(claimant.request)
+        if device is None and claimant.rank() < 2 and (device := self._slots.take_partial(claimant.request)):
             # Rather beside others and perhaps short of memory than never: nobody knows yet that it does not fit.
-            self.actions.append(Start(own.seen.model, device, own.decision.reason))
+            self.actions.append(Start(demand.observation.model, device, demand.decision.reason))
             return True
         if device is not None:
-            self._waits[own.seen.model] = f"{' and '.join(self._rooms.leaving[device])} to leave {device}"
+            self._pending[demand.observation.model] = f"{' and '.join(self._slots.leaving[device])} to leave {device}"
         return device is not None
 
-    def _swap(self, taker: Party) -> bool:
+    def _swap(self, taker: Claimant) -> bool:
         """Make others give way, if that is due or worth it."""
-        swaps = find_swap(taker, self._parties, self._rooms, self._now)
+        swaps = find_swap(taker, self._claimants, self._slots, self._now)
         if not swaps and taker.rank() == 0:
-            swaps = find_move(taker, self._parties, self._rooms)
+            swaps = find_move(taker, self._claimants, self._slots)
         for swap in swaps:
-            giver = next(party for party in self._parties if party.berth.model == swap.giver)
-            giver.staying = [replica for replica in giver.staying if replica.child.id != swap.worker]
+            giver = next(claimant for claimant in self._claimants if claimant.request.model == swap.giver)
+            giver.staying = [replica for replica in giver.staying if replica.process.id != swap.worker]
             giver.count -= 1
-            self._rooms.leave(swap.device, giver.berth, swap.worker)
+            self._slots.release_later(swap.device, giver.request, swap.worker)
             self.actions.append(Drain(swap.worker, swap.reason))
         self.swaps += swaps
         return bool(swaps)
 
-    def renew(self) -> None:
+    def replace_outdated(self) -> None:
         """Start a worker that takes an outdated one's place; where there is no room for both, that one goes first."""
         started = {action.model for action in self.actions if isinstance(action, Start)}
-        for own, party in zip(self._wanted, self._parties, strict=True):
-            staying = {replica.child.id for replica in party.staying}
-            going = next((name for name in own.outdated if name in staying), None)
-            under_way = len(staying) > own.decision.desired or len(staying) < len(own.seen.replicas)
-            if own.surge == 0 or going is None or under_way or own.seen.model in started:
+        for demand, claimant in zip(self._demands, self._claimants, strict=True):
+            staying = {replica.process.id for replica in claimant.staying}
+            outdated_id = next((name for name in demand.outdated if name in staying), None)
+            under_way = len(staying) > demand.decision.desired or len(staying) < len(demand.observation.replicas)
+            if demand.surge == 0 or outdated_id is None or under_way or demand.observation.model in started:
                 continue
-            why = own.outdated[going]
-            if device := self._rooms.take(party.berth):
-                self.actions.append(Start(own.seen.model, device, f"to take the place of {going}: {why}"))
+            why = demand.outdated[outdated_id]
+            if device := self._slots.take(claimant.request):
+                self.actions.append(
+                    Start(demand.observation.model, device, f"to take the place of {outdated_id}: {why}")
+                )
             else:
-                self.actions.append(Drain(going, f"{why}; no place is free, so it goes before the next one comes"))
+                self.actions.append(
+                    Drain(outdated_id, f"{why}; no place is free, so it goes before the next one comes")
+                )
 
-    def obstacles(self) -> dict[str, str]:
+    def blocked(self) -> dict[str, str]:
         """Why models have fewer workers than they should, or will have them late."""
         started = Counter(action.model for action in self.actions if isinstance(action, Start))
         found = {}
-        for own, party in zip(self._wanted, self._parties, strict=True):
-            model = own.seen.model
-            short = own.decision.desired - len(party.staying) - started[model]
+        for demand, claimant in zip(self._demands, self._claimants, strict=True):
+            model = demand.observation.model
+            short = demand.decision.desired - len(claimant.staying) - started[model]
             if short > 0:
-                found[model] = self._obstacle(own, party.berth, short)
+                found[model] = self._reason(demand, claimant.request, short)
         return found
 
-    def _obstacle(self, own: Wanted, berth: Berth, short: int) -> str:
-        if self._now < own.crashes.retry_at:
-            crashes = "1 crash" if own.crashes.count == 1 else f"{own.crashes.count} crashes in a row"
-            return f"{crashes}, next try in {own.crashes.retry_at - self._now:.0f} s"
-        if own.seen.model in self._waits:
-            return f"{short} more wanted: waiting for {self._waits[own.seen.model]}"
-        faulty = (device for device in self._devices.values() if device.fault and device.name in berth.places)
-        aside = [f"{device.name} is left alone ({device.fault})" for device in faulty]
-        return "; ".join([f"{short} more wanted, but {self._lack(berth)}", *aside])
+    def _reason(self, demand: ModelDemand, request: PlacementRequest, short: int) -> str:
+        if self._now < demand.crashes.retry_at:
+            crashes = "1 crash" if demand.crashes.count == 1 else f"{demand.crashes.count} crashes in a row"
+            return f"{crashes}, next try in {demand.crashes.retry_at - self._now:.0f} s"
+        if demand.observation.model in self._pending:
+            return f"{short} more wanted: waiting for {self._pending[demand.observation.model]}"
+        faulty = (device for device in self._devices.values() if device.fault and device.name in request.places)
+        unhealthy = [f"{device.name} is left alone ({device.fault})" for device in faulty]
+        return "; ".join([f"{short} more wanted, but {self._missing(request)}", *unhealthy])
 
-    def _lack(self, berth: Berth) -> str:
+    def _missing(self, request: PlacementRequest) -> str:
         """What there is not."""
-        most = self._rooms.most_free(berth)
-        if most is None:
+        max_free = self._slots.max_free(request)
+        if max_free is None:
             return "every device is taken"
-        free, device = most
-        if berth.need is None:
-            return f"no GPU is free for it alone, as long as its memory is not known (models.{berth.model}.gpu_memory)"
-        if free >= berth.need:
+        free, device = max_free
+        if request.need is None:
+            return (
+                f"no GPU is free for it alone, as long as its memory is not known (models.{request.model}.gpu_memory)"
+            )
+        if free >= request.need:
             return "each GPU that has room already has one of its workers (devices.share is false)"
-        return f"no GPU has {in_gib(berth.need)} free: the most is {in_gib(max(free, 0))} on {device}"
+        return f"no GPU has {in_gib(request.need)} free: the most is {in_gib(max(free, 0))} on {device}"
 
 
-def _fitting(rooms: Rooms, berths: Sequence[Berth]) -> int:
-    return sum(rooms.take(berth) is not None for berth in berths)
+def _fitting(slots: DeviceSlots, requests: Sequence[PlacementRequest]) -> int:
+    return sum(slots.take(request) is not None for request in requests)
 
 
-def _party(own: Wanted, places: Mapping[str, int]) -> Party:
-    queue, replicas = own.seen.queue, own.seen.replicas
+def _claimant(demand: ModelDemand, places: Mapping[str, int]) -> Claimant:
+    queue, replicas = demand.observation.queue, demand.observation.replicas
     busy = None if queue is None else queue.queued + queue.running > 0 or any(r.load for r in replicas)
-    berth = Berth(own.seen.model, own.need, places, own.share)
-    return Party(berth, [], 0, own.limits.min_workers, own.load, own.seen.cold_start_s, busy)
+    request = PlacementRequest(demand.observation.model, demand.need, places, demand.share)
+    return Claimant(request, [], 0, demand.limits.min_workers, demand.load, demand.observation.cold_start_s, busy)
 
 
-def _size(berth: Berth) -> float:
-    return math.inf if berth.need is None else float(berth.need)
+def _size(request: PlacementRequest) -> float:
+    return math.inf if request.need is None else float(request.need)
 
 
-def after_exit(crashes: Crashes, ended: Exit) -> tuple[Crashes, bool]:
+def after_exit(crashes: CrashBackoff, ended: Exit) -> tuple[CrashBackoff, bool]:
     """The model's crash record after this exit, and whether the exit was a crash.
 
     A worker that was told to go, by us or by its operator (status 0), did not crash. One that dies before it has
     served for `HEALTHY_AFTER_S` delays the next start by 1, 2, 4, ... 60 s; one that dies later is replaced at once.
     """
-    child = ended.child
+    child = ended.process
     if child.drained_at is not None or ended.status == 0:
         return crashes, False
     if child.ready_at is not None and ended.at - child.ready_at >= HEALTHY_AFTER_S:
-        return Crashes(), True
-    return one_more(crashes, ended.at), True
+        return CrashBackoff(), True
+    return record_crash(crashes, ended.at), True
 
 
-def one_more(crashes: Crashes, at: float) -> Crashes:
+def record_crash(crashes: CrashBackoff, at: float) -> CrashBackoff:
     """The record after one more crash, with the pause that follows from it."""
     count = crashes.count + 1
-    return Crashes(count, at + min(2.0 ** (count - 1), _LONGEST_BACK_OFF_S), at)
+    return CrashBackoff(count, at + min(2.0 ** (count - 1), _MAX_BACKOFF_S), at)
 
 
-def forgive(crashes: Crashes, replicas: Sequence[Replica], now: float) -> Crashes:
+def decay(crashes: CrashBackoff, replicas: Sequence[Replica], now: float) -> CrashBackoff:
     """The record, wiped clean when a worker that became ready after the last crash has stayed well."""
     well = (
         replica.stage is Stage.READY
-        and replica.child.ready_at is not None
-        and crashes.last_at < replica.child.ready_at <= now - _FORGIVEN_AFTER_S
+        and replica.process.ready_at is not None
+        and crashes.last_at < replica.process.ready_at <= now - _RESET_AFTER_S
         for replica in replicas
     )
-    return Crashes() if any(well) else crashes
+    return CrashBackoff() if any(well) else crashes
 
 
-def still_owed(lost: int, desired: int, replicas: Sequence[Replica]) -> int:
+def pending_replacements(lost: int, desired: int, replicas: Sequence[Replica]) -> int:
     """How many of the workers lost since the last full count have no successor yet."""
     present = sum(replica.stage is not Stage.DRAINING for replica in replicas)
     return max(min(lost, desired - present), 0)

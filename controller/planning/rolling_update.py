@@ -11,14 +11,14 @@ import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from controller.types import Crashes, Replica, Stage
+from controller.types import CrashBackoff, Replica, Stage
 
 #: Most part of its allowed age by which a worker is replaced early: those of one start do not all go at once.
 _EARLIER = 0.1
 
 
 @dataclass(frozen=True, slots=True)
-class Rule:
+class UpdatePolicy:
     """When a model's workers are outdated."""
 
     #: Digest of the settings that workers are started with now; empty where nobody asks.
@@ -28,51 +28,51 @@ class Rule:
     renew_before: float | None = None
 
 
-_NEVER = Rule()
+_NEVER = UpdatePolicy()
 
 
-def outdated(replicas: Sequence[Replica], rule: Rule, now: float) -> dict[str, str]:
+def outdated(replicas: Sequence[Replica], policy: UpdatePolicy, now: float) -> dict[str, str]:
     """The workers that are to be replaced, and why, the oldest first. One that is going already is none."""
-    if rule == _NEVER:
+    if policy == _NEVER:
         return {}
-    staying = sorted((r for r in replicas if r.stage is not Stage.DRAINING), key=lambda r: r.child.started_at)
-    return {replica.child.id: why for replica in staying if (why := _why(replica, rule, now))}
+    staying = sorted((r for r in replicas if r.stage is not Stage.DRAINING), key=lambda r: r.process.started_at)
+    return {replica.process.id: why for replica in staying if (why := _why(replica, policy, now))}
 
 
-def surge(replicas: Sequence[Replica], desired: int, old: Mapping[str, str], crashes: Crashes) -> int:
+def surge(replicas: Sequence[Replica], desired: int, old: Mapping[str, str], crashes: CrashBackoff) -> int:
     """How many workers more than decided there may be: one, while it is to take an outdated one's place."""
     staying = [replica for replica in replicas if replica.stage is not Stage.DRAINING]
-    if not any(replica.child.id in old for replica in staying):
+    if not any(replica.process.id in old for replica in staying):
         return 0
-    newcomer = any(replica.stage is Stage.STARTING and replica.child.id not in old for replica in staying)
+    newcomer = any(replica.stage is Stage.STARTING and replica.process.id not in old for replica in staying)
     if newcomer and len(staying) > desired:
         return 1
     steady = len(staying) <= desired and all(replica.stage is Stage.READY for replica in replicas)
     return int(steady and crashes.count == 0)
 
 
-def first_to_go(replicas: Sequence[Replica], desired: int, old: Mapping[str, str]) -> list[Replica]:
+def next_to_replace(replicas: Sequence[Replica], desired: int, old: Mapping[str, str]) -> list[Replica]:
     """The outdated workers that can go before any other because enough others are ready, the oldest first."""
     if not old:
         return []
     ready = [replica for replica in replicas if replica.stage is Stage.READY]
-    going = sorted((r for r in ready if r.child.id in old), key=lambda r: r.child.started_at)
+    going = sorted((r for r in ready if r.process.id in old), key=lambda r: r.process.started_at)
     return going[: max(len(ready) - desired, 0)]
 
 
-def settled(replicas: Sequence[Replica], desired: int, old: Mapping[str, str]) -> Sequence[Replica]:
+def without_surge(replicas: Sequence[Replica], desired: int, old: Mapping[str, str]) -> Sequence[Replica]:
     """The workers as a policy is to count them: without the one too many that a replacement takes."""
     staying = [replica for replica in replicas if replica.stage is not Stage.DRAINING]
     if not old or len(staying) <= desired:
         return replicas
-    newcomers = [r for r in staying if r.stage is Stage.STARTING and r.child.id not in old]
-    passing = max(newcomers, key=lambda r: r.child.started_at, default=None) or next(
-        iter(first_to_go(staying, desired, old)), None
+    newcomers = [r for r in staying if r.stage is Stage.STARTING and r.process.id not in old]
+    passing = max(newcomers, key=lambda r: r.process.started_at, default=None) or next(
+        iter(next_to_replace(staying, desired, old)), None
     )
     return [replica for replica in replicas if replica is not passing]
 
 
-def told(replicas: Sequence[Replica], old: Mapping[str, str], crashes: Crashes) -> str:
+def describe_progress(replicas: Sequence[Replica], old: Mapping[str, str], crashes: CrashBackoff) -> str:
     """How far the replacement is, for people; empty where there is none."""
     if not old:
         return ""
@@ -83,14 +83,14 @@ def told(replicas: Sequence[Replica], old: Mapping[str, str], crashes: Crashes) 
     return text
 
 
-def _why(replica: Replica, rule: Rule, now: float) -> str:
-    child = replica.child
-    if rule.generation and child.generation != rule.generation:
+def _why(replica: Replica, policy: UpdatePolicy, now: float) -> str:
+    child = replica.process
+    if policy.generation and child.generation != policy.generation:
         return "its settings have changed"
-    if rule.renew_before is not None and child.started_at < rule.renew_before:
+    if policy.renew_before is not None and child.started_at < policy.renew_before:
         return "by order"
-    if rule.max_age_s is not None and now - child.started_at >= _allowed_s(child.id, rule.max_age_s):
-        return f"older than max_worker_age_s ({rule.max_age_s:g}) allows"
+    if policy.max_age_s is not None and now - child.started_at >= _allowed_s(child.id, policy.max_age_s):
+        return f"older than max_worker_age_s ({policy.max_age_s:g}) allows"
     return ""
 
 

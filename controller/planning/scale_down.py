@@ -5,22 +5,22 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 
-from controller.planning.rolling_update import first_to_go
-from controller.types import Action, Decision, Drain, Kill, Limits, Observation, Replica, Stage
+from controller.planning.rolling_update import next_to_replace
+from controller.types import Action, Decision, Drain, Kill, Observation, Replica, Stage, WorkerLimits
 
 #: How much longer than `drain_timeout_s` a draining worker may take: it hands its tasks back at the timeout.
 DRAIN_GRACE_S = 10.0
 #: A worker that the balancer has not heard for so many times `lost_after_s` hangs.
-_HANGING_AFTER = 3.0
-_NOBODY: Mapping[str, str] = MappingProxyType({})
+_LOST_FACTOR = 3.0
+_NONE: Mapping[str, str] = MappingProxyType({})
 
 
-def leave(
-    seen: Observation,
+def select_to_stop(
+    observation: Observation,
     decision: Decision,
-    limits: Limits,
+    limits: WorkerLimits,
     now: float,
-    outdated: Mapping[str, str] = _NOBODY,
+    outdated: Mapping[str, str] = _NONE,
     surge: int = 0,
 ) -> tuple[list[Action], list[Replica]]:
     """The workers that must go, and those that stay as capacity, the least missed first.
@@ -28,18 +28,18 @@ def leave(
     Of the `outdated`, by why they are, as many go first as are ready beyond the decision; there may be `surge` more
     workers than decided while a newcomer is on its way to take a place.
     """
-    kills = [kill for replica in seen.replicas if (kill := _kill(replica, limits, now))]
-    doomed = {kill.id for kill in kills}
-    alive = [r for r in seen.replicas if r.stage is not Stage.DRAINING and r.child.id not in doomed]
+    kills = [kill for replica in observation.replicas if (kill := _kill(replica, limits, now))]
+    killed = {kill.id for kill in kills}
+    alive = [r for r in observation.replicas if r.stage is not Stage.DRAINING and r.process.id not in killed]
     surplus = max(len(alive) - decision.desired - surge, 0)
-    first = first_to_go(alive, decision.desired, outdated)
-    alive = [*first, *(r for r in _least_missed(alive, seen.cold_start_s, now) if r not in first)]
-    drains = [Drain(r.child.id, outdated.get(r.child.id, decision.reason)) for r in alive[:surplus]]
+    first = next_to_replace(alive, decision.desired, outdated)
+    alive = [*first, *(r for r in _removal_order(alive, observation.cold_start_s, now) if r not in first)]
+    drains = [Drain(r.process.id, outdated.get(r.process.id, decision.reason)) for r in alive[:surplus]]
     return [*kills, *drains], alive[surplus:]
 
 
-def _kill(replica: Replica, limits: Limits, now: float) -> Kill | None:
-    child = replica.child
+def _kill(replica: Replica, limits: WorkerLimits, now: float) -> Kill | None:
+    child = replica.process
     match replica.stage:
         case Stage.STARTING if now - child.started_at > limits.start_timeout_s:
             return Kill(child.id, f"not ready {limits.start_timeout_s:g} s after its start")
@@ -47,23 +47,23 @@ def _kill(replica: Replica, limits: Limits, now: float) -> Kill | None:
             return Kill(child.id, f"still there {now - (child.drained_at or now):.0f} s after it was told to go")
         case Stage.READY if replica.stuck:
             return Kill(child.id, "it is stuck: it heartbeats, but makes no step")
-        case Stage.READY if now - (replica.unheard_since or now) > _HANGING_AFTER * limits.lost_after_s:
-            return Kill(child.id, f"not heard by the balancer for {now - (replica.unheard_since or now):.0f} s")
+        case Stage.READY if now - (replica.silent_since or now) > _LOST_FACTOR * limits.lost_after_s:
+            return Kill(child.id, f"not heard by the balancer for {now - (replica.silent_since or now):.0f} s")
     return None
 
 
-def _least_missed(replicas: Sequence[Replica], cold_start_s: float, now: float) -> list[Replica]:
+def _removal_order(replicas: Sequence[Replica], cold_start_s: float, now: float) -> list[Replica]:
     """In the order in which to let them go: not half loaded, idle, loading, least busy; among equals the newest first.
 
     The last ready one goes after those that load: somebody has to do the work meanwhile.
     """
 
-    def missed(replica: Replica) -> int:
+    def cost(replica: Replica) -> int:
         if replica.stage is Stage.STARTING:
-            return 0 if now - replica.child.started_at < cold_start_s / 2 else 2
+            return 0 if now - replica.process.started_at < cold_start_s / 2 else 2
         return 3 if replica.load else 1
 
-    order = sorted(replicas, key=lambda r: (missed(r), r.load, -r.child.started_at))
+    order = sorted(replicas, key=lambda r: (cost(r), r.load, -r.process.started_at))
     ready = [replica for replica in order if replica.stage is not Stage.STARTING]
     if ready and order[-1].stage is Stage.STARTING:
         order.remove(ready[-1])

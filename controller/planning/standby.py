@@ -15,99 +15,103 @@ from controller.planning.scale_down import DRAIN_GRACE_S
 from controller.types import (
     Action,
     Activate,
-    Child,
-    Crashes,
+    CrashBackoff,
     Drain,
     Kill,
-    Limits,
     Observation,
     Replica,
     Stage,
     Start,
     StartSpare,
+    WorkerLimits,
+    WorkerProcess,
 )
 
 
 @dataclass(frozen=True, slots=True)
-class Keeping:
+class StandbyTarget:
     """One model's spares, and how many there should be."""
 
-    seen: Observation
-    wanted: int
+    observation: Observation
+    count: int
     #: Kind of the devices that its workers run on: `cuda`, `cpu` or `sim`.
     kind: str
-    limits: Limits
+    limits: WorkerLimits
     #: Of spares that died, and of workers: what ends the one may end the other.
-    crashes: Crashes
-    worker_crashes: Crashes
+    crashes: CrashBackoff
+    worker_crashes: CrashBackoff
     #: Those that loaded what is to be served no more, and why.
     outdated: Mapping[str, str] = field(default_factory=dict)
 
 
-def with_spares(plan: Plan, models: Sequence[Keeping], now: float) -> Plan:
+def with_standby(plan: Plan, models: Sequence[StandbyTarget], now: float) -> Plan:
     """The plan with spares in the place of starts, and with what keeps so many of them as are wanted."""
-    concerned = [own for own in models if own.wanted or own.seen.spares]
+    concerned = [target for target in models if target.count or target.observation.spares]
     if not concerned:
         return plan
-    waiting = {own.seen.model: [child.id for child in _of_use(own)] for own in concerned}
-    actions = [_from_standby(action, waiting) for action in plan.actions]
+    available = {target.observation.model: [child.id for child in _usable(target)] for target in concerned}
+    actions = [_from_standby(action, available) for action in plan.actions]
     used = {action.id for action in actions if isinstance(action, Activate)}
     coming = {action.model for action in actions if isinstance(action, Start | Activate)}
-    for own in concerned:
-        starting = any(replica.stage is Stage.STARTING for replica in own.seen.replicas)
-        left = [child for child in own.seen.spares if child.id not in used]
-        actions += _kept(own, left, busy=starting or own.seen.model in coming, now=now)
+    for target in concerned:
+        starting = any(replica.stage is Stage.STARTING for replica in target.observation.replicas)
+        left = [child for child in target.observation.spares if child.id not in used]
+        actions += _adjust(target, left, busy=starting or target.observation.model in coming, now=now)
     return replace(plan, actions=actions)
 
 
-def ready(spares: Sequence[Child], kind: str) -> int:
+def count_ready(spares: Sequence[WorkerProcess], kind: str) -> int:
     """How many have loaded and could have a device of this kind now."""
     return sum(child.drained_at is None and child.loaded_at is not None and child.device == kind for child in spares)
 
 
-def _of_use(own: Keeping) -> list[Child]:
+def _usable(target: StandbyTarget) -> list[WorkerProcess]:
     """Those that can be called, in the order in which to call them."""
-    able = [child for child in own.seen.spares if child.drained_at is None and child.id not in own.outdated]
-    return _foremost([child for child in able if child.device == own.kind])
+    able = [
+        child for child in target.observation.spares if child.drained_at is None and child.id not in target.outdated
+    ]
+    return _by_readiness([child for child in able if child.device == target.kind])
 
 
-def _foremost(spares: Sequence[Child]) -> list[Child]:
+def _by_readiness(spares: Sequence[WorkerProcess]) -> list[WorkerProcess]:
     """Those that have loaded first, and of equals the oldest."""
     return sorted(spares, key=lambda child: (child.loaded_at is None, child.started_at))
 
 
-def as_serving(spare: Child) -> Replica:
+def as_replica(spare: WorkerProcess) -> Replica:
     """The spare as if to have loaded were to serve: so the rules for crashes hold for both."""
     stage = Stage.STARTING if spare.loaded_at is None else Stage.READY
     return Replica(replace(spare, ready_at=spare.loaded_at), stage)
 
 
-def _from_standby(action: Action, waiting: dict[str, list[str]]) -> Action:
+def _from_standby(action: Action, available: dict[str, list[str]]) -> Action:
     """The activation of a spare in the place of a start, where one waits."""
-    if isinstance(action, Start) and waiting.get(action.model):
-        return Activate(waiting[action.model].pop(0), action.model, action.device, action.reason)
+    if isinstance(action, Start) and available.get(action.model):
+        return Activate(available[action.model].pop(0), action.model, action.device, action.reason)
     return action
 
 
-def _kept(own: Keeping, spares: Sequence[Child], *, busy: bool, now: float) -> Iterator[Action]:
+def _adjust(target: StandbyTarget, spares: Sequence[WorkerProcess], *, busy: bool, now: float) -> Iterator[Action]:
     """What brings the number of these spares to what is wanted; `busy`: a worker starts."""
     staying = []
     for child in spares:
         if child.drained_at is not None:
             if now - child.drained_at > DRAIN_GRACE_S:
                 yield Kill(child.id, f"still there {now - child.drained_at:.0f} s after it was told to go")
-        elif child.loaded_at is None and now - child.started_at > own.limits.start_timeout_s:
-            yield Kill(child.id, f"not loaded {own.limits.start_timeout_s:g} s after its start")
-        elif child.id in own.outdated:
-            yield Drain(child.id, own.outdated[child.id])
-        elif child.device != own.kind:
+        elif child.loaded_at is None and now - child.started_at > target.limits.start_timeout_s:
+            yield Kill(child.id, f"not loaded {target.limits.start_timeout_s:g} s after its start")
+        elif child.id in target.outdated:
+            yield Drain(child.id, target.outdated[child.id])
+        elif child.device != target.kind:
             yield Drain(child.id, f"no device of its kind ({child.device}) is in use any more")
         else:
             staying.append(child)
-    for child in _foremost(staying)[own.wanted :]:
-        yield Drain(child.id, f"{len(staying)} spares where standby is {own.wanted}")
+    for child in _by_readiness(staying)[target.count :]:
+        yield Drain(child.id, f"{len(staying)} spares where standby is {target.count}")
     # One that is to be ended for not loading counts here too: its successor waits for the pause that follows its end.
     loading = any(child.loaded_at is None and child.drained_at is None for child in spares)
-    patient = now >= max(own.crashes.retry_at, own.worker_crashes.retry_at)
-    if len(staying) < own.wanted and not busy and not loading and patient:
-        yield StartSpare(own.seen.model, own.kind, f"{len(staying)} spares where standby is {own.wanted}")
+    patient = now >= max(target.crashes.retry_at, target.worker_crashes.retry_at)
+    if len(staying) < target.count and not busy and not loading and patient:
+        yield StartSpare(
+            target.observation.model, target.kind, f"{len(staying)} spares where standby is {target.count}"
+        )

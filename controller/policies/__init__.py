@@ -7,11 +7,11 @@ from typing import Any
 
 from configs.scaling import Scaling
 from controller.policies import custom, ongoing_requests, queue_depth, schedule, slo_work, static
-from controller.policies.custom import CannotImport
-from controller.types import Decision, Limits, Observation
+from controller.policies.custom import PolicyImportError
+from controller.types import Decision, Observation, WorkerLimits
 
 #: Takes and gives back its own memory, of whatever type; None at the first call.
-Policy = Callable[[Observation, Scaling, Limits, Any, float], tuple[Decision, Any]]
+Policy = Callable[[Observation, Scaling, WorkerLimits, Any, float], tuple[Decision, Any]]
 
 #: By the name that the configuration gives.
 POLICIES: Mapping[str, Policy] = {
@@ -23,10 +23,10 @@ POLICIES: Mapping[str, Policy] = {
 }
 
 #: What those that remember something remember; each offers `moved`. The others start afresh.
-MEMORIES: Mapping[str, type[Any]] = {
-    "slo_work": slo_work.Memory,
-    "queue_depth": queue_depth.Memory,
-    "ongoing_requests": ongoing_requests.Memory,
+MEMORY_TYPES: Mapping[str, type[Any]] = {
+    "slo_work": slo_work.SloWorkMemory,
+    "queue_depth": queue_depth.QueueDepthMemory,
+    "ongoing_requests": ongoing_requests.OngoingRequestsMemory,
 }
 
 
@@ -35,4 +35,4 @@ def find(name: str) -> Policy:
     return POLICIES[name] if name in POLICIES else custom.load(name)
 
 
-__all__ = ["MEMORIES", "POLICIES", "CannotImport", "Policy", "find"]
+__all__ = ["MEMORY_TYPES", "POLICIES", "Policy", "PolicyImportError", "find"]

@@ -12,11 +12,11 @@ from typing import Any
 from configs.scaling import Scaling
 from controller.policies import Policy, schedule
 from controller.policies.queueing import workers_for_backlog
-from controller.types import Decision, Limits, Observation, Queue
+from controller.types import Decision, Observation, Queue, WorkerLimits
 
 
 @dataclass(frozen=True, slots=True)
-class Memory:
+class PolicyMemory:
     """What is remembered of a model beside its policy's own."""
 
     #: The policy's own; None before its first decision.
@@ -26,66 +26,70 @@ class Memory:
     #: The balancer's count of tasks begun, as of the last decision.
     dispatched: int = 0
 
-    def moved(self, seconds: float) -> Memory:
+    def shifted(self, seconds: float) -> PolicyMemory:
         """The same with every time so much later."""
         idle_since = None if self.idle_since is None else self.idle_since + seconds
-        return replace(self, own=self.own and self.own.moved(seconds), idle_since=idle_since)
+        return replace(self, own=self.own and self.own.shifted(seconds), idle_since=idle_since)
 
 
 def decide(
-    policy: Policy, seen: Observation, scaling: Scaling, limits: Limits, memory: Memory, now: float
-) -> tuple[Decision, Memory]:
+    policy: Policy, observation: Observation, scaling: Scaling, limits: WorkerLimits, memory: PolicyMemory, now: float
+) -> tuple[Decision, PolicyMemory]:
     """The policy's decision within the bounds. Raises what the policy raises."""
-    floor, why = _floor(seen, scaling, limits)
-    if seen.queue is None:
-        return _blind(seen, limits, floor, why), replace(memory, idle_since=None)
-    memory = _watch(memory, seen.queue, now)
-    if floor == 0 and seen.provisioned == 0 and not (seen.queue.queued or seen.queue.proxied_in_flight):
+    floor, why = _floor(observation, scaling, limits)
+    if observation.queue is None:
+        return _without_data(observation, limits, floor, why), replace(memory, idle_since=None)
+    memory = _track(memory, observation.queue, now)
+    if (
+        floor == 0
+        and observation.provisioned == 0
+        and not (observation.queue.queued or observation.queue.proxied_in_flight)
+    ):
         return Decision(0, "nothing waits"), memory
-    if floor == 0 and seen.provisioned == 1 and memory.idle_since is not None:
+    if floor == 0 and observation.provisioned == 1 and memory.idle_since is not None:
         idle_s = now - memory.idle_since
         if idle_s >= scaling.scale_to_zero.idle_s:
             return Decision(0, f"nothing to do for {idle_s:.0f} s"), memory
-    decision, own = policy(seen, scaling, replace(limits, min_workers=max(floor, 1)), memory.own, now)
+    decision, own = policy(observation, scaling, replace(limits, min_workers=max(floor, 1)), memory.own, now)
     memory = replace(memory, own=own)
-    if floor == 0 and seen.provisioned == 0:
-        decision = _awaken(decision, seen, scaling, now)
+    if floor == 0 and observation.provisioned == 0:
+        decision = _from_zero(decision, observation, scaling, now)
     if not decision.valid:
         return decision, memory
     if decision.desired < floor:
         decision = replace(decision, desired=floor, reason=f"{why}; else {decision.desired}: {decision.reason}")
-    least = max(floor, 1)
-    return replace(decision, desired=min(max(decision.desired, least), limits.max_workers)), memory
+    minimum = max(floor, 1)
+    return replace(decision, desired=min(max(decision.desired, minimum), limits.max_workers)), memory
 
 
-def _floor(seen: Observation, scaling: Scaling, limits: Limits) -> tuple[int, str]:
+def _floor(observation: Observation, scaling: Scaling, limits: WorkerLimits) -> tuple[int, str]:
     """The fewest workers there may be now, and whose word that is."""
-    entry = schedule.in_force(scaling.schedule, seen.unix_s)
+    entry = schedule.active_entry(scaling.schedule, observation.unix_s)
     if entry is None or entry.workers <= limits.min_workers:
         return limits.min_workers, f"min_workers is {limits.min_workers}"
     return min(entry.workers, limits.max_workers), f"schedule {entry.cron!r} says at least {entry.workers}"
 
 
-def _blind(seen: Observation, limits: Limits, floor: int, why: str) -> Decision:
+def _without_data(observation: Observation, limits: WorkerLimits, floor: int, why: str) -> Decision:
     """Nothing is known of the queue: the bounds hold, and nothing else changes."""
-    if seen.provisioned < floor:
+    if observation.provisioned < floor:
         return Decision(floor, why)
-    if seen.provisioned > limits.max_workers:
+    if observation.provisioned > limits.max_workers:
         return Decision(limits.max_workers, f"max_workers is {limits.max_workers}")
-    return Decision(seen.provisioned, "no data", valid=False)
+    return Decision(observation.provisioned, "no data", valid=False)
 
 
-def _watch(memory: Memory, queue: Queue, now: float) -> Memory:
+def _track(memory: PolicyMemory, queue: Queue, now: float) -> PolicyMemory:
     """Since when there has been nothing to do. A task that came and went between two looks was something."""
     idle = not (queue.queued or queue.running or queue.proxied_in_flight)
-    began = queue.started_total != memory.dispatched
-    since = now if began or memory.idle_since is None else memory.idle_since
+    started = queue.started_total != memory.dispatched
+    since = now if started or memory.idle_since is None else memory.idle_since
     return replace(memory, idle_since=since if idle else None, dispatched=queue.started_total)
 
 
-def _awaken(decision: Decision, seen: Observation, scaling: Scaling, now: float) -> Decision:
+def _from_zero(decision: Decision, observation: Observation, scaling: Scaling, now: float) -> Decision:
     """From no worker at all: at once, and to what the backlog needs."""
-    backlog = workers_for_backlog(seen, scaling, now)
+    backlog = workers_for_backlog(observation, scaling, now)
     first = max(scaling.scale_to_zero.activation, backlog)
     if decision.valid and decision.desired >= first:
         return decision

@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from configs.scaling import Scaling
-from controller.types import Decision, Limits, Observation
+from controller.types import Decision, Observation, WorkerLimits
 
 #: Of a full batch: leaves room for what comes while a worker starts.
 _TARGET = 0.7
@@ -31,36 +31,36 @@ class Sample(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class Memory:
+class OngoingRequestsMemory:
     """What the policy remembers, in times on the controller's clock; None where it is not so."""
 
     samples: tuple[Sample, ...] = ()
     more_since: float | None = None
     fewer_since: float | None = None
 
-    def moved(self, seconds: float) -> Memory:
+    def shifted(self, seconds: float) -> OngoingRequestsMemory:
         """Nothing of this outlives a silence: what was wanted before it may not be wanted after it."""
         del seconds
-        return Memory()
+        return OngoingRequestsMemory()
 
 
 def decide(
-    seen: Observation, scaling: Scaling, limits: Limits, memory: Memory | None, now: float
-) -> tuple[Decision, Memory]:
+    observation: Observation, scaling: Scaling, limits: WorkerLimits, memory: OngoingRequestsMemory | None, now: float
+) -> tuple[Decision, OngoingRequestsMemory]:
     """The number of workers wanted. Without data there is no decision."""
-    have, queue = seen.provisioned, seen.queue
+    have, queue = observation.provisioned, observation.queue
     if queue is None:
-        return Decision(have, "no data", valid=False), Memory()
-    memory = memory or Memory()
+        return Decision(have, "no data", valid=False), OngoingRequestsMemory()
+    memory = memory or OngoingRequestsMemory()
     tasks = queue.queued + queue.running
     samples = (*(s for s in memory.samples if s.at > now - scaling.look_back_period_s), Sample(now, tasks))
     mean, target = _mean(samples), _target(scaling, queue.batch_cap)
     if have == 0:
         first = math.ceil(scaling.upscaling_factor) if tasks else 0
-        return Decision(_clip(first, limits), f"{tasks} tasks and no worker"), Memory(samples)
+        return Decision(_clip(first, limits), f"{tasks} tasks and no worker"), OngoingRequestsMemory(samples)
     desired = _clip(_desired(have, mean / target / have, scaling), limits)
     why = f"{mean:.1f} tasks on {have} of {target:g} each"
-    memory = Memory(
+    memory = OngoingRequestsMemory(
         samples,
         (now if memory.more_since is None else memory.more_since) if desired > have else None,
         (now if memory.fewer_since is None else memory.fewer_since) if desired < have else None,
@@ -94,5 +94,5 @@ def _desired(have: int, ratio: float, scaling: Scaling) -> int:
     return desired - 1 if stuck else desired
 
 
-def _clip(number: int, limits: Limits) -> int:
+def _clip(number: int, limits: WorkerLimits) -> int:
     return min(max(number, limits.min_workers), limits.max_workers)

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from configs.scaling import Scaling
-from controller.types import Decision, Limits, Observation, Queue
+from controller.types import Decision, Observation, Queue, WorkerLimits
 
 #: A full batch where none has been measured yet: what the original posts had.
 _USUAL_BATCH = 12.0
@@ -34,7 +34,7 @@ def thresholds(scaling: Scaling, batch_cap: int | None) -> Thresholds:
 
 
 @dataclass(frozen=True, slots=True)
-class Memory:
+class QueueDepthMemory:
     """What the policy remembers, in times on the controller's clock; None where it is not so."""
 
     high_since: float | None = None
@@ -42,41 +42,41 @@ class Memory:
     last_up: float | None = None
     last_change: float | None = None
 
-    def moved(self, seconds: float) -> Memory:
+    def shifted(self, seconds: float) -> QueueDepthMemory:
         """The same with every time so much later. What was high or low before a silence may not be so after it."""
         last_up = None if self.last_up is None else self.last_up + seconds
-        return Memory(None, None, last_up, None if self.last_change is None else self.last_change + seconds)
+        return QueueDepthMemory(None, None, last_up, None if self.last_change is None else self.last_change + seconds)
 
 
 def decide(
-    seen: Observation, scaling: Scaling, limits: Limits, memory: Memory | None, now: float
-) -> tuple[Decision, Memory]:
+    observation: Observation, scaling: Scaling, limits: WorkerLimits, memory: QueueDepthMemory | None, now: float
+) -> tuple[Decision, QueueDepthMemory]:
     """The number of workers wanted. Without data there is no decision, only the floor."""
-    memory = memory or Memory()
-    have = seen.provisioned
+    memory = memory or QueueDepthMemory()
+    have = observation.provisioned
     # What was high or low before a silence, or with another number of workers, may not be so after it.
     unheld = replace(memory, high_since=None, low_since=None)
     if have < limits.min_workers:
         return Decision(limits.min_workers, f"min_workers is {limits.min_workers}"), unheld
     if have > limits.max_workers:
         return Decision(limits.max_workers, f"max_workers is {limits.max_workers}"), unheld
-    if seen.queue is None:
+    if observation.queue is None:
         return Decision(have, "no data", valid=False), unheld
-    load = _load(seen.queue, have)
-    at = thresholds(scaling, seen.queue.batch_cap)
-    memory = _watch(memory, load, at, now)
-    why = _explain(seen.queue, have, load)
+    load = _load(observation.queue, have)
+    at = thresholds(scaling, observation.queue.batch_cap)
+    memory = _track(memory, load, at, now)
+    why = _explain(observation.queue, have, load)
     if memory.high_since is not None:
         return _up(have, f"{why} has been >= {at.up:g}", scaling, limits, memory, now)
     if memory.low_since is not None:
-        rest = _load(seen.queue, have - 1)
+        rest = _load(observation.queue, have - 1)
         if rest >= at.up:
             return Decision(have, f"{why} is low, but one worker fewer would have a load of {rest:.1f}"), memory
         return _down(have, f"{why} has been < {at.down:g}", scaling, limits, memory, now)
     return Decision(have, f"{why} is between {at.down:g} and {at.up:g}"), memory
 
 
-def _watch(memory: Memory, load: float, at: Thresholds, now: float) -> Memory:
+def _track(memory: QueueDepthMemory, load: float, at: Thresholds, now: float) -> QueueDepthMemory:
     """Since when the load has been past either threshold."""
     high, low = load >= at.up, load < at.down
     return replace(
@@ -86,7 +86,9 @@ def _watch(memory: Memory, load: float, at: Thresholds, now: float) -> Memory:
     )
 
 
-def _up(have: int, at: str, scaling: Scaling, limits: Limits, memory: Memory, now: float) -> tuple[Decision, Memory]:
+def _up(
+    have: int, at: str, scaling: Scaling, limits: WorkerLimits, memory: QueueDepthMemory, now: float
+) -> tuple[Decision, QueueDepthMemory]:
     assert memory.high_since is not None
     held = now - memory.high_since
     if have >= limits.max_workers:
@@ -100,7 +102,9 @@ def _up(have: int, at: str, scaling: Scaling, limits: Limits, memory: Memory, no
     )
 
 
-def _down(have: int, at: str, scaling: Scaling, limits: Limits, memory: Memory, now: float) -> tuple[Decision, Memory]:
+def _down(
+    have: int, at: str, scaling: Scaling, limits: WorkerLimits, memory: QueueDepthMemory, now: float
+) -> tuple[Decision, QueueDepthMemory]:
     assert memory.low_since is not None
     held = now - memory.low_since
     if have <= limits.min_workers:

@@ -17,7 +17,7 @@ from controller.types import Observation, Queue, Replica, Stage
 _ENOUGH = 1 / 3
 
 
-def losses(offered: float) -> Iterator[float]:
+def erlang_b(offered: float) -> Iterator[float]:
     """Erlang's loss formula for 1, 2, 3, ... servers. Stable for thousands: no term is negative or above 1."""
     loss = 1.0
     for servers in itertools.count(1):
@@ -25,7 +25,7 @@ def losses(offered: float) -> Iterator[float]:
         yield loss
 
 
-def must_wait(servers: int, offered: float, loss: float) -> float:
+def wait_probability(servers: int, offered: float, loss: float) -> float:
     """Erlang's delay formula: the probability that an arrival must wait, by the loss formula's value.
 
     For Poisson arrivals, exponential service and one queue. `offered` is the rate times the mean service time.
@@ -35,10 +35,12 @@ def must_wait(servers: int, offered: float, loss: float) -> float:
 
 def erlang_c(servers: int, offered: float) -> float:
     """The probability that an arrival must wait for one of so many servers."""
-    return must_wait(servers, offered, next(itertools.islice(losses(offered), servers - 1, None)))
+    return wait_probability(servers, offered, next(itertools.islice(erlang_b(offered), servers - 1, None)))
 
 
-def workers_for_rate(rate: float, service_s: float, batch: int, patience_s: float, allowed: float, most: int) -> int:
+def workers_for_rate(
+    rate: float, service_s: float, batch: int, patience_s: float, allowed: float, max_workers: int
+) -> int:
     """The fewest workers, each serving `batch` tasks at once, with no more than `allowed` of all arrivals late.
 
     `rate` is arrivals per second, `service_s` a task's time in a full batch, late who waits for longer than
@@ -47,32 +49,35 @@ def workers_for_rate(rate: float, service_s: float, batch: int, patience_s: floa
     offered = rate * service_s
     if offered <= 0:
         return 0
-    full_batches = itertools.islice(losses(offered), batch - 1, most * batch, batch)
+    full_batches = itertools.islice(erlang_b(offered), batch - 1, max_workers * batch, batch)
     for workers, loss in enumerate(full_batches, start=1):
         free = workers * batch - offered
-        if free > 0 and must_wait(workers * batch, offered, loss) * math.exp(-free * patience_s / service_s) <= allowed:
+        if (
+            free > 0
+            and wait_probability(workers * batch, offered, loss) * math.exp(-free * patience_s / service_s) <= allowed
+        ):
             return workers
-    return most + 1
+    return max_workers + 1
 
 
-def upper_rate(count: int, seconds: float, margin: float) -> float:
+def upper_rate_bound(count: int, seconds: float, margin: float) -> float:
     """What the rate of a Poisson process may be of which `count` events were seen: `margin` standard deviations up."""
     return (count + margin * math.sqrt(count + margin * margin / 4) + margin * margin / 2) / seconds
 
 
-def present_rate(queue: Queue, scaling: Scaling) -> float:
+def recent_rate(queue: Queue, scaling: Scaling) -> float:
     """Arrivals per second over the look-back period."""
     period = scaling.look_back_period_s
     return queue.arrivals_short_window / min(period, max(queue.uptime_s, period * _ENOUGH))
 
 
-def usual_rate(queue: Queue, scaling: Scaling, margin: float) -> float:
+def sustained_rate(queue: Queue, scaling: Scaling, margin: float) -> float:
     """The most that arrivals per second may be, by what was counted over the rate window."""
     counted_s = max(queue.uptime_s, scaling.look_back_period_s)
-    return upper_rate(queue.arrivals_long_window, min(scaling.rate_window_s, counted_s), margin)
+    return upper_rate_bound(queue.arrivals_long_window, min(scaling.rate_window_s, counted_s), margin)
 
 
-def speed(queue: Queue) -> float:
+def worker_speed(queue: Queue) -> float:
     """Seconds of work that one worker with a full batch does in a second."""
     return (queue.batch_cap or 1) / queue.batch_slowdown
 
@@ -81,28 +86,30 @@ def eta_s(replica: Replica, cold_start_s: float, now: float) -> float:
     """In how many seconds the worker serves; 0 for one that does."""
     if replica.stage is not Stage.STARTING:
         return 0.0
-    return max(replica.child.started_at + cold_start_s - now, 0.0)
+    return max(replica.process.started_at + cold_start_s - now, 0.0)
 
 
-def workers_for_backlog(seen: Observation, scaling: Scaling, now: float) -> int:
+def workers_for_backlog(observation: Observation, scaling: Scaling, now: float) -> int:
     """Workers that would have done what waits, and what comes meanwhile, `drain_s` after one more could have started.
 
     0 where nothing waits, where nothing is known of its work, or where those there are will do: nobody waits for too
     long yet, and when one more could have started, they would need no longer than `slo.max_wait_s` for what is left.
     Otherwise never fewer than there are. A starting worker is counted on from when it will serve.
     """
-    queue, patience_s = seen.queue, scaling.slo.max_wait_s
+    queue, patience_s = observation.queue, scaling.slo.max_wait_s
     if queue is None or not queue.queued or queue.backlog_work_s is None:
         return 0
-    work_s, each = queue.backlog_work_s, speed(queue)
-    coming = present_rate(queue, scaling) * (queue.mean_work_s or 0.0)
-    alive = [replica for replica in seen.replicas if replica.stage is not Stage.DRAINING]
-    etas = [eta_s(replica, seen.cold_start_s, now) for replica in alive] + [seen.cold_start_s] * seen.owed
+    work_s, each = queue.backlog_work_s, worker_speed(queue)
+    coming = recent_rate(queue, scaling) * (queue.mean_work_s or 0.0)
+    alive = [replica for replica in observation.replicas if replica.stage is not Stage.DRAINING]
+    etas = [eta_s(replica, observation.cold_start_s, now) for replica in alive] + [
+        observation.cold_start_s
+    ] * observation.owed
 
     def left_s(until_s: float) -> float:
         return work_s + coming * until_s - each * sum(max(until_s - eta, 0.0) for eta in etas)
 
-    if queue.oldest_wait_s <= patience_s and left_s(seen.cold_start_s) <= patience_s * each * len(etas):
+    if queue.oldest_wait_s <= patience_s and left_s(observation.cold_start_s) <= patience_s * each * len(etas):
         return 0
-    missing = left_s(seen.cold_start_s + scaling.drain_s) / (each * scaling.drain_s)
-    return seen.provisioned + max(math.ceil(missing), 0)
+    missing = left_s(observation.cold_start_s + scaling.drain_s) / (each * scaling.drain_s)
+    return observation.provisioned + max(math.ceil(missing), 0)

@@ -22,20 +22,20 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 from configs.scaling import Scaling
-from controller.policies.burstiness import Counts
-from controller.policies.queueing import present_rate, usual_rate, workers_for_backlog, workers_for_rate
-from controller.types import Decision, Limits, Observation, Queue, Stage
+from controller.policies.burstiness import DispersionIndex
+from controller.policies.queueing import recent_rate, sustained_rate, workers_for_backlog, workers_for_rate
+from controller.types import Decision, Observation, Queue, Stage, WorkerLimits
 
 #: z, in standard deviations: where it begins, and how far it goes. A worker that starts sooner than a request is late
 #: can be had when it is needed, so that there less is kept in advance.
-_FIRST, _FIRST_WHERE_STARTS_ARE_SHORT = 1.5, 0.5
-_LEAST, _MOST = -1.0, 5.0
+_INITIAL_Z, _INITIAL_Z_FAST_START = 1.5, 0.5
+_MIN_Z, _MAX_Z = -1.0, 5.0
 #: Where the formula is asked for less than this, the margin has gone below what it can tell.
-_ALLOWED_AT_MOST = 0.9
+_MAX_LATE_FRACTION = 0.9
 
 
 @dataclass(frozen=True, slots=True)
-class Said:
+class PastDecision:
     """One decision: how many there were, what was wanted, and what was decided."""
 
     at: float
@@ -45,127 +45,137 @@ class Said:
 
 
 @dataclass(frozen=True, slots=True)
-class Memory:
+class SloWorkMemory:
     """What the policy remembers. Times are on the controller's clock."""
 
     #: How far the waits have moved z from where it begins.
-    learnt: float = 0.0
+    z_offset: float = 0.0
     #: The balancer's counts of tasks begun and begun late, as of the last decision; None before the first.
     dispatched: int | None = None
     late: int = 0
     #: More were wanted than may be.
-    short: bool = False
+    at_max: bool = False
     #: There was no worker, and what came meanwhile is not yet worked off.
-    waking: bool = False
-    said: tuple[Said, ...] = ()
-    counts: Counts = field(default_factory=Counts)
+    scaling_from_zero: bool = False
+    decisions: tuple[PastDecision, ...] = ()
+    counts: DispersionIndex = field(default_factory=DispersionIndex)
 
-    def moved(self, seconds: float) -> Memory:
+    def shifted(self, seconds: float) -> SloWorkMemory:
         """The same with every time so much later."""
-        said = tuple(replace(one, at=one.at + seconds) for one in self.said)
-        return replace(self, said=said, counts=self.counts.moved(seconds))
+        decisions = tuple(replace(one, at=one.at + seconds) for one in self.decisions)
+        return replace(self, decisions=decisions, counts=self.counts.shifted(seconds))
 
 
 def decide(
-    seen: Observation, scaling: Scaling, limits: Limits, memory: Memory | None, now: float
-) -> tuple[Decision, Memory]:
+    observation: Observation, scaling: Scaling, limits: WorkerLimits, memory: SloWorkMemory | None, now: float
+) -> tuple[Decision, SloWorkMemory]:
     """The number of workers wanted. Without data there is no decision."""
-    have, queue = seen.provisioned, seen.queue
-    memory = memory or _fresh(seen, scaling, now)
+    have, queue = observation.provisioned, observation.queue
+    memory = memory or _initial_memory(observation, scaling, now)
     if queue is None:
         return Decision(have, "no data", valid=False), memory
-    memory = replace(_learn(memory, seen, queue, scaling), counts=memory.counts.looked(queue, scaling, now))
+    memory = replace(
+        _apply_feedback(memory, observation, queue, scaling), counts=memory.counts.updated(queue, scaling, now)
+    )
     if queue.mean_work_s is None and queue.queued + queue.running:
         kept = min(max(have, limits.min_workers), limits.max_workers)
         return Decision(kept, "no step was measured yet: what there is to do is not known"), memory
-    z = min(max(_first_z(seen, scaling) + memory.learnt, _LEAST), _MOST)
-    want, inputs = _want(seen, queue, scaling, limits, memory.counts.uneven, z, now)
-    memory = replace(memory, short=want > limits.max_workers)
+    z = min(max(_initial_z(observation, scaling) + memory.z_offset, _MIN_Z), _MAX_Z)
+    want, inputs = _demand(observation, queue, scaling, limits, memory.counts.burstiness, z, now)
+    memory = replace(memory, at_max=want > limits.max_workers)
     want = min(max(want, limits.min_workers), limits.max_workers)
-    desired, why = _steady(want, seen, queue, scaling, memory, now)
+    desired, why = _stabilize(want, observation, queue, scaling, memory, now)
     desired = min(max(desired, limits.min_workers), limits.max_workers)
-    said = (*memory.said, Said(now, have, want, desired))
-    reach_s = max(_down_window_s(seen, scaling), scaling.behavior.scale_up.stabilization_window_s, scaling.interval_s)
-    kept_said = tuple(one for one in said if one.at > now - reach_s)
-    return Decision(desired, _explain(inputs, queue, why), inputs=inputs), replace(memory, said=kept_said)
+    decisions = (*memory.decisions, PastDecision(now, have, want, desired))
+    reach_s = max(
+        _down_window_s(observation, scaling), scaling.behavior.scale_up.stabilization_window_s, scaling.interval_s
+    )
+    recent = tuple(one for one in decisions if one.at > now - reach_s)
+    return Decision(desired, _explain(inputs, queue, why), inputs=inputs), replace(memory, decisions=recent)
 
 
-def _fresh(seen: Observation, scaling: Scaling, now: float) -> Memory:
+def _initial_memory(observation: Observation, scaling: Scaling, now: float) -> SloWorkMemory:
     """Nothing is known of the time before: what there is was wanted."""
     first = scaling.initial_workers if scaling.initial_workers is not None else scaling.min_workers
-    have = max(seen.provisioned, first)
-    return Memory(said=(Said(now, have, have, have),))
+    have = max(observation.provisioned, first)
+    return SloWorkMemory(decisions=(PastDecision(now, have, have, have),))
 
 
-def _first_z(seen: Observation, scaling: Scaling) -> float:
-    return _FIRST if seen.cold_start_s > scaling.slo.max_wait_s else _FIRST_WHERE_STARTS_ARE_SHORT
+def _initial_z(observation: Observation, scaling: Scaling) -> float:
+    return _INITIAL_Z if observation.cold_start_s > scaling.slo.max_wait_s else _INITIAL_Z_FAST_START
 
 
-def _learn(memory: Memory, seen: Observation, queue: Queue, scaling: Scaling) -> Memory:
+def _apply_feedback(memory: SloWorkMemory, observation: Observation, queue: Queue, scaling: Scaling) -> SloWorkMemory:
     """Let the waits since the last decision move z."""
-    ready = any(replica.stage is Stage.READY for replica in seen.replicas)
+    ready = any(replica.stage is Stage.READY for replica in observation.replicas)
     asleep = not ready and scaling.min_workers == 0
-    begun, late = queue.started_total - (memory.dispatched or 0), queue.started_late_total - memory.late
+    started, late = queue.started_total - (memory.dispatched or 0), queue.started_late_total - memory.late
     known = replace(memory, dispatched=queue.started_total, late=queue.started_late_total)
-    if memory.dispatched is None or begun < 0 or late < 0:  # counted anew
-        return replace(known, waking=asleep)
-    if asleep or memory.waking:
-        return replace(known, waking=asleep or queue.oldest_wait_s > scaling.slo.max_wait_s)
-    if memory.short:
+    if memory.dispatched is None or started < 0 or late < 0:  # counted anew
+        return replace(known, scaling_from_zero=asleep)
+    if asleep or memory.scaling_from_zero:
+        return replace(known, scaling_from_zero=asleep or queue.oldest_wait_s > scaling.slo.max_wait_s)
+    if memory.at_max:
         return known
-    first = _first_z(seen, scaling)
-    z = first + memory.learnt + scaling.feedback.gain * (late - begun * scaling.violations)
-    return replace(known, learnt=min(max(z, _LEAST), _MOST) - first)
+    first = _initial_z(observation, scaling)
+    z = first + memory.z_offset + scaling.feedback.gain * (late - started * scaling.violations)
+    return replace(known, z_offset=min(max(z, _MIN_Z), _MAX_Z) - first)
 
 
-def _want(
-    seen: Observation, queue: Queue, scaling: Scaling, limits: Limits, uneven: float, z: float, now: float
+def _demand(
+    observation: Observation,
+    queue: Queue,
+    scaling: Scaling,
+    limits: WorkerLimits,
+    burstiness: float,
+    z: float,
+    now: float,
 ) -> tuple[int, Mapping[str, float]]:
     """Workers wanted, whatever there is, and the numbers behind it."""
     work_s = queue.mean_work_s or 0.0
-    rate = max(present_rate(queue, scaling), usual_rate(queue, scaling, z))
-    allowed = min(10 ** (-0.5 - 0.5 * z), _ALLOWED_AT_MOST)
+    rate = max(recent_rate(queue, scaling), sustained_rate(queue, scaling, z))
+    allowed = min(10 ** (-0.5 - 0.5 * z), _MAX_LATE_FRACTION)
     # The tail of the waits is as much longer as the waits are.
-    patience_s = scaling.slo.max_wait_s / ((1 + uneven) / 2)
+    patience_s = scaling.slo.max_wait_s / ((1 + burstiness) / 2)
     by_rate = workers_for_rate(
         rate, work_s * queue.batch_slowdown, queue.batch_cap or 1, patience_s, allowed, limits.max_workers
     )
-    by_backlog = workers_for_backlog(seen, scaling, now)
+    by_backlog = workers_for_backlog(observation, scaling, now)
     inputs = {
-        "lam": rate,
-        "E": work_s,
-        "W": queue.backlog_work_s or 0.0,
+        "arrival_rate": rate,
+        "mean_work_s": work_s,
+        "backlog_work_s": queue.backlog_work_s or 0.0,
         "n_rate": by_rate,
         "n_backlog": by_backlog,
-        "z": z,
-        "uneven": uneven,
+        "headroom_z": z,
+        "burstiness": burstiness,
     }
     return max(by_rate, by_backlog), inputs
 
 
-def _down_window_s(seen: Observation, scaling: Scaling) -> float:
+def _down_window_s(observation: Observation, scaling: Scaling) -> float:
     window = scaling.behavior.scale_down.stabilization_window_s
-    return seen.cold_start_s if window == "auto" else window
+    return observation.cold_start_s if window == "auto" else window
 
 
-def _steady(
-    want: int, seen: Observation, queue: Queue, scaling: Scaling, memory: Memory, now: float
+def _stabilize(
+    want: int, observation: Observation, queue: Queue, scaling: Scaling, memory: SloWorkMemory, now: float
 ) -> tuple[int, str]:
     """What becomes of the wish, given what was wished lately, and why not all of it."""
-    have, up, down = seen.provisioned, scaling.behavior.scale_up, scaling.behavior.scale_down
-    before = max([have, *(one.desired for one in memory.said)])
+    have, up, down = observation.provisioned, scaling.behavior.scale_up, scaling.behavior.scale_down
+    before = max([have, *(one.desired for one in memory.decisions)])
     if queue.uptime_s < scaling.startup_hold_s and want < before:
         return before, f"{want} wanted, but arrivals have been counted for {queue.uptime_s:.0f} s only"
-    begun = [have, *(one.have for one in memory.said if one.at > now - scaling.interval_s)]
+    started = [have, *(one.have for one in memory.decisions if one.at > now - scaling.interval_s)]
     if want > have:
-        agreed = min([want, *(one.want for one in memory.said if one.at > now - up.stabilization_window_s)])
+        agreed = min([want, *(one.want for one in memory.decisions if one.at > now - up.stabilization_window_s)])
         if up.max_step is not None:
-            agreed = min(agreed, min(begun) + up.max_step)
+            agreed = min(agreed, min(started) + up.max_step)
         agreed = max(agreed, have)
         return agreed, "" if agreed == want else f"{want} wanted, which behavior.scale_up holds back"
-    agreed = max([want, *(one.want for one in memory.said if one.at > now - _down_window_s(seen, scaling))])
+    agreed = max([want, *(one.want for one in memory.decisions if one.at > now - _down_window_s(observation, scaling))])
     if down.max_step is not None:
-        agreed = max(agreed, max(begun) - down.max_step)
+        agreed = max(agreed, max(started) - down.max_step)
     agreed = min(agreed, have)
     return agreed, "" if agreed == want else f"{want} wanted, which behavior.scale_down holds back"
 

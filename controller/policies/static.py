@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from configs.scaling import Scaling
-from controller.types import Decision, Limits, Observation
+from controller.types import Decision, Observation, WorkerLimits
 
 
-def decide(seen: Observation, scaling: Scaling, limits: Limits, memory: None, now: float) -> tuple[Decision, None]:
+def decide(
+    observation: Observation, scaling: Scaling, limits: WorkerLimits, memory: None, now: float
+) -> tuple[Decision, None]:
     """The configured number, whatever is seen."""
-    del seen, memory, now
+    del observation, memory, now
     number = limits.min_workers if scaling.initial_workers is None else scaling.initial_workers
     number = min(max(number, limits.min_workers), limits.max_workers)
     return Decision(number, f"static at {number}"), None

@@ -7,9 +7,9 @@ import logging
 
 from configs.cli import EXIT_USAGE
 from controller.launchers.local import BALANCER, LocalLauncher
-from controller.planning.plan import after_exit, one_more
+from controller.planning.plan import after_exit, record_crash
 from controller.planning.scale_down import DRAIN_GRACE_S
-from controller.types import Child, Crashes, Exit
+from controller.types import CrashBackoff, Exit, WorkerProcess
 
 log = logging.getLogger("controller")
 
@@ -25,7 +25,7 @@ class BalancerSupervisor:
         """`shutdown_s` is the time that the balancer may take to stop."""
         self._launcher = launcher
         self._shutdown_s = shutdown_s
-        self._crashes = Crashes()
+        self._crashes = CrashBackoff()
         self._started = False
         #: True if this balancer or an adopted one has served. A later start-up error is then retried, as it may be
         #: caused by what an earlier process left behind.
@@ -34,7 +34,7 @@ class BalancerSupervisor:
     def mark_served(self) -> None:
         self.has_served = True
 
-    def ensure_running(self, child: Child | None, now: float) -> None:
+    def ensure_running(self, child: WorkerProcess | None, now: float) -> None:
         """Start the balancer if there is none; kill an adopted one that was drained and does not stop."""
         if child is not None:
             self._mark_adopted()
@@ -45,20 +45,20 @@ class BalancerSupervisor:
                 self._launcher.start_balancer()
                 self._started = True
             except OSError as error:
-                self._crashes = one_more(self._crashes, now)
+                self._crashes = record_crash(self._crashes, now)
                 log.error("the balancer cannot be started: %s", error)
 
     def on_exit(self, ended: Exit) -> None:
         """Handle an exit of the balancer. Raises `BalancerStartupError`."""
         self._mark_adopted()
-        if ended.child.drained_at is not None:
+        if ended.process.drained_at is not None:
             log.info("the drained balancer has exited (%s); starting it again", describe_exit(ended))
             return
         if ended.status == EXIT_USAGE and not self.has_served:
             raise BalancerStartupError(ended.tail)
-        lived = ended.at - ended.child.started_at
-        serving = dataclasses.replace(ended.child, ready_at=ended.child.started_at)
-        self._crashes, _ = after_exit(self._crashes, dataclasses.replace(ended, child=serving))
+        lived = ended.at - ended.process.started_at
+        serving = dataclasses.replace(ended.process, ready_at=ended.process.started_at)
+        self._crashes, _ = after_exit(self._crashes, dataclasses.replace(ended, process=serving))
         log.error("the balancer died (%s) after %.0f s; starting it again\n%s", describe_exit(ended), lived, ended.tail)
 
     def _mark_adopted(self) -> None:

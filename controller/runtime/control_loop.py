@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 
 from configs.load import ConfigError
 from configs.paths import keys_file
-from controller.autoscaler.autoscaler import Brain, Thought
+from controller.autoscaler.autoscaler import Autoscaler, TickResult
 from controller.balancer_client import BalancerHttpClient
 from controller.launchers.local import BALANCER, LocalLauncher
 from controller.runtime.balancer_supervisor import BalancerSupervisor, describe_exit
@@ -23,7 +23,7 @@ from controller.runtime.inventory import SetupError
 from controller.runtime.log_throttle import LogThrottle
 from controller.runtime.observe import WorkerTracker, observe
 from controller.runtime.shutdown import stop_processes
-from controller.types import Child, Exit, Observation
+from controller.types import Exit, Observation, WorkerProcess
 from wire.snapshot import Snapshot
 
 log = logging.getLogger("controller")
@@ -43,7 +43,7 @@ class ControlLoop:
         self,
         launcher: LocalLauncher,
         balancer: BalancerHttpClient,
-        autoscaler: Brain,
+        autoscaler: Autoscaler,
         control_plane: ControlPlaneAgent,
         console: ServerConsole,
     ) -> None:
@@ -55,7 +55,7 @@ class ControlLoop:
         self._executor = Executor(launcher, autoscaler)
         self._supervisor = BalancerSupervisor(launcher, control_plane.settings.server.shutdown_s)
         self._workers = WorkerTracker()
-        self._children: Sequence[Child] = ()
+        self._children: Sequence[WorkerProcess] = ()
         self._reload_requested = False
         self._is_ready = False
         self._decision_logger = DecisionLogger()
@@ -85,7 +85,7 @@ class ControlLoop:
     async def _tick(self, now: float) -> None:
         snapshot = await self._balancer.snapshot()
         observations = self._observe(snapshot, now)
-        result = self._autoscaler.think(observations.__getitem__, now)
+        result = self._autoscaler.tick(observations.__getitem__, now)
         self._executor.apply(result.plan)
         await self._report(snapshot, observations, result, now)
 
@@ -99,12 +99,12 @@ class ControlLoop:
         }
 
     async def _report(
-        self, snapshot: Snapshot | None, observations: Mapping[str, Observation], result: Thought, now: float
+        self, snapshot: Snapshot | None, observations: Mapping[str, Observation], result: TickResult, now: float
     ) -> None:
         self._control_plane.record(result.decided)
         for decision in result.decided:
             self._decision_logger.log(decision)
-        blocked = {model: (_NUMBER.sub("#", text), text) for model, text in result.plan.obstacles.items()}
+        blocked = {model: (_NUMBER.sub("#", text), text) for model, text in result.plan.blocked.items()}
         for model, reason in self._log_throttle.filter(blocked, now).items():
             log.warning("%s: %s", model, reason)
         self._show_progress(snapshot)
@@ -125,20 +125,20 @@ class ControlLoop:
         children, exits = self._launcher.poll()
         self._children = [self._with_ready_time(child) for child in children]
         for ended in exits:
-            if ended.child.id == BALANCER:
+            if ended.process.id == BALANCER:
                 self._supervisor.on_exit(ended)
             else:
-                self._on_worker_exit(dataclasses.replace(ended, child=self._with_ready_time(ended.child)))
+                self._on_worker_exit(dataclasses.replace(ended, process=self._with_ready_time(ended.process)))
         self._supervisor.ensure_running(next((child for child in children if child.id == BALANCER), None), now)
         return bool(exits)
 
-    def _with_ready_time(self, child: Child) -> Child:
+    def _with_ready_time(self, child: WorkerProcess) -> WorkerProcess:
         return dataclasses.replace(child, ready_at=self._workers.ready_at(child.id))
 
     def _on_worker_exit(self, ended: Exit) -> None:
-        child, how = ended.child, describe_exit(ended)
+        child, how = ended.process, describe_exit(ended)
         self._workers.forget(child.id)
-        if not self._autoscaler.died(ended):
+        if not self._autoscaler.on_exit(ended):
             log.info("worker %s has exited (%s)", child.id, how)
             return
         if child.spare:

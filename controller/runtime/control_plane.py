@@ -10,17 +10,24 @@ import msgspec
 
 from configs.load import ConfigError
 from configs.settings import Settings
-from controller.autoscaler.autoscaler import Brain, Decided, Model
-from controller.autoscaler.overrides import Standing, Wrong, held, in_force, obey, renew
+from controller.autoscaler.autoscaler import Autoscaler, DecisionEvent, ModelState
+from controller.autoscaler.overrides import (
+    InvalidCommand,
+    Overrides,
+    active_overrides,
+    apply_command,
+    override_decision,
+    request_restart,
+)
 from controller.balancer_client import BalancerHttpClient
-from controller.config_diff import Change, change, generation
+from controller.config_diff import ConfigChange, diff_settings, generation
 from controller.launchers.local import LocalLauncher
 from controller.planning.plan import Plan
-from controller.planning.rolling_update import Rule
+from controller.planning.rolling_update import UpdatePolicy
 from controller.runtime.inventory import SetupError
 from controller.runtime.report import DecisionLog, ReportInput, build_report, clip
 from controller.runtime.state_file import StateFile
-from controller.types import Limits, Observation
+from controller.types import Observation, WorkerLimits
 from wire.scaling import Command, CommandResult, PendingCommand, Reload
 
 log = logging.getLogger("controller")
@@ -37,13 +44,13 @@ class ControlPlaneAgent:
     def __init__(
         self,
         settings: Settings,
-        autoscaler: Brain,
+        autoscaler: Autoscaler,
         balancer: BalancerHttpClient,
         launcher: LocalLauncher,
         state_file: StateFile,
         *,
         read_settings: Callable[[], Settings],
-        build_models: Callable[[Settings], Mapping[str, Model]],
+        build_models: Callable[[Settings], Mapping[str, ModelState]],
         device_names: Mapping[str, str],
     ) -> None:
         """`read_settings` raises `ConfigError`, `build_models` raises `SetupError`."""
@@ -56,7 +63,7 @@ class ControlPlaneAgent:
         self._build_models = build_models
         self._device_names = device_names
         self._started_at = time.monotonic()
-        self._overrides = Standing()
+        self._overrides = Overrides()
         self._decisions = DecisionLog()
         #: Number of the newest decision that the balancer has.
         self._acked_decision = 0
@@ -67,7 +74,7 @@ class ControlPlaneAgent:
 
     def expire_overrides(self) -> None:
         """Remove the overrides whose time is over."""
-        overrides = in_force(self._overrides, self._limits(), time.time())
+        overrides = active_overrides(self._overrides, self._limits(), time.time())
         if overrides != self._overrides:
             for model in self._overrides.holds.keys() - overrides.holds.keys():
                 log.info("%s: the override has ended: its policy decides again", model)
@@ -75,7 +82,7 @@ class ControlPlaneAgent:
             self._apply_overrides()
             self._save()
 
-    def record(self, decisions: Sequence[Decided]) -> None:
+    def record(self, decisions: Sequence[DecisionEvent]) -> None:
         """Add decisions to the log that the reports are made of."""
         offset = time.time() - time.monotonic()
         for decision in decisions:
@@ -116,8 +123,8 @@ class ControlPlaneAgent:
                 changed = self.reload(command.models)
                 rolling = (*changed.rolling, *(f"the workers of {name}" for name in command.models))
                 return CommandResult(pending.id, "", None, changed.applied, rolling, changed.needs_restart)
-            self._overrides = obey(self._overrides, command, self._limits(), time.time())
-        except Wrong as error:
+            self._overrides = apply_command(self._overrides, command, self._limits(), time.time())
+        except InvalidCommand as error:
             return CommandResult(pending.id, str(error), error.param)
         except (ConfigError, SetupError) as error:
             return CommandResult(pending.id, clip(f"the configuration is rejected, and nothing has changed:\n{error}"))
@@ -128,19 +135,19 @@ class ControlPlaneAgent:
         self._save()
         return CommandResult(pending.id, applied=(_describe(command),))
 
-    def reload(self, models: Sequence[str] = ()) -> Change:
+    def reload(self, models: Sequence[str] = ()) -> ConfigChange:
         """Read the configuration again, and replace the workers of `models` even if no setting changed.
 
         Raises `ConfigError`, `SetupError`, `Wrong` and `OSError`; then nothing has changed.
         """
-        changed = change(self.settings, self._read_settings())
+        changed = diff_settings(self.settings, self._read_settings())
         fresh = self._build_models(changed.settings)
-        overrides = renew(self._overrides, models, list(fresh), time.time())
-        self._launcher.adapt(changed.settings)
+        overrides = request_restart(self._overrides, models, list(fresh), time.time())
+        self._launcher.update_settings(changed.settings)
         self.settings = changed.settings
         for name, model in self._autoscaler.models.items():
-            model.adapt(fresh[name])
-        self._overrides = in_force(overrides, self._limits(), time.time())
+            model.update_settings(fresh[name])
+        self._overrides = active_overrides(overrides, self._limits(), time.time())
         self._apply_overrides()
         self._save()
         log.info("configuration read again: %s", changed)
@@ -152,14 +159,16 @@ class ControlPlaneAgent:
         replaced_before = {name: before + offset for name, before in self._overrides.renew_before.items()}
         self._autoscaler.set_overrides(
             paused=self._overrides.paused_since is not None,
-            held={name: held(hold) for name, hold in self._overrides.holds.items()},
-            rules={
-                name: Rule(generation(self.settings, name), model.scaling.max_worker_age_s, replaced_before.get(name))
+            overrides={name: override_decision(hold) for name, hold in self._overrides.holds.items()},
+            update_policies={
+                name: UpdatePolicy(
+                    generation(self.settings, name), model.scaling.max_worker_age_s, replaced_before.get(name)
+                )
                 for name, model in self._autoscaler.models.items()
             },
         )
 
-    def _limits(self) -> dict[str, Limits]:
+    def _limits(self) -> dict[str, WorkerLimits]:
         return {name: model.limits for name, model in self._autoscaler.models.items()}
 
     # ---- state
@@ -168,16 +177,16 @@ class ControlPlaneAgent:
         """Continue from the state of an earlier controller, if there is one."""
         saved = self._state_file.load()
         if saved is not None:
-            self._overrides = in_force(saved.overrides, self._limits(), time.time())
+            self._overrides = active_overrides(saved.overrides, self._limits(), time.time())
             self._decisions = DecisionLog(saved.last_decision)
-            self._autoscaler.recall(saved.memory, time.monotonic(), saved.age_s)
+            self._autoscaler.restore(saved.memory, time.monotonic(), saved.age_s)
         if self._overrides.paused_since is not None:
             log.warning("scaling is paused by a command: `python -m controller resume` ends it")
         for model, hold in self._overrides.holds.items():
-            log.warning("%s is %s", model, held(hold).reason)
+            log.warning("%s is %s", model, override_decision(hold).reason)
 
     def _save(self, *, final: bool = False) -> None:
-        self._state_file.save(self._overrides, self._decisions.last, self._autoscaler.remember(), final=final)
+        self._state_file.save(self._overrides, self._decisions.last, self._autoscaler.dump_state(), final=final)
 
 
 def _describe(command: Command) -> str:

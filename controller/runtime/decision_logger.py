@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 
-from controller.autoscaler.autoscaler import Decided
+from controller.autoscaler.autoscaler import DecisionEvent
 
 log = logging.getLogger("controller")
 
@@ -16,9 +16,9 @@ class DecisionLogger:
         #: The numbers of workers before and after the last decision.
         self._logged: dict[str, tuple[int, int]] = {}
 
-    def log(self, event: Decided) -> None:
+    def log(self, event: DecisionEvent) -> None:
         """Log the decision with its inputs."""
-        model, current, decision = event.model, event.seen.provisioned, event.decision
+        model, current, decision = event.model, event.observation.provisioned, event.decision
         if event.failure:
             log.error("%s: %s\n%s", model, decision.reason, event.failure)
             return

@@ -12,7 +12,7 @@ from pathlib import Path
 import msgspec
 
 from configs.paths import cache_dir
-from controller.planning.device_pool import Pool
+from controller.planning.device_pool import DevicePool
 from controller.runtime.gpus import Gpu, GpuMonitor
 
 log = logging.getLogger("controller")
@@ -29,13 +29,13 @@ def load_measured_memory(data_dir: Path) -> dict[str, int]:
 
 
 @contextlib.asynccontextmanager
-async def monitor_devices(pool: Pool, gpus: Sequence[Gpu], data_dir: Path) -> AsyncIterator[None]:
+async def monitor_devices(pool: DevicePool, gpus: Sequence[Gpu], data_dir: Path) -> AsyncIterator[None]:
     """Monitor while the block runs."""
     driver = GpuMonitor(gpus) if gpus else None
     if driver is not None:
         # Before any worker starts: memory in use now belongs to other programs.
         await asyncio.to_thread(driver.open)
-        pool.see(await asyncio.to_thread(driver.read), pool.occupied)
+        pool.update(await asyncio.to_thread(driver.read), pool.occupied)
     task = asyncio.create_task(_monitor(pool, driver, data_dir))
     try:
         yield
@@ -46,14 +46,14 @@ async def monitor_devices(pool: Pool, gpus: Sequence[Gpu], data_dir: Path) -> As
             driver.close()
 
 
-async def _monitor(pool: Pool, driver: GpuMonitor | None, data_dir: Path) -> None:
+async def _monitor(pool: DevicePool, driver: GpuMonitor | None, data_dir: Path) -> None:
     faults: dict[str, str] = {}
     saved = dict(pool.measured)
     for interval in itertools.count(1):
         await asyncio.sleep(_INTERVAL_S)
         if driver is not None and interval % _INTERVALS_PER_DRIVER_READING == 0:
             occupied = pool.occupied
-            pool.see(await asyncio.to_thread(driver.read), occupied)
+            pool.update(await asyncio.to_thread(driver.read), occupied)
         previous, faults = faults, {device.name: device.fault for device in pool.current.values() if device.fault}
         _log_changes(previous, faults)
         if pool.measured != saved:

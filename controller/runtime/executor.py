@@ -6,7 +6,7 @@ import logging
 import secrets
 import time
 
-from controller.autoscaler.autoscaler import Brain
+from controller.autoscaler.autoscaler import Autoscaler
 from controller.launchers import Launcher
 from controller.planning.plan import Plan
 from controller.types import Action, Activate, Drain, Kill, Start, StartSpare
@@ -17,7 +17,7 @@ log = logging.getLogger("controller")
 class Executor:
     """Executes the actions of plans and logs the reason of each."""
 
-    def __init__(self, launcher: Launcher, autoscaler: Brain) -> None:
+    def __init__(self, launcher: Launcher, autoscaler: Autoscaler) -> None:
         self._launcher = launcher
         self._autoscaler = autoscaler
 
@@ -30,7 +30,7 @@ class Executor:
                 if not isinstance(action, Start | StartSpare | Activate):
                     raise
                 spare = isinstance(action, StartSpare)
-                self._autoscaler.failed_to_start(action.model, time.monotonic(), spare=spare)
+                self._autoscaler.on_start_failed(action.model, time.monotonic(), spare=spare)
                 log.error("%s: the worker cannot be started: %s", action.model, error)
 
     def _execute(self, action: Action) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 import psutil
 import pynvml
 
-from controller.planning.device_pool import Reading
+from controller.planning.device_pool import MemoryReading
 
 log = logging.getLogger("controller")
 
@@ -99,19 +99,19 @@ class GpuMonitor:
                 pynvml.nvmlEventSetFree(self._events)
             pynvml.nvmlShutdown()
 
-    def read(self) -> list[Reading]:
+    def read(self) -> list[MemoryReading]:
         """Return the state of every GPU. A GPU that the driver has lost is reported as faulty."""
         self._read_error_events()
         return [self._read(gpu) for gpu in self._gpus.values()]
 
-    def _read(self, gpu: Gpu) -> Reading:
+    def _read(self, gpu: Gpu) -> MemoryReading:
         try:
             handle = pynvml.nvmlDeviceGetHandleByIndex(gpu.index)
             used = 0 if gpu.total_bytes is None else int(pynvml.nvmlDeviceGetMemoryInfo(handle).used)
         except pynvml.NVMLError as error:
-            return Reading(gpu.device, gpu.total_bytes, fault=f"the driver reports: {error}")
+            return MemoryReading(gpu.device, gpu.total_bytes, fault=f"the driver reports: {error}")
         fault = self._permanent_faults.get(gpu.index) or _pending_recovery(handle)
-        return Reading(gpu.device, gpu.total_bytes, used, _processes(handle), fault)
+        return MemoryReading(gpu.device, gpu.total_bytes, used, _processes(handle), fault)
 
     def _read_error_events(self) -> None:
         with contextlib.suppress(pynvml.NVMLError):  # times out after the last event

@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from configs.scaling import Scaling
 from configs.settings import Model as ModelSettings
 from configs.settings import Settings
-from controller.autoscaler.autoscaler import Model
-from controller.planning.device_pool import Pool
-from controller.planning.placement import Berth, Rooms, in_gib
-from controller.policies import CannotImport, Policy, find
-from controller.types import Decision, Device, Limits
+from controller.autoscaler.autoscaler import ModelState
+from controller.planning.device_pool import DevicePool
+from controller.planning.placement import DeviceSlots, PlacementRequest, in_gib
+from controller.policies import Policy, PolicyImportError, find
+from controller.types import Decision, Device, WorkerLimits
 
 #: `max_workers: auto` of a simulated model if no simulated devices are configured.
 _SIM_WORKERS = 4
@@ -46,15 +46,15 @@ def build_machine(settings: Settings, gpus: Sequence[Device], cores: int) -> Mac
 
 def build_pool(
     settings: Settings, machine: Machine, measured: Mapping[str, int], occupied: Collection[str] = ()
-) -> Pool:
+) -> DevicePool:
     """Return the pool. `measured` is the memory that workers needed, by `Model.weights`."""
     devices = settings.devices
-    return Pool(
+    return DevicePool(
         machine.devices, margin=devices.memory_margin, share=devices.share, measured=measured, occupied=occupied
     )
 
 
-def build_models(settings: Settings, machine: Machine) -> dict[str, Model]:
+def build_models(settings: Settings, machine: Machine) -> dict[str, ModelState]:
     """Return every model with its limits and the devices of its workers. Raises `SetupError`."""
     real = [name for name, model in settings.models.items() if model.engine != "sim"]
     total_min = sum(settings.scaling(name).min_workers for name in real)
@@ -72,7 +72,7 @@ def build_models(settings: Settings, machine: Machine) -> dict[str, Model]:
             slots = device_slots(names, 0, scaling.min_workers) if names else unbounded
         places = _SIM_WORKERS if slots is unbounded else _places(settings, model, machine, slots)
         first = scaling.min_workers if scaling.initial_workers is None else scaling.initial_workers
-        found[name] = Model(
+        found[name] = ModelState(
             scaling,
             _limits(settings, name, places),
             _policy(name, scaling),
@@ -87,7 +87,7 @@ def build_models(settings: Settings, machine: Machine) -> dict[str, Model]:
 def _policy(model: str, scaling: Scaling) -> Policy:
     try:
         return find(scaling.policy)
-    except CannotImport as error:
+    except PolicyImportError as error:
         raise SetupError(f"models.{model}.scaling.policy: {error}") from None
 
 
@@ -116,10 +116,12 @@ def _places(settings: Settings, model: ModelSettings, machine: Machine, slots: S
     return max(sum((memory or 0) // model.gpu_memory for memory in room), len(slots))
 
 
-def _limits(settings: Settings, model: str, places: int) -> Limits:
+def _limits(settings: Settings, model: str, places: int) -> WorkerLimits:
     scaling, workers = settings.scaling(model), settings.workers
     maximum = max(places, scaling.min_workers) if scaling.max_workers == "auto" else scaling.max_workers
-    return Limits(scaling.min_workers, maximum, workers.start_timeout_s, workers.drain_timeout_s, workers.lost_after_s)
+    return WorkerLimits(
+        scaling.min_workers, maximum, workers.start_timeout_s, workers.drain_timeout_s, workers.lost_after_s
+    )
 
 
 def _weights(name: str, model: ModelSettings) -> str:
@@ -130,7 +132,7 @@ def _weights(name: str, model: ModelSettings) -> str:
     return " ".join(str(part) for part in parts if part is not None)
 
 
-def oversized_models(models: Mapping[str, Model], machine: Machine) -> list[str]:
+def oversized_models(models: Mapping[str, ModelState], machine: Machine) -> list[str]:
     """Return a sentence for each model whose worker fits on no device: its need, and what to change."""
     found = []
     for name, model in models.items():
@@ -146,14 +148,14 @@ def oversized_models(models: Mapping[str, Model], machine: Machine) -> list[str]
     return found
 
 
-def unplaced_models(models: Mapping[str, Model], machine: Machine, *, share: bool) -> list[str]:
+def unplaced_models(models: Mapping[str, ModelState], machine: Machine, *, share: bool) -> list[str]:
     """Return the models whose `min_workers` do not all fit, among those with a declared memory."""
-    rooms = Rooms({device.name: device for device in machine.devices}, tight=True)
+    slots = DeviceSlots({device.name: device for device in machine.devices}, tight=True)
     found = []
     for name, model in sorted(models.items(), key=lambda pair: -(pair[1].gpu_memory or 0)):
         if model.gpu_memory is not None:
-            berth = Berth(name, model.gpu_memory, Counter(model.slots), share)
-            placed = [rooms.take(berth) for _ in range(model.limits.min_workers)]
+            request = PlacementRequest(name, model.gpu_memory, Counter(model.slots), share)
+            placed = [slots.take(request) for _ in range(model.limits.min_workers)]
             if None in placed:
                 found.append(f"{placed.count(None)} of {len(placed)} of {name}")
     return found

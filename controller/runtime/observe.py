@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from controller.types import Child, Observation, Queue, Replica, Stage
+from controller.types import Observation, Queue, Replica, Stage, WorkerProcess
 from wire.snapshot import ModelStats, Snapshot, WorkerStats
 
 
@@ -45,7 +45,7 @@ class WorkerTracker:
 
 def observe(
     model: str,
-    children: Sequence[Child],
+    children: Sequence[WorkerProcess],
     snapshot: Snapshot | None,
     workers: WorkerTracker,
     now: float,
@@ -65,15 +65,17 @@ def observe(
     return Observation(model, queue, replicas, spares=spares, unix_s=unix_s)
 
 
-def _replica(child: Child, stats: WorkerStats | None, workers: WorkerTracker, silent_since: float | None) -> Replica:
+def _replica(
+    child: WorkerProcess, stats: WorkerStats | None, workers: WorkerTracker, silent_since: float | None
+) -> Replica:
     stage = _stage(child, stats, workers)
     if stats is None:
-        return Replica(child, stage, unheard_since=silent_since)
+        return Replica(child, stage, silent_since=silent_since)
     return Replica(
         child,
         stage,
         load=stats.assigned + stats.running,
-        unheard_since=silent_since,
+        silent_since=silent_since,
         stuck=stats.state == "stuck",
         memory_bytes=stats.memory_bytes,
         started_in_s=stats.start.total_s,
@@ -99,7 +101,7 @@ def _queue(stats: ModelStats, uptime_s: float) -> Queue:
     )
 
 
-def _stage(child: Child, stats: WorkerStats | None, workers: WorkerTracker) -> Stage:
+def _stage(child: WorkerProcess, stats: WorkerStats | None, workers: WorkerTracker) -> Stage:
     # A worker that its operator drains is no more capacity than one that the controller drains.
     if child.drained_at is not None or (stats is not None and stats.state == "draining"):
         return Stage.DRAINING

@@ -10,12 +10,12 @@ from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from controller.autoscaler.autoscaler import Brain, Decided, Model
+from controller.autoscaler.autoscaler import Autoscaler, DecisionEvent, ModelState
 from controller.autoscaler.cold_start import expected_s
-from controller.autoscaler.overrides import Standing
+from controller.autoscaler.overrides import Overrides
 from controller.planning.plan import Plan
-from controller.planning.rolling_update import outdated, told
-from controller.planning.standby import ready
+from controller.planning.rolling_update import describe_progress, outdated
+from controller.planning.standby import count_ready
 from controller.types import Observation, Replica, Stage
 from wire.scaling import (
     MAX_DECISIONS,
@@ -40,7 +40,7 @@ class DecisionLog:
         self.last = last
         self._ring: deque[DecisionRecord] = deque(maxlen=MAX_DECISIONS)
 
-    def add(self, event: Decided, wall: float) -> None:
+    def add(self, event: DecisionEvent, wall: float) -> None:
         """Add a decision made at `wall`, in Unix seconds."""
         self.last += 1
         decision = event.decision
@@ -49,9 +49,9 @@ class DecisionLog:
                 number=self.last,
                 time=wall,
                 model=event.model,
-                trigger=event.woken,
-                provisioned=event.seen.provisioned,
-                ready=_count(event.seen, Stage.READY),
+                trigger=event.trigger,
+                provisioned=event.observation.provisioned,
+                ready=_count(event.observation, Stage.READY),
                 desired=decision.desired,
                 valid=decision.valid,
                 reason=clip(decision.reason),
@@ -73,10 +73,10 @@ class DecisionLog:
 class ReportInput:
     """The state that a report describes. `now` is on the autoscaler's clock, `wall` the same moment in Unix seconds."""
 
-    autoscaler: Brain
+    autoscaler: Autoscaler
     observations: Mapping[str, Observation]
     plan: Plan
-    overrides: Standing
+    overrides: Overrides
     #: Product names by device.
     device_names: Mapping[str, str]
     now: float
@@ -109,10 +109,10 @@ def build_report(
     )
 
 
-def _model(state: ReportInput, name: str, model: Model, latest: DecisionRecord | None) -> ModelRecord:
+def _model(state: ReportInput, name: str, model: ModelState, latest: DecisionRecord | None) -> ModelRecord:
     observed, hold = state.observations[name], state.overrides.holds.get(name)
-    old = outdated(observed.replicas, model.rule, state.now)
-    standby = ready(observed.spares, model.kind)
+    old = outdated(observed.replicas, model.update_policy, state.now)
+    standby = count_ready(observed.spares, model.kind)
     return ModelRecord(
         model=name,
         min_workers=model.limits.min_workers,
@@ -125,18 +125,18 @@ def _model(state: ReportInput, name: str, model: Model, latest: DecisionRecord |
         policy=model.scaling.policy,
         reason=latest.reason if latest else model.decision.reason,
         inputs=latest.inputs if latest else {},
-        blocked_reason=clip(state.plan.obstacles.get(name, "")),
+        blocked_reason=clip(state.plan.blocked.get(name, "")),
         override=OverrideRecord(hold.workers, hold.until) if hold else None,
         crashes=model.crashes.count,
-        rolling_update=told(observed.replicas, old, model.crashes),
+        rolling_update=describe_progress(observed.replicas, old, model.crashes),
         spares=len(observed.spares),
         cold_start_s=expected_s(model.starts, model.scaling, observed.cold_start_s, standby),
     )
 
 
-def _replica(state: ReportInput, model: Model, replica: Replica) -> ReplicaRecord:
-    child = replica.child
-    old = {} if child.spare else outdated([replica], model.rule, state.now)
+def _replica(state: ReportInput, model: ModelState, replica: Replica) -> ReplicaRecord:
+    child = replica.process
+    old = {} if child.spare else outdated([replica], model.update_policy, state.now)
     return ReplicaRecord(
         worker=child.id,
         model=child.model,
@@ -157,7 +157,7 @@ def _devices(state: ReportInput) -> list[DeviceRecord]:
     slots = [slot for model in state.autoscaler.models.values() for slot in model.slots]
     workers: dict[str, list[str]] = {name: [] for name in [*known, *slots]}
     for replica in replicas:
-        workers.setdefault(replica.child.device, []).append(replica.child.id)
+        workers.setdefault(replica.process.device, []).append(replica.process.id)
     return [
         DeviceRecord(
             device=name,

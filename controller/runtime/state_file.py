@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import msgspec
 
-from controller.autoscaler.overrides import Standing
+from controller.autoscaler.overrides import Overrides
 
 log = logging.getLogger("controller")
 
@@ -19,7 +19,7 @@ _RESERVED_DECISIONS = 1000
 
 
 class _Header(msgspec.Struct, frozen=True):
-    overrides: Standing
+    overrides: Overrides
     #: No decision has a higher number.
     last_decision: int
     #: Unix seconds.
@@ -29,7 +29,7 @@ class _Header(msgspec.Struct, frozen=True):
 class SavedState(NamedTuple):
     """The state of an earlier controller. `memory` is for `Autoscaler.restore`, and `age_s` old."""
 
-    overrides: Standing
+    overrides: Overrides
     last_decision: int
     memory: bytes
     age_s: float
@@ -59,7 +59,7 @@ class StateFile:
             memory = self._memory.read_bytes()
         return SavedState(header.overrides, header.last_decision, memory, max(time.time() - header.saved_at, 0.0))
 
-    def save(self, overrides: Standing, last_decision: int, memory: bytes, *, final: bool = False) -> None:
+    def save(self, overrides: Overrides, last_decision: int, memory: bytes, *, final: bool = False) -> None:
         """Write the state. `final`: no further decision follows."""
         self._saved_at = time.monotonic()
         reserved = 0 if final else _RESERVED_DECISIONS

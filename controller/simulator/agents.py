@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
 from configs.scaling import Scaling
-from controller.autoscaler.autoscaler import Brain, Model, Thought
-from controller.autoscaler.triggers import wake
-from controller.planning.plan import Plan, Wanted, make_plan, still_owed
+from controller.autoscaler.autoscaler import Autoscaler, ModelState, TickResult
+from controller.autoscaler.triggers import find_trigger
+from controller.planning.plan import ModelDemand, Plan, make_plan, pending_replacements
 from controller.policies import Policy
-from controller.types import Crashes, Decision, Exit, Limits, Observation, Stage
+from controller.types import CrashBackoff, Decision, Exit, Observation, Stage, WorkerLimits
 
 #: Returns the current observation of a model by name.
 Observe = Callable[[str], Observation]
@@ -24,7 +24,7 @@ _INITIAL = "initial number of workers"
 class ScalingAgent(Protocol):
     """Decides the number of workers in a simulation. `now` is simulated time in seconds."""
 
-    def tick(self, observe: Observe, now: float) -> Thought:
+    def tick(self, observe: Observe, now: float) -> TickResult:
         """Decide and plan."""
 
     def next_tick_at(self) -> float:
@@ -49,10 +49,10 @@ class ScalingTarget(NamedTuple):
     slots: Sequence[str]
 
     @property
-    def limits(self) -> Limits:
+    def limits(self) -> WorkerLimits:
         """The bounds on the number of workers; `max_workers: auto` allows every device."""
         max_workers = len(self.slots) if self.scaling.max_workers == "auto" else self.scaling.max_workers
-        return Limits(self.scaling.min_workers, max_workers, _TIMEOUT_S, _TIMEOUT_S, _TIMEOUT_S)
+        return WorkerLimits(self.scaling.min_workers, max_workers, _TIMEOUT_S, _TIMEOUT_S, _TIMEOUT_S)
 
     @property
     def initial_workers(self) -> int:
@@ -60,17 +60,17 @@ class ScalingTarget(NamedTuple):
         return self.scaling.min_workers if initial is None else initial
 
 
-class _SimAutoscaler(Brain):
+class _SimAutoscaler(Autoscaler):
     """Skips planning while nothing changes: only hanging workers need it then, and simulated workers do not hang."""
 
-    def _plan(self, wanted: Sequence[Wanted], now: float) -> Plan:
+    def _plan(self, wanted: Sequence[ModelDemand], now: float) -> Plan:
         return Plan([], {}) if _are_settled(wanted) else super()._plan(wanted, now)
 
 
-def _are_settled(targets: Sequence[Wanted]) -> bool:
+def _are_settled(targets: Sequence[ModelDemand]) -> bool:
     """Return whether every model has the desired number of workers, all with current settings."""
     return all(
-        sum(replica.stage is not Stage.DRAINING for replica in target.seen.replicas) == target.decision.desired
+        sum(replica.stage is not Stage.DRAINING for replica in target.observation.replicas) == target.decision.desired
         and not target.outdated
         for target in targets
     )
@@ -82,7 +82,7 @@ class MusterAgent(ScalingAgent):
     def __init__(self, targets: Mapping[str, ScalingTarget], policies: Mapping[str, Policy]) -> None:
         self.autoscaler = _SimAutoscaler(
             {
-                name: Model(
+                name: ModelState(
                     target.scaling,
                     target.limits,
                     policies[name],
@@ -93,22 +93,22 @@ class MusterAgent(ScalingAgent):
             }
         )
 
-    def tick(self, observe: Observe, now: float) -> Thought:
-        return self.autoscaler.think(observe, now)
+    def tick(self, observe: Observe, now: float) -> TickResult:
+        return self.autoscaler.tick(observe, now)
 
     def next_tick_at(self) -> float:
-        return min(model.decide_at for model in self.autoscaler.models.values())
+        return min(model.next_decision_at for model in self.autoscaler.models.values())
 
     def is_urgent(self, waiting: Sequence[str], observe: Observe, now: float) -> bool:
         models = self.autoscaler.models
         return any(
-            wake(observe(name), model.scaling, model.limits, model.decision, model.decided_at, now)
+            find_trigger(observe(name), model.scaling, model.limits, model.decision, model.decided_at, now)
             for name in waiting
             if (model := models[name])
         )
 
     def on_worker_exit(self, ended: Exit) -> None:
-        self.autoscaler.died(ended)
+        self.autoscaler.on_exit(ended)
 
     def desired_workers(self, model: str) -> int:
         return self.autoscaler.models[model].decision.desired
@@ -121,7 +121,7 @@ class SimObservation(NamedTuple):
     running: int
     ready: int
     starting: int
-    limits: Limits
+    limits: WorkerLimits
 
     @property
     def total(self) -> int:
@@ -154,7 +154,7 @@ class _ModelState:
     decision: Decision
     #: Crashed workers that are to be replaced.
     crashed: int = 0
-    decide_at: float = 0.0
+    next_decision_at: float = 0.0
 
 
 class ReferenceAgent(ScalingAgent):
@@ -171,27 +171,29 @@ class ReferenceAgent(ScalingAgent):
             for name, target in targets.items()
         }
 
-    def tick(self, observe: Observe, now: float) -> Thought:
+    def tick(self, observe: Observe, now: float) -> TickResult:
         targets = []
         for name, model in self._models.items():
             observed = observe(name)
-            model.crashed = still_owed(model.crashed, model.decision.desired, observed.replicas)
-            if now >= model.decide_at and observed.queue is not None:
-                model.decide_at = now + model.autoscaler.interval_s
+            model.crashed = pending_replacements(model.crashed, model.decision.desired, observed.replicas)
+            if now >= model.next_decision_at and observed.queue is not None:
+                model.next_decision_at = now + model.autoscaler.interval_s
                 stages = [replica.stage for replica in observed.replicas]
                 ready, starting = stages.count(Stage.READY), stages.count(Stage.STARTING) + model.crashed
                 counts = SimObservation(
                     observed.queue.queued, observed.queue.running, ready, starting, model.target.limits
                 )
                 model.decision = Decision(model.autoscaler.desired(counts, now), type(model.autoscaler).__name__)
-            targets.append(Wanted(observed, model.decision, model.target.limits, Crashes(), model.target.slots))
-        return Thought(Plan([], {}) if _are_settled(targets) else make_plan(targets, now), [])
+            targets.append(
+                ModelDemand(observed, model.decision, model.target.limits, CrashBackoff(), model.target.slots)
+            )
+        return TickResult(Plan([], {}) if _are_settled(targets) else make_plan(targets, now), [])
 
     def next_tick_at(self) -> float:
-        return min(model.decide_at for model in self._models.values())
+        return min(model.next_decision_at for model in self._models.values())
 
     def on_worker_exit(self, ended: Exit) -> None:
-        self._models[ended.child.model].crashed += ended.child.drained_at is None
+        self._models[ended.process.model].crashed += ended.process.drained_at is None
 
     def desired_workers(self, model: str) -> int:
         return self._models[model].decision.desired

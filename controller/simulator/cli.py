@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.progress import Progress
 
 from configs.cli import EXIT_USAGE
-from controller.policies import POLICIES, CannotImport, find
+from controller.policies import POLICIES, PolicyImportError, find
 from controller.simulator import table
 from controller.simulator.agents import MusterAgent, ReferenceAgent, ScalingAgent, ScalingTarget
 from controller.simulator.plot import draw_plot
@@ -95,7 +95,7 @@ def agent_for(name: str, scenario: Scenario) -> tuple[ScalingAgent, Mapping[str,
         targets = {model: _with_policy(target, name) for model, target in targets.items()}
     try:
         return MusterAgent(targets, {model: find(target.scaling.policy) for model, target in targets.items()}), targets
-    except CannotImport as error:
+    except PolicyImportError as error:
         raise InvalidScenario(str(error)) from None
 
 

@@ -15,7 +15,7 @@ from collections import deque
 from collections.abc import Mapping
 
 from controller.simulator.model_sim import ModelSim, PreemptedWork, SimWorker
-from controller.types import Child, Exit
+from controller.types import Exit, WorkerProcess
 
 #: Mean progress that a task loses in a crash: half of a checkpoint interval.
 _CRASH_LOSS_S = 1.0
@@ -72,11 +72,11 @@ class SimCluster:
         at, _, kind, worker, _ = heapq.heappop(self._events)
         if kind == EventKind.FINISH:
             self._finish(worker, at)
-        elif worker.child.id not in self.workers:
+        elif worker.process.id not in self.workers:
             return
         elif kind == EventKind.EXIT:
             self._remove(worker, at, 0)
-        elif worker.child.drained_at is None:
+        elif worker.process.drained_at is None:
             if kind == EventKind.READY:
                 self._on_ready(worker, at)
             else:
@@ -145,8 +145,8 @@ class SimCluster:
         new = load + change
         if new:
             model.work_rate += new / slowdowns[new - 1]
-        del model.by_load[load][worker.child.id]
-        model.by_load[new][worker.child.id] = worker
+        del model.by_load[load][worker.process.id]
+        model.by_load[new][worker.process.id] = worker
 
     def _schedule_finish(self, worker: SimWorker, now: float) -> None:
         """Schedule the finish of the worker's next task, valid until its load changes."""
@@ -167,7 +167,7 @@ class SimCluster:
         """Start a standby process, which loads without a device."""
         state, number = self.models[model], next(self._ids)
         start_s = self._random.choice(state.profile.cold_starts_s)
-        child = Child(f"{model}-{number}", model, kind, number, now, spare=True, loaded_at=now + start_s)
+        child = WorkerProcess(f"{model}-{number}", model, kind, number, now, spare=True, loaded_at=now + start_s)
         state.spares[child.id] = child
 
     def activate(self, name: str, model: str, device: str, now: float) -> None:
@@ -180,8 +180,10 @@ class SimCluster:
 
     def _start(self, model: ModelSim, device: str, now: float, start_s: float, *, from_standby: bool) -> None:
         number, name = next(self._ids), model.profile.model
-        worker = SimWorker(Child(f"{name}-{number}", name, device, number, now), model, from_standby=from_standby)
-        self.workers[worker.child.id] = model.workers[worker.child.id] = worker
+        worker = SimWorker(
+            WorkerProcess(f"{name}-{number}", name, device, number, now), model, from_standby=from_standby
+        )
+        self.workers[worker.process.id] = model.workers[worker.process.id] = worker
         model.change_counts(now, 1, 0)
         lifetime_s = model.profile.mean_lifetime_s
         if lifetime_s is not None:
@@ -195,8 +197,8 @@ class SimCluster:
         self._changed = True
 
     def _on_ready(self, worker: SimWorker, now: float) -> None:
-        child = worker.child
-        worker.child = Child(child.id, child.model, child.device, child.pid, child.started_at, None, now)
+        child = worker.process
+        worker.process = WorkerProcess(child.id, child.model, child.device, child.pid, child.started_at, None, now)
         worker.updated_at = now
         worker.model.by_load[0][child.id] = worker
         worker.model.change_counts(now, -1, 1)
@@ -208,15 +210,17 @@ class SimCluster:
         for model in self.models.values():
             model.spares.pop(name, None)
         worker = self.workers.get(name)
-        if worker is None or worker.child.drained_at is not None:
+        if worker is None or worker.process.drained_at is not None:
             return
-        child, model = worker.child, worker.model
+        child, model = worker.process, worker.model
         if child.ready_at is not None:
             self._preempt_tasks(worker, now, 0.0)
             model.change_counts(now, 0, -1)
         else:
             model.change_counts(now, -1, 0)
-        worker.child = Child(child.id, child.model, child.device, child.pid, child.started_at, now, child.ready_at)
+        worker.process = WorkerProcess(
+            child.id, child.model, child.device, child.pid, child.started_at, now, child.ready_at
+        )
         model.drains += 1
         # A worker that is still loading has no tasks to return.
         self._schedule(now + (model.profile.drain_s if child.ready_at is not None else 0.0), EventKind.EXIT, worker)
@@ -243,12 +247,12 @@ class SimCluster:
             model.remaining_s += repeated_s - remaining_s
             tasks.append(PreemptedWork(number, repeated_s))
         model.preempted = deque(sorted([*model.preempted, *tasks]))
-        model.by_load[load].pop(worker.child.id, None)
+        model.by_load[load].pop(worker.process.id, None)
         worker.running = []
         worker.epoch += 1
 
     def _crash(self, worker: SimWorker, now: float) -> None:
-        model, child = worker.model, worker.child
+        model, child = worker.model, worker.process
         if child.drained_at is None and child.ready_at is not None:
             self._preempt_tasks(worker, now, _CRASH_LOSS_S)
             model.change_counts(now, 0, -1)
@@ -259,9 +263,9 @@ class SimCluster:
         self._dispatch(model, now)
 
     def _remove(self, worker: SimWorker, now: float, status: int) -> None:
-        del self.workers[worker.child.id]
-        del worker.model.workers[worker.child.id]
-        worker.model.worker_s += now - worker.child.started_at
+        del self.workers[worker.process.id]
+        del worker.model.workers[worker.process.id]
+        worker.model.worker_s += now - worker.process.started_at
         worker.epoch += 1
-        self._exits.append(Exit(worker.child, now, status))
+        self._exits.append(Exit(worker.process, now, status))
         self._changed = True

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from controller.types import Child, Replica, Stage
+from controller.types import Replica, Stage, WorkerProcess
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,10 +60,10 @@ class PreemptedWork(NamedTuple):
 class SimWorker:
     """A worker process. `work_done_s` is the work that a task running since the worker became ready would have."""
 
-    __slots__ = ("child", "epoch", "from_standby", "model", "replica", "running", "updated_at", "work_done_s")
+    __slots__ = ("epoch", "from_standby", "model", "process", "replica", "running", "updated_at", "work_done_s")
 
-    def __init__(self, child: Child, model: ModelSim, *, from_standby: bool = False) -> None:
-        self.child = child
+    def __init__(self, child: WorkerProcess, model: ModelSim, *, from_standby: bool = False) -> None:
+        self.process = child
         self.model = model
         self.from_standby = from_standby
         #: Heap of (`work_done_s` at which the task is finished, number of the task).
@@ -76,17 +76,17 @@ class SimWorker:
 
     @property
     def stage(self) -> Stage:
-        if self.child.drained_at is not None:
+        if self.process.drained_at is not None:
             return Stage.DRAINING
-        return Stage.STARTING if self.child.ready_at is None else Stage.READY
+        return Stage.STARTING if self.process.ready_at is None else Stage.READY
 
     def as_replica(self) -> Replica:
         """Return the worker as the controller observes it. The object is reused until the worker changes."""
         replica = self.replica
-        if replica is None or replica.child is not self.child or replica.load != len(self.running):
-            start_s = 0.0 if self.child.ready_at is None else self.child.ready_at - self.child.started_at
+        if replica is None or replica.process is not self.process or replica.load != len(self.running):
+            start_s = 0.0 if self.process.ready_at is None else self.process.ready_at - self.process.started_at
             replica = self.replica = Replica(
-                self.child, self.stage, len(self.running), started_in_s=start_s, from_standby=self.from_standby
+                self.process, self.stage, len(self.running), started_in_s=start_s, from_standby=self.from_standby
             )
         return replica
 
@@ -106,7 +106,7 @@ class ModelSim:
     tail: int = 0
     preempted: deque[PreemptedWork] = field(default_factory=deque)
     workers: dict[str, SimWorker] = field(default_factory=dict)
-    spares: dict[str, Child] = field(default_factory=dict)
+    spares: dict[str, WorkerProcess] = field(default_factory=dict)
     #: Ready workers by their number of tasks.
     by_load: list[dict[str, SimWorker]] = field(default_factory=list)
     #: Queue wait of each task in seconds, and its end time.

@@ -18,7 +18,7 @@ from configs.scaling import Scaling
 from controller.simulator.agents import ScalingAgent, ScalingTarget
 from controller.simulator.cluster import SimCluster
 from controller.simulator.model_sim import ModelSim
-from controller.types import Activate, Child, Drain, Kill, Observation, Queue, Start, StartSpare
+from controller.types import Activate, Drain, Kill, Observation, Queue, Start, StartSpare, WorkerProcess
 
 #: The mean work of a request is taken over this number of arrivals.
 _MEAN_OVER = 200
@@ -74,7 +74,7 @@ def observe(model: ModelSim, scaling: Scaling, now: float, *, sizes_known: bool 
     return Observation(profile.model, queue, replicas, spares=_observed_spares(model, now), unix_s=now)
 
 
-def _observed_spares(model: ModelSim, now: float) -> list[Child]:
+def _observed_spares(model: ModelSim, now: float) -> list[WorkerProcess]:
     """Return the standby processes; the simulator does not reveal the remaining start-up time."""
     return [
         child if (child.loaded_at or now) <= now else replace(child, loaded_at=None) for child in model.spares.values()
@@ -150,7 +150,7 @@ class Simulation:
         self._cluster.take_changed()
 
     def _free_slot(self, target: ScalingTarget) -> str | None:
-        used = [worker.child.device for worker in self._cluster.workers.values()]
+        used = [worker.process.device for worker in self._cluster.workers.values()]
         return next((slot for slot in target.slots if used.count(slot) < list(target.slots).count(slot)), None)
 
     def _arrivals(self) -> Iterator[tuple[float, ModelSim]]:
@@ -207,14 +207,14 @@ class Simulation:
                     cluster.start_spare(model, kind, now)
                 case Drain(worker, _):
                     if worker in cluster.workers:
-                        changed_models.add(cluster.workers[worker].child.model)
+                        changed_models.add(cluster.workers[worker].process.model)
                     cluster.drain(worker, now)
                 case Kill(worker, _):
                     cluster.kill(worker, now)
         for model in changed_models:
             self._result.changes[model] += 1
         # A later poll may carry out what this plan could not.
-        self._is_incomplete = bool(plan.obstacles) or self._has_pending_spares(now)
+        self._is_incomplete = bool(plan.blocked) or self._has_pending_spares(now)
 
     def _has_pending_spares(self, now: float) -> bool:
         """Return whether a standby process is missing or still loading."""
@@ -240,4 +240,4 @@ class Simulation:
     def _charge_workers(self, end: float) -> None:
         """Charge the time of the workers that are still running."""
         for worker in self._cluster.workers.values():
-            worker.model.worker_s += end - worker.child.started_at
+            worker.model.worker_s += end - worker.process.started_at

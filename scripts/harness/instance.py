@@ -15,7 +15,7 @@ import psutil
 import yaml
 
 from configs.paths import children_dir, internal_token
-from controller.launchers.processes import Record
+from controller.launchers.processes import ProcessRecord
 from scripts.harness.processes import PATIENCE_S, ROOT, free_port, is_alive, launch, wait_until
 from wire.snapshot import Snapshot, WorkerStats
 
@@ -60,12 +60,12 @@ class Instance:
     def output(self) -> str:
         return (self.folder / "controller.log").read_text()
 
-    def records(self) -> dict[str, Record]:
+    def records(self) -> dict[str, ProcessRecord]:
         """Return the recorded children of this or of the last controller by name."""
         found = {}
         for file in children_dir(self.folder).glob("*.json"):
             with contextlib.suppress(OSError, msgspec.MsgspecError):  # it is being written or removed
-                record = msgspec.json.decode(file.read_bytes(), type=Record)
+                record = msgspec.json.decode(file.read_bytes(), type=ProcessRecord)
                 found[record.id] = record
         return found
 

@@ -21,11 +21,11 @@ from configs.cli import EXIT_USAGE
 from configs.load import load
 from configs.paths import log_dir
 from configs.settings import Settings
-from controller.launchers import Poll
+from controller.launchers import PollResult
 from controller.launchers.local import LocalLauncher
-from controller.launchers.processes import Processes, Record
+from controller.launchers.processes import Processes, ProcessRecord
 from controller.runtime.balancer_supervisor import BalancerStartupError, BalancerSupervisor
-from controller.types import Child, Exit
+from controller.types import WorkerProcess, Exit
 from scripts.harness.processes import wait_until
 
 #: Waits for ever; says so in its log. The name among its arguments is what a child is known by.
@@ -62,7 +62,7 @@ class Rig:
         if wait:
             wait_until(lambda: "here" in (self.logs / f"{name}.log").read_text(), f"{name} is up")
 
-    def child(self, name: str) -> Child:
+    def child(self, name: str) -> WorkerProcess:
         [child] = [child for child in self.now.poll().children if child.id == name]
         return child
 
@@ -70,7 +70,7 @@ class Rig:
         found: list[Exit] = []
 
         def gone() -> bool:
-            found.extend(ended for ended in self.now.poll().exits if ended.child.id == name)
+            found.extend(ended for ended in self.now.poll().exits if ended.process.id == name)
             return bool(found)
 
         wait_until(gone, f"{name} has ended")
@@ -110,10 +110,10 @@ def test_an_exit_is_told_once_with_its_status_and_the_end_of_the_log(
     if signum is not None:
         rig.now.signal("w", signum)
     ended = rig.exit("w")
-    assert (ended.child.id, ended.child.model, ended.child.device, ended.status) == ("w", "m", "cpu:0", status)
+    assert (ended.process.id, ended.process.model, ended.process.device, ended.status) == ("w", "m", "cpu:0", status)
     assert ended.tail == ("here" if signum is not None else "one\ntwo")
-    assert (ended.child.drained_at is not None) == (signum is signal.SIGTERM)
-    assert rig.now.poll() == Poll([], [])
+    assert (ended.process.drained_at is not None) == (signum is signal.SIGTERM)
+    assert rig.now.poll() == PollResult([], [])
     assert not rig.record("w").exists()
 
 
@@ -201,7 +201,7 @@ def test_a_pid_that_belongs_to_another_now_is_left_alone(rig: Rig, name: str, la
             process = psutil.Process(innocent.pid)
             wait_until(lambda: "w" in process.cmdline(), "its program")
             created = process.create_time() - psutil.boot_time()
-            record = Record(name, "m", "cpu:0", innocent.pid, created + later_s)
+            record = ProcessRecord(name, "m", "cpu:0", innocent.pid, created + later_s)
             rig.record(name).write_bytes(msgspec.json.encode(record))
             assert rig.now.adopt() == []
             assert not rig.record(name).exists()
@@ -209,7 +209,7 @@ def test_a_pid_that_belongs_to_another_now_is_left_alone(rig: Rig, name: str, la
             assert process.is_running()
             assert process.status() != psutil.STATUS_ZOMBIE
             # The same record with the truth in it is adopted: it was the difference that counted.
-            rig.record("w").write_bytes(msgspec.json.encode(Record("w", "m", "cpu:0", innocent.pid, created)))
+            rig.record("w").write_bytes(msgspec.json.encode(ProcessRecord("w", "m", "cpu:0", innocent.pid, created)))
             assert [child.pid for child in rig.now.adopt()] == [innocent.pid]
         finally:
             innocent.kill()

@@ -19,7 +19,7 @@ import yaml
 
 from configs.paths import children_dir, controller_pid_file, standby_files
 from controller.launchers.processes import Processes
-from controller.types import Child, Exit
+from controller.types import WorkerProcess, Exit
 from scripts.harness.balancer import sim
 from scripts.harness.instance import Instance
 from scripts.harness.processes import PATIENCE_S, ROOT, wait_until
@@ -55,10 +55,10 @@ class Rig:
         command = [sys.executable, "-c", program, name, str(standby_files(self.folder / "records", name).ready)]
         self.now.spawn(name, "m", "cuda", command, {}, spare=True)
 
-    def child(self, name: str = "s") -> Child | None:
+    def child(self, name: str = "s") -> WorkerProcess | None:
         return next((child for child in self.now.poll().children if child.id == name), None)
 
-    def loaded(self, name: str = "s") -> Child:
+    def loaded(self, name: str = "s") -> WorkerProcess:
         wait_until(lambda: (child := self.child(name)) is not None and child.loaded_at is not None, f"{name} is ready")
         child = self.child(name)
         assert child is not None
@@ -98,7 +98,7 @@ def test_a_spare_is_one_until_it_is_called(rig: Rig) -> None:
         assert (called.spare, called.device, called.pid) == (False, "cuda:3", spare.pid)
         assert called.started_at > spare.started_at, "its start is counted from here"
     ended = rig.exit()
-    assert (ended.status, ended.child.spare, ended.child.device) == (7, False, "cuda:3")
+    assert (ended.status, ended.process.spare, ended.process.device) == (7, False, "cuda:3")
     assert list((rig.folder / "records").iterdir()) == [], "nothing is left on disk"
 
 

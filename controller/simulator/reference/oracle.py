@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from controller.autoscaler.autoscaler import Thought
+from controller.autoscaler.autoscaler import TickResult
 from controller.planning.plan import Plan
 from controller.simulator.agents import Observe, ScalingAgent
 from controller.simulator.reference.queue_sim import QueueSim, QueueState
@@ -153,11 +153,11 @@ class ScheduleAgent(ScalingAgent):
             for _ in range(self._counts[number] - self._counts[number - 1])
         )
 
-    def tick(self, observe: Observe, now: float) -> Thought:
+    def tick(self, observe: Observe, now: float) -> TickResult:
         """Start the workers that are due, and drain surplus workers, the least busy first."""
         observed = observe(self._model)
         actions: list[Action] = []
-        used = {replica.child.device for replica in observed.replicas}
+        used = {replica.process.device for replica in observed.replicas}
         free = [slot for slot in self._slots if slot not in used]
         while self._starts and self._starts[0] <= now:
             self._starts.pop(0)
@@ -167,8 +167,8 @@ class ScheduleAgent(ScalingAgent):
             self._stage, self._desired = stage, self._counts[stage]
             ready = sorted((r for r in observed.replicas if r.stage is Stage.READY), key=lambda r: r.load)
             due = self._counts[stage] - (self._counts[stage - 1] if stage else len(ready))
-            actions += [Drain(replica.child.id, "schedule") for replica in ready[: max(-due, 0)]]
-        return Thought(Plan(actions, {}), [])
+            actions += [Drain(replica.process.id, "schedule") for replica in ready[: max(-due, 0)]]
+        return TickResult(Plan(actions, {}), [])
 
     def next_tick_at(self) -> float:
         return min([(self._stage + 1) * _STAGE_S, *self._starts[:1]])

@@ -20,18 +20,28 @@ from rich.console import Console
 from rich.table import Table
 
 from configs.scaling import Scaling
-from controller.planning.allocation import load_of, saves
-from controller.planning.plan import Plan, Wanted, make_plan
-from controller.types import Child, Crashes, Decision, Device, Limits, Observation, Queue, Replica, Stage
+from controller.planning.allocation import load_of, waiting_saved
+from controller.planning.plan import ModelDemand, Plan, make_plan
+from controller.types import (
+    CrashBackoff,
+    Decision,
+    Device,
+    Observation,
+    Queue,
+    Replica,
+    Stage,
+    WorkerLimits,
+    WorkerProcess,
+)
 from scripts.harness.load import machine
 
 GIB = 2**30
 NOW = 1e5
 CASES = ("steady", "short", "swap", "empty", "shared")
-_LIMITS = Limits(1, 1000, 600, 60, 10)
+_LIMITS = WorkerLimits(1, 1000, 600, 60, 10)
 
 
-def fleet(case: str, gpus: int, models: int) -> tuple[list[Wanted], dict[str, Device]]:
+def fleet(case: str, gpus: int, models: int) -> tuple[list[ModelDemand], dict[str, Device]]:
     """What is wanted of so many GPUs, and the GPUs."""
     devices = {f"cuda:{n}": Device(f"cuda:{n}", 80 * GIB) for n in range(gpus)}
     slots, each = list(devices), gpus // models
@@ -40,7 +50,7 @@ def fleet(case: str, gpus: int, models: int) -> tuple[list[Wanted], dict[str, De
         name = f"model-{number}"
         own = [] if case == "empty" else slots[number * each : (number + 1) * each]
         replicas = [
-            Replica(Child(f"{name}-{place}", name, device, place, 0.0, None, 40.0), Stage.READY, load=place % 3)
+            Replica(WorkerProcess(f"{name}-{place}", name, device, place, 0.0, None, 40.0), Stage.READY, load=place % 3)
             for place, device in enumerate(own)
         ]
         idle = case == "swap" and number % 2 == 0
@@ -54,7 +64,7 @@ def fleet(case: str, gpus: int, models: int) -> tuple[list[Wanted], dict[str, De
         seen = Observation(name, queue, replicas)
         decision = Decision(desired, "as the benchmark says")
         load = load_of(queue, Scaling())
-        wanted.append(Wanted(seen, decision, _LIMITS, Crashes(), slots, need, load=load))
+        wanted.append(ModelDemand(seen, decision, _LIMITS, CrashBackoff(), slots, need, load=load))
     return wanted, devices
 
 
@@ -63,7 +73,7 @@ def measure(case: str, gpus: int, models: int, rounds: int) -> tuple[list[float]
     wanted, devices = fleet(case, gpus, models)
     taken = []
     for _ in range(rounds):
-        saves.cache_clear()  # loads are others at every look
+        waiting_saved.cache_clear()  # loads are others at every look
         began = time.process_time()
         plan = make_plan(wanted, NOW, devices)
         taken.append(time.process_time() - began)

@@ -20,7 +20,7 @@ from rich.console import Console
 from rich.table import Table
 
 from configs.scaling import Scaling
-from controller.planning.device_pool import Pool
+from controller.planning.device_pool import DevicePool
 from controller.policies import POLICIES
 from controller.simulator.agents import MusterAgent
 from controller.simulator.model_sim import WorkerProfile
@@ -59,7 +59,7 @@ def simulate(policy: str, seed: int) -> tuple[SimulationResult, int]:
     )
     targets = scenario.targets()
     agent = MusterAgent(targets, dict.fromkeys(MODELS, POLICIES[policy]))
-    agent.autoscaler.pool = Pool(Device(f"cuda:{number}", 24 * GIB) for number in range(scenario.gpus))
+    agent.autoscaler.pool = DevicePool(Device(f"cuda:{number}", 24 * GIB) for number in range(scenario.gpus))
     for model in agent.autoscaler.models.values():
         model.gpu_memory = 10 * GIB
     return scenario.run(agent, targets, sample_s=60.0), agent.autoscaler.swaps

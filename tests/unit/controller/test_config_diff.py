@@ -11,7 +11,7 @@ import yaml
 from configs.cli import to_yaml
 from configs.load import load
 from configs.settings import Settings
-from controller.config_diff import change, generation
+from controller.config_diff import diff_settings, generation
 
 MODELS: dict[str, Any] = {"a": {"engine": "sim", "scaling": {"min_workers": 1, "max_workers": 3}}, "b": {"path": "x"}}
 
@@ -75,12 +75,12 @@ def test_three_kinds_of_settings(
     needs_restart: list[str],
 ) -> None:
     old, new = settings(tmp_path), settings(tmp_path, models, **sections)
-    found = change(old, new)
+    found = diff_settings(old, new)
     assert (list(found.applied), list(found.rolling), list(found.needs_restart)) == (applied, rolling, needs_restart)
     # What is in force is neither more nor less than what was said to be, and the workers' file can hold it.
     assert (found.settings == old) is not bool(applied or rolling)
-    assert change(found.settings, new).needs_restart == tuple(needs_restart)
-    assert not change(found.settings, new).applied
+    assert diff_settings(found.settings, new).needs_restart == tuple(needs_restart)
+    assert not diff_settings(found.settings, new).applied
     written = tmp_path / "written.yaml"
     written.write_text(to_yaml(found.settings))
     assert load(written) == found.settings
@@ -90,9 +90,9 @@ def test_three_kinds_of_settings(
 
 def test_a_change_is_told_in_a_line(tmp_path: Path) -> None:
     old = settings(tmp_path)
-    assert str(change(old, old)) == "nothing has changed"
+    assert str(diff_settings(old, old)) == "nothing has changed"
     new = settings(tmp_path, with_a(max_batch_size=3), max_workers=2, log_level="debug")
-    assert str(change(old, new)) == (
+    assert str(diff_settings(old, new)) == (
         "applied: max_workers: none -> 2. by new workers: models.a.max_batch_size: auto -> 3. "
         "needs a restart: log_level: info -> debug"
     )

@@ -12,21 +12,21 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from configs.scaling import Scaling
-from controller.autoscaler.autoscaler import Brain, Decided, Model
+from controller.autoscaler.autoscaler import Autoscaler, DecisionEvent, ModelState
 from controller.planning.scale_down import DRAIN_GRACE_S
 from controller.policies import POLICIES
 from controller.types import (
-    Child,
     Decision,
     Drain,
     Exit,
     Kill,
-    Limits,
     Observation,
     Queue,
     Replica,
     Stage,
     Start,
+    WorkerLimits,
+    WorkerProcess,
 )
 
 COMMON: dict[str, Any] = {"interval_s": 10, "scale_to_zero": {"idle_s": 60}, "slo": {"max_wait_s": 10}}
@@ -60,14 +60,14 @@ class Machine(RuleBasedStateMachine):
         self.begun = dict.fromkeys(NAMES, 0)
         models = {}
         for name, low, more, policy in zip(NAMES, least, extra, policies, strict=True):
-            limits = Limits(low, max(low + more, 1), 60, 30, 10)
+            limits = WorkerLimits(low, max(low + more, 1), 60, 30, 10)
             scaling = Scaling.model_validate(COMMON | {"policy": policy, "min_workers": low} | SCALING[policy])
-            models[name] = Model(scaling, limits, POLICIES[policy], slots, Decision(low, "first"))
-        self.brain = Brain(models)
+            models[name] = ModelState(scaling, limits, POLICIES[policy], slots, Decision(low, "first"))
+        self.brain = Autoscaler(models)
         self.models = self.brain.models
 
     def of(self, model: str) -> list[Replica]:
-        return [replica for replica in self.replicas.values() if replica.child.model == model]
+        return [replica for replica in self.replicas.values() if replica.process.model == model]
 
     def observe(self, name: str) -> Observation:
         tasks = self.tasks[name]
@@ -81,7 +81,7 @@ class Machine(RuleBasedStateMachine):
     @rule(seconds=st.floats(0.1, 40))
     def look(self, seconds: float) -> None:
         self.now += seconds
-        thought = self.brain.think(self.observe, self.now)
+        thought = self.brain.tick(self.observe, self.now)
         self.check(thought.decided)
         actions = thought.plan.actions
         for action in actions:
@@ -91,21 +91,21 @@ class Machine(RuleBasedStateMachine):
                 case Drain(worker):
                     old = self.replicas[worker]
                     self.replicas[worker] = replace(
-                        old, stage=Stage.DRAINING, child=replace(old.child, drained_at=self.now)
+                        old, stage=Stage.DRAINING, process=replace(old.process, drained_at=self.now)
                     )
                 case Start(model, device):
                     self.number += 1
-                    child = Child(f"w{self.number}", model, device, self.number, self.now)
+                    child = WorkerProcess(f"w{self.number}", model, device, self.number, self.now)
                     self.replicas[child.id] = Replica(child, Stage.STARTING)
         if not any(isinstance(action, Kill) for action in actions):  # whose places are free only now
-            assert self.brain.think(self.observe, self.now).plan.actions == [], (
+            assert self.brain.tick(self.observe, self.now).plan.actions == [], (
                 "what was planned and done is not planned again"
             )
 
-    def check(self, decided: Sequence[Decided]) -> None:
+    def check(self, decided: Sequence[DecisionEvent]) -> None:
         """What holds of every decision."""
         for one in decided:
-            model, seen, decision = self.models[one.model], one.seen, one.decision
+            model, seen, decision = self.models[one.model], one.observation, one.decision
             there = sum(replica.stage is not Stage.DRAINING for replica in self.of(one.model))
             assert seen.provisioned == there + model.lost, "each is counted once, starting or not"
             assert one.failure == ""
@@ -114,16 +114,16 @@ class Machine(RuleBasedStateMachine):
                 assert decision.desired >= had or one.decision.reason.startswith("nothing"), one
 
     def end(self, worker: str, status: int) -> None:
-        child = self.replicas.pop(worker).child
-        self.brain.died(Exit(child, self.now, status))
+        child = self.replicas.pop(worker).process
+        self.brain.on_exit(Exit(child, self.now, status))
 
     @rule(which=st.integers(0, 20))
     def becomes_ready(self, which: int) -> None:
         starting = [r for r in self.replicas.values() if r.stage is Stage.STARTING]
         if starting:
             old = starting[which % len(starting)]
-            child = replace(old.child, ready_at=self.now)
-            self.replicas[child.id] = replace(old, stage=Stage.READY, child=child)
+            child = replace(old.process, ready_at=self.now)
+            self.replicas[child.id] = replace(old, stage=Stage.READY, process=child)
 
     @rule(which=st.integers(0, 20), status=st.sampled_from([1, 2, -9]))
     def dies(self, which: int, status: int) -> None:
@@ -134,7 +134,7 @@ class Machine(RuleBasedStateMachine):
     def goes_as_told(self, which: int) -> None:
         draining = [r for r in self.replicas.values() if r.stage is Stage.DRAINING]
         if draining:
-            self.end(draining[which % len(draining)].child.id, 0)
+            self.end(draining[which % len(draining)].process.id, 0)
 
     @rule(name=st.sampled_from(NAMES), tasks=st.one_of(st.none(), st.integers(0, 60)))
     def load_changes(self, name: str, tasks: int | None) -> None:
@@ -144,15 +144,17 @@ class Machine(RuleBasedStateMachine):
     @rule()
     def controller_restarts(self) -> None:
         """Its successor goes on from what it remembered."""
-        saved = self.brain.remember()
-        self.brain = Brain(
+        saved = self.brain.dump_state()
+        self.brain = Autoscaler(
             {
-                name: Model(old.scaling, old.limits, old.policy, old.slots, Decision(old.limits.min_workers, "first"))
+                name: ModelState(
+                    old.scaling, old.limits, old.policy, old.slots, Decision(old.limits.min_workers, "first")
+                )
                 for name, old in self.models.items()
             }
         )
         self.models = self.brain.models
-        self.brain.recall(saved, self.now)
+        self.brain.restore(saved, self.now)
 
     @rule()
     def two_quiet_minutes(self) -> None:
@@ -163,14 +165,14 @@ class Machine(RuleBasedStateMachine):
                 if replica.stage is Stage.STARTING:
                     self.becomes_ready(0)
                 elif replica.stage is Stage.DRAINING:
-                    self.end(replica.child.id, 0)
+                    self.end(replica.process.id, 0)
         for name, model in self.models.items():
             least = max(model.limits.min_workers, 1 if self.tasks[name] else 0)
             assert sum(r.stage is Stage.READY for r in self.of(name)) >= least
 
     @invariant()
     def bounds_hold(self) -> None:
-        held = Counter(replica.child.device for replica in self.replicas.values())
+        held = Counter(replica.process.device for replica in self.replicas.values())
         assert all(held[device] <= 1 for device in held), "no device is given twice"
         for name, model in self.models.items():
             capacity = [r for r in self.of(name) if r.stage is not Stage.DRAINING]
@@ -178,9 +180,9 @@ class Machine(RuleBasedStateMachine):
             assert model.limits.min_workers <= model.decision.desired <= model.limits.max_workers
             assert model.crashes.retry_at - self.now < 60.001
         for replica in self.replicas.values():
-            if replica.child.drained_at is not None:
+            if replica.process.drained_at is not None:
                 # A look ends what has outstayed its time; between two looks up to 40 s pass.
-                assert self.now - replica.child.drained_at <= 30 + DRAIN_GRACE_S + 40
+                assert self.now - replica.process.drained_at <= 30 + DRAIN_GRACE_S + 40
 
 
 TestMachine = Machine.TestCase

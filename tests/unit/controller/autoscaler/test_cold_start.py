@@ -7,30 +7,30 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from configs.scaling import Scaling
-from controller.autoscaler.cold_start import FIRST_STANDBY_S, Starts, cold_s, expected_s, standby_s
+from controller.autoscaler.cold_start import FIRST_STANDBY_S, StartupTimes, cold_s, expected_s, standby_s
 
-MEASURED = Starts(cold=(20.0, 30.0, 25.0), standby=(2.0, 4.0))
+MEASURED = StartupTimes(cold=(20.0, 30.0, 25.0), standby=(2.0, 4.0))
 
 
 @pytest.mark.parametrize(
     ("starts", "scaling", "cold", "standby"),
     [
-        (Starts(), Scaling(), 40.0, FIRST_STANDBY_S),
+        (StartupTimes(), Scaling(), 40.0, FIRST_STANDBY_S),
         (MEASURED, Scaling(), 30.0, 4.0),
-        (Starts(cold=(20.0,)), Scaling(), 20.0, FIRST_STANDBY_S),
+        (StartupTimes(cold=(20.0,)), Scaling(), 20.0, FIRST_STANDBY_S),
         # What is configured counts, whatever was measured.
         (MEASURED, Scaling(cold_start_s=60), 60.0, 4.0),
         (MEASURED, Scaling(standby_start_s=10), 30.0, 10.0),
         # A spare is never slower than what it saves.
-        (Starts(), Scaling(cold_start_s=3), 3.0, 3.0),
-        (Starts(cold=(1.0,), standby=(9.0,)), Scaling(), 1.0, 1.0),
+        (StartupTimes(), Scaling(cold_start_s=3), 3.0, 3.0),
+        (StartupTimes(cold=(1.0,), standby=(9.0,)), Scaling(), 1.0, 1.0),
         (MEASURED, Scaling(cold_start_s=5, standby_start_s=10), 5.0, 5.0),
         # Nine of ten are not slower: one of ten may be.
-        (Starts(cold=(*[5.0] * 9, 100.0)), Scaling(), 5.0, 5.0),
-        (Starts(cold=(*[5.0] * 8, 100.0)), Scaling(), 100.0, 5.0),
+        (StartupTimes(cold=(*[5.0] * 9, 100.0)), Scaling(), 5.0, 5.0),
+        (StartupTimes(cold=(*[5.0] * 8, 100.0)), Scaling(), 100.0, 5.0),
     ],
 )
-def test_estimates(starts: Starts, scaling: Scaling, cold: float, standby: float) -> None:
+def test_estimates(starts: StartupTimes, scaling: Scaling, cold: float, standby: float) -> None:
     assert cold_s(starts, scaling, 40.0) == cold
     assert standby_s(starts, scaling, 40.0) == standby
     assert expected_s(starts, scaling, 40.0, ready_spares=0) == cold
@@ -39,9 +39,9 @@ def test_estimates(starts: Starts, scaling: Scaling, cold: float, standby: float
 
 @given(st.lists(st.tuples(st.floats(0.1, 600), st.booleans()), max_size=60))
 def test_only_the_last_twenty_of_each_way_count(history: list[tuple[float, bool]]) -> None:
-    starts = Starts()
+    starts = StartupTimes()
     for seconds, standby in history:
-        starts = starts.with_one(seconds, standby=standby)
+        starts = starts.with_sample(seconds, standby=standby)
     assert list(starts.cold) == [seconds for seconds, standby in history if not standby][-20:]
     assert list(starts.standby) == [seconds for seconds, standby in history if standby][-20:]
     if starts.cold:

@@ -6,35 +6,43 @@ from dataclasses import replace
 
 import pytest
 
-from controller.autoscaler.overrides import Hold, Standing, Wrong, held, in_force, obey, renew
-from controller.types import Limits
+from controller.autoscaler.overrides import (
+    InvalidCommand,
+    Override,
+    Overrides,
+    active_overrides,
+    apply_command,
+    override_decision,
+    request_restart,
+)
+from controller.types import WorkerLimits
 from wire.scaling import Pause, Resume, Scale
 
 NOW = 1_800_000_000.0
-LIMITS = {"a": Limits(1, 4, 600, 60, 10), "b": Limits(0, 2, 600, 60, 10)}
-HELD = Standing({"a": Hold(2, NOW + 60), "b": Hold(0, NOW + 90)}, paused_since=NOW - 5)
+LIMITS = {"a": WorkerLimits(1, 4, 600, 60, 10), "b": WorkerLimits(0, 2, 600, 60, 10)}
+HELD = Overrides({"a": Override(2, NOW + 60), "b": Override(0, NOW + 90)}, paused_since=NOW - 5)
 
 
 @pytest.mark.parametrize(
     ("before", "order", "after"),
     [
-        (Standing(), Scale("a", 3, 600.0), Standing({"a": Hold(3, NOW + 600)})),
-        (Standing(), Scale("b", 0, 1.0), Standing({"b": Hold(0, NOW + 1)})),
-        (HELD, Scale("a", 4, 10.0), replace(HELD, holds={"a": Hold(4, NOW + 10), "b": Hold(0, NOW + 90)})),
-        (Standing(), Pause(), Standing(paused_since=NOW)),
+        (Overrides(), Scale("a", 3, 600.0), Overrides({"a": Override(3, NOW + 600)})),
+        (Overrides(), Scale("b", 0, 1.0), Overrides({"b": Override(0, NOW + 1)})),
+        (HELD, Scale("a", 4, 10.0), replace(HELD, holds={"a": Override(4, NOW + 10), "b": Override(0, NOW + 90)})),
+        (Overrides(), Pause(), Overrides(paused_since=NOW)),
         (HELD, Pause(), HELD),  # since when it is so does not change
-        (HELD, Resume(), Standing()),
-        (HELD, Resume("a"), replace(HELD, holds={"b": Hold(0, NOW + 90)})),
-        (Standing(), Resume("a"), Standing()),
-        (Standing(renew_before={"a": 7.0}), Resume(), Standing(renew_before={"a": 7.0})),
+        (HELD, Resume(), Overrides()),
+        (HELD, Resume("a"), replace(HELD, holds={"b": Override(0, NOW + 90)})),
+        (Overrides(), Resume("a"), Overrides()),
+        (Overrides(renew_before={"a": 7.0}), Resume(), Overrides(renew_before={"a": 7.0})),
     ],
 )
-def test_what_is_in_force_after_an_order(before: Standing, order: Scale | Pause | Resume, after: Standing) -> None:
-    assert obey(before, order, LIMITS, NOW) == after
+def test_what_is_in_force_after_an_order(before: Overrides, order: Scale | Pause | Resume, after: Overrides) -> None:
+    assert apply_command(before, order, LIMITS, NOW) == after
 
 
 @pytest.mark.parametrize(
-    ("order", "param", "said"),
+    ("order", "param", "decisions"),
     [
         (Scale("a", 0, 60.0), "workers", "0 workers: a may have 1 to 4 workers (min_workers, max_workers)"),
         (Scale("a", 5, 60.0), "workers", "5 workers: a may have 1 to 4"),
@@ -42,11 +50,11 @@ def test_what_is_in_force_after_an_order(before: Standing, order: Scale | Pause 
         (Scale("c", 1, 60.0), "model", "no model is named c; served: a, b"),
     ],
 )
-def test_what_is_refused(order: Scale, param: str, said: str) -> None:
-    with pytest.raises(Wrong) as refused:
-        obey(Standing(), order, LIMITS, NOW)
+def test_what_is_refused(order: Scale, param: str, decisions: str) -> None:
+    with pytest.raises(InvalidCommand) as refused:
+        apply_command(Overrides(), order, LIMITS, NOW)
     assert refused.value.param == param
-    assert said in str(refused.value)
+    assert decisions in str(refused.value)
 
 
 @pytest.mark.parametrize(
@@ -60,19 +68,21 @@ def test_what_is_refused(order: Scale, param: str, said: str) -> None:
         (0.0, {"a": replace(LIMITS["a"], max_workers=1), "b": LIMITS["b"]}, {"a": 1, "b": 0}),
     ],
 )
-def test_holds_end_and_stay_within_the_bounds(later_s: float, limits: dict[str, Limits], holds: dict[str, int]) -> None:
-    now = in_force(HELD, limits, NOW + later_s)
+def test_holds_end_and_stay_within_the_bounds(
+    later_s: float, limits: dict[str, WorkerLimits], holds: dict[str, int]
+) -> None:
+    now = active_overrides(HELD, limits, NOW + later_s)
     assert {name: hold.workers for name, hold in now.holds.items()} == holds
     assert now.paused_since == HELD.paused_since
 
 
 def test_a_renewal_is_of_those_there_are_now_and_only_of_models_that_are_served() -> None:
-    once = renew(Standing(), ["a"], LIMITS, NOW)
-    assert renew(once, ["a", "b"], LIMITS, NOW + 9).renew_before == {"a": NOW + 9, "b": NOW + 9}
-    assert in_force(once, {"b": LIMITS["b"]}, NOW).renew_before == {}
-    with pytest.raises(Wrong, match="no model is named c"):
-        renew(Standing(), ["a", "c"], LIMITS, NOW)
+    once = request_restart(Overrides(), ["a"], LIMITS, NOW)
+    assert request_restart(once, ["a", "b"], LIMITS, NOW + 9).renew_before == {"a": NOW + 9, "b": NOW + 9}
+    assert active_overrides(once, {"b": LIMITS["b"]}, NOW).renew_before == {}
+    with pytest.raises(InvalidCommand, match="no model is named c"):
+        request_restart(Overrides(), ["a", "c"], LIMITS, NOW)
 
 
 def test_a_hold_says_what_it_is() -> None:
-    assert held(Hold(2, 1_800_000_000.0)).reason == "held at 2 by order until 2027-01-15 08:00:00 UTC"
+    assert override_decision(Override(2, 1_800_000_000.0)).reason == "held at 2 by order until 2027-01-15 08:00:00 UTC"

@@ -8,23 +8,23 @@ from typing import Any
 import pytest
 
 from configs.scaling import Scaling
-from controller.autoscaler.autoscaler import Brain, Model
-from controller.autoscaler.cold_start import Starts
+from controller.autoscaler.autoscaler import Autoscaler, ModelState
+from controller.autoscaler.cold_start import StartupTimes
 from controller.policies import POLICIES, bounds, ongoing_requests, queue_depth, slo_work
-from controller.types import Child, Decision, Limits, Observation, Queue, Replica, Stage
+from controller.types import Decision, Observation, Queue, Replica, Stage, WorkerLimits, WorkerProcess
 
-LIMITS = Limits(min_workers=1, max_workers=8, start_timeout_s=60, drain_timeout_s=60, lost_after_s=10)
+LIMITS = WorkerLimits(min_workers=1, max_workers=8, start_timeout_s=60, drain_timeout_s=60, lost_after_s=10)
 SLOTS = [f"sim:{n}" for n in range(8)]
 
 
-def brain(policy: str = "slo_work", **memory: Any) -> Brain:
-    model = Model(Scaling(policy=policy), LIMITS, POLICIES[policy], SLOTS, Decision(1, "first"))
+def brain(policy: str = "slo_work", **memory: Any) -> Autoscaler:
+    model = ModelState(Scaling(policy=policy), LIMITS, POLICIES[policy], SLOTS, Decision(1, "first"))
     model.memory = replace(model.memory, **memory)
-    return Brain({"m": model})
+    return Autoscaler({"m": model})
 
 
 def look(queue: Queue | None, ready: int = 2) -> Observation:
-    replicas = [Replica(Child(f"w{i}", "m", f"sim:{i}", i, 0.0), Stage.READY) for i in range(ready)]
+    replicas = [Replica(WorkerProcess(f"w{i}", "m", f"sim:{i}", i, 0.0), Stage.READY) for i in range(ready)]
     return Observation("m", queue, replicas)
 
 
@@ -33,25 +33,29 @@ def look(queue: Queue | None, ready: int = 2) -> Observation:
     [
         (
             "slo_work",
-            slo_work.Memory(2.5, 100, 7, True, False, (slo_work.Said(990.0, 2, 3, 3),)),
-            slo_work.Memory(2.5, 100, 7, True, False, (slo_work.Said(-30.0, 2, 3, 3),)),
+            slo_work.SloWorkMemory(2.5, 100, 7, True, False, (slo_work.PastDecision(990.0, 2, 3, 3),)),
+            slo_work.SloWorkMemory(2.5, 100, 7, True, False, (slo_work.PastDecision(-30.0, 2, 3, 3),)),
         ),
         # What was high before the silence may not be so after it; when the last change was is as true as before.
-        ("queue_depth", queue_depth.Memory(1.0, 2.0, 980.0, 990.0), queue_depth.Memory(None, None, -40.0, -30.0)),
-        ("ongoing_requests", ongoing_requests.Memory((), 1.0), ongoing_requests.Memory()),
+        (
+            "queue_depth",
+            queue_depth.QueueDepthMemory(1.0, 2.0, 980.0, 990.0),
+            queue_depth.QueueDepthMemory(None, None, -40.0, -30.0),
+        ),
+        ("ongoing_requests", ongoing_requests.OngoingRequestsMemory((), 1.0), ongoing_requests.OngoingRequestsMemory()),
         ("static", None, None),
     ],
 )
 def test_margins_and_windows_outlive_the_controller(policy: str, own: object, after: object) -> None:
     old = brain(policy, own=own, idle_since=970.0, dispatched=9)
-    old.models["m"].starts = Starts((30.0, 41.5), (2.0,))
-    old.think(lambda _: look(None), 1000.0)
+    old.models["m"].starts = StartupTimes((30.0, 41.5), (2.0,))
+    old.tick(lambda _: look(None), 1000.0)
     old.models["m"].memory = replace(old.models["m"].memory, own=own, idle_since=970.0)
 
     new = brain(policy)
-    new.recall(old.remember(), now=5.0, age_s=25.0)
-    assert new.models["m"].memory == bounds.Memory(after, idle_since=-50.0, dispatched=9)
-    assert new.models["m"].starts == Starts((30.0, 41.5), (2.0,))
+    new.restore(old.dump_state(), now=5.0, age_s=25.0)
+    assert new.models["m"].memory == bounds.PolicyMemory(after, idle_since=-50.0, dispatched=9)
+    assert new.models["m"].starts == StartupTimes((30.0, 41.5), (2.0,))
 
 
 @pytest.mark.parametrize(
@@ -62,35 +66,37 @@ def test_margins_and_windows_outlive_the_controller(policy: str, own: object, af
         b"[]",
         b'{"m": 3}',
         b'{"m": {"policy": "slo_work", "desired": 2}}',
-        b'{"m": {"policy": "slo_work", "starts": {}, "memory": {"own": {"learnt": "high"}}}}',
-        b'{"other": {"policy": "slo_work", "starts": {}, "memory": {"own": {"learnt": 3}}}}',
+        b'{"m": {"policy": "slo_work", "starts": {}, "memory": {"own": {"z_offset": "high"}}}}',
+        b'{"other": {"policy": "slo_work", "starts": {}, "memory": {"own": {"z_offset": 3}}}}',
         b'{"m": {"policy": "queue_depth", "starts": {}, "memory": {"own": {"last_up": 3}}}}',
         b'{"m": {"policy": "own.module:scale", "starts": {}, "memory": {"own": {"what": "ever"}}}}',
     ],
 )
 def test_what_cannot_be_read_or_is_another_policys_is_left(saved: bytes) -> None:
     new = brain()
-    new.recall(saved, now=5.0)
+    new.restore(saved, now=5.0)
     assert new.models["m"].memory.own is None
-    assert new.think(lambda _: look(Queue(0, 0)), 6.0).decided[0].decision.valid
+    assert new.tick(lambda _: look(Queue(0, 0)), 6.0).decided[0].decision.valid
 
 
 def test_what_an_earlier_controller_left_is_kept_until_something_is_known() -> None:
     """The balancer does not answer yet: its silence must not end the workers that were adopted."""
     new = brain()
-    thought = new.think(lambda _: look(None, ready=5), 0.0)
+    thought = new.tick(lambda _: look(None, ready=5), 0.0)
     assert not thought.decided[0].decision.valid
     assert thought.plan.actions == []
     assert new.models["m"].decision.desired == 5
 
 
-def failing(seen: Observation, scaling: Scaling, limits: Limits, memory: object, now: float) -> tuple[Decision, object]:
+def failing(
+    seen: Observation, scaling: Scaling, limits: WorkerLimits, memory: object, now: float
+) -> tuple[Decision, object]:
     raise ValueError("too much")
 
 
 def test_a_policy_that_fails_decides_nothing_and_is_told() -> None:
-    failed = Brain({"m": Model(Scaling(policy="my.own:scale"), LIMITS, failing, SLOTS, Decision(2, "first"))})
-    thought = failed.think(lambda _: look(Queue(50, 0)), 0.0)
+    failed = Autoscaler({"m": ModelState(Scaling(policy="my.own:scale"), LIMITS, failing, SLOTS, Decision(2, "first"))})
+    thought = failed.tick(lambda _: look(Queue(50, 0)), 0.0)
     assert thought.plan.actions == []
     decided = thought.decided[0]
     assert not decided.decision.valid

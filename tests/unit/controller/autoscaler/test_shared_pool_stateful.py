@@ -11,22 +11,22 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from configs.scaling import Scaling
-from controller.autoscaler.autoscaler import Brain, Model
-from controller.planning.device_pool import Pool, Reading
+from controller.autoscaler.autoscaler import Autoscaler, ModelState
+from controller.planning.device_pool import DevicePool, MemoryReading
 from controller.runtime.inventory import Machine, unplaced_models
 from controller.types import (
-    Child,
     Decision,
     Device,
     Drain,
     Exit,
     Kill,
-    Limits,
     Observation,
     Queue,
     Replica,
     Stage,
     Start,
+    WorkerLimits,
+    WorkerProcess,
 )
 
 NAMES = ("a", "b", "c")
@@ -56,11 +56,11 @@ class Machinery(RuleBasedStateMachine):
         self.replicas: dict[str, Replica] = {}
         self.wishes = dict(zip(NAMES, least, strict=True))
         self.tasks = dict.fromkeys(NAMES, 0)
-        self.brain = Brain(
+        self.brain = Autoscaler(
             {
-                name: Model(
+                name: ModelState(
                     SCALING.model_copy(update={"min_workers": low}),
-                    Limits(low, 6, 60, 30, 10),
+                    WorkerLimits(low, 6, 60, 30, 10),
                     self.policy_of(name),
                     slots,
                     Decision(low, "first"),
@@ -68,7 +68,7 @@ class Machinery(RuleBasedStateMachine):
                 )
                 for name, known, low in zip(NAMES, declared, least, strict=True)
             },
-            Pool(devices, share=share, margin=0.0),
+            DevicePool(devices, share=share, margin=0.0),
         )
         self.share = share
 
@@ -76,7 +76,7 @@ class Machinery(RuleBasedStateMachine):
         return lambda seen, scaling, limits, memory, now: (Decision(self.wishes[name], "wish"), None)
 
     def of(self, model: str) -> list[Replica]:
-        return [replica for replica in self.replicas.values() if replica.child.model == model]
+        return [replica for replica in self.replicas.values() if replica.process.model == model]
 
     def observe(self, name: str) -> Observation:
         tasks = self.tasks[name]
@@ -100,7 +100,7 @@ class Machinery(RuleBasedStateMachine):
     def look_and_do(self, seconds: float) -> int:
         """How many workers had to make room."""
         self.now += seconds
-        plan = self.brain.think(self.observe, self.now).plan
+        plan = self.brain.tick(self.observe, self.now).plan
         for swap in plan.swaps:
             self.nobody_is_robbed(swap.giver, {other.worker for other in plan.swaps})
         for action in plan.actions:
@@ -110,37 +110,37 @@ class Machinery(RuleBasedStateMachine):
                 case Drain(worker):
                     old = self.replicas[worker]
                     assert old.stage is not Stage.DRAINING
-                    child = replace(old.child, drained_at=self.now)
-                    self.replicas[worker] = replace(old, stage=Stage.DRAINING, child=child)
+                    child = replace(old.process, drained_at=self.now)
+                    self.replicas[worker] = replace(old, stage=Stage.DRAINING, process=child)
                 case Start(model, device):
                     self.number += 1
-                    child = Child(f"w{self.number}", model, device, self.number, self.now)
+                    child = WorkerProcess(f"w{self.number}", model, device, self.number, self.now)
                     self.replicas[child.id] = Replica(child, Stage.STARTING)
         if not any(isinstance(action, Kill) for action in plan.actions):
-            again = self.brain.think(self.observe, self.now).plan
+            again = self.brain.tick(self.observe, self.now).plan
             assert again.actions == [], "what was planned and done is not planned again"
         return len(plan.swaps)
 
     def nobody_is_robbed(self, giver: str, going: set[str]) -> None:
-        left = [r for r in self.of(giver) if r.stage is not Stage.DRAINING and r.child.id not in going]
+        left = [r for r in self.of(giver) if r.stage is not Stage.DRAINING and r.process.id not in going]
         had = [r for r in self.of(giver) if r.stage is not Stage.DRAINING]
-        moved = len(had) <= self.brain.models[giver].limits.min_workers
-        assert moved or len(left) >= self.brain.models[giver].limits.min_workers
+        shifted = len(had) <= self.brain.models[giver].limits.min_workers
+        assert shifted or len(left) >= self.brain.models[giver].limits.min_workers
         assert left or not self.tasks[giver], "the only one that has work stays"
 
     def end(self, worker: str, status: int) -> None:
-        self.brain.died(Exit(self.replicas.pop(worker).child, self.now, status))
+        self.brain.on_exit(Exit(self.replicas.pop(worker).process, self.now, status))
 
     def loads(self, old: Replica) -> None:
         """It is ready, unless there is too little memory for it: that was tried where nobody knew what it needs."""
-        device = next(device for device in self.machine.gpus if device.name == old.child.device)
+        device = next(device for device in self.machine.gpus if device.name == old.process.device)
         if self.taken(device) > (device.memory or 0):
-            assert old.child.model not in self.brain.pool.measured
-            self.end(old.child.id, 1)
+            assert old.process.model not in self.brain.pool.measured
+            self.end(old.process.id, 1)
             return
-        child = replace(old.child, ready_at=self.now)
+        child = replace(old.process, ready_at=self.now)
         held = self.holds[child.model]
-        self.replicas[child.id] = replace(old, stage=Stage.READY, child=child, memory_bytes=held)
+        self.replicas[child.id] = replace(old, stage=Stage.READY, process=child, memory_bytes=held)
 
     @rule(which=st.integers(0, 20))
     def becomes_ready(self, which: int) -> None:
@@ -157,7 +157,7 @@ class Machinery(RuleBasedStateMachine):
     def goes_as_told(self, which: int) -> None:
         draining = [r for r in self.replicas.values() if r.stage is Stage.DRAINING]
         if draining:
-            self.end(draining[which % len(draining)].child.id, 0)
+            self.end(draining[which % len(draining)].process.id, 0)
 
     @rule(name=st.sampled_from(NAMES), wish=st.integers(0, 6), tasks=st.integers(0, 60))
     def load_changes(self, name: str, wish: int, tasks: int) -> None:
@@ -168,7 +168,7 @@ class Machinery(RuleBasedStateMachine):
     def driver_speaks(self, which: int, fault: str) -> None:
         device = self.machine.gpus[which % len(self.machine.gpus)]
         self.faulty = self.faulty or bool(fault)
-        self.brain.pool.see([Reading(device.name, device.memory, 0, fault=fault)], self.brain.pool.occupied)
+        self.brain.pool.update([MemoryReading(device.name, device.memory, 0, fault=fault)], self.brain.pool.occupied)
 
     @rule()
     def seven_quiet_minutes(self) -> None:
@@ -194,22 +194,22 @@ class Machinery(RuleBasedStateMachine):
             if replica.stage is Stage.STARTING:
                 self.loads(replica)
             elif replica.stage is Stage.DRAINING:
-                self.end(replica.child.id, 0)
+                self.end(replica.process.id, 0)
         return swaps
 
     def taken(self, device: Device) -> int:
         """What workers hold, or will when they have loaded."""
-        workers = [replica.child for replica in self.replicas.values()]
+        workers = [replica.process for replica in self.replicas.values()]
         return sum(self.holds[child.model] for child in workers if child.device == device.name)
 
     @invariant()
     def memory_is_exceeded_only_by_one_of_unknown_size_that_loads(self) -> None:
         for device in self.machine.gpus:
-            there = [replica for replica in self.replicas.values() if replica.child.device == device.name]
+            there = [replica for replica in self.replicas.values() if replica.process.device == device.name]
             if self.taken(device) > (device.memory or 0):
-                assert [r.child.model in self.known() for r in there if r.stage is not Stage.READY].count(False) == 1
+                assert [r.process.model in self.known() for r in there if r.stage is not Stage.READY].count(False) == 1
             if not self.share:
-                assert max(Counter(replica.child.model for replica in there).values(), default=0) <= 1
+                assert max(Counter(replica.process.model for replica in there).values(), default=0) <= 1
 
     def known(self) -> set[str]:
         return {

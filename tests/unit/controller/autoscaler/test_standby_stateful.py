@@ -10,26 +10,26 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from configs.scaling import Scaling
-from controller.autoscaler.autoscaler import Brain, Model
+from controller.autoscaler.autoscaler import Autoscaler, ModelState
 from controller.policies.queue_depth import decide
 from controller.types import (
     Activate,
-    Child,
     Decision,
     Drain,
     Exit,
     Kill,
-    Limits,
     Observation,
     Queue,
     Replica,
     Stage,
     Start,
     StartSpare,
+    WorkerLimits,
+    WorkerProcess,
 )
 
 NAMES = ("a", "b")
-LIMITS = Limits(1, 3, start_timeout_s=60, drain_timeout_s=30, lost_after_s=10)
+LIMITS = WorkerLimits(1, 3, start_timeout_s=60, drain_timeout_s=30, lost_after_s=10)
 DEVICES = [f"cpu:{number}" for number in range(4)]
 
 
@@ -40,35 +40,35 @@ class Machine(RuleBasedStateMachine):
     def begin(self, standby: tuple[int, int]) -> None:
         self.now, self.number = 0.0, 0
         self.replicas: dict[str, Replica] = {}
-        self.spares: dict[str, Child] = {}
+        self.spares: dict[str, WorkerProcess] = {}
         self.tasks = dict.fromkeys(NAMES, 0)
         self.models = {
-            name: Model(self.scaling(count), LIMITS, decide, DEVICES, Decision(1, "first"))
+            name: ModelState(self.scaling(count), LIMITS, decide, DEVICES, Decision(1, "first"))
             for name, count in zip(NAMES, standby, strict=True)
         }
-        self.brain = Brain(self.models)
+        self.brain = Autoscaler(self.models)
 
     def scaling(self, standby: int) -> Scaling:
         return Scaling(
             policy="queue_depth", standby=standby, scale_up_at=4, scale_down_at=1, scale_down_hold_s=20, interval_s=10
         )
 
-    def of(self, model: str) -> list[Child]:
+    def of(self, model: str) -> list[WorkerProcess]:
         return [child for child in self.spares.values() if child.model == model]
 
     def observe(self, name: str) -> Observation:
-        replicas = [replica for replica in self.replicas.values() if replica.child.model == name]
+        replicas = [replica for replica in self.replicas.values() if replica.process.model == name]
         return Observation(name, Queue(self.tasks[name], 0), replicas, spares=self.of(name))
 
-    def new(self, model: str, device: str, *, spare: bool) -> Child:
+    def new(self, model: str, device: str, *, spare: bool) -> WorkerProcess:
         self.number += 1
-        return Child(f"w{self.number}", model, device, self.number, self.now, spare=spare)
+        return WorkerProcess(f"w{self.number}", model, device, self.number, self.now, spare=spare)
 
     @rule(seconds=st.floats(0.1, 40))
     def look(self, seconds: float) -> None:
         self.now += seconds
-        actions = self.brain.think(self.observe, self.now).plan.actions
-        starting = {r.child.model for r in self.replicas.values() if r.stage is Stage.STARTING}
+        actions = self.brain.tick(self.observe, self.now).plan.actions
+        starting = {r.process.model for r in self.replicas.values() if r.stage is Stage.STARTING}
         starting |= {action.model for action in actions if isinstance(action, Start | Activate)}
         for action in actions:
             match action:
@@ -79,14 +79,14 @@ class Machine(RuleBasedStateMachine):
                 case Drain(name):
                     old = self.replicas[name]
                     self.replicas[name] = replace(
-                        old, stage=Stage.DRAINING, child=replace(old.child, drained_at=self.now)
+                        old, stage=Stage.DRAINING, process=replace(old.process, drained_at=self.now)
                     )
                 case Start(model, device):
                     child = self.new(model, device, spare=False)
                     self.replicas[child.id] = Replica(child, Stage.STARTING)
                 case StartSpare(model, kind):
                     assert model not in starting, "a worker comes first"
-                    assert self.models[model].spare_crashes.retry_at <= self.now
+                    assert self.models[model].standby_crashes.retry_at <= self.now
                     child = self.new(model, kind, spare=True)
                     self.spares[child.id] = child
                 case Activate(name, model, device):
@@ -95,14 +95,14 @@ class Machine(RuleBasedStateMachine):
                     child = replace(child, device=device, spare=False, started_at=self.now)
                     self.replicas[name] = Replica(child, Stage.STARTING)
         if not any(isinstance(action, Kill) for action in actions):  # whose places are free only now
-            assert self.brain.think(self.observe, self.now).plan.actions == [], (
+            assert self.brain.tick(self.observe, self.now).plan.actions == [], (
                 "what was planned and done is not planned again"
             )
 
     def end(self, name: str, status: int) -> None:
-        child = self.spares.pop(name) if name in self.spares else self.replicas.pop(name).child
+        child = self.spares.pop(name) if name in self.spares else self.replicas.pop(name).process
         before = {model: (own.lost, own.crashes) for model, own in self.models.items()}
-        self.brain.died(Exit(child, self.now, status))
+        self.brain.on_exit(Exit(child, self.now, status))
         if child.spare:
             assert before == {model: (own.lost, own.crashes) for model, own in self.models.items()}, (
                 "the death of a spare is nothing to the workers"
@@ -113,8 +113,8 @@ class Machine(RuleBasedStateMachine):
         starting = [r for r in self.replicas.values() if r.stage is Stage.STARTING]
         if starting:
             old = starting[which % len(starting)]
-            child = replace(old.child, ready_at=self.now)
-            self.replicas[child.id] = replace(old, stage=Stage.READY, child=child)
+            child = replace(old.process, ready_at=self.now)
+            self.replicas[child.id] = replace(old, stage=Stage.READY, process=child)
 
     @rule(which=st.integers(0, 20))
     def has_loaded(self, which: int) -> None:
@@ -130,7 +130,7 @@ class Machine(RuleBasedStateMachine):
 
     @rule()
     def they_go_as_told(self) -> None:
-        for child in [*self.spares.values(), *(replica.child for replica in self.replicas.values())]:
+        for child in [*self.spares.values(), *(replica.process for replica in self.replicas.values())]:
             if child.drained_at is not None:
                 self.end(child.id, 0)
 
@@ -156,7 +156,7 @@ class Machine(RuleBasedStateMachine):
 
     @invariant()
     def bounds_hold(self) -> None:
-        held = Counter(replica.child.device for replica in self.replicas.values())
+        held = Counter(replica.process.device for replica in self.replicas.values())
         assert all(count <= 1 for count in held.values()), "no device is given twice"
         assert set(held) <= set(DEVICES), "and none that is not there"
         for name, model in self.models.items():
@@ -164,7 +164,7 @@ class Machine(RuleBasedStateMachine):
             serving = [replica for replica in seen.replicas if replica.stage is not Stage.DRAINING]
             assert seen.provisioned == len(serving), "spares are no capacity"
             assert len(serving) <= LIMITS.max_workers
-            assert model.spare_crashes.retry_at - self.now < 60.001
+            assert model.standby_crashes.retry_at - self.now < 60.001
             staying = [child for child in seen.spares if child.drained_at is None]
             assert len(staying) <= 2, "as many as `standby` ever was"
             assert sum(child.loaded_at is None for child in staying) <= 1, "one at a time"

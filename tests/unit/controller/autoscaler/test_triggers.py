@@ -10,16 +10,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from configs.scaling import Scaling
-from controller.autoscaler.triggers import AGAIN_S, wake
-from controller.types import Child, Decision, Limits, Observation, Queue, Replica, Stage
+from controller.autoscaler.triggers import MIN_TRIGGER_INTERVAL_S, find_trigger
+from controller.types import Decision, Observation, Queue, Replica, Stage, WorkerLimits, WorkerProcess
 
-LIMITS = Limits(min_workers=0, max_workers=8, start_timeout_s=60, drain_timeout_s=60, lost_after_s=10)
+LIMITS = WorkerLimits(min_workers=0, max_workers=8, start_timeout_s=60, drain_timeout_s=60, lost_after_s=10)
 SCALING = Scaling(interval_s=30, min_workers=0, slo={"max_wait_s": 10}, drain_s=20, look_back_period_s=90)
 
 
 def seen(queue: Queue | None, ready: int, starting: int = 0, owed: int = 0) -> Observation:
     stages = [Stage.READY] * ready + [Stage.STARTING] * starting
-    replicas = [Replica(Child(f"w{i}", "m", f"sim:{i}", i, 0.0), stage) for i, stage in enumerate(stages)]
+    replicas = [Replica(WorkerProcess(f"w{i}", "m", f"sim:{i}", i, 0.0), stage) for i, stage in enumerate(stages)]
     return Observation("m", queue, replicas, owed, cold_start_s=40.0)
 
 
@@ -52,8 +52,8 @@ def queue(queued: int, work_s: float | None, oldest_wait_s: float = 0.0, **more:
         (seen(queue(1, 9.0, arrivals_short_window=90), 1), 1, 0.0, 10.0, ""),
         (seen(queue(1, 9.0, 10.1, arrivals_short_window=90), 1), 1, 0.0, 10.0, "backlog"),
         # An overload that stands is no news.
-        (seen(queue(20, 61.0), 1), 1, 10.0, 10.0 + AGAIN_S - 0.1, ""),
-        (seen(queue(20, 61.0), 1), 1, 10.0, 10.0 + AGAIN_S, "backlog"),
+        (seen(queue(20, 61.0), 1), 1, 10.0, 10.0 + MIN_TRIGGER_INTERVAL_S - 0.1, ""),
+        (seen(queue(20, 61.0), 1), 1, 10.0, 10.0 + MIN_TRIGGER_INTERVAL_S, "backlog"),
         # The answer could not be more.
         (seen(queue(900, 9999.0, 99.0), 8), 8, 0.0, 10.0, ""),
         # Nothing known of the work.
@@ -61,7 +61,7 @@ def queue(queued: int, work_s: float | None, oldest_wait_s: float = 0.0, **more:
     ],
 )
 def test_why_now(observation: Observation, desired: int, decided_at: float, now: float, why: str) -> None:
-    assert wake(observation, SCALING, LIMITS, Decision(desired, "last"), decided_at, now) == why
+    assert find_trigger(observation, SCALING, LIMITS, Decision(desired, "last"), decided_at, now) == why
 
 
 @given(
@@ -91,10 +91,10 @@ def test_never_later_than_the_tick_and_never_a_storm(
             else queue(waiting[0], 4.0 * waiting[0], waiting[1], arrivals_short_window=waiting[0])
         )
         decision = Decision(desired, "last")
-        why = wake(seen(tasks, ready), scaling, LIMITS, decision, decided_at, now)
+        why = find_trigger(seen(tasks, ready), scaling, LIMITS, decision, decided_at, now)
         assert why == "tick" or now < decided_at + interval_s, "no look after the tick passes it by"
         if why == "backlog":
-            assert now - decided_at >= AGAIN_S
+            assert now - decided_at >= MIN_TRIGGER_INTERVAL_S
             assert decision.desired < LIMITS.max_workers
         if why == "first request":
             assert decision.desired == 0

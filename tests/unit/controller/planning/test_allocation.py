@@ -10,20 +10,20 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from configs.scaling import Scaling
-from controller.planning.allocation import AHEAD_S, Load, load_of, saves, waiting
-from controller.planning.plan import Plan, Wanted, make_plan
+from controller.planning.allocation import HORIZON_S, Load, expected_waiting, load_of, waiting_saved
+from controller.planning.plan import ModelDemand, Plan, make_plan
 from controller.types import (
-    Child,
-    Crashes,
+    CrashBackoff,
     Decision,
     Device,
     Drain,
-    Limits,
     Observation,
     Queue,
     Replica,
     Stage,
     Start,
+    WorkerLimits,
+    WorkerProcess,
 )
 
 NOW = 10_000.0
@@ -45,7 +45,7 @@ SCALING = Scaling(slo={"max_wait_s": 10}, look_back_period_s=90)
     ],
 )
 def test_waiting_of_a_backlog_by_hand(load: Load, workers: int, expected: float) -> None:
-    assert waiting(load, workers) == pytest.approx(expected)
+    assert expected_waiting(load, workers) == pytest.approx(expected)
 
 
 loads = st.builds(
@@ -62,15 +62,15 @@ loads = st.builds(
 def test_each_worker_more_saves_something_and_less_than_the_one_before(
     load: Load, workers: int, ahead_s: float
 ) -> None:
-    first, second = saves(load, workers, ahead_s), saves(load, workers + 1, ahead_s)
+    first, second = waiting_saved(load, workers, ahead_s), waiting_saved(load, workers + 1, ahead_s)
     assert math.isfinite(first)
     assert second >= 0
-    assert first >= second - 1e-9 * (1 + waiting(load, 0, ahead_s)), "but for rounding"
+    assert first >= second - 1e-9 * (1 + expected_waiting(load, 0, ahead_s)), "but for rounding"
 
 
 def test_random_sizes_make_a_spare_worker_worth_something_before_there_is_a_backlog() -> None:
     busy, calm = Load(0, 0.9, 1, 1, 10), Load(0, 0.1, 1, 1, 10)
-    assert saves(busy, 2) > 5 * saves(calm, 2) > 0
+    assert waiting_saved(busy, 2) > 5 * waiting_saved(calm, 2) > 0
 
 
 @pytest.mark.parametrize(
@@ -95,7 +95,7 @@ def test_a_models_load(queue: Queue | None, load: Load | None) -> None:
 def replica(name: str, device: str, *, load: int = 0, age: float = 1000.0, stage: Stage = Stage.READY) -> Replica:
     ready = NOW - age if stage is not Stage.STARTING else None
     drained = NOW - 1 if stage is Stage.DRAINING else None
-    return Replica(Child(name, name[0], device, 1, NOW - age - 10, drained, ready), stage, load)
+    return Replica(WorkerProcess(name, name[0], device, 1, NOW - age - 10, drained, ready), stage, load)
 
 
 def wanted(
@@ -108,17 +108,17 @@ def wanted(
     slots: Sequence[str] = SLOTS,
     known: bool = True,
     retry_at: float = 0.0,
-) -> Wanted:
+) -> ModelDemand:
     """`tasks` are 5 s of work each, none arriving; a start takes 40 s."""
     queue = Queue(tasks, 0, 1, 1.0, tasks * 5.0, 5.0, uptime_s=900) if known else None
     seen = Observation(model, queue, replicas)
-    limits = Limits(least, 8, 60, 30, 10)
-    crashes = Crashes(1, retry_at) if retry_at else Crashes()
+    limits = WorkerLimits(least, 8, 60, 30, 10)
+    crashes = CrashBackoff(1, retry_at) if retry_at else CrashBackoff()
     decision = Decision(desired, "why")
-    return Wanted(seen, decision, limits, crashes, slots, int(need * GIB), load=load_of(queue, SCALING))
+    return ModelDemand(seen, decision, limits, crashes, slots, int(need * GIB), load=load_of(queue, SCALING))
 
 
-def plan(*models: Wanted, memory: float = 24, faulty: Sequence[str] = ()) -> Plan:
+def plan(*models: ModelDemand, memory: float = 24, faulty: Sequence[str] = ()) -> Plan:
     names = dict.fromkeys(slot for own in models for slot in own.slots)
     devices = {name: Device(name, int(memory * GIB), "broken" if name in faulty else "") for name in names}
     return make_plan(models, NOW, devices)
@@ -182,7 +182,7 @@ SMALL = (wanted("a", 1, A[0], need=10), wanted("c", 1, replica("c1", "sim:0"), n
         ([wanted("a", 1, *GOING), wanted("b", 1, tasks=1)], []),
     ],
 )
-def test_who_has_to_give_way(models: list[Wanted], gone: list[str]) -> None:
+def test_who_has_to_give_way(models: list[ModelDemand], gone: list[str]) -> None:
     assert drained(plan(*models)) == gone
 
 
@@ -191,7 +191,7 @@ def test_a_swap_says_for_whom_and_why_and_the_place_is_kept_for_the_newcomer() -
     [swap] = before.swaps
     assert (swap.taker, swap.giver, swap.device) == ("b", "a", "sim:1")
     assert swap.reason == "swap: b has work and no worker"
-    assert before.obstacles == {
+    assert before.blocked == {
         "a": "1 more wanted, but no GPU has 24.0 GiB free: the most is 0.0 GiB on sim:0",
         "b": "1 more wanted: waiting for a2 to leave sim:1",
     }
@@ -200,13 +200,13 @@ def test_a_swap_says_for_whom_and_why_and_the_place_is_kept_for_the_newcomer() -
     after = plan(wanted("a", 2, A[0], tasks=50), wanted("b", 1, tasks=1))
     assert after.actions == [Start("b", "sim:1", "why")]
     # The one that had to give its place wants it back, but not against the only one that has work.
-    come = Replica(Child("b1", "b", "sim:1", 1, NOW - 500, None, NOW - 400), Stage.READY)
+    come = Replica(WorkerProcess("b1", "b", "sim:1", 1, NOW - 500, None, NOW - 400), Stage.READY)
     assert plan(wanted("a", 2, A[0], tasks=50), wanted("b", 1, come, tasks=1)).actions == []
 
 
 def test_the_reason_of_a_swap_for_gain_has_both_numbers() -> None:
     [swap] = plan(wanted("a", 2, A[0], tasks=50), wanted("b", 1, replica("b1", "sim:1"))).swaps
-    gain = saves(Load(250, 0, 5, 1, 10), 2, max(AHEAD_S, 160)) * (1 - 40 / 160)
+    gain = waiting_saved(Load(250, 0, 5, 1, 10), 2, max(HORIZON_S, 160)) * (1 - 40 / 160)
     assert swap.reason == f"swap: one more of a saves {gain:.2g} waiting tasks, this one 0"
 
 
@@ -224,7 +224,7 @@ def test_free_places_go_to_what_is_owed_then_to_who_has_none_then_to_where_they_
     devices = {name: Device(name, 24 * GIB) for name in four}
     planned = make_plan(models, NOW, devices)
     assert [model for model, _ in starts(planned)] == ["a", "c", "b", "b"]
-    assert set(planned.obstacles) == {"a", "b"}
+    assert set(planned.blocked) == {"a", "b"}
 
 
 def test_what_is_owed_is_packed_tightly_where_it_would_not_fit_otherwise() -> None:
@@ -268,12 +268,12 @@ def test_what_is_owed_is_packed_tightly_where_it_would_not_fit_otherwise() -> No
         ),
     ],
 )
-def test_obstacles_have_numbers(own: Wanted, memory: float, faulty: list[str], obstacle: str) -> None:
-    assert plan(own, memory=memory, faulty=faulty).obstacles == {"a": obstacle}
+def test_obstacles_have_numbers(own: ModelDemand, memory: float, faulty: list[str], obstacle: str) -> None:
+    assert plan(own, memory=memory, faulty=faulty).blocked == {"a": obstacle}
 
 
 def test_who_lies_badly_is_moved_for_what_another_is_owed_when_it_has_nothing_to_do() -> None:
-    def lying(tasks: int) -> list[Wanted]:
+    def lying(tasks: int) -> list[ModelDemand]:
         there = [wanted("a", 1, A[0], least=1, need=8, tasks=1), wanted("c", 1, C1, least=1, need=8, tasks=tasks)]
         return [*there, wanted("b", 1, least=1, need=20)]
 

@@ -4,21 +4,21 @@ from __future__ import annotations
 
 import pytest
 
-from controller.planning.device_health import Troubles
-from controller.types import Child, Replica, Stage
+from controller.planning.device_health import DeviceHealth
+from controller.types import Replica, Stage, WorkerProcess
 
 NOW = 10_000.0
 
 
 def ready(device: str, model: str, since: float = 0.0) -> Replica:
-    return Replica(Child(f"{model}-{device}", model, device, 1, since, None, since), Stage.READY)
+    return Replica(WorkerProcess(f"{model}-{device}", model, device, 1, since, None, since), Stage.READY)
 
 
-def troubles(*crashes: tuple[str, str, float]) -> Troubles:
+def troubles(*crashes: tuple[str, str, float]) -> DeviceHealth:
     """Crashes as device, model, and how many seconds ago."""
-    found = Troubles()
+    found = DeviceHealth()
     for device, model, ago in crashes:
-        found.crashed(device, model, NOW - ago)
+        found.record(device, model, NOW - ago)
     return found
 
 
@@ -27,7 +27,7 @@ ROW = [("cuda:0", "a", 30.0), ("cuda:0", "a", 20.0), ("cuda:0", "a", 10.0)]
 
 
 @pytest.mark.parametrize(
-    ("crashes", "replicas", "aside"),
+    ("crashes", "replicas", "quarantined"),
     [
         (ROW, ELSEWHERE, {"cuda:0"}),
         (ROW[:2], ELSEWHERE, set()),
@@ -53,35 +53,37 @@ ROW = [("cuda:0", "a", 30.0), ("cuda:0", "a", 20.0), ("cuda:0", "a", 10.0)]
         ),
     ],
 )
-def test_what_is_set_aside(crashes: list[tuple[str, str, float]], replicas: list[Replica], aside: set[str]) -> None:
-    assert set(troubles(*crashes).aside(replicas, NOW)) == aside
+def test_what_is_set_aside(
+    crashes: list[tuple[str, str, float]], replicas: list[Replica], quarantined: set[str]
+) -> None:
+    assert set(troubles(*crashes).quarantined(replicas, NOW)) == quarantined
 
 
 def test_it_is_tried_again_after_a_rest_that_doubles_and_one_more_crash_is_enough() -> None:
     record = troubles(*ROW)
     rests, now = [], NOW
     for _ in range(6):
-        assert record.aside(ELSEWHERE, now)
+        assert record.quarantined(ELSEWHERE, now)
         began = now
-        while record.aside([], now):  # whoever serves elsewhere meanwhile
+        while record.quarantined([], now):  # whoever serves elsewhere meanwhile
             now += 10.0
         rests.append(now - began)
-        assert record.aside(ELSEWHERE, now) == {}, "it may be tried"
-        record.crashed("cuda:0", "a", now)
+        assert record.quarantined(ELSEWHERE, now) == {}, "it may be tried"
+        record.record("cuda:0", "a", now)
     assert rests == [300, 600, 1200, 2400, 3600, 3600]
 
 
 def test_it_is_released_when_the_model_crashes_elsewhere_too() -> None:
     record = troubles(*ROW)
-    assert record.aside(ELSEWHERE, NOW) == {"cuda:0": "3 crashes in a row; tried again in 300 s"}
-    record.crashed("cuda:2", "a", NOW + 1)
-    assert record.aside(ELSEWHERE, NOW + 2) == {}
+    assert record.quarantined(ELSEWHERE, NOW) == {"cuda:0": "3 crashes in a row; tried again in 300 s"}
+    record.record("cuda:2", "a", NOW + 1)
+    assert record.quarantined(ELSEWHERE, NOW + 2) == {}
 
 
 def test_a_device_that_has_proved_well_begins_anew() -> None:
     record = troubles(*ROW)
     later = NOW + 301
-    assert record.aside(ELSEWHERE, NOW)
-    assert record.aside([*ELSEWHERE, ready("cuda:0", "a", later)], later + 60) == {}
-    record.crashed("cuda:0", "a", later + 70)
-    assert record.aside(ELSEWHERE, later + 70) == {}
+    assert record.quarantined(ELSEWHERE, NOW)
+    assert record.quarantined([*ELSEWHERE, ready("cuda:0", "a", later)], later + 60) == {}
+    record.record("cuda:0", "a", later + 70)
+    assert record.quarantined(ELSEWHERE, later + 70) == {}

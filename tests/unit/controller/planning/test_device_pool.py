@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import pytest
 
-from controller.planning.device_pool import CONTEXT_BYTES, Pool, Reading
-from controller.types import Child, Device, Exit, Replica, Stage
+from controller.planning.device_pool import CONTEXT_BYTES, DevicePool, MemoryReading
+from controller.types import Device, Exit, Replica, Stage, WorkerProcess
 
 GIB = 2**30
 GPUS = (Device("cuda:0", 24 * GIB), Device("cuda:1", 80 * GIB))
 
 
 def replica(held: float, device: str = "cuda:0", stage: Stage = Stage.READY, pid: int = 7) -> Replica:
-    return Replica(Child("w", "m", device, pid, 0.0, None, 1.0), stage, memory_bytes=int(held * GIB))
+    return Replica(WorkerProcess("w", "m", device, pid, 0.0, None, 1.0), stage, memory_bytes=int(held * GIB))
 
 
 @pytest.mark.parametrize(
@@ -36,64 +36,64 @@ def replica(held: float, device: str = "cuda:0", stage: Stage = Stage.READY, pid
     ],
 )
 def test_needs(seen: list[Replica], declared: int | None, need: int | None) -> None:
-    pool = Pool(GPUS)
+    pool = DevicePool(GPUS)
     for one in seen:
         pool.learn("weights", [one])
     assert pool.need("weights", declared) == need
 
 
 def test_the_driver_knows_better_what_a_process_holds() -> None:
-    pool = Pool(GPUS, margin=0.0)
-    pool.see([Reading("cuda:0", 24 * GIB, 12 * GIB, {7: 12 * GIB, 8: 30 * GIB})], {"cuda:0"})
+    pool = DevicePool(GPUS, margin=0.0)
+    pool.update([MemoryReading("cuda:0", 24 * GIB, 12 * GIB, {7: 12 * GIB, 8: 30 * GIB})], {"cuda:0"})
     pool.learn("weights", [replica(10, pid=7)])
     assert pool.need("weights", None) == 12 * GIB
 
 
 def test_a_simulated_device_has_no_context() -> None:
-    pool = Pool([Device("sim:0", 24 * GIB)], margin=0.5)
+    pool = DevicePool([Device("sim:0", 24 * GIB)], margin=0.5)
     pool.learn("weights", [replica(10, "sim:0")])
     assert pool.need("weights", None) == 15 * GIB
 
 
 def test_what_was_measured_before_is_known_at_once() -> None:
-    assert Pool(GPUS, measured={"weights": 8 * GIB}, margin=0.25).need("weights", None) == 10 * GIB
+    assert DevicePool(GPUS, measured={"weights": 8 * GIB}, margin=0.25).need("weights", None) == 10 * GIB
 
 
 def test_what_others_hold_is_seen_where_no_worker_is() -> None:
-    pool = Pool(GPUS)
-    readings = [Reading("cuda:0", 24 * GIB, 4 * GIB), Reading("cuda:1", 80 * GIB, 5 * GIB)]
-    pool.see(readings, {"cuda:1"})
-    found = pool.look([], 0.0)
+    pool = DevicePool(GPUS)
+    readings = [MemoryReading("cuda:0", 24 * GIB, 4 * GIB), MemoryReading("cuda:1", 80 * GIB, 5 * GIB)]
+    pool.update(readings, {"cuda:1"})
+    found = pool.usable([], 0.0)
     assert (found["cuda:0"].memory, found["cuda:1"].memory) == (20 * GIB, 80 * GIB)
     # Now ours are on the first: what it shows is not others' any more. The second is free.
-    pool.look([replica(10)], 1.0)
-    pool.see([Reading("cuda:0", 24 * GIB, 16 * GIB), Reading("cuda:1", 80 * GIB, 1 * GIB)], {"cuda:0"})
-    found = pool.look([replica(10)], 2.0)
+    pool.usable([replica(10)], 1.0)
+    pool.update([MemoryReading("cuda:0", 24 * GIB, 16 * GIB), MemoryReading("cuda:1", 80 * GIB, 1 * GIB)], {"cuda:0"})
+    found = pool.usable([replica(10)], 2.0)
     assert (found["cuda:0"].memory, found["cuda:1"].memory) == (20 * GIB, 79 * GIB)
 
 
 def test_a_worker_that_has_just_come_or_gone_is_not_taken_for_another() -> None:
-    pool = Pool(GPUS)
-    pool.look([replica(10)], 1.0)  # it came while the driver was asked
-    pool.see([Reading("cuda:0", 24 * GIB, 16 * GIB)], ())
-    assert pool.look([], 2.0)["cuda:0"].memory == 24 * GIB
-    pool.see([Reading("cuda:0", 24 * GIB, 16 * GIB)], {"cuda:0"})  # it went meanwhile
-    assert pool.look([], 2.0)["cuda:0"].memory == 24 * GIB
+    pool = DevicePool(GPUS)
+    pool.usable([replica(10)], 1.0)  # it came while the driver was asked
+    pool.update([MemoryReading("cuda:0", 24 * GIB, 16 * GIB)], ())
+    assert pool.usable([], 2.0)["cuda:0"].memory == 24 * GIB
+    pool.update([MemoryReading("cuda:0", 24 * GIB, 16 * GIB)], {"cuda:0"})  # it went meanwhile
+    assert pool.usable([], 2.0)["cuda:0"].memory == 24 * GIB
 
 
 def test_what_the_driver_has_against_a_device_counts_as_long_as_it_says_so() -> None:
-    pool = Pool(GPUS)
-    pool.see([Reading("cuda:0", None, fault="the driver says: GPU is lost")], ())
-    assert pool.look([], 0.0)["cuda:0"].fault == "the driver says: GPU is lost"
+    pool = DevicePool(GPUS)
+    pool.update([MemoryReading("cuda:0", None, fault="the driver says: GPU is lost")], ())
+    assert pool.usable([], 0.0)["cuda:0"].fault == "the driver says: GPU is lost"
     assert pool.current["cuda:1"].fault == ""
-    pool.see([Reading("cuda:0", 24 * GIB)], ())
-    assert pool.look([], 0.0)["cuda:0"].fault == ""
+    pool.update([MemoryReading("cuda:0", 24 * GIB)], ())
+    assert pool.usable([], 0.0)["cuda:0"].fault == ""
 
 
 def test_crashes_in_a_row_set_a_device_aside_listed_or_not() -> None:
-    for pool in (Pool(GPUS), Pool()):
-        well = Replica(Child("x", "m", "cuda:1", 8, 0.0, None, 1.0), Stage.READY)
+    for pool in (DevicePool(GPUS), DevicePool()):
+        well = Replica(WorkerProcess("x", "m", "cuda:1", 8, 0.0, None, 1.0), Stage.READY)
         for at in (10.0, 20.0, 30.0):
-            pool.crashed(Exit(Child("w", "m", "cuda:0", 7, at - 1), at, 1))
-        assert pool.look([well], 31.0)["cuda:0"].fault == "3 crashes in a row; tried again in 300 s"
-        assert [device.name for device in pool.look([well], 400.0).values() if device.fault] == []
+            pool.on_crash(Exit(WorkerProcess("w", "m", "cuda:0", 7, at - 1), at, 1))
+        assert pool.usable([well], 31.0)["cuda:0"].fault == "3 crashes in a row; tried again in 300 s"
+        assert [device.name for device in pool.usable([well], 400.0).values() if device.fault] == []

@@ -4,23 +4,25 @@ from __future__ import annotations
 
 import pytest
 
-from controller.planning.placement import Berth, Rooms
+from controller.planning.placement import DeviceSlots, PlacementRequest
 from controller.types import Device
 
 GIB = 2**30
 
 
-def rooms(*memory: int | None, tight: bool = False, faulty: tuple[int, ...] = ()) -> Rooms:
+def slots(*memory: int | None, tight: bool = False, faulty: tuple[int, ...] = ()) -> DeviceSlots:
     devices = [
         Device(f"cuda:{n}", None if size is None else size * GIB, "broken" if n in faulty else "")
         for n, size in enumerate(memory)
     ]
-    return Rooms({device.name: device for device in devices}, tight=tight)
+    return DeviceSlots({device.name: device for device in devices}, tight=tight)
 
 
-def berth(model: str, need: float | None, places: tuple[int, ...] = (0, 1), *, share: bool = False) -> Berth:
+def request(
+    model: str, need: float | None, places: tuple[int, ...] = (0, 1), *, share: bool = False
+) -> PlacementRequest:
     counts = {f"cuda:{n}": places.count(n) for n in places}
-    return Berth(model, None if need is None else int(need * GIB), counts, share)
+    return PlacementRequest(model, None if need is None else int(need * GIB), counts, share)
 
 
 @pytest.mark.parametrize(
@@ -45,25 +47,25 @@ def berth(model: str, need: float | None, places: tuple[int, ...] = (0, 1), *, s
     ],
 )
 def test_places(memory: tuple[int | None, ...], wants: list[tuple[str, float | None]], taken: list[str | None]) -> None:
-    there = rooms(*memory)
+    there = slots(*memory)
     places = tuple(range(len(memory)))
-    assert [there.take(berth(model, need, places)) for model, need in wants] == taken
+    assert [there.take(request(model, need, places)) for model, need in wants] == taken
 
 
 def test_workers_of_one_model_share_where_that_is_allowed_but_first_they_spread() -> None:
-    there = rooms(24, 24)
-    small = berth("a", 8, share=True)
+    there = slots(24, 24)
+    small = request("a", 8, share=True)
     assert [there.take(small) for _ in range(7)] == ["cuda:0", "cuda:1", "cuda:0", "cuda:1", "cuda:0", "cuda:1", None]
 
 
 def test_a_device_that_is_listed_twice_takes_two_of_a_model() -> None:
-    there = rooms(24)
-    assert [there.take(berth("a", 8, (0, 0))) for _ in range(3)] == ["cuda:0", "cuda:0", None]
+    there = slots(24)
+    assert [there.take(request("a", 8, (0, 0))) for _ in range(3)] == ["cuda:0", "cuda:0", None]
 
 
 def test_tight_rooms_leave_devices_empty() -> None:
-    there = rooms(24, 24, tight=True)
-    assert [there.take(berth(m, need)) for m, need in [("a", 10), ("b", 10), ("c", 24)]] == [
+    there = slots(24, 24, tight=True)
+    assert [there.take(request(m, need)) for m, need in [("a", 10), ("b", 10), ("c", 24)]] == [
         "cuda:0",
         "cuda:0",
         "cuda:1",
@@ -71,39 +73,39 @@ def test_tight_rooms_leave_devices_empty() -> None:
 
 
 def test_a_faulty_device_takes_nobody() -> None:
-    there = rooms(24, 24, faulty=(0,))
-    assert [there.take(berth(model, 10)) for model in "abc"] == ["cuda:1", "cuda:1", None]
+    there = slots(24, 24, faulty=(0,))
+    assert [there.take(request(model, 10)) for model in "abc"] == ["cuda:1", "cuda:1", None]
 
 
 def test_what_leaves_holds_its_place_until_it_is_gone_and_then_it_is_for_who_waited() -> None:
-    there = rooms(24)
-    there.hold("cuda:0", berth("a", 20, (0,)))
-    there.leave("cuda:0", berth("a", 20, (0,)), "a-1")
-    big, small = berth("b", 16, (0,)), berth("c", 6, (0,))
+    there = slots(24)
+    there.hold("cuda:0", request("a", 20, (0,)))
+    there.release_later("cuda:0", request("a", 20, (0,)), "a-1")
+    big, small = request("b", 16, (0,)), request("c", 6, (0,))
     assert there.take(big) is None, "both would not fit"
-    assert there.await_one(big) == "cuda:0"
-    assert there.take(berth("d", 4, (0,))) == "cuda:0", "beside what leaves and beside what is to come"
+    assert there.reserve_pending(big) == "cuda:0"
+    assert there.take(request("d", 4, (0,))) == "cuda:0", "beside what leaves and beside what is to come"
     assert there.take(small) is None, "it would fit once the other has left, but that room is promised"
-    assert there.await_one(small) is None
-    assert there.most_free(small) == (0, "cuda:0")
+    assert there.reserve_pending(small) is None
+    assert there.max_free(small) == (0, "cuda:0")
 
 
 def test_what_is_kept_for_a_large_one_is_not_given_away_while_a_small_one_leaves() -> None:
-    there = rooms(24)
-    there.hold("cuda:0", berth("a", 14, (0,)))
-    there.hold("cuda:0", berth("b", 4, (0,)))
-    there.leave("cuda:0", berth("b", 4, (0,)), "b-1")
-    assert there.await_one(berth("c", 9, (0,))) == "cuda:0"
-    assert there.take(berth("d", 5, (0,))) is None, "it is free now, but kept"
-    assert there.take(berth("e", 1, (0,))) == "cuda:0"
+    there = slots(24)
+    there.hold("cuda:0", request("a", 14, (0,)))
+    there.hold("cuda:0", request("b", 4, (0,)))
+    there.release_later("cuda:0", request("b", 4, (0,)), "b-1")
+    assert there.reserve_pending(request("c", 9, (0,))) == "cuda:0"
+    assert there.take(request("d", 5, (0,))) is None, "it is free now, but kept"
+    assert there.take(request("e", 1, (0,))) == "cuda:0"
 
 
 def test_whether_it_would_fit_instead_of_others() -> None:
-    there = rooms(24)
+    there = slots(24)
     for model in "ab":
-        there.hold("cuda:0", berth(model, 8))
-    new = berth("c", 16)
+        there.hold("cuda:0", request(model, 8))
+    new = request("c", 16)
     assert not there.will_fit("cuda:0", new)
-    assert there.will_fit("cuda:0", new, [berth("a", 8)])
-    assert not there.will_fit("cuda:0", berth("c", 24), [berth("a", 8)])
-    assert not there.will_fit("cuda:0", berth("a", 1)), "one of its like is there"
+    assert there.will_fit("cuda:0", new, [request("a", 8)])
+    assert not there.will_fit("cuda:0", request("c", 24), [request("a", 8)])
+    assert not there.will_fit("cuda:0", request("a", 1)), "one of its like is there"

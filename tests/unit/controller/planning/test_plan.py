@@ -4,24 +4,24 @@ from __future__ import annotations
 
 import pytest
 
-from controller.planning.plan import Wanted, after_exit, forgive, make_plan, one_more, still_owed
+from controller.planning.plan import ModelDemand, after_exit, decay, make_plan, pending_replacements, record_crash
 from controller.types import (
     Action,
-    Child,
-    Crashes,
+    CrashBackoff,
     Decision,
     Drain,
     Exit,
     Kill,
-    Limits,
     Observation,
     Queue,
     Replica,
     Stage,
     Start,
+    WorkerLimits,
+    WorkerProcess,
 )
 
-LIMITS = Limits(min_workers=1, max_workers=8, start_timeout_s=60, drain_timeout_s=30, lost_after_s=10)
+LIMITS = WorkerLimits(min_workers=1, max_workers=8, start_timeout_s=60, drain_timeout_s=30, lost_after_s=10)
 NOW = 1000.0
 
 
@@ -36,7 +36,7 @@ def replica(
     unheard: float | None = None,
     stuck: bool = False,
 ) -> Replica:
-    child = Child(name, "m", device, 1, NOW - age, None if drained is None else NOW - drained)
+    child = WorkerProcess(name, "m", device, 1, NOW - age, None if drained is None else NOW - drained)
     return Replica(child, stage, load, None if unheard is None else NOW - unheard, stuck)
 
 
@@ -44,14 +44,14 @@ def wanted(
     replicas: list[Replica],
     desired: int,
     slots: tuple[str, ...] = ("cuda:0", "cuda:1", "cuda:2"),
-    crashes: Crashes | None = None,
+    crashes: CrashBackoff | None = None,
     model: str = "m",
-) -> Wanted:
+) -> ModelDemand:
     seen = Observation(model, Queue(0, 0), replicas)
-    return Wanted(seen, Decision(desired, "why"), LIMITS, crashes or Crashes(), slots)
+    return ModelDemand(seen, Decision(desired, "why"), LIMITS, crashes or CrashBackoff(), slots)
 
 
-def actions(*models: Wanted) -> list[Action]:
+def actions(*models: ModelDemand) -> list[Action]:
     return list(make_plan(models, NOW).actions)
 
 
@@ -96,10 +96,10 @@ def test_planning_twice_what_was_done_does_nothing_more() -> None:
 def test_no_free_device_is_an_obstacle_with_a_reason() -> None:
     plan = make_plan([wanted([replica("a")], 3, slots=("cuda:0",))], NOW)
     assert plan.actions == []
-    assert plan.obstacles == {"m": "2 more wanted, but every device is taken"}
+    assert plan.blocked == {"m": "2 more wanted, but every device is taken"}
 
 
-def starts(*models: Wanted) -> list[tuple[str, str]]:
+def starts(*models: ModelDemand) -> list[tuple[str, str]]:
     return [(a.model, a.device) for a in actions(*models) if isinstance(a, Start)]
 
 
@@ -114,13 +114,13 @@ def test_models_share_the_devices_without_taking_one_twice() -> None:
 
 def test_a_busy_model_does_not_take_the_place_of_another_ones_only_worker() -> None:
     busy = wanted([replica("a"), replica("b", device="cuda:1")], 3)
-    fallen = wanted([], 1, model="other", crashes=Crashes(3, NOW + 30))
+    fallen = wanted([], 1, model="other", crashes=CrashBackoff(3, NOW + 30))
     assert starts(busy, fallen) == []
-    assert make_plan([busy, fallen], NOW).obstacles == {
+    assert make_plan([busy, fallen], NOW).blocked == {
         "m": "1 more wanted, but every device is taken",
         "other": "3 crashes in a row, next try in 30 s",
     }
-    assert starts(busy, wanted([], 1, model="other", crashes=Crashes(3, NOW))) == [("other", "cuda:2")]
+    assert starts(busy, wanted([], 1, model="other", crashes=CrashBackoff(3, NOW))) == [("other", "cuda:2")]
     # Once it has its minimum, the rest is free for whoever wants it.
     assert starts(busy, wanted([replica("c", device="cuda:3")], 1, model="other")) == [("m", "cuda:2")]
 
@@ -137,42 +137,44 @@ def test_a_device_that_stands_twice_may_be_shared() -> None:
 
 
 def test_back_off_delays_starts_and_says_so() -> None:
-    plan = make_plan([wanted([], 1, crashes=Crashes(3, NOW + 4))], NOW)
+    plan = make_plan([wanted([], 1, crashes=CrashBackoff(3, NOW + 4))], NOW)
     assert plan.actions == []
-    assert plan.obstacles == {"m": "3 crashes in a row, next try in 4 s"}
-    assert actions(wanted([], 1, crashes=Crashes(3, NOW))) == [Start("m", "cuda:0", "why")]
+    assert plan.blocked == {"m": "3 crashes in a row, next try in 4 s"}
+    assert actions(wanted([], 1, crashes=CrashBackoff(3, NOW))) == [Start("m", "cuda:0", "why")]
 
 
-def ended(status: int | None, *, ready: float | None, told: bool = False) -> Exit:
-    child = Child("w", "m", "cuda:0", 1, 0.0, 990.0 if told else None, None if ready is None else NOW - ready)
+def ended(status: int | None, *, ready: float | None, reported: bool = False) -> Exit:
+    child = WorkerProcess(
+        "w", "m", "cuda:0", 1, 0.0, 990.0 if reported else None, None if ready is None else NOW - ready
+    )
     return Exit(child, NOW, status)
 
 
 def test_crashes_in_a_row_wait_longer_and_longer_up_to_a_minute() -> None:
-    crashes, waits = Crashes(), []
+    crashes, waits = CrashBackoff(), []
     for _ in range(8):
-        crashes, crashed = after_exit(crashes, ended(1, ready=None))
-        assert crashed
+        crashes, on_crash = after_exit(crashes, ended(1, ready=None))
+        assert on_crash
         waits.append(crashes.retry_at - NOW)
     assert waits == [1, 2, 4, 8, 16, 32, 60, 60]
 
 
 @pytest.mark.parametrize(
-    ("exit_", "count", "crashed"),
+    ("exit_", "count", "on_crash"),
     [
         (ended(1, ready=5.0), 3, True),  # soon after it was ready: as bad as never
         (ended(-9, ready=100.0), 0, True),  # after healthy service: replaced at once, and the past is forgiven
-        (ended(0, ready=100.0, told=True), 2, False),
-        (ended(-9, ready=None, told=True), 2, False),
+        (ended(0, ready=100.0, reported=True), 2, False),
+        (ended(-9, ready=None, reported=True), 2, False),
         (ended(None, ready=None), 3, True),
         (ended(0, ready=5.0), 2, False),  # its operator told it to go
         (ended(0, ready=None), 2, False),  # in the moment between its being ready and our hearing of it
         (ended(-15, ready=None), 3, True),
     ],
 )
-def test_what_counts_as_a_crash(exit_: Exit, count: int, crashed: bool) -> None:
-    after, was_crash = after_exit(Crashes(2, 0.0), exit_)
-    assert (after.count, was_crash) == (count, crashed)
+def test_what_counts_as_a_crash(exit_: Exit, count: int, on_crash: bool) -> None:
+    after, was_crash = after_exit(CrashBackoff(2, 0.0), exit_)
+    assert (after.count, was_crash) == (count, on_crash)
 
 
 @pytest.mark.parametrize(
@@ -189,11 +191,11 @@ def test_what_counts_as_a_crash(exit_: Exit, count: int, crashed: bool) -> None:
 def test_crashes_are_forgiven_when_a_later_worker_stays_well(
     ready_ago: float | None, crashed_ago: float, stage: Stage, forgiven: bool
 ) -> None:
-    crashes = one_more(Crashes(4), NOW - crashed_ago)
-    child = Child("w", "m", "cuda:0", 1, NOW - 300, None, None if ready_ago is None else NOW - ready_ago)
-    after = forgive(crashes, [Replica(child, stage)], NOW)
-    assert after == (Crashes() if forgiven else crashes)
-    assert forgive(crashes, [], NOW) == crashes
+    crashes = record_crash(CrashBackoff(4), NOW - crashed_ago)
+    child = WorkerProcess("w", "m", "cuda:0", 1, NOW - 300, None, None if ready_ago is None else NOW - ready_ago)
+    after = decay(crashes, [Replica(child, stage)], NOW)
+    assert after == (CrashBackoff() if forgiven else crashes)
+    assert decay(crashes, [], NOW) == crashes
 
 
 @pytest.mark.parametrize(
@@ -208,4 +210,4 @@ def test_crashes_are_forgiven_when_a_later_worker_stays_well(
     ],
 )
 def test_what_is_owed_after_deaths(lost: int, desired: int, stages: list[Stage], owed: int) -> None:
-    assert still_owed(lost, desired, [replica(f"w{i}", stage) for i, stage in enumerate(stages)]) == owed
+    assert pending_replacements(lost, desired, [replica(f"w{i}", stage) for i, stage in enumerate(stages)]) == owed

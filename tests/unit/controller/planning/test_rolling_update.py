@@ -11,21 +11,28 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from configs.scaling import Scaling
-from controller.autoscaler.autoscaler import Brain, Model
-from controller.planning.rolling_update import Rule, first_to_go, outdated, settled, surge, told
+from controller.autoscaler.autoscaler import Autoscaler, ModelState
+from controller.planning.rolling_update import (
+    UpdatePolicy,
+    describe_progress,
+    next_to_replace,
+    outdated,
+    surge,
+    without_surge,
+)
 from controller.policies import queue_depth
 from controller.types import (
-    Child,
-    Crashes,
+    CrashBackoff,
     Decision,
     Drain,
     Exit,
-    Limits,
     Observation,
     Queue,
     Replica,
     Stage,
     Start,
+    WorkerLimits,
+    WorkerProcess,
 )
 
 NOW = 100_000.0
@@ -33,7 +40,7 @@ READY, STARTING, DRAINING = Stage.READY, Stage.STARTING, Stage.DRAINING
 
 
 def worker(name: str, stage: Stage = READY, *, age: float = 100.0, new: bool = False) -> Replica:
-    return Replica(Child(name, "m", "sim:0", 1, NOW - age, generation="new" if new else "old"), stage)
+    return Replica(WorkerProcess(name, "m", "sim:0", 1, NOW - age, generation="new" if new else "old"), stage)
 
 
 A, B, C = worker("a", age=300), worker("b", age=200), worker("c", age=100)
@@ -41,28 +48,30 @@ X, Y = worker("x", new=True, age=50), worker("y", STARTING, new=True, age=2)
 
 
 @pytest.mark.parametrize(
-    ("rule", "expected"),
+    ("policy", "expected"),
     [
-        (Rule(), {}),
-        (Rule("old"), {"x": "its settings have changed", "y": "its settings have changed"}),
-        (Rule("new"), dict.fromkeys("abc", "its settings have changed")),
-        (Rule("", renew_before=NOW - 150), dict.fromkeys("ab", "by order")),
-        (Rule("", max_age_s=100.0), dict.fromkeys("abc", "older than max_worker_age_s (100) allows")),
-        (Rule("", max_age_s=400.0), {}),
+        (UpdatePolicy(), {}),
+        (UpdatePolicy("old"), {"x": "its settings have changed", "y": "its settings have changed"}),
+        (UpdatePolicy("new"), dict.fromkeys("abc", "its settings have changed")),
+        (UpdatePolicy("", renew_before=NOW - 150), dict.fromkeys("ab", "by order")),
+        (UpdatePolicy("", max_age_s=100.0), dict.fromkeys("abc", "older than max_worker_age_s (100) allows")),
+        (UpdatePolicy("", max_age_s=400.0), {}),
     ],
 )
-def test_who_is_outdated(rule: Rule, expected: dict[str, str]) -> None:
-    found = outdated([C, A, X, B, Y, worker("gone", DRAINING, age=9999)], rule, NOW)
+def test_who_is_outdated(policy: UpdatePolicy, expected: dict[str, str]) -> None:
+    found = outdated([C, A, X, B, Y, worker("gone", DRAINING, age=9999)], policy, NOW)
     assert found == expected
     assert list(found) == [name for name in "abcxy" if name in expected], "the oldest first"
 
 
 def test_workers_of_one_start_do_not_all_age_at_once() -> None:
-    born = [replace(worker(f"m-{number:06x}"), child=replace(A.child, id=f"m-{number:06x}")) for number in range(200)]
-    started = A.child.started_at
+    born = [
+        replace(worker(f"m-{number:06x}"), process=replace(A.process, id=f"m-{number:06x}")) for number in range(200)
+    ]
+    started = A.process.started_at
 
     def aged(after_s: float) -> int:
-        return len(outdated(born, Rule(max_age_s=1000.0), started + after_s))
+        return len(outdated(born, UpdatePolicy(max_age_s=1000.0), started + after_s))
 
     assert aged(899.0) == 0
     assert 60 < aged(950.0) < 140
@@ -88,7 +97,7 @@ OLD = dict.fromkeys("abc", "old")
     ],
 )
 def test_one_more_only_while_it_is_needed(replicas: list[Replica], desired: int, crashes: int, expected: int) -> None:
-    assert surge(replicas, desired, OLD, Crashes(crashes)) == expected
+    assert surge(replicas, desired, OLD, CrashBackoff(crashes)) == expected
 
 
 @pytest.mark.parametrize(
@@ -105,8 +114,8 @@ def test_one_more_only_while_it_is_needed(replicas: list[Replica], desired: int,
 def test_who_goes_first_and_whom_a_policy_counts(
     replicas: list[Replica], desired: int, going: str, counted: str
 ) -> None:
-    assert "".join(r.child.id for r in first_to_go(replicas, desired, OLD)) == going
-    assert "".join(r.child.id for r in settled(replicas, desired, OLD)) == counted
+    assert "".join(r.process.id for r in next_to_replace(replicas, desired, OLD)) == going
+    assert "".join(r.process.id for r in without_surge(replicas, desired, OLD)) == counted
 
 
 @pytest.mark.parametrize(
@@ -119,7 +128,7 @@ def test_who_goes_first_and_whom_a_policy_counts(
     ],
 )
 def test_what_people_are_told(old: dict[str, str], crashes: int, expected: str) -> None:
-    assert told([A, B, worker("c", DRAINING)], old, Crashes(crashes)) == expected
+    assert describe_progress([A, B, worker("c", DRAINING)], old, CrashBackoff(crashes)) == expected
 
 
 SCALING = Scaling(
@@ -140,9 +149,11 @@ class Roll(RuleBasedStateMachine):
         self.now, self.number, self.tasks, self.changes = 0.0, 0, 0, 0
         self.slots = [f"sim:{n}" for n in range(max(devices, least))]
         self.replicas: dict[str, Replica] = {}
-        limits = Limits(least, least + more, 600, 600, 10)
-        self.model = Model(SCALING, limits, queue_depth.decide, self.slots, Decision(least, "first"), rule=Rule("0"))
-        self.brain = Brain({"m": self.model})
+        limits = WorkerLimits(least, least + more, 600, 600, 10)
+        self.model = ModelState(
+            SCALING, limits, queue_depth.decide, self.slots, Decision(least, "first"), update_policy=UpdatePolicy("0")
+        )
+        self.brain = Autoscaler({"m": self.model})
 
     def observe(self, name: str) -> Observation:
         return Observation(name, Queue(self.tasks, 0), list(self.replicas.values()))
@@ -153,37 +164,37 @@ class Roll(RuleBasedStateMachine):
     @property
     def old(self) -> int:
         """Old ones that nobody has told to go."""
-        return sum(r.child.generation != str(self.changes) for r in self.of(READY, STARTING))
+        return sum(r.process.generation != str(self.changes) for r in self.of(READY, STARTING))
 
     @rule(seconds=st.floats(0.1, 15))
-    def look(self, seconds: float = 1.0) -> None:
+    def usable(self, seconds: float = 1.0) -> None:
         self.now += seconds
         before, room = self.of(READY), len(self.slots) > len(self.replicas)
         desired, leaving = self.model.decision.desired, len(self.of(DRAINING))
-        actions = self.brain.think(self.observe, self.now).plan.actions
+        actions = self.brain.tick(self.observe, self.now).plan.actions
         drained = [action.id for action in actions if isinstance(action, Drain)]
         if room and leaving == 0 and desired == self.model.decision.desired and len(before) <= desired:
-            assert not set(drained) & {r.child.id for r in before}, "with room the new one comes first"
+            assert not set(drained) & {r.process.id for r in before}, "with room the new one comes first"
         for action in actions:
             match action:
                 case Drain(name):
                     one = self.replicas[name]
-                    child = replace(one.child, drained_at=self.now)
-                    self.replicas[name] = replace(one, stage=DRAINING, child=child)
+                    child = replace(one.process, drained_at=self.now)
+                    self.replicas[name] = replace(one, stage=DRAINING, process=child)
                 case Start(_, device):
                     self.number += 1
-                    child = Child(f"w{self.number}", "m", device, 1, self.now, generation=str(self.changes))
+                    child = WorkerProcess(f"w{self.number}", "m", device, 1, self.now, generation=str(self.changes))
                     self.replicas[child.id] = Replica(child, STARTING)
                 case _:
                     raise AssertionError(f"nothing else is called for: {action}")
-        again = self.brain.think(self.observe, self.now).plan.actions
+        again = self.brain.tick(self.observe, self.now).plan.actions
         assert again == [], "what was planned and done is not planned again"
 
     @rule()
     def the_first_is_ready(self) -> None:
         for one in self.of(STARTING)[:1]:
-            child = replace(one.child, ready_at=self.now)
-            self.replicas[child.id] = replace(one, stage=READY, child=child)
+            child = replace(one.process, ready_at=self.now)
+            self.replicas[child.id] = replace(one, stage=READY, process=child)
 
     @rule()
     def the_first_is_gone(self) -> None:
@@ -197,15 +208,15 @@ class Roll(RuleBasedStateMachine):
             self.end(staying[which % len(staying)], 1)
 
     def end(self, one: Replica, status: int) -> None:
-        del self.replicas[one.child.id]
-        self.brain.died(Exit(one.child, self.now, status))
+        del self.replicas[one.process.id]
+        self.brain.on_exit(Exit(one.process, self.now, status))
 
     @precondition(lambda self: self.changes < 3)
     @rule()
     def settings_change(self) -> None:
         self.changes += 1
-        self.model.rule = Rule(str(self.changes))
-        self.model.crashes = Crashes()
+        self.model.update_policy = UpdatePolicy(str(self.changes))
+        self.model.crashes = CrashBackoff()
 
     @rule(tasks=st.integers(0, 30))
     def load_changes(self, tasks: int) -> None:
@@ -214,11 +225,11 @@ class Roll(RuleBasedStateMachine):
     @rule()
     def all_is_quiet_for_a_while(self) -> None:
         """However it stood: everybody is of the newest settings in the end, with never fewer than can be helped."""
-        self.tasks, self.model.crashes = 0, Crashes()
+        self.tasks, self.model.crashes = 0, CrashBackoff()
         for _ in range(12 + 4 * len(self.slots)):
-            self.look(8.0)
+            self.usable(8.0)
             self.the_first_is_ready()
-            self.look(0.5)
+            self.usable(0.5)
             self.the_first_is_gone()
         assert self.old == 0
         assert self.model.limits.min_workers <= len(self.of(READY, STARTING)) <= self.model.decision.desired
@@ -227,7 +238,7 @@ class Roll(RuleBasedStateMachine):
     def one_at_a_time(self) -> None:
         staying = self.of(READY, STARTING)
         assert len(staying) <= self.model.limits.max_workers + 1
-        held = Counter(replica.child.device for replica in self.replicas.values())
+        held = Counter(replica.process.device for replica in self.replicas.values())
         assert all(count == 1 for count in held.values()), "no device is given twice"
 
 
@@ -235,16 +246,16 @@ TestRoll = Roll.TestCase
 TestRoll.settings = settings(max_examples=50, stateful_step_count=30, deadline=None)
 
 
-def brain_of(*replicas: Replica, devices: int, rule: Rule, crashes: int = 0, desired: int = 2) -> Brain:
-    limits = Limits(desired, desired, 600, 60, 10)
+def brain_of(*replicas: Replica, devices: int, policy: UpdatePolicy, crashes: int = 0, desired: int = 2) -> Autoscaler:
+    limits = WorkerLimits(desired, desired, 600, 60, 10)
     slots = [f"sim:{n}" for n in range(devices)]
-    model = Model(SCALING, limits, queue_depth.decide, slots, Decision(desired, "first"), rule=rule)
-    model.crashes = Crashes(crashes, NOW + 5, NOW - 1) if crashes else Crashes()
-    return Brain({"m": model})
+    model = ModelState(SCALING, limits, queue_depth.decide, slots, Decision(desired, "first"), update_policy=policy)
+    model.crashes = CrashBackoff(crashes, NOW + 5, NOW - 1) if crashes else CrashBackoff()
+    return Autoscaler({"m": model})
 
 
 def on_devices(*replicas: Replica) -> list[Replica]:
-    return [replace(r, child=replace(r.child, device=f"sim:{number}")) for number, r in enumerate(replicas)]
+    return [replace(r, process=replace(r.process, device=f"sim:{number}")) for number, r in enumerate(replicas)]
 
 
 @pytest.mark.parametrize(
@@ -261,8 +272,8 @@ def on_devices(*replicas: Replica) -> list[Replica]:
 )
 def test_what_a_plan_does(replicas: list[Replica], devices: int, crashes: int, expected: list[str]) -> None:
     seen = on_devices(*replicas)
-    brain = brain_of(*seen, devices=devices, rule=Rule("new"), crashes=crashes)
-    plan = brain.think(lambda name: Observation(name, Queue(3, 0), seen), NOW).plan
+    brain = brain_of(*seen, devices=devices, policy=UpdatePolicy("new"), crashes=crashes)
+    plan = brain.tick(lambda name: Observation(name, Queue(3, 0), seen), NOW).plan
     said = [
         f"Start {action.device}: {action.reason}"
         if isinstance(action, Start)
@@ -272,17 +283,24 @@ def test_what_a_plan_does(replicas: list[Replica], devices: int, crashes: int, e
     ]
     assert said == expected
     assert len(said) == len(plan.actions)
-    assert plan.obstacles == {}
+    assert plan.blocked == {}
 
 
 def test_a_model_that_lacks_a_worker_goes_before_anothers_successor() -> None:
-    limits = Limits(1, 2, 600, 60, 10)
+    limits = WorkerLimits(1, 2, 600, 60, 10)
     seen = {"m": on_devices(A), "n": []}
     models = {
-        name: Model(SCALING, limits, queue_depth.decide, ["sim:0", "sim:1"], Decision(1, "first"), rule=Rule("new"))
+        name: ModelState(
+            SCALING,
+            limits,
+            queue_depth.decide,
+            ["sim:0", "sim:1"],
+            Decision(1, "first"),
+            update_policy=UpdatePolicy("new"),
+        )
         for name in ("m", "n")
     }
-    plan = Brain(models).think(lambda name: Observation(name, Queue(0, 0), seen[name]), NOW).plan
+    plan = Autoscaler(models).tick(lambda name: Observation(name, Queue(0, 0), seen[name]), NOW).plan
     assert next((type(action), getattr(action, "model", "")) for action in plan.actions) == (Start, "n")
     assert (
         Drain("a", "its settings have changed; no place is free, so it goes before the next one comes") in plan.actions
@@ -294,31 +312,31 @@ def test_a_model_that_lacks_a_worker_goes_before_anothers_successor() -> None:
 
 def test_what_is_held_stands_in_for_the_policy_and_its_end_is_decided_at_once() -> None:
     seen = on_devices(A, B)
-    brain = brain_of(*seen, devices=4, rule=Rule())
+    brain = brain_of(*seen, devices=4, policy=UpdatePolicy())
     model = brain.models["m"]
     model.limits = replace(model.limits, min_workers=1, max_workers=4)
 
     def think(now: float, tasks: int) -> list[tuple[str, int]]:
-        decided = brain.think(lambda name: Observation(name, Queue(tasks, 0), seen), now).decided
-        return [(one.woken, one.decision.desired) for one in decided]
+        decided = brain.tick(lambda name: Observation(name, Queue(tasks, 0), seen), now).decided
+        return [(one.trigger, one.decision.desired) for one in decided]
 
     assert think(NOW, 3) == [("tick", 2)]
-    model.held = Decision(4, "held")
+    model.override = Decision(4, "held")
     assert think(NOW + 1, 0) == [("order", 4)]
     assert think(NOW + 500, 0) == [], "it is said once"
-    model.held, model.decided_at = None, float("-inf")
-    assert [woken for woken, _ in think(NOW + 501, 3)] == ["tick"]
+    model.override, model.decided_at = None, float("-inf")
+    assert [trigger for trigger, _ in think(NOW + 501, 3)] == ["tick"]
 
 
 def test_paused_it_replaces_what_dies_and_keeps_what_it_found() -> None:
     seen = on_devices(A, B, C)
-    brain = brain_of(*seen, devices=4, rule=Rule(), desired=1)
-    brain.models["m"].limits = Limits(1, 4, 600, 60, 10)
+    brain = brain_of(*seen, devices=4, policy=UpdatePolicy(), desired=1)
+    brain.models["m"].limits = WorkerLimits(1, 4, 600, 60, 10)
     brain.paused = True
-    thought = brain.think(lambda name: Observation(name, Queue(99, 0), seen), NOW)
+    thought = brain.tick(lambda name: Observation(name, Queue(99, 0), seen), NOW)
     assert (thought.decided, thought.plan.actions) == ([], [])
-    brain.died(Exit(seen[0].child, NOW, -9))
-    thought = brain.think(lambda name: Observation(name, Queue(99, 0), seen[1:]), NOW + 100)
+    brain.on_exit(Exit(seen[0].process, NOW, -9))
+    thought = brain.tick(lambda name: Observation(name, Queue(99, 0), seen[1:]), NOW + 100)
     assert thought.decided == []
     assert [type(action) for action in thought.plan.actions] == [Start]
 
@@ -326,7 +344,7 @@ def test_paused_it_replaces_what_dies_and_keeps_what_it_found() -> None:
 @pytest.mark.parametrize("newcomer", [Y, X])
 def test_the_worker_too_many_is_none_to_the_policy(newcomer: Replica) -> None:
     seen = on_devices(A, B, newcomer)
-    brain = brain_of(*seen, devices=4, rule=Rule("new"))
-    brain.models["m"].limits = Limits(1, 4, 600, 60, 10)
-    [decided] = brain.think(lambda name: Observation(name, Queue(4, 0), seen), NOW).decided
-    assert (decided.seen.provisioned, decided.decision.desired) == (2, 2)
+    brain = brain_of(*seen, devices=4, policy=UpdatePolicy("new"))
+    brain.models["m"].limits = WorkerLimits(1, 4, 600, 60, 10)
+    [decided] = brain.tick(lambda name: Observation(name, Queue(4, 0), seen), NOW).decided
+    assert (decided.observation.provisioned, decided.decision.desired) == (2, 2)

@@ -9,45 +9,45 @@ import pytest
 
 from controller.planning.plan import Plan
 from controller.planning.scale_down import DRAIN_GRACE_S
-from controller.planning.standby import Keeping, as_serving, ready, with_spares
+from controller.planning.standby import StandbyTarget, as_replica, count_ready, with_standby
 from controller.types import (
     Action,
     Activate,
-    Child,
-    Crashes,
+    CrashBackoff,
     Drain,
     Kill,
-    Limits,
     Observation,
     Replica,
     Stage,
     Start,
     StartSpare,
+    WorkerLimits,
+    WorkerProcess,
 )
 
 NOW = 1000.0
-LIMITS = Limits(1, 4, start_timeout_s=60, drain_timeout_s=30, lost_after_s=10)
+LIMITS = WorkerLimits(1, 4, start_timeout_s=60, drain_timeout_s=30, lost_after_s=10)
 
 
-def spare(name: str, age_s: float = 100.0, *, loaded: bool = True, kind: str = "cuda", **changes: Any) -> Child:
+def spare(name: str, age_s: float = 100.0, *, loaded: bool = True, kind: str = "cuda", **changes: Any) -> WorkerProcess:
     started = NOW - age_s
-    return Child(name, "m", kind, 1, started, spare=True, loaded_at=started + 10 if loaded else None, **changes)
+    return WorkerProcess(name, "m", kind, 1, started, spare=True, loaded_at=started + 10 if loaded else None, **changes)
 
 
 def worker(stage: Stage) -> Replica:
-    return Replica(Child("w", "m", "cuda:7", 2, NOW - 5), stage)
+    return Replica(WorkerProcess("w", "m", "cuda:7", 2, NOW - 5), stage)
 
 
 def keeping(
-    wanted: int, spares: Sequence[Child], replicas: Sequence[Replica] = (), model: str = "m", **changes: Any
-) -> Keeping:
+    wanted: int, spares: Sequence[WorkerProcess], replicas: Sequence[Replica] = (), model: str = "m", **changes: Any
+) -> StandbyTarget:
     seen = Observation(model, None, replicas, spares=spares)
-    usual: dict[str, Any] = {"kind": "cuda", "crashes": Crashes(), "worker_crashes": Crashes()}
-    return Keeping(seen, wanted, limits=LIMITS, **usual | changes)
+    usual: dict[str, Any] = {"kind": "cuda", "crashes": CrashBackoff(), "worker_crashes": CrashBackoff()}
+    return StandbyTarget(seen, wanted, limits=LIMITS, **usual | changes)
 
 
-def planned(actions: Sequence[Action], *models: Keeping) -> list[Action]:
-    return list(with_spares(Plan(actions, {}), models, NOW).actions)
+def planned(actions: Sequence[Action], *models: StandbyTarget) -> list[Action]:
+    return list(with_standby(Plan(actions, {}), models, NOW).actions)
 
 
 START = Start("m", "cuda:0", "why")
@@ -112,17 +112,17 @@ def called(name: str, start: Start = START) -> Activate:
         ([], keeping(0, [spare("a", drained_at=NOW - DRAIN_GRACE_S + 1)]), []),
         ([], keeping(1, [spare("a", loaded=False, age_s=61)]), [Kill("a", "not loaded 60 s after its start")]),
         # After a crash of either, the pause is kept.
-        ([], keeping(1, [], crashes=Crashes(1, NOW + 1, NOW)), []),
-        ([], keeping(1, [], worker_crashes=Crashes(1, NOW + 1, NOW)), []),
-        ([], keeping(1, [], crashes=Crashes(1, NOW, NOW - 1)), [MORE]),
+        ([], keeping(1, [], crashes=CrashBackoff(1, NOW + 1, NOW)), []),
+        ([], keeping(1, [], worker_crashes=CrashBackoff(1, NOW + 1, NOW)), []),
+        ([], keeping(1, [], crashes=CrashBackoff(1, NOW, NOW - 1)), [MORE]),
     ],
 )
-def test_plans(actions: list[Action], own: Keeping, expected: list[Action]) -> None:
+def test_plans(actions: list[Action], own: StandbyTarget, expected: list[Action]) -> None:
     assert planned(actions, own) == expected
 
 
 def test_models_keep_their_own() -> None:
-    other = Child("b", "n", "cuda", 3, NOW - 50, spare=True, loaded_at=NOW - 40)
+    other = WorkerProcess("b", "n", "cuda", 3, NOW - 50, spare=True, loaded_at=NOW - 40)
     models = [keeping(1, [spare("a")]), keeping(1, [other], model="n")]
     starts = [Start("n", "cuda:0", "x"), START]
     assert planned(starts, *models) == [Activate("b", "n", "cuda:0", "x"), called("a")]
@@ -130,6 +130,6 @@ def test_models_keep_their_own() -> None:
 
 def test_only_loaded_ones_are_ready() -> None:
     spares = [spare("a"), spare("b", loaded=False), spare("c", drained_at=NOW), spare("d", kind="cpu")]
-    assert ready(spares, "cuda") == 1
-    assert [as_serving(child).stage for child in spares[:2]] == [Stage.READY, Stage.STARTING]
-    assert as_serving(spares[0]).child.ready_at == spares[0].loaded_at
+    assert count_ready(spares, "cuda") == 1
+    assert [as_replica(child).stage for child in spares[:2]] == [Stage.READY, Stage.STARTING]
+    assert as_replica(spares[0]).process.ready_at == spares[0].loaded_at

@@ -9,10 +9,10 @@ import pytest
 
 from configs.scaling import Scaling
 from controller.policies import POLICIES, bounds, static
-from controller.policies.bounds import Memory
-from controller.types import Child, Decision, Limits, Observation, Queue, Replica, Stage
+from controller.policies.bounds import PolicyMemory
+from controller.types import Decision, Observation, Queue, Replica, Stage, WorkerLimits, WorkerProcess
 
-LIMITS = Limits(min_workers=1, max_workers=8, start_timeout_s=60, drain_timeout_s=60, lost_after_s=10)
+LIMITS = WorkerLimits(min_workers=1, max_workers=8, start_timeout_s=60, drain_timeout_s=60, lost_after_s=10)
 ZERO = replace(LIMITS, min_workers=0)
 NINE = 9 * 3600.0  # nine o'clock on the first of January 1970
 IDLE = Queue(0, 0, mean_work_s=4.0, uptime_s=5000.0)
@@ -20,7 +20,7 @@ IDLE = Queue(0, 0, mean_work_s=4.0, uptime_s=5000.0)
 
 def seen(queue: Queue | None, ready: int, starting: int = 0, unix_s: float | None = None) -> Observation:
     stages = [Stage.READY] * ready + [Stage.STARTING] * starting
-    replicas = [Replica(Child(f"w{i}", "m", f"sim:{i}", i, 0.0), stage) for i, stage in enumerate(stages)]
+    replicas = [Replica(WorkerProcess(f"w{i}", "m", f"sim:{i}", i, 0.0), stage) for i, stage in enumerate(stages)]
     return Observation("m", queue, replicas, cold_start_s=40.0, unix_s=unix_s)
 
 
@@ -35,7 +35,7 @@ class Fixed:
         self.decision = Decision(desired, "fixed", valid)
 
     def __call__(
-        self, seen: Observation, scaling: Scaling, limits: Limits, memory: None, now: float
+        self, seen: Observation, scaling: Scaling, limits: WorkerLimits, memory: None, now: float
     ) -> tuple[Decision, None]:
         return self.decision, None
 
@@ -44,8 +44,8 @@ class Fixed:
     ("says", "limits", "desired"),
     [(-3, LIMITS, 1), (99, LIMITS, 8), (4, LIMITS, 4), (0, replace(LIMITS, min_workers=3), 3)],
 )
-def test_no_policy_leaves_the_bounds(says: int, limits: Limits, desired: int) -> None:
-    decision, _ = bounds.decide(Fixed(says), seen(IDLE, 2), scaling(), limits, Memory(), 0.0)
+def test_no_policy_leaves_the_bounds(says: int, limits: WorkerLimits, desired: int) -> None:
+    decision, _ = bounds.decide(Fixed(says), seen(IDLE, 2), scaling(), limits, PolicyMemory(), 0.0)
     assert decision.desired == desired
 
 
@@ -54,9 +54,11 @@ def test_no_policy_leaves_the_bounds(says: int, limits: Limits, desired: int) ->
     [(2, LIMITS, 2, False), (0, LIMITS, 1, True), (9, LIMITS, 8, True), (0, ZERO, 0, False), (1, ZERO, 1, False)],
 )
 @pytest.mark.parametrize("policy", ["slo_work", "queue_depth", "ongoing_requests"])
-def test_without_data_only_the_bounds_hold(policy: str, ready: int, limits: Limits, desired: int, valid: bool) -> None:
+def test_without_data_only_the_bounds_hold(
+    policy: str, ready: int, limits: WorkerLimits, desired: int, valid: bool
+) -> None:
     held = scaling(policy=policy, min_workers=limits.min_workers)
-    decision, memory = bounds.decide(POLICIES[policy], seen(None, ready), held, limits, Memory(), 0.0)
+    decision, memory = bounds.decide(POLICIES[policy], seen(None, ready), held, limits, PolicyMemory(), 0.0)
     assert (decision.desired, decision.valid) == (desired, valid)
     assert memory.idle_since is None
 
@@ -74,7 +76,7 @@ def test_without_data_only_the_bounds_hold(policy: str, ready: int, limits: Limi
 def test_a_schedule_is_a_floor_under_any_policy(workers: int, says: int, unix_s: float | None, desired: int) -> None:
     entries = [{"cron": "0 8 * * *", "workers": workers}, {"cron": "0 20 * * *", "workers": 2}]
     held = scaling(schedule=entries, max_workers=8)
-    decision, _ = bounds.decide(Fixed(says), seen(IDLE, 1, unix_s=unix_s), held, LIMITS, Memory(), 0.0)
+    decision, _ = bounds.decide(Fixed(says), seen(IDLE, 1, unix_s=unix_s), held, LIMITS, PolicyMemory(), 0.0)
     assert decision.desired == desired
     if desired > says:
         assert "schedule" in decision.reason
@@ -82,14 +84,14 @@ def test_a_schedule_is_a_floor_under_any_policy(workers: int, says: int, unix_s:
 
 def test_a_schedule_above_the_devices_of_this_machine_gets_all_of_them() -> None:
     held = scaling(schedule=[{"cron": "0 8 * * *", "workers": 12}])
-    decision, _ = bounds.decide(Fixed(1), seen(IDLE, 1, unix_s=NINE), held, LIMITS, Memory(), 0.0)
+    decision, _ = bounds.decide(Fixed(1), seen(IDLE, 1, unix_s=NINE), held, LIMITS, PolicyMemory(), 0.0)
     assert decision.desired == 8
 
 
 @pytest.mark.parametrize("policy", ["slo_work", "queue_depth", "ongoing_requests", "static"])
 def test_the_last_worker_goes_after_so_much_time_without_work(policy: str) -> None:
     held = scaling(policy=policy, min_workers=0, scale_to_zero={"idle_s": 100})
-    memory, decided = Memory(), {}
+    memory, decided = PolicyMemory(), {}
     for now in (0.0, 30.0, 60.0, 99.0, 100.0):
         decision, memory = bounds.decide(POLICIES[policy], seen(IDLE, 1), held, ZERO, memory, now)
         decided[now] = decision.desired
@@ -109,7 +111,7 @@ def test_the_last_worker_goes_after_so_much_time_without_work(policy: str) -> No
     ],
 )
 def test_whatever_was_to_do_begins_the_time_anew(meanwhile: Queue | None) -> None:
-    held, memory = scaling(min_workers=0, scale_to_zero={"idle_s": 100}), Memory()
+    held, memory = scaling(min_workers=0, scale_to_zero={"idle_s": 100}), PolicyMemory()
     after = replace(IDLE, started_total=meanwhile.started_total) if meanwhile else IDLE
     decided = []
     for now, queue in ((0.0, IDLE), (60.0, meanwhile), (90.0, after), (120.0, after), (190.0, after)):
@@ -119,7 +121,7 @@ def test_whatever_was_to_do_begins_the_time_anew(meanwhile: Queue | None) -> Non
 
 
 def test_several_idle_workers_go_down_to_one_first() -> None:
-    held, memory = scaling(min_workers=0, scale_to_zero={"idle_s": 0}), Memory()
+    held, memory = scaling(min_workers=0, scale_to_zero={"idle_s": 0}), PolicyMemory()
     decision, memory = bounds.decide(Fixed(1), seen(IDLE, 3), held, ZERO, memory, 0.0)
     assert decision.desired == 1
     decision, _ = bounds.decide(Fixed(1), seen(IDLE, 1), held, ZERO, memory, 30.0)
@@ -128,7 +130,7 @@ def test_several_idle_workers_go_down_to_one_first() -> None:
 
 def test_a_schedule_keeps_the_last_worker() -> None:
     held = scaling(min_workers=0, scale_to_zero={"idle_s": 0}, schedule=[{"cron": "0 8 * * *", "workers": 2}])
-    decision, _ = bounds.decide(Fixed(0), seen(IDLE, 1, unix_s=NINE), held, ZERO, Memory(), 0.0)
+    decision, _ = bounds.decide(Fixed(0), seen(IDLE, 1, unix_s=NINE), held, ZERO, PolicyMemory(), 0.0)
     assert decision.desired == 2
 
 
@@ -151,14 +153,14 @@ def test_the_first_requests_bring_what_their_backlog_needs(
 ) -> None:
     held = scaling(policy=policy, min_workers=0, scale_to_zero={"activation": activation}, drain_s=20)
     queue = Queue(queued, 0, backlog_work_s=work_s, mean_work_s=None if work_s is None else 4.0, uptime_s=5000.0)
-    decision, _ = bounds.decide(POLICIES[policy], seen(queue, 0), held, ZERO, Memory(), 0.0)
+    decision, _ = bounds.decide(POLICIES[policy], seen(queue, 0), held, ZERO, PolicyMemory(), 0.0)
     assert (decision.desired, decision.valid) == (desired, True)
 
 
 def test_what_is_no_decision_stays_none_but_for_the_first_request() -> None:
     silent = Fixed(5, valid=False)
-    decision, _ = bounds.decide(silent, seen(IDLE, 2), scaling(), LIMITS, Memory(), 0.0)
+    decision, _ = bounds.decide(silent, seen(IDLE, 2), scaling(), LIMITS, PolicyMemory(), 0.0)
     assert not decision.valid
     waiting = replace(IDLE, queued=1, backlog_work_s=4.0)
-    decision, _ = bounds.decide(silent, seen(waiting, 0), scaling(min_workers=0), ZERO, Memory(), 0.0)
+    decision, _ = bounds.decide(silent, seen(waiting, 0), scaling(min_workers=0), ZERO, PolicyMemory(), 0.0)
     assert (decision.desired, decision.valid) == (1, True)

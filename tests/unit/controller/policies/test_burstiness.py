@@ -8,20 +8,20 @@ from collections.abc import Sequence
 import pytest
 
 from configs.scaling import Scaling
-from controller.policies.burstiness import Counts
+from controller.policies.burstiness import DispersionIndex
 from controller.types import Queue
 
 SCALING = Scaling(look_back_period_s=90)
 
 
-def looked(counts: Counts, recent: int, now: float, uptime_s: float = 1e6) -> Counts:
-    return counts.looked(Queue(0, 0, arrivals_short_window=recent, uptime_s=uptime_s), SCALING, now)
+def updated(counts: DispersionIndex, recent: int, now: float, uptime_s: float = 1e6) -> DispersionIndex:
+    return counts.updated(Queue(0, 0, arrivals_short_window=recent, uptime_s=uptime_s), SCALING, now)
 
 
-def after(periods: Sequence[int], counts: Counts | None = None) -> Counts:
-    counts = counts or Counts()
+def after(periods: Sequence[int], counts: DispersionIndex | None = None) -> DispersionIndex:
+    counts = counts or DispersionIndex()
     for number, recent in enumerate(periods):
-        counts = looked(counts, recent, 90.0 * number)
+        counts = updated(counts, recent, 90.0 * number)
     return counts
 
 
@@ -33,7 +33,7 @@ def bunches(size: int, periods: int) -> list[int]:
 
 @pytest.mark.parametrize(("size", "least", "most"), [(1, 1.0, 1.4), (2, 1.5, 2.6), (5, 3.0, 6.5)])
 def test_bunches_show_in_the_counts(size: int, least: float, most: float) -> None:
-    assert least <= after(bunches(size, 400)).uneven <= most
+    assert least <= after(bunches(size, 400)).burstiness <= most
 
 
 @pytest.mark.parametrize(
@@ -47,24 +47,24 @@ def test_bunches_show_in_the_counts(size: int, least: float, most: float) -> Non
     ],
 )
 def test_what_comes_evenly_or_at_another_rate_is_not_uneven(periods: list[int]) -> None:
-    assert after(periods).uneven == 1.0
+    assert after(periods).burstiness == 1.0
 
 
 def test_looks_within_a_period_and_over_a_gap_say_nothing() -> None:
     counts = after([40, 60, 40])
-    assert counts.uneven > 1
-    assert looked(counts, 70, 180.0 + 89.0) == counts
-    assert looked(counts, 70, 180.0 + 90.0).uneven > counts.uneven
-    gap = looked(counts, 70, 180.0 + 180.0)
-    assert (gap.uneven, gap.last) == (counts.uneven, 70)
+    assert counts.burstiness > 1
+    assert updated(counts, 70, 180.0 + 89.0) == counts
+    assert updated(counts, 70, 180.0 + 90.0).burstiness > counts.burstiness
+    gap = updated(counts, 70, 180.0 + 180.0)
+    assert (gap.burstiness, gap.last) == (counts.burstiness, 70)
 
 
 def test_nothing_is_taken_from_a_count_that_has_just_begun() -> None:
-    assert looked(Counts(), 20, 0.0, uptime_s=60.0) == Counts()
+    assert updated(DispersionIndex(), 20, 0.0, uptime_s=60.0) == DispersionIndex()
 
 
 def test_what_was_learnt_moves_to_another_clock() -> None:
     counts = after([40, 60])
-    assert counts.moved(-90.0).at == 0.0
-    assert counts.moved(-90.0).moved(90.0) == counts
-    assert Counts().moved(5.0) == Counts()
+    assert counts.shifted(-90.0).at == 0.0
+    assert counts.shifted(-90.0).shifted(90.0) == counts
+    assert DispersionIndex().shifted(5.0) == DispersionIndex()

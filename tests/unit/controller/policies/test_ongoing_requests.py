@@ -9,15 +9,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from configs.scaling import Scaling
-from controller.policies.ongoing_requests import Memory, decide
-from controller.types import Child, Limits, Observation, Queue, Replica, Stage
+from controller.policies.ongoing_requests import OngoingRequestsMemory, decide
+from controller.types import Observation, Queue, Replica, Stage, WorkerLimits, WorkerProcess
 
-LIMITS = Limits(min_workers=1, max_workers=20, start_timeout_s=60, drain_timeout_s=60, lost_after_s=10)
+LIMITS = WorkerLimits(min_workers=1, max_workers=20, start_timeout_s=60, drain_timeout_s=60, lost_after_s=10)
 
 
 def seen(tasks: int | None, ready: int, starting: int = 0, draining: int = 0, cap: int | None = None) -> Observation:
     stages = [Stage.READY] * ready + [Stage.STARTING] * starting + [Stage.DRAINING] * draining
-    replicas = [Replica(Child(f"w{i}", "m", f"sim:{i}", i, 0.0), stage) for i, stage in enumerate(stages)]
+    replicas = [Replica(WorkerProcess(f"w{i}", "m", f"sim:{i}", i, 0.0), stage) for i, stage in enumerate(stages)]
     return Observation("m", None if tasks is None else Queue(tasks, 0, cap), replicas)
 
 
@@ -113,7 +113,7 @@ def test_the_load_is_a_mean_over_the_look_back_period_which_a_change_begins_anew
 def test_whatever_happens_the_number_stays_in_bounds(
     history: list[tuple[float, int | None]], least: int, most: int, factor: float
 ) -> None:
-    limits, workers, memory, now = Limits(least, most, 60, 60, 10), least, None, 0.0
+    limits, workers, memory, now = WorkerLimits(least, most, 60, 60, 10), least, None, 0.0
     held = scaling(upscaling_factor=factor, downscaling_factor=factor, downscale_delay_s=60)
     for seconds, tasks in history:
         now += seconds
@@ -125,4 +125,4 @@ def test_whatever_happens_the_number_stays_in_bounds(
 
 def test_a_silence_is_not_bridged() -> None:
     _, memory = decide(seen(10, 1), scaling(upscale_delay_s=30), LIMITS, None, 0.0)
-    assert memory.moved(100.0) == Memory()
+    assert memory.shifted(100.0) == OngoingRequestsMemory()

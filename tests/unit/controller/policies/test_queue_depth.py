@@ -10,10 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from configs.scaling import Scaling
-from controller.policies.queue_depth import Memory, decide, thresholds
-from controller.types import Child, Decision, Limits, Observation, Queue, Replica, Stage
+from controller.policies.queue_depth import QueueDepthMemory, decide, thresholds
+from controller.types import Decision, Observation, Queue, Replica, Stage, WorkerLimits, WorkerProcess
 
-LIMITS = Limits(min_workers=1, max_workers=8, start_timeout_s=60, drain_timeout_s=60, lost_after_s=10)
+LIMITS = WorkerLimits(min_workers=1, max_workers=8, start_timeout_s=60, drain_timeout_s=60, lost_after_s=10)
 SCALING = Scaling(
     policy="queue_depth",
     scale_up_at=12,
@@ -27,7 +27,7 @@ SCALING = Scaling(
 
 def seen(queue: Queue | None, ready: int, starting: int = 0, draining: int = 0) -> Observation:
     stages = [Stage.READY] * ready + [Stage.STARTING] * starting + [Stage.DRAINING] * draining
-    replicas = [Replica(Child(f"w{i}", "m", f"sim:{i}", i, 0.0), stage) for i, stage in enumerate(stages)]
+    replicas = [Replica(WorkerProcess(f"w{i}", "m", f"sim:{i}", i, 0.0), stage) for i, stage in enumerate(stages)]
     return Observation("m", queue, replicas)
 
 
@@ -53,13 +53,15 @@ def seen(queue: Queue | None, ready: int, starting: int = 0, draining: int = 0) 
 def test_one_look(
     queued: int, running: int, ready: int, starting: int, draining: int, desired: int, reason: str
 ) -> None:
-    decision, _ = decide(seen(Queue(queued, running), ready, starting, draining), SCALING, LIMITS, Memory(), 0.0)
+    decision, _ = decide(
+        seen(Queue(queued, running), ready, starting, draining), SCALING, LIMITS, QueueDepthMemory(), 0.0
+    )
     assert (decision.desired, decision.valid) == (desired, True)
     assert reason in decision.reason
 
 
 def test_no_data_is_no_decision_and_the_clock_of_the_holds_starts_anew() -> None:
-    _, memory = decide(seen(Queue(0, 0), 2), SCALING, LIMITS, Memory(), 0.0)
+    _, memory = decide(seen(Queue(0, 0), 2), SCALING, LIMITS, QueueDepthMemory(), 0.0)
     blind, memory = decide(seen(None, 2), SCALING, LIMITS, memory, 30.0)
     assert blind == Decision(2, "no data", valid=False)
     decision, _ = decide(seen(Queue(0, 0), 2), SCALING, LIMITS, memory, 61.0)
@@ -81,14 +83,14 @@ def test_no_data_is_no_decision_and_the_clock_of_the_holds_starts_anew() -> None
 )
 def test_owed_workers_count_as_capacity_to_come(queued: int, ready: int, owed: int, desired: int) -> None:
     observation = replace(seen(Queue(queued, 0), ready), owed=owed)
-    decision, _ = decide(observation, SCALING, LIMITS, Memory(), 0.0)
+    decision, _ = decide(observation, SCALING, LIMITS, QueueDepthMemory(), 0.0)
     assert decision.desired == desired
 
 
 @pytest.mark.parametrize("meanwhile", [seen(None, 1), seen(Queue(50, 0), 0), seen(Queue(50, 0), 9)])
 def test_a_hold_does_not_bridge_what_was_not_watched(meanwhile: Observation) -> None:
     held = SCALING.model_copy(update={"scale_up_hold_s": 60.0})
-    _, memory = decide(seen(Queue(20, 0), 1), held, LIMITS, Memory(), 0.0)
+    _, memory = decide(seen(Queue(20, 0), 1), held, LIMITS, QueueDepthMemory(), 0.0)
     _, memory = decide(meanwhile, held, LIMITS, memory, 30.0)
     decision, memory = decide(seen(Queue(20, 0), 1), held, LIMITS, memory, 60.0)
     assert decision.desired == 1
@@ -107,7 +109,7 @@ def test_each_direction_has_its_own_cooldown() -> None:
 
 def test_no_worker_is_removed_that_the_rest_would_miss_at_once() -> None:
     narrow = SCALING.model_copy(update={"scale_up_at": 4.0, "scale_down_at": 3.0, "scale_down_hold_s": 0.0})
-    decision, _ = decide(seen(Queue(0, 5), 2), narrow, LIMITS, Memory(), 0.0)
+    decision, _ = decide(seen(Queue(0, 5), 2), narrow, LIMITS, QueueDepthMemory(), 0.0)
     assert decision.desired == 2
     assert "one worker fewer would have a load of 5.0" in decision.reason
 
@@ -118,7 +120,7 @@ class World:
 
     scaling: Scaling
     workers: int = 1
-    memory: Memory = Memory()  # noqa: RUF009 - frozen
+    memory: QueueDepthMemory = QueueDepthMemory()  # noqa: RUF009 - frozen
 
     def tick(self, now: float, tasks: int) -> int:
         decision, self.memory = decide(seen(Queue(tasks, 0), self.workers), self.scaling, LIMITS, self.memory, now)
@@ -164,8 +166,8 @@ def test_a_burst_shorter_than_its_hold_changes_nothing() -> None:
 def test_whatever_happens_the_number_stays_in_bounds_and_moves_by_one(
     history: list[tuple[float, int | None]], least: int, most: int
 ) -> None:
-    limits = Limits(least, most, 60, 60, 10)
-    workers, memory, now = least, Memory(), 0.0
+    limits = WorkerLimits(least, most, 60, 60, 10)
+    workers, memory, now = least, QueueDepthMemory(), 0.0
     for seconds, tasks in history:
         now += seconds
         queue = None if tasks is None else Queue(tasks, 0)
@@ -197,7 +199,7 @@ def test_auto_thresholds_follow_the_measured_batch(
         seen(Queue(int(thresholds_are[0]), 0, cap), 1),
         Scaling(policy="queue_depth", scale_up_at=up),
         LIMITS,
-        Memory(),
+        QueueDepthMemory(),
         0.0,
     )
     assert wanted.desired == 2

@@ -12,13 +12,13 @@ from hypothesis import strategies as st
 from configs.scaling import Scaling
 from controller.policies.queueing import (
     erlang_c,
-    present_rate,
-    upper_rate,
-    usual_rate,
+    recent_rate,
+    sustained_rate,
+    upper_rate_bound,
     workers_for_backlog,
     workers_for_rate,
 )
-from controller.types import Child, Observation, Queue, Replica, Stage
+from controller.types import Observation, Queue, Replica, Stage, WorkerProcess
 
 SCALING = Scaling(drain_s=20, look_back_period_s=90)
 
@@ -95,7 +95,7 @@ def test_workers_for_a_rate_are_the_fewest_that_do(
 
 def test_the_upper_rate_is_where_so_few_events_would_be_so_many_deviations_off() -> None:
     for count, margin in itertools.product((0, 3, 100), (0.0, 1.0, 3.0)):
-        mean = upper_rate(count, 60.0, margin) * 60
+        mean = upper_rate_bound(count, 60.0, margin) * 60
         assert mean - margin * math.sqrt(mean) == pytest.approx(count, abs=1e-9)
 
 
@@ -114,8 +114,8 @@ def test_rates_are_counts_over_the_time_that_was_counted(
     recent: int, lately: int, uptime_s: float, present: float, usual: float
 ) -> None:
     queue = Queue(0, 0, arrivals_short_window=recent, arrivals_long_window=lately, uptime_s=uptime_s)
-    assert present_rate(queue, SCALING) == pytest.approx(present)
-    assert usual_rate(queue, SCALING, margin=0) == pytest.approx(usual)
+    assert recent_rate(queue, SCALING) == pytest.approx(present)
+    assert sustained_rate(queue, SCALING, margin=0) == pytest.approx(usual)
 
 
 def seen(
@@ -123,7 +123,7 @@ def seen(
 ) -> Observation:
     stages = [(Stage.READY, 0.0)] * ready + [(Stage.STARTING, at) for at in started_at]
     stages += [(Stage.DRAINING, 0.0)] * draining
-    replicas = [Replica(Child(f"w{i}", "m", f"sim:{i}", i, at), stage) for i, (stage, at) in enumerate(stages)]
+    replicas = [Replica(WorkerProcess(f"w{i}", "m", f"sim:{i}", i, at), stage) for i, (stage, at) in enumerate(stages)]
     return Observation("m", queue, replicas, owed, cold_start_s=40.0)
 
 

@@ -10,11 +10,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from configs.scaling import Scaling
-from controller.policies.burstiness import Counts
-from controller.policies.slo_work import Memory, Said, decide
-from controller.types import Child, Limits, Observation, Queue, Replica, Stage
+from controller.policies.burstiness import DispersionIndex
+from controller.policies.slo_work import PastDecision, SloWorkMemory, decide
+from controller.types import Observation, Queue, Replica, Stage, WorkerLimits, WorkerProcess
 
-LIMITS = Limits(min_workers=1, max_workers=8, start_timeout_s=60, drain_timeout_s=60, lost_after_s=10)
+LIMITS = WorkerLimits(min_workers=1, max_workers=8, start_timeout_s=60, drain_timeout_s=60, lost_after_s=10)
 SCALING = Scaling(policy="slo_work", drain_s=20, look_back_period_s=90)
 #: One task of 4 s a second, for a long time; nothing waits.
 STEADY = Queue(0, 4, 1, 1.0, 8.0, 4.0, arrivals_short_window=90, arrivals_long_window=900, uptime_s=5000.0)
@@ -24,7 +24,7 @@ QUIET: dict[str, Any] = {"queued": 9, "backlog_work_s": 30.0, "arrivals_short_wi
 
 def seen(queue: Queue | None, ready: int, starting: int = 0, draining: int = 0, owed: int = 0) -> Observation:
     stages = [Stage.READY] * ready + [Stage.STARTING] * starting + [Stage.DRAINING] * draining
-    replicas = [Replica(Child(f"w{i}", "m", f"sim:{i}", i, 0.0), stage) for i, stage in enumerate(stages)]
+    replicas = [Replica(WorkerProcess(f"w{i}", "m", f"sim:{i}", i, 0.0), stage) for i, stage in enumerate(stages)]
     return Observation("m", queue, replicas, owed, cold_start_s=40.0)
 
 
@@ -72,22 +72,32 @@ def test_one_look(
     changes: dict[str, Any], ready: int, starting: int, n_rate: int, n_backlog: int, desired: int
 ) -> None:
     observation = seen(replace(STEADY, **changes), ready, starting)
-    decision, _ = decide(observation, SCALING, LIMITS, Memory(-0.5), 30.0)
+    decision, _ = decide(observation, SCALING, LIMITS, SloWorkMemory(-0.5), 30.0)
     assert (decision.inputs["n_rate"], decision.inputs["n_backlog"]) == (n_rate, n_backlog)
     assert (decision.desired, decision.valid) == (desired, True)
-    assert decision.inputs.keys() == {"lam", "E", "W", "n_rate", "n_backlog", "z", "uneven"}
+    assert decision.inputs.keys() == {
+        "arrival_rate",
+        "mean_work_s",
+        "backlog_work_s",
+        "n_rate",
+        "n_backlog",
+        "headroom_z",
+        "burstiness",
+    }
     assert decision.reason
 
 
 @pytest.mark.parametrize(("squares", "n_rate"), [(100.0, 5), (200.0, 6), (900.0, 7)])
 def test_bunches_need_more_workers_for_the_same_rate(squares: float, n_rate: int) -> None:
-    decision, _ = decide(seen(STEADY, 5), SCALING, LIMITS, Memory(-0.5, counts=Counts(squares=squares)), 30.0)
+    decision, _ = decide(
+        seen(STEADY, 5), SCALING, LIMITS, SloWorkMemory(-0.5, counts=DispersionIndex(squares=squares)), 30.0
+    )
     assert decision.inputs["n_rate"] == n_rate
-    assert decision.inputs["uneven"] == squares / 100
+    assert decision.inputs["burstiness"] == squares / 100
 
 
 def test_no_data_is_no_decision_and_teaches_nothing() -> None:
-    before = Memory(learnt=0.5, dispatched=100, late=3)
+    before = SloWorkMemory(z_offset=0.5, dispatched=100, late=3)
     decision, memory = decide(seen(None, 3), SCALING, LIMITS, before, 30.0)
     assert (decision.desired, decision.valid) == (3, False)
     assert memory == before
@@ -96,13 +106,13 @@ def test_no_data_is_no_decision_and_teaches_nothing() -> None:
 @pytest.mark.parametrize(("queued", "ready", "desired"), [(0, 2, 2), (500, 2, 2), (500, 0, 1), (500, 9, 8)])
 def test_where_no_step_was_measured_nothing_is_guessed(queued: int, ready: int, desired: int) -> None:
     unknown = replace(STEADY, queued=queued, backlog_work_s=None, mean_work_s=None)
-    decision, _ = decide(seen(unknown, ready), SCALING, LIMITS, Memory(), 30.0)
+    decision, _ = decide(seen(unknown, ready), SCALING, LIMITS, SloWorkMemory(), 30.0)
     assert (decision.desired, decision.valid) == (desired, True)
     assert "no step was measured" in decision.reason
 
 
 def test_workers_go_when_as_few_have_been_wanted_for_a_cold_start() -> None:
-    memory = Memory(-0.5)
+    memory = SloWorkMemory(-0.5)
     history = {0.0: STEADY, 10.0: CALM, 20.0: CALM, 39.0: CALM, 40.0: CALM}
     desired = []
     for now, queue in history.items():
@@ -127,7 +137,7 @@ def test_nobody_goes_while_arrivals_have_not_been_counted_for_long(
     young = replace(CALM, uptime_s=uptime_s)
     hold = scaling(initial_workers=initial)
     # The wish to go is older than its window: only the hold is left.
-    memory = None if not ready else Memory(said=(Said(-5.0, ready, 1, ready),))
+    memory = None if not ready else SloWorkMemory(decisions=(PastDecision(-5.0, ready, 1, ready),))
     decision, memory = decide(seen(young, ready), hold, LIMITS, memory, 100.0)
     assert decision.desired == desired
 
@@ -154,35 +164,35 @@ def test_what_begins_with_more_keeps_it_while_its_workers_start() -> None:
 def test_the_margin_follows_the_waits_that_were_seen(begun: int, late: int, z: float) -> None:
     fixed = scaling(feedback={"gain": 0.01, "violation_target": 0.005})
     queue = replace(STEADY, started_total=1000 + begun, started_late_total=10 + late)
-    _, memory = decide(seen(queue, 6), fixed, LIMITS, Memory(-0.5, dispatched=1000, late=10), 30.0)
-    assert memory.learnt == pytest.approx(z - 1.5)
+    _, memory = decide(seen(queue, 6), fixed, LIMITS, SloWorkMemory(-0.5, dispatched=1000, late=10), 30.0)
+    assert memory.z_offset == pytest.approx(z - 1.5)
 
 
-@pytest.mark.parametrize(("cold_start_s", "learnt", "z"), [(40.0, 0.0, 1.5), (10.0, 0.0, 0.5), (10.0, 5.0, 5.0)])
-def test_where_starts_are_short_less_is_kept_in_advance(cold_start_s: float, learnt: float, z: float) -> None:
+@pytest.mark.parametrize(("cold_start_s", "z_offset", "z"), [(40.0, 0.0, 1.5), (10.0, 0.0, 0.5), (10.0, 5.0, 5.0)])
+def test_where_starts_are_short_less_is_kept_in_advance(cold_start_s: float, z_offset: float, z: float) -> None:
     observation = replace(seen(STEADY, 6), cold_start_s=cold_start_s)
-    decision, _ = decide(observation, SCALING, LIMITS, Memory(learnt), 30.0)
-    assert decision.inputs["z"] == z
+    decision, _ = decide(observation, SCALING, LIMITS, SloWorkMemory(z_offset), 30.0)
+    assert decision.inputs["headroom_z"] == z
 
 
 @pytest.mark.parametrize(
     "memory",
     [
-        Memory(-0.5),  # nothing was counted before
-        Memory(-0.5, dispatched=5000, late=10),  # the balancer counts anew
-        Memory(-0.5, dispatched=1000, late=990),
-        Memory(-0.5, dispatched=1000, late=10, short=True),  # more were wanted than may be
-        Memory(-0.5, dispatched=1000, late=10, waking=True),  # they came while there was no worker
+        SloWorkMemory(-0.5),  # nothing was counted before
+        SloWorkMemory(-0.5, dispatched=5000, late=10),  # the balancer counts anew
+        SloWorkMemory(-0.5, dispatched=1000, late=990),
+        SloWorkMemory(-0.5, dispatched=1000, late=10, at_max=True),  # more were wanted than may be
+        SloWorkMemory(-0.5, dispatched=1000, late=10, scaling_from_zero=True),  # they came while there was no worker
     ],
 )
-def test_the_margin_is_left_alone_where_nobody_could_have_done_better(memory: Memory) -> None:
+def test_the_margin_is_left_alone_where_nobody_could_have_done_better(memory: SloWorkMemory) -> None:
     queue = replace(STEADY, started_total=2000, started_late_total=510)
     _, after = decide(seen(queue, 6), SCALING, LIMITS, memory, 30.0)
-    assert (after.learnt, after.dispatched, after.late) == (-0.5, 2000, 510)
+    assert (after.z_offset, after.dispatched, after.late) == (-0.5, 2000, 510)
 
 
 def test_what_waited_for_the_first_worker_is_no_fault_of_the_margin() -> None:
-    zero, memory = scaling(min_workers=0), Memory(-0.5, dispatched=0)
+    zero, memory = scaling(min_workers=0), SloWorkMemory(-0.5, dispatched=0)
     story = [
         (0, 0, 1, 5.0),  # one waits, no worker
         (0, 0, 9, 35.0),
@@ -193,10 +203,10 @@ def test_what_waited_for_the_first_worker_is_no_fault_of_the_margin() -> None:
     for look, (ready, late, queued, oldest) in enumerate(story):
         queue = replace(STEADY, queued=queued, started_total=late, started_late_total=late, oldest_wait_s=oldest)
         _, memory = decide(seen(queue, ready, 1 - ready), zero, LIMITS, memory, 30.0 * look)
-        assert memory.learnt == -0.5
+        assert memory.z_offset == -0.5
     queue = replace(STEADY, started_total=10, started_late_total=10)
     _, memory = decide(seen(queue, 1), zero, LIMITS, memory, 200.0)
-    assert memory.learnt > -0.5, "from then on it counts again"
+    assert memory.z_offset > -0.5, "from then on it counts again"
 
 
 @pytest.mark.parametrize(
@@ -226,7 +236,7 @@ def test_what_waited_for_the_first_worker_is_no_fault_of_the_margin() -> None:
 def test_behavior_bounds_each_direction(
     behavior: dict[str, Any], wishes: list[tuple[float, Queue, int]], desired: list[int]
 ) -> None:
-    held, memory, decided = scaling(behavior=behavior), Memory(-0.5), []
+    held, memory, decided = scaling(behavior=behavior), SloWorkMemory(-0.5), []
     for now, queue, ready in wishes:
         decision, memory = decide(seen(queue, ready), held, LIMITS, memory, now)
         decided.append(decision.desired)
@@ -234,10 +244,16 @@ def test_behavior_bounds_each_direction(
 
 
 def test_memory_moves_to_another_clock() -> None:
-    memory = Memory(0.5, 10, 1, said=(Said(100.0, 4, 3, 4), Said(130.0, 4, 2, 4)), counts=Counts(100.0, 7))
-    assert memory.moved(-130.0).said == (Said(-30.0, 4, 3, 4), Said(0.0, 4, 2, 4))
-    assert memory.moved(-130.0).counts == Counts(-30.0, 7)
-    assert memory.moved(-130.0).moved(130.0) == memory
+    memory = SloWorkMemory(
+        0.5,
+        10,
+        1,
+        decisions=(PastDecision(100.0, 4, 3, 4), PastDecision(130.0, 4, 2, 4)),
+        counts=DispersionIndex(100.0, 7),
+    )
+    assert memory.shifted(-130.0).decisions == (PastDecision(-30.0, 4, 3, 4), PastDecision(0.0, 4, 2, 4))
+    assert memory.shifted(-130.0).counts == DispersionIndex(-30.0, 7)
+    assert memory.shifted(-130.0).shifted(130.0) == memory
 
 
 @given(
@@ -250,7 +266,7 @@ def test_memory_moves_to_another_clock() -> None:
 def test_whatever_happens_the_number_stays_in_bounds(
     history: list[tuple[float, int | None, int]], least: int, most: int
 ) -> None:
-    limits = Limits(least, most, 60, 60, 10)
+    limits = WorkerLimits(least, most, 60, 60, 10)
     workers, memory, now, late = least, None, 0.0, 0
     for seconds, tasks, recent in history:
         now += seconds
@@ -263,7 +279,7 @@ def test_whatever_happens_the_number_stays_in_bounds(
         decision, memory = decide(seen(queue, workers), SCALING, limits, memory, now)
         assert least <= decision.desired <= most
         assert decision.valid == (tasks is not None)
-        assert decision.inputs == {} or -1 <= decision.inputs["z"] <= 5
+        assert decision.inputs == {} or -1 <= decision.inputs["headroom_z"] <= 5
         if now < SCALING.startup_hold_s:
             assert decision.desired >= workers, "no worker goes on an empty history"
         workers = decision.desired

@@ -10,21 +10,21 @@ from zoneinfo import ZoneInfo
 import pytest
 
 from configs.scaling import POLICY_FIELDS, Scaling
-from controller.policies import MEMORIES, POLICIES, CannotImport, custom, find, schedule, static
-from controller.types import Child, Decision, Limits, Observation, Queue, Replica, Stage
+from controller.policies import MEMORY_TYPES, POLICIES, PolicyImportError, custom, find, schedule, static
+from controller.types import Decision, Observation, Queue, Replica, Stage, WorkerLimits, WorkerProcess
 
-LIMITS = Limits(min_workers=1, max_workers=8, start_timeout_s=60, drain_timeout_s=60, lost_after_s=10)
+LIMITS = WorkerLimits(min_workers=1, max_workers=8, start_timeout_s=60, drain_timeout_s=60, lost_after_s=10)
 
 
 def seen(tasks: int | None = 0, ready: int = 1, at: str | None = None, zone: str = "UTC") -> Observation:
-    replicas = [Replica(Child(f"w{i}", "m", f"sim:{i}", i, 0.0), Stage.READY) for i in range(ready)]
+    replicas = [Replica(WorkerProcess(f"w{i}", "m", f"sim:{i}", i, 0.0), Stage.READY) for i in range(ready)]
     unix_s = None if at is None else datetime.fromisoformat(at).replace(tzinfo=ZoneInfo(zone)).timestamp()
     return Observation("m", None if tasks is None else Queue(tasks, 0), replicas, unix_s=unix_s)
 
 
 def test_the_configuration_knows_the_same_policies() -> None:
     assert POLICY_FIELDS.keys() == POLICIES.keys()
-    assert MEMORIES.keys() <= POLICIES.keys()
+    assert MEMORY_TYPES.keys() <= POLICIES.keys()
 
 
 @pytest.mark.parametrize(
@@ -32,7 +32,7 @@ def test_the_configuration_knows_the_same_policies() -> None:
 )
 def test_static_holds_its_number(initial: int | None, least: int, tasks: int | None, desired: int) -> None:
     fixed = Scaling(policy="static", min_workers=least, initial_workers=initial)
-    limits = Limits(least, 8, 60, 60, 10)
+    limits = WorkerLimits(least, 8, 60, 60, 10)
     decision, _ = static.decide(seen(tasks), fixed, limits, None, 0.0)
     assert (decision.desired, decision.valid) == (desired, True)
 
@@ -111,12 +111,12 @@ def test_a_policy_of_ones_own_decides() -> None:
     ],
 )
 def test_a_policy_that_cannot_be_had_is_refused(path: str, says: str) -> None:
-    with pytest.raises(CannotImport) as refused:
+    with pytest.raises(PolicyImportError) as refused:
         find(path)
     assert says in str(refused.value)
 
 
 @pytest.mark.usefixtures("folder")
 def test_what_is_no_decision_is_told() -> None:
-    with pytest.raises(custom.Mistaken, match="must return a Decision with a whole number, not 3"):
+    with pytest.raises(custom.InvalidPolicy, match="must return a Decision with a whole number, not 3"):
         find("tens:number")(seen(1), Scaling(policy="tens:number"), LIMITS, None, 0.0)

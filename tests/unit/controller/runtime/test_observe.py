@@ -9,7 +9,7 @@ from aiohttp.test_utils import TestServer
 from controller.balancer_client import BalancerHttpClient, url_of
 from controller.runtime.gpus import is_visible
 from controller.runtime.observe import WorkerTracker, observe
-from controller.types import Child, Queue, Stage
+from controller.types import Queue, Stage, WorkerProcess
 from wire.messages import Counters
 from wire.snapshot import ModelStats, Snapshot, WorkerState, WorkerStats
 
@@ -24,8 +24,8 @@ def snapshot(*workers: WorkerStats, uptime_s: float = 1000.0) -> Snapshot:
     return Snapshot(0.0, uptime_s, [ModelStats("m", 7, 3, None, 0.0, 0.0, 0.0)], list(workers))
 
 
-def child(name: str, model: str = "m", drained_at: float | None = None) -> Child:
-    return Child(name, model, "sim:0", 1, 0.0, drained_at)
+def child(name: str, model: str = "m", drained_at: float | None = None) -> WorkerProcess:
+    return WorkerProcess(name, model, "sim:0", 1, 0.0, drained_at)
 
 
 @pytest.mark.parametrize(
@@ -42,12 +42,12 @@ def child(name: str, model: str = "m", drained_at: float | None = None) -> Child
         (child("w"), snapshot(stats("w", "draining", slots=0)), Stage.DRAINING, 3),
     ],
 )
-def test_worker_stage(own: Child, present: Snapshot | None, stage: Stage, load: int) -> None:
+def test_worker_stage(own: WorkerProcess, present: Snapshot | None, stage: Stage, load: int) -> None:
     tracker = WorkerTracker()
     if present is not None:
         tracker.update(present, 10.0)
     observed = observe("m", [own, child("other", model="n")], present, tracker, 10.0)
-    assert [(r.child.id, r.stage, r.load, r.unheard_since) for r in observed.replicas] == [("w", stage, load, None)]
+    assert [(r.process.id, r.stage, r.load, r.silent_since) for r in observed.replicas] == [("w", stage, load, None)]
     assert observed.queue == (None if present is None else Queue(7, 3, uptime_s=1000.0))
 
 
@@ -79,7 +79,7 @@ def test_stuck_and_silent_workers_differ() -> None:
     model_snapshot = snapshot(stats("w", "stuck"), stats("v", "silent"))
     tracker.update(model_snapshot, 10.0)
     observed = observe("m", [child("w"), child("v")], model_snapshot, tracker, 10.0)
-    assert [(r.child.id, r.stage, r.stuck) for r in observed.replicas] == [
+    assert [(r.process.id, r.stage, r.stuck) for r in observed.replicas] == [
         ("w", Stage.READY, True),
         ("v", Stage.READY, False),
     ]
@@ -90,7 +90,7 @@ def test_worker_stays_ready_without_balancer() -> None:
     assert tracker.update(snapshot(stats("w")), 10.0) == ["w"]
     assert tracker.update(snapshot(stats("w")), 11.0) == [], "new only once"
     [replica] = observe("m", [child("w")], None, tracker, 500.0).replicas
-    assert (replica.stage, replica.unheard_since) == (Stage.READY, None)
+    assert (replica.stage, replica.silent_since) == (Stage.READY, None)
 
 
 def test_silence_counts_from_last_snapshot_or_balancer_start() -> None:

@@ -6,14 +6,14 @@ import pytest
 
 from controller.simulator.agents import ReferenceAutoscaler, SimObservation
 from controller.simulator.reference import BASELINES, FixedWorkers, Hpa, Kpa, LightningAutoscaler, RayServe
-from controller.types import Limits
+from controller.types import WorkerLimits
 
-LIMITS = Limits(1, 20, 600, 60, 10)
-ZERO = Limits(0, 20, 600, 60, 10)
+LIMITS = WorkerLimits(1, 20, 600, 60, 10)
+ZERO = WorkerLimits(0, 20, 600, 60, 10)
 
 
 def seen(
-    total_result: int, ready: int, starting: int = 0, *, queued: int | None = None, limits: Limits = LIMITS
+    total_result: int, ready: int, starting: int = 0, *, queued: int | None = None, limits: WorkerLimits = LIMITS
 ) -> SimObservation:
     waiting = max(total_result - ready, 0) if queued is None else queued
     return SimObservation(waiting, total_result - waiting, ready, starting, limits)

@@ -96,7 +96,7 @@ def test_a_drained_worker_hands_over_what_it_has_done() -> None:
     # Six seconds were left of the first, which goes before the other.
     assert model.ends == [10.0, 11.0]
     assert model.waits == [0.0, 9.5]
-    assert [(ended.child.id, ended.at, ended.status) for ended in cluster.take_exits()] == [(first, 4.5, 0)]
+    assert [(ended.process.id, ended.at, ended.status) for ended in cluster.take_exits()] == [(first, 4.5, 0)]
 
 
 def test_a_worker_that_still_loads_goes_at_once() -> None:
@@ -143,12 +143,12 @@ def test_what_is_seen_follows_the_life() -> None:
     (worker,) = cluster.workers.values()
     assert (worker.as_replica().stage, worker.as_replica().load) == (Stage.STARTING, 0)
     run(cluster, model, 4.0)
-    assert (worker.as_replica().stage, worker.as_replica().load, worker.as_replica().child.ready_at) == (
+    assert (worker.as_replica().stage, worker.as_replica().load, worker.as_replica().process.ready_at) == (
         Stage.READY,
         1,
         3.0,
     )
-    cluster.drain(worker.child.id, 4.0)
+    cluster.drain(worker.process.id, 4.0)
     assert (worker.as_replica().stage, worker.as_replica().load) == (Stage.DRAINING, 0)
 
 
@@ -193,7 +193,7 @@ def test_nothing_is_lost_whatever_happens(
             cluster.kill(names[which % len(names)], now)
         now += seconds
         run(cluster, model, now)
-        born |= {name: worker.child.started_at for name, worker in cluster.workers.items()}
+        born |= {name: worker.process.started_at for name, worker in cluster.workers.items()}
         check(cluster, model, now)
     cluster.start("m", "cuda:0", now, ready=True)
     run(cluster, model)
@@ -202,7 +202,7 @@ def test_nothing_is_lost_whatever_happens(
     for came, wait, end, needs in zip(times, model.waits, model.ends, work, strict=True):
         assert wait >= 0
         assert end >= came + wait + needs - 1e-6, "nothing is faster than fixed_share"
-    paid = sum(ended.at - ended.child.started_at for ended in cluster.take_exits())
+    paid = sum(ended.at - ended.process.started_at for ended in cluster.take_exits())
     assert model.worker_s == pytest.approx(paid)
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from configs.scaling import Scaling
-from controller.autoscaler.autoscaler import Thought
+from controller.autoscaler.autoscaler import TickResult
 from controller.planning.plan import Plan
 from controller.simulator.agents import Observe
 from controller.simulator.cli import run
@@ -36,10 +36,10 @@ class Watcher:
         #: When it was asked whether it is_urgent, and what it saw then.
         self.urgency_checks: list[tuple[float, Observation]] = []
 
-    def tick(self, observe: Observe, now: float) -> Thought:
+    def tick(self, observe: Observe, now: float) -> TickResult:
         self.asked.append(now)
         self.seen.append(observe("m"))
-        return Thought(Plan([], {}), [])
+        return TickResult(Plan([], {}), [])
 
     def next_tick_at(self) -> float:
         return self.asked[-1] + self.every_s
@@ -50,7 +50,7 @@ class Watcher:
         return False
 
     def on_worker_exit(self, ended: Exit) -> None:
-        self.dead.append(ended.child.id)
+        self.dead.append(ended.process.id)
 
     def desired_workers(self, model: str) -> int:
         return 1

@@ -12,13 +12,13 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from configs.scaling import Scaling
-from controller.autoscaler.autoscaler import Brain, Decided, Model
-from controller.autoscaler.overrides import Hold, Standing
+from controller.autoscaler.autoscaler import Autoscaler, DecisionEvent, ModelState
+from controller.autoscaler.overrides import Override, Overrides
 from controller.planning.plan import Plan
-from controller.planning.rolling_update import Rule
+from controller.planning.rolling_update import UpdatePolicy
 from controller.policies import queue_depth
 from controller.runtime.report import DecisionLog, ReportInput, build_report
-from controller.types import Child, Crashes, Decision, Limits, Observation, Queue, Replica, Stage
+from controller.types import CrashBackoff, Decision, Observation, Queue, Replica, Stage, WorkerLimits, WorkerProcess
 from loadbalancer.scaling.control_plane import (
     ABSENT_AFTER_S,
     MAX_PENDING_COMMANDS,
@@ -133,7 +133,7 @@ class Line(RuleBasedStateMachine):
         for _ in range(count):
             self.made += 1
             seen = Observation("a", Queue(0, 0), [])
-            self.chronicle.add(Decided("a", 0.0, "tick", seen, Decision(self.made, "")), 0.0)
+            self.chronicle.add(DecisionEvent("a", 0.0, "tick", seen, Decision(self.made, "")), 0.0)
 
     @rule()
     def a_person_orders(self) -> None:
@@ -201,7 +201,7 @@ TestLine.settings = settings(max_examples=60, stateful_step_count=30, deadline=N
 def test_whatever_a_policy_says_the_balancer_can_read_it() -> None:
     chronicle, seen = DecisionLog(), Observation("m", Queue(0, 0), [])
     strange: dict[str, Any] = {"x" * 999: 1, "nan": float("nan"), "text": "seven", "yes": True}
-    chronicle.add(Decided("m", 0.0, "tick", seen, Decision(1, "why " * 9999, inputs=strange)), 0.0)
+    chronicle.add(DecisionEvent("m", 0.0, "tick", seen, Decision(1, "why " * 9999, inputs=strange)), 0.0)
     sent = msgspec.json.encode(said(*chronicle.after(0), last=1))
     [read] = msgspec.json.decode(sent, type=ControllerReport).decisions
     assert len(read.reason) == 4000
@@ -209,24 +209,30 @@ def test_whatever_a_policy_says_the_balancer_can_read_it() -> None:
 
 
 def test_a_report_tells_how_everything_stands() -> None:
-    limits, now = Limits(1, 4, 600, 60, 10), 1000.0
+    limits, now = WorkerLimits(1, 4, 600, 60, 10), 1000.0
     old, new = (
-        Replica(Child(name, "m", f"sim:{place}", 7, now - 50, generation=made), stage, load)
+        Replica(WorkerProcess(name, "m", f"sim:{place}", 7, now - 50, generation=made), stage, load)
         for name, place, made, stage, load in (("w", 0, "old", Stage.READY, 3), ("v", 1, "new", Stage.STARTING, 0))
     )
-    spare = Child("s", "m", "sim", 8, now - 5, spare=True)
-    model = Model(
-        Scaling(), limits, queue_depth.decide, ["sim:0", "sim:1", "sim:2"], Decision(2, "two"), rule=Rule("new")
+    spare = WorkerProcess("s", "m", "sim", 8, now - 5, spare=True)
+    model = ModelState(
+        Scaling(),
+        limits,
+        queue_depth.decide,
+        ["sim:0", "sim:1", "sim:2"],
+        Decision(2, "two"),
+        update_policy=UpdatePolicy("new"),
     )
-    model.crashes, model.lost = Crashes(1, now, now), 1
+    model.crashes, model.lost = CrashBackoff(1, now, now), 1
     seen = {"m": Observation("m", Queue(5, 3), [old, new], spares=[spare])}
     chronicle = DecisionLog(41)
     chronicle.add(
-        Decided("m", now, "tick", seen["m"], Decision(2, "because", inputs={"z": 1.5, "never": float("inf")})), 9.0
+        DecisionEvent("m", now, "tick", seen["m"], Decision(2, "because", inputs={"z": 1.5, "never": float("inf")})),
+        9.0,
     )
-    standing = Standing({"m": Hold(2, 1234.0)}, paused_since=8.0)
+    standing = Overrides({"m": Override(2, 1234.0)}, paused_since=8.0)
     view = ReportInput(
-        Brain({"m": model}), seen, Plan([], {"m": "no place"}), standing, {"sim:0": "a name"}, now, 10.0, 900.0
+        Autoscaler({"m": model}), seen, Plan([], {"m": "no place"}), standing, {"sim:0": "a name"}, now, 10.0, 900.0
     )
     told = build_report(view, chronicle, 0, ())
     assert (told.time, told.uptime_s, told.paused_since, told.last_decision) == (10.0, 100.0, 8.0, 42)
