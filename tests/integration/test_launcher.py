@@ -25,7 +25,7 @@ from controller.launchers import PollResult
 from controller.launchers.local import LocalLauncher
 from controller.launchers.processes import Processes, ProcessRecord
 from controller.runtime.balancer_supervisor import BalancerStartupError, BalancerSupervisor
-from controller.types import WorkerProcess, Exit
+from controller.types import Exit, WorkerProcess
 from scripts.harness.processes import wait_until
 
 #: Waits for ever; says so in its log. The name among its arguments is what a child is known by.
