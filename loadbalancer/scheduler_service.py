@@ -30,8 +30,8 @@ from loadbalancer.scheduling.task import Checkpoint, Task, TaskCompleted, TaskEn
 from loadbalancer.transport.curve_listener import CurveListener
 from loadbalancer.transport.process_watcher import ProcessWatcher
 from loadbalancer.transport.worker_socket import WorkerSocket
-from wire.codec import ForWorker, FromWorker
-from wire.messages import About, Hello, ImageInputs, StepCurve
+from wire.codec import BalancerEnvelope, WorkerEnvelope
+from wire.messages import EngineInfo, Hello, ImageInputs, StepCurve
 from wire.snapshot import Snapshot
 
 log = logging.getLogger(__name__)
@@ -173,7 +173,7 @@ class SchedulerService:
     def is_ready(self, model: str) -> bool:
         return self._scheduler.is_ready(model, time.monotonic())
 
-    def engine_info(self, model: str) -> About | None:
+    def engine_info(self, model: str) -> EngineInfo | None:
         return self._scheduler.engine_info(model)
 
     def step_curves(self, model: str) -> list[StepCurve]:
@@ -199,11 +199,11 @@ class SchedulerService:
     # ---- events and effects
 
     def _handle(self, event: Event) -> None:
-        envelopes: dict[str, list[ForWorker]] = {}
+        envelopes: dict[str, list[BalancerEnvelope]] = {}
         for effect in self._scheduler.handle(event, time.monotonic()):
             match effect:
                 case SendMessage(worker, message, frames):
-                    envelopes.setdefault(worker, []).append(ForWorker(message, frames))
+                    envelopes.setdefault(worker, []).append(BalancerEnvelope(message, frames))
                 case NotifyListener(update):
                     self._notify(update)
                 case LogLine(text):
@@ -224,7 +224,7 @@ class SchedulerService:
         except Exception:
             log.exception("a listener failed on %s", type(update).__name__)
 
-    def _on_message(self, worker: str, envelope: FromWorker, is_local: bool) -> None:
+    def _on_message(self, worker: str, envelope: WorkerEnvelope, is_local: bool) -> None:
         try:
             self._handle(MessageReceived(worker, envelope))
         except Exception:  # an error here must not affect the messages of other workers

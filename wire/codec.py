@@ -13,7 +13,7 @@ from typing import NamedTuple, TypeVar
 
 import msgspec
 
-from wire.messages import Assign, Finished, Progress, Returned, ToBalancer, ToWorker
+from wire.messages import Assign, Finished, Preempted, Progress, ToBalancer, ToWorker
 
 Frame = bytes | bytearray | memoryview
 
@@ -26,14 +26,14 @@ class MalformedFrames(ValueError):
     """What arrived is not a message of this protocol. The text says why, and is safe to log."""
 
 
-class FromWorker(NamedTuple):
+class WorkerEnvelope(NamedTuple):
     """One message of a worker and the raw frames that belong to it."""
 
     message: ToBalancer
     frames: Sequence[Frame] = ()
 
 
-class ForWorker(NamedTuple):
+class BalancerEnvelope(NamedTuple):
     """One message to a worker and the raw frames that belong to it."""
 
     message: ToWorker
@@ -47,14 +47,14 @@ _to_balancer = msgspec.msgpack.Decoder(list[ToBalancer])
 _to_worker = msgspec.msgpack.Decoder(list[ToWorker])
 
 
-def encode(parcels: Iterable[FromWorker] | Iterable[ForWorker]) -> list[Frame]:
+def encode(envelopes: Iterable[WorkerEnvelope] | Iterable[BalancerEnvelope]) -> list[Frame]:
     """Frames of one ZeroMQ message.
 
     Raises `ValueError` where a message announces other frames than it brings.
     """
     messages: list[ToBalancer | ToWorker] = []
     frames: list[Frame] = []
-    for message, own in parcels:
+    for message, own in envelopes:
         if frame_count(message) != len(own):
             raise ValueError(f"{type(message).__name__} announces {frame_count(message)} frames, brings {len(own)}")
         messages.append(message)
@@ -62,23 +62,23 @@ def encode(parcels: Iterable[FromWorker] | Iterable[ForWorker]) -> list[Frame]:
     return [_encoder.encode(messages), *frames]
 
 
-def decode_from_worker(frames: Sequence[Frame]) -> list[FromWorker]:
-    """The parcels in what a worker sent. Raises `MalformedFrames`."""
+def decode_from_worker(frames: Sequence[Frame]) -> list[WorkerEnvelope]:
+    """The envelopes in what a worker sent. Raises `MalformedFrames`."""
     messages = _header(_to_balancer, frames)
-    return [FromWorker(message, own) for message, own in _deal(messages, frames)]
+    return [WorkerEnvelope(message, own) for message, own in _deal(messages, frames)]
 
 
-def decode_for_worker(frames: Sequence[Frame]) -> list[ForWorker]:
-    """The parcels in what the balancer sent. Raises `MalformedFrames`."""
+def decode_for_worker(frames: Sequence[Frame]) -> list[BalancerEnvelope]:
+    """The envelopes in what the balancer sent. Raises `MalformedFrames`."""
     messages = _header(_to_worker, frames)
-    return [ForWorker(message, own) for message, own in _deal(messages, frames)]
+    return [BalancerEnvelope(message, own) for message, own in _deal(messages, frames)]
 
 
 def frame_count(message: ToBalancer | ToWorker) -> int:
     """How many raw frames belong to the message."""
     if isinstance(message, Assign):
         return sum(task.frames for task in message.tasks)
-    if isinstance(message, Progress | Finished | Returned):
+    if isinstance(message, Progress | Finished | Preempted):
         return message.frames
     return 0
 

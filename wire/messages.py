@@ -13,7 +13,7 @@ from typing import Annotated, Literal
 
 import msgspec
 
-PROTOCOL = 3
+PROTOCOL = 4
 
 #: What is read is held to these bounds: a number that no honest peer says is refused with its message, at the door.
 Count = Annotated[int, msgspec.Meta(ge=0, le=2**31 - 1)]
@@ -25,9 +25,9 @@ Name = Annotated[str, msgspec.Meta(max_length=200)]
 ImageFormat = Literal["png", "jpeg", "webp"]
 FailureKind = Literal["invalid", "error", "out_of_memory", "unsafe"]
 #: What an image is drawn from: a text; a text and a picture; or these and a mask of what to draw anew.
-DrawMode = Literal["text", "image", "inpaint"]
+GenerationMode = Literal["text", "image", "inpaint"]
 #: How many frames of pixels each takes.
-SOURCES: dict[DrawMode, int] = {"text": 0, "image": 1, "inpaint": 2}
+SOURCES: dict[GenerationMode, int] = {"text": 0, "image": 1, "inpaint": 2}
 
 
 #: What an adapter may be called: a file's name without its ending, and never a path.
@@ -60,7 +60,7 @@ class ImageInputs(msgspec.Struct, frozen=True, tag="image", omit_defaults=True):
     output_quality: Annotated[int, msgspec.Meta(ge=0, le=100)] = 100
     #: Previews to send on the way, spread evenly over the steps.
     partial_images: Annotated[int, msgspec.Meta(ge=0, le=1000)] = 0
-    mode: DrawMode = "text"
+    mode: GenerationMode = "text"
     #: How far from the source picture: 1 ignores it. Without meaning for `text`.
     strength: float = 1.0
     loras: tuple[Lora, ...] = ()
@@ -77,11 +77,11 @@ class Assignment(msgspec.Struct, frozen=True, omit_defaults=True):
     #: Step to resume at; the checkpoint's frames say from what state.
     step: Count = 0
     #: Nothing may share a batch with it: its worker died before, and it may be why.
-    alone: bool = False
+    isolated: bool = False
     frames: Count = 0
 
 
-class Counters(msgspec.Struct, frozen=True, omit_defaults=True):
+class WorkerCounters(msgspec.Struct, frozen=True, omit_defaults=True):
     """What a worker has done since it started. Sums, so that rates follow from two readings."""
 
     steps: Sum = 0
@@ -116,7 +116,7 @@ class StepCurve(msgspec.Struct, frozen=True, omit_defaults=True):
             raise ValueError("points must rise by their tasks")
 
 
-class About(msgspec.Struct, frozen=True, omit_defaults=True):
+class EngineInfo(msgspec.Struct, frozen=True, omit_defaults=True):
     """What a worker's engine is, for people and for the checks at the front door."""
 
     #: Class of the pipeline that it runs.
@@ -124,7 +124,7 @@ class About(msgspec.Struct, frozen=True, omit_defaults=True):
     #: `family` (an adapter of our own), `generic` (any pipeline, one thread per request) or `sim`.
     batching: str = "family"
     #: What it can draw from.
-    modes: tuple[DrawMode, ...] = ("text",)
+    modes: tuple[GenerationMode, ...] = ("text",)
     #: Whether tasks move between workers with their progress.
     checkpoints: bool = False
     loras: bool = False
@@ -132,7 +132,7 @@ class About(msgspec.Struct, frozen=True, omit_defaults=True):
     dtype: str = ""
 
 
-class StartTimes(msgspec.Struct, frozen=True, omit_defaults=True):
+class StartupTimes(msgspec.Struct, frozen=True, omit_defaults=True):
     """How long a worker's start took, in parts, in seconds. What a spare had done before it was called is not in it."""
 
     #: Until its program ran: from the creation of the process, or for a spare from the order to serve.
@@ -167,11 +167,11 @@ class Hello(msgspec.Struct, frozen=True, tag=True, omit_defaults=True):
     pid: Count
     #: Each with the attempt in which it was given.
     running: list[tuple[Name, Count]] = []
-    about: About = About()
-    start: StartTimes = StartTimes()
+    engine_info: EngineInfo = EngineInfo()
+    start: StartupTimes = StartupTimes()
 
 
-class Pull(msgspec.Struct, frozen=True, tag=True, omit_defaults=True):
+class Capacity(msgspec.Struct, frozen=True, tag=True, omit_defaults=True):
     """The worker's room: it can hold `slots` tasks in all. Said again whenever it changes; 0 means drain."""
 
     slots: Count
@@ -213,7 +213,7 @@ class Failed(msgspec.Struct, frozen=True, tag=True, omit_defaults=True):
     message: str
 
 
-class Returned(msgspec.Struct, frozen=True, tag=True, omit_defaults=True):
+class Preempted(msgspec.Struct, frozen=True, tag=True, omit_defaults=True):
     """The worker hands the task back, not as a failure; its frames hold the checkpoint at `step`."""
 
     task: Name
@@ -230,7 +230,7 @@ class Heartbeat(msgspec.Struct, frozen=True, tag=True, omit_defaults=True):
     step_s: Seconds = 0.0
     batch: Annotated[float, msgspec.Meta(ge=0, le=1e9)] = 0.0
     memory_bytes: Sum = 0
-    counters: Counters = Counters()
+    counters: WorkerCounters = WorkerCounters()
     curves: list[StepCurve] = []
 
 
@@ -241,13 +241,13 @@ class Bye(msgspec.Struct, frozen=True, tag=True, omit_defaults=True):
     crashed: bool = False
 
 
-ToBalancer = Hello | Pull | Started | Progress | Finished | Failed | Returned | Heartbeat | Bye
+ToBalancer = Hello | Capacity | Started | Progress | Finished | Failed | Preempted | Heartbeat | Bye
 
 
 # ---- balancer -> worker
 
 
-class Welcome(msgspec.Struct, frozen=True, tag=True, omit_defaults=True):
+class Ack(msgspec.Struct, frozen=True, tag=True, omit_defaults=True):
     """Answers `Hello` and every `Heartbeat`: the balancer lives too."""
 
     heartbeat_s: Seconds
@@ -272,16 +272,10 @@ class Cancel(msgspec.Struct, frozen=True, tag=True, omit_defaults=True):
     tasks: list[Name]
 
 
-class Yield(msgspec.Struct, frozen=True, tag=True, omit_defaults=True):
+class Preempt(msgspec.Struct, frozen=True, tag=True, omit_defaults=True):
     """Hand these back at the next step boundary, with their checkpoints."""
 
     tasks: list[Name]
 
 
-class Drain(msgspec.Struct, frozen=True, tag=True, omit_defaults=True):
-    """Take nothing more; finish or return what runs; say `Bye`; exit."""
-
-    reason: str
-
-
-ToWorker = Welcome | Reject | Assign | Cancel | Yield | Drain
+ToWorker = Ack | Reject | Assign | Cancel | Preempt

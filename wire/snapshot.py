@@ -6,7 +6,7 @@ from typing import Literal
 
 import msgspec
 
-from wire.messages import Counters, StartTimes
+from wire.messages import StartupTimes, WorkerCounters
 
 #: `silent`: no heartbeat arrives. `stuck`: heartbeats arrive, and tasks are assigned, but no step completes.
 WorkerState = Literal["ready", "draining", "silent", "stuck"]
@@ -61,9 +61,9 @@ class WorkerStats(msgspec.Struct, frozen=True):
     step_s: float
     batch: float
     memory_bytes: int
-    counters: Counters
+    counters: WorkerCounters
     #: Durations of the phases of its start.
-    start: StartTimes = StartTimes()
+    start: StartupTimes = StartupTimes()
 
 
 class Snapshot(msgspec.Struct, frozen=True):

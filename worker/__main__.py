@@ -17,9 +17,8 @@ from configs.cli import EXIT_USAGE, HelpFormatter, add_config_options, settings_
 from configs.logs import configure_logging
 from configs.paths import cache_dir, worker_address
 from configs.settings import Model, Settings
-from wire.codec import ForWorker
 from wire.curve import BadKey, WorkerKey, read_worker_key
-from wire.messages import PROTOCOL, Drain, Hello
+from wire.messages import PROTOCOL, Hello
 from worker.balancer_client import Link
 from worker.batch_size import BUCKETS, Caps
 from worker.calibration import measure
@@ -29,6 +28,7 @@ from worker.standby import Dismissed
 from worker.startup import Fetched, fetch, stand_by
 from worker.startup_times import in_words
 from worker.step_loop import Loop, Refused
+from worker.transport import DrainRequested
 
 log = logging.getLogger("worker")
 
@@ -141,7 +141,7 @@ def _serve(settings: Settings, model: str, name: str, address: str, key: WorkerK
 
     def drain(signum: int, frame: object) -> None:
         del frame
-        told = ForWorker(Drain(f"told by {signal.Signals(signum).name}"))
+        told = DrainRequested(f"signal {signal.Signals(signum).name}")
         # A signal of its own, because two equal ones that come close together arrive as one.
         for _ in range(2 if signum == signal.SIGUSR1 else 1):
             link.inject(told)
@@ -151,7 +151,7 @@ def _serve(settings: Settings, model: str, name: str, address: str, key: WorkerK
     engine.warm_up()
     measure(engine, configured, caps, most, cache_dir(settings.data_dir))
     watch.lap("warm_up_s")
-    hello = Hello(PROTOCOL, name, model, device, os.getpid(), about=engine.about(), start=watch.times)
+    hello = Hello(PROTOCOL, name, model, device, os.getpid(), engine_info=engine.info(), start=watch.times)
     loop = Loop(engine, configured, hello, caps, link, renders, settings.workers.drain_timeout_s)
     # Not before: a signal while it loads ends the process at once, there is nothing to drain.
     for signum in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):

@@ -1,6 +1,6 @@
 """The worker's line to the balancer: a DEALER socket in a thread of its own, so that a long step delays nothing.
 
-The step loop and the render pool put parcels in, the loop takes parcels out; neither touches the socket. The thread
+The step loop and the render pool put envelopes in, the loop takes envelopes out; neither touches the socket. The thread
 beats the heart, and notices when there is no balancer any more.
 """
 
@@ -17,9 +17,10 @@ from collections.abc import Callable, Sequence
 import msgspec
 import zmq
 
-from wire.codec import ForWorker, FromWorker, MalformedFrames, decode_for_worker, encode
+from wire.codec import BalancerEnvelope, MalformedFrames, WorkerEnvelope, decode_for_worker, encode
 from wire.curve import WorkerKey, secure_client
-from wire.messages import Bye, Drain, Heartbeat, Reject
+from wire.messages import Bye, Heartbeat, Reject
+from worker.transport import DrainRequested
 
 log = logging.getLogger(__name__)
 
@@ -57,8 +58,8 @@ class Link:
         self._heartbeat_s = heartbeat_s
         self._orphan_after_s = orphan_after_s
         self._beat: Callable[[], Heartbeat]
-        self._outbox: queue.SimpleQueue[Sequence[FromWorker]] = queue.SimpleQueue()
-        self._inbox: queue.SimpleQueue[ForWorker] = queue.SimpleQueue()
+        self._outbox: queue.SimpleQueue[Sequence[WorkerEnvelope]] = queue.SimpleQueue()
+        self._inbox: queue.SimpleQueue[BalancerEnvelope | DrainRequested] = queue.SimpleQueue()
         self._waker, self._woken = socket.socketpair()
         self._waker.setblocking(False)
         self._woken.setblocking(False)
@@ -75,28 +76,28 @@ class Link:
         self._beat = beat
         self._thread.start()
 
-    def send(self, *parcels: FromWorker) -> None:
+    def send(self, *envelopes: WorkerEnvelope) -> None:
         """Say these to the balancer, in one message. Callable from any thread."""
-        self._outbox.put(parcels)
+        self._outbox.put(envelopes)
         self._wake()
 
-    def inject(self, parcel: ForWorker) -> None:
+    def inject(self, envelope: BalancerEnvelope | DrainRequested) -> None:
         """Treat this as if the balancer had said it. Callable from any thread and from a signal handler."""
-        self._inbox.put(parcel)
+        self._inbox.put(envelope)
 
-    def receive(self, timeout_s: float) -> list[ForWorker]:
+    def receive(self, timeout_s: float) -> list[BalancerEnvelope | DrainRequested]:
         """Everything that has come; waits up to `timeout_s` for the first. Called by the step loop alone."""
-        parcels: list[ForWorker] = []
+        envelopes: list[BalancerEnvelope | DrainRequested] = []
         try:
-            parcels.append(self._inbox.get(timeout=timeout_s) if timeout_s > 0 else self._inbox.get_nowait())
+            envelopes.append(self._inbox.get(timeout=timeout_s) if timeout_s > 0 else self._inbox.get_nowait())
             while True:
-                parcels.append(self._inbox.get_nowait())
+                envelopes.append(self._inbox.get_nowait())
         except queue.Empty:
-            return parcels
+            return envelopes
 
     def close(self, reason: str, *, crashed: bool = False) -> None:
         """Say Bye after everything else, and end the thread."""
-        self.send(FromWorker(Bye(reason, crashed)))
+        self.send(WorkerEnvelope(Bye(reason, crashed)))
         self._closing.set()
         self._wake()
         self._thread.join()
@@ -113,7 +114,7 @@ class Link:
                 self._closing.wait(self._heartbeat_s)
         except Exception:
             log.exception("the link to the balancer broke")
-            self.inject(ForWorker(Reject("the link thread broke", fatal=True)))
+            self.inject(BalancerEnvelope(Reject("the link thread broke", fatal=True)))
         finally:
             context.term()
 
@@ -154,12 +155,12 @@ class Link:
             now = time.monotonic()
             if now - self._heard > self._orphan_after_s and not self.orphaned:
                 self.orphaned = True
-                self.inject(ForWorker(Drain(f"no balancer for {self._orphan_after_s:g} s")))
+                self.inject(DrainRequested(f"no balancer for {self._orphan_after_s:g} s"))
             if self._key is not None and now - max(self._heard, called) > _PATIENCE_S + self._heartbeat_s:
                 raise _Silent
             if now >= self._next_beat:
                 self._next_beat = now + self._heartbeat_s
-                self._say(dealer, [FromWorker(self._counted(self._beat()))])
+                self._say(dealer, [WorkerEnvelope(self._counted(self._beat()))])
             ready = dict(poller.poll(math.ceil(max(self._next_beat - now, 0.0) * 1000)))
             if self._woken.fileno() in ready:
                 self._woken.recv(4096)
@@ -175,18 +176,18 @@ class Link:
     def _flush(self, dealer: zmq.Socket[bytes]) -> None:
         while True:
             try:
-                parcels = self._outbox.get_nowait()
+                envelopes = self._outbox.get_nowait()
             except queue.Empty:
                 return
-            self._say(dealer, parcels)
+            self._say(dealer, envelopes)
 
-    def _say(self, dealer: zmq.Socket[bytes], parcels: Sequence[FromWorker]) -> None:
+    def _say(self, dealer: zmq.Socket[bytes], envelopes: Sequence[WorkerEnvelope]) -> None:
         """Raises `_Refused` where a key was not let in. What is lost by it, the balancer never waited for."""
         if self._key is None:
-            dealer.send_multipart(encode(parcels), copy=False)
+            dealer.send_multipart(encode(envelopes), copy=False)
             return
         try:
-            dealer.send_multipart(encode(parcels), zmq.DONTWAIT, copy=False)
+            dealer.send_multipart(encode(envelopes), zmq.DONTWAIT, copy=False)
         except zmq.Again:  # a refusal is final to ZeroMQ: there is no connection any more, and none will come
             raise _Refused from None
 
@@ -197,14 +198,14 @@ class Link:
             except zmq.Again:
                 return
             try:
-                parcels = decode_for_worker(frames)
+                envelopes = decode_for_worker(frames)
             except MalformedFrames as error:
                 if not self._malformed:
                     log.warning("dropped a malformed message (further ones are only counted): %s", error)
                 self._malformed += 1
                 continue
-            for parcel in parcels:
-                self._inbox.put(parcel)
+            for envelope in envelopes:
+                self._inbox.put(envelope)
 
     def _wake(self) -> None:
         try:

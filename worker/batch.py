@@ -81,7 +81,7 @@ class Batch(Generic[R]):
             return []
         group = min(self._groups.values(), key=lambda group: group.used_s)
         members = list(group.members.values())
-        return members[:1] if any(member.assignment.alone for member in members) else members
+        return members[:1] if any(member.assignment.isolated for member in members) else members
 
     def charge(self, key: Hashable, seconds: float) -> None:
         """The group has had a step."""

@@ -37,7 +37,7 @@ def measure(engine: StepEngine, model: Model, caps: Caps, most: int, cache: Path
     Measured figures are read from `cache`, where an engine of the same fingerprint has left them.
     """
     budget_s = model.warm_up.measure_s
-    if not budget_s or "text" not in engine.about().modes:
+    if not budget_s or "text" not in engine.info().modes:
         return
     for text in dict.fromkeys((model.defaults.size, *model.warm_up.sizes)):
         width, height = map(int, text.split("x"))

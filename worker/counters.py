@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from wire.messages import Counters, Heartbeat
+from wire.messages import Heartbeat, WorkerCounters
 
 #: Weight of the newest step in the moving averages.
 _NEWEST = 0.1
@@ -39,7 +39,7 @@ class Tally:
 
     def heartbeat(self, memory_bytes: int, finished: int, failed: int) -> Heartbeat:
         """The tally with what others count."""
-        counters = Counters(
+        counters = WorkerCounters(
             steps=self.steps,
             rows=self.rows,
             max_batch=self.max_batch,

@@ -10,7 +10,7 @@ from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from wire.messages import About, FailureKind, ImageInputs
+from wire.messages import EngineInfo, FailureKind, ImageInputs
 
 #: Tasks with equal keys can share a forward pass.
 BatchKey = Hashable
@@ -89,7 +89,7 @@ class StepEngine(Protocol):
     def warm_up(self) -> None:
         """Run once, so that the first request is as fast as the next. Called once, after `load`."""
 
-    def about(self) -> About:
+    def info(self) -> EngineInfo:
         """What it is and what it can do. Valid after `load`."""
 
     def fingerprint(self) -> str:

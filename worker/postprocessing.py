@@ -13,8 +13,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 import msgspec
 
-from wire.codec import FromWorker
-from wire.messages import Assignment, Failed, Finished, Hello, Progress, Pull
+from wire.codec import WorkerEnvelope
+from wire.messages import Assignment, Capacity, Failed, Finished, Hello, Progress
 from worker.engine import Checkpoint, DeviceLost, Picture, TaskError
 from worker.unacked_results import Unread
 
@@ -57,9 +57,9 @@ class Renders:
                 self._unread.drop(task)  # given anew since
             finished = self._unread.introduce()
             running = [*tasks, *self._making.items(), *((task, attempt) for task, (attempt, _) in finished.items())]
-            self._send(FromWorker(msgspec.structs.replace(hello, running=running)))
-            for _, parcel in finished.values():
-                self._send(parcel)
+            self._send(WorkerEnvelope(msgspec.structs.replace(hello, running=running)))
+            for _, envelope in finished.values():
+                self._send(envelope)
 
     def beat(self) -> None:
         """A heartbeat is being sent."""
@@ -71,7 +71,7 @@ class Renders:
         with self._lock:
             self._unread.welcomed()
 
-    def room(self) -> Pull:
+    def room(self) -> Capacity:
         """How many tasks the worker can hold, now."""
         with self._lock:
             return self._room()
@@ -81,13 +81,13 @@ class Renders:
         with self._lock:
             if loop_room != self._loop_room:
                 self._loop_room = loop_room
-                self._send(FromWorker(self._room()))
+                self._send(WorkerEnvelope(self._room()))
 
     def final(self, task: Assignment, picture: Callable[[], Picture], step: int) -> None:
         """Make the task's last picture and send it; its slot is free from now on."""
         with self._lock:
             self._making[task.task] = task.attempt
-            self._send(FromWorker(Progress(task.task, task.attempt, step, step)), FromWorker(self._room()))
+            self._send(WorkerEnvelope(Progress(task.task, task.attempt, step, step)), WorkerEnvelope(self._room()))
         self._pool.submit(self._finish, task, picture)
 
     def preview(self, task: Assignment, picture: Callable[[], Picture], step: int, steps: int) -> None:
@@ -125,8 +125,8 @@ class Renders:
             self.failed += 1
         with self._lock:  # one message, so that slot and room change together
             self._making.pop(task.task, None)  # not there: it was given anew meanwhile, and is finished already
-            said = self._unread.put(message, image) if isinstance(message, Finished) else FromWorker(message)
-            self._send(said, FromWorker(self._room()))
+            said = self._unread.put(message, image) if isinstance(message, Finished) else WorkerEnvelope(message)
+            self._send(said, WorkerEnvelope(self._room()))
 
     def _preview(self, task: Assignment, picture: Callable[[], Picture], step: int, steps: int) -> None:
         try:
@@ -137,7 +137,7 @@ class Renders:
         except Exception as error:  # a preview that fails is no reason to fail the task
             log.debug("task %s: no preview: %s", task.task, error)
             return
-        self._send(FromWorker(Progress(task.task, task.attempt, step, steps, preview=True, frames=1), [image]))
+        self._send(WorkerEnvelope(Progress(task.task, task.attempt, step, steps, preview=True, frames=1), [image]))
 
     def _checkpoint(self, task: Assignment, state: Callable[[], Checkpoint], steps: int) -> None:
         try:
@@ -152,7 +152,7 @@ class Renders:
             with self._lock:
                 self._saving.discard(task.task)
         progress = Progress(task.task, task.attempt, saved.step, steps, frames=len(saved.frames))
-        self._send(FromWorker(progress, saved.frames))
+        self._send(WorkerEnvelope(progress, saved.frames))
 
-    def _room(self) -> Pull:
-        return Pull(self._loop_room + len(self._making) if self._loop_room else 0)
+    def _room(self) -> Capacity:
+        return Capacity(self._loop_room + len(self._making) if self._loop_room else 0)

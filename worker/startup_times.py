@@ -6,7 +6,7 @@ import time
 
 import msgspec
 
-from wire.messages import StartTimes
+from wire.messages import StartupTimes
 
 
 class Stopwatch:
@@ -14,7 +14,7 @@ class Stopwatch:
 
     def __init__(self, began: float, *, standby: bool = False) -> None:
         """`began` is Unix time; from then until now it took the program to run."""
-        self._times = StartTimes(spawn_s=max(time.time() - began, 0.0), standby=standby)
+        self._times = StartupTimes(spawn_s=max(time.time() - began, 0.0), standby=standby)
         self._last = time.monotonic()
 
     def lap(self, part: str) -> None:
@@ -24,12 +24,12 @@ class Stopwatch:
         self._last = now
 
     @property
-    def times(self) -> StartTimes:
+    def times(self) -> StartupTimes:
         """All parts so far."""
         return self._times
 
 
-def in_words(times: StartTimes) -> str:
+def in_words(times: StartupTimes) -> str:
     """The parts that took any time, for the log."""
     parts = {
         "spawn": times.spawn_s,

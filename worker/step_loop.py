@@ -5,27 +5,26 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Hashable, Sequence
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import msgspec
 
 from configs.settings import Model
-from wire.codec import ForWorker, Frame, FromWorker
+from wire.codec import BalancerEnvelope, Frame, WorkerEnvelope
 from wire.messages import (
     SOURCES,
+    Ack,
     Assign,
     Assignment,
     Cancel,
-    Drain,
     Failed,
     Heartbeat,
     Hello,
+    Preempt,
+    Preempted,
     Progress,
     Reject,
-    Returned,
     Started,
-    Welcome,
-    Yield,
 )
 from worker.batch import Batch, Gate, Member, checkpoint_due, preview_steps
 from worker.batch_size import Caps, Size, size_of
@@ -33,6 +32,7 @@ from worker.counters import Tally
 from worker.engine import Checkpoint, OutOfMemory, Row, StepEngine, TaskError, Wanted
 from worker.fault_isolation import admit, step
 from worker.postprocessing import Renders
+from worker.transport import DrainRequested, Transport
 
 log = logging.getLogger(__name__)
 
@@ -40,16 +40,6 @@ log = logging.getLogger(__name__)
 _IDLE_S = 0.5
 #: Least time between two reports of progress.
 _REPORT_EVERY_S = 0.1
-
-
-class Line(Protocol):
-    """Where tasks come from and results go to: `link.Link`, or what stands in its place."""
-
-    def send(self, *parcels: FromWorker) -> None:
-        """Say these. Callable from any thread."""
-
-    def receive(self, timeout_s: float) -> list[ForWorker]:
-        """Everything that has come; waits up to `timeout_s` for the first."""
 
 
 class Refused(Exception):
@@ -81,7 +71,7 @@ class Loop:
         model: Model,
         hello: Hello,
         caps: Caps,
-        link: Line,
+        link: Transport,
         renders: Renders,
         drain_timeout_s: float,
     ) -> None:
@@ -101,7 +91,7 @@ class Loop:
         self._cramped = False
         self._tally = Tally()
         self._last_report = 0.0
-        self._drain: Drain | None = None
+        self._drain: DrainRequested | None = None
         self._drain_by = 0.0
 
     def run(self) -> str:
@@ -127,7 +117,7 @@ class Loop:
         own += [member.assignment for member in self._batch.members()]
         self._renders.introduce(self._hello, [(task.task, task.attempt) for task in own])
         self._offer_room()
-        self._link.send(FromWorker(self._renders.room()))
+        self._link.send(WorkerEnvelope(self._renders.room()))
 
     # ---- take
 
@@ -140,18 +130,20 @@ class Loop:
             return 0.0
         return 0.005 if self._waiting or self._drain or len(self._renders) else _IDLE_S
 
-    def _take(self, parcels: Sequence[ForWorker]) -> None:
+    def _take(self, received: Sequence[BalancerEnvelope | DrainRequested]) -> None:
         unknown = ""
-        for message, frames in parcels:
+        for each in received:
+            if isinstance(each, DrainRequested):
+                self._start_drain(each)
+                continue
+            message, frames = each
             match message:
                 case Assign(tasks):
                     self._accept(tasks, frames)
-                case Cancel(tasks) | Yield(tasks):
-                    self._give_back(tasks, with_checkpoint=isinstance(message, Yield))
-                case Welcome():
+                case Cancel(tasks) | Preempt(tasks):
+                    self._give_back(tasks, with_checkpoint=isinstance(message, Preempt))
+                case Ack():
                     self._renders.welcomed()
-                case Drain():
-                    self._start_drain(message)
                 case Reject(reason=reason, fatal=True):
                     raise Refused(reason)
                 case Reject(reason=reason):
@@ -190,7 +182,7 @@ class Loop:
             else:
                 continue  # it has finished, and that message frees the slot
             at, frames = (checkpoint.step, checkpoint.frames) if with_checkpoint and checkpoint else (0, ())
-            self._link.send(FromWorker(Returned(task, attempt, at, len(frames)), frames))
+            self._link.send(WorkerEnvelope(Preempted(task, attempt, at, len(frames)), frames))
 
     def _leave(self, task: str) -> Member[Row] | None:
         member = self._batch.leave(task)
@@ -198,7 +190,7 @@ class Loop:
             self._cramped = False
         return member
 
-    def _start_drain(self, drain: Drain) -> None:
+    def _start_drain(self, drain: DrainRequested) -> None:
         """Take nothing more, and hand back everything between two steps.
 
         Where tasks cannot be moved with their progress they may finish, unless there is no time or it is told twice.
@@ -207,7 +199,7 @@ class Loop:
         if self._drain is None:
             log.info("draining: %s", drain.reason)
             self._drain = drain
-            self._drain_by = now if self._engine.about().checkpoints else now + self._drain_timeout_s
+            self._drain_by = now if self._engine.info().checkpoints else now + self._drain_timeout_s
             self._offer_room()
             self._give_back(list(self._waiting), with_checkpoint=True)
         else:
@@ -274,7 +266,7 @@ class Loop:
         self._batch.join(Member(task, key, row, saved_at=time.monotonic(), saved_step=row.step))
         started = Started(task.task, task.attempt)
         progress = Progress(task.task, task.attempt, row.step, row.steps)
-        self._link.send(FromWorker(started), FromWorker(progress))
+        self._link.send(WorkerEnvelope(started), WorkerEnvelope(progress))
 
     # ---- step
 
@@ -308,7 +300,7 @@ class Loop:
         report = now - self._last_report >= _REPORT_EVERY_S
         if report:
             self._last_report = now
-        progress: list[FromWorker] = []
+        progress: list[WorkerEnvelope] = []
         for member in moved:
             task, row = member.assignment, member.row
             if row.step >= row.steps:
@@ -319,7 +311,7 @@ class Loop:
             if task.inputs.partial_images and row.step in preview_steps(row.steps, task.inputs.partial_images):
                 self._renders.preview(task, self._engine.render(row), row.step, row.steps)
             elif report:
-                progress.append(FromWorker(Progress(task.task, task.attempt, row.step, row.steps)))
+                progress.append(WorkerEnvelope(Progress(task.task, task.attempt, row.step, row.steps)))
             if checkpoint_due(member, row.step, now, self._checkpoint_every):
                 self._save(member, now)
         if progress:
@@ -333,4 +325,4 @@ class Loop:
 
     def _fail(self, assignment: Assignment, error: TaskError) -> None:
         self._tally.failed += 1
-        self._link.send(FromWorker(Failed(assignment.task, assignment.attempt, error.kind, error.message)))
+        self._link.send(WorkerEnvelope(Failed(assignment.task, assignment.attempt, error.kind, error.message)))

@@ -10,7 +10,7 @@ from collections import OrderedDict
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from wire.codec import FromWorker
+from wire.codec import WorkerEnvelope
 from wire.messages import Finished
 
 #: What is kept at most; the oldest gives way, and would be computed again.
@@ -20,7 +20,7 @@ _ANSWERS = 3
 
 
 class _Kept(NamedTuple):
-    parcel: FromWorker
+    envelope: WorkerEnvelope
     attempt: int
     bytes: int
     #: It has arrived when there are so many answers.
@@ -46,15 +46,15 @@ class Unread:
     def __repr__(self) -> str:
         return f"<Unread {len(self)} pictures, {self._bytes} bytes>"
 
-    def put(self, message: Finished, image: bytes) -> FromWorker:
+    def put(self, message: Finished, image: bytes) -> WorkerEnvelope:
         """Keep the picture; gives what is to be sent."""
-        parcel = FromWorker(message, [image])
+        envelope = WorkerEnvelope(message, [image])
         self.drop(message.task)
-        self._kept[message.task] = _Kept(parcel, message.attempt, len(image), self._beats + _ANSWERS)
+        self._kept[message.task] = _Kept(envelope, message.attempt, len(image), self._beats + _ANSWERS)
         self._bytes += len(image)
         while self._bytes > self._most_bytes:
             self.drop(next(iter(self._kept)))
-        return parcel
+        return envelope
 
     def drop(self, task: str) -> None:
         """Its picture is of no use any more, if there is one."""
@@ -74,8 +74,8 @@ class Unread:
                 return
             self.drop(task)
 
-    def introduce(self) -> dict[str, tuple[int, FromWorker]]:
+    def introduce(self) -> dict[str, tuple[int, WorkerEnvelope]]:
         """Hello is being said, and these come with it: the attempt of each task, and its picture to be sent anew."""
         self._beats = self._answers = 0
         self._kept = OrderedDict((task, kept._replace(answers=_ANSWERS)) for task, kept in self._kept.items())
-        return {task: (kept.attempt, kept.parcel) for task, kept in self._kept.items()}
+        return {task: (kept.attempt, kept.envelope) for task, kept in self._kept.items()}

@@ -27,18 +27,18 @@ from loadbalancer.schema.requests import (
     OpenAIImageRequest,
     PredictRequest,
 )
-from wire.messages import LORA_NAME, About, DrawMode, ImageFormat, ImageInputs, Lora
+from wire.messages import LORA_NAME, EngineInfo, GenerationMode, ImageFormat, ImageInputs, Lora
 
 Number = TypeVar("Number", int, float)
 _SIZE = re.compile(r"([1-9][0-9]{0,4})x([1-9][0-9]{0,4})")
-_FROM: dict[DrawMode, str] = {"text": "text alone", "image": "a picture", "inpaint": "a picture with a mask"}
+_FROM: dict[GenerationMode, str] = {"text": "text alone", "image": "a picture", "inpaint": "a picture with a mask"}
 
 
 @dataclass(frozen=True, slots=True)
 class ModelCapabilities:
     """What is known of a model beside its configuration: its engine, once one is connected, and its adapters."""
 
-    about: About | None = None
+    about: EngineInfo | None = None
     loras: Collection[str] = ()
 
 
@@ -129,7 +129,7 @@ def with_source_images(
     return replace(job, inputs=inputs, sources=sources.frames)
 
 
-def _check_mode(mode: DrawMode, model: str, known: ModelCapabilities) -> None:
+def _check_mode(mode: GenerationMode, model: str, known: ModelCapabilities) -> None:
     if known.about is None or mode in known.about.modes:
         return
     draws = " or ".join(_FROM[each] for each in known.about.modes)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from loadbalancer.scheduling.task import Task, TaskUpdate
-from wire.codec import Frame, FromWorker
+from wire.codec import Frame, WorkerEnvelope
 from wire.messages import ToWorker
 
 # ---- events
@@ -33,7 +33,7 @@ class MessageReceived:
     """A worker's message. `worker` is the identity of its connection, which it cannot choose per message."""
 
     worker: str
-    envelope: FromWorker
+    envelope: WorkerEnvelope
 
 
 @dataclass(frozen=True, slots=True)

@@ -97,7 +97,7 @@ def _preemptible(workers: Iterable[Worker], tasks: Mapping[str, Task]) -> list[T
     return [
         task
         for worker in workers
-        if worker.hello.about.checkpoints and not worker.draining and worker.reserved_for is None
+        if worker.hello.engine_info.checkpoints and not worker.draining and worker.reserved_for is None
         for task in running_tasks(worker, tasks)
         if task.state is TaskState.RUNNING and not task.isolated
     ]

@@ -31,24 +31,24 @@ from loadbalancer.scheduling.snapshot import snapshot
 from loadbalancer.scheduling.task import Checkpoint, Task, TaskEstimate, TaskState
 from loadbalancer.scheduling.task_store import TaskStore
 from loadbalancer.scheduling.worker_registry import Worker, WorkerRegistry
-from wire.codec import Frame, FromWorker
+from wire.codec import Frame, WorkerEnvelope
 from wire.messages import (
     PROTOCOL,
-    About,
+    Ack,
     Bye,
     Cancel,
+    Capacity,
+    EngineInfo,
     Failed,
     Finished,
     Heartbeat,
     Hello,
+    Preempted,
     Progress,
-    Pull,
     Reject,
-    Returned,
     Started,
     StepCurve,
     ToBalancer,
-    Welcome,
 )
 from wire.snapshot import Snapshot
 
@@ -134,9 +134,9 @@ class Scheduler:
         """Return whether some worker of the model accepts tasks."""
         return any(w.slots and self.registry.state(w, now) == "ready" for w in self.registry.serving(model))
 
-    def engine_info(self, model: str) -> About | None:
+    def engine_info(self, model: str) -> EngineInfo | None:
         """Return the capabilities of the model's engine; None while no worker is connected."""
-        return next((worker.hello.about for worker in self.registry.serving(model)), None)
+        return next((worker.hello.engine_info for worker in self.registry.serving(model)), None)
 
     def step_curves(self, model: str) -> list[StepCurve]:
         """Return the step times by image size; of each size, the curve of the worker with the largest cap."""
@@ -178,17 +178,17 @@ class Scheduler:
             if not len(queue):
                 if rebalance:
                     relocations = rebalancing(self.registry, model, self.tasks, now)
-                    effects += self.store.preempt(relocations, "taken_over")
+                    effects += self.store.preempt(relocations, "rebalanced")
                 continue
             workers = self.registry.serving(model)
             full = not any(w.free_slots and self.registry.state(w, now) == "ready" for w in workers)
             if margin is not None and full:
-                effects += self.store.preempt(preemptions(queue, workers, self.tasks, margin, now), "displaced")
+                effects += self.store.preempt(preemptions(queue, workers, self.tasks, margin, now), "preempted")
         return effects
 
     # ---- workers
 
-    def _on_message(self, name: str, envelope: FromWorker, now: float) -> list[Effect]:
+    def _on_message(self, name: str, envelope: WorkerEnvelope, now: float) -> list[Effect]:
         message = envelope.message
         if isinstance(message, Hello):
             return self._on_hello(name, message, now)
@@ -197,12 +197,12 @@ class Scheduler:
             return self._on_unknown_worker(name, message, now)
         self.registry.touch(worker, now)
         match message:
-            case Pull(slots):
+            case Capacity(slots):
                 worker.set_capacity(slots)
                 return []
             case Heartbeat():
                 worker.on_heartbeat(message, now)
-                return [SendMessage(name, Welcome(self._heartbeat_s))]
+                return [SendMessage(name, Ack(self._heartbeat_s))]
             case Bye(reason, crashed):
                 return self._on_worker_lost(name, reason, now, crashed=crashed)
             case _:
@@ -210,7 +210,7 @@ class Scheduler:
 
     def _on_unknown_worker(self, name: str, message: ToBalancer, now: float) -> list[Effect]:
         """Ask for a Hello: once for all messages that were on their way, and again where the request was lost."""
-        self.counters["stranger"] += 1
+        self.counters["unknown_worker"] += 1
         is_due = now >= self._hello_requested.get(name, now)
         if isinstance(message, Bye) or not is_due or len(self._hello_requested) >= _MAX_NAMED:
             return []
@@ -224,7 +224,7 @@ class Scheduler:
         self._hello_requested.pop(name, None)
         worker, previous = self.registry.connect(hello, now)
         resumed, cancelled = self.store.reconcile(worker, previous, now)
-        effects: list[Effect] = [SendMessage(name, Welcome(self._heartbeat_s))]
+        effects: list[Effect] = [SendMessage(name, Ack(self._heartbeat_s))]
         if cancelled:
             effects.append(SendMessage(name, Cancel(cancelled)))
         if resumed:
@@ -253,11 +253,11 @@ class Scheduler:
     def _on_task_message(
         self,
         worker: Worker,
-        message: Started | Progress | Finished | Failed | Returned,
+        message: Started | Progress | Finished | Failed | Preempted,
         frames: Sequence[Frame],
         now: float,
     ) -> list[Effect]:
-        released = isinstance(message, Finished | Failed | Returned)
+        released = isinstance(message, Finished | Failed | Preempted)
         if not worker.on_task_message(message.task, message.attempt, now, released=released):
             self.counters["stale"] += 1
             return []
@@ -274,7 +274,7 @@ class Scheduler:
                 return [*store.mark_started(task, now), *store.complete(task, frames, flagged, now)]
             case Failed(kind=kind, message=text):
                 return store.finish(task, TaskState.FAILED, kind, text, now)
-            case Returned(step=step):
+            case Preempted(step=step):
                 store.on_preempted(task, step, frames, now)
                 return []
 

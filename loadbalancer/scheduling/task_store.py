@@ -22,7 +22,7 @@ from loadbalancer.scheduling.request_queue import ModelQueue
 from loadbalancer.scheduling.task import DeadlineUnreachable, Task, TaskCompleted, TaskEnded, TaskStarted, TaskState
 from loadbalancer.scheduling.worker_registry import Worker, WorkerRegistry
 from wire.codec import Frame
-from wire.messages import Assign, Assignment, Cancel, FailureKind, Yield
+from wire.messages import Assign, Assignment, Cancel, FailureKind, Preempt
 
 #: No honest worker runs a task in a higher attempt; a claim of such a number is rejected.
 _MAX_CLAIMED_ATTEMPT = 1_000_000
@@ -162,7 +162,7 @@ class TaskStore:
         task.transition(TaskState.ASSIGNED, now, f"still with {worker.id}, attempt {attempt}")
         worker.assign(task.id, attempt, now)
         self._unclaimed[task.model].discard(task.id)
-        self.counters["taken_up"] += 1
+        self.counters["resumed"] += 1
         return True
 
     # ---- running tasks
@@ -203,7 +203,7 @@ class TaskStore:
             task = self.tasks[each.task]
             task.preempt_requested, task.preempt_count = True, task.preempt_count + 1
             text = f"task {task.id} leaves {each.worker} at step {task.step} of {task.steps}: {each.reason}"
-            effects += [SendMessage(each.worker, Yield([task.id])), LogLine(text)]
+            effects += [SendMessage(each.worker, Preempt([task.id])), LogLine(text)]
         self.counters[counted_as] += len(relocations)
         return effects
 

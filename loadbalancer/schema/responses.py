@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 
-from wire.messages import DrawMode, ImageFormat
+from wire.messages import GenerationMode, ImageFormat
 
 Flagged = Annotated[
     bool, msgspec.Meta(description="Present, and true, where the model's safety checker objects to the image.")
@@ -79,7 +79,7 @@ class ModelCard(msgspec.Struct, frozen=True):
     loras: Annotated[list[str], msgspec.Meta(description="LoRA adapters that a request may name.")]
     pipeline: Annotated[str | None, msgspec.Meta(description="What runs it; null, as those below, without a worker.")]
     batching: Annotated[str | None, msgspec.Meta(description="How its requests share steps.")]
-    modes: Annotated[list[DrawMode], msgspec.Meta(description="What it draws from: text, a picture, one with a mask.")]
+    modes: Annotated[list[GenerationMode], msgspec.Meta(description="Inputs: text, an image, an image with a mask.")]
     checkpoints: Annotated[bool | None, msgspec.Meta(description="Whether images move between workers half done.")]
     reproducible: Annotated[bool | None, msgspec.Meta(description="Whether a request may ask for `reproducible`.")]
     curves: Annotated[list[Curve], msgspec.Meta(description="What a step costs, by size; empty until measured.")]

@@ -14,12 +14,12 @@ from collections.abc import Callable, Sequence
 import zmq
 
 from loadbalancer.transport.curve_listener import CannotListen, CurveListener, PeerKind
-from wire.codec import ForWorker, FromWorker, MalformedFrames, decode_from_worker, encode
+from wire.codec import BalancerEnvelope, MalformedFrames, WorkerEnvelope, decode_from_worker, encode
 
 log = logging.getLogger(__name__)
 
 #: Called with the worker, its message, and whether the worker is on this machine.
-OnMessage = Callable[[str, FromWorker, bool], None]
+OnMessage = Callable[[str, WorkerEnvelope, bool], None]
 #: Called with the worker that cannot be reached, and the reason.
 OnWorkerLost = Callable[[str, str], None]
 #: Messages taken per wake-up, so that a flood from workers cannot starve HTTP.
@@ -76,7 +76,7 @@ class WorkerSocket:
         self._socket.close()
         await asyncio.to_thread(self._context.term)
 
-    def send(self, worker: str, envelopes: Sequence[ForWorker]) -> None:
+    def send(self, worker: str, envelopes: Sequence[BalancerEnvelope]) -> None:
         """Send the messages to the worker as one multipart message."""
         try:
             self._socket.send_multipart([worker.encode(), *encode(envelopes)], zmq.DONTWAIT, copy=False)

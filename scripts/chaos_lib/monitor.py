@@ -17,7 +17,7 @@ import msgspec
 from prometheus_client.parser import text_string_to_metric_families
 
 from scripts.chaos_lib.instance import FaultyInstance
-from wire.messages import Counters
+from wire.messages import WorkerCounters
 from wire.snapshot import Snapshot
 
 _LOOK_S = 0.05
@@ -47,7 +47,7 @@ class Seen:
     events: Counter[str] = field(default_factory=Counter)
     uptime_s: float = 0.0
     #: The last word of every worker that there ever was.
-    workers: dict[str, Counters] = field(default_factory=dict)
+    workers: dict[str, WorkerCounters] = field(default_factory=dict)
     most_workers: int = 0
     last: Reading | None = None
 
@@ -77,7 +77,7 @@ class Seen:
         self.uptime_s, self.events, self.last = reading.snapshot.uptime_s, reading.events, reading
         self.most_workers = max(self.most_workers, len(reading.snapshot.workers))
         for worker in reading.snapshot.workers:
-            known = self.workers.get(worker.worker, Counters())
+            known = self.workers.get(worker.worker, WorkerCounters())
             self.workers[worker.worker] = max(known, worker.counters, key=lambda counters: counters.rows)
 
 

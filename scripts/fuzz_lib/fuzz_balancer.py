@@ -96,7 +96,7 @@ class Intruders:
         fields = {"protocol": PROTOCOL, "worker": name.decode("utf-8", "replace"), "model": DECOY}
         self._send(name, self._maker.message("Hello", **fields))
         if self._random.random() < 0.7:
-            self._send(name, self._maker.message("Pull", slots=self._random.choice((1, 4, 4, 1000, 2**31 - 1))))
+            self._send(name, self._maker.message("Capacity", slots=self._random.choice((1, 4, 4, 1000, 2**31 - 1))))
 
     def _about_a_task(self) -> Frames:
         """A word on a task that somebody was given, whoever that was, in its attempt or another."""
@@ -104,7 +104,7 @@ class Intruders:
             return self._maker.message()
         task = self._random.choice(list(self._tasks))
         attempt = self._tasks[task] + self._random.choice((0, 0, 0, 1, -1))
-        kind = self._random.choice(("Started", "Progress", "Progress", "Finished", "Failed", "Returned"))
+        kind = self._random.choice(("Started", "Progress", "Progress", "Finished", "Failed", "Preempted"))
         return self._maker.message(kind, task=task, attempt=max(attempt, 0))
 
     def _listen(self) -> None:
@@ -176,7 +176,7 @@ class Siege:
         with self._noting("the intruders are forgotten, and nothing of them is left"):
             wait_until(lambda: self._left() == [1, 0, 0], "the last intruder to be forgotten")
         self._ask(0)
-        counted = {name: self._grown()[name] for name in ("malformed", "stale", "stranger", "workers_refused")}
+        counted = {name: self._grown()[name] for name in ("malformed", "stale", "unknown_worker", "workers_refused")}
         grown = max(self._weight() - self._rss, 0)
         for wrong, text in (
             # More, where noise on the socket happened to be ZeroMQ of some version.

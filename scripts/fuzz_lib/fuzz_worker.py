@@ -19,19 +19,18 @@ from configs.paths import worker_address
 from scripts.fuzz_lib.frame_generator import FrameMaker, Frames
 from scripts.harness.balancer import sim
 from scripts.harness.processes import PATIENCE_S, Process, launch
-from wire.codec import ForWorker, MalformedFrames, decode_for_worker, decode_from_worker, encode
+from wire.codec import BalancerEnvelope, MalformedFrames, decode_for_worker, decode_from_worker, encode
 from wire.messages import (
+    Ack,
     Assign,
     Assignment,
     Cancel,
-    Drain,
     Finished,
     Heartbeat,
     Hello,
     ImageInputs,
     Reject,
     ToWorker,
-    Welcome,
 )
 
 MODELS: Mapping[str, Any] = {"m": sim(max_batch_size=8)}
@@ -77,7 +76,7 @@ class Madness:
         if self._draw(f"honest-{self.sent}") != self._wanted:
             self.faults.append("an honest task came to another picture")
         self.answered += 1
-        self._say(encode([ForWorker(Cancel(list(self._maker.names)))]))  # what it was given to no purpose
+        self._say(encode([BalancerEnvelope(Cancel(list(self._maker.names)))]))  # what it was given to no purpose
         self._rss = self._rss or self._weight()
 
     def end(self) -> dict[str, int]:
@@ -106,7 +105,7 @@ class Madness:
     def _draw(self, name: str) -> bytes:
         """The picture of a task that is always the same."""
         inputs = ImageInputs("a seven", 64, 64, 8, 3.0, 7, "ddim", reproducible=True)
-        self._say(encode([ForWorker(Assign([Assignment(name, 1, inputs)]))]))
+        self._say(encode([BalancerEnvelope(Assign([Assignment(name, 1, inputs)]))]))
         self._drawn[name] = b""
         self._until(lambda: bool(self._drawn[name]), "an honest picture")
         return self._drawn.pop(name)
@@ -134,7 +133,7 @@ class Madness:
                     elif isinstance(message, Heartbeat):
                         self._beat = message
                     if isinstance(message, Heartbeat | Hello):
-                        self._socket.send_multipart([b"w", *encode([ForWorker(Welcome(0.2))])])
+                        self._socket.send_multipart([b"w", *encode([BalancerEnvelope(Ack(0.2))])])
 
     def _until(self, condition: Any, what: str) -> None:
         deadline = time.monotonic() + PATIENCE_S
@@ -159,7 +158,7 @@ def _harmless(frames: Frames) -> bool:
     """Whether it is no order to end, nor to do what only takes long or much room."""
     with contextlib.suppress(MalformedFrames):
         for message, _ in decode_for_worker(frames):
-            if isinstance(message, Drain) or (isinstance(message, Reject) and message.fatal):
+            if isinstance(message, Reject) and message.fatal:
                 return False
             if isinstance(message, Assign) and (len(message.tasks) > _MOST_TASKS or any(map(_large, message.tasks))):
                 return False

@@ -16,13 +16,13 @@ from PIL import Image
 from configs.load import load
 from configs.settings import Defaults, Model
 from tests.support.tiny_diffusion import CHECKPOINTS, SIZE, admit, engine_request, finish, request
-from wire.messages import DrawMode, ImageInputs
+from wire.messages import GenerationMode, ImageInputs
 from worker.engine import Wanted
 from worker.engines.diffusion.engine import DiffusionEngine
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
 SAMPLERS = ("ddim", "euler", "euler_ancestral", "dpmpp_2m", "unipc")
-MODES: tuple[DrawMode, ...] = ("text", "image", "inpaint")
+MODES: tuple[GenerationMode, ...] = ("text", "image", "inpaint")
 
 
 @pytest.fixture(scope="module", params=["float32", "float16", "bfloat16"])
@@ -86,7 +86,7 @@ def test_step_does_not_synchronize_with_gpu(name: str, tmp_path: Path) -> None:
     CHECKPOINTS[name]().save_pretrained(tmp_path)
     engine = DiffusionEngine(Model(path=str(tmp_path), defaults=Defaults(size=f"{SIZE}x{SIZE}", steps=4)), "cuda:0")
     engine.load()
-    modes = engine.about().modes
+    modes = engine.info().modes
     asked: list[dict[str, Any]] = [{"mode": modes[n % len(modes)], "seed": n, "steps": 5 + n} for n in range(6)]
     rows = admit(engine, *(request(**one) for one in asked))
     engine.step(rows)
@@ -113,7 +113,7 @@ def test_compiled_forward_pass_equals_eager(
     recorded = DiffusionEngine(model.model_copy(update={"compile": way}), "cuda:0")
     for engine in (plain, recorded):
         engine.load()
-    modes = plain.about().modes
+    modes = plain.info().modes
     # Different lengths: batches of seven sizes are padded, captured and reused.
     asked = [request(mode=modes[n % len(modes)], seed=n, steps=4 + n) for n in range(7)]
     for one, other in zip(draw(plain, asked), draw(recorded, asked), strict=True):

@@ -52,7 +52,7 @@ async def test_an_urgent_request_displaces_a_running_one_whose_picture_is_still_
     await urgent.check_images()
     assert patient.completed() == 0, "it did not wait for one of them to end"
     await patient.check_images()
-    assert service.scheduler.counters["displaced"] == 1
+    assert service.scheduler.counters["preempted"] == 1
     assert service.scheduler.counters["steps_redone"] == 0
 
 

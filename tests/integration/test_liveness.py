@@ -31,7 +31,7 @@ async def test_new_worker_resumes_running_tasks_without_lost_steps(service: InPr
     await sent.progress(5)
     await service.start("b")
     await sent.check_images()
-    assert service.scheduler.counters["taken_over"] == 2
+    assert service.scheduler.counters["rebalanced"] == 2
     assert service.scheduler.counters["steps_redone"] == 0
     await service.wait_until(lambda: (w := service.worker("b")) and w.counters.finished == 2)
 

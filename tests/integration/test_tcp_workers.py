@@ -22,9 +22,9 @@ from loadbalancer.access import keys_cli
 from loadbalancer.access.startup_checks import load_server_keys
 from scripts.harness.balancer import Server, running, sim
 from scripts.harness.processes import PATIENCE_S, Process, free_port, launch, stop, wait_until
-from wire.codec import FromWorker, encode
+from wire.codec import WorkerEnvelope, encode
 from wire.curve import WorkerKey, new_pair, read_worker_key, secure_client
-from wire.messages import PROTOCOL, Hello, Pull
+from wire.messages import PROTOCOL, Capacity, Hello
 from worker.balancer_client import Link
 
 LIFE: dict[str, Any] = {"heartbeat_s": 0.2, "lost_after_s": 3.0}
@@ -142,7 +142,9 @@ def test_a_worker_that_is_never_let_in_can_be_stopped(server: Server, port: int)
 def test_strangers_get_nowhere_and_are_counted(server: Server, port: int) -> None:
     address, own = f"tcp://127.0.0.1:{port}", load_server_keys(server.data_dir).public
     mine, other = new_pair(), new_pair()
-    hello = encode([FromWorker(Hello(PROTOCOL, "stranger", "sim", "sim:0", os.getpid())), FromWorker(Pull(4))])
+    hello = encode(
+        [WorkerEnvelope(Hello(PROTOCOL, "stranger", "sim", "sim:0", os.getpid())), WorkerEnvelope(Capacity(4))]
+    )
     with zmq.Context() as context, contextlib.ExitStack() as stack:
         for key in (None, WorkerKey(mine.public, mine.secret, own), WorkerKey(mine.public, mine.secret, other.public)):
             dealer = stack.enter_context(context.socket(zmq.DEALER))

@@ -20,8 +20,8 @@ from configs.paths import worker_address
 from loadbalancer.scheduler_service import SchedulerService
 from loadbalancer.scheduling.task import TaskCompleted, TaskEnded, TaskProgress, TaskState
 from tests.support.in_process_service import InProcessService, in_process_service, inputs
-from wire.codec import FromWorker, encode
-from wire.messages import PROTOCOL, About, Bye, Hello
+from wire.codec import WorkerEnvelope, encode
+from wire.messages import PROTOCOL, Bye, EngineInfo, Hello
 
 
 @pytest_asyncio.fixture
@@ -240,12 +240,12 @@ async def test_what_a_worker_calls_itself_makes_no_lines_of_its_own_in_the_log(
 ) -> None:
     caplog.set_level(logging.INFO, logger="loadbalancer.scheduler_service")
     name = "w\n\x1b[31mERROR all is lost"
-    hello = Hello(PROTOCOL, name, "m", "sim:0", os.getpid(), [], About())
+    hello = Hello(PROTOCOL, name, "m", "sim:0", os.getpid(), [], EngineInfo())
     with zmq.Context() as context, context.socket(zmq.DEALER) as stranger:
         stranger.setsockopt(zmq.IDENTITY, name.encode())
         stranger.connect(worker_address(service.settings.data_dir))
-        stranger.send_multipart(encode([FromWorker(hello)]))
-        stranger.send_multipart(encode([FromWorker(Bye("x\n" * 100_000))]))
+        stranger.send_multipart(encode([WorkerEnvelope(hello)]))
+        stranger.send_multipart(encode([WorkerEnvelope(Bye("x\n" * 100_000))]))
         await service.wait_until(lambda: any("lost (" in message for message in caplog.messages))
     assert all(message.isprintable() and len(message) < 10_000 for message in caplog.messages)
     assert any(r"w\n\x1b[31mERROR all is lost ready" in message for message in caplog.messages)

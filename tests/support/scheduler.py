@@ -9,18 +9,18 @@ from configs.sections import Queue, Workers
 from loadbalancer.scheduling.events import Effect, LogLine, MessageReceived, NotifyListener, SendMessage
 from loadbalancer.scheduling.scheduler import Scheduler
 from loadbalancer.scheduling.task import Task, TaskProgress
-from wire.codec import FromWorker
+from wire.codec import WorkerEnvelope
 from wire.messages import (
     PROTOCOL,
-    About,
     Assign,
     Assignment,
+    Capacity,
+    EngineInfo,
     Hello,
     ImageInputs,
-    Pull,
+    Preempt,
     StepCurve,
     ToBalancer,
-    Yield,
 )
 
 INPUTS = ImageInputs("a seven", 64, 64, steps=20, guidance_scale=3.0, seed=1, scheduler="ddim")
@@ -48,14 +48,14 @@ def task(name: str, now: float = 0.0, *, timeout_s: float = 1000.0, priority: in
 def receive(
     core: Scheduler, worker: str, message: ToBalancer, now: float = 0.0, frames: tuple[bytes, ...] = ()
 ) -> list[Effect]:
-    return core.handle(MessageReceived(worker, FromWorker(message, frames)), now)
+    return core.handle(MessageReceived(worker, WorkerEnvelope(message, frames)), now)
 
 
 def connect(
     core: Scheduler, worker: str, slots: int, now: float = 0.0, running: Mapping[str, int] | None = None
 ) -> list[Effect]:
-    hello = Hello(PROTOCOL, worker, "m", "sim:0", 1, list((running or {}).items()), About(checkpoints=True))
-    return receive(core, worker, hello, now) + receive(core, worker, Pull(slots), now)
+    hello = Hello(PROTOCOL, worker, "m", "sim:0", 1, list((running or {}).items()), EngineInfo(checkpoints=True))
+    return receive(core, worker, hello, now) + receive(core, worker, Capacity(slots), now)
 
 
 def sent_frames(effects: list[Effect]) -> list[bytes]:
@@ -84,7 +84,7 @@ def preempt_requests(effects: list[Effect]) -> list[tuple[str, str]]:
     return [
         (e.worker, name)
         for e in effects
-        if isinstance(e, SendMessage) and isinstance(e.message, Yield)
+        if isinstance(e, SendMessage) and isinstance(e.message, Preempt)
         for name in e.message.tasks
     ]
 

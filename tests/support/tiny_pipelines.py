@@ -44,7 +44,7 @@ from transformers import (
 )
 
 from configs.settings import Defaults, Limits, Model
-from wire.messages import SOURCES, DrawMode, ImageInputs
+from wire.messages import SOURCES, GenerationMode, ImageInputs
 from worker.engine import TaskError, Wanted
 from worker.engines.diffusion.generic.engine import GenericEngine
 from worker.engines.diffusion.generic.row import GenericRow
@@ -278,7 +278,7 @@ def engine_of(model: Model) -> GenericEngine:
     return engine
 
 
-def request(mode: DrawMode = "text", **changes: Any) -> ImageInputs:
+def request(mode: GenerationMode = "text", **changes: Any) -> ImageInputs:
     """Return a request with guidance and the checkpoint's own scheduler by default."""
     usual = ImageInputs(
         "the red digit 1", SIZE, SIZE, steps=5, guidance_scale=3.0, seed=1, scheduler="default", mode=mode

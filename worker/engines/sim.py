@@ -17,7 +17,7 @@ import psutil
 from PIL import Image
 
 from configs.settings import Model
-from wire.messages import SOURCES, About, ImageInputs
+from wire.messages import SOURCES, EngineInfo, ImageInputs
 from worker.engine import BatchKey, Checkpoint, DeviceLost, OutOfMemory, Picture, Row, TaskError, Wanted
 
 _SIDE = 16
@@ -56,10 +56,10 @@ class SimEngine:
     def warm_up(self) -> None:
         """The clock is always warm."""
 
-    def about(self) -> About:
+    def info(self) -> EngineInfo:
         """It does everything, to no effect but on the digest."""
         modes = tuple(SOURCES)
-        return About("simulated", "sim", modes, checkpoints=True, loras=self._loras, reproducible=True)
+        return EngineInfo("simulated", "sim", modes, checkpoints=True, loras=self._loras, reproducible=True)
 
     def fingerprint(self) -> str:
         """Its speed is configured."""

@@ -125,7 +125,7 @@ def _description(args: argparse.Namespace, setup: BenchSetup) -> dict[str, Any]:
     where = machine()["gpu"] if setup.bench.device.type == "cuda" else "CPU numbers, one core"
     what = f"{args.family}{' (tiny)' if args.tiny else ''} {setup.base.width}x{setup.base.height}"
     return {
-        "where": f"{what}, {args.steps} steps, {setup.bench.engine.about().dtype}, {where}",
+        "where": f"{what}, {args.steps} steps, {setup.bench.engine.info().dtype}, {where}",
         "parameters": parameters(setup.bench.pipe),
         "notes": "random weights; text encoders of true width, T5 with 2 of 24 layers" * (args.family != "digits"),
         "fingerprint": setup.bench.engine.fingerprint(),

@@ -12,8 +12,9 @@ from collections import deque
 from collections.abc import Callable
 
 from scripts.bench.serving.workloads import BenchRequest
-from wire.codec import ForWorker, FromWorker
-from wire.messages import Assign, Assignment, Drain, Failed, Finished, Pull, Returned, ToBalancer
+from wire.codec import BalancerEnvelope, WorkerEnvelope
+from wire.messages import Assign, Assignment, Capacity, Failed, Finished, Preempted, ToBalancer
+from worker.transport import DrainRequested
 
 
 class FakeBalancer:
@@ -23,7 +24,7 @@ class FakeBalancer:
         """`done` is called for every finished request, in the thread that finishes it."""
         self._done = done
         self._lock = threading.Lock()
-        self._inbox: queue.SimpleQueue[ForWorker] = queue.SimpleQueue()
+        self._inbox: queue.SimpleQueue[BalancerEnvelope | DrainRequested] = queue.SimpleQueue()
         self._queued: deque[BenchRequest] = deque()
         self._assigned: dict[str, BenchRequest] = {}
         self._slots = 0
@@ -36,42 +37,42 @@ class FakeBalancer:
     def drain(self) -> None:
         """Make the loop return its tasks and end."""
         for _ in range(2):
-            self._inbox.put(ForWorker(Drain("the measurement is over")))
+            self._inbox.put(DrainRequested("the measurement is over"))
 
     # ---- interface of the link
 
-    def send(self, *parcels: FromWorker) -> None:
+    def send(self, *envelopes: WorkerEnvelope) -> None:
         """Handle messages of the worker."""
         ended: list[BenchRequest] = []
         with self._lock:
-            for message, _ in parcels:
+            for message, _ in envelopes:
                 ended += self._on_message(message)
             self._fill()
         for request in ended:
             self._done(request)
 
-    def receive(self, timeout_s: float) -> list[ForWorker]:
+    def receive(self, timeout_s: float) -> list[BalancerEnvelope | DrainRequested]:
         """Return all queued messages; wait up to `timeout_s` for the first."""
-        parcels: list[ForWorker] = []
+        envelopes: list[BalancerEnvelope | DrainRequested] = []
         try:
-            parcels.append(self._inbox.get(timeout=timeout_s) if timeout_s > 0 else self._inbox.get_nowait())
+            envelopes.append(self._inbox.get(timeout=timeout_s) if timeout_s > 0 else self._inbox.get_nowait())
             while True:
-                parcels.append(self._inbox.get_nowait())
+                envelopes.append(self._inbox.get_nowait())
         except queue.Empty:
-            return parcels
+            return envelopes
 
     # ---- callers hold the lock
 
     def _on_message(self, message: ToBalancer) -> list[BenchRequest]:
         match message:
-            case Pull(slots):
+            case Capacity(slots):
                 self._slots = slots
             case Finished(task=task) | Failed(task=task):
                 request = self._assigned.pop(task)
                 request.finished = time.perf_counter()
                 request.error = message.message if isinstance(message, Failed) else ""
                 return [request]
-            case Returned(task=task):
+            case Preempted(task=task):
                 self._queued.appendleft(self._assigned.pop(task))
         return []
 
@@ -82,4 +83,4 @@ class FakeBalancer:
             self._assigned[request.task] = request
             tasks.append(Assignment(request.task, 1, request.inputs))
         if tasks:
-            self._inbox.put(ForWorker(Assign(tasks)))
+            self._inbox.put(BalancerEnvelope(Assign(tasks)))

@@ -22,7 +22,7 @@ from PIL import Image
 
 from configs.samplers import SAMPLERS, sampler_names
 from tests.support.tiny_diffusion import CHECKPOINTS, admit, engine_of, engine_request, finish, request, run
-from wire.messages import DrawMode, ImageInputs
+from wire.messages import GenerationMode, ImageInputs
 from worker.engines.diffusion.engine import DiffusionEngine
 from worker.engines.diffusion.row import DiffusionRow
 from worker.engines.diffusion.sampling.schedulers import scheduler_like
@@ -39,7 +39,7 @@ IMAGE_BOUND = 6e-5
 #: One name per solver class.
 SOLVERS = list({SAMPLERS[name].cls: name for name in reversed(sampler_names("noise")) if name in SAMPLERS}.values())
 #: The infix of each mode's pipeline class.
-_INFIX: dict[DrawMode, str] = {"text": "", "image": "Img2Img", "inpaint": "Inpaint"}
+_INFIX: dict[GenerationMode, str] = {"text": "", "image": "Img2Img", "inpaint": "Inpaint"}
 
 
 class Checkpoint:
@@ -58,8 +58,8 @@ class Checkpoint:
         self.pipelines = {mode: _form(made, f"{name}{infix}Pipeline") for mode, infix in _INFIX.items()}
 
     @property
-    def modes(self) -> tuple[DrawMode, ...]:
-        return self.engine.about().modes
+    def modes(self) -> tuple[GenerationMode, ...]:
+        return self.engine.info().modes
 
     def single(self, inputs: ImageInputs, output_type: str = "latent") -> Any:
         """Return the pipeline's result for this request."""
@@ -139,7 +139,7 @@ def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> CheckpointCache:
     return CheckpointCache(tmp_path_factory.mktemp("checkpoints"))
 
 
-def every_mode(modes: tuple[DrawMode, ...], **changes: Any) -> list[tuple[int, ImageInputs]]:
+def every_mode(modes: tuple[GenerationMode, ...], **changes: Any) -> list[tuple[int, ImageInputs]]:
     """Return requests that differ in every setting, with their joining ticks."""
     different: list[dict[str, Any]] = [
         {"steps": 7, "guidance_scale": 7.5, "prompt": "", "strength": 0.5},

@@ -14,7 +14,7 @@ from PIL import Image
 
 from configs.samplers import sampler_names
 from tests.support.tiny_pipelines import KINDS, SIZE, admit, engine_of, finish, model_of, pixels, request, sources_of
-from wire.messages import DrawMode, ImageInputs
+from wire.messages import GenerationMode, ImageInputs
 from worker.engines.diffusion.generic.engine import GenericEngine
 from worker.engines.diffusion.generic.row import GenericRow
 from worker.engines.diffusion.loading import open_pipeline, pipeline_class
@@ -35,8 +35,8 @@ class Pair:
         self._scheduler = self._pipeline.scheduler
 
     @property
-    def mode(self) -> DrawMode:
-        [mode] = self.engine.about().modes
+    def mode(self) -> GenerationMode:
+        [mode] = self.engine.info().modes
         return mode
 
     def single(self, inputs: ImageInputs) -> np.ndarray[Any, Any]:

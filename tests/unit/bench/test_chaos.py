@@ -15,7 +15,7 @@ from scripts.chaos_lib.monitor import Reading, Seen
 from scripts.chaos_lib.outcomes import CUT_OFF, End, Story, add_up, faults
 from scripts.chaos_lib.profiles import OWNERS, PROFILES, Profile
 from scripts.chaos_lib.run import ghosts, under_way
-from wire.messages import Counters
+from wire.messages import WorkerCounters
 from wire.snapshot import ModelStats, Snapshot, WorkerStats
 
 OWNER_NAMES = list(OWNERS)
@@ -79,7 +79,7 @@ def test_every_request_is_counted_once_and_every_fault_is_told() -> None:
 
 def reading(uptime_s: float, redone: int, **rows: int) -> Reading:
     workers = [
-        WorkerStats(name, "m", "sim:0", 1, "ready", 4, 0, 0, 0.0, 0.1, 1.0, 0, Counters(steps=count, rows=count))
+        WorkerStats(name, "m", "sim:0", 1, "ready", 4, 0, 0, 0.0, 0.1, 1.0, 0, WorkerCounters(steps=count, rows=count))
         for name, count in rows.items()
     ]
     return Reading(Snapshot(0.0, uptime_s, [], workers), Counter(steps_redone=redone), {})

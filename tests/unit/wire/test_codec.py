@@ -9,37 +9,36 @@ from hypothesis import strategies as st
 
 from wire.codec import (
     MAX_HEADER_BYTES,
-    ForWorker,
-    FromWorker,
+    BalancerEnvelope,
     MalformedFrames,
+    WorkerEnvelope,
     decode_for_worker,
     decode_from_worker,
     encode,
 )
 from wire.messages import (
     PROTOCOL,
-    About,
+    Ack,
     Assign,
     Assignment,
     Bye,
     Cancel,
-    Counters,
-    Drain,
+    Capacity,
+    EngineInfo,
     Failed,
     Finished,
     Heartbeat,
     Hello,
     ImageInputs,
     Lora,
+    Preempt,
+    Preempted,
     Progress,
-    Pull,
     Reject,
-    Returned,
     Started,
-    StartTimes,
+    StartupTimes,
     StepCurve,
-    Welcome,
-    Yield,
+    WorkerCounters,
 )
 
 INPUTS = ImageInputs("a seven", 64, 64, 20, 3.0, 1, "ddim")
@@ -48,9 +47,9 @@ INPUTS = ImageInputs("a seven", 64, 64, 20, 3.0, 1, "ddim")
 FROM_WORKER = [
     (
         Hello(PROTOCOL, "w", "m", "cpu:0", 7),
-        "86a474797065a548656c6c6fa870726f746f636f6c03a6776f726b6572a177a56d6f64656ca16da6646576696365a56370753a30a370696407",
+        "86a474797065a548656c6c6fa870726f746f636f6c04a6776f726b6572a177a56d6f64656ca16da6646576696365a56370753a30a370696407",
     ),
-    (Pull(12), "82a474797065a450756c6ca5736c6f74730c"),
+    (Capacity(12), "82a474797065a84361706163697479a5736c6f74730c"),
     (Started("t", 1), "83a474797065a753746172746564a47461736ba174a7617474656d707401"),
     (
         Progress("t", 1, 5, 20),
@@ -63,10 +62,10 @@ FROM_WORKER = [
     (Heartbeat(running=0), "82a474797065a9486561727462656174a772756e6e696e6700"),
     (Bye("told"), "82a474797065a3427965a6726561736f6ea4746f6c64"),
     (
-        Hello(PROTOCOL, "w", "m", "cpu:0", 7, about=About("P", modes=("text", "image"), checkpoints=True)),
+        Hello(PROTOCOL, "w", "m", "cpu:0", 7, engine_info=EngineInfo("P", modes=("text", "image"), checkpoints=True)),
         (
-            "87a474797065a548656c6c6fa870726f746f636f6c03a6776f726b6572a177a56d6f64656ca16da6646576696365a56370753a30"
-            "a370696407a561626f757483a8706970656c696e65a150a56d6f64657392a474657874a5696d616765ab636865636b706f696e74"
+            "87a474797065a548656c6c6fa870726f746f636f6c04a6776f726b6572a177a56d6f64656ca16da6646576696365a56370753a30"
+            "a370696407ab656e67696e655f696e666f83a8706970656c696e65a150a56d6f64657392a474657874a5696d616765ab636865636b706f696e74"
             "73c3"
         ),
     ),
@@ -78,15 +77,15 @@ FROM_WORKER = [
         ),
     ),
     (
-        Hello(PROTOCOL, "w", "m", "cpu:0", 7, start=StartTimes(spawn_s=0.5, device_s=0.25, standby=True)),
+        Hello(PROTOCOL, "w", "m", "cpu:0", 7, start=StartupTimes(spawn_s=0.5, device_s=0.25, standby=True)),
         (
-            "87a474797065a548656c6c6fa870726f746f636f6c03a6776f726b6572a177a56d6f64656ca16da6646576696365a56370753a30"
+            "87a474797065a548656c6c6fa870726f746f636f6c04a6776f726b6572a177a56d6f64656ca16da6646576696365a56370753a30"
             "a370696407a5737461727483a7737061776e5f73cb3fe0000000000000a86465766963655f73cb3fd0000000000000a77374616e646279c3"
         ),
     ),
     (
         Hello(PROTOCOL, "w", "m", "cpu:0", 7, [("t", 2)]),
-        "87a474797065a548656c6c6fa870726f746f636f6c03a6776f726b6572a177a56d6f64656ca16da6646576696365a56370753a30a370696407a772756e6e696e679192a17402",
+        "87a474797065a548656c6c6fa870726f746f636f6c04a6776f726b6572a177a56d6f64656ca16da6646576696365a56370753a30a370696407a772756e6e696e679192a17402",
     ),
     (
         Bye("device", crashed=True),
@@ -94,11 +93,10 @@ FROM_WORKER = [
     ),
 ]
 FOR_WORKER = [
-    (Welcome(1.0), "82a474797065a757656c636f6d65ab6865617274626561745f73cb3ff0000000000000"),
+    (Ack(1.0), "82a474797065a341636bab6865617274626561745f73cb3ff0000000000000"),
     (Reject("no"), "82a474797065a652656a656374a6726561736f6ea26e6f"),
     (Cancel(["t"]), "82a474797065a643616e63656ca57461736b7391a174"),
-    (Yield(["t"]), "82a474797065a55969656c64a57461736b7391a174"),
-    (Drain("spot"), "82a474797065a5447261696ea6726561736f6ea473706f74"),
+    (Preempt(["t"]), "82a474797065a7507265656d7074a57461736b7391a174"),
     (
         Assign([Assignment("t", 1, INPUTS)]),
         (
@@ -126,7 +124,7 @@ FOR_WORKER = [
             "a5696d616765a670726f6d7074a76120736576656ea5776964746840a668656967687440a5737465707314ae67756964616e6365"
             "5f7363616c65cb4008000000000000a47365656401a97363686564756c6572a46464696da46d6f6465a7696e7061696e74a87374"
             "72656e677468cb3fe0000000000000a56c6f7261739182a46e616d65a3696e6ba57363616c65cb3fe0000000000000ac72657072"
-            "6f64756369626c65c3a47374657005a5616c6f6e65c3"
+            "6f64756369626c65c3a47374657005a869736f6c61746564c3"
         ),
     ),
 ]
@@ -134,38 +132,38 @@ FOR_WORKER = [
 
 @pytest.mark.parametrize(("message", "golden"), FROM_WORKER, ids=lambda v: type(v).__name__)
 def test_golden_frames_from_a_worker(message: object, golden: str) -> None:
-    frames = encode([FromWorker(message)])  # type: ignore[arg-type]
+    frames = encode([WorkerEnvelope(message)])  # type: ignore[arg-type]
     assert bytes(frames[0]).hex() == "91" + golden
-    assert [parcel.message for parcel in decode_from_worker(frames)] == [message]
+    assert [envelope.message for envelope in decode_from_worker(frames)] == [message]
 
 
 @pytest.mark.parametrize(("message", "golden"), FOR_WORKER, ids=lambda v: type(v).__name__)
 def test_golden_frames_for_a_worker(message: object, golden: str) -> None:
-    frames = encode([ForWorker(message)])  # type: ignore[arg-type]
+    frames = encode([BalancerEnvelope(message)])  # type: ignore[arg-type]
     assert bytes(frames[0]).hex() == "91" + golden
-    assert [parcel.message for parcel in decode_for_worker(frames)] == [message]
+    assert [envelope.message for envelope in decode_for_worker(frames)] == [message]
 
 
 def test_frames_follow_their_messages_in_order() -> None:
-    parcels = [
-        FromWorker(Finished("a", 1), [b"png of a"]),
-        FromWorker(Heartbeat(running=1, counters=Counters(steps=3))),
-        FromWorker(Returned("b", 2, step=4, frames=2), [b"latents", b"state"]),
-        FromWorker(Progress("c", 1, 2, 3, preview=True, frames=2), [b"preview", b"state"]),
+    envelopes = [
+        WorkerEnvelope(Finished("a", 1), [b"png of a"]),
+        WorkerEnvelope(Heartbeat(running=1, counters=WorkerCounters(steps=3))),
+        WorkerEnvelope(Preempted("b", 2, step=4, frames=2), [b"latents", b"state"]),
+        WorkerEnvelope(Progress("c", 1, 2, 3, preview=True, frames=2), [b"preview", b"state"]),
     ]
-    frames = encode(parcels)
+    frames = encode(envelopes)
     assert len(frames) == 6
-    assert [(m, list(f)) for m, f in decode_from_worker(frames)] == [(m, list(f)) for m, f in parcels]
+    assert [(m, list(f)) for m, f in decode_from_worker(frames)] == [(m, list(f)) for m, f in envelopes]
     two = Assign(
         [Assignment("a", 1, INPUTS, frames=1), Assignment("b", 1, INPUTS), Assignment("c", 1, INPUTS, frames=2)]
     )
-    [(message, own)] = decode_for_worker(encode([ForWorker(two, [b"1", b"2", b"3"])]))
+    [(message, own)] = decode_for_worker(encode([BalancerEnvelope(two, [b"1", b"2", b"3"])]))
     assert (message, list(own)) == (two, [b"1", b"2", b"3"])
 
 
 def test_a_message_must_bring_the_frames_that_it_announces() -> None:
     with pytest.raises(ValueError, match="announces 1 frames, brings 0"):
-        encode([FromWorker(Finished("a", 1))])
+        encode([WorkerEnvelope(Finished("a", 1))])
 
 
 def header(*messages: object) -> bytes:
@@ -180,16 +178,16 @@ def header(*messages: object) -> bytes:
         ([b"\xc1"], "malformed"),
         ([b"\x80\x04\x95pickle"], "Expected `array`"),
         ([header({"type": "Nonsense"})], "Nonsense"),
-        ([header({"type": "Pull"})], "slots"),
-        ([header({"type": "Pull", "slots": "many"})], "Expected `int`"),
+        ([header({"type": "Capacity"})], "slots"),
+        ([header({"type": "Capacity", "slots": "many"})], "Expected `int`"),
         ([header({"type": "Finished", "task": "t", "attempt": 1})], "announce 1 frames, 0 came"),
-        ([header({"type": "Pull", "slots": 1}), b"stowaway"], "announce 0 frames, 1 came"),
-        ([header({"type": "Returned", "task": "t", "attempt": 1, "frames": -1})], ">= 0"),
-        ([header(*({"type": "Returned", "task": "t", "attempt": 1, "frames": n} for n in (2, -1))), b"x"], ">= 0"),
+        ([header({"type": "Capacity", "slots": 1}), b"stowaway"], "announce 0 frames, 1 came"),
+        ([header({"type": "Preempted", "task": "t", "attempt": 1, "frames": -1})], ">= 0"),
+        ([header(*({"type": "Preempted", "task": "t", "attempt": 1, "frames": n} for n in (2, -1))), b"x"], ">= 0"),
         ([header({"type": "Finished", "task": "t", "attempt": 1, "frames": 0})], ">= 1"),
         ([header({"type": "Finished", "task": "t", "attempt": 1, "frames": 2}), b"x", b"y"], "<= 1"),
-        ([header({"type": "Pull", "slots": -1})], ">= 0"),
-        ([header({"type": "Pull", "slots": 2**63})], "<= 2147483647"),
+        ([header({"type": "Capacity", "slots": -1})], ">= 0"),
+        ([header({"type": "Capacity", "slots": 2**63})], "<= 2147483647"),
         ([header({"type": "Started", "task": "t" * 201, "attempt": 1})], "length <= 200"),
         ([header({"type": "Progress", "task": "t", "attempt": 1, "step": 2**40, "steps": 1})], "<= 2147483647"),
         ([header({"type": "Heartbeat", "running": 0, "step_s": float("nan")})], ">= 0"),
@@ -235,7 +233,10 @@ def test_no_bytes_do_anything_else_than_decode_or_be_refused(frames: list[bytes]
 
 @given(st.data())
 def test_a_real_message_with_damaged_bytes_decodes_or_is_refused(data: st.DataObject) -> None:
-    frames = [bytes(frame) for frame in encode([FromWorker(Failed("task", 1, "error", "text")), FromWorker(Pull(3))])]
+    frames = [
+        bytes(frame)
+        for frame in encode([WorkerEnvelope(Failed("task", 1, "error", "text")), WorkerEnvelope(Capacity(3))])
+    ]
     position = data.draw(st.integers(0, len(frames[0]) - 1))
     damaged = frames[0][:position] + data.draw(st.binary(max_size=3)) + frames[0][position + 1 :]
     try:

@@ -14,8 +14,8 @@ from worker.batch import CHECKPOINT_EVERY_S, Batch, Gate, Member, checkpoint_due
 INPUTS = ImageInputs("a seven", 64, 64, steps=20, guidance_scale=3.0, seed=1, scheduler="ddim")
 
 
-def member(name: str, key: str = "64x64", *, alone: bool = False) -> Member[None]:
-    return Member(Assignment(name, 1, INPUTS, alone=alone), key, None)
+def member(name: str, key: str = "64x64", *, isolated: bool = False) -> Member[None]:
+    return Member(Assignment(name, 1, INPUTS, isolated=isolated), key, None)
 
 
 def chosen(batch: Batch[None]) -> list[str]:
@@ -65,7 +65,7 @@ def test_a_new_shape_neither_waits_for_the_old_one_nor_holds_it_up() -> None:
 
 def test_a_task_that_must_be_alone_has_a_step_of_its_own() -> None:
     batch: Batch[None] = Batch()
-    batch.join(member("suspect", alone=True))
+    batch.join(member("suspect", isolated=True))
     batch.join(member("other"))
     assert chosen(batch) == ["suspect"]
     batch.leave("suspect")

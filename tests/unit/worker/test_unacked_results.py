@@ -21,8 +21,8 @@ def test_what_was_sent_while_no_balancer_was_there_is_sent_again_to_the_next() -
     put(unread, "t", attempt=2)
     for _ in range(50):
         unread.beat()  # into the void
-    [(attempt, parcel)] = unread.introduce().values()
-    assert (attempt, parcel.message, parcel.frames) == (2, Finished("t", 2), [b"x"])
+    [(attempt, envelope)] = unread.introduce().values()
+    assert (attempt, envelope.message, envelope.frames) == (2, Finished("t", 2), [b"x"])
     assert list(unread.introduce()) == ["t"], "that one may have died too"
 
 

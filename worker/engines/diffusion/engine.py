@@ -19,7 +19,7 @@ import torch
 from PIL import Image
 
 from configs.settings import Model
-from wire.messages import SOURCES, About, ImageInputs
+from wire.messages import SOURCES, EngineInfo, ImageInputs
 from worker.engine import BatchKey, Checkpoint, OutOfMemory, Picture, Row, TaskError, Wanted
 from worker.engines.diffusion import device as devices
 from worker.engines.diffusion.cuda_graphs import make_forward_pass
@@ -85,8 +85,8 @@ class DiffusionEngine:
         self._checker = make_safety_checker(self._family.pipeline, self._device)
         self._decode_stream, self._save_stream = SideStream(self._device), SideStream(self._device)
 
-    def about(self) -> About:
-        return About(
+    def info(self) -> EngineInfo:
+        return EngineInfo(
             pipeline=type(self._family.pipeline).__name__,
             batching="family",
             modes=self._family.modes,
@@ -97,7 +97,7 @@ class DiffusionEngine:
         )
 
     def fingerprint(self) -> str:
-        model = f"{self._model.path}, {self.about().dtype}, compile {self._model.compile}"
+        model = f"{self._model.path}, {self.info().dtype}, compile {self._model.compile}"
         return f"{model}, {devices.environment(self._device)}"
 
     def key(self, inputs: ImageInputs) -> BatchKey:

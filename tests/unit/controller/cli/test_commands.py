@@ -11,7 +11,7 @@ from rich.console import Console
 
 from controller.cli.client import CommandFailed, add_target_options, find_server
 from controller.cli.tables import ServerStatus, format_duration, notable_decisions, render
-from wire.messages import Counters
+from wire.messages import WorkerCounters
 from wire.scaling import ControllerReport, DecisionRecord, DeviceRecord, ModelRecord, OverrideRecord, ReplicaRecord
 from wire.snapshot import ModelStats, Snapshot, WorkerStats
 
@@ -48,8 +48,8 @@ def rendered(status: ServerStatus) -> str:
     return output.getvalue()
 
 
-WORKER = WorkerStats("m-1", "m", "cuda:0", 7, "ready", 4, 1, 2, 0.1, 0.0125, 2.5, 3 << 30, Counters())
-MANUAL = WorkerStats("far-1", "m", "cuda:0", 8, "stuck", 4, 0, 0, 0.1, 0.0, 0.0, 0, Counters())
+WORKER = WorkerStats("m-1", "m", "cuda:0", 7, "ready", 4, 1, 2, 0.1, 0.0125, 2.5, 3 << 30, WorkerCounters())
+MANUAL = WorkerStats("far-1", "m", "cuda:0", 8, "stuck", 4, 0, 0, 0.1, 0.0, 0.0, 0, WorkerCounters())
 SNAPSHOT = Snapshot(0.0, 3725.0, [ModelStats("m", 5, 3, 1.0, 65.0, 0.5, 0.25)], [WORKER, MANUAL])
 
 

@@ -10,14 +10,14 @@ from controller.balancer_client import BalancerHttpClient, url_of
 from controller.runtime.gpus import is_visible
 from controller.runtime.observe import WorkerTracker, observe
 from controller.types import Queue, Stage, WorkerProcess
-from wire.messages import Counters
+from wire.messages import WorkerCounters
 from wire.snapshot import ModelStats, Snapshot, WorkerState, WorkerStats
 
 
 def stats(
     worker: str, state: WorkerState = "ready", slots: int = 4, assigned: int = 1, running: int = 2
 ) -> WorkerStats:
-    return WorkerStats(worker, "m", "sim:0", 1, state, slots, assigned, running, 0.1, 0.0, 0.0, 0, Counters())
+    return WorkerStats(worker, "m", "sim:0", 1, state, slots, assigned, running, 0.1, 0.0, 0.0, 0, WorkerCounters())
 
 
 def snapshot(*workers: WorkerStats, uptime_s: float = 1000.0) -> Snapshot:

@@ -15,7 +15,7 @@ from tests.support.scheduler import (
     task,
     updates,
 )
-from wire.messages import PROTOCOL, Finished, Heartbeat, Hello, Progress, Reject, Returned
+from wire.messages import PROTOCOL, Finished, Heartbeat, Hello, Preempted, Progress, Reject
 
 
 def test_rejected_worker_is_counted_each_time_and_logged_once() -> None:
@@ -41,7 +41,7 @@ def test_stale_and_foreign_results_are_counted_and_dropped() -> None:
     connect(core, "honest", 1)
     core.handle(TasksSubmitted([task("t")]), 0.0)
     connect(core, "other", 1)
-    for wrong in (Finished("t", 1), Progress("t", 1, 3, 20), Returned("t", 1), Finished("none", 1)):
+    for wrong in (Finished("t", 1), Progress("t", 1, 3, 20), Preempted("t", 1), Finished("none", 1)):
         assert updates(receive(core, "other", wrong, 1.0, (b"forged",) * wrong.frames)) == []
     assert updates(receive(core, "honest", Finished("t", 2), 1.0, (b"of another attempt",))) == []
     assert core.counters["stale"] == 5
@@ -56,7 +56,7 @@ def test_unknown_worker_is_counted_and_asked_for_a_hello() -> None:
     [effect] = receive(core, "w", Heartbeat(running=1))
     assert isinstance(effect, SendMessage)
     assert isinstance(effect.message, Reject)
-    assert core.counters["stranger"] == 1
+    assert core.counters["unknown_worker"] == 1
 
 
 def test_reported_steps_are_bounded() -> None:
@@ -82,7 +82,7 @@ def test_history_of_a_task_is_bounded() -> None:
     connect(core, "w", 1)
     core.handle(TasksSubmitted([task("t")]), 0.0)
     for attempt in range(1, 1000):
-        [(_, given)] = assignments(receive(core, "w", Returned("t", attempt), 1.0))
+        [(_, given)] = assignments(receive(core, "w", Preempted("t", attempt), 1.0))
         assert given.attempt == attempt + 1
     assert core.tasks["t"].state is TaskState.ASSIGNED
     assert len(core.tasks["t"].history) <= 100

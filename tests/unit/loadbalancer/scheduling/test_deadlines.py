@@ -16,7 +16,7 @@ from loadbalancer.scheduling.scheduler import Scheduler
 from loadbalancer.scheduling.task import Checkpoint, QueueFull, Task, TaskEnded, TaskState
 from loadbalancer.scheduling.worker_registry import Worker
 from tests.support.scheduler import INPUTS, assignments, connect, new_scheduler, receive, task, updates
-from wire.messages import PROTOCOL, Finished, Heartbeat, Hello, Progress, Pull, Started, StepCurve
+from wire.messages import PROTOCOL, Capacity, Finished, Heartbeat, Hello, Progress, Started, StepCurve
 
 SIZE = (64, 64)
 #: Seconds of a step by tasks in the batch.
@@ -127,7 +127,7 @@ def waiting(*tasks: Task) -> Scheduler:
 def test_late_tasks_expire_for_those_behind_them() -> None:
     late = [task(f"late{number}", timeout_s=0.4) for number in range(3)]
     core = waiting(*late, task("last", 0.1))
-    effects = receive(core, "w", Pull(1), 0.2)
+    effects = receive(core, "w", Capacity(1), 0.2)
     assert [given.task for _, given in assignments(effects)] == ["last"]
     ends = [update for update in updates(effects) if isinstance(update, TaskEnded)]
     assert [(end.task, end.state) for end in ends] == [(one.id, TaskState.EXPIRED) for one in late]
@@ -137,14 +137,14 @@ def test_late_tasks_expire_for_those_behind_them() -> None:
 
 def test_idle_worker_starts_a_late_task_without_others() -> None:
     core = waiting(task("late", timeout_s=0.4))
-    assert [given.task for _, given in assignments(receive(core, "w", Pull(1), 0.2))] == ["late"]
+    assert [given.task for _, given in assignments(receive(core, "w", Capacity(1), 0.2))] == ["late"]
 
 
 def test_remaining_steps_decide_lateness() -> None:
     new, far = task("a new one", timeout_s=0.2), task("far", timeout_s=0.2)
     far.resume_from(Checkpoint(STEPS - 2, STEPS, (b"state",)))
     core = waiting(new, far, task("patient", 0.1))
-    assert [given.task for _, given in assignments(receive(core, "w", Pull(1)))] == ["far"]
+    assert [given.task for _, given in assignments(receive(core, "w", Capacity(1)))] == ["far"]
     assert set(core.tasks) == {"far", "patient"}
 
 

@@ -16,7 +16,7 @@ from loadbalancer.scheduling.events import (
 from loadbalancer.scheduling.scheduler import Scheduler
 from loadbalancer.scheduling.task import DeadlineUnreachable, QueueFull, TaskEnded, TaskState
 from tests.support.scheduler import CURVES, connect, new_scheduler, receive, task, updates
-from wire.messages import Heartbeat, Progress, Pull, Started
+from wire.messages import Capacity, Heartbeat, Progress, Started
 
 CONFIG = Queue(deadline_slack=1.5, max_work_s=3.0)
 
@@ -99,7 +99,7 @@ def test_wait_ignores_completed_steps_and_draining() -> None:
     receive(core, "w", Started("t00", 1))
     receive(core, "w", Progress("t00", 1, 15, 20))
     assert wait(core) == pytest.approx(5 * 0.4)
-    receive(core, "w", Pull(0))
+    receive(core, "w", Capacity(0))
     assert wait(core) is None
     assert wait(new_scheduler()) is None, "no worker, so nothing is known"
 

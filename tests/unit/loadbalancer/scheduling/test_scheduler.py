@@ -23,16 +23,16 @@ from wire.messages import (
     Assign,
     Bye,
     Cancel,
-    Counters,
+    Capacity,
     Finished,
     Heartbeat,
     Hello,
+    Preempted,
     Progress,
-    Pull,
     Reject,
-    Returned,
     Started,
     StepCurve,
+    WorkerCounters,
 )
 
 
@@ -40,7 +40,7 @@ def test_task_runs_from_submission_to_completion() -> None:
     core = new_scheduler()
     assert assignments(core.handle(TasksSubmitted([task("t")]), 0.0)) == []
     [(worker, given)] = assignments(connect(core, "w", 4))
-    assert (worker, given.task, given.attempt, given.alone) == ("w", "t", 1, False)
+    assert (worker, given.task, given.attempt, given.isolated) == ("w", "t", 1, False)
     assert updates(receive(core, "w", Started("t", 1), 1.0)) == [TaskStarted("t")]
     assert updates(receive(core, "w", Progress("t", 1, 5, 20), 2.0)) == [TaskProgress("t", 5, 20, None)]
     assert updates(receive(core, "w", Finished("t", 1), 3.0, (b"png",))) == [TaskCompleted("t", b"png", 1.0, 2.0)]
@@ -83,7 +83,7 @@ def test_cancelled_task_frees_its_slot_on_release() -> None:
     effects = core.handle(TasksCancelled(["running"], "gone"), 2.0)
     assert SendMessage("w", Cancel(["running"])) in effects
     assert assignments(effects) == [], "the slot is taken until the worker releases it"
-    assert [a.task for _, a in assignments(receive(core, "w", Returned("running", 1), 2.1))] == ["next"]
+    assert [a.task for _, a in assignments(receive(core, "w", Preempted("running", 1), 2.1))] == ["next"]
 
 
 def test_lost_workers_tasks_keep_their_order() -> None:
@@ -118,7 +118,7 @@ def test_task_that_kills_workers_is_isolated_then_fails() -> None:
     core.handle(TasksSubmitted([task("poison")]), 0.0)
     for attempt in (1, 2, 3):
         [(_, given)] = assignments(connect(core, f"w{attempt}", 4, float(attempt)))
-        assert (given.attempt, given.alone) == (attempt, attempt == 3)
+        assert (given.attempt, given.isolated) == (attempt, attempt == 3)
         receive(core, f"w{attempt}", Started("poison", attempt), float(attempt))
         if attempt == 3:
             assert assignments(core.handle(TasksSubmitted([task("innocent", 3.0)]), 3.0)) == [], (
@@ -146,7 +146,7 @@ def test_isolated_task_waits_for_an_empty_worker() -> None:
     assert {w for w, _ in assignments(core.handle(TasksSubmitted([task("6", 2.0)]), 2.0))} == {free.id}
     for name, attempt in list(reserved.assigned.items()):
         effects = receive(core, reserved.id, Finished(name, attempt), 3.0, (b"",))
-    assert [(w, a.task, a.alone) for w, a in assignments(effects)] == [(reserved.id, "suspect", True)]
+    assert [(w, a.task, a.isolated) for w, a in assignments(effects)] == [(reserved.id, "suspect", True)]
 
 
 def test_unstarted_task_is_not_blamed_for_a_crash() -> None:
@@ -164,8 +164,8 @@ def test_preempted_task_resumes_on_another_worker() -> None:
     connect(core, "a", 1)
     core.handle(TasksSubmitted([task("t")]), 0.0)
     receive(core, "a", Started("t", 1))
-    receive(core, "a", Pull(0))
-    receive(core, "a", Returned("t", 1, step=7, frames=1), 1.0, (b"latents",))
+    receive(core, "a", Capacity(0))
+    receive(core, "a", Preempted("t", 1, step=7, frames=1), 1.0, (b"latents",))
     receive(core, "a", Bye("drained"), 1.0)
     effects = connect(core, "b", 1, 2.0)
     [(_, given)] = assignments(effects)
@@ -228,7 +228,7 @@ def test_unknown_worker_is_asked_again_after_a_pause() -> None:
         if isinstance(effect, SendMessage)
     ]
     assert asked == [0.0, 0.6]
-    assert core.counters["stranger"] == len(times)
+    assert core.counters["unknown_worker"] == len(times)
     assert [(a.task, a.attempt) for _, a in assignments(connect(core, "w", 4, 0.8))] == [("t", 1)]
     core.handle(WorkerLost("w", "killed"), 0.9)
     assert len(receive(core, "w", Heartbeat(running=1), 0.9)) == 1, "it was connected meanwhile"
@@ -251,7 +251,7 @@ def test_eta_follows_from_measured_steps() -> None:
     unknown = core.estimate("2")
     assert unknown is not None
     assert (unknown.state, unknown.position, unknown.eta_s) == (TaskState.QUEUED, 0, None)
-    receive(core, "w", Heartbeat(running=2, step_s=0.1, batch=2.0, counters=Counters(steps=1)))
+    receive(core, "w", Heartbeat(running=2, step_s=0.1, batch=2.0, counters=WorkerCounters(steps=1)))
     last = core.estimate("3")
     assert last is not None
     assert last.position == 1

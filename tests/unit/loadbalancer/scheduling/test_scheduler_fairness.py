@@ -21,15 +21,15 @@ from tests.support.scheduler import (
 )
 from wire.messages import (
     Cancel,
-    Counters,
+    Capacity,
     Finished,
     Heartbeat,
+    Preempted,
     Progress,
-    Pull,
-    Returned,
     Started,
     StepCurve,
     ToBalancer,
+    WorkerCounters,
 )
 
 
@@ -45,12 +45,12 @@ def test_preempted_task_resumes_where_it_was() -> None:
     [note] = log_lines(effects)
     assert note == "task 1 leaves w at step 5 of 20: priority 0 is preempted by urgent of priority 1"
     assert preempt_requests(core.handle(Tick(), 1.1)) == [], "once is enough"
-    placed = assignments(receive(core, "w", Returned("1", 1, step=6, frames=1), 1.2, (b"state",)))
+    placed = assignments(receive(core, "w", Preempted("1", 1, step=6, frames=1), 1.2, (b"state",)))
     assert [given.task for _, given in placed] == ["urgent"]
     receive(core, "w", Started("urgent", 1), 1.2)
     placed = assignments(receive(core, "w", Finished("urgent", 1), 2.0, (b"png",)))
     assert [(given.task, given.step, given.frames) for _, given in placed] == [("1", 6, 1)]
-    assert (core.counters["displaced"], core.counters["steps_redone"]) == (1, 0)
+    assert (core.counters["preempted"], core.counters["steps_redone"]) == (1, 0)
 
 
 def test_new_worker_gets_half_of_the_running_tasks() -> None:
@@ -68,11 +68,11 @@ def test_new_worker_gets_half_of_the_running_tasks() -> None:
     assert moving == [("a", "1"), ("a", "2")]
     assert preempt_requests(core.handle(Tick(), 1.3)) == []
     for worker, name in moving:
-        [(target, given)] = assignments(receive(core, worker, Returned(name, 1, step=8, frames=1), 1.4, (b"state",)))
+        [(target, given)] = assignments(receive(core, worker, Preempted(name, 1, step=8, frames=1), 1.4, (b"state",)))
         assert (target, given.step) == ("b", 8)
         receive(core, "b", Started(name, 2), 1.5)
     assert preempt_requests(core.handle(Tick(), 9.0)) == [], "it has come to rest"
-    assert (core.counters["taken_over"], core.counters["steps_redone"]) == (2, 0)
+    assert (core.counters["rebalanced"], core.counters["steps_redone"]) == (2, 0)
 
 
 @pytest.mark.parametrize(
@@ -84,7 +84,7 @@ def test_disabled_preemption_moves_nothing(config: Queue, grouped: tuple[str, ..
     for worker in ("a", "b"):
         connect(core, worker, 4)
         receive(core, worker, Heartbeat(running=0, curves=CURVES))
-    receive(core, "b", Pull(0))
+    receive(core, "b", Capacity(0))
     core.handle(TasksSubmitted([task(name) for name in "1234"]), 0.0)
     for name in "1234":
         receive(core, "a", Started(name, 1), 0.0)
@@ -92,12 +92,12 @@ def test_disabled_preemption_moves_nothing(config: Queue, grouped: tuple[str, ..
         core.handle(TasksSubmitted([task("urgent", priority=9)]), 0.0)
         assert preempt_requests(core.handle(Tick(), 1.0)) == []
         core.handle(TasksCancelled(["urgent"], "gone"), 1.0)
-    receive(core, "b", Pull(4), 1.0)
+    receive(core, "b", Capacity(4), 1.0)
     assert preempt_requests(core.handle(Tick(), 1.0)) == []
 
 
 def beat(steps: int) -> Heartbeat:
-    return Heartbeat(running=1, step_s=0.5, batch=1.0, counters=Counters(steps=steps))
+    return Heartbeat(running=1, step_s=0.5, batch=1.0, counters=WorkerCounters(steps=steps))
 
 
 def test_stuck_workers_tasks_resume_on_another() -> None:
@@ -135,7 +135,7 @@ def test_signs_of_progress_prevent_stuck(sign: str) -> None:
         receive(core, "w", beat(1), 1.0 if sign == "silent" else 6.0)
     signs: dict[str, ToBalancer] = {
         "step": beat(2),
-        "finished": Heartbeat(1, counters=Counters(steps=1, finished=1)),
+        "finished": Heartbeat(1, counters=WorkerCounters(steps=1, finished=1)),
         "message": Progress("t", 1, 1, 20),
         "was silent": Heartbeat(running=1),
     }

@@ -18,7 +18,7 @@ from loadbalancer.scheduling.events import (
 from loadbalancer.scheduling.scheduler import Scheduler
 from loadbalancer.scheduling.task import Checkpoint, Task, TaskCompleted, TaskState
 from tests.support.scheduler import assignments, connect, new_scheduler, receive, task, updates
-from wire.messages import PROTOCOL, Cancel, Finished, Hello, Progress, Pull, Returned
+from wire.messages import PROTOCOL, Cancel, Capacity, Finished, Hello, Preempted, Progress
 
 HOLD_S = 3.0
 
@@ -59,7 +59,7 @@ def test_claimed_task_continues_and_its_image_counts() -> None:
     ]
     assert done.image == b"image"
     assert receive(core, "w", Finished("t", 2), 0.4, (b"image",)) == [], "once"
-    assert core.counters["taken_up"] == 1
+    assert core.counters["resumed"] == 1
     assert core.counters["steps_redone"] == 0
 
 
@@ -149,8 +149,8 @@ def test_claimed_tasks_end_like_others() -> None:
     core = resumed("t", "u", "v")
     connect(core, "w", 4, 0.0, {"t": 1, "u": 2, "v": 3})
     assert cancels(core.handle(TasksCancelled(["t"], "cancelled"), 0.1)) == ["t"]
-    receive(core, "w", Returned("t", 1), 0.2)
-    [(_, given)] = assignments(receive(core, "w", Returned("u", 2, 9, 1), 0.2, (b"newer",)))
+    receive(core, "w", Preempted("t", 1), 0.2)
+    [(_, given)] = assignments(receive(core, "w", Preempted("u", 2, 9, 1), 0.2, (b"newer",)))
     assert (given.task, given.attempt, given.step) == ("u", 3, 9)
     assert core.registry.workers["w"].assigned == {"u": 3, "v": 3}
     assert cancels(core.handle(Tick(), 1001.0)) == ["u", "v"], "their time is over"
@@ -160,7 +160,7 @@ def test_claimed_tasks_end_like_others() -> None:
 def test_claimed_tasks_take_slots() -> None:
     core = resumed("t", "u", "x")
     connect(core, "w", 2, 0.0, {"t": 1, "u": 1})
-    receive(core, "w", Pull(2), HOLD_S)
+    receive(core, "w", Capacity(2), HOLD_S)
     assert core.registry.workers["w"].free_slots == 0
     freed = receive(core, "w", Finished("t", 1), HOLD_S + 1, (b"image",))
     assert [(w, a.task) for w, a in assignments(freed)] == [("w", "x")]

@@ -23,25 +23,25 @@ from loadbalancer.scheduling.events import (
 from loadbalancer.scheduling.preemption import MAX_PREEMPTIONS
 from loadbalancer.scheduling.task import Task, TaskCompleted, TaskEnded
 from tests.support.scheduler import new_scheduler
-from wire.codec import FromWorker
+from wire.codec import WorkerEnvelope
 from wire.messages import (
     PROTOCOL,
-    About,
     Assign,
     Assignment,
     Cancel,
-    Counters,
+    Capacity,
+    EngineInfo,
     Finished,
     Heartbeat,
     Hello,
     ImageInputs,
+    Preempt,
+    Preempted,
     Progress,
-    Pull,
-    Returned,
     Started,
     StepCurve,
     ToBalancer,
-    Yield,
+    WorkerCounters,
 )
 
 STEP_S = 0.5
@@ -70,11 +70,11 @@ class Machine:
                         assert at == given.step, "the checkpoint is that of the reported step"
                         self.tasks[given.task] = given, at
                         answers.append((Started(given.task, given.attempt), ()))
-                case Cancel(tasks) | Yield(tasks):
+                case Cancel(tasks) | Preempt(tasks):
                     for name in tasks:
                         if name in self.tasks:
                             given, at = self.tasks.pop(name)
-                            answers.append((Returned(name, given.attempt, at, 1), (b"%d" % at,)))
+                            answers.append((Preempted(name, given.attempt, at, 1), (b"%d" % at,)))
                 case _:
                     pass
         self.inbox.clear()
@@ -116,10 +116,10 @@ class SchedulerMachine(RuleBasedStateMachine):
 
     def send(self, machine: Machine, answers: list[tuple[ToBalancer, tuple[bytes, ...]]]) -> None:
         for message, frames in answers:
-            self.run(self.core.handle(MessageReceived(machine.name, FromWorker(message, frames)), self.now))
+            self.run(self.core.handle(MessageReceived(machine.name, WorkerEnvelope(message, frames)), self.now))
 
     def send_heartbeat(self, machine: Machine) -> None:
-        counters = Counters(steps=machine.steps)
+        counters = WorkerCounters(steps=machine.steps)
         self.send(machine, [(Heartbeat(len(machine.tasks), STEP_S, 4.0, 0, counters, CURVES), ())])
 
     @precondition(lambda self: len(self.machines) < 3)
@@ -127,8 +127,8 @@ class SchedulerMachine(RuleBasedStateMachine):
     def join(self) -> None:
         self.connected += 1
         machine = self.machines[f"w{self.connected}"] = Machine(f"w{self.connected}")
-        hello = Hello(PROTOCOL, machine.name, "m", "sim:0", 1, [], About(checkpoints=True))
-        self.send(machine, [(hello, ()), (Pull(4), ())])
+        hello = Hello(PROTOCOL, machine.name, "m", "sim:0", 1, [], EngineInfo(checkpoints=True))
+        self.send(machine, [(hello, ()), (Capacity(4), ())])
         self.send_heartbeat(machine)
 
     @rule(

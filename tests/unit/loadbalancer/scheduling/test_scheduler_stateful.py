@@ -31,12 +31,12 @@ from tests.support.scheduler import CURVES, INPUTS, connect, new_scheduler, rece
 from wire.messages import (
     Assign,
     Bye,
+    Capacity,
     Failed,
     Finished,
     Heartbeat,
+    Preempted,
     Progress,
-    Pull,
-    Returned,
     Started,
     ToBalancer,
 )
@@ -134,7 +134,7 @@ class Histories(RuleBasedStateMachine):
 
     @rule(worker=st.sampled_from("ab"), slots=st.integers(0, 4))
     def pull(self, worker: str, slots: int) -> None:
-        self.run(receive(self.core, worker, Pull(slots), self.now))
+        self.run(receive(self.core, worker, Capacity(slots), self.now))
 
     @rule(worker=st.sampled_from("ab"), name=tasks, kind=st.sampled_from(["started", "progress", "saved", "beat"]))
     def report(self, worker: str, name: str, kind: str) -> None:
@@ -153,8 +153,8 @@ class Histories(RuleBasedStateMachine):
         messages: dict[str, tuple[ToBalancer, tuple[bytes, ...]]] = {
             "finished": (Finished(name, attempt), (b"image",)),
             "failed": (Failed(name, attempt, "error", "broken"), ()),
-            "returned": (Returned(name, attempt), ()),
-            "moved": (Returned(name, attempt, step=3, frames=1), (b"state",)),
+            "returned": (Preempted(name, attempt), ()),
+            "moved": (Preempted(name, attempt, step=3, frames=1), (b"state",)),
         }
         message, frames = messages[kind]
         self.run(receive(self.core, worker, message, self.now, frames))

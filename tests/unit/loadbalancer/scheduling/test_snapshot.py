@@ -16,7 +16,7 @@ from loadbalancer.scheduling.scheduler import Scheduler
 from loadbalancer.scheduling.task import Task
 from loadbalancer.scheduling.worker_registry import Worker
 from tests.support.scheduler import CURVES, INPUTS, assignments, connect, new_scheduler, receive, task
-from wire.messages import PROTOCOL, Finished, Heartbeat, Hello, Progress, Returned, Started, StepCurve
+from wire.messages import PROTOCOL, Finished, Heartbeat, Hello, Preempted, Progress, Started, StepCurve
 from wire.snapshot import ModelStats
 
 SPAN_S = 10
@@ -143,7 +143,7 @@ def test_interrupted_task_is_recorded_not_learned() -> None:
     core = measured()
     core.handle(TasksSubmitted([task("t")]), 0.0)
     receive(core, "w", Started("t", 1), 1.0)
-    effects = receive(core, "w", Returned("t", 1, 10, 1), 3.0, (b"state",))
+    effects = receive(core, "w", Preempted("t", 1, 10, 1), 3.0, (b"state",))
     [(_, again)] = assignments(effects)
     receive(core, "w", Started("t", again.attempt), 4.0)
     effects = receive(core, "w", Finished("t", again.attempt), 9.0, (b"picture",))

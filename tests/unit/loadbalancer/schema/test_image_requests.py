@@ -22,11 +22,11 @@ from loadbalancer.scheduling.task import TaskEnded, TaskState
 from loadbalancer.schema.errors import ContentRefused, InvalidRequest, from_ended
 from loadbalancer.schema.parsing import parse
 from loadbalancer.schema.requests import ImageRequest, PredictRequest
-from wire.messages import About, ImageInputs, Lora
+from wire.messages import EngineInfo, ImageInputs, Lora
 
-ABLE = About("AblePipeline", modes=("text", "image", "inpaint"), loras=True, reproducible=True)
-TEXT_ONLY = About("TextPipeline", modes=("text",))
-INPAINT_ONLY = About("InpaintPipeline", modes=("inpaint",))
+ABLE = EngineInfo("AblePipeline", modes=("text", "image", "inpaint"), loras=True, reproducible=True)
+TEXT_ONLY = EngineInfo("TextPipeline", modes=("text",))
+INPAINT_ONLY = EngineInfo("InpaintPipeline", modes=("inpaint",))
 ADAPTERS = ["ink", "fog", "snow", "v1.5_b-2"]
 URL = "data:image/png;base64,AAAA"
 PLAIN = SourceImages(64, 32, (bytes(64 * 32 * 3),))
@@ -146,7 +146,7 @@ def test_nothing_is_refused_for_an_engine_that_is_not_known_yet() -> None:
         (INPAINT_ONLY, None, "cannot draw from text alone, but from a picture with a mask"),
     ],
 )
-def test_what_the_engine_cannot_draw_from_is_refused(about: About, sources: SourceImages | None, fragment: str) -> None:
+def test_input_unsupported_by_engine_is_refused(about: EngineInfo, sources: SourceImages | None, fragment: str) -> None:
     with pytest.raises(InvalidRequest) as refused:
         complete(sources, ModelCapabilities(about)) if sources else admit(ModelCapabilities(about))
     assert refused.value.param == "image"

@@ -391,7 +391,7 @@ def test_reproducible_model_makes_all_requests_reproducible(engine: DiffusionEng
 
 
 def test_about_and_fingerprint(engine: DiffusionEngine) -> None:
-    about = engine.about()
+    about = engine.info()
     assert (about.pipeline, about.batching, about.dtype) == ("StableDiffusionPipeline", "family", "float32")
     assert about.modes == ("text", "image", "inpaint")
     assert (about.checkpoints, about.reproducible, about.loras) == (True, True, False)

@@ -51,7 +51,7 @@ def answer(engine: DiffusionEngine, inputs: ImageInputs) -> DiffusionRow | TaskE
 def test_modes_supported_by_denoiser(engines: Engines, name: str) -> None:
     engine = engines[name]
     expected = ("inpaint",) if name.endswith("inpaint") else ("text", "image", "inpaint")
-    assert engine.about().modes == expected
+    assert engine.info().modes == expected
     for mode in SOURCES:
         row = answer(engine, request(mode=mode))
         if mode in expected:
@@ -81,7 +81,7 @@ def test_sd3_rejects_too_many_patches(engines: Engines) -> None:
 
 @pytest.mark.parametrize("name", CHECKPOINTS)
 def test_passes_per_guidance_scale(engines: Engines, name: str) -> None:
-    mode = engines[name].about().modes[0]
+    mode = engines[name].info().modes[0]
     one_pass = name.startswith("flux") or name == "sd-distilled"
     rows = admit(engines[name], *(request(guidance_scale=scale, mode=mode) for scale in (0.0, 1.0, 1.1, 7.5)))
     assert [row.passes for row in rows] == ([1, 1, 1, 1] if one_pass else [1, 1, 2, 2])
@@ -90,7 +90,7 @@ def test_passes_per_guidance_scale(engines: Engines, name: str) -> None:
 @pytest.mark.parametrize("name", CHECKPOINTS)
 def test_guidance_scale_affects_result(engines: Engines, name: str) -> None:
     engine = engines[name]
-    mode = engine.about().modes[0]
+    mode = engine.info().modes[0]
     rows = admit(engine, *(request(guidance_scale=scale, mode=mode) for scale in (2.0, 5.0)))
     finish(engine, *rows)
     assert torch.equal(rows[0].latents, rows[1].latents) == (name == "flux-schnell")
@@ -148,7 +148,7 @@ def test_sdxl_vae_with_force_upcast_stays_float32(tmp_path: Path) -> None:
     for name, upcast, dtype in (("usual", True, torch.float32), ("fixed", False, torch.float16)):
         sdxl(force_upcast=upcast).save_pretrained(tmp_path / name)
         engine = engine_of(tmp_path / name, dtype="float16")
-        assert engine.about().dtype == "float16"
+        assert engine.info().dtype == "float16"
         assert engine._family.vae.dtype == dtype
         [row] = run_one(engine, request(mode="inpaint"))
         assert row.latents.dtype == torch.float16
@@ -164,7 +164,7 @@ def run_one(engine: DiffusionEngine, inputs: ImageInputs) -> list[DiffusionRow]:
 @pytest.mark.parametrize("name", sorted(set(CHECKPOINTS) - {"sd"}))
 def test_resumed_rows_bit_equal_for_every_family(engines: Engines, name: str) -> None:
     engine = engines[name]
-    for mode in engine.about().modes:
+    for mode in engine.info().modes:
         task = engine_request(request(mode=mode, steps=5, strength=0.8))
         [row] = admit(engine, task)
         saved: list[Checkpoint] = []
@@ -180,7 +180,7 @@ def test_resumed_rows_bit_equal_for_every_family(engines: Engines, name: str) ->
 @pytest.mark.parametrize("name", ["sdxl", "sd-inpaint", "sd3", "flux-dev"])
 def test_reproducible_bits_equal_for_every_family(engines: Engines, name: str) -> None:
     engine = engines[name]
-    modes = engine.about().modes
+    modes = engine.info().modes
     asked = request(mode=modes[-1], reproducible=True, prompt="the same again", strength=0.8)
     [single] = run_one(engine, asked)
     others = [request(mode=modes[n % len(modes)], seed=50 + n, reproducible=True, steps=4 + n) for n in range(6)]

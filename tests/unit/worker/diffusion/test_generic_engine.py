@@ -95,7 +95,7 @@ def refusal(engine: GenericEngine, inputs: ImageInputs, *sources: bytes) -> Task
 @pytest.mark.parametrize(("kind", "broken"), [("text", "unet"), ("control", "unet"), ("control", "controlnet")])
 def test_forward_pass_error_moves_no_row(engines: Engines, kind: str, broken: str) -> None:
     engine = engines(kind)
-    [mode] = engine.about().modes
+    [mode] = engine.info().modes
     requested = [request(mode, seed=n, scheduler=name) for n, name in enumerate(("ddim", "heun", "dpmpp_2m"))]
     rows, untouched = admit(engine, *requested), admit(engine, *requested)
     for _ in range(2):
@@ -194,7 +194,7 @@ def test_decoder_error_fails_only_its_image(engine: GenericEngine) -> None:
 @pytest.mark.parametrize("kind", ["text", "control", "separate", "lists"])
 def test_released_row_frees_its_thread(engines: Engines, kind: str) -> None:
     engine = engines(kind)
-    [mode] = engine.about().modes
+    [mode] = engine.info().modes
     early, unstepped, stays = admit(engine, *(request(mode, seed=n) for n in range(3)))
     assert threads(3)
     engine.release(unstepped)
@@ -230,7 +230,7 @@ def test_steps_known_at_start_and_count_denoiser_calls(
     engines: Engines, kind: str, changes: dict[str, Any], steps: int
 ) -> None:
     engine = engines(kind)
-    [mode] = engine.about().modes
+    [mode] = engine.info().modes
     finish(
         engine, *admit(engine, request(mode, **changes))
     )  # the first request of a kind may start with a wrong estimate
@@ -246,7 +246,7 @@ def test_steps_known_at_start_and_count_denoiser_calls(
 @pytest.mark.parametrize("kind", ["text", "control"])
 def test_rows_of_all_settings_share_forward_pass(engines: Engines, kind: str) -> None:
     engine = engines(kind)
-    [mode] = engine.about().modes
+    [mode] = engine.info().modes
     rows = admit(
         engine,
         request(mode, guidance_scale=1.0),
@@ -298,7 +298,7 @@ def test_decode_runs_beside_steps_of_others(engine: GenericEngine) -> None:
 
 def test_concurrent_decodes_keep_vae_dtype(tmp_path: Path) -> None:
     engine = engine_of(model_of("large", tmp_path, dtype="float16"))
-    assert engine.about().dtype == "float16"
+    assert engine.info().dtype == "float16"
     for _ in range(3):
         rows = admit(engine, *(request(seed=n, steps=3 + n % 2) for n in range(4)))
         finish(engine, *rows)
@@ -347,7 +347,7 @@ def test_finished_requests_leak_nothing(engines: Engines) -> None:
 
 
 def test_modes_found_by_probe(engines: Engines) -> None:
-    modes = {kind: engines(kind).about().modes for kind in (*BUILT_IN, "control", "control_inpaint", "classes")}
+    modes = {kind: engines(kind).info().modes for kind in (*BUILT_IN, "control", "control_inpaint", "classes")}
     assert modes == {
         "text": ("text",),
         "image": ("image",),
@@ -356,7 +356,7 @@ def test_modes_found_by_probe(engines: Engines) -> None:
         "control_inpaint": ("inpaint",),
         "classes": ("text",),
     }
-    about = engines("control").about()
+    about = engines("control").info()
     assert (about.pipeline, about.batching, about.dtype) == (
         "StableDiffusionControlNetPipeline",
         "generic",
@@ -388,7 +388,7 @@ def test_rejection_states_reason_and_affects_no_other_row(
     engines: Engines, kind: str, inputs: ImageInputs, text: str
 ) -> None:
     engine = engines(kind)
-    [mode] = engine.about().modes
+    [mode] = engine.info().modes
     [row] = admit(engine, request(mode, prompt="1"))
     rejection, other = engine.admit([Wanted(i, sources_of(i)) for i in (inputs, request(mode, prompt="2"))])
     assert isinstance(rejection, TaskError)

@@ -125,7 +125,7 @@ def test_different_adapters_in_one_batch_equal_pipeline(kind: str, tmp_path: Pat
     save_lora(tmp_path, "ink", make, seed=1)
     save_lora(tmp_path, "wet.v1", make, 2, {denoiser: DENOISER, **dict.fromkeys(ENCODERS[kind], ENCODER)}, rank=2)
     engine = engine_of(tmp_path / "model", loras=tmp_path)
-    assert engine.about().loras
+    assert engine.info().loras
     sets: list[tuple[Lora, ...]] = [
         (),
         (Lora("ink", 0.5),),
@@ -296,7 +296,7 @@ def test_lora_dropout_inactive_at_inference(engine: DiffusionEngine, loras: Path
 
 def test_model_without_folder_rejects_adapters(checkpoint: Path) -> None:
     engine = engine_of(checkpoint)
-    assert not engine.about().loras
+    assert not engine.info().loras
     [answer] = engine.admit([engine_request(request(loras=(Lora("ink"),)))])
     assert isinstance(answer, TaskError)
     assert answer.message == "this model does not support LoRA adapters"

@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 import torch
 from PIL import Image
 
-from wire.messages import SOURCES, DrawMode, ImageInputs
+from wire.messages import SOURCES, GenerationMode, ImageInputs
 from worker.engine import TaskError, UnsupportedModel
 from worker.engines.diffusion.device import to_device
 from worker.engines.diffusion.families.prompt_cache import Encoded
@@ -56,7 +56,7 @@ class Family(abc.ABC):
         return dtype
 
     @property
-    def modes(self) -> tuple[DrawMode, ...]:
+    def modes(self) -> tuple[GenerationMode, ...]:
         return ("inpaint",) if self.has_mask_channels else tuple(SOURCES)
 
     @property

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from PIL import Image
 
-from wire.messages import SOURCES, DrawMode, ImageInputs
+from wire.messages import SOURCES, GenerationMode, ImageInputs
 from worker.engine import TaskError, UnsupportedModel
 
 #: Parameters for the source image. A ControlNet pipeline gets it for both.
@@ -49,9 +49,9 @@ class PipelineArguments:
     def takes_size(self) -> bool:
         return "height" in self._parameters or "width" in self._parameters
 
-    def modes(self) -> list[DrawMode]:
+    def modes(self) -> list[GenerationMode]:
         """Return candidate modes; the probe finds out which of them work."""
-        modes: list[DrawMode] = ["text"]
+        modes: list[GenerationMode] = ["text"]
         if any(name in self._parameters for name in _IMAGE_NAMES):
             modes.append("image")
         if _MASK_NAME in self._parameters:

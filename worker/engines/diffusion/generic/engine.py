@@ -16,7 +16,7 @@ import torch
 from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionSafetyChecker
 
 from configs.settings import Model
-from wire.messages import About, DrawMode, ImageInputs
+from wire.messages import EngineInfo, GenerationMode, ImageInputs
 from worker.engine import BatchKey, Checkpoint, DeviceLost, Picture, Row, TaskError, UnsupportedModel, Wanted
 from worker.engines.diffusion import device as devices
 from worker.engines.diffusion.device import CompletionEvent, translate_device_errors
@@ -49,7 +49,7 @@ class GenericEngine:
         self._model = model
         self._device = devices.select_device(device)
         self._pipeline = None
-        self._modes: tuple[DrawMode, ...] = ()
+        self._modes: tuple[GenerationMode, ...] = ()
         #: False if the denoiser's output for a row depends on the other rows of its batch.
         self._can_batch = True
         #: The only image size of a pipeline without size arguments.
@@ -95,8 +95,8 @@ class GenericEngine:
     def warm_up(self) -> None:
         """The probe in `load` has already warmed the model up."""
 
-    def about(self) -> About:
-        return About(
+    def info(self) -> EngineInfo:
+        return EngineInfo(
             pipeline=type(self._pipeline).__name__,
             batching="generic",
             modes=self._modes,
@@ -105,7 +105,7 @@ class GenericEngine:
         )
 
     def fingerprint(self) -> str:
-        about = self.about()
+        about = self.info()
         model = f"{self._model.path}, {self._model.controlnet}, {about.pipeline}, {about.batching}, {about.dtype}"
         return f"{model}, {devices.environment(self._device)}"
 
@@ -236,7 +236,7 @@ class GenericEngine:
         """Find the working modes, check batching and warm up, with a few requests."""
         candidates = self._arguments.modes()
         self._modes = tuple(candidates)
-        errors: dict[DrawMode, str] = {}
+        errors: dict[GenerationMode, str] = {}
         before = self._attention_processors()
         for mode in candidates:
             try:

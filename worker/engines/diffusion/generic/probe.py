@@ -8,7 +8,7 @@ import torch
 from torch.utils import _pytree as pytree
 
 from configs.settings import Model
-from wire.messages import SOURCES, DrawMode, ImageInputs
+from wire.messages import SOURCES, GenerationMode, ImageInputs
 from worker.engine import Wanted
 
 #: Enough for multistep solvers.
@@ -17,7 +17,7 @@ _STEPS = 4
 _ROUNDING = {torch.float32: 1e-4, torch.float16: 3e-2, torch.bfloat16: 1e-1}
 
 
-def probe_request(model: Model, mode: DrawMode, number: int = 0) -> Wanted:
+def probe_request(model: Model, mode: GenerationMode, number: int = 0) -> Wanted:
     """Return a request at the model's defaults; `number` varies everything that may vary in a batch."""
     defaults = model.defaults
     width, height = map(int, defaults.size.split("x"))
