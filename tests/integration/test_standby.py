@@ -301,7 +301,7 @@ def test_a_spare_that_dies_is_made_good_and_disturbs_nobody(start: Start) -> Non
     waiting.kill()
     instance.until(lambda: ready_spares(instance) not in ([], [spare]), "another spare")
     assert [w.worker for w in instance.until_workers(1)] == [worker.worker]
-    instance.until_logged(f"spare {spare} died (signal 9)")
+    instance.until_logged(f"standby {spare} died (signal 9)")
     assert "crash" not in instance.output()
 
 
