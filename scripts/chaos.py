@@ -1,15 +1,15 @@
 #!/usr/bin/env python3
-"""Break everything, on purpose and by plan, while clients ask; then count what was lost. It should be nothing.
+"""Inject faults into a running server under load, and count violations; there should be none.
 
     scripts/chaos.py --minutes 5 --seed 7
 
-Starts the real server on loopback, with API keys, and lets a mixed load at it: plain, streamed and durable requests,
-clients that leave in the middle, clients that hardly read. Meanwhile workers, balancer and controller are killed, told
-to stop, and held, by a schedule that follows from the seed. Two profiles share the minutes: `digits`, the built-in
-model on two workers, and `sim`, simulated accelerators that the controller scales between two and twelve.
+Starts the server on loopback, with API keys, and sends a mixed load: plain, streamed and durable requests, clients that
+close the connection early, and slow readers. Meanwhile workers, balancer and controller receive SIGKILL, SIGTERM and
+SIGSTOP by a schedule that follows from the seed. Two profiles share the minutes: `digits`, the built-in model on two
+workers, and `sim`, simulated accelerators that the controller scales between two and twelve.
 
-Exit status 1 where anything was lost, answered twice, wrong, leaked or left behind: what is known is printed, and the
-folder with the programs' logs is kept.
+The exit status is 1 if a request was lost, answered twice or answered wrongly, or if a slot or process remains. The
+violations are then printed, and the folder with the programs' logs is kept.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from scripts import ensure_venv  # noqa: F401 - first: it may begin again elsewhere
+from scripts import ensure_venv  # noqa: F401 - first: it may run this program again in `.venv`
 
 # isort: split
 import argparse
@@ -31,40 +31,43 @@ import tempfile
 from rich.console import Console
 
 from scripts.chaos_lib.profiles import PROFILES
-from scripts.chaos_lib.report import MUST_BE_ZERO, as_tree, summary, table
-from scripts.chaos_lib.run import Verdict, run
+from scripts.chaos_lib.report import MUST_BE_ZERO, summary, table, to_json
+from scripts.chaos_lib.run import ChaosResult, run
 
 
 def main() -> int:
-    """Returns the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--minutes", type=float, default=5.0, help="length of load and troubles, of all profiles")
-    parser.add_argument("--seed", type=int, default=7, help="of requests and troubles")
+    parser.add_argument("--minutes", type=float, default=5.0, help="duration, of all profiles together")
+    parser.add_argument("--seed", type=int, default=7, help="seed of requests and faults")
     parser.add_argument("--profile", choices=(*PROFILES, "both"), default="both")
-    parser.add_argument("--json", type=Path, help="write what is in the table, and what lies under it, here")
+    parser.add_argument("--json", type=Path, help="write the table and its details to this file")
     args = parser.parse_args()
     console = Console()
     names = list(PROFILES) if args.profile == "both" else [args.profile]
-    verdicts = [_run(name, args.seed, 60.0 * args.minutes / len(names), console) for name in names]
-    console.print(table(verdicts))
+    results = [_run(name, args.seed, 60.0 * args.minutes / len(names), console) for name in names]
+    console.print(table(results))
     if args.json:
-        args.json.write_text(json.dumps([as_tree(verdict) for verdict in verdicts], indent=1) + "\n")
-    return max(_conclude(verdict, console) for verdict in verdicts)
+        args.json.write_text(json.dumps([to_json(result) for result in results], indent=1) + "\n")
+    return max(_print_violations(result, console) for result in results)
 
 
-def _run(name: str, seed: int, seconds: float, console: Console) -> Verdict:
+def _run(name: str, seed: int, seconds: float, console: Console) -> ChaosResult:
     folder = Path(tempfile.mkdtemp(prefix=f"muster-chaos-{name}-"))
     with console.status(name) as line:
         return asyncio.run(run(PROFILES[name], seed, seconds, folder, lambda text: line.update(f"{name}: {text}")))
 
 
-def _conclude(verdict: Verdict, console: Console) -> int:
-    """Whether something is wrong, with all that is known of it."""
-    numbers = summary(verdict)
+def _print_violations(result: ChaosResult, console: Console) -> int:
+    """Print the violations, if there are any, and return the exit status."""
+    numbers = summary(result)
     if not any(numbers[name] for name in MUST_BE_ZERO):
-        shutil.rmtree(verdict.folder)
+        shutil.rmtree(result.folder)
         return 0
-    for line in [*verdict.faults, *verdict.log, f"{verdict.profile.name}: everything is kept in {verdict.folder}"]:
+    for line in [
+        *result.violations,
+        *result.log,
+        f"{result.profile.name}: logs and configuration are in {result.folder}",
+    ]:
         console.print(line, markup=False, highlight=False, soft_wrap=True)
     return 1
 

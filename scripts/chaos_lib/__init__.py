@@ -1,1 +1,1 @@
-"""The parts of `scripts/chaos.py`: what is asked, what is broken, who asks, who watches, and what came of it."""
+"""The parts of `scripts/chaos.py`: plan, server, clients, monitor, checks and report."""

@@ -1,7 +1,7 @@
-"""The clients: many at once, each honest. What they are told, they do; what they may not repeat, they do not.
+"""Concurrent clients that follow the protocol.
 
-A client waits as long as `Retry-After` says, takes up a job again after a balancer's death, and repeats a request whose
-connection broke only where that is right: looking, or under an `Idempotency-Key`.
+A client waits for `Retry-After`, and polls its job again after a balancer's death. It repeats a request after a
+broken connection only if it is a GET or has an `Idempotency-Key`.
 """
 
 from __future__ import annotations
@@ -17,47 +17,47 @@ from typing import Any, TypeVar
 
 import aiohttp
 
-from scripts.chaos_lib.fault_plan import Ask
-from scripts.chaos_lib.monitor import Watch
-from scripts.chaos_lib.outcomes import BALANCER_AWAY, BALANCER_DIED, CUT_OFF, End, Story
+from scripts.chaos_lib.fault_plan import PlannedRequest
+from scripts.chaos_lib.monitor import Monitor
+from scripts.chaos_lib.outcomes import BALANCER_DIED, BALANCER_UNREACHABLE, CUT_OFF, EndState, Outcome
 from scripts.chaos_lib.profiles import JOB_TIMEOUT_S, TIMEOUT_S
-from scripts.chaos_lib.sse_client import CutShort, Heard, Later, listen
+from scripts.chaos_lib.sse_client import RetryLater, StreamTruncated, read_stream
 
 Result = TypeVar("Result")
-Take = Callable[[aiohttp.ClientResponse], Awaitable[Result]]
+ReadAnswer = Callable[[aiohttp.ClientResponse], Awaitable[Result]]
 
 GENERATE, PREDICT, JOBS = "/v1/images/generations", "/predict", "/v1/jobs"
-#: How long a client stands at a door that is closed to it, and how soon it looks whether somebody opens.
-_PATIENCE_S, _KNOCK_S = 240.0, 0.5
-#: Beyond the time after which an answer is worthless; the server may have been stopped for a part of it.
+#: How long a client retries a rejected request, and the pause before it connects again.
+_PATIENCE_S, _RECONNECT_S = 240.0, 0.5
+#: Added to every time limit, because the server may be stopped for a part of the time.
 _GRACE_S = 60.0
 _POLL_S = 1.0
-#: A connection breaks a little before the process that held it is seen to be dead.
-_SEEN_DEAD_WITHIN_S = 15.0
+#: A connection breaks shortly before the death of its process is observed.
+_DEATH_VISIBLE_S = 15.0
 _SLOW_SOCKET_BYTES = 2048
 
 
-class Failed(Exception):
-    """There will be no image; the text is the reason."""
+class RequestFailed(Exception):
+    """The request ends without an image; the text is the reason."""
 
 
-class Lost(Exception):
-    """What must not happen; the text says what is known."""
+class RequestLost(Exception):
+    """The request is lost, which is a violation; the text describes it."""
 
 
-class Visitors:
+class ChaosClients:
     """All clients of one run."""
 
-    def __init__(self, url: str, tokens: Mapping[str, str], watch: Watch) -> None:
+    def __init__(self, url: str, tokens: Mapping[str, str], monitor: Monitor) -> None:
         self._url = url
         self._tokens = tokens
-        self._watch = watch
-        self._began = time.monotonic()
-        #: A digest of every whole answer under a key.
+        self._monitor = monitor
+        self._started_at = time.monotonic()
+        #: A digest of the first complete answer of each idempotency key.
         self._answers: dict[str, bytes] = {}
 
-    async def __aenter__(self) -> Visitors:
-        # A connection each: a request must never meet one that the server was about to close.
+    async def __aenter__(self) -> ChaosClients:
+        # One connection per request: the server may be about to close an idle one.
         self._quick = aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0, force_close=True))
         slow = aiohttp.TCPConnector(limit=0, force_close=True, socket_factory=_small_socket)
         self._slow = aiohttp.ClientSession(connector=slow, read_bufsize=_SLOW_SOCKET_BYTES)
@@ -67,106 +67,115 @@ class Visitors:
         await self._quick.close()
         await self._slow.close()
 
-    async def visit(self, story: Story) -> None:
-        """Send the request and see it through to its end."""
-        ask = story.ask
-        story.began = time.monotonic() - self._began
-        ways: list[Coroutine[Any, Any, None]] = [self._go(story)]
-        if ask.again_s is not None:
-            ways.append(self._go(story, ask.again_s))
-        await asyncio.gather(*(self._tell(story, way) for way in ways))
-        story.ended = time.monotonic() - self._began
+    async def send(self, outcome: Outcome) -> None:
+        """Send the request and follow it to its end."""
+        request = outcome.request
+        outcome.started = time.monotonic() - self._started_at
+        attempts: list[Coroutine[Any, Any, None]] = [self._attempt(outcome)]
+        if request.resend_after_s is not None:
+            attempts.append(self._attempt(outcome, request.resend_after_s))
+        await asyncio.gather(*(self._record(outcome, attempt) for attempt in attempts))
+        outcome.ended = time.monotonic() - self._started_at
 
-    async def _tell(self, story: Story, way: Coroutine[Any, Any, None]) -> None:
+    async def _record(self, outcome: Outcome, attempt: Coroutine[Any, Any, None]) -> None:
         try:
-            await way
-        except Failed as failure:
-            story.close(End.FAILED, str(failure))
-        except Lost as loss:
-            story.close(End.LOST, str(loss))
+            await attempt
+        except RequestFailed as failure:
+            outcome.close(EndState.FAILED, str(failure))
+        except RequestLost as loss:
+            outcome.close(EndState.LOST, str(loss))
 
-    async def _go(self, story: Story, after_s: float = 0.0) -> None:
+    async def _attempt(self, outcome: Outcome, after_s: float = 0.0) -> None:
         await asyncio.sleep(after_s)
-        ask = story.ask
-        if ask.is_job:
-            await self._job(story)
-        elif ask.way.startswith("hang_up"):
+        request = outcome.request
+        if request.is_job:
+            await self._run_job(outcome)
+        elif request.mode.startswith("abort"):
             try:
-                async with asyncio.timeout(ask.leave_s):
-                    await self._request(story)
+                async with asyncio.timeout(request.abort_after_s):
+                    await self._request(outcome)
             except TimeoutError:
-                story.close(End.LEFT)
+                outcome.close(EndState.ABORTED)
         else:
-            await self._request(story)
+            await self._request(outcome)
 
     # ---- plain and streamed requests
 
-    async def _request(self, story: Story) -> None:
-        ask = story.ask
-        path, streamed = PREDICT if ask.way == "predict" else GENERATE, ask.way in ("stream", "slow", "hang_up_stream")
+    async def _request(self, outcome: Outcome) -> None:
+        request = outcome.request
+        path, streamed = (
+            PREDICT if request.mode == "predict" else GENERATE,
+            request.mode in ("stream", "slow", "abort_stream"),
+        )
 
         async def take(answer: aiohttp.ClientResponse) -> list[bytes]:
-            story.accepted = True
+            outcome.accepted = True
             if not streamed:
-                whole = await answer.read()
-                images = _images(json.loads(whole))
+                body = await answer.read()
+                images = _images(json.loads(body))
             else:
-                heard = await listen(answer, ask.n, slow=ask.way == "slow")
-                story.twice += heard.twice
-                if heard.failure:
-                    raise Failed(heard.failure)
-                whole, images = heard.whole, _all(heard, ask)
-            self._same_answer(story, whole)
+                stream = await read_stream(answer, request.n, slow=request.mode == "slow")
+                outcome.duplicates += stream.duplicates
+                if stream.failure:
+                    raise RequestFailed(stream.failure)
+                body, images = stream.body, [stream.images[index] for index in range(request.n)]
+            self._check_same_answer(outcome, body)
             return images
 
-        images = await self._ask(story, "POST", path, take, _body(ask, streamed), repeat=ask.idempotency is not None)
-        if not story.images:
-            story.images = images
-        story.close(End.COMPLETED)
+        images = await self._exchange(outcome, "POST", path, take, _body(request, streamed), repeat=request.has_key)
+        if not outcome.images:
+            outcome.images = images
+        outcome.close(EndState.COMPLETED)
 
-    def _same_answer(self, story: Story, whole: bytes) -> None:
-        key = story.ask.idempotency
+    def _check_same_answer(self, outcome: Outcome, body: bytes) -> None:
+        key = outcome.request.idempotency
         if key is not None:
-            digest = hashlib.sha256(whole).digest()
+            digest = hashlib.sha256(body).digest()
             if self._answers.setdefault(key, digest) != digest:
-                story.twice.append("one key, and two answers that differ")
+                outcome.duplicates.append("one key has two different answers")
 
     # ---- jobs
 
-    async def _job(self, story: Story) -> None:
-        ask = story.ask
-        wanted = {"path": GENERATE, "body": _body(ask, streamed=False, timed=False), "metadata": {"ask": ask.id}}
-        view = await self._ask(story, "POST", JOBS, _json, wanted, repeat=ask.idempotency is not None)
-        story.accepted = True
+    async def _run_job(self, outcome: Outcome) -> None:
+        request = outcome.request
+        body = {
+            "path": GENERATE,
+            "body": _body(request, streamed=False, timed=False),
+            "metadata": {"request": request.id},
+        }
+        view = await self._exchange(outcome, "POST", JOBS, _json, body, repeat=request.has_key)
+        outcome.accepted = True
         job = str(view["id"])
-        if story.job not in (None, job):
-            story.twice.append(f"one key, and two jobs: {story.job} and {job}")
-        story.job = job
-        if ask.way == "follow":
-            heard = await self._ask(story, "GET", f"{JOBS}/{job}/events", lambda answer: listen(answer, ask.n))
-            story.twice += heard.twice
-        await self._until_ended(story, job)
-        first, again = [await self._ask(story, "GET", f"{JOBS}/{job}/result", _read) for _ in range(2)]
+        if outcome.job not in (None, job):
+            outcome.duplicates.append(f"one key has two jobs: {outcome.job} and {job}")
+        outcome.job = job
+        if request.mode == "follow":
+            stream = await self._exchange(
+                outcome, "GET", f"{JOBS}/{job}/events", lambda answer: read_stream(answer, request.n)
+            )
+            outcome.duplicates += stream.duplicates
+        await self._wait_job_end(outcome, job)
+        first, again = [await self._exchange(outcome, "GET", f"{JOBS}/{job}/result", _read) for _ in range(2)]
         if first != again:
-            story.twice.append("the job's result is another when it is asked for again")
-        if not story.images:
-            story.images = _images(json.loads(first))
-        story.close(End.COMPLETED)
+            outcome.duplicates.append("the job's result has changed")
+        if not outcome.images:
+            outcome.images = _images(json.loads(first))
+        outcome.close(EndState.COMPLETED)
 
-    async def _until_ended(self, story: Story, job: str) -> None:
-        by = time.monotonic() + JOB_TIMEOUT_S + _GRACE_S
+    async def _wait_job_end(self, outcome: Outcome, job: str) -> None:
+        deadline = time.monotonic() + JOB_TIMEOUT_S + _GRACE_S
         while True:
-            view = await self._ask(story, "GET", f"{JOBS}/{job}", _json)
+            view = await self._exchange(outcome, "GET", f"{JOBS}/{job}", _json)
             if view["state"] == "done":
                 return
             if view["state"] in ("failed", "cancelled"):
-                raise Failed(f"job {view['state']}: {(view['error'] or {}).get('code')}")
-            if time.monotonic() > by:
-                raise Lost(f"the job is {view['state']} {JOB_TIMEOUT_S + _GRACE_S:g} s after it was accepted")
+                raise RequestFailed(f"job {view['state']}: {(view['error'] or {}).get('code')}")
+            if time.monotonic() > deadline:
+                raise RequestLost(f"the job is {view['state']} {JOB_TIMEOUT_S + _GRACE_S:g} s after it was accepted")
             await asyncio.sleep(_POLL_S)
 
-    async def jobs_of(self, owner: str) -> list[dict[str, Any]]:
-        """Every job of the key, as the server tells them now."""
+    async def list_jobs(self, owner: str) -> list[dict[str, Any]]:
+        """Return every job of the key."""
         found: list[dict[str, Any]] = []
         headers, after = {"authorization": f"Bearer {self._tokens[owner]}"}, ""
         while True:
@@ -179,52 +188,59 @@ class Visitors:
 
     # ---- one exchange
 
-    async def _ask(
-        self, story: Story, method: str, path: str, take: Take[Result], body: Any = None, *, repeat: bool = True
+    async def _exchange(
+        self,
+        outcome: Outcome,
+        method: str,
+        path: str,
+        take: ReadAnswer[Result],
+        body: Any = None,
+        *,
+        repeat: bool = True,
     ) -> Result:
-        """Ask until there is an answer. Raises `Failed` and `Lost`."""
-        ask, by = story.ask, time.monotonic() + _PATIENCE_S
-        headers = {"authorization": f"Bearer {self._tokens[ask.owner]}"}
-        if ask.idempotency is not None and method == "POST":
-            headers["idempotency-key"] = ask.idempotency
-        session = self._slow if ask.way == "slow" else self._quick
-        limit_s = (JOB_TIMEOUT_S if ask.is_job else TIMEOUT_S) + _GRACE_S
-        while time.monotonic() < by:
+        """Repeat the request until it is answered. Raises `RequestFailed` and `RequestLost`."""
+        request, deadline = outcome.request, time.monotonic() + _PATIENCE_S
+        headers = {"authorization": f"Bearer {self._tokens[request.owner]}"}
+        if request.idempotency is not None and method == "POST":
+            headers["idempotency-key"] = request.idempotency
+        session = self._slow if request.mode == "slow" else self._quick
+        limit_s = (JOB_TIMEOUT_S if request.is_job else TIMEOUT_S) + _GRACE_S
+        while time.monotonic() < deadline:
             sent = time.monotonic()
             try:
                 async with session.request(
                     method, f"{self._url}{path}", json=body, headers=headers, timeout=aiohttp.ClientTimeout(limit_s)
                 ) as answer:
-                    await _refused(answer)
+                    await _raise_for_status(answer)
                     return await take(answer)
-            except Later as later:
-                story.retries[later.reason] += 1
+            except RetryLater as later:
+                outcome.retries[later.reason] += 1
                 await asyncio.sleep(later.after_s)
-            except aiohttp.ClientConnectorError:  # nothing was sent: to repeat it is always right
-                story.retries[BALANCER_AWAY] += 1
-                await asyncio.sleep(_KNOCK_S)
+            except aiohttp.ClientConnectorError:  # nothing was sent, so a retry is safe
+                outcome.retries[BALANCER_UNREACHABLE] += 1
+                await asyncio.sleep(_RECONNECT_S)
             except TimeoutError:
-                raise Lost(f"{method} {path} was not answered within {limit_s:g} s") from None
-            except (aiohttp.ClientError, CutShort) as error:
-                if not await self._watch.explains(sent, _SEEN_DEAD_WITHIN_S):
-                    raise Lost(f"{method} {path} broke off, and no balancer had died: {error!r}") from None
+                raise RequestLost(f"{method} {path} was not answered within {limit_s:g} s") from None
+            except (aiohttp.ClientError, StreamTruncated) as error:
+                if not await self._monitor.has_death_since(sent, _DEATH_VISIBLE_S):
+                    raise RequestLost(f"{method} {path} broke, and no balancer had died: {error!r}") from None
                 if not repeat:
-                    story.accepted = True
-                    raise Failed(CUT_OFF) from None
-                story.retries[BALANCER_DIED] += 1
-        raise Failed("turned away for too long")
+                    outcome.accepted = True
+                    raise RequestFailed(CUT_OFF) from None
+                outcome.retries[BALANCER_DIED] += 1
+        raise RequestFailed("rejected for too long")
 
 
-async def _refused(answer: aiohttp.ClientResponse) -> None:
-    """Raises `Later`, `Failed` or `Lost` where the answer is not what was asked for."""
+async def _raise_for_status(answer: aiohttp.ClientResponse) -> None:
+    """Raise `RetryLater`, `RequestFailed` or `RequestLost` for an error status."""
     if answer.status < 400:
         return
     code = (await answer.json())["error"]["code"]
     if answer.status in (429, 503):
-        raise Later(f"{answer.status} {code}", float(answer.headers["retry-after"]))
+        raise RetryLater(f"{answer.status} {code}", float(answer.headers["retry-after"]))
     if answer.status == 404 and answer.method == "GET":
-        raise Lost(f"the job is not known any more: {code}")
-    raise Failed(f"{answer.status} {code}")
+        raise RequestLost(f"the server does not know the job any more: {code}")
+    raise RequestFailed(f"{answer.status} {code}")
 
 
 async def _read(answer: aiohttp.ClientResponse) -> bytes:
@@ -236,33 +252,29 @@ async def _json(answer: aiohttp.ClientResponse) -> dict[str, Any]:
     return view
 
 
-def _body(ask: Ask, streamed: bool, *, timed: bool = True) -> dict[str, Any]:
-    """The request as JSON."""
+def _body(request: PlannedRequest, streamed: bool, *, timed: bool = True) -> dict[str, Any]:
+    """Return the JSON body of the request."""
     body: dict[str, Any] = {
-        "prompt": ask.prompt,
-        "seed": ask.seed,
-        "num_inference_steps": ask.steps,
-        "size": ask.size,
-        "reproducible": ask.reproducible,
-        "priority": ask.priority,
+        "prompt": request.prompt,
+        "seed": request.seed,
+        "num_inference_steps": request.steps,
+        "size": request.size,
+        "reproducible": request.reproducible,
+        "priority": request.priority,
     }
     body |= {"timeout_s": TIMEOUT_S} if timed else {}
-    body |= {"n": ask.n} if ask.way != "predict" else {}
+    body |= {"n": request.n} if request.mode != "predict" else {}
     return body | ({"stream": True, "partial_images": 3} if streamed else {})
 
 
 def _images(answer: dict[str, Any]) -> list[bytes]:
-    """The pictures in an answer of the Images API, or of the simple form."""
+    """Decode the images of an answer of the Images API or of `/predict`."""
     encoded = [item["b64_json"] for item in answer["data"]] if "data" in answer else [answer["image"]]
     return [base64.b64decode(one) for one in encoded]
 
 
-def _all(heard: Heard, ask: Ask) -> list[bytes]:
-    return [heard.images[index] for index in range(ask.n)]
-
-
 def _small_socket(address: Any) -> socket.socket:
-    """A socket that takes little at a time, so that a slow reader is felt at the other end."""
+    """Return a socket with a small receive buffer, so that a slow reader blocks the server."""
     family, kind, protocol, _, _ = address
     made = socket.socket(family, kind, protocol)
     made.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _SLOW_SOCKET_BYTES)

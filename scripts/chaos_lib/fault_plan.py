@@ -1,7 +1,7 @@
-"""What will be asked and what will be broken, drawn from a seed before anything starts. Pure.
+"""The plan of a chaos run: requests and faults, drawn from a seed.
 
-The same seed, profile and length give the same requests and the same troubles. Which worker a trouble hits follows
-from `pick` and from who is there at that moment, so that two runs differ only in time.
+The same seed, profile and length give the same requests and the same faults. Which worker a fault hits follows
+from `position` and from the workers that run at that moment, so that two runs differ only in time.
 """
 
 from __future__ import annotations
@@ -13,51 +13,51 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-#: How a request is made. `slow` reads its stream a little now and then, `hang_up` leaves in the middle.
-Way = Literal["sync", "predict", "stream", "slow", "hang_up", "hang_up_stream", "job", "follow"]
+#: How a request is sent. `slow` reads its stream in small parts; `abort` closes the connection early.
+RequestMode = Literal["sync", "predict", "stream", "slow", "abort", "abort_stream", "job", "follow"]
 Target = Literal["worker", "balancer", "controller"]
 
-#: Ways with their weights.
-_WAYS: dict[Way, int] = {
+#: Relative frequency of each mode.
+_MODE_WEIGHTS: dict[RequestMode, int] = {
     "sync": 6,
     "predict": 3,
     "stream": 5,
     "slow": 2,
-    "hang_up": 1,
-    "hang_up_stream": 1,
+    "abort": 1,
+    "abort_stream": 1,
     "job": 5,
     "follow": 3,
 }
-#: Part of the requests that carry an `Idempotency-Key`, and part of those that are sent once more on purpose.
-_KEYED, _AGAIN = 0.5, 0.4
-#: Seconds from one rush of requests to the next: the controller has reason to start workers and to let them go.
+#: Share of requests with an `Idempotency-Key`, and share of these that are sent twice.
+_KEYED_SHARE, _RESENT_SHARE = 0.5, 0.4
+#: Period of the request rate. It makes the controller start and stop workers.
 _WAVE_S = 20.0
 _PROMPTS = ("a seven", "a red two on white paper", "zero in blue ink", "a handwritten four")
 
 
 @dataclass(frozen=True)
-class Wishes:
-    """What a profile asks for."""
+class LoadShape:
+    """Parameters of the requests and faults of a profile."""
 
-    #: Requests per second in the middle of a rush, and between two.
-    rush: float
-    lull: float
+    #: Highest and lowest request rate, in requests per second.
+    peak_rps: float
+    base_rps: float
     steps: Sequence[int]
     sizes: Sequence[str]
-    #: Most images of a request.
-    most: int
-    #: How many different seeds there are; few, where each picture alone has to be drawn for comparison.
-    seeds: int
-    #: Part of the requests that ask for equal bytes under any load.
+    #: Images of a request, at most.
+    max_images: int
+    #: Number of distinct seeds; few where each reference image has to be generated.
+    seed_count: int
+    #: Share of requests with `reproducible`.
     reproducible: float
-    #: Mean seconds between two troubles.
-    gap_s: float
-    #: Longest time that a process is stopped or missing.
-    pause_s: float
+    #: Mean seconds between two faults.
+    fault_interval_s: float
+    #: Longest time that a process is stopped or absent.
+    max_pause_s: float
 
 
 @dataclass(frozen=True)
-class Ask:
+class PlannedRequest:
     """One request of one client."""
 
     id: str
@@ -65,7 +65,7 @@ class Ask:
     at_s: float
     #: Name of the API key.
     owner: str
-    way: Way
+    mode: RequestMode
     prompt: str
     seed: int
     steps: int
@@ -73,36 +73,39 @@ class Ask:
     n: int
     reproducible: bool
     idempotency: str | None
-    #: It is sent once more, on purpose, so many seconds after it was sent first.
-    again_s: float | None
-    #: `hang_up*`: seconds until the client leaves.
-    leave_s: float
+    #: Seconds until the request is sent a second time.
+    resend_after_s: float | None
+    #: `abort*`: seconds until the client closes the connection.
+    abort_after_s: float
     priority: int
 
     @property
+    def has_key(self) -> bool:
+        return self.idempotency is not None
+
+    @property
     def is_job(self) -> bool:
-        """Whether it is a durable job."""
-        return self.way in ("job", "follow")
+        return self.mode in ("job", "follow")
 
 
 @dataclass(frozen=True)
-class Trouble:
-    """One thing that is done to one process."""
+class Fault:
+    """A signal to one process."""
 
     at_s: float
     target: Target
-    how: signal.Signals
-    #: Which of the workers there are, from 0 (the oldest) to 1 (the newest).
-    pick: float
-    #: Seconds until a stopped process goes on, or a dead controller is started again.
-    for_s: float
+    signum: signal.Signals
+    #: The worker by age, from 0 (the oldest) to 1 (the newest).
+    position: float
+    #: Seconds until a stopped process is continued, or a dead controller is restarted.
+    duration_s: float
 
     def __str__(self) -> str:
-        return f"{self.how.name} to {'a' if self.target == 'worker' else 'the'} {self.target}"
+        return f"{self.signum.name} to {'a' if self.target == 'worker' else 'the'} {self.target}"
 
 
-#: Troubles come in shuffled rounds of these, so that each kind comes early and often enough.
-DECK: Mapping[tuple[Target, signal.Signals], int] = {
+#: Faults are drawn from shuffled rounds of these, so that each kind occurs early and often.
+FAULT_WEIGHTS: Mapping[tuple[Target, signal.Signals], int] = {
     ("worker", signal.SIGKILL): 4,
     ("worker", signal.SIGTERM): 2,
     ("worker", signal.SIGSTOP): 2,
@@ -115,55 +118,57 @@ DECK: Mapping[tuple[Target, signal.Signals], int] = {
 }
 
 
-def asks(seed: str, wishes: Wishes, owners: Sequence[str], seconds: float) -> list[Ask]:
-    """The requests of the whole run, in the order in which they are sent."""
-    chance = random.Random(f"asks {seed}")
-    made: list[Ask] = []
+def plan_requests(seed: str, load: LoadShape, owners: Sequence[str], seconds: float) -> list[PlannedRequest]:
+    """Return the requests of the run in the order of sending."""
+    rng = random.Random(f"asks {seed}")
+    planned: list[PlannedRequest] = []
     at = 0.0
-    while (at := at + chance.expovariate(_rate(wishes, at))) < seconds:
-        made.append(_ask(f"ask-{len(made):04}", at, chance, wishes, owners))
-    return made
+    while (at := at + rng.expovariate(_rate(load, at))) < seconds:
+        planned.append(_draw_request(f"request-{len(planned):04}", at, rng, load, owners))
+    return planned
 
 
-def troubles(seed: str, wishes: Wishes, seconds: float) -> list[Trouble]:
-    """The troubles of the whole run; the last quarter of a minute, at most a fifth of the time, is left to recover."""
-    chance = random.Random(f"troubles {seed}")
-    made: list[Trouble] = []
-    deck: list[tuple[Target, signal.Signals]] = []
-    at, end = wishes.gap_s / 2, seconds - min(15.0, seconds / 5)
+def plan_faults(seed: str, load: LoadShape, seconds: float) -> list[Fault]:
+    """Return the faults of the run. The last 15 s, at most a fifth of the time, have none."""
+    rng = random.Random(f"troubles {seed}")
+    planned: list[Fault] = []
+    current_round: list[tuple[Target, signal.Signals]] = []
+    at, end = load.fault_interval_s / 2, seconds - min(15.0, seconds / 5)
     while at < end:
-        if not deck:
-            deck = chance.sample(list(DECK), sum(DECK.values()), counts=list(DECK.values()))
-        target, how = deck.pop()
-        made.append(Trouble(at, target, how, chance.random(), chance.uniform(0.2, 1.0) * wishes.pause_s))
-        at += chance.uniform(0.5, 1.5) * wishes.gap_s
-    return made
+        if not current_round:
+            current_round = rng.sample(
+                list(FAULT_WEIGHTS), sum(FAULT_WEIGHTS.values()), counts=list(FAULT_WEIGHTS.values())
+            )
+        target, signum = current_round.pop()
+        planned.append(Fault(at, target, signum, rng.random(), rng.uniform(0.2, 1.0) * load.max_pause_s))
+        at += rng.uniform(0.5, 1.5) * load.fault_interval_s
+    return planned
 
 
-def _rate(wishes: Wishes, at: float) -> float:
-    """Requests per second at this time: rushes and lulls."""
+def _rate(load: LoadShape, at: float) -> float:
+    """Return the requests per second at this time."""
     swing = (1 - math.cos(2 * math.pi * at / _WAVE_S)) / 2
-    return wishes.lull + (wishes.rush - wishes.lull) * swing
+    return load.base_rps + (load.peak_rps - load.base_rps) * swing
 
 
-def _ask(name: str, at: float, chance: random.Random, wishes: Wishes, owners: Sequence[str]) -> Ask:
-    way = chance.choices(list(_WAYS), list(_WAYS.values()))[0]
-    keyed = chance.random() < _KEYED and not way.startswith("hang_up")
-    again = keyed and chance.random() < _AGAIN
-    number = chance.randrange(wishes.seeds)
-    return Ask(
+def _draw_request(name: str, at: float, rng: random.Random, load: LoadShape, owners: Sequence[str]) -> PlannedRequest:
+    mode = rng.choices(list(_MODE_WEIGHTS), list(_MODE_WEIGHTS.values()))[0]
+    keyed = rng.random() < _KEYED_SHARE and not mode.startswith("abort")
+    again = keyed and rng.random() < _RESENT_SHARE
+    number = rng.randrange(load.seed_count)
+    return PlannedRequest(
         id=name,
         at_s=at,
-        owner=chance.choice(owners),
-        way=way,
+        owner=rng.choice(owners),
+        mode=mode,
         prompt=_PROMPTS[number % len(_PROMPTS)],
         seed=100 * number,
-        steps=chance.choice(wishes.steps),
-        size=wishes.sizes[0] if way == "predict" else chance.choice(wishes.sizes),
-        n=1 if way == "predict" else chance.randint(1, wishes.most),
-        reproducible=chance.random() < wishes.reproducible,
-        idempotency=f"{name}-{chance.getrandbits(64):016x}" if keyed else None,
-        again_s=chance.uniform(0.0, 4.0) if again else None,
-        leave_s=chance.uniform(0.05, 1.5),
-        priority=chance.choice((0, 0, 0, 1)),
+        steps=rng.choice(load.steps),
+        size=load.sizes[0] if mode == "predict" else rng.choice(load.sizes),
+        n=1 if mode == "predict" else rng.randint(1, load.max_images),
+        reproducible=rng.random() < load.reproducible,
+        idempotency=f"{name}-{rng.getrandbits(64):016x}" if keyed else None,
+        resend_after_s=rng.uniform(0.0, 4.0) if again else None,
+        abort_after_s=rng.uniform(0.05, 1.5),
+        priority=rng.choice((0, 0, 0, 1)),
     )

@@ -1,4 +1,4 @@
-"""A controller instance into which faults are injected."""
+"""A controller instance into which violations are injected."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from configs.paths import internal_token, keys_file
 from controller.launchers.local import BALANCER
 from loadbalancer.access.api_keys import KEY_PREFIX, KeyRing, fingerprint
 from loadbalancer.access.key_files import write
-from scripts.chaos_lib.fault_plan import Trouble
+from scripts.chaos_lib.fault_plan import Fault
 from scripts.chaos_lib.profiles import OWNERS, Profile
 from scripts.harness.instance import Instance
 from scripts.harness.processes import is_alive
@@ -27,7 +27,7 @@ _STOP_S = 60.0
 
 
 class FaultyInstance(Instance):
-    """Starts a server, injects faults and stops it."""
+    """Starts a server, injects violations and stops it."""
 
     def __init__(self, folder: Path, profile: Profile) -> None:
         """Write the API keys and start. `folder` must be empty."""
@@ -49,8 +49,8 @@ class FaultyInstance(Instance):
         """Whether the controller has ended without a fault that ends it."""
         return not self._restarting and self.process.poll() is not None
 
-    async def inject(self, fault: Trouble) -> str:
-        """Inject the fault, then resume a stopped process or restart the controller after `fault.for_s`.
+    async def inject(self, fault: Fault) -> str:
+        """Inject the fault, then resume a stopped process or restart the controller after `fault.duration_s`.
 
         Returns the name of the process, or an empty string if there was none.
         """
@@ -61,28 +61,28 @@ class FaultyInstance(Instance):
         by_age = sorted((record.created, record.id, record.pid) for record in records if is_alive(record.pid))
         if not by_age:
             return ""
-        _, name, pid = by_age[min(int(fault.pick * len(by_age)), len(by_age) - 1)]
+        _, name, pid = by_age[min(int(fault.position * len(by_age)), len(by_age) - 1)]
         with contextlib.suppress(ProcessLookupError):
-            os.kill(pid, fault.how)
-        if fault.how == signal.SIGSTOP:
-            await asyncio.sleep(fault.for_s)
+            os.kill(pid, fault.signum)
+        if fault.signum == signal.SIGSTOP:
+            await asyncio.sleep(fault.duration_s)
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGCONT)
         return name
 
-    async def _inject_into_controller(self, fault: Trouble) -> str:
+    async def _inject_into_controller(self, fault: Fault) -> str:
         if self._restarting or self.has_crashed:
             return ""
         self._restarting = True
         try:
-            self.process.send_signal(fault.how)
-            if fault.how == signal.SIGSTOP:
-                await asyncio.sleep(fault.for_s)
+            self.process.send_signal(fault.signum)
+            if fault.signum == signal.SIGSTOP:
+                await asyncio.sleep(fault.duration_s)
                 self.process.send_signal(signal.SIGCONT)
                 return "controller"
             await asyncio.to_thread(self.process.wait, _STOP_S)
-            if fault.how == signal.SIGKILL:
-                await asyncio.sleep(fault.for_s)
+            if fault.signum == signal.SIGKILL:
+                await asyncio.sleep(fault.duration_s)
             self.start()
         finally:
             self._restarting = False

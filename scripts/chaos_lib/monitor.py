@@ -1,7 +1,7 @@
-"""Looks at the server from outside while it is in trouble: when balancers died, and what the programs have counted.
+"""Observation of a server during a chaos run: deaths of balancers, and counters.
 
-Counters live and die with their program. What is read here are sums over all lives, each as it was last told: what a
-killed program counted after that is missing, so every sum is a little too low.
+A counter starts at zero with its program. The sums here add the last scrape of each program. They are slightly too
+low, because the counts of a killed program after its last scrape are missing.
 """
 
 from __future__ import annotations
@@ -20,89 +20,87 @@ from scripts.chaos_lib.instance import FaultyInstance
 from wire.messages import WorkerCounters
 from wire.snapshot import Snapshot
 
-_LOOK_S = 0.05
-_READ_S = 0.5
-_PATIENCE_S = 5.0
+_POLL_S = 0.05
+_SCRAPE_S = 0.5
+_TIMEOUT_S = 5.0
 
 
 @dataclass
-class Reading:
-    """What the balancer told at one moment."""
+class Scrape:
+    """The balancer's state at one moment."""
 
     snapshot: Snapshot
-    #: Counters of what happened, and what is under way.
+    #: `muster_events_total` by event, and `muster_in_flight` by kind.
     events: Counter[str]
-    open: dict[str, float]
+    in_flight: dict[str, float]
 
 
 @dataclass
-class Seen:
-    """What was seen so far."""
+class Observations:
+    """Everything that was observed so far."""
 
-    #: Times (`time.monotonic`) at which a balancer was found dead, and at which the one after the last was first heard.
+    #: Times (`time.monotonic`) of balancer deaths, and of the first answer after the last of them.
     deaths: list[float] = field(default_factory=list)
     back_at: float = 0.0
-    #: Counters of the balancers that are gone, and of the one that is there.
-    before: Counter[str] = field(default_factory=Counter)
+    #: Counters of earlier balancers, and of the current one.
+    earlier_events: Counter[str] = field(default_factory=Counter)
     events: Counter[str] = field(default_factory=Counter)
     uptime_s: float = 0.0
-    #: The last word of every worker that there ever was.
+    #: The last counters of every worker of the run.
     workers: dict[str, WorkerCounters] = field(default_factory=dict)
-    most_workers: int = 0
-    last: Reading | None = None
+    max_workers: int = 0
+    last: Scrape | None = None
 
     @property
     def total(self) -> Counter[str]:
-        """What all balancers together have counted."""
-        return self.before + self.events
+        """The events of all balancers."""
+        return self.earlier_events + self.events
 
-    def died(self, at: float) -> None:
-        """A balancer was found dead."""
+    def record_death(self, at: float) -> None:
         self.deaths.append(at)
         self.back_at = math.inf
 
-    def explains(self, began: float) -> bool:
-        """Whether a connection that began then may have broken because a balancer died.
+    def has_death_since(self, started: float) -> bool:
+        """Return whether a connection from that time may have broken because a balancer died.
 
-        It did so later; or it had before, but its last threads still held the port, for no other one had answered yet.
+        The death may be earlier if no new balancer had answered: the last threads of the dead one still held the port.
         """
-        return self.back_at >= began or any(death >= began for death in self.deaths)
+        return self.back_at >= started or any(death >= started for death in self.deaths)
 
-    def take_in(self, reading: Reading, at: float) -> None:
-        """One more reading; an uptime that falls shows a new balancer."""
-        if self.back_at == math.inf and reading.snapshot.uptime_s <= at - self.deaths[-1]:
+    def add(self, scrape: Scrape, at: float) -> None:
+        """Add a scrape. A lower uptime than before means a new balancer."""
+        if self.back_at == math.inf and scrape.snapshot.uptime_s <= at - self.deaths[-1]:
             self.back_at = at
-        if reading.snapshot.uptime_s < self.uptime_s:
-            self.before += self.events
-        self.uptime_s, self.events, self.last = reading.snapshot.uptime_s, reading.events, reading
-        self.most_workers = max(self.most_workers, len(reading.snapshot.workers))
-        for worker in reading.snapshot.workers:
-            known = self.workers.get(worker.worker, WorkerCounters())
-            self.workers[worker.worker] = max(known, worker.counters, key=lambda counters: counters.rows)
+        if scrape.snapshot.uptime_s < self.uptime_s:
+            self.earlier_events += self.events
+        self.uptime_s, self.events, self.last = scrape.snapshot.uptime_s, scrape.events, scrape
+        self.max_workers = max(self.max_workers, len(scrape.snapshot.workers))
+        for worker in scrape.snapshot.workers:
+            counters = self.workers.get(worker.worker, WorkerCounters())
+            self.workers[worker.worker] = max(counters, worker.counters, key=lambda each: each.rows)
 
 
-class Watch:
-    """Runs beside the load."""
+class Monitor:
+    """Observes the server concurrently with the load."""
 
     def __init__(self, instance: FaultyInstance) -> None:
         self._instance = instance
-        self.seen = Seen()
+        self.observations = Observations()
 
     async def run(self) -> None:
-        """Look until cancelled."""
         async with asyncio.TaskGroup() as group:
-            group.create_task(self._look())
-            group.create_task(self._read())
+            group.create_task(self._poll_balancer())
+            group.create_task(self._scrape_forever())
 
-    async def explains(self, began: float, patience_s: float) -> bool:
-        """Whether a death of a balancer explains what happened to a connection; it may take a while to be seen."""
+    async def has_death_since(self, started: float, patience_s: float) -> bool:
+        """Wait up to `patience_s` for the observation of a balancer death that may have broken a connection."""
         deadline = time.monotonic() + patience_s
-        while not (found := self.seen.explains(began)) and time.monotonic() < deadline:
-            await asyncio.sleep(_LOOK_S)
+        while not (found := self.observations.has_death_since(started)) and time.monotonic() < deadline:
+            await asyncio.sleep(_POLL_S)
         return found
 
-    async def read(self, session: aiohttp.ClientSession) -> Reading | None:
-        """What the balancer tells now; None where it does not answer."""
+    async def scrape(self, session: aiohttp.ClientSession) -> Scrape | None:
+        """Return the current state, or None if the balancer does not answer."""
         headers = {"authorization": f"Bearer {self._instance.token}"}
         url = self._instance.url
         try:
@@ -112,28 +110,28 @@ class Watch:
                 text = await answer.text()
         except (aiohttp.ClientError, TimeoutError, msgspec.MsgspecError):
             return None
-        events, books = Counter[str](), dict[str, float]()
+        events, in_flight = Counter[str](), dict[str, float]()
         for family in text_string_to_metric_families(text):
             for sample in family.samples:
                 if sample.name == "muster_events_total":
                     events[sample.labels["event"]] = int(sample.value)
                 elif sample.name == "muster_in_flight":
-                    books[sample.labels["kind"]] = sample.value
-        return Reading(snapshot, events, books)
+                    in_flight[sample.labels["kind"]] = sample.value
+        return Scrape(snapshot, events, in_flight)
 
-    async def _look(self) -> None:
-        known: int | None = None
+    async def _poll_balancer(self) -> None:
+        last_pid: int | None = None
         while True:
             pid = self._instance.balancer_pid()
-            if known is not None and pid != known:
-                self.seen.died(time.monotonic())
-            known = pid
-            await asyncio.sleep(_LOOK_S)
+            if last_pid is not None and pid != last_pid:
+                self.observations.record_death(time.monotonic())
+            last_pid = pid
+            await asyncio.sleep(_POLL_S)
 
-    async def _read(self) -> None:
-        async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=_PATIENCE_S)) as session:
+    async def _scrape_forever(self) -> None:
+        async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=_TIMEOUT_S)) as session:
             while True:
-                reading = await self.read(session)
-                if reading is not None:
-                    self.seen.take_in(reading, time.monotonic())
-                await asyncio.sleep(_READ_S)
+                scrape = await self.scrape(session)
+                if scrape is not None:
+                    self.observations.add(scrape, time.monotonic())
+                await asyncio.sleep(_SCRAPE_S)

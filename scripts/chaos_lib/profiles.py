@@ -1,4 +1,4 @@
-"""The two servers that chaos is let loose on: the built-in model on two workers, and simulated workers up to twelve."""
+"""The two configurations of chaos runs: the built-in model on two workers, and up to twelve simulated workers."""
 
 from __future__ import annotations
 
@@ -7,34 +7,40 @@ from dataclasses import dataclass
 from typing import Any
 
 from loadbalancer.access.api_keys import ApiKey
-from scripts.chaos_lib.fault_plan import Wishes
+from scripts.chaos_lib.fault_plan import LoadShape
 
-#: API keys by name, without their hashes: shares of 4 to 2 to 1, and one that may do little at once.
+#: API keys by name, without their hashes. The weights are 4, 2 and 1; the last key has limits.
 OWNERS: Mapping[str, ApiKey] = {
     "alice": ApiKey("0" * 64, weight=4.0),
     "bob": ApiKey("0" * 64, weight=2.0),
     "carol": ApiKey("0" * 64, weight=1.0, max_concurrent=12, requests_per_minute=1200),
 }
-#: Seconds that a request may take by its own word, and a job by the configuration.
+#: Time limits of a request, sent with it, and of a job, from the configuration.
 TIMEOUT_S, JOB_TIMEOUT_S = 60.0, 150.0
-#: Quick enough that a run sees them pass, slow enough for a machine that has other things to do.
-_LIFE = {"heartbeat_s": 0.5, "lost_after_s": 3.0, "stuck_min_s": 10.0, "drain_timeout_s": 10.0, "orphan_after_s": 30.0}
+#: Short enough to expire within a run, long enough for a busy machine.
+_WORKER_TIMEOUTS = {
+    "heartbeat_s": 0.5,
+    "lost_after_s": 3.0,
+    "stuck_min_s": 10.0,
+    "drain_timeout_s": 10.0,
+    "orphan_after_s": 30.0,
+}
 
 
 @dataclass(frozen=True)
 class Profile:
-    """A model, its workers, and what is asked of them."""
+    """A model, its workers and its load."""
 
     name: str
     title: str
     model: Mapping[str, Any]
-    wishes: Wishes
+    load: LoadShape
 
     def config(self) -> dict[str, Any]:
-        """The configuration that the server is started with."""
+        """Return the configuration of the server."""
         return {
             "models": {self.name: dict(self.model)},
-            "workers": _LIFE,
+            "workers": _WORKER_TIMEOUTS,
             "devices": {"use": "cpu", "cpu_slots": 2},
             "jobs": {"timeout_s": JOB_TIMEOUT_S, "checkpoint_every_s": 1.0},
         }
@@ -53,16 +59,16 @@ DIGITS = Profile(
         "batching": {"checkpoint_every": 5},
         "scaling": {"min_workers": 2, "max_workers": 2},
     },
-    Wishes(
-        rush=2.0,
-        lull=0.3,
+    LoadShape(
+        peak_rps=2.0,
+        base_rps=0.3,
         steps=(10, 40),
         sizes=("64x64",),
-        most=2,
-        seeds=8,
+        max_images=2,
+        seed_count=8,
         reproducible=0.3,
-        gap_s=9.0,
-        pause_s=6.0,
+        fault_interval_s=9.0,
+        max_pause_s=6.0,
     ),
 )
 SIM = Profile(
@@ -86,16 +92,16 @@ SIM = Profile(
             "scale_down_cooldown_s": 1.0,
         },
     },
-    Wishes(
-        rush=7.0,
-        lull=0.5,
+    LoadShape(
+        peak_rps=7.0,
+        base_rps=0.5,
         steps=(8, 20, 40, 60),
         sizes=("64x64", "128x64"),
-        most=4,
-        seeds=1_000_000,
+        max_images=4,
+        seed_count=1_000_000,
         reproducible=0.1,
-        gap_s=4.0,
-        pause_s=6.0,
+        fault_interval_s=4.0,
+        max_pause_s=6.0,
     ),
 )
 PROFILES = {profile.name: profile for profile in (DIGITS, SIM)}

@@ -1,4 +1,4 @@
-"""What came of it: a table for people, a tree for programs."""
+"""The result of a chaos run as a table and as JSON."""
 
 from __future__ import annotations
 
@@ -8,67 +8,76 @@ from typing import Any
 
 from rich.table import Table
 
-from scripts.chaos_lib.outcomes import BALANCER_AWAY, BALANCER_DIED, End, add_up
-from scripts.chaos_lib.run import Verdict
+from scripts.chaos_lib.outcomes import BALANCER_DIED, BALANCER_UNREACHABLE, EndState, count_outcomes
+from scripts.chaos_lib.run import ChaosResult
 
-#: What a client does again because of a balancer's death, and by what it learns of it.
-_OF_DEATHS = (BALANCER_DIED, BALANCER_AWAY, "503 shutting_down", "shutting_down")
+#: Reasons of retries that follow from a balancer's death.
+_DEATH_REASONS = (BALANCER_DIED, BALANCER_UNREACHABLE, "503 shutting_down", "shutting_down")
 
 
-def summary(verdict: Verdict) -> dict[str, Any]:
-    """Every number of the table."""
-    totals = add_up(verdict.stories)
-    done = sum(story.ask.steps * len(story.images) for story in verdict.stories if story.end is End.COMPLETED)
-    of_deaths = {reason: totals.retried[reason] for reason in _OF_DEATHS if totals.retried[reason]}
-    others = {reason: count for reason, count in totals.retried.items() if reason not in _OF_DEATHS}
+def summary(result: ChaosResult) -> dict[str, Any]:
+    totals = count_outcomes(result.outcomes)
+    done = sum(
+        outcome.request.steps * len(outcome.images) for outcome in result.outcomes if outcome.end is EndState.COMPLETED
+    )
+    of_deaths = {reason: totals.retried[reason] for reason in _DEATH_REASONS if totals.retried[reason]}
+    others = {reason: count for reason, count in totals.retried.items() if reason not in _DEATH_REASONS}
     return {
-        "profile": verdict.profile.name,
-        "seed": verdict.seed,
-        "seconds": verdict.seconds,
-        "troubles": dict(verdict.troubles),
-        "balancers": verdict.balancers,
-        "most workers at once": verdict.most_workers,
-        "asked": totals.asked,
+        "profile": result.profile.name,
+        "seed": result.seed,
+        "seconds": result.seconds,
+        "faults": dict(result.faults),
+        "balancers": result.balancers,
+        "max workers": result.max_workers,
+        "requests": totals.requests,
         "accepted": totals.accepted,
         "completed": totals.completed,
         "images": totals.images,
-        "left by their clients": totals.left,
+        "aborted by clients": totals.aborted,
         "failed": dict(totals.failed),
-        "retried because of a balancer's death": of_deaths,
+        "retried after a balancer's death": of_deaths,
         "retried because the server was busy": others,
         "steps of answered images": done,
-        "steps by the workers": verdict.rows,
-        "steps redone after crashes": verdict.events["steps_redone"],
-        "handed back or recovered": verdict.events["requeued"],
-        "jobs taken up again": verdict.events["jobs_resumed"],
-        "late or repeated messages dropped": verdict.events["stale"],
+        "steps by the workers": result.rows,
+        "steps redone after crashes": result.events["steps_redone"],
+        "requeued": result.events["requeued"],
+        "jobs resumed": result.events["jobs_resumed"],
+        "late or repeated messages dropped": result.events["stale"],
         "lost": totals.lost,
-        "answered twice": totals.twice,
+        "answered twice": totals.duplicates,
         "wrong images": totals.wrong,
-        "slots leaked": len(verdict.leaked),
-        "processes left": len(verdict.left),
-        "fallen": len(verdict.fallen),
+        "slots leaked": len(result.leaked),
+        "processes left": len(result.leftover),
+        "crashes": len(result.crashes),
     }
 
 
 #: Rows that must be 0.
-MUST_BE_ZERO = ("lost", "answered twice", "wrong images", "slots leaked", "processes left", "fallen")
+MUST_BE_ZERO = ("lost", "answered twice", "wrong images", "slots leaked", "processes left", "crashes")
 
 
-def as_tree(verdict: Verdict) -> dict[str, Any]:
-    """For a file: the table, and what lies under it."""
-    planned = [f"{story.ask.at_s:.3f} {story.ask.id} {story.ask.way} {story.ask.seed}" for story in verdict.stories]
-    told = {"faults": verdict.faults, "log": verdict.log, "events": dict(verdict.events), "asks": planned}
-    return summary(verdict) | told
+def to_json(result: ChaosResult) -> dict[str, Any]:
+    """Return the table, the violations, the events and the planned requests."""
+    planned = [
+        f"{outcome.request.at_s:.3f} {outcome.request.id} {outcome.request.mode} {outcome.request.seed}"
+        for outcome in result.outcomes
+    ]
+    found = {
+        "violations": result.violations,
+        "log": result.log,
+        "events": dict(result.events),
+        "requests planned": planned,
+    }
+    return summary(result) | found
 
 
-def table(verdicts: Sequence[Verdict]) -> Table:
-    """A column for each profile."""
-    columns = [summary(verdict) for verdict in verdicts]
-    shown = Table(title=f"seed {verdicts[0].seed}", show_lines=False)
+def table(results: Sequence[ChaosResult]) -> Table:
+    """Return a table with a column for each profile."""
+    columns = [summary(result) for result in results]
+    shown = Table(title=f"seed {results[0].seed}", show_lines=False)
     shown.add_column("")
-    for verdict in verdicts:
-        shown.add_column(f"{verdict.profile.name}: {verdict.profile.title}")
+    for result in results:
+        shown.add_column(f"{result.profile.name}: {result.profile.title}")
     for name in columns[0]:
         if name in ("profile", "seed"):
             continue

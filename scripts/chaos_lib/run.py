@@ -1,4 +1,4 @@
-"""One profile from its start to its verdict: load and troubles side by side, then rest, then a look at the books."""
+"""One chaos run: load and faults at the same time, then a wait for an idle server, then the checks."""
 
 from __future__ import annotations
 
@@ -13,88 +13,96 @@ from pathlib import Path
 import aiohttp
 
 from configs.paths import log_dir
-from scripts.chaos_lib.clients import Visitors
-from scripts.chaos_lib.fault_plan import Trouble, asks, troubles
+from scripts.chaos_lib.clients import ChaosClients
+from scripts.chaos_lib.fault_plan import Fault, plan_faults, plan_requests
 from scripts.chaos_lib.instance import FaultyInstance
-from scripts.chaos_lib.monitor import Reading, Watch
-from scripts.chaos_lib.outcomes import End, Story, faults
+from scripts.chaos_lib.monitor import Monitor, Scrape
+from scripts.chaos_lib.outcomes import EndState, Outcome, violations
 from scripts.chaos_lib.profiles import OWNERS, Profile
-from scripts.chaos_lib.reference_images import judge
+from scripts.chaos_lib.reference_images import check_images
 
-#: From the start to the first ready worker, and from the last answer until everything is at rest.
-_READY_S, _REST_S = 180.0, 90.0
-#: A worker that steps although it holds nothing is seen within this time: a few heartbeats.
-_STILL_S = 2.0
+#: Time limits for the start of the server, and for its return to idle after the last answer.
+_READY_S, _IDLE_TIMEOUT_S = 180.0, 90.0
+#: A few heartbeats: steps of a worker without tasks are observed within this time.
+_SETTLE_S = 2.0
 _ENDS = ("done", "failed", "cancelled")
 
-Tell = Callable[[str], None]
+ShowStatus = Callable[[str], None]
 
 
 @dataclass
-class Verdict:
-    """All that is known in the end."""
+class ChaosResult:
+    """Everything that is known at the end of a run."""
 
     profile: Profile
     seed: int
     seconds: float
     folder: Path
-    stories: list[Story]
-    #: What was done, by kind; and each with its time and whom it hit.
-    troubles: Counter[str] = field(default_factory=Counter)
+    outcomes: list[Outcome]
+    #: Injected faults by kind, and a line for each with its time and its process.
+    faults: Counter[str] = field(default_factory=Counter)
     log: list[str] = field(default_factory=list)
-    #: What the balancers counted, over all their lives, and steps of images that all workers made.
+    #: Sums over all balancers, and denoising steps of all workers.
     events: Counter[str] = field(default_factory=Counter)
     rows: int = 0
     balancers: int = 0
-    most_workers: int = 0
+    max_workers: int = 0
     leaked: list[str] = field(default_factory=list)
-    left: list[str] = field(default_factory=list)
-    #: Programs that ended although nobody told them to, and tracebacks in their logs.
-    fallen: list[str] = field(default_factory=list)
+    leftover: list[str] = field(default_factory=list)
+    #: Programs that ended without a fault, and tracebacks in their logs.
+    crashes: list[str] = field(default_factory=list)
 
     @property
-    def faults(self) -> list[str]:
-        """Everything that must not be."""
-        return [*faults(self.stories), *self.leaked, *(f"left over: {one}" for one in self.left), *self.fallen]
+    def violations(self) -> list[str]:
+        return [
+            *violations(self.outcomes),
+            *self.leaked,
+            *(f"left over: {process}" for process in self.leftover),
+            *self.crashes,
+        ]
 
 
-async def run(profile: Profile, seed: int, seconds: float, folder: Path, tell: Tell) -> Verdict:
-    """The whole run. `folder` is empty and stays; `tell` hears how it goes. Raises `RuntimeError` if nothing starts."""
+async def run(profile: Profile, seed: int, seconds: float, folder: Path, show: ShowStatus) -> ChaosResult:
+    """Run it in the empty `folder`, which is kept. Raises `RuntimeError` if the server does not start."""
     plan = f"{seed} {profile.name}"
-    wanted = [Story(ask) for ask in asks(plan, profile.wishes, list(OWNERS), seconds)]
-    verdict = Verdict(profile, seed, seconds, folder, wanted)
+    outcomes = [Outcome(request) for request in plan_requests(plan, profile.load, list(OWNERS), seconds)]
+    result = ChaosResult(profile, seed, seconds, folder, outcomes)
     instance = FaultyInstance(folder, profile)
-    watch = Watch(instance)
+    monitor = Monitor(instance)
     try:
-        await _ready(instance, tell)
-        async with _beside(watch), Visitors(instance.url, instance.tokens, watch) as visitors:
-            broken = asyncio.create_task(_break(instance, troubles(plan, profile.wishes, seconds), verdict))
-            visits = [asyncio.create_task(_visit(visitors, story)) for story in wanted]
-            while not all(task.done() for task in [*visits, broken]):
-                tell(_state(verdict, watch))
+        await _wait_ready(instance, show)
+        async with _monitoring(monitor), ChaosClients(instance.url, instance.tokens, monitor) as clients:
+            injection = asyncio.create_task(_inject_faults(instance, plan_faults(plan, profile.load, seconds), result))
+            senders = [asyncio.create_task(_send_when_due(clients, outcome)) for outcome in outcomes]
+            while not all(task.done() for task in [*senders, injection]):
+                show(_status_line(result, monitor))
                 await asyncio.sleep(0.5)
-            await asyncio.gather(*visits, broken)
-            tell("waiting for rest")
-            verdict.leaked = await _rest(watch, tell)
-            await _look_up(visitors, verdict)
+            await asyncio.gather(*senders, injection)
+            show("waiting for an idle server")
+            result.leaked = await _wait_idle(monitor, show)
+            await _check_jobs(clients, result)
             if instance.has_crashed:
-                verdict.fallen.append("the controller has ended by itself")
+                result.crashes.append("the controller has ended by itself")
     finally:
-        tell("stopping")
-        verdict.left = await instance.stop()
-    seen = watch.seen
-    verdict.events, verdict.balancers, verdict.most_workers = seen.total, len(seen.deaths) + 1, seen.most_workers
-    verdict.rows = sum(counters.rows for counters in seen.workers.values())
-    verdict.fallen += _tracebacks(folder)
-    judge(profile.name, wanted, lambda done, of: tell(f"comparing images: {done} of {of} requests"))
-    return verdict
+        show("stopping")
+        result.leftover = await instance.stop()
+    observations = monitor.observations
+    result.events, result.balancers, result.max_workers = (
+        observations.total,
+        len(observations.deaths) + 1,
+        observations.max_workers,
+    )
+    result.rows = sum(counters.rows for counters in observations.workers.values())
+    result.crashes += _tracebacks(folder)
+    check_images(profile.name, outcomes, lambda done, of: show(f"comparing images: {done} of {of} requests"))
+    return result
 
 
-async def _ready(instance: FaultyInstance, tell: Tell) -> None:
-    tell("starting the server")
+async def _wait_ready(instance: FaultyInstance, show: ShowStatus) -> None:
+    show("starting the server")
     async with aiohttp.ClientSession() as session:
-        by = time.monotonic() + _READY_S
-        while time.monotonic() < by and not instance.has_crashed:
+        deadline = time.monotonic() + _READY_S
+        while time.monotonic() < deadline and not instance.has_crashed:
             with contextlib.suppress(aiohttp.ClientError):
                 async with session.get(f"{instance.url}/readyz") as answer:
                     if answer.status == 200:
@@ -104,9 +112,8 @@ async def _ready(instance: FaultyInstance, tell: Tell) -> None:
 
 
 @contextlib.asynccontextmanager
-async def _beside(watch: Watch) -> AsyncIterator[None]:
-    """The watch, as long as the block lasts."""
-    task = asyncio.create_task(watch.run())
+async def _monitoring(monitor: Monitor) -> AsyncIterator[None]:
+    task = asyncio.create_task(monitor.run())
     try:
         yield
     finally:
@@ -114,89 +121,88 @@ async def _beside(watch: Watch) -> AsyncIterator[None]:
         await asyncio.gather(task, return_exceptions=True)
 
 
-async def _visit(visitors: Visitors, story: Story) -> None:
-    await asyncio.sleep(story.ask.at_s)
-    await visitors.visit(story)
+async def _send_when_due(clients: ChaosClients, outcome: Outcome) -> None:
+    await asyncio.sleep(outcome.request.at_s)
+    await clients.send(outcome)
 
 
-async def _break(instance: FaultyInstance, planned: Sequence[Trouble], verdict: Verdict) -> None:
-    """Do what is planned when it is due; a stopped process goes on by itself while others follow."""
-    began = time.monotonic()
+async def _inject_faults(instance: FaultyInstance, planned: Sequence[Fault], result: ChaosResult) -> None:
+    """Inject each fault at its time. Faults overlap."""
+    started = time.monotonic()
 
-    async def one(trouble: Trouble) -> None:
-        await asyncio.sleep(trouble.at_s)
-        whom = await instance.inject(trouble)
-        if whom:
-            verdict.troubles[str(trouble)] += 1
-        at = time.monotonic() - began
-        verdict.log.append(f"{trouble.at_s:6.1f} to {at:6.1f} s: {trouble}: {whom or 'nobody was there'}")
+    async def inject(fault: Fault) -> None:
+        await asyncio.sleep(fault.at_s)
+        process = await instance.inject(fault)
+        if process:
+            result.faults[str(fault)] += 1
+        at = time.monotonic() - started
+        result.log.append(f"{fault.at_s:6.1f} to {at:6.1f} s: {fault}: {process or 'no such process'}")
 
-    await asyncio.gather(*(one(trouble) for trouble in planned))
+    await asyncio.gather(*(inject(fault) for fault in planned))
 
 
-async def _rest(watch: Watch, tell: Tell) -> list[str]:
-    """Wait until nothing is under way any more; returns what still is."""
-    by = time.monotonic() + _REST_S
-    still = ["the balancer does not answer"]
+async def _wait_idle(monitor: Monitor, show: ShowStatus) -> list[str]:
+    """Wait until the server is idle. Return the work that is unfinished after the time limit."""
+    deadline = time.monotonic() + _IDLE_TIMEOUT_S
+    unfinished = ["the balancer does not answer"]
     async with aiohttp.ClientSession() as session:
-        while time.monotonic() < by:
-            reading = await watch.read(session)
-            still = ["the balancer does not answer"] if reading is None else under_way(reading)
-            if reading is not None and not still:
-                await asyncio.sleep(_STILL_S)
-                later = await watch.read(session)
-                still = ghosts(reading, later)
-                if not still:
+        while time.monotonic() < deadline:
+            scrape = await monitor.scrape(session)
+            unfinished = ["the balancer does not answer"] if scrape is None else unfinished_work(scrape)
+            if scrape is not None and not unfinished:
+                await asyncio.sleep(_SETTLE_S)
+                later = await monitor.scrape(session)
+                unfinished = unassigned_steps(scrape, later)
+                if not unfinished:
                     return []
-            tell(f"waiting for rest: {'; '.join(still)[:100]}")
+            show(f"waiting for an idle server: {'; '.join(unfinished)[:100]}")
             await asyncio.sleep(0.5)
-    return still
+    return unfinished
 
 
-def under_way(reading: Reading) -> list[str]:
-    """What a server at rest has not."""
-    told = [
+def unfinished_work(scrape: Scrape) -> list[str]:
+    found = [
         f"{model.queued} images queued and {model.running} with workers"
-        for model in reading.snapshot.models
+        for model in scrape.snapshot.models
         if model.queued or model.running
     ]
-    told += [
+    found += [
         f"worker {worker.worker} is {worker.state} and holds {worker.assigned + worker.running} images"
-        for worker in reading.snapshot.workers
+        for worker in scrape.snapshot.workers
         if worker.state != "ready" or worker.assigned + worker.running
     ]
-    return told + [f"the balancer still has {count:g} {book}" for book, count in reading.open.items() if count]
+    return found + [f"the balancer still has {count:g} {kind}" for kind, count in scrape.in_flight.items() if count]
 
 
-def ghosts(before: Reading, after: Reading | None) -> list[str]:
-    """Workers that step although, by the balancer's books, they hold nothing."""
+def unassigned_steps(before: Scrape, after: Scrape | None) -> list[str]:
+    """Return a line for each worker that runs steps although no task is assigned to it."""
     if after is None:
         return ["the balancer does not answer"]
     steps = {worker.worker: worker.counters.steps for worker in before.snapshot.workers}
     return [
-        f"worker {worker.worker} steps, and nobody has given it anything"
+        f"worker {worker.worker} runs steps without a task"
         for worker in after.snapshot.workers
         if worker.counters.steps != steps.get(worker.worker, worker.counters.steps)
     ]
 
 
-async def _look_up(visitors: Visitors, verdict: Verdict) -> None:
-    """Hold the jobs that the server has against those that were asked for."""
-    stories = {story.ask.id: story for story in verdict.stories}
-    kept: Counter[str] = Counter()
+async def _check_jobs(clients: ChaosClients, result: ChaosResult) -> None:
+    """Compare the jobs of the server with the requests for jobs."""
+    outcomes = {outcome.request.id: outcome for outcome in result.outcomes}
+    job_counts: Counter[str] = Counter()
     for owner in OWNERS:
-        for view in await visitors.jobs_of(owner):
-            story = stories[view["metadata"]["ask"]]
-            kept[story.ask.id] += 1
+        for view in await clients.list_jobs(owner):
+            outcome = outcomes[view["metadata"]["request"]]
+            job_counts[outcome.request.id] += 1
             if view["state"] not in _ENDS:
-                story.close(End.LOST, f"job {view['id']} is still {view['state']}")
-    for name, count in kept.items():
+                outcome.close(EndState.LOST, f"job {view['id']} is still {view['state']}")
+    for name, count in job_counts.items():
         if count > 1:
-            stories[name].twice.append(f"one request made {count} jobs")
+            outcomes[name].duplicates.append(f"one request made {count} jobs")
 
 
 def _tracebacks(folder: Path) -> list[str]:
-    """What the programs' logs tell of bugs: for each log with tracebacks how many, and where the first one is."""
+    """Return a line for each log with tracebacks: their number and the line of the first."""
     found = []
     for log in sorted([*folder.glob("*.log"), *log_dir(folder).glob("*.log")]):
         lines = log.read_text(errors="replace").splitlines()
@@ -206,15 +212,14 @@ def _tracebacks(folder: Path) -> list[str]:
     return found
 
 
-def _state(verdict: Verdict, watch: Watch) -> str:
-    """The line that is shown while it runs."""
-    ends = Counter(story.end for story in verdict.stories)
-    began = sum(story.began > 0 for story in verdict.stories)
-    last = watch.seen.last
+def _status_line(result: ChaosResult, monitor: Monitor) -> str:
+    ends = Counter(outcome.end for outcome in result.outcomes)
+    started = sum(outcome.started > 0 for outcome in result.outcomes)
+    last = monitor.observations.last
     workers = len(last.snapshot.workers) if last else 0
     queued = sum(model.queued for model in last.snapshot.models) if last else 0
     return (
-        f"{began} of {len(verdict.stories)} asked, {ends[End.COMPLETED]} completed, {ends[End.FAILED]} failed, "
-        f"{ends[End.LOST]} lost; {workers} workers, {queued} queued; {verdict.troubles.total()} troubles, "
-        f"{len(watch.seen.deaths)} balancers dead"
+        f"{started} of {len(result.outcomes)} sent, {ends[EndState.COMPLETED]} completed, "
+        f"{ends[EndState.FAILED]} failed, {ends[EndState.LOST]} lost; {workers} workers, {queued} queued; "
+        f"{result.faults.total()} faults, {len(monitor.observations.deaths)} balancers dead"
     )
