@@ -96,7 +96,7 @@ def test_counters_of_every_balancer_are_added() -> None:
     assert observations.max_workers == 2
 
 
-def test_a_faults_connection_is_explained_by_a_death_that_came_later_or_was_not_mended_yet() -> None:
+def test_death_before_or_after_start_explains_broken_connection() -> None:
     observations = Observations()
     assert not observations.has_death_since(1.0)
     observations.record_death(10.0)
