@@ -1,9 +1,9 @@
-"""Who sent a browser here. A page of any site can make a browser on this machine call a server that only it reaches.
+"""Protection against requests that pages of other sites send through a browser on this machine.
 
-Two headers tell, and no page can change them. `Origin` is the page's own site: only the server's own pages and those
-of `access.cors_origins` may call. `Host` is the name that was looked up: a site can have its own name lead to
-127.0.0.1 and so pass for the server's own, which is why a server on loopback goes by the names of loopback only.
-Clients that are no browsers send no `Origin`, and the name that they were given. Decides from the headers alone.
+A page cannot change two headers. `Origin` is the page's own site: only pages of this server and of
+`access.cors_origins` are allowed. `Host` is the name that was resolved: a site can resolve its name to 127.0.0.1 (DNS
+rebinding), so that a server on loopback accepts only loopback names and `access.hosts`. Clients other than browsers
+send no `Origin`.
 """
 
 from __future__ import annotations
@@ -18,36 +18,34 @@ _PORTS = {"http": 80, "https": 443}
 
 
 class OriginPolicy:
-    """The names of the server, and whose pages may call it."""
+    """The accepted names of the server, and the origins whose pages may call it."""
 
     def __init__(self, hosts: Iterable[str], pages: Iterable[str], *, loopback: bool) -> None:
-        """`hosts` are names beside those of this machine, `pages` origins or `*`; `loopback`: nobody else connects."""
+        """`hosts` are additional names, `pages` origins or `*`; `loopback`: the server listens on loopback only."""
         self._hosts = frozenset(host.lower().strip("[]") for host in hosts)
         self._pages = frozenset(page.lower() for page in pages)
         self._loopback = loopback
 
     def check(self, host: str | None, origin: str | None) -> None:
-        """Raises `Forbidden`. Both are as the headers say; None is a header that is not there."""
-        if self._loopback and host is not None and not self._is_own_host(host):
-            text = "This server answers to the names of its own machine only; access.hosts allows others."
-            raise Forbidden(text, code="host_not_allowed")
-        if origin is not None and not self._is_allowed_origin(origin, host or ""):
+        """Raises `Forbidden`. The arguments are the headers; None is an absent one."""
+        if self._loopback and host is not None:
+            name, _ = _address(f"http://{host}")
+            if name not in self._hosts and not is_loopback(name):
+                text = "This server accepts only the names of its own machine; access.hosts allows others."
+                raise Forbidden(text, code="host_not_allowed")
+        if origin is not None and not self._is_allowed(origin, host or ""):
             text = "Pages of other sites may not call this server; access.cors_origins allows them."
             raise Forbidden(text, code="origin_not_allowed")
 
-    def _is_own_host(self, host: str) -> bool:
-        name, _ = _address(f"http://{host}")
-        return name in self._hosts or is_loopback(name)
-
-    def _is_allowed_origin(self, origin: str, host: str) -> bool:
+    def _is_allowed(self, origin: str, host: str) -> bool:
         if "*" in self._pages or origin.lower() in self._pages:
             return True
-        scheme, own = origin.partition("://")[0].lower(), _address(origin)
-        return bool(own[0]) and own == _address(f"{scheme}://{host}")
+        scheme, address = origin.partition("://")[0].lower(), _address(origin)
+        return bool(address[0]) and address == _address(f"{scheme}://{host}")
 
 
 def is_loopback(host: str) -> bool:
-    """Whether the name or address can only be this machine."""
+    """True if the name or address always means this machine."""
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
@@ -55,7 +53,7 @@ def is_loopback(host: str) -> bool:
 
 
 def _address(url: str) -> tuple[str, int | None]:
-    """Host in lower case and port; without a name what is none. A trailing dot changes nothing to the name."""
+    """Host in lower case without a trailing dot, and port; an empty host for an invalid URL."""
     try:
         parts = urlsplit(url)
         if parts.username is not None or parts.path or parts.query or parts.fragment:

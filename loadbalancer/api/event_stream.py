@@ -1,4 +1,4 @@
-"""The streamed answer: server-sent events of a request or a job, until its last image or its failure."""
+"""Server-sent events of a request or a job, until its last image or its failure."""
 
 from __future__ import annotations
 
@@ -32,85 +32,84 @@ log = logging.getLogger(__name__)
 
 
 class ProgressSource(Protocol):
-    """What is streamed: an `Errand`, or a `Follower` of a job."""
+    """The source of a stream: an `InFlightRequest`, or the `JobSubscriber` of a job."""
 
     job: GenerationSpec
     tasks: list[str]
-    #: Previews and finished images in the order in which they came, for the stream to take.
+    #: Previews and finished images in order of arrival. The stream consumes them.
     news: deque[TaskProgress | TaskCompleted]
-    #: Why there will be no images.
+    #: The error that ended the request, if any.
     failure: ApiError | None
     over: asyncio.Future[None]
     changed: asyncio.Event
 
     def views(self) -> Iterator[Progress]:
-        """Where each image stands that is not finished."""
+        """The progress of each unfinished image."""
 
     def close(self) -> None:
-        """The stream has ended."""
+        """End the source when the stream ends."""
 
 
 class EventStream(StreamingResponse):
-    """Closes what it streams when it ends, however it ends: a client that hangs up has its tasks cancelled."""
+    """Always closes its source at the end. When the client disconnects, this cancels the tasks."""
 
     media_type = "text/event-stream"
 
     def __init__(self, source: ProgressSource, *, edit: bool = False) -> None:
-        #: The last word against proxies that collect an answer before they pass it on.
+        # Some reverse proxies buffer responses without the second header.
         headers = {"cache-control": "no-cache", "x-accel-buffering": "no"}
-        super().__init__(_guarded(_EventWriter(source, edit)), headers=headers)
+        super().__init__(_catch_errors(_EventWriter(source, edit)), headers=headers)
         self._source = source
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Send the events."""
         try:
             await super().__call__(scope, receive, send)
         finally:
             self._source.close()
 
 
-async def _guarded(writer: _EventWriter) -> AsyncIterator[bytes]:
-    """The stream with a neutral last event in place of an exception: its status has long been sent."""
+async def _catch_errors(writer: _EventWriter) -> AsyncIterator[bytes]:
+    """The stream, with a neutral last event for an exception, because the status is already sent."""
     try:
         async for chunk in writer.stream():
             yield chunk
     except Exception:
-        log.exception("a stream broke off")
+        log.exception("a stream failed")
         yield encode_error(InternalError("The server had an error while streaming. Please try again."))
 
 
 class _EventWriter:
-    """Puts what becomes of an errand into events."""
+    """Writes the progress and results of a source as events."""
 
     def __init__(self, source: ProgressSource, edit: bool) -> None:
         self._source = source
         self._edit = edit
         self._throttle = ProgressThrottle()
         self._indexes = {task: index for index, task in enumerate(source.tasks)}
-        #: Step of each preview told, by task: a task that had to start again does not show them twice.
+        #: Steps whose previews were sent, by task: a restarted task does not send them again.
         self._previews: dict[str, list[int]] = {task: [] for task in source.tasks}
 
     async def stream(self) -> AsyncIterator[bytes]:
-        """Every event, as soon as it is due."""
+        """Yield every event as soon as it is due."""
         source, throttle = self._source, self._throttle
         while True:
             source.changed.clear()
             chunks = list(self._events(time.monotonic()))
-            over = source.over.done()
+            is_over = source.over.done()
             if chunks:
                 yield b"".join(chunks)
-                throttle.sent(time.monotonic())
-            elif throttle.silent(time.monotonic()):
+                throttle.on_sent(time.monotonic())
+            elif throttle.is_silent(time.monotonic()):
                 yield KEEP_ALIVE
-                throttle.sent(time.monotonic())
-            if over:
+                throttle.on_sent(time.monotonic())
+            if is_over:
                 return
-            with contextlib.suppress(TimeoutError):  # it is time to look at the progress
+            with contextlib.suppress(TimeoutError):  # the next progress poll is due
                 await asyncio.wait_for(source.changed.wait(), throttle.wait_s(time.monotonic()))
 
     def _events(self, now: float) -> Iterator[bytes]:
-        if self._throttle.due(now):
-            for view in self._throttle.news(list(self._source.views())):
+        if self._throttle.poll(now):
+            for view in self._throttle.changed(list(self._source.views())):
                 yield encode(view, edit=self._edit)
         while self._source.news:
             event = self._image_event(self._source.news.popleft())
@@ -119,13 +118,13 @@ class _EventWriter:
         if self._source.failure is not None:
             yield encode_error(self._source.failure)
 
-    def _image_event(self, news: TaskProgress | TaskCompleted) -> PartialImage | CompletedImage | None:
-        job, index, created = self._source.job, self._indexes[news.task], int(time.time())
-        if isinstance(news, TaskCompleted):
-            timings = Timings(news.waited_s, news.ran_s)
+    def _image_event(self, update: TaskProgress | TaskCompleted) -> PartialImage | CompletedImage | None:
+        job, index, created = self._source.job, self._indexes[update.task], int(time.time())
+        if isinstance(update, TaskCompleted):
+            timings = Timings(update.waited_s, update.ran_s)
             seed = job.inputs[index].seed
             return CompletedImage(
-                memoryview(news.image),
+                memoryview(update.image),
                 created,
                 job.output_format,
                 job.size,
@@ -133,10 +132,12 @@ class _EventWriter:
                 seed,
                 job.model,
                 timings,
-                flagged=news.flagged or msgspec.UNSET,
+                flagged=update.flagged or msgspec.UNSET,
             )
-        told = self._previews[news.task]
-        if news.preview is None or news.step in told:
+        sent_steps = self._previews[update.task]
+        if update.preview is None or update.step in sent_steps:
             return None
-        told.append(news.step)
-        return PartialImage(memoryview(news.preview), len(told) - 1, created, job.output_format, job.size, index)
+        sent_steps.append(update.step)
+        return PartialImage(
+            memoryview(update.preview), len(sent_steps) - 1, created, job.output_format, job.size, index
+        )

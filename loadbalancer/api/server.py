@@ -1,4 +1,4 @@
-"""uvicorn, as it is to behave here: told from outside when to stop, and done with clients that do not read."""
+"""The HTTP server: uvicorn with its own way to stop, and a time-out for clients that do not read."""
 
 from __future__ import annotations
 
@@ -16,24 +16,24 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 log = logging.getLogger(__name__)
 
-#: For answers that are complete but not yet read by their clients, when the server stops.
+#: Seconds for complete responses that their clients have not read yet when the server stops.
 _FLUSH_S = 1.0
-#: A client that takes so much within `server.send_timeout_s` reads, however slowly.
-_LEAST_BYTES = 64 * 2**10
+#: A client that reads this many bytes within `server.send_timeout_s` is not slow.
+_MIN_PROGRESS_BYTES = 64 * 2**10
 
 
 def set_socket_limits(listener: socket.socket, send_timeout_s: float) -> None:
-    """Have the system hold little for each client of this socket, and give up those that make no room for it at all.
+    """Limit the kernel's send buffer per connection, and time out connections whose peer accepts no data.
 
-    Little, so that what a client takes shows here at once, not after megabytes. Giving up comes later than `Connection`
-    does it: it is for what has left this process, and is counted nowhere.
+    A small buffer makes slow readers visible to `SlowReaderProtocol`. The kernel's time-out is twice as long: it is
+    for data that has left this process.
     """
-    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, 2 * _LEAST_BYTES)
+    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, 2 * _MIN_PROGRESS_BYTES)
     listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(2000 * send_timeout_s))
 
 
 class HttpConfig(uvicorn.Config):
-    """uvicorn's configuration and ours, beside a count of what became of connections."""
+    """uvicorn's configuration with a send time-out and counters of connections."""
 
     def __init__(self, app: ASGIApp, *, send_timeout_s: float, **options: Any) -> None:
         super().__init__(app, http=SlowReaderProtocol, **options)
@@ -42,50 +42,46 @@ class HttpConfig(uvicorn.Config):
 
 
 class HttpServer(uvicorn.Server):
-    """uvicorn, told when to stop by us: it would refuse connections at once, where clients are owed an answer."""
+    """uvicorn without signal handlers: on a signal it would refuse connections before requests are answered."""
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """End every connection; those whose clients do not read are hung up on after `_FLUSH_S`."""
-        hanging_up = asyncio.get_running_loop().call_later(_FLUSH_S, self._abort_connections)
+        """End every connection. Connections that are not read are aborted after `_FLUSH_S`."""
+        timer = asyncio.get_running_loop().call_later(_FLUSH_S, self._abort_connections)
         await super().shutdown(sockets)
-        hanging_up.cancel()
+        timer.cancel()
 
     def _abort_connections(self) -> None:
-        """Before uvicorn cancels their requests: to those it is then as if the clients had gone."""
+        """Abort before uvicorn cancels the requests: they then end as if the clients had disconnected."""
         for connection in list(self.server_state.connections):
             if connection.transport is not None:
                 connection.transport.abort()
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
-        """Leave the signals alone."""
         yield
 
 
 class SlowReaderProtocol(HttpToolsProtocol):
-    """A connection that is broken off when its client leaves what it asked for lying.
+    """Aborts the connection when its client does not read the response.
 
-    uvicorn holds the application up while more than 64 KiB lie here for its client, so that the most is that and one
-    chunk. Broken off, it is to the application as if the client had hung up.
+    uvicorn pauses the application while more than 64 KiB are buffered, so that at most that and one chunk are. The
+    application sees an aborted connection as a disconnect.
     """
 
     _timer: asyncio.TimerHandle | None = None
-    #: Bytes that lay here at the last look.
+    #: Buffered bytes when the timer was started.
     _buffered = 0
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Nothing is waited for any more."""
         self._stop_timer()
         super().connection_lost(exc)
 
     def pause_writing(self) -> None:
-        """The client does not take what is sent."""
         super().pause_writing()
         self._stop_timer()
         self._start_timer()
 
     def resume_writing(self) -> None:
-        """It has taken nearly everything."""
         self._stop_timer()
         super().resume_writing()
 
@@ -101,10 +97,10 @@ class SlowReaderProtocol(HttpToolsProtocol):
 
     def _check_progress(self) -> None:
         assert isinstance(self.config, HttpConfig)
-        if self._buffered - self.transport.get_write_buffer_size() >= _LEAST_BYTES:
+        if self._buffered - self.transport.get_write_buffer_size() >= _MIN_PROGRESS_BYTES:
             self._start_timer()
             return
         self._timer = None
         self.config.counters["slow_readers"] += 1
-        log.info("broke off a connection: its client took next to nothing for %g s", self.config.send_timeout_s)
+        log.info("aborted a connection: its client read almost nothing for %g s", self.config.send_timeout_s)
         self.transport.abort()  # `close` would wait for the client, too

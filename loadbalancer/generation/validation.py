@@ -1,6 +1,6 @@
-"""From what a client asked to tasks with nothing left open: defaults filled in, bounds checked, seeds dealt out.
+"""Resolves a parsed image request into a complete specification: applies defaults, checks bounds, assigns seeds.
 
-Everything that can be wrong with a request is found here or in `schemas`, before anything is queued.
+Together with `schema`, it finds every error of a request before anything is queued.
 """
 
 from __future__ import annotations
@@ -31,31 +31,31 @@ from wire.messages import LORA_NAME, EngineInfo, GenerationMode, ImageFormat, Im
 
 Number = TypeVar("Number", int, float)
 _SIZE = re.compile(r"([1-9][0-9]{0,4})x([1-9][0-9]{0,4})")
-_FROM: dict[GenerationMode, str] = {"text": "text alone", "image": "a picture", "inpaint": "a picture with a mask"}
+_MODES: dict[GenerationMode, str] = {"text": "text only", "image": "an image", "inpaint": "an image with a mask"}
 
 
 @dataclass(frozen=True, slots=True)
 class ModelCapabilities:
-    """What is known of a model beside its configuration: its engine, once one is connected, and its adapters."""
+    """A model's engine, None until a worker has connected, and the names of its LoRA adapters."""
 
-    about: EngineInfo | None = None
+    engine: EngineInfo | None = None
     loras: Collection[str] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class GenerationSpec:
-    """One request, ready for the queue: a task per item of `inputs`, all alike but for their seeds."""
+    """One complete request: a task per item of `inputs`, which differ only in their seeds."""
 
     model: str
     inputs: list[ImageInputs]
     timeout_s: float
     priority: int
-    #: Pixels of the source pictures, the same for all.
+    #: Pixels of the source images, shared by all tasks.
     sources: Sequence[bytes] = ()
-    #: The API key that it came with, and that key's share of the workers' time.
+    #: Owner of the API key, and its share of the workers' time.
     owner: str = "anonymous"
     weight: float = 1.0
-    #: It was counted as an arrival when another server was asked to do it.
+    #: True if it was counted as an arrival when an upstream server was tried.
     already_counted: bool = False
 
     def for_caller(self, caller: Caller) -> GenerationSpec:
@@ -68,98 +68,110 @@ class GenerationSpec:
 
     @property
     def output_format(self) -> ImageFormat:
-        """The file format of its images."""
         return self.inputs[0].output_format
 
 
 def resolve_images(
-    asked: ImageRequest | EditRequest, settings: Settings, random_seed: int, known: ModelCapabilities
+    request: ImageRequest | EditRequest, settings: Settings, random_seed: int, capabilities: ModelCapabilities
 ) -> GenerationSpec:
-    """The job of `POST /v1/images/*`. Raises `InvalidRequest` and `ModelNotFound`.
+    """The specification of `POST /v1/images/*`. Raises `InvalidRequest` and `ModelNotFound`.
 
-    Where the request brings a picture, this is all but the picture: `with_sources` makes it whole.
+    `with_source_images` adds the source image, if the request has one.
     """
-    n = _bounded("n", asked.n, 1, 1, settings.server.max_n)
-    output_format = asked.output_format or "png"
-    quality = 100 if asked.output_compression is None else asked.output_compression
+    n = _bounded("n", request.n, 1, 1, settings.server.max_n)
+    output_format = request.output_format or "png"
+    quality = 100 if request.output_compression is None else request.output_compression
     if output_format == "png" and quality != 100:
-        _refuse("output_compression", quality, "Only 100 goes with output_format 'png', which is lossless")
-    if asked.partial_images and not asked.stream:
-        _refuse("partial_images", asked.partial_images, "Previews need stream: true")
-    if not asked.has_source_image and asked.strength is not None:
-        _refuse("strength", asked.strength, "It needs a source picture in 'image'")
-    if isinstance(asked, ImageRequest) and asked.mask is not None and not asked.has_source_image:
-        raise InvalidRequest("Invalid value for 'mask': It needs a source picture in 'image'.", param="mask")
+        _reject("output_compression", quality, "Only 100 goes with output_format 'png', which is lossless")
+    if request.partial_images and not request.stream:
+        _reject("partial_images", request.partial_images, "Previews need stream: true")
+    if not request.has_source_image and request.strength is not None:
+        _reject("strength", request.strength, "It needs a source image in 'image'")
+    if isinstance(request, ImageRequest) and request.mask is not None and not request.has_source_image:
+        raise InvalidRequest("Invalid value for 'mask': It needs a source image in 'image'.", param="mask")
     return _resolve(
-        asked,
+        request,
         settings,
         random_seed,
-        known,
+        capabilities,
         n=n,
         output_format=output_format,
         output_quality=quality,
-        partial_images=asked.partial_images or 0,
+        partial_images=request.partial_images or 0,
     )
 
 
 def resolve_predict(
-    asked: PredictRequest, settings: Settings, random_seed: int, known: ModelCapabilities
+    request: PredictRequest, settings: Settings, random_seed: int, capabilities: ModelCapabilities
 ) -> GenerationSpec:
-    """The job of `POST /predict`. Raises `InvalidRequest` and `ModelNotFound`."""
-    return _resolve(asked, settings, random_seed, known)
+    """The specification of `POST /predict`. Raises `InvalidRequest` and `ModelNotFound`."""
+    return _resolve(request, settings, random_seed, capabilities)
 
 
-def requested_size(asked: OpenAIImageRequest, job: GenerationSpec) -> Size | None:
-    """The size that the request names; None where its picture is to decide."""
-    return None if asked.size in (None, "auto") else (job.inputs[0].width, job.inputs[0].height)
+def requested_size(request: OpenAIImageRequest, spec: GenerationSpec) -> Size | None:
+    """The size that the request names; None where the source image determines it."""
+    return None if request.size in (None, "auto") else (spec.inputs[0].width, spec.inputs[0].height)
 
 
 def with_source_images(
-    job: GenerationSpec, sources: SourceImages, asked: OpenAIImageRequest, settings: Settings, known: ModelCapabilities
+    spec: GenerationSpec,
+    images: SourceImages,
+    request: OpenAIImageRequest,
+    settings: Settings,
+    capabilities: ModelCapabilities,
 ) -> GenerationSpec:
-    """The job with its pictures. Raises `InvalidRequest` where the engine cannot draw from them."""
-    _check_mode(sources.mode, job.model, known)
-    default = 1.0 if sources.mode == "inpaint" else settings.models[job.model].defaults.strength
-    strength = default if asked.strength is None else asked.strength
-    steps = job.inputs[0].steps
+    """The specification with its source images. Raises `InvalidRequest` if the engine does not support them."""
+    _check_mode(images.mode, spec.model, capabilities)
+    default = 1.0 if images.mode == "inpaint" else settings.models[spec.model].defaults.strength
+    strength = default if request.strength is None else request.strength
+    steps = spec.inputs[0].steps
     if int(steps * strength) < 1:
-        _refuse("strength", strength, f"Of {steps} steps it leaves none")
-    size = {"width": sources.width, "height": sources.height}
-    inputs = [msgspec.structs.replace(each, mode=sources.mode, strength=strength, **size) for each in job.inputs]
-    return replace(job, inputs=inputs, sources=sources.frames)
+        _reject("strength", strength, f"Of {steps} steps it leaves none")
+    size = {"width": images.width, "height": images.height}
+    inputs = [msgspec.structs.replace(each, mode=images.mode, strength=strength, **size) for each in spec.inputs]
+    return replace(spec, inputs=inputs, sources=images.frames)
 
 
-def _check_mode(mode: GenerationMode, model: str, known: ModelCapabilities) -> None:
-    if known.about is None or mode in known.about.modes:
-        return
-    draws = " or ".join(_FROM[each] for each in known.about.modes)
-    raise InvalidRequest(f"The model '{model}' cannot draw from {_FROM[mode]}, but from {draws}.", param="image")
+def _check_mode(mode: GenerationMode, model: str, capabilities: ModelCapabilities) -> None:
+    engine = capabilities.engine
+    if engine is not None and mode not in engine.modes:
+        supported = " or ".join(_MODES[each] for each in engine.modes)
+        text = f"The model '{model}' cannot generate from {_MODES[mode]}. It supports {supported}."
+        raise InvalidRequest(text, param="image")
 
 
 def _resolve(
-    asked: BaseImageRequest,
+    request: BaseImageRequest,
     settings: Settings,
     random_seed: int,
-    known: ModelCapabilities,
+    capabilities: ModelCapabilities,
     *,
     n: int = 1,
     output_format: ImageFormat = "png",
     output_quality: int = 100,
     partial_images: int = 0,
 ) -> GenerationSpec:
-    name = resolve_model(asked.model, settings)
+    name = resolve_model(request.model, settings)
     model = settings.models[name]
     server, limits, defaults = settings.server, model.limits, model.defaults
-    prompt = _text("prompt", asked.prompt, server.max_prompt_chars)
+    prompt = _text("prompt", request.prompt, server.max_prompt_chars)
     if not prompt.strip():
-        _refuse("prompt", prompt, "Must not be empty")
-    if not asked.has_source_image:
-        _check_mode("text", name, known)
-    width, height = _size(asked.size, defaults.size, limits)
-    steps = _bounded("num_inference_steps", asked.num_inference_steps, defaults.steps, 1, limits.max_steps)
-    guidance = _bounded("guidance_scale", asked.guidance_scale, defaults.guidance_scale, 0, limits.max_guidance_scale)
-    timeout_s = _bounded("timeout_s", asked.timeout_s, server.timeout_s, 0, server.max_timeout_s)
-    seed = random_seed if asked.seed is None else asked.seed
+        _reject("prompt", prompt, "Must not be empty")
+    if not request.has_source_image:
+        _check_mode("text", name, capabilities)
+    width, height = _size(request.size, defaults.size, limits)
+    steps = _bounded("num_inference_steps", request.num_inference_steps, defaults.steps, 1, limits.max_steps)
+    guidance = _bounded("guidance_scale", request.guidance_scale, defaults.guidance_scale, 0, limits.max_guidance_scale)
+    timeout_s = _bounded("timeout_s", request.timeout_s, server.timeout_s, 0, server.max_timeout_s)
+    scheduler = defaults.scheduler if request.scheduler is None else canonical_sampler(request.scheduler)
+    if scheduler is None:
+        _reject("scheduler", request.scheduler, f"Supported: {', '.join(sampler_names())}")
+    engine = capabilities.engine
+    negative_prompt = _text("negative_prompt", request.negative_prompt or "", server.max_prompt_chars)
+    loras = _loras(request.loras or (), model, capabilities)
+    if request.reproducible and engine is not None and not engine.reproducible:
+        _reject("reproducible", True, f"The model's engine ({engine.pipeline}) cannot promise equal bytes")
+    seed = random_seed if request.seed is None else request.seed
     inputs = ImageInputs(
         prompt=prompt,
         width=width,
@@ -167,96 +179,82 @@ def _resolve(
         steps=steps,
         guidance_scale=guidance,
         seed=seed,
-        scheduler=_scheduler(asked.scheduler, defaults.scheduler),
-        negative_prompt=_text("negative_prompt", asked.negative_prompt or "", server.max_prompt_chars),
+        scheduler=scheduler,
+        negative_prompt=negative_prompt,
         output_format=output_format,
         output_quality=output_quality,
         partial_images=partial_images,
-        loras=_loras(asked.loras or (), model, known),
-        reproducible=_reproducible(asked.reproducible, model, known),
+        loras=loras,
+        reproducible=bool(request.reproducible) or model.reproducible,
     )
-    each = [msgspec.structs.replace(inputs, seed=(seed + i) % SEEDS) for i in range(n)]
-    return GenerationSpec(name, each, timeout_s, asked.priority or 0)
+    images = [msgspec.structs.replace(inputs, seed=(seed + i) % SEEDS) for i in range(n)]
+    return GenerationSpec(name, images, timeout_s, request.priority or 0)
 
 
-def _loras(asked: Sequence[LoraRequest], model: Model, known: ModelCapabilities) -> tuple[Lora, ...]:
-    """The adapters by name, each of the model's own folder."""
-    limits = model.limits
-    if asked and (model.loras is None or (known.about is not None and not known.about.loras)):
+def _loras(requested: Sequence[LoraRequest], model: Model, capabilities: ModelCapabilities) -> tuple[Lora, ...]:
+    """The requested adapters, checked against the model's own."""
+    if not requested:
+        return ()
+    limits, engine = model.limits, capabilities.engine
+    if model.loras is None or (engine is not None and not engine.loras):
         raise InvalidRequest("The model takes no LoRA adapters.", param="loras")
-    if len(asked) > limits.max_loras:
-        raise InvalidRequest(
-            f"{len(asked)} adapters are asked for; at most {limits.max_loras} are allowed.", param="loras"
-        )
+    if len(requested) > limits.max_loras:
+        text = f"{len(requested)} adapters are requested; at most {limits.max_loras} are allowed."
+        raise InvalidRequest(text, param="loras")
     chosen: dict[str, Lora] = {}
-    for i, lora in enumerate(asked):
+    for i, lora in enumerate(requested):
         if not LORA_NAME.fullmatch(lora.name):
-            _refuse(f"loras[{i}].name", lora.name, "Must be 1 to 128 letters, digits, '.', '_' and '-', no sign first")
-        if lora.name not in known.loras:
-            _refuse(f"loras[{i}].name", lora.name, "The model has no such adapter; GET /v1/models/{model} lists them")
+            _reject(f"loras[{i}].name", lora.name, "Must be 1 to 128 letters, digits, '.', '_' and '-', no sign first")
+        if lora.name not in capabilities.loras:
+            _reject(f"loras[{i}].name", lora.name, "The model has no such adapter; GET /v1/models/{model} lists them")
         if lora.name in chosen:
-            _refuse(f"loras[{i}].name", lora.name, "It is named twice")
-        most = limits.max_lora_scale
-        scale = _bounded(f"loras[{i}].scale", lora.scale, 1.0, -most, most)
+            _reject(f"loras[{i}].name", lora.name, "It is named twice")
+        scale = _bounded(f"loras[{i}].scale", lora.scale, 1.0, -limits.max_lora_scale, limits.max_lora_scale)
         chosen[lora.name] = Lora(lora.name, scale)
     return tuple(chosen.values())
 
 
-def _reproducible(asked: bool | None, model: Model, known: ModelCapabilities) -> bool:
-    if asked and known.about is not None and not known.about.reproducible:
-        _refuse("reproducible", asked, f"The model's engine ({known.about.pipeline}) cannot promise equal bytes")
-    return bool(asked) or model.reproducible
-
-
-def resolve_model(asked: str | None, settings: Settings) -> str:
-    """The name of the model that a request means: the first, where it names none. Raises `ModelNotFound`."""
-    name = next(iter(settings.models)) if asked is None else asked
+def resolve_model(requested: str | None, settings: Settings) -> str:
+    """The requested model's name, by default the first model. Raises `ModelNotFound`."""
+    name = next(iter(settings.models)) if requested is None else requested
     if name not in settings.models:
         raise model_not_found(name, settings)
     return name
 
 
 def model_not_found(name: str, settings: Settings) -> ModelNotFound:
-    """What a client is told that asks for a model that is not served."""
     served = ", ".join(f"'{model}'" for model in settings.models)
     return ModelNotFound(f"The model {shorten(name)} does not exist. Served: {served}.", param="model")
 
 
-def _text(param: str, text: str, most: int) -> str:
-    if len(text) > most:
-        _refuse(param, text, f"It has {len(text)} characters; at most {most} are allowed")
+def _text(param: str, text: str, max_chars: int) -> str:
+    if len(text) > max_chars:
+        _reject(param, text, f"It has {len(text)} characters; at most {max_chars} are allowed")
     return text
 
 
-def _size(asked: str | None, default: str, limits: Limits) -> tuple[int, int]:
+def _size(requested: str | None, default: str, limits: Limits) -> Size:
     """Width and height in pixels."""
-    match = _SIZE.fullmatch(default if asked in (None, "auto") else asked)
+    match = _SIZE.fullmatch(default if requested in (None, "auto") else requested)
     if match is None:
-        _refuse("size", asked, "Must be 'auto' or WIDTHxHEIGHT in pixels, such as '512x512'")
+        _reject("size", requested, "Must be 'auto' or WIDTHxHEIGHT in pixels, such as '512x512'")
     width, height = int(match[1]), int(match[2])
     if width % 8 or height % 8:
-        _refuse("size", asked, "Width and height must be multiples of 8")
+        _reject("size", requested, "Width and height must be multiples of 8")
     if min(width, height) < limits.min_side:
-        _refuse("size", asked, f"Width and height must be at least {limits.min_side}")
+        _reject("size", requested, f"Width and height must be at least {limits.min_side}")
     if width * height > limits.max_pixels:
-        _refuse("size", asked, f"It has {width * height} pixels; at most {limits.max_pixels} are allowed")
+        _reject("size", requested, f"It has {width * height} pixels; at most {limits.max_pixels} are allowed")
     return width, height
 
 
-def _scheduler(asked: str | None, default: str) -> str:
-    known = default if asked is None else canonical_sampler(asked)
-    if known is None:
-        _refuse("scheduler", asked, f"Supported: {', '.join(sampler_names())}")
-    return known
-
-
-def _bounded(param: str, asked: Number | None, default: Number, least: float, most: Number) -> Number:
-    if asked is None:
+def _bounded(param: str, requested: Number | None, default: Number, minimum: float, maximum: Number) -> Number:
+    if requested is None:
         return default
-    if not least <= asked <= most:
-        _refuse(param, asked, f"Must be between {least} and {most}")
-    return asked
+    if not minimum <= requested <= maximum:
+        _reject(param, requested, f"Must be between {minimum} and {maximum}")
+    return requested
 
 
-def _refuse(param: str, value: object, allowed: str) -> NoReturn:
+def _reject(param: str, value: object, allowed: str) -> NoReturn:
     raise InvalidRequest(f"Invalid value for '{param}': {shorten(value)}. {allowed}.", param=param)

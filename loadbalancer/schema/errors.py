@@ -1,8 +1,8 @@
-"""What a client is told when it does not get what it asked for: one class per outside meaning, all in OpenAI's shape.
+"""The errors of the HTTP API, in OpenAI's shape.
 
     {"error": {"message": ..., "type": ..., "param": ..., "code": ...}}
 
-Rule: a message is written for the client. It names the parameter, its value and what is allowed, never an internal.
+Messages are written for the client: they name the parameter, its value and the allowed values, and no internals.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from wire.errors import ErrorBody, ErrorDetail
 
 
 class ApiError(Exception):
-    """An answer other than success. Subclasses fix status and type; `code` may be told more exactly per case."""
+    """An error response. Subclasses set status and type; an instance may set a more specific `code`."""
 
     status: ClassVar[int] = 500
     type: ClassVar[str] = "server_error"
@@ -40,18 +40,17 @@ class ApiError(Exception):
 
     @property
     def body(self) -> ErrorBody:
-        """What the client reads."""
         return ErrorBody(ErrorDetail(self.message, self.type, self.param, self.code))
 
     @property
     def headers(self) -> dict[str, str]:
-        """Headers of the answer; Retry-After in whole seconds, at least one."""
+        """Headers of the response. Retry-After is in whole seconds, at least one."""
         retry = {} if self._retry_after_s is None else {"retry-after": str(max(math.ceil(self._retry_after_s), 1))}
         return {**self._headers, **retry}
 
 
 class InvalidRequest(ApiError):
-    """The client can mend it."""
+    """The request is invalid; the client can correct it."""
 
     status = 400
     type = "invalid_request_error"
@@ -59,7 +58,7 @@ class InvalidRequest(ApiError):
 
 
 class Unauthorized(ApiError):
-    """No token, or not the right one."""
+    """No API key, or an unknown one."""
 
     status = 401
     type = "invalid_request_error"
@@ -67,7 +66,7 @@ class Unauthorized(ApiError):
 
 
 class Forbidden(ApiError):
-    """The API key is right, but not for this."""
+    """The API key lacks the required scope."""
 
     status = 403
     type = "invalid_request_error"
@@ -75,7 +74,7 @@ class Forbidden(ApiError):
 
 
 class NotFound(ApiError):
-    """No such path."""
+    """The path or object does not exist."""
 
     status = 404
     type = "invalid_request_error"
@@ -83,7 +82,7 @@ class NotFound(ApiError):
 
 
 class ModelNotFound(ApiError):
-    """No such model."""
+    """The model is not served."""
 
     status = 404
     type = "invalid_request_error"
@@ -91,7 +90,7 @@ class ModelNotFound(ApiError):
 
 
 class MethodNotAllowed(ApiError):
-    """The path exists, for other methods."""
+    """The path allows other methods only."""
 
     status = 405
     type = "invalid_request_error"
@@ -99,7 +98,7 @@ class MethodNotAllowed(ApiError):
 
 
 class Conflict(ApiError):
-    """Not as things stand: the job has no result yet, or never will."""
+    """The job has no result yet, or never will."""
 
     status = 409
     type = "invalid_request_error"
@@ -107,7 +106,7 @@ class Conflict(ApiError):
 
 
 class KeyReused(ApiError):
-    """An `Idempotency-Key` means one request."""
+    """The `Idempotency-Key` was used for a different request."""
 
     status = 422
     type = "idempotency_error"
@@ -115,22 +114,22 @@ class KeyReused(ApiError):
 
 
 class BodyTooLarge(ApiError):
-    """More bytes than `server.max_body_bytes`, or `max_upload_bytes` where pictures may come.
+    """The body exceeds `server.max_body_bytes`, or `max_upload_bytes` where images are allowed.
 
-    The connection is closed, for the rest may never end.
+    The connection is closed, because the rest of the body may never end.
     """
 
     status = 413
     type = "invalid_request_error"
     code = "body_too_large"
 
-    def __init__(self, most: int, where: str = "") -> None:
-        text = f"The request body is larger{where and ' '}{where} than {most} bytes, which is the most that is read."
+    def __init__(self, max_bytes: int, where: str = "") -> None:
+        text = f"The request body is larger{where and ' '}{where} than {max_bytes} bytes, the maximum."
         super().__init__(text, headers={"connection": "close"})
 
 
 class ContentRefused(ApiError):
-    """The model's safety checker objects to the image, and the configuration says not to send it."""
+    """The model's safety checker rejects the image, and the configuration withholds such images."""
 
     status = 400
     type = "image_generation_user_error"
@@ -154,14 +153,14 @@ class RateLimited(ApiError):
 
 
 class ClientClosed(ApiError):
-    """The client hung up. Nobody reads this answer; its status (nginx's) is for logs and metrics."""
+    """The client disconnected. The status (nginx's 499) is only for logs and metrics."""
 
     status = 499
     code = "client_closed_request"
 
 
 class TaskFailed(ApiError):
-    """The image could not be made. Clients that retry by themselves are told not to: it has been tried enough."""
+    """Generation failed. The header stops automatic retries of clients, because the server has already retried."""
 
     status = 500
     code = "generation_failed"
@@ -171,43 +170,43 @@ class TaskFailed(ApiError):
 
 
 class InternalError(ApiError):
-    """A bug. The log has the traceback under the request's id."""
+    """An unexpected exception. The log has the traceback with the request id."""
 
     status = 500
     code = "internal_error"
 
 
 class BadGateway(ApiError):
-    """The server that stands in for a model did not do it (`cold_start_proxy`)."""
+    """The upstream server of a model failed (`cold_start_proxy`)."""
 
     status = 502
     code = "proxy_failed"
 
 
 class Unavailable(ApiError):
-    """Not now: the server is starting, or shutting down."""
+    """The server is starting or shutting down, or lacks a resource."""
 
     status = 503
     code = "unavailable"
 
 
 class TimedOut(ApiError):
-    """Not done within the request's `timeout_s`."""
+    """The request did not finish within its `timeout_s`."""
 
     status = 504
     code = "timeout"
 
 
 def shutting_down() -> Unavailable:
-    """What every request is told from the signal to stop on."""
+    """The error of every request after the signal to stop."""
     return Unavailable("The server is shutting down. Please try again shortly.", code="shutting_down", retry_after_s=5)
 
 
 def from_ended(ended: TaskEnded) -> ApiError:
-    """Why there is no image."""
+    """The error of a task that ended without an image."""
     if ended.state is TaskState.EXPIRED:
         return TimedOut(f"The request timed out: {ended.message}.", retry_after_s=1)
-    if ended.state is TaskState.CANCELLED:  # its own client is never told, so the server itself has ended it
+    if ended.state is TaskState.CANCELLED:  # by the server: a client that cancels gets no response
         return shutting_down()
     if ended.kind == "invalid":
         return InvalidRequest(ended.message)

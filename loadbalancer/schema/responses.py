@@ -1,6 +1,6 @@
-"""What clients get: the shape and the documentation of every answer that is a success.
+"""The response bodies of the API: fields and their documentation.
 
-These are msgspec structs, because those write image bytes as base64 in one pass.
+They are msgspec structs, because msgspec writes image bytes as base64 in one pass.
 """
 
 from __future__ import annotations
@@ -12,34 +12,34 @@ import msgspec
 from wire.messages import GenerationMode, ImageFormat
 
 Flagged = Annotated[
-    bool, msgspec.Meta(description="Present, and true, where the model's safety checker objects to the image.")
+    bool, msgspec.Meta(description="Present, and true, if the model's safety checker rejects the image.")
 ]
 
 
 class Timings(msgspec.Struct, frozen=True):
-    """Where an image's time went."""
+    """Waiting time and generation time of an image."""
 
     queued_s: Annotated[float, msgspec.Meta(description="Seconds from arrival to the first denoising step.")]
-    running_s: Annotated[float, msgspec.Meta(description="Seconds from there to the finished file.")]
+    running_s: Annotated[float, msgspec.Meta(description="Seconds from the first denoising step to the finished file.")]
 
 
 class Health(msgspec.Struct, frozen=True):
-    """The answer of `/healthz` and `/readyz`."""
+    """The response of `/healthz` and `/readyz`."""
 
     status: str
 
 
 class ImageData(msgspec.Struct, frozen=True, omit_defaults=True):
-    """One image of the answer."""
+    """One image of the response."""
 
     b64_json: Annotated[memoryview, msgspec.Meta(description="The image file in base64.")]
-    seed: Annotated[int, msgspec.Meta(description="Asks for this image again, alone.")]
+    seed: Annotated[int, msgspec.Meta(description="Seed that generates this image again.")]
     timings: Timings
     flagged: Flagged = False
 
 
 class ImagesAnswer(msgspec.Struct, frozen=True):
-    """The answer to a request for images that does not stream."""
+    """The response to an image request without `stream`."""
 
     created: Annotated[int, msgspec.Meta(description="Unix time in seconds.")]
     data: Annotated[list[ImageData], msgspec.Meta(description="The images in order.")]
@@ -50,39 +50,39 @@ class ImagesAnswer(msgspec.Struct, frozen=True):
 
 
 class PredictAnswer(msgspec.Struct, frozen=True, omit_defaults=True):
-    """The answer to `/predict`."""
+    """The response of `/predict`."""
 
     image: Annotated[memoryview, msgspec.Meta(description="The PNG in base64.")]
     flagged: Flagged = False
 
 
 class Curve(msgspec.Struct, frozen=True):
-    """What a denoising step costs at one size, as measured."""
+    """The measured time of a denoising step at one size."""
 
     size: Annotated[str, msgspec.Meta(description="WIDTHxHEIGHT in pixels.")]
-    cap: Annotated[int, msgspec.Meta(description="Most images that share a step.")]
+    cap: Annotated[int, msgspec.Meta(description="Maximum number of images that share a step.")]
     points: Annotated[
-        list[tuple[int, float]], msgspec.Meta(description="Images in the batch, and seconds of a step of so many.")
+        list[tuple[int, float]], msgspec.Meta(description="Number of images in the batch, and seconds per step.")
     ]
 
 
 class ModelCard(msgspec.Struct, frozen=True):
-    """A served model: OpenAI's fields, then what a request to it may say, then how it does."""
+    """A served model: OpenAI's fields, then its defaults and limits, then its state and capabilities."""
 
     id: str
     created: Annotated[int, msgspec.Meta(description="When this server started, Unix time in seconds.")]
     engine: str
-    defaults: Annotated[dict[str, Any], msgspec.Meta(description="What a request gets that does not say otherwise.")]
-    limits: Annotated[dict[str, Any], msgspec.Meta(description="What a request may ask for.")]
-    ready: Annotated[bool, msgspec.Meta(description="Whether some worker takes requests.")]
+    defaults: Annotated[dict[str, Any], msgspec.Meta(description="Defaults of a request.")]
+    limits: Annotated[dict[str, Any], msgspec.Meta(description="Limits of a request.")]
+    ready: Annotated[bool, msgspec.Meta(description="True if a worker accepts requests.")]
     workers: Annotated[int, msgspec.Meta(description="Connected workers.")]
     loras: Annotated[list[str], msgspec.Meta(description="LoRA adapters that a request may name.")]
-    pipeline: Annotated[str | None, msgspec.Meta(description="What runs it; null, as those below, without a worker.")]
-    batching: Annotated[str | None, msgspec.Meta(description="How its requests share steps.")]
+    pipeline: Annotated[str | None, msgspec.Meta(description="Name of its pipeline; null, like the fields below, without a worker.")]
+    batching: Annotated[str | None, msgspec.Meta(description="How its requests are batched.")]
     modes: Annotated[list[GenerationMode], msgspec.Meta(description="Inputs: text, an image, an image with a mask.")]
-    checkpoints: Annotated[bool | None, msgspec.Meta(description="Whether images move between workers half done.")]
-    reproducible: Annotated[bool | None, msgspec.Meta(description="Whether a request may ask for `reproducible`.")]
-    curves: Annotated[list[Curve], msgspec.Meta(description="What a step costs, by size; empty until measured.")]
+    checkpoints: Annotated[bool | None, msgspec.Meta(description="True if unfinished images can move between workers.")]
+    reproducible: Annotated[bool | None, msgspec.Meta(description="True if `reproducible` is supported.")]
+    curves: Annotated[list[Curve], msgspec.Meta(description="Step times by size; empty until measured.")]
     object: Literal["model"] = "model"
     owned_by: str = "muster"
 

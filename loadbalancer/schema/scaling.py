@@ -1,4 +1,4 @@
-"""What people may order about the number of workers, and what they are told when they have."""
+"""Requests of `POST /internal/*`: commands about the number of workers."""
 
 from __future__ import annotations
 
@@ -16,24 +16,24 @@ class ScaleRequest(StrictModel):
     model: str
     """Name of a served model."""
     workers: int = Field(ge=0)
-    """How many workers it is to have, within its `min_workers` and `max_workers`."""
+    """Number of workers, within the model's `min_workers` and `max_workers`."""
     hold_s: float = Field(default=600.0, gt=0, le=MAX_HOLD_S, allow_inf_nan=False)
-    """For how many seconds; then its policy decides again."""
+    """Seconds until the model's policy decides again."""
 
 
 class PauseRequest(StrictModel):
-    """`POST /internal/pause`: decide nothing more. What dies is still replaced. The body may be empty."""
+    """`POST /internal/pause`: stop scaling decisions. Workers that die are still replaced. The body may be empty."""
 
 
 class ResumeRequest(StrictModel):
-    """`POST /internal/resume`: decide again. The body may be empty."""
+    """`POST /internal/resume`: continue scaling decisions. The body may be empty."""
 
     model: str | None = None
-    """End only what this model is held at; default: the pause, and whatever is held."""
+    """End only the override of this model; default: the pause and every override."""
 
 
 class ReloadRequest(StrictModel):
     """`POST /internal/reload`: read the configuration again. The body may be empty."""
 
     models: tuple[str, ...] = Field(default=(), max_length=1000)
-    """Replace the workers of these models even where no setting has changed, as for new weights under an old name."""
+    """Replace the workers of these models even without a changed setting, as for new weights under the same name."""

@@ -1,8 +1,7 @@
-"""What a streaming client hears: the events of `stream: true`, and which progress is worth one.
+"""The events of `stream: true`, and the rate limit of progress events.
 
 `image_generation.partial_image` and `image_generation.completed` are OpenAI's, with our fields added;
-`image_generation.progress` is ours. Edits have the same events under OpenAI's other name, `image_edit.*`. Pure: time
-is passed in.
+`image_generation.progress` is ours. Edits have the same events under OpenAI's other name, `image_edit.*`.
 """
 
 from __future__ import annotations
@@ -18,37 +17,37 @@ from loadbalancer.schema.responses import Flagged, Timings
 from wire.errors import ErrorDetail
 from wire.messages import ImageFormat
 
-#: Least time between two looks at a request's progress.
+#: Minimum seconds between two polls of a request's progress.
 PROGRESS_EVERY_S = 0.25
-#: A connection is never silent for ten seconds (this and a look at the progress), so that no proxy takes it for dead.
+#: A stream sends something within ten seconds (this and one poll), so that no proxy closes the connection.
 KEEP_ALIVE_S = 9.0
 KEEP_ALIVE = b": still here\n\n"
 
 
 class Progress(msgspec.Struct, frozen=True, tag_field="type", tag="image_generation.progress"):
-    """How far one image is. Sent at once, then at most four times a second, and only when something has changed."""
+    """The progress of one image. Sent first at once, then on changes, at most four times a second."""
 
-    index: Annotated[int, msgspec.Meta(description="Which image of the request, from 0.")]
+    index: Annotated[int, msgspec.Meta(description="Index of the image in the request, from 0.")]
     state: TaskState
     step: Annotated[int, msgspec.Meta(description="Denoising steps done.")]
-    steps: Annotated[int, msgspec.Meta(description="Denoising steps in all.")]
-    queue_position: Annotated[int, msgspec.Meta(description="Images before it in the queue; 0 once it runs.")]
-    eta_s: Annotated[float | None, msgspec.Meta(description="Seconds to its end; null while unknown.")]
+    steps: Annotated[int, msgspec.Meta(description="Total denoising steps.")]
+    queue_position: Annotated[int, msgspec.Meta(description="Images before it in the queue; 0 while it runs.")]
+    eta_s: Annotated[float | None, msgspec.Meta(description="Seconds until it is finished; null while unknown.")]
 
-    def differs_from(self, told: Progress | None) -> bool:
-        """Whether it is news to someone who knows `told`. A new estimate alone is not."""
-        return told is None or msgspec.structs.replace(self, eta_s=None) != msgspec.structs.replace(told, eta_s=None)
+    def differs_from(self, sent: Progress | None) -> bool:
+        """True if more than the estimate differs from the progress that was sent last."""
+        return sent is None or msgspec.structs.replace(self, eta_s=None) != msgspec.structs.replace(sent, eta_s=None)
 
 
 class TokenDetails(msgspec.Struct, frozen=True):
-    """Part of `Usage`."""
+    """Details of `Usage`."""
 
     image_tokens: int = 0
     text_tokens: int = 0
 
 
 class Usage(msgspec.Struct, frozen=True):
-    """Nothing is counted in tokens here; OpenAI's clients require the field."""
+    """Always zero: images are not counted in tokens, but OpenAI's clients require the field."""
 
     input_tokens: int = 0
     input_tokens_details: TokenDetails = TokenDetails()
@@ -57,7 +56,7 @@ class Usage(msgspec.Struct, frozen=True):
 
 
 class PartialImage(msgspec.Struct, frozen=True, tag_field="type", tag="image_generation.partial_image"):
-    """A preview of one image on its way."""
+    """A preview of one unfinished image."""
 
     b64_json: memoryview
     partial_image_index: int
@@ -99,13 +98,13 @@ class EditCompletedImage(CompletedImage, frozen=True, tag_field="type", tag="ima
 
 
 class ErrorEvent(msgspec.Struct, frozen=True, tag_field="type", tag="error"):
-    """The request failed after its stream had begun. Nothing follows."""
+    """The request failed after its stream had started. It is the last event."""
 
     error: ErrorDetail
 
 
 Event = Progress | PartialImage | CompletedImage | ErrorEvent
-_OF_EDITS: dict[type[Event], Any] = {
+_EDIT_EVENTS: dict[type[Event], Any] = {
     Progress: EditProgress,
     PartialImage: EditPartialImage,
     CompletedImage: EditCompletedImage,
@@ -115,9 +114,9 @@ _encoder = msgspec.json.Encoder()
 
 
 def encode(event: Event, *, edit: bool = False) -> bytes:
-    """The event as it goes over the connection. JSON has no raw line breaks, so one `data:` line holds it."""
-    if edit and type(event) in _OF_EDITS:
-        event = _OF_EDITS[type(event)](*msgspec.structs.astuple(event))
+    """The event in wire format. JSON has no raw line breaks, so that it fits one `data:` line."""
+    if edit and type(event) in _EDIT_EVENTS:
+        event = _EDIT_EVENTS[type(event)](*msgspec.structs.astuple(event))
     name = type(event).__struct_config__.tag
     return b"event: %b\ndata: %b\n\n" % (str(name).encode(), _encoder.encode(event))
 
@@ -128,34 +127,33 @@ def encode_error(error: ApiError) -> bytes:
 
 
 class ProgressThrottle:
-    """When to look at a request's progress, and what of it to tell. Times are seconds on one clock."""
+    """Decides when to poll a request's progress, and which of it to send. Times are seconds on one clock."""
 
     def __init__(self) -> None:
-        self._told: dict[int, Progress] = {}
-        self._look_at = float("-inf")
+        self._sent: dict[int, Progress] = {}
+        self._next_poll = float("-inf")
         self._last_sent = float("-inf")
 
     def wait_s(self, now: float) -> float:
-        """How long nothing needs to be done, unless something happens."""
-        return max(self._look_at - now, 0.0)
+        """Seconds until the next poll."""
+        return max(self._next_poll - now, 0.0)
 
-    def due(self, now: float) -> bool:
-        """Whether it is time to look. Asked once per look: the next is due `PROGRESS_EVERY_S` later."""
-        if now < self._look_at:
+    def poll(self, now: float) -> bool:
+        """True if a poll is due; the next is then due `PROGRESS_EVERY_S` later."""
+        if now < self._next_poll:
             return False
-        self._look_at = now + PROGRESS_EVERY_S
+        self._next_poll = now + PROGRESS_EVERY_S
         return True
 
-    def news(self, views: Sequence[Progress]) -> list[Progress]:
-        """Those that say more than was told before."""
-        fresh = [view for view in views if view.differs_from(self._told.get(view.index))]
-        self._told |= {view.index: view for view in fresh}
+    def changed(self, views: Sequence[Progress]) -> list[Progress]:
+        """The views that differ from those returned before."""
+        fresh = [view for view in views if view.differs_from(self._sent.get(view.index))]
+        self._sent |= {view.index: view for view in fresh}
         return fresh
 
-    def sent(self, now: float) -> None:
-        """Something has gone out."""
+    def on_sent(self, now: float) -> None:
         self._last_sent = now
 
-    def silent(self, now: float) -> bool:
-        """Whether nothing has gone out for `KEEP_ALIVE_S`."""
+    def is_silent(self, now: float) -> bool:
+        """True if nothing was sent for `KEEP_ALIVE_S`."""
         return now - self._last_sent >= KEEP_ALIVE_S

@@ -1,1 +1,1 @@
-"""The paths of the front door, one module per kind. They translate between HTTP and the hub, and decide nothing."""
+"""The routes of the HTTP API, one module per kind."""

@@ -140,10 +140,10 @@ def test_nothing_is_refused_for_an_engine_that_is_not_known_yet() -> None:
 @pytest.mark.parametrize(
     ("about", "sources", "fragment"),
     [
-        (TEXT_ONLY, PLAIN, "cannot draw from a picture, but from text alone"),
-        (TEXT_ONLY, MASKED, "cannot draw from a picture with a mask, but from text alone"),
-        (INPAINT_ONLY, PLAIN, "cannot draw from a picture, but from a picture with a mask"),
-        (INPAINT_ONLY, None, "cannot draw from text alone, but from a picture with a mask"),
+        (TEXT_ONLY, PLAIN, "cannot generate from an image. It supports text only"),
+        (TEXT_ONLY, MASKED, "cannot generate from an image with a mask. It supports text only"),
+        (INPAINT_ONLY, PLAIN, "cannot generate from an image. It supports an image with a mask"),
+        (INPAINT_ONLY, None, "cannot generate from text only. It supports an image with a mask"),
     ],
 )
 def test_input_unsupported_by_engine_is_refused(about: EngineInfo, sources: SourceImages | None, fragment: str) -> None:
@@ -188,9 +188,9 @@ def test_the_picture_decides_the_size_where_the_request_does_not(
 @pytest.mark.parametrize(
     ("body", "param", "fragment"),
     [
-        ({"strength": 0.5}, "strength", "needs a source picture"),
-        ({"mask": URL}, "mask", "needs a source picture"),
-        ({"image": None, "mask": URL}, "mask", "needs a source picture"),
+        ({"strength": 0.5}, "strength", "needs a source image"),
+        ({"mask": URL}, "mask", "needs a source image"),
+        ({"image": None, "mask": URL}, "mask", "needs a source image"),
         ({"image": 7}, "image", "Expected a string"),
         ({"image": URL, "size": "24x64"}, "size", "at least 32"),
     ],
