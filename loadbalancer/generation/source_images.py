@@ -107,10 +107,7 @@ def _decode(param: str, data: bytes, max_pixels: int) -> Image.Image:
             _check_header(param, image, max_pixels)
             image.load()
             ImageOps.exif_transpose(image, in_place=True)
-            if image.mode.startswith("I"):  # 16 bits, which Pillow's own conversion would clip instead of scale
-                image = image.point(lambda value: value / 256).convert("L")
-            mode = "RGBA" if image.has_transparency_data else "RGB"
-            return image if image.mode == mode else image.convert(mode)
+            return _to_rgb(image)
     except InvalidRequest:
         raise
     except UnidentifiedImageError:
@@ -127,6 +124,13 @@ def _check_header(param: str, image: Image.Image, max_pixels: int) -> None:
     # The further frames of a JPEG are previews of the first.
     if image.format != "JPEG" and image.format != "MPO" and getattr(image, "n_frames", 1) > 1:
         _reject(param, "it is animated; send a single frame")
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I"):  # 16 bits, which Pillow's own conversion would clip instead of scale
+        image = image.point(lambda value: value / 256).convert("L")
+    mode = "RGBA" if image.has_transparency_data else "RGB"
+    return image if image.mode == mode else image.convert(mode)
 
 
 def _masked_area(data: bytes, size: Size, limits: Limits) -> Image.Image:

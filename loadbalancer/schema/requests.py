@@ -122,9 +122,7 @@ class ImageRequest(OpenAIImageRequest):
 def _add_files(schema: dict[str, Any]) -> None:
     """Add the form's files to its schema."""
     image = "The image to edit: PNG, JPEG or WebP. Without `mask`, its transparent area is redrawn, if it has one."
-    mask = (
-        "The area to redraw: an image of the size of `image`, transparent there or, without an alpha channel, white."
-    )
+    mask = "The area to redraw: an image of the size of `image`, transparent there or, without an alpha channel, white."
     files = {"image": image, "mask": mask}
     schema["properties"] |= {
         name: {"type": "string", "format": "binary", "description": text} for name, text in files.items()

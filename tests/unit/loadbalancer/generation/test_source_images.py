@@ -143,7 +143,7 @@ def test_a_picture_without_mask_is_drawn_from_as_a_whole(image: bytes, use_alpha
 @pytest.mark.parametrize(
     ("mask", "fragment"),
     [
-        (png(64, 72), "it is 64x72 and the picture 64x64"),
+        (png(64, 72), "it is 64x72 and the image 64x64"),
         (file(Image.new("L", (64, 64), 0)), "it marks nothing"),
         (file(Image.new("L", (64, 64), 127)), "it marks nothing"),
         (file(Image.new("RGBA", (64, 64), "white")), "it marks nothing"),
@@ -152,7 +152,7 @@ def test_a_picture_without_mask_is_drawn_from_as_a_whole(image: bytes, use_alpha
     ],
 )
 def test_masks_that_are_refused(mask: bytes, fragment: str) -> None:
-    with pytest.raises(InvalidRequest, match="Invalid picture in 'mask'") as refused:
+    with pytest.raises(InvalidRequest, match="Invalid image in 'mask'") as refused:
         read(png(), mask)
     assert fragment in refused.value.message
     assert refused.value.param == "mask"
@@ -219,12 +219,12 @@ def test_an_explicit_size_scales_the_picture_and_its_mask() -> None:
 SVG = b'<svg xmlns="http://www.w3.org/2000/svg" width="64" height="64"><rect width="64" height="64"/></svg>'
 BAD = [
     (b"", "the file is empty"),
-    (b"not a picture", "no PNG, JPEG or WebP"),
-    (SVG, "no PNG, JPEG or WebP"),
-    (file(make_image(), "GIF"), "no PNG, JPEG or WebP"),
-    (file(make_image(), "TIFF"), "no PNG, JPEG or WebP"),
-    (file(make_image(), "BMP"), "no PNG, JPEG or WebP"),
-    (file(make_image(), "PPM"), "no PNG, JPEG or WebP"),
+    (b"not a picture", "not a PNG, JPEG or WebP"),
+    (SVG, "not a PNG, JPEG or WebP"),
+    (file(make_image(), "GIF"), "not a PNG, JPEG or WebP"),
+    (file(make_image(), "TIFF"), "not a PNG, JPEG or WebP"),
+    (file(make_image(), "BMP"), "not a PNG, JPEG or WebP"),
+    (file(make_image(), "PPM"), "not a PNG, JPEG or WebP"),
     (bomb(50_000, 50_000), "50000x50000 is 2500000000 pixels; at most 40000 are allowed"),
     (bomb(2**31 - 1, 2**31 - 1), "pixels; at most 40000 are allowed"),
     (bomb(201, 200), "201x200 is 40200 pixels"),
@@ -241,7 +241,7 @@ BAD = [
 
 @pytest.mark.parametrize(("content", "fragment"), BAD, ids=range(len(BAD)))
 def test_bad_files_are_refused_in_words(content: bytes, fragment: str) -> None:
-    with pytest.raises(InvalidRequest, match="Invalid picture in 'image'") as refused:
+    with pytest.raises(InvalidRequest, match="Invalid image in 'image'") as refused:
         read(content)
     assert fragment in refused.value.message
     assert (refused.value.param, refused.value.code, refused.value.status) == ("image", "invalid_image", 400)
