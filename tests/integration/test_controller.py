@@ -1,4 +1,4 @@
-"""`python -m controller` with a real balancer, real workers with the sim engine, and real signals."""
+"""`python -m controller` with a balancer, workers with the simulated engine, and signals."""
 
 from __future__ import annotations
 

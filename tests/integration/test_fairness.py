@@ -1,4 +1,4 @@
-"""Who is served when, with a real hub and real workers on the simulated accelerator. Every picture is checked."""
+"""Fairness, priority, deadlines and queue limits, with real workers on the simulated engine. Every image is checked."""
 
 from __future__ import annotations
 
@@ -18,31 +18,31 @@ async def service(tmp_path: Path) -> AsyncIterator[InProcessService]:
         yield made
 
 
-async def test_a_single_request_does_not_wait_behind_a_flood(service: InProcessService) -> None:
+async def test_single_request_does_not_wait_for_flood_of_other_owner(service: InProcessService) -> None:
     await service.start("w")
     flood = service.submit([inputs(seed) for seed in range(100)], owner="flood")
     await flood.progress(3)
     before = flood.completed()
     single = service.submit([inputs(7, prompt="single")], owner="single")
     await single.check_images()
-    # The batch that ran when it came, its own, and what shared a batch with it for a while.
+    # The batch that ran at its arrival, its own batch, and tasks that shared a batch with it.
     assert flood.completed() - before <= 12
     assert flood.completed() < 50
     service.scheduler.cancel(flood.tasks)
 
 
-async def test_owners_that_both_wait_are_served_by_their_weights(service: InProcessService) -> None:
+async def test_waiting_owners_are_served_by_weight(service: InProcessService) -> None:
     await service.start("w")
     light = service.submit([inputs(seed, steps=10) for seed in range(40)], owner="light", weight=1.0)
     heavy = service.submit([inputs(seed, steps=10) for seed in range(40)], owner="heavy", weight=3.0)
     await service.wait_until(lambda: heavy.completed() >= 30)
-    # A third of thirty, give or take the batch that began before the others came and two that are under way.
+    # A third of thirty, and the batch that started before the others arrived, and two running batches.
     assert light.completed() <= 22
     await light.check_images()
     await heavy.check_images()
 
 
-async def test_an_urgent_request_displaces_a_running_one_whose_picture_is_still_right(
+async def test_urgent_request_displaces_running_task(
     service: InProcessService,
 ) -> None:
     await service.start("w")
@@ -50,13 +50,13 @@ async def test_an_urgent_request_displaces_a_running_one_whose_picture_is_still_
     await patient.progress(10)
     urgent = service.submit([inputs(9, steps=5)], priority=5)
     await urgent.check_images()
-    assert patient.completed() == 0, "it did not wait for one of them to end"
+    assert patient.completed() == 0, "the urgent request does not wait for a running one"
     await patient.check_images()
     assert service.scheduler.counters["preempted"] == 1
     assert service.scheduler.counters["steps_redone"] == 0
 
 
-async def test_a_request_that_cannot_be_in_time_is_refused_before_any_work(tmp_path: Path) -> None:
+async def test_unreachable_deadline_is_rejected_before_any_step(tmp_path: Path) -> None:
     async with in_process_service(tmp_path, {"queue": {"deadline_slack": 1.5}}) as service:
         await service.start("w")
         await service.wait_until(lambda: service.scheduler.step_curves("m"))
@@ -66,13 +66,13 @@ async def test_a_request_that_cannot_be_in_time_is_refused_before_any_work(tmp_p
         assert refusal.value.eta_s > 3.0
         assert refusal.value.retry_after_s >= 1.0
         assert service.scheduler.counters["deadline_unreachable"] == 1
-        # Those of another owner are not behind the crowd.
+        # A request of another owner does not wait for these.
         other = service.submit([inputs()], timeout_s=60.0, owner="other")
         service.scheduler.cancel(crowd.tasks)
         await other.check_images()
 
 
-async def test_the_queue_is_bounded_in_seconds_and_takes_more_when_it_has_drained(tmp_path: Path) -> None:
+async def test_queue_bounded_in_seconds_accepts_after_draining(tmp_path: Path) -> None:
     async with in_process_service(tmp_path, {"queue": {"max_work_s": 0.5}}) as service:
         await service.start("w")
         await service.wait_until(lambda: service.scheduler.step_curves("m"))
@@ -80,12 +80,12 @@ async def test_the_queue_is_bounded_in_seconds_and_takes_more_when_it_has_draine
         with pytest.raises(QueueFull, match="s of work are waiting"):
             sent.extend(service.submit([inputs(seed, steps=50)]) for seed in range(1000))
         assert 1 < len(sent) < 20
-        for one in sent:
-            await one.check_images()
+        for request in sent:
+            await request.check_images()
         await service.submit([inputs()]).check_images()
 
 
-async def test_a_task_from_an_earlier_life_goes_on_where_it_was(service: InProcessService) -> None:
+async def test_task_resumes_from_submitted_checkpoint(service: InProcessService) -> None:
     await service.start("w")
     whole = service.submit([inputs(3, steps=200)])
     await whole.progress(50)

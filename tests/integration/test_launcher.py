@@ -1,4 +1,4 @@
-"""The local launcher with real children: every verb in every state, adoption, and pids that belong to others now."""
+"""The local launcher with real child processes: every operation in every state, adoption, and reused pids."""
 
 from __future__ import annotations
 
@@ -28,19 +28,21 @@ from controller.runtime.balancer_supervisor import BalancerStartupError, Balance
 from controller.types import Exit, WorkerProcess
 from scripts.harness.processes import wait_until
 
-#: Waits for ever; says so in its log. The name among its arguments is what a child is known by.
+#: Prints `here` and waits. The child is identified by the name among its arguments.
 WAITS = "import time; print('here', flush=True); time.sleep(600)"
-DEAF = "import signal; [signal.signal(s, signal.SIG_IGN) for s in (signal.SIGTERM, signal.SIGUSR1)]; " + WAITS
-#: Its first thread ends, another lives on: it looks dead, and still has what it had open.
-HEADLESS = (
+IGNORES_SIGNALS = (
+    "import signal; [signal.signal(s, signal.SIG_IGN) for s in (signal.SIGTERM, signal.SIGUSR1)]; " + WAITS
+)
+#: Its first thread ends and another continues: it appears as a zombie, but still holds its files.
+WITHOUT_FIRST_THREAD = (
     "import ctypes, threading, time; threading.Thread(target=time.sleep, args=(600,)).start();"
     " print('here', flush=True); ctypes.CDLL(None).pthread_exit(None)"
 )
-POLITE = "import signal, sys; signal.signal(signal.SIGTERM, lambda *_: sys.exit(0)); " + WAITS
+STOPS_ON_SIGTERM = "import signal, sys; signal.signal(signal.SIGTERM, lambda *_: sys.exit(0)); " + WAITS
 
 
 class Rig:
-    """Launchers on one folder, one after the other, as controllers come and go."""
+    """Successive launchers on one folder, as of successive controllers."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -54,26 +56,26 @@ class Rig:
         return self.launchers[-1]
 
     @property
-    def now(self) -> Processes:
+    def current(self) -> Processes:
         return self.launchers[-1]
 
     def spawn(self, name: str, program: str = WAITS, *, wait: bool = True) -> None:
-        self.now.spawn(name, "m", "cpu:0", [sys.executable, "-c", program, name], {})
+        self.current.spawn(name, "m", "cpu:0", [sys.executable, "-c", program, name], {})
         if wait:
             wait_until(lambda: "here" in (self.logs / f"{name}.log").read_text(), f"{name} is up")
 
     def child(self, name: str) -> WorkerProcess:
-        [child] = [child for child in self.now.poll().children if child.id == name]
+        [child] = [child for child in self.current.poll().children if child.id == name]
         return child
 
     def exit(self, name: str) -> Exit:
         found: list[Exit] = []
 
-        def gone() -> bool:
-            found.extend(ended for ended in self.now.poll().exits if ended.process.id == name)
+        def has_ended() -> bool:
+            found.extend(ended for ended in self.current.poll().exits if ended.process.id == name)
             return bool(found)
 
-        wait_until(gone, f"{name} has ended")
+        wait_until(has_ended, f"{name} has ended")
         return found[0]
 
     def record(self, name: str) -> Path:
@@ -100,68 +102,68 @@ def rig(tmp_path: Path) -> Iterator[Rig]:
         ("import sys; print('one'); print('two'); sys.exit(3)", None, 3),
         (WAITS, signal.SIGKILL, -9),
         (WAITS, signal.SIGTERM, -15),
-        (POLITE, signal.SIGTERM, 0),
+        (STOPS_ON_SIGTERM, signal.SIGTERM, 0),
     ],
 )
-def test_an_exit_is_told_once_with_its_status_and_the_end_of_the_log(
+def test_exit_is_reported_once_with_status_and_log(
     rig: Rig, program: str, signum: signal.Signals | None, status: int
 ) -> None:
     rig.spawn("w", program, wait=signum is not None)
     if signum is not None:
-        rig.now.signal("w", signum)
+        rig.current.signal("w", signum)
     ended = rig.exit("w")
     assert (ended.process.id, ended.process.model, ended.process.device, ended.status) == ("w", "m", "cpu:0", status)
     assert ended.tail == ("here" if signum is not None else "one\ntwo")
     assert (ended.process.drained_at is not None) == (signum is signal.SIGTERM)
-    assert rig.now.poll() == PollResult([], [])
+    assert rig.current.poll() == PollResult([], [])
     assert not rig.record("w").exists()
 
 
-VERBS: dict[str, Callable[[Rig], object]] = {
-    "start": lambda rig: rig.spawn("w", DEAF, wait=False),
-    "drain": lambda rig: rig.now.signal("w", signal.SIGTERM),
-    "hurry": lambda rig: rig.now.signal("w", signal.SIGUSR1),
-    "kill": lambda rig: rig.now.signal("w", signal.SIGKILL),
-    "poll": lambda rig: rig.now.poll(),
+OPERATIONS: dict[str, Callable[[Rig], object]] = {
+    "start": lambda rig: rig.spawn("w", IGNORES_SIGNALS, wait=False),
+    "drain": lambda rig: rig.current.signal("w", signal.SIGTERM),
+    "hurry": lambda rig: rig.current.signal("w", signal.SIGUSR1),
+    "kill": lambda rig: rig.current.signal("w", signal.SIGKILL),
+    "poll": lambda rig: rig.current.poll(),
 }
 
 
-@pytest.mark.parametrize(("first", "second", "third"), list(itertools.permutations(VERBS, 3)))
-def test_every_verb_may_be_said_in_every_state(rig: Rig, first: str, second: str, third: str) -> None:
+@pytest.mark.parametrize(("first", "second", "third"), list(itertools.permutations(OPERATIONS, 3)))
+def test_every_operation_is_valid_in_every_state(rig: Rig, first: str, second: str, third: str) -> None:
     pids = set()
-    for verb in (first, second, third, third):
-        VERBS[verb](rig)
-        children = rig.now.poll().children
-        assert len(children) <= 1, "never two of one name"
+    for operation in (first, second, third, third):
+        OPERATIONS[operation](rig)
+        children = rig.current.poll().children
+        assert len(children) <= 1, "at most one child of a name"
         pids |= {child.pid for child in children}
-    rig.now.signal("w", signal.SIGKILL)
-    wait_until(lambda: not rig.now.poll().children, "nothing of that name")
+    rig.current.signal("w", signal.SIGKILL)
+    wait_until(lambda: not rig.current.poll().children, "nothing of that name")
     assert not any(psutil.pid_exists(pid) for pid in pids)
 
 
-def test_who_does_not_listen_is_killed(rig: Rig) -> None:
-    rig.spawn("w", DEAF)
-    rig.now.signal("w", signal.SIGTERM)
-    rig.now.signal("w", signal.SIGUSR1)
+def test_child_that_ignores_signals_is_killed(rig: Rig) -> None:
+    rig.spawn("w", IGNORES_SIGNALS)
+    rig.current.signal("w", signal.SIGTERM)
+    rig.current.signal("w", signal.SIGUSR1)
     assert rig.child("w").drained_at is not None
-    rig.now.signal("w", signal.SIGKILL)
+    rig.current.signal("w", signal.SIGKILL)
     assert rig.exit("w").status == -9
 
 
-def test_a_child_has_a_session_of_its_own(rig: Rig) -> None:
+def test_child_has_own_session(rig: Rig) -> None:
     rig.spawn("w", "import os; print('here', os.getsid(0) == os.getpid(), flush=True); " + WAITS)
     wait_until(lambda: (rig.logs / "w.log").read_text().count("here") == 2, "both lines")
     assert (rig.logs / "w.log").read_text().startswith("here True")
 
 
-def test_the_next_launcher_adopts_the_living_as_they_are(rig: Rig) -> None:
+def test_next_launcher_adopts_live_children(rig: Rig) -> None:
     rig.spawn("serving")
-    rig.spawn("draining", DEAF)
+    rig.spawn("draining", IGNORES_SIGNALS)
     rig.spawn("dead")
-    rig.now.signal("draining", signal.SIGTERM)
-    before = {child.id: child for child in rig.now.poll().children}
+    rig.current.signal("draining", signal.SIGTERM)
+    before = {child.id: child for child in rig.current.poll().children}
     psutil.Process(before["dead"].pid).kill()
-    wait_until(lambda: psutil.Process(before["dead"].pid).status() == psutil.STATUS_ZOMBIE, "its death")
+    wait_until(lambda: psutil.Process(before["dead"].pid).status() == psutil.STATUS_ZOMBIE, "the end of the child")
     adopted = {child.id: child for child in rig.next().adopt()}
     assert set(adopted) == {"serving", "draining"}
     for name, child in adopted.items():
@@ -170,21 +172,21 @@ def test_the_next_launcher_adopts_the_living_as_they_are(rig: Rig) -> None:
     assert adopted["serving"].drained_at is None
     assert adopted["draining"].drained_at == pytest.approx(before["draining"].drained_at, abs=2.0)
     rig.spawn("serving", wait=False)
-    assert rig.child("serving").pid == before["serving"].pid, "there is one already"
-    rig.now.signal("serving", signal.SIGKILL)
-    assert rig.exit("serving").status is None, "only its parent could know"
+    assert rig.child("serving").pid == before["serving"].pid, "it already runs"
+    rig.current.signal("serving", signal.SIGKILL)
+    assert rig.exit("serving").status is None, "only its parent knows the status"
     assert not rig.record("dead").exists()
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere a process ends with its first thread")
-def test_a_process_lives_as_long_as_one_of_its_threads(rig: Rig) -> None:
-    rig.spawn("w", HEADLESS)
+@pytest.mark.skipif(sys.platform != "linux", reason="on other systems a process ends with its first thread")
+def test_process_is_alive_while_one_thread_runs(rig: Rig) -> None:
+    rig.spawn("w", WITHOUT_FIRST_THREAD)
     process = psutil.Process(rig.child("w").pid)
     wait_until(lambda: process.status() == psutil.STATUS_ZOMBIE, "the end of its first thread")
     [adopted] = rig.next().adopt()
     assert (adopted.id, adopted.pid) == ("w", process.pid)
-    assert [child.id for child in rig.now.poll().children] == ["w"], "not before its last thread has gone"
-    rig.now.signal("w", signal.SIGKILL)
+    assert [child.id for child in rig.current.poll().children] == ["w"], "its last thread still runs"
+    rig.current.signal("w", signal.SIGKILL)
     assert rig.exit("w").status is None
 
 
@@ -192,52 +194,52 @@ def test_a_process_lives_as_long_as_one_of_its_threads(rig: Rig) -> None:
     ("name", "later_s"),
     [
         ("w", 0.02),  # the pid was given to another process of the same program ...
-        ("v", 0.0),  # ... or to another program, on a machine that was started anew
+        ("v", 0.0),  # ... or to another program, after a reboot
     ],
 )
-def test_a_pid_that_belongs_to_another_now_is_left_alone(rig: Rig, name: str, later_s: float) -> None:
-    with subprocess.Popen([sys.executable, "-c", WAITS, "w"], stdout=subprocess.DEVNULL) as innocent:
+def test_reused_pid_is_not_signalled(rig: Rig, name: str, later_s: float) -> None:
+    with subprocess.Popen([sys.executable, "-c", WAITS, "w"], stdout=subprocess.DEVNULL) as other:
         try:
-            process = psutil.Process(innocent.pid)
+            process = psutil.Process(other.pid)
             wait_until(lambda: "w" in process.cmdline(), "its program")
             created = process.create_time() - psutil.boot_time()
-            record = ProcessRecord(name, "m", "cpu:0", innocent.pid, created + later_s)
+            record = ProcessRecord(name, "m", "cpu:0", other.pid, created + later_s)
             rig.record(name).write_bytes(msgspec.json.encode(record))
-            assert rig.now.adopt() == []
+            assert rig.current.adopt() == []
             assert not rig.record(name).exists()
-            rig.now.signal(name, signal.SIGKILL)
+            rig.current.signal(name, signal.SIGKILL)
             assert process.is_running()
             assert process.status() != psutil.STATUS_ZOMBIE
-            # The same record with the truth in it is adopted: it was the difference that counted.
-            rig.record("w").write_bytes(msgspec.json.encode(ProcessRecord("w", "m", "cpu:0", innocent.pid, created)))
-            assert [child.pid for child in rig.now.adopt()] == [innocent.pid]
+            # The same record with the correct time is adopted.
+            rig.record("w").write_bytes(msgspec.json.encode(ProcessRecord("w", "m", "cpu:0", other.pid, created)))
+            assert [child.pid for child in rig.current.adopt()] == [other.pid]
         finally:
-            innocent.kill()
+            other.kill()
 
 
 @pytest.mark.parametrize(
     "content", [b"", b"{", b'{"id": "w"}', b'{"id":"w","model":"m","device":"d","pid":0,"created":0}']
 )
-def test_a_record_that_makes_no_sense_is_dropped(rig: Rig, content: bytes) -> None:
+def test_invalid_record_is_deleted(rig: Rig, content: bytes) -> None:
     rig.record("w").write_bytes(content)
-    assert rig.now.adopt() == []
+    assert rig.current.adopt() == []
     assert not rig.record("w").exists()
 
 
-def test_old_logs_are_pruned_but_not_those_of_the_living(rig: Rig) -> None:
+def test_old_logs_are_pruned_except_of_live_children(rig: Rig) -> None:
     rig.spawn("w")
     for number in range(60):
         (rig.logs / f"old-{number:02}.log").write_text("x")
         stamp = time.time() + 10 + number
         os.utime(rig.logs / f"old-{number:02}.log", (stamp, stamp))
     rig.spawn("v")
-    kept = sorted(log.stem for log in rig.logs.glob("*.log"))
-    assert kept == [f"old-{number:02}" for number in range(10, 60)] + ["v", "w"]
+    remaining = sorted(log.stem for log in rig.logs.glob("*.log"))
+    assert remaining == [f"old-{number:02}" for number in range(10, 60)] + ["v", "w"]
 
 
-# ---- what the children are told
+# ---- command lines and environments of children
 
-TELLS = """#!{python}
+PRINTS_ARGUMENTS = """#!{python}
 import json, os, sys, time
 print(json.dumps([sys.argv[1:], dict(os.environ)]), flush=True)
 time.sleep(600)
@@ -258,9 +260,9 @@ def end_all(launcher: LocalLauncher) -> None:
 
 @pytest.fixture
 def python(tmp_path: Path) -> str:
-    """Stands where `python` does, and prints what it is given."""
+    """Return a program in place of `python` that prints its arguments and environment."""
     program = tmp_path / "python"
-    program.write_text(TELLS.format(python=sys.executable))
+    program.write_text(PRINTS_ARGUMENTS.format(python=sys.executable))
     program.chmod(0o755)
     return str(program)
 
@@ -273,7 +275,7 @@ def python(tmp_path: Path) -> str:
         ("sim:0", {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}),
     ],
 )
-def test_a_worker_is_pinned_to_its_device(
+def test_worker_is_pinned_to_device(
     tmp_path: Path, python: str, monkeypatch: pytest.MonkeyPatch, device: str, expected: dict[str, str | None]
 ) -> None:
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
@@ -284,12 +286,12 @@ def test_a_worker_is_pinned_to_its_device(
     try:
         launcher.start("w", "m", device)
         log = log_dir(own.data_dir) / "w.log"
-        wait_until(lambda: log.read_text().endswith("\n"), "its words")
+        wait_until(lambda: log.read_text().endswith("\n"), "its output")
         argv, env = msgspec.json.decode(log.read_bytes())
     finally:
         end_all(launcher)
     assert {key: env.get(key) for key in expected} == expected
-    assert not any(key.startswith("MUSTER_") for key in env), "they are in the written configuration already"
+    assert not any(key.startswith("MUSTER_") for key in env), "they are part of the written configuration"
     assert argv[:2] == ["-m", "worker"]
     options = dict(zip(argv[2::2], argv[3::2], strict=True))
     assert (options["--id"], options["--model"], options["--device"]) == ("w", "m", device)
@@ -306,7 +308,7 @@ def test_a_worker_is_pinned_to_its_device(
         ({"models": {"m": {"engine": "sim", "max_batch_size": 3}}}, True),
     ],
 )
-def test_children_of_another_configuration_are_told_to_go(
+def test_children_with_other_configuration_are_drained(
     tmp_path: Path, python: str, changes: dict[str, Any], outdated: bool
 ) -> None:
     first = LocalLauncher(settings(tmp_path), python)
@@ -317,9 +319,9 @@ def test_children_of_another_configuration_are_told_to_go(
         logs = [log_dir(tmp_path / "data") / f"{name}.log" for name in ("w", "loadbalancer")]
         wait_until(lambda: all(log.read_text().endswith("\n") for log in logs), "both are up")
         second = LocalLauncher(settings(tmp_path, **changes), python)
-        adopted, told = second.prepare()
+        adopted, is_outdated = second.prepare()
         assert {child.id for child in adopted} == {"w", "loadbalancer"}
-        assert told is outdated
+        assert is_outdated is outdated
         assert {child.drained_at is not None for child in second.poll().children} <= {outdated}
         if outdated:
             wait_until(lambda: not first.poll().children, "their end")
@@ -330,34 +332,32 @@ def test_children_of_another_configuration_are_told_to_go(
 
 
 def refuses(folder: Path) -> str:
-    """Stands where `python` does: a balancer that cannot start at all."""
+    """Return a program in place of `python` that cannot start."""
     program = folder / "refuses"
     program.write_text(f"#!{sys.executable}\nimport sys; print('the port is taken'); sys.exit({EXIT_USAGE})\n")
     program.chmod(0o755)
     return str(program)
 
 
-def look(keeper: BalancerSupervisor, launcher: LocalLauncher) -> bool:
-    """As the controller does it; whether the balancer was found to have ended."""
+def poll(supervisor: BalancerSupervisor, launcher: LocalLauncher) -> bool:
+    """Poll as the controller does. Return true if the balancer has ended."""
     children, exits = launcher.poll()
     for ended in exits:
-        keeper.on_exit(ended)
-    keeper.ensure_running(next(iter(children), None), time.monotonic())
+        supervisor.on_exit(ended)
+    supervisor.ensure_running(next(iter(children), None), time.monotonic())
     return bool(exits)
 
 
-def test_a_balancer_that_cannot_start_is_the_users_mistake(tmp_path: Path) -> None:
+def test_balancer_that_cannot_start_raises(tmp_path: Path) -> None:
     launcher = LocalLauncher(settings(tmp_path), refuses(tmp_path))
     launcher.prepare()
-    keeper = BalancerSupervisor(launcher, 5.0)
+    supervisor = BalancerSupervisor(launcher, 5.0)
     with pytest.raises(BalancerStartupError, match="the port is taken"):
-        wait_until(lambda: look(keeper, launcher), "its end")
+        wait_until(lambda: poll(supervisor, launcher), "its end")
 
 
-@pytest.mark.parametrize("seen", [True, False])
-def test_one_that_cannot_start_in_place_of_an_adopted_one_is_tried_again(
-    tmp_path: Path, python: str, seen: bool
-) -> None:
+@pytest.mark.parametrize("is_polled", [True, False])
+def test_failed_start_after_adopted_balancer_is_retried(tmp_path: Path, python: str, is_polled: bool) -> None:
     first = LocalLauncher(settings(tmp_path), python)
     first.prepare()
     first.start_balancer()
@@ -366,12 +366,12 @@ def test_one_that_cannot_start_in_place_of_an_adopted_one_is_tried_again(
         wait_until(lambda: log.exists() and log.read_text().endswith("\n"), "it is up")
         launcher = LocalLauncher(settings(tmp_path), refuses(tmp_path))
         assert [child.id for child in launcher.prepare()[0]] == ["loadbalancer"]
-        keeper = BalancerSupervisor(launcher, 5.0)
-        if seen:
-            look(keeper, launcher)
+        supervisor = BalancerSupervisor(launcher, 5.0)
+        if is_polled:
+            poll(supervisor, launcher)
         first.kill("loadbalancer")
-        wait_until(lambda: look(keeper, launcher), "the end of the adopted one")
-        wait_until(lambda: look(keeper, launcher), "the end of the one in its place")
-        assert keeper.has_served
+        wait_until(lambda: poll(supervisor, launcher), "the end of the adopted one")
+        wait_until(lambda: poll(supervisor, launcher), "the end of the one in its place")
+        assert supervisor.has_served
     finally:
         end_all(first)

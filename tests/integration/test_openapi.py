@@ -1,4 +1,4 @@
-"""Requests at random, made from the server's own description of itself: no answer that it does not describe."""
+"""Random requests generated from the server's OpenAPI document; every answer must conform to it."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from configs.paths import internal_token
 from scripts.harness.balancer import Server, running, sim
 from scripts.harness.processes import PATIENCE_S, wait_until
 
-#: That what follows from a schema is accepted is not among them: not every rule can be told in one.
+#: Positive data acceptance is not checked, because a schema cannot express every rule.
 CHECKS = [
     not_a_server_error,
     status_code_conformance,
@@ -42,22 +42,22 @@ def finished_job(http: httpx.Client) -> str:
 
 
 def probe(operation: Any, known: dict[str, str], token: str) -> Counter[int]:
-    """Ask as the description allows, and as it does not; `known` are things that are there, by their name in a path."""
+    """Send valid and invalid requests. `known` maps path parameters to existing values."""
     statuses: Counter[int] = Counter()
     wrong = operation.as_strategy(generation_mode=GenerationMode.NEGATIVE)
 
     @settings(max_examples=EXAMPLES, derandomize=True, database=None, suppress_health_check=list(HealthCheck))
-    @given(case=st.one_of(operation.as_strategy(), wrong), there=st.booleans())
-    def ask(case: Any, there: bool) -> None:
+    @given(case=st.one_of(operation.as_strategy(), wrong), is_known=st.booleans())
+    def ask(case: Any, is_known: bool) -> None:
         for name in case.path_parameters or {}:
-            if there and name in known:
+            if is_known and name in known:
                 case.path_parameters[name] = known[name]
         if case.path.startswith("/internal") and case.method == "GET":
             case.headers = {**(case.headers or {}), "authorization": f"Bearer {token}"}
         answer = case.call(timeout=PATIENCE_S)
         statuses[answer.status_code] += 1
-        nobody_to_control = case.path.startswith("/internal") and answer.status_code == 503
-        case.validate_response(answer, checks=CHECKS[nobody_to_control:])
+        has_no_controller = case.path.startswith("/internal") and answer.status_code == 503
+        case.validate_response(answer, checks=CHECKS[has_no_controller:])
 
     ask()
     return statuses
@@ -65,7 +65,7 @@ def probe(operation: Any, known: dict[str, str], token: str) -> Counter[int]:
 
 @pytest.fixture(scope="module")
 def described(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    # Its answers come as fast as they can: a request that allows itself too little time for one is not what is tested.
+    # Fast answers: time limits are not tested here.
     quick = sim(t0_s=0.0, t1_s=0.0, max_batch_size=64)
     folder: Path = tmp_path_factory.mktemp("described")
     with running(folder, {"sim": quick}, 1, queue={"deadline_slack": None}) as server:
@@ -74,7 +74,7 @@ def described(tmp_path_factory: pytest.TempPathFactory) -> Any:
         assert "Traceback" not in server.log("loadbalancer")
 
 
-def test_every_answer_is_as_it_is_described(described: Server, subtests: pytest.Subtests) -> None:
+def test_every_answer_conforms_to_openapi(described: Server, subtests: pytest.Subtests) -> None:
     token = internal_token(described.data_dir)
     answered: Counter[int] = Counter()
     with httpx.Client(base_url=described.base_url, timeout=PATIENCE_S) as http:
@@ -83,4 +83,4 @@ def test_every_answer_is_as_it_is_described(described: Server, subtests: pytest.
             known = {"model": "sim", "job": finished_job(http)}
             with subtests.test(operation.label):
                 answered += probe(operation, known, token)
-    assert {200, 400, 404} <= answered.keys(), "not everything asked at random is wrong, nor right"
+    assert {200, 400, 404} <= answered.keys(), "some random requests are valid and some are not"

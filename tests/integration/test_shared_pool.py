@@ -20,7 +20,7 @@ from scripts.harness.instance import Instance
 from scripts.harness.processes import PATIENCE_S
 from wire.scaling import ControllerReport
 
-#: Idle workers stay: whoever goes makes room for another.
+#: Idle workers stay, so a worker only stops to free memory for another.
 SCALING = {
     "policy": "queue_depth",
     "interval_s": 0.5,
@@ -34,7 +34,7 @@ SCALING = {
 
 @pytest.fixture
 def instance(tmp_path: Path) -> Iterator[Instance]:
-    """Two GPUs of 20 GiB. `a` always has a worker; `b` and `c` fit neither beside each other nor beside it."""
+    """Two GPUs of 20 GiB. `a` always has a worker; `b` and `c` fit on one GPU neither with each other nor with `a`."""
     large = {"gpu_memory": "14GiB", "scaling": SCALING | {"min_workers": 0}}
     slow = {"t0_s": 0.02, "t1_s": 0.005}
     models = {
@@ -50,7 +50,7 @@ def instance(tmp_path: Path) -> Iterator[Instance]:
 
 
 async def ask(instance: Instance, model: str, times: int) -> None:
-    """So many requests at once; every one is answered."""
+    """Send `times` concurrent requests; every one must be answered."""
     body = {"model": model, "prompt": "a seven", "num_inference_steps": 40}
     async with httpx.AsyncClient(timeout=PATIENCE_S, limits=httpx.Limits(max_connections=None)) as client:
         answers = await asyncio.gather(*(client.post(f"{instance.url}/predict", json=body) for _ in range(times)))
@@ -58,26 +58,26 @@ async def ask(instance: Instance, model: str, times: int) -> None:
 
 
 def report(instance: Instance) -> ControllerReport:
-    """What the controller says of itself, as soon as the balancer has it."""
+    """Wait for the controller's report and return it."""
     headers = {"authorization": f"Bearer {internal_token(instance.folder)}"}
     found: list[ControllerReport] = []
 
-    def told() -> bool:
+    def is_available() -> bool:
         with contextlib.suppress(httpx.HTTPError):
             answer = httpx.get(f"{instance.url}/internal/controller", headers=headers, timeout=PATIENCE_S)
             found.append(msgspec.json.decode(answer.raise_for_status().content, type=ControllerReport))
         return bool(found)
 
-    instance.until(told, "the controller's report")
+    instance.until(is_available, "the controller's report")
     return found[-1]
 
 
 def placed(instance: Instance) -> list[str]:
-    """The models of the ready workers."""
+    """Return the models of the ready workers."""
     return sorted(worker.model for worker in instance.workers())
 
 
-async def test_load_that_shifts_moves_the_gpus_and_every_request_is_answered(instance: Instance) -> None:
+async def test_shifting_load_swaps_workers_without_failed_requests(instance: Instance) -> None:
     await asyncio.to_thread(instance.until, lambda: "Muster is ready at" in instance.output(), "the welcome")
     for model in ("b", "c", "b"):
         await ask(instance, model, 12)
@@ -86,21 +86,21 @@ async def test_load_that_shifts_moves_the_gpus_and_every_request_is_answered(ins
     assert report(instance).swaps == 2, instance.output()
     reasons = re.findall(r"draining worker (\w)-\w+: (swap: .*)", instance.output())
     assert reasons == [("b", "swap: c has work and no worker"), ("c", "swap: b has work and no worker")]
-    assert "a" not in {giver for giver, _ in reasons}
+    assert "a" not in {model for model, _ in reasons}
 
-    # Now the small one has so much to do that its second worker is worth more than the idle large one.
+    # `a` now has so much work that a second worker is worth more than the idle worker of `b`.
     flood = asyncio.create_task(ask(instance, "a", 80))
     await asyncio.to_thread(instance.until, lambda: placed(instance) == ["a", "a"], "a second worker of a")
     await flood
     assert re.search(r"draining worker b-\w+: swap: one more of a saves", instance.output())
 
-    # With nothing to do it comes to rest: nobody is started or told to go any more.
+    # Without load no worker starts or stops any more.
     await asyncio.to_thread(
         instance.until, lambda: all(model.draining == 0 for model in report(instance).models), "rest"
     )
-    quiet = {process.pid for process in instance.children()}
+    idle_processes = {process.pid for process in instance.children()}
     await asyncio.sleep(5.0)
-    assert {process.pid for process in instance.children()} == quiet
+    assert {process.pid for process in instance.children()} == idle_processes
     expected = {"a": 2, "b": 0, "c": 0}
     await asyncio.to_thread(
         instance.until, lambda: {m.model: m.ready for m in report(instance).models} == expected, "the reported workers"
@@ -110,27 +110,28 @@ async def test_load_that_shifts_moves_the_gpus_and_every_request_is_answered(ins
     assert {device.device: device.memory_bytes for device in after.devices} == {"sim:0": 20 << 30, "sim:1": 20 << 30}
 
 
-def test_what_a_model_has_too_little_room_for_is_told_with_numbers(tmp_path: Path) -> None:
+def test_missing_gpu_memory_is_reported_with_numbers(tmp_path: Path) -> None:
     models = {name: sim(gpu_memory="14GiB", scaling={"max_workers": 2}) for name in ("a", "b")}
     instance = Instance(tmp_path, {"models": models, "devices": {"simulated": [{"memory": "20GiB"}]}})
     try:
-        told = "b: 1 more wanted, but no GPU has 14.0 GiB free: the most is 6.0 GiB on sim:0"
-        instance.until(lambda: told in instance.output(), "the obstacle")
+        reason = "b: 1 more wanted, but no GPU has 14.0 GiB free: the most is 6.0 GiB on sim:0"
+        instance.until(lambda: reason in instance.output(), "the reason")
         instance.until_logged("the GPU memory does not suffice for all min_workers: 1 of 1 of b must wait")
         instance.until(
-            lambda: told[3:] in {model.blocked_reason for model in report(instance).models}, "the obstacle's report"
+            lambda: reason[3:] in {model.blocked_reason for model in report(instance).models},
+            "the reason in the report",
         )
-        instance.until(lambda: placed(instance) == ["a"], "the one that fits")
+        instance.until(lambda: placed(instance) == ["a"], "the model that fits")
     finally:
         instance.end()
 
 
-def test_what_workers_are_seen_to_need_is_kept_for_the_next_start(tmp_path: Path) -> None:
+def test_measured_gpu_memory_is_stored_for_next_start(tmp_path: Path) -> None:
     models = {"a": sim(), "b": sim(), "c": sim()}
     config = {"models": models, "devices": {"simulated": [{"memory": "20GiB"}]}}
     instance = Instance(tmp_path, config)
     try:
-        # Nobody knows what they need: the first has the GPU to itself until it has said so, then the next comes.
+        # The memory of the models is unknown: a worker is alone on the GPU until it has reported its memory.
         instance.until_workers(3)
         file = tmp_path / "cache" / "gpu_memory.json"
         instance.until(lambda: file.exists() and len(msgspec.json.decode(file.read_bytes())) == 3, "the measurement")
@@ -140,21 +141,23 @@ def test_what_workers_are_seen_to_need_is_kept_for_the_next_start(tmp_path: Path
         instance.end()
 
 
-def test_a_device_on_which_workers_keep_dying_is_set_aside_and_the_rest_goes_on(tmp_path: Path) -> None:
+def test_device_with_repeated_crashes_is_excluded(tmp_path: Path) -> None:
     models = {"m": sim(gpu_memory="14GiB", scaling={"min_workers": 2, "max_workers": 2})}
     instance = Instance(tmp_path, {"models": models, "devices": {"simulated": [{"memory": "20GiB", "count": 3}]}})
     try:
         killed: set[int] = set()
 
-        def set_aside() -> bool:
+        def is_excluded() -> bool:
             for worker in instance.workers():
                 if worker.device == "sim:0" and worker.pid not in killed:
                     killed.add(worker.pid)
                     os.kill(worker.pid, signal.SIGKILL)
             return "sim:0 is set aside: 3 crashes in a row" in instance.output()
 
-        instance.until(set_aside, "the device to be set aside")
-        instance.until(lambda: sorted(w.device for w in instance.workers()) == ["sim:1", "sim:2"], "a worker elsewhere")
+        instance.until(is_excluded, "the device to be set aside")
+        instance.until(
+            lambda: sorted(w.device for w in instance.workers()) == ["sim:1", "sim:2"], "a worker on another device"
+        )
 
         def reasons() -> dict[str, str]:
             return {device.device: device.unhealthy_reason for device in report(instance).devices}
@@ -166,7 +169,7 @@ def test_a_device_on_which_workers_keep_dying_is_set_aside_and_the_rest_goes_on(
         instance.end()
 
 
-def test_a_model_that_fits_no_gpu_is_refused_at_start(tmp_path: Path) -> None:
+def test_model_larger_than_every_gpu_is_rejected_at_start(tmp_path: Path) -> None:
     config = {"models": {"a": sim(gpu_memory="30GiB")}, "devices": {"simulated": [{"memory": "20GiB"}]}}
     instance = Instance(tmp_path, config)
     try:
