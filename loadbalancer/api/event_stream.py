@@ -6,23 +6,20 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections import deque
 from collections.abc import AsyncIterator, Iterator
-from typing import Protocol
 
 import msgspec
 from fastapi.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 
-from loadbalancer.generation.validation import GenerationSpec
+from loadbalancer.generation.result_stream import ResultStream
 from loadbalancer.scheduling.task import TaskCompleted, TaskProgress
-from loadbalancer.schema.errors import ApiError, InternalError
+from loadbalancer.schema.errors import InternalError
 from loadbalancer.schema.responses import Timings
 from loadbalancer.schema.stream_events import (
     KEEP_ALIVE,
     CompletedImage,
     PartialImage,
-    Progress,
     ProgressThrottle,
     encode,
     encode_error,
@@ -31,31 +28,12 @@ from loadbalancer.schema.stream_events import (
 log = logging.getLogger(__name__)
 
 
-class ProgressSource(Protocol):
-    """The source of a stream: an `InFlightRequest`, or the `JobSubscriber` of a job."""
-
-    job: GenerationSpec
-    tasks: list[str]
-    #: Previews and finished images in order of arrival. The stream consumes them.
-    news: deque[TaskProgress | TaskCompleted]
-    #: The error that ended the request, if any.
-    failure: ApiError | None
-    over: asyncio.Future[None]
-    changed: asyncio.Event
-
-    def views(self) -> Iterator[Progress]:
-        """The progress of each unfinished image."""
-
-    def close(self) -> None:
-        """End the source when the stream ends."""
-
-
 class EventStream(StreamingResponse):
     """Always closes its source at the end. When the client disconnects, this cancels the tasks."""
 
     media_type = "text/event-stream"
 
-    def __init__(self, source: ProgressSource, *, edit: bool = False) -> None:
+    def __init__(self, source: ResultStream, *, edit: bool = False) -> None:
         # Some reverse proxies buffer responses without the second header.
         headers = {"cache-control": "no-cache", "x-accel-buffering": "no"}
         super().__init__(_catch_errors(_EventWriter(source, edit)), headers=headers)
@@ -81,7 +59,7 @@ async def _catch_errors(writer: _EventWriter) -> AsyncIterator[bytes]:
 class _EventWriter:
     """Writes the progress and results of a source as events."""
 
-    def __init__(self, source: ProgressSource, edit: bool) -> None:
+    def __init__(self, source: ResultStream, edit: bool) -> None:
         self._source = source
         self._edit = edit
         self._throttle = ProgressThrottle()
@@ -95,7 +73,7 @@ class _EventWriter:
         while True:
             source.changed.clear()
             chunks = list(self._events(time.monotonic()))
-            is_over = source.over.done()
+            is_over = source.ended.done()
             if chunks:
                 yield b"".join(chunks)
                 throttle.on_sent(time.monotonic())
@@ -109,10 +87,10 @@ class _EventWriter:
 
     def _events(self, now: float) -> Iterator[bytes]:
         if self._throttle.poll(now):
-            for view in self._throttle.changed(list(self._source.views())):
+            for view in self._throttle.changed(list(self._source.progress())):
                 yield encode(view, edit=self._edit)
-        while self._source.news:
-            event = self._image_event(self._source.news.popleft())
+        while self._source.events:
+            event = self._image_event(self._source.events.popleft())
             if event is not None:
                 yield encode(event, edit=self._edit)
         if self._source.failure is not None:

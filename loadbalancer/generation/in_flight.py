@@ -7,9 +7,9 @@ Each request closes its `InFlightRequest` in every case, which cancels the tasks
 from __future__ import annotations
 
 import asyncio
-from collections import deque
 from collections.abc import Iterator
 
+from loadbalancer.generation.result_stream import ResultStream
 from loadbalancer.generation.validation import GenerationSpec
 from loadbalancer.metrics.prometheus import Metrics
 from loadbalancer.scheduler_service import SchedulerService
@@ -21,27 +21,21 @@ from loadbalancer.scheduling.task import (
     TaskProgress,
     TaskUpdate,
 )
-from loadbalancer.schema.errors import ApiError, TooBusy, Unavailable, from_ended, shutting_down
+from loadbalancer.schema.errors import TooBusy, Unavailable, from_ended, shutting_down
 from loadbalancer.schema.stream_events import Progress
 
 
-class InFlightRequest:
-    """One request's images on their way. All methods are called in the event loop."""
+class InFlightRequest(ResultStream):
+    """A request whose images are queued or running."""
 
     def __init__(self, tracker: RequestTracker, job: GenerationSpec) -> None:
-        self.job = job
-        #: Previews and finished images in the order in which they came, for a stream to take.
-        self.news: deque[TaskProgress | TaskCompleted] = deque()
+        super().__init__(job, [])
         self.images: dict[str, TaskCompleted] = {}
         #: Steps done and steps in all, by task.
         self.steps: dict[str, tuple[int, int]] = {}
-        #: Why there will be no images. One that fails fails the request.
-        self.failure: ApiError | None = None
-        self.over: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self.changed = asyncio.Event()
         self._tracker = tracker
         self._is_open = True
-        self.tasks: list[str] = tracker.scheduler.submit(
+        self.tasks = tracker.scheduler.submit(
             job.model,
             job.inputs,
             timeout_s=job.timeout_s,
@@ -57,13 +51,12 @@ class InFlightRequest:
         return f"<InFlightRequest {len(self.images)} of {len(self.job.inputs)} images, failure {self.failure!r}>"
 
     def results(self) -> list[TaskCompleted]:
-        """The images in order. Raises the `ApiError` that the request has ended with."""
+        """Return the images in order. Raises the `ApiError` that ended the request."""
         if self.failure is not None:
             raise self.failure
         return [self.images[task] for task in self.tasks]
 
-    def views(self) -> Iterator[Progress]:
-        """Where each image stands that is not finished."""
+    def progress(self) -> Iterator[Progress]:
         for index, task in enumerate(self.tasks):
             estimate = self._tracker.scheduler.estimate(task)
             if estimate is not None:
@@ -71,7 +64,7 @@ class InFlightRequest:
                 yield Progress(index, estimate.state, step, steps, estimate.position, estimate.eta_s)
 
     def close(self) -> None:
-        """Nobody waits any more. Idempotent; what has not ended is cancelled."""
+        """Cancel the unfinished images. Idempotent."""
         if self._is_open:
             self._is_open = False
             self._tracker.scheduler.cancel([task for task in self.tasks if task not in self.images])
@@ -81,20 +74,16 @@ class InFlightRequest:
         match update:
             case TaskProgress(task=task, step=step, steps=steps, preview=preview):
                 self.steps[task] = (step, steps)
-                if preview is None:
-                    return  # a stream looks at the steps at its own pace
-                self.news.append(update)
+                if preview is not None:  # readers poll the steps
+                    self.publish(update)
             case TaskCompleted(task=task):
                 self.images[task] = update
-                self.news.append(update)
+                self.publish(update)
                 self._tracker.metrics.image(self.job.model, update.waited_s, update.ran_s)
-            case TaskEnded():
-                self.failure = self.failure or from_ended(update)
-            case _:
-                return
-        if not self.over.done() and (self.failure is not None or len(self.images) == len(self.job.inputs)):
-            self.over.set_result(None)
-        self.changed.set()
+                if len(self.images) == len(self.job.inputs):
+                    self.end()
+            case TaskEnded():  # one failed image fails the request
+                self.end(from_ended(update))
 
 
 class RequestTracker:
@@ -109,7 +98,7 @@ class RequestTracker:
         self._idle.set()
 
     def __repr__(self) -> str:
-        return f"<RequestTracker {'open' if self.is_open else 'closed'}, {len(self._requests)} errands>"
+        return f"<RequestTracker {'open' if self.is_open else 'closed'}, {len(self._requests)} requests>"
 
     def __len__(self) -> int:
         return len(self._requests)

@@ -51,7 +51,9 @@ class JobManager:
     ) -> None:
         """`on_end` is called when a job with a webhook ends."""
         self._settings = settings.jobs
-        self._turns = JobAdmission(settings.models, max(int(settings.queue.max_tasks * settings.jobs.queue_share), 1))
+        self._admission = JobAdmission(
+            settings.models, max(int(settings.queue.max_tasks * settings.jobs.queue_share), 1)
+        )
         self._scheduler = scheduler
         self._metrics = metrics
         self._database = database
@@ -67,7 +69,7 @@ class JobManager:
         self._on_end = on_end
 
     def __repr__(self) -> str:
-        return f"<JobManager {len(self)} unfinished, {self._turns!r}>"
+        return f"<JobManager {len(self)} unfinished, {self._admission!r}>"
 
     def __len__(self) -> int:
         return len(self._runs)
@@ -97,8 +99,8 @@ class JobManager:
         await self._save_now()
         for run in self._runs.values():
             run.leave()
-            for follower in run.followers:
-                follower.end(shutting_down())
+            for subscriber in run.subscribers:
+                subscriber.end(shutting_down())
 
     # ---- what the routes use
 
@@ -153,26 +155,26 @@ class JobManager:
     def view(self, record: JobRecord) -> JobView:
         """The job as its client sees it."""
         run = self._runs.get(record.id)
-        return job_view(record, None if run is None or record.ended is not None else self._place(run), self.keep_s)
+        return job_view(record, None if run is None or record.ended is not None else self._progress(run), self.keep_s)
 
-    def follow(self, record: JobRecord, kept: Sequence[StoredImage]) -> JobSubscriber:
-        """Watch the job. To be called as soon as `find` has given both, so that nothing happens between."""
+    def subscribe(self, record: JobRecord, stored: Sequence[StoredImage]) -> JobSubscriber:
+        """Subscribe to the job's results. Call it directly after `find`, without an await between them."""
         if record.ended is None and record.readable:
             self._add_run(record, 0)  # unless it is: right after a start, the disk is read before the jobs are
         run = self._runs.get(record.id)
         if run is None:
-            follower = JobSubscriber(record.order, lambda: iter(()), lambda _: None)
-            follower.show(kept)
-            follower.end(missing_result_error(record) if record.ended is not None else shutting_down())
-            return follower
-        follower = JobSubscriber(
+            subscriber = JobSubscriber(record.order, lambda: iter(()), lambda _: None)
+            subscriber.add_images(stored)
+            subscriber.end(missing_result_error(record) if record.ended is not None else shutting_down())
+            return subscriber
+        subscriber = JobSubscriber(
             record.order,
-            lambda: run.waiting(self._place(run).position) if run.task is None else run.views(),
-            run.followers.discard,
+            lambda: run.waiting_progress(self._progress(run).position) if run.task is None else run.image_progress(),
+            run.subscribers.discard,
         )
-        run.followers.add(follower)
-        follower.show(kept)
-        return follower
+        run.subscribers.add(subscriber)
+        subscriber.add_images(stored)
+        return subscriber
 
     @property
     def keep_s(self) -> float:
@@ -196,14 +198,14 @@ class JobManager:
         run = self._runs[record.id] = JobRun(record, source_bytes, self._scheduler, self._metrics)
         self._source_bytes += source_bytes
         if order.model in self._models:
-            self._turns.push(record.id, order.model, len(order.inputs), order.owner, order.priority, record.seq)
+            self._admission.push(record.id, order.model, len(order.inputs), order.owner, order.priority, record.seq)
             self._admit_next(order.model)
         else:
             run.fail(Conflict(f"The model '{order.model}' is not served any more.", code="model_not_found"))
             self._start_run(run)
 
     def _admit_next(self, model: str) -> None:
-        for job in self._turns.next(model):
+        for job in self._admission.next(model):
             self._start_run(self._runs[job])
 
     def _start_run(self, run: JobRun) -> None:
@@ -218,39 +220,39 @@ class JobManager:
                 log.exception("job %s cannot be entered into the queue", run.record.id)
                 run.fail(InternalError("The job could not be taken up, because of an error of the server."))
         run.mark_entered()
-        while not run.over:
+        while not run.is_finished:
             await run.wait_changed()
-            if not run.over:
+            if not run.is_finished:
                 await self._persist(run)
         await self._persist(run)
         self._close(run)
 
     async def _enter(self, run: JobRun) -> None:
         job = run.record.id
-        sources, kept, saved = await self._store_with_retries(
+        sources, stored, checkpoints = await self._store_with_retries(
             lambda repository: (repository.sources(job), repository.images(job), repository.checkpoints(job))
         )
         while True:
-            left_s = run.record.order.deadline - time.time()
-            if left_s <= 0:
+            timeout_s = run.record.order.deadline - time.time()
+            if timeout_s <= 0:
                 run.fail(expired(run.record))
                 return None
             try:
-                begun = run.record.started is not None and not self._settled.is_set()
-                return run.enter(sources, kept, saved, left_s, begun=begun)
+                may_be_running = run.record.started is not None and not self._settled.is_set()
+                return run.enter(sources, stored, checkpoints, timeout_s, may_be_running=may_be_running)
             except QueueFull:  # of requests that are no jobs
                 await asyncio.sleep(_AGAIN_S)
 
     async def _persist(self, run: JobRun) -> None:
         """What came since, and the end if it is that."""
-        fresh = run.take_unsaved()
-        failure, over, began, now = run.failure, run.over, run.began, time.time()
+        unsaved = run.take_unsaved()
+        failure, over, began, now = run.failure, run.is_finished, run.started, time.time()
         job = run.record.id
 
         def work(repository: Repository) -> JobRecord | None:
             if began:
                 repository.started(job, now)
-            for image in fresh:
+            for image in unsaved:
                 repository.keep(job, image)
             if failure is not None:
                 return repository.finish(job, JobState.FAILED, Failure(failure.status, failure.body.error), now)
@@ -259,8 +261,8 @@ class JobManager:
         end = await self._store_with_retries(work)
         if end is not None:
             self.counters[f"jobs_{end.state.value}"] += 1
-        for follower in run.followers:
-            follower.show(fresh)
+        for subscriber in run.subscribers:
+            subscriber.add_images(unsaved)
 
     def _close(self, run: JobRun) -> None:
         order = run.record.order
@@ -268,17 +270,17 @@ class JobManager:
             return
         run.leave()
         self._source_bytes -= run.source_bytes
-        for follower in run.followers:
-            follower.end(run.failure)
+        for subscriber in run.subscribers:
+            subscriber.end(run.failure)
         if order.hook is not None:
             self._on_end()
-        self._turns.leave(run.record.id)
+        self._admission.leave(run.record.id)
         if order.model in self._models:
             self._admit_next(order.model)
 
-    def _place(self, run: JobRun) -> JobProgress:
-        place = run.place()
-        return place if run.task is not None else place._replace(position=self._turns.position(run.record.id))
+    def _progress(self, run: JobRun) -> JobProgress:
+        place = run.job_progress()
+        return place if run.task is not None else place._replace(position=self._admission.position(run.record.id))
 
     # ---- chores
 
@@ -306,7 +308,7 @@ class JobManager:
             now = time.time()
             late = [run for run in self._runs.values() if run.task is None and run.record.order.deadline <= now]
             for run in late:
-                self._turns.enter(run.record.id)
+                self._admission.enter(run.record.id)
                 run.fail(expired(run.record))
                 self._start_run(run)
 
@@ -317,7 +319,7 @@ class JobManager:
 
     async def _save_now(self) -> None:
         """Keep the newest checkpoints. A disk that takes none only costs steps that are done again."""
-        saves = [save for run in self._runs.values() for save in run.saves()]
+        saves = [save for run in self._runs.values() for save in run.unsaved_checkpoints()]
         if not saves:
             return
         try:
@@ -327,7 +329,7 @@ class JobManager:
         for save in saves:
             run = self._runs.get(save.job)
             if run is not None:
-                run.saved(save)
+                run.mark_saved(save)
 
     async def _store_with_retries(self, work: Work[Result]) -> Result:
         """The work, however long the disk does not take it."""

@@ -98,7 +98,7 @@ async def _respond(
 async def _wait(in_flight: InFlightRequest, request: Request) -> list[TaskCompleted]:
     """The images in order. Raises the request's `ApiError`."""
     try:
-        await wait_first(request, in_flight.over)
+        await wait_first(request, in_flight.ended)
         return in_flight.results()
     finally:
         in_flight.close()

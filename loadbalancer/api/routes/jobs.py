@@ -82,7 +82,7 @@ def router(services: Services, builder: RequestBuilder) -> APIRouter:
     async def job_events(request: Request, job: str) -> Response:
         """Server-sent events: first how the job stands and what is finished, then what happens, until its end."""
         record, kept = await api.find(request, job)
-        return EventStream(services.jobs.follow(record, kept), edit=record.order.path == _EDITS)
+        return EventStream(services.jobs.subscribe(record, kept), edit=record.order.path == _EDITS)
 
     @routes.delete("/v1/jobs/{job}", summary="Cancel or forget a job", responses=responses("JobView", 404, 503))
     async def delete_job(request: Request, job: str) -> Response:
