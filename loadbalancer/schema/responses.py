@@ -77,9 +77,7 @@ class ModelCard(msgspec.Struct, frozen=True):
     ready: Annotated[bool, msgspec.Meta(description="True if a worker accepts requests.")]
     workers: Annotated[int, msgspec.Meta(description="Connected workers.")]
     loras: Annotated[list[str], msgspec.Meta(description="LoRA adapters that a request may name.")]
-    pipeline: Annotated[
-        str | None, msgspec.Meta(description="Name of its pipeline; null, like the fields below, without a worker.")
-    ]
+    pipeline: Annotated[str | None, msgspec.Meta(description="Null, like the fields below, without a worker.")]
     batching: Annotated[str | None, msgspec.Meta(description="How its requests are batched.")]
     modes: Annotated[list[GenerationMode], msgspec.Meta(description="Inputs: text, an image, an image with a mask.")]
     checkpoints: Annotated[bool | None, msgspec.Meta(description="True if unfinished images can move between workers.")]

@@ -43,7 +43,7 @@ async def test_mixed_requests_share_batches_join_midway_and_come_back_right(serv
     assert stats is not None
     assert stats.counters.max_batch == 4
     assert stats.counters.joined_midway >= 1
-    assert stats.counters.rows == sum(i.steps for s in (first, later, formats) for i in s.wanted)
+    assert stats.counters.rows == sum(i.steps for s in (first, later, formats) for i in s.inputs)
     assert stats.running == stats.assigned == 0
 
 

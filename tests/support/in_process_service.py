@@ -1,4 +1,4 @@
-"""The real hub in the test's process, with real worker processes on the simulated accelerator."""
+"""The real scheduler service in the test's process, with real worker processes on the simulated accelerator."""
 
 from __future__ import annotations
 
@@ -42,12 +42,12 @@ def inputs(seed: int = 0, steps: int = 20, prompt: str = "a seven", **changes: o
 
 
 class InProcessService:
-    """A hub in this process and workers as processes of their own."""
+    """A scheduler service in this process, and workers in their own processes."""
 
     def __init__(self, folder: Path, sections: Mapping[str, Any] | None = None, **changes: Any) -> None:
-        """`changes` are of the model; those of `sim`, and the other `sections`, are merged with what stands above."""
-        usual = CONFIG["models"]["m"]
-        model = usual | changes | {"sim": usual["sim"] | changes.get("sim", {})}
+        """`changes` are settings of the model. Those of `sim`, and the other `sections`, are merged with `CONFIG`."""
+        base = CONFIG["models"]["m"]
+        model = base | changes | {"sim": base["sim"] | changes.get("sim", {})}
         self.config = folder / "muster.yaml"
         others = {name: CONFIG.get(name, {}) | values for name, values in (sections or {}).items()}
         self.config.write_text(yaml.safe_dump(CONFIG | others | {"models": {"m": model}}))
@@ -75,30 +75,30 @@ class InProcessService:
         await self.wait_until(lambda: all(self.worker(name) for name in names))
 
     def submit(
-        self, wanted: Sequence[ImageInputs], timeout_s: float = 60.0, sources: Sequence[bytes] = (), **options: Any
+        self, inputs: Sequence[ImageInputs], timeout_s: float = 60.0, sources: Sequence[bytes] = (), **options: Any
     ) -> SubmittedRequest:
-        """`options` are those of `Hub.submit`: `priority`, `owner`, `weight`, `resume`."""
-        return SubmittedRequest(self.scheduler, wanted, timeout_s, sources, **options)
+        """`options` are those of `SchedulerService.submit`: `priority`, `owner`, `weight`, `resume`."""
+        return SubmittedRequest(self.scheduler, inputs, timeout_s, sources, **options)
 
 
 class SubmittedRequest:
-    """A request under way, and what has been told of it."""
+    """A submitted request and the updates of its tasks."""
 
     def __init__(
         self,
         scheduler: SchedulerService,
-        wanted: Sequence[ImageInputs],
+        inputs: Sequence[ImageInputs],
         timeout_s: float,
         sources: Sequence[bytes],
         **options: Any,
     ) -> None:
-        self.wanted = wanted
+        self.inputs = inputs
         self.sources = sources
         self.updates: list[TaskUpdate] = []
         self._changed = asyncio.Event()
         options = {"priority": 0, **options}
         self.tasks = scheduler.submit(
-            "m", wanted, timeout_s=timeout_s, listener=self._on_update, sources=sources, **options
+            "m", inputs, timeout_s=timeout_s, listener=self._on_update, sources=sources, **options
         )
 
     def _on_update(self, update: TaskUpdate) -> None:
@@ -106,7 +106,7 @@ class SubmittedRequest:
         self._changed.set()
 
     async def outcomes(self) -> list[TaskCompleted | TaskEnded]:
-        """The last word on each task, in order; every task has exactly one."""
+        """The final update of each task, in order; every task has exactly one."""
         async with asyncio.timeout(60):
             while len(last := [u for u in self.updates if isinstance(u, TaskCompleted | TaskEnded)]) < len(self.tasks):
                 self._changed.clear()
@@ -115,11 +115,10 @@ class SubmittedRequest:
         return sorted(last, key=lambda u: self.tasks.index(u.task))
 
     def completed(self) -> int:
-        """How many are done so far."""
         return sum(isinstance(update, TaskCompleted) for update in self.updates)
 
     async def check_images(self) -> None:
-        for image, end in zip(self.wanted, await self.outcomes(), strict=True):
+        for image, end in zip(self.inputs, await self.outcomes(), strict=True):
             assert isinstance(end, TaskCompleted), end
             assert bytes(end.image) == expected_picture(image, self.sources)
 
@@ -134,13 +133,13 @@ class SubmittedRequest:
 async def in_process_service(
     folder: Path, sections: Mapping[str, Any] | None = None, **changes: Any
 ) -> AsyncIterator[InProcessService]:
-    """A rig whose processes end with the block."""
-    made = InProcessService(folder, sections, **changes)
-    await made.scheduler.start()
+    """A service whose processes end with the block."""
+    service = InProcessService(folder, sections, **changes)
+    await service.scheduler.start()
     try:
-        yield made
+        yield service
     finally:
-        for process in made.processes:
+        for process in service.processes:
             process.kill()
             process.wait()
-        await made.scheduler.stop()
+        await service.scheduler.stop()

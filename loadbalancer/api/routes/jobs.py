@@ -1,4 +1,4 @@
-"""`/v1/jobs`: requests whose answers are fetched later, and outlive this process."""
+"""`/v1/jobs`: durable requests whose results are fetched later."""
 
 from __future__ import annotations
 
@@ -38,26 +38,25 @@ _CREATED[202] = _CREATED.pop(200)
 
 
 def router(services: Services, builder: RequestBuilder) -> APIRouter:
-    """The routes about jobs."""
     routes = APIRouter(tags=["jobs"])
     api = _JobsApi(services, builder)
 
     @routes.post(
         "/v1/jobs",
-        summary="Put a request off",
+        summary="Create a job",
         status_code=202,
         openapi_extra=request_body("JobRequest"),
         responses=_CREATED,
     )
     async def create_job(request: Request) -> Response:
-        """Accept a request of another endpoint as a job: it is done even if this server is restarted meanwhile."""
+        """Accept a request of another endpoint as a job, which survives a restart of this server."""
         return await api.create(request)
 
     @routes.get("/v1/jobs", summary="List jobs", responses=responses("JobList", 400, 503))
     async def list_jobs(
         request: Request,
-        limit: Annotated[str, Query(description="Most jobs of a page, 1 to 100.")] = "20",
-        after: Annotated[str | None, Query(description="Id of the last job of the page before.")] = None,
+        limit: Annotated[str, Query(description="Maximum number of jobs per page, 1 to 100.")] = "20",
+        after: Annotated[str | None, Query(description="Id of the last job of the previous page.")] = None,
         state: Annotated[str | None, Query(description="Only jobs in this state.")] = None,
     ) -> Response:
         """The caller's jobs, the newest first."""
@@ -65,7 +64,7 @@ def router(services: Services, builder: RequestBuilder) -> APIRouter:
 
     @routes.get("/v1/jobs/{job}", summary="Describe a job", responses=responses("JobView", 404, 503))
     async def describe_job(request: Request, job: str) -> Response:
-        """How the job stands."""
+        """The state and progress of the job."""
         record, _ = await api.find(request, job)
         return json_response(services.jobs.view(record))
 
@@ -75,19 +74,19 @@ def router(services: Services, builder: RequestBuilder) -> APIRouter:
         responses=_RESULT,
     )
     async def job_result(request: Request, job: str) -> Response:
-        """What the job's endpoint would have answered; 409 while there is nothing yet."""
+        """The response of the job's endpoint; 409 while the job is unfinished."""
         return _result(*await api.find(request, job))
 
     @routes.get("/v1/jobs/{job}/events", summary="Follow a job", responses=responses("JobView", 404, 503, **_EVENTS))
     async def job_events(request: Request, job: str) -> Response:
-        """Server-sent events: first how the job stands and what is finished, then what happens, until its end."""
-        record, kept = await api.find(request, job)
-        return EventStream(services.jobs.subscribe(record, kept), edit=record.order.path == _EDITS)
+        """Server-sent events: first the current progress and finished images, then updates until the end."""
+        record, images = await api.find(request, job)
+        return EventStream(services.jobs.subscribe(record, images), edit=record.order.path == _EDITS)
 
-    @routes.delete("/v1/jobs/{job}", summary="Cancel or forget a job", responses=responses("JobView", 404, 503))
+    @routes.delete("/v1/jobs/{job}", summary="Cancel or delete a job", responses=responses("JobView", 404, 503))
     async def delete_job(request: Request, job: str) -> Response:
-        """Cancel the job; if it has ended, forget it and its result."""
-        record = await _on_disk(services.jobs.discard(job, caller(request).owner))
+        """Cancel the job; if it has ended, delete it and its result."""
+        record = await _stored(services.jobs.discard(job, caller(request).owner))
         if record is None:
             _job_not_found(job)
         return json_response(services.jobs.view(record))
@@ -96,7 +95,7 @@ def router(services: Services, builder: RequestBuilder) -> APIRouter:
 
 
 class _JobsApi:
-    """What the routes share."""
+    """Creates, finds and lists jobs."""
 
     def __init__(self, services: Services, builder: RequestBuilder) -> None:
         self._services = services
@@ -108,25 +107,25 @@ class _JobsApi:
             raise shutting_down()
         server, settings = services.settings.server, services.settings.jobs
         body = await read_body(request, server.max_upload_bytes + server.max_body_bytes)
-        given, owner = request.headers.get(HEADER), caller(request).owner
-        key = None if given is None else key_of(owner, given, request.url.path, "", body)
-        asked = parse_job(body, server.max_body_bytes, webhook_private=settings.webhook_private)
-        image, mask = data_url_reader("image", asked.image), data_url_reader("mask", asked.mask)
-        job = await self._builder.build(asked.request, caller(request), image, mask)
-        allowed_s = job.timeout_s if asked.request.timeout_s is not None else settings.timeout_s
-        order = _job_spec(asked, job, time.time() + allowed_s)
+        idempotency_key, owner = request.headers.get(HEADER), caller(request).owner
+        key = None if idempotency_key is None else key_of(owner, idempotency_key, request.url.path, "", body)
+        parsed = parse_job(body, server.max_body_bytes, webhook_private=settings.webhook_private)
+        image, mask = data_url_reader("image", parsed.image), data_url_reader("mask", parsed.mask)
+        job = await self._builder.build(parsed.request, caller(request), image, mask)
+        allowed_s = job.timeout_s if parsed.request.timeout_s is not None else settings.timeout_s
+        order = _job_spec(parsed, job, time.time() + allowed_s)
         try:
-            view = await _on_disk(services.jobs.add(order, job.sources, key))
+            view = await _stored(services.jobs.add(order, job.sources, key))
         except IdempotencyKeyReused:
-            raise reused(given or "") from None
+            raise reused(idempotency_key or "") from None
         return json_response(view, 202, {"location": f"/v1/jobs/{view.id}"})
 
     async def find(self, request: Request, job: str) -> tuple[JobRecord, list[StoredImage]]:
-        """The caller's job, and what is finished of it. Raises `NotFound`, for others' jobs too."""
-        record, kept = await _on_disk(self._services.jobs.find(job, caller(request).owner))
+        """The caller's job and its finished images. Raises `NotFound`, also for jobs of others."""
+        record, images = await _stored(self._services.jobs.find(job, caller(request).owner))
         if record is None:
             _job_not_found(job)
-        return record, kept
+        return record, images
 
     async def page(self, request: Request, limit: str, after: str | None, state: str | None) -> Response:
         jobs, owner = self._services.jobs, caller(request).owner
@@ -136,31 +135,33 @@ class _JobsApi:
         if state is not None and state not in list(JobState):
             text = f"Invalid value for 'state': {shorten(state)}. Supported: {', '.join(JobState)}."
             raise InvalidRequest(text, param="state")
-        if after is not None and (await _on_disk(jobs.find(after, owner)))[0] is None:
+        if after is not None and (await _stored(jobs.find(after, owner)))[0] is None:
             raise InvalidRequest(f"Invalid value for 'after': {shorten(after)}. There is no such job.", param="after")
-        wanted = int(limit)
-        records = await _on_disk(jobs.page(owner, wanted + 1, after, None if state is None else JobState(state)))
-        return json_response(job_list([jobs.view(record) for record in records[:wanted]], more=len(records) > wanted))
+        max_jobs = int(limit)
+        records = await _stored(jobs.page(owner, max_jobs + 1, after, None if state is None else JobState(state)))
+        return json_response(
+            job_list([jobs.view(record) for record in records[:max_jobs]], more=len(records) > max_jobs)
+        )
 
 
-def _job_spec(asked: ParsedJob, job: GenerationSpec, deadline: float) -> JobSpec:
-    webhook = asked.job.webhook
+def _job_spec(parsed: ParsedJob, job: GenerationSpec, deadline: float) -> JobSpec:
+    webhook = parsed.job.webhook
     return JobSpec(
-        path=asked.job.path,
+        path=parsed.job.path,
         model=job.model,
         inputs=job.inputs,
         priority=job.priority,
         deadline=deadline,
         owner=job.owner,
         weight=job.weight,
-        metadata=asked.job.metadata,
+        metadata=parsed.job.metadata,
         hook=None if webhook is None else WebhookTarget(webhook.url, webhook.secret),
     )
 
 
-def _result(record: JobRecord, kept: list[StoredImage]) -> Response:
+def _result(record: JobRecord, images: list[StoredImage]) -> Response:
     if record.ended is None:
-        text = f"The job is {record.state.value}; its result is not there yet."
+        text = f"The job is {record.state.value}; it has no result yet."
         raise Conflict(text, code="job_not_finished", retry_after_s=1)
     missing = missing_result_error(record)
     if isinstance(missing, StoredError):
@@ -168,13 +169,13 @@ def _result(record: JobRecord, kept: list[StoredImage]) -> Response:
     if missing is not None:
         raise missing
     if record.order.path == "/predict":
-        return json_response(PredictAnswer(memoryview(kept[0].image), kept[0].flagged))
+        return json_response(PredictAnswer(memoryview(images[0].image), images[0].flagged))
     job = GenerationSpec(record.order.model, record.order.inputs, 0.0, 0)
-    return json_response(images_answer(job, kept, record.ended))
+    return json_response(images_answer(job, images, record.ended))
 
 
-async def _on_disk(work: Awaitable[Result]) -> Result:
-    """What comes of it. Raises `Unavailable` where the disk does not take it."""
+async def _stored(work: Awaitable[Result]) -> Result:
+    """The result of the work. Raises `Unavailable` when the storage fails."""
     try:
         return await work
     except StorageUnavailable as error:
@@ -183,9 +184,9 @@ async def _on_disk(work: Awaitable[Result]) -> Result:
 
 def _storage_error(error: StorageUnavailable) -> ApiError:
     if error.full:
-        text = "There is no room on disk for jobs. Requests without a job are still answered."
+        text = "The disk is full, so that jobs cannot be stored. Other requests are still answered."
         return Unavailable(text, code="storage_full", retry_after_s=10)
-    text = "Jobs cannot be stored at the moment. Requests without a job are still answered."
+    text = "Jobs cannot be stored at the moment. Other requests are still answered."
     return Unavailable(text, code="storage_unavailable", retry_after_s=10)
 
 

@@ -1,4 +1,4 @@
-"""How many workers there are, why, and how people change it. The gate lets in administrators and the controller."""
+"""Routes about scaling: the controller's report, its decisions, and commands to it. They require the scope `admin`."""
 
 from __future__ import annotations
 
@@ -33,15 +33,14 @@ from wire.scaling import (
 
 Body = TypeVar("Body", bound=BaseModel)
 
-#: A report of a thousand models and ten thousand workers has room in it.
-_LARGEST_REPORT = 16 << 20
-#: The controller looks each second, and a configuration is read in a moment.
-_OBEYED_WITHIN_S = 15.0
+#: Enough for a thousand models and ten thousand workers.
+_MAX_REPORT_BYTES = 16 << 20
+#: The controller polls each second.
+_COMMAND_TIMEOUT_S = 15.0
 _DECISIONS = responses("DecisionPage", 400, 404)
 
 
 def router(services: Services) -> APIRouter:
-    """The routes about scaling."""
     routes = APIRouter(tags=["scaling"])
     api = _ScalingApi(services)
 
@@ -49,71 +48,71 @@ def router(services: Services) -> APIRouter:
         "/internal/controller", summary="Get the controller's report", responses=responses("ControllerReport", 503)
     )
     async def controller() -> Response:
-        """The newest report: models, workers, devices, and what is held or paused."""
+        """The latest report: models, workers, devices, overrides and pause."""
         return json_response(api.report())
 
     @routes.post("/internal/controller", include_in_schema=False)
     async def report(request: Request) -> Response:
-        """The controller reports, and is handed what was ordered."""
+        """Receive the controller's report and return the pending commands."""
         return await api.on_report(request)
 
     @routes.get("/internal/decisions", summary="List decisions", responses=_DECISIONS)
     async def decisions(
-        model: Annotated[str | None, Query(description="Only this model's.")] = None,
-        limit: Annotated[str, Query(description=f"Most decisions of a page, 1 to {MAX_DECISIONS}.")] = "100",
-        before: Annotated[str | None, Query(description="Number of the last decision of the page before.")] = None,
+        model: Annotated[str | None, Query(description="Only decisions about this model.")] = None,
+        limit: Annotated[str, Query(description=f"Maximum decisions per page, 1 to {MAX_DECISIONS}.")] = "100",
+        before: Annotated[str | None, Query(description="Number of the last decision of the previous page.")] = None,
     ) -> Response:
-        """How many workers each model should have and why, the newest first."""
+        """The desired number of workers per model and the reasons, the newest first."""
         return api.decisions(model, limit, before)
 
     scaled = responses("OrderDone", 400, 404, 413, 429, 503, 504)
 
     @routes.post(
         "/internal/scale",
-        summary="Hold a number of workers",
+        summary="Set a number of workers",
         openapi_extra=request_body("ScaleRequest"),
         responses=scaled,
     )
     async def scale(request: Request) -> Response:
-        """Give a model so many workers for some time, whatever its policy would say."""
-        asked = await api.read(ScaleRequest, request)
-        api.check_bounds(asked.model, asked.workers)
-        return await api.run_command(request, Scale(asked.model, asked.workers, asked.hold_s))
+        """Override a model's policy with a fixed number of workers for some time."""
+        command = await api.read(ScaleRequest, request)
+        api.check_bounds(command.model, command.workers)
+        return await api.run_command(request, Scale(command.model, command.workers, command.hold_s))
 
     @routes.post(
-        "/internal/pause", summary="Stop deciding", openapi_extra=request_body("PauseRequest"), responses=scaled
+        "/internal/pause", summary="Pause scaling", openapi_extra=request_body("PauseRequest"), responses=scaled
     )
     async def pause(request: Request) -> Response:
-        """Leave every number of workers as it is. Workers that die are still replaced."""
+        """Keep every number of workers. Workers that die are still replaced."""
         await api.read(PauseRequest, request)
         return await api.run_command(request, Pause())
 
     @routes.post(
-        "/internal/resume", summary="Decide again", openapi_extra=request_body("ResumeRequest"), responses=scaled
+        "/internal/resume", summary="Resume scaling", openapi_extra=request_body("ResumeRequest"), responses=scaled
     )
     async def resume(request: Request) -> Response:
-        """End the pause and what is held."""
-        asked = await api.read(ResumeRequest, request)
-        api.check_served(asked.model)
-        return await api.run_command(request, Resume(asked.model))
+        """End the pause and the overrides."""
+        command = await api.read(ResumeRequest, request)
+        api.check_served(command.model)
+        return await api.run_command(request, Resume(command.model))
 
     @routes.post(
         "/internal/reload",
-        summary="Read the configuration again",
+        summary="Reload the configuration",
         openapi_extra=request_body("ReloadRequest"),
         responses=scaled,
     )
     async def reload(request: Request) -> Response:
-        """Apply what has changed in the configuration: at once, or worker by worker. A bad one changes nothing."""
-        asked = await api.read(ReloadRequest, request)
-        api.check_served(*asked.models)
-        return await api.run_command(request, Reload(asked.models))
+        """Apply changed settings, at once or by a rolling update. An invalid configuration changes nothing."""
+        command = await api.read(ReloadRequest, request)
+        api.check_served(*command.models)
+        return await api.run_command(request, Reload(command.models))
 
     return routes
 
 
 class _ScalingApi:
-    """What the routes share."""
+    """Sends commands to the controller through the control plane."""
 
     def __init__(self, services: Services) -> None:
         self._services = services
@@ -122,34 +121,35 @@ class _ScalingApi:
         self._reports = msgspec.json.Decoder(ControllerReport)
 
     async def read(self, kind: type[Body], request: Request) -> Body:
-        """The body, of which nothing is needed where all has a default."""
+        """The body; an empty one means the defaults."""
         body = await read_body(request, self._services.settings.server.max_body_bytes)
         return parse(kind, body.strip() or b"{}")
 
     def report(self) -> ControllerReport:
-        """Raises `Unavailable` where no controller is there."""
+        """The latest report. Raises `Unavailable` without a controller."""
         report = self._control.report(time.monotonic())
         return _no_controller() if report is None else report
 
     async def on_report(self, request: Request) -> Response:
-        """Take in what the controller reports."""
+        """Store the report, complete its commands, and return the pending ones."""
         try:
-            report = self._reports.decode(await read_body(request, _LARGEST_REPORT))
+            report = self._reports.decode(await read_body(request, _MAX_REPORT_BYTES))
         except msgspec.MsgspecError as error:
-            raise InvalidRequest(f"The report is not one: {error}.", code="invalid_report") from None
-        orders, done = self._control.on_report(report, time.monotonic())
-        for run_command in done:
-            future, told = self._waiting[run_command.id]
-            told.append(run_command)
+            raise InvalidRequest(f"Invalid report: {error}.", code="invalid_report") from None
+        pending, results = self._control.on_report(report, time.monotonic())
+        for result in results:
+            future, received = self._waiting[result.id]
+            received.append(result)
             if not future.done():
                 future.set_result(None)
-        return json_response(orders)
+        return json_response(pending)
 
     def decisions(self, model: str | None, limit: str, before: str | None) -> Response:
-        """A page of decisions."""
         self.check_served(model)
-        most = _number("limit", limit, MAX_DECISIONS)
-        return json_response(self._control.page(model, None if before is None else _number("before", before), most))
+        max_items = _number("limit", limit, MAX_DECISIONS)
+        return json_response(
+            self._control.page(model, None if before is None else _number("before", before), max_items)
+        )
 
     def check_served(self, *models: str | None) -> None:
         """Raises `ModelNotFound`."""
@@ -158,51 +158,51 @@ class _ScalingApi:
                 raise model_not_found(model, self._services.settings)
 
     def check_bounds(self, model: str, workers: int) -> None:
-        """Raises `ModelNotFound`, `Unavailable`, and `InvalidRequest` outside of what the model may have."""
+        """Raises `ModelNotFound`, `Unavailable`, and `InvalidRequest` outside of the model's bounds."""
         self.check_served(model)
-        known = self._control.models(time.monotonic()).get(model)
-        if known is None:
+        bounds = self._control.models(time.monotonic()).get(model)
+        if bounds is None:
             _no_controller()
-        if not known.min_workers <= workers <= known.max_workers:
-            bounds = f"min_workers ({known.min_workers}) and max_workers ({known.max_workers})"
-            text = f"Invalid value for 'workers': {workers}. Must be between {bounds} of '{model}'."
+        if not bounds.min_workers <= workers <= bounds.max_workers:
+            allowed = f"min_workers ({bounds.min_workers}) and max_workers ({bounds.max_workers})"
+            text = f"Invalid value for 'workers': {workers}. Must be between {allowed} of '{model}'."
             raise InvalidRequest(text, param="workers")
 
-    async def run_command(self, request: Request, order: Command) -> Response:
-        """What the controller made of the order."""
+    async def run_command(self, request: Request, command: Command) -> Response:
+        """Send the command and wait for the controller's result."""
         self.report()
-        number, told = uuid.uuid4().hex, list[CommandResult]()
+        command_id, received = uuid.uuid4().hex, list[CommandResult]()
         future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         try:
-            self._control.order(number, order)
+            self._control.order(command_id, command)
         except TooManyCommands:
-            text = f"{MAX_PENDING_COMMANDS} orders wait for the controller already."
+            text = f"{MAX_PENDING_COMMANDS} commands are already pending."
             raise TooBusy(text, code="too_many_orders", retry_after_s=1) from None
-        self._waiting[number] = future, told
+        self._waiting[command_id] = future, received
         try:
-            async with asyncio.timeout(_OBEYED_WITHIN_S):
+            async with asyncio.timeout(_COMMAND_TIMEOUT_S):
                 await wait_first(request, future)
         except TimeoutError:
-            text = f"The controller did not answer within {_OBEYED_WITHIN_S:g} s; the order may yet have been obeyed."
+            text = f"The controller did not answer within {_COMMAND_TIMEOUT_S:g} s; the command may still be applied."
             raise TimedOut(text, code="controller_silent") from None
         finally:
-            self._control.withdraw(number)
-            del self._waiting[number]
-        [done] = told
-        if done.error:
-            raise InvalidRequest(done.error, param=done.param, code="refused_by_controller")
-        return json_response(OrderDone(done.applied, done.rolling, done.needs_restart))
+            self._control.withdraw(command_id)
+            del self._waiting[command_id]
+        [result] = received
+        if result.error:
+            raise InvalidRequest(result.error, param=result.param, code="refused_by_controller")
+        return json_response(OrderDone(result.applied, result.rolling, result.needs_restart))
 
 
 def _no_controller() -> NoReturn:
     raise Unavailable(
-        "No controller has reported lately: nothing can be scaled.", code="no_controller", retry_after_s=2
+        "No controller is connected. Start it with `python -m controller`.", code="no_controller", retry_after_s=2
     )
 
 
-def _number(param: str, text: str, most: int = 10**12) -> int:
-    if not (text.isascii() and text.isdecimal() and len(text) <= 12 and 1 <= int(text) <= most):
+def _number(param: str, text: str, maximum: int = 10**12) -> int:
+    if not (text.isascii() and text.isdecimal() and len(text) <= 12 and 1 <= int(text) <= maximum):
         raise InvalidRequest(
-            f"Invalid value for '{param}': {shorten(text)}. Must be between 1 and {most}.", param=param
+            f"Invalid value for '{param}': {shorten(text)}. Must be between 1 and {maximum}.", param=param
         )
     return int(text)

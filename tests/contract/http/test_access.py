@@ -1,4 +1,4 @@
-"""Keys, limits, origins and TLS, seen from outside a real server."""
+"""API keys, rate limits, origins and TLS of a real server."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def tokens() -> dict[str, str]:
 
 @pytest.fixture(scope="module")
 def guarded(tmp_path_factory: pytest.TempPathFactory, tokens: dict[str, str]) -> Iterator[Server]:
-    """A server with keys, which logs all that it can; at the end no log holds a secret."""
+    """A server with keys and debug logs; at the end no log holds a secret."""
     data_dir = tmp_path_factory.mktemp("guarded")
     tokens |= {name: make_key(data_dir, name, *options) for name, options in KEYS.items()}
     with running(data_dir, MODELS, 1, access={"cors_origins": [PAGE]}, log_level="debug") as server:
@@ -88,7 +88,7 @@ def bearer(token: str) -> dict[str, str]:
         ("GET", "/internal/snapshot", {"nobody": 401, "wrong": 401, "painter": 403, "chief": 200, "internal": 200}),
     ],
 )
-def test_each_path_lets_in_whom_it_should(
+def test_paths_require_their_scope(
     http: httpx.Client, tokens: dict[str, str], method: str, path: str, statuses: dict[str, int]
 ) -> None:
     content = {"json": DRAW} if method == "POST" else {}
@@ -106,7 +106,7 @@ def test_each_path_lets_in_whom_it_should(
             assert tokens.get(who, "?") not in answer.text
 
 
-def test_the_openai_client_understands_the_refusals(guarded: Server, tokens: dict[str, str]) -> None:
+def test_openai_client_raises_auth_errors(guarded: Server, tokens: dict[str, str]) -> None:
     def client(who: str) -> openai.OpenAI:
         return openai.OpenAI(base_url=f"{guarded.base_url}/v1", api_key=tokens[who], max_retries=0)
 
@@ -118,7 +118,7 @@ def test_the_openai_client_understands_the_refusals(guarded: Server, tokens: dic
         assert painter.images.generate(prompt="a seven", model="quick").data
 
 
-def test_a_rate_limit_is_told_in_every_answer_and_kept(http: httpx.Client, tokens: dict[str, str]) -> None:
+def test_rate_limit_is_enforced_and_sent_in_headers(http: httpx.Client, tokens: dict[str, str]) -> None:
     first, second, third = [http.post("/predict", json=DRAW, headers=bearer(tokens["slow"])) for _ in range(3)]
     assert [each.status_code for each in (first, second, third)] == [200, 200, 429]
     assert [each.headers["x-ratelimit-limit-requests"] for each in (first, second, third)] == ["2"] * 3
@@ -133,7 +133,7 @@ def test_a_rate_limit_is_told_in_every_answer_and_kept(http: httpx.Client, token
     assert "x-ratelimit-limit-requests" not in other.headers
 
 
-def test_no_more_requests_at_once_than_the_key_allows(http: httpx.Client, tokens: dict[str, str]) -> None:
+def test_max_concurrent_of_key_is_enforced(http: httpx.Client, tokens: dict[str, str]) -> None:
     mine = bearer(tokens["narrow"])
 
     def another() -> httpx.Response:
@@ -150,7 +150,7 @@ def test_no_more_requests_at_once_than_the_key_allows(http: httpx.Client, tokens
 
 
 @pytest.mark.parametrize(("origin", "allowed"), [(PAGE, True), ("https://other.example", False)])
-def test_pages_of_chosen_origins_may_call(
+def test_cors_allows_configured_origins_only(
     http: httpx.Client, tokens: dict[str, str], origin: str, allowed: bool
 ) -> None:
     asks = {
@@ -169,7 +169,7 @@ def test_pages_of_chosen_origins_may_call(
         assert "x-ratelimit-remaining-requests" in answer.headers["access-control-expose-headers"]
 
 
-def test_keys_come_change_and_go_while_it_runs(tmp_path: Path) -> None:
+def test_key_file_is_reloaded_while_running(tmp_path: Path) -> None:
     data_dir = tmp_path / "data"
     with running(data_dir, {"quick": sim()}, 0) as server:
 
@@ -197,7 +197,7 @@ def test_keys_come_change_and_go_while_it_runs(tmp_path: Path) -> None:
 
 
 def refusal(process: Process, data_dir: Path) -> str:
-    """What the balancer says when it refuses to start."""
+    """The error text of a balancer that does not start."""
     try:
         assert process.wait(PATIENCE_S) == 2
     finally:
@@ -207,7 +207,7 @@ def refusal(process: Process, data_dir: Path) -> str:
     return (data_dir / "loadbalancer.log").read_text()
 
 
-def test_it_does_not_listen_to_the_world_without_keys(tmp_path: Path) -> None:
+def test_public_address_without_keys_is_refused(tmp_path: Path) -> None:
     child = launch("loadbalancer", tmp_path, "--host", "0.0.0.0", "--port", str(free_port()), log="loadbalancer")
     said = refusal(child, tmp_path)
     for fragment in ("server.host 0.0.0.0", "scripts/keys", "--insecure"):
@@ -215,7 +215,7 @@ def test_it_does_not_listen_to_the_world_without_keys(tmp_path: Path) -> None:
 
 
 @needs_openssl
-def test_a_key_of_another_certificate_is_refused(tmp_path: Path) -> None:
+def test_mismatched_tls_key_is_refused(tmp_path: Path) -> None:
     one, other = self_signed(tmp_path, "one"), self_signed(tmp_path, "other")
     config = tmp_path / "config.yaml"
     config.write_text(f"models: {{m: {{engine: sim}}}}\nserver: {{tls_cert: {one.cert}, tls_key: {other.key}}}\n")
@@ -224,7 +224,7 @@ def test_a_key_of_another_certificate_is_refused(tmp_path: Path) -> None:
 
 
 @needs_openssl
-async def test_https_with_a_certificate_of_ones_own_and_the_controller_follows(tmp_path: Path) -> None:
+async def test_https_works_and_controller_uses_it(tmp_path: Path) -> None:
     mine, other = self_signed(tmp_path, "mine"), self_signed(tmp_path, "other")
     config, port = tmp_path / "config.yaml", free_port()
     config.write_text(f"models: {{m: {{engine: sim}}}}\nserver: {{tls_cert: {mine.cert}, tls_key: {mine.key}}}\n")

@@ -1,4 +1,4 @@
-"""Uploads that are refused: each in words that name the parameter, and none of them does the server any harm."""
+"""Invalid uploads: the error names the parameter, and the server stays healthy."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ Files = list[tuple[str, bytes]]
 
 @pytest.fixture(autouse=True)
 def healthy_afterwards(shared: Server, http: httpx.Client) -> Iterator[None]:
-    """Whatever was refused, nothing was queued, and the next picture is served."""
+    """After rejected requests, nothing is queued and the next image is served."""
     yield
     wait_until(lambda: all(model.queued == model.running == 0 for model in shared.snapshot().models), "idle models")
     answered = http.post(EDIT, files={"image": png()}, data={"prompt": "a seven", "num_inference_steps": "2"})
@@ -85,7 +85,7 @@ REFUSED: list[tuple[Files, dict[str, Any], str, str]] = [
 
 
 @pytest.mark.parametrize(("files", "fields", "param", "fragment"), REFUSED, ids=range(len(REFUSED)))
-def test_forms_that_are_refused(
+def test_invalid_form_returns_400(
     http: httpx.Client, files: Files, fields: dict[str, Any], param: str, fragment: str
 ) -> None:
     prompt = {} if any(name == "prompt" for name, _ in files) else {"prompt": "a seven"}
@@ -116,13 +116,13 @@ def test_forms_that_are_refused(
     ],
     ids=lambda case: json.dumps(case)[:40] if isinstance(case, dict) else "",
 )
-def test_bodies_that_are_refused(http: httpx.Client, body: dict[str, Any], param: str, fragment: str) -> None:
+def test_invalid_body_returns_400(http: httpx.Client, body: dict[str, Any], param: str, fragment: str) -> None:
     error = error_of(http.post(GENERATE, json={"prompt": "a seven"} | body))
     assert error["param"] == param
     assert fragment in error["message"]
 
 
-def test_what_is_missing_is_named(http: httpx.Client) -> None:
+def test_missing_file_is_named(http: httpx.Client) -> None:
     for files, fields, param in (
         ([("image", png())], {}, "prompt"),
         ([("mask", png())], {"prompt": "a seven"}, "image"),
@@ -165,7 +165,7 @@ def raw(http: httpx.Client, body: bytes, content_type: str) -> httpx.Response:
     ],
     ids=range(14),
 )
-def test_forms_that_cannot_be_read(http: httpx.Client, body: bytes, content_type: str, fragment: str) -> None:
+def test_unreadable_form_returns_400(http: httpx.Client, body: bytes, content_type: str, fragment: str) -> None:
     error = error_of(raw(http, body, content_type))
     assert fragment in error["message"]
     assert error["code"] in {"invalid_form", "missing_required_parameter"}
@@ -178,7 +178,7 @@ def _endless() -> Iterator[bytes]:
 
 
 @pytest.mark.parametrize("endless", [False, True])
-def test_forms_over_the_limit(http: httpx.Client, endless: bool) -> None:
+def test_form_over_limit_returns_413(http: httpx.Client, endless: bool) -> None:
     content: Any = _endless() if endless else b" " * 500_001
     answered = http.post(EDIT, content=content, headers={"content-type": "multipart/form-data; boundary=b"})
     error = error_of(answered, 413)
@@ -186,7 +186,7 @@ def test_forms_over_the_limit(http: httpx.Client, endless: bool) -> None:
     assert "500000 bytes" in error["message"]
 
 
-def test_hanging_up_within_the_form_is_no_error(shared: Server, http: httpx.Client) -> None:
+def test_disconnect_within_form_logs_no_error(shared: Server, http: httpx.Client) -> None:
     head = f"POST {EDIT} HTTP/1.1\r\nhost: localhost\r\ncontent-type: multipart/form-data; boundary=b\r\n"
     with socket.create_connection(("127.0.0.1", shared.port), timeout=PATIENCE_S) as connection:
         connection.sendall(head.encode() + b"content-length: 9000\r\n\r\n" + PROMPT)

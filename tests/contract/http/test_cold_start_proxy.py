@@ -1,4 +1,4 @@
-"""`cold_start_proxy`: another server answers while a model has no worker. The other one is real, too, or misbehaves."""
+"""`cold_start_proxy`: an upstream server answers while a model has no worker. It is real or a fake that fails."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def told(server: Server, metric: str) -> float:
 
 @pytest.fixture(scope="module")
 def far(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """The server that helps out. It asks for a key, and takes two images at most."""
+    """The upstream server. It requires a key and accepts at most two images."""
     folder = tmp_path_factory.mktemp("far")
     keys = folder / "keys.yaml"
     keys.write_text(yaml.safe_dump({"keys": {"near": {"sha256": fingerprint(KEY)}}}))
@@ -62,7 +62,7 @@ def far(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 @pytest.fixture(scope="module")
 def near(far: Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """The server that has no workers, but for a slow one of `busy`."""
+    """The server without workers, except a slow one of `busy`."""
     url = f"{far.base_url}/v1"
     keyed = {"url": url, "api_key_env": "FAR_KEY"}
     models = {
@@ -80,7 +80,7 @@ def near(far: Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serv
             assert KEY not in server.log("loadbalancer")
 
 
-def test_the_official_client_gets_its_picture_from_there(near: Server) -> None:
+def test_openai_client_gets_image_from_upstream(near: Server) -> None:
     answered, forwarded = (
         told(near, "muster_proxied_requests_total"),
         told(near, 'muster_tasks_proxied_total{model="m"}'),
@@ -98,7 +98,7 @@ def test_the_official_client_gets_its_picture_from_there(near: Server) -> None:
     assert stats.arrivals_short_window >= 2, "they are arrivals of the model all the same: its workers are needed"
 
 
-def test_events_are_handed_on_as_they_come(near: Server) -> None:
+def test_upstream_events_are_streamed(near: Server) -> None:
     body = BODY | {"model": "m", "stream": True, "partial_images": 1}
     with httpx.stream("POST", f"{near.base_url}{GENERATE}", json=body, timeout=PATIENCE_S) as answered:
         assert answered.headers[PROXIED] == "true"
@@ -110,7 +110,7 @@ def test_events_are_handed_on_as_they_come(near: Server) -> None:
     assert base64.b64decode(events[-1]["b64_json"]) == expected()
 
 
-def test_a_form_goes_there_with_its_files(near: Server) -> None:
+def test_form_is_proxied_with_its_files(near: Server) -> None:
     files = {"image[]": ("a.png", png(), "image/png"), "mask": ("m.png", file(half("LA")), "image/png")}
     fields = {"model": "m", "prompt": "a seven", "seed": "7"}
     answered = httpx.post(f"{near.base_url}{EDIT}", files=files, data=fields, timeout=PATIENCE_S)
@@ -128,7 +128,7 @@ def test_a_form_goes_there_with_its_files(near: Server) -> None:
         ({"n": 3}, 400, "n", True),
     ],
 )
-def test_the_clients_own_mistakes_are_told(
+def test_upstream_client_error_is_returned(
     near: Server, change: dict[str, Any], status: int, param: str, there: bool
 ) -> None:
     asked, refused = (
@@ -141,7 +141,7 @@ def test_the_clients_own_mistakes_are_told(
     assert told(near, 'muster_proxied_requests_total{model="m",outcome="refused"}') == refused + there
 
 
-def test_a_wrong_key_there_is_not_the_clients_fault(near: Server) -> None:
+def test_wrong_upstream_key_returns_502(near: Server) -> None:
     headers = {"authorization": f"Bearer {KEY}"}  # the right one, but a client's
     answered = httpx.post(
         f"{near.base_url}{GENERATE}", json=BODY | {"model": "keyless"}, headers=headers, timeout=PATIENCE_S
@@ -150,7 +150,7 @@ def test_a_wrong_key_there_is_not_the_clients_fault(near: Server) -> None:
     assert told(near, 'muster_proxied_requests_total{model="keyless",outcome="failed"}') == 1
 
 
-def test_what_was_forwarded_once_is_not_forwarded_again(near: Server) -> None:
+def test_forwarded_request_is_not_forwarded_again(near: Server) -> None:
     body = BODY | {"model": "m", "timeout_s": 1}
     headers = {"x-muster-forwarded": "1"}
     answered = httpx.post(f"{near.base_url}{GENERATE}", json=body, headers=headers, timeout=PATIENCE_S)
@@ -158,7 +158,7 @@ def test_what_was_forwarded_once_is_not_forwarded_again(near: Server) -> None:
     assert PROXIED not in answered.headers
 
 
-def test_jobs_and_the_simple_form_never_go_there(near: Server) -> None:
+def test_jobs_and_predict_are_not_proxied(near: Server) -> None:
     asked = told(near, "muster_proxied_requests_total")
     with httpx.Client(base_url=near.base_url, timeout=PATIENCE_S) as http:
         job = http.post("/v1/jobs", json={"path": GENERATE, "body": BODY | {"model": "m"}}).json()
@@ -168,7 +168,7 @@ def test_jobs_and_the_simple_form_never_go_there(near: Server) -> None:
     assert told(near, "muster_proxied_requests_total") == asked
 
 
-def test_a_ready_worker_does_it_unless_the_wait_would_be_too_long(near: Server) -> None:
+def test_ready_worker_is_used_unless_wait_exceeds_max_wait_s(near: Server) -> None:
     url = f"{near.base_url}{GENERATE}"
     body = BODY | {"model": "busy", "num_inference_steps": 20}
     assert PROXIED not in httpx.post(url, json=body, timeout=PATIENCE_S).headers, "two seconds, and nobody waits"
@@ -182,7 +182,7 @@ def test_a_ready_worker_does_it_unless_the_wait_would_be_too_long(near: Server) 
 
 
 @pytest.mark.parametrize("stream", [False, True])
-def test_who_hangs_up_ends_the_work_there(near: Server, far: Server, stream: bool) -> None:
+def test_disconnect_cancels_upstream_request(near: Server, far: Server, stream: bool) -> None:
     def under_way() -> int:
         return sum(stats.queued + stats.running for stats in far.snapshot().models)
 
@@ -210,7 +210,7 @@ def test_who_hangs_up_ends_the_work_there(near: Server, far: Server, stream: boo
     wait_until(lambda: not any(stats.proxied_in_flight for stats in near.snapshot().models), "nothing elsewhere")
 
 
-def test_who_cannot_be_reached_is_done_without(near: Server) -> None:
+def test_unreachable_upstream_queues_request_locally(near: Server) -> None:
     async def ask() -> httpx.Response:
         async with httpx.AsyncClient(base_url=near.base_url, timeout=PATIENCE_S) as http:
             asking = asyncio.create_task(http.post(GENERATE, json=BODY | {"model": "dead"}))
@@ -228,7 +228,7 @@ def test_who_cannot_be_reached_is_done_without(near: Server) -> None:
     assert stats.arrivals_short_window == 1, "it is one arrival, although it was tried elsewhere first"
 
 
-async def test_a_stop_waits_for_nobody_elsewhere(
+async def test_stop_does_not_wait_for_upstream(
     far: Server, server: StartServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("FAR_KEY", KEY)
@@ -243,7 +243,7 @@ async def test_a_stop_waits_for_nobody_elsewhere(
     assert "Traceback" not in own.log("loadbalancer")
 
 
-def test_a_key_that_is_not_in_the_environment_is_missed_at_the_start(tmp_path: Path) -> None:
+def test_missing_upstream_key_fails_start(tmp_path: Path) -> None:
     proxy = {"url": "http://127.0.0.1:1/v1", "api_key_env": "NO_SUCH_KEY"}
     config = tmp_path / "config.yaml"
     config.write_text(yaml.safe_dump({"models": {"m": sim(cold_start_proxy=proxy)}}))
@@ -257,7 +257,7 @@ def test_a_key_that_is_not_in_the_environment_is_missed_at_the_start(tmp_path: P
 
 
 async def misbehave(request: web.Request) -> web.StreamResponse:
-    """What the prompt says: a status, or a way to break off."""
+    """Fail as the prompt says: with a status, or by closing the connection."""
     asked = await request.json()
     match asked["prompt"].split():
         case ["status", status]:
@@ -286,7 +286,7 @@ def strange_url() -> str:
 
 @pytest.fixture(scope="module")
 def puzzled(strange_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """A server whose helper misbehaves, or is itself."""
+    """A server whose upstream fails, or is the server itself."""
     proxy = {"url": f"{strange_url}/v1/"}
     data_dir = tmp_path_factory.mktemp("puzzled")
     with running(data_dir, {"m": sim(cold_start_proxy=proxy)}, 0) as server:
@@ -320,7 +320,7 @@ async def strange(strange_url: str) -> AsyncIterator[None]:
     ],
 )
 @pytest.mark.usefixtures("strange")
-async def test_what_goes_wrong_there_is_told_in_our_shape(puzzled: Server, prompt: str, status: int, code: str) -> None:
+async def test_upstream_failure_has_our_error_shape(puzzled: Server, prompt: str, status: int, code: str) -> None:
     async with httpx.AsyncClient(base_url=puzzled.base_url, timeout=PATIENCE_S) as http:
         body = {"prompt": prompt} | ({"timeout_s": 2} if "hang" in prompt else {})
         answered = await http.post(GENERATE, json=body)
@@ -330,7 +330,7 @@ async def test_what_goes_wrong_there_is_told_in_our_shape(puzzled: Server, promp
 
 @pytest.mark.parametrize("prompt", ["status 429", "status 503"])
 @pytest.mark.usefixtures("strange")
-async def test_who_is_busy_is_done_without(puzzled: Server, prompt: str) -> None:
+async def test_busy_upstream_queues_request_locally(puzzled: Server, prompt: str) -> None:
     async with httpx.AsyncClient(base_url=puzzled.base_url, timeout=PATIENCE_S) as http:
         answered = await http.post(GENERATE, json={"prompt": prompt, "timeout_s": 5})
     assert answered.status_code == 504
@@ -338,7 +338,7 @@ async def test_who_is_busy_is_done_without(puzzled: Server, prompt: str) -> None
 
 
 @pytest.mark.usefixtures("strange")
-async def test_a_stream_that_breaks_off_ends_with_an_error(puzzled: Server) -> None:
+async def test_interrupted_upstream_stream_ends_with_error(puzzled: Server) -> None:
     async with (
         httpx.AsyncClient(base_url=puzzled.base_url, timeout=PATIENCE_S) as http,
         http.stream("POST", GENERATE, json={"prompt": "break off", "stream": True}) as answered,
@@ -349,7 +349,7 @@ async def test_a_stream_that_breaks_off_ends_with_an_error(puzzled: Server) -> N
     assert json.loads(last.split("data: ", 1)[1])["error"]["code"] == "proxy_failed"
 
 
-async def test_a_server_that_is_its_own_helper_goes_round_once(tmp_path: Path) -> None:
+async def test_server_as_its_own_upstream_forwards_a_single_time(tmp_path: Path) -> None:
     port = free_port()
     config = tmp_path / "config.yaml"
     config.write_text(yaml.safe_dump({"models": {"m": sim(cold_start_proxy={"url": f"http://127.0.0.1:{port}/v1"})}}))

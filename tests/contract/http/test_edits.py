@@ -1,4 +1,4 @@
-"""Source pictures and adapters: `/v1/images/edits` and data URLs, through the official client and bare HTTP."""
+"""Source images and LoRAs: `/v1/images/edits` and data URLs, through the official client and plain HTTP."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ MASK = half("L")
 
 
 def expected(sources: tuple[bytes, ...] = (RGB,), **changes: Any) -> bytes:
-    """The quick model's picture for "a seven", seed 7 and these sources, unless changed."""
+    """The quick model's image for "a seven", seed 7 and these sources, with `changes`."""
     plain: dict[str, Any] = {"prompt": "a seven", "seed": 7, "width": 64, "height": 64, "steps": 8}
     plain |= {"guidance_scale": 3.0, "scheduler": "ddim"}
     plain |= {"mode": "image", "strength": 0.8} if len(sources) == 1 else {"mode": "inpaint", "strength": 1.0}
@@ -33,7 +33,7 @@ def expected(sources: tuple[bytes, ...] = (RGB,), **changes: Any) -> bytes:
 
 
 def edit(http: httpx.Client, files: dict[str, bytes] | None = None, **fields: str) -> httpx.Response:
-    """The answer to a form for "a seven" and seed 7."""
+    """The response to a form for "a seven" and seed 7."""
     sent = {name: ("a name.txt", content, "text/plain") for name, content in (files or {"image": png()}).items()}
     return http.post(EDIT, files=sent, data={"prompt": "a seven", "seed": "7"} | fields)
 
@@ -65,13 +65,11 @@ def sdk(shared: Server) -> Iterator[openai.OpenAI]:
     ],
     ids=lambda case: ",".join(case),
 )
-def test_every_field_of_the_form_reaches_the_worker(
-    http: httpx.Client, fields: dict[str, str], changes: dict[str, Any]
-) -> None:
+def test_all_form_fields_reach_the_worker(http: httpx.Client, fields: dict[str, str], changes: dict[str, Any]) -> None:
     assert images(edit(http, None, **fields)) == [expected(**changes)]
 
 
-def test_every_kind_of_upload_is_the_same_picture(http: httpx.Client) -> None:
+def test_all_upload_formats_give_the_same_image(http: httpx.Client) -> None:
     for content in (png(), png(mode="RGBA"), file(make_image(), "WEBP", lossless=True)):
         assert images(edit(http, {"image": content})) == [expected()]
         assert images(edit(http, {"image[]": content})) == [expected()]
@@ -122,8 +120,8 @@ def test_data_urls_in_generations(http: httpx.Client, masked: bool) -> None:
     ]
 
 
-def test_generations_put_a_transparent_picture_on_white(http: httpx.Client) -> None:
-    """Only an edit takes transparency for a mask."""
+def test_generations_put_transparent_image_on_white(http: httpx.Client) -> None:
+    """Only an edit uses transparency as a mask."""
     body = {"prompt": "a seven", "seed": 7, "image": data_url(file(half("RGBA")))}
     assert images(http.post(GENERATE, json=body)) == [expected((b"\xff" * 64 * 64 * 3,))]
 
@@ -137,8 +135,8 @@ def test_adapters(http: httpx.Client, path: str) -> None:
     assert base64.b64decode(content) == wanted
 
 
-def test_an_upload_that_waits_on_disk(http: httpx.Client) -> None:
-    """Noise does not compress: its file is nearly as large as the whole body may be."""
+def test_large_upload_is_read_from_disk(http: httpx.Client) -> None:
+    """Noise does not compress: its file is nearly as large as the body limit."""
     noise = Image.effect_noise((400, 400), 100).convert("RGB")
     content = file(noise, compress_level=0)
     assert 450_000 < len(content) < 500_000
@@ -168,7 +166,7 @@ def test_official_client(sdk: openai.OpenAI) -> None:
     assert answer.size == "64x64"
 
 
-def test_official_client_with_a_list_of_one_picture(sdk: openai.OpenAI) -> None:
+def test_official_client_with_a_list_of_one_image(sdk: openai.OpenAI) -> None:
     answer = sdk.images.edit(model="quick", image=[png()], prompt="a seven", extra_body={"seed": 7})
     assert answer.data is not None
     assert base64.b64decode(answer.data[0].b64_json or "") == expected()

@@ -1,4 +1,4 @@
-"""What is refused, how it is told, and that the server is none the worse for it."""
+"""Invalid requests: their errors, and that the server stays healthy."""
 
 from __future__ import annotations
 
@@ -81,14 +81,14 @@ REFUSED: list[tuple[dict[str, Any], str, str]] = [
 
 @pytest.fixture(autouse=True)
 def healthy_afterwards(shared: Server, http: httpx.Client) -> Iterator[None]:
-    """Whatever was refused, nothing was queued, and the next request is served."""
+    """After rejected requests, nothing is queued and the next request is served."""
     yield
     wait_until(lambda: all(model.queued == model.running == 0 for model in shared.snapshot().models), "idle models")
     assert http.post("/predict", json={"prompt": "a seven", "num_inference_steps": 1}).status_code == 200
 
 
 def error_of(answered: httpx.Response) -> dict[str, Any]:
-    """The error, which has OpenAI's shape and nothing else."""
+    """The error, checked to have exactly OpenAI's shape."""
     assert answered.headers["content-type"] == "application/json"
     assert answered.headers["x-request-id"]
     body = answered.json()
@@ -98,7 +98,7 @@ def error_of(answered: httpx.Response) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(("body", "param", "fragment"), REFUSED, ids=lambda case: str(case)[:40])
-def test_refused(http: httpx.Client, body: dict[str, Any], param: str, fragment: str) -> None:
+def test_invalid_request_returns_400(http: httpx.Client, body: dict[str, Any], param: str, fragment: str) -> None:
     answered = http.post(GENERATE, json={"prompt": "a seven"} | body)
     assert answered.status_code == 400, answered.text
     error = error_of(answered)
@@ -135,7 +135,7 @@ def test_broken_bodies(http: httpx.Client, path: str, content: bytes, code: str,
     assert fragment in error["message"]
 
 
-def test_predict_knows_only_its_own_parameters(http: httpx.Client) -> None:
+def test_predict_rejects_parameters_of_images_api(http: httpx.Client) -> None:
     error = error_of(http.post("/predict", json={"prompt": "a seven", "n": 2}))
     assert (error["param"], error["code"]) == ("n", "unknown_parameter")
 
@@ -156,7 +156,7 @@ def _endless() -> Iterator[bytes]:
 
 @pytest.mark.parametrize(("path", "most"), [("/predict", 20_000), (GENERATE, 500_000)])
 @pytest.mark.parametrize("more", [1, 5_000_000, None], ids=["just", "much", "endless"])
-def test_bodies_over_the_limit(http: httpx.Client, path: str, most: int, more: int | None) -> None:
+def test_body_over_limit_returns_413(http: httpx.Client, path: str, most: int, more: int | None) -> None:
     """An endless chunked body can only be answered by a server that stops reading."""
     answered = http.post(path, content=_endless() if more is None else b" " * (most + more))
     assert answered.status_code == 413
@@ -165,13 +165,13 @@ def test_bodies_over_the_limit(http: httpx.Client, path: str, most: int, more: i
     assert f"{most} bytes" in error["message"]
 
 
-def test_a_body_may_be_large_for_its_pictures_only(http: httpx.Client) -> None:
+def test_body_limit_excludes_images(http: httpx.Client) -> None:
     answered = http.post(GENERATE, json={"prompt": "a seven", "user": "x" * 20_000})
     assert answered.status_code == 413
     assert "beside its images" in error_of(answered)["message"]
 
 
-def test_a_body_of_exactly_the_limit_is_read(http: httpx.Client) -> None:
+def test_body_of_exactly_the_limit_is_read(http: httpx.Client) -> None:
     content = b'{"prompt": "a seven"}'
     assert http.post("/predict", content=content + b" " * (20_000 - len(content))).status_code == 200
 
@@ -199,13 +199,13 @@ def test_wrong_paths_and_methods(http: httpx.Client, method: str, path: str, sta
 
 
 @pytest.mark.parametrize("header", ["Bearer", "Bearer wrong", "Basic eDp5", "Bearer \xe9"])
-def test_the_snapshot_is_only_for_holders_of_the_token(http: httpx.Client, header: str) -> None:
+def test_snapshot_requires_internal_token(http: httpx.Client, header: str) -> None:
     answered = http.get("/internal/snapshot", headers=[(b"authorization", header.encode("latin-1"))])
     assert answered.status_code == 401
     assert answered.headers["www-authenticate"] == "Bearer"
 
 
-def test_a_request_that_cannot_be_in_time_is_told_so_at_once(http: httpx.Client, shared: Server) -> None:
+def test_unreachable_deadline_returns_503_at_once(http: httpx.Client, shared: Server) -> None:
     """600 steps of a tenth of a second do not fit into ten seconds."""
 
     def measured() -> bool:

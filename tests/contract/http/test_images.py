@@ -1,4 +1,4 @@
-"""`POST /v1/images/generations` and `/predict`, against a real server, through the official client and bare HTTP."""
+"""`POST /v1/images/generations` and `/predict`, against a real server, through the official client and plain HTTP."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ GENERATE = "/v1/images/generations"
 
 
 def inputs(**changes: Any) -> ImageInputs:
-    """What the quick model is told for the prompt "a seven" and seed 7, unless changed."""
+    """The quick model's inputs for "a seven" and seed 7, with `changes`."""
     plain: dict[str, Any] = {"prompt": "a seven", "seed": 7}
     plain |= {"width": 64, "height": 64, "steps": 8, "guidance_scale": 3.0, "scheduler": "ddim"}
     return ImageInputs(**plain | changes)
@@ -56,7 +56,7 @@ def sdk(shared: Server) -> Any:
     ],
     ids=lambda case: ",".join(case) if isinstance(case, dict) else None,
 )
-def test_every_parameter_reaches_the_worker(http: httpx.Client, body: dict[str, Any], expected: dict[str, Any]) -> None:
+def test_all_parameters_reach_the_worker(http: httpx.Client, body: dict[str, Any], expected: dict[str, Any]) -> None:
     answered = http.post(GENERATE, json={"prompt": "a seven", "seed": 7} | body)
     assert answered.status_code == 200, answered.text
     wanted = inputs(**expected)
@@ -72,7 +72,7 @@ def test_every_parameter_reaches_the_worker(http: httpx.Client, body: dict[str, 
     assert answer["background"] == "opaque"
 
 
-def test_images_of_a_request_have_consecutive_seeds_and_keep_their_order(http: httpx.Client) -> None:
+def test_images_have_consecutive_seeds_in_order(http: httpx.Client) -> None:
     seeds = [2**32 - 2, 2**32 - 1, 0, 1]
     data = http.post(GENERATE, json={"prompt": "a seven", "n": 4, "seed": seeds[0]}).json()["data"]
     assert [image["seed"] for image in data] == seeds
@@ -81,7 +81,7 @@ def test_images_of_a_request_have_consecutive_seeds_and_keep_their_order(http: h
     ]
 
 
-def test_a_request_without_seed_gets_a_new_one_that_repeats_its_image(http: httpx.Client) -> None:
+def test_random_seed_repeats_its_image(http: httpx.Client) -> None:
     first, second = (http.post(GENERATE, json={"prompt": "a seven"}).json()["data"][0] for _ in range(2))
     assert first["seed"] != second["seed"]
     again = http.post(GENERATE, json={"prompt": "a seven", "seed": first["seed"]}).json()["data"][0]
@@ -130,14 +130,14 @@ def test_official_client_raises_its_own_errors(sdk: openai.OpenAI) -> None:
     assert failed.value.response.headers["x-should-retry"] == "false"
 
 
-def test_a_request_that_is_not_done_in_time_gets_504(http: httpx.Client) -> None:
+def test_request_past_timeout_returns_504(http: httpx.Client) -> None:
     answered = http.post(GENERATE, json={"model": "absent", "prompt": "a seven", "timeout_s": 0.3})
     assert answered.status_code == 504
     assert answered.json()["error"]["code"] == "timeout"
     assert int(answered.headers["retry-after"]) >= 1
 
 
-def test_one_failing_request_leaves_others_alone(http: httpx.Client) -> None:
+def test_failing_request_does_not_affect_others(http: httpx.Client) -> None:
     failed = http.post(GENERATE, json={"prompt": "sim:fail"})
     assert failed.status_code == 500
     assert failed.json()["error"] == {
@@ -158,13 +158,13 @@ def test_predict(http: httpx.Client) -> None:
         assert (image.format, image.size) == ("PNG", (32, 32))
 
 
-def test_bodies_are_read_whatever_their_content_type(http: httpx.Client) -> None:
-    """`curl -d` says that it sends a form."""
+def test_content_type_of_json_body_is_ignored(http: httpx.Client) -> None:
+    """`curl -d` declares a form."""
     headers = {"content-type": "application/x-www-form-urlencoded"}
     assert http.post("/predict", content=b'{"prompt": "a seven"}', headers=headers).status_code == 200
 
 
-def test_what_the_safety_checker_objects_to_is_flagged_and_shown_as_it_is(http: httpx.Client) -> None:
+def test_unsafe_image_is_flagged_and_returned(http: httpx.Client) -> None:
     asked = {"model": "quick", "prompt": "a seven, sim:flag", "n": 2, "num_inference_steps": 2}
     data = http.post("/v1/images/generations", json=asked).json()["data"]
     assert [image["flagged"] for image in data] == [True, True]

@@ -1,4 +1,4 @@
-"""A server that comes to rest: its books are empty then, and who does not read does not keep it from ending."""
+"""In-flight counts of an idle server, and its stop while a client does not read."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def samples(server: Server, name: str, label: str) -> dict[str, float]:
     return {told.split(f'{label}="')[1].split('"')[0]: float(value) for told, _, value in own}
 
 
-def test_what_is_under_way_is_in_the_books_and_leaves_them(server: StartServer) -> None:
+def test_in_flight_metrics_return_to_zero(server: StartServer) -> None:
     running = server({"sim": sim(t0_s=0.05)}, 1)
     body = {"prompt": "a seven", "num_inference_steps": 40}
     books = {"tasks", "listeners", "slots", "requests", "jobs", "calls", "recordings"}
@@ -46,7 +46,7 @@ def test_what_is_under_way_is_in_the_books_and_leaves_them(server: StartServer) 
     wait_until(lambda: counts() == dict.fromkeys(books, 0), "empty books")
 
 
-def test_a_client_that_does_not_read_is_hung_up_on_when_the_server_stops(server: StartServer) -> None:
+def test_stop_aborts_clients_that_do_not_read(server: StartServer) -> None:
     model = sim(limits={"max_pixels": SIDE * SIDE}, max_batch_size=16)
     running = server({"sim": model}, 1, server={"max_n": IMAGES, "shutdown_s": 1})
     wanted = {"prompt": "a seven", "n": IMAGES, "size": f"{SIDE}x{SIDE}", "num_inference_steps": 2, "stream": True}

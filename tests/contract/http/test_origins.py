@@ -1,4 +1,4 @@
-"""What web pages of elsewhere can make a browser do to a server on this machine: nothing."""
+"""Requests that pages of other sites send to a server on this machine are rejected."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def submitted(http: httpx.Client) -> str:
     ],
 )
 @pytest.mark.parametrize(("method", "path"), [("POST", "/predict"), ("POST", "/v1/jobs"), ("GET", "/v1/jobs")])
-def test_foreign_pages_cause_no_work_and_learn_nothing(
+def test_foreign_pages_are_rejected(
     http: httpx.Client, headers: dict[str, str], code: str, method: str, path: str
 ) -> None:
     assert http.post("/predict", content=DRAW, headers=SIMPLE).status_code == 200
@@ -42,14 +42,14 @@ def test_foreign_pages_cause_no_work_and_learn_nothing(
     assert submitted(http) == before
 
 
-def test_its_own_pages_may_call(shared: Server, http: httpx.Client) -> None:
+def test_own_pages_are_allowed(shared: Server, http: httpx.Client) -> None:
     for name in ("127.0.0.1", "localhost"):
         host = f"{name}:{shared.port}"
         own = {"host": host, "origin": f"http://{host}"}
         assert http.post("/predict", content=DRAW, headers=SIMPLE | own).status_code == 200
 
 
-def test_a_server_behind_a_proxy_answers_to_the_names_it_is_told(server: StartServer) -> None:
+def test_server_behind_proxy_accepts_configured_hosts(server: StartServer) -> None:
     started = server({"sim": sim()}, 0, access={"hosts": ["muster.example"]})
 
     def status(**headers: str) -> int:

@@ -1,4 +1,4 @@
-"""The example that the controller prints, run as it stands against a server with a certificate and keys."""
+"""The example that the controller prints, run against a server with a certificate and keys."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.support.certificates import needs_openssl, self_signed
 
 
 @needs_openssl
-def test_the_example_reaches_a_server_with_a_certificate_and_keys(tmp_path: Path) -> None:
+def test_readme_example_works_with_tls_and_keys(tmp_path: Path) -> None:
     mine, key, port = self_signed(tmp_path, "mine"), make_key(tmp_path, "alice"), free_port()
     config = tmp_path / "config.yaml"
     config.write_text(f"models: {{m: {{engine: sim}}}}\nserver: {{tls_cert: {mine.cert}, tls_key: {mine.key}}}\n")

@@ -1,4 +1,4 @@
-"""What holds around every application: bugs are answered neutrally, and answers that had begun break off visibly."""
+"""`RequestIdMiddleware` and metrics around an application that raises."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ def unmeasured(model: str) -> list[StepCurve]:
 
 
 async def broken(scope: Scope, receive: Receive, send: Send) -> None:
-    """An application with a bug; on /late it shows after the answer has begun."""
+    """An application that raises; on /late after the response has started."""
     if scope["path"] == "/late":
         await send({"type": "http.response.start", "status": 200, "headers": []})
         await send({"type": "http.response.body", "body": b"half", "more_body": True})
     raise RuntimeError("secret detail")
 
 
-async def test_a_bug_is_told_neutrally_and_logged_under_the_request_id(caplog: pytest.LogCaptureFixture) -> None:
+async def test_exception_returns_neutral_500_and_is_logged(caplog: pytest.LogCaptureFixture) -> None:
     metrics = Metrics(idle, nothing, unmeasured)
     transport = httpx.ASGITransport(RequestIdMiddleware(broken, metrics))
     async with httpx.AsyncClient(transport=transport, base_url="http://test") as http:
@@ -53,14 +53,14 @@ async def test_a_bug_is_told_neutrally_and_logged_under_the_request_id(caplog: p
     assert b'muster_http_requests_total{route="other",status="500"} 1.0' in generate_latest(metrics.registry)
 
 
-async def test_an_answer_that_has_begun_is_broken_off() -> None:
+async def test_exception_after_start_closes_the_connection() -> None:
     transport = httpx.ASGITransport(RequestIdMiddleware(broken, Metrics(idle, nothing, unmeasured)))
     async with httpx.AsyncClient(transport=transport, base_url="http://test") as http:
         with pytest.raises(RuntimeError, match="secret detail"):
             await http.get("/late")
 
 
-def test_measured_curves_are_told_as_metrics() -> None:
+def test_step_curves_are_exported_as_metrics() -> None:
     stats = ModelStats("m", 0, 0, None, 0.0, 0.0, 0.0)
     curves = {"m": [StepCurve(64, 32, 4, [(1, 0.25), (4, 0.5)]), StepCurve(96, 96, 1)]}
     told = generate_latest(

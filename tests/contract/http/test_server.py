@@ -1,4 +1,4 @@
-"""What the server tells of itself, what holds for every answer, and how it starts and stops."""
+"""Health, models, metrics and documentation of a server, and how it starts and stops."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def test_health_and_readiness(http: httpx.Client) -> None:
     assert unready.json()["error"]["message"] == "No worker is ready for: absent."
 
 
-def test_ready_once_every_model_has_a_worker(server: StartServer) -> None:
+def test_readyz_waits_for_a_worker_of_each_model(server: StartServer) -> None:
     started = server({"one": sim(), "two": sim()}, workers={"one": 1})
     assert httpx.get(f"{started.base_url}/readyz", timeout=PATIENCE_S).status_code == 503
     started.wait_for_workers(started.start_worker("two"))
@@ -60,7 +60,7 @@ def test_models(shared: Server, http: httpx.Client) -> None:
     assert http.get("/v1/models/quick").json()["ready"] is True
 
 
-def test_models_tell_what_they_can_do(http: httpx.Client) -> None:
+def test_models_list_engine_capabilities(http: httpx.Client) -> None:
     unknown = http.get("/v1/models/absent").json()
     assert [unknown[name] for name in ("pipeline", "batching", "checkpoints", "reproducible")] == [None] * 4
     assert unknown["modes"] == unknown["loras"] == unknown["curves"] == []
@@ -91,7 +91,7 @@ def test_models_tell_what_they_can_do(http: httpx.Client) -> None:
     ],
 )
 @pytest.mark.parametrize(("method", "path"), [("GET", "/healthz"), ("GET", "/nothing"), ("POST", "/predict")])
-def test_every_answer_carries_a_request_id(http: httpx.Client, method: str, path: str, own: str, kept: bool) -> None:
+def test_responses_carry_a_request_id(http: httpx.Client, method: str, path: str, own: str, kept: bool) -> None:
     answered = http.request(method, path, headers=[(b"x-request-id", own.encode())])
     told = answered.headers["x-request-id"]
     assert (told == own) is kept
@@ -136,7 +136,7 @@ def test_metrics(http: httpx.Client) -> None:
     wait_until(rows, "15 rows in the worker's counters")
 
 
-def test_metrics_in_the_other_format(http: httpx.Client) -> None:
+def test_metrics_in_openmetrics_format(http: httpx.Client) -> None:
     accept = "application/openmetrics-text;version=1.0.0"
     answered = http.get("/metrics", headers={"accept": accept})
     assert answered.headers["content-type"].startswith("application/openmetrics-text")
@@ -191,7 +191,7 @@ def test_documentation(http: httpx.Client) -> None:
         assert http.post("/v1/jobs", json=example | {"body": example["body"] | {"model": "quick"}}).status_code == 202
 
 
-def test_answers_are_as_documented(http: httpx.Client) -> None:
+def test_responses_match_the_openapi_document(http: httpx.Client) -> None:
     schemas = http.get("/openapi.json").json()["components"]["schemas"]
     for name, answered in (
         ("ImagesAnswer", http.post(GENERATE, json={"prompt": "a seven", "n": 2})),
@@ -219,7 +219,7 @@ def interrupt(server: Server, signum: signal.Signals = signal.SIGTERM) -> None:
     wait_until(lambda: "stopping" in server.log("loadbalancer"), "the server's word on the signal")
 
 
-def test_a_stopping_server_finishes_what_runs(server: StartServer) -> None:
+def test_stop_finishes_running_requests(server: StartServer) -> None:
     started = server({"sim": sim(t0_s=0.05)}, server={"shutdown_s": 8.0})
     with concurrent.futures.ThreadPoolExecutor(1) as pool:
         body = {"prompt": "a seven", "num_inference_steps": 20}
@@ -231,7 +231,7 @@ def test_a_stopping_server_finishes_what_runs(server: StartServer) -> None:
 
 
 @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
-def test_what_does_not_finish_in_time_is_told_so(server: StartServer, signum: signal.Signals) -> None:
+def test_stop_ends_late_requests_with_503(server: StartServer, signum: signal.Signals) -> None:
     started = server(SLOW, server={"shutdown_s": 0.5})
     with concurrent.futures.ThreadPoolExecutor(2) as pool:
         asked = [
@@ -253,7 +253,7 @@ def test_what_does_not_finish_in_time_is_told_so(server: StartServer, signum: si
     assert "Traceback" not in started.log("loadbalancer")
 
 
-def test_a_stopping_server_refuses_what_is_new_and_a_second_signal_ends_it_at_once(server: StartServer) -> None:
+def test_stop_rejects_new_requests_second_signal_ends_at_once(server: StartServer) -> None:
     started = server(SLOW, server={"shutdown_s": 8.0})
     with (
         httpx.Client(base_url=started.base_url, timeout=PATIENCE_S) as http,
@@ -271,11 +271,11 @@ def test_a_stopping_server_refuses_what_is_new_and_a_second_signal_ends_it_at_on
         assert any("shutting_down" in line for line in lines)
 
 
-def test_an_idle_server_stops_with_status_0(server: StartServer) -> None:
+def test_idle_server_stops_with_status_0(server: StartServer) -> None:
     assert stop(server(workers=0).balancer) == 0
 
 
-def test_a_taken_port_is_told(tmp_path: Path) -> None:
+def test_port_in_use_is_reported(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as holder:
         port = str(holder.getsockname()[1])
         child = launch("loadbalancer", tmp_path, "--port", port, log="loadbalancer")
@@ -286,8 +286,8 @@ def test_a_taken_port_is_told(tmp_path: Path) -> None:
     assert "Traceback" not in told
 
 
-def test_a_data_directory_has_one_balancer(server: StartServer) -> None:
-    """A second one would take the first one's workers away."""
+def test_second_balancer_in_data_dir_is_refused(server: StartServer) -> None:
+    """A second one would take the workers of the first."""
     started = server(workers=0)
     options = ("--config", str(started.config), "--port", str(free_port()))
     assert launch("loadbalancer", started.data_dir, *options, log="second").wait(PATIENCE_S) == 2

@@ -1,4 +1,4 @@
-"""Clients that do not read what they asked for: they cost nobody else anything, and themselves their place."""
+"""Clients that do not read their responses: they are aborted and do not affect others."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def wanted(**changes: Any) -> bytes:
 
 
 def ask(server: Server, key: str = "", *, buffer: int = 4096, **changes: Any) -> socket.socket:
-    """Send a request over a connection that takes so many bytes in advance."""
+    """Send a request over a connection with a receive buffer of this many bytes."""
     content = wanted(**changes)
     head = f"POST {GENERATE} HTTP/1.1\r\nhost: localhost\r\ncontent-length: {len(content)}"
     head += f"\r\nidempotency-key: {key}" if key else ""
@@ -56,7 +56,7 @@ def ask(server: Server, key: str = "", *, buffer: int = 4096, **changes: Any) ->
 
 
 def all_of(connection: socket.socket) -> bytes:
-    """What comes until the other side hangs up or breaks off."""
+    """All data until the server closes or aborts the connection."""
     parts: list[bytes] = []
     try:
         while part := connection.recv(1 << 18):
@@ -77,7 +77,7 @@ def tasks(server: Server) -> int:
 
 @pytest.fixture(scope="module")
 def large(big: Server) -> bytes:
-    """An answer that is kept for its key, so that it can be had again without work."""
+    """A response that is stored for its idempotency key."""
     headers = {"idempotency-key": "large"}
     answer = httpx.post(f"{big.base_url}{GENERATE}", content=wanted(), headers=headers, timeout=PATIENCE_S)
     assert answer.status_code == 200
@@ -85,14 +85,14 @@ def large(big: Server) -> bytes:
     return answer.content
 
 
-def test_a_large_answer_that_is_not_read_is_given_up(big: Server, large: bytes) -> None:
+def test_unread_large_response_is_aborted(big: Server, large: bytes) -> None:
     before = counted(big, "slow_readers")
     with ask(big, "large") as connection:
         wait_until(lambda: counted(big, "slow_readers") == before + 1, "the connection to be broken off")
         assert len(all_of(connection)) < len(large), "the rest was not kept for it"
 
 
-def test_a_client_that_reads_slowly_gets_everything(big: Server, large: bytes) -> None:
+def test_slow_reader_gets_the_full_response(big: Server, large: bytes) -> None:
     before, began = counted(big, "slow_readers"), time.monotonic()
     with ask(big, "large", buffer=1 << 16) as connection:
         answer, body = http.client.HTTPResponse(connection), b""
@@ -106,7 +106,7 @@ def test_a_client_that_reads_slowly_gets_everything(big: Server, large: bytes) -
 
 
 @pytest.mark.parametrize("key", ["", "stream"])
-def test_a_stream_that_is_not_read_ends_and_its_images_are_cancelled(big: Server, key: str) -> None:
+def test_unread_stream_is_aborted_and_cancelled(big: Server, key: str) -> None:
     slow, cancelled = counted(big, "slow_readers"), counted(big, "cancelled")
     with ask(big, key, model="slow", stream=True) as connection:
         wait_until(lambda: tasks(big) > 0, "its images on their way")
@@ -116,7 +116,7 @@ def test_a_stream_that_is_not_read_ends_and_its_images_are_cancelled(big: Server
         assert b"completed" in all_of(connection)
 
 
-def test_who_listens_to_the_same_answer_is_not_held_up(big: Server) -> None:
+def test_slow_reader_does_not_delay_same_recording(big: Server) -> None:
     before = counted(big, "slow_readers")
     with ask(big, "shared", stream=True, partial_images=1):
         wait_until(lambda: tasks(big) > 0, "its images on their way")

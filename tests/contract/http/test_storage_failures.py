@@ -1,4 +1,4 @@
-"""A model without workers that may have some as soon as it is asked, and the record of who asked."""
+"""A model whose workers start on demand, and the arrival log."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from scripts.harness.processes import PATIENCE_S, stop
 from tests.conftest import StartServer
 
 
-def test_a_model_that_may_have_no_worker_is_ready_without_one(server: StartServer) -> None:
+def test_model_with_min_workers_0_is_ready(server: StartServer) -> None:
     asleep = sim(scaling={"min_workers": 0})
     started = server({"asleep": asleep, "awake": sim()}, workers=0)
     with httpx.Client(base_url=started.base_url, timeout=PATIENCE_S) as http:
@@ -21,7 +21,7 @@ def test_a_model_that_may_have_no_worker_is_ready_without_one(server: StartServe
         assert http.get("/v1/models/asleep").json()["ready"] is False
 
 
-def test_arrivals_are_recorded_without_what_is_private(server: StartServer) -> None:
+def test_arrival_log_holds_no_private_data(server: StartServer) -> None:
     started = server(
         {"quick": sim(), "absent": sim(scaling={"min_workers": 0})},
         workers={"quick": 1},

@@ -1,4 +1,4 @@
-"""`stream: true`, and clients that hang up."""
+"""`stream: true`, and clients that disconnect."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ async def test_official_async_client_understands_the_stream(shared: Server) -> N
     assert [base64.b64decode(event.b64_json) for event in heard] == [expected(7)]
 
 
-def test_a_failure_within_the_stream_is_its_last_event(http: httpx.Client, sdk: openai.OpenAI) -> None:
+def test_failure_is_the_last_event_of_the_stream(http: httpx.Client, sdk: openai.OpenAI) -> None:
     with http.stream("POST", GENERATE, json={"prompt": "sim:fail", "n": 2, "stream": True}) as answered:
         assert answered.status_code == 200
         heard = list(events(answered))
@@ -109,7 +109,7 @@ def test_a_failure_within_the_stream_is_its_last_event(http: httpx.Client, sdk: 
     assert failed.value.code == "generation_failed"
 
 
-def test_a_stream_that_times_out_says_so(http: httpx.Client) -> None:
+def test_stream_timeout_sends_error_event(http: httpx.Client) -> None:
     body = {"model": "absent", "prompt": "a seven", "stream": True, "timeout_s": 0.4}
     with http.stream("POST", GENERATE, json=body) as answered:
         first, last = events(answered)
@@ -117,13 +117,13 @@ def test_a_stream_that_times_out_says_so(http: httpx.Client) -> None:
     assert (last["type"], last["error"]["code"]) == ("error", "timeout")
 
 
-def test_mistakes_are_told_before_the_stream_begins(http: httpx.Client) -> None:
+def test_invalid_stream_request_returns_400(http: httpx.Client) -> None:
     answered = http.post(GENERATE, json={"prompt": "a seven", "stream": True, "size": "1x1"})
     assert answered.status_code == 400
     assert answered.json()["error"]["param"] == "size"
 
 
-def test_queue_positions_are_told_at_once_and_whenever_they_change(http: httpx.Client) -> None:
+def test_queue_position_is_sent_first_and_on_change(http: httpx.Client) -> None:
     body = {"model": "slow", "prompt": "a seven", "stream": True}
     with http.stream("POST", GENERATE, json=body) as first:
         running = events(first)
@@ -172,7 +172,7 @@ def cancelled(http: httpx.Client) -> float:
 
 @pytest.mark.parametrize("stream", [False, True])
 @pytest.mark.parametrize(("model", "waiting", "running"), [("slow", 1, 1), ("absent", 2, 0)])
-def test_hanging_up_cancels_every_task(
+def test_disconnect_cancels_all_tasks(
     shared: Server, http: httpx.Client, model: str, waiting: int, running: int, stream: bool
 ) -> None:
     wait_until(lambda: tasks(shared, model) == (0, 0), "an idle model")
@@ -183,7 +183,7 @@ def test_hanging_up_cancels_every_task(
     wait_until(lambda: cancelled(http) == before + 2, "the count of both cancellations")
 
 
-def test_hanging_up_within_the_body_is_no_error(shared: Server, http: httpx.Client) -> None:
+def test_disconnect_within_body_logs_no_error(shared: Server, http: httpx.Client) -> None:
     with socket.create_connection(("127.0.0.1", shared.port)) as connection:
         connection.sendall(f'POST {GENERATE} HTTP/1.1\r\nhost: localhost\r\ncontent-length: 100\r\n\r\n{{"pro'.encode())
     wait_until(

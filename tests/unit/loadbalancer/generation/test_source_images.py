@@ -1,4 +1,4 @@
-"""Source pictures: what becomes of every kind of file, and that no file breaks anything."""
+"""Source images: decoding of every format, and rejection of every broken file."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def grey(value: int, mode: str) -> Image.Image:
         "key colour",
     ],
 )
-def test_every_kind_of_file_becomes_the_same_pixels(content: bytes, expected: Image.Image, tolerance: int) -> None:
+def test_all_formats_decode_to_the_same_pixels(content: bytes, expected: Image.Image, tolerance: int) -> None:
     sources = read(content)
     assert (sources.width, sources.height, sources.mode) == (64, 64, "image")
     assert apart(image_of(sources), expected) <= tolerance
@@ -83,7 +83,7 @@ def test_every_kind_of_file_becomes_the_same_pixels(content: bytes, expected: Im
 
 @pytest.mark.parametrize("orientation", range(1, 9))
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
-def test_pictures_are_turned_upright_as_their_camera_says(orientation: int, kind: str) -> None:
+def test_exif_orientation_is_applied(orientation: int, kind: str) -> None:
     turns = {
         2: Image.Transpose.FLIP_LEFT_RIGHT,
         3: Image.Transpose.ROTATE_180,
@@ -100,7 +100,7 @@ def test_pictures_are_turned_upright_as_their_camera_says(orientation: int, kind
     assert apart(image_of(read(content)), upright) <= (12 if kind == "JPEG" else 0)
 
 
-def test_a_picture_is_put_on_white() -> None:
+def test_transparent_image_is_put_on_white() -> None:
     flat = image_of(read(file(half("RGBA").convert("RGBA")), use_alpha_as_mask=False))
     assert flat.getpixel((5, 5)) == (255, 255, 255)
     black = Image.new("RGBA", (64, 64), (0, 0, 0, 0))
@@ -125,7 +125,7 @@ def test_a_picture_is_put_on_white() -> None:
     ],
     ids=["l", "rgb", "1", "jpeg", "rgba", "la", "webp", "the picture's own alpha", "both"],
 )
-def test_what_a_mask_marks(image: bytes, mask: bytes | None, left_is_new: bool) -> None:
+def test_mask_marks_transparent_or_white_area(image: bytes, mask: bytes | None, left_is_new: bool) -> None:
     sources = read(image, mask)
     assert sources.mode == "inpaint"
     area = Image.frombytes("L", (64, 64), sources.frames[1])
@@ -135,8 +135,8 @@ def test_what_a_mask_marks(image: bytes, mask: bytes | None, left_is_new: bool) 
 
 
 @pytest.mark.parametrize(("image", "use_alpha_as_mask"), [(png(mode="RGBA"), True), (file(half("RGBA")), False)])
-def test_a_picture_without_mask_is_drawn_from_as_a_whole(image: bytes, use_alpha_as_mask: bool) -> None:
-    """It is opaque, or its transparency was not to be asked."""
+def test_image_without_mask_has_mode_image(image: bytes, use_alpha_as_mask: bool) -> None:
+    """The image is opaque, or its alpha channel is not used as a mask."""
     assert read(image, use_alpha_as_mask=use_alpha_as_mask).mode == "image"
 
 
@@ -151,11 +151,11 @@ def test_a_picture_without_mask_is_drawn_from_as_a_whole(image: bytes, use_alpha
         (bomb(201, 200), "201x200 is 40200 pixels; at most 40000"),
     ],
 )
-def test_masks_that_are_refused(mask: bytes, fragment: str) -> None:
-    with pytest.raises(InvalidRequest, match="Invalid image in 'mask'") as refused:
+def test_invalid_mask_is_rejected(mask: bytes, fragment: str) -> None:
+    with pytest.raises(InvalidRequest, match="Invalid image in 'mask'") as rejected:
         read(png(), mask)
-    assert fragment in refused.value.message
-    assert refused.value.param == "mask"
+    assert fragment in rejected.value.message
+    assert rejected.value.param == "mask"
 
 
 # ---- sizes
@@ -175,15 +175,15 @@ def test_masks_that_are_refused(mask: bytes, fragment: str) -> None:
         ((512, 32), (512, 32)),
     ],
 )
-def test_a_picture_keeps_its_size_within_the_limits(size: Size, expected: Size) -> None:
+def test_fit_size_keeps_size_within_limits(size: Size, expected: Size) -> None:
     assert fit_size(size, LIMITS) == expected
 
 
 @pytest.mark.parametrize("size", [(2000, 100), (1, 17), (513, 32)])
-def test_a_picture_of_a_shape_beyond_the_limits_is_refused(size: Size) -> None:
-    with pytest.raises(InvalidRequest, match="choose one with 'size'") as refused:
+def test_fit_size_rejects_extreme_aspect_ratio(size: Size) -> None:
+    with pytest.raises(InvalidRequest, match="choose one with 'size'") as rejected:
         fit_size(size, LIMITS)
-    assert refused.value.param == "image"
+    assert rejected.value.param == "image"
 
 
 @given(
@@ -191,7 +191,7 @@ def test_a_picture_of_a_shape_beyond_the_limits_is_refused(size: Size) -> None:
     least=st.integers(8, 128),
     most=st.integers(128 * 128, 4096 * 4096),
 )
-def test_any_picture_fits_the_limits_or_is_refused(size: Size, least: int, most: int) -> None:
+def test_fit_size_is_within_limits_for_any_size(size: Size, least: int, most: int) -> None:
     limits = Limits(min_side=least, max_pixels=most)
     try:
         width, height = fit_size(size, limits)
@@ -205,7 +205,7 @@ def test_any_picture_fits_the_limits_or_is_refused(size: Size, least: int, most:
         assert width / height == pytest.approx(size[0] / size[1], rel=0.3)
 
 
-def test_an_explicit_size_scales_the_picture_and_its_mask() -> None:
+def test_explicit_size_scales_image_and_mask() -> None:
     sources = read(png(), file(half("L")), size=(96, 32))
     assert [len(frame) for frame in sources.frames] == [96 * 32 * 3, 96 * 32]
     scaled = make_image().resize((96, 32), Image.Resampling.LANCZOS)
@@ -240,15 +240,15 @@ BAD = [
 
 
 @pytest.mark.parametrize(("content", "fragment"), BAD, ids=range(len(BAD)))
-def test_bad_files_are_refused_in_words(content: bytes, fragment: str) -> None:
-    with pytest.raises(InvalidRequest, match="Invalid image in 'image'") as refused:
+def test_bad_file_is_rejected_with_reason(content: bytes, fragment: str) -> None:
+    with pytest.raises(InvalidRequest, match="Invalid image in 'image'") as rejected:
         read(content)
-    assert fragment in refused.value.message
-    assert (refused.value.param, refused.value.code, refused.value.status) == ("image", "invalid_image", 400)
+    assert fragment in rejected.value.message
+    assert (rejected.value.param, rejected.value.code, rejected.value.status) == ("image", "invalid_image", 400)
 
 
 @given(content=st.binary(max_size=300))
-def test_any_bytes_are_refused(content: bytes) -> None:
+def test_random_bytes_are_rejected(content: bytes) -> None:
     with pytest.raises(InvalidRequest):
         read(content)
 
@@ -260,7 +260,7 @@ def test_any_bytes_are_refused(content: bytes) -> None:
     flips=st.integers(0, 8),
     kept=st.floats(0, 1),
 )
-def test_damaged_files_are_refused_or_give_pixels(kind: str, mode: str, seed: int, flips: int, kept: float) -> None:
+def test_damaged_file_is_rejected_or_decoded(kind: str, mode: str, seed: int, flips: int, kept: float) -> None:
     chance = random.Random(seed)
     content = bytearray(file(make_image(mode="RGB" if kind == "JPEG" and mode == "RGBA" else mode), kind))
     for _ in range(flips):
@@ -303,19 +303,19 @@ def test_data_urls(url: str) -> None:
         ("data:image/png;base64,\u00e9\u00e9\u00e9\u00e9", "is not base64"),
     ],
 )
-def test_what_is_no_data_url(url: str, fragment: str) -> None:
-    with pytest.raises(InvalidRequest) as refused:
+def test_invalid_data_url_is_rejected(url: str, fragment: str) -> None:
+    with pytest.raises(InvalidRequest) as rejected:
         decode_data_url("mask", url)
-    assert fragment in refused.value.message
-    assert refused.value.param == "mask"
+    assert fragment in rejected.value.message
+    assert rejected.value.param == "mask"
 
 
 @given(content=st.binary())
-def test_any_file_comes_out_of_its_data_url(content: bytes) -> None:
+def test_data_url_round_trip(content: bytes) -> None:
     assert decode_data_url("image", data_url(content)) == content
 
 
 @given(text=st.text())
-def test_any_text_is_base64_or_refused(text: str) -> None:
+def test_random_data_url_text_is_decoded_or_rejected(text: str) -> None:
     with contextlib.suppress(InvalidRequest):
         assert len(decode_data_url("image", f"data:;base64,{text}")) <= len(text)

@@ -1,4 +1,4 @@
-"""Adapters, source pictures and what an engine can do: what is admitted, and what is refused in which words."""
+"""Validation of LoRAs, source images and engine capabilities."""
 
 from __future__ import annotations
 
@@ -44,23 +44,25 @@ def settings(**model: Any) -> Settings:
     )
 
 
-def admit(known: ModelCapabilities | None = None, model: dict[str, Any] | None = None, **body: Any) -> GenerationSpec:
-    asked = parse(ImageRequest, json.dumps({"prompt": "a seven"} | body).encode())
-    return resolve_images(asked, settings(**model or {}), 7, known or ModelCapabilities(ABLE, ADAPTERS))
+def resolve(
+    capabilities: ModelCapabilities | None = None, model: dict[str, Any] | None = None, **body: Any
+) -> GenerationSpec:
+    requested = parse(ImageRequest, json.dumps({"prompt": "a seven"} | body).encode())
+    return resolve_images(requested, settings(**model or {}), 7, capabilities or ModelCapabilities(ABLE, ADAPTERS))
 
 
-def complete(sources: SourceImages, known: ModelCapabilities | None = None, **body: Any) -> GenerationSpec:
-    asked = parse(ImageRequest, json.dumps({"prompt": "a seven", "image": URL} | body).encode())
-    known = known or ModelCapabilities(ABLE)
-    job = resolve_images(asked, settings(), 7, known)
-    return with_source_images(job, sources, asked, settings(), known)
+def complete(sources: SourceImages, capabilities: ModelCapabilities | None = None, **body: Any) -> GenerationSpec:
+    requested = parse(ImageRequest, json.dumps({"prompt": "a seven", "image": URL} | body).encode())
+    capabilities = capabilities or ModelCapabilities(ABLE)
+    job = resolve_images(requested, settings(), 7, capabilities)
+    return with_source_images(job, sources, requested, settings(), capabilities)
 
 
-# ---- adapters
+# ---- LoRA adapters
 
 
 @pytest.mark.parametrize(
-    ("asked", "expected"),
+    ("requested", "expected"),
     [
         ([], ()),
         ([{"name": "ink"}], (Lora("ink", 1.0),)),
@@ -69,14 +71,14 @@ def complete(sources: SourceImages, known: ModelCapabilities | None = None, **bo
         ([{"name": "v1.5_b-2", "scale": 0}], (Lora("v1.5_b-2", 0.0),)),
     ],
 )
-def test_adapters_are_admitted(asked: list[dict[str, Any]], expected: tuple[Lora, ...]) -> None:
-    assert [inputs.loras for inputs in admit(loras=asked, n=2).inputs] == [expected, expected]
-    predict = parse(PredictRequest, json.dumps({"prompt": "a", "loras": asked}).encode())
+def test_loras_are_resolved(requested: list[dict[str, Any]], expected: tuple[Lora, ...]) -> None:
+    assert [inputs.loras for inputs in resolve(loras=requested, n=2).inputs] == [expected, expected]
+    predict = parse(PredictRequest, json.dumps({"prompt": "a", "loras": requested}).encode())
     assert resolve_predict(predict, settings(), 7, ModelCapabilities(ABLE, ADAPTERS)).inputs[0].loras == expected
 
 
 @pytest.mark.parametrize(
-    ("asked", "param", "fragment"),
+    ("requested", "param", "fragment"),
     [
         ("ink", "loras", "Expected a list"),
         (["ink"], "loras[0]", "Expected an object"),
@@ -96,44 +98,44 @@ def test_adapters_are_admitted(asked: list[dict[str, Any]], expected: tuple[Lora
         ],
     ],
 )
-def test_adapters_are_refused(asked: Any, param: str, fragment: str) -> None:
-    with pytest.raises(InvalidRequest) as refused:
-        admit(loras=asked)
-    assert refused.value.param == param
-    assert fragment in refused.value.message
+def test_invalid_loras_are_rejected(requested: Any, param: str, fragment: str) -> None:
+    with pytest.raises(InvalidRequest) as rejected:
+        resolve(loras=requested)
+    assert rejected.value.param == param
+    assert fragment in rejected.value.message
 
 
 @pytest.mark.parametrize(
-    ("known", "model"),
+    ("capabilities", "model"),
     [(ModelCapabilities(TEXT_ONLY, ADAPTERS), {}), (ModelCapabilities(ABLE, ADAPTERS), {"loras": None})],
 )
-def test_a_model_without_adapters_says_so(known: ModelCapabilities, model: dict[str, Any]) -> None:
-    with pytest.raises(InvalidRequest, match="takes no LoRA adapters") as refused:
-        admit(known, model, loras=[{"name": "ink"}])
-    assert refused.value.param == "loras"
-    assert admit(known, model, loras=[]).inputs[0].loras == ()
+def test_loras_of_unsupporting_model_are_rejected(capabilities: ModelCapabilities, model: dict[str, Any]) -> None:
+    with pytest.raises(InvalidRequest, match="takes no LoRA adapters") as rejected:
+        resolve(capabilities, model, loras=[{"name": "ink"}])
+    assert rejected.value.param == "loras"
+    assert resolve(capabilities, model, loras=[]).inputs[0].loras == ()
 
 
-# ---- what the engine can do
+# ---- engine capabilities
 
 
 @pytest.mark.parametrize(
-    ("asked", "configured", "expected"),
+    ("requested", "configured", "expected"),
     [(None, False, False), (True, False, True), (False, True, True), (None, True, True), (False, False, False)],
 )
-def test_reproducible_by_request_or_by_configuration(asked: bool | None, configured: bool, expected: bool) -> None:
-    assert admit(model={"reproducible": configured}, reproducible=asked).inputs[0].reproducible is expected
+def test_reproducible_by_request_or_configuration(requested: bool | None, configured: bool, expected: bool) -> None:
+    assert resolve(model={"reproducible": configured}, reproducible=requested).inputs[0].reproducible is expected
 
 
-def test_an_engine_that_cannot_promise_equal_bytes_refuses() -> None:
-    with pytest.raises(InvalidRequest, match=r"TextPipeline.*cannot promise") as refused:
-        admit(ModelCapabilities(TEXT_ONLY), reproducible=True)
-    assert refused.value.param == "reproducible"
-    assert not admit(ModelCapabilities(TEXT_ONLY), reproducible=False).inputs[0].reproducible
+def test_reproducible_of_unsupporting_engine_is_rejected() -> None:
+    with pytest.raises(InvalidRequest, match=r"TextPipeline.*cannot promise") as rejected:
+        resolve(ModelCapabilities(TEXT_ONLY), reproducible=True)
+    assert rejected.value.param == "reproducible"
+    assert not resolve(ModelCapabilities(TEXT_ONLY), reproducible=False).inputs[0].reproducible
 
 
-def test_nothing_is_refused_for_an_engine_that_is_not_known_yet() -> None:
-    assert admit(ModelCapabilities(None, ADAPTERS), reproducible=True, loras=[{"name": "ink"}]).inputs[0].reproducible
+def test_unknown_engine_accepts_all_capabilities() -> None:
+    assert resolve(ModelCapabilities(None, ADAPTERS), reproducible=True, loras=[{"name": "ink"}]).inputs[0].reproducible
     assert complete(MASKED, ModelCapabilities()).inputs[0].mode == "inpaint"
 
 
@@ -147,13 +149,13 @@ def test_nothing_is_refused_for_an_engine_that_is_not_known_yet() -> None:
     ],
 )
 def test_input_unsupported_by_engine_is_refused(about: EngineInfo, sources: SourceImages | None, fragment: str) -> None:
-    with pytest.raises(InvalidRequest) as refused:
-        complete(sources, ModelCapabilities(about)) if sources else admit(ModelCapabilities(about))
-    assert refused.value.param == "image"
-    assert fragment in refused.value.message
+    with pytest.raises(InvalidRequest) as rejected:
+        complete(sources, ModelCapabilities(about)) if sources else resolve(ModelCapabilities(about))
+    assert rejected.value.param == "image"
+    assert fragment in rejected.value.message
 
 
-# ---- source pictures
+# ---- source images
 
 
 @pytest.mark.parametrize(
@@ -166,7 +168,9 @@ def test_input_unsupported_by_engine_is_refused(about: EngineInfo, sources: Sour
         (MASKED, {"strength": 0.5}, "inpaint", 0.5),
     ],
 )
-def test_a_job_with_its_pictures(sources: SourceImages, body: dict[str, Any], mode: str, strength: float) -> None:
+def test_source_images_set_mode_strength_and_size(
+    sources: SourceImages, body: dict[str, Any], mode: str, strength: float
+) -> None:
     job = complete(sources, n=2, seed=5, **body)
     assert job.sources == sources.frames
     assert job.size == "64x32"
@@ -178,11 +182,9 @@ def test_a_job_with_its_pictures(sources: SourceImages, body: dict[str, Any], mo
 @pytest.mark.parametrize(
     ("body", "size"), [({}, None), ({"size": None}, None), ({"size": "auto"}, None), ({"size": "96x64"}, (96, 64))]
 )
-def test_the_picture_decides_the_size_where_the_request_does_not(
-    body: dict[str, Any], size: tuple[int, int] | None
-) -> None:
-    asked = parse(ImageRequest, json.dumps({"prompt": "a", "image": URL} | body).encode())
-    assert requested_size(asked, resolve_images(asked, settings(), 7, ModelCapabilities())) == size
+def test_requested_size_is_none_without_explicit_size(body: dict[str, Any], size: tuple[int, int] | None) -> None:
+    requested = parse(ImageRequest, json.dumps({"prompt": "a", "image": URL} | body).encode())
+    assert requested_size(requested, resolve_images(requested, settings(), 7, ModelCapabilities())) == size
 
 
 @pytest.mark.parametrize(
@@ -195,27 +197,27 @@ def test_the_picture_decides_the_size_where_the_request_does_not(
         ({"image": URL, "size": "24x64"}, "size", "at least 32"),
     ],
 )
-def test_what_needs_a_picture(body: dict[str, Any], param: str, fragment: str) -> None:
-    with pytest.raises(InvalidRequest) as refused:
-        admit(**body)
-    assert refused.value.param == param
-    assert fragment in refused.value.message
+def test_parameters_without_source_image_are_rejected(body: dict[str, Any], param: str, fragment: str) -> None:
+    with pytest.raises(InvalidRequest) as rejected:
+        resolve(**body)
+    assert rejected.value.param == param
+    assert fragment in rejected.value.message
 
 
 @pytest.mark.parametrize(("steps", "strength", "allowed"), [(20, 0.05, True), (19, 0.05, False), (1, 0.99, False)])
-def test_a_strength_leaves_at_least_one_step(steps: int, strength: float, allowed: bool) -> None:
+def test_strength_leaves_at_least_one_step(steps: int, strength: float, allowed: bool) -> None:
     def attempt() -> ImageInputs:
         return complete(PLAIN, num_inference_steps=steps, strength=strength).inputs[0]
 
     if allowed:
         assert attempt().steps == steps
         return
-    with pytest.raises(InvalidRequest, match=f"Of {steps} steps it leaves none") as refused:
+    with pytest.raises(InvalidRequest, match=f"Of {steps} steps it leaves none") as rejected:
         attempt()
-    assert refused.value.param == "strength"
+    assert rejected.value.param == "strength"
 
 
-def test_a_refused_picture_is_the_users_mistake() -> None:
+def test_unsafe_image_is_a_user_error() -> None:
     error = from_ended(TaskEnded("t", TaskState.FAILED, "unsafe", "The safety checker objects."))
     assert isinstance(error, ContentRefused)
     assert (error.status, error.body.error.type) == (400, "image_generation_user_error")

@@ -1,4 +1,4 @@
-"""Reading requests: what is made of them, and that nothing a client can send breaks it."""
+"""Parsing and validation of requests, also of random ones."""
 
 from __future__ import annotations
 
@@ -36,12 +36,12 @@ Result = TypeVar("Result")
 PLAUSIBLE_TEXT = st.sampled_from(["a seven", "first", "auto", "64x64", "png", "2", "0.5", "true", "null", "[]", "{}"])
 
 
-def admit(random_seed: int = 99, **body: Any) -> GenerationSpec:
+def resolve(random_seed: int = 99, **body: Any) -> GenerationSpec:
     return resolve_images(parse(ImageRequest, json.dumps(body).encode()), SETTINGS, random_seed, NOTHING)
 
 
-def test_what_is_left_open_comes_from_the_configuration() -> None:
-    job = admit(prompt="a seven")
+def test_absent_fields_take_configured_defaults() -> None:
+    job = resolve(prompt="a seven")
     (inputs,) = job.inputs
     assert (job.model, job.timeout_s, job.priority, job.size, job.output_format) == ("first", 30.0, 0, "64x96", "png")
     assert (inputs.width, inputs.height, inputs.steps, inputs.guidance_scale) == (64, 96, 20, 3.0)
@@ -49,12 +49,12 @@ def test_what_is_left_open_comes_from_the_configuration() -> None:
     assert (inputs.output_quality, inputs.partial_images) == (100, 0)
 
 
-def test_limits_are_those_of_the_model_that_is_asked_for() -> None:
-    assert admit(prompt="a", model="second", size="512x512").size == "512x512"
+def test_limits_are_those_of_the_requested_model() -> None:
+    assert resolve(prompt="a", model="second", size="512x512").size == "512x512"
     with pytest.raises(InvalidRequest, match="at most 65536"):
-        admit(prompt="a", model="first", size="512x512")
+        resolve(prompt="a", model="first", size="512x512")
     with pytest.raises(ModelNotFound, match="Served: 'first', 'second'"):
-        admit(prompt="a", model="third")
+        resolve(prompt="a", model="third")
 
 
 @pytest.mark.parametrize(
@@ -73,21 +73,21 @@ def test_limits_are_those_of_the_model_that_is_asked_for() -> None:
     ],
 )
 def test_bounds_are_inclusive(field: str, most: Any, beyond: Any) -> None:
-    admit(**{"prompt": "a", field: most})
-    with pytest.raises(InvalidRequest) as refused:
-        admit(**{"prompt": "a", field: beyond})
-    assert refused.value.param == field
-    assert refused.value.status == 400
+    resolve(**{"prompt": "a", field: most})
+    with pytest.raises(InvalidRequest) as rejected:
+        resolve(**{"prompt": "a", field: beyond})
+    assert rejected.value.param == field
+    assert rejected.value.status == 400
 
 
 @pytest.mark.parametrize(("seed", "seeds"), [(5, [5, 6, 7]), (SEEDS - 2, [SEEDS - 2, SEEDS - 1, 0])])
 def test_seeds_count_up_and_wrap(seed: int, seeds: list[int]) -> None:
-    assert [inputs.seed for inputs in admit(prompt="a", n=3, seed=seed).inputs] == seeds
-    assert [inputs.seed for inputs in admit(prompt="a", n=3, random_seed=seed).inputs] == seeds
+    assert [inputs.seed for inputs in resolve(prompt="a", n=3, seed=seed).inputs] == seeds
+    assert [inputs.seed for inputs in resolve(prompt="a", n=3, random_seed=seed).inputs] == seeds
 
 
-def test_images_of_a_request_differ_only_in_their_seed() -> None:
-    job = admit(prompt="a", n=4, seed=1, stream=True, partial_images=3, output_format="webp", output_compression=5)
+def test_images_of_a_request_differ_only_in_seed() -> None:
+    job = resolve(prompt="a", n=4, seed=1, stream=True, partial_images=3, output_format="webp", output_compression=5)
     assert len({repr(inputs).replace(f"seed={inputs.seed}", "") for inputs in job.inputs}) == 1
     assert (job.inputs[0].partial_images, job.inputs[0].output_quality, job.output_format) == (3, 5, "webp")
 
@@ -98,10 +98,10 @@ def test_predict_makes_one_png() -> None:
     assert (job.model, len(job.inputs), job.output_format, job.priority, job.timeout_s) == ("second", 1, "png", 5, 1.5)
 
 
-def test_the_first_of_several_mistakes_is_told() -> None:
-    with pytest.raises(InvalidRequest) as refused:
+def test_first_of_several_errors_is_reported() -> None:
+    with pytest.raises(InvalidRequest) as rejected:
         parse(ImageRequest, b'{"size": 3, "n": "two"}')
-    assert refused.value.param == "prompt"
+    assert rejected.value.param == "prompt"
 
 
 def outcome_of(attempt: Callable[[], Result]) -> Result | ApiError:
@@ -133,11 +133,11 @@ def outcome_of(attempt: Callable[[], Result]) -> Result | ApiError:
         ("loras", "[]", ()),
     ],
 )
-def test_texts_of_a_form_stand_for_values(field: str, text: str, value: Any) -> None:
+def test_form_texts_are_parsed_as_json_values(field: str, text: str, value: Any) -> None:
     assert getattr(parse_form(EditRequest, {"prompt": "a", field: text}), field) == value
 
 
-def test_adapters_stand_in_a_form_as_json() -> None:
+def test_loras_of_a_form_are_json() -> None:
     asked = parse_form(EditRequest, {"prompt": "a", "loras": '[{"name": "ink", "scale": 0.5}, {"name": "fog"}]'})
     assert [(lora.name, lora.scale) for lora in asked.loras or ()] == [("ink", 0.5), ("fog", None)]
 
@@ -163,10 +163,10 @@ def test_adapters_stand_in_a_form_as_json() -> None:
         ("prompt", "\ud800", "text that is not Unicode"),
     ],
 )
-def test_forms_are_refused_in_the_words_of_json(field: str, text: str, message: str) -> None:
-    with pytest.raises(InvalidRequest) as refused:
+def test_form_errors_equal_json_errors(field: str, text: str, message: str) -> None:
+    with pytest.raises(InvalidRequest) as rejected:
         parse_form(EditRequest, {"prompt": "a", field: text})
-    assert message in refused.value.message
+    assert message in rejected.value.message
 
 
 @given(
@@ -174,7 +174,7 @@ def test_forms_are_refused_in_the_words_of_json(field: str, text: str, message: 
         st.sampled_from([*EditRequest.model_fields, "other"]), st.text() | PLAUSIBLE_TEXT, max_size=6
     )
 )
-def test_any_form_is_either_read_or_refused_in_words(fields: dict[str, str]) -> None:
+def test_random_form_is_parsed_or_rejected(fields: dict[str, str]) -> None:
     read = outcome_of(lambda: parse_form(EditRequest, fields))
     if isinstance(read, ApiError):
         assert isinstance(read, InvalidRequest)
@@ -196,8 +196,8 @@ def test_any_form_is_either_read_or_refused_in_words(fields: dict[str, str]) -> 
         (b"x" * 500, True),
     ],
 )
-def test_only_pictures_may_make_a_body_large(body: bytes, fits: bool) -> None:
-    """What is no JSON is left to be explained as that."""
+def test_body_limit_excludes_images(body: bytes, fits: bool) -> None:
+    """Invalid JSON keeps its own error."""
     read = outcome_of(lambda: parse_with_images(ImageRequest, body, 100))
     assert isinstance(read, BodyTooLarge) is not fits
     if isinstance(read, ApiError):
@@ -217,7 +217,7 @@ BODIES = st.dictionaries(st.sampled_from([*ImageRequest.model_fields, "other"]),
 
 
 @given(body=BODIES | JSON, seed=st.integers(0, SEEDS - 1))
-def test_any_json_is_either_admitted_within_bounds_or_refused_in_words(body: Any, seed: int) -> None:
+def test_random_json_is_within_bounds_or_rejected(body: Any, seed: int) -> None:
     job = outcome_of(lambda: resolve_images(parse(ImageRequest, json.dumps(body).encode()), SETTINGS, seed, NOTHING))
     if isinstance(job, ApiError):
         assert job.status in (400, 404)
@@ -240,6 +240,6 @@ def test_any_json_is_either_admitted_within_bounds_or_refused_in_words(body: Any
 
 
 @given(body=st.binary(max_size=200))
-def test_any_bytes_are_refused_in_words(body: bytes) -> None:
+def test_random_bytes_are_rejected_with_reason(body: bytes) -> None:
     with pytest.raises(InvalidRequest):
         parse(ImageRequest, body)
