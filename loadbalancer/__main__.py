@@ -1,4 +1,4 @@
-"""`python -m loadbalancer`: the HTTP front door and the queue behind it, as one process."""
+"""`python -m loadbalancer`: the HTTP server and the scheduler in one process."""
 
 from __future__ import annotations
 
@@ -42,9 +42,9 @@ from loadbalancer.transport.curve_listener import CannotListen
 log = logging.getLogger("loadbalancer")
 
 _BACKLOG = 2048
-#: Longer than clients and proxies keep idle connections, so that it is they who close them, between two requests.
+#: Longer than clients and proxies keep idle connections, so that they close them between two requests.
 _KEEP_ALIVE_S = 75
-#: For answers that are complete but not yet read by their clients.
+#: Time for clients to read complete responses at shutdown.
 _FLUSH_S = 1
 
 _DESCRIPTION = """\
@@ -61,8 +61,8 @@ SIGTERM or Ctrl-C: new requests get 503, running ones may finish for server.shut
 """
 
 
-class Unusable(Exception):
-    """The address cannot be listened on; the text says why."""
+class AddressUnavailable(Exception):
+    """The server cannot listen on the address; the text says why."""
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -75,7 +75,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Serve until told to stop. Returns the exit status: 0 stopped as told, 2 refused."""
+    """Serve until a signal. Returns the exit status: 0 stopped, 2 startup failed."""
     settings = settings_from(_parser().parse_args(argv))
     configure_logging(settings.log_level)
     setproctitle("muster loadbalancer")
@@ -90,7 +90,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Timeout:
         print(f"the data directory {settings.data_dir} is already served by another balancer", file=sys.stderr)
         return EXIT_USAGE
-    except Unusable as error:
+    except AddressUnavailable as error:
         print(f"cannot listen on {host}, port {port}: {error}", file=sys.stderr)
         return EXIT_USAGE
     except StartupError as refusal:
@@ -100,18 +100,18 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _listen(server: Server) -> socket.socket:
-    """Raises `Unusable` where the address is taken or not ours."""
+    """Raises `AddressUnavailable` where the address is in use or not of this machine."""
     family = socket.AF_INET6 if ":" in server.host else socket.AF_INET
     try:
         listener = socket.create_server((server.host, server.port), family=family, backlog=_BACKLOG)
     except OSError as error:
-        raise Unusable(error.strerror or str(error)) from error
+        raise AddressUnavailable(error.strerror or str(error)) from error
     set_socket_limits(listener, server.send_timeout_s)
     return listener
 
 
 async def serve(settings: Settings, listener: socket.socket, keys: Callable[[], KeyRing | None]) -> None:
-    """Serve on the listening socket until a signal, then bring what runs to its end. Raises `StartupError`."""
+    """Serve on the socket until a signal, then finish the running requests. Raises `StartupError`."""
     upstream, arrivals = _upstream(settings), _arrivals(settings)
     scheduler = SchedulerService(settings, worker_address(settings.data_dir), curve_listener(settings), arrivals)
     metrics = Metrics(
@@ -130,22 +130,24 @@ async def serve(settings: Settings, listener: socket.socket, keys: Callable[[], 
     )
     config = _config(services)
     server = HttpServer(config)
-    told, told_twice = _signals()
-    await jobs.start()  # first: workers come back with tasks of theirs, and those are to be known
+    first_signal, second_signal = _signals()
+    await jobs.start()  # before the workers connect: they may still run tasks of jobs
     try:
         await scheduler.start()
     except CannotListen as error:
-        raise StartupError(f"workers.listen cannot be had: {error}") from None
+        raise StartupError(f"workers.listen is not available: {error}") from None
     webhook_sender.start()
     serving = asyncio.create_task(server.serve(sockets=[listener]))
     log.info("serving %s at %s", ", ".join(settings.models), _url(settings.server))
-    await asyncio.wait({serving, told}, return_when=asyncio.FIRST_COMPLETED)
+    await asyncio.wait({serving, first_signal}, return_when=asyncio.FIRST_COMPLETED)
     tracker.close()
     log.info("stopping: %r, %r", tracker, jobs)
-    await asyncio.gather(jobs.stop(), webhook_sender.stop())  # the next start goes on with them
+    await asyncio.gather(jobs.stop(), webhook_sender.stop())  # the next start resumes them
     finished = asyncio.create_task(tracker.wait_idle())
-    await asyncio.wait({finished, told_twice}, timeout=settings.server.shutdown_s, return_when=asyncio.FIRST_COMPLETED)
-    await asyncio.gather(scheduler.stop(), upstream.close())  # what still runs is answered 503
+    await asyncio.wait(
+        {finished, second_signal}, timeout=settings.server.shutdown_s, return_when=asyncio.FIRST_COMPLETED
+    )
+    await asyncio.gather(scheduler.stop(), upstream.close())  # running requests get 503
     await asyncio.wait({finished}, timeout=_FLUSH_S)
     finished.cancel()
     server.should_exit = True
@@ -165,7 +167,6 @@ def _upstream(settings: Settings) -> UpstreamClient:
 
 
 def _arrivals(settings: Settings) -> ArrivalLog | None:
-    """The record of arrivals, where one is asked for."""
     server = settings.server
     if server.record_arrivals is None:
         return None
@@ -185,7 +186,7 @@ def _config(services: Services) -> HttpConfig:
         log_level="debug" if settings.log_level == "debug" else "warning",
         access_log=settings.log_level == "debug",
         timeout_keep_alive=_KEEP_ALIVE_S,
-        timeout_graceful_shutdown=_FLUSH_S + 1,  # by then it has hung up on them
+        timeout_graceful_shutdown=_FLUSH_S + 1,  # after the scheduler has ended them
         ssl_certfile=settings.server.tls_cert,
         ssl_keyfile=settings.server.tls_key,
     )
@@ -194,12 +195,12 @@ def _config(services: Services) -> HttpConfig:
 def _counters(
     scheduler: SchedulerService, jobs: JobManager, webhook_sender: WebhookSender, config: HttpConfig
 ) -> dict[str, int]:
-    """Everything that is counted, for `/metrics`."""
+    """Return all event counters for `/metrics`."""
     return {**scheduler.counters, **jobs.counters, **webhook_sender.counters, **config.counters}
 
 
 def _signals() -> tuple[asyncio.Future[None], asyncio.Future[None]]:
-    """Done at the first and at the second signal to stop."""
+    """Return futures of the first and second SIGINT or SIGTERM."""
     loop = asyncio.get_running_loop()
     first: asyncio.Future[None] = loop.create_future()
     second: asyncio.Future[None] = loop.create_future()

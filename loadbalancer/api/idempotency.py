@@ -28,19 +28,15 @@ log = logging.getLogger(__name__)
 
 HEADER = "idempotency-key"
 _REPLAYED = (b"idempotent-replayed", b"true")
-_ELSEWHERE = ("/v1/jobs", "/internal")
-
-
+#: Jobs store their own keys; internal requests need none.
+_EXCLUDED = ("/v1/jobs", "/internal")
 _KEY = re.compile(r"[\x21-\x7e]{1,255}")
 _BOUNDARY = re.compile(rb'boundary="?([^";,]+)"?', re.IGNORECASE)
 _FAILED = b"event: error\n"
 
 
 def key_of(owner: str, given: str, path: str, media_type: str, body: bytes) -> IdempotencyKey:
-    """The key with what it stands for. Raises `InvalidRequest`.
-
-    The boundary of a form is left out: clients choose a new one each time that they send the same form.
-    """
+    """Return the key with the digest of the request, without the boundary of a form. Raises `InvalidRequest`."""
     if not _KEY.fullmatch(given):
         text = "Invalid header 'Idempotency-Key': Must be 1 to 255 visible ASCII characters."
         raise InvalidRequest(text, code="invalid_idempotency_key")
@@ -53,13 +49,12 @@ def key_of(owner: str, given: str, path: str, media_type: str, body: bytes) -> I
 
 
 def reused(key: str) -> KeyReused:
-    """What is told to another request under a key that has been used."""
     text = f"The Idempotency-Key '{key}' was used for another request. Choose a new key for each request."
     return KeyReused(text)
 
 
 class ResponseRecording:
-    """An answer as it is made, for everyone who waits for it."""
+    """A response in progress, buffered for all its readers."""
 
     def __init__(self, key: IdempotencyKey) -> None:
         self.key = key
@@ -77,67 +72,66 @@ class ResponseRecording:
         return f"<ResponseRecording {self.status}, {len(self.chunks)} chunks, {self.readers} readers>"
 
     def start(self, work: Coroutine[None, None, None]) -> None:
-        """Let the work make the answer. What it raises is raised by `outcome`."""
+        """Run the work that makes the response. `raise_error` raises its exception."""
         self._task = asyncio.create_task(work)
-        self._task.add_done_callback(lambda _: self.changed())
+        self._task.add_done_callback(lambda _: self.notify())
 
-    def changed(self) -> None:
-        """There is more to read, or nothing follows."""
+    def notify(self) -> None:
+        """Wake the readers."""
         self._changed.set()
         self._changed = asyncio.Event()
 
-    def more(self) -> Coroutine[None, None, Any]:
-        """Waits for the next `changed` from this call on."""
+    def wait_changed(self) -> Coroutine[None, None, Any]:
+        """Wait for the first `notify` after this call."""
         return self._changed.wait()
 
     @property
-    def over(self) -> bool:
-        """Whether nothing follows, as the answer is whole or its making broke."""
+    def is_finished(self) -> bool:
+        """Return True once the response is complete or its task has ended."""
         return self.done or self._task is None or self._task.done()
 
-    def outcome(self) -> None:
-        """Raises what broke the making of the answer, if something did."""
+    def raise_error(self) -> None:
+        """Raise the exception of the work, if any."""
         if self._task is not None and self._task.done() and not self._task.cancelled():
             self._task.result()
 
     def leave(self) -> None:
-        """A reader has gone. With the last one goes the request, as it would without a key."""
+        """Remove a reader. The last one cancels the request, as it would without a key."""
         self.readers -= 1
-        if not self.readers and not self.over and self._task is not None:
+        if not self.readers and not self.is_finished and self._task is not None:
             self._task.cancel()
 
-    def answer(self, last: bytes) -> StoredResponse | None:
-        """What is to be kept of the answer that ends with these bytes; None if it is no success."""
+    def response(self, last: bytes) -> StoredResponse | None:
+        """Return the response that ends with these bytes; None unless it is successful."""
         chunks = [*self.chunks, last]
-        told = next((chunk for chunk in reversed(chunks) if chunk), b"")
-        if not 200 <= self.status < 300 or _FAILED in told:  # a stream fails after its status was sent
+        final = next((chunk for chunk in reversed(chunks) if chunk), b"")
+        if not 200 <= self.status < 300 or _FAILED in final:  # a stream fails after its status was sent
             return None
         media_type = dict(self.headers).get(b"content-type", b"").decode("latin-1")
         return StoredResponse(self.status, media_type, b"".join(chunks))
 
 
 class IdempotencyMiddleware:
-    """Answers what it has seen before; everything else goes on to the application."""
+    """Replays stored and running responses; passes other requests to the application."""
 
-    def __init__(self, app: ASGIApp, database: Database, most: int) -> None:
-        """`most` bounds the body of a request in bytes."""
+    def __init__(self, app: ASGIApp, database: Database, max_bytes: int) -> None:
+        """`max_bytes` limits the body of a request."""
         self._app = app
         self._database = database
-        self._most = most
+        self._max_bytes = max_bytes
         self._running: dict[tuple[str, str], ResponseRecording] = {}
 
     def __len__(self) -> int:
         return len(self._running)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer one request."""
         given = Headers(scope=scope).get(HEADER) if scope["type"] == "http" and scope["method"] == "POST" else None
-        if given is None or scope["path"].startswith(_ELSEWHERE):
+        if given is None or scope["path"].startswith(_EXCLUDED):
             await self._app(scope, receive, send)
             return
         request = Request(scope, receive)
         try:
-            body = await read_body(request, self._most)
+            body = await read_body(request, self._max_bytes)
             kind = request.headers.get("content-type", "")
             key = key_of(caller(request).owner, given, scope["path"], kind, body)
             recording, first = await self._recording(key, scope, body)
@@ -149,7 +143,7 @@ class IdempotencyMiddleware:
             if isinstance(recording, StoredResponse):
                 await _replay(recording)(scope, receive, send)
             else:
-                await self._listen(recording, first, scope, receive, send)
+                await self._stream(recording, first, scope, receive, send)
 
     async def _recording(
         self, key: IdempotencyKey, scope: Scope, body: bytes
@@ -158,12 +152,12 @@ class IdempotencyMiddleware:
         running = self._running.get(key[:2])
         if running is None:
             try:
-                kept = await self._database.do(lambda repository: repository.recall(key))
-            except StorageUnavailable:  # the request itself can be answered all the same
-                kept = None
-            if kept is not None:
-                return kept, False
-            running = self._running.get(key[:2])  # it may have come once more meanwhile
+                stored = await self._database.do(lambda repository: repository.recall(key))
+            except StorageUnavailable:  # the request can still be answered
+                stored = None
+            if stored is not None:
+                return stored, False
+            running = self._running.get(key[:2])  # a repetition may have arrived meanwhile
         if running is not None:
             if running.key != key:
                 raise IdempotencyKeyReused
@@ -173,12 +167,12 @@ class IdempotencyMiddleware:
         return recording, True
 
     async def _record(self, recording: ResponseRecording, scope: Scope, body: bytes) -> None:
-        """Let the application answer into the recording. An answer is kept before its last bytes are told."""
+        """Record the application's response. It is stored before its last bytes are readable."""
         sent = False
 
         async def receive() -> Message:
             nonlocal sent
-            if sent:  # who listens may go, but that is for `ResponseRecording.leave` to notice
+            if sent:  # `ResponseRecording.leave` handles disconnected readers
                 await asyncio.get_running_loop().create_future()
             sent = True
             return {"type": "http.request", "body": body, "more_body": False}
@@ -189,37 +183,37 @@ class IdempotencyMiddleware:
                 recording.route = scope.get("route")
             elif message["type"] == "http.response.body":
                 chunk, last = bytes(message.get("body", b"")), not message.get("more_body", False)
-                if last:  # before it can be read: whoever was told the length does not wait for the end
-                    await self._keep(recording, chunk)
+                if last:  # before it is readable: a client that knows the length does not wait for the end
+                    await self._store(recording, chunk)
                 recording.chunks.append(chunk)
                 recording.done = last
-            recording.changed()
+            recording.notify()
 
         try:
             await self._app(scope, receive, send)
         finally:
             del self._running[recording.key[:2]]
 
-    async def _keep(self, recording: ResponseRecording, last: bytes) -> None:
-        kept, now = recording.answer(last), time.time()
-        if kept is None:
+    async def _store(self, recording: ResponseRecording, last: bytes) -> None:
+        response, now = recording.response(last), time.time()
+        if response is None:
             return
         try:
-            await self._database.do(lambda repository: repository.remember(recording.key, kept, now))
-        except StorageUnavailable as error:  # the answer is right, and only cannot be given again
-            log.warning("an answer could not be kept for its idempotency key: %s", error)
+            await self._database.do(lambda repository: repository.remember(recording.key, response, now))
+        except StorageUnavailable as error:
+            log.warning("the response could not be stored for its idempotency key: %s", error)
 
-    async def _listen(
+    async def _stream(
         self, recording: ResponseRecording, first: bool, scope: Scope, receive: Receive, send: Send
     ) -> None:
-        """Pass the answer on as it is made."""
+        """Send the response while it is recorded."""
         recording.readers += 1
-        gone = asyncio.create_task(wait_disconnect(receive))
-        told = 0
+        disconnect = asyncio.create_task(wait_disconnect(receive))
+        sent = 0
         started = False
         try:
-            while not gone.done():
-                over, chunks = recording.over, recording.chunks[told:]
+            while not disconnect.done():
+                finished, chunks = recording.is_finished, recording.chunks[sent:]
                 if recording.status and not started:
                     started = True
                     scope["route"] = recording.route
@@ -228,23 +222,23 @@ class IdempotencyMiddleware:
                     await send({"type": "http.response.start", "status": recording.status, "headers": headers})
                 for chunk in chunks:
                     await send({"type": "http.response.body", "body": chunk, "more_body": True})
-                told += len(chunks)
-                if over:
-                    recording.outcome()
+                sent += len(chunks)
+                if finished:
+                    recording.raise_error()
                     await send({"type": "http.response.body", "body": b"", "more_body": False})
                     return
-                if told == len(recording.chunks) and recording.over == over:
-                    more = asyncio.create_task(recording.more())
-                    await asyncio.wait({gone, more}, return_when=asyncio.FIRST_COMPLETED)
+                if sent == len(recording.chunks) and recording.is_finished == finished:
+                    more = asyncio.create_task(recording.wait_changed())
+                    await asyncio.wait({disconnect, more}, return_when=asyncio.FIRST_COMPLETED)
                     more.cancel()
             if not started:
                 await error_response(client_disconnected())(scope, receive, send)
         finally:
-            gone.cancel()
+            disconnect.cancel()
             recording.leave()
 
 
-def _replay(kept: StoredResponse) -> Response:
-    response = Response(kept.body, kept.status, media_type=None)
-    response.raw_headers += [(b"content-type", kept.media_type.encode("latin-1")), _REPLAYED]
+def _replay(stored: StoredResponse) -> Response:
+    response = Response(stored.body, stored.status, media_type=None)
+    response.raw_headers += [(b"content-type", stored.media_type.encode("latin-1")), _REPLAYED]
     return response

@@ -1,7 +1,7 @@
-"""Jobs that wait on disk for room in the queue: who goes next. Pure.
+"""The order of jobs that wait on disk for room in the scheduler's queue. Pure.
 
-Owners take turns, so that a thousand jobs of one do not stand before the first of another; the jobs of an owner go by
-priority, then by age.
+Owners are served round robin, so that one owner's jobs do not block another's. An owner's jobs go by priority, then by
+age.
 """
 
 from __future__ import annotations
@@ -32,17 +32,16 @@ class JobQueue:
         return f"<JobQueue {len(self)} jobs of {len(self._owners)} owners>"
 
     def push(self, job: str, owner: str, priority: int, seq: int) -> None:
-        """Add a job; `seq` grows with every job that arrives."""
+        """Add a job; `seq` increases with every job."""
         place = (-priority, seq)
         self._owners.setdefault(owner, SortedDict())[place] = job
         self._places[job] = owner, place
 
     def first(self) -> str | None:
-        """Whose turn it is."""
         return next((waiting.peekitem(0)[1] for waiting in self._owners.values()), None)
 
     def take(self, job: str) -> None:
-        """The job leaves, and its owner's turn is over. Raises `KeyError` if it does not wait here."""
+        """Remove the job and end its owner's turn. Raises `KeyError` if the job is not queued."""
         owner, place = self._places.pop(job)
         waiting = self._owners[owner]
         del waiting[place]
@@ -52,7 +51,7 @@ class JobQueue:
             del self._owners[owner]
 
     def position(self, job: str) -> int:
-        """How many jobs go before it. Raises `KeyError` if it does not wait here."""
+        """Return the number of jobs before it. Raises `KeyError` if the job is not queued."""
         owner, place = self._places[job]
         turn = int(self._owners[owner].bisect_left(place))
         before = 0
@@ -67,12 +66,12 @@ class JobQueue:
 
 
 class JobAdmission:
-    """Which jobs are in the queue and which wait for it: images of jobs fill no more than `room` of a model's queue."""
+    """Admits jobs to the scheduler; their images fill at most `room` places of a model's queue."""
 
     def __init__(self, models: Iterable[str], room: int) -> None:
         self._room = room
         self._waiting = {model: JobQueue() for model in models}
-        #: Images of jobs that have had their turn.
+        #: Images of the admitted jobs, by model.
         self._entered: Counter[str] = Counter()
         #: Model and images of each job.
         self._jobs: dict[str, tuple[str, int]] = {}
@@ -81,12 +80,12 @@ class JobAdmission:
         return f"<JobAdmission entered {dict(self._entered)}, waiting {self._waiting}>"
 
     def push(self, job: str, model: str, images: int, owner: str, priority: int, seq: int) -> None:
-        """A job arrives; see `JobQueue.push`. Raises `KeyError` for a model that is not known."""
+        """Add a job; see `JobQueue.push`. Raises `KeyError` for an unknown model."""
         self._waiting[model].push(job, owner, priority, seq)
         self._jobs[job] = model, images
 
     def next(self, model: str) -> list[str]:
-        """The jobs that enter now. One that is larger than the room enters alone."""
+        """Admit and return the next jobs. A job larger than the room is admitted when no other is."""
         entering: list[str] = []
         while (job := self._waiting[model].first()) is not None:
             images = self._jobs[job][1]
@@ -97,13 +96,13 @@ class JobAdmission:
         return entering
 
     def enter(self, job: str) -> None:
-        """A waiting job enters, whether there is room or not. Raises `KeyError` if it does not wait."""
+        """Admit a waiting job even without room. Raises `KeyError` if it does not wait."""
         model, images = self._jobs[job]
         self._waiting[model].take(job)
         self._entered[model] += images
 
     def leave(self, job: str) -> None:
-        """The job has ended, wherever it was. One that is not known is ignored."""
+        """Remove an ended job, waiting or admitted. An unknown job is ignored."""
         model, images = self._jobs.pop(job, ("", 0))
         if model and job in self._waiting[model]:
             self._waiting[model].take(job)
@@ -111,6 +110,6 @@ class JobAdmission:
             self._entered[model] -= images
 
     def position(self, job: str) -> int:
-        """What is before a waiting job: images that have entered, and jobs. Raises `KeyError` if it does not wait."""
+        """Return the admitted images and waiting jobs before it. Raises `KeyError` if it does not wait."""
         model, _ = self._jobs[job]
         return self._entered[model] + self._waiting[model].position(job)

@@ -1,8 +1,8 @@
-"""Durable jobs: from the disk through the queue and back, across restarts.
+"""Runs durable jobs from the database through the scheduler and back, across restarts.
 
-A job is on disk before it is acknowledged, and an image of it before anyone hears of it; its end is written once, and
-who comes later with another is dropped. Jobs enter the queue as it has room (`backlog` says who is next) and are taken
-up again after a restart, each image from its last checkpoint. While the disk takes nothing, what is drawn waits here.
+A job is on disk before it is acknowledged, and an image before it is published. The end of a job is written once; a
+later one is dropped. `JobAdmission` decides which job enters the scheduler's queue next. After a restart each image
+resumes from its last checkpoint. While the disk is unavailable, finished images stay in memory.
 """
 
 from __future__ import annotations
@@ -31,15 +31,15 @@ from loadbalancer.storage.repository import Repository
 log = logging.getLogger(__name__)
 
 Result = TypeVar("Result")
-#: Pause before the disk or a full queue is tried again.
-_AGAIN_S = 0.5
+#: Pause before a retry of the disk or of a full queue.
+_RETRY_S = 0.5
 _EXPIRY_CHECK_S = 1.0
-#: Most that a start waits for the jobs of an earlier life.
+#: Limit of the wait for unfinished jobs at startup.
 _RESUME_S = 5.0
 
 
 class JobManager:
-    """All jobs. All methods are called in the event loop."""
+    """All unfinished jobs. All methods are called in the event loop."""
 
     def __init__(
         self,
@@ -60,12 +60,12 @@ class JobManager:
         self._runs: dict[str, JobRun] = {}
         self._models = settings.models
         self._source_bytes = 0
-        #: Sums since the start: jobs by what became of them.
+        #: Jobs by outcome since the start.
         self.counters: Counter[str] = Counter()
         self._background_tasks: set[asyncio.Task[None]] = set()
         self._stopped = False
-        #: What an earlier life left is in the queue, or cannot be read now.
-        self._settled = asyncio.Event()
+        #: Set once the unfinished jobs have been resumed, or the disk is unavailable.
+        self._resumed = asyncio.Event()
         self._on_end = on_end
 
     def __repr__(self) -> str:
@@ -75,26 +75,25 @@ class JobManager:
         return len(self._runs)
 
     async def start(self) -> None:
-        """Take up what an earlier life left, as soon as the disk can be read, and look after everything from now on.
+        """Start the background tasks and resume the unfinished jobs.
 
-        To be called before workers are heard: what they still run is in the queue when this returns, unless the disk
-        cannot be read or takes long.
+        Call it before workers connect: the tasks that they still run must be known by then.
         """
         sweeping = sweep_forever(self._database, self.keep_s, self._settings.max_bytes)
         for coroutine in (self._resume(), self._expire_waiting(), self._save(), sweeping):
             self._spawn(coroutine)
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._settled.wait(), _RESUME_S)
-        self._settled.set()
+            await asyncio.wait_for(self._resumed.wait(), _RESUME_S)
+        self._resumed.set()
 
     async def stop(self) -> None:
-        """Write how far everything is, and let go of it: the next start goes on from there.
+        """Save checkpoints and cancel all tasks; the next start resumes the jobs.
 
-        What is still accepted is on disk and no more: the queue ends before it could be done.
+        Jobs that are accepted after this call are only stored.
         """
         self._stopped = True
-        for coroutine in self._background_tasks:
-            coroutine.cancel()
+        for task in self._background_tasks:
+            task.cancel()
         await asyncio.gather(*self._background_tasks, return_exceptions=True)
         await self._save_now()
         for run in self._runs.values():
@@ -102,12 +101,12 @@ class JobManager:
             for subscriber in run.subscribers:
                 subscriber.end(shutting_down())
 
-    # ---- what the routes use
+    # ---- used by the routes
 
     async def add(self, order: JobSpec, sources: Sequence[bytes], key: IdempotencyKey | None) -> JobView:
-        """Accept the job: it is on disk when this returns. With a key that came before, the view is of that job.
+        """Accept the job and store it. With a known idempotency key, the view is of the job stored with that key.
 
-        Raises `Reused`, `StorageUnavailable` and `TooBusy`.
+        Raises `IdempotencyKeyReused`, `StorageUnavailable` and `TooBusy`.
         """
         size = sum(map(len, sources))
         job, now, full = f"job_{uuid.uuid4().hex}", time.time(), self._full(size)
@@ -124,7 +123,7 @@ class JobManager:
         return self.view(record)
 
     async def find(self, job: str, owner: str) -> tuple[JobRecord | None, list[StoredImage]]:
-        """The owner's job, if there is one, and what is finished of it. Raises `StorageUnavailable`."""
+        """Return the owner's job, or None, and its finished images. Raises `StorageUnavailable`."""
         return await self._database.do(lambda repository: (repository.get(job, owner), repository.images(job)))
 
     async def page(self, owner: str, limit: int, after: str | None, state: JobState | None) -> list[JobRecord]:
@@ -153,14 +152,13 @@ class JobManager:
         return record
 
     def view(self, record: JobRecord) -> JobView:
-        """The job as its client sees it."""
         run = self._runs.get(record.id)
         return job_view(record, None if run is None or record.ended is not None else self._progress(run), self.keep_s)
 
     def subscribe(self, record: JobRecord, stored: Sequence[StoredImage]) -> JobSubscriber:
         """Subscribe to the job's results. Call it directly after `find`, without an await between them."""
         if record.ended is None and record.readable:
-            self._add_run(record, 0)  # unless it is: right after a start, the disk is read before the jobs are
+            self._add_run(record, 0)  # right after a start the job may not have been resumed yet
         run = self._runs.get(record.id)
         if run is None:
             subscriber = JobSubscriber(record.order, lambda: iter(()), lambda _: None)
@@ -178,17 +176,16 @@ class JobManager:
 
     @property
     def keep_s(self) -> float:
-        """How long results are kept."""
         return self._settings.keep_s
 
-    # ---- the way of a job
+    # ---- a job from admission to its end
 
     def _full(self, source_bytes: int) -> TooBusy | None:
-        """Why a job with pictures of this size is not taken, if it is not."""
+        """Return the error for a job with source images of this size; None where there is room."""
         if len(self._runs) >= self._settings.max_unfinished:
-            return TooBusy(f"{len(self._runs)} jobs are unfinished, and more are not taken.", retry_after_s=10)
+            return TooBusy(f"{len(self._runs)} jobs are unfinished, which is the limit.", retry_after_s=10)
         if self._source_bytes + source_bytes > self._settings.max_bytes:
-            return TooBusy("The pictures of unfinished jobs fill the room that there is for them.", retry_after_s=10)
+            return TooBusy("The source images of unfinished jobs have reached jobs.max_bytes.", retry_after_s=10)
         return None
 
     def _add_run(self, record: JobRecord, source_bytes: int) -> None:
@@ -201,7 +198,7 @@ class JobManager:
             self._admission.push(record.id, order.model, len(order.inputs), order.owner, order.priority, record.seq)
             self._admit_next(order.model)
         else:
-            run.fail(Conflict(f"The model '{order.model}' is not served any more.", code="model_not_found"))
+            run.fail(Conflict(f"The model '{order.model}' is no longer served.", code="model_not_found"))
             self._start_run(run)
 
     def _admit_next(self, model: str) -> None:
@@ -212,13 +209,13 @@ class JobManager:
         run.start(self._spawn(self._run_job(run)))
 
     async def _run_job(self, run: JobRun) -> None:
-        """One job from its turn to its end."""
+        """Run an admitted job to its end."""
         if run.failure is None:
             try:
                 await self._enter(run)
-            except Exception:  # a bug, or a file that something else has written to: the client is owed an end
-                log.exception("job %s cannot be entered into the queue", run.record.id)
-                run.fail(InternalError("The job could not be taken up, because of an error of the server."))
+            except Exception:  # a bug or a damaged file; the client still gets an end
+                log.exception("job %s cannot be queued", run.record.id)
+                run.fail(InternalError("The job could not be started because of an internal error."))
         run.mark_entered()
         while not run.is_finished:
             await run.wait_changed()
@@ -238,25 +235,25 @@ class JobManager:
                 run.fail(expired(run.record))
                 return None
             try:
-                may_be_running = run.record.started is not None and not self._settled.is_set()
+                may_be_running = run.record.started is not None and not self._resumed.is_set()
                 return run.enter(sources, stored, checkpoints, timeout_s, may_be_running=may_be_running)
-            except QueueFull:  # of requests that are no jobs
-                await asyncio.sleep(_AGAIN_S)
+            except QueueFull:  # filled by requests that are not jobs
+                await asyncio.sleep(_RETRY_S)
 
     async def _persist(self, run: JobRun) -> None:
-        """What came since, and the end if it is that."""
+        """Store the new images, and the end of the job once it is finished."""
         unsaved = run.take_unsaved()
-        failure, over, began, now = run.failure, run.is_finished, run.started, time.time()
+        failure, finished, started, now = run.failure, run.is_finished, run.started, time.time()
         job = run.record.id
 
         def work(repository: Repository) -> JobRecord | None:
-            if began:
+            if started:
                 repository.started(job, now)
             for image in unsaved:
                 repository.keep(job, image)
             if failure is not None:
                 return repository.finish(job, JobState.FAILED, Failure(failure.status, failure.body.error), now)
-            return repository.finish(job, JobState.DONE, None, now) if over else None
+            return repository.finish(job, JobState.DONE, None, now) if finished else None
 
         end = await self._store_with_retries(work)
         if end is not None:
@@ -282,27 +279,27 @@ class JobManager:
         place = run.job_progress()
         return place if run.task is not None else place._replace(position=self._admission.position(run.record.id))
 
-    # ---- chores
+    # ---- background tasks
 
     async def _resume(self) -> None:
         now = time.time()
         broken, records, sizes = await self._store_with_retries(
-            lambda repository: (repository.give_up(now), repository.unfinished(), repository.source_bytes())
+            lambda repository: (repository.fail_unreadable(now), repository.unfinished(), repository.source_bytes())
         )
         if broken:
             self.counters["jobs_failed"] += len(broken)
-            log.error("%d unfinished jobs cannot be read any more and have failed: %s", len(broken), ", ".join(broken))
+            log.error("%d unfinished jobs are unreadable and have failed: %s", len(broken), ", ".join(broken))
         if records:
             self.counters["jobs_resumed"] += len(records)
-            log.info("%d unfinished jobs are taken up again", len(records))
+            log.info("%d unfinished jobs are resumed", len(records))
         for record in records:
             self._add_run(record, sizes.get(record.id, 0))
         for run in [run for run in self._runs.values() if run.task is not None]:
             await run.entered.wait()
-        self._settled.set()
+        self._resumed.set()
 
     async def _expire_waiting(self) -> None:
-        """Jobs whose time is over while they wait for their turn."""
+        """Fail jobs that expire while they wait for admission."""
         while True:
             await asyncio.sleep(_EXPIRY_CHECK_S)
             now = time.time()
@@ -318,35 +315,35 @@ class JobManager:
             await self._save_now()
 
     async def _save_now(self) -> None:
-        """Keep the newest checkpoints. A disk that takes none only costs steps that are done again."""
-        saves = [save for run in self._runs.values() for save in run.unsaved_checkpoints()]
-        if not saves:
+        """Store the newest checkpoints. If the disk is unavailable, a restart repeats more steps."""
+        checkpoints = [each for run in self._runs.values() for each in run.unsaved_checkpoints()]
+        if not checkpoints:
             return
         try:
-            await self._database.do(lambda repository: repository.save(saves))
+            await self._database.do(lambda repository: repository.save(checkpoints))
         except StorageUnavailable:
             return
-        for save in saves:
-            run = self._runs.get(save.job)
+        for checkpoint in checkpoints:
+            run = self._runs.get(checkpoint.job)
             if run is not None:
-                run.mark_saved(save)
+                run.mark_saved(checkpoint)
 
     async def _store_with_retries(self, work: Work[Result]) -> Result:
-        """The work, however long the disk does not take it."""
+        """Do the work; retry until the disk is available."""
         while True:
             try:
                 return await self._database.do(work)
             except StorageUnavailable:
-                self._settled.set()  # a start does not wait for it
-                await asyncio.sleep(_AGAIN_S)
+                self._resumed.set()  # `start` does not wait for the disk
+                await asyncio.sleep(_RETRY_S)
 
     def _spawn(self, coroutine: Coroutine[None, None, None]) -> asyncio.Task[None]:
         task = asyncio.create_task(coroutine)
         self._background_tasks.add(task)
-        task.add_done_callback(self._ended)
+        task.add_done_callback(self._on_done)
         return task
 
-    def _ended(self, coroutine: asyncio.Task[None]) -> None:
-        self._background_tasks.discard(coroutine)
-        if not coroutine.cancelled() and (error := coroutine.exception()) is not None:
-            log.error("a chore of the jobs broke", exc_info=error)
+    def _on_done(self, task: asyncio.Task[None]) -> None:
+        self._background_tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            log.error("a background task of the jobs failed", exc_info=error)

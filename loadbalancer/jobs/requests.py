@@ -1,7 +1,6 @@
-"""What clients send as a job: an endpoint's path and its request, and what is to become of the result.
+"""Parses job requests: an endpoint's path, its request, the webhook and metadata.
 
-The request is read by the very schema of its endpoint, byte by byte as it came, so that a job is refused for what the
-endpoint would refuse, in the same words.
+The inner request is parsed by the schema of its endpoint, so a job gets the same errors as the endpoint would return.
 """
 
 from __future__ import annotations
@@ -22,12 +21,12 @@ _RawMembers = dict[str, msgspec.Raw]
 
 
 class WebhookRequest(StrictModel):
-    """Where the end of a job is told."""
+    """The webhook that is notified of the end of a job."""
 
     url: Annotated[str, Field(max_length=2048)]
-    """An http or https URL: it gets the job's view by POST, again and again until it answers with a 2xx status."""
+    """An http or https URL: it receives the job by POST, with retries until it returns a 2xx status."""
     secret: Annotated[str, Field(min_length=16, max_length=256)] | None = None
-    """Signs the message as Standard Webhooks do (`whsec_` and base64, or any text). Without it, it goes unsigned."""
+    """Signs the message as Standard Webhooks do (`whsec_` and base64, or any text). Unsigned without it."""
 
 
 class JobRequest(StrictModel):
@@ -40,17 +39,17 @@ class JobRequest(StrictModel):
     )
 
     path: JobPath
-    """The endpoint that the request is for."""
+    """The endpoint of the request."""
     body: dict[str, Any]
     """Its request. For `/v1/images/edits`: the form as JSON, with `image` and `mask` as data URLs."""
     webhook: WebhookRequest | None = None
-    """Where the end of the job is told."""
+    """The webhook that is notified of the end of the job."""
     metadata: Annotated[dict[Annotated[str, Field(max_length=64)], Text], Field(max_length=16)] | None = None
-    """The client's own words, returned with the job."""
+    """Metadata of the client, returned with the job."""
 
 
 class ParsedJob(NamedTuple):
-    """A job as it was asked for; the pictures of an edit are data URLs beside it."""
+    """A validated job request; `image` and `mask` are data URLs."""
 
     job: JobRequest
     request: ImageRequest | EditRequest | PredictRequest
@@ -58,42 +57,42 @@ class ParsedJob(NamedTuple):
     mask: str | None = None
 
 
-def parse_job(body: bytes, most: int, *, webhook_private: bool) -> ParsedJob:
-    """The job in the body. Raises `InvalidRequest`, and `BodyTooLarge` for more than `most` bytes beside pictures."""
+def parse_job(body: bytes, max_bytes: int, *, webhook_private: bool) -> ParsedJob:
+    """Parse the body. Raises `InvalidRequest`, and `BodyTooLarge` above `max_bytes` without images."""
     members = _members(body)
     inner = bytes(members.get("body", b""))
-    if inner[:1] == b"{":  # read below, by the endpoint's own schema
+    if inner[:1] == b"{":  # parsed below by the endpoint's schema
         members = members | {"body": msgspec.Raw(b"{}")}
     job = parse(JobRequest, msgspec.json.encode(members) if members else body)
-    if len(body) - len(inner) > most:
-        raise BodyTooLarge(most, "beside the request of its endpoint")
+    if len(body) - len(inner) > max_bytes:
+        raise BodyTooLarge(max_bytes, "beside the request of its endpoint")
     if job.webhook is not None:
         _check(job.webhook, private=webhook_private)
     if job.path == "/v1/images/edits":
-        return _edit(job, inner, most)
+        return _edit(job, inner, max_bytes)
     if job.path == "/predict":
-        if len(inner) > most:
-            raise BodyTooLarge(most)
+        if len(inner) > max_bytes:
+            raise BodyTooLarge(max_bytes)
         return ParsedJob(job, parse(PredictRequest, inner))
-    asked = parse_with_images(ImageRequest, inner, most)
-    return ParsedJob(job, asked, asked.image, asked.mask)
+    request = parse_with_images(ImageRequest, inner, max_bytes)
+    return ParsedJob(job, request, request.image, request.mask)
 
 
 def _members(body: bytes) -> _RawMembers:
-    """The members of the object, unread; none where it is no object, which `parse` explains."""
+    """Split the object into raw members; empty for anything else, which `parse` then rejects."""
     try:
         return msgspec.json.decode(body, type=_RawMembers)
     except (msgspec.MsgspecError, UnicodeError, RecursionError):
         return {}
 
 
-def _edit(job: JobRequest, inner: bytes, most: int) -> ParsedJob:
+def _edit(job: JobRequest, inner: bytes, max_bytes: int) -> ParsedJob:
     members = _members(inner)
-    pictures = {name: _text(name, members.pop(name)) for name in ("image", "mask") if name in members}
+    images = {name: _text(name, members.pop(name)) for name in ("image", "mask") if name in members}
     rest = msgspec.json.encode(members)
-    if len(rest) > most:
-        raise BodyTooLarge(most, "beside its images")
-    return ParsedJob(job, parse(EditRequest, rest if members else inner), **pictures)
+    if len(rest) > max_bytes:
+        raise BodyTooLarge(max_bytes, "beside its images")
+    return ParsedJob(job, parse(EditRequest, rest if members else inner), **images)
 
 
 def _text(name: str, raw: msgspec.Raw) -> str | None:

@@ -1,8 +1,7 @@
-"""Tells webhooks the ends of jobs, until they are received or given up. What is still to be told stands on disk.
+"""Delivers webhooks with retries. Pending deliveries are stored on disk.
 
-A message goes to the very address that was looked at: the check is made on the address that a socket is opened for, so
-a name that answers differently the second time gains nothing. Redirects are not followed, proxies not used, and the
-answer's body is not read.
+The address check applies to the address that the socket connects to, which prevents DNS rebinding. Redirects are not
+followed, proxies are not used, and response bodies are not read.
 """
 
 from __future__ import annotations
@@ -27,44 +26,43 @@ from loadbalancer.storage.records import JobRecord
 
 log = logging.getLogger(__name__)
 
-_AT_ONCE = 16
-#: Longest pause between two looks at what is due: clocks are set now and then.
+_MAX_CONCURRENT = 16
+#: Limit of the pause between two polls, because the wall clock can be set.
 _MAX_POLL_S = 30.0
 
 
 class NotPublic(OSError):
-    """The address is of this machine or of a network around it, where messages are not to go."""
+    """The address belongs to this machine or a private network."""
 
 
 class WebhookSender:
-    """Sends what is due. All methods are called in the event loop."""
+    """Delivers the due webhooks. All methods are called in the event loop."""
 
     def __init__(self, settings: JobSettings, database: Database) -> None:
         self._settings = settings
         self._database = database
-        #: Sums since the start: messages by what became of them.
+        #: Deliveries by outcome since the start.
         self.counters: Counter[str] = Counter()
         self._wake_event = asyncio.Event()
-        self._rounds: asyncio.Task[None] | None = None
+        self._task: asyncio.Task[None] | None = None
 
     def start(self) -> None:
-        """Begin, with what an earlier life left."""
-        self._rounds = asyncio.create_task(self._run())
+        self._task = asyncio.create_task(self._run())
 
     async def stop(self) -> None:
-        """Stop at once: what was under way is sent again by the next start."""
-        if self._rounds is not None:
-            self._rounds.cancel()
+        """Stop at once; the next start repeats interrupted deliveries."""
+        if self._task is not None:
+            self._task.cancel()
             with contextlib.suppress(asyncio.CancelledError):
-                await self._rounds
+                await self._task
 
     def wake(self) -> None:
-        """Something new is due."""
+        """Check for due deliveries now."""
         self._wake_event.set()
 
     async def _run(self) -> None:
         connector = aiohttp.TCPConnector(
-            force_close=True, use_dns_cache=False, limit=_AT_ONCE, socket_factory=self._open_socket
+            force_close=True, use_dns_cache=False, limit=_MAX_CONCURRENT, socket_factory=self._open_socket
         )
         timeout = aiohttp.ClientTimeout(total=self._settings.webhook_timeout_s)
         jar = aiohttp.DummyCookieJar()
@@ -76,10 +74,10 @@ class WebhookSender:
                     await asyncio.wait_for(self._wake_event.wait(), wait_s)
 
     async def _round(self, session: aiohttp.ClientSession) -> float:
-        """Send what is due; gives the seconds until more is."""
+        """Deliver what is due. Returns the seconds until the next check."""
         try:
             now = time.time()
-            due = await self._database.do(lambda repository: repository.due(now, _AT_ONCE))
+            due = await self._database.do(lambda repository: repository.due(now, _MAX_CONCURRENT))
             await asyncio.gather(*(self._deliver(session, record, attempts) for record, attempts in due))
             following = await self._database.do(lambda repository: repository.next_due())
         except StorageUnavailable:
@@ -87,7 +85,7 @@ class WebhookSender:
         return _MAX_POLL_S if following is None else min(max(following - time.time(), 0.0), _MAX_POLL_S)
 
     async def _deliver(self, session: aiohttp.ClientSession, record: JobRecord, attempts: int) -> None:
-        """One attempt, and what came of it on disk. Raises `StorageUnavailable`."""
+        """Make one attempt and store its outcome. Raises `StorageUnavailable`."""
         failed = await self._post(session, record)
         attempts, now = attempts + 1, time.time()
         again = failed is not None and attempts < self._settings.webhook_attempts
@@ -99,22 +97,22 @@ class WebhookSender:
         await self._database.do(lambda repository: repository.attempted(record.id, due, None if failed else now))
 
     async def _post(self, session: aiohttp.ClientSession, record: JobRecord) -> str | None:
-        """Why the message was not received; None if it was. Its address may hold a secret, and is not in the text."""
+        """Return why the delivery failed; None after a success. The text omits the URL, which may hold a secret."""
         hook = record.order.hook
         assert hook is not None
         body = msgspec.json.encode(job_view(record, None, self._settings.keep_s))
-        told = headers(record.id, hook.secret, body, time.time())
+        signed = headers(record.id, hook.secret, body, time.time())
         try:
-            async with session.post(hook.url, data=body, headers=told, allow_redirects=False) as answered:
-                return None if 200 <= answered.status < 300 else f"the answer was {answered.status}"
+            async with session.post(hook.url, data=body, headers=signed, allow_redirects=False) as response:
+                return None if 200 <= response.status < 300 else f"the status was {response.status}"
         except TimeoutError:
-            return f"no answer in {self._settings.webhook_timeout_s:g} s"
+            return f"no response in {self._settings.webhook_timeout_s:g} s"
         except (aiohttp.ClientError, OSError, ValueError) as error:
             return type(error).__name__
 
     def _open_socket(self, address: tuple[Any, Any, int, str, tuple[Any, ...]]) -> socket.socket:
-        """A socket for the address that is about to be connected to. Raises `NotPublic`."""
-        family, kind, protocol, _, place = address
-        if not self._settings.webhook_private and not is_public(ipaddress.ip_address(place[0].partition("%")[0])):
+        """Open a socket for the resolved address. Raises `NotPublic`."""
+        family, kind, protocol, _, target = address
+        if not self._settings.webhook_private and not is_public(ipaddress.ip_address(target[0].partition("%")[0])):
             raise NotPublic("the address is private")
         return socket.socket(family, kind, protocol)

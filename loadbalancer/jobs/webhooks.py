@@ -1,7 +1,6 @@
-"""What a webhook says, where it may go, and when it is tried again. Pure; `webhook_sender` sends them.
+"""Headers, allowed addresses and retry pauses of webhooks. Pure.
 
-Signatures follow Standard Webhooks: HMAC-SHA256 over `id.timestamp.body`, so that a receiver can check with any of its
-libraries who sent a message and that it is not an old one sent again.
+Signatures follow Standard Webhooks: HMAC-SHA256 over `id.timestamp.body`. Its libraries verify sender and age.
 """
 
 from __future__ import annotations
@@ -15,16 +14,13 @@ from urllib.parse import urlsplit
 
 _PREFIX = "whsec_"
 _MAX_PAUSE_S = 3600.0
-#: Addresses that stand for IPv4 ones: a gateway between the two networks would deliver there.
+#: IPv6 addresses that a NAT64 gateway maps to IPv4.
 _NAT64 = ipaddress.ip_network("64:ff9b::/96")
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 
 def signing_key(secret: str) -> bytes:
-    """The key that the secret stands for. Raises `ValueError` for a `whsec_` secret that is not 24 to 64 bytes.
-
-    Any other text is the key itself.
-    """
+    """Decode a `whsec_` secret; any other text is the key itself. Raises `ValueError` unless it has 24 to 64 bytes."""
     if not secret.startswith(_PREFIX):
         return secret.encode()
     key = base64.b64decode(secret[len(_PREFIX) :], validate=True)
@@ -34,7 +30,7 @@ def signing_key(secret: str) -> bytes:
 
 
 def headers(message: str, secret: str | None, body: bytes, now: float) -> Mapping[str, str]:
-    """The headers of a message; without a secret it goes unsigned. `now` is Unix seconds."""
+    """Return the headers of a message, unsigned without a secret. `now` is Unix seconds."""
     stamp = str(int(now))
     signed_headers = {"webhook-id": message, "webhook-timestamp": stamp, "content-type": "application/json"}
     if secret is not None:
@@ -44,12 +40,12 @@ def headers(message: str, secret: str | None, body: bytes, now: float) -> Mappin
 
 
 def pause_s(attempts: int, first_s: float) -> float:
-    """How long to wait after so many failed attempts: doubled each time, up to an hour."""
+    """Return the pause after so many failed attempts: it doubles each time, up to an hour."""
     return min(first_s * 2.0 ** min(attempts - 1, 32), _MAX_PAUSE_S)
 
 
 def problem(url: str, *, private: bool) -> str | None:
-    """What is wrong with the address, as far as its text tells; None if nothing is."""
+    """Return what is wrong with the URL; None if it is allowed. Host names are not resolved."""
     try:
         parts = urlsplit(url)
         host, _ = parts.hostname, parts.port
@@ -61,13 +57,13 @@ def problem(url: str, *, private: bool) -> str | None:
         return "Must not hold a user name or a password"
     try:
         address = ipaddress.ip_address(host)
-    except ValueError:  # a name, whose addresses are looked at when it is used
+    except ValueError:  # a name: its addresses are checked when it is resolved
         return None
     return None if private or is_public(address) else "Private, loopback and link-local addresses are not allowed"
 
 
 def is_public(address: Address) -> bool:
-    """Whether the address is one of the whole internet, and not of this machine or of a network around it."""
+    """Return True for a global unicast address."""
     if isinstance(address, ipaddress.IPv6Address):
         inner = address.ipv4_mapped or address.sixtofour
         if address in _NAT64:

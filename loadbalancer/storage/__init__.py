@@ -1,1 +1,1 @@
-"""The SQLite file: its thread, its tables, its row types."""
+"""The SQLite database: its thread, tables and row types."""

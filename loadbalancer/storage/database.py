@@ -1,9 +1,7 @@
-"""The disk behind durable jobs: an SQLite file with a thread of its own, which alone touches it.
+"""The SQLite file of durable jobs and the one thread that accesses it.
 
-What waits to be written is committed together (group commit), and an awaited `do` returns after that commit. With
-`synchronous=FULL` a commit is on the disk itself, so that what was acknowledged outlives a power cut too; committing
-many at once is what makes that affordable. A file that cannot be written is tried again with the next piece of work:
-nothing here needs a restart.
+Queued work is committed together (group commit), and an awaited `do` returns after the commit. With `synchronous=FULL`
+a commit survives a power cut; group commit makes that affordable. After an error the next work item retries the file.
 """
 
 from __future__ import annotations
@@ -28,16 +26,15 @@ log = logging.getLogger(__name__)
 Result = TypeVar("Result")
 Work = Callable[[Repository], Result]
 
-#: Pieces of work in one commit.
 _MAX_COMMIT_BATCH = 256
 _BUSY_S = 2.0
 _SWEEP_S = 5.0
-#: Between two lines in the log about a disk that takes nothing: with every request there is a new reason for one.
+#: Least interval between two log lines about an unavailable disk.
 _LOG_INTERVAL_S = 10.0
 
 
 class StorageUnavailable(Exception):
-    """The disk does not take it: it is full, read-only or broken. `full` tells the first from the others."""
+    """The disk is full (`full`), read-only or broken."""
 
     def __init__(self, error: Exception) -> None:
         super().__init__(str(error))
@@ -59,13 +56,13 @@ class Database:
     """One file, written in the order in which `do` is called. All methods are called in the event loop."""
 
     def __init__(self, file: Path, max_file_bytes: int | None = None) -> None:
-        """`max_file_bytes` bounds the file: past it, adding to it is refused as on a full disk."""
+        """`max_file_bytes` limits the file; beyond it writes fail as on a full disk."""
         self._file = file
         self._max_file_bytes = max_file_bytes
         self._queue: queue.SimpleQueue[_WorkItem | None] = queue.SimpleQueue()
-        self._thread = threading.Thread(target=self._run, name="journal", daemon=True)
+        self._thread = threading.Thread(target=self._run, name="database", daemon=True)
         self._connection: sqlite3.Connection | None = None
-        #: Why the last commit failed, if it did.
+        #: Error of the last commit; empty after a success.
         self._last_error = ""
         self._last_logged = float("-inf")
         self._loop = asyncio.get_running_loop()
@@ -77,17 +74,17 @@ class Database:
         )
 
     async def do(self, work: Work[Result]) -> Result:
-        """Do the work in a transaction, and return what it gives once that is on disk.
+        """Do the work in a transaction and return its result after the commit.
 
-        It may be done twice where the first attempt is rolled back, so it only touches the ledger. What it raises is
-        raised here, and undoes it alone. Raises `StorageUnavailable`.
+        The work may run twice if the first attempt is rolled back, so it only uses the repository. An exception from
+        it is raised here and rolls back only this work. Raises `StorageUnavailable`.
         """
         future: asyncio.Future[Result] = self._loop.create_future()
         self._queue.put(_WorkItem(work, future))
         return await future
 
     async def close(self) -> None:
-        """Commit what waits, and close the file."""
+        """Commit the queued work and close the file."""
         self._queue.put(None)
         await asyncio.to_thread(self._thread.join)
 
@@ -104,7 +101,7 @@ class Database:
                 return
 
     def _next_batch(self) -> tuple[list[_WorkItem], bool]:
-        """All that waits, up to a bound; waits for the first. Also whether that was the last."""
+        """Wait for work; return up to `_MAX_COMMIT_BATCH` items, and True if the database is closing."""
         items: list[_WorkItem] = []
         item = self._queue.get()
         while item is not None:
@@ -118,7 +115,7 @@ class Database:
         try:
             outcomes = self._transact(items)
         except (sqlite3.Error, OSError) as error:
-            if len(items) > 1:  # one that does not fit must not take the others with it
+            if len(items) > 1:  # one item that does not fit must not fail the others
                 return [outcome for item in items for outcome in self._commit([item])]
             return [_Outcome(item.future, None, self._on_error(error)) for item in items]
         if items:
@@ -126,7 +123,7 @@ class Database:
         return outcomes
 
     def _transact(self, items: Sequence[_WorkItem]) -> list[_Outcome]:
-        """Raises `sqlite3.Error` and `OSError`; nothing of it is on disk then."""
+        """Raises `sqlite3.Error` and `OSError`; the transaction is then rolled back."""
         if not items:
             return []
         db = self._connect()
@@ -167,7 +164,7 @@ class Database:
             self._last_logged = now
             log.error("durable jobs: %s cannot be written: %s", self._file, unavailable)
         self._last_error = str(unavailable)
-        if not unavailable.full:  # the file may have been replaced, or its disk mounted anew
+        if not unavailable.full:  # the file may have been replaced, or its disk mounted again
             self._disconnect()
         return unavailable
 
@@ -179,24 +176,24 @@ class Database:
 
 
 async def sweep_forever(database: Database, keep_s: float, max_bytes: int) -> None:
-    """Remove again and again what is too old or too much. See `Repository.sweep`."""
+    """Call `Repository.sweep` periodically."""
     while True:
         await asyncio.sleep(min(_SWEEP_S, keep_s))
         with contextlib.suppress(StorageUnavailable):
-            await database.do(partial(Repository.sweep, before=time.time() - keep_s, most=max_bytes))
+            await database.do(partial(Repository.sweep, before=time.time() - keep_s, max_bytes=max_bytes))
 
 
 def _attempt(item: _WorkItem, db: sqlite3.Connection) -> _Outcome:
-    """Do one piece. Raises `sqlite3.Error`; what else the work raises is its own outcome."""
-    db.execute("SAVEPOINT piece")
+    """Do one item. Raises `sqlite3.Error`; any other exception becomes its outcome."""
+    db.execute("SAVEPOINT item")
     try:
         outcome = _Outcome(item.future, item.work(Repository(db)), None)
     except sqlite3.Error:
         raise
     except Exception as error:
-        db.execute("ROLLBACK TO piece")
+        db.execute("ROLLBACK TO item")
         outcome = _Outcome(item.future, None, error)
-    db.execute("RELEASE piece")
+    db.execute("RELEASE item")
     return outcome
 
 

@@ -1,7 +1,7 @@
-"""What is written down of a job and of an answer: the types that the ledger stores and gives.
+"""The types that the repository stores.
 
-`JobSpec` and `Failure` lie on disk as JSON, and a file outlives the program that wrote it: their fields, and those of
-`ImageInputs`, may only be added, with defaults. Times are Unix seconds.
+`JobSpec` and `Failure` are stored as JSON and read by newer programs: to them and to `ImageInputs`, fields may only be
+added, with defaults. Times are Unix seconds.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from wire.messages import ImageInputs
 
 
 class JobState(StrEnum):
-    """Where a job is."""
+    """State of a job."""
 
     QUEUED = "queued"
     RUNNING = "running"
@@ -30,27 +30,26 @@ TERMINAL_STATES = (JobState.DONE, JobState.FAILED, JobState.CANCELLED)
 
 
 class Failure(msgspec.Struct, frozen=True):
-    """Why there is no result: what the endpoint itself would have answered."""
+    """The error response of the endpoint."""
 
     status: int
     error: ErrorDetail
 
 
 class WebhookTarget(msgspec.Struct, frozen=True):
-    """Where the end of a job is to be told, and what the message is signed with."""
+    """The webhook of a job and its signing secret."""
 
     url: str
     secret: str | None = None
 
 
 class JobSpec(msgspec.Struct, frozen=True):
-    """What is to be drawn, with nothing left open; the source pictures stand beside it."""
+    """A job's complete inputs, without its source images."""
 
     path: str
     model: str
     inputs: list[ImageInputs]
     priority: int
-    #: When its answer is worthless.
     deadline: float
     owner: str
     weight: float
@@ -58,12 +57,12 @@ class JobSpec(msgspec.Struct, frozen=True):
     hook: WebhookTarget | None = None
 
 
-#: Stands for an order that lies on disk and cannot be read any more: nothing is to be drawn for it.
+#: Placeholder for a stored spec that cannot be read.
 UNREADABLE_SPEC = JobSpec("", "", [], 0, 0.0, "", 1.0)
 
 
 class IdempotencyKey(NamedTuple):
-    """An idempotency key of an owner, and a digest of the request that it came with."""
+    """An owner's idempotency key and the digest of its request."""
 
     owner: str
     key: str
@@ -71,7 +70,7 @@ class IdempotencyKey(NamedTuple):
 
 
 class JobRecord(NamedTuple):
-    """A job as it stands on disk. `failure` is why it failed."""
+    """A job as stored."""
 
     seq: int
     id: str
@@ -84,7 +83,6 @@ class JobRecord(NamedTuple):
 
     @property
     def readable(self) -> bool:
-        """Whether the order could be read."""
         return self.order is not UNREADABLE_SPEC
 
 
@@ -99,7 +97,7 @@ class StoredImage(NamedTuple):
 
 
 class StoredCheckpoint(NamedTuple):
-    """How far one image of a job has come."""
+    """The checkpoint of one image of a job."""
 
     job: str
     item: int
@@ -107,7 +105,7 @@ class StoredCheckpoint(NamedTuple):
 
 
 class StoredResponse(NamedTuple):
-    """An answer that is kept for its idempotency key."""
+    """A response stored for its idempotency key."""
 
     status: int
     media_type: str
@@ -115,4 +113,4 @@ class StoredResponse(NamedTuple):
 
 
 class IdempotencyKeyReused(Exception):
-    """The idempotency key has come with another request before."""
+    """The idempotency key was used with another request."""

@@ -1,8 +1,7 @@
-"""What the disk knows: the tables of durable jobs and of answers that are kept for their idempotency keys.
+"""The tables of durable jobs and of responses stored for their idempotency keys.
 
-Every method is one step of a transaction that `database` opens and commits, in its own thread. Rule: an end is written
-once. `finish` says whether it was the one, so that a second answer to a job is dropped wherever it comes from.
-Times are Unix seconds.
+Every method is one step of a transaction that `Database` opens and commits in its own thread. The end of a job is
+written once: `finish` returns None for a second one. Times are Unix seconds.
 """
 
 from __future__ import annotations
@@ -28,7 +27,7 @@ from loadbalancer.storage.records import (
 )
 from wire.errors import ErrorDetail
 
-#: By version: `PRAGMA user_version` is how many of them a file has had. New ones are appended, old ones never change.
+#: `PRAGMA user_version` counts those applied to a file. New ones are appended; old ones never change.
 MIGRATIONS = (
     """
     CREATE TABLE jobs (
@@ -65,16 +64,16 @@ _specs = msgspec.json.Decoder(JobSpec)
 _failures = msgspec.json.Decoder(Failure)
 _frames = msgspec.msgpack.Decoder(list[bytes])
 _UNREADABLE = Failure(
-    500, ErrorDetail("What was written of this job cannot be read any more.", "server_error", None, "job_unreadable")
+    500, ErrorDetail("The stored data of this job cannot be read.", "server_error", None, "job_unreadable")
 )
-#: What a row takes beside its blobs, so that many small ones count too.
+#: Estimated size of a row without its blobs.
 _ROW_BYTES = 512
-#: Pages given back to the file system by one sweep: a long one would hold up what waits to be written.
+#: Limit of pages that one sweep returns to the file system: a long sweep would delay writes.
 _TRIM_PAGES = 1024
 
 
 def migrate(connection: sqlite3.Connection) -> None:
-    """Bring the tables to the newest version. Raises `sqlite3.DatabaseError` for a file that a newer program wrote."""
+    """Apply the missing migrations. Raises `sqlite3.DatabaseError` for a file of a newer program."""
     (version,) = connection.execute("PRAGMA user_version").fetchone()
     if version > len(MIGRATIONS):
         raise sqlite3.DatabaseError(f"its version is {version}; this program knows {len(MIGRATIONS)}")
@@ -93,10 +92,10 @@ class Repository:
     def add(
         self, job: str, order: JobSpec, sources: Sequence[bytes], key: IdempotencyKey | None, now: float
     ) -> JobRecord:
-        """Write the job, or give the one that its idempotency key stands for. Raises `IdempotencyKeyReused`."""
-        there = (self.job_of(key) if key is not None else None) or self.get(job)
-        if there is not None:  # under this key, or the same attempt whose commit was in doubt
-            return there
+        """Insert the job, or return the one stored with its idempotency key. Raises `IdempotencyKeyReused`."""
+        existing = (self.job_of(key) if key is not None else None) or self.get(job)
+        if existing is not None:  # under this key, or a repeated transaction
+            return existing
         asked = _json.encode(order)
         size = len(asked) + sum(map(len, sources)) + _ROW_BYTES
         self._db.execute(
@@ -111,17 +110,17 @@ class Repository:
         return self._require(job)
 
     def job_of(self, key: IdempotencyKey) -> JobRecord | None:
-        """The job that the key stands for, if it came with one. Raises `IdempotencyKeyReused`."""
+        """Return the job stored with the key, if any. Raises `IdempotencyKeyReused`."""
         known = self._stored_key(key)
         return None if known is None or known[0] is None else self._require(known[0])
 
     def get(self, job: str, owner: str | None = None) -> JobRecord | None:
-        """The job; None where there is none, or not of this owner."""
+        """Return the job; None if it does not exist or has another owner."""
         row = self._db.execute(f"SELECT {_COLUMNS}, owner FROM jobs WHERE id = ?", (job,)).fetchone()  # noqa: S608
         return None if row is None or owner not in (None, row[-1]) else _record(row[:-1])
 
     def page(self, owner: str, limit: int, after: str | None, state: JobState | None) -> list[JobRecord]:
-        """At most `limit` jobs of the owner, the newest first, that are older than `after`."""
+        """Return at most `limit` jobs of the owner that are older than `after`, newest first."""
         before = None if after is None else self.get(after, owner)
         rows = self._db.execute(
             f"SELECT {_COLUMNS} FROM jobs WHERE owner = ? AND seq < ? AND state = ifnull(?, state)"  # noqa: S608
@@ -131,34 +130,34 @@ class Repository:
         return [_record(row) for row in rows]
 
     def unfinished(self) -> list[JobRecord]:
-        """What is still to be done, the oldest first."""
+        """Return the unfinished jobs, oldest first."""
         rows = self._db.execute(f"SELECT {_COLUMNS} FROM jobs WHERE ended IS NULL ORDER BY seq")  # noqa: S608
         return [_record(row) for row in rows]
 
-    def give_up(self, now: float) -> list[str]:
-        """End the unfinished jobs whose orders cannot be read any more: they must not hold up the others."""
+    def fail_unreadable(self, now: float) -> list[str]:
+        """Fail the unfinished jobs whose specs cannot be read, and return their ids."""
         broken = [record.id for record in self.unfinished() if not record.readable]
         for job in broken:
             self.finish(job, JobState.FAILED, _UNREADABLE, now)
         return broken
 
     def sources(self, job: str) -> list[bytes]:
-        """Pixels of the job's source pictures."""
+        """Return the pixels of the job's source images."""
         return [row[0] for row in self._db.execute("SELECT pixels FROM sources WHERE job = ? ORDER BY n", (job,))]
 
     def source_bytes(self) -> dict[str, int]:
-        """What the source pictures of jobs take, for those that have any."""
+        """Return the bytes of source images by job."""
         return dict(self._db.execute("SELECT job, sum(length(pixels)) FROM sources GROUP BY job").fetchall())
 
     def images(self, job: str) -> list[StoredImage]:
-        """Its finished images in order."""
+        """Return the finished images in order."""
         rows = self._db.execute(
             "SELECT item, image, waited_s, ran_s, flagged FROM images WHERE job = ? ORDER BY item", (job,)
         )
         return [StoredImage(item, image, waited, ran, bool(flagged)) for item, image, waited, ran, flagged in rows]
 
     def checkpoints(self, job: str) -> dict[int, Checkpoint]:
-        """How far its images had come, by their place in the job; without what cannot be read any more."""
+        """Return the readable checkpoints by index in the job."""
         saved: dict[int, Checkpoint] = {}
         for item, step, steps, frames in self._db.execute(
             "SELECT item, step, steps, frames FROM checkpoints WHERE job = ?", (job,)
@@ -168,14 +167,14 @@ class Repository:
         return saved
 
     def started(self, job: str, now: float) -> None:
-        """Its first step was taken."""
+        """Record the first step of the job."""
         self._db.execute(
             "UPDATE jobs SET state = ?, started = ifnull(started, ?) WHERE id = ? AND ended IS NULL",
             (JobState.RUNNING, now, job),
         )
 
     def save(self, saves: Iterable[StoredCheckpoint]) -> None:
-        """Keep how far these images are; only the newest state of each is kept, and none of a job that has ended."""
+        """Store the newest checkpoint of each image, unless its job has ended."""
         self._db.executemany(
             "INSERT INTO checkpoints SELECT id, ?, ?, ?, ? FROM jobs WHERE id = ? AND ended IS NULL"
             " ON CONFLICT DO UPDATE SET step = excluded.step, steps = excluded.steps, frames = excluded.frames"
@@ -184,7 +183,7 @@ class Repository:
         )
 
     def keep(self, job: str, image: StoredImage) -> None:
-        """Keep a finished image; the first of each place counts, and none of a job that has ended."""
+        """Store a finished image, unless its job has ended or the index has an image."""
         added = self._db.execute(
             "INSERT OR IGNORE INTO images SELECT id, ?, ?, ?, ?, ? FROM jobs WHERE id = ? AND ended IS NULL",
             (*image, job),
@@ -194,7 +193,7 @@ class Repository:
         self._db.execute("DELETE FROM checkpoints WHERE job = ? AND item = ?", (job, image.item))
 
     def finish(self, job: str, state: JobState, failure: Failure | None, now: float) -> JobRecord | None:
-        """End the job, and put down that its end is to be told. None where it has ended before, or is forgotten."""
+        """End the job and queue its webhook. Returns None if it has ended before or was deleted."""
         failure_json = None if failure is None else _json.encode(failure)
         ended = self._db.execute(
             "UPDATE jobs SET state = ?, failure = ?, ended = ? WHERE id = ? AND ended IS NULL",
@@ -212,16 +211,16 @@ class Repository:
         return record
 
     def forget(self, job: str) -> None:
-        """Remove the job and all that belongs to it."""
+        """Delete the job and all its rows."""
         self._db.execute("DELETE FROM jobs WHERE id = ?", (job,))
 
-    # ---- room
+    # ---- size limit
 
-    def sweep(self, before: float, most: int) -> int:
-        """Remove what ended before that time, then the oldest results until `most` bytes are left; gives how many."""
+    def sweep(self, before: float, max_bytes: int) -> int:
+        """Delete results older than `before`, then the oldest until `max_bytes` remain. Returns their number."""
         removed = self._db.execute("DELETE FROM jobs WHERE ended < ?", (before,)).rowcount
         removed += self._db.execute("DELETE FROM keys WHERE made < ? AND job IS NULL", (before,)).rowcount
-        excess = self.size() - most
+        excess = self.size() - max_bytes
         for _, size, job, owner, key in self._by_age() if excess > 0 else ():
             if job is not None:
                 self.forget(job)
@@ -234,14 +233,14 @@ class Repository:
         return removed
 
     def _by_age(self) -> list[tuple[float, int, str | None, str | None, str | None]]:
-        """Time, bytes and name of all that may go: what is still to be done may not."""
+        """Return time, bytes and id of all results, oldest first; unfinished jobs are excluded."""
         return self._db.execute(
             "SELECT ended AS at, bytes, id, NULL, NULL FROM jobs WHERE ended IS NOT NULL"
             " UNION ALL SELECT made, bytes, NULL, owner, key FROM keys WHERE job IS NULL ORDER BY at"
         ).fetchall()
 
     def size(self) -> int:
-        """What jobs and kept answers take."""
+        """Return the bytes of jobs and stored responses."""
         (size,) = self._db.execute(
             "SELECT (SELECT ifnull(sum(bytes), 0) FROM jobs) + (SELECT ifnull(sum(bytes), 0) FROM keys)"
         ).fetchone()
@@ -250,12 +249,12 @@ class Repository:
     # ---- idempotency keys of requests that are not jobs
 
     def recall(self, key: IdempotencyKey) -> StoredResponse | None:
-        """The answer that is kept for the key. Raises `IdempotencyKeyReused`."""
+        """Return the response stored for the key. Raises `IdempotencyKeyReused`."""
         known = self._stored_key(key)
         return StoredResponse(*known[1:]) if known is not None and known[0] is None else None
 
     def remember(self, key: IdempotencyKey, answer: StoredResponse, now: float) -> None:
-        """Keep the answer; the first for a key counts."""
+        """Store the response, unless the key has one."""
         self._db.execute(
             "INSERT OR IGNORE INTO keys (owner, key, digest, made, status, media_type, body, bytes)"
             " VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
@@ -273,19 +272,19 @@ class Repository:
     # ---- webhooks
 
     def due(self, now: float, limit: int) -> list[tuple[JobRecord, int]]:
-        """Ended jobs whose end is to be told now, with the attempts made so far."""
+        """Return ended jobs whose webhook is due, with the attempts made so far."""
         rows = self._db.execute(
             "SELECT job, attempts FROM deliveries WHERE due <= ? ORDER BY due LIMIT ?", (now, limit)
         ).fetchall()
         return [(self._require(job), attempts) for job, attempts in rows]
 
     def next_due(self) -> float | None:
-        """When the next message is due."""
+        """Return the time of the next delivery."""
         (due,) = self._db.execute("SELECT min(due) FROM deliveries WHERE due IS NOT NULL").fetchone()
         return None if due is None else float(due)
 
     def attempted(self, job: str, due: float | None, delivered: float | None) -> None:
-        """A delivery was tried: it is due again, or was received, or is given up."""
+        """Record an attempt: it is `delivered`, or `due` again, or has failed for good (both None)."""
         self._db.execute(
             "UPDATE deliveries SET attempts = attempts + 1, due = ?, delivered = ? WHERE job = ?", (due, delivered, job)
         )

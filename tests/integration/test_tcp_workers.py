@@ -202,4 +202,4 @@ def test_a_tcp_address_that_is_taken_is_told(tmp_path: Path) -> None:
         process = launch("loadbalancer", tmp_path, *options, log="loadbalancer")
         assert process.wait(PATIENCE_S) == EXIT_USAGE
     log = (tmp_path / "loadbalancer.log").read_text()
-    assert f"workers.listen cannot be had: tcp://127.0.0.1:{port}: Address already in use" in log
+    assert f"workers.listen is not available: tcp://127.0.0.1:{port}: Address already in use" in log

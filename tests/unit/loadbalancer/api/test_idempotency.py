@@ -43,7 +43,7 @@ async def test_not_a_byte_is_told_before_the_answer_is_on_disk(tmp_path: Path) -
         await asyncio.sleep(0)
         await PlainTextResponse(f"answer {asked}")(scope, receive, send)
 
-    once, told = IdempotencyMiddleware(application, database, most=100), asyncio.Queue[Message]()
+    once, told = IdempotencyMiddleware(application, database, max_bytes=100), asyncio.Queue[Message]()
     posted = asyncio.create_task(_post(once, told))
     try:
         assert (await asyncio.wait_for(told.get(), PATIENCE_S))["status"] == 200
