@@ -1,1 +1,1 @@
-"""One model-server process: pulls tasks from the balancer, steps them in one batch, sends results back."""
+"""Worker process: takes tasks from the balancer, steps them in one batch and returns the results."""

@@ -19,16 +19,14 @@ from configs.paths import cache_dir, worker_address
 from configs.settings import Model, Settings
 from wire.curve import BadKey, WorkerKey, read_worker_key
 from wire.messages import PROTOCOL, Hello
-from worker.balancer_client import Link
-from worker.batch_size import BUCKETS, Caps
+from worker.balancer_client import BalancerClient
+from worker.batch_size import BUCKETS, BatchSizer
 from worker.calibration import measure
 from worker.engine import DeviceLost, TaskError, UnsupportedModel
-from worker.postprocessing import Renders
-from worker.standby import Dismissed
-from worker.startup import Fetched, fetch, stand_by
-from worker.startup_times import in_words
-from worker.step_loop import Loop, Refused
-from worker.transport import DrainRequested
+from worker.postprocessing import PostProcessor
+from worker.standby import StandbyCancelled
+from worker.startup import LoadedEngine, load, load_standby
+from worker.step_loop import StepLoop, WorkerRejected
 
 log = logging.getLogger("worker")
 
@@ -37,7 +35,7 @@ EXIT_CRASH = 1
 EXIT_ORPHANED = 3
 
 _DESCRIPTION = """\
-A model-server process: loads one model on one device, pulls tasks from the balancer and steps them in one batch.
+A model-server process: loads one model on one device, takes tasks from the balancer and steps them in one batch.
 
 The controller starts workers by itself; by hand, one joins a balancer that runs with the same data directory:
 
@@ -47,8 +45,8 @@ From another machine it joins over TCP, with the key file that `scripts/keys add
 
     python -m worker --model digits --join tcp://HOST:PORT --key-file FILE
 
-SIGTERM or Ctrl-C drains it: it takes nothing more, hands back what runs between two steps, with its progress, and
-exits. Where tasks cannot be moved it finishes them first; a second signal, or SIGUSR1, makes it hand them back too.
+SIGTERM or Ctrl-C drains it: it accepts no more tasks, hands the running ones back between two steps, with their
+progress, and exits. Tasks that cannot be moved are finished first; a second signal, or SIGUSR1, hands them back too.
 """
 
 
@@ -58,7 +56,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--device", default="cpu:0", help="cpu:N, cuda:N or sim:N")
     parser.add_argument("--id", default=argparse.SUPPRESS, help="name of this worker; default: a new one")
     parser.add_argument(
-        "--standby", action="store_true", help="load what needs no device, then wait for the controller to name one"
+        "--standby", action="store_true", help="load what needs no device, then wait for the controller to assign one"
     )
     where = parser.add_mutually_exclusive_group()
     where.add_argument(
@@ -76,7 +74,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _socket(text: str) -> str:
     if not text.startswith("ipc://"):
-        raise argparse.ArgumentTypeError(f"{text} is no ipc:// address; over TCP it is --join and --key-file")
+        raise argparse.ArgumentTypeError(f"{text} is not an ipc:// address; for TCP use --join and --key-file")
     return text
 
 
@@ -87,7 +85,7 @@ def _remote(text: str) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Serve until drained. Returns the exit status: 0 drained, 1 crashed, 2 refused, 3 orphaned."""
+    """Serve until drained. Returns the exit status: 0 drained, 1 crashed, 2 rejected, 3 orphaned."""
     args = _parser().parse_args(argv)
     settings = settings_from(args)
     configure_logging(settings.log_level)
@@ -102,19 +100,19 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(error, file=sys.stderr)
         return EXIT_USAGE
     try:
-        fetched = (stand_by if args.standby else fetch)(settings, model, name, args.device)
-        return _serve(settings, model, name, address, key, fetched)
-    except Dismissed as dismissal:
-        log.info("exiting: %s", dismissal)
+        loaded = (load_standby if args.standby else load)(settings, model, name, args.device)
+        return _serve(settings, model, name, address, key, loaded)
+    except StandbyCancelled as reason:
+        log.info("exiting: %s", reason)
         return 0
-    except Refused as refusal:
-        log.error("the balancer refuses this worker: %s", refusal)
+    except WorkerRejected as error:
+        log.error("the balancer rejects this worker: %s", error)
         return EXIT_USAGE
-    except (UnsupportedModel, TaskError) as error:  # the second, where the model's own defaults do not go with it
+    except (UnsupportedModel, TaskError) as error:  # TaskError: the model's own defaults are invalid for it
         log.error("model %s cannot be served: %s", model, error)
         return EXIT_CRASH
     except DeviceLost as error:
-        log.error("worker %s has lost its device and ends: %s", name, error)
+        log.error("worker %s has lost its device and exits: %s", name, error)
         return EXIT_CRASH
     except Exception:
         log.exception("worker %s crashed", name)
@@ -122,43 +120,44 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _balancer(args: argparse.Namespace, settings: Settings) -> tuple[str, WorkerKey | None]:
-    """Where the balancer is, and the key for it where it is on another machine. Raises `BadKey`."""
+    """Return the balancer's address, and the key if it is on another machine. Raises `BadKey`."""
     remote, file = getattr(args, "join", None), getattr(args, "key_file", None)
     if remote is None and file is None:
         return getattr(args, "connect", None) or worker_address(settings.data_dir), None
     if remote is None or file is None:
-        raise BadKey("--join and --key-file go together: nothing travels over TCP without a key")
+        raise BadKey("--join and --key-file go together: TCP connections need a key")
     return remote, read_worker_key(file)
 
 
-def _serve(settings: Settings, model: str, name: str, address: str, key: WorkerKey | None, fetched: Fetched) -> int:
-    engine, device, watch = fetched
+def _serve(settings: Settings, model: str, name: str, address: str, key: WorkerKey | None, loaded: LoadedEngine) -> int:
+    engine, device, stopwatch = loaded
     configured = settings.models[model]
-    life = settings.workers
-    link = Link(address, name, heartbeat_s=life.heartbeat_s, orphan_after_s=life.orphan_after_s, key=key)
-    renders = Renders(link.send, threads=2 if device.startswith("cuda") else 1)
-    most, caps = _caps(configured)
+    workers = settings.workers
+    client = BalancerClient(
+        address, name, heartbeat_s=workers.heartbeat_s, orphan_after_s=workers.orphan_after_s, key=key
+    )
+    post = PostProcessor(client.send, threads=2 if device.startswith("cuda") else 1)
+    max_batch, sizer = _batch_sizer(configured)
 
     def drain(signum: int, frame: object) -> None:
         del frame
-        told = DrainRequested(f"signal {signal.Signals(signum).name}")
-        # A signal of its own, because two equal ones that come close together arrive as one.
+        # SIGUSR1 counts twice: two equal signals that come close together arrive as one.
         for _ in range(2 if signum == signal.SIGUSR1 else 1):
-            link.inject(told)
+            client.request_drain(f"signal {signal.Signals(signum).name}")
 
     engine.load()
-    watch.lap("device_s")
+    stopwatch.lap("device_s")
     engine.warm_up()
-    measure(engine, configured, caps, most, cache_dir(settings.data_dir))
-    watch.lap("warm_up_s")
-    hello = Hello(PROTOCOL, name, model, device, os.getpid(), engine_info=engine.info(), start=watch.times)
-    loop = Loop(engine, configured, hello, caps, link, renders, settings.workers.drain_timeout_s)
-    # Not before: a signal while it loads ends the process at once, there is nothing to drain.
+    measure(engine, configured, sizer, max_batch, cache_dir(settings.data_dir))
+    stopwatch.lap("warm_up_s")
+    hello = Hello(PROTOCOL, name, model, device, os.getpid(), engine_info=engine.info(), start=stopwatch.times)
+    loop = StepLoop(engine, configured, hello, sizer, client, post, workers.drain_timeout_s)
+    # Only now: a signal during loading ends the process at once, because there is nothing to drain.
     for signum in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
         signal.signal(signum, drain)
-    log.info("ready after %.1f s (%s)", watch.times.total_s, in_words(watch.times))
-    loop.introduce()
-    link.start(loop.beat)
+    log.info("ready after %.1f s (%s)", stopwatch.times.total_s, stopwatch)
+    loop.send_hello()
+    client.start(loop.heartbeat)
     reason, crashed = "crashed", True
     try:
         reason, crashed = loop.run(), False
@@ -166,25 +165,27 @@ def _serve(settings: Settings, model: str, name: str, address: str, key: WorkerK
         reason = f"its device is lost: {error}"
         raise
     finally:
-        renders.shutdown()
-        link.close(reason, crashed=crashed)
+        post.shutdown()
+        client.close(reason, crashed=crashed)
     log.info("exiting: %s", reason)
-    return EXIT_ORPHANED if link.orphaned else 0
+    return EXIT_ORPHANED if client.orphaned else 0
 
 
-def _caps(model: Model) -> tuple[int, Caps]:
-    """The most tasks that a step may ever have, and what will know how many it should have."""
+def _batch_sizer(model: Model) -> tuple[int, BatchSizer]:
+    """Return the upper limit of a batch, and the sizer that finds the best batch below it."""
     fixed = model.max_batch_size != "auto"
-    most = BUCKETS[-1] if model.max_batch_size == "auto" else model.max_batch_size
-    return most, Caps(most, fixed=fixed, min_gain=model.batching.min_gain, max_step_s=model.batching.max_step_s)
+    max_batch = BUCKETS[-1] if model.max_batch_size == "auto" else model.max_batch_size
+    return max_batch, BatchSizer(
+        max_batch, fixed=fixed, min_gain=model.batching.min_gain, max_step_s=model.batching.max_step_s
+    )
 
 
-def _leave(status: int) -> NoReturn:
-    """End the process here: Python would first take torch apart, for seconds in which the device is still held."""
+def _exit(status: int) -> NoReturn:
+    """Exit without Python's shutdown, which takes torch seconds in which the device is still held."""
     logging.shutdown()
     sys.stdout.flush()
     os._exit(status)
 
 
 if __name__ == "__main__":
-    _leave(main())
+    _exit(main())

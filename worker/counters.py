@@ -1,4 +1,4 @@
-"""What the worker has done, counted where it happens and told in the heartbeat. Pure."""
+"""Counters of the step loop, as heartbeats report them. Pure."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from wire.messages import Heartbeat, WorkerCounters
 
 #: Weight of the newest step in the moving averages.
-_NEWEST = 0.1
+_NEWEST_WEIGHT = 0.1
 
 
 @dataclass(slots=True)
-class Tally:
-    """Sums since the start and moving averages of late. Written by the step loop, read by the link's thread."""
+class Counters:
+    """Sums since the start and moving averages. Written by the step loop, read by the client's thread."""
 
     steps: int = 0
     rows: int = 0
@@ -27,18 +27,17 @@ class Tally:
     #: Tasks in the batch.
     running: int = 0
 
-    def stepped(self, rows: int, seconds: float) -> None:
-        """A step of so many tasks took so long."""
-        newest = _NEWEST if self.steps else 1.0
-        self.mean_step_s += newest * (seconds - self.mean_step_s)
-        self.mean_batch += newest * (rows - self.mean_batch)
+    def on_step(self, rows: int, seconds: float) -> None:
+        weight = _NEWEST_WEIGHT if self.steps else 1.0
+        self.mean_step_s += weight * (seconds - self.mean_step_s)
+        self.mean_batch += weight * (rows - self.mean_batch)
         self.steps += 1
         self.rows += rows
         self.max_batch = max(self.max_batch, rows)
         self.step_s += seconds
 
     def heartbeat(self, memory_bytes: int, finished: int, failed: int) -> Heartbeat:
-        """The tally with what others count."""
+        """Return the counters with `finished` and `failed` of the post-processor."""
         counters = WorkerCounters(
             steps=self.steps,
             rows=self.rows,

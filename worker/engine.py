@@ -1,7 +1,7 @@
-"""What a model must offer to be served: the protocol between the step loop and an engine.
+"""The interface between the step loop and an engine.
 
-The loop owns order and time, the engine owns tensors. All methods are called from the loop's thread, except the
-callables that `render` returns: those run in a thread pool while the loop goes on stepping.
+The loop owns order and time, the engine owns tensors. All methods are called from the loop's thread. The callables that
+`render` and `save` return run in a thread pool while the loop continues.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ BatchKey = Hashable
 
 
 class TaskError(Exception):
-    """One task cannot be done; the others are not touched. `kind` and the text go to the client."""
+    """One task failed, the others are unaffected. `kind` and the text go to the client."""
 
     def __init__(self, kind: FailureKind, message: str) -> None:
         super().__init__(message)
@@ -26,28 +26,28 @@ class TaskError(Exception):
 
 
 class UnsupportedModel(Exception):
-    """The configured model is not there, or is none that the engine can run. The text says what it found."""
+    """The configured model is missing or of a kind that no engine can run. The text says which."""
 
 
 class OutOfMemory(Exception):
-    """The device cannot hold a step of this many rows. The text says what was needed; no row has moved."""
+    """The device cannot hold a step of this many rows. The text says what was needed; no row has advanced."""
 
 
 class DeviceLost(Exception):
-    """The device can do nothing more for this process, which has to end."""
+    """The device is unusable for this process, which must exit."""
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A task's whole state at a step boundary: enough to go on elsewhere as if nothing had happened."""
+    """A task's complete state at a step boundary, from which another worker can continue."""
 
     step: int
     frames: Sequence[bytes] = field(default=())
 
 
 @dataclass(frozen=True)
-class Wanted:
-    """A task that is to join: what to draw, its source pictures as raw pixels, and its state if it ran before."""
+class EngineRequest:
+    """A task to admit: its inputs, its source images as raw pixels, and its state if it ran before."""
 
     inputs: ImageInputs
     sources: Sequence[bytes] = field(default=())
@@ -55,8 +55,8 @@ class Wanted:
 
 
 @dataclass(frozen=True)
-class Picture:
-    """An encoded image. `flagged`: the model's safety checker objects to it."""
+class EncodedImage:
+    """An encoded image. `flagged`: the model's safety checker rejects it."""
 
     data: bytes
     flagged: bool = False
@@ -67,67 +67,64 @@ class Row(Protocol):
 
     @property
     def step(self) -> int:
-        """Steps taken so far."""
+        """Steps completed."""
 
     @property
     def steps(self) -> int:
-        """Steps to take in all: forward passes, which some samplers need more of than was asked."""
+        """Total number of forward passes; some samplers need more than the requested steps."""
 
 
 class StepEngine(Protocol):
-    """A model whose requests take many steps, and can be joined and left between any two."""
+    """A model whose requests take many steps and can join and leave the batch between any two."""
 
     def fetch(self) -> None:
-        """Read the weights into main memory and leave the device alone. Called once, first."""
+        """Read the weights into main memory without using the device. Called once, first."""
 
     def load(self) -> None:
-        """Bring the weights onto the device, so that requests can be admitted; fetches them where that was left out.
-
-        The device is as the constructor was told, and is used for the first time here.
-        """
+        """Move the weights to the constructor's device, first used here. Fetches them if `fetch` was skipped."""
 
     def warm_up(self) -> None:
-        """Run once, so that the first request is as fast as the next. Called once, after `load`."""
+        """Run once, so that the first request is as fast as later ones. Called once, after `load`."""
 
     def info(self) -> EngineInfo:
-        """What it is and what it can do. Valid after `load`."""
+        """Return the engine's properties. Valid after `load`."""
 
     def fingerprint(self) -> str:
-        """Names everything that its speed depends on: device, model, precision, library versions."""
+        """Return a text that names all that its speed depends on: device, model, precision, library versions."""
 
     def key(self, inputs: ImageInputs) -> BatchKey:
-        """Which tasks this one can share a forward pass with. Cheap and pure."""
+        """Return the key that tasks which can share a forward pass have in common. Cheap and pure."""
 
-    def admit(self, tasks: Sequence[Wanted]) -> list[Row | TaskError]:
-        """A row for each task, in order, from its start or its checkpoint; prompts are encoded together.
+    def admit(self, tasks: Sequence[EngineRequest]) -> list[Row | TaskError]:
+        """Return a row or an error for each task, in order. Prompts are encoded together.
 
-        Raises `OutOfMemory` where they do not fit together, and `DeviceLost`.
+        Raises `OutOfMemory` if they do not fit together, and `DeviceLost`.
         """
 
     def step(self, rows: Sequence[Row]) -> None:
-        """Advance every row by one step; all have equal keys. If it raises, no row has moved.
+        """Advance every row by one step; all have equal keys. If it raises, no row has advanced.
 
-        Raises `OutOfMemory` where they do not fit together, `DeviceLost`, or anything else for a row that cannot be
-        stepped: the loop finds out which.
+        Raises `OutOfMemory` if they do not fit together, `DeviceLost`, or any other error if a row cannot be stepped;
+        the loop finds out which.
         """
 
     def synchronize(self) -> None:
-        """Wait until the device has done all that it was told."""
+        """Wait until the device has finished all queued work."""
 
-    def render(self, row: Row) -> Callable[[], Picture]:
-        """The row's picture as it stands: a callable, free of the row's later changes, that decodes and encodes.
+    def render(self, row: Row) -> Callable[[], EncodedImage]:
+        """Return a callable that decodes and encodes the row's present image, unaffected by later steps.
 
-        It raises `TaskError` where there is no picture to be had (a latent that is not finite).
+        It raises `TaskError` if there is no image (a latent that is not finite).
         """
 
     def save(self, row: Row) -> Callable[[], Checkpoint] | None:
-        """The row's state as it stands, to go on elsewhere: a callable like that of `render`.
+        """Return a callable, as `render` does, for a checkpoint of the row; None if the task can only start again.
 
-        None where the task can only start again. The row itself goes on, or is released.
+        The row may continue or be released.
         """
 
     def release(self, row: Row) -> None:
-        """The row leaves for good. Called once for every admitted row, after its last `render` or `save`."""
+        """Free the row. Called once for every admitted row, after its last `render` or `save`."""
 
     def memory_bytes(self) -> int:
-        """Memory in use on the device."""
+        """Return the memory in use on the device."""

@@ -1,7 +1,7 @@
-"""What becomes of tasks when the engine breaks on them together: halving finds the guilty one, the others go on.
+"""Isolates the tasks that break a batch: halving finds them, the others continue.
 
-Both functions rest on the engine's promise that a call which raises has changed nothing. `DeviceLost` passes through:
-nothing can be saved by trying again.
+Both functions rely on the engine's promise that a call which raises has changed nothing. `DeviceLost` passes through,
+because no retry can help.
 """
 
 from __future__ import annotations
@@ -11,26 +11,26 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 from worker.batch import Member
-from worker.engine import DeviceLost, OutOfMemory, Row, StepEngine, TaskError, Wanted
+from worker.engine import DeviceLost, EngineRequest, OutOfMemory, Row, StepEngine, TaskError
 
 log = logging.getLogger(__name__)
 
 
 @dataclass
-class Outcome:
-    """What a step did to each of its members."""
+class StepOutcome:
+    """The result of a step for each of its members."""
 
-    moved: list[Member[Row]] = field(default_factory=list)
+    advanced: list[Member[Row]] = field(default_factory=list)
     failed: list[tuple[Member[Row], TaskError]] = field(default_factory=list)
     #: Did not fit into memory beside the others.
-    squeezed_out: list[Member[Row]] = field(default_factory=list)
+    evicted: list[Member[Row]] = field(default_factory=list)
 
-    def __add__(self, other: Outcome) -> Outcome:
-        return Outcome(self.moved + other.moved, self.failed + other.failed, self.squeezed_out + other.squeezed_out)
+    def __add__(self, other: StepOutcome) -> StepOutcome:
+        return StepOutcome(self.advanced + other.advanced, self.failed + other.failed, self.evicted + other.evicted)
 
 
-def step(engine: StepEngine, members: Sequence[Member[Row]]) -> Outcome:
-    """Advance these by one step, oldest first. Out of memory, the newest give way."""
+def step(engine: StepEngine, members: Sequence[Member[Row]]) -> StepOutcome:
+    """Advance `members`, oldest first, by one step. When memory runs out, the newest are evicted."""
     half = len(members) // 2
     try:
         engine.step([member.row for member in members])
@@ -39,39 +39,36 @@ def step(engine: StepEngine, members: Sequence[Member[Row]]) -> Outcome:
     except OutOfMemory as error:
         if half:
             log.warning("a step of %d tasks is out of memory: %s", len(members), error)
-            fewer = max(len(members) * 3 // 4, 1)  # less than half would leave memory unused for long
-            return step(engine, members[:fewer]) + Outcome(squeezed_out=list(members[fewer:]))
-        return Outcome(failed=[(members[0], TaskError("out_of_memory", str(error)))])
+            fewer = max(len(members) * 3 // 4, 1)  # halving would leave memory unused for long
+            return step(engine, members[:fewer]) + StepOutcome(evicted=list(members[fewer:]))
+        return StepOutcome(failed=[(members[0], TaskError("out_of_memory", str(error)))])
     except Exception as error:
         if half:
             return step(engine, members[:half]) + step(engine, members[half:])
-        log.exception("task %s cannot be stepped", members[0].assignment.task)
-        known = error if isinstance(error, TaskError) else TaskError("error", f"step failed: {error}")
-        return Outcome(failed=[(members[0], known)])
-    return Outcome(moved=list(members))
+        log.exception("task %s: its step failed", members[0].assignment.task)
+        task_error = error if isinstance(error, TaskError) else TaskError("error", f"step failed: {error}")
+        return StepOutcome(failed=[(members[0], task_error)])
+    return StepOutcome(advanced=list(members))
 
 
-def admit(engine: StepEngine, tasks: Sequence[Wanted]) -> list[Row | TaskError | OutOfMemory]:
-    """A row for each, or why there is none. `OutOfMemory` says that it may fit when others have left."""
+def admit(engine: StepEngine, requests: Sequence[EngineRequest]) -> list[Row | TaskError | OutOfMemory]:
+    """Return a row or an error for each request. `OutOfMemory`: it may fit when others have left.
+
+    A request whose checkpoint cannot be used, such as one of another version, starts from step 0.
+    """
     try:
-        rows: list[Row | TaskError | OutOfMemory] = [*engine.admit(tasks)]
+        rows: list[Row | TaskError | OutOfMemory] = [*engine.admit(requests)]
     except DeviceLost:
         raise
     except Exception as error:
-        if len(tasks) > 1:
-            return [row for task in tasks for row in admit(engine, [task])]
+        if len(requests) > 1:
+            return [row for request in requests for row in admit(engine, [request])]
         if isinstance(error, OutOfMemory):
             return [error]
         log.exception("a task cannot be admitted")
         return [TaskError("error", f"the request could not be prepared: {error}")]
-    return [_from_the_start(engine, task, row) for task, row in zip(tasks, rows, strict=True)]
-
-
-def _from_the_start(
-    engine: StepEngine, task: Wanted, row: Row | TaskError | OutOfMemory
-) -> Row | TaskError | OutOfMemory:
-    """A task whose checkpoint is of no use here, such as one of another version, begins again."""
-    if task.checkpoint is None or not isinstance(row, TaskError):
-        return row
-    log.warning("the checkpoint at step %d cannot be used, starting again: %s", task.checkpoint.step, row)
-    return admit(engine, [replace(task, checkpoint=None)])[0]
+    for index, (request, row) in enumerate(zip(requests, rows, strict=True)):
+        if request.checkpoint is not None and isinstance(row, TaskError):
+            log.warning("the checkpoint at step %d cannot be used, starting again: %s", request.checkpoint.step, row)
+            [rows[index]] = admit(engine, [replace(request, checkpoint=None)])
+    return rows

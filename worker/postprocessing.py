@@ -1,7 +1,7 @@
-"""Pictures and checkpoints on their way out: they are made in a small pool while the loop goes on stepping.
+"""Decodes images and saves checkpoints in a small thread pool while the loop continues, and reports the capacity.
 
-A finished task leaves the batch at once, so its slot is offered again while its picture is still being made: the
-worker's room is what the loop can hold plus the pictures in the making, up to as many again.
+A finished task leaves the batch at once, so its slot is free while its image is still being decoded. The worker's
+capacity is what the loop can hold plus the images in the pool, up to as many again.
 """
 
 from __future__ import annotations
@@ -15,137 +15,134 @@ import msgspec
 
 from wire.codec import WorkerEnvelope
 from wire.messages import Assignment, Capacity, Failed, Finished, Hello, Progress
-from worker.engine import Checkpoint, DeviceLost, Picture, TaskError
-from worker.unacked_results import Unread
+from worker.engine import Checkpoint, DeviceLost, EncodedImage, TaskError
+from worker.unacked_results import UnackedResults
 
 log = logging.getLogger(__name__)
 
 
-class Renders:
-    """The pool, and the worker's word on how much room it has."""
+class PostProcessor:
+    """The thread pool, the images in it, and the worker's capacity."""
 
     def __init__(self, send: Callable[..., None], threads: int) -> None:
         self._send = send
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="render")
         self._lock = threading.Lock()
-        self._making: dict[str, int] = {}
+        #: Attempts of the tasks whose final image is being made.
+        self._finishing: dict[str, int] = {}
         self._saving: set[str] = set()
-        self._unread = Unread()
-        #: What the loop can hold; nothing before it has said so.
-        self._loop_room = 0
+        self._unacked = UnackedResults()
+        #: Tasks that the loop can hold; 0 until it has said so.
+        self._loop_slots = 0
         self.finished = 0
         self.failed = 0
-        #: The device broke while a picture was made: the loop is to end.
+        #: Set when the device failed in the pool: the loop has to end.
         self.lost: DeviceLost | None = None
 
     def __len__(self) -> int:
-        return len(self._making)
+        return len(self._finishing)
 
     @property
-    def full(self) -> bool:
-        """Whether the loop should wait rather than finish more than can be rendered."""
-        return len(self._making) >= 2 * max(self._loop_room, 1)
+    def is_full(self) -> bool:
+        """True when the pool is so far behind that no further task should start."""
+        return len(self._finishing) >= 2 * max(self._loop_slots, 1)
 
-    def introduce(self, hello: Hello, tasks: Sequence[tuple[str, int]]) -> None:
-        """Say Hello, naming these tasks, with their attempts, and those whose final picture is being made.
+    def send_hello(self, hello: Hello, tasks: Sequence[tuple[str, int]], loop_slots: int) -> None:
+        """Send Hello with these (task, attempt), those in the pool and the unacknowledged ones, then their images.
 
-        Those that were finished for a balancer which may not have heard of it are named too, and their pictures follow.
-        No picture is sent in between: a task is either named here, and its picture comes later, or it has arrived.
+        No image is sent in between: a task is either named here and its image follows, or its image has arrived.
         """
         with self._lock:
-            for task in (*self._making, *(task for task, _ in tasks)):
-                self._unread.drop(task)  # given anew since
-            finished = self._unread.introduce()
-            running = [*tasks, *self._making.items(), *((task, attempt) for task, (attempt, _) in finished.items())]
+            for task in (*self._finishing, *(task for task, _ in tasks)):
+                self._unacked.discard(task)  # assigned again since
+            finished = self._unacked.on_hello()
+            running = [*tasks, *self._finishing.items(), *((task, attempt) for task, (attempt, _) in finished.items())]
             self._send(WorkerEnvelope(msgspec.structs.replace(hello, running=running)))
             for _, envelope in finished.values():
                 self._send(envelope)
+            self._loop_slots = loop_slots
+            self._send(self._capacity())
 
-    def beat(self) -> None:
-        """A heartbeat is being sent."""
+    def on_heartbeat(self) -> None:
         with self._lock:
-            self._unread.beat()
+            self._unacked.on_heartbeat()
 
-    def welcomed(self) -> None:
-        """A balancer that knows this worker has answered."""
+    def on_ack(self) -> None:
         with self._lock:
-            self._unread.welcomed()
+            self._unacked.on_ack()
 
-    def room(self) -> Capacity:
-        """How many tasks the worker can hold, now."""
+    def offer(self, loop_slots: int) -> None:
+        """Set how many tasks the loop can hold and report a change; 0 accepts no more tasks."""
         with self._lock:
-            return self._room()
+            if loop_slots != self._loop_slots:
+                self._loop_slots = loop_slots
+                self._send(self._capacity())
 
-    def offer(self, loop_room: int) -> None:
-        """The loop can hold so many tasks from now on, and the balancer is told; 0 takes nothing more."""
+    def finish(self, task: Assignment, render: Callable[[], EncodedImage], step: int) -> None:
+        """Make and send the task's final image; its slot is free from now on."""
         with self._lock:
-            if loop_room != self._loop_room:
-                self._loop_room = loop_room
-                self._send(WorkerEnvelope(self._room()))
+            self._finishing[task.task] = task.attempt
+            self._send(WorkerEnvelope(Progress(task.task, task.attempt, step, step)), self._capacity())
+        self._pool.submit(self._finish, task, render)
 
-    def final(self, task: Assignment, picture: Callable[[], Picture], step: int) -> None:
-        """Make the task's last picture and send it; its slot is free from now on."""
-        with self._lock:
-            self._making[task.task] = task.attempt
-            self._send(WorkerEnvelope(Progress(task.task, task.attempt, step, step)), WorkerEnvelope(self._room()))
-        self._pool.submit(self._finish, task, picture)
+    def preview(self, task: Assignment, render: Callable[[], EncodedImage], step: int, steps: int) -> None:
+        """Make a preview and send it with the task's progress."""
+        self._pool.submit(self._preview, task, render, step, steps)
 
-    def preview(self, task: Assignment, picture: Callable[[], Picture], step: int, steps: int) -> None:
-        """Make a picture of the moment and send it with the task's progress."""
-        self._pool.submit(self._preview, task, picture, step, steps)
-
-    def checkpoint(self, task: Assignment, state: Callable[[], Checkpoint], steps: int) -> None:
-        """Send the task's state with its progress. Left out while its last one is still on its way."""
+    def checkpoint(self, task: Assignment, save: Callable[[], Checkpoint], steps: int) -> None:
+        """Send a checkpoint with the task's progress. Skipped while its previous one is still in the pool."""
         with self._lock:
             if task.task in self._saving:
                 return
             self._saving.add(task.task)
-        self._pool.submit(self._checkpoint, task, state, steps)
+        self._pool.submit(self._checkpoint, task, save, steps)
 
     def shutdown(self) -> None:
-        """Wait for what is in the making."""
+        """Wait for all work in the pool."""
         self._pool.shutdown(wait=True)
 
-    def _finish(self, task: Assignment, picture: Callable[[], Picture]) -> None:
+    def _finish(self, task: Assignment, render: Callable[[], EncodedImage]) -> None:
         message: Finished | Failed
-        image = b""
+        data = b""
         try:
-            made = picture()
-            image, message = made.data, Finished(task.task, task.attempt, flagged=made.flagged)
+            image = render()
+            data, message = image.data, Finished(task.task, task.attempt, flagged=image.flagged)
             self.finished += 1
         except DeviceLost as error:
-            self.lost = error  # the task is not to blame: it goes back to the queue with the others
+            self.lost = error  # the task is not at fault: it is requeued with the others
             return
         except TaskError as error:
             message = Failed(task.task, task.attempt, error.kind, error.message)
             self.failed += 1
         except Exception as error:
-            log.exception("task %s: its picture could not be made", task.task)
-            message = Failed(task.task, task.attempt, "error", f"the picture could not be made: {error}")
+            log.exception("task %s: its image could not be made", task.task)
+            message = Failed(task.task, task.attempt, "error", f"the image could not be made: {error}")
             self.failed += 1
-        with self._lock:  # one message, so that slot and room change together
-            self._making.pop(task.task, None)  # not there: it was given anew meanwhile, and is finished already
-            said = self._unread.put(message, image) if isinstance(message, Finished) else WorkerEnvelope(message)
-            self._send(said, WorkerEnvelope(self._room()))
+        with self._lock:  # one message, so that slot and capacity change together
+            self._finishing.pop(task.task, None)  # absent if it was assigned again and has finished
+            envelope = WorkerEnvelope(message)
+            if isinstance(message, Finished):
+                envelope = self._unacked.add(message, data)
+            self._send(envelope, self._capacity())
 
-    def _preview(self, task: Assignment, picture: Callable[[], Picture], step: int, steps: int) -> None:
+    def _preview(self, task: Assignment, render: Callable[[], EncodedImage], step: int, steps: int) -> None:
         try:
-            image = picture().data
+            image = render().data
         except DeviceLost as error:
             self.lost = error
             return
-        except Exception as error:  # a preview that fails is no reason to fail the task
+        except Exception as error:  # a failed preview does not fail the task
             log.debug("task %s: no preview: %s", task.task, error)
             return
         self._send(WorkerEnvelope(Progress(task.task, task.attempt, step, steps, preview=True, frames=1), [image]))
 
-    def _checkpoint(self, task: Assignment, state: Callable[[], Checkpoint], steps: int) -> None:
+    def _checkpoint(self, task: Assignment, save: Callable[[], Checkpoint], steps: int) -> None:
         try:
-            saved = state()
+            saved = save()
         except DeviceLost as error:
             self.lost = error
             return
-        except Exception:  # without it the task only has more to do again, should its worker die
+        except Exception:  # without it the task only has to redo more steps if its worker dies
             log.exception("task %s: its state could not be saved", task.task)
             return
         finally:
@@ -154,5 +151,5 @@ class Renders:
         progress = Progress(task.task, task.attempt, saved.step, steps, frames=len(saved.frames))
         self._send(WorkerEnvelope(progress, saved.frames))
 
-    def _room(self) -> Capacity:
-        return Capacity(self._loop_room + len(self._making) if self._loop_room else 0)
+    def _capacity(self) -> WorkerEnvelope:
+        return WorkerEnvelope(Capacity(self._loop_slots + len(self._finishing) if self._loop_slots else 0))

@@ -1,6 +1,6 @@
-"""Waits as a spare: everything is loaded that needs no device, until the controller names one.
+"""A standby worker waits, with everything loaded that needs no device, until the controller assigns it a device.
 
-Touches no device and knows no balancer. A spare whose controller is gone, and not followed by another, ends.
+It uses no device and has no connection to the balancer. It exits when its controller is gone and none replaces it.
 """
 
 from __future__ import annotations
@@ -14,60 +14,60 @@ import psutil
 
 from configs.paths import StandbyFiles
 
-#: The controller's sign that the order is there. It is looked for as often anyway: a sign may be lost.
-CALLED = signal.SIGUSR2
-_LOOK_EVERY_S = 0.5
-_ENDS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+#: The controller sends it when the activation file is written. The file is polled as well, since a signal may be lost.
+ACTIVATION_SIGNAL = signal.SIGUSR2
+_POLL_EVERY_S = 0.5
+_END_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 
 
-class Dismissed(Exception):
-    """The spare is not needed any more; the text says why."""
+class StandbyCancelled(Exception):
+    """The standby worker must exit; the text gives the reason."""
 
 
-class Called(NamedTuple):
-    """A spare's order."""
+class Activation(NamedTuple):
+    """The controller's order to serve."""
 
     device: str
     #: Unix time at which it was written.
-    at: float
+    written_at: float
 
 
-def keep_calm() -> None:
-    """Let the sign wait until somebody looks for it. Called before anything that takes time."""
-    signal.pthread_sigmask(signal.SIG_BLOCK, {CALLED})
+def block_activation_signal() -> None:
+    """Keep the signal pending until `wait_for_activation`. Called before anything that takes time."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, {ACTIVATION_SIGNAL})
 
 
-def wait(files: StandbyFiles, controller: Path, orphan_after_s: float) -> Called:
-    """Say that this spare is ready and wait for its order. Raises `Dismissed` where it is told to go, or forgotten.
+def wait_for_activation(files: StandbyFiles, controller: Path, orphan_after_s: float) -> Activation:
+    """Mark this worker ready and wait for its device. Raises `StandbyCancelled`.
 
-    `controller` is the file with the controller's process id; without it there is nobody to miss.
+    `controller` is the file with the controller's process id. If it does not exist, no controller is expected.
     """
-    for signum in _ENDS:
-        signal.signal(signum, _go)
+    for signum in _END_SIGNALS:
+        signal.signal(signum, _cancel)
     files.ready.touch()
-    missed_since: float | None = None
-    while (called := _order(files)) is None:
-        signal.sigtimedwait({CALLED}, _LOOK_EVERY_S)
+    missing_since: float | None = None
+    while (activation := _read_activation(files)) is None:
+        signal.sigtimedwait({ACTIVATION_SIGNAL}, _POLL_EVERY_S)
         now = time.monotonic()
-        missed_since = None if _lives(controller) else missed_since or now
-        if missed_since is not None and now - missed_since > orphan_after_s:
-            raise Dismissed(f"no controller for {orphan_after_s:g} s")
+        missing_since = None if _is_controller_alive(controller) else missing_since or now
+        if missing_since is not None and now - missing_since > orphan_after_s:
+            raise StandbyCancelled(f"no controller for {orphan_after_s:g} s")
         if not files.ready.exists():
-            raise Dismissed("nobody knows it any more")
-    # From here on it is a worker that starts: a signal ends it at once.
-    for signum in _ENDS:
+            raise StandbyCancelled("its ready file was removed")
+    # From here on this is a worker that starts: a signal ends it at once.
+    for signum in _END_SIGNALS:
         signal.signal(signum, signal.SIG_DFL)
-    return called
+    return activation
 
 
-def _order(files: StandbyFiles) -> Called | None:
+def _read_activation(files: StandbyFiles) -> Activation | None:
     try:
-        return Called(files.device.read_text(encoding="ascii").strip(), files.device.stat().st_mtime)
+        return Activation(files.device.read_text(encoding="ascii").strip(), files.device.stat().st_mtime)
     except FileNotFoundError:
         return None
 
 
-def _lives(controller: Path) -> bool:
+def _is_controller_alive(controller: Path) -> bool:
     try:
         return psutil.pid_exists(int(controller.read_text(encoding="ascii")))
     except FileNotFoundError:
@@ -76,6 +76,6 @@ def _lives(controller: Path) -> bool:
         return False
 
 
-def _go(signum: int, frame: object) -> NoReturn:
+def _cancel(signum: int, frame: object) -> NoReturn:
     del frame
-    raise Dismissed(f"told by {signal.Signals(signum).name}")
+    raise StandbyCancelled(f"signal {signal.Signals(signum).name}")

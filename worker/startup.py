@@ -1,4 +1,4 @@
-"""From nothing to an engine with its weights in main memory: at once, or as a spare that waits for its device."""
+"""Loads an engine with its weights in main memory, at once or as a standby worker, and times the phases."""
 
 from __future__ import annotations
 
@@ -7,66 +7,94 @@ import os
 import time
 from typing import NamedTuple
 
+import msgspec
 import psutil
 from setproctitle import setproctitle
 
 from configs.paths import children_dir, controller_pid_file, standby_files
 from configs.settings import Settings
+from wire.messages import StartupTimes
 from worker.engine import StepEngine
 from worker.engines.factory import build
-from worker.standby import keep_calm, wait
-from worker.startup_times import Stopwatch
+from worker.standby import block_activation_signal, wait_for_activation
 
 log = logging.getLogger(__name__)
 
 
-class Fetched(NamedTuple):
-    """An engine whose device has not been touched yet."""
+class Stopwatch:
+    """Times consecutive phases: each starts where the one before it ended."""
+
+    def __init__(self, started: float, *, standby: bool = False) -> None:
+        """`started` is Unix time; the time from then until now is `spawn_s`."""
+        self.times = StartupTimes(spawn_s=max(time.time() - started, 0.0), standby=standby)
+        self._last = time.monotonic()
+
+    def lap(self, phase: str) -> None:
+        """End the phase with this field name of `StartupTimes`."""
+        now = time.monotonic()
+        self.times = msgspec.structs.replace(self.times, **{phase: now - self._last})
+        self._last = now
+
+    def __str__(self) -> str:
+        times = self.times
+        parts = {
+            "spawn": times.spawn_s,
+            "import": times.import_s,
+            "load": times.load_s,
+            "to device": times.device_s,
+            "warm-up": times.warm_up_s,
+        }
+        return ", ".join(f"{name} {seconds:.2f}" for name, seconds in parts.items() if seconds >= 0.005)
+
+
+class LoadedEngine(NamedTuple):
+    """An engine that has not used its device yet."""
 
     engine: StepEngine
-    #: Where it is to serve: `cpu:N`, `cuda:N` or `sim:N`.
+    #: `cpu:N`, `cuda:N` or `sim:N`.
     device: str
-    watch: Stopwatch
+    stopwatch: Stopwatch
 
 
-def fetch(settings: Settings, model: str, name: str, device: str) -> Fetched:
-    """Load for this device. Raises `UnsupportedModel`, or what else the engine raises."""
-    watch = Stopwatch(psutil.Process().create_time())
+def load(settings: Settings, model: str, name: str, device: str) -> LoadedEngine:
+    """Load for this device. Raises `UnsupportedModel` and the engine's errors."""
     setproctitle(f"muster worker {name} {model} {device}")
     log.info("loading %s on %s", model, device)
-    engine = build(settings.models[model], _visible(device))
-    watch.lap("import_s")
-    engine.fetch()
-    watch.lap("load_s")
-    return Fetched(engine, device, watch)
+    engine, stopwatch = _fetch(settings, model, _visible(device))
+    return LoadedEngine(engine, device, stopwatch)
 
 
-def stand_by(settings: Settings, model: str, name: str, device: str) -> Fetched:
-    """As `fetch`, but for whatever device of this kind the controller will name, and not before it has."""
-    keep_calm()
-    watch = Stopwatch(psutil.Process().create_time())
-    setproctitle(f"muster spare {name} {model}")
+def load_standby(settings: Settings, model: str, name: str, device: str) -> LoadedEngine:
+    """Load for any device of this kind, then wait until the controller assigns one."""
+    block_activation_signal()
+    setproctitle(f"muster standby {name} {model}")
     kind = device.partition(":")[0]
-    log.info("loading %s, for a device to be named", model)
-    engine = build(settings.models[model], f"{kind}:0")
-    watch.lap("import_s")
-    engine.fetch()
-    watch.lap("load_s")
+    log.info("loading %s as a standby worker", model)
+    engine, stopwatch = _fetch(settings, model, f"{kind}:0")
     loaded_at = time.time()
     log.info("standing by")
     files = standby_files(children_dir(settings.data_dir), name)
-    called = wait(files, controller_pid_file(settings.data_dir), settings.workers.orphan_after_s)
-    if called.at > loaded_at:  # else it never stood by, and its start was one from nothing
-        watch = Stopwatch(called.at, standby=True)
-    setproctitle(f"muster worker {name} {model} {called.device}")
-    log.info("called to serve on %s", called.device)
+    activation = wait_for_activation(files, controller_pid_file(settings.data_dir), settings.workers.orphan_after_s)
+    if activation.written_at > loaded_at:  # otherwise it was activated while it loaded: an ordinary start
+        stopwatch = Stopwatch(activation.written_at, standby=True)
+    setproctitle(f"muster worker {name} {model} {activation.device}")
+    log.info("activated on %s", activation.device)
     if kind == "cuda":
-        # The driver reads it when it is first used, which is later. The device is the only one then, and number 0.
-        os.environ["CUDA_VISIBLE_DEVICES"] = called.device.partition(":")[2]
-    return Fetched(engine, called.device, watch)
+        # The driver reads it at its first use, which comes later. It then shows one device, with number 0.
+        os.environ["CUDA_VISIBLE_DEVICES"] = activation.device.partition(":")[2]
+    return LoadedEngine(engine, activation.device, stopwatch)
+
+
+def _fetch(settings: Settings, model: str, device: str) -> tuple[StepEngine, Stopwatch]:
+    stopwatch = Stopwatch(psutil.Process().create_time())
+    engine = build(settings.models[model], device)
+    stopwatch.lap("import_s")
+    engine.fetch()
+    stopwatch.lap("load_s")
+    return engine, stopwatch
 
 
 def _visible(device: str) -> str:
-    """The device by the number that torch gives it: the first, where the launcher shows this process only one."""
+    """Return the device by torch's number: 0 if the launcher shows this process only one GPU."""
     pinned = len(os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")) == 1 and "CUDA_VISIBLE_DEVICES" in os.environ
     return "cuda:0" if device.startswith("cuda") and pinned else device

@@ -1,7 +1,8 @@
-"""Finished pictures until a balancer has them: one that dies must not take along what was sent to it.
+"""Finished images until a balancer has acknowledged them, so that a balancer that dies does not lose them.
 
-Every heartbeat is answered once, in order, by a balancer that knows the worker, and so is its Hello. So the answers
-since the last Hello tell which heartbeat was read, and with it all that was sent before. Pure, and not thread-safe.
+The balancer answers the Hello and every heartbeat of a worker that it knows, once and in order. The number of answers
+since the last Hello therefore tells which heartbeat it has read, and with it all messages sent before. Pure, and not
+thread-safe.
 """
 
 from __future__ import annotations
@@ -13,69 +14,69 @@ from typing import NamedTuple
 from wire.codec import WorkerEnvelope
 from wire.messages import Finished
 
-#: What is kept at most; the oldest gives way, and would be computed again.
-MOST_BYTES = 64 * 2**20
-#: Hello's answer; a heartbeat that may have overtaken the picture on its way to the socket; and one that has not.
+#: Upper limit of the stored bytes. The oldest image is dropped first; its task would be computed again.
+MAX_BYTES = 64 * 2**20
+#: The answer to Hello, to a heartbeat that may have overtaken the image, and to the heartbeat after it.
 _ANSWERS = 3
 
 
-class _Kept(NamedTuple):
+class _UnackedResult(NamedTuple):
     envelope: WorkerEnvelope
     attempt: int
     bytes: int
-    #: It has arrived when there are so many answers.
-    answers: int
+    #: The image has arrived when so many answers have come since Hello.
+    acked_at: int
 
 
-class Unread:
-    """What was finished of late, by task."""
+class UnackedResults:
+    """Finished images by task, oldest first."""
 
-    def __init__(self, most_bytes: int = MOST_BYTES) -> None:
-        self._most_bytes = most_bytes
-        self._kept: OrderedDict[str, _Kept] = OrderedDict()
+    def __init__(self, max_bytes: int = MAX_BYTES) -> None:
+        self._max_bytes = max_bytes
+        self._results: OrderedDict[str, _UnackedResult] = OrderedDict()
         self._bytes = 0
-        self._beats = 0
+        self._heartbeats = 0
         self._answers = 0
 
     def __len__(self) -> int:
-        return len(self._kept)
+        return len(self._results)
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._kept)
+        return iter(self._results)
 
     def __repr__(self) -> str:
-        return f"<Unread {len(self)} pictures, {self._bytes} bytes>"
+        return f"<UnackedResults {len(self)} images, {self._bytes} bytes>"
 
-    def put(self, message: Finished, image: bytes) -> WorkerEnvelope:
-        """Keep the picture; gives what is to be sent."""
+    def add(self, message: Finished, image: bytes) -> WorkerEnvelope:
+        """Store the image and return the envelope to send."""
         envelope = WorkerEnvelope(message, [image])
-        self.drop(message.task)
-        self._kept[message.task] = _Kept(envelope, message.attempt, len(image), self._beats + _ANSWERS)
+        self.discard(message.task)
+        acked_at = self._heartbeats + _ANSWERS
+        self._results[message.task] = _UnackedResult(envelope, message.attempt, len(image), acked_at)
         self._bytes += len(image)
-        while self._bytes > self._most_bytes:
-            self.drop(next(iter(self._kept)))
+        while self._bytes > self._max_bytes:
+            self.discard(next(iter(self._results)))
         return envelope
 
-    def drop(self, task: str) -> None:
-        """Its picture is of no use any more, if there is one."""
-        kept = self._kept.pop(task, None)
-        if kept is not None:
-            self._bytes -= kept.bytes
+    def discard(self, task: str) -> None:
+        result = self._results.pop(task, None)
+        if result is not None:
+            self._bytes -= result.bytes
 
-    def beat(self) -> None:
-        """A heartbeat is being sent."""
-        self._beats += 1
+    def on_heartbeat(self) -> None:
+        """Count a heartbeat that is about to be sent."""
+        self._heartbeats += 1
 
-    def welcomed(self) -> None:
-        """A balancer has answered."""
+    def on_ack(self) -> None:
+        """Count an answer of the balancer and drop what it has read."""
         self._answers += 1
-        for task, kept in list(self._kept.items()):
-            if kept.answers > self._answers:
+        for task, result in list(self._results.items()):
+            if result.acked_at > self._answers:
                 return
-            self.drop(task)
+            self.discard(task)
 
-    def introduce(self) -> dict[str, tuple[int, WorkerEnvelope]]:
-        """Hello is being said, and these come with it: the attempt of each task, and its picture to be sent anew."""
-        self._beats = self._answers = 0
-        self._kept = OrderedDict((task, kept._replace(answers=_ANSWERS)) for task, kept in self._kept.items())
-        return {task: (kept.attempt, kept.envelope) for task, kept in self._kept.items()}
+    def on_hello(self) -> dict[str, tuple[int, WorkerEnvelope]]:
+        """Start counting again and return, by task, the attempt and the envelope to send after Hello."""
+        self._heartbeats = self._answers = 0
+        self._results = OrderedDict((task, each._replace(acked_at=_ANSWERS)) for task, each in self._results.items())
+        return {task: (each.attempt, each.envelope) for task, each in self._results.items()}

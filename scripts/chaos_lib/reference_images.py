@@ -19,7 +19,7 @@ from PIL import Image
 from scripts.chaos_lib.fault_plan import PlannedRequest
 from scripts.chaos_lib.outcomes import Outcome
 from wire.messages import ImageInputs
-from worker.engines.sim import expected_picture
+from worker.engines.sim import expected_image
 
 Pixels = NDArray[np.int16]
 ShowCount = Callable[[int, int], None]
@@ -47,7 +47,7 @@ def check_images(profile: str, outcomes: Sequence[Outcome], show: ShowCount) -> 
 def _compare_simulated(request: PlannedRequest, index: int, image: bytes) -> str:
     width, height = map(int, request.size.split("x"))
     inputs = ImageInputs(request.prompt, width, height, request.steps, _GUIDANCE, request.seed + index, _SCHEDULER)
-    return "" if image == expected_picture(inputs) else "it differs from the image of its seed"
+    return "" if image == expected_image(inputs) else "it differs from the image of its seed"
 
 
 def _pipeline_comparison() -> Callable[[PlannedRequest, int, bytes], str]:

@@ -25,7 +25,7 @@ from configs.settings import Defaults, Model
 from scripts.digits.classifier import Array, DigitClassifier, DigitLabel, own_accuracy
 from scripts.digits.data import PAIRS, SIZE, WORDS
 from wire.messages import ImageInputs
-from worker.engine import TaskError, Wanted
+from worker.engine import EngineRequest, TaskError
 from worker.engines.diffusion.engine import DiffusionEngine
 
 SAMPLERS = ("ddim", "euler", "dpmpp_2m")
@@ -60,7 +60,7 @@ def generate(engine: DiffusionEngine, prompts: Sequence[EvaluationPrompt], what:
 def _batch(engine: DiffusionEngine, prompts: Sequence[EvaluationPrompt]) -> Iterator[Array]:
     inputs = [ImageInputs(a.prompt, SIZE, SIZE, STEPS, GUIDANCE, a.seed, a.sampler) for a in prompts]
     rows = []
-    for row in engine.admit([Wanted(one) for one in inputs]):
+    for row in engine.admit([EngineRequest(one) for one in inputs]):
         if isinstance(row, TaskError):
             raise row
         rows.append(row)

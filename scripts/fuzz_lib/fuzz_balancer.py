@@ -22,7 +22,7 @@ from scripts.harness.balancer import Server, sim
 from scripts.harness.processes import PATIENCE_S, wait_until
 from wire.codec import MalformedFrames, decode_for_worker, decode_from_worker
 from wire.messages import PROTOCOL, Assign, ImageInputs, ToBalancer
-from worker.engines.sim import expected_picture
+from worker.engines.sim import expected_image
 
 #: Honest requests go to the one; intruders, who may well get tasks and do with them what they like, serve the other.
 HONEST, DECOY = "honest", "decoy"
@@ -196,7 +196,7 @@ class Siege:
         if answer.status_code != 200:
             self.faults.append(f"an honest request was answered {answer.status_code}: {answer.text[:200]}")
         elif [base64.b64decode(image["b64_json"]) for image in answer.json()["data"]] != list(
-            map(expected_picture, wanted)
+            map(expected_image, wanted)
         ):
             self.faults.append("an honest request got another picture")
         self.answered += 1

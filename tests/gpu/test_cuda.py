@@ -17,7 +17,7 @@ from configs.load import load
 from configs.settings import Defaults, Model
 from tests.support.tiny_diffusion import CHECKPOINTS, SIZE, admit, engine_request, finish, request
 from wire.messages import GenerationMode, ImageInputs
-from worker.engine import Wanted
+from worker.engine import EngineRequest
 from worker.engines.diffusion.engine import DiffusionEngine
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
@@ -76,7 +76,7 @@ def test_resumed_row_bit_equal(engine: DiffusionEngine) -> None:
             engine.step([row])
         checkpoint = engine.save(row)
         finish(engine, row)
-        [resumed] = admit(engine, Wanted(task.inputs, task.sources, checkpoint()))
+        [resumed] = admit(engine, EngineRequest(task.inputs, task.sources, checkpoint()))
         finish(engine, resumed)
         assert torch.equal(resumed.latents, row.latents), (asked.scheduler, asked.mode)
 

@@ -28,7 +28,7 @@ from scripts.harness.processes import PATIENCE_S, launch, stop, wait_until
 from tests.conftest import StartServer
 from tests.support.images import data_url, png
 from wire.messages import ImageInputs
-from worker.engines.sim import expected_picture
+from worker.engines.sim import expected_image
 
 ENDS = ("done", "failed", "cancelled")
 GENERATE, PREDICT = "/v1/images/generations", "/predict"
@@ -90,7 +90,7 @@ def pictures(server: Server, job: str) -> list[bytes]:
 
 
 def expected(seed: int, steps: int = STEPS) -> bytes:
-    return expected_picture(ImageInputs("a seven", 64, 64, steps, 3.0, seed, "ddim"))
+    return expected_image(ImageInputs("a seven", 64, 64, steps, 3.0, seed, "ddim"))
 
 
 def rows_stepped(server: Server) -> int:

@@ -15,10 +15,10 @@ from scripts.harness.balancer import running, sim
 from scripts.harness.instance import Instance
 from scripts.harness.processes import PATIENCE_S, wait_until
 from wire.messages import ImageInputs
-from worker.engines.sim import expected_picture
+from worker.engines.sim import expected_image
 
 BODY = {"prompt": "a seven", "seed": 7}
-PICTURE = expected_picture(ImageInputs("a seven", 64, 64, 8, 3.0, 7, "ddim"))
+PICTURE = expected_image(ImageInputs("a seven", 64, 64, 8, 3.0, 7, "ddim"))
 #: Longer than any test: every decision must come from a trigger other than the tick.
 NEVER_S = 36_000
 

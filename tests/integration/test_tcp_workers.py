@@ -25,7 +25,7 @@ from scripts.harness.processes import PATIENCE_S, Process, free_port, launch, st
 from wire.codec import WorkerEnvelope, encode
 from wire.curve import WorkerKey, new_pair, read_worker_key, secure_client
 from wire.messages import PROTOCOL, Capacity, Hello
-from worker.balancer_client import Link
+from worker.balancer_client import BalancerClient
 
 LIFE: dict[str, Any] = {"heartbeat_s": 0.2, "lost_after_s": 3.0}
 DRAW = {"prompt": "a seven"}
@@ -112,7 +112,9 @@ def test_a_worker_that_joins_before_its_key_is_allowed_is_let_in_afterwards(serv
         allowed.write_bytes(msgspec.yaml.encode({"workers": {"early": {"public": early.public}}}))
         wait_until(lambda: server.ready_workers() == ["early"], "the worker that was refused at first")
         assert predict(server).status_code == 200
-        assert (server.data_dir.parent / "early" / "early.log").read_text().count("does not let this worker") == 1
+        assert (server.data_dir.parent / "early" / "early.log").read_text().count(
+            "does not allow the key of this worker"
+        ) == 1
         assert stop(process) == 0
 
 
@@ -166,7 +168,7 @@ def test_strangers_get_nowhere_and_are_counted(server: Server, port: int) -> Non
 
 def test_the_socket_on_this_machine_stays_without_keys_and_tcp_never_is(server: Server, port: int) -> None:
     with pytest.raises(ValueError, match="there is no key for it"):
-        Link(f"tcp://127.0.0.1:{port}", "w", heartbeat_s=1.0, orphan_after_s=10.0)
+        BalancerClient(f"tcp://127.0.0.1:{port}", "w", heartbeat_s=1.0, orphan_after_s=10.0)
     near = server.start_worker("sim")
     server.wait_for_workers(near)
     assert predict(server).status_code == 200

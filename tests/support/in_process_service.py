@@ -20,7 +20,7 @@ from loadbalancer.scheduler_service import SchedulerService
 from loadbalancer.scheduling.task import TaskCompleted, TaskEnded, TaskProgress, TaskUpdate
 from wire.messages import ImageInputs
 from wire.snapshot import WorkerStats
-from worker.engines.sim import expected_picture
+from worker.engines.sim import expected_image
 
 CONFIG: dict[str, Any] = {
     "queue": {"deadline_slack": None},
@@ -120,7 +120,7 @@ class SubmittedRequest:
     async def check_images(self) -> None:
         for image, end in zip(self.inputs, await self.outcomes(), strict=True):
             assert isinstance(end, TaskCompleted), end
-            assert bytes(end.image) == expected_picture(image, self.sources)
+            assert bytes(end.image) == expected_image(image, self.sources)
 
     async def progress(self, steps: int) -> None:
         async with asyncio.timeout(60):

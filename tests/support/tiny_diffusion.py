@@ -23,7 +23,7 @@ from transformers import (
 
 from configs.settings import Defaults, Limits, Model
 from wire.messages import ImageInputs
-from worker.engine import TaskError, Wanted
+from worker.engine import EngineRequest, TaskError
 from worker.engines.diffusion.engine import DiffusionEngine
 from worker.engines.diffusion.loading import BUILTIN
 from worker.engines.diffusion.row import DiffusionRow
@@ -249,20 +249,20 @@ def request(**changes: Any) -> ImageInputs:
     return msgspec.structs.replace(usual, **changes)
 
 
-def engine_request(inputs: ImageInputs, **given: Any) -> Wanted:
+def engine_request(inputs: ImageInputs, **given: Any) -> EngineRequest:
     """Add the source images of the mode, derived from the seed."""
     size = inputs.width * inputs.height
     made = random.Random(inputs.seed)
     image = made.randbytes(3 * size)
     protected_size = made.randrange(size // 4, size // 2)
     mask = bytes(protected_size) + b"\xff" * (size - protected_size)
-    return Wanted(inputs, {"text": [], "image": [image], "inpaint": [image, mask]}[inputs.mode], **given)
+    return EngineRequest(inputs, {"text": [], "image": [image], "inpaint": [image, mask]}[inputs.mode], **given)
 
 
-def admit(engine: DiffusionEngine, *requests: ImageInputs | Wanted) -> list[DiffusionRow]:
+def admit(engine: DiffusionEngine, *requests: ImageInputs | EngineRequest) -> list[DiffusionRow]:
     """Return rows for these requests; raise on rejection."""
     rows = []
-    for row in engine.admit([one if isinstance(one, Wanted) else engine_request(one) for one in requests]):
+    for row in engine.admit([one if isinstance(one, EngineRequest) else engine_request(one) for one in requests]):
         if isinstance(row, TaskError):
             raise row
         assert isinstance(row, DiffusionRow)

@@ -45,7 +45,7 @@ from transformers import (
 
 from configs.settings import Defaults, Limits, Model
 from wire.messages import SOURCES, GenerationMode, ImageInputs
-from worker.engine import TaskError, Wanted
+from worker.engine import EngineRequest, TaskError
 from worker.engines.diffusion.generic.engine import GenericEngine
 from worker.engines.diffusion.generic.row import GenericRow
 from worker.engines.diffusion.loading import BUILTIN
@@ -297,7 +297,7 @@ def sources_of(inputs: ImageInputs) -> list[bytes]:
 def admit(engine: GenericEngine, *requested: ImageInputs) -> list[GenericRow]:
     """Return rows for these requests; raise on rejection."""
     rows = []
-    for row in engine.admit([Wanted(inputs, sources_of(inputs)) for inputs in requested]):
+    for row in engine.admit([EngineRequest(inputs, sources_of(inputs)) for inputs in requested]):
         if isinstance(row, TaskError):
             raise row
         assert isinstance(row, GenericRow)

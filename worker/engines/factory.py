@@ -1,4 +1,4 @@
-"""From a model's configuration to its engine. Imports an engine only when it is the one: torch takes seconds."""
+"""Builds the engine of a model. Imports only that engine, because torch takes seconds."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from worker.engine import StepEngine
 
 
 def build(model: Model, device: str) -> StepEngine:
-    """The engine for the configured model, not loaded yet.
+    """Return the engine for the configured model, not loaded yet.
 
-    A checkpoint whose pipeline class has an adapter of ours gets that; any other runs in the generic engine.
+    A pipeline class with an adapter in `families` runs in `DiffusionEngine`, any other in `GenericEngine`.
     """
     if model.engine == "sim":
         from worker.engines.sim import SimEngine

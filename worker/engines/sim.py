@@ -1,7 +1,7 @@
-"""A simulated accelerator: a step of b tasks takes t0 + t1 * b seconds of sleep, and the picture follows from the seed.
+"""A simulated accelerator: a step of b tasks sleeps t0 + t1 * b seconds, and the image follows from the seed.
 
-For load, chaos and scaling tests of many workers on few cores. Everything around it is real: messages, batches,
-checkpoints, failures. Anything measured on it measures the server, not a model, and must say so.
+It serves load, chaos and scaling tests of many workers on few cores. Messages, batches, checkpoints and failures are
+real. Measurements with it describe the server, not a model, and must say so.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from PIL import Image
 
 from configs.settings import Model
 from wire.messages import SOURCES, EngineInfo, ImageInputs
-from worker.engine import BatchKey, Checkpoint, DeviceLost, OutOfMemory, Picture, Row, TaskError, Wanted
+from worker.engine import BatchKey, Checkpoint, DeviceLost, EncodedImage, EngineRequest, OutOfMemory, Row, TaskError
 
 _SIDE = 16
 
 
 @dataclass
 class SimRow:
-    """A task's state: a digest that every step changes, so that a lost or doubled step shows in the picture."""
+    """A task's state: a digest that every step changes, so that a lost or repeated step shows in the image."""
 
     inputs: ImageInputs
     state: bytes
@@ -34,7 +34,7 @@ class SimRow:
 
 
 class SimEngine:
-    """Implements `StepEngine` on a clock."""
+    """Implements `StepEngine` by sleeping."""
 
     def __init__(self, model: Model) -> None:
         self._sim = model.sim
@@ -43,56 +43,50 @@ class SimEngine:
         self._fetched = False
 
     def fetch(self) -> None:
-        """Take as long as the configuration says."""
         time.sleep(self._sim.load_s)
         self._fetched = True
 
     def load(self) -> None:
-        """Take as long as the configuration says."""
         if not self._fetched:
             self.fetch()
         time.sleep(self._sim.activate_s)
 
     def warm_up(self) -> None:
-        """The clock is always warm."""
+        """Nothing to prepare."""
 
     def info(self) -> EngineInfo:
-        """It does everything, to no effect but on the digest."""
         modes = tuple(SOURCES)
         return EngineInfo("simulated", "sim", modes, checkpoints=True, loras=self._loras, reproducible=True)
 
     def fingerprint(self) -> str:
-        """Its speed is configured."""
         return f"sim {self._sim.t0_s} {self._sim.t1_s} {self._sim.memory_tasks}"
 
     def key(self, inputs: ImageInputs) -> BatchKey:
-        """Pictures of one size with equal adapters share a step."""
         return inputs.width, inputs.height, inputs.loras
 
-    def admit(self, tasks: Sequence[Wanted]) -> list[Row | TaskError]:
-        """Rows from the start or from a checkpoint."""
+    def admit(self, tasks: Sequence[EngineRequest]) -> list[Row | TaskError]:
         return [self._row(task) for task in tasks]
 
-    def _row(self, wanted: Wanted) -> SimRow | TaskError:
-        inputs, checkpoint = wanted.inputs, wanted.checkpoint
-        if list(map(len, wanted.sources)) != _source_sizes(inputs):
-            return TaskError("invalid", "the source pictures are not of the image's size")
+    def _row(self, request: EngineRequest) -> SimRow | TaskError:
+        inputs, checkpoint = request.inputs, request.checkpoint
+        if list(map(len, request.sources)) != _source_sizes(inputs):
+            return TaskError("invalid", "the source images do not have the size of the output")
         if checkpoint is None:
-            return SimRow(inputs, _first_state(inputs, wanted.sources), 0, inputs.steps)
+            return SimRow(inputs, _first_state(inputs, request.sources), 0, inputs.steps)
         if len(checkpoint.frames) != 1 or len(checkpoint.frames[0]) != 32 or checkpoint.step > inputs.steps:
-            return TaskError("error", "the checkpoint is not one of this engine")
+            return TaskError("error", "the checkpoint is not from this engine")
         return SimRow(inputs, bytes(checkpoint.frames[0]), checkpoint.step, inputs.steps)
 
     def step(self, rows: Sequence[Row]) -> None:
-        """Sleep t0 + t1 * b. Prompts make it fail, hang, crash or lose its device, from their second step on."""
-        sim, own = self._sim, _own(rows)
+        """Sleep t0 + t1 * b. Configured prompts make it fail, hang, crash or lose its device from their second step."""
+        sim, own = self._sim, _sim_rows(rows)
         if sim.memory_tasks is not None and len(rows) > sim.memory_tasks:
             raise OutOfMemory(f"{len(rows)} tasks were asked for, {sim.memory_tasks} fit")
         for row in own:
             if sim.crash_prompt in row.inputs.prompt and row.step >= 1:
                 os._exit(70)
             if sim.stuck_prompt in row.inputs.prompt and row.step >= 1:
-                _never_end()
+                _hang()
             if sim.device_prompt in row.inputs.prompt and row.step >= 1:
                 raise DeviceLost("a lost device on demand")
             if sim.fail_prompt in row.inputs.prompt and row.step >= 1:
@@ -103,55 +97,53 @@ class SimEngine:
             row.step += 1
 
     def synchronize(self) -> None:
-        """A step is over when it returns."""
+        """Steps are synchronous."""
 
-    def render(self, row: Row) -> Callable[[], Picture]:
-        """A small pattern grown from the row's digest, at the size that was asked for."""
-        [own] = _own([row])
+    def render(self, row: Row) -> Callable[[], EncodedImage]:
+        """Return a pattern made from the row's digest, at the requested size."""
+        [own] = _sim_rows([row])
         state, inputs = own.state, own.inputs
         flagged = self._sim.flag_prompt in inputs.prompt
 
-        def make() -> Picture:
+        def make() -> EncodedImage:
             if self._sim.nan_prompt in inputs.prompt:
-                raise TaskError("error", "no picture: the digest is not finite, on demand")
+                raise TaskError("error", "no image: the digest is not finite, on demand")
             if flagged and self._refuses:
-                raise TaskError("unsafe", "the safety checker objects to the picture, on demand")
-            return Picture(_picture(state, inputs), flagged)
+                raise TaskError("unsafe", "the safety checker rejects the image, on demand")
+            return EncodedImage(_encode(state, inputs), flagged)
 
         return make
 
     def save(self, row: Row) -> Callable[[], Checkpoint]:
-        """The digest and the step: all there is."""
-        [own] = _own([row])
+        [own] = _sim_rows([row])
         saved = Checkpoint(own.step, [own.state])
         return lambda: saved
 
     def release(self, row: Row) -> None:
-        """A row holds nothing."""
         del row
 
     def memory_bytes(self) -> int:
-        """Memory of this process: there is no device."""
+        """Return the memory of this process."""
         return int(psutil.Process().memory_info().rss)
 
 
-def expected_picture(inputs: ImageInputs, sources: Sequence[bytes] = ()) -> bytes:
-    """What a worker must answer, computed without one: tests hold every answer to it."""
+def expected_image(inputs: ImageInputs, sources: Sequence[bytes] = ()) -> bytes:
+    """Compute the image that a worker must return, for tests."""
     state = _first_state(inputs, sources)
     for _ in range(inputs.steps):
         state = hashlib.sha256(state).digest()
-    return _picture(state, inputs)
+    return _encode(state, inputs)
 
 
-def _never_end() -> None:
+def _hang() -> None:
     while True:
         time.sleep(60)
 
 
-def _own(rows: Sequence[Row]) -> list[SimRow]:
-    own = [row for row in rows if isinstance(row, SimRow)]
-    assert len(own) == len(rows)
-    return own
+def _sim_rows(rows: Sequence[Row]) -> list[SimRow]:
+    sim_rows = [row for row in rows if isinstance(row, SimRow)]
+    assert len(sim_rows) == len(rows)
+    return sim_rows
 
 
 def _source_sizes(inputs: ImageInputs) -> list[int]:
@@ -167,7 +159,7 @@ def _first_state(inputs: ImageInputs, sources: Sequence[bytes]) -> bytes:
     return hashlib.sha256(repr(parts).encode()).digest()
 
 
-def _picture(state: bytes, inputs: ImageInputs) -> bytes:
+def _encode(state: bytes, inputs: ImageInputs) -> bytes:
     pixels = hashlib.shake_256(state).digest(_SIDE * _SIDE * 3)
     image = Image.frombytes("RGB", (_SIDE, _SIDE), pixels).resize(
         (inputs.width, inputs.height), Image.Resampling.NEAREST

@@ -107,7 +107,7 @@ def main() -> None:
     for setup in setups:  # empty if interrupted earlier
         result |= {
             "engine_cap_after": setup.cap,
-            "engine_curves_after": msgspec.to_builtins(setup.caps.curves(time.monotonic())),
+            "engine_curves_after": msgspec.to_builtins(setup.sizer.curves(time.monotonic())),
         }
     _finish(args, result, points, rounds, console)
 

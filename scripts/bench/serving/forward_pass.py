@@ -16,7 +16,7 @@ import torch
 
 from scripts.bench.serving.random_weight_models import denoiser_of
 from wire.messages import ImageInputs
-from worker.engine import OutOfMemory, Row, StepEngine, TaskError, Wanted
+from worker.engine import EngineRequest, OutOfMemory, Row, StepEngine, TaskError
 
 _SWEEPS = 3
 _REPEATS = 4
@@ -160,7 +160,7 @@ def clock_of(device: torch.device) -> Callable[[], float]:
 def admitted(engine: StepEngine, requests: Sequence[ImageInputs]) -> list[Row]:
     """Return rows for these requests. Raises the `TaskError` of a rejected one."""
     rows: list[Row] = []
-    for row in engine.admit([Wanted(inputs) for inputs in requests]):
+    for row in engine.admit([EngineRequest(inputs) for inputs in requests]):
         if isinstance(row, TaskError):
             raise row
         rows.append(row)

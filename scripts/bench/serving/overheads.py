@@ -16,7 +16,7 @@ from scripts.bench.serving.forward_pass import clock_of
 from scripts.bench.serving.servers import StepBatching
 from scripts.bench.serving.workloads import BenchRequest
 from wire.messages import ImageInputs
-from worker.batch_size import Caps
+from worker.batch_size import BatchSizer
 from worker.engine import Row, StepEngine, TaskError
 from worker.engines.diffusion.sampling import batched_step
 from worker.engines.diffusion.sampling.plan import SamplingPlan, get_plan
@@ -70,8 +70,8 @@ def measure_loop(
 ) -> LoopTiming:
     """Measure the step loop with this batch size; `clock` is read in its thread."""
     watched, ended = TimedEngine(engine, clock), queue.SimpleQueue[BenchRequest]()
-    caps = Caps(batch, fixed=True, min_gain=0.0, max_step_s=None)
-    server = StepBatching(cast("StepEngine", watched), model, caps, threads=1)
+    sizer = BatchSizer(batch, fixed=True, min_gain=0.0, max_step_s=None)
+    server = StepBatching(cast("StepEngine", watched), model, sizer, threads=1)
     server.start(ended.put)
     try:
         for seed in range(batch):

@@ -20,11 +20,11 @@ from configs.settings import Model
 from scripts.bench.serving.fake_balancer import FakeBalancer
 from scripts.bench.serving.workloads import BenchRequest, QueuedRequest, next_batch
 from wire.messages import PROTOCOL, Hello, ImageInputs
-from worker.batch_size import Caps
+from worker.batch_size import BatchSizer
 from worker.engine import StepEngine
 from worker.engines.diffusion.image_encoding import encode_image
-from worker.postprocessing import Renders
-from worker.step_loop import Loop
+from worker.postprocessing import PostProcessor
+from worker.step_loop import StepLoop
 
 Done = Callable[[BenchRequest], None]
 
@@ -58,23 +58,23 @@ class StepBatching:
 
     name = "step batching"
 
-    def __init__(self, engine: StepEngine, model: Model, caps: Caps, threads: int) -> None:
+    def __init__(self, engine: StepEngine, model: Model, sizer: BatchSizer, threads: int) -> None:
         """`threads`: post-processing threads, as many as a worker on this device has."""
-        self._engine, self._model, self._caps, self._threads = engine, model, caps, threads
+        self._engine, self._model, self._sizer, self._threads = engine, model, sizer, threads
         self._balancer: FakeBalancer
-        self._renders: Renders
-        self._loop: Loop
+        self._post: PostProcessor
+        self._loop: StepLoop
         self._thread: threading.Thread
         self._broken: Exception | None = None
 
     def start(self, done: Done) -> None:
         self._balancer = FakeBalancer(done)
-        self._renders = Renders(self._balancer.send, self._threads)
+        self._post = PostProcessor(self._balancer.send, self._threads)
         hello = Hello(PROTOCOL, "benchmark", "benchmark", "", os.getpid())
-        self._loop = Loop(
-            self._engine, self._model, hello, self._caps, self._balancer, self._renders, drain_timeout_s=60.0
+        self._loop = StepLoop(
+            self._engine, self._model, hello, self._sizer, self._balancer, self._post, drain_timeout_s=60.0
         )
-        self._loop.introduce()
+        self._loop.send_hello()
         self._thread = threading.Thread(target=self._run, name="loop", daemon=True)
         self._thread.start()
 
@@ -84,10 +84,10 @@ class StepBatching:
     def stop(self) -> ServerUsage:
         self._balancer.drain()
         self._thread.join()
-        self._renders.shutdown()
+        self._post.shutdown()
         if self._broken is not None:
             raise self._broken
-        counters = self._loop.beat().counters
+        counters = self._loop.heartbeat().counters
         return ServerUsage(counters.step_s, counters.steps, counters.rows)
 
     def _run(self) -> None:

@@ -23,7 +23,7 @@ from scripts.bench.serving.random_weight_models import denoiser_of, pipeline, tw
 from scripts.bench.serving.servers import PipelineCalls, Server, StepBatching, draw
 from scripts.bench.serving.workloads import Steps, best_batch
 from wire.messages import ImageInputs
-from worker.batch_size import BUCKETS, Caps
+from worker.batch_size import BUCKETS, BatchSizer
 from worker.calibration import measure
 from worker.engine import StepEngine
 from worker.engines.diffusion.engine import DiffusionEngine
@@ -56,19 +56,19 @@ class BenchSetup:
     model: Model
     base: ImageInputs
     steps: Steps
-    caps: Caps
+    sizer: BatchSizer
     threads: int
 
     @property
     def cap(self) -> int:
         """Maximum number of requests in a step."""
-        return self.caps.of_size((self.base.width, self.base.height), time.monotonic())
+        return self.sizer.limit_for_size((self.base.width, self.base.height), time.monotonic())
 
     def servers(self, single: PipelineTiming, request_batching: PipelineTiming, window_s: float) -> list[Server]:
         """Return the servers, step batching first."""
         cap = request_batching.cap(self.model.batching.min_gain)
         return [
-            StepBatching(self.bench.engine, self.model, self.caps, self.threads),
+            StepBatching(self.bench.engine, self.model, self.sizer, self.threads),
             PipelineCalls("one at a time", single.pipe, 1, 0.0, self.threads),
             PipelineCalls("whole batches", request_batching.pipe, cap, window_s, self.threads),
         ]
@@ -106,7 +106,7 @@ def set_up(args: argparse.Namespace) -> BenchSetup:
     else:
         plain = _engine(model.model_copy(update={"compile": "off"}), args.device, plain_pipe)
     bench = ForwardBench(engine, pipe, plain, plain_pipe, device)
-    return BenchSetup(bench, model, base, steps, _caps(engine, model), threads=2 if device.type == "cuda" else 1)
+    return BenchSetup(bench, model, base, steps, _batch_sizer(engine, model), threads=2 if device.type == "cuda" else 1)
 
 
 def _engine(model: Model, device: str, pipe: Any) -> DiffusionEngine:
@@ -115,14 +115,14 @@ def _engine(model: Model, device: str, pipe: Any) -> DiffusionEngine:
     return engine
 
 
-def _caps(engine: StepEngine, model: Model) -> Caps:
+def _batch_sizer(engine: StepEngine, model: Model) -> BatchSizer:
     """Measure the batch sizes as a starting worker does."""
     fixed = model.max_batch_size != "auto"
     max_batch = BUCKETS[-1] if model.max_batch_size == "auto" else model.max_batch_size
-    caps = Caps(max_batch, fixed=fixed, min_gain=model.batching.min_gain, max_step_s=None)
+    sizer = BatchSizer(max_batch, fixed=fixed, min_gain=model.batching.min_gain, max_step_s=None)
     with tempfile.TemporaryDirectory() as folder:
-        measure(engine, model, caps, max_batch, Path(folder))
-    return caps
+        measure(engine, model, sizer, max_batch, Path(folder))
+    return sizer
 
 
 def calls(setup: BenchSetup, ways: Sequence[str], budget_s: float) -> list[PipelineTiming]:

@@ -23,7 +23,7 @@ from scripts.harness.processes import PATIENCE_S, free_port, launch, stop, wait_
 from tests.conftest import StartServer
 from tests.support.images import file, half, make_image, png
 from wire.messages import ImageInputs
-from worker.engines.sim import expected_picture
+from worker.engines.sim import expected_image
 
 GENERATE, EDIT = "/v1/images/generations", "/v1/images/edits"
 KEY = "sk-far-secret"
@@ -36,7 +36,7 @@ SLOW = {"t0_s": 0.1, "max_batch_size": 1, "defaults": {"size": "64x64", "steps":
 def expected(sources: tuple[bytes, ...] = (), **changes: Any) -> bytes:
     plain: dict[str, Any] = {"prompt": "a seven", "seed": 7, "width": 64, "height": 64, "steps": 8}
     plain |= {"guidance_scale": 3.0, "scheduler": "ddim"}
-    return expected_picture(ImageInputs(**plain | changes), sources)
+    return expected_image(ImageInputs(**plain | changes), sources)
 
 
 def images(answered: httpx.Response) -> list[bytes]:

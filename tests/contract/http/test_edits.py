@@ -17,7 +17,7 @@ from scripts.harness.balancer import Server
 from scripts.harness.processes import PATIENCE_S
 from tests.support.images import data_url, file, half, make_image, png
 from wire.messages import ImageInputs, Lora
-from worker.engines.sim import expected_picture
+from worker.engines.sim import expected_image
 
 GENERATE, EDIT = "/v1/images/generations", "/v1/images/edits"
 RGB = make_image().tobytes()
@@ -29,7 +29,7 @@ def expected(sources: tuple[bytes, ...] = (RGB,), **changes: Any) -> bytes:
     plain: dict[str, Any] = {"prompt": "a seven", "seed": 7, "width": 64, "height": 64, "steps": 8}
     plain |= {"guidance_scale": 3.0, "scheduler": "ddim"}
     plain |= {"mode": "image", "strength": 0.8} if len(sources) == 1 else {"mode": "inpaint", "strength": 1.0}
-    return expected_picture(ImageInputs(**plain | changes), sources)
+    return expected_image(ImageInputs(**plain | changes), sources)
 
 
 def edit(http: httpx.Client, files: dict[str, bytes] | None = None, **fields: str) -> httpx.Response:

@@ -15,7 +15,7 @@ from scripts.harness.balancer import Server
 from scripts.harness.processes import PATIENCE_S
 from tests.contract.conftest import MAX_QUEUED
 from wire.messages import ImageInputs
-from worker.engines.sim import expected_picture
+from worker.engines.sim import expected_image
 
 GENERATE = "/v1/images/generations"
 
@@ -62,7 +62,7 @@ def test_all_parameters_reach_the_worker(http: httpx.Client, body: dict[str, Any
     wanted = inputs(**expected)
     answer = answered.json()
     (image,) = answer["data"]
-    assert base64.b64decode(image["b64_json"]) == expected_picture(wanted)
+    assert base64.b64decode(image["b64_json"]) == expected_image(wanted)
     assert image["seed"] == wanted.seed
     assert image["timings"]["queued_s"] >= 0
     assert image["timings"]["running_s"] > 0
@@ -77,7 +77,7 @@ def test_images_have_consecutive_seeds_in_order(http: httpx.Client) -> None:
     data = http.post(GENERATE, json={"prompt": "a seven", "n": 4, "seed": seeds[0]}).json()["data"]
     assert [image["seed"] for image in data] == seeds
     assert [base64.b64decode(image["b64_json"]) for image in data] == [
-        expected_picture(inputs(seed=seed)) for seed in seeds
+        expected_image(inputs(seed=seed)) for seed in seeds
     ]
 
 
@@ -98,7 +98,7 @@ def test_official_client(sdk: openai.OpenAI) -> None:
     )
     assert answer.data is not None
     assert [base64.b64decode(image.b64_json or "") for image in answer.data] == [
-        expected_picture(inputs(seed=seed, steps=5)) for seed in (7, 8)
+        expected_image(inputs(seed=seed, steps=5)) for seed in (7, 8)
     ]
     assert (answer.size, answer.output_format, answer.background) == ("64x64", "png", "opaque")
 
@@ -109,7 +109,7 @@ async def test_official_async_client(shared: Server) -> None:
     ) as sdk:
         answer = await sdk.images.generate(model="quick", prompt="a seven", extra_body={"seed": 7})
     assert answer.data is not None
-    assert base64.b64decode(answer.data[0].b64_json or "") == expected_picture(inputs())
+    assert base64.b64decode(answer.data[0].b64_json or "") == expected_image(inputs())
 
 
 def test_official_client_raises_its_own_errors(sdk: openai.OpenAI) -> None:
@@ -153,7 +153,7 @@ def test_predict(http: httpx.Client) -> None:
     answered = http.post("/predict", json={"prompt": "a seven", "seed": 7, "size": "32x32"})
     assert answered.json().keys() == {"image"}
     picture = base64.b64decode(answered.json()["image"])
-    assert picture == expected_picture(inputs(width=32, height=32))
+    assert picture == expected_image(inputs(width=32, height=32))
     with Image.open(io.BytesIO(picture)) as image:
         assert (image.format, image.size) == ("PNG", (32, 32))
 

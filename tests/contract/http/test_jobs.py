@@ -17,7 +17,7 @@ from scripts.harness.balancer import Server, running, sim
 from scripts.harness.processes import PATIENCE_S, wait_until
 from tests.support.images import data_url, file, half, make_image, png
 from wire.messages import ImageInputs
-from worker.engines.sim import expected_picture
+from worker.engines.sim import expected_image
 
 GENERATE, EDIT, PREDICT = "/v1/images/generations", "/v1/images/edits", "/predict"
 MODELS = {
@@ -82,7 +82,7 @@ def ended(http: httpx.Client, view: dict[str, Any]) -> dict[str, Any]:
 
 def expected(seed: int = 7, sources: tuple[bytes, ...] = (), **changes: Any) -> bytes:
     plain: dict[str, Any] = {"prompt": "a seven", "seed": seed, "width": 64, "height": 64, "steps": 8}
-    return expected_picture(ImageInputs(**plain | {"guidance_scale": 3.0, "scheduler": "ddim"} | changes), sources)
+    return expected_image(ImageInputs(**plain | {"guidance_scale": 3.0, "scheduler": "ddim"} | changes), sources)
 
 
 def events(http: httpx.Client, view: dict[str, Any]) -> Iterator[dict[str, Any]]:

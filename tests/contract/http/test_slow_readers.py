@@ -16,7 +16,7 @@ import pytest
 from scripts.harness.balancer import Server, running, sim
 from scripts.harness.processes import PATIENCE_S, wait_until
 from wire.messages import ImageInputs
-from worker.engines.sim import expected_picture
+from worker.engines.sim import expected_image
 
 GENERATE = "/v1/images/generations"
 #: Many times what the system holds for a client that does not read.
@@ -128,4 +128,4 @@ def test_slow_reader_does_not_delay_same_recording(big: Server) -> None:
     images = {event["index"]: event["b64_json"] for event in events if event["type"] == "image_generation.completed"}
     assert sorted(images) == list(range(IMAGES))
     first = ImageInputs("a seven", SIDE, SIDE, 3, 3.0, 1, "ddim", output_format="jpeg", partial_images=1)
-    assert base64.b64decode(images[0]) == expected_picture(first)
+    assert base64.b64decode(images[0]) == expected_image(first)

@@ -18,7 +18,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from scripts.harness.balancer import Server
 from scripts.harness.processes import PATIENCE_S, wait_until
 from wire.messages import ImageInputs
-from worker.engines.sim import expected_picture
+from worker.engines.sim import expected_image
 
 GENERATE = "/v1/images/generations"
 PARTIAL, COMPLETED = "image_generation.partial_image", "image_generation.completed"
@@ -26,7 +26,7 @@ PROGRESS = "image_generation.progress"
 
 
 def expected(seed: int, steps: int = 8) -> bytes:
-    return expected_picture(ImageInputs("a seven", 64, 64, steps, 3.0, seed, "ddim"))
+    return expected_image(ImageInputs("a seven", 64, 64, steps, 3.0, seed, "ddim"))
 
 
 def events(answered: httpx.Response) -> Iterator[dict[str, Any]]:
@@ -66,7 +66,7 @@ def test_events_of_two_images(http: httpx.Client) -> None:
             with Image.open(io.BytesIO(base64.b64decode(preview["b64_json"]))) as image:
                 assert (image.format, image.size) == ("JPEG", (64, 64))
         wanted = ImageInputs("a seven", 64, 64, 8, 3.0, seed, "ddim", output_format="jpeg")
-        assert base64.b64decode(last["b64_json"]) == expected_picture(wanted)
+        assert base64.b64decode(last["b64_json"]) == expected_image(wanted)
         assert (last["type"], last["seed"], last["model"]) == (COMPLETED, seed, "quick")
 
 

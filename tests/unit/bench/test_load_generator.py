@@ -11,7 +11,7 @@ from scripts.bench.serving.report import condense
 from scripts.bench.serving.servers import ServerUsage, StepBatching
 from scripts.bench.serving.workloads import BenchRequest, Steps
 from wire.messages import ImageInputs
-from worker.batch_size import Caps
+from worker.batch_size import BatchSizer
 from worker.engines.sim import SimEngine
 
 BASE = ImageInputs("a seven", 64, 64, 5, 3.0, 0, "ddim")
@@ -23,7 +23,7 @@ def server() -> StepBatching:
     model = Model(engine="sim", defaults=Defaults(size="64x64"), sim=sim)
     engine = SimEngine(model)
     engine.load()
-    return StepBatching(engine, model, Caps(4, fixed=True, min_gain=0.0, max_step_s=None), threads=1)
+    return StepBatching(engine, model, BatchSizer(4, fixed=True, min_gain=0.0, max_step_s=None), threads=1)
 
 
 @pytest.mark.parametrize("how", [{"users": 6}, {"rate": 40.0}])

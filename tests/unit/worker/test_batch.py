@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from wire.messages import Assignment, ImageInputs
-from worker.batch import CHECKPOINT_EVERY_S, Batch, Gate, Member, checkpoint_due, preview_steps
+from worker.batch import CHECKPOINT_EVERY_S, Batch, JoinPolicy, Member, is_checkpoint_due, preview_steps
 
 INPUTS = ImageInputs("a seven", 64, 64, steps=20, guidance_scale=3.0, seed=1, scheduler="ddim")
 
@@ -19,7 +19,7 @@ def member(name: str, key: str = "64x64", *, isolated: bool = False) -> Member[N
 
 
 def chosen(batch: Batch[None]) -> list[str]:
-    return [m.assignment.task for m in batch.choose()]
+    return [m.assignment.task for m in batch.next_group()]
 
 
 def test_a_newcomer_is_in_the_next_step_and_a_finished_task_is_not() -> None:
@@ -43,7 +43,7 @@ def test_keys_take_turns_by_the_time_they_used_not_by_count() -> None:
     batch.join(member("z", "large"))
     turns = []
     for _ in range(100):
-        key = batch.choose()[0].key
+        key = batch.next_group()[0].key
         turns.append(key)
         batch.charge(key, 0.4 if key == "large" else 0.1)
     assert turns.count("large") == 20, "a step of the large shape costs four of the small one"
@@ -57,7 +57,7 @@ def test_a_new_shape_neither_waits_for_the_old_one_nor_holds_it_up() -> None:
     batch.join(member("new", "new"))
     keys = []
     for _ in range(10):
-        key = batch.choose()[0].key
+        key = batch.next_group()[0].key
         keys.append(key)
         batch.charge(key, 1.0)
     assert keys.count("old") == keys.count("new") == 5
@@ -72,11 +72,11 @@ def test_a_task_that_must_be_alone_has_a_step_of_its_own() -> None:
     assert chosen(batch) == ["other"]
 
 
-def test_leaders_are_the_oldest_of_each_group() -> None:
+def test_oldest_members_are_the_oldest_of_each_group() -> None:
     batch: Batch[None] = Batch()
     for name, key in ("ax", "bx", "cy"):
         batch.join(member(name, key))
-    assert [leader.assignment.task for leader in batch.leaders()] == ["a", "c"]
+    assert [leader.assignment.task for leader in batch.oldest_members()] == ["a", "c"]
 
 
 @given(st.lists(st.tuples(st.sampled_from(["join", "leave", "step"]), st.integers(0, 9), st.sampled_from("xyz"))))
@@ -91,14 +91,14 @@ def test_every_member_is_in_exactly_one_group_and_none_starves(moves: list[tuple
         elif move == "leave":
             assert (batch.leave(name) is not None) == (inside.pop(name, None) is not None)
         elif move == "step" and inside:
-            batch.charge(batch.choose()[0].key, 1.0)
+            batch.charge(batch.next_group()[0].key, 1.0)
         assert {m.assignment.task: m.key for m in batch.members()} == inside
         assert len(batch) == len(inside)
-        assert len({m.key for m in batch.choose()}) == (1 if inside else 0)
+        assert len({m.key for m in batch.next_group()}) == (1 if inside else 0)
     served = set()
     for _ in range(2 * len(set(inside.values()))):
-        served.add(batch.choose()[0].key)
-        batch.charge(batch.choose()[0].key, 1.0)
+        served.add(batch.next_group()[0].key)
+        batch.charge(batch.next_group()[0].key, 1.0)
     assert served == set(inside.values())
 
 
@@ -113,8 +113,8 @@ def test_every_member_is_in_exactly_one_group_and_none_starves(moves: list[tuple
     ],
 )
 def test_gate(waiting: int, oldest_wait_s: float, running: int, step: int, grouped: int) -> None:
-    assert Gate(False, 0.3).admit(waiting, oldest_wait_s, running, 12) == step
-    assert Gate(True, 0.3).admit(waiting, oldest_wait_s, running, 12) == grouped
+    assert JoinPolicy(False, 0.3).admit(waiting, oldest_wait_s, running, 12) == step
+    assert JoinPolicy(True, 0.3).admit(waiting, oldest_wait_s, running, 12) == grouped
 
 
 @pytest.mark.parametrize(
@@ -141,4 +141,4 @@ def test_checkpoints_are_due_by_steps_or_by_time(
 ) -> None:
     running = member("a")
     running.saved_at, running.saved_step = 100.0, 10
-    assert checkpoint_due(running, step, 100.0 + seconds, every) is due
+    assert is_checkpoint_due(running, step, 100.0 + seconds, every) is due

@@ -1,4 +1,4 @@
-"""What becomes of tasks when the engine breaks on them together."""
+"""Isolation of the tasks that make the engine fail on a batch."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 from configs.settings import Model, Sim
 from wire.messages import Assignment, ImageInputs
 from worker.batch import Member
-from worker.engine import Checkpoint, DeviceLost, OutOfMemory, Row, TaskError, Wanted
+from worker.engine import Checkpoint, DeviceLost, EngineRequest, OutOfMemory, Row, TaskError
 from worker.engines.sim import SimEngine
 from worker.fault_isolation import admit, step
 
@@ -23,8 +23,8 @@ def engine(**options: Any) -> SimEngine:
 
 
 def members(made: SimEngine, prompts: Sequence[str]) -> list[Member[Row]]:
-    """Each has taken its first step, from where on prompts have their effect."""
-    rows = made.admit([Wanted(msgspec.structs.replace(INPUTS, prompt=prompt)) for prompt in prompts])
+    """Return members that have taken their first step, after which prompts have their effect."""
+    rows = made.admit([EngineRequest(msgspec.structs.replace(INPUTS, prompt=prompt)) for prompt in prompts])
     running = []
     for name, row in enumerate(rows):
         assert not isinstance(row, TaskError)
@@ -37,42 +37,42 @@ def names(running: Sequence[Member[Row]]) -> list[int]:
     return [int(member.assignment.task) for member in running]
 
 
-@pytest.mark.parametrize("guilty", [{0}, {6}, {2, 3}, {0, 1, 2, 3, 4, 5, 6}, set()])
-def test_only_the_guilty_fail_and_the_others_take_exactly_one_step(guilty: set[int]) -> None:
+@pytest.mark.parametrize("failing", [{0}, {6}, {2, 3}, {0, 1, 2, 3, 4, 5, 6}, set()])
+def test_only_failing_tasks_fail_and_others_take_one_step(failing: set[int]) -> None:
     made = engine()
-    running = members(made, ["sim:fail" if n in guilty else "fine" for n in range(7)])
+    running = members(made, ["sim:fail" if n in failing else "fine" for n in range(7)])
     outcome = step(made, running)
     assert {int(member.assignment.task): error.message for member, error in outcome.failed} == dict.fromkeys(
-        guilty, "step failed: a failure on demand"
+        failing, "step failed: a failure on demand"
     )
-    assert names(outcome.moved) == [n for n in range(7) if n not in guilty]
-    assert [member.row.step for member in running] == [1 if n in guilty else 2 for n in range(7)]
+    assert names(outcome.advanced) == [n for n in range(7) if n not in failing]
+    assert [member.row.step for member in running] == [1 if n in failing else 2 for n in range(7)]
 
 
-def test_out_of_memory_squeezes_out_the_newest() -> None:
+def test_out_of_memory_evicts_newest_tasks() -> None:
     made = engine(memory_tasks=2)
     running = members(engine(), ["fine"] * 7)
     outcome = step(made, running)
-    assert (names(outcome.moved), sorted(names(outcome.squeezed_out)), outcome.failed) == ([0, 1], [2, 3, 4, 5, 6], [])
+    assert (names(outcome.advanced), sorted(names(outcome.evicted)), outcome.failed) == ([0, 1], [2, 3, 4, 5, 6], [])
     assert [member.row.step for member in running] == [2, 2, 1, 1, 1, 1, 1]
 
 
-def test_a_lone_task_that_does_not_fit_fails_and_says_what_was_needed() -> None:
+def test_single_task_out_of_memory_fails_with_text() -> None:
     made = engine(memory_tasks=0)
     [(_, error)] = step(made, members(engine(), ["large"])).failed
     assert (error.kind, error.message) == ("out_of_memory", "1 tasks were asked for, 0 fit")
 
 
-def test_a_lost_device_is_nobodys_failure() -> None:
+def test_lost_device_fails_no_task() -> None:
     made = engine()
     with pytest.raises(DeviceLost):
         step(made, members(made, ["fine", "sim:device", "fine"]))
 
 
-class Crowded(SimEngine):
-    """Cannot admit two at once; breaks on one prompt."""
+class SingleAdmission(SimEngine):
+    """Admits one request at a time; fails on one prompt."""
 
-    def admit(self, tasks: Sequence[Wanted]) -> list[Row | TaskError]:
+    def admit(self, tasks: Sequence[EngineRequest]) -> list[Row | TaskError]:
         if len(tasks) > 1:
             raise OutOfMemory("two are too many")
         if tasks[0].inputs.prompt == "poison":
@@ -82,9 +82,11 @@ class Crowded(SimEngine):
         return super().admit(tasks)
 
 
-def test_admission_finds_the_guilty_one_too() -> None:
+def test_admission_isolates_failing_request() -> None:
     prompts = ("fine", "poison", "huge", "fine")
-    rows = admit(Crowded(Model()), [Wanted(msgspec.structs.replace(INPUTS, prompt=prompt)) for prompt in prompts])
+    rows = admit(
+        Crowded(Model()), [EngineRequest(msgspec.structs.replace(INPUTS, prompt=prompt)) for prompt in prompts]
+    )
     fine, poison, huge, also_fine = rows
     assert not isinstance(fine, Exception)
     assert not isinstance(also_fine, Exception)
@@ -93,10 +95,10 @@ def test_admission_finds_the_guilty_one_too() -> None:
     assert isinstance(huge, OutOfMemory)
 
 
-def test_a_checkpoint_that_cannot_be_used_means_the_start_not_the_end() -> None:
-    [row] = admit(engine(), [Wanted(INPUTS, checkpoint=Checkpoint(7, [b"of another version"]))])
+def test_unusable_checkpoint_restarts_task() -> None:
+    [row] = admit(engine(), [EngineRequest(INPUTS, checkpoint=Checkpoint(7, [b"of another version"]))])
     assert not isinstance(row, TaskError | OutOfMemory)
     assert row.step == 0
-    [row] = admit(engine(), [Wanted(INPUTS, checkpoint=Checkpoint(7, [bytes(32)]))])
+    [row] = admit(engine(), [EngineRequest(INPUTS, checkpoint=Checkpoint(7, [bytes(32)]))])
     assert not isinstance(row, TaskError | OutOfMemory)
     assert row.step == 7

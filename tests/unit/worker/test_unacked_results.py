@@ -1,4 +1,4 @@
-"""Finished pictures are kept until a balancer must have them, and no longer."""
+"""Finished images are stored until a balancer has acknowledged them, and no longer."""
 
 from __future__ import annotations
 
@@ -9,77 +9,77 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from wire.messages import Finished
-from worker.unacked_results import Unread
+from worker.unacked_results import UnackedResults
 
 
-def put(unread: Unread, task: str, size: int = 1, attempt: int = 1) -> None:
-    unread.put(Finished(task, attempt), b"x" * size)
+def add(results: UnackedResults, task: str, size: int = 1, attempt: int = 1) -> None:
+    results.add(Finished(task, attempt), b"x" * size)
 
 
-def test_what_was_sent_while_no_balancer_was_there_is_sent_again_to_the_next() -> None:
-    unread = Unread()
-    put(unread, "t", attempt=2)
+def test_unacked_image_is_sent_again_after_hello() -> None:
+    results = UnackedResults()
+    add(results, "t", attempt=2)
     for _ in range(50):
-        unread.beat()  # into the void
-    [(attempt, envelope)] = unread.introduce().values()
+        results.on_heartbeat()  # no balancer answers
+    [(attempt, envelope)] = results.on_hello().values()
     assert (attempt, envelope.message, envelope.frames) == (2, Finished("t", 2), [b"x"])
-    assert list(unread.introduce()) == ["t"], "that one may have died too"
+    assert list(results.on_hello()) == ["t"], "the next balancer may die too"
 
 
 @pytest.mark.parametrize("beats", [0, 1, 7])
-def test_a_picture_goes_when_a_later_heartbeat_was_answered(beats: int) -> None:
-    unread = Unread()
-    unread.introduce()
-    unread.welcomed()
+def test_image_is_dropped_when_a_later_heartbeat_is_answered(beats: int) -> None:
+    results = UnackedResults()
+    results.on_hello()
+    results.on_ack()
     for _ in range(beats):
-        unread.beat()  # sent before the picture, and not answered yet
-    put(unread, "t")
-    for _ in range(beats + 1):  # one more may have overtaken the picture
-        unread.beat()
-        unread.welcomed()
-    assert len(unread) == 1
-    unread.beat()
-    unread.welcomed()
-    assert len(unread) == 0
+        results.on_heartbeat()  # sent before the image, not answered yet
+    add(results, "t")
+    for _ in range(beats + 1):  # one more may have overtaken the image
+        results.on_heartbeat()
+        results.on_ack()
+    assert len(results) == 1
+    results.on_heartbeat()
+    results.on_ack()
+    assert len(results) == 0
 
 
 @given(st.lists(st.sampled_from(["finish", "beat", "answer", "die"]), max_size=60))
-def test_nothing_goes_that_no_balancer_has_read(history: list[str]) -> None:
-    unread, names = Unread(), itertools.count()
-    #: What is on its way to the balancer, in order; the first is its next to read. Hello stands for itself.
+def test_no_image_is_dropped_before_it_is_read(history: list[str]) -> None:
+    results, names = UnackedResults(), itertools.count()
+    #: Messages on the way to the balancer, in order of arrival.
     way: list[str] = ["hello"]
-    unread.introduce()
+    results.on_hello()
     for each in history:
         if each == "finish":
-            put(unread, name := f"t{next(names)}")
+            add(results, name := f"t{next(names)}")
             way.append(name)
         elif each == "beat":
-            unread.beat()
+            results.on_heartbeat()
             way.append("beat")
         elif each == "answer" and way:
             if way.pop(0) in ("hello", "beat"):
-                unread.welcomed()
+                results.on_ack()
         elif each == "die":
-            way = ["hello", *unread.introduce()]
+            way = ["hello", *results.on_hello()]
         finished = {name for name in way if name not in ("hello", "beat")}
-        assert finished <= set(unread), "or it could be lost"
+        assert finished <= set(results), "an unread image must be stored"
 
 
-def test_what_is_kept_is_bounded_and_the_newest_stays() -> None:
-    unread = Unread(most_bytes=10)
+def test_stored_bytes_are_bounded_and_newest_stay() -> None:
+    results = UnackedResults(max_bytes=10)
     for number in range(5):
-        put(unread, f"t{number}", 4)
-    assert list(unread.introduce()) == ["t3", "t4"]
-    put(unread, "huge", 11)
-    assert len(unread) == 0
+        add(results, f"t{number}", 4)
+    assert list(results.on_hello()) == ["t3", "t4"]
+    add(results, "huge", 11)
+    assert len(results) == 0
 
 
-def test_a_task_is_kept_once_and_can_be_dropped() -> None:
-    unread = Unread(most_bytes=10)
-    put(unread, "t", 6)
-    put(unread, "t", 6, attempt=2)
-    put(unread, "u", 4)
-    assert {task: attempt for task, (attempt, _) in unread.introduce().items()} == {"t": 2, "u": 1}
-    unread.drop("t")
-    unread.drop("t")
-    assert list(unread.introduce()) == ["u"]
+def test_task_is_stored_once_and_can_be_discarded() -> None:
+    results = UnackedResults(max_bytes=10)
+    add(results, "t", 6)
+    add(results, "t", 6, attempt=2)
+    add(results, "u", 4)
+    assert {task: attempt for task, (attempt, _) in results.on_hello().items()} == {"t": 2, "u": 1}
+    results.discard("t")
+    results.discard("t")
+    assert list(results.on_hello()) == ["u"]

@@ -20,7 +20,7 @@ from PIL import Image
 
 from configs.settings import Model
 from wire.messages import SOURCES, EngineInfo, ImageInputs
-from worker.engine import BatchKey, Checkpoint, OutOfMemory, Picture, Row, TaskError, Wanted
+from worker.engine import BatchKey, Checkpoint, EncodedImage, EngineRequest, OutOfMemory, Row, TaskError
 from worker.engines.diffusion import device as devices
 from worker.engines.diffusion.cuda_graphs import make_forward_pass
 from worker.engines.diffusion.device import (
@@ -116,7 +116,7 @@ class DiffusionEngine:
     # ---- admission
 
     @torch.inference_mode()
-    def admit(self, tasks: Sequence[Wanted]) -> list[Row | TaskError]:
+    def admit(self, tasks: Sequence[EngineRequest]) -> list[Row | TaskError]:
         """Return a row for each task. All tasks are validated before anything is computed.
 
         Raises `OutOfMemory` and `DeviceLost`.
@@ -161,7 +161,9 @@ class DiffusionEngine:
             texts, encoder_state=self._loras.text_encoder_scales(lora_scales), one_by_one=one_by_one
         )
 
-    def _start(self, task: Wanted, texts: dict[str, Encoded], lora_scales: LoraScales) -> DiffusionRow | TaskError:
+    def _start(
+        self, task: EngineRequest, texts: dict[str, Encoded], lora_scales: LoraScales
+    ) -> DiffusionRow | TaskError:
         family, inputs = self._family, task.inputs
         # CPU noise: a seed gives the same noise on every device and in every batch.
         generator = torch.Generator("cpu").manual_seed(inputs.seed)
@@ -214,7 +216,7 @@ class DiffusionEngine:
 
     # ---- results
 
-    def render(self, row: Row) -> Callable[[], Picture]:
+    def render(self, row: Row) -> Callable[[], EncodedImage]:
         """Return a callable that decodes the row's current image; a preview shows the denoised estimate."""
         own = _diffusion_row(row)
         return partial(
@@ -224,7 +226,7 @@ class DiffusionEngine:
     @torch.inference_mode()
     def _decode_image(
         self, latents: torch.Tensor, inputs: ImageInputs, final: bool, ready: torch.cuda.Event | None
-    ) -> Picture:
+    ) -> EncodedImage:
         try:
             with (
                 self._decode_lock,
@@ -240,7 +242,7 @@ class DiffusionEngine:
                 flagged = final and self._is_unsafe(image)
         except OutOfMemory as error:
             raise TaskError("out_of_memory", str(error)) from error
-        return Picture(encode_image(image, inputs.output_format, inputs.output_quality), flagged)
+        return EncodedImage(encode_image(image, inputs.output_format, inputs.output_quality), flagged)
 
     def _is_unsafe(self, image: Image.Image) -> bool:
         """Return true if the safety checker flags the image. Raises `TaskError` if the policy is `refuse`."""
@@ -272,7 +274,7 @@ class DiffusionEngine:
         inputs = ImageInputs(
             "", width, height, defaults.steps, defaults.guidance_scale, 0, defaults.scheduler, mode=mode
         )
-        [row] = self.admit([Wanted(inputs, sources)])
+        [row] = self.admit([EngineRequest(inputs, sources)])
         if isinstance(row, TaskError):
             raise row
         self.step([row])

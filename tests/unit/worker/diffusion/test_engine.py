@@ -19,7 +19,7 @@ from PIL import Image
 from configs.samplers import MODEL_DEFAULT, SAMPLERS, sampler_names
 from tests.support.tiny_diffusion import SIZE, admit, engine_of, engine_request, finish, pipeline, request, run
 from wire.messages import ImageInputs, Lora
-from worker.engine import Checkpoint, DeviceLost, OutOfMemory, TaskError, Wanted
+from worker.engine import Checkpoint, DeviceLost, EngineRequest, OutOfMemory, TaskError
 from worker.engines.diffusion.engine import DiffusionEngine
 from worker.engines.diffusion.row import DiffusionRow, MaskState
 
@@ -57,7 +57,7 @@ def unet(engine: DiffusionEngine) -> torch.nn.Module:
     return found
 
 
-def refusal(engine: DiffusionEngine, task: Wanted) -> TaskError:
+def refusal(engine: DiffusionEngine, task: EngineRequest) -> TaskError:
     [answer] = engine.admit([task])
     assert isinstance(answer, TaskError)
     return answer
@@ -184,7 +184,7 @@ BAD_SOURCES: list[tuple[str, list[int], str]] = [
 
 @pytest.mark.parametrize(("mode", "sizes", "message"), BAD_SOURCES)
 def test_sources_of_wrong_size_rejected(engine: DiffusionEngine, mode: str, sizes: list[int], message: str) -> None:
-    reported = refusal(engine, Wanted(request(mode=mode), [bytes(size) for size in sizes]))
+    reported = refusal(engine, EngineRequest(request(mode=mode), [bytes(size) for size in sizes]))
     assert (reported.kind, message in reported.message) == ("invalid", True), reported.message
 
 
@@ -312,7 +312,7 @@ def test_row_resumed_at_any_step_bit_equal(engine: DiffusionEngine, changes: dic
     for step, checkpoint in enumerate(saved):
         taken = checkpoint()  # after the row went on, but with its earlier state
         assert taken.step == step
-        [resumed] = admit(engine, Wanted(task.inputs, task.sources, taken))
+        [resumed] = admit(engine, EngineRequest(task.inputs, task.sources, taken))
         assert resumed.step == step
         finish(engine, resumed)
         assert torch.equal(resumed.latents, row.latents), f"resumed at step {step}"

@@ -24,7 +24,7 @@ from tests.support.tiny_diffusion import (
     sdxl,
 )
 from wire.messages import SOURCES, ImageInputs
-from worker.engine import Checkpoint, TaskError, UnsupportedModel, Wanted
+from worker.engine import Checkpoint, EngineRequest, TaskError, UnsupportedModel
 from worker.engines.diffusion.engine import DiffusionEngine
 from worker.engines.diffusion.row import DiffusionRow
 
@@ -172,7 +172,7 @@ def test_resumed_rows_bit_equal_for_every_family(engines: Engines, name: str) ->
             saved.append(engine.save(row)())
             engine.step([row])
         for checkpoint in saved:
-            [resumed] = admit(engine, Wanted(task.inputs, task.sources, checkpoint))
+            [resumed] = admit(engine, EngineRequest(task.inputs, task.sources, checkpoint))
             finish(engine, resumed)
             assert torch.equal(resumed.latents, row.latents), (mode, checkpoint.step)
 

@@ -36,7 +36,7 @@ from tests.support.tiny_pipelines import (
     sources_of,
 )
 from wire.messages import ImageInputs, Lora
-from worker.engine import Checkpoint, DeviceLost, OutOfMemory, TaskError, UnsupportedModel, Wanted
+from worker.engine import Checkpoint, DeviceLost, EngineRequest, OutOfMemory, TaskError, UnsupportedModel
 from worker.engines.diffusion.generic.engine import GenericEngine
 from worker.engines.diffusion.generic.row import GenericRow
 
@@ -83,7 +83,7 @@ def part(engine: GenericEngine, name: str) -> torch.nn.Module:
 
 
 def refusal(engine: GenericEngine, inputs: ImageInputs, *sources: bytes) -> TaskError:
-    [rejection] = engine.admit([Wanted(inputs, sources)])
+    [rejection] = engine.admit([EngineRequest(inputs, sources)])
     assert isinstance(rejection, TaskError)
     assert threads(0)
     return rejection
@@ -125,7 +125,7 @@ def test_device_errors_translated(engine: GenericEngine, error: Exception, repor
         engine.step(rows)
     finish(engine, *rows)
     with failing(part(engine, "text_encoder"), error), pytest.raises(reported):
-        engine.admit([Wanted(request()), Wanted(request(seed=2))])
+        engine.admit([EngineRequest(request()), EngineRequest(request(seed=2))])
     assert threads(0)
 
 
@@ -140,7 +140,7 @@ def test_admission_out_of_memory_releases_all_rows(engine: GenericEngine) -> Non
     handle = part(engine, "text_encoder").register_forward_pre_hook(second)
     try:
         with pytest.raises(OutOfMemory):
-            engine.admit([Wanted(request()), Wanted(request(seed=2))])
+            engine.admit([EngineRequest(request()), EngineRequest(request(seed=2))])
     finally:
         handle.remove()
     assert threads(0)
@@ -310,7 +310,7 @@ def test_checkpoints_unsupported(engine: GenericEngine) -> None:
     [row] = admit(engine, request())
     assert engine.save(row) is None
     engine.release(row)
-    [rejection] = engine.admit([Wanted(request(), (), Checkpoint(3, [b"from somewhere else"]))])
+    [rejection] = engine.admit([EngineRequest(request(), (), Checkpoint(3, [b"from somewhere else"]))])
     assert isinstance(rejection, TaskError)
 
 
@@ -390,7 +390,7 @@ def test_rejection_states_reason_and_affects_no_other_row(
     engine = engines(kind)
     [mode] = engine.info().modes
     [row] = admit(engine, request(mode, prompt="1"))
-    rejection, other = engine.admit([Wanted(i, sources_of(i)) for i in (inputs, request(mode, prompt="2"))])
+    rejection, other = engine.admit([EngineRequest(i, sources_of(i)) for i in (inputs, request(mode, prompt="2"))])
     assert isinstance(rejection, TaskError)
     assert rejection.kind == "invalid"
     assert text in rejection.message

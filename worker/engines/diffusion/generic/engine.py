@@ -17,7 +17,16 @@ from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionS
 
 from configs.settings import Model
 from wire.messages import EngineInfo, GenerationMode, ImageInputs
-from worker.engine import BatchKey, Checkpoint, DeviceLost, Picture, Row, TaskError, UnsupportedModel, Wanted
+from worker.engine import (
+    BatchKey,
+    Checkpoint,
+    DeviceLost,
+    EncodedImage,
+    EngineRequest,
+    Row,
+    TaskError,
+    UnsupportedModel,
+)
 from worker.engines.diffusion import device as devices
 from worker.engines.diffusion.device import CompletionEvent, translate_device_errors
 from worker.engines.diffusion.generic.arguments import PipelineArguments
@@ -121,7 +130,7 @@ class GenericEngine:
 
     # ---- requests
 
-    def admit(self, tasks: Sequence[Wanted]) -> list[Row | TaskError]:
+    def admit(self, tasks: Sequence[EngineRequest]) -> list[Row | TaskError]:
         rows: list[Row | TaskError] = []
         try:
             for task in tasks:
@@ -136,7 +145,7 @@ class GenericEngine:
             raise
         return rows
 
-    def _start_row(self, task: Wanted) -> GenericRow:
+    def _start_row(self, task: EngineRequest) -> GenericRow:
         inputs = task.inputs
         if task.checkpoint is not None:
             raise TaskError("error", "this engine does not support checkpoints")
@@ -207,18 +216,18 @@ class GenericEngine:
             if isinstance(row.thread.failure, DeviceLost):
                 raise row.thread.failure
 
-    def render(self, row: Row) -> Callable[[], Picture]:
+    def render(self, row: Row) -> Callable[[], EncodedImage]:
         """Return a callable that waits for the finished image. There are no previews."""
         assert isinstance(row, GenericRow)
         return partial(self._render_image, row.thread if row.step == row.steps else None, row.inputs)
 
-    def _render_image(self, thread: PipelineThread[PipelineImage] | None, inputs: ImageInputs) -> Picture:
+    def _render_image(self, thread: PipelineThread[PipelineImage] | None, inputs: ImageInputs) -> EncodedImage:
         if thread is None:
             raise TaskError("error", "this model has no image before the last step")
         made = thread.result()
         if made.flagged and self._model.safety_checker == "refuse":
             raise TaskError("unsafe", "the model's safety checker rejected the image")
-        return Picture(encode_image(made.to_pil(), inputs.output_format, inputs.output_quality), made.flagged)
+        return EncodedImage(encode_image(made.to_pil(), inputs.output_format, inputs.output_quality), made.flagged)
 
     def save(self, row: Row) -> Callable[[], Checkpoint] | None:
         """Return None: the state on a pipeline's stack cannot be saved."""

@@ -9,7 +9,7 @@ from torch.utils import _pytree as pytree
 
 from configs.settings import Model
 from wire.messages import SOURCES, GenerationMode, ImageInputs
-from worker.engine import Wanted
+from worker.engine import EngineRequest
 
 #: Enough for multistep solvers.
 _STEPS = 4
@@ -17,7 +17,7 @@ _STEPS = 4
 _ROUNDING = {torch.float32: 1e-4, torch.float16: 3e-2, torch.bfloat16: 1e-1}
 
 
-def probe_request(model: Model, mode: GenerationMode, number: int = 0) -> Wanted:
+def probe_request(model: Model, mode: GenerationMode, number: int = 0) -> EngineRequest:
     """Return a request at the model's defaults; `number` varies everything that may vary in a batch."""
     defaults = model.defaults
     width, height = map(int, defaults.size.split("x"))
@@ -33,7 +33,7 @@ def probe_request(model: Model, mode: GenerationMode, number: int = 0) -> Wanted
         strength=defaults.strength,
     )
     level = bytes([(90 + 60 * number) % 256])
-    return Wanted(inputs, [level * (width * height * 3), b"\xff" * (width * height)][: SOURCES[mode]])
+    return EngineRequest(inputs, [level * (width * height * 3), b"\xff" * (width * height)][: SOURCES[mode]])
 
 
 def outputs_match(one: Any, other: Any) -> bool:
