@@ -85,7 +85,7 @@ class SingleAdmission(SimEngine):
 def test_admission_isolates_failing_request() -> None:
     prompts = ("fine", "poison", "huge", "fine")
     rows = admit(
-        Crowded(Model()), [EngineRequest(msgspec.structs.replace(INPUTS, prompt=prompt)) for prompt in prompts]
+        SingleAdmission(Model()), [EngineRequest(msgspec.structs.replace(INPUTS, prompt=prompt)) for prompt in prompts]
     )
     fine, poison, huge, also_fine = rows
     assert not isinstance(fine, Exception)
