@@ -1,9 +1,9 @@
-"""Messages to ZeroMQ frames and back: one MessagePack header for many messages, then their raw frames in order.
+"""Encodes messages as ZeroMQ frames: one MessagePack header for many messages, then their raw frames in order.
 
     [header: array of messages] [frame] [frame] ...
 
-Reading is strict: a header that is not exactly an array of known messages, or frames that do not add up, raise
-`MalformedFrames`. Nothing is ever unpickled, and no frame is copied.
+Decoding is strict: a header that is not an array of known messages, or a wrong number of frames, raises
+`MalformedFrames`. Nothing is unpickled, and no frame is copied.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from wire.messages import Assign, Finished, Preempted, Progress, ToBalancer, ToW
 
 Frame = bytes | bytearray | memoryview
 
-#: A header holds messages, never bulk data; a larger one is refused before it is parsed.
+#: Larger headers are rejected before they are parsed.
 MAX_HEADER_BYTES = 4 * 2**20
 MAX_FRAMES = 65_536
 
 
 class MalformedFrames(ValueError):
-    """What arrived is not a message of this protocol. The text says why, and is safe to log."""
+    """The frames are not a message of this protocol. The text gives the reason and is safe to log."""
 
 
 class WorkerEnvelope(NamedTuple):
@@ -48,10 +48,7 @@ _to_worker = msgspec.msgpack.Decoder(list[ToWorker])
 
 
 def encode(envelopes: Iterable[WorkerEnvelope] | Iterable[BalancerEnvelope]) -> list[Frame]:
-    """Frames of one ZeroMQ message.
-
-    Raises `ValueError` where a message announces other frames than it brings.
-    """
+    """Return the frames of one ZeroMQ message. Raises `ValueError` if a message's frame count is wrong."""
     messages: list[ToBalancer | ToWorker] = []
     frames: list[Frame] = []
     for message, own in envelopes:
@@ -63,19 +60,18 @@ def encode(envelopes: Iterable[WorkerEnvelope] | Iterable[BalancerEnvelope]) -> 
 
 
 def decode_from_worker(frames: Sequence[Frame]) -> list[WorkerEnvelope]:
-    """The envelopes in what a worker sent. Raises `MalformedFrames`."""
+    """Raises `MalformedFrames`."""
     messages = _header(_to_balancer, frames)
-    return [WorkerEnvelope(message, own) for message, own in _deal(messages, frames)]
+    return [WorkerEnvelope(message, own) for message, own in _with_frames(messages, frames)]
 
 
 def decode_for_worker(frames: Sequence[Frame]) -> list[BalancerEnvelope]:
-    """The envelopes in what the balancer sent. Raises `MalformedFrames`."""
+    """Raises `MalformedFrames`."""
     messages = _header(_to_worker, frames)
-    return [BalancerEnvelope(message, own) for message, own in _deal(messages, frames)]
+    return [BalancerEnvelope(message, own) for message, own in _with_frames(messages, frames)]
 
 
 def frame_count(message: ToBalancer | ToWorker) -> int:
-    """How many raw frames belong to the message."""
     if isinstance(message, Assign):
         return sum(task.frames for task in message.tasks)
     if isinstance(message, Progress | Finished | Preempted):
@@ -96,7 +92,7 @@ def _header(decoder: msgspec.msgpack.Decoder[list[Message]], frames: Sequence[Fr
         raise MalformedFrames("header is nested too deeply") from error
 
 
-def _deal(messages: list[Message], frames: Sequence[Frame]) -> Iterator[tuple[Message, Sequence[Frame]]]:
+def _with_frames(messages: list[Message], frames: Sequence[Frame]) -> Iterator[tuple[Message, Sequence[Frame]]]:
     counts = [frame_count(message) for message in messages]
     if any(count < 0 for count in counts) or sum(counts) != len(frames) - 1:
         raise MalformedFrames(f"messages announce {sum(counts)} frames, {len(frames) - 1} came")

@@ -1,7 +1,7 @@
-"""Keys for workers that come over TCP: what they look like, and what they do to a socket.
+"""CURVE keys of workers that connect over TCP, and the socket options that use them.
 
-CURVE (https://rfc.zeromq.org/spec/25) encrypts, and proves each side to the other: the worker knows the balancer's
-public key beforehand, the balancer knows the public keys of all its workers. A key is 40 characters of Z85.
+CURVE (https://rfc.zeromq.org/spec/25) encrypts and authenticates both sides: the worker knows the balancer's public key
+in advance, the balancer knows the public keys of all its workers. A key is 40 characters of Z85.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Annotated, Any
 import msgspec
 import zmq
 
-#: Any name will do, but there must be one: without it ZeroMQ asks nobody whether a key is allowed.
+#: Any name, but not empty: without a domain ZeroMQ does not ask the ZAP handler whether a key is allowed.
 DOMAIN = b"workers"
 _HEARTBEAT_MS = 5000
 _SILENCE_MS = 15_000
@@ -29,11 +29,11 @@ class KeyPair(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     secret: CurveKey
 
     def __repr__(self) -> str:
-        return f"<KeyPair {self.public}>"  # never the secret: logs hold what is printed
+        return f"<KeyPair {self.public}>"  # not the secret: reprs reach logs
 
 
 class WorkerKey(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """All that a worker needs to join: its own keys, and that of the balancer that it trusts."""
+    """A worker's own keys and the public key of its balancer."""
 
     public: CurveKey
     secret: CurveKey
@@ -44,29 +44,28 @@ class WorkerKey(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class AllowedWorker(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True):
-    """A key that may connect."""
+    """A key that is allowed to connect."""
 
     public: CurveKey
-    #: Day of its making, for people.
+    #: Day of its creation.
     created: str = ""
 
 
 class AllowedWorkers(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """The workers that may connect, by name, as their file holds them."""
+    """Content of the file of allowed workers, by name."""
 
     workers: dict[WorkerName, AllowedWorker] = {}
 
     def publics(self) -> frozenset[str]:
-        """Their public keys."""
         return frozenset(worker.public for worker in self.workers.values())
 
 
 class BadKey(ValueError):
-    """A key file cannot be used; the text names it, and holds nothing of its content."""
+    """A key file cannot be used. The text names the file and quotes none of its content."""
 
 
 def read_worker_key(path: Path) -> WorkerKey:
-    """The key in the file. Raises `BadKey`, also where other users of this machine can read it."""
+    """Raises `BadKey`, also if other users of this machine can read the file."""
     try:
         if path.stat().st_mode & (stat.S_IRWXG | stat.S_IRWXO):
             raise BadKey(f"key file {path} can be read by other users; chmod 600 {path}")
@@ -80,15 +79,14 @@ def read_worker_key(path: Path) -> WorkerKey:
 
 
 def new_pair() -> KeyPair:
-    """A new key."""
     public, secret = zmq.curve_keypair()
     return KeyPair(public.decode("ascii"), secret.decode("ascii"))
 
 
 def secure_server(socket: zmq.Socket[Any], own: KeyPair) -> None:
-    """Addresses bound from now on take nothing but CURVE, and only keys that the ZAP handler allows.
+    """Require CURVE, and keys that the ZAP handler allows, on endpoints bound afterwards.
 
-    Where no handler answers, nobody gets in.
+    Without a handler every connection is rejected.
     """
     socket.setsockopt(zmq.CURVE_SERVER, 1)
     socket.setsockopt(zmq.CURVE_SECRETKEY, own.secret.encode("ascii"))
@@ -97,11 +95,11 @@ def secure_server(socket: zmq.Socket[Any], own: KeyPair) -> None:
 
 
 def secure_client(socket: zmq.Socket[Any], key: WorkerKey) -> None:
-    """Connections made from now on show the key, and trust no balancer but its own."""
+    """Use the key, and accept only its balancer, on connections made afterwards."""
     socket.setsockopt(zmq.IPV6, 1)
     socket.setsockopt(zmq.CURVE_SERVERKEY, key.server.encode("ascii"))
     socket.setsockopt(zmq.CURVE_PUBLICKEY, key.public.encode("ascii"))
     socket.setsockopt(zmq.CURVE_SECRETKEY, key.secret.encode("ascii"))
-    # A machine that loses its power says no goodbye: without these the connection to it would seem open for minutes.
+    # Without these, the connection to a machine that loses its power would seem open for minutes.
     socket.setsockopt(zmq.HEARTBEAT_IVL, _HEARTBEAT_MS)
     socket.setsockopt(zmq.HEARTBEAT_TIMEOUT, _SILENCE_MS)

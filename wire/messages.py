@@ -1,8 +1,8 @@
-"""Every message between the balancer and a worker, named by what it says.
+"""The messages between the balancer and a worker.
 
-A message is a small tagged struct. Bulk data (an image, a checkpoint, a preview) never stands inside it: it
-travels as raw frames beside the header, and `frames` says how many of them belong to the message (see `codec`).
-Changing a field here changes the protocol: raise `PROTOCOL` and pin the new bytes in the golden-frame test.
+A message is a small tagged struct. Bulk data (images, checkpoints, previews) travels in raw frames after the header;
+`frames` is the number of frames of a message (see `codec`). A change of a field changes the protocol: raise `PROTOCOL`
+and update the golden frames in the tests.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import msgspec
 
 PROTOCOL = 4
 
-#: What is read is held to these bounds: a number that no honest peer says is refused with its message, at the door.
+#: Decoding rejects messages with numbers outside these bounds.
 Count = Annotated[int, msgspec.Meta(ge=0, le=2**31 - 1)]
 Sum = Annotated[int, msgspec.Meta(ge=0)]
 Seconds = Annotated[float, msgspec.Meta(ge=0, le=1e9)]
@@ -24,28 +24,28 @@ Name = Annotated[str, msgspec.Meta(max_length=200)]
 
 ImageFormat = Literal["png", "jpeg", "webp"]
 FailureKind = Literal["invalid", "error", "out_of_memory", "unsafe"]
-#: What an image is drawn from: a text; a text and a picture; or these and a mask of what to draw anew.
+#: Inputs of an image: a text; a text and an image; or these and a mask of the area to repaint.
 GenerationMode = Literal["text", "image", "inpaint"]
-#: How many frames of pixels each takes.
+#: Number of pixel frames by mode.
 SOURCES: dict[GenerationMode, int] = {"text": 0, "image": 1, "inpaint": 2}
 
 
-#: What an adapter may be called: a file's name without its ending, and never a path.
+#: Valid adapter names: a file name without its suffix, never a path.
 LORA_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 
 
 class Lora(msgspec.Struct, frozen=True, omit_defaults=True):
-    """An adapter of the configured folder, by name, and how strongly it counts."""
+    """An adapter of the configured folder, by name, with its weight."""
 
     name: str
     scale: float = 1.0
 
 
 class ImageInputs(msgspec.Struct, frozen=True, tag="image", omit_defaults=True):
-    """One image to draw. The front door has resolved every default: nothing here is optional by neglect.
+    """One image to generate. The balancer has resolved all defaults.
 
-    Source pictures travel beside it as frames of raw pixels, `width * height * 3` bytes of RGB, then for `inpaint`
-    a mask of `width * height` bytes, 255 where the picture is to be drawn anew.
+    Source images travel as frames of raw pixels: `width * height * 3` bytes of RGB, then for `inpaint` a mask of
+    `width * height` bytes, 255 where the image is to be repainted.
     """
 
     prompt: str
@@ -58,74 +58,74 @@ class ImageInputs(msgspec.Struct, frozen=True, tag="image", omit_defaults=True):
     negative_prompt: str = ""
     output_format: ImageFormat = "png"
     output_quality: Annotated[int, msgspec.Meta(ge=0, le=100)] = 100
-    #: Previews to send on the way, spread evenly over the steps.
+    #: Number of previews, spread evenly over the steps.
     partial_images: Annotated[int, msgspec.Meta(ge=0, le=1000)] = 0
     mode: GenerationMode = "text"
-    #: How far from the source picture: 1 ignores it. Without meaning for `text`.
+    #: Distance from the source image: 1 ignores it. Unused for `text`.
     strength: float = 1.0
     loras: tuple[Lora, ...] = ()
-    #: Equal bytes for an equal seed under any load, at the price of smaller shared batches.
+    #: Equal bytes for equal seeds under any load, at the cost of smaller batches.
     reproducible: bool = False
 
 
 class Assignment(msgspec.Struct, frozen=True, omit_defaults=True):
-    """A task handed to a worker. `frames` raw frames follow: its source pictures, then its checkpoint."""
+    """A task assigned to a worker. Its frames hold the source images, then the checkpoint."""
 
     task: Name
     attempt: Count
     inputs: ImageInputs
-    #: Step to resume at; the checkpoint's frames say from what state.
+    #: Step of the checkpoint to resume from.
     step: Count = 0
-    #: Nothing may share a batch with it: its worker died before, and it may be why.
+    #: No other task may share its batch: earlier workers died with it, and it may be the cause.
     isolated: bool = False
     frames: Count = 0
 
 
 class WorkerCounters(msgspec.Struct, frozen=True, omit_defaults=True):
-    """What a worker has done since it started. Sums, so that rates follow from two readings."""
+    """A worker's sums since its start; rates follow from two readings."""
 
     steps: Sum = 0
-    #: Tasks advanced, summed over steps: `rows / steps` is the mean batch.
+    #: Tasks, summed over steps: `rows / steps` is the mean batch.
     rows: Sum = 0
     max_batch: Sum = 0
-    #: Tasks that joined a batch whose other rows were already under way.
+    #: Tasks that joined a batch whose other rows had already started.
     joined_midway: Sum = 0
     finished: Sum = 0
     failed: Sum = 0
     #: Seconds spent inside `engine.step`.
     step_s: Seconds = 0.0
-    #: Times that a batch did not fit into memory and was made smaller.
+    #: Number of times that a batch was reduced because it did not fit into memory.
     out_of_memory: Sum = 0
-    #: Messages of the balancer that were none.
+    #: Malformed messages from the balancer.
     malformed: Sum = 0
 
 
 class StepCurve(msgspec.Struct, frozen=True, omit_defaults=True):
-    """What a step costs at one picture size: measured at the start, refined by every step since."""
+    """Duration of a step by batch size, at one image size."""
 
     width: Side
     height: Side
-    #: Most tasks that share a step: more would gain nothing, take too long, or not fit.
+    #: Batch limit: larger batches gain nothing, take too long or do not fit.
     cap: Count
     #: (tasks in the batch, seconds of a step), by tasks.
     points: list[tuple[Annotated[int, msgspec.Meta(ge=1, le=2**31 - 1)], Seconds]] = []
 
     def __post_init__(self) -> None:
-        """Raises `ValueError` where a batch stands there twice or out of order: nobody could read between the two."""
+        """Raises `ValueError` unless the batch sizes rise strictly."""
         if any(fewer >= more for (fewer, _), (more, _) in itertools.pairwise(self.points)):
             raise ValueError("points must rise by their tasks")
 
 
 class EngineInfo(msgspec.Struct, frozen=True, omit_defaults=True):
-    """What a worker's engine is, for people and for the checks at the front door."""
+    """Properties of a worker's engine, for clients and for validation."""
 
-    #: Class of the pipeline that it runs.
+    #: Class of its pipeline.
     pipeline: str = ""
-    #: `family` (an adapter of our own), `generic` (any pipeline, one thread per request) or `sim`.
+    #: `family` (a pipeline with its own adapter), `generic` (any pipeline, one thread per request) or `sim`.
     batching: str = "family"
-    #: What it can draw from.
+    #: Supported inputs.
     modes: tuple[GenerationMode, ...] = ("text",)
-    #: Whether tasks move between workers with their progress.
+    #: True if tasks can move between workers with their progress.
     checkpoints: bool = False
     loras: bool = False
     reproducible: bool = False
@@ -133,24 +133,24 @@ class EngineInfo(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class StartupTimes(msgspec.Struct, frozen=True, omit_defaults=True):
-    """How long a worker's start took, in parts, in seconds. What a spare had done before it was called is not in it."""
+    """Durations of the phases of a start, in seconds, without what a standby worker did before its activation."""
 
-    #: Until its program ran: from the creation of the process, or for a spare from the order to serve.
+    #: From the creation of the process, or from the activation of a standby worker, until its program ran.
     spawn_s: Seconds = 0.0
-    #: The engine's libraries.
+    #: Import of the engine's libraries.
     import_s: Seconds = 0.0
-    #: The weights, into main memory.
+    #: Weights into main memory.
     load_s: Seconds = 0.0
-    #: The weights, onto the device.
+    #: Weights onto the device.
     device_s: Seconds = 0.0
-    #: The first step and picture, and what steps cost by batch.
+    #: First step and image, and calibration.
     warm_up_s: Seconds = 0.0
-    #: It began as a spare.
+    #: It was a standby worker.
     standby: bool = False
 
     @property
     def total_s(self) -> float:
-        """All parts; 0 where the worker did not tell."""
+        """The sum of all phases; 0 if unknown."""
         return self.spawn_s + self.import_s + self.load_s + self.device_s + self.warm_up_s
 
 
@@ -158,34 +158,34 @@ class StartupTimes(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class Hello(msgspec.Struct, frozen=True, tag=True, omit_defaults=True):
-    """First message of a connection. A worker that reconnects names the tasks that it still runs."""
+    """First message of a connection. A worker that reconnects lists the tasks that it still runs."""
 
     protocol: int
     worker: Name
     model: Name
     device: Name
     pid: Count
-    #: Each with the attempt in which it was given.
+    #: (task, attempt).
     running: list[tuple[Name, Count]] = []
     engine_info: EngineInfo = EngineInfo()
     start: StartupTimes = StartupTimes()
 
 
 class Capacity(msgspec.Struct, frozen=True, tag=True, omit_defaults=True):
-    """The worker's room: it can hold `slots` tasks in all. Said again whenever it changes; 0 means drain."""
+    """The worker can hold `slots` tasks in total. Sent at every change; 0 means that it drains."""
 
     slots: Count
 
 
 class Started(msgspec.Struct, frozen=True, tag=True, omit_defaults=True):
-    """The task is in the running batch."""
+    """The task has joined the running batch."""
 
     task: Name
     attempt: Count
 
 
 class Progress(msgspec.Struct, frozen=True, tag=True, omit_defaults=True):
-    """`step` of `steps` are done. Frames may follow: a preview picture (if `preview`), then a checkpoint at `step`."""
+    """`step` of `steps` are done. Its frames hold a preview (if `preview`), then a checkpoint at `step`."""
 
     task: Name
     attempt: Count
@@ -196,7 +196,7 @@ class Progress(msgspec.Struct, frozen=True, tag=True, omit_defaults=True):
 
 
 class Finished(msgspec.Struct, frozen=True, tag=True, omit_defaults=True):
-    """The task is done; its frame holds the encoded image. `flagged`: the model's safety checker objects to it."""
+    """The task is done; its frame holds the encoded image. `flagged`: the model's safety checker rejects it."""
 
     task: Name
     attempt: Count
@@ -205,7 +205,7 @@ class Finished(msgspec.Struct, frozen=True, tag=True, omit_defaults=True):
 
 
 class Failed(msgspec.Struct, frozen=True, tag=True, omit_defaults=True):
-    """The task cannot be done, and only this task."""
+    """The task failed; others are unaffected."""
 
     task: Name
     attempt: Count
@@ -214,7 +214,7 @@ class Failed(msgspec.Struct, frozen=True, tag=True, omit_defaults=True):
 
 
 class Preempted(msgspec.Struct, frozen=True, tag=True, omit_defaults=True):
-    """The worker hands the task back, not as a failure; its frames hold the checkpoint at `step`."""
+    """The worker hands the task back unfinished; its frames hold the checkpoint at `step`."""
 
     task: Name
     attempt: Count
@@ -223,7 +223,7 @@ class Preempted(msgspec.Struct, frozen=True, tag=True, omit_defaults=True):
 
 
 class Heartbeat(msgspec.Struct, frozen=True, tag=True, omit_defaults=True):
-    """The worker lives. Sent from a thread of its own, so that a long step never delays it."""
+    """Sent from a separate thread, so that a long step never delays it."""
 
     running: Count
     #: Moving averages over recent steps; 0 before the first.
@@ -235,7 +235,7 @@ class Heartbeat(msgspec.Struct, frozen=True, tag=True, omit_defaults=True):
 
 
 class Bye(msgspec.Struct, frozen=True, tag=True, omit_defaults=True):
-    """The worker's last words. What it still held is to be queued again; `crashed`: one of these may be the reason."""
+    """The last message. Its tasks are queued again; `crashed`: one of them may be the cause."""
 
     reason: str
     crashed: bool = False
@@ -248,32 +248,32 @@ ToBalancer = Hello | Capacity | Started | Progress | Finished | Failed | Preempt
 
 
 class Ack(msgspec.Struct, frozen=True, tag=True, omit_defaults=True):
-    """Answers `Hello` and every `Heartbeat`: the balancer lives too."""
+    """Answers `Hello` and every `Heartbeat`."""
 
     heartbeat_s: Seconds
 
 
 class Reject(msgspec.Struct, frozen=True, tag=True, omit_defaults=True):
-    """The balancer does not know this worker (say `Hello` again), or will never take it (`fatal`)."""
+    """The balancer does not know this worker, which sends `Hello` again, or will never accept it (`fatal`)."""
 
     reason: str
     fatal: bool = False
 
 
 class Assign(msgspec.Struct, frozen=True, tag=True, omit_defaults=True):
-    """Tasks for the worker's free slots. Their frames follow in the order of the tasks."""
+    """Tasks for the worker's free slots, with their frames in the same order."""
 
     tasks: list[Assignment]
 
 
 class Cancel(msgspec.Struct, frozen=True, tag=True, omit_defaults=True):
-    """Nobody waits for these any more: free their slots at the next step boundary."""
+    """Drop these tasks and free their slots at the next step boundary."""
 
     tasks: list[Name]
 
 
 class Preempt(msgspec.Struct, frozen=True, tag=True, omit_defaults=True):
-    """Hand these back at the next step boundary, with their checkpoints."""
+    """Hand these tasks back at the next step boundary, with their checkpoints."""
 
     tasks: list[Name]
 
