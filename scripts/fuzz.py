@@ -1,15 +1,14 @@
 #!/usr/bin/env python3
-"""Say everything to a running balancer and to a running worker that nobody should say, and see that neither minds.
+"""Send malformed and out-of-order messages to a running balancer and a running worker; both must keep serving.
 
     scripts/fuzz.py --minutes 10 --seed 7
 
-Half of the time intruders come to the balancer's own socket: messages of every kind with fields at random, damaged
-ones, earlier ones, noise, headers beyond all bounds, results of tasks that are others', workers in hundreds. The other
-half a worker is told as much by what it takes for its balancer. Honest requests come in between. What follows from the
-seed is what is said; when it arrives is up to the machine.
+For half of the time, fake workers send to the balancer's socket: messages of every type with random fields, damaged
+and repeated ones, noise, oversized headers, and results of other workers' tasks. For the other half, a fake balancer
+sends the like to a worker. Valid requests in between must succeed. The seed determines the messages, not their timing.
 
-Exit status 1 where something crashed, hung, grew, was not counted, was left over, or an honest request was not answered
-right; the folder with the programs' logs is kept then.
+Exit status 1: a program crashed, hung or grew, a message was not counted, a task remained, or a valid request got a
+wrong response. The folder with the logs is then not removed.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from scripts import ensure_venv  # noqa: F401 - first: it may begin again elsewhere
+from scripts import ensure_venv  # noqa: F401 - first: it may restart in the venv
 
 # isort: split
 import argparse
@@ -40,8 +39,8 @@ DIGITS: dict[str, Any] = {
 def main() -> int:
     """Returns the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--minutes", type=float, default=2.0, help="length of all of it")
-    parser.add_argument("--seed", type=int, default=7, help="of what is said")
+    parser.add_argument("--minutes", type=float, default=2.0, help="total duration")
+    parser.add_argument("--seed", type=int, default=7, help="seed of the messages")
     parser.add_argument("--digits", action="store_true", help="the worker runs the built-in model, not a simulated one")
     args = parser.parse_args()
     folder = Path(tempfile.mkdtemp(prefix="muster-fuzz-"))
@@ -53,7 +52,7 @@ def main() -> int:
     for fault in faults:
         print(f"FAULT: {fault}")
     if faults:
-        print(f"everything is kept in {folder}")
+        print(f"logs: {folder}")
         return 1
     shutil.rmtree(folder)
     return 0
@@ -61,23 +60,23 @@ def main() -> int:
 
 def _balancer(folder: Path, seed: int, seconds: float) -> list[str]:
     with running(folder, fuzz_balancer.MODELS, {fuzz_balancer.HONEST: 1}, life=fuzz_balancer.LIFE) as server:
-        siege = fuzz_balancer.Siege(server, seed)
-        _for(seconds, siege.burst)
-        print(f"balancer: {_told(siege.end())}")
-    return siege.faults
+        fuzzer = fuzz_balancer.BalancerFuzzer(server, seed)
+        _for(seconds, fuzzer.burst)
+        print(f"balancer: {_told(fuzzer.end())}")
+    return fuzzer.faults
 
 
 def _worker(folder: Path, seed: int, seconds: float, models: Mapping[str, Any]) -> list[str]:
     folder.mkdir()
-    madness = fuzz_worker.Madness(folder, seed, models)
+    fuzzer = fuzz_worker.WorkerFuzzer(folder, seed, models)
     try:
-        _for(seconds, madness.burst)
-        print(f"worker: {_told(madness.end())}")
+        _for(seconds, fuzzer.burst)
+        print(f"worker: {_told(fuzzer.end())}")
     except AssertionError as error:  # it has ended, or answers no more
         return [str(error)]
     finally:
-        madness.kill()
-    return madness.faults
+        fuzzer.kill()
+    return fuzzer.faults
 
 
 def _for(seconds: float, burst: Callable[[], None]) -> None:

@@ -1,1 +1,1 @@
-"""Frames that no honest peer sends, for a running balancer and a running worker: see `scripts/fuzz.py`."""
+"""Fuzzing of a running balancer and a running worker: see `scripts/fuzz.py`."""

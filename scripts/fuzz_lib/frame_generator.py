@@ -1,7 +1,7 @@
-"""Messages at random: of every kind and with every field, some as they should be, some damaged, some beyond all bounds.
+"""Generates random messages of every type: valid, damaged and oversized ones.
 
-What is made follows from the seed and from the names that are given in. The kinds and their fields are read off
-`wire.messages`, so that a new one is made too.
+The seed and the given names determine the output. Types and fields are read from `wire.messages`, so that new ones are
+included.
 """
 
 from __future__ import annotations
@@ -36,43 +36,43 @@ _INTS = (0, 1, 1, 2, 3, 7, 64, 100, 255, 2**31 - 1)
 _WILD_INTS = (-1, 2**31, 2**53, 2**63 - 1, -(2**63), 2**64 - 1)
 _FLOATS = (0.0, 0.01, 0.5, 1.0, 60.0, 1e9)
 _WILD_FLOATS = (float("nan"), float("inf"), float("-inf"), -1.0, 1e300)
-#: Of messages that were made before, as many can come again.
-_REMEMBERED = 500
+#: Number of earlier messages that can be repeated.
+_MAX_REMEMBERED = 500
 
 
-class FrameMaker:
-    """Makes messages of one direction."""
+class FrameGenerator:
+    """Generates messages of one direction."""
 
     def __init__(self, seed: int, direction: Any, names: Sequence[str]) -> None:
-        """`direction` is the union of message types; `names` stand wherever a text is asked for, among others."""
+        """`direction` is the union of message types; `names` are used in text fields."""
         self._random = random.Random(seed)
         union = type_info(direction)
         assert isinstance(union, UnionType)
         self.kinds = {kind.cls.__name__: kind for kind in union.types if isinstance(kind, StructType)}
-        #: Names to be used, the last first to be forgotten: tasks and workers that are really there may be added.
+        #: Names for text fields, newest last; names of existing tasks and workers may be added.
         self.names: deque[str] = deque(names, maxlen=64)
-        self._earlier: deque[Frames] = deque(maxlen=_REMEMBERED)
+        self._earlier: deque[Frames] = deque(maxlen=_MAX_REMEMBERED)
 
     def message(self, kind: str | None = None, **fields: Any) -> Frames:
-        """A message of this kind, or some; `fields` stand as they are given, the others as chance will."""
+        """Return a message of this or a random type with these fields; the others are random."""
         chosen = kind or self._random.choice(list(self.kinds))
         made = self._struct(self.kinds[chosen], wild=0.02) | fields
-        return self._keep([msgspec.msgpack.encode([made]), *self._own([made])])
+        return self._remember([msgspec.msgpack.encode([made]), *self._own([made])])
 
-    def some(self) -> Frames:
-        """Whatever comes: several messages, damaged ones, earlier ones, noise."""
+    def random_frames(self) -> Frames:
+        """Return random messages: several, damaged or repeated ones, or noise."""
         ways: tuple[tuple[int, Callable[[], Frames]], ...] = (
             (4, self._several),
             (5, lambda: self._damaged(self._several())),
-            (3, self._again),
-            (2, lambda: self._damaged(self._again())),
+            (3, self._repeated),
+            (2, lambda: self._damaged(self._repeated())),
             (1, self._noise),
         )
         [way] = self._random.choices([way for _, way in ways], [weight for weight, _ in ways])
         return way()
 
-    def beyond(self) -> Frames:
-        """More than the protocol allows."""
+    def oversized(self) -> Frames:
+        """Return frames beyond the limits of the protocol."""
         return self._random.choice(
             (
                 lambda: [b"\xc0" * (MAX_HEADER_BYTES + 1)],
@@ -89,10 +89,10 @@ class FrameMaker:
     def _several(self) -> Frames:
         kinds = self._random.choices(list(self.kinds.values()), k=self._random.choice((1, 1, 1, 2, 5)))
         made = [self._struct(kind, wild=self._random.choice((0.0, 0.0, 0.1))) for kind in kinds]
-        return self._keep([msgspec.msgpack.encode(made), *self._own(made)])
+        return self._remember([msgspec.msgpack.encode(made), *self._own(made)])
 
     def _own(self, messages: Sequence[dict[str, Any]]) -> Frames:
-        """As many frames as they announce, or nearly, where that is no great number."""
+        """Return about as many frames as the messages announce, at most 64."""
         tasks = [task for message in messages for task in _list(message.get("tasks")) if isinstance(task, dict)]
         counts = [each.get("frames", each.get("type") == "Finished") for each in (*messages, *tasks)]
         announced = sum(count for count in counts if isinstance(count, int))
@@ -100,14 +100,14 @@ class FrameMaker:
             announced += self._random.choice((-1, 1, 2))
         return [self._random.randbytes(self._random.choice((0, 1, 32, 1000))) for _ in range(min(announced, 64))]
 
-    def _again(self) -> Frames:
+    def _repeated(self) -> Frames:
         return list(self._random.choice(self._earlier)) if self._earlier else self._several()
 
     def _noise(self) -> Frames:
         sizes = self._random.choices((0, 1, 2, 9, 100, 5000), k=self._random.randrange(1, 5))
         return [self._random.randbytes(size) for size in sizes]
 
-    def _keep(self, frames: Frames) -> Frames:
+    def _remember(self, frames: Frames) -> Frames:
         self._earlier.append(frames)
         return frames
 
@@ -165,7 +165,7 @@ class FrameMaker:
                 return [self._value(item, wild) for item in items]
             case StructType():
                 return self._struct(kind, wild)
-        raise TypeError(f"no value for {kind}")  # a field of a new kind has come into the protocol
+        raise TypeError(f"no value for {kind}")  # the protocol has a field of a new type
 
     def _within(self, kind: IntType) -> tuple[int, ...]:
         low = -(2**63) if kind.ge is None else kind.ge

@@ -1,4 +1,4 @@
-"""The bytes on the wire: pinned by example, and safe against anything."""
+"""Golden frames of the protocol, and decoding of arbitrary bytes."""
 
 from __future__ import annotations
 
@@ -161,7 +161,7 @@ def test_frames_follow_their_messages_in_order() -> None:
     assert (message, list(own)) == (two, [b"1", b"2", b"3"])
 
 
-def test_a_message_must_bring_the_frames_that_it_announces() -> None:
+def test_frame_count_mismatch_is_rejected() -> None:
     with pytest.raises(ValueError, match="announces 1 frames, brings 0"):
         encode([WorkerEnvelope(Finished("a", 1))])
 
@@ -217,13 +217,13 @@ def header(*messages: object) -> bytes:
         ([b"\x91" * 100_000], "nested too deeply|Expected|too deep|recursion"),
     ],
 )
-def test_what_is_not_a_message_is_refused(frames: list[bytes], why: str) -> None:
+def test_malformed_message_is_rejected(frames: list[bytes], why: str) -> None:
     with pytest.raises(MalformedFrames, match=f"(?i){why}"):
         decode_from_worker(frames)
 
 
 @given(st.lists(st.binary(max_size=200), max_size=5))
-def test_no_bytes_do_anything_else_than_decode_or_be_refused(frames: list[bytes]) -> None:
+def test_arbitrary_bytes_decode_or_are_rejected(frames: list[bytes]) -> None:
     for decode in (decode_from_worker, decode_for_worker):
         try:
             decode(frames)
@@ -232,7 +232,7 @@ def test_no_bytes_do_anything_else_than_decode_or_be_refused(frames: list[bytes]
 
 
 @given(st.data())
-def test_a_real_message_with_damaged_bytes_decodes_or_is_refused(data: st.DataObject) -> None:
+def test_damaged_message_decodes_or_is_rejected(data: st.DataObject) -> None:
     frames = [
         bytes(frame)
         for frame in encode([WorkerEnvelope(Failed("task", 1, "error", "text")), WorkerEnvelope(Capacity(3))])

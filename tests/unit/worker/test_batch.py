@@ -1,4 +1,4 @@
-"""Who joins, whose turn it is, who leaves."""
+"""Joining, the order of groups, and leaving."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def chosen(batch: Batch[None]) -> list[str]:
     return [m.assignment.task for m in batch.next_group()]
 
 
-def test_a_newcomer_is_in_the_next_step_and_a_finished_task_is_not() -> None:
+def test_next_step_includes_new_task_and_not_finished_one() -> None:
     batch: Batch[None] = Batch()
     batch.join(member("a"))
     assert chosen(batch) == ["a"]
@@ -36,7 +36,7 @@ def test_a_newcomer_is_in_the_next_step_and_a_finished_task_is_not() -> None:
     assert ("b" in batch, "a" in batch, len(batch)) == (True, False, 1)
 
 
-def test_keys_take_turns_by_the_time_they_used_not_by_count() -> None:
+def test_group_with_least_used_time_goes_next() -> None:
     batch: Batch[None] = Batch()
     for name in "abcdefgh":
         batch.join(member(name, "small"))
@@ -49,7 +49,7 @@ def test_keys_take_turns_by_the_time_they_used_not_by_count() -> None:
     assert turns.count("large") == 20, "a step of the large shape costs four of the small one"
 
 
-def test_a_new_shape_neither_waits_for_the_old_one_nor_holds_it_up() -> None:
+def test_new_group_shares_time_with_old_one() -> None:
     batch: Batch[None] = Batch()
     batch.join(member("old", "old"))
     for _ in range(1000):
@@ -63,7 +63,7 @@ def test_a_new_shape_neither_waits_for_the_old_one_nor_holds_it_up() -> None:
     assert keys.count("old") == keys.count("new") == 5
 
 
-def test_a_task_that_must_be_alone_has_a_step_of_its_own() -> None:
+def test_isolated_task_has_its_own_step() -> None:
     batch: Batch[None] = Batch()
     batch.join(member("suspect", isolated=True))
     batch.join(member("other"))
@@ -80,7 +80,7 @@ def test_oldest_members_are_the_oldest_of_each_group() -> None:
 
 
 @given(st.lists(st.tuples(st.sampled_from(["join", "leave", "step"]), st.integers(0, 9), st.sampled_from("xyz"))))
-def test_every_member_is_in_exactly_one_group_and_none_starves(moves: list[tuple[str, int, str]]) -> None:
+def test_each_member_is_in_one_group_and_none_starves(moves: list[tuple[str, int, str]]) -> None:
     batch: Batch[None] = Batch()
     inside: dict[str, str] = {}
     for move, number, key in moves:
@@ -112,7 +112,7 @@ def test_every_member_is_in_exactly_one_group_and_none_starves(moves: list[tuple
         (5, 9.9, 1, 5, 0),  # nobody joins a grouped batch that runs
     ],
 )
-def test_gate(waiting: int, oldest_wait_s: float, running: int, step: int, grouped: int) -> None:
+def test_join_policy(waiting: int, oldest_wait_s: float, running: int, step: int, grouped: int) -> None:
     assert JoinPolicy(False, 0.3).admit(waiting, oldest_wait_s, running, 12) == step
     assert JoinPolicy(True, 0.3).admit(waiting, oldest_wait_s, running, 12) == grouped
 
@@ -121,7 +121,7 @@ def test_gate(waiting: int, oldest_wait_s: float, running: int, step: int, group
     ("steps", "previews", "due"),
     [(20, 0, set()), (20, 1, {10}), (20, 3, {5, 10, 15}), (2, 3, {1}), (1, 3, set()), (4, 3, {1, 2, 3})],
 )
-def test_previews_are_spread_evenly_and_never_replace_the_last_step(steps: int, previews: int, due: set[int]) -> None:
+def test_previews_are_even_and_exclude_last_step(steps: int, previews: int, due: set[int]) -> None:
     assert preview_steps(steps, previews) == due
 
 
@@ -136,7 +136,7 @@ def test_previews_are_spread_evenly_and_never_replace_the_last_step(steps: int, 
         ("never", 99, 99.0, False),
     ],
 )
-def test_checkpoints_are_due_by_steps_or_by_time(
+def test_checkpoint_is_due_by_steps_or_time(
     every: int | Literal["auto", "never"], step: int, seconds: float, due: bool
 ) -> None:
     running = member("a")
