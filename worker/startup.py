@@ -67,7 +67,7 @@ def load(settings: Settings, model: str, name: str, device: str) -> LoadedEngine
 def load_standby(settings: Settings, model: str, name: str, device: str) -> LoadedEngine:
     """Load for any device of this kind, then wait until the controller assigns one."""
     block_activation_signal()
-    setproctitle(f"muster standby {name} {model}")
+    setproctitle(f"muster spare {name} {model}")
     kind = device.partition(":")[0]
     log.info("loading %s as a standby worker", model)
     engine, stopwatch = _fetch(settings, model, f"{kind}:0")
