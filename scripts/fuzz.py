@@ -62,7 +62,7 @@ def _balancer(folder: Path, seed: int, seconds: float) -> list[str]:
     with running(folder, fuzz_balancer.MODELS, {fuzz_balancer.HONEST: 1}, life=fuzz_balancer.LIFE) as server:
         fuzzer = fuzz_balancer.BalancerFuzzer(server, seed)
         _for(seconds, fuzzer.burst)
-        print(f"balancer: {_told(fuzzer.end())}")
+        print(f"balancer: {_describe(fuzzer.end())}")
     return fuzzer.faults
 
 
@@ -71,7 +71,7 @@ def _worker(folder: Path, seed: int, seconds: float, models: Mapping[str, Any]) 
     fuzzer = fuzz_worker.WorkerFuzzer(folder, seed, models)
     try:
         _for(seconds, fuzzer.burst)
-        print(f"worker: {_told(fuzzer.end())}")
+        print(f"worker: {_describe(fuzzer.end())}")
     except AssertionError as error:  # it has ended, or answers no more
         return [str(error)]
     finally:
@@ -85,7 +85,7 @@ def _for(seconds: float, burst: Callable[[], None]) -> None:
         burst()
 
 
-def _told(numbers: dict[str, int]) -> str:
+def _describe(numbers: dict[str, int]) -> str:
     return ", ".join(f"{name} {number}" for name, number in numbers.items())
 
 
