@@ -18,6 +18,7 @@ from pydantic_settings import EnvSettingsSource
 from pydantic_settings.exceptions import SettingsError
 
 from configs.settings import Settings
+from configs.text import clip
 
 DEFAULT_FILE = Path(__file__).with_name("default.yaml")
 ENV_PREFIX = "MUSTER_"
@@ -182,5 +183,4 @@ def _suggest(key: str, allowed: list[str]) -> str:
 
 
 def _shorten(value: JsonValue) -> str:
-    text = repr(value)
-    return text if len(text) <= 80 else text[:77] + "..."
+    return clip(repr(value), 80)

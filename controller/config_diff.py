@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from configs.settings import Model, Settings
+from configs.text import clip
 
 #: Read by the controller alone.
 _TOP = ("min_workers", "max_workers")
@@ -115,4 +116,4 @@ def _describe(key: str, old: object, new: object) -> str:
 
 def _short(value: object) -> str:
     text = "none" if value is None else json.dumps(value) if isinstance(value, dict | list) else str(value)
-    return text if len(text) <= _MAX_VALUE else f"{text[: _MAX_VALUE - 3]}..."
+    return clip(text, _MAX_VALUE)

@@ -15,6 +15,7 @@ from pathlib import Path
 import msgspec
 from filelock import FileLock, Timeout
 
+from configs.files import atomic_write
 from configs.settings import Model
 from wire.messages import ImageInputs
 from worker.batch_size import BUCKETS, BatchSizer, Points, Size
@@ -58,7 +59,7 @@ def _cached_points(engine: StepEngine, model: Model, size: Size, max_batch: int,
                 return msgspec.json.decode(file.read_bytes(), type=Points)
             except (OSError, msgspec.DecodeError):
                 points = _points(engine, model, size, max_batch)
-                file.write_bytes(msgspec.json.encode(points))
+                atomic_write(file, msgspec.json.encode(points))
                 return points
     except Timeout:
         log.warning("another worker is still measuring; this one learns from its requests")

@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from configs.scaling import Scaling
@@ -134,12 +134,12 @@ class Autoscaler:
                 model.decided_at = -math.inf
             model.override, model.update_policy = overrides.get(name), update_policies[name]
 
-    def tick(self, look: Callable[[str], Observation], now: float) -> TickResult:
-        """Decide where it is time to, and plan. `look` gives what is seen of a model."""
+    def tick(self, observations: Mapping[str, Observation], now: float) -> TickResult:
+        """Decide where a decision is due, and plan. `observations` has every model."""
         self._now = now
         demands, decided = [], []
         for name, model in self.models.items():
-            observation = look(name)
+            observation = observations[name]
             model.crashes = decay(model.crashes, observation.replicas, now)
             model.standby_crashes = decay(
                 model.standby_crashes, [as_replica(child) for child in observation.spares], now

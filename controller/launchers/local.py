@@ -11,6 +11,7 @@ from pathlib import Path
 import yaml
 
 from configs.cli import to_yaml
+from configs.files import atomic_write
 from configs.load import Tree
 from configs.paths import children_dir, controller_pid_file, log_dir, run_dir, worker_address
 from configs.settings import Settings
@@ -48,18 +49,13 @@ class LocalLauncher:
         if outdated:
             for child in adopted:
                 self.drain(child.id)
-        self._write_config(text)
+        atomic_write(self._config, text.encode())
         return adopted, outdated
 
     def update_settings(self, settings: Settings) -> None:
         """From now on start workers with these settings. Raises `OSError`, and has changed nothing then."""
-        self._write_config(to_yaml(settings))
+        atomic_write(self._config, to_yaml(settings).encode())
         self._settings = settings
-
-    def _write_config(self, text: str) -> None:
-        draft = self._config.with_suffix(".tmp")
-        draft.write_text(text, encoding="utf-8")
-        draft.replace(self._config)
 
     def _last_config(self) -> str:
         try:

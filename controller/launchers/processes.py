@@ -21,6 +21,7 @@ from pathlib import Path
 import msgspec
 import psutil
 
+from configs.files import atomic_write
 from configs.paths import StandbyFiles, standby_files
 from controller.launchers import PollResult
 from controller.types import Exit, WorkerProcess
@@ -134,7 +135,7 @@ class Processes:
         child = self._children.get(name)
         if child is None or not child.spare:
             return
-        _replace(self._files(name).device, device.encode())
+        atomic_write(self._files(name).device, device.encode())
         self._activated.add(name)
         self._children[name] = dataclasses.replace(child, device=device, spare=False, started_at=time.monotonic())
         with contextlib.suppress(psutil.Error, OSError):
@@ -189,7 +190,7 @@ class Processes:
         record = ProcessRecord(
             name, child.model, child.device, child.pid, created, drained, child.generation, child.spare, activated
         )
-        _replace(self._records / f"{name}.json", msgspec.json.encode(record))
+        atomic_write(self._records / f"{name}.json", msgspec.json.encode(record))
 
     def _forget(self, name: str) -> None:
         """Nothing on disk is of this child any more, but its log."""
@@ -216,13 +217,6 @@ class Processes:
         old = [log for log in self._logs.glob("*.log") if log not in kept]
         for log in sorted(old, key=lambda log: log.stat().st_mtime, reverse=True)[_MAX_LOGS:]:
             log.unlink(missing_ok=True)
-
-
-def _replace(file: Path, content: bytes) -> None:
-    """Whoever reads the file finds all of it."""
-    draft = file.with_name(f"{file.name}.tmp")
-    draft.write_bytes(content)
-    draft.replace(file)
 
 
 def _is_same(process: psutil.Process, record: ProcessRecord) -> bool:

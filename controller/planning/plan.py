@@ -9,6 +9,7 @@ import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from controller.planning.allocation import Claimant, Load, Swap, find_move, find_swap, waiting_saved
 from controller.planning.placement import DeviceSlots, PlacementRequest, in_gib
@@ -55,12 +56,20 @@ class ModelDemand:
     surge: int = 0
 
 
+class Blocked(NamedTuple):
+    """Why a model has fewer workers than decided."""
+
+    #: Equal for reasons that differ only in numbers and names.
+    kind: str
+    reason: str
+
+
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What to do, and what could not be done and why, by model."""
+    """The actions to execute, and the models whose start is blocked."""
 
     actions: Sequence[Action]
-    blocked: dict[str, str]
+    blocked: Mapping[str, Blocked]
     #: The drains that make room for another model.
     swaps: Sequence[Swap] = ()
 
@@ -93,6 +102,8 @@ class _PlanBuilder:
         slots = [tuple(demand.slots) for demand in demands]
         places = {each: Counter(each) for each in set(slots)}
         self._claimants = [_claimant(demand, places[each]) for demand, each in zip(demands, slots, strict=True)]
+        #: Models with fewer workers than desired: a heap by priority.
+        self._waiting: list[tuple[int, float, float, int]] = []
         #: For each model that waits for a place, who has to leave it first.
         self._pending: dict[str, str] = {}
         self._slots = DeviceSlots(devices)
@@ -134,19 +145,18 @@ class _PlanBuilder:
 
     def allocate(self) -> None:
         """Give places to those that miss workers, the most urgent first."""
-        line = [
-            self._priority(n)
-            for n, demand in enumerate(self._demands)
-            if self._claimants[n].count < demand.decision.desired
-        ]
-        heapq.heapify(line)
-        while line:
-            number = heapq.heappop(line)[-1]
-            claimant = self._claimants[number]
+        for number in range(len(self._demands)):
+            self._enqueue(number)
+        while self._waiting:
+            number = heapq.heappop(self._waiting)[-1]
             if self._allocate(number):
-                claimant.count += 1
-                if claimant.count < self._demands[number].decision.desired:
-                    heapq.heappush(line, self._priority(number))
+                self._claimants[number].count += 1
+                self._enqueue(number)
+
+    def _enqueue(self, number: int) -> None:
+        """Let the model wait for a device if it has fewer workers than desired."""
+        if self._claimants[number].count < self._demands[number].decision.desired:
+            heapq.heappush(self._waiting, self._priority(number))
 
     def _priority(self, number: int) -> tuple[int, float, float, int]:
         """By rank. What is owed: the largest first, that it finds room. The rest: by what it saves, then by lack."""
@@ -181,14 +191,17 @@ class _PlanBuilder:
     def _swap(self, taker: Claimant) -> bool:
         """Make others give way, if that is due or worth it."""
         swaps = find_swap(taker, self._claimants, self._slots, self._now)
-        if not swaps and taker.rank() == 0:
-            swaps = find_move(taker, self._claimants, self._slots)
+        moves = find_move(taker, self._claimants, self._slots) if not swaps and taker.rank() == 0 else []
+        swaps = swaps or moves
         for swap in swaps:
-            giver = next(claimant for claimant in self._claimants if claimant.request.model == swap.giver)
+            number = next(n for n, claimant in enumerate(self._claimants) if claimant.request.model == swap.giver)
+            giver = self._claimants[number]
             giver.staying = [replica for replica in giver.staying if replica.process.id != swap.worker]
             giver.count -= 1
             self._slots.release_later(swap.device, giver.request, swap.worker)
             self.actions.append(Drain(swap.worker, swap.reason))
+            if moves:  # its new place was found with the move, so it starts there in the same plan
+                self._enqueue(number)
         self.swaps += swaps
         return bool(swaps)
 
@@ -211,8 +224,8 @@ class _PlanBuilder:
                     Drain(outdated_id, f"{why}; no place is free, so it goes before the next one comes")
                 )
 
-    def blocked(self) -> dict[str, str]:
-        """Why models have fewer workers than they should, or will have them late."""
+    def blocked(self) -> dict[str, Blocked]:
+        """Return why models have fewer workers than decided, or get them later."""
         started = Counter(action.model for action in self.actions if isinstance(action, Start))
         found = {}
         for demand, claimant in zip(self._demands, self._claimants, strict=True):
@@ -222,29 +235,30 @@ class _PlanBuilder:
                 found[model] = self._reason(demand, claimant.request, short)
         return found
 
-    def _reason(self, demand: ModelDemand, request: PlacementRequest, short: int) -> str:
+    def _reason(self, demand: ModelDemand, request: PlacementRequest, short: int) -> Blocked:
         if self._now < demand.crashes.retry_at:
             crashes = "1 crash" if demand.crashes.count == 1 else f"{demand.crashes.count} crashes in a row"
-            return f"{crashes}, next try in {demand.crashes.retry_at - self._now:.0f} s"
+            return Blocked("crashes", f"{crashes}, next try in {demand.crashes.retry_at - self._now:.0f} s")
         if demand.observation.model in self._pending:
-            return f"{short} more wanted: waiting for {self._pending[demand.observation.model]}"
-        faulty = (device for device in self._devices.values() if device.fault and device.name in request.places)
+            return Blocked("pending", f"{short} more wanted: waiting for {self._pending[demand.observation.model]}")
+        kind, missing = self._missing(request)
+        faulty = [device for device in self._devices.values() if device.fault and device.name in request.places]
         unhealthy = [f"{device.name} is left alone ({device.fault})" for device in faulty]
-        return "; ".join([f"{short} more wanted, but {self._missing(request)}", *unhealthy])
+        kind = " ".join([kind, *(device.name for device in faulty)])
+        return Blocked(kind, "; ".join([f"{short} more wanted, but {missing}", *unhealthy]))
 
-    def _missing(self, request: PlacementRequest) -> str:
-        """What there is not."""
+    def _missing(self, request: PlacementRequest) -> Blocked:
         max_free = self._slots.max_free(request)
         if max_free is None:
-            return "every device is taken"
+            return Blocked("devices", "every device is taken")
         free, device = max_free
         if request.need is None:
-            return (
-                f"no GPU is free for it alone, as long as its memory is not known (models.{request.model}.gpu_memory)"
-            )
+            key = f"models.{request.model}.gpu_memory"
+            return Blocked("unmeasured", f"no GPU is free for it alone, as long as its memory is not known ({key})")
         if free >= request.need:
-            return "each GPU that has room already has one of its workers (devices.share is false)"
-        return f"no GPU has {in_gib(request.need)} free: the most is {in_gib(max(free, 0))} on {device}"
+            return Blocked("share", "each GPU that has room already has one of its workers (devices.share is false)")
+        most = f"the most is {in_gib(max(free, 0))} on {device}"
+        return Blocked("memory", f"no GPU has {in_gib(request.need)} free: {most}")
 
 
 def _fitting(slots: DeviceSlots, requests: Sequence[PlacementRequest]) -> int:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import logging
-import re
 import time
 from collections.abc import Mapping, Sequence
 
@@ -32,8 +31,6 @@ log = logging.getLogger("controller")
 _POLL_INTERVAL_S = 0.2
 #: Interval between two ticks. Back-offs, timeouts and newly ready workers change the plan between two decisions.
 _TICK_INTERVAL_S = 1.0
-#: Reasons that differ in their numbers only are logged once.
-_NUMBER = re.compile(r"\d+(\.\d+)?")
 
 
 class ControlLoop:
@@ -85,7 +82,7 @@ class ControlLoop:
     async def _tick(self, now: float) -> None:
         snapshot = await self._balancer.snapshot()
         observations = self._observe(snapshot, now)
-        result = self._autoscaler.tick(observations.__getitem__, now)
+        result = self._autoscaler.tick(observations, now)
         self._executor.apply(result.plan)
         await self._report(snapshot, observations, result, now)
 
@@ -104,7 +101,7 @@ class ControlLoop:
         self._control_plane.record(result.decided)
         for decision in result.decided:
             self._decision_logger.log(decision)
-        blocked = {model: (_NUMBER.sub("#", text), text) for model, text in result.plan.blocked.items()}
+        blocked = {model: (blocked.kind, blocked.reason) for model, blocked in result.plan.blocked.items()}
         for model, reason in self._log_throttle.filter(blocked, now).items():
             log.warning("%s: %s", model, reason)
         self._show_progress(snapshot)

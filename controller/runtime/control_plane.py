@@ -10,6 +10,7 @@ import msgspec
 
 from configs.load import ConfigError
 from configs.settings import Settings
+from configs.text import clip
 from controller.autoscaler.autoscaler import Autoscaler, DecisionEvent, ModelState
 from controller.autoscaler.overrides import (
     InvalidCommand,
@@ -25,7 +26,7 @@ from controller.launchers.local import LocalLauncher
 from controller.planning.plan import Plan
 from controller.planning.rolling_update import UpdatePolicy
 from controller.runtime.inventory import SetupError
-from controller.runtime.report import DecisionLog, ReportInput, build_report, clip
+from controller.runtime.report import MAX_TEXT, DecisionLog, ReportInput, build_report
 from controller.runtime.state_file import StateFile
 from controller.types import Observation, WorkerLimits
 from wire.scaling import Command, CommandResult, PendingCommand, Reload
@@ -127,7 +128,9 @@ class ControlPlaneAgent:
         except InvalidCommand as error:
             return CommandResult(pending.id, str(error), error.param)
         except (ConfigError, SetupError) as error:
-            return CommandResult(pending.id, clip(f"the configuration is rejected, and nothing has changed:\n{error}"))
+            return CommandResult(
+                pending.id, clip(f"the configuration is rejected, and nothing has changed:\n{error}", MAX_TEXT)
+            )
         except OSError as error:
             text = f"the new configuration cannot be written, and nothing has changed: {error}"
             return CommandResult(pending.id, text)

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import msgspec
 
+from configs.files import atomic_write
 from configs.paths import cache_dir
 from controller.planning.device_pool import DevicePool
 from controller.runtime.gpus import Gpu, GpuMonitor
@@ -69,10 +70,8 @@ def _log_changes(before: Mapping[str, str], now: Mapping[str, str]) -> None:
 
 
 def _save(file: Path, values: Mapping[str, int]) -> None:
-    draft = file.with_suffix(".tmp")
     try:
-        draft.write_bytes(msgspec.json.encode(values))
-        draft.replace(file)
+        atomic_write(file, msgspec.json.encode(values))
     except OSError as error:
         log.warning("%s cannot be written (%s): the memory of workers is measured again after a restart", file, error)
 

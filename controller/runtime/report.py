@@ -10,6 +10,7 @@ from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from configs.text import clip
 from controller.autoscaler.autoscaler import Autoscaler, DecisionEvent, ModelState
 from controller.autoscaler.cold_start import expected_s
 from controller.autoscaler.overrides import Overrides
@@ -29,7 +30,9 @@ from wire.scaling import (
     ReplicaRecord,
 )
 
-_MAX_TEXT, _MAX_NAME, _MAX_INPUTS = 4000, 100, 50
+#: Longest text in a report. The balancer rejects a report with a longer one.
+MAX_TEXT = 4000
+_MAX_NAME, _MAX_INPUTS = 100, 50
 
 
 class DecisionLog:
@@ -54,7 +57,7 @@ class DecisionLog:
                 ready=_count(event.observation, Stage.READY),
                 desired=decision.desired,
                 valid=decision.valid,
-                reason=clip(decision.reason),
+                reason=clip(decision.reason, MAX_TEXT),
                 inputs=_finite_numbers(decision.inputs),
             )
         )
@@ -125,7 +128,7 @@ def _model(state: ReportInput, name: str, model: ModelState, latest: DecisionRec
         policy=model.scaling.policy,
         reason=latest.reason if latest else model.decision.reason,
         inputs=latest.inputs if latest else {},
-        blocked_reason=clip(state.plan.blocked.get(name, "")),
+        blocked_reason=clip(blocked.reason, MAX_TEXT) if (blocked := state.plan.blocked.get(name)) else "",
         override=OverrideRecord(hold.workers, hold.until) if hold else None,
         crashes=model.crashes.count,
         rolling_update=describe_progress(observed.replicas, old, model.crashes),
@@ -164,15 +167,10 @@ def _devices(state: ReportInput) -> list[DeviceRecord]:
             name=state.device_names.get(name, ""),
             workers=tuple(ids),
             memory_bytes=known[name].memory if name in known else None,
-            unhealthy_reason=clip(known[name].fault) if name in known else "",
+            unhealthy_reason=clip(known[name].fault, MAX_TEXT) if name in known else "",
         )
         for name, ids in workers.items()
     ]
-
-
-def clip(text: str) -> str:
-    """Shorten the text: the balancer rejects a report with a longer one, and would reject it again."""
-    return text if len(text) <= _MAX_TEXT else f"{text[: _MAX_TEXT - 3]}..."
 
 
 def _finite_numbers(inputs: Mapping[str, object]) -> dict[str, float]:

@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import msgspec
 
+from configs.files import atomic_write
 from controller.autoscaler.overrides import Overrides
 
 log = logging.getLogger("controller")
@@ -65,14 +66,7 @@ class StateFile:
         reserved = 0 if final else _RESERVED_DECISIONS
         header = _Header(overrides, last_decision + reserved, time.time())
         try:
-            _write(self._memory, memory)
-            _write(self._header, msgspec.json.encode(header))
+            atomic_write(self._memory, memory)
+            atomic_write(self._header, msgspec.json.encode(header))
         except OSError as error:
             log.warning("overrides and decisions cannot be saved for a restart: %s", error)
-
-
-def _write(file: Path, content: bytes) -> None:
-    """Replace the file atomically."""
-    draft = file.with_suffix(".tmp")
-    draft.write_bytes(content)
-    draft.replace(file)

@@ -94,7 +94,7 @@ class MusterAgent(ScalingAgent):
         )
 
     def tick(self, observe: Observe, now: float) -> TickResult:
-        return self.autoscaler.tick(observe, now)
+        return self.autoscaler.tick({name: observe(name) for name in self.autoscaler.models}, now)
 
     def next_tick_at(self) -> float:
         return min(model.next_decision_at for model in self.autoscaler.models.values())

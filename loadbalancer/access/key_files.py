@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Generic, TypeVar
 
 import msgspec
 import yaml
+
+from configs.files import atomic_write
 
 log = logging.getLogger(__name__)
 
@@ -77,11 +78,7 @@ def read(path: Path, parse: Callable[[object], T]) -> T:
 def write(path: Path, tree: object) -> None:
     """Put the tree there as YAML, whole or not at all, for this user only. Raises `OSError`."""
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    draft = path.with_name(f".{path.name}.{os.getpid()}")
-    handle = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-    with os.fdopen(handle, "w", encoding="utf-8") as file:
-        yaml.safe_dump(tree, file, sort_keys=False)
-    draft.replace(path)
+    atomic_write(path, yaml.safe_dump(tree, sort_keys=False, encoding="utf-8"))
 
 
 def _stamp(path: Path) -> _Stamp | None:

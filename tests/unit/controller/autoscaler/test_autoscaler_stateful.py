@@ -81,7 +81,7 @@ class Machine(RuleBasedStateMachine):
     @rule(seconds=st.floats(0.1, 40))
     def look(self, seconds: float) -> None:
         self.now += seconds
-        thought = self.brain.tick(self.observe, self.now)
+        thought = self.brain.tick({name: self.observe(name) for name in self.brain.models}, self.now)
         self.check(thought.decided)
         actions = thought.plan.actions
         for action in actions:
@@ -98,9 +98,9 @@ class Machine(RuleBasedStateMachine):
                     child = WorkerProcess(f"w{self.number}", model, device, self.number, self.now)
                     self.replicas[child.id] = Replica(child, Stage.STARTING)
         if not any(isinstance(action, Kill) for action in actions):  # whose places are free only now
-            assert self.brain.tick(self.observe, self.now).plan.actions == [], (
-                "what was planned and done is not planned again"
-            )
+            assert (
+                self.brain.tick({name: self.observe(name) for name in self.brain.models}, self.now).plan.actions == []
+            ), "what was planned and done is not planned again"
 
     def check(self, decided: Sequence[DecisionEvent]) -> None:
         """What holds of every decision."""

@@ -49,7 +49,7 @@ def look(queue: Queue | None, ready: int = 2) -> Observation:
 def test_margins_and_windows_outlive_the_controller(policy: str, own: object, after: object) -> None:
     old = brain(policy, own=own, idle_since=970.0, dispatched=9)
     old.models["m"].starts = StartupTimes((30.0, 41.5), (2.0,))
-    old.tick(lambda _: look(None), 1000.0)
+    old.tick({"m": look(None)}, 1000.0)
     old.models["m"].memory = replace(old.models["m"].memory, own=own, idle_since=970.0)
 
     new = brain(policy)
@@ -76,13 +76,13 @@ def test_what_cannot_be_read_or_is_another_policys_is_left(saved: bytes) -> None
     new = brain()
     new.restore(saved, now=5.0)
     assert new.models["m"].memory.own is None
-    assert new.tick(lambda _: look(Queue(0, 0)), 6.0).decided[0].decision.valid
+    assert new.tick({"m": look(Queue(0, 0))}, 6.0).decided[0].decision.valid
 
 
 def test_what_an_earlier_controller_left_is_kept_until_something_is_known() -> None:
     """The balancer does not answer yet: its silence must not end the workers that were adopted."""
     new = brain()
-    thought = new.tick(lambda _: look(None, ready=5), 0.0)
+    thought = new.tick({"m": look(None, ready=5)}, 0.0)
     assert not thought.decided[0].decision.valid
     assert thought.plan.actions == []
     assert new.models["m"].decision.desired == 5
@@ -96,7 +96,7 @@ def failing(
 
 def test_a_policy_that_fails_decides_nothing_and_is_told() -> None:
     failed = Autoscaler({"m": ModelState(Scaling(policy="my.own:scale"), LIMITS, failing, SLOTS, Decision(2, "first"))})
-    thought = failed.tick(lambda _: look(Queue(50, 0)), 0.0)
+    thought = failed.tick({"m": look(Queue(50, 0))}, 0.0)
     assert thought.plan.actions == []
     decided = thought.decided[0]
     assert not decided.decision.valid

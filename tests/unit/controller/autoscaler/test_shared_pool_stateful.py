@@ -100,7 +100,7 @@ class Machinery(RuleBasedStateMachine):
     def look_and_do(self, seconds: float) -> int:
         """How many workers had to make room."""
         self.now += seconds
-        plan = self.brain.tick(self.observe, self.now).plan
+        plan = self.brain.tick({name: self.observe(name) for name in self.brain.models}, self.now).plan
         for swap in plan.swaps:
             self.nobody_is_robbed(swap.giver, {other.worker for other in plan.swaps})
         for action in plan.actions:
@@ -117,7 +117,7 @@ class Machinery(RuleBasedStateMachine):
                     child = WorkerProcess(f"w{self.number}", model, device, self.number, self.now)
                     self.replicas[child.id] = Replica(child, Stage.STARTING)
         if not any(isinstance(action, Kill) for action in plan.actions):
-            again = self.brain.tick(self.observe, self.now).plan
+            again = self.brain.tick({name: self.observe(name) for name in self.brain.models}, self.now).plan
             assert again.actions == [], "what was planned and done is not planned again"
         return len(plan.swaps)
 

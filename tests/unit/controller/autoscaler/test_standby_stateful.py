@@ -67,7 +67,7 @@ class Machine(RuleBasedStateMachine):
     @rule(seconds=st.floats(0.1, 40))
     def look(self, seconds: float) -> None:
         self.now += seconds
-        actions = self.brain.tick(self.observe, self.now).plan.actions
+        actions = self.brain.tick({name: self.observe(name) for name in self.brain.models}, self.now).plan.actions
         starting = {r.process.model for r in self.replicas.values() if r.stage is Stage.STARTING}
         starting |= {action.model for action in actions if isinstance(action, Start | Activate)}
         for action in actions:
@@ -95,9 +95,9 @@ class Machine(RuleBasedStateMachine):
                     child = replace(child, device=device, spare=False, started_at=self.now)
                     self.replicas[name] = Replica(child, Stage.STARTING)
         if not any(isinstance(action, Kill) for action in actions):  # whose places are free only now
-            assert self.brain.tick(self.observe, self.now).plan.actions == [], (
-                "what was planned and done is not planned again"
-            )
+            assert (
+                self.brain.tick({name: self.observe(name) for name in self.brain.models}, self.now).plan.actions == []
+            ), "what was planned and done is not planned again"
 
     def end(self, name: str, status: int) -> None:
         child = self.spares.pop(name) if name in self.spares else self.replicas.pop(name).process

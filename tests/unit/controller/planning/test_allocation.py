@@ -32,6 +32,10 @@ SLOTS = ("sim:0", "sim:1")
 SCALING = Scaling(slo={"max_wait_s": 10}, look_back_period_s=90)
 
 
+def reasons(made: Plan) -> dict[str, str]:
+    return {model: blocked.reason for model, blocked in made.blocked.items()}
+
+
 @pytest.mark.parametrize(
     ("load", "workers", "expected"),
     [
@@ -191,7 +195,7 @@ def test_a_swap_says_for_whom_and_why_and_the_place_is_kept_for_the_newcomer() -
     [swap] = before.swaps
     assert (swap.taker, swap.giver, swap.device) == ("b", "a", "sim:1")
     assert swap.reason == "swap: b has work and no worker"
-    assert before.blocked == {
+    assert reasons(before) == {
         "a": "1 more wanted, but no GPU has 24.0 GiB free: the most is 0.0 GiB on sim:0",
         "b": "1 more wanted: waiting for a2 to leave sim:1",
     }
@@ -269,7 +273,7 @@ def test_what_is_owed_is_packed_tightly_where_it_would_not_fit_otherwise() -> No
     ],
 )
 def test_obstacles_have_numbers(own: ModelDemand, memory: float, faulty: list[str], obstacle: str) -> None:
-    assert plan(own, memory=memory, faulty=faulty).blocked == {"a": obstacle}
+    assert reasons(plan(own, memory=memory, faulty=faulty)) == {"a": obstacle}
 
 
 def test_who_lies_badly_is_moved_for_what_another_is_owed_when_it_has_nothing_to_do() -> None:
@@ -278,8 +282,10 @@ def test_who_lies_badly_is_moved_for_what_another_is_owed_when_it_has_nothing_to
         return [*there, wanted("b", 1, least=1, need=20)]
 
     assert plan(*lying(1)).swaps == [], "both have work"
-    [swap] = plan(*lying(0)).swaps
+    moved = plan(*lying(0))
+    [swap] = moved.swaps
     assert (swap.worker, swap.device) == ("c1", "sim:1")
+    assert starts(moved) == [("c", "sim:0")], "its new place is taken in the same plan"
     # Once it is gone, each has its place.
     there = [wanted("a", 1, A[0], least=1, need=8, tasks=1), wanted("c", 1, least=1, need=8)]
     assert sorted(starts(plan(*there, wanted("b", 1, least=1, need=20)))) == [("b", "sim:1"), ("c", "sim:0")]

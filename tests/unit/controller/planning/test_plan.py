@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from controller.planning.plan import ModelDemand, after_exit, decay, make_plan, pending_replacements, record_crash
+from controller.planning.plan import ModelDemand, Plan, after_exit, decay, make_plan, pending_replacements, record_crash
 from controller.types import (
     Action,
     CrashBackoff,
@@ -23,6 +23,10 @@ from controller.types import (
 
 LIMITS = WorkerLimits(min_workers=1, max_workers=8, start_timeout_s=60, drain_timeout_s=30, lost_after_s=10)
 NOW = 1000.0
+
+
+def reasons(plan: Plan) -> dict[str, str]:
+    return {model: blocked.reason for model, blocked in plan.blocked.items()}
 
 
 def replica(
@@ -96,7 +100,7 @@ def test_planning_twice_what_was_done_does_nothing_more() -> None:
 def test_no_free_device_is_an_obstacle_with_a_reason() -> None:
     plan = make_plan([wanted([replica("a")], 3, slots=("cuda:0",))], NOW)
     assert plan.actions == []
-    assert plan.blocked == {"m": "2 more wanted, but every device is taken"}
+    assert reasons(plan) == {"m": "2 more wanted, but every device is taken"}
 
 
 def starts(*models: ModelDemand) -> list[tuple[str, str]]:
@@ -116,7 +120,7 @@ def test_a_busy_model_does_not_take_the_place_of_another_ones_only_worker() -> N
     busy = wanted([replica("a"), replica("b", device="cuda:1")], 3)
     fallen = wanted([], 1, model="other", crashes=CrashBackoff(3, NOW + 30))
     assert starts(busy, fallen) == []
-    assert make_plan([busy, fallen], NOW).blocked == {
+    assert reasons(make_plan([busy, fallen], NOW)) == {
         "m": "1 more wanted, but every device is taken",
         "other": "3 crashes in a row, next try in 30 s",
     }
@@ -139,7 +143,7 @@ def test_a_device_that_stands_twice_may_be_shared() -> None:
 def test_back_off_delays_starts_and_says_so() -> None:
     plan = make_plan([wanted([], 1, crashes=CrashBackoff(3, NOW + 4))], NOW)
     assert plan.actions == []
-    assert plan.blocked == {"m": "3 crashes in a row, next try in 4 s"}
+    assert reasons(plan) == {"m": "3 crashes in a row, next try in 4 s"}
     assert actions(wanted([], 1, crashes=CrashBackoff(3, NOW))) == [Start("m", "cuda:0", "why")]
 
 

@@ -171,7 +171,7 @@ class Roll(RuleBasedStateMachine):
         self.now += seconds
         before, room = self.of(READY), len(self.slots) > len(self.replicas)
         desired, leaving = self.model.decision.desired, len(self.of(DRAINING))
-        actions = self.brain.tick(self.observe, self.now).plan.actions
+        actions = self.brain.tick({name: self.observe(name) for name in self.brain.models}, self.now).plan.actions
         drained = [action.id for action in actions if isinstance(action, Drain)]
         if room and leaving == 0 and desired == self.model.decision.desired and len(before) <= desired:
             assert not set(drained) & {r.process.id for r in before}, "with room the new one comes first"
@@ -187,7 +187,7 @@ class Roll(RuleBasedStateMachine):
                     self.replicas[child.id] = Replica(child, STARTING)
                 case _:
                     raise AssertionError(f"nothing else is called for: {action}")
-        again = self.brain.tick(self.observe, self.now).plan.actions
+        again = self.brain.tick({name: self.observe(name) for name in self.brain.models}, self.now).plan.actions
         assert again == [], "what was planned and done is not planned again"
 
     @rule()
@@ -273,7 +273,7 @@ def on_devices(*replicas: Replica) -> list[Replica]:
 def test_what_a_plan_does(replicas: list[Replica], devices: int, crashes: int, expected: list[str]) -> None:
     seen = on_devices(*replicas)
     brain = brain_of(*seen, devices=devices, policy=UpdatePolicy("new"), crashes=crashes)
-    plan = brain.tick(lambda name: Observation(name, Queue(3, 0), seen), NOW).plan
+    plan = brain.tick({name: Observation(name, Queue(3, 0), seen) for name in brain.models}, NOW).plan
     said = [
         f"Start {action.device}: {action.reason}"
         if isinstance(action, Start)
@@ -300,7 +300,7 @@ def test_a_model_that_lacks_a_worker_goes_before_anothers_successor() -> None:
         )
         for name in ("m", "n")
     }
-    plan = Autoscaler(models).tick(lambda name: Observation(name, Queue(0, 0), seen[name]), NOW).plan
+    plan = Autoscaler(models).tick({name: Observation(name, Queue(0, 0), seen[name]) for name in models}, NOW).plan
     assert next((type(action), getattr(action, "model", "")) for action in plan.actions) == (Start, "n")
     assert (
         Drain("a", "its settings have changed; no place is free, so it goes before the next one comes") in plan.actions
@@ -317,7 +317,7 @@ def test_what_is_held_stands_in_for_the_policy_and_its_end_is_decided_at_once() 
     model.limits = replace(model.limits, min_workers=1, max_workers=4)
 
     def think(now: float, tasks: int) -> list[tuple[str, int]]:
-        decided = brain.tick(lambda name: Observation(name, Queue(tasks, 0), seen), now).decided
+        decided = brain.tick({name: Observation(name, Queue(tasks, 0), seen) for name in brain.models}, now).decided
         return [(one.trigger, one.decision.desired) for one in decided]
 
     assert think(NOW, 3) == [("tick", 2)]
@@ -333,10 +333,10 @@ def test_paused_it_replaces_what_dies_and_keeps_what_it_found() -> None:
     brain = brain_of(*seen, devices=4, policy=UpdatePolicy(), desired=1)
     brain.models["m"].limits = WorkerLimits(1, 4, 600, 60, 10)
     brain.paused = True
-    thought = brain.tick(lambda name: Observation(name, Queue(99, 0), seen), NOW)
+    thought = brain.tick({name: Observation(name, Queue(99, 0), seen) for name in brain.models}, NOW)
     assert (thought.decided, thought.plan.actions) == ([], [])
     brain.on_exit(Exit(seen[0].process, NOW, -9))
-    thought = brain.tick(lambda name: Observation(name, Queue(99, 0), seen[1:]), NOW + 100)
+    thought = brain.tick({name: Observation(name, Queue(99, 0), seen[1:]) for name in brain.models}, NOW + 100)
     assert thought.decided == []
     assert [type(action) for action in thought.plan.actions] == [Start]
 
@@ -346,5 +346,5 @@ def test_the_worker_too_many_is_none_to_the_policy(newcomer: Replica) -> None:
     seen = on_devices(A, B, newcomer)
     brain = brain_of(*seen, devices=4, policy=UpdatePolicy("new"))
     brain.models["m"].limits = WorkerLimits(1, 4, 600, 60, 10)
-    [decided] = brain.tick(lambda name: Observation(name, Queue(4, 0), seen), NOW).decided
+    [decided] = brain.tick({name: Observation(name, Queue(4, 0), seen) for name in brain.models}, NOW).decided
     assert (decided.observation.provisioned, decided.decision.desired) == (2, 2)

@@ -14,7 +14,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 from configs.scaling import Scaling
 from controller.autoscaler.autoscaler import Autoscaler, DecisionEvent, ModelState
 from controller.autoscaler.overrides import Override, Overrides
-from controller.planning.plan import Plan
+from controller.planning.plan import Blocked, Plan
 from controller.planning.rolling_update import UpdatePolicy
 from controller.policies import queue_depth
 from controller.runtime.report import DecisionLog, ReportInput, build_report
@@ -232,7 +232,14 @@ def test_a_report_tells_how_everything_stands() -> None:
     )
     standing = Overrides({"m": Override(2, 1234.0)}, paused_since=8.0)
     view = ReportInput(
-        Autoscaler({"m": model}), seen, Plan([], {"m": "no place"}), standing, {"sim:0": "a name"}, now, 10.0, 900.0
+        Autoscaler({"m": model}),
+        seen,
+        Plan([], {"m": Blocked("devices", "no place")}),
+        standing,
+        {"sim:0": "a name"},
+        now,
+        10.0,
+        900.0,
     )
     told = build_report(view, chronicle, 0, ())
     assert (told.time, told.uptime_s, told.paused_since, told.last_decision) == (10.0, 100.0, 8.0, 42)
