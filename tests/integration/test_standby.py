@@ -41,6 +41,8 @@ class Rig:
         self.folder = folder
         (folder / "logs").mkdir()
         self.launchers: list[Processes] = []
+        #: Each poll reports an exit once, whoever asks for it.
+        self.exits: list[Exit] = []
         self.next()
 
     def next(self) -> Processes:
@@ -56,7 +58,9 @@ class Rig:
         self.now.spawn(name, "m", "cuda", command, {}, spare=True)
 
     def child(self, name: str = "s") -> WorkerProcess | None:
-        return next((child for child in self.now.poll().children if child.id == name), None)
+        children, exits = self.now.poll()
+        self.exits += exits
+        return next((child for child in children if child.id == name), None)
 
     def loaded(self, name: str = "s") -> WorkerProcess:
         wait_until(lambda: (child := self.child(name)) is not None and child.loaded_at is not None, f"{name} is ready")
@@ -65,14 +69,12 @@ class Rig:
         return child
 
     def exit(self) -> Exit:
-        found: list[Exit] = []
+        def has_exited() -> bool:
+            self.child()
+            return bool(self.exits)
 
-        def gone() -> bool:
-            found.extend(self.now.poll().exits)
-            return bool(found)
-
-        wait_until(gone, "an end")
-        return found[0]
+        wait_until(has_exited, "an exit")
+        return self.exits.pop(0)
 
     def end(self) -> None:
         for launcher in self.launchers:

@@ -184,7 +184,7 @@ def test_the_socket_on_this_machine_stays_without_keys_and_tcp_never_is(server: 
         (["--key-file", "none.key"], "--join and --key-file go together"),
         (["--join", "tcp://127.0.0.1:1", "--key-file", "none.key"], "none.key cannot be read"),
         (["--join", "ipc:///tmp/x", "--key-file", "none.key"], "is not tcp://HOST:PORT"),
-        (["--connect", "tcp://127.0.0.1:1"], "over TCP it is --join and --key-file"),
+        (["--connect", "tcp://127.0.0.1:1"], "for TCP use --join and --key-file"),
     ],
 )
 def test_options_that_do_not_go_together_are_refused(tmp_path: Path, options: list[str], told: str) -> None:
