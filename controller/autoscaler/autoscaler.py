@@ -16,8 +16,9 @@ from controller.autoscaler.cold_start import StartupTimes, expected_s
 from controller.autoscaler.persistence import SavedModel, pack, unpack
 from controller.autoscaler.triggers import find_trigger
 from controller.planning.allocation import load_of
+from controller.planning.crash_backoff import after_exit, decay, pending_replacements, record_crash
 from controller.planning.device_pool import DevicePool
-from controller.planning.plan import ModelDemand, Plan, after_exit, decay, make_plan, pending_replacements, record_crash
+from controller.planning.plan import ModelDemand, Plan, make_plan
 from controller.planning.rolling_update import UpdatePolicy, outdated, surge, without_surge
 from controller.planning.standby import StandbyTarget, as_replica, count_ready, with_standby
 from controller.policies import Policy, bounds

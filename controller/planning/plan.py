@@ -1,5 +1,6 @@
-"""From what is wanted and what there is to what must be done. Pure, and recomputed from the whole each time: doing
-nothing, or doing it twice, is harmless.
+"""The plan: starts and drains that lead from the actual workers to the desired ones. Pure.
+
+It is computed again from the whole observation each time, so a plan that was not executed is harmless.
 """
 
 from __future__ import annotations
@@ -20,19 +21,10 @@ from controller.types import (
     Decision,
     Device,
     Drain,
-    Exit,
     Observation,
-    Replica,
-    Stage,
     Start,
     WorkerLimits,
 )
-
-#: A worker that served for this long was healthy: its death is no reason to wait.
-HEALTHY_AFTER_S = 30.0
-#: A worker started after a crash that has served for this long shows that the model is well again.
-_RESET_AFTER_S = 60.0
-_MAX_BACKOFF_S = 60.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -274,40 +266,3 @@ def _claimant(demand: ModelDemand, places: Mapping[str, int]) -> Claimant:
 
 def _size(request: PlacementRequest) -> float:
     return math.inf if request.need is None else float(request.need)
-
-
-def after_exit(crashes: CrashBackoff, ended: Exit) -> tuple[CrashBackoff, bool]:
-    """The model's crash record after this exit, and whether the exit was a crash.
-
-    A worker that was told to go, by us or by its operator (status 0), did not crash. One that dies before it has
-    served for `HEALTHY_AFTER_S` delays the next start by 1, 2, 4, ... 60 s; one that dies later is replaced at once.
-    """
-    child = ended.process
-    if child.drained_at is not None or ended.status == 0:
-        return crashes, False
-    if child.ready_at is not None and ended.at - child.ready_at >= HEALTHY_AFTER_S:
-        return CrashBackoff(), True
-    return record_crash(crashes, ended.at), True
-
-
-def record_crash(crashes: CrashBackoff, at: float) -> CrashBackoff:
-    """The record after one more crash, with the pause that follows from it."""
-    count = crashes.count + 1
-    return CrashBackoff(count, at + min(2.0 ** (count - 1), _MAX_BACKOFF_S), at)
-
-
-def decay(crashes: CrashBackoff, replicas: Sequence[Replica], now: float) -> CrashBackoff:
-    """The record, wiped clean when a worker that became ready after the last crash has stayed well."""
-    well = (
-        replica.stage is Stage.READY
-        and replica.process.ready_at is not None
-        and crashes.last_at < replica.process.ready_at <= now - _RESET_AFTER_S
-        for replica in replicas
-    )
-    return CrashBackoff() if any(well) else crashes
-
-
-def pending_replacements(lost: int, desired: int, replicas: Sequence[Replica]) -> int:
-    """How many of the workers lost since the last full count have no successor yet."""
-    present = sum(replica.stage is not Stage.DRAINING for replica in replicas)
-    return max(min(lost, desired - present), 0)

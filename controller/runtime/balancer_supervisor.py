@@ -7,7 +7,7 @@ import logging
 
 from configs.cli import EXIT_USAGE
 from controller.launchers.local import BALANCER, LocalLauncher
-from controller.planning.plan import after_exit, record_crash
+from controller.planning.crash_backoff import after_exit, record_crash
 from controller.planning.scale_down import DRAIN_GRACE_S
 from controller.types import CrashBackoff, Exit, WorkerProcess
 

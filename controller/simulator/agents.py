@@ -9,7 +9,8 @@ from typing import NamedTuple, Protocol
 from configs.scaling import Scaling
 from controller.autoscaler.autoscaler import Autoscaler, ModelState, TickResult
 from controller.autoscaler.triggers import find_trigger
-from controller.planning.plan import ModelDemand, Plan, make_plan, pending_replacements
+from controller.planning.crash_backoff import pending_replacements
+from controller.planning.plan import ModelDemand, Plan, make_plan
 from controller.policies import Policy
 from controller.types import CrashBackoff, Decision, Exit, Observation, Stage, WorkerLimits
 

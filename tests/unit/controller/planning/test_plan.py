@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from controller.planning.plan import ModelDemand, Plan, after_exit, decay, make_plan, pending_replacements, record_crash
+from controller.planning.crash_backoff import after_exit, decay, pending_replacements, record_crash
+from controller.planning.plan import ModelDemand, Plan, make_plan
 from controller.types import (
     Action,
     CrashBackoff,
