@@ -8,33 +8,33 @@ from dataclasses import dataclass, field
 
 
 class Stage(enum.StrEnum):
-    """Where a worker process is in its life."""
+    """The stages of a worker process."""
 
-    #: Loading: the balancer does not know it yet.
+    #: Loading; not connected to the balancer yet.
     STARTING = "starting"
     READY = "ready"
-    #: Told to finish and go.
+    #: Draining.
     DRAINING = "draining"
 
 
 @dataclass(frozen=True, slots=True)
 class WorkerProcess:
-    """A process of ours, as its launcher sees it. Times are seconds on the controller's clock."""
+    """A process as its launcher sees it. Times are seconds on the controller's clock."""
 
     id: str
     model: str
     device: str
     pid: int
     started_at: float
-    #: When it was told to go.
+    #: Time of its drain.
     drained_at: float | None = None
-    #: When the balancer first knew it.
+    #: Time of the first snapshot that shows it ready.
     ready_at: float | None = None
     #: Digest of the settings that it was started with.
     generation: str = ""
-    #: It stands by and serves nothing: it has no device yet, and `device` says only of which kind its own will be.
+    #: A standby worker: it has no device yet, and `device` is only the kind.
     spare: bool = False
-    #: When a spare had loaded all that it can load without a device.
+    #: Time at which a standby worker had loaded.
     loaded_at: float | None = None
 
 
@@ -43,9 +43,9 @@ class Device:
     """A place where workers run, by the name that they are told: `cuda:0`, `cpu:3`, `sim:1`."""
 
     name: str
-    #: Bytes that workers may share there; None where memory is not counted, and each place is for one worker.
+    #: Bytes that workers may share; None: memory is not counted, and each slot is for one worker.
     memory: int | None = None
-    #: Why nothing is started there; empty while it is well.
+    #: Why nothing is started there; empty if healthy.
     fault: str = ""
 
 
@@ -55,7 +55,7 @@ class Exit:
 
     process: WorkerProcess
     at: float
-    #: Exit status; negative for a signal; None where it cannot be known (an adopted process).
+    #: Exit status; negative for a signal; None for an adopted process, where it is unknown.
     status: int | None
     #: The last lines of its log.
     tail: str = ""
@@ -63,21 +63,21 @@ class Exit:
 
 @dataclass(frozen=True, slots=True)
 class Replica:
-    """A live worker process and what the balancer says of it."""
+    """A live worker process with the balancer's view of it."""
 
     process: WorkerProcess
     stage: Stage
     #: Tasks that it holds.
     load: int = 0
-    #: Since when the balancer has not heard of it, though it was ready; None while it does.
+    #: Start of its silence after it was ready; None if not silent.
     silent_since: float | None = None
-    #: The balancer hears it, but it makes no step.
+    #: It sends heartbeats, but makes no step.
     stuck: bool = False
-    #: Most memory of its device that it says it has held; 0 where it has not said.
+    #: Reported peak memory of its device; 0 if not reported.
     memory_bytes: int = 0
-    #: What its start took, as it says, in seconds; 0 where it has not said.
+    #: Reported start-up time in seconds; 0 if not reported.
     started_in_s: float = 0.0
-    #: It was a spare before.
+    #: Whether it was a standby worker.
     from_standby: bool = False
 
 
@@ -114,24 +114,24 @@ class Queue:
 
 @dataclass(frozen=True, slots=True)
 class Observation:
-    """One model at one moment: all that its policy may look at."""
+    """One model at one moment: the input of its policy."""
 
     model: str
-    #: None where the balancer gave no answer: then nothing is known, which is not zero.
+    #: None if the balancer did not answer; unknown is not zero.
     queue: Queue | None
     replicas: Sequence[Replica]
     #: Workers that died unbidden and are yet to be replaced: a decision that forgot them would make the loss its own.
     owed: int = 0
     #: What a start takes until the worker serves, in seconds, as measured or configured.
     cold_start_s: float = 40.0
-    #: Its processes that stand by. They are no capacity, and hold no device.
+    #: Its standby workers. They are no capacity, and use no device.
     spares: Sequence[WorkerProcess] = ()
     #: The time of day, in seconds since 1970; None where none is known, and schedules do not hold.
     unix_s: float | None = None
 
     @property
     def provisioned(self) -> int:
-        """Workers that are capacity now or soon: ready, starting or owed, not draining."""
+        """Return the workers that are capacity now or soon: ready, starting or to be replaced, not draining."""
         return sum(replica.stage is not Stage.DRAINING for replica in self.replicas) + self.owed
 
 
@@ -142,7 +142,7 @@ class Decision:
     desired: int
     reason: str
     valid: bool = True
-    #: The numbers that it rests on, by name, for people.
+    #: The numbers behind it, by name.
     inputs: Mapping[str, float] = field(default_factory=dict)
 
 
@@ -166,7 +166,7 @@ class StartSpare:
 
 @dataclass(frozen=True, slots=True)
 class Activate:
-    """Have the spare serve on the device, as the worker that a `Start` would make."""
+    """Activate the standby worker on the device."""
 
     id: str
     model: str
@@ -176,7 +176,7 @@ class Activate:
 
 @dataclass(frozen=True, slots=True)
 class Drain:
-    """Tell the worker to finish what it has and go."""
+    """Drain the worker."""
 
     id: str
     reason: str

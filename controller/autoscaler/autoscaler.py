@@ -1,4 +1,4 @@
-"""All that a controller decides, without its hands: what is seen goes in, what is to be done comes out. Pure.
+"""The autoscaler: observations go in, decisions and a plan come out. Pure.
 
 The live loop and the simulator both think with this, so that what was simulated is what runs.
 """
@@ -27,21 +27,21 @@ from controller.types import CrashBackoff, Decision, Exit, Observation, WorkerLi
 
 @dataclass
 class ModelState:
-    """What is remembered of a model between two looks."""
+    """A model's state between two ticks."""
 
     scaling: Scaling
     limits: WorkerLimits
     policy: Policy
-    #: Devices that its workers may have; a device that stands here twice may have two.
+    #: Devices that its workers may use; a device that is listed twice may have two.
     slots: Sequence[str]
     decision: Decision
-    #: Bytes of its device that a worker needs, as declared; None where that is to be found out.
+    #: Declared bytes of a device that a worker needs; None: measured.
     gpu_memory: int | None = None
-    #: What its workers load: what they need is remembered under it. Default: its name.
+    #: Name of its weights, under which their memory is measured. Default: the model's name.
     weights: str = ""
     memory: bounds.PolicyMemory = dataclasses.field(default_factory=bounds.PolicyMemory)
     crashes: CrashBackoff = dataclasses.field(default_factory=CrashBackoff)
-    #: Workers that died unbidden since there were last as many as decided.
+    #: Workers that died since the desired number was last reached.
     lost: int = 0
     #: When the last decision was made.
     decided_at: float = -math.inf
@@ -53,11 +53,11 @@ class ModelState:
     standby_crashes: CrashBackoff = dataclasses.field(default_factory=CrashBackoff)
     #: When its workers are to be replaced.
     update_policy: UpdatePolicy = dataclasses.field(default_factory=UpdatePolicy)
-    #: What a person has ordered, in place of what its policy would decide.
+    #: A manual number of workers, in place of the policy's decision.
     override: Decision | None = None
 
     def update_settings(self, fresh: ModelState) -> None:
-        """Go on with the settings of a fresh one, and decide anew."""
+        """Take over new settings, and decide again."""
         if fresh.scaling.policy != self.scaling.policy:
             self.memory = dataclasses.replace(self.memory, own=None)
         self.scaling, self.limits, self.policy = fresh.scaling, fresh.limits, fresh.policy
@@ -65,22 +65,22 @@ class ModelState:
         desired = min(max(self.decision.desired, self.limits.min_workers), self.limits.max_workers)
         if desired != self.decision.desired:
             self.decision = dataclasses.replace(self.decision, desired=desired)
-        # What failed may have failed for its settings.
+        # Crashes may have been caused by the old settings.
         self.crashes, self.standby_crashes = CrashBackoff(), CrashBackoff()
         self.decided_at = -math.inf
 
     @property
     def next_decision_at(self) -> float:
-        """When the next tick is."""
+        """Return the time of the next decision."""
         return self.decided_at + self.scaling.interval_s
 
     @property
     def kind(self) -> str:
-        """Of the devices that its workers may have: `cuda`, `cpu` or `sim`."""
+        """Return the kind of its devices: `cuda`, `cpu` or `sim`."""
         return next(iter(self.slots), "cpu").partition(":")[0]
 
     def learn(self, observation: Observation) -> None:
-        """Take in what the starts of these workers took."""
+        """Record the start-up times of these workers."""
         told = {replica.process.id: replica for replica in observation.replicas if replica.started_in_s > 0}
         for name in sorted(told.keys() - self.recorded_starts):
             self.starts = self.starts.with_sample(told[name].started_in_s, standby=told[name].from_standby)
@@ -91,11 +91,11 @@ class ModelState:
 
 @dataclass(frozen=True, slots=True)
 class DecisionEvent:
-    """One decision as it was made."""
+    """One decision with its observation and trigger."""
 
     model: str
     at: float
-    #: Why now: the tick, or what could not wait for it.
+    #: The tick, or the reason to decide before it.
     trigger: str
     observation: Observation
     decision: Decision
@@ -105,23 +105,23 @@ class DecisionEvent:
 
 @dataclass(frozen=True, slots=True)
 class TickResult:
-    """What came of one look."""
+    """Decisions and the plan of one tick."""
 
     plan: Plan
     decided: Sequence[DecisionEvent]
 
 
 class Autoscaler:
-    """Thinks for every model of one pool."""
+    """Decides and plans for all models of one device pool."""
 
     def __init__(self, models: Mapping[str, ModelState], pool: DevicePool | None = None) -> None:
-        """Without a `pool` every device is well, and no memory is counted."""
+        """Without a `pool` every device is healthy, and memory is not counted."""
         self.models = dict(models)
         self.pool = pool or DevicePool()
-        #: Workers that had to make room for another model's, since this began.
+        #: Number of swaps so far.
         self.swaps = 0
         self._swapped: set[str] = set()
-        #: Nothing is decided while it is so; what dies is replaced.
+        #: Whether decisions are paused; dead workers are still replaced.
         self.paused = False
         self._now = 0.0
 
@@ -164,7 +164,7 @@ class Autoscaler:
         return TickResult(with_standby(plan, [self._standby_target(demand) for demand in demands], now), decided)
 
     def _plan(self, demands: Sequence[ModelDemand], now: float) -> Plan:
-        """What to do, with the devices as they are now and what workers need of them."""
+        """Plan on the devices as they are now."""
         replicas = [replica for demand in demands for replica in demand.observation.replicas]
         for demand in demands:
             self.pool.learn(self._weights(demand.observation.model), demand.observation.replicas)
@@ -176,7 +176,7 @@ class Autoscaler:
         return plan
 
     def _with_needs(self, demand: ModelDemand) -> ModelDemand:
-        """With what one worker needs, and what there is to do."""
+        """Return the model's demand."""
         model = self.models[demand.observation.model]
         need = self.pool.need(self._weights(demand.observation.model), model.gpu_memory)
         return dataclasses.replace(
@@ -189,7 +189,7 @@ class Autoscaler:
     def _decide_if_due(
         self, name: str, model: ModelState, observation: Observation, old: Mapping[str, str], now: float
     ) -> DecisionEvent | None:
-        """What is decided now, if anything: by order, or by the policy when it is time to."""
+        """Return a decision if one is due: from an override or from the policy."""
         if old:
             observation = dataclasses.replace(
                 observation, replicas=without_surge(observation.replicas, model.decision.desired, old)
@@ -209,14 +209,14 @@ class Autoscaler:
         return self._decide(name, model, observation, trigger, now)
 
     def _keep_existing(self, model: ModelState, observation: Observation) -> None:
-        """Where nothing has been decided yet, what an earlier controller left is kept, or a silence would end it."""
+        """Before the first decision, keep the workers of an earlier controller."""
         if not model.has_decided:
             saved = min(max(model.decision.desired, observation.provisioned), model.limits.max_workers)
             model.decision = dataclasses.replace(model.decision, desired=saved)
 
     def _standby_target(self, demand: ModelDemand) -> StandbyTarget:
         model = self.models[demand.observation.model]
-        # Their age does not matter: they serve from when they are called.
+        # Their age does not count: they serve from their activation.
         update_policy = dataclasses.replace(model.update_policy, max_age_s=None)
         old = outdated([as_replica(child) for child in demand.observation.spares], update_policy, self._now)
         return StandbyTarget(
@@ -249,14 +249,14 @@ class Autoscaler:
         return DecisionEvent(name, now, trigger, observation, decision, failure)
 
     def dump_state(self) -> bytes:
-        """What a successor should know, for `recall`."""
+        """Return the state for the next controller, for `restore`."""
         saved = {
             name: SavedModel(model.scaling.policy, model.starts, model.memory) for name, model in self.models.items()
         }
         return pack(saved, self._now)
 
     def restore(self, saved: bytes, now: float, age_s: float = 0.0) -> None:
-        """Go on from what a predecessor remembered `age_s` ago. What cannot be read is left."""
+        """Restore the state that was saved `age_s` ago. Unreadable parts are skipped."""
         for name, part in unpack(saved, now, age_s).items():
             model = self.models.get(name)
             if model is not None:
@@ -265,7 +265,7 @@ class Autoscaler:
                 model.memory = dataclasses.replace(part.memory, own=own)
 
     def on_exit(self, ended: Exit) -> bool:
-        """Take in that a worker has ended; whether it crashed."""
+        """Record a worker's exit; return whether it crashed."""
         model = self.models.get(ended.process.model)
         if model is None:
             return False
@@ -280,7 +280,7 @@ class Autoscaler:
         return crashed
 
     def on_start_failed(self, name: str, now: float, *, spare: bool = False) -> None:
-        """A worker of the model, or a spare for it, could not even be started."""
+        """Record that a worker, or a standby worker, could not be started."""
         model = self.models[name]
         if spare:
             model.standby_crashes = record_crash(model.standby_crashes, now)

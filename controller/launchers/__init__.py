@@ -1,4 +1,4 @@
-"""The seam between deciding and doing: a few verbs on worker processes, wherever they run."""
+"""The launcher protocol: start, activate, drain and kill worker processes."""
 
 from __future__ import annotations
 
@@ -9,29 +9,29 @@ from controller.types import Exit, WorkerProcess
 
 
 class PollResult(NamedTuple):
-    """What there is, and what has ended since the last look."""
+    """The processes, and those that have exited since the last poll."""
 
     children: Sequence[WorkerProcess]
     exits: Sequence[Exit]
 
 
 class Launcher(Protocol):
-    """Starts and ends workers. Every verb returns at once and may be said again in any state."""
+    """Starts and stops workers. Every call returns at once and is idempotent."""
 
     def start(self, worker: str, model: str, device: str) -> None:
-        """Have a worker of this name; nothing happens if there is one."""
+        """Start a worker of this name, unless there is one."""
 
     def start_spare(self, worker: str, model: str, kind: str) -> None:
-        """Have a process of this name that loads the model and waits for a device of this kind."""
+        """Start a standby worker that waits for a device of this kind."""
 
     def activate(self, worker: str, device: str) -> None:
-        """Have the spare of this name serve on the device; nothing happens if there is none, or if it does already."""
+        """Activate the standby worker on the device, if there is one."""
 
     def drain(self, worker: str, *, immediate: bool = False) -> None:
-        """Tell it to finish and go; with `hurry`, to hand back what it has and go."""
+        """Drain the worker; with `hurry`, it returns its tasks at once."""
 
     def kill(self, worker: str) -> None:
-        """Have no worker of this name; nothing happens if there is none."""
+        """Kill the worker, if there is one."""
 
     def poll(self) -> PollResult:
-        """Look at every process. Each exit is told once."""
+        """Poll every process. Each exit is reported once."""

@@ -21,7 +21,7 @@ from controller.launchers.processes import Processes
 from controller.types import WorkerProcess
 
 BALANCER = "loadbalancer"
-#: Settings that only the controller reads: children may go on when they change.
+#: Settings that only the controller reads: a change does not outdate children.
 _OWN_KEYS = frozenset({"data_dir", "min_workers", "max_workers", "devices"})
 
 
@@ -38,7 +38,7 @@ class LocalLauncher:
         self._config = run_dir(settings.data_dir) / "config.yaml"
 
     def prepare(self) -> tuple[list[WorkerProcess], bool]:
-        """Write the configuration for the children, and adopt those that are still there.
+        """Write the configuration for the children, and adopt running ones.
 
         Returns them, and whether they run with another configuration and were therefore told to go.
         """
@@ -53,7 +53,7 @@ class LocalLauncher:
         return adopted, outdated
 
     def update_settings(self, settings: Settings) -> None:
-        """From now on start workers with these settings. Raises `OSError`, and has changed nothing then."""
+        """Start workers with these settings from now on. Raises `OSError` without a change."""
         atomic_write(self._config, to_yaml(settings).encode())
         self._settings = settings
 
@@ -87,7 +87,7 @@ class LocalLauncher:
         self._processes.spawn(BALANCER, "", "", self._command("loadbalancer", options), self._environment(""))
 
     def drain(self, worker: str, *, immediate: bool = False) -> None:
-        """SIGTERM: finish and go. SIGUSR1: hand everything back and go."""
+        """Send SIGTERM to drain, or SIGUSR1 to return all tasks at once."""
         self._processes.signal(worker, signal.SIGUSR1 if immediate else signal.SIGTERM)
 
     def kill(self, worker: str) -> None:
@@ -95,7 +95,7 @@ class LocalLauncher:
         self._processes.signal(worker, signal.SIGKILL)
 
     def poll(self) -> PollResult:
-        """Every process, the balancer among them."""
+        """Poll every process, including the balancer."""
         return self._processes.poll()
 
     def _command(self, program: str, options: Sequence[str]) -> list[str]:
@@ -103,9 +103,9 @@ class LocalLauncher:
         return [self._python, "-m", program, *common, *options]
 
     def _environment(self, device: str) -> dict[str, str]:
-        """Ours without `MUSTER_*`, which the written configuration already holds; pinned to the device."""
+        """Return our environment, pinned to the device, without `MUSTER_*`, which the configuration already holds."""
         env = {key: value for key, value in os.environ.items() if not key.startswith("MUSTER_")}
-        # The programs are found from whatever folder the user is in.
+        # The programs must be importable from any working directory.
         env["PYTHONPATH"] = os.pathsep.join(filter(None, [str(Path(__file__).parents[2]), env.get("PYTHONPATH")]))
         kind, _, number = device.partition(":")
         if kind == "cuda" and not number:
@@ -118,7 +118,7 @@ class LocalLauncher:
 
 
 def _read_by_children(text: str) -> Tree:
-    """What the written configuration says to the balancer and the workers."""
+    """Return the part of the configuration that the children read."""
     tree: Tree = yaml.safe_load(text) or {}
     models = {
         name: {key: part for key, part in model.items() if key not in ("scaling", "gpu_memory")}

@@ -34,20 +34,20 @@ _SAME_TIME_S = 0.005
 
 
 class ProcessRecord(msgspec.Struct, frozen=True):
-    """What is on disk of a child. Times are seconds since the machine started."""
+    """The record of a child on disk. Times are seconds since boot."""
 
     id: str
     model: str
     device: str
     pid: int
     created: float
-    #: When it was told to go.
+    #: Time of its drain.
     drained: float | None = None
     #: Digest of the settings that it was started with.
     generation: str = ""
-    #: It waits for its device.
+    #: Whether it is a standby worker.
     spare: bool = False
-    #: When it was given its device, where it was a spare before.
+    #: Time of its activation, if it was a standby worker.
     activated: float | None = None
 
 
@@ -60,7 +60,7 @@ class Processes:
         self._children: dict[str, WorkerProcess] = {}
         self._handles: dict[str, psutil.Process] = {}
         self._spawned: dict[str, subprocess.Popen[bytes]] = {}
-        #: Those that were spares: their start is when they got their device.
+        #: Activated standby workers: their start is the activation.
         self._activated: set[str] = set()
         records.mkdir(parents=True, exist_ok=True)
 
@@ -131,7 +131,7 @@ class Processes:
         self._write(name)
 
     def activate(self, name: str, device: str) -> None:
-        """Give a spare its device; nothing happens if there is no such spare. Raises `OSError` if it cannot be told."""
+        """Activate a standby worker, if there is one. Raises `OSError` if its file cannot be written."""
         child = self._children.get(name)
         if child is None or not child.spare:
             return
@@ -141,12 +141,12 @@ class Processes:
         with contextlib.suppress(psutil.Error, OSError):
             self._write(name)
         with contextlib.suppress(psutil.Error):
-            # One that still loads finds the file by itself, and may not know the signal yet.
+            # A worker that still loads finds the file later and may not handle the signal yet.
             if child.loaded_at is not None:
                 self._handles[name].send_signal(signal.SIGUSR2)
 
     def signal(self, name: str, signum: signal.Signals) -> None:
-        """Send a signal; nothing happens if there is no such process. Any but SIGKILL makes it a draining one."""
+        """Send a signal, if there is such a process. Any but SIGKILL marks it as draining."""
         child = self._children.get(name)
         if child is None:
             return
@@ -158,7 +158,7 @@ class Processes:
                 self._write(name)
 
     def poll(self) -> PollResult:
-        """The living, and those that have ended since the last look."""
+        """Return the running processes, and those that exited since the last poll."""
         exits = []
         for name, child in list(self._children.items()):
             ended, status = self._ended(name)
@@ -193,7 +193,7 @@ class Processes:
         atomic_write(self._records / f"{name}.json", msgspec.json.encode(record))
 
     def _forget(self, name: str) -> None:
-        """Nothing on disk is of this child any more, but its log."""
+        """Delete the child's files, except its log."""
         for file in (self._records / f"{name}.json", *self._files(name)):
             file.unlink(missing_ok=True)
 
@@ -212,7 +212,7 @@ class Processes:
         return ""
 
     def _prune_logs(self) -> None:
-        """Keep the newest logs, and those of the living."""
+        """Keep the newest logs, and those of running processes."""
         kept = {self._log(name) for name in self._children}
         old = [log for log in self._logs.glob("*.log") if log not in kept]
         for log in sorted(old, key=lambda log: log.stat().st_mtime, reverse=True)[_MAX_LOGS:]:
@@ -220,10 +220,10 @@ class Processes:
 
 
 def _is_same(process: psutil.Process, record: ProcessRecord) -> bool:
-    """Whether the process is the one that the record was written of, alive."""
+    """Return whether the process is alive and the one of the record."""
     if abs(_created(process) - record.created) >= _SAME_TIME_S or not _alive(process):
         return False
-    # Without its first thread a process has no command line to be known by.
+    # Without its first thread a process has no command line.
     return process.status() == psutil.STATUS_ZOMBIE or record.id in " ".join(process.cmdline()).split()
 
 
@@ -236,15 +236,15 @@ def _alive(process: psutil.Process) -> bool:
 
 
 def _created(process: psutil.Process) -> float:
-    """When the process came to be, in seconds since the machine started."""
+    """Return the creation time in seconds since boot."""
     return process.create_time() - psutil.boot_time()
 
 
 def _since_boot(at: float) -> float:
-    """From this program's clock to the machine's."""
+    """Convert the monotonic clock to seconds since boot."""
     return at - time.monotonic() + time.time() - psutil.boot_time()
 
 
 def _from_boot(at: float) -> float:
-    """From the machine's clock to this program's."""
+    """Convert seconds since boot to the monotonic clock."""
     return at + time.monotonic() - time.time() + psutil.boot_time()

@@ -22,9 +22,9 @@ from configs.scaling import Scaling
 from controller.planning.placement import DeviceSlots, PlacementRequest
 from controller.types import Queue, Replica, Stage
 
-#: How far ahead waiting is reckoned, in seconds.
+#: The horizon of the waiting estimate, in seconds.
 HORIZON_S = 120.0
-#: What a swap must save, against what it costs: nothing is moved for little.
+#: Ratio of saved waiting to lost waiting that a swap must reach.
 _MIN_GAIN_RATIO = 1.5
 _MIN_GAIN = 0.05
 #: A worker stays for so many times the newcomer's cold start before it has to make room for something better, and for
@@ -35,20 +35,20 @@ _POINTS = (0.125, 0.375, 0.625, 0.875)
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """What a model has to do, in seconds of work of one worker that does one task at a time."""
+    """A model's load, in seconds of work of one worker that runs one task at a time."""
 
     backlog_s: float
     #: Arrivals per second, and the work of each.
     rate: float
     mean_work_s: float
-    #: Seconds of work that one worker with full batches does in a second.
+    #: Seconds of work per second of one worker with full batches.
     power: float
-    #: How long a task may wait.
+    #: The allowed wait of a task.
     patience_s: float
 
 
 def load_of(queue: Queue | None, scaling: Scaling) -> Load | None:
-    """The model's load; None where nothing is known. Tasks of unknown size are taken to be as long as they may wait."""
+    """Return the model's load; None if unknown. Tasks of unknown size count as long as their allowed wait."""
     if queue is None:
         return None
     patience_s = scaling.slo.max_wait_s
@@ -60,7 +60,7 @@ def load_of(queue: Queue | None, scaling: Scaling) -> Load | None:
 
 
 def expected_waiting(load: Load, workers: int, ahead_s: float = HORIZON_S) -> float:
-    """Tasks that wait on average over the time ahead, each counted by its patience."""
+    """Return the mean number of waiting tasks over the horizon, each weighted by its allowed wait."""
     growth = load.rate * load.mean_work_s - workers * load.power
     spread = load.mean_work_s * math.sqrt(2 * load.rate)
     total = 0.0
@@ -71,7 +71,7 @@ def expected_waiting(load: Load, workers: int, ahead_s: float = HORIZON_S) -> fl
 
 
 def _mean_above_zero(mean: float, deviation: float) -> float:
-    """The mean of max(0, x) for a normal x."""
+    """Return the mean of max(0, x) for a normal x."""
     if deviation <= 0:
         return max(mean, 0.0)
     z = mean / deviation
@@ -83,7 +83,7 @@ def _mean_above_zero(mean: float, deviation: float) -> float:
 
 @functools.lru_cache(maxsize=8192)
 def waiting_saved(load: Load | None, workers: int, ahead_s: float = HORIZON_S) -> float:
-    """What the last of so many workers saves."""
+    """Return the waiting that the last of these workers saves."""
     if load is None or workers < 1:
         return 0.0
     return max(expected_waiting(load, workers - 1, ahead_s) - expected_waiting(load, workers, ahead_s), 0.0)
@@ -91,38 +91,38 @@ def waiting_saved(load: Load | None, workers: int, ahead_s: float = HORIZON_S) -
 
 @dataclass(slots=True)
 class Claimant:
-    """A model that has workers, and may want more."""
+    """A model with its workers, which may ask for more devices."""
 
     request: PlacementRequest
-    #: Those that stay, the least missed first.
+    #: The workers that stay, the least useful first.
     staying: list[Replica]
-    #: Workers that it has, or has been promised.
+    #: Workers that it has, or that this plan gives it.
     count: int
     min_workers: int
     load: Load | None
     cold_start_s: float
-    #: It has tasks; None where nobody knows.
+    #: Whether it has tasks; None if unknown.
     busy: bool | None
 
     def rank(self) -> int:
-        """Of its next worker: 0 it is owed, 1 it has none and has work, 2 it would be good to have."""
+        """Return the rank of its next worker: 0 below the minimum, 1 the first worker for waiting work, 2 others."""
         if self.count < self.min_workers:
             return 0
         return 1 if self.count == 0 and self.busy else 2
 
     def surplus(self) -> int:
-        """Workers that can be taken from it: never what it is owed, nor the only one that has work to do."""
+        """Return the workers above the minimum; never the only one while there is work."""
         return max(len(self.staying) - max(self.min_workers, 0 if self.busy is False else 1), 0)
 
     def can_lose(self, some: Sequence[Replica]) -> bool:
-        """Whether somebody is left who serves, if there is work to do."""
+        """Return whether a serving worker is left, if there is work."""
         ready = [replica for replica in self.staying if replica.stage is Stage.READY]
         return self.busy is False or not ready or any(replica not in some for replica in ready)
 
 
 @dataclass(frozen=True, slots=True)
 class Swap:
-    """A worker that makes room for one of another model."""
+    """A worker that is drained to make room for one of another model."""
 
     taker: str
     giver: str
@@ -148,14 +148,14 @@ def find_swap(taker: Claimant, others: Iterable[Claimant], slots: DeviceSlots, n
     for other in others:
         if other is taker or not other.surplus() or (other.busy is None and rank > 0):
             continue
-        # Each one more that goes is missed more.
+        # Each further worker is missed more.
         loss = waiting_saved(other.load, len(other.staying), ahead_s)
         if loss < max_loss:
             for replica in other.staying:
                 if now - (replica.process.ready_at or replica.process.started_at) >= stays_s:
                     by_device[replica.process.device].append((loss, other, replica))
     min_loss, victims = math.inf, list[tuple[Claimant, Replica]]()
-    # No device costs less than what is missed least of it.
+    # A device costs at least the loss of its least useful worker.
     bounds = {
         device: min((loss, replica.load) for loss, _, replica in candidates) for device, candidates in by_device.items()
     }

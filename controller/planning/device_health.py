@@ -1,4 +1,4 @@
-"""Which devices are to be left alone because workers crash on them. Pure.
+"""Quarantine of devices on which workers crash. Pure.
 
 Three crashes in a row on one device say that it is bad only where they do not follow the model: one that crashed
 there serves on another device, and crashed on no other. After a while the device is tried again.
@@ -12,9 +12,9 @@ from dataclasses import dataclass, replace
 from controller.types import Replica, Stage
 
 _CRASHES = 3
-#: A crash so long after the last one is not of the same row.
+#: A crash this long after the last one starts a new row.
 _SAME_ROW_S = 1800.0
-#: A worker that became ready after the last crash and has stayed so for this long shows that the device is well.
+#: A worker that became ready after the last crash and stayed so for this long proves the device healthy.
 _WELL_AFTER_S = 60.0
 _FIRST_QUARANTINE_S = 300.0
 _MAX_QUARANTINE_S = 3600.0
@@ -27,7 +27,7 @@ class DeviceFailure:
     count: int
     models: frozenset[str]
     last_at: float
-    #: Until when it is left alone, and how often it has been.
+    #: End of the quarantine, and the number of quarantines so far.
     until: float = 0.0
     quarantines: int = 0
 
@@ -42,14 +42,14 @@ class DeviceHealth:
         return f"Troubles({ {device: failure.count for device, failure in self._failures.items()} })"
 
     def record(self, device: str, model: str, at: float) -> None:
-        """A worker of the model has crashed on the device."""
+        """Count a crash of the model's worker on the device."""
         old = self._failures.get(device)
         if old is None or at - max(old.last_at, old.until) > _SAME_ROW_S:
             old = DeviceFailure(0, frozenset(), at)
         self._failures[device] = replace(old, count=old.count + 1, models=old.models | {model}, last_at=at)
 
     def quarantined(self, replicas: Iterable[Replica], now: float) -> dict[str, str]:
-        """The devices to leave alone, and why. `replicas` are all there are."""
+        """Return the quarantined devices with the reason. `replicas` are all workers."""
         if not self._failures:
             return {}
         ready = [(r.process.device, r.process.model, r.process.ready_at) for r in replicas if r.stage is Stage.READY]
@@ -75,5 +75,5 @@ class DeviceHealth:
         return found
 
     def _suspects(self, device: str, failure: DeviceFailure) -> frozenset[str]:
-        """Models that crashed on this device and on no other."""
+        """Return the models that crashed only on this device."""
         return failure.models.difference(*(other.models for place, other in self._failures.items() if place != device))

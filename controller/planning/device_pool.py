@@ -1,4 +1,4 @@
-"""What a machine's devices have for workers, and what workers need of them, as it is learnt. Pure."""
+"""The memory of a machine's devices, and the measured memory of workers. Pure."""
 
 from __future__ import annotations
 
@@ -8,25 +8,25 @@ from dataclasses import dataclass, field, replace
 from controller.planning.device_health import DeviceHealth
 from controller.types import Device, Exit, Replica, Stage
 
-#: What a process holds of a GPU beside its tensors, which it does not count itself: context, kernels, libraries.
+#: GPU memory of a process beside its tensors: context, kernels, libraries. The process does not count it.
 CONTEXT_BYTES = 600 << 20
 
 
 @dataclass(frozen=True, slots=True)
 class MemoryReading:
-    """A GPU as its driver tells."""
+    """A GPU as its driver reports it."""
 
     device: str
     total_bytes: int | None
     used_bytes: int = 0
-    #: What each process holds of it, by pid, as far as the driver says.
+    #: Memory of each process, by pid, as far as the driver reports it.
     processes: Mapping[int, int] = field(default_factory=dict)
-    #: Why it cannot be used; empty while it can.
+    #: Why it cannot be used; empty if it can.
     fault: str = ""
 
 
 class DevicePool:
-    """The devices of one machine. Those that are not listed are well, and their memory is not counted."""
+    """The devices of one machine. Unlisted ones are healthy, and their memory is not counted."""
 
     def __init__(
         self,
@@ -46,11 +46,11 @@ class DevicePool:
         self.share = share
         self.measured = dict(measured or {})
         self._health = DeviceHealth()
-        #: By device: what others hold of it, and what the driver has against it.
+        #: By device: memory of other processes, and the driver's fault.
         self._others: dict[str, int] = {}
         self._faults: dict[str, str] = {}
         self._by_pid: dict[int, int] = {}
-        #: The devices as they were last, and those where workers are.
+        #: The latest devices, and those in use.
         self.current: Mapping[str, Device] = dict(self._devices)
         self.occupied = occupied
 
@@ -59,7 +59,7 @@ class DevicePool:
 
     @property
     def largest(self) -> Device | None:
-        """The device with the most memory; None where no memory is counted."""
+        """Return the largest device memory; None where memory is not counted."""
         counted = [device for device in self._devices.values() if device.memory is not None]
         return max(counted, key=lambda device: device.memory or 0, default=None)
 
@@ -77,7 +77,7 @@ class DevicePool:
                     self._others[reading.device] = reading.used_bytes
 
     def learn(self, weights: str, replicas: Iterable[Replica]) -> None:
-        """Keep the most that a ready worker of these weights has held."""
+        """Keep the maximum memory of ready workers with these weights."""
         for replica in replicas:
             device = self._devices.get(replica.process.device)
             if replica.stage is Stage.READY and device is not None and device.memory is not None:
@@ -88,22 +88,21 @@ class DevicePool:
                     self.measured[weights] = held
 
     def need(self, weights: str, declared: int | None) -> int | None:
-        """Bytes of a device that one worker needs; None for a whole one, as long as nothing is known."""
+        """Return the bytes of a device that one worker needs; None: a whole device, while unknown."""
         if declared is not None or weights not in self.measured:
             return declared
         measured, largest = self.measured[weights], self.largest
         need = round(measured * (1 + self._margin))
         if largest is None or largest.memory is None:
             return need
-        # What ran on the largest fits there without the margin; what was measured on a larger one says nothing.
+        # What ran on the largest device fits there without the margin.
         return min(need, largest.memory) if measured <= largest.memory else None
 
     def on_crash(self, ended: Exit) -> None:
-        """A worker has crashed."""
         self._health.record(ended.process.device, ended.process.model, ended.at)
 
     def usable(self, replicas: Sequence[Replica], now: float) -> dict[str, Device]:
-        """The devices as they are now. `replicas` are the workers on them."""
+        """Return the devices as they are now. `replicas` are their workers."""
         self.occupied = {replica.process.device for replica in replicas}
         quarantined = self._health.quarantined(replicas, now)
         found = {}

@@ -22,39 +22,38 @@ _Key = tuple[float, float, int, str]
 
 @dataclass(frozen=True, slots=True)
 class PlacementRequest:
-    """What a worker of a model asks of a device."""
+    """The device memory and the devices that a worker of a model may use."""
 
     model: str
     #: Bytes; None for all of the device's memory.
     need: int | None
-    #: How many workers may be on each device that it may have: of this model, or of all where memory is not counted.
+    #: Workers allowed on each device: of this model, or of all models where memory is not counted.
     places: Mapping[str, int]
-    #: Whether memory alone bounds how many of the model's workers are on one device.
+    #: Whether only memory bounds the number of the model's workers on one device.
     share: bool = False
 
 
 def in_gib(size: int) -> str:
-    """Bytes for people."""
     return f"{size / 2**30:.1f} GiB"
 
 
 class DeviceSlots:
-    """What is free on every device now, and what will be once those that leave have gone."""
+    """The free room of every device: now, and after the draining workers have left."""
 
     def __init__(self, devices: Mapping[str, Device], *, tight: bool = False) -> None:
-        """With `tight` the fullest device is taken that has room, which fits the most in; else the emptiest."""
+        """`tight`: use the fullest device with room, which fits the most workers in; else the emptiest."""
         self._tight = tight
         self._memory = {name: device.memory for name, device in devices.items() if device.memory is not None}
         self._faulty = {name for name, device in devices.items() if device.fault}
-        #: Bytes, or workers where memory is not counted: what is taken now, and what will be.
+        #: Used bytes, or workers where memory is not counted: now, and later.
         self._used_now: defaultdict[str, int] = defaultdict(int)
         self._used_later: defaultdict[str, int] = defaultdict(int)
         self._workers: Counter[str] = Counter()
         self._model_now: Counter[tuple[str, str]] = Counter()
         self._model_later: Counter[tuple[str, str]] = Counter()
-        #: Who is to go from each device.
+        #: The workers that will leave each device.
         self.leaving: dict[str, list[str]] = {}
-        #: Where each model may look for room, the best first. By the places: what is empty, and what is not full.
+        #: The devices of each model, the best first; by set of devices: the empty ones and those with room.
         self._order: dict[str, list[_Key]] = {}
         self._empty: dict[int, list[tuple[float, int, str]]] = {}
         self._available: dict[int, list[tuple[int, str]]] = {}
@@ -63,29 +62,28 @@ class DeviceSlots:
         return f"Rooms({dict(self._used_now)}, later {dict(self._used_later)})"
 
     def hold(self, device: str, request: PlacementRequest) -> None:
-        """A worker is there, or will be at once."""
+        """Count a worker that is present, or will be at once."""
         self.retain(device, request)
         self._used_now[device] += self._amount(device, request)
         self._model_now[device, request.model] += 1
 
     def retain(self, device: str, request: PlacementRequest) -> None:
-        """The place is kept for one that is to come when it is free."""
+        """Keep the room for a worker that starts later."""
         self._used_later[device] += self._amount(device, request)
         self._model_later[device, request.model] += 1
         self._workers[device] += 1
 
     def release_later(self, device: str, request: PlacementRequest, worker: str) -> None:
-        """A worker that is there will go."""
+        """Count a worker that will leave."""
         self._used_later[device] -= self._amount(device, request)
         self._model_later[device, request.model] -= 1
         self.leaving.setdefault(device, []).append(worker)
 
     def copy(self) -> DeviceSlots:
-        """The same, to try something."""
         return copy.deepcopy(self)
 
     def take(self, request: PlacementRequest, but: str = "") -> str | None:
-        """A place that is free now, not on the device `but`, and held from now on; None where there is none.
+        """Take room that is free now, not on the device `but`; return the device, or None without room.
 
         It is on a device with as few workers as can be.
         """
@@ -95,7 +93,7 @@ class DeviceSlots:
         return device
 
     def take_partial(self, request: PlacementRequest) -> str | None:
-        """For one whose need is not known: all that is left where the most is left; None where nothing is."""
+        """Take all free memory of the emptiest device, for a worker of unknown need; None if nothing is free."""
         limit = self.max_free(request)
         if request.need is not None or limit is None or limit[0] <= 0:
             return None
@@ -103,7 +101,7 @@ class DeviceSlots:
         return limit[1]
 
     def reserve_pending(self, request: PlacementRequest) -> str | None:
-        """A place that will be free when somebody has left, now kept; None where there is none."""
+        """Reserve room that a draining worker will free; return the device, or None."""
         coming = [device for device in self.leaving if self.will_fit(device, request)]
         if not coming:
             return None
@@ -112,13 +110,13 @@ class DeviceSlots:
         return device
 
     def will_fit(self, device: str, request: PlacementRequest, instead_of: Sequence[PlacementRequest] = ()) -> bool:
-        """Whether it fits once those that leave have gone, and these with them."""
+        """Return whether it fits after the draining workers and these have left."""
         freed = sum(self._amount(device, other) for other in instead_of)
         own = self._model_later[device, request.model]
         return self._fits(device, request, self._used_later[device] - freed, own)
 
     def max_free(self, request: PlacementRequest) -> tuple[int, str] | None:
-        """The most bytes that are free on a well device of the model's, and where; None where none is counted."""
+        """Return the largest free memory on a healthy device of the model, and the device; None if not counted."""
         counted = [
             (memory - self._taken(device), device)
             for _, device in self._candidates(request)
@@ -130,14 +128,14 @@ class DeviceSlots:
         return next(((0, device) for device in full), None)
 
     def memory(self, device: str) -> int | None:
-        """What the device has for workers; None where it is not counted."""
+        """Return the memory for workers; None where it is not counted."""
         return self._memory.get(device)
 
     def _best(self, request: PlacementRequest, but: str) -> str | None:
         if not self._tight and (empty := self._empty_one(request, but)):
             return empty
         if request.model not in self._order:
-            # Places are only taken while a plan is made: a device that has no room now is not looked at again.
+            # Room is only taken while a plan is made, so a full device stays full.
             order = [self._key(index, device, request) for index, device in self._candidates(request)]
             heapq.heapify(order)
             self._order[request.model] = order
@@ -153,7 +151,7 @@ class DeviceSlots:
         return None
 
     def _empty_one(self, request: PlacementRequest, but: str) -> str | None:
-        """The smallest device that fits of those where nobody is; models that may have the same ones share the list."""
+        """Return the smallest empty device that fits. Models with the same devices share the list."""
         sizes = self._empty.get(id(request.places))
         if sizes is None:
             sizes = sorted(
@@ -174,7 +172,7 @@ class DeviceSlots:
         return None
 
     def _candidates(self, request: PlacementRequest) -> list[tuple[int, str]]:
-        """The devices of these places that are not full, with their numbers: what is full stays so in one plan."""
+        """Return the devices that are not full, with their numbers; a full one stays full within a plan."""
         found = self._available.get(id(request.places))
         if found is None:
             found = [
@@ -186,7 +184,7 @@ class DeviceSlots:
         return found
 
     def _key(self, index: int, device: str, request: PlacementRequest) -> _Key:
-        """Of two devices with as many workers the one that fits best, that is, that is left with the least."""
+        """Of two devices with equally many workers, prefer the one with the least memory left over."""
         free = self._free(device, request)
         return (free, 0.0, index, device) if self._tight else (self._workers.get(device, 0), free, index, device)
 

@@ -35,15 +35,15 @@ class ModelDemand:
     decision: Decision
     limits: WorkerLimits
     crashes: CrashBackoff
-    #: Devices that its workers may have; a device that stands here twice may have two.
+    #: Devices that its workers may use; a device that is listed twice may have two.
     slots: Sequence[str]
-    #: Bytes of a device that one worker needs; None for all that it has.
+    #: Bytes of a device that one worker needs; None: all of its memory.
     need: int | None = None
     #: Whether memory alone bounds how many of its workers share a device.
     share: bool = False
-    #: What it has to do; None where nobody knows.
+    #: The model's work; None if unknown.
     load: Load | None = None
-    #: Workers that are to be replaced, by why, and how many more than decided there may be for that.
+    #: Reason by outdated worker, and how many workers above the decision a replacement may use.
     outdated: Mapping[str, str] = field(default_factory=dict)
     surge: int = 0
 
@@ -67,7 +67,7 @@ class Plan:
 
 
 def make_plan(demands: Sequence[ModelDemand], now: float, devices: Mapping[str, Device] | None = None) -> Plan:
-    """Kill what hangs, drain what is too much, start what is missing, where there is room.
+    """Kill stuck workers, drain surplus ones, and start missing ones where there is room.
 
     `devices` are those whose memory is counted, or that are to be left alone. What a model lacks to its minimum is
     started before anything else, and where it must wait, after a crash, its place is kept: a busy model never takes
@@ -82,8 +82,6 @@ def make_plan(demands: Sequence[ModelDemand], now: float, devices: Mapping[str, 
 
 
 class _PlanBuilder:
-    """A plan in the making."""
-
     def __init__(self, demands: Sequence[ModelDemand], now: float, devices: Mapping[str, Device]) -> None:
         self._demands = demands
         self._now = now
@@ -96,12 +94,12 @@ class _PlanBuilder:
         self._claimants = [_claimant(demand, places[each]) for demand, each in zip(demands, slots, strict=True)]
         #: Models with fewer workers than desired: a heap by priority.
         self._waiting: list[tuple[int, float, float, int]] = []
-        #: For each model that waits for a place, who has to leave it first.
+        #: For each model that waits for a device, the worker that has to leave it first.
         self._pending: dict[str, str] = {}
         self._slots = DeviceSlots(devices)
 
     def stop_workers(self) -> None:
-        """Decide who goes, and count who holds what."""
+        """Select the workers to stop, and count the devices in use."""
         for demand, claimant in zip(self._demands, self._claimants, strict=True):
             leaving, claimant.staying = select_to_stop(
                 demand.observation, demand.decision, demand.limits, self._now, demand.outdated, demand.surge
@@ -116,7 +114,7 @@ class _PlanBuilder:
                 self._slots = self._count(tight=True)
 
     def _count(self, *, tight: bool) -> DeviceSlots:
-        """The rooms with those who are in them."""
+        """Return the device slots with all present workers."""
         slots = DeviceSlots(self._devices, tight=tight)
         for demand, claimant in zip(self._demands, self._claimants, strict=True):
             staying = {replica.process.id for replica in claimant.staying}
@@ -127,7 +125,7 @@ class _PlanBuilder:
         return slots
 
     def _below_minimum(self) -> list[tuple[PlacementRequest, int]]:
-        """Who lacks how many to its minimum, the largest first."""
+        """Return the models below their minimum with the number of missing workers, the largest first."""
         below_minimum = [
             (claimant.request, claimant.min_workers - claimant.count)
             for claimant in self._claimants
@@ -136,7 +134,7 @@ class _PlanBuilder:
         return sorted(below_minimum, key=lambda entry: -_size(entry[0]))
 
     def allocate(self) -> None:
-        """Give places to those that miss workers, the most urgent first."""
+        """Allocate devices to models that miss workers, the most urgent first."""
         for number in range(len(self._demands)):
             self._enqueue(number)
         while self._waiting:
@@ -151,14 +149,14 @@ class _PlanBuilder:
             heapq.heappush(self._waiting, self._priority(number))
 
     def _priority(self, number: int) -> tuple[int, float, float, int]:
-        """By rank. What is owed: the largest first, that it finds room. The rest: by what it saves, then by lack."""
+        """Order by rank. Models below their minimum go by size, the others by saved waiting and missing share."""
         demand, claimant = self._demands[number], self._claimants[number]
         rank = claimant.rank()
         gain = _size(claimant.request) if rank == 0 else waiting_saved(demand.load, claimant.count + 1)
         return rank, -gain, (claimant.count + 1) / demand.decision.desired, number
 
     def _allocate(self, number: int) -> bool:
-        """Find a place for one more worker of the model: now, after another has left, or by making one leave."""
+        """Find a device for one more worker: now, after another worker has left, or by a swap."""
         demand, claimant = self._demands[number], self._claimants[number]
         may_start = self._now >= demand.crashes.retry_at
         if not may_start and claimant.rank() > 0:
@@ -173,7 +171,7 @@ class _PlanBuilder:
         if device is None and self._swap(claimant):
             device = self._slots.reserve_pending(claimant.request)
         if device is None and claimant.rank() < 2 and (device := self._slots.take_partial(claimant.request)):
-            # Rather beside others and perhaps short of memory than never: nobody knows yet that it does not fit.
+            # Co-locate even if memory may be short: the real need has not been measured yet.
             self.actions.append(Start(demand.observation.model, device, demand.decision.reason))
             return True
         if device is not None:
@@ -181,7 +179,7 @@ class _PlanBuilder:
         return device is not None
 
     def _swap(self, taker: Claimant) -> bool:
-        """Make others give way, if that is due or worth it."""
+        """Drain workers of other models, if that is due or saves enough waiting."""
         swaps = find_swap(taker, self._claimants, self._slots, self._now)
         moves = find_move(taker, self._claimants, self._slots) if not swaps and taker.rank() == 0 else []
         swaps = swaps or moves
@@ -198,7 +196,7 @@ class _PlanBuilder:
         return bool(swaps)
 
     def replace_outdated(self) -> None:
-        """Start a worker that takes an outdated one's place; where there is no room for both, that one goes first."""
+        """Start the replacement of an outdated worker; without room for both, the outdated one is drained first."""
         started = {action.model for action in self.actions if isinstance(action, Start)}
         for demand, claimant in zip(self._demands, self._claimants, strict=True):
             staying = {replica.process.id for replica in claimant.staying}
@@ -248,7 +246,7 @@ class _PlanBuilder:
             key = f"models.{request.model}.gpu_memory"
             return Blocked("unmeasured", f"no GPU is free for it alone, as long as its memory is not known ({key})")
         if free >= request.need:
-            return Blocked("share", "each GPU that has room already has one of its workers (devices.share is false)")
+            return Blocked("share", "each GPU with room already has one of its workers (devices.share is false)")
         most = f"the most is {in_gib(max(free, 0))} on {device}"
         return Blocked("memory", f"no GPU has {in_gib(request.need)} free: {most}")
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from controller.types import CrashBackoff, Replica, Stage
 
-#: Most part of its allowed age by which a worker is replaced early: those of one start do not all go at once.
+#: Maximum share of the allowed age by which a worker is replaced early, so that workers of one start do not go at once.
 _EARLIER = 0.1
 
 
@@ -21,10 +21,10 @@ _EARLIER = 0.1
 class UpdatePolicy:
     """When a model's workers are outdated."""
 
-    #: Digest of the settings that workers are started with now; empty where nobody asks.
+    #: Digest of the current settings of workers; empty: not compared.
     generation: str = ""
     max_age_s: float | None = None
-    #: Those that were started before are to be replaced, by order.
+    #: Workers started before this time are replaced, by command.
     renew_before: float | None = None
 
 
@@ -32,7 +32,7 @@ _NEVER = UpdatePolicy()
 
 
 def outdated(replicas: Sequence[Replica], policy: UpdatePolicy, now: float) -> dict[str, str]:
-    """The workers that are to be replaced, and why, the oldest first. One that is going already is none."""
+    """Return the outdated workers with the reason, the oldest first; draining ones excluded."""
     if policy == _NEVER:
         return {}
     staying = sorted((r for r in replicas if r.stage is not Stage.DRAINING), key=lambda r: r.process.started_at)
@@ -40,7 +40,7 @@ def outdated(replicas: Sequence[Replica], policy: UpdatePolicy, now: float) -> d
 
 
 def surge(replicas: Sequence[Replica], desired: int, old: Mapping[str, str], crashes: CrashBackoff) -> int:
-    """How many workers more than decided there may be: one, while it is to take an outdated one's place."""
+    """Return the workers allowed above the decision: one during a replacement."""
     staying = [replica for replica in replicas if replica.stage is not Stage.DRAINING]
     if not any(replica.process.id in old for replica in staying):
         return 0
@@ -52,7 +52,7 @@ def surge(replicas: Sequence[Replica], desired: int, old: Mapping[str, str], cra
 
 
 def next_to_replace(replicas: Sequence[Replica], desired: int, old: Mapping[str, str]) -> list[Replica]:
-    """The outdated workers that can go before any other because enough others are ready, the oldest first."""
+    """Return the outdated workers that can be drained because enough others are ready, the oldest first."""
     if not old:
         return []
     ready = [replica for replica in replicas if replica.stage is Stage.READY]
@@ -61,7 +61,7 @@ def next_to_replace(replicas: Sequence[Replica], desired: int, old: Mapping[str,
 
 
 def without_surge(replicas: Sequence[Replica], desired: int, old: Mapping[str, str]) -> Sequence[Replica]:
-    """The workers as a policy is to count them: without the one too many that a replacement takes."""
+    """Return the workers as a policy counts them: without the surplus of a replacement."""
     staying = [replica for replica in replicas if replica.stage is not Stage.DRAINING]
     if not old or len(staying) <= desired:
         return replicas
@@ -73,7 +73,7 @@ def without_surge(replicas: Sequence[Replica], desired: int, old: Mapping[str, s
 
 
 def describe_progress(replicas: Sequence[Replica], old: Mapping[str, str], crashes: CrashBackoff) -> str:
-    """How far the replacement is, for people; empty where there is none."""
+    """Return the progress of the rolling update in words; empty without one."""
     if not old:
         return ""
     staying = sum(replica.stage is not Stage.DRAINING for replica in replicas)
@@ -95,6 +95,6 @@ def _why(replica: Replica, policy: UpdatePolicy, now: float) -> str:
 
 
 def _allowed_s(worker: str, max_age_s: float) -> float:
-    """The age that this worker may reach: not the same for all, but always the same for it."""
+    """Return the worker's maximum age: different between workers, constant for each."""
     share = zlib.crc32(worker.encode()) / 2**32
     return max_age_s * (1 - _EARLIER * share)

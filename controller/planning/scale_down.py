@@ -1,4 +1,4 @@
-"""Who must go: what hangs, and what is too much. Pure."""
+"""Selects workers to kill (stuck) or to drain (surplus). Pure."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from types import MappingProxyType
 from controller.planning.rolling_update import next_to_replace
 from controller.types import Action, Decision, Drain, Kill, Observation, Replica, Stage, WorkerLimits
 
-#: How much longer than `drain_timeout_s` a draining worker may take: it hands its tasks back at the timeout.
+#: Time beyond `drain_timeout_s` for a draining worker, which returns its tasks at the timeout.
 DRAIN_GRACE_S = 10.0
-#: A worker that the balancer has not heard for so many times `lost_after_s` hangs.
+#: A worker that is silent for this multiple of `lost_after_s` is stuck.
 _LOST_FACTOR = 3.0
 _NONE: Mapping[str, str] = MappingProxyType({})
 
@@ -23,7 +23,7 @@ def select_to_stop(
     outdated: Mapping[str, str] = _NONE,
     surge: int = 0,
 ) -> tuple[list[Action], list[Replica]]:
-    """The workers that must go, and those that stay as capacity, the least missed first.
+    """Return the workers to stop, and those that stay as capacity, the least useful first.
 
     Of the `outdated`, by why they are, as many go first as are ready beyond the decision; there may be `surge` more
     workers than decided while a newcomer is on its way to take a place.

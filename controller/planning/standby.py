@@ -1,4 +1,4 @@
-"""From a plan to one that uses spares and keeps their number. Pure.
+"""Adds standby workers to a plan: activations in place of starts, and the number of standby workers. Pure.
 
 A spare is no capacity and holds no device, so the plan itself is made without them. Whoever is to start is taken from
 them: one that has loaded, or else one that is still loading, which is ahead of a new process all the same. They come
@@ -30,22 +30,22 @@ from controller.types import (
 
 @dataclass(frozen=True, slots=True)
 class StandbyTarget:
-    """One model's spares, and how many there should be."""
+    """One model's standby workers, and their desired number."""
 
     observation: Observation
     count: int
-    #: Kind of the devices that its workers run on: `cuda`, `cpu` or `sim`.
+    #: Kind of its workers' devices: `cuda`, `cpu` or `sim`.
     kind: str
     limits: WorkerLimits
-    #: Of spares that died, and of workers: what ends the one may end the other.
+    #: Crash records of standby workers and of workers; they often share a cause.
     crashes: CrashBackoff
     worker_crashes: CrashBackoff
-    #: Those that loaded what is to be served no more, and why.
+    #: Outdated standby workers, and the reason.
     outdated: Mapping[str, str] = field(default_factory=dict)
 
 
 def with_standby(plan: Plan, models: Sequence[StandbyTarget], now: float) -> Plan:
-    """The plan with spares in the place of starts, and with what keeps so many of them as are wanted."""
+    """Return the plan with activations in place of starts, and with the desired number of standby workers."""
     concerned = [target for target in models if target.count or target.observation.spares]
     if not concerned:
         return plan
@@ -61,12 +61,12 @@ def with_standby(plan: Plan, models: Sequence[StandbyTarget], now: float) -> Pla
 
 
 def count_ready(spares: Sequence[WorkerProcess], kind: str) -> int:
-    """How many have loaded and could have a device of this kind now."""
+    """Return the number of loaded standby workers for this kind of device."""
     return sum(child.drained_at is None and child.loaded_at is not None and child.device == kind for child in spares)
 
 
 def _usable(target: StandbyTarget) -> list[WorkerProcess]:
-    """Those that can be called, in the order in which to call them."""
+    """Return the standby workers that can be activated, in that order."""
     able = [
         child for child in target.observation.spares if child.drained_at is None and child.id not in target.outdated
     ]
@@ -74,25 +74,25 @@ def _usable(target: StandbyTarget) -> list[WorkerProcess]:
 
 
 def _by_readiness(spares: Sequence[WorkerProcess]) -> list[WorkerProcess]:
-    """Those that have loaded first, and of equals the oldest."""
+    """Loaded ones first, then the oldest."""
     return sorted(spares, key=lambda child: (child.loaded_at is None, child.started_at))
 
 
 def as_replica(spare: WorkerProcess) -> Replica:
-    """The spare as if to have loaded were to serve: so the rules for crashes hold for both."""
+    """Return it as a replica that is ready once it has loaded, so that the crash rules apply."""
     stage = Stage.STARTING if spare.loaded_at is None else Stage.READY
     return Replica(replace(spare, ready_at=spare.loaded_at), stage)
 
 
 def _from_standby(action: Action, available: dict[str, list[str]]) -> Action:
-    """The activation of a spare in the place of a start, where one waits."""
+    """Return the activation of a standby worker in place of a start, if one is loaded."""
     if isinstance(action, Start) and available.get(action.model):
         return Activate(available[action.model].pop(0), action.model, action.device, action.reason)
     return action
 
 
 def _adjust(target: StandbyTarget, spares: Sequence[WorkerProcess], *, busy: bool, now: float) -> Iterator[Action]:
-    """What brings the number of these spares to what is wanted; `busy`: a worker starts."""
+    """Return the actions that reach the desired number; `busy`: a worker starts."""
     staying = []
     for child in spares:
         if child.drained_at is not None:

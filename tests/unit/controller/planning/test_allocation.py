@@ -256,7 +256,7 @@ def test_what_is_owed_is_packed_tightly_where_it_would_not_fit_otherwise() -> No
             wanted("a", 2, need=8, slots=("sim:0",)),
             24,
             [],
-            "1 more wanted, but each GPU that has room already has one of its workers (devices.share is false)",
+            "1 more wanted, but each GPU with room already has one of its workers (devices.share is false)",
         ),
         (
             wanted("a", 2, need=20),
