@@ -99,6 +99,7 @@ async def test_a_draining_worker_hands_its_tasks_back_and_another_goes_on_from_t
     service.processes[0].send_signal(told)
     await service.wait_until(lambda: service.processes[0].poll() is not None)
     assert service.processes[0].returncode == 0
+    await service.wait_until(lambda: service.worker("w") is None)  # its last messages have been read then
     assert not any(isinstance(u, TaskCompleted) for u in sent.updates), "it did not stay to finish"
     assert service.scheduler.counters["steps_redone"] == 0
     resumed_at = len(sent.updates)
@@ -128,7 +129,7 @@ async def test_twelve_images_are_handed_back_in_under_two_steps_and_come_out_as_
             service.processes[0].send_signal(signum)
         await service.wait_until(lambda: service.processes[0].poll() is not None)
         assert service.processes[0].returncode == 0
-        assert service.scheduler.counters["requeued"] == count
+        await service.wait_until(lambda: service.scheduler.counters["requeued"] == count)
         assert service.scheduler.counters["steps_redone"] == 0
         await service.start("next")
         await sent.check_images()
