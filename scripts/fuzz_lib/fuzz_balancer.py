@@ -138,7 +138,7 @@ class FakeWorkers:
 
 
 class BalancerFuzzer:
-    """A balancer, its fake_workers, and the clients who notice nothing of them."""
+    """A balancer, its fake workers, and honest clients that must not be affected by them."""
 
     def __init__(self, server: Server, seed: int) -> None:
         """The server serves `MODELS`, and has a worker for `HONEST` alone."""

@@ -47,7 +47,7 @@ def traffic(number: int, seed: int) -> Traffic:
 
 
 def simulate(policy: str, seed: int) -> tuple[SimulationResult, int]:
-    """One run; and how many workers had to synthetic_traffic room for another model's."""
+    """Return the result of one run, and the number of workers that made room for another model."""
     scaling = Scaling(policy=policy, min_workers=1, max_workers=2, slo={"max_wait_s": MAX_WAIT_S})
     scenario = Scenario(
         traffic={name: traffic(number, seed) for number, name in enumerate(MODELS)},

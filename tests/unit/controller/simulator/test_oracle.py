@@ -1,4 +1,4 @@
-"""The clairvoyant: its stages simulate_schedule the machine's rules, and what it finds can be run."""
+"""The oracle: its queue simulation follows the rules of the cluster, and its schedule can be run."""
 
 from __future__ import annotations
 

@@ -33,7 +33,7 @@ class Watcher:
         self.asked: list[float] = []
         self.seen: list[Observation] = []
         self.dead: list[str] = []
-        #: When it was asked whether it is_urgent, and what it saw then.
+        #: Each time it was asked whether a decision is urgent, with its observation then.
         self.urgency_checks: list[tuple[float, Observation]] = []
 
     def tick(self, observe: Observe, now: float) -> TickResult:
