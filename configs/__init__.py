@@ -1,1 +1,1 @@
-"""What can be set, what it defaults to, and how a mistake is told. Imports nothing else of ours."""
+"""The settings, their defaults and their error messages. Imports no other package of ours."""

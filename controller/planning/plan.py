@@ -139,8 +139,10 @@ class _PlanBuilder:
             self._enqueue(number)
         while self._waiting:
             number = heapq.heappop(self._waiting)[-1]
-            if self._allocate(number):
-                self._claimants[number].count += 1
+            claimant = self._claimants[number]
+            # A model that gives a worker away while it waits is in the heap twice.
+            if claimant.count < self._demands[number].decision.desired and self._allocate(number):
+                claimant.count += 1
                 self._enqueue(number)
 
     def _enqueue(self, number: int) -> None:
@@ -181,8 +183,8 @@ class _PlanBuilder:
     def _swap(self, taker: Claimant) -> bool:
         """Drain workers of other models, if that is due or saves enough waiting."""
         swaps = find_swap(taker, self._claimants, self._slots, self._now)
-        moves = find_move(taker, self._claimants, self._slots) if not swaps and taker.rank() == 0 else []
-        swaps = swaps or moves
+        if not swaps and taker.rank() == 0:
+            swaps = find_move(taker, self._claimants, self._slots)
         for swap in swaps:
             number = next(n for n, claimant in enumerate(self._claimants) if claimant.request.model == swap.giver)
             giver = self._claimants[number]
@@ -190,8 +192,7 @@ class _PlanBuilder:
             giver.count -= 1
             self._slots.release_later(swap.device, giver.request, swap.worker)
             self.actions.append(Drain(swap.worker, swap.reason))
-            if moves:  # its new place was found with the move, so it starts there in the same plan
-                self._enqueue(number)
+            self._enqueue(number)  # another device may have room for it: it starts there in the same plan
         self.swaps += swaps
         return bool(swaps)
 

@@ -44,7 +44,7 @@ def _kill(replica: Replica, limits: WorkerLimits, now: float) -> Kill | None:
         case Stage.STARTING if now - child.started_at > limits.start_timeout_s:
             return Kill(child.id, f"not ready {limits.start_timeout_s:g} s after its start")
         case Stage.DRAINING if now - (child.drained_at or now) > limits.drain_timeout_s + DRAIN_GRACE_S:
-            return Kill(child.id, f"still there {now - (child.drained_at or now):.0f} s after it was told to go")
+            return Kill(child.id, f"still there {now - (child.drained_at or now):.0f} s after its drain began")
         case Stage.READY if replica.stuck:
             return Kill(child.id, "it is stuck: it heartbeats, but makes no step")
         case Stage.READY if now - (replica.silent_since or now) > _LOST_FACTOR * limits.lost_after_s:

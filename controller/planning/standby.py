@@ -97,7 +97,7 @@ def _adjust(target: StandbyTarget, spares: Sequence[WorkerProcess], *, busy: boo
     for child in spares:
         if child.drained_at is not None:
             if now - child.drained_at > DRAIN_GRACE_S:
-                yield Kill(child.id, f"still there {now - child.drained_at:.0f} s after it was told to go")
+                yield Kill(child.id, f"still there {now - child.drained_at:.0f} s after its drain began")
         elif child.loaded_at is None and now - child.started_at > target.limits.start_timeout_s:
             yield Kill(child.id, f"not loaded {target.limits.start_timeout_s:g} s after its start")
         elif child.id in target.outdated:

@@ -50,7 +50,7 @@ class ReloadingFile(Generic[T]):
             return self._content
         self._stamp = stamp
         if stamp is None:
-            log.warning("%s is gone; what it said stays in force until a restart", self.path)
+            log.warning("%s does not exist any more; its last content stays in force until a restart", self.path)
             return self._content
         try:
             self._content = read(self.path, self._parse)

@@ -77,7 +77,9 @@ def check_tls(server: Server) -> None:
         _readable(f"server.{name}", path)
 
     def no_password() -> NoReturn:
-        raise StartupError(f"server.tls_key {key} has a password, and nobody is there to type it; give it without")
+        raise StartupError(
+            f"server.tls_key {key} has a password, which cannot be entered at start-up; use a key without one"
+        )
 
     try:
         ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(cert, key, no_password)

@@ -5,6 +5,7 @@ They are plain ASGI. Starlette's `BaseHTTPMiddleware` would hide disconnects and
 
 from __future__ import annotations
 
+import abc
 import logging
 import re
 import time
@@ -34,7 +35,7 @@ EXPOSED_HEADERS = (
 _SAFE_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
 
 
-class _HttpMiddleware:
+class _HttpMiddleware(abc.ABC):
     """Calls `handle` for each HTTP request and passes other scopes on."""
 
     def __init__(self, app: ASGIApp) -> None:
@@ -43,8 +44,9 @@ class _HttpMiddleware:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         await (self.handle if scope["type"] == "http" else self._app)(scope, receive, send)
 
+    @abc.abstractmethod
     async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
-        raise NotImplementedError
+        """Answer one HTTP request."""
 
     async def reject(self, error: ApiError, scope: Scope, receive: Receive, send: Send) -> None:
         log.debug("%s %s is rejected with %d: %s", scope["method"], scope["path"], error.status, error.message)

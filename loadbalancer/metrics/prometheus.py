@@ -71,8 +71,8 @@ MODEL_COUNTERS = (
 WORKER_GAUGES = (
     WorkerMetric("muster_worker_slots", "Images that the worker has room for.", lambda w: w.slots),
     WorkerMetric("muster_worker_tasks", "Images that the worker holds.", lambda w: w.assigned + w.running),
-    WorkerMetric("muster_worker_batch", "Mean images per step, lately.", lambda w: w.batch),
-    WorkerMetric("muster_worker_step_seconds", "Mean duration of a step, lately.", lambda w: w.step_s),
+    WorkerMetric("muster_worker_batch", "Mean images of the recent steps.", lambda w: w.batch),
+    WorkerMetric("muster_worker_step_seconds", "Mean duration of the recent steps.", lambda w: w.step_s),
     WorkerMetric("muster_worker_memory_bytes", "Memory in use on the worker's device.", lambda w: w.memory_bytes),
 )
 WORKER_COUNTERS = (
@@ -211,7 +211,7 @@ class Metrics:
 def _measured(curves: Mapping[str, Sequence[StepCurve]]) -> Iterator[Metric]:
     """What a step costs, and how many images share one, by model and size."""
     seconds = GaugeMetricFamily(
-        "muster_step_seconds", "Measured duration of a step of so many images.", labels=("model", "size", "batch")
+        "muster_step_seconds", "Measured duration of a step by number of images.", labels=("model", "size", "batch")
     )
     caps = GaugeMetricFamily("muster_batch_cap", "Most images that share a step.", labels=("model", "size"))
     for model, own in curves.items():

@@ -10,6 +10,7 @@ import msgspec
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
+from configs.text import clip
 from loadbalancer.schema.errors import BodyTooLarge, InvalidRequest
 from loadbalancer.schema.requests import LoraRequest
 
@@ -95,8 +96,7 @@ def _field_value(text: str, annotation: Any) -> Any:
 
 def shorten(value: object) -> str:
     """The value's `repr` in at most 80 characters."""
-    text = repr(value)
-    return text if len(text) <= 80 else text[:77] + "..."
+    return clip(repr(value), 80)
 
 
 def _to_error(problem: ErrorDetails, request: type[BaseModel]) -> InvalidRequest:

@@ -6,12 +6,11 @@ import contextlib
 import itertools
 import json
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,8 +18,9 @@ from typing import Any, NamedTuple
 import httpx
 import yaml
 
+from scripts.harness.processes import PATIENCE_S, free_port, wait_until
+
 _TRACED = Path(__file__).with_name("traced.py")
-_PATIENCE_S = 120.0
 #: Two looks of the controller are further apart than this, and the calls of one look are closer together.
 _LOOK_GAP_S = 0.12
 _INTERVAL_S = 3.0
@@ -81,16 +81,16 @@ def request_walk(tree: Path) -> Walk:
     """The way of one image request through a load balancer and a worker of the checkout `tree`."""
     with tempfile.TemporaryDirectory(prefix="muster-walk-") as name:
         folder = Path(name)
-        config, port = _write_config(folder), _free_port()
+        config, port = _write_config(folder), free_port()
         url = f"http://127.0.0.1:{port}"
         with contextlib.ExitStack() as stack:
             where = ("--config", str(config), "--data-dir", str(folder / "data"))
             start = stack.enter_context
             start(_traced(tree, folder, "loadbalancer", *where, "--port", str(port)))
-            _wait_for(lambda: httpx.get(f"{url}/healthz").is_success)
+            _wait_for(f"{url}/healthz")
             start(_traced(tree, folder, "worker", *where, "--id", "sim-0", "--device", "sim:0"))
-            _wait_for(lambda: httpx.get(f"{url}/readyz").is_success)
-            with httpx.Client(base_url=url, timeout=_PATIENCE_S) as client:
+            _wait_for(f"{url}/readyz")
+            with httpx.Client(base_url=url, timeout=PATIENCE_S) as client:
                 for _ in range(3):
                     _draw(client)
                 time.sleep(0.5)
@@ -116,12 +116,12 @@ def scaling_walk(tree: Path) -> Walk:
     """The way of one look of the controller that makes a decision, in the checkout `tree`."""
     with tempfile.TemporaryDirectory(prefix="muster-walk-") as name:
         folder = Path(name)
-        config, port = _write_config(folder), _free_port()
+        config, port = _write_config(folder), free_port()
         where = ("--config", str(config), "--data-dir", str(folder / "data"), "--port", str(port))
         url = f"http://127.0.0.1:{port}"
         with _traced(tree, folder, "controller", *where):
-            _wait_for(lambda: httpx.get(f"{url}/readyz").is_success)
-            with httpx.Client(base_url=url, timeout=_PATIENCE_S) as client:
+            _wait_for(f"{url}/readyz")
+            with httpx.Client(base_url=url, timeout=PATIENCE_S) as client:
                 for _ in range(10):
                     _draw(client)
             time.sleep(2 * _INTERVAL_S)
@@ -188,23 +188,17 @@ def _traced(tree: Path, folder: Path, program: str, *options: str) -> Iterator[N
         raise
     finally:
         child.send_signal(signal.SIGTERM)
-        child.wait(_PATIENCE_S)
+        child.wait(PATIENCE_S)
 
 
 def _read(folder: Path, program: str) -> list[Call]:
     return [Call(*call) for call in json.loads((folder / f"{program}.json").read_text())]
 
 
-def _wait_for(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + _PATIENCE_S
-    while time.monotonic() < deadline:
+def _wait_for(url: str) -> None:
+    def answers() -> bool:
         with contextlib.suppress(httpx.TransportError):
-            if condition():
-                return
-        time.sleep(0.1)
-    raise TimeoutError("the server did not become ready")
+            return httpx.get(url).is_success
+        return False
 
-
-def _free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        return int(listener.getsockname()[1])
+    wait_until(answers, f"an answer of {url}")

@@ -33,7 +33,7 @@ from worker.engines.sim import expected_image
 ENDS = ("done", "failed", "cancelled")
 GENERATE, PREDICT = "/v1/images/generations", "/predict"
 STEPS = 60
-#: EngineInfo a second and a half for an image, with a checkpoint every five steps.
+#: About a second and a half for an image, with a checkpoint every five steps.
 SLOW = {
     "sim": sim(t0_s=0.025, defaults={"size": "64x64", "steps": STEPS, "guidance_scale": 3.0, "scheduler": "ddim"})
     | {"batching": {"checkpoint_every": 5}}

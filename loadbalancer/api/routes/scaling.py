@@ -196,7 +196,9 @@ class _ScalingApi:
 
 def _no_controller() -> NoReturn:
     raise Unavailable(
-        "No controller is connected. Start it with `python -m controller`.", code="no_controller", retry_after_s=2
+        "No controller has reported recently. Start it with `python -m controller`.",
+        code="no_controller",
+        retry_after_s=2,
     )
 
 

@@ -276,6 +276,20 @@ def test_obstacles_have_numbers(own: ModelDemand, memory: float, faulty: list[st
     assert reasons(plan(own, memory=memory, faulty=faulty)) == {"a": obstacle}
 
 
+def test_swap_plans_giver_start_on_another_device() -> None:
+    """The whole plan at once: once it is executed, the next one has nothing to add."""
+    devices = {name: Device(name, memory * GIB) for name, memory in zip(THREE, (24, 24, 12), strict=True)}
+
+    def planned(*more: Replica, a1: Stage = Stage.READY) -> Plan:
+        replicas = (replica("a1", "sim:0", age=900, stage=a1), replica("a2", "sim:1", age=900), *more)
+        small = wanted("a", 2, *replicas, least=1, need=4, slots=THREE)
+        return make_plan([small, wanted("b", 1, need=24, tasks=40, slots=THREE)], NOW, devices)
+
+    first = planned()
+    assert (drained(first), starts(first)) == (["a1"], [("a", "sim:2")])
+    assert planned(replica("a3", "sim:2", age=1, stage=Stage.STARTING), a1=Stage.DRAINING).actions == []
+
+
 def test_who_lies_badly_is_moved_for_what_another_is_owed_when_it_has_nothing_to_do() -> None:
     def lying(tasks: int) -> list[ModelDemand]:
         there = [wanted("a", 1, A[0], least=1, need=8, tasks=1), wanted("c", 1, C1, least=1, need=8, tasks=tasks)]

@@ -107,7 +107,7 @@ def called(name: str, start: Start = START) -> Activate:
         (
             [],
             keeping(0, [spare("a", drained_at=NOW - DRAIN_GRACE_S - 1)]),
-            [Kill("a", "still there 11 s after it was told to go")],
+            [Kill("a", "still there 11 s after its drain began")],
         ),
         ([], keeping(0, [spare("a", drained_at=NOW - DRAIN_GRACE_S + 1)]), []),
         ([], keeping(1, [spare("a", loaded=False, age_s=61)]), [Kill("a", "not loaded 60 s after its start")]),

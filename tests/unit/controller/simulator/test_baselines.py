@@ -24,7 +24,7 @@ def wishes(autoscaler: ReferenceAutoscaler, looks: list[SimObservation]) -> list
     return [autoscaler.desired(look, number * autoscaler.interval_s) for number, look in enumerate(looks)]
 
 
-# ---- RayServe Serve: requests / target, held
+# ---- Ray Serve: requests / target, with a delay
 
 
 def test_ray_waits_for_its_delay_before_it_adds() -> None:

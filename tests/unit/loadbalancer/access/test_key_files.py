@@ -56,7 +56,7 @@ def test_a_change_is_seen_a_second_later_and_nonsense_never(tmp_path: Path, capl
         file.unlink()
         assert watched.get(7.0) == [1], "deleting the file opens no door"
     assert caplog.text.count("what it said before stays in force") == 5
-    assert "is gone" in caplog.text
+    assert "does not exist any more" in caplog.text
     write(file, [2])
     assert watched.get(8.0) == [2]
 
