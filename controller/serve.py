@@ -18,6 +18,7 @@ from configs.cli import EXIT_USAGE, HelpFormatter, add_config_options, add_serve
 from configs.logs import configure_logging
 from configs.paths import internal_token, log_dir, run_dir
 from configs.settings import Settings
+from configs.streams import detach_standard_streams
 from controller.autoscaler.autoscaler import Autoscaler, ModelState
 from controller.balancer_client import BalancerHttpClient, url_of
 from controller.launchers.local import BALANCER, LocalLauncher
@@ -77,6 +78,7 @@ def _parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Serve until stopped by a signal. Return the exit status: 0 stopped, 2 cannot start."""
     terminal = Terminal()
+    detach_standard_streams()
     args = _parser().parse_args(argv)
     settings = settings_from(args)
     configure_logging(settings.log_level)

@@ -21,6 +21,7 @@ from configs.logs import configure_logging
 from configs.paths import internal_token, jobs_file, run_dir, worker_address
 from configs.sections import Server
 from configs.settings import Settings
+from configs.streams import detach_standard_streams
 from loadbalancer.access.api_keys import Authenticator, KeyRing
 from loadbalancer.access.origin_policy import is_loopback
 from loadbalancer.access.startup_checks import StartupError, check_exposure, check_tls, curve_listener, open_keys
@@ -76,6 +77,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Serve until a signal. Returns the exit status: 0 stopped, 2 startup failed."""
+    detach_standard_streams()
     settings = settings_from(_parser().parse_args(argv))
     configure_logging(settings.log_level)
     setproctitle("muster loadbalancer")

@@ -17,6 +17,7 @@ from configs.cli import EXIT_USAGE, HelpFormatter, add_config_options, settings_
 from configs.logs import configure_logging
 from configs.paths import cache_dir, worker_address
 from configs.settings import Model, Settings
+from configs.streams import detach_standard_streams, drain_standard_streams
 from wire.curve import BadKey, WorkerKey, read_worker_key
 from wire.messages import PROTOCOL, Hello
 from worker.balancer_client import BalancerClient
@@ -86,6 +87,7 @@ def _remote(text: str) -> str:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Serve until drained. Returns the exit status: 0 drained, 1 crashed, 2 rejected, 3 orphaned."""
+    detach_standard_streams()
     args = _parser().parse_args(argv)
     settings = settings_from(args)
     configure_logging(settings.log_level)
@@ -184,6 +186,7 @@ def _exit(status: int) -> NoReturn:
     """Exit without Python's shutdown, which takes torch seconds in which the device is still held."""
     logging.shutdown()
     sys.stdout.flush()
+    drain_standard_streams()
     os._exit(status)
 
 

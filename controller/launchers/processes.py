@@ -1,8 +1,7 @@
 """Child processes that outlive a dying parent: each has a record on disk, by which the next parent adopts it.
 
-A process is known by its pid, the time of its creation and its name in its command line, so that a pid that was given
-to another program is never taken for a child. Times on disk count from the start of the machine: they stay true when
-its clock is set. Children get a session of their own: Ctrl-C in the terminal reaches only the parent, which decides.
+A process is identified by its pid, the time of its creation and its name in its command line, so that a reused pid is
+never taken for a child. Times on disk count from the start of the machine: they stay true when its clock is set. Children get a session of their own: Ctrl-C in the terminal reaches only the parent, which decides.
 
 A spare is told its device in a file. That file is what counts: where it is there, the child is a spare no more, even if
 the parent that wrote it had no time to say so in the record.
@@ -12,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import os
 import signal
 import subprocess
 import time
@@ -31,6 +31,9 @@ _TAIL_BYTES = 8192
 _MAX_LOGS = 50
 #: Two readings of the same creation time differ by rounding only; the kernel counts it in hundredths of a second.
 _SAME_TIME_S = 0.005
+_TICKS_PER_S = os.sysconf("SC_CLK_TCK")
+#: Position of `starttime` in /proc/PID/stat after the command, which may contain blanks; see proc_pid_stat(5).
+_START_TIME_FIELD = 19
 
 
 class ProcessRecord(msgspec.Struct, frozen=True):
@@ -88,7 +91,7 @@ class Processes:
             if spare:
                 order = self._files(record.id).device
                 device = order.read_text(encoding="ascii")
-                activated, spare = order.stat().st_mtime - psutil.boot_time(), False
+                activated, spare = _since_boot(time.monotonic() - (time.time() - order.stat().st_mtime)), False
         if activated is not None:
             self._activated.add(record.id)
         drained_at = None if record.drained is None else _from_boot(record.drained)
@@ -236,15 +239,22 @@ def _alive(process: psutil.Process) -> bool:
 
 
 def _created(process: psutil.Process) -> float:
-    """Return the creation time in seconds since boot."""
-    return process.create_time() - psutil.boot_time()
+    """Return the creation time in seconds since boot. Raises `psutil.NoSuchProcess`.
+
+    `psutil.Process.create_time` is a time of the wall clock: it moves when the clock is set.
+    """
+    try:
+        text = Path(f"/proc/{process.pid}/stat").read_text(encoding="utf-8", errors="replace")
+    except (FileNotFoundError, ProcessLookupError):
+        raise psutil.NoSuchProcess(process.pid) from None
+    return int(text.rpartition(")")[2].split()[_START_TIME_FIELD]) / _TICKS_PER_S
 
 
 def _since_boot(at: float) -> float:
     """Convert the monotonic clock to seconds since boot."""
-    return at - time.monotonic() + time.time() - psutil.boot_time()
+    return at - time.monotonic() + time.clock_gettime(time.CLOCK_BOOTTIME)
 
 
 def _from_boot(at: float) -> float:
     """Convert seconds since boot to the monotonic clock."""
-    return at + time.monotonic() - time.time() + psutil.boot_time()
+    return at + time.monotonic() - time.clock_gettime(time.CLOCK_BOOTTIME)

@@ -27,10 +27,7 @@ def log_to_console(console: Console) -> None:
 
 
 class ServerConsole:
-    """Prints lines and, on a terminal, a spinner.
-
-    Errors of a closed terminal are ignored: the server still has to be stopped.
-    """
+    """Prints lines and, on a terminal, a spinner. Errors of a file that cannot be written are ignored."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
@@ -43,15 +40,14 @@ class ServerConsole:
     def busy(self, what: str | None) -> None:
         """Show a spinner with this text; None removes it."""
         status = self._status
-        with contextlib.suppress(OSError):
-            if not what and status is not None:
-                self._status = None
-                status.stop()
-            elif what and status is not None:
-                status.update(what)
-            elif what and self._console.is_terminal:
-                self._status = self._console.status(what)
-                self._status.start()
+        if not what and status is not None:
+            self._status = None
+            status.stop()
+        elif what and status is not None:
+            status.update(what)
+        elif what and self._console.is_terminal:
+            self._status = self._console.status(what)
+            self._status.start()
 
     def devices(self, slots: Sequence[str], names: Sequence[str]) -> None:
         """Print the devices: GPUs by name, CPU slots and simulated devices by number."""

@@ -24,9 +24,9 @@ async def stop_processes(
         return {child.id for child in launcher.poll().children}
 
     started = time.monotonic()
+    launcher.drain(BALANCER)
     console.busy(None)
     console.line("stopping ...")
-    launcher.drain(BALANCER)
     while time.monotonic() < started + balancer_s + 1.0 and not immediate.is_set() and BALANCER in running():
         await asyncio.sleep(0.05)
     for worker in running() - {BALANCER}:

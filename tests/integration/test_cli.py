@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import array
 import asyncio
+import fcntl
 import json
 import os
 import signal
 import subprocess
 import sys
+import termios
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -20,7 +23,7 @@ import yaml
 from configs.paths import internal_token
 from scripts.harness.balancer import sim
 from scripts.harness.instance import TIMES, Instance
-from scripts.harness.processes import PATIENCE_S, ROOT
+from scripts.harness.processes import PATIENCE_S, ROOT, wait_until
 
 CALM = {
     "policy": "queue_depth",
@@ -273,3 +276,47 @@ def test_sighup_reloads_unless_terminal_is_closed(start: Start) -> None:
     # The kernel sends SIGHUP when the terminal is closed.
     instance.process.wait(PATIENCE_S)
     assert instance.children() == []
+
+
+@pytest.mark.parametrize("reader", ["ends", "stops reading"])
+def test_reader_of_output_decides_nothing(start: Start, reader: str) -> None:
+    instance = start(models={"m": sim(scaling=CALM)})
+    instance.process.kill()
+    instance.process.wait(PATIENCE_S)
+    reading, writing = os.pipe()
+    size = fcntl.fcntl(writing, fcntl.F_SETPIPE_SZ, 4096)
+    instance.start(stdout=writing, stderr=writing)
+    os.close(writing)
+    if reader == "ends":
+        assert os.read(reading, 1)
+        os.close(reading)
+    instance.until_workers(2)
+    if reader == "stops reading":
+        for _ in range(80):  # each logs a line
+            instance.process.send_signal(signal.SIGHUP)
+            time.sleep(0.02)
+        wait_until(
+            lambda: array.array("i", fcntl.ioctl(reading, termios.FIONREAD, b"\0" * 4))[0] == size, "a full pipe"
+        )
+    instance.process.send_signal(signal.SIGINT)
+    assert instance.process.wait(PATIENCE_S) == 0
+    assert instance.children() == []
+    if reader == "stops reading":
+        os.close(reading)
+
+
+def test_interrupt_of_a_pipeline_stops_everything(start: Start, tmp_path: Path) -> None:
+    """Ctrl-C in `serve | tee file` reaches both programs."""
+    instance = start(models={"m": sim(scaling=CALM)})
+    instance.process.kill()
+    instance.process.wait(PATIENCE_S)
+    with subprocess.Popen(["tee", str(tmp_path / "copy")], stdin=subprocess.PIPE, stdout=subprocess.DEVNULL) as tee:
+        assert tee.stdin is not None
+        instance.start(stdout=tee.stdin, stderr=tee.stdin)
+        tee.stdin.close()
+        instance.until_workers(2)
+        tee.send_signal(signal.SIGINT)
+        instance.process.send_signal(signal.SIGINT)
+        assert instance.process.wait(PATIENCE_S) == 0
+    assert instance.children() == []
+    assert "Muster is ready" in (tmp_path / "copy").read_text()

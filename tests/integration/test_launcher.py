@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -39,6 +40,12 @@ WITHOUT_FIRST_THREAD = (
     " print('here', flush=True); ctypes.CDLL(None).pthread_exit(None)"
 )
 STOPS_ON_SIGTERM = "import signal, sys; signal.signal(signal.SIGTERM, lambda *_: sys.exit(0)); " + WAITS
+
+
+def seconds_from_boot(pid: int) -> float:
+    """Return when the process was created."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return int(fields[19]) / os.sysconf("SC_CLK_TCK")
 
 
 class Rig:
@@ -202,7 +209,7 @@ def test_reused_pid_is_not_signalled(rig: Rig, name: str, later_s: float) -> Non
         try:
             process = psutil.Process(other.pid)
             wait_until(lambda: "w" in process.cmdline(), "its program")
-            created = process.create_time() - psutil.boot_time()
+            created = seconds_from_boot(other.pid)
             record = ProcessRecord(name, "m", "cpu:0", other.pid, created + later_s)
             rig.record(name).write_bytes(msgspec.json.encode(record))
             assert rig.current.adopt() == []
@@ -215,6 +222,24 @@ def test_reused_pid_is_not_signalled(rig: Rig, name: str, later_s: float) -> Non
             assert [child.pid for child in rig.current.adopt()] == [other.pid]
         finally:
             other.kill()
+
+
+def test_process_is_adopted_after_clock_was_set(rig: Rig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rig.spawn("w")
+    # When the clock is set, the kernel moves the time of its start by as much.
+    moved = tmp_path / "proc"
+    moved.mkdir()
+    for entry in Path("/proc").iterdir():
+        if entry.name != "stat":
+            (moved / entry.name).symlink_to(entry)
+    stat = Path("/proc/stat").read_text()
+    (moved / "stat").write_text(re.sub(r"(?m)^btime (\d+)$", lambda found: f"btime {int(found[1]) - 3600}", stat))
+    before = psutil.boot_time()
+    monkeypatch.setattr(psutil, "PROCFS_PATH", str(moved))
+    assert psutil.boot_time() == before - 3600
+    [adopted] = rig.next().adopt()
+    assert adopted.id == "w"
+    assert abs(adopted.started_at - time.monotonic()) < 600, "its start does not move with the clock"
 
 
 @pytest.mark.parametrize(
