@@ -1,7 +1,8 @@
 """Child processes that outlive a dying parent: each has a record on disk, by which the next parent adopts it.
 
 A process is identified by its pid, the time of its creation and its name in its command line, so that a reused pid is
-never taken for a child. Times on disk count from the start of the machine: they stay true when its clock is set. Children get a session of their own: Ctrl-C in the terminal reaches only the parent, which decides.
+never taken for a child. Times on disk count from the start of the machine: they stay true when its clock is set.
+Children get a session of their own: Ctrl-C in the terminal reaches only the parent, which decides.
 
 A spare is told its device in a file. That file is what counts: where it is there, the child is a spare no more, even if
 the parent that wrote it had no time to say so in the record.
