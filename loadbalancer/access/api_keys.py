@@ -101,15 +101,14 @@ class Authenticator:
     def enter(self, path: str, authorization: str, ring: KeyRing | None) -> Caller:
         """The caller of the path. Without a ring keys are off. Raises `Unauthorized` and `Forbidden`."""
         need = self.need(path)
-        if need == "nothing":
+        if need == "nothing" or (ring is None and need != "admin"):
             return Caller()
-        token = _bearer(authorization)
+        scheme, _, token = authorization.partition(" ")
+        token = token.strip() if scheme.lower() == "bearer" else ""
         if need == "admin" and hmac.compare_digest(fingerprint(token), fingerprint(self.internal_token)):
             return Caller(INTERNAL, scopes=frozenset({"admin"}))
         if ring is None:
-            if need == "admin":
-                raise _unauthorized("This path needs the internal token or an API key with the scope 'admin'.")
-            return Caller()
+            raise _unauthorized("This path needs the internal token or an API key with the scope 'admin'.")
         caller = _known(token, ring)
         if need != "key":
             caller.require(need)
@@ -130,11 +129,6 @@ def fingerprint(token: str) -> str:
 def parse_ring(tree: object) -> KeyRing:
     """The keys in a file's content. Raises `msgspec.ValidationError` with what is wrong, never with a value."""
     return msgspec.convert({} if tree is None else tree, KeyRing)
-
-
-def _bearer(authorization: str) -> str:
-    scheme, _, token = authorization.partition(" ")
-    return token.strip() if scheme.lower() == "bearer" else ""
 
 
 def _known(token: str, ring: KeyRing) -> Caller:

@@ -8,6 +8,7 @@ send no `Origin`.
 
 from __future__ import annotations
 
+import functools
 import ipaddress
 from collections.abc import Iterable
 from urllib.parse import urlsplit
@@ -44,6 +45,7 @@ class OriginPolicy:
         return bool(address[0]) and address == _address(f"{scheme}://{host}")
 
 
+@functools.lru_cache(maxsize=64)
 def is_loopback(host: str) -> bool:
     """True if the name or address always means this machine."""
     try:
@@ -52,6 +54,7 @@ def is_loopback(host: str) -> bool:
         return host == "localhost" or host.endswith(".localhost")
 
 
+@functools.lru_cache(maxsize=64)  # of `Host` headers, which rarely differ
 def _address(url: str) -> tuple[str, int | None]:
     """Host in lower case without a trailing dot, and port; an empty host for an invalid URL."""
     try:

@@ -6,13 +6,11 @@ from importlib import metadata
 
 from fastapi import FastAPI, Request, Response
 from starlette.exceptions import HTTPException
-from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp
 
-from loadbalancer.access.origin_policy import OriginPolicy
 from loadbalancer.api.http_helpers import error_response
 from loadbalancer.api.idempotency import IdempotencyMiddleware
-from loadbalancer.api.middleware import EXPOSED_HEADERS, AuthMiddleware, OriginMiddleware, RequestIdMiddleware
+from loadbalancer.api.middleware import ApiMiddleware
 from loadbalancer.api.openapi import DESCRIPTION, complete_document
 from loadbalancer.api.request_builder import RequestBuilder
 from loadbalancer.api.routes import health, images, jobs, models, scaling
@@ -21,7 +19,7 @@ from loadbalancer.services import Services
 
 
 def create_app(services: Services) -> ASGIApp:
-    """The application inside its middlewares, the outermost last."""
+    """The application inside its middlewares."""
     app = FastAPI(
         title="Muster",
         version=_version(),
@@ -38,20 +36,10 @@ def create_app(services: Services) -> ASGIApp:
     app.add_exception_handler(ApiError, _on_error)
     app.add_exception_handler(HTTPException, _on_error)
     complete_document(app, services.authenticator)
-    access, loopback = services.settings.access, services.authenticator.loopback
     idempotency = IdempotencyMiddleware(app, services.database, services.settings.server.max_upload_bytes)
     services.metrics.in_flight.add(lambda: {"recordings": len(idempotency)})
-    stack: ASGIApp = AuthMiddleware(idempotency, services)
-    if access.cors_origins:  # before authentication, because a browser's preflight request has no key
-        stack = CORSMiddleware(
-            stack,
-            allow_origins=access.cors_origins,
-            allow_methods=("GET", "POST", "DELETE"),
-            allow_headers=("authorization", "content-type", "idempotency-key", "x-request-id"),
-            expose_headers=("x-request-id", *EXPOSED_HEADERS),
-        )
-    policy = OriginPolicy(access.hosts, access.cors_origins, loopback=loopback)
-    return RequestIdMiddleware(OriginMiddleware(stack, policy), services.metrics)
+    access, metrics = services.settings.access, services.metrics
+    return ApiMiddleware(app, idempotency, access, services.authenticator, services.ring, metrics)
 
 
 def _version() -> str:

@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 from fastapi import Request, Response
 from starlette.requests import ClientDisconnect
-from starlette.types import Message, Receive
+from starlette.types import Receive
 
 from loadbalancer.access.api_keys import Caller
 from loadbalancer.schema.errors import ApiError, BodyTooLarge, ClientClosed
@@ -29,39 +29,33 @@ def error_response(error: ApiError) -> Response:
 
 
 def caller(request: Request) -> Caller:
-    """The caller that `AuthMiddleware` has set."""
+    """The caller that `ApiMiddleware` has set."""
     found = request.state.caller
     assert isinstance(found, Caller)
     return found
 
 
-def limit_body(request: Request, max_bytes: int) -> Request:
-    """The request with its body limited to `max_bytes`. Raises `BodyTooLarge`, at once or while it is read.
+async def read_body(request: Request, max_bytes: int) -> bytes:
+    """Read the complete body. Raises `BodyTooLarge`, at once or while it is read, and `ClientClosed`."""
+    check_length(request, max_bytes)
+    chunks: list[bytes] = []
+    size = 0
+    try:
+        async for chunk in request.stream():
+            chunks.append(chunk)
+            size += len(chunk)
+            if size > max_bytes:
+                raise BodyTooLarge(max_bytes)
+    except ClientDisconnect:
+        raise client_disconnected() from None
+    return b"".join(chunks)
 
-    Starlette's own limit is not used, because it answers with plain text.
-    """
+
+def check_length(request: Request, max_bytes: int) -> None:
+    """Raises `BodyTooLarge` for a `Content-Length` above `max_bytes`, before the body is read."""
     declared = request.headers.get("content-length", "")
     if declared.isdecimal() and int(declared) > max_bytes:
         raise BodyTooLarge(max_bytes)
-    size = 0
-
-    async def receive() -> Message:
-        nonlocal size
-        message = await request.receive()
-        size += len(message.get("body", b""))
-        if size > max_bytes:
-            raise BodyTooLarge(max_bytes)
-        return message
-
-    return Request(request.scope, receive)
-
-
-async def read_body(request: Request, max_bytes: int) -> bytes:
-    """Read the complete body. Raises `BodyTooLarge` and `ClientClosed`."""
-    try:
-        return await limit_body(request, max_bytes).body()
-    except ClientDisconnect:
-        raise client_disconnected() from None
 
 
 def client_disconnected() -> ClientClosed:

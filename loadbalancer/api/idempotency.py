@@ -14,7 +14,6 @@ import time
 from collections.abc import Coroutine
 from typing import Any
 
-from starlette.datastructures import Headers
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -28,8 +27,8 @@ log = logging.getLogger(__name__)
 
 HEADER = "idempotency-key"
 _REPLAYED = (b"idempotent-replayed", b"true")
-#: Jobs store their own keys; internal requests need none.
-_EXCLUDED = ("/v1/jobs", "/internal")
+#: Paths whose responses are replayed. Jobs store their own keys; nothing else creates work that must not run twice.
+PATHS = frozenset({"/v1/images/generations", "/v1/images/edits", "/predict"})
 _KEY = re.compile(r"[\x21-\x7e]{1,255}")
 _BOUNDARY = re.compile(rb'boundary="?([^";,]+)"?', re.IGNORECASE)
 _FAILED = b"event: error\n"
@@ -112,7 +111,7 @@ class ResponseRecording:
 
 
 class IdempotencyMiddleware:
-    """Replays stored and running responses; passes other requests to the application."""
+    """Replays stored and running responses of the application. Only for requests with a key on one of `PATHS`."""
 
     def __init__(self, app: ASGIApp, database: Database, max_bytes: int) -> None:
         """`max_bytes` limits the body of a request."""
@@ -125,11 +124,8 @@ class IdempotencyMiddleware:
         return len(self._running)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        given = Headers(scope=scope).get(HEADER) if scope["type"] == "http" and scope["method"] == "POST" else None
-        if given is None or scope["path"].startswith(_EXCLUDED):
-            await self._app(scope, receive, send)
-            return
         request = Request(scope, receive)
+        given = request.headers[HEADER]
         try:
             body = await read_body(request, self._max_bytes)
             kind = request.headers.get("content-type", "")

@@ -1,30 +1,34 @@
-"""The middlewares in front of every route: request ids, allowed origins, authentication and rate limits.
+"""What runs before every route: request id, allowed origins, API key, rate limit, idempotency key.
 
-They are plain ASGI. Starlette's `BaseHTTPMiddleware` would hide disconnects and the end of a stream.
+It is plain ASGI. Starlette's `BaseHTTPMiddleware` would hide disconnects and the end of a stream.
 """
 
 from __future__ import annotations
 
-import abc
 import logging
 import re
 import time
 import uuid
+from collections.abc import Callable
 
 from starlette.datastructures import Headers, MutableHeaders
+from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from configs.sections import Access
+from loadbalancer.access.api_keys import Authenticator, KeyRing
 from loadbalancer.access.origin_policy import OriginPolicy
 from loadbalancer.access.rate_limit import RateLimiter
 from loadbalancer.api.http_helpers import error_response
+from loadbalancer.api.idempotency import HEADER, PATHS
 from loadbalancer.metrics.prometheus import Metrics
 from loadbalancer.schema.errors import ApiError, InternalError
-from loadbalancer.services import Services
 
 log = logging.getLogger(__name__)
 
 #: Response headers that a page of another origin may read.
-EXPOSED_HEADERS = (
+_EXPOSED_HEADERS = (
+    "x-request-id",
     "retry-after",
     "x-muster-proxied",
     "x-ratelimit-limit-requests",
@@ -35,34 +39,46 @@ EXPOSED_HEADERS = (
 _SAFE_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
 
 
-class _HttpMiddleware(abc.ABC):
-    """Calls `handle` for each HTTP request and passes other scopes on."""
+class ApiMiddleware:
+    """Passes each request that may enter to the application."""
 
-    def __init__(self, app: ASGIApp) -> None:
+    def __init__(
+        self,
+        app: ASGIApp,
+        replaying: ASGIApp,
+        access: Access,
+        authenticator: Authenticator,
+        ring: Callable[[], KeyRing | None],
+        metrics: Metrics,
+    ) -> None:
+        """`replaying` answers the requests with an idempotency key; `ring` returns the current API keys."""
         self._app = app
+        self._replaying = replaying
+        self._origins = OriginPolicy(access.hosts, access.cors_origins, loopback=authenticator.loopback)
+        self._authenticator = authenticator
+        self._ring = ring
+        self._limits = RateLimiter()
+        self._metrics = metrics
+        self._posts = 0
+        metrics.in_flight.add(lambda: {"calls": self._posts})
+        self._enter: ASGIApp = self._authenticate
+        if access.cors_origins:  # before authentication, because a browser's preflight request has no key
+            self._enter = CORSMiddleware(
+                self._authenticate,
+                allow_origins=access.cors_origins,
+                allow_methods=("GET", "POST", "DELETE"),
+                allow_headers=("authorization", "content-type", HEADER, "x-request-id"),
+                expose_headers=_EXPOSED_HEADERS,
+            )
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        await (self.handle if scope["type"] == "http" else self._app)(scope, receive, send)
-
-    @abc.abstractmethod
-    async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer one HTTP request."""
-
-    async def reject(self, error: ApiError, scope: Scope, receive: Receive, send: Send) -> None:
-        log.debug("%s %s is rejected with %d: %s", scope["method"], scope["path"], error.status, error.message)
-        await error_response(error)(scope, receive, send)
-
-
-class RequestIdMiddleware(_HttpMiddleware):
-    """Gives every request an id, answers unexpected exceptions with a neutral 500, and counts requests."""
-
-    def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
-        super().__init__(app)
-        self._metrics = metrics
-
-    async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Give the request an id, check its origin, count it; answer unexpected exceptions with a neutral 500."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
         started = time.monotonic()
-        client_id = Headers(scope=scope).get("x-request-id", "")
+        headers = Headers(scope=scope)
+        client_id = headers.get("x-request-id", "")
         request_id = client_id if _SAFE_ID.fullmatch(client_id) else uuid.uuid4().hex
         status: int | None = None
 
@@ -74,7 +90,12 @@ class RequestIdMiddleware(_HttpMiddleware):
             await send(message)
 
         try:
-            await self._app(scope, receive, send_with_id)
+            try:
+                self._origins.check(headers.get("host"), headers.get("origin"))
+            except ApiError as error:
+                await _reject(error, scope, receive, send_with_id)
+            else:
+                await self._enter(scope, receive, send_with_id)
         except Exception:
             log.exception("request %s: %s %s failed", request_id, scope["method"], scope["path"])
             if status is not None:
@@ -85,56 +106,38 @@ class RequestIdMiddleware(_HttpMiddleware):
             route = getattr(scope.get("route"), "path", "other")
             self._metrics.request(route, status or 500, time.monotonic() - started)
 
-
-class OriginMiddleware(_HttpMiddleware):
-    """Rejects requests that pages of other sites send through a browser. Runs before authentication."""
-
-    def __init__(self, app: ASGIApp, policy: OriginPolicy) -> None:
-        super().__init__(app)
-        self._policy = policy
-
-    async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
-        headers = Headers(scope=scope)
+    async def _authenticate(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Find out who calls; apply the rate limits of the key and the idempotency key to requests that create work."""
+        is_post, headers = scope["method"] == "POST", Headers(scope=scope)
         try:
-            self._policy.check(headers.get("host"), headers.get("origin"))
-        except ApiError as error:
-            await self.reject(error, scope, receive, send)
-            return
-        await self._app(scope, receive, send)
-
-
-class AuthMiddleware(_HttpMiddleware):
-    """Authenticates the caller and applies the rate limits of its key to POST requests."""
-
-    def __init__(self, app: ASGIApp, services: Services) -> None:
-        super().__init__(app)
-        self._authenticator = services.authenticator
-        self._ring = services.ring
-        self._limits = RateLimiter()
-        services.metrics.in_flight.add(lambda: {"calls": len(self._limits)})
-
-    async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
-        is_limited = scope["method"] == "POST"  # only these create work
-        authorization = Headers(scope=scope).get("authorization", "")
-        try:
-            caller = self._authenticator.enter(scope["path"], authorization, self._ring())
-            if is_limited:
+            caller = self._authenticator.enter(scope["path"], headers.get("authorization", ""), self._ring())
+            limited = is_post and bool(caller.requests_per_minute or caller.max_concurrent)
+            if limited:
                 self._limits.enter(caller.owner, caller.requests_per_minute, caller.max_concurrent, time.monotonic())
         except ApiError as error:
-            await self.reject(error, scope, receive, send)
+            await _reject(error, scope, receive, send)
             return
         scope.setdefault("state", {})["caller"] = caller
-        if not is_limited:
-            await self._app(scope, receive, send)
-            return
+        app = self._replaying if is_post and HEADER in headers and scope["path"] in PATHS else self._app
+        self._posts += is_post
+        try:
+            await app(scope, receive, self._send_with_limits(caller.owner, send) if limited else send)
+        finally:
+            self._posts -= is_post
+            if limited:
+                self._limits.leave(caller.owner)
+
+    def _send_with_limits(self, owner: str, send: Send) -> Send:
+        headers = self._limits.headers(owner, time.monotonic())
 
         async def send_with_limits(message: Message) -> None:
             if message["type"] == "http.response.start":
                 MutableHeaders(scope=message).update(headers)
             await send(message)
 
-        try:
-            headers = self._limits.headers(caller.owner, time.monotonic())
-            await self._app(scope, receive, send_with_limits if headers else send)
-        finally:
-            self._limits.leave(caller.owner)
+        return send_with_limits
+
+
+async def _reject(error: ApiError, scope: Scope, receive: Receive, send: Send) -> None:
+    log.debug("%s %s is rejected with %d: %s", scope["method"], scope["path"], error.status, error.message)
+    await error_response(error)(scope, receive, send)

@@ -17,11 +17,12 @@ from fastapi import Request
 from starlette.datastructures import FormData, UploadFile
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
+from starlette.types import Message
 
 from configs.settings import Limits
-from loadbalancer.api.http_helpers import client_disconnected, limit_body
+from loadbalancer.api.http_helpers import check_length, client_disconnected
 from loadbalancer.generation.source_images import Size, SourceImages, decode_images
-from loadbalancer.schema.errors import InvalidRequest
+from loadbalancer.schema.errors import BodyTooLarge, InvalidRequest
 from loadbalancer.schema.parsing import shorten
 
 #: Returns the bytes of a file. Called in a thread.
@@ -94,7 +95,7 @@ async def read_form(request: Request, max_bytes: int, max_text_bytes: int) -> As
     if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "multipart/form-data":
         _invalid("it must be multipart/form-data")
     try:
-        form = await limit_body(request, max_bytes).form(
+        form = await _limit_body(request, max_bytes).form(
             max_files=_MAX_FILES, max_fields=_MAX_FIELDS, max_part_size=max_text_bytes
         )
     except ClientDisconnect:
@@ -107,6 +108,25 @@ async def read_form(request: Request, max_bytes: int, max_text_bytes: int) -> As
         yield _sort_fields(form)
     finally:
         await form.close()
+
+
+def _limit_body(request: Request, max_bytes: int) -> Request:
+    """The request with its body limited to `max_bytes`. Raises `BodyTooLarge`, at once or while it is read.
+
+    Starlette's own limit is not used, because it answers with plain text.
+    """
+    check_length(request, max_bytes)
+    size = 0
+
+    async def receive() -> Message:
+        nonlocal size
+        message = await request.receive()
+        size += len(message.get("body", b""))
+        if size > max_bytes:
+            raise BodyTooLarge(max_bytes)
+        return message
+
+    return Request(request.scope, receive)
 
 
 def _sort_fields(form: FormData) -> Form:

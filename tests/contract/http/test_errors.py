@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Iterator
 from typing import Any
 
 import httpx
 import pytest
 
+from loadbalancer.api.idempotency import PATHS
 from scripts.harness.balancer import Server
-from scripts.harness.processes import wait_until
+from scripts.harness.processes import PATIENCE_S, wait_until
 
 GENERATE = "/v1/images/generations"
 
@@ -196,6 +198,19 @@ def test_wrong_paths_and_methods(http: httpx.Client, method: str, path: str, sta
     assert error_of(answered)["code"] == code
     if status == 405:
         assert answered.headers["allow"]
+
+
+@pytest.mark.parametrize("path", ["/healthz", "/docs", "/v1/models"])
+def test_key_on_open_path_is_405_before_the_body(shared: Server, path: str) -> None:
+    head = f"POST {path} HTTP/1.1\r\nhost: localhost\r\nidempotency-key: k\r\ncontent-length: 9000\r\n\r\n"
+    with socket.create_connection(("127.0.0.1", shared.port), timeout=PATIENCE_S) as connection:
+        connection.sendall(head.encode())
+        assert connection.recv(12) == b"HTTP/1.1 405"
+
+
+def test_keys_replay_every_path_that_makes_images(http: httpx.Client) -> None:
+    posts = {path for path, methods in http.get("/openapi.json").json()["paths"].items() if "post" in methods}
+    assert {path for path in posts if not path.startswith(("/v1/jobs", "/internal/"))} == PATHS
 
 
 @pytest.mark.parametrize("header", ["Bearer", "Bearer wrong", "Basic eDp5", "Bearer \xe9"])

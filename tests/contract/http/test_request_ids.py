@@ -1,4 +1,4 @@
-"""`RequestIdMiddleware` and metrics around an application that raises."""
+"""`ApiMiddleware` and metrics around an application that raises."""
 
 from __future__ import annotations
 
@@ -8,9 +8,11 @@ from collections.abc import Mapping
 import httpx
 import pytest
 from prometheus_client import generate_latest
-from starlette.types import Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 
-from loadbalancer.api.middleware import RequestIdMiddleware
+from configs.sections import Access
+from loadbalancer.access.api_keys import Authenticator
+from loadbalancer.api.middleware import ApiMiddleware
 from loadbalancer.metrics.prometheus import Metrics
 from wire.messages import StepCurve
 from wire.snapshot import ModelStats, Snapshot
@@ -36,9 +38,13 @@ async def broken(scope: Scope, receive: Receive, send: Send) -> None:
     raise RuntimeError("secret detail")
 
 
+def around(app: ASGIApp, metrics: Metrics) -> ApiMiddleware:
+    return ApiMiddleware(app, app, Access(), Authenticator("", loopback=False), lambda: None, metrics)
+
+
 async def test_exception_returns_neutral_500_and_is_logged(caplog: pytest.LogCaptureFixture) -> None:
     metrics = Metrics(idle, nothing, unmeasured)
-    transport = httpx.ASGITransport(RequestIdMiddleware(broken, metrics))
+    transport = httpx.ASGITransport(around(broken, metrics))
     async with httpx.AsyncClient(transport=transport, base_url="http://test") as http:
         with caplog.at_level(logging.ERROR):
             answered = await http.get("/early", headers={"x-request-id": "mine-1"})
@@ -54,7 +60,7 @@ async def test_exception_returns_neutral_500_and_is_logged(caplog: pytest.LogCap
 
 
 async def test_exception_after_start_closes_the_connection() -> None:
-    transport = httpx.ASGITransport(RequestIdMiddleware(broken, Metrics(idle, nothing, unmeasured)))
+    transport = httpx.ASGITransport(around(broken, Metrics(idle, nothing, unmeasured)))
     async with httpx.AsyncClient(transport=transport, base_url="http://test") as http:
         with pytest.raises(RuntimeError, match="secret detail"):
             await http.get("/late")
