@@ -31,7 +31,7 @@ class Server(Section):
     """The HTTP server."""
 
     host: str = "127.0.0.1"
-    """Address to listen on."""
+    """Address to listen on, or a host name: then all of its addresses. `::` includes IPv4."""
     port: int = Field(default=8000, ge=1, le=65535)
     """Port to listen on."""
     timeout_s: PositiveSeconds = 300.0

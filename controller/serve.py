@@ -6,7 +6,6 @@ import argparse
 import asyncio
 import contextlib
 import logging
-import socket
 import sys
 from collections.abc import Callable, Sequence
 
@@ -14,6 +13,7 @@ from filelock import FileLock, Timeout
 from rich.console import Console
 from setproctitle import setproctitle
 
+from configs.addresses import bind_all, listen_addresses
 from configs.cli import EXIT_USAGE, HelpFormatter, add_config_options, add_server_options, config_reader, settings_from
 from configs.logs import configure_logging
 from configs.paths import internal_token, log_dir, run_dir
@@ -204,9 +204,7 @@ def _check_port(settings: Settings) -> None:
     """Raises `SetupError` if the port is not free. Called before any process starts."""
     host, port = settings.server.host, settings.server.port
     try:
-        family, kind, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        with socket.socket(family, kind) as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            probe.bind(address)
+        for listener in bind_all(listen_addresses(host, port), backlog=1):
+            listener.close()
     except OSError as error:
         raise SetupError(f"server.port {port} on {host} is not available ({error.strerror}); try --port") from None

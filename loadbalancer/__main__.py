@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import logging
 import os
 import signal
@@ -16,6 +17,7 @@ import uvloop
 from filelock import FileLock, Timeout
 from setproctitle import setproctitle
 
+from configs.addresses import bind_all, listen_addresses
 from configs.cli import EXIT_USAGE, HelpFormatter, add_config_options, add_server_options, settings_from
 from configs.logs import configure_logging
 from configs.paths import internal_token, jobs_file, run_dir, worker_address
@@ -24,7 +26,14 @@ from configs.settings import Settings
 from configs.streams import detach_standard_streams
 from loadbalancer.access.api_keys import Authenticator, KeyRing
 from loadbalancer.access.origin_policy import is_loopback
-from loadbalancer.access.startup_checks import StartupError, check_exposure, check_tls, curve_listener, open_keys
+from loadbalancer.access.startup_checks import (
+    StartupError,
+    check_exposure,
+    check_resolved,
+    check_tls,
+    curve_listener,
+    open_keys,
+)
 from loadbalancer.api.app import create_app
 from loadbalancer.api.server import HttpConfig, HttpServer, set_socket_limits
 from loadbalancer.generation.in_flight import RequestTracker
@@ -87,8 +96,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         check_exposure(settings, keys())
         check_tls(settings.server)
         lock = FileLock(run_dir(settings.data_dir) / "loadbalancer.lock", timeout=0)
-        with lock, _listen(settings.server) as listener:
-            uvloop.run(serve(settings, listener, keys))
+        with lock, contextlib.ExitStack() as listening:
+            listeners = [listening.enter_context(listener) for listener in _listen(settings.server)]
+            uvloop.run(serve(settings, listeners, keys))
     except Timeout:
         print(f"the data directory {settings.data_dir} is already served by another balancer", file=sys.stderr)
         return EXIT_USAGE
@@ -101,19 +111,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _listen(server: Server) -> socket.socket:
-    """Raises `AddressUnavailable` where the address is in use or not of this machine."""
-    family = socket.AF_INET6 if ":" in server.host else socket.AF_INET
+def _listen(server: Server) -> list[socket.socket]:
+    """Raises `AddressUnavailable` if an address of the host is in use or not of this machine."""
     try:
-        listener = socket.create_server((server.host, server.port), family=family, backlog=_BACKLOG)
+        addresses = listen_addresses(server.host, server.port)
+        check_resolved(server.host, addresses)
+        listeners = bind_all(addresses, _BACKLOG)
     except OSError as error:
         raise AddressUnavailable(error.strerror or str(error)) from error
-    set_socket_limits(listener, server.send_timeout_s)
-    return listener
+    for listener in listeners:
+        set_socket_limits(listener, server.send_timeout_s)
+    return listeners
 
 
-async def serve(settings: Settings, listener: socket.socket, keys: Callable[[], KeyRing | None]) -> None:
-    """Serve on the socket until a signal, then finish the running requests. Raises `StartupError`."""
+async def serve(settings: Settings, listeners: Sequence[socket.socket], keys: Callable[[], KeyRing | None]) -> None:
+    """Serve on the sockets until a signal, then finish the running requests. Raises `StartupError`."""
     upstream, arrivals = _upstream(settings), _arrivals(settings)
     scheduler = SchedulerService(settings, worker_address(settings.data_dir), curve_listener(settings), arrivals)
     metrics = Metrics(
@@ -139,7 +151,7 @@ async def serve(settings: Settings, listener: socket.socket, keys: Callable[[], 
     except CannotListen as error:
         raise StartupError(f"workers.listen is not available: {error}") from None
     webhook_sender.start()
-    serving = asyncio.create_task(server.serve(sockets=[listener]))
+    serving = asyncio.create_task(server.serve(sockets=list(listeners)))
     log.info("serving %s at %s", ", ".join(settings.models), _url(settings.server))
     await asyncio.wait({serving, first_signal}, return_when=asyncio.FIRST_COMPLETED)
     tracker.close()

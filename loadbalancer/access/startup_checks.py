@@ -8,12 +8,13 @@ from __future__ import annotations
 import logging
 import ssl
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NoReturn
 
 import msgspec
 
+from configs.addresses import ListenAddress
 from configs.paths import curve_dir, keys_file
 from configs.sections import Server
 from configs.settings import Settings
@@ -66,6 +67,13 @@ def check_exposure(settings: Settings, ring: KeyRing | None) -> None:
         log.warning(
             "API keys travel unencrypted to %s unless a proxy in front adds TLS; see server.tls_cert", server.host
         )
+
+
+def check_resolved(host: str, addresses: Sequence[ListenAddress]) -> None:
+    """Raises `StartupError` if a name that is taken for this machine's own has an address that others reach."""
+    public = [address.host for address in addresses if not is_loopback(address.host)]
+    if is_loopback(host) and public:
+        raise StartupError(f"server.host {host} is {', '.join(public)} here, not a loopback address; use 127.0.0.1")
 
 
 def check_tls(server: Server) -> None:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import socket
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import pytest
 
+from configs.addresses import ListenAddress
 from configs.load import ConfigError, load
 from configs.paths import curve_dir, keys_file
 from configs.sections import Server
@@ -20,6 +23,7 @@ from loadbalancer.access.origin_policy import is_loopback
 from loadbalancer.access.startup_checks import (
     StartupError,
     check_exposure,
+    check_resolved,
     check_tls,
     curve_listener,
     load_server_keys,
@@ -272,3 +276,18 @@ def test_certificates_that_cannot_be_used_are_refused_by_name(tmp_path: Path) ->
     ]:
         with pytest.raises(StartupError, match=told):
             check_tls(Server(tls_cert=cert, tls_key=key))
+
+
+@pytest.mark.parametrize(
+    ("host", "found", "is_refused"),
+    [
+        ("localhost", ["127.0.0.1", "::1"], False),
+        ("localhost", ["127.0.0.1", "192.0.2.7"], True),
+        ("gpu.localhost", ["192.0.2.7"], True),
+        ("gpu.example.org", ["192.0.2.7"], False),
+    ],
+)
+def test_local_name_with_public_address_is_refused(host: str, found: list[str], is_refused: bool) -> None:
+    addresses = [ListenAddress(socket.AF_INET, address, 80) for address in found]
+    with pytest.raises(StartupError, match=r"192\.0\.2\.7") if is_refused else contextlib.nullcontext():
+        check_resolved(host, addresses)
