@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import functools
+import signal
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from typing import NoReturn
 
-from controller import serve
+
+def _serve(words: Sequence[str]) -> int:
+    from controller.serve import main as serve
+
+    return serve(words)
 
 
 def _simulate(words: Sequence[str]) -> int:
@@ -34,7 +40,7 @@ def _scaling_command(verb: str, words: Sequence[str]) -> int:
     return run[verb](words)
 
 
-#: Commands by name. Each imports its modules when called, as the server needs few of them.
+#: Commands by name. Each imports its modules when called.
 COMMANDS: Mapping[str, Callable[[Sequence[str]], int]] = {
     "simulate": _simulate,
     "tune": _tune,
@@ -45,9 +51,16 @@ COMMANDS: Mapping[str, Callable[[Sequence[str]], int]] = {
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line. Return the exit status."""
+    # Before slow imports: as the first process of a container, one without a handler would ignore the signal.
+    signal.signal(signal.SIGTERM, _exit_on_signal)
     words = list(sys.argv[1:] if argv is None else argv)
     command = COMMANDS.get(words[0]) if words else None
-    return serve.main(words) if command is None else command(words[1:])
+    return _serve(words) if command is None else command(words[1:])
+
+
+def _exit_on_signal(signum: int, frame: object) -> NoReturn:
+    del frame
+    sys.exit(128 + signum)
 
 
 if __name__ == "__main__":

@@ -155,6 +155,7 @@ async def serve(settings: Settings, listeners: Sequence[socket.socket], keys: Ca
     log.info("serving %s at %s", ", ".join(settings.models), _url(settings.server))
     await asyncio.wait({serving, first_signal}, return_when=asyncio.FIRST_COMPLETED)
     tracker.close()
+    scheduler.announce_stop(settings.server.shutdown_s + _FLUSH_S)
     log.info("stopping: %r, %r", tracker, jobs)
     await asyncio.gather(jobs.stop(), webhook_sender.stop())  # the next start resumes them
     finished = asyncio.create_task(tracker.wait_idle())
@@ -214,18 +215,24 @@ def _counters(
 
 
 def _signals() -> tuple[asyncio.Future[None], asyncio.Future[None]]:
-    """Return futures of the first and second SIGINT or SIGTERM."""
+    """Return futures of the first signal to stop and of a second SIGINT or SIGTERM.
+
+    SIGUSR1 comes from the controller and is never counted: a service manager may send SIGTERM beside it.
+    """
     loop = asyncio.get_running_loop()
     first: asyncio.Future[None] = loop.create_future()
     second: asyncio.Future[None] = loop.create_future()
+    counted = 0
 
-    def stop() -> None:
-        future = second if first.done() else first
-        if not future.done():
-            future.set_result(None)
+    def stop(signum: signal.Signals) -> None:
+        nonlocal counted
+        counted += signum != signal.SIGUSR1
+        for future, is_reached in ((first, True), (second, counted > 1)):
+            if is_reached and not future.done():
+                future.set_result(None)
 
-    for signum in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(signum, stop)
+    for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+        loop.add_signal_handler(signum, stop, signum)
     return first, second
 
 

@@ -31,7 +31,7 @@ from loadbalancer.transport.curve_listener import CurveListener
 from loadbalancer.transport.process_watcher import ProcessWatcher
 from loadbalancer.transport.worker_socket import WorkerSocket
 from wire.codec import BalancerEnvelope, WorkerEnvelope
-from wire.messages import EngineInfo, Hello, ImageInputs, StepCurve
+from wire.messages import EngineInfo, Hello, ImageInputs, ServerStopping, StepCurve
 from wire.snapshot import Snapshot
 
 log = logging.getLogger(__name__)
@@ -80,6 +80,11 @@ class SchedulerService:
         self._loop = asyncio.get_running_loop()
         self._socket.open()
         self._next_tick = self._loop.call_later(_TICK_S, self._tick)
+
+    def announce_stop(self, within_s: float) -> None:
+        """Ask all workers to serve on for so long, even if they are told to drain."""
+        for worker in self._scheduler.connected_workers():
+            self._socket.send(worker, [BalancerEnvelope(ServerStopping(within_s))])
 
     async def stop(self) -> None:
         """Cancel every task, then close."""

@@ -278,4 +278,10 @@ class Preempt(msgspec.Struct, frozen=True, tag=True, omit_defaults=True):
     tasks: list[Name]
 
 
-ToWorker = Ack | Reject | Assign | Cancel | Preempt
+class ServerStopping(msgspec.Struct, frozen=True, tag=True, omit_defaults=True):
+    """The balancer finishes its requests within this time, then ends. Until then SIGTERM does not drain a worker."""
+
+    within_s: Seconds
+
+
+ToWorker = Ack | Reject | Assign | Cancel | Preempt | ServerStopping

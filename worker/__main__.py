@@ -34,6 +34,9 @@ log = logging.getLogger("worker")
 EXIT_CRASH = 1
 #: The balancer was silent for `workers.orphan_after_s`.
 EXIT_ORPHANED = 3
+#: A service manager sends SIGTERM to every process of a server at once, in any order. This long the worker waits for
+#: the balancer to say that it is stopping: it then still needs its workers.
+_DRAIN_GRACE_S = 0.3
 
 _DESCRIPTION = """\
 A model-server process: loads one model on one device, takes tasks from the balancer and steps them in one batch.
@@ -143,9 +146,13 @@ def _serve(settings: Settings, model: str, name: str, address: str, key: WorkerK
 
     def drain(signum: int, frame: object) -> None:
         del frame
-        # SIGUSR1 counts twice: two equal signals that come close together arrive as one.
-        for _ in range(2 if signum == signal.SIGUSR1 else 1):
-            client.request_drain(f"signal {signal.Signals(signum).name}")
+        reason = f"signal {signal.Signals(signum).name}"
+        if signum == signal.SIGUSR1:
+            # It counts twice: two equal signals that come close together arrive as one.
+            client.request_drain(reason)
+            client.request_drain(reason)
+        else:
+            client.request_drain(reason, _DRAIN_GRACE_S)
 
     engine.load()
     stopwatch.lap("device_s")

@@ -81,9 +81,9 @@ class BalancerClient:
         self._outbox.put(envelopes)
         self._wake()
 
-    def request_drain(self, reason: str) -> None:
+    def request_drain(self, reason: str, grace_s: float = 0.0) -> None:
         """Pass the request to the step loop. Callable from any thread and from a signal handler."""
-        self._inbox.put(DrainRequested(reason))
+        self._inbox.put(DrainRequested(reason, grace_s))
 
     def receive(self, timeout_s: float) -> list[BalancerEnvelope | DrainRequested]:
         """Return everything that has arrived; wait up to `timeout_s` for the first. Only the step loop calls it."""

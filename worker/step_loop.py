@@ -23,6 +23,7 @@ from wire.messages import (
     Preempted,
     Progress,
     Reject,
+    ServerStopping,
     Started,
 )
 from worker.batch import Batch, JoinPolicy, Member, is_checkpoint_due, preview_steps
@@ -75,6 +76,9 @@ class StepLoop:
         self._memory_full = False
         self._counters = Counters()
         self._last_report = 0.0
+        #: It starts at `_drain_at`, or later if the balancer is stopping and needs its workers.
+        self._pending_drain: DrainRequested | None = None
+        self._drain_at = self._needed_until = 0.0
         self._drain: DrainRequested | None = None
         self._drain_by = 0.0
 
@@ -111,11 +115,12 @@ class StepLoop:
     def _receive(self) -> None:
         timeout_s = 0.0
         if not self._batch:
-            timeout_s = 0.005 if self._waiting or self._drain or len(self._post) else _IDLE_S
+            busy = self._waiting or self._drain or self._pending_drain or len(self._post)
+            timeout_s = 0.005 if busy else _IDLE_S
         unknown = ""
         for received in self._transport.receive(timeout_s):
             if isinstance(received, DrainRequested):
-                self._start_drain(received)
+                self._on_drain_request(received)
             elif isinstance(received.message, Reject) and not received.message.fatal:
                 unknown = received.message.reason
             else:
@@ -123,6 +128,8 @@ class StepLoop:
         if unknown:  # once for all rejections, and after the other messages
             log.info("sending Hello again: %s", unknown)
             self.send_hello()
+        if self._pending_drain is not None and time.monotonic() >= max(self._drain_at, self._needed_until):
+            self._start_drain(self._pending_drain)
         if self._drain is not None and time.monotonic() >= self._drain_by:
             self._hand_back([member.assignment.task for member in self._batch.members()], with_checkpoint=True)
 
@@ -136,6 +143,8 @@ class StepLoop:
                 self._hand_back(tasks, with_checkpoint=True)
             case Ack():
                 self._post.on_ack()
+            case ServerStopping(within_s):
+                self._needed_until = time.monotonic() + within_s
             case Reject(reason=reason):
                 raise WorkerRejected(reason)
 
@@ -177,12 +186,19 @@ class StepLoop:
             self._memory_full = False
         return member
 
+    def _on_drain_request(self, request: DrainRequested) -> None:
+        if request.grace_s and self._drain is None and self._pending_drain is None:
+            self._pending_drain, self._drain_at = request, time.monotonic() + request.grace_s
+        else:
+            self._start_drain(request)
+
     def _start_drain(self, drain: DrainRequested) -> None:
         """Accept nothing more and hand back everything between two steps.
 
         Tasks that cannot be moved with their progress may finish, until the timeout or a second request.
         """
         now = time.monotonic()
+        self._pending_drain = None
         if self._drain is None:
             log.info("draining: %s", drain.reason)
             self._drain = drain

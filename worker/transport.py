@@ -13,6 +13,8 @@ class DrainRequested:
     """Request from inside the process: accept nothing more, finish or hand back what runs, then exit."""
 
     reason: str
+    #: The worker serves on for so long, and while the balancer is stopping.
+    grace_s: float = 0.0
 
 
 class Transport(Protocol):

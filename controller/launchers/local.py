@@ -87,8 +87,11 @@ class LocalLauncher:
         self._processes.spawn(BALANCER, "", "", self._command("loadbalancer", options), self._environment(""))
 
     def drain(self, worker: str, *, immediate: bool = False) -> None:
-        """Send SIGTERM to drain, or SIGUSR1 to return all tasks at once."""
-        self._processes.signal(worker, signal.SIGUSR1 if immediate else signal.SIGTERM)
+        """Send SIGTERM to drain, or SIGUSR1 to return all tasks at once.
+
+        The balancer gets SIGUSR1: a second SIGTERM would end its requests, and a service manager may have sent one.
+        """
+        self._processes.signal(worker, signal.SIGUSR1 if immediate or worker == BALANCER else signal.SIGTERM)
 
     def kill(self, worker: str) -> None:
         """SIGKILL."""

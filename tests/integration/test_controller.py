@@ -20,7 +20,7 @@ import yaml
 
 from scripts.harness.balancer import sim
 from scripts.harness.instance import TIMES, Instance
-from scripts.harness.processes import PATIENCE_S, ROOT, free_port
+from scripts.harness.processes import PATIENCE_S, ROOT, free_port, wait_until
 
 QUICK = {
     "policy": "queue_depth",
@@ -79,6 +79,44 @@ def test_serves_and_stops_without_remaining_processes(start: Start) -> None:
     assert "killing" not in instance.output(), "all processes stop in time by themselves"
     assert not any(process.is_running() and process.status() != psutil.STATUS_ZOMBIE for process in children)
     assert len(list((instance.folder / "logs").glob("m-*.log"))) == 2
+
+
+@pytest.mark.parametrize("first", ["controller", "loadbalancer", "worker"])
+async def test_signal_to_all_processes_loses_no_request(start: Start, first: str) -> None:
+    """As a service manager sends it, in any order."""
+    instance = start("--min-workers", "2", models={"m": sim(t0_s=0.02, t1_s=0.0, max_batch_size=1)})
+    instance.until_workers(2)
+    programs = {process.pid: process.cmdline()[1] for process in instance.children()}
+    programs[instance.process.pid] = "controller"
+    body = {"prompt": "a seven", "num_inference_steps": 40}
+    async with httpx.AsyncClient(timeout=PATIENCE_S) as client:
+        # Two run and two are queued.
+        requests = [asyncio.create_task(client.post(f"{instance.url}/predict", json=body)) for _ in range(4)]
+        both_run = lambda: all(worker.running for worker in instance.workers())  # noqa: E731
+        await asyncio.to_thread(instance.until, both_run, "a task on each worker")
+        for pid in sorted(programs, key=lambda pid: programs[pid] != first):
+            os.kill(pid, signal.SIGTERM)
+            await asyncio.sleep(0.02)
+        assert [answer.status_code for answer in await asyncio.gather(*requests)] == [200] * 4
+    assert instance.process.wait(PATIENCE_S) == 0
+    assert instance.children() == []
+    assert "killing" not in instance.output()
+
+
+def test_signal_during_imports_ends_the_controller(tmp_path: Path) -> None:
+    """The first process of a container has no default action for a signal."""
+    with subprocess.Popen([sys.executable, "-m", "controller", "--data-dir", str(tmp_path)], cwd=ROOT) as process:
+        status = Path(f"/proc/{process.pid}/status")
+        handled = re.compile(r"SigCgt:\s*([0-9a-f]+)")
+
+        def has_handler() -> bool:
+            found = handled.search(status.read_text())
+            return found is not None and bool(int(found[1], 16) >> (signal.SIGTERM - 1) & 1)
+
+        wait_until(has_handler, "a handler")
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(PATIENCE_S) == 128 + signal.SIGTERM
+    assert not (tmp_path / "run").exists()
 
 
 async def test_burst_scales_up_then_down_without_failures(start: Start) -> None:

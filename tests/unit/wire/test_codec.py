@@ -35,6 +35,7 @@ from wire.messages import (
     Preempted,
     Progress,
     Reject,
+    ServerStopping,
     Started,
     StartupTimes,
     StepCurve,
@@ -96,6 +97,7 @@ FOR_WORKER = [
     (Ack(1.0), "82a474797065a341636bab6865617274626561745f73cb3ff0000000000000"),
     (Reject("no"), "82a474797065a652656a656374a6726561736f6ea26e6f"),
     (Cancel(["t"]), "82a474797065a643616e63656ca57461736b7391a174"),
+    (ServerStopping(5.0), "82a474797065ae53657276657253746f7070696e67a877697468696e5f73cb4014000000000000"),
     (Preempt(["t"]), "82a474797065a7507265656d7074a57461736b7391a174"),
     (
         Assign([Assignment("t", 1, INPUTS)]),
