@@ -108,7 +108,8 @@ class CostModel:
 
     def on_start(self, task: str, worker: Worker, now: float) -> None:
         """Start to measure the work of a task in the worker's batch."""
-        self.on_stop(task, now)
+        if task in self._worker_of:
+            self.on_stop(task, now)
         meter = self._meters.setdefault(worker.id, _WorkMeter(worker, now))
         self._advance(meter, now)
         meter.worker = worker

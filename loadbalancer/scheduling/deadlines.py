@@ -39,11 +39,6 @@ class DeadlineHeap:
                 yield task
 
 
-def is_unreachable(eta_s: float | None, remaining_s: float, slack: float | None) -> bool:
-    """Return whether an estimate exceeds the remaining time by more than the factor `slack`; None: never."""
-    return slack is not None and eta_s is not None and eta_s > slack * remaining_s
-
-
 def worker_in_time(
     task: Task,
     available: Sequence[Worker],
@@ -87,6 +82,6 @@ def cannot_finish_in_time(
     if step_s is None:
         return False
     required_s = task.remaining_steps * step_s
-    return (
-        required_s * _MARGIN > remaining_s if crowded else others > 0 and is_unreachable(required_s, remaining_s, slack)
-    )
+    if crowded:
+        return required_s * _MARGIN > remaining_s
+    return others > 0 and required_s > slack * remaining_s

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
-from configs.sections import Queue
 from loadbalancer.scheduling.cost_model import CostModel
 from loadbalancer.scheduling.request_queue import ModelQueue, Size
 from loadbalancer.scheduling.task import Task, TaskEstimate, TaskState
@@ -16,55 +13,32 @@ from loadbalancer.scheduling.worker_registry import Worker, full_batch_step_cost
 _UNKNOWN_ROOM_S = 10.0
 
 
-@dataclass(frozen=True, slots=True)
-class AdmissionEstimate:
-    """Seconds that concern a new request of one model; None where not measured."""
-
-    #: For all workers to complete the waiting tasks.
-    queue_s: float | None
-    #: For all workers to complete the owner's waiting tasks, and the request; only where `max_work_s` bounds them.
-    owner_s: float | None
-    request_s: float | None
-    #: Until the request would finish.
-    finish_s: float | None
-    #: Until the queue should have room for the request.
-    room_s: float
-
-
-def estimate_admission(
-    tasks: Sequence[Task], queue: ModelQueue, workers: Sequence[Worker], config: Queue, now: float
-) -> AdmissionEstimate:
-    """Estimate the times that admission control needs for a request's tasks."""
-    first, slack, queue_s = tasks[0], config.deadline_slack, drain_s(queue.steps, workers)
-    owner_s = request_s = None
-    if config.max_work_s is not None:
-        owner_s = drain_s(queue.owner_steps(first.owner), workers)
-        request_s = drain_s({first.size: sum(task.remaining_steps for task in tasks)}, workers)
-    enough_s = math.inf if slack is None else slack * (first.deadline - now)
+def room_s(count: int, queue: ModelQueue, workers: Sequence[Worker]) -> float:
+    """Return the seconds until the queue should have room for `count` more tasks."""
     rate = sum(worker.steps_per_s(next(iter(queue.steps), (0, 0))) for worker in workers)
-    room_s = len(tasks) * queue.steps.total() / max(len(queue), 1) / rate if rate else _UNKNOWN_ROOM_S
-    finish_s = earliest_finish_s(tasks, queue, workers, queue_s, enough_s)
-    return AdmissionEstimate(queue_s, owner_s, request_s, finish_s, room_s)
+    return count * queue.steps.total() / max(len(queue), 1) / rate if rate else _UNKNOWN_ROOM_S
 
 
 def earliest_finish_s(
-    tasks: Sequence[Task], queue: ModelQueue, workers: Sequence[Worker], queue_s: float | None, enough_s: float
+    tasks: Sequence[Task], queue: ModelQueue, workers: Sequence[Worker], enough_s: float
 ) -> float | None:
-    """Return the seconds until tasks that are not queued yet would finish at the earliest.
+    """Return the seconds until tasks that are not queued yet would finish at the earliest; None if not measured.
 
-    That is the waiting work before them in full batches (`queue_s` for all of it), then their own steps in the smallest
-    batches. None while no step of their size was measured. Where even the last place in the queue finishes within
-    `enough_s`, their own place is not computed, and that time is the result.
+    That is the waiting work before them in full batches, then their own steps in the smallest batches. Where even the
+    last place in the queue finishes within `enough_s`, their own place is not computed, and that time is the result.
     """
     first = tasks[0]
     fastest_s = [step_s for worker in workers if (step_s := worker.batch_step_s(first.size, 1)) > 0]
+    queue_s = drain_s(queue.steps, workers) if queue.steps else 0.0
     if not fastest_s or queue_s is None:
         return None
     own_s = first.remaining_steps * min(fastest_s)
     if len(tasks) > sum(worker.slots for worker in workers):
         rate = sum(worker.steps_per_s(first.size) for worker in workers)
+        if not rate:
+            return None
         own_s += sum(task.remaining_steps for task in tasks[1:]) / rate
-    if queue_s + own_s <= enough_s:
+    if queue_s + own_s <= enough_s or not queue_s:
         return queue_s + own_s
     return own_s + queue_s * queue.expected_position(first) / max(len(queue), 1)
 

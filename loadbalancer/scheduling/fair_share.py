@@ -67,14 +67,11 @@ class FairShare:
                     name: tag for name, tag in self._tags.items() if name in self._waiting or tag > self._clock
                 }
 
-    def serve(self, owner: str, work_s: float, weight: float = 1.0) -> None:
-        """Give the owner its turn: the clock advances to its tag, and the work is charged."""
-        self._clock = max(self._clock, self.tag(owner))
-        self.charge(owner, work_s, weight)
-
-    def charge(self, owner: str, work_s: float, weight: float = 1.0) -> None:
-        """Add work to the owner's tag; negative work is a refund."""
+    def charge(self, owner: str, work_s: float, weight: float = 1.0, *, takes_turn: bool = False) -> None:
+        """Add work to the owner's tag; negative work is a refund. Where it `takes_turn`, the clock advances to it."""
         tag = self.tag(owner)
+        if takes_turn:
+            self._clock = max(self._clock, tag)
         charged = tag + work_s / weight
         if owner in self._waiting:
             self._order.remove((tag, owner))

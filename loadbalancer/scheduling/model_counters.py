@@ -19,26 +19,20 @@ class SlidingWindow:
 
     def __init__(self, span_s: float = WINDOW_S) -> None:
         self._span_s = span_s
-        self._buckets: deque[tuple[float, int]] = deque()
-        self._total = 0
+        self._buckets: deque[tuple[float, int]] = deque(maxlen=int(span_s) + 2)
 
     def __repr__(self) -> str:
-        return f"<SlidingWindow of {self._span_s:g} s, {self._total} events>"
+        return f"<SlidingWindow of {self._span_s:g} s, {len(self._buckets)} buckets>"
 
     def add(self, count: int, now: float) -> None:
         second = now // 1.0
         if self._buckets and self._buckets[-1][0] == second:
-            self._buckets[-1] = second, self._buckets[-1][1] + count
-        else:
-            self.count(now)  # drops what has expired
-            self._buckets.append((second, count))
-        self._total += count
+            count += self._buckets.pop()[1]
+        self._buckets.append((second, count))
 
     def count(self, now: float) -> int:
         """Return the events of the last `span_s` seconds, exact to a second."""
-        while self._buckets and self._buckets[0][0] <= now - self._span_s:
-            self._total -= self._buckets.popleft()[1]
-        return self._total
+        return sum(count for second, count in self._buckets if second > now - self._span_s)
 
     def rate(self, now: float) -> float:
         return self.count(now) / self._span_s

@@ -52,7 +52,8 @@ class ModelQueue:
         self._step_s = step_s
         self._shares = FairShare()
         self._owners: dict[str, OwnerQueue] = {}
-        self._isolated: SortedDict[_SortKey, Task] = SortedDict()
+        #: The isolated tasks in their order.
+        self.isolated: SortedDict[_SortKey, Task] = SortedDict()
         self._count = 0
 
     def __len__(self) -> int:
@@ -60,7 +61,7 @@ class ModelQueue:
 
     def __iter__(self) -> Iterator[Task]:
         """Yield the waiting tasks in the order in which they would be served if nothing else happened."""
-        yield from self._isolated.values()
+        yield from self.isolated.values()
         costs = {
             owner: [(task, self._cost(task)) for task in own.tasks.values()] for owner, own in self._owners.items()
         }
@@ -88,7 +89,7 @@ class ModelQueue:
     def push(self, task: Task) -> None:
         """Add a task at the place that its owner, priority and age give it."""
         if task.isolated:
-            self._isolated[self._key(task)] = task
+            self.isolated[self._key(task)] = task
         else:
             own = self._owners.setdefault(task.owner, OwnerQueue())
             own.tasks[self._key(task)] = task
@@ -106,7 +107,7 @@ class ModelQueue:
     def remove(self, task: Task) -> None:
         """Remove a task without serving it. Raises `KeyError` if it is not in this queue."""
         if task.isolated:
-            del self._isolated[self._key(task)]
+            del self.isolated[self._key(task)]
         else:
             own = self._owners[task.owner]
             del own.tasks[self._key(task)]
@@ -119,8 +120,8 @@ class ModelQueue:
 
     def take(self, task: Task) -> None:
         """Remove a task that goes to a worker, and charge its owner. Raises `KeyError` if it is not in this queue."""
-        charge = self._shares.charge if task.isolated else self._shares.serve
-        charge(task.owner, task.remaining_steps * self._step_s(task.size), task.weight)
+        work_s = task.remaining_steps * self._step_s(task.size)
+        self._shares.charge(task.owner, work_s, task.weight, takes_turn=not task.isolated)
         self.remove(task)
 
     def charge(self, task: Task, steps: int) -> None:
@@ -138,9 +139,6 @@ class ModelQueue:
         """Return the task to serve next, isolated ones excluded."""
         owner = self._shares.first()
         return None if owner is None else self._owners[owner].tasks.peekitem(0)[1]
-
-    def isolated(self) -> list[Task]:
-        return list(self._isolated.values())
 
     def first_of_owner(self, owner: str, limit: int) -> list[Task]:
         """Return up to `limit` tasks of an owner in their order, isolated ones excluded."""
@@ -165,7 +163,7 @@ class ModelQueue:
         Takes time in the number of owners. Raises `KeyError` if the task is not in this queue.
         """
         own = self._owners.get(task.owner)
-        if self._key(task) not in (self._isolated if task.isolated else own.tasks if own else ()):
+        if self._key(task) not in (self.isolated if task.isolated else own.tasks if own else ()):
             raise KeyError(task.id)
         return self.expected_position(task)
 
@@ -173,7 +171,7 @@ class ModelQueue:
         """Return the number of tasks before it, or before a task like it that were queued now."""
         key = self._key(task)
         if task.isolated:
-            return int(self._isolated.bisect_left(key))
+            return int(self.isolated.bisect_left(key))
         own = self._owners.get(task.owner)
         rank = int(own.tasks.bisect_left(key)) if own else 0
         tag = self._shares.tag(task.owner) + (rank * self._mean_cost(own) if own else 0.0)
@@ -182,11 +180,11 @@ class ModelQueue:
             for owner, other in self._owners.items()
             if owner != task.owner
         )
-        return len(self._isolated) + rank + sum(others)
+        return len(self.isolated) + rank + sum(others)
 
     def oldest(self) -> float | None:
         """Return the earliest creation time of the waiting tasks."""
-        queues = [self._isolated, *(own.tasks for own in self._owners.values())]
+        queues = [self.isolated, *(own.tasks for own in self._owners.values())]
         return min((task.created for tasks in queues for task in tasks.values()), default=None)
 
     def _key(self, task: Task) -> _SortKey:

@@ -114,8 +114,19 @@ class Task:
     work_s: float = 0.0
     #: Number of images of its request.
     siblings: int = 1
+    #: Width and height in pixels.
+    size: tuple[int, int] = field(init=False)
+    source_bytes: int = field(init=False)
+    #: No other task may share a batch with it.
+    isolated: bool = field(init=False)
     #: Its latest transitions: time, state, reason.
-    history: deque[tuple[float, TaskState, str]] = field(default_factory=lambda: deque(maxlen=_MAX_HISTORY))
+    history: deque[tuple[float, TaskState, str]] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.size = self.inputs.width, self.inputs.height
+        self.source_bytes = sum(map(len, self.sources))
+        self.isolated = self.crashes >= _ISOLATED_AFTER_CRASHES
+        self.history = deque(maxlen=_MAX_HISTORY)
 
     def transition(self, to: TaskState, now: float, reason: str) -> None:
         if to not in TRANSITIONS[self.state]:
@@ -126,11 +137,6 @@ class Task:
     @property
     def is_finished(self) -> bool:
         return self.state in _ENDS
-
-    @property
-    def isolated(self) -> bool:
-        """Whether no other task may share a batch with it."""
-        return self.crashes >= _ISOLATED_AFTER_CRASHES
 
     @property
     def remaining_steps(self) -> int:
@@ -164,18 +170,15 @@ class Task:
         self.step, self.steps, self.uninterrupted = state.step, max(state.steps, state.step, 1), False
         self.checkpoint, self.checkpoint_step = tuple(state.frames), state.step
 
+    def on_crash(self) -> None:
+        """Note that a worker died while it ran this task."""
+        self.crashes += 1
+        self.isolated = self.crashes >= _ISOLATED_AFTER_CRASHES
+
     def roll_back(self) -> int:
         """Return to the checkpoint; return the number of steps to repeat."""
         lost, self.step = self.step - self.checkpoint_step, self.checkpoint_step
         return max(lost, 0)
-
-    @property
-    def size(self) -> tuple[int, int]:
-        return self.inputs.width, self.inputs.height
-
-    @property
-    def source_bytes(self) -> int:
-        return sum(map(len, self.sources))
 
 
 # ---- updates for the listener of the request

@@ -14,7 +14,6 @@ from configs.sections import Queue
 from loadbalancer.scheduling.admission_control import AdmissionControl
 from loadbalancer.scheduling.cost_model import CostModel
 from loadbalancer.scheduling.deadlines import DeadlineHeap, worker_in_time
-from loadbalancer.scheduling.estimates import estimate_admission
 from loadbalancer.scheduling.events import Effect, LogLine, NotifyListener, RecordTask, SendMessage
 from loadbalancer.scheduling.model_counters import ModelCounters
 from loadbalancer.scheduling.preemption import Relocation
@@ -62,8 +61,7 @@ class TaskStore:
     def submit(self, tasks: Sequence[Task], now: float, *, already_counted: bool = False) -> None:
         """Queue the tasks of one request, all or none. Raises `QueueFull`."""
         first, model, queue = tasks[0], tasks[0].model, self.queues[tasks[0].model]
-        estimate = estimate_admission(tasks, queue, self.registry.serving(model), self._config, now)
-        rejection = self._admission.admit(tasks, queue, estimate, now)
+        rejection = self._admission.admit(tasks, queue, self.registry.serving(model), now)
         if rejection is not None:
             unreachable = isinstance(rejection, DeadlineUnreachable)
             self.counters["deadline_unreachable" if unreachable else "refused"] += len(tasks)
@@ -92,18 +90,23 @@ class TaskStore:
             if not queue or (self._unclaimed[model] and now < self._hold_until[model]):
                 continue
             workers = self.registry.serving(model)
-            if not any(worker.free_slots for worker in workers):
-                continue
-            for task in queue.isolated():
-                worker = self.registry.reserve(task, now)
-                if worker is not None:
-                    self._assign(task, worker, assignments, now)
-            costs, slack = self.costs[model], self._config.deadline_slack
+            if queue.isolated and any(worker.free_slots for worker in workers):
+                for task in list(queue.isolated.values()):
+                    worker = self.registry.reserve(task, now)
+                    if worker is not None:
+                        self._assign(task, worker, assignments, now)
             while (first := queue.first()) is not None and (available := self.registry.available(model, now)):
                 worker = available[0]
                 if first.id not in submitted:
                     worker = worker_in_time(
-                        first, available, workers, self.tasks, costs, waiting=len(queue), slack=slack, now=now
+                        first,
+                        available,
+                        workers,
+                        self.tasks,
+                        self.costs[model],
+                        waiting=len(queue),
+                        slack=self._config.deadline_slack,
+                        now=now,
                     )
                 if worker is not None:
                     self._assign(first, worker, assignments, now)
@@ -231,7 +234,7 @@ class TaskStore:
                 continue
             self.registry.cancel_reservation(task_id)
             if task.state is TaskState.RUNNING and blame:
-                task.crashes += 1
+                task.on_crash()
             if task.crashes >= self._config.max_attempts:
                 died = (
                     "1 worker died or hung while it" if task.crashes == 1 else f"{task.crashes} workers died while they"
@@ -283,7 +286,8 @@ class TaskStore:
         self.counters[counted_as] += 1
         if task.isolated:
             self.registry.cancel_reservation(task.id)
-        self._admission.remove(task)
+        if task.source_bytes:
+            self._admission.remove(task)
         self._unclaimed[task.model].discard(task.id)
         del self.tasks[task.id]
         return RecordTask(task)

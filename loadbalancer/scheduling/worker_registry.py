@@ -186,14 +186,15 @@ class WorkerRegistry:
 
     def available(self, model: str, now: float) -> list[Worker]:
         """Return the workers with free slots for the model's tasks, the least loaded first."""
-        return sorted(
-            (
-                worker
-                for worker in self.serving(model)
-                if worker.free_slots and worker.reserved_for is None and self.state(worker, now) == "ready"
-            ),
-            key=_load,
-        )
+        available = [
+            worker
+            for worker in self.workers.values()
+            if worker.hello.model == model
+            and worker.free_slots
+            and worker.reserved_for is None
+            and self.state(worker, now) == "ready"
+        ]
+        return sorted(available, key=_load) if len(available) > 1 else available
 
     # ---- isolated tasks
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 
 from configs.scaling import Scaling
 from configs.sections import Queue, Workers
@@ -41,8 +41,10 @@ def new_scheduler(
     return Scheduler(models, queue, workers or Workers(), grouped=grouped, hold_s=hold_s)
 
 
-def task(name: str, now: float = 0.0, *, timeout_s: float = 1000.0, priority: int = 0) -> Task:
-    return Task(name, "m", INPUTS, now, now + timeout_s, priority, steps=INPUTS.steps)
+def task(
+    name: str, now: float = 0.0, *, timeout_s: float = 1000.0, priority: int = 0, sources: Sequence[bytes] = ()
+) -> Task:
+    return Task(name, "m", INPUTS, now, now + timeout_s, priority, steps=INPUTS.steps, sources=sources)
 
 
 def receive(

@@ -16,7 +16,7 @@ from loadbalancer.scheduling.events import (
 from loadbalancer.scheduling.scheduler import Scheduler
 from loadbalancer.scheduling.task import DeadlineUnreachable, QueueFull, TaskEnded, TaskState
 from tests.support.scheduler import CURVES, connect, new_scheduler, receive, task, updates
-from wire.messages import Capacity, Heartbeat, Progress, Started
+from wire.messages import Capacity, Heartbeat, Progress, Started, StepCurve
 
 CONFIG = Queue(deadline_slack=1.5, max_work_s=3.0)
 
@@ -33,6 +33,16 @@ def measured(slots: int = 1) -> Scheduler:
 def fill(core: Scheduler, count: int, timeout_s: float = 1000.0) -> None:
     for number in range(count):
         core.handle(TasksSubmitted([task(f"t{number:02}", timeout_s=timeout_s)]), 0.0)
+
+
+def test_curve_above_its_cap_is_no_rate() -> None:
+    """Its points are measured, but none may be used: more images than slots are accepted without an estimate."""
+    core = new_scheduler(Queue(deadline_slack=1.5))
+    connect(core, "w", 1)
+    usable, unusable = StepCurve(32, 32, 4, [(1, 0.1)]), StepCurve(64, 64, 1, [(2, 0.2)])
+    receive(core, "w", Heartbeat(running=0, curves=[usable, unusable]))
+    core.handle(TasksSubmitted([task("a", timeout_s=0.1), task("b", timeout_s=0.1)]), 0.0)
+    assert set(core.tasks) == {"a", "b"}
 
 
 @pytest.mark.parametrize("way_to_go", ["gone", "never there", "back, but not open yet"])

@@ -139,9 +139,10 @@ def test_priority_counts_as_seconds_of_age() -> None:
 def test_isolated_task_goes_first() -> None:
     queue = backlog(task("a"), task("b"))
     lone = task("c")
-    lone.crashes = 2
+    lone.on_crash()
+    lone.on_crash()
     queue.push(lone)
-    assert (queue.isolated(), queue.position(lone), len(queue)) == ([lone], 0, 3)
+    assert (list(queue.isolated.values()), queue.position(lone), len(queue)) == ([lone], 0, 3)
     assert [queue.position(each) for each in queue] == [0, 1, 2]
     assert lone not in served(queue, 5)
     queue.take(lone)

@@ -93,7 +93,7 @@ def test_lowest_priority_then_progress_is_preempted() -> None:
         # Between owners there are shares, not priorities.
         ({"owner": "other"}, {"priority": 9}, 1, False),
         # It must not be moved at all, or not now.
-        ({"crashes": 2}, {"priority": 9}, 1, False),
+        ({"isolated": True}, {"priority": 9}, 1, False),
         ({"state": TaskState.ASSIGNED}, {"priority": 9}, 1, False),
         ({"preempt_count": 1, "started": 0.0}, {"priority": 9}, 1, False),
         ({"preempt_count": 1, "started": 1.0 - MIN_STAY_S}, {"priority": 9}, 1, True),

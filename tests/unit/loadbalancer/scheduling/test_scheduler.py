@@ -135,7 +135,8 @@ def test_task_that_kills_workers_is_isolated_then_fails() -> None:
 def test_isolated_task_waits_for_an_empty_worker() -> None:
     core = new_scheduler()
     suspect = task("suspect")
-    suspect.crashes = 2
+    suspect.on_crash()
+    suspect.on_crash()
     connect(core, "a", 4)
     connect(core, "b", 4)
     core.handle(TasksSubmitted([task(name) for name in "12345"]), 0.0)
@@ -285,8 +286,7 @@ def test_lost_workers_task_resumes_from_last_checkpoint() -> None:
 
 def test_sources_are_sent_before_the_checkpoint() -> None:
     core = new_scheduler()
-    drawn = task("t")
-    drawn.sources = (b"pixels", b"mask")
+    drawn = task("t", sources=(b"pixels", b"mask"))
     core.handle(TasksSubmitted([drawn]), 0.0)
     effects = connect(core, "a", 1)
     assert assignments(effects)[0][1].frames == 2
@@ -302,9 +302,7 @@ def test_source_images_are_bounded_in_bytes() -> None:
     core = new_scheduler(Queue(max_source_bytes=100 << 14))
 
     def with_source(name: str, size: int) -> Task:
-        made = task(name)
-        made.sources = (bytes(size),)
-        return made
+        return task(name, sources=(bytes(size),))
 
     core.handle(TasksSubmitted([with_source("a", 60 << 14)]), 0.0)
     with pytest.raises(QueueFull, match="source images of unfinished requests"):
