@@ -8,6 +8,7 @@ from fastapi import FastAPI, Request, Response
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp
 
+from configs.text import printable
 from loadbalancer.api.http_helpers import error_response
 from loadbalancer.api.idempotency import IdempotencyMiddleware
 from loadbalancer.api.middleware import ApiMiddleware
@@ -16,6 +17,9 @@ from loadbalancer.api.request_builder import RequestBuilder
 from loadbalancer.api.routes import health, images, jobs, models, scaling
 from loadbalancer.schema.errors import ApiError, InternalError, InvalidRequest, MethodNotAllowed, NotFound
 from loadbalancer.services import Services
+
+#: Of a path in an error.
+_MAX_PATH_CHARS = 100
 
 
 def create_app(services: Services) -> ASGIApp:
@@ -56,7 +60,7 @@ async def _on_error(request: Request, error: Exception) -> Response:
 def _from_starlette(request: Request, error: Exception) -> ApiError:
     """Starlette's own error as an `ApiError`."""
     assert isinstance(error, HTTPException)
-    operation = f"{request.method} {request.url.path}"
+    operation = printable(f"{request.method} {request.url.path}", _MAX_PATH_CHARS)
     if error.status_code == 404:
         return NotFound(f"Unknown path: {operation}.")
     if error.status_code == 405:

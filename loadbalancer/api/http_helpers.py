@@ -12,6 +12,7 @@ from starlette.requests import ClientDisconnect
 from starlette.types import Receive
 
 from loadbalancer.access.api_keys import Caller
+from loadbalancer.api.charsets import check_json_charset
 from loadbalancer.schema.errors import ApiError, BodyTooLarge, ClientClosed
 
 _encoder = msgspec.json.Encoder()
@@ -33,6 +34,12 @@ def caller(request: Request) -> Caller:
     found = request.state.caller
     assert isinstance(found, Caller)
     return found
+
+
+async def read_json(request: Request, max_bytes: int) -> bytes:
+    """Read a body that is JSON. Raises what `read_body` raises, and `InvalidRequest` unless it is UTF-8."""
+    check_json_charset(request.headers.get("content-type", ""))
+    return await read_body(request, max_bytes)
 
 
 async def read_body(request: Request, max_bytes: int) -> bytes:

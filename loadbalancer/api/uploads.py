@@ -7,23 +7,26 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import re
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import BinaryIO, NoReturn
 
 from fastapi import Request
 from starlette.datastructures import FormData, UploadFile
-from starlette.exceptions import HTTPException
+from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import ClientDisconnect
-from starlette.types import Message
 
 from configs.settings import Limits
+from loadbalancer.api.charsets import check_part_charset, form_charset
 from loadbalancer.api.http_helpers import check_length, client_disconnected
 from loadbalancer.generation.source_images import Size, SourceImages, decode_images
-from loadbalancer.schema.errors import BodyTooLarge, InvalidRequest
+from loadbalancer.schema.errors import BodyTooLarge, InvalidRequest, Unavailable
 from loadbalancer.schema.parsing import shorten
+
+log = logging.getLogger(__name__)
 
 #: Returns the bytes of a file. Called in a thread.
 FileReader = Callable[[], bytes]
@@ -89,47 +92,61 @@ class Form:
 async def read_form(request: Request, max_bytes: int, max_text_bytes: int) -> AsyncIterator[Form]:
     """The multipart form; its files can be read until the context ends.
 
-    `max_bytes` bounds the body and `max_text_bytes` each text field. Raises `InvalidRequest`, `BodyTooLarge` and
-    `ClientClosed`.
+    `max_bytes` bounds the body and `max_text_bytes` all text fields together. Raises `InvalidRequest`, `BodyTooLarge`,
+    `ClientClosed`, and `Unavailable` where the temporary directory is full.
     """
     if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "multipart/form-data":
         _invalid("it must be multipart/form-data")
+    check_length(request, max_bytes)
+    parser = _FormParser(request, _limited_stream(request, max_bytes), max_text_bytes)
     try:
-        form = await _limit_body(request, max_bytes).form(
-            max_files=_MAX_FILES, max_fields=_MAX_FIELDS, max_part_size=max_text_bytes
-        )
+        form = await parser.parse()
     except ClientDisconnect:
         raise client_disconnected() from None
-    except HTTPException as broken:
-        _invalid(broken.detail.rstrip("."))
-    except UnicodeError:  # of a character set that the form names
-        _invalid("its texts are not in the character set that it names")
+    except MultiPartException as broken:
+        _invalid(broken.message.rstrip("."))
+    except OSError as error:
+        log.warning("an upload cannot be stored in the temporary directory: %s", error)
+        text = "The server's temporary directory is full or not writable, so that the upload cannot be stored."
+        headers = {"connection": "close"}  # the rest of the body is not read
+        raise Unavailable(text, code="storage_full", retry_after_s=10, headers=headers) from None
     try:
-        yield _sort_fields(form)
+        yield _sort_fields(form, max_text_bytes)
     finally:
         await form.close()
 
 
-def _limit_body(request: Request, max_bytes: int) -> Request:
-    """The request with its body limited to `max_bytes`. Raises `BodyTooLarge`, at once or while it is read.
+class _FormParser(MultiPartParser):
+    """Starlette's parser, which knows no limits of character sets."""
 
-    Starlette's own limit is not used, because it answers with plain text.
-    """
-    check_length(request, max_bytes)
+    def __init__(self, request: Request, stream: AsyncGenerator[bytes, None], max_text_bytes: int) -> None:
+        super().__init__(
+            request.headers, stream, max_files=_MAX_FILES, max_fields=_MAX_FIELDS, max_part_size=max_text_bytes
+        )
+        self._form_charset = form_charset(request.headers["content-type"])
+
+    def on_headers_finished(self) -> None:
+        """Check the character set of a text before it is decoded."""
+        super().on_headers_finished()
+        if self._current_part.file is None:
+            for name, value in self._current_part.item_headers:
+                if name == b"content-type":
+                    check_part_charset(value.decode("latin-1"), self._form_charset)
+
+
+async def _limited_stream(request: Request, max_bytes: int) -> AsyncGenerator[bytes, None]:
+    """The body in chunks. Raises `BodyTooLarge` above `max_bytes`."""
     size = 0
-
-    async def receive() -> Message:
-        nonlocal size
-        message = await request.receive()
-        size += len(message.get("body", b""))
+    async for chunk in request.stream():
+        size += len(chunk)
         if size > max_bytes:
             raise BodyTooLarge(max_bytes)
-        return message
-
-    return Request(request.scope, receive)
+        yield chunk
 
 
-def _sort_fields(form: FormData) -> Form:
+def _sort_fields(form: FormData, max_text_bytes: int) -> Form:
+    if sum(len(value) for _, value in form.multi_items() if isinstance(value, str)) > max_text_bytes:
+        raise BodyTooLarge(max_text_bytes, "beside its images")
     found = Form()
     for name, value in form.multi_items():
         if isinstance(value, UploadFile):

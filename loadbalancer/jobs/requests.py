@@ -11,13 +11,13 @@ import msgspec
 from pydantic import ConfigDict, Field
 
 from loadbalancer.jobs.webhooks import problem, signing_key
+from loadbalancer.schema.body_limits import RawMembers, check_size_without_images
 from loadbalancer.schema.errors import BodyTooLarge, InvalidRequest
 from loadbalancer.schema.parsing import parse, parse_with_images
 from loadbalancer.schema.requests import EditRequest, ImageRequest, PredictRequest, StrictModel
 
 JobPath = Literal["/v1/images/generations", "/v1/images/edits", "/predict"]
 Text = Annotated[str, Field(max_length=512)]
-_RawMembers = dict[str, msgspec.Raw]
 
 
 class WebhookRequest(StrictModel):
@@ -59,13 +59,13 @@ class ParsedJob(NamedTuple):
 
 def parse_job(body: bytes, max_bytes: int, *, webhook_private: bool) -> ParsedJob:
     """Parse the body. Raises `InvalidRequest`, and `BodyTooLarge` above `max_bytes` without images."""
+    inner = _inner_request(body)
+    if len(body) - len(inner) > max_bytes:
+        raise BodyTooLarge(max_bytes, "beside the request of its endpoint")
     members = _members(body)
-    inner = bytes(members.get("body", b""))
     if inner[:1] == b"{":  # parsed below by the endpoint's schema
         members = members | {"body": msgspec.Raw(b"{}")}
     job = parse(JobRequest, msgspec.json.encode(members) if members else body)
-    if len(body) - len(inner) > max_bytes:
-        raise BodyTooLarge(max_bytes, "beside the request of its endpoint")
     if job.webhook is not None:
         _check(job.webhook, private=webhook_private)
     if job.path == "/v1/images/edits":
@@ -78,21 +78,33 @@ def parse_job(body: bytes, max_bytes: int, *, webhook_private: bool) -> ParsedJo
     return ParsedJob(job, request, request.image, request.mask)
 
 
-def _members(body: bytes) -> _RawMembers:
+class _InnerRequest(msgspec.Struct):
+    """The member of a job request that may be large. Others are skipped without building an object of each."""
+
+    body: msgspec.Raw = msgspec.Raw()
+
+
+def _inner_request(body: bytes) -> bytes:
+    """The undecoded request of the endpoint; empty if there is none."""
+    try:
+        return bytes(msgspec.json.decode(body, type=_InnerRequest).body)
+    except (msgspec.MsgspecError, UnicodeError, RecursionError):
+        return b""
+
+
+def _members(body: bytes) -> RawMembers:
     """Split the object into raw members; empty for anything else, which `parse` then rejects."""
     try:
-        return msgspec.json.decode(body, type=_RawMembers)
+        return msgspec.json.decode(body, type=RawMembers)
     except (msgspec.MsgspecError, UnicodeError, RecursionError):
         return {}
 
 
 def _edit(job: JobRequest, inner: bytes, max_bytes: int) -> ParsedJob:
+    check_size_without_images(inner, max_bytes)
     members = _members(inner)
     images = {name: _text(name, members.pop(name)) for name in ("image", "mask") if name in members}
-    rest = msgspec.json.encode(members)
-    if len(rest) > max_bytes:
-        raise BodyTooLarge(max_bytes, "beside its images")
-    return ParsedJob(job, parse(EditRequest, rest if members else inner), **images)
+    return ParsedJob(job, parse(EditRequest, msgspec.json.encode(members) if members else inner), **images)
 
 
 def _text(name: str, raw: msgspec.Raw) -> str | None:

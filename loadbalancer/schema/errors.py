@@ -11,8 +11,12 @@ import math
 from collections.abc import Mapping
 from typing import ClassVar
 
+from configs.text import printable
 from loadbalancer.scheduling.task import TaskEnded, TaskState
 from wire.errors import ErrorBody, ErrorDetail
+
+#: Of a parameter's name in an error. Names come from clients and may be of any length.
+MAX_PARAM_CHARS = 80
 
 
 class ApiError(Exception):
@@ -33,7 +37,7 @@ class ApiError(Exception):
     ) -> None:
         super().__init__(message)
         self.message = message
-        self.param = param
+        self.param = None if param is None else printable(param, MAX_PARAM_CHARS)
         self.code = code or type(self).code
         self._retry_after_s = retry_after_s
         self._headers = headers or {}

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, Literal, TypeVar, get_args, get_origin
 
 import msgspec
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
-from configs.text import clip
-from loadbalancer.schema.errors import BodyTooLarge, InvalidRequest
+from configs.text import clip, printable
+from loadbalancer.schema.body_limits import MAX_ENTRIES, check_entries, check_size_without_images
+from loadbalancer.schema.errors import MAX_PARAM_CHARS, InvalidRequest
 from loadbalancer.schema.requests import LoraRequest
 
 Request = TypeVar("Request", bound=BaseModel)
@@ -34,15 +35,11 @@ _BOUNDS = {
 }
 
 
-class _ImageMembers(msgspec.Struct):
-    """The members of a body that hold files."""
-
-    image: msgspec.Raw = msgspec.Raw()
-    mask: msgspec.Raw = msgspec.Raw()
-
-
 def parse(kind: type[Request], body: bytes) -> Request:
     """The JSON body as a request of this kind. Raises `InvalidRequest` for the first error."""
+    members = check_entries(body)
+    if len(members) > MAX_ENTRIES:
+        raise _too_many_members(members, kind)
     try:
         return kind.model_validate_json(body)
     except ValidationError as error:
@@ -54,21 +51,8 @@ def parse_with_images(kind: type[Request], body: bytes, max_bytes: int) -> Reque
 
     Raises `BodyTooLarge` before parsing when all other members exceed `max_bytes`.
     """
-    if len(body) > max_bytes and _bytes_without_images(body) > max_bytes:
-        raise BodyTooLarge(max_bytes, "beside its images")
+    check_size_without_images(body, max_bytes)
     return parse(kind, body)
-
-
-def _bytes_without_images(body: bytes) -> int:
-    """Size of the body without the strings of `image` and `mask`."""
-    try:
-        found = msgspec.json.decode(body, type=_ImageMembers)
-    except msgspec.ValidationError:  # not an object
-        return len(body)
-    except (msgspec.DecodeError, RecursionError):  # not JSON, which `parse` explains
-        return 0
-    members = memoryview(found.image), memoryview(found.mask)
-    return len(body) - sum(len(member) for member in members if bytes(member[:1]) == b'"')
 
 
 def parse_form(kind: type[Request], fields: Mapping[str, str]) -> Request:
@@ -108,9 +92,7 @@ def _to_error(problem: ErrorDetails, request: type[BaseModel]) -> InvalidRequest
     name = _path(problem["loc"])
     if kind == "extra_forbidden":
         known = request if len(problem["loc"]) == 1 else LoraRequest
-        near = difflib.get_close_matches(str(problem["loc"][-1]), known.model_fields, n=1)
-        hint = f" Did you mean '{near[0]}'?" if near else ""
-        return InvalidRequest(f"Unknown parameter: {shorten(name)}.{hint}", param=name, code="unknown_parameter")
+        return _unknown_parameter(name, str(problem["loc"][-1]), known)
     if kind == "missing":
         return InvalidRequest(f"Missing required parameter: '{name}'.", param=name, code="missing_required_parameter")
     if kind in _TYPES:
@@ -119,12 +101,23 @@ def _to_error(problem: ErrorDetails, request: type[BaseModel]) -> InvalidRequest
     return InvalidRequest(f"Invalid value for '{name}': {shorten(value)}. {_constraint(problem)}", param=name)
 
 
+def _too_many_members(members: Iterable[str], request: type[BaseModel]) -> InvalidRequest:
+    name = next(name for name in members if name not in request.model_fields)
+    return _unknown_parameter(name, name, request)
+
+
+def _unknown_parameter(path: str, name: str, known: type[BaseModel]) -> InvalidRequest:
+    near = difflib.get_close_matches(name, known.model_fields, n=1) if len(name) <= MAX_PARAM_CHARS else []
+    hint = f" Did you mean '{near[0]}'?" if near else ""
+    return InvalidRequest(f"Unknown parameter: {shorten(path)}.{hint}", param=path, code="unknown_parameter")
+
+
 def _path(location: tuple[int | str, ...]) -> str:
     """The location in the request, such as `loras[0].scale`."""
-    name = str(location[0])
+    name = clip(str(location[0]), MAX_PARAM_CHARS)
     for part in location[1:]:
-        name += f"[{part}]" if isinstance(part, int) else f".{part}"
-    return name
+        name += f"[{part}]" if isinstance(part, int) else f".{clip(part, MAX_PARAM_CHARS)}"
+    return printable(name, MAX_PARAM_CHARS)
 
 
 def _constraint(problem: ErrorDetails) -> str:

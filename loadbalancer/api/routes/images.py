@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from fastapi import APIRouter, Request, Response
 
 from loadbalancer.api.event_stream import EventStream
-from loadbalancer.api.http_helpers import caller, json_response, read_body, wait_first
+from loadbalancer.api.http_helpers import caller, json_response, read_json, wait_first
 from loadbalancer.api.openapi import event_stream, request_body, responses
 from loadbalancer.api.proxying import form_factory, json_factory, try_upstream
 from loadbalancer.api.request_builder import RequestBuilder, data_url_reader
@@ -40,7 +40,7 @@ def router(services: Services, builder: RequestBuilder) -> APIRouter:
     )
     async def generate_images(request: Request) -> Response:
         """OpenAI's Images API with the parameters of diffusion models. With `stream`: server-sent events."""
-        body = await read_body(request, max_upload_bytes)
+        body = await read_json(request, max_upload_bytes)
         parsed = parse_with_images(ImageRequest, body, max_bytes)
         image, mask = data_url_reader("image", parsed.image), data_url_reader("mask", parsed.mask)
         spec = await builder.build(parsed, caller(request), image, mask)
@@ -75,7 +75,7 @@ def router(services: Services, builder: RequestBuilder) -> APIRouter:
     )
     async def predict(request: Request) -> Response:
         """The minimal API: a prompt in, a base64 PNG out."""
-        parsed = parse(PredictRequest, await read_body(request, max_bytes))
+        parsed = parse(PredictRequest, await read_json(request, max_bytes))
         in_flight = services.tracker.accept(await builder.build(parsed, caller(request)))
         (image,) = await _wait(in_flight, request)
         return json_response(PredictAnswer(memoryview(image.image), image.flagged))

@@ -9,7 +9,7 @@ from typing import Annotated, NoReturn, TypeVar
 from fastapi import APIRouter, Query, Request, Response
 
 from loadbalancer.api.event_stream import EventStream
-from loadbalancer.api.http_helpers import caller, json_response, read_body
+from loadbalancer.api.http_helpers import caller, json_response, read_json
 from loadbalancer.api.idempotency import HEADER, key_of, reused
 from loadbalancer.api.openapi import event_stream, request_body, responses, schema_ref
 from loadbalancer.api.request_builder import RequestBuilder, data_url_reader
@@ -106,7 +106,7 @@ class _JobsApi:
         if not services.tracker.is_open:
             raise shutting_down()
         server, settings = services.settings.server, services.settings.jobs
-        body = await read_body(request, server.max_upload_bytes + server.max_body_bytes)
+        body = await read_json(request, server.max_upload_bytes + server.max_body_bytes)
         idempotency_key, owner = request.headers.get(HEADER), caller(request).owner
         key = None if idempotency_key is None else key_of(owner, idempotency_key, request.url.path, "", body)
         parsed = parse_job(body, server.max_body_bytes, webhook_private=settings.webhook_private)

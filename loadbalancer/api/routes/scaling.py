@@ -11,7 +11,7 @@ import msgspec
 from fastapi import APIRouter, Query, Request, Response
 from pydantic import BaseModel
 
-from loadbalancer.api.http_helpers import json_response, read_body, wait_first
+from loadbalancer.api.http_helpers import json_response, read_json, wait_first
 from loadbalancer.api.openapi import request_body, responses
 from loadbalancer.generation.validation import model_not_found
 from loadbalancer.scaling.control_plane import MAX_PENDING_COMMANDS, ControlPlane, TooManyCommands
@@ -122,7 +122,7 @@ class _ScalingApi:
 
     async def read(self, kind: type[Body], request: Request) -> Body:
         """The body; an empty one means the defaults."""
-        body = await read_body(request, self._services.settings.server.max_body_bytes)
+        body = await read_json(request, self._services.settings.server.max_body_bytes)
         return parse(kind, body.strip() or b"{}")
 
     def report(self) -> ControllerReport:
@@ -133,7 +133,7 @@ class _ScalingApi:
     async def on_report(self, request: Request) -> Response:
         """Store the report, complete its commands, and return the pending ones."""
         try:
-            report = self._reports.decode(await read_body(request, _MAX_REPORT_BYTES))
+            report = self._reports.decode(await read_json(request, _MAX_REPORT_BYTES))
         except msgspec.MsgspecError as error:
             raise InvalidRequest(f"Invalid report: {error}.", code="invalid_report") from None
         pending, results = self._control.on_report(report, time.monotonic())

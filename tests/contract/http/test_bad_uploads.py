@@ -134,6 +134,7 @@ def test_missing_file_is_named(http: httpx.Client) -> None:
 # ---- forms that are none
 
 PART = b'--b\r\nContent-Disposition: form-data; name="prompt"%b\r\n\r\n%b\r\n'
+UTF_16, LATIN_1 = (b"\r\nContent-Type: text/plain; charset=%b" % name for name in (b"utf-16", b"latin-1"))
 PROMPT = PART % (b"", b"a seven")
 
 
@@ -159,16 +160,36 @@ def raw(http: httpx.Client, body: bytes, content_type: str) -> httpx.Response:
         (PROMPT * 65 + b"--b--\r\n", "multipart/form-data; boundary=b", "Too many fields"),
         ((PART % (b'; filename="x"', b"x")) * 17 + b"--b--\r\n", "multipart/form-data; boundary=b", "Too many files"),
         (PART % (b"", b"x" * 20_001) + b"--b--\r\n", "multipart/form-data; boundary=b", "Part exceeded maximum size"),
-        (PROMPT + b"--b--\r\n", "multipart/form-data; boundary=b; charset=undefined", "character set"),
-        (PART % (b"", b"+2AA-") + b"--b--\r\n", "multipart/form-data; boundary=b; charset=utf-7", "not Unicode"),
+        (PROMPT + b"--b--\r\n", "multipart/form-data; boundary=b; charset=undefined", "set is 'undefined'"),
+        (PROMPT + b"--b--\r\n", "multipart/form-data; boundary=b; charset=punycode", "set is 'punycode'"),
+        (PROMPT + b"--b--\r\n", 'multipart/form-data; charset="IDNA"; boundary=b', "set is 'idna'"),
+        (PART % (UTF_16, b"a") + b"--b--\r\n", "multipart/form-data; boundary=b", "set is 'utf-16'"),
+        (PART % (LATIN_1, b"a") + b"--b--\r\n", "multipart/form-data; boundary=b", "a part is in 'latin-1'"),
         (PROMPT, "multipart/form-data; boundary=b", "Missing required parameter"),
     ],
-    ids=range(14),
+    ids=range(17),
 )
 def test_unreadable_form_returns_400(http: httpx.Client, body: bytes, content_type: str, fragment: str) -> None:
     error = error_of(raw(http, body, content_type))
     assert fragment in error["message"]
     assert error["code"] in {"invalid_form", "missing_required_parameter"}
+
+
+def test_texts_of_a_form_share_one_limit(http: httpx.Client) -> None:
+    fields = {"user": "x" * 12_000, "safety_identifier": "x" * 12_000}
+    error = error_of(post(http, [("image", png())], {"prompt": "a seven"} | fields), 413)
+    assert "larger beside its images than 20000 bytes" in error["message"]
+
+
+@pytest.mark.parametrize("path", [GENERATE, "/predict", "/v1/jobs"])
+@pytest.mark.parametrize("charset", ["utf-16", "utf-7", "punycode", "x" * 200])
+def test_json_in_another_charset_returns_400(http: httpx.Client, path: str, charset: str) -> None:
+    content_type = f"application/json; charset={charset}"
+    answered = http.post(path, content=b'{"prompt": "a seven"}', headers={"content-type": content_type})
+    error = error_of(answered)
+    assert error["code"] == "invalid_json"
+    assert "JSON must be UTF-8" in error["message"]
+    assert len(error["message"]) < 200
 
 
 def _endless() -> Iterator[bytes]:

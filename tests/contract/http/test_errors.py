@@ -77,7 +77,7 @@ REFUSED: list[tuple[dict[str, Any], str, str]] = [
     ({"timeout_s": 3601}, "timeout_s", "3600"),
     ({"num_steps": 20}, "num_steps", "Unknown parameter: 'num_steps'. Did you mean 'num_inference_steps'?"),
     ({"frame_count": 2}, "frame_count", "Unknown parameter: 'frame_count'"),
-    ({"x" * 200: 1}, "x" * 200, "Unknown parameter"),
+    ({"x" * 200: 1}, "x" * 77 + "...", "Unknown parameter"),
 ]
 
 
@@ -232,3 +232,10 @@ def test_unreachable_deadline_returns_503_at_once(http: httpx.Client, shared: Se
     assert error_of(answered)["code"] == "deadline_unreachable"
     assert "about 60." in error_of(answered)["message"]
     assert 1 <= int(answered.headers["retry-after"]) <= 60
+
+
+def test_errors_echo_little_of_a_path(http: httpx.Client) -> None:
+    for answered in (http.get("/" + "x" * 10_000), http.get("/v1/models/" + "x" * 10_000), http.put("/v1/%0a%1b[31m")):
+        message = answered.json()["error"]["message"]
+        assert len(message) < 300
+        assert message.isprintable()
