@@ -8,10 +8,10 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-import yaml
-
-from configs.load import DEFAULT_FILE, ConfigError, Tree, load
+from configs.fields import Tree
+from configs.load import DEFAULT_FILE, ConfigError, load
 from configs.settings import Settings
+from configs.yaml_file import dump_yaml
 
 #: Exit status for an invalid configuration or invalid options.
 EXIT_USAGE = 2
@@ -72,7 +72,7 @@ def config_reader(args: argparse.Namespace) -> Callable[[], Settings]:
 def to_yaml(settings: Settings) -> str:
     """Return all settings as YAML, from which `load` reads equal settings."""
     tree: Tree = json.loads(settings.model_dump_json(exclude_none=True))
-    return yaml.safe_dump(tree, sort_keys=False)
+    return dump_yaml(tree)
 
 
 def _overrides(given: Tree) -> Tree:

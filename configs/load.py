@@ -7,24 +7,20 @@ from __future__ import annotations
 
 import difflib
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import yaml
 from pydantic import BaseModel, ValidationError
 from pydantic.types import JsonValue
-from pydantic_settings import EnvSettingsSource
-from pydantic_settings.exceptions import SettingsError
 
+from configs.environment import read_variables
+from configs.fields import Tree, annotation_at, field_path, section_of, with_field_names
 from configs.settings import Settings
 from configs.text import clip
+from configs.yaml_file import InvalidYaml, KeyPath, read_yaml_file
 
 DEFAULT_FILE = Path(__file__).with_name("default.yaml")
-ENV_PREFIX = "MUSTER_"
-#: Environment variable with a client's API key. It is not a setting.
-CLIENT_KEY = "MUSTER_KEY"
-Tree = dict[str, Any]
 
 
 class Problem(NamedTuple):
@@ -49,11 +45,11 @@ class ConfigError(ValueError):
 
 
 class ConfigSource(NamedTuple):
-    """An origin of settings. `lines` maps dotted keys to line numbers; empty if it is not a file."""
+    """An origin of settings. `places` maps paths to a line of the file, or to an environment variable."""
 
     name: str
     values: Tree
-    lines: Mapping[str, int] = {}
+    places: Mapping[KeyPath, str] = {}
 
 
 def load(file: Path | None = None, overrides: Tree | None = None) -> Settings:
@@ -61,12 +57,15 @@ def load(file: Path | None = None, overrides: Tree | None = None) -> Settings:
 
     `overrides` are the settings of the command line. `file` replaces the default file completely.
     """
-    sources = [read_yaml(file or DEFAULT_FILE), read_environment(), ConfigSource("command line", overrides or {})]
+    from_file = read_yaml(file or DEFAULT_FILE)
+    models = from_file.values.get("models")
+    from_environment = read_environment(list(models) if isinstance(models, dict) else [])
+    sources = [from_file, from_environment, ConfigSource("command line", overrides or {})]
     merged: Tree = {}
     for source in sources:
         merged = _merge(merged, source.values)
     try:
-        return Settings(**merged)
+        return Settings.model_validate(merged)
     except ValidationError as error:
         raise ConfigError(_explain(error, merged, sources)) from None
 
@@ -74,34 +73,26 @@ def load(file: Path | None = None, overrides: Tree | None = None) -> Settings:
 def read_yaml(file: Path) -> ConfigSource:
     """Return the file's settings with the line of each. Raises `ConfigError`."""
     try:
-        text = file.read_text(encoding="utf-8")
-        values = yaml.safe_load(text) or {}
-        lines = _line_numbers(yaml.compose(text, Loader=yaml.SafeLoader))
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError([Problem(str(file), "file", None, f"cannot be read: {error}")]) from None
-    except yaml.YAMLError as error:
-        raise ConfigError([Problem(str(file), "file", None, f"is not valid YAML: {error}")]) from None
+        values, lines = read_yaml_file(file)
+    except OSError as error:
+        raise ConfigError([Problem(str(file), "file", None, f"cannot be read: {error.strerror or error}")]) from None
+    except InvalidYaml as error:
+        place = f"{file}:{error.line}" if error.line else str(file)
+        raise ConfigError([Problem(place, "file", None, error.message)]) from None
+    if values is None:
+        values = {}
     if not isinstance(values, dict):
         raise ConfigError([Problem(str(file), "file", None, "must contain `key: value` lines at its top level")])
-    return ConfigSource(str(file), values, lines)
+    places = {tuple(field_path(Settings, path)): f"{file}:{line}" for path, line in lines.items()}
+    return ConfigSource(str(file), with_field_names(Settings, values), places)
 
 
-def read_environment() -> ConfigSource:
-    """Return the settings in `MUSTER_*` variables. Raises `ConfigError` for a variable that is not a setting."""
-    fields = {name.lower() for name in Settings.model_fields}
-    unknown = [
-        Problem("environment", name, os.environ[name], _suggest(name[len(ENV_PREFIX) :].lower(), sorted(fields)))
-        for name in sorted(os.environ)
-        if name.startswith(ENV_PREFIX)
-        and name != CLIENT_KEY
-        and name[len(ENV_PREFIX) :].lower().split("__")[0] not in fields
-    ]
-    if unknown:
-        raise ConfigError(unknown)
-    try:
-        return ConfigSource("environment", EnvSettingsSource(Settings)())
-    except SettingsError as error:
-        raise ConfigError([Problem("environment", "MUSTER_*", None, str(error))]) from None
+def read_environment(models: Sequence[str] = ()) -> ConfigSource:
+    """Return the settings in `MUSTER_*` variables, for these models. Raises `ConfigError` for unknown variables."""
+    values, places, problems = read_variables(Settings, os.environ, models)
+    if problems:
+        raise ConfigError([Problem("environment", *problem) for problem in problems])
+    return ConfigSource("environment", values, {key: f"environment: {name}" for key, name in places.items()})
 
 
 def _merge(base: Tree, over: Tree) -> Tree:
@@ -112,30 +103,20 @@ def _merge(base: Tree, over: Tree) -> Tree:
     return merged
 
 
-def _line_numbers(node: yaml.Node | None, prefix: str = "") -> dict[str, int]:
-    lines: dict[str, int] = {}
-    if isinstance(node, yaml.MappingNode):
-        for key, value in node.value:
-            path = f"{prefix}{key.value}"
-            lines[path] = key.start_mark.line + 1
-            lines |= _line_numbers(value, f"{path}.")
-    return lines
-
-
 def _explain(error: ValidationError, merged: Tree, sources: list[ConfigSource]) -> list[Problem]:
     """Return one problem per key. A union of types causes several pydantic errors for the same value."""
-    found: dict[str, tuple[JsonValue, list[str]]] = {}
+    found: dict[KeyPath, tuple[JsonValue, list[str]]] = {}
     for item in error.errors():
         path = _existing_path(merged, item["loc"])
         missing = item["type"] == "missing"
-        key = ".".join(map(str, item["loc"] if missing else path)) or "configuration"
+        key = tuple(map(str, item["loc"])) if missing else tuple(path)
         message = item["msg"].removeprefix("Value error, ")
         if item["type"] == "extra_forbidden":
             message = _suggest(str(path[-1]), _allowed_keys(path[:-1]))
         value = None if missing or isinstance(item["input"], dict | BaseModel) else item["input"]
         found.setdefault(key, (value, []))[1].append(message)
     return [
-        Problem(_origin(key, sources), key, value, " or ".join(dict.fromkeys(messages)))
+        Problem(_origin(key, sources), ".".join(key) or "configuration", value, " or ".join(dict.fromkeys(messages)))
         for key, (value, messages) in found.items()
     ]
 
@@ -151,29 +132,21 @@ def _existing_path(tree: Any, location: tuple[int | str, ...]) -> list[str]:
     return path
 
 
-def _origin(key: str, sources: list[ConfigSource]) -> str:
+def _origin(path: KeyPath, sources: list[ConfigSource]) -> str:
     """Return the source of highest precedence that sets the key, with the line if it is a file."""
-    for source in reversed(sources):
+    for source in reversed(sources) if path else ():
         node: Any = source.values
-        parts = key.split(".")
+        parts = list(path)
         while parts and isinstance(node, dict) and parts[0] in node:
             node = node[parts.pop(0)]
         if not parts:
-            line = source.lines.get(key)
-            return f"{source.name}:{line}" if line else source.name
+            return source.places.get(path, source.name)
     return sources[0].name
 
 
 def _allowed_keys(path: list[str]) -> list[str]:
-    section: Any = Settings
-    for part in path:
-        if isinstance(section, type) and issubclass(section, BaseModel):
-            section = section.model_fields[part].annotation
-        else:  # the only mapping is `models`
-            section = section.__args__[1]
-    if isinstance(section, type) and issubclass(section, BaseModel):
-        return list(section.model_fields)
-    return []
+    section = section_of(annotation_at(Settings, path))
+    return list(section.model_fields) if section is not None else []
 
 
 def _suggest(key: str, allowed: list[str]) -> str:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ByteSize, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ByteSize, ConfigDict, Field, model_validator
 
 Seconds = Annotated[float, Field(ge=0)]
 PositiveSeconds = Annotated[float, Field(gt=0)]
@@ -21,10 +21,39 @@ def _positive(value: ByteSize) -> ByteSize:
 Bytes = Annotated[ByteSize, AfterValidator(_positive)]
 
 
+def expand_home(value: str) -> str:
+    """Return the path with the home folder in place of `~`. Raises `ValueError` if no such user is known."""
+    if "\0" in value or not value.strip():
+        raise ValueError("must be the path of a file or folder")
+    try:
+        return str(Path(value).expanduser())
+    except RuntimeError:
+        raise ValueError("the user after ~ is not known here; give the whole path") from None
+
+
+def _local_path(value: Any) -> Any:
+    return expand_home(str(value)) if isinstance(value, str | Path) else value
+
+
+#: A path of this machine. `~` is the home folder; a relative path starts at the working directory.
+LocalPath = Annotated[Path, BeforeValidator(_local_path)]
+
+
 class Section(BaseModel):
     """A section of the configuration. It rejects unknown keys and is immutable."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _empty_is_default(cls, values: Any) -> Any:
+        """A section or a list whose lines are all commented out is null in YAML."""
+        if values is None:
+            return {}
+        if not isinstance(values, dict):
+            return values
+        lists = {name for name, field in cls.model_fields.items() if field.default == ()}
+        return {key: () if value is None and key in lists else value for key, value in values.items()}
 
 
 class Server(Section):
@@ -54,9 +83,9 @@ class Server(Section):
     """Maximum size of that file together with the previous one (`NAME.csv.1`)."""
     shutdown_s: PositiveSeconds = Field(default=4.0, le=8.0)
     """Time that running requests have to finish after a signal to stop."""
-    tls_cert: Path | None = None
+    tls_cert: LocalPath | None = None
     """PEM file of the certificate and its intermediate certificates. If set, the server uses HTTPS only."""
-    tls_key: Path | None = None
+    tls_key: LocalPath | None = None
     """PEM file of the certificate's private key, without a password."""
 
     @model_validator(mode="after")
@@ -70,7 +99,7 @@ class Server(Section):
 class Access(Section):
     """Access control."""
 
-    keys_file: Path | None = None
+    keys_file: LocalPath | None = None
     """File of API keys, written by `scripts/keys`. Default: `keys.yaml` in `data_dir`. Without it no key is needed."""
     insecure: bool = False
     """Allow `server.host` to be reachable from other machines without API keys."""

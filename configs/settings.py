@@ -7,15 +7,27 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field, model_validator
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from configs.proxy import ColdStartProxy
 from configs.samplers import canonical_sampler, sampler_names
 from configs.scaling import Scaling
-from configs.sections import Access, Bytes, Devices, Jobs, PositiveSeconds, Queue, Seconds, Section, Server, Workers
+from configs.sections import (
+    Access,
+    Bytes,
+    Devices,
+    Jobs,
+    LocalPath,
+    PositiveSeconds,
+    Queue,
+    Seconds,
+    Section,
+    Server,
+    Workers,
+    expand_home,
+)
 
 
 def _known_scheduler(value: str) -> str:
@@ -31,6 +43,28 @@ def _size(value: str) -> str:
     if any(int(side) % 8 for side in value.split("x")):
         raise ValueError("width and height must be multiples of 8")
     return value
+
+
+def _checkpoint_path(value: str) -> str:
+    return expand_home(value) if value.startswith("~") else value
+
+
+def _off(value: Any) -> Any:
+    """`off` is false to a reader of YAML 1.1, and some programs write it so."""
+    return "off" if value is False else value
+
+
+def _model_name(value: str) -> str:
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)*", value) or len(value) > 96:
+        raise ValueError(
+            "a model's name has up to 96 letters (a to z, A to Z), digits, dots, hyphens and underscores; slashes "
+            "may separate parts, and each part begins with a letter or digit"
+        )
+    return value
+
+
+def _empty_models(value: Any) -> Any:
+    return {} if value is None else value
 
 
 class Batching(Section):
@@ -123,21 +157,22 @@ class Model(Section):
 
     engine: Literal["diffusion", "sim"] = "diffusion"
     """`diffusion`: a diffusers checkpoint. `sim`: a simulated accelerator for load tests."""
-    path: str = "builtin:digits"
-    """`builtin:NAME`, a local folder, a `.safetensors` file, or a hub id. Only safetensors are loaded."""
+    path: Annotated[str, AfterValidator(_checkpoint_path)] = ""
+    """`builtin:NAME`, a local folder, a `.safetensors` file, or a hub id. Only safetensors are loaded. Required for
+    `diffusion`."""
     pipeline: str | None = Field(default=None, pattern=r"^[A-Za-z][A-Za-z0-9]*Pipeline$")
     """Pipeline class of diffusers. Default: the class that the checkpoint names."""
-    controlnet: str | None = None
+    controlnet: Annotated[str, AfterValidator(_checkpoint_path)] | None = None
     """Folder or hub id of the ControlNet, for a ControlNet pipeline."""
     variant: str | None = Field(default=None, pattern=r"^[A-Za-z0-9_]+$")
     """Variant of the weight files, such as `fp16`, if the checkpoint has several."""
-    loras: Path | None = None
+    loras: LocalPath | None = None
     """Folder of LoRA adapters (`NAME.safetensors`) that requests may use."""
     max_loras: int = Field(default=8, ge=1)
     """Maximum number of adapters in a worker's memory; the least recently used one is evicted."""
-    safety_checker: Literal["off", "flag", "refuse"] = "off"
+    safety_checker: Annotated[Literal["off", "flag", "refuse"], BeforeValidator(_off)] = "off"
     """For checkpoints with a safety checker. `flag`: the answer marks flagged images. `refuse`: the answer is 400."""
-    compile: Literal["off", "regional", "full", "graphs"] = "off"
+    compile: Annotated[Literal["off", "regional", "full", "graphs"], BeforeValidator(_off)] = "off"
     """GPU only: `torch.compile` of the denoiser's repeated blocks (`regional`) or all of it (`full`); CUDA graphs."""
     reproducible: bool = False
     """Equal requests with equal seeds get equal bytes under any load. Fewer requests can then share a batch."""
@@ -156,6 +191,15 @@ class Model(Section):
     cold_start_proxy: ColdStartProxy | None = None
     """Another server that answers while this model has no ready worker."""
     sim: Sim = Sim()
+
+    @model_validator(mode="after")
+    def _diffusion_has_path(self) -> Model:
+        if self.engine == "diffusion" and not self.path.strip():
+            raise ValueError(
+                "path is required: a folder, a .safetensors file, a hub id such as stabilityai/sd-turbo, or "
+                "builtin:digits"
+            )
+        return self
 
     @model_validator(mode="after")
     def _defaults_within_limits(self) -> Model:
@@ -178,21 +222,14 @@ class Model(Section):
         return self
 
 
-ModelName = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,62}$")]
+#: A model's name: safe in a URL, and of one line.
+ModelName = Annotated[str, AfterValidator(_model_name)]
 
 
-class Settings(BaseSettings):
+class Settings(Section):
     """The configuration."""
 
-    model_config = SettingsConfigDict(
-        extra="forbid",
-        frozen=True,
-        use_attribute_docstrings=True,
-        env_prefix="MUSTER_",
-        env_nested_delimiter="__",
-    )
-
-    data_dir: Path = Path("data")
+    data_dir: LocalPath = Path("data")
     """Folder of everything that the server writes: logs, sockets, state."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     """Minimum level of log lines."""
@@ -206,7 +243,7 @@ class Settings(BaseSettings):
     jobs: Jobs = Jobs()
     devices: Devices = Devices()
     workers: Workers = Workers()
-    models: dict[ModelName, Model] = Field(min_length=1)
+    models: Annotated[dict[ModelName, Model], BeforeValidator(_empty_models)] = Field(min_length=1)
     """The served models by name. The first one is the default of requests without a model."""
 
     def scaling(self, model: str) -> Scaling:

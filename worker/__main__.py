@@ -98,7 +98,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if model not in settings.models:
         print(f"--model {model}: no such model; configured: {', '.join(settings.models)}", file=sys.stderr)
         return EXIT_USAGE
-    name = getattr(args, "id", f"{model}-{secrets.token_hex(3)}")
+    name = getattr(args, "id", f"{model.replace('/', '-')}-{secrets.token_hex(3)}")
     try:
         address, key = _balancer(args, settings)
     except BadKey as error:

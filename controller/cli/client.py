@@ -12,7 +12,8 @@ from typing import Any, TypeVar
 import aiohttp
 import msgspec
 
-from configs.load import CLIENT_KEY, ConfigError, load, read_yaml
+from configs.environment import CLIENT_KEY
+from configs.load import ConfigError, load, read_yaml
 from controller.balancer_client import BalancerHttpClient, HttpAnswer, url_of
 from wire.errors import ErrorBody
 

@@ -14,7 +14,7 @@ from rich.highlighter import NullHighlighter
 from rich.logging import RichHandler
 from rich.status import Status
 
-from configs.load import CLIENT_KEY
+from configs.environment import CLIENT_KEY
 
 _EXAMPLE = "a handwritten seven"
 

@@ -56,4 +56,4 @@ class Executor:
 
 
 def _new_name(model: str) -> str:
-    return f"{model}-{secrets.token_hex(3)}"
+    return f"{model.replace('/', '-')}-{secrets.token_hex(3)}"

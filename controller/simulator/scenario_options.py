@@ -10,13 +10,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import ValidationError
 
 from configs.cli import HelpFormatter
 from configs.load import ConfigError, load
 from configs.scaling import POLICY_FIELDS, Scaling
 from configs.settings import Settings
+from configs.yaml_file import InvalidYaml, parse_yaml
 from controller.simulator.model_sim import WorkerProfile, batch_slowdowns
 from controller.simulator.scenarios import (
     PRESETS,
@@ -227,7 +227,10 @@ def parse_fields(pairs: list[str]) -> dict[str, Any]:
         path, equals, value = pair.partition("=")
         if not equals:
             raise InvalidScenario(f"--set {pair} must be KEY=VALUE")
-        values[path] = yaml.safe_load(value)
+        try:
+            values[path] = parse_yaml(value).value
+        except InvalidYaml as error:
+            raise InvalidScenario(f"--set {pair}: {error}") from None
     return nested_fields(values)
 
 

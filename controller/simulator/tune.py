@@ -10,12 +10,12 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from functools import partial
 
-import yaml
 from pydantic import ValidationError
 from rich.console import Console
 from rich.progress import Progress
 
 from configs.cli import EXIT_USAGE
+from configs.yaml_file import dump_yaml
 from controller.simulator.cli import run
 from controller.simulator.random_search import ParameterRange, ParameterValues, SearchCandidate, search, search_space
 from controller.simulator.results import PolicyResult, model_results, total_result
@@ -80,9 +80,7 @@ def _tune(args: argparse.Namespace, scenario: Scenario, console: Console) -> int
     _print_result(console, "on the rest, with the defaults", default_result)
     if tuned_result.in_slo < args.goal / 100:
         console.print(f"the goal of {args.goal:g} % is not met on the rest: do not use these settings")
-    print(
-        yaml.safe_dump({"scaling": merge_fields(fixed_fields, nested_fields(best.settings))}, sort_keys=False), end=""
-    )
+    print(dump_yaml({"scaling": merge_fields(fixed_fields, nested_fields(best.settings))}), end="")
     return int(tuned_result.in_slo < args.goal / 100)
 
 

@@ -8,15 +8,17 @@ from pathlib import Path
 from typing import Generic, TypeVar
 
 import msgspec
-import yaml
 
 from configs.files import atomic_write
+from configs.yaml_file import InvalidYaml, dump_yaml, read_yaml_file
 
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 #: Least seconds between two looks at a file.
 POLL_INTERVAL_S = 1.0
+#: Maximum size of a file: about 40,000 keys.
+_MAX_BYTES = 8 << 20
 #: What tells one state of a file from the next.
 _Stamp = tuple[int, int, int]
 
@@ -63,22 +65,21 @@ class ReloadingFile(Generic[T]):
 def read(path: Path, parse: Callable[[object], T]) -> T:
     """What `parse` makes of the YAML file. Raises `InvalidFile`."""
     try:
-        return parse(yaml.safe_load(path.read_text(encoding="utf-8")))
-    except (OSError, UnicodeDecodeError) as error:
-        raise InvalidFile(f"{path} cannot be read: {getattr(error, 'strerror', None) or 'it is not UTF-8'}") from None
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        raise InvalidFile(f"{path}{f':{mark.line + 1}' if mark else ''} is not valid YAML") from None
+        return parse(read_yaml_file(path, _MAX_BYTES).value)
+    except OSError as error:
+        raise InvalidFile(f"{path} cannot be read: {error.strerror}") from None
+    except InvalidYaml as error:  # its message may quote the content
+        raise InvalidFile(f"{path}{f':{error.line}' if error.line else ''} is not valid YAML") from None
     except msgspec.ValidationError as error:
         raise InvalidFile(f"{path}: {error}") from None
-    except (ValueError, RecursionError):  # of YAML's own types: a date that there is not, lists in lists without end
-        raise InvalidFile(f"{path} is not valid YAML") from None
+    except ValueError:
+        raise InvalidFile(f"{path} is not valid") from None
 
 
 def write(path: Path, tree: object) -> None:
     """Put the tree there as YAML, whole or not at all, for this user only. Raises `OSError`."""
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    atomic_write(path, yaml.safe_dump(tree, sort_keys=False, encoding="utf-8"))
+    atomic_write(path, dump_yaml(tree).encode())
 
 
 def _stamp(path: Path) -> _Stamp | None:

@@ -57,7 +57,7 @@ class Server:
 
     def start_worker(self, model: str) -> str:
         """Start one more worker and return its name, without waiting for it."""
-        name = f"{model}-{len(self.workers)}"
+        name = f"{model.replace('/', '-')}-{len(self.workers)}"
         device = "sim" if self.models[model].get("engine") == "sim" else "cpu"
         options = ["--id", name, "--model", model, "--device", f"{device}:{len(self.workers)}"]
         self.workers[name] = launch("worker", self.data_dir, "--config", str(self.config), *options, log=name)

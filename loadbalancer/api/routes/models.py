@@ -22,7 +22,7 @@ def router(services: Services) -> APIRouter:
         """Every served model."""
         return json_response(ModelList([await _card(services, name) for name in services.settings.models]))
 
-    @routes.get("/v1/models/{model}", summary="Describe a model", responses=responses("ModelCard", 404))
+    @routes.get("/v1/models/{model:path}", summary="Describe a model", responses=responses("ModelCard", 404))
     async def describe_model(model: str) -> Response:
         """One served model."""
         if model not in services.settings.models:

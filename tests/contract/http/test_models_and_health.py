@@ -46,6 +46,17 @@ def test_in_flight_metrics_return_to_zero(server: StartServer) -> None:
     wait_until(lambda: counts() == dict.fromkeys(books, 0), "empty books")
 
 
+def test_model_named_as_on_a_hub_is_served(server: StartServer) -> None:
+    name = "Stability-AI/SD-1.5_turbo"
+    running = server({name: sim()}, 1)
+    for path in (name, name.replace("/", "%2F")):
+        assert httpx.get(f"{running.base_url}/v1/models/{path}", timeout=PATIENCE_S).json()["id"] == name
+    body = {"prompt": "a seven", "model": name}
+    assert httpx.post(f"{running.base_url}{GENERATE}", json=body, timeout=PATIENCE_S).status_code == 200
+    metrics = httpx.get(f"{running.base_url}/metrics", timeout=PATIENCE_S).text
+    assert f'model="{name}"' in metrics
+
+
 def test_stop_aborts_clients_that_do_not_read(server: StartServer) -> None:
     model = sim(limits={"max_pixels": SIDE * SIDE}, max_batch_size=16)
     running = server({"sim": model}, 1, server={"max_n": IMAGES, "shutdown_s": 1})

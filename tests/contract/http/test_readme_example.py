@@ -8,7 +8,7 @@ import ssl
 import subprocess
 from pathlib import Path
 
-from configs.load import CLIENT_KEY
+from configs.environment import CLIENT_KEY
 from controller.runtime.console import curl_example
 from scripts.harness.processes import PATIENCE_S, free_port, launch, wait_until
 from tests.contract.http.test_access import healthy, make_key

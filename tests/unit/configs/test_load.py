@@ -9,7 +9,8 @@ import pytest
 
 from configs import samplers
 from configs.cli import to_yaml
-from configs.load import CLIENT_KEY, DEFAULT_FILE, ConfigError, load
+from configs.environment import CLIENT_KEY
+from configs.load import DEFAULT_FILE, ConfigError, load
 from configs.paths import internal_token, run_dir, worker_address
 from configs.settings import Settings
 
@@ -33,7 +34,8 @@ def test_default_serves_builtin_model() -> None:
 
 def test_command_line_overrides_environment_overrides_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = write(
-        tmp_path, "server: {port: 1001, timeout_s: 11}\nqueue: {max_tasks: 50}\nmodels: {m: {max_batch_size: 3}}"
+        tmp_path,
+        "server: {port: 1001, timeout_s: 11}\nqueue: {max_tasks: 50}\nmodels: {m: {engine: sim, max_batch_size: 3}}",
     )
     monkeypatch.setenv("MUSTER_SERVER__PORT", "1002")
     monkeypatch.setenv("MUSTER_QUEUE__MAX_TASKS", "60")
@@ -63,7 +65,7 @@ def test_printed_settings_load_equal(tmp_path: Path) -> None:
 def test_top_level_bounds_replace_each_models(
     tmp_path: Path, min_workers: int | None, max_workers: int | None, own: str, expected: tuple[int, object]
 ) -> None:
-    file = write(tmp_path, f"models: {{m: {{scaling: {own}}}}}")
+    file = write(tmp_path, f"models: {{m: {{engine: sim, scaling: {own}}}}}")
     scaling = load(file, {"min_workers": min_workers, "max_workers": max_workers}).scaling("m")
     assert (scaling.min_workers, scaling.max_workers) == expected
 
@@ -72,10 +74,13 @@ def test_top_level_bounds_replace_each_models(
     ("text", "parts"),
     [
         (
-            "models: {m: {}}\nserver:\n  port: 99999",
+            "models: {m: {engine: sim}}\nserver:\n  port: 99999",
             ["muster.yaml:3: server.port = 99999", "less than or equal to 65535"],
         ),
-        ("models: {m: {}}\nserver: {hots: a}", ["muster.yaml:2: server.hots = 'a'", "did you mean `host`?", "port"]),
+        (
+            "models: {m: {engine: sim}}\nserver: {hots: a}",
+            ["muster.yaml:2: server.hots = 'a'", "did you mean `host`?", "port"],
+        ),
         ("modles: {m: {}}", ["modles", "did you mean `models`?"]),
         ("models: {}", ["models", "at least 1 item"]),
         ("server: {port: 1}", ["models", "required"]),
@@ -93,11 +98,30 @@ def test_top_level_bounds_replace_each_models(
         ("models: {m: {defaults: {size: 100x100}}}", ["size = '100x100'", "multiples of 8"]),
         ("models: {m: {defaults: {size: big}}}", ["size = 'big'", "WIDTHxHEIGHT"]),
         ("models: {m: {defaults: {scheduler: magic}}}", ["scheduler = 'magic'", "allowed: default, ddim"]),
-        ("models: {m: {defaults: {steps: 200}}}", ["defaults.steps (200) exceeds limits.max_steps (150)"]),
-        ("models: {m: {}}\nworkers: {heartbeat_s: 5, lost_after_s: 6}", ["lost_after_s (6) must be at least twice"]),
-        ("models: {m: {}}\nqueue: {max_tasks: 3}", ["server.max_n (10) must not exceed queue.max_tasks (3)"]),
-        ("models: {'Bad Name': {}}", ["Bad Name", "pattern"]),
+        ("models: {m: {engine: sim, defaults: {steps: 200}}}", ["defaults.steps (200) exceeds limits.max_steps (150)"]),
+        (
+            "models: {m: {engine: sim}}\nworkers: {heartbeat_s: 5, lost_after_s: 6}",
+            ["lost_after_s (6) must be at least twice"],
+        ),
+        (
+            "models: {m: {engine: sim}}\nqueue: {max_tasks: 3}",
+            ["server.max_n (10) must not exceed queue.max_tasks (3)"],
+        ),
+        ("models: {'Bad Name': {}}", ["Bad Name", "letters (a to z, A to Z), digits"]),
         ("models: {m: {engine: sims}}", ["engine = 'sims'", "'sim'"]),
+        ("models: {m: {}}", ["models.m", "path is required", "builtin:digits"]),
+        ("models: {m: {engine: diffusion, path: ' '}}", ["path is required"]),
+        ("models:\n  m:", ["path is required"]),
+        ("models:", ["at least 1 item"]),
+        ("models: {m: {engine: sim}}\nserver: 8000", ["server = 8000", "valid dictionary"]),
+        ("models: {m: {engine: sim}}\nserver:\n  port: 1\n  port: 2", ["muster.yaml:4", "first in line 3"]),
+        ("models: {m: {engine: sim, compile: on}}", ["compile = 'on'", "'off'"]),
+        ("models: {m: {engine: sim}}\ndata_dir: ~nobody-here/x", ["data_dir = '~nobody-here/x'", "user after ~"]),
+        ("models: {m: {engine: sim}}\ndata_dir: ''", ["data_dir", "path of a file or folder"]),
+        *[
+            (f"models: {{{name}: {{engine: sim}}}}", ["a model's name has up to 96 letters"])
+            for name in ("'a//b'", "'/a'", "'a/'", "'a/../b'", "ü", "'a b'", "'-a'", "''", "x" + "y" * 96)
+        ],
         ("models: [", ["not valid YAML"]),
         ("- a", ["`key: value`"]),
     ],
@@ -123,9 +147,9 @@ def test_all_mistakes_are_listed(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "value", "message"),
     [
-        ("MUSTER_PROT", "1", "MUSTER_PROT = '1': unknown key"),
-        ("MUSTER_SERVER__PORT", "many", "environment: server.port = 'many'"),
-        ("MUSTER_MIN_WORKERS", "-1", "environment: min_workers = '-1'"),
+        ("MUSTER_PROT", "1", "environment: MUSTER_PROT = '1': no such setting; did you mean"),
+        ("MUSTER_SERVER__PORT", "many", "environment: MUSTER_SERVER__PORT: server.port = 'many'"),
+        ("MUSTER_MIN_WORKERS", "-1", "environment: MUSTER_MIN_WORKERS: min_workers = '-1'"),
     ],
 )
 def test_environment_is_validated(monkeypatch: pytest.MonkeyPatch, name: str, value: str, message: str) -> None:
@@ -133,6 +157,31 @@ def test_environment_is_validated(monkeypatch: pytest.MonkeyPatch, name: str, va
     with pytest.raises(ConfigError) as refusal:
         load()
     assert message in str(refusal.value)
+
+
+def test_words_for_off_and_empty_sections(tmp_path: Path) -> None:
+    text = """
+server:
+  # port: 9000
+access:
+  hosts:
+models:
+  A/b.C-1: {engine: sim, compile: off, safety_checker: off}
+  SDXL: {engine: sim, compile: false, scaling: , loras: ~/loras}
+data_dir: ~/x
+"""
+    settings = load(write(tmp_path, text))
+    assert list(settings.models) == ["A/b.C-1", "SDXL"]
+    assert {model.compile for model in settings.models.values()} == {"off"}
+    assert (settings.server.port, settings.access.hosts) == (8000, ())
+    assert (settings.data_dir, settings.models["SDXL"].loras) == (Path.home() / "x", Path.home() / "loras")
+
+
+@pytest.mark.parametrize("path", ["~/m", "~/m.safetensors"])
+def test_home_is_expanded_in_checkpoints(tmp_path: Path, path: str) -> None:
+    file = write(tmp_path, f"models: {{m: {{path: {path}, controlnet: {path}}}}}")
+    model = load(file).models["m"]
+    assert model.path == model.controlnet == str(Path.home() / path.removeprefix("~/"))
 
 
 def test_missing_file_is_named(tmp_path: Path) -> None:

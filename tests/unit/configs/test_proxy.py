@@ -29,9 +29,9 @@ def write(tmp_path: Path, text: str) -> Path:
         ("models: {m: {cold_start_proxy: {url: 'https://h', timeout_s: 0}}}", "timeout_s"),
         ("models: {m: {cold_start_proxy: {url: 'https://h', max_wait_s: -1}}}", "max_wait_s"),
         # No other file of the data directory can be overwritten.
-        ("{models: {m: {}}, server: {record_arrivals: keys.yaml}}", "record_arrivals"),
-        ("{models: {m: {}}, server: {record_arrivals: ../a.csv}}", "record_arrivals"),
-        ("{models: {m: {}}, server: {record_bytes: 10}}", "record_bytes"),
+        ("{models: {m: {engine: sim}}, server: {record_arrivals: keys.yaml}}", "record_arrivals"),
+        ("{models: {m: {engine: sim}}, server: {record_arrivals: ../a.csv}}", "record_arrivals"),
+        ("{models: {m: {engine: sim}}, server: {record_bytes: 10}}", "record_bytes"),
     ],
 )
 def test_invalid_setting_is_rejected(tmp_path: Path, text: str, message: str) -> None:
@@ -42,7 +42,7 @@ def test_invalid_setting_is_rejected(tmp_path: Path, text: str, message: str) ->
 
 def test_settings_survive_writing_and_loading(tmp_path: Path) -> None:
     proxy = "{url: 'https://h:8443/v1', model: big, api_key_env: OPENAI_API_KEY, max_wait_s: 20, timeout_s: 30}"
-    text = f"{{models: {{m: {{cold_start_proxy: {proxy}}}}}, server: {{record_arrivals: a.csv}}}}"
+    text = f"{{models: {{m: {{engine: sim, cold_start_proxy: {proxy}}}}}, server: {{record_arrivals: a.csv}}}}"
     settings = load(write(tmp_path, text))
     assert load(write(tmp_path, to_yaml(settings))) == settings
     loaded = settings.models["m"].cold_start_proxy

@@ -16,7 +16,7 @@ from configs.scaling import POLICY_FIELDS, Scaling
 def write(tmp_path: Path, scaling: dict[str, Any] | str) -> Path:
     file = tmp_path / "muster.yaml"
     text = scaling if isinstance(scaling, str) else yaml.safe_dump(scaling, default_flow_style=True)
-    file.write_text(f"models:\n  m:\n    scaling: {text}\n")
+    file.write_text(f"models:\n  m:\n    engine: sim\n    scaling: {text}\n")
     return file
 
 
@@ -40,7 +40,7 @@ def test_replica_aliases_are_accepted(tmp_path: Path, given: str, same: str) -> 
         ("{min_workers: 1, min_replicas: 1}", ["min_workers and min_replicas are the same setting; keep one"]),
         ("{max_workers: 2, max_replicas: 3}", ["max_workers and max_replicas are the same setting"]),
         ("{min_workers: -1}", ["m.scaling.min_workers = -1", "greater than or equal to 0"]),
-        ("{min_replicas: -1}", ["m.scaling.min_replicas = -1", "greater than or equal to 0"]),
+        ("{min_replicas: -1}", ["m.scaling.min_workers = -1", "greater than or equal to 0"]),
         ("{max_workers: 0}", ["m.scaling.max_workers = 0"]),
         ("{min_workers: 3, max_workers: 2}", ["min_workers (3) must not exceed max_workers (2)"]),
         ("{min_workers: 2, initial_workers: 1}", ["initial_workers (1) must not be below min_workers (2)"]),

@@ -85,7 +85,8 @@ class SingleAdmission(SimEngine):
 def test_admission_isolates_failing_request() -> None:
     prompts = ("fine", "poison", "huge", "fine")
     rows = admit(
-        SingleAdmission(Model()), [EngineRequest(msgspec.structs.replace(INPUTS, prompt=prompt)) for prompt in prompts]
+        SingleAdmission(Model(engine="sim")),
+        [EngineRequest(msgspec.structs.replace(INPUTS, prompt=prompt)) for prompt in prompts],
     )
     fine, poison, huge, also_fine = rows
     assert not isinstance(fine, Exception)

@@ -28,7 +28,8 @@ GIB = 2**30
 def settings(tmp_path: Path) -> Any:
     def make(models: dict[str, Any], **sections: Any) -> Settings:
         file = tmp_path / "muster.yaml"
-        file.write_text(yaml.safe_dump({"models": models, **sections}))
+        whole = {name: {"path": "builtin:digits"} | model for name, model in models.items()}
+        file.write_text(yaml.safe_dump({"models": whole, **sections}))
         return load(file, {"data_dir": str(tmp_path)})
 
     return make

@@ -38,7 +38,13 @@ def settings(**model: Any) -> Settings:
     return Settings(
         models={
             "first": Model.model_validate(
-                {"loras": Path("adapters"), "defaults": {"steps": 20, "strength": 0.6}, "limits": limits} | model
+                {
+                    "path": "builtin:digits",
+                    "loras": Path("adapters"),
+                    "defaults": {"steps": 20, "strength": 0.6},
+                    "limits": limits,
+                }
+                | model
             )
         }
     )

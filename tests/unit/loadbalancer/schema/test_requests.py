@@ -22,11 +22,12 @@ SETTINGS = Settings(
     models={
         "first": Model.model_validate(
             {
+                "engine": "sim",
                 "defaults": {"size": "64x96", "steps": 20, "guidance_scale": 3.0, "scheduler": "ddim"},
                 "limits": {"max_pixels": 65536, "min_side": 32, "max_steps": 100, "max_guidance_scale": 20},
             }
         ),
-        "second": Model(),
+        "second": Model(engine="sim"),
     },
 )
 

@@ -52,5 +52,7 @@ def test_padding_does_not_change_outputs(sd_engine: DiffusionEngine, guidance: l
 
 
 def test_no_padding_on_cpu(sd_engine: DiffusionEngine) -> None:
-    forward = make_forward_pass(sd_engine._family, Model(compile="full"), torch.device("cpu"), lambda: False)
+    forward = make_forward_pass(
+        sd_engine._family, Model(engine="sim", compile="full"), torch.device("cpu"), lambda: False
+    )
     assert forward._pad_to is None
