@@ -88,7 +88,7 @@ def with_field_names(annotation: Any, value: Any) -> Any:
     renamed = _renamed(section)
     tree: Tree = {}
     for key, each in value.items():
-        name = renamed[key] if key in renamed else key
+        name = str(renamed.get(key, key))
         field = section.model_fields.get(name)
         tree[key if name in value else name] = with_field_names(field.annotation, each) if field else each
     return tree
