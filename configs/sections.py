@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -14,6 +15,14 @@ PositiveSeconds = Annotated[float, Field(gt=0)]
 def _positive(value: ByteSize) -> ByteSize:
     if value < 1:
         raise ValueError("must be above 0, such as 9.5GiB")
+    return value
+
+
+def _network(value: str) -> str:
+    try:
+        ipaddress.ip_network(value, strict=False)
+    except ValueError:
+        raise ValueError("must be an IP address or a network such as 10.0.0.0/8") from None
     return value
 
 
@@ -77,6 +86,26 @@ class Server(Section):
     """Maximum number of images per request."""
     send_timeout_s: PositiveSeconds = Field(default=60.0, le=3600.0)
     """The connection is closed if the client reads neither 64 KiB nor the rest of an answer in this time."""
+    max_request_line_bytes: int = Field(default=8 << 10, ge=256)
+    """Maximum length of the request line; beyond it 414."""
+    max_header_bytes: int = Field(default=64 << 10, ge=1024)
+    """Maximum size of all headers of a request together; beyond it 431."""
+    max_headers: int = Field(default=100, ge=8)
+    """Maximum number of headers of a request; beyond it 431."""
+    header_timeout_s: PositiveSeconds = Field(default=15.0, le=3600.0)
+    """Time from the first byte of a request to the end of its headers; beyond it 408."""
+    body_timeout_s: PositiveSeconds = Field(default=15.0, le=3600.0)
+    """Interval in which `min_body_rate` must be reached while a body is read; otherwise 408."""
+    min_body_rate: int = Field(default=1 << 10, ge=0)
+    """Minimum bytes per second of a request body. 0: no minimum."""
+    keep_alive_s: PositiveSeconds = Field(default=75.0, le=3600.0)
+    """Time that a connection may be idle between two requests."""
+    max_connections: int = Field(default=4096, ge=8)
+    """Maximum number of connections. Beyond it idle ones are closed, then requests other than health checks get 503."""
+    max_connections_per_address: int = Field(default=1024, ge=1)
+    """Maximum number of connections of one address (IPv6: of one /64 network). Loopback has no such limit."""
+    trusted_proxies: tuple[Annotated[str, AfterValidator(_network)], ...] = ()
+    """Addresses or networks of reverse proxies, to which `max_connections_per_address` does not apply."""
     record_arrivals: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,122}\.csv$")] | None = None
     """Name of a CSV file in `data_dir` that records a line per requested image, for the simulator. Default: none."""
     record_bytes: int = Field(default=64 << 20, ge=1 << 12)

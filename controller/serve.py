@@ -16,6 +16,7 @@ from setproctitle import setproctitle
 from configs.addresses import bind_all, listen_addresses
 from configs.cli import EXIT_USAGE, HelpFormatter, add_config_options, add_server_options, config_reader, settings_from
 from configs.logs import configure_logging
+from configs.open_files import raise_open_file_limit
 from configs.paths import internal_token, log_dir, run_dir
 from configs.settings import Settings
 from configs.streams import detach_standard_streams
@@ -82,6 +83,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = _parser().parse_args(argv)
     settings = settings_from(args)
     configure_logging(settings.log_level)
+    raise_open_file_limit()
     console = Console()
     if sys.stderr.isatty():
         log_to_console(console if console.is_terminal else Console(stderr=True))

@@ -20,6 +20,7 @@ from setproctitle import setproctitle
 from configs.addresses import bind_all, listen_addresses
 from configs.cli import EXIT_USAGE, HelpFormatter, add_config_options, add_server_options, settings_from
 from configs.logs import configure_logging
+from configs.open_files import connections_within, raise_open_file_limit
 from configs.paths import internal_token, jobs_file, run_dir, worker_address
 from configs.sections import Server
 from configs.settings import Settings
@@ -35,12 +36,12 @@ from loadbalancer.access.startup_checks import (
     open_keys,
 )
 from loadbalancer.api.app import create_app
-from loadbalancer.api.server import HttpConfig, HttpServer, set_socket_limits
 from loadbalancer.generation.in_flight import RequestTracker
+from loadbalancer.http_server.server import HttpConfig, HttpServer, set_socket_limits
 from loadbalancer.jobs.manager import JobManager
 from loadbalancer.jobs.webhook_sender import WebhookSender
 from loadbalancer.metrics.arrival_log import ArrivalLog
-from loadbalancer.metrics.prometheus import Metrics
+from loadbalancer.metrics.prometheus import Metrics, RefusalCollector
 from loadbalancer.metrics.scaling import ScalingCollector
 from loadbalancer.proxy.upstream import MissingApiKey, UpstreamClient
 from loadbalancer.scaling.control_plane import ControlPlane
@@ -52,8 +53,6 @@ from loadbalancer.transport.curve_listener import CannotListen
 log = logging.getLogger("loadbalancer")
 
 _BACKLOG = 2048
-#: Longer than clients and proxies keep idle connections, so that they close them between two requests.
-_KEEP_ALIVE_S = 75
 #: Time for clients to read complete responses at shutdown.
 _FLUSH_S = 1
 
@@ -143,6 +142,7 @@ async def serve(settings: Settings, listeners: Sequence[socket.socket], keys: Ca
         settings, scheduler, tracker, metrics, jobs, database, authenticator, control, upstream, keys, int(time.time())
     )
     config = _config(services)
+    metrics.registry.register(RefusalCollector(config.refusals.counts))
     server = HttpServer(config)
     first_signal, second_signal = _signals()
     await jobs.start()  # before the workers connect: they may still run tasks of jobs
@@ -194,17 +194,26 @@ def _config(services: Services) -> HttpConfig:
     settings = services.settings
     return HttpConfig(
         create_app(services),
-        send_timeout_s=settings.server.send_timeout_s,
+        settings.server,
+        _max_connections(settings.server.max_connections),
+        internal_token=internal_token(settings.data_dir),
         loop="uvloop",
         lifespan="off",
         log_config=None,
-        log_level="debug" if settings.log_level == "debug" else "warning",
+        log_level="debug" if settings.log_level == "debug" else "error",
         access_log=settings.log_level == "debug",
-        timeout_keep_alive=_KEEP_ALIVE_S,
         timeout_graceful_shutdown=_FLUSH_S + 1,  # after the scheduler has ended them
         ssl_certfile=settings.server.tls_cert,
         ssl_keyfile=settings.server.tls_key,
     )
+
+
+def _max_connections(wanted: int) -> int:
+    files = raise_open_file_limit()
+    allowed = connections_within(files, wanted)
+    if allowed < wanted:
+        log.warning("server.max_connections is %d, because this process may open %d files only", allowed, files)
+    return allowed
 
 
 def _counters(

@@ -15,6 +15,7 @@ from typing import NoReturn
 
 from configs.cli import EXIT_USAGE, HelpFormatter, add_config_options, settings_from
 from configs.logs import configure_logging
+from configs.open_files import raise_open_file_limit
 from configs.paths import cache_dir, worker_address
 from configs.settings import Model, Settings
 from configs.streams import detach_standard_streams, drain_standard_streams
@@ -94,6 +95,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = _parser().parse_args(argv)
     settings = settings_from(args)
     configure_logging(settings.log_level)
+    raise_open_file_limit()
     model = getattr(args, "model", next(iter(settings.models)))
     if model not in settings.models:
         print(f"--model {model}: no such model; configured: {', '.join(settings.models)}", file=sys.stderr)

@@ -152,6 +152,26 @@ class InFlightCollector(Collector):
         yield family
 
 
+class RefusalCollector(Collector):
+    """Requests and connections that the HTTP server refused."""
+
+    def __init__(self, counts: Mapping[str, int]) -> None:
+        self._counts = counts
+
+    def describe(self) -> Iterator[Metric]:
+        """Nothing: see `SnapshotCollector`."""
+        return iter(())
+
+    def collect(self) -> Iterator[Metric]:
+        """One counter, with a sample per reason."""
+        family = CounterMetricFamily(
+            "muster_http_refusals", "Requests and connections refused before the application.", labels=("reason",)
+        )
+        for reason, count in sorted(self._counts.items()):
+            family.add_metric((reason,), count)
+        yield family
+
+
 class Metrics:
     """Requests and images counted as they pass, in a registry of their own."""
 

@@ -1,0 +1,270 @@
+"""Parses the requests of a connection, within limits: uvicorn's protocol without its responses.
+
+uvicorn bounds neither headers nor trailers. It also ends a request that offers an upgrade at its headers, so that the
+body would be parsed as the next request. RFC 9110, section 7.8: an offer that is not accepted is ignored, and the body
+is read.
+"""
+
+from __future__ import annotations
+
+import abc
+import asyncio
+from enum import IntEnum
+from typing import TYPE_CHECKING, Any
+
+import httptools
+from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.server import ServerState
+
+from loadbalancer.schema.errors import ApiError
+from loadbalancer.schema.http_errors import (
+    ConnectRefused,
+    ExpectationFailed,
+    HeadersTooLarge,
+    MalformedRequest,
+    PipelineTooLong,
+    TooManyConnections,
+    UnknownTransferCoding,
+    UriTooLong,
+)
+
+if TYPE_CHECKING:
+    from loadbalancer.http_server.server import HttpConfig
+
+#: Requests of a connection that wait for earlier responses.
+MAX_PIPELINED = 64
+#: Bytes of trailers and chunk extensions, beyond those that each chunk needs.
+MAX_CHUNK_OVERHEAD = 16 * 2**10
+_BYTES_PER_CHUNK = 24
+#: Unread rest of a body that is discarded after its response, so that the connection can be used again.
+MAX_DISCARD = 2**20
+
+_SPECIAL_HEADERS = frozenset((b"host", b"expect", b"transfer-encoding"))
+#: Paths that are answered on connections beyond `server.max_connections`.
+_HEALTH_PATHS = frozenset((b"/healthz", b"/readyz", b"/health", b"/metrics"))
+
+
+class Stage(IntEnum):
+    """What the input of a connection is at."""
+
+    #: Nothing has arrived yet.
+    NEW = 0
+    #: Between two requests.
+    IDLE = 1
+    HEAD = 2
+    BODY = 3
+    #: The request is complete, and its response is not.
+    HANDLING = 4
+    #: An error response is due, after which the connection is closed.
+    REFUSED = 5
+    #: Input is discarded until the connection is closed.
+    LINGERING = 6
+
+
+# As globals: members of an enum are slow to look up.
+NEW, IDLE, HEAD, BODY, HANDLING, REFUSED, LINGERING = Stage
+
+
+class BoundedRequestParser(HttpToolsProtocol):
+    """The input of a connection."""
+
+    config: HttpConfig
+
+    def __init__(
+        self,
+        config: HttpConfig,
+        server_state: ServerState,
+        app_state: dict[str, Any],
+        _loop: asyncio.AbstractEventLoop | None = None,
+    ) -> None:
+        super().__init__(config, server_state, app_state, _loop)
+        self._limits = config.limits
+        self._stage = NEW
+        #: When the stage began, and for a body its current window.
+        self._since = self.loop.time()
+        #: Bytes of all input, and at the start of the window.
+        self._received = self._window_received = 0
+        self._refusal: ApiError | None = None
+        #: Whether only health checks and the controller are answered.
+        self.restricted = False
+        #: Messages that began in the current piece of input.
+        self._messages = 0
+        # The current message
+        self._head_bytes = self._incomplete_bytes = self._hosts = 0
+        self._is_chunked = False
+        self._chunks = self._wire_bytes = self._body_bytes = 0
+        #: Whether the client waits with the body for a response.
+        self._awaits_continue = False
+        #: The request without the upgrade that it offers, to be parsed again.
+        self._without_upgrade: bytes | None = None
+
+    @abc.abstractmethod
+    def _refuse(self, error: ApiError) -> None:
+        """Answer with the error, after the responses to earlier requests, and close. Nothing more is parsed."""
+
+    @abc.abstractmethod
+    def _close(self) -> None:
+        """Close the connection such that the client can read the response."""
+
+    def data_received(self, data: bytes) -> None:
+        self._received += len(data)
+        if self._stage >= REFUSED:
+            return
+        self._messages = 0
+        try:
+            self._feed(data)
+        except httptools.HttpParserError:
+            self._refuse(self._refusal or MalformedRequest("The request is not valid HTTP/1.1."))
+            return
+        if self._stage == HEAD:
+            self._check_incomplete_head(len(data))
+        elif self._stage == BODY:
+            self._check_incomplete_body(len(data))
+
+    def _feed(self, data: bytes) -> None:
+        rest: bytes | memoryview = data
+        while rest:
+            try:
+                self.parser.feed_data(rest)
+                return
+            except httptools.HttpParserUpgrade as offer:
+                head, self._without_upgrade = self._without_upgrade, None
+                assert head is not None
+                rest = memoryview(rest)[offer.args[0] :]
+                self.parser = httptools.HttpRequestParser(self)
+                self.parser.set_dangerous_leniencies(lenient_data_after_close=True)
+                self.parser.feed_data(head)
+
+    def _check_incomplete_head(self, size: int) -> None:
+        """Refuse an endless request line or header, of which the parser reports nothing before its end."""
+        if self._messages:  # its bytes in this piece are not known, and no more than a piece has
+            return
+        self._incomplete_bytes += size
+        if self._incomplete_bytes > self._limits.max_request_line_bytes + self._limits.max_header_bytes:
+            self._refuse(self._headers_too_large())
+
+    def _check_incomplete_body(self, size: int) -> None:
+        if not self._is_chunked:
+            if self.cycle.response_complete and self._body_bytes > MAX_DISCARD:
+                self._close()
+            return
+        # Of the piece with the headers only the body counts.
+        self._wire_bytes = self._body_bytes if self._messages else self._wire_bytes + size
+        overhead = self._wire_bytes - self._body_bytes - _BYTES_PER_CHUNK * self._chunks
+        if overhead > MAX_CHUNK_OVERHEAD:
+            text = f"Chunk extensions and trailers are larger than {MAX_CHUNK_OVERHEAD} bytes, the maximum."
+            self._refuse(MalformedRequest(text))
+        elif self.cycle.response_complete and self._body_bytes > MAX_DISCARD:
+            self._close()
+
+    # ---- callbacks of the parser; an exception ends the parsing
+
+    def on_message_begin(self) -> None:
+        if self._stage != HEAD:
+            self._stage, self._since = HEAD, self.loop.time()
+        self._messages += 1
+        self._head_bytes = self._incomplete_bytes = self._hosts = 0
+        self._is_chunked = False
+        super().on_message_begin()
+
+    def on_url(self, url: bytes) -> None:
+        self.url += url
+        if len(self.url) > self._limits.max_request_line_bytes:
+            text = f"The request line is longer than {self._limits.max_request_line_bytes} bytes, the maximum."
+            raise self._failure(UriTooLong(text))
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        self._head_bytes += len(name) + len(value) + 4
+        headers = self.headers
+        if self._stage == BODY:  # a trailer: nothing here needs them
+            return
+        if self._head_bytes > self._limits.max_header_bytes or len(headers) >= self._limits.max_headers:
+            raise self._failure(self._headers_too_large())
+        name = name.lower()
+        if name in _SPECIAL_HEADERS:
+            self._on_special_header(name, value.strip().lower())
+        headers.append((name, value))
+
+    def _on_special_header(self, name: bytes, value: bytes) -> None:
+        if name == b"host":
+            self._hosts += 1
+        elif name == b"expect":
+            if value != b"100-continue":
+                raise self._failure(ExpectationFailed("The only supported expectation is 100-continue."))
+            self.expect_100_continue = True
+        else:
+            if value != b"chunked":
+                raise self._failure(UnknownTransferCoding("The only supported Transfer-Encoding is chunked."))
+            self._is_chunked = True
+
+    def on_headers_complete(self) -> None:
+        parser = self.parser
+        if parser.should_upgrade():
+            if parser.get_method() == b"CONNECT":
+                raise self._failure(ConnectRefused("CONNECT is not supported: this server is no proxy."))
+            self._without_upgrade = self._head_without_upgrade()
+            return
+        if self._hosts != 1:
+            self._check_host()
+        if self.restricted:
+            self._check_restricted()
+        if len(self.pipeline) >= MAX_PIPELINED:
+            raise self._failure(PipelineTooLong(f"More than {MAX_PIPELINED} requests wait on this connection."))
+        self._stage, self._since = BODY, self.loop.time()
+        self._window_received = self._received
+        self._body_bytes = self._chunks = 0
+        self._awaits_continue = self.expect_100_continue
+        super().on_headers_complete()
+
+    def on_chunk_header(self) -> None:
+        self._chunks += 1
+
+    def on_body(self, body: bytes) -> None:
+        self._body_bytes += len(body)
+        self._awaits_continue = False
+        cycle = self.cycle
+        if cycle.response_complete:
+            return
+        cycle.body += body
+        if len(cycle.body) > HIGH_WATER_LIMIT:
+            self.flow.pause_reading()
+        cycle.message_event.set()
+
+    def on_message_complete(self) -> None:
+        if self._without_upgrade is not None:
+            return
+        cycle = self.cycle
+        if cycle.response_complete:
+            self._stage, self._since = IDLE, self.loop.time()
+            return
+        self._stage = HANDLING
+        cycle.more_body = False
+        cycle.message_event.set()
+
+    def _head_without_upgrade(self) -> bytes:
+        version = self.parser.get_http_version().encode()
+        lines = [self.parser.get_method() + b" " + self.url + b" HTTP/" + version]
+        lines += [name + b": " + value for name, value in self.headers if name != b"upgrade"]
+        return b"\r\n".join((*lines, b"", b""))
+
+    def _check_host(self) -> None:
+        if self._hosts > 1:
+            raise self._failure(MalformedRequest("The request has more than one Host header."))
+        if self.parser.get_http_version() != "1.0":
+            raise self._failure(MalformedRequest("The request has no Host header."))
+
+    def _check_restricted(self) -> None:
+        path = self.url.partition(b"?")[0]
+        if path in _HEALTH_PATHS or self.config.is_internal(dict(self.headers).get(b"authorization", b"")):
+            return
+        raise self._failure(TooManyConnections("Too many connections. Please try again shortly.", retry_after_s=1))
+
+    def _headers_too_large(self) -> HeadersTooLarge:
+        limits = self._limits
+        text = f"The maximum is {limits.max_headers} headers with {limits.max_header_bytes} bytes together."
+        return HeadersTooLarge(text)
+
+    def _failure(self, error: ApiError) -> ApiError:
+        self._refusal = error
+        return error
