@@ -88,7 +88,9 @@ class WarmUp(Section):
     sizes: tuple[Annotated[str, AfterValidator(_size)], ...] = ()
     """Image sizes to measure in addition to the default one. Other sizes are measured while they run."""
     measure_s: Seconds = 10.0
-    """Time limit per size for measuring steps of 1 to 32 tasks. The results are stored in `data_dir`."""
+    """Time limit per size for measuring steps of 1 to 32 tasks. Results are stored in `data_dir`.
+
+    Batches that it leaves out are measured while they run."""
 
 
 class Defaults(Section):

@@ -6,6 +6,7 @@ thread sends the heartbeats and detects that the balancer is gone.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import math
 import queue
@@ -79,7 +80,8 @@ class BalancerClient:
     def send(self, *envelopes: WorkerEnvelope) -> None:
         """Queue these as one message. Callable from any thread."""
         self._outbox.put(envelopes)
-        self._wake()
+        with contextlib.suppress(BlockingIOError):  # enough wake-ups are pending
+            self._waker.send(b"\0")
 
     def request_drain(self, reason: str, grace_s: float = 0.0) -> None:
         """Pass the request to the step loop. Callable from any thread and from a signal handler."""
@@ -97,11 +99,10 @@ class BalancerClient:
 
     def close(self, reason: str, *, crashed: bool = False) -> None:
         """Send Bye after everything else and end the thread."""
-        self.send(WorkerEnvelope(Bye(reason, crashed)))
+        self._outbox.put([WorkerEnvelope(Bye(reason, crashed))])
         self._closing.set()
-        self._wake()
+        self._waker.close()  # wakes the thread
         self._thread.join()
-        self._waker.close()
         self._wake_receiver.close()
 
     # ---- inside the thread
@@ -149,10 +150,15 @@ class BalancerClient:
         connected = time.monotonic()
         while True:
             closing = self._closing.is_set()  # read before the outbox, so that nothing sent before it is left behind
+            now = time.monotonic()
+            if now >= self._next_heartbeat and not closing:
+                self._next_heartbeat = now + self._heartbeat_s
+                beat = self._heartbeat()
+                counters = msgspec.structs.replace(beat.counters, malformed=self._malformed)
+                self._outbox.put([WorkerEnvelope(msgspec.structs.replace(beat, counters=counters))])
             self._flush(dealer)
             if closing:
                 return
-            now = time.monotonic()
             if now - self._last_received > self._orphan_after_s and not self.orphaned:
                 self.orphaned = True
                 self.request_drain(f"no balancer for {self._orphan_after_s:g} s")
@@ -161,11 +167,6 @@ class BalancerClient:
                 and now - max(self._last_received, connected) > _ANSWER_TIMEOUT_S + self._heartbeat_s
             ):
                 raise _BalancerSilent
-            if now >= self._next_heartbeat:
-                self._next_heartbeat = now + self._heartbeat_s
-                beat = self._heartbeat()
-                counters = msgspec.structs.replace(beat.counters, malformed=self._malformed)
-                self._transmit(dealer, [WorkerEnvelope(msgspec.structs.replace(beat, counters=counters))])
             ready = dict(poller.poll(math.ceil(max(self._next_heartbeat - now, 0.0) * 1000)))
             if self._wake_receiver.fileno() in ready:
                 self._wake_receiver.recv(4096)
@@ -175,22 +176,15 @@ class BalancerClient:
                 self._read(dealer)
 
     def _flush(self, dealer: zmq.Socket[bytes]) -> None:
-        while True:
-            try:
-                envelopes = self._outbox.get_nowait()
-            except queue.Empty:
-                return
-            self._transmit(dealer, envelopes)
-
-    def _transmit(self, dealer: zmq.Socket[bytes], envelopes: Sequence[WorkerEnvelope]) -> None:
         """Raises `_KeyRejected`. A balancer that rejects the key does not wait for the lost messages."""
-        if self._key is None:
-            dealer.send_multipart(encode(envelopes), copy=False)
-            return
-        try:
-            dealer.send_multipart(encode(envelopes), zmq.DONTWAIT, copy=False)
-        except zmq.Again:  # ZeroMQ does not reconnect after a rejected key
-            raise _KeyRejected from None
+        flags = 0 if self._key is None else zmq.DONTWAIT
+        with contextlib.suppress(queue.Empty):
+            while True:
+                envelopes = self._outbox.get_nowait()
+                try:
+                    dealer.send_multipart(encode(envelopes), flags, copy=False)
+                except zmq.Again:  # ZeroMQ does not reconnect after a rejected key
+                    raise _KeyRejected from None
 
     def _read(self, dealer: zmq.Socket[bytes]) -> None:
         while True:
@@ -207,9 +201,3 @@ class BalancerClient:
                 continue
             for envelope in envelopes:
                 self._inbox.put(envelope)
-
-    def _wake(self) -> None:
-        try:
-            self._waker.send(b"\0")
-        except BlockingIOError:
-            return  # enough wake-ups are pending

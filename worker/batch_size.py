@@ -2,8 +2,9 @@
 
 A larger batch is used while it brings more images per second by `min_gain`. Past that point the device is saturated,
 and a larger batch only makes every task wait longer. Step times of the usual sizes are measured at the start, with
-equal requests and nothing else running, and stay. Other sizes are learnt from the steps of requests; those times
-expire after a minute, because they are disturbed by other work, and one slow moment must not limit batches for good.
+equal requests and nothing else running, and stay. Other sizes, and larger batches than were measured, are learnt from
+the steps of requests. Those times expire after a minute, because they are disturbed by other work, and one slow moment
+must not limit batches for good.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import statistics
 from collections import OrderedDict, deque
 from collections.abc import Hashable, Sequence
 
-from wire.messages import ImageInputs, StepCurve
+from wire.messages import StepCurve
 
 #: Batch sizes that are measured and for which GPU kernels are prepared.
 BUCKETS = (1, 2, 4, 8, 12, 16, 24, 32)
@@ -29,10 +30,6 @@ _RETRY_S = 600.0
 Size = tuple[int, int]
 #: (tasks in the batch, seconds of a step), by tasks.
 Points = list[tuple[int, float]]
-
-
-def size_of(inputs: ImageInputs) -> Size:
-    return inputs.width, inputs.height
 
 
 class BatchSizer:
@@ -52,12 +49,14 @@ class BatchSizer:
         self._memory_limits: dict[Hashable, tuple[int, float]] = {}
 
     def set_measured(self, size: Size, points: Sequence[tuple[int, float]]) -> None:
-        """Store measured step times of this size; observed steps no longer change them."""
+        """Store measured step times of this size; observed steps only add larger batches."""
         self._measured[size] = list(points)
 
     def observe(self, size: Size, tasks: int, seconds: float, now: float) -> None:
         """Learn from a step of a request."""
-        if size in self._measured or (tasks not in BUCKETS and tasks != self._max_batch):
+        if tasks not in BUCKETS and tasks != self._max_batch:
+            return
+        if size in self._measured and tasks <= self._measured[size][-1][0]:
             return
         batches = self._learnt.setdefault(size, {})
         self._learnt.move_to_end(size)
@@ -69,15 +68,14 @@ class BatchSizer:
         """Limit this key to `fits` tasks for a while."""
         self._memory_limits[key] = (max(fits, 1), now + _RETRY_S)
 
-    def limit(self, key: Hashable, size: Size, now: float) -> int:
-        """Return the largest number of tasks of this key in one step."""
-        self._memory_limits = {key: limit for key, limit in self._memory_limits.items() if limit[1] > now}
-        return min(self._memory_limits.get(key, (self._max_batch, 0.0))[0], self.limit_for_size(size, now))
+    def limit(self, size: Size, now: float, *, key: Hashable = None) -> int:
+        """Return the largest number of tasks of this size and key in one step.
 
-    def limit_any_key(self, size: Size, now: float) -> int:
-        """Return the number of tasks that fit whatever their key, which an idle worker may promise."""
-        limits = [self.limit(key, size, now) for key in list(self._memory_limits)]
-        return min(limits, default=self.limit_for_size(size, now))
+        Without a key, return the number that fits whatever their keys, which an idle worker may promise.
+        """
+        self._memory_limits = {each: limit for each, limit in self._memory_limits.items() if limit[1] > now}
+        fitting = [fits for each, (fits, _) in self._memory_limits.items() if key in (each, None)]
+        return min([*fitting, self.limit_for_size(size, now)])
 
     def limit_for_size(self, size: Size, now: float) -> int:
         """Return the largest number of tasks of this size in one step, without regard to memory.
@@ -99,13 +97,11 @@ class BatchSizer:
 
     def curves(self, now: float) -> list[StepCurve]:
         """Return the known step times by size, measured sizes first. Callable from another thread."""
-        sizes = [*self._measured, *list(self._learnt)]
+        sizes = dict.fromkeys([*self._measured, *list(self._learnt)])
         return [StepCurve(*size, self.limit_for_size(size, now), self._points(size, now)) for size in sizes]
 
     def _points(self, size: Size, now: float) -> Points:
-        if size in self._measured:
-            return self._measured[size]
-        points = []
+        points = list(self._measured.get(size, ()))
         for tasks, steps in sorted(self._learnt.get(size, {}).items()):
             recent = [seconds for seconds, at in list(steps) if now - at <= _RECENT_S]
             if len(recent) >= _MIN_STEPS:

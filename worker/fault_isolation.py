@@ -1,17 +1,26 @@
-"""Isolates the tasks that break a batch: halving finds them, the others continue.
+"""Calls the engine so that a failure ends only its own task: halving finds the tasks that break a batch.
 
-Both functions rely on the engine's promise that a call which raises has changed nothing. `DeviceLost` passes through,
+All functions rely on the engine's promise that a call which raises has changed nothing. `DeviceLost` passes through,
 because no retry can help.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
-from worker.batch import Member
-from worker.engine import DeviceLost, EngineRequest, OutOfMemory, Row, StepEngine, TaskError
+from worker.batch_scheduler import Member
+from worker.engine import (
+    Checkpoint,
+    DeviceLost,
+    EncodedImage,
+    EngineRequest,
+    OutOfMemory,
+    Row,
+    StepEngine,
+    TaskError,
+)
 
 log = logging.getLogger(__name__)
 
@@ -20,16 +29,16 @@ log = logging.getLogger(__name__)
 class StepOutcome:
     """The result of a step for each of its members."""
 
-    advanced: list[Member[Row]] = field(default_factory=list)
-    failed: list[tuple[Member[Row], TaskError]] = field(default_factory=list)
+    advanced: list[Member] = field(default_factory=list)
+    failed: list[tuple[Member, TaskError]] = field(default_factory=list)
     #: Did not fit into memory beside the others.
-    evicted: list[Member[Row]] = field(default_factory=list)
+    evicted: list[Member] = field(default_factory=list)
 
     def __add__(self, other: StepOutcome) -> StepOutcome:
         return StepOutcome(self.advanced + other.advanced, self.failed + other.failed, self.evicted + other.evicted)
 
 
-def step(engine: StepEngine, members: Sequence[Member[Row]]) -> StepOutcome:
+def step(engine: StepEngine, members: Sequence[Member]) -> StepOutcome:
     """Advance `members`, oldest first, by one step. When memory runs out, the newest are evicted."""
     half = len(members) // 2
     try:
@@ -56,6 +65,8 @@ def admit(engine: StepEngine, requests: Sequence[EngineRequest]) -> list[Row | T
 
     A request whose checkpoint cannot be used, such as one of another version, starts from step 0.
     """
+    if not requests:
+        return []
     try:
         rows: list[Row | TaskError | OutOfMemory] = [*engine.admit(requests)]
     except DeviceLost:
@@ -72,3 +83,41 @@ def admit(engine: StepEngine, requests: Sequence[EngineRequest]) -> list[Row | T
             log.warning("the checkpoint at step %d cannot be used, starting again: %s", request.checkpoint.step, row)
             [rows[index]] = admit(engine, [replace(request, checkpoint=None)])
     return rows
+
+
+def render(engine: StepEngine, member: Member) -> Callable[[], EncodedImage]:
+    """Return the engine's callable for the image; if the engine raises an error, one that raises it."""
+    try:
+        return engine.render(member.row)
+    except DeviceLost:
+        raise
+    except Exception as error:
+        failure = error
+
+    def fail() -> EncodedImage:
+        raise failure
+
+    return fail
+
+
+def save(engine: StepEngine, member: Member) -> Callable[[], Checkpoint] | None:
+    """Return the engine's callable for a checkpoint, or None: the task resumes from an earlier one, or starts again."""
+    try:
+        return engine.save(member.row)
+    except DeviceLost:
+        raise
+    except Exception:
+        log.exception("task %s: its state could not be saved", member.assignment.task)
+        return None
+
+
+def save_now(engine: StepEngine, member: Member) -> Checkpoint | None:
+    """Return a checkpoint, or None as `save` does."""
+    state = save(engine, member)
+    try:
+        return state() if state is not None else None
+    except DeviceLost:
+        raise
+    except Exception:
+        log.exception("task %s: its state could not be saved", member.assignment.task)
+        return None

@@ -12,6 +12,7 @@ import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import psutil
 from PIL import Image
@@ -21,6 +22,7 @@ from wire.messages import SOURCES, EngineInfo, ImageInputs
 from worker.engine import BatchKey, Checkpoint, DeviceLost, EncodedImage, EngineRequest, OutOfMemory, Row, TaskError
 
 _SIDE = 16
+_STATE_BYTES = 32
 
 
 @dataclass
@@ -65,21 +67,23 @@ class SimEngine:
         return inputs.width, inputs.height, inputs.loras
 
     def admit(self, tasks: Sequence[EngineRequest]) -> list[Row | TaskError]:
-        return [self._row(task) for task in tasks]
-
-    def _row(self, request: EngineRequest) -> SimRow | TaskError:
-        inputs, checkpoint = request.inputs, request.checkpoint
-        if list(map(len, request.sources)) != _source_sizes(inputs):
-            return TaskError("invalid", "the source images do not have the size of the output")
-        if checkpoint is None:
-            return SimRow(inputs, _first_state(inputs, request.sources), 0, inputs.steps)
-        if len(checkpoint.frames) != 1 or len(checkpoint.frames[0]) != 32 or checkpoint.step > inputs.steps:
-            return TaskError("error", "the checkpoint is not from this engine")
-        return SimRow(inputs, bytes(checkpoint.frames[0]), checkpoint.step, inputs.steps)
+        rows: list[Row | TaskError] = []
+        for request in tasks:
+            inputs, checkpoint = request.inputs, request.checkpoint
+            pixels = inputs.width * inputs.height
+            if list(map(len, request.sources)) != [3 * pixels, pixels][: SOURCES[inputs.mode]]:
+                rows.append(TaskError("invalid", "the source images do not have the size of the output"))
+            elif checkpoint is None:
+                rows.append(SimRow(inputs, _first_state(inputs, request.sources), 0, inputs.steps))
+            elif list(map(len, checkpoint.frames)) != [_STATE_BYTES] or checkpoint.step > inputs.steps:
+                rows.append(TaskError("error", "the checkpoint is not from this engine"))
+            else:
+                rows.append(SimRow(inputs, bytes(checkpoint.frames[0]), checkpoint.step, inputs.steps))
+        return rows
 
     def step(self, rows: Sequence[Row]) -> None:
         """Sleep t0 + t1 * b. Configured prompts make it fail, hang, crash or lose its device from their second step."""
-        sim, own = self._sim, _sim_rows(rows)
+        sim, own = self._sim, cast("Sequence[SimRow]", rows)
         if sim.memory_tasks is not None and len(rows) > sim.memory_tasks:
             raise OutOfMemory(f"{len(rows)} tasks were asked for, {sim.memory_tasks} fit")
         for row in own:
@@ -101,8 +105,8 @@ class SimEngine:
 
     def render(self, row: Row) -> Callable[[], EncodedImage]:
         """Return a pattern made from the row's digest, at the requested size."""
-        [own] = _sim_rows([row])
-        state, inputs = own.state, own.inputs
+        assert isinstance(row, SimRow)
+        state, inputs = row.state, row.inputs
         flagged = self._sim.flag_prompt in inputs.prompt
 
         def make() -> EncodedImage:
@@ -115,8 +119,8 @@ class SimEngine:
         return make
 
     def save(self, row: Row) -> Callable[[], Checkpoint]:
-        [own] = _sim_rows([row])
-        saved = Checkpoint(own.step, [own.state])
+        assert isinstance(row, SimRow)
+        saved = Checkpoint(row.step, [row.state])
         return lambda: saved
 
     def release(self, row: Row) -> None:
@@ -138,17 +142,6 @@ def expected_image(inputs: ImageInputs, sources: Sequence[bytes] = ()) -> bytes:
 def _hang() -> None:
     while True:
         time.sleep(60)
-
-
-def _sim_rows(rows: Sequence[Row]) -> list[SimRow]:
-    sim_rows = [row for row in rows if isinstance(row, SimRow)]
-    assert len(sim_rows) == len(rows)
-    return sim_rows
-
-
-def _source_sizes(inputs: ImageInputs) -> list[int]:
-    pixels = inputs.width * inputs.height
-    return [3 * pixels, pixels][: SOURCES[inputs.mode]]
 
 
 def _first_state(inputs: ImageInputs, sources: Sequence[bytes]) -> bytes:

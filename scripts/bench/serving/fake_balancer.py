@@ -18,7 +18,7 @@ from worker.transport import DrainRequested
 
 
 class FakeBalancer:
-    """Implements the methods of `worker.balancer_client.Link` that the step loop calls; thread-safe."""
+    """Implements `worker.transport.Transport`; thread-safe."""
 
     def __init__(self, done: Callable[[BenchRequest], None]) -> None:
         """`done` is called for every finished request, in the thread that finishes it."""

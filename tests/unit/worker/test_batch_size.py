@@ -82,6 +82,29 @@ def test_measured_times_are_not_changed_by_observed_ones() -> None:
     assert made.limit_for_size(SIZE, 2.0) == 24
 
 
+@pytest.mark.parametrize(
+    ("measured_to", "observed", "cap"),
+    [
+        (4, {}, 8),  # the next larger batch is tried
+        (4, {8: LINEAR[8]}, 12),
+        (4, {8: LINEAR[8], 12: LINEAR[12]}, 16),
+        (4, {8: 60.0}, 4),  # it gains nothing
+        (2, {4: LINEAR[4], 8: LINEAR[8], 12: LINEAR[12], 16: LINEAR[16], 24: LINEAR[24]}, 32),
+    ],
+)
+def test_use_extends_times_measured_on_busy_machine(measured_to: int, observed: dict[int, float], cap: int) -> None:
+    made = BatchSizer(32, fixed=False, min_gain=0.05, max_step_s=None)
+    made.set_measured(SIZE, [(tasks, seconds) for tasks, seconds in LINEAR.items() if tasks <= measured_to])
+    for tasks, seconds in observed.items():
+        for _ in range(3):
+            made.observe(SIZE, tasks, seconds, now=0.0)
+    assert made.limit_for_size(SIZE, 1.0) == cap
+    [curve] = made.curves(1.0)
+    assert [tasks for tasks, _ in curve.points] == sorted(
+        {tasks for tasks in BUCKETS if tasks <= measured_to} | {*observed}
+    )
+
+
 def test_number_of_learnt_sizes_is_bounded() -> None:
     made = BatchSizer(32, fixed=False, min_gain=0.05, max_step_s=None)
     made.set_measured(SIZE, [(1, 1.0)])
@@ -93,12 +116,12 @@ def test_number_of_learnt_sizes_is_bounded() -> None:
 def test_batch_that_did_not_fit_is_not_retried_soon() -> None:
     made = measured()
     made.on_out_of_memory("key", 6, now=100.0)
-    assert made.limit("key", SIZE, now=101.0) == 6
-    assert made.limit("other", SIZE, now=101.0) == 24
-    assert made.limit_any_key(SIZE, now=101.0) == 6, "an idle worker promises no more"
+    assert made.limit(SIZE, key="key", now=101.0) == 6
+    assert made.limit(SIZE, key="other", now=101.0) == 24
+    assert made.limit(SIZE, now=101.0) == 6, "an idle worker promises no more"
     made.on_out_of_memory("key", 0, now=102.0)
-    assert made.limit("key", SIZE, now=103.0) == 1
-    assert made.limit("key", SIZE, now=10_000.0) == made.limit_any_key(SIZE, now=10_000.0) == 24
+    assert made.limit(SIZE, key="key", now=103.0) == 1
+    assert made.limit(SIZE, key="key", now=10_000.0) == made.limit(SIZE, now=10_000.0) == 24
 
 
 def test_curves_report_known_times() -> None:

@@ -10,7 +10,7 @@ import pytest
 
 from configs.settings import Model, Sim
 from wire.messages import Assignment, ImageInputs
-from worker.batch import Member
+from worker.batch_scheduler import Member
 from worker.engine import Checkpoint, DeviceLost, EngineRequest, OutOfMemory, Row, TaskError
 from worker.engines.sim import SimEngine
 from worker.fault_isolation import admit, step
@@ -22,18 +22,18 @@ def engine(**options: Any) -> SimEngine:
     return SimEngine(Model(engine="sim", sim=Sim(t0_s=0, t1_s=0, load_s=0, **options)))
 
 
-def members(made: SimEngine, prompts: Sequence[str]) -> list[Member[Row]]:
+def members(made: SimEngine, prompts: Sequence[str]) -> list[Member]:
     """Return members that have taken their first step, after which prompts have their effect."""
     rows = made.admit([EngineRequest(msgspec.structs.replace(INPUTS, prompt=prompt)) for prompt in prompts])
     running = []
     for name, row in enumerate(rows):
         assert not isinstance(row, TaskError)
-        running.append(Member(Assignment(str(name), 1, INPUTS), "key", row))
+        running.append(Member(Assignment(str(name), 1, INPUTS), "key", (64, 64), row))
     step(made, running)
     return running
 
 
-def names(running: Sequence[Member[Row]]) -> list[int]:
+def names(running: Sequence[Member]) -> list[int]:
     return [int(member.assignment.task) for member in running]
 
 

@@ -1,0 +1,151 @@
+"""The step loop with an engine that fails outside its steps: only the task concerned suffers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import msgspec
+import pytest
+
+from configs.settings import Batching, Model, Sim
+from wire.codec import BalancerEnvelope, WorkerEnvelope
+from wire.messages import (
+    PROTOCOL,
+    Assign,
+    Assignment,
+    Cancel,
+    Failed,
+    Finished,
+    Hello,
+    ImageInputs,
+    Preempt,
+    Preempted,
+    Progress,
+    Reject,
+    ToBalancer,
+    ToWorker,
+)
+from worker.batch_size import BatchSizer
+from worker.engine import Checkpoint, DeviceLost, EncodedImage, OutOfMemory, Row
+from worker.engines.sim import SimEngine, expected_image
+from worker.postprocessing import PostProcessor
+from worker.step_loop import StepLoop, WorkerRejected
+from worker.transport import DrainRequested
+
+INPUTS = ImageInputs("a seven", 64, 64, steps=4, guidance_scale=3.0, seed=1, scheduler="ddim")
+
+
+class ScriptedTransport:
+    """Delivers one entry of the script per tick of the loop, then asks it to drain. Records what the loop sends."""
+
+    def __init__(self, *script: Sequence[ToWorker]) -> None:
+        self._script = list(script)
+        self.sent: list[WorkerEnvelope] = []
+
+    def send(self, *envelopes: WorkerEnvelope) -> None:
+        self.sent += envelopes
+
+    def receive(self, timeout_s: float) -> list[BalancerEnvelope | DrainRequested]:
+        del timeout_s
+        if not self._script:
+            return [DrainRequested("the script is over")]
+        return [BalancerEnvelope(message) for message in self._script.pop(0)]
+
+    def results(self) -> list[ToBalancer]:
+        kinds = Finished | Failed | Preempted
+        return [message for message, _ in self.sent if isinstance(message, kinds)]
+
+    def checkpoints(self) -> list[Progress]:
+        return [message for message, _ in self.sent if isinstance(message, Progress) and message.frames]
+
+
+class FailingEngine(SimEngine):
+    """Raises an error, from the call or from the callable that it returns, for tasks with the prompt `broken`."""
+
+    def __init__(self, error: Exception, *, deferred: bool) -> None:
+        super().__init__(MODEL)
+        self._error = error
+        self._deferred = deferred
+
+    def save(self, row: Row) -> Callable[[], Checkpoint]:
+        return self._broken(row) or super().save(row)
+
+    def render(self, row: Row) -> Callable[[], EncodedImage]:
+        return self._broken(row) or super().render(row)
+
+    def _broken(self, row: Any) -> Callable[[], Any] | None:
+        if row.inputs.prompt != "broken":
+            return None
+        if not self._deferred:
+            raise self._error
+
+        def fail() -> None:
+            raise self._error
+
+        return fail
+
+
+MODEL = Model(engine="sim", sim=Sim(t0_s=0, t1_s=0, load_s=0), batching=Batching(checkpoint_every=1))
+ERRORS = [
+    pytest.param(OutOfMemory("no room"), False, id="memory"),
+    pytest.param(OutOfMemory("no room"), True, id="memory-deferred"),
+    pytest.param(RuntimeError("a bug"), False, id="bug"),
+    pytest.param(RuntimeError("a bug"), True, id="bug-deferred"),
+]
+
+
+def assign(*prompts: str) -> list[ToWorker]:
+    inputs = [msgspec.structs.replace(INPUTS, prompt=prompt) for prompt in prompts]
+    return [Assign([Assignment(str(number), 1, each) for number, each in enumerate(inputs)])]
+
+
+def serve(engine: SimEngine, *script: Sequence[ToWorker]) -> ScriptedTransport:
+    transport = ScriptedTransport(*script)
+    post = PostProcessor(transport.send, threads=1)
+    hello = Hello(PROTOCOL, "w", "m", "sim:0", 1)
+    sizer = BatchSizer(8, fixed=True, min_gain=0.0, max_step_s=None)
+    try:
+        loop = StepLoop(engine, MODEL, hello, sizer, transport, post, drain_timeout_s=60.0)
+        assert loop.run() == "the script is over"
+    finally:
+        post.shutdown()
+    return transport
+
+
+@pytest.mark.parametrize(("error", "deferred"), ERRORS)
+def test_preempted_task_goes_back_without_failed_checkpoint(error: Exception, deferred: bool) -> None:
+    engine = FailingEngine(error, deferred=deferred)
+    transport = serve(engine, assign("broken", "fine"), [], [Preempt(["0", "1"])])
+    assert transport.results() == [Preempted("0", 1), Preempted("1", 1, step=2, frames=1)]
+
+
+@pytest.mark.parametrize(("error", "deferred"), ERRORS)
+def test_failed_checkpoint_or_image_fails_no_other_task(error: Exception, deferred: bool) -> None:
+    transport = serve(FailingEngine(error, deferred=deferred), assign("broken", "fine"), [], [], [], [])
+    outcome = {message.task: message for message in transport.results() if isinstance(message, Finished | Failed)}
+    broken = outcome["0"]
+    assert isinstance(broken, Failed)
+    assert str(error) in broken.message
+    assert outcome["1"] == Finished("1", 1)
+    assert {message.task for message in transport.checkpoints()} == {"1"}
+    [image] = [frames for message, frames in transport.sent if isinstance(message, Finished)]
+    assert list(image) == [expected_image(msgspec.structs.replace(INPUTS, prompt="fine"))]
+
+
+@pytest.mark.parametrize("deferred", [False, True])
+def test_lost_device_ends_the_loop(deferred: bool) -> None:
+    with pytest.raises(DeviceLost):
+        serve(FailingEngine(DeviceLost("gone"), deferred=deferred), assign("broken"), [], [Preempt(["0"])])
+
+
+def test_cancelled_task_is_freed_without_checkpoint() -> None:
+    transport = serve(SimEngine(MODEL), assign("a", "b"), [Cancel(["0"])], [Preempt(["1"])])
+    assert transport.results() == [Preempted("0", 1), Preempted("1", 1, step=2, frames=1)]
+
+
+def test_rejected_worker_says_hello_again_or_exits() -> None:
+    transport = serve(SimEngine(MODEL), assign("a"), [Reject("unknown"), Reject("unknown")], [Preempt(["0"])])
+    assert [hello.running for hello, _ in transport.sent if isinstance(hello, Hello)] == [[("0", 1)]]
+    with pytest.raises(WorkerRejected, match="another protocol"):
+        serve(SimEngine(MODEL), [Reject("another protocol", fatal=True)])

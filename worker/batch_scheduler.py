@@ -1,0 +1,210 @@
+"""Schedules a worker's tasks: which of them wait, which join the batch and which share the next step. Pure.
+
+Tasks with equal keys form a group, which can share a step. The group that has used the least step time goes next, so
+that a slow shape cannot hold up a fast one, nor a large group a small one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+from dataclasses import dataclass, field
+from operator import attrgetter
+from typing import Literal, NamedTuple
+
+from configs.settings import Batching
+from wire.messages import Assignment
+from worker.batch_size import BatchSizer, Size
+from worker.engine import EngineRequest, Row
+
+#: Interval of checkpoints in `auto` mode: the work that a lost worker may cost a task.
+CHECKPOINT_EVERY_S = 2.0
+#: Weight of the newest step in the moving averages.
+_NEWEST_WEIGHT = 0.1
+
+
+class WaitingTask(NamedTuple):
+    """A task that has not joined the batch yet."""
+
+    assignment: Assignment
+    request: EngineRequest
+    key: Hashable
+    size: Size
+    since: float
+
+
+@dataclass(slots=True)
+class Member:
+    """A task in the batch, with its row in the engine."""
+
+    assignment: Assignment
+    key: Hashable
+    size: Size
+    row: Row
+    #: Time and step of its last checkpoint.
+    saved_at: float = 0.0
+    saved_step: int = 0
+
+    def is_checkpoint_due(self, now: float, every: int | Literal["auto", "never"]) -> bool:
+        if every == "auto":
+            return now - self.saved_at >= CHECKPOINT_EVERY_S
+        return every != "never" and self.row.step - self.saved_step >= every
+
+    def on_checkpoint(self, now: float) -> None:
+        self.saved_at, self.saved_step = now, self.row.step
+
+
+@dataclass(slots=True)
+class _Group:
+    """Tasks that can share a forward pass, oldest first, and the step time that they have used."""
+
+    used_s: float
+    members: dict[str, Member] = field(default_factory=dict)
+
+
+@dataclass(slots=True)
+class BatchStats:
+    """Sums since the start and moving averages. Written by the step loop, read by the client's thread."""
+
+    steps: int = 0
+    #: Tasks, summed over steps.
+    rows: int = 0
+    max_batch: int = 0
+    joined_midway: int = 0
+    step_s: float = 0.0
+    #: Times that a batch did not fit into memory.
+    out_of_memory: int = 0
+    mean_step_s: float = 0.0
+    mean_batch: float = 0.0
+
+    def on_step(self, rows: int, seconds: float) -> None:
+        weight = _NEWEST_WEIGHT if self.steps else 1.0
+        self.mean_step_s += weight * (seconds - self.mean_step_s)
+        self.mean_batch += weight * (rows - self.mean_batch)
+        self.steps += 1
+        self.rows += rows
+        self.max_batch = max(self.max_batch, rows)
+        self.step_s += seconds
+
+
+class BatchScheduler:
+    """The waiting and running tasks. Other classes read `waiting`, `running` and `stats`, and change none of them."""
+
+    def __init__(self, sizer: BatchSizer, batching: Batching, default_size: Size) -> None:
+        self._sizer = sizer
+        self._batching = batching
+        self._default_size = default_size
+        self._groups: dict[Hashable, _Group] = {}
+        #: A task did not fit into memory beside those that run: none joins until one of them leaves.
+        self._memory_full = False
+        self._draining = False
+        self.waiting: dict[str, WaitingTask] = {}
+        self.running: dict[str, Member] = {}
+        self.stats = BatchStats()
+
+    def __repr__(self) -> str:
+        groups = ", ".join(f"{key}: {len(group.members)}" for key, group in self._groups.items())
+        return f"<BatchScheduler {len(self.waiting)} waiting, {len(self.running)} running {{{groups}}}>"
+
+    def drain(self) -> None:
+        """Offer no more slots."""
+        self._draining = True
+
+    def slots(self, now: float) -> int:
+        """Return how many tasks the worker can hold: no more than it has while a task waits for a full batch."""
+        if self._draining:
+            return 0
+        if self.waiting and self.running:
+            return len(self.waiting) + len(self.running)
+        oldest = [next(iter(group.members.values())) for group in self._groups.values()]
+        limits = [self._sizer.limit(member.size, now, key=member.key) for member in oldest]
+        return max(limits) if limits else self._sizer.limit(self._default_size, now)
+
+    def add(self, task: WaitingTask) -> None:
+        self.waiting[task.assignment.task] = task
+
+    def remove(self, task: str) -> WaitingTask | None:
+        return self.waiting.pop(task, None)
+
+    def take_joining(self, now: float) -> list[WaitingTask]:
+        """Remove and return the waiting tasks whose group has room, in order of arrival; no key blocks another.
+
+        In `grouped` mode a batch starts when it is full or its oldest task has waited `window_s`, and no task joins
+        until all have left. It is the baseline of servers without step batching.
+        """
+        if self._memory_full:
+            return []
+        allowed = len(self.waiting)
+        if self._batching.mode == "grouped":
+            full, oldest = self._sizer.limit(self._default_size, now), next(iter(self.waiting.values()))
+            if self.running or (allowed < full and now - oldest.since < self._batching.window_s):
+                return []
+            allowed = min(allowed, full)
+        joining: list[WaitingTask] = []
+        room: dict[Hashable, int] = {}
+        for task in self.waiting.values():
+            if task.key not in room:
+                group = self._groups.get(task.key)
+                limit = self._sizer.limit(task.size, now, key=task.key)
+                room[task.key] = limit - (len(group.members) if group is not None else 0)
+            if room[task.key] > 0 and len(joining) < allowed:
+                room[task.key] -= 1
+                joining.append(task)
+        for task in joining:
+            del self.waiting[task.assignment.task]
+        return joining
+
+    def defer(self, task: WaitingTask) -> None:
+        """Take back a task that did not fit into memory beside those that run."""
+        self._memory_full = True
+        self.waiting[task.assignment.task] = task
+
+    def join(self, task: WaitingTask, row: Row, now: float) -> None:
+        """Add a task. A new group starts with the least used time of the others, so that it cannot dominate."""
+        group = self._groups.get(task.key)
+        if group is None:
+            used_s = min((other.used_s for other in self._groups.values()), default=0.0)
+            group = self._groups[task.key] = _Group(used_s)
+        self.stats.joined_midway += any(member.row.step > 0 for member in group.members.values())
+        member = Member(task.assignment, task.key, task.size, row, now, row.step)
+        self.running[task.assignment.task] = group.members[task.assignment.task] = member
+
+    def next_group(self, now: float) -> list[Member]:
+        """Return the members of the next step, oldest first; only the oldest if one of them is isolated."""
+        if not self._groups:
+            return []
+        group = min(self._groups.values(), key=attrgetter("used_s"))
+        members = list(group.members.values())
+        if any(member.assignment.isolated for member in members):
+            return members[:1]
+        return members[: self._sizer.limit(members[0].size, now, key=members[0].key)]
+
+    def on_step(self, members: list[Member], advanced: int, seconds: float, now: float) -> None:
+        """Charge a step to the group of `members`. Its time tells about the batch if all of them have advanced."""
+        self._groups[members[0].key].used_s += seconds
+        if advanced:
+            self.stats.on_step(advanced, seconds)
+        if advanced == len(members):
+            self._sizer.observe(members[0].size, advanced, seconds, now)
+
+    def on_out_of_memory(self, key: Hashable, fits: int, now: float) -> None:
+        """Limit the group to `fits` tasks for a while."""
+        self.stats.out_of_memory += 1
+        self._sizer.on_out_of_memory(key, fits, now)
+
+    def leave(self, task: str) -> Member | None:
+        """Remove and return a running task; None if it does not run."""
+        member = self.running.pop(task, None)
+        if member is not None:
+            self._memory_full = False
+            group = self._groups[member.key]
+            del group.members[task]
+            if not group.members:
+                del self._groups[member.key]
+        return member
+
+
+def preview_steps(steps: int, previews: int) -> frozenset[int]:
+    """Return the steps after which a preview is due: evenly spread, never after the last step."""
+    if steps < 2:
+        return frozenset()
+    return frozenset(max(1, round(steps * (i + 1) / (previews + 1))) for i in range(previews)) - {steps}
