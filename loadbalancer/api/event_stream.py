@@ -12,7 +12,7 @@ import msgspec
 from fastapi.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 
-from loadbalancer.generation.result_stream import ResultStream
+from loadbalancer.generation.in_flight import ResultStream
 from loadbalancer.scheduling.task import TaskCompleted, TaskProgress
 from loadbalancer.schema.errors import InternalError
 from loadbalancer.schema.responses import Timings
@@ -104,7 +104,7 @@ class _EventWriter:
             return CompletedImage(
                 memoryview(update.image),
                 created,
-                job.output_format,
+                job.inputs[0].output_format,
                 job.size,
                 index,
                 seed,
@@ -117,5 +117,5 @@ class _EventWriter:
             return None
         sent_steps.append(update.step)
         return PartialImage(
-            memoryview(update.preview), len(sent_steps) - 1, created, job.output_format, job.size, index
+            memoryview(update.preview), len(sent_steps) - 1, created, job.inputs[0].output_format, job.size, index
         )

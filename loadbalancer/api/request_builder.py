@@ -16,7 +16,7 @@ from loadbalancer.generation.validation import (
     requested_size,
     resolve_images,
     resolve_model,
-    resolve_predict,
+    resolve_request,
     with_source_images,
 )
 from loadbalancer.schema.errors import InvalidRequest
@@ -37,26 +37,29 @@ class RequestBuilder:
         self,
         request: ImageRequest | EditRequest | PredictRequest,
         caller: Caller,
-        image: FileReader | None = None,
-        mask: FileReader | None = None,
+        image: FileReader | str | None = None,
+        mask: FileReader | str | None = None,
     ) -> GenerationSpec:
-        """The complete specification. Source images are decoded last, after every other check."""
+        """The complete specification. Source images are decoded last, after every other check.
+
+        `image` and `mask` are data URLs, or read files of a form.
+        """
         settings, seed = self._settings, secrets.randbits(32)
         name = resolve_model(request.model, settings)
         folder = settings.models[name].loras if request.loras else None
         loras = await asyncio.to_thread(list_loras, folder) if folder else ()
         capabilities = ModelCapabilities(self._scheduler.engine_info(name), loras)
         if isinstance(request, PredictRequest):
-            return resolve_predict(request, settings, seed, capabilities).for_caller(caller)
-        spec = resolve_images(request, settings, seed, capabilities).for_caller(caller)
+            return resolve_request(request, settings, seed, capabilities, caller)
+        spec = resolve_images(request, settings, seed, capabilities, caller)
         if image is None:
-            if request.has_source_image:
+            if isinstance(request, EditRequest):
                 text = "Missing required parameter: 'image'."
                 raise InvalidRequest(text, param="image", code="missing_required_parameter")
             return spec
         images = await self._decoder.decode(
-            image,
-            mask,
+            _reader("image", image),
+            None if mask is None else _reader("mask", mask),
             settings.models[name].limits,
             size=requested_size(request, spec),
             use_alpha_as_mask=isinstance(request, EditRequest),
@@ -64,8 +67,8 @@ class RequestBuilder:
         return with_source_images(spec, images, request, settings, capabilities)
 
 
-def data_url_reader(param: str, url: str | None) -> FileReader | None:
-    return None if url is None else partial(decode_data_url, param, url)
+def _reader(param: str, file: FileReader | str) -> FileReader:
+    return partial(decode_data_url, param, file) if isinstance(file, str) else file
 
 
 def list_loras(folder: Path) -> list[str]:

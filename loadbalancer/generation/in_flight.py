@@ -7,9 +7,10 @@ Each request closes its `InFlightRequest` in every case, which cancels the tasks
 from __future__ import annotations
 
 import asyncio
+from abc import ABC, abstractmethod
+from collections import deque
 from collections.abc import Iterator
 
-from loadbalancer.generation.result_stream import ResultStream
 from loadbalancer.generation.validation import GenerationSpec
 from loadbalancer.metrics.prometheus import Metrics
 from loadbalancer.scheduler_service import SchedulerService
@@ -21,8 +22,44 @@ from loadbalancer.scheduling.task import (
     TaskProgress,
     TaskUpdate,
 )
-from loadbalancer.schema.errors import TooBusy, Unavailable, from_ended, shutting_down
+from loadbalancer.schema.errors import ApiError, TooBusy, Unavailable, from_ended, shutting_down
 from loadbalancer.schema.stream_events import Progress
+
+
+class ResultStream(ABC):
+    """The results of one request for one reader: previews and finished images, then the end.
+
+    All methods are called in the event loop.
+    """
+
+    def __init__(self, job: GenerationSpec, tasks: list[str]) -> None:
+        self.job = job
+        self.tasks = tasks
+        #: Results that the reader has not taken yet, in order of arrival.
+        self.events: deque[TaskProgress | TaskCompleted] = deque()
+        #: The error that ended the request.
+        self.failure: ApiError | None = None
+        self.ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.changed = asyncio.Event()
+
+    @abstractmethod
+    def progress(self) -> Iterator[Progress]:
+        """Yield the progress of each unfinished image."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Release the stream when its reader has left. Idempotent."""
+
+    def publish(self, event: TaskProgress | TaskCompleted) -> None:
+        self.events.append(event)
+        self.changed.set()
+
+    def end(self, failure: ApiError | None = None) -> None:
+        """End the stream; only the first call counts."""
+        if not self.ended.done():
+            self.failure = failure
+            self.ended.set_result(None)
+            self.changed.set()
 
 
 class InFlightRequest(ResultStream):
@@ -50,12 +87,6 @@ class InFlightRequest(ResultStream):
     def __repr__(self) -> str:
         return f"<InFlightRequest {len(self.images)} of {len(self.job.inputs)} images, failure {self.failure!r}>"
 
-    def results(self) -> list[TaskCompleted]:
-        """Return the images in order. Raises the `ApiError` that ended the request."""
-        if self.failure is not None:
-            raise self.failure
-        return [self.images[task] for task in self.tasks]
-
     def progress(self) -> Iterator[Progress]:
         for index, task in enumerate(self.tasks):
             estimate = self._tracker.scheduler.estimate(task)
@@ -67,7 +98,9 @@ class InFlightRequest(ResultStream):
         """Cancel the unfinished images. Idempotent."""
         if self._is_open:
             self._is_open = False
-            self._tracker.scheduler.cancel([task for task in self.tasks if task not in self.images])
+            unfinished = [task for task in self.tasks if task not in self.images]
+            if unfinished:
+                self._tracker.scheduler.cancel(unfinished)
             self._tracker.unregister(self)
 
     def _on_update(self, update: TaskUpdate) -> None:

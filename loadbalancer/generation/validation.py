@@ -25,11 +25,12 @@ from loadbalancer.schema.requests import (
     ImageRequest,
     LoraRequest,
     OpenAIImageRequest,
-    PredictRequest,
 )
 from wire.messages import LORA_NAME, EngineInfo, GenerationMode, ImageFormat, ImageInputs, Lora
 
 Number = TypeVar("Number", int, float)
+#: The caller where keys are off.
+ANYONE = Caller()
 _SIZE = re.compile(r"([1-9][0-9]{0,4})x([1-9][0-9]{0,4})")
 _MODES: dict[GenerationMode, str] = {"text": "text only", "image": "an image", "inpaint": "an image with a mask"}
 
@@ -58,21 +59,18 @@ class GenerationSpec:
     #: True if it was counted as an arrival when an upstream server was tried.
     already_counted: bool = False
 
-    def for_caller(self, caller: Caller) -> GenerationSpec:
-        return replace(self, owner=caller.owner, weight=caller.weight)
-
     @property
     def size(self) -> str:
         """WIDTHxHEIGHT."""
         return f"{self.inputs[0].width}x{self.inputs[0].height}"
 
-    @property
-    def output_format(self) -> ImageFormat:
-        return self.inputs[0].output_format
-
 
 def resolve_images(
-    request: ImageRequest | EditRequest, settings: Settings, random_seed: int, capabilities: ModelCapabilities
+    request: ImageRequest | EditRequest,
+    settings: Settings,
+    random_seed: int,
+    capabilities: ModelCapabilities,
+    caller: Caller = ANYONE,
 ) -> GenerationSpec:
     """The specification of `POST /v1/images/*`. Raises `InvalidRequest` and `ModelNotFound`.
 
@@ -85,27 +83,23 @@ def resolve_images(
         _reject("output_compression", quality, "Only 100 goes with output_format 'png', which is lossless")
     if request.partial_images and not request.stream:
         _reject("partial_images", request.partial_images, "Previews need stream: true")
-    if not request.has_source_image and request.strength is not None:
+    has_source_image = isinstance(request, EditRequest) or request.image is not None
+    if not has_source_image and request.strength is not None:
         _reject("strength", request.strength, "It needs a source image in 'image'")
-    if isinstance(request, ImageRequest) and request.mask is not None and not request.has_source_image:
+    if isinstance(request, ImageRequest) and request.mask is not None and not has_source_image:
         raise InvalidRequest("Invalid value for 'mask': It needs a source image in 'image'.", param="mask")
-    return _resolve(
+    return resolve_request(
         request,
         settings,
         random_seed,
         capabilities,
+        caller,
+        has_source_image=has_source_image,
         n=n,
         output_format=output_format,
         output_quality=quality,
         partial_images=request.partial_images or 0,
     )
-
-
-def resolve_predict(
-    request: PredictRequest, settings: Settings, random_seed: int, capabilities: ModelCapabilities
-) -> GenerationSpec:
-    """The specification of `POST /predict`. Raises `InvalidRequest` and `ModelNotFound`."""
-    return _resolve(request, settings, random_seed, capabilities)
 
 
 def requested_size(request: OpenAIImageRequest, spec: GenerationSpec) -> Size | None:
@@ -140,24 +134,30 @@ def _check_mode(mode: GenerationMode, model: str, capabilities: ModelCapabilitie
         raise InvalidRequest(text, param="image")
 
 
-def _resolve(
+def resolve_request(
     request: BaseImageRequest,
     settings: Settings,
     random_seed: int,
     capabilities: ModelCapabilities,
+    caller: Caller = ANYONE,
     *,
+    has_source_image: bool = False,
     n: int = 1,
     output_format: ImageFormat = "png",
     output_quality: int = 100,
     partial_images: int = 0,
 ) -> GenerationSpec:
+    """The specification of any request, by default of `POST /predict`. Raises `InvalidRequest` and `ModelNotFound`."""
     name = resolve_model(request.model, settings)
-    model = settings.models[name]
+    model, engine = settings.models[name], capabilities.engine
     server, limits, defaults = settings.server, model.limits, model.defaults
-    prompt = _text("prompt", request.prompt, server.max_prompt_chars)
-    if not prompt.strip():
-        _reject("prompt", prompt, "Must not be empty")
-    if not request.has_source_image:
+    negative_prompt = request.negative_prompt or ""
+    for param, text in (("prompt", request.prompt), ("negative_prompt", negative_prompt)):
+        if len(text) > server.max_prompt_chars:
+            _reject(param, text, f"It has {len(text)} characters; at most {server.max_prompt_chars} are allowed")
+    if not request.prompt.strip():
+        _reject("prompt", request.prompt, "Must not be empty")
+    if not has_source_image:
         _check_mode("text", name, capabilities)
     width, height = _size(request.size, defaults.size, limits)
     steps = _bounded("num_inference_steps", request.num_inference_steps, defaults.steps, 1, limits.max_steps)
@@ -166,14 +166,12 @@ def _resolve(
     scheduler = defaults.scheduler if request.scheduler is None else canonical_sampler(request.scheduler)
     if scheduler is None:
         _reject("scheduler", request.scheduler, f"Supported: {', '.join(sampler_names())}")
-    engine = capabilities.engine
-    negative_prompt = _text("negative_prompt", request.negative_prompt or "", server.max_prompt_chars)
-    loras = _loras(request.loras or (), model, capabilities)
+    loras = _loras(request.loras, model, capabilities) if request.loras else ()
     if request.reproducible and engine is not None and not engine.reproducible:
         _reject("reproducible", True, f"The model's engine ({engine.pipeline}) cannot promise equal bytes")
     seed = random_seed if request.seed is None else request.seed
     inputs = ImageInputs(
-        prompt=prompt,
+        prompt=request.prompt,
         width=width,
         height=height,
         steps=steps,
@@ -188,13 +186,11 @@ def _resolve(
         reproducible=bool(request.reproducible) or model.reproducible,
     )
     images = [msgspec.structs.replace(inputs, seed=(seed + i) % SEEDS) for i in range(n)]
-    return GenerationSpec(name, images, timeout_s, request.priority or 0)
+    return GenerationSpec(name, images, timeout_s, request.priority or 0, owner=caller.owner, weight=caller.weight)
 
 
 def _loras(requested: Sequence[LoraRequest], model: Model, capabilities: ModelCapabilities) -> tuple[Lora, ...]:
     """The requested adapters, checked against the model's own."""
-    if not requested:
-        return ()
     limits, engine = model.limits, capabilities.engine
     if model.loras is None or (engine is not None and not engine.loras):
         raise InvalidRequest("The model takes no LoRA adapters.", param="loras")
@@ -225,12 +221,6 @@ def resolve_model(requested: str | None, settings: Settings) -> str:
 def model_not_found(name: str, settings: Settings) -> ModelNotFound:
     served = ", ".join(f"'{model}'" for model in settings.models)
     return ModelNotFound(f"The model {shorten(name)} does not exist. Served: {served}.", param="model")
-
-
-def _text(param: str, text: str, max_chars: int) -> str:
-    if len(text) > max_chars:
-        _reject(param, text, f"It has {len(text)} characters; at most {max_chars} are allowed")
-    return text
 
 
 def _size(requested: str | None, default: str, limits: Limits) -> Size:

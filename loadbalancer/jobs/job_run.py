@@ -9,7 +9,7 @@ import asyncio
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
-from loadbalancer.generation.result_stream import ResultStream
+from loadbalancer.generation.in_flight import ResultStream
 from loadbalancer.generation.validation import GenerationSpec
 from loadbalancer.jobs.views import JobProgress
 from loadbalancer.metrics.prometheus import Metrics

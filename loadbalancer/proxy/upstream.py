@@ -13,7 +13,6 @@ from dataclasses import dataclass
 import aiohttp
 import msgspec
 
-from configs.proxy import ColdStartProxy
 from configs.settings import Settings
 from loadbalancer.schema.errors import ApiError, BadGateway, InvalidRequest, TimedOut, shutting_down
 from wire.errors import ErrorBody
@@ -72,9 +71,6 @@ class UpstreamClient:
 
     def __repr__(self) -> str:
         return f"<UpstreamClient for {', '.join(self._proxies) or 'no model'}>"
-
-    def proxy_for(self, model: str) -> ColdStartProxy | None:
-        return self._proxies.get(model)
 
     async def post(self, model: str, path: str, content: Content, timeout_s: float) -> aiohttp.ClientResponse:
         """Send the request to `path` below the upstream's URL. The caller reads and closes the 200 response.

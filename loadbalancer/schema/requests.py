@@ -59,11 +59,6 @@ class BaseImageRequest(StrictModel):
     timeout_s: float | None = Field(default=None, gt=0, allow_inf_nan=False)
     """Seconds from arrival after which the request ends with 504."""
 
-    @property
-    def has_source_image(self) -> bool:
-        """True if the request has a source image."""
-        return False
-
 
 class OpenAIImageRequest(BaseImageRequest):
     """The fields of OpenAI's Images API, and those of diffusion models."""
@@ -113,11 +108,6 @@ class ImageRequest(OpenAIImageRequest):
     style: Literal["vivid", "natural"] | None = None
     """Accepted for compatibility, without effect."""
 
-    @property
-    def has_source_image(self) -> bool:
-        """True if the request has a source image."""
-        return self.image is not None
-
 
 def _add_files(schema: dict[str, Any]) -> None:
     """Add the form's files to its schema."""
@@ -137,11 +127,6 @@ class EditRequest(OpenAIImageRequest):
 
     input_fidelity: Literal["high", "low"] | None = None
     """Accepted for compatibility, without effect; `strength` sets how much of the image changes."""
-
-    @property
-    def has_source_image(self) -> bool:
-        """True if the request has a source image."""
-        return True
 
 
 class PredictRequest(BaseImageRequest):

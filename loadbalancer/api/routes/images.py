@@ -11,7 +11,7 @@ from loadbalancer.api.event_stream import EventStream
 from loadbalancer.api.http_helpers import caller, json_response, read_json, wait_first
 from loadbalancer.api.openapi import event_stream, request_body, responses
 from loadbalancer.api.proxying import form_factory, json_factory, try_upstream
-from loadbalancer.api.request_builder import RequestBuilder, data_url_reader
+from loadbalancer.api.request_builder import RequestBuilder
 from loadbalancer.api.uploads import read_form
 from loadbalancer.generation.in_flight import InFlightRequest
 from loadbalancer.generation.validation import GenerationSpec
@@ -42,10 +42,9 @@ def router(services: Services, builder: RequestBuilder) -> APIRouter:
         """OpenAI's Images API with the parameters of diffusion models. With `stream`: server-sent events."""
         body = await read_json(request, max_upload_bytes)
         parsed = parse_with_images(ImageRequest, body, max_bytes)
-        image, mask = data_url_reader("image", parsed.image), data_url_reader("mask", parsed.mask)
-        spec = await builder.build(parsed, caller(request), image, mask)
+        spec = await builder.build(parsed, caller(request), parsed.image, parsed.mask)
         result: GenerationSpec | Response = spec
-        if (proxy := services.upstream.proxy_for(spec.model)) is not None:
+        if (proxy := services.settings.models[spec.model].cold_start_proxy) is not None:
             result = await try_upstream(services, request, spec, proxy, json_factory(body), stream=bool(parsed.stream))
         del body  # it may be large, and the request may wait in the queue
         return await _respond(services, request, parsed, result)
@@ -62,7 +61,7 @@ def router(services: Services, builder: RequestBuilder) -> APIRouter:
             parsed = parse_form(EditRequest, form.texts)
             spec = await builder.build(parsed, caller(request), form.file("image"), form.file("mask"))
             result: GenerationSpec | Response = spec
-            if (proxy := services.upstream.proxy_for(spec.model)) is not None:
+            if (proxy := services.settings.models[spec.model].cold_start_proxy) is not None:
                 factory = form_factory(form)
                 result = await try_upstream(services, request, spec, proxy, factory, stream=bool(parsed.stream))
         return await _respond(services, request, parsed, result)
@@ -99,7 +98,9 @@ async def _wait(in_flight: InFlightRequest, request: Request) -> list[TaskComple
     """The images in order. Raises the request's `ApiError`."""
     try:
         await wait_first(request, in_flight.ended)
-        return in_flight.results()
+        if in_flight.failure is not None:
+            raise in_flight.failure
+        return [in_flight.images[task] for task in in_flight.tasks]
     finally:
         in_flight.close()
 
@@ -110,4 +111,4 @@ def images_answer(spec: GenerationSpec, images: Sequence[TaskCompleted | StoredI
         ImageData(memoryview(image.image), inputs.seed, Timings(image.waited_s, image.ran_s), image.flagged)
         for image, inputs in zip(images, spec.inputs, strict=True)
     ]
-    return ImagesAnswer(int(created), data, spec.model, spec.size, spec.output_format)
+    return ImagesAnswer(int(created), data, spec.model, spec.size, spec.inputs[0].output_format)

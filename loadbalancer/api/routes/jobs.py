@@ -12,7 +12,7 @@ from loadbalancer.api.event_stream import EventStream
 from loadbalancer.api.http_helpers import caller, json_response, read_json
 from loadbalancer.api.idempotency import HEADER, key_of, reused
 from loadbalancer.api.openapi import event_stream, request_body, responses, schema_ref
-from loadbalancer.api.request_builder import RequestBuilder, data_url_reader
+from loadbalancer.api.request_builder import RequestBuilder
 from loadbalancer.api.routes.images import images_answer
 from loadbalancer.generation.validation import GenerationSpec
 from loadbalancer.jobs.requests import ParsedJob, parse_job
@@ -110,8 +110,7 @@ class _JobsApi:
         idempotency_key, owner = request.headers.get(HEADER), caller(request).owner
         key = None if idempotency_key is None else key_of(owner, idempotency_key, request.url.path, "", body)
         parsed = parse_job(body, server.max_body_bytes, webhook_private=settings.webhook_private)
-        image, mask = data_url_reader("image", parsed.image), data_url_reader("mask", parsed.mask)
-        job = await self._builder.build(parsed.request, caller(request), image, mask)
+        job = await self._builder.build(parsed.request, caller(request), parsed.image, parsed.mask)
         allowed_s = job.timeout_s if parsed.request.timeout_s is not None else settings.timeout_s
         order = _job_spec(parsed, job, time.time() + allowed_s)
         try:

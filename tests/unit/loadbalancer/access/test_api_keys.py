@@ -15,7 +15,6 @@ from loadbalancer.access.api_keys import (
     fingerprint,
     parse_ring,
 )
-from loadbalancer.generation.validation import GenerationSpec
 from loadbalancer.schema.errors import Forbidden, Unauthorized
 
 DOORMAN = Authenticator("internal-token", loopback=True)
@@ -102,11 +101,6 @@ def test_the_caller_is_known_by_the_keys_name() -> None:
     assert (internal.owner, internal.scopes) == (INTERNAL, frozenset({"admin"}))
     with pytest.raises(Forbidden, match="'painter' lacks the scope 'jobs'"):
         painter.require("jobs")
-
-
-def test_a_job_carries_its_callers_name_and_weight() -> None:
-    job = GenerationSpec("m", [], 1.0, 0).for_caller(Caller("painter", 2.5))
-    assert (job.owner, job.weight) == ("painter", 2.5)
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from loadbalancer.generation.validation import (
     ModelCapabilities,
     requested_size,
     resolve_images,
-    resolve_predict,
+    resolve_request,
     with_source_images,
 )
 from loadbalancer.scheduling.task import TaskEnded, TaskState
@@ -80,7 +80,7 @@ def complete(sources: SourceImages, capabilities: ModelCapabilities | None = Non
 def test_loras_are_resolved(requested: list[dict[str, Any]], expected: tuple[Lora, ...]) -> None:
     assert [inputs.loras for inputs in resolve(loras=requested, n=2).inputs] == [expected, expected]
     predict = parse(PredictRequest, json.dumps({"prompt": "a", "loras": requested}).encode())
-    assert resolve_predict(predict, settings(), 7, ModelCapabilities(ABLE, ADAPTERS)).inputs[0].loras == expected
+    assert resolve_request(predict, settings(), 7, ModelCapabilities(ABLE, ADAPTERS)).inputs[0].loras == expected
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from configs.sections import Server
 from configs.settings import Model, Settings
-from loadbalancer.generation.validation import GenerationSpec, ModelCapabilities, resolve_images, resolve_predict
+from loadbalancer.generation.validation import GenerationSpec, ModelCapabilities, resolve_images, resolve_request
 from loadbalancer.schema.errors import ApiError, BodyTooLarge, InvalidRequest, ModelNotFound
 from loadbalancer.schema.parsing import parse, parse_form, parse_with_images
 from loadbalancer.schema.requests import SEEDS, EditRequest, ImageRequest, PredictRequest
@@ -44,7 +44,13 @@ def resolve(random_seed: int = 99, **body: Any) -> GenerationSpec:
 def test_absent_fields_take_configured_defaults() -> None:
     job = resolve(prompt="a seven")
     (inputs,) = job.inputs
-    assert (job.model, job.timeout_s, job.priority, job.size, job.output_format) == ("first", 30.0, 0, "64x96", "png")
+    assert (job.model, job.timeout_s, job.priority, job.size, job.inputs[0].output_format) == (
+        "first",
+        30.0,
+        0,
+        "64x96",
+        "png",
+    )
     assert (inputs.width, inputs.height, inputs.steps, inputs.guidance_scale) == (64, 96, 20, 3.0)
     assert (inputs.scheduler, inputs.seed, inputs.negative_prompt) == ("ddim", 99, "")
     assert (inputs.output_quality, inputs.partial_images) == (100, 0)
@@ -90,13 +96,19 @@ def test_seeds_count_up_and_wrap(seed: int, seeds: list[int]) -> None:
 def test_images_of_a_request_differ_only_in_seed() -> None:
     job = resolve(prompt="a", n=4, seed=1, stream=True, partial_images=3, output_format="webp", output_compression=5)
     assert len({repr(inputs).replace(f"seed={inputs.seed}", "") for inputs in job.inputs}) == 1
-    assert (job.inputs[0].partial_images, job.inputs[0].output_quality, job.output_format) == (3, 5, "webp")
+    assert (job.inputs[0].partial_images, job.inputs[0].output_quality, job.inputs[0].output_format) == (3, 5, "webp")
 
 
 def test_predict_makes_one_png() -> None:
     asked = parse(PredictRequest, b'{"prompt": "a", "model": "second", "priority": 5, "timeout_s": 1.5}')
-    job = resolve_predict(asked, SETTINGS, 3, NOTHING)
-    assert (job.model, len(job.inputs), job.output_format, job.priority, job.timeout_s) == ("second", 1, "png", 5, 1.5)
+    job = resolve_request(asked, SETTINGS, 3, NOTHING)
+    assert (job.model, len(job.inputs), job.inputs[0].output_format, job.priority, job.timeout_s) == (
+        "second",
+        1,
+        "png",
+        5,
+        1.5,
+    )
 
 
 def test_first_of_several_errors_is_reported() -> None:
