@@ -26,12 +26,12 @@ from loadbalancer.scheduling.events import (
     WorkerLost,
 )
 from loadbalancer.scheduling.scheduler import Scheduler
-from loadbalancer.scheduling.task import Checkpoint, Task, TaskCompleted, TaskEnded, TaskEstimate, TaskUpdate
+from loadbalancer.scheduling.task import Checkpoint, Task, TaskCompleted, TaskEnded, TaskUpdate
 from loadbalancer.transport.curve_listener import CurveListener
 from loadbalancer.transport.process_watcher import ProcessWatcher
 from loadbalancer.transport.worker_socket import WorkerSocket
 from wire.codec import BalancerEnvelope, WorkerEnvelope
-from wire.messages import EngineInfo, Hello, ImageInputs, ServerStopping, StepCurve
+from wire.messages import Hello, ImageInputs, ServerStopping
 from wire.snapshot import Snapshot
 
 log = logging.getLogger(__name__)
@@ -68,6 +68,9 @@ class SchedulerService:
             grouped=[name for name, model in settings.models.items() if model.batching.mode == "grouped"],
             hold_s=_HOLD_S,
         )
+        # Questions that need no clock go to the scheduler itself.
+        self.estimate, self.checkpoint = self._scheduler.estimate, self._scheduler.checkpoint
+        self.engine_info, self.step_curves = self._scheduler.engine_info, self._scheduler.step_curves
         self._socket = WorkerSocket(address, listener, self._on_message, self._on_worker_lost)
         self._processes = ProcessWatcher(self._on_process_ended)
         self._listeners: dict[str, Listener] = {}
@@ -169,20 +172,8 @@ class SchedulerService:
         now = time.monotonic()
         return self._scheduler.estimate_wait(Task("", model, item, now, now, priority, owner, weight, steps=item.steps))
 
-    def estimate(self, task: str) -> TaskEstimate | None:
-        return self._scheduler.estimate(task)
-
-    def checkpoint(self, task: str) -> Checkpoint | None:
-        return self._scheduler.checkpoint(task)
-
     def is_ready(self, model: str) -> bool:
         return self._scheduler.is_ready(model, time.monotonic())
-
-    def engine_info(self, model: str) -> EngineInfo | None:
-        return self._scheduler.engine_info(model)
-
-    def step_curves(self, model: str) -> list[StepCurve]:
-        return self._scheduler.step_curves(model)
 
     def snapshot(self) -> Snapshot:
         now = time.monotonic()

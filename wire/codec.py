@@ -8,7 +8,9 @@ Decoding is strict: a header that is not an array of known messages, or a wrong 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+import functools
+import itertools
+from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple, TypeVar
 
 import msgspec
@@ -41,10 +43,9 @@ class BalancerEnvelope(NamedTuple):
 
 
 Message = TypeVar("Message", ToBalancer, ToWorker)
+Envelope = TypeVar("Envelope", WorkerEnvelope, BalancerEnvelope)
 
 _encoder = msgspec.msgpack.Encoder()
-_to_balancer = msgspec.msgpack.Decoder(list[ToBalancer])
-_to_worker = msgspec.msgpack.Decoder(list[ToWorker])
 
 
 def encode(envelopes: Iterable[WorkerEnvelope] | Iterable[BalancerEnvelope]) -> list[Frame]:
@@ -52,23 +53,12 @@ def encode(envelopes: Iterable[WorkerEnvelope] | Iterable[BalancerEnvelope]) -> 
     messages: list[ToBalancer | ToWorker] = []
     frames: list[Frame] = []
     for message, own in envelopes:
-        if frame_count(message) != len(own):
-            raise ValueError(f"{type(message).__name__} announces {frame_count(message)} frames, brings {len(own)}")
+        count = frame_count(message)
+        if count != len(own):
+            raise ValueError(f"{type(message).__name__} announces {count} frames, brings {len(own)}")
         messages.append(message)
         frames += own
     return [_encoder.encode(messages), *frames]
-
-
-def decode_from_worker(frames: Sequence[Frame]) -> list[WorkerEnvelope]:
-    """Raises `MalformedFrames`."""
-    messages = _header(_to_balancer, frames)
-    return [WorkerEnvelope(message, own) for message, own in _with_frames(messages, frames)]
-
-
-def decode_for_worker(frames: Sequence[Frame]) -> list[BalancerEnvelope]:
-    """Raises `MalformedFrames`."""
-    messages = _header(_to_worker, frames)
-    return [BalancerEnvelope(message, own) for message, own in _with_frames(messages, frames)]
 
 
 def frame_count(message: ToBalancer | ToWorker) -> int:
@@ -79,24 +69,34 @@ def frame_count(message: ToBalancer | ToWorker) -> int:
     return 0
 
 
-def _header(decoder: msgspec.msgpack.Decoder[list[Message]], frames: Sequence[Frame]) -> list[Message]:
+def _decode(
+    decoder: msgspec.msgpack.Decoder[list[Message]],
+    envelope: Callable[[Message, Sequence[Frame]], Envelope],
+    frames: Sequence[Frame],
+) -> list[Envelope]:
     if not frames:
         raise MalformedFrames("no header frame")
     if len(frames) > MAX_FRAMES or len(frames[0]) > MAX_HEADER_BYTES:
         raise MalformedFrames(f"{len(frames)} frames with a header of {len(frames[0])} bytes is past the limit")
     try:
-        return decoder.decode(frames[0])
+        messages = decoder.decode(frames[0])
     except (msgspec.MsgspecError, UnicodeDecodeError) as error:
         raise MalformedFrames(str(error)) from error
     except RecursionError as error:
         raise MalformedFrames("header is nested too deeply") from error
-
-
-def _with_frames(messages: list[Message], frames: Sequence[Frame]) -> Iterator[tuple[Message, Sequence[Frame]]]:
     counts = [frame_count(message) for message in messages]
     if any(count < 0 for count in counts) or sum(counts) != len(frames) - 1:
         raise MalformedFrames(f"messages announce {sum(counts)} frames, {len(frames) - 1} came")
-    start = 1
-    for message, count in zip(messages, counts, strict=True):
-        yield message, frames[start : start + count]
-        start += count
+    rest = iter(frames[1:])
+    return [
+        envelope(message, list(itertools.islice(rest, count))) for message, count in zip(messages, counts, strict=True)
+    ]
+
+
+#: The messages in the frames of one ZeroMQ message. They raise `MalformedFrames`.
+decode_from_worker: Callable[[Sequence[Frame]], list[WorkerEnvelope]] = functools.partial(
+    _decode, msgspec.msgpack.Decoder(list[ToBalancer]), WorkerEnvelope
+)
+decode_for_worker: Callable[[Sequence[Frame]], list[BalancerEnvelope]] = functools.partial(
+    _decode, msgspec.msgpack.Decoder(list[ToWorker]), BalancerEnvelope
+)

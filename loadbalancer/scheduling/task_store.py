@@ -87,10 +87,9 @@ class TaskStore:
         effects: list[Effect] = []
         assignments: _Assignments = {}
         for model, queue in self.queues.items():
-            if not queue or (self._unclaimed[model] and now < self._hold_until[model]):
+            if self._unclaimed[model] and now < self._hold_until[model]:
                 continue
-            workers = self.registry.serving(model)
-            if queue.isolated and any(worker.free_slots for worker in workers):
+            if queue.isolated and any(worker.free_slots for worker in self.registry.serving(model)):
                 for task in list(queue.isolated.values()):
                     worker = self.registry.reserve(task, now)
                     if worker is not None:
@@ -101,7 +100,7 @@ class TaskStore:
                     worker = worker_in_time(
                         first,
                         available,
-                        workers,
+                        self.registry.serving(model),
                         self.tasks,
                         self.costs[model],
                         waiting=len(queue),

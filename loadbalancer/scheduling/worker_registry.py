@@ -40,6 +40,8 @@ class Worker:
     id: str = field(init=False)
     #: Measured step times by image size.
     _curves: dict[tuple[int, int], StepCurve] = field(default_factory=dict)
+    #: The largest measured batch within the curve's cap, by image size: tasks, seconds of a step.
+    _full_batches: dict[tuple[int, int], tuple[int, float]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.id = self.hello.worker
@@ -68,6 +70,10 @@ class Worker:
             self.progress_at = now
         self.heartbeat = heartbeat
         self._curves = {(curve.width, curve.height): curve for curve in reversed(heartbeat.curves)}
+        self._full_batches = {
+            size: max((point for point in curve.points if point[0] <= curve.cap), default=(0, 0.0))
+            for size, curve in self._curves.items()
+        }
 
     def on_task_message(self, task: str, attempt: int, now: float, *, released: bool) -> bool:
         """Return whether the worker holds this attempt, and free its slot if it is `released`."""
@@ -93,15 +99,19 @@ class Worker:
 
         For a size without a curve, the rate of the present batch or of the first curve is used.
         """
-        curve = self._curves.get(size)
-        if curve is None and self.heartbeat.step_s > 0:
-            return self.heartbeat.batch / self.heartbeat.step_s
-        tasks, seconds = _full_batch(curve or next(iter(self.heartbeat.curves), None))
+        if size not in self._full_batches:
+            if self.heartbeat.step_s > 0:
+                return self.heartbeat.batch / self.heartbeat.step_s
+            if not self.heartbeat.curves:
+                return 0.0
+            size = self.heartbeat.curves[0].width, self.heartbeat.curves[0].height
+        tasks, seconds = self._full_batches[size]
         return tasks / seconds if seconds > 0 else 0.0
 
     def full_batch_step_s(self, size: tuple[int, int]) -> float:
         """Return the seconds of a step of a full batch of this size, or of its recent steps; 0 if not measured."""
-        return _full_batch(self._curves.get(size))[1] or self.heartbeat.step_s
+        _, seconds = self._full_batches.get(size, (0, 0.0))
+        return seconds or self.heartbeat.step_s
 
     def batch_step_s(self, size: tuple[int, int], tasks: int) -> float:
         """Return the seconds of a step of a batch of `tasks`, interpolated or extrapolated; 0 if not measured."""
@@ -118,7 +128,7 @@ class Worker:
     @property
     def max_step_s(self) -> float:
         """Seconds of the slowest measured step; 0 if not measured."""
-        slowest_s = max((_full_batch(curve)[1] for curve in self.heartbeat.curves), default=0.0)
+        slowest_s = max((seconds for _, seconds in self._full_batches.values()), default=0.0)
         return slowest_s or self.heartbeat.step_s
 
 
@@ -228,8 +238,3 @@ def full_batch_step_cost(workers: Sequence[Worker], size: tuple[int, int]) -> fl
 
 def _load(worker: Worker) -> tuple[float, str]:
     return (len(worker.assigned) / worker.slots if worker.slots else 0.0, worker.id)
-
-
-def _full_batch(curve: StepCurve | None) -> tuple[int, float]:
-    """Return the largest measured batch within the curve's cap: (tasks, seconds of a step)."""
-    return max((point for point in curve.points if point[0] <= curve.cap), default=(0, 0.0)) if curve else (0, 0.0)
