@@ -188,6 +188,15 @@ class Jobs(Section):
     """Delay before the second attempt. It doubles with each further attempt, up to an hour."""
 
 
+class Logging(Section):
+    """The log files of the balancer and the workers, in `data_dir`/logs."""
+
+    max_bytes: int = Field(default=16 << 20, ge=1 << 12)
+    """Maximum size of a log file. Beyond it the file becomes `NAME.log.1`."""
+    backups: int = Field(default=2, ge=0, le=100)
+    """Number of earlier parts of each log file that are kept."""
+
+
 class SimulatedDevice(Section):
     """Simulated GPUs of one size."""
 

@@ -20,6 +20,7 @@ from configs.sections import (
     Devices,
     Jobs,
     LocalPath,
+    Logging,
     PositiveSeconds,
     Queue,
     Seconds,
@@ -240,6 +241,7 @@ class Settings(Section):
     max_workers: int | None = Field(default=None, ge=1)
     """Replaces `scaling.max_workers` of every model."""
     server: Server = Server()
+    logging: Logging = Logging()
     access: Access = Access()
     queue: Queue = Queue()
     jobs: Jobs = Jobs()

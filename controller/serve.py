@@ -15,6 +15,7 @@ from setproctitle import setproctitle
 
 from configs.addresses import bind_all, listen_addresses
 from configs.cli import EXIT_USAGE, HelpFormatter, add_config_options, add_server_options, config_reader, settings_from
+from configs.log_files import rotate_own_log
 from configs.logs import configure_logging
 from configs.open_files import raise_open_file_limit
 from configs.paths import internal_token, log_dir, run_dir
@@ -82,7 +83,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     detach_standard_streams()
     args = _parser().parse_args(argv)
     settings = settings_from(args)
-    configure_logging(settings.log_level)
+    configure_logging(settings.log_level, multiline=True)
+    rotate_own_log(settings.data_dir, settings.logging)
     raise_open_file_limit()
     console = Console()
     if sys.stderr.isatty():

@@ -19,6 +19,7 @@ from setproctitle import setproctitle
 
 from configs.addresses import bind_all, listen_addresses
 from configs.cli import EXIT_USAGE, HelpFormatter, add_config_options, add_server_options, settings_from
+from configs.log_files import rotate_own_log
 from configs.logs import configure_logging
 from configs.open_files import connections_within, raise_open_file_limit
 from configs.paths import internal_token, jobs_file, run_dir, worker_address
@@ -88,6 +89,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     detach_standard_streams()
     settings = settings_from(_parser().parse_args(argv))
     configure_logging(settings.log_level)
+    rotate_own_log(settings.data_dir, settings.logging)
     setproctitle("muster loadbalancer")
     host, port = settings.server.host, settings.server.port
     try:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from configs.cli import EXIT_USAGE, HelpFormatter, add_config_options, settings_from
+from configs.log_files import rotate_own_log
 from configs.logs import configure_logging
 from configs.open_files import raise_open_file_limit
 from configs.paths import cache_dir, worker_address
@@ -95,6 +96,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = _parser().parse_args(argv)
     settings = settings_from(args)
     configure_logging(settings.log_level)
+    rotate_own_log(settings.data_dir, settings.logging)
     raise_open_file_limit()
     model = getattr(args, "model", next(iter(settings.models)))
     if model not in settings.models:

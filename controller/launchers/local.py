@@ -33,7 +33,7 @@ class LocalLauncher:
         self._data_dir = settings.data_dir.resolve()
         self._address = worker_address(settings.data_dir)
         self._settings = settings
-        self._processes = Processes(children_dir(settings.data_dir), log_dir(settings.data_dir))
+        self._processes = Processes(children_dir(settings.data_dir), log_dir(settings.data_dir), settings.logging)
         self._config = run_dir(settings.data_dir) / "config.yaml"
 
     def prepare(self) -> tuple[list[WorkerProcess], bool]:

@@ -24,12 +24,11 @@ import psutil
 
 from configs.files import atomic_write
 from configs.paths import StandbyFiles, standby_files
+from configs.sections import Logging
 from controller.launchers import PollResult
+from controller.launchers.log_folder import LogFolder
 from controller.types import Exit, WorkerProcess
 
-_TAIL_LINES = 15
-_TAIL_BYTES = 8192
-_MAX_LOGS = 50
 #: Two readings of the same creation time differ by rounding only; the kernel counts it in hundredths of a second.
 _SAME_TIME_S = 0.005
 _TICKS_PER_S = os.sysconf("SC_CLK_TCK")
@@ -58,9 +57,9 @@ class ProcessRecord(msgspec.Struct, frozen=True):
 class Processes:
     """All children of one data directory."""
 
-    def __init__(self, records: Path, logs: Path) -> None:
+    def __init__(self, records: Path, logs: Path, logging: Logging) -> None:
         self._records = records
-        self._logs = logs
+        self._logs = LogFolder(logs, logging)
         self._children: dict[str, WorkerProcess] = {}
         self._handles: dict[str, psutil.Process] = {}
         self._spawned: dict[str, subprocess.Popen[bytes]] = {}
@@ -122,8 +121,8 @@ class Processes:
         """Start a process unless there is one of this name."""
         if name in self._children:
             return
-        self._prune_logs()
-        with self._log(name).open("ab") as log:
+        self._logs.prune(self._children)
+        with self._logs.path(name).open("ab") as log:
             process = subprocess.Popen(  # noqa: S603 - our own programs
                 command, env=env, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
             )
@@ -162,12 +161,13 @@ class Processes:
                 self._write(name)
 
     def poll(self) -> PollResult:
-        """Return the running processes, and those that exited since the last poll."""
+        """Return the running processes, and those that exited since the last poll. Bounds their logs."""
+        self._logs.rotate(self._children, time.monotonic())
         exits = []
         for name, child in list(self._children.items()):
             ended, status = self._ended(name)
             if ended:
-                exits.append(Exit(child, time.monotonic(), status, self._tail(name)))
+                exits.append(Exit(child, time.monotonic(), status, self._logs.tail(name)))
                 del self._children[name], self._handles[name]
                 self._spawned.pop(name, None)
                 self._activated.discard(name)
@@ -203,24 +203,6 @@ class Processes:
 
     def _files(self, name: str) -> StandbyFiles:
         return standby_files(self._records, name)
-
-    def _log(self, name: str) -> Path:
-        return self._logs / f"{name}.log"
-
-    def _tail(self, name: str) -> str:
-        """The last lines of its log."""
-        with contextlib.suppress(OSError), self._log(name).open("rb") as log:
-            size = log.seek(0, 2)
-            log.seek(max(size - _TAIL_BYTES, 0))
-            return "\n".join(log.read().decode("utf-8", "replace").splitlines()[-_TAIL_LINES:])
-        return ""
-
-    def _prune_logs(self) -> None:
-        """Keep the newest logs, and those of running processes."""
-        kept = {self._log(name) for name in self._children}
-        old = [log for log in self._logs.glob("*.log") if log not in kept]
-        for log in sorted(old, key=lambda log: log.stat().st_mtime, reverse=True)[_MAX_LOGS:]:
-            log.unlink(missing_ok=True)
 
 
 def _is_same(process: psutil.Process, record: ProcessRecord) -> bool:

@@ -15,6 +15,7 @@ from rich.logging import RichHandler
 from rich.status import Status
 
 from configs.environment import CLIENT_KEY
+from configs.logs import EscapingFormatter
 
 _EXAMPLE = "a handwritten seven"
 
@@ -22,7 +23,7 @@ _EXAMPLE = "a handwritten seven"
 def log_to_console(console: Console) -> None:
     """Send log lines through the console, so that they do not overwrite the spinner."""
     handler = RichHandler(console=console, show_path=False, highlighter=NullHighlighter(), log_time_format="[%X]")
-    handler.setFormatter(logging.Formatter("%(message)s"))
+    handler.setFormatter(EscapingFormatter("%(message)s", multiline=True))
     logging.getLogger().handlers[:] = [handler]
 
 

@@ -97,7 +97,7 @@ class ApiMiddleware:
             else:
                 await self._enter(scope, receive, send_with_id)
         except Exception:
-            log.exception("request %s: %s %s failed", request_id, scope["method"], scope["path"])
+            log.exception("request %s: %s %r failed", request_id, scope["method"], scope["path"])
             if status is not None:
                 raise  # the server closes the connection, so that the client notices the incomplete response
             text = f"The server had an error while processing your request. Its id is {request_id}."
@@ -139,5 +139,5 @@ class ApiMiddleware:
 
 
 async def _reject(error: ApiError, scope: Scope, receive: Receive, send: Send) -> None:
-    log.debug("%s %s is rejected with %d: %s", scope["method"], scope["path"], error.status, error.message)
+    log.debug("%s %r is rejected with %d: %s", scope["method"], scope["path"], error.status, error.message)
     await error_response(error)(scope, receive, send)

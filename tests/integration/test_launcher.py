@@ -21,6 +21,7 @@ import yaml
 from configs.cli import EXIT_USAGE
 from configs.load import load
 from configs.paths import log_dir
+from configs.sections import Logging
 from configs.settings import Settings
 from controller.launchers import PollResult
 from controller.launchers.local import LocalLauncher
@@ -59,7 +60,7 @@ class Rig:
         self.next()
 
     def next(self) -> Processes:
-        self.launchers.append(Processes(self.records, self.logs))
+        self.launchers.append(Processes(self.records, self.logs, Logging()))
         return self.launchers[-1]
 
     @property

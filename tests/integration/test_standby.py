@@ -18,6 +18,7 @@ import pytest
 import yaml
 
 from configs.paths import children_dir, controller_pid_file, standby_files
+from configs.sections import Logging
 from controller.launchers.processes import Processes
 from controller.types import Exit, WorkerProcess
 from scripts.harness.balancer import sim
@@ -46,7 +47,7 @@ class Rig:
         self.next()
 
     def next(self) -> Processes:
-        self.launchers.append(Processes(self.folder / "records", self.folder / "logs"))
+        self.launchers.append(Processes(self.folder / "records", self.folder / "logs", Logging()))
         return self.launchers[-1]
 
     @property
