@@ -1,4 +1,4 @@
-"""Durable jobs through deaths of the balancer, full disks and deaf webhooks: real processes, real files."""
+"""Durable jobs through crashes of the balancer, full disks and failing webhooks: real processes and files."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def start_balancer(server: Server) -> None:
         except httpx.TransportError:
             return False
 
-    wait_until(answers, "the new balancer's first answer")
+    wait_until(answers, "the first response of the new balancer")
 
 
 def call(server: Server, method: str, path: str, **options: Any) -> httpx.Response:
@@ -64,29 +64,29 @@ def call(server: Server, method: str, path: str, **options: Any) -> httpx.Respon
 
 
 def post(server: Server, seed: int = 7, key: str | None = None, webhook: Any = None, **body: Any) -> httpx.Response:
-    wanted = {"path": GENERATE, "body": {"prompt": "a seven", "seed": seed} | body, "webhook": webhook}
-    return call(server, "POST", "/v1/jobs", json=wanted, headers={"idempotency-key": key} if key else None)
+    request = {"path": GENERATE, "body": {"prompt": "a seven", "seed": seed} | body, "webhook": webhook}
+    return call(server, "POST", "/v1/jobs", json=request, headers={"idempotency-key": key} if key else None)
 
 
-def accepted(answered: httpx.Response) -> str:
-    assert answered.status_code == 202, answered.text
-    return str(answered.json()["id"])
+def accepted(response: httpx.Response) -> str:
+    assert response.status_code == 202, response.text
+    return str(response.json()["id"])
 
 
-def look(server: Server, job: str) -> dict[str, Any]:
+def get_job(server: Server, job: str) -> dict[str, Any]:
     view: dict[str, Any] = call(server, "GET", f"/v1/jobs/{job}").json()
     return view
 
 
-def ended(server: Server, job: str) -> dict[str, Any]:
-    wait_until(lambda: look(server, job)["state"] in ENDS, "the end of the job")
-    return look(server, job)
+def wait_for_end(server: Server, job: str) -> dict[str, Any]:
+    wait_until(lambda: get_job(server, job)["state"] in ENDS, "the end of the job")
+    return get_job(server, job)
 
 
-def pictures(server: Server, job: str) -> list[bytes]:
-    answered = call(server, "GET", f"/v1/jobs/{job}/result")
-    assert answered.status_code == 200, answered.text
-    return [base64.b64decode(image["b64_json"]) for image in answered.json()["data"]]
+def images(server: Server, job: str) -> list[bytes]:
+    response = call(server, "GET", f"/v1/jobs/{job}/result")
+    assert response.status_code == 200, response.text
+    return [base64.b64decode(image["b64_json"]) for image in response.json()["data"]]
 
 
 def expected(seed: int, steps: int = STEPS) -> bytes:
@@ -97,49 +97,49 @@ def rows_stepped(server: Server) -> int:
     return sum(worker.counters.rows for worker in server.snapshot().workers)
 
 
-# ---- deaths of the balancer
+# ---- crashes of the balancer
 
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])
-def test_every_job_is_done_once_and_right_though_the_balancer_dies(server: StartServer, how: signal.Signals) -> None:
+def test_jobs_are_done_exactly_once_despite_balancer_crashes(server: StartServer, how: signal.Signals) -> None:
     running = server(SLOW, 2, jobs=JOBS)
     jobs = {accepted(post(running, seed, n=2)): seed for seed in range(0, 16, 2)}
-    for lives in range(2):
-        wait_until(lambda n=lives: _done(running) > n, "the first ends of this life")  # type: ignore[misc]
+    for restarts in range(2):
+        wait_until(lambda n=restarts: _done(running) > n, "results of this balancer")  # type: ignore[misc]
         end_balancer(running, how)
         start_balancer(running)
     for job, seed in jobs.items():
-        assert ended(running, job)["state"] == "done"
-        assert pictures(running, job) == [expected(seed), expected(seed + 1)]
-        first = pictures(running, job)
-        assert pictures(running, job) == first, "the answer does not change any more"
+        assert wait_for_end(running, job)["state"] == "done"
+        assert images(running, job) == [expected(seed), expected(seed + 1)]
+        first = images(running, job)
+        assert images(running, job) == first, "the result does not change"
     with sqlite3.connect(jobs_file(running.data_dir)) as db:
-        assert db.execute("SELECT count(*) FROM checkpoints").fetchone() == (0,), "nothing is left behind"
+        assert db.execute("SELECT count(*) FROM checkpoints").fetchone() == (0,), "no checkpoint is left"
 
 
 def _done(server: Server) -> int:
     return len(call(server, "GET", "/v1/jobs?limit=100&state=done").json()["data"])
 
 
-@pytest.mark.parametrize("away_s", [0.0, 6.0], ids=["finished after", "finished meanwhile"])
-def test_what_workers_run_goes_on_there_though_the_balancer_dies(server: StartServer, away_s: float) -> None:
-    slowly = {"sim": {"t0_s": 0.1, "t1_s": 0.0005, "load_s": 0.0}, "batching": {"checkpoint_every": "never"}}
-    running = server(SLOW | {"sim": SLOW["sim"] | slowly}, jobs=JOBS)
+@pytest.mark.parametrize("away_s", [0.0, 6.0], ids=["finished after restart", "finished before restart"])
+def test_running_tasks_continue_while_the_balancer_restarts(server: StartServer, away_s: float) -> None:
+    slow = {"sim": {"t0_s": 0.1, "t1_s": 0.0005, "load_s": 0.0}, "batching": {"checkpoint_every": "never"}}
+    running = server(SLOW | {"sim": SLOW["sim"] | slow}, jobs=JOBS)
     job = accepted(post(running, n=2))
-    for lives in range(2):
-        wait_until(lambda n=lives: look(running, job)["step"] >= 20 * (n + 1), "steps of this life")  # type: ignore[misc]
-        assert look(running, job)["state"] == "running"
+    for restarts in range(2):
+        wait_until(lambda n=restarts: get_job(running, job)["step"] >= 20 * (n + 1), "steps under this balancer")  # type: ignore[misc]
+        assert get_job(running, job)["state"] == "running"
         end_balancer(running, signal.SIGKILL)
-        if lives:
-            time.sleep(away_s)  # whether it is long enough or not: nothing is to be done twice
+        if restarts:
+            time.sleep(away_s)  # with either time no step is repeated
         start_balancer(running)
-    assert ended(running, job)["state"] == "done"
-    assert pictures(running, job) == [expected(7), expected(8)]
-    wait_until(lambda: rows_stepped(running) >= 2 * STEPS, "the worker's own count")
-    assert rows_stepped(running) == 2 * STEPS, "not one step was done again, though none was ever saved"
+    assert wait_for_end(running, job)["state"] == "done"
+    assert images(running, job) == [expected(7), expected(8)]
+    wait_until(lambda: rows_stepped(running) >= 2 * STEPS, "the steps that the worker has counted")
+    assert rows_stepped(running) == 2 * STEPS, "no step is repeated, without any checkpoint"
 
 
-def test_a_job_goes_on_from_its_last_checkpoint_when_everything_died(server: StartServer) -> None:
+def test_job_resumes_from_checkpoint_after_all_processes_died(server: StartServer) -> None:
     running = server(SLOW | {"sim": SLOW["sim"] | {"sim": {"t0_s": 0.15, "t1_s": 0.0005, "load_s": 0.0}}}, jobs=JOBS)
     job = accepted(post(running))
     wait_until(lambda: _saved_step(running) >= 20, "a checkpoint on disk")
@@ -149,13 +149,13 @@ def test_a_job_goes_on_from_its_last_checkpoint_when_everything_died(server: Sta
         worker.wait(PATIENCE_S)
     saved = _saved_step(running)
     start_balancer(running)
-    wait_until(lambda: look(running, job)["step"] == saved, "the job at its checkpoint")
+    wait_until(lambda: get_job(running, job)["step"] == saved, "the job at its checkpoint")
     name = running.start_worker("sim")
     running.wait_for_workers(name)
-    assert ended(running, job)["state"] == "done"
-    assert pictures(running, job) == [expected(7)]
-    wait_until(lambda: rows_stepped(running) >= STEPS - saved, "the worker's own count")
-    assert rows_stepped(running) == STEPS - saved, "not one step was done again"
+    assert wait_for_end(running, job)["state"] == "done"
+    assert images(running, job) == [expected(7)]
+    wait_until(lambda: rows_stepped(running) >= STEPS - saved, "the steps that the worker has counted")
+    assert rows_stepped(running) == STEPS - saved, "no step is repeated"
 
 
 def _saved_step(server: Server) -> int:
@@ -163,30 +163,30 @@ def _saved_step(server: Server) -> int:
         return int(db.execute("SELECT ifnull(max(step), 0) FROM checkpoints").fetchone()[0])
 
 
-def test_a_job_that_comes_while_the_balancer_stops_is_done_by_the_next_one(server: StartServer) -> None:
+def test_job_accepted_during_shutdown_is_done_after_restart(server: StartServer) -> None:
     running = server(SLOW, jobs=JOBS, server={"shutdown_s": 4})
-    steps = 200  # longer than the balancer stays
-    asked = {"prompt": "a seven", "seed": 7, "num_inference_steps": steps}
-    content = json.dumps({"path": GENERATE, "body": asked}).encode()
+    steps = 200  # take longer than the shutdown
+    parameters = {"prompt": "a seven", "seed": 7, "num_inference_steps": steps}
+    content = json.dumps({"path": GENERATE, "body": parameters}).encode()
     head = f"POST /v1/jobs HTTP/1.1\r\nhost: localhost\r\ncontent-length: {len(content)}\r\n\r\n".encode()
     with socket.create_connection(("127.0.0.1", running.port), timeout=PATIENCE_S) as job, ThreadPoolExecutor() as pool:
         job.sendall(head + content[:10])
-        other = pool.submit(call, running, "POST", PREDICT, json=asked | {"num_inference_steps": 1000})
-        wait_until(lambda: sum(worker.running for worker in running.snapshot().workers) == 1, "a reason to stay")
+        other = pool.submit(call, running, "POST", PREDICT, json=parameters | {"num_inference_steps": 1000})
+        wait_until(lambda: sum(worker.running for worker in running.snapshot().workers) == 1, "a running request")
         running.balancer.send_signal(signal.SIGTERM)
-        wait_until(lambda: post(running).status_code == 503, "the door to be closed")
+        wait_until(lambda: post(running).status_code == 503, "admission to be closed")
         job.sendall(content[10:])
-        answered = job.makefile("rb").readline()
+        status_line = job.makefile("rb").readline()
         assert other.result().status_code == 503
-    assert answered.split()[1] == b"202"
+    assert status_line.split()[1] == b"202"
     assert running.balancer.wait(PATIENCE_S) == 0
     start_balancer(running)
     [view] = call(running, "GET", "/v1/jobs").json()["data"]
-    assert ended(running, view["id"])["state"] == "done"
-    assert pictures(running, view["id"]) == [expected(7, steps)]
+    assert wait_for_end(running, view["id"])["state"] == "done"
+    assert images(running, view["id"]) == [expected(7, steps)]
 
 
-def test_what_cannot_be_read_any_more_fails_alone_or_starts_again(server: StartServer) -> None:
+def test_unreadable_job_fails_and_unreadable_checkpoint_restarts(server: StartServer) -> None:
     running = server(SLOW, jobs=JOBS)
     broken, half, good = (accepted(post(running, seed)) for seed in range(3))
     wait_until(lambda: _saved_step(running) >= 5, "checkpoints on disk")
@@ -195,28 +195,28 @@ def test_what_cannot_be_read_any_more_fails_alone_or_starts_again(server: StartS
         db.execute("UPDATE jobs SET asked = ? WHERE id = ?", (b"{", broken))
         db.execute("UPDATE checkpoints SET frames = ? WHERE job = ?", (b"\xc1", half))
     start_balancer(running)
-    view = ended(running, broken)
+    view = wait_for_end(running, broken)
     assert (view["state"], view["error"]["code"]) == ("failed", "job_unreadable")
     assert call(running, "GET", f"/v1/jobs/{broken}/result").status_code == 500
     for seed, job in ((1, half), (2, good)):
-        assert ended(running, job)["state"] == "done"
-        assert pictures(running, job) == [expected(seed)]
+        assert wait_for_end(running, job)["state"] == "done"
+        assert images(running, job) == [expected(seed)]
     listed = call(running, "GET", "/v1/jobs").json()["data"]
     assert {view["id"] for view in listed} == {broken, half, good}
 
 
-def test_source_pictures_and_time_limits_outlive_the_balancer(server: StartServer) -> None:
+def test_source_images_and_deadlines_survive_a_restart(server: StartServer) -> None:
     running = server(SLOW, 0, jobs=JOBS)
-    pictured = accepted(post(running, image=data_url(png())))
+    with_image = accepted(post(running, image=data_url(png())))
     late = accepted(post(running, timeout_s=0.5))
     end_balancer(running, signal.SIGKILL)
     start_balancer(running)
-    assert ended(running, late)["error"]["code"] == "timeout"
+    assert wait_for_end(running, late)["error"]["code"] == "timeout"
     running.wait_for_workers(running.start_worker("sim"))
-    assert ended(running, pictured)["state"] == "done"
+    assert wait_for_end(running, with_image)["state"] == "done"
 
 
-def test_keys_mean_the_same_after_a_restart(server: StartServer) -> None:
+def test_idempotency_keys_survive_a_restart(server: StartServer) -> None:
     running = server(SLOW, jobs=JOBS)
     job = accepted(post(running, key="job"))
     headers = {"idempotency-key": "sync"}
@@ -232,29 +232,29 @@ def test_keys_mean_the_same_after_a_restart(server: StartServer) -> None:
     assert len(call(running, "GET", "/v1/jobs").json()["data"]) == 1
 
 
-# ---- room
+# ---- limits
 
 
-def test_jobs_wait_on_disk_and_leave_room_for_requests(server: StartServer) -> None:
+def test_waiting_jobs_leave_queue_space_for_requests(server: StartServer) -> None:
     running = server({"sim": sim(t0_s=0.02)}, 0, queue={"max_tasks": 8}, server={"max_n": 4}, jobs=JOBS)
     jobs = [accepted(post(running, seed, n=2)) for seed in range(0, 40, 2)]
-    assert look(running, jobs[-1])["position"] > 8, "more than the queue holds"
+    assert get_job(running, jobs[-1])["position"] > 8, "more than the queue holds"
     wait_until(lambda: running.snapshot().models[0].queued == 4, "half of the queue is filled")
-    unwanted = accepted(post(running, 99))
-    assert call(running, "DELETE", f"/v1/jobs/{unwanted}").json()["state"] == "cancelled"
+    cancelled = accepted(post(running, 99))
+    assert call(running, "DELETE", f"/v1/jobs/{cancelled}").json()["state"] == "cancelled"
     running.wait_for_workers(running.start_worker("sim"))
     for _ in range(3):
         assert call(running, "POST", PREDICT, json={"prompt": "a seven"}).status_code == 200
     for number, job in enumerate(jobs):
-        assert ended(running, job)["state"] == "done"
-        assert pictures(running, job) == [expected(2 * number, 8), expected(2 * number + 1, 8)]
+        assert wait_for_end(running, job)["state"] == "done"
+        assert images(running, job) == [expected(2 * number, 8), expected(2 * number + 1, 8)]
 
 
-def test_too_many_jobs_are_refused(server: StartServer) -> None:
+def test_jobs_above_the_limit_are_rejected(server: StartServer) -> None:
     running = server(workers=0, jobs=JOBS | {"max_unfinished": 2})
     first = accepted(post(running, key="k"))
     accepted(post(running))
-    assert accepted(post(running, key="k")) == first, "which is not a new one"
+    assert accepted(post(running, key="k")) == first, "the key names the same job"
     full = post(running)
     assert (full.status_code, full.json()["error"]["code"]) == (429, "queue_full")
     assert int(full.headers["retry-after"]) >= 1
@@ -262,43 +262,43 @@ def test_too_many_jobs_are_refused(server: StartServer) -> None:
     accepted(post(running))
 
 
-def test_results_go_when_their_time_is_over(server: StartServer) -> None:
+def test_results_expire(server: StartServer) -> None:
     running = server(jobs=JOBS | {"keep_s": 1.0})
     job = accepted(post(running, key="k"))
-    wait_until(lambda: call(running, "GET", f"/v1/jobs/{job}").status_code == 404, "the job is forgotten")
-    assert accepted(post(running, seed=8, key="k")) != job, "and its key is free"
+    wait_until(lambda: call(running, "GET", f"/v1/jobs/{job}").status_code == 404, "the job to expire")
+    assert accepted(post(running, seed=8, key="k")) != job, "its key is free"
 
 
-def test_the_oldest_results_go_when_there_are_too_many(server: StartServer) -> None:
+def test_oldest_results_are_deleted_above_the_limit(server: StartServer) -> None:
     running = server(jobs=JOBS | {"max_bytes": 1 << 16})
     jobs = [accepted(post(running, seed)) for seed in range(40)]
     for job in jobs[-3:]:
-        ended(running, job)
-    wait_until(lambda: call(running, "GET", f"/v1/jobs/{jobs[0]}").status_code == 404, "the oldest is forgotten")
+        wait_for_end(running, job)
+    wait_until(lambda: call(running, "GET", f"/v1/jobs/{jobs[0]}").status_code == 404, "the oldest to be deleted")
     left = [view["id"] for view in call(running, "GET", "/v1/jobs?limit=100").json()["data"]]
     assert 0 < len(left) < 40
-    assert len(pictures(running, left[0])) == 1
+    assert len(images(running, left[0])) == 1
 
 
-def test_a_full_disk_stops_jobs_and_nothing_else(server: StartServer) -> None:
+def test_full_disk_rejects_jobs_only(server: StartServer) -> None:
     models = {"sim": sim(), "absent": sim()}
     running = server(models, {"sim": 1}, jobs=JOBS | {"max_file_bytes": 1 << 20})
     large: dict[str, Any] = {"model": "absent", "size": "256x256", "image": data_url(png(256, 256))}
     jobs: list[str] = []
-    while (answered := post(running, **large)).status_code == 202:
-        jobs.append(accepted(answered))
-        assert len(jobs) < 10, "each takes 192 KiB of a MiB"
-    assert (answered.status_code, answered.json()["error"]["code"]) == (503, "storage_full")
-    assert int(answered.headers["retry-after"]) >= 1
+    while (response := post(running, **large)).status_code == 202:
+        jobs.append(accepted(response))
+        assert len(jobs) < 10, "each takes 192 KiB of 1 MiB"
+    assert (response.status_code, response.json()["error"]["code"]) == (503, "storage_full")
+    assert int(response.headers["retry-after"]) >= 1
     for headers in ({}, {"idempotency-key": "k"}):
         assert call(running, "POST", PREDICT, json={"prompt": "a seven"}, headers=headers).status_code == 200
     for job in jobs[:2]:
         assert call(running, "DELETE", f"/v1/jobs/{job}").status_code == 200
     accepted(post(running, **large))
-    assert ended(running, accepted(post(running)))["state"] == "done"
+    assert wait_for_end(running, accepted(post(running)))["state"] == "done"
 
 
-def test_a_folder_that_cannot_be_used_stops_jobs_until_it_can(server: StartServer) -> None:
+def test_unusable_folder_rejects_jobs_until_it_is_repaired(server: StartServer) -> None:
     running = server(workers=1, jobs=JOBS)
     end_balancer(running, signal.SIGTERM)
     shutil.rmtree(jobs_file(running.data_dir).parent)
@@ -309,24 +309,24 @@ def test_a_folder_that_cannot_be_used_stops_jobs_until_it_can(server: StartServe
     running.wait_for_workers(*running.workers)
     assert call(running, "POST", PREDICT, json={"prompt": "a seven"}).status_code == 200
     jobs_file(running.data_dir).parent.unlink()
-    assert ended(running, accepted(post(running)))["state"] == "done"
+    assert wait_for_end(running, accepted(post(running)))["state"] == "done"
 
 
 # ---- webhooks
 
 
 class Receiver:
-    """A webhook's receiver on this machine; `status` says what it answers to the n-th message of a job."""
+    """A webhook receiver on this machine; `status` returns the status for the n-th message of a job."""
 
     def __init__(self, status: Callable[[int], int]) -> None:
         self._status = status
-        self.heard: list[tuple[dict[str, str], bytes]] = []
-        self.strayed = 0
+        self.received: list[tuple[dict[str, str], bytes]] = []
+        self.redirected = 0
 
     async def start(self) -> None:
         app = web.Application()
-        app.router.add_post("/hook", self._hear)
-        app.router.add_route("*", "/elsewhere", self._stray)
+        app.router.add_post("/hook", self._on_hook)
+        app.router.add_route("*", "/redirected", self._on_redirect)
         self._runner = web.AppRunner(app)
         await self._runner.setup()
         site = web.TCPSite(self._runner, "127.0.0.1", 0)
@@ -337,16 +337,16 @@ class Receiver:
         await self._runner.cleanup()
 
     def of(self, job: str) -> list[tuple[dict[str, str], bytes]]:
-        return [(headers, body) for headers, body in self.heard if headers["webhook-id"] == job]
+        return [(headers, body) for headers, body in self.received if headers["webhook-id"] == job]
 
-    async def _hear(self, request: web.Request) -> web.Response:
+    async def _on_hook(self, request: web.Request) -> web.Response:
         headers = {name.lower(): value for name, value in request.headers.items()}
-        self.heard.append((headers, await request.read()))
+        self.received.append((headers, await request.read()))
         status = self._status(len(self.of(headers["webhook-id"])))
-        return web.Response(status=status, headers={"location": "/elsewhere"} if status == 307 else None)
+        return web.Response(status=status, headers={"location": "/redirected"} if status == 307 else None)
 
-    async def _stray(self, request: web.Request) -> web.Response:
-        self.strayed += 1
+    async def _on_redirect(self, request: web.Request) -> web.Response:
+        self.redirected += 1
         return web.Response()
 
 
@@ -375,7 +375,7 @@ async def until(condition: Callable[[], object], what: str) -> None:
 SECRET = "a secret of many letters"
 
 
-async def test_ends_are_told_until_they_are_received_and_signed(server: StartServer, receivers: Any) -> None:
+async def test_webhooks_are_signed_and_retried_until_received(server: StartServer, receivers: Any) -> None:
     receiver = await receivers(lambda n: {1: 500, 2: 307}.get(n, 204))
     hook = {"url": f"http://127.0.0.1:{receiver.port}/hook", "secret": SECRET}
     running = await asyncio.to_thread(server, jobs=JOBS)
@@ -387,24 +387,26 @@ async def test_ends_are_told_until_they_are_received_and_signed(server: StartSer
             signed = f"{job}.{headers['webhook-timestamp']}.".encode() + body
             digest = base64.b64encode(hmac.new(SECRET.encode(), signed, hashlib.sha256).digest()).decode()
             assert headers["webhook-signature"] == f"v1,{digest}"
-            assert json.loads(body) == await asyncio.to_thread(look, running, job)
+            assert json.loads(body) == await asyncio.to_thread(get_job, running, job)
             assert json.loads(body)["state"] == state
-    assert receiver.strayed == 0, "no redirect is followed"
+    assert receiver.redirected == 0, "no redirect is followed"
     await asyncio.sleep(0.5)
-    assert Counter(headers["webhook-id"] for headers, _ in receiver.heard) == {done: 3, failed: 3}, "then it is quiet"
+    assert Counter(headers["webhook-id"] for headers, _ in receiver.received) == {done: 3, failed: 3}, (
+        "then no more come"
+    )
     assert SECRET not in running.log("loadbalancer")
 
 
-async def test_a_webhook_is_tried_again_after_a_restart(server: StartServer, receivers: Any) -> None:
-    answers = {"status": 503}
-    receiver = await receivers(lambda _: answers["status"])
+async def test_webhook_is_retried_after_a_restart(server: StartServer, receivers: Any) -> None:
+    state = {"status": 503}
+    receiver = await receivers(lambda _: state["status"])
     running = await asyncio.to_thread(server, jobs=JOBS)
     hook = {"url": f"http://127.0.0.1:{receiver.port}/hook"}
     job = accepted(await asyncio.to_thread(post, running, webhook=hook))
     await until(lambda: receiver.of(job), "the first attempt")
     await asyncio.to_thread(end_balancer, running, signal.SIGKILL)
     refused = len(receiver.of(job))
-    answers["status"] = 200
+    state["status"] = 200
     await asyncio.to_thread(start_balancer, running)
     await until(lambda: len(receiver.of(job)) > refused, "another attempt")
     headers, body = receiver.of(job)[-1]
@@ -412,13 +414,13 @@ async def test_a_webhook_is_tried_again_after_a_restart(server: StartServer, rec
     assert json.loads(body)["state"] == "done"
 
 
-async def test_names_of_private_addresses_get_nothing(server: StartServer, receivers: Any) -> None:
+async def test_webhook_to_private_address_is_never_sent(server: StartServer, receivers: Any) -> None:
     receiver = await receivers(lambda _: 200)
     running = await asyncio.to_thread(server, jobs=JOBS | {"webhook_private": False, "webhook_attempts": 2})
     hook = {"url": f"http://localhost:{receiver.port}/hook"}
     job = accepted(await asyncio.to_thread(post, running, webhook=hook))
     await until(lambda: "given up" in running.log("loadbalancer"), "the last attempt")
-    assert not receiver.heard
-    assert (await asyncio.to_thread(look, running, job))["state"] == "done"
+    assert not receiver.received
+    assert (await asyncio.to_thread(get_job, running, job))["state"] == "done"
     direct = {"url": f"http://127.0.0.1:{receiver.port}/hook"}
     assert (await asyncio.to_thread(post, running, webhook=direct)).status_code == 400

@@ -1,4 +1,4 @@
-"""Spares with real processes: how they wait, are called, are adopted and end, and what they save."""
+"""Standby workers as real processes: how they wait, are activated, are adopted and exit, and the time they save."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ from scripts.harness.balancer import sim
 from scripts.harness.instance import Instance
 from scripts.harness.processes import PATIENCE_S, ROOT, wait_until
 
-#: Stands for a spare: says that it is ready, and ends with status 7 when it is called.
-WAITS = """
+#: Stands for a standby worker: reports that it is ready, and exits with status 7 when it is activated.
+FAKE_STANDBY = """
 import signal, sys, time
 from pathlib import Path
 signal.signal(signal.SIGUSR2, lambda *_: sys.exit(7))
@@ -54,7 +54,7 @@ class Rig:
     def now(self) -> Processes:
         return self.launchers[-1]
 
-    def spawn(self, name: str = "s", program: str = WAITS) -> None:
+    def spawn(self, name: str = "s", program: str = FAKE_STANDBY) -> None:
         command = [sys.executable, "-c", program, name, str(standby_files(self.folder / "records", name).ready)]
         self.now.spawn(name, "m", "cuda", command, {}, spare=True)
 
@@ -91,21 +91,21 @@ def rig(tmp_path: Path) -> Iterator[Rig]:
     made.end()
 
 
-def test_a_spare_is_one_until_it_is_called(rig: Rig) -> None:
+def test_standby_worker_becomes_worker_when_activated(rig: Rig) -> None:
     rig.spawn()
     spare = rig.loaded()
     assert (spare.spare, spare.device, spare.model) == (True, "cuda", "m")
     rig.now.activate("s", "cuda:3")
-    called = rig.child()
-    if called is not None:  # it may have heard the signal already
-        assert (called.spare, called.device, called.pid) == (False, "cuda:3", spare.pid)
-        assert called.started_at > spare.started_at, "its start is counted from here"
+    activated = rig.child()
+    if activated is not None:  # it may have exited by the signal already
+        assert (activated.spare, activated.device, activated.pid) == (False, "cuda:3", spare.pid)
+        assert activated.started_at > spare.started_at, "its start is counted from here"
     ended = rig.exit()
     assert (ended.status, ended.process.spare, ended.process.device) == (7, False, "cuda:3")
     assert list((rig.folder / "records").iterdir()) == [], "nothing is left on disk"
 
 
-def test_one_that_still_loads_is_told_without_a_signal_that_it_may_not_know(rig: Rig) -> None:
+def test_loading_standby_worker_is_activated_without_signal(rig: Rig) -> None:
     rig.spawn(program="import time; time.sleep(600)")
     rig.now.activate("s", "cuda:0")
     child = rig.child()
@@ -114,7 +114,7 @@ def test_one_that_still_loads_is_told_without_a_signal_that_it_may_not_know(rig:
     assert standby_files(rig.folder / "records", "s").device.read_text() == "cuda:0"
 
 
-VERBS: dict[str, Callable[[Rig], object]] = {
+OPERATIONS: dict[str, Callable[[Rig], object]] = {
     "start spare": lambda rig: rig.spawn(),
     "activate": lambda rig: rig.now.activate("s", "cuda:1"),
     "drain": lambda rig: rig.now.signal("s", signal.SIGTERM),
@@ -123,13 +123,13 @@ VERBS: dict[str, Callable[[Rig], object]] = {
 }
 
 
-@pytest.mark.parametrize(("first", "second", "third"), list(itertools.permutations(VERBS, 3)))
-def test_every_verb_may_be_said_in_every_state(rig: Rig, first: str, second: str, third: str) -> None:
+@pytest.mark.parametrize(("first", "second", "third"), list(itertools.permutations(OPERATIONS, 3)))
+def test_operations_are_safe_in_any_order(rig: Rig, first: str, second: str, third: str) -> None:
     pids = set()
-    for verb in (first, second, third, third):
-        VERBS[verb](rig)
+    for operation in (first, second, third, third):
+        OPERATIONS[operation](rig)
         children = rig.now.poll().children
-        assert len(children) <= 1, "never two of one name"
+        assert len(children) <= 1, "one process per name"
         pids |= {child.pid for child in children}
     rig.now.signal("s", signal.SIGKILL)
     wait_until(lambda: not rig.now.poll().children, "nothing of that name")
@@ -137,31 +137,31 @@ def test_every_verb_may_be_said_in_every_state(rig: Rig, first: str, second: str
     assert list((rig.folder / "records").iterdir()) == []
 
 
-DEAF = WAITS.replace("lambda *_: sys.exit(7)", "signal.SIG_IGN")
+IGNORES_ACTIVATION = FAKE_STANDBY.replace("lambda *_: sys.exit(7)", "signal.SIG_IGN")
 
 
-def test_the_next_launcher_adopts_a_spare_as_a_spare_and_a_called_one_as_a_worker(rig: Rig) -> None:
-    rig.spawn("waiting", DEAF)
-    rig.spawn("called", DEAF)
-    for name in ("waiting", "called"):
+def test_next_launcher_adopts_standby_and_activated_workers(rig: Rig) -> None:
+    rig.spawn("waiting", IGNORES_ACTIVATION)
+    rig.spawn("activated", IGNORES_ACTIVATION)
+    for name in ("waiting", "activated"):
         rig.loaded(name)
-    record = (rig.folder / "records" / "called.json").read_bytes()
-    rig.now.activate("called", "cuda:2")
-    # As if its parent had ended between the order and the record.
-    (rig.folder / "records" / "called.json").write_bytes(record)
-    before = rig.child("called")
+    record = (rig.folder / "records" / "activated.json").read_bytes()
+    rig.now.activate("activated", "cuda:2")
+    # As if its parent had ended between the activation file and the record.
+    (rig.folder / "records" / "activated.json").write_bytes(record)
+    before = rig.child("activated")
     assert before is not None
     adopted = {child.id: child for child in rig.next().adopt()}
     assert (adopted["waiting"].spare, adopted["waiting"].device) == (True, "cuda")
-    assert (adopted["called"].spare, adopted["called"].device) == (False, "cuda:2")
-    assert adopted["called"].started_at == pytest.approx(before.started_at, abs=2.0)
+    assert (adopted["activated"].spare, adopted["activated"].device) == (False, "cuda:2")
+    assert adopted["activated"].started_at == pytest.approx(before.started_at, abs=2.0)
     rig.loaded("waiting")
 
 
 # ---- the worker's side
 
 
-class Waiting:
+class StandbyWorker:
     """`python -m worker --standby`, by itself."""
 
     def __init__(self, folder: Path, **life: float) -> None:
@@ -172,7 +172,7 @@ class Waiting:
         self.process = subprocess.Popen([sys.executable, "-m", "worker", *options], cwd=ROOT)
 
     def ready(self) -> None:
-        wait_until(self.files.ready.exists, "the spare is ready")
+        wait_until(self.files.ready.exists, "the standby worker is ready")
 
     def end(self) -> None:
         self.process.kill()
@@ -180,22 +180,22 @@ class Waiting:
 
 
 @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
-def test_a_waiting_spare_goes_when_told(tmp_path: Path, signum: signal.Signals) -> None:
-    spare = Waiting(tmp_path)
+def test_standby_worker_exits_on_signal(tmp_path: Path, signum: signal.Signals) -> None:
+    spare = StandbyWorker(tmp_path)
     try:
         spare.ready()
-        spare.process.send_signal(signal.SIGUSR2)  # without an order it means nothing
+        spare.process.send_signal(signal.SIGUSR2)  # ignored without an activation file
         spare.process.send_signal(signum)
         assert spare.process.wait(PATIENCE_S) == 0
     finally:
         spare.end()
 
 
-def test_a_spare_without_a_controller_ends(tmp_path: Path) -> None:
+def test_standby_worker_without_controller_exits(tmp_path: Path) -> None:
     gone = subprocess.Popen([sys.executable, "-c", ""])
     gone.wait(PATIENCE_S)
     controller_pid_file(tmp_path).write_text(str(gone.pid))
-    spare = Waiting(tmp_path, orphan_after_s=1.0)
+    spare = StandbyWorker(tmp_path, orphan_after_s=1.0)
     try:
         assert spare.process.wait(PATIENCE_S) == 0
         assert spare.files.ready.exists(), "it had loaded"
@@ -203,9 +203,9 @@ def test_a_spare_without_a_controller_ends(tmp_path: Path) -> None:
         spare.end()
 
 
-def test_a_spare_whose_controller_lives_waits_until_it_is_forgotten(tmp_path: Path) -> None:
+def test_standby_worker_waits_until_its_ready_file_is_removed(tmp_path: Path) -> None:
     controller_pid_file(tmp_path).write_text(str(os.getpid()))
-    spare = Waiting(tmp_path, orphan_after_s=0.2)
+    spare = StandbyWorker(tmp_path, orphan_after_s=0.2)
     try:
         spare.ready()
         with pytest.raises(subprocess.TimeoutExpired):
@@ -235,14 +235,14 @@ def start(tmp_path: Path) -> Iterator[Start]:
 
 
 def slow_to_load(**options: Any) -> dict[str, Any]:
-    """A model whose weights take far longer to read than to bring onto a device."""
+    """Return a model whose weights take far longer to read than to move onto a device."""
     model = sim(t0_s=0.02, scaling={"interval_s": 3600, "max_workers": 1, "standby": 1}, **options)
     model["sim"] |= {"load_s": 1.0, "activate_s": 0.1}
     return model
 
 
 def processes(instance: Instance, kind: str) -> list[psutil.Process]:
-    """The instance's live processes of this kind: `worker` or `spare`."""
+    """Return the instance's live processes of this kind: `worker` or `spare`."""
     return [process for process in instance.children() if f"muster {kind} " in " ".join(process.cmdline())]
 
 
@@ -254,10 +254,10 @@ def order_of(ready: Path) -> Path:
     return ready.with_suffix(".order")
 
 
-async def test_a_killed_worker_is_replaced_by_the_spare_and_its_request_completes(start: Start) -> None:
+async def test_standby_worker_replaces_killed_worker(start: Start) -> None:
     instance = start(models={"m": slow_to_load()})
-    await asyncio.to_thread(instance.until, lambda: bool(ready_spares(instance)), "a spare")
-    [worker] = await asyncio.to_thread(instance.until_workers, 1)  # a spare is no worker
+    await asyncio.to_thread(instance.until, lambda: bool(ready_spares(instance)), "a standby worker")
+    [worker] = await asyncio.to_thread(instance.until_workers, 1)  # a standby worker does not count
     [spare], [waiting] = ready_spares(instance), processes(instance, "spare")
     async with httpx.AsyncClient(timeout=PATIENCE_S) as client:
         body = {"prompt": "a seven", "num_inference_steps": 200}
@@ -268,53 +268,53 @@ async def test_a_killed_worker_is_replaced_by_the_spare_and_its_request_complete
     [successor] = await asyncio.to_thread(instance.until_workers, 1)
     assert (successor.worker, successor.pid, successor.device) == (spare, waiting.pid, worker.device)
     assert successor.start.standby
-    assert successor.start.load_s == 0.0, "that was done before"
+    assert successor.start.load_s == 0.0, "the weights were loaded before"
     assert successor.start.device_s >= 0.1
     metrics = httpx.get(f"{instance.url}/metrics", timeout=PATIENCE_S).text
     assert (
         f'muster_worker_start_seconds{{device="{worker.device}",model="m",part="device",worker="{spare}"}}' in metrics
     )
-    await asyncio.to_thread(instance.until, lambda: bool(ready_spares(instance)), "the next spare")
-    everyone = instance.children()
+    await asyncio.to_thread(instance.until, lambda: bool(ready_spares(instance)), "the next standby worker")
+    own = instance.children()
     instance.process.send_signal(signal.SIGTERM)
     assert instance.process.wait(PATIENCE_S) == 0
-    assert not any(process.is_running() and process.status() != psutil.STATUS_ZOMBIE for process in everyone)
+    assert not any(process.is_running() and process.status() != psutil.STATUS_ZOMBIE for process in own)
     assert list((instance.folder / "run" / "children").iterdir()) == []
 
 
-def test_a_restarted_controller_adopts_the_spare_and_calls_it(start: Start) -> None:
+def test_restarted_controller_activates_adopted_standby(start: Start) -> None:
     instance = start(models={"m": slow_to_load()})
     instance.until_logged("Muster is ready at")
-    instance.until(lambda: bool(ready_spares(instance)), "a spare")
+    instance.until(lambda: bool(ready_spares(instance)), "a standby worker")
     before = {process.pid for process in instance.children()}
     [spare] = ready_spares(instance)
     instance.process.kill()
     instance.process.wait()
     instance.start()
-    instance.until(lambda: instance.output().count("Muster is ready at") == 2, "the second welcome")
+    instance.until(lambda: instance.output().count("Muster is ready at") == 2, "the second start")
     assert {process.pid for process in instance.children()} == before
     os.kill(instance.until_workers(1)[0].pid, signal.SIGKILL)
-    instance.until(lambda: [worker.worker for worker in instance.workers()] == [spare], "the spare serves")
+    instance.until(lambda: [worker.worker for worker in instance.workers()] == [spare], "the standby worker serves")
 
 
-def test_a_spare_that_dies_is_made_good_and_disturbs_nobody(start: Start) -> None:
+def test_dead_standby_worker_is_replaced(start: Start) -> None:
     instance = start(models={"m": slow_to_load()})
-    instance.until(lambda: bool(ready_spares(instance)), "a spare")
+    instance.until(lambda: bool(ready_spares(instance)), "a standby worker")
     [worker], [spare], [waiting] = instance.until_workers(1), ready_spares(instance), processes(instance, "spare")
     waiting.kill()
-    instance.until(lambda: ready_spares(instance) not in ([], [spare]), "another spare")
+    instance.until(lambda: ready_spares(instance) not in ([], [spare]), "another standby worker")
     assert [w.worker for w in instance.until_workers(1)] == [worker.worker]
     instance.until_logged(f"standby {spare} died (signal 9)")
     assert "crash" not in instance.output()
 
 
-def test_a_spare_that_dies_when_it_is_called_is_made_good_by_a_start(start: Start) -> None:
+def test_standby_worker_that_dies_at_activation_is_replaced(start: Start) -> None:
     instance = start(models={"m": slow_to_load()})
-    instance.until(lambda: bool(ready_spares(instance)), "a spare")
+    instance.until(lambda: bool(ready_spares(instance)), "a standby worker")
     [worker], [spare], [waiting] = instance.until_workers(1), ready_spares(instance), processes(instance, "spare")
     waiting.suspend()
     os.kill(worker.pid, signal.SIGKILL)
-    instance.until(lambda: f"activating standby {spare}" in instance.output(), "the call")
+    instance.until(lambda: f"activating standby {spare}" in instance.output(), "the activation")
     waiting.kill()
     instance.until(lambda: [w.worker for w in instance.workers()] not in ([], [worker.worker], [spare]), "a successor")
     instance.until_logged(f"worker {spare} on {worker.device} died (signal 9)")

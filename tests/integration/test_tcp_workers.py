@@ -1,4 +1,4 @@
-"""Workers that come over TCP: with an allowed key they serve, without one they get nowhere and are counted."""
+"""Workers over TCP: with an allowed key they serve; without one they are rejected and counted."""
 
 from __future__ import annotations
 
@@ -38,12 +38,12 @@ def port() -> int:
 
 @pytest.fixture
 def server(tmp_path: Path, port: int) -> Iterator[Server]:
-    """A balancer without workers that listens for some over TCP, and logs all that it can."""
+    """A balancer without workers that listens on TCP, with the most verbose log."""
     life = LIFE | {"listen": f"tcp://127.0.0.1:{port}"}
     with running(tmp_path / "data", {"sim": sim()}, 0, life=life, log_level="debug") as server:
         yield server
         assert server.balancer.poll() is None, server.logs()
-        assert stop(server.balancer) == 0, "it can still stop"
+        assert stop(server.balancer) == 0, "it stops cleanly"
         log = server.log("loadbalancer")
         assert "Traceback" not in log
         assert load_server_keys(server.data_dir).secret not in log
@@ -57,7 +57,7 @@ def add_worker(server: Server, name: str) -> Path:
 
 @contextlib.contextmanager
 def joined(server: Server, port: int, name: str, key_file: Path) -> Iterator[Process]:
-    """A worker as it would run on another machine: with a data directory of its own."""
+    """Run a worker as on another machine: with a data directory of its own."""
     apart = server.data_dir.parent / name
     apart.mkdir()
     where = ["--join", f"tcp://127.0.0.1:{port}", "--key-file", str(key_file)]
@@ -74,49 +74,51 @@ def joined(server: Server, port: int, name: str, key_file: Path) -> Iterator[Pro
 
 def events(server: Server) -> dict[str, float]:
     lines = httpx.get(f"{server.base_url}/metrics", timeout=PATIENCE_S).text.splitlines()
-    told = [line.removeprefix("muster_events_total").split() for line in lines if line.startswith("muster_events_tot")]
-    return {label.split('"')[1]: float(value) for label, value in told}
+    counters = [
+        line.removeprefix("muster_events_total").split() for line in lines if line.startswith("muster_events_tot")
+    ]
+    return {label.split('"')[1]: float(value) for label, value in counters}
 
 
 def predict(server: Server) -> httpx.Response:
     return httpx.post(f"{server.base_url}/predict", json=DRAW, timeout=PATIENCE_S)
 
 
-def test_a_worker_with_an_allowed_key_serves_until_the_key_is_revoked(server: Server, port: int) -> None:
+def test_worker_serves_until_its_key_is_revoked(server: Server, port: int) -> None:
     with joined(server, port, "far", add_worker(server, "far")) as far:
         wait_until(lambda: server.ready_workers() == ["far"], "the worker that joins over TCP")
         assert predict(server).status_code == 200
-        # One on this machine needs no key, then as before, and they serve together.
+        # A worker on this machine needs no key, and both serve.
         near = server.start_worker("sim")
         server.wait_for_workers(near)
         assert set(server.ready_workers()) == {"far", near}
         assert keys_cli.main(["--data-dir", str(server.data_dir), "revoke-worker", "far"]) == 0
-        wait_until(lambda: server.ready_workers() == [near], "the revoked worker to be unheard")
+        wait_until(lambda: server.ready_workers() == [near], "the revoked worker to be lost")
         wait_until(lambda: events(server).get("revoked", 0) >= 1, "the revocation is counted")
         assert predict(server).status_code == 200
         assert far.poll() is None
         assert stop(server.workers[near]) == 0
 
 
-def test_a_worker_that_joins_before_its_key_is_allowed_is_let_in_afterwards(server: Server, port: int) -> None:
+def test_worker_is_accepted_once_its_key_is_allowed(server: Server, port: int) -> None:
     early = new_pair()
     file = server.data_dir / "early.key"
     key = WorkerKey(early.public, early.secret, load_server_keys(server.data_dir).public)
     file.touch(0o600)
     file.write_bytes(msgspec.yaml.encode(key))
     with joined(server, port, "early", file) as process:
-        wait_until(lambda: events(server).get("peers_unknown_key", 0) >= 1, "the unknown key to be refused")
+        wait_until(lambda: events(server).get("peers_unknown_key", 0) >= 1, "the unknown key to be rejected")
         wait_until(lambda: f"unknown key {early.public}" in server.log("loadbalancer"), "the log line")
         assert server.snapshot().workers == []
         allowed = server.data_dir / "curve" / "workers.yaml"
         allowed.write_bytes(msgspec.yaml.encode({"workers": {"early": {"public": early.public}}}))
-        wait_until(lambda: server.ready_workers() == ["early"], "the worker that was refused at first")
+        wait_until(lambda: server.ready_workers() == ["early"], "the worker that was rejected at first")
         assert predict(server).status_code == 200
         assert (server.data_dir.parent / "early" / "early.log").read_text().count("does not allow the key") == 1
         assert stop(process) == 0
 
 
-def test_a_worker_calls_again_where_the_connection_stands_still(server: Server, port: int) -> None:
+def test_worker_reconnects_when_the_balancer_is_silent(server: Server, port: int) -> None:
     with joined(server, port, "far", add_worker(server, "far")) as far:
         wait_until(lambda: server.ready_workers() == ["far"], "the worker that joins over TCP")
         os.kill(server.balancer.pid, signal.SIGSTOP)
@@ -128,7 +130,7 @@ def test_a_worker_calls_again_where_the_connection_stands_still(server: Server, 
         assert stop(far) == 0
 
 
-def test_a_worker_that_is_never_let_in_can_be_stopped(server: Server, port: int) -> None:
+def test_rejected_worker_can_be_stopped(server: Server, port: int) -> None:
     pair = new_pair()
     file = server.data_dir / "never.key"
     file.touch(0o600)
@@ -139,12 +141,10 @@ def test_a_worker_that_is_never_let_in_can_be_stopped(server: Server, port: int)
     assert server.snapshot().workers == []
 
 
-def test_strangers_get_nowhere_and_are_counted(server: Server, port: int) -> None:
+def test_peers_without_valid_keys_are_rejected_and_counted(server: Server, port: int) -> None:
     address, own = f"tcp://127.0.0.1:{port}", load_server_keys(server.data_dir).public
     mine, other = new_pair(), new_pair()
-    hello = encode(
-        [WorkerEnvelope(Hello(PROTOCOL, "stranger", "sim", "sim:0", os.getpid())), WorkerEnvelope(Capacity(4))]
-    )
+    hello = encode([WorkerEnvelope(Hello(PROTOCOL, "peer", "sim", "sim:0", os.getpid())), WorkerEnvelope(Capacity(4))])
     with zmq.Context() as context, contextlib.ExitStack() as stack:
         for key in (None, WorkerKey(mine.public, mine.secret, own), WorkerKey(mine.public, mine.secret, other.public)):
             dealer = stack.enter_context(context.socket(zmq.DEALER))
@@ -156,15 +156,15 @@ def test_strangers_get_nowhere_and_are_counted(server: Server, port: int) -> Non
         browser = stack.enter_context(socket.create_connection(("127.0.0.1", port)))
         browser.sendall(b"GET / HTTP/1.1\r\n\r\n" * 20)
         wait_until(lambda: events(server).get("peers_unknown_key", 0) >= 1, "the unknown key to be counted")
-        wait_until(lambda: events(server).get("peers_not_encrypted", 0) >= 2, "the plain talkers to be counted")
+        wait_until(lambda: events(server).get("peers_not_encrypted", 0) >= 2, "the unencrypted peers to be counted")
         assert server.snapshot().workers == []
-        assert "malformed" not in events(server), "not a byte of theirs is read"
+        assert "malformed" not in events(server), "none of their messages is read"
         with joined(server, port, "far", add_worker(server, "far")):
-            wait_until(lambda: server.ready_workers() == ["far"], "a worker among strangers")
+            wait_until(lambda: server.ready_workers() == ["far"], "a worker with a key")
             assert predict(server).status_code == 200
 
 
-def test_the_socket_on_this_machine_stays_without_keys_and_tcp_never_is(server: Server, port: int) -> None:
+def test_local_socket_needs_no_key_and_tcp_does(server: Server, port: int) -> None:
     with pytest.raises(ValueError, match="there is no key for it"):
         BalancerClient(f"tcp://127.0.0.1:{port}", "w", heartbeat_s=1.0, orphan_after_s=10.0)
     near = server.start_worker("sim")
@@ -172,13 +172,13 @@ def test_the_socket_on_this_machine_stays_without_keys_and_tcp_never_is(server: 
     assert predict(server).status_code == 200
     assert Path(worker_address(server.data_dir).removeprefix("ipc://")).parent.stat().st_mode & 0o777 == 0o700
     server.workers[near].kill()
-    # Well before `lost_after_s` would tell: its process is one of this machine.
+    # Well before `lost_after_s`: the kernel reports the end of a local process.
     wait_until(lambda: server.snapshot().workers == [], "the death of the local worker")
     wait_until(lambda: "its process has ended" in server.log("loadbalancer"), "the log line")
 
 
 @pytest.mark.parametrize(
-    ("options", "told"),
+    ("options", "message"),
     [
         (["--join", "tcp://127.0.0.1:1"], "--join and --key-file go together"),
         (["--key-file", "none.key"], "--join and --key-file go together"),
@@ -187,13 +187,13 @@ def test_the_socket_on_this_machine_stays_without_keys_and_tcp_never_is(server: 
         (["--connect", "tcp://127.0.0.1:1"], "for TCP use --join and --key-file"),
     ],
 )
-def test_options_that_do_not_go_together_are_refused(tmp_path: Path, options: list[str], told: str) -> None:
+def test_invalid_combinations_of_options_are_rejected(tmp_path: Path, options: list[str], message: str) -> None:
     process = launch("worker", tmp_path, *options, log="worker")
     assert process.wait(PATIENCE_S) == EXIT_USAGE
-    assert told in (tmp_path / "worker.log").read_text()
+    assert message in (tmp_path / "worker.log").read_text()
 
 
-def test_a_tcp_address_that_is_taken_is_told(tmp_path: Path) -> None:
+def test_tcp_address_in_use_is_reported(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         config = tmp_path / "config.yaml"

@@ -1,6 +1,6 @@
-"""The real hub with real worker processes on the simulated accelerator: moved, killed, drained, cancelled.
+"""The real scheduler with real worker processes of the simulated engine: preempted, killed, drained, cancelled.
 
-Every picture is compared with what the simulated engine computes by itself, so a lost, doubled or mixed-up step shows.
+Every image is compared with what the simulated engine computes by itself, which shows a lost or repeated step.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ async def service(tmp_path: Path) -> AsyncIterator[InProcessService]:
         yield made
 
 
-async def test_mixed_requests_share_batches_join_midway_and_come_back_right(service: InProcessService) -> None:
+async def test_mixed_requests_share_batches_and_join_midway(service: InProcessService) -> None:
     await service.start("w")
     first = service.submit([inputs(seed, steps=30 + seed) for seed in range(3)])
     await first.progress(5)
@@ -47,20 +47,20 @@ async def test_mixed_requests_share_batches_join_midway_and_come_back_right(serv
     assert stats.running == stats.assigned == 0
 
 
-async def test_two_sizes_take_turns(service: InProcessService) -> None:
+async def test_groups_of_two_sizes_alternate(service: InProcessService) -> None:
     await service.start("w")
     small = service.submit([inputs(seed, steps=30) for seed in range(2)])
     large = service.submit([inputs(seed, steps=30, width=128) for seed in range(2)])
     await small.check_images()
     await large.check_images()
-    # Both shapes were under way together: neither waited for the other's end.
+    # Both sizes ran at the same time: neither waited for the end of the other.
     for one, other in ((small, large), (large, small)):
-        began = min(u.step for u in one.updates if isinstance(u, TaskProgress))
-        assert began < 30
+        first = min(u.step for u in one.updates if isinstance(u, TaskProgress))
+        assert first < 30
         assert any(isinstance(u, TaskProgress) and 0 < u.step < 30 for u in other.updates)
 
 
-async def test_sigkill_loses_no_task_and_is_noticed(
+async def test_killed_worker_is_detected_and_loses_no_task(
     service: InProcessService, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO, logger="loadbalancer")
@@ -76,7 +76,7 @@ async def test_sigkill_loses_no_task_and_is_noticed(
     assert service.scheduler.counters["requeued"] >= 1
 
 
-async def test_a_stopped_worker_is_lost_by_its_silence_and_welcome_when_it_wakes(service: InProcessService) -> None:
+async def test_stopped_worker_is_lost_and_accepted_when_it_continues(service: InProcessService) -> None:
     await service.start("a", "b")
     sent = service.submit([inputs(seed, steps=60) for seed in range(8)])
     await sent.progress(3)
@@ -89,28 +89,28 @@ async def test_a_stopped_worker_is_lost_by_its_silence_and_welcome_when_it_wakes
     await again.check_images()
 
 
-@pytest.mark.parametrize("told", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
-async def test_a_draining_worker_hands_its_tasks_back_and_another_goes_on_from_there(
-    service: InProcessService, told: signal.Signals
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
+async def test_draining_worker_returns_tasks_with_their_progress(
+    service: InProcessService, signum: signal.Signals
 ) -> None:
     await service.start("w")
     sent = service.submit([inputs(seed, steps=100) for seed in range(6)])
     await sent.progress(20)
-    service.processes[0].send_signal(told)
+    service.processes[0].send_signal(signum)
     await service.wait_until(lambda: service.processes[0].poll() is not None)
     assert service.processes[0].returncode == 0
     await service.wait_until(lambda: service.worker("w") is None)  # its last messages have been read then
-    assert not any(isinstance(u, TaskCompleted) for u in sent.updates), "it did not stay to finish"
+    assert not any(isinstance(u, TaskCompleted) for u in sent.updates), "it does not finish them"
     assert service.scheduler.counters["steps_redone"] == 0
     resumed_at = len(sent.updates)
     await service.start("next")
     await sent.check_images()
-    begun = set(sent.tasks[:4])
-    steps = [u.step for u in sent.updates[resumed_at:] if isinstance(u, TaskProgress) and u.task in begun]
-    assert min(steps) >= 20, "no step was done again"
+    started = set(sent.tasks[:4])
+    steps = [u.step for u in sent.updates[resumed_at:] if isinstance(u, TaskProgress) and u.task in started]
+    assert min(steps) >= 20, "no step is repeated"
 
 
-async def test_twelve_images_are_handed_back_in_under_two_steps_and_come_out_as_if_nothing_had_been(
+async def test_twelve_tasks_are_returned_within_two_steps(
     tmp_path: Path,
 ) -> None:
     count, steps = 12, 40
@@ -119,10 +119,10 @@ async def test_twelve_images_are_handed_back_in_under_two_steps_and_come_out_as_
         sent = service.submit([inputs(seed, steps=steps) for seed in range(count)])
         await sent.progress(steps // 4)
         await service.wait_until(lambda: (w := service.worker("w")) and w.running == count)
-        # Stopped for a moment, so that the balancer knows how far it is when it is told to go.
+        # Stopped for a moment, so that the balancer has all of its progress when it is drained.
         service.processes[0].send_signal(signal.SIGSTOP)
-        heard = -1
-        while heard != (heard := len(sent.updates)):
+        received = -1
+        while received != (received := len(sent.updates)):
             await asyncio.sleep(0.3)
         at = {update.task: update.step for update in sent.updates if isinstance(update, TaskProgress)}
         for signum in (signal.SIGTERM, signal.SIGCONT):
@@ -136,12 +136,12 @@ async def test_twelve_images_are_handed_back_in_under_two_steps_and_come_out_as_
         await service.wait_until(lambda: (w := service.worker("next")) and w.counters.finished == count)
         other = service.worker("next")
         assert other is not None
-        # What the next one did not have to do, the first one had done: no more than the step that it was in.
+        # Steps of the first worker after its last report: at most the one that was running.
         after = count * steps - other.counters.rows - sum(at.values())
         assert 0 <= after < 2 * count
 
 
-async def test_cancelling_frees_the_slot_within_a_step(service: InProcessService) -> None:
+async def test_cancelled_task_frees_its_slot_within_a_step(service: InProcessService) -> None:
     await service.start("w")
     endless = service.submit([inputs(seed, steps=100_000) for seed in range(4)], timeout_s=600)
     await endless.progress(2)
@@ -152,10 +152,10 @@ async def test_cancelling_frees_the_slot_within_a_step(service: InProcessService
     service.scheduler.cancel(endless.tasks)
     await waiting.check_images()
     await service.wait_until(lambda: (w := service.worker("w")) and w.running + w.assigned == 0)
-    assert not any(isinstance(u, TaskEnded) for u in endless.updates), "nobody listens any more"
+    assert not any(isinstance(u, TaskEnded) for u in endless.updates), "its listener is gone"
 
 
-async def test_a_request_that_takes_too_long_expires_and_frees_its_slot(service: InProcessService) -> None:
+async def test_expired_task_frees_its_slot(service: InProcessService) -> None:
     await service.start("w")
     sent = service.submit([inputs(steps=100_000)], timeout_s=0.5)
     [end] = await sent.outcomes()
@@ -164,7 +164,7 @@ async def test_a_request_that_takes_too_long_expires_and_frees_its_slot(service:
     await service.wait_until(lambda: (w := service.worker("w")) and w.running + w.assigned == 0)
 
 
-async def test_one_failing_request_does_not_touch_its_batch(service: InProcessService) -> None:
+async def test_failing_task_leaves_its_batch_unaffected(service: InProcessService) -> None:
     await service.start("w")
     good = service.submit([inputs(seed, steps=40) for seed in range(3)])
     bad = service.submit([inputs(prompt="sim:fail")])
@@ -174,7 +174,7 @@ async def test_one_failing_request_does_not_touch_its_batch(service: InProcessSe
     await good.check_images()
 
 
-async def test_a_poisonous_request_is_failed_after_three_workers_and_its_neighbours_live(
+async def test_task_fails_after_three_crashes_and_others_complete(
     service: InProcessService,
 ) -> None:
     await service.start("w0")
@@ -190,7 +190,7 @@ async def test_a_poisonous_request_is_failed_after_three_workers_and_its_neighbo
     await good.check_images()
 
 
-async def test_previews_come_in_order_before_the_picture(service: InProcessService) -> None:
+async def test_previews_come_in_order_before_the_image(service: InProcessService) -> None:
     await service.start("w")
     sent = service.submit([inputs(steps=20, partial_images=3)])
     await sent.check_images()
@@ -199,24 +199,24 @@ async def test_previews_come_in_order_before_the_picture(service: InProcessServi
     assert len({bytes(u.preview or b"") for u in previews}) == 3
 
 
-async def test_a_restarted_balancer_is_found_again(service: InProcessService) -> None:
+async def test_worker_reconnects_to_restarted_balancer(service: InProcessService) -> None:
     await service.start("w")
     running = service.submit([inputs(seed, steps=100_000) for seed in range(4)], timeout_s=600)
     await running.progress(2)
     await service.scheduler.stop()
-    await asyncio.sleep(1.0)  # what the worker says meanwhile arrives all at once
+    await asyncio.sleep(1.0)  # the worker's messages of this time arrive together
     service.scheduler = SchedulerService(service.settings, worker_address(service.settings.data_dir))
     await service.scheduler.start()
     after = service.submit([inputs(seed) for seed in range(8)])
     await after.check_images()
-    # What it ran for the old balancer, nobody waits for any more.
+    # The tasks of the old balancer have no listener any more.
     await service.wait_until(
         lambda: (w := service.worker("w")) and w.running + w.assigned == 0 and w.counters.steps > 0
     )
     assert [service.scheduler.counters[event] for event in ("requeued", "steps_redone")] == [0, 0]
 
 
-async def test_a_worker_without_a_balancer_leaves(service: InProcessService) -> None:
+async def test_worker_without_balancer_exits(service: InProcessService) -> None:
     await service.start("w")
     await service.scheduler.stop()
     await service.wait_until(lambda: service.processes[0].poll() is not None, timeout_s=60.0)
@@ -225,28 +225,28 @@ async def test_a_worker_without_a_balancer_leaves(service: InProcessService) -> 
     await service.scheduler.start()
 
 
-async def test_noise_on_the_socket_is_counted_and_dropped(service: InProcessService) -> None:
+async def test_malformed_messages_are_counted_and_dropped(service: InProcessService) -> None:
     await service.start("w")
-    with zmq.Context() as context, context.socket(zmq.DEALER) as stranger:
-        stranger.connect(worker_address(service.settings.data_dir))
+    with zmq.Context() as context, context.socket(zmq.DEALER) as peer:
+        peer.connect(worker_address(service.settings.data_dir))
         for noise in ([b""], [b"\x80\x04\x95"], [b"\x91\x81\xa4type\xa4Pull"], [b"x" * 100_000, b"y"]):
-            stranger.send_multipart(noise)
+            peer.send_multipart(noise)
         await service.wait_until(lambda: service.scheduler.counters["malformed"] == 4)
         await service.submit([inputs()]).check_images()
     assert [w.worker for w in service.scheduler.snapshot().workers] == ["w"]
 
 
-async def test_what_a_worker_calls_itself_makes_no_lines_of_its_own_in_the_log(
+async def test_control_characters_of_worker_names_are_escaped(
     service: InProcessService, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO, logger="loadbalancer.scheduler_service")
     name = "w\n\x1b[31mERROR all is lost"
     hello = Hello(PROTOCOL, name, "m", "sim:0", os.getpid(), [], EngineInfo())
-    with zmq.Context() as context, context.socket(zmq.DEALER) as stranger:
-        stranger.setsockopt(zmq.IDENTITY, name.encode())
-        stranger.connect(worker_address(service.settings.data_dir))
-        stranger.send_multipart(encode([WorkerEnvelope(hello)]))
-        stranger.send_multipart(encode([WorkerEnvelope(Bye("x\n" * 100_000))]))
+    with zmq.Context() as context, context.socket(zmq.DEALER) as peer:
+        peer.setsockopt(zmq.IDENTITY, name.encode())
+        peer.connect(worker_address(service.settings.data_dir))
+        peer.send_multipart(encode([WorkerEnvelope(hello)]))
+        peer.send_multipart(encode([WorkerEnvelope(Bye("x\n" * 100_000))]))
         await service.wait_until(lambda: any("lost (" in message for message in caplog.messages))
     assert all(message.isprintable() and len(message) < 10_000 for message in caplog.messages)
     assert any(r"w\n\x1b[31mERROR all is lost ready" in message for message in caplog.messages)
