@@ -27,7 +27,7 @@ ANONYMOUS = "anonymous"
 #: Owner of what the controller asks.
 INTERNAL = "internal"
 
-_OPEN = frozenset({"/", "/healthz", "/readyz", "/docs", "/docs/oauth2-redirect", "/openapi.json"})
+_OPEN = frozenset({"/", "/health", "/healthz", "/livez", "/readyz", "/docs", "/docs/oauth2-redirect", "/openapi.json"})
 _NEEDS: tuple[tuple[str, RequiredScope], ...] = (
     ("/internal", "admin"),
     ("/metrics", "admin"),

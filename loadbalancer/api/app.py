@@ -13,6 +13,7 @@ from loadbalancer.api.http_helpers import error_response
 from loadbalancer.api.idempotency import IdempotencyMiddleware
 from loadbalancer.api.middleware import ApiMiddleware
 from loadbalancer.api.openapi import DESCRIPTION, complete_document
+from loadbalancer.api.path_hints import unknown_path
 from loadbalancer.api.request_builder import RequestBuilder
 from loadbalancer.api.routes import health, images, jobs, models, scaling
 from loadbalancer.schema.errors import ApiError, InternalError, InvalidRequest, MethodNotAllowed, NotFound
@@ -62,7 +63,7 @@ def _from_starlette(request: Request, error: Exception) -> ApiError:
     assert isinstance(error, HTTPException)
     operation = printable(f"{request.method} {request.url.path}", _MAX_PATH_CHARS)
     if error.status_code == 404:
-        return NotFound(f"Unknown path: {operation}.")
+        return NotFound(unknown_path(request.method, request.url.path, request.app.openapi()["paths"]))
     if error.status_code == 405:
         allow = dict(error.headers or {})
         return MethodNotAllowed(f"{operation}: this path allows {allow.get('Allow', 'other methods')}.", headers=allow)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import codecs
 from http import HTTPStatus
 from typing import Any
 
@@ -13,6 +14,7 @@ from starlette.types import Receive
 
 from loadbalancer.access.api_keys import Caller
 from loadbalancer.api.charsets import check_json_charset
+from loadbalancer.api.content_coding import check_json, decode_body
 from loadbalancer.schema.errors import ApiError, BodyTooLarge, ClientClosed
 
 _encoder = msgspec.json.Encoder()
@@ -37,13 +39,21 @@ def caller(request: Request) -> Caller:
 
 
 async def read_json(request: Request, max_bytes: int) -> bytes:
-    """Read a body that is JSON. Raises what `read_body` raises, and `InvalidRequest` unless it is UTF-8."""
+    """Read a body that is JSON, and undo its Content-Encoding.
+
+    Raises what `read_body` and `decode_body` raise, `UnsupportedMediaType` for a form, `InvalidRequest` unless it is
+    UTF-8.
+    """
     check_json_charset(request.headers.get("content-type", ""))
-    return await read_body(request, max_bytes)
+    check_json(request.headers)
+    body = await read_body(request, max_bytes)
+    if "content-encoding" in request.headers:
+        body = await decode_body(request.headers, body, max_bytes)
+    return body.removeprefix(codecs.BOM_UTF8)
 
 
 async def read_body(request: Request, max_bytes: int) -> bytes:
-    """Read the complete body. Raises `BodyTooLarge`, at once or while it is read, and `ClientClosed`."""
+    """Read the complete body as it is sent. Raises `BodyTooLarge`, at once or while it is read, and `ClientClosed`."""
     check_length(request, max_bytes)
     chunks: list[bytes] = []
     size = 0

@@ -19,6 +19,7 @@ from configs.sections import Access
 from loadbalancer.access.api_keys import Authenticator, KeyRing
 from loadbalancer.access.origin_policy import OriginPolicy
 from loadbalancer.access.rate_limit import RateLimiter
+from loadbalancer.api.head_requests import answer_head
 from loadbalancer.api.http_helpers import error_response
 from loadbalancer.api.idempotency import HEADER, PATHS
 from loadbalancer.metrics.prometheus import Metrics
@@ -75,6 +76,9 @@ class ApiMiddleware:
         """Give the request an id, check its origin, count it; answer unexpected exceptions with a neutral 500."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
+            return
+        if scope["method"] == "HEAD":
+            await answer_head(self, scope, receive, send)
             return
         started = time.monotonic()
         headers = Headers(scope=scope)

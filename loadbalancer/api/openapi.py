@@ -12,7 +12,7 @@ from pydantic.json_schema import models_json_schema
 from loadbalancer.access.api_keys import Authenticator
 from loadbalancer.jobs.requests import JobRequest
 from loadbalancer.jobs.views import JobList, JobView
-from loadbalancer.schema.requests import EditRequest, ImageRequest, PredictRequest
+from loadbalancer.schema.requests import EditRequest, ImageRequest, JsonEditRequest, PredictRequest
 from loadbalancer.schema.responses import Health, ImagesAnswer, ModelCard, ModelList, PredictAnswer
 from loadbalancer.schema.scaling import PauseRequest, ReloadRequest, ResumeRequest, ScaleRequest
 from loadbalancer.schema.stream_events import (
@@ -37,6 +37,7 @@ _REFERENCE = "#/components/schemas/{name}"
 _REQUESTS = (
     ImageRequest,
     EditRequest,
+    JsonEditRequest,
     PredictRequest,
     JobRequest,
     ScaleRequest,
@@ -72,10 +73,10 @@ _IDEMPOTENCY_KEY = {
 }
 
 
-def request_body(schema: str, media_type: str = "application/json") -> dict[str, Any]:
-    """A request body of the named schema, and the `Idempotency-Key` header."""
+def request_body(schema: str, **others: Any) -> dict[str, Any]:
+    """A JSON request body of the named schema, and the `Idempotency-Key` header. `others` are other content types."""
     return {
-        "requestBody": {"required": True, "content": content(schema, media_type)},
+        "requestBody": {"required": True, "content": content(schema) | others},
         "parameters": [_IDEMPOTENCY_KEY],
     }
 

@@ -23,7 +23,7 @@ from configs.settings import Limits
 from loadbalancer.api.charsets import check_part_charset, form_charset
 from loadbalancer.api.http_helpers import check_length, client_disconnected
 from loadbalancer.generation.source_images import Size, SourceImages, decode_images
-from loadbalancer.schema.errors import BodyTooLarge, InvalidRequest, Unavailable
+from loadbalancer.schema.errors import BodyTooLarge, InvalidRequest, Unavailable, UnsupportedMediaType
 from loadbalancer.schema.parsing import shorten
 
 log = logging.getLogger(__name__)
@@ -96,7 +96,9 @@ async def read_form(request: Request, max_bytes: int, max_text_bytes: int) -> As
     `ClientClosed`, and `Unavailable` where the temporary directory is full.
     """
     if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "multipart/form-data":
-        _invalid("it must be multipart/form-data")
+        _invalid("it must be multipart/form-data, or application/json")
+    if request.headers.get("content-encoding", "identity") != "identity":
+        raise UnsupportedMediaType("The Content-Encoding of a form is not supported.", headers={"accept-encoding": ""})
     check_length(request, max_bytes)
     parser = _FormParser(request, _limited_stream(request, max_bytes), max_text_bytes)
     try:

@@ -25,6 +25,8 @@ _MASK_THRESHOLD = 128
 # Pillow's own limit is per process. Ours is per model, and is checked before a pixel is decoded.
 Image.MAX_IMAGE_PIXELS = None
 
+_URL_SAFE = bytes.maketrans(b"-_", b"+/")
+
 Size = tuple[int, int]
 
 
@@ -93,9 +95,15 @@ def decode_data_url(param: str, text: str) -> bytes:
     if not head.lower().startswith("data:") or not head.lower().endswith(";base64") or len(head) == len(text):
         _reject(param, "Must be a data URL (data:image/png;base64,...); other addresses are not fetched")
     try:
-        return base64.b64decode(text[len(head) + 1 :], validate=True)
+        return _from_base64(text[len(head) + 1 :])
     except ValueError:  # not base64, or not ASCII
         _reject(param, "the text after 'base64,' is not base64")
+
+
+def _from_base64(text: str) -> bytes:
+    """Decode standard or URL-safe base64, with or without line breaks and padding. Raises `ValueError`."""
+    encoded = text.encode("ascii").translate(_URL_SAFE, b" \t\r\n").rstrip(b"=")
+    return base64.b64decode(encoded + b"=" * (-len(encoded) % 4), validate=True)
 
 
 def _decode(param: str, data: bytes, max_pixels: int) -> Image.Image:

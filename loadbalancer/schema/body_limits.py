@@ -23,29 +23,46 @@ MAX_ENTRIES = 64
 _MAX_DEPTH = 4
 
 
+class _ImageReference(msgspec.Struct):
+    image_url: msgspec.Raw = msgspec.Raw()
+
+
 class _ImageMembers(msgspec.Struct):
     """The members of a body that hold files."""
 
     image: msgspec.Raw = msgspec.Raw()
+    images: msgspec.Raw = msgspec.Raw()
     mask: msgspec.Raw = msgspec.Raw()
 
 
 def check_size_without_images(body: bytes, max_bytes: int) -> None:
-    """Raises `BodyTooLarge` when all members but `image` and `mask` exceed `max_bytes`."""
+    """Raises `BodyTooLarge` when all but the strings of images exceeds `max_bytes`."""
     if len(body) > max_bytes and _bytes_without_images(body) > max_bytes:
         raise BodyTooLarge(max_bytes, "beside its images")
 
 
 def _bytes_without_images(body: bytes) -> int:
-    """Size of the body without the strings of `image` and `mask`."""
+    """Size of the body without the strings of `image`, `mask`, `images[0].image_url` and `mask.image_url`."""
     try:
         found = msgspec.json.decode(body, type=_ImageMembers)
     except msgspec.ValidationError:  # not an object
         return len(body)
     except (msgspec.DecodeError, RecursionError):  # not JSON, which the parser explains
         return 0
-    members = memoryview(found.image), memoryview(found.mask)
-    return len(body) - sum(len(member) for member in members if bytes(member[:1]) == b'"')
+    return len(body) - sum(_image_bytes(member) for member in (found.image, found.images, found.mask))
+
+
+def _image_bytes(member: msgspec.Raw) -> int:
+    """Size of a string, of the string in an object, or of that in a list of one object."""
+    text = memoryview(member)
+    if bytes(text[:1]) == b'"':
+        return len(text)
+    try:
+        found = msgspec.json.decode(member, type=_ImageReference | tuple[_ImageReference])
+    except (msgspec.MsgspecError, UnicodeError, RecursionError):
+        return 0
+    url = memoryview((found[0] if isinstance(found, tuple) else found).image_url)
+    return len(url) if bytes(url[:1]) == b'"' else 0
 
 
 def check_entries(body: bytes) -> RawMembers:

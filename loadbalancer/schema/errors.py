@@ -132,6 +132,14 @@ class BodyTooLarge(ApiError):
         super().__init__(text, headers={"connection": "close"})
 
 
+class UnsupportedMediaType(ApiError):
+    """The body has a content type or coding that this path does not take."""
+
+    status = 415
+    type = "invalid_request_error"
+    code = "unsupported_media_type"
+
+
 class ContentRefused(ApiError):
     """The model's safety checker rejects the image, and the configuration withholds such images."""
 

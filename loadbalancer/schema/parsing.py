@@ -27,6 +27,8 @@ _TYPES = {
     "tuple_type": "a list",
     "model_type": "an object",
 }
+#: Python's spelling, which clients write into forms.
+_PYTHON_VALUES = {"True": True, "False": False, "None": None}
 _BOUNDS = {
     "greater_than_equal": ("ge", "at least"),
     "greater_than": ("gt", "greater than"),
@@ -72,6 +74,10 @@ def _field_value(text: str, annotation: Any) -> Any:
     expected = get_args(annotation) or (annotation,)
     if any(each is str or get_origin(each) is Literal for each in expected):
         return text
+    if not text:  # an unused field of a web page's form
+        return None
+    if text in _PYTHON_VALUES and (bool in expected or text == "None"):
+        return _PYTHON_VALUES[text]
     try:
         return msgspec.json.decode(text)
     except (ValueError, RecursionError):

@@ -6,14 +6,28 @@ configuration.
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from wire.messages import ImageFormat
 
 #: Seeds are modulo this, so that each image of a request can be requested again by its own seed.
 SEEDS = 2**32
+#: What most programs around Stable Diffusion send for a random seed.
+_RANDOM_SEED = -1
+
+
+def _seed(value: int | None) -> int | None:
+    return None if value == _RANDOM_SEED else value
+
+
+def _name(value: str | None) -> str | None:
+    return value or None
+
+
+#: Forms of web pages send unused fields empty.
+OptionalName = Annotated[str | None, AfterValidator(_name)]
 
 
 class StrictModel(BaseModel):
@@ -36,9 +50,9 @@ class BaseImageRequest(StrictModel):
 
     prompt: str
     """Description of the image."""
-    model: str | None = None
+    model: OptionalName = None
     """Name of a served model (`GET /v1/models`); default: the first in the configuration."""
-    size: str | None = None
+    size: OptionalName = None
     """`WIDTHxHEIGHT` in pixels, multiples of 8, or `auto` (the default): the source image's, else the model's."""
     negative_prompt: str | None = None
     """Description of unwanted content."""
@@ -46,10 +60,10 @@ class BaseImageRequest(StrictModel):
     """Denoising steps; default: the model's."""
     guidance_scale: float | None = Field(default=None, ge=0, allow_inf_nan=False)
     """How closely to follow the prompt; at 1 or below the prompt is not amplified at all. Default: the model's."""
-    scheduler: str | None = None
+    scheduler: OptionalName = None
     """Sampler by name, such as `ddim` or `euler`; default: the model's."""
-    seed: int | None = Field(default=None, ge=0, lt=SEEDS)
-    """Makes the result repeatable. Image i of the request uses seed + i. Default: random; the response contains it."""
+    seed: Annotated[int | None, AfterValidator(_seed)] = Field(default=None, ge=_RANDOM_SEED, lt=SEEDS)
+    """Makes the result repeatable. Image i uses seed + i. Default and -1: random; the response contains it."""
     loras: tuple[LoraRequest, ...] | None = Field(default=None, fail_fast=True)
     """LoRA adapters to use, by name (in a form: as JSON text)."""
     reproducible: bool | None = None
@@ -107,6 +121,8 @@ class ImageRequest(OpenAIImageRequest):
     """With `image`: the area to redraw, as a data URL. White or, in a mask with an alpha channel, transparent."""
     style: Literal["vivid", "natural"] | None = None
     """Accepted for compatibility, without effect."""
+    bot_task: str | None = None
+    """Accepted for compatibility with vLLM-Omni's client, without effect."""
 
 
 def _add_files(schema: dict[str, Any]) -> None:
@@ -127,6 +143,26 @@ class EditRequest(OpenAIImageRequest):
 
     input_fidelity: Literal["high", "low"] | None = None
     """Accepted for compatibility, without effect; `strength` sets how much of the image changes."""
+
+
+class ImageReference(StrictModel):
+    """An image of an edit that is sent as JSON."""
+
+    image_url: str | None = None
+    """A data URL (`data:image/png;base64,...`) of a PNG, JPEG or WebP file. Other addresses are not fetched."""
+    file_id: None = None
+    """Not supported: files are not stored."""
+
+
+class JsonEditRequest(EditRequest):
+    """`POST /v1/images/edits` as JSON."""
+
+    model_config = ConfigDict(json_schema_extra={})
+
+    images: Annotated[tuple[ImageReference, ...], Field(min_length=1, max_length=1)]
+    """The image to edit. Without `mask`, its transparent area is redrawn, if it has one."""
+    mask: ImageReference | None = None
+    """The area to redraw: an image of the size of the first, transparent there or, without an alpha channel, white."""
 
 
 class PredictRequest(BaseImageRequest):

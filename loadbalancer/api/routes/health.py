@@ -22,6 +22,9 @@ def router(services: Services) -> APIRouter:
     async def home() -> Response:
         return RedirectResponse("/docs")
 
+    # The second name is the one that vLLM, SGLang and the clients of their benchmarks use.
+    @routes.get("/health", include_in_schema=False)
+    @routes.get("/livez", include_in_schema=False)
     @routes.get("/healthz", summary="Is the process alive?", responses=responses("Health"))
     async def healthz() -> Response:
         """200 while the process lives."""

@@ -9,7 +9,7 @@ from fastapi import APIRouter, Request, Response
 
 from loadbalancer.api.event_stream import EventStream
 from loadbalancer.api.http_helpers import caller, json_response, read_json, wait_first
-from loadbalancer.api.openapi import event_stream, request_body, responses
+from loadbalancer.api.openapi import content, event_stream, request_body, responses
 from loadbalancer.api.proxying import form_factory, json_factory, try_upstream
 from loadbalancer.api.request_builder import RequestBuilder
 from loadbalancer.api.uploads import read_form
@@ -17,7 +17,7 @@ from loadbalancer.generation.in_flight import InFlightRequest
 from loadbalancer.generation.validation import GenerationSpec
 from loadbalancer.scheduling.task import TaskCompleted
 from loadbalancer.schema.parsing import parse, parse_form, parse_with_images
-from loadbalancer.schema.requests import EditRequest, ImageRequest, PredictRequest
+from loadbalancer.schema.requests import EditRequest, ImageRequest, JsonEditRequest, PredictRequest
 from loadbalancer.schema.responses import ImageData, ImagesAnswer, PredictAnswer, Timings
 from loadbalancer.services import Services
 from loadbalancer.storage.records import StoredImage
@@ -43,20 +43,23 @@ def router(services: Services, builder: RequestBuilder) -> APIRouter:
         body = await read_json(request, max_upload_bytes)
         parsed = parse_with_images(ImageRequest, body, max_bytes)
         spec = await builder.build(parsed, caller(request), parsed.image, parsed.mask)
-        result: GenerationSpec | Response = spec
-        if (proxy := services.settings.models[spec.model].cold_start_proxy) is not None:
-            result = await try_upstream(services, request, spec, proxy, json_factory(body), stream=bool(parsed.stream))
+        result = await proxied(request, parsed, spec, body)
         del body  # it may be large, and the request may wait in the queue
         return await _respond(services, request, parsed, result)
 
     @routes.post(
         "/v1/images/edits",
         summary="Edit an image",
-        openapi_extra=request_body("EditRequest", "multipart/form-data"),
+        openapi_extra=request_body("JsonEditRequest", **content("EditRequest", "multipart/form-data")),
         responses=responses("ImagesAnswer", *_ERRORS, **_EDIT_EVENTS),
     )
     async def edit_images(request: Request) -> Response:
-        """Redraw an image, or its masked area: OpenAI's form with the parameters of diffusion models."""
+        """Redraw an image, or its masked area: OpenAI's form with the parameters of diffusion models.
+
+        Also as JSON, with data URLs in `images[].image_url` and `mask.image_url`.
+        """
+        if request.headers.get("content-type", "").partition(";")[0].strip().lower() == "application/json":
+            return await edit_as_json(request)
         async with read_form(request, max_upload_bytes, max_bytes) as form:
             parsed = parse_form(EditRequest, form.texts)
             spec = await builder.build(parsed, caller(request), form.file("image"), form.file("mask"))
@@ -65,6 +68,23 @@ def router(services: Services, builder: RequestBuilder) -> APIRouter:
                 factory = form_factory(form)
                 result = await try_upstream(services, request, spec, proxy, factory, stream=bool(parsed.stream))
         return await _respond(services, request, parsed, result)
+
+    async def edit_as_json(request: Request) -> Response:
+        body = await read_json(request, max_upload_bytes)
+        parsed = parse_with_images(JsonEditRequest, body, max_bytes)
+        mask = None if parsed.mask is None else parsed.mask.image_url or ""
+        spec = await builder.build(parsed, caller(request), parsed.images[0].image_url or "", mask)
+        result = await proxied(request, parsed, spec, body)
+        del body
+        return await _respond(services, request, parsed, result)
+
+    async def proxied(
+        request: Request, parsed: ImageRequest | EditRequest, spec: GenerationSpec, body: bytes
+    ) -> GenerationSpec | Response:
+        """Return the response of the model's upstream, if it has one that answers, else the specification."""
+        if (proxy := services.settings.models[spec.model].cold_start_proxy) is None:
+            return spec
+        return await try_upstream(services, request, spec, proxy, json_factory(body), stream=bool(parsed.stream))
 
     @routes.post(
         "/predict",

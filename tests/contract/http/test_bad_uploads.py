@@ -146,7 +146,7 @@ def raw(http: httpx.Client, body: bytes, content_type: str) -> httpx.Response:
     ("body", "content_type", "fragment"),
     [
         (b"", "", "must be multipart/form-data"),
-        (b'{"prompt": "a seven"}', "application/json", "must be multipart/form-data"),
+        (b'{"prompt": "a seven"}', "text/plain", "must be multipart/form-data"),
         (b"prompt=a+seven", "application/x-www-form-urlencoded", "must be multipart/form-data"),
         (PROMPT, "multipart/form-data", "Missing boundary"),
         (PROMPT, 'multipart/form-data; boundary=""', "form"),

@@ -298,8 +298,9 @@ def test_data_urls(url: str) -> None:
         ("http://127.0.0.1/picture.png", "other addresses are not fetched"),
         ("file:///etc/passwd", "other addresses are not fetched"),
         ("data:" + "x" * 300 + ";base64,AAAA", "Must be a data URL"),
-        ("data:image/png;base64,AAA", "is not base64"),
-        ("data:image/png;base64,AA A", "is not base64"),
+        ("data:image/png;base64,A", "is not base64"),
+        ("data:image/png;base64,AA=A", "is not base64"),
+        ("data:image/png;base64,AA\x00A", "is not base64"),
         ("data:image/png;base64,\u00e9\u00e9\u00e9\u00e9", "is not base64"),
     ],
 )
@@ -308,6 +309,11 @@ def test_invalid_data_url_is_rejected(url: str, fragment: str) -> None:
         decode_data_url("mask", url)
     assert fragment in rejected.value.message
     assert rejected.value.param == "mask"
+
+
+@pytest.mark.parametrize("text", ["AP-_Zg==", "AP-_Zg", "AP+/Zg", "AP+/\r\nZg==\n", " AP+/ Zg==", "AP+/Zg===="])
+def test_usual_spellings_of_base64_are_read(text: str) -> None:
+    assert decode_data_url("image", f"data:image/png;base64,{text}") == b"\x00\xff\xbff"
 
 
 @given(content=st.binary())

@@ -1,0 +1,37 @@
+"""What to answer to a path that does not exist: the nearest one, or the reason why there is none."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+from configs.text import clip
+
+#: Paths of OpenAI's API without a counterpart.
+_REASONS = {
+    "/v1/images/variations": "Variations are not supported; send the image with a prompt to /v1/images/edits",
+    "/v1/files": "Files are not stored; send images in the request, or as jobs to /v1/jobs",
+    "/v1/batches": "Batches are not supported; /v1/jobs queues requests",
+}
+_MAX_PATH_CHARS = 80
+_MIN_SIMILARITY = 0.7
+
+
+def unknown_path(method: str, path: str, known: Iterable[str]) -> str:
+    """Return the message for an unknown path. `known` are the templates of the existing ones."""
+    text = f"Unknown path: {method} {clip(ascii(path)[1:-1], _MAX_PATH_CHARS)}."
+    if reason := _REASONS.get(path.rstrip("/")):
+        return f"{text} {reason}."
+    nearest = _nearest(path, list(known))
+    return f"{text} Did you mean {nearest}?" if nearest else text
+
+
+def _nearest(path: str, known: list[str]) -> str | None:
+    if len(path) > _MAX_PATH_CHARS:
+        return None
+    lower = "/" + path.strip("/").lower()
+    # A base URL without /v1, or a client that adds it to a base URL that has it.
+    for candidate in (lower, f"/v1{lower}", lower.replace("/v1/v1", "/v1", 1)):
+        if candidate in known:
+            return candidate
+    return next(iter(difflib.get_close_matches(lower, known, n=1, cutoff=_MIN_SIMILARITY)), None)

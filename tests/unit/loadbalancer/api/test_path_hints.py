@@ -1,0 +1,32 @@
+"""What an unknown path is answered."""
+
+from __future__ import annotations
+
+import pytest
+
+from loadbalancer.api.path_hints import unknown_path
+
+KNOWN = ["/v1/images/generations", "/v1/images/edits", "/v1/models", "/v1/models/{model}", "/healthz", "/predict"]
+
+
+@pytest.mark.parametrize(
+    ("path", "hint"),
+    [
+        ("/images/generations", "Did you mean /v1/images/generations?"),
+        ("/v1/v1/models", "Did you mean /v1/models?"),
+        ("/v1/images/generations/", "Did you mean /v1/images/generations?"),
+        ("/V1/Models", "Did you mean /v1/models?"),
+        ("/v1/image/generation", "Did you mean /v1/images/generations?"),
+        ("/health/z", "Did you mean /healthz?"),
+        ("/v1/images/variations", "Variations are not supported"),
+        ("/wp-login.php", "/wp-login.php."),
+        ("/" + "x" * 5000, "..."),
+        ("/\x1b[31m\n", r"/\x1b[31m\n."),
+        ("", "Unknown path: GET ."),
+    ],
+)
+def test_hint(path: str, hint: str) -> None:
+    text = unknown_path("GET", path, KNOWN)
+    assert hint in text
+    assert len(text) < 250
+    assert text.isprintable()
