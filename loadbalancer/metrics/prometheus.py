@@ -4,6 +4,7 @@ drift from the truth; counters and histograms of requests are kept here.
 
 from __future__ import annotations
 
+import collections
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
@@ -172,6 +173,33 @@ class RefusalCollector(Collector):
         yield family
 
 
+class TaskFailureCollector(Collector):
+    """Failures of background tasks. A task that has not failed yet is absent."""
+
+    def __init__(self) -> None:
+        self._sources: list[Callable[[], Mapping[str, int]]] = []
+
+    def add(self, source: Callable[[], Mapping[str, int]]) -> None:
+        """Report these counts too, by name of the task."""
+        self._sources.append(source)
+
+    def describe(self) -> Iterator[Metric]:
+        """Nothing: see `SnapshotCollector`."""
+        return iter(())
+
+    def collect(self) -> Iterator[Metric]:
+        """One counter, with a sample per task."""
+        family = CounterMetricFamily(
+            "muster_background_task_failures", "Unexpected errors of background tasks.", labels=("task",)
+        )
+        failures: collections.Counter[str] = collections.Counter()
+        for source in self._sources:
+            failures.update(source())
+        for task, count in sorted(failures.items()):
+            family.add_metric((task,), count)
+        yield family
+
+
 class Metrics:
     """Requests and images counted as they pass, in a registry of their own."""
 
@@ -182,6 +210,8 @@ class Metrics:
         self.registry.register(SnapshotCollector(snapshot, counters, curves))
         self.in_flight = InFlightCollector()
         self.registry.register(self.in_flight)
+        self.task_failures = TaskFailureCollector()
+        self.registry.register(self.task_failures)
         self._requests = Counter(
             "muster_http_requests", "HTTP requests answered.", ("route", "status"), registry=self.registry
         )
