@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 #: A client that reads this many bytes within `server.send_timeout_s` is not slow.
 MIN_PROGRESS_BYTES = 64 * 2**10
 #: Seconds for a client to read its response while the rest of its request is discarded: in all, and without input.
-_LINGER_S, _LINGER_IDLE_S = 30.0, 5.0
+_LINGER_S, _LINGER_IDLE_S = 5.0, 2.0
 
 _encode = msgspec.json.Encoder().encode
 
