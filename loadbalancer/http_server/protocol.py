@@ -117,7 +117,7 @@ class BoundedHttpProtocol(BoundedRequestParser):
 
     def on_response_complete(self) -> None:
         self.server_state.total_requests += 1
-        if self.transport.is_closing():
+        if self._stage == LINGERING or self._socket.is_closing():
             return
         if self.pipeline:
             self._start_asgi_task(*self.pipeline.pop())

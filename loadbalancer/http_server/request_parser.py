@@ -40,7 +40,6 @@ _BYTES_PER_CHUNK = 24
 #: Unread rest of a body that is discarded after its response, so that the connection can be used again.
 MAX_DISCARD = 2**20
 
-_SPECIAL_HEADERS = frozenset((b"host", b"expect", b"transfer-encoding"))
 #: Paths that are answered on connections beyond `server.max_connections`.
 _HEALTH_PATHS = frozenset((b"/healthz", b"/readyz", b"/health", b"/metrics"))
 
@@ -182,14 +181,14 @@ class BoundedRequestParser(HttpToolsProtocol):
         if self._head_bytes > self._limits.max_header_bytes or len(headers) >= self._limits.max_headers:
             raise self._failure(self._headers_too_large())
         name = name.lower()
-        if name in _SPECIAL_HEADERS:
+        if name == b"host":
+            self._hosts += 1
+        elif name == b"expect" or name == b"transfer-encoding":
             self._on_special_header(name, value.strip().lower())
         headers.append((name, value))
 
     def _on_special_header(self, name: bytes, value: bytes) -> None:
-        if name == b"host":
-            self._hosts += 1
-        elif name == b"expect":
+        if name == b"expect":
             if value != b"100-continue":
                 raise self._failure(ExpectationFailed("The only supported expectation is 100-continue."))
             self.expect_100_continue = True

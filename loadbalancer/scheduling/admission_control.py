@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from configs.sections import Queue
-from loadbalancer.scheduling.estimates import drain_s, earliest_finish_s, room_s
+from loadbalancer.scheduling.estimates import drain_s
 from loadbalancer.scheduling.request_queue import ModelQueue
 from loadbalancer.scheduling.task import DeadlineUnreachable, QueueFull, Task
 from loadbalancer.scheduling.worker_registry import Worker
 
+#: Time until the queue has room where nothing was measured.
+_UNKNOWN_ROOM_S = 10.0
 _MIN_RETRY_S, _MAX_RETRY_S = 1.0, 60.0
 
 
@@ -34,11 +36,11 @@ class AdmissionControl:
         first, config = tasks[0], self._config
         if len(tasks) > queue.room(first.owner):
             reason = f"the queue of model '{first.model}' is full ({queue.max_tasks} images are waiting)"
-            return QueueFull(reason, _bounded_retry_s(room_s(len(tasks), queue, workers)))
+            return QueueFull(reason, _bounded_retry_s(_room_s(len(tasks), queue, workers)))
         added_bytes = sum(task.source_bytes for task in tasks)
         if self._source_bytes and self._source_bytes + added_bytes > config.max_source_bytes:
             reason = f"source images of unfinished requests fill their limit of {config.max_source_bytes >> 20} MiB"
-            return QueueFull(reason, _bounded_retry_s(room_s(len(tasks), queue, workers)))
+            return QueueFull(reason, _bounded_retry_s(_room_s(len(tasks), queue, workers)))
         if config.max_work_s is not None and queue:
             rejection = _too_much_work(tasks, queue, workers, config.max_work_s)
             if rejection is not None:
@@ -46,7 +48,7 @@ class AdmissionControl:
         if config.deadline_slack is not None:
             remaining_s = first.deadline - now
             enough_s = config.deadline_slack * remaining_s
-            finish_s = earliest_finish_s(tasks, queue, workers, enough_s)
+            finish_s = _earliest_finish_s(tasks, queue, workers, enough_s)
             if finish_s is not None and finish_s > enough_s:
                 reason = f"the image would take about {finish_s:.1f} s, the request allows {remaining_s:.1f} s"
                 return DeadlineUnreachable(reason, _bounded_retry_s(finish_s - remaining_s), finish_s)
@@ -71,6 +73,36 @@ def _too_much_work(
         return None
     waiting = f"{queue_s:.0f} s of work are waiting, the limit is {max_work_s:g} s"
     return QueueFull(f"the queue of model '{first.model}' is full ({waiting})", _bounded_retry_s(total_s - max_work_s))
+
+
+def _room_s(count: int, queue: ModelQueue, workers: Sequence[Worker]) -> float:
+    """Return the seconds until the queue should have room for `count` more tasks."""
+    rate = sum(worker.steps_per_s(next(iter(queue.steps), (0, 0))) for worker in workers)
+    return count * queue.steps.total() / max(len(queue), 1) / rate if rate else _UNKNOWN_ROOM_S
+
+
+def _earliest_finish_s(
+    tasks: Sequence[Task], queue: ModelQueue, workers: Sequence[Worker], enough_s: float
+) -> float | None:
+    """Return the seconds until tasks that are not queued yet would finish at the earliest; None if not measured.
+
+    That is the waiting work before them in full batches, then their own steps in the smallest batches. Where even the
+    last place in the queue finishes within `enough_s`, their own place is not computed, and that time is the result.
+    """
+    first = tasks[0]
+    fastest_s = [step_s for worker in workers if (step_s := worker.batch_step_s(first.size, 1)) > 0]
+    queue_s = drain_s(queue.steps, workers) if queue.steps else 0.0
+    if not fastest_s or queue_s is None:
+        return None
+    own_s = first.remaining_steps * min(fastest_s)
+    if len(tasks) > sum(worker.slots for worker in workers):
+        rate = sum(worker.steps_per_s(first.size) for worker in workers)
+        if not rate:
+            return None
+        own_s += sum(task.remaining_steps for task in tasks[1:]) / rate
+    if queue_s + own_s <= enough_s or not queue_s:
+        return queue_s + own_s
+    return own_s + queue_s * queue.expected_position(first) / max(len(queue), 1)
 
 
 def _bounded_retry_s(seconds: float) -> float:

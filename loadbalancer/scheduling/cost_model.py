@@ -10,16 +10,16 @@ Only a newer measurement replaces a measurement. The last one stays valid while 
 
 from __future__ import annotations
 
-from collections import OrderedDict, defaultdict
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TypeVar
+
+from cachetools import LRUCache
 
 from loadbalancer.scheduling.request_queue import Size
 from loadbalancer.scheduling.worker_registry import Worker, full_batch_step_cost
 from wire.messages import Heartbeat
 
-Value = TypeVar("Value")
 #: Weight of one more finished task in a mean; the first ones weigh more.
 _MEAN_WEIGHT = 0.05
 #: Bounds the time of an image outside of its steps, as a multiple of its steps, where time is short: one slow image
@@ -65,8 +65,8 @@ class CostModel:
         #: Ratio of a task's time in a full batch to its time in a batch of its own.
         self.batch_slowdown = 1.0
         self._usual: Size | None = None
-        self._single_s: OrderedDict[Size, float] = OrderedDict()
-        self._finished_s: OrderedDict[Size, _RunningMean] = OrderedDict()
+        self._single_s: LRUCache[Size, float] = LRUCache(_MAX_SIZES)
+        self._finished_s: LRUCache[Size, _RunningMean] = LRUCache(_MAX_SIZES)
         self._overhead = _RunningMean(1.0)
         self._meters: dict[str, _WorkMeter] = {}
         self._worker_of: dict[str, str] = {}
@@ -104,7 +104,7 @@ class CostModel:
                 if curve.points:
                     single[curve.width, curve.height].append(min(curve.points)[1])
         for size, seconds in single.items():
-            _remember(self._single_s, size, sum(seconds) / len(seconds))
+            self._single_s[size] = sum(seconds) / len(seconds)
 
     def on_start(self, task: str, worker: Worker, now: float) -> None:
         """Start to measure the work of a task in the worker's batch."""
@@ -132,9 +132,7 @@ class CostModel:
         """Learn from the work of one finished image."""
         if steps <= 0 or work_s <= 0:
             return
-        mean = self._finished_s.get(size) or _RunningMean()
-        mean.add(work_s / steps)
-        _remember(self._finished_s, size, mean)
+        self._finished_s.setdefault(size, _RunningMean()).add(work_s / steps)
         single_s = self._single_step_s(size)
         if single_s is not None:
             self._overhead.add(work_s / (steps * single_s))
@@ -208,11 +206,3 @@ def _slowdown(worker: Worker, size: Size, tasks: int) -> float:
     """Return t(tasks) / t(1) of the worker, at least 1; 0 if it has not measured it."""
     single_s = worker.batch_step_s(size, 1)
     return max(worker.batch_step_s(size, max(tasks, 1)) / single_s, 1.0) if single_s > 0 else 0.0
-
-
-def _remember(values: OrderedDict[Size, Value], size: Size, value: Value) -> None:
-    """Store the value as the newest, and drop the oldest where there are too many."""
-    values[size] = value
-    values.move_to_end(size)
-    if len(values) > _MAX_SIZES:
-        values.popitem(last=False)

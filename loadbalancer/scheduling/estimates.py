@@ -9,39 +9,6 @@ from loadbalancer.scheduling.request_queue import ModelQueue, Size
 from loadbalancer.scheduling.task import Task, TaskEstimate, TaskState
 from loadbalancer.scheduling.worker_registry import Worker, full_batch_step_cost
 
-#: Time until the queue has room where nothing was measured.
-_UNKNOWN_ROOM_S = 10.0
-
-
-def room_s(count: int, queue: ModelQueue, workers: Sequence[Worker]) -> float:
-    """Return the seconds until the queue should have room for `count` more tasks."""
-    rate = sum(worker.steps_per_s(next(iter(queue.steps), (0, 0))) for worker in workers)
-    return count * queue.steps.total() / max(len(queue), 1) / rate if rate else _UNKNOWN_ROOM_S
-
-
-def earliest_finish_s(
-    tasks: Sequence[Task], queue: ModelQueue, workers: Sequence[Worker], enough_s: float
-) -> float | None:
-    """Return the seconds until tasks that are not queued yet would finish at the earliest; None if not measured.
-
-    That is the waiting work before them in full batches, then their own steps in the smallest batches. Where even the
-    last place in the queue finishes within `enough_s`, their own place is not computed, and that time is the result.
-    """
-    first = tasks[0]
-    fastest_s = [step_s for worker in workers if (step_s := worker.batch_step_s(first.size, 1)) > 0]
-    queue_s = drain_s(queue.steps, workers) if queue.steps else 0.0
-    if not fastest_s or queue_s is None:
-        return None
-    own_s = first.remaining_steps * min(fastest_s)
-    if len(tasks) > sum(worker.slots for worker in workers):
-        rate = sum(worker.steps_per_s(first.size) for worker in workers)
-        if not rate:
-            return None
-        own_s += sum(task.remaining_steps for task in tasks[1:]) / rate
-    if queue_s + own_s <= enough_s or not queue_s:
-        return queue_s + own_s
-    return own_s + queue_s * queue.expected_position(first) / max(len(queue), 1)
-
 
 def estimate(task: Task, queue: ModelQueue, workers: Sequence[Worker]) -> TaskEstimate:
     """Return the task's position and the seconds to its end."""

@@ -199,6 +199,7 @@ class SchedulerMachine(RuleBasedStateMachine):
             self.run(self.core.handle(WorkerLost(name, "replaced"), self.now))
         if not self.machines:
             self.join()
+        self.work(1)  # a worker that has just woken up reads which tasks it lost
         for _ in range(100):
             if not self.core.tasks:
                 break
