@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+from configs.checkpoint_files import checkpoint_problems, is_hub_id
 from configs.fields import Tree
 from configs.load import DEFAULT_FILE, ConfigError, load
 from configs.settings import Settings
@@ -28,7 +29,12 @@ def add_config_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--data-dir", metavar="DIR", help="folder of logs, sockets and state; or MUSTER_DATA_DIR")
     group.add_argument("--log-level", choices=("debug", "info", "warning", "error"), help="minimum level of log lines")
     group.add_argument("--print-config", action="store_true", help="print all settings as YAML, and exit")
-    group.add_argument("--check-config", metavar="FILE", type=Path, help="list the mistakes in FILE, and exit")
+    group.add_argument(
+        "--check-config",
+        metavar="FILE",
+        type=Path,
+        help="list the mistakes in FILE and in the files of its models, and exit",
+    )
     for action in group._group_actions:
         action.default = argparse.SUPPRESS if action.default is None else action.default
 
@@ -55,12 +61,27 @@ def settings_from(args: argparse.Namespace) -> Settings:
         print(f"invalid configuration:\n{error}", file=sys.stderr)
         raise SystemExit(EXIT_USAGE) from None
     if given.get("check_config"):
-        print(f"{file}: valid; serves {', '.join(settings.models)}")
-        raise SystemExit(0)
+        raise SystemExit(_check_files(file, settings))
     if given.get("print_config"):
         print(to_yaml(settings), end="")
         raise SystemExit(0)
     return settings
+
+
+def _check_files(file: Path, settings: Settings) -> int:
+    """Print what is wrong with the models' files, or that nothing is. Return the exit status."""
+    problems = {name: checkpoint_problems(model) for name, model in settings.models.items()}
+    for name, model in settings.models.items():
+        if model.engine != "sim" and is_hub_id(model.path):
+            print(f"{file}: models.{name}.path = {model.path!r}: no such folder or file here; taken for a hub id")
+    if not any(problems.values()):
+        print(f"{file}: valid; serves {', '.join(settings.models)}")
+        return 0
+    print("the configuration is valid, but these models cannot be loaded:", file=sys.stderr)
+    for name, found in problems.items():
+        for problem in found:
+            print(f"{file}: models.{name}: {problem}", file=sys.stderr)
+    return EXIT_USAGE
 
 
 def config_reader(args: argparse.Namespace) -> Callable[[], Settings]:

@@ -18,6 +18,9 @@ _ABOUT_CLIENTS = ("python_multipart", "multipart", "PIL")
 
 _ExceptionInfo = tuple[type[BaseException], BaseException, TracebackType | None] | tuple[None, None, None]
 
+#: Begins the line by which a worker says why it could not start; the controller finds it at the end of the log.
+CANNOT_START = "cannot start: "
+
 
 class EscapingFormatter(logging.Formatter):
     """Escapes control characters, so that no text of a client can forge a line.
@@ -53,3 +56,9 @@ def configure_logging(level: str, *, multiline: bool = False) -> None:
     for library in _ABOUT_CLIENTS:
         logging.getLogger(library).setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", module=r"PIL\b")
+
+
+def start_failure(tail: str) -> str:
+    """Return the reason that a worker gave at the end of its log; empty if it gave none."""
+    lines = [line.partition(CANNOT_START)[2] for line in tail.splitlines() if CANNOT_START in line]
+    return lines[-1] if lines else ""

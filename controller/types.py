@@ -59,6 +59,8 @@ class Exit:
     status: int | None
     #: The last lines of its log.
     tail: str = ""
+    #: Why it could not start, in its own words; empty if it gave no reason.
+    start_failure: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,6 +202,9 @@ class CrashBackoff:
     count: int = 0
     retry_at: float = 0.0
     last_at: float = 0.0
+    #: Why the last start failed, and how often it failed so in a row.
+    reason: str = ""
+    equal_failures: int = 0
 
 
 @dataclass(frozen=True, slots=True)

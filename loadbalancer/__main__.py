@@ -132,8 +132,8 @@ async def serve(settings: Settings, listeners: Sequence[socket.socket], keys: Ca
     metrics = Metrics(
         scheduler.snapshot, lambda: _counters(scheduler, jobs, webhook_sender, config), scheduler.step_curves
     )
-    tracker = RequestTracker(scheduler, metrics)
     control = ControlPlane()
+    tracker = RequestTracker(scheduler, metrics, control)
     metrics.registry.register(ScalingCollector(control, time.monotonic))
     authenticator = Authenticator(internal_token(settings.data_dir), is_loopback(settings.server.host))
     database = Database(jobs_file(settings.data_dir), settings.jobs.max_file_bytes)

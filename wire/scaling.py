@@ -160,6 +160,8 @@ class ModelRecord(msgspec.Struct, frozen=True):
     #: Standby processes.
     spares: int = 0
     cold_start_s: float | None = None
+    #: Why none of its workers can start; empty while one serves, or may soon.
+    cannot_start: Text = ""
 
 
 class DeviceRecord(msgspec.Struct, frozen=True):

@@ -15,7 +15,7 @@ from typing import NoReturn
 
 from configs.cli import EXIT_USAGE, HelpFormatter, add_config_options, settings_from
 from configs.log_files import rotate_own_log
-from configs.logs import configure_logging
+from configs.logs import CANNOT_START, configure_logging
 from configs.open_files import raise_open_file_limit
 from configs.paths import cache_dir, worker_address
 from configs.settings import Model, Settings
@@ -25,10 +25,10 @@ from wire.messages import PROTOCOL, Hello
 from worker.balancer_client import BalancerClient
 from worker.batch_size import BUCKETS, BatchSizer
 from worker.calibration import measure
-from worker.engine import DeviceLost, TaskError, UnsupportedModel
+from worker.engine import DeviceLost
 from worker.postprocessing import PostProcessor
 from worker.standby import StandbyCancelled
-from worker.startup import LoadedEngine, load, load_standby
+from worker.startup import LoadedEngine, StartFailed, load, load_standby, start_failures
 from worker.step_loop import StepLoop, WorkerRejected
 
 log = logging.getLogger("worker")
@@ -36,6 +36,8 @@ log = logging.getLogger("worker")
 EXIT_CRASH = 1
 #: The balancer was silent for `workers.orphan_after_s`.
 EXIT_ORPHANED = 3
+#: The model cannot be loaded. The last line of the log says why.
+EXIT_CANNOT_START = 4
 #: A service manager sends SIGTERM to every process of a server at once, in any order. This long the worker waits for
 #: the balancer to say that it is stopping: it then still needs its workers.
 _DRAIN_GRACE_S = 0.3
@@ -91,7 +93,7 @@ def _remote(text: str) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Serve until drained. Returns the exit status: 0 drained, 1 crashed, 2 rejected, 3 orphaned."""
+    """Serve until drained. Returns the exit status: 0 drained, 1 crashed, 2 rejected, 3 orphaned, 4 cannot start."""
     detach_standard_streams()
     args = _parser().parse_args(argv)
     settings = settings_from(args)
@@ -117,9 +119,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     except WorkerRejected as error:
         log.error("the balancer rejects this worker: %s", error)
         return EXIT_USAGE
-    except (UnsupportedModel, TaskError) as error:  # TaskError: the model's own defaults are invalid for it
-        log.error("model %s cannot be served: %s", model, error)
-        return EXIT_CRASH
+    except StartFailed as error:
+        log.debug("the exception behind it", exc_info=error.__cause__)
+        log.error("%s%s", CANNOT_START, error)
+        return EXIT_CANNOT_START
     except DeviceLost as error:
         log.error("worker %s has lost its device and exits: %s", name, error)
         return EXIT_CRASH
@@ -158,10 +161,11 @@ def _serve(settings: Settings, model: str, name: str, address: str, key: WorkerK
         else:
             client.request_drain(reason, _DRAIN_GRACE_S)
 
-    engine.load()
-    stopwatch.lap("device_s")
-    engine.warm_up()
-    measure(engine, configured, sizer, max_batch, cache_dir(settings.data_dir))
+    with start_failures():
+        engine.load()
+        stopwatch.lap("device_s")
+        engine.warm_up()
+        measure(engine, configured, sizer, max_batch, cache_dir(settings.data_dir))
     stopwatch.lap("warm_up_s")
     hello = Hello(PROTOCOL, name, model, device, os.getpid(), engine_info=engine.info(), start=stopwatch.times)
     loop = StepLoop(engine, configured, hello, sizer, client, post, workers.drain_timeout_s)

@@ -2,23 +2,29 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import time
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import msgspec
 import psutil
 from setproctitle import setproctitle
 
+from configs.checkpoint_files import checkpoint_problems
 from configs.paths import children_dir, controller_pid_file, standby_files
 from configs.settings import Settings
+from configs.text import clip
 from wire.messages import StartupTimes
-from worker.engine import StepEngine
+from worker.engine import DeviceLost, StepEngine, TaskError, UnsupportedModel
 from worker.engines.factory import build
 from worker.standby import block_activation_signal, wait_for_activation
 
 log = logging.getLogger(__name__)
+
+_MAX_REASON = 1000
 
 
 class Stopwatch:
@@ -56,8 +62,38 @@ class LoadedEngine(NamedTuple):
     stopwatch: Stopwatch
 
 
+class StartFailed(Exception):
+    """The model cannot be loaded, or not on this device. The text is one line for the operator."""
+
+
+@contextlib.contextmanager
+def start_failures() -> Iterator[None]:
+    """Raises `StartFailed` in place of any exception but `DeviceLost`."""
+    try:
+        yield
+    except (StartFailed, DeviceLost):
+        raise
+    except Exception as error:
+        raise StartFailed(_explain(error)) from error
+
+
+def _explain(error: Exception) -> str:
+    """Return one line that says what is wrong."""
+    if isinstance(error, UnsupportedModel | TaskError):  # TaskError: the model's own defaults are invalid for it
+        text = str(error)
+    elif isinstance(error, OSError) and error.strerror and error.filename:
+        text = f"{error.filename}: {error.strerror}"
+    elif isinstance(error, ImportError):
+        text = f"a library is missing: {error}"
+    elif isinstance(error, MemoryError):
+        text = "the main memory of this machine does not suffice"
+    else:
+        text = f"{type(error).__name__}: {error}"
+    return clip(" ".join(text.split()), _MAX_REASON)
+
+
 def load(settings: Settings, model: str, name: str, device: str) -> LoadedEngine:
-    """Load for this device. Raises `UnsupportedModel` and the engine's errors."""
+    """Load for this device. Raises `StartFailed`."""
     setproctitle(f"muster worker {name} {model} {device}")
     log.info("loading %s on %s", model, device)
     engine, stopwatch = _fetch(settings, model, _visible(device))
@@ -65,7 +101,7 @@ def load(settings: Settings, model: str, name: str, device: str) -> LoadedEngine
 
 
 def load_standby(settings: Settings, model: str, name: str, device: str) -> LoadedEngine:
-    """Load for any device of this kind, then wait until the controller assigns one."""
+    """Load for any device of this kind, then wait until the controller assigns one. Raises `StartFailed`."""
     block_activation_signal()
     setproctitle(f"muster spare {name} {model}")
     kind = device.partition(":")[0]
@@ -87,9 +123,12 @@ def load_standby(settings: Settings, model: str, name: str, device: str) -> Load
 
 def _fetch(settings: Settings, model: str, device: str) -> tuple[StepEngine, Stopwatch]:
     stopwatch = Stopwatch(psutil.Process().create_time())
-    engine = build(settings.models[model], device)
-    stopwatch.lap("import_s")
-    engine.fetch()
+    with start_failures():
+        if problems := checkpoint_problems(settings.models[model]):
+            raise UnsupportedModel("; ".join(problems))
+        engine = build(settings.models[model], device)
+        stopwatch.lap("import_s")
+        engine.fetch()
     stopwatch.lap("load_s")
     return engine, stopwatch
 

@@ -16,7 +16,7 @@ from controller.autoscaler.cold_start import StartupTimes, expected_s
 from controller.autoscaler.persistence import SavedModel, pack, unpack
 from controller.autoscaler.triggers import find_trigger
 from controller.planning.allocation import load_of
-from controller.planning.crash_backoff import after_exit, decay, pending_replacements, record_crash
+from controller.planning.crash_backoff import after_exit, cannot_start, decay, pending_replacements, record_crash
 from controller.planning.device_pool import DevicePool
 from controller.planning.plan import ModelDemand, Plan, make_plan
 from controller.planning.rolling_update import UpdatePolicy, outdated, surge, without_surge
@@ -279,10 +279,15 @@ class Autoscaler:
             self.pool.on_crash(ended)
         return crashed
 
-    def on_start_failed(self, name: str, now: float, *, spare: bool = False) -> None:
+    def cannot_start(self, name: str, observation: Observation) -> str:
+        """Return why no worker of the model can start, as of the last tick; empty if one serves or may soon."""
+        model = self.models[name]
+        return cannot_start(model.crashes, model.decision.desired, observation.replicas, self._now)
+
+    def on_start_failed(self, name: str, now: float, reason: str, *, spare: bool = False) -> None:
         """Record that a worker, or a standby worker, could not be started."""
         model = self.models[name]
         if spare:
             model.standby_crashes = record_crash(model.standby_crashes, now)
         else:
-            model.crashes = record_crash(model.crashes, now)
+            model.crashes = record_crash(model.crashes, now, reason)

@@ -90,6 +90,8 @@ def _why(record: ModelRecord, now: float) -> Text:
         text.append(f"\noverride ends in {format_duration(max(record.override.until - now, 0.0))}", style="yellow")
     if record.rolling_update:
         text.append(f"\n{record.rolling_update}", style="yellow")
+    if record.cannot_start:
+        text.append(f"\ncannot start: {record.cannot_start}", style="bold red")
     if record.blocked_reason:
         text.append(f"\n{record.blocked_reason}", style="red")
     return text

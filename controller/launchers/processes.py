@@ -23,6 +23,7 @@ import msgspec
 import psutil
 
 from configs.files import atomic_write
+from configs.logs import start_failure
 from configs.paths import StandbyFiles, standby_files
 from configs.sections import Logging
 from controller.launchers import PollResult
@@ -167,7 +168,8 @@ class Processes:
         for name, child in list(self._children.items()):
             ended, status = self._ended(name)
             if ended:
-                exits.append(Exit(child, time.monotonic(), status, self._logs.tail(name)))
+                tail = self._logs.tail(name)
+                exits.append(Exit(child, time.monotonic(), status, tail, start_failure(tail)))
                 del self._children[name], self._handles[name]
                 self._spawned.pop(name, None)
                 self._activated.discard(name)

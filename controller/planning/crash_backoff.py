@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
+import re
+import signal
 from collections.abc import Sequence
 
 from controller.types import CrashBackoff, Exit, Replica, Stage
@@ -11,6 +14,8 @@ HEALTHY_AFTER_S = 30.0
 #: The delay ends when a worker that was started after the crash has served for this long.
 _RESET_AFTER_S = 60.0
 _MAX_BACKOFF_S = 60.0
+#: So many equal failures in a row say that the next start will fail as well.
+EQUAL_FAILURES = 3
 
 
 def after_exit(crashes: CrashBackoff, ended: Exit) -> tuple[CrashBackoff, bool]:
@@ -24,16 +29,53 @@ def after_exit(crashes: CrashBackoff, ended: Exit) -> tuple[CrashBackoff, bool]:
         return crashes, False
     if child.ready_at is not None and ended.at - child.ready_at >= HEALTHY_AFTER_S:
         return CrashBackoff(), True
-    return record_crash(crashes, ended.at), True
+    return record_crash(crashes, ended.at, _start_failure(ended)), True
 
 
-def record_crash(crashes: CrashBackoff, at: float) -> CrashBackoff:
+def record_crash(crashes: CrashBackoff, at: float, start_failure: str = "") -> CrashBackoff:
+    """Return the record with one more crash. `start_failure`: why the start failed; empty if the worker was ready."""
     count = crashes.count + 1
-    return CrashBackoff(count, at + min(2.0 ** (count - 1), _MAX_BACKOFF_S), at)
+    equal = start_failure != "" and _kind(start_failure) == _kind(crashes.reason)
+    failures = crashes.equal_failures + 1 if equal else int(start_failure != "")
+    return CrashBackoff(count, at + min(2.0 ** (count - 1), _MAX_BACKOFF_S), at, start_failure, failures)
+
+
+def _start_failure(ended: Exit) -> str:
+    """Return why the worker's start failed; empty if it was ready."""
+    if ended.process.ready_at is not None:
+        return ""
+    if ended.start_failure or ended.status is None:
+        return ended.start_failure
+    if ended.status == -signal.SIGKILL:
+        return "its worker was killed while it loaded: main memory was short, or workers.start_timeout_s too short"
+    how = f"by signal {-ended.status}" if ended.status < 0 else f"with exit status {ended.status}"
+    return f"its worker ended {how} while it loaded; its log says more"
+
+
+def _kind(reason: str) -> str:
+    """Return the reason without its numbers, such as an amount of free memory."""
+    return re.sub(r"[\d,.]+", "#", reason)
+
+
+def cannot_start(crashes: CrashBackoff, desired: int, replicas: Sequence[Replica], now: float) -> str:
+    """Return why no worker of the model can start; empty while one serves, or may soon.
+
+    A model that wants no worker is tried again by the next request, once the delay is over.
+    """
+    if crashes.equal_failures < EQUAL_FAILURES or any(replica.stage is Stage.READY for replica in replicas):
+        return ""
+    return crashes.reason if desired > 0 or now < crashes.retry_at else ""
 
 
 def decay(crashes: CrashBackoff, replicas: Sequence[Replica], now: float) -> CrashBackoff:
-    """Return the record; it is reset when a worker that became ready after the last crash has stayed healthy."""
+    """Return the record; it is reset when a worker that became ready after the last crash has stayed healthy.
+
+    That a start failed is forgotten as soon as one succeeds.
+    """
+    if crashes.reason and any(
+        replica.process.ready_at is not None and replica.process.ready_at > crashes.last_at for replica in replicas
+    ):
+        crashes = dataclasses.replace(crashes, reason="", equal_failures=0)
     healthy = (
         replica.stage is Stage.READY
         and replica.process.ready_at is not None

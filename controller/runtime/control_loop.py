@@ -139,9 +139,15 @@ class ControlLoop:
             log.info("worker %s has exited (%s)", child.id, how)
             return
         if child.spare:
-            log.error("standby %s died (%s); the end of its log:\n%s", child.id, how, ended.tail)
+            why = f"cannot start: {ended.start_failure}" if ended.start_failure else f"died ({how}):\n{ended.tail}"
+            log.error("standby %s %s", child.id, why)
             return
         crashes = self._autoscaler.models[child.model].crashes
+        if ended.start_failure:
+            again_s = max(crashes.retry_at - ended.at, 0.0)
+            reason = f"cannot start: {ended.start_failure}; next try in {again_s:.0f} s"
+            log.error("worker %s on %s %s (failure %d)", child.id, child.device, reason, crashes.count)
+            return
         when = f"crash {crashes.count} in a row" if crashes.count else "after healthy service"
         tail = f"; the end of its log:\n{ended.tail}" if ended.status not in (None, -9, -15) else ""
         log.error("worker %s on %s died (%s), %s%s", child.id, child.device, how, when, tail)

@@ -30,7 +30,8 @@ class Executor:
                 if not isinstance(action, Start | StartSpare | Activate):
                     raise
                 spare = isinstance(action, StartSpare)
-                self._autoscaler.on_start_failed(action.model, time.monotonic(), spare=spare)
+                reason = f"its worker process cannot be started: {error}"
+                self._autoscaler.on_start_failed(action.model, time.monotonic(), reason, spare=spare)
                 log.error("%s: the worker cannot be started: %s", action.model, error)
 
     def _execute(self, action: Action) -> None:

@@ -134,6 +134,7 @@ def _model(state: ReportInput, name: str, model: ModelState, latest: DecisionRec
         rolling_update=describe_progress(observed.replicas, old, model.crashes),
         spares=len(observed.spares),
         cold_start_s=expected_s(model.starts, model.scaling, observed.cold_start_s, standby),
+        cannot_start=clip(state.autoscaler.cannot_start(name, observed), MAX_TEXT),
     )
 
 

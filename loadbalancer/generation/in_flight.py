@@ -7,12 +7,14 @@ Each request closes its `InFlightRequest` in every case, which cancels the tasks
 from __future__ import annotations
 
 import asyncio
+import time
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Iterator
 
 from loadbalancer.generation.validation import GenerationSpec
 from loadbalancer.metrics.prometheus import Metrics
+from loadbalancer.scaling.control_plane import ControlPlane
 from loadbalancer.scheduler_service import SchedulerService
 from loadbalancer.scheduling.task import (
     DeadlineUnreachable,
@@ -22,7 +24,7 @@ from loadbalancer.scheduling.task import (
     TaskProgress,
     TaskUpdate,
 )
-from loadbalancer.schema.errors import ApiError, TooBusy, Unavailable, from_ended, shutting_down
+from loadbalancer.schema.errors import ApiError, TooBusy, Unavailable, from_ended, model_cannot_start, shutting_down
 from loadbalancer.schema.stream_events import Progress
 
 
@@ -122,9 +124,10 @@ class InFlightRequest(ResultStream):
 class RequestTracker:
     """Accepts jobs while the server is open."""
 
-    def __init__(self, scheduler: SchedulerService, metrics: Metrics) -> None:
+    def __init__(self, scheduler: SchedulerService, metrics: Metrics, control: ControlPlane) -> None:
         self.scheduler = scheduler
         self.metrics = metrics
+        self._control = control
         self.is_open = True
         self._requests: set[object] = set()
         self._idle = asyncio.Event()
@@ -137,9 +140,14 @@ class RequestTracker:
         return len(self._requests)
 
     def accept(self, job: GenerationSpec) -> InFlightRequest:
-        """Queue the job. Raises `Unavailable` when shutting down or where it would be too late, `TooBusy` when full."""
+        """Queue the job. Raises `Unavailable` when shutting down or where it would be too late, `TooBusy` when full.
+
+        Raises `Unavailable` as well while no worker of the model can start.
+        """
         if not self.is_open:
             raise shutting_down()
+        if reason := self.start_failure(job.model):
+            raise model_cannot_start(job.model, reason)
         try:
             request = InFlightRequest(self, job)
         except DeadlineUnreachable as late:
@@ -150,6 +158,17 @@ class RequestTracker:
             raise TooBusy(text, retry_after_s=full.retry_after_s) from None
         self.register(request)
         return request
+
+    def start_failure(self, model: str) -> str:
+        """Return why the model has no worker and gets none; empty if it has one, or may get one."""
+        reason = self._control.cannot_start(model, time.monotonic())
+        return "" if not reason or self.scheduler.is_ready(model) else reason
+
+    def reject_unservable(self) -> None:
+        """End the queued requests of models whose workers cannot start. Jobs wait until they can."""
+        for request in list(self._requests):
+            if isinstance(request, InFlightRequest) and (reason := self.start_failure(request.job.model)):
+                request.end(model_cannot_start(request.job.model, reason))
 
     def close(self) -> None:
         """Reject new requests from now on."""

@@ -35,6 +35,9 @@ GAUGES = (
     ScalingMetric(
         "muster_scaling_blocked", "1 while something keeps workers from starting.", lambda m: bool(m.blocked_reason)
     ),
+    ScalingMetric(
+        "muster_model_cannot_start", "1 while the workers of the model fail to start.", lambda m: bool(m.cannot_start)
+    ),
     ScalingMetric("muster_worker_consecutive_crashes", "Crashes in a row.", lambda m: m.crashes),
 )
 

@@ -50,6 +50,11 @@ class ControlPlane:
         report = self.report(now)
         return {} if report is None else {model.model: model for model in report.models}
 
+    def cannot_start(self, model: str, now: float) -> str:
+        """Why no worker of the model can start, as the controller says; empty if one may."""
+        record = self.models(now).get(model)
+        return record.cannot_start if record is not None else ""
+
     def on_report(self, report: ControllerReport, now: float) -> tuple[PendingCommands, Sequence[CommandResult]]:
         """Store a report. Returns the reply and the results of pending commands."""
         self._report, self._reported_at = report, now

@@ -209,6 +209,12 @@ class TimedOut(ApiError):
     code = "timeout"
 
 
+def model_cannot_start(model: str, reason: str) -> Unavailable:
+    """The error of requests to a model that has no worker, and whose workers fail to start."""
+    text = f"The model '{model}' cannot start: {reason}. Its start is tried again every minute."
+    return Unavailable(text, code="model_cannot_start", retry_after_s=60)
+
+
 def shutting_down() -> Unavailable:
     """The error of every request after the signal to stop."""
     return Unavailable("The server is shutting down. Please try again shortly.", code="shutting_down", retry_after_s=5)

@@ -83,6 +83,7 @@ class ModelCard(msgspec.Struct, frozen=True):
     checkpoints: Annotated[bool | None, msgspec.Meta(description="True if unfinished images can move between workers.")]
     reproducible: Annotated[bool | None, msgspec.Meta(description="True if `reproducible` is supported.")]
     curves: Annotated[list[Curve], msgspec.Meta(description="Step times by size; empty until measured.")]
+    cannot_start: Annotated[str | None, msgspec.Meta(description="Why no worker can start; null if one may.")] = None
     object: Literal["model"] = "model"
     owned_by: str = "muster"
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -305,15 +306,34 @@ def test_unusable_data_dir_is_rejected(tmp_path: Path, file: str) -> None:
     assert "Traceback" not in refused.stderr
 
 
-def test_worker_that_cannot_load_backs_off(start: Start, tmp_path: Path) -> None:
-    broken = {"engine": "diffusion", "path": str(tmp_path / "nothing-here"), "defaults": {"size": "64x64"}}
+def test_model_with_a_truncated_file_says_so_and_heals(start: Start, tmp_path: Path) -> None:
+    folder = tmp_path / "digits"
+    shutil.copytree(ROOT / "worker" / "builtin" / "digits", folder)
+    weights = folder / "unet" / "diffusion_pytorch_model.safetensors"
+    whole = weights.read_bytes()
+    os.truncate(weights, 4_000_000)
+    broken = {"path": str(folder), "defaults": {"size": "64x64", "steps": 2}, "limits": {"min_side": 32}}
+    broken |= {"max_batch_size": 1, "warm_up": {"measure_s": 0}}
     instance = start(models={"broken": broken, "good": sim()})
-    instance.until(lambda: "crash 2 in a row" in instance.output(), "two crashes")
-    instance.until(lambda: bool(re.search(r"crash(es in a row)?, next try in", instance.output())), "the delay")
-    instance.until_logged("no such folder")  # the end of the worker's log is shown
-    answer = httpx.post(f"{instance.url}/predict", json={"prompt": "x", "model": "good"}, timeout=PATIENCE_S)
-    assert answer.status_code == 200, "the other model is served"
-    assert httpx.get(f"{instance.url}/readyz", timeout=PATIENCE_S).status_code == 503
+
+    def request(model: str) -> httpx.Response:
+        return httpx.post(f"{instance.url}/predict", json={"prompt": "x", "model": model}, timeout=PATIENCE_S)
+
+    instance.until(lambda: len(instance.workers()) == 1, "the good model's worker")
+    queued = request("broken")
+    assert (queued.status_code, queued.json()["error"]["code"]) == (503, "model_cannot_start"), queued.text
+    assert "is cut short: 4,000,000 of 4,793,760 bytes; download it again" in queued.text
+    assert request("broken").status_code == 503, "at once"
+    assert request("good").status_code == 200
+    ready = httpx.get(f"{instance.url}/readyz", timeout=PATIENCE_S)
+    assert (ready.status_code, ready.json()["error"]["code"]) == (503, "model_cannot_start")
+    card = httpx.get(f"{instance.url}/v1/models/broken", timeout=PATIENCE_S).json()
+    assert "is cut short" in card["cannot_start"]
+    assert re.search(r"cannot start: .* cut short: .* next try in \d+ s", instance.output())
+    assert "Traceback" not in instance.output()
+    weights.write_bytes(whole)
+    instance.until(instance.is_ready, "the next try")
+    assert request("broken").status_code == 200
 
 
 def test_slow_start_is_killed_and_counts_as_crash(start: Start) -> None:

@@ -34,7 +34,8 @@ def router(services: Services) -> APIRouter:
     async def readyz() -> Response:
         """200 while every model takes requests, else 503 with the models that do not.
 
-        A model is ready while one of its workers is, or when its workers start on demand (`min_workers: 0`).
+        A model is ready while one of its workers is, or when its workers start on demand (`min_workers: 0`). A model
+        whose workers fail to start is not ready, and the text says why.
         """
         if not services.tracker.is_open:
             raise shutting_down()
@@ -44,6 +45,9 @@ def router(services: Services) -> APIRouter:
             name: reported[name].min_workers if name in reported else services.settings.scaling(name).min_workers
             for name in services.settings.models
         }
+        if broken := {name: why for name in min_workers if (why := services.tracker.start_failure(name))}:
+            text = "; ".join(f"the model '{name}' cannot start: {why}" for name, why in broken.items())
+            raise Unavailable(f"{text[0].upper()}{text[1:]}.", code="model_cannot_start", retry_after_s=60)
         missing = [name for name, n in min_workers.items() if n and not services.scheduler.is_ready(name)]
         if missing:
             raise Unavailable(f"No worker is ready for: {', '.join(missing)}.", code="not_ready", retry_after_s=1)

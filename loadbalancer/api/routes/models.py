@@ -51,4 +51,5 @@ async def _card(services: Services, name: str) -> ModelCard:
         checkpoints=engine.checkpoints if engine else None,
         reproducible=engine.reproducible if engine else None,
         curves=curves,
+        cannot_start=services.tracker.start_failure(name) or None,
     )

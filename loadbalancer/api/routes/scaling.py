@@ -137,6 +137,7 @@ class _ScalingApi:
         except msgspec.MsgspecError as error:
             raise InvalidRequest(f"Invalid report: {error}.", code="invalid_report") from None
         pending, results = self._control.on_report(report, time.monotonic())
+        self._services.tracker.reject_unservable()
         for result in results:
             future, received = self._waiting[result.id]
             received.append(result)

@@ -119,7 +119,10 @@ def test_mismatched_parts_rejected(folder: Path) -> None:
     ],
 )
 def test_dtype_selection(requested: str, device: str, name: str, dtype: torch.dtype) -> None:
-    assert dtype_of(Model.model_validate({"dtype": requested}), torch.device(device), name) == dtype
+    assert (
+        dtype_of(Model.model_validate({"path": "builtin:digits", "dtype": requested}), torch.device(device), name)
+        == dtype
+    )
 
 
 @pytest.mark.parametrize("dtype", ["auto", "bfloat16"])

@@ -1,0 +1,62 @@
+"""When a model counts as one that cannot start, and when it does not any more."""
+
+from __future__ import annotations
+
+import pytest
+
+from controller.planning.crash_backoff import EQUAL_FAILURES, after_exit, cannot_start, decay
+from controller.types import CrashBackoff, Exit, Replica, Stage, WorkerProcess
+
+NOW = 1000.0
+SHORT = "unet.safetensors is cut short: 1 of 2 MB"
+
+
+def exit_of(reason: str, status: int | None = 4, ready_at: float | None = None) -> Exit:
+    return Exit(WorkerProcess("w", "m", "cuda:0", 1, NOW - 9, ready_at=ready_at), NOW, status, start_failure=reason)
+
+
+def after(*exits: Exit) -> CrashBackoff:
+    crashes = CrashBackoff()
+    for each in exits:
+        crashes, _ = after_exit(crashes, each)
+    return crashes
+
+
+def replica(stage: Stage, ready_at: float | None) -> Replica:
+    return Replica(WorkerProcess("w", "m", "cuda:0", 1, NOW - 9, ready_at=ready_at), stage)
+
+
+@pytest.mark.parametrize(
+    ("exits", "reason"),
+    [
+        ([exit_of(SHORT)] * EQUAL_FAILURES, SHORT),
+        ([exit_of(SHORT)] * (EQUAL_FAILURES - 1), ""),
+        ([exit_of("other"), *[exit_of(SHORT)] * EQUAL_FAILURES], SHORT),
+        ([*[exit_of(SHORT)] * EQUAL_FAILURES, exit_of("other")], ""),
+        ([exit_of(f"needs 3 GiB, {n}.5 GiB are free") for n in range(3)], "needs 3 GiB, 2.5 GiB are free"),
+        ([*[exit_of(SHORT)] * 2, exit_of("", ready_at=NOW - 1), *[exit_of(SHORT)] * 2], ""),
+        ([exit_of("", status=-9)] * 3, "its worker was killed while it loaded: main memory was short, or"),
+        ([exit_of("", status=-11)] * 3, "its worker ended by signal 11 while it loaded"),
+        ([exit_of("", status=1)] * 3, "its worker ended with exit status 1 while it loaded"),
+        ([exit_of("", status=None)] * 5, ""),
+        ([exit_of("", status=0)] * 5, ""),
+        ([exit_of("", ready_at=NOW - 1)] * 5, ""),
+    ],
+)
+def test_equal_failures_in_a_row_mark_the_model(exits: list[Exit], reason: str) -> None:
+    found = cannot_start(after(*exits), 1, [], NOW)
+    assert found.startswith(reason)
+    assert bool(found) is bool(reason)
+
+
+def test_mark_ends_when_a_worker_is_ready_or_none_is_wanted() -> None:
+    crashes = after(*[exit_of(SHORT)] * 3)
+    starting, ready = replica(Stage.STARTING, None), replica(Stage.READY, NOW + 1)
+    assert cannot_start(crashes, 1, [starting], NOW + 100) == SHORT
+    assert cannot_start(crashes, 1, [starting, ready], NOW) == ""
+    assert cannot_start(crashes, 0, [], NOW) == SHORT, "until the next try"
+    assert cannot_start(crashes, 0, [], crashes.retry_at) == "", "the next request tries again"
+    healed = decay(crashes, [ready], NOW + 1)
+    assert (healed.count, healed.equal_failures) == (3, 0)
+    assert cannot_start(healed, 1, [], NOW + 2) == "", "also when that worker has left"
+    assert decay(crashes, [replica(Stage.READY, NOW - 1)], NOW) == crashes, "it was ready before the failures"
