@@ -60,7 +60,7 @@ def settings_from(args: argparse.Namespace) -> Settings:
     except ConfigError as error:
         print(f"invalid configuration:\n{error}", file=sys.stderr)
         raise SystemExit(EXIT_USAGE) from None
-    if given.get("check_config"):
+    if file is not None and given.get("check_config"):
         raise SystemExit(_check_files(file, settings))
     if given.get("print_config"):
         print(to_yaml(settings), end="")
