@@ -312,8 +312,8 @@ def test_model_with_a_truncated_file_says_so_and_heals(start: Start, tmp_path: P
     weights = folder / "unet" / "diffusion_pytorch_model.safetensors"
     whole = weights.read_bytes()
     os.truncate(weights, 4_000_000)
-    broken: dict[str, Any] = {"path": str(folder), "defaults": {"size": "64x64", "steps": 2}, "limits": {"min_side": 32}}
-    broken |= {"max_batch_size": 1, "warm_up": {"measure_s": 0}}
+    broken: dict[str, Any] = {"path": str(folder), "defaults": {"size": "64x64", "steps": 2}}
+    broken |= {"limits": {"min_side": 32}, "max_batch_size": 1, "warm_up": {"measure_s": 0}}
     instance = start(models={"broken": broken, "good": sim()})
 
     def request(model: str) -> httpx.Response:
