@@ -94,7 +94,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     host, port = settings.server.host, settings.server.port
     try:
         keys = open_keys(settings)
-        check_exposure(settings, keys())
+        check_exposure(settings, keys(time.monotonic()))
         check_tls(settings.server)
         lock = FileLock(run_dir(settings.data_dir) / "loadbalancer.lock", timeout=0)
         with lock, contextlib.ExitStack() as listening:
@@ -125,7 +125,9 @@ def _listen(server: Server) -> list[socket.socket]:
     return listeners
 
 
-async def serve(settings: Settings, listeners: Sequence[socket.socket], keys: Callable[[], KeyRing | None]) -> None:
+async def serve(
+    settings: Settings, listeners: Sequence[socket.socket], keys: Callable[[float], KeyRing | None]
+) -> None:
     """Serve on the sockets until a signal, then finish the running requests. Raises `StartupError`."""
     upstream, arrivals = _upstream(settings), _arrivals(settings)
     scheduler = SchedulerService(settings, worker_address(settings.data_dir), curve_listener(settings), arrivals)

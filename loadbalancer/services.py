@@ -29,7 +29,7 @@ class Services:
     authenticator: Authenticator
     control: ControlPlane
     upstream: UpstreamClient
-    #: Returns the current API keys; None means that no key is required.
-    ring: Callable[[], KeyRing | None]
+    #: Returns the API keys at a monotonic time; None means that no key is required.
+    ring: Callable[[float], KeyRing | None]
     #: Start time in Unix seconds.
     started: int

@@ -35,8 +35,8 @@ class StartupError(Exception):
     """The server must not start like this; the text names the setting and the ways out."""
 
 
-def open_keys(settings: Settings) -> Callable[[], KeyRing | None]:
-    """The API keys as they are at each call; None while there is no file of them. Raises `StartupError`."""
+def open_keys(settings: Settings) -> Callable[[float], KeyRing | None]:
+    """The API keys at a monotonic time; None while there is no file of them. Raises `StartupError`."""
     configured = settings.access.keys_file
     path = keys_file(settings.data_dir, configured)
     if configured is not None and not path.exists():
@@ -47,7 +47,7 @@ def open_keys(settings: Settings) -> Callable[[], KeyRing | None]:
         watched = ReloadingFile[KeyRing | None](path, parse_ring, absent=None)
     except InvalidFile as error:
         raise StartupError(f"access.keys_file: {error}") from None
-    return lambda: watched.get(time.monotonic())
+    return watched.get
 
 
 def check_exposure(settings: Settings, ring: KeyRing | None) -> None:

@@ -17,6 +17,7 @@ from loadbalancer.api.charsets import check_json_charset
 from loadbalancer.api.content_coding import check_json, decode_body
 from loadbalancer.schema.errors import ApiError, BodyTooLarge, ClientClosed
 
+_JSON = "application/json"
 _encoder = msgspec.json.Encoder()
 
 
@@ -24,7 +25,7 @@ def json_response(
     content: msgspec.Struct, status: int = HTTPStatus.OK, headers: dict[str, str] | None = None
 ) -> Response:
     """The content as JSON. Bytes become base64."""
-    return Response(_encoder.encode(content), status, headers, media_type="application/json")
+    return Response(_encoder.encode(content), status, headers, media_type=_JSON)
 
 
 def error_response(error: ApiError) -> Response:
@@ -44,8 +45,9 @@ async def read_json(request: Request, max_bytes: int) -> bytes:
     Raises what `read_body` and `decode_body` raise, `UnsupportedMediaType` for a form, `InvalidRequest` unless it is
     UTF-8.
     """
-    check_json_charset(request.headers.get("content-type", ""))
-    check_json(request.headers)
+    if request.headers.get("content-type", _JSON) != _JSON:
+        check_json_charset(request.headers["content-type"])
+        check_json(request.headers)
     body = await read_body(request, max_bytes)
     if "content-encoding" in request.headers:
         body = await decode_body(request.headers, body, max_bytes)

@@ -49,10 +49,10 @@ class ApiMiddleware:
         replaying: ASGIApp,
         access: Access,
         authenticator: Authenticator,
-        ring: Callable[[], KeyRing | None],
+        ring: Callable[[float], KeyRing | None],
         metrics: Metrics,
     ) -> None:
-        """`replaying` answers the requests with an idempotency key; `ring` returns the current API keys."""
+        """`replaying` answers the requests with an idempotency key; `ring` returns the API keys at a monotonic time."""
         self._app = app
         self._replaying = replaying
         self._origins = OriginPolicy(access.hosts, access.cors_origins, loopback=authenticator.loopback)
@@ -112,12 +112,13 @@ class ApiMiddleware:
 
     async def _authenticate(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Find out who calls; apply the rate limits of the key and the idempotency key to requests that create work."""
-        is_post, headers = scope["method"] == "POST", Headers(scope=scope)
+        is_post, headers, now = scope["method"] == "POST", Headers(scope=scope), time.monotonic()
         try:
-            caller = self._authenticator.enter(scope["path"], headers.get("authorization", ""), self._ring())
+            ring = self._ring(now)
+            caller = self._authenticator.enter(scope["path"], headers.get("authorization", ""), ring)
             limited = is_post and bool(caller.requests_per_minute or caller.max_concurrent)
             if limited:
-                self._limits.enter(caller.owner, caller.requests_per_minute, caller.max_concurrent, time.monotonic())
+                self._limits.enter(caller.owner, caller.requests_per_minute, caller.max_concurrent, now)
         except ApiError as error:
             await _reject(error, scope, receive, send)
             return
@@ -125,14 +126,14 @@ class ApiMiddleware:
         app = self._replaying if is_post and HEADER in headers and scope["path"] in PATHS else self._app
         self._posts += is_post
         try:
-            await app(scope, receive, self._send_with_limits(caller.owner, send) if limited else send)
+            await app(scope, receive, self._send_with_limits(caller.owner, now, send) if limited else send)
         finally:
             self._posts -= is_post
             if limited:
                 self._limits.leave(caller.owner)
 
-    def _send_with_limits(self, owner: str, send: Send) -> Send:
-        headers = self._limits.headers(owner, time.monotonic())
+    def _send_with_limits(self, owner: str, now: float, send: Send) -> Send:
+        headers = self._limits.headers(owner, now)
 
         async def send_with_limits(message: Message) -> None:
             if message["type"] == "http.response.start":

@@ -101,7 +101,8 @@ def _members(body: bytes) -> RawMembers:
 
 
 def _edit(job: JobRequest, inner: bytes, max_bytes: int) -> ParsedJob:
-    check_size_without_images(inner, max_bytes)
+    if len(inner) > max_bytes:
+        check_size_without_images(inner, max_bytes)
     members = _members(inner)
     images = {name: _text(name, members.pop(name)) for name in ("image", "mask") if name in members}
     return ParsedJob(job, parse(EditRequest, msgspec.json.encode(members) if members else inner), **images)

@@ -37,7 +37,7 @@ class _ImageMembers(msgspec.Struct):
 
 def check_size_without_images(body: bytes, max_bytes: int) -> None:
     """Raises `BodyTooLarge` when all but the strings of images exceeds `max_bytes`."""
-    if len(body) > max_bytes and _bytes_without_images(body) > max_bytes:
+    if _bytes_without_images(body) > max_bytes:
         raise BodyTooLarge(max_bytes, "beside its images")
 
 

@@ -39,7 +39,7 @@ async def broken(scope: Scope, receive: Receive, send: Send) -> None:
 
 
 def around(app: ASGIApp, metrics: Metrics) -> ApiMiddleware:
-    return ApiMiddleware(app, app, Access(), Authenticator("", loopback=False), lambda: None, metrics)
+    return ApiMiddleware(app, app, Access(), Authenticator("", loopback=False), lambda now: None, metrics)
 
 
 async def test_exception_returns_neutral_500_and_is_logged(caplog: pytest.LogCaptureFixture) -> None:

@@ -223,7 +223,7 @@ def test_no_open_address_without_keys(
 
 
 def test_a_keys_file_that_is_named_must_be_there_and_be_right(tmp_path: Path) -> None:
-    assert open_keys(settings(tmp_path))() is None
+    assert open_keys(settings(tmp_path))(0.0) is None
     chosen = settings(tmp_path, access={"keys_file": str(tmp_path / "mine.yaml")})
     with pytest.raises(StartupError, match=r"access\.keys_file .*mine\.yaml is not there"):
         open_keys(chosen)
@@ -231,7 +231,7 @@ def test_a_keys_file_that_is_named_must_be_there_and_be_right(tmp_path: Path) ->
     with pytest.raises(StartupError, match=r"access\.keys_file: .*mine\.yaml: .*sha256"):
         open_keys(chosen)
     (tmp_path / "mine.yaml").write_text("")
-    assert open_keys(chosen)() == KeyRing()
+    assert open_keys(chosen)(0.0) == KeyRing()
 
 
 def test_a_door_for_tcp_workers_exists_only_where_it_is_asked_for(tmp_path: Path) -> None:

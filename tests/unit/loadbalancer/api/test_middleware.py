@@ -42,7 +42,7 @@ async def test_only_requests_for_images_are_replayed(method: str, path: str, key
 
     metrics = Metrics(lambda: Snapshot(0.0, 1.0, [], []), dict, lambda model: [])
     plain, replaying = application("plain"), application("replaying")
-    app = ApiMiddleware(plain, replaying, Access(), Authenticator("", loopback=False), lambda: None, metrics)
+    app = ApiMiddleware(plain, replaying, Access(), Authenticator("", loopback=False), lambda now: None, metrics)
     headers = [(b"idempotency-key", b"k")] if key else []
     scope = {"type": "http", "method": method, "path": path, "headers": headers}
 
