@@ -10,6 +10,7 @@ Only a newer measurement replaces a measurement. The last one stays valid while 
 
 from __future__ import annotations
 
+import operator
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -72,7 +73,9 @@ class CostModel:
         self._worker_of: dict[str, str] = {}
         self._workers: Sequence[Worker] = ()
         self._usual_full_batch_s: float | None = None
-        self._full_batch_s: dict[Size, float] = {}
+        self._full_batch_s: LRUCache[Size, float] = LRUCache(_MAX_SIZES)
+        #: Those of the latest update.
+        self._heartbeats: Sequence[Heartbeat] = ()
 
     def __repr__(self) -> str:
         sizes, finished, running = len(self._single_s), self._overhead.count, len(self._worker_of)
@@ -82,6 +85,10 @@ class CostModel:
 
     def update(self, workers: Sequence[Worker]) -> float | None:
         """Read the workers' latest step times. The first measurement returns the change of `full_batch_step_s`."""
+        heartbeats = [worker.heartbeat for worker in workers]
+        if len(heartbeats) == len(self._heartbeats) and all(map(operator.is_, heartbeats, self._heartbeats)):
+            return None
+        self._heartbeats = heartbeats
         self._update_curves([worker for worker in workers if worker.heartbeat.curves])
         usual_s = full_batch_step_cost(workers, (0, 0))
         if not usual_s:
@@ -158,7 +165,7 @@ class CostModel:
         return bool(self._single_s or self._finished_s)
 
     def full_batch_step_s(self, size: Size) -> float:
-        """Return the seconds of a worker per forward pass in full batches; constant until the next `update`."""
+        """Return the seconds of a worker per forward pass in full batches; constant until the next heartbeat."""
         if self._usual_full_batch_s is None:
             return _UNMEASURED_STEP_S
         if size not in self._full_batch_s:
