@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import hashlib
 import os
 import secrets
@@ -57,13 +59,36 @@ def jobs_file(data_dir: Path) -> Path:
 
 
 def worker_address(data_dir: Path) -> str:
-    """Return the ZeroMQ address of the balancer: a Unix socket in a folder of mode 0700."""
+    """Return the ZeroMQ address of the balancer: a Unix socket in a folder of mode 0700.
+
+    If the path would be too long for a socket, it is in a short folder outside of `data_dir`, the same for all
+    programs of this user whatever their environment. Raises `OSError` if there is none.
+    """
     path = run_dir(data_dir) / "workers.sock"
-    if len(os.fsencode(path)) > _MAX_SOCKET_PATH:
+    if not _fits_socket(path):
         digest = hashlib.sha256(os.fsencode(path)).hexdigest()[:16]
-        folder = private_dir(Path(tempfile.gettempdir()) / f"muster-{os.getuid()}")
-        path = folder / f"{digest}.sock"
+        path = _short_dir() / f"{digest}.sock"
     return f"ipc://{path}"
+
+
+def _fits_socket(path: Path) -> bool:
+    return len(os.fsencode(path)) <= _MAX_SOCKET_PATH
+
+
+def _short_dir() -> Path:
+    """Return a private folder with a short path. Raises `OSError`."""
+    user = os.getuid()
+    for place in (Path("/run/user") / str(user), Path("/tmp"), Path("/var/tmp"), Path(tempfile.gettempdir())):  # noqa: S108 - private_dir
+        folder = place / f"muster-{user}"
+        # Another user may have put a link there.
+        if place.is_dir() and not folder.is_symlink() and _fits_socket(folder / f"{'0' * 16}.sock"):
+            with contextlib.suppress(OSError):
+                return private_dir(folder)
+    raise OSError(
+        errno.ENAMETOOLONG,
+        f"its path is longer than a socket's may be ({_MAX_SOCKET_PATH} bytes), and neither /tmp nor TMPDIR has a "
+        "place for one; give a shorter --data-dir",
+    )
 
 
 class StandbyFiles(NamedTuple):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import errno
 import logging
 import sys
 from collections.abc import Callable, Sequence
@@ -18,7 +19,7 @@ from configs.cli import EXIT_USAGE, HelpFormatter, add_config_options, add_serve
 from configs.log_files import rotate_own_log
 from configs.logs import configure_logging
 from configs.open_files import raise_open_file_limit
-from configs.paths import internal_token, log_dir, run_dir
+from configs.paths import internal_token, log_dir, run_dir, worker_address
 from configs.settings import Settings
 from configs.streams import detach_standard_streams
 from controller.autoscaler.autoscaler import Autoscaler, ModelState
@@ -93,8 +94,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         lock = FileLock(run_dir(settings.data_dir) / "controller.lock")
         log_dir(settings.data_dir)
+        worker_address(settings.data_dir)
     except OSError as error:
-        print(f"cannot start: data_dir {settings.data_dir} cannot be used: {error}", file=sys.stderr)
+        reason = error.strerror if error.errno == errno.ENAMETOOLONG else error
+        print(f"cannot start: data_dir {settings.data_dir} cannot be used: {reason}", file=sys.stderr)
         return EXIT_USAGE
     try:
         with lock.acquire(timeout=0):

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from datetime import UTC, datetime, timedelta
 from functools import lru_cache
+from typing import NamedTuple
 from zoneinfo import ZoneInfo
 
 from cronsim import CronSim
@@ -35,9 +37,48 @@ def active_entry(schedule: tuple[Scheduled, ...], unix_s: float | None) -> Sched
     return schedule[max(started)[1]] if started else None
 
 
+class _EntryStart(NamedTuple):
+    """When an entry began, in seconds since 1970. Starts in one skipped hour are in the order of the clock."""
+
+    unix_s: float
+    #: Seconds from the time that the clock showed then to the time that the entry names; 0 unless that was skipped.
+    offset_s: float
+
+
 @lru_cache(maxsize=1024)
-def _last_start(cron: str, timezone: str, minute: int) -> float | None:
-    """When the entry last began, in seconds since 1970, as of that minute."""
-    after = datetime.fromtimestamp(minute * 60, UTC).astimezone(ZoneInfo(timezone)) + timedelta(minutes=1)
-    began = next(CronSim(cron, after, reverse=True), None)
-    return began.timestamp() if began is not None else None
+def _last_start(cron: str, timezone: str, minute: int) -> _EntryStart | None:
+    """When the entry last began, as of that minute.
+
+    Every local time counts once: a repeated one when it comes first, a skipped one when the clock jumps over it.
+    """
+    zone = ZoneInfo(timezone)
+    now = datetime.fromtimestamp(minute * 60, zone)
+    # In the second pass of a repeated hour, all times of its first pass have been.
+    repeated = _utcoffset(now.replace(fold=0)) - _utcoffset(now) if now.fold else timedelta()
+    # The search is in local time without its changes, of which cronsim would skip or repeat some.
+    latest = now.replace(tzinfo=UTC, fold=0) + repeated + timedelta(minutes=1)
+    for named in CronSim(cron, latest, reverse=True):
+        start = _start_at(named.replace(tzinfo=zone))
+        if start.unix_s <= minute * 60:
+            return start
+    return None
+
+
+def _start_at(named: datetime) -> _EntryStart:
+    """When the clock shows this local time first, or jumps over it."""
+    after = int(named.timestamp())
+    shown = datetime.fromtimestamp(after, named.tzinfo)
+    if shown.replace(tzinfo=None) == named.replace(tzinfo=None):
+        return _EntryStart(after, 0.0)
+    before = int(named.replace(fold=1).timestamp())
+    instants = range(before, after + 1)
+    changed = _utcoffset(shown)
+    index = bisect_left(
+        instants, 1, key=lambda at: int(_utcoffset(datetime.fromtimestamp(at, named.tzinfo)) == changed)
+    )
+    jump = datetime.fromtimestamp(instants[index], named.tzinfo)
+    return _EntryStart(instants[index], (named.replace(tzinfo=None) - jump.replace(tzinfo=None)).total_seconds())
+
+
+def _utcoffset(at: datetime) -> timedelta:
+    return at.utcoffset() or timedelta()

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import socket
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -224,13 +226,30 @@ def test_run_dir_and_token_are_private_and_stable(tmp_path: Path) -> None:
     assert worker_address(tmp_path) == f"ipc://{tmp_path}/run/workers.sock"
 
 
-def test_long_socket_path_moves_to_private_folder(tmp_path: Path) -> None:
+@pytest.mark.parametrize("variable", [None, "/tmp/" + "t" * 150, "/nowhere"])
+def test_long_socket_path_moves_to_private_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, variable: str | None
+) -> None:
     deep = tmp_path / ("d" * 60) / ("e" * 60)
     deep.mkdir(parents=True)
+    before = worker_address(deep)
+    if variable is not None:
+        monkeypatch.setenv("TMPDIR", variable)
+        monkeypatch.setattr(tempfile, "tempdir", None)
     address = worker_address(deep)
-    assert len(address) < 100
-    assert address == worker_address(deep)
+    assert len(address.removeprefix("ipc://")) <= 107
+    assert address == before, "all programs agree, whatever their TMPDIR"
     assert Path(address.removeprefix("ipc://")).parent.stat().st_mode & 0o777 == 0o700
+    assert address != worker_address(tmp_path / ("f" * 60) / ("e" * 60)), "each instance has its own"
+
+
+@pytest.mark.parametrize("depth", range(80, 130, 7))
+def test_socket_path_fits_at_every_length_of_data_dir(tmp_path: Path, depth: int) -> None:
+    data_dir = tmp_path / ("d" * (depth - 50)) / "e"
+    with socket.socket(socket.AF_UNIX) as bound:
+        path = worker_address(data_dir).removeprefix("ipc://")
+        bound.bind(path)
+        Path(path).unlink()
 
 
 def test_client_key_variable_is_not_a_setting(monkeypatch: pytest.MonkeyPatch) -> None:
