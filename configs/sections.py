@@ -80,6 +80,15 @@ class Server(Section):
     """Maximum size of a request body."""
     max_upload_bytes: int = Field(default=32 << 20, ge=1024)
     """Maximum size of a request body with images: `/v1/images/edits`, and data URLs in `/v1/images/generations`."""
+    decoders: int = Field(default=2, ge=1, le=64)
+    """Processes that decode source images. They start when needed and end when idle."""
+    decode_timeout_s: PositiveSeconds = Field(default=10.0, le=600.0)
+    """CPU time for a source image and its mask; beyond it 400. Three times as long by the clock, then 503."""
+    max_waiting_decodes: int = Field(default=256, ge=1)
+    """Maximum number of requests of one key whose source images wait to be decoded; beyond it 429 with Retry-After.
+    Keys below their fair share are still accepted."""
+    max_metadata_bytes: int = Field(default=4 << 20, ge=1024)
+    """Maximum size of EXIF, ICC profile, XMP and texts in a source image."""
     max_prompt_chars: int = Field(default=4000, ge=1)
     """Maximum length of a prompt and of a negative prompt."""
     max_n: int = Field(default=10, ge=1, le=128)

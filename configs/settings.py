@@ -122,6 +122,8 @@ class Limits(Section):
     """Maximum guidance scale."""
     max_source_pixels: int = Field(default=25_000_000, ge=64)
     """Maximum number of pixels of an uploaded image, before it is scaled."""
+    max_source_side: int = Field(default=16_384, ge=8)
+    """Maximum length of a side of an uploaded image in pixels, before it is scaled."""
     max_loras: int = Field(default=4, ge=0)
     """Maximum number of LoRA adapters per request."""
     max_lora_scale: float = Field(default=4.0, gt=0)

@@ -37,6 +37,7 @@ from loadbalancer.access.startup_checks import (
     open_keys,
 )
 from loadbalancer.api.app import create_app
+from loadbalancer.generation.decoding.decoder_pool import DecoderPool
 from loadbalancer.generation.in_flight import RequestTracker
 from loadbalancer.http_server.server import HttpConfig, HttpServer, set_socket_limits
 from loadbalancer.jobs.manager import JobManager
@@ -132,8 +133,17 @@ async def serve(
     upstream, arrivals = _upstream(settings), _arrivals(settings)
     scheduler = SchedulerService(settings, worker_address(settings.data_dir), curve_listener(settings), arrivals)
     metrics = Metrics(
-        scheduler.snapshot, lambda: _counters(scheduler, jobs, webhook_sender, config), scheduler.step_curves
+        scheduler.snapshot,
+        lambda: {
+            **scheduler.counters,
+            **jobs.counters,
+            **webhook_sender.counters,
+            **decoders.counters,
+            **config.counters,
+        },
+        scheduler.step_curves,
     )
+    decoders = DecoderPool(settings.server)
     control = ControlPlane()
     tracker = RequestTracker(scheduler, metrics, control)
     metrics.registry.register(ScalingCollector(control, time.monotonic))
@@ -143,7 +153,18 @@ async def serve(
     jobs = JobManager(settings, scheduler, metrics, database, on_end=webhook_sender.wake)
     metrics.in_flight.add(lambda: {**scheduler.in_flight_counts, "requests": len(tracker), "jobs": len(jobs)})
     services = Services(
-        settings, scheduler, tracker, metrics, jobs, database, authenticator, control, upstream, keys, int(time.time())
+        settings,
+        scheduler,
+        tracker,
+        decoders,
+        metrics,
+        jobs,
+        database,
+        authenticator,
+        control,
+        upstream,
+        keys,
+        int(time.time()),
     )
     config = _config(services)
     metrics.registry.register(RefusalCollector(config.refusals.counts))
@@ -161,7 +182,7 @@ async def serve(
     tracker.close()
     scheduler.announce_stop(settings.server.shutdown_s + _FLUSH_S)
     log.info("stopping: %r, %r", tracker, jobs)
-    await asyncio.gather(jobs.stop(), webhook_sender.stop())  # the next start resumes them
+    await asyncio.gather(decoders.close(), jobs.stop(), webhook_sender.stop())  # the next start resumes the jobs
     finished = asyncio.create_task(tracker.wait_idle())
     await asyncio.wait(
         {finished, second_signal}, timeout=settings.server.shutdown_s, return_when=asyncio.FIRST_COMPLETED
@@ -218,13 +239,6 @@ def _max_connections(wanted: int) -> int:
     if allowed < wanted:
         log.warning("server.max_connections is %d, because this process may open %d files only", allowed, files)
     return allowed
-
-
-def _counters(
-    scheduler: SchedulerService, jobs: JobManager, webhook_sender: WebhookSender, config: HttpConfig
-) -> dict[str, int]:
-    """Return all event counters for `/metrics`."""
-    return {**scheduler.counters, **jobs.counters, **webhook_sender.counters, **config.counters}
 
 
 def _signals() -> tuple[asyncio.Future[None], asyncio.Future[None]]:

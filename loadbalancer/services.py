@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from configs.settings import Settings
 from loadbalancer.access.api_keys import Authenticator, KeyRing
+from loadbalancer.generation.decoding.decoder_pool import DecoderPool
 from loadbalancer.generation.in_flight import RequestTracker
 from loadbalancer.jobs.manager import JobManager
 from loadbalancer.metrics.prometheus import Metrics
@@ -23,6 +24,7 @@ class Services:
     settings: Settings
     scheduler: SchedulerService
     tracker: RequestTracker
+    decoders: DecoderPool
     metrics: Metrics
     jobs: JobManager
     database: Database

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import codecs
+from collections.abc import Coroutine
 from http import HTTPStatus
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 from fastapi import Request, Response
@@ -18,6 +19,8 @@ from loadbalancer.api.content_coding import check_json, decode_body
 from loadbalancer.schema.errors import ApiError, BodyTooLarge, ClientClosed
 
 _JSON = "application/json"
+Result = TypeVar("Result")
+
 _encoder = msgspec.json.Encoder()
 
 
@@ -91,6 +94,17 @@ async def wait_first(request: Request, outcome: asyncio.Future[Any]) -> None:
         disconnected.cancel()
     if not outcome.done():
         raise ClientClosed("The client closed the connection.")
+
+
+async def run_while_connected(request: Request, work: Coroutine[Any, Any, Result]) -> Result:
+    """Return the result of the work. When the client disconnects, cancel it and raise `ClientClosed`."""
+    task = asyncio.create_task(work)
+    task.add_done_callback(lambda done: done.cancelled() or done.exception())  # nobody may wait for it any more
+    try:
+        await wait_first(request, task)
+        return task.result()
+    finally:
+        task.cancel()
 
 
 async def wait_disconnect(receive: Receive) -> None:

@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import secrets
+import time
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from loadbalancer.access.api_keys import Caller
-from loadbalancer.api.uploads import FileReader, ImageDecoder
-from loadbalancer.generation.source_images import decode_data_url
+from fastapi import Request
+
+from configs.settings import Settings
+from loadbalancer.api.http_helpers import caller, run_while_connected
+from loadbalancer.api.uploads import FileReader
+from loadbalancer.generation.data_urls import decode_data_url
+from loadbalancer.generation.decoding.messages import DecodeRequest, ImageLimits, Size
 from loadbalancer.generation.validation import (
     GenerationSpec,
     ModelCapabilities,
@@ -31,40 +37,69 @@ class RequestBuilder:
     def __init__(self, services: Services) -> None:
         self._settings = services.settings
         self._scheduler = services.scheduler
-        self._decoder = ImageDecoder()
+        self._decoders = services.decoders
+        services.metrics.in_flight.add(lambda: {"decodes": len(services.decoders)})
 
     async def build(
         self,
         request: ImageRequest | EditRequest | PredictRequest,
-        caller: Caller,
+        http: Request,
         image: FileReader | str | None = None,
         mask: FileReader | str | None = None,
     ) -> GenerationSpec:
         """The complete specification. Source images are decoded last, after every other check.
 
-        `image` and `mask` are data URLs, or read files of a form.
+        `image` and `mask` are data URLs, or read files of a form. The time that this takes counts as time of the
+        request. Raises `ApiError`.
         """
         settings, seed = self._settings, secrets.randbits(32)
+        started = time.monotonic()
         name = resolve_model(request.model, settings)
         folder = settings.models[name].loras if request.loras else None
         loras = await asyncio.to_thread(list_loras, folder) if folder else ()
         capabilities = ModelCapabilities(self._scheduler.engine_info(name), loras)
         if isinstance(request, PredictRequest):
-            return resolve_request(request, settings, seed, capabilities, caller)
-        spec = resolve_images(request, settings, seed, capabilities, caller)
+            return resolve_request(request, settings, seed, capabilities, caller(http))
+        spec = resolve_images(request, settings, seed, capabilities, caller(http))
         if image is None:
             if isinstance(request, EditRequest):
                 text = "Missing required parameter: 'image'."
                 raise InvalidRequest(text, param="image", code="missing_required_parameter")
             return spec
-        images = await self._decoder.decode(
+        read = partial(
+            _decode_request,
             _reader("image", image),
             None if mask is None else _reader("mask", mask),
-            settings.models[name].limits,
+            settings,
+            name,
             size=requested_size(request, spec),
             use_alpha_as_mask=isinstance(request, EditRequest),
         )
-        return with_source_images(spec, images, request, settings, capabilities)
+        images = await run_while_connected(http, self._decoders.decode(read, spec.owner, spec.timeout_s))
+        remaining_s = max(spec.timeout_s - (time.monotonic() - started), 0.001)
+        return with_source_images(replace(spec, timeout_s=remaining_s), images, request, settings, capabilities)
+
+
+def _decode_request(
+    image: FileReader,
+    mask: FileReader | None,
+    settings: Settings,
+    model: str,
+    *,
+    size: Size | None,
+    use_alpha_as_mask: bool,
+) -> DecodeRequest:
+    limits, server = settings.models[model].limits, settings.server
+    image_limits = ImageLimits(
+        max_source_pixels=limits.max_source_pixels,
+        max_source_side=limits.max_source_side,
+        max_metadata_bytes=server.max_metadata_bytes,
+        max_pixels=limits.max_pixels,
+        min_side=limits.min_side,
+    )
+    return DecodeRequest(
+        image(), mask() if mask else None, image_limits, size, use_alpha_as_mask, server.decode_timeout_s
+    )
 
 
 def _reader(param: str, file: FileReader | str) -> FileReader:

@@ -1,16 +1,14 @@
-"""Source images of requests: multipart forms, and a small thread pool that decodes images.
+"""Source images of requests in multipart forms.
 
 Large files of a form stay on disk until they are decoded, so that many uploads need little memory.
 """
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import logging
 import re
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import BinaryIO, NoReturn
 
@@ -19,10 +17,8 @@ from starlette.datastructures import FormData, UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import ClientDisconnect
 
-from configs.settings import Limits
 from loadbalancer.api.charsets import check_part_charset, form_charset
 from loadbalancer.api.http_helpers import check_length, client_disconnected
-from loadbalancer.generation.source_images import Size, SourceImages, decode_images
 from loadbalancer.schema.errors import BodyTooLarge, InvalidRequest, Unavailable, UnsupportedMediaType
 from loadbalancer.schema.parsing import shorten
 
@@ -31,31 +27,10 @@ log = logging.getLogger(__name__)
 #: Returns the bytes of a file. Called in a thread.
 FileReader = Callable[[], bytes]
 
-#: Images decoded at the same time. Decoding one of many megapixels takes hundreds of megabytes.
-_DECODER_THREADS = 2
 _MAX_FILES = 16
 _MAX_FIELDS = 64
 #: OpenAI's clients send a list of images, even of one, under the second name.
 _FILES = {"image": "image", "image[]": "image", "mask": "mask"}
-
-
-class ImageDecoder:
-    """Decodes images in a fixed pool of threads, because the allocator of each thread keeps memory."""
-
-    def __init__(self) -> None:
-        self._threads = ThreadPoolExecutor(_DECODER_THREADS, "decode")
-
-    async def decode(
-        self, image: FileReader, mask: FileReader | None, limits: Limits, *, size: Size | None, use_alpha_as_mask: bool
-    ) -> SourceImages:
-        """See `decode_images`. Raises `InvalidRequest`, also for errors of a reader."""
-
-        def work() -> SourceImages:
-            return decode_images(
-                image(), mask() if mask else None, limits, size=size, use_alpha_as_mask=use_alpha_as_mask
-            )
-
-        return await asyncio.get_running_loop().run_in_executor(self._threads, work)
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,7 @@ import msgspec
 from configs.samplers import canonical_sampler, sampler_names
 from configs.settings import Limits, Model, Settings
 from loadbalancer.access.api_keys import Caller
-from loadbalancer.generation.source_images import Size, SourceImages
+from loadbalancer.generation.decoding.messages import Size, SourceImages
 from loadbalancer.schema.errors import InvalidRequest, ModelNotFound
 from loadbalancer.schema.parsing import shorten
 from loadbalancer.schema.requests import (

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from fastapi import APIRouter, Request, Response
 
 from loadbalancer.api.event_stream import EventStream
-from loadbalancer.api.http_helpers import caller, json_response, read_json, wait_first
+from loadbalancer.api.http_helpers import json_response, read_json, wait_first
 from loadbalancer.api.openapi import content, event_stream, request_body, responses
 from loadbalancer.api.proxying import form_factory, json_factory, try_upstream
 from loadbalancer.api.request_builder import RequestBuilder
@@ -42,7 +42,7 @@ def router(services: Services, builder: RequestBuilder) -> APIRouter:
         """OpenAI's Images API with the parameters of diffusion models. With `stream`: server-sent events."""
         body = await read_json(request, max_upload_bytes)
         parsed = parse_with_images(ImageRequest, body, max_bytes)
-        spec = await builder.build(parsed, caller(request), parsed.image, parsed.mask)
+        spec = await builder.build(parsed, request, parsed.image, parsed.mask)
         result = await proxied(request, parsed, spec, body)
         del body  # it may be large, and the request may wait in the queue
         return await _respond(services, request, parsed, result)
@@ -62,7 +62,7 @@ def router(services: Services, builder: RequestBuilder) -> APIRouter:
             return await edit_as_json(request)
         async with read_form(request, max_upload_bytes, max_bytes) as form:
             parsed = parse_form(EditRequest, form.texts)
-            spec = await builder.build(parsed, caller(request), form.file("image"), form.file("mask"))
+            spec = await builder.build(parsed, request, form.file("image"), form.file("mask"))
             result: GenerationSpec | Response = spec
             if (proxy := services.settings.models[spec.model].cold_start_proxy) is not None:
                 factory = form_factory(form)
@@ -73,7 +73,7 @@ def router(services: Services, builder: RequestBuilder) -> APIRouter:
         body = await read_json(request, max_upload_bytes)
         parsed = parse_with_images(JsonEditRequest, body, max_bytes)
         mask = None if parsed.mask is None else parsed.mask.image_url or ""
-        spec = await builder.build(parsed, caller(request), parsed.images[0].image_url or "", mask)
+        spec = await builder.build(parsed, request, parsed.images[0].image_url or "", mask)
         result = await proxied(request, parsed, spec, body)
         del body
         return await _respond(services, request, parsed, result)
@@ -95,7 +95,7 @@ def router(services: Services, builder: RequestBuilder) -> APIRouter:
     async def predict(request: Request) -> Response:
         """The minimal API: a prompt in, a base64 PNG out."""
         parsed = parse(PredictRequest, await read_json(request, max_bytes))
-        in_flight = services.tracker.accept(await builder.build(parsed, caller(request)))
+        in_flight = services.tracker.accept(await builder.build(parsed, request))
         (image,) = await _wait(in_flight, request)
         return json_response(PredictAnswer(memoryview(image.image), image.flagged))
 

@@ -110,7 +110,7 @@ class _JobsApi:
         idempotency_key, owner = request.headers.get(HEADER), caller(request).owner
         key = None if idempotency_key is None else key_of(owner, idempotency_key, request.url.path, "", body)
         parsed = parse_job(body, server.max_body_bytes, webhook_private=settings.webhook_private)
-        job = await self._builder.build(parsed.request, caller(request), parsed.image, parsed.mask)
+        job = await self._builder.build(parsed.request, request, parsed.image, parsed.mask)
         allowed_s = job.timeout_s if parsed.request.timeout_s is not None else settings.timeout_s
         order = _job_spec(parsed, job, time.time() + allowed_s)
         try:

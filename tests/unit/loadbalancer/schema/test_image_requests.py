@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from configs.settings import Model, Settings
-from loadbalancer.generation.source_images import SourceImages
+from loadbalancer.generation.decoding.messages import SourceImages
 from loadbalancer.generation.validation import (
     GenerationSpec,
     ModelCapabilities,
