@@ -83,7 +83,7 @@ class Server(Section):
     decoders: int = Field(default=2, ge=1, le=64)
     """Processes that decode source images. They start when needed and end when idle."""
     decode_timeout_s: PositiveSeconds = Field(default=10.0, le=600.0)
-    """CPU time for a source image and its mask; beyond it 400. Three times as long by the clock, then 503."""
+    """CPU time to decode a source image and its mask; beyond it 400. A decoder that gets too little CPU time is 503."""
     max_waiting_decodes: int = Field(default=256, ge=1)
     """Maximum number of requests of one key whose source images wait to be decoded; beyond it 429 with Retry-After.
     Keys below their fair share are still accepted."""

@@ -32,8 +32,9 @@ log = logging.getLogger(__name__)
 #: A decoder is replaced after this many requests, and ended after this time without one.
 _MAX_USES = 500
 _IDLE_S = 30.0
-#: Time by the clock for each second of CPU time that is allowed.
+#: Time by the clock: for each second of CPU time that is allowed, and for the start of a decoder.
 _CLOCK_FACTOR = 3.0
+_START_S = 10.0
 #: Signals of a decoder that a file has crashed.
 _CRASHES = frozenset({signal.SIGSEGV, signal.SIGBUS, signal.SIGFPE, signal.SIGILL, signal.SIGABRT})
 
@@ -121,7 +122,7 @@ class DecoderPool:
         try:
             if self._closed:  # meanwhile
                 raise shutting_down()
-            async with asyncio.timeout(_CLOCK_FACTOR * self._timeout_s):
+            async with asyncio.timeout(_START_S + _CLOCK_FACTOR * self._timeout_s):
                 result = await decoder.decode(encoded, max_result_bytes(request.limits, request.size))
             reusable = decoder.uses < _MAX_USES and not self._closed
             return result

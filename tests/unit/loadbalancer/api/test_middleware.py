@@ -16,7 +16,7 @@ from wire.snapshot import Snapshot
 @pytest.mark.parametrize(
     ("method", "path", "key", "reached"),
     [
-        *[("POST", path, True, "replaying") for path in PATHS],
+        *[("POST", path, True, "replaying") for path in sorted(PATHS)],
         ("POST", "/predict", False, "plain"),
         ("GET", "/predict", True, "plain"),
         ("POST", "/predict/", True, "plain"),
