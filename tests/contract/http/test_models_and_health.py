@@ -26,7 +26,7 @@ def samples(server: Server, name: str, label: str) -> dict[str, float]:
 def test_in_flight_metrics_return_to_zero(server: StartServer) -> None:
     running = server({"sim": sim(t0_s=0.05)}, 1)
     body = {"prompt": "a seven", "num_inference_steps": 40}
-    books = {"tasks", "listeners", "slots", "requests", "jobs", "calls", "recordings"}
+    books = {"tasks", "listeners", "slots", "requests", "jobs", "calls", "recordings", "decodes"}
 
     def post(key: str | None) -> int:
         headers = {"idempotency-key": key} if key else {}
@@ -40,7 +40,16 @@ def test_in_flight_metrics_return_to_zero(server: StartServer) -> None:
         sent = [pool.submit(post, key) for key in ("a", "b", None)]
         job = {"path": GENERATE, "body": body | {"n": 2}}
         assert httpx.post(f"{running.base_url}/v1/jobs", json=job, timeout=PATIENCE_S).status_code == 202
-        expected = {"tasks": 5, "listeners": 5, "slots": 4, "requests": 3, "jobs": 1, "calls": 3, "recordings": 2, "decodes": 0}
+        expected = {
+            "tasks": 5,
+            "listeners": 5,
+            "slots": 4,
+            "requests": 3,
+            "jobs": 1,
+            "calls": 3,
+            "recordings": 2,
+            "decodes": 0,
+        }
         wait_until(lambda: counts() == expected, f"the books to say {expected}")
         assert [answer.result() for answer in sent] == [200] * 3
     wait_until(lambda: counts() == dict.fromkeys(books, 0), "empty books")
