@@ -1,0 +1,1 @@
+"""Attacks on a running server, and the bounds that each must keep."""

@@ -1,0 +1,36 @@
+"""Runs attacks one after the other on one server."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from scripts.attack_lib import body_attacks, http_attacks, local_attacks, tenant_attacks
+from scripts.attack_lib.attack import Attack, Outcome
+from scripts.attack_lib.measure import attack_once
+from scripts.attack_lib.target import Target
+
+ALL: list[Attack] = [*http_attacks.ATTACKS, *body_attacks.ATTACKS, *tenant_attacks.ATTACKS, *local_attacks.ATTACKS]
+
+
+def run_attacks(
+    folder: Path,
+    *,
+    only: str = "",
+    is_short: bool = False,
+    factor: float = 1.0,
+    progress: Callable[[str, bool], None] = lambda *_: None,
+) -> list[Outcome]:
+    """Start a server in the folder, attack it, end it. `progress` is called after each attack."""
+    chosen = [attack for attack in ALL if only.lower() in attack.name.lower() and (attack.is_short or not is_short)]
+    target = Target(folder, stall_factor=factor)
+    outcomes = []
+    try:
+        target.warm_up()
+        for attack in chosen:
+            outcome = attack_once(attack, target)
+            outcomes.append(outcome)
+            progress(attack.name, bool(outcome.broken))
+    finally:
+        target.end()
+    return outcomes
