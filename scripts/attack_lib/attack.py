@@ -1,4 +1,4 @@
-"""An attack, its bounds, and what was seen of it."""
+"""An attack, its bounds, and what was observed of it."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Attack:
     name: str
     #: What the server should answer or do, for the table.
     expected: str
-    #: Does it and returns what was seen. Raises `BoundBroken`.
+    #: Does it and returns what was observed. Raises `BoundBroken`.
     run: Callable[[Target], str]
     bounds: Bounds = STRANGER
     #: Part of the short profile.
@@ -51,7 +51,7 @@ class Outcome:
     """What one attack did to the server."""
 
     attack: Attack
-    seen: str = ""
+    observed: str = ""
     rss_bytes: int = 0
     #: Longest answer of `/healthz` while it ran.
     stall_s: float = 0.0

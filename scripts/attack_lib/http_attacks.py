@@ -42,7 +42,7 @@ def _flood(start: bytes, chunk: bytes, *allowed: int) -> Run:
     return run
 
 
-def _once(request: bytes, *allowed: int) -> Run:
+def _single(request: bytes, *allowed: int) -> Run:
     def run(target: Target) -> str:
         with connect(target.port) as connection:
             connection.sendall(request)
@@ -160,15 +160,15 @@ ATTACKS = [
     Attack("64 MiB of trailers", "4xx", _flood(_CHUNKED + b"0\r\nX-T: ", b"a" * 65536, 400, 405, 413, 431)),
     Attack("64 MiB of trailer lines", "4xx", _flood(_CHUNKED + b"0\r\n", _HEADERS, 400, 405, 413, 431)),
     Attack("64 MiB of chunk extension", "4xx", _flood(_CHUNKED + b"1;", b"a" * 65536, 400, 405, 413, 431)),
-    Attack("200 headers", "431", _once(_GET + b"X: y\r\n" * 200 + b"\r\n", 431)),
-    Attack("two Hosts", "400", _once(_GET + HOST + b"\r\n", 400)),
-    Attack("no Host", "400", _once(b"GET /healthz HTTP/1.1\r\n\r\n", 400)),
+    Attack("200 headers", "431", _single(_GET + b"X: y\r\n" * 200 + b"\r\n", 431)),
+    Attack("two Hosts", "400", _single(_GET + HOST + b"\r\n", 400)),
+    Attack("no Host", "400", _single(b"GET /healthz HTTP/1.1\r\n\r\n", 400)),
     Attack(
         "Content-Length and Transfer-Encoding",
         "400",
-        _once(_CHUNKED[:-2] + b"Content-Length: 5\r\n\r\n0\r\n\r\n", 400),
+        _single(_CHUNKED[:-2] + b"Content-Length: 5\r\n\r\n0\r\n\r\n", 400),
     ),
-    Attack("CONNECT", "4xx", _once(b"CONNECT localhost:80 HTTP/1.1\r\n" + HOST + b"\r\n", 400, 404, 405, 501)),
+    Attack("CONNECT", "4xx", _single(b"CONNECT localhost:80 HTTP/1.1\r\n" + HOST + b"\r\n", 400, 404, 405, 501)),
     Attack("150 silent connections", "closed", _hold(b""), is_short=False),
     Attack("150 slow headers", "408", _hold(_GET + b"X-A: b", b"c")),
     Attack("150 slow bodies", "408", _hold(_SLOW_BODY, b"d")),

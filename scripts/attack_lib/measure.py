@@ -56,14 +56,14 @@ class HealthProbe:
             self.peak_bytes = max(self.peak_bytes, self.rss_bytes())
 
 
-def attack_once(attack: Attack, target: Target) -> Outcome:
+def attack_single(attack: Attack, target: Target) -> Outcome:
     """Run the attack and judge it."""
     outcome = Outcome(attack)
     pid, logged, started = target.balancer_pid, target.log_bytes(), time.monotonic()
     with HealthProbe(target.port, pid) as probe:
         before = probe.rss_bytes()
         try:
-            outcome.seen = attack.run(target)
+            outcome.observed = attack.run(target)
         except BoundBroken as broken:
             outcome.broken.append(str(broken))
         time.sleep(_SETTLE_S)

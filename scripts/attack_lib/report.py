@@ -13,14 +13,16 @@ from scripts.attack_lib.attack import MIB, Outcome
 
 def table(outcomes: Sequence[Outcome]) -> Table:
     """The table for people; broken bounds come last in their row."""
-    made = Table("attack", "expected", "seen", "RSS", "/healthz", "log", "time")
+    made = Table("attack", "expected", "observed", "RSS", "/healthz", "log", "time")
     for outcome in outcomes:
         attack, bounds = outcome.attack, outcome.attack.bounds
-        seen = Text("; ".join(filter(None, [outcome.seen, *outcome.broken])), style="red" if outcome.broken else "")
+        observed = Text(
+            "; ".join(filter(None, [outcome.observed, *outcome.broken])), style="red" if outcome.broken else ""
+        )
         made.add_row(
             Text(attack.name),
             Text(attack.expected),
-            seen,
+            observed,
             f"+{outcome.rss_bytes / MIB:.1f} of {bounds.rss_bytes / MIB:.0f} MiB",
             f"{outcome.stall_s:.2f} of {bounds.stall_s:.1f} s",
             f"+{outcome.log_bytes} B",
@@ -35,7 +37,7 @@ def as_json(outcomes: Sequence[Outcome]) -> list[dict[str, Any]]:
         {
             "attack": outcome.attack.name,
             "expected": outcome.attack.expected,
-            "seen": outcome.seen,
+            "observed": outcome.observed,
             "broken": outcome.broken,
             "rss_bytes": outcome.rss_bytes,
             "rss_bytes_allowed": outcome.attack.bounds.rss_bytes,

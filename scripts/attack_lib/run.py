@@ -7,7 +7,7 @@ from pathlib import Path
 
 from scripts.attack_lib import body_attacks, http_attacks, local_attacks, tenant_attacks
 from scripts.attack_lib.attack import Attack, Outcome
-from scripts.attack_lib.measure import attack_once
+from scripts.attack_lib.measure import attack_single
 from scripts.attack_lib.target import Target
 
 ALL: list[Attack] = [*http_attacks.ATTACKS, *body_attacks.ATTACKS, *tenant_attacks.ATTACKS, *local_attacks.ATTACKS]
@@ -28,7 +28,7 @@ def run_attacks(
     try:
         target.warm_up()
         for attack in chosen:
-            outcome = attack_once(attack, target)
+            outcome = attack_single(attack, target)
             outcomes.append(outcome)
             progress(attack.name, bool(outcome.broken))
     finally:
