@@ -21,7 +21,7 @@ from loadbalancer.http_server.request_parser import (
     REFUSED,
     BoundedRequestParser,
 )
-from loadbalancer.http_server.transport import LingeringTransport
+from loadbalancer.http_server.transport import InputFlowControl, LingeringTransport
 from loadbalancer.schema.errors import ApiError
 from loadbalancer.schema.http_errors import RequestTimeout
 
@@ -64,6 +64,7 @@ class BoundedHttpProtocol(BoundedRequestParser):
         self._socket = transport
         lingering = LingeringTransport(transport, self._close, lambda: self._stage == LINGERING)
         super().connection_made(lingering)  # type: ignore[arg-type]
+        self.flow = InputFlowControl(lingering, self._has_queued_input)
         self.address = self.client[0] if self.client else ""
         self.config.table.admit(self, self._since)
 
@@ -95,6 +96,9 @@ class BoundedHttpProtocol(BoundedRequestParser):
         self.config.refusals.add(reason)
         self._socket.close()
 
+    def _has_queued_input(self) -> bool:
+        return bool(self.pipeline or self._unparsed)
+
     def _is_busy(self) -> bool:
         return self._active is not None and not self._active.response_complete
 
@@ -121,18 +125,22 @@ class BoundedHttpProtocol(BoundedRequestParser):
             return
         if self.pipeline:
             self._start_asgi_task(*self.pipeline.pop())
-        elif self._stage == BODY and self._awaits_continue:
+            self.flow.resume_reading()
+            return
+        if self._stage == BODY and self._awaits_continue:
             self._close()  # the client does not send the body now, but may send another request
             return
-        elif self._stage == HANDLING:
+        if self._stage == HANDLING:
             self._stage, self._since = IDLE, self.loop.time()
-        if not self.pipeline:
-            self.flow.resume_reading()
+        if self._unparsed:
+            self._resume_parsing()
+        self.flow.resume_reading()
 
     def _refuse(self, error: ApiError) -> None:
         """Answer with the error, after the responses to earlier requests, and close. Nothing more is parsed."""
         self.config.refusals.add(error.code or "")
         stage, self._stage = self._stage, REFUSED
+        self._unparsed = b""
         cycle = self.cycle
         if stage == BODY:  # the body of `cycle`
             if cycle is not self._active:

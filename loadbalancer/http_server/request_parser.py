@@ -23,7 +23,6 @@ from loadbalancer.schema.http_errors import (
     ExpectationFailed,
     HeadersTooLarge,
     MalformedRequest,
-    PipelineTooLong,
     TooManyConnections,
     UnknownTransferCoding,
     UriTooLong,
@@ -32,8 +31,10 @@ from loadbalancer.schema.http_errors import (
 if TYPE_CHECKING:
     from loadbalancer.http_server.server import HttpConfig
 
-#: Requests of a connection that wait for earlier responses.
-MAX_PIPELINED = 64
+#: Requests of a connection that wait for earlier responses. More are not parsed yet, apart from those of a slice.
+MAX_PIPELINED = 16
+#: Input is parsed in pieces of this many bytes.
+_SLICE = 4096
 #: Bytes of trailers and chunk extensions, beyond those that each chunk needs.
 MAX_CHUNK_OVERHEAD = 16 * 2**10
 _BYTES_PER_CHUNK = 24
@@ -84,6 +85,8 @@ class BoundedRequestParser(HttpToolsProtocol):
         self._since = self.loop.time()
         #: Bytes of all input, and at the start of the window.
         self._received = self._window_received = 0
+        #: Input after the queued requests.
+        self._unparsed = b""
         self._refusal: ApiError | None = None
         #: Whether only health checks and the controller are answered.
         self.restricted = False
@@ -108,8 +111,32 @@ class BoundedRequestParser(HttpToolsProtocol):
 
     def data_received(self, data: bytes) -> None:
         self._received += len(data)
-        if self._stage >= REFUSED:
-            return
+        if self._unparsed:
+            self._unparsed += data
+        elif self._stage < REFUSED:
+            if len(data) <= _SLICE:
+                self._parse(data)
+            else:
+                self._parse_slices(data)
+
+    def _parse_slices(self, data: bytes) -> None:
+        """Parse until enough requests are queued; the rest is parsed when these have been answered."""
+        view = memoryview(data)
+        for start in range(0, len(data), _SLICE):
+            if len(self.pipeline) >= MAX_PIPELINED:
+                self._unparsed = bytes(view[start:])
+                self.flow.pause_reading()
+                return
+            self._parse(view[start : start + _SLICE])
+            if self._stage >= REFUSED:
+                return
+
+    def _resume_parsing(self) -> None:
+        """Parse input that had to wait. Called when no request is queued."""
+        data, self._unparsed = self._unparsed, b""
+        self._parse_slices(data)
+
+    def _parse(self, data: bytes | memoryview) -> None:
         self._messages = 0
         try:
             self._feed(data)
@@ -121,16 +148,15 @@ class BoundedRequestParser(HttpToolsProtocol):
         elif self._stage == BODY:
             self._check_incomplete_body(len(data))
 
-    def _feed(self, data: bytes) -> None:
-        rest: bytes | memoryview = data
-        while rest:
+    def _feed(self, data: bytes | memoryview) -> None:
+        while data:
             try:
-                self.parser.feed_data(rest)
+                self.parser.feed_data(data)
                 return
             except httptools.HttpParserUpgrade as offer:
                 head, self._without_upgrade = self._without_upgrade, None
                 assert head is not None
-                rest = memoryview(rest)[offer.args[0] :]
+                data = memoryview(data)[offer.args[0] :]
                 self.parser = httptools.HttpRequestParser(self)
                 self.parser.set_dangerous_leniencies(lenient_data_after_close=True)
                 self.parser.feed_data(head)
@@ -208,8 +234,6 @@ class BoundedRequestParser(HttpToolsProtocol):
             self._check_host()
         if self.restricted:
             self._check_restricted()
-        if len(self.pipeline) >= MAX_PIPELINED:
-            raise self._failure(PipelineTooLong(f"More than {MAX_PIPELINED} requests wait on this connection."))
         self._stage, self._since = BODY, self.loop.time()
         self._window_received = self._received
         self._body_bytes = self._chunks = 0

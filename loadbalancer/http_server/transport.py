@@ -6,6 +6,8 @@ import asyncio
 from collections.abc import Callable
 from typing import Any
 
+from uvicorn.protocols.http.flow_control import FlowControl
+
 
 class LingeringTransport:
     """Passes everything to the socket's transport, except that `close` is the protocol's decision.
@@ -27,3 +29,15 @@ class LingeringTransport:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._socket, name)
+
+
+class InputFlowControl(FlowControl):
+    """Reads nothing while requests are queued. uvicorn would go on as soon as a request reads its own body."""
+
+    def __init__(self, transport: LingeringTransport, has_queued_input: Callable[[], bool]) -> None:
+        super().__init__(transport)  # type: ignore[arg-type]
+        self._has_queued_input = has_queued_input
+
+    def resume_reading(self) -> None:
+        if self.read_paused and not self._has_queued_input():
+            super().resume_reading()

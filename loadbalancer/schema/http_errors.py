@@ -50,14 +50,6 @@ class ExpectationFailed(HttpError):
     code = "expectation_failed"
 
 
-class PipelineTooLong(HttpError):
-    """Too many requests on one connection that wait for earlier responses."""
-
-    status = 429
-    type = "rate_limit_error"
-    code = "too_many_pipelined_requests"
-
-
 class HeadersTooLarge(HttpError):
     """The headers exceed `server.max_header_bytes` or `server.max_headers`."""
 
