@@ -89,6 +89,8 @@ class Server(Section):
     Keys below their fair share are still accepted."""
     max_metadata_bytes: int = Field(default=4 << 20, ge=1024)
     """Maximum size of EXIF, ICC profile, XMP and texts in a source image."""
+    max_body_bytes_in_memory: int = Field(default=512 << 20, ge=1024)
+    """Maximum bytes of all bodies that are being read and checked; beyond it 429 with Retry-After."""
     max_prompt_chars: int = Field(default=4000, ge=1)
     """Maximum length of a prompt and of a negative prompt."""
     max_n: int = Field(default=10, ge=1, le=128)
@@ -125,6 +127,16 @@ class Server(Section):
     """PEM file of the certificate and its intermediate certificates. If set, the server uses HTTPS only."""
     tls_key: LocalPath | None = None
     """PEM file of the certificate's private key, without a password."""
+
+    @model_validator(mode="after")
+    def _memory_fits_a_body(self) -> Server:
+        largest = self.max_upload_bytes + self.max_body_bytes
+        if self.max_body_bytes_in_memory < largest:
+            raise ValueError(
+                f"max_body_bytes_in_memory ({self.max_body_bytes_in_memory}) must be at least max_upload_bytes and "
+                f"max_body_bytes together ({largest}), or the largest body could never be accepted"
+            )
+        return self
 
     @model_validator(mode="after")
     def _tls_is_complete(self) -> Server:

@@ -43,7 +43,7 @@ from loadbalancer.http_server.server import HttpConfig, HttpServer, set_socket_l
 from loadbalancer.jobs.manager import JobManager
 from loadbalancer.jobs.webhook_sender import WebhookSender
 from loadbalancer.metrics.arrival_log import ArrivalLog
-from loadbalancer.metrics.prometheus import Metrics, RefusalCollector
+from loadbalancer.metrics.prometheus import Metrics
 from loadbalancer.metrics.scaling import ScalingCollector
 from loadbalancer.proxy.upstream import MissingApiKey, UpstreamClient
 from loadbalancer.scaling.control_plane import ControlPlane
@@ -167,7 +167,6 @@ async def serve(
         int(time.time()),
     )
     config = _config(services)
-    metrics.registry.register(RefusalCollector(config.refusals.counts))
     server = HttpServer(config)
     first_signal, second_signal = _signals()
     await jobs.start()  # before the workers connect: they may still run tasks of jobs
@@ -221,6 +220,7 @@ def _config(services: Services) -> HttpConfig:
         create_app(services),
         settings.server,
         _max_connections(settings.server.max_connections),
+        services.metrics.refusals,
         internal_token=internal_token(settings.data_dir),
         loop="uvloop",
         lifespan="off",

@@ -9,6 +9,7 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp
 
 from configs.text import printable
+from loadbalancer.api.body_budget import BodyBudget
 from loadbalancer.api.http_helpers import error_response
 from loadbalancer.api.idempotency import IdempotencyMiddleware
 from loadbalancer.api.middleware import ApiMiddleware
@@ -44,7 +45,8 @@ def create_app(services: Services) -> ASGIApp:
     idempotency = IdempotencyMiddleware(app, services.database, services.settings.server.max_upload_bytes)
     services.metrics.in_flight.add(lambda: {"recordings": len(idempotency)})
     access, metrics = services.settings.access, services.metrics
-    return ApiMiddleware(app, idempotency, access, services.authenticator, services.ring, metrics)
+    bodies = BodyBudget(services.settings.server.max_body_bytes_in_memory, metrics.refusals)
+    return ApiMiddleware(app, idempotency, access, services.authenticator, services.ring, metrics, bodies)
 
 
 def _version() -> str:

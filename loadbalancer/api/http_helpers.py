@@ -14,12 +14,15 @@ from starlette.requests import ClientDisconnect
 from starlette.types import Receive
 
 from loadbalancer.access.api_keys import Caller
+from loadbalancer.api.body_budget import body_reservation
 from loadbalancer.api.charsets import check_json_charset
 from loadbalancer.api.content_coding import check_json, decode_body
 from loadbalancer.schema.errors import ApiError, BodyTooLarge, ClientClosed
 
 _JSON = "application/json"
 Result = TypeVar("Result")
+#: A compressed byte becomes this many at most.
+_MAX_COMPRESSION = 1032
 
 _encoder = msgspec.json.Encoder()
 
@@ -45,15 +48,18 @@ def caller(request: Request) -> Caller:
 async def read_json(request: Request, max_bytes: int) -> bytes:
     """Read a body that is JSON, and undo its Content-Encoding.
 
-    Raises what `read_body` and `decode_body` raise, `UnsupportedMediaType` for a form, `InvalidRequest` unless it is
-    UTF-8.
+    Raises what `read_body` and `decode_body` raise, `TooBusy` where the memory for bodies is full,
+    `UnsupportedMediaType` for a form, `InvalidRequest` unless it is UTF-8.
     """
     if request.headers.get("content-type", _JSON) != _JSON:
         check_json_charset(request.headers["content-type"])
         check_json(request.headers)
     body = await read_body(request, max_bytes)
     if "content-encoding" in request.headers:
+        reservation, most = body_reservation(request), min(len(body) * _MAX_COMPRESSION, max_bytes)
+        reservation.add(most)
         body = await decode_body(request.headers, body, max_bytes)
+        reservation.remove(most - len(body))
     return body.removeprefix(codecs.BOM_UTF8)
 
 

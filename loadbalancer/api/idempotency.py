@@ -131,6 +131,7 @@ class IdempotencyMiddleware:
             kind = request.headers.get("content-type", "")
             key = key_of(caller(request).owner, given, scope["path"], kind, body)
             recording, first = await self._recording(key, scope, body)
+            del body  # the application releases it before it waits
         except IdempotencyKeyReused:
             await error_response(reused(given))(scope, receive, send)
         except ApiError as error:
@@ -164,14 +165,13 @@ class IdempotencyMiddleware:
 
     async def _record(self, recording: ResponseRecording, scope: Scope, body: bytes) -> None:
         """Record the application's response. It is stored before its last bytes are readable."""
-        sent = False
+        messages: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
+        del body  # it may be large, and the response may take long
 
         async def receive() -> Message:
-            nonlocal sent
-            if sent:  # `ResponseRecording.leave` handles disconnected readers
+            if not messages:  # `ResponseRecording.leave` handles disconnected readers
                 await asyncio.get_running_loop().create_future()
-            sent = True
-            return {"type": "http.request", "body": body, "more_body": False}
+            return messages.pop()
 
         async def send(message: Message) -> None:
             if message["type"] == "http.response.start":

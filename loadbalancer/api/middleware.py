@@ -19,6 +19,7 @@ from configs.sections import Access
 from loadbalancer.access.api_keys import Authenticator, KeyRing
 from loadbalancer.access.origin_policy import OriginPolicy
 from loadbalancer.access.rate_limit import RateLimiter
+from loadbalancer.api.body_budget import BodyBudget, BodyReservation
 from loadbalancer.api.head_requests import answer_head
 from loadbalancer.api.http_helpers import error_response
 from loadbalancer.api.idempotency import HEADER, PATHS
@@ -51,6 +52,7 @@ class ApiMiddleware:
         authenticator: Authenticator,
         ring: Callable[[float], KeyRing | None],
         metrics: Metrics,
+        bodies: BodyBudget,
     ) -> None:
         """`replaying` answers the requests with an idempotency key; `ring` returns the API keys at a monotonic time."""
         self._app = app
@@ -60,8 +62,9 @@ class ApiMiddleware:
         self._ring = ring
         self._limits = RateLimiter()
         self._metrics = metrics
+        self._bodies = bodies
         self._posts = 0
-        metrics.in_flight.add(lambda: {"calls": self._posts})
+        metrics.in_flight.add(lambda: {"calls": self._posts, "body_bytes": bodies.held})
         self._enter: ASGIApp = self._authenticate
         if access.cors_origins:  # before authentication, because a browser's preflight request has no key
             self._enter = CORSMiddleware(
@@ -122,13 +125,20 @@ class ApiMiddleware:
         except ApiError as error:
             await _reject(error, scope, receive, send)
             return
-        scope.setdefault("state", {})["caller"] = caller
-        app = self._replaying if is_post and HEADER in headers and scope["path"] in PATHS else self._app
-        self._posts += is_post
+        state = scope.setdefault("state", {})
+        state["caller"] = caller
+        if not is_post:  # nothing reads a body
+            await self._app(scope, receive, send)
+            return
+        body = state["body"] = BodyReservation(self._bodies)
+        app = self._replaying if HEADER in headers and scope["path"] in PATHS else self._app
+        self._posts += 1
         try:
-            await app(scope, receive, self._send_with_limits(caller.owner, now, send) if limited else send)
+            answer = self._send_with_limits(caller.owner, now, send) if limited else send
+            await app(scope, body.counting(receive), answer)
         finally:
-            self._posts -= is_post
+            body.release()
+            self._posts -= 1
             if limited:
                 self._limits.leave(caller.owner)
 

@@ -9,7 +9,7 @@ from functools import lru_cache
 from typing import Protocol
 
 from configs.sections import Server
-from loadbalancer.http_server.refusals import RefusalCounter
+from loadbalancer.metrics.refusals import RefusalCounter
 
 #: Fraction of connections beyond the limit that are still accepted, for health checks and the controller.
 _RESERVE = 1 / 8

@@ -17,7 +17,7 @@ from starlette.types import ASGIApp
 from configs.sections import Server
 from loadbalancer.http_server.connection_table import ConnectionTable
 from loadbalancer.http_server.protocol import MIN_PROGRESS_BYTES, BoundedHttpProtocol
-from loadbalancer.http_server.refusals import RefusalCounter
+from loadbalancer.metrics.refusals import RefusalCounter
 
 log = logging.getLogger(__name__)
 
@@ -41,13 +41,20 @@ class HttpConfig(uvicorn.Config):
     """uvicorn's configuration with limits, and counters of connections."""
 
     def __init__(
-        self, app: ASGIApp, limits: Server, max_connections: int, *, internal_token: str = "", **options: Any
+        self,
+        app: ASGIApp,
+        limits: Server,
+        max_connections: int,
+        refusals: RefusalCounter,
+        *,
+        internal_token: str = "",
+        **options: Any,
     ) -> None:
         super().__init__(app, http=BoundedHttpProtocol, ws="none", timeout_keep_alive=1, **options)
         self.limits = limits
         self.counters: Counter[str] = Counter()
-        self.refusals = RefusalCounter()
-        self.table = ConnectionTable(limits, max_connections, self.refusals)
+        self.refusals = refusals
+        self.table = ConnectionTable(limits, max_connections, refusals)
         self._internal = f"Bearer {internal_token}".encode() if internal_token else None
 
     def is_internal(self, authorization: bytes) -> bool:

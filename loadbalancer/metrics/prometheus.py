@@ -13,6 +13,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
+from loadbalancer.metrics.refusals import RefusalCounter
 from wire.messages import StepCurve
 from wire.snapshot import ModelStats, Snapshot, WorkerState, WorkerStats
 
@@ -208,6 +209,8 @@ class Metrics:
     ) -> None:
         self.registry = CollectorRegistry()
         self.registry.register(SnapshotCollector(snapshot, counters, curves))
+        self.refusals = RefusalCounter()
+        self.registry.register(RefusalCollector(self.refusals.counts))
         self.in_flight = InFlightCollector()
         self.registry.register(self.in_flight)
         self.task_failures = TaskFailureCollector()

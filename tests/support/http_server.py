@@ -17,6 +17,7 @@ from starlette.types import Receive, Scope, Send
 
 from configs.sections import Server
 from loadbalancer.http_server.server import HttpConfig, HttpServer, set_socket_limits
+from loadbalancer.metrics.refusals import RefusalCounter
 
 #: Time that tests wait for what must happen.
 PATIENCE_S = 30.0
@@ -94,6 +95,7 @@ def http_service(max_connections: int = 100, app: Any = echo, **limits: Any) -> 
         app,
         server_limits,
         max_connections,
+        RefusalCounter(),
         internal_token=TOKEN,
         lifespan="off",
         log_config=None,

@@ -12,6 +12,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from configs.sections import Access
 from loadbalancer.access.api_keys import Authenticator
+from loadbalancer.api.body_budget import BodyBudget
 from loadbalancer.api.middleware import ApiMiddleware
 from loadbalancer.metrics.prometheus import Metrics
 from wire.messages import StepCurve
@@ -39,7 +40,8 @@ async def broken(scope: Scope, receive: Receive, send: Send) -> None:
 
 
 def around(app: ASGIApp, metrics: Metrics) -> ApiMiddleware:
-    return ApiMiddleware(app, app, Access(), Authenticator("", loopback=False), lambda now: None, metrics)
+    bodies = BodyBudget(1 << 20, metrics.refusals)
+    return ApiMiddleware(app, app, Access(), Authenticator("", loopback=False), lambda now: None, metrics, bodies)
 
 
 async def test_exception_returns_neutral_500_and_is_logged(caplog: pytest.LogCaptureFixture) -> None:

@@ -7,6 +7,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from configs.sections import Access
 from loadbalancer.access.api_keys import Authenticator
+from loadbalancer.api.body_budget import BodyBudget
 from loadbalancer.api.idempotency import PATHS
 from loadbalancer.api.middleware import ApiMiddleware
 from loadbalancer.metrics.prometheus import Metrics
@@ -42,7 +43,10 @@ async def test_only_requests_for_images_are_replayed(method: str, path: str, key
 
     metrics = Metrics(lambda: Snapshot(0.0, 1.0, [], []), dict, lambda model: [])
     plain, replaying = application("plain"), application("replaying")
-    app = ApiMiddleware(plain, replaying, Access(), Authenticator("", loopback=False), lambda now: None, metrics)
+    bodies = BodyBudget(1 << 20, metrics.refusals)
+    app = ApiMiddleware(
+        plain, replaying, Access(), Authenticator("", loopback=False), lambda now: None, metrics, bodies
+    )
     headers = [(b"idempotency-key", b"k")] if key else []
     scope = {"type": "http", "method": method, "path": path, "headers": headers}
 

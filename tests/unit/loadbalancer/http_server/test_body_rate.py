@@ -11,6 +11,7 @@ from uvicorn.server import ServerState
 from configs.sections import Server
 from loadbalancer.http_server.protocol import BoundedHttpProtocol
 from loadbalancer.http_server.server import HttpConfig
+from loadbalancer.metrics.refusals import RefusalCounter
 from tests.support.http_server import RecordingTransport
 
 HEAD = b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 1000000\r\n"
@@ -38,7 +39,7 @@ def test_rate_in_each_window(head: bytes, sizes: list[int], expected: bytes) -> 
 
     async def run() -> bytes:
         limits = Server(body_timeout_s=10.0, min_body_rate=1000)
-        config = HttpConfig(wait_for_ever, limits, 10, lifespan="off", log_config=None)
+        config = HttpConfig(wait_for_ever, limits, 10, RefusalCounter(), lifespan="off", log_config=None)
         transport = RecordingTransport()
         protocol = BoundedHttpProtocol(config, ServerState(), {}, asyncio.get_running_loop())
         protocol.connection_made(transport)

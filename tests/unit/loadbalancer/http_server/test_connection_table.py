@@ -12,7 +12,7 @@ import pytest
 from configs.open_files import connections_within
 from configs.sections import Server
 from loadbalancer.http_server.connection_table import Admission, ConnectionTable, admission, client_of
-from loadbalancer.http_server.refusals import RefusalCounter
+from loadbalancer.metrics.refusals import RefusalCounter
 from tests.support.http_server import TOKEN, HttpService, http_service, read_all
 
 GET = b"GET /slow HTTP/1.1\r\nHost: a\r\n\r\n"

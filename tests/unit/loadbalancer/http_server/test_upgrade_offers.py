@@ -14,6 +14,7 @@ from uvicorn.server import ServerState
 from configs.sections import Server
 from loadbalancer.http_server.protocol import BoundedHttpProtocol
 from loadbalancer.http_server.server import HttpConfig
+from loadbalancer.metrics.refusals import RefusalCounter
 from tests.support.http_server import RecordingTransport
 
 OFFERS = (
@@ -61,7 +62,7 @@ def parsed(data: bytes, cuts: list[int]) -> tuple[list[tuple[str, str, bytes]], 
         await send({"type": "http.response.body", "body": b""})
 
     async def run() -> bytes:
-        config = HttpConfig(app, Server(), 10, lifespan="off", log_config=None, access_log=False)
+        config = HttpConfig(app, Server(), 10, RefusalCounter(), lifespan="off", log_config=None, access_log=False)
         transport = RecordingTransport()
         protocol = BoundedHttpProtocol(config, ServerState(), {}, asyncio.get_running_loop())
         protocol.connection_made(transport)

@@ -1,0 +1,78 @@
+"""Memory for request bodies, shared by all connections."""
+
+from __future__ import annotations
+
+from starlette.requests import Request
+from starlette.types import Message, Receive
+
+from loadbalancer.metrics.refusals import RefusalCounter
+from loadbalancer.schema.errors import TooBusy
+
+CODE = "body_memory_full"
+
+
+class BodyBudget:
+    """Counts the bytes of bodies that requests hold: while they are read, decoded and checked, not in the queue."""
+
+    def __init__(self, max_bytes: int, refusals: RefusalCounter) -> None:
+        self._max = max_bytes
+        self._refusals = refusals
+        self.held = 0
+
+    def __repr__(self) -> str:
+        return f"<BodyBudget {self.held} of {self._max} bytes>"
+
+    def add(self, size: int) -> None:
+        """Raises `TooBusy` without a change if there is no room."""
+        if self.held + size > self._max:
+            self._refusals.add(CODE)
+            text = "The bodies of other requests fill the memory for them. Please try again shortly."
+            # The rest of the body is not read.
+            raise TooBusy(text, code=CODE, retry_after_s=1, headers={"connection": "close"})
+        self.held += size
+
+    def remove(self, size: int) -> None:
+        self.held -= size
+
+
+class BodyReservation:
+    """The part of one request. It ends with the request, or earlier with `release`."""
+
+    def __init__(self, budget: BodyBudget) -> None:
+        self._budget = budget
+        self._size = 0
+        self._is_released = False
+
+    def add(self, size: int) -> None:
+        """Raises `TooBusy` if there is no room."""
+        if not self._is_released:
+            self._budget.add(size)
+            self._size += size
+
+    def remove(self, size: int) -> None:
+        if not self._is_released:
+            self._budget.remove(size)
+            self._size -= size
+
+    def release(self) -> None:
+        """The body is not held any more. What follows of it is discarded, and not counted."""
+        self._budget.remove(self._size)
+        self._size, self._is_released = 0, True
+
+    def counting(self, receive: Receive) -> Receive:
+        """Return `receive` such that it adds what it receives. It raises `TooBusy`."""
+
+        async def count_and_receive() -> Message:
+            message = await receive()
+            if body := message.get("body"):
+                self.add(len(body))
+            return message
+
+        return count_and_receive
+
+
+def body_reservation(request: Request) -> BodyReservation:
+    """The reservation that `ApiMiddleware` has made."""
+    found = request.state.body
+    assert isinstance(found, BodyReservation)
+    return found
