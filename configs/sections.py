@@ -259,6 +259,8 @@ class Workers(Section):
     """... and at least for this time: the first step of a new image size may include compilation."""
     orphan_after_s: PositiveSeconds = 60.0
     """A worker exits if it receives nothing from a balancer for this time."""
+    max_result_bytes: Bytes = Field(default=ByteSize(64 << 20), ge=1 << 20)
+    """Maximum size of an image or a checkpoint of a worker. A larger frame closes its connection."""
     listen: str | None = Field(default=None, pattern=r"^tcp://([A-Za-z0-9.-]+|\[[0-9A-Fa-f:.]+\]):[1-9][0-9]{0,4}$")
     """Address `tcp://ADDRESS:PORT` for workers on other machines. Each needs a key (`scripts/keys add-worker`)."""
 

@@ -11,3 +11,8 @@ def clip(text: str, limit: int) -> str:
 def printable(text: str, limit: int) -> str:
     """Clip the text, and replace control characters and lone surrogates by `?`."""
     return "".join(char if char.isprintable() else "?" for char in clip(text, limit))
+
+
+def printable_lines(text: str, limit: int) -> str:
+    """Do as `printable`, and keep the line breaks."""
+    return "\n".join(printable(line, limit) for line in clip(text, limit).split("\n"))

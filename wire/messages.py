@@ -15,6 +15,9 @@ import msgspec
 
 PROTOCOL = 4
 
+#: Image sizes whose step times a worker reports, and batch sizes of each.
+MAX_CURVES = 256
+
 #: Decoding rejects messages with numbers outside these bounds.
 Count = Annotated[int, msgspec.Meta(ge=0, le=2**31 - 1)]
 Sum = Annotated[int, msgspec.Meta(ge=0)]
@@ -108,7 +111,9 @@ class StepCurve(msgspec.Struct, frozen=True, omit_defaults=True):
     #: Batch limit: larger batches gain nothing, take too long or do not fit.
     cap: Count
     #: (tasks in the batch, seconds of a step), by tasks.
-    points: list[tuple[Annotated[int, msgspec.Meta(ge=1, le=2**31 - 1)], Seconds]] = []
+    points: Annotated[
+        list[tuple[Annotated[int, msgspec.Meta(ge=1, le=2**31 - 1)], Seconds]], msgspec.Meta(max_length=MAX_CURVES)
+    ] = []
 
     def __post_init__(self) -> None:
         """Raises `ValueError` unless the batch sizes rise strictly."""
@@ -120,16 +125,16 @@ class EngineInfo(msgspec.Struct, frozen=True, omit_defaults=True):
     """Properties of a worker's engine, for clients and for validation."""
 
     #: Class of its pipeline.
-    pipeline: str = ""
+    pipeline: Name = ""
     #: `family` (a pipeline with its own adapter), `generic` (any pipeline, one thread per request) or `sim`.
-    batching: str = "family"
+    batching: Name = "family"
     #: Supported inputs.
     modes: tuple[GenerationMode, ...] = ("text",)
     #: True if tasks can move between workers with their progress.
     checkpoints: bool = False
     loras: bool = False
     reproducible: bool = False
-    dtype: str = ""
+    dtype: Name = ""
 
 
 class StartupTimes(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -231,7 +236,7 @@ class Heartbeat(msgspec.Struct, frozen=True, tag=True, omit_defaults=True):
     batch: Annotated[float, msgspec.Meta(ge=0, le=1e9)] = 0.0
     memory_bytes: Sum = 0
     counters: WorkerCounters = WorkerCounters()
-    curves: list[StepCurve] = []
+    curves: Annotated[list[StepCurve], msgspec.Meta(max_length=MAX_CURVES)] = []
 
 
 class Bye(msgspec.Struct, frozen=True, tag=True, omit_defaults=True):

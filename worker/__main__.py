@@ -148,7 +148,8 @@ def _serve(settings: Settings, model: str, name: str, address: str, key: WorkerK
     client = BalancerClient(
         address, name, heartbeat_s=workers.heartbeat_s, orphan_after_s=workers.orphan_after_s, key=key
     )
-    post = PostProcessor(client.send, threads=2 if device.startswith("cuda") else 1)
+    threads = 2 if device.startswith("cuda") else 1
+    post = PostProcessor(client.send, threads, int(workers.max_result_bytes))
     max_batch, sizer = _batch_sizer(configured)
 
     def drain(signum: int, frame: object) -> None:

@@ -9,11 +9,12 @@ must not limit batches for good.
 
 from __future__ import annotations
 
+import itertools
 import statistics
 from collections import OrderedDict, deque
 from collections.abc import Hashable, Sequence
 
-from wire.messages import StepCurve
+from wire.messages import MAX_CURVES, StepCurve
 
 #: Batch sizes that are measured and for which GPU kernels are prepared.
 BUCKETS = (1, 2, 4, 8, 12, 16, 24, 32)
@@ -98,7 +99,8 @@ class BatchSizer:
     def curves(self, now: float) -> list[StepCurve]:
         """Return the known step times by size, measured sizes first. Callable from another thread."""
         sizes = dict.fromkeys([*self._measured, *list(self._learnt)])
-        return [StepCurve(*size, self.limit_for_size(size, now), self._points(size, now)) for size in sizes]
+        reported = itertools.islice(sizes, MAX_CURVES)
+        return [StepCurve(*size, self.limit_for_size(size, now), self._points(size, now)) for size in reported]
 
     def _points(self, size: Size, now: float) -> Points:
         points = list(self._measured.get(size, ()))

@@ -13,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import msgspec
 
+from configs.text import clip
 from wire.codec import WorkerEnvelope
 from wire.messages import Assignment, Capacity, Failed, Finished, Hello, Progress
 from worker.engine import Checkpoint, DeviceLost, EncodedImage, TaskError
@@ -21,11 +22,21 @@ from worker.unacked_results import UnackedResults
 log = logging.getLogger(__name__)
 
 
+#: Longer texts of failures are cut.
+_MAX_TEXT_CHARS = 1000
+
+
+def failure(task: Assignment, error: TaskError) -> Failed:
+    return Failed(task.task, task.attempt, error.kind, clip(error.message, _MAX_TEXT_CHARS))
+
+
 class PostProcessor:
     """The thread pool, the images in it, and the worker's capacity."""
 
-    def __init__(self, send: Callable[..., None], threads: int) -> None:
+    def __init__(self, send: Callable[..., None], threads: int, max_result_bytes: int) -> None:
+        """`max_result_bytes`: larger images and checkpoints are not sent, because the balancer does not accept them."""
         self._send = send
+        self._max_result_bytes = max_result_bytes
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="render")
         self._lock = threading.Lock()
         #: Attempts of the tasks whose final image is being made.
@@ -46,6 +57,10 @@ class PostProcessor:
     def is_full(self) -> bool:
         """True when the pool is so far behind that no further task should start."""
         return len(self._finishing) >= 2 * max(self._loop_slots, 1)
+
+    def can_send(self, frames: Sequence[bytes]) -> bool:
+        """Return whether the balancer accepts an image or a checkpoint of this size."""
+        return sum(map(len, frames)) <= self._max_result_bytes
 
     def send_hello(self, hello: Hello, tasks: Sequence[tuple[str, int]], loop_slots: int) -> None:
         """Send Hello with these (task, attempt), those in the pool and the unacknowledged ones, then their images.
@@ -106,17 +121,20 @@ class PostProcessor:
         data = b""
         try:
             image = render()
+            if not self.can_send([image.data]):
+                limit = f"{self._max_result_bytes} (workers.max_result_bytes)"
+                raise TaskError("error", f"the image has {len(image.data)} bytes; allowed are {limit}")
             data, message = image.data, Finished(task.task, task.attempt, flagged=image.flagged)
             self.finished += 1
         except DeviceLost as error:
             self.lost = error  # the task is not at fault: it is requeued with the others
             return
         except TaskError as error:
-            message = Failed(task.task, task.attempt, error.kind, error.message)
+            message = failure(task, error)
             self.failed += 1
         except Exception as error:
             log.exception("task %s: its image could not be made", task.task)
-            message = Failed(task.task, task.attempt, "error", f"the image could not be made: {error}")
+            message = failure(task, TaskError("error", f"the image could not be made: {error}"))
             self.failed += 1
         with self._lock:  # one message, so that slot and capacity change together
             self._finishing.pop(task.task, None)  # absent if it was assigned again and has finished
@@ -134,6 +152,9 @@ class PostProcessor:
         except Exception as error:  # a failed preview does not fail the task
             log.debug("task %s: no preview: %s", task.task, error)
             return
+        if not self.can_send([image]):
+            log.debug("task %s: its preview has %d bytes", task.task, len(image))
+            return
         self._send(WorkerEnvelope(Progress(task.task, task.attempt, step, steps, preview=True, frames=1), [image]))
 
     def _checkpoint(self, task: Assignment, save: Callable[[], Checkpoint], steps: int) -> None:
@@ -148,6 +169,9 @@ class PostProcessor:
         finally:
             with self._lock:
                 self._saving.discard(task.task)
+        if not self.can_send(saved.frames):
+            log.debug("task %s: its checkpoint has %d bytes", task.task, sum(map(len, saved.frames)))
+            return
         progress = Progress(task.task, task.attempt, saved.step, steps, frames=len(saved.frames))
         self._send(WorkerEnvelope(progress, saved.frames))
 

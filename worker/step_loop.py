@@ -14,7 +14,6 @@ from wire.messages import (
     Assign,
     Assignment,
     Cancel,
-    Failed,
     Heartbeat,
     Hello,
     Preempt,
@@ -29,7 +28,7 @@ from worker.batch_scheduler import BatchScheduler, Member, WaitingTask, preview_
 from worker.batch_size import BatchSizer
 from worker.engine import Checkpoint, EngineRequest, OutOfMemory, StepEngine, TaskError
 from worker.fault_isolation import admit, render, save, save_now, step
-from worker.postprocessing import PostProcessor
+from worker.postprocessing import PostProcessor, failure
 from worker.transport import DrainRequested, Transport
 
 log = logging.getLogger(__name__)
@@ -181,7 +180,9 @@ class StepLoop:
                 self._engine.release(member.row)
             else:
                 continue  # it has finished, and that message frees the slot
-            at, frames = (checkpoint.step, checkpoint.frames) if with_checkpoint and checkpoint else (0, ())
+            if checkpoint is None or not with_checkpoint or not self._post.can_send(checkpoint.frames):
+                checkpoint = Checkpoint(0)
+            at, frames = checkpoint.step, checkpoint.frames
             self._transport.send(WorkerEnvelope(Preempted(task, attempt, at, len(frames)), frames))
 
     def _on_drain_request(self, request: DrainRequested) -> None:
@@ -276,4 +277,4 @@ class StepLoop:
 
     def _fail(self, assignment: Assignment, error: TaskError) -> None:
         self._failed += 1
-        self._transport.send(WorkerEnvelope(Failed(assignment.task, assignment.attempt, error.kind, error.message)))
+        self._transport.send(WorkerEnvelope(failure(assignment, error)))

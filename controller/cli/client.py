@@ -14,6 +14,7 @@ import msgspec
 
 from configs.environment import CLIENT_KEY
 from configs.load import ConfigError, load, read_yaml
+from configs.text import printable_lines
 from controller.balancer_client import BalancerHttpClient, HttpAnswer, url_of
 from wire.errors import ErrorBody
 
@@ -21,6 +22,8 @@ Shape = TypeVar("Shape")
 
 #: Longer than the balancer waits for the controller.
 _TIMEOUT_S = 30.0
+#: Longer messages of the server are cut.
+_MAX_ERROR_CHARS = 10_000
 
 
 class CommandFailed(Exception):
@@ -104,6 +107,6 @@ def _local(data_dir: Path | None, config: Path | None) -> BalancerHttpClient:
 
 def _error_message(answer: HttpAnswer) -> str:
     try:
-        return msgspec.json.decode(answer.body, type=ErrorBody).error.message
+        return printable_lines(msgspec.json.decode(answer.body, type=ErrorBody).error.message, _MAX_ERROR_CHARS)
     except msgspec.MsgspecError:
         return f"the server answers {answer.status}"

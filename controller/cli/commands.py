@@ -9,11 +9,14 @@ from collections.abc import Sequence
 from typing import Any
 
 from configs.cli import HelpFormatter
+from configs.text import printable_lines
 from controller.cli.client import CommandFailed, add_target_options, find_server
 from wire.scaling import OrderDone
 
 #: Exit status if the server rejected the command or cannot be reached.
 EXIT_FAILED = 1
+#: Longer lines of the server are cut.
+_MAX_LINE_CHARS = 10_000
 
 _UNITS = {"": 1.0, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 
@@ -88,7 +91,7 @@ def _send(args: argparse.Namespace, verb: str, body: dict[str, Any]) -> int:
         ("needs a restart of the server", done.needs_restart),
     ):
         for line in lines:
-            print(f"{title}: {line}")
+            print(printable_lines(f"{title}: {line}", _MAX_LINE_CHARS))
     if not (done.applied or done.rolling or done.needs_restart):
         print("nothing has changed")
     return 0

@@ -10,11 +10,14 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from configs.text import printable
 from wire.scaling import ControllerReport, DecisionRecord, ModelRecord
 from wire.snapshot import Snapshot, WorkerStats
 
 #: Columns that may fold.
 _FOLDING = ("reason", "note", "name", "workers", "fault", "trigger")
+#: Longer texts of the server are cut.
+_MAX_TEXT_CHARS = 1000
 _STAGE_STYLE = {"ready": "green", "starting": "yellow", "draining": "yellow", "spare": "dim"}
 
 
@@ -39,7 +42,7 @@ def render(status: ServerStatus) -> RenderableType:
 
 
 def _headline(status: ServerStatus) -> Text:
-    text = Text(f"Muster at {status.url}, up {format_duration(status.snapshot.uptime_s)}")
+    text = _text(f"Muster at {status.url}, up {format_duration(status.snapshot.uptime_s)}")
     report = status.report
     if report is None:
         text.append("\nno controller reports: no worker is started or stopped", style="bold red")
@@ -55,7 +58,8 @@ def _models(status: ServerStatus) -> Table:
     for stats in status.snapshot.models:
         record = records.get(stats.model)
         ready = sum(w.model == stats.model and w.state == "ready" and w.slots > 0 for w in status.snapshot.workers)
-        table.add_row(
+        _add_row(
+            table,
             stats.model,
             str(ready) if record is None else _ready(record),
             "" if record is None else str(record.desired),
@@ -71,7 +75,7 @@ def _models(status: ServerStatus) -> Table:
 def _reasons(report: ControllerReport) -> Table:
     table = _table("Reasons", "model", "policy", "reason")
     for record in report.models:
-        table.add_row(record.model, record.policy, _why(record, report.time))
+        _add_row(table, record.model, record.policy, _why(record, report.time))
     return table
 
 
@@ -85,15 +89,15 @@ def _ready(record: ModelRecord) -> str:
 
 
 def _why(record: ModelRecord, now: float) -> Text:
-    text = Text(record.reason)
+    text = _text(record.reason)
     if record.override is not None:
         text.append(f"\noverride ends in {format_duration(max(record.override.until - now, 0.0))}", style="yellow")
     if record.rolling_update:
-        text.append(f"\n{record.rolling_update}", style="yellow")
+        text.append("\n").append_text(_text(record.rolling_update, style="yellow"))
     if record.cannot_start:
-        text.append(f"\ncannot start: {record.cannot_start}", style="bold red")
+        text.append("\n").append_text(_text(f"cannot start: {record.cannot_start}", style="bold red"))
     if record.blocked_reason:
-        text.append(f"\n{record.blocked_reason}", style="red")
+        text.append("\n").append_text(_text(record.blocked_reason, style="red"))
     return text
 
 
@@ -103,7 +107,8 @@ def _workers(status: ServerStatus) -> Table:
     for replica in status.report.replicas if status.report else ():
         stats = known.pop(replica.worker, None)
         state = stats.state if stats is not None and stats.state in ("stuck", "silent") else replica.stage
-        table.add_row(
+        _add_row(
+            table,
             replica.worker,
             replica.model,
             replica.device,
@@ -114,12 +119,12 @@ def _workers(status: ServerStatus) -> Table:
         )
     for stats in known.values():
         note = "started manually" if status.report else ""
-        table.add_row(stats.worker, stats.model, stats.device, _state(stats.state), *_work(stats), "", note)
+        _add_row(table, stats.worker, stats.model, stats.device, _state(stats.state), *_work(stats), "", note)
     return table
 
 
 def _state(state: str) -> Text:
-    return Text(state, style=_STAGE_STYLE.get(state, "bold red"))
+    return _text(state, style=_STAGE_STYLE.get(state, "bold red"))
 
 
 def _work(stats: WorkerStats | None) -> tuple[str, str, str, str]:
@@ -134,8 +139,8 @@ def _devices(report: ControllerReport) -> Table:
     table = _table("Devices", "device", "name", "memory", "workers", "fault")
     for device in report.devices:
         memory = "" if device.memory_bytes is None else f"{device.memory_bytes / 2**30:.0f} GiB"
-        fault = Text(device.unhealthy_reason, style="bold red") if device.unhealthy_reason else ""
-        table.add_row(device.device, device.name, memory, ", ".join(device.workers), fault)
+        fault = _text(device.unhealthy_reason, style="bold red") if device.unhealthy_reason else ""
+        _add_row(table, device.device, device.name, memory, ", ".join(device.workers), fault)
     return table
 
 
@@ -143,7 +148,7 @@ def _decisions(decisions: Sequence[DecisionRecord]) -> Table:
     table = _table("Last decisions", "time", "model", "number", "trigger", "reason")
     for decision in decisions:
         at = datetime.datetime.fromtimestamp(decision.time).astimezone()
-        table.add_row(f"{at:%H:%M:%S}", decision.model, _change(decision), decision.trigger, _reason(decision))
+        _add_row(table, f"{at:%H:%M:%S}", decision.model, _change(decision), decision.trigger, _reason(decision))
     return table
 
 
@@ -157,10 +162,10 @@ def _change(decision: DecisionRecord) -> Text:
 
 
 def _reason(decision: DecisionRecord) -> Text:
-    text = Text(decision.reason)
+    text = _text(decision.reason)
     if decision.inputs:
         inputs = ", ".join(f"{name} {value:.4g}" for name, value in decision.inputs.items())
-        text.append(f" [{inputs}]", style="dim")
+        text.append_text(_text(f" [{inputs}]", style="dim"))
     return text
 
 
@@ -169,6 +174,15 @@ def _table(title: str, *columns: str) -> Table:
     for column in columns:
         table.add_column(column, overflow="fold", no_wrap=column not in _FOLDING)
     return table
+
+
+def _add_row(table: Table, *cells: str | Text) -> None:
+    table.add_row(*(_text(cell) if isinstance(cell, str) else cell for cell in cells))
+
+
+def _text(text: str, style: str = "") -> Text:
+    """Return the text without markup or control characters. Names and reasons come from other machines."""
+    return Text(printable(text, _MAX_TEXT_CHARS), style=style)
 
 
 def notable_decisions(decisions: Sequence[DecisionRecord], limit: int) -> list[DecisionRecord]:

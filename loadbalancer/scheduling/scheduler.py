@@ -30,6 +30,7 @@ from loadbalancer.scheduling.preemption import preemptions, rebalancing
 from loadbalancer.scheduling.snapshot import snapshot
 from loadbalancer.scheduling.task import Checkpoint, Task, TaskEstimate, TaskState
 from loadbalancer.scheduling.task_store import TaskStore
+from loadbalancer.scheduling.worker_output import clean_text, drop_invalid, hello_error, image_error
 from loadbalancer.scheduling.worker_registry import Worker, WorkerRegistry
 from wire.codec import Frame, WorkerEnvelope
 from wire.messages import (
@@ -52,6 +53,8 @@ from wire.messages import (
 )
 from wire.snapshot import Snapshot
 
+#: A worker that returns so many invalid images in a row is faulty: it must exit.
+_MAX_INVALID_IMAGES = 2
 #: Rejected workers that the log names; each can come as often and under as many names as it likes.
 _MAX_NAMED = 1000
 
@@ -74,7 +77,12 @@ class Scheduler:
     ) -> None:
         self._queue_config, self._heartbeat_s = queue, workers.heartbeat_s
         self._grouped = frozenset(grouped)
+        self._max_result_bytes = int(workers.max_result_bytes)
         self._rejected: set[str] = set()
+        #: Process ids of faulty workers, by name.
+        self._faulty: dict[str, int] = {}
+        #: Workers whose invalid images are logged.
+        self._named_invalid: set[str] = set()
         #: Unknown workers that were asked for a Hello, and the time until which to wait for it.
         self._hello_requested: dict[str, float] = {}
         self.registry = WorkerRegistry(workers)
@@ -204,7 +212,7 @@ class Scheduler:
                 worker.on_heartbeat(message, now)
                 return [SendMessage(name, Ack(self._heartbeat_s))]
             case Bye(reason, crashed):
-                return self._on_worker_lost(name, reason, now, crashed=crashed)
+                return self._on_worker_lost(name, clean_text(reason), now, crashed=crashed)
             case _:
                 return self._on_task_message(worker, message, envelope.frames, now)
 
@@ -246,6 +254,10 @@ class Scheduler:
             return f"it speaks protocol {hello.protocol}, this balancer speaks {PROTOCOL}"
         if hello.worker != name:
             return f"it calls itself {hello.worker}"
+        if self._faulty.get(name) == hello.pid:
+            return "it has returned invalid images"
+        if error := hello_error(hello):
+            return error
         if hello.model not in self.queues:
             return f"no model '{hello.model}' here; there are {', '.join(self.queues)}"
         return None
@@ -264,6 +276,9 @@ class Scheduler:
         task, store = self.tasks.get(message.task), self.store
         if task is None or task.worker != worker.id or task.attempt != message.attempt:
             return []  # the task ended while the worker still held it; only the slot matters
+        if frames and isinstance(message, Progress | Preempted):
+            message, frames, dropped = drop_invalid(message, frames, task.inputs, self._max_result_bytes)
+            self.counters.update(dropped)
         match message:
             case Started():
                 return store.mark_started(task, now)
@@ -271,12 +286,34 @@ class Scheduler:
                 updates = store.report_progress(task, step, steps, frames, preview=preview)
                 return [*store.mark_started(task, now), *updates]
             case Finished(flagged=flagged):
+                error = image_error(frames, task.inputs, self._max_result_bytes)
+                worker.on_image(valid=not error)
+                if error:
+                    return self._on_invalid_image(worker, task, error, now)
                 return [*store.mark_started(task, now), *store.complete(task, frames, flagged, now)]
             case Failed(kind=kind, message=text):
-                return store.finish(task, TaskState.FAILED, kind, text, now)
+                return store.finish(task, TaskState.FAILED, kind, clean_text(text), now)
             case Preempted(step=step):
                 store.on_preempted(task, step, frames, now)
                 return []
+
+    def _on_invalid_image(self, worker: Worker, task: Task, error: str, now: float) -> list[Effect]:
+        """Give the task to another attempt. A worker that repeats this is rejected, and its other tasks move."""
+        self.counters["invalid_images"] += 1
+        effects = [*self.store.mark_started(task, now), *self.store.on_invalid_image(task, error, now)]
+        if worker.id not in self._named_invalid and len(self._named_invalid) < _MAX_NAMED:
+            self._named_invalid.add(worker.id)
+            text = f"worker {worker.id} returned no valid image for task {task.id} (further ones are only counted)"
+            effects.append(LogLine(f"{text}: {error}"))
+        if worker.invalid_images < _MAX_INVALID_IMAGES:
+            return effects
+        self.counters["workers_faulty"] += 1
+        if len(self._faulty) >= _MAX_NAMED:
+            del self._faulty[next(iter(self._faulty))]
+        self._faulty[worker.id] = worker.hello.pid
+        reason = f"{worker.invalid_images} invalid images in a row"
+        effects += self._reject(worker.id, reason)
+        return [*effects, *self._on_worker_lost(worker.id, reason, now, crashed=False)]
 
     def _on_worker_lost(self, name: str, reason: str, now: float, crashed: bool = True) -> list[Effect]:
         worker = self.registry.disconnect(name)

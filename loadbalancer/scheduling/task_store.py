@@ -231,19 +231,26 @@ class TaskStore:
             task = self.tasks.get(task_id)
             if task is None or task.worker != worker.id:
                 continue
-            self.registry.cancel_reservation(task_id)
             if task.state is TaskState.RUNNING and blame:
                 task.on_crash()
-            if task.crashes >= self._config.max_attempts:
-                died = (
-                    "1 worker died or hung while it" if task.crashes == 1 else f"{task.crashes} workers died while they"
-                )
-                task.worker = None
-                text = f"{died} ran this image; the last: {reason}"
-                effects += self.finish(task, TaskState.FAILED, "error", text, now)
-            else:
-                self.requeue(task, f"{worker.id} is lost: {reason}", now)
+            died = "1 worker died or hung while it" if task.crashes == 1 else f"{task.crashes} workers died while they"
+            failure = f"{died} ran this image; the last: {reason}"
+            effects += self._retry(task, f"{worker.id} is lost: {reason}", failure, now)
         return effects
+
+    def on_invalid_image(self, task: Task, reason: str, now: float) -> list[Effect]:
+        """Requeue a task whose worker has returned no valid image. It fails after `max_attempts`, as after crashes."""
+        task.on_crash()
+        failure = f"workers failed {task.crashes} times on this image; the last returned no valid image: {reason}"
+        return self._retry(task, f"{task.worker} returned no valid image: {reason}", failure, now)
+
+    def _retry(self, task: Task, reason: str, failure: str, now: float) -> list[Effect]:
+        self.registry.cancel_reservation(task.id)
+        if task.crashes < self._config.max_attempts:
+            self.requeue(task, reason, now)
+            return []
+        task.worker = None
+        return self.finish(task, TaskState.FAILED, "error", failure, now)
 
     # ---- ends
 

@@ -37,6 +37,8 @@ class Worker:
     progress_at: float = 0.0
     #: Time at which it was found stuck, if it ever was.
     stuck_at: float | None = None
+    #: Invalid images in a row.
+    invalid_images: int = 0
     id: str = field(init=False)
     #: Measured step times by image size.
     _curves: dict[tuple[int, int], StepCurve] = field(default_factory=dict)
@@ -83,6 +85,9 @@ class Worker:
         if released:
             del self.assigned[task]
         return True
+
+    def on_image(self, *, valid: bool) -> None:
+        self.invalid_images = 0 if valid else self.invalid_images + 1
 
     def assign(self, task: str, attempt: int, now: float) -> None:
         if not self.assigned:

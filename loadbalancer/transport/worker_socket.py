@@ -14,7 +14,14 @@ from collections.abc import Callable, Sequence
 import zmq
 
 from loadbalancer.transport.curve_listener import CannotListen, CurveListener, PeerKind
-from wire.codec import BalancerEnvelope, MalformedFrames, WorkerEnvelope, decode_from_worker, encode
+from wire.codec import (
+    MAX_HEADER_BYTES,
+    BalancerEnvelope,
+    MalformedFrames,
+    WorkerEnvelope,
+    decode_from_worker,
+    encode,
+)
 
 log = logging.getLogger(__name__)
 
@@ -24,7 +31,6 @@ OnMessage = Callable[[str, WorkerEnvelope, bool], None]
 OnWorkerLost = Callable[[str, str], None]
 #: Messages taken per wake-up, so that a flood from workers cannot starve HTTP.
 _MAX_MESSAGES_PER_WAKE_UP = 256
-_MAX_MESSAGE_BYTES = 256 * 2**20
 #: Workers whose malformed messages are named in the log: each can come under as many names as it likes.
 _MAX_NAMED = 1000
 
@@ -36,12 +42,20 @@ class WorkerSocket:
     """
 
     def __init__(
-        self, address: str, listener: CurveListener | None, on_message: OnMessage, on_worker_lost: OnWorkerLost
+        self,
+        address: str,
+        listener: CurveListener | None,
+        on_message: OnMessage,
+        on_worker_lost: OnWorkerLost,
+        max_result_bytes: int,
     ) -> None:
+        """`max_result_bytes`: the largest image or checkpoint, and with it the bounds of a frame and of a message."""
         self._address = address
         self._listener = listener
         self._on_message = on_message
         self._on_worker_lost = on_worker_lost
+        self._max_frame_bytes = max(max_result_bytes, MAX_HEADER_BYTES)
+        self._max_message_bytes = max_result_bytes + MAX_HEADER_BYTES
         #: Dropped messages by reason.
         self.counters: Counter[str] = Counter()
         self._named: set[str] = set()
@@ -56,7 +70,8 @@ class WorkerSocket:
         self._socket.setsockopt(zmq.LINGER, 200)
         self._socket.setsockopt(zmq.SNDHWM, 10_000)
         self._socket.setsockopt(zmq.RCVHWM, 10_000)
-        self._socket.setsockopt(zmq.MAXMSGSIZE, _MAX_MESSAGE_BYTES)
+        # ZeroMQ bounds each frame, and not the frames of a message that has not arrived completely.
+        self._socket.setsockopt(zmq.MAXMSGSIZE, self._max_frame_bytes)
         self._socket.bind(self._address)
         if self._listener is not None:  # last: CURVE options apply only to endpoints bound afterwards
             try:
@@ -101,7 +116,10 @@ class WorkerSocket:
                 continue
             worker = identity.bytes.decode("utf-8", "replace")
             try:
-                envelopes = decode_from_worker([frame.buffer for frame in frames])
+                buffers = [frame.buffer for frame in frames]
+                if sum(buffer.nbytes for buffer in buffers) > self._max_message_bytes:
+                    raise MalformedFrames(f"it has more than {self._max_message_bytes} bytes")
+                envelopes = decode_from_worker(buffers)
             except MalformedFrames as error:
                 self._on_malformed(worker, error)
                 continue

@@ -125,7 +125,7 @@ async def test_twelve_tasks_are_returned_within_two_steps(
         while received != (received := len(sent.updates)):
             await asyncio.sleep(0.3)
         at = {update.task: update.step for update in sent.updates if isinstance(update, TaskProgress)}
-        for signum in (signal.SIGTERM, signal.SIGCONT):
+        for signum in (signal.SIGUSR1, signal.SIGCONT):  # without the grace time of SIGTERM
             service.processes[0].send_signal(signum)
         await service.wait_until(lambda: service.processes[0].poll() is not None)
         assert service.processes[0].returncode == 0

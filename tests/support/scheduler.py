@@ -23,6 +23,8 @@ from wire.messages import (
     ToBalancer,
 )
 
+#: The smallest image that the scheduler accepts.
+PNG = b"\x89PNG\r\n\x1a\n"
 INPUTS = ImageInputs("a seven", 64, 64, steps=20, guidance_scale=3.0, seed=1, scheduler="ddim")
 CURVES = [StepCurve(64, 64, 4, [(1, 0.1), (2, 0.2), (4, 0.4)])]
 
@@ -54,9 +56,9 @@ def receive(
 
 
 def connect(
-    core: Scheduler, worker: str, slots: int, now: float = 0.0, running: Mapping[str, int] | None = None
+    core: Scheduler, worker: str, slots: int, now: float = 0.0, running: Mapping[str, int] | None = None, pid: int = 1
 ) -> list[Effect]:
-    hello = Hello(PROTOCOL, worker, "m", "sim:0", 1, list((running or {}).items()), EngineInfo(checkpoints=True))
+    hello = Hello(PROTOCOL, worker, "m", "sim:0", pid, list((running or {}).items()), EngineInfo(checkpoints=True))
     return receive(core, worker, hello, now) + receive(core, worker, Capacity(slots), now)
 
 

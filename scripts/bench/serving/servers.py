@@ -16,6 +16,7 @@ from typing import Any, Protocol
 import torch
 from PIL import Image
 
+from configs.sections import Workers
 from configs.settings import Model
 from scripts.bench.serving.fake_balancer import FakeBalancer
 from scripts.bench.serving.workloads import BenchRequest, QueuedRequest, next_batch
@@ -69,7 +70,7 @@ class StepBatching:
 
     def start(self, done: Done) -> None:
         self._balancer = FakeBalancer(done)
-        self._post = PostProcessor(self._balancer.send, self._threads)
+        self._post = PostProcessor(self._balancer.send, self._threads, int(Workers().max_result_bytes))
         hello = Hello(PROTOCOL, "benchmark", "benchmark", "", os.getpid())
         self._loop = StepLoop(
             self._engine, self._model, hello, self._sizer, self._balancer, self._post, drain_timeout_s=60.0

@@ -100,9 +100,9 @@ def assign(*prompts: str) -> list[ToWorker]:
     return [Assign([Assignment(str(number), 1, each) for number, each in enumerate(inputs)])]
 
 
-def serve(engine: SimEngine, *script: Sequence[ToWorker]) -> ScriptedTransport:
+def serve(engine: SimEngine, *script: Sequence[ToWorker], max_result_bytes: int = 1 << 20) -> ScriptedTransport:
     transport = ScriptedTransport(*script)
-    post = PostProcessor(transport.send, threads=1)
+    post = PostProcessor(transport.send, 1, max_result_bytes)
     hello = Hello(PROTOCOL, "w", "m", "sim:0", 1)
     sizer = BatchSizer(8, fixed=True, min_gain=0.0, max_step_s=None)
     try:
@@ -149,3 +149,20 @@ def test_rejected_worker_says_hello_again_or_exits() -> None:
     assert [hello.running for hello, _ in transport.sent if isinstance(hello, Hello)] == [[("0", 1)]]
     with pytest.raises(WorkerRejected, match="another protocol"):
         serve(SimEngine(MODEL), [Reject("another protocol", fatal=True)])
+
+
+def test_results_that_the_balancer_rejects_are_not_sent() -> None:
+    transport = serve(SimEngine(MODEL), assign("a", "b"), [], [Preempt(["1"])], [], [], max_result_bytes=31)
+    preempted, failed = transport.results()
+    assert preempted == Preempted("1", 1), "its checkpoint has 32 bytes"
+    assert isinstance(failed, Failed)
+    assert failed.message.endswith("allowed are 31 (workers.max_result_bytes)")
+    assert transport.checkpoints() == []
+
+
+def test_long_failure_texts_are_cut() -> None:
+    [failed] = serve(
+        FailingEngine(RuntimeError("x" * 10_000), deferred=True), assign("broken"), [], [], [], []
+    ).results()
+    assert isinstance(failed, Failed)
+    assert len(failed.message) == 1000

@@ -6,11 +6,15 @@ import argparse
 import io
 from pathlib import Path
 
+import msgspec
 import pytest
 from rich.console import Console
 
-from controller.cli.client import CommandFailed, add_target_options, find_server
+from configs.text import printable
+from controller.balancer_client import HttpAnswer
+from controller.cli.client import CommandFailed, _error_message, add_target_options, find_server
 from controller.cli.tables import ServerStatus, format_duration, notable_decisions, render
+from wire.errors import ErrorBody, ErrorDetail
 from wire.messages import WorkerCounters
 from wire.scaling import ControllerReport, DecisionRecord, DeviceRecord, ModelRecord, OverrideRecord, ReplicaRecord
 from wire.snapshot import ModelStats, Snapshot, WorkerStats
@@ -91,6 +95,28 @@ def test_without_controller_shows_balancer_state() -> None:
     assert "no controller reports" in text
     assert "far-1" in text
     assert "Last decisions" not in text
+
+
+@pytest.mark.parametrize("name", ["[/bold]", "[red]x[/]", "\x1b]0;me\x07", "\x1b[2J", "\x9b31m", "a\nb", "\u202eabc"])
+def test_names_of_other_machines_are_shown_as_text(name: str) -> None:
+    worker = msgspec.structs.replace(WORKER, worker=name, model=name, device=name)
+    manual = msgspec.structs.replace(MANUAL, worker=f"{name}2", model=name, device=name)
+    snapshot = msgspec.structs.replace(
+        SNAPSHOT, workers=[worker, manual], models=[msgspec.structs.replace(SNAPSHOT.models[0], model=name)]
+    )
+    model = ModelRecord(name, 1, 4, 3, 3, 1, 1, 1, name, name, {}, name, OverrideRecord(3, 1060.0), 2, name, 1)
+    replicas = (ReplicaRecord(name, name, name, 7, "ready", 3, 65.0, "abc", name),)
+    devices = (DeviceRecord(name, name, (name,), 80 << 30, name),)
+    report = ControllerReport(1000.0, 60.0, (model,), replicas, devices, 880.0, 0, (), 9)
+    made = DecisionRecord(1, 1_800_000_000.0, name, name, 1, 1, 2, True, name, {name: 1.25})
+    text = rendered(ServerStatus(f"http://here:1/{name}", snapshot, report, [made]))
+    assert printable(name, 100) in text
+    assert all(char.isprintable() for char in text.replace("\n", ""))
+
+
+def test_error_of_the_server_is_printable() -> None:
+    body = msgspec.json.encode(ErrorBody(ErrorDetail("two\nlines \x1b[31m\x9b", "server_error", "x", None)))
+    assert _error_message(HttpAnswer(500, body)) == "two\nlines ?[31m?"
 
 
 def arguments(*words: str) -> argparse.Namespace:

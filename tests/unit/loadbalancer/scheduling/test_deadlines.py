@@ -15,7 +15,7 @@ from loadbalancer.scheduling.events import Effect, TasksSubmitted, Tick
 from loadbalancer.scheduling.scheduler import Scheduler
 from loadbalancer.scheduling.task import Checkpoint, QueueFull, Task, TaskEnded, TaskState
 from loadbalancer.scheduling.worker_registry import Worker
-from tests.support.scheduler import INPUTS, assignments, connect, new_scheduler, receive, task, updates
+from tests.support.scheduler import INPUTS, PNG, assignments, connect, new_scheduler, receive, task, updates
 from wire.messages import PROTOCOL, Capacity, Finished, Heartbeat, Hello, Progress, Started, StepCurve
 
 SIZE = (64, 64)
@@ -71,7 +71,7 @@ class Machine:
             if step + 1 == STEPS:
                 del self.batch[name]
                 self.done += self.core.tasks[name].deadline >= self.now
-                self.apply(receive(self.core, "w", Finished(name, attempt), self.now, (b"",)))
+                self.apply(receive(self.core, "w", Finished(name, attempt), self.now, (PNG,)))
             else:
                 self.apply(receive(self.core, "w", Progress(name, attempt, step + 1, STEPS), self.now))
 

@@ -9,6 +9,7 @@ from configs.sections import Queue
 from loadbalancer.scheduling.events import NotifyListener, SendMessage, TasksCancelled, TasksSubmitted, Tick, WorkerLost
 from loadbalancer.scheduling.task import QueueFull, Task, TaskCompleted, TaskEnded, TaskProgress, TaskStarted, TaskState
 from tests.support.scheduler import (
+    PNG,
     assignments,
     connect,
     new_scheduler,
@@ -43,7 +44,7 @@ def test_task_runs_from_submission_to_completion() -> None:
     assert (worker, given.task, given.attempt, given.isolated) == ("w", "t", 1, False)
     assert updates(receive(core, "w", Started("t", 1), 1.0)) == [TaskStarted("t")]
     assert updates(receive(core, "w", Progress("t", 1, 5, 20), 2.0)) == [TaskProgress("t", 5, 20, None)]
-    assert updates(receive(core, "w", Finished("t", 1), 3.0, (b"png",))) == [TaskCompleted("t", b"png", 1.0, 2.0)]
+    assert updates(receive(core, "w", Finished("t", 1), 3.0, (PNG,))) == [TaskCompleted("t", PNG, 1.0, 2.0)]
     assert core.tasks == {}
     assert core.registry.workers["w"].assigned == {}
 
@@ -108,7 +109,7 @@ def test_silent_worker_gets_no_tasks_then_loses_its_own() -> None:
     assert core.registry.workers == {}
     assert core.tasks["held"].state is TaskState.QUEUED
     # Its late result is stale: the balancer asks for a Hello, and the task stays in the queue.
-    effects = receive(core, "w", Finished("held", 1), 11.0, (b"late",))
+    effects = receive(core, "w", Finished("held", 1), 11.0, (PNG,))
     assert updates(effects) == []
     assert any(isinstance(e, SendMessage) and isinstance(e.message, Reject) and not e.message.fatal for e in effects)
 
@@ -146,7 +147,7 @@ def test_isolated_task_waits_for_an_empty_worker() -> None:
     free = next(w for w in core.registry if w.reserved_for is None)
     assert {w for w, _ in assignments(core.handle(TasksSubmitted([task("6", 2.0)]), 2.0))} == {free.id}
     for name, attempt in list(reserved.assigned.items()):
-        effects = receive(core, reserved.id, Finished(name, attempt), 3.0, (b"",))
+        effects = receive(core, reserved.id, Finished(name, attempt), 3.0, (PNG,))
     assert [(w, a.task, a.isolated) for w, a in assignments(effects)] == [(reserved.id, "suspect", True)]
 
 
@@ -268,9 +269,9 @@ def test_lost_workers_task_resumes_from_last_checkpoint() -> None:
     core.handle(TasksSubmitted([one]), 0.0)
     receive(core, "a", Progress("t", 1, 5, 20, frames=1), 1.0, (b"state at 5",))
     [updates] = progress_updates(
-        receive(core, "a", Progress("t", 1, 8, 20, preview=True, frames=2), 1.1, (b"picture", b"state at 8"))
+        receive(core, "a", Progress("t", 1, 8, 20, preview=True, frames=2), 1.1, (PNG, b"state at 8"))
     )
-    assert (updates.step, updates.preview) == (8, b"picture")
+    assert (updates.step, updates.preview) == (8, PNG)
     receive(core, "a", Progress("t", 1, 11, 20), 1.2)
     # A checkpoint that arrives late is older than the last one, and changes nothing.
     [late] = progress_updates(receive(core, "a", Progress("t", 1, 6, 20, frames=1), 1.3, (b"state at 6",)))

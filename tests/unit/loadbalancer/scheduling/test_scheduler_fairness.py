@@ -9,6 +9,7 @@ from loadbalancer.scheduling.events import SendMessage, TasksCancelled, TasksSub
 from loadbalancer.scheduling.task import Checkpoint, DeadlineUnreachable, QueueFull, TaskEnded, TaskState
 from tests.support.scheduler import (
     CURVES,
+    PNG,
     assignments,
     connect,
     log_lines,
@@ -48,7 +49,7 @@ def test_preempted_task_resumes_where_it_was() -> None:
     placed = assignments(receive(core, "w", Preempted("1", 1, step=6, frames=1), 1.2, (b"state",)))
     assert [given.task for _, given in placed] == ["urgent"]
     receive(core, "w", Started("urgent", 1), 1.2)
-    placed = assignments(receive(core, "w", Finished("urgent", 1), 2.0, (b"png",)))
+    placed = assignments(receive(core, "w", Finished("urgent", 1), 2.0, (PNG,)))
     assert [(given.task, given.step, given.frames) for _, given in placed] == [("1", 6, 1)]
     assert (core.counters["preempted"], core.counters["steps_redone"]) == (1, 0)
 
@@ -121,7 +122,7 @@ def test_stuck_workers_tasks_resume_on_another() -> None:
     # It wakes up: a step shows in its heartbeat, its old task is of no interest, and its slot is free again.
     receive(core, "w", beat(4), 13.0)
     assert [core.registry.state(w, 13.0) for w in core.registry if w.id == "w"] == ["ready"]
-    assert updates(receive(core, "w", Finished("t", 1), 13.0, (b"late",))) == []
+    assert updates(receive(core, "w", Finished("t", 1), 13.0, (PNG,))) == []
     assert core.registry.workers["w"].free_slots == 1
 
 
@@ -212,5 +213,5 @@ def test_flood_of_one_owner_does_not_delay_another() -> None:
     single.owner = "other"
     core.handle(TasksSubmitted([single]), 5.0)
     [running] = core.registry.workers["w"].assigned
-    placed = [given.task for _, given in assignments(receive(core, "w", Finished(running, 1), 6.0, (b"",)))]
+    placed = [given.task for _, given in assignments(receive(core, "w", Finished(running, 1), 6.0, (PNG,)))]
     assert placed == ["single"]

@@ -22,7 +22,7 @@ from loadbalancer.scheduling.events import (
 )
 from loadbalancer.scheduling.preemption import MAX_PREEMPTIONS
 from loadbalancer.scheduling.task import Task, TaskCompleted, TaskEnded
-from tests.support.scheduler import new_scheduler
+from tests.support.scheduler import PNG, new_scheduler
 from wire.codec import WorkerEnvelope
 from wire.messages import (
     PROTOCOL,
@@ -87,7 +87,7 @@ class Machine:
         for name, (given, at) in list(self.tasks.items()):
             if at + 1 == given.inputs.steps:
                 del self.tasks[name]
-                answers.append((Finished(name, given.attempt), (b"image",)))
+                answers.append((Finished(name, given.attempt), (PNG,)))
             else:
                 self.tasks[name] = given, at + 1
                 progress = Progress(name, given.attempt, at + 1, given.inputs.steps, frames=1)

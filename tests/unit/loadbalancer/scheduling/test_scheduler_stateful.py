@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initialize, invariant, rule
@@ -27,7 +29,7 @@ from loadbalancer.scheduling.task import (
     TaskEnded,
     TaskState,
 )
-from tests.support.scheduler import CURVES, INPUTS, connect, new_scheduler, receive, task
+from tests.support.scheduler import CURVES, INPUTS, PNG, connect, new_scheduler, receive, task
 from wire.messages import (
     Assign,
     Bye,
@@ -37,6 +39,7 @@ from wire.messages import (
     Heartbeat,
     Preempted,
     Progress,
+    Reject,
     Started,
     ToBalancer,
 )
@@ -60,6 +63,7 @@ class Histories(RuleBasedStateMachine):
         self.capacity: dict[str, int] = {}
         #: Attempt of each task that a worker process believes to hold.
         self.believed: dict[str, dict[str, int]] = {}
+        self.pids: Counter[str] = Counter()
 
     def fresh_core(self) -> Scheduler:
         return new_scheduler(Queue(max_tasks=8), Workers(stuck_min_s=5.0), hold_s=2.0)
@@ -71,6 +75,9 @@ class Histories(RuleBasedStateMachine):
             if isinstance(effect, SendMessage) and isinstance(effect.message, Assign):
                 for given in effect.message.tasks:
                     self.believed.setdefault(effect.worker, {})[given.task] = given.attempt
+            if isinstance(effect, SendMessage) and isinstance(effect.message, Reject) and effect.message.fatal:
+                self.believed.pop(effect.worker, None)  # it exits, and another process comes
+                self.pids[effect.worker] += 1
 
     @rule(
         target=tasks,
@@ -126,7 +133,7 @@ class Histories(RuleBasedStateMachine):
         held = self.believed.setdefault(worker, {})
         waiting = {t for t in held if t in self.core.tasks and self.core.tasks[t].state is TaskState.QUEUED}
         claimed = {t: held[t] for t in waiting if self.core.tasks[t].attempt == 0}
-        self.run(connect(self.core, worker, slots, self.now, held))
+        self.run(connect(self.core, worker, slots, self.now, held, self.pids[worker]))
         for name, attempt in claimed.items():
             assert (self.core.tasks[name].worker, self.core.tasks[name].attempt) == (worker, attempt)
             assert held[name] == attempt, "it is not assigned again"
@@ -147,11 +154,16 @@ class Histories(RuleBasedStateMachine):
         }
         self.run(receive(self.core, worker, messages[kind], self.now, (b"state",) if kind == "saved" else ()))
 
-    @rule(worker=st.sampled_from("ab"), name=tasks, kind=st.sampled_from(["finished", "failed", "returned", "moved"]))
+    @rule(
+        worker=st.sampled_from("ab"),
+        name=tasks,
+        kind=st.sampled_from(["finished", "invalid", "failed", "returned", "moved"]),
+    )
     def release(self, worker: str, name: str, kind: str) -> None:
         attempt = self.believed.get(worker, {}).pop(name, 1)
         messages: dict[str, tuple[ToBalancer, tuple[bytes, ...]]] = {
-            "finished": (Finished(name, attempt), (b"image",)),
+            "finished": (Finished(name, attempt), (PNG,)),
+            "invalid": (Finished(name, attempt), (b"<html>",)),
             "failed": (Failed(name, attempt, "error", "broken"), ()),
             "returned": (Preempted(name, attempt), ()),
             "moved": (Preempted(name, attempt, step=3, frames=1), (b"state",)),
@@ -163,7 +175,7 @@ class Histories(RuleBasedStateMachine):
     def repeat_or_invent(self, worker: str, name: str, attempt: int) -> None:
         if self.believed.get(worker, {}).get(name) != attempt:
             before = self.core.counters["done"]
-            self.run(receive(self.core, worker, Finished(name, attempt), self.now, (b"not mine",)))
+            self.run(receive(self.core, worker, Finished(name, attempt), self.now, (PNG,)))
             assert self.core.counters["done"] == before
 
     @rule(worker=st.sampled_from("ab"), peaceful=st.booleans())

@@ -15,7 +15,7 @@ from loadbalancer.scheduling.request_queue import ModelQueue
 from loadbalancer.scheduling.scheduler import Scheduler
 from loadbalancer.scheduling.task import Task
 from loadbalancer.scheduling.worker_registry import Worker
-from tests.support.scheduler import CURVES, INPUTS, assignments, connect, new_scheduler, receive, task
+from tests.support.scheduler import CURVES, INPUTS, PNG, assignments, connect, new_scheduler, receive, task
 from wire.messages import PROTOCOL, Finished, Heartbeat, Hello, Preempted, Progress, Started, StepCurve
 from wire.snapshot import ModelStats
 
@@ -123,7 +123,7 @@ def test_snapshot_follows_a_task() -> None:
     core.handle(TasksCancelled(["t5"], "gone"), 6.0)
     assert stats(core, 6.0).backlog_work_s == pytest.approx(4 * 2.0 + 0.5)
     # t0 had 2.5 s alone, then 3.5 s of which t1 had half: 4.25 s for its 20 steps, which the curve said would be 2.
-    receive(core, "w", Finished("t0", 1), 8.0, (b"picture",))
+    receive(core, "w", Finished("t0", 1), 8.0, (PNG,))
     assert core.costs["m"].step_s((64, 64)) == pytest.approx(4.25 / 20)
     assert stats(core, 8.0).mean_work_s == pytest.approx(4.25)
     assert stats(core, 12.0).arrivals_short_window == 0
@@ -146,7 +146,7 @@ def test_interrupted_task_is_recorded_not_learned() -> None:
     effects = receive(core, "w", Preempted("t", 1, 10, 1), 3.0, (b"state",))
     [(_, again)] = assignments(effects)
     receive(core, "w", Started("t", again.attempt), 4.0)
-    effects = receive(core, "w", Finished("t", again.attempt), 9.0, (b"picture",))
+    effects = receive(core, "w", Finished("t", again.attempt), 9.0, (PNG,))
     [account] = [effect for effect in effects if isinstance(effect, RecordTask)]
     assert account.task.work_s == pytest.approx(7.0)
     assert core.costs["m"].step_s((64, 64)) == pytest.approx(0.1), "the curve's"

@@ -1,0 +1,72 @@
+"""Checks what workers send: a faulty or compromised worker must not decide what clients receive. Pure."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+import msgspec
+
+from configs.text import printable
+from wire.codec import Frame
+from wire.messages import Hello, ImageFormat, ImageInputs, Preempted, Progress
+
+#: Longer texts are cut, such as the reason of a failure.
+MAX_TEXT_CHARS = 1000
+#: The first bytes of an image by format.
+_SIGNATURES: dict[ImageFormat, re.Pattern[bytes]] = {
+    "png": re.compile(rb"\x89PNG\r\n\x1a\n"),
+    "jpeg": re.compile(rb"\xff\xd8\xff"),
+    "webp": re.compile(rb"RIFF.{4}WEBP", re.DOTALL),
+}
+_HEAD_BYTES = 12
+
+
+def image_error(frames: Sequence[Frame], inputs: ImageInputs, max_bytes: int) -> str:
+    """Return why the first frame is no image of the requested format; empty if it is one. Nothing is decoded."""
+    size = memoryview(frames[0]).nbytes if frames else 0
+    if not size:
+        return "it is empty"
+    if size > max_bytes:
+        return f"it has {size} bytes; allowed are {max_bytes} (workers.max_result_bytes)"
+    head = bytes(frames[0][:_HEAD_BYTES])
+    found = next((name for name, signature in _SIGNATURES.items() if signature.match(head)), None)
+    return "" if found == inputs.output_format else f"it is {found or 'no image'}, not {inputs.output_format}"
+
+
+def drop_invalid(
+    message: Progress | Preempted, frames: Sequence[Frame], inputs: ImageInputs, max_bytes: int
+) -> tuple[Progress | Preempted, Sequence[Frame], list[str]]:
+    """Return both without an invalid preview or a too large checkpoint, and the names of what was dropped."""
+    dropped: list[str] = []
+    previews = 0
+    if isinstance(message, Progress) and message.preview:
+        if image_error(frames, inputs, max_bytes):
+            dropped.append("invalid_previews")
+            message, frames = msgspec.structs.replace(message, preview=False), frames[1:]
+        else:
+            previews = 1
+    if sum(memoryview(frame).nbytes for frame in frames[previews:]) > max_bytes:
+        dropped.append("oversized_checkpoints")
+        frames = frames[:previews]
+    return message, frames, dropped
+
+
+def clean_text(text: str) -> str:
+    """Return a text of a worker for people: in one line, printable and bounded."""
+    return printable(" ".join(text[: 2 * MAX_TEXT_CHARS].split()), MAX_TEXT_CHARS)
+
+
+def hello_error(hello: Hello) -> str | None:
+    """Return the name in this message that is not printable; None if all are."""
+    engine = hello.engine_info
+    names = {
+        "worker": hello.worker,
+        "model": hello.model,
+        "device": hello.device,
+        "pipeline": engine.pipeline,
+        "batching": engine.batching,
+        "dtype": engine.dtype,
+    }
+    unprintable = [field for field, name in names.items() if not name.isprintable()]
+    return f"its {' and '.join(unprintable)} name has characters that are not printable" if unprintable else None
