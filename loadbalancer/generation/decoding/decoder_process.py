@@ -15,11 +15,18 @@ import warnings
 
 from setproctitle import setproctitle
 
-from loadbalancer.generation.decoding.messages import DecodeRequest, DecodeResult, RejectedImage, encode, read_request
+from loadbalancer.generation.decoding.messages import (
+    DecodeRequest,
+    DecodeResult,
+    RejectedImage,
+    encode,
+    output_pixels,
+    read_request,
+)
 from loadbalancer.generation.decoding.pixels import ImageRejected, decode_images
 
-#: Memory of the interpreter, its libraries and the files, and of each pixel that a file may have. Decoders need up to
-#: 12 bytes per pixel at a time.
+#: Memory of the interpreter, its libraries and the files, and of each pixel of a file and of its result. Decoders need
+#: up to 12 bytes per pixel at a time.
 _BASE_BYTES = 512 << 20
 _BYTES_PER_PIXEL = 20
 
@@ -42,7 +49,8 @@ def handle(request: DecodeRequest) -> DecodeResult:
     """Decode within the limits of CPU time and memory."""
     # The limit counts from the start of the process, in whole seconds.
     _limit(resource.RLIMIT_CPU, math.ceil(time.process_time() + request.cpu_limit_s))
-    _limit(resource.RLIMIT_AS, _BASE_BYTES + _BYTES_PER_PIXEL * request.limits.max_source_pixels)
+    pixels = request.limits.max_source_pixels + output_pixels(request.limits, request.size)
+    _limit(resource.RLIMIT_AS, _BASE_BYTES + _BYTES_PER_PIXEL * pixels)
     try:
         return decode_images(
             request.image,

@@ -94,5 +94,9 @@ def decode_result(body: bytes) -> DecodeResult:
 
 def max_result_bytes(limits: ImageLimits, size: Size | None) -> int:
     """Above this, a message is no valid result."""
-    pixels = limits.max_pixels if size is None else size[0] * size[1]
-    return 4 * pixels + (64 << 10)
+    return 4 * output_pixels(limits, size) + (64 << 10)
+
+
+def output_pixels(limits: ImageLimits, size: Size | None) -> int:
+    """Number of pixels of the result, at most."""
+    return limits.max_pixels if size is None else size[0] * size[1]
