@@ -42,9 +42,10 @@ def key_of(owner: str, given: str, path: str, media_type: str, body: bytes) -> I
     kind = media_type.encode("latin-1", "replace")
     boundary = _BOUNDARY.search(kind)
     if boundary is not None:
-        kind, body = kind.replace(boundary[1], b""), body.replace(boundary[1], b"")
-    digest = hashlib.sha256(b"\0".join([path.encode(), kind, body])).digest()
-    return IdempotencyKey(owner, given, digest)
+        kind, body = kind.replace(boundary[1], b""), body.replace(b"--" + boundary[1], b"--")
+    digest = hashlib.sha256(b"\0".join([path.encode(), kind, b""]))
+    digest.update(body)
+    return IdempotencyKey(owner, given, digest.digest())
 
 
 def reused(key: str) -> KeyReused:
@@ -129,7 +130,7 @@ class IdempotencyMiddleware:
         try:
             body = await read_body(request, self._max_bytes)
             kind = request.headers.get("content-type", "")
-            key = key_of(caller(request).owner, given, scope["path"], kind, body)
+            key = await asyncio.to_thread(key_of, caller(request).owner, given, scope["path"], kind, body)
             recording, first = await self._recording(key, scope, body)
             del body  # the application releases it before it waits
         except IdempotencyKeyReused:

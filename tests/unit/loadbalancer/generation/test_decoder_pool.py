@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import signal
+import struct
 from collections.abc import AsyncIterator, Callable
 
 import psutil
@@ -21,7 +22,7 @@ from loadbalancer.generation.decoding.messages import (
 )
 from loadbalancer.generation.decoding.pixels import decode_images
 from loadbalancer.schema.errors import ApiError, InvalidRequest, TimedOut, TooBusy, Unavailable
-from tests.support.images import file, half, png, scan_bomb
+from tests.support.images import file, half, make_image, png, scan_bomb
 
 LIMITS = ImageLimits(
     max_source_pixels=25_000_000,
@@ -85,6 +86,13 @@ async def test_rejected_file_leaves_the_process_as_it_is(pool: DecoderPool) -> N
         assert (rejected.value.param, rejected.value.code) == ("image", "invalid_image")
     await decode(pool, request(png()))
     assert pool.counters == {"decoders_started": 1}
+
+
+async def test_warnings_about_a_file_are_not_logged(pool: DecoderPool, capfd: pytest.CaptureFixture[str]) -> None:
+    tags = b"".join(struct.pack(">HHII", tag, 2, 0xFFFFFFF0, 0) for tag in range(5000))
+    content = file(make_image(), exif=b"Exif\0\0MM\0*\0\0\0\x08" + struct.pack(">H", 5000) + tags)
+    assert (await decode(pool, request(content))).mode == "image"
+    assert capfd.readouterr() == ("", "")
 
 
 async def test_bombs_are_killed_while_others_are_served(pool: DecoderPool) -> None:
