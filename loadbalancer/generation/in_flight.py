@@ -146,7 +146,7 @@ class RequestTracker:
         """
         if not self.is_open:
             raise shutting_down()
-        if reason := self.start_failure(job.model):
+        if not self.scheduler.is_ready(job.model) and (reason := self.start_failure(job.model)):
             raise model_cannot_start(job.model, reason)
         try:
             request = InFlightRequest(self, job)
