@@ -90,7 +90,7 @@ class Server(Section):
     max_metadata_bytes: int = Field(default=4 << 20, ge=1024)
     """Maximum size of EXIF, ICC profile, XMP and texts in a source image."""
     max_body_bytes_in_memory: int = Field(default=512 << 20, ge=1024)
-    """Maximum bytes of all bodies that are being read and checked; beyond it 429 with Retry-After."""
+    """Maximum bytes of all bodies above 64 KiB that are being read and checked; beyond it 429 with Retry-After."""
     max_prompt_chars: int = Field(default=4000, ge=1)
     """Maximum length of a prompt and of a negative prompt."""
     max_n: int = Field(default=10, ge=1, le=128)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from starlette.datastructures import Headers
 from starlette.requests import Request
 from starlette.types import Message, Receive
 
@@ -9,6 +10,8 @@ from loadbalancer.metrics.refusals import RefusalCounter
 from loadbalancer.schema.errors import TooBusy
 
 CODE = "body_memory_full"
+#: The server buffers this much of each connection in any case, so that smaller bodies are not counted.
+_SMALL_BYTES = 64 * 2**10
 
 
 class BodyBudget:
@@ -71,8 +74,20 @@ class BodyReservation:
         return count_and_receive
 
 
+def is_small(headers: Headers) -> bool:
+    """True for a body that needs no reservation."""
+    declared = headers.get("content-length", "")
+    return declared.isdecimal() and int(declared) <= _SMALL_BYTES and "content-encoding" not in headers
+
+
+def release_body(request: Request) -> None:
+    """Release the reservation of the request, if it has one."""
+    if "body" in request.scope["state"]:
+        body_reservation(request).release()
+
+
 def body_reservation(request: Request) -> BodyReservation:
-    """The reservation that `ApiMiddleware` has made."""
+    """The reservation that `ApiMiddleware` has made, for any body that is not small."""
     found = request.state.body
     assert isinstance(found, BodyReservation)
     return found

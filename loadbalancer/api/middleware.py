@@ -19,7 +19,7 @@ from configs.sections import Access
 from loadbalancer.access.api_keys import Authenticator, KeyRing
 from loadbalancer.access.origin_policy import OriginPolicy
 from loadbalancer.access.rate_limit import RateLimiter
-from loadbalancer.api.body_budget import BodyBudget, BodyReservation
+from loadbalancer.api.body_budget import BodyBudget, BodyReservation, is_small
 from loadbalancer.api.head_requests import answer_head
 from loadbalancer.api.http_helpers import error_response
 from loadbalancer.api.idempotency import HEADER, PATHS
@@ -130,14 +130,18 @@ class ApiMiddleware:
         if not is_post:  # nothing reads a body
             await self._app(scope, receive, send)
             return
-        body = state["body"] = BodyReservation(self._bodies)
+        body = None
+        if not is_small(headers):
+            body = state["body"] = BodyReservation(self._bodies)
+            receive = body.counting(receive)
         app = self._replaying if HEADER in headers and scope["path"] in PATHS else self._app
         self._posts += 1
         try:
             answer = self._send_with_limits(caller.owner, now, send) if limited else send
-            await app(scope, body.counting(receive), answer)
+            await app(scope, receive, answer)
         finally:
-            body.release()
+            if body is not None:
+                body.release()
             self._posts -= 1
             if limited:
                 self._limits.leave(caller.owner)

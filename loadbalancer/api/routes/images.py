@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from fastapi import APIRouter, Request, Response
 
-from loadbalancer.api.body_budget import body_reservation
+from loadbalancer.api.body_budget import release_body
 from loadbalancer.api.event_stream import EventStream
 from loadbalancer.api.http_helpers import json_response, read_json, wait_first
 from loadbalancer.api.openapi import content, event_stream, request_body, responses
@@ -97,7 +97,7 @@ def router(services: Services, builder: RequestBuilder) -> APIRouter:
         """The minimal API: a prompt in, a base64 PNG out."""
         parsed = parse(PredictRequest, await read_json(request, max_bytes))
         in_flight = services.tracker.accept(await builder.build(parsed, request))
-        body_reservation(request).release()
+        release_body(request)
         (image,) = await _wait(in_flight, request)
         return json_response(PredictAnswer(memoryview(image.image), image.flagged))
 
@@ -111,7 +111,7 @@ async def _respond(
     if isinstance(result, Response):
         return result
     in_flight = services.tracker.accept(result)
-    body_reservation(request).release()  # source images are decoded, and counted by the queue
+    release_body(request)  # source images are decoded, and counted by the queue
     if parsed.stream:
         return EventStream(in_flight, edit=isinstance(parsed, EditRequest))
     return json_response(images_answer(result, await _wait(in_flight, request), time.time()))
