@@ -166,7 +166,8 @@ class Queue(Section):
     """Maximum number of queued tasks (images) per model; beyond it 429 with Retry-After. Keys below their fair share
     are still accepted."""
     max_source_bytes: int = Field(default=1 << 30, ge=1 << 20)
-    """Maximum bytes of source images (3 per pixel) of all unfinished tasks; beyond it 429."""
+    """Maximum bytes of source images (3 per pixel) of all unfinished tasks; beyond it 429. Keys below their fair share
+    are still accepted."""
     max_attempts: int = Field(default=3, ge=1)
     """Number of workers that may die while they run a task before the task fails."""
     max_work_s: PositiveSeconds | None = None
@@ -190,11 +191,18 @@ class Jobs(Section):
     keep_s: PositiveSeconds = 86_400.0
     """Time that results and stored answers remain available."""
     max_bytes: int = Field(default=4 << 30, ge=1 << 16)
-    """Maximum bytes of jobs and stored answers. Beyond it the oldest results are deleted, then new jobs get 429."""
+    """Maximum bytes of jobs with their results. Beyond it the oldest results of the keys that hold the most are
+    deleted. The source images of unfinished jobs have the same maximum; beyond it 429, except below the fair share."""
+    max_response_bytes: int = Field(default=256 << 20, ge=1 << 16)
+    """Maximum bytes of answers stored by `Idempotency-Key`. Beyond it the oldest of the keys that hold the most are
+    deleted."""
     max_file_bytes: int | None = Field(default=None, ge=1 << 16)
     """Maximum size of the database file; beyond it new jobs get 503, as on a full disk. Default: none."""
     max_unfinished: int = Field(default=10_000, ge=1)
-    """Maximum number of unfinished jobs; beyond it 429 with Retry-After."""
+    """Maximum number of unfinished jobs; beyond it 429 with Retry-After. Keys below their fair share are still
+    accepted."""
+    max_unfinished_per_key: Annotated[int, Field(ge=1)] | None = None
+    """Maximum number of unfinished jobs of one API key; beyond it 429. Default: no limit of its own."""
     queue_share: float = Field(default=0.5, gt=0, le=1)
     """Fraction of `queue.max_tasks` that jobs may use; further jobs wait on disk, so that requests find room."""
     checkpoint_every_s: PositiveSeconds = 3.0

@@ -6,15 +6,16 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 
 import msgspec
 from fastapi.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 
+from loadbalancer.api.storage_errors import storage_error
 from loadbalancer.generation.in_flight import ResultStream
 from loadbalancer.scheduling.task import TaskCompleted, TaskProgress
-from loadbalancer.schema.errors import InternalError
+from loadbalancer.schema.errors import Conflict, InternalError
 from loadbalancer.schema.responses import Timings
 from loadbalancer.schema.stream_events import (
     KEEP_ALIVE,
@@ -24,6 +25,7 @@ from loadbalancer.schema.stream_events import (
     encode,
     encode_error,
 )
+from loadbalancer.storage.database import StorageUnavailable
 
 log = logging.getLogger(__name__)
 
@@ -51,6 +53,8 @@ async def _catch_errors(writer: _EventWriter) -> AsyncIterator[bytes]:
     try:
         async for chunk in writer.stream():
             yield chunk
+    except StorageUnavailable as error:
+        yield encode_error(storage_error(error))
     except Exception:
         log.exception("a stream failed")
         yield encode_error(InternalError("The server had an error while streaming. Please try again."))
@@ -63,6 +67,7 @@ class _EventWriter:
         self._source = source
         self._edit = edit
         self._throttle = ProgressThrottle()
+        self._is_deleted = False
         self._indexes = {task: index for index, task in enumerate(source.tasks)}
         #: Steps whose previews were sent, by task: a restarted task does not send them again.
         self._previews: dict[str, list[int]] = {task: [] for task in source.tasks}
@@ -72,12 +77,18 @@ class _EventWriter:
         source, throttle = self._source, self._throttle
         while True:
             source.changed.clear()
-            chunks = list(self._events(time.monotonic()))
             is_over = source.ended.done()
-            if chunks:
-                yield b"".join(chunks)
+            sent = False
+            async for chunk in self._events(time.monotonic()):  # one at a time: a slow reader holds one image
+                yield chunk
                 throttle.on_sent(time.monotonic())
-            elif throttle.is_silent(time.monotonic()):
+                sent = True
+            if self._is_deleted:
+                return
+            if is_over and source.failure is not None:
+                yield encode_error(source.failure)
+                return
+            if not sent and throttle.is_silent(time.monotonic()):
                 yield KEEP_ALIVE
                 throttle.on_sent(time.monotonic())
             if is_over:
@@ -85,16 +96,24 @@ class _EventWriter:
             with contextlib.suppress(TimeoutError):  # the next progress poll is due
                 await asyncio.wait_for(source.changed.wait(), throttle.wait_s(time.monotonic()))
 
-    def _events(self, now: float) -> Iterator[bytes]:
+    async def _events(self, now: float) -> AsyncIterator[bytes]:
+        source = self._source
         if self._throttle.poll(now):
-            for view in self._throttle.changed(list(self._source.progress())):
-                yield encode(view, edit=self._edit)
-        while self._source.events:
-            event = self._image_event(self._source.events.popleft())
+            views = self._throttle.changed(list(source.progress()))
+            if views:
+                yield b"".join(encode(view, edit=self._edit) for view in views)
+        while source.events:
+            update = source.events.popleft()
+            if isinstance(update, TaskCompleted):
+                loaded = await source.load(update)
+                if loaded is None:
+                    self._is_deleted = True
+                    yield encode_error(Conflict("The job was deleted.", code="job_cancelled"))
+                    return
+                update = loaded
+            event = self._image_event(update)
             if event is not None:
                 yield encode(event, edit=self._edit)
-        if self._source.failure is not None:
-            yield encode_error(self._source.failure)
 
     def _image_event(self, update: TaskProgress | TaskCompleted) -> PartialImage | CompletedImage | None:
         job, index, created = self._source.job, self._indexes[update.task], int(time.time())

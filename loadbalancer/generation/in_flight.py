@@ -48,6 +48,10 @@ class ResultStream(ABC):
     def progress(self) -> Iterator[Progress]:
         """Yield the progress of each unfinished image."""
 
+    async def load(self, completed: TaskCompleted) -> TaskCompleted | None:
+        """Return the finished image with its file; None if it was deleted."""
+        return completed
+
     @abstractmethod
     def close(self) -> None:
         """Release the stream when its reader has left. Idempotent."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 
 from loadbalancer.generation.in_flight import ResultStream
 from loadbalancer.generation.validation import GenerationSpec
@@ -28,6 +28,8 @@ from loadbalancer.schema.stream_events import Progress
 from loadbalancer.storage.records import JobRecord, JobSpec, StoredCheckpoint, StoredImage
 
 ProgressReader = Callable[[], Iterator[Progress]]
+#: Reads the image of this index from the disk.
+ImageLoader = Callable[[int], Awaitable[StoredImage | None]]
 
 
 class JobRun:
@@ -178,26 +180,36 @@ class JobRun:
 
 
 class JobSubscriber(ResultStream):
-    """A reader of a job's results; a late one gets the stored images first."""
+    """A reader of a job's results; a late one gets the stored images first.
 
-    def __init__(self, spec: JobSpec, progress: ProgressReader, on_close: Callable[[JobSubscriber], None]) -> None:
+    Its images wait on the disk, not in memory: `load` reads each when it is sent.
+    """
+
+    def __init__(
+        self,
+        spec: JobSpec,
+        progress: ProgressReader,
+        load: ImageLoader,
+        on_close: Callable[[JobSubscriber], None],
+    ) -> None:
         super().__init__(
             GenerationSpec(spec.model, spec.inputs, 0.0, spec.priority), [str(item) for item in range(len(spec.inputs))]
         )
+        self.path = spec.path
         self._progress = progress
+        self._load = load
         self._on_close = on_close
         self._published: set[int] = set()
 
     def progress(self) -> Iterator[Progress]:
         return self._progress()
 
-    def add_images(self, images: Iterable[StoredImage]) -> None:
+    def add_items(self, items: Iterable[int]) -> None:
         """Publish images that are on disk, each once."""
-        for stored in images:
-            if stored.item not in self._published:
-                self._published.add(stored.item)
-                task = self.tasks[stored.item]
-                self.publish(TaskCompleted(task, stored.image, stored.waited_s, stored.ran_s, stored.flagged))
+        for item in items:
+            if item not in self._published:
+                self._published.add(item)
+                self.publish(TaskCompleted(self.tasks[item], b"", 0.0, 0.0))
 
     def add_preview(self, item: int, preview: TaskProgress) -> None:
         """Publish a preview. It replaces an older one of the same image that a slow reader has not taken."""
@@ -205,6 +217,12 @@ class JobSubscriber(ResultStream):
         if item not in self._published:
             self.events = deque(e for e in self.events if isinstance(e, TaskCompleted) or e.task != task)
             self.publish(TaskProgress(task, preview.step, preview.steps, preview.preview))
+
+    async def load(self, completed: TaskCompleted) -> TaskCompleted | None:
+        stored = await self._load(int(completed.task))
+        if stored is None:
+            return None
+        return TaskCompleted(completed.task, stored.image, stored.waited_s, stored.ran_s, stored.flagged)
 
     def close(self) -> None:
         self._on_close(self)

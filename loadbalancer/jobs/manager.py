@@ -13,19 +13,22 @@ import logging
 import time
 import uuid
 from collections import Counter
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import TypeVar
 
 from configs.settings import Settings
+from loadbalancer.background_tasks import TaskSupervisor
 from loadbalancer.jobs.job_queue import JobAdmission
 from loadbalancer.jobs.job_run import JobRun, JobSubscriber
 from loadbalancer.jobs.views import JobProgress, JobView, cancelled, expired, job_view, missing_result_error
 from loadbalancer.metrics.prometheus import Metrics
 from loadbalancer.scheduler_service import SchedulerService
+from loadbalancer.scheduling.owner_quota import OwnerQuota
 from loadbalancer.scheduling.task import QueueFull
 from loadbalancer.schema.errors import Conflict, InternalError, TooBusy, shutting_down
 from loadbalancer.storage.database import Database, StorageUnavailable, Work, sweep_forever
-from loadbalancer.storage.records import Failure, IdempotencyKey, JobRecord, JobSpec, JobState, StoredImage
+from loadbalancer.storage.records import Failure, IdempotencyKey, JobPage, JobRecord, JobSpec, JobState, StoredImage
 from loadbalancer.storage.repository import Repository
 
 log = logging.getLogger(__name__)
@@ -59,10 +62,11 @@ class JobManager:
         self._database = database
         self._runs: dict[str, JobRun] = {}
         self._models = settings.models
-        self._source_bytes = 0
+        self._job_quota = OwnerQuota(settings.jobs.max_unfinished, settings.jobs.max_unfinished_per_key)
+        self._source_quota = OwnerQuota(settings.jobs.max_bytes)
         #: Jobs by outcome since the start.
         self.counters: Counter[str] = Counter()
-        self._background_tasks: set[asyncio.Task[None]] = set()
+        self._supervisor = TaskSupervisor()
         self._stopped = False
         #: Set once the unfinished jobs have been resumed, or the disk is unavailable.
         self._resumed = asyncio.Event()
@@ -79,9 +83,13 @@ class JobManager:
 
         Call it before workers connect: the tasks that they still run must be known by then.
         """
-        sweeping = sweep_forever(self._database, self.keep_s, self._settings.max_bytes)
-        for coroutine in (self._resume(), self._expire_waiting(), self._save(), sweeping):
-            self._spawn(coroutine)
+        for name, loop in (
+            ("jobs_resume", self._resume),
+            ("jobs_expire", self._expire_waiting),
+            ("jobs_save", self._save),
+            ("jobs_sweep", self._sweep),
+        ):
+            self._supervisor.run_forever(name, loop)
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self._resumed.wait(), _RESUME_S)
         self._resumed.set()
@@ -92,9 +100,7 @@ class JobManager:
         Jobs that are accepted after this call are only stored.
         """
         self._stopped = True
-        for task in self._background_tasks:
-            task.cancel()
-        await asyncio.gather(*self._background_tasks, return_exceptions=True)
+        await self._supervisor.stop()
         await self._save_now()
         for run in self._runs.values():
             run.leave()
@@ -109,24 +115,34 @@ class JobManager:
         Raises `IdempotencyKeyReused`, `StorageUnavailable` and `TooBusy`.
         """
         size = sum(map(len, sources))
-        job, now, full = f"job_{uuid.uuid4().hex}", time.time(), self._full(size)
+        job, now, full = f"job_{uuid.uuid4().hex}", time.time(), self._full(order.owner, size)
+        if full is None:  # until the job is stored: many may arrive at once
+            self._reserve(order.owner, size)
 
         def work(repository: Repository) -> JobRecord:
             if full is not None and (key is None or repository.job_of(key) is None):
                 raise full
             return repository.add(job, order, sources, key, now)
 
-        record = await self._database.do(work)
+        try:
+            record = await self._database.do(work)
+        finally:
+            if full is None:
+                self._release(order.owner, size)
         if record.id == job:
             self.counters["jobs_accepted"] += 1
             self._add_run(record, size)
         return self.view(record)
 
-    async def find(self, job: str, owner: str) -> tuple[JobRecord | None, list[StoredImage]]:
-        """Return the owner's job, or None, and its finished images. Raises `StorageUnavailable`."""
-        return await self._database.do(lambda repository: (repository.get(job, owner), repository.images(job)))
+    async def find(self, job: str, owner: str) -> JobRecord | None:
+        """Return the owner's job, or None. Raises `StorageUnavailable`."""
+        return await self._database.do(lambda repository: repository.get(job, owner))
 
-    async def page(self, owner: str, limit: int, after: str | None, state: JobState | None) -> list[JobRecord]:
+    async def image(self, job: str, item: int) -> StoredImage | None:
+        """Return a finished image; None if it was deleted. Raises `StorageUnavailable`."""
+        return await self._database.do(lambda repository: repository.image(job, item))
+
+    async def page(self, owner: str, limit: int, after: str | None, state: JobState | None) -> JobPage:
         """See `Repository.page`. Raises `StorageUnavailable`."""
         return await self._database.do(lambda repository: repository.page(owner, limit, after, state))
 
@@ -155,23 +171,35 @@ class JobManager:
         run = self._runs.get(record.id)
         return job_view(record, None if run is None or record.ended is not None else self._progress(run), self.keep_s)
 
-    def subscribe(self, record: JobRecord, stored: Sequence[StoredImage]) -> JobSubscriber:
-        """Subscribe to the job's results. Call it directly after `find`, without an await between them."""
+    async def subscribe(self, job: str, owner: str) -> JobSubscriber | None:
+        """Subscribe to the results of the owner's job; None if there is no such job. Raises `StorageUnavailable`."""
+
+        def work(repository: Repository) -> tuple[JobRecord | None, list[int]]:
+            record = repository.get(job, owner)
+            return record, [] if record is None else repository.finished_items(job)
+
+        record, items = await self._database.do(work)
+        # No await from here on: an image that is stored later is published to the subscriber.
+        return None if record is None else self._subscriber(record, items)
+
+    def _subscriber(self, record: JobRecord, items: Sequence[int]) -> JobSubscriber:
         if record.ended is None and record.readable:
             self._add_run(record, 0)  # right after a start the job may not have been resumed yet
         run = self._runs.get(record.id)
+        load = partial(self.image, record.id)
         if run is None:
-            subscriber = JobSubscriber(record.order, lambda: iter(()), lambda _: None)
-            subscriber.add_images(stored)
+            subscriber = JobSubscriber(record.order, lambda: iter(()), load, lambda _: None)
+            subscriber.add_items(items)
             subscriber.end(missing_result_error(record) if record.ended is not None else shutting_down())
             return subscriber
         subscriber = JobSubscriber(
             record.order,
             lambda: run.waiting_progress(self._progress(run).position) if run.task is None else run.image_progress(),
+            load,
             run.subscribers.discard,
         )
         run.subscribers.add(subscriber)
-        subscriber.add_images(stored)
+        subscriber.add_items(items)
         return subscriber
 
     @property
@@ -180,20 +208,31 @@ class JobManager:
 
     # ---- a job from admission to its end
 
-    def _full(self, source_bytes: int) -> TooBusy | None:
+    def _full(self, owner: str, source_bytes: int) -> TooBusy | None:
         """Return the error for a job with source images of this size; None where there is room."""
-        if len(self._runs) >= self._settings.max_unfinished:
-            return TooBusy(f"{len(self._runs)} jobs are unfinished, which is the limit.", retry_after_s=10)
-        if self._source_bytes + source_bytes > self._settings.max_bytes:
-            return TooBusy("The source images of unfinished jobs have reached jobs.max_bytes.", retry_after_s=10)
+        if self._job_quota.room(owner) < 1:
+            whose = self._job_quota.describe(owner)
+            return TooBusy(f"No more unfinished jobs are accepted: {whose}. Please try again later.", retry_after_s=10)
+        if source_bytes and not self._source_quota.fits(owner, source_bytes):
+            whose = self._source_quota.describe(owner)
+            text = f"There is no room for more source images of unfinished jobs: {whose} bytes. Please try again later."
+            return TooBusy(text, retry_after_s=10)
         return None
+
+    def _reserve(self, owner: str, source_bytes: int) -> None:
+        self._job_quota.add(owner, 1)
+        self._source_quota.add(owner, source_bytes)
+
+    def _release(self, owner: str, source_bytes: int) -> None:
+        self._job_quota.remove(owner, 1)
+        self._source_quota.remove(owner, source_bytes)
 
     def _add_run(self, record: JobRecord, source_bytes: int) -> None:
         if self._stopped or record.id in self._runs:
             return
         order = record.order
         run = self._runs[record.id] = JobRun(record, source_bytes, self._scheduler, self._metrics)
-        self._source_bytes += source_bytes
+        self._reserve(order.owner, source_bytes)
         if order.model in self._models:
             self._admission.push(record.id, order.model, len(order.inputs), order.owner, order.priority, record.seq)
             self._admit_next(order.model)
@@ -206,10 +245,20 @@ class JobManager:
             self._start_run(self._runs[job])
 
     def _start_run(self, run: JobRun) -> None:
-        run.start(self._spawn(self._run_job(run)))
+        run.start(self._supervisor.run_to_completion("job", self._run_job(run)))
 
     async def _run_job(self, run: JobRun) -> None:
-        """Run an admitted job to its end."""
+        """Run an admitted job to its end. A job that cannot be handled fails, and leaves no trace in the queues."""
+        try:
+            await self._run_to_end(run)
+        except Exception:
+            run.fail(InternalError("The job failed because of an internal error."))
+            raise  # the supervisor logs and counts it
+        finally:
+            if run.is_finished:
+                self._close(run)
+
+    async def _run_to_end(self, run: JobRun) -> None:
         if run.failure is None:
             try:
                 await self._enter(run)
@@ -222,7 +271,6 @@ class JobManager:
             if not run.is_finished:
                 await self._persist(run)
         await self._persist(run)
-        self._close(run)
 
     async def _enter(self, run: JobRun) -> None:
         job = run.record.id
@@ -259,14 +307,14 @@ class JobManager:
         if end is not None:
             self.counters[f"jobs_{end.state.value}"] += 1
         for subscriber in run.subscribers:
-            subscriber.add_images(unsaved)
+            subscriber.add_items([image.item for image in unsaved])
 
     def _close(self, run: JobRun) -> None:
         order = run.record.order
         if self._runs.pop(run.record.id, None) is None:
             return
         run.leave()
-        self._source_bytes -= run.source_bytes
+        self._release(order.owner, run.source_bytes)
         for subscriber in run.subscribers:
             subscriber.end(run.failure)
         if order.hook is not None:
@@ -293,7 +341,11 @@ class JobManager:
             self.counters["jobs_resumed"] += len(records)
             log.info("%d unfinished jobs are resumed", len(records))
         for record in records:
-            self._add_run(record, sizes.get(record.id, 0))
+            try:
+                self._add_run(record, sizes.get(record.id, 0))
+            except Exception as error:  # one job must not keep the others from being resumed
+                self._supervisor.record_failure("jobs_resume", error, time.monotonic())
+                self._runs.pop(record.id, None)
         for run in [run for run in self._runs.values() if run.task is not None]:
             await run.entered.wait()
         self._resumed.set()
@@ -308,6 +360,10 @@ class JobManager:
                 self._admission.enter(run.record.id)
                 run.fail(expired(run.record))
                 self._start_run(run)
+
+    async def _sweep(self) -> None:
+        settings = self._settings
+        await sweep_forever(self._database, settings.keep_s, settings.max_bytes, settings.max_response_bytes)
 
     async def _save(self) -> None:
         while True:
@@ -336,14 +392,3 @@ class JobManager:
             except StorageUnavailable:
                 self._resumed.set()  # `start` does not wait for the disk
                 await asyncio.sleep(_RETRY_S)
-
-    def _spawn(self, coroutine: Coroutine[None, None, None]) -> asyncio.Task[None]:
-        task = asyncio.create_task(coroutine)
-        self._background_tasks.add(task)
-        task.add_done_callback(self._on_done)
-        return task
-
-    def _on_done(self, task: asyncio.Task[None]) -> None:
-        self._background_tasks.discard(task)
-        if not task.cancelled() and (error := task.exception()) is not None:
-            log.error("a background task of the jobs failed", exc_info=error)

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from configs.sections import Queue
 from loadbalancer.scheduling.estimates import drain_s
+from loadbalancer.scheduling.owner_quota import OwnerQuota
 from loadbalancer.scheduling.request_queue import ModelQueue
 from loadbalancer.scheduling.task import DeadlineUnreachable, QueueFull, Task
 from loadbalancer.scheduling.worker_registry import Worker
@@ -21,13 +22,13 @@ class AdmissionControl:
     def __init__(self, config: Queue) -> None:
         self._config = config
         #: Bytes of the source images of unfinished tasks; images shared by the tasks of a request count for each.
-        self._source_bytes = 0
+        self._source_bytes = OwnerQuota(config.max_source_bytes)
 
     def __repr__(self) -> str:
-        return f"<AdmissionControl {self._source_bytes} of {self._config.max_source_bytes} bytes of source images>"
+        return f"<AdmissionControl, bytes of source images: {self._source_bytes!r}>"
 
     def remove(self, task: Task) -> None:
-        self._source_bytes -= task.source_bytes
+        self._source_bytes.remove(task.owner, task.source_bytes)
 
     def admit(
         self, tasks: Sequence[Task], queue: ModelQueue, workers: Sequence[Worker], now: float
@@ -35,11 +36,14 @@ class AdmissionControl:
         """Accept the request as a whole, or return why it is rejected."""
         first, config = tasks[0], self._config
         if len(tasks) > queue.room(first.owner):
-            reason = f"the queue of model '{first.model}' is full ({queue.max_tasks} images are waiting)"
+            own = queue.owner_tasks(first.owner)
+            waiting = f"{len(queue)} of {queue.max_tasks} images are waiting, {own} of them of '{first.owner}'"
+            reason = f"the queue of model '{first.model}' is full ({waiting})"
             return QueueFull(reason, _bounded_retry_s(_room_s(len(tasks), queue, workers)))
         added_bytes = sum(task.source_bytes for task in tasks)
-        if self._source_bytes and self._source_bytes + added_bytes > config.max_source_bytes:
-            reason = f"source images of unfinished requests fill their limit of {config.max_source_bytes >> 20} MiB"
+        if added_bytes and not self._source_bytes.fits(first.owner, added_bytes):
+            whose = self._source_bytes.describe(first.owner)
+            reason = f"there is no room for more source images of unfinished requests ({whose} bytes)"
             return QueueFull(reason, _bounded_retry_s(_room_s(len(tasks), queue, workers)))
         if config.max_work_s is not None and queue:
             rejection = _too_much_work(tasks, queue, workers, config.max_work_s)
@@ -52,7 +56,7 @@ class AdmissionControl:
             if finish_s is not None and finish_s > enough_s:
                 reason = f"the image would take about {finish_s:.1f} s, the request allows {remaining_s:.1f} s"
                 return DeadlineUnreachable(reason, _bounded_retry_s(finish_s - remaining_s), finish_s)
-        self._source_bytes += added_bytes
+        self._source_bytes.add(first.owner, added_bytes)
         return None
 
 

@@ -20,6 +20,7 @@ from dataclasses import dataclass, field
 from sortedcontainers import SortedDict
 
 from loadbalancer.scheduling.fair_share import FairShare
+from loadbalancer.scheduling.owner_quota import owner_room
 from loadbalancer.scheduling.task import Task
 
 Size = tuple[int, int]
@@ -76,9 +77,13 @@ class ModelQueue:
         A full queue still accepts tasks of an owner below its equal part, so that one owner's flood does not shut the
         others out. It never accepts more than twice `max_tasks` in total.
         """
+        own, owners = self.owner_tasks(owner), self.active_owners(owner)
+        return owner_room(self.max_tasks, used=self._count, own=own, owners=owners)
+
+    def owner_tasks(self, owner: str) -> int:
+        """Return the number of waiting tasks of an owner, isolated ones excluded."""
         own = self._owners.get(owner)
-        part = self.max_tasks // (len(self._owners) + (own is None)) - (len(own.tasks) if own else 0)
-        return max(self.max_tasks - self._count, min(part, 2 * self.max_tasks - self._count), 0)
+        return len(own.tasks) if own else 0
 
     def active_owners(self, owner: str) -> int:
         """Return the number of owners with waiting tasks, this one included."""

@@ -19,7 +19,8 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 from configs.paths import private_dir
-from loadbalancer.storage.repository import Repository, migrate
+from loadbalancer.storage.records import RetentionLimits
+from loadbalancer.storage.repository import SWEEP_ROWS, Repository, migrate
 
 log = logging.getLogger(__name__)
 
@@ -175,12 +176,15 @@ class Database:
             self._connection = None
 
 
-async def sweep_forever(database: Database, keep_s: float, max_bytes: int) -> None:
-    """Call `Repository.sweep` periodically."""
+async def sweep_forever(database: Database, keep_s: float, job_bytes: int, response_bytes: int) -> None:
+    """Call `Repository.sweep` periodically, in small steps, so that other work goes on between them."""
     while True:
         await asyncio.sleep(min(_SWEEP_S, keep_s))
+        removed = SWEEP_ROWS
         with contextlib.suppress(StorageUnavailable):
-            await database.do(partial(Repository.sweep, before=time.time() - keep_s, max_bytes=max_bytes))
+            while removed >= SWEEP_ROWS:
+                limits = RetentionLimits(time.time() - keep_s, job_bytes, response_bytes)
+                removed = await database.do(partial(Repository.sweep, limits=limits))
 
 
 def _attempt(item: _WorkItem, db: sqlite3.Connection) -> _Outcome:

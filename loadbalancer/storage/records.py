@@ -96,6 +96,21 @@ class StoredImage(NamedTuple):
     flagged: bool
 
 
+class JobPage(NamedTuple):
+    """A page of jobs, newest first; `more` if older ones follow."""
+
+    records: list[JobRecord]
+    more: bool
+
+
+class RetentionLimits(NamedTuple):
+    """What a sweep leaves: nothing that is older than `before`, and at most so many bytes of each kind."""
+
+    before: float
+    job_bytes: int
+    response_bytes: int
+
+
 class StoredCheckpoint(NamedTuple):
     """The checkpoint of one image of a job."""
 

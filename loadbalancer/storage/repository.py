@@ -9,18 +9,22 @@ from __future__ import annotations
 import contextlib
 import sqlite3
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import msgspec
 
+from loadbalancer.scheduling.owner_quota import fair_level
 from loadbalancer.scheduling.task import Checkpoint
 from loadbalancer.storage.records import (
     UNREADABLE_SPEC,
     Failure,
     IdempotencyKey,
     IdempotencyKeyReused,
+    JobPage,
     JobRecord,
     JobSpec,
     JobState,
+    RetentionLimits,
     StoredCheckpoint,
     StoredImage,
     StoredResponse,
@@ -56,18 +60,28 @@ MIGRATIONS = (
         delivered REAL);
     CREATE INDEX deliveries_due ON deliveries (due) WHERE due IS NOT NULL;
     """,
+    """
+    CREATE INDEX jobs_by_state ON jobs (owner, state, seq);
+    CREATE INDEX job_bytes_of_owner ON jobs (owner, ended, bytes);
+    CREATE INDEX responses_of_owner ON keys (owner, made, bytes) WHERE job IS NULL;
+    """,
 )
 
 _COLUMNS = "seq, id, asked, state, created, started, ended, failure"
 _json = msgspec.json.Encoder()
 _specs = msgspec.json.Decoder(JobSpec)
 _failures = msgspec.json.Decoder(Failure)
+_Times = tuple[float, float | None, float | None]
 _frames = msgspec.msgpack.Decoder(list[bytes])
 _UNREADABLE = Failure(
     500, ErrorDetail("The stored data of this job cannot be read.", "server_error", None, "job_unreadable")
 )
 #: Estimated size of a row without its blobs.
 _ROW_BYTES = 512
+#: Bytes of specs in a page of jobs, beyond which it ends early: all storage waits while it is read.
+_PAGE_BYTES = 1 << 20
+#: Limit of rows that one step of a sweep deletes.
+SWEEP_ROWS = 200
 #: Limit of pages that one sweep returns to the file system: a long sweep would delay writes.
 _TRIM_PAGES = 1024
 
@@ -119,15 +133,26 @@ class Repository:
         row = self._db.execute(f"SELECT {_COLUMNS}, owner FROM jobs WHERE id = ?", (job,)).fetchone()  # noqa: S608
         return None if row is None or owner not in (None, row[-1]) else _record(row[:-1])
 
-    def page(self, owner: str, limit: int, after: str | None, state: JobState | None) -> list[JobRecord]:
-        """Return at most `limit` jobs of the owner that are older than `after`, newest first."""
+    def page(self, owner: str, limit: int, after: str | None, state: JobState | None) -> JobPage:
+        """Return at most `limit` jobs of the owner that are older than `after`, newest first.
+
+        A page of large jobs ends earlier, after about a MiB.
+        """
         before = None if after is None else self.get(after, owner)
+        seq = 2**62 if before is None else before.seq
+        only, values = ("", (owner, seq)) if state is None else (" AND state = ?", (owner, seq, state))
         rows = self._db.execute(
-            f"SELECT {_COLUMNS} FROM jobs WHERE owner = ? AND seq < ? AND state = ifnull(?, state)"  # noqa: S608
-            " ORDER BY seq DESC LIMIT ?",
-            (owner, 2**62 if before is None else before.seq, state, limit),
+            f"SELECT {_COLUMNS} FROM jobs WHERE owner = ? AND seq < ?{only} ORDER BY seq DESC LIMIT ?",  # noqa: S608
+            (*values, limit + 1),
         )
-        return [_record(row) for row in rows]
+        records: list[JobRecord] = []
+        size = 0
+        for row in rows:
+            if len(records) == limit or size > _PAGE_BYTES:
+                return JobPage(records, True)
+            records.append(_record(row))
+            size += len(row[2]) if isinstance(row[2], bytes) else 0
+        return JobPage(records, False)
 
     def unfinished(self) -> list[JobRecord]:
         """Return the unfinished jobs, oldest first."""
@@ -155,6 +180,20 @@ class Repository:
             "SELECT item, image, waited_s, ran_s, flagged FROM images WHERE job = ? ORDER BY item", (job,)
         )
         return [StoredImage(item, image, waited, ran, bool(flagged)) for item, image, waited, ran, flagged in rows]
+
+    def image(self, job: str, item: int) -> StoredImage | None:
+        """Return one finished image; None if it does not exist."""
+        row = self._db.execute(
+            "SELECT item, image, waited_s, ran_s, flagged FROM images WHERE job = ? AND item = ?", (job, item)
+        ).fetchone()
+        if row is None:
+            return None
+        index, image, waited_s, ran_s, flagged = row
+        return StoredImage(index, image, waited_s, ran_s, bool(flagged))
+
+    def finished_items(self, job: str) -> list[int]:
+        """Return the indexes of the finished images, without reading them."""
+        return [item for (item,) in self._db.execute("SELECT item FROM images WHERE job = ? ORDER BY item", (job,))]
 
     def checkpoints(self, job: str) -> dict[int, Checkpoint]:
         """Return the readable checkpoints by index in the job."""
@@ -216,28 +255,46 @@ class Repository:
 
     # ---- size limit
 
-    def sweep(self, before: float, max_bytes: int) -> int:
-        """Delete results older than `before`, then the oldest until `max_bytes` remain. Returns their number."""
-        removed = self._db.execute("DELETE FROM jobs WHERE ended < ?", (before,)).rowcount
-        removed += self._db.execute("DELETE FROM keys WHERE made < ? AND job IS NULL", (before,)).rowcount
-        excess = self.size() - max_bytes
-        for _, size, job, owner, key in self._by_age() if excess > 0 else ():
-            if job is not None:
-                self.forget(job)
-            else:
-                self._db.execute("DELETE FROM keys WHERE owner = ? AND key = ?", (owner, key))
-            removed, excess = removed + 1, excess - size
-            if excess <= 0:
-                break
+    def sweep(self, limits: RetentionLimits) -> int:
+        """Delete what is too old, then the oldest results of the owners who hold the most. Returns their number.
+
+        At most `SWEEP_ROWS` of each kind are deleted by one call.
+        """
+        removed = self._delete_before("jobs", "ended", "ended IS NOT NULL", limits.before)
+        removed += self._delete_before("keys", "made", "job IS NULL", limits.before)
+        removed += self._shrink("jobs", "ended", "ended IS NOT NULL", "TRUE", limits.job_bytes)
+        removed += self._shrink("keys", "made", "job IS NULL", "job IS NULL", limits.response_bytes)
         self._db.execute(f"PRAGMA incremental_vacuum({_TRIM_PAGES})").fetchall()
         return removed
 
-    def _by_age(self) -> list[tuple[float, int, str | None, str | None, str | None]]:
-        """Return time, bytes and id of all results, oldest first; unfinished jobs are excluded."""
+    def _delete_before(self, table: str, time: str, deletable: str, before: float) -> int:
         return self._db.execute(
-            "SELECT ended AS at, bytes, id, NULL, NULL FROM jobs WHERE ended IS NOT NULL"
-            " UNION ALL SELECT made, bytes, NULL, owner, key FROM keys WHERE job IS NULL ORDER BY at"
-        ).fetchall()
+            f"DELETE FROM {table} WHERE rowid IN"  # noqa: S608
+            f" (SELECT rowid FROM {table} WHERE {deletable} AND {time} < ? ORDER BY {time} LIMIT {SWEEP_ROWS})",
+            (before,),
+        ).rowcount
+
+    def _shrink(self, table: str, time: str, deletable: str, counted: str, max_bytes: int) -> int:
+        """Delete the oldest rows of the owners above the fair level. Unfinished jobs count, and stay."""
+        held: dict[str, int] = dict(
+            self._db.execute(f"SELECT owner, sum(bytes) FROM {table} WHERE {counted} GROUP BY owner").fetchall()  # noqa: S608
+        )
+        if sum(held.values()) <= max_bytes:
+            return 0
+        level = fair_level(held.values(), max_bytes)
+        oldest: list[tuple[int]] = []
+        for owner, size in sorted(held.items(), key=lambda item: -item[1]):
+            excess = size - level
+            rows = self._db.execute(
+                f"SELECT rowid, bytes FROM {table} WHERE owner = ? AND {deletable} ORDER BY {time}",  # noqa: S608
+                (owner,),
+            )
+            while excess > 0 and len(oldest) < SWEEP_ROWS and (row := rows.fetchone()) is not None:
+                oldest.append((row[0],))
+                excess -= row[1]
+            rows.close()
+        self._db.executemany(f"DELETE FROM {table} WHERE rowid = ?", oldest)  # noqa: S608
+        return len(oldest)
 
     def size(self) -> int:
         """Return the bytes of jobs and stored responses."""
@@ -295,12 +352,16 @@ class Repository:
         return record
 
 
-def _record(row: tuple[int, str, bytes, str, float, float | None, float | None, bytes | None]) -> JobRecord:
+def _record(row: tuple[Any, ...]) -> JobRecord:
+    """Return the row as a record. A damaged one, or one of a newer program, is an unreadable record."""
     seq, job, asked, state, created, started, ended, failure = row
-    failure_json, order = None if failure is None else _UNREADABLE, UNREADABLE_SPEC
-    with contextlib.suppress(msgspec.MsgspecError):
+    try:
         order = _specs.decode(asked)
-    if failure is not None:
-        with contextlib.suppress(msgspec.MsgspecError):
-            failure_json = _failures.decode(failure)
-    return JobRecord(seq, job, order, JobState(state), created, started, ended, failure_json)
+        stored_failure = None if failure is None else _failures.decode(failure)
+        created_at, started_at, ended_at = msgspec.convert((created, started, ended), _Times)
+        if not order.inputs or not order.weight > 0:
+            raise ValueError("no images, or no weight")
+        return JobRecord(seq, job, order, JobState(state), created_at, started_at, ended_at, stored_failure)
+    except (msgspec.MsgspecError, TypeError, ValueError):
+        state = JobState.QUEUED if ended is None else JobState.FAILED
+        return JobRecord(seq, job, UNREADABLE_SPEC, state, 0.0, None, None if ended is None else 0.0, _UNREADABLE)

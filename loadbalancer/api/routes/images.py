@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
 
 from fastapi import APIRouter, Request, Response
 
 from loadbalancer.api.body_budget import release_body
 from loadbalancer.api.event_stream import EventStream
 from loadbalancer.api.http_helpers import json_response, read_json, wait_first
+from loadbalancer.api.image_responses import images_answer
 from loadbalancer.api.openapi import content, event_stream, request_body, responses
 from loadbalancer.api.proxying import form_factory, json_factory, try_upstream
 from loadbalancer.api.request_builder import RequestBuilder
@@ -19,9 +19,8 @@ from loadbalancer.generation.validation import GenerationSpec
 from loadbalancer.scheduling.task import TaskCompleted
 from loadbalancer.schema.parsing import parse, parse_form, parse_with_images
 from loadbalancer.schema.requests import EditRequest, ImageRequest, JsonEditRequest, PredictRequest
-from loadbalancer.schema.responses import ImageData, ImagesAnswer, PredictAnswer, Timings
+from loadbalancer.schema.responses import PredictAnswer
 from loadbalancer.services import Services
-from loadbalancer.storage.records import StoredImage
 
 _ERRORS = (400, 404, 413, 422, 429, 500, 502, 503, 504)
 _EVENTS = event_stream("Progress", "PartialImage", "CompletedImage", "ErrorEvent")
@@ -126,12 +125,3 @@ async def _wait(in_flight: InFlightRequest, request: Request) -> list[TaskComple
         return [in_flight.images[task] for task in in_flight.tasks]
     finally:
         in_flight.close()
-
-
-def images_answer(spec: GenerationSpec, images: Sequence[TaskCompleted | StoredImage], created: float) -> ImagesAnswer:
-    """The response of the Images API; `images` are in the order of the spec's inputs."""
-    data = [
-        ImageData(memoryview(image.image), inputs.seed, Timings(image.waited_s, image.ran_s), image.flagged)
-        for image, inputs in zip(images, spec.inputs, strict=True)
-    ]
-    return ImagesAnswer(int(created), data, spec.model, spec.size, spec.inputs[0].output_format)

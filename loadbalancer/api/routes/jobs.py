@@ -3,28 +3,25 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Awaitable
-from typing import Annotated, NoReturn, TypeVar
+from functools import partial
+from typing import Annotated, NoReturn
 
 from fastapi import APIRouter, Query, Request, Response
 
 from loadbalancer.api.event_stream import EventStream
 from loadbalancer.api.http_helpers import caller, json_response, read_json
 from loadbalancer.api.idempotency import HEADER, key_of, reused
+from loadbalancer.api.job_result import JobResult
 from loadbalancer.api.openapi import event_stream, request_body, responses, schema_ref
 from loadbalancer.api.request_builder import RequestBuilder
-from loadbalancer.api.routes.images import images_answer
+from loadbalancer.api.storage_errors import stored
 from loadbalancer.generation.validation import GenerationSpec
 from loadbalancer.jobs.requests import ParsedJob, parse_job
 from loadbalancer.jobs.views import StoredError, job_list, missing_result_error
-from loadbalancer.schema.errors import ApiError, Conflict, InvalidRequest, NotFound, Unavailable, shutting_down
+from loadbalancer.schema.errors import Conflict, InvalidRequest, NotFound, shutting_down
 from loadbalancer.schema.parsing import shorten
-from loadbalancer.schema.responses import PredictAnswer
 from loadbalancer.services import Services
-from loadbalancer.storage.database import StorageUnavailable
 from loadbalancer.storage.records import IdempotencyKeyReused, JobRecord, JobSpec, JobState, StoredImage, WebhookTarget
-
-Result = TypeVar("Result")
 
 _EDITS = "/v1/images/edits"
 _OF_EDITS = ("EditProgress", "EditPartialImage", "EditCompletedImage")
@@ -65,7 +62,7 @@ def router(services: Services, builder: RequestBuilder) -> APIRouter:
     @routes.get("/v1/jobs/{job}", summary="Describe a job", responses=responses("JobView", 404, 503))
     async def describe_job(request: Request, job: str) -> Response:
         """The state and progress of the job."""
-        record, _ = await api.find(request, job)
+        record = await api.find(request, job)
         return json_response(services.jobs.view(record))
 
     @routes.get(
@@ -75,18 +72,20 @@ def router(services: Services, builder: RequestBuilder) -> APIRouter:
     )
     async def job_result(request: Request, job: str) -> Response:
         """The response of the job's endpoint; 409 while the job is unfinished."""
-        return _result(*await api.find(request, job))
+        return await api.result(request, job)
 
     @routes.get("/v1/jobs/{job}/events", summary="Follow a job", responses=responses("JobView", 404, 503, **_EVENTS))
     async def job_events(request: Request, job: str) -> Response:
         """Server-sent events: first the current progress and finished images, then updates until the end."""
-        record, images = await api.find(request, job)
-        return EventStream(services.jobs.subscribe(record, images), edit=record.order.path == _EDITS)
+        subscriber = await stored(services.jobs.subscribe(job, caller(request).owner))
+        if subscriber is None:
+            _job_not_found(job)
+        return EventStream(subscriber, edit=subscriber.path == _EDITS)
 
     @routes.delete("/v1/jobs/{job}", summary="Cancel or delete a job", responses=responses("JobView", 404, 503))
     async def delete_job(request: Request, job: str) -> Response:
         """Cancel the job; if it has ended, delete it and its result."""
-        record = await _stored(services.jobs.discard(job, caller(request).owner))
+        record = await stored(services.jobs.discard(job, caller(request).owner))
         if record is None:
             _job_not_found(job)
         return json_response(services.jobs.view(record))
@@ -114,17 +113,35 @@ class _JobsApi:
         allowed_s = job.timeout_s if parsed.request.timeout_s is not None else settings.timeout_s
         order = _job_spec(parsed, job, time.time() + allowed_s)
         try:
-            view = await _stored(services.jobs.add(order, job.sources, key))
+            view = await stored(services.jobs.add(order, job.sources, key))
         except IdempotencyKeyReused:
             raise reused(idempotency_key or "") from None
         return json_response(view, 202, {"location": f"/v1/jobs/{view.id}"})
 
-    async def find(self, request: Request, job: str) -> tuple[JobRecord, list[StoredImage]]:
-        """The caller's job and its finished images. Raises `NotFound`, also for jobs of others."""
-        record, images = await _stored(self._services.jobs.find(job, caller(request).owner))
+    async def find(self, request: Request, job: str) -> JobRecord:
+        """The caller's job. Raises `NotFound`, also for jobs of others."""
+        record = await stored(self._services.jobs.find(job, caller(request).owner))
         if record is None:
             _job_not_found(job)
-        return record, images
+        return record
+
+    async def result(self, request: Request, job: str) -> Response:
+        record = await self.find(request, job)
+        if record.ended is None:
+            text = f"The job is {record.state.value}; it has no result yet."
+            raise Conflict(text, code="job_not_finished", retry_after_s=1)
+        missing = missing_result_error(record)
+        if isinstance(missing, StoredError):
+            return json_response(missing.body, missing.failure.status)
+        if missing is not None:
+            raise missing
+        return JobResult(record, partial(self._image, job), await self._image(job, 0))
+
+    async def _image(self, job: str, item: int) -> StoredImage:
+        image = await stored(self._services.jobs.image(job, item))
+        if image is None:
+            _job_not_found(job)
+        return image
 
     async def page(self, request: Request, limit: str, after: str | None, state: str | None) -> Response:
         jobs, owner = self._services.jobs, caller(request).owner
@@ -134,13 +151,10 @@ class _JobsApi:
         if state is not None and state not in list(JobState):
             text = f"Invalid value for 'state': {shorten(state)}. Supported: {', '.join(JobState)}."
             raise InvalidRequest(text, param="state")
-        if after is not None and (await _stored(jobs.find(after, owner)))[0] is None:
+        if after is not None and await stored(jobs.find(after, owner)) is None:
             raise InvalidRequest(f"Invalid value for 'after': {shorten(after)}. There is no such job.", param="after")
-        max_jobs = int(limit)
-        records = await _stored(jobs.page(owner, max_jobs + 1, after, None if state is None else JobState(state)))
-        return json_response(
-            job_list([jobs.view(record) for record in records[:max_jobs]], more=len(records) > max_jobs)
-        )
+        page = await stored(jobs.page(owner, int(limit), after, None if state is None else JobState(state)))
+        return json_response(job_list([jobs.view(record) for record in page.records], more=page.more))
 
 
 def _job_spec(parsed: ParsedJob, job: GenerationSpec, deadline: float) -> JobSpec:
@@ -156,37 +170,6 @@ def _job_spec(parsed: ParsedJob, job: GenerationSpec, deadline: float) -> JobSpe
         metadata=parsed.job.metadata,
         hook=None if webhook is None else WebhookTarget(webhook.url, webhook.secret),
     )
-
-
-def _result(record: JobRecord, images: list[StoredImage]) -> Response:
-    if record.ended is None:
-        text = f"The job is {record.state.value}; it has no result yet."
-        raise Conflict(text, code="job_not_finished", retry_after_s=1)
-    missing = missing_result_error(record)
-    if isinstance(missing, StoredError):
-        return json_response(missing.body, missing.failure.status)
-    if missing is not None:
-        raise missing
-    if record.order.path == "/predict":
-        return json_response(PredictAnswer(memoryview(images[0].image), images[0].flagged))
-    job = GenerationSpec(record.order.model, record.order.inputs, 0.0, 0)
-    return json_response(images_answer(job, images, record.ended))
-
-
-async def _stored(work: Awaitable[Result]) -> Result:
-    """The result of the work. Raises `Unavailable` when the storage fails."""
-    try:
-        return await work
-    except StorageUnavailable as error:
-        raise _storage_error(error) from None
-
-
-def _storage_error(error: StorageUnavailable) -> ApiError:
-    if error.full:
-        text = "The disk is full, so that jobs cannot be stored. Other requests are still answered."
-        return Unavailable(text, code="storage_full", retry_after_s=10)
-    text = "Jobs cannot be stored at the moment. Other requests are still answered."
-    return Unavailable(text, code="storage_unavailable", retry_after_s=10)
 
 
 def _job_not_found(job: str) -> NoReturn:

@@ -20,10 +20,14 @@ SPEC = JobSpec("/predict", "m", [ImageInputs("p", 8, 8, 9, 1.0, 0, "ddim")] * IM
 Action = tuple[bool | None, int]
 
 
+async def no_image(_: int) -> StoredImage | None:
+    return None
+
+
 @given(st.lists(st.tuples(st.sampled_from([True, False, None]), st.integers(0, IMAGES - 1))))
 def test_subscriber_gets_each_image_once_and_newest_previews(actions: list[Action]) -> None:
     async def scenario() -> None:
-        subscriber = JobSubscriber(SPEC, lambda: iter(()), lambda _: None)
+        subscriber = JobSubscriber(SPEC, lambda: iter(()), no_image, lambda _: None)
         images: list[str] = []
         completed: set[int] = set()
         for step, (is_image, item) in enumerate([*actions, (None, 0)]):
@@ -34,7 +38,7 @@ def test_subscriber_gets_each_image_once_and_newest_previews(actions: list[Actio
                 subscriber.events.clear()
             elif is_image:
                 completed.add(item)
-                subscriber.add_images([StoredImage(item, b"", 0.0, 0.0, False)])
+                subscriber.add_items([item])
             else:
                 subscriber.add_preview(item, TaskProgress("t", step, 9, b"p"))
                 assert item in completed or subscriber.events[-1] == TaskProgress(str(item), step, 9, b"p")
@@ -44,7 +48,7 @@ def test_subscriber_gets_each_image_once_and_newest_previews(actions: list[Actio
 
 
 async def test_subscriber_keeps_the_first_end() -> None:
-    subscriber = JobSubscriber(SPEC, lambda: iter(()), lambda _: None)
+    subscriber = JobSubscriber(SPEC, lambda: iter(()), no_image, lambda _: None)
     error = InternalError("first")
     subscriber.end(error)
     subscriber.end(None)

@@ -57,8 +57,9 @@ def test_full_queue_accepts_owners_below_their_part() -> None:
     assert (queue.room("flood"), queue.room("other")) == (0, 6)
     for _ in range(6):
         queue.push(task("other"))
-    assert (queue.room("flood"), queue.room("other"), queue.room("third")) == (0, 0, 4)
+    assert (queue.room("flood"), queue.room("other"), queue.room("third")) == (0, 0, 3)
     for owner in ("third", "fourth", "fifth"):
+        assert queue.room(owner) > 0, "half of the reserve is left for newcomers"
         while queue.room(owner):
             queue.push(task(owner))
     assert (len(queue), queue.room("sixth")) == (24, 0), "twice the bound is the end"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import msgspec
 import pytest
 
@@ -67,7 +69,7 @@ def test_priority_goes_first_then_age() -> None:
 def test_full_queue_rejects_a_request_as_a_whole() -> None:
     core = new_scheduler(Queue(max_tasks=3))
     core.handle(TasksSubmitted([task("1"), task("2")]), 0.0)
-    with pytest.raises(QueueFull, match="3 images are waiting") as refusal:
+    with pytest.raises(QueueFull, match="2 of 3 images are waiting, 2 of them of 'anonymous'") as refusal:
         core.handle(TasksSubmitted([task("3"), task("4")]), 0.0)
     assert 1.0 <= refusal.value.retry_after_s <= 60.0
     assert set(core.tasks) == {"1", "2"}
@@ -305,9 +307,17 @@ def test_source_images_are_bounded_in_bytes() -> None:
     def with_source(name: str, size: int) -> Task:
         return task(name, sources=(bytes(size),))
 
+    def task_of(owner: str, name: str, size: int) -> Task:
+        return dataclasses.replace(with_source(name, size), owner=owner)
+
     core.handle(TasksSubmitted([with_source("a", 60 << 14)]), 0.0)
     with pytest.raises(QueueFull, match="source images of unfinished requests"):
         core.handle(TasksSubmitted([with_source("b", 60 << 14)]), 0.0)
+    others = task_of("other", "e", 45 << 14)
+    core.handle(TasksSubmitted([others]), 0.0)  # below its part
+    with pytest.raises(QueueFull, match="'other' holds"):
+        core.handle(TasksSubmitted([task_of("other", "f", 10 << 14)]), 0.0)
+    core.handle(TasksCancelled(["e"], "client went away"), 0.0)
     core.handle(TasksSubmitted([task("c")]), 0.0)
     core.handle(TasksCancelled(["a"], "client went away"), 0.0)
     core.handle(TasksSubmitted([with_source("d", 500 << 14)]), 0.0)  # without others, a large one is accepted

@@ -147,7 +147,7 @@ async def test_sweeping_makes_room_by_itself(tmp_path: Path) -> None:
         await add(database, "old")
         await database.do(lambda repository: repository.finish("old", JobState.DONE, None, 2.0))
         await add(database, "unfinished")
-        sweeping = asyncio.create_task(sweep_forever(database, 0.01, 1 << 30))
+        sweeping = asyncio.create_task(sweep_forever(database, 0.01, 1 << 30, 1 << 30))
         async with asyncio.timeout(30):
             while await database.do(lambda repository: repository.get("old")) is not None:
                 await asyncio.sleep(0.01)

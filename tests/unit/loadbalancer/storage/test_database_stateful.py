@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 from dataclasses import dataclass, field
+from typing import Any
 
 import msgspec
 import pytest
@@ -11,6 +12,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
+from loadbalancer.scheduling.owner_quota import fair_level
 from loadbalancer.scheduling.task import Checkpoint
 from loadbalancer.storage.records import (
     TERMINAL_STATES,
@@ -19,6 +21,7 @@ from loadbalancer.storage.records import (
     IdempotencyKeyReused,
     JobSpec,
     JobState,
+    RetentionLimits,
     StoredCheckpoint,
     StoredImage,
     StoredResponse,
@@ -168,30 +171,46 @@ class LedgerModel(RuleBasedStateMachine):
     @rule(age=st.integers(0, 10))
     def sweep_the_old(self, age: int) -> None:
         self.now += 1
-        self.repository.sweep(self.now - age, 1 << 40)
+        self.repository.sweep(RetentionLimits(self.now - age, 1 << 40, 1 << 40))
         for name in [n for n, job in self.jobs.items() if job.ended is not None and job.ended < self.now - age]:
             self._gone(name)
         for key, (_, what) in list(self.keys.items()):
             if isinstance(what, bytes) and float(what) < self.now - age:
                 del self.keys[key]
 
-    @rule(most=st.integers(0, 4000))
-    def sweep_for_room(self, most: int) -> None:
+    @rule(job_bytes=st.integers(0, 4000), response_bytes=st.integers(0, 4000))
+    def sweep_for_room(self, job_bytes: int, response_bytes: int) -> None:
         ended = {name: job.ended for name, job in self.jobs.items() if job.ended is not None}
         answers = {key: float(what) for key, (_, what) in self.keys.items() if isinstance(what, bytes)}
-        removed = self.repository.sweep(0.0, most)
+        jobs_held, responses_held = self._held("jobs", "TRUE"), self._held("keys", "job IS NULL")
+        removed = self.repository.sweep(RetentionLimits(0.0, job_bytes, response_bytes))
         left = {name for name in self.jobs if self.repository.get(name) is not None}
         kept = {key for key in answers if self._recalls(key)}
         assert removed == len(self.jobs) - len(left) + len(answers) - len(kept)
-        assert self.repository.size() <= most or (left.isdisjoint(ended) and not kept), "all that may go has gone"
         assert left >= self.jobs.keys() - ended.keys(), "what is to be done stays"
-        gone = [at for n, at in ended.items() if n not in left] + [at for k, at in answers.items() if k not in kept]
-        stays = [at for n, at in ended.items() if n in left] + [answers[key] for key in kept]
-        assert not gone or not stays or max(gone) <= min(stays), "the oldest go first"
+        for owner in ("a", "b"):
+            own = {name: at for name, at in ended.items() if self.jobs[name].order.owner == owner}
+            self._check_evicted(owner, own, left, jobs_held, job_bytes)
+            stored = {key: at for key, at in answers.items() if key[0] == owner}
+            self._check_evicted(owner, stored, kept, responses_held, response_bytes)
         for name in self.jobs.keys() - left:
             self._gone(name)
         for key in answers.keys() - kept:
             del self.keys[key]
+
+    def _check_evicted(
+        self, owner: str, times: dict[Any, float], left: set[Any], held: dict[str, int], most: int
+    ) -> None:
+        """Check that an owner loses its oldest results, and none unless it holds more than its fair part."""
+        gone, stays = [at for n, at in times.items() if n not in left], [at for n, at in times.items() if n in left]
+        assert not gone or not stays or max(gone) <= min(stays), "the oldest go first"
+        if gone:
+            assert sum(held.values()) > most
+            assert held[owner] > fair_level(held.values(), most)
+
+    def _held(self, table: str, counted: str) -> dict[str, int]:
+        rows = self.repository._db.execute(f"SELECT owner, sum(bytes) FROM {table} WHERE {counted} GROUP BY owner")
+        return dict(rows.fetchall())
 
     def _gone(self, name: str) -> None:
         self.jobs.pop(name, None)
@@ -234,9 +253,11 @@ class LedgerModel(RuleBasedStateMachine):
 
     def _paged(self, owner: str, state: JobState | None) -> list[str]:
         found: list[str] = []
-        while page := self.repository.page(owner, 2, found[-1] if found else None, state):
-            assert len(page) <= 2
-            found += [record.id for record in page]
+        more = True
+        while more:
+            records, more = self.repository.page(owner, 2, found[-1] if found else None, state)
+            assert len(records) <= 2
+            found += [record.id for record in records]
         return found
 
 
@@ -269,3 +290,61 @@ def test_an_order_of_version_1_can_be_read() -> None:
     order = msgspec.json.decode(stored, type=JobSpec)
     assert order.inputs == [inputs(seed=7, steps=8)]
     assert (order.metadata, order.hook) == ({"a": "b"}, WebhookTarget("http://x"))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        "state = 'paused'",
+        "state = NULL",
+        "asked = '{}'",
+        "asked = x'ff'",
+        "asked = NULL",
+        "created = 'yesterday'",
+        "ended = 'tomorrow'",
+        "failure = x'00'",
+    ],
+)
+def test_damaged_row_is_unreadable_and_ends(change: str) -> None:
+    repository = memory()
+    db = repository._db
+    asked = JobSpec("/predict", "m", [inputs()], 0, 9.0, "a", 1.0, None, WebhookTarget("http://x"))
+    for job in ("damaged", "sound"):
+        repository.add(job, asked, [], None, 1.0)
+    db.executescript("PRAGMA writable_schema = ON")
+    db.execute("UPDATE sqlite_master SET sql = replace(sql, ' NOT NULL', '') WHERE name = 'jobs'")
+    db.executescript("PRAGMA writable_schema = RESET")
+    db.execute(f"UPDATE jobs SET {change} WHERE id = 'damaged'")
+    record = repository.get("damaged", "a")
+    assert record is not None
+    assert not record.readable
+    assert [each.id for each in repository.page("a", 10, None, None).records] == ["sound", "damaged"]
+    repository.fail_unreadable(2.0)
+    assert [each.id for each in repository.unfinished()] == ["sound"]
+    record = repository.get("damaged", "a")
+    assert record is not None
+    assert record.failure is not None
+    assert record.failure.error.code == "job_unreadable"
+
+
+def test_a_page_of_large_jobs_ends_early() -> None:
+    repository = memory()
+    large = JobSpec("/predict", "m", [inputs(prompt="p" * 500_000)], 0, 9.0, "a", 1.0)
+    for number in range(5):
+        repository.add(f"j{number}", large, [], None, 1.0)
+    records, more = repository.page("a", 100, None, None)
+    assert (len(records), more) == (3, True)
+    assert [each.id for each in repository.page("a", 100, records[-1].id, None).records] == ["j1", "j0"]
+
+
+def test_stored_responses_do_not_displace_jobs_of_others() -> None:
+    repository = memory()
+    repository.add("j", JobSpec("/predict", "m", [inputs()], 0, 9.0, "bob", 1.0), [], None, 1.0)
+    repository.finish("j", JobState.DONE, None, 2.0)
+    for number in range(60):
+        response = StoredResponse(200, "text/plain", bytes(5000))
+        repository.remember(IdempotencyKey("alice", f"k{number}", b"3"), response, 3.0 + number)
+    repository.sweep(RetentionLimits(0.0, 100_000, 100_000))
+    assert repository.get("j", "bob") is not None
+    assert repository.recall(IdempotencyKey("alice", "k0", b"3")) is None
+    assert repository.recall(IdempotencyKey("alice", "k59", b"3")) is not None

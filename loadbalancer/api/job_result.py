@@ -1,0 +1,44 @@
+"""The result of a job: the response of its endpoint, sent in pieces, so that one image at a time is in memory."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable, Callable
+
+import msgspec
+from starlette.responses import StreamingResponse
+
+from loadbalancer.api.image_responses import image_data
+from loadbalancer.generation.validation import GenerationSpec
+from loadbalancer.schema.responses import ImagesAnswer, PredictAnswer
+from loadbalancer.storage.records import JobRecord, StoredImage
+
+_encoder = msgspec.json.Encoder()
+_EMPTY_DATA = b'"data":[]'
+
+
+class JobResult(StreamingResponse):
+    """Reads each image when it is sent. If an image is deleted meanwhile, the connection closes early."""
+
+    def __init__(self, record: JobRecord, load: Callable[[int], Awaitable[StoredImage]], first: StoredImage) -> None:
+        """`first` is the first image: it shows before the status is sent that the result exists."""
+        chunks = _predict(first) if record.order.path == "/predict" else _images(record, load, first)
+        super().__init__(chunks, media_type="application/json")
+
+
+async def _predict(image: StoredImage) -> AsyncIterator[bytes]:
+    yield _encoder.encode(PredictAnswer(memoryview(image.image), image.flagged))
+
+
+async def _images(
+    record: JobRecord, load: Callable[[int], Awaitable[StoredImage]], image: StoredImage
+) -> AsyncIterator[bytes]:
+    spec, inputs = GenerationSpec(record.order.model, record.order.inputs, 0.0, 0), record.order.inputs
+    answer = ImagesAnswer(int(record.ended or 0), [], spec.model, spec.size, inputs[0].output_format)
+    before, _, after = _encoder.encode(answer).partition(_EMPTY_DATA)
+    yield before + _EMPTY_DATA[:-1]
+    for item, each in enumerate(inputs):
+        if item:
+            yield b","
+            image = await load(item)
+        yield _encoder.encode(image_data(image, each.seed))
+    yield b"]" + after

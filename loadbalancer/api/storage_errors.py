@@ -1,0 +1,27 @@
+"""The error responses of an unavailable disk."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable
+from typing import TypeVar
+
+from loadbalancer.schema.errors import ApiError, Unavailable
+from loadbalancer.storage.database import StorageUnavailable
+
+Result = TypeVar("Result")
+
+
+async def stored(work: Awaitable[Result]) -> Result:
+    """Return the result of the work. Raises `Unavailable` when the storage fails."""
+    try:
+        return await work
+    except StorageUnavailable as error:
+        raise storage_error(error) from None
+
+
+def storage_error(error: StorageUnavailable) -> ApiError:
+    if error.full:
+        text = "The disk is full, so that jobs cannot be stored. Other requests are still answered."
+        return Unavailable(text, code="storage_full", retry_after_s=10)
+    text = "Jobs cannot be stored at the moment. Other requests are still answered."
+    return Unavailable(text, code="storage_unavailable", retry_after_s=10)

@@ -1,0 +1,107 @@
+"""What one API key can take from the others: nothing beyond its part."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import hashlib
+from collections.abc import Iterator
+from typing import Any
+
+import httpx
+import pytest
+import yaml
+
+from scripts.harness.balancer import Server, running, sim
+from scripts.harness.processes import PATIENCE_S, wait_until
+from tests.support.images import data_url, png
+
+MODELS = {"quick": sim(), "absent": sim()}
+KEYS: dict[str, dict[str, Any]] = {
+    "alice": {},
+    "bob": {},
+    "carol": {},
+    "painter": {"scopes": ["images"]},
+    "narrow": {"max_concurrent": 1, "requests_per_minute": 30},
+}
+MAX_UNFINISHED = 8
+JOBS = {
+    "max_unfinished": MAX_UNFINISHED,
+    "max_bytes": 200_000,
+    "max_response_bytes": 1 << 16,
+    "webhook_private": True,
+    "webhook_timeout_s": 2,
+}
+
+
+@pytest.fixture(scope="module")
+def shop(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    data_dir = tmp_path_factory.mktemp("tenants")
+    ring = {name: {"sha256": hashlib.sha256(name.encode()).hexdigest()} | options for name, options in KEYS.items()}
+    (data_dir / "keys.yaml").write_text(yaml.safe_dump({"keys": ring}))
+    with running(data_dir, MODELS, {"quick": 1}, jobs=JOBS) as server:
+        yield server
+        assert server.balancer.poll() is None, server.logs()
+        assert "Traceback" not in server.log("loadbalancer"), server.log("loadbalancer")
+
+
+def call(server: Server, owner: str, method: str, path: str, **options: Any) -> httpx.Response:
+    headers = {"authorization": f"Bearer {owner}"} | options.pop("headers", {})
+    return httpx.request(method, f"{server.base_url}{path}", headers=headers, timeout=PATIENCE_S, **options)
+
+
+def post_job(server: Server, owner: str, model: str = "absent", **body: Any) -> httpx.Response:
+    wanted = {"path": "/v1/images/generations", "body": {"prompt": "a seven", "model": model} | body}
+    return call(server, owner, "POST", "/v1/jobs", json=wanted)
+
+
+def discard_all(server: Server, *owners: str) -> None:
+    for owner in owners:
+        for job in call(server, owner, "GET", "/v1/jobs?limit=100").json()["data"]:
+            if job["ended_at"] is None:
+                assert call(server, owner, "DELETE", f"/v1/jobs/{job['id']}").status_code == 200
+
+
+def test_unfinished_jobs_of_one_key_leave_room_for_others(shop: Server) -> None:
+    with concurrent.futures.ThreadPoolExecutor(20) as pool:  # at once: none may slip through
+        answers = list(pool.map(lambda _: post_job(shop, "bob"), range(20)))
+    statuses = [answer.status_code for answer in answers]
+    assert statuses.count(202) == MAX_UNFINISHED
+    full = next(answer for answer in answers if answer.status_code == 429)
+    assert full.json()["error"]["message"].startswith("No more unfinished jobs are accepted: 'bob' holds 8 of 8")
+    assert int(full.headers["retry-after"]) >= 1
+    assert post_job(shop, "alice").status_code == 202
+    assert post_job(shop, "carol").status_code == 202, "nor do two keys shut out a third"
+    assert post_job(shop, "bob").status_code == 429
+    discard_all(shop, "bob")
+    assert post_job(shop, "bob").status_code == 202
+    discard_all(shop, "alice", "bob", "carol")
+
+
+def test_source_images_of_jobs_of_one_key_leave_room_for_others(shop: Server) -> None:
+    picture = {"image": data_url(png(192, 192)), "size": "192x192"}  # 110,592 bytes of pixels
+    assert post_job(shop, "bob", **picture).status_code == 202
+    full = post_job(shop, "bob", **picture)
+    assert full.status_code == 429
+    assert "source images" in full.json()["error"]["message"]
+    small = {"image": data_url(png()), "size": "64x64"}
+    assert post_job(shop, "alice", **small).status_code == 202
+    discard_all(shop, "alice", "bob")
+
+
+def test_stored_answers_do_not_displace_jobs_of_others(shop: Server) -> None:
+    job = post_job(shop, "bob", "quick").json()["id"]
+    path = f"/v1/jobs/{job}/result"
+    wait_until(lambda: call(shop, "bob", "GET", path).status_code == 200, "the result")
+    body = {"prompt": "a seven", "model": "quick", "n": 4}
+    for number in range(80):
+        answer = call(
+            shop, "painter", "POST", "/v1/images/generations", json=body, headers={"idempotency-key": f"k{number}"}
+        )
+        assert answer.status_code == 200
+
+    def first_is_gone() -> bool:
+        again = call(shop, "painter", "POST", "/v1/images/generations", json=body, headers={"idempotency-key": "k0"})
+        return "idempotent-replayed" not in again.headers
+
+    wait_until(first_is_gone, "the sweep")
+    assert call(shop, "bob", "GET", path).status_code == 200
