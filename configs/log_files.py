@@ -14,6 +14,7 @@ import stat
 import threading
 from pathlib import Path
 
+from configs.files import open_for_append
 from configs.sections import Logging
 
 #: Seconds between two looks at the size. A file may grow beyond its maximum by what is written in this time.
@@ -43,7 +44,8 @@ def rotate_log(path: Path, limits: Logging) -> bool:
                     with contextlib.suppress(FileNotFoundError):
                         backup_path(path, number - 1).replace(backup_path(path, number))
                 log.seek(size - max_bytes)
-                with backup_path(path, 1).open("wb") as backup:
+                with open_for_append(backup_path(path, 1)) as backup:
+                    backup.truncate(0)
                     shutil.copyfileobj(log, backup)
         os.ftruncate(log.fileno(), 0)
     return True

@@ -6,22 +6,45 @@ import contextlib
 import errno
 import hashlib
 import os
+import re
 import secrets
 import stat
 import tempfile
 from pathlib import Path
 from typing import NamedTuple
 
+from filelock import FileLock
+
+from configs.files import durable_write, read_regular_file
+
 #: Maximum length of the path of a Unix socket on Linux, in bytes.
 _MAX_SOCKET_PATH = 107
+_INTERNAL_TOKEN = "internal.token"  # noqa: S105 - a file name
+#: Random bytes of the internal token, and their length in base64.
+TOKEN_BYTES = 32
+_TOKEN = re.compile(r"[A-Za-z0-9_-]{43,}")
 
 
 def private_dir(path: Path) -> Path:
-    """Create the folder with access for this user only. Raises `PermissionError` if another user owns it."""
-    path.mkdir(mode=0o700, parents=True, exist_ok=True)
-    if path.stat().st_uid != os.getuid():
-        raise PermissionError(f"{path} belongs to another user")
-    path.chmod(stat.S_IRWXU)
+    """Create the folder with access for this user only.
+
+    Raises `OSError` with the path: for a link, for anything else that is not a folder, and for another user's folder.
+    """
+    path.parent.mkdir(mode=stat.S_IRWXU, parents=True, exist_ok=True)
+    with contextlib.suppress(FileExistsError):
+        path.mkdir(mode=stat.S_IRWXU)
+    if path.is_symlink():
+        raise NotADirectoryError(errno.ENOTDIR, "It is a link; a folder is needed here", str(path))
+    # Opened without following links, so that owner and mode are of the folder that was checked.
+    handle = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        status = os.fstat(handle)
+        if status.st_uid != os.geteuid():
+            raise PermissionError(errno.EPERM, "It belongs to another user", str(path))
+        if stat.S_IMODE(status.st_mode) != stat.S_IRWXU:
+            os.fchmod(handle, stat.S_IRWXU)
+    finally:
+        os.close(handle)
     return path
 
 
@@ -31,9 +54,8 @@ def run_dir(data_dir: Path) -> Path:
 
 
 def log_dir(data_dir: Path) -> Path:
-    path = data_dir.resolve() / "logs"
-    path.mkdir(parents=True, exist_ok=True)
-    return path
+    """Return the folder of logs, which contain addresses of clients and names of keys."""
+    return private_dir((data_dir.resolve() / "logs").resolve())
 
 
 def cache_dir(data_dir: Path) -> Path:
@@ -46,6 +68,11 @@ def cache_dir(data_dir: Path) -> Path:
 def keys_file(data_dir: Path, configured: Path | None = None) -> Path:
     """Return the file of API keys: `access.keys_file`, or the default."""
     return configured if configured is not None else data_dir.resolve() / "keys.yaml"
+
+
+def keys_required_file(data_dir: Path) -> Path:
+    """Return the file that exists once API keys have been in force. The server then does not start without keys."""
+    return data_dir.resolve() / "keys.required"
 
 
 def curve_dir(data_dir: Path) -> Path:
@@ -117,13 +144,32 @@ def controller_pid_file(data_dir: Path) -> Path:
 
 
 def internal_token(data_dir: Path) -> str:
-    """Return the secret for `/internal/*`. It is created once, readable by this user only."""
-    path = run_dir(data_dir) / "internal.token"
-    try:
-        handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    except FileExistsError:
-        return path.read_text(encoding="ascii").strip()
-    with os.fdopen(handle, "w", encoding="ascii") as file:
-        token = secrets.token_urlsafe(32)
-        file.write(token)
+    """Return the secret for `/internal/*`. It is created once, readable by this user only.
+
+    An empty or torn file is replaced. Raises `OSError` with the path if the file can be neither read nor written.
+    """
+    path = run_dir(data_dir) / _INTERNAL_TOKEN
+    token = _read_token(path)
+    if token is None:
+        with FileLock(
+            path.with_name(".internal.token.lock"), timeout=10
+        ):  # two processes must not replace each other's
+            token = _read_token(path)
+            if token is None:
+                token = secrets.token_urlsafe(TOKEN_BYTES)
+                durable_write(path, token.encode("ascii"))
     return token
+
+
+def existing_internal_token(data_dir: Path) -> str | None:
+    """Return the secret for `/internal/*` if a server has created it; never create it. Raises `OSError`."""
+    return _read_token(data_dir.resolve() / "run" / _INTERNAL_TOKEN)
+
+
+def _read_token(path: Path) -> str | None:
+    """Return the token; None if there is no file or no complete token in it."""
+    try:
+        text = read_regular_file(path).decode("ascii", "replace").strip()
+    except FileNotFoundError:
+        return None
+    return text if _TOKEN.fullmatch(text) else None

@@ -150,7 +150,8 @@ class Access(Section):
     """Access control."""
 
     keys_file: LocalPath | None = None
-    """File of API keys, written by `scripts/keys`. Default: `keys.yaml` in `data_dir`. Without it no key is needed."""
+    """File of API keys, written by `scripts/keys`. Default: `keys.yaml` in `data_dir`. Without it no key is needed,
+    unless keys have been in force: then the server does not start."""
     insecure: bool = False
     """Allow `server.host` to be reachable from other machines without API keys."""
     cors_origins: tuple[Annotated[str, Field(pattern=r"^(\*|https?://[^/\s]+)$")], ...] = ()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
-import errno
 import logging
 import sys
 from collections.abc import Callable, Sequence
@@ -16,6 +15,7 @@ from setproctitle import setproctitle
 
 from configs.addresses import bind_all, listen_addresses
 from configs.cli import EXIT_USAGE, HelpFormatter, add_config_options, add_server_options, config_reader, settings_from
+from configs.files import describe_os_error
 from configs.log_files import rotate_own_log
 from configs.logs import configure_logging
 from configs.open_files import raise_open_file_limit
@@ -95,17 +95,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         lock = FileLock(run_dir(settings.data_dir) / "controller.lock")
         log_dir(settings.data_dir)
         worker_address(settings.data_dir)
-    except OSError as error:
-        reason = error.strerror if error.errno == errno.ENAMETOOLONG else error
-        print(f"cannot start: data_dir {settings.data_dir} cannot be used: {reason}", file=sys.stderr)
-        return EXIT_USAGE
-    try:
-        with lock.acquire(timeout=0):
-            asyncio.run(_allocate(settings, config_reader(args), ServerConsole(console), terminal))
+        lock.acquire(timeout=0)
     except Timeout:
         folder = settings.data_dir.resolve()
         print(f"another controller runs with --data-dir {folder}; give this one its own", file=sys.stderr)
         return EXIT_USAGE
+    except OSError as error:
+        print(f"cannot start: data_dir {settings.data_dir} cannot be used: {describe_os_error(error)}", file=sys.stderr)
+        return EXIT_USAGE
+    try:
+        with lock:
+            asyncio.run(_allocate(settings, config_reader(args), ServerConsole(console), terminal))
     except (SetupError, BalancerStartupError) as error:
         print(f"cannot start: {error}", file=sys.stderr)
         return EXIT_USAGE
@@ -119,12 +119,16 @@ async def _allocate(
     devices = [Device(gpu.device, gpu.total_bytes) for gpu in gpus]
     machine = build_machine(settings, devices, cpu_cores())
     models = _models(settings, machine)
-    launcher = LocalLauncher(settings)
-    adopted = _adopt_processes(settings, launcher, console)
+    try:
+        token = internal_token(settings.data_dir)  # first: without it nothing that is started could be reached
+        launcher = LocalLauncher(settings)
+        adopted = _adopt_processes(settings, launcher, console)
+    except OSError as error:
+        raise SetupError(f"data_dir {settings.data_dir} cannot be used: {describe_os_error(error)}") from None
     slots = sorted({slot for model in models.values() for slot in model.slots})
     console.devices(slots, [str(gpu) for gpu in gpus])
     console.line(f"models: {', '.join(settings.models)}; logs: {log_dir(settings.data_dir)}")
-    balancer = _balancer(settings)
+    balancer = _balancer(settings, token)
     measured = load_measured_memory(settings.data_dir)
     pool = build_pool(settings, machine, measured, occupied={child.device for child in adopted})
     autoscaler = Autoscaler(models, pool)
@@ -175,9 +179,9 @@ def _adopt_processes(settings: Settings, launcher: LocalLauncher, console: Serve
     return adopted
 
 
-def _balancer(settings: Settings) -> BalancerHttpClient:
+def _balancer(settings: Settings, token: str) -> BalancerHttpClient:
     """Raises `SetupError` if the server's certificate cannot be read."""
-    server, token = settings.server, internal_token(settings.data_dir)
+    server = settings.server
     try:
         url = url_of(server.host, server.port, tls=server.tls_cert is not None)
         return BalancerHttpClient(url, token, server.tls_cert)

@@ -11,7 +11,7 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import uvloop
 from filelock import FileLock, Timeout
@@ -19,6 +19,7 @@ from setproctitle import setproctitle
 
 from configs.addresses import bind_all, listen_addresses
 from configs.cli import EXIT_USAGE, HelpFormatter, add_config_options, add_server_options, settings_from
+from configs.files import describe_os_error
 from configs.log_files import rotate_own_log
 from configs.logs import configure_logging
 from configs.open_files import connections_within, raise_open_file_limit
@@ -94,13 +95,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     setproctitle("muster loadbalancer")
     host, port = settings.server.host, settings.server.port
     try:
-        keys = open_keys(settings)
-        check_exposure(settings, keys(time.monotonic()))
-        check_tls(settings.server)
-        lock = FileLock(run_dir(settings.data_dir) / "loadbalancer.lock", timeout=0)
+        with _named_os_errors():
+            keys = open_keys(settings)
+            check_exposure(settings, keys(time.monotonic()))
+            check_tls(settings.server)
+            lock = FileLock(run_dir(settings.data_dir) / "loadbalancer.lock", timeout=0)
+            lock.acquire()
+            token = internal_token(settings.data_dir)
         with lock, contextlib.ExitStack() as listening:
             listeners = [listening.enter_context(listener) for listener in _listen(settings.server)]
-            uvloop.run(serve(settings, listeners, keys))
+            uvloop.run(serve(settings, listeners, keys, token))
     except Timeout:
         print(f"the data directory {settings.data_dir} is already served by another balancer", file=sys.stderr)
         return EXIT_USAGE
@@ -111,6 +115,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(refusal, file=sys.stderr)
         return EXIT_USAGE
     return 0
+
+
+@contextlib.contextmanager
+def _named_os_errors() -> Iterator[None]:
+    """Raise `StartupError` with path and reason for an `OSError`, such as a full disk."""
+    try:
+        yield
+    except Timeout:
+        raise
+    except OSError as error:
+        raise StartupError(f"cannot start: {describe_os_error(error)}") from None
 
 
 def _listen(server: Server) -> list[socket.socket]:
@@ -127,11 +142,15 @@ def _listen(server: Server) -> list[socket.socket]:
 
 
 async def serve(
-    settings: Settings, listeners: Sequence[socket.socket], keys: Callable[[float], KeyRing | None]
+    settings: Settings, listeners: Sequence[socket.socket], keys: Callable[[float], KeyRing | None], token: str
 ) -> None:
-    """Serve on the sockets until a signal, then finish the running requests. Raises `StartupError`."""
-    upstream, arrivals = _upstream(settings), _arrivals(settings)
-    scheduler = SchedulerService(settings, worker_address(settings.data_dir), curve_listener(settings), arrivals)
+    """Serve on the sockets until a signal, then finish the running requests. `token` is the internal token.
+
+    Raises `StartupError`.
+    """
+    with _named_os_errors():
+        upstream, arrivals = _upstream(settings), _arrivals(settings)
+        scheduler = SchedulerService(settings, worker_address(settings.data_dir), curve_listener(settings), arrivals)
     metrics = Metrics(
         scheduler.snapshot,
         lambda: {
@@ -147,7 +166,7 @@ async def serve(
     control = ControlPlane()
     tracker = RequestTracker(scheduler, metrics, control)
     metrics.registry.register(ScalingCollector(control, time.monotonic))
-    authenticator = Authenticator(internal_token(settings.data_dir), is_loopback(settings.server.host))
+    authenticator = Authenticator(token, is_loopback(settings.server.host))
     database = Database(jobs_file(settings.data_dir), settings.jobs.max_file_bytes)
     webhook_sender = WebhookSender(settings.jobs, database)
     jobs = JobManager(settings, scheduler, metrics, database, on_end=webhook_sender.wake)
@@ -173,7 +192,7 @@ async def serve(
     try:
         await scheduler.start()
     except CannotListen as error:
-        raise StartupError(f"workers.listen is not available: {error}") from None
+        raise StartupError(str(error)) from None
     webhook_sender.start()
     serving = asyncio.create_task(server.serve(sockets=list(listeners)))
     log.info("serving %s at %s", ", ".join(settings.models), _url(settings.server))
@@ -221,7 +240,7 @@ def _config(services: Services) -> HttpConfig:
         settings.server,
         _max_connections(settings.server.max_connections),
         services.metrics.refusals,
-        internal_token=internal_token(settings.data_dir),
+        internal_token=services.authenticator.internal_token,
         loop="uvloop",
         lifespan="off",
         log_config=None,

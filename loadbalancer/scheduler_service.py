@@ -81,7 +81,7 @@ class SchedulerService:
         self._was_suspended = False
 
     async def start(self) -> None:
-        """Bind the addresses and start. Raises `zmq.ZMQError` or `CannotListen` if an address cannot be bound."""
+        """Bind the addresses and start. Raises `CannotListen` if an address cannot be bound."""
         self._loop = asyncio.get_running_loop()
         self._socket.open()
         self._next_tick = self._loop.call_later(_TICK_S, self._tick)

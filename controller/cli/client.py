@@ -13,7 +13,9 @@ import aiohttp
 import msgspec
 
 from configs.environment import CLIENT_KEY
+from configs.files import describe_os_error
 from configs.load import ConfigError, load, read_yaml
+from configs.paths import existing_internal_token
 from configs.text import printable_lines
 from controller.balancer_client import BalancerHttpClient, HttpAnswer, url_of
 from wire.errors import ErrorBody
@@ -82,7 +84,7 @@ def find_server(args: argparse.Namespace) -> ServerClient:
     except ValueError as error:
         raise CommandFailed(f"the server's certificate cannot be read: {error}") from None
     except OSError as error:
-        raise CommandFailed(f"{error.filename}: {error.strerror}") from None
+        raise CommandFailed(describe_os_error(error)) from None
 
 
 def _remote(url: str, cert: Path | None) -> BalancerHttpClient:
@@ -94,15 +96,15 @@ def _remote(url: str, cert: Path | None) -> BalancerHttpClient:
 def _local(data_dir: Path | None, config: Path | None) -> BalancerHttpClient:
     """Find the server by the token and the configuration in its data directory."""
     folder = (data_dir or load(config).data_dir).resolve()
-    token, running = folder / "run" / "internal.token", folder / "run" / "config.yaml"
-    if not token.exists():
+    token, running = existing_internal_token(folder), folder / "run" / "config.yaml"
+    if token is None:
         raise CommandFailed(f"no server has run with --data-dir {folder}; give --data-dir, --config or --url")
     # The configuration in force: options such as --port may differ from the configuration file.
     written = read_yaml(running).values if running.exists() else load(config).model_dump(mode="json")
     server = written["server"]
     cert = server.get("tls_cert")
     url = url_of(server["host"], server["port"], tls=cert is not None)
-    return BalancerHttpClient(url, token.read_text(encoding="ascii").strip(), Path(cert) if cert else None)
+    return BalancerHttpClient(url, token, Path(cert) if cert else None)
 
 
 def _error_message(answer: HttpAnswer) -> str:

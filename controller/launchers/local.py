@@ -41,7 +41,7 @@ class LocalLauncher:
 
         Returns them, and whether they run with another configuration and were therefore told to go.
         """
-        controller_pid_file(self._data_dir).write_text(str(os.getpid()), encoding="ascii")
+        atomic_write(controller_pid_file(self._data_dir), str(os.getpid()).encode("ascii"))
         text = to_yaml(self._settings)
         adopted = self._processes.adopt()
         outdated = bool(adopted) and _read_by_children(text) != _read_by_children(self._last_config())

@@ -22,7 +22,7 @@ from pathlib import Path
 import msgspec
 import psutil
 
-from configs.files import atomic_write
+from configs.files import atomic_write, open_for_append
 from configs.logs import start_failure
 from configs.paths import StandbyFiles, standby_files
 from configs.sections import Logging
@@ -123,7 +123,7 @@ class Processes:
         if name in self._children:
             return
         self._logs.prune(self._children)
-        with self._logs.path(name).open("ab") as log:
+        with open_for_append(self._logs.path(name)) as log:
             process = subprocess.Popen(  # noqa: S603 - our own programs
                 command, env=env, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
             )

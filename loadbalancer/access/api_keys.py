@@ -20,6 +20,8 @@ SCOPES: tuple[Scope, ...] = get_args(Scope)
 #: What a path asks for: nothing, any key at all, or a key with this scope.
 RequiredScope = Literal["nothing", "key"] | Scope
 
+#: Least length of the internal token. An empty one would let in everyone who sends none.
+MIN_TOKEN_CHARS = 32
 KEY_PREFIX = "sk-muster-"
 KEY_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$"
 #: Owner of every request while keys are off.
@@ -98,6 +100,10 @@ class Authenticator:
     #: Only this machine can connect.
     loopback: bool
 
+    def __post_init__(self) -> None:
+        if len(self.internal_token) < MIN_TOKEN_CHARS:
+            raise ValueError("the internal token is empty or incomplete")
+
     def enter(self, path: str, authorization: str, ring: KeyRing | None) -> Caller:
         """The caller of the path. Without a ring keys are off. Raises `Unauthorized` and `Forbidden`."""
         need = self.need(path)
@@ -105,7 +111,7 @@ class Authenticator:
             return Caller()
         scheme, _, token = authorization.partition(" ")
         token = token.strip() if scheme.lower() == "bearer" else ""
-        if need == "admin" and hmac.compare_digest(fingerprint(token), fingerprint(self.internal_token)):
+        if need == "admin" and token and hmac.compare_digest(fingerprint(token), fingerprint(self.internal_token)):
             return Caller(INTERNAL, scopes=frozenset({"admin"}))
         if ring is None:
             raise _unauthorized("This path needs the internal token or an API key with the scope 'admin'.")

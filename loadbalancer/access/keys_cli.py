@@ -17,10 +17,12 @@ import msgspec
 from filelock import FileLock
 
 from configs.cli import EXIT_USAGE, HelpFormatter, add_config_options, settings_from
-from configs.paths import curve_dir, keys_file
+from configs.files import describe_os_error
+from configs.paths import curve_dir, keys_file, keys_required_file
 from configs.settings import Settings
 from loadbalancer.access.api_keys import KEY_PREFIX, SCOPES, ApiKey, KeyRing, fingerprint, parse_ring
-from loadbalancer.access.key_files import InvalidFile, read, write
+from loadbalancer.access.key_enforcement import is_recorded, record_keys_in_force
+from loadbalancer.access.key_files import InvalidFile, create, exists, read, write
 from loadbalancer.access.startup_checks import ALLOWED_WORKERS, load_server_keys, parse_workers
 from wire.curve import AllowedWorker, AllowedWorkers, WorkerKey, new_pair
 
@@ -32,8 +34,9 @@ API keys, and the keys of workers on other machines. Only a hash of an API key i
     scripts/keys add-worker gpu-box worker.key
     scripts/keys list
     scripts/keys revoke alice
+    scripts/keys disable
 
-The first API key closes the server to everyone without one.
+The first API key closes the server to everyone without one. It stays closed, also without any key, until `disable`.
 """
 
 
@@ -51,6 +54,8 @@ def main(argv: Sequence[str] | None = None) -> int:
                 _add(settings, args)
             case "revoke":
                 _revoke(settings, args.name)
+            case "disable":
+                _disable(settings)
             case "add-worker":
                 _add_worker(settings, args.name, args.file)
             case "revoke-worker":
@@ -64,7 +69,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"refused: {error}", file=sys.stderr)
         return EXIT_USAGE
     except OSError as error:
-        print(f"{error.filename}: {error.strerror}", file=sys.stderr)
+        print(describe_os_error(error), file=sys.stderr)
         return EXIT_USAGE
     return 0
 
@@ -81,6 +86,7 @@ def _parser() -> argparse.ArgumentParser:
     add.add_argument("--max-concurrent", type=int, metavar="N", help="most such requests at once")
     verbs.add_parser("list", help="show what there is, without any secret")
     verbs.add_parser("revoke", help="end an API key").add_argument("name")
+    verbs.add_parser("disable", help="serve everyone without a key from the next start on")
     worker = verbs.add_parser("add-worker", help="let a worker of another machine join (workers.listen)")
     worker.add_argument("name", help="of the worker's key, for people")
     worker.add_argument("file", type=Path, help="where to put the worker's secret, to be carried to its machine")
@@ -96,6 +102,7 @@ def _add(settings: Settings, args: argparse.Namespace) -> None:
         if args.name in keys:
             raise UsageError(f"there is a key named {args.name} already; revoke it first, or choose another name")
         keys[args.name] = key
+        record_keys_in_force(settings.data_dir)
     print(f"The key of {args.name}, shown this once:", file=sys.stderr)
     print(token)
 
@@ -107,16 +114,32 @@ def _revoke(settings: Settings, name: str) -> None:
     print(f"revoked {name}", file=sys.stderr)
 
 
+def _disable(settings: Settings) -> None:
+    """Put the key file aside, and remove the record that keys were in force."""
+    if settings.access.keys_file is not None:
+        raise UsageError("access.keys_file names a key file, which the server requires; remove that setting first")
+    path = keys_file(settings.data_dir)
+    aside = path.with_name(f"{path.name}.disabled")
+    with _locked(path):
+        if path.is_symlink() or exists(path):
+            path.rename(aside)
+            print(f"{path} is now {aside}; rename it back to use its keys again", file=sys.stderr)
+        keys_required_file(settings.data_dir).unlink(missing_ok=True)
+    print("API keys are off from the next start of the server on: everyone who reaches it may use it", file=sys.stderr)
+
+
 def _add_worker(settings: Settings, name: str, file: Path) -> None:
     pair, server = new_pair(), load_server_keys(settings.data_dir)
-    with _worker_keys(settings) as workers:
-        if name in workers:
-            raise UsageError(f"there is a worker key named {name} already; revoke it first, or choose another name")
-        if file.exists():
-            raise UsageError(f"{file} exists; it is not overwritten")
-        workers[name] = AllowedWorker(pair.public, _today())
-        parse_workers(msgspec.to_builtins(AllowedWorkers(workers)))
-        write(file, msgspec.to_builtins(WorkerKey(pair.public, pair.secret, server.public)))
+    with contextlib.ExitStack() as on_error:
+        with _worker_keys(settings) as workers:
+            if name in workers:
+                raise UsageError(f"there is a worker key named {name} already; revoke it first, or choose another name")
+            workers[name] = AllowedWorker(pair.public, _today())
+            parse_workers(msgspec.to_builtins(AllowedWorkers(workers)))
+            if not create(file, msgspec.to_builtins(WorkerKey(pair.public, pair.secret, server.public))):
+                raise UsageError(f"{file} exists; it is not overwritten")
+            on_error.callback(file.unlink, missing_ok=True)  # a secret that is not allowed to join
+        on_error.pop_all()
     print(f"{file} is the secret of {name}. Carry it to its machine, and start there:", file=sys.stderr)
     print(f"python -m worker --join {settings.workers.listen or 'tcp://HOST:PORT'} --key-file {file.name}")
 
@@ -130,15 +153,18 @@ def _revoke_worker(settings: Settings, name: str) -> None:
 
 def _list(settings: Settings) -> None:
     path = keys_file(settings.data_dir, settings.access.keys_file)
-    ring = read(path, parse_ring) if path.exists() else None
+    ring = read(path, parse_ring) if exists(path) else None
     for name, key in ring.keys.items() if ring else ():
         rate = f"{key.requests_per_minute}/min" if key.requests_per_minute else "any rate"
         at_once = f"{key.max_concurrent} at once" if key.max_concurrent else "any number at once"
         print(f"{name}: {', '.join(key.scopes)}; weight {key.weight:g}; {rate}, {at_once}; made {key.created or '?'}")
     if ring is None:
-        print(f"no API keys ({path} is not there): no request needs one", file=sys.stderr)
+        if is_recorded(settings.data_dir) or settings.access.keys_file is not None:
+            print(f"no API keys: {path} is not there, and the server does not start without it", file=sys.stderr)
+        else:
+            print(f"no API keys ({path} is not there): no request needs one", file=sys.stderr)
     allowed = curve_dir(settings.data_dir) / ALLOWED_WORKERS
-    for name, worker in (read(allowed, parse_workers).workers if allowed.exists() else {}).items():
+    for name, worker in (read(allowed, parse_workers).workers if exists(allowed) else {}).items():
         print(f"worker {name}: {worker.public}; made {worker.created or '?'}")
 
 
@@ -147,7 +173,7 @@ def _api_keys(settings: Settings) -> Iterator[dict[str, ApiKey]]:
     """The keys to change; written when the block ends well."""
     path = keys_file(settings.data_dir, settings.access.keys_file)
     with _locked(path):
-        keys = dict(read(path, parse_ring).keys) if path.exists() else {}
+        keys = dict(read(path, parse_ring).keys) if exists(path) else {}
         yield keys
         tree = msgspec.to_builtins(KeyRing(keys))
         parse_ring(tree)
@@ -159,7 +185,7 @@ def _worker_keys(settings: Settings) -> Iterator[dict[str, AllowedWorker]]:
     """The workers to change; written when the block ends well."""
     path = curve_dir(settings.data_dir) / ALLOWED_WORKERS
     with _locked(path):
-        workers = dict(read(path, parse_workers).workers) if path.exists() else {}
+        workers = dict(read(path, parse_workers).workers) if exists(path) else {}
         yield workers
         write(path, msgspec.to_builtins(AllowedWorkers(workers)))
 

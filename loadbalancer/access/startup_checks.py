@@ -15,11 +15,13 @@ from typing import NoReturn
 import msgspec
 
 from configs.addresses import ListenAddress
+from configs.files import describe_os_error
 from configs.paths import curve_dir, keys_file
 from configs.sections import Server
 from configs.settings import Settings
 from loadbalancer.access.api_keys import KeyRing, parse_ring
-from loadbalancer.access.key_files import InvalidFile, ReloadingFile, read, write
+from loadbalancer.access.key_enforcement import EnforcedKeys, KeysRequired, check_keys_not_required, warn_of_mode
+from loadbalancer.access.key_files import InvalidFile, ReloadingFile, create, exists, read
 from loadbalancer.access.origin_policy import is_loopback
 from loadbalancer.transport.curve_listener import CurveListener
 from wire.curve import AllowedWorkers, KeyPair, new_pair
@@ -39,21 +41,36 @@ def open_keys(settings: Settings) -> Callable[[float], KeyRing | None]:
     """The API keys at a monotonic time; None while there is no file of them. Raises `StartupError`."""
     configured = settings.access.keys_file
     path = keys_file(settings.data_dir, configured)
-    if configured is not None and not path.exists():
-        raise StartupError(
-            f"access.keys_file {path} is not there; `scripts/keys add NAME`, with the same --config, makes it"
-        )
     try:
-        watched = ReloadingFile[KeyRing | None](path, parse_ring, absent=None)
+        if not exists(path):
+            if configured is not None:
+                raise StartupError(
+                    f"access.keys_file {path} is not there; `scripts/keys add NAME`, with the same --config, makes it"
+                )
+            check_keys_not_required(settings.data_dir, path)
+        watched = ReloadingFile[KeyRing | None](path, parse_ring, absent=None, closed=KeyRing())
     except InvalidFile as error:
         raise StartupError(f"access.keys_file: {error}") from None
-    return watched.get
+    except KeysRequired as error:
+        raise StartupError(str(error)) from None
+    warn_of_mode(path)
+    try:
+        enforced = EnforcedKeys(watched, settings.data_dir)
+    except OSError as error:
+        raise StartupError(f"cannot start: {describe_os_error(error)}") from None
+    return enforced.get
 
 
 def check_exposure(settings: Settings, ring: KeyRing | None) -> None:
     """Raises `StartupError` where strangers could use the server."""
     server, insecure = settings.server, settings.access.insecure
     if is_loopback(server.host):
+        if ring is None and settings.access.hosts and not insecure:
+            raise StartupError(
+                f"access.hosts {', '.join(settings.access.hosts)}: a proxy passes requests of other machines on, but "
+                f"there are no API keys. Make one with `scripts/keys --data-dir {settings.data_dir} add NAME`; or let "
+                "everyone in with --insecure (access.insecure: true), as for a proxy that checks who asks"
+            )
         return
     if ring is None and not insecure:
         raise StartupError(
@@ -113,8 +130,12 @@ def curve_listener(settings: Settings) -> CurveListener | None:
     try:
         own = load_server_keys(settings.data_dir)
         path = curve_dir(settings.data_dir) / ALLOWED_WORKERS
-        watched = ReloadingFile(path, lambda tree: parse_workers(tree).publics(), absent=frozenset[str]())
-    except (InvalidFile, OSError) as error:
+        watched = ReloadingFile(
+            path, lambda tree: parse_workers(tree).publics(), absent=frozenset[str](), closed=frozenset[str]()
+        )
+    except OSError as error:
+        raise StartupError(f"workers.listen {settings.workers.listen}: {describe_os_error(error)}") from None
+    except InvalidFile as error:
         raise StartupError(f"workers.listen {settings.workers.listen}: {error}") from None
     if not watched.get(time.monotonic()):
         log.warning("no worker may join at %s yet; `scripts/keys add-worker NAME` allows one", settings.workers.listen)
@@ -124,9 +145,14 @@ def curve_listener(settings: Settings) -> CurveListener | None:
 def load_server_keys(data_dir: Path) -> KeyPair:
     """The balancer's own CURVE keys, made when they are first asked for. Raises `InvalidFile` and `OSError`."""
     path = curve_dir(data_dir) / SERVER_KEY
-    if not path.exists():
-        write(path, msgspec.to_builtins(new_pair()))
-    return read(path, lambda tree: msgspec.convert(tree, KeyPair))
+    if not exists(path):
+        create(path, msgspec.to_builtins(new_pair()))  # unless another process was faster: all use the same pair
+    try:
+        return read(path, lambda tree: msgspec.convert(tree, KeyPair))
+    except InvalidFile as error:
+        raise InvalidFile(
+            f"{error}. Restore the file; or remove it, and make the keys of all workers again with `scripts/keys`"
+        ) from None
 
 
 def parse_workers(tree: object) -> AllowedWorkers:

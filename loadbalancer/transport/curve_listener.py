@@ -40,7 +40,7 @@ class PeerKind(enum.Enum):
 
 
 class CannotListen(Exception):
-    """The TCP address cannot be bound; the text contains the reason."""
+    """An address for workers cannot be bound; the text contains the reason."""
 
 
 class CurveListener:
@@ -77,7 +77,7 @@ class CurveListener:
             socket.bind(self._address)
         except zmq.ZMQError as error:
             self.close()
-            raise CannotListen(f"{self._address}: {error.strerror}") from None
+            raise CannotListen(f"workers.listen is not available: {self._address}: {error.strerror}") from None
 
     def close(self) -> None:
         """Stop the authentication. Call this before the socket is closed."""

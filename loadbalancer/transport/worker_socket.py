@@ -61,7 +61,7 @@ class WorkerSocket:
         self._named: set[str] = set()
 
     def open(self) -> None:
-        """Bind, and start to receive. Raises `zmq.ZMQError` or `CannotListen` if an address cannot be bound."""
+        """Bind, and start to receive. Raises `CannotListen` if an address cannot be bound."""
         self._loop = asyncio.get_running_loop()
         self._context = zmq.Context()
         self._socket = self._context.socket(zmq.ROUTER)
@@ -72,7 +72,11 @@ class WorkerSocket:
         self._socket.setsockopt(zmq.RCVHWM, 10_000)
         # ZeroMQ bounds each frame, and not the frames of a message that has not arrived completely.
         self._socket.setsockopt(zmq.MAXMSGSIZE, self._max_frame_bytes)
-        self._socket.bind(self._address)
+        try:
+            self._socket.bind(self._address)
+        except zmq.ZMQError as error:
+            self._context.destroy()
+            raise CannotListen(f"workers cannot connect: {self._address}: {error.strerror}") from None
         if self._listener is not None:  # last: CURVE options apply only to endpoints bound afterwards
             try:
                 self._listener.open(self._context, self._socket)

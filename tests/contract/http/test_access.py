@@ -214,6 +214,13 @@ def test_public_address_without_keys_is_refused(tmp_path: Path) -> None:
         assert fragment in said
 
 
+def test_restart_without_key_file_is_refused(tmp_path: Path) -> None:
+    make_key(tmp_path, "alice")
+    keys_file(tmp_path).unlink()
+    child = launch("loadbalancer", tmp_path, "--port", str(free_port()), log="loadbalancer")
+    assert "API keys have been in force" in refusal(child, tmp_path)
+
+
 @needs_openssl
 def test_mismatched_tls_key_is_refused(tmp_path: Path) -> None:
     one, other = self_signed(tmp_path, "one"), self_signed(tmp_path, "other")

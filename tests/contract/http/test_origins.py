@@ -50,7 +50,7 @@ def test_own_pages_are_allowed(shared: Server, http: httpx.Client) -> None:
 
 
 def test_server_behind_proxy_accepts_configured_hosts(server: StartServer) -> None:
-    started = server({"sim": sim()}, 0, access={"hosts": ["muster.example"]})
+    started = server({"sim": sim()}, 0, access={"hosts": ["muster.example"], "insecure": True})
 
     def status(**headers: str) -> int:
         return httpx.get(f"{started.base_url}/v1/models", headers=headers, timeout=PATIENCE_S).status_code

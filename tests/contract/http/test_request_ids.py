@@ -41,7 +41,7 @@ async def broken(scope: Scope, receive: Receive, send: Send) -> None:
 
 def around(app: ASGIApp, metrics: Metrics) -> ApiMiddleware:
     bodies = BodyBudget(1 << 20, metrics.refusals)
-    return ApiMiddleware(app, app, Access(), Authenticator("", loopback=False), lambda now: None, metrics, bodies)
+    return ApiMiddleware(app, app, Access(), Authenticator("t" * 43, loopback=False), lambda now: None, metrics, bodies)
 
 
 async def test_exception_returns_neutral_500_and_is_logged(caplog: pytest.LogCaptureFixture) -> None:

@@ -127,7 +127,7 @@ def arguments(*words: str) -> argparse.Namespace:
 
 def test_server_is_found_by_data_dir_config_and_url(tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
-    (tmp_path / "run" / "internal.token").write_text("secret\n")
+    (tmp_path / "run" / "internal.token").write_text("s" * 43 + "\n")
     (tmp_path / "run" / "config.yaml").write_text("server: {host: '::', port: 8123}\nmodels: {m: {engine: sim}}\n")
     assert find_server(arguments("--data-dir", str(tmp_path))).url == "http://[::1]:8123"
     config = tmp_path / "muster.yaml"

@@ -17,8 +17,9 @@ from loadbalancer.access.api_keys import (
 )
 from loadbalancer.schema.errors import Forbidden, Unauthorized
 
-DOORMAN = Authenticator("internal-token", loopback=True)
-EXPOSED = Authenticator("internal-token", loopback=False)
+INTERNAL_TOKEN = "internal-token-" + "x" * 28
+DOORMAN = Authenticator(INTERNAL_TOKEN, loopback=True)
+EXPOSED = Authenticator(INTERNAL_TOKEN, loopback=False)
 RING = KeyRing(
     {
         "painter": ApiKey(fingerprint("sk-painter"), ("images",), 2.5, 60, 4),
@@ -37,7 +38,7 @@ TOKENS = {
     "lower": "bearer  sk-painter ",
     "batch": "Bearer sk-batch",
     "chief": "Bearer sk-chief",
-    "internal": "Bearer internal-token",
+    "internal": f"Bearer {INTERNAL_TOKEN}",
     "strange": "Bearer \udcff\u00e9",
 }
 #: By path: who gets in, and who is known but lacks the scope. All others are strangers.
@@ -122,3 +123,16 @@ def test_the_caller_is_known_by_the_keys_name() -> None:
 def test_what_a_file_of_keys_may_not_say(keys: object, told: str) -> None:
     with pytest.raises(msgspec.ValidationError, match=told):
         parse_ring({"keys": keys})
+
+
+@pytest.mark.parametrize("token", ["", " ", "x", "x" * 31])
+def test_short_internal_token_is_never_accepted(token: str) -> None:
+    with pytest.raises(ValueError, match="internal token is empty or incomplete"):
+        Authenticator(token, loopback=True)
+
+
+@pytest.mark.parametrize("header", ["", "Bearer", "Bearer ", "Bearer  ", "bearer \t"])
+def test_no_token_is_not_the_internal_token(header: str) -> None:
+    for ring in (None, RING):
+        with pytest.raises(Unauthorized):
+            DOORMAN.enter("/internal/snapshot", header, ring)

@@ -46,7 +46,7 @@ def numbers(tree: object) -> list[int]:
 
 def test_a_change_is_seen_a_second_later_and_nonsense_never(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     file = tmp_path / "numbers.yaml"
-    watched = ReloadingFile[list[int]](file, numbers, absent=[])
+    watched = ReloadingFile[list[int]](file, numbers, absent=[], closed=[0])
     assert watched.get(0.0) == []
     write(file, [1])
     assert watched.get(0.5) == [], "it looks once a second"
@@ -69,7 +69,7 @@ def test_a_file_that_is_broken_at_the_start_is_refused(tmp_path: Path) -> None:
     file = tmp_path / "numbers.yaml"
     file.write_text("secret: [\n")
     with pytest.raises(InvalidFile, match=r"numbers\.yaml:2 is not valid YAML") as refusal:
-        ReloadingFile[list[int]](file, numbers, absent=[])
+        ReloadingFile[list[int]](file, numbers, absent=[], closed=[0])
     assert "secret" not in str(refusal.value)
 
 

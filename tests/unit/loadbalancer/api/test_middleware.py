@@ -45,7 +45,7 @@ async def test_only_requests_for_images_are_replayed(method: str, path: str, key
     plain, replaying = application("plain"), application("replaying")
     bodies = BodyBudget(1 << 20, metrics.refusals)
     app = ApiMiddleware(
-        plain, replaying, Access(), Authenticator("", loopback=False), lambda now: None, metrics, bodies
+        plain, replaying, Access(), Authenticator("t" * 43, loopback=False), lambda now: None, metrics, bodies
     )
     headers = [(b"idempotency-key", b"k")] if key else []
     scope = {"type": "http", "method": method, "path": path, "headers": headers}

@@ -1,0 +1,97 @@
+"""Once API keys have been in force, the server never starts without them by accident.
+
+A file in the data directory records that keys were in force. If the key file is then gone, as after a mistake or on a
+disk that is not mounted, the server refuses to start. `scripts/keys disable` removes both on purpose.
+"""
+
+from __future__ import annotations
+
+import logging
+import stat
+from pathlib import Path
+
+from configs.files import describe_os_error, durable_create
+from configs.paths import keys_required_file
+from loadbalancer.access.api_keys import KeyRing
+from loadbalancer.access.key_files import ReloadingFile
+
+log = logging.getLogger(__name__)
+
+_RETRY_S = 10.0
+_TEXT = b"""\
+API keys have been in force here. Without its key file, the balancer refuses to start.
+To serve without keys on purpose: scripts/keys disable
+"""
+
+
+class KeysRequired(Exception):
+    """The key file is gone. The text says how to restore it, and how to serve without keys."""
+
+
+class EnforcedKeys:
+    """The current API keys. Records, as soon as there are any, that keys have been in force."""
+
+    def __init__(self, file: ReloadingFile[KeyRing | None], data_dir: Path) -> None:
+        """Raises `OSError` if the record cannot be written."""
+        self._file = file
+        self._data_dir = data_dir
+        self._is_recorded = False
+        self._retry_at = float("-inf")
+        if file.current is not None:
+            record_keys_in_force(data_dir)
+            self._is_recorded = True
+
+    def get(self, now: float) -> KeyRing | None:
+        """Return the keys; None while keys are off. `now` is seconds on a clock that never goes back."""
+        ring = self._file.get(now)
+        if ring is not None and not self._is_recorded and now >= self._retry_at:
+            try:
+                record_keys_in_force(self._data_dir)
+                self._is_recorded = True
+            except OSError as error:
+                self._retry_at = now + _RETRY_S
+                log.error("cannot record that API keys are in force: %s", describe_os_error(error))
+        return ring
+
+
+def record_keys_in_force(data_dir: Path) -> None:
+    """Create the record unless it is there. Raises `OSError` with the path."""
+    path = keys_required_file(data_dir)
+    path.parent.mkdir(mode=stat.S_IRWXU, parents=True, exist_ok=True)
+    if not is_recorded(data_dir):
+        durable_create(path, _TEXT)
+
+
+def is_recorded(data_dir: Path) -> bool:
+    """Return whether anything has the name of the record. Raises `OSError` if that cannot be told."""
+    try:
+        keys_required_file(data_dir).lstat()
+    except FileNotFoundError:
+        return False
+    return True
+
+
+def check_keys_not_required(data_dir: Path, path: Path) -> None:
+    """Raises `KeysRequired` if keys have been in force, or if that cannot be told. `path` is the missing key file."""
+    try:
+        required = is_recorded(data_dir)
+    except OSError as error:
+        raise KeysRequired(f"{describe_os_error(error)}: cannot tell whether API keys were in force") from None
+    if required:
+        raise KeysRequired(
+            f"API keys have been in force, but {path} is not there. Restore the file; or make new keys with "
+            f"`scripts/keys --data-dir {data_dir} add NAME`; or serve without keys after "
+            f"`scripts/keys --data-dir {data_dir} disable`"
+        )
+
+
+def warn_of_mode(path: Path) -> None:
+    """Log a warning if other users can change or read the key file."""
+    try:
+        mode = path.stat().st_mode
+    except OSError:
+        return
+    if mode & (stat.S_IWGRP | stat.S_IWOTH):
+        log.warning("other users can change %s and let themselves in; chmod 600 %s", path, path)
+    elif mode & (stat.S_IRGRP | stat.S_IROTH):
+        log.warning("other users can read %s, which holds hashes of keys and their names; chmod 600 %s", path, path)
