@@ -1,0 +1,66 @@
+"""The workers' socket with a real peer: frames and messages over the limit reach nobody."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import zmq
+
+from loadbalancer.transport.worker_socket import WorkerSocket
+from wire.codec import MAX_HEADER_BYTES, Frame, WorkerEnvelope, encode
+from wire.messages import Finished, Preempted
+
+LIMIT = 5 << 20
+PATIENCE_S = 30.0
+
+
+async def until(condition: Callable[[], object]) -> None:
+    async with asyncio.timeout(PATIENCE_S):
+        while not condition():
+            await asyncio.sleep(0.01)
+
+
+def preempted(*sizes: int) -> list[Frame]:
+    frames = [bytes(size) for size in sizes]
+    return encode([WorkerEnvelope(Preempted("t", 1, 1, len(frames)), frames)])
+
+
+@pytest.mark.parametrize(
+    ("frames", "events"),
+    [
+        (preempted(LIMIT), ["Preempted", "Finished"]),
+        (preempted(LIMIT, MAX_HEADER_BYTES - 100), ["Preempted", "Finished"]),
+        (preempted(LIMIT, MAX_HEADER_BYTES), ["malformed", "Finished"]),
+        (preempted(*[1 << 20] * 20), ["malformed", "Finished"]),
+        (preempted(LIMIT + 1), ["Finished"]),  # ZeroMQ closes the connection, and the peer connects again
+    ],
+)
+async def test_messages_over_the_limit_are_dropped(tmp_path: Path, frames: list[Frame], events: list[str]) -> None:
+    received: list[str] = []
+
+    def on_message(worker: str, envelope: WorkerEnvelope, is_local: bool) -> None:
+        assert (worker, is_local) == ("w", True)
+        received.append(type(envelope.message).__name__)
+
+    address = f"ipc://{tmp_path}/workers.sock"
+    router = WorkerSocket(address, None, on_message, lambda worker, reason: None, LIMIT)
+    router.open()
+    with zmq.Context() as context, context.socket(zmq.DEALER) as peer:
+        peer.setsockopt(zmq.ROUTING_ID, b"w")
+        peer.setsockopt(zmq.RECONNECT_IVL, 10)
+        peer.connect(address)
+        peer.send_multipart(frames)
+        if events != ["Finished"]:
+            await until(lambda: received or router.counters["malformed"])
+            received += ["malformed"] * router.counters["malformed"]
+
+        def answered() -> bool:
+            peer.send_multipart(encode([WorkerEnvelope(Finished("t", 1), [b"image"])]))
+            return "Finished" in received
+
+        await until(answered)
+    await router.close()
+    assert list(dict.fromkeys(received)) == events
