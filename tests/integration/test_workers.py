@@ -6,6 +6,7 @@ Every image is compared with what the simulated engine computes by itself, which
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 import signal
@@ -21,7 +22,7 @@ from loadbalancer.scheduler_service import SchedulerService
 from loadbalancer.scheduling.task import TaskCompleted, TaskEnded, TaskProgress, TaskState
 from tests.support.in_process_service import InProcessService, in_process_service, inputs
 from wire.codec import WorkerEnvelope, encode
-from wire.messages import PROTOCOL, Bye, EngineInfo, Hello
+from wire.messages import PROTOCOL, Bye, Hello
 
 
 @pytest_asyncio.fixture
@@ -236,17 +237,21 @@ async def test_malformed_messages_are_counted_and_dropped(service: InProcessServ
     assert [w.worker for w in service.scheduler.snapshot().workers] == ["w"]
 
 
-async def test_control_characters_of_worker_names_are_escaped(
+async def test_texts_of_workers_are_escaped_in_the_log(
     service: InProcessService, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO, logger="loadbalancer.scheduler_service")
-    name = "w\n\x1b[31mERROR all is lost"
-    hello = Hello(PROTOCOL, name, "m", "sim:0", os.getpid(), [], EngineInfo())
-    with zmq.Context() as context, context.socket(zmq.DEALER) as peer:
-        peer.setsockopt(zmq.IDENTITY, name.encode())
-        peer.connect(worker_address(service.settings.data_dir))
-        peer.send_multipart(encode([WorkerEnvelope(hello)]))
-        peer.send_multipart(encode([WorkerEnvelope(Bye("x\n" * 100_000))]))
+    forged = "w\n\x1b[31mERROR all is lost"
+    with zmq.Context() as context, contextlib.ExitStack() as stack:
+        for name in (forged, "w"):
+            peer = stack.enter_context(context.socket(zmq.DEALER))
+            peer.setsockopt(zmq.IDENTITY, name.encode())
+            peer.connect(worker_address(service.settings.data_dir))
+            peer.send_multipart(encode([WorkerEnvelope(Hello(PROTOCOL, name, "m", "sim:0", os.getpid()))]))
+            peer.send_multipart(encode([WorkerEnvelope(Bye("x\n" * 100_000))]))
         await service.wait_until(lambda: any("lost (" in message for message in caplog.messages))
+        await service.wait_until(
+            lambda: any(r"w\n\x1b[31mERROR all is lost rej" in message for message in caplog.messages)
+        )
     assert all(message.isprintable() and len(message) < 10_000 for message in caplog.messages)
-    assert any(r"w\n\x1b[31mERROR all is lost ready" in message for message in caplog.messages)
+    assert service.scheduler.snapshot().workers == []
