@@ -139,7 +139,10 @@ class BoundedRequestParser(HttpToolsProtocol):
     def _parse(self, data: bytes | memoryview) -> None:
         self._messages = 0
         try:
-            self._feed(data)
+            try:
+                self.parser.feed_data(data)
+            except httptools.HttpParserUpgrade as offer:
+                self._feed_without_upgrade(memoryview(data)[offer.args[0] :])
         except httptools.HttpParserError:
             self._refuse(self._refusal or MalformedRequest("The request is not valid HTTP/1.1."))
             return
@@ -148,18 +151,21 @@ class BoundedRequestParser(HttpToolsProtocol):
         elif self._stage == BODY:
             self._check_incomplete_body(len(data))
 
-    def _feed(self, data: bytes | memoryview) -> None:
-        while data:
-            try:
-                self.parser.feed_data(data)
+    def _feed_without_upgrade(self, rest: memoryview) -> None:
+        """Parse the head again, without the upgrade that it offered, and what follows it."""
+        while True:
+            head, self._without_upgrade = self._without_upgrade, None
+            assert head is not None
+            self.parser = httptools.HttpRequestParser(self)
+            self.parser.set_dangerous_leniencies(lenient_data_after_close=True)
+            self.parser.feed_data(head)
+            if not rest:
                 return
-            except httptools.HttpParserUpgrade as offer:
-                head, self._without_upgrade = self._without_upgrade, None
-                assert head is not None
-                data = memoryview(data)[offer.args[0] :]
-                self.parser = httptools.HttpRequestParser(self)
-                self.parser.set_dangerous_leniencies(lenient_data_after_close=True)
-                self.parser.feed_data(head)
+            try:
+                self.parser.feed_data(rest)
+                return
+            except httptools.HttpParserUpgrade as offer:  # of the next request
+                rest = rest[offer.args[0] :]
 
     def _check_incomplete_head(self, size: int) -> None:
         """Refuse an endless request line or header, of which the parser reports nothing before its end."""

@@ -35,7 +35,7 @@ class AdmissionControl:
     ) -> QueueFull | None:
         """Accept the request as a whole, or return why it is rejected."""
         first, config = tasks[0], self._config
-        if len(tasks) > queue.room(first.owner):
+        if len(queue) + len(tasks) > queue.max_tasks and len(tasks) > queue.room(first.owner):
             own = queue.owner_tasks(first.owner)
             waiting = f"{len(queue)} of {queue.max_tasks} images are waiting, {own} of them of '{first.owner}'"
             reason = f"the queue of model '{first.model}' is full ({waiting})"
@@ -56,7 +56,8 @@ class AdmissionControl:
             if finish_s is not None and finish_s > enough_s:
                 reason = f"the image would take about {finish_s:.1f} s, the request allows {remaining_s:.1f} s"
                 return DeadlineUnreachable(reason, _bounded_retry_s(finish_s - remaining_s), finish_s)
-        self._source_bytes.add(first.owner, added_bytes)
+        if added_bytes:
+            self._source_bytes.add(first.owner, added_bytes)
         return None
 
 

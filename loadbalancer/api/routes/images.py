@@ -29,7 +29,7 @@ _EDIT_EVENTS = event_stream("EditProgress", "EditPartialImage", "EditCompletedIm
 
 def router(services: Services, builder: RequestBuilder) -> APIRouter:
     routes = APIRouter(tags=["images"])
-    server = services.settings.server
+    server, models = services.settings.server, services.settings.models
     max_bytes, max_upload_bytes = server.max_body_bytes, server.max_upload_bytes
 
     @routes.post(
@@ -43,7 +43,9 @@ def router(services: Services, builder: RequestBuilder) -> APIRouter:
         body = await read_json(request, max_upload_bytes)
         parsed = parse_with_images(ImageRequest, body, max_bytes)
         spec = await builder.build(parsed, request, parsed.image, parsed.mask)
-        result = await proxied(request, parsed, spec, body)
+        result: GenerationSpec | Response = spec
+        if (proxy := models[spec.model].cold_start_proxy) is not None:
+            result = await try_upstream(services, request, spec, proxy, json_factory(body), stream=bool(parsed.stream))
         del body  # it may be large, and the request may wait in the queue
         return await _respond(services, request, parsed, result)
 
@@ -64,7 +66,7 @@ def router(services: Services, builder: RequestBuilder) -> APIRouter:
             parsed = parse_form(EditRequest, form.texts)
             spec = await builder.build(parsed, request, form.file("image"), form.file("mask"))
             result: GenerationSpec | Response = spec
-            if (proxy := services.settings.models[spec.model].cold_start_proxy) is not None:
+            if (proxy := models[spec.model].cold_start_proxy) is not None:
                 factory = form_factory(form)
                 result = await try_upstream(services, request, spec, proxy, factory, stream=bool(parsed.stream))
         return await _respond(services, request, parsed, result)
@@ -74,17 +76,11 @@ def router(services: Services, builder: RequestBuilder) -> APIRouter:
         parsed = parse_with_images(JsonEditRequest, body, max_bytes)
         mask = None if parsed.mask is None else parsed.mask.image_url or ""
         spec = await builder.build(parsed, request, parsed.images[0].image_url or "", mask)
-        result = await proxied(request, parsed, spec, body)
+        result: GenerationSpec | Response = spec
+        if (proxy := models[spec.model].cold_start_proxy) is not None:
+            result = await try_upstream(services, request, spec, proxy, json_factory(body), stream=bool(parsed.stream))
         del body
         return await _respond(services, request, parsed, result)
-
-    async def proxied(
-        request: Request, parsed: ImageRequest | EditRequest, spec: GenerationSpec, body: bytes
-    ) -> GenerationSpec | Response:
-        """Return the response of the model's upstream, if it has one that answers, else the specification."""
-        if (proxy := services.settings.models[spec.model].cold_start_proxy) is None:
-            return spec
-        return await try_upstream(services, request, spec, proxy, json_factory(body), stream=bool(parsed.stream))
 
     @routes.post(
         "/predict",
