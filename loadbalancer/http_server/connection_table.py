@@ -27,8 +27,6 @@ class Connection(Protocol):
 
     def idle_since(self) -> float | None: ...
 
-    def evict(self, reason: str) -> None: ...
-
     def abort(self) -> None: ...
 
 
@@ -106,7 +104,8 @@ class ConnectionTable:
         idle.sort(key=lambda entry: entry[0])
         for _, each in idle[: max(int(self._max * _BATCH), 1)]:
             self.remove(each)
-            each.evict("idle_connection_closed")
+            self._refusals.add("idle_connection_closed")
+            each.abort()
 
     def _is_trusted(self, address: str) -> bool:
         """Whether many clients may share the address. Loopback: a reverse proxy on this machine."""

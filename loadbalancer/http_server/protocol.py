@@ -21,6 +21,7 @@ from loadbalancer.http_server.request_parser import (
     REFUSED,
     BoundedRequestParser,
 )
+from loadbalancer.http_server.tls import TlsHandshake
 from loadbalancer.http_server.transport import InputFlowControl, LingeringTransport
 from loadbalancer.schema.errors import ApiError
 from loadbalancer.schema.http_errors import RequestTimeout
@@ -45,8 +46,11 @@ class BoundedHttpProtocol(BoundedRequestParser):
         server_state: ServerState,
         app_state: dict[str, Any],
         _loop: asyncio.AbstractEventLoop | None = None,
+        handshake: TlsHandshake | None = None,
     ) -> None:
+        """`handshake` has been this connection in the table until now."""
         super().__init__(config, server_state, app_state, _loop)
+        self._handshake = handshake
         self._socket: asyncio.Transport = None  # type: ignore[assignment]
         self.address = ""
         #: The request whose response is next on the wire.
@@ -66,6 +70,8 @@ class BoundedHttpProtocol(BoundedRequestParser):
         super().connection_made(lingering)  # type: ignore[arg-type]
         self.flow = InputFlowControl(lingering, self._has_queued_input)
         self.address = self.client[0] if self.client else ""
+        if self._handshake is not None:
+            self.config.table.remove(self._handshake)
         self.config.table.admit(self, self._since)
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -90,11 +96,6 @@ class BoundedHttpProtocol(BoundedRequestParser):
     def idle_since(self) -> float | None:
         """When it became idle, or began to send headers. None while a request is under way."""
         return self._since if self._stage in (NEW, IDLE, HEAD, LINGERING) and not self._is_busy() else None
-
-    def evict(self, reason: str) -> None:
-        """Close it to make room for another connection."""
-        self.config.refusals.add(reason)
-        self._socket.close()
 
     def _has_queued_input(self) -> bool:
         return bool(self.pipeline or self._unparsed)
@@ -225,7 +226,8 @@ class BoundedHttpProtocol(BoundedRequestParser):
             return
         waited_s = now - self._since
         if stage == NEW and waited_s >= limits.header_timeout_s:
-            self.evict("silent_connection")
+            self.config.refusals.add("silent_connection")
+            self._socket.close()
         elif stage == IDLE and waited_s >= limits.keep_alive_s:
             self._socket.close()
         elif stage == HEAD:

@@ -7,6 +7,7 @@ import contextlib
 import hmac
 import logging
 import socket
+import ssl
 from collections import Counter
 from collections.abc import Iterator
 from typing import Any
@@ -17,6 +18,7 @@ from starlette.types import ASGIApp
 from configs.sections import Server
 from loadbalancer.http_server.connection_table import ConnectionTable
 from loadbalancer.http_server.protocol import MIN_PROGRESS_BYTES, BoundedHttpProtocol
+from loadbalancer.http_server.tls import TlsHandshake, TlsListener
 from loadbalancer.metrics.refusals import RefusalCounter
 
 log = logging.getLogger(__name__)
@@ -77,6 +79,26 @@ class HttpServer(uvicorn.Server):
         limits = config.limits
         shortest = min(limits.header_timeout_s, limits.body_timeout_s, limits.keep_alive_s, limits.send_timeout_s)
         self._check_every = max(round(min(shortest / 5, 1.0) / _TICK_S), 1)
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Listen on the sockets. Differs from uvicorn in TLS: its handshakes count as connections."""
+        config, loop = self.config, asyncio.get_running_loop()
+
+        def create(handshake: TlsHandshake | None = None) -> asyncio.Protocol:
+            return BoundedHttpProtocol(config, self.server_state, {}, loop, handshake)
+
+        def listen_tls(listener: socket.socket, context: ssl.SSLContext) -> TlsListener:
+            timeout_s = config.limits.header_timeout_s
+            return TlsListener(listener, context, config.table, config.refusals, timeout_s, create)
+
+        servers: list[Any] = []  # uvicorn only closes them
+        for each in sockets or ():
+            if config.ssl is not None:
+                servers.append(listen_tls(each, config.ssl))
+            else:
+                servers.append(await loop.create_server(create, sock=each, backlog=config.backlog))
+        self.servers = servers
+        self.started = True
 
     async def on_tick(self, counter: int) -> bool:
         """Check the deadlines of all connections about once a second, or more often where a limit is short."""

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import json
 import socket
+import ssl
 import threading
 import time
 from collections.abc import Iterator
@@ -18,6 +19,7 @@ from starlette.types import Receive, Scope, Send
 from configs.sections import Server
 from loadbalancer.http_server.server import HttpConfig, HttpServer, set_socket_limits
 from loadbalancer.metrics.refusals import RefusalCounter
+from tests.support.certificates import Certificate
 
 #: Time that tests wait for what must happen.
 PATIENCE_S = 30.0
@@ -55,14 +57,18 @@ class HttpService:
 
     port: int
     config: HttpConfig
+    certificate: Certificate | None = None
 
-    def connect(self, *, receive_buffer: int = 0) -> socket.socket:
+    def connect(self, *, receive_buffer: int = 0, plain: bool = False) -> socket.socket:
         connection = socket.socket()
         if receive_buffer:
             connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
         connection.settimeout(PATIENCE_S)
         connection.connect(("127.0.0.1", self.port))
-        return connection
+        if self.certificate is None or plain:
+            return connection
+        context = ssl.create_default_context(cafile=self.certificate.cert)
+        return context.wrap_socket(connection, server_hostname="127.0.0.1")
 
     def exchange(self, *pieces: bytes, pause_s: float = 0.0) -> bytes:
         """Send the pieces, say that nothing follows, and return all that the server sends until it closes."""
@@ -88,7 +94,9 @@ def read_all(connection: socket.socket) -> bytes:
 
 
 @contextlib.contextmanager
-def http_service(max_connections: int = 100, app: Any = echo, **limits: Any) -> Iterator[HttpService]:
+def http_service(
+    max_connections: int = 100, app: Any = echo, certificate: Certificate | None = None, **limits: Any
+) -> Iterator[HttpService]:
     """Serve the application with these limits on a free port of the loopback address."""
     server_limits = Server.model_construct(**(Server().model_dump() | limits))
     config = HttpConfig(
@@ -101,6 +109,8 @@ def http_service(max_connections: int = 100, app: Any = echo, **limits: Any) -> 
         log_config=None,
         access_log=False,
         timeout_graceful_shutdown=2,
+        ssl_certfile=certificate and certificate.cert,
+        ssl_keyfile=certificate and certificate.key,
     )
     listener = socket.create_server(("127.0.0.1", 0), backlog=2048)
     set_socket_limits(listener, server_limits.send_timeout_s)
@@ -109,7 +119,7 @@ def http_service(max_connections: int = 100, app: Any = echo, **limits: Any) -> 
     port = int(listener.getsockname()[1])
     thread.start()
     try:
-        yield HttpService(port, config)
+        yield HttpService(port, config, certificate)
     finally:
         server.should_exit = True
         thread.join(PATIENCE_S)

@@ -13,6 +13,7 @@ from configs.open_files import connections_within
 from configs.sections import Server
 from loadbalancer.http_server.connection_table import Admission, ConnectionTable, admission, client_of
 from loadbalancer.metrics.refusals import RefusalCounter
+from scripts.harness.processes import wait_until
 from tests.support.http_server import TOKEN, HttpService, http_service, read_all
 
 GET = b"GET /slow HTTP/1.1\r\nHost: a\r\n\r\n"
@@ -28,9 +29,6 @@ class FakeConnection:
 
     def idle_since(self) -> float | None:
         return self.since
-
-    def evict(self, reason: str) -> None:
-        self.ended = reason
 
     def abort(self) -> None:
         self.ended = "aborted"
@@ -142,10 +140,7 @@ def many(service: HttpService, count: int, sent: bytes) -> Iterator[list[socket.
         connections = [stack.enter_context(service.connect()) for _ in range(count)]
         for each in connections:
             each.sendall(sent)
-        deadline = time.monotonic() + 30
-        while len(service.config.table) < count:
-            assert time.monotonic() < deadline
-            time.sleep(0.01)
+        wait_until(lambda: len(service.config.table) >= count, f"{count} connections")
         yield connections
 
 

@@ -1,0 +1,96 @@
+"""Accepts TLS connections, which are counted and bounded from their first packet on.
+
+A TLS server of asyncio calls the protocol of a connection only after its handshake. Until then nothing would bound the
+number of connections, and a handshake could take a minute.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+import ssl
+from collections.abc import Callable
+
+from loadbalancer.http_server.connection_table import ConnectionTable
+from loadbalancer.metrics.refusals import RefusalCounter
+
+#: Pause after a failure to accept, such as with too many open files.
+_RETRY_S = 0.1
+
+
+class TlsHandshake:
+    """A connection until its handshake is complete, for the table of connections."""
+
+    def __init__(self, connection: socket.socket, address: str, started_at: float) -> None:
+        self.address = address
+        self.restricted = False
+        self._connection = connection
+        self._started_at = started_at
+
+    def idle_since(self) -> float | None:
+        return self._started_at
+
+    def abort(self) -> None:
+        with contextlib.suppress(OSError):  # its end lets the handshake fail
+            self._connection.shutdown(socket.SHUT_RDWR)
+
+
+class TlsListener:
+    """Accepts connections of one socket and hands them to protocols after the handshake.
+
+    Has the part of `asyncio.Server` that uvicorn uses.
+    """
+
+    def __init__(
+        self,
+        listener: socket.socket,
+        context: ssl.SSLContext,
+        table: ConnectionTable,
+        refusals: RefusalCounter,
+        timeout_s: float,
+        create_protocol: Callable[[TlsHandshake], asyncio.Protocol],
+    ) -> None:
+        """`timeout_s` is the time limit of a handshake. The new protocol takes its place in the table."""
+        self._listener = listener
+        self._context = context
+        self._table = table
+        self._refusals = refusals
+        self._timeout_s = timeout_s
+        self._create_protocol = create_protocol
+        self._loop = asyncio.get_running_loop()
+        listener.setblocking(False)
+        self._tasks = {self._loop.create_task(self._accept())}
+
+    def close(self) -> None:
+        for task in self._tasks:
+            task.cancel()
+
+    async def wait_closed(self) -> None:
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    async def _accept(self) -> None:
+        while True:
+            try:
+                connection, address = await self._loop.sock_accept(self._listener)
+            except OSError:
+                await asyncio.sleep(_RETRY_S)
+                continue
+            task = self._loop.create_task(self._handshake(connection, address[0]))
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+
+    async def _handshake(self, connection: socket.socket, address: str) -> None:
+        handshake = TlsHandshake(connection, address, self._loop.time())
+        self._table.admit(handshake, self._loop.time())
+        try:
+            await self._loop.connect_accepted_socket(
+                lambda: self._create_protocol(handshake),
+                connection,
+                ssl=self._context,
+                ssl_handshake_timeout=self._timeout_s,
+            )
+        except OSError:  # of TLS, of the connection, or a time-out
+            self._refusals.add("tls_handshake_failed")
+        finally:
+            self._table.remove(handshake)
