@@ -15,6 +15,7 @@ _GZIP_OR_ZLIB = 32 + zlib.MAX_WBITS
 _CODINGS = ("gzip", "x-gzip", "deflate")
 #: Larger bodies are decompressed in a thread.
 _INLINE_BYTES = 1 << 16
+_PART_BYTES = 1 << 16
 
 
 def check_json(headers: Headers) -> None:
@@ -47,17 +48,22 @@ async def decode_body(headers: Headers, body: bytes, max_bytes: int) -> bytes:
 
 def _decompress(body: bytes, max_bytes: int) -> bytes:
     decoder = zlib.decompressobj(_GZIP_OR_ZLIB)
-    try:
-        content = decoder.decompress(body, max_bytes + 1)
-    except zlib.error:
-        _invalid("it is broken")
-    if len(content) > max_bytes:
-        raise BodyTooLarge(max_bytes, "after decompression")
-    if not decoder.eof:
-        _invalid("it is cut short")
+    parts, size, remaining = [], 0, body
+    while not decoder.eof:
+        try:
+            part = decoder.decompress(remaining, _PART_BYTES)
+        except zlib.error:
+            _invalid("it is broken")
+        remaining = decoder.unconsumed_tail
+        size += len(part)
+        if size > max_bytes:
+            raise BodyTooLarge(max_bytes, "after decompression")
+        if not part and not remaining and not decoder.eof:
+            _invalid("it is cut short")
+        parts.append(part)
     if decoder.unused_data:
         _invalid("more bytes follow its end")
-    return content
+    return b"".join(parts)
 
 
 def _invalid(reason: str) -> NoReturn:
