@@ -13,7 +13,6 @@ from fastapi import Request, Response
 from starlette.requests import ClientDisconnect
 from starlette.types import Receive
 
-from loadbalancer.access.api_keys import Caller
 from loadbalancer.api.body_budget import body_reservation
 from loadbalancer.api.charsets import check_json_charset
 from loadbalancer.api.content_coding import check_json, decode_body
@@ -36,13 +35,6 @@ def json_response(
 
 def error_response(error: ApiError) -> Response:
     return json_response(error.body, error.status, error.headers)
-
-
-def caller(request: Request) -> Caller:
-    """The caller that `ApiMiddleware` has set."""
-    found = request.state.caller
-    assert isinstance(found, Caller)
-    return found
 
 
 async def read_json(request: Request, max_bytes: int) -> bytes:

@@ -18,7 +18,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from loadbalancer.api.http_helpers import caller, client_disconnected, error_response, read_body, wait_disconnect
+from loadbalancer.api.http_helpers import client_disconnected, error_response, read_body, wait_disconnect
 from loadbalancer.schema.errors import ApiError, InvalidRequest, KeyReused
 from loadbalancer.storage.database import Database, StorageUnavailable
 from loadbalancer.storage.records import IdempotencyKey, IdempotencyKeyReused, StoredResponse
@@ -130,7 +130,7 @@ class IdempotencyMiddleware:
         try:
             body = await read_body(request, self._max_bytes)
             kind = request.headers.get("content-type", "")
-            key = await asyncio.to_thread(key_of, caller(request).owner, given, scope["path"], kind, body)
+            key = await asyncio.to_thread(key_of, request.state.caller.owner, given, scope["path"], kind, body)
             recording, first = await self._recording(key, scope, body)
             del body  # the application releases it before it waits
         except IdempotencyKeyReused:

@@ -12,7 +12,7 @@ from pathlib import Path
 from fastapi import Request
 
 from configs.settings import Settings
-from loadbalancer.api.http_helpers import caller, run_while_connected
+from loadbalancer.api.http_helpers import run_while_connected
 from loadbalancer.api.uploads import FileReader
 from loadbalancer.generation.data_urls import decode_data_url
 from loadbalancer.generation.decoding.messages import DecodeRequest, ImageLimits, Size
@@ -59,8 +59,8 @@ class RequestBuilder:
         loras = await asyncio.to_thread(list_loras, folder) if folder else ()
         capabilities = ModelCapabilities(self._scheduler.engine_info(name), loras)
         if isinstance(request, PredictRequest):
-            return resolve_request(request, settings, seed, capabilities, caller(http))
-        spec = resolve_images(request, settings, seed, capabilities, caller(http))
+            return resolve_request(request, settings, seed, capabilities, http.state.caller)
+        spec = resolve_images(request, settings, seed, capabilities, http.state.caller)
         if image is None:
             if isinstance(request, EditRequest):
                 text = "Missing required parameter: 'image'."

@@ -150,7 +150,7 @@ class RequestTracker:
         """
         if not self.is_open:
             raise shutting_down()
-        if not self.scheduler.is_ready(job.model) and (reason := self.start_failure(job.model)):
+        if job.model in self._control.start_failures and (reason := self.start_failure(job.model)):
             raise model_cannot_start(job.model, reason)
         try:
             request = InFlightRequest(self, job)

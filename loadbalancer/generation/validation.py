@@ -31,6 +31,8 @@ from wire.messages import LORA_NAME, EngineInfo, GenerationMode, ImageFormat, Im
 Number = TypeVar("Number", int, float)
 #: The caller where keys are off.
 ANYONE = Caller()
+#: Forms of web pages send unused fields empty.
+_DEFAULT_SIZE = (None, "", "auto")
 _SIZE = re.compile(r"([1-9][0-9]{0,4})x([1-9][0-9]{0,4})")
 _MODES: dict[GenerationMode, str] = {"text": "text only", "image": "an image", "inpaint": "an image with a mask"}
 
@@ -104,7 +106,7 @@ def resolve_images(
 
 def requested_size(request: OpenAIImageRequest, spec: GenerationSpec) -> Size | None:
     """The size that the request names; None where the source image determines it."""
-    return None if request.size in (None, "auto") else (spec.inputs[0].width, spec.inputs[0].height)
+    return None if request.size in _DEFAULT_SIZE else (spec.inputs[0].width, spec.inputs[0].height)
 
 
 def with_source_images(
@@ -163,7 +165,7 @@ def resolve_request(
     steps = _bounded("num_inference_steps", request.num_inference_steps, defaults.steps, 1, limits.max_steps)
     guidance = _bounded("guidance_scale", request.guidance_scale, defaults.guidance_scale, 0, limits.max_guidance_scale)
     timeout_s = _bounded("timeout_s", request.timeout_s, server.timeout_s, 0, server.max_timeout_s)
-    scheduler = defaults.scheduler if request.scheduler is None else canonical_sampler(request.scheduler)
+    scheduler = canonical_sampler(request.scheduler) if request.scheduler else defaults.scheduler
     if scheduler is None:
         _reject("scheduler", request.scheduler, f"Supported: {', '.join(sampler_names())}")
     loras = _loras(request.loras, model, capabilities) if request.loras else ()
@@ -212,7 +214,7 @@ def _loras(requested: Sequence[LoraRequest], model: Model, capabilities: ModelCa
 
 def resolve_model(requested: str | None, settings: Settings) -> str:
     """The requested model's name, by default the first model. Raises `ModelNotFound`."""
-    name = next(iter(settings.models)) if requested is None else requested
+    name = requested or next(iter(settings.models))
     if name not in settings.models:
         raise model_not_found(name, settings)
     return name
@@ -225,7 +227,7 @@ def model_not_found(name: str, settings: Settings) -> ModelNotFound:
 
 def _size(requested: str | None, default: str, limits: Limits) -> Size:
     """Width and height in pixels."""
-    match = _SIZE.fullmatch(default if requested in (None, "auto") else requested)
+    match = _SIZE.fullmatch(default if requested in _DEFAULT_SIZE else requested)
     if match is None:
         _reject("size", requested, "Must be 'auto' or WIDTHxHEIGHT in pixels, such as '512x512'")
     width, height = int(match[1]), int(match[2])

@@ -34,6 +34,8 @@ class ControlPlane:
         self._report: ControllerReport | None = None
         self._reported_at = 0.0
         self._decisions: deque[DecisionRecord] = deque(maxlen=MAX_DECISIONS)
+        #: Why no worker can start, by model, as of the newest report.
+        self.start_failures: Mapping[str, str] = {}
         #: Decisions by model and direction, since this program started.
         self.directions: Counter[tuple[str, str]] = Counter()
         self._orders: dict[str, Command] = {}
@@ -52,12 +54,12 @@ class ControlPlane:
 
     def cannot_start(self, model: str, now: float) -> str:
         """Why no worker of the model can start, as the controller says; empty if one may."""
-        record = self.models(now).get(model)
-        return record.cannot_start if record is not None else ""
+        return self.start_failures.get(model, "") if self.report(now) is not None else ""
 
     def on_report(self, report: ControllerReport, now: float) -> tuple[PendingCommands, Sequence[CommandResult]]:
         """Store a report. Returns the reply and the results of pending commands."""
         self._report, self._reported_at = report, now
+        self.start_failures = {model.model: model.cannot_start for model in report.models if model.cannot_start}
         if report.last_decision < self._newest():  # a controller that has lost its count
             self._decisions.clear()
         if report.decisions_after <= self._newest():  # else there are some between: all are sent again

@@ -22,14 +22,6 @@ def _seed(value: int | None) -> int | None:
     return None if value == _RANDOM_SEED else value
 
 
-def _name(value: str | None) -> str | None:
-    return value or None
-
-
-#: Forms of web pages send unused fields empty.
-OptionalName = Annotated[str | None, AfterValidator(_name)]
-
-
 class StrictModel(BaseModel):
     """A model that rejects unknown fields and does not convert types."""
 
@@ -50,9 +42,9 @@ class BaseImageRequest(StrictModel):
 
     prompt: str
     """Description of the image."""
-    model: OptionalName = None
+    model: str | None = None
     """Name of a served model (`GET /v1/models`); default: the first in the configuration."""
-    size: OptionalName = None
+    size: str | None = None
     """`WIDTHxHEIGHT` in pixels, multiples of 8, or `auto` (the default): the source image's, else the model's."""
     negative_prompt: str | None = None
     """Description of unwanted content."""
@@ -60,7 +52,7 @@ class BaseImageRequest(StrictModel):
     """Denoising steps; default: the model's."""
     guidance_scale: float | None = Field(default=None, ge=0, allow_inf_nan=False)
     """How closely to follow the prompt; at 1 or below the prompt is not amplified at all. Default: the model's."""
-    scheduler: OptionalName = None
+    scheduler: str | None = None
     """Sampler by name, such as `ddim` or `euler`; default: the model's."""
     seed: Annotated[int | None, AfterValidator(_seed)] = Field(default=None, ge=_RANDOM_SEED, lt=SEEDS)
     """Makes the result repeatable. Image i uses seed + i. Default and -1: random; the response contains it."""

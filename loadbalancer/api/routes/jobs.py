@@ -9,7 +9,7 @@ from typing import Annotated, NoReturn
 from fastapi import APIRouter, Query, Request, Response
 
 from loadbalancer.api.event_stream import EventStream
-from loadbalancer.api.http_helpers import caller, json_response, read_json
+from loadbalancer.api.http_helpers import json_response, read_json
 from loadbalancer.api.idempotency import HEADER, key_of, reused
 from loadbalancer.api.job_result import JobResult
 from loadbalancer.api.openapi import event_stream, request_body, responses, schema_ref
@@ -77,7 +77,7 @@ def router(services: Services, builder: RequestBuilder) -> APIRouter:
     @routes.get("/v1/jobs/{job}/events", summary="Follow a job", responses=responses("JobView", 404, 503, **_EVENTS))
     async def job_events(request: Request, job: str) -> Response:
         """Server-sent events: first the current progress and finished images, then updates until the end."""
-        subscriber = await stored(services.jobs.subscribe(job, caller(request).owner))
+        subscriber = await stored(services.jobs.subscribe(job, request.state.caller.owner))
         if subscriber is None:
             _job_not_found(job)
         return EventStream(subscriber, edit=subscriber.path == _EDITS)
@@ -85,7 +85,7 @@ def router(services: Services, builder: RequestBuilder) -> APIRouter:
     @routes.delete("/v1/jobs/{job}", summary="Cancel or delete a job", responses=responses("JobView", 404, 503))
     async def delete_job(request: Request, job: str) -> Response:
         """Cancel the job; if it has ended, delete it and its result."""
-        record = await stored(services.jobs.discard(job, caller(request).owner))
+        record = await stored(services.jobs.discard(job, request.state.caller.owner))
         if record is None:
             _job_not_found(job)
         return json_response(services.jobs.view(record))
@@ -106,7 +106,7 @@ class _JobsApi:
             raise shutting_down()
         server, settings = services.settings.server, services.settings.jobs
         body = await read_json(request, server.max_upload_bytes + server.max_body_bytes)
-        idempotency_key, owner = request.headers.get(HEADER), caller(request).owner
+        idempotency_key, owner = request.headers.get(HEADER), request.state.caller.owner
         key = None if idempotency_key is None else key_of(owner, idempotency_key, request.url.path, "", body)
         parsed = parse_job(body, server.max_body_bytes, webhook_private=settings.webhook_private)
         job = await self._builder.build(parsed.request, request, parsed.image, parsed.mask)
@@ -120,7 +120,7 @@ class _JobsApi:
 
     async def find(self, request: Request, job: str) -> JobRecord:
         """The caller's job. Raises `NotFound`, also for jobs of others."""
-        record = await stored(self._services.jobs.find(job, caller(request).owner))
+        record = await stored(self._services.jobs.find(job, request.state.caller.owner))
         if record is None:
             _job_not_found(job)
         return record
@@ -144,7 +144,7 @@ class _JobsApi:
         return image
 
     async def page(self, request: Request, limit: str, after: str | None, state: str | None) -> Response:
-        jobs, owner = self._services.jobs, caller(request).owner
+        jobs, owner = self._services.jobs, request.state.caller.owner
         if not (limit.isascii() and limit.isdecimal() and len(limit) <= 3 and 1 <= int(limit) <= 100):
             text = f"Invalid value for 'limit': {shorten(limit)}. Must be between 1 and 100."
             raise InvalidRequest(text, param="limit")

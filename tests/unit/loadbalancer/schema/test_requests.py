@@ -99,6 +99,10 @@ def test_images_of_a_request_differ_only_in_seed() -> None:
     assert (job.inputs[0].partial_images, job.inputs[0].output_quality, job.inputs[0].output_format) == (3, 5, "webp")
 
 
+def test_empty_names_mean_the_defaults() -> None:
+    assert resolve(prompt="a", model="", size="", scheduler="") == resolve(prompt="a")
+
+
 def test_predict_makes_one_png() -> None:
     asked = parse(PredictRequest, b'{"prompt": "a", "model": "second", "priority": 5, "timeout_s": 1.5}')
     job = resolve_request(asked, SETTINGS, 3, NOTHING)
@@ -145,7 +149,7 @@ def outcome_of(attempt: Callable[[], Result]) -> Result | ApiError:
         ("reproducible", "false", False),
         ("loras", "[]", ()),
         ("n", "", None),
-        ("model", "", None),
+        ("model", "", ""),
         ("negative_prompt", "", ""),
         ("user", "None", "None"),
         ("seed", "None", None),
