@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import abc
 import asyncio
-from enum import IntEnum
 from typing import TYPE_CHECKING, Any
 
 import httptools
@@ -17,6 +16,7 @@ from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.server import ServerState
 
+from loadbalancer.http_server.stages import BODY, HANDLING, HEAD, IDLE, NEW, REFUSED
 from loadbalancer.schema.errors import ApiError
 from loadbalancer.schema.http_errors import (
     ConnectRefused,
@@ -43,27 +43,6 @@ MAX_DISCARD = 2**20
 
 #: Paths that are answered on connections beyond `server.max_connections`.
 _HEALTH_PATHS = frozenset((b"/healthz", b"/readyz", b"/health", b"/metrics"))
-
-
-class Stage(IntEnum):
-    """What the input of a connection is at."""
-
-    #: Nothing has arrived yet.
-    NEW = 0
-    #: Between two requests.
-    IDLE = 1
-    HEAD = 2
-    BODY = 3
-    #: The request is complete, and its response is not.
-    HANDLING = 4
-    #: An error response is due, after which the connection is closed.
-    REFUSED = 5
-    #: Input is discarded until the connection is closed.
-    LINGERING = 6
-
-
-# As globals: members of an enum are slow to look up.
-NEW, IDLE, HEAD, BODY, HANDLING, REFUSED, LINGERING = Stage
 
 
 class BoundedRequestParser(HttpToolsProtocol):

@@ -16,7 +16,7 @@ from loadbalancer.metrics.refusals import RefusalCounter
 from scripts.harness.processes import wait_until
 from tests.support.http_server import TOKEN, HttpService, http_service, read_all
 
-GET = b"GET /slow HTTP/1.1\r\nHost: a\r\n\r\n"
+GET = b"GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n"
 
 
 class FakeConnection:
@@ -159,10 +159,23 @@ def test_full_server_answers_health_checks_and_controller(small: HttpService) ->
     assert small.refused("too_many_connections") == 1
 
 
-@pytest.mark.parametrize("sent", [b"", b"GET / HTTP/1.1\r\nHost: a\r\nX-A: b"])
+@pytest.mark.parametrize(
+    "sent",
+    [
+        b"",
+        b"GET / HTTP/1.1\r\nHost: a\r\nX-A: b",
+        b"POST /early HTTP/1.1\r\nHost: a\r\nContent-Length: 900000\r\n\r\nabc",
+    ],
+)
 def test_incomplete_requests_shut_nobody_out(small: HttpService, sent: bytes) -> None:
     with many(small, 16, sent):
         time.sleep(1.1)  # younger ones are left in peace
-        close = b"GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n"
-        assert ask(small, close).startswith(b"HTTP/1.1 200 ")
+        assert ask(small, GET).startswith(b"HTTP/1.1 200 ")
     assert small.refused("idle_connection_closed") >= 1
+
+
+def test_responses_that_are_not_read_yet_are_not_cut(small: HttpService) -> None:
+    with many(small, 16, b"GET /large HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n") as connections:
+        time.sleep(1.1)
+        assert ask(small, GET).startswith(b"HTTP/1.1 503 ")
+        assert all(len(read_all(each)) > 1 << 22 for each in connections)
