@@ -4,7 +4,6 @@ drift from the truth; counters and histograms of requests are kept here.
 
 from __future__ import annotations
 
-import collections
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
@@ -13,6 +12,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
+from loadbalancer.metrics.counts import CountCollector
 from loadbalancer.metrics.refusals import RefusalCounter
 from wire.messages import StepCurve
 from wire.snapshot import ModelStats, Snapshot, WorkerState, WorkerStats
@@ -92,13 +92,10 @@ WORKER_COUNTERS = (
 
 
 class SnapshotCollector(Collector):
-    """Turns the hub's snapshot, counters and curves into metrics."""
+    """Turns the hub's snapshot and curves into metrics."""
 
-    def __init__(
-        self, snapshot: Callable[[], Snapshot], counters: Callable[[], Mapping[str, int]], curves: Curves
-    ) -> None:
+    def __init__(self, snapshot: Callable[[], Snapshot], curves: Curves) -> None:
         self._snapshot = snapshot
-        self._counters = counters
         self._curves = curves
 
     def describe(self) -> Iterator[Metric]:
@@ -121,84 +118,6 @@ class SnapshotCollector(Collector):
         for of_worker in WORKER_COUNTERS:
             family = CounterMetricFamily(of_worker.name, of_worker.help, labels=_WORKER_LABELS)
             yield _per_worker(family, of_worker, now)
-        events = CounterMetricFamily(
-            "muster_events", "Images, jobs and webhooks by outcome, and incidents.", labels=("event",)
-        )
-        for event, count in sorted(self._counters().items()):
-            events.add_metric((event,), count)
-        yield events
-
-
-class InFlightCollector(Collector):
-    """Counts of what is in flight. All are 0 on an idle server."""
-
-    def __init__(self) -> None:
-        self._sources: list[Callable[[], Mapping[str, int]]] = []
-
-    def add(self, source: Callable[[], Mapping[str, int]]) -> None:
-        """Report these counts too, by kind."""
-        self._sources.append(source)
-
-    def describe(self) -> Iterator[Metric]:
-        """Nothing: see `SnapshotCollector`."""
-        return iter(())
-
-    def collect(self) -> Iterator[Metric]:
-        """One gauge, with a sample per kind."""
-        family = GaugeMetricFamily(
-            "muster_in_flight", "Requests, tasks and jobs in flight by kind: all 0 on an idle server.", labels=("kind",)
-        )
-        for source in self._sources:
-            for kind, count in source().items():
-                family.add_metric((kind,), count)
-        yield family
-
-
-class RefusalCollector(Collector):
-    """Requests and connections that the HTTP server refused."""
-
-    def __init__(self, counts: Mapping[str, int]) -> None:
-        self._counts = counts
-
-    def describe(self) -> Iterator[Metric]:
-        """Nothing: see `SnapshotCollector`."""
-        return iter(())
-
-    def collect(self) -> Iterator[Metric]:
-        """One counter, with a sample per reason."""
-        family = CounterMetricFamily(
-            "muster_http_refusals", "Requests and connections refused before the application.", labels=("reason",)
-        )
-        for reason, count in sorted(self._counts.items()):
-            family.add_metric((reason,), count)
-        yield family
-
-
-class TaskFailureCollector(Collector):
-    """Failures of background tasks. A task that has not failed yet is absent."""
-
-    def __init__(self) -> None:
-        self._sources: list[Callable[[], Mapping[str, int]]] = []
-
-    def add(self, source: Callable[[], Mapping[str, int]]) -> None:
-        """Report these counts too, by name of the task."""
-        self._sources.append(source)
-
-    def describe(self) -> Iterator[Metric]:
-        """Nothing: see `SnapshotCollector`."""
-        return iter(())
-
-    def collect(self) -> Iterator[Metric]:
-        """One counter, with a sample per task."""
-        family = CounterMetricFamily(
-            "muster_background_task_failures", "Unexpected errors of background tasks.", labels=("task",)
-        )
-        failures: collections.Counter[str] = collections.Counter()
-        for source in self._sources:
-            failures.update(source())
-        for task, count in sorted(failures.items()):
-            family.add_metric((task,), count)
-        yield family
 
 
 class Metrics:
@@ -208,13 +127,30 @@ class Metrics:
         self, snapshot: Callable[[], Snapshot], counters: Callable[[], Mapping[str, int]], curves: Curves
     ) -> None:
         self.registry = CollectorRegistry()
-        self.registry.register(SnapshotCollector(snapshot, counters, curves))
+        self.registry.register(SnapshotCollector(snapshot, curves))
         self.refusals = RefusalCounter()
-        self.registry.register(RefusalCollector(self.refusals.counts))
-        self.in_flight = InFlightCollector()
-        self.registry.register(self.in_flight)
-        self.task_failures = TaskFailureCollector()
-        self.registry.register(self.task_failures)
+        self.in_flight = CountCollector(
+            GaugeMetricFamily,
+            "muster_in_flight",
+            "Requests, tasks and jobs in flight by kind: all 0 on an idle server.",
+            "kind",
+        )
+        self.task_failures = CountCollector(
+            CounterMetricFamily, "muster_background_task_failures", "Unexpected errors of background tasks.", "task"
+        )
+        events = CountCollector(
+            CounterMetricFamily, "muster_events", "Images, jobs and webhooks by outcome, and incidents.", "event"
+        )
+        events.add(counters)
+        refusals = CountCollector(
+            CounterMetricFamily,
+            "muster_http_refusals",
+            "Requests and connections refused before the application.",
+            "reason",
+        )
+        refusals.add(lambda: self.refusals.counts)
+        for collector in (self.in_flight, self.task_failures, events, refusals):
+            self.registry.register(collector)
         self._requests = Counter(
             "muster_http_requests", "HTTP requests answered.", ("route", "status"), registry=self.registry
         )

@@ -6,9 +6,10 @@ import asyncio
 import logging
 
 import pytest
+from prometheus_client.core import CounterMetricFamily
 
 from loadbalancer.background_tasks import MAX_RESTART_S, MIN_RESTART_S, TaskSupervisor, restart_delay
-from loadbalancer.metrics.prometheus import TaskFailureCollector
+from loadbalancer.metrics.counts import CountCollector
 
 
 @pytest.fixture
@@ -88,11 +89,12 @@ def test_log_rate_is_bounded_by_kind(caplog: pytest.LogCaptureFixture) -> None:
 
 
 def test_metric_adds_up_all_components() -> None:
-    collector = TaskFailureCollector()
+    collector = CountCollector(CounterMetricFamily, "muster_background_task_failures", "Errors.", "task")
     collector.add(lambda: {"sweep": 2, "save": 1})
-    collector.add(lambda: {"sweep": 1})
+    collector.add(lambda: {"sweep": 1, "idle": 0})
     (family,) = collector.collect()
     assert {(s.name, s.labels["task"]): s.value for s in family.samples} == {
         ("muster_background_task_failures_total", "save"): 1,
         ("muster_background_task_failures_total", "sweep"): 3,
+        ("muster_background_task_failures_total", "idle"): 0,
     }
