@@ -211,7 +211,10 @@ class Jobs(Section):
     webhook_private: bool = False
     """Allow webhooks to private, loopback and link-local addresses."""
     webhook_timeout_s: PositiveSeconds = 10.0
-    """Time limit of a webhook's answer."""
+    """Time limit of an attempt, from the look-up of the host to the answer."""
+    webhook_concurrency: int = Field(default=16, ge=1)
+    """Number of webhooks that are delivered at once; keys below their fair share may add as many. One host gets at most
+    4 of a key at once."""
     webhook_attempts: int = Field(default=10, ge=1)
     """Maximum number of attempts per webhook."""
     webhook_retry_s: PositiveSeconds = 5.0

@@ -1,4 +1,4 @@
-"""Delivers webhooks with retries. Pending deliveries are stored on disk.
+"""Delivers webhooks with retries. Pending deliveries are stored on disk, and `DeliveryQueue` decides whose turn it is.
 
 The address check applies to the address that the socket connects to, which prevents DNS rebinding. Redirects are not
 followed, proxies are not used, and response bodies are not read.
@@ -13,22 +13,27 @@ import logging
 import socket
 import time
 from collections import Counter
-from typing import Any
+from typing import Any, TypeVar
 
 import aiohttp
 import msgspec
 
 from configs.sections import Jobs as JobSettings
+from loadbalancer.background_tasks import TaskSupervisor
+from loadbalancer.jobs.delivery_queue import DeliveryQueue
+from loadbalancer.jobs.host_resolver import HostResolver
 from loadbalancer.jobs.views import job_view
 from loadbalancer.jobs.webhooks import headers, is_public, pause_s
-from loadbalancer.storage.database import Database, StorageUnavailable
-from loadbalancer.storage.records import JobRecord
+from loadbalancer.storage.database import Database, StorageUnavailable, Work
+from loadbalancer.storage.records import JobRecord, PendingDelivery, WebhookTarget
 
 log = logging.getLogger(__name__)
 
-_MAX_CONCURRENT = 16
-#: Limit of the pause between two polls, because the wall clock can be set.
-_MAX_POLL_S = 30.0
+Result = TypeVar("Result")
+
+#: Limits of the pause between two checks; the upper one because the wall clock can be set.
+_MIN_POLL_S, _MAX_POLL_S = 0.05, 30.0
+_STORAGE_RETRY_S = 1.0
 
 
 class NotPublic(OSError):
@@ -44,62 +49,112 @@ class WebhookSender:
         #: Deliveries by outcome since the start.
         self.counters: Counter[str] = Counter()
         self._wake_event = asyncio.Event()
-        self._task: asyncio.Task[None] | None = None
+        self._queue = DeliveryQueue(settings.webhook_concurrency)
+        self._supervisor = TaskSupervisor()
+        #: True if deliveries may be due that have not been read.
+        self._is_stale = True
+        #: Time of the next check, in Unix seconds.
+        self._next_check = 0.0
 
     def start(self) -> None:
-        self._task = asyncio.create_task(self._run())
+        self._supervisor.run_forever("webhooks", self._run)
 
     async def stop(self) -> None:
         """Stop at once; the next start repeats interrupted deliveries."""
-        if self._task is not None:
-            self._task.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._task
+        await self._supervisor.stop()
 
     def wake(self) -> None:
         """Check for due deliveries now."""
+        self._is_stale = True
         self._wake_event.set()
+
+    @property
+    def failures(self) -> Counter[str]:
+        """Unexpected failures since the start, by name of the task."""
+        return self._supervisor.failures
 
     async def _run(self) -> None:
         connector = aiohttp.TCPConnector(
-            force_close=True, use_dns_cache=False, limit=_MAX_CONCURRENT, socket_factory=self._open_socket
+            force_close=True,
+            use_dns_cache=False,
+            limit=0,  # the queue bounds them
+            resolver=HostResolver(),
+            socket_factory=self._open_socket,
         )
         timeout = aiohttp.ClientTimeout(total=self._settings.webhook_timeout_s)
         jar = aiohttp.DummyCookieJar()
         async with aiohttp.ClientSession(connector=connector, timeout=timeout, cookie_jar=jar) as session:
             while True:
                 self._wake_event.clear()
-                wait_s = await self._round(session)
+                wait_s = await self._start_due(session)
                 with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(self._wake_event.wait(), wait_s)
+                    async with asyncio.timeout(wait_s):  # `wait_for` may lose a cancellation
+                        await self._wake_event.wait()
+                await asyncio.sleep(_MIN_POLL_S)
 
-    async def _round(self, session: aiohttp.ClientSession) -> float:
-        """Deliver what is due. Returns the seconds until the next check."""
+    async def _start_due(self, session: aiohttp.ClientSession) -> float:
+        """Start the due deliveries for which there is room. Returns the seconds until the next check."""
+        now = time.time()
+        if self._is_stale or now >= self._next_check or not self._start_pending(session):
+            self._is_stale = False
+            due, following = await self._do(lambda repository: (repository.due(now), repository.next_due(now)))
+            self._queue.replace_pending(due)
+            self._next_check = min(now + _MAX_POLL_S, following or float("inf"))
+            self._start_pending(session)
+        return max(self._next_check - time.time(), 0.0)
+
+    def _start_pending(self, session: aiohttp.ClientSession) -> int:
+        started = 0
+        while (delivery := self._queue.start_next()) is not None:
+            self._supervisor.run_to_completion("webhook", self._deliver(session, delivery))
+            started += 1
+        return started
+
+    async def _deliver(self, session: aiohttp.ClientSession, delivery: PendingDelivery) -> None:
+        """Make one attempt and store its outcome. An unexpected failure gives this webhook up, and no other."""
+        attempts = delivery.attempts + 1
         try:
-            now = time.time()
-            due = await self._database.do(lambda repository: repository.due(now, _MAX_CONCURRENT))
-            await asyncio.gather(*(self._deliver(session, record, attempts) for record, attempts in due))
-            following = await self._database.do(lambda repository: repository.next_due())
-        except StorageUnavailable:
-            return 1.0
-        return _MAX_POLL_S if following is None else min(max(following - time.time(), 0.0), _MAX_POLL_S)
+            try:
+                failed, is_final = await self._attempt(session, delivery.job)
+            except Exception as error:
+                self._supervisor.record_failure("webhook", error, time.monotonic())
+                failed, is_final = "an internal error", True
+            again = failed is not None and not is_final and attempts < self._settings.webhook_attempts
+            await self._store_outcome(delivery.job, attempts, failed, again=again)
+        finally:
+            self._queue.finish(delivery)
+            self._wake_event.set()
 
-    async def _deliver(self, session: aiohttp.ClientSession, record: JobRecord, attempts: int) -> None:
-        """Make one attempt and store its outcome. Raises `StorageUnavailable`."""
-        failed = await self._post(session, record)
-        attempts, now = attempts + 1, time.time()
-        again = failed is not None and attempts < self._settings.webhook_attempts
+    async def _attempt(self, session: aiohttp.ClientSession, job: str) -> tuple[str | None, bool]:
+        """Return why the delivery failed, None after a success, and whether this is final."""
+        record = await self._do(lambda repository: repository.get(job))
+        if record is None:
+            return "the job was deleted", True
+        if record.order.hook is None:
+            return "the job cannot be read", True
+        return await self._post(session, record, record.order.hook), False
+
+    async def _store_outcome(self, job: str, attempts: int, failed: str | None, *, again: bool) -> None:
+        now = time.time()
         due = now + pause_s(attempts, self._settings.webhook_retry_s) if again else None
         self.counters["webhooks_" + ("delivered" if failed is None else "failed" if again else "given_up")] += 1
         if failed is not None:
             what = f"again in {due - now:.0f} s" if due is not None else "given up"
-            log.warning("webhook of %s: attempt %d: %s; %s", record.id, attempts, failed, what)
-        await self._database.do(lambda repository: repository.attempted(record.id, due, None if failed else now))
+            log.warning("webhook of %s: attempt %d: %s; %s", job, attempts, failed, what)
+        await self._do(lambda repository: repository.attempted(job, due, None if failed else now))
+        if due is not None:
+            self._next_check = min(self._next_check, due)
 
-    async def _post(self, session: aiohttp.ClientSession, record: JobRecord) -> str | None:
+    async def _do(self, work: Work[Result]) -> Result:
+        """Do the work; retry until the disk is available."""
+        while True:
+            try:
+                return await self._database.do(work)
+            except StorageUnavailable:
+                await asyncio.sleep(_STORAGE_RETRY_S)
+
+    async def _post(self, session: aiohttp.ClientSession, record: JobRecord, hook: WebhookTarget) -> str | None:
         """Return why the delivery failed; None after a success. The text omits the URL, which may hold a secret."""
-        hook = record.order.hook
-        assert hook is not None
         body = msgspec.json.encode(job_view(record, None, self._settings.keep_s))
         signed = headers(record.id, hook.secret, body, time.time())
         try:

@@ -103,6 +103,15 @@ class JobPage(NamedTuple):
     more: bool
 
 
+class PendingDelivery(NamedTuple):
+    """A webhook that is due, with the attempts made so far."""
+
+    job: str
+    attempts: int
+    owner: str
+    host: str
+
+
 class RetentionLimits(NamedTuple):
     """What a sweep leaves: nothing that is older than `before`, and at most so many bytes of each kind."""
 

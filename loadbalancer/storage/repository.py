@@ -10,6 +10,7 @@ import contextlib
 import sqlite3
 from collections.abc import Iterable, Sequence
 from typing import Any
+from urllib.parse import urlsplit
 
 import msgspec
 
@@ -24,6 +25,7 @@ from loadbalancer.storage.records import (
     JobRecord,
     JobSpec,
     JobState,
+    PendingDelivery,
     RetentionLimits,
     StoredCheckpoint,
     StoredImage,
@@ -65,7 +67,25 @@ MIGRATIONS = (
     CREATE INDEX job_bytes_of_owner ON jobs (owner, ended, bytes);
     CREATE INDEX responses_of_owner ON keys (owner, made, bytes) WHERE job IS NULL;
     """,
+    """
+    ALTER TABLE deliveries ADD COLUMN owner TEXT NOT NULL DEFAULT '';
+    ALTER TABLE deliveries ADD COLUMN host TEXT NOT NULL DEFAULT '';
+    UPDATE deliveries SET owner = (SELECT owner FROM jobs WHERE id = job);
+    CREATE INDEX deliveries_of_host ON deliveries (owner, host, due) WHERE due IS NOT NULL;
+    """,
 )
+
+#: Due deliveries, the owners in turn: of each at most some, and of each host of an owner at most a few.
+_DUE = """
+    SELECT job, attempts, owner, host FROM (
+        SELECT *, row_number() OVER (PARTITION BY owner ORDER BY due) AS of_owner FROM (
+            SELECT job, attempts, owner, host, due, row_number() OVER (PARTITION BY owner, host ORDER BY due) AS of_host
+            FROM deliveries WHERE due <= ?)
+        WHERE of_host <= ?)
+    WHERE of_owner <= ? ORDER BY of_owner, due LIMIT ?
+"""
+#: Limits of the deliveries that are read at once: of one host of an owner, of one owner, of all.
+_DUE_OF_HOST, _DUE_OF_OWNER, _DUE_OF_ALL = 8, 64, 1024
 
 _COLUMNS = "seq, id, asked, state, created, started, ended, failure"
 _json = msgspec.json.Encoder()
@@ -246,7 +266,10 @@ class Repository:
             self._db.execute(f"DELETE FROM {table} WHERE job = ?", (job,))  # noqa: S608
         record = self._require(job)
         if record.order.hook is not None:
-            self._db.execute("INSERT INTO deliveries VALUES (?, 0, ?, NULL)", (job, now))
+            self._db.execute(
+                "INSERT INTO deliveries (job, attempts, due, owner, host) VALUES (?, 0, ?, ?, ?)",
+                (job, now, record.order.owner, _host(record.order.hook.url)),
+            )
         return record
 
     def forget(self, job: str) -> None:
@@ -328,16 +351,14 @@ class Repository:
 
     # ---- webhooks
 
-    def due(self, now: float, limit: int) -> list[tuple[JobRecord, int]]:
-        """Return ended jobs whose webhook is due, with the attempts made so far."""
-        rows = self._db.execute(
-            "SELECT job, attempts FROM deliveries WHERE due <= ? ORDER BY due LIMIT ?", (now, limit)
-        ).fetchall()
-        return [(self._require(job), attempts) for job, attempts in rows]
+    def due(self, now: float) -> list[PendingDelivery]:
+        """Return the deliveries that are due, a bounded number of each owner and host."""
+        rows = self._db.execute(_DUE, (now, _DUE_OF_HOST, _DUE_OF_OWNER, _DUE_OF_ALL))
+        return [PendingDelivery(*row) for row in rows]
 
-    def next_due(self) -> float | None:
-        """Return the time of the next delivery."""
-        (due,) = self._db.execute("SELECT min(due) FROM deliveries WHERE due IS NOT NULL").fetchone()
+    def next_due(self, after: float = 0.0) -> float | None:
+        """Return the time of the next delivery that is due later than `after`."""
+        (due,) = self._db.execute("SELECT min(due) FROM deliveries WHERE due > ?", (after,)).fetchone()
         return None if due is None else float(due)
 
     def attempted(self, job: str, due: float | None, delivered: float | None) -> None:
@@ -350,6 +371,14 @@ class Repository:
         record = self.get(job)
         assert record is not None
         return record
+
+
+def _host(url: str) -> str:
+    """Return host and port of the URL."""
+    try:
+        return urlsplit(url).netloc.lower()
+    except ValueError:
+        return ""
 
 
 def _record(row: tuple[Any, ...]) -> JobRecord:

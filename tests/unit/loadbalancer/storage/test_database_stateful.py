@@ -145,15 +145,20 @@ class LedgerModel(RuleBasedStateMachine):
     @rule(number=NUMBERS, again=st.booleans())
     def deliver(self, number: int, again: bool) -> None:
         expected = [name for name, job in self.jobs.items() if job.due is not None and job.due <= self.now]
-        due = self.repository.due(self.now, 100)
-        assert sorted(record.id for record, _ in due) == sorted(expected)
+        due = self.repository.due(self.now)
+        found = [delivery.job for delivery in due]
+        assert set(found) <= set(expected)
+        assert {self.jobs[job].order.owner for job in found} == {self.jobs[job].order.owner for job in expected}
+        for owner in ("a", "b"):
+            own = [name for name in expected if self.jobs[name].order.owner == owner]
+            assert sum(self.jobs[job].order.owner == owner for job in found) == min(len(own), 8), "of one host"
         if due:
-            record, attempts = due[number % len(due)]
-            assert attempts == self.jobs[record.id].attempts
+            job, attempts, owner, host = due[number % len(due)]
+            assert (attempts, owner, host) == (self.jobs[job].attempts, self.jobs[job].order.owner, "x")
             later = self.now + 2 if again else None
-            self.repository.attempted(record.id, later, None if again else self.now)
-            self.jobs[record.id].due = later
-            self.jobs[record.id].attempts += 1
+            self.repository.attempted(job, later, None if again else self.now)
+            self.jobs[job].due = later
+            self.jobs[job].attempts += 1
 
     @rule(number=NUMBERS)
     def forget(self, number: int) -> None:
