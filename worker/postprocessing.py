@@ -71,10 +71,10 @@ class PostProcessor:
             for task in (*self._finishing, *(task for task, _ in tasks)):
                 self._unacked.discard(task)  # assigned again since
             finished = self._unacked.on_hello()
-            running = [*tasks, *self._finishing.items(), *((task, attempt) for task, (attempt, _) in finished.items())]
+            running = [*tasks, *self._finishing.items(), *((message.task, message.attempt) for message, _ in finished)]
             self._send(WorkerEnvelope(msgspec.structs.replace(hello, running=running)))
-            for _, envelope in finished.values():
-                self._send(envelope)
+            for message, image in finished:
+                self._send(WorkerEnvelope(message, [image]))
             self._loop_slots = loop_slots
             self._send(self._capacity())
 

@@ -21,9 +21,8 @@ _ANSWERS = 3
 
 
 class _UnackedResult(NamedTuple):
-    envelope: WorkerEnvelope
-    attempt: int
-    bytes: int
+    message: Finished
+    image: bytes
     #: The image has arrived when so many answers have come since Hello.
     acked_at: int
 
@@ -49,19 +48,17 @@ class UnackedResults:
 
     def add(self, message: Finished, image: bytes) -> WorkerEnvelope:
         """Store the image and return the envelope to send."""
-        envelope = WorkerEnvelope(message, [image])
         self.discard(message.task)
-        acked_at = self._heartbeats + _ANSWERS
-        self._results[message.task] = _UnackedResult(envelope, message.attempt, len(image), acked_at)
+        self._results[message.task] = _UnackedResult(message, image, self._heartbeats + _ANSWERS)
         self._bytes += len(image)
         while self._bytes > self._max_bytes:
             self.discard(next(iter(self._results)))
-        return envelope
+        return WorkerEnvelope(message, [image])
 
     def discard(self, task: str) -> None:
         result = self._results.pop(task, None)
         if result is not None:
-            self._bytes -= result.bytes
+            self._bytes -= len(result.image)
 
     def on_heartbeat(self) -> None:
         """Count a heartbeat that is about to be sent."""
@@ -75,8 +72,8 @@ class UnackedResults:
                 return
             self.discard(task)
 
-    def on_hello(self) -> dict[str, tuple[int, WorkerEnvelope]]:
-        """Start counting again and return, by task, the attempt and the envelope to send after Hello."""
+    def on_hello(self) -> list[tuple[Finished, bytes]]:
+        """Start counting again and return the messages and images to send after Hello."""
         self._heartbeats = self._answers = 0
         self._results = OrderedDict((task, each._replace(acked_at=_ANSWERS)) for task, each in self._results.items())
-        return {task: (each.attempt, each.envelope) for task, each in self._results.items()}
+        return [(each.message, each.image) for each in self._results.values()]

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -30,15 +29,8 @@ _ALLOWED_SETTINGS = frozenset(
 )
 
 
-@dataclass(frozen=True)
-class LoraFile:
-    """Number of tensors in a LoRA file for each part of the pipeline."""
-
-    tensors: Mapping[str, int]
-
-
-def read_lora_file(path: Path, pipeline: Any, parts: Mapping[str, Any]) -> LoraFile:
-    """Validate the file against these parts of the pipeline, the denoiser first.
+def validate_lora_file(path: Path, pipeline: Any, parts: Mapping[str, Any]) -> dict[str, int]:
+    """Validate the file against these parts of the pipeline, the denoiser first. Return its tensors for each part.
 
     Raises `ValueError` for a file that does not fit, and the libraries' errors for a damaged file.
     """
@@ -49,9 +41,9 @@ def read_lora_file(path: Path, pipeline: Any, parts: Mapping[str, Any]) -> LoraF
         if any("dora_scale" in key for key in file.keys()):  # noqa: SIM118 - it is no dict
             raise ValueError("its magnitudes (dora_scale) cannot be applied")
     weights = _load_weights(path, pipeline)
-    lora_file = LoraFile({name: _validate_weights(weights, name, part) for name, part in parts.items()})
+    counts = {name: _validate_weights(weights, name, part) for name, part in parts.items()}
     _validate_settings(settings, parts)
-    return lora_file
+    return counts
 
 
 def _validate_settings(settings: Mapping[str, Any], parts: Mapping[str, Any]) -> None:

@@ -7,7 +7,7 @@ Without one, the model consists of exactly the loaded modules, with equal speed 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +17,7 @@ import torch
 from peft.tuners.lora.layer import LoraLayer
 from transformers import PreTrainedModel
 
-from worker.engines.diffusion.lora.files import LoraFile, read_lora_file
+from worker.engines.diffusion.lora.files import validate_lora_file
 
 #: Active adapters by their names inside the model, with their scales. Equal values mean equal weights.
 LoraScales = tuple[tuple[str, float], ...]
@@ -79,10 +79,10 @@ class LoraLayers:
         """
         self.activate(())
         try:
-            lora_file = read_lora_file(path, self._pipeline, self._parts)
+            tensors = validate_lora_file(path, self._pipeline, self._parts)
             # Tensors of inference mode could not be used outside of it.
             with self._all_wrapped(), torch.inference_mode(False):
-                self._add(path, adapter_name, lora_file)
+                self._add(path, adapter_name, tensors)
         except BaseException:
             self.delete([adapter_name])
             raise
@@ -96,7 +96,7 @@ class LoraLayers:
             self._scales.pop(adapter_name, None)
             self._text_encoder_adapters.discard(adapter_name)
 
-    def _add(self, path: Path, adapter_name: str, lora_file: LoraFile) -> None:
+    def _add(self, path: Path, adapter_name: str, tensors: Mapping[str, int]) -> None:
         with warnings.catch_warnings():
             # Warnings about training, about keys that are counted below, and about slow methods.
             warnings.simplefilter("ignore")
@@ -109,10 +109,8 @@ class LoraLayers:
             )
         for name, part in self._parts.items():
             own = [parameter for place, parameter in part.named_parameters() if adapter_name in place.split(".")]
-            if len(own) != lora_file.tensors[name]:
-                raise ValueError(
-                    f"of its {lora_file.tensors[name]} weights for the {name}, only {len(own)} were loaded"
-                )
+            if len(own) != tensors[name]:
+                raise ValueError(f"of its {tensors[name]} weights for the {name}, only {len(own)} were loaded")
             for parameter in own:
                 if parameter.device.type == "cpu":
                     # The tensor is the file mapped into memory: writing to the file would change it or crash us.

@@ -107,9 +107,9 @@ def step_options(scheduler: Any, generator: torch.Generator) -> dict[str, Any]:
     return {name: value for name, value in offered.items() if name in accepted}
 
 
-def denoised_of(to_device: Any) -> torch.Tensor | None:
+def denoised_of(step_output: Any) -> torch.Tensor | None:
     """Return the denoised estimate in a `step` result, if any."""
-    denoised: torch.Tensor | None = to_device.get("pred_original_sample", to_device.get("denoised"))
+    denoised: torch.Tensor | None = step_output.get("pred_original_sample", step_output.get("denoised"))
     return denoised
 
 
