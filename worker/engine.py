@@ -10,7 +10,7 @@ from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from wire.messages import EngineInfo, FailureKind, ImageInputs
+from wire.messages import SOURCES, EngineInfo, FailureKind, ImageInputs
 
 #: Tasks with equal keys can share a forward pass.
 BatchKey = Hashable
@@ -52,6 +52,21 @@ class EngineRequest:
     inputs: ImageInputs
     sources: Sequence[bytes] = field(default=())
     checkpoint: Checkpoint | None = None
+
+
+def check_sources(inputs: ImageInputs, sources: Sequence[bytes]) -> None:
+    """Raises `TaskError` unless these are the pixels of the source images that the mode takes."""
+    if len(sources) != SOURCES[inputs.mode]:
+        raise TaskError(
+            "invalid", f"mode '{inputs.mode}' takes {SOURCES[inputs.mode]} source images, got {len(sources)}"
+        )
+    for source, name, channels in zip(sources, ("image", "mask"), (3, 1), strict=False):
+        size = inputs.width * inputs.height * channels
+        if len(source) != size:
+            raise TaskError(
+                "invalid",
+                f"{name} pixels of {inputs.width}x{inputs.height} must have {size} bytes, got {len(source)}",
+            )
 
 
 @dataclass(frozen=True)

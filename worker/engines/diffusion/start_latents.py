@@ -10,8 +10,8 @@ from dataclasses import dataclass
 
 import torch
 
-from wire.messages import SOURCES, ImageInputs
-from worker.engine import TaskError
+from wire.messages import ImageInputs
+from worker.engine import check_sources
 from worker.engines.diffusion.device import to_device
 from worker.engines.diffusion.families.base import Family
 from worker.engines.diffusion.row import MaskState
@@ -33,7 +33,7 @@ def make_start_latents(
     family: Family, inputs: ImageInputs, sources: Sequence[bytes], generator: torch.Generator
 ) -> StartLatents:
     """Build the start state of a request. Raises `TaskError` for invalid sources."""
-    _check_sources(inputs, sources)
+    check_sources(inputs, sources)
     if inputs.mode == "text":
         return StartLatents(family.pack(family.noise(inputs, generator)))
     image = _pixels(sources[0], inputs, 3, family.device) * 2 - 1
@@ -60,20 +60,6 @@ def _start_with_mask_channels(
     return StartLatents(
         noise, image_latents, channels=torch.cat([_scaled(repaint, masked_latents), masked_latents], dim=1)
     )
-
-
-def _check_sources(inputs: ImageInputs, sources: Sequence[bytes]) -> None:
-    if len(sources) != SOURCES[inputs.mode]:
-        raise TaskError(
-            "invalid", f"mode '{inputs.mode}' takes {SOURCES[inputs.mode]} source images, got {len(sources)}"
-        )
-    for source, name, channels in zip(sources, ("image", "mask"), (3, 1), strict=False):
-        size = inputs.width * inputs.height * channels
-        if len(source) != size:
-            raise TaskError(
-                "invalid",
-                f"{name} pixels of {inputs.width}x{inputs.height} must have {size} bytes, got {len(source)}",
-            )
 
 
 def _pixels(source: bytes, inputs: ImageInputs, channels: int, device: torch.device) -> torch.Tensor:

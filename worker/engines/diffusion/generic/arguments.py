@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from PIL import Image
 
-from wire.messages import SOURCES, GenerationMode, ImageInputs
-from worker.engine import TaskError, UnsupportedModel
+from wire.messages import GenerationMode, ImageInputs
+from worker.engine import TaskError, UnsupportedModel, check_sources
 
 #: Parameters for the source image. A ControlNet pipeline gets it for both.
 _IMAGE_NAMES = ("image", "control_image")
@@ -92,11 +92,13 @@ class PipelineArguments:
         return {"guidance_scale": inputs.guidance_scale, "negative_prompt": inputs.negative_prompt or None}
 
     def _images(self, inputs: ImageInputs, sources: Sequence[bytes]) -> dict[str, Any]:
-        if len(sources) != SOURCES[inputs.mode]:
-            raise TaskError("invalid", f"mode '{inputs.mode}' takes {SOURCES[inputs.mode]} images, got {len(sources)}")
+        check_sources(inputs, sources)
         if inputs.mode == "text":
             return {}
-        images = [_to_pil(mode, inputs, source) for mode, source in zip(("RGB", "L"), sources, strict=False)]
+        size = inputs.width, inputs.height
+        images = [
+            Image.frombytes(mode, size, bytes(source)) for mode, source in zip(("RGB", "L"), sources, strict=False)
+        ]
         found: dict[str, Any] = dict.fromkeys(_IMAGE_NAMES, images[0]) | {"strength": inputs.strength}
         if inputs.mode == "inpaint":
             found[_MASK_NAME] = images[1]
@@ -113,12 +115,3 @@ class PipelineArguments:
                 "invalid", f"the prompt must be a class number below {classes} or a class name of this model"
             )
         return label
-
-
-def _to_pil(mode: str, inputs: ImageInputs, source: bytes) -> Image.Image:
-    expected = inputs.width * inputs.height * len(mode)
-    if len(source) != expected:
-        raise TaskError(
-            "invalid", f"an image of {inputs.width}x{inputs.height} must have {expected} bytes, got {len(source)}"
-        )
-    return Image.frombytes(mode, (inputs.width, inputs.height), bytes(source))
