@@ -263,6 +263,8 @@ class Workers(Section):
     """Time without a heartbeat after which a worker's tasks are assigned to other workers."""
     start_timeout_s: PositiveSeconds = 600.0
     """A worker that is not ready after this time is killed, and counts as crashed."""
+    max_starting: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
+    """Maximum number of processes that start at once; others wait. `auto`: the number of devices, and at least 8."""
     drain_timeout_s: PositiveSeconds = 60.0
     """Time that a draining worker has to finish tasks that cannot be moved; it is killed 10 s later."""
     stuck_factor: float = Field(default=20.0, ge=2)

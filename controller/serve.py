@@ -30,13 +30,15 @@ from controller.runtime.console import ServerConsole, log_to_console
 from controller.runtime.control_loop import ControlLoop
 from controller.runtime.control_plane import ControlPlaneAgent
 from controller.runtime.device_monitor import load_measured_memory, monitor_devices
-from controller.runtime.gpus import Gpu, cpu_cores, list_gpus
+from controller.runtime.gpus import Gpu, available_memory, cpu_cores, list_gpus
 from controller.runtime.inventory import (
     Machine,
     SetupError,
     build_machine,
     build_models,
     build_pool,
+    max_starting,
+    memory_shortage,
     oversized_models,
     unplaced_models,
 )
@@ -142,7 +144,7 @@ async def _allocate(
         build_models=lambda fresh: _models(fresh, build_machine(fresh, devices, cpu_cores())),
         device_names={gpu.device: gpu.name for gpu in gpus},
     )
-    loop = ControlLoop(launcher, balancer, autoscaler, control_plane, console)
+    loop = ControlLoop(launcher, balancer, autoscaler, control_plane, console, max_starting(settings, machine))
     await _run_until_stopped(loop, terminal, monitor_devices(pool, gpus, settings.data_dir))
 
 
@@ -190,7 +192,8 @@ def _balancer(settings: Settings, token: str) -> BalancerHttpClient:
 
 
 def _gpus(settings: Settings) -> list[Gpu]:
-    gpus = [] if settings.devices.use == "cpu" else list_gpus()
+    unused = settings.devices.use == "cpu" or all(model.engine == "sim" for model in settings.models.values())
+    gpus = [] if unused else list_gpus()
     if settings.devices.use == "cuda" and not gpus:
         raise SetupError("devices.use is cuda, but this machine shows no NVIDIA GPU; allowed: auto, cpu")
     return gpus
@@ -208,6 +211,8 @@ def _models(settings: Settings, machine: Machine) -> dict[str, ModelState]:
     if required > places:
         available = f"{places} GPUs" if machine.gpus else f"{places} CPU slots"
         log.warning("min_workers require %d workers, but there are only %s: some will share", required, available)
+    if shortage := memory_shortage(required, available_memory()):
+        log.warning("%s", shortage)
     return models
 
 

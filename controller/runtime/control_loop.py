@@ -20,7 +20,7 @@ from controller.runtime.decision_logger import DecisionLogger
 from controller.runtime.executor import Executor
 from controller.runtime.inventory import SetupError
 from controller.runtime.log_throttle import LogThrottle
-from controller.runtime.observe import WorkerTracker, observe
+from controller.runtime.observe import WorkerTracker, count_starting, observe
 from controller.runtime.shutdown import stop_processes
 from controller.types import Exit, Observation, WorkerProcess
 from wire.snapshot import Snapshot
@@ -43,13 +43,15 @@ class ControlLoop:
         autoscaler: Autoscaler,
         control_plane: ControlPlaneAgent,
         console: ServerConsole,
+        max_starting: int,
     ) -> None:
+        """`max_starting`: how many processes start at once."""
         self._launcher = launcher
         self._balancer = balancer
         self._autoscaler = autoscaler
         self._control_plane = control_plane
         self._console = console
-        self._executor = Executor(launcher, autoscaler)
+        self._executor = Executor(launcher, autoscaler, max_starting)
         self._supervisor = BalancerSupervisor(launcher, control_plane.settings.server.shutdown_s)
         self._workers = WorkerTracker()
         self._children: Sequence[WorkerProcess] = ()
@@ -83,7 +85,7 @@ class ControlLoop:
         snapshot = await self._balancer.snapshot()
         observations = self._observe(snapshot, now)
         result = self._autoscaler.tick(observations, now)
-        self._executor.apply(result.plan)
+        self._executor.apply(result.plan, sum(map(count_starting, observations.values())))
         await self._report(snapshot, observations, result, now)
 
     def _observe(self, snapshot: Snapshot | None, now: float) -> dict[str, Observation]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import secrets
 import time
+from collections.abc import Sequence
 
 from controller.autoscaler.autoscaler import Autoscaler
 from controller.launchers import Launcher
@@ -15,15 +16,28 @@ log = logging.getLogger("controller")
 
 
 class Executor:
-    """Executes the actions of plans and logs the reason of each."""
+    """Executes the actions of plans and logs the reason of each.
 
-    def __init__(self, launcher: Launcher, autoscaler: Autoscaler) -> None:
+    At most `max_starting` processes start at once: each one imports libraries and reads weights.
+    """
+
+    def __init__(self, launcher: Launcher, autoscaler: Autoscaler, max_starting: int) -> None:
         self._launcher = launcher
         self._autoscaler = autoscaler
+        self._max_starting = max_starting
+        self._is_waiting = False
 
-    def apply(self, plan: Plan) -> None:
-        """Execute all actions without waiting for their effects."""
-        for action in plan.actions:
+    def apply(self, plan: Plan, starting: int = 0) -> None:
+        """Execute all actions without waiting for their effects. `starting`: processes that start already.
+
+        Starts beyond the limit are left to a later plan.
+        """
+        actions, waiting = bounded_starts(plan.actions, self._max_starting - starting)
+        if waiting and not self._is_waiting:
+            limit = f"at most {self._max_starting} start at once (workers.max_starting)"
+            log.info("%d workers wait until others have started: %s", waiting, limit)
+        self._is_waiting = bool(waiting)
+        for action in actions:
             try:
                 self._execute(action)
             except OSError as error:
@@ -54,6 +68,13 @@ class Executor:
             case Kill(worker, reason):
                 log.error("killing worker %s: %s", worker, reason)
                 self._launcher.kill(worker)
+
+
+def bounded_starts(actions: Sequence[Action], room: int) -> tuple[list[Action], int]:
+    """Return the actions with at most `room` starts, the first ones, and the number of starts that are left out."""
+    starts = [number for number, action in enumerate(actions) if isinstance(action, Start | StartSpare)]
+    left_out = set(starts[max(room, 0) :])
+    return [action for number, action in enumerate(actions) if number not in left_out], len(left_out)
 
 
 def _new_name(model: str) -> str:

@@ -7,12 +7,15 @@ import logging
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import psutil
 import pynvml
 
 from controller.planning.device_pool import MemoryReading
+from controller.runtime.cgroups import read_limits
+from controller.runtime.visible_devices import VARIABLE, GpuId, visible_gpus
 
 log = logging.getLogger("controller")
 
@@ -40,7 +43,17 @@ class Gpu:
 
 
 def list_gpus() -> list[Gpu]:
-    """Return the GPUs that `CUDA_VISIBLE_DEVICES` allows; none without a driver."""
+    """Return the GPUs that `CUDA_VISIBLE_DEVICES` allows; none without a driver.
+
+    Raises `SetupError` if the variable names a GPU that cannot be used.
+    """
+    present = _present_gpus()
+    visible = visible_gpus([GpuId(gpu.index, uuid) for gpu, uuid in present], os.environ.get(VARIABLE))
+    return [gpu for gpu, _ in present if gpu.index in visible]
+
+
+def _present_gpus() -> list[tuple[Gpu, str]]:
+    """Return all GPUs that answer, with their UUIDs."""
     try:
         pynvml.nvmlInit()
     except (pynvml.NVMLError_LibraryNotFound, pynvml.NVMLError_DriverNotLoaded):
@@ -57,8 +70,7 @@ def list_gpus() -> list[Gpu]:
             except pynvml.NVMLError as error:
                 log.warning("GPU %d does not answer (%s) and is not used", index, error)
                 continue
-            if is_visible(index, uuid, os.environ.get("CUDA_VISIBLE_DEVICES")):
-                gpus.append(Gpu(index, name, _memory(handle)))
+            gpus.append((Gpu(index, name, _memory(handle)), uuid))
         return gpus
     finally:
         pynvml.nvmlShutdown()
@@ -150,16 +162,26 @@ def _pending_recovery(handle: Any) -> str:
 _RECOVERY_ACTIONS = {1: "a reset of the GPU", 2: "a restart of the machine", 4: "a reset of the GPU once it is idle"}
 
 
-def is_visible(index: int, uuid: str, allowed: str | None) -> bool:
-    """True if `CUDA_VISIBLE_DEVICES` (None: not set) names the GPU by its number or a prefix of its UUID."""
-    if allowed is None:
-        return True
-    names = [name.strip() for name in allowed.split(",") if name.strip()]
-    return str(index) in names or any(uuid.startswith(name) for name in names if not name.isdecimal())
-
-
 def cpu_cores() -> int:
-    """Return the number of cores that this process may use."""
+    """Return the number of whole cores that this process may use, by its affinity and the quota of its container."""
+    quota = read_limits(_read_text).cpus
+    return _affinity() if quota is None else max(min(_affinity(), int(quota)), 1)
+
+
+def available_memory() -> int:
+    """Return the bytes of main memory that are free for workers, within the limit of the container."""
+    limits, free = read_limits(_read_text), int(psutil.virtual_memory().available)
+    return free if limits.memory_bytes is None else min(free, max(limits.memory_bytes - (limits.memory_used or 0), 0))
+
+
+def _read_text(path: str) -> str | None:
+    try:
+        return Path(path).read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return None
+
+
+def _affinity() -> int:
     try:
         return len(psutil.Process().cpu_affinity() or [0])
     except (AttributeError, psutil.Error):  # not available on every system

@@ -18,6 +18,10 @@ from controller.types import Decision, Device, WorkerLimits
 
 #: `max_workers: auto` of a simulated model if no simulated devices are configured.
 _SIM_WORKERS = 4
+#: `workers.max_starting: auto` on a small machine.
+_MIN_STARTING = 8
+#: Private memory of a process that has imported torch, diffusers and transformers, as measured on a CPU.
+_LIBRARY_BYTES = 350 << 20
 
 
 class SetupError(Exception):
@@ -130,6 +134,23 @@ def _weights(name: str, model: ModelSettings) -> str:
         return f"sim {name}"
     parts = [model.path, model.variant, model.controlnet, model.dtype, f"batch {model.max_batch_size}"]
     return " ".join(str(part) for part in parts if part is not None)
+
+
+def max_starting(settings: Settings, machine: Machine) -> int:
+    """Return how many processes may start at once."""
+    configured = settings.workers.max_starting
+    return max(len(machine.gpus), machine.cores, _MIN_STARTING) if configured == "auto" else configured
+
+
+def memory_shortage(workers: int, available_bytes: int) -> str:
+    """Return a warning if so many workers do not fit into main memory, whatever they load; empty if they may."""
+    needed = workers * _LIBRARY_BYTES
+    if needed <= available_bytes:
+        return ""
+    return (
+        f"min_workers require {workers} workers, whose libraries alone need {in_gib(needed)} of main memory; "
+        f"{in_gib(available_bytes)} are available: the kernel will kill some. Lower min_workers"
+    )
 
 
 def oversized_models(models: Mapping[str, ModelState], machine: Machine) -> list[str]:

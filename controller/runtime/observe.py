@@ -65,6 +65,12 @@ def observe(
     return Observation(model, queue, replicas, spares=spares, unix_s=unix_s)
 
 
+def count_starting(observation: Observation) -> int:
+    """Return the processes that load now: workers, and standby workers."""
+    workers = sum(replica.stage is Stage.STARTING for replica in observation.replicas)
+    return workers + sum(spare.loaded_at is None for spare in observation.spares)
+
+
 def _replica(
     child: WorkerProcess, stats: WorkerStats | None, workers: WorkerTracker, silent_since: float | None
 ) -> Replica:

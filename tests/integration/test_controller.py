@@ -306,6 +306,17 @@ def test_unusable_data_dir_is_rejected(tmp_path: Path, file: str) -> None:
     assert "Traceback" not in refused.stderr
 
 
+def test_gpu_that_is_asked_for_is_never_replaced_by_a_cpu(tmp_path: Path) -> None:
+    own = os.environ | {"CUDA_VISIBLE_DEVICES": "MIG-00000000-0000-0000-0000-000000000000"}
+    command = [sys.executable, "-m", "controller", "--data-dir", str(tmp_path)]
+    refused = subprocess.run(
+        command, cwd=ROOT, env=own, capture_output=True, text=True, timeout=PATIENCE_S, check=False
+    )
+    assert refused.returncode == 2
+    assert "cannot start: CUDA_VISIBLE_DEVICES names MIG-" in refused.stderr
+    assert "MUSTER_DEVICES__USE=cpu" in refused.stderr
+
+
 def test_model_with_a_truncated_file_says_so_and_heals(start: Start, tmp_path: Path) -> None:
     folder = tmp_path / "digits"
     shutil.copytree(ROOT / "worker" / "builtin" / "digits", folder)

@@ -16,6 +16,8 @@ from controller.runtime.inventory import (
     build_models,
     build_pool,
     device_slots,
+    max_starting,
+    memory_shortage,
     oversized_models,
     unplaced_models,
 )
@@ -158,3 +160,18 @@ def test_bad_values_are_refused(settings: Any, sections: dict[str, Any], model: 
 @pytest.mark.parametrize(("text", "size"), [("9.5GiB", 9.5 * GIB), ("24 GB", 24e9), (1024, 1024)])
 def test_sizes(settings: Any, text: str | int, size: float) -> None:
     assert settings({"m": {"gpu_memory": text}}).models["m"].gpu_memory == size
+
+
+@pytest.mark.parametrize(
+    ("configured", "gpu_count", "cores", "expected"),
+    [("auto", 0, 2, 8), ("auto", 0, 64, 64), ("auto", 16, 4, 16), (3, 16, 64, 3)],
+)
+def test_starts_at_once(settings: Any, configured: int | str, gpu_count: int, cores: int, expected: int) -> None:
+    own = settings({"m": {}}, workers={"max_starting": configured})
+    assert max_starting(own, build_machine(own, gpus(*[80] * gpu_count), cores)) == expected
+
+
+def test_memory_for_the_libraries_of_all_workers() -> None:
+    assert memory_shortage(50, 20 * GIB) == ""
+    assert "50 workers, whose libraries alone need 17.1 GiB" in memory_shortage(50, 8 * GIB)
+    assert "8.0 GiB are available" in memory_shortage(50, 8 * GIB)

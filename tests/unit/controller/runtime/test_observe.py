@@ -7,7 +7,6 @@ from aiohttp import web
 from aiohttp.test_utils import TestServer
 
 from controller.balancer_client import BalancerHttpClient, url_of
-from controller.runtime.gpus import is_visible
 from controller.runtime.observe import WorkerTracker, observe
 from controller.types import Queue, Stage, WorkerProcess
 from wire.messages import WorkerCounters
@@ -142,21 +141,3 @@ async def test_invalid_answer_gives_no_snapshot() -> None:
     assert found["good"] is not None
     assert found["good"].models[0].queued == 1
     assert await BalancerHttpClient(url, "good").snapshot() is None, "the server has stopped"
-
-
-@pytest.mark.parametrize(
-    ("allowed", "expected"),
-    [
-        (None, [0, 1, 2]),
-        ("", []),
-        ("-1", []),
-        ("1", [1]),
-        ("2, 0", [0, 2]),
-        ("GPU-b", [1]),
-        ("GPU-a000,2", [0, 2]),
-        ("NoDevFiles", []),
-    ],
-)
-def test_cuda_visible_devices_selects_gpus(allowed: str | None, expected: list[int]) -> None:
-    uuids = ["GPU-a000-1", "GPU-b000-2", "GPU-c000-3"]
-    assert [index for index, uuid in enumerate(uuids) if is_visible(index, uuid, allowed)] == expected
