@@ -21,8 +21,8 @@ from configs.paths import worker_address
 from loadbalancer.scheduler_service import SchedulerService
 from loadbalancer.scheduling.task import TaskCompleted, TaskEnded, TaskProgress, TaskState
 from tests.support.in_process_service import InProcessService, in_process_service, inputs
-from wire.codec import WorkerEnvelope, encode
-from wire.messages import PROTOCOL, Bye, Hello
+from wire.codec import WorkerEnvelope, decode_for_worker, encode
+from wire.messages import PROTOCOL, Assign, Bye, Capacity, Finished, Hello, Reject
 
 
 @pytest_asyncio.fixture
@@ -255,3 +255,28 @@ async def test_texts_of_workers_are_escaped_in_the_log(
         )
     assert all(message.isprintable() and len(message) < 10_000 for message in caplog.messages)
     assert service.scheduler.snapshot().workers == []
+
+
+async def test_images_of_a_faulty_worker_are_made_by_another(service: InProcessService) -> None:
+    with zmq.Context() as context, context.socket(zmq.DEALER) as faulty:
+        faulty.setsockopt(zmq.ROUTING_ID, b"faulty")
+        faulty.connect(worker_address(service.settings.data_dir))
+        hello = Hello(PROTOCOL, "faulty", "m", "sim:0", os.getpid())
+        faulty.send_multipart(encode([WorkerEnvelope(hello), WorkerEnvelope(Capacity(1))]))
+        await service.wait_until(lambda: service.worker("faulty"))
+        sent = service.submit([inputs(seed) for seed in range(3)])
+        rejected: list[Reject] = []
+        while not rejected:
+            await service.wait_until(lambda: faulty.poll(0))
+            for message, _ in decode_for_worker(faulty.recv_multipart()):
+                match message:
+                    case Assign(tasks):
+                        page = [WorkerEnvelope(Finished(task.task, task.attempt), [b"<html>"]) for task in tasks]
+                        faulty.send_multipart(encode(page))
+                    case Reject():
+                        rejected.append(message)
+        assert rejected == [Reject("2 invalid images in a row", fatal=True)]
+        await service.start("w")
+        await sent.check_images()
+    assert service.scheduler.counters["invalid_images"] == 2
+    assert service.scheduler.counters["workers_faulty"] == 1
