@@ -149,13 +149,13 @@ class CostModel:
             meter.heartbeat = meter.worker.heartbeat
             meter.slowdowns.clear()
         tasks = len(meter.start_readings)
-        if tasks not in meter.slowdowns:
+        if tasks > 1 and tasks not in meter.slowdowns:
             slowdown = _slowdown(meter.worker, self._usual or (0, 0), tasks)
             if not slowdown:  # the worker has reported no curve: assume a straight line
                 span = (self.batch_cap or 1) - 1
-                slowdown = 1.0 + (self.batch_slowdown - 1.0) * (tasks - 1) / span if span > 0 and tasks > 1 else 1.0
+                slowdown = 1.0 + (self.batch_slowdown - 1.0) * (tasks - 1) / span if span > 0 else 1.0
             meter.slowdowns[tasks] = slowdown
-        meter.work_s += max(now - meter.updated_at, 0.0) / meter.slowdowns[tasks]
+        meter.work_s += max(now - meter.updated_at, 0.0) / meter.slowdowns.get(tasks, 1.0)  # 1: alone
         meter.updated_at = now
 
     # ---- costs
