@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.highlighter import NullHighlighter
 from rich.logging import RichHandler
 from rich.status import Status
+from rich.text import Text
 
 from configs.environment import CLIENT_KEY
 from configs.logs import EscapingFormatter
@@ -45,9 +46,9 @@ class ServerConsole:
             self._status = None
             status.stop()
         elif what and status is not None:
-            status.update(what)
+            status.update(Text(what))
         elif what and self._console.is_terminal:
-            self._status = self._console.status(what)
+            self._status = self._console.status(Text(what))
             self._status.start()
 
     def devices(self, slots: Sequence[str], names: Sequence[str]) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from controller.simulator.results import PolicyResult
 
@@ -14,7 +15,8 @@ from controller.simulator.results import PolicyResult
 def print_table(console: Console, title: str, results: Sequence[PolicyResult], notes: Sequence[str]) -> None:
     """Print one row per policy and model."""
     several = len({result.model for result in results}) > 1
-    table = Table(title=title, title_justify="left", caption="\n".join(notes) or None, caption_justify="left")
+    caption = Text("\n".join(notes)) if notes else None
+    table = Table(title=Text(title), title_justify="left", caption=caption, caption_justify="left")
     table.add_column("policy", no_wrap=True)
     if several:
         table.add_column("model", no_wrap=True)
@@ -23,7 +25,7 @@ def print_table(console: Console, title: str, results: Sequence[PolicyResult], n
         table.add_column(heading, justify="right", no_wrap=True)
     for result in results:
         names = (result.policy, result.model) if several else (result.policy,)
-        table.add_row(*names, *_cells(result))
+        table.add_row(*map(Text, names), *_cells(result))  # names may look like markup
     console.print(table)
 
 

@@ -72,7 +72,7 @@ def _tune(args: argparse.Namespace, scenario: Scenario, console: Console) -> int
     scenario = replace(scenario, scalings=scalings)
     first, rest = split_scenario(scenario, args.part)
     space = _space(args.policy, scenario)
-    console.print(describe(first), highlight=False)
+    console.print(describe(first), highlight=False, markup=False)
     best = _search(args, first, space, console)
     default_result, tuned_result = (evaluate(rest, args.policy, one) for one in ({}, best.settings))
     _print_result(console, "searched", best.result)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import shlex
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
-from controller.runtime.console import curl_example
+from controller.runtime.console import ServerConsole, curl_example
 
 URL = "http://127.0.0.1:8000"
 PLAIN = [
@@ -28,3 +30,11 @@ def test_example_uses_certificate_and_key(certificate: Path | None, keyed: bool,
     line = curl_example(URL, "it's", certificate=certificate, keyed=keyed)
     assert shlex.split(line) == words
     assert ('"authorization: Bearer $MUSTER_KEY"' in line) is keyed, "the shell expands the variable"
+
+
+def test_progress_text_like_markup_is_shown_as_text() -> None:
+    output = io.StringIO()
+    console = ServerConsole(Console(file=output, force_terminal=True, width=100))
+    for text in ("loading ...", "loading [/bold] ...", None):
+        console.busy(text)
+    assert "loading [/bold] ..." in output.getvalue()
