@@ -72,7 +72,7 @@ class BoundedRequestParser(HttpToolsProtocol):
         #: Messages that began in the current piece of input.
         self._messages = 0
         # The current message
-        self._head_bytes = self._incomplete_bytes = self._hosts = 0
+        self._incomplete_bytes = self._hosts = 0
         self._is_chunked = False
         self._chunks = self._wire_bytes = self._body_bytes = 0
         #: Whether the client waits with the body for a response.
@@ -151,7 +151,11 @@ class BoundedRequestParser(HttpToolsProtocol):
         if self._messages:  # its bytes in this piece are not known, and no more than a piece has
             return
         self._incomplete_bytes += size
-        if self._incomplete_bytes > self._limits.max_request_line_bytes + self._limits.max_header_bytes:
+        limits = self._limits
+        if (
+            self._incomplete_bytes > limits.max_request_line_bytes + limits.max_header_bytes
+            or len(self.headers) > limits.max_headers
+        ):
             self._refuse(self._headers_too_large())
 
     def _check_incomplete_body(self, size: int) -> None:
@@ -174,7 +178,7 @@ class BoundedRequestParser(HttpToolsProtocol):
         if self._stage != HEAD:
             self._stage, self._since = HEAD, self.loop.time()
         self._messages += 1
-        self._head_bytes = self._incomplete_bytes = self._hosts = 0
+        self._incomplete_bytes = self._hosts = 0
         self._is_chunked = False
         super().on_message_begin()
 
@@ -185,18 +189,14 @@ class BoundedRequestParser(HttpToolsProtocol):
             raise self._failure(UriTooLong(text))
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        self._head_bytes += len(name) + len(value) + 4
-        headers = self.headers
         if self._stage == BODY:  # a trailer: nothing here needs them
             return
-        if self._head_bytes > self._limits.max_header_bytes or len(headers) >= self._limits.max_headers:
-            raise self._failure(self._headers_too_large())
         name = name.lower()
         if name == b"host":
             self._hosts += 1
         elif name == b"expect" or name == b"transfer-encoding":
             self._on_special_header(name, value.strip().lower())
-        headers.append((name, value))
+        self.headers.append((name, value))
 
     def _on_special_header(self, name: bytes, value: bytes) -> None:
         if name == b"expect":
@@ -206,10 +206,17 @@ class BoundedRequestParser(HttpToolsProtocol):
         else:
             if value != b"chunked":
                 raise self._failure(UnknownTransferCoding("The only supported Transfer-Encoding is chunked."))
-            self._is_chunked = True
+            self._is_chunked, self._chunks = True, 0
 
     def on_headers_complete(self) -> None:
-        parser = self.parser
+        headers, limits, parser = self.headers, self._limits, self.parser
+        if len(headers) > limits.max_headers:
+            raise self._failure(self._headers_too_large())
+        # A head within two slices is small enough.
+        if (self._incomplete_bytes or limits.max_header_bytes < 2 * _SLICE) and (
+            sum(len(name) + len(value) + 4 for name, value in headers) > limits.max_header_bytes
+        ):
+            raise self._failure(self._headers_too_large())
         if parser.should_upgrade():
             if parser.get_method() == b"CONNECT":
                 raise self._failure(ConnectRefused("CONNECT is not supported: this server is no proxy."))
@@ -221,7 +228,7 @@ class BoundedRequestParser(HttpToolsProtocol):
             self._check_restricted()
         self._stage, self._since = BODY, self.loop.time()
         self._window_received = self._received
-        self._body_bytes = self._chunks = 0
+        self._body_bytes = 0
         self._awaits_continue = self.expect_100_continue
         super().on_headers_complete()
 

@@ -117,6 +117,19 @@ def test_memory_of_incomplete_headers_is_bounded(service: HttpService) -> None:
         assert statuses(read_all(connection)) == [431]
 
 
+@pytest.mark.parametrize("size", [1024, 5000, 10_000])
+@pytest.mark.parametrize("pause_s", [0.0, 0.01])
+def test_small_limits_are_exact(size: int, pause_s: float) -> None:
+    """Names, values and four bytes for each header."""
+    with http_service(max_header_bytes=size, max_headers=8) as small:
+        for excess, expected in ((0, [200]), (1, [431])):
+            filler = b"x" * (size - len(LAST) - len(b"a: \r\n") + excess)
+            head = get(LAST + b"a: " + filler + b"\r\n")
+            assert statuses(small.exchange(head[:700], head[700:], pause_s=pause_s)) == expected
+        assert statuses(small.exchange(get(LAST + b"a: b\r\n" * 6))) == [200]
+        assert statuses(small.exchange(get(LAST + b"a: b\r\n" * 7))) == [431]
+
+
 # ---- time
 
 

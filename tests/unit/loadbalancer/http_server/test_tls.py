@@ -37,7 +37,7 @@ def secure(certificate: Certificate) -> Iterator[HttpService]:
     [
         (b"GET / HTTP/1.1\r\n" + LAST + b"\r\n", [b"200"]),
         (b"GET /slow HTTP/1.1\r\n" + LAST + b"\r\n", [b"200"]),
-        (b"GET / HTTP/1.1\r\n" + HOST + b"a: b\r\n" * 200, [b"431"]),
+        (b"GET / HTTP/1.1\r\n" + HOST + b"a: b\r\n" * 200 + b"\r\n", [b"431"]),
         (b"GET / HTTP/1.1\r\n" + HOST + b"a: " + b"b" * 4_000_000, [b"431"]),
         (b"POST /early HTTP/1.1\r\n" + LAST + b"Content-Length: 4000000\r\n\r\n" + b"x" * 4_000_000, [b"200"]),
         (b"GET / HTTP/1.1\r\nHos", [b"408"]),
