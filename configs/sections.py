@@ -80,8 +80,8 @@ class Server(Section):
     """Maximum size of a request body."""
     max_upload_bytes: int = Field(default=32 << 20, ge=1024)
     """Maximum size of a request body with images: `/v1/images/edits`, and data URLs in `/v1/images/generations`."""
-    decoders: int = Field(default=2, ge=1, le=64)
-    """Processes that decode source images. They start when needed and end when idle."""
+    decoders: int = Field(default=3, ge=1, le=64)
+    """Processes that decode source images. They start when needed and end when idle. One key uses all but one."""
     decode_timeout_s: PositiveSeconds = Field(default=10.0, le=600.0)
     """CPU time to decode a source image and its mask; beyond it 400. A decoder that gets too little CPU time is 503."""
     max_waiting_decodes: int = Field(default=256, ge=1)

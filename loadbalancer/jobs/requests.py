@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal, NamedTuple
 import msgspec
 from pydantic import ConfigDict, Field
 
+from configs.text import printable
 from loadbalancer.jobs.webhooks import problem, signing_key
 from loadbalancer.schema.body_limits import RawMembers, check_size_without_images
 from loadbalancer.schema.errors import BodyTooLarge, InvalidRequest
@@ -119,7 +120,8 @@ def _text(name: str, raw: msgspec.Raw) -> str | None:
 def _check(webhook: WebhookRequest, *, private: bool) -> None:
     wrong = problem(webhook.url, private=private)
     if wrong is not None:
-        raise InvalidRequest(f"Invalid value for 'webhook.url': {wrong}.", param="webhook.url")
+        text = f"Invalid value for 'webhook.url': {printable(wrong, 100)}."
+        raise InvalidRequest(text, param="webhook.url")
     try:
         signing_key(webhook.secret or "")
     except ValueError:

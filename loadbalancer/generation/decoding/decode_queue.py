@@ -22,8 +22,12 @@ class DecodeQueue:
     """Waiting and running decodes, by ticket. Add, then call `next` until it returns None, also after each `finish`."""
 
     def __init__(self, max_running: int, max_waiting: int) -> None:
-        """One owner may have `max_waiting` images waiting, and all owners together twice as many."""
+        """One owner may have `max_waiting` images waiting, and all owners together twice as many.
+
+        One owner may have all but one of `max_running` images running: the last one is for the others.
+        """
         self._max_running = max_running
+        self._max_running_of_owner = max(max_running - 1, 1)
         self._max_waiting = max_waiting
         self._tickets = itertools.count()
         self._shares = FairShare()
@@ -59,18 +63,18 @@ class DecodeQueue:
         ticket = next(self._tickets)
         self._owners[ticket] = owner
         self._waiting.setdefault(owner, {})[ticket] = None
-        self._shares.join(owner)
+        self._update_turn(owner)
         return ticket
 
     def next(self) -> int | None:
-        """Return the ticket of the image to decode now; None while none waits or enough are decoded."""
+        """Return the ticket of the image to decode now; None while none may be."""
         owner = self._shares.first()
         if owner is None or len(self._running) >= self._max_running:
             return None
         ticket = next(iter(self._waiting[owner]))
         self._shares.charge(owner, _EXPECTED_S, takes_turn=True)
-        self._remove_waiting(ticket, owner)
         self._running[ticket] = owner
+        self._remove_waiting(ticket, owner)
         return ticket
 
     def finish(self, ticket: int, seconds: float = 0.0) -> None:
@@ -80,10 +84,19 @@ class DecodeQueue:
             self._remove_waiting(ticket, owner)
         else:
             self._shares.charge(owner, seconds - _EXPECTED_S)
+            self._update_turn(owner)
 
     def _remove_waiting(self, ticket: int, owner: str) -> None:
         own = self._waiting[owner]
         del own[ticket]
         if not own:
             del self._waiting[owner]
+        self._update_turn(owner)
+
+    def _update_turn(self, owner: str) -> None:
+        """Let the owner wait for its turn while it has something to decode and may start it."""
+        running = sum(other == owner for other in self._running.values())
+        if owner in self._waiting and running < self._max_running_of_owner:
+            self._shares.join(owner)
+        else:
             self._shares.leave(owner)

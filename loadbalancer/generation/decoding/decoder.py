@@ -33,6 +33,7 @@ class Decoder:
         assert process.stdout is not None
         self._process = process
         self._stdin, self._stdout = process.stdin, process.stdout
+        self._reading = asyncio.Lock()
         #: Requests so far.
         self.uses = 0
 
@@ -64,10 +65,11 @@ class Decoder:
         try:
             self._stdin.write(request)
             await self._stdin.drain()
-            (length,) = HEADER.unpack(await self._stdout.readexactly(HEADER.size))
-            if length > max_result_bytes:
-                raise ValueError(f"a result of {length} bytes")
-            body = await self._stdout.readexactly(length)
+            async with self._reading:
+                (length,) = HEADER.unpack(await self._stdout.readexactly(HEADER.size))
+                if length > max_result_bytes:
+                    raise ValueError(f"a result of {length} bytes")
+                body = await self._stdout.readexactly(length)
         except (ConnectionError, asyncio.IncompleteReadError):
             raise DecoderDied(await self._process.wait()) from None
         return decode_result(body)
@@ -78,5 +80,10 @@ class Decoder:
             self._process.kill()
 
     async def wait(self) -> None:
-        """Return when the process has ended."""
+        """Return when the process has ended and its pipes are closed."""
         await self._process.wait()
+        self._stdin.close()
+        with contextlib.suppress(ConnectionError):
+            async with self._reading:  # a running `decode` sees the end, too
+                await self._stdout.read()
+            await self._stdin.wait_closed()

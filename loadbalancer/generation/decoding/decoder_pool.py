@@ -49,6 +49,7 @@ class DecoderPool:
         self._turns: dict[int, asyncio.Future[None]] = {}
         self._idle: dict[Decoder, asyncio.TimerHandle] = {}
         self._busy: set[Decoder] = set()
+        self._ending: set[asyncio.Task[None]] = set()
         self._closed = False
         #: Decoders that were started and killed, and images that were rejected because they take too long.
         self.counters: Counter[str] = Counter()
@@ -92,13 +93,11 @@ class DecoderPool:
         for turn in self._turns.values():
             if not turn.done():
                 turn.set_exception(shutting_down())
-        decoders = [*self._idle, *self._busy]
         for timer in self._idle.values():
             timer.cancel()
-        self._idle.clear()
-        for decoder in decoders:
-            decoder.kill()
-        await asyncio.gather(*(decoder.wait() for decoder in decoders))
+        for decoder in [*self._idle, *self._busy]:
+            self._end(decoder)
+        await asyncio.gather(*self._ending)
 
     def _add(self, owner: str) -> int:
         if self._closed:
@@ -132,13 +131,11 @@ class DecoderPool:
         except DecoderDied as died:
             raise self._error(died, request.cpu_limit_s) from None
         finally:
-            self._busy.discard(decoder)
             if reusable:
-                timer = asyncio.get_running_loop().call_later(self._idle_s, self._end_idle, decoder)
-                self._idle[decoder] = timer
+                self._busy.discard(decoder)
+                self._idle[decoder] = asyncio.get_running_loop().call_later(self._idle_s, self._end, decoder)
             else:
-                decoder.kill()
-                self.counters["decoders_ended"] += 1
+                self._end(decoder)
 
     async def _take(self) -> Decoder:
         if self._idle:
@@ -150,10 +147,16 @@ class DecoderPool:
         self._busy.add(decoder)
         return decoder
 
-    def _end_idle(self, decoder: Decoder) -> None:
-        del self._idle[decoder]
-        decoder.kill()
-        self.counters["decoders_ended"] += 1
+    def _end(self, decoder: Decoder) -> None:
+        """Kill an idle or busy decoder. Idempotent."""
+        if decoder in self._busy or decoder in self._idle:
+            self._busy.discard(decoder)
+            self._idle.pop(decoder, None)
+            decoder.kill()
+            self.counters["decoders_ended"] += 1
+            task = asyncio.create_task(decoder.wait())
+            self._ending.add(task)
+            task.add_done_callback(self._ending.discard)
 
     def _error(self, died: DecoderDied, cpu_limit_s: float) -> Exception:
         if self._closed:

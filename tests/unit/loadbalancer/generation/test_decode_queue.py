@@ -10,7 +10,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from loadbalancer.generation.decoding.decode_queue import DecodeQueue, DecodeQueueFull
 
-MAX_RUNNING, MAX_WAITING = 2, 6
+MAX_RUNNING, MAX_WAITING = 3, 6
 OWNERS = ("alice", "bob", "carol", "dan")
 
 
@@ -38,16 +38,33 @@ def test_turns_are_by_time_and_not_by_number() -> None:
 
 
 def test_new_owner_goes_before_the_waiting_of_a_flood() -> None:
-    queue = DecodeQueue(2, 100)
+    queue = DecodeQueue(1, 100)
+    owners = {queue.add("alice"): "alice" for _ in range(100)}
+    running = queue.next()
+    assert running is not None
+    owners[queue.add("bob")] = "bob"
+    assert queue.next() is None
+    queue.finish(running, 10.0)
+    ticket = queue.next()
+    assert ticket is not None
+    assert owners[ticket] == "bob"
+
+
+def test_flood_of_one_owner_leaves_a_decoder_for_others() -> None:
+    queue = DecodeQueue(3, 100)
     owners = {queue.add("alice"): "alice" for _ in range(100)}
     running = [queue.next(), queue.next()]
     assert queue.next() is None
     owners[queue.add("bob")] = "bob"
-    assert running[0] is not None
-    queue.finish(running[0], 10.0)
     ticket = queue.next()
     assert ticket is not None
     assert owners[ticket] == "bob"
+    assert queue.next() is None
+    assert running[0] is not None
+    queue.finish(running[0], 10.0)
+    following = queue.next()
+    assert following is not None
+    assert owners[following] == "alice"
 
 
 def test_image_that_is_not_needed_leaves_the_queue() -> None:
@@ -76,7 +93,6 @@ class DecodeQueueMachine(RuleBasedStateMachine):
         self.queue = DecodeQueue(MAX_RUNNING, MAX_WAITING)
         self.waiting: dict[int, str] = {}
         self.running: dict[int, str] = {}
-        self.seconds: Counter[str] = Counter()
 
     @rule(owner=st.sampled_from(OWNERS))
     def add(self, owner: str) -> None:
@@ -95,7 +111,8 @@ class DecodeQueueMachine(RuleBasedStateMachine):
     def start(self) -> None:
         ticket = self.queue.next()
         if ticket is None:
-            assert not self.waiting or len(self.running) == MAX_RUNNING
+            capped = {owner for owner, count in Counter(self.running.values()).items() if count == MAX_RUNNING - 1}
+            assert len(self.running) == MAX_RUNNING or set(self.waiting.values()) <= capped
             return
         owner = self.waiting.pop(ticket)
         assert not any(other < ticket for other, its_owner in self.waiting.items() if its_owner == owner)
@@ -119,6 +136,7 @@ class DecodeQueueMachine(RuleBasedStateMachine):
     def counts_are_right(self) -> None:
         assert (self.queue.waiting, self.queue.running) == (len(self.waiting), len(self.running))
         assert self.queue.running <= MAX_RUNNING
+        assert all(count < MAX_RUNNING for count in Counter(self.running.values()).values())
         assert self.queue.waiting <= 2 * MAX_WAITING
 
     @invariant()

@@ -45,8 +45,8 @@ async def pool() -> AsyncIterator[DecoderPool]:
     pool = DecoderPool(Server(decoders=1, decode_timeout_s=60.0, max_waiting_decodes=4))
     yield pool
     await pool.close()
-    assert len(pool) == 0
-    await until(lambda: not decoders())
+    await until(lambda: len(pool) == 0)
+    assert not decoders()
 
 
 def decoders() -> list[psutil.Process]:
