@@ -35,6 +35,8 @@ _IDLE_S = 30.0
 #: Time by the clock: for each second of CPU time that is allowed, and for the start of a decoder.
 _CLOCK_FACTOR = 3.0
 _START_S = 10.0
+#: Limit of the wait for killed decoders at shutdown.
+_END_S = 2.0
 #: Signals of a decoder that a file has crashed.
 _CRASHES = frozenset({signal.SIGSEGV, signal.SIGBUS, signal.SIGFPE, signal.SIGILL, signal.SIGABRT})
 
@@ -97,7 +99,8 @@ class DecoderPool:
             timer.cancel()
         for decoder in [*self._idle, *self._busy]:
             self._end(decoder)
-        await asyncio.gather(*self._ending)
+        if self._ending:
+            await asyncio.wait(self._ending, timeout=_END_S)
 
     def _add(self, owner: str) -> int:
         if self._closed:

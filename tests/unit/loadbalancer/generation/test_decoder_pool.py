@@ -45,8 +45,7 @@ async def pool() -> AsyncIterator[DecoderPool]:
     pool = DecoderPool(Server(decoders=1, decode_timeout_s=60.0, max_waiting_decodes=4))
     yield pool
     await pool.close()
-    await until(lambda: len(pool) == 0)
-    assert not decoders()
+    await until(lambda: len(pool) == 0 and not decoders())
 
 
 def decoders() -> list[psutil.Process]:
