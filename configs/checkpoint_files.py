@@ -24,6 +24,8 @@ _VARIANT = re.compile(
     r"(?:diffusion_pytorch_model|pytorch_model|model)\.(?!safetensors)([A-Za-z0-9_]+)[.-].*safetensors"
 )
 _MAX_INDEX_BYTES = 64 << 20
+#: Vocabularies may be larger; reading those would delay a start.
+_MAX_PARSED_BYTES = 1 << 20
 
 
 def is_hub_id(path: str) -> bool:
@@ -135,11 +137,14 @@ def _instead(folder: Path) -> str:
 def _part_problems(folder: Path, index: Path, variant: str | None) -> Iterator[str]:
     if not folder.is_dir():
         yield f"{folder} is missing, but {index} names it; download the model again"
-    elif (folder / "config.json").exists():  # a model: tokenizers and schedulers have other files
-        try:
-            _read_json(folder / "config.json")
-        except InvalidFile as error:
-            yield str(error)
+        return
+    for file in sorted(folder.glob("*.json")):
+        if not file.name.endswith(".index.json") and file.stat().st_size <= _MAX_PARSED_BYTES:
+            try:
+                _read_json(file)
+            except InvalidFile as error:
+                yield str(error)
+    if (folder / "config.json").exists():  # a model: tokenizers and schedulers have other files
         yield from _weight_problems(folder, variant)
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from configs.checkpoint_files import checkpoint_problems, is_hub_id
 from configs.fields import Tree
 from configs.load import DEFAULT_FILE, ConfigError, load
+from configs.sections import expand_home
 from configs.settings import Settings
 from configs.yaml_file import dump_yaml
 
@@ -22,17 +23,25 @@ class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescript
     """Keeps the layout of descriptions and shows default values."""
 
 
+def path_argument(text: str) -> Path:
+    """Return the path of an option, with `~` as the home folder: a shell leaves it as it is in `--config=~/x`."""
+    try:
+        return Path(expand_home(text))
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text!r}: {error}") from None
+
+
 def add_config_options(parser: argparse.ArgumentParser) -> None:
     """Add the options of the configuration. They override the file and the environment."""
     group = parser.add_argument_group("configuration")
-    group.add_argument("--config", type=Path, metavar="FILE", help=f"YAML file instead of {DEFAULT_FILE.name}")
+    group.add_argument("--config", type=path_argument, metavar="FILE", help=f"YAML file instead of {DEFAULT_FILE.name}")
     group.add_argument("--data-dir", metavar="DIR", help="folder of logs, sockets and state; or MUSTER_DATA_DIR")
     group.add_argument("--log-level", choices=("debug", "info", "warning", "error"), help="minimum level of log lines")
     group.add_argument("--print-config", action="store_true", help="print all settings as YAML, and exit")
     group.add_argument(
         "--check-config",
         metavar="FILE",
-        type=Path,
+        type=path_argument,
         help="list the mistakes in FILE and in the files of its models, and exit",
     )
     for action in group._group_actions:

@@ -10,10 +10,9 @@ import secrets
 import signal
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import NoReturn
 
-from configs.cli import EXIT_USAGE, HelpFormatter, add_config_options, settings_from
+from configs.cli import EXIT_USAGE, HelpFormatter, add_config_options, path_argument, settings_from
 from configs.log_files import rotate_own_log
 from configs.logs import CANNOT_START, configure_logging
 from configs.open_files import raise_open_file_limit
@@ -74,7 +73,11 @@ def _parser() -> argparse.ArgumentParser:
         "--join", type=_remote, metavar="tcp://HOST:PORT", default=argparse.SUPPRESS, help="balancer of another machine"
     )
     parser.add_argument(
-        "--key-file", type=Path, metavar="FILE", default=argparse.SUPPRESS, help="key that --join shows and trusts"
+        "--key-file",
+        type=path_argument,
+        metavar="FILE",
+        default=argparse.SUPPRESS,
+        help="key that --join shows and trusts",
     )
     add_config_options(parser)
     return parser

@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 import aiohttp
 import msgspec
 
+from configs.cli import path_argument
 from configs.environment import CLIENT_KEY
 from configs.files import describe_os_error
 from configs.load import ConfigError, load, read_yaml
@@ -66,13 +67,15 @@ def add_target_options(parser: argparse.ArgumentParser) -> None:
     """Add the options that select the server."""
     group = parser.add_argument_group("server")
     group.add_argument(
-        "--data-dir", type=Path, metavar="DIR", help="data_dir of a server on this machine; or MUSTER_DATA_DIR"
+        "--data-dir", type=path_argument, metavar="DIR", help="data_dir of a server on this machine; or MUSTER_DATA_DIR"
     )
-    group.add_argument("--config", type=Path, metavar="FILE", help="configuration of a server on this machine")
+    group.add_argument("--config", type=path_argument, metavar="FILE", help="configuration of a server on this machine")
     group.add_argument(
         "--url", metavar="URL", help=f"URL of any server; needs an API key of scope admin in {CLIENT_KEY}"
     )
-    group.add_argument("--cert", type=Path, metavar="FILE", help="with --url: the server's certificate, as PEM")
+    group.add_argument(
+        "--cert", type=path_argument, metavar="FILE", help="with --url: the server's certificate, as PEM"
+    )
 
 
 def find_server(args: argparse.Namespace) -> ServerClient:

@@ -13,7 +13,7 @@ from configs.fields import Tree
 from configs.files import atomic_write
 from configs.paths import children_dir, controller_pid_file, log_dir, run_dir, worker_address
 from configs.settings import Settings
-from configs.yaml_file import parse_yaml
+from configs.yaml_file import InvalidYaml, parse_yaml
 from controller.config_diff import generation
 from controller.launchers import PollResult
 from controller.launchers.processes import Processes
@@ -121,7 +121,10 @@ class LocalLauncher:
 
 def _read_by_children(text: str) -> Tree:
     """Return the part of the configuration that the children read."""
-    tree: Tree = parse_yaml(text).value or {}
+    try:
+        tree: Tree = parse_yaml(text).value or {}
+    except InvalidYaml:  # it was written by another version, or is damaged
+        return {}
     models = {
         name: {key: part for key, part in model.items() if key not in ("scaling", "gpu_memory")}
         for name, model in tree.get("models", {}).items()

@@ -16,7 +16,7 @@ from pathlib import Path
 import msgspec
 from filelock import FileLock
 
-from configs.cli import EXIT_USAGE, HelpFormatter, add_config_options, settings_from
+from configs.cli import EXIT_USAGE, HelpFormatter, add_config_options, path_argument, settings_from
 from configs.files import describe_os_error
 from configs.paths import curve_dir, keys_file, keys_required_file
 from configs.settings import Settings
@@ -89,7 +89,9 @@ def _parser() -> argparse.ArgumentParser:
     verbs.add_parser("disable", help="serve everyone without a key from the next start on")
     worker = verbs.add_parser("add-worker", help="let a worker of another machine join (workers.listen)")
     worker.add_argument("name", help="of the worker's key, for people")
-    worker.add_argument("file", type=Path, help="where to put the worker's secret, to be carried to its machine")
+    worker.add_argument(
+        "file", type=path_argument, help="where to put the worker's secret, to be carried to its machine"
+    )
     verbs.add_parser("revoke-worker", help="end a worker's key").add_argument("name")
     return parser
 

@@ -64,6 +64,8 @@ def test_good_checkpoint_has_no_problem(path: str) -> None:
         (lambda f: shutil.rmtree(f / "vae"), ["digits/vae is missing", "model_index.json names it"]),
         (lambda f: (f / "unet/config.json").write_text("{"), ["unet/config.json is not valid JSON"]),
         (lambda f: (f / "unet/config.json").write_bytes(_LFS), ["config.json is a pointer of Git LFS"]),
+        (lambda f: (f / "tokenizer/tokenizer.json").write_text('{"x": '), ["tokenizer.json is not valid JSON"]),
+        (lambda f: (f / "scheduler/scheduler_config.json").write_text(""), ["scheduler_config.json is empty"]),
         (lambda f: (f / "model_index.json").unlink(), ["not a checkpoint in diffusers format", "no model_index.json"]),
         (lambda f: (f / "model_index.json").write_text("[]"), ["model_index.json is not a JSON object"]),
         (lambda f: (f / "model_index.json").write_bytes(_LFS), ["model_index.json is a pointer of Git LFS"]),

@@ -60,7 +60,10 @@ def _index(source: Source) -> dict[str, Any]:
         if source.weights is None and source.local:
             raise UnsupportedModel(f"{source.config} is not a checkpoint in diffusers format: {error}") from error
         if source.weights is None:
-            raise
+            raise UnsupportedModel(
+                f"{source.config} is no folder or file here, and the hub did not return it: {error}; check the name, "
+                "the network, and HF_TOKEN if the model needs an account"
+            ) from error
         raise UnsupportedModel(
             f"{source.weights} needs the configuration of {source.config}, which the hub did not return: {error}; "
             f"without a network, put that folder beside the file as {source.weights.stem}"
