@@ -275,6 +275,8 @@ class Workers(Section):
     """A worker exits if it receives nothing from a balancer for this time."""
     max_result_bytes: Bytes = Field(default=ByteSize(64 << 20), ge=1 << 20)
     """Maximum size of an image or a checkpoint of a worker. A larger frame closes its connection."""
+    max_per_key: int = Field(default=64, ge=1)
+    """Maximum number of workers on other machines that connect with the same key."""
     listen: str | None = Field(default=None, pattern=r"^tcp://([A-Za-z0-9.-]+|\[[0-9A-Fa-f:.]+\]):[1-9][0-9]{0,4}$")
     """Address `tcp://ADDRESS:PORT` for workers on other machines. Each needs a key (`scripts/keys add-worker`)."""
 

@@ -149,8 +149,8 @@ async def serve(
     Raises `StartupError`.
     """
     with _named_os_errors():
-        upstream, arrivals = _upstream(settings), _arrivals(settings)
-        scheduler = SchedulerService(settings, worker_address(settings.data_dir), curve_listener(settings), arrivals)
+        upstream, arrivals, listener = _upstream(settings), _arrivals(settings), curve_listener(settings)
+        scheduler = SchedulerService(settings, worker_address(settings.data_dir), listener, arrivals)
     metrics = Metrics(
         scheduler.snapshot,
         lambda: {
@@ -170,6 +170,8 @@ async def serve(
     database = Database(jobs_file(settings.data_dir), settings.jobs.max_file_bytes)
     webhook_sender = WebhookSender(settings.jobs, database)
     jobs = JobManager(settings, scheduler, metrics, database, on_end=webhook_sender.wake)
+    if listener is not None:
+        metrics.task_failures.add(lambda: listener.task_failures)
     metrics.in_flight.add(lambda: {**scheduler.in_flight_counts, "requests": len(tracker), "jobs": len(jobs)})
     services = Services(
         settings,

@@ -71,9 +71,7 @@ class SchedulerService:
         # Questions that need no clock go to the scheduler itself.
         self.estimate, self.checkpoint = self._scheduler.estimate, self._scheduler.checkpoint
         self.engine_info, self.step_curves = self._scheduler.engine_info, self._scheduler.step_curves
-        self._socket = WorkerSocket(
-            address, listener, self._on_message, self._on_worker_lost, int(settings.workers.max_result_bytes)
-        )
+        self._socket = WorkerSocket(address, listener, self._on_message, self._on_worker_lost, settings.workers)
         self._processes = ProcessWatcher(self._on_process_ended)
         self._listeners: dict[str, Listener] = {}
         self._errors: Counter[str] = Counter()
@@ -256,7 +254,9 @@ class SchedulerService:
             except Exception:
                 self._errors["unhandled"] += 1
                 log.exception("failed on a tick")
-        self._processes.watch_only(self._scheduler.connected_workers())
+        connected = self._scheduler.connected_workers()
+        self._processes.watch_only(connected)
+        self._socket.keep_only(connected)
 
 
 def _printable(text: str) -> str:

@@ -56,8 +56,9 @@ class AllowedWorkers(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     workers: dict[WorkerName, AllowedWorker] = {}
 
-    def publics(self) -> frozenset[str]:
-        return frozenset(worker.public for worker in self.workers.values())
+    def names(self) -> dict[str, str]:
+        """Return the names by public key."""
+        return {worker.public: name for name, worker in self.workers.items()}
 
 
 class BadKey(ValueError):
@@ -92,6 +93,8 @@ def secure_server(socket: zmq.Socket[Any], own: KeyPair) -> None:
     socket.setsockopt(zmq.CURVE_SECRETKEY, own.secret.encode("ascii"))
     socket.setsockopt(zmq.ZAP_DOMAIN, DOMAIN)
     socket.setsockopt(zmq.ZAP_ENFORCE_DOMAIN, 1)
+    socket.setsockopt(zmq.HEARTBEAT_IVL, _HEARTBEAT_MS)
+    socket.setsockopt(zmq.HEARTBEAT_TIMEOUT, _SILENCE_MS)
 
 
 def secure_client(socket: zmq.Socket[Any], key: WorkerKey) -> None:

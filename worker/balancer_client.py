@@ -122,7 +122,8 @@ class BalancerClient:
     def _connect(self, context: zmq.Context[zmq.Socket[bytes]]) -> bool:
         """Serve one connection. False: it has failed, and another is needed."""
         dealer = context.socket(zmq.DEALER)
-        dealer.setsockopt(zmq.ROUTING_ID, self._worker.encode())
+        if self._key is None:  # over TCP the balancer gives out identities, which nobody else can then claim
+            dealer.setsockopt(zmq.ROUTING_ID, self._worker.encode())
         dealer.setsockopt(zmq.LINGER, 1000)
         dealer.setsockopt(zmq.MAXMSGSIZE, _MAX_MESSAGE_BYTES)
         dealer.setsockopt(zmq.RECONNECT_IVL, 100)

@@ -131,7 +131,7 @@ def curve_listener(settings: Settings) -> CurveListener | None:
         own = load_server_keys(settings.data_dir)
         path = curve_dir(settings.data_dir) / ALLOWED_WORKERS
         watched = ReloadingFile(
-            path, lambda tree: parse_workers(tree).publics(), absent=frozenset[str](), closed=frozenset[str]()
+            path, lambda tree: parse_workers(tree).names(), absent=dict[str, str](), closed=dict[str, str]()
         )
     except OSError as error:
         raise StartupError(f"workers.listen {settings.workers.listen}: {describe_os_error(error)}") from None

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-import enum
+import contextlib
 import logging
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import zmq
-from zmq.auth.asyncio import AsyncioAuthenticator
+from zmq.asyncio import Poller
+from zmq.auth import Authenticator
 from zmq.utils.monitor import parse_monitor_message
 
+from loadbalancer.background_tasks import TaskSupervisor
 from wire.curve import DOMAIN, KeyPair, secure_server
 
 log = logging.getLogger(__name__)
@@ -28,17 +30,6 @@ _KINDS = {
 _MAX_NAMED = 100
 
 
-class PeerKind(enum.Enum):
-    """The sender of a message."""
-
-    #: A worker on this machine.
-    LOCAL = "local"
-    #: A worker whose key is allowed.
-    ALLOWED = "allowed"
-    #: A worker whose key was allowed when it connected, and is not any more.
-    REVOKED = "revoked"
-
-
 class CannotListen(Exception):
     """An address for workers cannot be bound; the text contains the reason."""
 
@@ -46,27 +37,34 @@ class CannotListen(Exception):
 class CurveListener:
     """Binds a socket to a TCP address with CURVE and an allow-list. All methods are called in the event loop.
 
-    `allowed` returns the allowed public keys; it is called for each connection and each message.
+    `allowed` returns the names of the allowed public keys; it is called for each connection and each message.
     """
 
-    def __init__(self, address: str, own: KeyPair, allowed: Callable[[], frozenset[str]]) -> None:
+    def __init__(self, address: str, own: KeyPair, allowed: Callable[[], Mapping[str, str]]) -> None:
         self._address = address
         self._own = own
         self._allowed = allowed
         self._named: set[bytes] = set()
+        self._tasks = TaskSupervisor()
         #: Rejected connections since the start, by reason.
         self.rejected: Counter[str] = Counter()
 
     def __repr__(self) -> str:
         return f"<CurveListener of {self._address}, rejected {dict(self.rejected)}>"
 
+    @property
+    def task_failures(self) -> Mapping[str, int]:
+        """Failures of background tasks by name."""
+        return self._tasks.failures
+
     def open(self, context: zmq.Context[Any], socket: zmq.Socket[Any]) -> None:
-        """Bind the socket. Earlier bindings stay unencrypted. Raises `CannotListen`."""
+        """Bind the socket. Raises `CannotListen`."""
         self._socket = socket
+        self._context = context
         self._loop = asyncio.get_running_loop()
-        self._authenticator = AsyncioAuthenticator(context, log=log)
-        self._authenticator.configure_curve_callback(DOMAIN.decode(), self)
-        self._authenticator.start()
+        # At once: without one, every connection is rejected.
+        self._authenticator: Authenticator | None = self._start_authenticator()
+        self._tasks.run_forever("worker_authentication", self._authenticate)
         self._monitor = socket.get_monitor_socket(sum(_KINDS))
         self._loop.add_reader(self._monitor.fileno(), self._count_rejections)
         self._count_rejections()  # the descriptor is edge-triggered, and connecting has swallowed the first edge
@@ -76,15 +74,44 @@ class CurveListener:
         try:
             socket.bind(self._address)
         except zmq.ZMQError as error:
-            self.close()
+            self._stop_monitoring()
+            self._authenticator.stop()
             raise CannotListen(f"workers.listen is not available: {self._address}: {error.strerror}") from None
 
-    def close(self) -> None:
+    async def close(self) -> None:
         """Stop the authentication. Call this before the socket is closed."""
+        self._stop_monitoring()
+        await self._tasks.stop()
+        if self._authenticator is not None:
+            self._authenticator.stop()
+
+    def _stop_monitoring(self) -> None:
         self._loop.remove_reader(self._monitor.fileno())
         self._socket.disable_monitor()
         self._monitor.close()
-        self._authenticator.stop()
+
+    def _start_authenticator(self) -> Authenticator:
+        authenticator = Authenticator(self._context, log=log)
+        authenticator.configure_curve_callback(DOMAIN.decode(), self)
+        authenticator.start()
+        return authenticator
+
+    async def _authenticate(self) -> None:
+        """Answer ZeroMQ's questions about keys. After a failure, the next run begins with a new authenticator."""
+        if self._authenticator is None:
+            self._authenticator = self._start_authenticator()
+        authenticator, poller = self._authenticator, Poller()
+        zap_socket = authenticator.zap_socket
+        poller.register(zap_socket, zmq.POLLIN)
+        try:
+            while True:
+                await poller.poll()
+                with contextlib.suppress(zmq.Again):
+                    await authenticator.handle_zap_message(zap_socket.recv_multipart(zmq.DONTWAIT))
+        except Exception:
+            authenticator.stop()  # its socket waits for an answer that nobody will send
+            self._authenticator = None
+            raise
 
     def callback(self, domain: str, key: bytes) -> bool:
         """Return whether the Z85 key may connect; called by the authenticator."""
@@ -96,13 +123,9 @@ class CurveListener:
             log.warning("rejected a worker with the unknown key %s (further attempts are only counted)", key.decode())
         return False
 
-    def peer_kind(self, frame: zmq.Frame) -> PeerKind:
-        """Return who sent the frame."""
-        try:
-            key = frame.get("User-Id")
-        except zmq.ZMQError:  # only authenticated frames have this property
-            return PeerKind.LOCAL
-        return PeerKind.ALLOWED if key in self._allowed() else PeerKind.REVOKED
+    def key_name(self, frame: zmq.Frame) -> str | None:
+        """Return the name of the sender's key; None if it was allowed when it connected, and is not any more."""
+        return self._allowed().get(str(frame.get("User-Id")))
 
     def _count_rejections(self) -> None:
         while True:

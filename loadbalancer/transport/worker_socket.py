@@ -1,4 +1,4 @@
-"""The ROUTER socket that exchanges messages with the workers.
+"""The ROUTER sockets that exchange messages with the workers.
 
 The event loop watches its file descriptor, and one wake-up receives everything that has arrived. All messages to a
 worker from one event leave as one multipart message.
@@ -9,11 +9,14 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 
+import msgspec
 import zmq
 
-from loadbalancer.transport.curve_listener import CannotListen, CurveListener, PeerKind
+from configs.sections import Workers
+from loadbalancer.transport.curve_listener import CannotListen, CurveListener
+from loadbalancer.transport.worker_routes import NameRefused, RemoteRoute, WorkerRoutes
 from wire.codec import (
     MAX_HEADER_BYTES,
     BalancerEnvelope,
@@ -22,6 +25,7 @@ from wire.codec import (
     decode_from_worker,
     encode,
 )
+from wire.messages import Bye, Hello, Reject, ToBalancer
 
 log = logging.getLogger(__name__)
 
@@ -33,12 +37,16 @@ OnWorkerLost = Callable[[str, str], None]
 _MAX_MESSAGES_PER_WAKE_UP = 256
 #: Workers whose malformed messages are named in the log: each can come under as many names as it likes.
 _MAX_NAMED = 1000
+#: Least seconds between two requests for a Hello over one connection.
+_HELLO_REQUEST_S = 0.5
 
 
 class WorkerSocket:
-    """The ROUTER socket of the workers. All methods are called in the event loop.
+    """The ROUTER sockets of the workers. All methods are called in the event loop.
 
-    Local workers connect to `address`, workers on other machines to the address of the `listener`.
+    Local workers connect to `address`, workers on other machines to the address of the `listener`. Those have a socket
+    of their own: the identities that ZeroMQ routes by are chosen by local workers, but given to the others, so that
+    nobody can receive the messages of another worker.
     """
 
     def __init__(
@@ -47,15 +55,18 @@ class WorkerSocket:
         listener: CurveListener | None,
         on_message: OnMessage,
         on_worker_lost: OnWorkerLost,
-        max_result_bytes: int,
+        settings: Workers,
     ) -> None:
-        """`max_result_bytes`: the largest image or checkpoint, and with it the bounds of a frame and of a message."""
         self._address = address
         self._listener = listener
         self._on_message = on_message
         self._on_worker_lost = on_worker_lost
+        max_result_bytes = int(settings.max_result_bytes)
         self._max_frame_bytes = max(max_result_bytes, MAX_HEADER_BYTES)
         self._max_message_bytes = max_result_bytes + MAX_HEADER_BYTES
+        self._routes = WorkerRoutes(settings.max_per_key)
+        #: Connections that were asked for a Hello, and when.
+        self._hello_requested: dict[bytes, float] = {}
         #: Dropped messages by reason.
         self.counters: Counter[str] = Counter()
         self._named: set[str] = set()
@@ -64,75 +75,169 @@ class WorkerSocket:
         """Bind, and start to receive. Raises `CannotListen` if an address cannot be bound."""
         self._loop = asyncio.get_running_loop()
         self._context = zmq.Context()
-        self._socket = self._context.socket(zmq.ROUTER)
-        self._socket.setsockopt(zmq.ROUTER_MANDATORY, 1)
-        self._socket.setsockopt(zmq.ROUTER_HANDOVER, 1)
-        self._socket.setsockopt(zmq.LINGER, 200)
-        self._socket.setsockopt(zmq.SNDHWM, 10_000)
-        self._socket.setsockopt(zmq.RCVHWM, 10_000)
-        # ZeroMQ bounds each frame, and not the frames of a message that has not arrived completely.
-        self._socket.setsockopt(zmq.MAXMSGSIZE, self._max_frame_bytes)
+        self._local = self._new_socket()
+        self._local.setsockopt(zmq.ROUTER_HANDOVER, 1)
+        self._remote: zmq.Socket[bytes] | None = None
         try:
-            self._socket.bind(self._address)
+            self._local.bind(self._address)
         except zmq.ZMQError as error:
             self._context.destroy()
             raise CannotListen(f"workers cannot connect: {self._address}: {error.strerror}") from None
-        if self._listener is not None:  # last: CURVE options apply only to endpoints bound afterwards
+        if self._listener is not None:
+            self._remote = self._new_socket()
             try:
-                self._listener.open(self._context, self._socket)
+                self._listener.open(self._context, self._remote)
             except CannotListen:
                 self._context.destroy()
                 raise
-        self._loop.add_reader(self._socket.fileno(), self.drain)
+        for socket in self._sockets():
+            self._loop.add_reader(socket.fileno(), self.drain)
+
+    def _new_socket(self) -> zmq.Socket[bytes]:
+        socket = self._context.socket(zmq.ROUTER)
+        socket.setsockopt(zmq.ROUTER_MANDATORY, 1)
+        socket.setsockopt(zmq.LINGER, 200)
+        socket.setsockopt(zmq.SNDHWM, 10_000)
+        socket.setsockopt(zmq.RCVHWM, 10_000)
+        # ZeroMQ bounds each frame, and not the frames of a message that has not arrived completely.
+        socket.setsockopt(zmq.MAXMSGSIZE, self._max_frame_bytes)
+        return socket
+
+    def _sockets(self) -> list[zmq.Socket[bytes]]:
+        return [self._local] if self._remote is None else [self._local, self._remote]
 
     def stop_receiving(self) -> None:
-        self._loop.remove_reader(self._socket.fileno())
+        for socket in self._sockets():
+            self._loop.remove_reader(socket.fileno())
 
     async def close(self) -> None:
         """Close once the queued messages are sent."""
         if self._listener is not None:
-            self._listener.close()
-        self._socket.close()
+            await self._listener.close()
+        for socket in self._sockets():
+            socket.close()
         await asyncio.to_thread(self._context.term)
+
+    def keep_only(self, workers: Collection[str]) -> None:
+        """Forget the names of all other workers."""
+        self._routes.keep_only(workers)
 
     def send(self, worker: str, envelopes: Sequence[BalancerEnvelope]) -> None:
         """Send the messages to the worker as one multipart message."""
-        try:
-            self._socket.send_multipart([worker.encode(), *encode(envelopes)], zmq.DONTWAIT, copy=False)
-        except zmq.ZMQError as error:  # EHOSTUNREACH: disconnected; EAGAIN: it does not read
+        route = self._routes.remote_route(worker)
+        if route is None:
+            error = self._send(self._local, worker.encode(), envelopes)
+        else:
+            assert self._remote is not None
+            error = self._send(self._remote, route.identity, envelopes)
+        if error is not None:  # EHOSTUNREACH: disconnected; EAGAIN: it does not read
             self._loop.call_soon(self._on_worker_lost, worker, f"cannot be reached: {error}")
+
+    def _send(
+        self, socket: zmq.Socket[bytes], identity: bytes, envelopes: Sequence[BalancerEnvelope]
+    ) -> zmq.ZMQError | None:
+        failure = None
+        try:
+            socket.send_multipart([identity, *encode(envelopes)], zmq.DONTWAIT, copy=False)
+        except zmq.ZMQError as error:
+            failure = error
         # The descriptor is edge-triggered: sending may have swallowed the edge of a message that arrived meanwhile.
-        if int(self._socket.getsockopt(zmq.EVENTS)) & zmq.POLLIN:
+        if int(socket.getsockopt(zmq.EVENTS)) & zmq.POLLIN:
             self._loop.call_soon(self.drain)
+        return failure
 
     def drain(self) -> None:
         """Receive what has arrived."""
-        for _ in range(_MAX_MESSAGES_PER_WAKE_UP):
-            if self._socket.closed:
-                return
-            try:
-                identity, *frames = self._socket.recv_multipart(zmq.DONTWAIT, copy=False)
-            except zmq.Again:
-                return
-            kind = PeerKind.LOCAL if self._listener is None else self._listener.peer_kind(identity)
-            if kind is PeerKind.REVOKED:  # its connection stays; its silence makes it a lost worker
-                self.counters["revoked"] += 1
-                continue
-            worker = identity.bytes.decode("utf-8", "replace")
-            try:
-                buffers = [frame.buffer for frame in frames]
-                if sum(buffer.nbytes for buffer in buffers) > self._max_message_bytes:
-                    raise MalformedFrames(f"it has more than {self._max_message_bytes} bytes")
-                envelopes = decode_from_worker(buffers)
-            except MalformedFrames as error:
-                self._on_malformed(worker, error)
-                continue
-            for envelope in envelopes:
-                self._on_message(worker, envelope, kind is PeerKind.LOCAL)
-        self._loop.call_soon(self.drain)
+        finished = [self._drain(socket) for socket in self._sockets()]
+        if not all(finished):
+            self._loop.call_soon(self.drain)
 
-    def _on_malformed(self, worker: str, error: MalformedFrames) -> None:
-        self.counters["malformed"] += 1
-        if worker not in self._named and len(self._named) < _MAX_NAMED:
-            self._named.add(worker)
-            log.warning("dropped a malformed message of %r (further ones are only counted): %s", worker, error)
+    def _drain(self, socket: zmq.Socket[bytes]) -> bool:
+        """Return whether everything has been received."""
+        for _ in range(_MAX_MESSAGES_PER_WAKE_UP):
+            if socket.closed:
+                return True
+            try:
+                identity, *frames = socket.recv_multipart(zmq.DONTWAIT, copy=False)
+            except zmq.Again:
+                return True
+            if socket is self._remote:
+                self._on_remote_frames(identity, frames)
+            else:
+                self._on_local_frames(identity.bytes.decode("utf-8", "replace"), frames)
+        return False
+
+    def _on_local_frames(self, worker: str, frames: Sequence[zmq.Frame]) -> None:
+        for envelope in self._decode(worker, frames):
+            if isinstance(envelope.message, Hello):
+                self._routes.accept_local(worker)
+            elif self._routes.remote_route(worker) is not None:
+                self.counters["unknown_worker"] += 1
+                continue
+            self._on_message(worker, envelope, True)
+
+    def _on_remote_frames(self, identity: zmq.Frame, frames: Sequence[zmq.Frame]) -> None:
+        assert self._listener is not None
+        key = self._listener.key_name(identity)
+        if key is None:  # revoked: its connection stays; its silence makes it a lost worker
+            self.counters["revoked"] += 1
+            return
+        route = RemoteRoute(identity.bytes, key)
+        if route.identity[:1] != b"\0":  # chosen by the peer, and not unique
+            self._warn(key, "dropped a message of a peer with the key %r that chose its own identity")
+            self.counters["malformed"] += 1
+            return
+        for envelope in self._decode(key, frames):
+            message = envelope.message
+            if isinstance(message, Hello):
+                try:
+                    worker = self._routes.accept_remote(route, message.worker)
+                except NameRefused as error:
+                    self._refuse(route, str(error))
+                    continue
+                envelope = WorkerEnvelope(msgspec.structs.replace(message, worker=worker), envelope.frames)
+            name = self._routes.remote_name(route)
+            if name is None:
+                self._request_hello(route, message)
+            else:
+                self._on_message(name, envelope, False)
+                if isinstance(message, Bye):
+                    self._routes.remove(name)
+
+    def _refuse(self, route: RemoteRoute, reason: str) -> None:
+        self.counters["workers_refused"] += 1
+        self._warn(route.key, "rejected a worker with the key %r (further times are only counted): %s", reason)
+        self._send_remote(route, Reject(reason, fatal=True))
+
+    def _request_hello(self, route: RemoteRoute, message: ToBalancer) -> None:
+        """Ask the peer who it is: it has reconnected. Once in a while, as many of its messages may be on their way."""
+        self.counters["unknown_worker"] += 1
+        now, before = self._loop.time(), self._hello_requested.get(route.identity)
+        if isinstance(message, Bye) or (before is not None and now < before + _HELLO_REQUEST_S):
+            return
+        if len(self._hello_requested) >= _MAX_NAMED:
+            self._hello_requested.clear()
+        self._hello_requested[route.identity] = now
+        self._send_remote(route, Reject("unknown worker: say Hello"))
+
+    def _send_remote(self, route: RemoteRoute, message: Reject) -> None:
+        assert self._remote is not None
+        self._send(self._remote, route.identity, [BalancerEnvelope(message)])
+
+    def _decode(self, sender: str, frames: Sequence[zmq.Frame]) -> Sequence[WorkerEnvelope]:
+        """Return the messages; none if they are malformed."""
+        try:
+            buffers = [frame.buffer for frame in frames]
+            if sum(buffer.nbytes for buffer in buffers) > self._max_message_bytes:
+                raise MalformedFrames(f"it has more than {self._max_message_bytes} bytes")
+            return decode_from_worker(buffers)
+        except MalformedFrames as error:
+            self.counters["malformed"] += 1
+            self._warn(sender, "dropped a malformed message of %r (further ones are only counted): %s", error)
+            return []
+
+    def _warn(self, sender: str, text: str, *values: object) -> None:
+        """Log a warning, once for each sender."""
+        if sender not in self._named and len(self._named) < _MAX_NAMED:
+            self._named.add(sender)
+            log.warning(text, sender, *values)

@@ -22,12 +22,13 @@ from loadbalancer.access import keys_cli
 from loadbalancer.access.startup_checks import load_server_keys
 from scripts.harness.balancer import Server, running, sim
 from scripts.harness.processes import PATIENCE_S, Process, free_port, launch, stop, wait_until
-from wire.codec import WorkerEnvelope, encode
+from wire.codec import WorkerEnvelope, decode_for_worker, encode
 from wire.curve import WorkerKey, new_pair, read_worker_key, secure_client
-from wire.messages import PROTOCOL, Capacity, Hello
+from wire.messages import PROTOCOL, Bye, Capacity, Hello
 from worker.balancer_client import BalancerClient
 
-LIFE: dict[str, Any] = {"heartbeat_s": 0.2, "lost_after_s": 3.0}
+MAX_PER_KEY = 3
+LIFE: dict[str, Any] = {"heartbeat_s": 0.2, "lost_after_s": 3.0, "max_per_key": MAX_PER_KEY}
 DRAW = {"prompt": "a seven"}
 
 
@@ -162,6 +163,99 @@ def test_peers_without_valid_keys_are_rejected_and_counted(server: Server, port:
         with joined(server, port, "far", add_worker(server, "far")):
             wait_until(lambda: server.ready_workers() == ["far"], "a worker with a key")
             assert predict(server).status_code == 200
+
+
+class Impostor:
+    """A peer with an allowed key that may set any identity and say Hello under any name."""
+
+    def __init__(self, context: zmq.Context[zmq.Socket[bytes]], port: int, key: WorkerKey, identity: bytes) -> None:
+        self.socket = context.socket(zmq.DEALER)
+        self.socket.setsockopt(zmq.LINGER, 0)
+        if identity:
+            self.socket.setsockopt(zmq.ROUTING_ID, identity)
+        secure_client(self.socket, key)
+        self.socket.connect(f"tcp://127.0.0.1:{port}")
+
+    def say_hello(self, name: str) -> None:
+        hello = Hello(PROTOCOL, name, "sim", "sim:0", os.getpid())
+        self.socket.send_multipart(encode([WorkerEnvelope(hello), WorkerEnvelope(Capacity(4))]))
+
+    def received(self, timeout_s: float) -> list[str]:
+        """Names of the types of all messages until nothing comes for `timeout_s`."""
+        kinds = []
+        while self.socket.poll(int(1000 * timeout_s)):
+            kinds += [type(envelope.message).__name__ for envelope in decode_for_worker(self.socket.recv_multipart())]
+        return kinds
+
+
+def allow(server: Server, context: zmq.Context[zmq.Socket[bytes]], port: int, name: str) -> WorkerKey:
+    """Make a key, and wait until the balancer knows it."""
+    key = read_worker_key(add_worker(server, name))
+
+    def is_known() -> bool:
+        probe = Impostor(context, port, key, b"")
+        with probe.socket:
+            probe.say_hello("probe")
+            if not probe.received(0.3):
+                return False
+            probe.socket.send_multipart(encode([WorkerEnvelope(Bye("done"))]))
+            wait_until(lambda: f"{name}:probe" not in server.ready_workers(), "the probe to leave", 30)
+            return True
+
+    wait_until(is_known, "the new key to be known", 30)
+    return key
+
+
+def test_worker_cannot_take_the_name_of_another(server: Server, port: int) -> None:
+    near = server.start_worker("sim")
+    with (
+        zmq.Context() as context,
+        contextlib.ExitStack() as stack,
+        joined(server, port, "far", add_worker(server, "far")),
+    ):
+        evil = allow(server, context, port, "evil")
+        wait_until(lambda: set(server.ready_workers()) == {"far", near}, "both workers")
+        before = {worker.worker: worker.pid for worker in server.snapshot().workers}
+        impostors = [Impostor(context, port, evil, name.encode()) for name in ("far", near)]
+        impostors += [Impostor(context, port, evil, b"") for _ in ("far", near)]
+        for impostor, name in zip(impostors, ("far", near) * 2, strict=True):
+            stack.enter_context(impostor.socket)
+            impostor.say_hello(name)
+        assert [impostor.received(1.0) for impostor in impostors[:2]] == [[], []], "chosen identities are not served"
+        wait_until(lambda: len(server.snapshot().workers) == 4, "them under names of their own key")
+        after = {worker.worker: worker.pid for worker in server.snapshot().workers}
+        assert after == before | {"evil:far": os.getpid(), f"evil:{near}": os.getpid()}
+        for impostor in impostors[2:]:
+            assert "Assign" not in impostor.received(0.1)
+            impostor.socket.send_multipart(encode([WorkerEnvelope(Bye("done"))]))
+        wait_until(lambda: set(server.ready_workers()) == {"far", near}, "the impostors to leave")
+        assert all(predict(server).status_code == 200 for _ in range(8))
+    assert stop(server.workers[near]) == 0
+
+
+def test_key_named_like_a_local_worker_is_refused(server: Server, port: int) -> None:
+    near = server.start_worker("sim")
+    server.wait_for_workers(near)
+    pid = server.snapshot().workers[0].pid
+    with zmq.Context() as context:
+        impostor = Impostor(context, port, allow(server, context, port, near), b"")
+        with impostor.socket:
+            impostor.say_hello(near)
+            assert impostor.received(2.0) == ["Reject"] * 2, "of the name, and of what followed without one"
+    assert [(worker.worker, worker.pid) for worker in server.snapshot().workers] == [(near, pid)]
+    assert predict(server).status_code == 200
+    assert stop(server.workers[near]) == 0
+
+
+def test_workers_of_a_key_are_bounded(server: Server, port: int) -> None:
+    with zmq.Context() as context, contextlib.ExitStack() as stack:
+        key = allow(server, context, port, "box")
+        peers = [Impostor(context, port, key, b"") for _ in range(MAX_PER_KEY + 2)]
+        for number, peer in enumerate(peers):
+            stack.enter_context(peer.socket)
+            peer.say_hello(f"w{number}")
+        wait_until(lambda: events(server).get("workers_refused", 0) >= 2, "the refusals", 30)
+        assert len(server.snapshot().workers) == MAX_PER_KEY
 
 
 def test_local_socket_needs_no_key_and_tcp_does(server: Server, port: int) -> None:
