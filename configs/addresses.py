@@ -56,3 +56,10 @@ def bind_all(addresses: Sequence[ListenAddress], backlog: int) -> list[socket.so
             raise unavailable or OSError(errno.EADDRNOTAVAIL, "the name has no address")
         opened.pop_all()
     return listeners
+
+
+def machine_names(host: str) -> set[str]:
+    """Return the names of this machine, with `host`, by which it was told to listen. Resolves nothing."""
+    name = socket.gethostname().lower()
+    label = name.partition(".")[0]
+    return {name, label, f"{label}.local", host.lower()} - {""}

@@ -154,10 +154,13 @@ class Access(Section):
     unless keys have been in force: then the server does not start."""
     insecure: bool = False
     """Allow `server.host` to be reachable from other machines without API keys."""
-    cors_origins: tuple[Annotated[str, Field(pattern=r"^(\*|https?://[^/\s]+)$")], ...] = ()
-    """Origins of web pages (`https://HOST`, or `*`) that may call the server from a browser. Default: its own only."""
+    cors_origins: tuple[Annotated[str, Field(pattern=r"^(\*|[a-z][a-z0-9+.-]*://[^/\s]+)$")], ...] = ()
+    """Origins of web pages (`https://HOST`, or `*`) that may call the server from a browser. Default: its own only.
+    Desktop applications and extensions have origins such as `app://NAME` and `chrome-extension://ID`."""
     hosts: tuple[Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]+$|^\[[0-9A-Fa-f:.]+\]$")], ...] = ()
-    """Additional host names that a server on a loopback address accepts, such as that of a reverse proxy."""
+    """Names by which clients reach the server, such as that of a reverse proxy. Others get 403, except for loopback
+    names, and off loopback the machine's own names and IP addresses. Without keys, a server on loopback refuses to
+    start with this setting unless `insecure` is true."""
 
 
 class Queue(Section):

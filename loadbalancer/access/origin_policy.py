@@ -2,8 +2,9 @@
 
 A page cannot change two headers. `Origin` is the page's own site: only pages of this server and of
 `access.cors_origins` are allowed. `Host` is the name that was resolved: a site can resolve its name to 127.0.0.1 (DNS
-rebinding), so that a server on loopback accepts only loopback names and `access.hosts`. Clients other than browsers
-send no `Origin`.
+rebinding), so that a server on loopback accepts only loopback names and `access.hosts`. On other addresses a server
+that needs no key, or has `access.hosts`, accepts these, the names of its machine and IP addresses, which nobody can
+rebind. Clients other than browsers send no `Origin`.
 """
 
 from __future__ import annotations
@@ -21,28 +22,47 @@ _PORTS = {"http": 80, "https": 443}
 class OriginPolicy:
     """The accepted names of the server, and the origins whose pages may call it."""
 
-    def __init__(self, hosts: Iterable[str], pages: Iterable[str], *, loopback: bool) -> None:
-        """`hosts` are additional names, `pages` origins or `*`; `loopback`: the server listens on loopback only."""
+    def __init__(
+        self, hosts: Iterable[str], pages: Iterable[str], *, loopback: bool, machine: Iterable[str] = ()
+    ) -> None:
+        """`hosts` are additional names, `pages` origins or `*`; `loopback`: the server listens on loopback only.
+
+        `machine` are the machine's own names, by which others reach a server that does not listen on loopback.
+        """
         self._hosts = frozenset(host.lower().strip("[]") for host in hosts)
+        self._machine = frozenset(name.lower().removesuffix(".") for name in machine)
         self._pages = frozenset(page.lower() for page in pages)
         self._loopback = loopback
 
-    def check(self, host: str | None, origin: str | None) -> None:
-        """Raises `Forbidden`. The arguments are the headers; None is an absent one."""
-        if self._loopback and host is not None:
+    def check(self, host: str | None, origin: str | None, *, keyless: bool) -> None:
+        """Raises `Forbidden`. The arguments are the headers; None is an absent one. `keyless`: nobody needs a key."""
+        if host is not None and (self._loopback or self._hosts or keyless):
             name, _ = _address(f"http://{host}")
-            if name not in self._hosts and not is_loopback(name):
+            if name not in self._hosts and not is_loopback(name) and not self._is_of_machine(name):
                 text = "This server accepts only the names of its own machine; access.hosts allows others."
                 raise Forbidden(text, code="host_not_allowed")
         if origin is not None and not self._is_allowed(origin, host or ""):
             text = "Pages of other sites may not call this server; access.cors_origins allows them."
             raise Forbidden(text, code="origin_not_allowed")
 
+    def _is_of_machine(self, name: str) -> bool:
+        return not self._loopback and (name in self._machine or is_address(name))
+
     def _is_allowed(self, origin: str, host: str) -> bool:
         if "*" in self._pages or origin.lower() in self._pages:
             return True
         scheme, address = origin.partition("://")[0].lower(), _address(origin)
-        return bool(address[0]) and address == _address(f"{scheme}://{host}")
+        return scheme in _PORTS and bool(address[0]) and address == _address(f"{scheme}://{host}")
+
+
+@functools.lru_cache(maxsize=64)
+def is_address(host: str) -> bool:
+    """True if it is an IP address and no name."""
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    return True
 
 
 @functools.lru_cache(maxsize=64)

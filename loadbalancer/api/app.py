@@ -8,6 +8,7 @@ from fastapi import FastAPI, Request, Response
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp
 
+from configs.addresses import machine_names
 from configs.text import printable
 from loadbalancer.api.body_budget import BodyBudget
 from loadbalancer.api.http_helpers import error_response
@@ -39,14 +40,21 @@ def create_app(services: Services) -> ASGIApp:
     app.include_router(jobs.router(services, builder))
     for module in (models, health, scaling):
         app.include_router(module.router(services))
-    app.add_exception_handler(ApiError, _on_error)
-    app.add_exception_handler(HTTPException, _on_error)
+    add_error_handlers(app)
     complete_document(app, services.authenticator)
     idempotency = IdempotencyMiddleware(app, services.database, services.settings.server.max_upload_bytes)
     services.metrics.in_flight.add(lambda: {"recordings": len(idempotency)})
     access, metrics = services.settings.access, services.metrics
     bodies = BodyBudget(services.settings.server.max_body_bytes_in_memory, metrics.refusals)
-    return ApiMiddleware(app, idempotency, access, services.authenticator, services.ring, metrics, bodies)
+    machine = machine_names(services.settings.server.host)
+    return ApiMiddleware(app, idempotency, access, services.authenticator, services.ring, metrics, bodies, machine)
+
+
+def add_error_handlers(app: FastAPI) -> None:
+    """Answer all errors in OpenAI's shape; unexpected exceptions are left to `ApiMiddleware`."""
+    app.add_exception_handler(ApiError, _on_error)
+    app.add_exception_handler(HTTPException, _on_error)
+    app.add_exception_handler(Exception, _on_bug)
 
 
 def _version() -> str:
@@ -58,6 +66,11 @@ def _version() -> str:
 
 async def _on_error(request: Request, error: Exception) -> Response:
     return error_response(error if isinstance(error, ApiError) else _from_starlette(request, error))
+
+
+async def _on_bug(_: Request, error: Exception) -> Response:
+    """Leave unexpected exceptions to `ApiMiddleware`: otherwise Starlette answers them with a plain text."""
+    raise error
 
 
 def _from_starlette(request: Request, error: Exception) -> ApiError:

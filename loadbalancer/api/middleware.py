@@ -9,7 +9,7 @@ import logging
 import re
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.middleware.cors import CORSMiddleware
@@ -53,11 +53,17 @@ class ApiMiddleware:
         ring: Callable[[float], KeyRing | None],
         metrics: Metrics,
         bodies: BodyBudget,
+        machine: Iterable[str] = (),
     ) -> None:
-        """`replaying` answers the requests with an idempotency key; `ring` returns the API keys at a monotonic time."""
+        """`replaying` answers the requests with an idempotency key; `ring` returns the API keys at a monotonic time.
+
+        `machine` are the names of this machine.
+        """
         self._app = app
         self._replaying = replaying
-        self._origins = OriginPolicy(access.hosts, access.cors_origins, loopback=authenticator.loopback)
+        self._origins = OriginPolicy(
+            access.hosts, access.cors_origins, loopback=authenticator.loopback, machine=machine
+        )
         self._authenticator = authenticator
         self._ring = ring
         self._limits = RateLimiter()
@@ -98,7 +104,8 @@ class ApiMiddleware:
 
         try:
             try:
-                self._origins.check(headers.get("host"), headers.get("origin"))
+                keyless = self._ring(started) is None
+                self._origins.check(headers.get("host"), headers.get("origin"), keyless=keyless)
             except ApiError as error:
                 await _reject(error, scope, receive, send_with_id)
             else:

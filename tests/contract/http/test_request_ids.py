@@ -7,11 +7,13 @@ from collections.abc import Mapping
 
 import httpx
 import pytest
+from fastapi import FastAPI
 from prometheus_client import generate_latest
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from configs.sections import Access
 from loadbalancer.access.api_keys import Authenticator
+from loadbalancer.api.app import add_error_handlers
 from loadbalancer.api.body_budget import BodyBudget
 from loadbalancer.api.middleware import ApiMiddleware
 from loadbalancer.metrics.prometheus import Metrics
@@ -47,7 +49,7 @@ def around(app: ASGIApp, metrics: Metrics) -> ApiMiddleware:
 async def test_exception_returns_neutral_500_and_is_logged(caplog: pytest.LogCaptureFixture) -> None:
     metrics = Metrics(idle, nothing, unmeasured)
     transport = httpx.ASGITransport(around(broken, metrics))
-    async with httpx.AsyncClient(transport=transport, base_url="http://test") as http:
+    async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1") as http:
         with caplog.at_level(logging.ERROR):
             answered = await http.get("/early", headers={"x-request-id": "mine-1"})
     assert answered.status_code == 500
@@ -61,9 +63,27 @@ async def test_exception_returns_neutral_500_and_is_logged(caplog: pytest.LogCap
     assert b'muster_http_requests_total{route="other",status="500"} 1.0' in generate_latest(metrics.registry)
 
 
+async def test_route_that_raises_is_answered_in_openai_shape(caplog: pytest.LogCaptureFixture) -> None:
+    app = FastAPI()
+    add_error_handlers(app)
+
+    @app.get("/bug")
+    async def bug() -> None:
+        raise RuntimeError("secret detail")
+
+    transport = httpx.ASGITransport(around(app, Metrics(idle, nothing, unmeasured)))
+    async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1") as http:
+        answered = await http.get("/bug", headers={"x-request-id": "mine-2"})
+    assert (answered.status_code, answered.headers["x-request-id"]) == (500, "mine-2")
+    assert answered.headers["content-type"] == "application/json"
+    assert "mine-2" in answered.json()["error"]["message"]
+    assert "secret" not in answered.text
+    assert caplog.text.count("RuntimeError: secret detail") == 1
+
+
 async def test_exception_after_start_closes_the_connection() -> None:
     transport = httpx.ASGITransport(around(broken, Metrics(idle, nothing, unmeasured)))
-    async with httpx.AsyncClient(transport=transport, base_url="http://test") as http:
+    async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1") as http:
         with pytest.raises(RuntimeError, match="secret detail"):
             await http.get("/late")
 

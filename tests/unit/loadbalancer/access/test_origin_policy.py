@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from configs.load import load
 from loadbalancer.access.origin_policy import OriginPolicy
 from loadbalancer.schema.errors import Forbidden
 
@@ -12,9 +13,9 @@ OPEN = OriginPolicy([], ["*"], loopback=True)
 ABROAD = OriginPolicy([], [], loopback=False)
 
 
-def refusal(origins: OriginPolicy, host: str | None, origin: str | None) -> str | None:
+def refusal(origins: OriginPolicy, host: str | None, origin: str | None, *, keyless: bool = False) -> str | None:
     try:
-        origins.check(host, origin)
+        origins.check(host, origin, keyless=keyless)
     except Forbidden as error:
         return error.code
     return None
@@ -102,3 +103,42 @@ def test_pages_call_their_own_server_or_one_that_names_them(host: str | None, or
 def test_pages_are_told_apart_where_others_reach_the_server_too() -> None:
     assert refusal(ABROAD, "muster.example", "https://muster.example") is None
     assert refusal(ABROAD, "muster.example", "https://evil.example") == "origin_not_allowed"
+
+
+NAMED = OriginPolicy(["muster.example"], [], loopback=False, machine=["GPU-Box", "gpu-box.local"])
+UNNAMED = OriginPolicy([], [], loopback=False, machine=["gpu-box"])
+
+
+@pytest.mark.parametrize(
+    ("host", "named", "keyless"),
+    [
+        ("evil.example:8000", False, False),
+        ("muster.example", True, False),
+        ("gpu-box:8000", True, True),
+        ("GPU-BOX.local", True, False),
+        ("gpu-box.evil.example", False, False),
+        ("192.168.1.4:8000", True, True),
+        ("[fe80::1]:8000", True, True),
+        ("localhost", True, True),
+        ("3232235780", False, False),
+        ("", False, False),
+        (None, True, True),
+    ],
+)
+def test_rebinding_off_loopback(host: str | None, named: bool, keyless: bool) -> None:
+    assert (refusal(NAMED, host, None) is None) is named, "access.hosts is enforced wherever it is set"
+    assert (refusal(UNNAMED, host, None, keyless=True) is None) is keyless, "nothing else protects this server"
+    assert refusal(UNNAMED, host, None) is None, "a page has no key"
+    page = f"http://{host}"
+    assert (refusal(UNNAMED, host, page, keyless=True) is None) is (keyless and host is not None)
+
+
+@pytest.mark.parametrize("origin", ["app://muster", "tauri://localhost", "chrome-extension://abcdefgh"])
+def test_applications_are_allowed_by_their_origin(origin: str) -> None:
+    load(overrides={"access": {"cors_origins": [origin]}})
+    assert refusal(OriginPolicy([], [origin], loopback=True), "localhost:8000", origin) is None
+    assert refusal(OriginPolicy([], [], loopback=True), "localhost:8000", origin) == "origin_not_allowed"
+
+
+def test_origin_of_another_scheme_is_not_the_server() -> None:
+    assert refusal(HERE, "localhost", "app://localhost") == "origin_not_allowed"
