@@ -8,7 +8,9 @@ from pathlib import Path
 
 import pytest
 import zmq
+from pydantic import ByteSize
 
+from configs.sections import Workers
 from loadbalancer.transport.worker_socket import WorkerSocket
 from wire.codec import MAX_HEADER_BYTES, Frame, WorkerEnvelope, encode
 from wire.messages import Finished, Preempted
@@ -46,7 +48,9 @@ async def test_messages_over_the_limit_are_dropped(tmp_path: Path, frames: list[
         received.append(type(envelope.message).__name__)
 
     address = f"ipc://{tmp_path}/workers.sock"
-    router = WorkerSocket(address, None, on_message, lambda worker, reason: None, LIMIT)
+    router = WorkerSocket(
+        address, None, on_message, lambda worker, reason: None, Workers(max_result_bytes=ByteSize(LIMIT))
+    )
     router.open()
     with zmq.Context() as context, context.socket(zmq.DEALER) as peer:
         peer.setsockopt(zmq.ROUTING_ID, b"w")
