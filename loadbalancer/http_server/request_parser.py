@@ -38,6 +38,8 @@ _SLICE = 4096
 #: Bytes of trailers and chunk extensions, beyond those that each chunk needs.
 MAX_CHUNK_OVERHEAD = 16 * 2**10
 _BYTES_PER_CHUNK = 24
+#: Chunks that are parsed before other connections have their turn.
+_MAX_CHUNKS_AT_ONCE = 4000
 #: Unread rest of a body that is discarded after its response, so that the connection can be used again.
 MAX_DISCARD = 2**20
 
@@ -74,7 +76,9 @@ class BoundedRequestParser(HttpToolsProtocol):
         # The current message
         self._incomplete_bytes = self._hosts = 0
         self._is_chunked = False
-        self._chunks = self._wire_bytes = self._body_bytes = 0
+        self._wire_bytes = self._body_bytes = 0
+        #: Chunks of all messages, and those before the current message.
+        self._chunks = self._first_chunk = 0
         #: Whether the client waits with the body for a response.
         self._awaits_continue = False
         #: The request without the upgrade that it offers, to be parsed again.
@@ -100,20 +104,25 @@ class BoundedRequestParser(HttpToolsProtocol):
 
     def _parse_slices(self, data: bytes) -> None:
         """Parse until enough requests are queued; the rest is parsed when these have been answered."""
-        view = memoryview(data)
+        view, most_chunks = memoryview(data), self._chunks + _MAX_CHUNKS_AT_ONCE
         for start in range(0, len(data), _SLICE):
-            if len(self.pipeline) >= MAX_PIPELINED:
+            is_queue_full = len(self.pipeline) >= MAX_PIPELINED
+            if is_queue_full or self._chunks > most_chunks:
                 self._unparsed = bytes(view[start:])
                 self.flow.pause_reading()
+                if not is_queue_full:  # other connections come first
+                    self.loop.call_soon(self._resume_parsing)
                 return
             self._parse(view[start : start + _SLICE])
             if self._stage >= REFUSED:
                 return
 
     def _resume_parsing(self) -> None:
-        """Parse input that had to wait. Called when no request is queued."""
+        """Parse input that had to wait, if there is any."""
         data, self._unparsed = self._unparsed, b""
-        self._parse_slices(data)
+        if data and self.parser is not None and self._stage < REFUSED:
+            self._parse_slices(data)
+            self.flow.resume_reading()
 
     def _parse(self, data: bytes | memoryview) -> None:
         self._messages = 0
@@ -165,7 +174,7 @@ class BoundedRequestParser(HttpToolsProtocol):
             return
         # Of the piece with the headers only the body counts.
         self._wire_bytes = self._body_bytes if self._messages else self._wire_bytes + size
-        overhead = self._wire_bytes - self._body_bytes - _BYTES_PER_CHUNK * self._chunks
+        overhead = self._wire_bytes - self._body_bytes - _BYTES_PER_CHUNK * (self._chunks - self._first_chunk)
         if overhead > MAX_CHUNK_OVERHEAD:
             text = f"Chunk extensions and trailers are larger than {MAX_CHUNK_OVERHEAD} bytes, the maximum."
             self._refuse(MalformedRequest(text))
@@ -206,7 +215,7 @@ class BoundedRequestParser(HttpToolsProtocol):
         else:
             if value != b"chunked":
                 raise self._failure(UnknownTransferCoding("The only supported Transfer-Encoding is chunked."))
-            self._is_chunked, self._chunks = True, 0
+            self._is_chunked, self._first_chunk = True, self._chunks
 
     def on_headers_complete(self) -> None:
         headers, limits, parser = self.headers, self._limits, self.parser

@@ -66,7 +66,7 @@ class OrderedResponses(BoundedRequestParser):
         """Close after the response. Input that is under way is discarded for a while, so that the client reads it."""
         socket = self._socket
         if self._stage in (BODY, REFUSED) and socket.can_write_eof() and not socket.is_closing():
-            self._stage, self._since = LINGERING, self.loop.time()
+            self._stage, self._since, self._unparsed = LINGERING, self.loop.time(), b""
             self._linger_until, self._window_received = self._since + _LINGER_S, self._received
             socket.write_eof()
             self.flow.resume_reading()
@@ -90,8 +90,7 @@ class OrderedResponses(BoundedRequestParser):
             return
         if self._stage == HANDLING:
             self._stage, self._since = IDLE, self.loop.time()
-        if self._unparsed:
-            self._resume_parsing()
+        self._resume_parsing()
         self.flow.resume_reading()
 
     def _refuse(self, error: ApiError) -> None:

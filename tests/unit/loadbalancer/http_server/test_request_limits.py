@@ -75,6 +75,7 @@ def post(body: bytes, headers: bytes = LAST, path: bytes = b"/") -> bytes:
         (post(b"x" * 50_000, HOST, b"/early") + get(), [200, 200]),
         (post(b"x" * MEGABYTES, HOST, b"/early"), [200]),
         (b"\r\n\r\n" + get(), [200]),
+        (b"POST /early HTTP/1.1\r\n" + LAST + CHUNKED[26:] + b"1\r\nx\r\n" * 100_000, [200]),
     ],
     ids=lambda value: repr(value[:50]) if isinstance(value, bytes) else str(value)[:30],
 )
