@@ -22,7 +22,8 @@ from configs.open_files import raise_open_file_limit
 from configs.paths import internal_token, log_dir, run_dir, worker_address
 from configs.settings import Settings
 from configs.streams import detach_standard_streams
-from controller.autoscaler.autoscaler import Autoscaler, ModelState
+from controller.autoscaler.autoscaler import Autoscaler
+from controller.autoscaler.model_state import ModelState
 from controller.balancer_client import BalancerHttpClient, url_of
 from controller.launchers.local import BALANCER, LocalLauncher
 from controller.runtime.balancer_supervisor import BalancerStartupError

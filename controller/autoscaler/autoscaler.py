@@ -11,82 +11,17 @@ import traceback
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from configs.scaling import Scaling
-from controller.autoscaler.cold_start import StartupTimes, expected_s
+from controller.autoscaler.model_state import ModelState
 from controller.autoscaler.persistence import SavedModel, pack, unpack
 from controller.autoscaler.triggers import find_trigger
 from controller.planning.allocation import load_of
-from controller.planning.crash_backoff import after_exit, cannot_start, decay, pending_replacements, record_crash
+from controller.planning.crash_backoff import after_exit, cannot_start, record_crash
 from controller.planning.device_pool import DevicePool
 from controller.planning.plan import ModelDemand, Plan, make_plan
 from controller.planning.rolling_update import UpdatePolicy, outdated, surge, without_surge
-from controller.planning.standby import StandbyTarget, as_replica, count_ready, with_standby
-from controller.policies import Policy, bounds
-from controller.types import CrashBackoff, Decision, Exit, Observation, WorkerLimits
-
-
-@dataclass
-class ModelState:
-    """A model's state between two ticks."""
-
-    scaling: Scaling
-    limits: WorkerLimits
-    policy: Policy
-    #: Devices that its workers may use; a device that is listed twice may have two.
-    slots: Sequence[str]
-    decision: Decision
-    #: Declared bytes of a device that a worker needs; None: measured.
-    gpu_memory: int | None = None
-    #: Name of its weights, under which their memory is measured. Default: the model's name.
-    weights: str = ""
-    memory: bounds.PolicyMemory = dataclasses.field(default_factory=bounds.PolicyMemory)
-    crashes: CrashBackoff = dataclasses.field(default_factory=CrashBackoff)
-    #: Workers that died since the desired number was last reached.
-    lost: int = 0
-    #: When the last decision was made.
-    decided_at: float = -math.inf
-    #: Whether any decision was ever valid.
-    has_decided: bool = False
-    starts: StartupTimes = dataclasses.field(default_factory=StartupTimes)
-    #: Workers whose start is among these.
-    recorded_starts: frozenset[str] = frozenset()
-    standby_crashes: CrashBackoff = dataclasses.field(default_factory=CrashBackoff)
-    #: When its workers are to be replaced.
-    update_policy: UpdatePolicy = dataclasses.field(default_factory=UpdatePolicy)
-    #: A manual number of workers, in place of the policy's decision.
-    override: Decision | None = None
-
-    def update_settings(self, fresh: ModelState) -> None:
-        """Take over new settings, and decide again."""
-        if fresh.scaling.policy != self.scaling.policy:
-            self.memory = dataclasses.replace(self.memory, own=None)
-        self.scaling, self.limits, self.policy = fresh.scaling, fresh.limits, fresh.policy
-        self.slots, self.gpu_memory, self.weights = fresh.slots, fresh.gpu_memory, fresh.weights
-        desired = min(max(self.decision.desired, self.limits.min_workers), self.limits.max_workers)
-        if desired != self.decision.desired:
-            self.decision = dataclasses.replace(self.decision, desired=desired)
-        # Crashes may have been caused by the old settings.
-        self.crashes, self.standby_crashes = CrashBackoff(), CrashBackoff()
-        self.decided_at = -math.inf
-
-    @property
-    def next_decision_at(self) -> float:
-        """Return the time of the next decision."""
-        return self.decided_at + self.scaling.interval_s
-
-    @property
-    def kind(self) -> str:
-        """Return the kind of its devices: `cuda`, `cpu` or `sim`."""
-        return next(iter(self.slots), "cpu").partition(":")[0]
-
-    def learn(self, observation: Observation) -> None:
-        """Record the start-up times of these workers."""
-        told = {replica.process.id: replica for replica in observation.replicas if replica.started_in_s > 0}
-        for name in sorted(told.keys() - self.recorded_starts):
-            self.starts = self.starts.with_sample(told[name].started_in_s, standby=told[name].from_standby)
-        self.recorded_starts = (self.recorded_starts | told.keys()) & {
-            replica.process.id for replica in observation.replicas
-        }
+from controller.planning.standby import StandbyTarget, as_replica, with_standby
+from controller.policies import bounds
+from controller.types import Decision, Exit, Observation
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,51 +75,41 @@ class Autoscaler:
         self._now = now
         demands, decided = [], []
         for name, model in self.models.items():
-            observation = observations[name]
-            model.crashes = decay(model.crashes, observation.replicas, now)
-            model.standby_crashes = decay(
-                model.standby_crashes, [as_replica(child) for child in observation.spares], now
-            )
-            model.lost = pending_replacements(model.lost, model.decision.desired, observation.replicas)
-            model.learn(observation)
-            next_s = expected_s(
-                model.starts, model.scaling, observation.cold_start_s, count_ready(observation.spares, model.kind)
-            )
-            observation = dataclasses.replace(observation, owed=model.lost, cold_start_s=next_s)
+            # Models may share weights: all are measured before any need is computed.
+            self.pool.learn(model.weights or name, observations[name].replicas)
+        for name, model in self.models.items():
+            observation = model.observe(observations[name], now)
             old = outdated(observation.replicas, model.update_policy, now)
             if made := self._decide_if_due(name, model, observation, old, now):
                 decided.append(made)
-            extra = surge(observation.replicas, model.decision.desired, old, model.crashes)
             demands.append(
                 ModelDemand(
-                    observation, model.decision, model.limits, model.crashes, model.slots, outdated=old, surge=extra
+                    observation,
+                    model.decision,
+                    model.limits,
+                    model.crashes,
+                    model.slots,
+                    self.pool.need(model.weights or name, model.gpu_memory),
+                    self.pool.share,
+                    load_of(observation.queue, model.scaling),
+                    old,
+                    surge(observation.replicas, model.decision.desired, old, model.crashes) if old else 0,
                 )
             )
         plan = self._plan(demands, now)
-        return TickResult(with_standby(plan, [self._standby_target(demand) for demand in demands], now), decided)
+        if any(model.scaling.standby or observations[name].spares for name, model in self.models.items()):
+            plan = with_standby(plan, [self._standby_target(demand) for demand in demands], now)
+        return TickResult(plan, decided)
 
     def _plan(self, demands: Sequence[ModelDemand], now: float) -> Plan:
         """Plan on the devices as they are now."""
         replicas = [replica for demand in demands for replica in demand.observation.replicas]
-        for demand in demands:
-            self.pool.learn(self._weights(demand.observation.model), demand.observation.replicas)
-        devices = self.pool.usable(replicas, now)
-        plan = make_plan([self._with_needs(demand) for demand in demands], now, devices)
+        self.pool.observe(replicas, now)
+        plan = make_plan(demands, now, self.pool.devices(now))
         new = {swap.worker for swap in plan.swaps} - self._swapped
         self.swaps += len(new)
         self._swapped = (self._swapped | new) & {replica.process.id for replica in replicas}
         return plan
-
-    def _with_needs(self, demand: ModelDemand) -> ModelDemand:
-        """Return the model's demand."""
-        model = self.models[demand.observation.model]
-        need = self.pool.need(self._weights(demand.observation.model), model.gpu_memory)
-        return dataclasses.replace(
-            demand, need=need, share=self.pool.share, load=load_of(demand.observation.queue, model.scaling)
-        )
-
-    def _weights(self, name: str) -> str:
-        return self.models[name].weights or name
 
     def _decide_if_due(
         self, name: str, model: ModelState, observation: Observation, old: Mapping[str, str], now: float

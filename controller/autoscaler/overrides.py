@@ -1,8 +1,8 @@
-"""What people have ordered and still holds: numbers of workers, a pause, a renewal. Pure.
+"""Manual overrides of scaling: numbers of workers, a pause, a restart of workers. Pure.
 
-A held number stays within the model's `min_workers` and `max_workers`: they are what the configuration promises, and a
-reload changes them at once. A pause stops decisions only: workers that die are replaced, what is held stays so.
-Times are Unix seconds, for a hold ends when its clock says so, whatever was restarted meanwhile.
+An overridden number stays within the model's `min_workers` and `max_workers`, which a reload changes at once. A pause
+stops decisions only: dead workers are still replaced, and overrides remain. Times are Unix seconds, so that a restart
+does not change when an override ends.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from wire.scaling import Pause, Resume, Scale
 
 
 class InvalidCommand(Exception):
-    """The order cannot be obeyed; the text says why, `param` what is wrong with it."""
+    """The command is rejected; the text gives the reason, `param` the wrong parameter."""
 
     def __init__(self, text: str, param: str | None = None) -> None:
         super().__init__(text)
@@ -25,7 +25,7 @@ class InvalidCommand(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Override:
-    """A model keeps so many workers until then."""
+    """A manual number of workers, and its end in Unix seconds."""
 
     workers: int
     until: float
@@ -33,19 +33,19 @@ class Override:
 
 @dataclass(frozen=True, slots=True)
 class Overrides:
-    """All that is in force."""
+    """All overrides in force."""
 
     holds: Mapping[str, Override] = field(default_factory=dict)
-    #: Since when nothing is decided.
+    #: Start of the pause; None without one.
     paused_since: float | None = None
-    #: Workers of the model that were started before are to be replaced.
+    #: Workers started before this time are replaced, by model.
     renew_before: Mapping[str, float] = field(default_factory=dict)
 
 
 def apply_command(
     standing: Overrides, order: Scale | Pause | Resume, limits: Mapping[str, WorkerLimits], now: float
 ) -> Overrides:
-    """What is in force after the order. Raises `Wrong`."""
+    """Return the overrides after the command. Raises `InvalidCommand`."""
     match order:
         case Scale(model, workers, hold_s):
             _check(model, workers, limits)
@@ -59,14 +59,14 @@ def apply_command(
 
 
 def request_restart(standing: Overrides, models: Collection[str], served: Collection[str], now: float) -> Overrides:
-    """Have all workers of these models replaced that there are now. Raises `Wrong`."""
+    """Request new workers for these models. Raises `InvalidCommand`."""
     for model in models:
         _check_served(model, served, "models")
     return replace(standing, renew_before={**standing.renew_before, **dict.fromkeys(models, now)})
 
 
 def active_overrides(standing: Overrides, limits: Mapping[str, WorkerLimits], now: float) -> Overrides:
-    """Without what has ended or is of a model that is gone; numbers within the bounds as they are now."""
+    """Return the overrides that have not ended, of present models, within the present bounds."""
     holds = {
         name: replace(hold, workers=min(max(hold.workers, limits[name].min_workers), limits[name].max_workers))
         for name, hold in standing.holds.items()
@@ -77,7 +77,7 @@ def active_overrides(standing: Overrides, limits: Mapping[str, WorkerLimits], no
 
 
 def override_decision(hold: Override) -> Decision:
-    """What a hold decides."""
+    """Return the override as a decision."""
     until = datetime.datetime.fromtimestamp(hold.until, datetime.UTC)
     return Decision(hold.workers, f"held at {hold.workers} by order until {until:%Y-%m-%d %H:%M:%S} UTC")
 

@@ -11,7 +11,7 @@ from dataclasses import replace
 
 import msgspec
 
-from controller.autoscaler.cold_start import StartupTimes
+from controller.autoscaler.model_state import StartupTimes
 from controller.policies import MEMORY_TYPES, bounds
 
 

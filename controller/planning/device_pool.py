@@ -50,12 +50,11 @@ class DevicePool:
         self._others: dict[str, int] = {}
         self._faults: dict[str, str] = {}
         self._by_pid: dict[int, int] = {}
-        #: The latest devices, and those in use.
-        self.current: Mapping[str, Device] = dict(self._devices)
+        #: The devices in use.
         self.occupied = occupied
 
     def __repr__(self) -> str:
-        return f"Pool({len(self._devices)} devices, {self._health})"
+        return f"DevicePool({len(self._devices)} devices, {self._health})"
 
     @property
     def largest(self) -> Device | None:
@@ -101,14 +100,17 @@ class DevicePool:
     def on_crash(self, ended: Exit) -> None:
         self._health.record(ended.process.device, ended.process.model, ended.at)
 
-    def usable(self, replicas: Sequence[Replica], now: float) -> dict[str, Device]:
-        """Return the devices as they are now. `replicas` are their workers."""
+    def observe(self, replicas: Sequence[Replica], now: float) -> None:
+        """Record where the workers are, and begin or end quarantines. `replicas` are all workers."""
         self.occupied = {replica.process.device for replica in replicas}
-        quarantined = self._health.quarantined(replicas, now)
+        self._health.update(replicas, now)
+
+    def devices(self, now: float) -> dict[str, Device]:
+        """Return the devices as they are now."""
+        quarantined = self._health.quarantined(now)
         found = {}
         for name in {**self._devices, **quarantined}:
             device = self._devices.get(name, Device(name))
             memory = None if device.memory is None else max(device.memory - self._others.get(name, 0), 0)
             found[name] = replace(device, memory=memory, fault=self._faults.get(name) or quarantined.get(name, ""))
-        self.current = found
         return found

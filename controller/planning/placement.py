@@ -59,7 +59,7 @@ class DeviceSlots:
         self._available: dict[int, list[tuple[int, str]]] = {}
 
     def __repr__(self) -> str:
-        return f"Rooms({dict(self._used_now)}, later {dict(self._used_later)})"
+        return f"DeviceSlots({dict(self._used_now)}, later {dict(self._used_later)})"
 
     def hold(self, device: str, request: PlacementRequest) -> None:
         """Count a worker that is present, or will be at once."""

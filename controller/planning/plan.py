@@ -77,7 +77,8 @@ def make_plan(demands: Sequence[ModelDemand], now: float, devices: Mapping[str, 
     draft = _PlanBuilder(demands, now, devices or {})
     draft.stop_workers()
     draft.allocate()
-    draft.replace_outdated()
+    if any(demand.surge for demand in demands):
+        draft.replace_outdated()
     return Plan(draft.actions, draft.blocked(), draft.swaps)
 
 
@@ -107,8 +108,10 @@ class _PlanBuilder:
             self.actions += leaving
             claimant.count = len(claimant.staying)
         self._slots = self._count(tight=False)
+        if not self._devices:
+            return
         below_minimum = [request for request, missing in self._below_minimum() for _ in range(missing)]
-        if below_minimum and self._devices:
+        if below_minimum:
             spread = _fitting(self._count(tight=False), below_minimum)
             if spread < len(below_minimum) and _fitting(self._count(tight=True), below_minimum) > spread:
                 self._slots = self._count(tight=True)

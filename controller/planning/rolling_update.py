@@ -10,6 +10,7 @@ from __future__ import annotations
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from operator import attrgetter
 
 from controller.types import CrashBackoff, Replica, Stage
 
@@ -35,7 +36,7 @@ def outdated(replicas: Sequence[Replica], policy: UpdatePolicy, now: float) -> d
     """Return the outdated workers with the reason, the oldest first; draining ones excluded."""
     if policy == _NEVER:
         return {}
-    staying = sorted((r for r in replicas if r.stage is not Stage.DRAINING), key=lambda r: r.process.started_at)
+    staying = sorted((r for r in replicas if r.stage is not Stage.DRAINING), key=attrgetter("process.started_at"))
     return {replica.process.id: why for replica in staying if (why := _why(replica, policy, now))}
 
 

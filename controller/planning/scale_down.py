@@ -32,7 +32,7 @@ def select_to_stop(
     killed = {kill.id for kill in kills}
     alive = [r for r in observation.replicas if r.stage is not Stage.DRAINING and r.process.id not in killed]
     surplus = max(len(alive) - decision.desired - surge, 0)
-    first = next_to_replace(alive, decision.desired, outdated)
+    first = next_to_replace(alive, decision.desired, outdated) if outdated else []
     alive = [*first, *(r for r in _removal_order(alive, observation.cold_start_s, now) if r not in first)]
     drains = [Drain(r.process.id, outdated.get(r.process.id, decision.reason)) for r in alive[:surplus]]
     return [*kills, *drains], alive[surplus:]
@@ -58,12 +58,13 @@ def _removal_order(replicas: Sequence[Replica], cold_start_s: float, now: float)
     The last ready one goes after those that load: somebody has to do the work meanwhile.
     """
 
-    def cost(replica: Replica) -> int:
+    def key(replica: Replica) -> tuple[int, int, float]:
+        cost = 3 if replica.load else 1
         if replica.stage is Stage.STARTING:
-            return 0 if now - replica.process.started_at < cold_start_s / 2 else 2
-        return 3 if replica.load else 1
+            cost = 0 if now - replica.process.started_at < cold_start_s / 2 else 2
+        return cost, replica.load, -replica.process.started_at
 
-    order = sorted(replicas, key=lambda r: (cost(r), r.load, -r.process.started_at))
+    order = sorted(replicas, key=key)
     ready = [replica for replica in order if replica.stage is not Stage.STARTING]
     if ready and order[-1].stage is Stage.STARTING:
         order.remove(ready[-1])

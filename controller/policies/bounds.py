@@ -64,7 +64,7 @@ def decide(
 
 def _floor(observation: Observation, scaling: Scaling, limits: WorkerLimits) -> tuple[int, str]:
     """The fewest workers there may be now, and whose word that is."""
-    entry = schedule.active_entry(scaling.schedule, observation.unix_s)
+    entry = schedule.active_entry(scaling.schedule, observation.unix_s) if scaling.schedule else None
     if entry is None or entry.workers <= limits.min_workers:
         return limits.min_workers, f"min_workers is {limits.min_workers}"
     return min(entry.workers, limits.max_workers), f"schedule {entry.cron!r} says at least {entry.workers}"

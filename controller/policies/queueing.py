@@ -1,4 +1,4 @@
-"""Arithmetic of work: how many workers a rate of requests needs, and a backlog. Pure.
+"""Arithmetic of queues: workers that a rate of arrivals or a backlog needs, and how uneven arrivals are. Pure.
 
 Work is seconds of one worker that does one task at a time. A worker runs up to a full batch of B tasks at once, each of
 them `batch_slowdown` times slower: it does B / batch_slowdown seconds of work per second.
@@ -9,12 +9,19 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterator
+from dataclasses import dataclass, replace
 
 from configs.scaling import Scaling
 from controller.types import Observation, Queue, Replica, Stage
 
 #: Of a look-back period: counted for a shorter time than this, arrivals say too little of their rate.
 _ENOUGH = 1 / 3
+#: Of what was counted before, this much counts after each period: about the last 40 periods, an hour by default.
+_DECAY = 1 - 1 / 40
+#: Arrivals that are taken to have been independent before the first was seen.
+_PRIOR = 100
+#: Two counts that differ by more standard deviations of independent arrivals tell of another rate, not of bunches.
+_SAME_RATE = 5
 
 
 def erlang_b(offered: float) -> Iterator[float]:
@@ -31,11 +38,6 @@ def wait_probability(servers: int, offered: float, loss: float) -> float:
     For Poisson arrivals, exponential service and one queue. `offered` is the rate times the mean service time.
     """
     return 1.0 if offered >= servers else loss / (1 - offered / servers * (1 - loss))
-
-
-def erlang_c(servers: int, offered: float) -> float:
-    """The probability that an arrival must wait for one of so many servers."""
-    return wait_probability(servers, offered, next(itertools.islice(erlang_b(offered), servers - 1, None)))
 
 
 def workers_for_rate(
@@ -113,3 +115,38 @@ def workers_for_backlog(observation: Observation, scaling: Scaling, now: float) 
         return 0
     missing = left_s(observation.cold_start_s + scaling.drain_s) / (each * scaling.drain_s)
     return observation.provisioned + max(math.ceil(missing), 0)
+
+
+@dataclass(frozen=True, slots=True)
+class DispersionIndex:
+    """Arrivals of successive look-back periods, each compared with the one before, so that slow changes count little.
+
+    The squared difference of two counts of the same mean is on average twice their variance, their sum twice the mean.
+    """
+
+    #: When the last period ended, on the controller's clock, and how many came in it; None before the first.
+    at: float | None = None
+    last: int = 0
+    #: Squared differences and sums, those long ago less.
+    squares: float = _PRIOR
+    sums: float = _PRIOR
+
+    @property
+    def burstiness(self) -> float:
+        """1 for independent arrivals and for more regular ones, above 1 for those that come in bunches."""
+        return max(self.squares / self.sums, 1.0)
+
+    def updated(self, queue: Queue, scaling: Scaling, now: float) -> DispersionIndex:
+        """With what is seen now. A look within a period says nothing yet, a gap breaks the succession."""
+        period = scaling.look_back_period_s
+        if queue.uptime_s < period or (self.at is not None and now < self.at + period):
+            return self
+        ended = replace(self, at=now, last=queue.arrivals_short_window)
+        square, both = (queue.arrivals_short_window - self.last) ** 2, queue.arrivals_short_window + self.last
+        if self.at is None or now >= self.at + 2 * period or square > _SAME_RATE**2 * both:
+            return ended
+        return replace(ended, squares=_DECAY * self.squares + square, sums=_DECAY * self.sums + both)
+
+    def shifted(self, seconds: float) -> DispersionIndex:
+        """The same with every time so much later."""
+        return self if self.at is None else replace(self, at=self.at + seconds)

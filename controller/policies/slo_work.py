@@ -22,8 +22,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 from configs.scaling import Scaling
-from controller.policies.burstiness import DispersionIndex
-from controller.policies.queueing import recent_rate, sustained_rate, workers_for_backlog, workers_for_rate
+from controller.policies.queueing import (
+    DispersionIndex,
+    recent_rate,
+    sustained_rate,
+    workers_for_backlog,
+    workers_for_rate,
+)
 from controller.types import Decision, Observation, Queue, Stage, WorkerLimits
 
 #: z, in standard deviations: where it begins, and how far it goes. A worker that starts sooner than a request is late

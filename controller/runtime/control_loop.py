@@ -16,10 +16,9 @@ from controller.launchers.local import BALANCER, LocalLauncher
 from controller.runtime.balancer_supervisor import BalancerSupervisor, describe_exit
 from controller.runtime.console import ServerConsole
 from controller.runtime.control_plane import ControlPlaneAgent
-from controller.runtime.decision_logger import DecisionLogger
+from controller.runtime.decision_logger import DecisionLogger, LogThrottle
 from controller.runtime.executor import Executor
 from controller.runtime.inventory import SetupError
-from controller.runtime.log_throttle import LogThrottle
 from controller.runtime.observe import WorkerTracker, count_starting, observe
 from controller.runtime.shutdown import stop_processes
 from controller.types import Exit, Observation, WorkerProcess

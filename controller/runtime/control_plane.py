@@ -11,7 +11,8 @@ import msgspec
 from configs.load import ConfigError
 from configs.settings import Settings
 from configs.text import clip
-from controller.autoscaler.autoscaler import Autoscaler, DecisionEvent, ModelState
+from controller.autoscaler.autoscaler import Autoscaler, DecisionEvent
+from controller.autoscaler.model_state import ModelState
 from controller.autoscaler.overrides import (
     InvalidCommand,
     Overrides,
@@ -75,6 +76,8 @@ class ControlPlaneAgent:
 
     def expire_overrides(self) -> None:
         """Remove the overrides whose time is over."""
+        if self._overrides == Overrides():
+            return
         overrides = active_overrides(self._overrides, self._limits(), time.time())
         if overrides != self._overrides:
             for model in self._overrides.holds.keys() - overrides.holds.keys():
@@ -141,7 +144,7 @@ class ControlPlaneAgent:
     def reload(self, models: Sequence[str] = ()) -> ConfigChange:
         """Read the configuration again, and replace the workers of `models` even if no setting changed.
 
-        Raises `ConfigError`, `SetupError`, `Wrong` and `OSError`; then nothing has changed.
+        Raises `ConfigError`, `SetupError`, `InvalidCommand` and `OSError`; then nothing has changed.
         """
         changed = diff_settings(self.settings, self._read_settings())
         fresh = self._build_models(changed.settings)

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import itertools
 import logging
+import time
 from collections.abc import AsyncIterator, Mapping, Sequence
 from pathlib import Path
 
@@ -55,7 +56,10 @@ async def _monitor(pool: DevicePool, driver: GpuMonitor | None, data_dir: Path) 
         if driver is not None and interval % _INTERVALS_PER_DRIVER_READING == 0:
             occupied = pool.occupied
             pool.update(await asyncio.to_thread(driver.read), occupied)
-        previous, faults = faults, {device.name: device.fault for device in pool.current.values() if device.fault}
+        previous, faults = (
+            faults,
+            {device.name: device.fault for device in pool.devices(time.monotonic()).values() if device.fault},
+        )
         _log_changes(previous, faults)
         if pool.measured != saved:
             saved = dict(pool.measured)

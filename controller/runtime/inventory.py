@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from configs.scaling import Scaling
 from configs.settings import Model as ModelSettings
 from configs.settings import Settings
-from controller.autoscaler.autoscaler import ModelState
+from controller.autoscaler.model_state import ModelState
 from controller.planning.device_pool import DevicePool
 from controller.planning.placement import DeviceSlots, PlacementRequest, in_gib
 from controller.policies import Policy, PolicyImportError, find

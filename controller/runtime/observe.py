@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 
 from controller.types import Observation, Queue, Replica, Stage, WorkerProcess
-from wire.snapshot import ModelStats, Snapshot, WorkerStats
+from wire.snapshot import Snapshot, WorkerStats
+
+#: What a queue has in common with the balancer's statistics of a model, by the same names.
+_QUEUE_COUNTS = [field.name for field in dataclasses.fields(Queue) if field.name != "uptime_s"]
 
 
 class WorkerTracker:
@@ -61,7 +65,8 @@ def observe(
     ]
     spares = [child for child in own if child.spare]
     stats = next((stats for stats in snapshot.models if stats.model == model), None) if snapshot else None
-    queue = _queue(stats, snapshot.uptime_s) if snapshot and stats else None
+    counts = {name: getattr(stats, name) for name in _QUEUE_COUNTS} if stats else {}
+    queue = Queue(**counts, uptime_s=snapshot.uptime_s) if snapshot and counts else None
     return Observation(model, queue, replicas, spares=spares, unix_s=unix_s)
 
 
@@ -86,24 +91,6 @@ def _replica(
         memory_bytes=stats.memory_bytes,
         started_in_s=stats.start.total_s,
         from_standby=stats.start.standby,
-    )
-
-
-def _queue(stats: ModelStats, uptime_s: float) -> Queue:
-    return Queue(
-        queued=stats.queued,
-        running=stats.running,
-        batch_cap=stats.batch_cap,
-        batch_slowdown=stats.batch_slowdown,
-        backlog_work_s=stats.backlog_work_s,
-        mean_work_s=stats.mean_work_s,
-        arrivals_short_window=stats.arrivals_short_window,
-        arrivals_long_window=stats.arrivals_long_window,
-        started_total=stats.started_total,
-        started_late_total=stats.started_late_total,
-        oldest_wait_s=stats.oldest_wait_s,
-        proxied_in_flight=stats.proxied_in_flight,
-        uptime_s=uptime_s,
     )
 
 

@@ -11,8 +11,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from configs.text import clip
-from controller.autoscaler.autoscaler import Autoscaler, DecisionEvent, ModelState
-from controller.autoscaler.cold_start import expected_s
+from controller.autoscaler.autoscaler import Autoscaler, DecisionEvent
+from controller.autoscaler.model_state import ModelState, expected_s
 from controller.autoscaler.overrides import Overrides
 from controller.planning.plan import Plan
 from controller.planning.rolling_update import describe_progress, outdated
@@ -93,12 +93,13 @@ def build_report(
     """Build a report with the oldest decisions after `acked_decision`."""
     models = state.autoscaler.models
     observed = {name: seen for name, seen in state.observations.items() if name in models}
+    old = {name: outdated(seen.replicas, models[name].update_policy, state.now) for name, seen in observed.items()}
     return ControllerReport(
         time=state.wall,
         uptime_s=state.now - state.started_at,
-        models=tuple(_model(state, name, models[name], decisions.latest(name)) for name in observed),
+        models=tuple(_model(state, name, models[name], decisions.latest(name), old[name]) for name in observed),
         replicas=tuple(
-            _replica(state, models[name], replica)
+            _replica(replica, old[name], state.now)
             for name, seen in observed.items()
             for replica in [*seen.replicas, *(Replica(spare, Stage.STARTING) for spare in seen.spares)]
         ),
@@ -112,10 +113,11 @@ def build_report(
     )
 
 
-def _model(state: ReportInput, name: str, model: ModelState, latest: DecisionRecord | None) -> ModelRecord:
+def _model(
+    state: ReportInput, name: str, model: ModelState, latest: DecisionRecord | None, old: Mapping[str, str]
+) -> ModelRecord:
     observed, hold = state.observations[name], state.overrides.holds.get(name)
-    old = outdated(observed.replicas, model.update_policy, state.now)
-    standby = count_ready(observed.spares, model.kind)
+    standby = count_ready(observed.spares, model.kind) if observed.spares else 0
     return ModelRecord(
         model=name,
         min_workers=model.limits.min_workers,
@@ -131,16 +133,15 @@ def _model(state: ReportInput, name: str, model: ModelState, latest: DecisionRec
         blocked_reason=clip(blocked.reason, MAX_TEXT) if (blocked := state.plan.blocked.get(name)) else "",
         override=OverrideRecord(hold.workers, hold.until) if hold else None,
         crashes=model.crashes.count,
-        rolling_update=describe_progress(observed.replicas, old, model.crashes),
+        rolling_update=describe_progress(observed.replicas, old, model.crashes) if old else "",
         spares=len(observed.spares),
         cold_start_s=expected_s(model.starts, model.scaling, observed.cold_start_s, standby),
         cannot_start=clip(state.autoscaler.cannot_start(name, observed), MAX_TEXT),
     )
 
 
-def _replica(state: ReportInput, model: ModelState, replica: Replica) -> ReplicaRecord:
+def _replica(replica: Replica, old: Mapping[str, str], now: float) -> ReplicaRecord:
     child = replica.process
-    old = {} if child.spare else outdated([replica], model.update_policy, state.now)
     return ReplicaRecord(
         worker=child.id,
         model=child.model,
@@ -148,7 +149,7 @@ def _replica(state: ReportInput, model: ModelState, replica: Replica) -> Replica
         pid=child.pid,
         stage="spare" if child.spare else "stuck" if replica.stuck else replica.stage.value,
         load=replica.load,
-        age_s=state.now - child.started_at,
+        age_s=now - child.started_at,
         generation=child.generation,
         outdated=old.get(child.id, ""),
     )
@@ -157,7 +158,7 @@ def _replica(state: ReportInput, model: ModelState, replica: Replica) -> Replica
 def _devices(state: ReportInput) -> list[DeviceRecord]:
     """Return every device that a worker may have, or has."""
     replicas = [replica for observed in state.observations.values() for replica in observed.replicas]
-    known = state.autoscaler.pool.current
+    known = state.autoscaler.pool.devices(state.now)
     slots = [slot for model in state.autoscaler.models.values() for slot in model.slots]
     workers: dict[str, list[str]] = {name: [] for name in [*known, *slots]}
     for replica in replicas:

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
 from configs.scaling import Scaling
-from controller.autoscaler.autoscaler import Autoscaler, ModelState, TickResult
+from controller.autoscaler.autoscaler import Autoscaler, TickResult
+from controller.autoscaler.model_state import ModelState
 from controller.autoscaler.triggers import find_trigger
 from controller.planning.crash_backoff import pending_replacements
 from controller.planning.plan import ModelDemand, Plan, make_plan

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from configs.scaling import Scaling
-from controller.autoscaler.autoscaler import Autoscaler, DecisionEvent, ModelState
+from controller.autoscaler.autoscaler import Autoscaler, DecisionEvent
+from controller.autoscaler.model_state import ModelState
 from controller.planning.scale_down import DRAIN_GRACE_S
 from controller.policies import POLICIES
 from controller.types import (

@@ -1,4 +1,4 @@
-"""What people order: what is in force after it, when it ends, and what is refused."""
+"""Overrides by commands: their effect, their end, and the rejected ones."""
 
 from __future__ import annotations
 
@@ -6,6 +6,9 @@ from dataclasses import replace
 
 import pytest
 
+from configs.scaling import Scaling
+from controller.autoscaler.autoscaler import Autoscaler
+from controller.autoscaler.model_state import ModelState
 from controller.autoscaler.overrides import (
     InvalidCommand,
     Override,
@@ -15,7 +18,8 @@ from controller.autoscaler.overrides import (
     override_decision,
     request_restart,
 )
-from controller.types import WorkerLimits
+from controller.planning.rolling_update import UpdatePolicy
+from controller.types import Decision, Observation, Queue, WorkerLimits
 from wire.scaling import Pause, Resume, Scale
 
 NOW = 1_800_000_000.0
@@ -86,3 +90,18 @@ def test_a_renewal_is_of_those_there_are_now_and_only_of_models_that_are_served(
 
 def test_a_hold_says_what_it_is() -> None:
     assert override_decision(Override(2, 1_800_000_000.0)).reason == "held at 2 by order until 2027-01-15 08:00:00 UTC"
+
+
+def test_policy_decides_at_once_when_an_override_ends() -> None:
+    def policy(*_: object) -> tuple[Decision, None]:
+        return Decision(2, "policy"), None
+
+    limits = WorkerLimits(0, 4, 60.0, 60.0, 10.0)
+    model = ModelState(Scaling(interval_s=60), limits, policy, ("cpu:0",), Decision(1, "first"))
+    autoscaler = Autoscaler({"m": model})
+    seen = {"m": Observation("m", Queue(1, 0), [])}
+    overrides: list[dict[str, Decision]] = [{}, {"m": Decision(3, "order")}, {}]
+    for now, override in enumerate(overrides):
+        autoscaler.set_overrides(paused=False, overrides=override, update_policies={"m": UpdatePolicy()})
+        autoscaler.tick(seen, float(now))
+        assert model.decision.reason == ("order" if override else "policy")

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from configs.scaling import Scaling
-from controller.autoscaler.autoscaler import Autoscaler, ModelState
-from controller.autoscaler.cold_start import StartupTimes
+from controller.autoscaler.autoscaler import Autoscaler
+from controller.autoscaler.model_state import ModelState, StartupTimes
 from controller.policies import POLICIES, bounds, ongoing_requests, queue_depth, slo_work
 from controller.types import Decision, Observation, Queue, Replica, Stage, WorkerLimits, WorkerProcess
 

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from configs.scaling import Scaling
-from controller.autoscaler.autoscaler import Autoscaler, ModelState
+from controller.autoscaler.autoscaler import Autoscaler
+from controller.autoscaler.model_state import ModelState
 from controller.planning.device_pool import DevicePool, MemoryReading
 from controller.runtime.inventory import Machine, unplaced_models
 from controller.types import (
@@ -193,7 +194,7 @@ class Machinery(RuleBasedStateMachine):
         assert set(self.replicas) == before, "nobody comes and goes"
         models = self.brain.models
         lacking = [name for name in NAMES if len(self.of(name)) < models[name].limits.min_workers]
-        faults = {device.name for device in self.brain.pool.current.values() if device.fault}
+        faults = {device.name for device in self.brain.pool.devices(self.now).values() if device.fault}
         if not self.faulty and self.all_declared and not faults:
             assert not lacking or unplaced_models(models, self.machine, share=self.share)
         for name in lacking:

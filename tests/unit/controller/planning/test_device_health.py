@@ -14,12 +14,17 @@ def ready(device: str, model: str, since: float = 0.0) -> Replica:
     return Replica(WorkerProcess(f"{model}-{device}", model, device, 1, since, None, since), Stage.READY)
 
 
-def troubles(*crashes: tuple[str, str, float]) -> DeviceHealth:
+def failures(*crashes: tuple[str, str, float]) -> DeviceHealth:
     """Crashes as device, model, and how many seconds ago."""
     found = DeviceHealth()
     for device, model, ago in crashes:
         found.record(device, model, NOW - ago)
     return found
+
+
+def update(health: DeviceHealth, replicas: list[Replica], now: float) -> dict[str, str]:
+    health.update(replicas, now)
+    return health.quarantined(now)
 
 
 ELSEWHERE = [ready("cuda:1", "a")]
@@ -56,34 +61,34 @@ ROW = [("cuda:0", "a", 30.0), ("cuda:0", "a", 20.0), ("cuda:0", "a", 10.0)]
 def test_what_is_set_aside(
     crashes: list[tuple[str, str, float]], replicas: list[Replica], quarantined: set[str]
 ) -> None:
-    assert set(troubles(*crashes).quarantined(replicas, NOW)) == quarantined
+    assert set(update(failures(*crashes), replicas, NOW)) == quarantined
 
 
 def test_it_is_tried_again_after_a_rest_that_doubles_and_one_more_crash_is_enough() -> None:
-    record = troubles(*ROW)
+    record = failures(*ROW)
     rests, now = [], NOW
     for _ in range(6):
-        assert record.quarantined(ELSEWHERE, now)
+        assert update(record, ELSEWHERE, now)
         began = now
-        while record.quarantined([], now):  # whoever serves elsewhere meanwhile
+        while update(record, [], now):  # whoever serves elsewhere meanwhile
             now += 10.0
         rests.append(now - began)
-        assert record.quarantined(ELSEWHERE, now) == {}, "it may be tried"
+        assert update(record, ELSEWHERE, now) == {}, "it may be tried"
         record.record("cuda:0", "a", now)
     assert rests == [300, 600, 1200, 2400, 3600, 3600]
 
 
 def test_it_is_released_when_the_model_crashes_elsewhere_too() -> None:
-    record = troubles(*ROW)
-    assert record.quarantined(ELSEWHERE, NOW) == {"cuda:0": "3 crashes in a row; tried again in 300 s"}
+    record = failures(*ROW)
+    assert update(record, ELSEWHERE, NOW) == {"cuda:0": "3 crashes in a row; tried again in 300 s"}
     record.record("cuda:2", "a", NOW + 1)
-    assert record.quarantined(ELSEWHERE, NOW + 2) == {}
+    assert update(record, ELSEWHERE, NOW + 2) == {}
 
 
 def test_a_device_that_has_proved_well_begins_anew() -> None:
-    record = troubles(*ROW)
+    record = failures(*ROW)
     later = NOW + 301
-    assert record.quarantined(ELSEWHERE, NOW)
-    assert record.quarantined([*ELSEWHERE, ready("cuda:0", "a", later)], later + 60) == {}
+    assert update(record, ELSEWHERE, NOW)
+    assert update(record, [*ELSEWHERE, ready("cuda:0", "a", later)], later + 60) == {}
     record.record("cuda:0", "a", later + 70)
-    assert record.quarantined(ELSEWHERE, later + 70) == {}
+    assert update(record, ELSEWHERE, later + 70) == {}

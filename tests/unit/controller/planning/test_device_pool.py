@@ -15,6 +15,11 @@ def replica(held: float, device: str = "cuda:0", stage: Stage = Stage.READY, pid
     return Replica(WorkerProcess("w", "m", device, pid, 0.0, None, 1.0), stage, memory_bytes=int(held * GIB))
 
 
+def update(pool: DevicePool, replicas: list[Replica], now: float) -> dict[str, Device]:
+    pool.observe(replicas, now)
+    return pool.devices(now)
+
+
 @pytest.mark.parametrize(
     ("seen", "declared", "need"),
     [
@@ -63,31 +68,31 @@ def test_what_others_hold_is_seen_where_no_worker_is() -> None:
     pool = DevicePool(GPUS)
     readings = [MemoryReading("cuda:0", 24 * GIB, 4 * GIB), MemoryReading("cuda:1", 80 * GIB, 5 * GIB)]
     pool.update(readings, {"cuda:1"})
-    found = pool.usable([], 0.0)
+    found = update(pool, [], 0.0)
     assert (found["cuda:0"].memory, found["cuda:1"].memory) == (20 * GIB, 80 * GIB)
     # Now ours are on the first: what it shows is not others' any more. The second is free.
-    pool.usable([replica(10)], 1.0)
+    update(pool, [replica(10)], 1.0)
     pool.update([MemoryReading("cuda:0", 24 * GIB, 16 * GIB), MemoryReading("cuda:1", 80 * GIB, 1 * GIB)], {"cuda:0"})
-    found = pool.usable([replica(10)], 2.0)
+    found = update(pool, [replica(10)], 2.0)
     assert (found["cuda:0"].memory, found["cuda:1"].memory) == (20 * GIB, 79 * GIB)
 
 
 def test_a_worker_that_has_just_come_or_gone_is_not_taken_for_another() -> None:
     pool = DevicePool(GPUS)
-    pool.usable([replica(10)], 1.0)  # it came while the driver was asked
+    update(pool, [replica(10)], 1.0)  # it came while the driver was asked
     pool.update([MemoryReading("cuda:0", 24 * GIB, 16 * GIB)], ())
-    assert pool.usable([], 2.0)["cuda:0"].memory == 24 * GIB
+    assert update(pool, [], 2.0)["cuda:0"].memory == 24 * GIB
     pool.update([MemoryReading("cuda:0", 24 * GIB, 16 * GIB)], {"cuda:0"})  # it went meanwhile
-    assert pool.usable([], 2.0)["cuda:0"].memory == 24 * GIB
+    assert update(pool, [], 2.0)["cuda:0"].memory == 24 * GIB
 
 
 def test_what_the_driver_has_against_a_device_counts_as_long_as_it_says_so() -> None:
     pool = DevicePool(GPUS)
     pool.update([MemoryReading("cuda:0", None, fault="the driver says: GPU is lost")], ())
-    assert pool.usable([], 0.0)["cuda:0"].fault == "the driver says: GPU is lost"
-    assert pool.current["cuda:1"].fault == ""
+    assert update(pool, [], 0.0)["cuda:0"].fault == "the driver says: GPU is lost"
+    assert pool.devices(0.0)["cuda:1"].fault == ""
     pool.update([MemoryReading("cuda:0", 24 * GIB)], ())
-    assert pool.usable([], 0.0)["cuda:0"].fault == ""
+    assert update(pool, [], 0.0)["cuda:0"].fault == ""
 
 
 def test_crashes_in_a_row_set_a_device_aside_listed_or_not() -> None:
@@ -95,5 +100,5 @@ def test_crashes_in_a_row_set_a_device_aside_listed_or_not() -> None:
         well = Replica(WorkerProcess("x", "m", "cuda:1", 8, 0.0, None, 1.0), Stage.READY)
         for at in (10.0, 20.0, 30.0):
             pool.on_crash(Exit(WorkerProcess("w", "m", "cuda:0", 7, at - 1), at, 1))
-        assert pool.usable([well], 31.0)["cuda:0"].fault == "3 crashes in a row; tried again in 300 s"
-        assert [device.name for device in pool.usable([well], 400.0).values() if device.fault] == []
+        assert update(pool, [well], 31.0)["cuda:0"].fault == "3 crashes in a row; tried again in 300 s"
+        assert [device.name for device in update(pool, [well], 400.0).values() if device.fault] == []

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from configs.scaling import Scaling
-from controller.autoscaler.autoscaler import Autoscaler, ModelState
+from controller.autoscaler.autoscaler import Autoscaler
+from controller.autoscaler.model_state import ModelState
 from controller.planning.rolling_update import (
     UpdatePolicy,
     describe_progress,

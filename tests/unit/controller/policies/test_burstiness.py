@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import pytest
 
 from configs.scaling import Scaling
-from controller.policies.burstiness import DispersionIndex
+from controller.policies.queueing import DispersionIndex
 from controller.types import Queue
 
 SCALING = Scaling(look_back_period_s=90)

@@ -11,16 +11,22 @@ from hypothesis import strategies as st
 
 from configs.scaling import Scaling
 from controller.policies.queueing import (
-    erlang_c,
+    erlang_b,
     recent_rate,
     sustained_rate,
     upper_rate_bound,
+    wait_probability,
     workers_for_backlog,
     workers_for_rate,
 )
 from controller.types import Observation, Queue, Replica, Stage, WorkerProcess
 
 SCALING = Scaling(drain_s=20, look_back_period_s=90)
+
+
+def erlang_c(servers: int, offered: float) -> float:
+    """The probability that an arrival must wait for one of so many servers."""
+    return wait_probability(servers, offered, next(itertools.islice(erlang_b(offered), servers - 1, None)))
 
 
 def by_definition(servers: int, offered: float) -> float:

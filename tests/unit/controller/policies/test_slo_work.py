@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from configs.scaling import Scaling
-from controller.policies.burstiness import DispersionIndex
+from controller.policies.queueing import DispersionIndex
 from controller.policies.slo_work import PastDecision, SloWorkMemory, decide
 from controller.types import Observation, Queue, Replica, Stage, WorkerLimits, WorkerProcess
 

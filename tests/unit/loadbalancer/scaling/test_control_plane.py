@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from configs.scaling import Scaling
-from controller.autoscaler.autoscaler import Autoscaler, DecisionEvent, ModelState
+from controller.autoscaler.autoscaler import Autoscaler, DecisionEvent
+from controller.autoscaler.model_state import ModelState
 from controller.autoscaler.overrides import Override, Overrides
 from controller.planning.plan import Blocked, Plan
 from controller.planning.rolling_update import UpdatePolicy

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from configs.scaling import Scaling
-from controller.autoscaler.cold_start import FIRST_STANDBY_S, StartupTimes, cold_s, expected_s, standby_s
+from controller.autoscaler.model_state import FIRST_STANDBY_S, StartupTimes, cold_s, expected_s, standby_s
 
 MEASURED = StartupTimes(cold=(20.0, 30.0, 25.0), standby=(2.0, 4.0))
 

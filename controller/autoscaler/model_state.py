@@ -1,0 +1,140 @@
+"""A model's state between two looks of the autoscaler, with the duration of its starts. Pure.
+
+The live controller records what its workers report. A simulation sets `started_in_s` and `from_standby` in its
+replicas, or it configures `scaling.cold_start_s` and `scaling.standby_start_s`. `expected_s` combines both.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from configs.scaling import Scaling
+from controller.planning.crash_backoff import decay, pending_replacements
+from controller.planning.rolling_update import UpdatePolicy
+from controller.planning.standby import as_replica, count_ready
+from controller.policies import Policy, bounds
+from controller.types import CrashBackoff, Decision, Observation, WorkerLimits
+
+#: Latest starts that an estimate uses, of either kind.
+_MAX_SAMPLES = 20
+#: Nine of ten starts take no longer than the estimate.
+_QUANTILE = 0.9
+#: Assumed duration of a start from standby before one was measured.
+FIRST_STANDBY_S = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class StartupTimes:
+    """Durations of a model's last starts in seconds, oldest first."""
+
+    cold: tuple[float, ...] = ()
+    standby: tuple[float, ...] = ()
+
+    def with_sample(self, seconds: float, *, standby: bool) -> StartupTimes:
+        """Return these and one more, without the oldest beyond the limit."""
+        if standby:
+            return StartupTimes(self.cold, (*self.standby, seconds)[-_MAX_SAMPLES:])
+        return StartupTimes((*self.cold, seconds)[-_MAX_SAMPLES:], self.standby)
+
+
+def cold_s(starts: StartupTimes, scaling: Scaling, guess_s: float) -> float:
+    """Return the seconds of a cold start: as configured, as measured, or else `guess_s`."""
+    if scaling.cold_start_s != "auto":
+        return scaling.cold_start_s
+    return _quantile(starts.cold) if starts.cold else guess_s
+
+
+def standby_s(starts: StartupTimes, scaling: Scaling, guess_s: float) -> float:
+    """Return the seconds of a start from standby, at most those of a cold start.
+
+    `guess_s` is for a cold start.
+    """
+    maximum = cold_s(starts, scaling, guess_s)
+    if scaling.standby_start_s != "auto":
+        return min(scaling.standby_start_s, maximum)
+    return min(_quantile(starts.standby) if starts.standby else FIRST_STANDBY_S, maximum)
+
+
+def expected_s(starts: StartupTimes, scaling: Scaling, guess_s: float, ready_spares: int) -> float:
+    """Return the seconds of the next start: from standby if a standby worker is ready."""
+    return (standby_s if ready_spares else cold_s)(starts, scaling, guess_s)
+
+
+def _quantile(seconds: Sequence[float]) -> float:
+    return sorted(seconds)[math.ceil(_QUANTILE * len(seconds)) - 1]
+
+
+@dataclass
+class ModelState:
+    """A model's state between two ticks."""
+
+    scaling: Scaling
+    limits: WorkerLimits
+    policy: Policy
+    #: Devices that its workers may use; a device that is listed twice may have two.
+    slots: Sequence[str]
+    decision: Decision
+    #: Declared bytes of a device that a worker needs; None: measured.
+    gpu_memory: int | None = None
+    #: Name of its weights, under which their memory is measured. Default: the model's name.
+    weights: str = ""
+    memory: bounds.PolicyMemory = dataclasses.field(default_factory=bounds.PolicyMemory)
+    crashes: CrashBackoff = dataclasses.field(default_factory=CrashBackoff)
+    #: Workers that died since the desired number was last reached.
+    lost: int = 0
+    #: When the last decision was made.
+    decided_at: float = -math.inf
+    #: Whether any decision was ever valid.
+    has_decided: bool = False
+    starts: StartupTimes = dataclasses.field(default_factory=StartupTimes)
+    #: Workers whose start is among these.
+    recorded_starts: frozenset[str] = frozenset()
+    standby_crashes: CrashBackoff = dataclasses.field(default_factory=CrashBackoff)
+    #: When its workers are to be replaced.
+    update_policy: UpdatePolicy = dataclasses.field(default_factory=UpdatePolicy)
+    #: A manual number of workers, in place of the policy's decision.
+    override: Decision | None = None
+
+    def update_settings(self, fresh: ModelState) -> None:
+        """Take over new settings, and decide again."""
+        if fresh.scaling.policy != self.scaling.policy:
+            self.memory = dataclasses.replace(self.memory, own=None)
+        self.scaling, self.limits, self.policy = fresh.scaling, fresh.limits, fresh.policy
+        self.slots, self.gpu_memory, self.weights = fresh.slots, fresh.gpu_memory, fresh.weights
+        desired = min(max(self.decision.desired, self.limits.min_workers), self.limits.max_workers)
+        if desired != self.decision.desired:
+            self.decision = dataclasses.replace(self.decision, desired=desired)
+        # Crashes may have been caused by the old settings.
+        self.crashes, self.standby_crashes = CrashBackoff(), CrashBackoff()
+        self.decided_at = -math.inf
+
+    @property
+    def next_decision_at(self) -> float:
+        """Return the time of the next decision."""
+        return self.decided_at + self.scaling.interval_s
+
+    @property
+    def kind(self) -> str:
+        """Return the kind of its devices: `cuda`, `cpu` or `sim`."""
+        return next(iter(self.slots), "cpu").partition(":")[0]
+
+    def observe(self, observation: Observation, now: float) -> Observation:
+        """Update crash records and start-up times. Return the observation with the lost workers and the next start."""
+        if self.crashes.count:
+            self.crashes = decay(self.crashes, observation.replicas, now)
+        if self.standby_crashes.count:
+            self.standby_crashes = decay(self.standby_crashes, [as_replica(spare) for spare in observation.spares], now)
+        if self.lost:
+            self.lost = pending_replacements(self.lost, self.decision.desired, observation.replicas)
+        started = {replica.process.id: replica for replica in observation.replicas if replica.started_in_s > 0}
+        for name in sorted(started.keys() - self.recorded_starts):
+            self.starts = self.starts.with_sample(started[name].started_in_s, standby=started[name].from_standby)
+        self.recorded_starts = (self.recorded_starts | started.keys()) & {
+            replica.process.id for replica in observation.replicas
+        }
+        ready_spares = count_ready(observation.spares, self.kind) if observation.spares else 0
+        next_s = expected_s(self.starts, self.scaling, observation.cold_start_s, ready_spares)
+        return dataclasses.replace(observation, owed=self.lost, cold_start_s=next_s)
