@@ -44,12 +44,18 @@ class TaskSupervisor:
 
     def run_to_completion(self, name: str, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         """Run the coroutine to its end. An exception is logged and counted; the task returns normally."""
-        return self._spawn(name, self._contain_failure(name, work))
+        task = self._spawn(name, self._contain_failure(name, work))
+        task.add_done_callback(lambda _: work.close())  # it may be cancelled before it has started
+        return task
+
+    def cancel(self) -> None:
+        """Cancel all tasks without waiting. Idempotent."""
+        for task in self._tasks:
+            task.cancel()
 
     async def stop(self) -> None:
         """Cancel all tasks and wait for their end. Idempotent."""
-        for task in self._tasks:
-            task.cancel()
+        self.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
     def record_failure(self, name: str, error: BaseException, now: float) -> None:

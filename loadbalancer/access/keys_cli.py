@@ -79,7 +79,7 @@ def _parser() -> argparse.ArgumentParser:
     add_config_options(parser)
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
     add = verbs.add_parser("add", help="make an API key and show it", formatter_class=HelpFormatter)
-    add.add_argument("name", help="whose it is: named in logs and errors, shares the queue")
+    add.add_argument("name", help="whose it is: in logs and errors, owns jobs; with an old name, also the old jobs")
     add.add_argument("--scope", action="append", choices=SCOPES, help="may be given often; default: images and jobs")
     add.add_argument("--weight", type=float, default=1.0, help="share of the workers' time beside other keys")
     add.add_argument("--requests-per-minute", type=int, metavar="N", help="most requests that make work, per minute")

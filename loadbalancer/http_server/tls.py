@@ -12,6 +12,7 @@ import socket
 import ssl
 from collections.abc import Callable
 
+from loadbalancer.background_tasks import TaskSupervisor
 from loadbalancer.http_server.connection_table import ConnectionTable
 from loadbalancer.metrics.refusals import RefusalCounter
 
@@ -60,14 +61,14 @@ class TlsListener:
         self._create_protocol = create_protocol
         self._loop = asyncio.get_running_loop()
         listener.setblocking(False)
-        self._tasks = {self._loop.create_task(self._accept())}
+        self._tasks = TaskSupervisor()
+        self._tasks.run_forever("tls_accept", self._accept)
 
     def close(self) -> None:
-        for task in self._tasks:
-            task.cancel()
+        self._tasks.cancel()
 
     async def wait_closed(self) -> None:
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._tasks.stop()
 
     async def _accept(self) -> None:
         while True:
@@ -76,9 +77,7 @@ class TlsListener:
             except OSError:
                 await asyncio.sleep(_RETRY_S)
                 continue
-            task = self._loop.create_task(self._handshake(connection, address[0]))
-            self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
+            self._tasks.run_to_completion("tls_handshake", self._handshake(connection, address[0]))
 
     async def _handshake(self, connection: socket.socket, address: str) -> None:
         handshake = TlsHandshake(connection, address, self._loop.time())

@@ -8,9 +8,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import logging
+import os
 import queue
 import sqlite3
+import stat
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -18,6 +21,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
+from configs.files import describe_os_error, open_for_append
 from configs.paths import private_dir
 from loadbalancer.storage.records import RetentionLimits
 from loadbalancer.storage.repository import SWEEP_ROWS, Repository, migrate
@@ -35,11 +39,13 @@ _LOG_INTERVAL_S = 10.0
 
 
 class StorageUnavailable(Exception):
-    """The disk is full (`full`), read-only or broken."""
+    """The disk is full (`full`), read-only or broken, or the file is no sound database (`damaged`)."""
 
     def __init__(self, error: Exception) -> None:
-        super().__init__(str(error))
-        self.full = getattr(error, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_FULL
+        super().__init__(describe_os_error(error) if isinstance(error, OSError) else str(error))
+        code = getattr(error, "sqlite_errorcode", 0) & 0xFF
+        self.full = code == sqlite3.SQLITE_FULL or getattr(error, "errno", 0) == errno.ENOSPC
+        self.damaged = code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
 
 
 class _WorkItem(NamedTuple):
@@ -66,6 +72,8 @@ class Database:
         #: Error of the last commit; empty after a success.
         self._last_error = ""
         self._last_logged = float("-inf")
+        #: Whether deleted content is overwritten.
+        self._overwrites = True
         self._loop = asyncio.get_running_loop()
         self._thread.start()
 
@@ -121,6 +129,8 @@ class Database:
             return [_Outcome(item.future, None, self._on_error(error)) for item in items]
         if items:
             self._last_error = ""
+            if not self._overwrites:
+                self._set_secure_delete(True)
         return outcomes
 
     def _transact(self, items: Sequence[_WorkItem]) -> list[_Outcome]:
@@ -140,7 +150,8 @@ class Database:
 
     def _connect(self) -> sqlite3.Connection:
         if self._connection is None:
-            private_dir(self._file.parent)
+            folder = private_dir(self._file.parent.resolve())  # may be a link of this user to a larger disk
+            _make_private(folder / self._file.name)
             db = sqlite3.connect(self._file, timeout=_BUSY_S, isolation_level=None)
             try:
                 self._prepare(db)
@@ -152,7 +163,8 @@ class Database:
 
     def _prepare(self, db: sqlite3.Connection) -> None:
         db.execute("PRAGMA auto_vacuum = INCREMENTAL")  # counts for a new file, before its first table
-        for pragma in ("journal_mode = WAL", "synchronous = FULL", "foreign_keys = ON"):
+        # With secure_delete, prompts and images that are deleted are not left behind in free pages.
+        for pragma in ("journal_mode = WAL", "synchronous = FULL", "foreign_keys = ON", "secure_delete = ON"):
             db.execute(f"PRAGMA {pragma}")
         if self._max_file_bytes is not None:
             (page_bytes,) = db.execute("PRAGMA page_size").fetchone()
@@ -163,17 +175,39 @@ class Database:
         unavailable, now = StorageUnavailable(error), time.monotonic()
         if now - self._last_logged >= _LOG_INTERVAL_S:
             self._last_logged = now
-            log.error("durable jobs: %s cannot be written: %s", self._file, unavailable)
+            log.error("durable jobs: %s cannot be used: %s", self._file, unavailable)
+            if unavailable.damaged:
+                log.error(
+                    "%s is damaged: move it, and the files -wal and -shm beside it, out of their folder. The server "
+                    "then begins a new one by itself. `sqlite3 %s .recover` may restore jobs from the old one",
+                    self._file,
+                    self._file.name,
+                )
         self._last_error = str(unavailable)
-        if not unavailable.full:  # the file may have been replaced, or its disk mounted again
+        if unavailable.full:  # overwriting what is deleted takes room too
+            self._set_secure_delete(False)
+        else:  # the file may have been replaced, or its disk mounted again
             self._disconnect()
         return unavailable
+
+    def _set_secure_delete(self, is_on: bool) -> None:
+        self._overwrites = is_on
+        if self._connection is not None:
+            with contextlib.suppress(sqlite3.Error):
+                self._connection.execute(f"PRAGMA secure_delete = {'ON' if is_on else 'OFF'}").fetchall()
 
     def _disconnect(self) -> None:
         if self._connection is not None:
             with contextlib.suppress(sqlite3.Error):
                 self._connection.close()
             self._connection = None
+
+
+def _make_private(file: Path) -> None:
+    """Create the file, or tighten its mode, before SQLite derives those of its other files from it."""
+    with open_for_append(file) as opened:
+        if stat.S_IMODE(os.fstat(opened.fileno()).st_mode) != 0o600:
+            os.fchmod(opened.fileno(), 0o600)
 
 
 async def sweep_forever(database: Database, keep_s: float, job_bytes: int, response_bytes: int) -> None:

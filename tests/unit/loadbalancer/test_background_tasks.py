@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 import logging
 
 import pytest
@@ -67,6 +68,20 @@ async def test_stop_ends_loops_and_pauses() -> None:
     assert all(task.done() for task in tasks)
     assert len(supervisor) == 0
     await supervisor.stop()
+
+
+@pytest.mark.filterwarnings("error")
+async def test_work_that_is_cancelled_before_its_start_is_closed() -> None:
+    supervisor = TaskSupervisor()
+
+    async def work() -> None:
+        raise AssertionError("it has not started")
+
+    coroutine = work()
+    supervisor.run_to_completion("a", coroutine)
+    await supervisor.stop()
+    assert inspect.getcoroutinestate(coroutine) == inspect.CORO_CLOSED
+    assert supervisor.failures == {}
 
 
 @pytest.mark.parametrize(

@@ -11,8 +11,16 @@ from pathlib import Path
 
 import pytest
 
+from loadbalancer.api.storage_errors import storage_error
 from loadbalancer.storage.database import Database, StorageUnavailable, sweep_forever
-from loadbalancer.storage.records import IdempotencyKey, IdempotencyKeyReused, JobSpec, JobState, StoredResponse
+from loadbalancer.storage.records import (
+    IdempotencyKey,
+    IdempotencyKeyReused,
+    JobSpec,
+    JobState,
+    RetentionLimits,
+    StoredResponse,
+)
 from loadbalancer.storage.repository import MIGRATIONS, Repository
 from tests.support.in_process_service import inputs
 
@@ -113,15 +121,38 @@ async def test_a_file_that_cannot_be_opened_is_tried_again_each_time(tmp_path: P
         assert await add(database, "late") == "late"
 
 
-async def test_a_broken_file_is_refused_and_a_mended_one_is_taken(tmp_path: Path) -> None:
+async def test_a_broken_file_is_refused_and_a_mended_one_is_taken(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     file = tmp_path / "jobs" / "j"
     file.parent.mkdir()
     file.write_bytes(b"no database" * 1000)
     async with journal_at(file) as database:
-        with pytest.raises(StorageUnavailable):
+        with pytest.raises(StorageUnavailable) as refused:
             await add(database, "early")
+        assert refused.value.damaged
+        assert f"{file} is damaged: move it" in caplog.text
+        answer = storage_error(refused.value)
+        assert (answer.status, answer.code) == (503, "storage_damaged")
+        assert str(file) not in answer.message, "paths are for the operator"
         shutil.rmtree(file.parent)
         assert await add(database, "late") == "late"
+
+
+async def test_the_files_are_private_and_deleted_prompts_are_gone(tmp_path: Path) -> None:
+    file = tmp_path / "jobs" / "j"
+    file.parent.mkdir(mode=0o755)
+    file.touch(0o644)
+    async with journal_at(file) as database:
+        spec = JobSpec("/predict", "m", [inputs(prompt="a private prompt")], 0, 1e12, "a", 1.0)
+        await database.do(lambda repository: repository.add("one", spec, [], None, 1.0))
+        modes = {each.name: each.stat().st_mode & 0o777 for each in (file.parent, *file.parent.iterdir())}
+        assert modes == {"jobs": 0o700, "j": 0o600, "j-wal": 0o600, "j-shm": 0o600}
+        await database.do(lambda repository: repository.finish("one", JobState.CANCELLED, None, 2.0))
+        while await database.do(lambda repository: repository.sweep(RetentionLimits(1e11, 0, 0))):
+            pass
+        assert await jobs(database) == []
+    assert b"a private prompt" not in file.read_bytes()
 
 
 async def test_a_file_of_a_newer_program_is_left_alone(tmp_path: Path) -> None:
