@@ -204,9 +204,9 @@ async def _check_jobs(clients: ChaosClients, result: ChaosResult) -> None:
 def _tracebacks(folder: Path) -> list[str]:
     """Return a line for each log with tracebacks: their number and the line of the first."""
     found = []
-    for log in sorted([*folder.glob("*.log"), *log_dir(folder).glob("*.log")]):
+    for log in sorted([*folder.glob("*.log"), *log_dir(folder).glob("*.log*")]):
         lines = log.read_text(errors="replace").splitlines()
-        starts = [number for number, line in enumerate(lines, 1) if line.startswith("Traceback")]
+        starts = [number for number, line in enumerate(lines, 1) if line.lstrip().startswith("Traceback")]
         if starts:
             found.append(f"{len(starts)} tracebacks in {log.name}, the first in line {starts[0]}")
     return found
