@@ -170,6 +170,8 @@ class RequestTracker:
 
     def reject_unservable(self) -> None:
         """End the queued requests of models whose workers cannot start. Jobs wait until they can."""
+        if not self._control.start_failures:
+            return
         for request in list(self._requests):
             if isinstance(request, InFlightRequest) and (reason := self.start_failure(request.job.model)):
                 request.end(model_cannot_start(request.job.model, reason))

@@ -34,6 +34,7 @@ from wire.scaling import (
     CommandResult,
     ControllerReport,
     DecisionRecord,
+    ModelRecord,
     Pause,
     Resume,
     Scale,
@@ -60,6 +61,17 @@ def test_a_report_grows_old() -> None:
     assert control.report(100.0 + ABSENT_AFTER_S - 0.1) == said()
     assert control.report(100.0 + ABSENT_AFTER_S) is None
     assert control.models(100.0 + ABSENT_AFTER_S) == {}
+
+
+def test_a_model_cannot_start_only_while_a_controller_says_so() -> None:
+    control = ControlPlane()
+    assert control.cannot_start("a", 0.0) == ""
+    broken = ModelRecord("a", 1, 1, 1, 0, 0, 0, 0, "static", "", {}, cannot_start="cut short")
+    control.on_report(msgspec.structs.replace(said(), models=(broken,)), 100.0)
+    assert (control.cannot_start("a", 101.0), control.cannot_start("b", 101.0)) == ("cut short", "")
+    assert control.cannot_start("a", 100.0 + ABSENT_AFTER_S) == ""
+    control.on_report(said(), 102.0)
+    assert control.cannot_start("a", 102.0) == ""
 
 
 def test_decisions_are_kept_once_in_order_and_paged() -> None:
