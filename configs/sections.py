@@ -121,6 +121,11 @@ class Server(Section):
     """Name of a CSV file in `data_dir` that records a line per requested image, for the simulator. Default: none."""
     record_bytes: int = Field(default=64 << 20, ge=1 << 12)
     """Maximum size of that file together with the previous one (`NAME.csv.1`)."""
+    public_url: Annotated[str, Field(pattern=r"^https?://[^/\s?#]+(/[^\s?#]*)?$")] | None = None
+    """URL at which clients reach the server, for the URLs of images. Default: scheme and Host of the request."""
+    max_reads_per_key: int = Field(default=256, ge=1)
+    """Maximum number of GET and DELETE requests of one API key at once, event streams of jobs included; beyond it
+    429."""
     shutdown_s: PositiveSeconds = Field(default=4.0, le=8.0)
     """Time that running requests have to finish after a signal to stop."""
     tls_cert: LocalPath | None = None
@@ -200,7 +205,7 @@ class Jobs(Section):
     max_response_bytes: int = Field(default=256 << 20, ge=1 << 16)
     """Maximum bytes of answers stored by `Idempotency-Key`. Beyond it the oldest of the keys that hold the most are
     deleted."""
-    max_file_bytes: int | None = Field(default=None, ge=1 << 16)
+    max_file_bytes: int | None = Field(default=None, ge=1 << 18)
     """Maximum size of the database file; beyond it new jobs get 503, as on a full disk. Default: none."""
     max_unfinished: int = Field(default=10_000, ge=1)
     """Maximum number of unfinished jobs; beyond it 429 with Retry-After. Keys below their fair share are still
@@ -222,6 +227,15 @@ class Jobs(Section):
     """Maximum number of attempts per webhook."""
     webhook_retry_s: PositiveSeconds = 5.0
     """Delay before the second attempt. It doubles with each further attempt, up to an hour."""
+
+
+class Results(Section):
+    """Images that are answered as URLs (`response_format: url`)."""
+
+    ttl_s: PositiveSeconds = 3600.0
+    """Time that a URL works."""
+    max_bytes: int = Field(default=1 << 30, ge=1 << 16)
+    """Maximum bytes of images behind URLs. Beyond it the oldest of the keys that hold the most are deleted."""
 
 
 class Logging(Section):

@@ -23,6 +23,7 @@ from configs.sections import (
     Logging,
     PositiveSeconds,
     Queue,
+    Results,
     Seconds,
     Section,
     Server,
@@ -247,6 +248,7 @@ class Settings(Section):
     access: Access = Access()
     queue: Queue = Queue()
     jobs: Jobs = Jobs()
+    results: Results = Results()
     devices: Devices = Devices()
     workers: Workers = Workers()
     models: Annotated[dict[ModelName, Model], BeforeValidator(_empty_models)] = Field(min_length=1)

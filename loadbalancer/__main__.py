@@ -51,6 +51,7 @@ from loadbalancer.scaling.control_plane import ControlPlane
 from loadbalancer.scheduler_service import SchedulerService
 from loadbalancer.services import Services
 from loadbalancer.storage.database import Database
+from loadbalancer.storage.result_store import ResultStore
 from loadbalancer.transport.curve_listener import CannotListen
 
 log = logging.getLogger("loadbalancer")
@@ -155,6 +156,7 @@ async def serve(
         scheduler.snapshot,
         lambda: {
             **scheduler.counters,
+            "background_failures": jobs.failures + webhook_sender.failures.total(),
             **jobs.counters,
             **webhook_sender.counters,
             **decoders.counters,
@@ -181,6 +183,7 @@ async def serve(
         metrics,
         jobs,
         database,
+        ResultStore(database, settings.results.ttl_s),
         authenticator,
         control,
         upstream,

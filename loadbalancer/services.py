@@ -15,6 +15,7 @@ from loadbalancer.proxy.upstream import UpstreamClient
 from loadbalancer.scaling.control_plane import ControlPlane
 from loadbalancer.scheduler_service import SchedulerService
 from loadbalancer.storage.database import Database
+from loadbalancer.storage.result_store import ResultStore
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,7 @@ class Services:
     metrics: Metrics
     jobs: JobManager
     database: Database
+    results: ResultStore
     authenticator: Authenticator
     control: ControlPlane
     upstream: UpstreamClient

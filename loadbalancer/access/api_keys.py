@@ -35,6 +35,7 @@ _NEEDS: tuple[tuple[str, RequiredScope], ...] = (
     ("/metrics", "admin"),
     ("/v1/jobs", "jobs"),
     ("/v1/images", "images"),
+    ("/v1/results", "nothing"),  # the URL of an image cannot be guessed
     ("/predict", "images"),
 )
 

@@ -56,7 +56,9 @@ class TokenBucket:
 class RateLimiter:
     """The requests of every key that has limits."""
 
-    def __init__(self) -> None:
+    def __init__(self, kind: str = "requests") -> None:
+        """`kind` is what is limited, for error messages."""
+        self._kind = kind
         self._buckets: dict[str, TokenBucket] = {}
         self._running: dict[str, int] = {}
 
@@ -71,15 +73,15 @@ class RateLimiter:
         running = self._running.get(owner, 0)
         if at_once is not None and running >= at_once:
             raise RateLimited(
-                f"Rate limit reached for the API key '{owner}': {running} requests are under way, which is all that it "
-                "may have at once. Please try again later.",
+                f"Rate limit reached for the API key '{owner}': {running} {self._kind} are under way, which is all "
+                "that it may have at once. Please try again later.",
                 retry_after_s=1.0,
                 headers=self.headers(owner, now),
             )
         wait_s = self._take(owner, per_minute, now)
         if wait_s > 0.0:
             raise RateLimited(
-                f"Rate limit reached for the API key '{owner}' on requests per minute: {per_minute}. "
+                f"Rate limit reached for the API key '{owner}' on {self._kind} per minute: {per_minute}. "
                 f"Please try again in {duration(wait_s)}.",
                 retry_after_s=wait_s,
                 headers=self.headers(owner, now),

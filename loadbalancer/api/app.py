@@ -17,7 +17,7 @@ from loadbalancer.api.middleware import ApiMiddleware
 from loadbalancer.api.openapi import DESCRIPTION, complete_document
 from loadbalancer.api.path_hints import unknown_path
 from loadbalancer.api.request_builder import RequestBuilder
-from loadbalancer.api.routes import health, images, jobs, models, scaling
+from loadbalancer.api.routes import health, images, jobs, models, results, scaling
 from loadbalancer.schema.errors import ApiError, InternalError, InvalidRequest, MethodNotAllowed, NotFound
 from loadbalancer.services import Services
 
@@ -38,7 +38,7 @@ def create_app(services: Services) -> ASGIApp:
     builder = RequestBuilder(services)
     app.include_router(images.router(services, builder))
     app.include_router(jobs.router(services, builder))
-    for module in (models, health, scaling):
+    for module in (models, health, results, scaling):
         app.include_router(module.router(services))
     add_error_handlers(app)
     complete_document(app, services.authenticator)
@@ -47,7 +47,10 @@ def create_app(services: Services) -> ASGIApp:
     access, metrics = services.settings.access, services.metrics
     bodies = BodyBudget(services.settings.server.max_body_bytes_in_memory, metrics.refusals)
     machine = machine_names(services.settings.server.host)
-    return ApiMiddleware(app, idempotency, access, services.authenticator, services.ring, metrics, bodies, machine)
+    max_reads = services.settings.server.max_reads_per_key
+    return ApiMiddleware(
+        app, idempotency, access, services.authenticator, services.ring, metrics, bodies, machine, max_reads
+    )
 
 
 def add_error_handlers(app: FastAPI) -> None:

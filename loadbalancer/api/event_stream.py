@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 
 import msgspec
 from fastapi.responses import StreamingResponse
@@ -15,7 +15,7 @@ from starlette.types import Receive, Scope, Send
 from loadbalancer.api.storage_errors import storage_error
 from loadbalancer.generation.in_flight import ResultStream
 from loadbalancer.scheduling.task import TaskCompleted, TaskProgress
-from loadbalancer.schema.errors import Conflict, InternalError
+from loadbalancer.schema.errors import ApiError, Conflict, InternalError
 from loadbalancer.schema.responses import Timings
 from loadbalancer.schema.stream_events import (
     KEEP_ALIVE,
@@ -29,16 +29,19 @@ from loadbalancer.storage.database import StorageUnavailable
 
 log = logging.getLogger(__name__)
 
+AddResult = Callable[[TaskCompleted], Awaitable[str]]
+
 
 class EventStream(StreamingResponse):
     """Always closes its source at the end. When the client disconnects, this cancels the tasks."""
 
     media_type = "text/event-stream"
 
-    def __init__(self, source: ResultStream, *, edit: bool = False) -> None:
+    def __init__(self, source: ResultStream, *, edit: bool = False, add_result: AddResult | None = None) -> None:
+        """`add_result` stores a finished image and returns its URL, which is sent in place of the image."""
         # Some reverse proxies buffer responses without the second header.
         headers = {"cache-control": "no-cache", "x-accel-buffering": "no"}
-        super().__init__(_catch_errors(_EventWriter(source, edit)), headers=headers)
+        super().__init__(_catch_errors(_EventWriter(source, edit, add_result)), headers=headers)
         self._source = source
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -53,6 +56,8 @@ async def _catch_errors(writer: _EventWriter) -> AsyncIterator[bytes]:
     try:
         async for chunk in writer.stream():
             yield chunk
+    except ApiError as error:
+        yield encode_error(error)
     except StorageUnavailable as error:
         yield encode_error(storage_error(error))
     except Exception:
@@ -63,7 +68,8 @@ async def _catch_errors(writer: _EventWriter) -> AsyncIterator[bytes]:
 class _EventWriter:
     """Writes the progress and results of a source as events."""
 
-    def __init__(self, source: ResultStream, edit: bool) -> None:
+    def __init__(self, source: ResultStream, edit: bool, add_result: AddResult | None) -> None:
+        self._add_result = add_result
         self._source = source
         self._edit = edit
         self._throttle = ProgressThrottle()
@@ -112,6 +118,9 @@ class _EventWriter:
                     return
                 update = loaded
             event = self._image_event(update)
+            if isinstance(event, CompletedImage) and isinstance(update, TaskCompleted) and self._add_result is not None:
+                url = await self._add_result(update)
+                event = msgspec.structs.replace(event, b64_json=msgspec.UNSET, url=url)
             if event is not None:
                 yield encode(event, edit=self._edit)
 

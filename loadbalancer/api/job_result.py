@@ -19,9 +19,18 @@ _EMPTY_DATA = b'"data":[]'
 class JobResult(StreamingResponse):
     """Reads each image when it is sent. If an image is deleted meanwhile, the connection closes early."""
 
-    def __init__(self, record: JobRecord, load: Callable[[int], Awaitable[StoredImage]], first: StoredImage) -> None:
-        """`first` is the first image: it shows before the status is sent that the result exists."""
-        chunks = _predict(first) if record.order.path == "/predict" else _images(record, load, first)
+    def __init__(
+        self,
+        record: JobRecord,
+        load: Callable[[int], Awaitable[StoredImage]],
+        first: StoredImage,
+        link: Callable[[int], Awaitable[str]] | None,
+    ) -> None:
+        """`first` is the first image: it shows before the status is sent that the result exists.
+
+        `link` returns the URL of an image, if URLs are answered.
+        """
+        chunks = _predict(first) if record.order.path == "/predict" else _images(record, load, first, link)
         super().__init__(chunks, media_type="application/json")
 
 
@@ -30,7 +39,10 @@ async def _predict(image: StoredImage) -> AsyncIterator[bytes]:
 
 
 async def _images(
-    record: JobRecord, load: Callable[[int], Awaitable[StoredImage]], image: StoredImage
+    record: JobRecord,
+    load: Callable[[int], Awaitable[StoredImage]],
+    image: StoredImage,
+    link: Callable[[int], Awaitable[str]] | None,
 ) -> AsyncIterator[bytes]:
     spec, inputs = GenerationSpec(record.order.model, record.order.inputs, 0.0, 0), record.order.inputs
     answer = ImagesAnswer(int(record.ended or 0), [], spec.model, spec.size, inputs[0].output_format)
@@ -40,5 +52,6 @@ async def _images(
         if item:
             yield b","
             image = await load(item)
-        yield _encoder.encode(image_data(image, each.seed))
+        url = None if link is None else await link(item)
+        yield _encoder.encode(image_data(image, each.seed, url))
     yield b"]" + after

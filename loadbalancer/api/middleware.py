@@ -16,7 +16,7 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from configs.sections import Access
-from loadbalancer.access.api_keys import Authenticator, KeyRing
+from loadbalancer.access.api_keys import ANONYMOUS, INTERNAL, Authenticator, Caller, KeyRing
 from loadbalancer.access.origin_policy import OriginPolicy
 from loadbalancer.access.rate_limit import RateLimiter
 from loadbalancer.api.body_budget import BodyBudget, BodyReservation, is_small
@@ -37,6 +37,8 @@ _EXPOSED_HEADERS = (
     "x-ratelimit-remaining-requests",
     "x-ratelimit-reset-requests",
 )
+#: A key may send so many GET and DELETE requests per minute for each request that its limit allows.
+_READS_PER_REQUEST = 60
 #: Request ids of clients that are safe in headers and logs.
 _SAFE_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
 
@@ -54,10 +56,11 @@ class ApiMiddleware:
         metrics: Metrics,
         bodies: BodyBudget,
         machine: Iterable[str] = (),
+        max_reads: int = 256,
     ) -> None:
         """`replaying` answers the requests with an idempotency key; `ring` returns the API keys at a monotonic time.
 
-        `machine` are the names of this machine.
+        `machine` are the names of this machine. `max_reads` bounds the GET and DELETE requests of one API key at once.
         """
         self._app = app
         self._replaying = replaying
@@ -67,6 +70,8 @@ class ApiMiddleware:
         self._authenticator = authenticator
         self._ring = ring
         self._limits = RateLimiter()
+        self._reads = RateLimiter("GET and DELETE requests")
+        self._max_reads = max_reads
         self._metrics = metrics
         self._bodies = bodies
         self._posts = 0
@@ -135,7 +140,7 @@ class ApiMiddleware:
         state = scope.setdefault("state", {})
         state["caller"] = caller
         if not is_post:  # nothing reads a body
-            await self._app(scope, receive, send)
+            await self._read(caller, now, scope, receive, send)
             return
         body = None
         if not is_small(headers):
@@ -152,6 +157,22 @@ class ApiMiddleware:
             self._posts -= 1
             if limited:
                 self._limits.leave(caller.owner)
+
+    async def _read(self, caller: Caller, now: float, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass on a request that creates no work. Its limits are generous, and only for API keys."""
+        if caller.owner in (ANONYMOUS, INTERNAL):
+            await self._app(scope, receive, send)
+            return
+        per_minute = None if caller.requests_per_minute is None else caller.requests_per_minute * _READS_PER_REQUEST
+        try:
+            self._reads.enter(caller.owner, per_minute, self._max_reads, now)
+        except ApiError as error:
+            await _reject(error, scope, receive, send)
+            return
+        try:
+            await self._app(scope, receive, send)
+        finally:
+            self._reads.leave(caller.owner)
 
     def _send_with_limits(self, owner: str, now: float, send: Send) -> Send:
         headers = self._limits.headers(owner, now)

@@ -21,13 +21,13 @@ async def stored(work: Awaitable[Result]) -> Result:
 
 def storage_error(error: StorageUnavailable) -> ApiError:
     if error.full:
-        text = "The disk is full, so that jobs cannot be stored. Other requests are still answered."
+        text = "The disk is full, so that jobs and results cannot be stored. Other requests are still answered."
         return Unavailable(text, code="storage_full", retry_after_s=10)
     if error.damaged:
         text = (
-            "The database of jobs is damaged, so that jobs cannot be stored. Other requests are still answered. The "
+            "The database of jobs is damaged, so that nothing can be stored. Other requests are still answered. The "
             "server's log says what its operator can do."
         )
         return Unavailable(text, code="storage_damaged", retry_after_s=60)
-    text = "Jobs cannot be stored at the moment. Other requests are still answered."
+    text = "Jobs and results cannot be stored at the moment. Other requests are still answered."
     return Unavailable(text, code="storage_unavailable", retry_after_s=10)

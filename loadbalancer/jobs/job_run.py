@@ -195,7 +195,7 @@ class JobSubscriber(ResultStream):
         super().__init__(
             GenerationSpec(spec.model, spec.inputs, 0.0, spec.priority), [str(item) for item in range(len(spec.inputs))]
         )
-        self.path = spec.path
+        self.spec = spec
         self._progress = progress
         self._load = load
         self._on_close = on_close

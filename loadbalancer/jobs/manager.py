@@ -28,7 +28,16 @@ from loadbalancer.scheduling.owner_quota import OwnerQuota
 from loadbalancer.scheduling.task import QueueFull
 from loadbalancer.schema.errors import Conflict, InternalError, TooBusy, shutting_down
 from loadbalancer.storage.database import Database, StorageUnavailable, Work, sweep_forever
-from loadbalancer.storage.records import Failure, IdempotencyKey, JobPage, JobRecord, JobSpec, JobState, StoredImage
+from loadbalancer.storage.records import (
+    Failure,
+    IdempotencyKey,
+    JobPage,
+    JobRecord,
+    JobSpec,
+    JobState,
+    RetentionLimits,
+    StoredImage,
+)
 from loadbalancer.storage.repository import Repository
 
 log = logging.getLogger(__name__)
@@ -54,6 +63,7 @@ class JobManager:
     ) -> None:
         """`on_end` is called when a job with a webhook ends."""
         self._settings = settings.jobs
+        self._results = settings.results
         self._admission = JobAdmission(
             settings.models, max(int(settings.queue.max_tasks * settings.jobs.queue_share), 1)
         )
@@ -201,6 +211,11 @@ class JobManager:
         run.subscribers.add(subscriber)
         subscriber.add_items(items)
         return subscriber
+
+    @property
+    def failures(self) -> int:
+        """Unexpected failures of background tasks since the start."""
+        return self._supervisor.failures.total()
 
     @property
     def keep_s(self) -> float:
@@ -362,8 +377,14 @@ class JobManager:
                 self._start_run(run)
 
     async def _sweep(self) -> None:
-        settings = self._settings
-        await sweep_forever(self._database, settings.keep_s, settings.max_bytes, settings.max_response_bytes)
+        jobs, results = self._settings, self._results
+
+        def limits(now: float) -> RetentionLimits:
+            return RetentionLimits(
+                now - jobs.keep_s, jobs.max_bytes, jobs.max_response_bytes, now - results.ttl_s, results.max_bytes
+            )
+
+        await sweep_forever(self._database, min(jobs.keep_s, results.ttl_s), limits)
 
     async def _save(self) -> None:
         while True:

@@ -71,8 +71,8 @@ class OpenAIImageRequest(BaseImageRequest):
 
     n: int | None = Field(default=None, ge=1)
     """Number of images; default 1."""
-    response_format: Literal["b64_json"] | None = None
-    """Images are base64 inside the response; URLs are not supported."""
+    response_format: Literal["b64_json", "url"] | None = None
+    """`b64_json` (the default): images are base64 inside the response. `url`: URLs that work for `results.ttl_s`."""
     output_format: ImageFormat | None = None
     """File format of the images; default `png`."""
     output_compression: int | None = Field(default=None, ge=0, le=100)
@@ -83,7 +83,7 @@ class OpenAIImageRequest(BaseImageRequest):
     """With `stream`: number of previews of each image."""
     strength: float | None = Field(default=None, gt=0, le=1)
     """With a source image: how much to change it; 1 ignores it. Default: the model's, or 1 with a mask."""
-    quality: Literal["auto", "standard"] | None = None
+    quality: Literal["auto", "low", "medium", "high", "standard", "hd"] | None = None
     """Accepted for compatibility, without effect; `num_inference_steps` trades time for quality."""
     background: Literal["auto", "opaque"] | None = None
     """Accepted for compatibility: backgrounds are opaque."""

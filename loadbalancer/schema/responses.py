@@ -30,12 +30,13 @@ class Health(msgspec.Struct, frozen=True):
 
 
 class ImageData(msgspec.Struct, frozen=True, omit_defaults=True):
-    """One image of the response."""
+    """One image of the response: its file, or its URL with `response_format: url`."""
 
-    b64_json: Annotated[memoryview, msgspec.Meta(description="The image file in base64.")]
+    b64_json: Annotated[memoryview, msgspec.Meta(description="The image file in base64.")] | msgspec.UnsetType
     seed: Annotated[int, msgspec.Meta(description="Seed that generates this image again.")]
     timings: Timings
     flagged: Flagged = False
+    url: Annotated[str, msgspec.Meta(description="URL of the image file.")] | msgspec.UnsetType = msgspec.UNSET
 
 
 class ImagesAnswer(msgspec.Struct, frozen=True):

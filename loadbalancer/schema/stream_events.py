@@ -71,7 +71,7 @@ class PartialImage(msgspec.Struct, frozen=True, tag_field="type", tag="image_gen
 class CompletedImage(msgspec.Struct, frozen=True, tag_field="type", tag="image_generation.completed"):
     """One finished image. The stream ends after the last."""
 
-    b64_json: memoryview
+    b64_json: memoryview | msgspec.UnsetType
     created_at: int
     output_format: ImageFormat
     size: str
@@ -83,6 +83,7 @@ class CompletedImage(msgspec.Struct, frozen=True, tag_field="type", tag="image_g
     background: Literal["opaque"] = "opaque"
     quality: Literal["auto"] = "auto"
     flagged: Flagged | msgspec.UnsetType = msgspec.UNSET
+    url: str | msgspec.UnsetType = msgspec.UNSET
 
 
 class EditProgress(Progress, frozen=True, tag_field="type", tag="image_edit.progress"):

@@ -210,15 +210,17 @@ def _make_private(file: Path) -> None:
             os.fchmod(opened.fileno(), 0o600)
 
 
-async def sweep_forever(database: Database, keep_s: float, job_bytes: int, response_bytes: int) -> None:
-    """Call `Repository.sweep` periodically, in small steps, so that other work goes on between them."""
+async def sweep_forever(database: Database, every_s: float, limits: Callable[[float], RetentionLimits]) -> None:
+    """Call `Repository.sweep` periodically, in small steps, so that other work goes on between them.
+
+    `limits` returns the limits at a time in Unix seconds.
+    """
     while True:
-        await asyncio.sleep(min(_SWEEP_S, keep_s))
+        await asyncio.sleep(min(_SWEEP_S, every_s))
         removed = SWEEP_ROWS
         with contextlib.suppress(StorageUnavailable):
             while removed >= SWEEP_ROWS:
-                limits = RetentionLimits(time.time() - keep_s, job_bytes, response_bytes)
-                removed = await database.do(partial(Repository.sweep, limits=limits))
+                removed = await database.do(partial(Repository.sweep, limits=limits(time.time())))
 
 
 def _attempt(item: _WorkItem, db: sqlite3.Connection) -> _Outcome:

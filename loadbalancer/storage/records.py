@@ -55,6 +55,7 @@ class JobSpec(msgspec.Struct, frozen=True):
     weight: float
     metadata: dict[str, str] | None = None
     hook: WebhookTarget | None = None
+    response_format: str = "b64_json"
 
 
 #: Placeholder for a stored spec that cannot be read.
@@ -103,6 +104,14 @@ class JobPage(NamedTuple):
     more: bool
 
 
+class StoredResult(NamedTuple):
+    """What is behind the URL of an image: its media type, size in bytes, and the time of its storing."""
+
+    media_type: str
+    size: int
+    made: float
+
+
 class PendingDelivery(NamedTuple):
     """A webhook that is due, with the attempts made so far."""
 
@@ -118,6 +127,8 @@ class RetentionLimits(NamedTuple):
     before: float
     job_bytes: int
     response_bytes: int
+    results_before: float = 0.0
+    result_bytes: int = 2**62
 
 
 class StoredCheckpoint(NamedTuple):

@@ -30,6 +30,7 @@ from loadbalancer.storage.records import (
     StoredCheckpoint,
     StoredImage,
     StoredResponse,
+    StoredResult,
 )
 from wire.errors import ErrorDetail
 
@@ -73,6 +74,14 @@ MIGRATIONS = (
     UPDATE deliveries SET owner = (SELECT owner FROM jobs WHERE id = job);
     CREATE INDEX deliveries_of_host ON deliveries (owner, host, due) WHERE due IS NOT NULL;
     """,
+    """
+    CREATE TABLE results (
+        id TEXT PRIMARY KEY, owner TEXT NOT NULL, media_type TEXT NOT NULL, made REAL NOT NULL, bytes INTEGER NOT NULL,
+        job TEXT REFERENCES jobs (id) ON DELETE CASCADE, item INTEGER, image BLOB);
+    CREATE INDEX results_of_owner ON results (owner, made, bytes);
+    CREATE INDEX results_by_age ON results (made);
+    CREATE INDEX results_of_job ON results (job, item) WHERE job IS NOT NULL;
+    """,
 )
 
 #: Due deliveries, the owners in turn: of each at most some, and of each host of an owner at most a few.
@@ -95,6 +104,10 @@ _Times = tuple[float, float | None, float | None]
 _frames = msgspec.msgpack.Decoder(list[bytes])
 _UNREADABLE = Failure(
     500, ErrorDetail("The stored data of this job cannot be read.", "server_error", None, "job_unreadable")
+)
+#: The image of a result, its own or that of its job.
+_RESULT_IMAGE = (
+    "ifnull(image, (SELECT images.image FROM images WHERE images.job = results.job AND images.item = results.item))"
 )
 #: Estimated size of a row without its blobs.
 _ROW_BYTES = 512
@@ -285,6 +298,8 @@ class Repository:
         """
         removed = self._delete_before("jobs", "ended", "ended IS NOT NULL", limits.before)
         removed += self._delete_before("keys", "made", "job IS NULL", limits.before)
+        removed += self._delete_before("results", "made", "TRUE", limits.results_before)
+        removed += self._shrink("results", "made", "TRUE", "TRUE", limits.result_bytes)
         removed += self._shrink("jobs", "ended", "ended IS NOT NULL", "TRUE", limits.job_bytes)
         removed += self._shrink("keys", "made", "job IS NULL", "job IS NULL", limits.response_bytes)
         self._db.execute(f"PRAGMA incremental_vacuum({_TRIM_PAGES})").fetchall()
@@ -348,6 +363,49 @@ class Repository:
         if row is not None and row[0] != key.digest:
             raise IdempotencyKeyReused
         return None if row is None else row[1:]
+
+    # ---- images behind URLs
+
+    def add_result(self, result: str, owner: str, media_type: str, image: bytes, now: float) -> None:
+        """Store an image under an unguessable id."""
+        self._db.execute(
+            "INSERT INTO results (id, owner, media_type, made, bytes, image) VALUES (?, ?, ?, ?, ?, ?)",
+            (result, owner, media_type, now, len(image) + _ROW_BYTES, image),
+        )
+
+    def link_result(self, result: str, media_type: str, job: str, item: int, now: float, not_before: float) -> str:
+        """Return the id under which the image of a job is found: one that was made since `not_before`, else `result`.
+
+        The image is not copied: the id ends with the job.
+        """
+        row = self._db.execute(
+            "SELECT id FROM results WHERE job = ? AND item = ? AND made >= ? ORDER BY made DESC LIMIT 1",
+            (job, item, not_before),
+        ).fetchone()
+        if row is not None:
+            return str(row[0])
+        self._db.execute(
+            "INSERT INTO results (id, owner, media_type, made, bytes, job, item)"
+            " SELECT ?, owner, ?, ?, ?, id, ? FROM jobs WHERE id = ?",
+            (result, media_type, now, _ROW_BYTES, item, job),
+        )
+        return result
+
+    def result(self, result: str, not_before: float) -> StoredResult | None:
+        """Return what is known of the image; None if it is older or does not exist."""
+        row = self._db.execute(
+            f"SELECT media_type, length({_RESULT_IMAGE}), made FROM results WHERE id = ? AND made >= ?",  # noqa: S608
+            (result, not_before),
+        ).fetchone()
+        return None if row is None or row[1] is None else StoredResult(*row)
+
+    def result_part(self, result: str, offset: int, size: int) -> bytes:
+        """Return some bytes of the image; none if it was deleted."""
+        row = self._db.execute(
+            f"SELECT substr({_RESULT_IMAGE}, ?, ?) FROM results WHERE id = ?",  # noqa: S608
+            (offset + 1, size, result),
+        ).fetchone()
+        return b"" if row is None or row[0] is None else bytes(row[0])
 
     # ---- webhooks
 

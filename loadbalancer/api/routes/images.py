@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from functools import partial
 
 from fastapi import APIRouter, Request, Response
 
@@ -13,6 +14,7 @@ from loadbalancer.api.image_responses import images_answer
 from loadbalancer.api.openapi import content, event_stream, request_body, responses
 from loadbalancer.api.proxying import form_factory, json_factory, try_upstream
 from loadbalancer.api.request_builder import RequestBuilder
+from loadbalancer.api.result_links import ResultLinks, base_url
 from loadbalancer.api.uploads import read_form
 from loadbalancer.generation.in_flight import InFlightRequest
 from loadbalancer.generation.validation import GenerationSpec
@@ -107,9 +109,22 @@ async def _respond(
         return result
     in_flight = services.tracker.accept(result)
     release_body(request)  # source images are decoded, and counted by the queue
+    links = None
+    if parsed.response_format == "url":
+        links = ResultLinks(
+            services.results, base_url(request, services.settings.server), result.inputs[0].output_format
+        )
     if parsed.stream:
-        return EventStream(in_flight, edit=isinstance(parsed, EditRequest))
-    return json_response(images_answer(result, await _wait(in_flight, request), time.time()))
+        add = None if links is None else partial(_add_result, links, result.owner)
+        return EventStream(in_flight, edit=isinstance(parsed, EditRequest), add_result=add)
+    images = await _wait(in_flight, request)
+    urls = None if links is None else await links.add(result.owner, [bytes(image.image) for image in images])
+    return json_response(images_answer(result, images, time.time(), urls))
+
+
+async def _add_result(links: ResultLinks, owner: str, image: TaskCompleted) -> str:
+    (url,) = await links.add(owner, [bytes(image.image)])
+    return url
 
 
 async def _wait(in_flight: InFlightRequest, request: Request) -> list[TaskCompleted]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import Annotated, NoReturn
 
@@ -14,10 +15,12 @@ from loadbalancer.api.idempotency import HEADER, key_of, reused
 from loadbalancer.api.job_result import JobResult
 from loadbalancer.api.openapi import event_stream, request_body, responses, schema_ref
 from loadbalancer.api.request_builder import RequestBuilder
+from loadbalancer.api.result_links import ResultLinks, base_url
 from loadbalancer.api.storage_errors import stored
 from loadbalancer.generation.validation import GenerationSpec
 from loadbalancer.jobs.requests import ParsedJob, parse_job
 from loadbalancer.jobs.views import StoredError, job_list, missing_result_error
+from loadbalancer.scheduling.task import TaskCompleted
 from loadbalancer.schema.errors import Conflict, InvalidRequest, NotFound, shutting_down
 from loadbalancer.schema.parsing import shorten
 from loadbalancer.services import Services
@@ -77,10 +80,7 @@ def router(services: Services, builder: RequestBuilder) -> APIRouter:
     @routes.get("/v1/jobs/{job}/events", summary="Follow a job", responses=responses("JobView", 404, 503, **_EVENTS))
     async def job_events(request: Request, job: str) -> Response:
         """Server-sent events: first the current progress and finished images, then updates until the end."""
-        subscriber = await stored(services.jobs.subscribe(job, request.state.caller.owner))
-        if subscriber is None:
-            _job_not_found(job)
-        return EventStream(subscriber, edit=subscriber.path == _EDITS)
+        return await api.events(request, job)
 
     @routes.delete("/v1/jobs/{job}", summary="Cancel or delete a job", responses=responses("JobView", 404, 503))
     async def delete_job(request: Request, job: str) -> Response:
@@ -135,7 +135,24 @@ class _JobsApi:
             return json_response(missing.body, missing.failure.status)
         if missing is not None:
             raise missing
-        return JobResult(record, partial(self._image, job), await self._image(job, 0))
+        link = self._link(request, job, record.order) if record.order.response_format == "url" else None
+        return JobResult(record, partial(self._image, job), await self._image(job, 0), link)
+
+    async def events(self, request: Request, job: str) -> Response:
+        subscriber = await stored(self._services.jobs.subscribe(job, request.state.caller.owner))
+        if subscriber is None:
+            _job_not_found(job)
+        spec, add_result = subscriber.spec, None
+        if spec.response_format == "url":
+            link = self._link(request, job, spec)
+            add_result = partial(_link_result, link)
+        return EventStream(subscriber, edit=spec.path == _EDITS, add_result=add_result)
+
+    def _link(self, request: Request, job: str, spec: JobSpec) -> Callable[[int], Awaitable[str]]:
+        """Return a function from the index of an image to its URL."""
+        services = self._services
+        base = base_url(request, services.settings.server)
+        return partial(ResultLinks(services.results, base, spec.inputs[0].output_format).link, job)
 
     async def _image(self, job: str, item: int) -> StoredImage:
         image = await stored(self._services.jobs.image(job, item))
@@ -169,7 +186,12 @@ def _job_spec(parsed: ParsedJob, job: GenerationSpec, deadline: float) -> JobSpe
         weight=job.weight,
         metadata=parsed.job.metadata,
         hook=None if webhook is None else WebhookTarget(webhook.url, webhook.secret),
+        response_format=getattr(parsed.request, "response_format", None) or "b64_json",
     )
+
+
+async def _link_result(link: Callable[[int], Awaitable[str]], image: TaskCompleted) -> str:
+    return await link(int(image.task))
 
 
 def _job_not_found(job: str) -> NoReturn:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import concurrent.futures
+import contextlib
 import hashlib
 from collections.abc import Iterator
 from typing import Any
@@ -38,7 +39,8 @@ def shop(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     data_dir = tmp_path_factory.mktemp("tenants")
     ring = {name: {"sha256": hashlib.sha256(name.encode()).hexdigest()} | options for name, options in KEYS.items()}
     (data_dir / "keys.yaml").write_text(yaml.safe_dump({"keys": ring}))
-    with running(data_dir, MODELS, {"quick": 1}, jobs=JOBS) as server:
+    limits = {"max_reads_per_key": 3}
+    with running(data_dir, MODELS, {"quick": 1}, jobs=JOBS, server=limits) as server:
         yield server
         assert server.balancer.poll() is None, server.logs()
         assert "Traceback" not in server.log("loadbalancer"), server.log("loadbalancer")
@@ -105,3 +107,29 @@ def test_stored_answers_do_not_displace_jobs_of_others(shop: Server) -> None:
 
     wait_until(first_is_gone, "the sweep")
     assert call(shop, "bob", "GET", path).status_code == 200
+
+
+def test_event_streams_of_one_key_are_bounded(shop: Server) -> None:
+    job = post_job(shop, "bob").json()["id"]
+    with contextlib.ExitStack() as stack:
+        for _ in range(3):
+            stream = stack.enter_context(
+                httpx.stream("GET", f"{shop.base_url}/v1/jobs/{job}/events", headers={"authorization": "Bearer bob"})
+            )
+            assert stream.status_code == 200
+        full = call(shop, "bob", "GET", f"/v1/jobs/{job}")
+        assert full.status_code == 429
+        assert "'bob': 3 GET and DELETE requests are under way" in full.json()["error"]["message"]
+        assert call(shop, "alice", "GET", "/v1/jobs").status_code == 200
+    wait_until(lambda: call(shop, "bob", "GET", "/v1/jobs").status_code == 200, "the streams to end")
+    discard_all(shop, "bob")
+
+
+@pytest.mark.parametrize("path", ["", "/result", "/events"])
+def test_jobs_of_others_look_as_unknown_ones(shop: Server, path: str) -> None:
+    job = post_job(shop, "bob").json()["id"]
+    answers = [call(shop, "alice", "GET", f"/v1/jobs/{each}{path}") for each in (job, "job_unknown")]
+    messages = [answer.json()["error"]["message"] for answer in answers]
+    assert [answer.status_code for answer in answers] == [404, 404]
+    assert messages[0].replace(job, "job_unknown") == messages[1]
+    discard_all(shop, "bob")

@@ -182,7 +182,7 @@ def test_loras_of_a_form_are_json() -> None:
         ("stream", "yes", "Invalid type for 'stream': 'yes'. Expected a boolean."),
         ("loras", "ink", "Invalid type for 'loras': 'ink'. Expected a list."),
         ("loras", "[" * 100_000, "Expected a list."),
-        ("quality", "hd", "Invalid value for 'quality': 'hd'. Supported: 'auto' or 'standard'."),
+        ("quality", "8k", "Supported: 'auto', 'low', 'medium', 'high', 'standard' or 'hd'."),
         ("input_fidelity", "low ", "Supported: 'high' or 'low'."),
         ("strenght", "1", "Unknown parameter: 'strenght'. Did you mean 'strength'?"),
         ("style", "vivid", "Unknown parameter: 'style'."),

@@ -92,7 +92,7 @@ async def test_whoever_stops_waiting_harms_nobody(tmp_path: Path) -> None:
 
 
 async def test_a_full_file_refuses_what_adds_and_takes_it_again_when_there_is_room(tmp_path: Path) -> None:
-    async with journal_at(tmp_path / "j", max_file_bytes=1 << 18) as database:
+    async with journal_at(tmp_path / "j", max_file_bytes=(1 << 18) + (1 << 15)) as database:
         await add(database, "small")
         await add(database, "large", 150_000)
         outcomes = await asyncio.gather(
@@ -178,7 +178,9 @@ async def test_sweeping_makes_room_by_itself(tmp_path: Path) -> None:
         await add(database, "old")
         await database.do(lambda repository: repository.finish("old", JobState.DONE, None, 2.0))
         await add(database, "unfinished")
-        sweeping = asyncio.create_task(sweep_forever(database, 0.01, 1 << 30, 1 << 30))
+        sweeping = asyncio.create_task(
+            sweep_forever(database, 0.01, lambda now: RetentionLimits(now - 0.01, 1 << 30, 1 << 30))
+        )
         async with asyncio.timeout(30):
             while await database.do(lambda repository: repository.get("old")) is not None:
                 await asyncio.sleep(0.01)

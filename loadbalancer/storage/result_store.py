@@ -1,0 +1,52 @@
+"""Images behind URLs. Whoever knows the id of an image may read it, so that ids cannot be guessed."""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import Sequence
+
+from loadbalancer.storage.database import Database
+from loadbalancer.storage.records import StoredResult
+from loadbalancer.storage.repository import Repository
+
+_ID_BYTES = 24
+
+
+class ResultStore:
+    """Images in the database, for `ttl_s` seconds each. Methods raise `StorageUnavailable`."""
+
+    def __init__(self, database: Database, ttl_s: float) -> None:
+        self._database = database
+        self._ttl_s = ttl_s
+
+    async def add(self, owner: str, media_type: str, images: Sequence[bytes]) -> list[str]:
+        """Store the images and return their ids."""
+        ids, now = [secrets.token_urlsafe(_ID_BYTES) for _ in images], time.time()
+
+        def work(repository: Repository) -> None:
+            for result, image in zip(ids, images, strict=True):
+                repository.add_result(result, owner, media_type, image, now)
+
+        await self._database.do(work)
+        return ids
+
+    async def link(self, job: str, item: int, media_type: str) -> str:
+        """Return an id for the finished image of a job. It works for at least half of `ttl_s`."""
+        result, now = secrets.token_urlsafe(_ID_BYTES), time.time()
+        not_before = now - self._ttl_s / 2
+        return await self._database.do(
+            lambda repository: repository.link_result(result, media_type, job, item, now, not_before)
+        )
+
+    async def find(self, result: str) -> StoredResult | None:
+        """Return what is known of the image; None if the id is unknown or too old."""
+        not_before = time.time() - self._ttl_s
+        return await self._database.do(lambda repository: repository.result(result, not_before))
+
+    async def part(self, result: str, offset: int, size: int) -> bytes:
+        """Return some bytes of the image; none if it was deleted."""
+        return await self._database.do(lambda repository: repository.result_part(result, offset, size))
+
+    def remaining_s(self, result: StoredResult) -> float:
+        return max(result.made + self._ttl_s - time.time(), 0.0)
