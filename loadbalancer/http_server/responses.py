@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import uuid
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -121,6 +122,7 @@ class OrderedResponses(BoundedRequestParser):
     def _write_error(self, error: ApiError) -> None:
         body = _encode(error.body)
         headers = {"content-type": "application/json", "content-length": str(len(body)), **error.headers}
+        headers["x-request-id"] = uuid.uuid4().hex
         lines = [f"{name}: {value}\r\n".encode() for name, value in headers.items()]
         lines += [name + b": " + value + b"\r\n" for name, value in self.server_state.default_headers]
         self._socket.write(b"".join((STATUS_LINE[error.status], *lines, b"\r\n", body)))
@@ -143,4 +145,6 @@ class OrderedResponses(BoundedRequestParser):
             on_response=self.on_response_complete,
         )
         self.cycle = cycle
-        self.pipeline.appendleft((cycle, error_response(error)))  # type: ignore[arg-type]
+        response = error_response(error)
+        response.headers["x-request-id"] = uuid.uuid4().hex
+        self.pipeline.appendleft((cycle, response))  # type: ignore[arg-type]

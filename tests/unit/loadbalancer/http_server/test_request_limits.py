@@ -88,6 +88,7 @@ def test_refusals_have_the_shape_of_openai(service: HttpService) -> None:
     before = service.refused("headers_too_large")
     head, _, body = service.exchange(get(LAST + b"a: b\r\n" * 200)).partition(b"\r\n\r\n")
     assert b"connection: close" in head
+    assert re.search(rb"\r\nx-request-id: \w+", head)
     assert b"content-type: application/json" in head
     error = json.loads(body)["error"]
     assert (error["type"], error["code"]) == ("invalid_request_error", "headers_too_large")
