@@ -112,7 +112,7 @@ _RESULT_IMAGE = (
 #: Estimated size of a row without its blobs.
 _ROW_BYTES = 512
 #: Bytes of specs in a page of jobs, beyond which it ends early: all storage waits while it is read.
-_PAGE_BYTES = 1 << 20
+_PAGE_BYTES = 1 << 18
 #: Limit of rows that one step of a sweep deletes.
 SWEEP_ROWS = 200
 #: Limit of pages that one sweep returns to the file system: a long sweep would delay writes.
@@ -169,7 +169,7 @@ class Repository:
     def page(self, owner: str, limit: int, after: str | None, state: JobState | None) -> JobPage:
         """Return at most `limit` jobs of the owner that are older than `after`, newest first.
 
-        A page of large jobs ends earlier, after about a MiB.
+        A page of large jobs ends earlier, after about 256 KiB of requests.
         """
         before = None if after is None else self.get(after, owner)
         seq = 2**62 if before is None else before.seq

@@ -334,7 +334,7 @@ def test_damaged_row_is_unreadable_and_ends(change: str) -> None:
 
 def test_a_page_of_large_jobs_ends_early() -> None:
     repository = memory()
-    large = JobSpec("/predict", "m", [inputs(prompt="p" * 500_000)], 0, 9.0, "a", 1.0)
+    large = JobSpec("/predict", "m", [inputs(prompt="p" * 100_000)], 0, 9.0, "a", 1.0)
     for number in range(5):
         repository.add(f"j{number}", large, [], None, 1.0)
     records, more = repository.page("a", 100, None, None)
