@@ -156,7 +156,6 @@ async def serve(
         scheduler.snapshot,
         lambda: {
             **scheduler.counters,
-            "background_failures": jobs.failures + webhook_sender.failures.total(),
             **jobs.counters,
             **webhook_sender.counters,
             **decoders.counters,
@@ -172,6 +171,7 @@ async def serve(
     database = Database(jobs_file(settings.data_dir), settings.jobs.max_file_bytes)
     webhook_sender = WebhookSender(settings.jobs, database)
     jobs = JobManager(settings, scheduler, metrics, database, on_end=webhook_sender.wake)
+    metrics.task_failures.add(lambda: jobs.task_failures + webhook_sender.task_failures)
     if listener is not None:
         metrics.task_failures.add(lambda: listener.task_failures)
     metrics.in_flight.add(lambda: {**scheduler.in_flight_counts, "requests": len(tracker), "jobs": len(jobs)})
@@ -192,6 +192,7 @@ async def serve(
     )
     config = _config(services)
     server = HttpServer(config)
+    metrics.task_failures.add(lambda: server.task_failures)
     first_signal, second_signal = _signals()
     await jobs.start()  # before the workers connect: they may still run tasks of jobs
     try:

@@ -76,9 +76,15 @@ class HttpServer(uvicorn.Server):
 
     def __init__(self, config: HttpConfig) -> None:
         super().__init__(config)
+        self.servers: list[Any] = []
         limits = config.limits
         shortest = min(limits.header_timeout_s, limits.body_timeout_s, limits.keep_alive_s, limits.send_timeout_s)
         self._check_every = max(round(min(shortest / 5, 1.0) / _TICK_S), 1)
+
+    @property
+    def task_failures(self) -> Counter[str]:
+        """Unexpected failures since the start, by name of the background task."""
+        return sum((each.task_failures for each in self.servers if isinstance(each, TlsListener)), Counter[str]())
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Listen on the sockets. Differs from uvicorn in TLS: its handshakes count as connections."""

@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import socket
 import ssl
+from collections import Counter
 from collections.abc import Callable
 
 from loadbalancer.background_tasks import TaskSupervisor
@@ -63,6 +64,11 @@ class TlsListener:
         listener.setblocking(False)
         self._tasks = TaskSupervisor()
         self._tasks.run_forever("tls_accept", self._accept)
+
+    @property
+    def task_failures(self) -> Counter[str]:
+        """Unexpected failures since the start, by name of the background task."""
+        return self._tasks.failures
 
     def close(self) -> None:
         self._tasks.cancel()

@@ -85,6 +85,11 @@ class JobManager:
     def __repr__(self) -> str:
         return f"<JobManager {len(self)} unfinished, {self._admission!r}>"
 
+    @property
+    def task_failures(self) -> Counter[str]:
+        """Unexpected failures since the start, by name of the background task."""
+        return self._supervisor.failures
+
     def __len__(self) -> int:
         return len(self._runs)
 
@@ -211,11 +216,6 @@ class JobManager:
         run.subscribers.add(subscriber)
         subscriber.add_items(items)
         return subscriber
-
-    @property
-    def failures(self) -> int:
-        """Unexpected failures of background tasks since the start."""
-        return self._supervisor.failures.total()
 
     @property
     def keep_s(self) -> float:

@@ -69,7 +69,7 @@ class WebhookSender:
         self._wake_event.set()
 
     @property
-    def failures(self) -> Counter[str]:
+    def task_failures(self) -> Counter[str]:
         """Unexpected failures since the start, by name of the task."""
         return self._supervisor.failures
 

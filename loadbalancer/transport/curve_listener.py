@@ -53,8 +53,8 @@ class CurveListener:
         return f"<CurveListener of {self._address}, rejected {dict(self.rejected)}>"
 
     @property
-    def task_failures(self) -> Mapping[str, int]:
-        """Failures of background tasks by name."""
+    def task_failures(self) -> Counter[str]:
+        """Unexpected failures since the start, by name of the background task."""
         return self._tasks.failures
 
     def open(self, context: zmq.Context[Any], socket: zmq.Socket[Any]) -> None:

@@ -64,7 +64,7 @@ async def test_damaged_rows_fail_and_the_others_are_resumed(tmp_path: Path, chan
         record = await ended(database, "damaged")
         assert (record.state, record.failure and record.failure.error.code) == (JobState.FAILED, "job_unreadable")
         assert (await stored(database, "sound")).ended is None
-        assert (len(jobs), jobs.failures) == (1, 0)
+        assert (len(jobs), jobs.task_failures.total()) == (1, 0)
 
 
 async def test_a_job_that_cannot_be_queued_fails_alone(tmp_path: Path) -> None:
