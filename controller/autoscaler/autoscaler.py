@@ -44,6 +44,8 @@ class TickResult:
 
     plan: Plan
     decided: Sequence[DecisionEvent]
+    #: The models as they were planned.
+    demands: Sequence[ModelDemand] = ()
 
 
 class Autoscaler:
@@ -99,7 +101,7 @@ class Autoscaler:
         plan = self._plan(demands, now)
         if any(model.scaling.standby or observations[name].spares for name, model in self.models.items()):
             plan = with_standby(plan, [self._standby_target(demand) for demand in demands], now)
-        return TickResult(plan, decided)
+        return TickResult(plan, decided, demands)
 
     def _plan(self, demands: Sequence[ModelDemand], now: float) -> Plan:
         """Plan on the devices as they are now."""

@@ -96,6 +96,9 @@ class LocalLauncher:
         """SIGKILL."""
         self._processes.signal(worker, signal.SIGKILL)
 
+    def rotate_logs(self) -> None:
+        self._processes.rotate_logs()
+
     def poll(self) -> PollResult:
         """Poll every process, including the balancer."""
         return self._processes.poll()

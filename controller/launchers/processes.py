@@ -161,9 +161,12 @@ class Processes:
             with contextlib.suppress(psutil.Error, OSError):
                 self._write(name)
 
-    def poll(self) -> PollResult:
-        """Return the running processes, and those that exited since the last poll. Bounds their logs."""
+    def rotate_logs(self) -> None:
+        """Bound the logs of running children. Cheap if it was just done."""
         self._logs.rotate(self._children, time.monotonic())
+
+    def poll(self) -> PollResult:
+        """Return the running processes, and those that exited since the last poll."""
         exits = []
         for name, child in list(self._children.items()):
             ended, status = self._ended(name)

@@ -36,36 +36,35 @@ class DeviceHealth:
     """Crashes by device."""
 
     def __init__(self) -> None:
-        self._failures: dict[str, DeviceFailure] = {}
+        #: By device. Empty on a healthy machine.
+        self.failures: dict[str, DeviceFailure] = {}
 
     def __repr__(self) -> str:
-        return f"DeviceHealth({ {device: failure.count for device, failure in self._failures.items()} })"
+        return f"DeviceHealth({ {device: failure.count for device, failure in self.failures.items()} })"
 
     def record(self, device: str, model: str, at: float) -> None:
         """Count a crash of the model's worker on the device."""
-        old = self._failures.get(device)
+        old = self.failures.get(device)
         if old is None or at - max(old.last_at, old.until) > _SAME_ROW_S:
             old = DeviceFailure(0, frozenset(), at)
-        self._failures[device] = replace(old, count=old.count + 1, models=old.models | {model}, last_at=at)
+        self.failures[device] = replace(old, count=old.count + 1, models=old.models | {model}, last_at=at)
 
     def update(self, replicas: Iterable[Replica], now: float) -> None:
         """Begin quarantines, and forget the failures of devices that proved healthy. `replicas` are all workers."""
-        if not self._failures:
-            return
         ready = [(r.process.device, r.process.model, r.process.ready_at) for r in replicas if r.stage is Stage.READY]
         for device, _, since in ready:
-            failure = self._failures.get(device)
+            failure = self.failures.get(device)
             if failure and since is not None and failure.last_at < since <= now - _WELL_AFTER_S:
-                del self._failures[device]
+                del self.failures[device]
         serving = {(device, model) for device, model, _ in ready}
-        for device, failure in list(self._failures.items()):
+        for device, failure in list(self.failures.items()):
             if failure.until <= now < failure.last_at + _SAME_ROW_S and failure.count >= _CRASHES:
                 suspects = self._suspects(device, failure)
                 if not any(place != device and model in suspects for place, model in serving):
                     continue
                 quarantine_s = min(_FIRST_QUARANTINE_S * 2.0**failure.quarantines, _MAX_QUARANTINE_S)
                 # One more crash after the rest is enough.
-                self._failures[device] = replace(
+                self.failures[device] = replace(
                     failure, count=_CRASHES - 1, until=now + quarantine_s, quarantines=failure.quarantines + 1
                 )
 
@@ -73,10 +72,10 @@ class DeviceHealth:
         """Return the quarantined devices with the reason."""
         return {
             device: f"{_CRASHES} crashes in a row; tried again in {failure.until - now:.0f} s"
-            for device, failure in self._failures.items()
+            for device, failure in self.failures.items()
             if now < failure.until and self._suspects(device, failure)
         }
 
     def _suspects(self, device: str, failure: DeviceFailure) -> frozenset[str]:
         """Return the models that crashed only on this device."""
-        return failure.models.difference(*(other.models for place, other in self._failures.items() if place != device))
+        return failure.models.difference(*(other.models for place, other in self.failures.items() if place != device))

@@ -103,11 +103,12 @@ class DevicePool:
     def observe(self, replicas: Sequence[Replica], now: float) -> None:
         """Record where the workers are, and begin or end quarantines. `replicas` are all workers."""
         self.occupied = {replica.process.device for replica in replicas}
-        self._health.update(replicas, now)
+        if self._health.failures:
+            self._health.update(replicas, now)
 
     def devices(self, now: float) -> dict[str, Device]:
         """Return the devices as they are now."""
-        quarantined = self._health.quarantined(now)
+        quarantined = self._health.quarantined(now) if self._health.failures else {}
         found = {}
         for name in {**self._devices, **quarantined}:
             device = self._devices.get(name, Device(name))

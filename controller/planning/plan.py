@@ -138,8 +138,9 @@ class _PlanBuilder:
 
     def allocate(self) -> None:
         """Allocate devices to models that miss workers, the most urgent first."""
-        for number in range(len(self._demands)):
-            self._enqueue(number)
+        for number, (demand, claimant) in enumerate(zip(self._demands, self._claimants, strict=True)):
+            if claimant.count < demand.decision.desired:
+                self._enqueue(number)
         while self._waiting:
             number = heapq.heappop(self._waiting)[-1]
             claimant = self._claimants[number]

@@ -7,10 +7,10 @@ not. Like the plan it is recomputed from the whole each time, and remembers noth
 
 from __future__ import annotations
 
+import operator
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from operator import attrgetter
 
 from controller.types import CrashBackoff, Replica, Stage
 
@@ -30,13 +30,14 @@ class UpdatePolicy:
 
 
 _NEVER = UpdatePolicy()
+_STARTED_AT = operator.attrgetter("process.started_at")
 
 
 def outdated(replicas: Sequence[Replica], policy: UpdatePolicy, now: float) -> dict[str, str]:
     """Return the outdated workers with the reason, the oldest first; draining ones excluded."""
     if policy == _NEVER:
         return {}
-    staying = sorted((r for r in replicas if r.stage is not Stage.DRAINING), key=attrgetter("process.started_at"))
+    staying = sorted((r for r in replicas if r.stage is not Stage.DRAINING), key=_STARTED_AT)
     return {replica.process.id: why for replica in staying if (why := _why(replica, policy, now))}
 
 
@@ -54,10 +55,8 @@ def surge(replicas: Sequence[Replica], desired: int, old: Mapping[str, str], cra
 
 def next_to_replace(replicas: Sequence[Replica], desired: int, old: Mapping[str, str]) -> list[Replica]:
     """Return the outdated workers that can be drained because enough others are ready, the oldest first."""
-    if not old:
-        return []
     ready = [replica for replica in replicas if replica.stage is Stage.READY]
-    going = sorted((r for r in ready if r.process.id in old), key=lambda r: r.process.started_at)
+    going = sorted((r for r in ready if r.process.id in old), key=_STARTED_AT)
     return going[: max(len(ready) - desired, 0)]
 
 
@@ -67,9 +66,7 @@ def without_surge(replicas: Sequence[Replica], desired: int, old: Mapping[str, s
     if not old or len(staying) <= desired:
         return replicas
     newcomers = [r for r in staying if r.stage is Stage.STARTING and r.process.id not in old]
-    passing = max(newcomers, key=lambda r: r.process.started_at, default=None) or next(
-        iter(next_to_replace(staying, desired, old)), None
-    )
+    passing = max(newcomers, key=_STARTED_AT, default=None) or next(iter(next_to_replace(staying, desired, old)), None)
     return [replica for replica in replicas if replica is not passing]
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import functools
+from collections.abc import Mapping
 from types import MappingProxyType
 
 from controller.planning.rolling_update import next_to_replace
@@ -32,8 +33,12 @@ def select_to_stop(
     killed = {kill.id for kill in kills}
     alive = [r for r in observation.replicas if r.stage is not Stage.DRAINING and r.process.id not in killed]
     surplus = max(len(alive) - decision.desired - surge, 0)
-    first = next_to_replace(alive, decision.desired, outdated) if outdated else []
-    alive = [*first, *(r for r in _removal_order(alive, observation.cold_start_s, now) if r not in first)]
+    if len(alive) > 1:
+        alive.sort(key=functools.partial(_removal_cost, observation.cold_start_s, now))
+        _keep_last_ready(alive)
+    if outdated:
+        first = next_to_replace(alive, decision.desired, outdated)
+        alive = [*first, *(replica for replica in alive if replica not in first)]
     drains = [Drain(r.process.id, outdated.get(r.process.id, decision.reason)) for r in alive[:surplus]]
     return [*kills, *drains], alive[surplus:]
 
@@ -52,21 +57,17 @@ def _kill(replica: Replica, limits: WorkerLimits, now: float) -> Kill | None:
     return None
 
 
-def _removal_order(replicas: Sequence[Replica], cold_start_s: float, now: float) -> list[Replica]:
-    """In the order in which to let them go: not half loaded, idle, loading, least busy; among equals the newest first.
+def _removal_cost(cold_start_s: float, now: float, replica: Replica) -> tuple[int, int, float]:
+    """Order removals: barely loaded, idle, loading, least busy; among equals the newest first."""
+    started_at = replica.process.started_at
+    if replica.stage is Stage.STARTING:
+        return 0 if now - started_at < cold_start_s / 2 else 2, replica.load, -started_at
+    return 3 if replica.load else 1, replica.load, -started_at
 
-    The last ready one goes after those that load: somebody has to do the work meanwhile.
-    """
 
-    def key(replica: Replica) -> tuple[int, int, float]:
-        cost = 3 if replica.load else 1
-        if replica.stage is Stage.STARTING:
-            cost = 0 if now - replica.process.started_at < cold_start_s / 2 else 2
-        return cost, replica.load, -replica.process.started_at
-
-    order = sorted(replicas, key=key)
+def _keep_last_ready(order: list[Replica]) -> None:
+    """Move the last ready worker behind those that load: it does the work meanwhile."""
     ready = [replica for replica in order if replica.stage is not Stage.STARTING]
     if ready and order[-1].stage is Stage.STARTING:
         order.remove(ready[-1])
         order.append(ready[-1])
-    return order

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
-from configs.scaling import Scaling
+from configs.scaling import Scaling, Scheduled
 from controller.policies import Policy, schedule
 from controller.policies.queueing import workers_for_backlog
 from controller.types import Decision, Observation, Queue, WorkerLimits
@@ -36,7 +36,9 @@ def decide(
     policy: Policy, observation: Observation, scaling: Scaling, limits: WorkerLimits, memory: PolicyMemory, now: float
 ) -> tuple[Decision, PolicyMemory]:
     """The policy's decision within the bounds. Raises what the policy raises."""
-    floor, why = _floor(observation, scaling, limits)
+    floor, why = limits.min_workers, f"min_workers is {limits.min_workers}"
+    if scaling.schedule and (entry := schedule.active_entry(scaling.schedule, observation.unix_s)):
+        floor, why = _scheduled_floor(entry, limits)
     if observation.queue is None:
         return _without_data(observation, limits, floor, why), replace(memory, idle_since=None)
     memory = _track(memory, observation.queue, now)
@@ -62,10 +64,9 @@ def decide(
     return replace(decision, desired=min(max(decision.desired, minimum), limits.max_workers)), memory
 
 
-def _floor(observation: Observation, scaling: Scaling, limits: WorkerLimits) -> tuple[int, str]:
-    """The fewest workers there may be now, and whose word that is."""
-    entry = schedule.active_entry(scaling.schedule, observation.unix_s) if scaling.schedule else None
-    if entry is None or entry.workers <= limits.min_workers:
+def _scheduled_floor(entry: Scheduled, limits: WorkerLimits) -> tuple[int, str]:
+    """Return the minimum that the schedule raises, and the reason for it."""
+    if entry.workers <= limits.min_workers:
         return limits.min_workers, f"min_workers is {limits.min_workers}"
     return min(entry.workers, limits.max_workers), f"schedule {entry.cron!r} says at least {entry.workers}"
 

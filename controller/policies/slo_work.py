@@ -89,14 +89,16 @@ def decide(
     want, inputs = _demand(observation, queue, scaling, limits, memory.counts.burstiness, z, now)
     memory = replace(memory, at_max=want > limits.max_workers)
     want = min(max(want, limits.min_workers), limits.max_workers)
-    desired, why = _stabilize(want, observation, queue, scaling, memory, now)
+    window = scaling.behavior.scale_down.stabilization_window_s
+    down_window_s = observation.cold_start_s if window == "auto" else window
+    desired, why = _stabilize(want, observation, queue, scaling, memory, down_window_s, now)
     desired = min(max(desired, limits.min_workers), limits.max_workers)
     decisions = (*memory.decisions, PastDecision(now, have, want, desired))
-    reach_s = max(
-        _down_window_s(observation, scaling), scaling.behavior.scale_up.stabilization_window_s, scaling.interval_s
-    )
+    reach_s = max(down_window_s, scaling.behavior.scale_up.stabilization_window_s, scaling.interval_s)
     recent = tuple(one for one in decisions if one.at > now - reach_s)
-    return Decision(desired, _explain(inputs, queue, why), inputs=inputs), replace(memory, decisions=recent)
+    reason = f"{inputs['n_rate']:.0f} for the arrivals, {inputs['n_backlog']:.0f} for the {queue.queued} that wait"
+    reason += why and f"; {why}"
+    return Decision(desired, reason, inputs=inputs), replace(memory, decisions=recent)
 
 
 def _initial_memory(observation: Observation, scaling: Scaling, now: float) -> SloWorkMemory:
@@ -145,7 +147,7 @@ def _demand(
     by_rate = workers_for_rate(
         rate, work_s * queue.batch_slowdown, queue.batch_cap or 1, patience_s, allowed, limits.max_workers
     )
-    by_backlog = workers_for_backlog(observation, scaling, now)
+    by_backlog = workers_for_backlog(observation, scaling, now) if queue.queued else 0
     inputs = {
         "arrival_rate": rate,
         "mean_work_s": work_s,
@@ -158,13 +160,14 @@ def _demand(
     return max(by_rate, by_backlog), inputs
 
 
-def _down_window_s(observation: Observation, scaling: Scaling) -> float:
-    window = scaling.behavior.scale_down.stabilization_window_s
-    return observation.cold_start_s if window == "auto" else window
-
-
 def _stabilize(
-    want: int, observation: Observation, queue: Queue, scaling: Scaling, memory: SloWorkMemory, now: float
+    want: int,
+    observation: Observation,
+    queue: Queue,
+    scaling: Scaling,
+    memory: SloWorkMemory,
+    down_window_s: float,
+    now: float,
 ) -> tuple[int, str]:
     """What becomes of the wish, given what was wished lately, and why not all of it."""
     have, up, down = observation.provisioned, scaling.behavior.scale_up, scaling.behavior.scale_down
@@ -178,13 +181,8 @@ def _stabilize(
             agreed = min(agreed, min(started) + up.max_step)
         agreed = max(agreed, have)
         return agreed, "" if agreed == want else f"{want} wanted, which behavior.scale_up holds back"
-    agreed = max([want, *(one.want for one in memory.decisions if one.at > now - _down_window_s(observation, scaling))])
+    agreed = max([want, *(one.want for one in memory.decisions if one.at > now - down_window_s)])
     if down.max_step is not None:
         agreed = max(agreed, max(started) - down.max_step)
     agreed = min(agreed, have)
     return agreed, "" if agreed == want else f"{want} wanted, which behavior.scale_down holds back"
-
-
-def _explain(inputs: Mapping[str, float], queue: Queue, why: str) -> str:
-    text = f"{inputs['n_rate']:.0f} for the arrivals, {inputs['n_backlog']:.0f} for the {queue.queued} that wait"
-    return f"{text}; {why}" if why else text

@@ -37,7 +37,7 @@ class BalancerSupervisor:
     def ensure_running(self, child: WorkerProcess | None, now: float) -> None:
         """Start the balancer if there is none; kill an adopted one that was drained and does not stop."""
         if child is not None:
-            self._mark_adopted()
+            self.has_served |= not self._started  # it was adopted
             if child.drained_at is not None and now - child.drained_at > self._shutdown_s + DRAIN_GRACE_S:
                 self._launcher.kill(BALANCER)
         elif now >= self._crashes.retry_at:
@@ -50,7 +50,7 @@ class BalancerSupervisor:
 
     def on_exit(self, ended: Exit) -> None:
         """Handle an exit of the balancer. Raises `BalancerStartupError`."""
-        self._mark_adopted()
+        self.has_served |= not self._started
         if ended.process.drained_at is not None:
             log.info("the drained balancer has exited (%s); starting it again", describe_exit(ended))
             return
@@ -60,10 +60,6 @@ class BalancerSupervisor:
         serving = dataclasses.replace(ended.process, ready_at=ended.process.started_at)
         self._crashes, _ = after_exit(self._crashes, dataclasses.replace(ended, process=serving))
         log.error("the balancer died (%s) after %.0f s; starting it again\n%s", describe_exit(ended), lived, ended.tail)
-
-    def _mark_adopted(self) -> None:
-        """A balancer that was not started here was adopted, and has served."""
-        self.has_served = self.has_served or not self._started
 
 
 def describe_exit(ended: Exit) -> str:

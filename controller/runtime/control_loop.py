@@ -6,7 +6,7 @@ import asyncio
 import dataclasses
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 from configs.load import ConfigError
 from configs.paths import keys_file
@@ -70,6 +70,9 @@ class ControlLoop:
             if self._poll_processes(now) or now >= next_tick:
                 await self._tick(now)
                 next_tick = now + (_TICK_INTERVAL_S if self._is_ready else _POLL_INTERVAL_S)
+            else:
+                self._control_plane.save_if_due()
+                self._launcher.rotate_logs()
             await asyncio.sleep(_POLL_INTERVAL_S)
 
     def request_reload(self) -> None:
@@ -84,30 +87,30 @@ class ControlLoop:
         snapshot = await self._balancer.snapshot()
         observations = self._observe(snapshot, now)
         result = self._autoscaler.tick(observations, now)
-        self._executor.apply(result.plan, sum(map(count_starting, observations.values())))
-        await self._report(snapshot, observations, result, now)
+        if result.plan.actions:
+            self._executor.apply(result.plan, sum(map(count_starting, observations.values())))
+        await self._report(snapshot, result, now)
 
     def _observe(self, snapshot: Snapshot | None, now: float) -> dict[str, Observation]:
-        if snapshot is not None:
-            self._log_ready_workers(self._workers.update(snapshot, now), now)
+        if snapshot is not None and (new := self._workers.update(snapshot, now)):
+            self._log_ready_workers(new, now)
         self._control_plane.expire_overrides()
         return {
             model: observe(model, self._children, snapshot, self._workers, now, time.time())
             for model in self._autoscaler.models
         }
 
-    async def _report(
-        self, snapshot: Snapshot | None, observations: Mapping[str, Observation], result: TickResult, now: float
-    ) -> None:
+    async def _report(self, snapshot: Snapshot | None, result: TickResult, now: float) -> None:
         self._control_plane.record(result.decided)
         for decision in result.decided:
             self._decision_logger.log(decision)
         blocked = {model: (blocked.kind, blocked.reason) for model, blocked in result.plan.blocked.items()}
         for model, reason in self._log_throttle.filter(blocked, now).items():
             log.warning("%s: %s", model, reason)
-        self._show_progress(snapshot)
+        if not self._is_ready:
+            self._show_progress(snapshot)
         # Repeat while commands arrive: the sender waits for the result.
-        while snapshot is not None and await self._control_plane.exchange(observations, result.plan):
+        while snapshot is not None and await self._control_plane.exchange(result):
             pass
 
     def _reload(self) -> None:
@@ -121,17 +124,15 @@ class ControlLoop:
     def _poll_processes(self, now: float) -> bool:
         """Handle exits. Return whether there were any."""
         children, exits = self._launcher.poll()
-        self._children = [self._with_ready_time(child) for child in children]
+        self._children = children
         for ended in exits:
             if ended.process.id == BALANCER:
                 self._supervisor.on_exit(ended)
             else:
-                self._on_worker_exit(dataclasses.replace(ended, process=self._with_ready_time(ended.process)))
+                [process] = self._workers.with_ready_times([ended.process])
+                self._on_worker_exit(dataclasses.replace(ended, process=process))
         self._supervisor.ensure_running(next((child for child in children if child.id == BALANCER), None), now)
         return bool(exits)
-
-    def _with_ready_time(self, child: WorkerProcess) -> WorkerProcess:
-        return dataclasses.replace(child, ready_at=self._workers.ready_at(child.id))
 
     def _on_worker_exit(self, ended: Exit) -> None:
         child, how = ended.process, describe_exit(ended)
@@ -162,8 +163,6 @@ class ControlLoop:
 
     def _show_progress(self, snapshot: Snapshot | None) -> None:
         """Print once that the server is ready: every model with `min_workers` above 0 has its first worker."""
-        if self._is_ready:
-            return
         if snapshot is None:
             self._console.busy("starting the balancer ...")
             return

@@ -11,7 +11,7 @@ import msgspec
 from configs.load import ConfigError
 from configs.settings import Settings
 from configs.text import clip
-from controller.autoscaler.autoscaler import Autoscaler, DecisionEvent
+from controller.autoscaler.autoscaler import Autoscaler, DecisionEvent, TickResult
 from controller.autoscaler.model_state import ModelState
 from controller.autoscaler.overrides import (
     InvalidCommand,
@@ -24,12 +24,11 @@ from controller.autoscaler.overrides import (
 from controller.balancer_client import BalancerHttpClient
 from controller.config_diff import ConfigChange, diff_settings, generation
 from controller.launchers.local import LocalLauncher
-from controller.planning.plan import Plan
 from controller.planning.rolling_update import UpdatePolicy
 from controller.runtime.inventory import SetupError
 from controller.runtime.report import MAX_TEXT, DecisionLog, ReportInput, build_report
 from controller.runtime.state_file import StateFile
-from controller.types import Observation, WorkerLimits
+from controller.types import WorkerLimits
 from wire.scaling import Command, CommandResult, PendingCommand, Reload
 
 log = logging.getLogger("controller")
@@ -69,6 +68,7 @@ class ControlPlaneAgent:
         self._decisions = DecisionLog()
         #: Number of the newest decision that the balancer has.
         self._acked_decision = 0
+        self._is_unsaved = False
         #: By command id, until the balancer no longer lists the command.
         self._results: dict[str, CommandResult] = {}
         self._restore()
@@ -91,15 +91,17 @@ class ControlPlaneAgent:
         offset = time.time() - time.monotonic()
         for decision in decisions:
             self._decisions.add(decision, offset + decision.at)
-        if decisions and self._state_file.age_s >= _SAVE_INTERVAL_S:
+        self._is_unsaved |= bool(decisions)
+
+    def save_if_due(self) -> None:
+        """Save what policies remember, at most every `_SAVE_INTERVAL_S` and after a decision."""
+        if self._is_unsaved and self._state_file.age_s >= _SAVE_INTERVAL_S:
             self._save()
 
-    async def exchange(self, observations: Mapping[str, Observation], plan: Plan) -> bool:
+    async def exchange(self, result: TickResult) -> bool:
         """Send a report and execute the commands in the answer. Return whether there were new ones."""
         now, wall = time.monotonic(), time.time()
-        state = ReportInput(
-            self._autoscaler, observations, plan, self._overrides, self._device_names, now, wall, self._started_at
-        )
+        state = ReportInput(self._autoscaler, result, self._overrides, self._device_names, now, wall, self._started_at)
         answer = await self._balancer.exchange(
             build_report(state, self._decisions, self._acked_decision, tuple(self._results.values()))
         )
@@ -192,6 +194,7 @@ class ControlPlaneAgent:
             log.warning("%s is %s", model, override_decision(hold).reason)
 
     def _save(self, *, final: bool = False) -> None:
+        self._is_unsaved = False
         self._state_file.save(self._overrides, self._decisions.last, self._autoscaler.dump_state(), final=final)
 
 

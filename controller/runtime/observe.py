@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from controller.types import Observation, Queue, Replica, Stage, WorkerProcess
 from wire.snapshot import Snapshot, WorkerStats
@@ -32,9 +32,9 @@ class WorkerTracker:
         self._ready_at.pop(worker, None)
         self._last_seen.pop(worker, None)
 
-    def ready_at(self, worker: str) -> float | None:
-        """When the worker became ready; None before."""
-        return self._ready_at.get(worker)
+    def with_ready_times(self, children: Iterable[WorkerProcess]) -> list[WorkerProcess]:
+        """Return the processes with the time at which each became ready; None before."""
+        return [dataclasses.replace(child, ready_at=self._ready_at.get(child.id)) for child in children]
 
     def silent_since(self, worker: str, snapshot: Snapshot | None, now: float) -> float | None:
         """When a worker that was ready disappeared from the snapshots; None if it is present or was never ready.
@@ -57,12 +57,14 @@ def observe(
 ) -> Observation:
     """Combine the model's processes with the balancer's statistics."""
     known = {stats.worker: stats for stats in snapshot.workers} if snapshot else {}
-    own = [child for child in children if child.model == model]
-    replicas = [
-        _replica(child, known.get(child.id), workers, workers.silent_since(child.id, snapshot, now))
-        for child in own
-        if not child.spare
-    ]
+    own = workers.with_ready_times(child for child in children if child.model == model)
+    replicas = []
+    for child in own:
+        if not child.spare:
+            current = known.get(child.id)
+            is_present = current is not None and current.slots > 0
+            silent_since = None if is_present else workers.silent_since(child.id, snapshot, now)
+            replicas.append(_replica(child, current, silent_since))
     spares = [child for child in own if child.spare]
     stats = next((stats for stats in snapshot.models if stats.model == model), None) if snapshot else None
     counts = {name: getattr(stats, name) for name in _QUEUE_COUNTS} if stats else {}
@@ -76,10 +78,11 @@ def count_starting(observation: Observation) -> int:
     return workers + sum(spare.loaded_at is None for spare in observation.spares)
 
 
-def _replica(
-    child: WorkerProcess, stats: WorkerStats | None, workers: WorkerTracker, silent_since: float | None
-) -> Replica:
-    stage = _stage(child, stats, workers)
+def _replica(child: WorkerProcess, stats: WorkerStats | None, silent_since: float | None) -> Replica:
+    stage = Stage.STARTING if child.ready_at is None else Stage.READY
+    # A worker that its operator drains is no more capacity than one that the controller drains.
+    if child.drained_at is not None or (stats is not None and stats.state == "draining"):
+        stage = Stage.DRAINING
     if stats is None:
         return Replica(child, stage, silent_since=silent_since)
     return Replica(
@@ -92,10 +95,3 @@ def _replica(
         started_in_s=stats.start.total_s,
         from_standby=stats.start.standby,
     )
-
-
-def _stage(child: WorkerProcess, stats: WorkerStats | None, workers: WorkerTracker) -> Stage:
-    # A worker that its operator drains is no more capacity than one that the controller drains.
-    if child.drained_at is not None or (stats is not None and stats.state == "draining"):
-        return Stage.DRAINING
-    return Stage.STARTING if workers.ready_at(child.id) is None else Stage.READY

@@ -11,12 +11,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from configs.text import clip
-from controller.autoscaler.autoscaler import Autoscaler, DecisionEvent
-from controller.autoscaler.model_state import ModelState, expected_s
+from controller.autoscaler.autoscaler import Autoscaler, DecisionEvent, TickResult
 from controller.autoscaler.overrides import Overrides
-from controller.planning.plan import Plan
-from controller.planning.rolling_update import describe_progress, outdated
-from controller.planning.standby import count_ready
+from controller.planning.plan import ModelDemand
+from controller.planning.rolling_update import describe_progress
 from controller.types import Observation, Replica, Stage
 from wire.scaling import (
     MAX_DECISIONS,
@@ -77,8 +75,7 @@ class ReportInput:
     """The state that a report describes. `now` is on the autoscaler's clock, `wall` the same moment in Unix seconds."""
 
     autoscaler: Autoscaler
-    observations: Mapping[str, Observation]
-    plan: Plan
+    result: TickResult
     overrides: Overrides
     #: Product names by device.
     device_names: Mapping[str, str]
@@ -91,17 +88,18 @@ def build_report(
     state: ReportInput, decisions: DecisionLog, acked_decision: int, results: tuple[CommandResult, ...]
 ) -> ControllerReport:
     """Build a report with the oldest decisions after `acked_decision`."""
-    models = state.autoscaler.models
-    observed = {name: seen for name, seen in state.observations.items() if name in models}
-    old = {name: outdated(seen.replicas, models[name].update_policy, state.now) for name, seen in observed.items()}
+    demands = state.result.demands
     return ControllerReport(
         time=state.wall,
         uptime_s=state.now - state.started_at,
-        models=tuple(_model(state, name, models[name], decisions.latest(name), old[name]) for name in observed),
+        models=tuple(_model(state, demand, decisions.latest(demand.observation.model)) for demand in demands),
         replicas=tuple(
-            _replica(replica, old[name], state.now)
-            for name, seen in observed.items()
-            for replica in [*seen.replicas, *(Replica(spare, Stage.STARTING) for spare in seen.spares)]
+            _replica(state, demand, replica)
+            for demand in demands
+            for replica in [
+                *demand.observation.replicas,
+                *(Replica(spare, Stage.STARTING) for spare in demand.observation.spares),
+            ]
         ),
         devices=tuple(_devices(state)),
         paused_since=state.overrides.paused_since,
@@ -113,34 +111,33 @@ def build_report(
     )
 
 
-def _model(
-    state: ReportInput, name: str, model: ModelState, latest: DecisionRecord | None, old: Mapping[str, str]
-) -> ModelRecord:
-    observed, hold = state.observations[name], state.overrides.holds.get(name)
-    standby = count_ready(observed.spares, model.kind) if observed.spares else 0
+def _model(state: ReportInput, demand: ModelDemand, latest: DecisionRecord | None) -> ModelRecord:
+    observed, old = demand.observation, demand.outdated
+    name, model, plan = observed.model, state.autoscaler.models[observed.model], state.result.plan
+    hold = state.overrides.holds.get(name)
     return ModelRecord(
         model=name,
         min_workers=model.limits.min_workers,
         max_workers=model.limits.max_workers,
         desired=model.decision.desired,
-        provisioned=observed.provisioned + model.lost,
+        provisioned=observed.provisioned,
         ready=_count(observed, Stage.READY),
         starting=_count(observed, Stage.STARTING),
         draining=_count(observed, Stage.DRAINING),
         policy=model.scaling.policy,
         reason=latest.reason if latest else model.decision.reason,
         inputs=latest.inputs if latest else {},
-        blocked_reason=clip(blocked.reason, MAX_TEXT) if (blocked := state.plan.blocked.get(name)) else "",
+        blocked_reason=clip(blocked.reason, MAX_TEXT) if (blocked := plan.blocked.get(name)) else "",
         override=OverrideRecord(hold.workers, hold.until) if hold else None,
         crashes=model.crashes.count,
         rolling_update=describe_progress(observed.replicas, old, model.crashes) if old else "",
         spares=len(observed.spares),
-        cold_start_s=expected_s(model.starts, model.scaling, observed.cold_start_s, standby),
-        cannot_start=clip(state.autoscaler.cannot_start(name, observed), MAX_TEXT),
+        cold_start_s=observed.cold_start_s,
+        cannot_start=clip(state.autoscaler.cannot_start(name, observed), MAX_TEXT) if model.crashes.count else "",
     )
 
 
-def _replica(replica: Replica, old: Mapping[str, str], now: float) -> ReplicaRecord:
+def _replica(state: ReportInput, demand: ModelDemand, replica: Replica) -> ReplicaRecord:
     child = replica.process
     return ReplicaRecord(
         worker=child.id,
@@ -149,15 +146,15 @@ def _replica(replica: Replica, old: Mapping[str, str], now: float) -> ReplicaRec
         pid=child.pid,
         stage="spare" if child.spare else "stuck" if replica.stuck else replica.stage.value,
         load=replica.load,
-        age_s=now - child.started_at,
+        age_s=state.now - child.started_at,
         generation=child.generation,
-        outdated=old.get(child.id, ""),
+        outdated=demand.outdated.get(child.id, ""),
     )
 
 
 def _devices(state: ReportInput) -> list[DeviceRecord]:
     """Return every device that a worker may have, or has."""
-    replicas = [replica for observed in state.observations.values() for replica in observed.replicas]
+    replicas = [replica for demand in state.result.demands for replica in demand.observation.replicas]
     known = state.autoscaler.pool.devices(state.now)
     slots = [slot for model in state.autoscaler.models.values() for slot in model.slots]
     workers: dict[str, list[str]] = {name: [] for name in [*known, *slots]}

@@ -12,11 +12,11 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from configs.scaling import Scaling
-from controller.autoscaler.autoscaler import Autoscaler, DecisionEvent
+from controller.autoscaler.autoscaler import Autoscaler, DecisionEvent, TickResult
 from controller.autoscaler.model_state import ModelState
 from controller.autoscaler.overrides import Override, Overrides
-from controller.planning.plan import Blocked, Plan
-from controller.planning.rolling_update import UpdatePolicy
+from controller.planning.plan import Blocked, ModelDemand, Plan
+from controller.planning.rolling_update import UpdatePolicy, outdated
 from controller.policies import queue_depth
 from controller.runtime.report import DecisionLog, ReportInput, build_report
 from controller.types import CrashBackoff, Decision, Observation, Queue, Replica, Stage, WorkerLimits, WorkerProcess
@@ -237,7 +237,9 @@ def test_a_report_tells_how_everything_stands() -> None:
         update_policy=UpdatePolicy("new"),
     )
     model.crashes, model.lost = CrashBackoff(1, now, now), 1
-    seen = {"m": Observation("m", Queue(5, 3), [old, new], spares=[spare])}
+    seen = {"m": Observation("m", Queue(5, 3), [old, new], spares=[spare], owed=1)}
+    reasons = outdated([old, new], model.update_policy, now)
+    demand = ModelDemand(seen["m"], model.decision, model.limits, model.crashes, model.slots, outdated=reasons)
     chronicle = DecisionLog(41)
     chronicle.add(
         DecisionEvent("m", now, "tick", seen["m"], Decision(2, "because", inputs={"z": 1.5, "never": float("inf")})),
@@ -246,8 +248,7 @@ def test_a_report_tells_how_everything_stands() -> None:
     standing = Overrides({"m": Override(2, 1234.0)}, paused_since=8.0)
     view = ReportInput(
         Autoscaler({"m": model}),
-        seen,
-        Plan([], {"m": Blocked("devices", "no place")}),
+        TickResult(Plan([], {"m": Blocked("devices", "no place")}), [], [demand]),
         standing,
         {"sim:0": "a name"},
         now,
@@ -274,6 +275,6 @@ def test_a_report_tells_how_everything_stands() -> None:
         ("sim:2", "", ()),
     ]
     [made] = told.decisions
-    assert (made.number, made.time, made.trigger, made.provisioned, made.desired) == (42, 9.0, "tick", 2, 2)
+    assert (made.number, made.time, made.trigger, made.provisioned, made.desired) == (42, 9.0, "tick", 3, 2)
     assert build_report(view, chronicle, 42, ()).decisions == ()
-    assert build_report(replace(view, observations={}), chronicle, 42, ()).models == ()
+    assert build_report(replace(view, result=TickResult(Plan([], {}), [])), chronicle, 42, ()).models == ()
