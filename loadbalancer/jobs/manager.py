@@ -267,11 +267,16 @@ class JobManager:
         try:
             await self._run_to_end(run)
         except Exception:
-            run.fail(InternalError("The job failed because of an internal error."))
-            raise  # the supervisor logs and counts it
-        finally:
-            if run.is_finished:
+            error, job, now = InternalError("The job failed because of an internal error."), run.record.id, time.time()
+            failure = Failure(error.status, error.body.error)
+            run.fail(error)
+            try:
+                await self._store_with_retries(lambda repository: repository.finish(job, JobState.FAILED, failure, now))
+                self.counters["jobs_failed"] += 1
+            finally:
                 self._close(run)
+            raise  # the supervisor logs and counts it
+        self._close(run)
 
     async def _run_to_end(self, run: JobRun) -> None:
         if run.failure is None:

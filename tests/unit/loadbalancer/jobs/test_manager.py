@@ -11,7 +11,7 @@ import pytest
 
 from loadbalancer.jobs.manager import JobManager
 from loadbalancer.metrics.prometheus import Metrics
-from loadbalancer.schema.errors import TooBusy
+from loadbalancer.schema.errors import Conflict, TooBusy
 from loadbalancer.storage.database import Database
 from loadbalancer.storage.records import JobRecord, JobSpec, JobState
 from tests.support.in_process_service import in_process_service, inputs
@@ -75,6 +75,21 @@ async def test_a_job_that_cannot_be_queued_fails_alone(tmp_path: Path) -> None:
         record = await ended(database, odd.id)
         assert record.failure is not None
         assert record.failure.error.code == "model_not_found"
+        assert (await stored(database, sound.id)).ended is None
+
+
+async def test_a_job_whose_end_cannot_be_written_fails_alone(tmp_path: Path) -> None:
+    async with manager(tmp_path) as (jobs, database):
+        await jobs.start()
+        odd, sound = [await jobs.add(spec(), [], None) for _ in range(2)]
+        run = jobs._runs[odd.id]
+        await run.entered.wait()
+        run.fail(Conflict("\ud800"))  # no JSON can hold it
+        run._changed.set()
+        record = await ended(database, odd.id)
+        assert record.failure is not None
+        assert record.failure.error.code == "internal_error"
+        assert jobs.failures == 1
         assert (await stored(database, sound.id)).ended is None
 
 
