@@ -89,7 +89,7 @@ async def test_a_job_whose_end_cannot_be_written_fails_alone(tmp_path: Path) -> 
         record = await ended(database, odd.id)
         assert record.failure is not None
         assert record.failure.error.code == "internal_error"
-        assert jobs.failures == 1
+        assert jobs.task_failures.total() == 1
         assert (await stored(database, sound.id)).ended is None
 
 
