@@ -10,6 +10,8 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ByteSize, Confi
 
 Seconds = Annotated[float, Field(ge=0)]
 PositiveSeconds = Annotated[float, Field(gt=0)]
+#: One body of the default maximum, and half of another.
+_BODY_BYTES_PER_KEY = 48 << 20
 
 
 def _positive(value: ByteSize) -> ByteSize:
@@ -91,6 +93,8 @@ class Server(Section):
     """Maximum size of EXIF, ICC profile, XMP and texts in a source image."""
     max_body_bytes_in_memory: int = Field(default=512 << 20, ge=1024)
     """Maximum bytes of all bodies above 64 KiB that are being read and checked; beyond it 429 with Retry-After."""
+    max_body_bytes_in_memory_per_key: int | None = Field(default=None, ge=1024)
+    """The same for one API key. Default: 48 MiB, or the largest body if that is larger."""
     max_prompt_chars: int = Field(default=4000, ge=1)
     """Maximum length of a prompt and of a negative prompt."""
     max_n: int = Field(default=10, ge=1, le=128)
@@ -133,14 +137,26 @@ class Server(Section):
     tls_key: LocalPath | None = None
     """PEM file of the certificate's private key, without a password."""
 
+    @property
+    def largest_body_bytes(self) -> int:
+        """The largest body of any path: a job with images."""
+        return self.max_upload_bytes + self.max_body_bytes
+
+    @property
+    def body_bytes_per_key(self) -> int:
+        """`max_body_bytes_in_memory_per_key` with its default."""
+        return self.max_body_bytes_in_memory_per_key or max(_BODY_BYTES_PER_KEY, self.largest_body_bytes)
+
     @model_validator(mode="after")
     def _memory_fits_a_body(self) -> Server:
-        largest = self.max_upload_bytes + self.max_body_bytes
-        if self.max_body_bytes_in_memory < largest:
-            raise ValueError(
-                f"max_body_bytes_in_memory ({self.max_body_bytes_in_memory}) must be at least max_upload_bytes and "
-                f"max_body_bytes together ({largest}), or the largest body could never be accepted"
-            )
+        largest = self.largest_body_bytes
+        for name in ("max_body_bytes_in_memory", "max_body_bytes_in_memory_per_key"):
+            size = getattr(self, name)
+            if size is not None and size < largest:
+                raise ValueError(
+                    f"{name} ({size}) must be at least max_upload_bytes and max_body_bytes together ({largest}), "
+                    "or the largest body could never be accepted"
+                )
         return self
 
     @model_validator(mode="after")

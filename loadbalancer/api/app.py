@@ -45,9 +45,10 @@ def create_app(services: Services) -> ASGIApp:
     idempotency = IdempotencyMiddleware(app, services.database, services.settings.server.max_upload_bytes)
     services.metrics.in_flight.add(lambda: {"recordings": len(idempotency)})
     access, metrics = services.settings.access, services.metrics
-    bodies = BodyBudget(services.settings.server.max_body_bytes_in_memory, metrics.refusals)
-    machine = machine_names(services.settings.server.host)
-    max_reads = services.settings.server.max_reads_per_key
+    server = services.settings.server
+    bodies = BodyBudget(server.max_body_bytes_in_memory, server.body_bytes_per_key, metrics.refusals)
+    machine = machine_names(server.host)
+    max_reads = server.max_reads_per_key
     return ApiMiddleware(
         app, idempotency, access, services.authenticator, services.ring, metrics, bodies, machine, max_reads
     )

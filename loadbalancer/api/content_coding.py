@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import zlib
+from collections.abc import Callable
 from typing import NoReturn
 
 from starlette.datastructures import Headers
@@ -13,9 +14,8 @@ from loadbalancer.schema.errors import BodyTooLarge, InvalidRequest, Unsupported
 #: `zlib.decompressobj` detects gzip and zlib by their headers.
 _GZIP_OR_ZLIB = 32 + zlib.MAX_WBITS
 _CODINGS = ("gzip", "x-gzip", "deflate")
-#: Larger bodies are decompressed in a thread.
-_INLINE_BYTES = 1 << 16
-_PART_BYTES = 1 << 16
+#: Bytes that are decompressed in a thread before memory for more is reserved.
+_PART_BYTES = 1 << 20
 
 
 def check_json(headers: Headers) -> None:
@@ -28,10 +28,10 @@ def check_json(headers: Headers) -> None:
         raise UnsupportedMediaType("This path takes application/json, not a form; /v1/images/edits takes forms.")
 
 
-async def decode_body(headers: Headers, body: bytes, max_bytes: int) -> bytes:
-    """Undo the Content-Encoding.
+async def decode_body(headers: Headers, body: bytes, max_bytes: int, reserve: Callable[[int], None]) -> bytes:
+    """Undo the Content-Encoding. `reserve` is called with the size of each part that becomes known.
 
-    Raises `BodyTooLarge` above `max_bytes`, `InvalidRequest` and `UnsupportedMediaType`.
+    Raises `BodyTooLarge` above `max_bytes`, `InvalidRequest`, `UnsupportedMediaType`, and what `reserve` raises.
     """
     coding = headers.get("content-encoding", "identity").strip().lower()
     if coding in ("", "identity"):
@@ -41,29 +41,40 @@ async def decode_body(headers: Headers, body: bytes, max_bytes: int) -> bytes:
             "The Content-Encoding of the body is not supported; send gzip, or none.",
             headers={"accept-encoding": "gzip"},
         )
-    if len(body) <= _INLINE_BYTES and max_bytes <= _INLINE_BYTES:
-        return _decompress(body, max_bytes)
-    return await asyncio.to_thread(_decompress, body, max_bytes)
-
-
-def _decompress(body: bytes, max_bytes: int) -> bytes:
-    decoder = zlib.decompressobj(_GZIP_OR_ZLIB)
-    parts, size, remaining = [], 0, body
-    while not decoder.eof:
-        try:
-            part = decoder.decompress(remaining, _PART_BYTES)
-        except zlib.error:
-            _invalid("it is broken")
-        remaining = decoder.unconsumed_tail
+    decoding = _Decompression(body)
+    parts, size = [], 0
+    while not decoding.is_complete:
+        part = await asyncio.to_thread(decoding.next_part)
         size += len(part)
         if size > max_bytes:
             raise BodyTooLarge(max_bytes, "after decompression")
-        if not part and not remaining and not decoder.eof:
-            _invalid("it is cut short")
+        reserve(len(part))
         parts.append(part)
-    if decoder.unused_data:
-        _invalid("more bytes follow its end")
     return b"".join(parts)
+
+
+class _Decompression:
+    """A body that is decompressed in parts."""
+
+    def __init__(self, body: bytes) -> None:
+        self._decoder = zlib.decompressobj(_GZIP_OR_ZLIB)
+        self._remaining = body
+        self.is_complete = False
+
+    def next_part(self) -> bytes:
+        """Return up to `_PART_BYTES`. Raises `InvalidRequest` where the body is broken or cut short."""
+        decoder = self._decoder
+        try:
+            part = decoder.decompress(self._remaining, _PART_BYTES)
+        except zlib.error:
+            _invalid("it is broken")
+        self._remaining = decoder.unconsumed_tail
+        if decoder.unused_data:
+            _invalid("more bytes follow its end")
+        if not part and not self._remaining and not decoder.eof:
+            _invalid("it is cut short")
+        self.is_complete = decoder.eof
+        return part
 
 
 def _invalid(reason: str) -> NoReturn:

@@ -20,8 +20,6 @@ from loadbalancer.schema.errors import ApiError, BodyTooLarge, ClientClosed
 
 _JSON = "application/json"
 Result = TypeVar("Result")
-#: A compressed byte becomes this many at most.
-_MAX_COMPRESSION = 1032
 
 _encoder = msgspec.json.Encoder()
 
@@ -48,10 +46,7 @@ async def read_json(request: Request, max_bytes: int) -> bytes:
         check_json(request.headers)
     body = await read_body(request, max_bytes)
     if "content-encoding" in request.headers:
-        reservation, most = body_reservation(request), min(len(body) * _MAX_COMPRESSION, max_bytes)
-        reservation.add(most)
-        body = await decode_body(request.headers, body, max_bytes)
-        reservation.remove(most - len(body))
+        body = await decode_body(request.headers, body, max_bytes, body_reservation(request).add)
     return body.removeprefix(codecs.BOM_UTF8)
 
 

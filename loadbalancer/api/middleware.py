@@ -144,7 +144,7 @@ class ApiMiddleware:
             return
         body = None
         if not is_small(headers):
-            body = state["body"] = BodyReservation(self._bodies)
+            body = state["body"] = BodyReservation(self._bodies, caller.owner)
             receive = body.counting(receive)
         app = self._replaying if HEADER in headers and scope["path"] in PATHS else self._app
         self._posts += 1

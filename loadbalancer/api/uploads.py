@@ -17,6 +17,7 @@ from starlette.datastructures import FormData, UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import ClientDisconnect
 
+from loadbalancer.api.body_budget import body_reservation
 from loadbalancer.api.charsets import check_part_charset, form_charset
 from loadbalancer.api.http_helpers import check_length, client_disconnected
 from loadbalancer.schema.errors import BodyTooLarge, InvalidRequest, Unavailable, UnsupportedMediaType
@@ -28,6 +29,8 @@ log = logging.getLogger(__name__)
 FileReader = Callable[[], bytes]
 
 _MAX_FILES = 16
+#: Larger files of a form are on disk.
+_MEMORY_BYTES_PER_FILE = 256 * 2**10
 _MAX_FIELDS = 64
 #: OpenAI's clients send a list of images, even of one, under the second name.
 _FILES = {"image": "image", "image[]": "image", "mask": "mask"}
@@ -75,7 +78,8 @@ async def read_form(request: Request, max_bytes: int, max_text_bytes: int) -> As
     if request.headers.get("content-encoding", "identity") != "identity":
         raise UnsupportedMediaType("The Content-Encoding of a form is not supported.", headers={"accept-encoding": ""})
     check_length(request, max_bytes)
-    parser = _FormParser(request, _limited_stream(request, max_bytes), max_text_bytes)
+    max_in_memory = max_text_bytes + _MAX_FILES * _MEMORY_BYTES_PER_FILE
+    parser = _FormParser(request, _limited_stream(request, max_bytes, max_in_memory), max_text_bytes)
     try:
         form = await parser.parse()
     except ClientDisconnect:
@@ -96,6 +100,8 @@ async def read_form(request: Request, max_bytes: int, max_text_bytes: int) -> As
 class _FormParser(MultiPartParser):
     """Starlette's parser, which knows no limits of character sets."""
 
+    spool_max_size = _MEMORY_BYTES_PER_FILE
+
     def __init__(self, request: Request, stream: AsyncGenerator[bytes, None], max_text_bytes: int) -> None:
         super().__init__(
             request.headers, stream, max_files=_MAX_FILES, max_fields=_MAX_FIELDS, max_part_size=max_text_bytes
@@ -111,14 +117,20 @@ class _FormParser(MultiPartParser):
                     check_part_charset(value.decode("latin-1"), self._form_charset)
 
 
-async def _limited_stream(request: Request, max_bytes: int) -> AsyncGenerator[bytes, None]:
-    """The body in chunks. Raises `BodyTooLarge` above `max_bytes`."""
+async def _limited_stream(request: Request, max_bytes: int, max_in_memory: int) -> AsyncGenerator[bytes, None]:
+    """The body in chunks. Raises `BodyTooLarge` above `max_bytes`.
+
+    What goes beyond `max_in_memory` is on disk when the next chunk is read, and is no longer reserved then.
+    """
     size = 0
     async for chunk in request.stream():
         size += len(chunk)
         if size > max_bytes:
             raise BodyTooLarge(max_bytes)
         yield chunk
+        on_disk = min(size - max_in_memory, len(chunk))
+        if on_disk > 0:
+            body_reservation(request).remove(on_disk)
 
 
 def _sort_fields(form: FormData, max_text_bytes: int) -> Form:

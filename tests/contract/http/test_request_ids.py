@@ -42,7 +42,7 @@ async def broken(scope: Scope, receive: Receive, send: Send) -> None:
 
 
 def around(app: ASGIApp, metrics: Metrics) -> ApiMiddleware:
-    bodies = BodyBudget(1 << 20, metrics.refusals)
+    bodies = BodyBudget(1 << 20, 1 << 20, metrics.refusals)
     return ApiMiddleware(app, app, Access(), Authenticator("t" * 43, loopback=False), lambda now: None, metrics, bodies)
 
 
