@@ -1,4 +1,4 @@
-"""What the controller reasons about: replicas, observations, decisions, actions. Plain frozen data."""
+"""Data types of the controller: replicas, observations, decisions, actions. Plain frozen data."""
 
 from __future__ import annotations
 
@@ -40,12 +40,12 @@ class WorkerProcess:
 
 @dataclass(frozen=True, slots=True)
 class Device:
-    """A place where workers run, by the name that they are told: `cuda:0`, `cpu:3`, `sim:1`."""
+    """A device for workers, by its name: `cuda:0`, `cpu:3`, `sim:1`."""
 
     name: str
     #: Bytes that workers may share; None: memory is not counted, and each slot is for one worker.
     memory: int | None = None
-    #: Why nothing is started there; empty if healthy.
+    #: Why no worker starts there; empty if healthy.
     fault: str = ""
 
 
@@ -59,7 +59,7 @@ class Exit:
     status: int | None
     #: The last lines of its log.
     tail: str = ""
-    #: Why it could not start, in its own words; empty if it gave no reason.
+    #: The worker's own message why it could not start; empty without one.
     start_failure: str = ""
 
 
@@ -69,11 +69,11 @@ class Replica:
 
     process: WorkerProcess
     stage: Stage
-    #: Tasks that it holds.
+    #: Assigned and running tasks.
     load: int = 0
     #: Start of its silence after it was ready; None if not silent.
     silent_since: float | None = None
-    #: It sends heartbeats, but makes no step.
+    #: It sends heartbeats, but completes no step.
     stuck: bool = False
     #: Reported peak memory of its device; 0 if not reported.
     memory_bytes: int = 0
@@ -91,26 +91,25 @@ class Queue:
     running: int
     #: Tasks of a full batch on one worker; None until one was measured.
     batch_cap: int | None = None
-    #: How much longer a task takes in a full batch than alone; 1 on an accelerator that computes them side by side.
+    #: Time of a task in a full batch divided by its time alone; 1 if the accelerator computes a batch in parallel.
     batch_slowdown: float = 1.0
-    #: What one worker would need for all that is queued and running, one task after the other, in seconds; None until
-    #: a step was measured.
+    #: Seconds that one worker would need for all queued and running tasks, one after the other; None until a step was
+    #: measured.
     backlog_work_s: float | None = None
-    #: The same of one task, as a mean over the last arrivals.
+    #: Mean seconds of work of one task, over the last arrivals; None until a step was measured.
     mean_work_s: float | None = None
     #: Arrivals within the last `look_back_period_s`, and within the last `rate_window_s`.
     arrivals_short_window: int = 0
     arrivals_long_window: int = 0
-    #: Since counting began: tasks that a worker took for the first time, and those of them that had waited for longer
-    #: than the model's `slo.max_wait_s`.
+    #: Counters: tasks whose first run started, and those among them that had waited longer than `slo.max_wait_s`.
     started_total: int = 0
     started_late_total: int = 0
-    #: How long the oldest queued task has waited; 0 where none waits.
+    #: Wait of the oldest queued task; 0 if none is queued.
     oldest_wait_s: float = 0.0
-    #: Tasks that another server does now, because no worker was ready or the wait would have been too long: they are
-    #: counted as arrivals, and as nothing else.
+    #: Tasks that another server runs now, because no worker was ready or the wait was too long. They count as arrivals,
+    #: but not as queued or running.
     proxied_in_flight: int = 0
-    #: For how long all this has been counted.
+    #: Time since the balancer started to count.
     uptime_s: float = 0.0
 
 
@@ -122,13 +121,13 @@ class Observation:
     #: None if the balancer did not answer; unknown is not zero.
     queue: Queue | None
     replicas: Sequence[Replica]
-    #: Workers that died unbidden and are yet to be replaced: a decision that forgot them would make the loss its own.
+    #: Workers that crashed and have no replacement yet. They count as capacity, so that a crash is no scale-down.
     owed: int = 0
-    #: What a start takes until the worker serves, in seconds, as measured or configured.
+    #: Seconds from a start until the worker is ready, as measured or configured.
     cold_start_s: float = 40.0
     #: Its standby workers. They are no capacity, and use no device.
     spares: Sequence[WorkerProcess] = ()
-    #: The time of day, in seconds since 1970; None where none is known, and schedules do not hold.
+    #: Current time in Unix seconds; None if unknown: then schedules do not apply.
     unix_s: float | None = None
 
     @property
@@ -139,18 +138,18 @@ class Observation:
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """How many workers a model should have. A decision that is not valid changes nothing."""
+    """The desired number of workers of a model. An invalid decision changes nothing."""
 
     desired: int
     reason: str
     valid: bool = True
-    #: The numbers behind it, by name.
+    #: Inputs of the policy's formula, by name.
     inputs: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
 class Start:
-    """Start a worker of the model on the device."""
+    """Start a worker."""
 
     model: str
     device: str
@@ -168,7 +167,7 @@ class StartSpare:
 
 @dataclass(frozen=True, slots=True)
 class Activate:
-    """Activate the standby worker on the device."""
+    """Activate a standby worker on the device."""
 
     id: str
     model: str
@@ -178,7 +177,7 @@ class Activate:
 
 @dataclass(frozen=True, slots=True)
 class Drain:
-    """Drain the worker."""
+    """Drain a worker: it finishes its tasks and exits."""
 
     id: str
     reason: str
@@ -186,7 +185,7 @@ class Drain:
 
 @dataclass(frozen=True, slots=True)
 class Kill:
-    """End the worker now."""
+    """Send SIGKILL to a worker."""
 
     id: str
     reason: str
@@ -209,7 +208,7 @@ class CrashBackoff:
 
 @dataclass(frozen=True, slots=True)
 class WorkerLimits:
-    """A model's bounds and its workers' patience, resolved for this machine. Times in seconds."""
+    """A model's worker bounds and timeouts, resolved for this machine. Times are in seconds."""
 
     min_workers: int
     max_workers: int

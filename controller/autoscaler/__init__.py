@@ -1,1 +1,1 @@
-"""What the autoscaler decides in one tick. Pure."""
+"""The autoscaler: the decisions of one tick. Pure."""

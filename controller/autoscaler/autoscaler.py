@@ -1,6 +1,6 @@
-"""The autoscaler: observations go in, decisions and a plan come out. Pure.
+"""The autoscaler: it turns observations into decisions and a plan. Pure.
 
-The live loop and the simulator both think with this, so that what was simulated is what runs.
+The live control loop and the simulator use the same code, so a simulation shows what will run.
 """
 
 from __future__ import annotations
@@ -125,7 +125,7 @@ class Autoscaler:
             if model.decision == model.override:
                 return None
             model.decision, model.has_decided = model.override, True
-            return DecisionEvent(name, now, "order", observation, model.override)
+            return DecisionEvent(name, now, "override", observation, model.override)
         if self.paused:
             self._keep_existing(model, observation)
             return None

@@ -1,4 +1,4 @@
-"""A model's state between two looks of the autoscaler, with the duration of its starts. Pure.
+"""A model's state between two ticks of the autoscaler, with the durations of its starts. Pure.
 
 The live controller records what its workers report. A simulation sets `started_in_s` and `from_standby` in its
 replicas, or it configures `scaling.cold_start_s` and `scaling.standby_start_s`. `expected_s` combines both.

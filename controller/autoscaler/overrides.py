@@ -43,43 +43,43 @@ class Overrides:
 
 
 def apply_command(
-    standing: Overrides, order: Scale | Pause | Resume, limits: Mapping[str, WorkerLimits], now: float
+    current: Overrides, command: Scale | Pause | Resume, limits: Mapping[str, WorkerLimits], now: float
 ) -> Overrides:
     """Return the overrides after the command. Raises `InvalidCommand`."""
-    match order:
+    match command:
         case Scale(model, workers, hold_s):
             _check(model, workers, limits)
-            return replace(standing, holds={**standing.holds, model: Override(workers, now + hold_s)})
+            return replace(current, holds={**current.holds, model: Override(workers, now + hold_s)})
         case Pause():
-            return replace(standing, paused_since=now if standing.paused_since is None else standing.paused_since)
+            return replace(current, paused_since=now if current.paused_since is None else current.paused_since)
         case Resume(None):
-            return replace(standing, holds={}, paused_since=None)
+            return replace(current, holds={}, paused_since=None)
         case Resume(model):
-            return replace(standing, holds={name: hold for name, hold in standing.holds.items() if name != model})
+            return replace(current, holds={name: hold for name, hold in current.holds.items() if name != model})
 
 
-def request_restart(standing: Overrides, models: Collection[str], served: Collection[str], now: float) -> Overrides:
+def request_restart(current: Overrides, models: Collection[str], served: Collection[str], now: float) -> Overrides:
     """Request new workers for these models. Raises `InvalidCommand`."""
     for model in models:
         _check_served(model, served, "models")
-    return replace(standing, renew_before={**standing.renew_before, **dict.fromkeys(models, now)})
+    return replace(current, renew_before={**current.renew_before, **dict.fromkeys(models, now)})
 
 
-def active_overrides(standing: Overrides, limits: Mapping[str, WorkerLimits], now: float) -> Overrides:
+def active_overrides(current: Overrides, limits: Mapping[str, WorkerLimits], now: float) -> Overrides:
     """Return the overrides that have not ended, of present models, within the present bounds."""
     holds = {
         name: replace(hold, workers=min(max(hold.workers, limits[name].min_workers), limits[name].max_workers))
-        for name, hold in standing.holds.items()
+        for name, hold in current.holds.items()
         if now < hold.until and name in limits
     }
-    before = {name: at for name, at in standing.renew_before.items() if name in limits}
-    return replace(standing, holds=holds, renew_before=before)
+    before = {name: at for name, at in current.renew_before.items() if name in limits}
+    return replace(current, holds=holds, renew_before=before)
 
 
 def override_decision(hold: Override) -> Decision:
     """Return the override as a decision."""
     until = datetime.datetime.fromtimestamp(hold.until, datetime.UTC)
-    return Decision(hold.workers, f"held at {hold.workers} by order until {until:%Y-%m-%d %H:%M:%S} UTC")
+    return Decision(hold.workers, f"held at {hold.workers} by command until {until:%Y-%m-%d %H:%M:%S} UTC")
 
 
 def _check(model: str, workers: int, limits: Mapping[str, WorkerLimits]) -> None:

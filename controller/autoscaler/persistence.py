@@ -1,7 +1,7 @@
-"""What a controller hands to its successor: margins, windows and estimates, so that a restart forgets nothing. Pure.
+"""Serializes the autoscaler's state (margins, windows, estimates), so that it survives a restart. Pure.
 
-Times are kept as ages, for no clock of one process means anything to another. What was saved under another policy, or
-by another version, is no use and is left.
+Times are saved as ages, because a monotonic clock is valid in one process only. State of another policy or of an
+incompatible version is ignored.
 """
 
 from __future__ import annotations
@@ -16,21 +16,24 @@ from controller.policies import MEMORY_TYPES, bounds
 
 
 class SavedModel(msgspec.Struct, frozen=True):
-    """One model's part. Times in `memory` are relative to when it was saved."""
+    """The saved state of one model. Times in `memory` are relative to the time of saving."""
 
     policy: str
     starts: StartupTimes
     memory: bounds.PolicyMemory
 
 
-def pack(kept: Mapping[str, SavedModel], now: float) -> bytes:
-    """As JSON; `now` is the clock that the memories' times are on."""
-    aged = {name: msgspec.structs.replace(one, memory=_shifted(one, -now)) for name, one in kept.items()}
+def pack(models: Mapping[str, SavedModel], now: float) -> bytes:
+    """Return the state as JSON. `now` is on the clock of the times in it."""
+    aged = {name: msgspec.structs.replace(model, memory=_shifted(model, -now)) for name, model in models.items()}
     return msgspec.json.encode(aged)
 
 
 def unpack(saved: bytes, now: float, age_s: float) -> dict[str, SavedModel]:
-    """What was saved `age_s` ago, by model, with times on the clock of `now`. Leaves out what cannot be read."""
+    """Return the state that was saved `age_s` ago, by model, with times on the clock of `now`.
+
+    Parts that cannot be decoded are left out.
+    """
     try:
         raw = msgspec.json.decode(saved, type=dict[str, msgspec.Raw])
     except msgspec.MsgspecError:
@@ -38,17 +41,17 @@ def unpack(saved: bytes, now: float, age_s: float) -> dict[str, SavedModel]:
     found = {}
     for name, part in raw.items():
         try:
-            one = msgspec.json.decode(part, type=SavedModel)
-            own = one.memory.own
+            model = msgspec.json.decode(part, type=SavedModel)
+            own = model.memory.own
             if own is not None:
-                own = msgspec.convert(own, type=MEMORY_TYPES[one.policy]) if one.policy in MEMORY_TYPES else None
+                own = msgspec.convert(own, type=MEMORY_TYPES[model.policy]) if model.policy in MEMORY_TYPES else None
         except msgspec.MsgspecError:
             continue
-        one = msgspec.structs.replace(one, memory=replace(one.memory, own=own))
-        found[name] = msgspec.structs.replace(one, memory=_shifted(one, now - age_s))
+        model = msgspec.structs.replace(model, memory=replace(model.memory, own=own))
+        found[name] = msgspec.structs.replace(model, memory=_shifted(model, now - age_s))
     return found
 
 
-def _shifted(one: SavedModel, seconds: float) -> bounds.PolicyMemory:
-    known = one.policy in MEMORY_TYPES
-    return (one.memory if known else replace(one.memory, own=None)).shifted(seconds)
+def _shifted(model: SavedModel, seconds: float) -> bounds.PolicyMemory:
+    known = model.policy in MEMORY_TYPES
+    return (model.memory if known else replace(model.memory, own=None)).shifted(seconds)

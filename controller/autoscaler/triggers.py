@@ -1,6 +1,6 @@
-"""When to decide: at each tick, and at once where waiting for the tick would be felt. Pure.
+"""Decides when to run the policy: at each tick, and at once if waiting for the tick would make requests late. Pure.
 
-The death of a worker needs no decision: the plan replaces it at the next look, for the number has not changed.
+The exit of a worker is no trigger. The desired number is unchanged, so the next plan replaces the worker.
 """
 
 from __future__ import annotations
@@ -9,16 +9,16 @@ from configs.scaling import Scaling
 from controller.policies.queueing import worker_speed, workers_for_backlog
 from controller.types import Decision, Observation, Stage, WorkerLimits
 
-#: Least time between two decisions outside the tick: an overload that stands is no news.
+#: Minimum time between two decisions outside the tick: a lasting overload is no new event.
 MIN_TRIGGER_INTERVAL_S = 5.0
 
 
 def find_trigger(
     observation: Observation, scaling: Scaling, limits: WorkerLimits, decision: Decision, decided_at: float, now: float
 ) -> str:
-    """Why to decide now; empty where there is no reason.
+    """Return the reason to decide now; empty without one.
 
-    `decision` is the last one, made at `decided_at`: minus infinity where there was none.
+    `decision` is the last one, made at `decided_at`, which is minus infinity before the first.
     """
     if now >= decided_at + scaling.interval_s:
         return "tick"
@@ -36,7 +36,7 @@ def find_trigger(
 
 
 def _would_miss_slo(observation: Observation, scaling: Scaling) -> bool:
-    """Whether what waits last would wait for longer than promised with the workers that are ready."""
+    """Return whether the last queued task would wait longer than `slo.max_wait_s` with the ready workers."""
     queue = observation.queue
     if queue is None or not queue.queued or queue.backlog_work_s is None:
         return False

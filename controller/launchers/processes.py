@@ -1,11 +1,11 @@
-"""Child processes that outlive a dying parent: each has a record on disk, by which the next parent adopts it.
+"""Child processes that survive a crash of the parent. Each has a record on disk, from which the next parent adopts it.
 
-A process is identified by its pid, the time of its creation and its name in its command line, so that a reused pid is
-never taken for a child. Times on disk count from the start of the machine: they stay true when its clock is set.
-Children get a session of their own: Ctrl-C in the terminal reaches only the parent, which decides.
+A process is identified by its pid, its creation time and its name in the command line, so that a reused pid is never
+mistaken for a child. Times on disk are seconds since boot, which stay valid when the wall clock is set. Each child runs
+in its own session, so that Ctrl-C in the terminal reaches only the parent.
 
-A spare is told its device in a file. That file is what counts: where it is there, the child is a spare no more, even if
-the parent that wrote it had no time to say so in the record.
+The parent activates a standby worker by writing its device to a file. This file is authoritative: if it exists, the
+child is active, even if the parent crashed before it updated the record.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from controller.launchers import PollResult
 from controller.launchers.log_folder import LogFolder
 from controller.types import Exit, WorkerProcess
 
-#: Two readings of the same creation time differ by rounding only; the kernel counts it in hundredths of a second.
+#: Two readings of one creation time differ by rounding only; the kernel counts in clock ticks of 10 ms.
 _SAME_TIME_S = 0.005
 _TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 #: Position of `starttime` in /proc/PID/stat after the command, which may contain blanks; see proc_pid_stat(5).
@@ -90,9 +90,9 @@ class Processes:
         device, activated, spare = record.device, record.activated, record.spare
         with contextlib.suppress(FileNotFoundError):
             if spare:
-                order = self._files(record.id).device
-                device = order.read_text(encoding="ascii")
-                activated, spare = _since_boot(time.monotonic() - (time.time() - order.stat().st_mtime)), False
+                device_file = self._files(record.id).device
+                device = device_file.read_text(encoding="ascii")
+                activated, spare = _since_boot(time.monotonic() - (time.time() - device_file.stat().st_mtime)), False
         if activated is not None:
             self._activated.add(record.id)
         drained_at = None if record.drained is None else _from_boot(record.drained)
@@ -214,14 +214,14 @@ def _is_same(process: psutil.Process, record: ProcessRecord) -> bool:
     """Return whether the process is alive and the one of the record."""
     if abs(_created(process) - record.created) >= _SAME_TIME_S or not _alive(process):
         return False
-    # Without its first thread a process has no command line.
+    # A process whose main thread has exited has no command line.
     return process.status() == psutil.STATUS_ZOMBIE or record.id in " ".join(process.cmdline()).split()
 
 
 def _alive(process: psutil.Process) -> bool:
-    """Whether a thread of it is left: the first to go makes it look dead, while others still hold its port and locks.
+    """Return whether the process has a running thread. Raises `psutil.NoSuchProcess`.
 
-    Raises `psutil.NoSuchProcess` where there is none.
+    If the main thread exits first, the process is shown as a zombie while other threads still hold its port and locks.
     """
     return process.status() != psutil.STATUS_ZOMBIE or process.num_threads() > 1
 
@@ -229,7 +229,7 @@ def _alive(process: psutil.Process) -> bool:
 def _created(process: psutil.Process) -> float:
     """Return the creation time in seconds since boot. Raises `psutil.NoSuchProcess`.
 
-    `psutil.Process.create_time` is a time of the wall clock: it moves when the clock is set.
+    `psutil.Process.create_time` is on the wall clock, so it changes when the clock is set.
     """
     try:
         text = Path(f"/proc/{process.pid}/stat").read_text(encoding="utf-8", errors="replace")

@@ -1,13 +1,12 @@
-"""Who gets a device when not all can have what they wish: by the waiting that one more worker saves. Pure.
+"""Allocates scarce devices to the models whose next worker saves the most waiting. Pure.
 
-All policies are measured on one scale: how many tasks would wait over the next minutes, with so many workers, each
-counted in units of how long it may wait. The work that a model has is taken as a stream with random size: at time t
-there is
+The scale is the same for all policies: the mean number of waiting tasks over the next minutes, each weighted by the
+inverse of its allowed wait. The unfinished work of a model is a Brownian motion with drift. At time t it is
 
     x(t) = backlog + (arriving work - workers * power) * t,    with a variance of 2 * rate * mean_work^2 * t
 
-and what waits is the mean of max(0, x(t)). It is convex in the number of workers: each one more saves less than the
-one before.
+and the waiting work is the mean of max(0, x(t)). This is convex in the number of workers, so each further worker saves
+less than the one before.
 """
 
 from __future__ import annotations
@@ -26,10 +25,12 @@ from controller.types import Queue, Replica, Stage
 HORIZON_S = 120.0
 #: Ratio of saved waiting to lost waiting that a swap must reach.
 _MIN_GAIN_RATIO = 1.5
+#: Minimum saved waiting for a swap, in tasks.
 _MIN_GAIN = 0.05
-#: A worker stays for so many times the newcomer's cold start before it has to make room for something better, and for
-#: one such time before it has to make room for a model that has none.
+#: Minimum age of a worker before a swap can drain it, in cold starts of the new worker. It is one cold start if the
+#: other model has work and no worker.
 _MIN_STAY = 3.0
+#: Sample points of the horizon, as fractions of it.
 _POINTS = (0.125, 0.375, 0.625, 0.875)
 
 
@@ -91,7 +92,7 @@ def waiting_saved(load: Load | None, workers: int, ahead_s: float = HORIZON_S) -
 
 @dataclass(slots=True)
 class Claimant:
-    """A model with its workers, which may ask for more devices."""
+    """A model with its workers, as a claimant for devices."""
 
     request: PlacementRequest
     #: The workers that stay, the least useful first.
@@ -135,9 +136,9 @@ _Candidate = tuple[float, Claimant, Replica]
 
 
 def find_swap(taker: Claimant, others: Iterable[Claimant], slots: DeviceSlots, now: float) -> list[Swap]:
-    """Whom to let go so that the taker's next worker finds a place: those on one device that are missed least.
+    """Return the workers of one device to drain for the taker's next worker: those whose loss costs the least.
 
-    Empty where nobody has to give way, or where it would not be worth it.
+    The result is empty if no worker can be drained, or if the swap would save too little waiting.
     """
     ahead_s = max(HORIZON_S, 4 * taker.cold_start_s)
     rank = taker.rank()
@@ -148,7 +149,7 @@ def find_swap(taker: Claimant, others: Iterable[Claimant], slots: DeviceSlots, n
     for other in others:
         if other is taker or not other.surplus() or (other.busy is None and rank > 0):
             continue
-        # Each further worker is missed more.
+        # This is a lower bound: each further worker that the model loses costs more.
         loss = waiting_saved(other.load, len(other.staying), ahead_s)
         if loss < max_loss:
             for replica in other.staying:
@@ -165,13 +166,15 @@ def find_swap(taker: Claimant, others: Iterable[Claimant], slots: DeviceSlots, n
         cost, found = _pick(device, by_device[device], taker, slots, ahead_s)
         if cost < min(min_loss, max_loss):
             min_loss, victims = cost, found
-    why = _swap_reason(taker, rank, gain, min_loss)
-    return [Swap(taker.request.model, o.request.model, r.process.id, r.process.device, why) for o, r in victims]
+    reason = _swap_reason(taker, rank, gain, min_loss)
+    return [Swap(taker.request.model, o.request.model, r.process.id, r.process.device, reason) for o, r in victims]
 
 
 def find_move(taker: Claimant, others: Sequence[Claimant], slots: DeviceSlots) -> list[Swap]:
-    """Whom to move to another device, so that a model finds room for what it is owed: nobody has too many, but they
-    lie badly. They are told to go and start again elsewhere, so never the only one that has work to do.
+    """Return the workers to move to other devices, so that the taker reaches its `min_workers`.
+
+    This defragments the devices when no model has surplus workers. A move drains a worker and starts another one on a
+    different device. It never moves the only serving worker of a busy model.
     """
     name = taker.request.model
     for device in taker.request.places:
@@ -183,8 +186,8 @@ def find_move(taker: Claimant, others: Sequence[Claimant], slots: DeviceSlots) -
                 by_device = replica.process.device == device and other.can_lose([replica])
                 if by_device and attempt.take(other.request, but=device):
                     attempt.release_later(device, other.request, replica.process.id)
-                    why = f"swap: moves to another device, {name} needs its place to have its min_workers"
-                    moved.append(Swap(name, other.request.model, replica.process.id, device, why))
+                    reason = f"swap: moves to another device, because {name} needs this one for its min_workers"
+                    moved.append(Swap(name, other.request.model, replica.process.id, device, reason))
                     if attempt.will_fit(device, taker.request):
                         return moved
                     break
@@ -194,7 +197,10 @@ def find_move(taker: Claimant, others: Sequence[Claimant], slots: DeviceSlots) -
 def _pick(
     device: str, candidates: Sequence[_Candidate], taker: Claimant, slots: DeviceSlots, ahead_s: float
 ) -> tuple[float, list[tuple[Claimant, Replica]]]:
-    """The least missed of one device that make enough room together, and what is lost with them: infinity without."""
+    """Return the loss and the workers of the cheapest set on the device that makes enough room.
+
+    The loss is infinite if no set does.
+    """
     victims: list[tuple[Claimant, Replica]] = []
     total = 0.0
     for _, other, replica in sorted(candidates, key=lambda entry: entry[0]):
@@ -213,4 +219,4 @@ def _swap_reason(taker: Claimant, rank: int, gain: float, loss: float) -> str:
         return f"swap: {name} has fewer workers than its min_workers"
     if rank == 1:
         return f"swap: {name} has work and no worker"
-    return f"swap: one more of {name} saves {gain:.2g} waiting tasks, this one {loss:.2g}"
+    return f"swap: another worker of {name} saves {gain:.2g} waiting tasks, this one saves {loss:.2g}"

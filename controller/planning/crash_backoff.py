@@ -14,7 +14,7 @@ HEALTHY_AFTER_S = 30.0
 #: The delay ends when a worker that was started after the crash has served for this long.
 _RESET_AFTER_S = 60.0
 _MAX_BACKOFF_S = 60.0
-#: So many equal failures in a row say that the next start will fail as well.
+#: After this many equal failures in a row the next start is expected to fail as well.
 EQUAL_FAILURES = 3
 
 
@@ -60,7 +60,7 @@ def _kind(reason: str) -> str:
 def cannot_start(crashes: CrashBackoff, desired: int, replicas: Sequence[Replica], now: float) -> str:
     """Return why no worker of the model can start; empty while one serves, or may soon.
 
-    A model that wants no worker is tried again by the next request, once the delay is over.
+    If no worker is desired, the next request tries again, once the delay is over.
     """
     if crashes.equal_failures < EQUAL_FAILURES or any(replica.stage is Stage.READY for replica in replicas):
         return ""
@@ -70,7 +70,7 @@ def cannot_start(crashes: CrashBackoff, desired: int, replicas: Sequence[Replica
 def decay(crashes: CrashBackoff, replicas: Sequence[Replica], now: float) -> CrashBackoff:
     """Return the record; it is reset when a worker that became ready after the last crash has stayed healthy.
 
-    That a start failed is forgotten as soon as one succeeds.
+    The start failures are reset as soon as one start succeeds.
     """
     if crashes.reason and any(
         replica.process.ready_at is not None and replica.process.ready_at > crashes.last_at for replica in replicas

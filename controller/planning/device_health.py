@@ -1,7 +1,8 @@
 """Quarantine of devices on which workers crash. Pure.
 
-Three crashes in a row on one device say that it is bad only where they do not follow the model: one that crashed
-there serves on another device, and crashed on no other. After a while the device is tried again.
+Three crashes in a row on one device are evidence of a device fault only if the model is not the cause. That is so if a
+model that crashed there serves on another device, and crashed on no other. After the quarantine the device is tried
+again.
 """
 
 from __future__ import annotations
@@ -63,7 +64,7 @@ class DeviceHealth:
                 if not any(place != device and model in suspects for place, model in serving):
                     continue
                 quarantine_s = min(_FIRST_QUARANTINE_S * 2.0**failure.quarantines, _MAX_QUARANTINE_S)
-                # One more crash after the rest is enough.
+                # After the quarantine one more crash is enough for the next one.
                 self.failures[device] = replace(
                     failure, count=_CRASHES - 1, until=now + quarantine_s, quarantines=failure.quarantines + 1
                 )

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from controller.planning.device_health import DeviceHealth
 from controller.types import Device, Exit, Replica, Stage
 
-#: GPU memory of a process beside its tensors: context, kernels, libraries. The process does not count it.
+#: GPU memory of a process besides its tensors: CUDA context, kernels, libraries. The worker's report excludes it.
 CONTEXT_BYTES = 600 << 20
 
 
@@ -26,7 +26,7 @@ class MemoryReading:
 
 
 class DevicePool:
-    """The devices of one machine. Unlisted ones are healthy, and their memory is not counted."""
+    """The devices of one machine. Devices that are not listed are healthy, and their memory is not counted."""
 
     def __init__(
         self,
@@ -37,9 +37,9 @@ class DevicePool:
         measured: Mapping[str, int] | None = None,
         occupied: Collection[str] = (),
     ) -> None:
-        """`margin` is left beside what was `measured`, in bytes by what the workers load (`Model.weights`).
+        """`measured` is the peak memory of workers in bytes, by `ModelState.weights`.
 
-        `occupied` are the devices of adopted workers.
+        `margin` is a safety factor on it: 0.1 adds 10 %. `occupied` lists the devices of adopted workers.
         """
         self._devices = {device.name: device for device in devices}
         self._margin = margin
@@ -63,9 +63,10 @@ class DevicePool:
         return max(counted, key=lambda device: device.memory or 0, default=None)
 
     def update(self, readings: Sequence[MemoryReading], occupied: Collection[str]) -> None:
-        """Take in what the driver tells of every GPU. `occupied` are those where workers were when it was asked.
+        """Record the driver's readings. `occupied` lists the devices with workers at the time of the reading.
 
-        What others hold is known only where none of ours is: not every driver can tell whose memory is whose.
+        Memory of other programs is measured only on a device without workers, because not every driver reports the
+        memory of each process.
         """
         self._by_pid.clear()
         for reading in readings:
@@ -94,7 +95,7 @@ class DevicePool:
         need = round(measured * (1 + self._margin))
         if largest is None or largest.memory is None:
             return need
-        # What ran on the largest device fits there without the margin.
+        # A worker that has run on the largest device fits there without the margin.
         return min(need, largest.memory) if measured <= largest.memory else None
 
     def on_crash(self, ended: Exit) -> None:

@@ -1,8 +1,8 @@
-"""Room for workers on devices. Pure.
+"""Placement of workers on devices: counts the free memory and slots. Pure.
 
-A device whose memory is counted takes workers while their needs fit into it, and of one model as many as it is listed
-for; one whose memory is not counted takes as many workers as it is listed for, whoever's they are. What leaves holds
-its place until it is gone, but a place may be kept for who is to follow.
+A device with counted memory takes workers while their needs fit. The model's slots limit its workers on the device. A
+device without counted memory takes one worker per slot, of any model. A draining worker uses its room until it exits,
+but the planner can already reserve that room for the next worker.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _Key = tuple[float, float, int, str]
 
 @dataclass(frozen=True, slots=True)
 class PlacementRequest:
-    """The device memory and the devices that a worker of a model may use."""
+    """A worker's required device memory, and the devices that it may use."""
 
     model: str
     #: Bytes; None for all of the device's memory.
@@ -62,7 +62,7 @@ class DeviceSlots:
         return f"DeviceSlots({dict(self._used_now)}, later {dict(self._used_later)})"
 
     def hold(self, device: str, request: PlacementRequest) -> None:
-        """Count a worker that is present, or will be at once."""
+        """Count a worker that is present or starts now."""
         self.retain(device, request)
         self._used_now[device] += self._amount(device, request)
         self._model_now[device, request.model] += 1
@@ -83,10 +83,7 @@ class DeviceSlots:
         return copy.deepcopy(self)
 
     def take(self, request: PlacementRequest, but: str = "") -> str | None:
-        """Take room that is free now, not on the device `but`; return the device, or None without room.
-
-        It is on a device with as few workers as can be.
-        """
+        """Take free room on the device with the fewest workers, but not on `but`. Return the device, or None."""
         device = self._best(request, but)
         if device is not None:
             self.hold(device, request)
@@ -102,10 +99,10 @@ class DeviceSlots:
 
     def reserve_pending(self, request: PlacementRequest) -> str | None:
         """Reserve room that a draining worker will free; return the device, or None."""
-        coming = [device for device in self.leaving if self.will_fit(device, request)]
-        if not coming:
+        candidates = [device for device in self.leaving if self.will_fit(device, request)]
+        if not candidates:
             return None
-        device = min(coming, key=lambda device: (self._workers[device], self._free(device, request)))
+        device = min(candidates, key=lambda device: (self._workers[device], self._free(device, request)))
         self.retain(device, request)
         return device
 
@@ -135,7 +132,7 @@ class DeviceSlots:
         if not self._tight and (empty := self._empty_one(request, but)):
             return empty
         if request.model not in self._order:
-            # Room is only taken while a plan is made, so a full device stays full.
+            # Within a plan room is only taken, so a full device stays full.
             order = [self._key(index, device, request) for index, device in self._candidates(request)]
             heapq.heapify(order)
             self._order[request.model] = order

@@ -69,10 +69,10 @@ class Plan:
 def make_plan(demands: Sequence[ModelDemand], now: float, devices: Mapping[str, Device] | None = None) -> Plan:
     """Kill stuck workers, drain surplus ones, and start missing ones where there is room.
 
-    `devices` are those whose memory is counted, or that are to be left alone. What a model lacks to its minimum is
-    started before anything else, and where it must wait, after a crash, its place is kept: a busy model never takes
-    the device of another's only worker. What is left goes to where one worker more saves the most waiting. A model
-    without its due makes those give way that have more than theirs.
+    `devices` lists the devices with counted memory and the faulty ones. Models below `min_workers` come first. During
+    a crash back-off the planner reserves the model's device, so a busy model never takes the device of another's only
+    worker. Then the planner gives each free device to the model whose next worker saves the most waiting. A model
+    below its share can displace workers of models above theirs (see `find_swap`).
     """
     draft = _PlanBuilder(demands, now, devices or {})
     draft.stop_workers()
@@ -95,7 +95,7 @@ class _PlanBuilder:
         self._claimants = [_claimant(demand, places[each]) for demand, each in zip(demands, slots, strict=True)]
         #: Models with fewer workers than desired: a heap by priority.
         self._waiting: list[tuple[int, float, float, int]] = []
-        #: For each model that waits for a device, the worker that has to leave it first.
+        #: For each model that waits for a device: the workers that must leave it first.
         self._pending: dict[str, str] = {}
         self._slots = DeviceSlots(devices)
 
@@ -144,7 +144,7 @@ class _PlanBuilder:
         while self._waiting:
             number = heapq.heappop(self._waiting)[-1]
             claimant = self._claimants[number]
-            # A model that gives a worker away while it waits is in the heap twice.
+            # A model that gives up a worker while it waits is in the heap twice.
             if claimant.count < self._demands[number].decision.desired and self._allocate(number):
                 claimant.count += 1
                 self._enqueue(number)
@@ -209,14 +209,12 @@ class _PlanBuilder:
             under_way = len(staying) > demand.decision.desired or len(staying) < len(demand.observation.replicas)
             if demand.surge == 0 or outdated_id is None or under_way or demand.observation.model in started:
                 continue
-            why = demand.outdated[outdated_id]
+            reason = demand.outdated[outdated_id]
             if device := self._slots.take(claimant.request):
-                self.actions.append(
-                    Start(demand.observation.model, device, f"to take the place of {outdated_id}: {why}")
-                )
+                self.actions.append(Start(demand.observation.model, device, f"it replaces {outdated_id}: {reason}"))
             else:
                 self.actions.append(
-                    Drain(outdated_id, f"{why}; no place is free, so it goes before the next one comes")
+                    Drain(outdated_id, f"{reason}; no device is free, so it stops before its replacement starts")
                 )
 
     def blocked(self) -> dict[str, Blocked]:
@@ -238,7 +236,7 @@ class _PlanBuilder:
             return Blocked("pending", f"{short} more wanted: waiting for {self._pending[demand.observation.model]}")
         kind, missing = self._missing(request)
         faulty = [device for device in self._devices.values() if device.fault and device.name in request.places]
-        unhealthy = [f"{device.name} is left alone ({device.fault})" for device in faulty]
+        unhealthy = [f"{device.name} is not used ({device.fault})" for device in faulty]
         kind = " ".join([kind, *(device.name for device in faulty)])
         return Blocked(kind, "; ".join([f"{short} more wanted, but {missing}", *unhealthy]))
 
@@ -249,11 +247,11 @@ class _PlanBuilder:
         free, device = max_free
         if request.need is None:
             key = f"models.{request.model}.gpu_memory"
-            return Blocked("unmeasured", f"no GPU is free for it alone, as long as its memory is not known ({key})")
+            return Blocked("unmeasured", f"its memory is not known yet ({key}), and no GPU is completely free")
         if free >= request.need:
             return Blocked("share", "each GPU with room already has one of its workers (devices.share is false)")
-        most = f"the most is {in_gib(max(free, 0))} on {device}"
-        return Blocked("memory", f"no GPU has {in_gib(request.need)} free: {most}")
+        largest = f"the largest free amount is {in_gib(max(free, 0))} on {device}"
+        return Blocked("memory", f"no GPU has {in_gib(request.need)} free: {largest}")
 
 
 def _fitting(slots: DeviceSlots, requests: Sequence[PlacementRequest]) -> int:

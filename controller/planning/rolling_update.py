@@ -1,8 +1,8 @@
-"""Replacing workers that are too old, or that run with settings of before: which, and one at a time. Pure.
+"""Rolling update: replaces workers that are too old or run with outdated settings, one at a time. Pure.
 
-The new one starts first; once it is ready the oldest of the outdated goes, and when that is gone the next one starts.
-Where no device is free one must go first. A newcomer that crashes stops it all: what serves is better than what does
-not. Like the plan it is recomputed from the whole each time, and remembers nothing.
+A new worker starts first. Once it is ready, the oldest outdated worker drains; after its exit the next new one starts.
+Without a free device an outdated worker must drain first. A crash of a new worker stops the update, so that the old
+workers keep serving. The update has no state: like the plan, it is computed again from each observation.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def outdated(replicas: Sequence[Replica], policy: UpdatePolicy, now: float) -> d
     if policy == _NEVER:
         return {}
     staying = sorted((r for r in replicas if r.stage is not Stage.DRAINING), key=_STARTED_AT)
-    return {replica.process.id: why for replica in staying if (why := _why(replica, policy, now))}
+    return {replica.process.id: reason for replica in staying if (reason := _outdated_reason(replica, policy, now))}
 
 
 def surge(replicas: Sequence[Replica], desired: int, old: Mapping[str, str], crashes: CrashBackoff) -> int:
@@ -46,8 +46,8 @@ def surge(replicas: Sequence[Replica], desired: int, old: Mapping[str, str], cra
     staying = [replica for replica in replicas if replica.stage is not Stage.DRAINING]
     if not any(replica.process.id in old for replica in staying):
         return 0
-    newcomer = any(replica.stage is Stage.STARTING and replica.process.id not in old for replica in staying)
-    if newcomer and len(staying) > desired:
+    is_starting = any(replica.stage is Stage.STARTING and replica.process.id not in old for replica in staying)
+    if is_starting and len(staying) > desired:
         return 1
     steady = len(staying) <= desired and all(replica.stage is Stage.READY for replica in replicas)
     return int(steady and crashes.count == 0)
@@ -65,9 +65,9 @@ def without_surge(replicas: Sequence[Replica], desired: int, old: Mapping[str, s
     staying = [replica for replica in replicas if replica.stage is not Stage.DRAINING]
     if not old or len(staying) <= desired:
         return replicas
-    newcomers = [r for r in staying if r.stage is Stage.STARTING and r.process.id not in old]
-    passing = max(newcomers, key=_STARTED_AT, default=None) or next(iter(next_to_replace(staying, desired, old)), None)
-    return [replica for replica in replicas if replica is not passing]
+    starting = [r for r in staying if r.stage is Stage.STARTING and r.process.id not in old]
+    surplus = max(starting, key=_STARTED_AT, default=None) or next(iter(next_to_replace(staying, desired, old)), None)
+    return [replica for replica in replicas if replica is not surplus]
 
 
 def describe_progress(replicas: Sequence[Replica], old: Mapping[str, str], crashes: CrashBackoff) -> str:
@@ -81,12 +81,12 @@ def describe_progress(replicas: Sequence[Replica], old: Mapping[str, str], crash
     return text
 
 
-def _why(replica: Replica, policy: UpdatePolicy, now: float) -> str:
+def _outdated_reason(replica: Replica, policy: UpdatePolicy, now: float) -> str:
     child = replica.process
     if policy.generation and child.generation != policy.generation:
         return "its settings have changed"
     if policy.renew_before is not None and child.started_at < policy.renew_before:
-        return "by order"
+        return "by command"
     if policy.max_age_s is not None and now - child.started_at >= _allowed_s(child.id, policy.max_age_s):
         return f"older than max_worker_age_s ({policy.max_age_s:g}) allows"
     return ""

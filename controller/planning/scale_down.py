@@ -26,8 +26,8 @@ def select_to_stop(
 ) -> tuple[list[Action], list[Replica]]:
     """Return the workers to stop, and those that stay as capacity, the least useful first.
 
-    Of the `outdated`, by why they are, as many go first as are ready beyond the decision; there may be `surge` more
-    workers than decided while a newcomer is on its way to take a place.
+    `outdated` maps outdated workers to their reasons. They stop first, as far as more workers than decided are ready.
+    `surge` is the number of workers allowed above the decision during a replacement.
     """
     kills = [kill for replica in observation.replicas if (kill := _kill(replica, limits, now))]
     killed = {kill.id for kill in kills}
@@ -51,14 +51,14 @@ def _kill(replica: Replica, limits: WorkerLimits, now: float) -> Kill | None:
         case Stage.DRAINING if now - (child.drained_at or now) > limits.drain_timeout_s + DRAIN_GRACE_S:
             return Kill(child.id, f"still there {now - (child.drained_at or now):.0f} s after its drain began")
         case Stage.READY if replica.stuck:
-            return Kill(child.id, "it is stuck: it heartbeats, but makes no step")
+            return Kill(child.id, "it is stuck: it sends heartbeats, but completes no step")
         case Stage.READY if now - (replica.silent_since or now) > _LOST_FACTOR * limits.lost_after_s:
-            return Kill(child.id, f"not heard by the balancer for {now - (replica.silent_since or now):.0f} s")
+            return Kill(child.id, f"it sent no heartbeat for {now - (replica.silent_since or now):.0f} s")
     return None
 
 
 def _removal_cost(cold_start_s: float, now: float, replica: Replica) -> tuple[int, int, float]:
-    """Order removals: barely loaded, idle, loading, least busy; among equals the newest first."""
+    """Return the sort key of removals: just started, idle, almost loaded, least busy; the newest first on a tie."""
     started_at = replica.process.started_at
     if replica.stage is Stage.STARTING:
         return 0 if now - started_at < cold_start_s / 2 else 2, replica.load, -started_at
@@ -66,7 +66,7 @@ def _removal_cost(cold_start_s: float, now: float, replica: Replica) -> tuple[in
 
 
 def _keep_last_ready(order: list[Replica]) -> None:
-    """Move the last ready worker behind those that load: it does the work meanwhile."""
+    """Move the last ready worker behind the starting ones, because it serves until they are ready."""
     ready = [replica for replica in order if replica.stage is not Stage.STARTING]
     if ready and order[-1].stage is Stage.STARTING:
         order.remove(ready[-1])

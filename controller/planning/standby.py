@@ -1,8 +1,9 @@
 """Adds standby workers to a plan: activations in place of starts, and the number of standby workers. Pure.
 
-A spare is no capacity and holds no device, so the plan itself is made without them. Whoever is to start is taken from
-them: one that has loaded, or else one that is still loading, which is ahead of a new process all the same. They come
-last: none is started while a worker of its model starts, which needs the same disk and cores, and one at a time.
+A standby worker is no capacity and uses no device, so the plan itself is made without them. Each start in the plan
+becomes the activation of a standby worker, if there is one. A loaded one is preferred, but one that still loads is also
+ahead of a new process. Standby workers have low priority: one starts at a time, and none while a worker of its model
+starts, because both need the same disk and CPU cores.
 """
 
 from __future__ import annotations
@@ -103,15 +104,15 @@ def _adjust(target: StandbyTarget, spares: Sequence[WorkerProcess], *, busy: boo
         elif child.id in target.outdated:
             yield Drain(child.id, target.outdated[child.id])
         elif child.device != target.kind:
-            yield Drain(child.id, f"no device of its kind ({child.device}) is in use any more")
+            yield Drain(child.id, f"no device of its kind ({child.device}) is used any more")
         else:
             staying.append(child)
     for child in _by_readiness(staying)[target.count :]:
-        yield Drain(child.id, f"{len(staying)} spares where standby is {target.count}")
-    # One that is to be ended for not loading counts here too: its successor waits for the pause that follows its end.
+        yield Drain(child.id, f"{len(staying)} standby workers, standby is {target.count}")
+    # One that is killed for a start timeout counts as loading: its replacement waits for the back-off after its exit.
     loading = any(child.loaded_at is None and child.drained_at is None for child in spares)
     patient = now >= max(target.crashes.retry_at, target.worker_crashes.retry_at)
     if len(staying) < target.count and not busy and not loading and patient:
         yield StartSpare(
-            target.observation.model, target.kind, f"{len(staying)} spares where standby is {target.count}"
+            target.observation.model, target.kind, f"{len(staying)} standby workers, standby is {target.count}"
         )

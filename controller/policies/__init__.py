@@ -1,4 +1,4 @@
-"""How many workers a model should have. Each policy is a pure function of an observation, its memory and the time."""
+"""Scaling policies: the number of workers of a model. Each is a pure function of observation, state and time."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from controller.policies import custom, ongoing_requests, queue_depth, schedule,
 from controller.policies.custom import PolicyImportError
 from controller.types import Decision, Observation, WorkerLimits
 
-#: Takes and gives back its own memory, of whatever type; None at the first call.
+#: A policy takes and returns its state, which may be of any type; the state is None at the first call.
 Policy = Callable[[Observation, Scaling, WorkerLimits, Any, float], tuple[Decision, Any]]
 
-#: By the name that the configuration gives.
+#: The policies by their names in the configuration.
 POLICIES: Mapping[str, Policy] = {
     "slo_work": slo_work.decide,
     "queue_depth": queue_depth.decide,
@@ -22,7 +22,7 @@ POLICIES: Mapping[str, Policy] = {
     "static": static.decide,
 }
 
-#: What those that remember something remember; each offers `moved`. The others start afresh.
+#: State types of the policies whose state is saved. Each has a method `shifted`.
 MEMORY_TYPES: Mapping[str, type[Any]] = {
     "slo_work": slo_work.SloWorkMemory,
     "queue_depth": queue_depth.QueueDepthMemory,
@@ -31,7 +31,7 @@ MEMORY_TYPES: Mapping[str, type[Any]] = {
 
 
 def find(name: str) -> Policy:
-    """The policy by its name or import path. Raises `CannotImport`."""
+    """Return the policy by its name or import path. Raises `PolicyImportError`."""
     return POLICIES[name] if name in POLICIES else custom.load(name)
 
 

@@ -1,6 +1,6 @@
-"""A policy of the user's own, by import path: a function `scale(observation) -> Decision`.
+"""A user-defined policy, given by import path: a function `scale(observation) -> Decision`.
 
-It sees what Muster's own policies see and is held to the same bounds. What it raises is no decision.
+It gets the same observation as the built-in policies, and the same bounds apply. An exception counts as no decision.
 """
 
 from __future__ import annotations
@@ -15,15 +15,15 @@ Scale = Callable[[Observation], Decision]
 
 
 class PolicyImportError(Exception):
-    """A policy that cannot be had; the text says what to change."""
+    """The policy cannot be imported. The message says what to change."""
 
 
 class InvalidPolicy(Exception):
-    """What the function gave back is no decision."""
+    """The function did not return a valid `Decision`."""
 
 
 class CustomPolicy:
-    """The user's function as a policy. It keeps what it likes to remember itself."""
+    """Adapts the user's function to the policy interface. The function keeps its own state, if any."""
 
     def __init__(self, path: str, scale: Scale) -> None:
         self._path = path
@@ -32,7 +32,7 @@ class CustomPolicy:
     def __call__(
         self, observation: Observation, scaling: Scaling, limits: WorkerLimits, memory: None, now: float
     ) -> tuple[Decision, None]:
-        """Its decision. Raises whatever it raises, and `Mistaken`."""
+        """Return the function's decision. Raises what the function raises, and `InvalidPolicy`."""
         del scaling, limits, memory, now
         decision = self._scale(observation)
         if not isinstance(decision, Decision) or not isinstance(decision.desired, int):
@@ -41,14 +41,14 @@ class CustomPolicy:
 
 
 def load(path: str) -> CustomPolicy:
-    """The policy at `package.module:function`. Raises `CannotImport`."""
+    """Return the policy at `package.module:function`. Raises `PolicyImportError`."""
     module_name, _, name = path.partition(":")
     try:
         module = importlib.import_module(module_name)
-    except Exception as error:  # whatever the user's module raises while it is imported
-        why = f"{type(error).__name__}: {error}"
+    except Exception as error:  # the user's module may raise anything while it is imported
+        reason = f"{type(error).__name__}: {error}"
         raise PolicyImportError(
-            f"policy {path}: {module_name} cannot be imported ({why}); it must lie in the working folder, "
+            f"policy {path}: {module_name} cannot be imported ({reason}); it must be in the working folder, "
             "in PYTHONPATH or in an installed package"
         ) from error
     scale = getattr(module, name, None)

@@ -1,13 +1,13 @@
-"""Requests per worker against a target: the formula of Ray Serve, with its names.
+"""Policy `ongoing_requests`: a target of requests per worker, with the formula and the names of Ray Serve.
 
     ratio   = mean of (queued + running tasks) / (target_ongoing_requests * workers)
     desired = ceil(workers * (1 + factor * (ratio - 1)))     factor: upscaling_factor or downscaling_factor
 
-More workers must have been wanted for `upscale_delay_s`, fewer for `downscale_delay_s`. With no workers, the first
-request brings `upscaling_factor` of them at once.
+A scale-up must have been wanted for `upscale_delay_s`, a scale-down for `downscale_delay_s`. Without workers, the first
+request starts `upscaling_factor` workers at once.
 
-Unlike there: a delay is a time and no count of ticks, workers are ready, starting or owed, each counted once, and the
-mean begins anew with each change, so that a load which the change has answered is not answered again.
+There are three differences from Ray Serve. A delay is a time, not a number of ticks. Ready, starting and replacement
+workers count once each. The mean restarts after each change, so that the same load does not cause a second change.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from typing import NamedTuple
 from configs.scaling import Scaling
 from controller.types import Decision, Observation, WorkerLimits
 
-#: Of a full batch: leaves room for what comes while a worker starts.
+#: Default target as a fraction of a full batch. The rest is a reserve for arrivals while a worker starts.
 _TARGET = 0.7
 
 
 class Sample(NamedTuple):
-    """Tasks that there were at a time."""
+    """The number of queued and running tasks at one time."""
 
     at: float
     tasks: int
@@ -32,14 +32,14 @@ class Sample(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class OngoingRequestsMemory:
-    """What the policy remembers, in times on the controller's clock; None where it is not so."""
+    """The state of the policy: times on the controller's clock, or None."""
 
     samples: tuple[Sample, ...] = ()
     more_since: float | None = None
     fewer_since: float | None = None
 
     def shifted(self, seconds: float) -> OngoingRequestsMemory:
-        """Nothing of this outlives a silence: what was wanted before it may not be wanted after it."""
+        """Return an empty state: old samples say nothing about the load after a restart."""
         del seconds
         return OngoingRequestsMemory()
 
@@ -47,7 +47,7 @@ class OngoingRequestsMemory:
 def decide(
     observation: Observation, scaling: Scaling, limits: WorkerLimits, memory: OngoingRequestsMemory | None, now: float
 ) -> tuple[Decision, OngoingRequestsMemory]:
-    """The number of workers wanted. Without data there is no decision."""
+    """Return the decision and the new state. Without data the decision is not valid."""
     have, queue = observation.provisioned, observation.queue
     if queue is None:
         return Decision(have, "no data", valid=False), OngoingRequestsMemory()
@@ -59,7 +59,8 @@ def decide(
         first = math.ceil(scaling.upscaling_factor) if tasks else 0
         return Decision(_clip(first, limits), f"{tasks} tasks and no worker"), OngoingRequestsMemory(samples)
     desired = _clip(_desired(have, mean / target / have, scaling), limits)
-    why = f"{mean:.1f} tasks on {have} of {target:g} each"
+    workers = "1 worker" if have == 1 else f"{have} workers"
+    reason = f"{mean:.1f} tasks on {workers}, target {target:g} each"
     memory = OngoingRequestsMemory(
         samples,
         (now if memory.more_since is None else memory.more_since) if desired > have else None,
@@ -68,13 +69,13 @@ def decide(
     since = memory.more_since if memory.more_since is not None else memory.fewer_since
     inputs = {"tasks": mean, "target": target, "wanted": desired}
     if since is None:
-        return Decision(desired, why, inputs=inputs), memory
+        return Decision(desired, reason, inputs=inputs), memory
     delay_s = scaling.upscale_delay_s if desired > have else scaling.downscale_delay_s
-    why = f"{why}: {desired} wanted for {now - since:.0f} of {delay_s:g} s"
-    # The bounds hold without delay.
+    reason = f"{reason}: {desired} wanted for {now - since:.0f} of {delay_s:g} s"
+    # The bounds apply without delay.
     if now - since < delay_s and limits.min_workers <= have <= limits.max_workers:
-        return Decision(have, why, inputs=inputs), memory
-    return Decision(desired, why, inputs=inputs), replace(memory, samples=(), more_since=None, fewer_since=None)
+        return Decision(have, reason, inputs=inputs), memory
+    return Decision(desired, reason, inputs=inputs), replace(memory, samples=(), more_since=None, fewer_since=None)
 
 
 def _target(scaling: Scaling, batch_cap: int | None) -> float:
@@ -89,7 +90,7 @@ def _mean(samples: tuple[Sample, ...]) -> float:
 def _desired(have: int, ratio: float, scaling: Scaling) -> int:
     factor = scaling.upscaling_factor if ratio >= 1 else scaling.downscaling_factor
     desired = math.ceil(round(have * (1 + factor * (ratio - 1)), 9))
-    # With a small factor the last one would never go.
+    # With a small factor, rounding up would keep one surplus worker forever.
     stuck = desired == have and math.ceil(round(have * ratio, 9)) < have
     return desired - 1 if stuck else desired
 

@@ -1,10 +1,10 @@
-"""Thresholds on the queue: the way of the Lightning autoscaler, which compared pending requests with workers.
+"""Policy `queue_depth`: thresholds on the load per worker, after the Lightning autoscaler.
 
     load = (queued + running tasks) / (live + starting workers)
 
-One worker more when the load has been at least `scale_up_at` for `scale_up_hold_s`; one fewer when it has been below
-`scale_down_at` for `scale_down_hold_s`. A starting worker counts once, as the capacity that it will be. Each direction
-has its own hold and cooldown. A removal that would lift the load of the rest to `scale_up_at` is not made.
+It adds a worker when the load has been at least `scale_up_at` for `scale_up_hold_s`. It removes one when the load has
+been below `scale_down_at` for `scale_down_hold_s`. A starting worker counts as capacity. Each direction has its own
+hold time and cooldown. A worker stays if its removal would raise the load of the others to `scale_up_at`.
 """
 
 from __future__ import annotations
@@ -15,19 +15,19 @@ from typing import NamedTuple
 from configs.scaling import Scaling
 from controller.types import Decision, Observation, Queue, WorkerLimits
 
-#: A full batch where none has been measured yet: what the original posts had.
+#: Assumed batch size before one was measured; the published Lightning autoscaler used it.
 _USUAL_BATCH = 12.0
 
 
 class Thresholds(NamedTuple):
-    """Load per worker at which one is added, and below which one is removed."""
+    """The loads per worker at which a worker is added (`up`) and below which one is removed (`down`)."""
 
     up: float
     down: float
 
 
 def thresholds(scaling: Scaling, batch_cap: int | None) -> Thresholds:
-    """The configured ones; `auto` adds a worker when each has a full batch, and removes one at a quarter of that."""
+    """Return the thresholds; `auto` is a full batch per worker for `up`, and a quarter of `up` for `down`."""
     up = float(batch_cap or _USUAL_BATCH) if scaling.scale_up_at == "auto" else scaling.scale_up_at
     down = up / 4 if scaling.scale_down_at == "auto" else scaling.scale_down_at
     return Thresholds(up, min(down, up / 2) if scaling.scale_up_at == "auto" else down)
@@ -35,7 +35,7 @@ def thresholds(scaling: Scaling, batch_cap: int | None) -> Thresholds:
 
 @dataclass(frozen=True, slots=True)
 class QueueDepthMemory:
-    """What the policy remembers, in times on the controller's clock; None where it is not so."""
+    """The state of the policy: times on the controller's clock, or None."""
 
     high_since: float | None = None
     low_since: float | None = None
@@ -43,7 +43,7 @@ class QueueDepthMemory:
     last_change: float | None = None
 
     def shifted(self, seconds: float) -> QueueDepthMemory:
-        """The same with every time so much later. What was high or low before a silence may not be so after it."""
+        """Return a copy with all times moved by `seconds`. The holds restart, because the load may have changed."""
         last_up = None if self.last_up is None else self.last_up + seconds
         return QueueDepthMemory(None, None, last_up, None if self.last_change is None else self.last_change + seconds)
 
@@ -51,10 +51,10 @@ class QueueDepthMemory:
 def decide(
     observation: Observation, scaling: Scaling, limits: WorkerLimits, memory: QueueDepthMemory | None, now: float
 ) -> tuple[Decision, QueueDepthMemory]:
-    """The number of workers wanted. Without data there is no decision, only the floor."""
+    """Return the decision and the new state. Without data only the bounds apply."""
     memory = memory or QueueDepthMemory()
     have = observation.provisioned
-    # What was high or low before a silence, or with another number of workers, may not be so after it.
+    # The holds restart after missing data or after a change of the number of workers: the load may have changed.
     unheld = replace(memory, high_since=None, low_since=None)
     if have < limits.min_workers:
         return Decision(limits.min_workers, f"min_workers is {limits.min_workers}"), unheld
@@ -65,19 +65,20 @@ def decide(
     load = _load(observation.queue, have)
     at = thresholds(scaling, observation.queue.batch_cap)
     memory = _track(memory, load, at, now)
-    why = _explain(observation.queue, have, load)
+    load_text = _explain(observation.queue, have, load)
     if memory.high_since is not None:
-        return _up(have, f"{why} has been >= {at.up:g}", scaling, limits, memory, now)
+        return _up(have, f"{load_text} has been >= {at.up:g}", scaling, limits, memory, now)
     if memory.low_since is not None:
         rest = _load(observation.queue, have - 1)
         if rest >= at.up:
-            return Decision(have, f"{why} is low, but one worker fewer would have a load of {rest:.1f}"), memory
-        return _down(have, f"{why} has been < {at.down:g}", scaling, limits, memory, now)
-    return Decision(have, f"{why} is between {at.down:g} and {at.up:g}"), memory
+            reason = f"{load_text} is low, but with one worker less it would be {rest:.1f}"
+            return Decision(have, reason), memory
+        return _down(have, f"{load_text} has been < {at.down:g}", scaling, limits, memory, now)
+    return Decision(have, f"{load_text} is between {at.down:g} and {at.up:g}"), memory
 
 
 def _track(memory: QueueDepthMemory, load: float, at: Thresholds, now: float) -> QueueDepthMemory:
-    """Since when the load has been past either threshold."""
+    """Update the times since when the load has been beyond either threshold."""
     high, low = load >= at.up, load < at.down
     return replace(
         memory,
@@ -113,7 +114,7 @@ def _down(
         return Decision(have, f"{at} for {held:.0f} of {scaling.scale_down_hold_s:g} s"), memory
     if memory.last_change is not None and now - memory.last_change < scaling.scale_down_cooldown_s:
         return Decision(have, f"{at}, but the last change is {now - memory.last_change:.0f} s ago"), memory
-    # The hold starts again, so that the next removal needs a stretch of its own.
+    # The hold restarts, so that each removal needs a full hold time.
     return Decision(have - 1, f"{at} for {held:.0f} s"), replace(memory, last_change=now, low_since=None)
 
 

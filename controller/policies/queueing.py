@@ -1,7 +1,7 @@
-"""Arithmetic of queues: workers that a rate of arrivals or a backlog needs, and how uneven arrivals are. Pure.
+"""Queueing formulas: the workers for an arrival rate or for a backlog, and the burstiness of arrivals. Pure.
 
-Work is seconds of one worker that does one task at a time. A worker runs up to a full batch of B tasks at once, each of
-them `batch_slowdown` times slower: it does B / batch_slowdown seconds of work per second.
+Work is measured in seconds of one worker that runs one task at a time. A worker runs a batch of up to B tasks, each
+`batch_slowdown` times slower. So it does B / batch_slowdown seconds of work per second.
 """
 
 from __future__ import annotations
@@ -14,18 +14,21 @@ from dataclasses import dataclass, replace
 from configs.scaling import Scaling
 from controller.types import Observation, Queue, Replica, Stage
 
-#: Of a look-back period: counted for a shorter time than this, arrivals say too little of their rate.
+#: Minimum observation time for a rate estimate, as a fraction of the look-back period.
 _ENOUGH = 1 / 3
-#: Of what was counted before, this much counts after each period: about the last 40 periods, an hour by default.
+#: Decay factor of the sums per period: the estimate covers about 40 periods, an hour by default.
 _DECAY = 1 - 1 / 40
-#: Arrivals that are taken to have been independent before the first was seen.
+#: Prior weight: this many independent arrivals are assumed before the first observation.
 _PRIOR = 100
-#: Two counts that differ by more standard deviations of independent arrivals tell of another rate, not of bunches.
+#: Counts that differ by more than this many Poisson standard deviations show a rate change, not burstiness.
 _SAME_RATE = 5
 
 
 def erlang_b(offered: float) -> Iterator[float]:
-    """Erlang's loss formula for 1, 2, 3, ... servers. Stable for thousands: no term is negative or above 1."""
+    """Yield Erlang's loss formula (Erlang B) for 1, 2, 3, ... servers.
+
+    The recursion is stable for thousands of servers: each term is between 0 and 1.
+    """
     loss = 1.0
     for servers in itertools.count(1):
         loss = offered * loss / (servers + offered * loss)
@@ -33,9 +36,9 @@ def erlang_b(offered: float) -> Iterator[float]:
 
 
 def wait_probability(servers: int, offered: float, loss: float) -> float:
-    """Erlang's delay formula: the probability that an arrival must wait, by the loss formula's value.
+    """Return Erlang's delay formula (Erlang C), the probability that an arrival waits, from the loss probability.
 
-    For Poisson arrivals, exponential service and one queue. `offered` is the rate times the mean service time.
+    It assumes Poisson arrivals, exponential service and one queue. `offered` is the rate times the mean service time.
     """
     return 1.0 if offered >= servers else loss / (1 - offered / servers * (1 - loss))
 
@@ -43,10 +46,10 @@ def wait_probability(servers: int, offered: float, loss: float) -> float:
 def workers_for_rate(
     rate: float, service_s: float, batch: int, patience_s: float, allowed: float, max_workers: int
 ) -> int:
-    """The fewest workers, each serving `batch` tasks at once, with no more than `allowed` of all arrivals late.
+    """Return the fewest workers for which at most the fraction `allowed` of the arrivals is late.
 
-    `rate` is arrivals per second, `service_s` a task's time in a full batch, late who waits for longer than
-    `patience_s`. `most` + 1 where `most` workers are too few.
+    `rate` is arrivals per second. `service_s` is the time of a task in a full batch of `batch` tasks. A task is late if
+    it waits for longer than `patience_s`. The result is `max_workers` + 1 if `max_workers` are too few.
     """
     offered = rate * service_s
     if offered <= 0:
@@ -63,81 +66,82 @@ def workers_for_rate(
 
 
 def upper_rate_bound(count: int, seconds: float, margin: float) -> float:
-    """What the rate of a Poisson process may be of which `count` events were seen: `margin` standard deviations up."""
+    """Return the upper confidence bound of a Poisson rate after `count` events; `margin` is in standard deviations."""
     return (count + margin * math.sqrt(count + margin * margin / 4) + margin * margin / 2) / seconds
 
 
 def recent_rate(queue: Queue, scaling: Scaling) -> float:
-    """Arrivals per second over the look-back period."""
+    """Return the arrivals per second over the look-back period."""
     period = scaling.look_back_period_s
     return queue.arrivals_short_window / min(period, max(queue.uptime_s, period * _ENOUGH))
 
 
 def sustained_rate(queue: Queue, scaling: Scaling, margin: float) -> float:
-    """The most that arrivals per second may be, by what was counted over the rate window."""
+    """Return the upper confidence bound of the arrivals per second over the rate window."""
     counted_s = max(queue.uptime_s, scaling.look_back_period_s)
     return upper_rate_bound(queue.arrivals_long_window, min(scaling.rate_window_s, counted_s), margin)
 
 
 def worker_speed(queue: Queue) -> float:
-    """Seconds of work that one worker with a full batch does in a second."""
+    """Return the seconds of work per second of one worker with a full batch."""
     return (queue.batch_cap or 1) / queue.batch_slowdown
 
 
 def eta_s(replica: Replica, cold_start_s: float, now: float) -> float:
-    """In how many seconds the worker serves; 0 for one that does."""
+    """Return the seconds until the worker is ready; 0 if it is."""
     if replica.stage is not Stage.STARTING:
         return 0.0
     return max(replica.process.started_at + cold_start_s - now, 0.0)
 
 
 def workers_for_backlog(observation: Observation, scaling: Scaling, now: float) -> int:
-    """Workers that would have done what waits, and what comes meanwhile, `drain_s` after one more could have started.
+    """Return the workers that clear the backlog and new arrivals within `drain_s` after one more could have started.
 
-    0 where nothing waits, where nothing is known of its work, or where those there are will do: nobody waits for too
-    long yet, and when one more could have started, they would need no longer than `slo.max_wait_s` for what is left.
-    Otherwise never fewer than there are. A starting worker is counted on from when it will serve.
+    The result is 0 if nothing is queued, if its work is unknown, or if the present workers are enough. They are enough
+    if no task is late yet and if, once one more could have started, they clear the rest within `slo.max_wait_s`.
+    Otherwise the result is at least the provisioned number. A starting worker counts from the time it is ready.
     """
     queue, patience_s = observation.queue, scaling.slo.max_wait_s
     if queue is None or not queue.queued or queue.backlog_work_s is None:
         return 0
-    work_s, each = queue.backlog_work_s, worker_speed(queue)
-    coming = recent_rate(queue, scaling) * (queue.mean_work_s or 0.0)
+    work_s, speed = queue.backlog_work_s, worker_speed(queue)
+    arriving = recent_rate(queue, scaling) * (queue.mean_work_s or 0.0)
     alive = [replica for replica in observation.replicas if replica.stage is not Stage.DRAINING]
     etas = [eta_s(replica, observation.cold_start_s, now) for replica in alive] + [
         observation.cold_start_s
     ] * observation.owed
 
     def left_s(until_s: float) -> float:
-        return work_s + coming * until_s - each * sum(max(until_s - eta, 0.0) for eta in etas)
+        return work_s + arriving * until_s - speed * sum(max(until_s - eta, 0.0) for eta in etas)
 
-    if queue.oldest_wait_s <= patience_s and left_s(observation.cold_start_s) <= patience_s * each * len(etas):
+    if queue.oldest_wait_s <= patience_s and left_s(observation.cold_start_s) <= patience_s * speed * len(etas):
         return 0
-    missing = left_s(observation.cold_start_s + scaling.drain_s) / (each * scaling.drain_s)
+    missing = left_s(observation.cold_start_s + scaling.drain_s) / (speed * scaling.drain_s)
     return observation.provisioned + max(math.ceil(missing), 0)
 
 
 @dataclass(frozen=True, slots=True)
 class DispersionIndex:
-    """Arrivals of successive look-back periods, each compared with the one before, so that slow changes count little.
+    """Index of dispersion of the arrivals, estimated from successive look-back periods.
 
-    The squared difference of two counts of the same mean is on average twice their variance, their sum twice the mean.
+    Two counts with the same mean have an expected squared difference of twice their variance. Their expected sum is
+    twice the mean. Comparing neighbours makes the estimate insensitive to slow changes of the rate.
     """
 
-    #: When the last period ended, on the controller's clock, and how many came in it; None before the first.
+    #: End of the last period on the controller's clock, and its arrivals; None before the first.
     at: float | None = None
     last: int = 0
-    #: Squared differences and sums, those long ago less.
+    #: Exponentially decayed sums of the squared differences and of the sums.
     squares: float = _PRIOR
     sums: float = _PRIOR
 
     @property
     def burstiness(self) -> float:
-        """1 for independent arrivals and for more regular ones, above 1 for those that come in bunches."""
+        """Return 1 for Poisson or more regular arrivals, and more for arrivals in bursts."""
         return max(self.squares / self.sums, 1.0)
 
     def updated(self, queue: Queue, scaling: Scaling, now: float) -> DispersionIndex:
-        """With what is seen now. A look within a period says nothing yet, a gap breaks the succession."""
+        """Return the estimate with this observation. One within a period is ignored; a gap restarts the comparison."""
         period = scaling.look_back_period_s
         if queue.uptime_s < period or (self.at is not None and now < self.at + period):
             return self
@@ -148,5 +152,5 @@ class DispersionIndex:
         return replace(ended, squares=_DECAY * self.squares + square, sums=_DECAY * self.sums + both)
 
     def shifted(self, seconds: float) -> DispersionIndex:
-        """The same with every time so much later."""
+        """Return a copy with all times moved by `seconds`."""
         return self if self.at is None else replace(self, at=self.at + seconds)

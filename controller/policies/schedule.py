@@ -1,4 +1,4 @@
-"""Numbers of workers by the time of day: exactly these as a policy of its own, at least these under any other."""
+"""Numbers of workers by cron schedule: the exact number under policy `schedule`, a minimum under any other policy."""
 
 from __future__ import annotations
 
@@ -17,45 +17,50 @@ from controller.types import Decision, Observation, WorkerLimits
 def decide(
     observation: Observation, scaling: Scaling, limits: WorkerLimits, memory: None, now: float
 ) -> tuple[Decision, None]:
-    """The number that the schedule gives for now. Where the time of day is not known there is no decision."""
+    """Return the scheduled number of workers. If the time of day is unknown, the decision is not valid."""
     del memory, now
     entry = active_entry(scaling.schedule, observation.unix_s)
     if entry is None:
         return Decision(observation.provisioned, "the time of day is not known", valid=False), None
     number = min(max(entry.workers, limits.min_workers), limits.max_workers)
-    return Decision(number, f"schedule {entry.cron!r} says {entry.workers}"), None
+    return Decision(number, f"schedule {entry.cron!r} requires {entry.workers}"), None
 
 
 def active_entry(schedule: tuple[Scheduled, ...], unix_s: float | None) -> Scheduled | None:
-    """The entry that began last; of two that begin together the later one in the list. None where none ever began."""
+    """Return the entry that started last; None if none has started.
+
+    If two entries start at the same time, the later one in the list wins.
+    """
     if unix_s is None:
         return None
     minute = int(unix_s // 60)
     started = [
-        (began, number) for number, one in enumerate(schedule) if (began := _last_start(one.cron, one.timezone, minute))
+        (start, number)
+        for number, entry in enumerate(schedule)
+        if (start := _last_start(entry.cron, entry.timezone, minute))
     ]
     return schedule[max(started)[1]] if started else None
 
 
 class _EntryStart(NamedTuple):
-    """When an entry began, in seconds since 1970. Starts in one skipped hour are in the order of the clock."""
+    """The start time of an entry, in Unix seconds. `offset_s` keeps the order of starts in one skipped hour."""
 
     unix_s: float
-    #: Seconds from the time that the clock showed then to the time that the entry names; 0 unless that was skipped.
+    #: Seconds from the local time at the start to the local time in the entry; 0 unless that time was skipped.
     offset_s: float
 
 
 @lru_cache(maxsize=1024)
 def _last_start(cron: str, timezone: str, minute: int) -> _EntryStart | None:
-    """When the entry last began, as of that minute.
+    """Return the last start of the entry up to this minute; None without one.
 
-    Every local time counts once: a repeated one when it comes first, a skipped one when the clock jumps over it.
+    Every local time counts once. A repeated time counts at its first occurrence, a skipped time at the clock change.
     """
     zone = ZoneInfo(timezone)
     now = datetime.fromtimestamp(minute * 60, zone)
-    # In the second pass of a repeated hour, all times of its first pass have been.
+    # In the second pass of a repeated hour, all of its local times have already occurred.
     repeated = _utcoffset(now.replace(fold=0)) - _utcoffset(now) if now.fold else timedelta()
-    # The search is in local time without its changes, of which cronsim would skip or repeat some.
+    # The search uses local time without clock changes, because cronsim would skip or repeat some starts.
     latest = now.replace(tzinfo=UTC, fold=0) + repeated + timedelta(minutes=1)
     for named in CronSim(cron, latest, reverse=True):
         start = _start_at(named.replace(tzinfo=zone))
@@ -65,7 +70,7 @@ def _last_start(cron: str, timezone: str, minute: int) -> _EntryStart | None:
 
 
 def _start_at(named: datetime) -> _EntryStart:
-    """When the clock shows this local time first, or jumps over it."""
+    """Return the first instant with this local time, or the clock change that skips it."""
     after = int(named.timestamp())
     shown = datetime.fromtimestamp(after, named.tzinfo)
     if shown.replace(tzinfo=None) == named.replace(tzinfo=None):

@@ -1,4 +1,4 @@
-"""A fixed number of workers: `initial_workers`, or `min_workers` where that is not set."""
+"""Policy `static`: a fixed number of workers, `initial_workers` or else `min_workers`."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from controller.types import Decision, Observation, WorkerLimits
 def decide(
     observation: Observation, scaling: Scaling, limits: WorkerLimits, memory: None, now: float
 ) -> tuple[Decision, None]:
-    """The configured number, whatever is seen."""
+    """Return the configured number, whatever the observation."""
     del observation, memory, now
     number = limits.min_workers if scaling.initial_workers is None else scaling.initial_workers
     number = min(max(number, limits.min_workers), limits.max_workers)

@@ -1,6 +1,6 @@
 """Limits of CPU time and memory that a container runtime has set, for cgroup v1 and v2. Files are read by the caller.
 
-A limit of any group above the process's own holds too, so that the lowest one counts.
+The limits of all parent groups apply too, so the lowest one counts.
 """
 
 from __future__ import annotations

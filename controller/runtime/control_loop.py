@@ -141,8 +141,8 @@ class ControlLoop:
             log.info("worker %s has exited (%s)", child.id, how)
             return
         if child.spare:
-            why = f"cannot start: {ended.start_failure}" if ended.start_failure else f"died ({how}):\n{ended.tail}"
-            log.error("standby %s %s", child.id, why)
+            outcome = f"cannot start: {ended.start_failure}" if ended.start_failure else f"died ({how}):\n{ended.tail}"
+            log.error("standby %s %s", child.id, outcome)
             return
         crashes = self._autoscaler.models[child.model].crashes
         if ended.start_failure:

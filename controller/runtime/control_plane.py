@@ -33,7 +33,7 @@ from wire.scaling import Command, CommandResult, PendingCommand, Reload
 
 log = logging.getLogger("controller")
 
-#: Interval between two saves of what policies remember; it changes with every decision.
+#: Interval between two saves of the policies' state, which changes with every decision.
 _SAVE_INTERVAL_S = 5.0
 #: Commands executed per report.
 _MAX_COMMANDS = 200
@@ -87,14 +87,14 @@ class ControlPlaneAgent:
             self._save()
 
     def record(self, decisions: Sequence[DecisionEvent]) -> None:
-        """Add decisions to the log that the reports are made of."""
+        """Add decisions to the log for the reports."""
         offset = time.time() - time.monotonic()
         for decision in decisions:
             self._decisions.add(decision, offset + decision.at)
         self._is_unsaved |= bool(decisions)
 
     def save_if_due(self) -> None:
-        """Save what policies remember, at most every `_SAVE_INTERVAL_S` and after a decision."""
+        """Save the policies' state after a decision, at most every `_SAVE_INTERVAL_S`."""
         if self._is_unsaved and self._state_file.age_s >= _SAVE_INTERVAL_S:
             self._save()
 

@@ -1,4 +1,4 @@
-"""Logs scaling decisions without repetitions: changes at `info`, confirmations at `debug`, each obstacle once."""
+"""Logs scaling decisions without repetition: changes at `info`, confirmations at `debug`, each blocked reason once."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class DecisionLogger:
         reason = f"{decision.reason}{inputs and f' [{inputs}]'}"
         change = (current, decision.desired)
         if decision.desired == current:
-            # The first decision is logged even so: an earlier controller may have left the workers.
+            # The first decision is logged even without a change: an earlier controller may have left the workers.
             level = logging.DEBUG if model in self._logged else logging.INFO
             log.log(level, "%s: stays at %d workers: %s", model, decision.desired, reason)
         else:

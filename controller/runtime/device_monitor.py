@@ -68,7 +68,7 @@ async def _monitor(pool: DevicePool, driver: GpuMonitor | None, data_dir: Path) 
 
 def _log_changes(before: Mapping[str, str], now: Mapping[str, str]) -> None:
     for device in now.keys() - before.keys():
-        log.error("%s is set aside: %s", device, now[device])
+        log.error("%s is not used: %s", device, now[device])
     for device in before.keys() - now.keys():
         log.warning("%s is used again", device)
 

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from controller.types import Observation, Queue, Replica, Stage, WorkerProcess
 from wire.snapshot import Snapshot, WorkerStats
 
-#: What a queue has in common with the balancer's statistics of a model, by the same names.
+#: Fields of `Queue` that the balancer's statistics of a model have under the same names.
 _QUEUE_COUNTS = [field.name for field in dataclasses.fields(Queue) if field.name != "uptime_s"]
 
 
@@ -37,7 +37,7 @@ class WorkerTracker:
         return [dataclasses.replace(child, ready_at=self._ready_at.get(child.id)) for child in children]
 
     def silent_since(self, worker: str, snapshot: Snapshot | None, now: float) -> float | None:
-        """When a worker that was ready disappeared from the snapshots; None if it is present or was never ready.
+        """Return when a ready worker disappeared from the snapshots; None if it is present or was never ready.
 
         Time without a balancer, or before the present balancer started, does not count.
         """
@@ -80,7 +80,7 @@ def count_starting(observation: Observation) -> int:
 
 def _replica(child: WorkerProcess, stats: WorkerStats | None, silent_since: float | None) -> Replica:
     stage = Stage.STARTING if child.ready_at is None else Stage.READY
-    # A worker that its operator drains is no more capacity than one that the controller drains.
+    # A worker that an operator drains is no capacity either.
     if child.drained_at is not None or (stats is not None and stats.state == "draining"):
         stage = Stage.DRAINING
     if stats is None:

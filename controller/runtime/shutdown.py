@@ -33,9 +33,9 @@ async def stop_processes(
         launcher.drain(worker, immediate=True)
     while time.monotonic() < started + _WORKERS_STOPPED_BY_S and not immediate.is_set() and running():
         await asyncio.sleep(0.05)
-    why = "an immediate stop was requested" if immediate.is_set() else "it did not stop in time"
+    reason = "an immediate stop was requested" if immediate.is_set() else "it did not stop in time"
     for name in running():
-        log.warning("killing %s: %s", name, why)
+        log.warning("killing %s: %s", name, reason)
         launcher.kill(name)
     while running() and time.monotonic() < started + _KILLED_BY_S:
         await asyncio.sleep(0.02)

@@ -31,7 +31,7 @@ class Terminal:
 def install_signal_handlers(terminal: Terminal, stop: Callable[[], None], reload: Callable[[], None]) -> None:
     """Have the running event loop call `stop` at SIGINT and SIGTERM, and `reload` at SIGHUP.
 
-    The SIGHUP of a closed terminal is a signal to stop. A SIGHUP that the parent ignores, as under nohup, stays so.
+    The SIGHUP of a closed terminal means stop. If the parent ignores SIGHUP (nohup), it stays ignored.
     """
     loop = asyncio.get_running_loop()
 
@@ -48,7 +48,7 @@ def install_signal_handlers(terminal: Terminal, stop: Callable[[], None], reload
             log.info("SIGHUP: reading the configuration again")
             reload()
 
-    # SIGINT is handled even if the parent ignores it: shells start background jobs so, and these must stay stoppable.
+    # SIGINT is handled even if the parent ignores it: shells start background jobs with SIGINT ignored.
     for signum in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(signum, stop)
     if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:

@@ -1,4 +1,4 @@
-"""State that survives a restart of the controller: overrides, the decision count, the autoscaler's memory."""
+"""State that survives a restart of the controller: overrides, the decision count, the autoscaler's state."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from controller.autoscaler.overrides import Overrides
 
 log = logging.getLogger("controller")
 
-#: Numbers reserved by a periodic save: after a crash the next controller counts on from beyond the unsaved decisions.
+#: Decision numbers that a periodic save reserves, so that a controller after a crash reuses no unsaved number.
 _RESERVED_DECISIONS = 1000
 
 

@@ -1,4 +1,4 @@
-"""Which GPUs the environment allows: `CUDA_VISIBLE_DEVICES`, as CUDA reads it. Pure."""
+"""Parses `CUDA_VISIBLE_DEVICES` as CUDA does. Pure."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def hides_all(allowed: str | None) -> bool:
 def visible_gpus(present: Sequence[GpuId], allowed: str | None) -> list[int]:
     """Return the numbers of the GPUs that the variable allows, in the driver's order.
 
-    Raises `SetupError` if it names a device that is not present or cannot be used: never is a CPU used instead.
+    Raises `SetupError` if it names a device that is not present or cannot be used. There is no fallback to the CPU.
     """
     if allowed is None:
         return [gpu.number for gpu in present]
@@ -49,10 +49,11 @@ def _find(name: str, present: Sequence[GpuId]) -> int:
     if not present:
         raise SetupError(f"{VARIABLE} names {name}, but no NVIDIA GPU or driver is found here; {_CPU}")
     if name.isdecimal():
-        meant = [gpu.number for gpu in present if gpu.number == int(name)]
+        matches = [gpu.number for gpu in present if gpu.number == int(name)]
     else:
-        meant = [gpu.number for gpu in present if gpu.uuid.startswith(name)]
-    if len(meant) == 1:
-        return meant[0]
-    there = ", ".join(f"{gpu.number} ({gpu.uuid})" for gpu in present)
-    raise SetupError(f"{VARIABLE} names {name}, which {'fits several GPUs' if meant else 'is no GPU here'}; {there}")
+        matches = [gpu.number for gpu in present if gpu.uuid.startswith(name)]
+    if len(matches) == 1:
+        return matches[0]
+    listed = ", ".join(f"{gpu.number} ({gpu.uuid})" for gpu in present)
+    problem = "matches several GPUs" if matches else "is no GPU of this machine"
+    raise SetupError(f"{VARIABLE} names {name}, which {problem}; its GPUs: {listed}")

@@ -1,6 +1,7 @@
-"""What a policy would have done with a day of traffic: the live controller's decisions on simulated time.
+"""Discrete-event simulation of the live controller's autoscaler on a traffic trace.
 
-`machine` is the simulated pool, `pilots` who decides, `replay` the clock, `report` what came of it; `traces` and
-`synthetic` give the arrivals, `scenarios` put all together, `bound` is what somebody who knows the future would
-have paid. `command` and `tune` are what people call.
+`cluster` and `model_sim` hold the simulated workers, `agents` the autoscalers, and `simulator` the clock. `results`
+computes the metrics. `traces` and `synthetic` provide the arrivals, and `scenarios` combines arrivals, workers and
+limits. `reference` has the autoscalers to compare with and the best schedule in hindsight. `cli` and `tune` are the
+commands.
 """

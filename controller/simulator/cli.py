@@ -63,8 +63,8 @@ def main(argv: Sequence[str]) -> int:
         # A file needs all columns in full.
         output = console if console.is_terminal else Console(width=_WIDTH)
         _compare(args, scenario, _policy_names(args, scenario), output)
-    except InvalidScenario as refusal:
-        print(f"cannot simulate: {refusal}", file=sys.stderr)
+    except InvalidScenario as error:
+        print(f"cannot simulate: {error}", file=sys.stderr)
         return EXIT_USAGE
     return 0
 

@@ -149,10 +149,10 @@ def _preset(args: argparse.Namespace, traffic: Traffic, span_s: float) -> Scenar
     )
     slowdowns = _curve(args.curve) if args.curve else batch_slowdowns(preset.batch, preset.fixed_share)
     profiles = {
-        name: replace(one, slowdowns=slowdowns, mean_lifetime_s=args.mean_life, standby_start_s=args.standby_start)
-        for name, one in scenario.profiles.items()
+        name: replace(profile, slowdowns=slowdowns, mean_lifetime_s=args.mean_life, standby_start_s=args.standby_start)
+        for name, profile in scenario.profiles.items()
     }
-    scalings = {name: with_fields(one, parse_fields(args.set)) for name, one in scenario.scalings.items()}
+    scalings = {name: with_fields(scaling, parse_fields(args.set)) for name, scaling in scenario.scalings.items()}
     return replace(scenario, profiles=profiles, scalings=scalings)
 
 

@@ -56,8 +56,8 @@ def main(argv: Sequence[str]) -> int:
     console = Console(stderr=True)
     try:
         return _tune(args, scenario_from(args), console)
-    except InvalidScenario as refusal:
-        print(f"cannot tune: {refusal}", file=sys.stderr)
+    except InvalidScenario as error:
+        print(f"cannot tune: {error}", file=sys.stderr)
         return EXIT_USAGE
 
 

@@ -129,7 +129,7 @@ async def test_reload_replaces_workers_without_failed_requests(start: Start) -> 
     assert minimum == 2, "at least min_workers during the update"
     assert maximum <= 3, "at most one more during the update"
     assert {worker.slots for worker in instance.workers()} <= {3, 4, 5}, "batches of 3, and post-processing"
-    lines = [line for line in instance.output().splitlines() if "to take the place of" in line or "draining" in line]
+    lines = [line for line in instance.output().splitlines() if "it replaces" in line or "draining" in line]
     assert ["starting" in line for line in lines] == [True, False, True, False]
     until_reported(instance, lambda report: report["models"][0]["max_workers"] == 5)
     until_reported(instance, lambda report: len({replica["generation"] for replica in report["replicas"]}) == 1)
@@ -195,7 +195,7 @@ def test_override_and_pause_survive_controller_restart(start: Start) -> None:
         assert message in refused.stderr
     # Both programs die; overrides and decisions remain.
     instance.until(
-        lambda: ("order", 3) in {(one["trigger"], one["desired"]) for one in decisions(instance)}, "an order"
+        lambda: ("override", 3) in {(one["trigger"], one["desired"]) for one in decisions(instance)}, "an order"
     )
     made = decisions(instance)
     instance.process.kill()

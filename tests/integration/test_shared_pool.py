@@ -114,7 +114,7 @@ def test_missing_gpu_memory_is_reported_with_numbers(tmp_path: Path) -> None:
     models = {name: sim(gpu_memory="14GiB", scaling={"max_workers": 2}) for name in ("a", "b")}
     instance = Instance(tmp_path, {"models": models, "devices": {"simulated": [{"memory": "20GiB"}]}})
     try:
-        reason = "b: 1 more wanted, but no GPU has 14.0 GiB free: the most is 6.0 GiB on sim:0"
+        reason = "b: 1 more wanted, but no GPU has 14.0 GiB free: the largest free amount is 6.0 GiB on sim:0"
         instance.until(lambda: reason in instance.output(), "the reason")
         instance.until_logged("the GPU memory does not suffice for all min_workers: 1 of 1 of b must wait")
         instance.until(
@@ -152,9 +152,9 @@ def test_device_with_repeated_crashes_is_excluded(tmp_path: Path) -> None:
                 if worker.device == "sim:0" and worker.pid not in killed:
                     killed.add(worker.pid)
                     os.kill(worker.pid, signal.SIGKILL)
-            return "sim:0 is set aside: 3 crashes in a row" in instance.output()
+            return "sim:0 is not used: 3 crashes in a row" in instance.output()
 
-        instance.until(is_excluded, "the device to be set aside")
+        instance.until(is_excluded, "the device to be excluded")
         instance.until(
             lambda: sorted(w.device for w in instance.workers()) == ["sim:1", "sim:2"], "a worker on another device"
         )

@@ -89,7 +89,9 @@ def test_a_renewal_is_of_those_there_are_now_and_only_of_models_that_are_served(
 
 
 def test_a_hold_says_what_it_is() -> None:
-    assert override_decision(Override(2, 1_800_000_000.0)).reason == "held at 2 by order until 2027-01-15 08:00:00 UTC"
+    assert (
+        override_decision(Override(2, 1_800_000_000.0)).reason == "held at 2 by command until 2027-01-15 08:00:00 UTC"
+    )
 
 
 def test_policy_decides_at_once_when_an_override_ends() -> None:

@@ -196,7 +196,7 @@ def test_a_swap_says_for_whom_and_why_and_the_place_is_kept_for_the_newcomer() -
     assert (swap.taker, swap.giver, swap.device) == ("b", "a", "sim:1")
     assert swap.reason == "swap: b has work and no worker"
     assert reasons(before) == {
-        "a": "1 more wanted, but no GPU has 24.0 GiB free: the most is 0.0 GiB on sim:0",
+        "a": "1 more wanted, but no GPU has 24.0 GiB free: the largest free amount is 0.0 GiB on sim:0",
         "b": "1 more wanted: waiting for a2 to leave sim:1",
     }
     leaving = replica("a2", "sim:1", stage=Stage.DRAINING)
@@ -211,7 +211,7 @@ def test_a_swap_says_for_whom_and_why_and_the_place_is_kept_for_the_newcomer() -
 def test_the_reason_of_a_swap_for_gain_has_both_numbers() -> None:
     [swap] = plan(wanted("a", 2, A[0], tasks=50), wanted("b", 1, replica("b1", "sim:1"))).swaps
     gain = waiting_saved(Load(250, 0, 5, 1, 10), 2, max(HORIZON_S, 160)) * (1 - 40 / 160)
-    assert swap.reason == f"swap: one more of a saves {gain:.2g} waiting tasks, this one 0"
+    assert swap.reason == f"swap: another worker of a saves {gain:.2g} waiting tasks, this one saves 0"
 
 
 def starts(planned: Plan) -> list[tuple[str, str]]:
@@ -250,7 +250,7 @@ def test_what_is_owed_is_packed_tightly_where_it_would_not_fit_otherwise() -> No
             wanted("a", 1, need=30),
             24,
             [],
-            "1 more wanted, but no GPU has 30.0 GiB free: the most is 24.0 GiB on sim:0",
+            "1 more wanted, but no GPU has 30.0 GiB free: the largest free amount is 24.0 GiB on sim:0",
         ),
         (
             wanted("a", 2, need=8, slots=("sim:0",)),
@@ -262,13 +262,16 @@ def test_what_is_owed_is_packed_tightly_where_it_would_not_fit_otherwise() -> No
             wanted("a", 2, need=20),
             24,
             ["sim:1"],
-            "1 more wanted, but no GPU has 20.0 GiB free: the most is 4.0 GiB on sim:0; sim:1 is left alone (broken)",
+            (
+                "1 more wanted, but no GPU has 20.0 GiB free: the largest free amount is 4.0 GiB on sim:0; "
+                "sim:1 is not used (broken)"
+            ),
         ),
         (
             wanted("a", 1),
             24,
             ["sim:0", "sim:1"],
-            "1 more wanted, but every device is taken; sim:0 is left alone (broken); sim:1 is left alone (broken)",
+            "1 more wanted, but every device is taken; sim:0 is not used (broken); sim:1 is not used (broken)",
         ),
     ],
 )

@@ -54,7 +54,7 @@ X, Y = worker("x", new=True, age=50), worker("y", STARTING, new=True, age=2)
         (UpdatePolicy(), {}),
         (UpdatePolicy("old"), {"x": "its settings have changed", "y": "its settings have changed"}),
         (UpdatePolicy("new"), dict.fromkeys("abc", "its settings have changed")),
-        (UpdatePolicy("", renew_before=NOW - 150), dict.fromkeys("ab", "by order")),
+        (UpdatePolicy("", renew_before=NOW - 150), dict.fromkeys("ab", "by command")),
         (UpdatePolicy("", max_age_s=100.0), dict.fromkeys("abc", "older than max_worker_age_s (100) allows")),
         (UpdatePolicy("", max_age_s=400.0), {}),
     ],
@@ -262,12 +262,22 @@ def on_devices(*replicas: Replica) -> list[Replica]:
 @pytest.mark.parametrize(
     ("replicas", "devices", "crashes", "expected"),
     [
-        ([A, B], 3, 0, ["Start sim:2: to take the place of a: its settings have changed"]),
-        ([A, B], 2, 0, ["Drain a: its settings have changed; no place is free, so it goes before the next one comes"]),
+        ([A, B], 3, 0, ["Start sim:2: it replaces a: its settings have changed"]),
+        (
+            [A, B],
+            2,
+            0,
+            ["Drain a: its settings have changed; no device is free, so it stops before its replacement starts"],
+        ),
         ([A, B], 3, 1, []),
         ([A, B, X], 3, 0, ["Drain a: its settings have changed"]),
         ([A, B, Y], 3, 0, []),
-        ([B, X], 2, 0, ["Drain b: its settings have changed; no place is free, so it goes before the next one comes"]),
+        (
+            [B, X],
+            2,
+            0,
+            ["Drain b: its settings have changed; no device is free, so it stops before its replacement starts"],
+        ),
         ([worker("a", DRAINING), B, X], 4, 0, []),
     ],
 )
@@ -304,7 +314,8 @@ def test_a_model_that_lacks_a_worker_goes_before_anothers_successor() -> None:
     plan = Autoscaler(models).tick({name: Observation(name, Queue(0, 0), seen[name]) for name in models}, NOW).plan
     assert next((type(action), getattr(action, "model", "")) for action in plan.actions) == (Start, "n")
     assert (
-        Drain("a", "its settings have changed; no place is free, so it goes before the next one comes") in plan.actions
+        Drain("a", "its settings have changed; no device is free, so it stops before its replacement starts")
+        in plan.actions
     )
 
 
@@ -323,7 +334,7 @@ def test_what_is_held_stands_in_for_the_policy_and_its_end_is_decided_at_once() 
 
     assert think(NOW, 3) == [("tick", 2)]
     model.override = Decision(4, "held")
-    assert think(NOW + 1, 0) == [("order", 4)]
+    assert think(NOW + 1, 0) == [("override", 4)]
     assert think(NOW + 500, 0) == [], "it is said once"
     model.override, model.decided_at = None, float("-inf")
     assert [trigger for trigger, _ in think(NOW + 501, 3)] == ["tick"]

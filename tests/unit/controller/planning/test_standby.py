@@ -52,7 +52,7 @@ def planned(actions: Sequence[Action], *models: StandbyTarget) -> list[Action]:
 
 START = Start("m", "cuda:0", "why")
 SECOND = Start("m", "cuda:1", "why")
-MORE = StartSpare("m", "cuda", "0 spares where standby is 1")
+MORE = StartSpare("m", "cuda", "0 standby workers, standby is 1")
 
 
 def called(name: str, start: Start = START) -> Activate:
@@ -66,7 +66,7 @@ def called(name: str, start: Start = START) -> Activate:
         ([START], keeping(0, []), [START]),
         ([], keeping(1, []), [MORE]),
         ([], keeping(1, [spare("a")]), []),
-        ([], keeping(3, [spare("a")]), [StartSpare("m", "cuda", "1 spares where standby is 3")]),
+        ([], keeping(3, [spare("a")]), [StartSpare("m", "cuda", "1 standby workers, standby is 3")]),
         # One at a time.
         ([], keeping(3, [spare("a", loaded=False, age_s=5)]), []),
         # A worker comes first: no spare is started while one starts, whichever way.
@@ -89,7 +89,7 @@ def called(name: str, start: Start = START) -> Activate:
         (
             [START],
             keeping(1, [spare("a", kind="cpu")]),
-            [START, Drain("a", "no device of its kind (cpu) is in use any more")],
+            [START, Drain("a", "no device of its kind (cpu) is used any more")],
         ),
         (
             [START],
@@ -97,11 +97,11 @@ def called(name: str, start: Start = START) -> Activate:
             [START, Drain("a", "its settings have changed")],
         ),
         # Too many go: those that load first, then the newest.
-        ([], keeping(0, [spare("a")]), [Drain("a", "1 spares where standby is 0")]),
+        ([], keeping(0, [spare("a")]), [Drain("a", "1 standby workers, standby is 0")]),
         (
             [],
             keeping(1, [spare("a", age_s=90), spare("b"), spare("c", loaded=False, age_s=30)]),
-            [Drain("a", "3 spares where standby is 1"), Drain("c", "3 spares where standby is 1")],
+            [Drain("a", "3 standby workers, standby is 1"), Drain("c", "3 standby workers, standby is 1")],
         ),
         # Those that do not go when told, or never finish loading, are ended.
         (

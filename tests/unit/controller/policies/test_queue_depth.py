@@ -111,7 +111,7 @@ def test_no_worker_is_removed_that_the_rest_would_miss_at_once() -> None:
     narrow = SCALING.model_copy(update={"scale_up_at": 4.0, "scale_down_at": 3.0, "scale_down_hold_s": 0.0})
     decision, _ = decide(seen(Queue(0, 5), 2), narrow, LIMITS, QueueDepthMemory(), 0.0)
     assert decision.desired == 2
-    assert "one worker fewer would have a load of 5.0" in decision.reason
+    assert "with one worker less it would be 5.0" in decision.reason
 
 
 @dataclass

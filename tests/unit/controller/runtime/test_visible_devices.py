@@ -48,11 +48,11 @@ def test_machine_without_gpus_serves_on_its_cpu(allowed: str | None) -> None:
         ([], "MIG-5a1b-22", "set devices.use: cpu"),
         ([], "0", "names 0, but no NVIDIA GPU or driver is found here; to serve on the CPU, set devices.use: cpu"),
         ([], "GPU-a000-1", "names GPU-a000-1, but no NVIDIA GPU"),
-        (GPUS, "3", "names 3, which is no GPU here; 0 (GPU-a000-1), 1 (GPU-b000-2)"),
-        (GPUS, "0,7", "names 7, which is no GPU here"),
-        (GPUS, "GPU-c", "names GPU-c, which is no GPU here"),
-        (GPUS, "GPU-b", "names GPU-b, which fits several GPUs"),
-        (GPUS, "cuda:0", "names cuda:0, which is no GPU here"),
+        (GPUS, "3", "names 3, which is no GPU of this machine; its GPUs: 0 (GPU-a000-1), 1 (GPU-b000-2)"),
+        (GPUS, "0,7", "names 7, which is no GPU of this machine"),
+        (GPUS, "GPU-c", "names GPU-c, which is no GPU of this machine"),
+        (GPUS, "GPU-b", "names GPU-b, which matches several GPUs"),
+        (GPUS, "cuda:0", "names cuda:0, which is no GPU of this machine"),
     ],
 )
 def test_device_that_cannot_be_used_is_refused(present: list[GpuId], allowed: str, message: str) -> None:
