@@ -15,6 +15,7 @@ from setproctitle import setproctitle
 
 from configs.addresses import bind_all, listen_addresses
 from configs.cli import EXIT_USAGE, HelpFormatter, add_config_options, add_server_options, config_reader, settings_from
+from configs.data_dir import DataDirCheck
 from configs.files import describe_os_error
 from configs.log_files import rotate_own_log
 from configs.logs import configure_logging
@@ -123,6 +124,7 @@ async def _allocate(
     machine = build_machine(settings, devices, cpu_cores())
     models = _models(settings, machine)
     try:
+        data_dir = DataDirCheck(settings.data_dir)
         token = internal_token(settings.data_dir)  # first: without it nothing that is started could be reached
         launcher = LocalLauncher(settings)
         adopted = _adopt_processes(settings, launcher, console)
@@ -145,7 +147,8 @@ async def _allocate(
         build_models=lambda fresh: _models(fresh, build_machine(fresh, devices, cpu_cores())),
         device_names={gpu.device: gpu.name for gpu in gpus},
     )
-    loop = ControlLoop(launcher, balancer, autoscaler, control_plane, console, max_starting(settings, machine))
+    starting = max_starting(settings, machine)
+    loop = ControlLoop(launcher, balancer, autoscaler, control_plane, console, starting, data_dir)
     await _run_until_stopped(loop, terminal, monitor_devices(pool, gpus, settings.data_dir))
 
 

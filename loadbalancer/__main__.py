@@ -19,6 +19,7 @@ from setproctitle import setproctitle
 
 from configs.addresses import bind_all, listen_addresses
 from configs.cli import EXIT_USAGE, HelpFormatter, add_config_options, add_server_options, settings_from
+from configs.data_dir import DataDirCheck
 from configs.files import describe_os_error
 from configs.log_files import rotate_own_log
 from configs.logs import configure_logging
@@ -152,6 +153,7 @@ async def serve(
     with _named_os_errors():
         upstream, arrivals, listener = _upstream(settings), _arrivals(settings), curve_listener(settings)
         scheduler = SchedulerService(settings, worker_address(settings.data_dir), listener, arrivals)
+        data_dir = DataDirCheck(settings.data_dir)
     metrics = Metrics(
         scheduler.snapshot,
         lambda: {
@@ -168,7 +170,7 @@ async def serve(
     tracker = RequestTracker(scheduler, metrics, control)
     metrics.registry.register(ScalingCollector(control, time.monotonic))
     authenticator = Authenticator(token, is_loopback(settings.server.host))
-    database = Database(jobs_file(settings.data_dir), settings.jobs.max_file_bytes)
+    database = Database(jobs_file(settings.data_dir), settings.jobs.max_file_bytes, data_dir)
     webhook_sender = WebhookSender(settings.jobs, database)
     jobs = JobManager(settings, scheduler, metrics, database, on_end=webhook_sender.wake)
     metrics.task_failures.add(lambda: jobs.task_failures + webhook_sender.task_failures)
@@ -183,6 +185,7 @@ async def serve(
         metrics,
         jobs,
         database,
+        data_dir,
         ResultStore(database, settings.results.ttl_s),
         authenticator,
         control,

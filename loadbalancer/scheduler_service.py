@@ -257,6 +257,7 @@ class SchedulerService:
         connected = self._scheduler.connected_workers()
         self._processes.watch_only(connected)
         self._socket.keep_only(connected)
+        self._socket.ensure_bound()
 
 
 def _printable(text: str) -> str:

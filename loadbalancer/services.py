@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from configs.data_dir import DataDirCheck
 from configs.settings import Settings
 from loadbalancer.access.api_keys import Authenticator, KeyRing
 from loadbalancer.generation.decoding.decoder_pool import DecoderPool
@@ -29,6 +30,7 @@ class Services:
     metrics: Metrics
     jobs: JobManager
     database: Database
+    data_dir: DataDirCheck
     results: ResultStore
     authenticator: Authenticator
     control: ControlPlane

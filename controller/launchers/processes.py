@@ -202,9 +202,10 @@ class Processes:
         atomic_write(self._records / f"{name}.json", msgspec.json.encode(record))
 
     def _forget(self, name: str) -> None:
-        """Delete the child's files, except its log."""
+        """Delete the child's files, except its log. A record that stays names a process that is gone."""
         for file in (self._records / f"{name}.json", *self._files(name)):
-            file.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # the disk is read-only, or the folder is gone
+                file.unlink()
 
     def _files(self, name: str) -> StandbyFiles:
         return standby_files(self._records, name)

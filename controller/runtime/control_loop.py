@@ -8,6 +8,7 @@ import logging
 import time
 from collections.abc import Sequence
 
+from configs.data_dir import DataDirCheck
 from configs.load import ConfigError
 from configs.paths import keys_file
 from controller.autoscaler.autoscaler import Autoscaler, TickResult
@@ -17,7 +18,7 @@ from controller.runtime.balancer_supervisor import BalancerSupervisor, describe_
 from controller.runtime.console import ServerConsole
 from controller.runtime.control_plane import ControlPlaneAgent
 from controller.runtime.decision_logger import DecisionLogger, LogThrottle
-from controller.runtime.executor import Executor
+from controller.runtime.executor import Executor, only_kills
 from controller.runtime.inventory import SetupError
 from controller.runtime.observe import WorkerTracker, count_starting, observe
 from controller.runtime.shutdown import stop_processes
@@ -43,12 +44,14 @@ class ControlLoop:
         control_plane: ControlPlaneAgent,
         console: ServerConsole,
         max_starting: int,
+        data_dir: DataDirCheck,
     ) -> None:
         """`max_starting`: how many processes start at once."""
         self._launcher = launcher
         self._balancer = balancer
         self._autoscaler = autoscaler
         self._control_plane = control_plane
+        self._data_dir = data_dir
         self._console = console
         self._executor = Executor(launcher, autoscaler, max_starting)
         self._supervisor = BalancerSupervisor(launcher, control_plane.settings.server.shutdown_s)
@@ -58,12 +61,16 @@ class ControlLoop:
         self._is_ready = False
         self._decision_logger = DecisionLogger()
         self._log_throttle = LogThrottle()
+        self._data_dir_throttle = LogThrottle()
+        #: Why nothing can be started now.
+        self._data_dir_problem: str | None = None
 
     async def run(self) -> None:
         """Serve until cancelled. Raises `BalancerStartupError`."""
         next_tick = 0.0
         while True:
             now = time.monotonic()
+            self._check_data_dir(now)
             if self._reload_requested:
                 self._reload_requested = False
                 self._reload()
@@ -71,7 +78,8 @@ class ControlLoop:
                 await self._tick(now)
                 next_tick = now + (_TICK_INTERVAL_S if self._is_ready else _POLL_INTERVAL_S)
             else:
-                self._control_plane.save_if_due()
+                if self._data_dir_problem is None:
+                    self._control_plane.save_if_due()
                 self._launcher.rotate_logs()
             await asyncio.sleep(_POLL_INTERVAL_S)
 
@@ -87,8 +95,9 @@ class ControlLoop:
         snapshot = await self._balancer.snapshot()
         observations = self._observe(snapshot, now)
         result = self._autoscaler.tick(observations, now)
-        if result.plan.actions:
-            self._executor.apply(result.plan, sum(map(count_starting, observations.values())))
+        plan = result.plan if self._data_dir_problem is None else only_kills(result.plan)
+        if plan.actions:
+            self._executor.apply(plan, sum(map(count_starting, observations.values())))
         await self._report(snapshot, result, now)
 
     def _observe(self, snapshot: Snapshot | None, now: float) -> dict[str, Observation]:
@@ -121,6 +130,12 @@ class ControlLoop:
 
     # ---- processes
 
+    def _check_data_dir(self, now: float) -> None:
+        self._data_dir_problem = problem = self._data_dir.problem()
+        messages = {} if problem is None else {"": ("removed", problem)}
+        for text in self._data_dir_throttle.filter(messages, now).values():
+            log.error("nothing is started or drained: %s. What runs goes on; restart the server", text)
+
     def _poll_processes(self, now: float) -> bool:
         """Handle exits. Return whether there were any."""
         children, exits = self._launcher.poll()
@@ -131,7 +146,9 @@ class ControlLoop:
             else:
                 [process] = self._workers.with_ready_times([ended.process])
                 self._on_worker_exit(dataclasses.replace(ended, process=process))
-        self._supervisor.ensure_running(next((child for child in children if child.id == BALANCER), None), now)
+        balancer = next((child for child in children if child.id == BALANCER), None)
+        if balancer is not None or self._data_dir_problem is None:
+            self._supervisor.ensure_running(balancer, now)
         return bool(exits)
 
     def _on_worker_exit(self, ended: Exit) -> None:

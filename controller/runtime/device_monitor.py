@@ -12,7 +12,7 @@ from pathlib import Path
 
 import msgspec
 
-from configs.files import atomic_write
+from configs.files import atomic_write, describe_os_error
 from configs.paths import cache_dir
 from controller.planning.device_pool import DevicePool
 from controller.runtime.gpus import Gpu, GpuMonitor
@@ -63,7 +63,7 @@ async def _monitor(pool: DevicePool, driver: GpuMonitor | None, data_dir: Path) 
         _log_changes(previous, faults)
         if pool.measured != saved:
             saved = dict(pool.measured)
-            await asyncio.to_thread(_save, _file(data_dir), saved)
+            await asyncio.to_thread(_save, data_dir, saved)
 
 
 def _log_changes(before: Mapping[str, str], now: Mapping[str, str]) -> None:
@@ -73,11 +73,11 @@ def _log_changes(before: Mapping[str, str], now: Mapping[str, str]) -> None:
         log.warning("%s is used again", device)
 
 
-def _save(file: Path, values: Mapping[str, int]) -> None:
+def _save(data_dir: Path, values: Mapping[str, int]) -> None:
     try:
-        atomic_write(file, msgspec.json.encode(values))
+        atomic_write(_file(data_dir), msgspec.json.encode(values))
     except OSError as error:
-        log.warning("%s cannot be written (%s): the memory of workers is measured again after a restart", file, error)
+        log.warning("the memory of workers is measured again after a restart: %s", describe_os_error(error))
 
 
 def _file(data_dir: Path) -> Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import secrets
 import time
@@ -75,6 +76,14 @@ def bounded_starts(actions: Sequence[Action], room: int) -> tuple[list[Action], 
     starts = [number for number, action in enumerate(actions) if isinstance(action, Start | StartSpare)]
     left_out = set(starts[max(room, 0) :])
     return [action for number, action in enumerate(actions) if number not in left_out], len(left_out)
+
+
+def only_kills(plan: Plan) -> Plan:
+    """Return the plan without the actions that need the data directory, and without drains.
+
+    What is drained could not be replaced.
+    """
+    return dataclasses.replace(plan, actions=[action for action in plan.actions if isinstance(action, Kill)])
 
 
 def _new_name(model: str) -> str:

@@ -23,6 +23,12 @@ def storage_error(error: StorageUnavailable) -> ApiError:
     if error.full:
         text = "The disk is full, so that jobs and results cannot be stored. Other requests are still answered."
         return Unavailable(text, code="storage_full", retry_after_s=10)
+    if error.removed:
+        text = (
+            "Jobs and results cannot be stored: the data directory of the server was removed while it runs. Other "
+            "requests are still answered. Its operator has to restart it."
+        )
+        return Unavailable(text, code="storage_unavailable", retry_after_s=60)
     if error.damaged:
         text = (
             "The database of jobs is damaged, so that nothing can be stored. Other requests are still answered. The "

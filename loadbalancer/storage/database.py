@@ -21,6 +21,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
+from configs.data_dir import DataDirCheck, DataDirRemoved, is_same_file
 from configs.files import describe_os_error, open_for_append
 from configs.paths import private_dir
 from loadbalancer.storage.records import RetentionLimits
@@ -39,12 +40,16 @@ _LOG_INTERVAL_S = 10.0
 
 
 class StorageUnavailable(Exception):
-    """The disk is full (`full`), read-only or broken, or the file is no sound database (`damaged`)."""
+    """The disk is full (`full`), read-only or broken, or the file is no sound database (`damaged`).
+
+    `removed`: the data directory is gone.
+    """
 
     def __init__(self, error: Exception) -> None:
         super().__init__(describe_os_error(error) if isinstance(error, OSError) else str(error))
         code = getattr(error, "sqlite_errorcode", 0) & 0xFF
         self.full = code == sqlite3.SQLITE_FULL or getattr(error, "errno", 0) == errno.ENOSPC
+        self.removed = isinstance(error, DataDirRemoved)
         self.damaged = code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
 
 
@@ -62,13 +67,19 @@ class _Outcome(NamedTuple):
 class Database:
     """One file, written in the order in which `do` is called. All methods are called in the event loop."""
 
-    def __init__(self, file: Path, max_file_bytes: int | None = None) -> None:
-        """`max_file_bytes` limits the file; beyond it writes fail as on a full disk."""
+    def __init__(self, file: Path, max_file_bytes: int | None = None, data_dir: DataDirCheck | None = None) -> None:
+        """`max_file_bytes` limits the file; beyond it writes fail as on a full disk.
+
+        Without its `data_dir` nothing is written: SQLite would go on with a file that no longer has a name.
+        """
         self._file = file
         self._max_file_bytes = max_file_bytes
+        self._data_dir = data_dir
         self._queue: queue.SimpleQueue[_WorkItem | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="database", daemon=True)
         self._connection: sqlite3.Connection | None = None
+        #: Status of the connection's file, which it holds open.
+        self._opened: os.stat_result | None = None
         #: Error of the last commit; empty after a success.
         self._last_error = ""
         self._last_logged = float("-inf")
@@ -137,6 +148,13 @@ class Database:
         """Raises `sqlite3.Error` and `OSError`; the transaction is then rolled back."""
         if not items:
             return []
+        if self._data_dir is not None:
+            self._data_dir.require()
+        if self._opened is not None and not is_same_file(self._file, self._opened):
+            log.warning(
+                "durable jobs: %s was removed or replaced while the server runs; it is opened again", self._file
+            )
+            self._disconnect()
         db = self._connect()
         try:
             db.execute("BEGIN IMMEDIATE")
@@ -158,7 +176,7 @@ class Database:
             except BaseException:
                 db.close()
                 raise
-            self._connection = db
+            self._connection, self._opened = db, self._file.stat()
         return self._connection
 
     def _prepare(self, db: sqlite3.Connection) -> None:
@@ -200,7 +218,7 @@ class Database:
         if self._connection is not None:
             with contextlib.suppress(sqlite3.Error):
                 self._connection.close()
-            self._connection = None
+            self._connection = self._opened = None
 
 
 def _make_private(file: Path) -> None:

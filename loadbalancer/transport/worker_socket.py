@@ -7,13 +7,17 @@ worker from one event leave as one multipart message.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
+import os
 from collections import Counter
 from collections.abc import Callable, Collection, Sequence
+from pathlib import Path
 
 import msgspec
 import zmq
 
+from configs.data_dir import is_same_file
 from configs.sections import Workers
 from loadbalancer.transport.curve_listener import CannotListen, CurveListener
 from loadbalancer.transport.worker_routes import NameRefused, RemoteRoute, WorkerRoutes
@@ -70,6 +74,8 @@ class WorkerSocket:
         #: Dropped messages by reason.
         self.counters: Counter[str] = Counter()
         self._named: set[str] = set()
+        #: Status of the file of the local address.
+        self._bound: os.stat_result | None = None
 
     def open(self) -> None:
         """Bind, and start to receive. Raises `CannotListen` if an address cannot be bound."""
@@ -83,6 +89,7 @@ class WorkerSocket:
         except zmq.ZMQError as error:
             self._context.destroy()
             raise CannotListen(f"workers cannot connect: {self._address}: {error.strerror}") from None
+        self._bound = self._file_status()
         if self._listener is not None:
             self._remote = self._new_socket()
             try:
@@ -92,6 +99,26 @@ class WorkerSocket:
                 raise
         for socket in self._sockets():
             self._loop.add_reader(socket.fileno(), self.drain)
+
+    def ensure_bound(self) -> None:
+        """Bind the local address again if its file was removed: new workers find it by the file.
+
+        Connections that exist are not affected. Without the folder of the file nothing changes.
+        """
+        if self._bound is None or is_same_file(self._path, self._bound) or not self._path.parent.is_dir():
+            return
+        with contextlib.suppress(zmq.ZMQError):  # tried again at the next call
+            self._local.bind(self._address)
+            self._bound = self._file_status()
+            log.warning("the socket of the workers, %s, was removed; it is there again", self._path)
+
+    @property
+    def _path(self) -> Path:
+        return Path(self._address.removeprefix("ipc://"))
+
+    def _file_status(self) -> os.stat_result | None:
+        """Return the status of the file; None for an address that has none."""
+        return self._path.lstat() if self._address.startswith("ipc://") else None
 
     def _new_socket(self) -> zmq.Socket[bytes]:
         socket = self._context.socket(zmq.ROUTER)

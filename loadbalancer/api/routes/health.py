@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 
 from fastapi import APIRouter, Request, Response
@@ -35,10 +36,14 @@ def router(services: Services) -> APIRouter:
         """200 while every model takes requests, else 503 with the models that do not.
 
         A model is ready while one of its workers is, or when its workers start on demand (`min_workers: 0`). A model
-        whose workers fail to start is not ready, and the text says why.
+        whose workers fail to start is not ready, and the text says why. Without its data directory the server can
+        neither start workers nor store jobs: 503 until it is restarted.
         """
         if not services.tracker.is_open:
             raise shutting_down()
+        if problem := await asyncio.to_thread(services.data_dir.problem):
+            text = f"No worker can start and no job can be stored: {problem}. Restart the server."
+            raise Unavailable(text, code="storage_unavailable", retry_after_s=60)
         # The controller's bounds are newer: they may have changed since this program started.
         reported = services.control.models(time.monotonic())
         min_workers = {

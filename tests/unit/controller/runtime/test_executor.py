@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from controller.runtime.executor import bounded_starts
-from controller.types import Action, Activate, Drain, Start, StartSpare
+from controller.planning.plan import Plan
+from controller.runtime.executor import bounded_starts, only_kills
+from controller.types import Action, Activate, Drain, Kill, Start, StartSpare
 
 A, B, C = (Start("m", f"cpu:{number}", "why") for number in range(3))
 SPARE, DRAIN, ACTIVATE = StartSpare("m", "cpu", "why"), Drain("w", "why"), Activate("s", "m", "cpu:0", "why")
@@ -26,3 +27,8 @@ def test_starts_are_bounded_and_nothing_else(
     actions: list[Action], room: int, expected: list[Action], waiting: int
 ) -> None:
     assert bounded_starts(actions, room) == (expected, waiting)
+
+
+def test_only_kills_are_left_of_a_plan() -> None:
+    kill = Kill("w", "why")
+    assert only_kills(Plan([A, DRAIN, kill, ACTIVATE, SPARE], {})).actions == [kill]

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from configs.data_dir import DataDirCheck
 from loadbalancer.api.storage_errors import storage_error
 from loadbalancer.storage.database import Database, StorageUnavailable, sweep_forever
 from loadbalancer.storage.records import (
@@ -203,3 +204,32 @@ async def test_keys_mean_one_request_each(tmp_path: Path) -> None:
         ):
             with pytest.raises(IdempotencyKeyReused):
                 await database.do(work)
+
+
+async def test_nothing_is_written_without_the_data_dir(tmp_path: Path) -> None:
+    root, elsewhere = tmp_path / "data", tmp_path / "elsewhere"
+    database = Database(root / "jobs" / "j.sqlite3", data_dir=DataDirCheck(root))
+    assert await add(database, "kept") == "kept"
+    root.rename(elsewhere)
+    for _ in range(2):
+        with pytest.raises(StorageUnavailable, match=f"the data directory {root} was removed") as raised:
+            await add(database, "refused")
+        answer = storage_error(raised.value)
+        assert (answer.status, answer.body.error.code) == (503, "storage_unavailable")
+        assert "the data directory of the server was removed" in answer.body.error.message
+        assert not root.exists(), "an empty one would be taken for the real one"
+    elsewhere.rename(root)
+    assert await jobs(database) == ["kept"]
+    await database.close()
+
+
+@pytest.mark.parametrize("suffixes", [("",), ("", "-wal", "-shm")])
+async def test_removed_database_file_is_made_again(tmp_path: Path, suffixes: tuple[str, ...]) -> None:
+    file = tmp_path / "j.sqlite3"
+    async with journal_at(file) as database:
+        await add(database, "before")
+        for suffix in suffixes:
+            file.with_name(f"{file.name}{suffix}").unlink()
+        await add(database, "after")
+        with contextlib.closing(sqlite3.connect(file)) as other:
+            assert "after" in [job for (job,) in other.execute("SELECT id FROM jobs")]

@@ -68,3 +68,42 @@ async def test_messages_over_the_limit_are_dropped(tmp_path: Path, frames: list[
         await until(answered)
     await router.close()
     assert list(dict.fromkeys(received)) == events
+
+
+async def test_removed_socket_is_bound_again(tmp_path: Path) -> None:
+    received: list[tuple[str, str]] = []
+    file = tmp_path / "workers.sock"
+    address = f"ipc://{file}"
+    router = WorkerSocket(
+        address,
+        None,
+        lambda worker, envelope, is_local: received.append((worker, type(envelope.message).__name__)),
+        lambda worker, reason: None,
+        Workers(),
+    )
+    router.open()
+    frames = encode([WorkerEnvelope(Finished("t", 1), [b"image"])])
+    with zmq.Context() as context, context.socket(zmq.DEALER) as old, context.socket(zmq.DEALER) as new:
+        old.setsockopt(zmq.ROUTING_ID, b"old")
+        new.setsockopt(zmq.ROUTING_ID, b"new")
+        old.connect(address)
+        old.send_multipart(frames)
+        await until(lambda: ("old", "Finished") in received)
+        file.unlink()
+        router.ensure_bound()
+        new.connect(address)
+        new.send_multipart(frames)
+        await until(lambda: ("new", "Finished") in received)
+        received.clear()
+        old.send_multipart(frames)  # its connection has survived
+        await until(lambda: ("old", "Finished") in received)
+        bound = file.lstat().st_ino
+        router.ensure_bound()
+        assert file.lstat().st_ino == bound
+        file.unlink()
+        tmp_path.rename(tmp_path.with_name("moved"))
+        router.ensure_bound()
+        tmp_path.with_name("moved").rename(tmp_path)
+        router.ensure_bound()
+        assert file.is_socket()
+    await router.close()
