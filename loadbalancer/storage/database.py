@@ -151,9 +151,7 @@ class Database:
         if self._data_dir is not None:
             self._data_dir.require()
         if self._opened is not None and not is_same_file(self._file, self._opened):
-            log.warning(
-                "durable jobs: %s was removed or replaced while the server runs; it is opened again", self._file
-            )
+            log.warning("durable jobs: %s was removed or replaced; it is opened again", self._file)
             self._disconnect()
         db = self._connect()
         try:
