@@ -49,7 +49,16 @@ async def pool() -> AsyncIterator[DecoderPool]:
 
 
 def decoders() -> list[psutil.Process]:
-    return [child for child in psutil.Process().children() if child.status() != psutil.STATUS_ZOMBIE]
+    """Return the decoders of this process, which may also have servers of other tests as children."""
+    return [child for child in psutil.Process().children() if is_decoder(child)]
+
+
+def is_decoder(child: psutil.Process) -> bool:
+    try:
+        command = " ".join(child.cmdline())
+        return child.status() != psutil.STATUS_ZOMBIE and ("decoder_process" in command or "muster decoder" in command)
+    except psutil.Error:  # it has just ended
+        return False
 
 
 async def until(condition: Callable[[], object]) -> None:
