@@ -169,6 +169,7 @@ def test_documentation(http: httpx.Client) -> None:
         ("delete", "/v1/jobs/{job}"),
         ("get", "/v1/jobs/{job}/result"),
         ("get", "/v1/jobs/{job}/events"),
+        ("get", "/v1/results/{name}"),
         ("get", "/v1/models"),
         ("get", "/v1/models/{model}"),
         ("get", "/healthz"),
@@ -180,8 +181,10 @@ def test_documentation(http: httpx.Client) -> None:
     }
     for name in ("ImageRequest", "EditRequest", "PredictRequest", "LoraRequest", "JobRequest", "WebhookRequest"):
         assert all(field.get("description") for field in schemas[name]["properties"].values())
-    (content,) = document["paths"]["/v1/images/edits"]["post"]["requestBody"]["content"].items()
-    assert content == ("multipart/form-data", {"schema": {"$ref": "#/components/schemas/EditRequest"}})
+    assert document["paths"]["/v1/images/edits"]["post"]["requestBody"]["content"] == {
+        "multipart/form-data": {"schema": {"$ref": "#/components/schemas/EditRequest"}},
+        "application/json": {"schema": {"$ref": "#/components/schemas/JsonEditRequest"}},
+    }
     assert schemas["EditRequest"]["required"] == ["prompt", "image"]
     assert schemas["EditRequest"]["properties"]["image"]["format"] == "binary"
     for name, path in (("ImageRequest", GENERATE), ("PredictRequest", "/predict")):
