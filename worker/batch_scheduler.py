@@ -63,7 +63,7 @@ class _Group:
 
 @dataclass(slots=True)
 class BatchStats:
-    """Sums since the start and moving averages. Written by the step loop, read by the client's thread."""
+    """Sums since the start and moving averages. Written by `BatchScheduler`, read by the client's thread."""
 
     steps: int = 0
     #: Tasks, summed over steps.
@@ -75,15 +75,6 @@ class BatchStats:
     out_of_memory: int = 0
     mean_step_s: float = 0.0
     mean_batch: float = 0.0
-
-    def on_step(self, rows: int, seconds: float) -> None:
-        weight = _NEWEST_WEIGHT if self.steps else 1.0
-        self.mean_step_s += weight * (seconds - self.mean_step_s)
-        self.mean_batch += weight * (rows - self.mean_batch)
-        self.steps += 1
-        self.rows += rows
-        self.max_batch = max(self.max_batch, rows)
-        self.step_s += seconds
 
 
 class BatchScheduler:
@@ -182,7 +173,14 @@ class BatchScheduler:
         """Charge a step to the group of `members`. Its time tells about the batch if all of them have advanced."""
         self._groups[members[0].key].used_s += seconds
         if advanced:
-            self.stats.on_step(advanced, seconds)
+            stats = self.stats
+            weight = _NEWEST_WEIGHT if stats.steps else 1.0
+            stats.mean_step_s += weight * (seconds - stats.mean_step_s)
+            stats.mean_batch += weight * (advanced - stats.mean_batch)
+            stats.steps += 1
+            stats.rows += advanced
+            stats.max_batch = max(stats.max_batch, advanced)
+            stats.step_s += seconds
         if advanced == len(members):
             self._sizer.observe(members[0].size, advanced, seconds, now)
 

@@ -76,36 +76,33 @@ class BatchSizer:
         """
         self._memory_limits = {each: limit for each, limit in self._memory_limits.items() if limit[1] > now}
         fitting = [fits for each, (fits, _) in self._memory_limits.items() if key in (each, None)]
-        return min([*fitting, self.limit_for_size(size, now)])
+        return min([*fitting, self.limit_and_points(size, now)[0]])
 
-    def limit_for_size(self, size: Size, now: float) -> int:
-        """Return the largest number of tasks of this size in one step, without regard to memory.
+    def limit_and_points(self, size: Size, now: float) -> tuple[int, Points]:
+        """Return the largest number of tasks of this size in one step, and the known step times that it follows from.
 
-        While the largest batch with a known time is still the best, the next larger one may be tried.
+        Memory does not count. While the largest batch with a known time is still the best, the next larger one may be
+        tried.
         """
-        points = self._points(size, now)
+        points = list(self._measured.get(size, ()))
+        for tasks, steps in sorted(self._learnt.get(size, {}).items()):
+            recent = [seconds for seconds, at in list(steps) if now - at <= _RECENT_S]
+            if len(recent) >= _MIN_STEPS:
+                points.append((tasks, max(statistics.median(recent), 1e-9)))
         limit, rate = 1, 0.0
         for tasks, seconds in points:
             if self._max_step_s is not None and seconds > self._max_step_s and tasks > 1:
-                return limit
+                return limit, points
             if self._fixed or tasks / seconds > (1 + self._min_gain) * rate:
                 limit, rate = tasks, tasks / seconds
         if not points or points[-1][0] == limit:
             larger = [bucket for bucket in BUCKETS if bucket > limit]
             unlimited = self._fixed and self._max_step_s is None
             limit = self._max_batch if unlimited else min(larger, default=self._max_batch)
-        return min(limit, self._max_batch)
+        return min(limit, self._max_batch), points
 
     def curves(self, now: float) -> list[StepCurve]:
         """Return the known step times by size, measured sizes first. Callable from another thread."""
         sizes = dict.fromkeys([*self._measured, *list(self._learnt)])
         reported = itertools.islice(sizes, MAX_CURVES)
-        return [StepCurve(*size, self.limit_for_size(size, now), self._points(size, now)) for size in reported]
-
-    def _points(self, size: Size, now: float) -> Points:
-        points = list(self._measured.get(size, ()))
-        for tasks, steps in sorted(self._learnt.get(size, {}).items()):
-            recent = [seconds for seconds, at in list(steps) if now - at <= _RECENT_S]
-            if len(recent) >= _MIN_STEPS:
-                points.append((tasks, max(statistics.median(recent), 1e-9)))
-        return points
+        return [StepCurve(*size, *self.limit_and_points(size, now)) for size in reported]

@@ -44,7 +44,7 @@ def measure(engine: StepEngine, model: Model, sizer: BatchSizer, max_batch: int,
         if points:
             sizer.set_measured((width, height), points)
         rates = ", ".join(f"{tasks}: {tasks / seconds:.3g}" for tasks, seconds in points if seconds > 0)
-        limit = sizer.limit_for_size((width, height), time.monotonic())
+        limit = sizer.limit_and_points((width, height), time.monotonic())[0]
         log.info("%s: at max_batch %d images share a step; steps/s by batch %s", text, limit, rates)
 
 

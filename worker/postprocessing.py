@@ -39,8 +39,8 @@ class PostProcessor:
         self._max_result_bytes = max_result_bytes
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="render")
         self._lock = threading.Lock()
-        #: Attempts of the tasks whose final image is being made.
-        self._finishing: dict[str, int] = {}
+        #: Attempts of the tasks whose final image is being made. Others only read it.
+        self.finishing: dict[str, int] = {}
         self._saving: set[str] = set()
         self._unacked = UnackedResults()
         #: Tasks that the loop can hold; 0 until it has said so.
@@ -50,13 +50,10 @@ class PostProcessor:
         #: Set when the device failed in the pool: the loop has to end.
         self.lost: DeviceLost | None = None
 
-    def __len__(self) -> int:
-        return len(self._finishing)
-
     @property
     def is_full(self) -> bool:
         """True when the pool is so far behind that no further task should start."""
-        return len(self._finishing) >= 2 * max(self._loop_slots, 1)
+        return len(self.finishing) >= 2 * max(self._loop_slots, 1)
 
     def can_send(self, frames: Sequence[bytes]) -> bool:
         """Return whether the balancer accepts an image or a checkpoint of this size."""
@@ -68,10 +65,10 @@ class PostProcessor:
         No image is sent in between: a task is either named here and its image follows, or its image has arrived.
         """
         with self._lock:
-            for task in (*self._finishing, *(task for task, _ in tasks)):
+            for task in (*self.finishing, *(task for task, _ in tasks)):
                 self._unacked.discard(task)  # assigned again since
             finished = self._unacked.on_hello()
-            running = [*tasks, *self._finishing.items(), *((message.task, message.attempt) for message, _ in finished)]
+            running = [*tasks, *self.finishing.items(), *((message.task, message.attempt) for message, _ in finished)]
             self._send(WorkerEnvelope(msgspec.structs.replace(hello, running=running)))
             for message, image in finished:
                 self._send(WorkerEnvelope(message, [image]))
@@ -96,7 +93,7 @@ class PostProcessor:
     def finish(self, task: Assignment, render: Callable[[], EncodedImage], step: int) -> None:
         """Make and send the task's final image; its slot is free from now on."""
         with self._lock:
-            self._finishing[task.task] = task.attempt
+            self.finishing[task.task] = task.attempt
             self._send(WorkerEnvelope(Progress(task.task, task.attempt, step, step)), self._capacity())
         self._pool.submit(self._finish, task, render)
 
@@ -121,7 +118,7 @@ class PostProcessor:
         data = b""
         try:
             image = render()
-            if not self.can_send([image.data]):
+            if len(image.data) > self._max_result_bytes:
                 limit = f"{self._max_result_bytes} (workers.max_result_bytes)"
                 raise TaskError("error", f"the image has {len(image.data)} bytes; allowed are {limit}")
             data, message = image.data, Finished(task.task, task.attempt, flagged=image.flagged)
@@ -137,7 +134,7 @@ class PostProcessor:
             message = failure(task, TaskError("error", f"the image could not be made: {error}"))
             self.failed += 1
         with self._lock:  # one message, so that slot and capacity change together
-            self._finishing.pop(task.task, None)  # absent if it was assigned again and has finished
+            self.finishing.pop(task.task, None)  # absent if it was assigned again and has finished
             envelope = WorkerEnvelope(message)
             if isinstance(message, Finished):
                 envelope = self._unacked.add(message, data)
@@ -176,4 +173,4 @@ class PostProcessor:
         self._send(WorkerEnvelope(progress, saved.frames))
 
     def _capacity(self) -> WorkerEnvelope:
-        return WorkerEnvelope(Capacity(self._loop_slots + len(self._finishing) if self._loop_slots else 0))
+        return WorkerEnvelope(Capacity(self._loop_slots + len(self.finishing) if self._loop_slots else 0))

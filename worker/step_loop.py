@@ -77,7 +77,7 @@ class StepLoop:
     def run(self) -> str:
         """Serve until drained; returns the reason. Raises `WorkerRejected` and `DeviceLost`."""
         scheduler = self._scheduler
-        while self._drain is None or scheduler.running or scheduler.waiting or len(self._post):
+        while self._drain is None or scheduler.running or scheduler.waiting or self._post.finishing:
             self._receive()
             self._join()
             self._step()
@@ -115,7 +115,7 @@ class StepLoop:
     def _receive(self) -> None:
         timeout_s = 0.0
         if not self._scheduler.running:
-            busy = self._scheduler.waiting or self._drain or self._pending_drain or len(self._post)
+            busy = self._scheduler.waiting or self._drain or self._pending_drain or self._post.finishing
             timeout_s = 0.005 if busy else _IDLE_S
         unknown = ""
         for received in self._transport.receive(timeout_s):

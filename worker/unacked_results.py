@@ -48,7 +48,8 @@ class UnackedResults:
 
     def add(self, message: Finished, image: bytes) -> WorkerEnvelope:
         """Store the image and return the envelope to send."""
-        self.discard(message.task)
+        if message.task in self._results:
+            self.discard(message.task)
         self._results[message.task] = _UnackedResult(message, image, self._heartbeats + _ANSWERS)
         self._bytes += len(image)
         while self._bytes > self._max_bytes:

@@ -93,6 +93,8 @@ def request_walk(tree: Path) -> Walk:
             with httpx.Client(base_url=url, timeout=PATIENCE_S) as client:
                 for _ in range(3):
                     _draw(client)
+                time.sleep(0.5)  # the next tick reads the first heartbeat
+                _draw(client)  # computes what is valid until the next one
                 time.sleep(0.5)
                 idle_since = time.monotonic()
                 time.sleep(2.5)

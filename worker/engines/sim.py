@@ -6,6 +6,7 @@ real. Measurements with it describe the server, not a model, and must say so.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import io
 import os
@@ -106,17 +107,12 @@ class SimEngine:
     def render(self, row: Row) -> Callable[[], EncodedImage]:
         """Return a pattern made from the row's digest, at the requested size."""
         assert isinstance(row, SimRow)
-        state, inputs = row.state, row.inputs
-        flagged = self._sim.flag_prompt in inputs.prompt
-
-        def make() -> EncodedImage:
-            if self._sim.nan_prompt in inputs.prompt:
-                raise TaskError("error", "no image: the digest is not finite, on demand")
-            if flagged and self._refuses:
-                raise TaskError("unsafe", "the safety checker rejects the image, on demand")
-            return EncodedImage(_encode(state, inputs), flagged)
-
-        return make
+        flagged = self._sim.flag_prompt in row.inputs.prompt
+        if self._sim.nan_prompt in row.inputs.prompt:
+            raise TaskError("error", "no image: the digest is not finite, on demand")
+        if flagged and self._refuses:
+            raise TaskError("unsafe", "the safety checker rejects the image, on demand")
+        return functools.partial(_encode, row.state, row.inputs, flagged=flagged)
 
     def save(self, row: Row) -> Callable[[], Checkpoint]:
         assert isinstance(row, SimRow)
@@ -136,7 +132,7 @@ def expected_image(inputs: ImageInputs, sources: Sequence[bytes] = ()) -> bytes:
     state = _first_state(inputs, sources)
     for _ in range(inputs.steps):
         state = hashlib.sha256(state).digest()
-    return _encode(state, inputs)
+    return _encode(state, inputs).data
 
 
 def _hang() -> None:
@@ -152,7 +148,7 @@ def _first_state(inputs: ImageInputs, sources: Sequence[bytes]) -> bytes:
     return hashlib.sha256(repr(parts).encode()).digest()
 
 
-def _encode(state: bytes, inputs: ImageInputs) -> bytes:
+def _encode(state: bytes, inputs: ImageInputs, *, flagged: bool = False) -> EncodedImage:
     pixels = hashlib.shake_256(state).digest(_SIDE * _SIDE * 3)
     image = Image.frombytes("RGB", (_SIDE, _SIDE), pixels).resize(
         (inputs.width, inputs.height), Image.Resampling.NEAREST
@@ -162,4 +158,4 @@ def _encode(state: bytes, inputs: ImageInputs) -> bytes:
         image.save(out, "PNG", compress_level=1)
     else:
         image.save(out, inputs.output_format.upper(), quality=inputs.output_quality)
-    return out.getvalue()
+    return EncodedImage(out.getvalue(), flagged)

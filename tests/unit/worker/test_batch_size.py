@@ -42,36 +42,38 @@ def measured() -> BatchSizer:
     ],
 )
 def test_larger_batch_is_used_only_if_it_gains(points: dict[int, float], cap: int) -> None:
-    assert sizer(points).limit_for_size(SIZE, 1.0) == cap
+    assert sizer(points).limit_and_points(SIZE, 1.0)[0] == cap
 
 
 def test_configured_limits_hold_whatever_the_gain() -> None:
-    assert sizer(LINEAR, max_batch=4).limit_for_size(SIZE, 1.0) == 4
-    assert sizer(LINEAR, max_step_s=0.03).limit_for_size(SIZE, 1.0) == 4, "0.032 s at 8"
-    assert sizer({1: 9.0, 2: 9.0}, max_step_s=1.0).limit_for_size(SIZE, 1.0) == 1, "one image is never too slow"
-    assert sizer({1: 1.0, 2: 9.0}, max_batch=12, fixed=True).limit_for_size(SIZE, 1.0) == 12, "the configured limit"
-    assert sizer({1: 0.1, 2: 9.0}, max_batch=12, fixed=True, max_step_s=1.0).limit_for_size(SIZE, 1.0) == 1
+    assert sizer(LINEAR, max_batch=4).limit_and_points(SIZE, 1.0)[0] == 4
+    assert sizer(LINEAR, max_step_s=0.03).limit_and_points(SIZE, 1.0)[0] == 4, "0.032 s at 8"
+    assert sizer({1: 9.0, 2: 9.0}, max_step_s=1.0).limit_and_points(SIZE, 1.0)[0] == 1, "one image is never too slow"
+    assert sizer({1: 1.0, 2: 9.0}, max_batch=12, fixed=True).limit_and_points(SIZE, 1.0)[0] == 12, (
+        "the configured limit"
+    )
+    assert sizer({1: 0.1, 2: 9.0}, max_batch=12, fixed=True, max_step_s=1.0).limit_and_points(SIZE, 1.0)[0] == 1
 
 
 def test_few_slow_steps_do_not_change_limit() -> None:
     made = sizer(LINEAR)
     for _ in range(2):
         made.observe(SIZE, 24, 60.0, now=0.5)
-    assert made.limit_for_size(SIZE, 1.0) == 24
+    assert made.limit_and_points(SIZE, 1.0)[0] == 24
     first = sizer({1: 1.0, 2: 1.0})
     first.observe(SIZE, 4, 60.0, now=0.5)  # the first step chooses kernels
-    assert first.limit_for_size(SIZE, 1.0) == 4
+    assert first.limit_and_points(SIZE, 1.0)[0] == 4
 
 
 def test_slow_steps_expire_after_a_minute() -> None:
     made = sizer({tasks: seconds for tasks, seconds in LINEAR.items() if tasks <= 24})
     for _ in range(15):
         made.observe(SIZE, 24, 60.0, now=10.0)
-    assert made.limit_for_size(SIZE, 11.0) == 12
+    assert made.limit_and_points(SIZE, 11.0)[0] == 12
     for now in (50.0, 100.0):  # batches of twelve continue
         for _ in range(3):
             made.observe(SIZE, 12, LINEAR[12], now)
-    assert made.limit_for_size(SIZE, 100.0) == 16, "the next larger one is tried again"
+    assert made.limit_and_points(SIZE, 100.0)[0] == 16, "the next larger one is tried again"
 
 
 def test_measured_times_are_not_changed_by_observed_ones() -> None:
@@ -79,7 +81,7 @@ def test_measured_times_are_not_changed_by_observed_ones() -> None:
     for _ in range(100):
         made.observe(SIZE, 4, 0.0001, now=1.0)  # half the work: requests without guidance
         made.observe(SIZE, 24, 60.0, now=1.0)
-    assert made.limit_for_size(SIZE, 2.0) == 24
+    assert made.limit_and_points(SIZE, 2.0)[0] == 24
 
 
 @pytest.mark.parametrize(
@@ -98,7 +100,7 @@ def test_use_extends_times_measured_on_busy_machine(measured_to: int, observed: 
     for tasks, seconds in observed.items():
         for _ in range(3):
             made.observe(SIZE, tasks, seconds, now=0.0)
-    assert made.limit_for_size(SIZE, 1.0) == cap
+    assert made.limit_and_points(SIZE, 1.0)[0] == cap
     [curve] = made.curves(1.0)
     assert [tasks for tasks, _ in curve.points] == sorted(
         {tasks for tasks in BUCKETS if tasks <= measured_to} | {*observed}
@@ -141,4 +143,4 @@ def test_limit_is_between_one_and_max_batch(
     made = BatchSizer(max_batch, fixed=fixed, min_gain=0.05, max_step_s=max_step_s)
     for tasks, seconds in seen:
         made.observe(SIZE, tasks, seconds, now=0.0)
-        assert 1 <= made.limit_for_size(SIZE, 1.0) <= max_batch
+        assert 1 <= made.limit_and_points(SIZE, 1.0)[0] <= max_batch
