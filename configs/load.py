@@ -17,7 +17,7 @@ from pydantic.types import JsonValue
 from configs.environment import read_variables
 from configs.fields import Tree, annotation_at, field_path, section_of, with_field_names
 from configs.settings import Settings
-from configs.text import clip
+from configs.text import clip, escaped
 from configs.yaml_file import InvalidYaml, KeyPath, read_yaml_file
 
 DEFAULT_FILE = Path(__file__).with_name("default.yaml")
@@ -33,7 +33,7 @@ class Problem(NamedTuple):
 
     def __str__(self) -> str:
         shown = "" if self.value is None else f" = {_shorten(self.value)}"
-        return f"{self.where}: {self.key}{shown}: {self.message}"
+        return f"{escaped(self.where)}: {escaped(clip(self.key, 200))}{shown}: {self.message}"
 
 
 class ConfigError(ValueError):

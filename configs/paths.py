@@ -16,6 +16,7 @@ from typing import NamedTuple
 from filelock import FileLock
 
 from configs.files import durable_write, read_regular_file
+from configs.text import is_utf8
 
 #: Maximum length of the path of a Unix socket on Linux, in bytes.
 _MAX_SOCKET_PATH = 107
@@ -99,7 +100,8 @@ def worker_address(data_dir: Path) -> str:
 
 
 def _fits_socket(path: Path) -> bool:
-    return len(os.fsencode(path)) <= _MAX_SOCKET_PATH
+    # ZeroMQ takes UTF-8 only.
+    return is_utf8(str(path)) and len(os.fsencode(path)) <= _MAX_SOCKET_PATH
 
 
 def _short_dir() -> Path:

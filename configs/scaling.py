@@ -12,7 +12,7 @@ from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 from cronsim import CronSim, CronSimError
 from pydantic import AfterValidator, AliasChoices, Field, model_validator
 
-from configs.sections import PositiveSeconds, Seconds, Section
+from configs.sections import MachineCount, PositiveSeconds, Seconds, Section
 
 #: Fields that only some policies read, by policy. Every policy reads the fields that are not listed.
 POLICY_FIELDS: Mapping[str, frozenset[str]] = MappingProxyType(
@@ -110,7 +110,7 @@ class ScaleToZero(Section):
 
     idle_s: Seconds = 300.0
     """Time without work after which the last worker of a model stops."""
-    activation: int = Field(default=1, ge=1)
+    activation: MachineCount = Field(default=1, ge=1)
     """Minimum number of workers that the first request starts."""
 
 
@@ -128,7 +128,7 @@ class Scheduled(Section):
 
     cron: Annotated[str, AfterValidator(_cron)]
     """When the entry begins to apply: minute, hour, day of the month, month, day of the week."""
-    workers: int = Field(ge=0, validation_alias=AliasChoices("workers", "min_workers", "min_replicas"))
+    workers: MachineCount = Field(ge=0, validation_alias=AliasChoices("workers", "min_workers", "min_replicas"))
     """Minimum number of workers; with `policy: schedule` the exact number."""
     timezone: Annotated[str, AfterValidator(_timezone)] = "UTC"
     """Time zone of `cron`."""
@@ -137,13 +137,13 @@ class Scheduled(Section):
 class Scaling(Section):
     """The number of workers of a model. Load means (queued + running tasks) per live or starting worker."""
 
-    min_workers: int = Field(default=1, ge=0, validation_alias=AliasChoices("min_workers", "min_replicas"))
+    min_workers: MachineCount = Field(default=1, ge=0, validation_alias=AliasChoices("min_workers", "min_replicas"))
     """Minimum number of workers. 0: the last one stops after `scale_to_zero.idle_s` without work."""
-    max_workers: Annotated[int, Field(ge=1)] | Literal["auto"] = Field(
+    max_workers: Annotated[MachineCount, Field(ge=1)] | Literal["auto"] = Field(
         default="auto", validation_alias=AliasChoices("max_workers", "max_replicas")
     )
     """Maximum number of workers. `auto`: the number of devices."""
-    initial_workers: Annotated[int, Field(ge=0)] | None = Field(
+    initial_workers: Annotated[MachineCount, Field(ge=0)] | None = Field(
         default=None, validation_alias=AliasChoices("initial_workers", "initial_replicas")
     )
     """Number of workers at the start, and the constant number of policy `static`. Default: `min_workers`."""
@@ -191,7 +191,7 @@ class Scaling(Section):
     feedback: Feedback = Feedback()
     schedule: tuple[Scheduled, ...] = ()
     """Minimum numbers of workers by time. The entry that began last applies."""
-    standby: int = Field(default=0, ge=0)
+    standby: MachineCount = Field(default=0, ge=0)
     """Number of standby processes. They have loaded libraries and weights but use no device, which shortens a start."""
     max_worker_age_s: PositiveSeconds | None = None
     """Maximum age of a worker. Older ones are replaced one at a time, the new one first. Default: no limit."""

@@ -3,13 +3,33 @@
 from __future__ import annotations
 
 import ipaddress
+import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ByteSize, ConfigDict, Field, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ByteSize,
+    ConfigDict,
+    Field,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
-Seconds = Annotated[float, Field(ge=0)]
-PositiveSeconds = Annotated[float, Field(gt=0)]
+from configs.fields import alternatives
+from configs.text import is_utf8
+
+#: 31 years, as good as never. Timers and dates overflow far above it.
+_MAX_SECONDS = 1e9
+#: Above it, floats and JSON readers lose digits, and databases overflow.
+_MAX_NUMBER = 1 << 53
+Seconds = Annotated[float, Field(ge=0, le=_MAX_SECONDS)]
+PositiveSeconds = Annotated[float, Field(gt=0, le=_MAX_SECONDS)]
+#: A number of processes or devices of one machine: each has a slot in memory.
+MachineCount = Annotated[int, Field(le=4096)]
 #: One body of the default maximum, and half of another.
 _BODY_BYTES_PER_KEY = 48 << 20
 
@@ -17,6 +37,12 @@ _BODY_BYTES_PER_KEY = 48 << 20
 def _positive(value: ByteSize) -> ByteSize:
     if value < 1:
         raise ValueError("must be above 0, such as 9.5GiB")
+    return value
+
+
+def _host(value: str) -> str:
+    if not re.fullmatch(r"[^\s/@]+", value):
+        raise ValueError("must be an address, or a host name")
     return value
 
 
@@ -53,7 +79,7 @@ LocalPath = Annotated[Path, BeforeValidator(_local_path)]
 class Section(BaseModel):
     """A section of the configuration. It rejects unknown keys and is immutable."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
 
     @model_validator(mode="before")
     @classmethod
@@ -66,11 +92,32 @@ class Section(BaseModel):
         lists = {name for name, field in cls.model_fields.items() if field.default == ()}
         return {key: () if value is None and key in lists else value for key, value in values.items()}
 
+    @field_validator("*", mode="before")
+    @classmethod
+    def _is_of_its_kind(cls, value: Any, info: ValidationInfo) -> Any:
+        """`true` is no number. Text that is not UTF-8 could be neither printed as YAML nor sent."""
+        annotation = cls.model_fields[info.field_name or ""].annotation
+        kinds = set(alternatives(annotation))
+        if isinstance(value, bool) and kinds & {int, float, ByteSize} and bool not in kinds:
+            raise ValueError("must be a number")
+        if isinstance(value, str | Path) and not is_utf8(str(value)):
+            raise ValueError("must be UTF-8")
+        if isinstance(value, list | tuple) and not all(is_utf8(each) for each in value if isinstance(each, str)):
+            raise ValueError("must be UTF-8")
+        return value
+
+    @field_validator("*", mode="after")
+    @classmethod
+    def _is_bounded(cls, value: Any) -> Any:
+        if isinstance(value, int | float) and abs(value) > _MAX_NUMBER:
+            raise ValueError(f"must be at most {_MAX_NUMBER}")
+        return value
+
 
 class Server(Section):
     """The HTTP server."""
 
-    host: str = "127.0.0.1"
+    host: Annotated[str, AfterValidator(_host)] = "127.0.0.1"
     """Address to listen on, or a host name: then all of its addresses. `::` includes IPv4."""
     port: int = Field(default=8000, ge=1, le=65535)
     """Port to listen on."""
@@ -268,7 +315,7 @@ class SimulatedDevice(Section):
 
     memory: Bytes
     """Memory of each device, such as 24GiB."""
-    count: int = Field(default=1, ge=1)
+    count: MachineCount = Field(default=1, ge=1)
     """Number of devices."""
 
 
@@ -277,7 +324,7 @@ class Devices(Section):
 
     use: Literal["auto", "cuda", "cpu"] = "auto"
     """`auto`: all GPUs, or CPU slots on a machine without a GPU."""
-    cpu_slots: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
+    cpu_slots: Annotated[MachineCount, Field(ge=1)] | Literal["auto"] = "auto"
     """Number of workers on the CPU, one thread each. `auto`: one per core."""
     share: bool = False
     """Allow several workers of one model on a GPU if its memory suffices. Workers of different models always may."""
@@ -296,7 +343,7 @@ class Workers(Section):
     """Time without a heartbeat after which a worker's tasks are assigned to other workers."""
     start_timeout_s: PositiveSeconds = 600.0
     """A worker that is not ready after this time is killed, and counts as crashed."""
-    max_starting: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
+    max_starting: Annotated[MachineCount, Field(ge=1)] | Literal["auto"] = "auto"
     """Maximum number of processes that start at once; others wait. `auto`: the number of devices, and at least 8."""
     drain_timeout_s: PositiveSeconds = 60.0
     """Time that a draining worker has to finish tasks that cannot be moved; it is killed 10 s later."""

@@ -21,6 +21,7 @@ from configs.sections import (
     Jobs,
     LocalPath,
     Logging,
+    MachineCount,
     PositiveSeconds,
     Queue,
     Results,
@@ -239,9 +240,9 @@ class Settings(Section):
     """Folder of everything that the server writes: logs, sockets, state."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     """Minimum level of log lines."""
-    min_workers: int | None = Field(default=None, ge=0)
+    min_workers: MachineCount | None = Field(default=None, ge=0)
     """Replaces `scaling.min_workers` of every model."""
-    max_workers: int | None = Field(default=None, ge=1)
+    max_workers: MachineCount | None = Field(default=None, ge=1)
     """Replaces `scaling.max_workers` of every model."""
     server: Server = Server()
     logging: Logging = Logging()

@@ -8,6 +8,20 @@ def clip(text: str, limit: int) -> str:
     return text if len(text) <= limit else f"{text[: limit - 3]}..."
 
 
+def is_utf8(text: str) -> bool:
+    """Return whether the text can be encoded. Paths and variables of the system may hold any bytes."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def escaped(text: str) -> str:
+    """Return the text with control characters and lone surrogates as Python writes them: one line, safe to print."""
+    return "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)
+
+
 def printable(text: str, limit: int) -> str:
     """Clip the text, and replace control characters and lone surrogates by `?`."""
     return "".join(char if char.isprintable() else "?" for char in clip(text, limit))

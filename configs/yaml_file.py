@@ -148,7 +148,7 @@ def parse_yaml(data: bytes | str) -> YamlDocument:
         return YamlDocument(loader.construct_document(node), lines)
     except yaml.reader.ReaderError as error:
         raise InvalidYaml(
-            text.count("\n", 0, error.position) + 1, f"has the control character {error.character!r}"
+            text.count("\n", 0, error.position) + 1, f"has the control character 0x{_code(error.character):02x}"
         ) from None
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
@@ -163,6 +163,8 @@ def dump_yaml(tree: object) -> str:
 
 
 def _decode(data: bytes) -> str:
+    if data.startswith((b"\xff\xfe\0\0", b"\0\0\xfe\xff")):
+        raise InvalidYaml(0, "is UTF-32; save it as UTF-8")
     if data.startswith((b"\xff\xfe", b"\xfe\xff")):
         raise InvalidYaml(0, "is UTF-16; save it as UTF-8")
     try:
@@ -170,6 +172,10 @@ def _decode(data: bytes) -> str:
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
         raise InvalidYaml(line, f"the byte 0x{data[error.start]:02x} is not UTF-8; save the file as UTF-8") from None
+
+
+def _code(character: int | str) -> int:
+    return character if isinstance(character, int) else ord(character)
 
 
 def _explain(error: yaml.MarkedYAMLError) -> str:

@@ -6,6 +6,7 @@ import argparse
 import asyncio
 import contextlib
 import logging
+import socket
 import sys
 from collections.abc import Callable, Sequence
 
@@ -226,5 +227,7 @@ def _check_port(settings: Settings) -> None:
     try:
         for listener in bind_all(listen_addresses(host, port), backlog=1):
             listener.close()
+    except socket.gaierror as error:
+        raise SetupError(f"server.host {host!r} cannot be resolved: {error.strerror}; give an address") from None
     except OSError as error:
         raise SetupError(f"server.port {port} on {host} is not available ({error.strerror}); try --port") from None

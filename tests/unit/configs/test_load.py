@@ -124,6 +124,20 @@ def test_top_level_bounds_replace_each_models(
             (f"models: {{{name}: {{engine: sim}}}}", ["a model's name has up to 96 letters"])
             for name in ("'a//b'", "'/a'", "'a/'", "'a/../b'", "ü", "'a b'", "'-a'", "''", "x" + "y" * 96)
         ],
+        ("models: {m: {scaling: {interval_s: .inf}}}", ["interval_s = inf", "finite number"]),
+        (
+            "models: {m: {scaling: {interval_s: 1e10}}}",
+            ["interval_s = 10000000000.0", "less than or equal to 1000000000"],
+        ),
+        ("models: {m: {scaling: {min_workers: 1000000000}}}", ["min_workers = 1000000000", "equal to 4096"]),
+        ("models: {m: {engine: sim}}\nmin_workers: 100000", ["min_workers = 100000", "equal to 4096"]),
+        ("models: {m: {engine: sim}}\nserver: {port: true}", ["server.port = True", "must be a number"]),
+        ("models: {m: {engine: sim}}\nqueue: {max_tasks: 99999999999999999999}", ["max_tasks", "must be at most"]),
+        ("models: {m: {engine: sim}}\nserver: {host: ''}", ["server.host = ''", "an address, or a host name"]),
+        ("models: {m: {engine: sim}}\nserver: {host: 'a b'}", ["server.host = 'a b'", "an address, or a host name"]),
+        ('models: {m: {engine: sim}}\ndata_dir: "\\ud800"', [r"data_dir = '\ud800'", "must be UTF-8"]),
+        ('models: {m: {engine: sim}}\naccess: {hosts: ["\\ud800"]}', ["access.hosts", "must be UTF-8"]),
+        ('models: {"a\\eb\\n": {engine: sim}}', [r"models.a\x1bb\n = "]),
         ("models: [", ["not valid YAML"]),
         ("- a", ["`key: value`"]),
     ],
@@ -200,6 +214,14 @@ def test_default_file_refers_to_schema() -> None:
     assert "schema.json" in DEFAULT_FILE.read_text().splitlines()[0]
 
 
+def test_words_that_are_not_utf8_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MUSTER_SERVER__HOST", "h\udcff")
+    with pytest.raises(ConfigError, match="server.host") as refusal:
+        load(overrides={"data_dir": "/tmp/\udcff"})
+    assert str(refusal.value).count("must be UTF-8") == 2
+    assert str(refusal.value).isprintable() or "\n" in str(refusal.value)
+
+
 @pytest.mark.parametrize(
     ("name", "known"),
     [
@@ -250,6 +272,13 @@ def test_socket_path_fits_at_every_length_of_data_dir(tmp_path: Path, depth: int
         path = worker_address(data_dir).removeprefix("ipc://")
         bound.bind(path)
         Path(path).unlink()
+
+
+def test_socket_of_a_folder_that_is_not_utf8(tmp_path: Path) -> None:
+    """The working directory is not a setting, and may have any name."""
+    address = worker_address(tmp_path / "\udcff")
+    assert address.isascii()
+    assert address == worker_address(tmp_path / "\udcff")
 
 
 def test_client_key_variable_is_not_a_setting(monkeypatch: pytest.MonkeyPatch) -> None:
