@@ -216,7 +216,7 @@ def test_default_file_refers_to_schema() -> None:
 
 def test_words_that_are_not_utf8_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MUSTER_SERVER__HOST", "h\udcff")
-    with pytest.raises(ConfigError, match="server.host") as refusal:
+    with pytest.raises(ConfigError, match=r"server\.host") as refusal:
         load(overrides={"data_dir": "/tmp/\udcff"})
     assert str(refusal.value).count("must be UTF-8") == 2
     assert str(refusal.value).isprintable() or "\n" in str(refusal.value)
