@@ -18,8 +18,10 @@ MAX_WEBP_CHUNKS = 1024
 #: A marker: not a stuffed zero byte, not a restart within a scan.
 _MARKER = re.compile(rb"\xff([\x01-\xcf\xd8-\xfe])", re.DOTALL)
 _SOS, _EOI = 0xDA, 0xD9
-#: APP0 to APP15 and comments: the markers whose content may look like markers.
+#: APP0 to APP15 and comments.
 _METADATA_MARKERS = frozenset({*range(0xE0, 0xF0), 0xFE})
+#: The markers that begin with a length: frames, tables, scan headers and metadata. Their content may look like markers.
+_SIZED_MARKERS = (frozenset(range(0xC0, 0xE0)) - {0xC8, *range(0xD0, 0xDA), 0xDE, 0xDF}) | {_SOS} | _METADATA_MARKERS
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _PNG_PIXELS = frozenset({b"IHDR", b"PLTE", b"IDAT", b"tRNS"})
 _WEBP_METADATA = frozenset({b"ICCP", b"EXIF", b"XMP "})
@@ -37,7 +39,10 @@ def find_problem(data: bytes, max_metadata_bytes: int) -> str | None:
 
 
 def _jpeg_problem(data: bytes, max_metadata_bytes: int) -> str | None:
-    """Only metadata is skipped by its length, so that a decoder finds no scan that is not counted here."""
+    """Skip by their length the segments that a decoder skips, and no others: it finds no scan that is not counted here.
+
+    An end of the image counts only where a decoder sees it, not inside a table.
+    """
     scans = segments = metadata = 0
     match = _MARKER.search(data, 2)
     while match is not None:
@@ -46,9 +51,9 @@ def _jpeg_problem(data: bytes, max_metadata_bytes: int) -> str | None:
             return None
         segments += 1
         scans += code == _SOS
-        if code in _METADATA_MARKERS:
+        if code in _SIZED_MARKERS:
             length = int.from_bytes(data[position : position + 2], "big")
-            metadata += length
+            metadata += length if code in _METADATA_MARKERS else 0
             position += length
         if scans > MAX_SCANS:
             return f"it has more than {MAX_SCANS} scans"

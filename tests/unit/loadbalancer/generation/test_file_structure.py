@@ -53,12 +53,18 @@ def png_text(length: int) -> bytes:
     return file(make_image(), pnginfo=info)
 
 
+#: A quantization table whose values look like the marker of an image's end.
+END_IN_TABLE = segment(0xDB, b"\1" + b"\xff\xd9" * 32)
 METADATA = r"its metadata \(EXIF, ICC profile, XMP, texts\) is larger than 100000 bytes"
 BOMBS = {
     "scans": (scan_bomb(64, MAX_SCANS + 1), "more than 100 scans"),
     "scans after fill bytes": (scan_bomb(64, MAX_SCANS + 1).replace(b"\xff\xda", b"\xff\xff\xda"), "100 scans"),
     "scans in a reserved segment": (
         jpeg_with(segment(0x02, scan_bomb(64, MAX_SCANS + 1)[2:])),
+        "more than 100 scans",
+    ),
+    "scans after the end in a table": (
+        scan_bomb(64, MAX_SCANS + 1).replace(b"\xff\xd8", b"\xff\xd8" + END_IN_TABLE, 1),
         "more than 100 scans",
     ),
     "segments": (jpeg_with(segment(0xED, b"") * (MAX_SEGMENTS + 1)), "more than 1024 segments"),
@@ -95,6 +101,7 @@ HONEST = {
     "JPEG with an ICC profile": file(make_image(), "JPEG", icc_profile=bytes(range(256)) * 300),
     "JPEG with a preview in EXIF": jpeg_with(segment(0xE1, b"Exif\0\0" + scan_bomb(64, 200))),
     "JPEG with previews behind": JPEG + scan_bomb(64, 200),
+    "JPEG with scans in a table": jpeg_with(segment(0xDB, b"\1" + b"\xff\xda" * 32) * 5),
     "JPEG of many scans": scan_bomb(64, MAX_SCANS),
     "noisy JPEG": file(Image.effect_noise((512, 512), 100), "JPEG", quality=100),
     "WebP": WEBP,
