@@ -92,13 +92,13 @@ async def read_form(request: Request, max_bytes: int, max_text_bytes: int) -> As
         headers = {"connection": "close"}  # the rest of the body is not read
         raise Unavailable(text, code="storage_full", retry_after_s=10, headers=headers) from None
     try:
-        yield _sort_fields(form, max_text_bytes)
+        yield _sort_fields(form)
     finally:
         await form.close()
 
 
 class _FormParser(MultiPartParser):
-    """Starlette's parser, which knows no limits of character sets."""
+    """Starlette's parser, which knows no limits of character sets, and of texts only one for each."""
 
     spool_max_size = _MEMORY_BYTES_PER_FILE
 
@@ -107,6 +107,7 @@ class _FormParser(MultiPartParser):
             request.headers, stream, max_files=_MAX_FILES, max_fields=_MAX_FIELDS, max_part_size=max_text_bytes
         )
         self._form_charset = form_charset(request.headers["content-type"])
+        self._text_bytes = 0
 
     def on_headers_finished(self) -> None:
         """Check the character set of a text before it is decoded."""
@@ -115,6 +116,14 @@ class _FormParser(MultiPartParser):
             for name, value in self._current_part.item_headers:
                 if name == b"content-type":
                     check_part_charset(value.decode("latin-1"), self._form_charset)
+
+    def on_part_data(self, data: bytes, start: int, end: int) -> None:
+        """Count the bytes of all texts: decoded, each byte may take four."""
+        if self._current_part.file is None:
+            self._text_bytes += end - start
+            if self._text_bytes > self.max_part_size:
+                raise BodyTooLarge(self.max_part_size, "beside its images")
+        super().on_part_data(data, start, end)
 
 
 async def _limited_stream(request: Request, max_bytes: int, max_in_memory: int) -> AsyncGenerator[bytes, None]:
@@ -133,9 +142,7 @@ async def _limited_stream(request: Request, max_bytes: int, max_in_memory: int) 
             body_reservation(request).remove(on_disk)
 
 
-def _sort_fields(form: FormData, max_text_bytes: int) -> Form:
-    if sum(len(value) for _, value in form.multi_items() if isinstance(value, str)) > max_text_bytes:
-        raise BodyTooLarge(max_text_bytes, "beside its images")
+def _sort_fields(form: FormData) -> Form:
     found = Form()
     for name, value in form.multi_items():
         if isinstance(value, UploadFile):

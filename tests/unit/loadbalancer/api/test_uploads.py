@@ -53,3 +53,17 @@ async def test_form_above_its_limits_is_413(name: bytes) -> None:
     with pytest.raises(BodyTooLarge):
         async with read_form(form(body + b"--b--\r\n"), 1 << 20, 1000):
             pytest.fail("the form is too large")
+
+
+async def test_texts_are_counted_while_they_arrive() -> None:
+    """Not once all of them are decoded: each byte may take four then."""
+    chunks = [PART % (b"field-%d" % number, b"", b"x" * 600) for number in range(3)]
+
+    async def receive() -> Message:
+        return {"type": "http.request", "body": chunks.pop(0), "more_body": True}
+
+    request = form(b"")
+    with pytest.raises(BodyTooLarge):
+        async with read_form(Request(request.scope, receive), 1 << 20, 1000):
+            pytest.fail("the form is too large")
+    assert len(chunks) == 1
