@@ -56,6 +56,26 @@ class JobSpec(msgspec.Struct, frozen=True):
     metadata: dict[str, str] | None = None
     hook: WebhookTarget | None = None
     response_format: str = "b64_json"
+    #: As stored: the seeds of all images, which are else equal to the first. None: `inputs` has each of them.
+    seeds: list[int] | None = None
+
+
+def without_repetition(spec: JobSpec) -> JobSpec:
+    """The spec to store: images that differ only in their seeds share one prompt, which may be long."""
+    if len(spec.inputs) < 2:
+        return spec
+    first, *others = spec.inputs
+    if any(msgspec.structs.replace(each, seed=first.seed) != first for each in others):
+        return spec
+    return msgspec.structs.replace(spec, inputs=[first], seeds=[each.seed for each in spec.inputs])
+
+
+def with_all_images(spec: JobSpec) -> JobSpec:
+    """The opposite. The images share their texts in memory as well."""
+    if spec.seeds is None or not spec.inputs:
+        return spec
+    inputs = [msgspec.structs.replace(spec.inputs[0], seed=seed) for seed in spec.seeds]
+    return msgspec.structs.replace(spec, inputs=inputs, seeds=None)
 
 
 #: Placeholder for a stored spec that cannot be read.

@@ -31,6 +31,8 @@ from loadbalancer.storage.records import (
     StoredImage,
     StoredResponse,
     StoredResult,
+    with_all_images,
+    without_repetition,
 )
 from wire.errors import ErrorDetail
 
@@ -143,7 +145,7 @@ class Repository:
         existing = (self.job_of(key) if key is not None else None) or self.get(job)
         if existing is not None:  # under this key, or a repeated transaction
             return existing
-        asked = _json.encode(order)
+        asked = _json.encode(without_repetition(order))
         size = len(asked) + sum(map(len, sources)) + _ROW_BYTES
         self._db.execute(
             "INSERT INTO jobs (id, owner, state, asked, created, bytes) VALUES (?, ?, ?, ?, ?, ?)",
@@ -443,7 +445,7 @@ def _record(row: tuple[Any, ...]) -> JobRecord:
     """Return the row as a record. A damaged one, or one of a newer program, is an unreadable record."""
     seq, job, asked, state, created, started, ended, failure = row
     try:
-        order = _specs.decode(asked)
+        order = with_all_images(_specs.decode(asked))
         stored_failure = None if failure is None else _failures.decode(failure)
         created_at, started_at, ended_at = msgspec.convert((created, started, ended), _Times)
         if not order.inputs or not order.weight > 0:
