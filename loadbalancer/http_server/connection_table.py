@@ -15,7 +15,7 @@ from loadbalancer.metrics.refusals import RefusalCounter
 _RESERVE = 1 / 8
 #: Fraction of connections that are closed at once to make room.
 _BATCH = 1 / 16
-#: An idle connection is not closed for another one before this time.
+#: An idle connection is not closed for another one before this time. Those beyond the limit may be at once.
 _MIN_IDLE_S = 1.0
 
 
@@ -57,6 +57,8 @@ class ConnectionTable:
         self._refusals = refusals
         self._open: set[Connection] = set()
         self._by_client: Counter[str] = Counter()
+        #: The oldest first.
+        self._restricted: dict[Connection, None] = {}
         #: No idle connection was found then.
         self._searched_at = float("-inf")
 
@@ -70,21 +72,31 @@ class ConnectionTable:
         self._by_client[client] += 1
         if len(self._open) > self._max:
             self._make_room(now)
-        found = admission(len(self._open), self._max)
-        reason = "too_many_connections"
-        if found is Admission.OPEN and not self._is_trusted(connection.address):
-            found = admission(self._by_client[client], self._max_per_address)
-            reason = "too_many_connections_of_address"
+        found = self._admission(connection, client)
         connection.restricted = found is Admission.RESTRICTED
-        if found is Admission.CLOSED:
-            self._refusals.add(reason)
+        if found is Admission.RESTRICTED:
+            self._restricted[connection] = None
+        elif found is Admission.CLOSED:
             connection.abort()
+
+    def _admission(self, connection: Connection, client: str) -> Admission:
+        """Decide on a connection that is in the table, and count a refusal."""
+        found = admission(len(self._open), self._max)
+        if found is Admission.CLOSED:
+            found = self._replace_restricted(None, "too_many_connections")
+        if found is not Admission.OPEN or self._is_trusted(connection.address):
+            return found
+        found = admission(self._by_client[client], self._max_per_address)
+        if found is Admission.CLOSED:
+            found = self._replace_restricted(client, "too_many_connections_of_address")
+        return found
 
     def remove(self, connection: Connection) -> None:
         """Forget a connection that has ended, or is being closed."""
         if connection not in self._open:
             return
         self._open.remove(connection)
+        self._restricted.pop(connection, None)
         client = client_of(connection.address)
         self._by_client[client] -= 1
         if not self._by_client[client]:
@@ -106,6 +118,19 @@ class ConnectionTable:
             self.remove(each)
             self._refusals.add("idle_connection_closed")
             each.abort()
+
+    def _replace_restricted(self, client: str | None, reason: str) -> Admission:
+        """Close the oldest restricted connection, of this client if one is given, that waits for its client.
+
+        A health check takes a moment. What stays for longer does not hold the room that is meant for health checks.
+        """
+        self._refusals.add(reason)
+        for each in self._restricted:
+            if (client is None or client_of(each.address) == client) and each.idle_since() is not None:
+                self.remove(each)
+                each.abort()
+                return Admission.RESTRICTED
+        return Admission.CLOSED
 
     def _is_trusted(self, address: str) -> bool:
         """Whether many clients may share the address. Loopback: a reverse proxy on this machine."""

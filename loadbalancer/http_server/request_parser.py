@@ -240,6 +240,8 @@ class BoundedRequestParser(HttpToolsProtocol):
         self._body_bytes = 0
         self._awaits_continue = self.expect_100_continue
         super().on_headers_complete()
+        if self.restricted:  # it does not hold its place with further requests
+            self.cycle.keep_alive = False
 
     def on_chunk_header(self) -> None:
         self._chunks += 1

@@ -75,6 +75,33 @@ def test_the_longest_idle_connection_makes_room() -> None:
     assert len(full) == 16
 
 
+@pytest.mark.parametrize(("limits", "held"), [((16, 100), 16), ((100, 16), 16)])
+def test_restricted_connections_that_wait_are_replaced(limits: tuple[int, int], held: int) -> None:
+    """In all, or of the address. The newest is a health check; those that are answered are left alone."""
+    full = table(*limits)
+    others = [FakeConnection(since=99.9) for _ in range(held)]
+    answered, waiting = FakeConnection(), FakeConnection(since=99.9)
+    for each in (*others, answered, waiting):
+        full.admit(each, 100.0)
+    new = FakeConnection()
+    full.admit(new, 100.0)
+    assert [each.ended for each in (answered, waiting, new)] == [None, "aborted", None]
+    assert new.restricted
+    last = FakeConnection(since=100.0)
+    full.admit(last, 100.0)
+    assert last.ended == "aborted"
+
+
+def test_other_addresses_are_not_replaced_for_one() -> None:
+    full = table(per_address=16)
+    for address in ("10.0.0.2", "10.0.0.1"):
+        for number in range(18):
+            full.admit(FakeConnection(address, since=None if address == "10.0.0.1" else 0.0), float(number))
+    new = FakeConnection("10.0.0.1")
+    full.admit(new, 20.0)
+    assert new.ended == "aborted"
+
+
 @pytest.mark.parametrize(
     ("address", "trusted", "restricted"),
     [
@@ -153,10 +180,23 @@ def test_full_server_answers_health_checks_and_controller(small: HttpService) ->
         assert b"retry-after: 1" in refused
         assert b"too_many_connections" in refused
         for path in (b"/healthz", b"/readyz", b"/metrics"):
-            assert ask(small, b"GET " + path + close + b"\r\n").startswith(b"HTTP/1.1 200 ")
+            answer = ask(small, (b"GET " + path + b" HTTP/1.1\r\nHost: a\r\n\r\n") * 3)
+            assert answer.startswith(b"HTTP/1.1 200 ")
+            assert b"connection: close" in answer
+            assert answer.count(b"HTTP/1.1 ") == 1, "further requests do not hold the connection"
         token = b"Authorization: Bearer " + TOKEN.encode() + b"\r\n"
         assert ask(small, b"GET /internal/snapshot" + close + token + b"\r\n").startswith(b"HTTP/1.1 200 ")
     assert small.refused("too_many_connections") == 1
+
+
+@pytest.mark.parametrize("sent", [b"", b"GET /healthz HTTP/1.1\r\nHost: a\r\nX-A: b"])
+def test_room_for_health_checks_cannot_be_held(small: HttpService, sent: bytes) -> None:
+    """Bodies hold all connections, and incomplete headers those beyond the limit."""
+    with many(small, 16, b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 9\r\n\r\n"), contextlib.ExitStack() as stack:
+        for _ in range(5):
+            with contextlib.suppress(OSError):
+                stack.enter_context(small.connect()).sendall(sent)
+        assert ask(small, GET.replace(b"/", b"/healthz", 1)).startswith(b"HTTP/1.1 200 ")
 
 
 @pytest.mark.parametrize(
