@@ -14,7 +14,7 @@ from loadbalancer.api.body_budget import BodyBudget
 from loadbalancer.api.http_helpers import error_response
 from loadbalancer.api.idempotency import IdempotencyMiddleware
 from loadbalancer.api.middleware import ApiMiddleware
-from loadbalancer.api.openapi import DESCRIPTION, complete_document
+from loadbalancer.api.openapi import DESCRIPTION, complete_document, serve_document
 from loadbalancer.api.path_hints import unknown_path
 from loadbalancer.api.request_builder import RequestBuilder
 from loadbalancer.api.routes import health, images, jobs, models, results, scaling
@@ -42,6 +42,7 @@ def create_app(services: Services) -> ASGIApp:
         app.include_router(module.router(services))
     add_error_handlers(app)
     complete_document(app, services.authenticator)
+    serve_document(app)
     idempotency = IdempotencyMiddleware(app, services.database, services.settings.server.max_upload_bytes)
     services.metrics.in_flight.add(lambda: {"recordings": len(idempotency)})
     access, metrics = services.settings.access, services.metrics

@@ -31,6 +31,8 @@ _REPLAYED = (b"idempotent-replayed", b"true")
 PATHS = frozenset({"/v1/images/generations", "/v1/images/edits", "/predict"})
 _KEY = re.compile(r"[\x21-\x7e]{1,255}")
 _BOUNDARY = re.compile(rb'boundary="?([^";,]+)"?', re.IGNORECASE)
+#: Digests of larger bodies are made in a thread.
+_INLINE_BYTES = 64 * 2**10
 _FAILED = b"event: error\n"
 
 
@@ -46,6 +48,13 @@ def key_of(owner: str, given: str, path: str, media_type: str, body: bytes) -> I
     digest = hashlib.sha256(b"\0".join([path.encode(), kind, b""]))
     digest.update(body)
     return IdempotencyKey(owner, given, digest.digest())
+
+
+async def key_of_request(owner: str, given: str, path: str, media_type: str, body: bytes) -> IdempotencyKey:
+    """Do the same. The digest of a large body is made in a thread, as it would stall the event loop."""
+    if len(body) <= _INLINE_BYTES:
+        return key_of(owner, given, path, media_type, body)
+    return await asyncio.to_thread(key_of, owner, given, path, media_type, body)
 
 
 def reused(key: str) -> KeyReused:
@@ -130,7 +139,7 @@ class IdempotencyMiddleware:
         try:
             body = await read_body(request, self._max_bytes)
             kind = request.headers.get("content-type", "")
-            key = await asyncio.to_thread(key_of, request.state.caller.owner, given, scope["path"], kind, body)
+            key = await key_of_request(request.state.caller.owner, given, scope["path"], kind, body)
             recording, first = await self._recording(key, scope, body)
             del body  # the application releases it before it waits
         except IdempotencyKeyReused:

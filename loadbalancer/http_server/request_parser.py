@@ -33,8 +33,10 @@ if TYPE_CHECKING:
 
 #: Requests of a connection that wait for earlier responses. More are not parsed yet, apart from those of a slice.
 MAX_PIPELINED = 16
-#: Input is parsed in pieces of this many bytes.
-_SLICE = 4096
+#: Input is parsed in pieces of this many bytes, so that few requests are in one.
+_SLICE = 1024
+#: Pieces of a body whose end is known.
+_BODY_SLICE = 16 * 2**10
 #: Bytes of trailers and chunk extensions, beyond those that each chunk needs.
 MAX_CHUNK_OVERHEAD = 16 * 2**10
 _BYTES_PER_CHUNK = 24
@@ -76,6 +78,8 @@ class BoundedRequestParser(HttpToolsProtocol):
         # The current message
         self._incomplete_bytes = self._hosts = 0
         self._is_chunked = False
+        #: Declared by the header Content-Length, or 0.
+        self._length = 0
         self._wire_bytes = self._body_bytes = 0
         #: Chunks of all messages, and those before the current message.
         self._chunks = self._first_chunk = 0
@@ -97,7 +101,7 @@ class BoundedRequestParser(HttpToolsProtocol):
         if self._unparsed:
             self._unparsed += data
         elif self._stage < REFUSED:
-            if len(data) <= _SLICE:
+            if len(data) <= _SLICE and len(self.pipeline) < MAX_PIPELINED:
                 self._parse(data)
             else:
                 self._parse_slices(data)
@@ -105,7 +109,8 @@ class BoundedRequestParser(HttpToolsProtocol):
     def _parse_slices(self, data: bytes) -> None:
         """Parse until enough requests are queued; the rest is parsed when these have been answered."""
         view, most_chunks = memoryview(data), self._chunks + _MAX_CHUNKS_AT_ONCE
-        for start in range(0, len(data), _SLICE):
+        start = 0
+        while start < len(data):
             is_queue_full = len(self.pipeline) >= MAX_PIPELINED
             if is_queue_full or self._chunks > most_chunks:
                 self._unparsed = bytes(view[start:])
@@ -113,9 +118,12 @@ class BoundedRequestParser(HttpToolsProtocol):
                 if not is_queue_full:  # other connections come first
                     self.loop.call_soon(self._resume_parsing)
                 return
-            self._parse(view[start : start + _SLICE])
+            is_body = self._stage == BODY and self._length - self._body_bytes >= _BODY_SLICE
+            end = start + (_BODY_SLICE if is_body else _SLICE)
+            self._parse(view[start:end])
             if self._stage >= REFUSED:
                 return
+            start = end
 
     def _resume_parsing(self) -> None:
         """Parse input that had to wait, if there is any."""
@@ -187,7 +195,7 @@ class BoundedRequestParser(HttpToolsProtocol):
         if self._stage != HEAD:
             self._stage, self._since = HEAD, self.loop.time()
         self._messages += 1
-        self._incomplete_bytes = self._hosts = 0
+        self._incomplete_bytes = self._hosts = self._length = 0
         self._is_chunked = False
         super().on_message_begin()
 
@@ -203,6 +211,8 @@ class BoundedRequestParser(HttpToolsProtocol):
         name = name.lower()
         if name == b"host":
             self._hosts += 1
+        elif name == b"content-length":
+            self._length = int(value) if value.isdigit() else 0  # the parser refuses other values
         elif name == b"expect" or name == b"transfer-encoding":
             self._on_special_header(name, value.strip().lower())
         self.headers.append((name, value))

@@ -11,7 +11,7 @@ from fastapi import APIRouter, Query, Request, Response
 
 from loadbalancer.api.event_stream import EventStream
 from loadbalancer.api.http_helpers import json_response, read_json
-from loadbalancer.api.idempotency import HEADER, key_of, reused
+from loadbalancer.api.idempotency import HEADER, key_of_request, reused
 from loadbalancer.api.job_result import JobResult
 from loadbalancer.api.openapi import event_stream, request_body, responses, schema_ref
 from loadbalancer.api.request_builder import RequestBuilder
@@ -107,7 +107,9 @@ class _JobsApi:
         server, settings = services.settings.server, services.settings.jobs
         body = await read_json(request, server.max_upload_bytes + server.max_body_bytes)
         idempotency_key, owner = request.headers.get(HEADER), request.state.caller.owner
-        key = None if idempotency_key is None else key_of(owner, idempotency_key, request.url.path, "", body)
+        key = None
+        if idempotency_key is not None:
+            key = await key_of_request(owner, idempotency_key, request.url.path, "", body)
         parsed = parse_job(body, server.max_body_bytes, webhook_private=settings.webhook_private)
         job = await self._builder.build(parsed.request, request, parsed.image, parsed.mask)
         allowed_s = job.timeout_s if parsed.request.timeout_s is not None else settings.timeout_s

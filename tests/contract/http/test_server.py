@@ -155,7 +155,10 @@ def references(node: Any) -> Iterator[str]:
 
 def test_documentation(http: httpx.Client) -> None:
     assert http.get("/", follow_redirects=True).url.path == "/docs"
-    document = http.get("/openapi.json").json()
+    answer = http.get("/openapi.json")
+    assert answer.headers["content-type"] == "application/json"
+    assert http.head("/openapi.json").headers["content-length"] == str(len(answer.content))
+    document = answer.json()
     schemas = document["components"]["schemas"]
     assert {reference.rpartition("/")[2] for reference in references(document)} <= schemas.keys()
     documented = {(method, path) for path, operations in document["paths"].items() for method in operations}

@@ -6,11 +6,12 @@ import asyncio
 import threading
 from pathlib import Path
 
+import pytest
 from starlette.responses import PlainTextResponse
 from starlette.types import Message, Receive, Scope, Send
 
 from loadbalancer.access.api_keys import Caller
-from loadbalancer.api.idempotency import IdempotencyMiddleware
+from loadbalancer.api.idempotency import IdempotencyMiddleware, key_of, key_of_request
 from loadbalancer.storage.database import Database
 from scripts.harness.processes import PATIENCE_S
 
@@ -59,3 +60,20 @@ async def test_not_a_byte_is_told_before_the_answer_is_on_disk(tmp_path: Path) -
     assert (await again.get())["body"] == b"answer 1"
     assert asked == 1
     await database.close()
+
+
+@pytest.mark.parametrize("size", [10, 1 << 16, (1 << 16) + 1, 1 << 20])
+async def test_large_digests_are_made_in_a_thread(size: int) -> None:
+    """A type that records where it is read tells the thread of the digest."""
+    threads: list[threading.Thread] = []
+
+    class MediaType(str):
+        __slots__ = ()
+
+        def encode(self, encoding: str = "utf-8", errors: str = "strict") -> bytes:
+            threads.append(threading.current_thread())
+            return super().encode(encoding, errors)
+
+    key = await key_of_request("alice", "k", "/v1/jobs", MediaType("text/plain"), bytes(size))
+    assert key == key_of("alice", "k", "/v1/jobs", "text/plain", bytes(size))
+    assert (threads[0] is threading.current_thread()) is (size <= 1 << 16)
