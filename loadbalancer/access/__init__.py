@@ -1,1 +1,1 @@
-"""Who may use the server: API keys, rate limits, origins, start-up checks."""
+"""Access control: API keys, rate limits, origins, startup checks."""

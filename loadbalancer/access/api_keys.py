@@ -1,7 +1,7 @@
-"""Who asks, and what they may. Decides from a path and a bearer token; reads no file and no clock.
+"""Authentication and authorization: maps a path and a bearer token to a caller. Pure.
 
-A key is 256 random bits, so one round of SHA-256 hides it well enough: what slow hashes guard against is guessing,
-and there is nothing to guess. The hash is kept, the key never is.
+Only the SHA-256 of a key is stored. One round is enough: a key has 256 random bits, so a slow hash against guessing is
+not needed.
 """
 
 from __future__ import annotations
@@ -17,16 +17,16 @@ from loadbalancer.schema.errors import Forbidden, Unauthorized
 
 Scope = Literal["images", "jobs", "admin"]
 SCOPES: tuple[Scope, ...] = get_args(Scope)
-#: What a path asks for: nothing, any key at all, or a key with this scope.
+#: What a path requires: nothing, any key, or a key with this scope.
 RequiredScope = Literal["nothing", "key"] | Scope
 
-#: Least length of the internal token. An empty one would let in everyone who sends none.
+#: Minimum length of the internal token. With an empty one, requests without a token would pass.
 MIN_TOKEN_CHARS = 32
 KEY_PREFIX = "sk-muster-"
 KEY_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$"
 #: Owner of every request while keys are off.
 ANONYMOUS = "anonymous"
-#: Owner of what the controller asks.
+#: Owner of the controller's requests.
 INTERNAL = "internal"
 
 _OPEN = frozenset({"/", "/health", "/healthz", "/livez", "/readyz", "/docs", "/docs/oauth2-redirect", "/openapi.json"})
@@ -45,30 +45,30 @@ Count = Annotated[int, msgspec.Meta(ge=1, le=1_000_000)]
 
 
 class ApiKey(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True):
-    """What is known of one API key."""
+    """One API key: its hash, scopes and limits."""
 
     sha256: Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{64}$")]
     scopes: tuple[Scope, ...] = ("images", "jobs")
-    #: Share of the work, next to the keys of others.
+    #: Share of worker time relative to other keys.
     weight: Positive = 1.0
     requests_per_minute: Count | None = None
     max_concurrent: Count | None = None
-    #: Day of its making, for people.
+    #: Date of creation, for display.
     created: str = ""
 
 
 class KeyRing(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """The keys by name, as the file holds them."""
+    """The API keys by name: the content of the key file."""
 
     keys: dict[KeyName, ApiKey] = {}
 
     def __post_init__(self) -> None:
         taken = self.keys.keys() & {ANONYMOUS, INTERNAL}
         if taken:
-            raise ValueError(f"no key may be named {' or '.join(taken)}: others are called so")
+            raise ValueError(f"a key must not be named {' or '.join(taken)}: the name is reserved")
 
     def find(self, token: str) -> tuple[str, ApiKey] | None:
-        """Name and key of the token. Every hash is compared, so that the time tells nothing."""
+        """Return the name and key of a token. It compares all hashes, so that the time reveals nothing."""
         given, found = fingerprint(token), None
         for name, key in self.keys.items():
             if hmac.compare_digest(key.sha256, given):
@@ -78,7 +78,7 @@ class KeyRing(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """Who sent a request. `owner` is the name of the API key, `weight` its share in the queue."""
+    """The sender of a request. `owner` is the name of the API key, `weight` its share in the queue."""
 
     owner: str = ANONYMOUS
     weight: float = 1.0
@@ -87,18 +87,18 @@ class Caller:
     max_concurrent: int | None = None
 
     def require(self, scope: Scope) -> None:
-        """Raises `Forbidden` where the caller lacks the scope."""
+        """Raise `Forbidden` if the caller lacks the scope."""
         if scope not in self.scopes:
             raise Forbidden(f"The API key '{self.owner}' lacks the scope '{scope}'.")
 
 
 @dataclass(frozen=True, slots=True)
 class Authenticator:
-    """How the server can be reached, as far as it decides what is open."""
+    """Authenticates requests by path and bearer token."""
 
-    #: What the controller shows for `/internal` and `/metrics`.
+    #: The controller's token for `/internal` and `/metrics`.
     internal_token: str
-    #: Only this machine can connect.
+    #: Whether only this machine can connect.
     loopback: bool
 
     def __post_init__(self) -> None:
@@ -106,7 +106,7 @@ class Authenticator:
             raise ValueError("the internal token is empty or incomplete")
 
     def enter(self, path: str, authorization: str, ring: KeyRing | None) -> Caller:
-        """The caller of the path. Without a ring keys are off. Raises `Unauthorized` and `Forbidden`."""
+        """Return the caller. Without a ring no path requires an API key. Raises `Unauthorized` and `Forbidden`."""
         need = self.need(path)
         if need == "nothing" or (ring is None and need != "admin"):
             return Caller()
@@ -122,19 +122,19 @@ class Authenticator:
         return caller
 
     def need(self, path: str) -> RequiredScope:
-        """What the path asks for. One that is not listed needs a key, so that a new one is never open by neglect."""
+        """Return what the path requires. An unlisted path requires a key, so that new paths are closed by default."""
         if path in _OPEN or (path == "/metrics" and self.loopback):
             return "nothing"
         return next((need for prefix, need in _NEEDS if path == prefix or path.startswith(f"{prefix}/")), "key")
 
 
 def fingerprint(token: str) -> str:
-    """The SHA-256 of a key in hexadecimal digits, as the keys file holds it."""
+    """Return the SHA-256 of a key in hexadecimal digits, as in the key file."""
     return hashlib.sha256(token.encode("utf-8", "surrogateescape")).hexdigest()
 
 
 def parse_ring(tree: object) -> KeyRing:
-    """The keys in a file's content. Raises `msgspec.ValidationError` with what is wrong, never with a value."""
+    """Return the keys in a file's content. Raises `msgspec.ValidationError`, whose text holds no value of the file."""
     return msgspec.convert({} if tree is None else tree, KeyRing)
 
 

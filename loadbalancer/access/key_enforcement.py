@@ -1,7 +1,7 @@
-"""Once API keys have been in force, the server never starts without them by accident.
+"""Prevents an accidental start without API keys after keys have been in force.
 
-A file in the data directory records that keys were in force. If the key file is then gone, as after a mistake or on a
-disk that is not mounted, the server refuses to start. `scripts/keys disable` removes both on purpose.
+A file in the data directory records that keys were in force. If the key file is missing then, for example because a
+disk is not mounted, the server refuses to start. `scripts/keys disable` removes the record and renames the key file.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ To serve without keys on purpose: scripts/keys disable
 
 
 class KeysRequired(Exception):
-    """The key file is gone. The text says how to restore it, and how to serve without keys."""
+    """The key file is missing. The message says how to restore it, and how to serve without keys."""
 
 
 class EnforcedKeys:
-    """The current API keys. Records, as soon as there are any, that keys have been in force."""
+    """The current API keys. It records that keys are in force as soon as there are any."""
 
     def __init__(self, file: ReloadingFile[KeyRing | None], data_dir: Path) -> None:
         """Raises `OSError` if the record cannot be written."""
@@ -42,7 +42,7 @@ class EnforcedKeys:
             self._is_recorded = True
 
     def get(self, now: float) -> KeyRing | None:
-        """Return the keys; None while keys are off. `now` is seconds on a clock that never goes back."""
+        """Return the keys; None while keys are off. `now` is seconds on a monotonic clock."""
         ring = self._file.get(now)
         if ring is not None and not self._is_recorded and now >= self._retry_at:
             try:
@@ -55,7 +55,7 @@ class EnforcedKeys:
 
 
 def record_keys_in_force(data_dir: Path) -> None:
-    """Create the record unless it is there. Raises `OSError` with the path."""
+    """Create the record unless it exists. Raises `OSError` with the path."""
     path = keys_required_file(data_dir)
     path.parent.mkdir(mode=stat.S_IRWXU, parents=True, exist_ok=True)
     if not is_recorded(data_dir):
@@ -63,7 +63,7 @@ def record_keys_in_force(data_dir: Path) -> None:
 
 
 def is_recorded(data_dir: Path) -> bool:
-    """Return whether anything has the name of the record. Raises `OSError` if that cannot be told."""
+    """Return whether the record exists, of any file type. Raises `OSError` if that is unknown."""
     try:
         keys_required_file(data_dir).lstat()
     except FileNotFoundError:
@@ -72,14 +72,14 @@ def is_recorded(data_dir: Path) -> bool:
 
 
 def check_keys_not_required(data_dir: Path, path: Path) -> None:
-    """Raises `KeysRequired` if keys have been in force, or if that cannot be told. `path` is the missing key file."""
+    """Raise `KeysRequired` if keys have been in force, or if that is unknown. `path` is the missing key file."""
     try:
         required = is_recorded(data_dir)
     except OSError as error:
-        raise KeysRequired(f"{describe_os_error(error)}: cannot tell whether API keys were in force") from None
+        raise KeysRequired(f"{describe_os_error(error)}: it is unknown whether API keys were in force") from None
     if required:
         raise KeysRequired(
-            f"API keys have been in force, but {path} is not there. Restore the file; or make new keys with "
+            f"API keys have been in force, but {path} does not exist. Restore the file; or create new keys with "
             f"`scripts/keys --data-dir {data_dir} add NAME`; or serve without keys after "
             f"`scripts/keys --data-dir {data_dir} disable`"
         )
@@ -92,6 +92,6 @@ def warn_of_mode(path: Path) -> None:
     except OSError:
         return
     if mode & (stat.S_IWGRP | stat.S_IWOTH):
-        log.warning("other users can change %s and let themselves in; chmod 600 %s", path, path)
+        log.warning("other users can write to %s and add their own keys; chmod 600 %s", path, path)
     elif mode & (stat.S_IRGRP | stat.S_IROTH):
-        log.warning("other users can read %s, which holds hashes of keys and their names; chmod 600 %s", path, path)
+        log.warning("other users can read %s, which holds the names and hashes of keys; chmod 600 %s", path, path)

@@ -15,11 +15,11 @@ from configs.yaml_file import InvalidYaml, dump_yaml, parse_yaml
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
-#: Least seconds between two looks at a file.
+#: Minimum seconds between two checks of a file.
 POLL_INTERVAL_S = 1.0
 #: Maximum size of a file: about 40,000 keys.
 _MAX_BYTES = 8 << 20
-#: What tells one state of a file from the next.
+#: Identifies the version of a file: modification time, change time, size, inode.
 _Stamp = tuple[int, int, int, int]
 
 
@@ -28,17 +28,17 @@ class InvalidFile(ValueError):
 
 
 class ReloadingFile(Generic[T]):
-    """The content of a YAML file as of now, or of a second ago.
+    """The parsed content of a YAML file, reloaded within a second of a change.
 
-    A change that cannot be used keeps what was there before and is told in the log: a slip of the editor must not
-    lock everyone out. A file that vanishes keeps it too: deleting it must not let everyone in.
+    An invalid change is logged, and the previous content stays in force: a typo must not lock out all callers. If the
+    file is deleted, the content also stays in force: a deletion must not admit callers without a key.
     """
 
     def __init__(self, path: Path, parse: Callable[[object], T], absent: T, closed: T) -> None:
-        """Reads the file. `absent` stands for one that is not there yet.
+        """Read the file. Raises `InvalidFile`.
 
-        `closed` stands for a file that has appeared since the start and cannot be used: whoever put it there wants to
-        be protected by it. Raises `InvalidFile`.
+        `absent` is the content while the file does not exist. `closed` is the content if an invalid file appears after
+        the start: the operator wants protection, so it must not be treated as absent.
         """
         self.path = path
         self._parse = parse
@@ -50,11 +50,11 @@ class ReloadingFile(Generic[T]):
 
     @property
     def current(self) -> T:
-        """What the file held at the last look."""
+        """The content at the last check."""
         return self._content
 
     def get(self, now: float) -> T:
-        """What the file holds. `now` is seconds on a clock that never goes back."""
+        """Return the current content. `now` is seconds on a monotonic clock."""
         if now - self._last_poll < POLL_INTERVAL_S:
             return self._content
         self._last_poll = now
@@ -73,21 +73,21 @@ class ReloadingFile(Generic[T]):
             log.info("%s has changed and is in force", self.path)
         except InvalidFile as error:
             if self._was_there:
-                log.error("%s; what it said before stays in force", error)
+                log.error("%s; the previous content stays in force", error)
             else:
-                log.error("%s; nobody is let in by it", error)
+                log.error("%s; no key is accepted", error)
                 self._content = self._closed
         self._was_there = True
         return self._content
 
 
 def exists(path: Path) -> bool:
-    """True if there is something of this name, usable or not. Raises `InvalidFile` if that cannot be told."""
+    """Return whether the file exists, valid or not. Raises `InvalidFile` if that is unknown."""
     return _stamp(path) is not None
 
 
 def read(path: Path, parse: Callable[[object], T]) -> T:
-    """What `parse` makes of the YAML file. Raises `InvalidFile`."""
+    """Return the content of the YAML file, parsed by `parse`. Raises `InvalidFile`."""
     try:
         return parse(parse_yaml(read_regular_file(path, _MAX_BYTES)).value)
     except OSError as error:
@@ -101,19 +101,19 @@ def read(path: Path, parse: Callable[[object], T]) -> T:
 
 
 def write(path: Path, tree: object) -> None:
-    """Put the tree there as YAML, whole or not at all, for this user only. Raises `OSError`."""
+    """Write the tree as YAML, atomically and readable by this user only. Raises `OSError`."""
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     durable_write(path, dump_yaml(tree).encode())
 
 
 def create(path: Path, tree: object) -> bool:
-    """Like `write`, but changes nothing and returns False if something of this name is there. Raises `OSError`."""
+    """Write the tree like `write`, or return False if the file exists. Raises `OSError`."""
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     return durable_create(path, dump_yaml(tree).encode())
 
 
 def _stamp(path: Path) -> _Stamp | None:
-    """Return the state of the file; None only if there is none. Raises `InvalidFile` if that cannot be told."""
+    """Return the version of the file; None only if it does not exist. Raises `InvalidFile` if that is unknown."""
     try:
         status = path.stat()
     except FileNotFoundError:
@@ -122,5 +122,5 @@ def _stamp(path: Path) -> _Stamp | None:
         return None
     except OSError as error:
         raise InvalidFile(f"{path} cannot be read: {error.strerror}") from None
-    # With the time of the last change of mode or owner: a file may become readable by it.
+    # The change time covers changes of mode or owner, after which a file may become readable.
     return status.st_mtime_ns, status.st_ctime_ns, status.st_size, status.st_ino

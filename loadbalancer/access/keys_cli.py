@@ -1,6 +1,6 @@
-"""`scripts/keys`: makes, lists and revokes API keys and the keys of TCP workers.
+"""`scripts/keys`: creates, lists and revokes API keys and the keys of TCP workers.
 
-It changes files only. A balancer that runs sees the change within a second.
+It changes files only. A running balancer reloads them within a second.
 """
 
 from __future__ import annotations
@@ -27,7 +27,8 @@ from loadbalancer.access.startup_checks import ALLOWED_WORKERS, load_server_keys
 from wire.curve import AllowedWorker, AllowedWorkers, WorkerKey, new_pair
 
 _DESCRIPTION = """\
-API keys, and the keys of workers on other machines. Only a hash of an API key is kept: it is shown once, at its making.
+Manage API keys, and the keys of workers on other machines. Only a hash of an API key is stored, so the key is shown
+only once.
 
     scripts/keys add alice --weight 2 --requests-per-minute 60
     scripts/keys add grafana --scope admin
@@ -36,16 +37,16 @@ API keys, and the keys of workers on other machines. Only a hash of an API key i
     scripts/keys revoke alice
     scripts/keys disable
 
-The first API key closes the server to everyone without one. It stays closed, also without any key, until `disable`.
+From the first API key on, every request needs a key. This stays so until `disable`, even if all keys are revoked.
 """
 
 
 class UsageError(Exception):
-    """It cannot be done as asked; the text says why."""
+    """The command cannot be executed. The message gives the reason."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Do what is asked. Returns the exit status: 0 done, 2 refused."""
+    """Execute the command. Return the exit status: 0 for success, 2 for an error."""
     args = _parser().parse_args(argv)
     settings = settings_from(args)
     try:
@@ -62,11 +63,11 @@ def main(argv: Sequence[str] | None = None) -> int:
                 _revoke_worker(settings, args.name)
             case _:
                 _list(settings)
-    except (UsageError, InvalidFile) as mistake:
-        print(mistake, file=sys.stderr)
+    except (UsageError, InvalidFile) as error:
+        print(error, file=sys.stderr)
         return EXIT_USAGE
-    except msgspec.ValidationError as error:  # a name or a number that the file must not hold
-        print(f"refused: {error}", file=sys.stderr)
+    except msgspec.ValidationError as error:  # the file does not allow this name or number
+        print(f"rejected: {error}", file=sys.stderr)
         return EXIT_USAGE
     except OSError as error:
         print(describe_os_error(error), file=sys.stderr)
@@ -78,21 +79,21 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="scripts/keys", description=_DESCRIPTION, formatter_class=HelpFormatter)
     add_config_options(parser)
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
-    add = verbs.add_parser("add", help="make an API key and show it", formatter_class=HelpFormatter)
-    add.add_argument("name", help="whose it is: in logs and errors, owns jobs; with an old name, also the old jobs")
-    add.add_argument("--scope", action="append", choices=SCOPES, help="may be given often; default: images and jobs")
-    add.add_argument("--weight", type=float, default=1.0, help="share of the workers' time beside other keys")
-    add.add_argument("--requests-per-minute", type=int, metavar="N", help="most requests that make work, per minute")
-    add.add_argument("--max-concurrent", type=int, metavar="N", help="most such requests at once")
-    verbs.add_parser("list", help="show what there is, without any secret")
-    verbs.add_parser("revoke", help="end an API key").add_argument("name")
-    verbs.add_parser("disable", help="serve everyone without a key from the next start on")
-    worker = verbs.add_parser("add-worker", help="let a worker of another machine join (workers.listen)")
-    worker.add_argument("name", help="of the worker's key, for people")
+    add = verbs.add_parser("add", help="create an API key and show it", formatter_class=HelpFormatter)
+    add.add_argument("name", help="owner in logs, errors and jobs; a name that was used before owns its earlier jobs")
+    add.add_argument("--scope", action="append", choices=SCOPES, help="can be repeated; default: images and jobs")
+    add.add_argument("--weight", type=float, default=1.0, help="share of worker time relative to other keys")
+    add.add_argument("--requests-per-minute", type=int, metavar="N", help="maximum generation requests per minute")
+    add.add_argument("--max-concurrent", type=int, metavar="N", help="maximum generation requests at once")
+    verbs.add_parser("list", help="list all keys, without secrets")
+    verbs.add_parser("revoke", help="revoke an API key").add_argument("name")
+    verbs.add_parser("disable", help="serve requests without a key, from the next start on")
+    worker = verbs.add_parser("add-worker", help="allow a worker on another machine to join (workers.listen)")
+    worker.add_argument("name", help="name of the worker's key, for display")
     worker.add_argument(
-        "file", type=path_argument, help="where to put the worker's secret, to be carried to its machine"
+        "file", type=path_argument, help="file for the worker's secret; copy it to the worker's machine"
     )
-    verbs.add_parser("revoke-worker", help="end a worker's key").add_argument("name")
+    verbs.add_parser("revoke-worker", help="revoke a worker's key").add_argument("name")
     return parser
 
 
@@ -102,22 +103,22 @@ def _add(settings: Settings, args: argparse.Namespace) -> None:
     key = ApiKey(fingerprint(token), scopes, args.weight, args.requests_per_minute, args.max_concurrent, _today())
     with _api_keys(settings) as keys:
         if args.name in keys:
-            raise UsageError(f"there is a key named {args.name} already; revoke it first, or choose another name")
+            raise UsageError(f"a key named {args.name} exists already; revoke it first, or choose another name")
         keys[args.name] = key
         record_keys_in_force(settings.data_dir)
-    print(f"The key of {args.name}, shown this once:", file=sys.stderr)
+    print(f"The key of {args.name}, shown only once:", file=sys.stderr)
     print(token)
 
 
 def _revoke(settings: Settings, name: str) -> None:
     with _api_keys(settings) as keys:
         if keys.pop(name, None) is None:
-            raise UsageError(f"there is no key named {name}; there are: {', '.join(keys) or 'none'}")
+            raise UsageError(f"no key is named {name}; existing keys: {', '.join(keys) or 'none'}")
     print(f"revoked {name}", file=sys.stderr)
 
 
 def _disable(settings: Settings) -> None:
-    """Put the key file aside, and remove the record that keys were in force."""
+    """Rename the key file, and remove the record that keys were in force."""
     if settings.access.keys_file is not None:
         raise UsageError("access.keys_file names a key file, which the server requires; remove that setting first")
     path = keys_file(settings.data_dir)
@@ -125,9 +126,10 @@ def _disable(settings: Settings) -> None:
     with _locked(path):
         if path.is_symlink() or exists(path):
             path.rename(aside)
-            print(f"{path} is now {aside}; rename it back to use its keys again", file=sys.stderr)
+            print(f"{path} was renamed to {aside}; rename it back to use its keys again", file=sys.stderr)
         keys_required_file(settings.data_dir).unlink(missing_ok=True)
-    print("API keys are off from the next start of the server on: everyone who reaches it may use it", file=sys.stderr)
+    text = "API keys are off from the next start of the server on: every caller that reaches it can use it"
+    print(text, file=sys.stderr)
 
 
 def _add_worker(settings: Settings, name: str, file: Path) -> None:
@@ -135,21 +137,21 @@ def _add_worker(settings: Settings, name: str, file: Path) -> None:
     with contextlib.ExitStack() as on_error:
         with _worker_keys(settings) as workers:
             if name in workers:
-                raise UsageError(f"there is a worker key named {name} already; revoke it first, or choose another name")
+                raise UsageError(f"a worker key named {name} exists already; revoke it first, or choose another name")
             workers[name] = AllowedWorker(pair.public, _today())
             parse_workers(msgspec.to_builtins(AllowedWorkers(workers)))
             if not create(file, msgspec.to_builtins(WorkerKey(pair.public, pair.secret, server.public))):
                 raise UsageError(f"{file} exists; it is not overwritten")
-            on_error.callback(file.unlink, missing_ok=True)  # a secret that is not allowed to join
+            on_error.callback(file.unlink, missing_ok=True)  # the list was not written: the secret is useless
         on_error.pop_all()
-    print(f"{file} is the secret of {name}. Carry it to its machine, and start there:", file=sys.stderr)
+    print(f"{file} holds the secret of {name}. Copy it to the worker's machine, and start there:", file=sys.stderr)
     print(f"python -m worker --join {settings.workers.listen or 'tcp://HOST:PORT'} --key-file {file.name}")
 
 
 def _revoke_worker(settings: Settings, name: str) -> None:
     with _worker_keys(settings) as workers:
         if workers.pop(name, None) is None:
-            raise UsageError(f"there is no worker key named {name}; there are: {', '.join(workers) or 'none'}")
+            raise UsageError(f"no worker key is named {name}; existing keys: {', '.join(workers) or 'none'}")
     print(f"revoked {name}", file=sys.stderr)
 
 
@@ -157,22 +159,23 @@ def _list(settings: Settings) -> None:
     path = keys_file(settings.data_dir, settings.access.keys_file)
     ring = read(path, parse_ring) if exists(path) else None
     for name, key in ring.keys.items() if ring else ():
-        rate = f"{key.requests_per_minute}/min" if key.requests_per_minute else "any rate"
-        at_once = f"{key.max_concurrent} at once" if key.max_concurrent else "any number at once"
-        print(f"{name}: {', '.join(key.scopes)}; weight {key.weight:g}; {rate}, {at_once}; made {key.created or '?'}")
+        rate = f"{key.requests_per_minute}/min" if key.requests_per_minute else "no rate limit"
+        at_once = f"{key.max_concurrent} at once" if key.max_concurrent else "no concurrency limit"
+        limits = f"weight {key.weight:g}; {rate}, {at_once}"
+        print(f"{name}: {', '.join(key.scopes)}; {limits}; created {key.created or '?'}")
     if ring is None:
         if is_recorded(settings.data_dir) or settings.access.keys_file is not None:
-            print(f"no API keys: {path} is not there, and the server does not start without it", file=sys.stderr)
+            print(f"no API keys: {path} does not exist, and the server does not start without it", file=sys.stderr)
         else:
-            print(f"no API keys ({path} is not there): no request needs one", file=sys.stderr)
+            print(f"no API keys ({path} does not exist): no request needs one", file=sys.stderr)
     allowed = curve_dir(settings.data_dir) / ALLOWED_WORKERS
     for name, worker in (read(allowed, parse_workers).workers if exists(allowed) else {}).items():
-        print(f"worker {name}: {worker.public}; made {worker.created or '?'}")
+        print(f"worker {name}: {worker.public}; created {worker.created or '?'}")
 
 
 @contextlib.contextmanager
 def _api_keys(settings: Settings) -> Iterator[dict[str, ApiKey]]:
-    """The keys to change; written when the block ends well."""
+    """Yield the keys for changes, and write them if the block raises nothing."""
     path = keys_file(settings.data_dir, settings.access.keys_file)
     with _locked(path):
         keys = dict(read(path, parse_ring).keys) if exists(path) else {}
@@ -184,7 +187,7 @@ def _api_keys(settings: Settings) -> Iterator[dict[str, ApiKey]]:
 
 @contextlib.contextmanager
 def _worker_keys(settings: Settings) -> Iterator[dict[str, AllowedWorker]]:
-    """The workers to change; written when the block ends well."""
+    """Yield the workers for changes, and write them if the block raises nothing."""
     path = curve_dir(settings.data_dir) / ALLOWED_WORKERS
     with _locked(path):
         workers = dict(read(path, parse_workers).workers) if exists(path) else {}
@@ -194,7 +197,7 @@ def _worker_keys(settings: Settings) -> Iterator[dict[str, AllowedWorker]]:
 
 @contextlib.contextmanager
 def _locked(path: Path) -> Iterator[None]:
-    """Two changes at once would lose one of them."""
+    """Hold the file's lock: of two concurrent changes one would be lost."""
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     with FileLock(path.with_name(f".{path.name}.lock"), timeout=10):
         yield

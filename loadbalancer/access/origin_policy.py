@@ -1,10 +1,10 @@
-"""Protection against requests that pages of other sites send through a browser on this machine.
+"""Protection against cross-site requests and DNS rebinding through a browser.
 
-A page cannot change two headers. `Origin` is the page's own site: only pages of this server and of
-`access.cors_origins` are allowed. `Host` is the name that was resolved: a site can resolve its name to 127.0.0.1 (DNS
-rebinding), so that a server on loopback accepts only loopback names and `access.hosts`. On other addresses a server
-that needs no key, or has `access.hosts`, accepts these, the names of its machine and IP addresses, which nobody can
-rebind. Clients other than browsers send no `Origin`.
+A web page cannot change the headers `Origin` and `Host`. `Origin` is the site of the page: only pages of this server
+and of `access.cors_origins` are allowed. `Host` is the name that the browser resolved. A hostile site can resolve its
+name to 127.0.0.1 (DNS rebinding), so a server on loopback accepts only loopback names and `access.hosts`. A server on
+another address checks `Host` if it needs no key or has `access.hosts`. It then also accepts the names of its machine
+and IP addresses, which cannot be rebound. Clients other than browsers send no `Origin`.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ class OriginPolicy:
     def __init__(
         self, hosts: Iterable[str], pages: Iterable[str], *, loopback: bool, machine: Iterable[str] = ()
     ) -> None:
-        """`hosts` are additional names, `pages` origins or `*`; `loopback`: the server listens on loopback only.
+        """`hosts` lists additional names, `pages` origins or `*`. `loopback`: the server listens on loopback only.
 
-        `machine` are the machine's own names, by which others reach a server that does not listen on loopback.
+        `machine` lists the machine's own names, which are accepted unless the server listens on loopback.
         """
         self._hosts = frozenset(host.lower().strip("[]") for host in hosts)
         self._machine = frozenset(name.lower().removesuffix(".") for name in machine)
@@ -35,7 +35,7 @@ class OriginPolicy:
         self._loopback = loopback
 
     def check(self, host: str | None, origin: str | None, *, keyless: bool) -> None:
-        """Raises `Forbidden`. The arguments are the headers; None is an absent one. `keyless`: nobody needs a key."""
+        """Raise `Forbidden` if a header is not accepted; None is an absent header. `keyless`: no key is required."""
         if host is not None and (self._loopback or self._hosts or keyless):
             name, _ = _address(f"http://{host}")
             if name not in self._hosts and not is_loopback(name) and not self._is_of_machine(name):
@@ -57,7 +57,7 @@ class OriginPolicy:
 
 @functools.lru_cache(maxsize=64)
 def is_address(host: str) -> bool:
-    """True if it is an IP address and no name."""
+    """Return whether the host is an IP address."""
     try:
         ipaddress.ip_address(host)
     except ValueError:
@@ -67,16 +67,16 @@ def is_address(host: str) -> bool:
 
 @functools.lru_cache(maxsize=64)
 def is_loopback(host: str) -> bool:
-    """True if the name or address always means this machine."""
+    """Return whether the name or address is always loopback."""
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return host == "localhost" or host.endswith(".localhost")
 
 
-@functools.lru_cache(maxsize=64)  # of `Host` headers, which rarely differ
+@functools.lru_cache(maxsize=64)  # most requests have the same `Host` header
 def _address(url: str) -> tuple[str, int | None]:
-    """Host in lower case without a trailing dot, and port; an empty host for an invalid URL."""
+    """Return the host in lower case without a trailing dot, and the port; an empty host for an invalid URL."""
     try:
         parts = urlsplit(url)
         if parts.username is not None or parts.path or parts.query or parts.fragment:

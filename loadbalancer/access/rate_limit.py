@@ -1,6 +1,6 @@
-"""How many requests a key may send, in a minute and at once. Pure: `now` is seconds on any clock that never goes back.
+"""Rate and concurrency limits of API keys. Pure: `now` is seconds on any monotonic clock.
 
-A bucket holds a minute's worth of requests and is refilled evenly, so that a burst is served and a flood is not.
+The rate limit is a token bucket. Its capacity is one minute of requests, and it refills at a constant rate.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ _MINUTE_S = 60.0
 
 
 class TokenBucket:
-    """Requests that may be sent now. Full at first."""
+    """A token bucket with a capacity of `per_minute` requests. It starts full."""
 
     def __init__(self, per_minute: int, now: float) -> None:
         self.per_minute = per_minute
@@ -24,13 +24,13 @@ class TokenBucket:
         return f"<TokenBucket {self._tokens:.1f} of {self.per_minute}>"
 
     def resize(self, per_minute: int, now: float) -> None:
-        """The key has another limit from now on. What was used stays used."""
+        """Change the limit. Used tokens stay used."""
         self._fill(now)
         self._tokens = max(self._tokens + per_minute - self.per_minute, 0.0)
         self.per_minute = per_minute
 
     def take(self, now: float) -> float:
-        """Take one. Returns 0, or the seconds until there is one again, with nothing taken."""
+        """Take a token and return 0. Without a token return the seconds until the next one."""
         self._fill(now)
         if self._tokens < 1.0:
             return (1.0 - self._tokens) * _MINUTE_S / self.per_minute
@@ -38,7 +38,7 @@ class TokenBucket:
         return 0.0
 
     def headers(self, now: float) -> dict[str, str]:
-        """The limit, what is left of it, and the time until all of it is there again, named as OpenAI does."""
+        """Return OpenAI's rate limit headers: the limit, the remaining requests, and the time until it is full."""
         self._fill(now)
         full_s = (self.per_minute - self._tokens) * _MINUTE_S / self.per_minute
         return {
@@ -54,10 +54,10 @@ class TokenBucket:
 
 
 class RateLimiter:
-    """The requests of every key that has limits."""
+    """Enforces the limits of all API keys."""
 
     def __init__(self, kind: str = "requests") -> None:
-        """`kind` is what is limited, for error messages."""
+        """`kind` names the limited requests in error messages."""
         self._kind = kind
         self._buckets: dict[str, TokenBucket] = {}
         self._running: dict[str, int] = {}
@@ -69,12 +69,12 @@ class RateLimiter:
         return sum(self._running.values())
 
     def enter(self, owner: str, per_minute: int | None, at_once: int | None, now: float) -> None:
-        """A request begins. Raises `RateLimited`, and then counts nothing; else `leave` must follow."""
+        """Count a request; `leave` must follow. Raises `RateLimited`, and then counts nothing."""
         running = self._running.get(owner, 0)
         if at_once is not None and running >= at_once:
             raise RateLimited(
-                f"Rate limit reached for the API key '{owner}': {running} {self._kind} are under way, which is all "
-                "that it may have at once. Please try again later.",
+                f"Concurrency limit reached for the API key '{owner}': {running} {self._kind} are in progress, the "
+                "maximum for this key. Please try again later.",
                 retry_after_s=1.0,
                 headers=self.headers(owner, now),
             )
@@ -89,7 +89,7 @@ class RateLimiter:
         self._running[owner] = running + 1
 
     def leave(self, owner: str) -> None:
-        """A request that has entered is over."""
+        """End a request that has entered."""
         running = self._running[owner] - 1
         if running:
             self._running[owner] = running
@@ -97,7 +97,7 @@ class RateLimiter:
             del self._running[owner]
 
     def headers(self, owner: str, now: float) -> dict[str, str]:
-        """The rate limit as headers of an answer; none where the key has no such limit."""
+        """Return the rate limit headers of a response; empty if the key has no rate limit."""
         bucket = self._buckets.get(owner)
         return bucket.headers(now) if bucket else {}
 
@@ -112,7 +112,7 @@ class RateLimiter:
 
 
 def duration(seconds: float) -> str:
-    """In the way of OpenAI's headers: `120ms`, `8.64s`, `1m30s`."""
+    """Format a duration as in OpenAI's headers: `120ms`, `8.64s`, `1m30s`."""
     milliseconds = math.ceil(seconds * 1000)
     if milliseconds < 1000:
         return f"{milliseconds}ms" if milliseconds else "0s"

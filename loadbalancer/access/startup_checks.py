@@ -1,6 +1,6 @@
-"""What stands between the server and the world when it starts: keys, certificates, and the refusal to go without.
+"""Security checks at startup: API keys, exposure to other machines, TLS certificates, CURVE keys of workers.
 
-Everything here happens once, before anything listens. What is wrong raises `StartupError`.
+All checks run once, before the server listens. Each raises `StartupError` if it fails.
 """
 
 from __future__ import annotations
@@ -28,24 +28,27 @@ from wire.curve import AllowedWorkers, KeyPair, new_pair
 
 log = logging.getLogger(__name__)
 
-#: In `curve_dir`.
+#: File names in `curve_dir`.
 SERVER_KEY = "server.yaml"
 ALLOWED_WORKERS = "workers.yaml"
 
 
 class StartupError(Exception):
-    """The server must not start like this; the text names the setting and the ways out."""
+    """The server must not start with this configuration. The message names the setting and the remedies."""
 
 
 def open_keys(settings: Settings) -> Callable[[float], KeyRing | None]:
-    """The API keys at a monotonic time; None while there is no file of them. Raises `StartupError`."""
+    """Return a function from a monotonic time to the API keys in force; None without a key file.
+
+    Raises `StartupError`.
+    """
     configured = settings.access.keys_file
     path = keys_file(settings.data_dir, configured)
     try:
         if not exists(path):
             if configured is not None:
                 raise StartupError(
-                    f"access.keys_file {path} is not there; `scripts/keys add NAME`, with the same --config, makes it"
+                    f"access.keys_file {path} does not exist; `scripts/keys add NAME`, with the same --config, makes it"
                 )
             check_keys_not_required(settings.data_dir, path)
         watched = ReloadingFile[KeyRing | None](path, parse_ring, absent=None, closed=KeyRing())
@@ -62,39 +65,40 @@ def open_keys(settings: Settings) -> Callable[[float], KeyRing | None]:
 
 
 def check_exposure(settings: Settings, ring: KeyRing | None) -> None:
-    """Raises `StartupError` where strangers could use the server."""
+    """Raise `StartupError` if other machines could use the server without a key, and `insecure` does not allow it."""
     server, insecure = settings.server, settings.access.insecure
     if is_loopback(server.host):
         if ring is None and settings.access.hosts and not insecure:
             raise StartupError(
-                f"access.hosts {', '.join(settings.access.hosts)}: a proxy passes requests of other machines on, but "
-                f"there are no API keys. Make one with `scripts/keys --data-dir {settings.data_dir} add NAME`; or let "
-                "everyone in with --insecure (access.insecure: true), as for a proxy that checks who asks"
+                f"access.hosts {', '.join(settings.access.hosts)}: a proxy forwards requests of other machines, but "
+                f"there are no API keys. Make one with `scripts/keys --data-dir {settings.data_dir} add NAME`; or "
+                "allow every caller with --insecure (access.insecure: true) if the proxy authenticates callers"
             )
         return
     if ring is None and not insecure:
         raise StartupError(
             f"server.host {server.host} can be reached from other machines, but there are no API keys. Make one with "
-            f"`scripts/keys --data-dir {settings.data_dir} add NAME`; or listen on 127.0.0.1; or let everyone in with "
-            "--insecure (access.insecure: true)"
+            f"`scripts/keys --data-dir {settings.data_dir} add NAME`; or listen on 127.0.0.1; or allow every caller "
+            "with --insecure (access.insecure: true)"
         )
     if ring is None:
-        log.warning("everyone who reaches %s may use this server: access.insecure is set", server.host)
+        log.warning("every machine that reaches %s can use this server: access.insecure is set", server.host)
     elif server.tls_cert is None:
         log.warning(
-            "API keys travel unencrypted to %s unless a proxy in front adds TLS; see server.tls_cert", server.host
+            "API keys are sent unencrypted to %s unless a reverse proxy adds TLS; see server.tls_cert", server.host
         )
 
 
 def check_resolved(host: str, addresses: Sequence[ListenAddress]) -> None:
-    """Raises `StartupError` if a name that is taken for this machine's own has an address that others reach."""
+    """Raise `StartupError` if a host name that should be loopback resolves to another address."""
     public = [address.host for address in addresses if not is_loopback(address.host)]
     if is_loopback(host) and public:
-        raise StartupError(f"server.host {host} is {', '.join(public)} here, not a loopback address; use 127.0.0.1")
+        text = f"server.host {host} resolves to {', '.join(public)}, which is not a loopback address; use 127.0.0.1"
+        raise StartupError(text)
 
 
 def check_tls(server: Server) -> None:
-    """Raises `StartupError` where the certificate's files cannot be used together."""
+    """Raise `StartupError` if the certificate and its key cannot be read or do not match."""
     cert, key = server.tls_cert, server.tls_key
     if cert is None or key is None:
         return
@@ -103,7 +107,7 @@ def check_tls(server: Server) -> None:
 
     def no_password() -> NoReturn:
         raise StartupError(
-            f"server.tls_key {key} has a password, which cannot be entered at start-up; use a key without one"
+            f"server.tls_key {key} has a password, which cannot be entered at startup; use a key without one"
         )
 
     try:
@@ -112,7 +116,7 @@ def check_tls(server: Server) -> None:
         if error.reason == "KEY_VALUES_MISMATCH":
             raise StartupError(f"server.tls_key {key} does not belong to server.tls_cert {cert}") from None
         raise StartupError(
-            f"server.tls_cert {cert} and server.tls_key {key} are no certificate and key in PEM"
+            f"server.tls_cert {cert} and server.tls_key {key} are not a certificate and key in PEM format"
         ) from None
 
 
@@ -124,7 +128,10 @@ def _readable(setting: str, path: Path) -> None:
 
 
 def curve_listener(settings: Settings) -> CurveListener | None:
-    """The door for workers on other machines; None where `workers.listen` asks for none. Raises `StartupError`."""
+    """Return the CURVE listener for workers on other machines; None without `workers.listen`.
+
+    Raises `StartupError`.
+    """
     if settings.workers.listen is None:
         return None
     try:
@@ -143,18 +150,18 @@ def curve_listener(settings: Settings) -> CurveListener | None:
 
 
 def load_server_keys(data_dir: Path) -> KeyPair:
-    """The balancer's own CURVE keys, made when they are first asked for. Raises `InvalidFile` and `OSError`."""
+    """Return the balancer's CURVE keys; the first call creates them. Raises `InvalidFile` and `OSError`."""
     path = curve_dir(data_dir) / SERVER_KEY
     if not exists(path):
-        create(path, msgspec.to_builtins(new_pair()))  # unless another process was faster: all use the same pair
+        create(path, msgspec.to_builtins(new_pair()))  # if another process was faster, its pair is used
     try:
         return read(path, lambda tree: msgspec.convert(tree, KeyPair))
     except InvalidFile as error:
         raise InvalidFile(
-            f"{error}. Restore the file; or remove it, and make the keys of all workers again with `scripts/keys`"
+            f"{error}. Restore the file, or remove it and recreate the keys of all workers with `scripts/keys`"
         ) from None
 
 
 def parse_workers(tree: object) -> AllowedWorkers:
-    """The workers in a file's content. Raises `msgspec.ValidationError`."""
+    """Return the allowed workers in a file's content. Raises `msgspec.ValidationError`."""
     return msgspec.convert({} if tree is None else tree, AllowedWorkers)

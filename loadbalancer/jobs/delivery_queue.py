@@ -1,4 +1,4 @@
-"""Which webhook is delivered next: owners take turns, and a slow receiver holds up only its own. Pure."""
+"""The order of webhook deliveries: round robin over owners, so that a slow receiver delays only its own. Pure."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class DeliveryQueue:
         self._pending = [delivery for delivery in due if delivery.job not in self._running]
 
     def start_next(self) -> PendingDelivery | None:
-        """Start a delivery of the owner with the fewest under way; None where none may start."""
+        """Start a delivery of the owner with the fewest under way; return None if none may start."""
         startable = [index for index, delivery in enumerate(self._pending) if self._may_start(delivery)]
         if not startable:
             return None

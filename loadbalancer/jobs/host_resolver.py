@@ -1,4 +1,4 @@
-"""Looks up host names in threads of its own, so that a name server that does not answer holds up nothing else."""
+"""Resolves host names in separate threads, so that an unresponsive name server blocks nothing else."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _MAX_LOOKUPS = 256
 
 
 class HostResolver(AbstractResolver):
-    """Resolves each name anew, in a daemon thread."""
+    """Resolves each name in a daemon thread, without a cache."""
 
     def __init__(self) -> None:
         self._running = 0
@@ -23,7 +23,7 @@ class HostResolver(AbstractResolver):
     async def resolve(
         self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_INET
     ) -> list[ResolveResult]:
-        """Raises `OSError`."""
+        """Return the addresses. Raises `OSError`."""
         if self._running >= _MAX_LOOKUPS:
             raise OSError("too many host names are being looked up")
         loop = asyncio.get_running_loop()
@@ -44,7 +44,7 @@ class HostResolver(AbstractResolver):
         ]
 
     async def close(self) -> None:
-        """Nothing is held."""
+        """Do nothing: the resolver holds no resources."""
 
     def _look_up(
         self, loop: asyncio.AbstractEventLoop, found: asyncio.Future[list[Any]], host: str, port: int, family: int

@@ -27,7 +27,7 @@ class WebhookRequest(StrictModel):
     url: Annotated[str, Field(max_length=2048)]
     """An http or https URL: it receives the job by POST, with retries until it returns a 2xx status."""
     secret: Annotated[str, Field(min_length=16, max_length=256)] | None = None
-    """Signs the message as Standard Webhooks do (`whsec_` and base64, or any text). Unsigned without it."""
+    """Signs the message by Standard Webhooks (`whsec_` and base64, or any text). Without it messages are unsigned."""
 
 
 class JobRequest(StrictModel):
@@ -42,7 +42,7 @@ class JobRequest(StrictModel):
     path: JobPath
     """The endpoint of the request."""
     body: dict[str, Any]
-    """Its request. For `/v1/images/edits`: the form as JSON, with `image` and `mask` as data URLs."""
+    """The request body. For `/v1/images/edits`: the form as JSON, with `image` and `mask` as data URLs."""
     webhook: WebhookRequest | None = None
     """The webhook that is notified of the end of the job."""
     metadata: Annotated[dict[Annotated[str, Field(max_length=64)], Text], Field(max_length=16)] | None = None

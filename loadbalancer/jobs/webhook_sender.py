@@ -1,4 +1,4 @@
-"""Delivers webhooks with retries. Pending deliveries are stored on disk, and `DeliveryQueue` decides whose turn it is.
+"""Delivers webhooks with retries. Pending deliveries are stored on disk, and `DeliveryQueue` decides their order.
 
 The address check applies to the address that the socket connects to, which prevents DNS rebinding. Redirects are not
 followed, proxies are not used, and response bodies are not read.
@@ -139,8 +139,8 @@ class WebhookSender:
         due = now + pause_s(attempts, self._settings.webhook_retry_s) if again else None
         self.counters["webhooks_" + ("delivered" if failed is None else "failed" if again else "given_up")] += 1
         if failed is not None:
-            what = f"again in {due - now:.0f} s" if due is not None else "given up"
-            log.warning("webhook of %s: attempt %d: %s; %s", job, attempts, failed, what)
+            next_step = f"again in {due - now:.0f} s" if due is not None else "given up"
+            log.warning("webhook of %s: attempt %d: %s; %s", job, attempts, failed, next_step)
         await self._do(lambda repository: repository.attempted(job, due, None if failed else now))
         if due is not None:
             self._next_check = min(self._next_check, due)

@@ -16,10 +16,10 @@ from loadbalancer.scheduling.task import Task
 
 log = logging.getLogger(__name__)
 
-#: `arrived` is Unix time; `exec_s` what the image would have taken alone on a worker, as measured. That and `ran_s` are
-#: empty where no worker ever began with it.
+#: `arrived` is Unix time. `exec_s` is the measured work: the seconds that the image would take alone on a worker.
+#: `exec_s` and `ran_s` are empty if no worker started the image.
 COLUMNS = "arrived,model,steps,width,height,request_images,waited_s,ran_s,exec_s,outcome"
-#: Lines that may wait for the disk; past it they are counted and dropped.
+#: Maximum lines that wait for the disk. Further lines are counted and dropped.
 _MAX_QUEUED_LINES = 10_000
 
 
@@ -59,7 +59,7 @@ def line(task: Task, now: float, wall_time: float) -> str:
 
 
 class _File(RotatingFileHandler):
-    """Begins each file with the names of its columns. A disk that takes nothing stops no request."""
+    """Starts each file with the column names. A write error is logged once, and no request fails."""
 
     def __init__(self, path: Path, max_bytes: int) -> None:
         super().__init__(path, maxBytes=max_bytes, backupCount=1, encoding="utf-8", delay=True)

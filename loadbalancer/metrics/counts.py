@@ -1,4 +1,4 @@
-"""A metric from counters that others keep."""
+"""Exports counters of other components as one Prometheus metric."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from prometheus_client.registry import Collector
 
 
 class CountCollector(Collector):
-    """One family with a sample per name: the sums of its sources, which are asked at each scrape."""
+    """One metric family with a sample per name: the sum over all sources, read at each scrape."""
 
     def __init__(
         self, family: type[GaugeMetricFamily] | type[CounterMetricFamily], name: str, text: str, label: str
@@ -21,15 +21,15 @@ class CountCollector(Collector):
         self._sources: list[Callable[[], Mapping[str, int]]] = []
 
     def add(self, source: Callable[[], Mapping[str, int]]) -> None:
-        """Report these counts too."""
+        """Add a source of counts."""
         self._sources.append(source)
 
     def describe(self) -> Iterator[Metric]:
-        """Nothing: names are checked at the first scrape, so that registering asks no source."""
+        """Return nothing, so that the registration does not read the sources."""
         return iter(())
 
     def collect(self) -> Iterator[Metric]:
-        """The family; a count of 0 is reported as well."""
+        """Yield the family, including counts of 0."""
         counts: Counter[str] = Counter()
         for source in self._sources:
             counts.update(source())

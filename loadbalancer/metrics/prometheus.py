@@ -1,5 +1,7 @@
-"""What `/metrics` tells. Gauges are computed from the hub's snapshot when they are asked for, so that they cannot
-drift from the truth; counters and histograms of requests are kept here.
+"""The metrics of `/metrics`.
+
+Gauges are computed from the scheduler's snapshot at each scrape, so they have no state of their own. Counters and
+histograms of requests are stored here.
 """
 
 from __future__ import annotations
@@ -26,7 +28,7 @@ Curves = Callable[[str], Sequence[StepCurve]]
 
 
 class ModelMetric(NamedTuple):
-    """A gauge or a counter with one value per model, absent where it is not known."""
+    """A gauge or counter with one value per model; a value of None is not exported."""
 
     name: str
     help: str
@@ -34,7 +36,7 @@ class ModelMetric(NamedTuple):
 
 
 class WorkerMetric(NamedTuple):
-    """A gauge or a counter with one value per worker."""
+    """A gauge or counter with one value per worker."""
 
     name: str
     help: str
@@ -44,68 +46,70 @@ class WorkerMetric(NamedTuple):
 MODEL_GAUGES = (
     ModelMetric("muster_queue_tasks", "Images waiting.", lambda m: m.queued),
     ModelMetric("muster_running_tasks", "Images assigned to workers.", lambda m: m.running),
-    ModelMetric("muster_queue_work_seconds", "What the queue would take one worker.", lambda m: m.queued_work_s),
+    ModelMetric("muster_queue_work_seconds", "Seconds of work of the queued images.", lambda m: m.queued_work_s),
     ModelMetric("muster_queue_oldest_seconds", "Age of the oldest waiting image.", lambda m: m.oldest_wait_s),
     ModelMetric(
         "muster_work_seconds",
-        "What one worker would need for all images waiting and running.",
+        "Seconds of work of all queued and running images on one worker.",
         lambda m: m.backlog_work_s,
     ),
     ModelMetric(
-        "muster_mean_work_seconds", "The same of one image, over the last 200 that came.", lambda m: m.mean_work_s
+        "muster_mean_work_seconds", "Mean seconds of work of the last 200 requested images.", lambda m: m.mean_work_s
     ),
-    ModelMetric("muster_arrivals_per_second", "Images asked for, over the last minute.", lambda m: m.arrival_rate),
-    ModelMetric("muster_completions_per_second", "Images finished, over the last minute.", lambda m: m.service_rate),
+    ModelMetric(
+        "muster_arrivals_per_second", "Requested images per second over the last minute.", lambda m: m.arrival_rate
+    ),
+    ModelMetric(
+        "muster_completions_per_second", "Finished images per second over the last minute.", lambda m: m.service_rate
+    ),
 )
 MODEL_COUNTERS = (
-    ModelMetric(
-        "muster_tasks_started", "Images that a worker has begun for the first time.", lambda m: m.started_total
-    ),
+    ModelMetric("muster_tasks_started", "Images whose first run on a worker has started.", lambda m: m.started_total),
     ModelMetric(
         "muster_tasks_started_late",
-        "Images that had waited for longer than slo.max_wait_s by then.",
+        "Started images that had waited longer than slo.max_wait_s.",
         lambda m: m.started_late_total,
     ),
-    ModelMetric(
-        "muster_tasks_proxied", "Images that the model's cold_start_proxy was asked for.", lambda m: m.proxied_total
-    ),
+    ModelMetric("muster_tasks_proxied", "Images sent to the model's cold_start_proxy.", lambda m: m.proxied_total),
 )
 WORKER_GAUGES = (
-    WorkerMetric("muster_worker_slots", "Images that the worker has room for.", lambda w: w.slots),
-    WorkerMetric("muster_worker_tasks", "Images that the worker holds.", lambda w: w.assigned + w.running),
-    WorkerMetric("muster_worker_batch", "Mean images of the recent steps.", lambda w: w.batch),
-    WorkerMetric("muster_worker_step_seconds", "Mean duration of the recent steps.", lambda w: w.step_s),
+    WorkerMetric("muster_worker_slots", "Maximum images that the worker accepts.", lambda w: w.slots),
+    WorkerMetric("muster_worker_tasks", "Images assigned to the worker.", lambda w: w.assigned + w.running),
+    WorkerMetric("muster_worker_batch", "Mean batch size of recent steps.", lambda w: w.batch),
+    WorkerMetric("muster_worker_step_seconds", "Mean duration of recent steps.", lambda w: w.step_s),
     WorkerMetric("muster_worker_memory_bytes", "Memory in use on the worker's device.", lambda w: w.memory_bytes),
 )
 WORKER_COUNTERS = (
-    WorkerMetric("muster_worker_steps", "Steps taken.", lambda w: w.counters.steps),
-    WorkerMetric("muster_worker_rows", "Images advanced, summed over steps.", lambda w: w.counters.rows),
+    WorkerMetric("muster_worker_steps", "Completed steps.", lambda w: w.counters.steps),
+    WorkerMetric("muster_worker_rows", "Batch sizes summed over all steps.", lambda w: w.counters.rows),
     WorkerMetric("muster_worker_busy_seconds", "Seconds spent in steps.", lambda w: w.counters.step_s),
     WorkerMetric(
-        "muster_worker_mid_batch_joins", "Images that joined a batch under way.", lambda w: w.counters.joined_midway
+        "muster_worker_mid_batch_joins", "Images that joined a running batch.", lambda w: w.counters.joined_midway
     ),
-    WorkerMetric("muster_worker_out_of_memory", "Batches that did not fit.", lambda w: w.counters.out_of_memory),
-    WorkerMetric("muster_worker_finished", "Images finished.", lambda w: w.counters.finished),
-    WorkerMetric("muster_worker_failed", "Images failed.", lambda w: w.counters.failed),
-    WorkerMetric("muster_worker_malformed_messages", "Messages to it that were none.", lambda w: w.counters.malformed),
+    WorkerMetric("muster_worker_out_of_memory", "Batches that ran out of memory.", lambda w: w.counters.out_of_memory),
+    WorkerMetric("muster_worker_finished", "Finished images.", lambda w: w.counters.finished),
+    WorkerMetric("muster_worker_failed", "Failed images.", lambda w: w.counters.failed),
+    WorkerMetric(
+        "muster_worker_malformed_messages", "Malformed messages to the worker.", lambda w: w.counters.malformed
+    ),
 )
 
 
 class SnapshotCollector(Collector):
-    """Turns the hub's snapshot and curves into metrics."""
+    """Converts the scheduler's snapshot and step curves to metrics."""
 
     def __init__(self, snapshot: Callable[[], Snapshot], curves: Curves) -> None:
         self._snapshot = snapshot
         self._curves = curves
 
     def describe(self) -> Iterator[Metric]:
-        """Nothing: names are checked at the first scrape, so that registering needs no running hub."""
+        """Return nothing, so that the registration needs no running scheduler."""
         return iter(())
 
     def collect(self) -> Iterator[Metric]:
-        """One family per name."""
+        """Yield one family per name."""
         now = self._snapshot()
-        yield GaugeMetricFamily("muster_uptime_seconds", "Age of the balancer.", value=now.uptime_s)
+        yield GaugeMetricFamily("muster_uptime_seconds", "Seconds since the balancer started.", value=now.uptime_s)
         for of_model in MODEL_GAUGES:
             yield _per_model(GaugeMetricFamily(of_model.name, of_model.help, labels=("model",)), of_model, now)
         for of_model in MODEL_COUNTERS:
@@ -121,7 +125,7 @@ class SnapshotCollector(Collector):
 
 
 class Metrics:
-    """Requests and images counted as they pass, in a registry of their own."""
+    """Counters and histograms of requests and images, with their registry."""
 
     def __init__(
         self, snapshot: Callable[[], Snapshot], counters: Callable[[], Mapping[str, int]], curves: Curves
@@ -152,57 +156,57 @@ class Metrics:
         for collector in (self.in_flight, self.task_failures, events, refusals):
             self.registry.register(collector)
         self._requests = Counter(
-            "muster_http_requests", "HTTP requests answered.", ("route", "status"), registry=self.registry
+            "muster_http_requests", "Answered HTTP requests.", ("route", "status"), registry=self.registry
         )
         self._proxied = Counter(
             "muster_proxied_requests",
-            "Requests that another server was asked to do, by what came of it.",
+            "Requests sent to another server, by outcome.",
             ("model", "outcome"),
             registry=self.registry,
         )
         self._latency = Histogram(
             "muster_http_request_duration_seconds",
-            "Seconds from a request's arrival to the end of its answer.",
+            "Seconds from the arrival of a request to the end of its response.",
             ("route",),
             registry=self.registry,
             buckets=_SECONDS,
         )
         self._queued = Histogram(
             "muster_queue_wait_seconds",
-            "Seconds from an image's arrival to its first step.",
+            "Seconds from the arrival of an image to its first step.",
             ("model",),
             registry=self.registry,
             buckets=_SECONDS,
         )
         self._running = Histogram(
             "muster_run_seconds",
-            "Seconds from an image's first step to its file.",
+            "Seconds from the first step of an image to its encoded file.",
             ("model",),
             registry=self.registry,
             buckets=_SECONDS,
         )
 
     def proxied(self, model: str, outcome: str) -> None:
-        """Another server was asked; what came of it."""
+        """Count a request that was sent to another server."""
         self._proxied.labels(model, outcome).inc()
 
     def request(self, route: str, status: int, seconds: float) -> None:
-        """A request was answered."""
+        """Record an answered request."""
         self._requests.labels(route, str(status)).inc()
         self._latency.labels(route).observe(seconds)
 
     def image(self, model: str, queued_s: float, running_s: float) -> None:
-        """An image was finished."""
+        """Record a finished image."""
         self._queued.labels(model).observe(queued_s)
         self._running.labels(model).observe(running_s)
 
 
 def _measured(curves: Mapping[str, Sequence[StepCurve]]) -> Iterator[Metric]:
-    """What a step costs, and how many images share one, by model and size."""
+    """Yield the step times and batch caps by model and image size."""
     seconds = GaugeMetricFamily(
-        "muster_step_seconds", "Measured duration of a step by number of images.", labels=("model", "size", "batch")
+        "muster_step_seconds", "Measured duration of a step by batch size.", labels=("model", "size", "batch")
     )
-    caps = GaugeMetricFamily("muster_batch_cap", "Most images that share a step.", labels=("model", "size"))
+    caps = GaugeMetricFamily("muster_batch_cap", "Maximum images per step.", labels=("model", "size"))
     for model, own in curves.items():
         for curve in own:
             size = f"{curve.width}x{curve.height}"
@@ -224,7 +228,7 @@ def _workers(now: Snapshot) -> Metric:
 
 def _starts(now: Snapshot) -> Metric:
     family = GaugeMetricFamily(
-        "muster_worker_start_seconds", "Duration of the worker's start, by part.", labels=(*_WORKER_LABELS, "part")
+        "muster_worker_start_seconds", "Startup time of the worker, by phase.", labels=(*_WORKER_LABELS, "part")
     )
     for worker in now.workers:
         for part in ("spawn", "import", "load", "device", "warm_up"):

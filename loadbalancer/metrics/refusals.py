@@ -1,4 +1,4 @@
-"""Counts what the HTTP server refuses, and logs it at a bounded rate."""
+"""Counts the requests that the HTTP server refuses, and logs them at a bounded rate."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What `/metrics` tells of scaling: what the controller has reported. Without one there is nothing to tell."""
+"""Scaling metrics of `/metrics`, from the controller's reports. They are absent without a controller."""
 
 from __future__ import annotations
 
@@ -22,18 +22,20 @@ class ScalingMetric(NamedTuple):
 
 
 GAUGES = (
-    ScalingMetric("muster_workers_desired", "Workers that the model should have.", lambda m: m.desired),
-    ScalingMetric("muster_workers_provisioned", "Workers that are ready, starting or owed.", lambda m: m.provisioned),
-    ScalingMetric("muster_workers_ready", "Workers that serve.", lambda m: m.ready),
-    ScalingMetric("muster_workers_min", "Workers that the model has at least.", lambda m: m.min_workers),
-    ScalingMetric("muster_workers_max", "Workers that the model may have.", lambda m: m.max_workers),
+    ScalingMetric("muster_workers_desired", "Desired number of workers.", lambda m: m.desired),
+    ScalingMetric(
+        "muster_workers_provisioned", "Workers that are ready, starting or to be replaced.", lambda m: m.provisioned
+    ),
+    ScalingMetric("muster_workers_ready", "Ready workers.", lambda m: m.ready),
+    ScalingMetric("muster_workers_min", "Minimum number of workers.", lambda m: m.min_workers),
+    ScalingMetric("muster_workers_max", "Maximum number of workers.", lambda m: m.max_workers),
     ScalingMetric(
         "muster_scaling_override",
         "1 while an operator override sets the number of workers.",
         lambda m: m.override is not None,
     ),
     ScalingMetric(
-        "muster_scaling_blocked", "1 while something keeps workers from starting.", lambda m: bool(m.blocked_reason)
+        "muster_scaling_blocked", "1 while workers of the model cannot be placed.", lambda m: bool(m.blocked_reason)
     ),
     ScalingMetric(
         "muster_model_cannot_start", "1 while the workers of the model fail to start.", lambda m: bool(m.cannot_start)
@@ -43,28 +45,28 @@ GAUGES = (
 
 
 class ScalingCollector(Collector):
-    """Turns the controller's reports into metrics."""
+    """Converts the controller's reports to metrics."""
 
     def __init__(self, control: ControlPlane, clock: Callable[[], float]) -> None:
-        """`clock` is the one that `control` goes by."""
+        """`clock` must be the clock of `control`."""
         self._control = control
         self._clock = clock
 
     def describe(self) -> Iterator[Metric]:
-        """Nothing: there may be no report yet."""
+        """Return nothing: there may be no report yet."""
         return iter(())
 
     def collect(self) -> Iterator[Metric]:
-        """One family per name."""
+        """Yield one family per name."""
         report = self._control.report(self._clock())
         yield GaugeMetricFamily("muster_controller_up", "1 while a controller reports.", value=report is not None)
         yield _decisions(self._control)
         if report is None:
             return
         paused = report.paused_since is not None
-        yield GaugeMetricFamily("muster_scaling_paused", "1 while nothing is decided, by order.", value=paused)
+        yield GaugeMetricFamily("muster_scaling_paused", "1 while scaling is paused by a command.", value=paused)
         yield CounterMetricFamily(
-            "muster_worker_swaps", "Workers that gave way to another model's.", value=report.swaps
+            "muster_worker_swaps", "Workers drained to make room for another model.", value=report.swaps
         )
         for gauge in GAUGES:
             family = GaugeMetricFamily(gauge.name, gauge.help, labels=("model",))
@@ -72,22 +74,22 @@ class ScalingCollector(Collector):
                 family.add_metric((model.model,), gauge.value(model))
             yield family
         inputs = GaugeMetricFamily(
-            "muster_decision_input", "What the last decision rests on.", labels=("model", "input")
+            "muster_decision_input", "Inputs of the last scaling decision.", labels=("model", "input")
         )
         for model in report.models:
             for name, value in model.inputs.items():
                 inputs.add_metric((model.model, name), value)
         yield inputs
-        faults = GaugeMetricFamily("muster_device_unhealthy", "1 while nothing is started on it.", labels=("device",))
+        faults = GaugeMetricFamily(
+            "muster_device_unhealthy", "1 while no worker is started on the device.", labels=("device",)
+        )
         for device in report.devices:
             faults.add_metric((device.device,), bool(device.unhealthy_reason))
         yield faults
 
 
 def _decisions(control: ControlPlane) -> Metric:
-    family = CounterMetricFamily(
-        "muster_decisions", "Decisions about the number of workers.", labels=("model", "direction")
-    )
+    family = CounterMetricFamily("muster_decisions", "Scaling decisions by direction.", labels=("model", "direction"))
     for (model, direction), count in sorted(control.directions.items()):
         family.add_metric((model, direction), count)
     return family

@@ -1,10 +1,11 @@
-r"""Policies of ours and of others on a day of image requests, and on variants of it that nothing was tuned on.
+r"""Compare Muster's policies and reference autoscalers on a day of image requests, and on variants of this trace.
 
     python -m scripts.bench.autoscaling.compare_policies --trace gentd26_day.csv \
         --json scripts/bench/results/autoscaling.json
 
-The trace may not be shipped; only numbers derived from it are. The best known schedules are searched with `--search`,
-which takes minutes, and are otherwise taken from the JSON file as it is.
+No policy was tuned on the variants. The license of the trace does not allow its distribution, so the repository holds
+only derived numbers. `--search` searches the best schedules, which takes minutes. Otherwise the JSON file provides
+them.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from controller.simulator.scenarios import PRESETS, VARIANTS, Preset, Scenario, 
 from controller.simulator.traces import read_trace
 
 _DAY_S = 86400.0
-_OURS = [name for name in POLICIES if name not in ("schedule", "static")]
+_POLICIES = [name for name in POLICIES if name not in ("schedule", "static")]
 
 
 def scenarios(traffic: Traffic) -> Iterator[tuple[str, Scenario]]:
@@ -43,39 +44,40 @@ def scenarios(traffic: Traffic) -> Iterator[tuple[str, Scenario]]:
     yield "s2, start 5 s", from_preset(PRESETS["s2"], traffic, _DAY_S, cold_starts_s=(5.0,))
     ticks = from_preset(PRESETS["s2"], traffic, _DAY_S)
     for interval_s in (5, 10, 60):
-        faster = {name: with_fields(one, {"interval_s": interval_s}) for name, one in ticks.scalings.items()}
-        yield f"s2, tick {interval_s} s", Scenario(**{**_fields(ticks), "scalings": faster})
+        scalings = {name: with_fields(scaling, {"interval_s": interval_s}) for name, scaling in ticks.scalings.items()}
+        yield f"s2, tick {interval_s} s", Scenario(**{**_fields(ticks), "scalings": scalings})
 
 
 def _fields(scenario: Scenario) -> dict[str, Any]:
     return {name: getattr(scenario, name) for name in Scenario.__dataclass_fields__}
 
 
-def searched(scenario: Scenario) -> dict[str, float]:
-    """The cheapest schedule found with 99 % in time, as it runs in the simulator."""
-    began = time.process_time()
+def search_schedule(scenario: Scenario) -> dict[str, float]:
+    """Return the simulated cost of the cheapest schedule found that serves 99 % in time."""
+    started = time.process_time()
     best = best_schedule(scenario)
     assert best is not None
-    return {"gpu_hours": best.gpu_hours, "in_slo": best.in_slo, "took_cpu_s": round(time.process_time() - began)}
+    return {"gpu_hours": best.gpu_hours, "in_slo": best.in_slo, "took_cpu_s": round(time.process_time() - started)}
 
 
-def compared(scenario: Scenario, names: list[str], bound: float | None) -> tuple[list[PolicyResult], dict[str, float]]:
-    made, took = [], {}
+def compare(scenario: Scenario, names: list[str], bound: float | None) -> tuple[list[PolicyResult], dict[str, float]]:
+    """Return the result of each policy, and the CPU seconds of its simulation."""
+    results, cpu_s = [], {}
     for name in names:
-        began = time.process_time()
+        started = time.process_time()
         (row,) = model_results(name, run(name, scenario))
-        made.append(row.with_bound(bound))
-        took[name] = round(time.process_time() - began, 2)
-    return made, took
+        results.append(row.with_bound(bound))
+        cpu_s[name] = round(time.process_time() - started, 2)
+    return results, cpu_s
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--trace", type=Path, required=True)
     parser.add_argument("--json", type=Path, required=True)
-    parser.add_argument("--search", action="store_true", help="search the best schedules of s2 and s3 anew, and stop")
-    parser.add_argument("--policies", metavar="A,B,...", help="only these")
-    parser.add_argument("--only", help="scenarios whose name begins so")
+    parser.add_argument("--search", action="store_true", help="search the best schedules of s2 and s3 again, and stop")
+    parser.add_argument("--policies", metavar="A,B,...", help="run only these policies")
+    parser.add_argument("--only", metavar="PREFIX", help="run only scenarios whose name starts with this prefix")
     args = parser.parse_args()
     console = Console(width=120)
     (traffic,) = read_trace(args.trace).values()
@@ -86,21 +88,21 @@ def main() -> None:
             continue
         entry = known.setdefault("scenarios", {}).setdefault(name, {})
         if args.search and name in ("s2", "s3", "s2, start 5 s"):
-            entry["best_known"] = searched(scenario)
+            entry["best_known"] = search_schedule(scenario)
         if not args.search:
-            same = "s2" if name.startswith("s2, tick") else name
-            bound = known["scenarios"].get(same, {}).get("best_known", {}).get("gpu_hours")
-            names = ["slo_work"] if name.startswith("s2, tick") else [*_OURS, *BASELINES]
+            bound_name = "s2" if name.startswith("s2, tick") else name
+            bound = known["scenarios"].get(bound_name, {}).get("best_known", {}).get("gpu_hours")
+            names = ["slo_work"] if name.startswith("s2, tick") else [*_POLICIES, *BASELINES]
             if args.policies:
                 names = args.policies.split(",")
-            made, took = compared(scenario, names, bound)
-            work_s = sum(map(sum, (one.work for one in scenario.traffic.values())))
-            table.print_table(console, f"{name}: {describe(scenario)}", made, [f"{work_s / 3600:.1f} h of work"])
-            entry |= {"what": describe(scenario), "rows": [row.as_json() for row in made], "took_cpu_s": took}
+            results, cpu_s = compare(scenario, names, bound)
+            work_s = sum(map(sum, (traffic.work for traffic in scenario.traffic.values())))
+            table.print_table(console, f"{name}: {describe(scenario)}", results, [f"{work_s / 3600:.1f} h of work"])
+            entry |= {"what": describe(scenario), "rows": [row.as_json() for row in results], "took_cpu_s": cpu_s}
         args.json.write_text(json.dumps(known, indent=1) + "\n")
 
 
-__all__ = ["compared", "scenarios", "searched"]
+__all__ = ["compare", "scenarios", "search_schedule"]
 
 if __name__ == "__main__":
     main()

@@ -1,8 +1,8 @@
-"""A fleet in the simulator: 1000 GPUs, 20 models, a day; and how long one look of the controller takes there.
+"""Simulate a fleet of 1000 GPUs and 20 models for a day, and measure the duration of a controller tick.
 
     python -m scripts.bench.autoscaling.fleet --json scripts/bench/results/fleet.json
 
-Seconds are of one CPU core, as the machine may be busy with something else; the time on the clock stands beside them.
+Durations are CPU seconds of one core, because the machine may be busy. The result also holds the wall clock time.
 """
 
 from __future__ import annotations
@@ -26,23 +26,23 @@ from controller.simulator.synthetic import synthetic_traffic
 
 
 def fleet(gpus: int, models: int, hours: float, work_s: float, policy: str) -> Scenario:
-    """Models of unequal popularity whose days begin at different hours; together they need half of the GPUs."""
+    """Return models with unequal rates and shifted daily cycles. They need half of the GPUs on average."""
     traffic, profiles, scalings = {}, {}, {}
     weights = [1 / (1 + number) ** 0.5 for number in range(models)]
     for number in range(models):
         name = f"m{number:02}"
         rate = 0.5 * gpus * weights[number] / sum(weights) / work_s
-        made = synthetic_traffic(f"synthetic:daily?rate={rate}&swing=0.7&hours={hours}&work={work_s}", number)
+        daily = synthetic_traffic(f"synthetic:daily?rate={rate}&swing=0.7&hours={hours}&work={work_s}", number)
         shift = 3600.0 * (number * 24 / models)
-        pairs = sorted(((at + shift) % (3600 * hours), work) for at, work in zip(*made, strict=True))
+        pairs = sorted(((at + shift) % (3600 * hours), work) for at, work in zip(*daily, strict=True))
         traffic[name] = Traffic([at for at, _ in pairs], [work for _, work in pairs])
         profiles[name] = WorkerProfile(name)
         scalings[name] = Scaling(min_workers=1, max_workers=gpus, policy=policy, slo={"max_wait_s": 30})
     return Scenario(traffic, profiles, scalings, gpus, 3600 * hours, poll_interval_s=5.0)
 
 
-class Timed:
-    """A pilot that measures how long it thinks."""
+class TimedAgent:
+    """A scaling agent that measures the CPU time of its ticks."""
 
     def __init__(self, agent: MusterAgent) -> None:
         self._agent = agent
@@ -51,10 +51,10 @@ class Timed:
         self.desired_workers, self.is_urgent = agent.desired_workers, agent.is_urgent
 
     def tick(self, observe: Observe, now: float) -> Any:
-        began = time.process_time()
-        thought = self._agent.tick(observe, now)
-        self.took_s.append(time.process_time() - began)
-        return thought
+        started = time.process_time()
+        result = self._agent.tick(observe, now)
+        self.took_s.append(time.process_time() - started)
+        return result
 
 
 def main() -> None:
@@ -69,26 +69,26 @@ def main() -> None:
     scenario = fleet(args.gpus, args.models, args.hours, args.work, args.policy)
     muster, targets = agent_for(args.policy, scenario)
     assert isinstance(muster, MusterAgent)
-    agent = Timed(muster)
-    # What there is of requests by now is not to be searched for garbage again and again while a look is timed.
+    agent = TimedAgent(muster)
+    # Exclude the requests from garbage collection, which would distort the tick times.
     gc.collect()
     gc.freeze()
-    began, began_clock = time.process_time(), time.perf_counter()
-    replayed = scenario.run(agent, targets)
-    took, clock = time.process_time() - began, time.perf_counter() - began_clock
-    row = total_result(args.policy, model_results(args.policy, replayed))
+    cpu_started, wall_started = time.process_time(), time.perf_counter()
+    simulated = scenario.run(agent, targets)
+    cpu_s, wall_s = time.process_time() - cpu_started, time.perf_counter() - wall_started
+    row = total_result(args.policy, model_results(args.policy, simulated))
     result = {
         "what": f"{args.gpus} GPUs, {args.models} models, {args.hours:g} h, {row.requests} requests of {args.work:g} s",
         "where": f"{platform.machine()}, Python {platform.python_version()}",
-        "simulated_in_cpu_s": round(took, 1),
-        "on_the_clock_s": round(clock, 1),
+        "simulated_in_cpu_s": round(cpu_s, 1),
+        "on_the_clock_s": round(wall_s, 1),
         "looks": len(agent.took_s),
         "look_ms": {
             "median": round(1000 * statistics.median(agent.took_s), 2),
             "p99": round(1000 * sorted(agent.took_s)[int(0.99 * len(agent.took_s))], 2),
             "most": round(1000 * max(agent.took_s), 2),
         },
-        "workers": max(station.ready for station in replayed.models.values()),
+        "workers": max(model.ready for model in simulated.models.values()),
         "total": row.as_json(),
     }
     print(json.dumps(result, indent=1))

@@ -1,10 +1,10 @@
-"""One hour of traffic, sped up, through the real controller with simulated accelerators, and through the simulator.
+"""Compare the live controller, with simulated accelerators, to the simulator on one accelerated hour of traffic.
 
     python -m scripts.bench.autoscaling.live_vs_simulated --json scripts/bench/results/live_vs_simulated.json \
         --plot docs/live_vs_simulated.png
 
-Both get the same settings, whose times are all divided by the speed, and the same requests. How long starts took in the
-live run is measured there and given to the simulator, which cannot know what this machine needs to start a process.
+Both run the same requests with the same settings; all times are divided by the speed. The simulator gets the start-up
+times that were measured in the live run, because it cannot know how long this machine takes to start a process.
 """
 
 from __future__ import annotations
@@ -37,53 +37,53 @@ from scripts.harness.load import machine
 from wire.snapshot import Snapshot
 
 _STEP_S = 0.02
-_MOST = 8
+_MAX_WORKERS = 8
 _LINE = re.compile(
-    r"^(\S+ \S+) \w+ +controller: (?:(starting|draining|killing) worker (\S+)|worker (\S+) on \S+ on_worker_exit)",
+    r"^(\S+ \S+) \w+ +controller: (?:(starting|draining|killing) worker (\S+)|worker (\S+) on \S+ died)",
 )
 
-#: (seconds since the first request's clock began, workers that are starting or ready).
+#: Pairs of time, in seconds since the start of the trace, and number of starting and ready workers.
 Counts = list[tuple[float, int]]
 
 
 def settings(speed: float, policy: str, interval_s: float, load_s: float) -> dict[str, Any]:
-    """Defaults of the scaling, sped up."""
-    usual = Scaling()
+    """Return the default scaling settings with all times divided by `speed`."""
+    defaults = Scaling()
     return {
         "policy": policy,
         "min_workers": 1,
-        "max_workers": _MOST,
+        "max_workers": _MAX_WORKERS,
         "interval_s": interval_s / speed,
-        "slo": {"max_wait_s": usual.slo.max_wait_s / speed},
-        "look_back_period_s": usual.look_back_period_s / speed,
-        "rate_window_s": usual.rate_window_s / speed,
-        "drain_s": usual.drain_s / speed,
-        # Said, because the live controller has seen its first worker start when the first request comes.
+        "slo": {"max_wait_s": defaults.slo.max_wait_s / speed},
+        "look_back_period_s": defaults.look_back_period_s / speed,
+        "rate_window_s": defaults.rate_window_s / speed,
+        "drain_s": defaults.drain_s / speed,
+        # Configured, because the live controller has measured its first worker's start before the first request.
         "cold_start_s": load_s / speed,
-        **({"startup_hold_s": usual.startup_hold_s / speed} if policy == "slo_work" else {}),
+        **({"startup_hold_s": defaults.startup_hold_s / speed} if policy == "slo_work" else {}),
     }
 
 
 @dataclass
-class Live:
-    """What was seen of the live run. Times are seconds on the clock of the requests."""
+class LiveRun:
+    """Measurements of the live run. Times are seconds since the start of the trace."""
 
     traffic: Traffic
     counts: Counts = field(default_factory=list)
     ready: Counts = field(default_factory=list)
     starts_s: list[float] = field(default_factory=list)
     errors: int = 0
-    #: The balancer's age when the requests' clock began.
+    #: Uptime of the balancer at the start of the trace.
     uptime_s: float = 0.0
 
 
-async def ask(url: str, folder: Path, live: Live, zero: float) -> None:
-    """Send every request at its time, and look at the workers meanwhile."""
+async def send_requests(url: str, folder: Path, live: LiveRun, zero: float) -> None:
+    """Send every request at its time, and poll the workers meanwhile."""
     timeout = aiohttp.ClientTimeout(total=600)
     connector = aiohttp.TCPConnector(limit=0)
     async with aiohttp.ClientSession(timeout=timeout, connector=connector) as session:
 
-        async def one(at: float, work_s: float, seed: int) -> None:
+        async def send(at: float, work_s: float, seed: int) -> None:
             await asyncio.sleep(zero + at - time.time())
             steps = max(round(work_s / _STEP_S), 1)
             body = {"prompt": "a seven", "num_inference_steps": steps, "seed": seed, "size": "64x64"}
@@ -91,26 +91,26 @@ async def ask(url: str, folder: Path, live: Live, zero: float) -> None:
                 await answer.read()
                 live.errors += answer.status != 200
 
-        async def look() -> None:
+        async def poll() -> None:
             headers = {"authorization": f"Bearer {internal_token(folder)}"}
             while True:
                 async with session.get(f"{url}/internal/snapshot", headers=headers) as answer:
                     snapshot = msgspec.json.decode(await answer.read(), type=Snapshot)
                 at = time.time() - zero
                 live.uptime_s = live.uptime_s or snapshot.uptime_s - at
-                serving = sum(w.state == "ready" and w.slots > 0 for w in snapshot.workers)
-                live.ready.append((at, serving))
+                ready = sum(w.state == "ready" and w.slots > 0 for w in snapshot.workers)
+                live.ready.append((at, ready))
                 await asyncio.sleep(0.25)
 
-        looking = asyncio.create_task(look())
-        await asyncio.gather(*(one(at, work, n) for n, (at, work) in enumerate(zip(*live.traffic, strict=True))))
+        poller = asyncio.create_task(poll())
+        await asyncio.gather(*(send(at, work, n) for n, (at, work) in enumerate(zip(*live.traffic, strict=True))))
         await asyncio.sleep(2.0)
-        looking.cancel()
+        poller.cancel()
 
 
 def read_log(text: str, zero: float) -> tuple[Counts, dict[str, float]]:
-    """How many workers were starting or ready, and when each was started, from what the controller logged."""
-    counts, number, began = [], 0, {}
+    """Return the numbers of starting and ready workers, and the start time of each, from the controller's log."""
+    counts, number, started = [], 0, {}
     for line in text.splitlines():
         found = _LINE.match(line)
         if not found:
@@ -118,13 +118,13 @@ def read_log(text: str, zero: float) -> tuple[Counts, dict[str, float]]:
         at = datetime.strptime(found[1], "%Y-%m-%d %H:%M:%S,%f").timestamp() - zero
         number += 1 if found[2] == "starting" else -1
         if found[2] == "starting":
-            began[found[3]] = at
+            started[found[3]] = at
         counts.append((at, number))
-    return counts, began
+    return counts, started
 
 
-def run_live(scenario: Scenario, scaling: dict[str, Any], load_s: float) -> Live:
-    live = Live(scenario.traffic["m"])
+def run_live(scenario: Scenario, scaling: dict[str, Any], load_s: float) -> LiveRun:
+    live = LiveRun(scenario.traffic["m"])
     model = {
         "engine": "sim",
         "max_batch_size": 1,
@@ -137,11 +137,11 @@ def run_live(scenario: Scenario, scaling: dict[str, Any], load_s: float) -> Live
         log = Path(folder) / "controller.log"
         with serving(Path(folder), {"models": {"m": model}}) as url:
             zero = time.time() + 1.0
-            asyncio.run(ask(url, Path(folder), live, zero))
+            asyncio.run(send_requests(url, Path(folder), live, zero))
             text = log.read_text()
-    live.counts, began = read_log(text, zero)
-    told = re.findall(r"worker (\S+) ready on \S+ after ([\d.]+) s", text)
-    live.starts_s = [float(seconds) for name, seconds in told if name in began]
+    live.counts, started = read_log(text, zero)
+    ready = re.findall(r"worker (\S+) ready on \S+ after ([\d.]+) s", text)
+    live.starts_s = [float(seconds) for name, seconds in ready if name in started]
     return live
 
 
@@ -150,31 +150,31 @@ def at(counts: Counts, when: float) -> int:
     return counts[number - 1][1] if number else 0
 
 
-def within(one: Counts, other: Counts, span_s: float, tick_s: float) -> float:
-    """Part of the time in which the first count is one that the second has, give or take 1, within a tick."""
+def share_within_tick(counts: Counts, other: Counts, span_s: float, tick_s: float) -> float:
+    """Return the share of time in which `counts` differs from `other` by at most 1, within one tick."""
     points = [0.25 * number for number in range(int(span_s / 0.25))]
     good = 0
     for when in points:
         near = {at(other, when + tick_s * step / 8) for step in range(-8, 9)}
-        good += min(near) - 1 <= at(one, when) <= max(near) + 1
+        good += min(near) - 1 <= at(counts, when) <= max(near) + 1
     return good / len(points)
 
 
-def draw(file: Path, live: Live, simulated: Counts, speed: float, span_s: float, title: str) -> None:
+def draw_plot(file: Path, live: LiveRun, simulated: Counts, speed: float, span_s: float, title: str) -> None:
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    figure, (above, below) = pyplot.subplots(2, 1, figsize=(11, 6), sharex=True, layout="constrained")
+    figure, (upper, lower) = pyplot.subplots(2, 1, figsize=(11, 6), sharex=True, layout="constrained")
     bins = [0.5 * number * span_s / 60 for number in range(121)]
-    above.hist(list(live.traffic.times), bins=bins, weights=[1 / (bins[1])] * len(live.traffic.times), color="0.6")
-    above.set_ylabel("requests/s")
+    upper.hist(list(live.traffic.times), bins=bins, weights=[1 / (bins[1])] * len(live.traffic.times), color="0.6")
+    upper.set_ylabel("requests/s")
     for counts, name, style in ((live.counts, "live", "C0-"), (simulated, "simulated", "C1--")):
         points = [(0.0, at(counts, 0.0)), *((t, n) for t, n in counts if 0 < t < span_s), (span_s, at(counts, span_s))]
-        below.step([t for t, _ in points], [n for _, n in points], style, where="post", label=name)
-    below.set(xlabel=f"seconds (an hour, {speed:g} times as fast)", ylabel="workers, starting or ready", ylim=(0, None))
-    below.legend()
+        lower.step([t for t, _ in points], [n for _, n in points], style, where="post", label=name)
+    lower.set(xlabel=f"seconds (an hour, {speed:g} times as fast)", ylabel="workers, starting or ready", ylim=(0, None))
+    lower.legend()
     figure.suptitle(title)
     figure.savefig(file, dpi=110)
 
@@ -191,19 +191,22 @@ def main() -> None:
     args = parser.parse_args()
     hour = synthetic_traffic(args.trace, 1)
     traffic = Traffic([t / args.speed for t in hour.times], scale_work(hour, 1 / args.speed).work)
-    # As the live run rounds to whole steps, so does the simulation.
+    # The live run rounds the work to whole steps, so the simulation does the same.
     traffic = traffic._replace(work=[max(round(work / _STEP_S), 1) * _STEP_S for work in traffic.work])
     span_s = 60 * math.ceil(max(hour.times) / 60) / args.speed
     scaling = settings(args.speed, args.policy, args.interval, args.load)
     scenario = Scenario(
-        {"m": traffic}, {"m": WorkerProfile("m")}, {"m": Scaling.model_validate(scaling)}, _MOST, span_s
+        {"m": traffic}, {"m": WorkerProfile("m")}, {"m": Scaling.model_validate(scaling)}, _MAX_WORKERS, span_s
     )
     live = run_live(scenario, scaling, args.load / args.speed)
     simulated = simulate(scenario, live)
     tick_s = args.interval / args.speed
-    shares = [within(live.counts, simulated, span_s, tick_s), within(simulated, live.counts, span_s, tick_s)]
+    shares = [
+        share_within_tick(live.counts, simulated, span_s, tick_s),
+        share_within_tick(simulated, live.counts, span_s, tick_s),
+    ]
     result = {
-        "what": "part of the time in which the workers of one run are those of the other, +-1, within one tick",
+        "what": "share of time in which the worker counts of both runs differ by at most 1, within one tick",
         "live_as_simulated": shares[0],
         "simulated_as_live": shares[1],
         "requests": len(traffic.times),
@@ -217,18 +220,18 @@ def main() -> None:
     }
     args.json.write_text(json.dumps(result, indent=1) + "\n")
     title = f"{args.policy}: the same hour live and simulated ({100 * shares[0]:.1f} % within one tick and ±1)"
-    draw(args.plot, live, simulated, args.speed, span_s, title)
+    draw_plot(args.plot, live, simulated, args.speed, span_s, title)
     print(json.dumps({key: result[key] for key in list(result)[:6]}, indent=1))
 
 
-def simulate(scenario: Scenario, live: Live) -> Counts:
-    """The same hour. The balancer had counted for a while before the first request came, and so does the simulator."""
+def simulate(scenario: Scenario, live: LiveRun) -> Counts:
+    """Simulate the same hour. It starts earlier by the live balancer's uptime at the first request."""
     lead_s = live.uptime_s
     traffic = Traffic([t + lead_s for t in live.traffic.times], live.traffic.work)
-    service = WorkerProfile("m", cold_starts_s=tuple(live.starts_s) or (5.0,), drain_s=0.2)
-    moved = replace(scenario, traffic={"m": traffic}, profiles={"m": service}, span_s=scenario.span_s + lead_s)
-    station = run(moved.scalings["m"].policy, moved).models["m"]
-    return [(when - lead_s, starting + ready) for when, starting, ready in station.history]
+    profile = WorkerProfile("m", cold_starts_s=tuple(live.starts_s) or (5.0,), drain_s=0.2)
+    moved = replace(scenario, traffic={"m": traffic}, profiles={"m": profile}, span_s=scenario.span_s + lead_s)
+    model = run(moved.scalings["m"].policy, moved).models["m"]
+    return [(when - lead_s, starting + ready) for when, starting, ready in model.history]
 
 
 def mean(counts: Sequence[tuple[float, int]], span_s: float) -> float:

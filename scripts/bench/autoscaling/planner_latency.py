@@ -1,11 +1,14 @@
-"""How long the plan of a large fleet takes: 1000 workers of 20 models on 1000 GPUs, by what is asked of it.
+"""Measure the planning time of a large fleet: 1000 workers of 20 models on 1000 GPUs, in five cases.
 
     python -m scripts.bench.autoscaling.planner_latency --json results.json
 
-`steady`: as many workers as are wanted. `short`: every model wants a tenth more than the GPUs hold. `swap`: half of the
-models have nothing to do, the other half want their places. `empty`: nothing runs yet, and all must be placed.
-`shared`: GPUs of 80 GiB, workers of 8 to 27 GiB, of one model one to a GPU. What is measured is processor time, which
-other programs do not lengthen: the plan runs in one thread and waits for nothing.
+- `steady`: every model has the desired number of workers.
+- `short`: the models desire 10 % more workers than the GPUs hold.
+- `swap`: half of the models are idle, and the other half need their GPUs.
+- `empty`: no worker runs yet, and all must be placed.
+- `shared`: GPUs of 80 GiB, and workers of 8 to 27 GiB; a GPU takes one worker of each model.
+
+The times are CPU times, which other programs do not affect: the planner is single-threaded and does no I/O.
 """
 
 from __future__ import annotations
@@ -42,10 +45,10 @@ _LIMITS = WorkerLimits(1, 1000, 600, 60, 10)
 
 
 def fleet(case: str, gpus: int, models: int) -> tuple[list[ModelDemand], dict[str, Device]]:
-    """What is wanted of so many GPUs, and the GPUs."""
+    """Return the demands of the models, and the GPUs."""
     devices = {f"cuda:{n}": Device(f"cuda:{n}", 80 * GIB) for n in range(gpus)}
     slots, each = list(devices), gpus // models
-    wanted = []
+    demands = []
     for number in range(models):
         name = f"model-{number}"
         own = [] if case == "empty" else slots[number * each : (number + 1) * each]
@@ -61,23 +64,23 @@ def fleet(case: str, gpus: int, models: int) -> tuple[list[ModelDemand], dict[st
         if case == "shared":
             desired = each * 2
         need = 80 * GIB if case != "shared" else (8 + number) * GIB
-        seen = Observation(name, queue, replicas)
-        decision = Decision(desired, "as the benchmark says")
+        observation = Observation(name, queue, replicas)
+        decision = Decision(desired, "benchmark")
         load = load_of(queue, Scaling())
-        wanted.append(ModelDemand(seen, decision, _LIMITS, CrashBackoff(), slots, need, load=load))
-    return wanted, devices
+        demands.append(ModelDemand(observation, decision, _LIMITS, CrashBackoff(), slots, need, load=load))
+    return demands, devices
 
 
 def measure(case: str, gpus: int, models: int, rounds: int) -> tuple[list[float], Plan]:
-    """Seconds of a processor for each round, and what was planned."""
-    wanted, devices = fleet(case, gpus, models)
-    taken = []
+    """Return the CPU seconds of each round, and the plan."""
+    demands, devices = fleet(case, gpus, models)
+    cpu_s = []
     for _ in range(rounds):
-        waiting_saved.cache_clear()  # loads are others at every look
-        began = time.process_time()
-        plan = make_plan(wanted, NOW, devices)
-        taken.append(time.process_time() - began)
-    return taken, plan
+        waiting_saved.cache_clear()  # in a live server the loads differ at every tick
+        started = time.process_time()
+        plan = make_plan(demands, NOW, devices)
+        cpu_s.append(time.process_time() - started)
+    return cpu_s, plan
 
 
 def main() -> None:
@@ -85,25 +88,25 @@ def main() -> None:
     parser.add_argument("--gpus", type=int, default=1000)
     parser.add_argument("--models", type=int, default=20)
     parser.add_argument("--rounds", type=int, default=30)
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write what was measured")
-    given = parser.parse_args()
-    table = Table("case", "starts", "drains", "swaps", "median ms", "longest ms", title=f"{given.gpus} GPUs")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the results")
+    args = parser.parse_args()
+    table = Table("case", "starts", "drains", "swaps", "median ms", "longest ms", title=f"{args.gpus} GPUs")
     found = {}
     for case in CASES:
-        taken, plan = measure(case, given.gpus, given.models, given.rounds)
+        cpu_s, plan = measure(case, args.gpus, args.models, args.rounds)
         kinds = [type(action).__name__ for action in plan.actions]
         found[case] = {
             "starts": kinds.count("Start"),
             "drains": kinds.count("Drain"),
             "swaps": len(plan.swaps),
-            "median_ms": round(statistics.median(taken) * 1000, 2),
-            "longest_ms": round(max(taken) * 1000, 2),
+            "median_ms": round(statistics.median(cpu_s) * 1000, 2),
+            "longest_ms": round(max(cpu_s) * 1000, 2),
         }
         table.add_row(case, *map(str, found[case].values()))
     Console().print(table)
-    if given.json:
-        setup = {"gpus": given.gpus, "models": given.models, "rounds": given.rounds, "machine": machine()}
-        given.json.write_text(json.dumps({"setup": setup, "cases": found}, indent=2) + "\n")
+    if args.json:
+        setup = {"gpus": args.gpus, "models": args.models, "rounds": args.rounds, "machine": machine()}
+        args.json.write_text(json.dumps({"setup": setup, "cases": found}, indent=2) + "\n")
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
-"""Three models on two GPUs while the load moves from one to the next, in the simulator, which plans as the live server.
+"""Simulate three models on two shared GPUs while the load moves from model to model.
 
     python -m scripts.bench.autoscaling.shared_pool --json pool.json --plot pool.png
 
-Each model has one worker at least. A GPU of 24 GiB holds two workers of 10 GiB, of different models, so that there is
-one place more than the minimums need: it goes to whom it helps most.
+The simulator uses the planner of the live server. Each model has at least one worker. A GPU of 24 GiB holds two workers
+of 10 GiB of different models, so one slot is left. The planner gives it to the model where it saves the most waiting.
 """
 
 from __future__ import annotations
@@ -36,14 +36,14 @@ PEAK, WORK_S, MAX_WAIT_S = 0.3, 4.5, 10.0
 
 
 def traffic(number: int, seed: int) -> Traffic:
-    """Poisson arrivals whose rate has its peak at another time for each model, and is small between."""
-    chance = random.Random(seed * 10 + number)
+    """Return Poisson arrivals of one model. The peak of the rate is at a different time for each model."""
+    rng = random.Random(seed * 10 + number)
     times, at, span_s = [], 0.0, HOURS * 3600
-    while (at := at + chance.expovariate(PEAK)) < span_s:
+    while (at := at + rng.expovariate(PEAK)) < span_s:
         phase = 2 * math.pi * (2 * at / span_s - number / len(MODELS))
-        if chance.random() < 0.05 + 0.95 * max(math.cos(phase), 0.0) ** 2:
+        if rng.random() < 0.05 + 0.95 * max(math.cos(phase), 0.0) ** 2:
             times.append(at)
-    return Traffic(times, [WORK_S * chance.uniform(0.5, 1.5) for _ in times])
+    return Traffic(times, [WORK_S * rng.uniform(0.5, 1.5) for _ in times])
 
 
 def simulate(policy: str, seed: int) -> tuple[SimulationResult, int]:
@@ -65,25 +65,25 @@ def simulate(policy: str, seed: int) -> tuple[SimulationResult, int]:
     return scenario.run(agent, targets, sample_s=60.0), agent.autoscaler.swaps
 
 
-def picture(ran: SimulationResult, file: Path) -> None:
-    """Arrivals, workers and the longest wait of each model."""
+def draw_plot(result: SimulationResult, file: Path) -> None:
+    """Draw the arrivals, workers and oldest wait of each model."""
     mpl.use("Agg")
     from matplotlib import pyplot as plt
 
-    figure, model_results = plt.subplots(3, 1, figsize=(9, 6), sharex=True, layout="constrained")
-    for name, samples in ran.samples.items():
+    figure, axes = plt.subplots(3, 1, figsize=(9, 6), sharex=True, layout="constrained")
+    for name, samples in result.samples.items():
         hours = [sample.at / 3600 for sample in samples]
-        arrived = [0, *(later.arrived - one.arrived for one, later in itertools.pairwise(samples))]
+        arrived = [0, *(later.arrived - earlier.arrived for earlier, later in itertools.pairwise(samples))]
         smooth = [sum(arrived[max(n - 9, 0) : n + 1]) / min(n + 1, 10) for n in range(len(arrived))]
-        model_results[0].plot(hours, smooth, label=name)
-        model_results[1].step(hours, [sample.ready for sample in samples], where="post", label=name)
-        model_results[2].plot(hours, [sample.oldest_wait_s for sample in samples], label=name)
-    for row, title in zip(model_results, ("requests a minute", "ready workers", "longest wait, s"), strict=True):
+        axes[0].plot(hours, smooth, label=name)
+        axes[1].step(hours, [sample.ready for sample in samples], where="post", label=name)
+        axes[2].plot(hours, [sample.oldest_wait_s for sample in samples], label=name)
+    for row, title in zip(axes, ("requests a minute", "ready workers", "longest wait, s"), strict=True):
         row.set_ylabel(title)
         row.grid(alpha=0.3)
-    model_results[1].set_ylim(-0.1, 2.3)
-    model_results[0].legend(ncols=3, loc="lower right", bbox_to_anchor=(1, 1))
-    model_results[2].set_xlabel("hours")
+    axes[1].set_ylim(-0.1, 2.3)
+    axes[0].legend(ncols=3, loc="lower right", bbox_to_anchor=(1, 1))
+    axes[2].set_xlabel("hours")
     figure.savefig(file, dpi=120)
 
 
@@ -91,27 +91,27 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--policy", choices=[name for name in POLICIES if name != "schedule"], default="slo_work")
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write what came of it")
-    parser.add_argument("--plot", type=Path, metavar="FILE", help="draw it")
-    given = parser.parse_args()
-    ran, swaps = simulate(given.policy, given.seed)
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the results")
+    parser.add_argument("--plot", type=Path, metavar="FILE", help="draw a plot")
+    args = parser.parse_args()
+    result, swaps = simulate(args.policy, args.seed)
     table = Table("model", "requests", "in SLO %", "cold starts", "least ready", title=f"{HOURS:g} h, {swaps} swaps")
     found = {}
-    for name, station in ran.models.items():
-        waits = list(station.waits)
+    for name, model in result.models.items():
+        waits = list(model.waits)
         found[name] = {
             "requests": len(waits),
             "in_slo_percent": round(100 * sum(wait <= MAX_WAIT_S for wait in waits) / len(waits), 2),
-            "cold_starts": station.starts,
-            "least_ready": min(sample.ready for sample in ran.samples[name]),
+            "cold_starts": model.starts,
+            "least_ready": min(sample.ready for sample in result.samples[name]),
         }
         table.add_row(name, *map(str, found[name].values()))
     Console().print(table)
-    if given.json:
-        setup = {"policy": given.policy, "seed": given.seed, "hours": HOURS, "gpus": 2, "swaps": swaps}
-        given.json.write_text(json.dumps({"setup": setup, "models": found}, indent=2) + "\n")
-    if given.plot:
-        picture(ran, given.plot)
+    if args.json:
+        setup = {"policy": args.policy, "seed": args.seed, "hours": HOURS, "gpus": 2, "swaps": swaps}
+        args.json.write_text(json.dumps({"setup": setup, "models": found}, indent=2) + "\n")
+    if args.plot:
+        draw_plot(result, args.plot)
 
 
 if __name__ == "__main__":

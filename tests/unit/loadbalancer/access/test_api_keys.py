@@ -115,8 +115,8 @@ def test_the_caller_is_known_by_the_keys_name() -> None:
         ({"a": {"sha256": "0" * 64, "requests_per_minute": 0}}, "requests_per_minute"),
         ({"a": {"sha256": "0" * 64, "max_concurent": 1}}, "max_concurent"),
         ({"a b": {"sha256": "0" * 64}}, "key"),
-        ({"anonymous": {"sha256": "0" * 64}}, "no key may be named anonymous"),
-        ({"internal": {"sha256": "0" * 64}}, "no key may be named internal"),
+        ({"anonymous": {"sha256": "0" * 64}}, "a key must not be named anonymous"),
+        ({"internal": {"sha256": "0" * 64}}, "a key must not be named internal"),
         ([], "keys"),
     ],
 )

@@ -160,7 +160,7 @@ def test_proxied_server_needs_keys(
 
 @pytest.mark.parametrize(
     ("mode", "message"),
-    [(0o600, ""), (0o400, ""), (0o644, "other users can read"), (0o660, "other users can change")],
+    [(0o600, ""), (0o400, ""), (0o644, "other users can read"), (0o660, "other users can write to")],
 )
 def test_mode_of_key_file_is_checked_at_start(
     tmp_path: Path, mode: int, message: str, caplog: pytest.LogCaptureFixture
@@ -178,7 +178,7 @@ def test_mode_of_key_file_is_checked_at_start(
 @pytest.mark.parametrize("content", [b"", b"public: abc\n", b"\0" * 90, b"public: a\nsecret: "])
 def test_torn_server_key_is_refused_with_advice(tmp_path: Path, content: bytes) -> None:
     (curve_dir(tmp_path) / "server.yaml").write_bytes(content)
-    with pytest.raises(InvalidFile, match=r"server\.yaml.* Restore the file; or remove it"):
+    with pytest.raises(InvalidFile, match=r"server\.yaml.* Restore the file, or remove it"):
         load_server_keys(tmp_path)
 
 

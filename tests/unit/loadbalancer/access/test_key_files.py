@@ -59,7 +59,7 @@ def test_a_change_is_seen_a_second_later_and_nonsense_never(tmp_path: Path, capl
         assert watched.get(6.0) == [1]
         file.unlink()
         assert watched.get(7.0) == [1], "deleting the file opens no door"
-    assert caplog.text.count("what it said before stays in force") == 5
+    assert caplog.text.count("the previous content stays in force") == 5
     assert "does not exist any more" in caplog.text
     write(file, [2])
     assert watched.get(8.0) == [2]
@@ -108,8 +108,8 @@ def test_a_key_is_shown_once_and_only_its_hash_is_kept(tmp_path: Path, capsys: p
     assert ring.keys["chief"].scopes == ("admin", "images")
     assert keys(tmp_path, "list") == 0
     listed = capsys.readouterr().out
-    assert "alice: images, jobs; weight 2; 9/min, 3 at once; made 20" in listed
-    assert "chief: admin, images; weight 1; any rate, any number at once" in listed
+    assert "alice: images, jobs; weight 2; 9/min, 3 at once; created 20" in listed
+    assert "chief: admin, images; weight 1; no rate limit, no concurrency limit" in listed
     assert token not in listed
     assert keys(tmp_path, "revoke", "alice") == 0
     assert list(read(file, parse_ring).keys) == ["chief"]
@@ -118,12 +118,12 @@ def test_a_key_is_shown_once_and_only_its_hash_is_kept(tmp_path: Path, capsys: p
 @pytest.mark.parametrize(
     ("words", "told"),
     [
-        (["add", "bob"], "there is a key named bob already"),
+        (["add", "bob"], "a key named bob exists already"),
         (["add", "b b"], "matching regex"),
         (["add", "new", "--weight", "0"], "weight"),
         (["add", "new", "--requests-per-minute", "0"], "requests_per_minute"),
-        (["revoke", "nobody"], "there is no key named nobody; there are: bob"),
-        (["revoke-worker", "nobody"], "there is no worker key named nobody; there are: none"),
+        (["revoke", "nobody"], "no key is named nobody; existing keys: bob"),
+        (["revoke-worker", "nobody"], "no worker key is named nobody; existing keys: none"),
     ],
 )
 def test_a_mistake_changes_nothing(
@@ -225,7 +225,7 @@ def test_no_open_address_without_keys(
 def test_a_keys_file_that_is_named_must_be_there_and_be_right(tmp_path: Path) -> None:
     assert open_keys(settings(tmp_path))(0.0) is None
     chosen = settings(tmp_path, access={"keys_file": str(tmp_path / "mine.yaml")})
-    with pytest.raises(StartupError, match=r"access\.keys_file .*mine\.yaml is not there"):
+    with pytest.raises(StartupError, match=r"access\.keys_file .*mine\.yaml does not exist"):
         open_keys(chosen)
     (tmp_path / "mine.yaml").write_text("keys: {a: {sha256: x}}")
     with pytest.raises(StartupError, match=r"access\.keys_file: .*mine\.yaml: .*sha256"):
@@ -271,7 +271,7 @@ def test_certificates_that_cannot_be_used_are_refused_by_name(tmp_path: Path) ->
         (tmp_path / "none", good.key, r"server\.tls_cert .*none cannot be read: No such file"),
         (good.cert, tmp_path, r"server\.tls_key .* cannot be read: Is a directory"),
         (good.cert, other.key, r"server\.tls_key .*other\.key does not belong to server\.tls_cert .*good\.crt"),
-        (nonsense, good.key, r"are no certificate and key in PEM"),
+        (nonsense, good.key, r"are not a certificate and key in PEM format"),
         (locked.cert, locked.key, r"server\.tls_key .*locked\.key has a password"),
     ]:
         with pytest.raises(StartupError, match=told):
