@@ -73,7 +73,7 @@ def test_unusable_body_is_rejected(
     assert code_of(http.post(GENERATE, content=content, headers=headers)) == outcome
 
 
-def test_compressed_repetition_is_replayed(http: httpx.Client) -> None:
+def test_compressed_repeated_request_is_replayed(http: httpx.Client) -> None:
     headers = {"content-encoding": "gzip", "idempotency-key": "compressed"}
     first, second = (http.post(GENERATE, content=gzip.compress(PLAIN, mtime=0), headers=headers) for _ in range(2))
     assert first.status_code == second.status_code == 200
@@ -85,7 +85,7 @@ def test_byte_order_mark_is_ignored(http: httpx.Client) -> None:
 
 
 @pytest.mark.parametrize("fields", [{"seed": -1}, {"model": ""}, {"size": ""}, {"bot_task": "image"}, {"n": None}])
-def test_values_of_other_clients_mean_the_default(http: httpx.Client, fields: dict[str, Any]) -> None:
+def test_default_values_of_other_clients_are_accepted(http: httpx.Client, fields: dict[str, Any]) -> None:
     assert http.post(GENERATE, json={"prompt": "a seven"} | fields).status_code == 200
 
 
@@ -118,14 +118,14 @@ def test_invalid_json_edit_is_rejected(http: httpx.Client, fields: dict[str, Any
     assert fragment in error["message"]
 
 
-def test_json_edit_counts_only_what_is_no_image(http: httpx.Client) -> None:
+def test_json_edit_body_limit_excludes_images(http: httpx.Client) -> None:
     image = {"images": [{"image_url": data_url(png()) + "A" * 30_000}]}
     assert http.post(EDIT, json=BODY | image).status_code != 413
     answered = http.post(EDIT, json=BODY | image | {"user": "x" * 20_000})
     assert code_of(answered) == (413, "body_too_large")
 
 
-def test_unknown_path_names_the_nearest(shared: Server) -> None:
+def test_unknown_path_suggests_the_nearest(shared: Server) -> None:
     answered = httpx.post(f"{shared.base_url}/images/generations", json=BODY)
     assert answered.status_code == 404
     assert "Did you mean /v1/images/generations?" in answered.json()["error"]["message"]

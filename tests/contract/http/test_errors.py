@@ -129,7 +129,7 @@ def test_invalid_request_returns_400(http: httpx.Client, body: dict[str, Any], p
     ],
     ids=lambda case: repr(case)[:40] if isinstance(case, bytes) else "",
 )
-def test_broken_bodies(http: httpx.Client, path: str, content: bytes, code: str, fragment: str) -> None:
+def test_malformed_body_returns_400(http: httpx.Client, path: str, content: bytes, code: str, fragment: str) -> None:
     answered = http.post(path, content=content, headers={"content-type": "application/json"})
     assert answered.status_code == 400
     error = error_of(answered)
@@ -143,7 +143,7 @@ def test_predict_rejects_parameters_of_images_api(http: httpx.Client) -> None:
 
 
 @pytest.mark.parametrize("name", ["dall-e-3", " ", "../quick", "x" * 300])
-def test_unknown_models(http: httpx.Client, name: str) -> None:
+def test_unknown_model_returns_404(http: httpx.Client, name: str) -> None:
     answered = http.post(GENERATE, json={"prompt": "a seven", "model": name})
     assert answered.status_code == 404
     error = error_of(answered)
@@ -201,7 +201,9 @@ def test_body_of_exactly_the_limit_is_read(http: httpx.Client) -> None:
         ("POST", "/v1/images/variations", 404, "not_found"),
     ],
 )
-def test_wrong_paths_and_methods(http: httpx.Client, method: str, path: str, status: int, code: str) -> None:
+def test_wrong_path_or_method_returns_404_or_405(
+    http: httpx.Client, method: str, path: str, status: int, code: str
+) -> None:
     answered = http.request(method, path)
     assert answered.status_code == status
     assert error_of(answered)["code"] == code
@@ -243,7 +245,7 @@ def test_unreachable_deadline_returns_503_at_once(http: httpx.Client, shared: Se
     assert 1 <= int(answered.headers["retry-after"]) <= 60
 
 
-def test_errors_echo_little_of_a_path(http: httpx.Client) -> None:
+def test_error_truncates_the_path(http: httpx.Client) -> None:
     for answered in (http.get("/" + "x" * 10_000), http.get("/v1/models/" + "x" * 10_000), http.put("/v1/%0a%1b[31m")):
         message = answered.json()["error"]["message"]
         assert len(message) < 300

@@ -116,7 +116,7 @@ MASKED: dict[str, Any] = {"sources": (RGB, MASK.tobytes()), "mode": "inpaint", "
     ],
     ids=lambda case: case.strip("/") if isinstance(case, str) else None,
 )
-def test_the_result_is_the_answer_of_the_endpoint(
+def test_result_equals_the_endpoint_response(
     alice: httpx.Client, path: str, body: dict[str, Any], changes: list[dict[str, Any]]
 ) -> None:
     view = ended(alice, post(alice, path, **body))
@@ -132,13 +132,13 @@ def test_the_result_is_the_answer_of_the_endpoint(
     assert (answer["model"], answer["size"]) == ("quick", "64x64")
 
 
-def test_the_simple_form(alice: httpx.Client) -> None:
+def test_predict_job_has_the_predict_response(alice: httpx.Client) -> None:
     view = ended(alice, post(alice, PREDICT))
     answer = alice.get(f"/v1/jobs/{view['id']}/result").json()
     assert base64.b64decode(answer["image"]) == expected()
 
 
-def test_metadata_comes_back_as_it_was_given(alice: httpx.Client) -> None:
+def test_metadata_is_returned_unchanged(alice: httpx.Client) -> None:
     wanted = {"path": PREDICT, "body": {"prompt": "a seven"}, "metadata": {"häuschen": "家"}}
     view = alice.post("/v1/jobs", json=wanted).json()
     assert view["metadata"] == wanted["metadata"] == look(alice, view)["metadata"]
@@ -151,7 +151,7 @@ def test_metadata_comes_back_as_it_was_given(alice: httpx.Client) -> None:
         ({"prompt": "a seven", "model": "absent", "timeout_s": 0.3}, 504, "timeout"),
     ],
 )
-def test_a_failed_job_says_what_the_endpoint_would(
+def test_failed_job_has_the_error_of_its_endpoint(
     alice: httpx.Client, body: dict[str, Any], status: int, code: str
 ) -> None:
     view = ended(alice, post(alice, **body))
@@ -163,7 +163,7 @@ def test_a_failed_job_says_what_the_endpoint_would(
     assert told[0]["error"] == view["error"]
 
 
-def test_there_is_no_result_before_the_end_and_none_after_a_cancellation(alice: httpx.Client) -> None:
+def test_unfinished_or_cancelled_job_has_no_result(alice: httpx.Client) -> None:
     view = post(alice, model="absent")
     early = alice.get(f"/v1/jobs/{view['id']}/result")
     assert (early.status_code, early.json()["error"]["code"]) == (409, "job_not_finished")
@@ -178,9 +178,7 @@ def tasks(server: Server, model: str) -> tuple[int, int]:
     return stats.queued, stats.running
 
 
-def test_deleting_cancels_what_waits_and_what_runs_and_forgets_what_has_ended(
-    desk: Server, alice: httpx.Client
-) -> None:
+def test_delete_cancels_unfinished_and_removes_ended_jobs(desk: Server, alice: httpx.Client) -> None:
     running_, waiting = post(alice, model="slow"), post(alice, model="slow")
     wait_until(lambda: look(alice, running_)["state"] == "running", "the first job's start")
     assert look(alice, waiting)["state"] == "queued"
@@ -193,7 +191,7 @@ def test_deleting_cancels_what_waits_and_what_runs_and_forgets_what_has_ended(
         assert alice.delete(f"/v1/jobs/{view['id']}").status_code == 404
 
 
-def test_positions_and_steps_are_told_on_the_way(alice: httpx.Client) -> None:
+def test_position_and_steps_are_reported(alice: httpx.Client) -> None:
     first = post(alice, model="slow")
     wait_until(lambda: look(alice, first)["step"] > 0, "the first job's steps")
     wait_until(lambda: look(alice, first)["eta_s"] is not None, "a measured step")
@@ -208,7 +206,7 @@ def test_positions_and_steps_are_told_on_the_way(alice: httpx.Client) -> None:
 # ---- events
 
 
-def test_late_listeners_hear_what_is_finished_as_often_as_they_ask(alice: httpx.Client) -> None:
+def test_late_subscriber_gets_stored_images(alice: httpx.Client) -> None:
     view = ended(alice, post(alice, n=2))
     for _ in range(2):
         told = list(events(alice, view))
@@ -218,7 +216,7 @@ def test_late_listeners_hear_what_is_finished_as_often_as_they_ask(alice: httpx.
         assert [base64.b64decode(event["b64_json"]) for event in told] == [expected(7), expected(8)]
 
 
-def test_listeners_hear_progress_previews_and_the_end(alice: httpx.Client) -> None:
+def test_subscriber_gets_progress_previews_and_end(alice: httpx.Client) -> None:
     body: dict[str, Any] = {"n": 2, "num_inference_steps": 400, "stream": True, "partial_images": 3}
     view = post(alice, EDIT, image=data_url(png()), **body)
     told = list(events(alice, view))
@@ -230,7 +228,7 @@ def test_listeners_hear_progress_previews_and_the_end(alice: httpx.Client) -> No
     assert sorted(event["index"] for event in told if event["type"] == "image_edit.completed") == [0, 1]
 
 
-def test_a_cancelled_job_ends_its_streams(alice: httpx.Client) -> None:
+def test_cancelled_job_ends_its_streams(alice: httpx.Client) -> None:
     view = post(alice, model="slow")
     stream = events(alice, view)
     assert next(stream)["type"] == "image_generation.progress"
@@ -239,7 +237,7 @@ def test_a_cancelled_job_ends_its_streams(alice: httpx.Client) -> None:
     assert (last["type"], last["error"]["code"]) == ("error", "job_cancelled")
 
 
-def test_a_listener_that_leaves_harms_nobody(alice: httpx.Client) -> None:
+def test_subscriber_disconnect_does_not_affect_others(alice: httpx.Client) -> None:
     view = post(alice, num_inference_steps=300)
     next(events(alice, view))
     assert ended(alice, view)["state"] == "done"
@@ -270,7 +268,7 @@ def test_a_listener_that_leaves_harms_nobody(alice: httpx.Client) -> None:
         (PREDICT, "text"),
     ],
 )
-def test_a_job_is_refused_as_its_endpoint_refuses(alice: httpx.Client, path: str, body: Any) -> None:
+def test_invalid_inner_request_gets_the_endpoint_error(alice: httpx.Client, path: str, body: Any) -> None:
     own = alice.post(path, json=body)
     asked = alice.post("/v1/jobs", json={"path": path, "body": body})
     assert asked.status_code == own.status_code >= 400
@@ -290,7 +288,7 @@ def test_a_job_is_refused_as_its_endpoint_refuses(alice: httpx.Client, path: str
         ({"prompt": "a seven", "image": data_url(png()), "style": "vivid"}, "style"),
     ],
 )
-def test_edits_are_refused_by_their_parameter(alice: httpx.Client, body: dict[str, Any], param: str) -> None:
+def test_invalid_edit_job_names_its_parameter(alice: httpx.Client, body: dict[str, Any], param: str) -> None:
     answered = alice.post("/v1/jobs", json={"path": EDIT, "body": body})
     assert (answered.status_code, answered.json()["error"]["param"]) == (400, param)
 
@@ -321,7 +319,7 @@ BODY = {"prompt": "a seven"}
         (None, None),
     ],
 )
-def test_the_job_itself_is_checked(alice: httpx.Client, job: Any, param: str | None) -> None:
+def test_invalid_job_request_returns_400(alice: httpx.Client, job: Any, param: str | None) -> None:
     answered = alice.post("/v1/jobs", json=job)
     assert (answered.status_code, answered.json()["error"]["param"]) == (400, param), answered.text
 
@@ -332,12 +330,12 @@ SURROGATES = b'{"path": "/predict", "body": {"prompt": "a"}, "metadata": {"a": "
 @pytest.mark.parametrize(
     "content", [b"", b"{", b'{"path": "/predict", "body": {"prompt": "\xff"}}', b"[" * 10_000, SURROGATES]
 )
-def test_what_is_no_json_is_refused(alice: httpx.Client, content: bytes) -> None:
+def test_invalid_json_returns_400(alice: httpx.Client, content: bytes) -> None:
     answered = alice.post("/v1/jobs", content=content)
     assert (answered.status_code, answered.json()["error"]["type"]) == (400, "invalid_request_error")
 
 
-def test_too_large_a_body_is_refused(alice: httpx.Client) -> None:
+def test_body_over_limit_returns_413(alice: httpx.Client) -> None:
     large = {"path": PREDICT, "body": BODY, "metadata": {"a": "x" * 30_000}}
     assert alice.post("/v1/jobs", json=large).status_code in (400, 413)
     assert alice.post("/v1/jobs", content=b" " * 600_000).status_code == 413
@@ -346,7 +344,7 @@ def test_too_large_a_body_is_refused(alice: httpx.Client) -> None:
 # ---- whose it is
 
 
-def test_jobs_are_listed_page_by_page_and_only_to_their_owner(desk: Server, bob: httpx.Client) -> None:
+def test_jobs_are_paginated_per_owner(desk: Server, bob: httpx.Client) -> None:
     made = [post(bob)["id"] for _ in range(5)]
     for each in made:
         ended(bob, {"id": each})
@@ -392,7 +390,7 @@ def test_jobs_are_listed_page_by_page_and_only_to_their_owner(desk: Server, bob:
         "after=%00%ff",
     ],
 )
-def test_pages_that_do_not_exist(alice: httpx.Client, query: str) -> None:
+def test_invalid_page_returns_400(alice: httpx.Client, query: str) -> None:
     answered = alice.get(f"/v1/jobs?{query}")
     assert (answered.status_code, answered.json()["error"]["param"]) == (400, query.partition("=")[0])
 
@@ -415,7 +413,7 @@ REQUESTS: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("name", REQUESTS)
-def test_the_same_key_is_the_same_request(alice: httpx.Client, bob: httpx.Client, name: str) -> None:
+def test_repeated_idempotency_key_returns_same_job(alice: httpx.Client, bob: httpx.Client, name: str) -> None:
     def send(http: httpx.Client, **changes: Any) -> httpx.Response:
         return http.post(**REQUESTS[name] | changes, headers={"idempotency-key": f"same {name}".replace(" ", "-")})
 
@@ -445,14 +443,14 @@ def test_the_same_key_is_the_same_request(alice: httpx.Client, bob: httpx.Client
     assert "idempotent-replayed" not in theirs.headers
 
 
-def test_a_path_is_part_of_what_a_key_means(alice: httpx.Client) -> None:
+def test_idempotency_key_with_another_path_conflicts(alice: httpx.Client) -> None:
     headers = {"idempotency-key": "paths"}
     assert alice.post(PREDICT, json=BODY, headers=headers).status_code == 200
     assert alice.post(GENERATE, json=BODY, headers=headers).status_code == 422
 
 
 @pytest.mark.parametrize("stream", [False, True])
-def test_whoever_sends_a_running_request_again_joins_it(desk: Server, alice: httpx.Client, stream: bool) -> None:
+def test_repeated_running_request_joins_it(desk: Server, alice: httpx.Client, stream: bool) -> None:
     headers = {"idempotency-key": f"join-{stream}"}
     body = {"prompt": "a seven", "seed": 7, "num_inference_steps": 400, "stream": stream}
     before = submitted(alice)
@@ -473,7 +471,7 @@ def test_whoever_sends_a_running_request_again_joins_it(desk: Server, alice: htt
     assert submitted(alice) == before + 1
 
 
-def test_a_joined_request_goes_on_until_the_last_has_hung_up(desk: Server, alice: httpx.Client) -> None:
+def test_joined_request_runs_until_last_client_disconnects(desk: Server, alice: httpx.Client) -> None:
     body, headers = {"prompt": "a seven", "model": "slow", "stream": True}, {"idempotency-key": "leave"}
     wait_until(lambda: tasks(desk, "slow") == (0, 0), "an idle model")
     with client(desk, "alice") as other, other.stream("POST", GENERATE, json=body, headers=headers) as second:
@@ -494,7 +492,7 @@ def test_a_joined_request_goes_on_until_the_last_has_hung_up(desk: Server, alice
     [{"prompt": "sim:fail"}, {"prompt": "sim:fail", "stream": True}, {"prompt": ""}],
     ids=["it", "stream", "400"],
 )
-def test_what_failed_may_be_tried_again(alice: httpx.Client, body: dict[str, Any]) -> None:
+def test_failed_request_can_be_retried_with_its_key(alice: httpx.Client, body: dict[str, Any]) -> None:
     headers = {"idempotency-key": f"fail-{len(body)}-{body['prompt']}"}
     first, again = (alice.post(GENERATE, json=body, headers=headers) for _ in range(2))
     assert first.status_code == again.status_code
@@ -503,6 +501,6 @@ def test_what_failed_may_be_tried_again(alice: httpx.Client, body: dict[str, Any
 
 @pytest.mark.parametrize("key", ["", "a b", "x" * 256])
 @pytest.mark.parametrize("path", [PREDICT, "/v1/jobs"])
-def test_keys_that_are_none(alice: httpx.Client, path: str, key: str) -> None:
+def test_invalid_idempotency_key_returns_400(alice: httpx.Client, path: str, key: str) -> None:
     answered = alice.post(path, json={"path": PREDICT, "body": BODY}, headers={"idempotency-key": key})
     assert (answered.status_code, answered.json()["error"]["code"]) == (400, "invalid_idempotency_key")

@@ -52,7 +52,7 @@ def expected(seed: int = 7) -> bytes:
     return expected_image(inputs(seed=seed, steps=8))
 
 
-def test_openai_client_gets_urls_that_anybody_can_read(server_with_keys: tuple[Server, str]) -> None:
+def test_openai_client_gets_urls_readable_without_key(server_with_keys: tuple[Server, str]) -> None:
     server, key = server_with_keys
     client = openai.OpenAI(base_url=f"{server.base_url}/v1", api_key=key, max_retries=0)
     answer = client.images.generate(
@@ -79,13 +79,13 @@ def answers(client: httpx.Client, path: str) -> bool:
 
 
 @pytest.mark.parametrize("kind", ["jpeg", "webp"])
-def test_the_media_type_is_that_of_the_file(http: httpx.Client, kind: str) -> None:
+def test_media_type_matches_the_file(http: httpx.Client, kind: str) -> None:
     url = http.post(GENERATE, json=BODY | {"output_format": kind}).json()["data"][0]["url"]
     assert url.endswith(f".{kind}")
     assert httpx.get(url).headers["content-type"] == f"image/{kind}"
 
 
-def test_edits_and_streams_answer_urls(http: httpx.Client) -> None:
+def test_edits_and_streams_return_urls(http: httpx.Client) -> None:
     edited = http.post(EDIT, files={"image": png()}, data={name: str(value) for name, value in BODY.items()})
     assert edited.status_code == 200, edited.text
     assert httpx.get(edited.json()["data"][0]["url"]).status_code == 200
@@ -96,7 +96,7 @@ def test_edits_and_streams_answer_urls(http: httpx.Client) -> None:
     assert httpx.get(completed["url"]).content == expected()
 
 
-def test_results_of_jobs_are_urls_until_the_job_is_deleted(http: httpx.Client) -> None:
+def test_job_result_urls_end_with_the_job(http: httpx.Client) -> None:
     view = http.post("/v1/jobs", json={"path": GENERATE, "body": BODY | {"n": 2}}).json()
     path = f"/v1/jobs/{view['id']}"
     wait_until(lambda: http.get(path).json()["state"] == "done", "the end of the job")
@@ -113,13 +113,13 @@ def test_results_of_jobs_are_urls_until_the_job_is_deleted(http: httpx.Client) -
 @pytest.mark.parametrize(
     "name", ["", "x", "x.png", "..", "%2e%2e/keys.yaml", "' OR 1=1 --.png", "%00.png", "a" * 5000 + ".png"]
 )
-def test_unknown_names_are_not_found(base_url: str, name: str) -> None:
+def test_unknown_name_returns_404(base_url: str, name: str) -> None:
     answer = httpx.get(f"{base_url}/v1/results/{name}")
     assert answer.status_code in (401, 404)  # a path outside of the results needs a key
     assert answer.headers["content-type"] == "application/json"
 
 
-def test_the_extension_is_part_of_the_name(http: httpx.Client) -> None:
+def test_url_requires_its_extension(http: httpx.Client) -> None:
     url = http.post(GENERATE, json=BODY).json()["data"][0]["url"]
     assert httpx.get(url.replace(".png", ".webp")).status_code == 404
     assert httpx.get(url.removesuffix(".png")).status_code == 404

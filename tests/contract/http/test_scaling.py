@@ -85,7 +85,7 @@ def error(answer: httpx.Response) -> tuple[int, str | None, str | None]:
     return answer.status_code, detail["param"], detail["code"]
 
 
-def test_without_a_controller_nothing_can_be_ordered(fresh: Desk) -> None:
+def test_command_without_controller_returns_503(fresh: Desk) -> None:
     assert error(fresh.http.get("/internal/controller")) == (503, None, "no_controller")
     for verb, body in (("scale", {"model": "m", "workers": 1}), ("pause", None), ("resume", None), ("reload", None)):
         assert error(fresh.order(verb, body)) == (503, None, "no_controller")
@@ -93,7 +93,7 @@ def test_without_a_controller_nothing_can_be_ordered(fresh: Desk) -> None:
     assert "muster_controller_up 0.0" in fresh.http.get("/metrics").text
 
 
-def test_what_the_controller_reports_can_be_read(fresh: Desk) -> None:
+def test_controller_report_is_returned(fresh: Desk) -> None:
     answer = fresh.tell(report(decision(1, "m", 2), decision(2, "n", 1), decision(3, "m", 0), paused=7.0))
     assert answer == PendingCommands([], 3)
     told = msgspec.json.decode(fresh.http.get("/internal/controller").content, type=ControllerReport)
@@ -140,7 +140,7 @@ def test_what_the_controller_reports_can_be_read(fresh: Desk) -> None:
         ("reload", {"models": "m"}, (400, "models", "invalid_type"), "a list"),
     ],
 )
-def test_what_is_wrong_is_refused_before_the_controller_hears_of_it(
+def test_invalid_command_is_not_sent_to_controller(
     desk: Desk, verb: str, body: dict[str, Any] | None, expected: tuple[int, str, str], said: str
 ) -> None:
     desk.tell(report())
@@ -153,17 +153,17 @@ def test_what_is_wrong_is_refused_before_the_controller_hears_of_it(
 @pytest.mark.parametrize(
     "query", [{"limit": "0"}, {"limit": "1001"}, {"limit": "x"}, {"limit": "٣"}, {"before": "0"}, {"before": "-1"}]
 )
-def test_pages_that_make_no_sense_are_refused(desk: Desk, query: dict[str, str]) -> None:
+def test_invalid_page_returns_400(desk: Desk, query: dict[str, str]) -> None:
     answer = desk.http.get("/internal/decisions", params=query)
     assert error(answer) == (400, next(iter(query)), "invalid_value")
 
 
-def test_decisions_of_a_model_that_is_not_served_are_not_found(desk: Desk) -> None:
+def test_decisions_of_unknown_model_return_404(desk: Desk) -> None:
     assert error(desk.http.get("/internal/decisions", params={"model": "x"})) == (404, "model", "model_not_found")
 
 
 @pytest.mark.parametrize("content", [b"", b"{}", b"[1]", b'{"time": "x"}'])
-def test_a_report_that_is_none_is_refused(desk: Desk, content: bytes) -> None:
+def test_invalid_report_returns_400(desk: Desk, content: bytes) -> None:
     assert error(desk.http.post("/internal/controller", content=content)) == (400, None, "invalid_report")
 
 
@@ -179,7 +179,7 @@ def test_a_report_that_is_none_is_refused(desk: Desk, content: bytes) -> None:
         ("reload", {"models": ["n", "m"]}, Reload(("n", "m"))),
     ],
 )
-def test_an_order_waits_for_what_the_controller_makes_of_it(
+def test_command_waits_for_the_controller_result(
     desk: Desk, verb: str, body: dict[str, Any] | None, order: object
 ) -> None:
     def obey(one: PendingCommand) -> CommandResult:
@@ -192,7 +192,7 @@ def test_an_order_waits_for_what_the_controller_makes_of_it(
     assert desk.tell(report()).commands == [], "it is handed out no more"
 
 
-def test_what_the_controller_refuses_is_told(desk: Desk) -> None:
+def test_command_rejected_by_controller_returns_its_reason(desk: Desk) -> None:
     answer = ordered(desk, "reload", None, lambda one: CommandResult(one.id, "muster.yaml:3: a.b = 0: no", "models"))
     assert error(answer) == (400, "models", "refused_by_controller")
     assert answer.json()["error"]["message"] == "muster.yaml:3: a.b = 0: no"
@@ -215,13 +215,13 @@ def ordered(
 
 
 @pytest.mark.parametrize("path", ["/internal/scale", "/internal/pause", "/internal/controller", "/internal/decisions"])
-def test_only_administrators_get_in(desk: Desk, path: str) -> None:
+def test_scaling_api_requires_admin_scope(desk: Desk, path: str) -> None:
     for headers in ({}, {"authorization": "Bearer wrong"}):
         answer = httpx.post(f"{desk.server.base_url}{path}", headers=headers, timeout=PATIENCE_S)
         assert error(answer)[0] == 401
 
 
-def test_the_document_describes_it(desk: Desk) -> None:
+def test_openapi_document_describes_scaling(desk: Desk) -> None:
     document = desk.http.get("/openapi.json").json()
     schemas = document["components"]["schemas"]
     for verb, name in (("scale", "Scale"), ("pause", "Pause"), ("resume", "Resume"), ("reload", "Reload")):

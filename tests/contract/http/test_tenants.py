@@ -63,7 +63,7 @@ def discard_all(server: Server, *owners: str) -> None:
                 assert call(server, owner, "DELETE", f"/v1/jobs/{job['id']}").status_code == 200
 
 
-def test_unfinished_jobs_of_one_key_leave_room_for_others(shop: Server) -> None:
+def test_unfinished_jobs_are_limited_per_key(shop: Server) -> None:
     with concurrent.futures.ThreadPoolExecutor(20) as pool:  # at once: none may slip through
         answers = list(pool.map(lambda _: post_job(shop, "bob"), range(20)))
     statuses = [answer.status_code for answer in answers]
@@ -79,7 +79,7 @@ def test_unfinished_jobs_of_one_key_leave_room_for_others(shop: Server) -> None:
     discard_all(shop, "alice", "bob", "carol")
 
 
-def test_source_images_of_jobs_of_one_key_leave_room_for_others(shop: Server) -> None:
+def test_source_images_are_limited_per_key(shop: Server) -> None:
     picture = {"image": data_url(png(192, 192)), "size": "192x192"}  # 110,592 bytes of pixels
     assert post_job(shop, "bob", **picture).status_code == 202
     full = post_job(shop, "bob", **picture)
@@ -90,7 +90,7 @@ def test_source_images_of_jobs_of_one_key_leave_room_for_others(shop: Server) ->
     discard_all(shop, "alice", "bob")
 
 
-def test_stored_answers_do_not_displace_jobs_of_others(shop: Server) -> None:
+def test_stored_responses_do_not_displace_jobs_of_others(shop: Server) -> None:
     job = post_job(shop, "bob", "quick").json()["id"]
     path = f"/v1/jobs/{job}/result"
     wait_until(lambda: call(shop, "bob", "GET", path).status_code == 200, "the result")
@@ -126,7 +126,7 @@ def test_event_streams_of_one_key_are_bounded(shop: Server) -> None:
 
 
 @pytest.mark.parametrize("path", ["", "/result", "/events"])
-def test_jobs_of_others_look_as_unknown_ones(shop: Server, path: str) -> None:
+def test_jobs_of_other_keys_return_404(shop: Server, path: str) -> None:
     job = post_job(shop, "bob").json()["id"]
     answers = [call(shop, "alice", "GET", f"/v1/jobs/{each}{path}") for each in (job, "job_unknown")]
     messages = [answer.json()["error"]["message"] for answer in answers]

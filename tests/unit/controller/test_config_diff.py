@@ -88,7 +88,7 @@ def test_three_kinds_of_settings(
     assert rolled == {text.split(".")[1] for text in rolling}
 
 
-def test_a_change_is_told_in_a_line(tmp_path: Path) -> None:
+def test_change_is_described_in_a_line(tmp_path: Path) -> None:
     old = settings(tmp_path)
     assert str(diff_settings(old, old)) == "nothing has changed"
     new = settings(tmp_path, with_a(max_batch_size=3), max_workers=2, log_level="debug")

@@ -41,7 +41,7 @@ HELD = Overrides({"a": Override(2, NOW + 60), "b": Override(0, NOW + 90)}, pause
         (Overrides(renew_before={"a": 7.0}), Resume(), Overrides(renew_before={"a": 7.0})),
     ],
 )
-def test_what_is_in_force_after_an_order(before: Overrides, order: Scale | Pause | Resume, after: Overrides) -> None:
+def test_command_changes_overrides(before: Overrides, order: Scale | Pause | Resume, after: Overrides) -> None:
     assert apply_command(before, order, LIMITS, NOW) == after
 
 
@@ -54,7 +54,7 @@ def test_what_is_in_force_after_an_order(before: Overrides, order: Scale | Pause
         (Scale("c", 1, 60.0), "model", "no model is named c; served: a, b"),
     ],
 )
-def test_what_is_refused(order: Scale, param: str, decisions: str) -> None:
+def test_invalid_command_is_rejected(order: Scale, param: str, decisions: str) -> None:
     with pytest.raises(InvalidCommand) as refused:
         apply_command(Overrides(), order, LIMITS, NOW)
     assert refused.value.param == param
@@ -72,7 +72,7 @@ def test_what_is_refused(order: Scale, param: str, decisions: str) -> None:
         (0.0, {"a": replace(LIMITS["a"], max_workers=1), "b": LIMITS["b"]}, {"a": 1, "b": 0}),
     ],
 )
-def test_holds_end_and_stay_within_the_bounds(
+def test_overrides_expire_and_are_clamped_to_bounds(
     later_s: float, limits: dict[str, WorkerLimits], holds: dict[str, int]
 ) -> None:
     now = active_overrides(HELD, limits, NOW + later_s)
@@ -80,7 +80,7 @@ def test_holds_end_and_stay_within_the_bounds(
     assert now.paused_since == HELD.paused_since
 
 
-def test_a_renewal_is_of_those_there_are_now_and_only_of_models_that_are_served() -> None:
+def test_restart_request_covers_served_models_only() -> None:
     once = request_restart(Overrides(), ["a"], LIMITS, NOW)
     assert request_restart(once, ["a", "b"], LIMITS, NOW + 9).renew_before == {"a": NOW + 9, "b": NOW + 9}
     assert active_overrides(once, {"b": LIMITS["b"]}, NOW).renew_before == {}
@@ -88,7 +88,7 @@ def test_a_renewal_is_of_those_there_are_now_and_only_of_models_that_are_served(
         request_restart(Overrides(), ["a", "c"], LIMITS, NOW)
 
 
-def test_a_hold_says_what_it_is() -> None:
+def test_override_reason_has_number_and_end() -> None:
     assert (
         override_decision(Override(2, 1_800_000_000.0)).reason == "held at 2 by command until 2027-01-15 08:00:00 UTC"
     )

@@ -46,7 +46,7 @@ def look(queue: Queue | None, ready: int = 2) -> Observation:
         ("static", None, None),
     ],
 )
-def test_margins_and_windows_outlive_the_controller(policy: str, own: object, after: object) -> None:
+def test_state_survives_a_restart(policy: str, own: object, after: object) -> None:
     old = brain(policy, own=own, idle_since=970.0, dispatched=9)
     old.models["m"].starts = StartupTimes((30.0, 41.5), (2.0,))
     old.tick({"m": look(None)}, 1000.0)
@@ -72,14 +72,14 @@ def test_margins_and_windows_outlive_the_controller(policy: str, own: object, af
         b'{"m": {"policy": "own.module:scale", "starts": {}, "memory": {"own": {"what": "ever"}}}}',
     ],
 )
-def test_what_cannot_be_read_or_is_another_policys_is_left(saved: bytes) -> None:
+def test_unreadable_or_foreign_state_is_ignored(saved: bytes) -> None:
     new = brain()
     new.restore(saved, now=5.0)
     assert new.models["m"].memory.own is None
     assert new.tick({"m": look(Queue(0, 0))}, 6.0).decided[0].decision.valid
 
 
-def test_what_an_earlier_controller_left_is_kept_until_something_is_known() -> None:
+def test_existing_workers_are_kept_until_first_decision() -> None:
     """The balancer does not answer yet: its silence must not end the workers that were adopted."""
     new = brain()
     thought = new.tick({"m": look(None, ready=5)}, 0.0)
@@ -94,7 +94,7 @@ def failing(
     raise ValueError("too much")
 
 
-def test_a_policy_that_fails_decides_nothing_and_is_told() -> None:
+def test_failing_policy_is_an_invalid_decision() -> None:
     failed = Autoscaler({"m": ModelState(Scaling(policy="my.own:scale"), LIMITS, failing, SLOTS, Decision(2, "first"))})
     thought = failed.tick({"m": look(Queue(50, 0))}, 0.0)
     assert thought.plan.actions == []

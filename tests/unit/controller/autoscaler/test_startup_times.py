@@ -30,7 +30,9 @@ MEASURED = StartupTimes(cold=(20.0, 30.0, 25.0), standby=(2.0, 4.0))
         (StartupTimes(cold=(*[5.0] * 8, 100.0)), Scaling(), 100.0, 5.0),
     ],
 )
-def test_estimates(starts: StartupTimes, scaling: Scaling, cold: float, standby: float) -> None:
+def test_estimate_is_configured_measured_or_guessed(
+    starts: StartupTimes, scaling: Scaling, cold: float, standby: float
+) -> None:
     assert cold_s(starts, scaling, 40.0) == cold
     assert standby_s(starts, scaling, 40.0) == standby
     assert expected_s(starts, scaling, 40.0, ready_spares=0) == cold
@@ -38,7 +40,7 @@ def test_estimates(starts: StartupTimes, scaling: Scaling, cold: float, standby:
 
 
 @given(st.lists(st.tuples(st.floats(0.1, 600), st.booleans()), max_size=60))
-def test_only_the_last_twenty_of_each_way_count(history: list[tuple[float, bool]]) -> None:
+def test_only_last_twenty_starts_of_each_kind_count(history: list[tuple[float, bool]]) -> None:
     starts = StartupTimes()
     for seconds, standby in history:
         starts = starts.with_sample(seconds, standby=standby)

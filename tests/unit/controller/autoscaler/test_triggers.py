@@ -60,7 +60,7 @@ def queue(queued: int, work_s: float | None, oldest_wait_s: float = 0.0, **more:
         (seen(queue(900, None, 99.0), 1), 1, 0.0, 10.0, ""),
     ],
 )
-def test_why_now(observation: Observation, desired: int, decided_at: float, now: float, why: str) -> None:
+def test_trigger_of_a_decision(observation: Observation, desired: int, decided_at: float, now: float, why: str) -> None:
     assert find_trigger(observation, SCALING, LIMITS, Decision(desired, "last"), decided_at, now) == why
 
 
@@ -77,7 +77,7 @@ def test_why_now(observation: Observation, desired: int, decided_at: float, now:
     st.floats(1, 60),
     st.integers(0, 8),
 )
-def test_never_later_than_the_tick_and_never_a_storm(
+def test_decisions_come_at_ticks_and_at_bounded_rate(
     looks: list[tuple[float, tuple[int, float] | None, int]], interval_s: float, desired: int
 ) -> None:
     """Whatever is seen and however the answer turns out."""

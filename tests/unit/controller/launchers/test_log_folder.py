@@ -35,7 +35,7 @@ def test_rotation_of_running_children_only(tmp_path: Path) -> None:
     assert names(tmp_path) == {"a.log", "a.log.1", "b.log", "b.log.1"}
 
 
-def test_old_logs_go_by_number_with_their_parts(tmp_path: Path) -> None:
+def test_old_logs_are_pruned_by_number_with_rotated_parts(tmp_path: Path) -> None:
     for number in range(60):
         put(tmp_path, f"w{number}.log", 10, age=number)
         put(tmp_path, f"w{number}.log.1", 10)
@@ -46,7 +46,7 @@ def test_old_logs_go_by_number_with_their_parts(tmp_path: Path) -> None:
     assert names(tmp_path) == kept | {"alive.log"}
 
 
-def test_old_logs_go_by_size(tmp_path: Path) -> None:
+def test_old_logs_are_pruned_by_size(tmp_path: Path) -> None:
     for number in range(30):
         put(tmp_path, f"w{number}.log", 2048, age=number)
         put(tmp_path, f"w{number}.log.1", 4096)

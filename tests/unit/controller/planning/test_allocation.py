@@ -48,7 +48,7 @@ def reasons(made: Plan) -> dict[str, str]:
         (Load(60, 0, 10, 1, 20), 1, 0.075),
     ],
 )
-def test_waiting_of_a_backlog_by_hand(load: Load, workers: int, expected: float) -> None:
+def test_waiting_of_backlog_equals_hand_calculation(load: Load, workers: int, expected: float) -> None:
     assert expected_waiting(load, workers) == pytest.approx(expected)
 
 
@@ -63,16 +63,14 @@ loads = st.builds(
 
 
 @given(loads, st.integers(1, 40), st.floats(10, 2000))
-def test_each_worker_more_saves_something_and_less_than_the_one_before(
-    load: Load, workers: int, ahead_s: float
-) -> None:
+def test_saved_waiting_is_positive_and_diminishing(load: Load, workers: int, ahead_s: float) -> None:
     first, second = waiting_saved(load, workers, ahead_s), waiting_saved(load, workers + 1, ahead_s)
     assert math.isfinite(first)
     assert second >= 0
     assert first >= second - 1e-9 * (1 + expected_waiting(load, 0, ahead_s)), "but for rounding"
 
 
-def test_random_sizes_make_a_spare_worker_worth_something_before_there_is_a_backlog() -> None:
+def test_load_variance_gives_idle_worker_a_value() -> None:
     busy, calm = Load(0, 0.9, 1, 1, 10), Load(0, 0.1, 1, 1, 10)
     assert waiting_saved(busy, 2) > 5 * waiting_saved(calm, 2) > 0
 
@@ -89,7 +87,7 @@ def test_random_sizes_make_a_spare_worker_worth_something_before_there_is_a_back
         (Queue(0, 0), Load(0, 0, 10, 1, 10)),
     ],
 )
-def test_a_models_load(queue: Queue | None, load: Load | None) -> None:
+def test_load_of_a_model(queue: Queue | None, load: Load | None) -> None:
     assert load_of(queue, SCALING) == load
 
 
@@ -186,11 +184,11 @@ SMALL = (wanted("a", 1, A[0], need=10), wanted("c", 1, replica("c1", "sim:0"), n
         ([wanted("a", 1, *GOING), wanted("b", 1, tasks=1)], []),
     ],
 )
-def test_who_has_to_give_way(models: list[ModelDemand], gone: list[str]) -> None:
+def test_swap_selects_the_cheapest_workers(models: list[ModelDemand], gone: list[str]) -> None:
     assert drained(plan(*models)) == gone
 
 
-def test_a_swap_says_for_whom_and_why_and_the_place_is_kept_for_the_newcomer() -> None:
+def test_swap_has_reason_and_reserves_its_device() -> None:
     before = plan(wanted("a", 2, *A, tasks=50), wanted("b", 1, tasks=1))
     [swap] = before.swaps
     assert (swap.taker, swap.giver, swap.device) == ("b", "a", "sim:1")
@@ -208,7 +206,7 @@ def test_a_swap_says_for_whom_and_why_and_the_place_is_kept_for_the_newcomer() -
     assert plan(wanted("a", 2, A[0], tasks=50), wanted("b", 1, come, tasks=1)).actions == []
 
 
-def test_the_reason_of_a_swap_for_gain_has_both_numbers() -> None:
+def test_swap_reason_has_gain_and_loss() -> None:
     [swap] = plan(wanted("a", 2, A[0], tasks=50), wanted("b", 1, replica("b1", "sim:1"))).swaps
     gain = waiting_saved(Load(250, 0, 5, 1, 10), 2, max(HORIZON_S, 160)) * (1 - 40 / 160)
     assert swap.reason == f"swap: another worker of a saves {gain:.2g} waiting tasks, this one saves 0"
@@ -218,7 +216,7 @@ def starts(planned: Plan) -> list[tuple[str, str]]:
     return [(a.model, a.device) for a in planned.actions if isinstance(a, Start)]
 
 
-def test_free_places_go_to_what_is_owed_then_to_who_has_none_then_to_where_they_help_most() -> None:
+def test_free_devices_go_by_rank_then_by_saved_waiting() -> None:
     four = tuple(f"sim:{n}" for n in range(4))
     models = [
         wanted("a", 4, tasks=10, least=1, slots=four),
@@ -231,7 +229,7 @@ def test_free_places_go_to_what_is_owed_then_to_who_has_none_then_to_where_they_
     assert set(planned.blocked) == {"a", "b"}
 
 
-def test_what_is_owed_is_packed_tightly_where_it_would_not_fit_otherwise() -> None:
+def test_minimums_are_packed_tightly_if_required() -> None:
     small = [wanted(name, 1, least=1, need=8) for name in "abc"]
     # Spread over both GPUs they would leave no room for the large one.
     assert len(starts(plan(*small, wanted("d", 1, least=1, need=24)))) == 4
@@ -275,7 +273,7 @@ def test_what_is_owed_is_packed_tightly_where_it_would_not_fit_otherwise() -> No
         ),
     ],
 )
-def test_obstacles_have_numbers(own: ModelDemand, memory: float, faulty: list[str], obstacle: str) -> None:
+def test_blocked_reason_has_numbers(own: ModelDemand, memory: float, faulty: list[str], obstacle: str) -> None:
     assert reasons(plan(own, memory=memory, faulty=faulty)) == {"a": obstacle}
 
 
@@ -293,7 +291,7 @@ def test_swap_plans_giver_start_on_another_device() -> None:
     assert planned(replica("a3", "sim:2", age=1, stage=Stage.STARTING), a1=Stage.DRAINING).actions == []
 
 
-def test_who_lies_badly_is_moved_for_what_another_is_owed_when_it_has_nothing_to_do() -> None:
+def test_idle_worker_is_moved_for_minimum_of_another_model() -> None:
     def lying(tasks: int) -> list[ModelDemand]:
         there = [wanted("a", 1, A[0], least=1, need=8, tasks=1), wanted("c", 1, C1, least=1, need=8, tasks=tasks)]
         return [*there, wanted("b", 1, least=1, need=20)]

@@ -58,13 +58,13 @@ ROW = [("cuda:0", "a", 30.0), ("cuda:0", "a", 20.0), ("cuda:0", "a", 10.0)]
         ),
     ],
 )
-def test_what_is_set_aside(
+def test_repeated_crashes_quarantine_a_device(
     crashes: list[tuple[str, str, float]], replicas: list[Replica], quarantined: set[str]
 ) -> None:
     assert set(update(failures(*crashes), replicas, NOW)) == quarantined
 
 
-def test_it_is_tried_again_after_a_rest_that_doubles_and_one_more_crash_is_enough() -> None:
+def test_quarantine_doubles_after_each_further_crash() -> None:
     record = failures(*ROW)
     rests, now = [], NOW
     for _ in range(6):
@@ -78,14 +78,14 @@ def test_it_is_tried_again_after_a_rest_that_doubles_and_one_more_crash_is_enoug
     assert rests == [300, 600, 1200, 2400, 3600, 3600]
 
 
-def test_it_is_released_when_the_model_crashes_elsewhere_too() -> None:
+def test_quarantine_ends_if_model_crashes_on_other_device() -> None:
     record = failures(*ROW)
     assert update(record, ELSEWHERE, NOW) == {"cuda:0": "3 crashes in a row; tried again in 300 s"}
     record.record("cuda:2", "a", NOW + 1)
     assert update(record, ELSEWHERE, NOW + 2) == {}
 
 
-def test_a_device_that_has_proved_well_begins_anew() -> None:
+def test_healthy_service_resets_the_crash_count() -> None:
     record = failures(*ROW)
     later = NOW + 301
     assert update(record, ELSEWHERE, NOW)

@@ -40,31 +40,31 @@ def update(pool: DevicePool, replicas: list[Replica], now: float) -> dict[str, D
         ([replica(10, "cpu:0")], None, None),
     ],
 )
-def test_needs(seen: list[Replica], declared: int | None, need: int | None) -> None:
+def test_need_is_declared_measured_or_unknown(seen: list[Replica], declared: int | None, need: int | None) -> None:
     pool = DevicePool(GPUS)
     for one in seen:
         pool.learn("weights", [one])
     assert pool.need("weights", declared) == need
 
 
-def test_the_driver_knows_better_what_a_process_holds() -> None:
+def test_driver_reading_exceeds_reported_memory() -> None:
     pool = DevicePool(GPUS, margin=0.0)
     pool.update([MemoryReading("cuda:0", 24 * GIB, 12 * GIB, {7: 12 * GIB, 8: 30 * GIB})], {"cuda:0"})
     pool.learn("weights", [replica(10, pid=7)])
     assert pool.need("weights", None) == 12 * GIB
 
 
-def test_a_simulated_device_has_no_context() -> None:
+def test_simulated_device_has_no_cuda_context() -> None:
     pool = DevicePool([Device("sim:0", 24 * GIB)], margin=0.5)
     pool.learn("weights", [replica(10, "sim:0")])
     assert pool.need("weights", None) == 15 * GIB
 
 
-def test_what_was_measured_before_is_known_at_once() -> None:
+def test_saved_measurement_is_used_at_start() -> None:
     assert DevicePool(GPUS, measured={"weights": 8 * GIB}, margin=0.25).need("weights", None) == 10 * GIB
 
 
-def test_what_others_hold_is_seen_where_no_worker_is() -> None:
+def test_foreign_memory_is_measured_on_unoccupied_devices() -> None:
     pool = DevicePool(GPUS)
     readings = [MemoryReading("cuda:0", 24 * GIB, 4 * GIB), MemoryReading("cuda:1", 80 * GIB, 5 * GIB)]
     pool.update(readings, {"cuda:1"})
@@ -77,7 +77,7 @@ def test_what_others_hold_is_seen_where_no_worker_is() -> None:
     assert (found["cuda:0"].memory, found["cuda:1"].memory) == (20 * GIB, 79 * GIB)
 
 
-def test_a_worker_that_has_just_come_or_gone_is_not_taken_for_another() -> None:
+def test_memory_of_starting_or_exited_worker_is_not_foreign() -> None:
     pool = DevicePool(GPUS)
     update(pool, [replica(10)], 1.0)  # it came while the driver was asked
     pool.update([MemoryReading("cuda:0", 24 * GIB, 16 * GIB)], ())
@@ -86,7 +86,7 @@ def test_a_worker_that_has_just_come_or_gone_is_not_taken_for_another() -> None:
     assert update(pool, [], 2.0)["cuda:0"].memory == 24 * GIB
 
 
-def test_what_the_driver_has_against_a_device_counts_as_long_as_it_says_so() -> None:
+def test_driver_fault_lasts_as_long_as_reported() -> None:
     pool = DevicePool(GPUS)
     pool.update([MemoryReading("cuda:0", None, fault="the driver says: GPU is lost")], ())
     assert update(pool, [], 0.0)["cuda:0"].fault == "the driver says: GPU is lost"
@@ -95,7 +95,7 @@ def test_what_the_driver_has_against_a_device_counts_as_long_as_it_says_so() -> 
     assert update(pool, [], 0.0)["cuda:0"].fault == ""
 
 
-def test_crashes_in_a_row_set_a_device_aside_listed_or_not() -> None:
+def test_repeated_crashes_quarantine_listed_and_unlisted() -> None:
     for pool in (DevicePool(GPUS), DevicePool()):
         well = Replica(WorkerProcess("x", "m", "cuda:1", 8, 0.0, None, 1.0), Stage.READY)
         for at in (10.0, 20.0, 30.0):

@@ -46,24 +46,26 @@ def request(
         ((None, None), [("a", 10), ("b", 10), ("c", 10)], ["cuda:0", "cuda:1", None]),
     ],
 )
-def test_places(memory: tuple[int | None, ...], wants: list[tuple[str, float | None]], taken: list[str | None]) -> None:
+def test_workers_are_placed_by_room(
+    memory: tuple[int | None, ...], wants: list[tuple[str, float | None]], taken: list[str | None]
+) -> None:
     there = slots(*memory)
     places = tuple(range(len(memory)))
     assert [there.take(request(model, need, places)) for model, need in wants] == taken
 
 
-def test_workers_of_one_model_share_where_that_is_allowed_but_first_they_spread() -> None:
+def test_workers_of_a_model_spread_before_they_share() -> None:
     there = slots(24, 24)
     small = request("a", 8, share=True)
     assert [there.take(small) for _ in range(7)] == ["cuda:0", "cuda:1", "cuda:0", "cuda:1", "cuda:0", "cuda:1", None]
 
 
-def test_a_device_that_is_listed_twice_takes_two_of_a_model() -> None:
+def test_device_listed_twice_takes_two_workers_of_a_model() -> None:
     there = slots(24)
     assert [there.take(request("a", 8, (0, 0))) for _ in range(3)] == ["cuda:0", "cuda:0", None]
 
 
-def test_tight_rooms_leave_devices_empty() -> None:
+def test_tight_placement_leaves_devices_empty() -> None:
     there = slots(24, 24, tight=True)
     assert [there.take(request(m, need)) for m, need in [("a", 10), ("b", 10), ("c", 24)]] == [
         "cuda:0",
@@ -72,12 +74,12 @@ def test_tight_rooms_leave_devices_empty() -> None:
     ]
 
 
-def test_a_faulty_device_takes_nobody() -> None:
+def test_faulty_device_takes_no_worker() -> None:
     there = slots(24, 24, faulty=(0,))
     assert [there.take(request(model, 10)) for model in "abc"] == ["cuda:1", "cuda:1", None]
 
 
-def test_what_leaves_holds_its_place_until_it_is_gone_and_then_it_is_for_who_waited() -> None:
+def test_draining_worker_holds_room_until_its_exit() -> None:
     there = slots(24)
     there.hold("cuda:0", request("a", 20, (0,)))
     there.release_later("cuda:0", request("a", 20, (0,)), "a-1")
@@ -90,7 +92,7 @@ def test_what_leaves_holds_its_place_until_it_is_gone_and_then_it_is_for_who_wai
     assert there.max_free(small) == (0, "cuda:0")
 
 
-def test_what_is_kept_for_a_large_one_is_not_given_away_while_a_small_one_leaves() -> None:
+def test_reserved_room_is_not_taken_by_a_smaller_worker() -> None:
     there = slots(24)
     there.hold("cuda:0", request("a", 14, (0,)))
     there.hold("cuda:0", request("b", 4, (0,)))
@@ -100,7 +102,7 @@ def test_what_is_kept_for_a_large_one_is_not_given_away_while_a_small_one_leaves
     assert there.take(request("e", 1, (0,))) == "cuda:0"
 
 
-def test_whether_it_would_fit_instead_of_others() -> None:
+def test_will_fit_counts_replaced_workers() -> None:
     there = slots(24)
     for model in "ab":
         there.hold("cuda:0", request(model, 8))

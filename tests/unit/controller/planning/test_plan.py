@@ -86,19 +86,19 @@ def actions(*models: ModelDemand) -> list[Action]:
         ([replica("a", Stage.DRAINING, drained=1, stuck=True), replica("b", device="cuda:1")], 1, []),
     ],
 )
-def test_one_model(replicas: list[Replica], desired: int, expected: list[Action | str]) -> None:
+def test_plan_of_one_model(replicas: list[Replica], desired: int, expected: list[Action | str]) -> None:
     planned = [f"kill {a.id}" if isinstance(a, Kill) else a for a in actions(wanted(replicas, desired))]
     assert planned == expected
 
 
-def test_planning_twice_what_was_done_does_nothing_more() -> None:
+def test_plan_is_idempotent_after_execution() -> None:
     own = wanted([], 2)
     started = [a for a in actions(own) if isinstance(a, Start)]
     there = [replica(f"w{i}", Stage.STARTING, a.device, age=0) for i, a in enumerate(started)]
     assert actions(wanted(there, 2)) == []
 
 
-def test_no_free_device_is_an_obstacle_with_a_reason() -> None:
+def test_no_free_device_blocks_with_a_reason() -> None:
     plan = make_plan([wanted([replica("a")], 3, slots=("cuda:0",))], NOW)
     assert plan.actions == []
     assert reasons(plan) == {"m": "2 more wanted, but every device is taken"}
@@ -108,7 +108,7 @@ def starts(*models: ModelDemand) -> list[tuple[str, str]]:
     return [(a.model, a.device) for a in actions(*models) if isinstance(a, Start)]
 
 
-def test_models_share_the_devices_without_taking_one_twice() -> None:
+def test_models_share_devices_without_double_use() -> None:
     # Each has its minimum before any has more.
     assert starts(wanted([], 2, model="a"), wanted([], 2, model="b")) == [
         ("a", "cuda:0"),
@@ -117,7 +117,7 @@ def test_models_share_the_devices_without_taking_one_twice() -> None:
     ]
 
 
-def test_a_busy_model_does_not_take_the_place_of_another_ones_only_worker() -> None:
+def test_busy_model_leaves_device_of_others_only_worker() -> None:
     busy = wanted([replica("a"), replica("b", device="cuda:1")], 3)
     fallen = wanted([], 1, model="other", crashes=CrashBackoff(3, NOW + 30))
     assert starts(busy, fallen) == []
@@ -130,18 +130,18 @@ def test_a_busy_model_does_not_take_the_place_of_another_ones_only_worker() -> N
     assert starts(busy, wanted([replica("c", device="cuda:3")], 1, model="other")) == [("m", "cuda:2")]
 
 
-def test_a_start_goes_to_the_least_used_device() -> None:
+def test_start_uses_the_least_used_device() -> None:
     shared = ("cuda:0", "cuda:1", "cuda:0")
     assert starts(wanted([replica("a")], 2, shared)) == [("m", "cuda:1")]
     assert starts(wanted([replica("a"), replica("b", device="cuda:1")], 3, shared)) == [("m", "cuda:0")]
 
 
-def test_a_device_that_stands_twice_may_be_shared() -> None:
+def test_device_listed_twice_is_shared() -> None:
     starts = actions(wanted([], 3, slots=("cuda:0", "cuda:0", "cuda:1")))
     assert sorted(s.device for s in starts if isinstance(s, Start)) == ["cuda:0", "cuda:0", "cuda:1"]
 
 
-def test_back_off_delays_starts_and_says_so() -> None:
+def test_back_off_delays_starts_with_a_reason() -> None:
     plan = make_plan([wanted([], 1, crashes=CrashBackoff(3, NOW + 4))], NOW)
     assert plan.actions == []
     assert reasons(plan) == {"m": "3 crashes in a row, next try in 4 s"}
@@ -155,7 +155,7 @@ def ended(status: int | None, *, ready: float | None, reported: bool = False) ->
     return Exit(child, NOW, status)
 
 
-def test_crashes_in_a_row_wait_longer_and_longer_up_to_a_minute() -> None:
+def test_back_off_doubles_up_to_a_minute() -> None:
     crashes, waits = CrashBackoff(), []
     for _ in range(8):
         crashes, on_crash = after_exit(crashes, ended(1, ready=None))
@@ -177,7 +177,7 @@ def test_crashes_in_a_row_wait_longer_and_longer_up_to_a_minute() -> None:
         (ended(-15, ready=None), 3, True),
     ],
 )
-def test_what_counts_as_a_crash(exit_: Exit, count: int, on_crash: bool) -> None:
+def test_exits_that_count_as_crashes(exit_: Exit, count: int, on_crash: bool) -> None:
     after, was_crash = after_exit(CrashBackoff(2, 0.0), exit_)
     assert (after.count, was_crash) == (count, on_crash)
 
@@ -193,7 +193,7 @@ def test_what_counts_as_a_crash(exit_: Exit, count: int, on_crash: bool) -> None
         (None, 100.0, Stage.STARTING, False),
     ],
 )
-def test_crashes_are_forgiven_when_a_later_worker_stays_well(
+def test_crashes_are_reset_by_a_healthy_later_worker(
     ready_ago: float | None, crashed_ago: float, stage: Stage, forgiven: bool
 ) -> None:
     crashes = record_crash(CrashBackoff(4), NOW - crashed_ago)
@@ -214,5 +214,5 @@ def test_crashes_are_forgiven_when_a_later_worker_stays_well(
         (3, 1, [Stage.READY], 0),  # no longer wanted
     ],
 )
-def test_what_is_owed_after_deaths(lost: int, desired: int, stages: list[Stage], owed: int) -> None:
+def test_pending_replacements_after_crashes(lost: int, desired: int, stages: list[Stage], owed: int) -> None:
     assert pending_replacements(lost, desired, [replica(f"w{i}", stage) for i, stage in enumerate(stages)]) == owed

@@ -59,13 +59,13 @@ X, Y = worker("x", new=True, age=50), worker("y", STARTING, new=True, age=2)
         (UpdatePolicy("", max_age_s=400.0), {}),
     ],
 )
-def test_who_is_outdated(policy: UpdatePolicy, expected: dict[str, str]) -> None:
+def test_outdated_workers_and_reasons(policy: UpdatePolicy, expected: dict[str, str]) -> None:
     found = outdated([C, A, X, B, Y, worker("gone", DRAINING, age=9999)], policy, NOW)
     assert found == expected
     assert list(found) == [name for name in "abcxy" if name in expected], "the oldest first"
 
 
-def test_workers_of_one_start_do_not_all_age_at_once() -> None:
+def test_maximum_age_differs_between_workers() -> None:
     born = [
         replace(worker(f"m-{number:06x}"), process=replace(A.process, id=f"m-{number:06x}")) for number in range(200)
     ]
@@ -97,7 +97,7 @@ OLD = dict.fromkeys("abc", "old")
         ([A, B, Y], 2, 1, 1),  # ... but not one that has started again by itself
     ],
 )
-def test_one_more_only_while_it_is_needed(replicas: list[Replica], desired: int, crashes: int, expected: int) -> None:
+def test_surge_lasts_as_long_as_needed(replicas: list[Replica], desired: int, crashes: int, expected: int) -> None:
     assert surge(replicas, desired, OLD, CrashBackoff(crashes)) == expected
 
 
@@ -112,9 +112,7 @@ def test_one_more_only_while_it_is_needed(replicas: list[Replica], desired: int,
         ([X], 1, "", "x"),
     ],
 )
-def test_who_goes_first_and_whom_a_policy_counts(
-    replicas: list[Replica], desired: int, going: str, counted: str
-) -> None:
+def test_next_to_replace_and_counted_workers(replicas: list[Replica], desired: int, going: str, counted: str) -> None:
     assert "".join(r.process.id for r in next_to_replace(replicas, desired, OLD)) == going
     assert "".join(r.process.id for r in without_surge(replicas, desired, OLD)) == counted
 
@@ -128,7 +126,7 @@ def test_who_goes_first_and_whom_a_policy_counts(
         ({"a": "why", "b": "why"}, 3, "2 of 2 to be replaced: why; stopped by 3 crashes in a row"),
     ],
 )
-def test_what_people_are_told(old: dict[str, str], crashes: int, expected: str) -> None:
+def test_progress_is_described(old: dict[str, str], crashes: int, expected: str) -> None:
     assert describe_progress([A, B, worker("c", DRAINING)], old, CrashBackoff(crashes)) == expected
 
 
@@ -281,7 +279,9 @@ def on_devices(*replicas: Replica) -> list[Replica]:
         ([worker("a", DRAINING), B, X], 4, 0, []),
     ],
 )
-def test_what_a_plan_does(replicas: list[Replica], devices: int, crashes: int, expected: list[str]) -> None:
+def test_plan_replaces_outdated_workers(
+    replicas: list[Replica], devices: int, crashes: int, expected: list[str]
+) -> None:
     seen = on_devices(*replicas)
     brain = brain_of(*seen, devices=devices, policy=UpdatePolicy("new"), crashes=crashes)
     plan = brain.tick({name: Observation(name, Queue(3, 0), seen) for name in brain.models}, NOW).plan
@@ -297,7 +297,7 @@ def test_what_a_plan_does(replicas: list[Replica], devices: int, crashes: int, e
     assert plan.blocked == {}
 
 
-def test_a_model_that_lacks_a_worker_goes_before_anothers_successor() -> None:
+def test_missing_worker_has_priority_over_replacement() -> None:
     limits = WorkerLimits(1, 2, 600, 60, 10)
     seen = {"m": on_devices(A), "n": []}
     models = {
@@ -322,7 +322,7 @@ def test_a_model_that_lacks_a_worker_goes_before_anothers_successor() -> None:
 # ---- orders, as the brain obeys them
 
 
-def test_what_is_held_stands_in_for_the_policy_and_its_end_is_decided_at_once() -> None:
+def test_override_replaces_policy_until_its_end() -> None:
     seen = on_devices(A, B)
     brain = brain_of(*seen, devices=4, policy=UpdatePolicy())
     model = brain.models["m"]
@@ -340,7 +340,7 @@ def test_what_is_held_stands_in_for_the_policy_and_its_end_is_decided_at_once() 
     assert [trigger for trigger, _ in think(NOW + 501, 3)] == ["tick"]
 
 
-def test_paused_it_replaces_what_dies_and_keeps_what_it_found() -> None:
+def test_paused_autoscaler_replaces_dead_workers() -> None:
     seen = on_devices(A, B, C)
     brain = brain_of(*seen, devices=4, policy=UpdatePolicy(), desired=1)
     brain.models["m"].limits = WorkerLimits(1, 4, 600, 60, 10)
@@ -354,7 +354,7 @@ def test_paused_it_replaces_what_dies_and_keeps_what_it_found() -> None:
 
 
 @pytest.mark.parametrize("newcomer", [Y, X])
-def test_the_worker_too_many_is_none_to_the_policy(newcomer: Replica) -> None:
+def test_policy_does_not_count_the_surge_worker(newcomer: Replica) -> None:
     seen = on_devices(A, B, newcomer)
     brain = brain_of(*seen, devices=4, policy=UpdatePolicy("new"))
     brain.models["m"].limits = WorkerLimits(1, 4, 600, 60, 10)

@@ -117,18 +117,18 @@ def called(name: str, start: Start = START) -> Activate:
         ([], keeping(1, [], crashes=CrashBackoff(1, NOW, NOW - 1)), [MORE]),
     ],
 )
-def test_plans(actions: list[Action], own: StandbyTarget, expected: list[Action]) -> None:
+def test_plan_with_standby_workers(actions: list[Action], own: StandbyTarget, expected: list[Action]) -> None:
     assert planned(actions, own) == expected
 
 
-def test_models_keep_their_own() -> None:
+def test_models_have_separate_standby_workers() -> None:
     other = WorkerProcess("b", "n", "cuda", 3, NOW - 50, spare=True, loaded_at=NOW - 40)
     models = [keeping(1, [spare("a")]), keeping(1, [other], model="n")]
     starts = [Start("n", "cuda:0", "x"), START]
     assert planned(starts, *models) == [Activate("b", "n", "cuda:0", "x"), called("a")]
 
 
-def test_only_loaded_ones_are_ready() -> None:
+def test_only_loaded_standby_workers_are_ready() -> None:
     spares = [spare("a"), spare("b", loaded=False), spare("c", drained_at=NOW), spare("d", kind="cpu")]
     assert count_ready(spares, "cuda") == 1
     assert [as_replica(child).stage for child in spares[:2]] == [Stage.READY, Stage.STARTING]

@@ -44,7 +44,7 @@ class Fixed:
     ("says", "limits", "desired"),
     [(-3, LIMITS, 1), (99, LIMITS, 8), (4, LIMITS, 4), (0, replace(LIMITS, min_workers=3), 3)],
 )
-def test_no_policy_leaves_the_bounds(says: int, limits: WorkerLimits, desired: int) -> None:
+def test_decision_is_clamped_to_bounds(says: int, limits: WorkerLimits, desired: int) -> None:
     decision, _ = bounds.decide(Fixed(says), seen(IDLE, 2), scaling(), limits, PolicyMemory(), 0.0)
     assert decision.desired == desired
 
@@ -54,7 +54,7 @@ def test_no_policy_leaves_the_bounds(says: int, limits: WorkerLimits, desired: i
     [(2, LIMITS, 2, False), (0, LIMITS, 1, True), (9, LIMITS, 8, True), (0, ZERO, 0, False), (1, ZERO, 1, False)],
 )
 @pytest.mark.parametrize("policy", ["slo_work", "queue_depth", "ongoing_requests"])
-def test_without_data_only_the_bounds_hold(
+def test_without_data_only_bounds_apply(
     policy: str, ready: int, limits: WorkerLimits, desired: int, valid: bool
 ) -> None:
     held = scaling(policy=policy, min_workers=limits.min_workers)
@@ -73,7 +73,7 @@ def test_without_data_only_the_bounds_hold(
         (0, 1, NINE, 1),  # min_workers still holds
     ],
 )
-def test_a_schedule_is_a_floor_under_any_policy(workers: int, says: int, unix_s: float | None, desired: int) -> None:
+def test_schedule_is_a_minimum_for_any_policy(workers: int, says: int, unix_s: float | None, desired: int) -> None:
     entries = [{"cron": "0 8 * * *", "workers": workers}, {"cron": "0 20 * * *", "workers": 2}]
     held = scaling(schedule=entries, max_workers=8)
     decision, _ = bounds.decide(Fixed(says), seen(IDLE, 1, unix_s=unix_s), held, LIMITS, PolicyMemory(), 0.0)
@@ -82,14 +82,14 @@ def test_a_schedule_is_a_floor_under_any_policy(workers: int, says: int, unix_s:
         assert "schedule" in decision.reason
 
 
-def test_a_schedule_above_the_devices_of_this_machine_gets_all_of_them() -> None:
+def test_schedule_above_max_workers_is_clamped() -> None:
     held = scaling(schedule=[{"cron": "0 8 * * *", "workers": 12}])
     decision, _ = bounds.decide(Fixed(1), seen(IDLE, 1, unix_s=NINE), held, LIMITS, PolicyMemory(), 0.0)
     assert decision.desired == 8
 
 
 @pytest.mark.parametrize("policy", ["slo_work", "queue_depth", "ongoing_requests", "static"])
-def test_the_last_worker_goes_after_so_much_time_without_work(policy: str) -> None:
+def test_last_worker_stops_after_idle_s(policy: str) -> None:
     held = scaling(policy=policy, min_workers=0, scale_to_zero={"idle_s": 100})
     memory, decided = PolicyMemory(), {}
     for now in (0.0, 30.0, 60.0, 99.0, 100.0):
@@ -110,7 +110,7 @@ def test_the_last_worker_goes_after_so_much_time_without_work(policy: str) -> No
         None,
     ],
 )
-def test_whatever_was_to_do_begins_the_time_anew(meanwhile: Queue | None) -> None:
+def test_any_work_restarts_the_idle_period(meanwhile: Queue | None) -> None:
     held, memory = scaling(min_workers=0, scale_to_zero={"idle_s": 100}), PolicyMemory()
     after = replace(IDLE, started_total=meanwhile.started_total) if meanwhile else IDLE
     decided = []
@@ -120,7 +120,7 @@ def test_whatever_was_to_do_begins_the_time_anew(meanwhile: Queue | None) -> Non
     assert decided == [1, 1, 1, 1, 0]
 
 
-def test_several_idle_workers_go_down_to_one_first() -> None:
+def test_scale_to_zero_goes_through_one_worker() -> None:
     held, memory = scaling(min_workers=0, scale_to_zero={"idle_s": 0}), PolicyMemory()
     decision, memory = bounds.decide(Fixed(1), seen(IDLE, 3), held, ZERO, memory, 0.0)
     assert decision.desired == 1
@@ -128,7 +128,7 @@ def test_several_idle_workers_go_down_to_one_first() -> None:
     assert decision.desired == 0
 
 
-def test_a_schedule_keeps_the_last_worker() -> None:
+def test_schedule_prevents_scale_to_zero() -> None:
     held = scaling(min_workers=0, scale_to_zero={"idle_s": 0}, schedule=[{"cron": "0 8 * * *", "workers": 2}])
     decision, _ = bounds.decide(Fixed(0), seen(IDLE, 1, unix_s=NINE), held, ZERO, PolicyMemory(), 0.0)
     assert decision.desired == 2
@@ -148,7 +148,7 @@ def test_a_schedule_keeps_the_last_worker() -> None:
     ],
 )
 @pytest.mark.parametrize("policy", ["slo_work", "queue_depth", "ongoing_requests", "static"])
-def test_the_first_requests_bring_what_their_backlog_needs(
+def test_first_request_starts_workers_for_its_backlog(
     policy: str, queued: int, work_s: float | None, activation: int, desired: int
 ) -> None:
     held = scaling(policy=policy, min_workers=0, scale_to_zero={"activation": activation}, drain_s=20)
@@ -157,7 +157,7 @@ def test_the_first_requests_bring_what_their_backlog_needs(
     assert (decision.desired, decision.valid) == (desired, True)
 
 
-def test_what_is_no_decision_stays_none_but_for_the_first_request() -> None:
+def test_invalid_decision_is_kept_except_from_zero() -> None:
     silent = Fixed(5, valid=False)
     decision, _ = bounds.decide(silent, seen(IDLE, 2), scaling(), LIMITS, PolicyMemory(), 0.0)
     assert not decision.valid

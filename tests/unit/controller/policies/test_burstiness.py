@@ -32,7 +32,7 @@ def bunches(size: int, periods: int) -> list[int]:
 
 
 @pytest.mark.parametrize(("size", "least", "most"), [(1, 1.0, 1.4), (2, 1.5, 2.6), (5, 3.0, 6.5)])
-def test_bunches_show_in_the_counts(size: int, least: float, most: float) -> None:
+def test_bursts_raise_the_dispersion_index(size: int, least: float, most: float) -> None:
     assert least <= after(bunches(size, 400)).burstiness <= most
 
 
@@ -46,11 +46,11 @@ def test_bunches_show_in_the_counts(size: int, least: float, most: float) -> Non
         ([150] * 7 + [0] * 20) * 5,  # on and off
     ],
 )
-def test_what_comes_evenly_or_at_another_rate_is_not_uneven(periods: list[int]) -> None:
+def test_regular_arrivals_and_rate_changes_are_no_bursts(periods: list[int]) -> None:
     assert after(periods).burstiness == 1.0
 
 
-def test_looks_within_a_period_and_over_a_gap_say_nothing() -> None:
+def test_observation_within_period_or_after_gap_is_ignored() -> None:
     counts = after([40, 60, 40])
     assert counts.burstiness > 1
     assert updated(counts, 70, 180.0 + 89.0) == counts
@@ -59,11 +59,11 @@ def test_looks_within_a_period_and_over_a_gap_say_nothing() -> None:
     assert (gap.burstiness, gap.last) == (counts.burstiness, 70)
 
 
-def test_nothing_is_taken_from_a_count_that_has_just_begun() -> None:
+def test_short_uptime_gives_no_estimate() -> None:
     assert updated(DispersionIndex(), 20, 0.0, uptime_s=60.0) == DispersionIndex()
 
 
-def test_what_was_learnt_moves_to_another_clock() -> None:
+def test_state_moves_to_another_clock() -> None:
     counts = after([40, 60])
     assert counts.shifted(-90.0).at == 0.0
     assert counts.shifted(-90.0).shifted(90.0) == counts

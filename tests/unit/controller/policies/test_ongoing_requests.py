@@ -47,7 +47,7 @@ def scaling(**given: Any) -> Scaling:
         (1, 0, 0, 2.5, 1, 3),
     ],
 )
-def test_one_look(tasks: int, ready: int, starting: int, up: float, down: float, desired: int) -> None:
+def test_single_decision(tasks: int, ready: int, starting: int, up: float, down: float, desired: int) -> None:
     held = scaling(upscaling_factor=up, downscaling_factor=down)
     decision, _ = decide(seen(tasks, ready, starting), held, LIMITS, None, 0.0)
     assert (decision.desired, decision.valid) == (desired, True)
@@ -55,12 +55,12 @@ def test_one_look(tasks: int, ready: int, starting: int, up: float, down: float,
 
 
 @pytest.mark.parametrize(("cap", "target"), [(None, 0.7), (1, 0.7), (10, 7.0)])
-def test_the_target_follows_the_measured_batch(cap: int | None, target: float) -> None:
+def test_auto_target_follows_the_measured_batch(cap: int | None, target: float) -> None:
     decision, _ = decide(seen(7, 1, cap=cap), scaling(target_ongoing_requests="auto"), LIMITS, None, 0.0)
     assert decision.inputs["target"] == pytest.approx(target)
 
 
-def test_no_data_is_no_decision_and_delays_begin_anew() -> None:
+def test_missing_data_restarts_the_delays() -> None:
     slow = scaling(upscale_delay_s=30)
     _, memory = decide(seen(10, 1), slow, LIMITS, None, 0.0)
     blind, memory = decide(seen(None, 1), slow, LIMITS, memory, 20.0)
@@ -82,18 +82,18 @@ def changes(scaling: Scaling, every_s: float, until_s: float, load: dict[float, 
 
 
 @pytest.mark.parametrize("every_s", [5.0, 10.0, 30.0])
-def test_delays_are_times_and_no_counts_of_ticks(every_s: float) -> None:
+def test_delays_do_not_depend_on_the_tick_interval(every_s: float) -> None:
     slow = scaling(upscale_delay_s=60, downscale_delay_s=120, look_back_period_s=1)
     load = {0.0: 2, 60.0: 8, 300.0: 2}
     assert changes(slow, every_s, 900, load) == [(0.0, 1), (120.0, 4), (420.0, 1)]
 
 
-def test_a_crossing_begins_the_delay_anew() -> None:
+def test_threshold_crossing_restarts_the_delay() -> None:
     slow = scaling(upscale_delay_s=60, look_back_period_s=1)
     assert changes(slow, 10, 300, {0.0: 8, 50.0: 2, 60.0: 8, 110.0: 2}) == [(0.0, 1)]
 
 
-def test_the_load_is_a_mean_over_the_look_back_period_which_a_change_begins_anew() -> None:
+def test_mean_load_restarts_after_a_change() -> None:
     mean = scaling(look_back_period_s=30)
     _, memory = decide(seen(0, 5), scaling(look_back_period_s=30, downscale_delay_s=600), LIMITS, None, 0.0)
     second, memory = decide(seen(40, 5), mean, LIMITS, memory, 10.0)
@@ -110,7 +110,7 @@ def test_the_load_is_a_mean_over_the_look_back_period_which_a_change_begins_anew
     st.integers(3, 8),
     st.floats(0.1, 3),
 )
-def test_whatever_happens_the_number_stays_in_bounds(
+def test_any_history_keeps_number_in_bounds(
     history: list[tuple[float, int | None]], least: int, most: int, factor: float
 ) -> None:
     limits, workers, memory, now = WorkerLimits(least, most, 60, 60, 10), least, None, 0.0
@@ -123,6 +123,6 @@ def test_whatever_happens_the_number_stays_in_bounds(
         workers = decision.desired
 
 
-def test_a_silence_is_not_bridged() -> None:
+def test_restart_clears_the_state() -> None:
     _, memory = decide(seen(10, 1), scaling(upscale_delay_s=30), LIMITS, None, 0.0)
     assert memory.shifted(100.0) == OngoingRequestsMemory()

@@ -50,7 +50,7 @@ def seen(queue: Queue | None, ready: int, starting: int = 0, draining: int = 0) 
         (0, 0, 2, 0, 0, 2, "for 0 of 60 s"),
     ],
 )
-def test_one_look(
+def test_single_decision(
     queued: int, running: int, ready: int, starting: int, draining: int, desired: int, reason: str
 ) -> None:
     decision, _ = decide(
@@ -60,7 +60,7 @@ def test_one_look(
     assert reason in decision.reason
 
 
-def test_no_data_is_no_decision_and_the_clock_of_the_holds_starts_anew() -> None:
+def test_missing_data_is_an_invalid_decision() -> None:
     _, memory = decide(seen(Queue(0, 0), 2), SCALING, LIMITS, QueueDepthMemory(), 0.0)
     blind, memory = decide(seen(None, 2), SCALING, LIMITS, memory, 30.0)
     assert blind == Decision(2, "no data", valid=False)
@@ -81,14 +81,14 @@ def test_no_data_is_no_decision_and_the_clock_of_the_holds_starts_anew() -> None
         (24, 1, 1, 3),
     ],
 )
-def test_owed_workers_count_as_capacity_to_come(queued: int, ready: int, owed: int, desired: int) -> None:
+def test_pending_replacements_count_as_capacity(queued: int, ready: int, owed: int, desired: int) -> None:
     observation = replace(seen(Queue(queued, 0), ready), owed=owed)
     decision, _ = decide(observation, SCALING, LIMITS, QueueDepthMemory(), 0.0)
     assert decision.desired == desired
 
 
 @pytest.mark.parametrize("meanwhile", [seen(None, 1), seen(Queue(50, 0), 0), seen(Queue(50, 0), 9)])
-def test_a_hold_does_not_bridge_what_was_not_watched(meanwhile: Observation) -> None:
+def test_missing_data_or_new_size_restarts_the_hold(meanwhile: Observation) -> None:
     held = SCALING.model_copy(update={"scale_up_hold_s": 60.0})
     _, memory = decide(seen(Queue(20, 0), 1), held, LIMITS, QueueDepthMemory(), 0.0)
     _, memory = decide(meanwhile, held, LIMITS, memory, 30.0)
@@ -107,7 +107,7 @@ def test_each_direction_has_its_own_cooldown() -> None:
     assert grown[4:] == [(400.0, 3), (600.0, 2), (800.0, 1)]
 
 
-def test_no_worker_is_removed_that_the_rest_would_miss_at_once() -> None:
+def test_removal_that_would_overload_the_rest_is_not_made() -> None:
     narrow = SCALING.model_copy(update={"scale_up_at": 4.0, "scale_down_at": 3.0, "scale_down_hold_s": 0.0})
     decision, _ = decide(seen(Queue(0, 5), 2), narrow, LIMITS, QueueDepthMemory(), 0.0)
     assert decision.desired == 2
@@ -139,21 +139,21 @@ def changes(scaling: Scaling, interval_s: float, until_s: float, load: dict[floa
     return changed
 
 
-def test_times_are_durations_not_counts_of_ticks() -> None:
+def test_times_do_not_depend_on_the_tick_interval() -> None:
     held = SCALING.model_copy(update={"scale_up_hold_s": 60.0, "scale_up_cooldown_s": 60.0})
     load = {0.0: 0, 60.0: 20, 240.0: 4}
     fast, slow = changes(held, 5.0, 900.0, load), changes(held, 30.0, 900.0, load)
     assert fast == slow == [(0.0, 1), (120.0, 2), (300.0, 1)]
 
 
-def test_a_growing_queue_adds_one_each_time_and_each_direction_has_its_own_patience() -> None:
+def test_each_direction_has_its_own_hold() -> None:
     grown = changes(SCALING, 30.0, 600.0, {0.0: 100, 150.0: 0})
     assert grown[:6] == [(0.0, 1), (0.0, 2), (30.0, 3), (60.0, 4), (90.0, 5), (120.0, 6)]
     # The last addition was at 120 s; the load is low from 150 s; each removal needs 60 s of its own.
     assert grown[6:] == [(210.0, 5), (300.0, 4), (390.0, 3), (480.0, 2), (570.0, 1)]
 
 
-def test_a_burst_shorter_than_its_hold_changes_nothing() -> None:
+def test_burst_shorter_than_hold_changes_nothing() -> None:
     held = SCALING.model_copy(update={"scale_up_hold_s": 60.0})
     assert changes(held, 30.0, 300.0, {0.0: 5, 30.0: 50, 60.0: 5}) == [(0.0, 1)]
 
@@ -163,7 +163,7 @@ def test_a_burst_shorter_than_its_hold_changes_nothing() -> None:
     st.integers(1, 3),
     st.integers(3, 8),
 )
-def test_whatever_happens_the_number_stays_in_bounds_and_moves_by_one(
+def test_any_history_keeps_bounds_and_steps_of_one(
     history: list[tuple[float, int | None]], least: int, most: int
 ) -> None:
     limits = WorkerLimits(least, most, 60, 60, 10)

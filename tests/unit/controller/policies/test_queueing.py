@@ -36,7 +36,7 @@ def by_definition(servers: int, offered: float) -> float:
 
 
 @pytest.mark.parametrize(("servers", "offered"), [(1, 0.3), (1, 0.99), (2, 1.0), (5, 3.7), (12, 11.5), (40, 33.3)])
-def test_the_delay_formula_is_that_of_the_textbook(servers: int, offered: float) -> None:
+def test_erlang_c_equals_its_definition(servers: int, offered: float) -> None:
     assert erlang_c(servers, offered) == pytest.approx(by_definition(servers, offered), rel=1e-9)
 
 
@@ -51,12 +51,12 @@ def test_the_delay_formula_is_that_of_the_textbook(servers: int, offered: float)
         (32_000, 31_821.3, 0.2234),
     ],
 )
-def test_the_delay_formula_at_its_ends(servers: int, offered: float, expected: float) -> None:
+def test_erlang_c_at_its_limits(servers: int, offered: float, expected: float) -> None:
     assert erlang_c(servers, offered) == pytest.approx(expected, abs=2e-3)
 
 
 @given(st.integers(1, 300), st.floats(0.01, 299))
-def test_the_delay_formula_is_a_probability_that_falls_with_more_servers(servers: int, offered: float) -> None:
+def test_erlang_c_is_a_decreasing_probability(servers: int, offered: float) -> None:
     fewer, more = erlang_c(servers, offered), erlang_c(servers + 1, offered)
     assert 0 <= more <= fewer <= 1
 
@@ -84,7 +84,7 @@ def test_workers_for_a_rate(
 
 
 @given(st.floats(0.01, 20), st.floats(0.1, 30), st.integers(1, 8), st.floats(0, 60), st.floats(0.001, 0.9))
-def test_workers_for_a_rate_are_the_fewest_that_do(
+def test_workers_for_a_rate_are_the_fewest(
     rate: float, service_s: float, batch: int, patience_s: float, allowed: float
 ) -> None:
     offered = rate * service_s
@@ -99,7 +99,7 @@ def test_workers_for_a_rate_are_the_fewest_that_do(
     assert workers_for_rate(rate, service_s, batch, patience_s, allowed, enough + 5) == enough
 
 
-def test_the_upper_rate_is_where_so_few_events_would_be_so_many_deviations_off() -> None:
+def test_upper_rate_bound_solves_its_equation() -> None:
     for count, margin in itertools.product((0, 3, 100), (0.0, 1.0, 3.0)):
         mean = upper_rate_bound(count, 60.0, margin) * 60
         assert mean - margin * math.sqrt(mean) == pytest.approx(count, abs=1e-9)
@@ -116,7 +116,7 @@ def test_the_upper_rate_is_where_so_few_events_would_be_so_many_deviations_off()
         (1, 1, 1, 1 / 30, 1 / 90),
     ],
 )
-def test_rates_are_counts_over_the_time_that_was_counted(
+def test_rates_are_counts_per_observed_time(
     recent: int, lately: int, uptime_s: float, present: float, usual: float
 ) -> None:
     queue = Queue(0, 0, arrivals_short_window=recent, arrivals_long_window=lately, uptime_s=uptime_s)
@@ -205,7 +205,7 @@ def test_workers_for_a_backlog(
         (101.0, 0, 1, (), 0, 4, 0.0, 1),
     ],
 )
-def test_nobody_is_started_for_a_backlog_that_makes_nobody_late(
+def test_backlog_without_late_tasks_needs_no_workers(
     work_s: float,
     recent: int,
     ready: int,
@@ -221,5 +221,5 @@ def test_nobody_is_started_for_a_backlog_that_makes_nobody_late(
     assert workers_for_backlog(observation, SCALING, now=100.0) == workers
 
 
-def test_without_data_no_backlog_is_known() -> None:
+def test_missing_data_needs_no_workers() -> None:
     assert workers_for_backlog(seen(None, 1), SCALING, 0.0) == 0

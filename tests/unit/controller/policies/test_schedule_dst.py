@@ -87,5 +87,5 @@ def test_each_local_time_counts_once(
     assert changes(zone, entries, first) == expected
 
 
-def test_entry_of_every_minute_is_found_through_a_repeated_hour() -> None:
+def test_minutely_entry_is_active_in_a_repeated_hour() -> None:
     assert changes("Europe/Berlin", [("* * * * *", 2)], "2026-10-24T23:00", hours=5) == []

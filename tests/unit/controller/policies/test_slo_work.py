@@ -68,7 +68,7 @@ def scaling(**given: Any) -> Scaling:
         ),
     ],
 )
-def test_one_look(
+def test_single_decision(
     changes: dict[str, Any], ready: int, starting: int, n_rate: int, n_backlog: int, desired: int
 ) -> None:
     observation = seen(replace(STEADY, **changes), ready, starting)
@@ -88,7 +88,7 @@ def test_one_look(
 
 
 @pytest.mark.parametrize(("squares", "n_rate"), [(100.0, 5), (200.0, 6), (900.0, 7)])
-def test_bunches_need_more_workers_for_the_same_rate(squares: float, n_rate: int) -> None:
+def test_bursty_arrivals_need_more_workers(squares: float, n_rate: int) -> None:
     decision, _ = decide(
         seen(STEADY, 5), SCALING, LIMITS, SloWorkMemory(-0.5, counts=DispersionIndex(squares=squares)), 30.0
     )
@@ -96,7 +96,7 @@ def test_bunches_need_more_workers_for_the_same_rate(squares: float, n_rate: int
     assert decision.inputs["burstiness"] == squares / 100
 
 
-def test_no_data_is_no_decision_and_teaches_nothing() -> None:
+def test_missing_data_is_invalid_and_keeps_the_state() -> None:
     before = SloWorkMemory(z_offset=0.5, dispatched=100, late=3)
     decision, memory = decide(seen(None, 3), SCALING, LIMITS, before, 30.0)
     assert (decision.desired, decision.valid) == (3, False)
@@ -104,14 +104,14 @@ def test_no_data_is_no_decision_and_teaches_nothing() -> None:
 
 
 @pytest.mark.parametrize(("queued", "ready", "desired"), [(0, 2, 2), (500, 2, 2), (500, 0, 1), (500, 9, 8)])
-def test_where_no_step_was_measured_nothing_is_guessed(queued: int, ready: int, desired: int) -> None:
+def test_unmeasured_steps_keep_the_number(queued: int, ready: int, desired: int) -> None:
     unknown = replace(STEADY, queued=queued, backlog_work_s=None, mean_work_s=None)
     decision, _ = decide(seen(unknown, ready), SCALING, LIMITS, SloWorkMemory(), 30.0)
     assert (decision.desired, decision.valid) == (desired, True)
     assert "no step was measured" in decision.reason
 
 
-def test_workers_go_when_as_few_have_been_wanted_for_a_cold_start() -> None:
+def test_scale_down_waits_for_one_cold_start() -> None:
     memory = SloWorkMemory(-0.5)
     history = {0.0: STEADY, 10.0: CALM, 20.0: CALM, 39.0: CALM, 40.0: CALM}
     desired = []
@@ -121,7 +121,7 @@ def test_workers_go_when_as_few_have_been_wanted_for_a_cold_start() -> None:
     assert desired == [5, 5, 5, 5, 1]
 
 
-def test_a_newly_started_controller_knows_that_what_it_finds_was_wanted() -> None:
+def test_new_controller_keeps_existing_workers_at_first() -> None:
     first, memory = decide(seen(CALM, 4), SCALING, LIMITS, None, 100.0)
     later, _ = decide(seen(CALM, 4), SCALING, LIMITS, memory, 141.0)
     assert (first.desired, later.desired) == (4, 1)
@@ -131,9 +131,7 @@ def test_a_newly_started_controller_knows_that_what_it_finds_was_wanted() -> Non
     ("uptime_s", "ready", "initial", "desired"),
     [(0.0, 0, 3, 3), (299.0, 5, 3, 5), (299.0, 5, None, 5), (300.0, 5, 3, 1)],
 )
-def test_nobody_goes_while_arrivals_have_not_been_counted_for_long(
-    uptime_s: float, ready: int, initial: int | None, desired: int
-) -> None:
+def test_no_scale_down_within_startup_hold(uptime_s: float, ready: int, initial: int | None, desired: int) -> None:
     young = replace(CALM, uptime_s=uptime_s)
     hold = scaling(initial_workers=initial)
     # The wish to go is older than its window: only the hold is left.
@@ -142,7 +140,7 @@ def test_nobody_goes_while_arrivals_have_not_been_counted_for_long(
     assert decision.desired == desired
 
 
-def test_what_begins_with_more_keeps_it_while_its_workers_start() -> None:
+def test_initial_workers_are_kept_while_they_start() -> None:
     young = replace(CALM, uptime_s=1.0)
     hold, memory = scaling(initial_workers=3), None
     for now, starting in ((0.0, 0), (30.0, 3), (60.0, 2), (90.0, 3)):
@@ -161,7 +159,7 @@ def test_what_begins_with_more_keeps_it_while_its_workers_start() -> None:
         (100_000, 0, -1.0),
     ],
 )
-def test_the_margin_follows_the_waits_that_were_seen(begun: int, late: int, z: float) -> None:
+def test_margin_follows_the_late_fraction(begun: int, late: int, z: float) -> None:
     fixed = scaling(feedback={"gain": 0.01, "violation_target": 0.005})
     queue = replace(STEADY, started_total=1000 + begun, started_late_total=10 + late)
     _, memory = decide(seen(queue, 6), fixed, LIMITS, SloWorkMemory(-0.5, dispatched=1000, late=10), 30.0)
@@ -169,7 +167,7 @@ def test_the_margin_follows_the_waits_that_were_seen(begun: int, late: int, z: f
 
 
 @pytest.mark.parametrize(("cold_start_s", "z_offset", "z"), [(40.0, 0.0, 1.5), (10.0, 0.0, 0.5), (10.0, 5.0, 5.0)])
-def test_where_starts_are_short_less_is_kept_in_advance(cold_start_s: float, z_offset: float, z: float) -> None:
+def test_fast_start_lowers_the_initial_margin(cold_start_s: float, z_offset: float, z: float) -> None:
     observation = replace(seen(STEADY, 6), cold_start_s=cold_start_s)
     decision, _ = decide(observation, SCALING, LIMITS, SloWorkMemory(z_offset), 30.0)
     assert decision.inputs["headroom_z"] == z
@@ -185,13 +183,13 @@ def test_where_starts_are_short_less_is_kept_in_advance(cold_start_s: float, z_o
         SloWorkMemory(-0.5, dispatched=1000, late=10, scaling_from_zero=True),  # they came while there was no worker
     ],
 )
-def test_the_margin_is_left_alone_where_nobody_could_have_done_better(memory: SloWorkMemory) -> None:
+def test_margin_is_unchanged_without_alternative(memory: SloWorkMemory) -> None:
     queue = replace(STEADY, started_total=2000, started_late_total=510)
     _, after = decide(seen(queue, 6), SCALING, LIMITS, memory, 30.0)
     assert (after.z_offset, after.dispatched, after.late) == (-0.5, 2000, 510)
 
 
-def test_what_waited_for_the_first_worker_is_no_fault_of_the_margin() -> None:
+def test_waits_for_first_worker_do_not_change_margin() -> None:
     zero, memory = scaling(min_workers=0), SloWorkMemory(-0.5, dispatched=0)
     story = [
         (0, 0, 1, 5.0),  # one waits, no worker
@@ -233,7 +231,7 @@ def test_what_waited_for_the_first_worker_is_no_fault_of_the_margin() -> None:
         ),
     ],
 )
-def test_behavior_bounds_each_direction(
+def test_behavior_limits_each_direction(
     behavior: dict[str, Any], wishes: list[tuple[float, Queue, int]], desired: list[int]
 ) -> None:
     held, memory, decided = scaling(behavior=behavior), SloWorkMemory(-0.5), []
@@ -263,7 +261,7 @@ def test_memory_moves_to_another_clock() -> None:
     st.integers(1, 3),
     st.integers(3, 8),
 )
-def test_whatever_happens_the_number_stays_in_bounds(
+def test_any_history_keeps_number_in_bounds(
     history: list[tuple[float, int | None, int]], least: int, most: int
 ) -> None:
     limits = WorkerLimits(least, most, 60, 60, 10)

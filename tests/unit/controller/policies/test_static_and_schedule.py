@@ -22,7 +22,7 @@ def seen(tasks: int | None = 0, ready: int = 1, at: str | None = None, zone: str
     return Observation("m", None if tasks is None else Queue(tasks, 0), replicas, unix_s=unix_s)
 
 
-def test_the_configuration_knows_the_same_policies() -> None:
+def test_configuration_and_policies_have_the_same_names() -> None:
     assert POLICY_FIELDS.keys() == POLICIES.keys()
     assert MEMORY_TYPES.keys() <= POLICIES.keys()
 
@@ -30,7 +30,7 @@ def test_the_configuration_knows_the_same_policies() -> None:
 @pytest.mark.parametrize(
     ("initial", "least", "tasks", "desired"), [(None, 2, 500, 2), (3, 1, 0, 3), (3, 1, None, 3), (12, 1, 0, 8)]
 )
-def test_static_holds_its_number(initial: int | None, least: int, tasks: int | None, desired: int) -> None:
+def test_static_policy_keeps_its_number(initial: int | None, least: int, tasks: int | None, desired: int) -> None:
     fixed = Scaling(policy="static", min_workers=least, initial_workers=initial)
     limits = WorkerLimits(least, 8, 60, 60, 10)
     decision, _ = static.decide(seen(tasks), fixed, limits, None, 0.0)
@@ -59,13 +59,15 @@ DAY = [{"cron": "0 8 * * 1-5", "workers": 4}, {"cron": "0 20 * * *", "workers": 
         ([{"cron": "0 8 * * *", "workers": 6, "timezone": "Europe/Berlin"}, DAY[1]], "2026-03-29T05:59:00", "UTC", 1),
     ],
 )
-def test_the_entry_in_force(entries: list[dict[str, object]], at: str, zone: str, workers: int) -> None:
+def test_active_schedule_entry_sets_the_number(
+    entries: list[dict[str, object]], at: str, zone: str, workers: int
+) -> None:
     scaling = Scaling.model_validate({"policy": "schedule", "schedule": entries})
     decision, _ = schedule.decide(seen(at=at, zone=zone), scaling, LIMITS, None, 0.0)
     assert (decision.desired, decision.valid) == (workers, True)
 
 
-def test_without_the_time_of_day_a_schedule_decides_nothing() -> None:
+def test_schedule_without_time_is_an_invalid_decision() -> None:
     scaling = Scaling.model_validate({"policy": "schedule", "schedule": DAY})
     decision, _ = schedule.decide(seen(ready=3), scaling, LIMITS, None, 0.0)
     assert (decision.desired, decision.valid) == (3, False)
@@ -95,7 +97,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.mark.usefixtures("folder")
-def test_a_policy_of_ones_own_decides() -> None:
+def test_custom_policy_decides() -> None:
     decision, _ = find("tens:scale")(seen(40), Scaling(policy="tens:scale"), LIMITS, None, 0.0)
     assert decision == Decision(4, "ten each")
 
@@ -110,13 +112,13 @@ def test_a_policy_of_ones_own_decides() -> None:
         ("tens:nothing", "tens has no function nothing"),
     ],
 )
-def test_a_policy_that_cannot_be_had_is_refused(path: str, says: str) -> None:
+def test_policy_import_error_names_the_cause(path: str, says: str) -> None:
     with pytest.raises(PolicyImportError) as refused:
         find(path)
     assert says in str(refused.value)
 
 
 @pytest.mark.usefixtures("folder")
-def test_what_is_no_decision_is_told() -> None:
+def test_invalid_return_value_raises_invalid_policy() -> None:
     with pytest.raises(custom.InvalidPolicy, match="must return a Decision with a whole number, not 3"):
         find("tens:number")(seen(1), Scaling(policy="tens:number"), LIMITS, None, 0.0)

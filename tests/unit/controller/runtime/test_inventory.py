@@ -151,7 +151,9 @@ def test_policy_import_error_names_setting(settings: Any) -> None:
         ({"devices": {"memory_margin": -0.1}}, {}, "devices.memory_margin = -0.1"),
     ],
 )
-def test_bad_values_are_refused(settings: Any, sections: dict[str, Any], model: dict[str, Any], message: str) -> None:
+def test_invalid_values_are_rejected(
+    settings: Any, sections: dict[str, Any], model: dict[str, Any], message: str
+) -> None:
     with pytest.raises(ConfigError) as refusal:
         settings({"m": model}, **sections)
     assert message in str(refusal.value)

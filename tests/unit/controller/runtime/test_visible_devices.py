@@ -55,7 +55,7 @@ def test_machine_without_gpus_serves_on_its_cpu(allowed: str | None) -> None:
         (GPUS, "cuda:0", "names cuda:0, which is no GPU of this machine"),
     ],
 )
-def test_device_that_cannot_be_used_is_refused(present: list[GpuId], allowed: str, message: str) -> None:
+def test_unusable_device_is_rejected(present: list[GpuId], allowed: str, message: str) -> None:
     with pytest.raises(SetupError) as refusal:
         visible_gpus(present, allowed)
     assert message in str(refusal.value)

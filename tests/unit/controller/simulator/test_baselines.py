@@ -31,7 +31,7 @@ def test_ray_waits_for_its_delay_before_it_adds() -> None:
     assert wishes(RayServe(), [seen(8, 1)] * 32) == [1] * 30 + [4] * 2
 
 
-def test_ray_averages_over_the_look_back() -> None:
+def test_ray_averages_over_look_back_period() -> None:
     ray = RayServe(look_back_period_s=4, upscale_delay_s=0)
     # The mean of the last four is 0, 0, 0, 2, 4, ...: a step of 8 requests is taken in by quarters.
     assert wishes(ray, [seen(0, 1)] * 3 + [seen(8, 1)] * 4) == [1, 1, 1, 1, 2, 3, 4]
@@ -43,7 +43,7 @@ def test_ray_removes_after_ten_minutes_only() -> None:
     assert ray.desired(seen(2, 4), 601.0) == 1
 
 
-def test_ray_starts_from_nothing_at_once_and_comes_to_nothing_by_way_of_one() -> None:
+def test_ray_scales_from_zero_at_once_and_to_zero_via_one() -> None:
     assert RayServe().desired(seen(1, 0, limits=ZERO), 0.0) == 1
     ray = RayServe(look_back_period_s=1, downscale_delay_s=0)
     assert wishes(ray, [seen(0, 3, limits=ZERO), seen(0, 1, limits=ZERO)]) == [1, 0]
@@ -57,13 +57,13 @@ def test_ray_moves_by_its_factors() -> None:
 # ---- Knative
 
 
-def test_kpa_counts_concurrency_against_seven_tenths() -> None:
+def test_kpa_target_is_seventy_percent_concurrency() -> None:
     kpa = Kpa(container_concurrency=4)
     # 14 requests / 2.8 = 5; the five pods of the last answer serve by now, so it does not panic.
     assert kpa.desired(seen(14, 5), 0.0) == 5
 
 
-def test_kpa_panics_at_twice_what_its_pods_can_and_then_never_goes_down() -> None:
+def test_kpa_panic_mode_starts_and_never_scales_down() -> None:
     kpa = Kpa()
     assert kpa.desired(seen(7, 2), 0.0) == 10
     quiet = [kpa.desired(seen(0, 10), 2.0 * tick) for tick in range(1, 30)]
@@ -90,7 +90,7 @@ def test_hpa(total_result: int, replicas: int, wanted: int) -> None:
     assert Hpa(target=1).desired(seen(total_result, replicas), 0.0) == wanted
 
 
-def test_hpa_keeps_the_most_of_five_minutes() -> None:
+def test_hpa_keeps_maximum_of_five_minutes() -> None:
     hpa = Hpa(target=1)
     assert hpa.desired(seen(8, 4), 0.0) == 8
     assert hpa.desired(seen(2, 8), 300.0) == 8
@@ -101,7 +101,7 @@ def test_hpa_counts_starting_workers() -> None:
     assert Hpa(target=1).desired(seen(8, 2, 6), 0.0) == 8
 
 
-def test_keda_sees_only_what_waits() -> None:
+def test_keda_counts_queued_requests_only() -> None:
     keda = BASELINES["keda"](1, 20)
     assert keda.desired(seen(22, 2, queued=20), 0.0) == 4
     assert keda.desired(seen(10, 10, queued=0), 1000.0) == 1, "no queue: the least, though ten are at work"
@@ -136,7 +136,7 @@ def test_static() -> None:
 
 
 @pytest.mark.parametrize("name", BASELINES)
-def test_bounds_hold(name: str) -> None:
+def test_decisions_stay_in_bounds(name: str) -> None:
     autoscaler = BASELINES[name](4, 20)
     for tick, total_result in enumerate([0, 1, 500, 3, 80, 0, 0, 0]):
         assert 1 <= autoscaler.desired(seen(total_result, 1 + tick), tick * 400.0) <= 20

@@ -17,7 +17,7 @@ from controller.simulator.scenario_options import nested_fields, parse_fields, w
 from controller.simulator.tune import main as tune
 
 
-def test_search_finds_the_cheapest_that_holds_the_goal() -> None:
+def test_search_finds_cheapest_settings_that_meet_goal() -> None:
     space = search_space("slo_work", Scaling(), 1)
 
     def evaluate(candidates: Sequence[ParameterValues]) -> list[PolicyResult]:
@@ -31,7 +31,7 @@ def test_search_finds_the_cheapest_that_holds_the_goal() -> None:
     assert search(space, 0.99, 80, evaluate, seed=1) == best
 
 
-def test_fields_become_sections() -> None:
+def test_dotted_fields_become_sections() -> None:
     assert nested_fields({"a": 1.0, "b.c": 2.0, "b.d.e": 3.0}) == {"a": 1.0, "b": {"c": 2.0, "d": {"e": 3.0}}}
     assert parse_fields(["interval_s=10", "slo.max_wait_s=5", "policy=static"]) == {
         "interval_s": 10,
@@ -40,7 +40,7 @@ def test_fields_become_sections() -> None:
     }
 
 
-def test_another_policy_keeps_what_it_can_read() -> None:
+def test_policy_change_keeps_shared_settings() -> None:
     scaling = Scaling(policy="queue_depth", scale_up_at=3, scale_down_at=1, max_workers=7)
     other = with_fields(scaling, {"policy": "slo_work", "feedback": {"gain": 0.02}})
     assert (other.policy, other.max_workers, other.feedback.gain) == ("slo_work", 7, 0.02)
@@ -49,7 +49,7 @@ def test_another_policy_keeps_what_it_can_read() -> None:
 # ---- the command
 
 
-def test_command_writes_what_it_shows(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_command_writes_its_results(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     config = tmp_path / "muster.yaml"
     model = {"engine": "sim", "max_batch_size": 4, "scaling": {"max_workers": 3}}
     config.write_text(yaml.safe_dump({"models": {"m": model}}))
@@ -82,7 +82,7 @@ def test_command_writes_what_it_shows(tmp_path: Path, capsys: pytest.CaptureFixt
         (["--trace", "synthetic:poisson?hours=0.1", "--preset", "s2", "--hours", "5-6"], "no requests"),
     ],
 )
-def test_command_refuses(options: list[str], says: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_invalid_options_are_rejected(options: list[str], says: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(options) == 2
     assert says in capsys.readouterr().err
 
@@ -105,7 +105,7 @@ def test_models_keep_their_own_policies(tmp_path: Path) -> None:
     assert model_results[0]["cold_starts"] == 0
 
 
-def test_a_policy_of_ones_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_custom_policy_is_simulated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "mine_to_simulate.py").write_text(
         "from controller.types import Decision\n\n\ndef two(observation):\n    return Decision(2, 'two is company')\n"
     )
@@ -126,7 +126,7 @@ def test_a_policy_of_ones_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 # ---- tune
 
 
-def test_tune_prints_settings_that_can_be_used(capsys: pytest.CaptureFixture[str]) -> None:
+def test_tune_prints_valid_settings(capsys: pytest.CaptureFixture[str]) -> None:
     options = ["--trace", "synthetic:poisson?rate=0.5&hours=0.4", "--preset", "s3", "--within", "8", "--goal", "90"]
     status = tune([*options, "--tries", "9", "--jobs", "1"])
     told = capsys.readouterr()
@@ -144,6 +144,6 @@ def test_tune_prints_settings_that_can_be_used(capsys: pytest.CaptureFixture[str
         (["--part", "0.001"], "both parts of the trace must have requests"),
     ],
 )
-def test_tune_refuses(options: list[str], says: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_tune_rejects_invalid_options(options: list[str], says: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert tune(["--trace", "synthetic:poisson?rate=0.05&hours=0.2", "--preset", "s2", *options]) == 2
     assert says in capsys.readouterr().err

@@ -33,12 +33,12 @@ def run(cluster: SimCluster, model: ModelSim, until: float = INF) -> None:
             cluster.arrive(model)
 
 
-def test_slow_downs() -> None:
+def test_batch_slowdowns() -> None:
     assert batch_slowdowns(4, 0.25) == (1.0, 1.75, 2.5, 3.25)
     assert batch_slowdowns(2, 1.0) == (1.0, 1.0)
 
 
-def test_one_worker_does_one_after_the_other() -> None:
+def test_worker_runs_tasks_in_order() -> None:
     cluster, model = pool_of([0.0, 1.0, 9.0], [4.0, 2.0, 1.0])
     cluster.start("m", "cuda:0", 0.0, ready=True)
     run(cluster, model)
@@ -56,7 +56,7 @@ def test_two_tasks_share_a_worker() -> None:
     assert model.ends == [5.0, 4.0]
 
 
-def test_a_batch_without_slow_down_is_as_fast_as_alone() -> None:
+def test_batch_without_slowdown_is_as_fast_as_one_task() -> None:
     cluster, model = pool_of([0.0, 0.0, 1.0], [3.0, 2.0, 1.0], slowdowns=(1.0, 1.0))
     cluster.start("m", "cuda:0", 0.0, ready=True)
     run(cluster, model)
@@ -64,7 +64,7 @@ def test_a_batch_without_slow_down_is_as_fast_as_alone() -> None:
     assert model.ends == [3.0, 2.0, 3.0]
 
 
-def test_the_least_busy_worker_is_next() -> None:
+def test_least_busy_worker_gets_the_next_task() -> None:
     cluster, model = pool_of([0.0, 0.0, 0.0], [5.0, 5.0, 5.0], slowdowns=(1.0, 1.5, 2.0))
     for number in range(2):
         cluster.start("m", f"cuda:{number}", 0.0, ready=True)
@@ -72,7 +72,7 @@ def test_the_least_busy_worker_is_next() -> None:
     assert sorted(len(worker.running) for worker in cluster.workers.values()) == [1, 2]
 
 
-def test_a_cold_start_is_paid_for_and_waited_for() -> None:
+def test_cold_start_delays_tasks_and_is_charged() -> None:
     cluster, model = pool_of([0.0], [2.0], cold_starts_s=(40.0,), max_wait_s=10.0)
     cluster.start("m", "cuda:0", 5.0)
     run(cluster, model)
@@ -85,7 +85,7 @@ def test_a_cold_start_is_paid_for_and_waited_for() -> None:
     assert model.worker_s == 51.0 - 5.0
 
 
-def test_a_drained_worker_hands_over_what_it_has_done() -> None:
+def test_drained_worker_returns_tasks_with_progress() -> None:
     cluster, model = pool_of([0.0, 0.5], [10.0, 1.0], drain_s=0.5)
     cluster.start("m", "cuda:0", 0.0, ready=True)
     (first,) = cluster.workers
@@ -99,7 +99,7 @@ def test_a_drained_worker_hands_over_what_it_has_done() -> None:
     assert [(ended.process.id, ended.at, ended.status) for ended in cluster.take_exits()] == [(first, 4.5, 0)]
 
 
-def test_a_worker_that_still_loads_goes_at_once() -> None:
+def test_loading_worker_drains_at_once() -> None:
     cluster, model = pool_of([], [])
     cluster.start("m", "cuda:0", 0.0)
     (worker,) = cluster.workers
@@ -110,7 +110,7 @@ def test_a_worker_that_still_loads_goes_at_once() -> None:
     assert model.history == [(0.0, 1, 0), (10.0, 0, 0)]
 
 
-def test_a_death_costs_the_progress_since_the_last_checkpoint() -> None:
+def test_crash_loses_progress_since_last_checkpoint() -> None:
     cluster, model = pool_of([0.0], [10.0])
     cluster.start("m", "cuda:0", 0.0, ready=True)
     (worker,) = cluster.workers
@@ -123,7 +123,7 @@ def test_a_death_costs_the_progress_since_the_last_checkpoint() -> None:
     assert model.waits == [0.0], "it waited once only, for its first worker"
 
 
-def test_a_spare_serves_sooner() -> None:
+def test_standby_worker_is_ready_sooner() -> None:
     cluster, model = pool_of([60.0], [1.0], cold_starts_s=(40.0,), standby_start_s=5.0)
     cluster.start_spare("m", "cuda", 0.0)
     (spare,) = model.spares
@@ -137,7 +137,7 @@ def test_a_spare_serves_sooner() -> None:
     assert (replica.started_in_s, replica.from_standby) == (5.0, True)
 
 
-def test_what_is_seen_follows_the_life() -> None:
+def test_observed_replica_follows_worker_stages() -> None:
     cluster, model = pool_of([0.0], [5.0], cold_starts_s=(3.0,))
     cluster.start("m", "cuda:0", 0.0)
     (worker,) = cluster.workers.values()
@@ -152,7 +152,7 @@ def test_what_is_seen_follows_the_life() -> None:
     assert (worker.as_replica().stage, worker.as_replica().load) == (Stage.DRAINING, 0)
 
 
-def test_work_left_is_what_queue_and_workers_hold() -> None:
+def test_remaining_work_is_sum_of_queue_and_workers() -> None:
     cluster, model = pool_of([0.0, 0.0, 0.0], [4.0, 4.0, 4.0], slowdowns=(1.0, 2.0))
     cluster.start("m", "cuda:0", 0.0, ready=True)
     run(cluster, model, 0.0)
@@ -175,7 +175,7 @@ HISTORY = st.lists(
     fixed_share=st.floats(0, 1),
     history=HISTORY,
 )
-def test_nothing_is_lost_whatever_happens(
+def test_no_task_is_lost_in_any_event_sequence(
     gaps: list[float], batch: int, fixed_share: float, history: list[tuple[str, int, float]]
 ) -> None:
     times = [sum(gaps[: number + 1]) for number in range(len(gaps))]

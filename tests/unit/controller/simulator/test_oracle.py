@@ -30,7 +30,7 @@ def burst(slowdowns: tuple[float, ...] = (1.0,)) -> Scenario:
 
 
 @pytest.mark.parametrize(("slowdowns", "rate"), [(batch_slowdowns(1, 1.0), 0.8), (batch_slowdowns(4, 0.3), 1.1)])
-def test_a_stage_is_what_the_machine_does(slowdowns: tuple[float, ...], rate: float) -> None:
+def test_stage_equals_the_cluster_simulation(slowdowns: tuple[float, ...], rate: float) -> None:
     traffic = synthetic_traffic(f"synthetic:poisson?rate={rate}&hours=0.2&work=6", 4)
     lane, state, late = QueueSim(*traffic, slowdowns, 10.0), QueueState(((),) * 4), 0
     for stage in range(200):
@@ -52,14 +52,14 @@ def test_a_stage_is_what_the_machine_does(slowdowns: tuple[float, ...], rate: fl
     assert lane.remaining_s(state, len(traffic.times)) == pytest.approx(0)
 
 
-def test_who_goes_hands_over() -> None:
+def test_removed_worker_returns_its_tasks() -> None:
     lane = QueueSim([0.0], [1.0], (1.0,), 10.0)
     state = lane.resize(QueueState(((5.0,), (), (2.0,)), (9.0,), 3), 1)
     assert state == QueueState(((5.0,),), (9.0, 2.0), 3)
     assert lane.resize(state, 2).servers == ((5.0,), ())
 
 
-def test_who_is_late_is_counted_once() -> None:
+def test_late_request_is_counted_a_single_time() -> None:
     lane = QueueSim([0.0, 0.0], [30.0, 1.0], (1.0,), 10.0)
     state, counts = QueueState(((),)), []
     for stage in range(4):
@@ -69,7 +69,7 @@ def test_who_is_late_is_counted_once() -> None:
     assert state.head == 2
 
 
-def test_a_schedule_is_followed() -> None:
+def test_agent_follows_the_schedule() -> None:
     given = burst()
     counts = [1] * 29 + [3] * 10 + [1] * 21
     slots = given.targets()["m"].slots
@@ -87,7 +87,7 @@ def test_a_schedule_is_followed() -> None:
 
 
 @pytest.mark.parametrize("slowdowns", [(1.0,), (1.0, 1.4)])
-def test_the_clairvoyant_starts_before_the_burst(slowdowns: tuple[float, ...]) -> None:
+def test_best_schedule_starts_before_the_burst(slowdowns: tuple[float, ...]) -> None:
     given = burst(slowdowns)
     row = best_schedule(given, 0.95, SearchEffort(max_schedules=3, rounds=6))
     assert row is not None
@@ -96,7 +96,7 @@ def test_the_clairvoyant_starts_before_the_burst(slowdowns: tuple[float, ...]) -
     assert row.gpu_hours < 0.5 * peak.gpu_hours
 
 
-def test_what_the_search_promises_is_what_the_simulator_gives() -> None:
+def test_search_cost_equals_the_simulation() -> None:
     given = burst()
     found = ScheduleSearch(given).cheapest(20.0)
     replayed = simulate_schedule(given, found)

@@ -62,14 +62,14 @@ def watched(given: Scenario, every_s: float = 30.0) -> Watcher:
     return pilot
 
 
-def test_a_pilot_is_asked_at_its_tick_and_every_second_while_anything_waits() -> None:
+def test_agent_runs_at_ticks_and_polls_with_queued_tasks() -> None:
     pilot = watched(scenario([10.2, 10.4], [2.0, 2.0]))
     assert pilot.asked == [0.0, 30.0, 60.0]
     # The second waits until 12.2.
     assert [at for at, _ in pilot.urgency_checks] == [11.0, 12.0]
 
 
-def test_a_death_is_seen_at_once() -> None:
+def test_crash_triggers_a_tick_at_once() -> None:
     given = scenario([0.0], [5.0], mean_lifetime_s=20.0, span_s=100.0)
     pilot = watched(given)
     (death,) = [at for at in pilot.asked if at % 1]
@@ -77,7 +77,7 @@ def test_a_death_is_seen_at_once() -> None:
     assert pilot.seen[pilot.asked.index(death)].replicas == []
 
 
-def test_what_is_seen_is_what_the_balancer_would_tell() -> None:
+def test_observation_equals_the_balancer_snapshot() -> None:
     pilot = watched(scenario([5.0, 5.5, 6.0, 100.0], [4.0, 20.0, 3.0, 1.0], span_s=200.0))
     queue = dict(pilot.urgency_checks)[28.0].queue
     assert queue is not None
@@ -95,7 +95,7 @@ def test_what_is_seen_is_what_the_balancer_would_tell() -> None:
     assert (later.started_total, later.started_late_total) == (3, 1)
 
 
-def test_sizes_may_be_unknown() -> None:
+def test_unknown_sizes_use_the_mean() -> None:
     given = scenario([0.0, 0.0, 0.0], [2.0, 10.0, 10.0])
     unknown = Scenario(**{**{n: getattr(given, n) for n in Scenario.__dataclass_fields__}, "sizes_known": False})
     pilot = watched(unknown)
@@ -104,7 +104,7 @@ def test_sizes_may_be_unknown() -> None:
     assert queue.backlog_work_s == pytest.approx(2 * 2.0), "two are left, and the only one that ended took 2 s"
 
 
-def test_static_by_hand() -> None:
+def test_static_run_equals_hand_calculation() -> None:
     (row,) = model_results("static", run("static", scenario([0.0, 0.0, 50.0], [30.0, 1.0, 1.0])))
     assert (row.requests, row.unserved, row.cold_starts) == (3, 0, 0)
     assert (row.in_slo, row.wait_p50_s, row.wait_p99_s, row.total_p99_s) == (2 / 3, 0.0, 30.0, 31.0)
@@ -112,7 +112,7 @@ def test_static_by_hand() -> None:
     assert row.utilisation == pytest.approx(32 / 60)
 
 
-def test_what_is_never_served_is_not_in_time() -> None:
+def test_unserved_request_is_late() -> None:
     class Nobody(Watcher):
         def desired_workers(self, model: str) -> int:
             return 0
@@ -178,14 +178,14 @@ def test_one_worker_to_zero_and_back() -> None:
 # ---- traffic
 
 
-def test_variants_by_hand() -> None:
+def test_variants_equal_hand_calculation() -> None:
     traffic = Traffic([1.0, 4.0], [2.0, 6.0])
     assert VARIANTS["reversed"][0](traffic, 10.0, 0) == Traffic([6.0, 9.0], [6.0, 2.0])
     assert VARIANTS["half"][0](traffic, 10.0, 0) == Traffic([1.0, 4.0], [1.0, 3.0])
     assert VARIANTS["double"][0](traffic, 10.0, 0) == Traffic([1.0, 4.0], [4.0, 12.0])
 
 
-def test_variants_keep_what_they_promise() -> None:
+def test_variants_keep_their_invariants() -> None:
     traffic = synthetic_traffic("synthetic:poisson?rate=1&hours=4", 1)
     work = sum(traffic.work)
     third = VARIANTS["heavier"][0](traffic, 14_400.0, 1)

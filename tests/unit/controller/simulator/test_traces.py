@@ -86,7 +86,7 @@ checkpoint_model_version_id,num_lora
 """
 
 
-def test_models_stand_apart(tmp_path: Path) -> None:
+def test_traffic_is_split_by_model(tmp_path: Path) -> None:
     file = tmp_path / "lora_request_trace.csv"
     file.write_text(GENTD26)
     found = read_trace(file, COSTS)
@@ -107,7 +107,7 @@ def test_compressed_files(tmp_path: Path) -> None:
         assert list(read_trace(tmp_path / name)[""].times) == [16.92, 18.0]
 
 
-def test_buckets_are_spread_and_clocks_stretched(tmp_path: Path) -> None:
+def test_bucket_and_stretch_change_the_times(tmp_path: Path) -> None:
     file = tmp_path / "trace.csv"
     file.write_text("timestamp_anon,value\n" + "0,1000\n" * 500 + "57,1000\n" * 500)
     (traffic,) = read_trace(file, stretch=60 / 57, bucket_s=60.0, seed=1).values()
@@ -126,19 +126,19 @@ def test_buckets_are_spread_and_clocks_stretched(tmp_path: Path) -> None:
         ('{"timestamp": 1}\n{"timestamp": \n', "not JSON"),
     ],
 )
-def test_what_cannot_be_read_is_refused(tmp_path: Path, text: str, says: str) -> None:
+def test_unreadable_trace_raises(tmp_path: Path, text: str, says: str) -> None:
     file = tmp_path / "trace.csv"
     file.write_text(text)
     with pytest.raises(InvalidTrace, match=says):
         read_trace(file)
 
 
-def test_a_missing_file_is_refused(tmp_path: Path) -> None:
+def test_missing_file_raises_invalid_trace(tmp_path: Path) -> None:
     with pytest.raises(InvalidTrace, match="cannot be read"):
         read_trace(tmp_path / "none.csv")
 
 
-def test_times_of_starts(tmp_path: Path) -> None:
+def test_start_times_are_read(tmp_path: Path) -> None:
     file = tmp_path / "loads.csv"
     file.write_text("load_s\n1.5\n20\n")
     assert read_numbers(file) == (1.5, 20.0)
@@ -157,7 +157,7 @@ def test_equal_seeds_make_equal_traffic() -> None:
     assert synthetic_traffic("synthetic:poisson?hours=1", 7) != synthetic_traffic("synthetic:poisson?hours=1", 8)
 
 
-def test_rates_and_sizes_are_as_asked() -> None:
+def test_rates_and_sizes_match_their_options() -> None:
     traffic = synthetic_traffic("synthetic:poisson?rate=2&hours=5&work=3&cv=0.5")
     assert len(traffic.times) == pytest.approx(36_000, rel=0.03)
     assert statistics.mean(traffic.work) == pytest.approx(3, rel=0.03)
@@ -165,14 +165,14 @@ def test_rates_and_sizes_are_as_asked() -> None:
     assert list(traffic.times) == sorted(traffic.times)
 
 
-def test_a_day_has_a_night() -> None:
+def test_daily_pattern_has_a_cycle() -> None:
     traffic = synthetic_traffic("synthetic:daily?rate=1&swing=0.9")
     night = sum(at < 3600 or at >= 23 * 3600 for at in traffic.times)
     noon = sum(11 * 3600 <= at < 13 * 3600 for at in traffic.times)
     assert night < noon / 8
 
 
-def test_on_and_off() -> None:
+def test_onoff_pattern() -> None:
     traffic = synthetic_traffic("synthetic:onoff?rate=1&on=600&off=1800&hours=4")
     assert all(at % 2400 < 600 for at in traffic.times)
     assert len(traffic.times) == pytest.approx(3600, rel=0.1)
@@ -195,6 +195,6 @@ def test_bursts() -> None:
         ("synthetic:poisson?rate=-1", "at least 0"),
     ],
 )
-def test_what_cannot_be_made_is_refused(text: str, says: str) -> None:
+def test_invalid_synthetic_traffic_raises(text: str, says: str) -> None:
     with pytest.raises(InvalidTrace, match=says):
         synthetic_traffic(text)

@@ -72,13 +72,13 @@ def outcome(authenticator: Authenticator, path: str, who: str, ring: KeyRing | N
 
 
 @pytest.mark.parametrize(("path", "let_in", "lacking"), TABLE, ids=[row[0] for row in TABLE])
-def test_with_keys_each_path_lets_in_whom_it_should(path: str, let_in: set[str], lacking: set[str]) -> None:
+def test_with_keys_each_path_requires_its_scope(path: str, let_in: set[str], lacking: set[str]) -> None:
     expected = {who: "in" if who in let_in else "lacks the scope" if who in lacking else "stranger" for who in TOKENS}
     assert {who: outcome(DOORMAN, path, who) for who in TOKENS} == expected
 
 
 @pytest.mark.parametrize("path", [row[0] for row in TABLE])
-def test_without_keys_all_but_internals_is_open(path: str) -> None:
+def test_without_keys_only_internal_paths_are_closed(path: str) -> None:
     let_in = {"internal"} if path.startswith("/internal") else set(TOKENS)
     assert {who for who in TOKENS if outcome(DOORMAN, path, who, None) == "in"} == let_in
 
@@ -89,12 +89,12 @@ def test_metrics_are_open_on_loopback_only() -> None:
     assert {who for who in TOKENS if outcome(EXPOSED, "/metrics", who, None) == "in"} == {"internal"}
 
 
-def test_an_empty_file_of_keys_lets_nobody_in() -> None:
+def test_empty_key_file_accepts_no_caller() -> None:
     assert parse_ring(None) == KeyRing()
     assert outcome(DOORMAN, "/v1/models", "painter", KeyRing()) == "stranger"
 
 
-def test_the_caller_is_known_by_the_keys_name() -> None:
+def test_caller_has_the_name_of_its_key() -> None:
     painter = DOORMAN.enter("/predict", TOKENS["painter"], RING)
     assert painter == Caller("painter", 2.5, frozenset({"images"}), 60, 4)
     assert DOORMAN.enter("/predict", "", None) == Caller(ANONYMOUS, 1.0)
@@ -120,7 +120,7 @@ def test_the_caller_is_known_by_the_keys_name() -> None:
         ([], "keys"),
     ],
 )
-def test_what_a_file_of_keys_may_not_say(keys: object, told: str) -> None:
+def test_invalid_key_file_is_rejected(keys: object, told: str) -> None:
     with pytest.raises(msgspec.ValidationError, match=told):
         parse_ring({"keys": keys})
 
@@ -132,7 +132,7 @@ def test_short_internal_token_is_never_accepted(token: str) -> None:
 
 
 @pytest.mark.parametrize("header", ["", "Bearer", "Bearer ", "Bearer  ", "bearer \t"])
-def test_no_token_is_not_the_internal_token(header: str) -> None:
+def test_missing_token_is_not_the_internal_token(header: str) -> None:
     for ring in (None, RING):
         with pytest.raises(Unauthorized):
             DOORMAN.enter("/internal/snapshot", header, ring)

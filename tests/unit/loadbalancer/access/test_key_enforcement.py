@@ -91,7 +91,7 @@ def test_unusable_key_file_closes_an_open_server(tmp_path: Path, damage: Any) ->
     assert watched.get(40.0) == "good"
 
 
-def test_refusal_says_how_to_go_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_refused_start_names_the_remedies(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert keys(tmp_path, "add", "alice") == 0
     keys_file(tmp_path).unlink()
     with pytest.raises(StartupError) as refusal:
@@ -207,7 +207,7 @@ def run_on_full_disk(tmp_path: Path, program: str, *options: str) -> subprocess.
 
 
 @pytest.mark.parametrize("program", ["loadbalancer", "controller"])
-def test_first_start_on_full_disk_ends_with_a_sentence(tmp_path: Path, program: str) -> None:
+def test_first_start_on_full_disk_reports_the_cause(tmp_path: Path, program: str) -> None:
     ended = run_on_full_disk(tmp_path, program, "--port", "1")
     assert (ended.returncode, ended.stdout) == (2, "")
     assert f"{tmp_path}/run/internal.token: File too large" in ended.stderr

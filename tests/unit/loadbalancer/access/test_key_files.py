@@ -44,7 +44,7 @@ def numbers(tree: object) -> list[int]:
 # ---- files that are read again
 
 
-def test_a_change_is_seen_a_second_later_and_nonsense_never(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_file_is_reloaded_after_a_second_unless_invalid(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     file = tmp_path / "numbers.yaml"
     watched = ReloadingFile[list[int]](file, numbers, absent=[], closed=[0])
     assert watched.get(0.0) == []
@@ -65,7 +65,7 @@ def test_a_change_is_seen_a_second_later_and_nonsense_never(tmp_path: Path, capl
     assert watched.get(8.0) == [2]
 
 
-def test_a_file_that_is_broken_at_the_start_is_refused(tmp_path: Path) -> None:
+def test_invalid_file_at_start_raises(tmp_path: Path) -> None:
     file = tmp_path / "numbers.yaml"
     file.write_text("secret: [\n")
     with pytest.raises(InvalidFile, match=r"numbers\.yaml:2 is not valid YAML") as refusal:
@@ -73,7 +73,7 @@ def test_a_file_that_is_broken_at_the_start_is_refused(tmp_path: Path) -> None:
     assert "secret" not in str(refusal.value)
 
 
-def test_what_is_written_is_whole_and_private(tmp_path: Path) -> None:
+def test_written_file_is_complete_and_private(tmp_path: Path) -> None:
     file = tmp_path / "deep" / "file.yaml"
     write(file, [1, 2])
     assert read(file, numbers) == [1, 2]
@@ -88,7 +88,7 @@ def keys(tmp_path: Path, *words: str) -> int:
     return main(["--data-dir", str(tmp_path), *words])
 
 
-def test_a_key_is_shown_once_and_only_its_hash_is_kept(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_key_is_shown_a_single_time_and_stored_as_hash(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert keys(tmp_path, "add", "alice", "--weight", "2", "--requests-per-minute", "9", "--max-concurrent", "3") == 0
     token = capsys.readouterr().out.strip()
     assert keys(tmp_path, "add", "chief", "--scope", "admin", "--scope", "images", "--scope", "admin") == 0
@@ -126,7 +126,7 @@ def test_a_key_is_shown_once_and_only_its_hash_is_kept(tmp_path: Path, capsys: p
         (["revoke-worker", "nobody"], "no worker key is named nobody; existing keys: none"),
     ],
 )
-def test_a_mistake_changes_nothing(
+def test_invalid_command_changes_nothing(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], words: list[str], told: str
 ) -> None:
     assert keys(tmp_path, "add", "bob") == 0
@@ -136,7 +136,7 @@ def test_a_mistake_changes_nothing(
     assert keys_file(tmp_path).read_bytes() == before
 
 
-def test_a_workers_key_is_made_listed_and_revoked(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_worker_key_is_created_listed_and_revoked(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = tmp_path / "box.key"
     assert keys(tmp_path, "add-worker", "box", str(file)) == 0
     told = capsys.readouterr().out
@@ -169,7 +169,7 @@ def test_a_workers_key_is_made_listed_and_revoked(tmp_path: Path, capsys: pytest
         ("{}", 0o644, "can be read by other users"),
     ],
 )
-def test_a_workers_key_file_that_cannot_be_used(tmp_path: Path, content: str | None, mode: int, told: str) -> None:
+def test_unusable_worker_key_file_is_rejected(tmp_path: Path, content: str | None, mode: int, told: str) -> None:
     file = tmp_path / "w.key"
     if content is not None:
         file.write_text(content)
@@ -195,7 +195,7 @@ def test_a_workers_key_file_that_cannot_be_used(tmp_path: Path, content: str | N
         ("127.0.0.1.example.com", False),
     ],
 )
-def test_what_is_loopback(host: str, loopback: bool) -> None:
+def test_is_loopback(host: str, loopback: bool) -> None:
     assert is_loopback(host) is loopback
 
 
@@ -209,7 +209,7 @@ def test_what_is_loopback(host: str, loopback: bool) -> None:
         ("example.com", None, False, True),
     ],
 )
-def test_no_open_address_without_keys(
+def test_public_address_without_keys_is_refused(
     tmp_path: Path, host: str, ring: KeyRing | None, insecure: bool, refused: bool
 ) -> None:
     chosen = settings(tmp_path, server={"host": host}, access={"insecure": insecure})
@@ -222,7 +222,7 @@ def test_no_open_address_without_keys(
         assert fragment in str(refusal.value)
 
 
-def test_a_keys_file_that_is_named_must_be_there_and_be_right(tmp_path: Path) -> None:
+def test_configured_key_file_must_exist_and_be_valid(tmp_path: Path) -> None:
     assert open_keys(settings(tmp_path))(0.0) is None
     chosen = settings(tmp_path, access={"keys_file": str(tmp_path / "mine.yaml")})
     with pytest.raises(StartupError, match=r"access\.keys_file .*mine\.yaml does not exist"):
@@ -234,7 +234,7 @@ def test_a_keys_file_that_is_named_must_be_there_and_be_right(tmp_path: Path) ->
     assert open_keys(chosen)(0.0) == KeyRing()
 
 
-def test_a_door_for_tcp_workers_exists_only_where_it_is_asked_for(tmp_path: Path) -> None:
+def test_curve_listener_requires_workers_listen(tmp_path: Path) -> None:
     assert curve_listener(settings(tmp_path)) is None
     chosen = settings(tmp_path, workers={"listen": "tcp://127.0.0.1:5555"})
     assert repr(curve_listener(chosen)) == "<CurveListener of tcp://127.0.0.1:5555, rejected {}>"
@@ -253,14 +253,14 @@ def test_a_door_for_tcp_workers_exists_only_where_it_is_asked_for(tmp_path: Path
         ({"access": {"cors_origins": ["https://a.example/path"]}}, "access.cors_origins"),
     ],
 )
-def test_settings_that_are_refused(tmp_path: Path, sections: dict[str, Any], told: str) -> None:
+def test_invalid_settings_are_rejected(tmp_path: Path, sections: dict[str, Any], told: str) -> None:
     with pytest.raises(ConfigError) as refusal:
         settings(tmp_path, **sections)
     assert told in str(refusal.value)
 
 
 @needs_openssl
-def test_certificates_that_cannot_be_used_are_refused_by_name(tmp_path: Path) -> None:
+def test_unusable_certificate_is_named(tmp_path: Path) -> None:
     good, other = self_signed(tmp_path, "good"), self_signed(tmp_path, "other")
     locked = self_signed(tmp_path, "locked", password="a secret")
     nonsense = tmp_path / "nonsense"

@@ -39,7 +39,7 @@ def refusal(origins: OriginPolicy, host: str | None, origin: str | None, *, keyl
         "[fd00::7]:8000",
     ],
 )
-def test_names_of_this_machine_and_those_configured_are_answered(host: str | None) -> None:
+def test_machine_names_and_configured_hosts_are_accepted(host: str | None) -> None:
     assert refusal(HERE, host, None) is None
 
 
@@ -63,7 +63,7 @@ def test_names_of_this_machine_and_those_configured_are_answered(host: str | Non
         "2130706433",
     ],
 )
-def test_other_names_lead_here_only_by_a_trick(host: str) -> None:
+def test_foreign_host_name_is_rejected_on_loopback(host: str) -> None:
     for origins in (HERE, OPEN):
         assert refusal(origins, host, None) == "host_not_allowed"
     assert refusal(ABROAD, host, None) is None, "others look this server up, and need keys"
@@ -95,12 +95,12 @@ def test_other_names_lead_here_only_by_a_trick(host: str) -> None:
         (None, "null", False),
     ],
 )
-def test_pages_call_their_own_server_or_one_that_names_them(host: str | None, origin: str, answered: bool) -> None:
+def test_pages_of_own_or_configured_origin_are_allowed(host: str | None, origin: str, answered: bool) -> None:
     assert refusal(HERE, host, origin) == (None if answered else "origin_not_allowed")
     assert refusal(OPEN, host, origin) is None
 
 
-def test_pages_are_told_apart_where_others_reach_the_server_too() -> None:
+def test_foreign_pages_are_rejected_on_public_address() -> None:
     assert refusal(ABROAD, "muster.example", "https://muster.example") is None
     assert refusal(ABROAD, "muster.example", "https://evil.example") == "origin_not_allowed"
 
@@ -134,7 +134,7 @@ def test_rebinding_off_loopback(host: str | None, named: bool, keyless: bool) ->
 
 
 @pytest.mark.parametrize("origin", ["app://muster", "tauri://localhost", "chrome-extension://abcdefgh"])
-def test_applications_are_allowed_by_their_origin(origin: str) -> None:
+def test_configured_application_origin_is_allowed(origin: str) -> None:
     load(overrides={"access": {"cors_origins": [origin]}})
     assert refusal(OriginPolicy([], [origin], loopback=True), "localhost:8000", origin) is None
     assert refusal(OriginPolicy([], [], loopback=True), "localhost:8000", origin) == "origin_not_allowed"

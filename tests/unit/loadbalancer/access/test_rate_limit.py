@@ -12,7 +12,7 @@ from loadbalancer.access.rate_limit import RateLimiter, TokenBucket, duration
 from loadbalancer.schema.errors import RateLimited
 
 
-def test_a_burst_is_served_and_then_one_at_a_time() -> None:
+def test_burst_is_allowed_then_the_rate_applies() -> None:
     bucket = TokenBucket(6, now=100.0)
     assert [bucket.take(100.0) for _ in range(6)] == [0.0] * 6
     assert bucket.take(100.0) == pytest.approx(10.0)
@@ -25,7 +25,7 @@ def test_a_burst_is_served_and_then_one_at_a_time() -> None:
     per_minute=st.integers(1, 1000),
     waits=st.lists(st.floats(0, 30, allow_nan=False), min_size=1, max_size=200),
 )
-def test_over_any_time_no_more_than_a_minutes_burst_and_the_rate_passes(per_minute: int, waits: list[float]) -> None:
+def test_any_window_allows_at_most_burst_plus_rate(per_minute: int, waits: list[float]) -> None:
     bucket, now, passed = TokenBucket(per_minute, 0.0), 0.0, 0
     for wait_s in waits:
         now += wait_s
@@ -40,7 +40,7 @@ def test_over_any_time_no_more_than_a_minutes_burst_and_the_rate_passes(per_minu
 
 
 @given(per_minute=st.integers(1, 1000), used=st.integers(0, 2000))
-def test_waiting_as_told_is_enough(per_minute: int, used: int) -> None:
+def test_waiting_for_retry_after_is_enough(per_minute: int, used: int) -> None:
     bucket = TokenBucket(per_minute, 0.0)
     for _ in range(used):
         bucket.take(0.0)
@@ -53,7 +53,7 @@ def test_waiting_as_told_is_enough(per_minute: int, used: int) -> None:
 @pytest.mark.parametrize(
     ("old", "new", "used", "left"), [(10, 20, 4, 16), (10, 5, 4, 1), (10, 5, 8, 0), (5, 50, 5, 45)]
 )
-def test_what_was_used_stays_used_under_a_new_limit(old: int, new: int, used: int, left: int) -> None:
+def test_resize_keeps_used_tokens(old: int, new: int, used: int, left: int) -> None:
     bucket = TokenBucket(old, 0.0)
     for _ in range(used):
         assert bucket.take(0.0) == 0.0
@@ -62,7 +62,7 @@ def test_what_was_used_stays_used_under_a_new_limit(old: int, new: int, used: in
     assert bucket.headers(0.0)["x-ratelimit-remaining-requests"] == str(left)
 
 
-def test_the_headers_are_named_as_openai_names_them() -> None:
+def test_header_names_equal_openai() -> None:
     limits = RateLimiter()
     limits.enter("a", 4, None, now=0.0)
     assert limits.headers("a", 0.0) == {
@@ -73,7 +73,7 @@ def test_the_headers_are_named_as_openai_names_them() -> None:
     assert limits.headers("b", 0.0) == {}
 
 
-def test_a_refusal_says_when_to_come_again_and_counts_nothing() -> None:
+def test_rejection_has_retry_after_and_counts_nothing() -> None:
     limits = RateLimiter()
     limits.enter("a", 2, 1, now=0.0)
     with pytest.raises(RateLimited) as crowded:
@@ -91,7 +91,7 @@ def test_a_refusal_says_when_to_come_again_and_counts_nothing() -> None:
     limits.enter("b", 2, 1, now=0.0)  # another key's limits are its own
 
 
-def test_a_limit_that_is_lifted_is_forgotten() -> None:
+def test_removed_limit_is_forgotten() -> None:
     limits = RateLimiter()
     limits.enter("a", 1, None, now=0.0)
     limits.enter("a", None, None, now=0.0)
@@ -106,5 +106,5 @@ def test_a_limit_that_is_lifted_is_forgotten() -> None:
     ("seconds", "shown"),
     [(0, "0s"), (0.0001, "1ms"), (0.12, "120ms"), (1, "1s"), (8.64, "8.64s"), (60, "1m0s"), (90.5, "1m30.5s")],
 )
-def test_durations_are_shown_as_openai_shows_them(seconds: float, shown: str) -> None:
+def test_duration_format_equals_openai(seconds: float, shown: str) -> None:
     assert duration(seconds) == shown
