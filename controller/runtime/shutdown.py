@@ -29,8 +29,9 @@ async def stop_processes(
     console.line("stopping ...")
     while time.monotonic() < started + balancer_s + 1.0 and not immediate.is_set() and BALANCER in running():
         await asyncio.sleep(0.05)
-    for worker in running() - {BALANCER}:
-        launcher.drain(worker, immediate=True)
+    if not immediate.is_set():
+        for worker in running() - {BALANCER}:
+            launcher.drain(worker, immediate=True)
     while time.monotonic() < started + _WORKERS_STOPPED_BY_S and not immediate.is_set() and running():
         await asyncio.sleep(0.05)
     reason = "an immediate stop was requested" if immediate.is_set() else "it did not stop in time"
