@@ -67,21 +67,27 @@ class ControlLoop:
 
     async def run(self) -> None:
         """Serve until cancelled. Raises `BalancerStartupError`."""
-        next_tick = 0.0
+        next_tick = maintenance_by = 0.0
         while True:
             now = time.monotonic()
-            self._check_data_dir(now)
             if self._reload_requested:
                 self._reload_requested = False
                 self._reload()
-            if self._poll_processes(now) or now >= next_tick:
+            is_due = self._poll_processes(now) or now >= next_tick
+            if is_due:
                 await self._tick(now)
                 next_tick = now + (_TICK_INTERVAL_S if self._is_ready else _POLL_INTERVAL_S)
-            else:
-                if self._data_dir_problem is None:
-                    self._control_plane.save_if_due()
-                self._launcher.rotate_logs()
+            if not is_due or now >= maintenance_by:  # preferably between two ticks
+                self._maintain(now)
+                maintenance_by = now + _TICK_INTERVAL_S
             await asyncio.sleep(_POLL_INTERVAL_S)
+
+    def _maintain(self, now: float) -> None:
+        """Check the data directory, and keep what is in it."""
+        self._check_data_dir(now)
+        if self._data_dir_problem is None:
+            self._control_plane.save_if_due()
+        self._launcher.rotate_logs()
 
     def request_reload(self) -> None:
         self._reload_requested = True
