@@ -1,4 +1,4 @@
-"""What of a changed configuration can be had at once, what with new workers, and what only with a restart."""
+"""Changes of the configuration: applied at once, by new workers, or only by a restart."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def test_three_kinds_of_settings(
     old, new = settings(tmp_path), settings(tmp_path, models, **sections)
     found = diff_settings(old, new)
     assert (list(found.applied), list(found.rolling), list(found.needs_restart)) == (applied, rolling, needs_restart)
-    # What is in force is neither more nor less than what was said to be, and the workers' file can hold it.
+    # The settings in force are exactly the reported ones, and the workers' file can hold them.
     assert (found.settings == old) is not bool(applied or rolling)
     assert diff_settings(found.settings, new).needs_restart == tuple(needs_restart)
     assert not diff_settings(found.settings, new).applied

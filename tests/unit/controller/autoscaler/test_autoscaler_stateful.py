@@ -1,4 +1,4 @@
-"""The whole brain over random histories of a machine: loads, deaths, silences, slow starts."""
+"""The autoscaler on random histories: loads, crashes, missing snapshots, slow starts."""
 
 from __future__ import annotations
 
@@ -39,12 +39,12 @@ SCALING: dict[str, dict[str, Any]] = {
     "schedule": {"schedule": [{"cron": "*/2 * * * *", "workers": 1}, {"cron": "1-59/2 * * * *", "workers": 3}]},
 }
 NAMES = ("a", "b")
-#: Seconds that a task takes.
+#: Seconds of work of a task.
 TASK_S = 4.0
 
 
 class Machine(RuleBasedStateMachine):
-    """Two models on shared devices; the shell's part is done at once and without failing."""
+    """Two models on shared devices. Actions take effect at once and never fail."""
 
     @initialize(
         devices=st.integers(2, 5),
@@ -98,13 +98,13 @@ class Machine(RuleBasedStateMachine):
                     self.number += 1
                     child = WorkerProcess(f"w{self.number}", model, device, self.number, self.now)
                     self.replicas[child.id] = Replica(child, Stage.STARTING)
-        if not any(isinstance(action, Kill) for action in actions):  # whose places are free only now
+        if not any(isinstance(action, Kill) for action in actions):  # their devices are free only now
             assert (
                 self.brain.tick({name: self.observe(name) for name in self.brain.models}, self.now).plan.actions == []
             ), "what was planned and done is not planned again"
 
     def check(self, decided: Sequence[DecisionEvent]) -> None:
-        """What holds of every decision."""
+        """Check the invariants of every decision."""
         for one in decided:
             model, seen, decision = self.models[one.model], one.observation, one.decision
             there = sum(replica.stage is not Stage.DRAINING for replica in self.of(one.model))
@@ -144,7 +144,7 @@ class Machine(RuleBasedStateMachine):
 
     @rule()
     def controller_restarts(self) -> None:
-        """Its successor goes on from what it remembered."""
+        """The next controller restores the state."""
         saved = self.brain.dump_state()
         self.brain = Autoscaler(
             {
@@ -159,7 +159,7 @@ class Machine(RuleBasedStateMachine):
 
     @rule()
     def two_quiet_minutes(self) -> None:
-        """Whatever went before: once crashes and patience are over, each has its minimum, and one for its work."""
+        """From any state, after back-offs and timeouts, each model has its minimum, and a worker if it has work."""
         for _ in range(26):
             self.look(5.0)
             for replica in list(self.replicas.values()):
@@ -167,7 +167,7 @@ class Machine(RuleBasedStateMachine):
                     self.becomes_ready(0)
                 elif replica.stage is Stage.DRAINING:
                     self.end(replica.process.id, 0)
-        # A model of unknown load keeps its workers: nobody can tell what a swap would lose.
+        # A model of unknown load keeps its workers, because the loss of a swap is unknown.
         is_load_known = None not in self.tasks.values()
         for name, model in self.models.items():
             min_ready = max(model.limits.min_workers, 1 if self.tasks[name] and is_load_known else 0)
@@ -184,7 +184,7 @@ class Machine(RuleBasedStateMachine):
             assert model.crashes.retry_at - self.now < 60.001
         for replica in self.replicas.values():
             if replica.process.drained_at is not None:
-                # A look ends what has outstayed its time; between two looks up to 40 s pass.
+                # A tick kills workers after their timeout; ticks are up to 40 s apart.
                 assert self.now - replica.process.drained_at <= 30 + DRAIN_GRACE_S + 40
 
 

@@ -34,7 +34,7 @@ HELD = Overrides({"a": Override(2, NOW + 60), "b": Override(0, NOW + 90)}, pause
         (Overrides(), Scale("b", 0, 1.0), Overrides({"b": Override(0, NOW + 1)})),
         (HELD, Scale("a", 4, 10.0), replace(HELD, holds={"a": Override(4, NOW + 10), "b": Override(0, NOW + 90)})),
         (Overrides(), Pause(), Overrides(paused_since=NOW)),
-        (HELD, Pause(), HELD),  # since when it is so does not change
+        (HELD, Pause(), HELD),  # the start of the pause does not change
         (HELD, Resume(), Overrides()),
         (HELD, Resume("a"), replace(HELD, holds={"b": Override(0, NOW + 90)})),
         (Overrides(), Resume("a"), Overrides()),
@@ -67,7 +67,7 @@ def test_invalid_command_is_rejected(order: Scale, param: str, decisions: str) -
         (59.9, LIMITS, {"a": 2, "b": 0}),
         (60.0, LIMITS, {"b": 0}),
         (90.0, LIMITS, {}),
-        (0.0, {"b": LIMITS["b"]}, {"b": 0}),  # the other model is served no more
+        (0.0, {"b": LIMITS["b"]}, {"b": 0}),  # the other model is no longer served
         (0.0, {"a": replace(LIMITS["a"], min_workers=3), "b": LIMITS["b"]}, {"a": 3, "b": 0}),
         (0.0, {"a": replace(LIMITS["a"], max_workers=1), "b": LIMITS["b"]}, {"a": 1, "b": 0}),
     ],

@@ -1,4 +1,4 @@
-"""What a restarted controller knows of the time before."""
+"""State that survives a restart of the controller."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def look(queue: Queue | None, ready: int = 2) -> Observation:
             slo_work.SloWorkMemory(2.5, 100, 7, True, False, (slo_work.PastDecision(990.0, 2, 3, 3),)),
             slo_work.SloWorkMemory(2.5, 100, 7, True, False, (slo_work.PastDecision(-30.0, 2, 3, 3),)),
         ),
-        # What was high before the silence may not be so after it; when the last change was is as true as before.
+        # The holds restart, because the load may have changed; the time of the last change stays valid.
         (
             "queue_depth",
             queue_depth.QueueDepthMemory(1.0, 2.0, 980.0, 990.0),
@@ -80,7 +80,7 @@ def test_unreadable_or_foreign_state_is_ignored(saved: bytes) -> None:
 
 
 def test_existing_workers_are_kept_until_first_decision() -> None:
-    """The balancer does not answer yet: its silence must not end the workers that were adopted."""
+    """While the balancer does not answer, adopted workers must not be drained."""
     new = brain()
     thought = new.tick({"m": look(None, ready=5)}, 0.0)
     assert not thought.decided[0].decision.valid

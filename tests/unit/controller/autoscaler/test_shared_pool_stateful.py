@@ -1,4 +1,4 @@
-"""The brain over random histories of several models on one pool: sizes, loads, crashes, faults."""
+"""The autoscaler on random histories of several models on one pool: sizes, loads, crashes, faults."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ from controller.types import (
 )
 
 NAMES = ("a", "b", "c")
-#: Decides at every look, and what it wishes is what the history says.
+#: Decides at every tick, with the number that the history gives.
 SCALING = Scaling(interval_s=0.001, cold_start_s=10, policy="static", scale_to_zero={"idle_s": 1})
 WORK_S = 2.0
 
 
 class Machinery(RuleBasedStateMachine):
-    """The shell's part is done at once and without failing. Each worker holds what its model holds, to the byte."""
+    """Actions take effect at once and never fail. Each worker uses exactly the memory of its model."""
 
     @initialize(
         memory=st.lists(st.integers(10, 40), min_size=1, max_size=4),
@@ -99,7 +99,7 @@ class Machinery(RuleBasedStateMachine):
         self.look_and_do(seconds)
 
     def look_and_do(self, seconds: float) -> int:
-        """How many workers had to make room."""
+        """Return the number of drained workers."""
         self.now += seconds
         plan = self.brain.tick({name: self.observe(name) for name in self.brain.models}, self.now).plan
         for swap in plan.swaps:
@@ -119,7 +119,7 @@ class Machinery(RuleBasedStateMachine):
                     self.replicas[child.id] = Replica(child, Stage.STARTING)
         if not any(isinstance(action, Kill) for action in plan.actions):
             again = self.brain.tick({name: self.observe(name) for name in self.brain.models}, self.now).plan
-            # Only another swap may follow: a worker that the plan starts makes the others of its model worth less.
+            # Only another swap may follow: a new worker lowers the value of the others of its model.
             swapped, givers = {swap.worker for swap in again.swaps}, Counter(swap.giver for swap in again.swaps)
             rest = [action for action in again.actions if not (isinstance(action, Drain) and action.id in swapped)]
             for start in [action for action in rest if isinstance(action, Start)]:
@@ -140,7 +140,7 @@ class Machinery(RuleBasedStateMachine):
         self.brain.on_exit(Exit(self.replicas.pop(worker).process, self.now, status))
 
     def loads(self, old: Replica) -> None:
-        """The worker becomes ready, or ends where a need that was not known exceeds the memory.
+        """The worker becomes ready, or it exits if its unknown need exceeds the memory.
 
         A known need fits beside all known ones. An unknown one that loads at the same time is what exceeds the memory.
         """
@@ -186,7 +186,7 @@ class Machinery(RuleBasedStateMachine):
 
     @rule()
     def seven_quiet_minutes(self) -> None:
-        """Whatever went before: under the same wishes all comes to rest, and who is owed a place has it."""
+        """From any state, constant demands lead to a stable state in which every minimum is met."""
         swaps = [self.settle() for _ in range(40)]
         assert sum(swaps) <= 4 * len(self.machine.gpus) * len(NAMES)
         before = set(self.replicas)
@@ -212,7 +212,7 @@ class Machinery(RuleBasedStateMachine):
         return swaps
 
     def taken(self, device: Device) -> int:
-        """What workers hold, or will when they have loaded."""
+        """Return the memory that workers use, or will use when they have loaded."""
         workers = [replica.process for replica in self.replicas.values()]
         return sum(self.holds[child.model] for child in workers if child.device == device.name)
 

@@ -1,4 +1,4 @@
-"""The whole brain with spares over random histories: they are used, made good, and never taken for workers."""
+"""The autoscaler with standby workers on random histories: they are used, replaced, and never counted as workers."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ DEVICES = [f"cpu:{number}" for number in range(4)]
 
 
 class Machine(RuleBasedStateMachine):
-    """Two models on four devices; the shell's part is done at once and without failing."""
+    """Two models on four devices. Actions take effect at once and never fail."""
 
     @initialize(standby=st.tuples(st.integers(0, 2), st.integers(0, 2)))
     def begin(self, standby: tuple[int, int]) -> None:
@@ -95,7 +95,7 @@ class Machine(RuleBasedStateMachine):
                     assert (child.model, child.drained_at) == (model, None)
                     child = replace(child, device=device, spare=False, started_at=self.now)
                     self.replicas[name] = Replica(child, Stage.STARTING)
-        if not any(isinstance(action, Kill) for action in actions):  # whose places are free only now
+        if not any(isinstance(action, Kill) for action in actions):  # their devices are free only now
             assert (
                 self.brain.tick({name: self.observe(name) for name in self.brain.models}, self.now).plan.actions == []
             ), "what was planned and done is not planned again"
@@ -145,7 +145,7 @@ class Machine(RuleBasedStateMachine):
 
     @rule()
     def three_quiet_minutes(self) -> None:
-        """Whatever went before: the spares are there, no more and no fewer, and have loaded."""
+        """From any state the number of standby workers becomes the configured one, and all have loaded."""
         for _ in range(36):
             self.look(5.0)
             self.becomes_ready(0)

@@ -1,4 +1,4 @@
-"""What a start is taken to last, from those that were seen."""
+"""Estimates of the start-up time from measured starts."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ MEASURED = StartupTimes(cold=(20.0, 30.0, 25.0), standby=(2.0, 4.0))
         (StartupTimes(), Scaling(), 40.0, FIRST_STANDBY_S),
         (MEASURED, Scaling(), 30.0, 4.0),
         (StartupTimes(cold=(20.0,)), Scaling(), 20.0, FIRST_STANDBY_S),
-        # What is configured counts, whatever was measured.
+        # A configured value overrides measurements.
         (MEASURED, Scaling(cold_start_s=60), 60.0, 4.0),
         (MEASURED, Scaling(standby_start_s=10), 30.0, 10.0),
-        # A spare is never slower than what it saves.
+        # A start from standby never takes longer than a cold start.
         (StartupTimes(), Scaling(cold_start_s=3), 3.0, 3.0),
         (StartupTimes(cold=(1.0,), standby=(9.0,)), Scaling(), 1.0, 1.0),
         (MEASURED, Scaling(cold_start_s=5, standby_start_s=10), 5.0, 5.0),
-        # Nine of ten are not slower: one of ten may be.
+        # The estimate is the 90th percentile: one of ten starts may take longer.
         (StartupTimes(cold=(*[5.0] * 9, 100.0)), Scaling(), 5.0, 5.0),
         (StartupTimes(cold=(*[5.0] * 8, 100.0)), Scaling(), 100.0, 5.0),
     ],

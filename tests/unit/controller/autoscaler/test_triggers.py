@@ -1,4 +1,4 @@
-"""When to decide outside the tick: what is answered at once, what waits, and no storm of decisions."""
+"""Decisions outside the tick: immediate triggers, and their bounded rate."""
 
 from __future__ import annotations
 
@@ -30,33 +30,33 @@ def queue(queued: int, work_s: float | None, oldest_wait_s: float = 0.0, **more:
 @pytest.mark.parametrize(
     ("observation", "desired", "decided_at", "now", "why"),
     [
-        # The tick, whatever is seen.
+        # The tick decides for any observation.
         (seen(None, 0), 1, -math.inf, 0.0, "tick"),
         (seen(None, 1), 1, 0.0, 29.9, ""),
         (seen(None, 1), 1, 0.0, 30.0, "tick"),
         (seen(queue(0, 0.0), 1), 1, 0.0, 10.0, ""),
-        # The first request at zero, even right after a decision.
+        # The first request of a model with zero workers, even right after a decision.
         (seen(queue(1, 4.0), 0), 0, 9.9, 10.0, "first request"),
         (seen(queue(1, None), 0), 0, 9.9, 10.0, "first request"),
         (seen(queue(0, 0.0), 0), 0, 0.0, 10.0, ""),
-        # Once it is decided, the plan has the rest, even where a start must wait.
+        # After the decision the plan starts the worker, even if the start must wait.
         (seen(queue(1, 4.0), 0), 1, 10.0, 10.1, ""),
         # One worker does 60 s of work until 20 s after one more could have started.
         (seen(queue(20, 61.0), 1), 1, 0.0, 10.0, "backlog"),
         (seen(queue(20, 60.0), 1), 1, 0.0, 10.0, ""),
-        # They are decided already, started or not.
+        # Enough workers are decided already, started or not.
         (seen(queue(20, 61.0), 1), 2, 0.0, 10.0, ""),
         (seen(queue(20, 61.0), 1, 1), 2, 0.0, 10.0, ""),
         (seen(queue(20, 61.0), 1, owed=1), 1, 0.0, 10.0, ""),
-        # Nobody waits for too long.
+        # No task is late.
         (seen(queue(1, 9.0, arrivals_short_window=90), 1), 1, 0.0, 10.0, ""),
         (seen(queue(1, 9.0, 10.1, arrivals_short_window=90), 1), 1, 0.0, 10.0, "backlog"),
-        # An overload that stands is no news.
+        # A lasting overload triggers only after the minimum interval.
         (seen(queue(20, 61.0), 1), 1, 10.0, 10.0 + MIN_TRIGGER_INTERVAL_S - 0.1, ""),
         (seen(queue(20, 61.0), 1), 1, 10.0, 10.0 + MIN_TRIGGER_INTERVAL_S, "backlog"),
-        # The answer could not be more.
+        # The number is at its maximum.
         (seen(queue(900, 9999.0, 99.0), 8), 8, 0.0, 10.0, ""),
-        # Nothing known of the work.
+        # The work is unknown.
         (seen(queue(900, None, 99.0), 1), 1, 0.0, 10.0, ""),
     ],
 )
@@ -80,7 +80,7 @@ def test_trigger_of_a_decision(observation: Observation, desired: int, decided_a
 def test_decisions_come_at_ticks_and_at_bounded_rate(
     looks: list[tuple[float, tuple[int, float] | None, int]], interval_s: float, desired: int
 ) -> None:
-    """Whatever is seen and however the answer turns out."""
+    """Check the trigger for any observation and decision."""
     scaling = SCALING.model_copy(update={"interval_s": interval_s})
     decided_at, now = 0.0, 0.0
     for seconds, waiting, ready in looks:
@@ -98,7 +98,7 @@ def test_decisions_come_at_ticks_and_at_bounded_rate(
             assert decision.desired < LIMITS.max_workers
         if why == "first request":
             assert decision.desired == 0
-            desired = 1  # which the policies' bounds see to
+            desired = 1  # as `bounds.decide` ensures
         if why:
             decided_at = now
             desired = min(max(desired, 1) + 1, 8) if why == "backlog" else desired

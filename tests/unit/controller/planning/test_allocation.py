@@ -1,4 +1,4 @@
-"""Who gets a device when not all can have what they wish, and who has to give one up."""
+"""Allocation of scarce devices by saved waiting, and swaps between models."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def reasons(made: Plan) -> dict[str, str]:
         (Load(60, 0, 10, 1, 10), 1, 0.15),
         (Load(60, 0, 10, 1, 10), 0, 0.6),
         (Load(60, 0, 10, 4, 10), 1, 0.0),
-        # Who may wait twice as long minds half as much.
+        # Twice the allowed wait halves the weight.
         (Load(60, 0, 10, 1, 20), 1, 0.075),
     ],
 )
@@ -80,9 +80,9 @@ def test_load_variance_gives_idle_worker_a_value() -> None:
     [
         (None, None),
         (Queue(3, 2, 4, 2.0, 50.0, 5.0, 30, 60, uptime_s=900), Load(50, 30 / 90, 5, 2, 10)),
-        # Counted for a minute only.
+        # The balancer counted for one minute only.
         (Queue(0, 0, 1, 1.0, 0.0, 5.0, 30, 30, uptime_s=60), Load(0, 0.5, 5, 1, 10)),
-        # Of unknown size: as long as it may wait.
+        # A task of unknown size counts as long as its allowed wait.
         (Queue(3, 1, arrivals_short_window=9, uptime_s=900), Load(40, 0.1, 10, 1, 10)),
         (Queue(0, 0), Load(0, 0, 10, 1, 10)),
     ],
@@ -111,7 +111,7 @@ def wanted(
     known: bool = True,
     retry_at: float = 0.0,
 ) -> ModelDemand:
-    """`tasks` are 5 s of work each, none arriving; a start takes 40 s."""
+    """Return a model with `tasks` of 5 s of work each, no arrivals, and a cold start of 40 s."""
     queue = Queue(tasks, 0, 1, 1.0, tasks * 5.0, 5.0, uptime_s=900) if known else None
     seen = Observation(model, queue, replicas)
     limits = WorkerLimits(least, 8, 60, 30, 10)
@@ -139,48 +139,48 @@ B2 = replica("b2", "sim:2", age=900)
 B1, C1, D1 = replica("b1", "sim:1"), replica("c1", "sim:1"), replica("d1", "sim:1")
 LOADING = replica("a2", "sim:1", age=20, stage=Stage.STARTING)
 THREE = ("sim:0", "sim:1", "sim:2")
-#: Two small ones on one GPU, and one that is needed on the other.
+#: Two small workers on one GPU, and a needed worker on the other.
 SMALL = (wanted("a", 1, A[0], need=10), wanted("c", 1, replica("c1", "sim:0"), need=10), wanted("d", 1, D1, tasks=9))
 
 
 @pytest.mark.parametrize(
     ("models", "gone"),
     [
-        # It is owed one: from the one who has two, the least busy of them.
+        # It is below its minimum: the least busy worker of the model with two is drained.
         ([wanted("a", 2, *BUSY), wanted("b", 1, least=1)], ["a2"]),
         ([wanted("a", 2, *A, tasks=50), wanted("b", 1, least=1)], ["a2"]),
-        # Nobody has more than it is owed.
+        # No model has a surplus.
         ([wanted("a", 2, *A, least=2), wanted("b", 1, least=1)], []),
         ([wanted("a", 1, A[0], least=1), wanted("c", 1, C1, least=1), wanted("b", 1, least=1)], []),
-        # It has work and no worker: from one who has two, or one that has none to do.
+        # It has work and no worker: the model with two workers, or an idle one, gives one.
         ([wanted("a", 2, *A, tasks=50), wanted("b", 1, tasks=1)], ["a2"]),
         ([wanted("a", 1, A[0]), wanted("c", 1, C1, tasks=1), wanted("b", 1, tasks=1)], ["a1"]),
-        # The only one that has work stays, whoever wants its place.
+        # The only worker of a busy model stays.
         ([wanted("a", 1, A[0], tasks=1), wanted("c", 1, C1, tasks=1), wanted("b", 1, tasks=9)], []),
-        # What was only just started for somebody is not taken back at once.
+        # A worker that started recently is not drained.
         ([wanted("a", 2, *NEW), wanted("b", 1, tasks=1)], []),
-        # One more of the busy for one less of the idle, if that is worth a start ...
+        # The busy model gets a worker of the idle one if that is worth a cold start ...
         ([wanted("a", 1, A[0], tasks=50), wanted("b", 1, B1)], []),
         ([wanted("a", 2, A[0], tasks=50), wanted("b", 1, B1)], ["b1"]),
         ([wanted("a", 2, A[0], tasks=1), wanted("b", 1, B1)], []),
-        # ... but not where both are about as busy, nor where it has served for less than three starts.
+        # ... but not if both are equally busy, or if the worker is younger than three cold starts.
         ([wanted("a", 2, A[0], tasks=50), wanted("b", 2, B1, tasks=45)], []),
         ([wanted("a", 2, A[0], tasks=50), wanted("b", 1, replica("b1", "sim:1", age=119))], []),
-        # Where nobody knows what a model does, nothing is taken for gain.
+        # A model of unknown load gives no worker for a gain.
         ([wanted("a", 2, A[0], tasks=50), wanted("b", 1, B1, known=False)], []),
-        # A model that crashes waits; it takes nothing from others for a start that it may not make.
+        # A model in a crash back-off takes no device, because it may not start.
         ([wanted("a", 2, *A), wanted("b", 1, tasks=1, retry_at=NOW + 5)], []),
-        # Both of a GPU make room for a large one, if it takes both.
+        # Both workers of a GPU are drained for a large one.
         ([*SMALL, wanted("b", 1, tasks=1)], ["a1", "c1"]),
         ([*SMALL, wanted("b", 1, tasks=1, need=12)], ["a1"]),
-        # Another of its kind that only loads does no work yet; and one that loads is all that some have.
+        # A loading worker does no work yet, but it may be a model's only one.
         ([wanted("a", 2, A[0], LOADING, tasks=5), wanted("b", 1, least=1, slots=("sim:0",))], []),
         ([wanted("a", 2, A[0], LOADING), wanted("b", 1, least=1, slots=("sim:0",))], ["a1"]),
         ([wanted("a", 1, LOADING, tasks=5), wanted("b", 1, least=1, slots=("sim:1",))], []),
-        # The other has more to lose.
+        # The loss of the other model is larger.
         ([wanted("a", 2, A[0], tasks=50, slots=THREE), wanted("b", 2, B1, B2, tasks=90, slots=THREE)], []),
         ([wanted("a", 2, A[0], tasks=90, slots=THREE), wanted("b", 2, B1, B2, tasks=9, slots=THREE)], ["b2"]),
-        # Somebody leaves already.
+        # A worker is draining already.
         ([wanted("a", 1, *GOING), wanted("b", 1, tasks=1)], []),
     ],
 )
@@ -201,7 +201,7 @@ def test_swap_has_reason_and_reserves_its_device() -> None:
     assert plan(wanted("a", 2, A[0], leaving, tasks=50), wanted("b", 1, tasks=1)).actions == []
     after = plan(wanted("a", 2, A[0], tasks=50), wanted("b", 1, tasks=1))
     assert after.actions == [Start("b", "sim:1", "why")]
-    # The one that had to give its place wants it back, but not against the only one that has work.
+    # The giver cannot take its device back from the only worker of a busy model.
     come = Replica(WorkerProcess("b1", "b", "sim:1", 1, NOW - 500, None, NOW - 400), Stage.READY)
     assert plan(wanted("a", 2, A[0], tasks=50), wanted("b", 1, come, tasks=1)).actions == []
 
@@ -231,7 +231,7 @@ def test_free_devices_go_by_rank_then_by_saved_waiting() -> None:
 
 def test_minimums_are_packed_tightly_if_required() -> None:
     small = [wanted(name, 1, least=1, need=8) for name in "abc"]
-    # Spread over both GPUs they would leave no room for the large one.
+    # Spread over both GPUs, they would leave no room for the large worker.
     assert len(starts(plan(*small, wanted("d", 1, least=1, need=24)))) == 4
     assert len(starts(plan(*small))) == 3
     sizes = [wanted(name, 1, least=1, need=need) for name, need in zip("abcde", (5, 5, 4, 3, 3), strict=True)]
@@ -278,7 +278,7 @@ def test_blocked_reason_has_numbers(own: ModelDemand, memory: float, faulty: lis
 
 
 def test_swap_plans_giver_start_on_another_device() -> None:
-    """The whole plan at once: once it is executed, the next one has nothing to add."""
+    """After the execution of a plan, the next plan has no actions."""
     devices = {name: Device(name, memory * GIB) for name, memory in zip(THREE, (24, 24, 12), strict=True)}
 
     def planned(*more: Replica, a1: Stage = Stage.READY) -> Plan:
@@ -301,6 +301,6 @@ def test_idle_worker_is_moved_for_minimum_of_another_model() -> None:
     [swap] = moved.swaps
     assert (swap.worker, swap.device) == ("c1", "sim:1")
     assert starts(moved) == [("c", "sim:0")], "its new place is taken in the same plan"
-    # Once it is gone, each has its place.
+    # After its exit each worker has its device.
     there = [wanted("a", 1, A[0], least=1, need=8, tasks=1), wanted("c", 1, least=1, need=8)]
     assert sorted(starts(plan(*there, wanted("b", 1, least=1, need=20)))) == [("b", "sim:1"), ("c", "sim:0")]

@@ -1,4 +1,4 @@
-"""When a model counts as one that cannot start, and when it does not any more."""
+"""When a model is marked as unable to start, and when the mark is removed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Devices that are set aside: crashes in a row on one of them, unless they follow the model."""
+"""Quarantine of devices: repeated crashes on one device, unless the model is the cause."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def ready(device: str, model: str, since: float = 0.0) -> Replica:
 
 
 def failures(*crashes: tuple[str, str, float]) -> DeviceHealth:
-    """Crashes as device, model, and how many seconds ago."""
+    """Record crashes, given as device, model and age in seconds."""
     found = DeviceHealth()
     for device, model, ago in crashes:
         found.record(device, model, NOW - ago)
@@ -36,16 +36,16 @@ ROW = [("cuda:0", "a", 30.0), ("cuda:0", "a", 20.0), ("cuda:0", "a", 10.0)]
     [
         (ROW, ELSEWHERE, {"cuda:0"}),
         (ROW[:2], ELSEWHERE, set()),
-        # Nobody shows that the model is well.
+        # No other worker shows that the model is healthy.
         (ROW, [], set()),
         (ROW, [ready("cuda:1", "b")], set()),
-        # It crashes wherever it is started: the worker that still serves may have come before what makes it crash.
+        # It crashes on every device: the serving worker may be older than the cause.
         ([*ROW, ("cuda:2", "a", 5.0)], ELSEWHERE, set()),
-        # Another that crashed on the same device crashed nowhere else.
+        # Another model crashed on this device only.
         ([*ROW, ("cuda:0", "b", 5.0), ("cuda:2", "a", 5.0)], [*ELSEWHERE, ready("cuda:1", "b")], {"cuda:0"}),
-        # A crash of long ago is not of the row.
+        # An old crash does not count.
         ([("cuda:0", "a", 3000.0), *ROW[1:]], ELSEWHERE, set()),
-        # A worker that came after the last crash and stayed shows that the device is well.
+        # A worker that has served since the last crash shows that the device is healthy.
         (
             [(device, model, ago + 100) for device, model, ago in ROW],
             [*ELSEWHERE, ready("cuda:0", "a", NOW - 61)],
@@ -70,7 +70,7 @@ def test_quarantine_doubles_after_each_further_crash() -> None:
     for _ in range(6):
         assert update(record, ELSEWHERE, now)
         began = now
-        while update(record, [], now):  # whoever serves elsewhere meanwhile
+        while update(record, [], now):  # until the quarantine ends
             now += 10.0
         rests.append(now - began)
         assert update(record, ELSEWHERE, now) == {}, "it may be tried"

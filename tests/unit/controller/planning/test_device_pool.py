@@ -1,4 +1,4 @@
-"""What devices have for workers and what workers need of them, as it is learnt."""
+"""Device memory, and the measured memory of workers."""
 
 from __future__ import annotations
 
@@ -27,16 +27,16 @@ def update(pool: DevicePool, replicas: list[Replica], now: float) -> dict[str, D
         ([], 9 * GIB, 9 * GIB),
         ([replica(10)], 9 * GIB, 9 * GIB),
         ([replica(10)], None, round((10 * GIB + CONTEXT_BYTES) * 1.1)),
-        # The most counts, not the last.
+        # The maximum counts, not the last value.
         ([replica(10), replica(12), replica(3)], None, round((12 * GIB + CONTEXT_BYTES) * 1.1)),
-        # One that loads may yet want more, one that has not said says nothing.
+        # A loading worker, or one without a report, gives no measurement.
         ([replica(10, stage=Stage.STARTING)], None, None),
         ([replica(0)], None, None),
-        # With the margin it would fit nowhere, but it has run: it gets the largest for itself.
+        # With the margin it fits on no device, but it has run: it gets the largest device.
         ([replica(75, "cuda:1")], None, 80 * GIB),
-        # What was seen on a larger GPU than there is now says nothing.
+        # A measurement on a larger GPU than the present ones is ignored.
         ([replica(90, "cuda:1")], None, None),
-        # Where memory is not counted, nobody needs any.
+        # Without counted memory there is no need.
         ([replica(10, "cpu:0")], None, None),
     ],
 )
@@ -70,7 +70,7 @@ def test_foreign_memory_is_measured_on_unoccupied_devices() -> None:
     pool.update(readings, {"cuda:1"})
     found = update(pool, [], 0.0)
     assert (found["cuda:0"].memory, found["cuda:1"].memory) == (20 * GIB, 80 * GIB)
-    # Now ours are on the first: what it shows is not others' any more. The second is free.
+    # Our workers are on the first device, so its reading is not foreign memory. The second is free.
     update(pool, [replica(10)], 1.0)
     pool.update([MemoryReading("cuda:0", 24 * GIB, 16 * GIB), MemoryReading("cuda:1", 80 * GIB, 1 * GIB)], {"cuda:0"})
     found = update(pool, [replica(10)], 2.0)
@@ -79,10 +79,10 @@ def test_foreign_memory_is_measured_on_unoccupied_devices() -> None:
 
 def test_memory_of_starting_or_exited_worker_is_not_foreign() -> None:
     pool = DevicePool(GPUS)
-    update(pool, [replica(10)], 1.0)  # it came while the driver was asked
+    update(pool, [replica(10)], 1.0)  # it started during the driver reading
     pool.update([MemoryReading("cuda:0", 24 * GIB, 16 * GIB)], ())
     assert update(pool, [], 2.0)["cuda:0"].memory == 24 * GIB
-    pool.update([MemoryReading("cuda:0", 24 * GIB, 16 * GIB)], {"cuda:0"})  # it went meanwhile
+    pool.update([MemoryReading("cuda:0", 24 * GIB, 16 * GIB)], {"cuda:0"})  # it exited meanwhile
     assert update(pool, [], 2.0)["cuda:0"].memory == 24 * GIB
 
 

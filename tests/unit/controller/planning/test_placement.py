@@ -1,4 +1,4 @@
-"""Room on devices: what fits where, now and once somebody has left."""
+"""Placement on devices: what fits where, now and after draining workers have exited."""
 
 from __future__ import annotations
 
@@ -28,21 +28,21 @@ def request(
 @pytest.mark.parametrize(
     ("memory", "wants", "taken"),
     [
-        # One each while there are empty ones, then beside others.
+        # Empty devices come first, then shared ones.
         ((24, 24, 24), [("a", 10), ("b", 10), ("c", 10)], ["cuda:0", "cuda:1", "cuda:2"]),
         ((24, 24), [("a", 10), ("b", 10), ("c", 10)], ["cuda:0", "cuda:1", "cuda:0"]),
-        # Of the empty ones the one that is left with the least.
+        # Among empty devices, the one with the least memory left over.
         ((80, 24, 40), [("a", 10), ("b", 30), ("c", 60)], ["cuda:1", "cuda:2", "cuda:0"]),
-        # Of those with as many workers too.
+        # The same among devices with equally many workers.
         ((24, 16), [("a", 4), ("b", 4), ("c", 10)], ["cuda:1", "cuda:0", "cuda:1"]),
-        # Of one model one worker on each, whatever the room.
+        # One worker of a model per device, even with more room.
         ((24, 24), [("a", 4), ("a", 4), ("a", 4)], ["cuda:0", "cuda:1", None]),
-        # Never more than there is: to the byte.
+        # The limit is exact to the byte.
         ((24,), [("a", 12), ("b", 12), ("c", 1 / GIB)], ["cuda:0", "cuda:0", None]),
-        # Whose need is unknown stays alone.
+        # A worker of unknown need gets a device of its own.
         ((24, 24), [("a", None), ("b", 1), ("c", None), ("d", 1)], ["cuda:0", "cuda:1", None, "cuda:1"]),
         ((24,), [("a", 25)], [None]),
-        # Where memory is not counted, one worker to a place, whoever's it is.
+        # Without counted memory, each slot takes one worker of any model.
         ((None, None), [("a", 10), ("b", 10), ("c", 10)], ["cuda:0", "cuda:1", None]),
     ],
 )

@@ -1,4 +1,4 @@
-"""The plan: what to start where, whom to let go, whom to end; and what a crash costs."""
+"""The plan: starts, drains and kills of workers; and the back-off after crashes."""
 
 from __future__ import annotations
 
@@ -66,15 +66,15 @@ def actions(*models: ModelDemand) -> list[Action]:
         ([], 2, [Start("m", "cuda:0", "why"), Start("m", "cuda:1", "why")]),
         ([replica("a")], 1, []),
         ([replica("a")], 2, [Start("m", "cuda:1", "why")]),
-        # A starting worker is on its way: not started twice.
+        # A starting worker counts, so no second one starts.
         ([replica("a", Stage.STARTING, age=5)], 1, []),
-        # A draining one is no capacity, but still holds its device.
+        # A draining worker is no capacity, but occupies its device.
         ([replica("a", Stage.DRAINING, drained=1)], 1, [Start("m", "cuda:1", "why")]),
-        # Those still starting go first, then the least busy, then the newest.
+        # Starting workers stop first, then the least busy, then the newest.
         ([replica("a"), replica("b", Stage.STARTING, "cuda:1", age=5)], 1, [Drain("b", "why")]),
         ([replica("a", load=3), replica("b", load=1), replica("c", load=2)], 2, [Drain("b", "why")]),
         ([replica("old", age=90), replica("new", age=10), replica("mid", age=50)], 2, [Drain("new", "why")]),
-        # Patience ends.
+        # Timeouts expire.
         ([replica("a", Stage.STARTING, age=61)], 1, ["kill a", Start("m", "cuda:1", "why")]),
         ([replica("a", Stage.STARTING, age=59)], 1, []),
         ([replica("a", Stage.DRAINING, drained=41), replica("b", device="cuda:1")], 1, ["kill a"]),
@@ -82,7 +82,7 @@ def actions(*models: ModelDemand) -> list[Action]:
         ([replica("a", unheard=31)], 1, ["kill a", Start("m", "cuda:1", "why")]),
         ([replica("a", unheard=29)], 1, []),
         ([replica("a", stuck=True)], 1, ["kill a", Start("m", "cuda:1", "why")]),
-        # It was told to go, and has its time for that.
+        # It drains, and its timeout has not expired.
         ([replica("a", Stage.DRAINING, drained=1, stuck=True), replica("b", device="cuda:1")], 1, []),
     ],
 )
@@ -109,7 +109,7 @@ def starts(*models: ModelDemand) -> list[tuple[str, str]]:
 
 
 def test_models_share_devices_without_double_use() -> None:
-    # Each has its minimum before any has more.
+    # Every model gets its minimum before any gets more.
     assert starts(wanted([], 2, model="a"), wanted([], 2, model="b")) == [
         ("a", "cuda:0"),
         ("b", "cuda:1"),
@@ -126,7 +126,7 @@ def test_busy_model_leaves_device_of_others_only_worker() -> None:
         "other": "3 crashes in a row, next try in 30 s",
     }
     assert starts(busy, wanted([], 1, model="other", crashes=CrashBackoff(3, NOW))) == [("other", "cuda:2")]
-    # Once it has its minimum, the rest is free for whoever wants it.
+    # Once all have their minimum, the other devices are free for any model.
     assert starts(busy, wanted([replica("c", device="cuda:3")], 1, model="other")) == [("m", "cuda:2")]
 
 
@@ -167,13 +167,13 @@ def test_back_off_doubles_up_to_a_minute() -> None:
 @pytest.mark.parametrize(
     ("exit_", "count", "on_crash"),
     [
-        (ended(1, ready=5.0), 3, True),  # soon after it was ready: as bad as never
-        (ended(-9, ready=100.0), 0, True),  # after healthy service: replaced at once, and the past is forgiven
+        (ended(1, ready=5.0), 3, True),  # soon after it was ready: it counts like a failed start
+        (ended(-9, ready=100.0), 0, True),  # after healthy service: replaced at once, and the count is reset
         (ended(0, ready=100.0, reported=True), 2, False),
         (ended(-9, ready=None, reported=True), 2, False),
         (ended(None, ready=None), 3, True),
-        (ended(0, ready=5.0), 2, False),  # its operator told it to go
-        (ended(0, ready=None), 2, False),  # in the moment between its being ready and our hearing of it
+        (ended(0, ready=5.0), 2, False),  # its operator stopped it
+        (ended(0, ready=None), 2, False),  # between its readiness and the next snapshot
         (ended(-15, ready=None), 3, True),
     ],
 )
@@ -187,7 +187,7 @@ def test_exits_that_count_as_crashes(exit_: Exit, count: int, on_crash: bool) ->
     [
         (60.0, 100.0, Stage.READY, True),
         (59.0, 100.0, Stage.READY, False),
-        # It was well before the crash too: that says nothing of those started since.
+        # It was ready before the crash: this proves nothing about later workers.
         (200.0, 100.0, Stage.READY, False),
         (60.0, 100.0, Stage.DRAINING, False),
         (None, 100.0, Stage.STARTING, False),
@@ -206,12 +206,12 @@ def test_crashes_are_reset_by_a_healthy_later_worker(
 @pytest.mark.parametrize(
     ("lost", "desired", "stages", "owed"),
     [
-        (0, 2, [Stage.READY], 0),  # a place that was never filled is not owed
+        (0, 2, [Stage.READY], 0),  # a worker that never existed needs no replacement
         (1, 2, [Stage.READY], 1),
         (1, 2, [Stage.READY, Stage.STARTING], 0),
         (1, 2, [Stage.READY, Stage.DRAINING], 1),
         (3, 3, [Stage.READY], 2),
-        (3, 1, [Stage.READY], 0),  # no longer wanted
+        (3, 1, [Stage.READY], 0),  # no longer desired
     ],
 )
 def test_pending_replacements_after_crashes(lost: int, desired: int, stages: list[Stage], owed: int) -> None:

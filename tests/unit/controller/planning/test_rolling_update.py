@@ -1,4 +1,4 @@
-"""Which workers are to be replaced, and that they are, one at a time, whatever happens meanwhile."""
+"""Rolling updates: which workers are outdated, and their replacement one at a time."""
 
 from __future__ import annotations
 
@@ -85,16 +85,16 @@ OLD = dict.fromkeys("abc", "old")
 @pytest.mark.parametrize(
     ("replicas", "desired", "crashes", "expected"),
     [
-        ([A, B], 2, 0, 1),  # all is well: begin
-        ([X], 1, 0, 0),  # nobody is outdated
-        ([A, B, Y], 2, 0, 1),  # the newcomer is on its way
-        ([A, B, X], 2, 0, 0),  # it is ready: one too many now
-        ([A, X, worker("b", DRAINING)], 2, 0, 0),  # one goes: wait
-        ([A, Y], 2, 0, 0),  # a worker of the usual kind starts: wait
-        ([A, B], 1, 0, 0),  # one too many already
-        ([A], 2, 0, 1),  # there is no room for more, or there would be
-        ([A, B], 2, 1, 0),  # a newcomer has crashed: stop
-        ([A, B, Y], 2, 1, 1),  # ... but not one that has started again by itself
+        ([A, B], 2, 0, 1),  # all are ready: the update starts
+        ([X], 1, 0, 0),  # no worker is outdated
+        ([A, B, Y], 2, 0, 1),  # the new worker is starting
+        ([A, B, X], 2, 0, 0),  # it is ready: one worker is surplus
+        ([A, X, worker("b", DRAINING)], 2, 0, 0),  # one drains: wait
+        ([A, Y], 2, 0, 0),  # a regular start is under way: wait
+        ([A, B], 1, 0, 0),  # one is surplus already
+        ([A], 2, 0, 1),  # a worker is missing
+        ([A, B], 2, 1, 0),  # a new worker has crashed: the update stops
+        ([A, B, Y], 2, 1, 1),  # ... but a new worker that is already starting may finish
     ],
 )
 def test_surge_lasts_as_long_as_needed(replicas: list[Replica], desired: int, crashes: int, expected: int) -> None:
@@ -141,7 +141,7 @@ SCALING = Scaling(
 
 
 class Roll(RuleBasedStateMachine):
-    """The brain with one model whose settings change now and then, on a machine with or without a spare device."""
+    """The autoscaler with one model whose settings change, on a machine with or without a free device."""
 
     @initialize(devices=st.integers(1, 5), least=st.integers(1, 3), more=st.integers(0, 2))
     def begin(self, devices: int, least: int, more: int) -> None:
@@ -162,7 +162,7 @@ class Roll(RuleBasedStateMachine):
 
     @property
     def old(self) -> int:
-        """Old ones that nobody has told to go."""
+        """Return the outdated workers that are not draining."""
         return sum(r.process.generation != str(self.changes) for r in self.of(READY, STARTING))
 
     @rule(seconds=st.floats(0.1, 15))
@@ -223,7 +223,7 @@ class Roll(RuleBasedStateMachine):
 
     @rule()
     def all_is_quiet_for_a_while(self) -> None:
-        """However it stood: everybody is of the newest settings in the end, with never fewer than can be helped."""
+        """From any state all workers get the newest settings, and never too few are ready."""
         self.tasks, self.model.crashes = 0, CrashBackoff()
         for _ in range(12 + 4 * len(self.slots)):
             self.usable(8.0)
@@ -319,7 +319,7 @@ def test_missing_worker_has_priority_over_replacement() -> None:
     )
 
 
-# ---- orders, as the brain obeys them
+# ---- overrides in the autoscaler
 
 
 def test_override_replaces_policy_until_its_end() -> None:

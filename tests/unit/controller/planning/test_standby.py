@@ -1,4 +1,4 @@
-"""Spares in the place of starts, and their number kept: tables of single plans."""
+"""Standby workers in plans: activations in place of starts, and the number of standby workers."""
 
 from __future__ import annotations
 
@@ -62,29 +62,29 @@ def called(name: str, start: Start = START) -> Activate:
 @pytest.mark.parametrize(
     ("actions", "own", "expected"),
     [
-        # Without spares and without a wish for any, the plan is as it was.
+        # Without standby workers and standby 0 the plan is unchanged.
         ([START], keeping(0, []), [START]),
         ([], keeping(1, []), [MORE]),
         ([], keeping(1, [spare("a")]), []),
         ([], keeping(3, [spare("a")]), [StartSpare("m", "cuda", "1 standby workers, standby is 3")]),
-        # One at a time.
+        # One starts at a time.
         ([], keeping(3, [spare("a", loaded=False, age_s=5)]), []),
-        # A worker comes first: no spare is started while one starts, whichever way.
+        # Workers have priority: no standby worker starts while a worker starts or is activated.
         ([START], keeping(1, []), [START]),
         ([], keeping(1, [], [worker(Stage.STARTING)]), []),
         ([], keeping(1, [], [worker(Stage.READY)]), [MORE]),
         ([], keeping(1, [], [worker(Stage.DRAINING)]), [MORE]),
-        # Starts are taken from the spares, and made good later.
+        # Starts become activations; the standby workers are replaced later.
         ([START], keeping(1, [spare("a")]), [called("a")]),
         ([START], keeping(2, [spare("a"), spare("b", age_s=200)]), [called("b")]),
         ([START, SECOND], keeping(1, [spare("a")]), [called("a"), SECOND]),
         ([START, SECOND], keeping(2, [spare("a"), spare("b")]), [called("a"), called("b", SECOND)]),
-        # One that loads is ahead of a new process, and behind one that has loaded.
+        # A loading standby worker is preferred to a new process, and a loaded one to both.
         ([START], keeping(1, [spare("a", loaded=False, age_s=5)]), [called("a")]),
         ([START], keeping(2, [spare("a", loaded=False, age_s=5), spare("b", age_s=1)]), [called("b")]),
-        # Another model's spare is of no use.
+        # A standby worker of another model cannot be used.
         ([Start("n", "cuda:0", "why")], keeping(1, [spare("a")]), [Start("n", "cuda:0", "why")]),
-        # Nor is one that goes, that is of another kind, or that has loaded what is no more to be served.
+        # A draining, outdated or other-kind standby worker cannot be used.
         ([START], keeping(1, [spare("a", drained_at=NOW - 1)]), [START]),
         (
             [START],
@@ -96,14 +96,14 @@ def called(name: str, start: Start = START) -> Activate:
             keeping(1, [spare("a")], outdated={"a": "its settings have changed"}),
             [START, Drain("a", "its settings have changed")],
         ),
-        # Too many go: those that load first, then the newest.
+        # Surplus ones drain: loading ones first, then the newest.
         ([], keeping(0, [spare("a")]), [Drain("a", "1 standby workers, standby is 0")]),
         (
             [],
             keeping(1, [spare("a", age_s=90), spare("b"), spare("c", loaded=False, age_s=30)]),
             [Drain("a", "3 standby workers, standby is 1"), Drain("c", "3 standby workers, standby is 1")],
         ),
-        # Those that do not go when told, or never finish loading, are ended.
+        # Standby workers that exceed the drain or start timeout are killed.
         (
             [],
             keeping(0, [spare("a", drained_at=NOW - DRAIN_GRACE_S - 1)]),
@@ -111,7 +111,7 @@ def called(name: str, start: Start = START) -> Activate:
         ),
         ([], keeping(0, [spare("a", drained_at=NOW - DRAIN_GRACE_S + 1)]), []),
         ([], keeping(1, [spare("a", loaded=False, age_s=61)]), [Kill("a", "not loaded 60 s after its start")]),
-        # After a crash of either, the pause is kept.
+        # The back-off after a crash of a worker or of a standby worker applies.
         ([], keeping(1, [], crashes=CrashBackoff(1, NOW + 1, NOW)), []),
         ([], keeping(1, [], worker_crashes=CrashBackoff(1, NOW + 1, NOW)), []),
         ([], keeping(1, [], crashes=CrashBackoff(1, NOW, NOW - 1)), [MORE]),

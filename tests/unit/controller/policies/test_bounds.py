@@ -1,4 +1,4 @@
-"""What holds under every policy: bounds, schedules beneath others, zero workers and back."""
+"""Rules around every policy: bounds, schedules as a minimum, scale to zero and back."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def scaling(**given: Any) -> Scaling:
 
 
 class Fixed:
-    """A policy that always says the same."""
+    """A policy with a constant decision."""
 
     def __init__(self, desired: int, *, valid: bool = True) -> None:
         self.decision = Decision(desired, "fixed", valid)
@@ -68,9 +68,9 @@ def test_without_data_only_bounds_apply(
     [
         (4, 1, NINE, 4),
         (4, 6, NINE, 6),
-        (4, 1, NINE - 7200, 2),  # seven o'clock: what began the day before
-        (4, 1, None, 1),  # no clock, no schedule
-        (0, 1, NINE, 1),  # min_workers still holds
+        (4, 1, NINE - 7200, 2),  # seven o'clock: the entry of the evening before is active
+        (4, 1, None, 1),  # schedules do not apply without a clock
+        (0, 1, NINE, 1),  # min_workers still applies
     ],
 )
 def test_schedule_is_a_minimum_for_any_policy(workers: int, says: int, unix_s: float | None, desired: int) -> None:
@@ -96,7 +96,7 @@ def test_last_worker_stops_after_idle_s(policy: str) -> None:
         decision, memory = bounds.decide(POLICIES[policy], seen(IDLE, 1), held, ZERO, memory, now)
         decided[now] = decision.desired
     assert decided == {0.0: 1, 30.0: 1, 60.0: 1, 99.0: 1, 100.0: 0}
-    # And it stays away.
+    # It does not start again.
     decision, _ = bounds.decide(POLICIES[policy], seen(IDLE, 0), held, ZERO, memory, 130.0)
     assert decision.desired == 0
 
@@ -106,7 +106,7 @@ def test_last_worker_stops_after_idle_s(policy: str) -> None:
     [
         replace(IDLE, queued=1),
         replace(IDLE, running=1),
-        replace(IDLE, started_total=1),  # one came and went between two looks
+        replace(IDLE, started_total=1),  # a task started and ended between two observations
         None,
     ],
 )
@@ -139,11 +139,11 @@ def test_schedule_prevents_scale_to_zero() -> None:
     [
         (1, 4.0, 1, 1),
         (1, 4.0, 3, 3),
-        # Eight at most; 20 s to work it off in.
+        # At most eight workers; drain_s is 20 s.
         (20, 80.0, 1, 4),
         (20, 80.0, 6, 6),
         (200, 800.0, 1, 8),
-        # Nothing known of the work.
+        # The work is unknown.
         (5, None, 1, 1),
     ],
 )

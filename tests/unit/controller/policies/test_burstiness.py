@@ -1,4 +1,4 @@
-"""How uneven arrivals are, as it is learnt from the counts of successive periods."""
+"""The index of dispersion of arrivals, estimated from successive periods."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def after(periods: Sequence[int], counts: DispersionIndex | None = None) -> Disp
 
 
 def bunches(size: int, periods: int) -> list[int]:
-    """Arrivals of each period, about 40, where always so many come at once."""
+    """Return the arrivals per period, about 40, in batches of this size."""
     chance = random.Random(size)
     return [size * sum(chance.random() < 40 / size / 1000 for _ in range(1000)) for _ in range(periods)]
 
@@ -41,7 +41,7 @@ def test_bursts_raise_the_dispersion_index(size: int, least: float, most: float)
     [
         [],
         [40],
-        [40] * 50,  # as regular as can be
+        [40] * 50,  # perfectly regular
         [40 + number for number in range(200)],  # a slow change
         ([150] * 7 + [0] * 20) * 5,  # on and off
     ],

@@ -1,4 +1,4 @@
-"""The ongoing_requests policy: Ray Serve's formula with its gains and delays, and none of its counting of ticks."""
+"""Policy `ongoing_requests`: Ray Serve's formula with factors, and delays in seconds."""
 
 from __future__ import annotations
 
@@ -33,16 +33,16 @@ def scaling(**given: Any) -> Scaling:
         (3, 1, 0, 1, 1, 2),
         (40, 1, 0, 1, 1, 20),
         (400, 1, 0, 1, 1, 20),
-        # Half of what is missing, rounded up; half of what is too much.
+        # Half of the missing workers, rounded up; half of the surplus.
         (40, 10, 0, 0.5, 1, 15),
         (10, 10, 0, 1, 0.5, 8),
         # A starting worker counts once.
         (6, 1, 2, 1, 1, 3),
         (8, 1, 2, 1, 1, 4),
-        # A small factor never leaves the last one too much standing.
+        # A small factor still removes the last surplus worker.
         (18, 10, 0, 1, 0.1, 9),
         (0, 1, 0, 1, 1, 1),
-        # From nothing, at once.
+        # From zero workers at once.
         (1, 0, 0, 1, 1, 1),
         (1, 0, 0, 2.5, 1, 3),
     ],
@@ -69,7 +69,7 @@ def test_missing_data_restarts_the_delays() -> None:
 
 
 def changes(scaling: Scaling, every_s: float, until_s: float, load: dict[float, int]) -> list[tuple[float, int]]:
-    """When the number of workers changed; they come and go at once."""
+    """Return the times and values of the changes; workers start and stop at once."""
     workers, memory, changed = 1, None, [(0.0, 1)]
     for tick in range(int(until_s / every_s) + 1):
         now = tick * every_s
@@ -99,7 +99,7 @@ def test_mean_load_restarts_after_a_change() -> None:
     second, memory = decide(seen(40, 5), mean, LIMITS, memory, 10.0)
     assert second.inputs["tasks"] == 20
     assert second.desired == 10
-    # What was answered by ten workers is not answered again.
+    # The load that led to ten workers does not cause another change.
     third, _ = decide(seen(20, 10), mean, LIMITS, memory, 20.0)
     assert third.desired == 10
 

@@ -1,4 +1,4 @@
-"""The queue-depth policy: when one more, when one fewer, and the mistakes of its ancestor that it must not make."""
+"""Policy `queue_depth`: thresholds, holds, cooldowns, and known errors of the Lightning autoscaler."""
 
 from __future__ import annotations
 
@@ -37,10 +37,10 @@ def seen(queue: Queue | None, ready: int, starting: int = 0, draining: int = 0) 
         (0, 12, 1, 0, 0, 2, "load 12.0 (0 queued + 12 running / 1 worker) has been >= 12 for 0 s"),
         (11, 0, 1, 0, 0, 1, "is between 3 and 12"),
         (100, 12, 1, 0, 0, 2, "load 112.0"),
-        # A starting worker is capacity to come, and counts once.
+        # A starting worker counts once as capacity.
         (12, 0, 1, 1, 0, 2, "load 6.0"),
         (24, 0, 1, 1, 0, 3, "load 12.0"),
-        # A draining one is none.
+        # A draining worker is no capacity.
         (12, 0, 1, 0, 3, 2, "load 12.0"),
         (0, 0, 0, 0, 0, 1, "min_workers is 1"),
         (0, 0, 0, 0, 2, 1, "min_workers is 1"),
@@ -73,10 +73,10 @@ def test_missing_data_is_an_invalid_decision() -> None:
 @pytest.mark.parametrize(
     ("queued", "ready", "owed", "desired"),
     [
-        # A dead worker whose successor waits for its back-off is capacity to come: the loss is not made a decision.
+        # A crashed worker whose replacement waits for the back-off counts as capacity.
         (10, 1, 1, 2),
         (10, 0, 3, 3),
-        # It is counted once, whether owed or started.
+        # It counts once, before and after the start of its replacement.
         (12, 1, 1, 2),
         (24, 1, 1, 3),
     ],
@@ -103,7 +103,7 @@ def test_each_direction_has_its_own_cooldown() -> None:
     )
     grown = changes(slow, 10.0, 900.0, {0.0: 1000, 290.0: 0})
     assert grown[:4] == [(0.0, 1), (0.0, 2), (100.0, 3), (200.0, 4)]
-    # The last change was at 200 s, so the first removal is at 400 s; the cooldown of additions has no part in it.
+    # The last change was at 200 s, so the first removal is at 400 s; the scale-up cooldown does not matter.
     assert grown[4:] == [(400.0, 3), (600.0, 2), (800.0, 1)]
 
 
@@ -116,7 +116,7 @@ def test_removal_that_would_overload_the_rest_is_not_made() -> None:
 
 @dataclass
 class World:
-    """Workers appear and go at once; only decisions count."""
+    """A simulation in which workers start and stop at once."""
 
     scaling: Scaling
     workers: int = 1
@@ -129,7 +129,7 @@ class World:
 
 
 def changes(scaling: Scaling, interval_s: float, until_s: float, load: dict[float, int]) -> list[tuple[float, int]]:
-    """When the number of workers changed, with the tasks that are there from each time on."""
+    """Return the times and values of the changes; `load` maps times to the number of tasks from then on."""
     world, changed, ticks = World(scaling), [(0.0, 1)], int(until_s / interval_s)
     for tick in range(ticks + 1):
         now = tick * interval_s
@@ -149,7 +149,7 @@ def test_times_do_not_depend_on_the_tick_interval() -> None:
 def test_each_direction_has_its_own_hold() -> None:
     grown = changes(SCALING, 30.0, 600.0, {0.0: 100, 150.0: 0})
     assert grown[:6] == [(0.0, 1), (0.0, 2), (30.0, 3), (60.0, 4), (90.0, 5), (120.0, 6)]
-    # The last addition was at 120 s; the load is low from 150 s; each removal needs 60 s of its own.
+    # The last addition was at 120 s; the load is low from 150 s; each removal needs a hold of 60 s.
     assert grown[6:] == [(210.0, 5), (300.0, 4), (390.0, 3), (480.0, 2), (570.0, 1)]
 
 
@@ -187,7 +187,7 @@ def test_any_history_keeps_bounds_and_steps_of_one(
         ("auto", "auto", 24, (24, 6)),
         ("auto", "auto", 1, (1, 0.25)),
         ("auto", 3, 24, (24, 3)),
-        ("auto", 3, 2, (2, 1)),  # however small the batch, the two stay apart
+        ("auto", 3, 2, (2, 1)),  # the thresholds stay apart for any batch
         (8, "auto", 24, (8, 2)),
     ],
 )

@@ -1,4 +1,4 @@
-"""The arithmetic of work: Erlang's formulas, rates with their margin, and what a backlog needs."""
+"""Queueing formulas: Erlang B and C, rates with a margin, and workers for a backlog."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ SCALING = Scaling(drain_s=20, look_back_period_s=90)
 
 
 def erlang_c(servers: int, offered: float) -> float:
-    """The probability that an arrival must wait for one of so many servers."""
+    """Return the probability that an arrival waits."""
     return wait_probability(servers, offered, next(itertools.islice(erlang_b(offered), servers - 1, None)))
 
 
 def by_definition(servers: int, offered: float) -> float:
-    """Erlang C as textbooks write it: good for a few servers."""
+    """Return Erlang C by its textbook definition, which is accurate for a few servers."""
     last = offered**servers / math.factorial(servers) * servers / (servers - offered)
     return last / (sum(offered**k / math.factorial(k) for k in range(servers)) + last)
 
@@ -68,7 +68,7 @@ def test_erlang_c_is_a_decreasing_probability(servers: int, offered: float) -> N
         (0.1, 0.0, 1, 10, 0.1, 8, 0),
         (0.1, 1.0, 1, 10, 0.1, 8, 1),
         (1.0, 4.0, 1, 10, 0.1, 8, 5),
-        # Less may be late, less patience, a smaller batch: more workers.
+        # A lower late fraction, a shorter allowed wait or a smaller batch needs more workers.
         (1.0, 4.0, 1, 10, 0.001, 8, 7),
         (1.0, 4.0, 1, 0, 0.1, 8, 8),
         (1.0, 4.0, 4, 10, 0.1, 8, 2),
@@ -109,10 +109,10 @@ def test_upper_rate_bound_solves_its_equation() -> None:
     ("recent", "lately", "uptime_s", "present", "usual"),
     [
         (90, 900, 5000, 1.0, 1.0),
-        # Counted for less than the window.
+        # The uptime is shorter than the window.
         (90, 200, 200, 1.0, 1.0),
         (45, 45, 45, 1.0, 0.5),
-        # Too short a time to divide by.
+        # The uptime is too short for an estimate.
         (1, 1, 1, 1 / 30, 1 / 90),
     ],
 )
@@ -136,31 +136,31 @@ def seen(
 @pytest.mark.parametrize(
     ("queued", "work_s", "recent", "ready", "started_at", "draining", "owed", "batch", "slow_down", "workers"),
     [
-        # Nothing waits: nothing is asked for, however much runs.
+        # Without queued tasks no workers are needed.
         (0, 500.0, 90, 1, (), 0, 0, 1, 1.0, 0),
         (5, None, 90, 1, (), 0, 0, 1, 1.0, 0),
-        # One worker does 60 s of work until 20 s after another could have started.
+        # One worker does 60 s of work until 20 s after another start.
         (5, 60.0, 0, 1, (), 0, 0, 1, 1.0, 1),
         (5, 61.0, 0, 1, (), 0, 0, 1, 1.0, 2),
         (5, 161.0, 0, 1, (), 0, 0, 1, 1.0, 7),
-        # Never fewer than there are.
+        # The result is at least the provisioned number.
         (5, 10.0, 0, 4, (), 0, 0, 1, 1.0, 4),
-        # A starting worker from when it will serve: at 100 s, one begun at 80 s serves from 120 s, for 40 of 60 s.
+        # A worker started at 80 s is ready at 120 s, so from 100 s on it serves 40 of 60 s.
         (5, 100.0, 0, 1, (80.0,), 0, 0, 1, 1.0, 2),
         (5, 101.0, 0, 1, (80.0,), 0, 0, 1, 1.0, 3),
-        # One that should have been ready counts whole, one that is owed as if begun now.
+        # An overdue start counts fully; a pending replacement counts as if it started now.
         (5, 120.0, 0, 1, (10.0,), 0, 0, 1, 1.0, 2),
         (5, 80.0, 0, 1, (), 0, 1, 1, 1.0, 2),
         (5, 81.0, 0, 1, (), 0, 1, 1, 1.0, 3),
         # A draining one is none.
         (5, 61.0, 0, 1, (), 3, 0, 1, 1.0, 2),
-        # What comes meanwhile: one task of 2 s a second.
+        # New arrivals: one task of 2 s per second.
         (5, 60.0, 90, 3, (), 0, 0, 1, 1.0, 3),
         (5, 61.0, 90, 3, (), 0, 0, 1, 1.0, 4),
         # Batches of 4, each task 2 times slower: twice the speed.
         (5, 120.0, 0, 1, (), 0, 0, 4, 2.0, 1),
         (5, 121.0, 0, 1, (), 0, 0, 4, 2.0, 2),
-        # From nothing.
+        # From zero workers.
         (1, 4.0, 0, 0, (), 0, 0, 1, 1.0, 1),
         (9, 81.0, 0, 0, (), 0, 0, 1, 1.0, 5),
     ],
@@ -185,19 +185,19 @@ def test_workers_for_a_backlog(
 @pytest.mark.parametrize(
     ("work_s", "recent", "ready", "started_at", "owed", "batch", "oldest_wait_s", "workers"),
     [
-        # In the 40 s that a start takes one worker does 40 s of work, and 10 s more before anybody is late.
+        # In a cold start of 40 s one worker does 40 s of work, and 10 s more before a task is late.
         (50.0, 0, 1, (), 0, 1, 0.0, 0),
         (51.0, 0, 1, (), 0, 1, 0.0, 1),
         (71.0, 0, 1, (), 0, 1, 0.0, 2),
-        # Who is late already is not left waiting.
+        # A task is late already.
         (50.0, 0, 1, (), 0, 1, 10.0, 0),
         (50.0, 0, 1, (), 0, 1, 10.1, 1),
-        # Those that start serve by then, as do those that are owed.
+        # Starting workers and pending replacements are ready by then.
         (60.0, 0, 1, (100.0,), 0, 1, 0.0, 0),
         (61.0, 0, 1, (100.0,), 0, 1, 0.0, 2),
         (60.0, 0, 1, (), 1, 1, 0.0, 0),
         (61.0, 0, 1, (), 1, 1, 0.0, 2),
-        # What comes meanwhile: one task of 2 s a second.
+        # New arrivals: one task of 2 s per second.
         (70.0, 90, 3, (), 0, 1, 0.0, 0),
         (71.0, 90, 3, (), 0, 1, 0.0, 4),
         # Batches of 4, each task 2 times slower: twice the speed.

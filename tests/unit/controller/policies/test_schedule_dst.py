@@ -1,4 +1,4 @@
-"""Schedules on the days when a clock is put forward or back: every local time counts once."""
+"""Schedules on the days of clock changes: every local time counts once."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ NIGHT = [("30 2 * * *", 5), ("0 4 * * *", 1)]
 @pytest.mark.parametrize(
     ("zone", "entries", "first", "expected"),
     [
-        # Back: 02:00 to 03:00 is there twice in Berlin. The first 02:30 counts.
+        # Back: 02:00 to 03:00 occurs twice in Berlin. The first 02:30 counts.
         ("Europe/Berlin", NIGHT, "2026-10-24T12:00", [("25 00:30", 5), ("25 03:00", 1)]),
         ("Europe/Berlin", [("0 2 * * *", 5), ("0 3 * * *", 1)], "2026-10-24T12:00", [("25 00:00", 5), ("25 02:00", 1)]),
         (

@@ -1,4 +1,4 @@
-"""The slo_work policy: what is wanted for a rate and a backlog, when it is done, and what the margin learns from."""
+"""Policy `slo_work`: workers for a rate and a backlog, stabilization, and the feedback of the margin."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from controller.types import Observation, Queue, Replica, Stage, WorkerLimits, W
 
 LIMITS = WorkerLimits(min_workers=1, max_workers=8, start_timeout_s=60, drain_timeout_s=60, lost_after_s=10)
 SCALING = Scaling(policy="slo_work", drain_s=20, look_back_period_s=90)
-#: One task of 4 s a second, for a long time; nothing waits.
+#: A long history of one task of 4 s per second, without a queue.
 STEADY = Queue(0, 4, 1, 1.0, 8.0, 4.0, arrivals_short_window=90, arrivals_long_window=900, uptime_s=5000.0)
 CALM = replace(STEADY, running=0, backlog_work_s=0.0, arrivals_short_window=0, arrivals_long_window=0)
 QUIET: dict[str, Any] = {"queued": 9, "backlog_work_s": 30.0, "arrivals_short_window": 0, "arrivals_long_window": 0}
@@ -40,18 +40,18 @@ def scaling(**given: Any) -> Scaling:
         # A starting worker counts once.
         ({}, 3, 2, 5, 0, 5),
         ({}, 2, 2, 5, 0, 5),
-        # The usual rate has a margin, the present one none: whichever asks for more.
+        # The long-term rate has a margin, the recent rate has none; the larger one counts.
         ({"arrivals_short_window": 0}, 1, 0, 5, 0, 5),
         ({"arrivals_short_window": 180}, 1, 0, 9, 0, 8),
         ({"mean_work_s": 0.4}, 1, 0, 1, 0, 1),
         # Batches of four, each task twice as slow.
         ({"batch_cap": 4, "batch_slowdown": 2.0}, 1, 0, 3, 0, 3),
-        # Until 20 s after one more could have started, 3 workers do 180 s of 120 s that wait and 240 s that come.
+        # Until 20 s after another start, 3 workers do 180 s of work: 120 s are queued, 240 s arrive.
         ({"queued": 30, "backlog_work_s": 120.0}, 3, 0, 5, 12, 8),
-        # What will be done in time needs nobody more, and does not keep those who are there.
+        # A backlog that is done in time needs no more workers, and does not prevent a scale-down.
         ({"queued": 3, "backlog_work_s": 20.0}, 6, 0, 5, 0, 5),
         (QUIET, 2, 0, 1, 0, 1),
-        # While somebody is late nobody goes.
+        # No scale-down while a task is late.
         (
             {
                 "queued": 9,
@@ -134,7 +134,7 @@ def test_new_controller_keeps_existing_workers_at_first() -> None:
 def test_no_scale_down_within_startup_hold(uptime_s: float, ready: int, initial: int | None, desired: int) -> None:
     young = replace(CALM, uptime_s=uptime_s)
     hold = scaling(initial_workers=initial)
-    # The wish to go is older than its window: only the hold is left.
+    # The scale-down window has passed: only the startup hold is left.
     memory = None if not ready else SloWorkMemory(decisions=(PastDecision(-5.0, ready, 1, ready),))
     decision, memory = decide(seen(young, ready), hold, LIMITS, memory, 100.0)
     assert decision.desired == desired
@@ -152,9 +152,9 @@ def test_initial_workers_are_kept_while_they_start() -> None:
     ("begun", "late", "z"),
     [
         (0, 0, 1.0),
-        (100, 0, 0.995),  # each served in time lowers it by gain times what may be late
+        (100, 0, 0.995),  # each task in time lowers it by gain times the allowed fraction
         (100, 1, 1.005),
-        (200, 1, 1.0),  # just as many as may be
+        (200, 1, 1.0),  # exactly the allowed fraction
         (500, 500, 5.0),
         (100_000, 0, -1.0),
     ],
@@ -176,11 +176,11 @@ def test_fast_start_lowers_the_initial_margin(cold_start_s: float, z_offset: flo
 @pytest.mark.parametrize(
     "memory",
     [
-        SloWorkMemory(-0.5),  # nothing was counted before
-        SloWorkMemory(-0.5, dispatched=5000, late=10),  # the balancer counts anew
+        SloWorkMemory(-0.5),  # no counters before
+        SloWorkMemory(-0.5, dispatched=5000, late=10),  # the balancer has restarted
         SloWorkMemory(-0.5, dispatched=1000, late=990),
-        SloWorkMemory(-0.5, dispatched=1000, late=10, at_max=True),  # more were wanted than may be
-        SloWorkMemory(-0.5, dispatched=1000, late=10, scaling_from_zero=True),  # they came while there was no worker
+        SloWorkMemory(-0.5, dispatched=1000, late=10, at_max=True),  # at max_workers
+        SloWorkMemory(-0.5, dispatched=1000, late=10, scaling_from_zero=True),  # they arrived while there was no worker
     ],
 )
 def test_margin_is_unchanged_without_alternative(memory: SloWorkMemory) -> None:
@@ -192,11 +192,11 @@ def test_margin_is_unchanged_without_alternative(memory: SloWorkMemory) -> None:
 def test_waits_for_first_worker_do_not_change_margin() -> None:
     zero, memory = scaling(min_workers=0), SloWorkMemory(-0.5, dispatched=0)
     story = [
-        (0, 0, 1, 5.0),  # one waits, no worker
+        (0, 0, 1, 5.0),  # one task waits without a worker
         (0, 0, 9, 35.0),
-        (1, 1, 8, 41.0),  # the first worker serves; the others have waited for long
+        (1, 1, 8, 41.0),  # the first worker is ready; the other tasks are late
         (1, 5, 4, 30.0),
-        (1, 9, 0, 0.0),  # worked off
+        (1, 9, 0, 0.0),  # the backlog is cleared
     ]
     for look, (ready, late, queued, oldest) in enumerate(story):
         queue = replace(STEADY, queued=queued, started_total=late, started_late_total=late, oldest_wait_s=oldest)
@@ -211,7 +211,7 @@ def test_waits_for_first_worker_do_not_change_margin() -> None:
     ("behavior", "wishes", "desired"),
     [
         ({"scale_up": {"max_step": 2}}, [(0.0, STEADY, 1)], [3]),
-        # A wake-up in between adds nothing to what one interval may.
+        # A triggered decision in between does not add to the limit per interval.
         ({"scale_up": {"max_step": 2}}, [(0.0, STEADY, 1), (5.0, STEADY, 3), (30.0, STEADY, 3)], [3, 3, 5]),
         (
             {"scale_up": {"stabilization_window_s": 40}},

@@ -1,4 +1,4 @@
-"""Static and scheduled numbers, and policies of one's own."""
+"""Policies `static` and `schedule`, and user-defined policies."""
 
 from __future__ import annotations
 
@@ -48,13 +48,13 @@ DAY = [{"cron": "0 8 * * 1-5", "workers": 4}, {"cron": "0 20 * * *", "workers": 
         (DAY, "2026-06-17T19:59:59", "UTC", 4),
         (DAY, "2026-06-17T20:00:00", "UTC", 1),
         (DAY, "2026-06-20T12:00:00", "UTC", 1),  # a Saturday
-        # The last entry that began counts, of two at once the later in the list.
+        # The last started entry counts; on a tie the later one in the list.
         ([{"cron": "0 8 * * *", "workers": 2}, {"cron": "0 8 1 * *", "workers": 5}], "2026-07-01T09:00:00", "UTC", 5),
         ([{"cron": "0 8 1 * *", "workers": 5}, {"cron": "0 8 * * *", "workers": 2}], "2026-07-01T09:00:00", "UTC", 2),
-        # Eight in Tokyo is 23 in UTC the day before.
+        # 08:00 in Tokyo is 23:00 UTC on the day before.
         ([{"cron": "0 8 * * *", "workers": 6, "timezone": "Asia/Tokyo"}, DAY[1]], "2026-06-16T23:30:00", "UTC", 6),
         ([{"cron": "0 8 * * *", "workers": 6, "timezone": "Asia/Tokyo"}, DAY[1]], "2026-06-16T22:30:00", "UTC", 1),
-        # The clocks of Berlin were set forward on this day.
+        # Daylight saving time started in Berlin on this day.
         ([{"cron": "0 8 * * *", "workers": 6, "timezone": "Europe/Berlin"}, DAY[1]], "2026-03-29T06:00:00", "UTC", 6),
         ([{"cron": "0 8 * * *", "workers": 6, "timezone": "Europe/Berlin"}, DAY[1]], "2026-03-29T05:59:00", "UTC", 1),
     ],
@@ -88,7 +88,7 @@ nothing = 7
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder that modules are imported from."""
+    """A folder with modules on the import path."""
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setattr(sys, "modules", dict(sys.modules))
     (tmp_path / "tens.py").write_text(OWN)

@@ -20,7 +20,7 @@ def seen(
 
 
 def wishes(autoscaler: ReferenceAutoscaler, looks: list[SimObservation]) -> list[int]:
-    """What it wants, asked once per interval."""
+    """Return the desired numbers, one per interval."""
     return [autoscaler.desired(look, number * autoscaler.interval_s) for number, look in enumerate(looks)]
 
 
@@ -33,7 +33,7 @@ def test_ray_waits_for_its_delay_before_it_adds() -> None:
 
 def test_ray_averages_over_look_back_period() -> None:
     ray = RayServe(look_back_period_s=4, upscale_delay_s=0)
-    # The mean of the last four is 0, 0, 0, 2, 4, ...: a step of 8 requests is taken in by quarters.
+    # The mean of the last four samples is 0, 0, 0, 2, 4, ...: it rises by a quarter of the step of 8 each time.
     assert wishes(ray, [seen(0, 1)] * 3 + [seen(8, 1)] * 4) == [1, 1, 1, 1, 2, 3, 4]
 
 
@@ -59,7 +59,7 @@ def test_ray_moves_by_its_factors() -> None:
 
 def test_kpa_target_is_seventy_percent_concurrency() -> None:
     kpa = Kpa(container_concurrency=4)
-    # 14 requests / 2.8 = 5; the five pods of the last answer serve by now, so it does not panic.
+    # 14 requests / 2.8 = 5; the five pods of the last decision are ready by now, so it does not panic.
     assert kpa.desired(seen(14, 5), 0.0) == 5
 
 
@@ -78,11 +78,11 @@ def test_kpa_panic_mode_starts_and_never_scales_down() -> None:
     ("total_result", "replicas", "wanted"),
     [
         (4, 4, 4),
-        (19, 18, 18),  # within a tenth of the target nothing changes
+        (19, 18, 18),  # within the tolerance of 10 % nothing changes
         (43, 18, 20),
         (12, 10, 12),
-        (9, 10, 10),  # down only after five minutes
-        (20, 2, 6),  # up by four pods or as many as there are
+        (9, 10, 10),  # scale-down only after five minutes
+        (20, 2, 6),  # scale-up by four pods or 100 %
         (20, 6, 12),
     ],
 )
@@ -107,7 +107,7 @@ def test_keda_counts_queued_requests_only() -> None:
     assert keda.desired(seen(10, 10, queued=0), 1000.0) == 1, "no queue: the least, though ten are at work"
 
 
-# ---- the original
+# ---- the Lightning autoscaler
 
 
 @pytest.mark.parametrize(
@@ -117,7 +117,7 @@ def test_keda_counts_queued_requests_only() -> None:
         (7, 2, 0, 2),
         (1, 2, 0, 1),
         (2, 2, 0, 2),
-        (8, 1, 1, 2),  # 8 / (2 + 1) is below 4: the one that starts is counted twice
+        (8, 1, 1, 2),  # 8 / (2 + 1) is below 4: the starting worker counts twice
         (80, 20, 0, 20),
         (0, 1, 0, 1),
     ],

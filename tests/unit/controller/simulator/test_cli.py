@@ -21,7 +21,7 @@ def test_search_finds_cheapest_settings_that_meet_goal() -> None:
     space = search_space("slo_work", Scaling(), 1)
 
     def evaluate(candidates: Sequence[ParameterValues]) -> list[PolicyResult]:
-        # The cheapest that holds the goal has 20 s.
+        # The cheapest settings that meet the goal have 20 s.
         drains = [one.get("drain_s", 60.0) for one in candidates]
         return [PolicyResult("p", "m", 1, 0, 1.0 if s >= 20 else 0.9, 0, 0, 0, s, 0, 0, 0, 1.0) for s in drains]
 

@@ -1,4 +1,4 @@
-"""The simulated cluster on small cases that were worked out by hand, and its books over random histories."""
+"""The simulated cluster on small hand-calculated cases, and its counters on random histories."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def pool_of(times: list[float], work: list[float], **options: Any) -> tuple[SimC
 
 
 def run(cluster: SimCluster, model: ModelSim, until: float = INF) -> None:
-    """Everything that happens up to a time, arrivals among it."""
+    """Process all events and arrivals up to a time."""
     while True:
         coming = model.times[model.tail] if model.tail < len(model.times) else INF
         if min(cluster.next_at, coming) > until or min(cluster.next_at, coming) == INF:
@@ -47,12 +47,12 @@ def test_worker_runs_tasks_in_order() -> None:
 
 
 def test_two_tasks_share_a_worker() -> None:
-    # Alone from 0 to 2, then both at half speed: the second has its 1 s at 4.
+    # Alone from 0 to 2, then both at half speed: the second task (1 s) ends at 4.
     cluster, model = pool_of([0.0, 2.0], [4.0, 1.0], slowdowns=(1.0, 2.0))
     cluster.start("m", "cuda:0", 0.0, ready=True)
     run(cluster, model)
     assert model.waits == [0.0, 0.0]
-    # The first then has 1 s left, and the worker to itself.
+    # The first task then has 1 s left and runs alone.
     assert model.ends == [5.0, 4.0]
 
 
@@ -93,7 +93,7 @@ def test_drained_worker_returns_tasks_with_progress() -> None:
     cluster.drain(first, 4.0)
     cluster.start("m", "cuda:1", 4.0, ready=True)
     run(cluster, model)
-    # Six seconds were left of the first, which goes before the other.
+    # The first task had 6 s left, and it runs before the other.
     assert model.ends == [10.0, 11.0]
     assert model.waits == [0.0, 9.5]
     assert [(ended.process.id, ended.at, ended.status) for ended in cluster.take_exits()] == [(first, 4.5, 0)]
@@ -157,7 +157,7 @@ def test_remaining_work_is_sum_of_queue_and_workers() -> None:
     cluster.start("m", "cuda:0", 0.0, ready=True)
     run(cluster, model, 0.0)
     assert model.advance_work(0.0) == pytest.approx(12.0)
-    # Two at half speed are one second of work a second.
+    # Two tasks at half speed do one second of work per second.
     assert model.advance_work(3.0) == pytest.approx(9.0)
     assert (model.queued, model.running) == (1, 2)
 

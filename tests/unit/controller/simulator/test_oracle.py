@@ -23,7 +23,7 @@ from controller.simulator.synthetic import synthetic_traffic
 
 
 def burst(slowdowns: tuple[float, ...] = (1.0,)) -> Scenario:
-    """Nothing for five minutes, then a request a second for one."""
+    """Five minutes without requests, then one minute with a request per second."""
     traffic = Traffic([300.0 + number for number in range(60)], [2.0] * 60)
     scaling = Scaling(max_workers=4, policy="static")
     return Scenario({"m": traffic}, {"m": WorkerProfile("m", slowdowns)}, {"m": scaling}, 4, 600.0)
@@ -45,7 +45,7 @@ def test_stage_equals_the_cluster_simulation(slowdowns: tuple[float, ...], rate:
             cluster.arrive(model)
         else:
             cluster.step()
-    # Of workers that are equally busy either may be next, which matters only where tasks share a worker.
+    # Either of two equally busy workers may be next, which matters only if tasks share a worker.
     assert model.late == (late if len(slowdowns) == 1 else pytest.approx(late, rel=0.02))
     assert late > 0
     assert state.head == len(traffic.times)
@@ -75,7 +75,7 @@ def test_agent_follows_the_schedule() -> None:
     slots = given.targets()["m"].slots
     replayed = given.run(ScheduleAgent("m", WorkerSchedule(counts, 0.0, 0), 40.0, slots), given.targets())
     history = replayed.models["m"].history
-    # Two start forty seconds before the thirtieth stage, and go after the thirty-ninth.
+    # Two workers start 40 s before the 30th stage, and drain after the 39th.
     assert [entry for entry in history if entry[0]] == [
         (250.0, 1, 1),
         (250.0, 2, 1),

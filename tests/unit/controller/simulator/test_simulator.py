@@ -1,4 +1,4 @@
-"""Whole simulations: who is asked when, what comes of it, and that it is the same each time."""
+"""Complete simulations: ticks of the agent, results, and reproducibility."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ def scenario(times: list[float], work: list[float], *, most: int = 3, span_s: fl
 
 
 class Watcher:
-    """A pilot that does nothing but note when it is asked, and what it sees."""
+    """A scaling agent that only records its ticks and observations."""
 
     def __init__(self, every_s: float) -> None:
         self.every_s = every_s
         self.asked: list[float] = []
         self.seen: list[Observation] = []
         self.dead: list[str] = []
-        #: Each time it was asked whether a decision is urgent, with its observation then.
+        #: Time and observation of each call of `is_urgent`.
         self.urgency_checks: list[tuple[float, Observation]] = []
 
     def tick(self, observe: Observe, now: float) -> TickResult:
@@ -65,7 +65,7 @@ def watched(given: Scenario, every_s: float = 30.0) -> Watcher:
 def test_agent_runs_at_ticks_and_polls_with_queued_tasks() -> None:
     pilot = watched(scenario([10.2, 10.4], [2.0, 2.0]))
     assert pilot.asked == [0.0, 30.0, 60.0]
-    # The second waits until 12.2.
+    # The second request waits until 12.2.
     assert [at for at, _ in pilot.urgency_checks] == [11.0, 12.0]
 
 

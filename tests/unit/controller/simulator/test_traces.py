@@ -1,4 +1,4 @@
-"""Readers of traces, on small files that look like the published ones, and made-up traffic."""
+"""Readers of traces on small files in the published formats, and synthetic traffic."""
 
 from __future__ import annotations
 
@@ -149,7 +149,7 @@ def test_start_times_are_read(tmp_path: Path) -> None:
         read_numbers(file)
 
 
-# ---- made-up traffic
+# ---- synthetic traffic
 
 
 def test_equal_seeds_make_equal_traffic() -> None:

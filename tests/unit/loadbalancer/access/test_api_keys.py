@@ -1,4 +1,4 @@
-"""Who may what: keys, scopes and paths."""
+"""Authentication and authorization by keys, scopes and paths."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ TOKENS = {
     "internal": f"Bearer {INTERNAL_TOKEN}",
     "strange": "Bearer \udcff\u00e9",
 }
-#: By path: who gets in, and who is known but lacks the scope. All others are strangers.
+#: By path: the accepted callers, and known callers without the scope. All others are unauthorized.
 TABLE = [
     ("/healthz", set(TOKENS), set()),
     ("/readyz", set(TOKENS), set()),

@@ -1,4 +1,4 @@
-"""Key files, the command that makes keys, and what the balancer refuses to start with."""
+"""Key files, `scripts/keys`, and the security checks at startup."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def numbers(tree: object) -> list[int]:
     return msgspec.convert(tree, list[int])
 
 
-# ---- files that are read again
+# ---- reloaded files
 
 
 def test_file_is_reloaded_after_a_second_unless_invalid(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -178,7 +178,7 @@ def test_unusable_worker_key_file_is_rejected(tmp_path: Path, content: str | Non
         read_worker_key(file)
 
 
-# ---- what the balancer will not start with
+# ---- startup checks
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Which requests that a web page had a browser send are answered."""
+"""Accepted and rejected requests of web pages in a browser."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def test_foreign_host_name_is_rejected_on_loopback(host: str) -> None:
     [
         ("localhost:8000", "http://localhost:8000", True),
         ("LocalHost:8000", "http://localhost:8000", True),
-        ("localhost:8000", "https://localhost:8000", True),  # TLS ends at a proxy before it
+        ("localhost:8000", "https://localhost:8000", True),  # a reverse proxy terminates TLS
         ("localhost", "http://localhost", True),
         ("localhost:443", "https://localhost", True),
         ("localhost:8000", "https://page.example", True),

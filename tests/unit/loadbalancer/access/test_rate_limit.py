@@ -1,4 +1,4 @@
-"""Rate and concurrency of a key, on a clock of the test's own."""
+"""Rate and concurrency limits of a key, on a simulated clock."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def test_any_window_allows_at_most_burst_plus_rate(per_minute: int, waits: list[
         now += wait_s
         refused_s = bucket.take(now)
         if refused_s:
-            # What it told to wait is enough, and not much more than enough.
+            # The reported wait is sufficient, and hardly more than necessary.
             assert 0 < refused_s <= 60 / per_minute + 1e-6
         else:
             passed += 1
@@ -88,7 +88,7 @@ def test_rejection_has_retry_after_and_counts_nothing() -> None:
     assert early.value.headers["retry-after"] == "30"
     assert "'a' on requests per minute: 2. Please try again in 30s." in early.value.message
     limits.enter("a", 2, 1, now=30.01)
-    limits.enter("b", 2, 1, now=0.0)  # another key's limits are its own
+    limits.enter("b", 2, 1, now=0.0)  # limits are separate per key
 
 
 def test_removed_limit_is_forgotten() -> None:
