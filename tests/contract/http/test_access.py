@@ -143,9 +143,9 @@ def test_max_concurrent_of_key_is_enforced(http: httpx.Client, tokens: dict[str,
     with http.stream("POST", IMAGES, json=endless, headers=mine) as streamed:
         chunks = streamed.iter_bytes()  # held: with its iterator gone, the connection would be closed
         assert next(chunks)
-        refused = another()
-        assert (refused.status_code, refused.json()["error"]["code"]) == (429, "rate_limit_exceeded")
-        assert refused.headers["retry-after"] == "1"
+        rejected = another()
+        assert (rejected.status_code, rejected.json()["error"]["code"]) == (429, "rate_limit_exceeded")
+        assert rejected.headers["retry-after"] == "1"
     wait_until(lambda: another().status_code == 200, "the place of the request that was given up")
 
 
@@ -196,7 +196,7 @@ def test_key_file_is_reloaded_while_running(tmp_path: Path) -> None:
         assert status() == 401, "without any key it is closed, not open"
 
 
-def refusal(process: Process, data_dir: Path) -> str:
+def startup_error(process: Process, data_dir: Path) -> str:
     """The error text of a balancer that does not start."""
     try:
         assert process.wait(PATIENCE_S) == 2
@@ -209,16 +209,16 @@ def refusal(process: Process, data_dir: Path) -> str:
 
 def test_public_address_without_keys_is_refused(tmp_path: Path) -> None:
     child = launch("loadbalancer", tmp_path, "--host", "0.0.0.0", "--port", str(free_port()), log="loadbalancer")
-    said = refusal(child, tmp_path)
+    message = startup_error(child, tmp_path)
     for fragment in ("server.host 0.0.0.0", "scripts/keys", "--insecure"):
-        assert fragment in said
+        assert fragment in message
 
 
 def test_restart_without_key_file_is_refused(tmp_path: Path) -> None:
     make_key(tmp_path, "alice")
     keys_file(tmp_path).unlink()
     child = launch("loadbalancer", tmp_path, "--port", str(free_port()), log="loadbalancer")
-    assert "API keys have been in force" in refusal(child, tmp_path)
+    assert "API keys have been in force" in startup_error(child, tmp_path)
 
 
 @needs_openssl
@@ -227,7 +227,7 @@ def test_mismatched_tls_key_is_refused(tmp_path: Path) -> None:
     config = tmp_path / "config.yaml"
     config.write_text(f"models: {{m: {{engine: sim}}}}\nserver: {{tls_cert: {one.cert}, tls_key: {other.key}}}\n")
     child = launch("loadbalancer", tmp_path, "--config", str(config), "--port", str(free_port()), log="loadbalancer")
-    assert "does not belong to server.tls_cert" in refusal(child, tmp_path)
+    assert "does not belong to server.tls_cert" in startup_error(child, tmp_path)
 
 
 @needs_openssl

@@ -44,7 +44,7 @@ def images(answered: httpx.Response) -> list[bytes]:
     return [base64.b64decode(image["b64_json"]) for image in answered.json()["data"]]
 
 
-def told(server: Server, metric: str) -> float:
+def metric_value(server: Server, metric: str) -> float:
     lines = httpx.get(f"{server.base_url}/metrics", timeout=PATIENCE_S).text.splitlines()
     return sum(float(line.rsplit(" ", 1)[1]) for line in lines if line.startswith(metric))
 
@@ -82,16 +82,16 @@ def near(far: Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serv
 
 def test_openai_client_gets_image_from_upstream(near: Server) -> None:
     answered, forwarded = (
-        told(near, "muster_proxied_requests_total"),
-        told(near, 'muster_tasks_proxied_total{model="m"}'),
+        metric_value(near, "muster_proxied_requests_total"),
+        metric_value(near, 'muster_tasks_proxied_total{model="m"}'),
     )
     with openai.OpenAI(base_url=f"{near.base_url}/v1", api_key="the client's own", max_retries=0) as sdk:
         raw = sdk.images.with_raw_response.generate(model="m", prompt="a seven", n=2, extra_body={"seed": 7})
     assert raw.headers[PROXIED] == "true"
     assert [base64.b64decode(i.b64_json or "") for i in raw.parse().data or ()] == [expected(), expected(seed=8)]
     counter = 'muster_proxied_requests_total{model="m",outcome="answered"}'
-    wait_until(lambda: told(near, counter) == answered + 1, "the count of the request")
-    assert told(near, 'muster_tasks_proxied_total{model="m"}') == forwarded + 2
+    wait_until(lambda: metric_value(near, counter) == answered + 1, "the count of the request")
+    assert metric_value(near, 'muster_tasks_proxied_total{model="m"}') == forwarded + 2
     wait_until(lambda: not any(stats.proxied_in_flight for stats in near.snapshot().models), "nothing in flight")
     [stats] = [model for model in near.snapshot().models if model.model == "m"]
     assert stats.queued == 0
@@ -131,14 +131,14 @@ def test_form_is_proxied_with_its_files(near: Server) -> None:
 def test_upstream_client_error_is_returned(
     near: Server, change: dict[str, Any], status: int, param: str, there: bool
 ) -> None:
-    asked, refused = (
-        told(near, "muster_proxied_requests_total"),
-        told(near, 'muster_proxied_requests_total{model="m",outcome="refused"}'),
+    asked, rejected = (
+        metric_value(near, "muster_proxied_requests_total"),
+        metric_value(near, 'muster_proxied_requests_total{model="m",outcome="refused"}'),
     )
     answered = httpx.post(f"{near.base_url}{GENERATE}", json=BODY | {"model": "m"} | change, timeout=PATIENCE_S)
     assert (answered.status_code, answered.json()["error"]["param"]) == (status, param)
-    assert told(near, "muster_proxied_requests_total") == asked + there
-    assert told(near, 'muster_proxied_requests_total{model="m",outcome="refused"}') == refused + there
+    assert metric_value(near, "muster_proxied_requests_total") == asked + there
+    assert metric_value(near, 'muster_proxied_requests_total{model="m",outcome="refused"}') == rejected + there
 
 
 def test_wrong_upstream_key_returns_502(near: Server) -> None:
@@ -147,7 +147,7 @@ def test_wrong_upstream_key_returns_502(near: Server) -> None:
         f"{near.base_url}{GENERATE}", json=BODY | {"model": "keyless"}, headers=headers, timeout=PATIENCE_S
     )
     assert (answered.status_code, answered.json()["error"]["code"]) == (502, "proxy_failed")
-    assert told(near, 'muster_proxied_requests_total{model="keyless",outcome="failed"}') == 1
+    assert metric_value(near, 'muster_proxied_requests_total{model="keyless",outcome="failed"}') == 1
 
 
 def test_forwarded_request_is_not_forwarded_again(near: Server) -> None:
@@ -159,13 +159,13 @@ def test_forwarded_request_is_not_forwarded_again(near: Server) -> None:
 
 
 def test_jobs_and_predict_are_not_proxied(near: Server) -> None:
-    asked = told(near, "muster_proxied_requests_total")
+    asked = metric_value(near, "muster_proxied_requests_total")
     with httpx.Client(base_url=near.base_url, timeout=PATIENCE_S) as http:
         job = http.post("/v1/jobs", json={"path": GENERATE, "body": BODY | {"model": "m"}}).json()
         assert http.post("/predict", json=BODY | {"model": "m", "timeout_s": 1}).status_code == 504
         assert http.get(f"/v1/jobs/{job['id']}").json()["state"] == "queued"
         assert http.delete(f"/v1/jobs/{job['id']}").is_success
-    assert told(near, "muster_proxied_requests_total") == asked
+    assert metric_value(near, "muster_proxied_requests_total") == asked
 
 
 def test_ready_worker_is_used_unless_wait_exceeds_max_wait_s(near: Server) -> None:
@@ -175,7 +175,7 @@ def test_ready_worker_is_used_unless_wait_exceeds_max_wait_s(near: Server) -> No
     long = BODY | {"model": "busy", "num_inference_steps": 600, "stream": True}
     with httpx.stream("POST", url, json=long, timeout=PATIENCE_S) as first:
         assert PROXIED not in first.headers
-        wait_until(lambda: told(near, 'muster_running_tasks{model="busy"}') == 1, "the long one")
+        wait_until(lambda: metric_value(near, 'muster_running_tasks{model="busy"}') == 1, "the long one")
         answered = httpx.post(url, json=body, timeout=PATIENCE_S)
     assert answered.headers[PROXIED] == "true"
     assert images(answered) == [expected(steps=20)]
@@ -193,7 +193,7 @@ def test_disconnect_cancels_upstream_request(near: Server, far: Server, stream: 
         ):
             await answered.aread()
 
-    ended = told(near, 'muster_proxied_requests_total{model="slow"')
+    ended = metric_value(near, 'muster_proxied_requests_total{model="slow"')
 
     async def hang_up() -> None:
         asking = asyncio.create_task(ask())
@@ -206,7 +206,7 @@ def test_disconnect_cancels_upstream_request(near: Server, far: Server, stream: 
     asyncio.run(hang_up())
     wait_until(lambda: under_way() == 0, "its end")
     counter = 'muster_proxied_requests_total{model="slow",outcome="cancelled"}'
-    wait_until(lambda: told(near, counter) == ended + 1, "its outcome")
+    wait_until(lambda: metric_value(near, counter) == ended + 1, "its outcome")
     wait_until(lambda: not any(stats.proxied_in_flight for stats in near.snapshot().models), "nothing elsewhere")
 
 
@@ -215,7 +215,9 @@ def test_unreachable_upstream_queues_request_locally(near: Server) -> None:
         async with httpx.AsyncClient(base_url=near.base_url, timeout=PATIENCE_S) as http:
             asking = asyncio.create_task(http.post(GENERATE, json=BODY | {"model": "dead"}))
             await asyncio.to_thread(
-                wait_until, lambda: told(near, 'muster_queue_tasks{model="dead"}') == 1, "its place in the queue"
+                wait_until,
+                lambda: metric_value(near, 'muster_queue_tasks{model="dead"}') == 1,
+                "its place in the queue",
             )
             await asyncio.to_thread(near.start_worker, "dead")
             return await asking
@@ -223,7 +225,7 @@ def test_unreachable_upstream_queues_request_locally(near: Server) -> None:
     answered = asyncio.run(ask())
     assert images(answered) == [expected()]
     assert PROXIED not in answered.headers
-    assert told(near, 'muster_proxied_requests_total{model="dead",outcome="queued"}') == 1
+    assert metric_value(near, 'muster_proxied_requests_total{model="dead",outcome="queued"}') == 1
     [stats] = [model for model in near.snapshot().models if model.model == "dead"]
     assert stats.arrivals_short_window == 1, "it is one arrival, although it was tried elsewhere first"
 
@@ -360,7 +362,7 @@ async def test_server_as_its_own_upstream_forwards_a_single_time(tmp_path: Path)
             await asyncio.to_thread(wait_until, lambda: listening(server), "the balancer")
             answered = await http.post(GENERATE, json=BODY | {"timeout_s": 4})
         assert answered.status_code == 504
-        assert told(server, 'muster_events_total{event="submitted"}') == 1
+        assert metric_value(server, 'muster_events_total{event="submitted"}') == 1
     finally:
         server.end()
 

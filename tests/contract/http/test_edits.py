@@ -170,9 +170,9 @@ def test_official_client_with_a_list_of_one_image(sdk: openai.OpenAI) -> None:
     answer = sdk.images.edit(model="quick", image=[png()], prompt="a seven", extra_body={"seed": 7})
     assert answer.data is not None
     assert base64.b64decode(answer.data[0].b64_json or "") == expected()
-    with pytest.raises(openai.BadRequestError, match="Only one image is allowed") as refused:
+    with pytest.raises(openai.BadRequestError, match="Only one image is allowed") as raised:
         sdk.images.edit(model="quick", image=[png(), png()], prompt="a seven")
-    assert refused.value.param == "image"
+    assert raised.value.param == "image"
 
 
 def test_official_client_understands_the_stream(sdk: openai.OpenAI) -> None:
@@ -184,8 +184,8 @@ def test_official_client_understands_the_stream(sdk: openai.OpenAI) -> None:
         partial_images=2,
         extra_body={"seed": 7, "num_inference_steps": 30},
     )
-    heard = [event for event in stream if event.type in ("image_edit.partial_image", "image_edit.completed")]
-    *previews, last = heard
+    received = [event for event in stream if event.type in ("image_edit.partial_image", "image_edit.completed")]
+    *previews, last = received
     assert previews
     for event in previews:
         assert event.type == "image_edit.partial_image"

@@ -116,9 +116,9 @@ async def test_official_async_client(shared: Server) -> None:
 
 
 def test_official_client_raises_its_own_errors(sdk: openai.OpenAI) -> None:
-    with pytest.raises(openai.BadRequestError) as refused:
+    with pytest.raises(openai.BadRequestError) as raised:
         sdk.images.generate(model="quick", prompt="a seven", size="1024x1024")
-    assert (refused.value.param, refused.value.code) == ("size", "invalid_value")
+    assert (raised.value.param, raised.value.code) == ("size", "invalid_value")
     with pytest.raises(openai.NotFoundError) as unknown:
         sdk.images.generate(model="dall-e-3", prompt="a seven")
     assert (unknown.value.param, unknown.value.code) == ("model", "model_not_found")

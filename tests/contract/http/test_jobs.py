@@ -158,9 +158,9 @@ def test_failed_job_has_the_error_of_its_endpoint(
     assert (view["state"], view["error"]["code"]) == ("failed", code)
     answered = alice.get(f"/v1/jobs/{view['id']}/result")
     assert (answered.status_code, answered.json()["error"]) == (status, view["error"])
-    told = list(events(alice, view))
-    assert [event["type"] for event in told] == ["error"]
-    assert told[0]["error"] == view["error"]
+    received = list(events(alice, view))
+    assert [event["type"] for event in received] == ["error"]
+    assert received[0]["error"] == view["error"]
 
 
 def test_unfinished_or_cancelled_job_has_no_result(alice: httpx.Client) -> None:
@@ -209,23 +209,23 @@ def test_position_and_steps_are_reported(alice: httpx.Client) -> None:
 def test_late_subscriber_gets_stored_images(alice: httpx.Client) -> None:
     view = ended(alice, post(alice, n=2))
     for _ in range(2):
-        told = list(events(alice, view))
-        assert [(event["type"], event["index"]) for event in told] == [
+        received = list(events(alice, view))
+        assert [(event["type"], event["index"]) for event in received] == [
             ("image_generation.completed", i) for i in (0, 1)
         ]
-        assert [base64.b64decode(event["b64_json"]) for event in told] == [expected(7), expected(8)]
+        assert [base64.b64decode(event["b64_json"]) for event in received] == [expected(7), expected(8)]
 
 
 def test_subscriber_gets_progress_previews_and_end(alice: httpx.Client) -> None:
     body: dict[str, Any] = {"n": 2, "num_inference_steps": 400, "stream": True, "partial_images": 3}
     view = post(alice, EDIT, image=data_url(png()), **body)
-    told = list(events(alice, view))
-    assert told[0]["type"] == "image_edit.progress"
-    assert told[0]["step"] < told[0]["steps"]
-    kinds = [event["type"] for event in told]
+    received = list(events(alice, view))
+    assert received[0]["type"] == "image_edit.progress"
+    assert received[0]["step"] < received[0]["steps"]
+    kinds = [event["type"] for event in received]
     assert "image_edit.partial_image" in kinds
     assert kinds[-1] == "image_edit.completed"
-    assert sorted(event["index"] for event in told if event["type"] == "image_edit.completed") == [0, 1]
+    assert sorted(event["index"] for event in received if event["type"] == "image_edit.completed") == [0, 1]
 
 
 def test_cancelled_job_ends_its_streams(alice: httpx.Client) -> None:

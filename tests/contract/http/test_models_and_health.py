@@ -20,7 +20,7 @@ def samples(server: Server, name: str, label: str) -> dict[str, float]:
     """The values of a metric, by one of its labels."""
     lines = httpx.get(f"{server.base_url}/metrics", timeout=PATIENCE_S).text.splitlines()
     own = [line.rpartition(" ") for line in lines if line.startswith(f"{name}{{")]
-    return {told.split(f'{label}="')[1].split('"')[0]: float(value) for told, _, value in own}
+    return {sample_name.split(f'{label}="')[1].split('"')[0]: float(value) for sample_name, _, value in own}
 
 
 def test_in_flight_metrics_return_to_zero(server: StartServer) -> None:

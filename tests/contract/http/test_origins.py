@@ -33,11 +33,11 @@ def test_foreign_pages_are_rejected(
 ) -> None:
     assert http.post("/predict", content=DRAW, headers=SIMPLE).status_code == 200
     before = submitted(http)
-    refused = http.request(method, path, content=DRAW, headers=SIMPLE | headers)
-    assert refused.status_code == 403
-    assert refused.headers["x-request-id"]
-    assert "access-control-allow-origin" not in refused.headers
-    error = refused.json()["error"]
+    rejected = http.request(method, path, content=DRAW, headers=SIMPLE | headers)
+    assert rejected.status_code == 403
+    assert rejected.headers["x-request-id"]
+    assert "access-control-allow-origin" not in rejected.headers
+    error = rejected.json()["error"]
     assert (error["type"], error["param"], error["code"]) == ("invalid_request_error", None, code)
     assert submitted(http) == before
 

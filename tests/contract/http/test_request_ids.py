@@ -91,7 +91,7 @@ async def test_exception_after_start_closes_the_connection() -> None:
 def test_step_curves_are_exported_as_metrics() -> None:
     stats = ModelStats("m", 0, 0, None, 0.0, 0.0, 0.0)
     curves = {"m": [StepCurve(64, 32, 4, [(1, 0.25), (4, 0.5)]), StepCurve(96, 96, 1)]}
-    told = generate_latest(
+    exported = generate_latest(
         Metrics(lambda: Snapshot(0.0, 1.0, [stats], []), nothing, lambda model: curves[model]).registry
     ).decode()
     for line in (
@@ -100,4 +100,4 @@ def test_step_curves_are_exported_as_metrics() -> None:
         'muster_step_seconds{batch="1",model="m",size="64x32"} 0.25',
         'muster_step_seconds{batch="4",model="m",size="64x32"} 0.5',
     ):
-        assert line in told.splitlines()
+        assert line in exported.splitlines()

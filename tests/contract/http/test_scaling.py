@@ -96,8 +96,8 @@ def test_command_without_controller_returns_503(fresh: Desk) -> None:
 def test_controller_report_is_returned(fresh: Desk) -> None:
     answer = fresh.tell(report(decision(1, "m", 2), decision(2, "n", 1), decision(3, "m", 0), paused=7.0))
     assert answer == PendingCommands([], 3)
-    told = msgspec.json.decode(fresh.http.get("/internal/controller").content, type=ControllerReport)
-    assert (told.models, told.paused_since) == ((MODEL,), 7.0)
+    returned = msgspec.json.decode(fresh.http.get("/internal/controller").content, type=ControllerReport)
+    assert (returned.models, returned.paused_since) == ((MODEL,), 7.0)
 
     def page(**query: str | int) -> tuple[list[int], bool]:
         content = fresh.http.get("/internal/decisions", params=query).content
@@ -122,7 +122,7 @@ def test_controller_report_is_returned(fresh: Desk) -> None:
 
 
 @pytest.mark.parametrize(
-    ("verb", "body", "expected", "said"),
+    ("verb", "body", "expected", "message"),
     [
         ("scale", {"model": "x", "workers": 1}, (404, "model", "model_not_found"), "Served: 'm', 'n'"),
         ("scale", {"model": "m", "workers": 5}, (400, "workers", "invalid_value"), "max_workers (4) of 'm'"),
@@ -141,12 +141,12 @@ def test_controller_report_is_returned(fresh: Desk) -> None:
     ],
 )
 def test_invalid_command_is_not_sent_to_controller(
-    desk: Desk, verb: str, body: dict[str, Any] | None, expected: tuple[int, str, str], said: str
+    desk: Desk, verb: str, body: dict[str, Any] | None, expected: tuple[int, str, str], message: str
 ) -> None:
     desk.tell(report())
     answer = desk.order(verb, body)
     assert error(answer) == expected
-    assert said in answer.json()["error"]["message"]
+    assert message in answer.json()["error"]["message"]
     assert desk.tell(report()).commands == []
 
 

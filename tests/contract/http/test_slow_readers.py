@@ -121,10 +121,10 @@ def test_slow_reader_does_not_delay_same_recording(big: Server) -> None:
     with ask(big, "shared", stream=True, partial_images=1):
         wait_until(lambda: tasks(big) > 0, "its images on their way")
         body, headers = wanted(stream=True, partial_images=1), {"idempotency-key": "shared"}
-        heard = httpx.post(f"{big.base_url}{GENERATE}", content=body, headers=headers, timeout=PATIENCE_S)
-        assert heard.headers["idempotent-replayed"] == "true"
+        replayed = httpx.post(f"{big.base_url}{GENERATE}", content=body, headers=headers, timeout=PATIENCE_S)
+        assert replayed.headers["idempotent-replayed"] == "true"
         wait_until(lambda: counted(big, "slow_readers") == before + 1, "the other to be broken off")
-    events = [json.loads(line[6:]) for line in heard.text.splitlines() if line.startswith("data: ")]
+    events = [json.loads(line[6:]) for line in replayed.text.splitlines() if line.startswith("data: ")]
     images = {event["index"]: event["b64_json"] for event in events if event["type"] == "image_generation.completed"}
     assert sorted(images) == list(range(IMAGES))
     first = ImageInputs("a seven", SIDE, SIDE, 3, 3.0, 1, "ddim", output_format="jpeg", partial_images=1)

@@ -54,11 +54,11 @@ def test_events_of_two_images(http: httpx.Client) -> None:
     body = {"prompt": "a seven", "seed": 7, "n": 2, "stream": True, "partial_images": 3, "output_format": "jpeg"}
     with http.stream("POST", GENERATE, json=body) as answered:
         assert answered.headers["content-type"].startswith("text/event-stream")
-        heard = list(events(answered))
-    assert [event["type"] for event in heard[:2]] == [PROGRESS, PROGRESS]
-    assert [event["index"] for event in heard[:2]] == [0, 1]
+        received = list(events(answered))
+    assert [event["type"] for event in received[:2]] == [PROGRESS, PROGRESS]
+    assert [event["index"] for event in received[:2]] == [0, 1]
     for index, seed in enumerate((7, 8)):
-        own = [event for event in heard if event["index"] == index and event["type"] != PROGRESS]
+        own = [event for event in received if event["index"] == index and event["type"] != PROGRESS]
         *previews, last = own
         assert [event["partial_image_index"] for event in previews] == list(range(len(previews)))
         assert 1 <= len(previews) <= 3
@@ -78,8 +78,8 @@ def test_official_client_understands_the_stream(sdk: openai.OpenAI) -> None:
         partial_images=2,
         extra_body={"seed": 7, "num_inference_steps": 30},
     )
-    heard = [event for event in stream if event.type in (PARTIAL, COMPLETED)]
-    *previews, last = heard
+    received = [event for event in stream if event.type in (PARTIAL, COMPLETED)]
+    *previews, last = received
     assert [event.partial_image_index for event in previews if event.type == "image_generation.partial_image"] == [0, 1]
     assert last.type == "image_generation.completed"
     assert base64.b64decode(last.b64_json) == expected(7, steps=30)
@@ -93,16 +93,16 @@ async def test_official_async_client_understands_the_stream(shared: Server) -> N
         base_url=f"{shared.base_url}/v1", api_key="none", max_retries=0, timeout=PATIENCE_S
     ) as sdk:
         stream = await sdk.images.generate(model="quick", prompt="a seven", stream=True, extra_body={"seed": 7})
-        heard = [event async for event in stream if event.type == COMPLETED]
-    assert [base64.b64decode(event.b64_json) for event in heard] == [expected(7)]
+        received = [event async for event in stream if event.type == COMPLETED]
+    assert [base64.b64decode(event.b64_json) for event in received] == [expected(7)]
 
 
 def test_failure_is_the_last_event_of_the_stream(http: httpx.Client, sdk: openai.OpenAI) -> None:
     with http.stream("POST", GENERATE, json={"prompt": "sim:fail", "n": 2, "stream": True}) as answered:
         assert answered.status_code == 200
-        heard = list(events(answered))
-    assert [event["type"] for event in heard if event["type"] != PROGRESS] == ["error"]
-    assert heard[-1]["error"]["code"] == "generation_failed"
+        received = list(events(answered))
+    assert [event["type"] for event in received if event["type"] != PROGRESS] == ["error"]
+    assert received[-1]["error"]["code"] == "generation_failed"
     stream = sdk.images.generate(model="quick", prompt="sim:fail", stream=True)
     with pytest.raises(openai.APIError, match="could not be generated") as failed:
         list(stream)

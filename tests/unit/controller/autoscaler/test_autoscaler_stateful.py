@@ -48,24 +48,26 @@ class Machine(RuleBasedStateMachine):
 
     @initialize(
         devices=st.integers(2, 5),
-        least=st.tuples(st.integers(0, 2), st.integers(0, 2)),
+        min_workers=st.tuples(st.integers(0, 2), st.integers(0, 2)),
         extra=st.tuples(st.integers(0, 3), st.integers(0, 3)),
         policies=st.tuples(st.sampled_from(sorted(SCALING)), st.sampled_from(sorted(SCALING))),
     )
-    def begin(self, devices: int, least: tuple[int, int], extra: tuple[int, int], policies: tuple[str, str]) -> None:
-        slots = [f"cpu:{n}" for n in range(max(devices, sum(max(low, 1) for low in least)))]
+    def begin(
+        self, devices: int, min_workers: tuple[int, int], extra: tuple[int, int], policies: tuple[str, str]
+    ) -> None:
+        slots = [f"cpu:{n}" for n in range(max(devices, sum(max(low, 1) for low in min_workers)))]
         self.slots = slots
         self.now, self.number = 0.0, 0
         self.replicas: dict[str, Replica] = {}
         self.tasks: dict[str, int | None] = dict.fromkeys(NAMES, 0)
-        self.begun = dict.fromkeys(NAMES, 0)
+        self.started = dict.fromkeys(NAMES, 0)
         models = {}
-        for name, low, more, policy in zip(NAMES, least, extra, policies, strict=True):
+        for name, low, more, policy in zip(NAMES, min_workers, extra, policies, strict=True):
             limits = WorkerLimits(low, max(low + more, 1), 60, 30, 10)
             scaling = Scaling.model_validate(COMMON | {"policy": policy, "min_workers": low} | SCALING[policy])
             models[name] = ModelState(scaling, limits, POLICIES[policy], slots, Decision(low, "first"))
-        self.brain = Autoscaler(models)
-        self.models = self.brain.models
+        self.autoscaler = Autoscaler(models)
+        self.models = self.autoscaler.models
 
     def of(self, model: str) -> list[Replica]:
         return [replica for replica in self.replicas.values() if replica.process.model == model]
@@ -74,17 +76,17 @@ class Machine(RuleBasedStateMachine):
         tasks = self.tasks[name]
         if tasks is None:
             return Observation(name, None, self.of(name), unix_s=self.now)
-        begun, late = self.begun[name], self.begun[name] // 2
+        started, late = self.started[name], self.started[name] // 2
         work_s, waited_s = tasks * TASK_S, float(tasks)
-        queue = Queue(tasks, 0, 1, 1.0, work_s, TASK_S, tasks, tasks, begun, late, waited_s, uptime_s=self.now)
+        queue = Queue(tasks, 0, 1, 1.0, work_s, TASK_S, tasks, tasks, started, late, waited_s, uptime_s=self.now)
         return Observation(name, queue, self.of(name), unix_s=self.now)
 
     @rule(seconds=st.floats(0.1, 40))
-    def look(self, seconds: float) -> None:
+    def tick(self, seconds: float) -> None:
         self.now += seconds
-        thought = self.brain.tick({name: self.observe(name) for name in self.brain.models}, self.now)
-        self.check(thought.decided)
-        actions = thought.plan.actions
+        result = self.autoscaler.tick({name: self.observe(name) for name in self.autoscaler.models}, self.now)
+        self.check(result.decided)
+        actions = result.plan.actions
         for action in actions:
             match action:
                 case Kill(worker):
@@ -100,7 +102,10 @@ class Machine(RuleBasedStateMachine):
                     self.replicas[child.id] = Replica(child, Stage.STARTING)
         if not any(isinstance(action, Kill) for action in actions):  # their devices are free only now
             assert (
-                self.brain.tick({name: self.observe(name) for name in self.brain.models}, self.now).plan.actions == []
+                self.autoscaler.tick(
+                    {name: self.observe(name) for name in self.autoscaler.models}, self.now
+                ).plan.actions
+                == []
             ), "what was planned and done is not planned again"
 
     def check(self, decided: Sequence[DecisionEvent]) -> None:
@@ -116,37 +121,37 @@ class Machine(RuleBasedStateMachine):
 
     def end(self, worker: str, status: int) -> None:
         child = self.replicas.pop(worker).process
-        self.brain.on_exit(Exit(child, self.now, status))
+        self.autoscaler.on_exit(Exit(child, self.now, status))
 
-    @rule(which=st.integers(0, 20))
-    def becomes_ready(self, which: int) -> None:
+    @rule(index=st.integers(0, 20))
+    def becomes_ready(self, index: int) -> None:
         starting = [r for r in self.replicas.values() if r.stage is Stage.STARTING]
         if starting:
-            old = starting[which % len(starting)]
+            old = starting[index % len(starting)]
             child = replace(old.process, ready_at=self.now)
             self.replicas[child.id] = replace(old, stage=Stage.READY, process=child)
 
-    @rule(which=st.integers(0, 20), status=st.sampled_from([1, 2, -9]))
-    def dies(self, which: int, status: int) -> None:
+    @rule(index=st.integers(0, 20), status=st.sampled_from([1, 2, -9]))
+    def worker_crashes(self, index: int, status: int) -> None:
         if self.replicas:
-            self.end(list(self.replicas)[which % len(self.replicas)], status)
+            self.end(list(self.replicas)[index % len(self.replicas)], status)
 
-    @rule(which=st.integers(0, 20))
-    def goes_as_told(self, which: int) -> None:
+    @rule(index=st.integers(0, 20))
+    def draining_worker_exits(self, index: int) -> None:
         draining = [r for r in self.replicas.values() if r.stage is Stage.DRAINING]
         if draining:
-            self.end(draining[which % len(draining)].process.id, 0)
+            self.end(draining[index % len(draining)].process.id, 0)
 
     @rule(name=st.sampled_from(NAMES), tasks=st.one_of(st.none(), st.integers(0, 60)))
     def load_changes(self, name: str, tasks: int | None) -> None:
-        self.begun[name] += self.tasks[name] or 0
+        self.started[name] += self.tasks[name] or 0
         self.tasks[name] = tasks
 
     @rule()
     def controller_restarts(self) -> None:
         """The next controller restores the state."""
-        saved = self.brain.dump_state()
-        self.brain = Autoscaler(
+        saved = self.autoscaler.dump_state()
+        self.autoscaler = Autoscaler(
             {
                 name: ModelState(
                     old.scaling, old.limits, old.policy, old.slots, Decision(old.limits.min_workers, "first")
@@ -154,14 +159,14 @@ class Machine(RuleBasedStateMachine):
                 for name, old in self.models.items()
             }
         )
-        self.models = self.brain.models
-        self.brain.restore(saved, self.now)
+        self.models = self.autoscaler.models
+        self.autoscaler.restore(saved, self.now)
 
     @rule()
-    def two_quiet_minutes(self) -> None:
+    def settles_without_events(self) -> None:
         """From any state, after back-offs and timeouts, each model has its minimum, and a worker if it has work."""
         for _ in range(26):
-            self.look(5.0)
+            self.tick(5.0)
             for replica in list(self.replicas.values()):
                 if replica.stage is Stage.STARTING:
                     self.becomes_ready(0)

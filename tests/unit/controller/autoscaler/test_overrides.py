@@ -28,7 +28,7 @@ HELD = Overrides({"a": Override(2, NOW + 60), "b": Override(0, NOW + 90)}, pause
 
 
 @pytest.mark.parametrize(
-    ("before", "order", "after"),
+    ("before", "command", "after"),
     [
         (Overrides(), Scale("a", 3, 600.0), Overrides({"a": Override(3, NOW + 600)})),
         (Overrides(), Scale("b", 0, 1.0), Overrides({"b": Override(0, NOW + 1)})),
@@ -41,12 +41,12 @@ HELD = Overrides({"a": Override(2, NOW + 60), "b": Override(0, NOW + 90)}, pause
         (Overrides(renew_before={"a": 7.0}), Resume(), Overrides(renew_before={"a": 7.0})),
     ],
 )
-def test_command_changes_overrides(before: Overrides, order: Scale | Pause | Resume, after: Overrides) -> None:
-    assert apply_command(before, order, LIMITS, NOW) == after
+def test_command_changes_overrides(before: Overrides, command: Scale | Pause | Resume, after: Overrides) -> None:
+    assert apply_command(before, command, LIMITS, NOW) == after
 
 
 @pytest.mark.parametrize(
-    ("order", "param", "decisions"),
+    ("command", "param", "message"),
     [
         (Scale("a", 0, 60.0), "workers", "0 workers: a may have 1 to 4 workers (min_workers, max_workers)"),
         (Scale("a", 5, 60.0), "workers", "5 workers: a may have 1 to 4"),
@@ -54,11 +54,11 @@ def test_command_changes_overrides(before: Overrides, order: Scale | Pause | Res
         (Scale("c", 1, 60.0), "model", "no model is named c; served: a, b"),
     ],
 )
-def test_invalid_command_is_rejected(order: Scale, param: str, decisions: str) -> None:
-    with pytest.raises(InvalidCommand) as refused:
-        apply_command(Overrides(), order, LIMITS, NOW)
-    assert refused.value.param == param
-    assert decisions in str(refused.value)
+def test_invalid_command_is_rejected(command: Scale, param: str, message: str) -> None:
+    with pytest.raises(InvalidCommand) as raised:
+        apply_command(Overrides(), command, LIMITS, NOW)
+    assert raised.value.param == param
+    assert message in str(raised.value)
 
 
 @pytest.mark.parametrize(
@@ -81,9 +81,9 @@ def test_overrides_expire_and_are_clamped_to_bounds(
 
 
 def test_restart_request_covers_served_models_only() -> None:
-    once = request_restart(Overrides(), ["a"], LIMITS, NOW)
-    assert request_restart(once, ["a", "b"], LIMITS, NOW + 9).renew_before == {"a": NOW + 9, "b": NOW + 9}
-    assert active_overrides(once, {"b": LIMITS["b"]}, NOW).renew_before == {}
+    first = request_restart(Overrides(), ["a"], LIMITS, NOW)
+    assert request_restart(first, ["a", "b"], LIMITS, NOW + 9).renew_before == {"a": NOW + 9, "b": NOW + 9}
+    assert active_overrides(first, {"b": LIMITS["b"]}, NOW).renew_before == {}
     with pytest.raises(InvalidCommand, match="no model is named c"):
         request_restart(Overrides(), ["a", "c"], LIMITS, NOW)
 
@@ -102,8 +102,8 @@ def test_policy_decides_at_once_when_an_override_ends() -> None:
     model = ModelState(Scaling(interval_s=60), limits, policy, ("cpu:0",), Decision(1, "first"))
     autoscaler = Autoscaler({"m": model})
     seen = {"m": Observation("m", Queue(1, 0), [])}
-    overrides: list[dict[str, Decision]] = [{}, {"m": Decision(3, "order")}, {}]
+    overrides: list[dict[str, Decision]] = [{}, {"m": Decision(3, "command")}, {}]
     for now, override in enumerate(overrides):
         autoscaler.set_overrides(paused=False, overrides=override, update_policies={"m": UpdatePolicy()})
         autoscaler.tick(seen, float(now))
-        assert model.decision.reason == ("order" if override else "policy")
+        assert model.decision.reason == ("command" if override else "policy")

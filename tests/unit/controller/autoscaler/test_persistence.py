@@ -17,13 +17,13 @@ LIMITS = WorkerLimits(min_workers=1, max_workers=8, start_timeout_s=60, drain_ti
 SLOTS = [f"sim:{n}" for n in range(8)]
 
 
-def brain(policy: str = "slo_work", **memory: Any) -> Autoscaler:
+def make_autoscaler(policy: str = "slo_work", **memory: Any) -> Autoscaler:
     model = ModelState(Scaling(policy=policy), LIMITS, POLICIES[policy], SLOTS, Decision(1, "first"))
     model.memory = replace(model.memory, **memory)
     return Autoscaler({"m": model})
 
 
-def look(queue: Queue | None, ready: int = 2) -> Observation:
+def observe(queue: Queue | None, ready: int = 2) -> Observation:
     replicas = [Replica(WorkerProcess(f"w{i}", "m", f"sim:{i}", i, 0.0), Stage.READY) for i in range(ready)]
     return Observation("m", queue, replicas)
 
@@ -47,12 +47,12 @@ def look(queue: Queue | None, ready: int = 2) -> Observation:
     ],
 )
 def test_state_survives_a_restart(policy: str, own: object, after: object) -> None:
-    old = brain(policy, own=own, idle_since=970.0, dispatched=9)
+    old = make_autoscaler(policy, own=own, idle_since=970.0, dispatched=9)
     old.models["m"].starts = StartupTimes((30.0, 41.5), (2.0,))
-    old.tick({"m": look(None)}, 1000.0)
+    old.tick({"m": observe(None)}, 1000.0)
     old.models["m"].memory = replace(old.models["m"].memory, own=own, idle_since=970.0)
 
-    new = brain(policy)
+    new = make_autoscaler(policy)
     new.restore(old.dump_state(), now=5.0, age_s=25.0)
     assert new.models["m"].memory == bounds.PolicyMemory(after, idle_since=-50.0, dispatched=9)
     assert new.models["m"].starts == StartupTimes((30.0, 41.5), (2.0,))
@@ -73,32 +73,32 @@ def test_state_survives_a_restart(policy: str, own: object, after: object) -> No
     ],
 )
 def test_unreadable_or_foreign_state_is_ignored(saved: bytes) -> None:
-    new = brain()
+    new = make_autoscaler()
     new.restore(saved, now=5.0)
     assert new.models["m"].memory.own is None
-    assert new.tick({"m": look(Queue(0, 0))}, 6.0).decided[0].decision.valid
+    assert new.tick({"m": observe(Queue(0, 0))}, 6.0).decided[0].decision.valid
 
 
 def test_existing_workers_are_kept_until_first_decision() -> None:
     """While the balancer does not answer, adopted workers must not be drained."""
-    new = brain()
-    thought = new.tick({"m": look(None, ready=5)}, 0.0)
-    assert not thought.decided[0].decision.valid
-    assert thought.plan.actions == []
+    new = make_autoscaler()
+    result = new.tick({"m": observe(None, ready=5)}, 0.0)
+    assert not result.decided[0].decision.valid
+    assert result.plan.actions == []
     assert new.models["m"].decision.desired == 5
 
 
 def failing(
-    seen: Observation, scaling: Scaling, limits: WorkerLimits, memory: object, now: float
+    observation: Observation, scaling: Scaling, limits: WorkerLimits, memory: object, now: float
 ) -> tuple[Decision, object]:
     raise ValueError("too much")
 
 
 def test_failing_policy_is_an_invalid_decision() -> None:
     failed = Autoscaler({"m": ModelState(Scaling(policy="my.own:scale"), LIMITS, failing, SLOTS, Decision(2, "first"))})
-    thought = failed.tick({"m": look(Queue(50, 0))}, 0.0)
-    assert thought.plan.actions == []
-    decided = thought.decided[0]
+    result = failed.tick({"m": observe(Queue(50, 0))}, 0.0)
+    assert result.plan.actions == []
+    decided = result.decided[0]
     assert not decided.decision.valid
     assert "ValueError: too much" in decided.decision.reason
     assert "in failing" in decided.failure

@@ -47,7 +47,7 @@ class Machine(RuleBasedStateMachine):
             name: ModelState(self.scaling(count), LIMITS, decide, DEVICES, Decision(1, "first"))
             for name, count in zip(NAMES, standby, strict=True)
         }
-        self.brain = Autoscaler(self.models)
+        self.autoscaler = Autoscaler(self.models)
 
     def scaling(self, standby: int) -> Scaling:
         return Scaling(
@@ -66,9 +66,11 @@ class Machine(RuleBasedStateMachine):
         return WorkerProcess(f"w{self.number}", model, device, self.number, self.now, spare=spare)
 
     @rule(seconds=st.floats(0.1, 40))
-    def look(self, seconds: float) -> None:
+    def tick(self, seconds: float) -> None:
         self.now += seconds
-        actions = self.brain.tick({name: self.observe(name) for name in self.brain.models}, self.now).plan.actions
+        actions = self.autoscaler.tick(
+            {name: self.observe(name) for name in self.autoscaler.models}, self.now
+        ).plan.actions
         starting = {r.process.model for r in self.replicas.values() if r.stage is Stage.STARTING}
         starting |= {action.model for action in actions if isinstance(action, Start | Activate)}
         for action in actions:
@@ -97,40 +99,43 @@ class Machine(RuleBasedStateMachine):
                     self.replicas[name] = Replica(child, Stage.STARTING)
         if not any(isinstance(action, Kill) for action in actions):  # their devices are free only now
             assert (
-                self.brain.tick({name: self.observe(name) for name in self.brain.models}, self.now).plan.actions == []
+                self.autoscaler.tick(
+                    {name: self.observe(name) for name in self.autoscaler.models}, self.now
+                ).plan.actions
+                == []
             ), "what was planned and done is not planned again"
 
     def end(self, name: str, status: int) -> None:
         child = self.spares.pop(name) if name in self.spares else self.replicas.pop(name).process
         before = {model: (own.lost, own.crashes) for model, own in self.models.items()}
-        self.brain.on_exit(Exit(child, self.now, status))
+        self.autoscaler.on_exit(Exit(child, self.now, status))
         if child.spare:
             assert before == {model: (own.lost, own.crashes) for model, own in self.models.items()}, (
                 "the death of a spare is nothing to the workers"
             )
 
-    @rule(which=st.integers(0, 20))
-    def becomes_ready(self, which: int) -> None:
+    @rule(index=st.integers(0, 20))
+    def becomes_ready(self, index: int) -> None:
         starting = [r for r in self.replicas.values() if r.stage is Stage.STARTING]
         if starting:
-            old = starting[which % len(starting)]
+            old = starting[index % len(starting)]
             child = replace(old.process, ready_at=self.now)
             self.replicas[child.id] = replace(old, stage=Stage.READY, process=child)
 
-    @rule(which=st.integers(0, 20))
-    def has_loaded(self, which: int) -> None:
+    @rule(index=st.integers(0, 20))
+    def has_loaded(self, index: int) -> None:
         loading = [child for child in self.spares.values() if child.loaded_at is None]
         if loading:
-            old = loading[which % len(loading)]
+            old = loading[index % len(loading)]
             self.spares[old.id] = replace(old, loaded_at=self.now)
 
-    @rule(which=st.integers(0, 20), status=st.sampled_from([0, 1, -9]))
-    def dies(self, which: int, status: int) -> None:
-        if everyone := [*self.replicas, *self.spares]:
-            self.end(everyone[which % len(everyone)], status)
+    @rule(index=st.integers(0, 20), status=st.sampled_from([0, 1, -9]))
+    def worker_crashes(self, index: int, status: int) -> None:
+        if processes := [*self.replicas, *self.spares]:
+            self.end(processes[index % len(processes)], status)
 
     @rule()
-    def they_go_as_told(self) -> None:
+    def draining_workers_exit(self) -> None:
         for child in [*self.spares.values(), *(replica.process for replica in self.replicas.values())]:
             if child.drained_at is not None:
                 self.end(child.id, 0)
@@ -140,17 +145,17 @@ class Machine(RuleBasedStateMachine):
         self.tasks[name] = tasks
 
     @rule(name=st.sampled_from(NAMES), standby=st.integers(0, 2))
-    def is_set_anew(self, name: str, standby: int) -> None:
+    def standby_changes(self, name: str, standby: int) -> None:
         self.models[name].scaling = self.scaling(standby)
 
     @rule()
-    def three_quiet_minutes(self) -> None:
+    def settles_without_events(self) -> None:
         """From any state the number of standby workers becomes the configured one, and all have loaded."""
         for _ in range(36):
-            self.look(5.0)
+            self.tick(5.0)
             self.becomes_ready(0)
             self.has_loaded(0)
-            self.they_go_as_told()
+            self.draining_workers_exit()
         for name in NAMES:
             loaded = [child for child in self.of(name) if child.loaded_at is not None and child.drained_at is None]
             assert len(loaded) == len(self.of(name)) == self.models[name].scaling.standby

@@ -28,7 +28,7 @@ def queue(queued: int, work_s: float | None, oldest_wait_s: float = 0.0, **more:
 
 
 @pytest.mark.parametrize(
-    ("observation", "desired", "decided_at", "now", "why"),
+    ("observation", "desired", "decided_at", "now", "trigger"),
     [
         # The tick decides for any observation.
         (seen(None, 0), 1, -math.inf, 0.0, "tick"),
@@ -60,8 +60,10 @@ def queue(queued: int, work_s: float | None, oldest_wait_s: float = 0.0, **more:
         (seen(queue(900, None, 99.0), 1), 1, 0.0, 10.0, ""),
     ],
 )
-def test_trigger_of_a_decision(observation: Observation, desired: int, decided_at: float, now: float, why: str) -> None:
-    assert find_trigger(observation, SCALING, LIMITS, Decision(desired, "last"), decided_at, now) == why
+def test_trigger_of_a_decision(
+    observation: Observation, desired: int, decided_at: float, now: float, trigger: str
+) -> None:
+    assert find_trigger(observation, SCALING, LIMITS, Decision(desired, "last"), decided_at, now) == trigger
 
 
 @given(
@@ -78,12 +80,12 @@ def test_trigger_of_a_decision(observation: Observation, desired: int, decided_a
     st.integers(0, 8),
 )
 def test_decisions_come_at_ticks_and_at_bounded_rate(
-    looks: list[tuple[float, tuple[int, float] | None, int]], interval_s: float, desired: int
+    observations: list[tuple[float, tuple[int, float] | None, int]], interval_s: float, desired: int
 ) -> None:
     """Check the trigger for any observation and decision."""
     scaling = SCALING.model_copy(update={"interval_s": interval_s})
     decided_at, now = 0.0, 0.0
-    for seconds, waiting, ready in looks:
+    for seconds, waiting, ready in observations:
         now += seconds
         tasks = (
             None
@@ -91,14 +93,14 @@ def test_decisions_come_at_ticks_and_at_bounded_rate(
             else queue(waiting[0], 4.0 * waiting[0], waiting[1], arrivals_short_window=waiting[0])
         )
         decision = Decision(desired, "last")
-        why = find_trigger(seen(tasks, ready), scaling, LIMITS, decision, decided_at, now)
-        assert why == "tick" or now < decided_at + interval_s, "no look after the tick passes it by"
-        if why == "backlog":
+        trigger = find_trigger(seen(tasks, ready), scaling, LIMITS, decision, decided_at, now)
+        assert trigger == "tick" or now < decided_at + interval_s, "no look after the tick passes it by"
+        if trigger == "backlog":
             assert now - decided_at >= MIN_TRIGGER_INTERVAL_S
             assert decision.desired < LIMITS.max_workers
-        if why == "first request":
+        if trigger == "first request":
             assert decision.desired == 0
             desired = 1  # as `bounds.decide` ensures
-        if why:
+        if trigger:
             decided_at = now
-            desired = min(max(desired, 1) + 1, 8) if why == "backlog" else desired
+            desired = min(max(desired, 1) + 1, 8) if trigger == "backlog" else desired

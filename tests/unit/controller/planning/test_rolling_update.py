@@ -140,19 +140,24 @@ SCALING = Scaling(
 )
 
 
-class Roll(RuleBasedStateMachine):
+class RollingUpdateMachine(RuleBasedStateMachine):
     """The autoscaler with one model whose settings change, on a machine with or without a free device."""
 
-    @initialize(devices=st.integers(1, 5), least=st.integers(1, 3), more=st.integers(0, 2))
-    def begin(self, devices: int, least: int, more: int) -> None:
+    @initialize(devices=st.integers(1, 5), min_workers=st.integers(1, 3), more=st.integers(0, 2))
+    def begin(self, devices: int, min_workers: int, more: int) -> None:
         self.now, self.number, self.tasks, self.changes = 0.0, 0, 0, 0
-        self.slots = [f"sim:{n}" for n in range(max(devices, least))]
+        self.slots = [f"sim:{n}" for n in range(max(devices, min_workers))]
         self.replicas: dict[str, Replica] = {}
-        limits = WorkerLimits(least, least + more, 600, 600, 10)
+        limits = WorkerLimits(min_workers, min_workers + more, 600, 600, 10)
         self.model = ModelState(
-            SCALING, limits, queue_depth.decide, self.slots, Decision(least, "first"), update_policy=UpdatePolicy("0")
+            SCALING,
+            limits,
+            queue_depth.decide,
+            self.slots,
+            Decision(min_workers, "first"),
+            update_policy=UpdatePolicy("0"),
         )
-        self.brain = Autoscaler({"m": self.model})
+        self.autoscaler = Autoscaler({"m": self.model})
 
     def observe(self, name: str) -> Observation:
         return Observation(name, Queue(self.tasks, 0), list(self.replicas.values()))
@@ -166,49 +171,53 @@ class Roll(RuleBasedStateMachine):
         return sum(r.process.generation != str(self.changes) for r in self.of(READY, STARTING))
 
     @rule(seconds=st.floats(0.1, 15))
-    def usable(self, seconds: float = 1.0) -> None:
+    def tick(self, seconds: float = 1.0) -> None:
         self.now += seconds
         before, room = self.of(READY), len(self.slots) > len(self.replicas)
         desired, leaving = self.model.decision.desired, len(self.of(DRAINING))
-        actions = self.brain.tick({name: self.observe(name) for name in self.brain.models}, self.now).plan.actions
+        actions = self.autoscaler.tick(
+            {name: self.observe(name) for name in self.autoscaler.models}, self.now
+        ).plan.actions
         drained = [action.id for action in actions if isinstance(action, Drain)]
         if room and leaving == 0 and desired == self.model.decision.desired and len(before) <= desired:
             assert not set(drained) & {r.process.id for r in before}, "with room the new one comes first"
         for action in actions:
             match action:
                 case Drain(name):
-                    one = self.replicas[name]
-                    child = replace(one.process, drained_at=self.now)
-                    self.replicas[name] = replace(one, stage=DRAINING, process=child)
+                    replica = self.replicas[name]
+                    child = replace(replica.process, drained_at=self.now)
+                    self.replicas[name] = replace(replica, stage=DRAINING, process=child)
                 case Start(_, device):
                     self.number += 1
                     child = WorkerProcess(f"w{self.number}", "m", device, 1, self.now, generation=str(self.changes))
                     self.replicas[child.id] = Replica(child, STARTING)
                 case _:
                     raise AssertionError(f"nothing else is called for: {action}")
-        again = self.brain.tick({name: self.observe(name) for name in self.brain.models}, self.now).plan.actions
+        again = self.autoscaler.tick(
+            {name: self.observe(name) for name in self.autoscaler.models}, self.now
+        ).plan.actions
         assert again == [], "what was planned and done is not planned again"
 
     @rule()
-    def the_first_is_ready(self) -> None:
-        for one in self.of(STARTING)[:1]:
-            child = replace(one.process, ready_at=self.now)
-            self.replicas[child.id] = replace(one, stage=READY, process=child)
+    def first_becomes_ready(self) -> None:
+        for replica in self.of(STARTING)[:1]:
+            child = replace(replica.process, ready_at=self.now)
+            self.replicas[child.id] = replace(replica, stage=READY, process=child)
 
     @rule()
-    def the_first_is_gone(self) -> None:
-        for one in self.of(DRAINING)[:1]:
-            self.end(one, 0)
+    def first_exits(self) -> None:
+        for replica in self.of(DRAINING)[:1]:
+            self.end(replica, 0)
 
-    @rule(which=st.integers(0, 9))
-    def dies(self, which: int) -> None:
+    @rule(index=st.integers(0, 9))
+    def crashes_randomly(self, index: int) -> None:
         staying = self.of(READY, STARTING)
         if staying:
-            self.end(staying[which % len(staying)], 1)
+            self.end(staying[index % len(staying)], 1)
 
-    def end(self, one: Replica, status: int) -> None:
-        del self.replicas[one.process.id]
-        self.brain.on_exit(Exit(one.process, self.now, status))
+    def end(self, replica: Replica, status: int) -> None:
+        del self.replicas[replica.process.id]
+        self.autoscaler.on_exit(Exit(replica.process, self.now, status))
 
     @precondition(lambda self: self.changes < 3)
     @rule()
@@ -222,14 +231,14 @@ class Roll(RuleBasedStateMachine):
         self.tasks = tasks
 
     @rule()
-    def all_is_quiet_for_a_while(self) -> None:
+    def settles(self) -> None:
         """From any state all workers get the newest settings, and never too few are ready."""
         self.tasks, self.model.crashes = 0, CrashBackoff()
         for _ in range(12 + 4 * len(self.slots)):
-            self.usable(8.0)
-            self.the_first_is_ready()
-            self.usable(0.5)
-            self.the_first_is_gone()
+            self.tick(8.0)
+            self.first_becomes_ready()
+            self.tick(0.5)
+            self.first_exits()
         assert self.old == 0
         assert self.model.limits.min_workers <= len(self.of(READY, STARTING)) <= self.model.decision.desired
 
@@ -241,11 +250,13 @@ class Roll(RuleBasedStateMachine):
         assert all(count == 1 for count in held.values()), "no device is given twice"
 
 
-TestRoll = Roll.TestCase
-TestRoll.settings = settings(max_examples=50, stateful_step_count=30, deadline=None)
+TestRollingUpdateMachine = RollingUpdateMachine.TestCase
+TestRollingUpdateMachine.settings = settings(max_examples=50, stateful_step_count=30, deadline=None)
 
 
-def brain_of(*replicas: Replica, devices: int, policy: UpdatePolicy, crashes: int = 0, desired: int = 2) -> Autoscaler:
+def make_autoscaler(
+    *replicas: Replica, devices: int, policy: UpdatePolicy, crashes: int = 0, desired: int = 2
+) -> Autoscaler:
     limits = WorkerLimits(desired, desired, 600, 60, 10)
     slots = [f"sim:{n}" for n in range(devices)]
     model = ModelState(SCALING, limits, queue_depth.decide, slots, Decision(desired, "first"), update_policy=policy)
@@ -282,24 +293,24 @@ def on_devices(*replicas: Replica) -> list[Replica]:
 def test_plan_replaces_outdated_workers(
     replicas: list[Replica], devices: int, crashes: int, expected: list[str]
 ) -> None:
-    seen = on_devices(*replicas)
-    brain = brain_of(*seen, devices=devices, policy=UpdatePolicy("new"), crashes=crashes)
-    plan = brain.tick({name: Observation(name, Queue(3, 0), seen) for name in brain.models}, NOW).plan
-    said = [
+    replicas = on_devices(*replicas)
+    autoscaler = make_autoscaler(*replicas, devices=devices, policy=UpdatePolicy("new"), crashes=crashes)
+    plan = autoscaler.tick({name: Observation(name, Queue(3, 0), replicas) for name in autoscaler.models}, NOW).plan
+    descriptions = [
         f"Start {action.device}: {action.reason}"
         if isinstance(action, Start)
         else f"Drain {action.id}: {action.reason}"
         for action in plan.actions
         if isinstance(action, Start | Drain)
     ]
-    assert said == expected
-    assert len(said) == len(plan.actions)
+    assert descriptions == expected
+    assert len(descriptions) == len(plan.actions)
     assert plan.blocked == {}
 
 
 def test_missing_worker_has_priority_over_replacement() -> None:
     limits = WorkerLimits(1, 2, 600, 60, 10)
-    seen = {"m": on_devices(A), "n": []}
+    replicas = {"m": on_devices(A), "n": []}
     models = {
         name: ModelState(
             SCALING,
@@ -311,7 +322,7 @@ def test_missing_worker_has_priority_over_replacement() -> None:
         )
         for name in ("m", "n")
     }
-    plan = Autoscaler(models).tick({name: Observation(name, Queue(0, 0), seen[name]) for name in models}, NOW).plan
+    plan = Autoscaler(models).tick({name: Observation(name, Queue(0, 0), replicas[name]) for name in models}, NOW).plan
     assert next((type(action), getattr(action, "model", "")) for action in plan.actions) == (Start, "n")
     assert (
         Drain("a", "its settings have changed; no device is free, so it stops before its replacement starts")
@@ -323,40 +334,46 @@ def test_missing_worker_has_priority_over_replacement() -> None:
 
 
 def test_override_replaces_policy_until_its_end() -> None:
-    seen = on_devices(A, B)
-    brain = brain_of(*seen, devices=4, policy=UpdatePolicy())
-    model = brain.models["m"]
+    replicas = on_devices(A, B)
+    autoscaler = make_autoscaler(*replicas, devices=4, policy=UpdatePolicy())
+    model = autoscaler.models["m"]
     model.limits = replace(model.limits, min_workers=1, max_workers=4)
 
-    def think(now: float, tasks: int) -> list[tuple[str, int]]:
-        decided = brain.tick({name: Observation(name, Queue(tasks, 0), seen) for name in brain.models}, now).decided
-        return [(one.trigger, one.decision.desired) for one in decided]
+    def decide(now: float, tasks: int) -> list[tuple[str, int]]:
+        decided = autoscaler.tick(
+            {name: Observation(name, Queue(tasks, 0), replicas) for name in autoscaler.models}, now
+        ).decided
+        return [(replica.trigger, replica.decision.desired) for replica in decided]
 
-    assert think(NOW, 3) == [("tick", 2)]
+    assert decide(NOW, 3) == [("tick", 2)]
     model.override = Decision(4, "held")
-    assert think(NOW + 1, 0) == [("override", 4)]
-    assert think(NOW + 500, 0) == [], "it is said once"
+    assert decide(NOW + 1, 0) == [("override", 4)]
+    assert decide(NOW + 500, 0) == [], "it is said once"
     model.override, model.decided_at = None, float("-inf")
-    assert [trigger for trigger, _ in think(NOW + 501, 3)] == ["tick"]
+    assert [trigger for trigger, _ in decide(NOW + 501, 3)] == ["tick"]
 
 
 def test_paused_autoscaler_replaces_dead_workers() -> None:
-    seen = on_devices(A, B, C)
-    brain = brain_of(*seen, devices=4, policy=UpdatePolicy(), desired=1)
-    brain.models["m"].limits = WorkerLimits(1, 4, 600, 60, 10)
-    brain.paused = True
-    thought = brain.tick({name: Observation(name, Queue(99, 0), seen) for name in brain.models}, NOW)
-    assert (thought.decided, thought.plan.actions) == ([], [])
-    brain.on_exit(Exit(seen[0].process, NOW, -9))
-    thought = brain.tick({name: Observation(name, Queue(99, 0), seen[1:]) for name in brain.models}, NOW + 100)
-    assert thought.decided == []
-    assert [type(action) for action in thought.plan.actions] == [Start]
+    replicas = on_devices(A, B, C)
+    autoscaler = make_autoscaler(*replicas, devices=4, policy=UpdatePolicy(), desired=1)
+    autoscaler.models["m"].limits = WorkerLimits(1, 4, 600, 60, 10)
+    autoscaler.paused = True
+    result = autoscaler.tick({name: Observation(name, Queue(99, 0), replicas) for name in autoscaler.models}, NOW)
+    assert (result.decided, result.plan.actions) == ([], [])
+    autoscaler.on_exit(Exit(replicas[0].process, NOW, -9))
+    result = autoscaler.tick(
+        {name: Observation(name, Queue(99, 0), replicas[1:]) for name in autoscaler.models}, NOW + 100
+    )
+    assert result.decided == []
+    assert [type(action) for action in result.plan.actions] == [Start]
 
 
 @pytest.mark.parametrize("newcomer", [Y, X])
 def test_policy_does_not_count_the_surge_worker(newcomer: Replica) -> None:
-    seen = on_devices(A, B, newcomer)
-    brain = brain_of(*seen, devices=4, policy=UpdatePolicy("new"))
-    brain.models["m"].limits = WorkerLimits(1, 4, 600, 60, 10)
-    [decided] = brain.tick({name: Observation(name, Queue(4, 0), seen) for name in brain.models}, NOW).decided
+    replicas = on_devices(A, B, newcomer)
+    autoscaler = make_autoscaler(*replicas, devices=4, policy=UpdatePolicy("new"))
+    autoscaler.models["m"].limits = WorkerLimits(1, 4, 600, 60, 10)
+    [decided] = autoscaler.tick(
+        {name: Observation(name, Queue(4, 0), replicas) for name in autoscaler.models}, NOW
+    ).decided
     assert (decided.observation.provisioned, decided.decision.desired) == (2, 2)

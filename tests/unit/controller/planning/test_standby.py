@@ -38,15 +38,15 @@ def worker(stage: Stage) -> Replica:
     return Replica(WorkerProcess("w", "m", "cuda:7", 2, NOW - 5), stage)
 
 
-def keeping(
-    wanted: int, spares: Sequence[WorkerProcess], replicas: Sequence[Replica] = (), model: str = "m", **changes: Any
+def target(
+    count: int, spares: Sequence[WorkerProcess], replicas: Sequence[Replica] = (), model: str = "m", **changes: Any
 ) -> StandbyTarget:
-    seen = Observation(model, None, replicas, spares=spares)
-    usual: dict[str, Any] = {"kind": "cuda", "crashes": CrashBackoff(), "worker_crashes": CrashBackoff()}
-    return StandbyTarget(seen, wanted, limits=LIMITS, **usual | changes)
+    observation = Observation(model, None, replicas, spares=spares)
+    defaults: dict[str, Any] = {"kind": "cuda", "crashes": CrashBackoff(), "worker_crashes": CrashBackoff()}
+    return StandbyTarget(observation, count, limits=LIMITS, **defaults | changes)
 
 
-def planned(actions: Sequence[Action], *models: StandbyTarget) -> list[Action]:
+def plan_actions(actions: Sequence[Action], *models: StandbyTarget) -> list[Action]:
     return list(with_standby(Plan(actions, {}), models, NOW).actions)
 
 
@@ -55,7 +55,7 @@ SECOND = Start("m", "cuda:1", "why")
 MORE = StartSpare("m", "cuda", "0 standby workers, standby is 1")
 
 
-def called(name: str, start: Start = START) -> Activate:
+def activation(name: str, start: Start = START) -> Activate:
     return Activate(name, start.model, start.device, start.reason)
 
 
@@ -63,69 +63,69 @@ def called(name: str, start: Start = START) -> Activate:
     ("actions", "own", "expected"),
     [
         # Without standby workers and standby 0 the plan is unchanged.
-        ([START], keeping(0, []), [START]),
-        ([], keeping(1, []), [MORE]),
-        ([], keeping(1, [spare("a")]), []),
-        ([], keeping(3, [spare("a")]), [StartSpare("m", "cuda", "1 standby workers, standby is 3")]),
+        ([START], target(0, []), [START]),
+        ([], target(1, []), [MORE]),
+        ([], target(1, [spare("a")]), []),
+        ([], target(3, [spare("a")]), [StartSpare("m", "cuda", "1 standby workers, standby is 3")]),
         # One starts at a time.
-        ([], keeping(3, [spare("a", loaded=False, age_s=5)]), []),
+        ([], target(3, [spare("a", loaded=False, age_s=5)]), []),
         # Workers have priority: no standby worker starts while a worker starts or is activated.
-        ([START], keeping(1, []), [START]),
-        ([], keeping(1, [], [worker(Stage.STARTING)]), []),
-        ([], keeping(1, [], [worker(Stage.READY)]), [MORE]),
-        ([], keeping(1, [], [worker(Stage.DRAINING)]), [MORE]),
+        ([START], target(1, []), [START]),
+        ([], target(1, [], [worker(Stage.STARTING)]), []),
+        ([], target(1, [], [worker(Stage.READY)]), [MORE]),
+        ([], target(1, [], [worker(Stage.DRAINING)]), [MORE]),
         # Starts become activations; the standby workers are replaced later.
-        ([START], keeping(1, [spare("a")]), [called("a")]),
-        ([START], keeping(2, [spare("a"), spare("b", age_s=200)]), [called("b")]),
-        ([START, SECOND], keeping(1, [spare("a")]), [called("a"), SECOND]),
-        ([START, SECOND], keeping(2, [spare("a"), spare("b")]), [called("a"), called("b", SECOND)]),
+        ([START], target(1, [spare("a")]), [activation("a")]),
+        ([START], target(2, [spare("a"), spare("b", age_s=200)]), [activation("b")]),
+        ([START, SECOND], target(1, [spare("a")]), [activation("a"), SECOND]),
+        ([START, SECOND], target(2, [spare("a"), spare("b")]), [activation("a"), activation("b", SECOND)]),
         # A loading standby worker is preferred to a new process, and a loaded one to both.
-        ([START], keeping(1, [spare("a", loaded=False, age_s=5)]), [called("a")]),
-        ([START], keeping(2, [spare("a", loaded=False, age_s=5), spare("b", age_s=1)]), [called("b")]),
+        ([START], target(1, [spare("a", loaded=False, age_s=5)]), [activation("a")]),
+        ([START], target(2, [spare("a", loaded=False, age_s=5), spare("b", age_s=1)]), [activation("b")]),
         # A standby worker of another model cannot be used.
-        ([Start("n", "cuda:0", "why")], keeping(1, [spare("a")]), [Start("n", "cuda:0", "why")]),
+        ([Start("n", "cuda:0", "why")], target(1, [spare("a")]), [Start("n", "cuda:0", "why")]),
         # A draining, outdated or other-kind standby worker cannot be used.
-        ([START], keeping(1, [spare("a", drained_at=NOW - 1)]), [START]),
+        ([START], target(1, [spare("a", drained_at=NOW - 1)]), [START]),
         (
             [START],
-            keeping(1, [spare("a", kind="cpu")]),
+            target(1, [spare("a", kind="cpu")]),
             [START, Drain("a", "no device of its kind (cpu) is used any more")],
         ),
         (
             [START],
-            keeping(1, [spare("a")], outdated={"a": "its settings have changed"}),
+            target(1, [spare("a")], outdated={"a": "its settings have changed"}),
             [START, Drain("a", "its settings have changed")],
         ),
         # Surplus ones drain: loading ones first, then the newest.
-        ([], keeping(0, [spare("a")]), [Drain("a", "1 standby workers, standby is 0")]),
+        ([], target(0, [spare("a")]), [Drain("a", "1 standby workers, standby is 0")]),
         (
             [],
-            keeping(1, [spare("a", age_s=90), spare("b"), spare("c", loaded=False, age_s=30)]),
+            target(1, [spare("a", age_s=90), spare("b"), spare("c", loaded=False, age_s=30)]),
             [Drain("a", "3 standby workers, standby is 1"), Drain("c", "3 standby workers, standby is 1")],
         ),
         # Standby workers that exceed the drain or start timeout are killed.
         (
             [],
-            keeping(0, [spare("a", drained_at=NOW - DRAIN_GRACE_S - 1)]),
+            target(0, [spare("a", drained_at=NOW - DRAIN_GRACE_S - 1)]),
             [Kill("a", "still there 11 s after its drain began")],
         ),
-        ([], keeping(0, [spare("a", drained_at=NOW - DRAIN_GRACE_S + 1)]), []),
-        ([], keeping(1, [spare("a", loaded=False, age_s=61)]), [Kill("a", "not loaded 60 s after its start")]),
+        ([], target(0, [spare("a", drained_at=NOW - DRAIN_GRACE_S + 1)]), []),
+        ([], target(1, [spare("a", loaded=False, age_s=61)]), [Kill("a", "not loaded 60 s after its start")]),
         # The back-off after a crash of a worker or of a standby worker applies.
-        ([], keeping(1, [], crashes=CrashBackoff(1, NOW + 1, NOW)), []),
-        ([], keeping(1, [], worker_crashes=CrashBackoff(1, NOW + 1, NOW)), []),
-        ([], keeping(1, [], crashes=CrashBackoff(1, NOW, NOW - 1)), [MORE]),
+        ([], target(1, [], crashes=CrashBackoff(1, NOW + 1, NOW)), []),
+        ([], target(1, [], worker_crashes=CrashBackoff(1, NOW + 1, NOW)), []),
+        ([], target(1, [], crashes=CrashBackoff(1, NOW, NOW - 1)), [MORE]),
     ],
 )
 def test_plan_with_standby_workers(actions: list[Action], own: StandbyTarget, expected: list[Action]) -> None:
-    assert planned(actions, own) == expected
+    assert plan_actions(actions, own) == expected
 
 
 def test_models_have_separate_standby_workers() -> None:
     other = WorkerProcess("b", "n", "cuda", 3, NOW - 50, spare=True, loaded_at=NOW - 40)
-    models = [keeping(1, [spare("a")]), keeping(1, [other], model="n")]
+    models = [target(1, [spare("a")]), target(1, [other], model="n")]
     starts = [Start("n", "cuda:0", "x"), START]
-    assert planned(starts, *models) == [Activate("b", "n", "cuda:0", "x"), called("a")]
+    assert plan_actions(starts, *models) == [Activate("b", "n", "cuda:0", "x"), activation("a")]
 
 
 def test_only_loaded_standby_workers_are_ready() -> None:

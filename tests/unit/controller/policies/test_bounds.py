@@ -18,7 +18,7 @@ NINE = 9 * 3600.0  # nine o'clock on the first of January 1970
 IDLE = Queue(0, 0, mean_work_s=4.0, uptime_s=5000.0)
 
 
-def seen(queue: Queue | None, ready: int, starting: int = 0, unix_s: float | None = None) -> Observation:
+def observe(queue: Queue | None, ready: int, starting: int = 0, unix_s: float | None = None) -> Observation:
     stages = [Stage.READY] * ready + [Stage.STARTING] * starting
     replicas = [Replica(WorkerProcess(f"w{i}", "m", f"sim:{i}", i, 0.0), stage) for i, stage in enumerate(stages)]
     return Observation("m", queue, replicas, cold_start_s=40.0, unix_s=unix_s)
@@ -35,17 +35,17 @@ class Fixed:
         self.decision = Decision(desired, "fixed", valid)
 
     def __call__(
-        self, seen: Observation, scaling: Scaling, limits: WorkerLimits, memory: None, now: float
+        self, observation: Observation, scaling: Scaling, limits: WorkerLimits, memory: None, now: float
     ) -> tuple[Decision, None]:
         return self.decision, None
 
 
 @pytest.mark.parametrize(
-    ("says", "limits", "desired"),
+    ("policy_desired", "limits", "desired"),
     [(-3, LIMITS, 1), (99, LIMITS, 8), (4, LIMITS, 4), (0, replace(LIMITS, min_workers=3), 3)],
 )
-def test_decision_is_clamped_to_bounds(says: int, limits: WorkerLimits, desired: int) -> None:
-    decision, _ = bounds.decide(Fixed(says), seen(IDLE, 2), scaling(), limits, PolicyMemory(), 0.0)
+def test_decision_is_clamped_to_bounds(policy_desired: int, limits: WorkerLimits, desired: int) -> None:
+    decision, _ = bounds.decide(Fixed(policy_desired), observe(IDLE, 2), scaling(), limits, PolicyMemory(), 0.0)
     assert decision.desired == desired
 
 
@@ -57,14 +57,14 @@ def test_decision_is_clamped_to_bounds(says: int, limits: WorkerLimits, desired:
 def test_without_data_only_bounds_apply(
     policy: str, ready: int, limits: WorkerLimits, desired: int, valid: bool
 ) -> None:
-    held = scaling(policy=policy, min_workers=limits.min_workers)
-    decision, memory = bounds.decide(POLICIES[policy], seen(None, ready), held, limits, PolicyMemory(), 0.0)
+    settings = scaling(policy=policy, min_workers=limits.min_workers)
+    decision, memory = bounds.decide(POLICIES[policy], observe(None, ready), settings, limits, PolicyMemory(), 0.0)
     assert (decision.desired, decision.valid) == (desired, valid)
     assert memory.idle_since is None
 
 
 @pytest.mark.parametrize(
-    ("workers", "says", "unix_s", "desired"),
+    ("workers", "policy_desired", "unix_s", "desired"),
     [
         (4, 1, NINE, 4),
         (4, 6, NINE, 6),
@@ -73,31 +73,35 @@ def test_without_data_only_bounds_apply(
         (0, 1, NINE, 1),  # min_workers still applies
     ],
 )
-def test_schedule_is_a_minimum_for_any_policy(workers: int, says: int, unix_s: float | None, desired: int) -> None:
+def test_schedule_is_a_minimum_for_any_policy(
+    workers: int, policy_desired: int, unix_s: float | None, desired: int
+) -> None:
     entries = [{"cron": "0 8 * * *", "workers": workers}, {"cron": "0 20 * * *", "workers": 2}]
-    held = scaling(schedule=entries, max_workers=8)
-    decision, _ = bounds.decide(Fixed(says), seen(IDLE, 1, unix_s=unix_s), held, LIMITS, PolicyMemory(), 0.0)
+    settings = scaling(schedule=entries, max_workers=8)
+    decision, _ = bounds.decide(
+        Fixed(policy_desired), observe(IDLE, 1, unix_s=unix_s), settings, LIMITS, PolicyMemory(), 0.0
+    )
     assert decision.desired == desired
-    if desired > says:
+    if desired > policy_desired:
         assert "schedule" in decision.reason
 
 
 def test_schedule_above_max_workers_is_clamped() -> None:
-    held = scaling(schedule=[{"cron": "0 8 * * *", "workers": 12}])
-    decision, _ = bounds.decide(Fixed(1), seen(IDLE, 1, unix_s=NINE), held, LIMITS, PolicyMemory(), 0.0)
+    settings = scaling(schedule=[{"cron": "0 8 * * *", "workers": 12}])
+    decision, _ = bounds.decide(Fixed(1), observe(IDLE, 1, unix_s=NINE), settings, LIMITS, PolicyMemory(), 0.0)
     assert decision.desired == 8
 
 
 @pytest.mark.parametrize("policy", ["slo_work", "queue_depth", "ongoing_requests", "static"])
 def test_last_worker_stops_after_idle_s(policy: str) -> None:
-    held = scaling(policy=policy, min_workers=0, scale_to_zero={"idle_s": 100})
+    settings = scaling(policy=policy, min_workers=0, scale_to_zero={"idle_s": 100})
     memory, decided = PolicyMemory(), {}
     for now in (0.0, 30.0, 60.0, 99.0, 100.0):
-        decision, memory = bounds.decide(POLICIES[policy], seen(IDLE, 1), held, ZERO, memory, now)
+        decision, memory = bounds.decide(POLICIES[policy], observe(IDLE, 1), settings, ZERO, memory, now)
         decided[now] = decision.desired
     assert decided == {0.0: 1, 30.0: 1, 60.0: 1, 99.0: 1, 100.0: 0}
     # It does not start again.
-    decision, _ = bounds.decide(POLICIES[policy], seen(IDLE, 0), held, ZERO, memory, 130.0)
+    decision, _ = bounds.decide(POLICIES[policy], observe(IDLE, 0), settings, ZERO, memory, 130.0)
     assert decision.desired == 0
 
 
@@ -111,26 +115,26 @@ def test_last_worker_stops_after_idle_s(policy: str) -> None:
     ],
 )
 def test_any_work_restarts_the_idle_period(meanwhile: Queue | None) -> None:
-    held, memory = scaling(min_workers=0, scale_to_zero={"idle_s": 100}), PolicyMemory()
+    settings, memory = scaling(min_workers=0, scale_to_zero={"idle_s": 100}), PolicyMemory()
     after = replace(IDLE, started_total=meanwhile.started_total) if meanwhile else IDLE
     decided = []
     for now, queue in ((0.0, IDLE), (60.0, meanwhile), (90.0, after), (120.0, after), (190.0, after)):
-        decision, memory = bounds.decide(static.decide, seen(queue, 1), held, ZERO, memory, now)
+        decision, memory = bounds.decide(static.decide, observe(queue, 1), settings, ZERO, memory, now)
         decided.append(decision.desired)
     assert decided == [1, 1, 1, 1, 0]
 
 
 def test_scale_to_zero_goes_through_one_worker() -> None:
-    held, memory = scaling(min_workers=0, scale_to_zero={"idle_s": 0}), PolicyMemory()
-    decision, memory = bounds.decide(Fixed(1), seen(IDLE, 3), held, ZERO, memory, 0.0)
+    settings, memory = scaling(min_workers=0, scale_to_zero={"idle_s": 0}), PolicyMemory()
+    decision, memory = bounds.decide(Fixed(1), observe(IDLE, 3), settings, ZERO, memory, 0.0)
     assert decision.desired == 1
-    decision, _ = bounds.decide(Fixed(1), seen(IDLE, 1), held, ZERO, memory, 30.0)
+    decision, _ = bounds.decide(Fixed(1), observe(IDLE, 1), settings, ZERO, memory, 30.0)
     assert decision.desired == 0
 
 
 def test_schedule_prevents_scale_to_zero() -> None:
-    held = scaling(min_workers=0, scale_to_zero={"idle_s": 0}, schedule=[{"cron": "0 8 * * *", "workers": 2}])
-    decision, _ = bounds.decide(Fixed(0), seen(IDLE, 1, unix_s=NINE), held, ZERO, PolicyMemory(), 0.0)
+    settings = scaling(min_workers=0, scale_to_zero={"idle_s": 0}, schedule=[{"cron": "0 8 * * *", "workers": 2}])
+    decision, _ = bounds.decide(Fixed(0), observe(IDLE, 1, unix_s=NINE), settings, ZERO, PolicyMemory(), 0.0)
     assert decision.desired == 2
 
 
@@ -151,16 +155,16 @@ def test_schedule_prevents_scale_to_zero() -> None:
 def test_first_request_starts_workers_for_its_backlog(
     policy: str, queued: int, work_s: float | None, activation: int, desired: int
 ) -> None:
-    held = scaling(policy=policy, min_workers=0, scale_to_zero={"activation": activation}, drain_s=20)
+    settings = scaling(policy=policy, min_workers=0, scale_to_zero={"activation": activation}, drain_s=20)
     queue = Queue(queued, 0, backlog_work_s=work_s, mean_work_s=None if work_s is None else 4.0, uptime_s=5000.0)
-    decision, _ = bounds.decide(POLICIES[policy], seen(queue, 0), held, ZERO, PolicyMemory(), 0.0)
+    decision, _ = bounds.decide(POLICIES[policy], observe(queue, 0), settings, ZERO, PolicyMemory(), 0.0)
     assert (decision.desired, decision.valid) == (desired, True)
 
 
 def test_invalid_decision_is_kept_except_from_zero() -> None:
     silent = Fixed(5, valid=False)
-    decision, _ = bounds.decide(silent, seen(IDLE, 2), scaling(), LIMITS, PolicyMemory(), 0.0)
+    decision, _ = bounds.decide(silent, observe(IDLE, 2), scaling(), LIMITS, PolicyMemory(), 0.0)
     assert not decision.valid
     waiting = replace(IDLE, queued=1, backlog_work_s=4.0)
-    decision, _ = bounds.decide(silent, seen(waiting, 0), scaling(min_workers=0), ZERO, PolicyMemory(), 0.0)
+    decision, _ = bounds.decide(silent, observe(waiting, 0), scaling(min_workers=0), ZERO, PolicyMemory(), 0.0)
     assert (decision.desired, decision.valid) == (1, True)

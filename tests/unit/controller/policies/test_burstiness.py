@@ -25,15 +25,15 @@ def after(periods: Sequence[int], counts: DispersionIndex | None = None) -> Disp
     return counts
 
 
-def bunches(size: int, periods: int) -> list[int]:
+def bursts(size: int, periods: int) -> list[int]:
     """Return the arrivals per period, about 40, in batches of this size."""
-    chance = random.Random(size)
-    return [size * sum(chance.random() < 40 / size / 1000 for _ in range(1000)) for _ in range(periods)]
+    rng = random.Random(size)
+    return [size * sum(rng.random() < 40 / size / 1000 for _ in range(1000)) for _ in range(periods)]
 
 
-@pytest.mark.parametrize(("size", "least", "most"), [(1, 1.0, 1.4), (2, 1.5, 2.6), (5, 3.0, 6.5)])
-def test_bursts_raise_the_dispersion_index(size: int, least: float, most: float) -> None:
-    assert least <= after(bunches(size, 400)).burstiness <= most
+@pytest.mark.parametrize(("size", "low", "high"), [(1, 1.0, 1.4), (2, 1.5, 2.6), (5, 3.0, 6.5)])
+def test_bursts_raise_the_dispersion_index(size: int, low: float, high: float) -> None:
+    assert low <= after(bursts(size, 400)).burstiness <= high
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from controller.types import Observation, Queue, Replica, Stage, WorkerLimits, W
 LIMITS = WorkerLimits(min_workers=1, max_workers=20, start_timeout_s=60, drain_timeout_s=60, lost_after_s=10)
 
 
-def seen(tasks: int | None, ready: int, starting: int = 0, draining: int = 0, cap: int | None = None) -> Observation:
+def observe(tasks: int | None, ready: int, starting: int = 0, draining: int = 0, cap: int | None = None) -> Observation:
     stages = [Stage.READY] * ready + [Stage.STARTING] * starting + [Stage.DRAINING] * draining
     replicas = [Replica(WorkerProcess(f"w{i}", "m", f"sim:{i}", i, 0.0), stage) for i, stage in enumerate(stages)]
     return Observation("m", None if tasks is None else Queue(tasks, 0, cap), replicas)
@@ -48,24 +48,24 @@ def scaling(**given: Any) -> Scaling:
     ],
 )
 def test_single_decision(tasks: int, ready: int, starting: int, up: float, down: float, desired: int) -> None:
-    held = scaling(upscaling_factor=up, downscaling_factor=down)
-    decision, _ = decide(seen(tasks, ready, starting), held, LIMITS, None, 0.0)
+    settings = scaling(upscaling_factor=up, downscaling_factor=down)
+    decision, _ = decide(observe(tasks, ready, starting), settings, LIMITS, None, 0.0)
     assert (decision.desired, decision.valid) == (desired, True)
     assert decision.reason
 
 
 @pytest.mark.parametrize(("cap", "target"), [(None, 0.7), (1, 0.7), (10, 7.0)])
 def test_auto_target_follows_the_measured_batch(cap: int | None, target: float) -> None:
-    decision, _ = decide(seen(7, 1, cap=cap), scaling(target_ongoing_requests="auto"), LIMITS, None, 0.0)
+    decision, _ = decide(observe(7, 1, cap=cap), scaling(target_ongoing_requests="auto"), LIMITS, None, 0.0)
     assert decision.inputs["target"] == pytest.approx(target)
 
 
 def test_missing_data_restarts_the_delays() -> None:
     slow = scaling(upscale_delay_s=30)
-    _, memory = decide(seen(10, 1), slow, LIMITS, None, 0.0)
-    blind, memory = decide(seen(None, 1), slow, LIMITS, memory, 20.0)
-    assert (blind.desired, blind.valid) == (1, False)
-    assert decide(seen(10, 1), slow, LIMITS, memory, 31.0)[0].desired == 1
+    _, memory = decide(observe(10, 1), slow, LIMITS, None, 0.0)
+    no_data, memory = decide(observe(None, 1), slow, LIMITS, memory, 20.0)
+    assert (no_data.desired, no_data.valid) == (1, False)
+    assert decide(observe(10, 1), slow, LIMITS, memory, 31.0)[0].desired == 1
 
 
 def changes(scaling: Scaling, every_s: float, until_s: float, load: dict[float, int]) -> list[tuple[float, int]]:
@@ -74,7 +74,7 @@ def changes(scaling: Scaling, every_s: float, until_s: float, load: dict[float, 
     for tick in range(int(until_s / every_s) + 1):
         now = tick * every_s
         tasks = load[max(start for start in load if start <= now)]
-        decision, memory = decide(seen(tasks, workers), scaling, LIMITS, memory, now)
+        decision, memory = decide(observe(tasks, workers), scaling, LIMITS, memory, now)
         workers = decision.desired
         if workers != changed[-1][1]:
             changed.append((now, workers))
@@ -95,12 +95,12 @@ def test_threshold_crossing_restarts_the_delay() -> None:
 
 def test_mean_load_restarts_after_a_change() -> None:
     mean = scaling(look_back_period_s=30)
-    _, memory = decide(seen(0, 5), scaling(look_back_period_s=30, downscale_delay_s=600), LIMITS, None, 0.0)
-    second, memory = decide(seen(40, 5), mean, LIMITS, memory, 10.0)
+    _, memory = decide(observe(0, 5), scaling(look_back_period_s=30, downscale_delay_s=600), LIMITS, None, 0.0)
+    second, memory = decide(observe(40, 5), mean, LIMITS, memory, 10.0)
     assert second.inputs["tasks"] == 20
     assert second.desired == 10
     # The load that led to ten workers does not cause another change.
-    third, _ = decide(seen(20, 10), mean, LIMITS, memory, 20.0)
+    third, _ = decide(observe(20, 10), mean, LIMITS, memory, 20.0)
     assert third.desired == 10
 
 
@@ -111,18 +111,18 @@ def test_mean_load_restarts_after_a_change() -> None:
     st.floats(0.1, 3),
 )
 def test_any_history_keeps_number_in_bounds(
-    history: list[tuple[float, int | None]], least: int, most: int, factor: float
+    history: list[tuple[float, int | None]], min_workers: int, max_workers: int, factor: float
 ) -> None:
-    limits, workers, memory, now = WorkerLimits(least, most, 60, 60, 10), least, None, 0.0
-    held = scaling(upscaling_factor=factor, downscaling_factor=factor, downscale_delay_s=60)
+    limits, workers, memory, now = WorkerLimits(min_workers, max_workers, 60, 60, 10), min_workers, None, 0.0
+    settings = scaling(upscaling_factor=factor, downscaling_factor=factor, downscale_delay_s=60)
     for seconds, tasks in history:
         now += seconds
-        decision, memory = decide(seen(tasks, workers), held, limits, memory, now)
-        assert least <= decision.desired <= most
+        decision, memory = decide(observe(tasks, workers), settings, limits, memory, now)
+        assert min_workers <= decision.desired <= max_workers
         assert decision.valid == (tasks is not None)
         workers = decision.desired
 
 
 def test_restart_clears_the_state() -> None:
-    _, memory = decide(seen(10, 1), scaling(upscale_delay_s=30), LIMITS, None, 0.0)
+    _, memory = decide(observe(10, 1), scaling(upscale_delay_s=30), LIMITS, None, 0.0)
     assert memory.shifted(100.0) == OngoingRequestsMemory()

@@ -25,7 +25,7 @@ SCALING = Scaling(
 )
 
 
-def seen(queue: Queue | None, ready: int, starting: int = 0, draining: int = 0) -> Observation:
+def observe(queue: Queue | None, ready: int, starting: int = 0, draining: int = 0) -> Observation:
     stages = [Stage.READY] * ready + [Stage.STARTING] * starting + [Stage.DRAINING] * draining
     replicas = [Replica(WorkerProcess(f"w{i}", "m", f"sim:{i}", i, 0.0), stage) for i, stage in enumerate(stages)]
     return Observation("m", queue, replicas)
@@ -54,19 +54,19 @@ def test_single_decision(
     queued: int, running: int, ready: int, starting: int, draining: int, desired: int, reason: str
 ) -> None:
     decision, _ = decide(
-        seen(Queue(queued, running), ready, starting, draining), SCALING, LIMITS, QueueDepthMemory(), 0.0
+        observe(Queue(queued, running), ready, starting, draining), SCALING, LIMITS, QueueDepthMemory(), 0.0
     )
     assert (decision.desired, decision.valid) == (desired, True)
     assert reason in decision.reason
 
 
 def test_missing_data_is_an_invalid_decision() -> None:
-    _, memory = decide(seen(Queue(0, 0), 2), SCALING, LIMITS, QueueDepthMemory(), 0.0)
-    blind, memory = decide(seen(None, 2), SCALING, LIMITS, memory, 30.0)
-    assert blind == Decision(2, "no data", valid=False)
-    decision, _ = decide(seen(Queue(0, 0), 2), SCALING, LIMITS, memory, 61.0)
+    _, memory = decide(observe(Queue(0, 0), 2), SCALING, LIMITS, QueueDepthMemory(), 0.0)
+    no_data, memory = decide(observe(None, 2), SCALING, LIMITS, memory, 30.0)
+    assert no_data == Decision(2, "no data", valid=False)
+    decision, _ = decide(observe(Queue(0, 0), 2), SCALING, LIMITS, memory, 61.0)
     assert decision.desired == 2
-    floor, _ = decide(seen(None, 0), SCALING, LIMITS, memory, 30.0)
+    floor, _ = decide(observe(None, 0), SCALING, LIMITS, memory, 30.0)
     assert (floor.desired, floor.valid) == (1, True), "the least that is configured needs no data"
 
 
@@ -82,40 +82,40 @@ def test_missing_data_is_an_invalid_decision() -> None:
     ],
 )
 def test_pending_replacements_count_as_capacity(queued: int, ready: int, owed: int, desired: int) -> None:
-    observation = replace(seen(Queue(queued, 0), ready), owed=owed)
+    observation = replace(observe(Queue(queued, 0), ready), owed=owed)
     decision, _ = decide(observation, SCALING, LIMITS, QueueDepthMemory(), 0.0)
     assert decision.desired == desired
 
 
-@pytest.mark.parametrize("meanwhile", [seen(None, 1), seen(Queue(50, 0), 0), seen(Queue(50, 0), 9)])
+@pytest.mark.parametrize("meanwhile", [observe(None, 1), observe(Queue(50, 0), 0), observe(Queue(50, 0), 9)])
 def test_missing_data_or_new_size_restarts_the_hold(meanwhile: Observation) -> None:
-    held = SCALING.model_copy(update={"scale_up_hold_s": 60.0})
-    _, memory = decide(seen(Queue(20, 0), 1), held, LIMITS, QueueDepthMemory(), 0.0)
-    _, memory = decide(meanwhile, held, LIMITS, memory, 30.0)
-    decision, memory = decide(seen(Queue(20, 0), 1), held, LIMITS, memory, 60.0)
+    settings = SCALING.model_copy(update={"scale_up_hold_s": 60.0})
+    _, memory = decide(observe(Queue(20, 0), 1), settings, LIMITS, QueueDepthMemory(), 0.0)
+    _, memory = decide(meanwhile, settings, LIMITS, memory, 30.0)
+    decision, memory = decide(observe(Queue(20, 0), 1), settings, LIMITS, memory, 60.0)
     assert decision.desired == 1
-    assert decide(seen(Queue(20, 0), 1), held, LIMITS, memory, 120.0)[0].desired == 2
+    assert decide(observe(Queue(20, 0), 1), settings, LIMITS, memory, 120.0)[0].desired == 2
 
 
 def test_each_direction_has_its_own_cooldown() -> None:
     slow = SCALING.model_copy(
         update={"scale_up_cooldown_s": 100.0, "scale_down_hold_s": 0.0, "scale_down_cooldown_s": 200.0}
     )
-    grown = changes(slow, 10.0, 900.0, {0.0: 1000, 290.0: 0})
-    assert grown[:4] == [(0.0, 1), (0.0, 2), (100.0, 3), (200.0, 4)]
+    found = changes(slow, 10.0, 900.0, {0.0: 1000, 290.0: 0})
+    assert found[:4] == [(0.0, 1), (0.0, 2), (100.0, 3), (200.0, 4)]
     # The last change was at 200 s, so the first removal is at 400 s; the scale-up cooldown does not matter.
-    assert grown[4:] == [(400.0, 3), (600.0, 2), (800.0, 1)]
+    assert found[4:] == [(400.0, 3), (600.0, 2), (800.0, 1)]
 
 
 def test_removal_that_would_overload_the_rest_is_not_made() -> None:
     narrow = SCALING.model_copy(update={"scale_up_at": 4.0, "scale_down_at": 3.0, "scale_down_hold_s": 0.0})
-    decision, _ = decide(seen(Queue(0, 5), 2), narrow, LIMITS, QueueDepthMemory(), 0.0)
+    decision, _ = decide(observe(Queue(0, 5), 2), narrow, LIMITS, QueueDepthMemory(), 0.0)
     assert decision.desired == 2
     assert "with one worker less it would be 5.0" in decision.reason
 
 
 @dataclass
-class World:
+class Simulation:
     """A simulation in which workers start and stop at once."""
 
     scaling: Scaling
@@ -123,39 +123,39 @@ class World:
     memory: QueueDepthMemory = QueueDepthMemory()  # noqa: RUF009 - frozen
 
     def tick(self, now: float, tasks: int) -> int:
-        decision, self.memory = decide(seen(Queue(tasks, 0), self.workers), self.scaling, LIMITS, self.memory, now)
+        decision, self.memory = decide(observe(Queue(tasks, 0), self.workers), self.scaling, LIMITS, self.memory, now)
         self.workers = decision.desired
         return self.workers
 
 
 def changes(scaling: Scaling, interval_s: float, until_s: float, load: dict[float, int]) -> list[tuple[float, int]]:
     """Return the times and values of the changes; `load` maps times to the number of tasks from then on."""
-    world, changed, ticks = World(scaling), [(0.0, 1)], int(until_s / interval_s)
+    simulation, changed, ticks = Simulation(scaling), [(0.0, 1)], int(until_s / interval_s)
     for tick in range(ticks + 1):
         now = tick * interval_s
         tasks = load[max(start for start in load if start <= now)]
-        if world.tick(now, tasks) != changed[-1][1]:
-            changed.append((now, world.workers))
+        if simulation.tick(now, tasks) != changed[-1][1]:
+            changed.append((now, simulation.workers))
     return changed
 
 
 def test_times_do_not_depend_on_the_tick_interval() -> None:
-    held = SCALING.model_copy(update={"scale_up_hold_s": 60.0, "scale_up_cooldown_s": 60.0})
+    settings = SCALING.model_copy(update={"scale_up_hold_s": 60.0, "scale_up_cooldown_s": 60.0})
     load = {0.0: 0, 60.0: 20, 240.0: 4}
-    fast, slow = changes(held, 5.0, 900.0, load), changes(held, 30.0, 900.0, load)
+    fast, slow = changes(settings, 5.0, 900.0, load), changes(settings, 30.0, 900.0, load)
     assert fast == slow == [(0.0, 1), (120.0, 2), (300.0, 1)]
 
 
 def test_each_direction_has_its_own_hold() -> None:
-    grown = changes(SCALING, 30.0, 600.0, {0.0: 100, 150.0: 0})
-    assert grown[:6] == [(0.0, 1), (0.0, 2), (30.0, 3), (60.0, 4), (90.0, 5), (120.0, 6)]
+    found = changes(SCALING, 30.0, 600.0, {0.0: 100, 150.0: 0})
+    assert found[:6] == [(0.0, 1), (0.0, 2), (30.0, 3), (60.0, 4), (90.0, 5), (120.0, 6)]
     # The last addition was at 120 s; the load is low from 150 s; each removal needs a hold of 60 s.
-    assert grown[6:] == [(210.0, 5), (300.0, 4), (390.0, 3), (480.0, 2), (570.0, 1)]
+    assert found[6:] == [(210.0, 5), (300.0, 4), (390.0, 3), (480.0, 2), (570.0, 1)]
 
 
 def test_burst_shorter_than_hold_changes_nothing() -> None:
-    held = SCALING.model_copy(update={"scale_up_hold_s": 60.0})
-    assert changes(held, 30.0, 300.0, {0.0: 5, 30.0: 50, 60.0: 5}) == [(0.0, 1)]
+    settings = SCALING.model_copy(update={"scale_up_hold_s": 60.0})
+    assert changes(settings, 30.0, 300.0, {0.0: 5, 30.0: 50, 60.0: 5}) == [(0.0, 1)]
 
 
 @given(
@@ -164,15 +164,15 @@ def test_burst_shorter_than_hold_changes_nothing() -> None:
     st.integers(3, 8),
 )
 def test_any_history_keeps_bounds_and_steps_of_one(
-    history: list[tuple[float, int | None]], least: int, most: int
+    history: list[tuple[float, int | None]], min_workers: int, max_workers: int
 ) -> None:
-    limits = WorkerLimits(least, most, 60, 60, 10)
-    workers, memory, now = least, QueueDepthMemory(), 0.0
+    limits = WorkerLimits(min_workers, max_workers, 60, 60, 10)
+    workers, memory, now = min_workers, QueueDepthMemory(), 0.0
     for seconds, tasks in history:
         now += seconds
         queue = None if tasks is None else Queue(tasks, 0)
-        decision, memory = decide(seen(queue, workers), SCALING, limits, memory, now)
-        assert least <= decision.desired <= most
+        decision, memory = decide(observe(queue, workers), SCALING, limits, memory, now)
+        assert min_workers <= decision.desired <= max_workers
         assert abs(decision.desired - workers) <= 1
         assert decision.valid == (tasks is not None)
         assert decision.reason
@@ -180,7 +180,7 @@ def test_any_history_keeps_bounds_and_steps_of_one(
 
 
 @pytest.mark.parametrize(
-    ("up", "down", "cap", "thresholds_are"),
+    ("up", "down", "cap", "expected"),
     [
         (12, 3, 99, (12, 3)),
         ("auto", "auto", None, (12, 3)),
@@ -192,14 +192,14 @@ def test_any_history_keeps_bounds_and_steps_of_one(
     ],
 )
 def test_auto_thresholds_follow_the_measured_batch(
-    up: float | Literal["auto"], down: float | Literal["auto"], cap: int | None, thresholds_are: tuple[float, float]
+    up: float | Literal["auto"], down: float | Literal["auto"], cap: int | None, expected: tuple[float, float]
 ) -> None:
-    assert thresholds(Scaling(policy="queue_depth", scale_up_at=up, scale_down_at=down), cap) == thresholds_are
-    wanted, _ = decide(
-        seen(Queue(int(thresholds_are[0]), 0, cap), 1),
+    assert thresholds(Scaling(policy="queue_depth", scale_up_at=up, scale_down_at=down), cap) == expected
+    decision, _ = decide(
+        observe(Queue(int(expected[0]), 0, cap), 1),
         Scaling(policy="queue_depth", scale_up_at=up),
         LIMITS,
         QueueDepthMemory(),
         0.0,
     )
-    assert wanted.desired == 2
+    assert decision.desired == 2

@@ -62,7 +62,7 @@ def test_erlang_c_is_a_decreasing_probability(servers: int, offered: float) -> N
 
 
 @pytest.mark.parametrize(
-    ("rate", "service_s", "batch", "patience_s", "allowed", "most", "workers"),
+    ("rate", "service_s", "batch", "patience_s", "allowed", "max_workers", "workers"),
     [
         (0.0, 5.0, 1, 10, 0.1, 8, 0),
         (0.1, 0.0, 1, 10, 0.1, 8, 0),
@@ -78,9 +78,9 @@ def test_erlang_c_is_a_decreasing_probability(servers: int, offered: float) -> N
     ],
 )
 def test_workers_for_a_rate(
-    rate: float, service_s: float, batch: int, patience_s: float, allowed: float, most: int, workers: int
+    rate: float, service_s: float, batch: int, patience_s: float, allowed: float, max_workers: int, workers: int
 ) -> None:
-    assert workers_for_rate(rate, service_s, batch, patience_s, allowed, most) == workers
+    assert workers_for_rate(rate, service_s, batch, patience_s, allowed, max_workers) == workers
 
 
 @given(st.floats(0.01, 20), st.floats(0.1, 30), st.integers(1, 8), st.floats(0, 60), st.floats(0.001, 0.9))
@@ -89,13 +89,13 @@ def test_workers_for_a_rate_are_the_fewest(
 ) -> None:
     offered = rate * service_s
 
-    def late(workers: int) -> float:
+    def late_fraction(workers: int) -> float:
         servers = workers * batch
         if servers <= offered:
             return 1.0
         return erlang_c(servers, offered) * math.exp(-(servers - offered) * patience_s / service_s)
 
-    enough = next(n for n in itertools.count(1) if late(n) <= allowed)
+    enough = next(n for n in itertools.count(1) if late_fraction(n) <= allowed)
     assert workers_for_rate(rate, service_s, batch, patience_s, allowed, enough + 5) == enough
 
 
@@ -106,7 +106,7 @@ def test_upper_rate_bound_solves_its_equation() -> None:
 
 
 @pytest.mark.parametrize(
-    ("recent", "lately", "uptime_s", "present", "usual"),
+    ("recent", "long_window", "uptime_s", "expected_recent", "expected_sustained"),
     [
         (90, 900, 5000, 1.0, 1.0),
         # The uptime is shorter than the window.
@@ -117,14 +117,14 @@ def test_upper_rate_bound_solves_its_equation() -> None:
     ],
 )
 def test_rates_are_counts_per_observed_time(
-    recent: int, lately: int, uptime_s: float, present: float, usual: float
+    recent: int, long_window: int, uptime_s: float, expected_recent: float, expected_sustained: float
 ) -> None:
-    queue = Queue(0, 0, arrivals_short_window=recent, arrivals_long_window=lately, uptime_s=uptime_s)
-    assert recent_rate(queue, SCALING) == pytest.approx(present)
-    assert sustained_rate(queue, SCALING, margin=0) == pytest.approx(usual)
+    queue = Queue(0, 0, arrivals_short_window=recent, arrivals_long_window=long_window, uptime_s=uptime_s)
+    assert recent_rate(queue, SCALING) == pytest.approx(expected_recent)
+    assert sustained_rate(queue, SCALING, margin=0) == pytest.approx(expected_sustained)
 
 
-def seen(
+def observe(
     queue: Queue | None, ready: int, started_at: tuple[float, ...] = (), draining: int = 0, owed: int = 0
 ) -> Observation:
     stages = [(Stage.READY, 0.0)] * ready + [(Stage.STARTING, at) for at in started_at]
@@ -134,7 +134,7 @@ def seen(
 
 
 @pytest.mark.parametrize(
-    ("queued", "work_s", "recent", "ready", "started_at", "draining", "owed", "batch", "slow_down", "workers"),
+    ("queued", "work_s", "recent", "ready", "started_at", "draining", "owed", "batch", "slowdown", "workers"),
     [
         # Without queued tasks no workers are needed.
         (0, 500.0, 90, 1, (), 0, 0, 1, 1.0, 0),
@@ -174,11 +174,11 @@ def test_workers_for_a_backlog(
     draining: int,
     owed: int,
     batch: int,
-    slow_down: float,
+    slowdown: float,
     workers: int,
 ) -> None:
-    queue = Queue(queued, 1, batch, slow_down, work_s, 2.0, recent, recent, oldest_wait_s=11.0, uptime_s=1000)
-    observation = seen(queue, ready, started_at, draining, owed)
+    queue = Queue(queued, 1, batch, slowdown, work_s, 2.0, recent, recent, oldest_wait_s=11.0, uptime_s=1000)
+    observation = observe(queue, ready, started_at, draining, owed)
     assert workers_for_backlog(observation, SCALING, now=100.0) == workers
 
 
@@ -215,11 +215,11 @@ def test_backlog_without_late_tasks_needs_no_workers(
     oldest_wait_s: float,
     workers: int,
 ) -> None:
-    slow_down = 2.0 if batch > 1 else 1.0
-    queue = Queue(5, 1, batch, slow_down, work_s, 2.0, recent, recent, oldest_wait_s=oldest_wait_s, uptime_s=1000)
-    observation = seen(queue, ready, started_at, owed=owed)
+    slowdown = 2.0 if batch > 1 else 1.0
+    queue = Queue(5, 1, batch, slowdown, work_s, 2.0, recent, recent, oldest_wait_s=oldest_wait_s, uptime_s=1000)
+    observation = observe(queue, ready, started_at, owed=owed)
     assert workers_for_backlog(observation, SCALING, now=100.0) == workers
 
 
 def test_missing_data_needs_no_workers() -> None:
-    assert workers_for_backlog(seen(None, 1), SCALING, 0.0) == 0
+    assert workers_for_backlog(observe(None, 1), SCALING, 0.0) == 0

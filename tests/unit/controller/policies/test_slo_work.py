@@ -22,7 +22,7 @@ CALM = replace(STEADY, running=0, backlog_work_s=0.0, arrivals_short_window=0, a
 QUIET: dict[str, Any] = {"queued": 9, "backlog_work_s": 30.0, "arrivals_short_window": 0, "arrivals_long_window": 0}
 
 
-def seen(queue: Queue | None, ready: int, starting: int = 0, draining: int = 0, owed: int = 0) -> Observation:
+def observe(queue: Queue | None, ready: int, starting: int = 0, draining: int = 0, owed: int = 0) -> Observation:
     stages = [Stage.READY] * ready + [Stage.STARTING] * starting + [Stage.DRAINING] * draining
     replicas = [Replica(WorkerProcess(f"w{i}", "m", f"sim:{i}", i, 0.0), stage) for i, stage in enumerate(stages)]
     return Observation("m", queue, replicas, owed, cold_start_s=40.0)
@@ -71,7 +71,7 @@ def scaling(**given: Any) -> Scaling:
 def test_single_decision(
     changes: dict[str, Any], ready: int, starting: int, n_rate: int, n_backlog: int, desired: int
 ) -> None:
-    observation = seen(replace(STEADY, **changes), ready, starting)
+    observation = observe(replace(STEADY, **changes), ready, starting)
     decision, _ = decide(observation, SCALING, LIMITS, SloWorkMemory(-0.5), 30.0)
     assert (decision.inputs["n_rate"], decision.inputs["n_backlog"]) == (n_rate, n_backlog)
     assert (decision.desired, decision.valid) == (desired, True)
@@ -90,7 +90,7 @@ def test_single_decision(
 @pytest.mark.parametrize(("squares", "n_rate"), [(100.0, 5), (200.0, 6), (900.0, 7)])
 def test_bursty_arrivals_need_more_workers(squares: float, n_rate: int) -> None:
     decision, _ = decide(
-        seen(STEADY, 5), SCALING, LIMITS, SloWorkMemory(-0.5, counts=DispersionIndex(squares=squares)), 30.0
+        observe(STEADY, 5), SCALING, LIMITS, SloWorkMemory(-0.5, counts=DispersionIndex(squares=squares)), 30.0
     )
     assert decision.inputs["n_rate"] == n_rate
     assert decision.inputs["burstiness"] == squares / 100
@@ -98,7 +98,7 @@ def test_bursty_arrivals_need_more_workers(squares: float, n_rate: int) -> None:
 
 def test_missing_data_is_invalid_and_keeps_the_state() -> None:
     before = SloWorkMemory(z_offset=0.5, dispatched=100, late=3)
-    decision, memory = decide(seen(None, 3), SCALING, LIMITS, before, 30.0)
+    decision, memory = decide(observe(None, 3), SCALING, LIMITS, before, 30.0)
     assert (decision.desired, decision.valid) == (3, False)
     assert memory == before
 
@@ -106,7 +106,7 @@ def test_missing_data_is_invalid_and_keeps_the_state() -> None:
 @pytest.mark.parametrize(("queued", "ready", "desired"), [(0, 2, 2), (500, 2, 2), (500, 0, 1), (500, 9, 8)])
 def test_unmeasured_steps_keep_the_number(queued: int, ready: int, desired: int) -> None:
     unknown = replace(STEADY, queued=queued, backlog_work_s=None, mean_work_s=None)
-    decision, _ = decide(seen(unknown, ready), SCALING, LIMITS, SloWorkMemory(), 30.0)
+    decision, _ = decide(observe(unknown, ready), SCALING, LIMITS, SloWorkMemory(), 30.0)
     assert (decision.desired, decision.valid) == (desired, True)
     assert "no step was measured" in decision.reason
 
@@ -116,14 +116,14 @@ def test_scale_down_waits_for_one_cold_start() -> None:
     history = {0.0: STEADY, 10.0: CALM, 20.0: CALM, 39.0: CALM, 40.0: CALM}
     desired = []
     for now, queue in history.items():
-        decision, memory = decide(seen(queue, 5), SCALING, LIMITS, memory, now)
+        decision, memory = decide(observe(queue, 5), SCALING, LIMITS, memory, now)
         desired.append(decision.desired)
     assert desired == [5, 5, 5, 5, 1]
 
 
 def test_new_controller_keeps_existing_workers_at_first() -> None:
-    first, memory = decide(seen(CALM, 4), SCALING, LIMITS, None, 100.0)
-    later, _ = decide(seen(CALM, 4), SCALING, LIMITS, memory, 141.0)
+    first, memory = decide(observe(CALM, 4), SCALING, LIMITS, None, 100.0)
+    later, _ = decide(observe(CALM, 4), SCALING, LIMITS, memory, 141.0)
     assert (first.desired, later.desired) == (4, 1)
 
 
@@ -132,24 +132,24 @@ def test_new_controller_keeps_existing_workers_at_first() -> None:
     [(0.0, 0, 3, 3), (299.0, 5, 3, 5), (299.0, 5, None, 5), (300.0, 5, 3, 1)],
 )
 def test_no_scale_down_within_startup_hold(uptime_s: float, ready: int, initial: int | None, desired: int) -> None:
-    young = replace(CALM, uptime_s=uptime_s)
-    hold = scaling(initial_workers=initial)
+    new_queue = replace(CALM, uptime_s=uptime_s)
+    settings = scaling(initial_workers=initial)
     # The scale-down window has passed: only the startup hold is left.
     memory = None if not ready else SloWorkMemory(decisions=(PastDecision(-5.0, ready, 1, ready),))
-    decision, memory = decide(seen(young, ready), hold, LIMITS, memory, 100.0)
+    decision, memory = decide(observe(new_queue, ready), settings, LIMITS, memory, 100.0)
     assert decision.desired == desired
 
 
 def test_initial_workers_are_kept_while_they_start() -> None:
-    young = replace(CALM, uptime_s=1.0)
-    hold, memory = scaling(initial_workers=3), None
+    new_queue = replace(CALM, uptime_s=1.0)
+    settings, memory = scaling(initial_workers=3), None
     for now, starting in ((0.0, 0), (30.0, 3), (60.0, 2), (90.0, 3)):
-        decision, memory = decide(seen(young, 0, starting), hold, LIMITS, memory, now)
+        decision, memory = decide(observe(new_queue, 0, starting), settings, LIMITS, memory, now)
         assert decision.desired == 3, now
 
 
 @pytest.mark.parametrize(
-    ("begun", "late", "z"),
+    ("started", "late", "z"),
     [
         (0, 0, 1.0),
         (100, 0, 0.995),  # each task in time lowers it by gain times the allowed fraction
@@ -159,16 +159,16 @@ def test_initial_workers_are_kept_while_they_start() -> None:
         (100_000, 0, -1.0),
     ],
 )
-def test_margin_follows_the_late_fraction(begun: int, late: int, z: float) -> None:
+def test_margin_follows_the_late_fraction(started: int, late: int, z: float) -> None:
     fixed = scaling(feedback={"gain": 0.01, "violation_target": 0.005})
-    queue = replace(STEADY, started_total=1000 + begun, started_late_total=10 + late)
-    _, memory = decide(seen(queue, 6), fixed, LIMITS, SloWorkMemory(-0.5, dispatched=1000, late=10), 30.0)
+    queue = replace(STEADY, started_total=1000 + started, started_late_total=10 + late)
+    _, memory = decide(observe(queue, 6), fixed, LIMITS, SloWorkMemory(-0.5, dispatched=1000, late=10), 30.0)
     assert memory.z_offset == pytest.approx(z - 1.5)
 
 
 @pytest.mark.parametrize(("cold_start_s", "z_offset", "z"), [(40.0, 0.0, 1.5), (10.0, 0.0, 0.5), (10.0, 5.0, 5.0)])
 def test_fast_start_lowers_the_initial_margin(cold_start_s: float, z_offset: float, z: float) -> None:
-    observation = replace(seen(STEADY, 6), cold_start_s=cold_start_s)
+    observation = replace(observe(STEADY, 6), cold_start_s=cold_start_s)
     decision, _ = decide(observation, SCALING, LIMITS, SloWorkMemory(z_offset), 30.0)
     assert decision.inputs["headroom_z"] == z
 
@@ -185,30 +185,30 @@ def test_fast_start_lowers_the_initial_margin(cold_start_s: float, z_offset: flo
 )
 def test_margin_is_unchanged_without_alternative(memory: SloWorkMemory) -> None:
     queue = replace(STEADY, started_total=2000, started_late_total=510)
-    _, after = decide(seen(queue, 6), SCALING, LIMITS, memory, 30.0)
+    _, after = decide(observe(queue, 6), SCALING, LIMITS, memory, 30.0)
     assert (after.z_offset, after.dispatched, after.late) == (-0.5, 2000, 510)
 
 
 def test_waits_for_first_worker_do_not_change_margin() -> None:
     zero, memory = scaling(min_workers=0), SloWorkMemory(-0.5, dispatched=0)
-    story = [
+    steps = [
         (0, 0, 1, 5.0),  # one task waits without a worker
         (0, 0, 9, 35.0),
         (1, 1, 8, 41.0),  # the first worker is ready; the other tasks are late
         (1, 5, 4, 30.0),
         (1, 9, 0, 0.0),  # the backlog is cleared
     ]
-    for look, (ready, late, queued, oldest) in enumerate(story):
+    for number, (ready, late, queued, oldest) in enumerate(steps):
         queue = replace(STEADY, queued=queued, started_total=late, started_late_total=late, oldest_wait_s=oldest)
-        _, memory = decide(seen(queue, ready, 1 - ready), zero, LIMITS, memory, 30.0 * look)
+        _, memory = decide(observe(queue, ready, 1 - ready), zero, LIMITS, memory, 30.0 * number)
         assert memory.z_offset == -0.5
     queue = replace(STEADY, started_total=10, started_late_total=10)
-    _, memory = decide(seen(queue, 1), zero, LIMITS, memory, 200.0)
+    _, memory = decide(observe(queue, 1), zero, LIMITS, memory, 200.0)
     assert memory.z_offset > -0.5, "from then on it counts again"
 
 
 @pytest.mark.parametrize(
-    ("behavior", "wishes", "desired"),
+    ("behavior", "steps", "desired"),
     [
         ({"scale_up": {"max_step": 2}}, [(0.0, STEADY, 1)], [3]),
         # A triggered decision in between does not add to the limit per interval.
@@ -232,11 +232,11 @@ def test_waits_for_first_worker_do_not_change_margin() -> None:
     ],
 )
 def test_behavior_limits_each_direction(
-    behavior: dict[str, Any], wishes: list[tuple[float, Queue, int]], desired: list[int]
+    behavior: dict[str, Any], steps: list[tuple[float, Queue, int]], desired: list[int]
 ) -> None:
-    held, memory, decided = scaling(behavior=behavior), SloWorkMemory(-0.5), []
-    for now, queue, ready in wishes:
-        decision, memory = decide(seen(queue, ready), held, LIMITS, memory, now)
+    settings, memory, decided = scaling(behavior=behavior), SloWorkMemory(-0.5), []
+    for now, queue, ready in steps:
+        decision, memory = decide(observe(queue, ready), settings, LIMITS, memory, now)
         decided.append(decision.desired)
     assert decided == desired
 
@@ -262,10 +262,10 @@ def test_memory_moves_to_another_clock() -> None:
     st.integers(3, 8),
 )
 def test_any_history_keeps_number_in_bounds(
-    history: list[tuple[float, int | None, int]], least: int, most: int
+    history: list[tuple[float, int | None, int]], min_workers: int, max_workers: int
 ) -> None:
-    limits = WorkerLimits(least, most, 60, 60, 10)
-    workers, memory, now, late = least, None, 0.0, 0
+    limits = WorkerLimits(min_workers, max_workers, 60, 60, 10)
+    workers, memory, now, late = min_workers, None, 0.0, 0
     for seconds, tasks, recent in history:
         now += seconds
         late += recent
@@ -274,8 +274,8 @@ def test_any_history_keeps_number_in_bounds(
             if tasks is None
             else Queue(tasks, 1, 2, 1.5, 4.0 * tasks, 4.0, recent, 2 * recent, 2 * late, late, uptime_s=now)
         )
-        decision, memory = decide(seen(queue, workers), SCALING, limits, memory, now)
-        assert least <= decision.desired <= most
+        decision, memory = decide(observe(queue, workers), SCALING, limits, memory, now)
+        assert min_workers <= decision.desired <= max_workers
         assert decision.valid == (tasks is not None)
         assert decision.inputs == {} or -1 <= decision.inputs["headroom_z"] <= 5
         if now < SCALING.startup_hold_s:

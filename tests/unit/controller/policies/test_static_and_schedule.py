@@ -16,7 +16,7 @@ from controller.types import Decision, Observation, Queue, Replica, Stage, Worke
 LIMITS = WorkerLimits(min_workers=1, max_workers=8, start_timeout_s=60, drain_timeout_s=60, lost_after_s=10)
 
 
-def seen(tasks: int | None = 0, ready: int = 1, at: str | None = None, zone: str = "UTC") -> Observation:
+def observe(tasks: int | None = 0, ready: int = 1, at: str | None = None, zone: str = "UTC") -> Observation:
     replicas = [Replica(WorkerProcess(f"w{i}", "m", f"sim:{i}", i, 0.0), Stage.READY) for i in range(ready)]
     unix_s = None if at is None else datetime.fromisoformat(at).replace(tzinfo=ZoneInfo(zone)).timestamp()
     return Observation("m", None if tasks is None else Queue(tasks, 0), replicas, unix_s=unix_s)
@@ -28,12 +28,12 @@ def test_configuration_and_policies_have_the_same_names() -> None:
 
 
 @pytest.mark.parametrize(
-    ("initial", "least", "tasks", "desired"), [(None, 2, 500, 2), (3, 1, 0, 3), (3, 1, None, 3), (12, 1, 0, 8)]
+    ("initial", "min_workers", "tasks", "desired"), [(None, 2, 500, 2), (3, 1, 0, 3), (3, 1, None, 3), (12, 1, 0, 8)]
 )
-def test_static_policy_keeps_its_number(initial: int | None, least: int, tasks: int | None, desired: int) -> None:
-    fixed = Scaling(policy="static", min_workers=least, initial_workers=initial)
-    limits = WorkerLimits(least, 8, 60, 60, 10)
-    decision, _ = static.decide(seen(tasks), fixed, limits, None, 0.0)
+def test_static_policy_keeps_its_number(initial: int | None, min_workers: int, tasks: int | None, desired: int) -> None:
+    fixed = Scaling(policy="static", min_workers=min_workers, initial_workers=initial)
+    limits = WorkerLimits(min_workers, 8, 60, 60, 10)
+    decision, _ = static.decide(observe(tasks), fixed, limits, None, 0.0)
     assert (decision.desired, decision.valid) == (desired, True)
 
 
@@ -63,13 +63,13 @@ def test_active_schedule_entry_sets_the_number(
     entries: list[dict[str, object]], at: str, zone: str, workers: int
 ) -> None:
     scaling = Scaling.model_validate({"policy": "schedule", "schedule": entries})
-    decision, _ = schedule.decide(seen(at=at, zone=zone), scaling, LIMITS, None, 0.0)
+    decision, _ = schedule.decide(observe(at=at, zone=zone), scaling, LIMITS, None, 0.0)
     assert (decision.desired, decision.valid) == (workers, True)
 
 
 def test_schedule_without_time_is_an_invalid_decision() -> None:
     scaling = Scaling.model_validate({"policy": "schedule", "schedule": DAY})
-    decision, _ = schedule.decide(seen(ready=3), scaling, LIMITS, None, 0.0)
+    decision, _ = schedule.decide(observe(ready=3), scaling, LIMITS, None, 0.0)
     assert (decision.desired, decision.valid) == (3, False)
 
 
@@ -98,13 +98,13 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.mark.usefixtures("folder")
 def test_custom_policy_decides() -> None:
-    decision, _ = find("tens:scale")(seen(40), Scaling(policy="tens:scale"), LIMITS, None, 0.0)
+    decision, _ = find("tens:scale")(observe(40), Scaling(policy="tens:scale"), LIMITS, None, 0.0)
     assert decision == Decision(4, "ten each")
 
 
 @pytest.mark.usefixtures("folder")
 @pytest.mark.parametrize(
-    ("path", "says"),
+    ("path", "message"),
     [
         ("nowhere:scale", "nowhere cannot be imported (ModuleNotFoundError: No module named 'nowhere')"),
         ("broken:scale", "broken cannot be imported (ModuleNotFoundError: No module named 'no_such_module_anywhere')"),
@@ -112,13 +112,13 @@ def test_custom_policy_decides() -> None:
         ("tens:nothing", "tens has no function nothing"),
     ],
 )
-def test_policy_import_error_names_the_cause(path: str, says: str) -> None:
-    with pytest.raises(PolicyImportError) as refused:
+def test_policy_import_error_names_the_cause(path: str, message: str) -> None:
+    with pytest.raises(PolicyImportError) as raised:
         find(path)
-    assert says in str(refused.value)
+    assert message in str(raised.value)
 
 
 @pytest.mark.usefixtures("folder")
 def test_invalid_return_value_raises_invalid_policy() -> None:
     with pytest.raises(custom.InvalidPolicy, match="must return a Decision with a whole number, not 3"):
-        find("tens:number")(seen(1), Scaling(policy="tens:number"), LIMITS, None, 0.0)
+        find("tens:number")(observe(1), Scaling(policy="tens:number"), LIMITS, None, 0.0)

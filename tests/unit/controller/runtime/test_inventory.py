@@ -154,9 +154,9 @@ def test_policy_import_error_names_setting(settings: Any) -> None:
 def test_invalid_values_are_rejected(
     settings: Any, sections: dict[str, Any], model: dict[str, Any], message: str
 ) -> None:
-    with pytest.raises(ConfigError) as refusal:
+    with pytest.raises(ConfigError) as raised:
         settings({"m": model}, **sections)
-    assert message in str(refusal.value)
+    assert message in str(raised.value)
 
 
 @pytest.mark.parametrize(("text", "size"), [("9.5GiB", 9.5 * GIB), ("24 GB", 24e9), (1024, 1024)])

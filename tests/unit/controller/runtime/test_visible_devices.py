@@ -56,6 +56,6 @@ def test_machine_without_gpus_serves_on_its_cpu(allowed: str | None) -> None:
     ],
 )
 def test_unusable_device_is_rejected(present: list[GpuId], allowed: str, message: str) -> None:
-    with pytest.raises(SetupError) as refusal:
+    with pytest.raises(SetupError) as raised:
         visible_gpus(present, allowed)
-    assert message in str(refusal.value)
+    assert message in str(raised.value)

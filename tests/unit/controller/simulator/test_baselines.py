@@ -19,34 +19,34 @@ def seen(
     return SimObservation(waiting, total_result - waiting, ready, starting, limits)
 
 
-def wishes(autoscaler: ReferenceAutoscaler, looks: list[SimObservation]) -> list[int]:
+def desired_numbers(autoscaler: ReferenceAutoscaler, observations: list[SimObservation]) -> list[int]:
     """Return the desired numbers, one per interval."""
-    return [autoscaler.desired(look, number * autoscaler.interval_s) for number, look in enumerate(looks)]
+    return [autoscaler.desired(look, number * autoscaler.interval_s) for number, look in enumerate(observations)]
 
 
 # ---- Ray Serve: requests / target, with a delay
 
 
 def test_ray_waits_for_its_delay_before_it_adds() -> None:
-    assert wishes(RayServe(), [seen(8, 1)] * 32) == [1] * 30 + [4] * 2
+    assert desired_numbers(RayServe(), [seen(8, 1)] * 32) == [1] * 30 + [4] * 2
 
 
 def test_ray_averages_over_look_back_period() -> None:
     ray = RayServe(look_back_period_s=4, upscale_delay_s=0)
     # The mean of the last four samples is 0, 0, 0, 2, 4, ...: it rises by a quarter of the step of 8 each time.
-    assert wishes(ray, [seen(0, 1)] * 3 + [seen(8, 1)] * 4) == [1, 1, 1, 1, 2, 3, 4]
+    assert desired_numbers(ray, [seen(0, 1)] * 3 + [seen(8, 1)] * 4) == [1, 1, 1, 1, 2, 3, 4]
 
 
 def test_ray_removes_after_ten_minutes_only() -> None:
     ray = RayServe(look_back_period_s=1)
-    assert set(wishes(ray, [seen(2, 4)] * 600)) == {4}
+    assert set(desired_numbers(ray, [seen(2, 4)] * 600)) == {4}
     assert ray.desired(seen(2, 4), 601.0) == 1
 
 
 def test_ray_scales_from_zero_at_once_and_to_zero_via_one() -> None:
     assert RayServe().desired(seen(1, 0, limits=ZERO), 0.0) == 1
     ray = RayServe(look_back_period_s=1, downscale_delay_s=0)
-    assert wishes(ray, [seen(0, 3, limits=ZERO), seen(0, 1, limits=ZERO)]) == [1, 0]
+    assert desired_numbers(ray, [seen(0, 3, limits=ZERO), seen(0, 1, limits=ZERO)]) == [1, 0]
 
 
 def test_ray_moves_by_its_factors() -> None:

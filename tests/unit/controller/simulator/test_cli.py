@@ -129,11 +129,11 @@ def test_custom_policy_is_simulated(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 def test_tune_prints_valid_settings(capsys: pytest.CaptureFixture[str]) -> None:
     options = ["--trace", "synthetic:poisson?rate=0.5&hours=0.4", "--preset", "s3", "--within", "8", "--goal", "90"]
     status = tune([*options, "--tries", "9", "--jobs", "1"])
-    told = capsys.readouterr()
-    found = Scaling.model_validate(yaml.safe_load(told.out)["scaling"])
+    output = capsys.readouterr()
+    found = Scaling.model_validate(yaml.safe_load(output.out)["scaling"])
     assert (found.policy, found.slo.max_wait_s, found.slo.percentile) == ("slo_work", 8, 90)
-    assert "on the rest, with the defaults" in told.err
-    assert status == ("is not met" in told.err)
+    assert "on the rest, with the defaults" in output.err
+    assert status == ("is not met" in output.err)
 
 
 @pytest.mark.parametrize(

@@ -20,12 +20,16 @@ from controller.simulator.synthetic import synthetic_traffic
 from controller.types import Exit, Observation
 
 
-def scenario(times: list[float], work: list[float], *, most: int = 3, span_s: float = 60.0, **service: Any) -> Scenario:
-    scaling = Scaling(max_workers=most, policy="static")
-    return Scenario({"m": Traffic(times, work)}, {"m": WorkerProfile("m", **service)}, {"m": scaling}, most, span_s)
+def scenario(
+    times: list[float], work: list[float], *, max_workers: int = 3, span_s: float = 60.0, **service: Any
+) -> Scenario:
+    scaling = Scaling(max_workers=max_workers, policy="static")
+    return Scenario(
+        {"m": Traffic(times, work)}, {"m": WorkerProfile("m", **service)}, {"m": scaling}, max_workers, span_s
+    )
 
 
-class Watcher:
+class RecordingAgent:
     """A scaling agent that only records its ticks and observations."""
 
     def __init__(self, every_s: float) -> None:
@@ -56,30 +60,30 @@ class Watcher:
         return 1
 
 
-def watched(given: Scenario, every_s: float = 30.0) -> Watcher:
-    pilot = Watcher(every_s)
-    given.run(pilot, given.targets())
-    return pilot
+def run_recorded(given: Scenario, every_s: float = 30.0) -> RecordingAgent:
+    agent = RecordingAgent(every_s)
+    given.run(agent, given.targets())
+    return agent
 
 
 def test_agent_runs_at_ticks_and_polls_with_queued_tasks() -> None:
-    pilot = watched(scenario([10.2, 10.4], [2.0, 2.0]))
-    assert pilot.asked == [0.0, 30.0, 60.0]
+    agent = run_recorded(scenario([10.2, 10.4], [2.0, 2.0]))
+    assert agent.asked == [0.0, 30.0, 60.0]
     # The second request waits until 12.2.
-    assert [at for at, _ in pilot.urgency_checks] == [11.0, 12.0]
+    assert [at for at, _ in agent.urgency_checks] == [11.0, 12.0]
 
 
 def test_crash_triggers_a_tick_at_once() -> None:
     given = scenario([0.0], [5.0], mean_lifetime_s=20.0, span_s=100.0)
-    pilot = watched(given)
-    (death,) = [at for at in pilot.asked if at % 1]
-    assert pilot.dead == ["m-1"]
-    assert pilot.seen[pilot.asked.index(death)].replicas == []
+    agent = run_recorded(given)
+    (crashed_at,) = [at for at in agent.asked if at % 1]
+    assert agent.dead == ["m-1"]
+    assert agent.seen[agent.asked.index(crashed_at)].replicas == []
 
 
 def test_observation_equals_the_balancer_snapshot() -> None:
-    pilot = watched(scenario([5.0, 5.5, 6.0, 100.0], [4.0, 20.0, 3.0, 1.0], span_s=200.0))
-    queue = dict(pilot.urgency_checks)[28.0].queue
+    agent = run_recorded(scenario([5.0, 5.5, 6.0, 100.0], [4.0, 20.0, 3.0, 1.0], span_s=200.0))
+    queue = dict(agent.urgency_checks)[28.0].queue
     assert queue is not None
     assert (queue.queued, queue.running, queue.started_total, queue.started_late_total) == (1, 1, 2, 0)
     assert queue.backlog_work_s == pytest.approx(1.0 + 3.0)
@@ -90,7 +94,7 @@ def test_observation_equals_the_balancer_snapshot() -> None:
         22.0,
         28.0,
     )
-    later = pilot.seen[pilot.asked.index(30.0)].queue
+    later = agent.seen[agent.asked.index(30.0)].queue
     assert later is not None
     assert (later.started_total, later.started_late_total) == (3, 1)
 
@@ -98,8 +102,8 @@ def test_observation_equals_the_balancer_snapshot() -> None:
 def test_unknown_sizes_use_the_mean() -> None:
     given = scenario([0.0, 0.0, 0.0], [2.0, 10.0, 10.0])
     unknown = Scenario(**{**{n: getattr(given, n) for n in Scenario.__dataclass_fields__}, "sizes_known": False})
-    pilot = watched(unknown)
-    queue = dict(pilot.urgency_checks)[3.0].queue
+    agent = run_recorded(unknown)
+    queue = dict(agent.urgency_checks)[3.0].queue
     assert queue is not None
     assert queue.backlog_work_s == pytest.approx(2 * 2.0), "two are left, and the only one that ended took 2 s"
 
@@ -113,7 +117,7 @@ def test_static_run_equals_hand_calculation() -> None:
 
 
 def test_unserved_request_is_late() -> None:
-    class Nobody(Watcher):
+    class Nobody(RecordingAgent):
         def desired_workers(self, model: str) -> int:
             return 0
 
@@ -157,7 +161,7 @@ def test_several_models_share_the_pool() -> None:
     )
     replayed = run("slo_work", given)
     assert all(row.unserved == 0 for row in model_results("slo_work", replayed))
-    ready = {name: station.history for name, station in replayed.models.items()}
+    ready = {name: model.history for name, model in replayed.models.items()}
     assert max(starting + serving for _, starting, serving in ready["a"]) > 1
     assert max(starting + serving for _, starting, serving in ready["b"]) <= 3
     assert sum(len(model.workers) for model in replayed.models.values()) <= 4
@@ -169,10 +173,10 @@ def test_one_worker_to_zero_and_back() -> None:
     zero = Scenario(**{**{n: getattr(given, n) for n in Scenario.__dataclass_fields__}, "scalings": {"m": scaling}})
     replayed = run("slo_work", zero)
     (row,) = model_results("slo_work", replayed)
-    station = replayed.models["m"]
+    model = replayed.models["m"]
     assert row.unserved == 0
-    assert any(count == 0 for _, starting, ready in station.history for count in [starting + ready])
-    assert 40.0 <= station.waits[1] <= 42.0, "a cold start, and no tick before it"
+    assert any(count == 0 for _, starting, ready in model.history for count in [starting + ready])
+    assert 40.0 <= model.waits[1] <= 42.0, "a cold start, and no tick before it"
 
 
 # ---- traffic

@@ -18,7 +18,7 @@ from loadbalancer.access.api_keys import (
 from loadbalancer.schema.errors import Forbidden, Unauthorized
 
 INTERNAL_TOKEN = "internal-token-" + "x" * 28
-DOORMAN = Authenticator(INTERNAL_TOKEN, loopback=True)
+AUTHENTICATOR = Authenticator(INTERNAL_TOKEN, loopback=True)
 EXPOSED = Authenticator(INTERNAL_TOKEN, loopback=False)
 RING = KeyRing(
     {
@@ -74,38 +74,38 @@ def outcome(authenticator: Authenticator, path: str, who: str, ring: KeyRing | N
 @pytest.mark.parametrize(("path", "let_in", "lacking"), TABLE, ids=[row[0] for row in TABLE])
 def test_with_keys_each_path_requires_its_scope(path: str, let_in: set[str], lacking: set[str]) -> None:
     expected = {who: "in" if who in let_in else "lacks the scope" if who in lacking else "stranger" for who in TOKENS}
-    assert {who: outcome(DOORMAN, path, who) for who in TOKENS} == expected
+    assert {who: outcome(AUTHENTICATOR, path, who) for who in TOKENS} == expected
 
 
 @pytest.mark.parametrize("path", [row[0] for row in TABLE])
 def test_without_keys_only_internal_paths_are_closed(path: str) -> None:
     let_in = {"internal"} if path.startswith("/internal") else set(TOKENS)
-    assert {who for who in TOKENS if outcome(DOORMAN, path, who, None) == "in"} == let_in
+    assert {who for who in TOKENS if outcome(AUTHENTICATOR, path, who, None) == "in"} == let_in
 
 
 def test_metrics_are_open_on_loopback_only() -> None:
-    assert {outcome(DOORMAN, "/metrics", who) for who in TOKENS} == {"in"}
+    assert {outcome(AUTHENTICATOR, "/metrics", who) for who in TOKENS} == {"in"}
     assert {who for who in TOKENS if outcome(EXPOSED, "/metrics", who) == "in"} == {"chief", "internal"}
     assert {who for who in TOKENS if outcome(EXPOSED, "/metrics", who, None) == "in"} == {"internal"}
 
 
 def test_empty_key_file_accepts_no_caller() -> None:
     assert parse_ring(None) == KeyRing()
-    assert outcome(DOORMAN, "/v1/models", "painter", KeyRing()) == "stranger"
+    assert outcome(AUTHENTICATOR, "/v1/models", "painter", KeyRing()) == "stranger"
 
 
 def test_caller_has_the_name_of_its_key() -> None:
-    painter = DOORMAN.enter("/predict", TOKENS["painter"], RING)
+    painter = AUTHENTICATOR.enter("/predict", TOKENS["painter"], RING)
     assert painter == Caller("painter", 2.5, frozenset({"images"}), 60, 4)
-    assert DOORMAN.enter("/predict", "", None) == Caller(ANONYMOUS, 1.0)
-    internal = DOORMAN.enter("/internal/snapshot", TOKENS["internal"], RING)
+    assert AUTHENTICATOR.enter("/predict", "", None) == Caller(ANONYMOUS, 1.0)
+    internal = AUTHENTICATOR.enter("/internal/snapshot", TOKENS["internal"], RING)
     assert (internal.owner, internal.scopes) == (INTERNAL, frozenset({"admin"}))
     with pytest.raises(Forbidden, match="'painter' lacks the scope 'jobs'"):
         painter.require("jobs")
 
 
 @pytest.mark.parametrize(
-    ("keys", "told"),
+    ("keys", "message"),
     [
         ({"a": {"sha256": "short"}}, "sha256"),
         ({"a": {}}, "sha256"),
@@ -120,8 +120,8 @@ def test_caller_has_the_name_of_its_key() -> None:
         ([], "keys"),
     ],
 )
-def test_invalid_key_file_is_rejected(keys: object, told: str) -> None:
-    with pytest.raises(msgspec.ValidationError, match=told):
+def test_invalid_key_file_is_rejected(keys: object, message: str) -> None:
+    with pytest.raises(msgspec.ValidationError, match=message):
         parse_ring({"keys": keys})
 
 
@@ -135,4 +135,4 @@ def test_short_internal_token_is_never_accepted(token: str) -> None:
 def test_missing_token_is_not_the_internal_token(header: str) -> None:
     for ring in (None, RING):
         with pytest.raises(Unauthorized):
-            DOORMAN.enter("/internal/snapshot", header, ring)
+            AUTHENTICATOR.enter("/internal/snapshot", header, ring)

@@ -94,10 +94,10 @@ def test_unusable_key_file_closes_an_open_server(tmp_path: Path, damage: Any) ->
 def test_refused_start_names_the_remedies(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert keys(tmp_path, "add", "alice") == 0
     keys_file(tmp_path).unlink()
-    with pytest.raises(StartupError) as refusal:
+    with pytest.raises(StartupError) as raised:
         open_keys(settings(tmp_path))
     for part in (str(keys_file(tmp_path)), f"scripts/keys --data-dir {tmp_path} add NAME", "disable"):
-        assert part in str(refusal.value)
+        assert part in str(raised.value)
     assert keys(tmp_path, "list") == 0
     assert "the server does not start without it" in capsys.readouterr().err
     assert keys(tmp_path, "disable") == 0

@@ -68,9 +68,9 @@ def test_file_is_reloaded_after_a_second_unless_invalid(tmp_path: Path, caplog: 
 def test_invalid_file_at_start_raises(tmp_path: Path) -> None:
     file = tmp_path / "numbers.yaml"
     file.write_text("secret: [\n")
-    with pytest.raises(InvalidFile, match=r"numbers\.yaml:2 is not valid YAML") as refusal:
+    with pytest.raises(InvalidFile, match=r"numbers\.yaml:2 is not valid YAML") as raised:
         ReloadingFile[list[int]](file, numbers, absent=[], closed=[0])
-    assert "secret" not in str(refusal.value)
+    assert "secret" not in str(raised.value)
 
 
 def test_written_file_is_complete_and_private(tmp_path: Path) -> None:
@@ -116,7 +116,7 @@ def test_key_is_shown_a_single_time_and_stored_as_hash(tmp_path: Path, capsys: p
 
 
 @pytest.mark.parametrize(
-    ("words", "told"),
+    ("words", "message"),
     [
         (["add", "bob"], "a key named bob exists already"),
         (["add", "b b"], "matching regex"),
@@ -127,23 +127,23 @@ def test_key_is_shown_a_single_time_and_stored_as_hash(tmp_path: Path, capsys: p
     ],
 )
 def test_invalid_command_changes_nothing(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], words: list[str], told: str
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], words: list[str], message: str
 ) -> None:
     assert keys(tmp_path, "add", "bob") == 0
     before = keys_file(tmp_path).read_bytes()
     assert keys(tmp_path, *words) == 2
-    assert told in capsys.readouterr().err
+    assert message in capsys.readouterr().err
     assert keys_file(tmp_path).read_bytes() == before
 
 
 def test_worker_key_is_created_listed_and_revoked(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = tmp_path / "box.key"
     assert keys(tmp_path, "add-worker", "box", str(file)) == 0
-    told = capsys.readouterr().out
-    assert "--join tcp://HOST:PORT --key-file box.key" in told
+    message = capsys.readouterr().out
+    assert "--join tcp://HOST:PORT --key-file box.key" in message
     key = read_worker_key(file)
     assert key.server == load_server_keys(tmp_path).public
-    assert key.secret not in told
+    assert key.secret not in message
     assert key.secret not in repr(key)
     assert load_server_keys(tmp_path).secret not in repr(load_server_keys(tmp_path))
     allowed = curve_dir(tmp_path) / "workers.yaml"
@@ -160,7 +160,7 @@ def test_worker_key_is_created_listed_and_revoked(tmp_path: Path, capsys: pytest
 
 
 @pytest.mark.parametrize(
-    ("content", "mode", "told"),
+    ("content", "mode", "message"),
     [
         (None, 0o600, "No such file"),
         ("{", 0o600, "not valid YAML"),
@@ -169,12 +169,12 @@ def test_worker_key_is_created_listed_and_revoked(tmp_path: Path, capsys: pytest
         ("{}", 0o644, "can be read by other users"),
     ],
 )
-def test_unusable_worker_key_file_is_rejected(tmp_path: Path, content: str | None, mode: int, told: str) -> None:
+def test_unusable_worker_key_file_is_rejected(tmp_path: Path, content: str | None, mode: int, message: str) -> None:
     file = tmp_path / "w.key"
     if content is not None:
         file.write_text(content)
         file.chmod(mode)
-    with pytest.raises(BadKey, match=told):
+    with pytest.raises(BadKey, match=message):
         read_worker_key(file)
 
 
@@ -200,7 +200,7 @@ def test_is_loopback(host: str, loopback: bool) -> None:
 
 
 @pytest.mark.parametrize(
-    ("host", "ring", "insecure", "refused"),
+    ("host", "ring", "insecure", "is_refused"),
     [
         ("127.0.0.1", None, False, False),
         ("0.0.0.0", None, False, True),
@@ -210,16 +210,16 @@ def test_is_loopback(host: str, loopback: bool) -> None:
     ],
 )
 def test_public_address_without_keys_is_refused(
-    tmp_path: Path, host: str, ring: KeyRing | None, insecure: bool, refused: bool
+    tmp_path: Path, host: str, ring: KeyRing | None, insecure: bool, is_refused: bool
 ) -> None:
     chosen = settings(tmp_path, server={"host": host}, access={"insecure": insecure})
-    if not refused:
+    if not is_refused:
         check_exposure(chosen, ring)
         return
-    with pytest.raises(StartupError) as refusal:
+    with pytest.raises(StartupError) as raised:
         check_exposure(chosen, ring)
     for fragment in (f"server.host {host}", "scripts/keys", "127.0.0.1", "--insecure", "access.insecure"):
-        assert fragment in str(refusal.value)
+        assert fragment in str(raised.value)
 
 
 def test_configured_key_file_must_exist_and_be_valid(tmp_path: Path) -> None:
@@ -244,7 +244,7 @@ def test_curve_listener_requires_workers_listen(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("sections", "told"),
+    ("sections", "message"),
     [
         ({"server": {"tls_cert": "a.crt"}}, "tls_cert and tls_key go together; tls_key is missing"),
         ({"workers": {"listen": "0.0.0.0:5555"}}, "workers.listen = '0.0.0.0:5555'"),
@@ -253,10 +253,10 @@ def test_curve_listener_requires_workers_listen(tmp_path: Path) -> None:
         ({"access": {"cors_origins": ["https://a.example/path"]}}, "access.cors_origins"),
     ],
 )
-def test_invalid_settings_are_rejected(tmp_path: Path, sections: dict[str, Any], told: str) -> None:
-    with pytest.raises(ConfigError) as refusal:
+def test_invalid_settings_are_rejected(tmp_path: Path, sections: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError) as raised:
         settings(tmp_path, **sections)
-    assert told in str(refusal.value)
+    assert message in str(raised.value)
 
 
 @needs_openssl
@@ -267,14 +267,14 @@ def test_unusable_certificate_is_named(tmp_path: Path) -> None:
     nonsense.write_text("hello")
     check_tls(Server(tls_cert=good.cert, tls_key=good.key))
     check_tls(Server())
-    for cert, key, told in [
+    for cert, key, message in [
         (tmp_path / "none", good.key, r"server\.tls_cert .*none cannot be read: No such file"),
         (good.cert, tmp_path, r"server\.tls_key .* cannot be read: Is a directory"),
         (good.cert, other.key, r"server\.tls_key .*other\.key does not belong to server\.tls_cert .*good\.crt"),
         (nonsense, good.key, r"are not a certificate and key in PEM format"),
         (locked.cert, locked.key, r"server\.tls_key .*locked\.key has a password"),
     ]:
-        with pytest.raises(StartupError, match=told):
+        with pytest.raises(StartupError, match=message):
             check_tls(Server(tls_cert=cert, tls_key=key))
 
 

@@ -13,7 +13,7 @@ OPEN = OriginPolicy([], ["*"], loopback=True)
 ABROAD = OriginPolicy([], [], loopback=False)
 
 
-def refusal(origins: OriginPolicy, host: str | None, origin: str | None, *, keyless: bool = False) -> str | None:
+def rejection_code(origins: OriginPolicy, host: str | None, origin: str | None, *, keyless: bool = False) -> str | None:
     try:
         origins.check(host, origin, keyless=keyless)
     except Forbidden as error:
@@ -40,7 +40,7 @@ def refusal(origins: OriginPolicy, host: str | None, origin: str | None, *, keyl
     ],
 )
 def test_machine_names_and_configured_hosts_are_accepted(host: str | None) -> None:
-    assert refusal(HERE, host, None) is None
+    assert rejection_code(HERE, host, None) is None
 
 
 @pytest.mark.parametrize(
@@ -65,8 +65,8 @@ def test_machine_names_and_configured_hosts_are_accepted(host: str | None) -> No
 )
 def test_foreign_host_name_is_rejected_on_loopback(host: str) -> None:
     for origins in (HERE, OPEN):
-        assert refusal(origins, host, None) == "host_not_allowed"
-    assert refusal(ABROAD, host, None) is None, "others look this server up, and need keys"
+        assert rejection_code(origins, host, None) == "host_not_allowed"
+    assert rejection_code(ABROAD, host, None) is None, "others look this server up, and need keys"
 
 
 @pytest.mark.parametrize(
@@ -96,13 +96,13 @@ def test_foreign_host_name_is_rejected_on_loopback(host: str) -> None:
     ],
 )
 def test_pages_of_own_or_configured_origin_are_allowed(host: str | None, origin: str, answered: bool) -> None:
-    assert refusal(HERE, host, origin) == (None if answered else "origin_not_allowed")
-    assert refusal(OPEN, host, origin) is None
+    assert rejection_code(HERE, host, origin) == (None if answered else "origin_not_allowed")
+    assert rejection_code(OPEN, host, origin) is None
 
 
 def test_foreign_pages_are_rejected_on_public_address() -> None:
-    assert refusal(ABROAD, "muster.example", "https://muster.example") is None
-    assert refusal(ABROAD, "muster.example", "https://evil.example") == "origin_not_allowed"
+    assert rejection_code(ABROAD, "muster.example", "https://muster.example") is None
+    assert rejection_code(ABROAD, "muster.example", "https://evil.example") == "origin_not_allowed"
 
 
 NAMED = OriginPolicy(["muster.example"], [], loopback=False, machine=["GPU-Box", "gpu-box.local"])
@@ -126,19 +126,19 @@ UNNAMED = OriginPolicy([], [], loopback=False, machine=["gpu-box"])
     ],
 )
 def test_rebinding_off_loopback(host: str | None, named: bool, keyless: bool) -> None:
-    assert (refusal(NAMED, host, None) is None) is named, "access.hosts is enforced wherever it is set"
-    assert (refusal(UNNAMED, host, None, keyless=True) is None) is keyless, "nothing else protects this server"
-    assert refusal(UNNAMED, host, None) is None, "a page has no key"
+    assert (rejection_code(NAMED, host, None) is None) is named, "access.hosts is enforced wherever it is set"
+    assert (rejection_code(UNNAMED, host, None, keyless=True) is None) is keyless, "nothing else protects this server"
+    assert rejection_code(UNNAMED, host, None) is None, "a page has no key"
     page = f"http://{host}"
-    assert (refusal(UNNAMED, host, page, keyless=True) is None) is (keyless and host is not None)
+    assert (rejection_code(UNNAMED, host, page, keyless=True) is None) is (keyless and host is not None)
 
 
 @pytest.mark.parametrize("origin", ["app://muster", "tauri://localhost", "chrome-extension://abcdefgh"])
 def test_configured_application_origin_is_allowed(origin: str) -> None:
     load(overrides={"access": {"cors_origins": [origin]}})
-    assert refusal(OriginPolicy([], [origin], loopback=True), "localhost:8000", origin) is None
-    assert refusal(OriginPolicy([], [], loopback=True), "localhost:8000", origin) == "origin_not_allowed"
+    assert rejection_code(OriginPolicy([], [origin], loopback=True), "localhost:8000", origin) is None
+    assert rejection_code(OriginPolicy([], [], loopback=True), "localhost:8000", origin) == "origin_not_allowed"
 
 
 def test_origin_of_another_scheme_is_not_the_server() -> None:
-    assert refusal(HERE, "localhost", "app://localhost") == "origin_not_allowed"
+    assert rejection_code(HERE, "localhost", "app://localhost") == "origin_not_allowed"
