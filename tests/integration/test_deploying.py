@@ -21,6 +21,7 @@ from PIL import Image
 from configs.paths import jobs_file
 from scripts.harness.balancer import Server, running, sim
 from scripts.harness.processes import PATIENCE_S, ROOT, free_port, wait_until
+from tests.contract.http.test_access import make_key
 from tests.support.certificates import needs_openssl, self_signed
 
 DEPLOY = ROOT / "docs" / "deploy"
@@ -77,11 +78,15 @@ def answers(client: httpx.Client) -> bool:
 @NEEDS_NGINX
 def test_nginx_passes_everything_on(tmp_path: Path) -> None:
     access = {"hosts": [HOST]}
+    (tmp_path / "data").mkdir()
+    key = make_key(tmp_path / "data", "alice")  # whoever the proxy speaks for
     with (
         running(tmp_path / "data", {"m": sim(t0_s=0.02)}, 1, access=access) as server,
         proxied(server, tmp_path / "nginx") as client,
     ):
         body: dict[str, Any] = {"prompt": "a seven", "num_inference_steps": 2}
+        assert client.post("/v1/images/generations", json=body).status_code == 401
+        client.headers["authorization"] = f"Bearer {key}"
         made = client.post("/v1/images/generations", json=body)
         assert base64.b64decode(made.json()["data"][0]["b64_json"]).startswith(b"\x89PNG")
         assert len(made.headers["x-request-id"]) == 32, "nginx's id"
