@@ -134,8 +134,9 @@ class RequestTracker:
         self._control = control
         self.is_open = True
         self._requests: set[object] = set()
+        #: Counts a request, local or proxied, as in flight until `unregister`.
+        self.register = self._requests.add
         self._idle = asyncio.Event()
-        self._idle.set()
 
     def __repr__(self) -> str:
         return f"<RequestTracker {'open' if self.is_open else 'closed'}, {len(self._requests)} requests>"
@@ -180,11 +181,6 @@ class RequestTracker:
         """Reject new requests from now on."""
         self.is_open = False
 
-    def register(self, request: object) -> None:
-        """Count a request, local or proxied, as in flight until `unregister`."""
-        self._requests.add(request)
-        self._idle.clear()
-
     def unregister(self, request: object) -> None:
         self._requests.discard(request)
         if not self._requests:
@@ -192,4 +188,6 @@ class RequestTracker:
 
     async def wait_idle(self) -> None:
         """Wait until no request is in flight."""
-        await self._idle.wait()
+        while self._requests:
+            self._idle.clear()
+            await self._idle.wait()

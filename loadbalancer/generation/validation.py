@@ -117,7 +117,8 @@ def with_source_images(
     capabilities: ModelCapabilities,
 ) -> GenerationSpec:
     """The specification with its source images. Raises `InvalidRequest` if the engine does not support them."""
-    _check_mode(images.mode, spec.model, capabilities)
+    if capabilities.engine is not None and images.mode not in capabilities.engine.modes:
+        raise _unsupported(images.mode, spec.model, capabilities.engine)
     default = 1.0 if images.mode == "inpaint" else settings.models[spec.model].defaults.strength
     strength = default if request.strength is None else request.strength
     steps = spec.inputs[0].steps
@@ -128,12 +129,10 @@ def with_source_images(
     return replace(spec, inputs=inputs, sources=images.frames)
 
 
-def _check_mode(mode: GenerationMode, model: str, capabilities: ModelCapabilities) -> None:
-    engine = capabilities.engine
-    if engine is not None and mode not in engine.modes:
-        supported = " or ".join(_MODES[each] for each in engine.modes)
-        text = f"The model '{model}' cannot generate from {_MODES[mode]}. It supports {supported}."
-        raise InvalidRequest(text, param="image")
+def _unsupported(mode: GenerationMode, model: str, engine: EngineInfo) -> InvalidRequest:
+    supported = " or ".join(_MODES[each] for each in engine.modes)
+    text = f"The model '{model}' cannot generate from {_MODES[mode]}. It supports {supported}."
+    return InvalidRequest(text, param="image")
 
 
 def resolve_request(
@@ -159,8 +158,8 @@ def resolve_request(
             _reject(param, text, f"It has {len(text)} characters; at most {server.max_prompt_chars} are allowed")
     if not request.prompt.strip():
         _reject("prompt", request.prompt, "Must not be empty")
-    if not has_source_image:
-        _check_mode("text", name, capabilities)
+    if not has_source_image and engine is not None and "text" not in engine.modes:
+        raise _unsupported("text", name, engine)
     width, height = _size(request.size, defaults.size, limits)
     steps = _bounded("num_inference_steps", request.num_inference_steps, defaults.steps, 1, limits.max_steps)
     guidance = _bounded("guidance_scale", request.guidance_scale, defaults.guidance_scale, 0, limits.max_guidance_scale)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import httptools
 from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 from uvicorn.server import ServerState
 
 from loadbalancer.http_server.stages import BODY, HANDLING, HEAD, IDLE, NEW, REFUSED
@@ -87,6 +87,8 @@ class BoundedRequestParser(HttpToolsProtocol):
         self._awaits_continue = False
         #: The request without the upgrade that it offers, to be parsed again.
         self._without_upgrade: bytes | None = None
+        #: The request whose response is next on the wire.
+        self._active: RequestResponseCycle | None = None
 
     @abc.abstractmethod
     def _refuse(self, error: ApiError) -> None:
@@ -126,7 +128,7 @@ class BoundedRequestParser(HttpToolsProtocol):
             start = end
 
     def _resume_parsing(self) -> None:
-        """Parse input that had to wait, if there is any."""
+        """Parse input that had to wait."""
         data, self._unparsed = self._unparsed, b""
         if data and self.parser is not None and self._stage < REFUSED:
             self._parse_slices(data)
@@ -252,6 +254,8 @@ class BoundedRequestParser(HttpToolsProtocol):
         super().on_headers_complete()
         if self.restricted:  # it does not hold its place with further requests
             self.cycle.keep_alive = False
+        if not self.pipeline:
+            self._active = self.cycle
 
     def on_chunk_header(self) -> None:
         self._chunks += 1

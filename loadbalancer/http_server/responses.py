@@ -7,7 +7,6 @@ import uuid
 from typing import TYPE_CHECKING, Any
 
 import msgspec
-from uvicorn._types import ASGI3Application
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, RequestResponseCycle
 from uvicorn.server import ServerState
 
@@ -38,8 +37,6 @@ class OrderedResponses(BoundedRequestParser):
     ) -> None:
         super().__init__(config, server_state, app_state, _loop)
         self._socket: asyncio.Transport = None  # type: ignore[assignment]
-        #: The request whose response is next on the wire.
-        self._active: RequestResponseCycle | None = None
         #: When the connection is closed, whatever the client still sends.
         self._linger_until = 0.0
 
@@ -74,16 +71,13 @@ class OrderedResponses(BoundedRequestParser):
         elif self._stage != LINGERING:
             socket.close()
 
-    def _start_asgi_task(self, cycle: RequestResponseCycle, app: ASGI3Application) -> None:
-        self._active = cycle
-        super()._start_asgi_task(cycle, app)
-
     def on_response_complete(self) -> None:
         self.server_state.total_requests += 1
         if self._stage == LINGERING or self._socket.is_closing():
             return
         if self.pipeline:
-            self._start_asgi_task(*self.pipeline.pop())
+            self._active, app = self.pipeline.pop()
+            self._start_asgi_task(self._active, app)
             self.flow.resume_reading()
             return
         if self._stage == BODY and self._awaits_continue:
@@ -91,7 +85,8 @@ class OrderedResponses(BoundedRequestParser):
             return
         if self._stage == HANDLING:
             self._stage, self._since = IDLE, self.loop.time()
-        self._resume_parsing()
+        if self._unparsed:
+            self._resume_parsing()
         self.flow.resume_reading()
 
     def _refuse(self, error: ApiError) -> None:

@@ -14,7 +14,7 @@ from configs.text import printable
 from loadbalancer.jobs.webhooks import problem, signing_key
 from loadbalancer.schema.body_limits import RawMembers, check_size_without_images
 from loadbalancer.schema.errors import BodyTooLarge, InvalidRequest
-from loadbalancer.schema.parsing import parse, parse_with_images
+from loadbalancer.schema.parsing import parse
 from loadbalancer.schema.requests import EditRequest, ImageRequest, PredictRequest, StrictModel
 
 JobPath = Literal["/v1/images/generations", "/v1/images/edits", "/predict"]
@@ -75,7 +75,7 @@ def parse_job(body: bytes, max_bytes: int, *, webhook_private: bool) -> ParsedJo
         if len(inner) > max_bytes:
             raise BodyTooLarge(max_bytes)
         return ParsedJob(job, parse(PredictRequest, inner))
-    request = parse_with_images(ImageRequest, inner, max_bytes)
+    request = parse(ImageRequest, inner, max_bytes)
     return ParsedJob(job, request, request.image, request.mask)
 
 

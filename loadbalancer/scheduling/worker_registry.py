@@ -7,6 +7,7 @@ became of the task meanwhile. So `assigned <= slots` always, and a slot is never
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -35,8 +36,8 @@ class Worker:
     heartbeat: Heartbeat = field(default_factory=lambda: Heartbeat(running=0))
     #: Time of the latest sign that its step loop advances, or of its first task after it had none.
     progress_at: float = 0.0
-    #: Time at which it was found stuck, if it ever was.
-    stuck_at: float | None = None
+    #: Time at which it was last found to send heartbeats without a step. Later progress ends that state.
+    stuck_at: float = -math.inf
     #: Invalid images in a row.
     invalid_images: int = 0
     id: str = field(init=False)
@@ -52,11 +53,6 @@ class Worker:
     @property
     def free_slots(self) -> int:
         return 0 if self.draining else max(self.slots - len(self.assigned), 0)
-
-    @property
-    def is_stuck(self) -> bool:
-        """Whether it was found to send heartbeats without a step, and has not made one since."""
-        return self.stuck_at is not None and self.progress_at < self.stuck_at
 
     # ---- changes
 
@@ -181,7 +177,7 @@ class WorkerRegistry:
             return "draining"
         if now - worker.last_message_at > self._silent_after_s:
             return "silent"
-        return "stuck" if worker.is_stuck else "ready"
+        return "stuck" if worker.progress_at < worker.stuck_at else "ready"
 
     def timed_out(self, now: float) -> list[Worker]:
         """Return the workers whose silence exceeds `lost_after_s`."""
@@ -194,7 +190,7 @@ class WorkerRegistry:
             worker
             for worker in self
             if worker.assigned
-            and not worker.is_stuck
+            and worker.progress_at >= worker.stuck_at
             and now - worker.last_message_at <= self._silent_after_s
             and now - worker.progress_at > max(factor * worker.max_step_s, min_s)
         ]
@@ -205,8 +201,8 @@ class WorkerRegistry:
             worker
             for worker in self.workers.values()
             if worker.hello.model == model
-            and worker.free_slots
             and worker.reserved_for is None
+            and len(worker.assigned) < worker.slots
             and self.state(worker, now) == "ready"
         ]
         return sorted(available, key=_load) if len(available) > 1 else available

@@ -37,8 +37,14 @@ _BOUNDS = {
 }
 
 
-def parse(kind: type[Request], body: bytes) -> Request:
-    """The JSON body as a request of this kind. Raises `InvalidRequest` for the first error."""
+def parse(kind: type[Request], body: bytes, max_bytes: int | None = None) -> Request:
+    """The JSON body as a request of this kind. Raises `InvalidRequest` for the first error.
+
+    `max_bytes` is for a body whose `image` and `mask` may be large: raises `BodyTooLarge` before parsing when all other
+    members exceed it.
+    """
+    if max_bytes is not None and len(body) > max_bytes:
+        check_size_without_images(body, max_bytes)
     if body.count(b",") >= MAX_ENTRIES:  # else none can have more
         members = check_entries(body)
         if len(members) > MAX_ENTRIES:
@@ -47,16 +53,6 @@ def parse(kind: type[Request], body: bytes) -> Request:
         return kind.model_validate_json(body)
     except ValidationError as error:
         raise _to_error(error.errors(include_url=False)[0], kind) from None
-
-
-def parse_with_images(kind: type[Request], body: bytes, max_bytes: int) -> Request:
-    """`parse` for a body whose `image` and `mask` may be large.
-
-    Raises `BodyTooLarge` before parsing when all other members exceed `max_bytes`.
-    """
-    if len(body) > max_bytes:
-        check_size_without_images(body, max_bytes)
-    return parse(kind, body)
 
 
 def parse_form(kind: type[Request], fields: Mapping[str, str]) -> Request:

@@ -30,26 +30,22 @@ class WorkerRoutes:
 
     def __init__(self, max_names_per_key: int) -> None:
         self._max_names_per_key = max_names_per_key
-        #: None for local workers.
-        self._routes: dict[str, RemoteRoute | None] = {}
+        #: The connection of each worker by name; None for local workers. Others only read it.
+        self.routes: dict[str, RemoteRoute | None] = {}
         self._names: dict[bytes, str] = {}
 
     def __repr__(self) -> str:
-        return f"<WorkerRoutes of {len(self._routes)} workers, {len(self._names)} remote>"
-
-    def remote_route(self, name: str) -> RemoteRoute | None:
-        """Return the connection of a worker on another machine; None for all others."""
-        return self._routes.get(name)
+        return f"<WorkerRoutes of {len(self.routes)} workers, {len(self._names)} remote>"
 
     def remote_name(self, route: RemoteRoute) -> str | None:
         """Return the worker that has been accepted on this connection with this key."""
         name = self._names.get(route.identity)
-        return name if name is not None and self._routes.get(name) == route else None
+        return name if name is not None and self.routes.get(name) == route else None
 
     def accept_local(self, name: str) -> None:
         """Take in the Hello of a local worker. It takes the name over from a worker on another machine."""
         self.remove(name)
-        self._routes[name] = None
+        self.routes[name] = None
 
     def accept_remote(self, route: RemoteRoute, requested: str) -> str:
         """Take in the Hello of a worker on another machine, and return its name.
@@ -60,8 +56,8 @@ class WorkerRoutes:
             raise NameRefused(f"its name has more than {MAX_NAME_CHARS} characters")
         is_complete = requested == route.key or requested.startswith(f"{route.key}:")
         name = requested if is_complete else f"{route.key}:{requested}"
-        if name in self._routes:
-            owner = self._routes[name]
+        if name in self.routes:
+            owner = self.routes[name]
             if owner is None or owner.key != route.key:
                 other = "a worker of the balancer's machine" if owner is None else f"a worker with the key {owner.key}"
                 raise NameRefused(f"{other} has the name {name}")
@@ -71,20 +67,20 @@ class WorkerRoutes:
         if former is not None:
             self.remove(former)
         self.remove(name)
-        self._routes[name] = route
+        self.routes[name] = route
         self._names[route.identity] = name
         return name
 
     def keep_only(self, names: Collection[str]) -> None:
         """Forget all other workers."""
-        for name in self._routes.keys() - set(names):
+        for name in self.routes.keys() - set(names):
             self.remove(name)
 
     def remove(self, name: str) -> None:
         """Forget the worker. Idempotent."""
-        route = self._routes.pop(name, None)
+        route = self.routes.pop(name, None)
         if route is not None:
             self._names.pop(route.identity, None)
 
     def _count(self, key: str) -> int:
-        return Counter(route.key for route in self._routes.values() if route is not None)[key]
+        return Counter(route.key for route in self.routes.values() if route is not None)[key]

@@ -97,8 +97,9 @@ class WorkerSocket:
             except CannotListen:
                 self._context.destroy()
                 raise
-        for socket in self._sockets():
-            self._loop.add_reader(socket.fileno(), self.drain)
+        self._sockets = [self._local] if self._remote is None else [self._local, self._remote]
+        for socket in self._sockets:
+            self._loop.add_reader(socket.fileno(), self._drain, socket)
 
     def ensure_bound(self) -> None:
         """Bind the local address again if its file was removed: new workers find it by the file.
@@ -130,18 +131,15 @@ class WorkerSocket:
         socket.setsockopt(zmq.MAXMSGSIZE, self._max_frame_bytes)
         return socket
 
-    def _sockets(self) -> list[zmq.Socket[bytes]]:
-        return [self._local] if self._remote is None else [self._local, self._remote]
-
     def stop_receiving(self) -> None:
-        for socket in self._sockets():
+        for socket in self._sockets:
             self._loop.remove_reader(socket.fileno())
 
     async def close(self) -> None:
         """Close once the queued messages are sent."""
         if self._listener is not None:
             await self._listener.close()
-        for socket in self._sockets():
+        for socket in self._sockets:
             socket.close()
         await asyncio.to_thread(self._context.term)
 
@@ -151,7 +149,7 @@ class WorkerSocket:
 
     def send(self, worker: str, envelopes: Sequence[BalancerEnvelope]) -> None:
         """Send the messages to the worker as one multipart message."""
-        route = self._routes.remote_route(worker)
+        route = self._routes.routes.get(worker)
         if route is None:
             error = self._send(self._local, worker.encode(), envelopes)
         else:
@@ -170,38 +168,35 @@ class WorkerSocket:
             failure = error
         # The descriptor is edge-triggered: sending may have swallowed the edge of a message that arrived meanwhile.
         if int(socket.getsockopt(zmq.EVENTS)) & zmq.POLLIN:
-            self._loop.call_soon(self.drain)
+            self._loop.call_soon(self._drain, socket)
         return failure
 
     def drain(self) -> None:
         """Receive what has arrived."""
-        finished = [self._drain(socket) for socket in self._sockets()]
-        if not all(finished):
-            self._loop.call_soon(self.drain)
+        for socket in self._sockets:
+            self._drain(socket)
 
-    def _drain(self, socket: zmq.Socket[bytes]) -> bool:
-        """Return whether everything has been received."""
+    def _drain(self, socket: zmq.Socket[bytes]) -> None:
+        """Receive what has arrived on this socket; what is beyond a bound follows when others have had their turn."""
         for _ in range(_MAX_MESSAGES_PER_WAKE_UP):
             if socket.closed:
-                return True
+                return
             try:
                 identity, *frames = socket.recv_multipart(zmq.DONTWAIT, copy=False)
             except zmq.Again:
-                return True
+                return
             if socket is self._remote:
                 self._on_remote_frames(identity, frames)
-            else:
-                self._on_local_frames(identity.bytes.decode("utf-8", "replace"), frames)
-        return False
-
-    def _on_local_frames(self, worker: str, frames: Sequence[zmq.Frame]) -> None:
-        for envelope in self._decode(worker, frames):
-            if isinstance(envelope.message, Hello):
-                self._routes.accept_local(worker)
-            elif self._routes.remote_route(worker) is not None:
-                self.counters["unknown_worker"] += 1
                 continue
-            self._on_message(worker, envelope, True)
+            worker = identity.bytes.decode("utf-8", "replace")
+            for envelope in self._decode(worker, frames):
+                if isinstance(envelope.message, Hello):
+                    self._routes.accept_local(worker)
+                elif self._routes.routes.get(worker) is not None:
+                    self.counters["unknown_worker"] += 1
+                    continue
+                self._on_message(worker, envelope, True)
+        self._loop.call_soon(self._drain, socket)
 
     def _on_remote_frames(self, identity: zmq.Frame, frames: Sequence[zmq.Frame]) -> None:
         assert self._listener is not None

@@ -19,7 +19,7 @@ from loadbalancer.api.uploads import read_form
 from loadbalancer.generation.in_flight import InFlightRequest
 from loadbalancer.generation.validation import GenerationSpec
 from loadbalancer.scheduling.task import TaskCompleted
-from loadbalancer.schema.parsing import parse, parse_form, parse_with_images
+from loadbalancer.schema.parsing import parse, parse_form
 from loadbalancer.schema.requests import EditRequest, ImageRequest, JsonEditRequest, PredictRequest
 from loadbalancer.schema.responses import PredictAnswer
 from loadbalancer.services import Services
@@ -43,7 +43,7 @@ def router(services: Services, builder: RequestBuilder) -> APIRouter:
     async def generate_images(request: Request) -> Response:
         """OpenAI's Images API with the parameters of diffusion models. With `stream`: server-sent events."""
         body = await read_json(request, max_upload_bytes)
-        parsed = parse_with_images(ImageRequest, body, max_bytes)
+        parsed = parse(ImageRequest, body, max_bytes)
         spec = await builder.build(parsed, request, parsed.image, parsed.mask)
         result: GenerationSpec | Response = spec
         if (proxy := models[spec.model].cold_start_proxy) is not None:
@@ -75,7 +75,7 @@ def router(services: Services, builder: RequestBuilder) -> APIRouter:
 
     async def edit_as_json(request: Request) -> Response:
         body = await read_json(request, max_upload_bytes)
-        parsed = parse_with_images(JsonEditRequest, body, max_bytes)
+        parsed = parse(JsonEditRequest, body, max_bytes)
         mask = None if parsed.mask is None else parsed.mask.image_url or ""
         spec = await builder.build(parsed, request, parsed.images[0].image_url or "", mask)
         result: GenerationSpec | Response = spec

@@ -14,7 +14,7 @@ from configs.sections import Server
 from configs.settings import Model, Settings
 from loadbalancer.generation.validation import GenerationSpec, ModelCapabilities, resolve_images, resolve_request
 from loadbalancer.schema.errors import ApiError, BodyTooLarge, InvalidRequest, ModelNotFound
-from loadbalancer.schema.parsing import parse, parse_form, parse_with_images
+from loadbalancer.schema.parsing import parse, parse_form
 from loadbalancer.schema.requests import SEEDS, EditRequest, ImageRequest, PredictRequest
 
 SETTINGS = Settings(
@@ -224,7 +224,7 @@ def test_random_form_is_parsed_or_rejected(fields: dict[str, str]) -> None:
 )
 def test_body_limit_excludes_images(body: bytes, fits: bool) -> None:
     """Invalid JSON keeps its own error."""
-    read = outcome_of(lambda: parse_with_images(ImageRequest, body, 100))
+    read = outcome_of(lambda: parse(ImageRequest, body, 100))
     assert isinstance(read, BodyTooLarge) is not fits
     if isinstance(read, ApiError):
         assert "larger beside its images than 100 bytes" in read.message or read.code == "invalid_json"

@@ -35,7 +35,7 @@ def test_same_key_may_reconnect() -> None:
     first, second = route("1", "box"), route("2", "box")
     routes.accept_remote(first, "w")
     assert routes.accept_remote(second, "w") == "box:w"
-    assert routes.remote_route("box:w") == second
+    assert routes.routes.get("box:w") == second
     assert (routes.remote_name(first), routes.remote_name(second)) == (None, "box:w")
 
 
@@ -45,14 +45,14 @@ def test_local_worker_is_never_replaced() -> None:
         routes.accept_local(name)
         with pytest.raises(NameRefused, match="of the balancer's machine has the name"):
             routes.accept_remote(route("1", "box"), name)
-        assert routes.remote_route(name) is None
+        assert routes.routes.get(name) is None
 
 
 def test_local_worker_takes_its_name_over() -> None:
     routes, remote = WorkerRoutes(8), route("1", "box")
     routes.accept_remote(remote, "box")
     routes.accept_local("box")
-    assert routes.remote_route("box") is None
+    assert routes.routes.get("box") is None
     assert routes.remote_name(remote) is None
 
 
@@ -70,7 +70,7 @@ def test_names_of_a_key_are_bounded() -> None:
         routes.accept_remote(route("c", "box"), "c")
     assert routes.accept_remote(route("d", "other"), "c") == "other:c"
     routes.keep_only({"box:b", "other:c"})
-    assert routes.remote_route("box:a") is None
+    assert routes.routes.get("box:a") is None
     assert routes.accept_remote(route("c", "box"), "c") == "box:c"
 
 
@@ -107,14 +107,14 @@ def test_in_any_history_names_belong_to_their_owners(steps: list[str | tuple[str
         remote = [
             name
             for name in ("a", "b", *(f"{k}:{n}" for k in "ab" for n in ("1", "a", "b", "")))
-            if routes.remote_route(name)
+            if routes.routes.get(name)
         ]
         for name in remote:
-            found = routes.remote_route(name)
+            found = routes.routes.get(name)
             assert found is not None
             assert name.partition(":")[0] == found.key
             assert routes.remote_name(found) == name
-        assert len({routes.remote_route(name) for name in remote}) == len(remote)
+        assert len({routes.routes.get(name) for name in remote}) == len(remote)
         assert not local & set(remote)
         for key in "ab":
             assert sum(name.partition(":")[0] == key for name in remote) <= 2
