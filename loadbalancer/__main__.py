@@ -11,7 +11,7 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
 import uvloop
 from filelock import FileLock, Timeout
@@ -28,7 +28,8 @@ from configs.paths import internal_token, jobs_file, run_dir, worker_address
 from configs.sections import Server
 from configs.settings import Settings
 from configs.streams import detach_standard_streams
-from loadbalancer.access.api_keys import Authenticator, KeyRing
+from loadbalancer.access.api_keys import Authenticator
+from loadbalancer.access.key_enforcement import EnforcedKeys
 from loadbalancer.access.origin_policy import is_loopback
 from loadbalancer.access.startup_checks import (
     StartupError,
@@ -99,7 +100,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         with _named_os_errors():
             keys = open_keys(settings)
-            check_exposure(settings, keys(time.monotonic()))
+            check_exposure(settings, keys.ring)
             check_tls(settings.server)
             lock = FileLock(run_dir(settings.data_dir) / "loadbalancer.lock", timeout=0)
             lock.acquire()
@@ -143,9 +144,7 @@ def _listen(server: Server) -> list[socket.socket]:
     return listeners
 
 
-async def serve(
-    settings: Settings, listeners: Sequence[socket.socket], keys: Callable[[float], KeyRing | None], token: str
-) -> None:
+async def serve(settings: Settings, listeners: Sequence[socket.socket], keys: EnforcedKeys, token: str) -> None:
     """Serve on the sockets until a signal, then finish the running requests. `token` is the internal token.
 
     Raises `StartupError`.
@@ -173,7 +172,7 @@ async def serve(
     database = Database(jobs_file(settings.data_dir), settings.jobs.max_file_bytes, data_dir)
     webhook_sender = WebhookSender(settings.jobs, database)
     jobs = JobManager(settings, scheduler, metrics, database, on_end=webhook_sender.wake)
-    metrics.task_failures.add(lambda: jobs.task_failures + webhook_sender.task_failures)
+    metrics.task_failures.add(lambda: jobs.task_failures + webhook_sender.task_failures + keys.task_failures)
     if listener is not None:
         metrics.task_failures.add(lambda: listener.task_failures)
     metrics.in_flight.add(lambda: {**scheduler.in_flight_counts, "requests": len(tracker), "jobs": len(jobs)})
@@ -203,6 +202,7 @@ async def serve(
     except CannotListen as error:
         raise StartupError(str(error)) from None
     webhook_sender.start()
+    keys.start()
     serving = asyncio.create_task(server.serve(sockets=list(listeners)))
     log.info("serving %s at %s", ", ".join(settings.models), _url(settings.server))
     await asyncio.wait({serving, first_signal}, return_when=asyncio.FIRST_COMPLETED)
@@ -219,6 +219,7 @@ async def serve(
     finished.cancel()
     server.should_exit = True
     await serving
+    await keys.stop()
     await database.close()
     if arrivals is not None:
         await asyncio.to_thread(arrivals.stop)

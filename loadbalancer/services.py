@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 from configs.data_dir import DataDirCheck
 from configs.settings import Settings
-from loadbalancer.access.api_keys import Authenticator, KeyRing
+from loadbalancer.access.api_keys import Authenticator
+from loadbalancer.access.key_enforcement import EnforcedKeys
 from loadbalancer.generation.decoding.decoder_pool import DecoderPool
 from loadbalancer.generation.in_flight import RequestTracker
 from loadbalancer.jobs.manager import JobManager
@@ -35,7 +35,6 @@ class Services:
     authenticator: Authenticator
     control: ControlPlane
     upstream: UpstreamClient
-    #: Returns the API keys at a monotonic time; None means that no key is required.
-    ring: Callable[[float], KeyRing | None]
+    keys: EnforcedKeys
     #: Start time in Unix seconds.
     started: int

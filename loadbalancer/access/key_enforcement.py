@@ -6,14 +6,18 @@ disk is not mounted, the server refuses to start. `scripts/keys disable` removes
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import stat
+import time
+from collections import Counter
 from pathlib import Path
 
 from configs.files import describe_os_error, durable_create
 from configs.paths import keys_required_file
 from loadbalancer.access.api_keys import KeyRing
-from loadbalancer.access.key_files import ReloadingFile
+from loadbalancer.access.key_files import POLL_INTERVAL_S, ReloadingFile
+from loadbalancer.background_tasks import TaskSupervisor
 
 log = logging.getLogger(__name__)
 
@@ -29,7 +33,10 @@ class KeysRequired(Exception):
 
 
 class EnforcedKeys:
-    """The current API keys. It records that keys are in force as soon as there are any."""
+    """The current API keys. It records that keys are in force as soon as there are any.
+
+    From `start` on it checks the file once a second, so that no request waits for a disk.
+    """
 
     def __init__(self, file: ReloadingFile[KeyRing | None], data_dir: Path) -> None:
         """Raises `OSError` if the record cannot be written."""
@@ -37,21 +44,44 @@ class EnforcedKeys:
         self._data_dir = data_dir
         self._is_recorded = False
         self._retry_at = float("-inf")
+        self._tasks = TaskSupervisor()
+        #: None while keys are off. Others only read it.
+        self.ring = file.current
         if file.current is not None:
             record_keys_in_force(data_dir)
             self._is_recorded = True
 
-    def get(self, now: float) -> KeyRing | None:
-        """Return the keys; None while keys are off. `now` is seconds on a monotonic clock."""
-        ring = self._file.get(now)
-        if ring is not None and not self._is_recorded and now >= self._retry_at:
+    def __repr__(self) -> str:
+        return f"<EnforcedKeys {'off' if self.ring is None else len(self.ring.keys)}>"
+
+    @property
+    def task_failures(self) -> Counter[str]:
+        """Unexpected failures since the start, by name of the background task."""
+        return self._tasks.failures
+
+    def start(self) -> None:
+        """Check the file from now on. The event loop has to run."""
+        self._tasks.run_forever("api_keys", self._refresh_forever)
+
+    async def stop(self) -> None:
+        """Stop checking. Idempotent."""
+        await self._tasks.stop()
+
+    def refresh(self, now: float) -> None:
+        """Check the file. `now` is seconds on a monotonic clock."""
+        self.ring = self._file.refresh()
+        if self.ring is not None and not self._is_recorded and now >= self._retry_at:
             try:
                 record_keys_in_force(self._data_dir)
                 self._is_recorded = True
             except OSError as error:
                 self._retry_at = now + _RETRY_S
                 log.error("cannot record that API keys are in force: %s", describe_os_error(error))
-        return ring
+
+    async def _refresh_forever(self) -> None:
+        while True:
+            self.refresh(time.monotonic())
+            await asyncio.sleep(POLL_INTERVAL_S)
 
 
 def record_keys_in_force(data_dir: Path) -> None:

@@ -55,9 +55,13 @@ class ReloadingFile(Generic[T]):
 
     def get(self, now: float) -> T:
         """Return the current content. `now` is seconds on a monotonic clock."""
-        if now - self._last_poll < POLL_INTERVAL_S:
-            return self._content
-        self._last_poll = now
+        if now - self._last_poll >= POLL_INTERVAL_S:
+            self._last_poll = now
+            self.refresh()
+        return self._content
+
+    def refresh(self) -> T:
+        """Check the file now and return its content."""
         try:
             stamp: _Stamp | str | None = _stamp(self.path)
         except InvalidFile as error:

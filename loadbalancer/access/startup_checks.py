@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import ssl
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
@@ -37,11 +37,8 @@ class StartupError(Exception):
     """The server must not start with this configuration. The message names the setting and the remedies."""
 
 
-def open_keys(settings: Settings) -> Callable[[float], KeyRing | None]:
-    """Return a function from a monotonic time to the API keys in force; None without a key file.
-
-    Raises `StartupError`.
-    """
+def open_keys(settings: Settings) -> EnforcedKeys:
+    """Return the API keys that their file holds now. Raises `StartupError`."""
     configured = settings.access.keys_file
     path = keys_file(settings.data_dir, configured)
     try:
@@ -58,10 +55,9 @@ def open_keys(settings: Settings) -> Callable[[float], KeyRing | None]:
         raise StartupError(str(error)) from None
     warn_of_mode(path)
     try:
-        enforced = EnforcedKeys(watched, settings.data_dir)
+        return EnforcedKeys(watched, settings.data_dir)
     except OSError as error:
         raise StartupError(f"cannot start: {describe_os_error(error)}") from None
-    return enforced.get
 
 
 def check_exposure(settings: Settings, ring: KeyRing | None) -> None:

@@ -51,7 +51,7 @@ def create_app(services: Services) -> ASGIApp:
     machine = machine_names(server.host)
     max_reads = server.max_reads_per_key
     return ApiMiddleware(
-        app, idempotency, access, services.authenticator, services.ring, metrics, bodies, machine, max_reads
+        app, idempotency, access, services.authenticator, services.keys, metrics, bodies, machine, max_reads
     )
 
 

@@ -9,7 +9,8 @@ import logging
 import re
 import time
 import uuid
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
+from typing import Protocol
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.middleware.cors import CORSMiddleware
@@ -43,6 +44,14 @@ _READS_PER_REQUEST = 60
 _SAFE_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
 
 
+class CurrentKeys(Protocol):
+    """The API keys in force."""
+
+    @property
+    def ring(self) -> KeyRing | None:
+        """The keys; None while keys are off."""
+
+
 class ApiMiddleware:
     """Passes each request that may enter to the application."""
 
@@ -52,13 +61,13 @@ class ApiMiddleware:
         replaying: ASGIApp,
         access: Access,
         authenticator: Authenticator,
-        ring: Callable[[float], KeyRing | None],
+        keys: CurrentKeys,
         metrics: Metrics,
         bodies: BodyBudget,
         machine: Iterable[str] = (),
         max_reads: int = 256,
     ) -> None:
-        """`replaying` answers the requests with an idempotency key; `ring` returns the API keys at a monotonic time.
+        """`replaying` answers the requests with an idempotency key.
 
         `machine` are the names of this machine. `max_reads` bounds the GET and DELETE requests of one API key at once.
         """
@@ -68,7 +77,7 @@ class ApiMiddleware:
             access.hosts, access.cors_origins, loopback=authenticator.loopback, machine=machine
         )
         self._authenticator = authenticator
-        self._ring = ring
+        self._keys = keys
         self._limits = RateLimiter()
         self._reads = RateLimiter("GET and DELETE requests")
         self._max_reads = max_reads
@@ -109,7 +118,7 @@ class ApiMiddleware:
 
         try:
             try:
-                keyless = self._ring(started) is None
+                keyless = self._keys.ring is None
                 self._origins.check(headers.get("host"), headers.get("origin"), keyless=keyless)
             except ApiError as error:
                 await _reject(error, scope, receive, send_with_id)
@@ -129,8 +138,7 @@ class ApiMiddleware:
         """Find out who calls; apply the rate limits of the key and the idempotency key to requests that create work."""
         is_post, headers, now = scope["method"] == "POST", Headers(scope=scope), time.monotonic()
         try:
-            ring = self._ring(now)
-            caller = self._authenticator.enter(scope["path"], headers.get("authorization", ""), ring)
+            caller = self._authenticator.enter(scope["path"], headers.get("authorization", ""), self._keys.ring)
             limited = is_post and bool(caller.requests_per_minute or caller.max_concurrent)
             if limited:
                 self._limits.enter(caller.owner, caller.requests_per_minute, caller.max_concurrent, now)

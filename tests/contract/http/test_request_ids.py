@@ -17,6 +17,7 @@ from loadbalancer.api.app import add_error_handlers
 from loadbalancer.api.body_budget import BodyBudget
 from loadbalancer.api.middleware import ApiMiddleware
 from loadbalancer.metrics.prometheus import Metrics
+from tests.support.keys import NoKeys
 from wire.messages import StepCurve
 from wire.snapshot import ModelStats, Snapshot
 
@@ -43,7 +44,7 @@ async def broken(scope: Scope, receive: Receive, send: Send) -> None:
 
 def around(app: ASGIApp, metrics: Metrics) -> ApiMiddleware:
     bodies = BodyBudget(1 << 20, 1 << 20, metrics.refusals)
-    return ApiMiddleware(app, app, Access(), Authenticator("t" * 43, loopback=False), lambda now: None, metrics, bodies)
+    return ApiMiddleware(app, app, Access(), Authenticator("t" * 43, loopback=False), NoKeys(), metrics, bodies)
 
 
 async def test_exception_returns_neutral_500_and_is_logged(caplog: pytest.LogCaptureFixture) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import resource
 import subprocess
@@ -55,7 +56,7 @@ def pipe(file: Path) -> None:
 @pytest.mark.parametrize("damage", [remove, unreadable, dangling, folder, pipe])
 def test_restart_without_usable_key_file_is_refused(tmp_path: Path, damage: Any) -> None:
     assert keys(tmp_path, "add", "alice") == 0
-    assert open_keys(settings(tmp_path))(0.0) is not None
+    assert open_keys(settings(tmp_path)).ring is not None
     damage(keys_file(tmp_path))
     with pytest.raises(StartupError, match=r"keys\.yaml"):
         open_keys(settings(tmp_path))
@@ -101,7 +102,7 @@ def test_refused_start_names_the_remedies(tmp_path: Path, capsys: pytest.Capture
     assert keys(tmp_path, "list") == 0
     assert "the server does not start without it" in capsys.readouterr().err
     assert keys(tmp_path, "disable") == 0
-    assert open_keys(settings(tmp_path))(0.0) is None
+    assert open_keys(settings(tmp_path)).ring is None
     assert keys(tmp_path, "list") == 0
     assert "no request needs one" in capsys.readouterr().err
 
@@ -111,10 +112,10 @@ def test_disable_keeps_keys_beside_their_file(tmp_path: Path, capsys: pytest.Cap
     before = keys_file(tmp_path).read_bytes()
     assert keys(tmp_path, "disable") == 0
     assert "keys.yaml.disabled" in capsys.readouterr().err
-    assert open_keys(settings(tmp_path))(0.0) is None
+    assert open_keys(settings(tmp_path)).ring is None
     assert keys_file(tmp_path).with_name("keys.yaml.disabled").read_bytes() == before
     keys_file(tmp_path).with_name("keys.yaml.disabled").rename(keys_file(tmp_path))
-    assert open_keys(settings(tmp_path))(0.0) is not None
+    assert open_keys(settings(tmp_path)).ring is not None
     assert keys_required_file(tmp_path).exists()
 
 
@@ -129,12 +130,35 @@ def test_disable_is_refused_while_setting_names_a_file(tmp_path: Path, monkeypat
 
 def test_keys_that_arrive_later_are_recorded(tmp_path: Path) -> None:
     current = open_keys(settings(tmp_path))
-    assert current(0.0) is None
+    assert current.ring is None
     assert not keys_required_file(tmp_path).exists()
     keys_file(tmp_path).write_text("keys: {}")
     fresh = open_keys(settings(tmp_path))
-    assert fresh(0.0) == KeyRing()
+    assert fresh.ring == KeyRing()
     assert keys_required_file(tmp_path).exists(), "a server without any key is closed too"
+
+
+@pytest.mark.parametrize("content", ["keys: {}", "keys: [", "nonsense"])
+def test_file_that_appears_closes_a_running_server(tmp_path: Path, content: str) -> None:
+    current = open_keys(settings(tmp_path))
+    keys_file(tmp_path).write_text(content)
+    current.refresh(0.0)
+    assert current.ring == KeyRing()
+    assert keys_required_file(tmp_path).exists()
+
+
+async def test_started_keys_follow_their_file(tmp_path: Path) -> None:
+    current = open_keys(settings(tmp_path))
+    current.start()
+    try:
+        for name in ("alice", "bob"):
+            assert keys(tmp_path, "add", name) == 0
+            while current.ring is None or name not in current.ring.keys:
+                await asyncio.sleep(0.01)
+        assert current.task_failures == {}
+    finally:
+        await current.stop()
+    await current.stop()
 
 
 @pytest.mark.parametrize(
@@ -167,7 +191,7 @@ def test_mode_of_key_file_is_checked_at_start(
 ) -> None:
     keys_file(tmp_path).write_text("keys: {}")
     keys_file(tmp_path).chmod(mode)
-    open_keys(settings(tmp_path))(0.0)
+    open_keys(settings(tmp_path))
     assert message in caplog.text
     assert bool(message) is (f"chmod 600 {keys_file(tmp_path)}" in caplog.text)
 

@@ -223,7 +223,7 @@ def test_public_address_without_keys_is_refused(
 
 
 def test_configured_key_file_must_exist_and_be_valid(tmp_path: Path) -> None:
-    assert open_keys(settings(tmp_path))(0.0) is None
+    assert open_keys(settings(tmp_path)).ring is None
     chosen = settings(tmp_path, access={"keys_file": str(tmp_path / "mine.yaml")})
     with pytest.raises(StartupError, match=r"access\.keys_file .*mine\.yaml does not exist"):
         open_keys(chosen)
@@ -231,7 +231,7 @@ def test_configured_key_file_must_exist_and_be_valid(tmp_path: Path) -> None:
     with pytest.raises(StartupError, match=r"access\.keys_file: .*mine\.yaml: .*sha256"):
         open_keys(chosen)
     (tmp_path / "mine.yaml").write_text("")
-    assert open_keys(chosen)(0.0) == KeyRing()
+    assert open_keys(chosen).ring == KeyRing()
 
 
 def test_curve_listener_requires_workers_listen(tmp_path: Path) -> None:

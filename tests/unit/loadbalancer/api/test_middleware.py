@@ -11,6 +11,7 @@ from loadbalancer.api.body_budget import BodyBudget
 from loadbalancer.api.idempotency import PATHS
 from loadbalancer.api.middleware import ApiMiddleware
 from loadbalancer.metrics.prometheus import Metrics
+from tests.support.keys import NoKeys
 from wire.snapshot import Snapshot
 
 
@@ -44,9 +45,7 @@ async def test_only_requests_for_images_are_replayed(method: str, path: str, key
     metrics = Metrics(lambda: Snapshot(0.0, 1.0, [], []), dict, lambda model: [])
     plain, replaying = application("plain"), application("replaying")
     bodies = BodyBudget(1 << 20, 1 << 20, metrics.refusals)
-    app = ApiMiddleware(
-        plain, replaying, Access(), Authenticator("t" * 43, loopback=False), lambda now: None, metrics, bodies
-    )
+    app = ApiMiddleware(plain, replaying, Access(), Authenticator("t" * 43, loopback=False), NoKeys(), metrics, bodies)
     headers = [(b"idempotency-key", b"k")] if key else []
     scope = {"type": "http", "method": method, "path": path, "headers": headers}
 
