@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import codecs
+import io
 from collections.abc import Coroutine
 from http import HTTPStatus
 from typing import Any, TypeVar
@@ -53,17 +54,15 @@ async def read_json(request: Request, max_bytes: int) -> bytes:
 async def read_body(request: Request, max_bytes: int) -> bytes:
     """Read the complete body as it is sent. Raises `BodyTooLarge`, at once or while it is read, and `ClientClosed`."""
     check_length(request, max_bytes)
-    chunks: list[bytes] = []
-    size = 0
+    body = io.BytesIO()  # its value is not a copy, unlike that of a join
     try:
         async for chunk in request.stream():
-            chunks.append(chunk)
-            size += len(chunk)
-            if size > max_bytes:
+            if body.tell() + len(chunk) > max_bytes:
                 raise BodyTooLarge(max_bytes)
+            body.write(chunk)
     except ClientDisconnect:
         raise client_disconnected() from None
-    return b"".join(chunks)
+    return body.getvalue()
 
 
 def check_length(request: Request, max_bytes: int) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import io
 import logging
 import re
 import time
@@ -33,6 +34,8 @@ _KEY = re.compile(r"[\x21-\x7e]{1,255}")
 _BOUNDARY = re.compile(rb'boundary="?([^";,]+)"?', re.IGNORECASE)
 #: Digests of larger bodies are made in a thread.
 _INLINE_BYTES = 64 * 2**10
+#: Of a body that the application reads.
+_REPLAYED_PART_BYTES = 256 * 2**10
 _FAILED = b"event: error\n"
 
 
@@ -44,9 +47,16 @@ def key_of(owner: str, given: str, path: str, media_type: str, body: bytes) -> I
     kind = media_type.encode("latin-1", "replace")
     boundary = _BOUNDARY.search(kind)
     if boundary is not None:
-        kind, body = kind.replace(boundary[1], b""), body.replace(b"--" + boundary[1], b"--")
+        kind = kind.replace(boundary[1], b"")
     digest = hashlib.sha256(b"\0".join([path.encode(), kind, b""]))
-    digest.update(body)
+    start, view = 0, memoryview(body)  # without a copy of the body
+    if boundary is not None:
+        delimiter = b"--" + boundary[1]
+        while (found := body.find(delimiter, start)) >= 0:
+            digest.update(view[start:found])
+            digest.update(b"--")
+            start = found + len(delimiter)
+    digest.update(view[start:])
     return IdempotencyKey(owner, given, digest.digest())
 
 
@@ -175,13 +185,21 @@ class IdempotencyMiddleware:
 
     async def _record(self, recording: ResponseRecording, scope: Scope, body: bytes) -> None:
         """Record the application's response. It is stored before its last bytes are readable."""
-        messages: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
+        source = io.BytesIO(body)  # no copy; it is dropped once it has been read
+        unread = len(body)
         del body  # it may be large, and the response may take long
+        is_sent = False
 
         async def receive() -> Message:
-            if not messages:  # `ResponseRecording.leave` handles disconnected readers
+            nonlocal unread, is_sent
+            if is_sent:  # `ResponseRecording.leave` handles disconnected readers
                 await asyncio.get_running_loop().create_future()
-            return messages.pop()
+            part = source.read(_REPLAYED_PART_BYTES)
+            unread -= len(part)
+            is_sent = not unread
+            if is_sent:
+                source.close()
+            return {"type": "http.request", "body": part, "more_body": not is_sent}
 
         async def send(message: Message) -> None:
             if message["type"] == "http.response.start":

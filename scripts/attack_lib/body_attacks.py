@@ -176,7 +176,11 @@ ATTACKS = [
         "PNG of a million chunks", "400", edit(lambda: pictures.many_chunks(1_000_000), 400), CUSTOMER, is_short=False
     ),
     Attack(
-        "PNG with a text of 200 MB", "400 or 200", edit(lambda: pictures.text_bomb(200_000_000), 200, 400), CUSTOMER
+        "PNG with a text of 200 MB",
+        "400 or 200",
+        edit(lambda: pictures.text_bomb(200_000_000), 200, 400),
+        CUSTOMER,
+        is_short=False,
     ),
     Attack("5000 broken EXIF tags", "no log lines", edit(lambda: pictures.broken_tags(5000), 200, 400), CUSTOMER),
 ]

@@ -171,7 +171,7 @@ ATTACKS = [
     Attack("CONNECT", "4xx", _single(b"CONNECT localhost:80 HTTP/1.1\r\n" + HOST + b"\r\n", 400, 404, 405, 501)),
     Attack("150 silent connections", "closed", _hold(b""), is_short=False),
     Attack("150 slow headers", "408", _hold(_GET + b"X-A: b", b"c")),
-    Attack("150 slow bodies", "408", _hold(_SLOW_BODY, b"d")),
+    Attack("150 slow bodies", "408", _hold(_SLOW_BODY, b"d"), is_short=False),
     Attack("more connections than allowed", "health checks answered", _crowd),
     Attack("body after an Upgrade", "one answer", _upgrade_body),
     Attack("requests that invite log lines", "logs bounded", _noise),

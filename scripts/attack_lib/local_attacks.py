@@ -1,4 +1,4 @@
-"""What happens on the machine: torn files, odd workers, readers of the output that end."""
+"""What happens on the machine: torn files, signals, readers of the output that end."""
 
 from __future__ import annotations
 
@@ -12,16 +12,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import httpx
-import zmq
 
 from configs.paths import keys_file, run_dir
-from scripts.attack_lib.attack import CUSTOMER, MIB, Attack, BoundBroken
+from scripts.attack_lib.attack import CUSTOMER, Attack, BoundBroken
 from scripts.attack_lib.target import Target
+from scripts.harness.balancer import sim
+from scripts.harness.instance import Instance
 from scripts.harness.processes import PATIENCE_S, ROOT, free_port, wait_until
-from wire.codec import WorkerEnvelope, decode_for_worker, encode
-from wire.messages import PROTOCOL, Assign, Capacity, Finished, Hello
-
-_SLOT = 8
 
 
 def _restart_balancer(target: Target) -> None:
@@ -85,92 +82,6 @@ def _torn(name: str, content: bytes | None) -> Callable[[Target], str]:
     return run
 
 
-class _FakeWorker:
-    """A worker of the model `m` by its messages."""
-
-    def __init__(self, target: Target, name: str) -> None:
-        self._context = zmq.Context()
-        self._socket = self._context.socket(zmq.DEALER)
-        self._socket.setsockopt(zmq.ROUTING_ID, name.encode())
-        self._socket.setsockopt(zmq.LINGER, 0)
-        self._socket.setsockopt(zmq.SNDTIMEO, 2000)
-        self._socket.connect(target.worker_address)
-        self.send(Hello(PROTOCOL, name, "m", "sim:99", os.getpid()), Capacity(_SLOT))
-
-    def send(self, *messages: Hello | Capacity | Finished, frames: tuple[bytes, ...] = ()) -> None:
-        self._socket.send_multipart(encode([WorkerEnvelope(message, list(frames)) for message in messages]))
-
-    def answer_all(self, image: bytes, seconds: float) -> int:
-        """Answer every task with these bytes. Return how many there were."""
-        deadline, count = time.monotonic() + seconds, 0
-        while time.monotonic() < deadline:
-            if not self._socket.poll(50):
-                continue
-            for message, _ in decode_for_worker(self._socket.recv_multipart()):
-                for task in message.tasks if isinstance(message, Assign) else ():
-                    self.send(Finished(task.task, task.attempt), frames=(image,))
-                    count += 1
-        return count
-
-    def send_raw(self, parts: list[bytes]) -> None:
-        self._socket.send_multipart(parts)
-
-    def close(self) -> None:
-        self._socket.close()
-        self._context.term()
-
-
-def _wrong_images(target: Target) -> str:
-    """A worker answers with HTML: no client gets it as an image."""
-    worker = _FakeWorker(target, "liar")
-    try:
-        found: list[httpx.Response] = []
-
-        def ask() -> None:
-            with target.client(target.bob) as bob:
-                found.extend(bob.post("/predict", json={"prompt": "a"}) for _ in range(4))
-
-        threads = [threading.Thread(target=ask) for _ in range(6)]
-        for thread in threads:
-            thread.start()
-        count = worker.answer_all(b"<html>", 2.0)
-        for thread in threads:
-            thread.join()
-    finally:
-        worker.close()
-    false = [answer for answer in found if answer.status_code == 200 and b"iVBOR" not in answer.content]
-    if false:
-        raise BoundBroken(f"{len(false)} of {len(found)} clients got HTML as an image")
-    return f"{count} wrong results, none delivered"
-
-
-def _odd_name(target: Target) -> str:
-    """A worker's name is markup and terminal escapes: `status` shows it as text."""
-    worker = _FakeWorker(target, "[/bold]\x1b]0;x\x07")
-    try:
-        time.sleep(1.0)
-        command = [sys.executable, "-m", "controller", "status", "--data-dir", str(target.folder)]
-        done = subprocess.run(command, cwd=ROOT, capture_output=True, timeout=PATIENCE_S, check=False)
-    finally:
-        worker.close()
-    if done.returncode != 0 or b"\x1b]0" in done.stdout:
-        raise BoundBroken(f"status ended with {done.returncode}: {done.stderr[-100:]!r}")
-    return "status shows it"
-
-
-def _large_message(target: Target) -> str:
-    """A message of many large parts."""
-    worker = _FakeWorker(target, "large")
-    try:
-        worker.send_raw([b"\x90", *[b"\0" * (16 * MIB)] * 8])
-        time.sleep(1.5)
-    except zmq.Again:
-        return "not taken"
-    finally:
-        worker.close()
-    return "dropped"
-
-
 def _output_ends(target: Target) -> str:
     """The reader of a server's output ends; the server serves on."""
     folder = Path(str(target.folder) + "-piped")
@@ -202,11 +113,39 @@ def _output_ends(target: Target) -> str:
     return f"served on, ended with {process.returncode}"
 
 
+def _signal_to_all(target: Target) -> str:
+    """SIGTERM to every process of a server at once: the requests that run and wait are answered."""
+    config = {"models": {"m": sim(t0_s=0.02, t1_s=0.0, max_batch_size=1, scaling={"min_workers": 2})}}
+    instance = Instance(Path(f"{target.folder}-signal"), config)
+    statuses: list[int] = []
+
+    def ask() -> None:
+        body = {"prompt": "a", "num_inference_steps": 40}
+        statuses.append(httpx.post(f"{instance.url}/predict", json=body, timeout=PATIENCE_S).status_code)
+
+    try:
+        instance.until(instance.is_ready, "a ready server")
+        instance.until_workers(2)
+        threads = [threading.Thread(target=ask) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        instance.until(lambda: all(worker.running for worker in instance.workers()), "a task on each worker")
+        for process in instance.children():
+            process.terminate()
+        instance.process.terminate()
+        for thread in threads:
+            thread.join()
+        code = instance.process.wait(PATIENCE_S)
+    finally:
+        instance.end()
+    if statuses != [200] * 4 or code:
+        raise BoundBroken(f"answered {statuses}, the controller ended with {code}")
+    return "4 of 4 answered"
+
+
 ATTACKS = [
-    Attack("message of 128 MiB in parts", "bounded", _large_message, CUSTOMER),
-    Attack("a worker that sends HTML", "not delivered", _wrong_images, CUSTOMER),
-    Attack("a worker named as markup", "shown as text", _odd_name, CUSTOMER),
     Attack("reader of the output ends", "serves on", _output_ends, CUSTOMER, is_short=False),
+    Attack("SIGTERM to all processes", "all answered", _signal_to_all, CUSTOMER, is_short=False),
     Attack("empty internal token, restart", "401", _torn("internal.token", b""), CUSTOMER, True, False),
     Attack(
         "torn internal token, restart",
@@ -216,7 +155,7 @@ ATTACKS = [
         is_short=False,
         keeps_process=False,
     ),
-    Attack("keys deleted, restart", "closed", _torn("keys", None), CUSTOMER, True, False),
+    Attack("keys deleted, restart", "closed", _torn("keys", None), CUSTOMER, False, False),
     Attack("keys emptied, restart", "closed", _torn("keys", b""), CUSTOMER, False, False),
     Attack(
         "keys cut short, restart",

@@ -5,10 +5,9 @@ from __future__ import annotations
 import http.client
 import threading
 import time
-from pathlib import Path
 
 from scripts.attack_lib.attack import Attack, BoundBroken, Outcome, judge
-from scripts.attack_lib.target import Target
+from scripts.attack_lib.target import Target, rss_bytes
 
 _PROBE_EVERY_S = 0.02
 #: Growth of the logs that a server has by itself in the time of an attack.
@@ -27,11 +26,7 @@ class HealthProbe:
         self.peak_bytes = self.rss_bytes()
 
     def rss_bytes(self) -> int:
-        try:
-            pages = int(Path(f"/proc/{self._pid}/statm").read_text().split()[1])
-        except (OSError, IndexError):
-            return 0
-        return pages * 4096
+        return rss_bytes(self._pid)
 
     def __enter__(self) -> HealthProbe:
         self._thread.start()
@@ -64,7 +59,7 @@ def attack_single(attack: Attack, target: Target) -> Outcome:
         before = probe.rss_bytes()
         try:
             outcome.observed = attack.run(target)
-        except BoundBroken as broken:
+        except (BoundBroken, AssertionError) as broken:  # the latter of `wait_until`
             outcome.broken.append(str(broken))
         time.sleep(_SETTLE_S)
     outcome.wall_s = time.monotonic() - started

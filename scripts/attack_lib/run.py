@@ -5,12 +5,30 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from scripts.attack_lib import body_attacks, http_attacks, local_attacks, tenant_attacks
+from scripts.attack_lib import (
+    body_attacks,
+    http_attacks,
+    local_attacks,
+    request_attacks,
+    result_attacks,
+    tenant_attacks,
+    worker_attacks,
+)
 from scripts.attack_lib.attack import Attack, Outcome
 from scripts.attack_lib.measure import attack_single
 from scripts.attack_lib.target import Target
 
-ALL: list[Attack] = [*http_attacks.ATTACKS, *body_attacks.ATTACKS, *tenant_attacks.ATTACKS, *local_attacks.ATTACKS]
+#: The last ones restart the balancer.
+_MODULES = (
+    http_attacks,
+    request_attacks,
+    body_attacks,
+    tenant_attacks,
+    result_attacks,
+    worker_attacks,
+    local_attacks,
+)
+ALL: list[Attack] = [attack for module in _MODULES for attack in module.ATTACKS]
 
 
 def run_attacks(

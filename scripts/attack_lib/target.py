@@ -19,8 +19,23 @@ from scripts.harness.processes import PATIENCE_S, ROOT, wait_until
 
 #: Short limits of time, so that attacks on them take seconds.
 SERVER = {"header_timeout_s": 2, "body_timeout_s": 2, "keep_alive_s": 5, "send_timeout_s": 3, "max_connections": 400}
-JOBS = {"max_unfinished": 20, "webhook_private": True, "webhook_timeout_s": 2, "webhook_retry_s": 60}
+JOBS = {
+    "max_unfinished": 20,
+    "max_bytes": 1 << 20,
+    "webhook_private": True,
+    "webhook_timeout_s": 2,
+    "webhook_retry_s": 60,
+}
 TIME_LIMIT_S = 30.0
+
+
+def rss_bytes(pid: int | None) -> int:
+    """Resident memory of the process; 0 if there is none."""
+    try:
+        pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
+    except (OSError, IndexError):
+        return 0
+    return pages * 4096
 
 
 class Target:
@@ -52,6 +67,10 @@ class Target:
         """None while there is no balancer."""
         record = self.instance.records().get(BALANCER)
         return None if record is None else record.pid
+
+    def rss_bytes(self) -> int:
+        """Memory of the balancer."""
+        return rss_bytes(self.balancer_pid)
 
     @property
     def worker_address(self) -> str:

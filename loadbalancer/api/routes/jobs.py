@@ -111,6 +111,7 @@ class _JobsApi:
         if idempotency_key is not None:
             key = await key_of_request(owner, idempotency_key, request.url.path, "", body)
         parsed = parse_job(body, server.max_body_bytes, webhook_private=settings.webhook_private)
+        del body  # it may be large, and decoding may take long
         job = await self._builder.build(parsed.request, request, parsed.image, parsed.mask)
         allowed_s = job.timeout_s if parsed.request.timeout_s is not None else settings.timeout_s
         order = _job_spec(parsed, job, time.time() + allowed_s)

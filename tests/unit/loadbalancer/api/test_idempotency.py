@@ -7,6 +7,8 @@ import threading
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from starlette.responses import PlainTextResponse
 from starlette.types import Message, Receive, Scope, Send
 
@@ -77,3 +79,42 @@ async def test_large_digests_are_made_in_a_thread(size: int) -> None:
     key = await key_of_request("alice", "k", "/v1/jobs", MediaType("text/plain"), bytes(size))
     assert key == key_of("alice", "k", "/v1/jobs", "text/plain", bytes(size))
     assert (threads[0] is threading.current_thread()) is (size <= 1 << 16)
+
+
+@pytest.mark.parametrize("size", [0, 1, 1 << 18, 600_000])
+async def test_application_gets_the_whole_body(tmp_path: Path, size: int) -> None:
+    """In parts, so that a form is on disk before all of it is copied."""
+    sent, parts = bytes(range(256)) * (size // 256) + b"x" * (size % 256), list[bytes]()
+
+    async def application(scope: Scope, receive: Receive, send: Send) -> None:
+        more = True
+        while more:
+            message = await receive()
+            parts.append(message["body"])
+            more = message["more_body"]
+        await PlainTextResponse("done")(scope, receive, send)
+
+    messages = [{"type": "http.request", "body": sent, "more_body": False}]
+
+    async def receive() -> Message:
+        if messages:
+            return messages.pop()
+        await asyncio.get_running_loop().create_future()  # it never hangs up
+        raise AssertionError
+
+    told = asyncio.Queue[Message]()
+    once = IdempotencyMiddleware(application, Database(tmp_path / "j.sqlite3"), max_bytes=1 << 20)
+    headers = [(b"idempotency-key", b"k"), (b"content-length", b"%d" % size)]
+    await once({**_SCOPE, "headers": headers, "state": {"caller": Caller()}}, receive, told.put)
+    assert b"".join(parts) == sent
+    assert max(map(len, parts)) <= 1 << 18
+
+
+@given(st.lists(st.sampled_from([b"--B", b"--", b"B", b"-", b"x", b"\r\n"]), max_size=30).map(b"".join))
+def test_digest_knows_no_boundary(body: bytes) -> None:
+    """A repetition of the same form has another boundary."""
+    first = key_of("alice", "k", "/", "multipart/form-data; boundary=B", body)
+    again = key_of("alice", "k", "/", "multipart/form-data; boundary=other", body.replace(b"--B", b"--other"))
+    assert first == again
+    if body:
+        assert first != key_of("alice", "k", "/", "multipart/form-data; boundary=B", body[1:])
