@@ -1,7 +1,7 @@
-"""What of a changed configuration can be had without a restart. Pure.
+"""Compares configurations: which changes apply without a restart. Pure.
 
-Three kinds of settings: the controller's own, which change at once; those that a model's workers read when they start,
-which come with new workers, one at a time; and all that the balancer reads when it starts.
+There are three kinds of settings. The controller's own settings change at once. Settings that workers read at start-up
+change by a rolling update. Settings that the balancer reads at start-up need a restart.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from typing import Any
 from configs.settings import Model, Settings
 from configs.text import clip
 
-#: Read by the controller alone.
+#: Settings that only the controller reads.
 _TOP = ("min_workers", "max_workers")
 _WORKERS = ("start_timeout_s", "drain_timeout_s")
-#: Settings of a model that the balancer reads too: they stay as they were, or the two would disagree.
+#: Settings of a model that the balancer reads too. They keep their old values, so that all programs agree.
 _BALANCERS = ("engine", "loras", "defaults", "limits", "cold_start_proxy")
 _BALANCERS_BATCHING = ("mode",)
 _BALANCERS_SCALING = ("slo", "look_back_period_s", "rate_window_s")
@@ -27,9 +27,9 @@ _MAX_VALUE = 60
 
 @dataclass(frozen=True, slots=True)
 class ConfigChange:
-    """What becomes of a new configuration. The texts name settings with their old and new values."""
+    """The effect of a new configuration. The texts name settings with their old and new values."""
 
-    #: What is in force from now on.
+    #: The settings in force from now on.
     settings: Settings
     applied: tuple[str, ...]
     rolling: tuple[str, ...]
@@ -49,18 +49,20 @@ class ConfigChange:
 
 
 def diff_settings(old: Settings, new: Settings) -> ConfigChange:
-    """From the settings in force and those that were read to those that can be in force now."""
+    """Compare the settings in force (`old`) with those of the file (`new`)."""
     models = {
         name: _model(model, new.models[name]) if name in new.models else model for name, model in old.models.items()
     }
     top = {name: getattr(new, name) for name in _TOP}
     workers = old.workers.model_copy(update={name: getattr(new.workers, name) for name in _WORKERS})
     settings = old.model_copy(update={**top, "workers": workers, "models": models})
-    was, now, wanted = _flat(old), _flat(settings), _flat(new)
+    before, after, requested = _flat(old), _flat(settings), _flat(new)
     done = {
-        key: _describe(key, was.get(key), now.get(key)) for key in sorted({*was, *now}) if was.get(key) != now.get(key)
+        key: _describe(key, before.get(key), after.get(key))
+        for key in sorted({*before, *after})
+        if before.get(key) != after.get(key)
     }
-    left = [_describe(key, now.get(key), wanted.get(key)) for key in _differing(settings, now, wanted)]
+    left = [_describe(key, after.get(key), requested.get(key)) for key in _differing(settings, after, requested)]
     new_names = [f"models.{name} is new" for name in new.models if name not in old.models]
     removed = [f"models.{name} is gone" for name in old.models if name not in new.models]
     live = [text for key, text in done.items() if _is_live(key)]
@@ -69,17 +71,17 @@ def diff_settings(old: Settings, new: Settings) -> ConfigChange:
 
 
 def generation(settings: Settings, model: str) -> str:
-    """Digest of what the model's workers read when they start."""
+    """Return a digest of the settings that the model's workers read at start-up."""
     tree = settings.models[model].model_dump(mode="json", exclude={"scaling", "gpu_memory"})
     return hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest()[:8]
 
 
 def _model(old: Model, new: Model) -> Model:
-    """The new one, but for what the balancer reads."""
-    kept = {name: getattr(old, name) for name in _BALANCERS if name in Model.model_fields}
+    """Return the new settings, with the old values of those that the balancer reads."""
+    unchanged = {name: getattr(old, name) for name in _BALANCERS if name in Model.model_fields}
     batching = new.batching.model_copy(update={name: getattr(old.batching, name) for name in _BALANCERS_BATCHING})
     scaling = new.scaling.model_copy(update={name: getattr(old.scaling, name) for name in _BALANCERS_SCALING})
-    return new.model_copy(update={**kept, "batching": batching, "scaling": scaling})
+    return new.model_copy(update={**unchanged, "batching": batching, "scaling": scaling})
 
 
 def _is_live(key: str) -> bool:
@@ -88,7 +90,7 @@ def _is_live(key: str) -> bool:
 
 
 def _differing(settings: Settings, now: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:
-    """The settings that stay as they were, but for those of models that come or go as a whole."""
+    """Return the settings that need a restart, except those of added or removed models."""
     names = {f"models.{name}." for name in settings.models}
     keys = [key for key in sorted({*now, *wanted}) if now.get(key) != wanted.get(key)]
     both = {prefix for prefix in names if any(key.startswith(prefix) for key in wanted)}
@@ -96,7 +98,7 @@ def _differing(settings: Settings, now: Mapping[str, Any], wanted: Mapping[str, 
 
 
 def _flat(settings: Settings) -> dict[str, Any]:
-    """Every setting by its dotted name."""
+    """Return every setting by its dotted name."""
     found: dict[str, Any] = {}
 
     def walk(prefix: str, tree: Mapping[str, Any]) -> None:

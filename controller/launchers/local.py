@@ -28,7 +28,7 @@ class LocalLauncher:
     """Implements `Launcher` with one subprocess per worker; starts the balancer in the same way."""
 
     def __init__(self, settings: Settings, python: str = sys.executable) -> None:
-        """`python` runs the programs."""
+        """`python` is the interpreter of the programs."""
         self._python = python
         self._data_dir = settings.data_dir.resolve()
         self._address = worker_address(settings.data_dir)
@@ -39,7 +39,7 @@ class LocalLauncher:
     def prepare(self) -> tuple[list[WorkerProcess], bool]:
         """Write the configuration for the children, and adopt running ones.
 
-        Returns them, and whether they run with another configuration and were therefore told to go.
+        Return the adopted processes, and whether they were drained because their configuration differs.
         """
         atomic_write(controller_pid_file(self._data_dir), str(os.getpid()).encode("ascii"))
         text = to_yaml(self._settings)
@@ -63,24 +63,24 @@ class LocalLauncher:
             return ""
 
     def start(self, worker: str, model: str, device: str) -> None:
-        """A worker process, pinned to its device."""
+        """Start a worker process, pinned to its device."""
         options = ["--id", worker, "--model", model, "--device", device, "--connect", self._address]
         command, env = self._command("worker", options), self._environment(device)
         self._processes.spawn(worker, model, device, command, env, generation=generation(self._settings, model))
 
     def start_spare(self, worker: str, model: str, kind: str) -> None:
-        """A worker process that has a device of this kind only once it is activated."""
+        """Start a standby worker. It gets a device of this kind when it is activated."""
         options = ["--id", worker, "--model", model, "--device", kind, "--connect", self._address, "--standby"]
         command = self._command("worker", options)
         env, settings = self._environment(kind), generation(self._settings, model)
         self._processes.spawn(worker, model, kind, command, env, generation=settings, spare=True)
 
     def activate(self, worker: str, device: str) -> None:
-        """SIGUSR2, beside a file with the name of the device."""
+        """Write the device to the standby worker's file, and send it SIGUSR2."""
         self._processes.activate(worker, device)
 
     def start_balancer(self) -> None:
-        """The balancer, if there is none."""
+        """Start the balancer unless it runs."""
         server = self._settings.server
         options = ["--host", server.host, "--port", str(server.port)]
         self._processes.spawn(BALANCER, "", "", self._command("loadbalancer", options), self._environment(""))
@@ -93,7 +93,7 @@ class LocalLauncher:
         self._processes.signal(worker, signal.SIGUSR1 if immediate or worker == BALANCER else signal.SIGTERM)
 
     def kill(self, worker: str) -> None:
-        """SIGKILL."""
+        """Send SIGKILL."""
         self._processes.signal(worker, signal.SIGKILL)
 
     def rotate_logs(self) -> None:
@@ -108,17 +108,17 @@ class LocalLauncher:
         return [self._python, "-m", program, *common, *options]
 
     def _environment(self, device: str) -> dict[str, str]:
-        """Return our environment, pinned to the device, without `MUSTER_*`, which the configuration already holds."""
+        """Return the environment for the device, without `MUSTER_*` variables: the configuration file has them."""
         env = {key: value for key, value in os.environ.items() if not key.startswith("MUSTER_")}
         # The programs must be importable from any working directory.
         env["PYTHONPATH"] = os.pathsep.join(filter(None, [str(Path(__file__).parents[2]), env.get("PYTHONPATH")]))
         kind, _, number = device.partition(":")
         if kind == "cuda" and not number:
-            # To look for GPUs without a use of the driver, which would settle for good which of them it shows.
+            # Torch then checks for GPUs by NVML. A CUDA initialization would fix the set of visible GPUs too early.
             return env | {"PYTORCH_NVML_BASED_CUDA_CHECK": "1", "CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
         if kind == "cuda":
             return env | {"CUDA_VISIBLE_DEVICES": number, "CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
-        # One thread each: with two, workers that share the cores wait for one another at every operator.
+        # One thread per worker: with more, workers on shared cores wait for each other at every operator.
         return env | {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
 
 
@@ -126,7 +126,7 @@ def _read_by_children(text: str) -> Tree:
     """Return the part of the configuration that the children read."""
     try:
         tree: Tree = parse_yaml(text).value or {}
-    except InvalidYaml:  # it was written by another version, or is damaged
+    except InvalidYaml:  # another version wrote it, or it is damaged
         return {}
     models = {
         name: {key: part for key, part in model.items() if key not in ("scaling", "gpu_memory")}

@@ -1,4 +1,4 @@
-"""The folder of the children's logs: names, sizes, and what is kept of children that have ended."""
+"""The log folder of child processes: file names, rotation, and retention after exits."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from configs.sections import Logging
 
 _TAIL_LINES = 15
 _TAIL_BYTES = 8192
-#: Logs of ended children that are kept, and how many full files they may fill together.
+#: Maximum number of retained logs of exited children, and their total size in full log files.
 _MAX_ENDED, _MAX_FULL = 50, 16
 
 
 class LogFolder:
-    """The logs of all children: `NAME.log`, and `NAME.log.1`, ... for earlier parts."""
+    """The logs of all children: `NAME.log`, and the rotated parts `NAME.log.1`, ..."""
 
     def __init__(self, folder: Path, limits: Logging) -> None:
         self._folder = folder
@@ -27,7 +27,7 @@ class LogFolder:
         return self._folder / f"{name}.log"
 
     def tail(self, name: str) -> str:
-        """The last lines of a log, also just after its rotation."""
+        """Return the last lines of a log; right after a rotation, those of the previous part."""
         for path in (self.path(name), backup_path(self.path(name), 1)):
             with contextlib.suppress(OSError), path.open("rb") as log:
                 size = log.seek(0, 2)
@@ -37,7 +37,7 @@ class LogFolder:
         return ""
 
     def rotate(self, names: Iterable[str], now: float) -> None:
-        """Bound the logs of running children, at most once per `CHECK_EVERY_S`."""
+        """Rotate the large logs of running children. It checks at most once per `CHECK_EVERY_S`."""
         if now - self._checked_at < CHECK_EVERY_S:
             return
         self._checked_at = now
@@ -46,9 +46,9 @@ class LogFolder:
                 rotate_log(self.path(name), self._limits)
 
     def prune(self, running: Iterable[str]) -> None:
-        """Delete the oldest logs of ended children beyond the limits, each with its earlier parts."""
-        kept = {self.path(name) for name in running}
-        by_age = sorted(set(self._folder.glob("*.log")) - kept, key=_changed_at, reverse=True)
+        """Delete the oldest logs of exited children beyond the limits, with their rotated parts."""
+        in_use = {self.path(name) for name in running}
+        by_age = sorted(set(self._folder.glob("*.log")) - in_use, key=_changed_at, reverse=True)
         total = 0
         for count, log in enumerate(by_age, 1):
             parts = [log, *_backups(log)]

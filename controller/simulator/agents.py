@@ -65,8 +65,8 @@ class ScalingTarget(NamedTuple):
 class _SimAutoscaler(Autoscaler):
     """Skips planning while nothing changes: only hanging workers need it then, and simulated workers do not hang."""
 
-    def _plan(self, wanted: Sequence[ModelDemand], now: float) -> Plan:
-        return Plan([], {}) if _are_settled(wanted) else super()._plan(wanted, now)
+    def _plan(self, demands: Sequence[ModelDemand], now: float) -> Plan:
+        return Plan([], {}) if _are_settled(demands) else super()._plan(demands, now)
 
 
 def _are_settled(targets: Sequence[ModelDemand]) -> bool:

@@ -66,7 +66,7 @@ def _tune(args: argparse.Namespace, scenario: Scenario, console: Console) -> int
         raise InvalidScenario("--part must be between 0 and 1, --goal between 0 and 100, --tries at least 1")
     fixed_fields = {"policy": args.policy, "slo": {"percentile": args.goal} | _within(args)}
     try:
-        scalings = {name: with_fields(one, fixed_fields) for name, one in scenario.scalings.items()}
+        scalings = {name: with_fields(scaling, fixed_fields) for name, scaling in scenario.scalings.items()}
     except ValidationError as error:
         raise InvalidScenario("; ".join(problem["msg"] for problem in error.errors())) from None
     scenario = replace(scenario, scalings=scalings)
@@ -74,7 +74,7 @@ def _tune(args: argparse.Namespace, scenario: Scenario, console: Console) -> int
     space = _space(args.policy, scenario)
     console.print(describe(first), highlight=False, markup=False)
     best = _search(args, first, space, console)
-    default_result, tuned_result = (evaluate(rest, args.policy, one) for one in ({}, best.settings))
+    default_result, tuned_result = (evaluate(rest, args.policy, values) for values in ({}, best.settings))
     _print_result(console, "searched", best.result)
     _print_result(console, "on the rest", tuned_result)
     _print_result(console, "on the rest, with the defaults", default_result)
@@ -102,7 +102,7 @@ def split_scenario(scenario: Scenario, part: float) -> tuple[Scenario, Scenario]
     split_s = scenario.span_s * part
     first = {name: slice_traffic(traffic, 0.0, split_s) for name, traffic in scenario.traffic.items()}
     rest = {name: slice_traffic(traffic, split_s, float("inf")) for name, traffic in scenario.traffic.items()}
-    if not any(one.times for one in first.values()) or not any(one.times for one in rest.values()):
+    if not all(any(traffic.times for traffic in half.values()) for half in (first, rest)):
         raise InvalidScenario("both parts of the trace must have requests; change --part")
     return (
         replace(scenario, traffic=first, span_s=split_s),
@@ -113,7 +113,7 @@ def split_scenario(scenario: Scenario, part: float) -> tuple[Scenario, Scenario]
 def evaluate(scenario: Scenario, policy: str, settings: ParameterValues) -> PolicyResult:
     """Simulate the settings."""
     try:
-        scalings = {name: with_fields(one, nested_fields(settings)) for name, one in scenario.scalings.items()}
+        scalings = {name: with_fields(scaling, nested_fields(settings)) for name, scaling in scenario.scalings.items()}
     except ValidationError:
         return _INVALID_RESULT
     return total_result(policy, model_results(policy, run(policy, replace(scenario, scalings=scalings))))

@@ -398,7 +398,7 @@ class JobManager:
 
     async def _save_now(self) -> None:
         """Store the newest checkpoints. If the disk is unavailable, a restart repeats more steps."""
-        checkpoints = [each for run in self._runs.values() for each in run.unsaved_checkpoints()]
+        checkpoints = [checkpoint for run in self._runs.values() for checkpoint in run.unsaved_checkpoints()]
         if not checkpoints:
             return
         try:

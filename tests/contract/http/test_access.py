@@ -126,7 +126,7 @@ def test_rate_limit_is_enforced_and_sent_in_headers(http: httpx.Client, tokens: 
     assert third.headers["x-ratelimit-reset-requests"].endswith("s")
     assert 1 <= int(third.headers["retry-after"]) <= 30
     assert (third.json()["error"]["type"], third.json()["error"]["code"]) == ("rate_limit_error", "rate_limit_exceeded")
-    # Looking costs nothing, and the limit is this key's alone.
+    # Reads are not limited, and other keys have their own limits.
     assert http.get("/v1/models", headers=bearer(tokens["slow"])).status_code == 200
     other = http.post("/predict", json=DRAW, headers=bearer(tokens["painter"]))
     assert other.status_code == 200
@@ -185,7 +185,7 @@ def test_key_file_is_reloaded_while_running(tmp_path: Path) -> None:
         keys_file(data_dir).write_text("keys: [")
 
         def noticed() -> bool:
-            assert (status(token), status()) == (200, 401)  # asking is what makes it look at the file
+            assert (status(token), status()) == (200, 401)  # a request triggers the check of the file
             return "stays in force" in server.log("loadbalancer")
 
         wait_until(noticed, "the broken file to be noticed")
@@ -197,7 +197,7 @@ def test_key_file_is_reloaded_while_running(tmp_path: Path) -> None:
 
 
 def startup_error(process: Process, data_dir: Path) -> str:
-    """The error text of a balancer that does not start."""
+    """Return the error text of a balancer that does not start."""
     try:
         assert process.wait(PATIENCE_S) == 2
     finally:

@@ -40,7 +40,7 @@ def error_of(answered: httpx.Response, status: int = 400) -> dict[str, Any]:
     return dict(error)
 
 
-#: (files, fields beside the prompt, parameter that is named, part of the message)
+#: (files, fields beside the prompt, named parameter, part of the message)
 REFUSED: list[tuple[Files, dict[str, Any], str, str]] = [
     ([("image", b"")], {}, "image", "the file is empty"),
     ([("image", b"some text")], {}, "image", "not a PNG, JPEG or WebP file"),
@@ -131,7 +131,7 @@ def test_missing_file_is_named(http: httpx.Client) -> None:
         assert (error["param"], error["code"]) == (param, "missing_required_parameter")
 
 
-# ---- forms that are none
+# ---- malformed forms
 
 PART = b'--b\r\nContent-Disposition: form-data; name="prompt"%b\r\n\r\n%b\r\n'
 UTF_16, LATIN_1 = (b"\r\nContent-Type: text/plain; charset=%b" % name for name in (b"utf-16", b"latin-1"))

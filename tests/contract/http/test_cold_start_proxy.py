@@ -1,4 +1,4 @@
-"""`cold_start_proxy`: an upstream server answers while a model has no worker. It is real or a fake that fails."""
+"""`cold_start_proxy`: an upstream server answers while a model has no worker. It is real, or a stub that fails."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ GENERATE, EDIT = "/v1/images/generations", "/v1/images/edits"
 KEY = "sk-far-secret"
 BODY = {"prompt": "a seven", "seed": 7}
 PROXIED = "x-muster-proxied"
-#: An image of these takes minutes: only hanging up ends it.
+#: An image with these takes minutes, so only a disconnect ends it.
 SLOW = {"t0_s": 0.1, "max_batch_size": 1, "defaults": {"size": "64x64", "steps": 600}}
 
 
@@ -115,7 +115,7 @@ def test_form_is_proxied_with_its_files(near: Server) -> None:
     fields = {"model": "m", "prompt": "a seven", "seed": "7"}
     answered = httpx.post(f"{near.base_url}{EDIT}", files=files, data=fields, timeout=PATIENCE_S)
     assert answered.headers[PROXIED] == "true"
-    mask = ImageOps.invert(half("L")).tobytes()  # transparent is what is drawn anew
+    mask = ImageOps.invert(half("L")).tobytes()  # transparent areas are drawn again
     assert images(answered) == [expected((make_image().tobytes(), mask), mode="inpaint")]
 
 
@@ -124,7 +124,7 @@ def test_form_is_proxied_with_its_files(near: Server) -> None:
     [
         ({"size": "7x7"}, 400, "size", False),
         ({"n": 6}, 400, "n", False),
-        # Allowed here, but not there: told in their words.
+        # The upstream rejects what this server allows: the client gets the upstream's error.
         ({"n": 3}, 400, "n", True),
     ],
 )
@@ -142,7 +142,7 @@ def test_upstream_client_error_is_returned(
 
 
 def test_wrong_upstream_key_returns_502(near: Server) -> None:
-    headers = {"authorization": f"Bearer {KEY}"}  # the right one, but a client's
+    headers = {"authorization": f"Bearer {KEY}"}  # the right key, but sent by a client
     answered = httpx.post(
         f"{near.base_url}{GENERATE}", json=BODY | {"model": "keyless"}, headers=headers, timeout=PATIENCE_S
     )
@@ -255,7 +255,7 @@ def test_missing_upstream_key_fails_start(tmp_path: Path) -> None:
     assert "models.m.cold_start_proxy.api_key_env names NO_SUCH_KEY, which is not set in the environment" in output
 
 
-# ---- a server that misbehaves
+# ---- an upstream that fails
 
 
 async def misbehave(request: web.Request) -> web.StreamResponse:

@@ -1,4 +1,4 @@
-"""What clients of other servers send: HEAD, other names of health checks, compressed bodies, edits as JSON."""
+"""Compatibility with clients of other servers: HEAD, health check paths, compressed bodies, edits as JSON."""
 
 from __future__ import annotations
 

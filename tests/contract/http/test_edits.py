@@ -25,7 +25,7 @@ MASK = half("L")
 
 
 def expected(sources: tuple[bytes, ...] = (RGB,), **changes: Any) -> bytes:
-    """The quick model's image for "a seven", seed 7 and these sources, with `changes`."""
+    """Return the quick model's image for "a seven", seed 7 and these sources, with `changes`."""
     plain: dict[str, Any] = {"prompt": "a seven", "seed": 7, "width": 64, "height": 64, "steps": 8}
     plain |= {"guidance_scale": 3.0, "scheduler": "ddim"}
     plain |= {"mode": "image", "strength": 0.8} if len(sources) == 1 else {"mode": "inpaint", "strength": 1.0}
@@ -33,7 +33,7 @@ def expected(sources: tuple[bytes, ...] = (RGB,), **changes: Any) -> bytes:
 
 
 def edit(http: httpx.Client, files: dict[str, bytes] | None = None, **fields: str) -> httpx.Response:
-    """The response to a form for "a seven" and seed 7."""
+    """Return the response to a form for "a seven" and seed 7."""
     sent = {name: ("a name.txt", content, "text/plain") for name, content in (files or {"image": png()}).items()}
     return http.post(EDIT, files=sent, data={"prompt": "a seven", "seed": "7"} | fields)
 
@@ -136,7 +136,7 @@ def test_adapters(http: httpx.Client, path: str) -> None:
 
 
 def test_large_upload_is_read_from_disk(http: httpx.Client) -> None:
-    """Noise does not compress: its file is nearly as large as the body limit."""
+    """A noise image does not compress, so its file is nearly as large as the body limit."""
     noise = Image.effect_noise((400, 400), 100).convert("RGB")
     content = file(noise, compress_level=0)
     assert 450_000 < len(content) < 500_000

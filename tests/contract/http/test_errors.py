@@ -15,7 +15,7 @@ from scripts.harness.processes import PATIENCE_S, wait_until
 
 GENERATE = "/v1/images/generations"
 
-#: (fields beside the prompt, parameter that is named, part of the message)
+#: (fields beside the prompt, named parameter, part of the message)
 REFUSED: list[tuple[dict[str, Any], str, str]] = [
     ({"prompt": None}, "prompt", "Invalid type for 'prompt': None. Expected a string"),
     ({"prompt": 7}, "prompt", "Expected a string"),
@@ -90,7 +90,7 @@ def healthy_afterwards(shared: Server, http: httpx.Client) -> Iterator[None]:
 
 
 def error_of(answered: httpx.Response) -> dict[str, Any]:
-    """The error, checked to have exactly OpenAI's shape."""
+    """Return the error, and check that it has exactly OpenAI's shape."""
     assert answered.headers["content-type"] == "application/json"
     assert answered.headers["x-request-id"]
     body = answered.json()
@@ -163,11 +163,11 @@ def _endless() -> Iterator[bytes]:
         ("/predict", 20_000, 5_000_000),
         (GENERATE, 500_000, 1),
         (GENERATE, 500_000, 5_000_000),
-        (GENERATE, 500_000, None),  # the client reads only once the server has given it up
+        (GENERATE, 500_000, None),  # the client reads only after the server has given up
     ],
 )
 def test_body_over_limit_returns_413(http: httpx.Client, path: str, most: int, more: int | None) -> None:
-    """An endless chunked body can only be answered by a server that stops reading."""
+    """The server must stop reading to answer an endless chunked body."""
     answered = http.post(path, content=_endless() if more is None else b" " * (most + more))
     assert answered.status_code == 413
     error = error_of(answered)

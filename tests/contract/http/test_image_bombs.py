@@ -1,4 +1,4 @@
-"""Source images that take long to decode: others are served meanwhile, and nothing is decoded for nobody."""
+"""Source images with a long decoding time: others are served meanwhile, and a disconnect ends the decoding."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from tests.conftest import StartServer
 from tests.support.images import chunk, png, png_with, scan_bomb
 
 EDIT = "/v1/images/edits"
-#: Seconds of CPU time, twice: for the image and for the mask.
+#: It takes seconds of CPU time, once for the image and once for the mask.
 BOMB = scan_bomb(5000, 100)
 FIELDS = {"prompt": "a seven", "num_inference_steps": "2", "size": "64x64"}
 FILES = {"image": BOMB, "mask": BOMB}
 
 
 def metric(server: Server, name: str) -> int:
-    """The value of a sample of `/metrics`, by its name and labels; 0 if it is absent."""
+    """Return a sample of `/metrics` by its name and labels; 0 if it is absent."""
     text = httpx.get(f"{server.base_url}/metrics", timeout=PATIENCE_S).text
     found = re.search(rf"^{re.escape(name)} ([0-9.]+)$", text, re.MULTILINE)
     return int(float(found[1])) if found else 0
@@ -35,7 +35,7 @@ def edit(server: Server, files: dict[str, bytes], **fields: str) -> httpx.Respon
 
 
 def leave_during_decode(server: Server) -> None:
-    """Send a bomb and hang up while it is decoded."""
+    """Send a bomb and disconnect while it is decoded."""
     sent = httpx.Request("POST", f"{server.base_url}{EDIT}", files=FILES, data=FIELDS)
     head = "".join(f"{name}: {value}\r\n" for name, value in sent.headers.items())
     with socket.create_connection(("127.0.0.1", server.port), timeout=PATIENCE_S) as connection:

@@ -21,7 +21,7 @@ GENERATE = "/v1/images/generations"
 
 
 def inputs(**changes: Any) -> ImageInputs:
-    """The quick model's inputs for "a seven" and seed 7, with `changes`."""
+    """Return the quick model's inputs for "a seven" and seed 7, with `changes`."""
     plain: dict[str, Any] = {"prompt": "a seven", "seed": 7}
     plain |= {"width": 64, "height": 64, "steps": 8, "guidance_scale": 3.0, "scheduler": "ddim"}
     return ImageInputs(**plain | changes)
@@ -123,7 +123,7 @@ def test_official_client_raises_its_own_errors(sdk: openai.OpenAI) -> None:
         sdk.images.generate(model="dall-e-3", prompt="a seven")
     assert (unknown.value.param, unknown.value.code) == ("model", "model_not_found")
     with sdk.images.generate(model="absent", prompt="a seven", n=MAX_QUEUED, stream=True) as waiting:
-        next(waiting)  # they are in the queue, and now it is full
+        next(waiting)  # the tasks fill the queue
         with pytest.raises(openai.RateLimitError) as full:
             sdk.images.generate(model="absent", prompt="a seven")
     assert full.value.code == "queue_full"
@@ -162,7 +162,7 @@ def test_predict(http: httpx.Client) -> None:
 
 
 def test_content_type_of_json_body_is_ignored(http: httpx.Client) -> None:
-    """`curl -d` declares a form."""
+    """`curl -d` sends the content type of a form."""
     headers = {"content-type": "application/x-www-form-urlencoded"}
     assert http.post("/predict", content=b'{"prompt": "a seven"}', headers=headers).status_code == 200
 

@@ -1,4 +1,4 @@
-"""`/v1/jobs`: what is accepted, how it is told, who may see it, and what becomes of it."""
+"""`/v1/jobs`: validation, results, events, ownership and idempotency keys."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def bob(desk: Server) -> Iterator[httpx.Client]:
 
 
 def post(http: httpx.Client, path: str = GENERATE, key: str | None = None, **body: Any) -> dict[str, Any]:
-    """The view of an accepted job for "a seven", seed 7."""
+    """Submit a job for "a seven" and seed 7, and return its view."""
     wanted = {"path": path, "body": {"prompt": "a seven", "seed": 7} | body}
     answered = http.post("/v1/jobs", json=wanted, headers={"idempotency-key": key} if key else None)
     assert answered.status_code == 202, answered.text
@@ -93,7 +93,7 @@ def events(http: httpx.Client, view: dict[str, Any]) -> Iterator[dict[str, Any]]
                 yield json.loads(line[6:])
 
 
-# ---- what becomes of a job
+# ---- life cycle
 
 
 RGB = make_image().tobytes()
@@ -243,7 +243,7 @@ def test_subscriber_disconnect_does_not_affect_others(alice: httpx.Client) -> No
     assert ended(alice, view)["state"] == "done"
 
 
-# ---- what is refused
+# ---- rejected requests
 
 
 @pytest.mark.parametrize(
@@ -341,7 +341,7 @@ def test_body_over_limit_returns_413(alice: httpx.Client) -> None:
     assert alice.post("/v1/jobs", content=b" " * 600_000).status_code == 413
 
 
-# ---- whose it is
+# ---- ownership
 
 
 def test_jobs_are_paginated_per_owner(desk: Server, bob: httpx.Client) -> None:
@@ -433,7 +433,7 @@ def test_repeated_idempotency_key_returns_same_job(alice: httpx.Client, bob: htt
         assert (again.content, again.headers["content-type"]) == (first.content, first.headers["content-type"])
         assert (first.headers.get("idempotent-replayed"), again.headers["idempotent-replayed"]) == (None, "true")
     assert submitted(alice) == before + made
-    # Another request is refused under this key, to this owner; the key of another owner is another key.
+    # The same key with another request is rejected for this owner; keys of other owners are separate.
     kind = "data" if name == "edit" else "json"
     other = json.loads(json.dumps(REQUESTS[name][kind]).replace("seven", "three"))
     refused = send(alice, **{kind: other})

@@ -17,7 +17,7 @@ GENERATE = "/v1/images/generations"
 
 
 def samples(server: Server, name: str, label: str) -> dict[str, float]:
-    """The values of a metric, by one of its labels."""
+    """Return the values of a metric by one of its labels."""
     lines = httpx.get(f"{server.base_url}/metrics", timeout=PATIENCE_S).text.splitlines()
     own = [line.rpartition(" ") for line in lines if line.startswith(f"{name}{{")]
     return {sample_name.split(f'{label}="')[1].split('"')[0]: float(value) for sample_name, _, value in own}
@@ -49,7 +49,7 @@ def test_in_flight_metrics_return_to_zero(server: StartServer) -> None:
             "calls": 3,
             "recordings": 2,
             "decodes": 0,
-            "body_bytes": 0,  # a request that waits holds no body
+            "body_bytes": 0,  # a queued request holds no body
         }
         wait_until(lambda: counts() == expected, f"the books to say {expected}")
         assert [answer.result() for answer in sent] == [200] * 3

@@ -10,7 +10,7 @@ from scripts.harness.processes import PATIENCE_S
 from tests.conftest import StartServer
 
 DRAW = '{"prompt": "a seven"}'
-#: A form or a script of any page may send these without asking the server first.
+#: CORS simple requests: a form or script of any page can send these without a preflight.
 SIMPLE = {"content-type": "text/plain"}
 
 

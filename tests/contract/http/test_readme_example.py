@@ -1,4 +1,4 @@
-"""The example that the controller prints, run against a server with a certificate and keys."""
+"""Run the example that the controller prints against a server with a certificate and keys."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`response_format: url`: images that are fetched by their URLs."""
+"""`response_format: url`: images are fetched by their URLs."""
 
 from __future__ import annotations
 

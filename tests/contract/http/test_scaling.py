@@ -1,4 +1,4 @@
-"""The routes about scaling, with this test in the controller's place: what it reports, and what it is handed."""
+"""The scaling API. The test acts as the controller: it sends reports and receives commands."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def decision(number: int, model: str, desired: int) -> DecisionRecord:
 
 
 class Desk:
-    """A balancer without a controller, and what the controller would say to it."""
+    """A balancer without a controller, and methods that act as the controller."""
 
     def __init__(self, server: Server) -> None:
         self.server = server
@@ -74,7 +74,7 @@ def desk(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Desk]:
 
 @pytest.fixture
 def fresh(server: StartServer) -> Iterator[Desk]:
-    """A balancer of its own, for what depends on all that was ever reported."""
+    """Start a separate balancer, for tests that depend on all earlier reports."""
     made = Desk(server(models=MODELS, workers=0))
     with made.http:
         yield made
@@ -201,7 +201,7 @@ def test_command_rejected_by_controller_returns_its_reason(desk: Desk) -> None:
 def ordered(
     desk: Desk, verb: str, body: dict[str, Any] | None, obey: Callable[[PendingCommand], CommandResult]
 ) -> httpx.Response:
-    """Give an order, and obey it as a controller does: one report brings it, the next one answers."""
+    """Send a command, and execute it as the controller: one report receives it, the next one answers."""
     desk.tell(report())
     with ThreadPoolExecutor(1) as people:
         answer: Future[httpx.Response] = people.submit(desk.order, verb, body)

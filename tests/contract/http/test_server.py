@@ -100,7 +100,7 @@ def test_responses_carry_a_request_id(http: httpx.Client, method: str, path: str
 
 
 def samples(http: httpx.Client) -> dict[str, float]:
-    """Every sample of `/metrics` by name and labels."""
+    """Return every sample of `/metrics` by name and labels."""
     answered = http.get("/metrics")
     assert answered.headers["content-type"].startswith("text/plain")
     return {
@@ -130,7 +130,7 @@ def test_metrics(http: httpx.Client) -> None:
     assert after["muster_queue_tasks quick"] == 0
     assert after["muster_worker_slots sim:0 quick quick-0"] == 4
 
-    def rows() -> bool:  # the worker tells its counters with its next heartbeat
+    def rows() -> bool:  # the worker sends its counters with the next heartbeat
         return samples(http)["muster_worker_rows_total sim:0 quick quick-0"] >= 15
 
     wait_until(rows, "15 rows in the worker's counters")
@@ -293,7 +293,7 @@ def test_port_in_use_is_reported(tmp_path: Path) -> None:
 
 
 def test_second_balancer_in_data_dir_is_refused(server: StartServer) -> None:
-    """A second one would take the workers of the first."""
+    """A second balancer would take the workers of the first."""
     started = server(workers=0)
     options = ("--config", str(started.config), "--port", str(free_port()))
     assert launch("loadbalancer", started.data_dir, *options, log="second").wait(PATIENCE_S) == 2

@@ -19,13 +19,13 @@ from wire.messages import ImageInputs
 from worker.engines.sim import expected_image
 
 GENERATE = "/v1/images/generations"
-#: Many times what the system holds for a client that does not read.
+#: Much larger than the socket buffers for a client that does not read.
 IMAGES, SIDE = 24, 2048
 SEND_TIMEOUT_S = 1.5
 BODY = {"prompt": "a seven", "n": IMAGES, "seed": 1, "size": f"{SIDE}x{SIDE}", "output_format": "jpeg"}
 MODELS = {
     "quick": sim(limits={"max_pixels": SIDE * SIDE}, max_batch_size=16),
-    # One image after the other, each within 0.6 s: all take longer than a client that does not read is waited for.
+    # The images run one after another, 0.6 s each: together they take longer than the send timeout.
     "slow": sim(limits={"max_pixels": SIDE * SIDE}, t0_s=0.2, max_batch_size=1),
 }
 
@@ -56,7 +56,7 @@ def ask(server: Server, key: str = "", *, buffer: int = 4096, **changes: Any) ->
 
 
 def all_of(connection: socket.socket) -> bytes:
-    """All data until the server closes or aborts the connection."""
+    """Return all data until the server closes or aborts the connection."""
     parts: list[bytes] = []
     try:
         while part := connection.recv(1 << 18):
@@ -97,7 +97,7 @@ def test_slow_reader_gets_the_full_response(big: Server, large: bytes) -> None:
     with ask(big, "large", buffer=1 << 16) as connection:
         answer, body = http.client.HTTPResponse(connection), b""
         answer.begin()
-        while part := answer.read(1 << 15):  # raises where it ends too early
+        while part := answer.read(1 << 15):  # raises if it ends too early
             body += part
             time.sleep(0.05)
     assert (answer.status, body) == (200, large)

@@ -1,4 +1,4 @@
-"""A model whose workers start on demand, and the arrival log."""
+"""A model with `min_workers: 0`, and the arrival log."""
 
 from __future__ import annotations
 

@@ -30,7 +30,7 @@ def expected(seed: int, steps: int = 8) -> bytes:
 
 
 def events(answered: httpx.Response) -> Iterator[dict[str, Any]]:
-    """The events as they arrive; each must be one `event:` line and one `data:` line that agree."""
+    """Yield the events; each must have one `event:` line and a matching `data:` line."""
     name = None
     for line in answered.iter_lines():
         field, _, value = line.partition(": ")
@@ -136,9 +136,9 @@ def test_queue_position_is_sent_first_and_on_change(http: httpx.Client) -> None:
                 assert (ahead["state"], ahead["queue_position"]) == ("queued", 0)
                 waiting = events(third)
                 positions = [next(waiting)["queue_position"]]
-                while positions[-1] != 1:  # the one with priority came before it
+                while positions[-1] != 1:  # a request with a higher priority passed it
                     positions.append(next(waiting)["queue_position"])
-            assert next(waiting)["queue_position"] == 0  # which has hung up
+            assert next(waiting)["queue_position"] == 0  # that client has disconnected
             first.close()
             while (event := next(waiting))["state"] != "running":
                 pass
@@ -147,7 +147,7 @@ def test_queue_position_is_sent_first_and_on_change(http: httpx.Client) -> None:
                 pass
 
 
-# ---- clients that hang up
+# ---- clients that disconnect
 
 
 def raw_request(server: Server, body: dict[str, Any]) -> socket.socket:
@@ -159,7 +159,7 @@ def raw_request(server: Server, body: dict[str, Any]) -> socket.socket:
 
 
 def tasks(server: Server, model: str) -> tuple[int, int]:
-    """Waiting and running tasks of the model."""
+    """Return the queued and running tasks of the model."""
     (stats,) = (stats for stats in server.snapshot().models if stats.model == model)
     return stats.queued, stats.running
 

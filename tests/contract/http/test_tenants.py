@@ -1,4 +1,4 @@
-"""What one API key can take from the others: nothing beyond its part."""
+"""Limits per API key: one key cannot take resources beyond its share."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def discard_all(server: Server, *owners: str) -> None:
 
 
 def test_unfinished_jobs_are_limited_per_key(shop: Server) -> None:
-    with concurrent.futures.ThreadPoolExecutor(20) as pool:  # at once: none may slip through
+    with concurrent.futures.ThreadPoolExecutor(20) as pool:  # concurrent requests must not pass the limit
         answers = list(pool.map(lambda _: post_job(shop, "bob"), range(20)))
     statuses = [answer.status_code for answer in answers]
     assert statuses.count(202) == MAX_UNFINISHED
@@ -119,7 +119,7 @@ def test_event_streams_of_one_key_are_bounded(shop: Server) -> None:
             assert stream.status_code == 200
         full = call(shop, "bob", "GET", f"/v1/jobs/{job}")
         assert full.status_code == 429
-        assert "'bob': 3 GET and DELETE requests are under way" in full.json()["error"]["message"]
+        assert "'bob': 3 GET and DELETE requests are in progress" in full.json()["error"]["message"]
         assert call(shop, "alice", "GET", "/v1/jobs").status_code == 200
     wait_until(lambda: call(shop, "bob", "GET", "/v1/jobs").status_code == 200, "the streams to end")
     discard_all(shop, "bob")
