@@ -22,6 +22,7 @@ from scripts import ensure_venv  # noqa: F401 - first: it may restart in the ven
 # isort: split
 import argparse
 import json
+import shlex
 import shutil
 import tempfile
 
@@ -29,6 +30,7 @@ from rich.console import Console
 
 from scripts.attack_lib.report import as_json, table
 from scripts.attack_lib.run import run_attacks
+from scripts.harness.load import machine
 
 
 def main() -> int:
@@ -50,7 +52,9 @@ def main() -> int:
     )
     console.print(table(outcomes))
     if args.json is not None:
-        args.json.write_text(json.dumps(as_json(outcomes), indent=1) + "\n")
+        command = shlex.join(["scripts/attack.py", *sys.argv[1:]])
+        seen = {"command": command, "machine": machine(), "attacks": as_json(outcomes)}
+        args.json.write_text(json.dumps(seen, indent=1) + "\n")
     if any(outcome.broken for outcome in outcomes):
         print(f"logs: {folder}")
         return 1
