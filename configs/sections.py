@@ -142,6 +142,9 @@ class Server(Section):
     """Maximum bytes of all bodies above 64 KiB that are being read and checked; beyond it 429 with Retry-After."""
     max_body_bytes_in_memory_per_key: int | None = Field(default=None, ge=1024)
     """The same for one API key. Default: 48 MiB, or the largest body if that is larger."""
+    max_response_bytes_in_memory_per_key: int = Field(default=256 << 20, ge=1 << 16)
+    """Finished images of one API key that its clients have not read; beyond it new requests get 429. Without API keys
+    it is the limit of all requests."""
     max_prompt_chars: int = Field(default=4000, ge=1)
     """Maximum length of a prompt and of a negative prompt."""
     max_n: int = Field(default=10, ge=1, le=128)

@@ -42,6 +42,7 @@ from loadbalancer.access.startup_checks import (
 from loadbalancer.api.app import create_app
 from loadbalancer.generation.decoding.decoder_pool import DecoderPool
 from loadbalancer.generation.in_flight import RequestTracker
+from loadbalancer.generation.response_memory import ResponseMemory
 from loadbalancer.http_server.server import HttpConfig, HttpServer, set_socket_limits
 from loadbalancer.jobs.manager import JobManager
 from loadbalancer.jobs.webhook_sender import WebhookSender
@@ -166,7 +167,9 @@ async def serve(settings: Settings, listeners: Sequence[socket.socket], keys: En
     )
     decoders = DecoderPool(settings.server)
     control = ControlPlane()
-    tracker = RequestTracker(scheduler, metrics, control)
+    memory = ResponseMemory(settings.server.max_response_bytes_in_memory_per_key, metrics.refusals)
+    metrics.in_flight.add(lambda: {"response_bytes": memory.held})
+    tracker = RequestTracker(scheduler, metrics, control, memory)
     metrics.registry.register(ScalingCollector(control, time.monotonic))
     authenticator = Authenticator(token, is_loopback(settings.server.host))
     database = Database(jobs_file(settings.data_dir), settings.jobs.max_file_bytes, data_dir)

@@ -43,7 +43,9 @@ def create_app(services: Services) -> ASGIApp:
     add_error_handlers(app)
     complete_document(app, services.authenticator)
     serve_document(app)
-    idempotency = IdempotencyMiddleware(app, services.database, services.settings.server.max_upload_bytes)
+    idempotency = IdempotencyMiddleware(
+        app, services.database, services.tracker.memory, services.settings.server.max_upload_bytes
+    )
     services.metrics.in_flight.add(lambda: {"recordings": len(idempotency)})
     access, metrics = services.settings.access, services.metrics
     server = services.settings.server

@@ -29,7 +29,11 @@ def json_response(
     content: msgspec.Struct, status: int = HTTPStatus.OK, headers: dict[str, str] | None = None
 ) -> Response:
     """The content as JSON. Bytes become base64."""
-    return Response(_encoder.encode(content), status, headers, media_type=_JSON)
+    return Response(encode_json(content), status, headers, media_type=_JSON)
+
+
+def encode_json(content: msgspec.Struct) -> bytes:
+    return _encoder.encode(content)
 
 
 def error_response(error: ApiError) -> Response:

@@ -19,7 +19,9 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from loadbalancer.api.flow_control import FlowControlledResponse
 from loadbalancer.api.http_helpers import client_disconnected, error_response, read_body, wait_disconnect
+from loadbalancer.generation.response_memory import ResponseMemory
 from loadbalancer.schema.errors import ApiError, InvalidRequest, KeyReused
 from loadbalancer.storage.database import Database, StorageUnavailable
 from loadbalancer.storage.records import IdempotencyKey, IdempotencyKeyReused, StoredResponse
@@ -75,8 +77,12 @@ def reused(key: str) -> KeyReused:
 class ResponseRecording:
     """A response in progress, buffered for all its readers."""
 
-    def __init__(self, key: IdempotencyKey) -> None:
+    def __init__(self, key: IdempotencyKey, memory: ResponseMemory) -> None:
         self.key = key
+        self._memory = memory
+        self._held_bytes = 0
+        #: The work has ended, and no reader can join.
+        self._is_closed = False
         self.status = 0
         self.headers: list[tuple[bytes, bytes]] = []
         self.chunks: list[bytes] = []
@@ -104,6 +110,22 @@ class ResponseRecording:
         """Wait for the first `notify` after this call."""
         return self._changed.wait()
 
+    def add_chunk(self, chunk: bytes) -> None:
+        """Count it until the work has ended and all readers have left."""
+        self.chunks.append(chunk)
+        self._held_bytes += len(chunk)
+        self._memory.add(self.key.owner, len(chunk))
+
+    def close(self) -> None:
+        """The work has ended."""
+        self._is_closed = True
+        self._release()
+
+    def _release(self) -> None:
+        if self._is_closed and not self.readers:
+            self._memory.remove(self.key.owner, self._held_bytes)
+            self._held_bytes = 0
+
     @property
     def is_finished(self) -> bool:
         """Return True once the response is complete or its task has ended."""
@@ -119,6 +141,7 @@ class ResponseRecording:
         self.readers -= 1
         if not self.readers and not self.is_finished and self._task is not None:
             self._task.cancel()
+        self._release()
 
     def response(self, last: bytes) -> StoredResponse | None:
         """Return the response that ends with these bytes; None unless it is successful."""
@@ -133,10 +156,11 @@ class ResponseRecording:
 class IdempotencyMiddleware:
     """Replays stored and running responses of the application. Only for requests with a key on one of `PATHS`."""
 
-    def __init__(self, app: ASGIApp, database: Database, max_bytes: int) -> None:
+    def __init__(self, app: ASGIApp, database: Database, memory: ResponseMemory, max_bytes: int) -> None:
         """`max_bytes` limits the body of a request."""
         self._app = app
         self._database = database
+        self._memory = memory
         self._max_bytes = max_bytes
         self._running: dict[tuple[str, str], ResponseRecording] = {}
 
@@ -158,14 +182,18 @@ class IdempotencyMiddleware:
             await error_response(error)(scope, receive, send)
         else:
             if isinstance(recording, StoredResponse):
-                await _replay(recording)(scope, receive, send)
+                await _replay(recording, key.owner, self._memory)(scope, receive, send)
             else:
                 await self._stream(recording, first, scope, receive, send)
 
     async def _recording(
         self, key: IdempotencyKey, scope: Scope, body: bytes
     ) -> tuple[ResponseRecording | StoredResponse, bool]:
-        """Return the stored, running or new response, and whether it is new. Raises `IdempotencyKeyReused`."""
+        """Return the stored, running or new response, and whether it is new.
+
+        Raises `IdempotencyKeyReused`, and `TooBusy` where the owner's responses fill its memory.
+        """
+        self._memory.check(key.owner)
         running = self._running.get(key[:2])
         if running is None:
             try:
@@ -173,13 +201,14 @@ class IdempotencyMiddleware:
             except StorageUnavailable:  # the request can still be answered
                 stored = None
             if stored is not None:
+                self._memory.check(key.owner)  # many may have been read meanwhile
                 return stored, False
             running = self._running.get(key[:2])  # a repetition may have arrived meanwhile
         if running is not None:
             if running.key != key:
                 raise IdempotencyKeyReused
             return running, False
-        recording = self._running[key[:2]] = ResponseRecording(key)
+        recording = self._running[key[:2]] = ResponseRecording(key, self._memory)
         recording.start(self._record(recording, scope, body))
         return recording, True
 
@@ -209,7 +238,7 @@ class IdempotencyMiddleware:
                 chunk, last = bytes(message.get("body", b"")), not message.get("more_body", False)
                 if last:  # before it is readable: a client that knows the length does not wait for the end
                     await self._store(recording, chunk)
-                recording.chunks.append(chunk)
+                recording.add_chunk(chunk)
                 recording.done = last
             recording.notify()
 
@@ -217,6 +246,7 @@ class IdempotencyMiddleware:
             await self._app(scope, receive, send)
         finally:
             del self._running[recording.key[:2]]
+            recording.close()
 
     async def _store(self, recording: ResponseRecording, last: bytes) -> None:
         response, now = recording.response(last), time.time()
@@ -262,7 +292,10 @@ class IdempotencyMiddleware:
             recording.leave()
 
 
-def _replay(stored: StoredResponse) -> Response:
-    response = Response(stored.body, stored.status, media_type=None)
-    response.raw_headers += [(b"content-type", stored.media_type.encode("latin-1")), _REPLAYED]
+def _replay(stored: StoredResponse, owner: str, memory: ResponseMemory) -> Response:
+    """The stored response, counted until the client has read it."""
+    size = len(stored.body)
+    memory.add(owner, size)
+    response = FlowControlledResponse(stored.body, stored.status, stored.media_type, lambda: memory.remove(owner, size))
+    response.raw_headers.append(_REPLAYED)
     return response

@@ -12,6 +12,7 @@ from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Iterator
 
+from loadbalancer.generation.response_memory import ResponseMemory
 from loadbalancer.generation.validation import GenerationSpec
 from loadbalancer.metrics.prometheus import Metrics
 from loadbalancer.scaling.control_plane import ControlPlane
@@ -78,6 +79,7 @@ class InFlightRequest(ResultStream):
         self.steps: dict[str, tuple[int, int]] = {}
         self._tracker = tracker
         self._is_open = True
+        self._held_bytes = 0
         self.tasks = tracker.scheduler.submit(
             job.model,
             job.inputs,
@@ -107,6 +109,7 @@ class InFlightRequest(ResultStream):
             unfinished = [task for task in self.tasks if task not in self.images]
             if unfinished:
                 self._tracker.scheduler.cancel(unfinished)
+            self._tracker.memory.remove(self.job.owner, self._held_bytes)
             self._tracker.unregister(self)
 
     def _on_update(self, update: TaskUpdate) -> None:
@@ -114,8 +117,10 @@ class InFlightRequest(ResultStream):
             case TaskProgress(task=task, step=step, steps=steps, preview=preview):
                 self.steps[task] = (step, steps)
                 if preview is not None:  # readers poll the steps
+                    self._hold(len(preview))
                     self.publish(update)
             case TaskCompleted(task=task):
+                self._hold(len(update.image))
                 self.images[task] = update
                 self.publish(update)
                 self._tracker.metrics.image(self.job.model, update.waited_s, update.ran_s)
@@ -124,13 +129,22 @@ class InFlightRequest(ResultStream):
             case TaskEnded():  # one failed image fails the request
                 self.end(from_ended(update))
 
+    def _hold(self, size: int) -> None:
+        """Count bytes that are held until `close`."""
+        if self._is_open:
+            self._held_bytes += size
+            self._tracker.memory.add(self.job.owner, size)
+
 
 class RequestTracker:
     """Accepts jobs while the server is open."""
 
-    def __init__(self, scheduler: SchedulerService, metrics: Metrics, control: ControlPlane) -> None:
+    def __init__(
+        self, scheduler: SchedulerService, metrics: Metrics, control: ControlPlane, memory: ResponseMemory
+    ) -> None:
         self.scheduler = scheduler
         self.metrics = metrics
+        self.memory = memory
         self._control = control
         self.is_open = True
         self._requests: set[object] = set()
@@ -147,10 +161,12 @@ class RequestTracker:
     def accept(self, job: GenerationSpec) -> InFlightRequest:
         """Queue the job. Raises `Unavailable` when shutting down or where it would be too late, `TooBusy` when full.
 
-        Raises `Unavailable` as well while no worker of the model can start.
+        Raises `Unavailable` as well while no worker of the model can start, and `TooBusy` where the owner's clients do
+        not read their images.
         """
         if not self.is_open:
             raise shutting_down()
+        self.memory.check(job.owner)
         if job.model in self._control.start_failures and (reason := self.start_failure(job.model)):
             raise model_cannot_start(job.model, reason)
         try:

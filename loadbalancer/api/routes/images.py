@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import time
 from functools import partial
+from http import HTTPStatus
 
+import msgspec
 from fastapi import APIRouter, Request, Response
 
 from loadbalancer.api.body_budget import release_body
 from loadbalancer.api.event_stream import EventStream
-from loadbalancer.api.http_helpers import json_response, read_json, wait_first
+from loadbalancer.api.flow_control import FlowControlledResponse
+from loadbalancer.api.http_helpers import encode_json, read_json, wait_first
 from loadbalancer.api.image_responses import images_answer
 from loadbalancer.api.openapi import content, event_stream, request_body, responses
 from loadbalancer.api.proxying import form_factory, json_factory, try_upstream
@@ -96,7 +99,7 @@ def router(services: Services, builder: RequestBuilder) -> APIRouter:
         in_flight = services.tracker.accept(await builder.build(parsed, request))
         release_body(request)
         (image,) = await _wait(in_flight, request)
-        return json_response(PredictAnswer(memoryview(image.image), image.flagged))
+        return _held_response(PredictAnswer(memoryview(image.image), image.flagged), in_flight)
 
     return routes
 
@@ -118,8 +121,17 @@ async def _respond(
         add = None if links is None else partial(_add_result, links, result.owner)
         return EventStream(in_flight, edit=isinstance(parsed, EditRequest), add_result=add)
     images = await _wait(in_flight, request)
-    urls = None if links is None else await links.add(result.owner, [bytes(image.image) for image in images])
-    return json_response(images_answer(result, images, time.time(), urls))
+    try:
+        urls = None if links is None else await links.add(result.owner, [bytes(image.image) for image in images])
+        return _held_response(images_answer(result, images, time.time(), urls), in_flight)
+    except BaseException:
+        in_flight.close()
+        raise
+
+
+def _held_response(content: msgspec.Struct, in_flight: InFlightRequest) -> Response:
+    """The content as JSON. The request is closed when the client has read it."""
+    return FlowControlledResponse(encode_json(content), HTTPStatus.OK, "application/json", in_flight.close)
 
 
 async def _add_result(links: ResultLinks, owner: str, image: TaskCompleted) -> str:
@@ -128,11 +140,12 @@ async def _add_result(links: ResultLinks, owner: str, image: TaskCompleted) -> s
 
 
 async def _wait(in_flight: InFlightRequest, request: Request) -> list[TaskCompleted]:
-    """The images in order. Raises the request's `ApiError`."""
+    """The images in order. Raises the request's `ApiError`; the request is closed then."""
     try:
         await wait_first(request, in_flight.ended)
         if in_flight.failure is not None:
             raise in_flight.failure
         return [in_flight.images[task] for task in in_flight.tasks]
-    finally:
+    except BaseException:
         in_flight.close()
+        raise

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import threading
 from pathlib import Path
 
@@ -14,6 +15,8 @@ from starlette.types import Message, Receive, Scope, Send
 
 from loadbalancer.access.api_keys import Caller
 from loadbalancer.api.idempotency import IdempotencyMiddleware, key_of, key_of_request
+from loadbalancer.generation.response_memory import CODE, ResponseMemory
+from loadbalancer.metrics.refusals import RefusalCounter
 from loadbalancer.storage.database import Database
 from scripts.harness.processes import PATIENCE_S
 
@@ -21,6 +24,10 @@ _SCOPE: Scope = {
     "type": "http", "method": "POST", "path": "/predict", "query_string": b"", "client": ("127.0.0.1", 1),
     "headers": [(b"idempotency-key", b"k"), (b"content-length", b"0")]
 }  # fmt: skip
+
+
+def memory(max_bytes: int = 1 << 20) -> ResponseMemory:
+    return ResponseMemory(max_bytes, RefusalCounter())
 
 
 async def _post(app: IdempotencyMiddleware, told: asyncio.Queue[Message]) -> None:
@@ -46,7 +53,8 @@ async def test_not_a_byte_is_told_before_the_answer_is_on_disk(tmp_path: Path) -
         await asyncio.sleep(0)
         await PlainTextResponse(f"answer {asked}")(scope, receive, send)
 
-    once, told = IdempotencyMiddleware(application, database, max_bytes=100), asyncio.Queue[Message]()
+    once = IdempotencyMiddleware(application, database, memory(), max_bytes=100)
+    told = asyncio.Queue[Message]()
     posted = asyncio.create_task(_post(once, told))
     try:
         assert (await asyncio.wait_for(told.get(), PATIENCE_S))["status"] == 200
@@ -103,7 +111,7 @@ async def test_application_gets_the_whole_body(tmp_path: Path, size: int) -> Non
         raise AssertionError
 
     told = asyncio.Queue[Message]()
-    once = IdempotencyMiddleware(application, Database(tmp_path / "j.sqlite3"), max_bytes=1 << 20)
+    once = IdempotencyMiddleware(application, Database(tmp_path / "j.sqlite3"), memory(), max_bytes=1 << 20)
     headers = [(b"idempotency-key", b"k"), (b"content-length", b"%d" % size)]
     await once({**_SCOPE, "headers": headers, "state": {"caller": Caller()}}, receive, told.put)
     assert b"".join(parts) == sent
@@ -118,3 +126,36 @@ def test_digest_knows_no_boundary(body: bytes) -> None:
     assert first == again
     if body:
         assert first != key_of("alice", "k", "/", "multipart/form-data; boundary=B", body[1:])
+
+
+async def test_responses_that_are_not_read_bound_their_key(tmp_path: Path) -> None:
+    """The running one and its repetitions are counted until all of their clients have left."""
+    database, unread_bytes = Database(tmp_path / "j.sqlite3"), memory(3000)
+
+    async def application(scope: Scope, receive: Receive, send: Send) -> None:
+        await PlainTextResponse("x" * 2000)(scope, receive, send)
+
+    once = IdempotencyMiddleware(application, database, unread_bytes, max_bytes=100)
+    unread: list[tuple[asyncio.Queue[Message], asyncio.Task[None]]] = []
+    try:
+        for number in range(2):  # the first is recorded, the second replayed from the disk
+            taken: asyncio.Queue[Message] = asyncio.Queue(1)  # it has room for the start of the response
+            unread.append((taken, asyncio.create_task(_post(once, taken))))
+            async with asyncio.timeout(PATIENCE_S):
+                while unread_bytes.held < 2000 * (number + 1):
+                    await asyncio.sleep(0.01)
+        refused = asyncio.Queue[Message]()
+        await _post(once, refused)
+        assert (await refused.get())["status"] == 429
+        assert CODE.encode() in (await refused.get())["body"]
+        for taken, posted in unread:
+            while not posted.done() or not taken.empty():
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(taken.get(), 0.05)
+            await posted
+        assert unread_bytes.held == 0
+        again = asyncio.Queue[Message]()
+        await _post(once, again)
+        assert (await again.get())["status"] == 200
+    finally:
+        await database.close()

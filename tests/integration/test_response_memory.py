@@ -1,0 +1,40 @@
+"""Finished images count for their key until the request is closed."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import pytest
+
+from loadbalancer.generation.in_flight import RequestTracker
+from loadbalancer.generation.response_memory import ResponseMemory
+from loadbalancer.generation.validation import GenerationSpec
+from loadbalancer.metrics.prometheus import Metrics
+from loadbalancer.metrics.refusals import RefusalCounter
+from loadbalancer.scaling.control_plane import ControlPlane
+from loadbalancer.schema.errors import TooBusy
+from tests.support.in_process_service import in_process_service, inputs
+
+
+async def test_images_that_are_not_read_bound_their_key(tmp_path: Path) -> None:
+    async with in_process_service(tmp_path) as service:
+        await service.start("w")
+        scheduler, memory = service.scheduler, ResponseMemory(1, RefusalCounter())
+        metrics = Metrics(scheduler.snapshot, dict, scheduler.step_curves)
+        tracker = RequestTracker(scheduler, metrics, ControlPlane(), memory)
+
+        def request(owner: str) -> GenerationSpec:
+            return GenerationSpec("m", [inputs(seed, steps=2) for seed in range(2)], 60.0, 0, owner=owner)
+
+        unread = tracker.accept(request("alice"))
+        async with asyncio.timeout(60):
+            await unread.ended
+        assert memory.held == sum(len(image.image) for image in unread.images.values()) > 0
+        with pytest.raises(TooBusy):
+            tracker.accept(request("alice"))
+        tracker.accept(request("bob")).close()
+        for _ in range(2):
+            unread.close()
+        assert memory.held == 0
+        tracker.accept(request("alice")).close()
