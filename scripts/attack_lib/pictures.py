@@ -68,3 +68,8 @@ def jpeg_scans(side: int, scans: int) -> bytes:
         return _segment(0xDA, bytes((1, 1, 0, 1, 63, high << 4 | low))) + body
 
     return b"\xff\xd8" + tables + first + scan(0, 1) + scan(1, 0) * scans + b"\xff\xd9"
+
+
+def hidden_end(jpeg: bytes) -> bytes:
+    """The JPEG with a quantization table whose values look like the marker of its end."""
+    return jpeg[:2] + _segment(0xDB, b"\1" + b"\xff\xd9" * 32) + jpeg[2:]
