@@ -12,7 +12,7 @@ import io
 import logging
 import re
 import time
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Iterator
 from typing import Any
 
 from starlette.requests import Request
@@ -36,6 +36,7 @@ _KEY = re.compile(r"[\x21-\x7e]{1,255}")
 _BOUNDARY = re.compile(rb'boundary="?([^";,]+)"?', re.IGNORECASE)
 #: Digests of larger bodies are made in a thread.
 _INLINE_BYTES = 64 * 2**10
+_DIGEST_PART_BYTES = 256 * 2**10
 #: Of a body that the application reads.
 _REPLAYED_PART_BYTES = 256 * 2**10
 _FAILED = b"event: error\n"
@@ -51,14 +52,8 @@ def key_of(owner: str, given: str, path: str, media_type: str, body: bytes) -> I
     if boundary is not None:
         kind = kind.replace(boundary[1], b"")
     digest = hashlib.sha256(b"\0".join([path.encode(), kind, b""]))
-    start, view = 0, memoryview(body)  # without a copy of the body
-    if boundary is not None:
-        delimiter = b"--" + boundary[1]
-        while (found := body.find(delimiter, start)) >= 0:
-            digest.update(view[start:found])
-            digest.update(b"--")
-            start = found + len(delimiter)
-    digest.update(view[start:])
+    for part in [body] if boundary is None else _without_boundary(body, b"--" + boundary[1]):
+        digest.update(part)
     return IdempotencyKey(owner, given, digest.digest())
 
 
@@ -67,6 +62,21 @@ async def key_of_request(owner: str, given: str, path: str, media_type: str, bod
     if len(body) <= _INLINE_BYTES:
         return key_of(owner, given, path, media_type, body)
     return await asyncio.to_thread(key_of, owner, given, path, media_type, body)
+
+
+def _without_boundary(body: bytes, delimiter: bytes) -> Iterator[bytes]:
+    """Yield the body with `--` in place of each delimiter, in parts: without a copy of the body.
+
+    A body may have millions of delimiters, so that they are not looked for one by one.
+    """
+    start, part_bytes = 0, max(_DIGEST_PART_BYTES, 2 * len(delimiter))
+    while start < len(body):
+        end = min(start + part_bytes, len(body))
+        *before, last = body[start:end].split(delimiter)
+        # The next delimiter may begin in this part.
+        kept = min(len(last), len(delimiter) - 1) if end < len(body) else 0
+        yield b"--".join([*before, last[: len(last) - kept]])
+        start = end - kept
 
 
 def reused(key: str) -> KeyReused:

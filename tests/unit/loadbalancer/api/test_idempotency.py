@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import hashlib
 import threading
 from pathlib import Path
 
@@ -126,6 +127,16 @@ def test_digest_knows_no_boundary(body: bytes) -> None:
     assert first == again
     if body:
         assert first != key_of("alice", "k", "/", "multipart/form-data; boundary=B", body[1:])
+
+
+@pytest.mark.parametrize("boundary", [b"B", b"-", b"-B--", b"x" * 70])
+@pytest.mark.parametrize("before", [0, 1, *range((1 << 18) - 75, (1 << 18) + 3)])
+def test_digest_is_that_of_the_body_with_short_delimiters(boundary: bytes, before: int) -> None:
+    """Also where they are on the edge of two parts, or overlap each other."""
+    body = b"y" * before + (b"--" + boundary) * 5 + b"-" * 7 + (b"--" + boundary) * 3
+    kind = b"multipart/form-data; boundary=" + boundary
+    described = [b"/", kind.replace(boundary, b""), body.replace(b"--" + boundary, b"--")]
+    assert key_of("alice", "k", "/", kind.decode(), body).digest == hashlib.sha256(b"\0".join(described)).digest()
 
 
 async def test_responses_that_are_not_read_bound_their_key(tmp_path: Path) -> None:
