@@ -25,7 +25,7 @@ from loadbalancer.api.head_requests import answer_head
 from loadbalancer.api.http_helpers import error_response
 from loadbalancer.api.idempotency import HEADER, PATHS
 from loadbalancer.metrics.prometheus import Metrics
-from loadbalancer.schema.errors import ApiError, InternalError
+from loadbalancer.schema.errors import ApiError, InternalError, InvalidRequest
 
 log = logging.getLogger(__name__)
 
@@ -40,6 +40,8 @@ _EXPOSED_HEADERS = (
 )
 #: A key may send so many GET and DELETE requests per minute for each request that its limit allows.
 _READS_PER_REQUEST = 60
+#: Parameters of a query, which are parsed for every route. No route has more than a few.
+_MAX_QUERY_PARAMETERS = 64
 #: Request ids of clients that are safe in headers and logs.
 _SAFE_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
 
@@ -118,6 +120,7 @@ class ApiMiddleware:
 
         try:
             try:
+                _check_query(scope.get("query_string", b""))
                 keyless = self._keys.ring is None
                 self._origins.check(headers.get("host"), headers.get("origin"), keyless=keyless)
             except ApiError as error:
@@ -191,6 +194,12 @@ class ApiMiddleware:
             await send(message)
 
         return send_with_limits
+
+
+def _check_query(query: bytes) -> None:
+    if query.count(b"&") >= _MAX_QUERY_PARAMETERS:
+        text = f"The query has more than {_MAX_QUERY_PARAMETERS} parameters."
+        raise InvalidRequest(text, code="too_many_query_parameters")
 
 
 async def _reject(error: ApiError, scope: Scope, receive: Receive, send: Send) -> None:

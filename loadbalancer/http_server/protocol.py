@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 from uvicorn.server import ServerState
 
+from loadbalancer.http_server.listener import TlsHandshake
 from loadbalancer.http_server.responses import OrderedResponses
 from loadbalancer.http_server.stages import BODY, HEAD, IDLE, LINGERING, NEW, REFUSED
-from loadbalancer.http_server.tls import TlsHandshake
 from loadbalancer.schema.http_errors import RequestTimeout
 
 if TYPE_CHECKING:
@@ -68,7 +68,7 @@ class BoundedHttpProtocol(OrderedResponses):
 
         None while a request is under way, or its response is not sent yet.
         """
-        if self._stage == REFUSED or self._is_busy() or self._socket.get_write_buffer_size():
+        if self._stage == REFUSED or self._is_busy() or self._unparsed or self._socket.get_write_buffer_size():
             return None
         return self._since
 
@@ -105,14 +105,14 @@ class BoundedHttpProtocol(OrderedResponses):
             self._check_unread_response(now)
         if self._socket.is_closing():
             return
-        waited_s = now - self._since
+        waited_s = 0.0 if self._unparsed else now - self._since
         if stage == NEW and waited_s >= limits.header_timeout_s:
             self.config.refusals.add("silent_connection")
             self._socket.close()
         elif stage == IDLE and waited_s >= limits.keep_alive_s:
             self._socket.close()
         elif stage == HEAD:
-            if self.flow.read_paused:
+            if self.flow.read_paused or self._unparsed:
                 self._since = now
             elif waited_s >= limits.header_timeout_s:
                 text = f"The headers did not arrive within {limits.header_timeout_s:g} s."
@@ -123,7 +123,12 @@ class BoundedHttpProtocol(OrderedResponses):
             self._check_lingering(now)
 
     def _check_body_rate(self, now: float) -> None:
-        if self.flow.read_paused or self.cycle.waiting_for_100_continue or self.cycle is not self._active:
+        if (
+            self._unparsed
+            or self.flow.read_paused
+            or self.cycle.waiting_for_100_continue
+            or self.cycle is not self._active
+        ):
             self._since, self._window_received = now, self._received  # it is this server that waits
             return
         limits, waited_s = self._limits, now - self._since

@@ -16,12 +16,15 @@ from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 from uvicorn.server import ServerState
 
+from loadbalancer.http_server.connection_table import client_of
+from loadbalancer.http_server.input_budget import FREE_BYTES
 from loadbalancer.http_server.stages import BODY, HANDLING, HEAD, IDLE, NEW, REFUSED
 from loadbalancer.schema.errors import ApiError
 from loadbalancer.schema.http_errors import (
     ConnectRefused,
     ExpectationFailed,
     HeadersTooLarge,
+    InputMemoryFull,
     MalformedRequest,
     TooManyConnections,
     UnknownTransferCoding,
@@ -31,12 +34,16 @@ from loadbalancer.schema.http_errors import (
 if TYPE_CHECKING:
     from loadbalancer.http_server.server import HttpConfig
 
-#: Requests of a connection that wait for earlier responses. More are not parsed yet, apart from those of a slice.
-MAX_PIPELINED = 16
-#: Input is parsed in pieces of this many bytes, so that few requests are in one.
-_SLICE = 1024
+#: Input is parsed in pieces of at most this many bytes, which end where headers end: the parser cannot be stopped, and
+#: the next request waits for the response to this one.
+_SLICE = 4096
 #: Pieces of a body whose end is known.
 _BODY_SLICE = 16 * 2**10
+#: Minimum size of a piece of a body in chunks, in which the end of headers means nothing.
+_MIN_CHUNKED_SLICE = 64
+#: Memory of a header beside its bytes.
+_BYTES_PER_HEADER = 160
+_END_OF_HEAD = b"\r\n\r\n"
 #: Bytes of trailers and chunk extensions, beyond those that each chunk needs.
 MAX_CHUNK_OVERHEAD = 16 * 2**10
 _BYTES_PER_CHUNK = 24
@@ -45,8 +52,10 @@ _MAX_CHUNKS_AT_ONCE = 4000
 #: Unread rest of a body that is discarded after its response, so that the connection can be used again.
 MAX_DISCARD = 2**20
 
+_HEALTH = (b"/healthz", b"/livez", b"/readyz", b"/health")
+_HEALTH_REQUESTS = tuple(method + path + b" " for method in (b"GET ", b"HEAD ") for path in _HEALTH)
 #: Paths that are answered on connections beyond `server.max_connections`.
-_HEALTH_PATHS = frozenset((b"/healthz", b"/readyz", b"/health", b"/metrics"))
+_UNRESTRICTED_PATHS = frozenset((*_HEALTH, b"/metrics"))
 
 
 class BoundedRequestParser(HttpToolsProtocol):
@@ -68,8 +77,11 @@ class BoundedRequestParser(HttpToolsProtocol):
         self._since = self.loop.time()
         #: Bytes of all input, and at the start of the window.
         self._received = self._window_received = 0
-        #: Input after the queued requests.
+        #: Input that waits for an earlier response, or for its turn.
         self._unparsed = b""
+        self._awaits_turn = False
+        #: Bytes of this connection in the budget of all.
+        self._counted_input = 0
         self._refusal: ApiError | None = None
         #: Whether only health checks and the controller are answered.
         self.restricted = False
@@ -100,39 +112,101 @@ class BoundedRequestParser(HttpToolsProtocol):
 
     def data_received(self, data: bytes) -> None:
         self._received += len(data)
-        if self._unparsed:
-            self._unparsed += data
-        elif self._stage < REFUSED:
-            if len(data) <= _SLICE and len(self.pipeline) < MAX_PIPELINED:
-                self._parse(data)
-            else:
-                self._parse_slices(data)
+        if self._stage >= REFUSED:
+            return
+        if self._unparsed or self._is_blocked():
+            self._set_aside(self._unparsed + data)
+        elif self._stage == BODY:
+            self._parse_slices(data)
+        else:
+            self._unparsed = data
+            self._parse_or_wait()
+        self._count_input()
 
-    def _parse_slices(self, data: bytes) -> None:
-        """Parse until enough requests are queued; the rest is parsed when these have been answered."""
-        view, most_chunks = memoryview(data), self._chunks + _MAX_CHUNKS_AT_ONCE
-        start = 0
-        while start < len(data):
-            is_queue_full = len(self.pipeline) >= MAX_PIPELINED
-            if is_queue_full or self._chunks > most_chunks:
-                self._unparsed = bytes(view[start:])
-                self.flow.pause_reading()
-                if not is_queue_full:  # other connections come first
-                    self.loop.call_soon(self._resume_parsing)
-                return
-            is_body = self._stage == BODY and self._length - self._body_bytes >= _BODY_SLICE
-            end = start + (_BODY_SLICE if is_body else _SLICE)
-            self._parse(view[start:end])
-            if self._stage >= REFUSED:
-                return
-            start = end
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.config.input_budget.change(self._counted_input, 0)
+        self._counted_input = 0
+        super().connection_lost(exc)
+
+    def _is_blocked(self) -> bool:
+        """Whether a request has arrived completely whose response is due."""
+        active = self._active
+        return active is not None and not active.response_complete and not active.more_body
+
+    def _count_input(self) -> None:
+        """Count input that is held, and refuse it if that of all connections is too much."""
+        size = len(self._unparsed)
+        if self._stage == HEAD:
+            size += self._incomplete_bytes + _BYTES_PER_HEADER * len(self.headers)
+        before, self._counted_input = self._counted_input, max(size - FREE_BYTES, 0)
+        if before == self._counted_input or self.config.input_budget.change(before, self._counted_input):
+            return
+        if self._stage == HEAD or self._is_blocked():
+            text = "Incomplete requests of other connections fill the memory for them. Please try again shortly."
+            self._refuse(InputMemoryFull(text, retry_after_s=1))
+            self._count_input()
+        elif self._stage < HEAD and self._unparsed:  # it may be large and complete
+            self._resume_parsing()
+
+    def _parse_or_wait(self) -> None:
+        """Parse what was set aside, or have it parsed when other connections have had their turn."""
+        if self._awaits_turn or self._is_blocked():
+            return
+        queue = self.config.parse_queue
+        if queue.try_begin():
+            self._resume_parsing()
+        else:
+            self._wait_for_turn()
+
+    def _wait_for_turn(self) -> None:
+        self._awaits_turn = True
+        self._set_aside(self._unparsed)
+        client = client_of(self.client[0]) if self.client else ""
+        is_health = self._stage in (NEW, IDLE) and self._unparsed.startswith(_HEALTH_REQUESTS)
+        self.config.parse_queue.add(client, self._resume_parsing, is_health=is_health)
+
+    def _set_aside(self, data: bytes) -> None:
+        """Keep input. A little more is read, because otherwise nobody would notice a disconnect."""
+        self._unparsed = data
+        if len(data) > _SLICE:
+            self.flow.pause_reading()
 
     def _resume_parsing(self) -> None:
         """Parse input that had to wait."""
+        self._awaits_turn = False
         data, self._unparsed = self._unparsed, b""
-        if data and self.parser is not None and self._stage < REFUSED:
+        if data and self.parser is not None and self._stage < HANDLING and not self._is_blocked():
             self._parse_slices(data)
             self.flow.resume_reading()
+            self._count_input()
+        else:
+            self._unparsed = data
+
+    def _parse_slices(self, data: bytes) -> None:
+        """Parse up to the end of a request; the rest is parsed after its response."""
+        view, most_chunks, start = memoryview(data), self._chunks + _MAX_CHUNKS_AT_ONCE, 0
+        while start < len(data):
+            stop = self._end_of_slice(data, start)
+            self._parse(view[start:stop])
+            start = stop
+            if self._stage >= REFUSED:
+                return
+            is_blocked = self._is_blocked()
+            if start < len(data) and (is_blocked or self._chunks > most_chunks):
+                self._set_aside(data[start:])
+                if not is_blocked:
+                    self._wait_for_turn()
+                return
+
+    def _end_of_slice(self, data: bytes, start: int) -> int:
+        if self._stage == HEAD and start < len(_END_OF_HEAD):  # the end of the headers may have begun in earlier input
+            line_end = data.find(b"\n", start, start + _SLICE)
+            return line_end + 1 or start + _SLICE
+        if self._stage == BODY and not self._is_chunked:
+            return start + min(max(self._length - self._body_bytes, 1), _BODY_SLICE)
+        first = start + _MIN_CHUNKED_SLICE if self._stage == BODY else start
+        found = data.find(_END_OF_HEAD, first, start + _SLICE + len(_END_OF_HEAD) - 1)
+        return start + _SLICE if found < 0 else found + len(_END_OF_HEAD)
 
     def _parse(self, data: bytes | memoryview) -> None:
         self._messages = 0
@@ -296,7 +370,7 @@ class BoundedRequestParser(HttpToolsProtocol):
 
     def _check_restricted(self) -> None:
         path = self.url.partition(b"?")[0]
-        if path in _HEALTH_PATHS or self.config.is_internal(dict(self.headers).get(b"authorization", b"")):
+        if path in _UNRESTRICTED_PATHS or self.config.is_internal(dict(self.headers).get(b"authorization", b"")):
             return
         raise self._failure(TooManyConnections("Too many connections. Please try again shortly.", retry_after_s=1))
 

@@ -12,7 +12,7 @@ from uvicorn.server import ServerState
 
 from loadbalancer.api.http_helpers import error_response
 from loadbalancer.http_server.request_parser import BoundedRequestParser
-from loadbalancer.http_server.stages import BODY, HANDLING, IDLE, LINGERING, REFUSED
+from loadbalancer.http_server.stages import BODY, HANDLING, HEAD, IDLE, LINGERING, REFUSED
 from loadbalancer.http_server.transport import InputFlowControl, LingeringTransport
 from loadbalancer.schema.errors import ApiError
 
@@ -73,27 +73,35 @@ class OrderedResponses(BoundedRequestParser):
 
     def on_response_complete(self) -> None:
         self.server_state.total_requests += 1
+        if self._active is not None:
+            self._active.body = bytearray()  # what nobody has read
         if self._stage == LINGERING or self._socket.is_closing():
             return
         if self.pipeline:
             self._active, app = self.pipeline.pop()
             self._start_asgi_task(self._active, app)
-            self.flow.resume_reading()
+            self._continue_input()
             return
         if self._stage == BODY and self._awaits_continue:
             self._close()  # the client does not send the body now, but may send another request
             return
         if self._stage == HANDLING:
             self._stage, self._since = IDLE, self.loop.time()
+        self._continue_input()
+
+    def _continue_input(self) -> None:
         if self._unparsed:
-            self._resume_parsing()
-        self.flow.resume_reading()
+            self._parse_or_wait()
+        else:
+            self.flow.resume_reading()
 
     def _refuse(self, error: ApiError) -> None:
         """Answer with the error, after the responses to earlier requests, and close. Nothing more is parsed."""
         self.config.refusals.add(error.code or "")
         stage, self._stage = self._stage, REFUSED
         self._unparsed = b""
+        if stage == HEAD:
+            self.headers.clear()  # the connection may last for some seconds
         cycle = self.cycle
         if stage == BODY:  # the body of `cycle`
             if cycle is not self._active:

@@ -7,7 +7,6 @@ import contextlib
 import hmac
 import logging
 import socket
-import ssl
 from collections import Counter
 from collections.abc import Iterator
 from typing import Any
@@ -17,8 +16,10 @@ from starlette.types import ASGIApp
 
 from configs.sections import Server
 from loadbalancer.http_server.connection_table import ConnectionTable
+from loadbalancer.http_server.input_budget import InputBudget
+from loadbalancer.http_server.listener import ConnectionListener, TlsHandshake
+from loadbalancer.http_server.parse_queue import ParseQueue
 from loadbalancer.http_server.protocol import MIN_PROGRESS_BYTES, BoundedHttpProtocol
-from loadbalancer.http_server.tls import TlsHandshake, TlsListener
 from loadbalancer.metrics.refusals import RefusalCounter
 
 log = logging.getLogger(__name__)
@@ -57,6 +58,8 @@ class HttpConfig(uvicorn.Config):
         self.counters: Counter[str] = Counter()
         self.refusals = refusals
         self.table = ConnectionTable(limits, max_connections, refusals)
+        self.parse_queue = ParseQueue()
+        self.input_budget = InputBudget()
         self._internal = f"Bearer {internal_token}".encode() if internal_token else None
 
     def is_internal(self, authorization: bytes) -> bool:
@@ -76,7 +79,7 @@ class HttpServer(uvicorn.Server):
 
     def __init__(self, config: HttpConfig) -> None:
         super().__init__(config)
-        self.servers: list[Any] = []
+        self.servers: list[ConnectionListener] = []  # type: ignore[assignment] # uvicorn only closes them
         limits = config.limits
         shortest = min(limits.header_timeout_s, limits.body_timeout_s, limits.keep_alive_s, limits.send_timeout_s)
         self._check_every = max(round(min(shortest / 5, 1.0) / _TICK_S), 1)
@@ -84,26 +87,20 @@ class HttpServer(uvicorn.Server):
     @property
     def task_failures(self) -> Counter[str]:
         """Unexpected failures since the start, by name of the background task."""
-        return sum((each.task_failures for each in self.servers if isinstance(each, TlsListener)), Counter[str]())
+        return sum((each.task_failures for each in self.servers), Counter[str]())
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Listen on the sockets. Differs from uvicorn in TLS: its handshakes count as connections."""
+        """Listen on the sockets. Differs from uvicorn in how connections are accepted."""
         config, loop = self.config, asyncio.get_running_loop()
 
-        def create(handshake: TlsHandshake | None = None) -> asyncio.Protocol:
+        def create(handshake: TlsHandshake | None) -> asyncio.Protocol:
             return BoundedHttpProtocol(config, self.server_state, {}, loop, handshake)
 
-        def listen_tls(listener: socket.socket, context: ssl.SSLContext) -> TlsListener:
-            timeout_s = config.limits.header_timeout_s
-            return TlsListener(listener, context, config.table, config.refusals, timeout_s, create)
-
-        servers: list[Any] = []  # uvicorn only closes them
-        for each in sockets or ():
-            if config.ssl is not None:
-                servers.append(listen_tls(each, config.ssl))
-            else:
-                servers.append(await loop.create_server(create, sock=each, backlog=config.backlog))
-        self.servers = servers
+        timeout_s = config.limits.header_timeout_s
+        self.servers = [
+            ConnectionListener(each, config.ssl, config.table, config.refusals, timeout_s, create)
+            for each in sockets or ()
+        ]
         self.started = True
 
     async def on_tick(self, counter: int) -> bool:

@@ -70,3 +70,11 @@ class TooManyConnections(HttpError):
     status = 503
     type = "server_error"
     code = "too_many_connections"
+
+
+class InputMemoryFull(HttpError):
+    """Incomplete requests of all connections hold too much memory."""
+
+    status = 503
+    type = "server_error"
+    code = "input_memory_full"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import socket
+import struct
 import time
 from collections.abc import Callable
 
@@ -26,6 +27,7 @@ _HEAD = b"POST %b HTTP/1.1\r\n%bIdempotency-Key: k%d\r\nContent-Type: applicatio
 _BAD = (b"\x16\x03\x01\x02\x00", b"GET / HTTP/9.9\r\n\r\n", b"A" * 100, b"GET /%0a%1b[31m HTTP/1.1\r\n\r\n")
 _SLOW_BODY = b"POST /predict HTTP/1.1\r\nHost: localhost\r\nContent-Length: 999\r\n\r\nabc"
 _GET = b"GET /healthz HTTP/1.1\r\n" + HOST
+_OPENAPI = b"GET /openapi.json HTTP/1.1\r\n" + HOST + b"\r\n"
 _CHUNKED = b"POST /healthz HTTP/1.1\r\n" + HOST + b"Transfer-Encoding: chunked\r\n\r\n"
 #: Beyond the server's own time limits.
 _GRACE_S = 6.0
@@ -123,15 +125,50 @@ def _noise(target: Target) -> str:
 
 def _unread(target: Target) -> str:
     """Ask for much and read nothing."""
-    ask = b"GET /openapi.json HTTP/1.1\r\n" + HOST + b"\r\n"
     with contextlib.ExitStack() as opened:
         held = [opened.enter_context(connect(target.port, receive_bytes=4096)) for _ in range(40)]
         for connection in held:
             connection.settimeout(0.2)
             with contextlib.suppress(OSError):
-                connection.sendall(ask * 500)
+                connection.sendall(_OPENAPI * 500)
         time.sleep(2.0)
     return f"{len(held)} connections"
+
+
+def _burst(count: int, request: bytes, *, seconds: float = 3.0) -> Run:
+    """Open many connections at once, and send on each as soon as it is open."""
+
+    def run(target: Target) -> str:
+        with contextlib.ExitStack() as opened:
+            crowd = []
+            for _ in range(count):
+                connection = opened.enter_context(socket.socket())
+                connection.setblocking(False)
+                connection.connect_ex(("127.0.0.1", target.port))
+                crowd.append(connection)
+            deadline = time.monotonic() + seconds
+            sent = 0
+            while time.monotonic() < deadline:
+                for connection in crowd:
+                    with contextlib.suppress(OSError):
+                        sent += connection.send(request)
+                time.sleep(0.5)
+        return f"{count} connections, {sent >> 10} KiB"
+
+    return run
+
+
+def _churn(request: bytes, count: int) -> Run:
+    """Connect, ask and reset, again and again."""
+
+    def run(target: Target) -> str:
+        for _ in range(count):
+            with connect(target.port) as connection, contextlib.suppress(OSError):
+                connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+                connection.sendall(request)
+        return f"{count} connections"
+
+    return run
 
 
 def _bodies(path: str, *allowed: int) -> Run:
@@ -176,6 +213,12 @@ ATTACKS = [
     Attack("body after an Upgrade", "one answer", _upgrade_body),
     Attack("requests that invite log lines", "logs bounded", _noise),
     Attack("answers that nobody reads", "bounded", _unread),
+    Attack("300 requests at once", "bounded", _burst(300, _GET + b"\r\n")),
+    Attack("300 x 64 pipelined requests", "bounded", _burst(300, (_GET + b"\r\n") * 64)),
+    Attack("300 x 256 KiB of pipelined requests", "503", _burst(300, (_GET + b"\r\n") * 5000, seconds=1.0)),
+    Attack("300 x 60 KiB of headers", "503", _burst(300, _GET + (b"X-A: " + b"a" * 1000 + b"\r\n") * 60, seconds=1.0)),
+    Attack("2000 connections reset after a request", "bounded", _churn(_OPENAPI, 2000)),
+    Attack("2000 parameters", "400", _single(b"GET /healthz?" + b"a&" * 1900 + _GET[12:] + b"\r\n", 400)),
     Attack("large bodies on an open path", "405", _bodies("/healthz", 405)),
     Attack("large bodies without a key", "401", _bodies("/v1/images/generations", 401)),
 ]

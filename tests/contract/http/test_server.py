@@ -307,3 +307,11 @@ def test_help_says_how_to_join_a_worker() -> None:
     )
     assert b"python -m worker --model digits" in done.stdout
     assert b"SIGTERM" in done.stdout
+
+
+@pytest.mark.parametrize(("count", "status"), [(1, 200), (64, 200), (65, 400), (3000, 400)])
+def test_number_of_query_parameters_is_bounded(http: httpx.Client, count: int, status: int) -> None:
+    answer = http.get("/healthz?" + "&".join(["a"] * count))
+    assert answer.status_code == status
+    if status == 400:
+        assert answer.json()["error"]["code"] == "too_many_query_parameters"

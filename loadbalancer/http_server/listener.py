@@ -1,7 +1,7 @@
-"""Accepts TLS connections, which are counted and bounded from their first packet on.
+"""Accepts connections: a few per turn of the event loop, and with TLS counted from their first packet on.
 
-A TLS server of asyncio calls the protocol of a connection only after its handshake. Until then nothing would bound the
-number of connections, and a handshake could take a minute.
+A server of uvloop accepts in one turn whatever waits. With TLS it calls the protocol of a connection only after its
+handshake: until then nothing would bound the number of connections, and a handshake could take a minute.
 """
 
 from __future__ import annotations
@@ -19,6 +19,8 @@ from loadbalancer.metrics.refusals import RefusalCounter
 
 #: Pause after a failure to accept, such as with too many open files.
 _RETRY_S = 0.1
+#: Connections that are accepted in one turn of the event loop.
+ACCEPTS_PER_TURN = 128
 
 
 class TlsHandshake:
@@ -38,8 +40,8 @@ class TlsHandshake:
             self._connection.shutdown(socket.SHUT_RDWR)
 
 
-class TlsListener:
-    """Accepts connections of one socket and hands them to protocols after the handshake.
+class ConnectionListener:
+    """Accepts connections of one socket and hands them to protocols, with TLS after the handshake.
 
     Has the part of `asyncio.Server` that uvicorn uses.
     """
@@ -47,13 +49,13 @@ class TlsListener:
     def __init__(
         self,
         listener: socket.socket,
-        context: ssl.SSLContext,
+        context: ssl.SSLContext | None,
         table: ConnectionTable,
         refusals: RefusalCounter,
         timeout_s: float,
-        create_protocol: Callable[[TlsHandshake], asyncio.Protocol],
+        create_protocol: Callable[[TlsHandshake | None], asyncio.Protocol],
     ) -> None:
-        """`timeout_s` is the time limit of a handshake. The new protocol takes its place in the table."""
+        """`context` is None without TLS. `timeout_s` limits a handshake. Its protocol takes its place in the table."""
         self._listener = listener
         self._context = context
         self._table = table
@@ -63,7 +65,7 @@ class TlsListener:
         self._loop = asyncio.get_running_loop()
         listener.setblocking(False)
         self._tasks = TaskSupervisor()
-        self._tasks.run_forever("tls_accept", self._accept)
+        self._tasks.run_forever("accept", self._accept)
 
     @property
     def task_failures(self) -> Counter[str]:
@@ -77,22 +79,33 @@ class TlsListener:
         await self._tasks.stop()
 
     async def _accept(self) -> None:
+        accepted = 0
         while True:
             try:
                 connection, address = await self._loop.sock_accept(self._listener)
             except OSError:
                 await asyncio.sleep(_RETRY_S)
                 continue
-            self._tasks.run_to_completion("tls_handshake", self._handshake(connection, address[0]))
+            if self._context is None:
+                self._tasks.run_to_completion("connect", self._connect(connection))
+            else:
+                self._tasks.run_to_completion("tls_handshake", self._handshake(connection, address[0], self._context))
+            accepted += 1
+            if accepted % ACCEPTS_PER_TURN == 0:  # `sock_accept` does not wait while there are connections
+                await asyncio.sleep(0)
 
-    async def _handshake(self, connection: socket.socket, address: str) -> None:
+    async def _connect(self, connection: socket.socket) -> None:
+        with contextlib.suppress(OSError):  # the client is gone
+            await self._loop.connect_accepted_socket(lambda: self._create_protocol(None), connection)
+
+    async def _handshake(self, connection: socket.socket, address: str, context: ssl.SSLContext) -> None:
         handshake = TlsHandshake(connection, address, self._loop.time())
         self._table.admit(handshake, self._loop.time())
         try:
             await self._loop.connect_accepted_socket(
                 lambda: self._create_protocol(handshake),
                 connection,
-                ssl=self._context,
+                ssl=context,
                 ssl_handshake_timeout=self._timeout_s,
             )
         except OSError:  # of TLS, of the connection, or a time-out

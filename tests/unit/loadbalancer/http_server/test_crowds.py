@@ -1,0 +1,222 @@
+"""What many connections may hold, and may make the event loop do in one turn."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import re
+from typing import Any, cast
+
+import pytest
+from starlette.types import Receive, Scope, Send
+from uvicorn.server import ServerState
+
+from configs.sections import Server
+from loadbalancer.http_server.input_budget import FREE_BYTES, MAX_INPUT_BYTES, InputBudget
+from loadbalancer.http_server.parse_queue import PER_TURN
+from loadbalancer.http_server.protocol import BoundedHttpProtocol
+from loadbalancer.http_server.server import HttpConfig
+from loadbalancer.metrics.refusals import RefusalCounter
+from scripts.harness.processes import wait_until
+from tests.support.http_server import RecordingTransport, http_service, read_all
+
+GET = b"GET /a HTTP/1.1\r\nHost: a\r\n\r\n"
+HEALTH = b"GET /healthz HTTP/1.1\r\nHost: a\r\n\r\n"
+CHUNKED = b"POST /a HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\n\r\n"
+SMALL_BODY = b"POST /a HTTP/1.1\r\nHost: a\r\nContent-Length: 3\r\n\r\nabc"
+
+
+class Crowd:
+    """Connections to an application that never answers."""
+
+    def __init__(self) -> None:
+        self.begun: list[str] = []
+
+        async def never(scope: Scope, receive: Receive, send: Send) -> None:
+            self.begun.append(scope["path"])
+            await asyncio.Event().wait()
+
+        self.config = HttpConfig(never, Server(), 5000, RefusalCounter(), lifespan="off", log_config=None)
+        self.config.load()
+        self.state = ServerState()
+
+    def open(self) -> tuple[BoundedHttpProtocol, RecordingTransport]:
+        protocol = BoundedHttpProtocol(self.config, self.state, {}, asyncio.get_running_loop())
+        transport = RecordingTransport()
+        protocol.connection_made(transport)
+        return protocol, transport
+
+    async def close(self) -> None:
+        for task in self.state.tasks:
+            task.cancel()
+        await asyncio.gather(*self.state.tasks, return_exceptions=True)
+
+
+def statuses(transport: RecordingTransport) -> list[int]:
+    return [int(each) for each in re.findall(rb"HTTP/1\.1 (\d{3}) ", transport.written)]
+
+
+def test_requests_that_arrive_at_once_begin_over_turns() -> None:
+    async def run() -> list[int]:
+        crowd = Crowd()
+        for _ in range(3 * PER_TURN):
+            crowd.open()[0].data_received(GET)
+        counts = []
+        for _ in range(5):
+            await asyncio.sleep(0)
+            counts.append(len(crowd.begun))
+        await crowd.close()
+        return counts
+
+    counts = asyncio.run(run())
+    assert counts[-1] == 3 * PER_TURN
+    assert max(after - before for before, after in zip([0, *counts], counts, strict=False)) <= PER_TURN
+
+
+def test_a_health_check_overtakes_a_crowd() -> None:
+    async def run() -> list[str]:
+        crowd = Crowd()
+        for _ in range(3 * PER_TURN):
+            crowd.open()[0].data_received(GET)
+        crowd.open()[0].data_received(HEALTH)
+        for _ in range(10):
+            await asyncio.sleep(0)
+        await crowd.close()
+        return crowd.begun
+
+    assert asyncio.run(run()).index("/healthz") <= PER_TURN
+
+
+@pytest.mark.parametrize("request_", [GET, CHUNKED, SMALL_BODY])
+@pytest.mark.parametrize("piece", [1, 3, 7, 41, 4096, 1 << 18])
+def test_pipelined_requests_are_not_parsed_early(request_: bytes, piece: int) -> None:
+    """Each takes some kilobytes while it waits. A few may be parsed with the end of a body."""
+
+    async def run() -> tuple[int, int]:
+        crowd = Crowd()
+        protocol, _ = crowd.open()
+        data = request_ * 200
+        for start in range(0, len(data), piece):
+            protocol.data_received(data[start : start + piece])
+            if start % 100 == 0:
+                await asyncio.sleep(0)
+        for _ in range(5):
+            await asyncio.sleep(0)
+        found = len(protocol.pipeline), len(crowd.begun)
+        await crowd.close()
+        return found
+
+    queued, begun = asyncio.run(run())
+    assert queued <= 2
+    assert begun == 1
+
+
+@pytest.mark.parametrize(
+    "held",
+    [
+        b"GET / HTTP/1.1\r\nHost: a\r\n" + b"a: " + b"b" * 30_000,
+        b"GET / HTTP/1.1\r\nHost: a\r\n" + (b"a: " + b"b" * 1000 + b"\r\n") * 60,
+        b"GET / HTTP/1.1\r\nHost: a\r\n" + b"a: b\r\n" * 90,
+        GET + GET * 2000,
+    ],
+    ids=["long header", "long headers", "short headers", "pipelined requests"],
+)
+def test_held_input_of_all_connections_is_bounded(held: bytes) -> None:
+    async def run() -> tuple[int, int, int]:
+        crowd = Crowd()
+        opened = []
+        for _ in range(700):
+            opened.append(crowd.open())
+            with contextlib.suppress(AttributeError):  # the recording transport has no socket
+                opened[-1][0].data_received(held)
+            await asyncio.sleep(0)
+        most = crowd.config.input_budget.held
+        kept = sum(len(each._unparsed) + sum(len(value) for _, value in each.headers) for each, _ in opened)
+        assert kept <= MAX_INPUT_BYTES + len(opened) * FREE_BYTES
+        refused = crowd.config.refusals.counts["input_memory_full"]
+        for protocol, _ in opened:
+            protocol.connection_lost(None)
+        await crowd.close()
+        return most, refused, crowd.config.input_budget.held
+
+    most, refused, left = asyncio.run(run())
+    assert most <= MAX_INPUT_BYTES
+    assert refused > 0
+    assert left == 0
+
+
+def test_an_ordinary_request_is_never_refused_for_others() -> None:
+    async def run() -> list[str]:
+        crowd = Crowd()
+        crowd.config.input_budget.change(0, MAX_INPUT_BYTES)
+        protocol, _ = crowd.open()
+        head = b"GET /a HTTP/1.1\r\nHost: a\r\n" + b"a: b\r\n" * 8
+        protocol.data_received(head)
+        await asyncio.sleep(0)
+        protocol.data_received(b"\r\n")
+        await asyncio.sleep(0)
+        await crowd.close()
+        return crowd.begun
+
+    assert asyncio.run(run()) == ["/a"]
+
+
+def test_a_large_body_that_waits_is_parsed_when_memory_is_full() -> None:
+    """It may be a complete request, for which other limits hold."""
+
+    async def run() -> int:
+        crowd = Crowd()
+        crowd.config.input_budget.change(0, MAX_INPUT_BYTES)
+        for _ in range(PER_TURN + 1):
+            protocol, _ = crowd.open()
+            protocol.data_received(b"POST /a HTTP/1.1\r\nHost: a\r\nContent-Length: 200000\r\n\r\n" + b"x" * 100_000)
+        await asyncio.sleep(0)
+        await crowd.close()
+        return len(crowd.begun)
+
+    assert asyncio.run(run()) == PER_TURN + 1
+
+
+def test_budget_refuses_growth_only() -> None:
+    budget = InputBudget(100)
+    assert budget.change(0, 100)
+    assert not budget.change(0, 50)
+    assert budget.change(50, 20)
+    assert budget.held == 120
+    assert FREE_BYTES < MAX_INPUT_BYTES
+
+
+def test_pipelined_requests_are_answered_in_order() -> None:
+    """Whatever the pieces are."""
+    paths = [f"/{number}" for number in range(50)]
+    pipelined = b"".join(f"GET {path} HTTP/1.1\r\nHost: a\r\n\r\n".encode() for path in paths)
+    last = b"GET /last HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n"
+    with http_service() as service:
+        for piece in (5, 97, 100_000):
+            data = pipelined + last
+            pieces = [data[start : start + piece] for start in range(0, len(data), piece)]
+            answer = service.exchange(*pieces)
+            found = re.findall(rb'"path": "(/[^"]+)"', answer)
+            assert [each.decode() for each in found] == [*paths, "/last"]
+
+
+def test_a_disconnect_is_noticed_while_a_request_waits() -> None:
+    ended: list[str] = []
+
+    async def until_gone(scope: Scope, receive: Receive, send: Send) -> None:
+        while (await receive())["type"] != "http.disconnect":
+            pass
+        ended.append(scope["path"])
+
+    with http_service(app=cast("Any", until_gone)) as service:
+        with service.connect() as connection:
+            connection.sendall(GET + GET)
+        wait_until(lambda: bool(ended), "the end of the first request")
+
+
+def test_many_connections_at_once_are_all_served() -> None:
+    with http_service(max_connections=1000) as service, contextlib.ExitStack() as stack:
+        opened = [stack.enter_context(service.connect()) for _ in range(300)]
+        for connection in opened:
+            connection.sendall(b"GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n")
+        assert all(read_all(connection).startswith(b"HTTP/1.1 200 ") for connection in opened)
