@@ -1,6 +1,6 @@
 """Child processes that survive a crash of the parent. Each has a record on disk, from which the next parent adopts it.
 
-A process is identified by its pid, its creation time and its name in the command line, so that a reused pid is never
+A process is identified by its pid, its creation time and its name in the command line. So a reused pid is never
 mistaken for a child. Times on disk are seconds since boot, which stay valid when the wall clock is set. Each child runs
 in its own session, so that Ctrl-C in the terminal reaches only the parent.
 

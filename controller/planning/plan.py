@@ -49,7 +49,7 @@ class ModelDemand:
 
 
 class Blocked(NamedTuple):
-    """Why a model has fewer workers than decided."""
+    """The reason why a model has fewer workers than decided."""
 
     #: Equal for reasons that differ only in numbers and names.
     kind: str

@@ -20,7 +20,7 @@ _EARLIER = 0.1
 
 @dataclass(frozen=True, slots=True)
 class UpdatePolicy:
-    """When a model's workers are outdated."""
+    """The conditions under which a model's workers are outdated."""
 
     #: Digest of the current settings of workers; empty: not compared.
     generation: str = ""

@@ -13,7 +13,7 @@ _QUEUE_COUNTS = [field.name for field in dataclasses.fields(Queue) if field.name
 
 
 class WorkerTracker:
-    """When each worker first and last appeared in a snapshot, by the controller's clock."""
+    """Records when each worker first and last appeared in a snapshot, on the controller's clock."""
 
     def __init__(self) -> None:
         self._ready_at: dict[str, float] = {}

@@ -1,7 +1,7 @@
 """The simulation: arrivals, cluster events and the scaling agent on one clock.
 
-The agent ticks when the live controller would have new information: at its regular tick, immediately after a crash, at
-the next poll while its plan could not be carried out, and at a poll at which queued tasks make a tick urgent.
+The agent ticks when the live controller would have new information. That is at its regular tick and immediately after a
+crash. It also ticks at the next poll if its last plan is incomplete, or if queued tasks make a tick urgent.
 """
 
 from __future__ import annotations
