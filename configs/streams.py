@@ -97,11 +97,37 @@ class BackgroundStream(io.TextIOBase):
                 return
 
 
+def open_standard_descriptors() -> None:
+    """Open the null device where this process was started without standard input, output or error.
+
+    Otherwise the next file or socket takes that number, and what any library prints ends up in it.
+    """
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        try:
+            os.fstat(number)
+        except OSError:
+            handle = os.open(os.devnull, os.O_RDWR)  # the lowest free number
+            if handle != number:
+                os.dup2(handle, number)
+                os.close(handle)
+            os.set_inheritable(number, True)
+        if getattr(sys, name) is None:
+            setattr(sys, name, os.fdopen(number, "r" if number == 0 else "w", closefd=False))
+
+
+def discard_output() -> None:
+    """Give up what waits to be written to standard output: the interpreter would try once more at its end."""
+    null = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, 1)
+    os.close(null)
+
+
 def detach_standard_streams() -> None:
     """Replace `sys.stdout` and `sys.stderr` by background streams, except where they are regular files.
 
-    The reader of a pipe may end or stop reading, and a terminal may close, at any time.
+    The reader of a pipe may end or stop reading, and a terminal may close, at any time. One may also be missing.
     """
+    open_standard_descriptors()
     streams = []
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)

@@ -8,6 +8,8 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import NoReturn
 
+from configs.streams import discard_output
+
 
 def _serve(words: Sequence[str]) -> int:
     from controller.serve import main as serve
@@ -55,7 +57,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     signal.signal(signal.SIGTERM, _exit_on_signal)
     words = list(sys.argv[1:] if argv is None else argv)
     command = COMMANDS.get(words[0]) if words else None
-    return _serve(words) if command is None else command(words[1:])
+    return _serve(words) if command is None else _run(command, words[1:])
+
+
+def _run(command: Callable[[Sequence[str]], int], words: Sequence[str]) -> int:
+    """Run a command. If its output cannot be written, say so, and return 1."""
+    try:
+        status = command(words)
+        if sys.stdout is not None:
+            sys.stdout.flush()
+    except OSError as error:
+        print(f"cannot go on: {error.strerror or error}", file=sys.stderr)
+        discard_output()
+        return 1
+    return status
 
 
 def _exit_on_signal(signum: int, frame: object) -> NoReturn:

@@ -60,8 +60,8 @@ load. Without --config it serves the small built-in model "digits":
     python -m controller --min-workers 2
 
 Settings come from the YAML file. MUSTER_* variables (MUSTER_SERVER__PORT=9000) override it, and options override both.
-Ctrl-C, SIGTERM or a closed terminal stops everything within 10 seconds; a second signal stops it at once. SIGHUP reads
-the configuration again: what can change while serving does so, and the log names the rest.
+Ctrl-C, SIGTERM or a closed terminal stops everything within 10 seconds; a second signal, or SIGQUIT, stops it at
+once. SIGHUP reads the configuration again: what can change while serving does so, and the log names the rest.
 
 A command in the place of options does something else, mostly with a running server (COMMAND --help says more):
 status, scale, pause, resume, reload; simulate, tune.

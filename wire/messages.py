@@ -33,6 +33,8 @@ GenerationMode = Literal["text", "image", "inpaint"]
 SOURCES: dict[GenerationMode, int] = {"text": 0, "image": 1, "inpaint": 2}
 
 
+#: Exit status of a worker whose balancer was silent for `workers.orphan_after_s`.
+EXIT_ORPHANED = 3
 #: Valid adapter names: a file name without its suffix, never a path.
 LORA_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 

@@ -20,7 +20,7 @@ from configs.paths import cache_dir, worker_address
 from configs.settings import Model, Settings
 from configs.streams import detach_standard_streams, drain_standard_streams
 from wire.curve import BadKey, WorkerKey, read_worker_key
-from wire.messages import PROTOCOL, Hello
+from wire.messages import EXIT_ORPHANED, PROTOCOL, Hello
 from worker.balancer_client import BalancerClient
 from worker.batch_size import BUCKETS, BatchSizer
 from worker.calibration import measure
@@ -33,8 +33,6 @@ from worker.step_loop import StepLoop, WorkerRejected
 log = logging.getLogger("worker")
 
 EXIT_CRASH = 1
-#: The balancer was silent for `workers.orphan_after_s`.
-EXIT_ORPHANED = 3
 #: The model cannot be loaded. The last line of the log says why.
 EXIT_CANNOT_START = 4
 #: A service manager sends SIGTERM to every process of a server at once, in any order. This long the worker waits for

@@ -93,7 +93,10 @@ def find_server(args: argparse.Namespace) -> ServerClient:
 def _remote(url: str, cert: Path | None) -> BalancerHttpClient:
     if not url.startswith(("http://", "https://")):
         raise CommandFailed(f"--url {url} is not http://HOST:PORT or https://HOST:PORT")
-    return BalancerHttpClient(url.rstrip("/"), os.environ.get(CLIENT_KEY, ""), cert)
+    key = os.environ.get(CLIENT_KEY, "").strip()
+    if not (key.isascii() and key.isprintable()):
+        raise CommandFailed(f"{CLIENT_KEY} has a character that no API key has")
+    return BalancerHttpClient(url.rstrip("/"), key, cert)
 
 
 def _local(data_dir: Path | None, config: Path | None) -> BalancerHttpClient:

@@ -8,6 +8,7 @@ import signal
 from collections.abc import Sequence
 
 from controller.types import CrashBackoff, Exit, Replica, Stage
+from wire.messages import EXIT_ORPHANED
 
 #: A worker that served for this long was healthy, so its replacement starts without a delay.
 HEALTHY_AFTER_S = 30.0
@@ -21,11 +22,12 @@ EQUAL_FAILURES = 3
 def after_exit(crashes: CrashBackoff, ended: Exit) -> tuple[CrashBackoff, bool]:
     """Return the model's crash record after this exit, and whether the exit was a crash.
 
-    A worker that was drained, or that exits with status 0, did not crash. One that dies before it has served for
-    `HEALTHY_AFTER_S` delays the next start by 1, 2, 4, ... 60 s. One that dies later is replaced at once.
+    A worker that was drained, or that exits with status 0, did not crash; nor did one whose balancer was silent.
+    One that dies before it has served for `HEALTHY_AFTER_S` delays the next start by 1, 2, 4, ... 60 s.
+    One that dies later is replaced at once.
     """
     child = ended.process
-    if child.drained_at is not None or ended.status == 0:
+    if child.drained_at is not None or ended.status in (0, EXIT_ORPHANED):
         return crashes, False
     if child.ready_at is not None and ended.at - child.ready_at >= HEALTHY_AFTER_S:
         return CrashBackoff(), True

@@ -29,7 +29,9 @@ class Terminal:
 
 
 def install_signal_handlers(terminal: Terminal, stop: Callable[[], None], reload: Callable[[], None]) -> None:
-    """Have the running event loop call `stop` at SIGINT and SIGTERM, and `reload` at SIGHUP.
+    """Have the running event loop call `stop` at SIGINT and SIGTERM, twice at SIGQUIT, and `reload` at SIGHUP.
+
+    SIGUSR1 and SIGUSR2, which some tools for log files send, change nothing.
 
     The SIGHUP of a closed terminal means stop. If the parent ignores SIGHUP (nohup), it stays ignored.
     """
@@ -51,6 +53,10 @@ def install_signal_handlers(terminal: Terminal, stop: Callable[[], None], reload
     # SIGINT is handled even if the parent ignores it: shells start background jobs with SIGINT ignored.
     for signum in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(signum, stop)
+    # The default action would end this process alone, and leave the others running.
+    loop.add_signal_handler(signal.SIGQUIT, lambda: (stop(), stop()))
+    for signum in (signal.SIGUSR1, signal.SIGUSR2):
+        loop.add_signal_handler(signum, log.info, "%s is ignored", signum.name)
     if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
         loop.add_signal_handler(signal.SIGHUP, on_hangup)
 

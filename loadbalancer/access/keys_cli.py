@@ -8,6 +8,8 @@ from __future__ import annotations
 import argparse
 import contextlib
 import datetime
+import errno
+import re
 import secrets
 import sys
 from collections.abc import Iterator, Sequence
@@ -20,7 +22,8 @@ from configs.cli import EXIT_USAGE, HelpFormatter, add_config_options, path_argu
 from configs.files import describe_os_error
 from configs.paths import curve_dir, keys_file, keys_required_file
 from configs.settings import Settings
-from loadbalancer.access.api_keys import KEY_PREFIX, SCOPES, ApiKey, KeyRing, fingerprint, parse_ring
+from configs.streams import discard_output
+from loadbalancer.access.api_keys import KEY_NAME, KEY_PREFIX, SCOPES, ApiKey, KeyRing, fingerprint, parse_ring
 from loadbalancer.access.key_enforcement import is_recorded, record_keys_in_force
 from loadbalancer.access.key_files import InvalidFile, create, exists, read, write
 from loadbalancer.access.startup_checks import ALLOWED_WORKERS, load_server_keys, parse_workers
@@ -101,13 +104,51 @@ def _add(settings: Settings, args: argparse.Namespace) -> None:
     token = KEY_PREFIX + secrets.token_urlsafe(32)
     scopes = tuple(dict.fromkeys(args.scope)) if args.scope else ("images", "jobs")
     key = ApiKey(fingerprint(token), scopes, args.weight, args.requests_per_minute, args.max_concurrent, _today())
+    _check_name(args.name)
+    # Before anything changes: the record of the first key closes the server.
+    _check_options(args.name, key)
     with _api_keys(settings) as keys:
         if args.name in keys:
             raise UsageError(f"a key named {args.name} exists already; revoke it first, or choose another name")
         keys[args.name] = key
         record_keys_in_force(settings.data_dir)
     print(f"The key of {args.name}, shown only once:", file=sys.stderr)
-    print(token)
+    try:
+        _show(token)
+    except OSError as error:  # nobody has seen it
+        with _api_keys(settings) as keys:
+            keys.pop(args.name, None)
+        raise UsageError(f"the key cannot be shown, and was removed again: {error.strerror}") from None
+
+
+def _check_name(name: str) -> None:
+    if not re.fullmatch(KEY_NAME, name):
+        raise UsageError(
+            f"the name {name!r} is not allowed: it has 1 to 63 letters (a to z, A to Z), digits, dots, hyphens and "
+            "underscores, and begins with a letter or digit"
+        )
+
+
+def _check_options(name: str, key: ApiKey) -> None:
+    try:
+        parse_ring({"keys": {name: msgspec.to_builtins(key)}})
+    except msgspec.ValidationError as error:
+        field = re.search(r"\.(\w+)`$", str(error))
+        if field is None:
+            raise
+        option, rule = field[1].replace("_", "-"), str(error).split(" - at ")[0].replace("`", "")
+        raise UsageError(f"--{option} {getattr(key, field[1])}: {rule}") from None
+
+
+def _show(secret: str) -> None:
+    """Raises `OSError` if it cannot be written."""
+    if sys.stdout is None:
+        raise OSError(errno.EBADF, "standard output is closed")
+    try:
+        print(secret, flush=True)
+    except OSError:
+        discard_output()
+        raise
 
 
 def _revoke(settings: Settings, name: str) -> None:
@@ -133,6 +174,7 @@ def _disable(settings: Settings) -> None:
 
 
 def _add_worker(settings: Settings, name: str, file: Path) -> None:
+    _check_name(name)
     pair, server = new_pair(), load_server_keys(settings.data_dir)
     with contextlib.ExitStack() as on_error:
         with _worker_keys(settings) as workers:

@@ -99,3 +99,28 @@ def test_program_ends_whatever_its_output_is(target: str, tmp_path: Path) -> Non
         text = (tmp_path / "out").read_text()
         assert text.count("-") == 1_000_000
         assert text.endswith("\\xfc\n")
+
+
+@pytest.mark.parametrize("closed", [[0], [1], [2], [0, 1], [0, 1, 2]])
+def test_missing_streams_are_the_null_device(closed: list[int], tmp_path: Path) -> None:
+    """Otherwise a file takes the number, and what is printed ends up in it."""
+    program = (
+        "import os, sys\n"
+        "from configs.streams import detach_standard_streams\n"
+        "detach_standard_streams()\n"
+        f"handle = os.open({str(tmp_path / 'file')!r}, os.O_WRONLY | os.O_CREAT)\n"
+        f"assert all(os.path.samefile(f'/dev/fd/{{number}}', os.devnull) for number in {closed})\n"
+        "print(sys.stdin.closed, sys.stdout.isatty(), sys.stderr.isatty())\n"
+        "print('text', file=sys.stderr)\n"
+        "sys.exit(7 if handle > 2 else 1)\n"
+    )
+
+    def close() -> None:
+        for number in closed:
+            os.close(number)
+
+    with (tmp_path / "out").open("w") as out:
+        words = [sys.executable, "-c", program]
+        done = subprocess.run(words, stdout=out, stderr=out, preexec_fn=close, timeout=PATIENCE_S, check=False)
+    assert done.returncode == 7, (tmp_path / "out").read_text()
+    assert (tmp_path / "file").read_bytes() == b""

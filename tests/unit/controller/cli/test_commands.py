@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import io
+import subprocess
+import sys
 from pathlib import Path
 
 import msgspec
@@ -151,3 +153,20 @@ def test_unknown_server_is_rejected(words: list[str], message: str) -> None:
     with pytest.raises(CommandFailed) as failed:
         find_server(arguments(*words))
     assert message in str(failed.value)
+
+
+@pytest.mark.parametrize("key", ["a\nb", "ü", "\udcff"])
+def test_impossible_key_is_refused(monkeypatch: pytest.MonkeyPatch, key: str) -> None:
+    monkeypatch.setenv("MUSTER_KEY", key)
+    parser = argparse.ArgumentParser()
+    add_target_options(parser)
+    with pytest.raises(CommandFailed, match="MUSTER_KEY has a character"):
+        find_server(parser.parse_args(["--url", "http://127.0.0.1:1"]))
+
+
+@pytest.mark.parametrize("words", [["simulate", "--help"], ["reload", "--help"]])
+def test_full_output_is_one_line(words: list[str]) -> None:
+    with Path("/dev/full").open("w") as full:
+        command = [sys.executable, "-m", "controller", *words]
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert done.stderr.count("\n") <= 1

@@ -40,6 +40,7 @@ def replica(stage: Stage, ready_at: float | None) -> Replica:
         ([exit_of("", status=1)] * 3, "its worker ended with exit status 1 while it loaded"),
         ([exit_of("", status=None)] * 5, ""),
         ([exit_of("", status=0)] * 5, ""),
+        ([exit_of("", status=3)] * 5, ""),
         ([exit_of("", ready_at=NOW - 1)] * 5, ""),
     ],
 )
@@ -47,6 +48,10 @@ def test_equal_failures_in_a_row_mark_the_model(exits: list[Exit], reason: str) 
     found = cannot_start(after(*exits), 1, [], NOW)
     assert found.startswith(reason)
     assert bool(found) is bool(reason)
+
+
+def test_silent_balancer_delays_no_start() -> None:
+    assert after(*[exit_of("", status=3, ready_at=NOW - 6)] * 5) == CrashBackoff()
 
 
 def test_mark_ends_when_a_worker_is_ready_or_none_is_wanted() -> None:

@@ -119,9 +119,9 @@ def test_key_is_shown_a_single_time_and_stored_as_hash(tmp_path: Path, capsys: p
     ("words", "message"),
     [
         (["add", "bob"], "a key named bob exists already"),
-        (["add", "b b"], "matching regex"),
+        (["add", "b b"], "the name 'b b' is not allowed"),
         (["add", "new", "--weight", "0"], "weight"),
-        (["add", "new", "--requests-per-minute", "0"], "requests_per_minute"),
+        (["add", "new", "--requests-per-minute", "0"], "--requests-per-minute 0"),
         (["revoke", "nobody"], "no key is named nobody; existing keys: bob"),
         (["revoke-worker", "nobody"], "no worker key is named nobody; existing keys: none"),
     ],
