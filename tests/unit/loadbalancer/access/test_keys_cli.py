@@ -28,7 +28,7 @@ def changed(data_dir: Path) -> set[str]:
         (["\udcff"], r"the name '\udcff' is not allowed"),
         (["../x"], "is not allowed"),
         (["--", "-x"], "is not allowed"),
-        (["internal"], "no key may be named internal"),
+        (["internal"], "a key must not be named internal"),
         (["a", "--weight", "nan"], "--weight nan: Expected float > 0"),
         (["a", "--weight", "inf"], "--weight inf: Expected float <= 1000000"),
         (["a", "--requests-per-minute", "0"], "--requests-per-minute 0: Expected int >= 1"),
