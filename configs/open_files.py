@@ -6,6 +6,8 @@ import resource
 
 #: Where the hard limit is infinite, or absurd, a table for all of them would cost memory.
 _MAX_OPEN_FILES = 1 << 20
+#: Fewer suffice for no server: sockets, logs, databases and some connections.
+MIN_OPEN_FILES = 64
 
 
 def raise_open_file_limit() -> int:

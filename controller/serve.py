@@ -20,7 +20,7 @@ from configs.data_dir import DataDirCheck
 from configs.files import describe_os_error
 from configs.log_files import rotate_own_log
 from configs.logs import configure_logging
-from configs.open_files import raise_open_file_limit
+from configs.open_files import MIN_OPEN_FILES, raise_open_file_limit
 from configs.paths import internal_token, log_dir, run_dir, worker_address
 from configs.settings import Settings
 from configs.streams import detach_standard_streams
@@ -91,7 +91,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     settings = settings_from(args)
     configure_logging(settings.log_level, multiline=True)
     rotate_own_log(settings.data_dir, settings.logging)
-    raise_open_file_limit()
+    if (files := raise_open_file_limit()) < MIN_OPEN_FILES:
+        print(
+            f"cannot start: only {files} files may be open, and {MIN_OPEN_FILES} are needed; raise `ulimit -n`",
+            file=sys.stderr,
+        )
+        return EXIT_USAGE
     console = Console()
     if sys.stderr.isatty():
         log_to_console(console if console.is_terminal else Console(stderr=True))

@@ -50,11 +50,15 @@ def install_signal_handlers(terminal: Terminal, stop: Callable[[], None], reload
             log.info("SIGHUP: reading the configuration again")
             reload()
 
+    def stop_at_once() -> None:
+        stop()
+        stop()
+
     # SIGINT is handled even if the parent ignores it: shells start background jobs with SIGINT ignored.
     for signum in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(signum, stop)
     # The default action would end this process alone, and leave the others running.
-    loop.add_signal_handler(signal.SIGQUIT, lambda: (stop(), stop()))
+    loop.add_signal_handler(signal.SIGQUIT, stop_at_once)
     for signum in (signal.SIGUSR1, signal.SIGUSR2):
         loop.add_signal_handler(signum, log.info, "%s is ignored", signum.name)
     if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
