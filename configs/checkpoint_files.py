@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from configs.safetensors_file import InvalidFile, check_safetensors, explain_start
+from configs.safetensors_file import InvalidFile, check_safetensors, explain_start, open_regular
 from configs.settings import Model
 
 _BUILTIN = Path(__file__).parents[1] / "worker" / "builtin"
@@ -60,6 +60,8 @@ def _path_problems(path: str, model: Model) -> Iterator[str]:
             yield from _pipeline_problems(place, model)
         elif place.is_file():
             yield from _single_file_problems(place)
+        elif place.exists():
+            yield f"{path} is neither a folder nor a regular file"
         else:
             yield f"no such folder or file: {path}{_where(place)}"
     except OSError as error:
@@ -93,7 +95,9 @@ def _single_file_problems(file: Path) -> Iterator[str]:
     except InvalidFile as error:
         yield str(error)
         return
-    if names and all("lora" in name.lower() for name in names):
+    if not names:
+        yield f"{file} holds no weights; download it again"
+    elif all("lora" in name.lower() or name.endswith(".alpha") for name in names):
         yield f"{file} holds a LoRA adapter, not a checkpoint; put it in the folder that `loras` names"
 
 
@@ -111,6 +115,8 @@ def _pipeline_problems(folder: Path, model: Model) -> Iterator[str]:
     except InvalidFile as error:
         yield str(error)
         return
+    if not isinstance(index.get("_class_name"), str):
+        yield f"{index_file} names no pipeline (_class_name); download the model again"
     for part, value in index.items():
         named = isinstance(value, list) and len(value) == 2 and all(isinstance(each, str) for each in value)
         if named and not part.startswith("_") and not _is_left_out(part, model):
@@ -197,7 +203,7 @@ def _missing_shards(index: Path) -> Iterator[str]:
 
 def _read_json(file: Path) -> Mapping[str, Any]:
     """Return the object. Raises `InvalidFile`, or `OSError` if it cannot be read."""
-    with file.open("rb") as stream:
+    with open_regular(file) as stream:
         data = stream.read(_MAX_INDEX_BYTES)
     if reason := explain_start(data[:512]):
         raise InvalidFile(f"{file} {reason}")

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+import stat
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 #: The library's own limit.
 _MAX_HEADER_BYTES = 100_000_000
@@ -19,7 +20,7 @@ class InvalidFile(ValueError):
 def check_safetensors(file: Path) -> Sequence[str]:
     """Return the names of the tensors. Raises `InvalidFile` if the file is not complete safetensors."""
     try:
-        with file.open("rb") as stream:
+        with open_regular(file) as stream:
             size = stream.seek(0, 2)
             stream.seek(0)
             start = stream.read(512)
@@ -41,6 +42,13 @@ def check_safetensors(file: Path) -> Sequence[str]:
             raise
         raise InvalidFile(f"{file} has a damaged header; download it again") from None
     return _check_header(file, header, size - 8 - length, size)
+
+
+def open_regular(file: Path) -> BinaryIO:
+    """Open the file for reading. Raises `InvalidFile` for a pipe or a device, which could block, and `OSError`."""
+    if not stat.S_ISREG(file.stat().st_mode) and not file.is_dir():
+        raise InvalidFile(f"{file} is not a regular file; download it again")
+    return file.open("rb")
 
 
 def _check_header(file: Path, header: Any, data_bytes: int, size: int) -> Sequence[str]:

@@ -50,7 +50,7 @@ def install_signal_handlers(terminal: Terminal, stop: Callable[[], None], reload
             log.info("SIGHUP: reading the configuration again")
             reload()
 
-    def stop_at_once() -> None:
+    def stop_immediately() -> None:
         stop()
         stop()
 
@@ -58,7 +58,7 @@ def install_signal_handlers(terminal: Terminal, stop: Callable[[], None], reload
     for signum in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(signum, stop)
     # The default action would end this process alone, and leave the others running.
-    loop.add_signal_handler(signal.SIGQUIT, stop_at_once)
+    loop.add_signal_handler(signal.SIGQUIT, stop_immediately)
     for signum in (signal.SIGUSR1, signal.SIGUSR2):
         loop.add_signal_handler(signum, log.info, "%s is ignored", signum.name)
     if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:

@@ -61,6 +61,11 @@ def test_good_checkpoint_has_no_problem(path: str) -> None:
         (lambda f: (f / _UNET).rename(f / "unet/diffusion_pytorch_model.bin"), [".bin is not safetensors", "convert"]),
         (lambda f: (f / _UNET).unlink(), ["digits/unet has no weights"]),
         (lambda f: ((f / _UNET).unlink(), (f / _UNET).symlink_to("/nowhere")), ["is a link to a file that is not"]),
+        (lambda f: ((f / _UNET).unlink(), os.mkfifo(f / _UNET)), [_UNET, "is not a regular file"]),
+        (lambda f: ((f / _UNET).unlink(), (f / _UNET).mkdir()), [_UNET, "Is a directory"]),
+        (lambda f: ((f / "model_index.json").unlink(), os.mkfifo(f / "model_index.json")), ["is not a regular file"]),
+        (lambda f: (f / "model_index.json").write_text("{}"), ["model_index.json names no pipeline (_class_name)"]),
+        (lambda f: edit_index(f / "model_index.json", _class_name=5), ["names no pipeline"]),
         (lambda f: shutil.rmtree(f / "vae"), ["digits/vae is missing", "model_index.json names it"]),
         (lambda f: (f / "unet/config.json").write_text("{"), ["unet/config.json is not valid JSON"]),
         (lambda f: (f / "unet/config.json").write_bytes(_LFS), ["config.json is a pointer of Git LFS"]),
@@ -96,6 +101,7 @@ def test_problem_names_file_reason_and_way_out(
         (Model(path="/nowhere"), "no such folder or file: /nowhere"),
         (Model(path="a/b/c"), f"no such folder or file: a/b/c (in {Path.cwd()})"),
         (Model(path="model.safetensors"), "no such folder or file"),
+        (Model(path="/dev/null"), "/dev/null is neither a folder nor a regular file"),
         (Model(path="builtin:faces"), "no built-in model 'faces'; built in: digits"),
         (Model(path=str(_DIGITS / "unet")), "it is one part of a pipeline"),
         (Model(path=str(_DIGITS.parent)), f"did you mean {_DIGITS}?"),
@@ -112,7 +118,8 @@ def test_wrong_place_is_named(model: Model, part: str) -> None:
 
 def test_adapter_is_not_taken_for_a_checkpoint(tmp_path: Path) -> None:
     file = tmp_path / "style.safetensors"
-    save_file({"unet.to_q.lora_A.weight": torch.zeros(2), "unet.to_q.lora_B.weight": torch.zeros(2)}, file)
+    names = ["unet.to_q.lora_A.weight", "unet.to_q.lora_B.weight", "unet.to_q.alpha"]
+    save_file({name: torch.zeros(2) for name in names}, file)
     [problem] = checkpoint_problems(Model(path=str(file)))
     assert "holds a LoRA adapter" in problem
     (tmp_path / "adapter_config.json").write_text("{}")
