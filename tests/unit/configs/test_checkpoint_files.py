@@ -34,6 +34,11 @@ def truncate(file: Path) -> None:
     os.truncate(file, 1000)
 
 
+def replace_by_pipe(file: Path) -> None:
+    file.unlink()
+    os.mkfifo(file)
+
+
 def edit_index(index: Path, **changes: object) -> None:
     index.write_text(json.dumps(json.loads(index.read_text()) | changes))
 
@@ -61,9 +66,9 @@ def test_good_checkpoint_has_no_problem(path: str) -> None:
         (lambda f: (f / _UNET).rename(f / "unet/diffusion_pytorch_model.bin"), [".bin is not safetensors", "convert"]),
         (lambda f: (f / _UNET).unlink(), ["digits/unet has no weights"]),
         (lambda f: ((f / _UNET).unlink(), (f / _UNET).symlink_to("/nowhere")), ["is a link to a file that is not"]),
-        (lambda f: ((f / _UNET).unlink(), os.mkfifo(f / _UNET)), [_UNET, "is not a regular file"]),
+        (lambda f: replace_by_pipe(f / _UNET), [_UNET, "is not a regular file"]),
         (lambda f: ((f / _UNET).unlink(), (f / _UNET).mkdir()), [_UNET, "Is a directory"]),
-        (lambda f: ((f / "model_index.json").unlink(), os.mkfifo(f / "model_index.json")), ["is not a regular file"]),
+        (lambda f: replace_by_pipe(f / "model_index.json"), ["is not a regular file"]),
         (lambda f: (f / "model_index.json").write_text("{}"), ["model_index.json names no pipeline (_class_name)"]),
         (lambda f: edit_index(f / "model_index.json", _class_name=5), ["names no pipeline"]),
         (lambda f: shutil.rmtree(f / "vae"), ["digits/vae is missing", "model_index.json names it"]),
