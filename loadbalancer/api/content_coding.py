@@ -16,6 +16,8 @@ _GZIP_OR_ZLIB = 32 + zlib.MAX_WBITS
 _CODINGS = ("gzip", "x-gzip", "deflate")
 #: Bytes that are decompressed in a thread before memory for more is reserved.
 _PART_BYTES = 1 << 20
+#: Bytes that go into the decoder at once: it copies what it has not used of them.
+_INPUT_BYTES = 1 << 14
 
 
 def check_json(headers: Headers) -> None:
@@ -58,22 +60,36 @@ class _Decompression:
 
     def __init__(self, body: bytes) -> None:
         self._decoder = zlib.decompressobj(_GZIP_OR_ZLIB)
-        self._remaining = body
+        self._body = body
+        self._position = 0
+        #: Bytes before the position that the decoder has not used.
+        self._remaining = b""
         self.is_complete = False
 
     def next_part(self) -> bytes:
         """Return up to `_PART_BYTES`. Raises `InvalidRequest` where the body is broken or cut short."""
+        parts, size = [], 0
+        while size < _PART_BYTES and not self.is_complete:
+            parts.append(self._next(_PART_BYTES - size))
+            size += len(parts[-1])
+        return b"".join(parts)
+
+    def _next(self, max_bytes: int) -> bytes:
         decoder = self._decoder
+        if not self._remaining:
+            self._remaining = self._body[self._position : self._position + _INPUT_BYTES]
+            self._position += len(self._remaining)
+        is_at_end = not self._remaining
         try:
-            part = decoder.decompress(self._remaining, _PART_BYTES)
+            part = decoder.decompress(self._remaining, max_bytes)
         except zlib.error:
             _invalid("it is broken")
         self._remaining = decoder.unconsumed_tail
-        if decoder.unused_data:
-            _invalid("more bytes follow its end")
-        if not part and not self._remaining and not decoder.eof:
-            _invalid("it is cut short")
         self.is_complete = decoder.eof
+        if decoder.unused_data or (decoder.eof and self._position < len(self._body)):
+            _invalid("more bytes follow its end")
+        if is_at_end and not part and not decoder.eof:
+            _invalid("it is cut short")
         return part
 
 
