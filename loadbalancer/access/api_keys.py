@@ -6,6 +6,7 @@ not needed.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import hmac
 from dataclasses import dataclass
@@ -92,22 +93,24 @@ class Caller:
             raise Forbidden(f"The API key '{self.owner}' lacks the scope '{scope}'.")
 
 
-@dataclass(frozen=True, slots=True)
 class Authenticator:
     """Authenticates requests by path and bearer token."""
 
-    #: The controller's token for `/internal` and `/metrics`.
-    internal_token: str
-    #: Whether only this machine can connect.
-    loopback: bool
+    def __init__(self, internal_token: str, loopback: bool) -> None:
+        """`internal_token` is the controller's, for `/internal` and `/metrics`. Raises `ValueError` for a short one.
 
-    def __post_init__(self) -> None:
-        if len(self.internal_token) < MIN_TOKEN_CHARS:
+        `loopback`: only this machine can connect.
+        """
+        if len(internal_token) < MIN_TOKEN_CHARS:
             raise ValueError("the internal token is empty or incomplete")
+        self.internal_token = internal_token
+        self.loopback = loopback
+        #: Paths that require nothing.
+        self.open_paths = _OPEN | {"/metrics"} if loopback else _OPEN
 
     def enter(self, path: str, authorization: str, ring: KeyRing | None) -> Caller:
         """Return the caller. Without a ring no path requires an API key. Raises `Unauthorized` and `Forbidden`."""
-        need = self.need(path)
+        need = "nothing" if path in self.open_paths else required_scope(path)
         if need == "nothing" or (ring is None and need != "admin"):
             return Caller()
         scheme, _, token = authorization.partition(" ")
@@ -121,11 +124,11 @@ class Authenticator:
             caller.require(need)
         return caller
 
-    def need(self, path: str) -> RequiredScope:
-        """Return what the path requires. An unlisted path requires a key, so that new paths are closed by default."""
-        if path in _OPEN or (path == "/metrics" and self.loopback):
-            return "nothing"
-        return next((need for prefix, need in _NEEDS if path == prefix or path.startswith(f"{prefix}/")), "key")
+
+@functools.lru_cache(maxsize=64)  # of paths, most of which come again and again
+def required_scope(path: str) -> RequiredScope:
+    """Return what a path requires that is not open. An unlisted one requires a key: new paths are closed by default."""
+    return next((need for prefix, need in _NEEDS if path == prefix or path.startswith(f"{prefix}/")), "key")
 
 
 def fingerprint(token: str) -> str:

@@ -33,8 +33,10 @@ class OriginPolicy:
         self._machine = frozenset(name.lower().removesuffix(".") for name in machine)
         self._pages = frozenset(page.lower() for page in pages)
         self._loopback = loopback
+        #: `_check`, with the accepted headers cached: they rarely differ between requests.
+        self.check = functools.lru_cache(maxsize=64)(self._check)
 
-    def check(self, host: str | None, origin: str | None, *, keyless: bool) -> None:
+    def _check(self, host: str | None, origin: str | None, *, keyless: bool) -> None:
         """Raise `Forbidden` if a header is not accepted; None is an absent header. `keyless`: no key is required."""
         if host is not None and (self._loopback or self._hosts or keyless):
             name, _ = _address(f"http://{host}")

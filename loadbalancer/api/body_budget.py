@@ -100,12 +100,6 @@ def is_small(headers: Headers) -> bool:
     return declared.isdecimal() and int(declared) <= _SMALL_BYTES and "content-encoding" not in headers
 
 
-def release_body(request: Request) -> None:
-    """Release the reservation of the request, if it has one."""
-    if "body" in request.scope["state"]:
-        body_reservation(request).release()
-
-
 def body_reservation(request: Request) -> BodyReservation:
     """The reservation that `ApiMiddleware` has made, for any body that is not small."""
     found = request.state.body

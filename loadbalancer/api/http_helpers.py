@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import codecs
 import io
-from collections.abc import Coroutine
+from collections.abc import AsyncGenerator, Coroutine
 from http import HTTPStatus
 from typing import Any, TypeVar
 
@@ -49,31 +49,29 @@ async def read_json(request: Request, max_bytes: int) -> bytes:
     if request.headers.get("content-type", _JSON) != _JSON:
         check_json_charset(request.headers["content-type"])
         check_json(request.headers)
-    body = await read_body(request, max_bytes)
+    received = io.BytesIO()  # its value is not a copy, unlike that of a join
+    async for chunk in read_body(request, max_bytes):
+        received.write(chunk)
+    body = received.getvalue()
     if "content-encoding" in request.headers:
         body = await decode_body(request.headers, body, max_bytes, body_reservation(request).add)
     return body.removeprefix(codecs.BOM_UTF8)
 
 
-async def read_body(request: Request, max_bytes: int) -> bytes:
-    """Read the complete body as it is sent. Raises `BodyTooLarge`, at once or while it is read, and `ClientClosed`."""
-    check_length(request, max_bytes)
-    body = io.BytesIO()  # its value is not a copy, unlike that of a join
-    try:
-        async for chunk in request.stream():
-            if body.tell() + len(chunk) > max_bytes:
-                raise BodyTooLarge(max_bytes)
-            body.write(chunk)
-    except ClientDisconnect:
-        raise client_disconnected() from None
-    return body.getvalue()
-
-
-def check_length(request: Request, max_bytes: int) -> None:
-    """Raises `BodyTooLarge` for a `Content-Length` above `max_bytes`, before the body is read."""
+async def read_body(request: Request, max_bytes: int) -> AsyncGenerator[bytes, None]:
+    """The body as it is sent, in chunks. Raises `BodyTooLarge`, at once or while it is read, and `ClientClosed`."""
     declared = request.headers.get("content-length", "")
     if declared.isdecimal() and int(declared) > max_bytes:
         raise BodyTooLarge(max_bytes)
+    size = 0
+    try:
+        async for chunk in request.stream():
+            size += len(chunk)
+            if size > max_bytes:
+                raise BodyTooLarge(max_bytes)
+            yield chunk
+    except ClientDisconnect:
+        raise client_disconnected() from None
 
 
 def client_disconnected() -> ClientClosed:

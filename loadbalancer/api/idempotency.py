@@ -181,11 +181,14 @@ class IdempotencyMiddleware:
         request = Request(scope, receive)
         given = request.headers[HEADER]
         try:
-            body = await read_body(request, self._max_bytes)
+            received = io.BytesIO()  # its value is not a copy, unlike that of a join
+            async for chunk in read_body(request, self._max_bytes):
+                received.write(chunk)
+            body = received.getvalue()
             kind = request.headers.get("content-type", "")
             key = await key_of_request(request.state.caller.owner, given, scope["path"], kind, body)
             recording, first = await self._recording(key, scope, body)
-            del body  # the application releases it before it waits
+            del body, received  # the application releases it before it waits
         except IdempotencyKeyReused:
             await error_response(reused(given))(scope, receive, send)
         except ApiError as error:

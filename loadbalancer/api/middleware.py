@@ -153,9 +153,8 @@ class ApiMiddleware:
         if not is_post:  # nothing reads a body
             await self._read(caller, now, scope, receive, send)
             return
-        body = None
-        if not is_small(headers):
-            body = state["body"] = BodyReservation(self._bodies, caller.owner)
+        body = state["body"] = None if is_small(headers) else BodyReservation(self._bodies, caller.owner)
+        if body is not None:
             receive = body.counting(receive)
         app = self._replaying if HEADER in headers and scope["path"] in PATHS else self._app
         self._posts += 1

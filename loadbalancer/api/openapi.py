@@ -10,7 +10,7 @@ from fastapi import FastAPI, Request, Response
 from fastapi.responses import JSONResponse
 from pydantic.json_schema import models_json_schema
 
-from loadbalancer.access.api_keys import Authenticator
+from loadbalancer.access.api_keys import Authenticator, required_scope
 from loadbalancer.jobs.requests import JobRequest
 from loadbalancer.jobs.views import JobList, JobView
 from loadbalancer.schema.requests import EditRequest, ImageRequest, JsonEditRequest, PredictRequest
@@ -121,7 +121,7 @@ def complete_document(app: FastAPI, authenticator: Authenticator) -> None:
         for operation in operations.values():
             if "HTTPValidationError" in str(operation["responses"].get("422")):
                 del operation["responses"]["422"]
-            if authenticator.need(path) != "nothing":
+            if path not in authenticator.open_paths and required_scope(path) != "nothing":
                 operation["security"] = [{"key": []}, {}]  # the second: while no keys exist
                 operation["responses"] |= {str(status): error_response_schema(status) for status in (401, 403)}
     _, requests = models_json_schema(

@@ -15,11 +15,10 @@ from typing import BinaryIO, NoReturn
 from fastapi import Request
 from starlette.datastructures import FormData, UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
-from starlette.requests import ClientDisconnect
 
 from loadbalancer.api.body_budget import body_reservation
 from loadbalancer.api.charsets import check_part_charset, form_charset
-from loadbalancer.api.http_helpers import check_length, client_disconnected
+from loadbalancer.api.http_helpers import read_body
 from loadbalancer.schema.errors import BodyTooLarge, InvalidRequest, Unavailable, UnsupportedMediaType
 from loadbalancer.schema.parsing import shorten
 
@@ -77,13 +76,10 @@ async def read_form(request: Request, max_bytes: int, max_text_bytes: int) -> As
         _invalid("it must be multipart/form-data, or application/json")
     if request.headers.get("content-encoding", "identity") != "identity":
         raise UnsupportedMediaType("The Content-Encoding of a form is not supported.", headers={"accept-encoding": ""})
-    check_length(request, max_bytes)
     max_in_memory = max_text_bytes + _MAX_FILES * _MEMORY_BYTES_PER_FILE
-    parser = _FormParser(request, _limited_stream(request, max_bytes, max_in_memory), max_text_bytes)
+    parser = _FormParser(request, _read_form_body(request, max_bytes, max_in_memory), max_text_bytes)
     try:
         form = await parser.parse()
-    except ClientDisconnect:
-        raise client_disconnected() from None
     except MultiPartException as broken:
         _invalid(broken.message.rstrip("."))
     except OSError as error:
@@ -126,16 +122,11 @@ class _FormParser(MultiPartParser):
         super().on_part_data(data, start, end)
 
 
-async def _limited_stream(request: Request, max_bytes: int, max_in_memory: int) -> AsyncGenerator[bytes, None]:
-    """The body in chunks. Raises `BodyTooLarge` above `max_bytes`.
-
-    What goes beyond `max_in_memory` is on disk when the next chunk is read, and is no longer reserved then.
-    """
+async def _read_form_body(request: Request, max_bytes: int, max_in_memory: int) -> AsyncGenerator[bytes, None]:
+    """`read_body` for a form. What goes beyond `max_in_memory` is on disk at the next chunk, and not reserved then."""
     size = 0
-    async for chunk in request.stream():
+    async for chunk in read_body(request, max_bytes):
         size += len(chunk)
-        if size > max_bytes:
-            raise BodyTooLarge(max_bytes)
         yield chunk
         on_disk = min(size - max_in_memory, len(chunk))
         if on_disk > 0:

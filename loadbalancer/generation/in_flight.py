@@ -28,6 +28,9 @@ from loadbalancer.scheduling.task import (
 from loadbalancer.schema.errors import ApiError, TooBusy, Unavailable, from_ended, model_cannot_start, shutting_down
 from loadbalancer.schema.stream_events import Progress
 
+#: Interval of `RequestTracker.wait_idle`.
+_IDLE_POLL_S = 0.02
+
 
 class ResultStream(ABC):
     """The results of one request for one reader: previews and finished images, then the end.
@@ -148,9 +151,8 @@ class RequestTracker:
         self._control = control
         self.is_open = True
         self._requests: set[object] = set()
-        #: Counts a request, local or proxied, as in flight until `unregister`.
-        self.register = self._requests.add
-        self._idle = asyncio.Event()
+        #: A request, local or proxied, is in flight from `register` to `unregister`.
+        self.register, self.unregister = self._requests.add, self._requests.discard
 
     def __repr__(self) -> str:
         return f"<RequestTracker {'open' if self.is_open else 'closed'}, {len(self._requests)} requests>"
@@ -197,13 +199,7 @@ class RequestTracker:
         """Reject new requests from now on."""
         self.is_open = False
 
-    def unregister(self, request: object) -> None:
-        self._requests.discard(request)
-        if not self._requests:
-            self._idle.set()
-
     async def wait_idle(self) -> None:
-        """Wait until no request is in flight."""
+        """Wait until no request is in flight. Looks now and then, because it runs only while the server stops."""
         while self._requests:
-            self._idle.clear()
-            await self._idle.wait()
+            await asyncio.sleep(_IDLE_POLL_S)

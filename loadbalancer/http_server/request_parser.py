@@ -241,6 +241,9 @@ class BoundedRequestParser(HttpToolsProtocol):
 
     def _check_incomplete_head(self, size: int) -> None:
         """Refuse an endless request line or header, of which the parser reports nothing before its end."""
+        if len(self.url) > self._limits.max_request_line_bytes:
+            self._refuse(self._uri_too_long())
+            return
         if self._messages:  # its bytes in this piece are not known, and no more than a piece has
             return
         self._incomplete_bytes += size
@@ -275,12 +278,6 @@ class BoundedRequestParser(HttpToolsProtocol):
         self._is_chunked = False
         super().on_message_begin()
 
-    def on_url(self, url: bytes) -> None:
-        self.url += url
-        if len(self.url) > self._limits.max_request_line_bytes:
-            text = f"The request line is longer than {self._limits.max_request_line_bytes} bytes, the maximum."
-            raise self._failure(UriTooLong(text))
-
     def on_header(self, name: bytes, value: bytes) -> None:
         if self._stage == BODY:  # a trailer: nothing here needs them
             return
@@ -305,6 +302,8 @@ class BoundedRequestParser(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         headers, limits, parser = self.headers, self._limits, self.parser
+        if len(self.url) > limits.max_request_line_bytes:
+            raise self._failure(self._uri_too_long())
         if len(headers) > limits.max_headers:
             raise self._failure(self._headers_too_large())
         # A head within two slices is small enough.
@@ -373,6 +372,10 @@ class BoundedRequestParser(HttpToolsProtocol):
         if path in _UNRESTRICTED_PATHS or self.config.is_internal(dict(self.headers).get(b"authorization", b"")):
             return
         raise self._failure(TooManyConnections("Too many connections. Please try again shortly.", retry_after_s=1))
+
+    def _uri_too_long(self) -> UriTooLong:
+        limit = self._limits.max_request_line_bytes
+        return UriTooLong(f"The request line is longer than {limit} bytes, the maximum.")
 
     def _headers_too_large(self) -> HeadersTooLarge:
         limits = self._limits

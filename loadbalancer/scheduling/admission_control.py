@@ -35,9 +35,9 @@ class AdmissionControl:
     ) -> QueueFull | None:
         """Accept the request as a whole, or return why it is rejected."""
         first, config = tasks[0], self._config
-        if len(queue) + len(tasks) > queue.max_tasks and len(tasks) > queue.room(first.owner):
+        if queue.count + len(tasks) > queue.max_tasks and len(tasks) > queue.room(first.owner):
             own = queue.owner_tasks(first.owner)
-            waiting = f"{len(queue)} of {queue.max_tasks} images are waiting, {own} of them of '{first.owner}'"
+            waiting = f"{queue.count} of {queue.max_tasks} images are waiting, {own} of them of '{first.owner}'"
             reason = f"the queue of model '{first.model}' is full ({waiting})"
             return QueueFull(reason, _bounded_retry_s(_room_s(len(tasks), queue, workers)))
         added_bytes = sum(task.source_bytes for task in tasks)
@@ -45,7 +45,7 @@ class AdmissionControl:
             whose = self._source_bytes.describe(first.owner)
             reason = f"there is no room for more source images of unfinished requests ({whose} bytes)"
             return QueueFull(reason, _bounded_retry_s(_room_s(len(tasks), queue, workers)))
-        if config.max_work_s is not None and queue:
+        if config.max_work_s is not None and queue.count:
             rejection = _too_much_work(tasks, queue, workers, config.max_work_s)
             if rejection is not None:
                 return rejection
@@ -83,7 +83,7 @@ def _too_much_work(
 def _room_s(count: int, queue: ModelQueue, workers: Sequence[Worker]) -> float:
     """Return the seconds until the queue should have room for `count` more tasks."""
     rate = sum(worker.steps_per_s(next(iter(queue.steps), (0, 0))) for worker in workers)
-    return count * queue.steps.total() / max(len(queue), 1) / rate if rate else _UNKNOWN_ROOM_S
+    return count * queue.steps.total() / max(queue.count, 1) / rate if rate else _UNKNOWN_ROOM_S
 
 
 def _earliest_finish_s(
@@ -107,7 +107,7 @@ def _earliest_finish_s(
         own_s += sum(task.remaining_steps for task in tasks[1:]) / rate
     if queue_s + own_s <= enough_s or not queue_s:
         return queue_s + own_s
-    return own_s + queue_s * queue.expected_position(first) / max(len(queue), 1)
+    return own_s + queue_s * queue.expected_position(first) / max(queue.count, 1)
 
 
 def _bounded_retry_s(seconds: float) -> float:

@@ -140,8 +140,8 @@ class CostModel:
         if steps <= 0 or work_s <= 0:
             return
         self._finished_s.setdefault(size, _RunningMean()).add(work_s / steps)
-        single_s = self._single_step_s(size)
-        if single_s is not None:
+        single_s = self._single_s.get(size) or self._scaled_step_s(size)
+        if single_s:
             self._overhead.add(work_s / (steps * single_s))
 
     def _advance(self, meter: _WorkMeter, now: float) -> None:
@@ -177,7 +177,7 @@ class CostModel:
         finished = self._finished_s.get(size)
         if finished is not None:
             return finished.value
-        single_s = self._single_step_s(size)
+        single_s = self._single_s.get(size) or self._scaled_step_s(size)
         return None if single_s is None else single_s * self._overhead.value
 
     def batch_step_s(self, size: Size, worker: Worker, tasks: int) -> float | None:
@@ -201,11 +201,10 @@ class CostModel:
         step_s = self.step_s(size)
         return None if step_s is None else steps * step_s
 
-    def _single_step_s(self, size: Size) -> float | None:
-        """Return the seconds of a step in a batch of one. An unmeasured size is scaled from the usual one by pixels."""
-        seconds = self._single_s.get(size)
-        if seconds is not None or self._usual is None or self._usual not in self._single_s:
-            return seconds
+    def _scaled_step_s(self, size: Size) -> float | None:
+        """Return the seconds of a step in a batch of one, scaled by pixels from the usual size; None if unknown."""
+        if self._usual is None or self._usual not in self._single_s:
+            return None
         return self._single_s[self._usual] * (size[0] * size[1]) / (self._usual[0] * self._usual[1])
 
 

@@ -20,7 +20,7 @@ def estimate(task: Task, queue: ModelQueue, workers: Sequence[Worker]) -> TaskEs
     if queue_s is None:
         return TaskEstimate(task.state, position, None)
     # The work before it is estimated from its position: the exact sum would take the length of the queue each time.
-    before_s = queue_s * position / max(len(queue), 1)
+    before_s = queue_s * position / max(queue.count, 1)
     own_s = task.remaining_steps * max(worker.full_batch_step_s(task.size) for worker in workers)
     return TaskEstimate(task.state, position, before_s + own_s)
 
@@ -31,11 +31,11 @@ def estimate_wait(task: Task, queue: ModelQueue, workers: Sequence[Worker], task
     That is the waiting work before it in full batches and, where no slot is free, the rest of the running task that
     finishes first.
     """
-    queue_s = drain_s(queue.steps, workers) if len(queue) else 0.0
+    queue_s = drain_s(queue.steps, workers) if queue.count else 0.0
     slot_s = 0.0 if any(worker.free_slots for worker in workers) else _next_free_slot_s(workers, tasks)
     if queue_s is None or slot_s is None:
         return None
-    return slot_s + queue_s * queue.expected_position(task) / max(len(queue), 1)
+    return slot_s + queue_s * queue.expected_position(task) / max(queue.count, 1)
 
 
 def _next_free_slot_s(workers: Sequence[Worker], tasks: Mapping[str, Task]) -> float | None:

@@ -55,10 +55,8 @@ class ModelQueue:
         self._owners: dict[str, OwnerQueue] = {}
         #: The isolated tasks in their order.
         self.isolated: SortedDict[_SortKey, Task] = SortedDict()
-        self._count = 0
-
-    def __len__(self) -> int:
-        return self._count
+        #: Number of waiting tasks. Others only read it.
+        self.count = 0
 
     def __iter__(self) -> Iterator[Task]:
         """Yield the waiting tasks in the order in which they would be served if nothing else happened."""
@@ -69,7 +67,7 @@ class ModelQueue:
         yield from self._shares.order(costs)
 
     def __repr__(self) -> str:
-        return f"<ModelQueue {len(self)} of {self.max_tasks} tasks, {self.steps.total()} steps>"
+        return f"<ModelQueue {self.count} of {self.max_tasks} tasks, {self.steps.total()} steps>"
 
     def room(self, owner: str) -> int:
         """Return how many more tasks of the owner may be accepted.
@@ -78,7 +76,7 @@ class ModelQueue:
         others out. It never accepts more than twice `max_tasks` in total.
         """
         own, owners = self.owner_tasks(owner), self.active_owners(owner)
-        return owner_room(self.max_tasks, used=self._count, own=own, owners=owners)
+        return owner_room(self.max_tasks, used=self.count, own=own, owners=owners)
 
     def owner_tasks(self, owner: str) -> int:
         """Return the number of waiting tasks of an owner, isolated ones excluded."""
@@ -102,7 +100,7 @@ class ModelQueue:
             own.weight = task.weight
             self._shares.join(task.owner)
         self.steps[task.size] += task.remaining_steps
-        self._count += 1
+        self.count += 1
 
     def requeue(self, task: Task) -> None:
         """Add a task that was taken before, and refund its owner the remaining work. Roll back the task first."""
@@ -121,7 +119,7 @@ class ModelQueue:
                 del self._owners[task.owner]
                 self._shares.leave(task.owner)
         self.steps -= {task.size: task.remaining_steps}
-        self._count -= 1
+        self.count -= 1
 
     def take(self, task: Task) -> None:
         """Remove a task that goes to a worker, and charge its owner. Raises `KeyError` if it is not in this queue."""

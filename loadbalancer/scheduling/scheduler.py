@@ -183,7 +183,7 @@ class Scheduler:
         for model, queue in self.queues.items():
             if model in self._grouped:
                 continue
-            if not len(queue):
+            if not queue.count:
                 if rebalance:
                     relocations = rebalancing(self.registry, model, self.tasks, now)
                     effects += self.store.preempt(relocations, "rebalanced")

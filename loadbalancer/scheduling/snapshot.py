@@ -24,7 +24,7 @@ def _model_stats(model: str, store: TaskStore, now: float) -> ModelStats:
     running = [task for worker in workers for task in running_tasks(worker, store.tasks)]
     return ModelStats(
         model=model,
-        queued=len(queue),
+        queued=queue.count,
         running=sum(len(worker.assigned) for worker in workers),
         queued_work_s=queued_work_s(queue, workers),
         oldest_wait_s=max(now - oldest, 0.0) if oldest is not None else 0.0,

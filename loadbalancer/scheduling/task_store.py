@@ -103,7 +103,7 @@ class TaskStore:
                         self.registry.serving(model),
                         self.tasks,
                         self.costs[model],
-                        waiting=len(queue),
+                        waiting=queue.count,
                         slack=self._config.deadline_slack,
                         now=now,
                     )

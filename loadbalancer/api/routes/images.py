@@ -9,7 +9,6 @@ from http import HTTPStatus
 import msgspec
 from fastapi import APIRouter, Request, Response
 
-from loadbalancer.api.body_budget import release_body
 from loadbalancer.api.event_stream import EventStream
 from loadbalancer.api.flow_control import FlowControlledResponse
 from loadbalancer.api.http_helpers import encode_json, read_json, wait_first
@@ -97,7 +96,8 @@ def router(services: Services, builder: RequestBuilder) -> APIRouter:
         """The minimal API: a prompt in, a base64 PNG out."""
         parsed = parse(PredictRequest, await read_json(request, max_bytes))
         in_flight = services.tracker.accept(await builder.build(parsed, request))
-        release_body(request)
+        if request.state.body is not None:
+            request.state.body.release()
         (image,) = await _wait(in_flight, request)
         return _held_response(PredictAnswer(memoryview(image.image), image.flagged), in_flight)
 
@@ -111,7 +111,8 @@ async def _respond(
     if isinstance(result, Response):
         return result
     in_flight = services.tracker.accept(result)
-    release_body(request)  # source images are decoded, and counted by the queue
+    if request.state.body is not None:  # source images are decoded, and counted by the queue
+        request.state.body.release()
     links = None
     if parsed.response_format == "url":
         links = ResultLinks(

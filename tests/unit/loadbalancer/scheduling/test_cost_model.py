@@ -142,3 +142,9 @@ def test_work_of_all_tasks_adds_up_to_their_workers(moves: list[tuple[int, int, 
     done += sum(known.on_stop(str(task), now) for task in where)
     assert done == pytest.approx(expected, rel=1e-6, abs=1e-6)
     assert repr(known).endswith(", 0 running>")
+
+
+def test_worker_that_reports_no_time_for_a_step_breaks_nothing() -> None:
+    known = costs(worker("w", StepCurve(*USUAL, 1, [(1, 0.0)])))
+    known.record_image(USUAL, 4, 2.0)
+    assert known.step_s(USUAL) == 0.5

@@ -169,7 +169,7 @@ def test_slow_worker_does_not_expire_a_feasible_task() -> None:
     beside_a_slow_one(core)
     effects = core.handle(Tick(), 0.1)
     assert not [update for update in updates(effects) if isinstance(update, TaskEnded)]
-    assert len(core.queues["m"]) == 3
+    assert core.queues["m"].count == 3
 
 
 @given(

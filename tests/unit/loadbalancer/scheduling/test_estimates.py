@@ -57,7 +57,7 @@ def test_no_workers_rejects_no_deadline(way_to_go: str) -> None:
     if way_to_go == "back, but not open yet":
         connect(core, "v", 0, 1.0)
     fill(core, 50, timeout_s=0.5)
-    assert len(core.queues["m"]) == 50
+    assert core.queues["m"].count == 50
     estimate = core.estimate("t49")
     assert estimate is not None
     assert (estimate.state, estimate.position, estimate.eta_s) == (TaskState.QUEUED, 49, None)
@@ -122,7 +122,7 @@ def test_proxied_request_counts_as_arrivals_only() -> None:
         counters.arrivals_short_window.count(1.0),
         counters.proxied_total,
         counters.proxied_in_flight,
-        len(core.queues["m"]),
+        core.queues["m"].count,
     ) == (3, 3, 3, 0)
     core.handle(ProxyFinished("m", 3), 2.0)
     core.handle(TasksSubmitted([task("t", 2.0)], already_counted=True), 2.0)  # it did not do it after all
@@ -130,7 +130,7 @@ def test_proxied_request_counts_as_arrivals_only() -> None:
         counters.arrivals_short_window.count(2.0),
         counters.proxied_total,
         counters.proxied_in_flight,
-        len(core.queues["m"]),
+        core.queues["m"].count,
     ) == (3, 3, 0, 1)
     core.handle(TasksSubmitted([task("u", 2.0)]), 2.0)
     assert counters.arrivals_short_window.count(2.0) == 4

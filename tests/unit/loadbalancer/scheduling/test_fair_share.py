@@ -62,7 +62,7 @@ def test_full_queue_accepts_owners_below_their_part() -> None:
         assert queue.room(owner) > 0, "half of the reserve is left for newcomers"
         while queue.room(owner):
             queue.push(task(owner))
-    assert (len(queue), queue.room("sixth")) == (24, 0), "twice the bound is the end"
+    assert (queue.count, queue.room("sixth")) == (24, 0), "twice the bound is the end"
 
 
 def test_returning_owner_gets_no_credit() -> None:
@@ -143,11 +143,11 @@ def test_isolated_task_goes_first() -> None:
     lone.on_crash()
     lone.on_crash()
     queue.push(lone)
-    assert (list(queue.isolated.values()), queue.position(lone), len(queue)) == ([lone], 0, 3)
+    assert (list(queue.isolated.values()), queue.position(lone), queue.count) == ([lone], 0, 3)
     assert [queue.position(each) for each in queue] == [0, 1, 2]
     assert lone not in served(queue, 5)
     queue.take(lone)
-    assert len(queue) == 0
+    assert queue.count == 0
     with pytest.raises(KeyError):
         queue.position(lone)
 
@@ -214,4 +214,4 @@ def test_positions_lie_between_own_rank_and_queue_end(tasks: list[tuple[str, int
     seen: dict[str, int] = {}
     for each in queue:
         rank = seen[each.owner] = seen.get(each.owner, -1) + 1
-        assert rank <= queue.position(each) < len(queue)
+        assert rank <= queue.position(each) < queue.count

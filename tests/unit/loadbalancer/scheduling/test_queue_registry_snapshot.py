@@ -30,7 +30,7 @@ def test_queue_keeps_order_positions_and_steps() -> None:
     assert [queue.position(t) for t in (urgent, early, late)] == [0, 1, 2]
     assert (queue.room("anonymous"), queue.steps, queue.oldest()) == (0, {(64, 64): 60}, 1.0)
     queue.remove(early)
-    assert (queue.room("anonymous"), queue.steps, queue.oldest(), len(queue)) == (1, {(64, 64): 40}, 2.0, 2)
+    assert (queue.room("anonymous"), queue.steps, queue.oldest(), queue.count) == (1, {(64, 64): 40}, 2.0, 2)
     with pytest.raises(KeyError):
         queue.remove(early)
     with pytest.raises(KeyError):

@@ -81,7 +81,7 @@ def test_cancelled_task_frees_its_slot_on_release() -> None:
     connect(core, "w", 1)
     core.handle(TasksSubmitted([task("running"), task("waiting")]), 0.0)
     core.handle(TasksCancelled(["waiting"], "gone"), 1.0)
-    assert len(core.queues["m"]) == 0
+    assert core.queues["m"].count == 0
     core.handle(TasksSubmitted([task("next", 1.0)]), 1.0)
     effects = core.handle(TasksCancelled(["running"], "gone"), 2.0)
     assert SendMessage("w", Cancel(["running"])) in effects
