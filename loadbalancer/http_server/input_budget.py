@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 #: Of all connections together.
-MAX_INPUT_BYTES = 8 * 2**20
+MAX_INPUT_BYTES = 4 * 2**20
 #: Of each connection, so much is not counted: the headers of an ordinary request.
 FREE_BYTES = 2 * 2**10
 

@@ -141,11 +141,12 @@ class BoundedRequestParser(HttpToolsProtocol):
         before, self._counted_input = self._counted_input, max(size - FREE_BYTES, 0)
         if before == self._counted_input or self.config.input_budget.change(before, self._counted_input):
             return
-        if self._stage == HEAD or self._is_blocked():
+        is_complete = _END_OF_HEAD in self._unparsed
+        if self._stage == HEAD or self._is_blocked() or (self._stage < HEAD and not is_complete):
             text = "Incomplete requests of other connections fill the memory for them. Please try again shortly."
             self._refuse(InputMemoryFull(text, retry_after_s=1))
             self._count_input()
-        elif self._stage < HEAD and self._unparsed:  # it may be large and complete
+        elif self._stage < HEAD:  # of a large body, for which there are other limits
             self._resume_parsing()
 
     def _parse_or_wait(self) -> None:
