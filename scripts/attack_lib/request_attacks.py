@@ -58,7 +58,7 @@ def _odd_headers(target: Target) -> str:
 
 def _small_requests(target: Target) -> str:
     """Many connections, each with many requests. All are answered."""
-    count, each = 100, 50
+    count, each = 50, 100
     with contextlib.ExitStack() as opened:
         held = [opened.enter_context(connect(target.port)) for _ in range(count)]
         for connection in held:
@@ -116,7 +116,7 @@ ATTACKS = [
     Attack("Expect: 100-continue without a key", "401, no 100", _refused_expectation),
     Attack("three requests of HTTP/1.0", "200, closed", _http_1_0),
     Attack("absurd Range, Accept and others", "200 or 4xx", _odd_headers),
-    Attack("5000 small requests on 100 connections", "200", _small_requests),
+    Attack("5000 small requests on 50 connections", "200", _small_requests),
     Attack("100 MB of pipelined answers", "all come", _large_answers, is_short=False),
     Attack("4000 HEAD requests", "no body", _heads),
 ]

@@ -10,8 +10,8 @@ from typing import Any
 import httpx
 
 from scripts.attack_lib.attack import CUSTOMER, MIB, Attack, BoundBroken
-from scripts.attack_lib.target import JOBS as JOB_SETTINGS
-from scripts.attack_lib.target import Target
+from scripts.attack_lib.target import RESULTS, Target
+from scripts.harness.processes import wait_until
 
 _IMAGES: dict[str, Any] = {"prompt": "a", "num_inference_steps": 1, "n": 10, "size": "256x256"}
 _JOB: dict[str, Any] = {"path": "/predict", "body": {"prompt": "a"}}
@@ -79,14 +79,14 @@ def _fill_results(target: Target) -> str:
     with target.client(target.alice) as alice, target.client(target.bob) as bob:
         (kept,) = _urls(bob.post("/v1/images/generations", json=wanted | {"n": 1}))
         first = ""
-        while filled < 1.5 * JOB_SETTINGS["max_bytes"]:
+        while filled < 1.5 * RESULTS["max_bytes"]:
             urls = _urls(alice.post("/v1/images/generations", json=wanted))
             first = first or urls[0]
             filled += len(urls) * len(httpx.get(urls[0], timeout=30).content)
+        gone = lambda: httpx.get(first, timeout=30).status_code == 404  # noqa: E731
+        wait_until(gone, f"the deletion of alice's oldest of {filled} bytes", 20.0 * target.stall_factor)
         if httpx.get(kept, timeout=30).status_code != 200:
             raise BoundBroken("bob's image is gone")
-        if httpx.get(first, timeout=30).status_code == 200:
-            raise BoundBroken(f"all {filled >> 20} MiB of alice are stored")
     return f"{filled / MIB:.1f} MiB, the oldest deleted, bob's is there"
 
 

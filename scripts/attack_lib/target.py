@@ -19,13 +19,8 @@ from scripts.harness.processes import PATIENCE_S, ROOT, wait_until
 
 #: Short limits of time, so that attacks on them take seconds.
 SERVER = {"header_timeout_s": 2, "body_timeout_s": 2, "keep_alive_s": 5, "send_timeout_s": 3, "max_connections": 400}
-JOBS = {
-    "max_unfinished": 20,
-    "max_bytes": 1 << 20,
-    "webhook_private": True,
-    "webhook_timeout_s": 2,
-    "webhook_retry_s": 60,
-}
+JOBS = {"max_unfinished": 20, "webhook_private": True, "webhook_timeout_s": 2, "webhook_retry_s": 60}
+RESULTS = {"max_bytes": 1 << 20}
 TIME_LIMIT_S = 30.0
 
 
@@ -47,7 +42,7 @@ class Target:
         folder.mkdir(parents=True, exist_ok=True)
         self.alice, self.bob = self._add_key("alice"), self._add_key("bob")
         model = sim(t0_s=0.005, scaling={"min_workers": 2, "max_workers": 2})
-        config: dict[str, Any] = {"models": {"m": model}, "server": SERVER, "jobs": JOBS}
+        config: dict[str, Any] = {"models": {"m": model}, "server": SERVER, "jobs": JOBS, "results": RESULTS}
         self.instance = Instance(folder, config)
         self.instance.until(self.instance.is_ready, "a ready server")
         self.instance.until_workers(2)
