@@ -30,8 +30,8 @@ Seconds = Annotated[float, Field(ge=0, le=_MAX_SECONDS)]
 PositiveSeconds = Annotated[float, Field(gt=0, le=_MAX_SECONDS)]
 #: A number of processes or devices of one machine: each has a slot in memory.
 MachineCount = Annotated[int, Field(le=4096)]
-#: One body of the default maximum, and half of another.
-_BODY_BYTES_PER_KEY = 48 << 20
+#: One body of the default maximum, and smaller ones beside it.
+_BODY_BYTES_PER_KEY = 40 << 20
 
 
 def _positive(value: ByteSize) -> ByteSize:
@@ -141,7 +141,7 @@ class Server(Section):
     max_body_bytes_in_memory: int = Field(default=512 << 20, ge=1024)
     """Maximum bytes of all bodies above 64 KiB that are being read and checked; beyond it 429 with Retry-After."""
     max_body_bytes_in_memory_per_key: int | None = Field(default=None, ge=1024)
-    """The same for one API key. Default: 48 MiB, or the largest body if that is larger."""
+    """The same for one API key. Default: 40 MiB, or the largest body if that is larger."""
     max_response_bytes_in_memory_per_key: int = Field(default=256 << 20, ge=1 << 16)
     """Finished images of one API key that its clients have not read; beyond it new requests get 429. Without API keys
     it is the limit of all requests."""
