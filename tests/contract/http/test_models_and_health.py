@@ -26,7 +26,18 @@ def samples(server: Server, name: str, label: str) -> dict[str, float]:
 def test_in_flight_metrics_return_to_zero(server: StartServer) -> None:
     running = server({"sim": sim(t0_s=0.05)}, 1)
     body = {"prompt": "a seven", "num_inference_steps": 40}
-    books = {"tasks", "listeners", "slots", "requests", "jobs", "calls", "recordings", "decodes", "body_bytes"}
+    books = {
+        "tasks",
+        "listeners",
+        "slots",
+        "requests",
+        "jobs",
+        "calls",
+        "recordings",
+        "decodes",
+        "body_bytes",
+        "response_bytes",
+    }
 
     def post(key: str | None) -> int:
         headers = {"idempotency-key": key} if key else {}
@@ -50,6 +61,7 @@ def test_in_flight_metrics_return_to_zero(server: StartServer) -> None:
             "recordings": 2,
             "decodes": 0,
             "body_bytes": 0,  # a queued request holds no body
+            "response_bytes": 0,
         }
         wait_until(lambda: counts() == expected, f"the books to say {expected}")
         assert [answer.result() for answer in sent] == [200] * 3
