@@ -19,6 +19,9 @@ class InputBudget:
         return f"<InputBudget {self.held} of {self._max} bytes>"
 
     def change(self, before: int, after: int) -> bool:
-        """Count `after` bytes of a connection in place of `before`. Return False if it grows beyond the maximum."""
+        """Count `after` bytes of a connection in place of `before`.
+
+        Return False if it holds bytes while all connections hold more than the maximum, even if they become fewer.
+        """
         self.held += after - before
-        return after <= before or self.held <= self._max
+        return after == 0 or self.held <= self._max

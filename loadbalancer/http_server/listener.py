@@ -79,20 +79,24 @@ class ConnectionListener:
         await self._tasks.stop()
 
     async def _accept(self) -> None:
-        accepted = 0
         while True:
             try:
-                connection, address = await self._loop.sock_accept(self._listener)
+                waiting = [await self._loop.sock_accept(self._listener)]
             except OSError:
                 await asyncio.sleep(_RETRY_S)
                 continue
-            if self._context is None:
-                self._tasks.run_to_completion("connect", self._connect(connection))
-            else:
-                self._tasks.run_to_completion("tls_handshake", self._handshake(connection, address[0], self._context))
-            accepted += 1
-            if accepted % ACCEPTS_PER_TURN == 0:  # `sock_accept` does not wait while there are connections
-                await asyncio.sleep(0)
+            # uvloop accepts one in a turn of the loop, and turns are long where many requests arrive.
+            with contextlib.suppress(OSError):
+                while len(waiting) < ACCEPTS_PER_TURN:
+                    waiting.append(self._listener.accept())
+            for connection, address in waiting:
+                connection.setblocking(False)
+                if self._context is None:
+                    self._tasks.run_to_completion("connect", self._connect(connection))
+                else:
+                    handshake = self._handshake(connection, address[0], self._context)
+                    self._tasks.run_to_completion("tls_handshake", handshake)
+            await asyncio.sleep(0)
 
     async def _connect(self, connection: socket.socket) -> None:
         with contextlib.suppress(OSError):  # the client is gone

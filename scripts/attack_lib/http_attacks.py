@@ -215,6 +215,7 @@ ATTACKS = [
     Attack("answers that nobody reads", "bounded", _unread),
     Attack("300 requests at once", "bounded", _burst(300, _GET + b"\r\n"), is_short=False),
     Attack("300 x 64 pipelined requests", "bounded", _burst(300, (_GET + b"\r\n") * 64), is_short=False),
+    Attack("300 x 256 KiB pipelined", "503", _burst(300, (_GET + b"\r\n") * 5000, seconds=1.0), is_short=False),
     Attack(
         "300 x 60 KiB of headers",
         "503",

@@ -5,14 +5,18 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import re
+import socket
 from typing import Any, cast
 
 import pytest
+import uvloop
 from starlette.types import Receive, Scope, Send
 from uvicorn.server import ServerState
 
 from configs.sections import Server
+from loadbalancer.http_server.connection_table import ConnectionTable
 from loadbalancer.http_server.input_budget import FREE_BYTES, MAX_INPUT_BYTES, InputBudget
+from loadbalancer.http_server.listener import ConnectionListener
 from loadbalancer.http_server.parse_queue import PER_TURN
 from loadbalancer.http_server.protocol import BoundedHttpProtocol
 from loadbalancer.http_server.server import HttpConfig
@@ -177,12 +181,14 @@ def test_a_large_body_that_waits_is_parsed_when_memory_is_full() -> None:
     assert asyncio.run(run()) == PER_TURN + 1
 
 
-def test_budget_refuses_growth_only() -> None:
+def test_budget_refuses_whoever_holds_bytes_beyond_it() -> None:
     budget = InputBudget(100)
     assert budget.change(0, 100)
     assert not budget.change(0, 50)
-    assert budget.change(50, 20)
+    assert not budget.change(50, 20), "all together hold too much, though it holds less than before"
     assert budget.held == 120
+    assert budget.change(20, 0)
+    assert budget.change(100, 90)
     assert FREE_BYTES < MAX_INPUT_BYTES
 
 
@@ -220,3 +226,47 @@ def test_many_connections_at_once_are_all_served() -> None:
         for connection in opened:
             connection.sendall(b"GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n")
         assert all(read_all(connection).startswith(b"HTTP/1.1 200 ") for connection in opened)
+
+
+def test_pipelined_input_beyond_the_maximum_is_refused() -> None:
+    """Also that of a connection whose first request was parsed, so that it holds less than before."""
+
+    async def run() -> int:
+        crowd = Crowd()
+        many = GET * (MAX_INPUT_BYTES // len(GET) // 8)
+        for _ in range(PER_TURN + 16):
+            crowd.open()[0].data_received(many)
+        await asyncio.sleep(0)
+        held = crowd.config.input_budget.held
+        await crowd.close()
+        return held - MAX_INPUT_BYTES
+
+    assert asyncio.run(run()) <= 0
+
+
+def test_crowd_is_accepted_in_few_turns_of_the_loop() -> None:
+    """The loop of the product: by itself it accepts one connection in a turn."""
+
+    async def run() -> int:
+        with contextlib.ExitStack() as opened:
+            listener = opened.enter_context(socket.create_server(("127.0.0.1", 0), backlog=512))
+            for _ in range(200):
+                opened.enter_context(socket.create_connection(listener.getsockname()))
+            accepted: list[asyncio.Protocol] = []
+
+            def create(handshake: object) -> asyncio.Protocol:
+                del handshake
+                accepted.append(asyncio.Protocol())
+                return accepted[-1]
+
+            table = ConnectionTable(Server(), 1000, RefusalCounter())
+            accepting = ConnectionListener(listener, None, table, RefusalCounter(), 5.0, create)
+            turns = 0
+            while len(accepted) < 200 and turns < 1000:
+                await asyncio.sleep(0)
+                turns += 1
+            accepting.close()
+            await accepting.wait_closed()
+            return turns
+
+    assert uvloop.run(run()) < 60
