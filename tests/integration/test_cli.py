@@ -315,9 +315,9 @@ def test_interrupt_of_a_pipeline_stops_everything(start: Start, tmp_path: Path) 
         assert tee.stdin is not None
         instance.start(stdout=tee.stdin, stderr=tee.stdin)
         tee.stdin.close()
-        instance.until_workers(2)
+        copy = tmp_path / "copy"
+        instance.until(lambda: "Muster is ready" in copy.read_text(), "the message in the copy")
         tee.send_signal(signal.SIGINT)
         instance.process.send_signal(signal.SIGINT)
         assert instance.process.wait(PATIENCE_S) == 0
     assert instance.children() == []
-    assert "Muster is ready" in (tmp_path / "copy").read_text()
