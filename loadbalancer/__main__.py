@@ -12,6 +12,7 @@ import socket
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 import uvloop
 from filelock import FileLock, Timeout
@@ -145,40 +146,36 @@ def _listen(server: Server) -> list[socket.socket]:
     return listeners
 
 
-async def serve(settings: Settings, listeners: Sequence[socket.socket], keys: EnforcedKeys, token: str) -> None:
-    """Serve on the sockets until a signal, then finish the running requests. `token` is the internal token.
+class _Parts(NamedTuple):
+    """The parts of the balancer that are started and stopped."""
 
-    Raises `StartupError`.
-    """
+    upstream: UpstreamClient
+    arrivals: ArrivalLog | None
+    scheduler: SchedulerService
+    decoders: DecoderPool
+    tracker: RequestTracker
+    database: Database
+    webhook_sender: WebhookSender
+    jobs: JobManager
+    keys: EnforcedKeys
+    server: HttpServer
+
+
+def _build(settings: Settings, keys: EnforcedKeys, token: str) -> _Parts:
+    """Connect the parts. `token` is the internal token. Raises `StartupError`."""
     with _named_os_errors():
         upstream, arrivals, listener = _upstream(settings), _arrivals(settings), curve_listener(settings)
         scheduler = SchedulerService(settings, worker_address(settings.data_dir), listener, arrivals)
         data_dir = DataDirCheck(settings.data_dir)
-    metrics = Metrics(
-        scheduler.snapshot,
-        lambda: {
-            **scheduler.counters,
-            **jobs.counters,
-            **webhook_sender.counters,
-            **decoders.counters,
-            **config.counters,
-        },
-        scheduler.step_curves,
-    )
+    metrics = Metrics(scheduler.snapshot, scheduler.step_curves)
     decoders = DecoderPool(settings.server)
     control = ControlPlane()
     memory = ResponseMemory(settings.server.max_response_bytes_in_memory_per_key, metrics.refusals)
-    metrics.in_flight.add(lambda: {"response_bytes": memory.held})
     tracker = RequestTracker(scheduler, metrics, control, memory)
-    metrics.registry.register(ScalingCollector(control, time.monotonic))
     authenticator = Authenticator(token, is_loopback(settings.server.host))
     database = Database(jobs_file(settings.data_dir), settings.jobs.max_file_bytes, data_dir)
     webhook_sender = WebhookSender(settings.jobs, database)
     jobs = JobManager(settings, scheduler, metrics, database, on_end=webhook_sender.wake)
-    metrics.task_failures.add(lambda: jobs.task_failures + webhook_sender.task_failures + keys.task_failures)
-    if listener is not None:
-        metrics.task_failures.add(lambda: listener.task_failures)
-    metrics.in_flight.add(lambda: {**scheduler.in_flight_counts, "requests": len(tracker), "jobs": len(jobs)})
     services = Services(
         settings,
         scheduler,
@@ -197,36 +194,60 @@ async def serve(settings: Settings, listeners: Sequence[socket.socket], keys: En
     )
     config = _config(services)
     server = HttpServer(config)
+    metrics.registry.register(ScalingCollector(control, time.monotonic))
+    metrics.in_flight.add(lambda: {"response_bytes": memory.held, "requests": len(tracker), "jobs": len(jobs)})
+    metrics.in_flight.add(lambda: scheduler.in_flight_counts)
+    metrics.events.add(lambda: scheduler.counters)
+    metrics.events.add(lambda: jobs.counters)
+    metrics.events.add(lambda: webhook_sender.counters)
+    metrics.events.add(lambda: decoders.counters)
+    metrics.events.add(lambda: config.counters)
+    metrics.task_failures.add(lambda: jobs.task_failures + webhook_sender.task_failures + keys.task_failures)
     metrics.task_failures.add(lambda: server.task_failures)
+    if listener is not None:
+        metrics.task_failures.add(lambda: listener.task_failures)
+    return _Parts(upstream, arrivals, scheduler, decoders, tracker, database, webhook_sender, jobs, keys, server)
+
+
+async def serve(settings: Settings, listeners: Sequence[socket.socket], keys: EnforcedKeys, token: str) -> None:
+    """Serve on the sockets until a signal, then finish the running requests. `token` is the internal token.
+
+    Raises `StartupError`.
+    """
+    parts = _build(settings, keys, token)
     first_signal, second_signal = _signals()
-    await jobs.start()  # before the workers connect: they may still run tasks of jobs
+    await parts.jobs.start()  # before the workers connect: they may still run tasks of jobs
     try:
-        await scheduler.start()
+        await parts.scheduler.start()
     except CannotListen as error:
         raise StartupError(str(error)) from None
-    webhook_sender.start()
+    parts.webhook_sender.start()
     keys.start()
-    serving = asyncio.create_task(server.serve(sockets=list(listeners)))
+    serving = asyncio.create_task(parts.server.serve(sockets=list(listeners)))
     log.info("serving %s at %s", ", ".join(settings.models), _url(settings.server))
     await asyncio.wait({serving, first_signal}, return_when=asyncio.FIRST_COMPLETED)
-    tracker.close()
-    scheduler.announce_stop(settings.server.shutdown_s + _FLUSH_S)
-    log.info("stopping: %r, %r", tracker, jobs)
-    await asyncio.gather(decoders.close(), jobs.stop(), webhook_sender.stop())  # the next start resumes the jobs
-    finished = asyncio.create_task(tracker.wait_idle())
-    await asyncio.wait(
-        {finished, second_signal}, timeout=settings.server.shutdown_s, return_when=asyncio.FIRST_COMPLETED
-    )
-    await asyncio.gather(scheduler.stop(), upstream.close())  # running requests get 503
-    await asyncio.wait({finished}, timeout=_FLUSH_S)
-    finished.cancel()
-    server.should_exit = True
+    await _finish_requests(parts, settings.server.shutdown_s, second_signal)
+    parts.server.should_exit = True
     await serving
     await keys.stop()
-    await database.close()
-    if arrivals is not None:
-        await asyncio.to_thread(arrivals.stop)
+    await parts.database.close()
+    if parts.arrivals is not None:
+        await asyncio.to_thread(parts.arrivals.stop)
     log.info("stopped")
+
+
+async def _finish_requests(parts: _Parts, shutdown_s: float, at_once: asyncio.Future[None]) -> None:
+    """Let running requests finish for `shutdown_s`, or until `at_once`; the others get 503."""
+    parts.tracker.close()
+    parts.scheduler.announce_stop(shutdown_s + _FLUSH_S)
+    log.info("stopping: %r, %r", parts.tracker, parts.jobs)
+    # The next start resumes the jobs.
+    await asyncio.gather(parts.decoders.close(), parts.jobs.stop(), parts.webhook_sender.stop())
+    finished = asyncio.create_task(parts.tracker.wait_idle())
+    await asyncio.wait({finished, at_once}, timeout=shutdown_s, return_when=asyncio.FIRST_COMPLETED)
+    await asyncio.gather(parts.scheduler.stop(), parts.upstream.close())
+    await asyncio.wait({finished}, timeout=_FLUSH_S)
+    finished.cancel()
 
 
 def _upstream(settings: Settings) -> UpstreamClient:

@@ -127,9 +127,7 @@ class SnapshotCollector(Collector):
 class Metrics:
     """Counters and histograms of requests and images, with their registry."""
 
-    def __init__(
-        self, snapshot: Callable[[], Snapshot], counters: Callable[[], Mapping[str, int]], curves: Curves
-    ) -> None:
+    def __init__(self, snapshot: Callable[[], Snapshot], curves: Curves) -> None:
         self.registry = CollectorRegistry()
         self.registry.register(SnapshotCollector(snapshot, curves))
         self.refusals = RefusalCounter()
@@ -142,10 +140,9 @@ class Metrics:
         self.task_failures = CountCollector(
             CounterMetricFamily, "muster_background_task_failures", "Unexpected errors of background tasks.", "task"
         )
-        events = CountCollector(
+        self.events = CountCollector(
             CounterMetricFamily, "muster_events", "Images, jobs and webhooks by outcome, and incidents.", "event"
         )
-        events.add(counters)
         refusals = CountCollector(
             CounterMetricFamily,
             "muster_http_refusals",
@@ -153,7 +150,7 @@ class Metrics:
             "reason",
         )
         refusals.add(lambda: self.refusals.counts)
-        for collector in (self.in_flight, self.task_failures, events, refusals):
+        for collector in (self.in_flight, self.task_failures, self.events, refusals):
             self.registry.register(collector)
         self._requests = Counter(
             "muster_http_requests", "Answered HTTP requests.", ("route", "status"), registry=self.registry

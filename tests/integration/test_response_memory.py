@@ -21,7 +21,7 @@ async def test_images_that_are_not_read_bound_their_key(tmp_path: Path) -> None:
     async with in_process_service(tmp_path) as service:
         await service.start("w")
         scheduler, memory = service.scheduler, ResponseMemory(1, RefusalCounter())
-        metrics = Metrics(scheduler.snapshot, dict, scheduler.step_curves)
+        metrics = Metrics(scheduler.snapshot, scheduler.step_curves)
         tracker = RequestTracker(scheduler, metrics, ControlPlane(), memory)
 
         def request(owner: str) -> GenerationSpec:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
 
 import httpx
 import pytest
@@ -26,10 +25,6 @@ def idle() -> Snapshot:
     return Snapshot(time=0.0, uptime_s=1.0, models=[], workers=[])
 
 
-def nothing() -> Mapping[str, int]:
-    return {}
-
-
 def unmeasured(model: str) -> list[StepCurve]:
     return []
 
@@ -48,7 +43,7 @@ def around(app: ASGIApp, metrics: Metrics) -> ApiMiddleware:
 
 
 async def test_exception_returns_neutral_500_and_is_logged(caplog: pytest.LogCaptureFixture) -> None:
-    metrics = Metrics(idle, nothing, unmeasured)
+    metrics = Metrics(idle, unmeasured)
     transport = httpx.ASGITransport(around(broken, metrics))
     async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1") as http:
         with caplog.at_level(logging.ERROR):
@@ -72,7 +67,7 @@ async def test_route_that_raises_is_answered_in_openai_shape(caplog: pytest.LogC
     async def bug() -> None:
         raise RuntimeError("secret detail")
 
-    transport = httpx.ASGITransport(around(app, Metrics(idle, nothing, unmeasured)))
+    transport = httpx.ASGITransport(around(app, Metrics(idle, unmeasured)))
     async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1") as http:
         answered = await http.get("/bug", headers={"x-request-id": "mine-2"})
     assert (answered.status_code, answered.headers["x-request-id"]) == (500, "mine-2")
@@ -83,7 +78,7 @@ async def test_route_that_raises_is_answered_in_openai_shape(caplog: pytest.LogC
 
 
 async def test_exception_after_start_closes_the_connection() -> None:
-    transport = httpx.ASGITransport(around(broken, Metrics(idle, nothing, unmeasured)))
+    transport = httpx.ASGITransport(around(broken, Metrics(idle, unmeasured)))
     async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1") as http:
         with pytest.raises(RuntimeError, match="secret detail"):
             await http.get("/late")
@@ -93,7 +88,7 @@ def test_step_curves_are_exported_as_metrics() -> None:
     stats = ModelStats("m", 0, 0, None, 0.0, 0.0, 0.0)
     curves = {"m": [StepCurve(64, 32, 4, [(1, 0.25), (4, 0.5)]), StepCurve(96, 96, 1)]}
     exported = generate_latest(
-        Metrics(lambda: Snapshot(0.0, 1.0, [stats], []), nothing, lambda model: curves[model]).registry
+        Metrics(lambda: Snapshot(0.0, 1.0, [stats], []), lambda model: curves[model]).registry
     ).decode()
     for line in (
         'muster_batch_cap{model="m",size="64x32"} 4.0',

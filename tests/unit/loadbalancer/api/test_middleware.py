@@ -42,7 +42,7 @@ async def test_only_requests_for_images_are_replayed(method: str, path: str, key
 
         return answer
 
-    metrics = Metrics(lambda: Snapshot(0.0, 1.0, [], []), dict, lambda model: [])
+    metrics = Metrics(lambda: Snapshot(0.0, 1.0, [], []), lambda model: [])
     plain, replaying = application("plain"), application("replaying")
     bodies = BodyBudget(1 << 20, 1 << 20, metrics.refusals)
     app = ApiMiddleware(plain, replaying, Access(), Authenticator("t" * 43, loopback=False), NoKeys(), metrics, bodies)

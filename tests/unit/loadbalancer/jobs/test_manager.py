@@ -29,9 +29,7 @@ async def manager(folder: Path, **jobs: object) -> AsyncIterator[tuple[JobManage
     async with in_process_service(folder, {"jobs": jobs}) as service:
         scheduler = service.scheduler
         database = Database(folder / "jobs.sqlite3")
-        made = JobManager(
-            service.settings, scheduler, Metrics(scheduler.snapshot, dict, scheduler.step_curves), database
-        )
+        made = JobManager(service.settings, scheduler, Metrics(scheduler.snapshot, scheduler.step_curves), database)
         try:
             yield made, database
         finally:
