@@ -11,6 +11,7 @@ from starlette.types import ASGIApp
 from configs.addresses import machine_names
 from configs.text import printable
 from loadbalancer.api.body_budget import BodyBudget
+from loadbalancer.api.hot_routes import HotRoutes
 from loadbalancer.api.http_helpers import error_response
 from loadbalancer.api.idempotency import IdempotencyMiddleware
 from loadbalancer.api.middleware import ApiMiddleware
@@ -36,10 +37,13 @@ def create_app(services: Services) -> ASGIApp:
         generate_unique_id_function=lambda route: str(route.name),
     )
     builder = RequestBuilder(services)
+    hot = HotRoutes()
     app.include_router(images.router(services, builder))
     app.include_router(jobs.router(services, builder))
-    for module in (models, health, results, scaling):
+    app.include_router(health.router(services, hot))
+    for module in (models, results, scaling):
         app.include_router(module.router(services))
+    hot.collect(app.routes)
     add_error_handlers(app)
     complete_document(app, services.authenticator)
     serve_document(app)

@@ -49,13 +49,18 @@ async def read_json(request: Request, max_bytes: int) -> bytes:
     if request.headers.get("content-type", _JSON) != _JSON:
         check_json_charset(request.headers["content-type"])
         check_json(request.headers)
+    return (await read_whole(request, max_bytes)).removeprefix(codecs.BOM_UTF8)
+
+
+async def read_whole(request: Request, max_bytes: int) -> bytes:
+    """Read a body and undo its Content-Encoding. Raises what `read_body` and `decode_body` raise, and `TooBusy`."""
     received = io.BytesIO()  # its value is not a copy, unlike that of a join
     async for chunk in read_body(request, max_bytes):
         received.write(chunk)
     body = received.getvalue()
     if "content-encoding" in request.headers:
         body = await decode_body(request.headers, body, max_bytes, body_reservation(request).add)
-    return body.removeprefix(codecs.BOM_UTF8)
+    return body
 
 
 async def read_body(request: Request, max_bytes: int) -> AsyncGenerator[bytes, None]:

@@ -9,15 +9,18 @@ from fastapi import APIRouter, Request, Response
 from fastapi.responses import RedirectResponse
 from prometheus_client.exposition import choose_encoder
 
-from loadbalancer.api.http_helpers import json_response
+from loadbalancer.api.frame_response import FrameResponse
+from loadbalancer.api.hot_routes import HotRequest, HotRoutes
+from loadbalancer.api.http_helpers import encode_json, json_response
 from loadbalancer.api.openapi import responses
 from loadbalancer.schema.errors import Unavailable, shutting_down
 from loadbalancer.schema.responses import Health
 from loadbalancer.services import Services
 
 
-def router(services: Services) -> APIRouter:
+def router(services: Services, hot: HotRoutes) -> APIRouter:
     routes = APIRouter(tags=["server"])
+    alive = [encode_json(Health("ok"))]
 
     @routes.get("/", include_in_schema=False)
     async def home() -> Response:
@@ -27,9 +30,10 @@ def router(services: Services) -> APIRouter:
     @routes.get("/health", include_in_schema=False)
     @routes.get("/livez", include_in_schema=False)
     @routes.get("/healthz", summary="Is the process alive?", responses=responses("Health"))
-    async def healthz() -> Response:
+    @hot.endpoint(max_bytes=0)
+    def healthz(_: HotRequest) -> Response:
         """200 while the process lives."""
-        return json_response(Health("ok"))
+        return FrameResponse(alive, "application/json")
 
     @routes.get("/readyz", summary="Is every model ready?", responses=responses("Health", 503))
     async def readyz() -> Response:

@@ -1,0 +1,58 @@
+"""Responses of frames: bytes that are sent as they are, without being joined or copied."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from http import HTTPStatus
+
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+#: Of a frame that is sent before the client has read those before it.
+_PART_BYTES = 64 << 10
+
+
+class FrameResponse(Response):
+    """Sends its frames in parts, each when the client has read those before.
+
+    It ends when its client has read it, so that what it holds is released then and not before.
+    """
+
+    def __init__(
+        self,
+        frames: Sequence[bytes | memoryview],
+        media_type: str,
+        status: int = HTTPStatus.OK,
+        headers: Mapping[str, str] | None = None,
+        on_end: Callable[[], None] | None = None,
+    ) -> None:
+        """A `memoryview` has items of one byte. `media_type` is the header Content-Type as it is sent.
+
+        `on_end` is called when the response has been sent, or the client has left.
+        """
+        # Not `super().__init__`: it would render and copy the body.
+        self.frames = frames
+        self.status_code = status
+        self.media_type = media_type
+        self.background = None
+        self.on_end = on_end
+        self.raw_headers = [
+            (b"content-type", media_type.encode("latin-1")),
+            (b"content-length", b"%d" % sum(map(len, frames))),
+        ]
+        if headers:
+            self.raw_headers += [(key.lower().encode("latin-1"), headers[key].encode("latin-1")) for key in headers]
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        del scope, receive
+        try:
+            await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+            for frame in self.frames:
+                view = memoryview(frame)
+                for offset in range(0, len(view), _PART_BYTES):
+                    part = view[offset : offset + _PART_BYTES]
+                    await send({"type": "http.response.body", "body": part, "more_body": True})
+            await send({"type": "http.response.body"})
+        finally:
+            if self.on_end is not None:
+                self.on_end()

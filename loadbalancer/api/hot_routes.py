@@ -1,0 +1,175 @@
+"""Hot routes: handlers that a request reaches without FastAPI, although FastAPI documents them.
+
+    hot = HotRoutes()
+
+    @routes.post("/v1/models/{name}:predict", summary="...", openapi_extra=..., responses=...)
+    @hot.endpoint(max_bytes=server.max_body_bytes)
+    async def predict(request: HotRequest) -> Response:
+        return FrameResponse([encode(...)], "application/json")
+
+The route is declared once, so the OpenAPI document lists it. A small request with a plain body goes from the HTTP
+server straight to the handler. Any other goes through FastAPI and reaches the same handler with the same request.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import codecs
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+
+from fastapi import Request, Response
+from fastapi.routing import APIRoute
+from starlette.routing import BaseRoute
+
+from loadbalancer.access.api_keys import Caller
+from loadbalancer.api.body_budget import BodyReservation
+from loadbalancer.api.charsets import check_json_charset
+from loadbalancer.api.http_helpers import read_whole, wait_first
+
+RawHeaders = Sequence[tuple[bytes, bytes]]
+
+#: Paths of patterns that are remembered with what they matched.
+_MAX_MATCHES = 1024
+_PLAIN_JSON = (b"", b"application/json")
+
+
+class HotRequest:
+    """A request whose body has arrived completely."""
+
+    __slots__ = ("_reservation", "body", "caller", "headers", "method", "params", "path", "query")
+
+    def __init__(
+        self,
+        method: str,
+        path: str,
+        query: bytes,
+        headers: RawHeaders,
+        params: Mapping[str, str],
+        caller: Caller,
+        body: bytes,
+        reservation: BodyReservation | None = None,
+    ) -> None:
+        """`path` is decoded, `params` are what its pattern matched. Names of headers are in lower case.
+
+        The `body` has no Content-Encoding any more. Its bytes count in the `reservation` until `release_body`.
+        """
+        self.method = method
+        self.path = path
+        self.query = query
+        self.headers = headers
+        self.params = params
+        self.caller = caller
+        self.body = body
+        self._reservation = reservation
+
+    def header(self, name: bytes, default: bytes = b"") -> bytes:
+        """The value of the first header with this name, which is in lower case."""
+        for key, value in self.headers:
+            if key == name:
+                return value
+        return default
+
+    def json(self) -> bytes:
+        """The body as UTF-8 without a byte order mark. Raises `InvalidRequest` if it names another character set."""
+        kind = self.header(b"content-type")
+        if kind not in _PLAIN_JSON:
+            check_json_charset(kind.decode("latin-1"))
+        return self.body.removeprefix(codecs.BOM_UTF8)
+
+    def release_body(self) -> None:
+        """Drop the body once it has been parsed, so that a request that waits in the queue does not hold it."""
+        self.body = b""
+        if self._reservation is not None:
+            self._reservation.release()
+
+
+#: Returns the response, or what is awaited for it. It raises `ApiError`. When the client leaves, what is awaited is
+#: cancelled. A `FrameResponse` is sent at the least cost; any other response of Starlette, such as a stream, works too.
+HotHandler = Callable[[HotRequest], Response | Awaitable[Response]]
+
+
+class HotRoute:
+    """A handler, and the largest body that it takes."""
+
+    def __init__(self, handler: HotHandler, max_bytes: int) -> None:
+        self.handler = handler
+        self.max_bytes = max_bytes
+        #: The path of the route with its parameters, for metrics.
+        self.template = ""
+
+    async def answer(self, request: Request) -> Response:
+        """Answer a request that came through FastAPI. Raises `ApiError`."""
+        body = await read_whole(request, self.max_bytes) if self.max_bytes else b""
+        state, scope = request.state, request.scope
+        answer = self.handler(
+            HotRequest(
+                request.method,
+                scope["path"],
+                scope.get("query_string", b""),
+                scope["headers"],
+                request.path_params,
+                state.caller,
+                body,
+                state.body if request.method == "POST" else None,
+            )
+        )
+        del body
+        if isinstance(answer, Response):
+            return answer
+        future = asyncio.ensure_future(answer)
+        future.add_done_callback(lambda done: done.cancelled() or done.exception())  # nobody may wait for it any more
+        try:
+            await wait_first(request, future)
+            return future.result()
+        finally:
+            future.cancel()
+
+
+class HotRoutes:
+    """The hot routes of an application, by method and path."""
+
+    def __init__(self) -> None:
+        self._by_endpoint: dict[object, HotRoute] = {}
+        self._patterns: list[tuple[APIRoute, HotRoute]] = []
+        self._matches: dict[tuple[str, str], tuple[HotRoute, Mapping[str, str]]] = {}
+        self._max_matches = 0
+
+    def endpoint(self, *, max_bytes: int) -> Callable[[HotHandler], Callable[[Request], Awaitable[Response]]]:
+        """Make a handler the endpoint of a route of FastAPI. Larger bodies get 413. With 0, no body is read."""
+
+        def decorate(handler: HotHandler) -> Callable[[Request], Awaitable[Response]]:
+            route = HotRoute(handler, max_bytes)
+
+            async def endpoint(request: Request) -> Response:
+                return await route.answer(request)
+
+            endpoint.__name__, endpoint.__doc__ = handler.__name__, handler.__doc__
+            self._by_endpoint[endpoint] = route
+            return endpoint
+
+        return decorate
+
+    def collect(self, routes: Iterable[BaseRoute]) -> None:
+        """Take the paths and methods from the application's routes, when all are registered."""
+        for each in routes:
+            if isinstance(each, APIRoute) and (hot := self._by_endpoint.get(each.endpoint)) is not None:
+                hot.template = each.path
+                if each.param_convertors:
+                    self._patterns.append((each, hot))
+                    continue
+                for method in each.methods or ():
+                    self._matches[method, each.path] = hot, {}
+        self._max_matches = len(self._matches) + _MAX_MATCHES
+
+    def find(self, method: str, path: str) -> tuple[HotRoute, Mapping[str, str]] | None:
+        """Return the route and the parameters of its path; None if no hot route has this method and path."""
+        found = self._matches.get((method, path))
+        if found is not None:
+            return found
+        for route, hot in self._patterns:
+            if method in (route.methods or ()) and (match := route.path_regex.match(path)) is not None:
+                found = hot, match.groupdict()
+                if len(self._matches) < self._max_matches:
+                    self._matches[method, path] = found
+                return found
+        return None
