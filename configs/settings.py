@@ -52,6 +52,16 @@ def _checkpoint_path(value: str) -> str:
     return expand_home(value) if value.startswith("~") else value
 
 
+#: An import path or a Python file, and a class in it.
+_USER_ENGINE = re.compile(r"[^\s:]+:[A-Za-z_][A-Za-z0-9_]*")
+
+
+def _engine(value: str) -> str:
+    if value not in ("diffusion", "sim") and not _USER_ENGINE.fullmatch(value):
+        raise ValueError("allowed: diffusion, sim, package.module:Class or path/to/file.py:Class")
+    return value
+
+
 def _off(value: Any) -> Any:
     """`off` is false to a reader of YAML 1.1, and some programs write it so."""
     return "off" if value is False else value
@@ -162,8 +172,9 @@ class Sim(Section):
 class Model(Section):
     """A served model."""
 
-    engine: Literal["diffusion", "sim"] = "diffusion"
-    """`diffusion`: a diffusers checkpoint. `sim`: a simulated accelerator for load tests."""
+    engine: Annotated[str, AfterValidator(_engine)] = "diffusion"
+    """`diffusion`: a diffusers checkpoint. `sim`: a simulated accelerator for load tests. `package.module:Class` or
+    `path/to/file.py:Class`: an engine of your own."""
     path: Annotated[str, AfterValidator(_checkpoint_path)] = ""
     """`builtin:NAME`, a local folder, a `.safetensors` file, or a hub id. Only safetensors are loaded. Required for
     `diffusion`."""
@@ -198,6 +209,11 @@ class Model(Section):
     cold_start_proxy: ColdStartProxy | None = None
     """Another server that answers while this model has no ready worker."""
     sim: Sim = Sim()
+
+    @property
+    def task(self) -> Literal["image", "call"]:
+        """The kind of inputs that the model takes."""
+        return "image" if self.engine in ("diffusion", "sim") else "call"
 
     @model_validator(mode="after")
     def _diffusion_has_path(self) -> Model:

@@ -30,8 +30,8 @@ from loadbalancer.scheduling.task import Checkpoint, Task, TaskCompleted, TaskEn
 from loadbalancer.transport.curve_listener import CurveListener
 from loadbalancer.transport.process_watcher import ProcessWatcher
 from loadbalancer.transport.worker_socket import WorkerSocket
-from wire.codec import BalancerEnvelope, WorkerEnvelope
-from wire.messages import Hello, ImageInputs, ServerStopping
+from wire.codec import BalancerEnvelope, Frame, WorkerEnvelope
+from wire.messages import Hello, ServerStopping, TaskInputs
 from wire.snapshot import Snapshot
 
 log = logging.getLogger(__name__)
@@ -102,12 +102,13 @@ class SchedulerService:
     def submit(
         self,
         model: str,
-        inputs: Sequence[ImageInputs],
+        inputs: Sequence[TaskInputs],
         *,
         timeout_s: float,
         priority: int,
         listener: Listener,
-        sources: Sequence[bytes] = (),
+        sources: Sequence[Frame] = (),
+        own_frames: Sequence[Sequence[Frame]] = (),
         owner: str = "anonymous",
         weight: float = 1.0,
         task_ids: Sequence[str] = (),
@@ -117,9 +118,10 @@ class SchedulerService:
     ) -> list[str]:
         """Queue one task per item, all or none. `listener` receives every update. Raises `QueueFull`.
 
-        `sources` are the pixels of the source images, shared by all items. `task_ids` and `checkpoints` have one entry
-        per item where given. `may_be_running`: workers may still run these tasks for an earlier balancer process.
-        `already_counted`: `request_proxied` has counted them as arrivals.
+        `sources` are the pixels of the source images, shared by all items. `own_frames` (the parts of each call),
+        `task_ids` and `checkpoints` have one entry per item where given. `may_be_running`: workers may
+        still run these tasks for an earlier balancer process. `already_counted`: `request_proxied` has counted
+        them as arrivals.
         """
         now, request = time.monotonic(), uuid.uuid4().hex
         tasks = [
@@ -133,11 +135,16 @@ class SchedulerService:
                 owner,
                 weight,
                 steps=item.steps,
-                sources=sources,
+                sources=frames,
                 siblings=len(inputs),
                 may_be_running=may_be_running,
             )
-            for name, item in zip(task_ids or [f"{request}-{i:03}" for i in range(len(inputs))], inputs, strict=True)
+            for name, item, frames in zip(
+                task_ids or [f"{request}-{i:03}" for i in range(len(inputs))],
+                inputs,
+                own_frames or [sources] * len(inputs),
+                strict=True,
+            )
         ]
         for task, state in zip(tasks, checkpoints, strict=bool(checkpoints)):
             if state is not None:
@@ -151,10 +158,9 @@ class SchedulerService:
             raise
         return [task.id for task in tasks]
 
-    def request_proxied(self, model: str, inputs: Sequence[ImageInputs]) -> None:
+    def request_proxied(self, model: str, inputs: Sequence[TaskInputs]) -> None:
         """Count a request to another server as arrivals; `proxy_finished` has to follow."""
-        size = inputs[0].width, inputs[0].height
-        self._handle(RequestProxied(model, size, inputs[0].steps, len(inputs)))
+        self._handle(RequestProxied(model, inputs[0].shape, inputs[0].steps, len(inputs)))
 
     def proxy_finished(self, model: str, count: int) -> None:
         self._handle(ProxyFinished(model, count))
@@ -167,8 +173,8 @@ class SchedulerService:
 
     # ---- questions
 
-    def estimate_wait(self, model: str, item: ImageInputs, *, priority: int, owner: str, weight: float) -> float | None:
-        """Return the seconds until this image would start if it were queued now; None if unknown."""
+    def estimate_wait(self, model: str, item: TaskInputs, *, priority: int, owner: str, weight: float) -> float | None:
+        """Return the seconds until this item would start if it were queued now; None if unknown."""
         now = time.monotonic()
         return self._scheduler.estimate_wait(Task("", model, item, now, now, priority, owner, weight, steps=item.steps))
 

@@ -15,7 +15,7 @@ from typing import NamedTuple, TypeVar
 
 import msgspec
 
-from wire.messages import Assign, Finished, Preempted, Progress, ToBalancer, ToWorker
+from wire.messages import Assign, Chunk, Finished, Preempted, Progress, ToBalancer, ToWorker
 
 Frame = bytes | bytearray | memoryview
 
@@ -64,7 +64,7 @@ def encode(envelopes: Iterable[WorkerEnvelope] | Iterable[BalancerEnvelope]) -> 
 def frame_count(message: ToBalancer | ToWorker) -> int:
     if isinstance(message, Assign):
         return sum(task.frames for task in message.tasks)
-    if isinstance(message, Progress | Finished | Preempted):
+    if isinstance(message, Progress | Chunk | Finished | Preempted):
         return message.frames
     return 0
 

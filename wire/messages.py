@@ -9,14 +9,16 @@ from __future__ import annotations
 
 import itertools
 import re
-from typing import Annotated, Literal
+from typing import Annotated, Literal, NamedTuple
 
 import msgspec
 
-PROTOCOL = 4
+PROTOCOL = 5
 
-#: Image sizes whose step times a worker reports, and batch sizes of each.
+#: Shapes whose step times a worker reports, and batch sizes of each.
 MAX_CURVES = 256
+#: Values of one call, and of one result.
+MAX_PARTS = 256
 
 #: Decoding rejects messages with numbers outside these bounds.
 Count = Annotated[int, msgspec.Meta(ge=0, le=2**31 - 1)]
@@ -24,6 +26,7 @@ Sum = Annotated[int, msgspec.Meta(ge=0)]
 Seconds = Annotated[float, msgspec.Meta(ge=0, le=1e9)]
 Side = Annotated[int, msgspec.Meta(ge=1, le=100_000)]
 Name = Annotated[str, msgspec.Meta(max_length=200)]
+SchemaText = Annotated[str, msgspec.Meta(max_length=2**16)]
 
 ImageFormat = Literal["png", "jpeg", "webp"]
 FailureKind = Literal["invalid", "error", "out_of_memory", "unsafe"]
@@ -31,6 +34,19 @@ FailureKind = Literal["invalid", "error", "out_of_memory", "unsafe"]
 GenerationMode = Literal["text", "image", "inpaint"]
 #: Number of pixel frames by mode.
 SOURCES: dict[GenerationMode, int] = {"text": 0, "image": 1, "inpaint": 2}
+
+
+class Shape(NamedTuple):
+    """What the duration of a step depends on, beside the batch: step times and costs are kept by shape."""
+
+    #: Chosen by the engine's kind of inputs, such as "512x512" for an image of this size.
+    key: Annotated[str, msgspec.Meta(max_length=200)]
+    #: Relative amount of computation, such as the number of pixels. A shape that was never measured is estimated by it.
+    volume: Annotated[int, msgspec.Meta(ge=1, le=10**12)] = 1
+
+
+#: The shape of tasks whose inputs do not tell how long a step takes.
+NO_SHAPE = Shape("", 1)
 
 
 #: Exit status of a worker whose balancer was silent for `workers.orphan_after_s`.
@@ -72,13 +88,67 @@ class ImageInputs(msgspec.Struct, frozen=True, tag="image", omit_defaults=True):
     #: Equal bytes for equal seeds under any load, at the cost of smaller batches.
     reproducible: bool = False
 
+    @property
+    def shape(self) -> Shape:
+        return Shape(f"{self.width}x{self.height}", self.width * self.height)
+
+    @property
+    def previews(self) -> int:
+        return self.partial_images
+
+    @property
+    def source_frames(self) -> int:
+        """Number of frames before those of a checkpoint."""
+        return SOURCES[self.mode]
+
+
+class Part(msgspec.Struct, frozen=True, omit_defaults=True):
+    """One value of a call or of a result. Its bytes are one frame."""
+
+    media_type: Name = "application/json"
+    #: Of a tensor, or of a field of a form.
+    name: Name = ""
+    #: NumPy's name of a tensor's elements, such as "float32". Its frame holds them in C order, little-endian.
+    dtype: Name = ""
+    shape: Annotated[tuple[Count, ...], msgspec.Meta(max_length=32)] = ()
+
+
+class CallInputs(msgspec.Struct, frozen=True, tag="call", omit_defaults=True):
+    """One call of a user's engine. Its frames hold the parts, in order."""
+
+    parts: Annotated[tuple[Part, ...], msgspec.Meta(max_length=MAX_PARTS)]
+    #: The client wants the results piece by piece, as `Chunk`s.
+    stream: bool = False
+
+    @property
+    def shape(self) -> Shape:
+        return NO_SHAPE
+
+    @property
+    def steps(self) -> int:
+        """Work in the engine's unit, as far as it is known before the task runs."""
+        return 1
+
+    @property
+    def previews(self) -> int:
+        return 0
+
+    @property
+    def source_frames(self) -> int:
+        """Number of frames before those of a checkpoint."""
+        return len(self.parts)
+
+
+#: What a task computes. Only engines and the HTTP API know the kinds; everything between uses their common properties.
+TaskInputs = ImageInputs | CallInputs
+
 
 class Assignment(msgspec.Struct, frozen=True, omit_defaults=True):
-    """A task assigned to a worker. Its frames hold the source images, then the checkpoint."""
+    """A task assigned to a worker. Its frames hold the source images or parts, then the checkpoint."""
 
     task: Name
     attempt: Count
-    inputs: ImageInputs
+    inputs: TaskInputs
     #: Step of the checkpoint to resume from.
     step: Count = 0
     #: No other task may share its batch: earlier workers died with it, and it may be the cause.
@@ -106,10 +176,9 @@ class WorkerCounters(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class StepCurve(msgspec.Struct, frozen=True, omit_defaults=True):
-    """Duration of a step by batch size, at one image size."""
+    """Duration of a step by batch size, for tasks of one shape."""
 
-    width: Side
-    height: Side
+    shape: Shape
     #: Batch limit: larger batches gain nothing, take too long or do not fit.
     cap: Count
     #: (tasks in the batch, seconds of a step), by tasks.
@@ -137,6 +206,15 @@ class EngineInfo(msgspec.Struct, frozen=True, omit_defaults=True):
     loras: bool = False
     reproducible: bool = False
     dtype: Name = ""
+    #: What one step is.
+    unit: Literal["step", "token", "call"] = "step"
+    #: Results can be sent piece by piece.
+    streams: bool = False
+    #: Equal inputs give equal chunks, so that a stream goes on elsewhere after its worker was lost.
+    repeatable: bool = False
+    #: JSON Schema of one input and of one result; empty if unknown.
+    input_schema: SchemaText = ""
+    output_schema: SchemaText = ""
 
 
 class StartupTimes(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -203,12 +281,29 @@ class Progress(msgspec.Struct, frozen=True, tag=True, omit_defaults=True):
 
 
 class Finished(msgspec.Struct, frozen=True, tag=True, omit_defaults=True):
-    """The task is done; its frame holds the encoded image. `flagged`: the model's safety checker rejects it."""
+    """The task is done; its frames hold the parts of the result. `flagged`: the safety checker rejects the image."""
 
     task: Name
     attempt: Count
-    frames: Annotated[int, msgspec.Meta(ge=1, le=1)] = 1
+    parts: Annotated[tuple[Part, ...], msgspec.Meta(max_length=MAX_PARTS)]
     flagged: bool = False
+
+    @property
+    def frames(self) -> int:
+        return len(self.parts)
+
+
+class Chunk(msgspec.Struct, frozen=True, tag=True, omit_defaults=True):
+    """One piece of a streamed result, in its frame. A task that starts again counts its chunks from 0 again."""
+
+    task: Name
+    attempt: Count
+    index: Count
+    part: Part
+
+    @property
+    def frames(self) -> int:
+        return 1
 
 
 class Failed(msgspec.Struct, frozen=True, tag=True, omit_defaults=True):
@@ -248,7 +343,7 @@ class Bye(msgspec.Struct, frozen=True, tag=True, omit_defaults=True):
     crashed: bool = False
 
 
-ToBalancer = Hello | Capacity | Started | Progress | Finished | Failed | Preempted | Heartbeat | Bye
+ToBalancer = Hello | Capacity | Started | Progress | Chunk | Finished | Failed | Preempted | Heartbeat | Bye
 
 
 # ---- balancer -> worker

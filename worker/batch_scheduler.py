@@ -12,12 +12,14 @@ from operator import attrgetter
 from typing import Literal, NamedTuple
 
 from configs.settings import Batching
-from wire.messages import Assignment
-from worker.batch_size import BatchSizer, Size
+from wire.messages import NO_SHAPE, Assignment, Shape, TaskInputs
+from worker.batch_size import BatchSizer
 from worker.engine import EngineRequest, Row
 
 #: Interval of checkpoints in `auto` mode: the work that a lost worker may cost a task.
 CHECKPOINT_EVERY_S = 2.0
+#: Longer keys are cut.
+_MAX_KEY_CHARS = 200
 #: Weight of the newest step in the moving averages.
 _NEWEST_WEIGHT = 0.1
 
@@ -28,7 +30,7 @@ class WaitingTask(NamedTuple):
     assignment: Assignment
     request: EngineRequest
     key: Hashable
-    size: Size
+    shape: Shape
     since: float
 
 
@@ -38,7 +40,7 @@ class Member:
 
     assignment: Assignment
     key: Hashable
-    size: Size
+    shape: Shape
     row: Row
     #: Time and step of its last checkpoint.
     saved_at: float = 0.0
@@ -80,10 +82,10 @@ class BatchStats:
 class BatchScheduler:
     """The waiting and running tasks. Other classes read `waiting`, `running` and `stats`, and change none of them."""
 
-    def __init__(self, sizer: BatchSizer, batching: Batching, default_size: Size) -> None:
+    def __init__(self, sizer: BatchSizer, batching: Batching, default_shape: Shape) -> None:
         self._sizer = sizer
         self._batching = batching
-        self._default_size = default_size
+        self._default_shape = default_shape
         self._groups: dict[Hashable, _Group] = {}
         #: A task did not fit into memory beside those that run: none joins until one of them leaves.
         self._memory_full = False
@@ -107,8 +109,8 @@ class BatchScheduler:
         if self.waiting and self.running:
             return len(self.waiting) + len(self.running)
         oldest = [next(iter(group.members.values())) for group in self._groups.values()]
-        limits = [self._sizer.limit(member.size, now, key=member.key) for member in oldest]
-        return max(limits) if limits else self._sizer.limit(self._default_size, now)
+        limits = [self._sizer.limit(member.shape, now, key=member.key) for member in oldest]
+        return max(limits) if limits else self._sizer.limit(self._default_shape, now)
 
     def add(self, task: WaitingTask) -> None:
         self.waiting[task.assignment.task] = task
@@ -126,7 +128,7 @@ class BatchScheduler:
             return []
         allowed = len(self.waiting)
         if self._batching.mode == "grouped":
-            full, oldest = self._sizer.limit(self._default_size, now), next(iter(self.waiting.values()))
+            full, oldest = self._sizer.limit(self._default_shape, now), next(iter(self.waiting.values()))
             if self.running or (allowed < full and now - oldest.since < self._batching.window_s):
                 return []
             allowed = min(allowed, full)
@@ -135,7 +137,7 @@ class BatchScheduler:
         for task in self.waiting.values():
             if task.key not in room:
                 group = self._groups.get(task.key)
-                limit = self._sizer.limit(task.size, now, key=task.key)
+                limit = self._sizer.limit(task.shape, now, key=task.key)
                 room[task.key] = limit - (len(group.members) if group is not None else 0)
             if room[task.key] > 0 and len(joining) < allowed:
                 room[task.key] -= 1
@@ -156,7 +158,7 @@ class BatchScheduler:
             used_s = min((other.used_s for other in self._groups.values()), default=0.0)
             group = self._groups[task.key] = _Group(used_s)
         self.stats.joined_midway += any(member.row.step > 0 for member in group.members.values())
-        member = Member(task.assignment, task.key, task.size, row, now, row.step)
+        member = Member(task.assignment, task.key, task.shape, row, now, row.step)
         self.running[task.assignment.task] = group.members[task.assignment.task] = member
 
     def next_group(self, now: float) -> list[Member]:
@@ -167,7 +169,7 @@ class BatchScheduler:
         members = list(group.members.values())
         if any(member.assignment.isolated for member in members):
             return members[:1]
-        return members[: self._sizer.limit(members[0].size, now, key=members[0].key)]
+        return members[: self._sizer.limit(members[0].shape, now, key=members[0].key)]
 
     def on_step(self, members: list[Member], advanced: int, seconds: float, now: float) -> None:
         """Charge a step to the group of `members`. Its time tells about the batch if all of them have advanced."""
@@ -182,7 +184,7 @@ class BatchScheduler:
             stats.max_batch = max(stats.max_batch, advanced)
             stats.step_s += seconds
         if advanced == len(members):
-            self._sizer.observe(members[0].size, advanced, seconds, now)
+            self._sizer.observe(members[0].shape, advanced, seconds, now)
 
     def on_out_of_memory(self, key: Hashable, fits: int, now: float) -> None:
         """Limit the group to `fits` tasks for a while."""
@@ -199,6 +201,12 @@ class BatchScheduler:
             if not group.members:
                 del self._groups[member.key]
         return member
+
+
+def shape_of(inputs: TaskInputs, key: Hashable) -> Shape:
+    """Return the shape of a task: that of its inputs, or else its batch key, if the engine made a text of it."""
+    shape = inputs.shape
+    return Shape(key[:_MAX_KEY_CHARS]) if shape == NO_SHAPE and isinstance(key, str) else shape
 
 
 def preview_steps(steps: int, previews: int) -> frozenset[int]:

@@ -14,7 +14,7 @@ import statistics
 from collections import OrderedDict, deque
 from collections.abc import Hashable, Sequence
 
-from wire.messages import MAX_CURVES, StepCurve
+from wire.messages import MAX_CURVES, Shape, StepCurve
 
 #: Batch sizes that are measured and for which GPU kernels are prepared.
 BUCKETS = (1, 2, 4, 8, 12, 16, 24, 32)
@@ -28,7 +28,6 @@ _MAX_SIZES = 16
 #: A batch that did not fit is tried again after this long: others may have freed memory.
 _RETRY_S = 600.0
 
-Size = tuple[int, int]
 #: (tasks in the batch, seconds of a step), by tasks.
 Points = list[tuple[int, float]]
 
@@ -42,25 +41,25 @@ class BatchSizer:
         self._fixed = fixed
         self._min_gain = min_gain
         self._max_step_s = max_step_s
-        self._measured: dict[Size, Points] = {}
+        self._measured: dict[Shape, Points] = {}
         #: (seconds, time) of recent steps, by size and batch; the size used last is the last. Not an LRUCache, whose
         #: reads change the order: `curves` reads from another thread.
-        self._learnt: OrderedDict[Size, dict[int, deque[tuple[float, float]]]] = OrderedDict()
+        self._learnt: OrderedDict[Shape, dict[int, deque[tuple[float, float]]]] = OrderedDict()
         #: Tasks that fit into memory, and the time until which that limit holds.
         self._memory_limits: dict[Hashable, tuple[int, float]] = {}
 
-    def set_measured(self, size: Size, points: Sequence[tuple[int, float]]) -> None:
+    def set_measured(self, shape: Shape, points: Sequence[tuple[int, float]]) -> None:
         """Store measured step times of this size; observed steps only add larger batches."""
-        self._measured[size] = list(points)
+        self._measured[shape] = list(points)
 
-    def observe(self, size: Size, tasks: int, seconds: float, now: float) -> None:
+    def observe(self, shape: Shape, tasks: int, seconds: float, now: float) -> None:
         """Learn from a step of a request."""
         if tasks not in BUCKETS and tasks != self._max_batch:
             return
-        if size in self._measured and tasks <= self._measured[size][-1][0]:
+        if shape in self._measured and tasks <= self._measured[shape][-1][0]:
             return
-        batches = self._learnt.setdefault(size, {})
-        self._learnt.move_to_end(size)
+        batches = self._learnt.setdefault(shape, {})
+        self._learnt.move_to_end(shape)
         batches.setdefault(tasks, deque(maxlen=_RECENT_STEPS)).append((seconds, now))
         if len(self._learnt) > _MAX_SIZES:
             self._learnt.popitem(last=False)
@@ -69,23 +68,23 @@ class BatchSizer:
         """Limit this key to `fits` tasks for a while."""
         self._memory_limits[key] = (max(fits, 1), now + _RETRY_S)
 
-    def limit(self, size: Size, now: float, *, key: Hashable = None) -> int:
+    def limit(self, shape: Shape, now: float, *, key: Hashable = None) -> int:
         """Return the largest number of tasks of this size and key in one step.
 
         Without a key, return the number that fits whatever their keys, which an idle worker may promise.
         """
         self._memory_limits = {each: limit for each, limit in self._memory_limits.items() if limit[1] > now}
         fitting = [fits for each, (fits, _) in self._memory_limits.items() if key in (each, None)]
-        return min([*fitting, self.limit_and_points(size, now)[0]])
+        return min([*fitting, self.limit_and_points(shape, now)[0]])
 
-    def limit_and_points(self, size: Size, now: float) -> tuple[int, Points]:
+    def limit_and_points(self, shape: Shape, now: float) -> tuple[int, Points]:
         """Return the largest number of tasks of this size in one step, and the known step times that it follows from.
 
         Memory does not count. While the largest batch with a known time is still the best, the next larger one may be
         tried.
         """
-        points = list(self._measured.get(size, ()))
-        for tasks, steps in sorted(self._learnt.get(size, {}).items()):
+        points = list(self._measured.get(shape, ()))
+        for tasks, steps in sorted(self._learnt.get(shape, {}).items()):
             recent = [seconds for seconds, at in list(steps) if now - at <= _RECENT_S]
             if len(recent) >= _MIN_STEPS:
                 points.append((tasks, max(statistics.median(recent), 1e-9)))
@@ -102,7 +101,7 @@ class BatchSizer:
         return min(limit, self._max_batch), points
 
     def curves(self, now: float) -> list[StepCurve]:
-        """Return the known step times by size, measured sizes first. Callable from another thread."""
+        """Return the known step times by shape, measured sizes first. Callable from another thread."""
         sizes = dict.fromkeys([*self._measured, *list(self._learnt)])
         reported = itertools.islice(sizes, MAX_CURVES)
-        return [StepCurve(*size, *self.limit_and_points(size, now)) for size in reported]
+        return [StepCurve(shape, *self.limit_and_points(shape, now)) for shape in reported]

@@ -17,8 +17,9 @@ from filelock import FileLock, Timeout
 
 from configs.files import atomic_write
 from configs.settings import Model
-from wire.messages import ImageInputs
-from worker.batch_size import BUCKETS, BatchSizer, Points, Size
+from wire.messages import NO_SHAPE, Shape
+from worker.batch_scheduler import shape_of
+from worker.batch_size import BUCKETS, BatchSizer, Points
 from worker.engine import EngineRequest, OutOfMemory, Row, StepEngine, TaskError
 
 log = logging.getLogger(__name__)
@@ -31,25 +32,34 @@ _LOCK_S = 5.0
 
 
 def measure(engine: StepEngine, model: Model, sizer: BatchSizer, max_batch: int, cache: Path) -> None:
-    """Measure steps of 1 to `max_batch` tasks, at the default size and those configured, for `sizer`.
+    """Measure steps of 1 to `max_batch` tasks, of each of the engine's samples, for `sizer`.
 
     Results are read from `cache` if an engine with the same fingerprint has stored them.
     """
-    budget_s = model.warm_up.measure_s
-    if not budget_s or "text" not in engine.info().modes:
+    if not model.warm_up.measure_s:
         return
-    for text in dict.fromkeys((model.defaults.size, *model.warm_up.sizes)):
-        width, height = map(int, text.split("x"))
-        points = _cached_points(engine, model, (width, height), max_batch, cache)
+    for sample in engine.samples():
+        shape = shape_of(sample.inputs, engine.key(sample))
+        points = _cached_points(engine, model, sample, shape, max_batch, cache)
         if points:
-            sizer.set_measured((width, height), points)
+            sizer.set_measured(shape, points)
         rates = ", ".join(f"{tasks}: {tasks / seconds:.3g}" for tasks, seconds in points if seconds > 0)
-        limit = sizer.limit_and_points((width, height), time.monotonic())[0]
-        log.info("%s: at max_batch %d images share a step; steps/s by batch %s", text, limit, rates)
+        limit = sizer.limit_and_points(shape, time.monotonic())[0]
+        log.info("%s: at max_batch %d tasks share a step; steps/s by batch %s", shape.key, limit, rates)
 
 
-def _cached_points(engine: StepEngine, model: Model, size: Size, max_batch: int, cache: Path) -> Points:
-    name = hashlib.sha256(f"{engine.fingerprint()} {size} {max_batch}".encode()).hexdigest()[:24]
+def default_shape(model: Model) -> Shape:
+    """Return the shape of the model's usual task."""
+    if model.task != "image":
+        return NO_SHAPE
+    width, height = map(int, model.defaults.size.split("x"))
+    return Shape(model.defaults.size, width * height)
+
+
+def _cached_points(
+    engine: StepEngine, model: Model, sample: EngineRequest, shape: Shape, max_batch: int, cache: Path
+) -> Points:
+    name = hashlib.sha256(f"{engine.fingerprint()} {shape.key} {max_batch}".encode()).hexdigest()[:24]
     cache.mkdir(parents=True, exist_ok=True)
     file = cache / f"{name}.json"
     # One at a time: workers that measure at the same time on one host would disturb each other.
@@ -58,7 +68,7 @@ def _cached_points(engine: StepEngine, model: Model, size: Size, max_batch: int,
             try:
                 return msgspec.json.decode(file.read_bytes(), type=Points)
             except (OSError, msgspec.DecodeError):
-                points = _points(engine, model, size, max_batch)
+                points = _points(engine, model, sample, max_batch)
                 atomic_write(file, msgspec.json.encode(points))
                 return points
     except Timeout:
@@ -66,31 +76,33 @@ def _cached_points(engine: StepEngine, model: Model, size: Size, max_batch: int,
         return []
 
 
-def _points(engine: StepEngine, model: Model, size: Size, max_batch: int) -> Points:
+def _points(engine: StepEngine, model: Model, sample: EngineRequest, max_batch: int) -> Points:
     """Return the shortest step times by batch, as far as time, memory and gain allow.
 
     Sweeps several times if there is time, so that a slow moment of the machine does not count as a slow batch.
     """
     started = time.monotonic()
     ends = started + model.warm_up.measure_s
-    shortest = dict(_sweep(engine, model, size, max_batch, ends))
+    shortest = dict(_sweep(engine, model, sample, max_batch, ends))
     sweep_s = time.monotonic() - started
     for _ in range(_SWEEPS - 1):
         if time.monotonic() + sweep_s > ends:
             break
-        shortest = {tasks: min(known, _step_seconds(engine, model, size, tasks)) for tasks, known in shortest.items()}
+        shortest = {tasks: min(known, _step_seconds(engine, sample, tasks)) for tasks, known in shortest.items()}
     return list(shortest.items())
 
 
-def _sweep(engine: StepEngine, model: Model, size: Size, max_batch: int, ends: float) -> Iterator[tuple[int, float]]:
+def _sweep(
+    engine: StepEngine, model: Model, sample: EngineRequest, max_batch: int, ends: float
+) -> Iterator[tuple[int, float]]:
     """Yield batch by batch, until time or memory is used up or two batches in a row gained nothing."""
     rate, flat = 0.0, 0
     for tasks in sorted({bucket for bucket in BUCKETS if bucket <= max_batch} | {max_batch}):
         started = time.monotonic()
         try:
-            seconds = _step_seconds(engine, model, size, tasks)
+            seconds = _step_seconds(engine, sample, tasks)
         except (OutOfMemory, TaskError) as error:
-            log.info("no steps of %d images at %dx%d: %s", tasks, *size, error)
+            log.info("no steps of %d tasks: %s", tasks, error)
             return
         yield tasks, seconds
         flat = 0 if tasks / seconds > (1 + model.batching.min_gain) * rate else flat + 1
@@ -100,15 +112,16 @@ def _sweep(engine: StepEngine, model: Model, size: Size, max_batch: int, ends: f
             return
 
 
-def _step_seconds(engine: StepEngine, model: Model, size: Size, tasks: int) -> float:
-    """Return the shortest of a few steps of `tasks` tasks with the model's defaults."""
-    defaults = model.defaults
-    steps = max(defaults.steps, _STEPS + 2)
-    inputs = ImageInputs("", *size, steps, defaults.guidance_scale, seed=0, scheduler=defaults.scheduler)
-    rows = _admit_all(engine, [EngineRequest(msgspec.structs.replace(inputs, seed=seed)) for seed in range(tasks)])
+def _step_seconds(engine: StepEngine, sample: EngineRequest, tasks: int) -> float:
+    """Return the shortest of a few steps of `tasks` tasks."""
+    rows = _admit_all(engine, [sample] * tasks)
     try:
         times: list[float] = []
         for _ in range(_STEPS + 1):
+            if any(row.step >= row.steps for row in rows):  # tasks of few steps: go on with new ones
+                for row in rows:
+                    engine.release(row)
+                rows = _admit_all(engine, [sample] * tasks)
             started = time.monotonic()
             engine.step(rows)
             engine.synchronize()

@@ -10,8 +10,11 @@ from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from wire.messages import SOURCES, EngineInfo, FailureKind, ImageInputs
+from configs.settings import Model
+from wire.messages import SOURCES, EngineInfo, FailureKind, ImageFormat, ImageInputs, Part, TaskInputs
 
+#: Steps of a sample, so that several can be measured one after the other.
+_SAMPLE_STEPS = 5
 #: Tasks with equal keys can share a forward pass.
 BatchKey = Hashable
 
@@ -47,11 +50,26 @@ class Checkpoint:
 
 @dataclass(frozen=True)
 class EngineRequest:
-    """A task to admit: its inputs, its source images as raw pixels, and its state if it ran before."""
+    """A task to admit: its inputs with their frames, and its state if it ran before.
 
-    inputs: ImageInputs
+    `sources`: the source images of an image as raw pixels, the parts of a call.
+    """
+
+    inputs: TaskInputs
     sources: Sequence[bytes] = field(default=())
     checkpoint: Checkpoint | None = None
+
+    @property
+    def image(self) -> ImageInputs:
+        """The inputs of an image. Raises `TaskError` for any other kind of task."""
+        return image_inputs(self.inputs)
+
+
+def image_inputs(inputs: TaskInputs) -> ImageInputs:
+    """Return the inputs of an image. Raises `TaskError` for any other kind of task."""
+    if not isinstance(inputs, ImageInputs):
+        raise TaskError("invalid", "this model generates images and takes no calls")
+    return inputs
 
 
 def check_sources(inputs: ImageInputs, sources: Sequence[bytes]) -> None:
@@ -70,11 +88,36 @@ def check_sources(inputs: ImageInputs, sources: Sequence[bytes]) -> None:
 
 
 @dataclass(frozen=True)
-class EncodedImage:
-    """An encoded image. `flagged`: the model's safety checker rejects it."""
+class TaskResult:
+    """What a task returns: parts and the bytes of each. `flagged`: the model's safety checker rejects the image."""
 
-    data: bytes
+    parts: tuple[Part, ...]
+    frames: Sequence[bytes]
     flagged: bool = False
+
+    @property
+    def data(self) -> bytes:
+        """The bytes of the only part."""
+        [data] = self.frames
+        return data
+
+
+def image_result(data: bytes, image_format: ImageFormat, *, flagged: bool = False) -> TaskResult:
+    """Return the result of a task that generates an image."""
+    return TaskResult((Part(f"image/{image_format}"),), [data], flagged)
+
+
+def image_samples(model: Model, info: EngineInfo) -> list[EngineRequest]:
+    """Return a request of the default size and of each configured one; none for an engine that needs an image."""
+    if "text" not in info.modes:
+        return []
+    defaults = model.defaults
+    sizes = [tuple(map(int, size.split("x"))) for size in dict.fromkeys((defaults.size, *model.warm_up.sizes))]
+    steps = max(defaults.steps, _SAMPLE_STEPS)
+    return [
+        EngineRequest(ImageInputs("", width, height, steps, defaults.guidance_scale, 0, defaults.scheduler))
+        for width, height in sizes
+    ]
 
 
 class Row(Protocol):
@@ -107,8 +150,14 @@ class StepEngine(Protocol):
     def fingerprint(self) -> str:
         """Return a text that names all that its speed depends on: device, model, precision, library versions."""
 
-    def key(self, inputs: ImageInputs) -> BatchKey:
-        """Return the key that tasks which can share a forward pass have in common. Cheap and pure."""
+    def key(self, request: EngineRequest) -> BatchKey:
+        """Return the key that tasks which can share a forward pass have in common. Cheap and pure.
+
+        Raises `TaskError` for inputs that the engine does not take.
+        """
+
+    def samples(self) -> Sequence[EngineRequest]:
+        """Return a request of each shape whose steps are measured before the first real one. Valid after `load`."""
 
     def admit(self, tasks: Sequence[EngineRequest]) -> list[Row | TaskError]:
         """Return a row or an error for each task, in order. Prompts are encoded together.
@@ -126,10 +175,10 @@ class StepEngine(Protocol):
     def synchronize(self) -> None:
         """Wait until the device has finished all queued work."""
 
-    def render(self, row: Row) -> Callable[[], EncodedImage]:
-        """Return a callable that decodes and encodes the row's present image, unaffected by later steps.
+    def render(self, row: Row) -> Callable[[], TaskResult]:
+        """Return a callable that makes the row's present result, unaffected by later steps.
 
-        It raises `TaskError` if there is no image (a latent that is not finite).
+        For an image it decodes and encodes. It raises `TaskError` if there is none (a latent that is not finite).
         """
 
     def save(self, row: Row) -> Callable[[], Checkpoint] | None:

@@ -12,14 +12,15 @@ from dataclasses import dataclass, field, replace
 
 from worker.batch_scheduler import Member
 from worker.engine import (
+    BatchKey,
     Checkpoint,
     DeviceLost,
-    EncodedImage,
     EngineRequest,
     OutOfMemory,
     Row,
     StepEngine,
     TaskError,
+    TaskResult,
 )
 
 log = logging.getLogger(__name__)
@@ -60,6 +61,17 @@ def step(engine: StepEngine, members: Sequence[Member]) -> StepOutcome:
     return StepOutcome(advanced=list(members))
 
 
+def batch_key(engine: StepEngine, request: EngineRequest) -> BatchKey | TaskError:
+    """Return the engine's key for the request, or the error that ends it."""
+    try:
+        return engine.key(request)
+    except TaskError as error:
+        return error
+    except Exception as error:
+        log.exception("a task has no batch key")
+        return TaskError("error", f"the request could not be prepared: {error}")
+
+
 def admit(engine: StepEngine, requests: Sequence[EngineRequest]) -> list[Row | TaskError | OutOfMemory]:
     """Return a row or an error for each request. `OutOfMemory`: it may fit when others have left.
 
@@ -85,8 +97,8 @@ def admit(engine: StepEngine, requests: Sequence[EngineRequest]) -> list[Row | T
     return rows
 
 
-def render(engine: StepEngine, member: Member) -> Callable[[], EncodedImage]:
-    """Return the engine's callable for the image; if the engine raises an error, one that raises it."""
+def render(engine: StepEngine, member: Member) -> Callable[[], TaskResult]:
+    """Return the engine's callable for the result; if the engine raises an error, one that raises it."""
     try:
         return engine.render(member.row)
     except DeviceLost:
@@ -94,7 +106,7 @@ def render(engine: StepEngine, member: Member) -> Callable[[], EncodedImage]:
     except Exception as error:
         failure = error
 
-    def fail() -> EncodedImage:
+    def fail() -> TaskResult:
         raise failure
 
     return fail

@@ -16,7 +16,7 @@ import msgspec
 from configs.text import clip
 from wire.codec import WorkerEnvelope
 from wire.messages import Assignment, Capacity, Failed, Finished, Hello, Progress
-from worker.engine import Checkpoint, DeviceLost, EncodedImage, TaskError
+from worker.engine import Checkpoint, DeviceLost, TaskError, TaskResult
 from worker.unacked_results import UnackedResults
 
 log = logging.getLogger(__name__)
@@ -39,7 +39,7 @@ class PostProcessor:
         self._max_result_bytes = max_result_bytes
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="render")
         self._lock = threading.Lock()
-        #: Attempts of the tasks whose final image is being made. Others only read it.
+        #: Attempts of the tasks whose final result is being made. Others only read it.
         self.finishing: dict[str, int] = {}
         self._saving: set[str] = set()
         self._unacked = UnackedResults()
@@ -68,10 +68,14 @@ class PostProcessor:
             for task in (*self.finishing, *(task for task, _ in tasks)):
                 self._unacked.discard(task)  # assigned again since
             finished = self._unacked.on_hello()
-            running = [*tasks, *self.finishing.items(), *((message.task, message.attempt) for message, _ in finished)]
+            running = [
+                *tasks,
+                *self.finishing.items(),
+                *((message.task, message.attempt) for message, _ in finished),
+            ]
             self._send(WorkerEnvelope(msgspec.structs.replace(hello, running=running)))
-            for message, image in finished:
-                self._send(WorkerEnvelope(message, [image]))
+            for message, frames in finished:
+                self._send(WorkerEnvelope(message, frames))
             self._loop_slots = loop_slots
             self._send(self._capacity())
 
@@ -90,14 +94,14 @@ class PostProcessor:
                 self._loop_slots = loop_slots
                 self._send(self._capacity())
 
-    def finish(self, task: Assignment, render: Callable[[], EncodedImage], step: int) -> None:
-        """Make and send the task's final image; its slot is free from now on."""
+    def finish(self, task: Assignment, render: Callable[[], TaskResult], step: int) -> None:
+        """Make and send the task's final result; its slot is free from now on."""
         with self._lock:
             self.finishing[task.task] = task.attempt
             self._send(WorkerEnvelope(Progress(task.task, task.attempt, step, step)), self._capacity())
         self._pool.submit(self._finish, task, render)
 
-    def preview(self, task: Assignment, render: Callable[[], EncodedImage], step: int, steps: int) -> None:
+    def preview(self, task: Assignment, render: Callable[[], TaskResult], step: int, steps: int) -> None:
         """Make a preview and send it with the task's progress."""
         self._pool.submit(self._preview, task, render, step, steps)
 
@@ -113,15 +117,16 @@ class PostProcessor:
         """Wait for all work in the pool."""
         self._pool.shutdown(wait=True)
 
-    def _finish(self, task: Assignment, render: Callable[[], EncodedImage]) -> None:
+    def _finish(self, task: Assignment, render: Callable[[], TaskResult]) -> None:
         message: Finished | Failed
-        data = b""
+        frames: Sequence[bytes] = ()
         try:
-            image = render()
-            if len(image.data) > self._max_result_bytes:
+            result = render()
+            if not self.can_send(result.frames):
                 limit = f"{self._max_result_bytes} (workers.max_result_bytes)"
-                raise TaskError("error", f"the image has {len(image.data)} bytes; allowed are {limit}")
-            data, message = image.data, Finished(task.task, task.attempt, flagged=image.flagged)
+                size = sum(map(len, result.frames))
+                raise TaskError("error", f"the result has {size} bytes; allowed are {limit}")
+            frames, message = result.frames, Finished(task.task, task.attempt, result.parts, result.flagged)
             self.finished += 1
         except DeviceLost as error:
             self.lost = error  # the task is not at fault: it is requeued with the others
@@ -130,17 +135,17 @@ class PostProcessor:
             message = failure(task, error)
             self.failed += 1
         except Exception as error:
-            log.exception("task %s: its image could not be made", task.task)
-            message = failure(task, TaskError("error", f"the image could not be made: {error}"))
+            log.exception("task %s: its result could not be made", task.task)
+            message = failure(task, TaskError("error", f"the result could not be made: {error}"))
             self.failed += 1
         with self._lock:  # one message, so that slot and capacity change together
             self.finishing.pop(task.task, None)  # absent if it was assigned again and has finished
             envelope = WorkerEnvelope(message)
             if isinstance(message, Finished):
-                envelope = self._unacked.add(message, data)
+                envelope = self._unacked.add(message, frames)
             self._send(envelope, self._capacity())
 
-    def _preview(self, task: Assignment, render: Callable[[], EncodedImage], step: int, steps: int) -> None:
+    def _preview(self, task: Assignment, render: Callable[[], TaskResult], step: int, steps: int) -> None:
         try:
             image = render().data
         except DeviceLost as error:

@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from configs.settings import Model
 from wire.codec import BalancerEnvelope, Frame, WorkerEnvelope
 from wire.messages import (
-    SOURCES,
     Ack,
     Assign,
     Assignment,
@@ -24,10 +23,11 @@ from wire.messages import (
     Started,
     WorkerCounters,
 )
-from worker.batch_scheduler import BatchScheduler, Member, WaitingTask, preview_steps
+from worker.batch_scheduler import BatchScheduler, Member, WaitingTask, preview_steps, shape_of
 from worker.batch_size import BatchSizer
+from worker.calibration import default_shape
 from worker.engine import Checkpoint, EngineRequest, OutOfMemory, StepEngine, TaskError
-from worker.fault_isolation import admit, render, save, save_now, step
+from worker.fault_isolation import admit, batch_key, render, save, save_now, step
 from worker.postprocessing import PostProcessor, failure
 from worker.transport import DrainRequested, Transport
 
@@ -44,7 +44,7 @@ class WorkerRejected(Exception):
 
 
 class StepLoop:
-    """One worker's waiting and running tasks, from assignment to image."""
+    """One worker's waiting and running tasks, from assignment to result."""
 
     def __init__(
         self,
@@ -59,13 +59,12 @@ class StepLoop:
         self._engine = engine
         self._hello = hello
         self._sizer = sizer
-        width, height = map(int, model.defaults.size.split("x"))
-        self._scheduler = BatchScheduler(sizer, model.batching, (width, height))
+        self._scheduler = BatchScheduler(sizer, model.batching, default_shape(model))
         self._transport = transport
         self._post = post
         self._drain_timeout_s = drain_timeout_s
         self._checkpoint_every = model.batching.checkpoint_every
-        #: Tasks that failed before their image was made.
+        #: Tasks that failed before their result was made.
         self._failed = 0
         self._last_report = 0.0
         #: It starts at `_drain_at`, or later if the balancer is stopping and needs its workers.
@@ -156,11 +155,14 @@ class StepLoop:
             previous = self._scheduler.leave(task.task)
             if previous is not None:  # assigned again: its earlier progress does not count
                 self._engine.release(previous.row)
-            inputs, images = task.inputs, SOURCES[task.inputs.mode]
-            state = own[images:]
-            request = EngineRequest(inputs, own[:images], Checkpoint(task.step, state) if state else None)
-            size = inputs.width, inputs.height
-            self._scheduler.add(WaitingTask(task, request, self._engine.key(inputs), size, now))
+            inputs, sources = task.inputs, task.inputs.source_frames
+            state = own[sources:]
+            request = EngineRequest(inputs, own[:sources], Checkpoint(task.step, state) if state else None)
+            key = batch_key(self._engine, request)
+            if isinstance(key, TaskError):
+                self._fail(task, key)
+            else:
+                self._scheduler.add(WaitingTask(task, request, key, shape_of(inputs, key), now))
         if self._drain is not None:
             self._hand_back([task.task for task in tasks], with_checkpoint=True)
 
@@ -263,7 +265,7 @@ class StepLoop:
                 self._post.finish(task, render(self._engine, member), row.step)
                 self._engine.release(row)
                 continue
-            if task.inputs.partial_images and row.step in preview_steps(row.steps, task.inputs.partial_images):
+            if task.inputs.previews and row.step in preview_steps(row.steps, task.inputs.previews):
                 self._post.preview(task, render(self._engine, member), row.step, row.steps)
             elif report:
                 progress.append(WorkerEnvelope(Progress(task.task, task.attempt, row.step, row.steps)))

@@ -1,4 +1,4 @@
-"""Finished images until a balancer has acknowledged them, so that a balancer that dies does not lose them.
+"""Results until a balancer has acknowledged them, so that a balancer that dies does not lose them.
 
 The balancer answers the Hello and every heartbeat of a worker that it knows, once and in order. The number of answers
 since the last Hello therefore tells which heartbeat it has read, and with it all messages sent before. Pure, and not
@@ -8,27 +8,27 @@ thread-safe.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from wire.codec import WorkerEnvelope
 from wire.messages import Finished
 
-#: Upper limit of the stored bytes. The oldest image is dropped first; its task would be computed again.
+#: Upper limit of the stored bytes. The oldest result is dropped first; its task would be computed again.
 MAX_BYTES = 64 * 2**20
-#: The answer to Hello, to a heartbeat that may have overtaken the image, and to the heartbeat after it.
+#: The answer to Hello, to a heartbeat that may have overtaken the result, and to the heartbeat after it.
 _ANSWERS = 3
 
 
 class _UnackedResult(NamedTuple):
     message: Finished
-    image: bytes
-    #: The image has arrived when so many answers have come since Hello.
+    frames: Sequence[bytes]
+    #: The result has arrived when so many answers have come since Hello.
     acked_at: int
 
 
 class UnackedResults:
-    """Finished images by task, oldest first."""
+    """Results by task, oldest first."""
 
     def __init__(self, max_bytes: int = MAX_BYTES) -> None:
         self._max_bytes = max_bytes
@@ -44,22 +44,22 @@ class UnackedResults:
         return iter(self._results)
 
     def __repr__(self) -> str:
-        return f"<UnackedResults {len(self)} images, {self._bytes} bytes>"
+        return f"<UnackedResults {len(self)} results, {self._bytes} bytes>"
 
-    def add(self, message: Finished, image: bytes) -> WorkerEnvelope:
-        """Store the image and return the envelope to send."""
+    def add(self, message: Finished, frames: Sequence[bytes]) -> WorkerEnvelope:
+        """Store the result and return the envelope to send."""
         if message.task in self._results:
             self.discard(message.task)
-        self._results[message.task] = _UnackedResult(message, image, self._heartbeats + _ANSWERS)
-        self._bytes += len(image)
+        self._results[message.task] = _UnackedResult(message, frames, self._heartbeats + _ANSWERS)
+        self._bytes += sum(map(len, frames))
         while self._bytes > self._max_bytes:
             self.discard(next(iter(self._results)))
-        return WorkerEnvelope(message, [image])
+        return WorkerEnvelope(message, frames)
 
     def discard(self, task: str) -> None:
         result = self._results.pop(task, None)
         if result is not None:
-            self._bytes -= len(result.image)
+            self._bytes -= sum(map(len, result.frames))
 
     def on_heartbeat(self) -> None:
         """Count a heartbeat that is about to be sent."""
@@ -73,8 +73,8 @@ class UnackedResults:
                 return
             self.discard(task)
 
-    def on_hello(self) -> list[tuple[Finished, bytes]]:
-        """Start counting again and return the messages and images to send after Hello."""
+    def on_hello(self) -> list[tuple[Finished, Sequence[bytes]]]:
+        """Start counting again and return the results to send after Hello."""
         self._heartbeats = self._answers = 0
         self._results = OrderedDict((task, each._replace(acked_at=_ANSWERS)) for task, each in self._results.items())
-        return [(each.message, each.image) for each in self._results.values()]
+        return [(each.message, each.frames) for each in self._results.values()]

@@ -123,7 +123,7 @@ class InFlightRequest(ResultStream):
                     self._hold(len(preview))
                     self.publish(update)
             case TaskCompleted(task=task):
-                self._hold(len(update.image))
+                self._hold(sum(map(len, update.frames)))
                 self.images[task] = update
                 self.publish(update)
                 self._tracker.metrics.image(self.job.model, update.waited_s, update.ran_s)

@@ -209,7 +209,7 @@ class JobSubscriber(ResultStream):
         for item in items:
             if item not in self._published:
                 self._published.add(item)
-                self.publish(TaskCompleted(self.tasks[item], b"", 0.0, 0.0))
+                self.publish(TaskCompleted(self.tasks[item], (), 0.0, 0.0))
 
     def add_preview(self, item: int, preview: TaskProgress) -> None:
         """Publish a preview. It replaces an older one of the same image that a slow reader has not taken."""
@@ -222,7 +222,7 @@ class JobSubscriber(ResultStream):
         stored = await self._load(int(completed.task))
         if stored is None:
             return None
-        return TaskCompleted(completed.task, stored.image, stored.waited_s, stored.ran_s, stored.flagged)
+        return TaskCompleted(completed.task, (stored.image,), stored.waited_s, stored.ran_s, stored.flagged)
 
     def close(self) -> None:
         self._on_close(self)

@@ -18,7 +18,7 @@ log = logging.getLogger(__name__)
 
 #: `arrived` is Unix time. `exec_s` is the measured work: the seconds that the image would take alone on a worker.
 #: `exec_s` and `ran_s` are empty if no worker started the image.
-COLUMNS = "arrived,model,steps,width,height,request_images,waited_s,ran_s,exec_s,outcome"
+COLUMNS = "arrived,model,steps,shape,request_tasks,waited_s,ran_s,exec_s,outcome"
 #: Maximum lines that wait for the disk. Further lines are counted and dropped.
 _MAX_QUEUED_LINES = 10_000
 
@@ -54,7 +54,7 @@ class ArrivalLog:
 def line(task: Task, now: float, wall_time: float) -> str:
     age_s, began = now - task.created, task.first_started
     times = f"{age_s:.3f},," if began is None else f"{began - task.created:.3f},{now - began:.3f},{task.work_s:.3f}"
-    what = f"{task.model},{task.steps},{task.size[0]},{task.size[1]},{task.siblings}"
+    what = f"{task.model},{task.steps},{task.shape.key},{task.siblings}"
     return f"{wall_time - age_s:.3f},{what},{times},{task.state.value}"
 
 

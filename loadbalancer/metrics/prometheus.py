@@ -23,7 +23,7 @@ _SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 30, 60, 120, 3
 _STATES: tuple[WorkerState, ...] = ("ready", "draining", "silent", "stuck")
 _WORKER_LABELS = ("worker", "model", "device")
 
-#: A model's measured curves, one per size.
+#: A model's measured curves, one per shape.
 Curves = Callable[[str], Sequence[StepCurve]]
 
 
@@ -199,17 +199,16 @@ class Metrics:
 
 
 def _measured(curves: Mapping[str, Sequence[StepCurve]]) -> Iterator[Metric]:
-    """Yield the step times and batch caps by model and image size."""
+    """Yield the step times and batch caps by model and shape."""
     seconds = GaugeMetricFamily(
-        "muster_step_seconds", "Measured duration of a step by batch size.", labels=("model", "size", "batch")
+        "muster_step_seconds", "Measured duration of a step by batch size.", labels=("model", "shape", "batch")
     )
-    caps = GaugeMetricFamily("muster_batch_cap", "Maximum images per step.", labels=("model", "size"))
+    caps = GaugeMetricFamily("muster_batch_cap", "Maximum tasks per step.", labels=("model", "shape"))
     for model, own in curves.items():
         for curve in own:
-            size = f"{curve.width}x{curve.height}"
-            caps.add_metric((model, size), curve.cap)
+            caps.add_metric((model, curve.shape.key), curve.cap)
             for batch, step_s in curve.points:
-                seconds.add_metric((model, size, str(batch)), step_s)
+                seconds.add_metric((model, curve.shape.key, str(batch)), step_s)
     yield seconds
     yield caps
 

@@ -10,6 +10,7 @@ from loadbalancer.scheduling.owner_quota import OwnerQuota
 from loadbalancer.scheduling.request_queue import ModelQueue
 from loadbalancer.scheduling.task import DeadlineUnreachable, QueueFull, Task
 from loadbalancer.scheduling.worker_registry import Worker
+from wire.messages import NO_SHAPE
 
 #: Time until the queue has room where nothing was measured.
 _UNKNOWN_ROOM_S = 10.0
@@ -71,7 +72,7 @@ def _too_much_work(
     first, queue_s = tasks[0], drain_s(queue.steps, workers)
     if queue_s is None:
         return None
-    request_s = drain_s({first.size: sum(task.remaining_steps for task in tasks)}, workers) or 0.0
+    request_s = drain_s({first.shape: sum(task.remaining_steps for task in tasks)}, workers) or 0.0
     owner_s = drain_s(queue.owner_steps(first.owner), workers) or 0.0
     total_s = queue_s + request_s
     if total_s <= max_work_s or owner_s + request_s <= max_work_s / queue.active_owners(first.owner):
@@ -82,7 +83,7 @@ def _too_much_work(
 
 def _room_s(count: int, queue: ModelQueue, workers: Sequence[Worker]) -> float:
     """Return the seconds until the queue should have room for `count` more tasks."""
-    rate = sum(worker.steps_per_s(next(iter(queue.steps), (0, 0))) for worker in workers)
+    rate = sum(worker.steps_per_s(next(iter(queue.steps), NO_SHAPE)) for worker in workers)
     return count * queue.steps.total() / max(queue.count, 1) / rate if rate else _UNKNOWN_ROOM_S
 
 
@@ -95,13 +96,13 @@ def _earliest_finish_s(
     last place in the queue finishes within `enough_s`, their own place is not computed, and that time is the result.
     """
     first = tasks[0]
-    fastest_s = [step_s for worker in workers if (step_s := worker.batch_step_s(first.size, 1)) > 0]
+    fastest_s = [step_s for worker in workers if (step_s := worker.batch_step_s(first.shape, 1)) > 0]
     queue_s = drain_s(queue.steps, workers) if queue.steps else 0.0
     if not fastest_s or queue_s is None:
         return None
     own_s = first.remaining_steps * min(fastest_s)
     if len(tasks) > sum(worker.slots for worker in workers):
-        rate = sum(worker.steps_per_s(first.size) for worker in workers)
+        rate = sum(worker.steps_per_s(first.shape) for worker in workers)
         if not rate:
             return None
         own_s += sum(task.remaining_steps for task in tasks[1:]) / rate

@@ -1,8 +1,8 @@
-"""The measured cost of images, in seconds of one worker. Pure.
+"""The measured cost of tasks, in seconds of one worker. Pure.
 
 A worker with b tasks in its batch takes t(b) for a step instead of t(1), so each task runs s(b) = t(b) / t(1) times
 slower than in a batch of its own. One second of such a batch is 1 / s(b) seconds of work for each task. The sum from a
-task's first step to its image is the time that it would have taken without others, with everything that is not a step:
+task's first step to its result is the time that it would have taken without others, with everything that is not a step:
 text encoding, decoding, files. The work of all tasks of a worker therefore adds up to the capacity of the worker.
 
 Only a newer measurement replaces a measurement. The last one stays valid while no worker is connected.
@@ -17,17 +17,16 @@ from dataclasses import dataclass, field
 
 from cachetools import LRUCache
 
-from loadbalancer.scheduling.request_queue import Size
 from loadbalancer.scheduling.worker_registry import Worker, full_batch_step_cost
-from wire.messages import Heartbeat
+from wire.messages import NO_SHAPE, Heartbeat, Shape
 
 #: Weight of one more finished task in a mean; the first ones weigh more.
 _MEAN_WEIGHT = 0.05
-#: Bounds the time of an image outside of its steps, as a multiple of its steps, where time is short: one slow image
+#: Bounds the time of a task outside of its steps, as a multiple of its steps, where time is short: one slow task
 #: must not expire all that follow.
 _MAX_OVERHEAD = 1.0
-#: Image sizes that are remembered; requests may come in any size.
-_MAX_SIZES = 256
+#: Shapes that are remembered; requests may come in any.
+_MAX_SHAPES = 256
 #: Cost of every step until one was measured: only the number of steps counts then.
 _UNMEASURED_STEP_S = 1.0
 
@@ -58,28 +57,28 @@ class _WorkMeter:
 
 
 class CostModel:
-    """Costs of one model's images. Seconds are of a worker that runs one task at a time, unless noted otherwise."""
+    """Costs of one model's tasks. Seconds are of a worker that runs one task at a time, unless noted otherwise."""
 
     def __init__(self) -> None:
-        #: Tasks of a full batch of the usual size on one worker; None until it was measured.
+        #: Tasks of a full batch of the usual shape on one worker; None until it was measured.
         self.batch_cap: int | None = None
         #: Ratio of a task's time in a full batch to its time in a batch of its own.
         self.batch_slowdown = 1.0
-        self._usual: Size | None = None
-        self._single_s: LRUCache[Size, float] = LRUCache(_MAX_SIZES)
-        self._finished_s: LRUCache[Size, _RunningMean] = LRUCache(_MAX_SIZES)
+        self._usual: Shape | None = None
+        self._single_s: LRUCache[Shape, float] = LRUCache(_MAX_SHAPES)
+        self._finished_s: LRUCache[Shape, _RunningMean] = LRUCache(_MAX_SHAPES)
         self._overhead = _RunningMean(1.0)
         self._meters: dict[str, _WorkMeter] = {}
         self._worker_of: dict[str, str] = {}
         self._workers: Sequence[Worker] = ()
         self._usual_full_batch_s: float | None = None
-        self._full_batch_s: LRUCache[Size, float] = LRUCache(_MAX_SIZES)
+        self._full_batch_s: LRUCache[Shape, float] = LRUCache(_MAX_SHAPES)
         #: Those of the latest update.
         self._heartbeats: Sequence[Heartbeat] = ()
 
     def __repr__(self) -> str:
-        sizes, finished, running = len(self._single_s), self._overhead.count, len(self._worker_of)
-        return f"<CostModel {sizes} sizes measured, {finished} tasks finished, {running} running>"
+        shapes, finished, running = len(self._single_s), self._overhead.count, len(self._worker_of)
+        return f"<CostModel {shapes} shapes measured, {finished} tasks finished, {running} running>"
 
     # ---- measurements
 
@@ -90,7 +89,7 @@ class CostModel:
             return None
         self._heartbeats = heartbeats
         self._update_curves([worker for worker in workers if worker.heartbeat.curves])
-        usual_s = full_batch_step_cost(workers, (0, 0))
+        usual_s = full_batch_step_cost(workers, NO_SHAPE)
         if not usual_s:
             return None
         is_first = self._usual_full_batch_s is None
@@ -103,15 +102,15 @@ class CostModel:
             return
         largest = max(workers, key=lambda worker: worker.heartbeat.curves[0].cap)
         first = largest.heartbeat.curves[0]
-        self._usual, self.batch_cap = (first.width, first.height), first.cap
+        self._usual, self.batch_cap = first.shape, first.cap
         self.batch_slowdown = _slowdown(largest, self._usual, first.cap) or self.batch_slowdown
-        single: defaultdict[Size, list[float]] = defaultdict(list)
+        single: defaultdict[Shape, list[float]] = defaultdict(list)
         for worker in workers:
             for curve in worker.heartbeat.curves:
                 if curve.points:
-                    single[curve.width, curve.height].append(min(curve.points)[1])
-        for size, seconds in single.items():
-            self._single_s[size] = sum(seconds) / len(seconds)
+                    single[curve.shape].append(min(curve.points)[1])
+        for shape, seconds in single.items():
+            self._single_s[shape] = sum(seconds) / len(seconds)
 
     def on_start(self, task: str, worker: Worker, now: float) -> None:
         """Start to measure the work of a task in the worker's batch."""
@@ -135,12 +134,12 @@ class CostModel:
             del self._meters[worker]
         return work_s
 
-    def record_image(self, size: Size, steps: int, work_s: float) -> None:
-        """Learn from the work of one finished image."""
+    def record_task(self, shape: Shape, steps: int, work_s: float) -> None:
+        """Learn from the work of one finished task."""
         if steps <= 0 or work_s <= 0:
             return
-        self._finished_s.setdefault(size, _RunningMean()).add(work_s / steps)
-        single_s = self._single_s.get(size) or self._scaled_step_s(size)
+        self._finished_s.setdefault(shape, _RunningMean()).add(work_s / steps)
+        single_s = self._single_s.get(shape) or self._scaled_step_s(shape)
         if single_s:
             self._overhead.add(work_s / (steps * single_s))
 
@@ -150,7 +149,7 @@ class CostModel:
             meter.slowdowns.clear()
         tasks = len(meter.start_readings)
         if tasks > 1 and tasks not in meter.slowdowns:
-            slowdown = _slowdown(meter.worker, self._usual or (0, 0), tasks)
+            slowdown = _slowdown(meter.worker, self._usual or NO_SHAPE, tasks)
             if not slowdown:  # the worker has reported no curve: assume a straight line
                 span = (self.batch_cap or 1) - 1
                 slowdown = 1.0 + (self.batch_slowdown - 1.0) * (tasks - 1) / span if span > 0 else 1.0
@@ -164,31 +163,31 @@ class CostModel:
     def is_measured(self) -> bool:
         return bool(self._single_s or self._finished_s)
 
-    def full_batch_step_s(self, size: Size) -> float:
+    def full_batch_step_s(self, shape: Shape) -> float:
         """Return the seconds of a worker per forward pass in full batches; constant until the next heartbeat."""
         if self._usual_full_batch_s is None:
             return _UNMEASURED_STEP_S
-        if size not in self._full_batch_s:
-            self._full_batch_s[size] = full_batch_step_cost(self._workers, size) or self._usual_full_batch_s
-        return self._full_batch_s[size]
+        if shape not in self._full_batch_s:
+            self._full_batch_s[shape] = full_batch_step_cost(self._workers, shape) or self._usual_full_batch_s
+        return self._full_batch_s[shape]
 
-    def step_s(self, size: Size) -> float | None:
+    def step_s(self, shape: Shape) -> float | None:
         """Return the seconds per step with its part of the overhead; None if not measured."""
-        finished = self._finished_s.get(size)
+        finished = self._finished_s.get(shape)
         if finished is not None:
             return finished.value
-        single_s = self._single_s.get(size) or self._scaled_step_s(size)
+        single_s = self._single_s.get(shape) or self._scaled_step_s(shape)
         return None if single_s is None else single_s * self._overhead.value
 
-    def batch_step_s(self, size: Size, worker: Worker, tasks: int) -> float | None:
+    def batch_step_s(self, shape: Shape, worker: Worker, tasks: int) -> float | None:
         """Return the seconds per step in the worker's batch of `tasks`, with its part of the overhead.
 
-        None where the worker has not measured that size.
+        None where the worker has not measured that shape.
         """
         step_s, finished, single_s = (
-            worker.batch_step_s(size, tasks),
-            self._finished_s.get(size),
-            self._single_s.get(size),
+            worker.batch_step_s(shape, tasks),
+            self._finished_s.get(shape),
+            self._single_s.get(shape),
         )
         if step_s <= 0:
             return None
@@ -196,19 +195,19 @@ class CostModel:
             return step_s
         return step_s * min(finished.value / single_s, 1.0 + _MAX_OVERHEAD)
 
-    def work_s(self, size: Size, steps: int) -> float | None:
+    def work_s(self, shape: Shape, steps: int) -> float | None:
         """Return the seconds of work of so many steps; None if not measured."""
-        step_s = self.step_s(size)
+        step_s = self.step_s(shape)
         return None if step_s is None else steps * step_s
 
-    def _scaled_step_s(self, size: Size) -> float | None:
-        """Return the seconds of a step in a batch of one, scaled by pixels from the usual size; None if unknown."""
+    def _scaled_step_s(self, shape: Shape) -> float | None:
+        """Return the seconds of a step in a batch of one, scaled by volume from the usual shape; None if unknown."""
         if self._usual is None or self._usual not in self._single_s:
             return None
-        return self._single_s[self._usual] * (size[0] * size[1]) / (self._usual[0] * self._usual[1])
+        return self._single_s[self._usual] * shape.volume / self._usual.volume
 
 
-def _slowdown(worker: Worker, size: Size, tasks: int) -> float:
+def _slowdown(worker: Worker, shape: Shape, tasks: int) -> float:
     """Return t(tasks) / t(1) of the worker, at least 1; 0 if it has not measured it."""
-    single_s = worker.batch_step_s(size, 1)
-    return max(worker.batch_step_s(size, max(tasks, 1)) / single_s, 1.0) if single_s > 0 else 0.0
+    single_s = worker.batch_step_s(shape, 1)
+    return max(worker.batch_step_s(shape, max(tasks, 1)) / single_s, 1.0) if single_s > 0 else 0.0

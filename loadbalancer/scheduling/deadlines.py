@@ -78,7 +78,7 @@ def cannot_finish_in_time(
         return True
     if slack is None:
         return False
-    step_s = costs.batch_step_s(task.size, worker, others + 1)
+    step_s = costs.batch_step_s(task.shape, worker, others + 1)
     if step_s is None:
         return False
     required_s = task.remaining_steps * step_s

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from loadbalancer.scheduling.cost_model import CostModel
-from loadbalancer.scheduling.request_queue import ModelQueue, Size
+from loadbalancer.scheduling.request_queue import ModelQueue
 from loadbalancer.scheduling.task import Task, TaskEstimate, TaskState
 from loadbalancer.scheduling.worker_registry import Worker, full_batch_step_cost
+from wire.messages import NO_SHAPE, Shape
 
 
 def estimate(task: Task, queue: ModelQueue, workers: Sequence[Worker]) -> TaskEstimate:
@@ -21,7 +22,7 @@ def estimate(task: Task, queue: ModelQueue, workers: Sequence[Worker]) -> TaskEs
         return TaskEstimate(task.state, position, None)
     # The work before it is estimated from its position: the exact sum would take the length of the queue each time.
     before_s = queue_s * position / max(queue.count, 1)
-    own_s = task.remaining_steps * max(worker.full_batch_step_s(task.size) for worker in workers)
+    own_s = task.remaining_steps * max(worker.full_batch_step_s(task.shape) for worker in workers)
     return TaskEstimate(task.state, position, before_s + own_s)
 
 
@@ -45,30 +46,30 @@ def _next_free_slot_s(workers: Sequence[Worker], tasks: Mapping[str, Task]) -> f
         for worker in workers
         if not worker.draining
         for name in worker.assigned
-        if (task := tasks.get(name)) is not None and (step_s := worker.full_batch_step_s(task.size)) > 0
+        if (task := tasks.get(name)) is not None and (step_s := worker.full_batch_step_s(task.shape)) > 0
     )
     return min(remaining, default=None)
 
 
-def drain_s(steps: Mapping[Size, int], workers: Sequence[Worker]) -> float | None:
+def drain_s(steps: Mapping[Shape, int], workers: Sequence[Worker]) -> float | None:
     """Return the seconds that all workers need for these steps in full batches; None if not measured."""
     seconds = 0.0
-    for size, count in steps.items():
-        rate = sum(worker.steps_per_s(size) for worker in workers)
+    for shape, count in steps.items():
+        rate = sum(worker.steps_per_s(shape) for worker in workers)
         if not rate:
             return None
         seconds += count / rate
-    return seconds if seconds or any(worker.steps_per_s((0, 0)) for worker in workers) else None
+    return seconds if seconds or any(worker.steps_per_s(NO_SHAPE) for worker in workers) else None
 
 
 def backlog_work_s(queue: ModelQueue, running: Sequence[Task], costs: CostModel) -> float | None:
     """Return the seconds of one worker for the rest of all waiting and running tasks; None if not measured."""
     steps = queue.steps.copy()
     for task in running:
-        steps[task.size] += task.remaining_steps
+        steps[task.shape] += task.remaining_steps
     if not steps:
         return 0.0 if costs.is_measured else None
-    seconds = [costs.work_s(size, count) for size, count in steps.items()]
+    seconds = [costs.work_s(shape, count) for shape, count in steps.items()]
     known = [each for each in seconds if each is not None]
     return sum(known) if len(known) == len(seconds) else None
 
@@ -76,9 +77,9 @@ def backlog_work_s(queue: ModelQueue, running: Sequence[Task], costs: CostModel)
 def queued_work_s(queue: ModelQueue, workers: Sequence[Worker]) -> float | None:
     """Return the seconds of one worker for the waiting tasks in full batches; None if not measured."""
     work_s = 0.0
-    for size, steps in queue.steps.items():
-        step_s = full_batch_step_cost(workers, size)
+    for shape, steps in queue.steps.items():
+        step_s = full_batch_step_cost(workers, shape)
         if not step_s:
             return None
         work_s += steps * step_s
-    return work_s if work_s or any(worker.steps_per_s((0, 0)) for worker in workers) else None
+    return work_s if work_s or any(worker.steps_per_s(NO_SHAPE) for worker in workers) else None

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from loadbalancer.scheduling.task import Task, TaskUpdate
 from wire.codec import Frame, WorkerEnvelope
-from wire.messages import ToWorker
+from wire.messages import Shape, ToWorker
 
 # ---- events
 
@@ -51,10 +51,10 @@ class Tick:
 
 @dataclass(frozen=True, slots=True)
 class RequestProxied:
-    """Another server is asked for `count` images of this model in `steps` steps each."""
+    """Another server is asked for `count` tasks of this model in `steps` steps each."""
 
     model: str
-    size: tuple[int, int]
+    shape: Shape
     steps: int
     count: int
 

@@ -6,7 +6,7 @@ from collections import deque
 
 from configs.scaling import Scaling
 from loadbalancer.scheduling.cost_model import CostModel
-from loadbalancer.scheduling.request_queue import Size
+from wire.messages import Shape
 
 #: Rates are means over this many seconds.
 WINDOW_S = 60.0
@@ -53,16 +53,16 @@ class ModelCounters:
         #: Tasks that another server was asked for, and those of them that it has not answered yet.
         self.proxied_total = 0
         self.proxied_in_flight = 0
-        self._latest: deque[tuple[Size, int]] = deque(maxlen=_MEAN_OVER_ARRIVALS)
+        self._latest: deque[tuple[Shape, int]] = deque(maxlen=_MEAN_OVER_ARRIVALS)
 
-    def on_arrival(self, size: Size, steps: int, count: int, now: float) -> None:
-        """Count the arrival of `count` images of this size in so many steps each."""
+    def on_arrival(self, shape: Shape, steps: int, count: int, now: float) -> None:
+        """Count the arrival of `count` tasks of this shape in so many steps each."""
         for window in (self.arrivals, self.arrivals_short_window, self.arrivals_long_window):
             window.add(count, now)
-        self._latest.extend([(size, steps)] * min(count, _MEAN_OVER_ARRIVALS))
+        self._latest.extend([(shape, steps)] * min(count, _MEAN_OVER_ARRIVALS))
 
-    def on_proxied(self, size: Size, steps: int, count: int, now: float) -> None:
-        self.on_arrival(size, steps, count, now)
+    def on_proxied(self, shape: Shape, steps: int, count: int, now: float) -> None:
+        self.on_arrival(shape, steps, count, now)
         self.proxied_total += count
         self.proxied_in_flight += count
 
@@ -75,6 +75,6 @@ class ModelCounters:
 
     def mean_work_s(self, costs: CostModel) -> float | None:
         """Return the mean work of the latest tasks in seconds; None if unknown."""
-        seconds = [costs.work_s(size, steps) for size, steps in self._latest]
+        seconds = [costs.work_s(shape, steps) for shape, steps in self._latest]
         known = [each for each in seconds if each is not None]
         return sum(known) / len(known) if known and len(known) == len(seconds) else None

@@ -99,7 +99,7 @@ def _preemptible(workers: Iterable[Worker], tasks: Mapping[str, Task]) -> list[T
         for worker in workers
         if worker.hello.engine_info.checkpoints and not worker.draining and worker.reserved_for is None
         for task in running_tasks(worker, tasks)
-        if task.state is TaskState.RUNNING and not task.isolated
+        if task.state is TaskState.RUNNING and not task.isolated and task.can_restart
     ]
 
 
@@ -113,11 +113,11 @@ def _fill(worker: Worker) -> tuple[float, str]:
 
 
 def _is_measured(worker: Worker, tasks: Sequence[Task]) -> bool:
-    return all(worker.batch_step_s(task.size, 1) > 0 for task in tasks)
+    return all(worker.batch_step_s(task.shape, 1) > 0 for task in tasks)
 
 
 def _total_time_s(worker: Worker, tasks: Sequence[Task]) -> float:
     """Return the sum of the tasks' seconds to their ends if none leaves; sizes take turns, one batch each."""
-    sizes = Counter(task.size for task in tasks)
-    turn_s = sum(worker.batch_step_s(size, count) for size, count in sizes.items())
+    shapes = Counter(task.shape for task in tasks)
+    turn_s = sum(worker.batch_step_s(shape, count) for shape, count in shapes.items())
     return turn_s * sum(task.remaining_steps for task in tasks)

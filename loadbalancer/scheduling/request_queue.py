@@ -22,8 +22,8 @@ from sortedcontainers import SortedDict
 from loadbalancer.scheduling.fair_share import FairShare
 from loadbalancer.scheduling.owner_quota import owner_room
 from loadbalancer.scheduling.task import Task
+from wire.messages import Shape
 
-Size = tuple[int, int]
 #: Age corrected by priority, creation time, id.
 _SortKey = tuple[float, float, str]
 
@@ -33,22 +33,22 @@ class OwnerQueue:
     """The waiting tasks of one owner."""
 
     tasks: SortedDict[_SortKey, Task] = field(default_factory=SortedDict)
-    steps: Counter[Size] = field(default_factory=Counter)
+    steps: Counter[Shape] = field(default_factory=Counter)
     weight: float = 1.0
 
 
 class ModelQueue:
     """The waiting tasks of one model. Adding, taking and removing take logarithmic time.
 
-    `step_s` gives the cost of a forward pass by image size, in seconds of one worker.
+    `step_s` gives the cost of a forward pass by shape, in seconds of one worker.
     """
 
     def __init__(
-        self, max_tasks: int, *, priority_s: float = 60.0, step_s: Callable[[Size], float] = lambda _: 1.0
+        self, max_tasks: int, *, priority_s: float = 60.0, step_s: Callable[[Shape], float] = lambda _: 1.0
     ) -> None:
         self.max_tasks = max_tasks
-        #: Forward passes that the waiting tasks still need, by image size.
-        self.steps: Counter[Size] = Counter()
+        #: Forward passes that the waiting tasks still need, by shape.
+        self.steps: Counter[Shape] = Counter()
         self._priority_s = priority_s
         self._step_s = step_s
         self._shares = FairShare()
@@ -96,10 +96,10 @@ class ModelQueue:
         else:
             own = self._owners.setdefault(task.owner, OwnerQueue())
             own.tasks[self._key(task)] = task
-            own.steps[task.size] += task.remaining_steps
+            own.steps[task.shape] += task.remaining_steps
             own.weight = task.weight
             self._shares.join(task.owner)
-        self.steps[task.size] += task.remaining_steps
+        self.steps[task.shape] += task.remaining_steps
         self.count += 1
 
     def requeue(self, task: Task) -> None:
@@ -114,26 +114,26 @@ class ModelQueue:
         else:
             own = self._owners[task.owner]
             del own.tasks[self._key(task)]
-            own.steps -= {task.size: task.remaining_steps}
+            own.steps -= {task.shape: task.remaining_steps}
             if not own.tasks:
                 del self._owners[task.owner]
                 self._shares.leave(task.owner)
-        self.steps -= {task.size: task.remaining_steps}
+        self.steps -= {task.shape: task.remaining_steps}
         self.count -= 1
 
     def take(self, task: Task) -> None:
         """Remove a task that goes to a worker, and charge its owner. Raises `KeyError` if it is not in this queue."""
-        work_s = task.remaining_steps * self._step_s(task.size)
+        work_s = task.remaining_steps * self._step_s(task.shape)
         self._shares.charge(task.owner, work_s, task.weight, takes_turn=not task.isolated)
         self.remove(task)
 
     def charge(self, task: Task, steps: int) -> None:
         """Charge the owner of a task that was taken for additional steps; negative steps are a refund."""
         if steps:
-            self._shares.charge(task.owner, steps * self._step_s(task.size), task.weight)
+            self._shares.charge(task.owner, steps * self._step_s(task.shape), task.weight)
 
     def rescale(self, factor: float) -> None:
-        """Multiply all charges: the first measurement has changed `step_s` by this factor for every size."""
+        """Multiply all charges: the first measurement has changed `step_s` by this factor for every shape."""
         self._shares.rescale(factor)
 
     # ---- questions
@@ -148,8 +148,8 @@ class ModelQueue:
         own = self._owners.get(owner)
         return list(itertools.islice(own.tasks.values(), limit)) if own else []
 
-    def owner_steps(self, owner: str) -> Mapping[Size, int]:
-        """Return the forward passes that the owner's waiting tasks still need, by image size."""
+    def owner_steps(self, owner: str) -> Mapping[Shape, int]:
+        """Return the forward passes that the owner's waiting tasks still need, by shape."""
         own = self._owners.get(owner)
         return own.steps if own else {}
 
@@ -195,10 +195,10 @@ class ModelQueue:
 
     def _cost(self, task: Task) -> float:
         """Return virtual seconds: an owner of weight 2 is charged half."""
-        return task.remaining_steps * self._step_s(task.size) / task.weight
+        return task.remaining_steps * self._step_s(task.shape) / task.weight
 
     def _mean_cost(self, own: OwnerQueue) -> float:
-        seconds = sum(steps * self._step_s(size) for size, steps in own.steps.items())
+        seconds = sum(steps * self._step_s(shape) for shape, steps in own.steps.items())
         return seconds / len(own.tasks) / own.weight
 
     def _served_before(self, tag: float, wins_tie: bool, owner: str, own: OwnerQueue) -> int:

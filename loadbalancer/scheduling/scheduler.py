@@ -30,7 +30,7 @@ from loadbalancer.scheduling.preemption import preemptions, rebalancing
 from loadbalancer.scheduling.snapshot import snapshot
 from loadbalancer.scheduling.task import Checkpoint, Task, TaskEstimate, TaskState
 from loadbalancer.scheduling.task_store import TaskStore
-from loadbalancer.scheduling.worker_output import clean_text, drop_invalid, hello_error, image_error
+from loadbalancer.scheduling.worker_output import chunk_error, clean_text, drop_invalid, hello_error, result_error
 from loadbalancer.scheduling.worker_registry import Worker, WorkerRegistry
 from wire.codec import Frame, WorkerEnvelope
 from wire.messages import (
@@ -39,22 +39,25 @@ from wire.messages import (
     Bye,
     Cancel,
     Capacity,
+    Chunk,
     EngineInfo,
     Failed,
     Finished,
     Heartbeat,
     Hello,
+    Part,
     Preempted,
     Progress,
     Reject,
+    Shape,
     Started,
     StepCurve,
     ToBalancer,
 )
 from wire.snapshot import Snapshot
 
-#: A worker that returns so many invalid images in a row is faulty: it must exit.
-_MAX_INVALID_IMAGES = 2
+#: A worker that returns so many invalid results in a row is faulty: it must exit.
+_MAX_INVALID_RESULTS = 2
 #: Rejected workers that the log names; each can come as often and under as many names as it likes.
 _MAX_NAMED = 1000
 
@@ -81,7 +84,7 @@ class Scheduler:
         self._rejected: set[str] = set()
         #: Process ids of faulty workers, by name.
         self._faulty: dict[str, int] = {}
-        #: Workers whose invalid images are logged.
+        #: Workers whose invalid results are logged.
         self._named_invalid: set[str] = set()
         #: Unknown workers that were asked for a Hello, and the time until which to wait for it.
         self._hello_requested: dict[str, float] = {}
@@ -112,8 +115,8 @@ class Scheduler:
                 effects = self._on_worker_lost(worker, reason, now)
             case Tick():
                 effects = self._on_tick(now)
-            case RequestProxied(model, size, steps, count):
-                self.model_counters[model].on_proxied(size, steps, count, now)
+            case RequestProxied(model, shape, steps, count):
+                self.model_counters[model].on_proxied(shape, steps, count, now)
             case ProxyFinished(model, count):
                 self.model_counters[model].on_proxy_finished(count)
         effects += self.store.assign(now, submitted)
@@ -147,12 +150,11 @@ class Scheduler:
         return next((worker.hello.engine_info for worker in self.registry.serving(model)), None)
 
     def step_curves(self, model: str) -> list[StepCurve]:
-        """Return the step times by image size; of each size, the curve of the worker with the largest cap."""
-        best: dict[tuple[int, int], StepCurve] = {}
+        """Return the step times by shape; of each shape, the curve of the worker with the largest cap."""
+        best: dict[Shape, StepCurve] = {}
         for worker in self.registry.serving(model):
             for curve in worker.heartbeat.curves:
-                size = curve.width, curve.height
-                best[size] = max(best.get(size, curve), curve, key=lambda each: each.cap)
+                best[curve.shape] = max(best.get(curve.shape, curve), curve, key=lambda each: each.cap)
         return list(best.values())
 
     def connected_workers(self) -> Collection[str]:
@@ -231,8 +233,8 @@ class Scheduler:
             return self._reject(name, reason)
         self._hello_requested.pop(name, None)
         worker, previous = self.registry.connect(hello, now)
-        resumed, cancelled = self.store.reconcile(worker, previous, now)
-        effects: list[Effect] = [SendMessage(name, Ack(self._heartbeat_s))]
+        resumed, cancelled, effects = self.store.reconcile(worker, previous, now)
+        effects.append(SendMessage(name, Ack(self._heartbeat_s)))
         if cancelled:
             effects.append(SendMessage(name, Cancel(cancelled)))
         if resumed:
@@ -255,7 +257,7 @@ class Scheduler:
         if hello.worker != name:
             return f"it calls itself {hello.worker}"
         if self._faulty.get(name) == hello.pid:
-            return "it has returned invalid images"
+            return "it has returned invalid results"
         if error := hello_error(hello):
             return error
         if hello.model not in self.queues:
@@ -265,7 +267,7 @@ class Scheduler:
     def _on_task_message(
         self,
         worker: Worker,
-        message: Started | Progress | Finished | Failed | Preempted,
+        message: Started | Progress | Chunk | Finished | Failed | Preempted,
         frames: Sequence[Frame],
         now: float,
     ) -> list[Effect]:
@@ -285,33 +287,55 @@ class Scheduler:
             case Progress(step=step, steps=steps, preview=preview):
                 updates = store.report_progress(task, step, steps, frames, preview=preview)
                 return [*store.mark_started(task, now), *updates]
-            case Finished(flagged=flagged):
-                error = image_error(frames, task.inputs, self._max_result_bytes)
-                worker.on_image(valid=not error)
-                if error:
-                    return self._on_invalid_image(worker, task, error, now)
-                return [*store.mark_started(task, now), *store.complete(task, frames, flagged, now)]
+            case Chunk(index=index, part=part):
+                return self._on_chunk(worker, task, index, part, frames, now)
+            case Finished():
+                return self._on_finished(worker, task, message, frames, now)
             case Failed(kind=kind, message=text):
                 return store.finish(task, TaskState.FAILED, kind, clean_text(text), now)
             case Preempted(step=step):
-                store.on_preempted(task, step, frames, now)
-                return []
+                return store.on_preempted(task, step, frames, now)
 
-    def _on_invalid_image(self, worker: Worker, task: Task, error: str, now: float) -> list[Effect]:
+    def _on_finished(
+        self, worker: Worker, task: Task, message: Finished, frames: Sequence[Frame], now: float
+    ) -> list[Effect]:
+        error = result_error(message.parts, frames, task.inputs, self._max_result_bytes)
+        worker.on_result(valid=not error)
+        if error:
+            return self._on_invalid_result(worker, task, error, now)
+        started = self.store.mark_started(task, now)
+        return [*started, *self.store.complete(task, message.parts, frames, message.flagged, now)]
+
+    def _on_chunk(
+        self, worker: Worker, task: Task, index: int, part: Part, frames: Sequence[Frame], now: float
+    ) -> list[Effect]:
+        error = chunk_error(part, frames, task.inputs, self._max_result_bytes)
+        repeatable = worker.hello.engine_info.repeatable
+        if not error:
+            try:
+                chunk = self.store.report_chunk(task, index, part, frames[0], repeatable=repeatable)
+                return [*self.store.mark_started(task, now), *chunk]
+            except ValueError as missing:
+                error = str(missing)
+        effects = [*self.store.mark_started(task, now), SendMessage(worker.id, Cancel([task.id]))]
+        worker.on_result(valid=False)
+        return [*effects, *self._on_invalid_result(worker, task, error, now)]
+
+    def _on_invalid_result(self, worker: Worker, task: Task, error: str, now: float) -> list[Effect]:
         """Give the task to another attempt. A worker that repeats this is rejected, and its other tasks move."""
-        self.counters["invalid_images"] += 1
-        effects = [*self.store.mark_started(task, now), *self.store.on_invalid_image(task, error, now)]
+        self.counters["invalid_results"] += 1
+        effects = [*self.store.mark_started(task, now), *self.store.on_invalid_result(task, error, now)]
         if worker.id not in self._named_invalid and len(self._named_invalid) < _MAX_NAMED:
             self._named_invalid.add(worker.id)
-            text = f"worker {worker.id} returned no valid image for task {task.id} (further ones are only counted)"
+            text = f"worker {worker.id} returned no valid result for task {task.id} (further ones are only counted)"
             effects.append(LogLine(f"{text}: {error}"))
-        if worker.invalid_images < _MAX_INVALID_IMAGES:
+        if worker.invalid_results < _MAX_INVALID_RESULTS:
             return effects
         self.counters["workers_faulty"] += 1
         if len(self._faulty) >= _MAX_NAMED:
             del self._faulty[next(iter(self._faulty))]
         self._faulty[worker.id] = worker.hello.pid
-        reason = f"{worker.invalid_images} invalid images in a row"
+        reason = f"{worker.invalid_results} invalid results in a row"
         effects += self._reject(worker.id, reason)
         return [*effects, *self._on_worker_lost(worker.id, reason, now, crashed=False)]
 

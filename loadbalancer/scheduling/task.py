@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from wire.codec import Frame
-from wire.messages import FailureKind, ImageInputs
+from wire.messages import FailureKind, Part, Shape, TaskInputs
 
 
 class TaskState(enum.StrEnum):
@@ -68,11 +68,11 @@ class Checkpoint(NamedTuple):
 
 @dataclass(slots=True)
 class Task:
-    """One image of a request. Times are seconds on the scheduler's clock."""
+    """One image or call of a request. Times are seconds on the scheduler's clock."""
 
     id: str
     model: str
-    inputs: ImageInputs
+    inputs: TaskInputs
     created: float
     #: Time after which the result is useless.
     deadline: float
@@ -94,7 +94,7 @@ class Task:
     step: int = 0
     #: Forward passes in total; the worker corrects the request's number when it starts.
     steps: int = 1
-    #: Pixels of its source images, sent with every assignment.
+    #: Pixels of its source images, or the parts of a call, sent with every assignment.
     sources: Sequence[Frame] = ()
     #: State at `checkpoint_step`, from which the task resumes if its worker is lost.
     checkpoint: Sequence[Frame] = ()
@@ -106,16 +106,20 @@ class Task:
     preempt_requested: bool = False
     #: Previews received from workers.
     previews: int = 0
+    #: Chunks of a streamed result that its listener has received.
+    chunks: int = 0
+    #: A restarted attempt gives the same chunks, so that a stream may go on.
+    repeatable: bool = False
     #: Number of preemptions in favour of another task or another worker.
     preempt_count: int = 0
-    #: It has run from its first step on one worker, so that its work is a sample of the cost of an image.
+    #: It has run from its first step on one worker, so that its work is a sample of the cost of a task.
     uninterrupted: bool = True
     #: Work that workers have spent on it, in seconds of a worker that runs nothing else.
     work_s: float = 0.0
-    #: Number of images of its request.
+    #: Number of tasks of its request.
     siblings: int = 1
-    #: Width and height in pixels.
-    size: tuple[int, int] = field(init=False)
+    #: What its costs are kept by.
+    shape: Shape = field(init=False)
     source_bytes: int = field(init=False)
     #: No other task may share a batch with it.
     isolated: bool = field(init=False)
@@ -123,7 +127,7 @@ class Task:
     history: deque[tuple[float, TaskState, str]] = field(init=False)
 
     def __post_init__(self) -> None:
-        self.size = self.inputs.width, self.inputs.height
+        self.shape = self.inputs.shape
         self.source_bytes = sum(map(len, self.sources))
         self.isolated = self.crashes >= _ISOLATED_AFTER_CRASHES
         self.history = deque(maxlen=_MAX_HISTORY)
@@ -154,10 +158,24 @@ class Task:
         images, checkpoint = frames[:preview], frames[preview:]
         if checkpoint and step > self.checkpoint_step:
             self.checkpoint, self.checkpoint_step = tuple(checkpoint), step
-        is_due = self.previews < self.inputs.partial_images * self.attempt
+        is_due = self.previews < self.inputs.previews * self.attempt
         image = images[0] if images and is_due else None
         self.previews += image is not None
         return TaskProgress(self.id, self.step if image is None else step, self.steps, image)
+
+    @property
+    def can_restart(self) -> bool:
+        """False once its client has a part of a stream that another attempt would not repeat."""
+        return self.repeatable or not self.chunks
+
+    def on_chunk(self, index: int, part: Part, frame: Frame, *, repeatable: bool) -> TaskChunk | None:
+        """Take in a piece of the result; None if it was received before. Raises `ValueError` if one is missing."""
+        if index > self.chunks:
+            raise ValueError(f"chunk {index} came before chunk {self.chunks}")
+        if index < self.chunks:
+            return None
+        self.chunks, self.repeatable = index + 1, repeatable
+        return TaskChunk(self.id, index, part, frame)
 
     def on_preempted(self, step: int, frames: Sequence[Frame]) -> None:
         """Take back the task from its worker, with its state at this step where it has one."""
@@ -202,19 +220,36 @@ class TaskProgress:
 
 
 @dataclass(frozen=True, slots=True)
-class TaskCompleted:
-    """The encoded image and its times in seconds. `flagged`: the model's safety checker rejects the image."""
+class TaskChunk:
+    """One piece of a streamed result, in order."""
 
     task: str
-    image: Frame
+    index: int
+    part: Part
+    frame: Frame
+
+
+@dataclass(frozen=True, slots=True)
+class TaskCompleted:
+    """The result and its times in seconds. `flagged`: the model's safety checker rejects the image."""
+
+    task: str
+    #: One frame for each part. An image is a single part.
+    frames: Sequence[Frame]
     waited_s: float
     ran_s: float
     flagged: bool = False
+    parts: tuple[Part, ...] = ()
+
+    @property
+    def image(self) -> Frame:
+        """The encoded image of an image task."""
+        return self.frames[0]
 
 
 @dataclass(frozen=True, slots=True)
 class TaskEnded:
-    """The task ended without an image."""
+    """The task ended without a result."""
 
     task: str
     state: TaskState
@@ -222,7 +257,7 @@ class TaskEnded:
     message: str
 
 
-TaskUpdate = TaskStarted | TaskProgress | TaskCompleted | TaskEnded
+TaskUpdate = TaskStarted | TaskProgress | TaskChunk | TaskCompleted | TaskEnded
 
 
 @dataclass(frozen=True, slots=True)

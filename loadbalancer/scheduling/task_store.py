@@ -21,7 +21,7 @@ from loadbalancer.scheduling.request_queue import ModelQueue
 from loadbalancer.scheduling.task import DeadlineUnreachable, Task, TaskCompleted, TaskEnded, TaskStarted, TaskState
 from loadbalancer.scheduling.worker_registry import Worker, WorkerRegistry
 from wire.codec import Frame
-from wire.messages import Assign, Assignment, Cancel, FailureKind, Preempt
+from wire.messages import Assign, Assignment, Cancel, FailureKind, Part, Preempt
 
 #: No honest worker runs a task in a higher attempt; a claim of such a number is rejected.
 _MAX_CLAIMED_ATTEMPT = 1_000_000
@@ -77,7 +77,7 @@ class TaskStore:
             self._hold_until[model] = now + self._hold_s
         self.counters["submitted"] += len(tasks)
         if not already_counted:
-            self.model_counters[model].on_arrival(first.size, first.remaining_steps, len(tasks), now)
+            self.model_counters[model].on_arrival(first.shape, first.remaining_steps, len(tasks), now)
 
     def assign(self, now: float, submitted: Collection[str] = ()) -> list[Effect]:
         """Fill free slots from the queues, with one message per worker. Tasks that would be late expire instead.
@@ -130,8 +130,14 @@ class TaskStore:
 
     # ---- workers that connect again
 
-    def reconcile(self, worker: Worker, previous: Worker | None, now: float) -> tuple[list[str], list[str]]:
-        """Agree with a worker that says Hello on what it runs: return the tasks that it resumes and those to cancel."""
+    def reconcile(
+        self, worker: Worker, previous: Worker | None, now: float
+    ) -> tuple[list[str], list[str], list[Effect]]:
+        """Agree with a worker that says Hello on what it runs: return the tasks that it resumes and those to cancel.
+
+        The effects end streams that it has lost.
+        """
+        effects: list[Effect] = []
         before, running = dict(previous.assigned) if previous else {}, dict(worker.hello.running)
         for task_id in before:
             task = self.tasks.get(task_id)
@@ -139,14 +145,15 @@ class TaskStore:
                 continue
             task.preempt_requested = False  # the request may have been lost
             if task_id not in worker.assigned:
-                self.requeue(task, f"{worker.id} came back without it", now)
+                effects += self.requeue(task, f"{worker.id} came back without it", now)
         resumed = [
             task_id
             for task_id, attempt in running.items()
             if task_id not in before and self._resume_on(task_id, attempt, worker, now)
         ]
         # Assignments that it has not reported may still be on their way to it.
-        return resumed, [task for task in dict.fromkeys((*running, *before)) if task not in worker.assigned]
+        stale = [task for task in dict.fromkeys((*running, *before)) if task not in worker.assigned]
+        return resumed, stale, effects
 
     def _resume_on(self, task_id: str, attempt: int, worker: Worker, now: float) -> bool:
         """Let the worker continue a task of an earlier balancer process.
@@ -193,6 +200,11 @@ class TaskStore:
             self.queues[task.model].charge(task, task.steps - expected)
         return [NotifyListener(update)]
 
+    def report_chunk(self, task: Task, index: int, part: Part, frame: Frame, *, repeatable: bool) -> list[Effect]:
+        """Pass on a piece of the result, once. Raises `ValueError` if one before it is missing."""
+        update = task.on_chunk(index, part, frame, repeatable=repeatable)
+        return [] if update is None else [NotifyListener(update)]
+
     def update_costs(self) -> None:
         for model, costs in self.costs.items():
             factor = costs.update(self.registry.serving(model))
@@ -209,20 +221,25 @@ class TaskStore:
         self.counters[counted_as] += len(relocations)
         return effects
 
-    def on_preempted(self, task: Task, step: int, frames: Sequence[Frame], now: float) -> None:
+    def on_preempted(self, task: Task, step: int, frames: Sequence[Frame], now: float) -> list[Effect]:
         """Take back a task from its worker, and queue it again."""
         task.on_preempted(step, frames)
         self.registry.cancel_reservation(task.id)
-        self.requeue(task, f"preempted by {task.worker}", now)
+        return self.requeue(task, f"preempted by {task.worker}", now)
 
-    def requeue(self, task: Task, reason: str, now: float) -> None:
-        """Put the task back in its place in the queue, at its checkpoint."""
+    def requeue(self, task: Task, reason: str, now: float) -> list[Effect]:
+        """Put the task back in its place in the queue, at its checkpoint. A stream that cannot go on fails instead."""
+        if not task.can_restart:
+            failure = f"the stream was interrupted after {task.chunks} chunks: {reason}"
+            task.worker = None
+            return self.finish(task, TaskState.FAILED, "error", failure, now)
         task.transition(TaskState.QUEUED, now, f"{reason}; resumes at step {task.checkpoint_step} of {task.steps}")
         task.work_s += self.costs[task.model].on_stop(task.id, now)
         task.worker, task.uninterrupted, task.preempt_requested = None, False, False
         self.counters["requeued"] += 1
         self.counters["steps_redone"] += task.roll_back()
         self.queues[task.model].requeue(task)
+        return []
 
     def recover(self, worker: Worker, reason: str, now: float, *, blame: bool) -> list[Effect]:
         """Requeue the worker's tasks. `blame`: a running task may be the cause, and fails after `max_attempts`."""
@@ -234,35 +251,35 @@ class TaskStore:
             if task.state is TaskState.RUNNING and blame:
                 task.on_crash()
             died = "1 worker died or hung while it" if task.crashes == 1 else f"{task.crashes} workers died while they"
-            failure = f"{died} ran this image; the last: {reason}"
+            failure = f"{died} ran this task; the last: {reason}"
             effects += self._retry(task, f"{worker.id} is lost: {reason}", failure, now)
         return effects
 
-    def on_invalid_image(self, task: Task, reason: str, now: float) -> list[Effect]:
-        """Requeue a task whose worker has returned no valid image. It fails after `max_attempts`, as after crashes."""
+    def on_invalid_result(self, task: Task, reason: str, now: float) -> list[Effect]:
+        """Requeue a task whose worker has returned no valid result. It fails after `max_attempts`, as after crashes."""
         task.on_crash()
-        failure = f"workers failed {task.crashes} times on this image; the last returned no valid image: {reason}"
-        return self._retry(task, f"{task.worker} returned no valid image: {reason}", failure, now)
+        failure = f"workers failed {task.crashes} times on this task; the last returned no valid result: {reason}"
+        return self._retry(task, f"{task.worker} returned no valid result: {reason}", failure, now)
 
     def _retry(self, task: Task, reason: str, failure: str, now: float) -> list[Effect]:
         self.registry.cancel_reservation(task.id)
         if task.crashes < self._config.max_attempts:
-            self.requeue(task, reason, now)
-            return []
+            return self.requeue(task, reason, now)
         task.worker = None
         return self.finish(task, TaskState.FAILED, "error", failure, now)
 
     # ---- ends
 
-    def complete(self, task: Task, frames: Sequence[Frame], flagged: bool, now: float) -> list[Effect]:
+    def complete(
+        self, task: Task, parts: tuple[Part, ...], frames: Sequence[Frame], flagged: bool, now: float
+    ) -> list[Effect]:
         started = task.first_started if task.first_started is not None else now
         task.transition(TaskState.DONE, now, "finished")
         self.model_counters[task.model].completions.add(1, now)
         record = self._remove(task, "done", now)
         if task.uninterrupted:
-            self.costs[task.model].record_image(task.size, task.steps, task.work_s)
-        image = frames[0] if frames else b""
-        update = TaskCompleted(task.id, image, started - task.created, now - started, flagged)
+            self.costs[task.model].record_task(task.shape, task.steps, task.work_s)
+        update = TaskCompleted(task.id, frames, started - task.created, now - started, flagged, parts)
         return [record, NotifyListener(update)]
 
     def expire(self, now: float) -> list[Effect]:
@@ -274,7 +291,7 @@ class TaskStore:
         return effects
 
     def finish(self, task: Task, state: TaskState, kind: FailureKind | None, message: str, now: float) -> list[Effect]:
-        """End the task without an image. A worker that holds it is told to cancel it."""
+        """End the task without a result. A worker that holds it is told to cancel it."""
         effects: list[Effect] = []
         if task.state is TaskState.QUEUED:
             self.queues[task.model].remove(task)

@@ -9,7 +9,7 @@ import msgspec
 
 from configs.text import printable
 from wire.codec import Frame
-from wire.messages import Hello, ImageFormat, ImageInputs, Preempted, Progress
+from wire.messages import Hello, ImageFormat, ImageInputs, Part, Preempted, Progress, TaskInputs
 
 #: Longer texts are cut, such as the reason of a failure.
 MAX_TEXT_CHARS = 1000
@@ -20,28 +20,50 @@ _SIGNATURES: dict[ImageFormat, re.Pattern[bytes]] = {
     "webp": re.compile(rb"RIFF.{4}WEBP", re.DOTALL),
 }
 _HEAD_BYTES = 12
+_MEDIA_TYPE = re.compile(r"[A-Za-z0-9!#$&^_.+-]{1,100}/[A-Za-z0-9!#$&^_.+-]{1,100}")
 
 
-def image_error(frames: Sequence[Frame], inputs: ImageInputs, max_bytes: int) -> str:
+def result_error(parts: Sequence[Part], frames: Sequence[Frame], inputs: TaskInputs, max_bytes: int) -> str:
+    """Return why this is no result of such a task; empty if it is one. Nothing is decoded."""
+    if isinstance(inputs, ImageInputs):
+        return _image_error(frames, inputs.output_format, max_bytes) if len(frames) == 1 else "it is not one image"
+    if any(not _MEDIA_TYPE.fullmatch(part.media_type) or not part.name.isprintable() for part in parts):
+        return "a part has no media type, or a name that is not printable"
+    size = sum(memoryview(frame).nbytes for frame in frames)
+    return "" if size <= max_bytes else _too_large(size, max_bytes)
+
+
+def chunk_error(part: Part, frames: Sequence[Frame], inputs: TaskInputs, max_bytes: int) -> str:
+    """Return why this is no piece of the result of such a task; empty if it is one."""
+    if isinstance(inputs, ImageInputs):
+        return "images do not come in chunks"
+    return result_error((part,), frames, inputs, max_bytes)
+
+
+def _too_large(size: int, max_bytes: int) -> str:
+    return f"it has {size} bytes; allowed are {max_bytes} (workers.max_result_bytes)"
+
+
+def _image_error(frames: Sequence[Frame], image_format: ImageFormat, max_bytes: int) -> str:
     """Return why the first frame is no image of the requested format; empty if it is one. Nothing is decoded."""
     size = memoryview(frames[0]).nbytes if frames else 0
     if not size:
         return "it is empty"
     if size > max_bytes:
-        return f"it has {size} bytes; allowed are {max_bytes} (workers.max_result_bytes)"
+        return _too_large(size, max_bytes)
     head = bytes(frames[0][:_HEAD_BYTES])
     found = next((name for name, signature in _SIGNATURES.items() if signature.match(head)), None)
-    return "" if found == inputs.output_format else f"it is {found or 'no image'}, not {inputs.output_format}"
+    return "" if found == image_format else f"it is {found or 'no image'}, not {image_format}"
 
 
 def drop_invalid(
-    message: Progress | Preempted, frames: Sequence[Frame], inputs: ImageInputs, max_bytes: int
+    message: Progress | Preempted, frames: Sequence[Frame], inputs: TaskInputs, max_bytes: int
 ) -> tuple[Progress | Preempted, Sequence[Frame], list[str]]:
     """Return both without an invalid preview or a too large checkpoint, and the names of what was dropped."""
     dropped: list[str] = []
     previews = 0
     if isinstance(message, Progress) and message.preview:
-        if image_error(frames, inputs, max_bytes):
+        if not isinstance(inputs, ImageInputs) or _image_error(frames, inputs.output_format, max_bytes):
             dropped.append("invalid_previews")
             message, frames = msgspec.structs.replace(message, preview=False), frames[1:]
         else:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 
 from configs.sections import Workers
 from loadbalancer.scheduling.task import Task
-from wire.messages import Heartbeat, Hello, StepCurve
+from wire.messages import Heartbeat, Hello, Shape, StepCurve
 from wire.snapshot import WorkerState
 
 #: A worker that has missed this many heartbeats gets no new tasks.
@@ -38,13 +38,13 @@ class Worker:
     progress_at: float = 0.0
     #: Time at which it was last found to send heartbeats without a step. Later progress ends that state.
     stuck_at: float = -math.inf
-    #: Invalid images in a row.
-    invalid_images: int = 0
+    #: Invalid results in a row.
+    invalid_results: int = 0
     id: str = field(init=False)
-    #: Measured step times by image size.
-    _curves: dict[tuple[int, int], StepCurve] = field(default_factory=dict)
-    #: The largest measured batch within the curve's cap, by image size: tasks, seconds of a step.
-    _full_batches: dict[tuple[int, int], tuple[int, float]] = field(default_factory=dict)
+    #: Measured step times by shape.
+    _curves: dict[Shape, StepCurve] = field(default_factory=dict)
+    #: The largest measured batch within the curve's cap, by shape: tasks, seconds of a step.
+    _full_batches: dict[Shape, tuple[int, float]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.id = self.hello.worker
@@ -67,10 +67,10 @@ class Worker:
         if (before.steps, before.finished, before.failed) != (after.steps, after.finished, after.failed):
             self.progress_at = now
         self.heartbeat = heartbeat
-        self._curves = {(curve.width, curve.height): curve for curve in reversed(heartbeat.curves)}
+        self._curves = {curve.shape: curve for curve in reversed(heartbeat.curves)}
         self._full_batches = {
-            size: max((point for point in curve.points if point[0] <= curve.cap), default=(0, 0.0))
-            for size, curve in self._curves.items()
+            shape: max((point for point in curve.points if point[0] <= curve.cap), default=(0, 0.0))
+            for shape, curve in self._curves.items()
         }
 
     def on_task_message(self, task: str, attempt: int, now: float, *, released: bool) -> bool:
@@ -82,8 +82,8 @@ class Worker:
             del self.assigned[task]
         return True
 
-    def on_image(self, *, valid: bool) -> None:
-        self.invalid_images = 0 if valid else self.invalid_images + 1
+    def on_result(self, *, valid: bool) -> None:
+        self.invalid_results = 0 if valid else self.invalid_results + 1
 
     def assign(self, task: str, attempt: int, now: float) -> None:
         if not self.assigned:
@@ -95,28 +95,28 @@ class Worker:
 
     # ---- measured step times
 
-    def steps_per_s(self, size: tuple[int, int]) -> float:
-        """Return the task-steps per second of full batches of this size; 0 if not measured.
+    def steps_per_s(self, shape: Shape) -> float:
+        """Return the task-steps per second of full batches of this shape; 0 if not measured.
 
-        For a size without a curve, the rate of the present batch or of the first curve is used.
+        For a shape without a curve, the rate of the present batch or of the first curve is used.
         """
-        if size not in self._full_batches:
+        if shape not in self._full_batches:
             if self.heartbeat.step_s > 0:
                 return self.heartbeat.batch / self.heartbeat.step_s
             if not self.heartbeat.curves:
                 return 0.0
-            size = self.heartbeat.curves[0].width, self.heartbeat.curves[0].height
-        tasks, seconds = self._full_batches[size]
+            shape = self.heartbeat.curves[0].shape
+        tasks, seconds = self._full_batches[shape]
         return tasks / seconds if seconds > 0 else 0.0
 
-    def full_batch_step_s(self, size: tuple[int, int]) -> float:
-        """Return the seconds of a step of a full batch of this size, or of its recent steps; 0 if not measured."""
-        _, seconds = self._full_batches.get(size, (0, 0.0))
+    def full_batch_step_s(self, shape: Shape) -> float:
+        """Return the seconds of a step of a full batch of this shape, or of its recent steps; 0 if not measured."""
+        _, seconds = self._full_batches.get(shape, (0, 0.0))
         return seconds or self.heartbeat.step_s
 
-    def batch_step_s(self, size: tuple[int, int], tasks: int) -> float:
+    def batch_step_s(self, shape: Shape, tasks: int) -> float:
         """Return the seconds of a step of a batch of `tasks`, interpolated or extrapolated; 0 if not measured."""
-        curve = self._curves.get(size)
+        curve = self._curves.get(shape)
         points = curve.points if curve else []
         if not points:
             return 0.0
@@ -231,9 +231,9 @@ def running_tasks(worker: Worker, tasks: Mapping[str, Task]) -> list[Task]:
     return [task for task in assigned if task is not None and task.worker == worker.id]
 
 
-def full_batch_step_cost(workers: Sequence[Worker], size: tuple[int, int]) -> float:
-    """Return the seconds of one worker per forward pass at this size in full batches; 0 if not measured."""
-    rates = [rate for worker in workers if (rate := worker.steps_per_s(size)) > 0]
+def full_batch_step_cost(workers: Sequence[Worker], shape: Shape) -> float:
+    """Return the seconds of one worker per forward pass of this shape in full batches; 0 if not measured."""
+    rates = [rate for worker in workers if (rate := worker.steps_per_s(shape)) > 0]
     return len(rates) / sum(rates) if rates else 0.0
 
 

@@ -58,12 +58,12 @@ class PredictAnswer(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class Curve(msgspec.Struct, frozen=True):
-    """The measured time of a denoising step at one size."""
+    """The measured time of a step at one size."""
 
-    size: Annotated[str, msgspec.Meta(description="WIDTHxHEIGHT in pixels.")]
-    cap: Annotated[int, msgspec.Meta(description="Maximum number of images that share a step.")]
+    size: Annotated[str, msgspec.Meta(description="WIDTHxHEIGHT in pixels, or another key of the engine.")]
+    cap: Annotated[int, msgspec.Meta(description="Maximum number of tasks that share a step.")]
     points: Annotated[
-        list[tuple[int, float]], msgspec.Meta(description="Number of images in the batch, and seconds per step.")
+        list[tuple[int, float]], msgspec.Meta(description="Number of tasks in the batch, and seconds per step.")
     ]
 
 

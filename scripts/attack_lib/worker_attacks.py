@@ -15,7 +15,7 @@ from scripts.attack_lib.attack import CUSTOMER, MIB, Attack, BoundBroken, Bounds
 from scripts.attack_lib.target import Target
 from scripts.harness.processes import PATIENCE_S, ROOT, wait_until
 from wire.codec import WorkerEnvelope, decode_for_worker, encode
-from wire.messages import PROTOCOL, Assign, Capacity, Finished, Hello
+from wire.messages import PROTOCOL, Assign, Capacity, Finished, Hello, Part
 
 _SLOT = 8
 _PARTS, _PART_BYTES = 8, 16 * MIB
@@ -46,7 +46,7 @@ class _FakeWorker:
                 continue
             for message, _ in decode_for_worker(self._socket.recv_multipart()):
                 for task in message.tasks if isinstance(message, Assign) else ():
-                    self.send(Finished(task.task, task.attempt), frames=(image,))
+                    self.send(Finished(task.task, task.attempt, (Part("image/png"),)), frames=(image,))
                     count += 1
         return count
 

@@ -166,4 +166,4 @@ def _is_harmless(frames: Frames) -> bool:
 
 
 def _is_large(task: Assignment) -> bool:
-    return task.inputs.width * task.inputs.height > _MAX_PIXELS or task.inputs.steps > _MAX_STEPS
+    return task.inputs.shape.volume > _MAX_PIXELS or task.inputs.steps > _MAX_STEPS

@@ -404,6 +404,6 @@ def test_stuck_worker_is_replaced(start: Start) -> None:
     with httpx.Client(timeout=PATIENCE_S) as client:
         answer = client.post(f"{instance.url}/predict", json=body)
         assert answer.status_code == 500
-        assert "1 worker died or hung while it ran this image" in answer.json()["error"]["message"]
+        assert "1 worker died or hung while it ran this task" in answer.json()["error"]["message"]
         assert client.post(f"{instance.url}/predict", json={"prompt": "x"}).status_code == 200
     instance.until_logged(f"killing worker {before.worker}: it is stuck: it sends heartbeats, but completes no step")

@@ -21,6 +21,7 @@ from configs.paths import worker_address
 from loadbalancer.scheduler_service import SchedulerService
 from loadbalancer.scheduling.task import TaskCompleted, TaskEnded, TaskProgress, TaskState
 from tests.support.in_process_service import InProcessService, in_process_service, inputs
+from tests.support.scheduler import IMAGE
 from wire.codec import WorkerEnvelope, decode_for_worker, encode
 from wire.messages import PROTOCOL, Assign, Bye, Capacity, Finished, Hello, Reject
 
@@ -271,12 +272,12 @@ async def test_images_of_a_faulty_worker_are_made_by_another(service: InProcessS
             for message, _ in decode_for_worker(faulty.recv_multipart()):
                 match message:
                     case Assign(tasks):
-                        page = [WorkerEnvelope(Finished(task.task, task.attempt), [b"<html>"]) for task in tasks]
+                        page = [WorkerEnvelope(Finished(task.task, task.attempt, IMAGE), [b"<html>"]) for task in tasks]
                         faulty.send_multipart(encode(page))
                     case Reject():
                         rejected.append(message)
-        assert rejected == [Reject("2 invalid images in a row", fatal=True)]
+        assert rejected == [Reject("2 invalid results in a row", fatal=True)]
         await service.start("w")
         await sent.check_images()
-    assert service.scheduler.counters["invalid_images"] == 2
+    assert service.scheduler.counters["invalid_results"] == 2
     assert service.scheduler.counters["workers_faulty"] == 1

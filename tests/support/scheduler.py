@@ -18,15 +18,19 @@ from wire.messages import (
     EngineInfo,
     Hello,
     ImageInputs,
+    Part,
     Preempt,
+    Shape,
     StepCurve,
     ToBalancer,
 )
 
 #: The smallest image that the scheduler accepts.
 PNG = b"\x89PNG\r\n\x1a\n"
+#: The parts of an image task's result.
+IMAGE = (Part("image/png"),)
 INPUTS = ImageInputs("a seven", 64, 64, steps=20, guidance_scale=3.0, seed=1, scheduler="ddim")
-CURVES = [StepCurve(64, 64, 4, [(1, 0.1), (2, 0.2), (4, 0.4)])]
+CURVES = [StepCurve(Shape("64x64", 4096), 4, [(1, 0.1), (2, 0.2), (4, 0.4)])]
 
 
 def new_scheduler(

@@ -20,7 +20,18 @@ from PIL import Image
 
 from configs.settings import Model
 from wire.messages import SOURCES, EngineInfo, ImageInputs
-from worker.engine import BatchKey, Checkpoint, DeviceLost, EncodedImage, EngineRequest, OutOfMemory, Row, TaskError
+from worker.engine import (
+    BatchKey,
+    Checkpoint,
+    DeviceLost,
+    EngineRequest,
+    OutOfMemory,
+    Row,
+    TaskError,
+    TaskResult,
+    image_result,
+    image_samples,
+)
 
 _SIDE = 16
 _STATE_BYTES = 32
@@ -40,6 +51,7 @@ class SimEngine:
     """Implements `StepEngine` by sleeping."""
 
     def __init__(self, model: Model) -> None:
+        self._model = model
         self._sim = model.sim
         self._loras = model.loras is not None
         self._refuses = model.safety_checker == "refuse"
@@ -64,13 +76,17 @@ class SimEngine:
     def fingerprint(self) -> str:
         return f"sim {self._sim.t0_s} {self._sim.t1_s} {self._sim.memory_tasks}"
 
-    def key(self, inputs: ImageInputs) -> BatchKey:
+    def key(self, request: EngineRequest) -> BatchKey:
+        inputs = request.image
         return inputs.width, inputs.height, inputs.loras
+
+    def samples(self) -> list[EngineRequest]:
+        return image_samples(self._model, self.info())
 
     def admit(self, tasks: Sequence[EngineRequest]) -> list[Row | TaskError]:
         rows: list[Row | TaskError] = []
         for request in tasks:
-            inputs, checkpoint = request.inputs, request.checkpoint
+            inputs, checkpoint = request.image, request.checkpoint
             pixels = inputs.width * inputs.height
             if list(map(len, request.sources)) != [3 * pixels, pixels][: SOURCES[inputs.mode]]:
                 rows.append(TaskError("invalid", "the source images do not have the size of the output"))
@@ -104,7 +120,7 @@ class SimEngine:
     def synchronize(self) -> None:
         """Steps are synchronous."""
 
-    def render(self, row: Row) -> Callable[[], EncodedImage]:
+    def render(self, row: Row) -> Callable[[], TaskResult]:
         """Return a pattern made from the row's digest, at the requested size."""
         assert isinstance(row, SimRow)
         flagged = self._sim.flag_prompt in row.inputs.prompt
@@ -148,7 +164,7 @@ def _first_state(inputs: ImageInputs, sources: Sequence[bytes]) -> bytes:
     return hashlib.sha256(repr(parts).encode()).digest()
 
 
-def _encode(state: bytes, inputs: ImageInputs, *, flagged: bool = False) -> EncodedImage:
+def _encode(state: bytes, inputs: ImageInputs, *, flagged: bool = False) -> TaskResult:
     pixels = hashlib.shake_256(state).digest(_SIDE * _SIDE * 3)
     image = Image.frombytes("RGB", (_SIDE, _SIDE), pixels).resize(
         (inputs.width, inputs.height), Image.Resampling.NEAREST
@@ -158,4 +174,4 @@ def _encode(state: bytes, inputs: ImageInputs, *, flagged: bool = False) -> Enco
         image.save(out, "PNG", compress_level=1)
     else:
         image.save(out, inputs.output_format.upper(), quality=inputs.output_quality)
-    return EncodedImage(out.getvalue(), flagged)
+    return image_result(out.getvalue(), inputs.output_format, flagged=flagged)

@@ -35,7 +35,7 @@ def router(services: Services) -> APIRouter:
 async def _card(services: Services, name: str) -> ModelCard:
     model, scheduler = services.settings.models[name], services.scheduler
     engine = scheduler.engine_info(name)
-    curves = [Curve(f"{curve.width}x{curve.height}", curve.cap, curve.points) for curve in scheduler.step_curves(name)]
+    curves = [Curve(curve.shape.key, curve.cap, curve.points) for curve in scheduler.step_curves(name)]
     return ModelCard(
         id=name,
         created=services.started,

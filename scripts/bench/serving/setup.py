@@ -62,7 +62,7 @@ class BenchSetup:
     @property
     def cap(self) -> int:
         """Maximum number of requests in a step."""
-        return self.sizer.limit_and_points((self.base.width, self.base.height), time.monotonic())[0]
+        return self.sizer.limit_and_points(self.base.shape, time.monotonic())[0]
 
     def servers(self, single: PipelineTiming, request_batching: PipelineTiming, window_s: float) -> list[Server]:
         """Return the servers, step batching first."""

@@ -17,7 +17,7 @@ from loadbalancer.api.body_budget import BodyBudget
 from loadbalancer.api.middleware import ApiMiddleware
 from loadbalancer.metrics.prometheus import Metrics
 from tests.support.keys import NoKeys
-from wire.messages import StepCurve
+from wire.messages import Shape, StepCurve
 from wire.snapshot import ModelStats, Snapshot
 
 
@@ -86,7 +86,7 @@ async def test_exception_after_start_closes_the_connection() -> None:
 
 def test_step_curves_are_exported_as_metrics() -> None:
     stats = ModelStats("m", 0, 0, None, 0.0, 0.0, 0.0)
-    curves = {"m": [StepCurve(64, 32, 4, [(1, 0.25), (4, 0.5)]), StepCurve(96, 96, 1)]}
+    curves = {"m": [StepCurve(Shape("64x32", 2048), 4, [(1, 0.25), (4, 0.5)]), StepCurve(Shape("96x96", 9216), 1)]}
     exported = generate_latest(
         Metrics(lambda: Snapshot(0.0, 1.0, [stats], []), lambda model: curves[model]).registry
     ).decode()

@@ -37,8 +37,8 @@ def test_arrival_log_holds_no_private_data(server: StartServer) -> None:
     assert "secret" not in file.read_text()
     with file.open(newline="") as lines:
         rows = list(csv.DictReader(lines))
-    what = [(row["model"], row["steps"], row["width"], row["height"], row["request_images"]) for row in rows]
-    assert what == [("quick", "5", "32", "64", "2")] * 2 + [("absent", "8", "64", "64", "1")]
+    what = [(row["model"], row["steps"], row["shape"], row["request_tasks"]) for row in rows]
+    assert what == [("quick", "5", "32x64", "2")] * 2 + [("absent", "8", "64x64", "1")]
     assert [row["outcome"] for row in rows] == ["done", "done", "expired"]
     assert all(float(row["exec_s"]) > 0 for row in rows[:2])
     assert float(rows[2]["waited_s"]) >= 1.0

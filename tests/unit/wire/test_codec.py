@@ -31,11 +31,13 @@ from wire.messages import (
     Hello,
     ImageInputs,
     Lora,
+    Part,
     Preempt,
     Preempted,
     Progress,
     Reject,
     ServerStopping,
+    Shape,
     Started,
     StartupTimes,
     StepCurve,
@@ -48,7 +50,7 @@ INPUTS = ImageInputs("a seven", 64, 64, 20, 3.0, 1, "ddim")
 FROM_WORKER = [
     (
         Hello(PROTOCOL, "w", "m", "cpu:0", 7),
-        "86a474797065a548656c6c6fa870726f746f636f6c04a6776f726b6572a177a56d6f64656ca16da6646576696365a56370753a30a370696407",
+        "86a474797065a548656c6c6fa870726f746f636f6c05a6776f726b6572a177a56d6f64656ca16da6646576696365a56370753a30a370696407",
     ),
     (Capacity(12), "82a474797065a84361706163697479a5736c6f74730c"),
     (Started("t", 1), "83a474797065a753746172746564a47461736ba174a7617474656d707401"),
@@ -65,28 +67,28 @@ FROM_WORKER = [
     (
         Hello(PROTOCOL, "w", "m", "cpu:0", 7, engine_info=EngineInfo("P", modes=("text", "image"), checkpoints=True)),
         (
-            "87a474797065a548656c6c6fa870726f746f636f6c04a6776f726b6572a177a56d6f64656ca16da6646576696365a56370753a30"
+            "87a474797065a548656c6c6fa870726f746f636f6c05a6776f726b6572a177a56d6f64656ca16da6646576696365a56370753a30"
             "a370696407ab656e67696e655f696e666f83a8706970656c696e65a150a56d6f64657392a474657874a5696d616765ab636865636b706f696e74"
             "73c3"
         ),
     ),
     (
-        Heartbeat(running=0, curves=[StepCurve(64, 64, 12, [(1, 0.5)])]),
+        Heartbeat(running=0, curves=[StepCurve(Shape("64x64", 4096), 12, [(1, 0.5)])]),
         (
-            "83a474797065a9486561727462656174a772756e6e696e6700a66375727665739184a5776964746840a668656967687440a36361"
+            "83a474797065a9486561727462656174a772756e6e696e6700a66375727665739183a5736861706592a53634783634cd1000a36361"
             "700ca6706f696e7473919201cb3fe0000000000000"
         ),
     ),
     (
         Hello(PROTOCOL, "w", "m", "cpu:0", 7, start=StartupTimes(spawn_s=0.5, device_s=0.25, standby=True)),
         (
-            "87a474797065a548656c6c6fa870726f746f636f6c04a6776f726b6572a177a56d6f64656ca16da6646576696365a56370753a30"
+            "87a474797065a548656c6c6fa870726f746f636f6c05a6776f726b6572a177a56d6f64656ca16da6646576696365a56370753a30"
             "a370696407a5737461727483a7737061776e5f73cb3fe0000000000000a86465766963655f73cb3fd0000000000000a77374616e646279c3"
         ),
     ),
     (
         Hello(PROTOCOL, "w", "m", "cpu:0", 7, [("t", 2)]),
-        "87a474797065a548656c6c6fa870726f746f636f6c04a6776f726b6572a177a56d6f64656ca16da6646576696365a56370753a30a370696407a772756e6e696e679192a17402",
+        "87a474797065a548656c6c6fa870726f746f636f6c05a6776f726b6572a177a56d6f64656ca16da6646576696365a56370753a30a370696407a772756e6e696e679192a17402",
     ),
     (
         Bye("device", crashed=True),
@@ -148,7 +150,7 @@ def test_golden_frames_for_a_worker(message: object, golden: str) -> None:
 
 def test_frames_follow_their_messages_in_order() -> None:
     envelopes = [
-        WorkerEnvelope(Finished("a", 1), [b"png of a"]),
+        WorkerEnvelope(Finished("a", 1, (Part("image/png"),)), [b"png of a"]),
         WorkerEnvelope(Heartbeat(running=1, counters=WorkerCounters(steps=3))),
         WorkerEnvelope(Preempted("b", 2, step=4, frames=2), [b"latents", b"state"]),
         WorkerEnvelope(Progress("c", 1, 2, 3, preview=True, frames=2), [b"preview", b"state"]),
@@ -165,7 +167,7 @@ def test_frames_follow_their_messages_in_order() -> None:
 
 def test_frame_count_mismatch_is_rejected() -> None:
     with pytest.raises(ValueError, match="announces 1 frames, brings 0"):
-        encode([WorkerEnvelope(Finished("a", 1))])
+        encode([WorkerEnvelope(Finished("a", 1, (Part("image/png"),)))])
 
 
 def header(*messages: object) -> bytes:
@@ -182,12 +184,17 @@ def header(*messages: object) -> bytes:
         ([header({"type": "Nonsense"})], "Nonsense"),
         ([header({"type": "Capacity"})], "slots"),
         ([header({"type": "Capacity", "slots": "many"})], "Expected `int`"),
-        ([header({"type": "Finished", "task": "t", "attempt": 1})], "announce 1 frames, 0 came"),
+        ([header({"type": "Finished", "task": "t", "attempt": 1, "parts": [{}]})], "announce 1 frames, 0 came"),
         ([header({"type": "Capacity", "slots": 1}), b"stowaway"], "announce 0 frames, 1 came"),
         ([header({"type": "Preempted", "task": "t", "attempt": 1, "frames": -1})], ">= 0"),
         ([header(*({"type": "Preempted", "task": "t", "attempt": 1, "frames": n} for n in (2, -1))), b"x"], ">= 0"),
-        ([header({"type": "Finished", "task": "t", "attempt": 1, "frames": 0})], ">= 1"),
-        ([header({"type": "Finished", "task": "t", "attempt": 1, "frames": 2}), b"x", b"y"], "<= 1"),
+        ([header({"type": "Finished", "task": "t", "attempt": 1})], "missing required field `parts`"),
+        (
+            [header({"type": "Finished", "task": "t", "attempt": 1, "parts": [{}] * 257}), *[b"x"] * 257],
+            "length <= 256",
+        ),
+        ([header({"type": "Finished", "task": "t", "attempt": 1, "parts": [{"shape": [1] * 33}]}), b"x"], "<= 32"),
+        ([header({"type": "Chunk", "task": "t", "attempt": 1, "index": 0, "part": {}})], "announce 1 frames, 0 came"),
         ([header({"type": "Capacity", "slots": -1})], ">= 0"),
         ([header({"type": "Capacity", "slots": 2**63})], "<= 2147483647"),
         ([header({"type": "Started", "task": "t" * 201, "attempt": 1})], "length <= 200"),
@@ -196,7 +203,7 @@ def header(*messages: object) -> bytes:
         ([header({"type": "Heartbeat", "running": 0, "step_s": float("inf")})], "<= 1000000000"),
         ([header({"type": "Heartbeat", "running": 0, "counters": {"steps": -1}})], ">= 0"),
         (
-            [header({"type": "Heartbeat", "running": 0, "curves": [{"width": 0, "height": 8, "cap": 1}]})],
+            [header({"type": "Heartbeat", "running": 0, "curves": [{"shape": ["8x8", 0], "cap": 1}]})],
             ">= 1",
         ),
         *(
@@ -206,7 +213,7 @@ def header(*messages: object) -> bytes:
                         {
                             "type": "Heartbeat",
                             "running": 0,
-                            "curves": [{"width": 8, "height": 8, "cap": 1, "points": p}],
+                            "curves": [{"shape": ["8x8", 64], "cap": 1, "points": p}],
                         }
                     )
                 ],

@@ -6,9 +6,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from wire.messages import Shape
 from worker.batch_size import BUCKETS, BatchSizer
 
-SIZE = (512, 512)
+SIZE = Shape("512x512", 262144)
 LINEAR = {b: 0.008 + 0.003 * b for b in BUCKETS}  # gains 9 % from 8 to 12, 5 % from 12 to 16, 10 % from 12 to 24
 
 
@@ -111,7 +112,7 @@ def test_number_of_learnt_sizes_is_bounded() -> None:
     made = BatchSizer(32, fixed=False, min_gain=0.05, max_step_s=None)
     made.set_measured(SIZE, [(1, 1.0)])
     for side in range(1, 1000):
-        made.observe((side, side), 1, 1.0, now=float(side))
+        made.observe(Shape(str(side)), 1, 1.0, now=float(side))
     assert len(made.curves(1000.0)) == 17
 
 
@@ -128,7 +129,7 @@ def test_batch_that_did_not_fit_is_not_retried_soon() -> None:
 
 def test_curves_report_known_times() -> None:
     [curve] = sizer({1: 1.0, 2: 1.5}).curves(1.0)
-    assert (curve.width, curve.height, curve.cap, curve.points) == (512, 512, 4, [(1, 1.0), (2, 1.5)])
+    assert (curve.shape, curve.cap, curve.points) == (SIZE, 4, [(1, 1.0), (2, 1.5)])
 
 
 @given(

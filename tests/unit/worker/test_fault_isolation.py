@@ -9,7 +9,7 @@ import msgspec
 import pytest
 
 from configs.settings import Model, Sim
-from wire.messages import Assignment, ImageInputs
+from wire.messages import Assignment, ImageInputs, Shape
 from worker.batch_scheduler import Member
 from worker.engine import Checkpoint, DeviceLost, EngineRequest, OutOfMemory, Row, TaskError
 from worker.engines.sim import SimEngine
@@ -28,7 +28,7 @@ def members(made: SimEngine, prompts: Sequence[str]) -> list[Member]:
     running = []
     for name, row in enumerate(rows):
         assert not isinstance(row, TaskError)
-        running.append(Member(Assignment(str(name), 1, INPUTS), "key", (64, 64), row))
+        running.append(Member(Assignment(str(name), 1, INPUTS), "key", Shape("64x64", 4096), row))
     step(made, running)
     return running
 
@@ -75,9 +75,9 @@ class SingleAdmission(SimEngine):
     def admit(self, tasks: Sequence[EngineRequest]) -> list[Row | TaskError]:
         if len(tasks) > 1:
             raise OutOfMemory("two are too many")
-        if tasks[0].inputs.prompt == "poison":
+        if tasks[0].image.prompt == "poison":
             raise RuntimeError("poisonous")
-        if tasks[0].inputs.prompt == "huge":
+        if tasks[0].image.prompt == "huge":
             raise OutOfMemory("16 GiB were needed")
         return super().admit(tasks)
 

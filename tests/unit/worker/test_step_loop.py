@@ -9,6 +9,7 @@ import msgspec
 import pytest
 
 from configs.settings import Batching, Model, Sim
+from tests.support.scheduler import IMAGE
 from wire.codec import BalancerEnvelope, WorkerEnvelope
 from wire.messages import (
     PROTOCOL,
@@ -27,7 +28,7 @@ from wire.messages import (
     ToWorker,
 )
 from worker.batch_size import BatchSizer
-from worker.engine import Checkpoint, DeviceLost, EncodedImage, OutOfMemory, Row
+from worker.engine import Checkpoint, DeviceLost, OutOfMemory, Row, TaskResult
 from worker.engines.sim import SimEngine, expected_image
 from worker.postprocessing import PostProcessor
 from worker.step_loop import StepLoop, WorkerRejected
@@ -71,7 +72,7 @@ class FailingEngine(SimEngine):
     def save(self, row: Row) -> Callable[[], Checkpoint]:
         return self._broken(row) or super().save(row)
 
-    def render(self, row: Row) -> Callable[[], EncodedImage]:
+    def render(self, row: Row) -> Callable[[], TaskResult]:
         return self._broken(row) or super().render(row)
 
     def _broken(self, row: Any) -> Callable[[], Any] | None:
@@ -127,7 +128,7 @@ def test_failed_checkpoint_or_image_fails_no_other_task(error: Exception, deferr
     broken = outcome["0"]
     assert isinstance(broken, Failed)
     assert str(error) in broken.message
-    assert outcome["1"] == Finished("1", 1)
+    assert outcome["1"] == Finished("1", 1, IMAGE)
     assert {message.task for message in transport.checkpoints()} == {"1"}
     [image] = [frames for message, frames in transport.sent if isinstance(message, Finished)]
     assert list(image) == [expected_image(msgspec.structs.replace(INPUTS, prompt="fine"))]

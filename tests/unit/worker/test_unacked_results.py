@@ -8,12 +8,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.support.scheduler import IMAGE
 from wire.messages import Finished
 from worker.unacked_results import UnackedResults
 
 
 def add(results: UnackedResults, task: str, size: int = 1, attempt: int = 1) -> None:
-    results.add(Finished(task, attempt), b"x" * size)
+    results.add(Finished(task, attempt, IMAGE), [b"x" * size])
 
 
 def stored(results: UnackedResults) -> list[str]:
@@ -26,8 +27,8 @@ def test_unacked_image_is_sent_again_after_hello() -> None:
     add(results, "t", attempt=2)
     for _ in range(50):
         results.on_heartbeat()  # no balancer answers
-    assert results.on_hello() == [(Finished("t", 2), b"x")]
-    assert results.on_hello() == [(Finished("t", 2), b"x")], "the next balancer may die too"
+    assert results.on_hello() == [(Finished("t", 2, IMAGE), [b"x"])]
+    assert results.on_hello() == [(Finished("t", 2, IMAGE), [b"x"])], "the next balancer may die too"
 
 
 @pytest.mark.parametrize("beats", [0, 1, 7])

@@ -20,7 +20,17 @@ from PIL import Image
 
 from configs.settings import Model
 from wire.messages import SOURCES, EngineInfo, ImageInputs
-from worker.engine import BatchKey, Checkpoint, EncodedImage, EngineRequest, OutOfMemory, Row, TaskError
+from worker.engine import (
+    BatchKey,
+    Checkpoint,
+    EngineRequest,
+    OutOfMemory,
+    Row,
+    TaskError,
+    TaskResult,
+    image_result,
+    image_samples,
+)
 from worker.engines.diffusion import device as devices
 from worker.engines.diffusion.cuda_graphs import make_forward_pass
 from worker.engines.diffusion.device import (
@@ -100,12 +110,16 @@ class DiffusionEngine:
         model = f"{self._model.path}, {self.info().dtype}, compile {self._model.compile}"
         return f"{model}, {devices.environment(self._device)}"
 
-    def key(self, inputs: ImageInputs) -> BatchKey:
+    def key(self, request: EngineRequest) -> BatchKey:
         """Return the batch key: rows with equal size and adapters share a forward pass."""
+        inputs = request.image
         return inputs.height, inputs.width, sort_loras(inputs.loras), self._reproducible(inputs)
 
     def _reproducible(self, inputs: ImageInputs) -> bool:
         return self._model.reproducible or inputs.reproducible
+
+    def samples(self) -> list[EngineRequest]:
+        return image_samples(self._model, self.info())
 
     def memory_bytes(self) -> int:
         return devices.memory_bytes(self._device)
@@ -129,14 +143,14 @@ class DiffusionEngine:
         ):
             for place, task in enumerate(tasks):
                 try:
-                    self._family.validate(task.inputs)
-                    acquired[place] = self._loras.acquire(task.inputs.loras)
+                    self._family.validate(task.image)
+                    acquired[place] = self._loras.acquire(task.image.loras)
                 except TaskError as error:
                     answers[place] = error
                 else:
-                    groups.setdefault((acquired[place], self._reproducible(task.inputs)), []).append(place)
+                    groups.setdefault((acquired[place], self._reproducible(task.image)), []).append(place)
             for (lora_scales, reproducible), places in groups.items():
-                texts = self._encode([tasks[place].inputs for place in places], lora_scales, reproducible)
+                texts = self._encode([tasks[place].image for place in places], lora_scales, reproducible)
                 for place in places:
                     answers[place] = self._start(tasks[place], texts, lora_scales)
             for place, answer in enumerate(answers):
@@ -164,7 +178,7 @@ class DiffusionEngine:
     def _start(
         self, task: EngineRequest, texts: dict[str, Encoded], lora_scales: LoraScales
     ) -> DiffusionRow | TaskError:
-        family, inputs = self._family, task.inputs
+        family, inputs = self._family, task.image
         # CPU noise: a seed gives the same noise on every device and in every batch.
         generator = torch.Generator("cpu").manual_seed(inputs.seed)
         try:
@@ -216,7 +230,7 @@ class DiffusionEngine:
 
     # ---- results
 
-    def render(self, row: Row) -> Callable[[], EncodedImage]:
+    def render(self, row: Row) -> Callable[[], TaskResult]:
         """Return a callable that decodes the row's current image; a preview shows the denoised estimate."""
         own = _diffusion_row(row)
         return partial(
@@ -226,7 +240,7 @@ class DiffusionEngine:
     @torch.inference_mode()
     def _decode_image(
         self, latents: torch.Tensor, inputs: ImageInputs, final: bool, ready: torch.cuda.Event | None
-    ) -> EncodedImage:
+    ) -> TaskResult:
         try:
             with (
                 self._decode_lock,
@@ -242,7 +256,9 @@ class DiffusionEngine:
                 flagged = final and self._is_unsafe(image)
         except OutOfMemory as error:
             raise TaskError("out_of_memory", str(error)) from error
-        return EncodedImage(encode_image(image, inputs.output_format, inputs.output_quality), flagged)
+        return image_result(
+            encode_image(image, inputs.output_format, inputs.output_quality), inputs.output_format, flagged=flagged
+        )
 
     def _is_unsafe(self, image: Image.Image) -> bool:
         """Return true if the safety checker flags the image. Raises `TaskError` if the policy is `refuse`."""

@@ -30,9 +30,9 @@ def model_results(path: Path) -> list[dict[str, str]]:
 @pytest.mark.parametrize(
     ("of", "expected"),
     [
-        (ended("a"), "1010.000,m,20,64,64,3,2.000,8.000,2.500,done"),
-        (ended("a", TaskState.FAILED), "1010.000,m,20,64,64,3,2.000,8.000,2.500,failed"),
-        (ended("a", TaskState.EXPIRED, began=None), "1010.000,m,20,64,64,3,10.000,,,expired"),
+        (ended("a"), "1010.000,m,20,64x64,3,2.000,8.000,2.500,done"),
+        (ended("a", TaskState.FAILED), "1010.000,m,20,64x64,3,2.000,8.000,2.500,failed"),
+        (ended("a", TaskState.EXPIRED, began=None), "1010.000,m,20,64x64,3,10.000,,,expired"),
     ],
 )
 def test_what_a_line_says(of: Task, expected: str) -> None:

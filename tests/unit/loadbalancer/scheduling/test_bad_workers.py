@@ -10,6 +10,7 @@ from loadbalancer.scheduling.events import Effect, SendMessage, TasksSubmitted
 from loadbalancer.scheduling.scheduler import Scheduler
 from loadbalancer.scheduling.task import TaskCompleted, TaskEnded, TaskState
 from tests.support.scheduler import (
+    IMAGE,
     INPUTS,
     PNG,
     assignments,
@@ -59,12 +60,12 @@ def test_stale_and_foreign_results_are_counted_and_dropped() -> None:
     connect(core, "honest", 1)
     core.handle(TasksSubmitted([task("t")]), 0.0)
     connect(core, "other", 1)
-    for wrong in (Finished("t", 1), Progress("t", 1, 3, 20), Preempted("t", 1), Finished("none", 1)):
+    for wrong in (Finished("t", 1, IMAGE), Progress("t", 1, 3, 20), Preempted("t", 1), Finished("none", 1, IMAGE)):
         assert updates(receive(core, "other", wrong, 1.0, (b"forged",) * wrong.frames)) == []
-    assert updates(receive(core, "honest", Finished("t", 2), 1.0, (PNG,))) == []
+    assert updates(receive(core, "honest", Finished("t", 2, IMAGE), 1.0, (PNG,))) == []
     assert core.counters["stale"] == 5
-    assert len(updates(receive(core, "honest", Finished("t", 1), 2.0, (PNG,)))) == 2
-    assert updates(receive(core, "honest", Finished("t", 1), 3.0, (PNG,))) == []
+    assert len(updates(receive(core, "honest", Finished("t", 1, IMAGE), 2.0, (PNG,)))) == 2
+    assert updates(receive(core, "honest", Finished("t", 1, IMAGE), 3.0, (PNG,))) == []
     assert core.counters["stale"] == 6
     assert (core.counters["done"], core.tasks) == (1, {})
 
@@ -113,7 +114,7 @@ def submit(core: Scheduler, count: int = 1) -> None:
 def return_invalid(core: Scheduler, worker: str, now: float = 1.0, image: bytes = b"<html>") -> list[Effect]:
     """Let the worker return an invalid image for its first task."""
     name, attempt = next(iter(core.registry.workers[worker].assigned.items()))
-    return receive(core, worker, Finished(name, attempt), now, (image,))
+    return receive(core, worker, Finished(name, attempt, IMAGE), now, (image,))
 
 
 @pytest.mark.parametrize("image", [b"", b"<html>", b"\xff\xd8\xff jpeg"])
@@ -127,14 +128,16 @@ def test_invalid_image_is_made_again(image: bytes) -> None:
     [(worker, given)] = assignments(effects)
     assert (worker, given.attempt) == ("bad", 2), "one is treated as chance"
     [line] = log_lines(effects)
-    assert "worker bad returned no valid image" in line
+    assert "worker bad returned no valid result" in line
     effects = return_invalid(core, "bad", image=image)
     [(worker, given)] = assignments(effects)
     assert (worker, given.attempt) == ("good", 3)
-    [done] = [u for u in updates(receive(core, "good", Finished("t0", 3), 2.0, (PNG,))) if isinstance(u, TaskCompleted)]
+    [done] = [
+        u for u in updates(receive(core, "good", Finished("t0", 3, IMAGE), 2.0, (PNG,))) if isinstance(u, TaskCompleted)
+    ]
     assert done.image == PNG
-    assert {name: core.counters[name] for name in ("invalid_images", "workers_faulty", "done", "failed")} == {
-        "invalid_images": 2,
+    assert {name: core.counters[name] for name in ("invalid_results", "workers_faulty", "done", "failed")} == {
+        "invalid_results": 2,
         "workers_faulty": 1,
         "done": 1,
         "failed": 0,
@@ -147,7 +150,7 @@ def test_task_without_valid_image_fails_with_the_reason() -> None:
     submit(core)
     [end] = [update for update in updates(return_invalid(core, "bad")) if isinstance(update, TaskEnded)]
     assert (end.state, end.kind) == (TaskState.FAILED, "error")
-    assert end.message.endswith("returned no valid image: it is no image, not png")
+    assert end.message.endswith("returned no valid result: it is no image, not png")
     assert core.tasks == {}
 
 
@@ -158,7 +161,7 @@ def test_faulty_worker_is_rejected_and_its_other_tasks_move() -> None:
     return_invalid(core, "bad")
     effects = return_invalid(core, "bad")
     [reject] = [e.message for e in effects if isinstance(e, SendMessage) and isinstance(e.message, Reject)]
-    assert reject == Reject("2 invalid images in a row", fatal=True)
+    assert reject == Reject("2 invalid results in a row", fatal=True)
     assert "bad" not in core.registry.workers
     assert all(known.state is TaskState.QUEUED for known in core.tasks.values())
     assert sum(known.crashes for known in core.tasks.values()) == 2, "the other tasks are not the cause"
@@ -176,12 +179,12 @@ def test_valid_image_ends_a_row_of_invalid_ones() -> None:
     for _ in range(10):
         return_invalid(core, "w")
         name, attempt = next(iter(core.registry.workers["w"].assigned.items()))
-        receive(core, "w", Finished(name, attempt), 2.0, (PNG,))
-    assert core.counters["done"] == core.counters["invalid_images"] == 10
+        receive(core, "w", Finished(name, attempt, IMAGE), 2.0, (PNG,))
+    assert core.counters["done"] == core.counters["invalid_results"] == 10
     assert core.counters["workers_faulty"] == 0
 
 
-def test_log_lines_about_invalid_images_are_bounded() -> None:
+def test_log_lines_about_invalid_results_are_bounded() -> None:
     core = new_scheduler(Queue(max_tasks=100, max_attempts=1000))
     connect(core, "w", 1)
     submit(core)
@@ -190,8 +193,8 @@ def test_log_lines_about_invalid_images_are_bounded() -> None:
         receive(core, "w", Hello(PROTOCOL, "w", "m", "sim:0", pid))
         receive(core, "w", Capacity(1))
         lines += [line for _ in range(2) for line in log_lines(return_invalid(core, "w"))]
-    assert core.counters["invalid_images"] == 98
-    assert sum("no valid image" in line for line in lines) == 1
+    assert core.counters["invalid_results"] == 98
+    assert sum("no valid result" in line for line in lines) == 1
 
 
 def test_texts_of_workers_are_cut_and_printable() -> None:

@@ -8,11 +8,11 @@ from hypothesis import strategies as st
 
 from loadbalancer.scheduling.cost_model import CostModel
 from loadbalancer.scheduling.worker_registry import Worker
-from wire.messages import PROTOCOL, Heartbeat, Hello, StepCurve
+from wire.messages import PROTOCOL, Heartbeat, Hello, Shape, StepCurve
 
-USUAL = (64, 64)
+USUAL = Shape("64x64", 4096)
 #: Four share a step at twice the time of one.
-CURVE = StepCurve(*USUAL, 4, [(1, 0.1), (2, 0.15), (4, 0.2)])
+CURVE = StepCurve(USUAL, 4, [(1, 0.1), (2, 0.15), (4, 0.2)])
 
 
 def worker(name: str = "w", *curves: StepCurve) -> Worker:
@@ -32,12 +32,12 @@ def costs(*workers: Worker) -> CostModel:
     [
         ([CURVE], 4, 2.0, 0.1),
         # The cap forbids the largest batch that was measured.
-        ([StepCurve(*USUAL, 2, CURVE.points)], 2, 1.5, 0.1),
+        ([StepCurve(USUAL, 2, CURVE.points)], 2, 1.5, 0.1),
         # A step that gets no longer, or by chance shorter, slows nothing down.
-        ([StepCurve(*USUAL, 4, [(1, 0.1), (4, 0.09)])], 4, 1.0, 0.1),
+        ([StepCurve(USUAL, 4, [(1, 0.1), (4, 0.09)])], 4, 1.0, 0.1),
         # What was not measured alone goes by the smallest batch that was.
-        ([StepCurve(*USUAL, 4, [(2, 0.3), (4, 0.45)])], 4, 1.5, 0.3),
-        ([StepCurve(*USUAL, 8, [])], 8, 1.0, None),
+        ([StepCurve(USUAL, 4, [(2, 0.3), (4, 0.45)])], 4, 1.5, 0.3),
+        ([StepCurve(USUAL, 8, [])], 8, 1.0, None),
     ],
 )
 def test_costs_from_a_step_curve(curves: list[StepCurve], cap: int, slow_down: float, step_s: float | None) -> None:
@@ -54,10 +54,10 @@ def test_costs_stay_valid_without_workers() -> None:
 
 
 def test_workers_are_averaged_and_unmeasured_sizes_scaled() -> None:
-    slow = StepCurve(*USUAL, 2, [(1, 0.3), (2, 0.6)])
+    slow = StepCurve(USUAL, 2, [(1, 0.3), (2, 0.6)])
     known = costs(worker("a"), worker("b", slow))
     assert known.step_s(USUAL) == pytest.approx(0.2)
-    assert known.step_s((128, 64)) == pytest.approx(0.4)
+    assert known.step_s(Shape("128x64", 8192)) == pytest.approx(0.4)
     assert known.batch_cap == 4, "of the worker with the largest batch"
 
 
@@ -93,33 +93,33 @@ def test_worker_without_a_curve_uses_the_last_slowdown() -> None:
 def test_finished_images_correct_the_curve_for_all_sizes() -> None:
     known = costs()
     for _ in range(3):
-        known.record_image(USUAL, steps=10, work_s=1.5)  # 1.0 by the curve
+        known.record_task(USUAL, steps=10, work_s=1.5)  # 1.0 by the curve
     assert known.step_s(USUAL) == pytest.approx(0.15)
-    assert known.step_s((128, 64)) == pytest.approx(0.3), "half as much again, as the others"
-    known.record_image((128, 64), steps=10, work_s=5.0)
-    assert known.step_s((128, 64)) == pytest.approx(0.5), "its own counts, once there is one"
+    assert known.step_s(Shape("128x64", 8192)) == pytest.approx(0.3), "half as much again, as the others"
+    known.record_task(Shape("128x64", 8192), steps=10, work_s=5.0)
+    assert known.step_s(Shape("128x64", 8192)) == pytest.approx(0.5), "its own counts, once there is one"
     for _ in range(100):
-        known.record_image(USUAL, steps=10, work_s=3.0)
+        known.record_task(USUAL, steps=10, work_s=3.0)
     assert known.step_s(USUAL) == pytest.approx(0.3, rel=0.01), "what is newer counts for more"
 
 
 def test_unmeasured_engine_is_known_by_finished_images() -> None:
     known = CostModel()
     assert (known.is_measured, known.step_s(USUAL)) == (False, None)
-    known.record_image(USUAL, steps=0, work_s=1.0)
-    known.record_image(USUAL, steps=5, work_s=0.0)
+    known.record_task(USUAL, steps=0, work_s=1.0)
+    known.record_task(USUAL, steps=5, work_s=0.0)
     assert known.step_s(USUAL) is None
-    known.record_image(USUAL, steps=5, work_s=1.0)
-    assert (known.is_measured, known.step_s(USUAL), known.step_s((8, 8))) == (True, 0.2, None)
+    known.record_task(USUAL, steps=5, work_s=1.0)
+    assert (known.is_measured, known.step_s(USUAL), known.step_s(Shape("8x8", 64))) == (True, 0.2, None)
 
 
 def test_number_of_remembered_sizes_is_bounded() -> None:
     known = costs()
     for number in range(1000):
-        known.record_image((8 * number + 8, 64), steps=1, work_s=1.0)
-    assert known.step_s((8000, 64)) == pytest.approx(1.0)
-    assert "1 sizes measured" in repr(known)
-    assert known.step_s((8, 64)) != 1.0
+        known.record_task(Shape(f"{8 * number + 8}x64", 1), steps=1, work_s=1.0)
+    assert known.step_s(Shape("8000x64", 1)) == pytest.approx(1.0)
+    assert "1 shapes measured" in repr(known)
+    assert known.step_s(Shape("8x64", 512)) != 1.0
 
 
 @given(st.lists(st.tuples(st.integers(0, 9), st.integers(0, 1), st.floats(0.0, 5.0)), max_size=60))
@@ -145,6 +145,6 @@ def test_work_of_all_tasks_adds_up_to_their_workers(moves: list[tuple[int, int, 
 
 
 def test_worker_that_reports_no_time_for_a_step_breaks_nothing() -> None:
-    known = costs(worker("w", StepCurve(*USUAL, 1, [(1, 0.0)])))
-    known.record_image(USUAL, 4, 2.0)
+    known = costs(worker("w", StepCurve(USUAL, 1, [(1, 0.0)])))
+    known.record_task(USUAL, 4, 2.0)
     assert known.step_s(USUAL) == 0.5

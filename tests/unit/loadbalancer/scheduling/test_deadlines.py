@@ -15,13 +15,13 @@ from loadbalancer.scheduling.events import Effect, TasksSubmitted, Tick
 from loadbalancer.scheduling.scheduler import Scheduler
 from loadbalancer.scheduling.task import Checkpoint, QueueFull, Task, TaskEnded, TaskState
 from loadbalancer.scheduling.worker_registry import Worker
-from tests.support.scheduler import INPUTS, PNG, assignments, connect, new_scheduler, receive, task, updates
-from wire.messages import PROTOCOL, Capacity, Finished, Heartbeat, Hello, Progress, Started, StepCurve
+from tests.support.scheduler import IMAGE, INPUTS, PNG, assignments, connect, new_scheduler, receive, task, updates
+from wire.messages import PROTOCOL, Capacity, Finished, Heartbeat, Hello, Progress, Shape, Started, StepCurve
 
-SIZE = (64, 64)
+SIZE = Shape("64x64", 4096)
 #: Seconds of a step by tasks in the batch.
 POINTS = [(1, 0.025), (2, 0.03), (4, 0.04)]
-BEAT = Heartbeat(running=0, curves=[StepCurve(*SIZE, 4, POINTS)])
+BEAT = Heartbeat(running=0, curves=[StepCurve(SIZE, 4, POINTS)])
 BATCH, STEPS = 4, INPUTS.steps
 #: Images per second in full batches.
 CAPACITY = BATCH / (STEPS * dict(POINTS)[BATCH])
@@ -59,7 +59,7 @@ class Machine:
                 self.ends[update.task] = update.state
                 if update.task in self.batch:
                     attempt, _ = self.batch.pop(update.task)
-                    self.apply(receive(self.core, "w", Finished(update.task, attempt), self.now))
+                    self.apply(receive(self.core, "w", Finished(update.task, attempt, IMAGE), self.now))
 
     def step(self) -> None:
         self.now += self.slower * worker().batch_step_s(SIZE, max(len(self.batch), 1))
@@ -71,7 +71,7 @@ class Machine:
             if step + 1 == STEPS:
                 del self.batch[name]
                 self.done += self.core.tasks[name].deadline >= self.now
-                self.apply(receive(self.core, "w", Finished(name, attempt), self.now, (PNG,)))
+                self.apply(receive(self.core, "w", Finished(name, attempt, IMAGE), self.now, (PNG,)))
             else:
                 self.apply(receive(self.core, "w", Progress(name, attempt, step + 1, STEPS), self.now))
 
@@ -151,7 +151,7 @@ def test_remaining_steps_decide_lateness() -> None:
 def beside_a_slow_one(core: Scheduler) -> None:
     """Add a second worker, ten times slower; both have slots from the next event on."""
     connect(core, "a slow one", 0)
-    slow = StepCurve(*SIZE, 4, [(tasks, 10 * seconds) for tasks, seconds in POINTS])
+    slow = StepCurve(SIZE, 4, [(tasks, 10 * seconds) for tasks, seconds in POINTS])
     receive(core, "a slow one", Heartbeat(running=0, curves=[slow]))
     for each in core.registry:
         each.slots, each.draining = 1, False
@@ -200,7 +200,7 @@ def test_only_measured_costs_expire_a_task(
 def test_one_slow_image_does_not_expire_the_next_ones() -> None:
     costs, place = CostModel(), worker()
     costs.update([place])
-    costs.record_image(SIZE, STEPS, 60.0)
+    costs.record_task(SIZE, STEPS, 60.0)
     takes_s = STEPS * place.batch_step_s(SIZE, 1)
     enough = task("t", timeout_s=2.5 * takes_s)
     assert not cannot_finish_in_time(enough, place, 0, costs, crowded=True, slack=1.5, now=0.0)

@@ -16,7 +16,7 @@ from loadbalancer.scheduling.events import (
 from loadbalancer.scheduling.scheduler import Scheduler
 from loadbalancer.scheduling.task import DeadlineUnreachable, QueueFull, TaskEnded, TaskState
 from tests.support.scheduler import CURVES, connect, new_scheduler, receive, task, updates
-from wire.messages import Capacity, Heartbeat, Progress, Started, StepCurve
+from wire.messages import Capacity, Heartbeat, Progress, Shape, Started, StepCurve
 
 CONFIG = Queue(deadline_slack=1.5, max_work_s=3.0)
 
@@ -39,7 +39,7 @@ def test_curve_above_its_cap_is_no_rate() -> None:
     """Its points are measured, but none may be used: more images than slots are accepted without an estimate."""
     core = new_scheduler(Queue(deadline_slack=1.5))
     connect(core, "w", 1)
-    usable, unusable = StepCurve(32, 32, 4, [(1, 0.1)]), StepCurve(64, 64, 1, [(2, 0.2)])
+    usable, unusable = StepCurve(Shape("32x32", 1024), 4, [(1, 0.1)]), StepCurve(Shape("64x64", 4096), 1, [(2, 0.2)])
     receive(core, "w", Heartbeat(running=0, curves=[usable, unusable]))
     core.handle(TasksSubmitted([task("a", timeout_s=0.1), task("b", timeout_s=0.1)]), 0.0)
     assert set(core.tasks) == {"a", "b"}
@@ -117,7 +117,7 @@ def test_wait_ignores_completed_steps_and_draining() -> None:
 def test_proxied_request_counts_as_arrivals_only() -> None:
     core = new_scheduler()
     counters = core.model_counters["m"]
-    core.handle(RequestProxied("m", (64, 64), 20, 3), 1.0)
+    core.handle(RequestProxied("m", Shape("64x64", 4096), 20, 3), 1.0)
     assert (
         counters.arrivals_short_window.count(1.0),
         counters.proxied_total,

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from loadbalancer.scheduling.request_queue import ModelQueue
 from loadbalancer.scheduling.task import Task
 from tests.support.scheduler import INPUTS
-from wire.messages import ImageInputs
+from wire.messages import ImageInputs, Shape
 
 _numbers = itertools.count()
 
@@ -81,7 +81,7 @@ def test_shares_count_work_not_requests() -> None:
 
 
 def test_shares_count_the_cost_of_a_size() -> None:
-    costs = {(64, 64): 1.0, (128, 128): 3.0}
+    costs = {Shape("64x64", 4096): 1.0, Shape("128x128", 16384): 3.0}
     queue = ModelQueue(1000, step_s=lambda size: costs[size])
     large = ImageInputs("a", 128, 128, steps=8, guidance_scale=3.0, seed=1, scheduler="ddim")
     for number in range(60):

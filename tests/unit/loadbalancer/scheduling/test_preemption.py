@@ -11,7 +11,7 @@ from loadbalancer.scheduling.preemption import MAX_PREEMPTIONS, MIN_STAY_S, pree
 from loadbalancer.scheduling.request_queue import ModelQueue
 from loadbalancer.scheduling.task import Task, TaskState
 from loadbalancer.scheduling.worker_registry import Worker, WorkerRegistry
-from wire.messages import PROTOCOL, EngineInfo, Heartbeat, Hello, ImageInputs, StepCurve
+from wire.messages import PROTOCOL, EngineInfo, Heartbeat, Hello, ImageInputs, Shape, StepCurve
 
 INPUTS = ImageInputs("a seven", 64, 64, steps=40, guidance_scale=3.0, seed=1, scheduler="ddim")
 #: A step of b tasks takes 8 + 3 b milliseconds; or always as long, however many share it; or as long as each by itself.
@@ -32,7 +32,7 @@ class Scene:
         self, name: str, *, slots: int = 12, curve: list[tuple[int, float]] | None = None, checkpoints: bool = True
     ) -> Worker:
         worker = Worker(Hello(PROTOCOL, name, "m", "sim:0", 1, [], EngineInfo(checkpoints=checkpoints)), 0.0, slots)
-        worker.on_heartbeat(Heartbeat(0, curves=[StepCurve(64, 64, slots, curve)] if curve else []), 0.0)
+        worker.on_heartbeat(Heartbeat(0, curves=[StepCurve(Shape("64x64", 4096), slots, curve)] if curve else []), 0.0)
         self.registry.workers[name] = worker
         return worker
 

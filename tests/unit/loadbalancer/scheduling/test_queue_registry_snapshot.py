@@ -10,7 +10,7 @@ from loadbalancer.scheduling.request_queue import ModelQueue
 from loadbalancer.scheduling.task import Task
 from loadbalancer.scheduling.worker_registry import Worker, WorkerRegistry
 from tests.support.scheduler import INPUTS, new_scheduler
-from wire.messages import PROTOCOL, Heartbeat, Hello
+from wire.messages import PROTOCOL, Heartbeat, Hello, Shape
 
 
 def task(name: str, created: float = 0.0, priority: int = 0) -> Task:
@@ -28,9 +28,14 @@ def test_queue_keeps_order_positions_and_steps() -> None:
         queue.push(item)
     assert [t.id for t in queue] == ["urgent", "early", "late"]
     assert [queue.position(t) for t in (urgent, early, late)] == [0, 1, 2]
-    assert (queue.room("anonymous"), queue.steps, queue.oldest()) == (0, {(64, 64): 60}, 1.0)
+    assert (queue.room("anonymous"), queue.steps, queue.oldest()) == (0, {Shape("64x64", 4096): 60}, 1.0)
     queue.remove(early)
-    assert (queue.room("anonymous"), queue.steps, queue.oldest(), queue.count) == (1, {(64, 64): 40}, 2.0, 2)
+    assert (queue.room("anonymous"), queue.steps, queue.oldest(), queue.count) == (
+        1,
+        {Shape("64x64", 4096): 40},
+        2.0,
+        2,
+    )
     with pytest.raises(KeyError):
         queue.remove(early)
     with pytest.raises(KeyError):
@@ -75,7 +80,7 @@ def test_snapshot_converts_steps_to_seconds() -> None:
     core.registry.workers["w"] = busy
     core.queues["m"].push(task("a", created=4.0))
     core.queues["m"].push(task("b", created=5.0))
-    core.model_counters["m"].on_arrival((64, 64), 20, 6, 9.0)
+    core.model_counters["m"].on_arrival(Shape("64x64", 4096), 20, 6, 9.0)
     snapshot = core.snapshot(now=10.0, wall_time=1e9, uptime_s=10.0)
     [model], [stats] = snapshot.models, snapshot.workers
     assert (model.queued, model.running, model.oldest_wait_s) == (2, 3, 6.0)

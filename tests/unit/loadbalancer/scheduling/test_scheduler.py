@@ -11,6 +11,7 @@ from configs.sections import Queue
 from loadbalancer.scheduling.events import NotifyListener, SendMessage, TasksCancelled, TasksSubmitted, Tick, WorkerLost
 from loadbalancer.scheduling.task import QueueFull, Task, TaskCompleted, TaskEnded, TaskProgress, TaskStarted, TaskState
 from tests.support.scheduler import (
+    IMAGE,
     PNG,
     assignments,
     connect,
@@ -33,6 +34,7 @@ from wire.messages import (
     Preempted,
     Progress,
     Reject,
+    Shape,
     Started,
     StepCurve,
     WorkerCounters,
@@ -46,7 +48,9 @@ def test_task_runs_from_submission_to_completion() -> None:
     assert (worker, given.task, given.attempt, given.isolated) == ("w", "t", 1, False)
     assert updates(receive(core, "w", Started("t", 1), 1.0)) == [TaskStarted("t")]
     assert updates(receive(core, "w", Progress("t", 1, 5, 20), 2.0)) == [TaskProgress("t", 5, 20, None)]
-    assert updates(receive(core, "w", Finished("t", 1), 3.0, (PNG,))) == [TaskCompleted("t", PNG, 1.0, 2.0)]
+    assert updates(receive(core, "w", Finished("t", 1, IMAGE), 3.0, (PNG,))) == [
+        TaskCompleted("t", (PNG,), 1.0, 2.0, parts=IMAGE)
+    ]
     assert core.tasks == {}
     assert core.registry.workers["w"].assigned == {}
 
@@ -111,7 +115,7 @@ def test_silent_worker_gets_no_tasks_then_loses_its_own() -> None:
     assert core.registry.workers == {}
     assert core.tasks["held"].state is TaskState.QUEUED
     # Its late result is stale: the balancer asks for a Hello, and the task stays in the queue.
-    effects = receive(core, "w", Finished("held", 1), 11.0, (PNG,))
+    effects = receive(core, "w", Finished("held", 1, IMAGE), 11.0, (PNG,))
     assert updates(effects) == []
     assert any(isinstance(e, SendMessage) and isinstance(e.message, Reject) and not e.message.fatal for e in effects)
 
@@ -131,7 +135,7 @@ def test_task_that_kills_workers_is_isolated_then_fails() -> None:
     [ended] = updates(last)
     assert isinstance(ended, TaskEnded)
     assert ended.state is TaskState.FAILED
-    assert ended.message.startswith("3 workers died while they ran this image")
+    assert ended.message.startswith("3 workers died while they ran this task")
     assert set(core.tasks) == {"innocent"}
 
 
@@ -149,7 +153,7 @@ def test_isolated_task_waits_for_an_empty_worker() -> None:
     free = next(w for w in core.registry if w.reserved_for is None)
     assert {w for w, _ in assignments(core.handle(TasksSubmitted([task("6", 2.0)]), 2.0))} == {free.id}
     for name, attempt in list(reserved.assigned.items()):
-        effects = receive(core, reserved.id, Finished(name, attempt), 3.0, (PNG,))
+        effects = receive(core, reserved.id, Finished(name, attempt, IMAGE), 3.0, (PNG,))
     assert [(w, a.task, a.isolated) for w, a in assignments(effects)] == [(reserved.id, "suspect", True)]
 
 
@@ -338,7 +342,10 @@ def test_reported_crash_counts_against_running_tasks() -> None:
 def test_estimate_uses_the_curve_of_the_size() -> None:
     core = new_scheduler()
     connect(core, "w", 0)
-    curves = [StepCurve(64, 64, 4, [(1, 0.1), (4, 0.2), (8, 0.1)]), StepCurve(128, 128, 1, [(1, 1.0)])]
+    curves = [
+        StepCurve(Shape("64x64", 4096), 4, [(1, 0.1), (4, 0.2), (8, 0.1)]),
+        StepCurve(Shape("128x128", 16384), 1, [(1, 1.0)]),
+    ]
     receive(core, "w", Heartbeat(running=0, curves=curves))
     core.handle(TasksSubmitted([task("first"), task("second")]), 0.0)
     estimate = core.estimate("second")

@@ -9,6 +9,7 @@ from loadbalancer.scheduling.events import SendMessage, TasksCancelled, TasksSub
 from loadbalancer.scheduling.task import Checkpoint, DeadlineUnreachable, QueueFull, TaskEnded, TaskState
 from tests.support.scheduler import (
     CURVES,
+    IMAGE,
     PNG,
     assignments,
     connect,
@@ -27,6 +28,7 @@ from wire.messages import (
     Heartbeat,
     Preempted,
     Progress,
+    Shape,
     Started,
     StepCurve,
     ToBalancer,
@@ -49,7 +51,7 @@ def test_preempted_task_resumes_where_it_was() -> None:
     placed = assignments(receive(core, "w", Preempted("1", 1, step=6, frames=1), 1.2, (b"state",)))
     assert [given.task for _, given in placed] == ["urgent"]
     receive(core, "w", Started("urgent", 1), 1.2)
-    placed = assignments(receive(core, "w", Finished("urgent", 1), 2.0, (PNG,)))
+    placed = assignments(receive(core, "w", Finished("urgent", 1, IMAGE), 2.0, (PNG,)))
     assert [(given.task, given.step, given.frames) for _, given in placed] == [("1", 6, 1)]
     assert (core.counters["preempted"], core.counters["steps_redone"]) == (1, 0)
 
@@ -122,7 +124,7 @@ def test_stuck_workers_tasks_resume_on_another() -> None:
     # It wakes up: a step shows in its heartbeat, its old task is of no interest, and its slot is free again.
     receive(core, "w", beat(4), 13.0)
     assert [core.registry.state(w, 13.0) for w in core.registry if w.id == "w"] == ["ready"]
-    assert updates(receive(core, "w", Finished("t", 1), 13.0, (PNG,))) == []
+    assert updates(receive(core, "w", Finished("t", 1, IMAGE), 13.0, (PNG,))) == []
     assert core.registry.workers["w"].free_slots == 1
 
 
@@ -164,7 +166,7 @@ def test_unreachable_deadline_is_rejected_with_its_eta() -> None:
     core = new_scheduler(Queue(deadline_slack=1.5))
     core.handle(TasksSubmitted([task("unmeasured", timeout_s=0.1)]), 0.0)
     connect(core, "w", 1)
-    receive(core, "w", Heartbeat(running=1, curves=[StepCurve(64, 64, 1, [(1, 0.5)])]))
+    receive(core, "w", Heartbeat(running=1, curves=[StepCurve(Shape("64x64", 4096), 1, [(1, 0.5)])]))
     core.handle(TasksSubmitted([task("1"), task("2")]), 0.0)
     # 40 steps wait and 20 are its own, at half a second each.
     with pytest.raises(DeadlineUnreachable, match=r"about 30\.0 s, the request allows 19\.0 s") as refusal:
@@ -184,7 +186,7 @@ def test_the_queue_is_bounded_in_seconds_of_work() -> None:
     connect(core, "w", 0)
     core.handle(TasksSubmitted([task(str(n)) for n in range(9)]), 0.0)  # nothing is measured yet
     core.handle(TasksCancelled([str(n) for n in range(9)], "gone"), 0.0)
-    receive(core, "w", Heartbeat(running=0, curves=[StepCurve(64, 64, 1, [(1, 0.5)])]))
+    receive(core, "w", Heartbeat(running=0, curves=[StepCurve(Shape("64x64", 4096), 1, [(1, 0.5)])]))
     core.handle(TasksSubmitted([task("large"), task("request")]), 0.0)
     core.handle(TasksSubmitted([task("fits")]), 0.0)
     with pytest.raises(QueueFull, match=r"30 s of work are waiting, the limit is 30 s") as refusal:
@@ -213,5 +215,5 @@ def test_flood_of_one_owner_does_not_delay_another() -> None:
     single.owner = "other"
     core.handle(TasksSubmitted([single]), 5.0)
     [running] = core.registry.workers["w"].assigned
-    placed = [given.task for _, given in assignments(receive(core, "w", Finished(running, 1), 6.0, (PNG,)))]
+    placed = [given.task for _, given in assignments(receive(core, "w", Finished(running, 1, IMAGE), 6.0, (PNG,)))]
     assert placed == ["single"]

@@ -17,7 +17,7 @@ from loadbalancer.scheduling.events import (
 )
 from loadbalancer.scheduling.scheduler import Scheduler
 from loadbalancer.scheduling.task import Checkpoint, Task, TaskCompleted, TaskState
-from tests.support.scheduler import PNG, assignments, connect, new_scheduler, receive, task, updates
+from tests.support.scheduler import IMAGE, PNG, assignments, connect, new_scheduler, receive, task, updates
 from wire.messages import PROTOCOL, Cancel, Capacity, Finished, Hello, Preempted, Progress
 
 HOLD_S = 3.0
@@ -54,9 +54,11 @@ def test_claimed_task_continues_and_its_image_counts() -> None:
     assert core.tasks["t"].state is TaskState.ASSIGNED
     receive(core, "w", Progress("t", 2, 11, 20), 0.2)
     assert (core.tasks["t"].state, core.tasks["t"].step) == (TaskState.RUNNING, 11)
-    [done] = [u for u in updates(receive(core, "w", Finished("t", 2), 0.3, (PNG,))) if isinstance(u, TaskCompleted)]
+    [done] = [
+        u for u in updates(receive(core, "w", Finished("t", 2, IMAGE), 0.3, (PNG,))) if isinstance(u, TaskCompleted)
+    ]
     assert done.image == PNG
-    assert receive(core, "w", Finished("t", 2), 0.4, (PNG,)) == [], "once"
+    assert receive(core, "w", Finished("t", 2, IMAGE), 0.4, (PNG,)) == [], "once"
     assert core.counters["resumed"] == 1
     assert core.counters["steps_redone"] == 0
 
@@ -79,7 +81,7 @@ def test_invalid_claim_is_cancelled(claim: dict[str, int], why: str) -> None:
     assert cancels(effects) == list(claim), why
     assert core.registry.workers["w"].assigned == {}
     [name] = claim
-    assert receive(core, "w", Finished(name, claim[name]), HOLD_S, (PNG,)) == []
+    assert receive(core, "w", Finished(name, claim[name], IMAGE), HOLD_S, (PNG,)) == []
     assert core.counters["stale"] == 1
     assert (core.tasks["given"].worker, core.tasks["given"].attempt) == ("quick", given.attempt)
     assert core.tasks["t"].state is TaskState.QUEUED
@@ -97,11 +99,13 @@ def test_first_of_two_claims_continues() -> None:
     core = resumed("t")
     connect(core, "a", 1, 0.0, {"t": 1})
     assert cancels(connect(core, "b", 1, 0.1, {"t": 4})) == ["t"]
-    assert receive(core, "b", Finished("t", 4), 0.2, (PNG,)) == []
+    assert receive(core, "b", Finished("t", 4, IMAGE), 0.2, (PNG,)) == []
     [(worker, given)] = assignments(core.handle(WorkerLost("a", "killed"), HOLD_S))
     assert (worker, given.attempt, given.step) == ("b", 5, 5), "from the checkpoint"
-    assert receive(core, "b", Finished("t", 1), HOLD_S, (PNG,)) == []
-    assert any(isinstance(u, TaskCompleted) for u in updates(receive(core, "b", Finished("t", 5), HOLD_S, (PNG,))))
+    assert receive(core, "b", Finished("t", 1, IMAGE), HOLD_S, (PNG,)) == []
+    assert any(
+        isinstance(u, TaskCompleted) for u in updates(receive(core, "b", Finished("t", 5, IMAGE), HOLD_S, (PNG,)))
+    )
 
 
 def test_no_assignments_before_claims_can_arrive() -> None:
@@ -160,6 +164,6 @@ def test_claimed_tasks_take_slots() -> None:
     connect(core, "w", 2, 0.0, {"t": 1, "u": 1})
     receive(core, "w", Capacity(2), HOLD_S)
     assert core.registry.workers["w"].free_slots == 0
-    freed = receive(core, "w", Finished("t", 1), HOLD_S + 1, (PNG,))
+    freed = receive(core, "w", Finished("t", 1, IMAGE), HOLD_S + 1, (PNG,))
     assert [(w, a.task) for w, a in assignments(freed)] == [("w", "x")]
     assert sum(isinstance(e, NotifyListener) and isinstance(e.update, TaskCompleted) for e in freed) == 1

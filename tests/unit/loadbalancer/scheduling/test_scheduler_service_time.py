@@ -22,7 +22,7 @@ from loadbalancer.scheduling.events import (
 )
 from loadbalancer.scheduling.preemption import MAX_PREEMPTIONS
 from loadbalancer.scheduling.task import Task, TaskCompleted, TaskEnded
-from tests.support.scheduler import PNG, new_scheduler
+from tests.support.scheduler import IMAGE, PNG, new_scheduler
 from wire.codec import WorkerEnvelope
 from wire.messages import (
     PROTOCOL,
@@ -38,6 +38,7 @@ from wire.messages import (
     Preempt,
     Preempted,
     Progress,
+    Shape,
     Started,
     StepCurve,
     ToBalancer,
@@ -45,7 +46,7 @@ from wire.messages import (
 )
 
 STEP_S = 0.5
-CURVES = [StepCurve(64, 64, 4, [(1, 0.1), (4, STEP_S)])]
+CURVES = [StepCurve(Shape("64x64", 4096), 4, [(1, 0.1), (4, STEP_S)])]
 
 
 class Machine:
@@ -87,7 +88,7 @@ class Machine:
         for name, (given, at) in list(self.tasks.items()):
             if at + 1 == given.inputs.steps:
                 del self.tasks[name]
-                answers.append((Finished(name, given.attempt), (PNG,)))
+                answers.append((Finished(name, given.attempt, IMAGE), (PNG,)))
             else:
                 self.tasks[name] = given, at + 1
                 progress = Progress(name, given.attempt, at + 1, given.inputs.steps, frames=1)

@@ -29,7 +29,7 @@ from loadbalancer.scheduling.task import (
     TaskEnded,
     TaskState,
 )
-from tests.support.scheduler import CURVES, INPUTS, PNG, connect, new_scheduler, receive, task
+from tests.support.scheduler import CURVES, IMAGE, INPUTS, PNG, connect, new_scheduler, receive, task
 from wire.messages import (
     Assign,
     Bye,
@@ -162,8 +162,8 @@ class Histories(RuleBasedStateMachine):
     def release(self, worker: str, name: str, kind: str) -> None:
         attempt = self.believed.get(worker, {}).pop(name, 1)
         messages: dict[str, tuple[ToBalancer, tuple[bytes, ...]]] = {
-            "finished": (Finished(name, attempt), (PNG,)),
-            "invalid": (Finished(name, attempt), (b"<html>",)),
+            "finished": (Finished(name, attempt, IMAGE), (PNG,)),
+            "invalid": (Finished(name, attempt, IMAGE), (b"<html>",)),
             "failed": (Failed(name, attempt, "error", "broken"), ()),
             "returned": (Preempted(name, attempt), ()),
             "moved": (Preempted(name, attempt, step=3, frames=1), (b"state",)),
@@ -175,7 +175,7 @@ class Histories(RuleBasedStateMachine):
     def repeat_or_invent(self, worker: str, name: str, attempt: int) -> None:
         if self.believed.get(worker, {}).get(name) != attempt:
             before = self.core.counters["done"]
-            self.run(receive(self.core, worker, Finished(name, attempt), self.now, (PNG,)))
+            self.run(receive(self.core, worker, Finished(name, attempt, IMAGE), self.now, (PNG,)))
             assert self.core.counters["done"] == before
 
     @rule(worker=st.sampled_from("ab"), peaceful=st.booleans())

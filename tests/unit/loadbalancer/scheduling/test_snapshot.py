@@ -15,8 +15,19 @@ from loadbalancer.scheduling.request_queue import ModelQueue
 from loadbalancer.scheduling.scheduler import Scheduler
 from loadbalancer.scheduling.task import Task
 from loadbalancer.scheduling.worker_registry import Worker
-from tests.support.scheduler import CURVES, INPUTS, PNG, assignments, connect, new_scheduler, receive, task
-from wire.messages import PROTOCOL, Finished, Heartbeat, Hello, Preempted, Progress, Started, StepCurve
+from tests.support.scheduler import CURVES, IMAGE, PNG, assignments, connect, new_scheduler, receive, task
+from wire.messages import (
+    PROTOCOL,
+    Finished,
+    Heartbeat,
+    Hello,
+    ImageInputs,
+    Preempted,
+    Progress,
+    Shape,
+    Started,
+    StepCurve,
+)
 from wire.snapshot import ModelStats
 
 SPAN_S = 10
@@ -54,7 +65,7 @@ def test_window_count_is_exact_to_a_second(steps: list[tuple[float, int]], silen
 def test_arrivals_are_counted_over_configured_periods() -> None:
     rates = ModelCounters(Scaling(look_back_period_s=10, rate_window_s=100))
     for second in range(200):
-        rates.on_arrival((64, 64), 20, 2, second + 0.5)
+        rates.on_arrival(Shape("64x64", 4096), 20, 2, second + 0.5)
     assert (rates.arrivals_short_window.count(199.9), rates.arrivals_long_window.count(199.9)) == (20, 200)
     assert (rates.arrivals_short_window.count(204.9), rates.arrivals_long_window.count(204.9)) == (10, 190)
     assert rates.arrivals.rate(199.9) == pytest.approx(2.0)
@@ -71,36 +82,46 @@ def test_late_starts_are_counted(waits: list[float], late: int) -> None:
 def test_mean_work_covers_the_last_200_arrivals() -> None:
     rates, costs = ModelCounters(Scaling()), CostModel()
     assert rates.mean_work_s(costs) is None
-    rates.on_arrival((64, 64), 100, 300, 0.0)
+    rates.on_arrival(Shape("64x64", 4096), 100, 300, 0.0)
     assert rates.mean_work_s(costs) is None, "no step was measured"
-    costs.record_image((64, 64), steps=1, work_s=0.1)
+    costs.record_task(Shape("64x64", 4096), steps=1, work_s=0.1)
     assert rates.mean_work_s(costs) == pytest.approx(10.0)
-    rates.on_arrival((64, 64), 20, 100, 1.0)
+    rates.on_arrival(Shape("64x64", 4096), 20, 100, 1.0)
     assert rates.mean_work_s(costs) == pytest.approx(6.0), "half of them are the new ones"
-    rates.on_arrival((32, 32), 20, 1, 2.0)
+    rates.on_arrival(Shape("32x32", 1024), 20, 1, 2.0)
     assert rates.mean_work_s(costs) is None, "of that size nothing is known"
 
 
+def sides(shape: Shape) -> tuple[int, int]:
+    width, height = map(int, shape.key.split("x"))
+    return width, height
+
+
 @given(
-    st.lists(st.tuples(st.sampled_from([(64, 64), (128, 64), (32, 32)]), st.integers(1, 50)), max_size=30),
+    st.lists(
+        st.tuples(
+            st.sampled_from([Shape("64x64", 4096), Shape("128x64", 8192), Shape("32x32", 1024)]), st.integers(1, 50)
+        ),
+        max_size=30,
+    ),
     st.integers(0, 30),
 )
-def test_backlog_work_sums_running_and_waiting(sizes: list[tuple[tuple[int, int], int]], split: int) -> None:
+def test_backlog_work_sums_running_and_waiting(sizes: list[tuple[Shape, int]], split: int) -> None:
     worker = Worker(Hello(PROTOCOL, "w", "m", "sim:0", 1), 0.0)
-    curves = [StepCurve(64, 64, 4, [(1, 0.5), (4, 1.0)]), StepCurve(128, 64, 4, [(1, 2.0)])]
+    curves = [StepCurve(Shape("64x64", 4096), 4, [(1, 0.5), (4, 1.0)]), StepCurve(Shape("128x64", 8192), 4, [(1, 2.0)])]
     worker.on_heartbeat(Heartbeat(running=0, curves=curves), 0.0)
     costs, queue = CostModel(), ModelQueue(100)
     costs.update([worker])
-    each = {(64, 64): 0.5, (128, 64): 2.0, (32, 32): 0.125}
+    each = {Shape("64x64", 4096): 0.5, Shape("128x64", 8192): 2.0, Shape("32x32", 1024): 0.125}
     tasks = [
-        Task(str(n), "m", type(INPUTS)("x", *size, steps, 3.0, 1, "ddim"), 0.0, 1.0, steps=steps)
-        for n, (size, steps) in enumerate(sizes)
+        Task(str(n), "m", ImageInputs("x", *sides(shape), steps, 3.0, 1, "ddim"), 0.0, 1.0, steps=steps)
+        for n, (shape, steps) in enumerate(sizes)
     ]
     for waiting in tasks[split:]:
         queue.push(waiting)
     for number, under_way in enumerate(tasks[:split]):
         under_way.step = min(number, under_way.steps)
-    expected = sum(each[t.size] * (t.steps - t.step) for t in tasks)
+    expected = sum(each[t.shape] * (t.steps - t.step) for t in tasks)
     assert backlog_work_s(queue, tasks[:split], costs) == pytest.approx(expected)
 
 
@@ -123,8 +144,8 @@ def test_snapshot_follows_a_task() -> None:
     core.handle(TasksCancelled(["t5"], "gone"), 6.0)
     assert stats(core, 6.0).backlog_work_s == pytest.approx(4 * 2.0 + 0.5)
     # t0 had 2.5 s alone, then 3.5 s of which t1 had half: 4.25 s for its 20 steps, which the curve said would be 2.
-    receive(core, "w", Finished("t0", 1), 8.0, (PNG,))
-    assert core.costs["m"].step_s((64, 64)) == pytest.approx(4.25 / 20)
+    receive(core, "w", Finished("t0", 1, IMAGE), 8.0, (PNG,))
+    assert core.costs["m"].step_s(Shape("64x64", 4096)) == pytest.approx(4.25 / 20)
     assert stats(core, 8.0).mean_work_s == pytest.approx(4.25)
     assert stats(core, 12.0).arrivals_short_window == 0
 
@@ -146,8 +167,8 @@ def test_interrupted_task_is_recorded_not_learned() -> None:
     effects = receive(core, "w", Preempted("t", 1, 10, 1), 3.0, (b"state",))
     [(_, again)] = assignments(effects)
     receive(core, "w", Started("t", again.attempt), 4.0)
-    effects = receive(core, "w", Finished("t", again.attempt), 9.0, (PNG,))
+    effects = receive(core, "w", Finished("t", again.attempt, IMAGE), 9.0, (PNG,))
     [account] = [effect for effect in effects if isinstance(effect, RecordTask)]
     assert account.task.work_s == pytest.approx(7.0)
-    assert core.costs["m"].step_s((64, 64)) == pytest.approx(0.1), "the curve's"
+    assert core.costs["m"].step_s(Shape("64x64", 4096)) == pytest.approx(0.1), "the curve's"
     assert stats(core, 9.0).started_total == 1, "begun for the first time once"

@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from loadbalancer.scheduling.worker_output import MAX_TEXT_CHARS, clean_text, drop_invalid, hello_error, image_error
-from tests.support.scheduler import INPUTS, PNG
+from loadbalancer.scheduling.worker_output import MAX_TEXT_CHARS, clean_text, drop_invalid, hello_error, result_error
+from tests.support.scheduler import IMAGE, INPUTS, PNG
 from wire.messages import PROTOCOL, EngineInfo, Hello, ImageFormat, Preempted, Progress
 
 FORMATS: tuple[ImageFormat, ...] = ("png", "jpeg", "webp")
@@ -29,7 +29,7 @@ def encoded(output_format: str) -> bytes:
 def test_image_must_have_the_requested_format(sent: str, requested: ImageFormat) -> None:
     inputs = msgspec.structs.replace(INPUTS, output_format=requested)
     for frame in (encoded(sent), memoryview(encoded(sent))):
-        assert (image_error([frame], inputs, 1 << 20) == "") is (sent == requested)
+        assert (result_error(IMAGE, [frame], inputs, 1 << 20) == "") is (sent == requested)
 
 
 @pytest.mark.parametrize(
@@ -45,16 +45,16 @@ def test_image_must_have_the_requested_format(sent: str, requested: ImageFormat)
     ],
 )
 def test_invalid_image_has_a_reason(data: bytes, error: str) -> None:
-    assert image_error([data], INPUTS, 100) == error
+    assert result_error(IMAGE, [data], INPUTS, 100) == error
 
 
 def test_missing_image_is_invalid() -> None:
-    assert image_error([], INPUTS, 100) == "it is empty"
+    assert result_error((), [], INPUTS, 100) == "it is not one image"
 
 
 @given(st.binary(max_size=40), st.sampled_from(FORMATS))
 def test_any_bytes_are_judged_without_an_error(data: bytes, requested: ImageFormat) -> None:
-    error = image_error([memoryview(data)], msgspec.structs.replace(INPUTS, output_format=requested), 30)
+    error = result_error(IMAGE, [memoryview(data)], msgspec.structs.replace(INPUTS, output_format=requested), 30)
     assert error.isprintable()
     assert len(error) < 100
 

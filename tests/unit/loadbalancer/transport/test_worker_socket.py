@@ -12,6 +12,7 @@ from pydantic import ByteSize
 
 from configs.sections import Workers
 from loadbalancer.transport.worker_socket import WorkerSocket
+from tests.support.scheduler import IMAGE
 from wire.codec import MAX_HEADER_BYTES, Frame, WorkerEnvelope, encode
 from wire.messages import Finished, Preempted
 
@@ -62,7 +63,7 @@ async def test_messages_over_the_limit_are_dropped(tmp_path: Path, frames: list[
             received += ["malformed"] * router.counters["malformed"]
 
         def answered() -> bool:
-            peer.send_multipart(encode([WorkerEnvelope(Finished("t", 1), [b"image"])]))
+            peer.send_multipart(encode([WorkerEnvelope(Finished("t", 1, IMAGE), [b"image"])]))
             return "Finished" in received
 
         await until(answered)
@@ -82,7 +83,7 @@ async def test_removed_socket_is_bound_again(tmp_path: Path) -> None:
         Workers(),
     )
     router.open()
-    frames = encode([WorkerEnvelope(Finished("t", 1), [b"image"])])
+    frames = encode([WorkerEnvelope(Finished("t", 1, IMAGE), [b"image"])])
     with zmq.Context() as context, context.socket(zmq.DEALER) as old, context.socket(zmq.DEALER) as new:
         old.setsockopt(zmq.ROUTING_ID, b"old")
         new.setsockopt(zmq.ROUTING_ID, b"new")

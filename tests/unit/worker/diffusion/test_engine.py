@@ -253,16 +253,16 @@ def test_higher_quality_gives_larger_file(engine: DiffusionEngine, output_format
 
 
 def test_batch_key_is_size_adapters_and_reproducibility(engine: DiffusionEngine) -> None:
-    key = engine.key(request())
+    key = engine.key(EngineRequest(request()))
     other = request(scheduler="heun", steps=3, guidance_scale=1.0, prompt="x", negative_prompt="y", mode="inpaint")
-    assert engine.key(other) == key
+    assert engine.key(EngineRequest(other)) == key
     apart: list[dict[str, Any]] = [
         {"width": 64},
         {"height": 64},
         {"loras": (Lora("ink"),)},
         {"loras": (Lora("ink", 2.0),)},
     ]
-    assert len({key, *(engine.key(request(**one)) for one in [*apart, {"reproducible": True}])}) == 6
+    assert len({key, *(engine.key(EngineRequest(request(**one))) for one in [*apart, {"reproducible": True}])}) == 6
 
 
 def test_guidance_above_one_takes_second_pass(engine: DiffusionEngine) -> None:
@@ -382,7 +382,7 @@ def test_reproducible_requests_use_fixed_size_passes(engine: DiffusionEngine) ->
 
 def test_reproducible_model_makes_all_requests_reproducible(engine: DiffusionEngine) -> None:
     plain = engine_of(Path(engine._model.path), reproducible=True)
-    assert plain.key(request()) == plain.key(request(reproducible=True))
+    assert plain.key(EngineRequest(request())) == plain.key(EngineRequest(request(reproducible=True)))
     [row] = admit(plain, request())
     assert passes(plain, lambda: plain.step([row])) == [8]
 

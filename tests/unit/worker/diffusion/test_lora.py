@@ -26,7 +26,7 @@ from tests.support.tiny_loras import (
     unchanged,
 )
 from wire.messages import ImageInputs, Lora
-from worker.engine import Checkpoint, TaskError
+from worker.engine import Checkpoint, EngineRequest, TaskError
 from worker.engines.diffusion.engine import DiffusionEngine
 from worker.engines.diffusion.lora.loader import LoraLoader
 from worker.engines.diffusion.row import DiffusionRow
@@ -72,8 +72,8 @@ def generate_latents(engine: DiffusionEngine, *asked: ImageInputs) -> list[torch
     """Return the latents of these requests; batch keys take turns."""
     rows = admit(engine, *asked)
     while unfinished := [row for row in rows if row.step < row.steps]:
-        for key in {engine.key(row.inputs): None for row in unfinished}:
-            engine.step([row for row in unfinished if engine.key(row.inputs) == key])
+        for key in {engine.key(EngineRequest(row.inputs)): None for row in unfinished}:
+            engine.step([row for row in unfinished if engine.key(EngineRequest(row.inputs)) == key])
     for row in rows:
         engine.release(row)
     return [row.latents for row in rows]
@@ -154,8 +154,10 @@ def test_without_adapters_model_unchanged(engine: DiffusionEngine, checkpoint: P
 
 def test_adapter_order_is_irrelevant(engine: DiffusionEngine) -> None:
     one, other = (request(loras=own) for own in ((Lora("ink"), Lora("wet.v1")), (Lora("wet.v1"), Lora("ink"))))
-    assert engine.key(one) == engine.key(other)
-    assert engine.key(one) != engine.key(request(loras=(Lora("ink"), Lora("wet.v1", 0.5))))
+    assert engine.key(EngineRequest(one)) == engine.key(EngineRequest(other))
+    assert engine.key(EngineRequest(one)) != engine.key(
+        EngineRequest(request(loras=(Lora("ink"), Lora("wet.v1", 0.5))))
+    )
     assert torch.equal(*generate_latents(engine, one, other))
 
 

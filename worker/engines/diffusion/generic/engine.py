@@ -21,11 +21,13 @@ from worker.engine import (
     BatchKey,
     Checkpoint,
     DeviceLost,
-    EncodedImage,
     EngineRequest,
     Row,
     TaskError,
+    TaskResult,
     UnsupportedModel,
+    image_result,
+    image_samples,
 )
 from worker.engines.diffusion import device as devices
 from worker.engines.diffusion.device import CompletionEvent, translate_device_errors
@@ -118,9 +120,13 @@ class GenericEngine:
         model = f"{self._model.path}, {self._model.controlnet}, {about.pipeline}, {about.batching}, {about.dtype}"
         return f"{model}, {devices.environment(self._device)}"
 
-    def key(self, inputs: ImageInputs) -> BatchKey:
+    def key(self, request: EngineRequest) -> BatchKey:
         """Rows of one size may share a step; their denoiser calls decide about the forward pass."""
+        inputs = request.image
         return inputs.height, inputs.width
+
+    def samples(self) -> list[EngineRequest]:
+        return image_samples(self._model, self.info())
 
     def memory_bytes(self) -> int:
         return devices.memory_bytes(self._device)
@@ -146,7 +152,7 @@ class GenericEngine:
         return rows
 
     def _start_row(self, task: EngineRequest) -> GenericRow:
-        inputs = task.inputs
+        inputs = task.image
         if task.checkpoint is not None:
             raise TaskError("error", "this engine does not support checkpoints")
         if inputs.mode not in self._modes:
@@ -216,18 +222,19 @@ class GenericEngine:
             if isinstance(row.thread.failure, DeviceLost):
                 raise row.thread.failure
 
-    def render(self, row: Row) -> Callable[[], EncodedImage]:
+    def render(self, row: Row) -> Callable[[], TaskResult]:
         """Return a callable that waits for the finished image. There are no previews."""
         assert isinstance(row, GenericRow)
         return partial(self._render_image, row.thread if row.step == row.steps else None, row.inputs)
 
-    def _render_image(self, thread: PipelineThread[PipelineImage] | None, inputs: ImageInputs) -> EncodedImage:
+    def _render_image(self, thread: PipelineThread[PipelineImage] | None, inputs: ImageInputs) -> TaskResult:
         if thread is None:
             raise TaskError("error", "this model has no image before the last step")
         made = thread.result()
         if made.flagged and self._model.safety_checker == "refuse":
             raise TaskError("unsafe", "the model's safety checker rejected the image")
-        return EncodedImage(encode_image(made.to_pil(), inputs.output_format, inputs.output_quality), made.flagged)
+        data = encode_image(made.to_pil(), inputs.output_format, inputs.output_quality)
+        return image_result(data, inputs.output_format, flagged=made.flagged)
 
     def save(self, row: Row) -> Callable[[], Checkpoint] | None:
         """Return None: the state on a pipeline's stack cannot be saved."""
