@@ -91,9 +91,9 @@ def test_step_curves_are_exported_as_metrics() -> None:
         Metrics(lambda: Snapshot(0.0, 1.0, [stats], []), lambda model: curves[model]).registry
     ).decode()
     for line in (
-        'muster_batch_cap{model="m",size="64x32"} 4.0',
-        'muster_batch_cap{model="m",size="96x96"} 1.0',
-        'muster_step_seconds{batch="1",model="m",size="64x32"} 0.25',
-        'muster_step_seconds{batch="4",model="m",size="64x32"} 0.5',
+        'muster_batch_cap{model="m",shape="64x32"} 4.0',
+        'muster_batch_cap{model="m",shape="96x96"} 1.0',
+        'muster_step_seconds{batch="1",model="m",shape="64x32"} 0.25',
+        'muster_step_seconds{batch="4",model="m",shape="64x32"} 0.5',
     ):
         assert line in exported.splitlines()
