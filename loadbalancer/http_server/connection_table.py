@@ -17,6 +17,8 @@ _RESERVE = 1 / 8
 _BATCH = 1 / 16
 #: An idle connection is not closed for another one before this time. Those beyond the limit may be at once.
 _MIN_IDLE_S = 1.0
+#: A connection beyond the limit is not closed for another one before this time: it may be a health check.
+_GRACE_S = 0.02
 
 
 class Connection(Protocol):
@@ -44,7 +46,12 @@ def admission(count: int, maximum: int) -> Admission:
     """Decide on a connection that is the `count`-th where `maximum` are allowed."""
     if count <= maximum:
         return Admission.OPEN
-    return Admission.RESTRICTED if count <= maximum + max(int(maximum * _RESERVE), 1) else Admission.CLOSED
+    return Admission.RESTRICTED if count <= with_reserve(maximum) else Admission.CLOSED
+
+
+def with_reserve(maximum: int) -> int:
+    """Return how many connections are accepted in all where `maximum` are allowed."""
+    return maximum + max(int(maximum * _RESERVE), 1)
 
 
 class ConnectionTable:
@@ -65,6 +72,14 @@ class ConnectionTable:
     def __len__(self) -> int:
         return len(self._open)
 
+    def free_places(self) -> int:
+        """How many connections can be admitted without closing one, those beyond the limit included."""
+        return max(with_reserve(self._max) - len(self._open), 0)
+
+    def replaceable_places(self, now: float) -> int:
+        """How many connections beyond the limit have had the time for a health check, and can make room for others."""
+        return sum(_has_waited(each, now) for each in self._restricted)
+
     def admit(self, connection: Connection, now: float) -> None:
         """Add a connection. It is restricted or aborted if there are too many, after idle ones have been closed."""
         self._open.add(connection)
@@ -72,23 +87,23 @@ class ConnectionTable:
         self._by_client[client] += 1
         if len(self._open) > self._max:
             self._make_room(now)
-        found = self._admission(connection, client)
+        found = self._admission(connection, client, now)
         connection.restricted = found is Admission.RESTRICTED
         if found is Admission.RESTRICTED:
             self._restricted[connection] = None
         elif found is Admission.CLOSED:
             connection.abort()
 
-    def _admission(self, connection: Connection, client: str) -> Admission:
+    def _admission(self, connection: Connection, client: str, now: float) -> Admission:
         """Decide on a connection that is in the table, and count a refusal."""
         found = admission(len(self._open), self._max)
         if found is Admission.CLOSED:
-            found = self._replace_restricted(None, "too_many_connections")
+            found = self._replace_restricted(None, "too_many_connections", now)
         if found is not Admission.OPEN or self._is_trusted(connection.address):
             return found
         found = admission(self._by_client[client], self._max_per_address)
         if found is Admission.CLOSED:
-            found = self._replace_restricted(client, "too_many_connections_of_address")
+            found = self._replace_restricted(client, "too_many_connections_of_address", now)
         return found
 
     def remove(self, connection: Connection) -> None:
@@ -119,23 +134,30 @@ class ConnectionTable:
             self._refusals.add("idle_connection_closed")
             each.abort()
 
-    def _replace_restricted(self, client: str | None, reason: str) -> Admission:
+    def _replace_restricted(self, client: str | None, reason: str, now: float) -> Admission:
         """Close the oldest restricted connection, of this client if one is given, that waits for its client.
 
         A health check takes a moment. What stays for longer does not hold the room that is meant for health checks.
         """
         self._refusals.add(reason)
-        for each in self._restricted:
-            if (client is None or client_of(each.address) == client) and each.idle_since() is not None:
-                self.remove(each)
-                each.abort()
-                return Admission.RESTRICTED
-        return Admission.CLOSED
+        waiting = [each for each in self._restricted if client is None or client_of(each.address) == client]
+        waiting = [each for each in waiting if each.idle_since() is not None]
+        oldest = next((each for each in waiting if _has_waited(each, now)), next(iter(waiting), None))
+        if oldest is None:
+            return Admission.CLOSED
+        self.remove(oldest)
+        oldest.abort()
+        return Admission.RESTRICTED
 
     def _is_trusted(self, address: str) -> bool:
         """Whether many clients may share the address. Loopback: a reverse proxy on this machine."""
         ip = _parsed(address)
         return ip is None or ip.is_loopback or any(ip in network for network in self._trusted)
+
+
+def _has_waited(connection: Connection, now: float) -> bool:
+    since = connection.idle_since()
+    return since is not None and now - since >= _GRACE_S
 
 
 @lru_cache(4096)

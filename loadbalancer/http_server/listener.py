@@ -21,6 +21,8 @@ from loadbalancer.metrics.refusals import RefusalCounter
 _RETRY_S = 0.1
 #: Connections that are accepted in one turn of the event loop.
 ACCEPTS_PER_TURN = 128
+#: While every place is taken, connections wait in the kernel's queue: interval between two looks, and how long at most.
+_FULL_PAUSE_S, _MAX_FULL_S = 0.01, 0.25
 
 
 class TlsHandshake:
@@ -63,6 +65,8 @@ class ConnectionListener:
         self._timeout_s = timeout_s
         self._create_protocol = create_protocol
         self._loop = asyncio.get_running_loop()
+        #: Accepted connections that are not in the table yet.
+        self._connecting = 0
         listener.setblocking(False)
         self._tasks = TaskSupervisor()
         self._tasks.run_forever("accept", self._accept)
@@ -85,10 +89,16 @@ class ConnectionListener:
             except OSError:
                 await asyncio.sleep(_RETRY_S)
                 continue
+            try:
+                most = min(await self._places(), ACCEPTS_PER_TURN)
+            except asyncio.CancelledError:
+                waiting[0][0].close()
+                raise
             # uvloop accepts one in a turn of the loop, and turns are long where many requests arrive.
             with contextlib.suppress(OSError):
-                while len(waiting) < ACCEPTS_PER_TURN:
+                while len(waiting) < most:
                     waiting.append(self._listener.accept())
+            self._connecting += len(waiting)
             for connection, address in waiting:
                 connection.setblocking(False)
                 if self._context is None:
@@ -98,13 +108,32 @@ class ConnectionListener:
                     self._tasks.run_to_completion("tls_handshake", handshake)
             await asyncio.sleep(0)
 
+    async def _places(self) -> int:
+        """Return how many connections may be accepted. Waits while all places are taken by those that just came.
+
+        Connections beyond the limit replace each other, and of a crowd that is accepted at once a health check would be
+        replaced before its request is read.
+        """
+        free = self._table.free_places() - self._connecting
+        deadline = self._loop.time() + _MAX_FULL_S
+        while free <= 0 and self._loop.time() < deadline:
+            await asyncio.sleep(_FULL_PAUSE_S)
+            await asyncio.sleep(0)  # what has arrived is read between the two
+            if not self._connecting:
+                free = self._table.free_places() or self._table.replaceable_places(self._loop.time())
+        return free if free > 0 else ACCEPTS_PER_TURN
+
     async def _connect(self, connection: socket.socket) -> None:
-        with contextlib.suppress(OSError):  # the client is gone
-            await self._loop.connect_accepted_socket(lambda: self._create_protocol(None), connection)
+        try:
+            with contextlib.suppress(OSError):  # the client is gone
+                await self._loop.connect_accepted_socket(lambda: self._create_protocol(None), connection)
+        finally:
+            self._connecting -= 1
 
     async def _handshake(self, connection: socket.socket, address: str, context: ssl.SSLContext) -> None:
         handshake = TlsHandshake(connection, address, self._loop.time())
         self._table.admit(handshake, self._loop.time())
+        self._connecting -= 1
         try:
             await self._loop.connect_accepted_socket(
                 lambda: self._create_protocol(handshake),

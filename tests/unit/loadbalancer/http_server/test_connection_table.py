@@ -92,6 +92,19 @@ def test_restricted_connections_that_wait_are_replaced(limits: tuple[int, int], 
     assert last.ended == "aborted"
 
 
+def test_places_are_free_or_of_those_that_had_their_time() -> None:
+    full = table()
+    for count in range(16):
+        full.admit(FakeConnection(), 100.0)
+        assert full.free_places() == 17 - count
+    busy, old, new = FakeConnection(), FakeConnection(since=100.0), FakeConnection(since=100.05)
+    for each in (busy, old):
+        full.admit(each, 100.0)
+    assert (full.free_places(), full.replaceable_places(100.0), full.replaceable_places(100.05)) == (0, 0, 1)
+    full.admit(new, 100.05)
+    assert (old.ended, new.restricted, full.replaceable_places(100.06)) == ("aborted", True, 0)
+
+
 def test_other_addresses_are_not_replaced_for_one() -> None:
     full = table(per_address=16)
     for address in ("10.0.0.2", "10.0.0.1"):

@@ -6,6 +6,8 @@ import asyncio
 import contextlib
 import re
 import socket
+import threading
+import time
 from typing import Any, cast
 
 import pytest
@@ -22,7 +24,7 @@ from loadbalancer.http_server.protocol import BoundedHttpProtocol
 from loadbalancer.http_server.server import HttpConfig
 from loadbalancer.metrics.refusals import RefusalCounter
 from scripts.harness.processes import wait_until
-from tests.support.http_server import RecordingTransport, http_service, read_all
+from tests.support.http_server import RecordingTransport, echo, http_service, read_all
 
 GET = b"GET /a HTTP/1.1\r\nHost: a\r\n\r\n"
 HEALTH = b"GET /healthz HTTP/1.1\r\nHost: a\r\n\r\n"
@@ -226,6 +228,37 @@ def test_many_connections_at_once_are_all_served() -> None:
         for connection in opened:
             connection.sendall(b"GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n")
         assert all(read_all(connection).startswith(b"HTTP/1.1 200 ") for connection in opened)
+
+
+def test_a_crowd_displaces_no_health_check_that_came_with_it() -> None:
+    """The event loop is busy while they arrive, so that all wait to be accepted."""
+    blocked = threading.Event()
+
+    async def block(scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["path"] == "/block":
+            blocked.set()
+            time.sleep(0.2)
+        await echo(scope, receive, send)
+
+    body = b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 9\r\n\r\n"
+    with http_service(max_connections=16, app=block) as service, contextlib.ExitStack() as stack:
+
+        def send(data: bytes) -> socket.socket:
+            connection = stack.enter_context(service.connect())
+            connection.sendall(data)
+            return connection
+
+        for _ in range(15):
+            send(body)
+        wait_until(lambda: len(service.config.table) == 15, "15 connections")
+        send(b"GET /block HTTP/1.1\r\nHost: a\r\n\r\n")
+        assert blocked.wait(30)
+        checks = []
+        for _ in range(4):
+            for _ in range(10):
+                send(HEALTH[:-2])
+            checks.append(send(HEALTH))
+        assert [read_all(each)[:12] for each in checks] == [b"HTTP/1.1 200"] * 4
 
 
 def test_pipelined_input_beyond_the_maximum_is_refused() -> None:
