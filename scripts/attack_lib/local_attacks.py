@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
 import sys
 import threading
 import time
@@ -18,7 +17,7 @@ from scripts.attack_lib.attack import CUSTOMER, Attack, BoundBroken
 from scripts.attack_lib.target import Target
 from scripts.harness.balancer import sim
 from scripts.harness.instance import Instance
-from scripts.harness.processes import PATIENCE_S, ROOT, free_port, wait_until
+from scripts.harness.processes import PATIENCE_S, ROOT, child_process, free_port, wait_until
 
 
 def _restart_balancer(target: Target) -> None:
@@ -92,7 +91,7 @@ def _output_ends(target: Target) -> str:
     config.write_text("models: {m: {engine: sim}}\n")
     reading, writing = os.pipe()
     command = [sys.executable, "-m", "controller", "--config", str(config), *options]
-    with subprocess.Popen(command, cwd=ROOT, stdout=writing, stderr=writing, start_new_session=True) as process:
+    with child_process(command, cwd=ROOT, stdout=writing, stderr=writing, start_new_session=True) as process:
         os.close(writing)
         os.read(reading, 1)
         os.close(reading)

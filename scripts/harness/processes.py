@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import psutil
 
 #: Long enough for a machine that is busy with other work.
-PATIENCE_S = 120.0
+PATIENCE_S = 90.0
 ROOT = Path(__file__).resolve().parents[2]
 
 Process = subprocess.Popen[bytes]
@@ -56,6 +57,28 @@ def launch(
         arguments |= {"cwd": ROOT, "env": environment} | popen
         process: Process = subprocess.Popen(command, **arguments)
         return process
+
+
+@contextlib.contextmanager
+def child_process(command: Sequence[str], **popen: Any) -> Iterator[subprocess.Popen[Any]]:
+    """Run the command, and kill it at the end if it still runs.
+
+    `subprocess.Popen` as a context manager would wait for it, for ever if the test has failed.
+    """
+    process = subprocess.Popen(command, **popen)
+    with process:
+        try:
+            yield process
+        finally:
+            if process.poll() is None:
+                process.kill()
+
+
+def text_of(file: Path) -> str:
+    """Return the text of a file that another process creates; empty if it does not exist yet."""
+    with contextlib.suppress(FileNotFoundError):
+        return file.read_text()
+    return ""
 
 
 def stop(child: Process, signum: signal.Signals = signal.SIGTERM) -> int:

@@ -21,7 +21,7 @@ import yaml
 from configs.paths import internal_token
 from scripts.harness.balancer import sim
 from scripts.harness.instance import TIMES, Instance
-from scripts.harness.processes import PATIENCE_S, ROOT
+from scripts.harness.processes import PATIENCE_S, ROOT, child_process, text_of
 
 CALM = {
     "policy": "queue_depth",
@@ -311,12 +311,12 @@ def test_interrupt_of_a_pipeline_stops_everything(start: Start, tmp_path: Path) 
     instance = start(models={"m": sim(scaling=CALM)})
     instance.process.kill()
     instance.process.wait(PATIENCE_S)
-    with subprocess.Popen(["tee", str(tmp_path / "copy")], stdin=subprocess.PIPE, stdout=subprocess.DEVNULL) as tee:
+    copy = tmp_path / "copy"
+    with child_process(["tee", str(copy)], stdin=subprocess.PIPE, stdout=subprocess.DEVNULL) as tee:
         assert tee.stdin is not None
         instance.start(stdout=tee.stdin, stderr=tee.stdin)
         tee.stdin.close()
-        copy = tmp_path / "copy"
-        instance.until(lambda: "Muster is ready" in copy.read_text(), "the message in the copy")
+        instance.until(lambda: "Muster is ready" in text_of(copy), "the message in the copy")
         tee.send_signal(signal.SIGINT)
         instance.process.send_signal(signal.SIGINT)
         assert instance.process.wait(PATIENCE_S) == 0

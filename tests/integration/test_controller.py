@@ -21,7 +21,7 @@ import yaml
 
 from scripts.harness.balancer import sim
 from scripts.harness.instance import TIMES, Instance
-from scripts.harness.processes import PATIENCE_S, ROOT, free_port, wait_until
+from scripts.harness.processes import PATIENCE_S, ROOT, child_process, free_port, wait_until
 
 QUICK = {
     "policy": "queue_depth",
@@ -106,7 +106,7 @@ async def test_signal_to_all_processes_loses_no_request(start: Start, first: str
 
 def test_signal_during_imports_ends_the_controller(tmp_path: Path) -> None:
     """The first process of a container has no default action for a signal."""
-    with subprocess.Popen([sys.executable, "-m", "controller", "--data-dir", str(tmp_path)], cwd=ROOT) as process:
+    with child_process([sys.executable, "-m", "controller", "--data-dir", str(tmp_path)], cwd=ROOT) as process:
         status = Path(f"/proc/{process.pid}/status")
         handled = re.compile(r"SigCgt:\s*([0-9a-f]+)")
 

@@ -20,7 +20,7 @@ from PIL import Image
 
 from configs.paths import jobs_file
 from scripts.harness.balancer import Server, running, sim
-from scripts.harness.processes import PATIENCE_S, ROOT, free_port, wait_until
+from scripts.harness.processes import PATIENCE_S, ROOT, child_process, free_port, stop, wait_until
 from tests.contract.http.test_access import make_key
 from tests.support.certificates import needs_openssl, self_signed
 
@@ -58,14 +58,16 @@ def proxied(server: Server, folder: Path) -> Iterator[httpx.Client]:
     user = "user root; " if os.geteuid() == 0 else ""
     (folder / "nginx.conf").write_text(user + NGINX.format(folder=folder))
     command = ["nginx", "-p", str(folder), "-c", str(folder / "nginx.conf"), "-e", str(folder / "error.log")]
-    with subprocess.Popen(command) as nginx:
+    url = f"https://127.0.0.1:{port}"
+    with (
+        child_process(command) as nginx,
+        httpx.Client(base_url=url, verify=False, headers={"host": HOST}, timeout=PATIENCE_S) as client,
+    ):
         try:
-            url = f"https://127.0.0.1:{port}"
-            with httpx.Client(base_url=url, verify=False, headers={"host": HOST}, timeout=PATIENCE_S) as client:
-                wait_until(lambda: answers(client), "nginx")
-                yield client
+            wait_until(lambda: answers(client), "nginx")
+            yield client
         finally:
-            nginx.terminate()
+            stop(nginx)  # killed, it would leave its workers
 
 
 def answers(client: httpx.Client) -> bool:

@@ -28,7 +28,7 @@ from controller.launchers.local import LocalLauncher
 from controller.launchers.processes import Processes, ProcessRecord
 from controller.runtime.balancer_supervisor import BalancerStartupError, BalancerSupervisor
 from controller.types import Exit, WorkerProcess
-from scripts.harness.processes import wait_until
+from scripts.harness.processes import child_process, wait_until
 
 #: Prints `here` and waits. The child is identified by the name among its arguments.
 WAITS = "import time; print('here', flush=True); time.sleep(600)"
@@ -206,7 +206,7 @@ def test_process_is_alive_while_one_thread_runs(rig: Rig) -> None:
     ],
 )
 def test_reused_pid_is_not_signalled(rig: Rig, name: str, later_s: float) -> None:
-    with subprocess.Popen([sys.executable, "-c", WAITS, "w"], stdout=subprocess.DEVNULL) as other:
+    with child_process([sys.executable, "-c", WAITS, "w"], stdout=subprocess.DEVNULL) as other:
         try:
             process = psutil.Process(other.pid)
             wait_until(lambda: "w" in process.cmdline(), "its program")

@@ -8,6 +8,8 @@ import sys
 
 import pytest
 
+from scripts.harness.processes import PATIENCE_S, child_process
+
 PROGRAM = """
 import asyncio, sys
 from controller.runtime.signals import Terminal, install_signal_handlers
@@ -32,10 +34,10 @@ asyncio.run(main())
 )
 def test_signals_stop_or_change_nothing(signals: list[signal.Signals], said: list[str]) -> None:
     """A controller that a signal ends alone leaves the rest of the server running."""
-    with subprocess.Popen([sys.executable, "-c", PROGRAM], stdout=subprocess.PIPE, text=True) as process:
+    with child_process([sys.executable, "-c", PROGRAM], stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == "ready\n"
         for signum in signals:
             process.send_signal(signum)
         assert process.stdout.read().split() == said
-        assert process.wait() == 0
+        assert process.wait(PATIENCE_S) == 0
