@@ -13,8 +13,6 @@ import tempfile
 from pathlib import Path
 from typing import NamedTuple
 
-from filelock import FileLock
-
 from configs.files import durable_write, read_regular_file
 from configs.text import is_utf8
 
@@ -153,6 +151,8 @@ def internal_token(data_dir: Path) -> str:
     path = run_dir(data_dir) / _INTERNAL_TOKEN
     token = _read_token(path)
     if token is None:
+        from filelock import FileLock  # not in the environment of an engine, whose worker needs no token
+
         with FileLock(
             path.with_name(".internal.token.lock"), timeout=10
         ):  # two processes must not replace each other's

@@ -1,0 +1,139 @@
+"""Finds what is wrong with a user's engine without importing it: its file, its class, its interpreter."""
+
+from __future__ import annotations
+
+import ast
+import os
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+from configs.fields import Tree
+from configs.text import clip
+from configs.worker_packages import WORKER_PACKAGES, environment_problem
+
+#: Time in which an interpreter must answer.
+_ANSWER_S = 20.0
+_PROBE = (
+    "import importlib.util, sys; print('%d.%d' % sys.version_info[:2], "
+    "*(name for name in sys.argv[1:] if importlib.util.find_spec(name) is None))"
+)
+
+
+class EngineReference(NamedTuple):
+    """`package.module:Class` or `path/to/file.py:Class`."""
+
+    #: The module or the file.
+    place: str
+    class_name: str
+
+    @property
+    def is_file(self) -> bool:
+        return self.place.endswith(".py")
+
+
+def engine_reference(text: str) -> EngineReference:
+    place, _, class_name = text.rpartition(":")
+    return EngineReference(place, class_name)
+
+
+def with_absolute_paths(model: Tree, folder: Path) -> Tree:
+    """Return a model's settings with the paths of its engine resolved: they are relative to the configuration file.
+
+    A module is looked for in `path`, which is that folder unless it is set.
+    """
+    engine = model.get("engine")
+    if not isinstance(engine, str) or ":" not in engine:
+        return model
+    place, class_name = engine_reference(engine)
+    changed = dict(model)
+    if place.endswith(".py"):
+        changed["engine"] = f"{_absolute(place, folder)}:{class_name}"
+    path = model.get("path") or "."
+    if isinstance(path, str):
+        changed["path"] = _absolute(path, folder)
+    if isinstance(model.get("python"), str):
+        changed["python"] = _absolute(model["python"], folder)
+    return changed
+
+
+def engine_problems(engine: str, folder: str) -> Iterator[str]:
+    """Yield what keeps the class from being imported, as far as its file shows it."""
+    reference = engine_reference(engine)
+    if reference.is_file:
+        file = Path(reference.place)
+        if not file.is_file():
+            yield f"engine: no such file: {file}"
+            return
+    else:
+        found = _module_file(reference.place, Path(folder))
+        if found is None:  # a package of the environment, which only the worker's interpreter knows
+            return
+        file = found
+    try:
+        tree = ast.parse(file.read_bytes(), str(file))
+    except OSError as error:
+        yield f"engine: {file} cannot be read: {error.strerror}"
+        return
+    except (SyntaxError, ValueError) as error:
+        line = f" line {error.lineno}:" if isinstance(error, SyntaxError) else ""
+        yield f"engine: {file}{line} {getattr(error, 'msg', error)}"
+        return
+    names = _names(tree)
+    if reference.class_name not in names and "*" not in names:
+        classes = [node.name for node in tree.body if isinstance(node, ast.ClassDef)]
+        known = f"it defines {', '.join(classes)}" if classes else "it defines no class"
+        yield f"engine: {file} has no class {reference.class_name}; {known}"
+
+
+def interpreter_problems(python: Path) -> Iterator[str]:
+    """Run the interpreter and yield what keeps it from running a worker."""
+    if not python.is_file():
+        yield f"python: no such interpreter: {python}"
+        return
+    if not os.access(python, os.X_OK):
+        yield f"python: {python} is not executable"
+        return
+    try:
+        probe = subprocess.run(  # noqa: S603  # the operator names it in the configuration
+            [python, "-c", _PROBE, *WORKER_PACKAGES], capture_output=True, text=True, timeout=_ANSWER_S, check=True
+        )
+        version, *missing = probe.stdout.split()
+    except subprocess.TimeoutExpired:
+        yield f"python: {python} does not answer within {_ANSWER_S:g} s"
+        return
+    except (OSError, ValueError, subprocess.CalledProcessError) as error:
+        text = getattr(error, "stderr", "") or str(error)
+        yield f"python: {python} does not run: {clip(' '.join(text.split()), 200)}"
+        return
+    problem = environment_problem(str(python), tuple(map(int, version.split("."))), missing)
+    if problem:
+        yield f"python: {problem}"
+
+
+def _absolute(path: str, folder: Path) -> str:
+    try:
+        # Not resolved: the interpreter of a virtual environment is a link, and means something else than its target.
+        return os.path.normpath(folder.absolute() / Path(path).expanduser())
+    except RuntimeError:  # an unknown user after ~
+        return path
+
+
+def _module_file(module: str, folder: Path) -> Path | None:
+    """Return the module's file if it is in the folder."""
+    place = folder.joinpath(*module.split("."))
+    return next((file for file in (place.with_suffix(".py"), place / "__init__.py") if file.is_file()), None)
+
+
+def _names(tree: ast.Module) -> set[str]:
+    """Return the names that a module defines or imports at its top level, also inside `if` and `try`."""
+    names: set[str] = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ClassDef):
+            names.add(node.name)
+        elif isinstance(node, ast.Import | ast.ImportFrom):
+            names |= {(each.asname or each.name).partition(".")[0] for each in node.names}
+        elif isinstance(node, ast.Assign):
+            names |= {target.id for target in node.targets if isinstance(target, ast.Name)}
+    return names

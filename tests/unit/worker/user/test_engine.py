@@ -1,0 +1,392 @@
+"""A user's class as the step loop runs it: batches, errors of one item, steps, checkpoints."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import numpy
+import pytest
+from pydantic import BaseModel
+
+from muster import Content, Failed
+from tests.support.user_engines import CallOutcome, call, parsed, run_calls, user_engine
+from wire.messages import CallInputs, ImageInputs, Part
+from worker.engine import DeviceLost, EngineRequest, OutOfMemory, TaskError, UnsupportedModel
+
+
+class Word(BaseModel):
+    text: str
+    times: int = 1
+
+
+class Repeat:
+    max_batch_size = 8
+    batch_wait_ms = 2.5
+
+    def __init__(self, mark: str = "") -> None:
+        self.mark = mark
+        self.batches: list[int] = []
+
+    def load(self, device: str) -> None:
+        self.device = device
+
+    def predict(self, items: list[Word]) -> list[str]:
+        self.batches.append(len(items))
+        return [self.mark + item.text * item.times for item in items]
+
+
+class One:
+    def predict(self, item: str) -> int:
+        return len(item)
+
+
+class HTTPError(Exception):
+    """As FastAPI's HTTPException."""
+
+    def __init__(self, status_code: int, detail: str) -> None:
+        super().__init__(detail)
+        self.status_code = status_code
+        self.detail = detail
+
+
+class Moody:
+    """Fails as its items say."""
+
+    def predict(self, items: list[str]) -> list[Any]:
+        for item in items:
+            if item == "raise":
+                raise RuntimeError("raised on demand")
+            if item == "exit":
+                sys.exit("left on demand")
+            if item == "none":
+                return None  # type: ignore[return-value]
+            if item == "few":
+                return ["one"] * (len(items) - 1)
+        results: dict[str, Any] = {
+            "failed": Failed("failed on demand", status=422, param="text"),
+            "http": HTTPError(404, "not there"),
+            "error": ValueError("returned on demand"),
+            "object": object(),
+        }
+        return [results.get(item, item) for item in items]
+
+
+def outcomes(engine: Any, *values: Any, **model: Any) -> list[CallOutcome]:
+    return run_calls(user_engine(engine, **model), [call(value) for value in values])
+
+
+def test_batch_is_one_call_with_validated_items() -> None:
+    engine = Repeat(">")
+    found = run_calls(user_engine(lambda: engine), [call({"text": "a", "times": 2}), call({"text": 5}), call({"text": "b"})])
+    assert [each.value for each in found] == [">aa", None, ">b"]
+    assert found[1].error == "text: Input should be a valid string"
+    assert (engine.batches, engine.device) == ([2], "cpu")
+
+
+def test_properties_are_reported() -> None:
+    engine = user_engine(Repeat)
+    assert (engine.max_batch_size, engine.batch_wait_ms) == (8, 2.5)
+    info = engine.info()
+    assert (info.pipeline, info.unit, info.streams, info.checkpoints) == ("Repeat", "call", False, False)
+    assert '"required": ["text"]' in info.input_schema
+    assert info.output_schema == '{"type": "string"}'
+    assert user_engine(One).max_batch_size == 1
+
+
+@pytest.mark.parametrize(
+    ("item", "error"),
+    [
+        ("raise", "RuntimeError: raised on demand"),
+        ("exit", "SystemExit: left on demand"),
+        ("failed", "text: failed on demand"),
+        ("http", "not there"),
+        ("error", "ValueError: returned on demand"),
+        ("object", "the result cannot be sent: Unable to serialize unknown type: <class 'object'>"),
+    ],
+)
+def test_failing_item_costs_no_other(item: str, error: str) -> None:
+    found = outcomes(Moody, "a", "b", item, "c")
+    assert found == [CallOutcome("a"), CallOutcome("b"), CallOutcome(error=error), CallOutcome("c")]
+
+
+@pytest.mark.parametrize(
+    ("item", "error"),
+    [
+        ("none", "predict returned None; it must return a list with one result per item"),
+        ("few", "predict returned 1 results for 2 items"),
+    ],
+)
+def test_wrong_number_of_results_fails_batch(item: str, error: str) -> None:
+    assert {each.error for each in outcomes(Moody, item, "a")} == {error}
+
+
+@pytest.mark.parametrize(("status", "kind"), [(400, "invalid"), (499, "invalid"), (500, "error"), (503, "error")])
+def test_status_of_failure_becomes_kind(status: int, kind: str) -> None:
+    class Failing:
+        def predict(self, item: str) -> str:
+            raise Failed("no", status=status)
+
+    engine = user_engine(Failing)
+    [row] = engine.admit([call("a")])
+    with pytest.raises(TaskError) as caught:
+        engine.step([row])  # type: ignore[list-item]
+    assert caught.value.kind == kind
+
+
+def test_long_error_is_cut() -> None:
+    class Verbose:
+        def predict(self, item: str) -> str:
+            raise ValueError("x" * 10_000)
+
+    [found] = outcomes(Verbose, "a")
+    assert len(found.error) == 500
+
+
+class OutOfMemoryError(RuntimeError):
+    """As torch's."""
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (OutOfMemoryError("CUDA out of memory"), OutOfMemory),
+        (MemoryError(), OutOfMemory),
+        (RuntimeError("CUDA error: an illegal memory access was encountered"), DeviceLost),
+    ],
+)
+def test_device_errors_are_recognised(error: Exception, expected: type[Exception]) -> None:
+    class Heavy:
+        def predict(self, items: list[str]) -> list[str]:
+            raise error
+
+    engine = user_engine(Heavy)
+    rows = engine.admit([call("a"), call("b")])
+    with pytest.raises(expected):
+        engine.step(rows)  # type: ignore[arg-type]
+
+
+RESULTS: list[tuple[Any, list[str], list[Any]]] = [
+    ({"a": numpy.float32(0.5), "b": numpy.int64(2)}, ["application/json"], [{"a": 0.5, "b": 2}]),
+    ({"a": [numpy.zeros(2)]}, ["application/json"], [{"a": [[0.0, 0.0]]}]),
+    ({"word": Word(text="x")}, ["application/json"], [{"word": {"text": "x", "times": 1}}]),
+    (b"raw", ["application/octet-stream"], [b"raw"]),
+    (Content(b"<svg/>", "image/svg+xml"), ["image/svg+xml"], [b"<svg/>"]),
+    (numpy.uint8([[1, 2]]), ["application/octet-stream"], [b"\1\2"]),
+    ({"x": numpy.uint8([1]), "y": b"2"}, ["application/octet-stream"] * 2, [b"\1", b"2"]),
+    ((numpy.uint8([1]), numpy.uint8([2])), ["application/octet-stream"] * 2, [b"\1", b"\2"]),
+    (float("nan"), ["application/json"], [None]),
+]
+
+
+@pytest.mark.parametrize(("value", "types", "values"), RESULTS)
+def test_results_are_encoded_by_type(value: Any, types: list[str], values: list[Any]) -> None:
+    class Constant:
+        def predict(self, items: list[Any]) -> list[Any]:
+            return [value for _ in items]
+
+    engine = user_engine(Constant)
+    [row] = engine.admit([call(None)])
+    engine.step([row])  # type: ignore[list-item]
+    result = engine.render(row)()  # type: ignore[arg-type]
+    assert [part.media_type for part in result.parts] == types
+    assert [parsed(part, frame) for part, frame in zip(result.parts, result.frames, strict=True)] == values
+
+
+def test_media_type_of_class_applies_to_texts() -> None:
+    class Page:
+        media_type = "text/html"
+
+        def predict(self, item: str) -> str:
+            return f"<p>{item}</p>"
+
+    assert outcomes(Page, "a") == [CallOutcome(b"<p>a</p>")]
+
+
+def test_key_separates_items_and_its_errors_fail_them() -> None:
+    class Shapes:
+        def predict(self, items: list[list[int]]) -> list[int]:
+            return [sum(item) for item in items]
+
+        def key(self, item: list[int]) -> int:
+            return len(item) // (item[0] if item else 0)
+
+    engine = user_engine(Shapes)
+    assert [engine.key(call(value)) for value in ([1, 2], [2, 2], [1])] == [2, 1, 1]
+    with pytest.raises(TaskError, match="ZeroDivisionError"):
+        engine.key(call([]))
+    with pytest.raises(TaskError, match="valid array"):
+        engine.key(call("text"))
+    request = call([1, 5])
+    engine.key(request)
+    assert run_calls(engine, [request]) == [CallOutcome(6)]
+
+
+def test_image_task_is_refused() -> None:
+    inputs = ImageInputs("a seven", 64, 64, steps=1, guidance_scale=1.0, seed=1, scheduler="ddim")
+    [answer] = user_engine(Repeat).admit([EngineRequest(inputs)])
+    assert str(answer) == "this model takes calls and generates no images"
+
+
+def test_frames_without_parts_are_refused() -> None:
+    [answer] = user_engine(Repeat).admit([EngineRequest(CallInputs((Part(),)), [])])
+    assert isinstance(answer, TaskError)
+
+
+class Counter:
+    """Adds its increment in each step; counts from 0 to the limit."""
+
+    def __init__(self) -> None:
+        self.batches: list[int] = []
+
+    def start(self, item: dict[str, int]) -> dict[str, Any]:
+        if item["limit"] < 0:
+            raise Failed("limit must not be negative", status=400, param="limit")
+        return {"total": numpy.zeros(1, "int64"), "limit": item["limit"], "raw": b"x"}
+
+    def step(self, states: list[dict[str, Any]]) -> list[bool]:
+        self.batches.append(len(states))
+        for state in states:
+            state["total"] = state["total"] + 1
+        return [bool(state["total"][0] >= state["limit"]) for state in states]
+
+    def result(self, state: dict[str, Any]) -> int:
+        if state["limit"] == 13:
+            raise RuntimeError("no thirteen")
+        return int(state["total"][0])
+
+    def save(self, state: dict[str, Any]) -> dict[str, Any]:
+        return state
+
+    def restore(self, item: dict[str, int], saved: dict[str, Any]) -> dict[str, Any]:
+        assert item["limit"] == saved["limit"]
+        return saved
+
+    def preview(self, state: dict[str, Any]) -> int | None:
+        total = int(state["total"][0])
+        return total if total % 2 == 0 else None
+
+
+def test_items_of_an_iterative_engine_leave_when_done() -> None:
+    engine = Counter()
+    made = user_engine(lambda: engine)
+    found = run_calls(made, [call({"limit": 2}), call({"limit": 5}), call({"limit": -1}), call({"limit": 13})])
+    assert [each.value for each in found] == [2, 5, None, None]
+    assert [each.error for each in found[2:]] == ["limit: limit must not be negative", "RuntimeError: no thirteen"]
+    assert engine.batches == [3] * 2 + [2] * 3 + [1] * 8
+    assert (made.info().unit, made.info().checkpoints, made.info().streams) == ("step", True, True)
+
+
+def test_checkpoint_continues_in_another_worker() -> None:
+    request = call({"limit": 6})
+    first = user_engine(Counter)
+    [row] = first.admit([request])
+    for _ in range(4):
+        first.step([row])  # type: ignore[list-item]
+    save = first.save(row)  # type: ignore[arg-type]
+    first.step([row])  # type: ignore[list-item]
+    assert save is not None
+    checkpoint = save()
+    assert checkpoint.step == 4
+
+    engine = Counter()
+    second = user_engine(lambda: engine)
+    found = run_calls(second, [EngineRequest(request.inputs, request.sources, checkpoint)])
+    assert (found, engine.batches) == ([CallOutcome(6)], [1, 1])
+
+
+@pytest.mark.parametrize("frames", [[b"\xff"], [], [b"\x82\xa6values\x80\xa5parts\x90", b"more"]])
+def test_broken_checkpoint_starts_again(frames: list[bytes]) -> None:
+    from worker.engine import Checkpoint
+
+    request = call({"limit": 3})
+    found = run_calls(user_engine(Counter), [EngineRequest(request.inputs, request.sources, Checkpoint(2, frames))])
+    assert found == [CallOutcome(3)]
+
+
+def test_previews_are_streamed_to_those_who_ask() -> None:
+    found = run_calls(user_engine(Counter), [call({"limit": 5}, stream=True), call({"limit": 5})])
+    assert found == [CallOutcome(5, chunks=(2, 4)), CallOutcome(5)]
+
+
+def test_steps_of_a_fixed_number() -> None:
+    class Fixed:
+        def steps(self, item: int) -> int:
+            return item
+
+        def start(self, item: int) -> list[int]:
+            return []
+
+        def step(self, states: list[list[int]]) -> None:
+            for state in states:
+                state.append(1)
+
+        def result(self, state: list[int]) -> int:
+            return len(state)
+
+    found = outcomes(Fixed, 3, 1, 0)
+    assert [each.value for each in found] == [3, 1, None]
+    assert found[2].error == "ValueError: steps returned 0; at least 1 is needed"
+
+
+def test_step_without_end_is_an_error() -> None:
+    class Endless:
+        def start(self, item: int) -> list[int]:
+            return []
+
+        def step(self, states: list[Any]) -> None:
+            """Never done."""
+
+        def result(self, state: Any) -> None:
+            """Never called."""
+
+    [found] = outcomes(Endless, 1)
+    assert found.error == "step returned None, and the engine has no steps(item): no item would ever end"
+
+
+class NoPredict:
+    def load(self, device: str) -> None:
+        """Not enough."""
+
+
+class TwoArguments:
+    def predict(self, items: list[str], other: int) -> list[str]:
+        return items
+
+
+class HalfIterative:
+    def step(self, states: list[Any]) -> None:
+        """Not enough."""
+
+
+class SaveOnly(Counter):
+    restore = None  # type: ignore[assignment]
+
+
+class BadLimit:
+    max_batch_size = 0
+
+    def predict(self, items: list[str]) -> list[str]:
+        return items
+
+
+class BadAnnotation:
+    def predict(self, items: list[Missing]) -> list[str]:  # type: ignore[name-defined]  # noqa: F821
+        return []
+
+
+@pytest.mark.parametrize(
+    ("engine", "text"),
+    [
+        (NoPredict, "NoPredict is not an engine: it has no method predict"),
+        (TwoArguments, "TwoArguments.predict takes items, other; it must take one argument"),
+        (HalfIterative, "HalfIterative has no method start, result"),
+        (SaveOnly, "SaveOnly has save but no restore"),
+        (BadLimit, "BadLimit.max_batch_size is 0; it must be a number of at least 1"),
+        (BadAnnotation, "the annotations of BadAnnotation.predict cannot be read: name 'Missing' is not defined"),
+    ],
+)
+def test_what_is_no_engine_is_explained(engine: Any, text: str) -> None:
+    with pytest.raises(UnsupportedModel) as caught:
+        user_engine(engine)
+    assert text in str(caught.value)

@@ -1,0 +1,229 @@
+"""Parts of a call as the value that an engine's annotation describes, and the error that names what is wrong."""
+
+from __future__ import annotations
+
+import base64
+import dataclasses
+import io
+import json
+from typing import Annotated, Any, Literal, NotRequired, TypedDict
+
+import msgspec
+import numpy
+import pytest
+from numpy.typing import NDArray
+from PIL import Image
+from pydantic import BaseModel, ConfigDict, Field
+
+from wire.messages import Part
+from worker.engine import TaskError
+from worker.engines.user.images import ImageBounds
+from worker.engines.user.inputs import InputDecoder
+from worker.engines.user.value_types import UnsupportedType
+
+BOUNDS = ImageBounds(pixels=64 * 64, side=100)
+JSON = Part()
+RAW = Part("application/octet-stream")
+
+
+class Model(BaseModel):
+    text: str
+    count: Annotated[int, Field(ge=1)] = 1
+
+
+class ImageModel(BaseModel):
+    model_config = ConfigDict(arbitrary_types_allowed=True)
+    image: Image.Image
+    scale: float = 1.0
+
+
+@dataclasses.dataclass
+class Point:
+    x: float
+    y: float = 0.5
+
+
+@dataclasses.dataclass
+class Sample:
+    pixels: NDArray[numpy.float32]
+    label: str = "none"
+
+
+class Fields(TypedDict):
+    data: bytes
+    name: NotRequired[str]
+
+
+class Struct(msgspec.Struct):
+    text: str
+    data: bytes = b""
+
+
+def png(width: int = 4, height: int = 3) -> bytes:
+    out = io.BytesIO()
+    Image.new("RGB", (width, height), "red").save(out, "PNG")
+    return out.getvalue()
+
+
+def b64(data: bytes) -> str:
+    return base64.b64encode(data).decode()
+
+
+def tensor(array: Any, name: str = "") -> tuple[Part, bytes]:
+    array = numpy.asarray(array)
+    return Part("application/octet-stream", name, array.dtype.name, array.shape), array.tobytes()
+
+
+def decode(annotation: Any, *parts: tuple[Part, bytes]) -> Any:
+    return InputDecoder(annotation, BOUNDS).decode([part for part, _ in parts], [frame for _, frame in parts])
+
+
+def decode_json(annotation: Any, value: Any) -> Any:
+    return decode(annotation, (JSON, json.dumps(value).encode()))
+
+
+@pytest.mark.parametrize(
+    ("annotation", "value", "expected"),
+    [
+        (Any, {"a": [1, None]}, {"a": [1, None]}),
+        (str, "text", "text"),
+        (int, 3, 3),
+        (float, 3, 3.0),
+        (bool, True, True),
+        (dict, {"a": 1}, {"a": 1}),
+        (list[float], [1, 2.5], [1.0, 2.5]),
+        (str | None, None, None),
+        (Literal["a", "b"], "b", "b"),
+        (Model, {"text": "x"}, Model(text="x")),
+        (Point, {"x": 1}, Point(1.0)),
+        (Struct, {"text": "x", "data": b64(b"raw")}, Struct("x", b"raw")),
+        (bytes, b64(b"raw"), b"raw"),
+        (bytes, {"b64": b64(b"raw")}, b"raw"),
+        (list[bytes], [b64(b"1"), b64(b"2")], [b"1", b"2"]),
+        (Fields, {"data": b64(b"raw")}, {"data": b"raw"}),
+    ],
+)
+def test_json_becomes_annotated_type(annotation: Any, value: Any, expected: Any) -> None:
+    found = decode_json(annotation, value)
+    assert (found, type(found)) == (expected, type(expected))
+
+
+@pytest.mark.parametrize(
+    ("annotation", "value", "text"),
+    [
+        (Model, {"text": 1}, "text: Input should be a valid string"),
+        (Model, {"text": "x", "count": 0}, "count: Input should be greater than or equal to 1"),
+        (list[int], [1, "x", 3], "1: Input should be a valid integer"),
+        (Struct, {"text": 1}, r"Expected `str`, got `int` - at `\$\.text`"),
+        (bytes, "no base64!", "must be base64"),
+        (Image.Image, b64(b"no image"), "not a PNG, JPEG or WebP file"),
+        (Image.Image, 5, "must be an image"),
+        (Image.Image, b64(png(101, 1)), "101x1 pixels; at most 4096 pixels and 100 a side"),
+        (NDArray[numpy.float32], [[1], [2, 3]], "no array of float32"),
+        (numpy.ndarray, ["a"], "nested lists of numbers"),
+        (numpy.ndarray, {"a": 1}, "must be an array"),
+        (Sample, {"pixels": "x"}, "pixels: must be an array"),
+        (ImageModel, {"image": "x", "scale": "y"}, "image: must be base64; scale: Input should be a valid number"),
+        (Fields, {}, "data: Field required"),
+    ],
+)
+def test_error_names_field(annotation: Any, value: Any, text: str) -> None:
+    with pytest.raises(TaskError, match=text) as caught:
+        decode_json(annotation, value)
+    assert caught.value.kind == "invalid"
+
+
+@pytest.mark.parametrize("annotation", [Any, Model, Struct, bytes])
+@pytest.mark.parametrize("frame", [b"", b"{", b"\xff", b"[" * 10_000])
+def test_broken_json_is_invalid(annotation: Any, frame: bytes) -> None:
+    with pytest.raises(TaskError) as caught:
+        decode(annotation, (JSON, frame))
+    assert caught.value.kind == "invalid"
+
+
+def test_arrays_come_from_lists_and_from_frames() -> None:
+    assert decode_json(numpy.ndarray, [[1, 2], [3, 4]]).tolist() == [[1, 2], [3, 4]]
+    found = decode(NDArray[numpy.float32], tensor(numpy.arange(6, dtype="float32").reshape(2, 3)))
+    assert (found.dtype, found.shape, found.flags.writeable) == (numpy.float32, (2, 3), False)
+    assert decode(NDArray[numpy.float64], tensor(numpy.float32([1, 2]))).dtype == numpy.float64
+    with pytest.raises(TaskError, match="must be an array of int8, not of float32"):
+        decode(NDArray[numpy.int8], tensor(numpy.float32([1])))
+
+
+def test_images_come_from_parts_and_from_base64() -> None:
+    for found in (
+        decode(Image.Image, (Part("image/png"), png())),
+        decode(Image.Image, (RAW, png())),
+        decode_json(Image.Image, b64(png())),
+        decode_json(Image.Image, {"b64": b64(png())}),
+        decode_json(Image.Image, "data:image/png;base64," + b64(png())),
+        decode_json(ImageModel, {"image": b64(png())}).image,
+        decode(ImageModel, (Part("image/png", "image"), png()), (JSON, b'{"scale": 2}')).image,
+        decode_json(list[Image.Image], [b64(png())])[0],
+    ):
+        assert (found.size, found.getpixel((0, 0))) == ((4, 3), (255, 0, 0))
+
+
+def test_named_parts_fill_fields() -> None:
+    sample = decode(Sample, tensor(numpy.float32([1, 2]), "pixels"), (Part("text/plain", "label"), b"seven"))
+    assert isinstance(sample, Sample)
+    assert (sample.pixels.tolist(), sample.label) == ([1.0, 2.0], "seven")
+    assert decode(Fields, (Part("application/octet-stream", "data"), b"raw")) == {"data": b"raw"}
+    assert decode(Any, tensor(numpy.int8([1]), "a"), tensor(numpy.int8([2]), "b")).keys() == {"a", "b"}
+    assert decode(Point, tensor(numpy.float32([[1]]).reshape(()), "x"), tensor(numpy.float32(2), "y")) == Point(1, 2)
+    assert isinstance(decode(ImageModel, (Part("image/png", "image"), png())), ImageModel)
+    with pytest.raises(TaskError, match="a part has no name"):
+        decode(Point, (JSON, b"1"), tensor(numpy.float32(2), "y"))
+
+
+@pytest.mark.parametrize(
+    ("annotation", "part", "expected"),
+    [
+        (list[float], tensor(numpy.float32([1, 2]), "x"), [1.0, 2.0]),
+        (float, tensor(numpy.float32([4])), 4.0),
+        (str, (Part("", "", "BYTES", (1,)), b"\x02\0\0\0hi"), "hi"),
+        (list[str], (Part("", "", "BYTES", (2,)), b"\x01\0\0\0a\x01\0\0\0b"), ["a", "b"]),
+        (str, (Part("text/plain"), "grün".encode()), "grün"),
+        (bytes, (Part("image/png"), b"raw"), b"raw"),
+        (Any, (RAW, b"raw"), b"raw"),
+    ],
+)
+def test_parts_become_plain_types(annotation: Any, part: tuple[Part, bytes], expected: Any) -> None:
+    assert decode(annotation, part) == expected
+
+
+def test_tuple_takes_parts_in_order() -> None:
+    first, second = decode(tuple[numpy.ndarray, numpy.ndarray], tensor([1]), tensor([2]))
+    assert (first.tolist(), second.tolist()) == ([1], [2])
+
+
+@pytest.mark.parametrize(
+    ("part", "frame", "text"),
+    [
+        (Part("", "x", "float32", (2,)), b"\0" * 7, "x: 2 of float32 takes 8 bytes, got 7"),
+        (Part("", "", "object", (1,)), b"\0" * 8, "no tensors of 'object'"),
+        (Part("", "", "float128", (1,)), b"\0" * 16, "no tensors of 'float128'"),
+        (Part("", "", "uint8", (2**31 - 1, 2**31 - 1, 2**31 - 1)), b"", "takes"),
+        (Part("", "", "BYTES", (2**31 - 1,)), b"\0\0\0\0", "strings take at least"),
+        (Part("", "", "BYTES", (1,)), b"\xff\0\0\0a", "string 0 is cut short"),
+        (Part("", "", "BYTES", (0,)), b"a", "1 bytes are left"),
+    ],
+)
+def test_wrong_frames_are_invalid(part: Part, frame: bytes, text: str) -> None:
+    with pytest.raises(TaskError, match=text) as caught:
+        decode(numpy.ndarray, (part, frame))
+    assert caught.value.kind == "invalid"
+
+
+def test_schema_describes_bytes_images_and_arrays() -> None:
+    schema = InputDecoder(Sample, BOUNDS).schema()
+    assert (schema["required"], schema["properties"]["pixels"]["type"]) == (["pixels"], "array")
+    image = InputDecoder(ImageModel, BOUNDS).schema()["properties"]["image"]
+    assert (image["type"], image["contentEncoding"]) == ("string", "base64")
+    assert InputDecoder(Struct, BOUNDS).schema()["$defs"]["Struct"]["required"] == ["text"]
+    assert InputDecoder(Any, BOUNDS).schema() == {}
+
+
+def test_module_as_annotation_is_explained() -> None:
+    with pytest.raises(UnsupportedType, match=r"PIL\.Image is a module"):
+        InputDecoder(Image, BOUNDS)

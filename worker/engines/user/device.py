@@ -1,0 +1,39 @@
+"""The device of a user's engine, without importing torch for engines that do not use it."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import psutil
+
+
+def device_name(device: str) -> str:
+    """Return the name that `load` gets: `cuda:N` as this process sees it, or `cpu`."""
+    return device if device.startswith("cuda") else "cpu"
+
+
+def memory_bytes(device: str) -> int:
+    """Return torch's peak GPU memory if the engine uses it, otherwise the resident memory of this process."""
+    torch = _torch()
+    if device.startswith("cuda") and torch is not None and torch.cuda.is_initialized():
+        return int(torch.cuda.max_memory_reserved(device))
+    return int(psutil.Process().memory_info().rss)
+
+
+def synchronize(device: str) -> None:
+    """Wait for the GPU if the engine has used torch on it."""
+    torch = _torch()
+    if device.startswith("cuda") and torch is not None and torch.cuda.is_initialized():
+        torch.cuda.synchronize(device)
+
+
+def limit_cpu_threads(device: str) -> None:
+    """One thread per worker on a CPU: with more, workers on shared cores wait for each other at every operator."""
+    torch = _torch()
+    if torch is not None and not device.startswith("cuda"):
+        torch.set_num_threads(1)
+
+
+def _torch() -> Any:
+    return sys.modules.get("torch")

@@ -1,0 +1,47 @@
+"""Exceptions of user code as errors of one task, of the batch or of the device."""
+
+from __future__ import annotations
+
+from muster import Failed
+from worker.engine import DeviceLost, OutOfMemory, TaskError
+
+#: Longer texts are cut, so that an exception cannot send an array's contents to a client.
+_MAX_CHARS = 500
+
+
+def is_failure(value: object) -> bool:
+    """Return whether an engine returned this in place of a result."""
+    return isinstance(value, Exception)
+
+
+def task_error(error: BaseException) -> TaskError:
+    """Return the error that the client gets for its task."""
+    if isinstance(error, TaskError):
+        return error
+    if isinstance(error, Failed):
+        return _with_status(error.status, f"{error.param}: {error.message}" if error.param else error.message)
+    status, detail = getattr(error, "status_code", None), getattr(error, "detail", None)
+    if isinstance(status, int) and detail is not None:  # an HTTPException of FastAPI or Starlette
+        return _with_status(status, detail if isinstance(detail, str) else repr(detail))
+    text = " ".join(str(error).split())
+    return TaskError("error", _clip(f"{type(error).__name__}: {text}" if text else type(error).__name__))
+
+
+def batch_error(error: BaseException) -> Exception:
+    """Return what the step loop expects for an exception that ended a whole batch."""
+    name, text = type(error).__name__, str(error)
+    if isinstance(error, DeviceLost | OutOfMemory):
+        return error
+    if name == "OutOfMemoryError" or isinstance(error, MemoryError) or "DefaultCPUAllocator" in text:
+        return OutOfMemory(_clip(f"the engine did not fit into memory: {text}"))
+    if name == "AcceleratorError" or "CUDA error" in text:
+        return DeviceLost(_clip(text))
+    return task_error(error)
+
+
+def _with_status(status: int, text: str) -> TaskError:
+    return TaskError("invalid" if status < 500 else "error", _clip(text))
+
+
+def _clip(text: str) -> str:
+    return text if len(text) <= _MAX_CHARS else f"{text[: _MAX_CHARS - 3]}..."

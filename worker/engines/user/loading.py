@@ -1,0 +1,104 @@
+"""Imports the class of an engine and makes an instance. Every mistake is one sentence."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import inspect
+import sys
+import traceback
+from collections.abc import Mapping
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from worker.engine import UnsupportedModel
+
+
+def load_class(reference: str, folder: str = "") -> type:
+    """Return the class for `package.module:Class` or `path/to/file.py:Class`.
+
+    Modules are looked for in `folder` first. Raises `UnsupportedModel`.
+    """
+    place, _, name = reference.rpartition(":")
+    if not place or not name.isidentifier():
+        raise UnsupportedModel(f"engine {reference!r} is neither package.module:Class nor path/to/file.py:Class")
+    module = _load_file(Path(place)) if place.endswith(".py") else _load_module(place, folder)
+    found = getattr(module, name, None)
+    if isinstance(found, type):
+        return found
+    if found is not None:
+        raise UnsupportedModel(f"{place}: {name} is a {type(found).__name__}, not a class")
+    own = [each.__name__ for each in vars(module).values() if isinstance(each, type) and _is_own(each, module)]
+    known = f"it defines {', '.join(sorted(own))}" if own else "it defines no class"
+    raise UnsupportedModel(f"{place} has no class {name}; {known}")
+
+
+def make_instance(engine: type, options: Mapping[str, Any]) -> Any:
+    """Call the class with the configured options. Raises `UnsupportedModel`."""
+    try:
+        parameters = inspect.signature(engine).parameters
+        inspect.signature(engine).bind(**options)
+    except TypeError as error:
+        known = ", ".join(name for name, each in parameters.items() if each.kind is not each.VAR_KEYWORD)
+        raise UnsupportedModel(
+            f"{engine.__name__} cannot be made with options {dict(options)}: {error}; it takes {known or 'none'}"
+        ) from None
+    except ValueError:  # a class without a signature
+        pass
+    try:
+        return engine(**options)
+    except Exception as error:
+        raise UnsupportedModel(f"{engine.__name__}() failed: {_explain(error)}") from error
+
+
+def _load_file(file: Path) -> ModuleType:
+    file = file.expanduser().resolve()
+    if not file.is_file():
+        raise UnsupportedModel(f"engine: no such file: {file}")
+    _prefer(str(file.parent))
+    # The prefix keeps a file such as queue.py from hiding a module of the same name.
+    name = f"muster_engine_{file.stem}"
+    spec = importlib.util.spec_from_file_location(name, file)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    try:
+        spec.loader.exec_module(module)
+    except (Exception, SystemExit) as error:
+        del sys.modules[name]
+        raise UnsupportedModel(f"{file} cannot be imported: {_explain(error, str(file))}") from error
+    return module
+
+
+def _load_module(name: str, folder: str) -> ModuleType:
+    if folder:
+        _prefer(folder)
+    try:
+        return importlib.import_module(name)
+    except (Exception, SystemExit) as error:
+        missing = isinstance(error, ModuleNotFoundError) and error.name and f"{name}.".startswith(f"{error.name}.")
+        where = f" in {folder} or in the packages of {sys.executable}" if missing else ""
+        text = f"no module {name}{where}" if missing else f"{name} cannot be imported: {_explain(error)}"
+        raise UnsupportedModel(f"engine: {text}") from error
+
+
+def _prefer(folder: str) -> None:
+    if folder not in sys.path:
+        sys.path.insert(0, folder)
+
+
+def _is_own(found: type, module: ModuleType) -> bool:
+    return found.__module__ == module.__name__ and not found.__name__.startswith("_")
+
+
+def _explain(error: BaseException, file: str = "") -> str:
+    """Return the error with the line of the user's file where it happened."""
+    if isinstance(error, SyntaxError):
+        return f"line {error.lineno}: {error.msg}"
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename == file]
+    line = f"line {frames[-1].lineno}: " if frames else ""
+    if isinstance(error, ModuleNotFoundError):
+        return f"{line}no module {error.name}; install it for {sys.executable}"
+    return f"{line}{type(error).__name__}: {error}"

@@ -1,0 +1,102 @@
+"""Results of an engine as parts: JSON, bytes, an image or arrays, one frame each."""
+
+from __future__ import annotations
+
+import base64
+import sys
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import msgspec
+from pydantic import BaseModel
+from pydantic_core import to_jsonable_python
+
+from muster import Content
+from wire.messages import Part
+from worker.engine import TaskError
+from worker.engines.user.images import encode_png, is_image
+from worker.engines.user.tensors import as_array, encode_array, is_array, is_tensor, plain_values
+
+_JSON = Part()
+_BYTES = "application/octet-stream"
+
+
+class EncodedParts(NamedTuple):
+    """A result as it is sent: one frame for each part."""
+
+    parts: tuple[Part, ...]
+    frames: tuple[bytes, ...]
+
+
+class OutputEncoder:
+    """Encodes the results of one engine."""
+
+    def __init__(self, media_type: str = "") -> None:
+        """`media_type` is that of texts and bytes; by default texts are JSON."""
+        self._text = Part(media_type) if media_type else None
+        self._bytes = Part(media_type or _BYTES)
+        self._encode_json = msgspec.json.Encoder(enc_hook=_plain).encode
+
+    def is_slow(self, value: object) -> bool:
+        """Return whether encoding takes so long that it should not hold up a step."""
+        return is_image(value) or (isinstance(value, dict) and any(map(is_image, value.values())))
+
+    def encode(self, value: Any) -> EncodedParts:
+        """Raises `TaskError` for a value that cannot be sent."""
+        try:
+            return self._encode(value)
+        except TaskError:
+            raise
+        except Exception as error:
+            raise TaskError("error", f"the result cannot be sent: {error}") from error
+
+    def _encode(self, value: Any) -> EncodedParts:
+        if isinstance(value, BaseModel):
+            return EncodedParts((_JSON,), (value.__pydantic_serializer__.to_json(value),))
+        if isinstance(value, dict) and value and all(map(_is_binary, value.values())):
+            return self._encode_named([(str(name), each) for name, each in value.items()])
+        if type(value) in (tuple, list) and value and all(map(is_array, value)):
+            return self._encode_named([(f"output_{index}", each) for index, each in enumerate(value)])
+        part, frame = self._encode_part(value)
+        return EncodedParts((part,), (frame,))
+
+    def _encode_named(self, values: Sequence[tuple[str, Any]]) -> EncodedParts:
+        encoded = [self._encode_part(value) for _, value in values]
+        parts = tuple(
+            msgspec.structs.replace(part, name=name) for (name, _), (part, _) in zip(values, encoded, strict=True)
+        )
+        return EncodedParts(parts, tuple(frame for _, frame in encoded))
+
+    def _encode_part(self, value: Any) -> tuple[Part, bytes]:
+        if isinstance(value, bytes | bytearray | memoryview):
+            return self._bytes, bytes(value)
+        if self._text is not None and isinstance(value, str):
+            return self._text, value.encode()
+        if isinstance(value, Content):
+            return Part(value.media_type), bytes(value.data)
+        if is_image(value):
+            return Part("image/png"), encode_png(value)
+        if is_array(value) or is_tensor(value):
+            return encode_array(as_array(value))
+        body, media_type = getattr(value, "body", None), getattr(value, "media_type", None)
+        if isinstance(body, bytes) and isinstance(media_type, str):  # a Response of Starlette or LitServe
+            return Part(media_type), body
+        return _JSON, self._encode_json(value)
+
+
+def _is_binary(value: object) -> bool:
+    return isinstance(value, bytes | bytearray | Content) or is_array(value) or is_tensor(value) or is_image(value)
+
+
+def _plain(value: Any) -> Any:
+    """Return a value inside JSON that msgspec knows. Raises `TypeError`."""
+    if isinstance(value, BaseModel):
+        return value.model_dump(mode="json")
+    if is_array(value) or is_tensor(value):
+        return plain_values(as_array(value))
+    numpy = sys.modules.get("numpy")
+    if numpy is not None and isinstance(value, numpy.generic):
+        return value.item()
+    if is_image(value):
+        return base64.b64encode(encode_png(value)).decode()
+    return to_jsonable_python(value)

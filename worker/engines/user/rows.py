@@ -1,0 +1,65 @@
+"""A call inside a user's engine."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from wire.messages import Part
+from worker.engine import TaskError
+
+
+@dataclass(slots=True, eq=False)
+class CallRow:
+    """One call: its item, and its result or error when `step == steps`."""
+
+    item: Any
+    #: The client reads chunks as they come. Otherwise they are collected for the result.
+    is_streaming: bool
+    step: int = 0
+    steps: int = 1
+    output: Any = None
+    error: TaskError | None = None
+    #: What the runner needs between two steps.
+    state: Any = None
+    _values: list[Any] = field(default_factory=list)
+    _chunks: list[tuple[Part, bytes]] = field(default_factory=list)
+
+    def finish(self, output: Any) -> None:
+        """The call is done, with this result."""
+        self.step += 1
+        self.steps = self.step
+        self.output = output
+
+    def fail(self, error: TaskError) -> None:
+        """The call is done, with this error."""
+        self.finish(None)
+        self.error = error
+
+    def advance(self) -> None:
+        """The call has taken a step and is not done."""
+        self.step += 1
+        self.steps = max(self.steps, self.step + 1)
+
+    def add_value(self, value: Any) -> None:
+        """Collect a value of a stream for the result."""
+        self._values.append(value)
+
+    def add_chunk(self, part: Part, frame: bytes) -> None:
+        self._chunks.append((part, frame))
+
+    def take_chunks(self) -> list[tuple[Part, bytes]]:
+        """Return the chunks since the last call."""
+        if not self._chunks:
+            return []
+        chunks, self._chunks = self._chunks, []
+        return chunks
+
+    def collected(self) -> Any:
+        """Return the values of a stream as one: texts and bytes joined, others as a list."""
+        values = self._values
+        if values and all(isinstance(value, str) for value in values):
+            return "".join(values)
+        if values and all(isinstance(value, bytes) for value in values):
+            return b"".join(values)
+        return values

@@ -1,0 +1,60 @@
+"""A state as frames: msgpack for plain values, raw frames for bytes and arrays. Never pickle.
+
+The first frame describes the fields of the dict that an engine's `save` returns; each array and each bytes value has a
+frame of its own after it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import msgspec
+
+from wire.messages import Part
+from worker.engines.user.tensors import as_array, decode_array, encode_array, is_array, is_tensor
+
+
+class _Header(msgspec.Struct, frozen=True):
+    """Fields of the state: those with plain values, then those in frames, in their order."""
+
+    values: dict[str, Any]
+    parts: list[Part]
+
+
+def encode_state(saved: Any) -> list[bytes]:
+    """Return the frames. Raises `ValueError` for a value that they cannot have."""
+    if not isinstance(saved, dict) or not all(isinstance(name, str) for name in saved):
+        raise ValueError(f"save must return a dict with names as keys, not a {type(saved).__name__}")
+    values: dict[str, Any] = {}
+    parts: list[Part] = []
+    frames: list[bytes] = []
+    for name, value in saved.items():
+        if is_array(value) or is_tensor(value):
+            part, frame = encode_array(as_array(value), name)
+        elif isinstance(value, bytes | bytearray):
+            part, frame = Part("application/octet-stream", name), bytes(value)
+        else:
+            values[name] = value
+            continue
+        parts.append(part)
+        frames.append(frame)
+    try:
+        header = msgspec.msgpack.encode(_Header(values, parts))
+    except (TypeError, OverflowError) as error:
+        raise ValueError(f"save may return arrays, bytes and plain values: {error}") from None
+    return [header, *frames]
+
+
+def decode_state(frames: Sequence[bytes]) -> dict[str, Any]:
+    """Return the state; arrays are read-only. Raises `ValueError` for frames of something else."""
+    try:
+        header = msgspec.msgpack.decode(frames[0], type=_Header)
+    except (IndexError, msgspec.DecodeError) as error:
+        raise ValueError(f"the checkpoint is not from this engine: {error}") from None
+    if len(frames) != 1 + len(header.parts):
+        raise ValueError("the checkpoint is not from this engine: it has another number of frames")
+    saved = dict(header.values)
+    for part, frame in zip(header.parts, frames[1:], strict=True):
+        saved[part.name] = decode_array(part, frame) if part.dtype else frame
+    return saved
