@@ -16,6 +16,7 @@ COPY wire wire
 COPY loadbalancer loadbalancer
 COPY controller controller
 COPY worker worker
+COPY muster muster
 RUN pip install --constraint constraints.txt .
 
 USER muster

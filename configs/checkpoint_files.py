@@ -14,6 +14,7 @@ from typing import Any
 
 from configs.safetensors_file import InvalidFile, check_safetensors, explain_start, open_regular
 from configs.settings import Model
+from configs.user_engine import engine_problems
 
 _BUILTIN = Path(__file__).parents[1] / "worker" / "builtin"
 _HUB_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)?")
@@ -40,6 +41,8 @@ def checkpoint_problems(model: Model) -> list[str]:
     """Return what keeps the model from being loaded, as far as its files show it."""
     if model.engine == "sim":
         return []
+    if model.task == "call":
+        return list(engine_problems(model.engine, model.path))
     problems = list(_path_problems(model.path, model))
     if model.controlnet is not None and not is_hub_id(model.controlnet):
         problems += _controlnet_problems(Path(model.controlnet))

@@ -12,7 +12,8 @@ from configs.checkpoint_files import checkpoint_problems, is_hub_id
 from configs.fields import Tree
 from configs.load import DEFAULT_FILE, ConfigError, load
 from configs.sections import expand_home
-from configs.settings import Settings
+from configs.settings import Model, Settings
+from configs.user_engine import interpreter_problems
 from configs.yaml_file import dump_yaml
 
 #: Exit status for an invalid configuration or invalid options.
@@ -79,9 +80,9 @@ def settings_from(args: argparse.Namespace) -> Settings:
 
 def _check_files(file: Path, settings: Settings) -> int:
     """Print what is wrong with the models' files, or that nothing is. Return the exit status."""
-    problems = {name: checkpoint_problems(model) for name, model in settings.models.items()}
+    problems = {name: _model_problems(model) for name, model in settings.models.items()}
     for name, model in settings.models.items():
-        if model.engine != "sim" and is_hub_id(model.path):
+        if model.engine == "diffusion" and is_hub_id(model.path):
             print(f"{file}: models.{name}.path = {model.path!r}: no such folder or file here; taken for a hub id")
     if not any(problems.values()):
         print(f"{file}: valid; serves {', '.join(settings.models)}")
@@ -91,6 +92,11 @@ def _check_files(file: Path, settings: Settings) -> int:
         for problem in found:
             print(f"{file}: models.{name}: {problem}", file=sys.stderr)
     return EXIT_USAGE
+
+
+def _model_problems(model: Model) -> list[str]:
+    interpreter = interpreter_problems(model.python) if model.python is not None else ()
+    return [*checkpoint_problems(model), *interpreter]
 
 
 def config_reader(args: argparse.Namespace) -> Callable[[], Settings]:

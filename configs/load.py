@@ -18,6 +18,7 @@ from configs.environment import read_variables
 from configs.fields import Tree, annotation_at, field_path, section_of, with_field_names
 from configs.settings import Settings
 from configs.text import clip, escaped
+from configs.user_engine import with_absolute_paths
 from configs.yaml_file import InvalidYaml, KeyPath, read_yaml_file
 
 DEFAULT_FILE = Path(__file__).with_name("default.yaml")
@@ -57,7 +58,7 @@ def load(file: Path | None = None, overrides: Tree | None = None) -> Settings:
 
     `overrides` are the settings of the command line. `file` replaces the default file completely.
     """
-    from_file = read_yaml(file or DEFAULT_FILE)
+    from_file = _with_engine_paths(read_yaml(file or DEFAULT_FILE), (file or DEFAULT_FILE).parent)
     models = from_file.values.get("models")
     from_environment = read_environment(list(models) if isinstance(models, dict) else [])
     sources = [from_file, from_environment, ConfigSource("command line", overrides or {})]
@@ -93,6 +94,17 @@ def read_environment(models: Sequence[str] = ()) -> ConfigSource:
     if problems:
         raise ConfigError([Problem("environment", *problem) for problem in problems])
     return ConfigSource("environment", values, {key: f"environment: {name}" for key, name in places.items()})
+
+
+def _with_engine_paths(source: ConfigSource, folder: Path) -> ConfigSource:
+    """Resolve the paths of user-written engines, which are relative to the configuration file."""
+    models = source.values.get("models")
+    if not isinstance(models, dict):
+        return source
+    resolved = {
+        name: with_absolute_paths(model, folder) if isinstance(model, dict) else model for name, model in models.items()
+    }
+    return source._replace(values=source.values | {"models": resolved})
 
 
 def _merge(base: Tree, over: Tree) -> Tree:

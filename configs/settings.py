@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
+from pydantic.types import JsonValue
 
 from configs.proxy import ColdStartProxy
 from configs.samplers import canonical_sampler, sampler_names
@@ -91,6 +92,9 @@ class Batching(Section):
     """`max_batch_size: auto`: minimum gain in images per second, as a fraction, for which a larger batch is used."""
     max_step_s: PositiveSeconds | None = None
     """Maximum duration of a step, which limits how long a new request waits to join the batch. Default: no limit."""
+    batch_wait_ms: Annotated[float, Field(ge=0, le=60_000)] | None = None
+    """Time that an incomplete batch waits for more calls while nothing runs, in milliseconds. Default: what the
+    engine's class says, or 0."""
     checkpoint_every: Annotated[int, Field(ge=1)] | Literal["auto", "never"] = "auto"
     """Steps between two checkpoints of a task, from which it resumes after its worker died. `auto`: about 2 s."""
 
@@ -177,7 +181,12 @@ class Model(Section):
     `path/to/file.py:Class`: an engine of your own."""
     path: Annotated[str, AfterValidator(_checkpoint_path)] = ""
     """`builtin:NAME`, a local folder, a `.safetensors` file, or a hub id. Only safetensors are loaded. Required for
-    `diffusion`."""
+    `diffusion`. For an engine of your own: the folder of its module. Default: that of the configuration file."""
+    options: dict[str, JsonValue] = Field(default={})
+    """Arguments of the class of an engine of your own."""
+    python: LocalPath | None = None
+    """Python interpreter of the workers, such as `/path/to/venv/bin/python`, for an engine of your own. Default: that
+    of Muster."""
     pipeline: str | None = Field(default=None, pattern=r"^[A-Za-z][A-Za-z0-9]*Pipeline$")
     """Pipeline class of diffusers. Default: the class that the checkpoint names."""
     controlnet: Annotated[str, AfterValidator(_checkpoint_path)] | None = None
@@ -211,6 +220,11 @@ class Model(Section):
     sim: Sim = Sim()
 
     @property
+    def engine_name(self) -> str:
+        """The engine as clients see it: without the folder of its file."""
+        return self.engine.rpartition("/")[2]
+
+    @property
     def task(self) -> Literal["image", "call"]:
         """The kind of inputs that the model takes."""
         return "image" if self.engine in ("diffusion", "sim") else "call"
@@ -222,6 +236,15 @@ class Model(Section):
                 "path is required: a folder, a .safetensors file, a hub id such as stabilityai/sd-turbo, or "
                 "builtin:digits"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _own_engine_only(self) -> Model:
+        for name, value in (("options", self.options), ("python", self.python)):
+            if value and self.task != "call":
+                raise ValueError(
+                    f"{name} is for an engine of your own (engine: package.module:Class), not {self.engine}"
+                )
         return self
 
     @model_validator(mode="after")

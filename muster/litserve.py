@@ -78,7 +78,7 @@ class LitAPI:
 
     def log(self, key: str, value: Any) -> None:
         """Write the value to the worker's log."""
-        print(f"{key}: {value}")  # noqa: T201
+        print(f"{key}: {value}")
 
     def health(self) -> bool:
         """Not called: Muster replaces a worker that hangs or dies by itself."""

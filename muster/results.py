@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 
-class Failed(Exception):  # noqa: N818  # it is returned as often as raised
+class Failed(Exception):  # it is returned as often as raised
     """One item failed, the others are unaffected. Return it in place of the item's result, or raise it.
 
     The text goes to the client. `status` is an HTTP status: 400 to 499 is the client's mistake, 500 the engine's.

@@ -19,7 +19,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 MAX_LINE = 120
 MAX_MEAN_WORDS = 16.0
-_TOP = "configs|controller|docs|loadbalancer|scripts|tests|wire|worker"
+_TOP = "configs|controller|docs|loadbalancer|muster|scripts|tests|wire|worker"
 _PATH = re.compile(rf"`((?:{_TOP})/[\w./-]+)`|(?:^|[\s(])((?:{_TOP})/[\w/-]+\.(?:py|md|yaml|json|svg|png))\b")
 _MODULE = re.compile(r"python -m (scripts(?:\.\w+)+)")
 _LINK = re.compile(r"\]\((?!https?:|#)([^)#\s]+)")

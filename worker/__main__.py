@@ -27,7 +27,7 @@ from worker.calibration import measure
 from worker.engine import DeviceLost
 from worker.postprocessing import PostProcessor
 from worker.standby import StandbyCancelled
-from worker.startup import LoadedEngine, StartFailed, load, load_standby, start_failures
+from worker.startup import LoadedEngine, StartFailed, load, load_standby, start_failures, with_engine_limits
 from worker.step_loop import StepLoop, WorkerRejected
 
 log = logging.getLogger("worker")
@@ -77,6 +77,16 @@ def _parser() -> argparse.ArgumentParser:
         default=argparse.SUPPRESS,
         help="key that --join shows and trusts",
     )
+    check = parser.add_argument_group("checking an engine of your own, without a server")
+    check.add_argument(
+        "--check-engine",
+        nargs="?",
+        const="",
+        default=argparse.SUPPRESS,
+        metavar="ENGINE",
+        help="run package.module:Class, path/to/file.py:Class, or by default that of --model, report, and exit",
+    )
+    check.add_argument("--input", default=argparse.SUPPRESS, help="an item: JSON, or a file; default: the example()")
     add_config_options(parser)
     return parser
 
@@ -98,6 +108,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     detach_standard_streams()
     args = _parser().parse_args(argv)
     settings = settings_from(args)
+    if hasattr(args, "check_engine"):
+        return _check_engine(args, settings)
     configure_logging(settings.log_level)
     rotate_own_log(settings.data_dir, settings.logging)
     raise_open_file_limit()
@@ -132,6 +144,21 @@ def main(argv: Sequence[str] | None = None) -> int:
         return EXIT_CRASH
 
 
+def _check_engine(args: argparse.Namespace, settings: Settings) -> int:
+    """Print a report about the engine. Return 0 if nothing is wrong with it, 1 otherwise."""
+    from worker.engine_check import check_engine, engine_to_check
+
+    configure_logging("error" if settings.log_level == "info" else settings.log_level)
+    try:
+        model = engine_to_check(settings, args.check_engine, getattr(args, "model", None))
+    except ValueError as error:
+        print(error, file=sys.stderr)
+        return EXIT_USAGE
+    report = check_engine(model, args.device, getattr(args, "input", None))
+    print(report)
+    return 1 if report.problems else 0
+
+
 def _balancer(args: argparse.Namespace, settings: Settings) -> tuple[str, WorkerKey | None]:
     """Return the balancer's address, and the key if it is on another machine. Raises `BadKey`."""
     remote, file = getattr(args, "join", None), getattr(args, "key_file", None)
@@ -151,7 +178,6 @@ def _serve(settings: Settings, model: str, name: str, address: str, key: WorkerK
     )
     threads = 2 if device.startswith("cuda") else 1
     post = PostProcessor(client.send, threads, int(workers.max_result_bytes))
-    max_batch, sizer = _batch_sizer(configured)
 
     def drain(signum: int, frame: object) -> None:
         del frame
@@ -165,6 +191,8 @@ def _serve(settings: Settings, model: str, name: str, address: str, key: WorkerK
 
     with start_failures():
         engine.load()
+        configured = with_engine_limits(configured, engine)
+        max_batch, sizer = _batch_sizer(configured)
         stopwatch.lap("device_s")
         engine.warm_up()
         measure(engine, configured, sizer, max_batch, cache_dir(settings.data_dir))

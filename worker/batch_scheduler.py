@@ -122,7 +122,8 @@ class BatchScheduler:
         """Remove and return the waiting tasks whose group has room, in order of arrival; no key blocks another.
 
         In `grouped` mode a batch starts when it is full or its oldest task has waited `window_s`, and no task joins
-        until all have left. It is the baseline of servers without step batching.
+        until all have left. It is the baseline of servers without step batching. `batch_wait_ms` delays a batch while
+        nothing runs.
         """
         if self._memory_full:
             return []
@@ -132,6 +133,8 @@ class BatchScheduler:
             if self.running or (allowed < full and now - oldest.since < self._batching.window_s):
                 return []
             allowed = min(allowed, full)
+        elif self._is_waiting_for_more(now):
+            return []
         joining: list[WaitingTask] = []
         room: dict[Hashable, int] = {}
         for task in self.waiting.values():
@@ -145,6 +148,15 @@ class BatchScheduler:
         for task in joining:
             del self.waiting[task.assignment.task]
         return joining
+
+    def _is_waiting_for_more(self, now: float) -> bool:
+        """Return whether an incomplete batch should wait: nothing runs, and its oldest task came just now."""
+        wait_s = (self._batching.batch_wait_ms or 0.0) / 1000
+        if not wait_s or self.running or not self.waiting:
+            return False
+        oldest = next(iter(self.waiting.values()))
+        full = self._sizer.limit(oldest.shape, now, key=oldest.key)
+        return len(self.waiting) < full and now - oldest.since < wait_s
 
     def defer(self, task: WaitingTask) -> None:
         """Take back a task that did not fit into memory beside those that run."""

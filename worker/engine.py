@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from configs.settings import Model
 from wire.messages import SOURCES, EngineInfo, FailureKind, ImageFormat, ImageInputs, Part, TaskInputs
@@ -120,6 +120,23 @@ def image_samples(model: Model, info: EngineInfo) -> list[EngineRequest]:
     ]
 
 
+class EngineLimits(NamedTuple):
+    """What an engine says about its batches. The configuration comes first."""
+
+    #: None: the measured number.
+    max_batch_size: int | None = None
+    batch_wait_ms: float = 0.0
+
+
+class ResultChunk(NamedTuple):
+    """A piece of a streamed result."""
+
+    #: Counted from 0; a task that continues from a checkpoint counts on from there.
+    number: int
+    part: Part
+    frame: bytes
+
+
 class Row(Protocol):
     """A task inside the engine. It is done when `step == steps`."""
 
@@ -130,6 +147,16 @@ class Row(Protocol):
     @property
     def steps(self) -> int:
         """Total number of forward passes; some samplers need more than the requested steps."""
+
+    def take_chunks(self) -> Sequence[ResultChunk]:
+        """Remove and return the pieces of a streamed result that the last steps have made."""
+
+
+class UnstreamedRow:
+    """Base of rows whose result comes at the end only."""
+
+    def take_chunks(self) -> Sequence[ResultChunk]:
+        return ()
 
 
 class StepEngine(Protocol):
@@ -146,6 +173,9 @@ class StepEngine(Protocol):
 
     def info(self) -> EngineInfo:
         """Return the engine's properties. Valid after `load`."""
+
+    def limits(self) -> EngineLimits:
+        """Return what it says about its batches. Valid after `load`."""
 
     def fingerprint(self) -> str:
         """Return a text that names all that its speed depends on: device, model, precision, library versions."""

@@ -9,8 +9,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from configs.settings import Model
+from pydantic import ValidationError
+
+from configs.settings import Model, Settings
 from configs.text import clip
+from configs.user_engine import with_absolute_paths
 from wire.messages import Assignment, CallInputs, Part
 from worker.batch_scheduler import Member, shape_of
 from worker.engine import EngineRequest, Row, TaskError, TaskResult
@@ -55,6 +58,22 @@ class _Outcome:
         return f"{self.chunks} chunks" if self.chunks else ", ".join(parts) or "nothing"
 
 
+def engine_to_check(settings: Settings, engine: str, name: str | None) -> Model:
+    """Return the model of this engine, of this name, or the first with a user-written engine. Raises `ValueError`."""
+    if engine:
+        try:
+            return Model.model_validate(with_absolute_paths({"engine": engine}, Path.cwd()))
+        except ValidationError as error:
+            raise ValueError(f"--check-engine {engine}: {error.errors()[0]['msg']}") from None
+    own = {each: model for each, model in settings.models.items() if model.task == "call" and model.engine != "sim"}
+    if name is None and own:
+        return next(iter(own.values()))
+    if name not in own:
+        known = f"models with one: {', '.join(own)}" if own else "no configured model has one"
+        raise ValueError(f"--check-engine needs an engine of your own, or --config FILE and --model NAME; {known}")
+    return own[name]
+
+
 def check_engine(model: Model, device: str, given: str | None) -> EngineReport:
     """Load the engine and run one item, a full batch, a mixed batch and a move of its state.
 
@@ -70,12 +89,12 @@ def check_engine(model: Model, device: str, given: str | None) -> EngineReport:
             imported = time.monotonic()
             engine.load()
             loaded = time.monotonic()
-            samples = [_given_item(engine, given)] if given is not None else engine.samples()
+            samples = [_given_item(given)] if given is not None else engine.samples()
     except StartFailed as error:
         report.problems.append(str(error))
         return report
     info, used = engine.info(), engine.memory_bytes()
-    report.add("class", f"{info.pipeline}, {engine.interface.summary()}")
+    report.add("class", f"{info.pipeline}, {engine.summary()}")
     report.add("import", f"{imported - started:.2f} s")
     report.add("load", f"{loaded - imported:.2f} s; {used / 1e6:.0f} MB in use ({(used - memory) / 1e6:+.0f} MB)")
     report.add("input", clip(info.input_schema, 200) or "anything")
@@ -103,7 +122,7 @@ def _run(report: EngineReport, engine: UserEngine, samples: Sequence[EngineReque
         return
     if not one.chunks and (mismatch := engine.result_problem(one.result)):
         report.problems.append(f"the result is not what the annotation says: {mismatch}")
-    size = engine.max_batch_size or _FULL_BATCH
+    size = engine.limits().max_batch_size or _FULL_BATCH
     if size > 1:
         _run_batches(report, engine, samples, one, size)
     if engine.info().checkpoints:
@@ -124,10 +143,14 @@ def _run_batches(
     mixed = [samples[index % len(samples)] for index in range(min(size, 4))]
     mixed[1:1] = [broken]
     found = _run_all(engine, mixed)
-    report.add("mixed batch", f"{len(mixed) - 1} items and a broken one: {sum(not each.error for each in found)} results")
+    report.add(
+        "mixed batch", f"{len(mixed) - 1} items and a broken one: {sum(not each.error for each in found)} results"
+    )
     if found[1].result is not None:
         report.problems.append("the broken item got a result")
-    report.problems += [f"a broken item made another fail: {each.error}" for each in (found[0], *found[2:]) if each.error]
+    report.problems += [
+        f"a broken item made another fail: {each.error}" for each in (found[0], *found[2:]) if each.error
+    ]
 
 
 def _move(report: EngineReport, engine: UserEngine, sample: EngineRequest, one: _Outcome) -> None:
@@ -190,7 +213,7 @@ def _result(engine: UserEngine, member: Member, chunks: int) -> _Outcome:
         return _Outcome(None, str(error))
 
 
-def _given_item(engine: UserEngine, text: str) -> EngineRequest:
+def _given_item(text: str) -> EngineRequest:
     """Return a call of the item. Raises `StartFailed` if it is neither JSON nor a file."""
     file = Path(text)
     try:

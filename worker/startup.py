@@ -15,7 +15,7 @@ from setproctitle import setproctitle
 
 from configs.checkpoint_files import checkpoint_problems
 from configs.paths import children_dir, controller_pid_file, standby_files
-from configs.settings import Settings
+from configs.settings import Model, Settings
 from configs.text import clip
 from wire.messages import StartupTimes
 from worker.engine import DeviceLost, StepEngine, TaskError, UnsupportedModel
@@ -90,6 +90,17 @@ def _explain(error: Exception) -> str:
     else:
         text = f"{type(error).__name__}: {error}"
     return clip(" ".join(text.split()), _MAX_REASON)
+
+
+def with_engine_limits(model: Model, engine: StepEngine) -> Model:
+    """Return the settings with the engine's own limits in place of those that are not configured."""
+    limits, batching = engine.limits(), model.batching
+    if batching.batch_wait_ms is None:
+        batching = batching.model_copy(update={"batch_wait_ms": limits.batch_wait_ms})
+    size = model.max_batch_size
+    if size == "auto" and limits.max_batch_size is not None:
+        size = limits.max_batch_size
+    return model.model_copy(update={"batching": batching, "max_batch_size": size})
 
 
 def load(settings: Settings, model: str, name: str, device: str) -> LoadedEngine:

@@ -13,6 +13,7 @@ from wire.messages import (
     Assign,
     Assignment,
     Cancel,
+    Chunk,
     Heartbeat,
     Hello,
     Preempt,
@@ -260,6 +261,8 @@ class StepLoop:
         progress: list[WorkerEnvelope] = []
         for member in advanced:
             task, row = member.assignment, member.row
+            if not self._send_chunks(member):
+                continue
             if row.step >= row.steps:
                 self._scheduler.leave(task.task)
                 self._post.finish(task, render(self._engine, member), row.step)
@@ -276,6 +279,22 @@ class StepLoop:
                     self._post.checkpoint(task, state, row.steps)
         if progress:
             self._transport.send(*progress)
+
+    def _send_chunks(self, member: Member) -> bool:
+        """Send what the row has made of a streamed result. Return False if that ended the task."""
+        chunks, task = member.row.take_chunks(), member.assignment
+        if not chunks:
+            return True
+        for _, _, frame in chunks:
+            if not self._post.can_send([frame]):
+                self._scheduler.leave(task.task)
+                self._engine.release(member.row)
+                self._fail(task, TaskError("error", f"a piece of the result is too large: it has {len(frame)} bytes"))
+                return False
+        self._transport.send(
+            *(WorkerEnvelope(Chunk(task.task, task.attempt, number, part), [frame]) for number, part, frame in chunks)
+        )
+        return True
 
     def _fail(self, assignment: Assignment, error: TaskError) -> None:
         self._failed += 1

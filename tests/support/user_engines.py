@@ -59,7 +59,7 @@ def run_calls(engine: UserEngine, requests: Sequence[EngineRequest], max_steps: 
         for index, member in list(running.items()):
             row = member.row
             assert isinstance(row, CallRow)
-            chunks[index] += [parsed(part, frame) for part, frame in row.take_chunks()]
+            chunks[index] += [parsed(part, frame) for _, part, frame in row.take_chunks()]
             if index not in outcomes and row.step < row.steps:
                 continue
             if index not in outcomes:

@@ -15,6 +15,10 @@ def build(model: Model, device: str) -> StepEngine:
         from worker.engines.sim import SimEngine
 
         return SimEngine(model)
+    if model.task == "call":
+        from worker.engines.user.engine import UserEngine
+
+        return UserEngine(model, device)
     from worker.engines.diffusion.loading import has_family, pipeline_class
 
     if has_family(pipeline_class(model)):

@@ -24,11 +24,13 @@ from worker.engine import (
     BatchKey,
     Checkpoint,
     DeviceLost,
+    EngineLimits,
     EngineRequest,
     OutOfMemory,
     Row,
     TaskError,
     TaskResult,
+    UnstreamedRow,
     image_result,
     image_samples,
 )
@@ -38,7 +40,7 @@ _STATE_BYTES = 32
 
 
 @dataclass
-class SimRow:
+class SimRow(UnstreamedRow):
     """A task's state: a digest that every step changes, so that a lost or repeated step shows in the image."""
 
     inputs: ImageInputs
@@ -72,6 +74,9 @@ class SimEngine:
     def info(self) -> EngineInfo:
         modes = tuple(SOURCES)
         return EngineInfo("simulated", "sim", modes, checkpoints=True, loras=self._loras, reproducible=True)
+
+    def limits(self) -> EngineLimits:
+        return EngineLimits()
 
     def fingerprint(self) -> str:
         return f"sim {self._sim.t0_s} {self._sim.t1_s} {self._sim.memory_tasks}"

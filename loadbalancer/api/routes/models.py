@@ -39,7 +39,7 @@ async def _card(services: Services, name: str) -> ModelCard:
     return ModelCard(
         id=name,
         created=services.started,
-        engine=model.engine,
+        engine=model.engine_name,
         defaults=model.defaults.model_dump(),
         limits=model.limits.model_dump() | {"max_n": services.settings.server.max_n},
         ready=scheduler.is_ready(name),

@@ -13,14 +13,14 @@ from configs.settings import Batching
 from wire.messages import Assignment, ImageInputs, Shape
 from worker.batch_scheduler import CHECKPOINT_EVERY_S, BatchScheduler, Member, WaitingTask, preview_steps
 from worker.batch_size import BatchSizer
-from worker.engine import EngineRequest
+from worker.engine import EngineRequest, UnstreamedRow
 
 SIZE = Shape("64x64", 4096)
 INPUTS = ImageInputs("a seven", 64, 64, steps=20, guidance_scale=3.0, seed=1, scheduler="ddim")
 
 
 @dataclass
-class FakeRow:
+class FakeRow(UnstreamedRow):
     step: int = 0
     steps: int = 20
 

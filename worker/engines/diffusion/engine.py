@@ -23,6 +23,7 @@ from wire.messages import SOURCES, EngineInfo, ImageInputs
 from worker.engine import (
     BatchKey,
     Checkpoint,
+    EngineLimits,
     EngineRequest,
     OutOfMemory,
     Row,
@@ -105,6 +106,9 @@ class DiffusionEngine:
             reproducible=True,
             dtype=str(self._family.dtype).removeprefix("torch."),
         )
+
+    def limits(self) -> EngineLimits:
+        return EngineLimits()
 
     def fingerprint(self) -> str:
         model = f"{self._model.path}, {self.info().dtype}, compile {self._model.compile}"

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from wire.messages import ImageInputs
-from worker.engine import TaskError
+from worker.engine import TaskError, UnstreamedRow
 from worker.engines.diffusion.families.base import Conditions
 from worker.engines.diffusion.lora.layers import LoraScales
 from worker.engines.diffusion.sampling import Sampler
@@ -29,7 +29,7 @@ class MaskState:
 
 
 @dataclass(eq=False)
-class DiffusionRow:
+class DiffusionRow(UnstreamedRow):
     """One image in the batch.
 
     Tensors are replaced, never changed in place, so that a reference keeps its state.

@@ -14,15 +14,26 @@ from typing import Any
 
 from configs.settings import Model
 from wire.messages import CallInputs, EngineInfo
-from worker.engine import BatchKey, Checkpoint, DeviceLost, EngineRequest, OutOfMemory, Row, TaskError, TaskResult
+from worker.engine import (
+    BatchKey,
+    Checkpoint,
+    DeviceLost,
+    EngineLimits,
+    EngineRequest,
+    OutOfMemory,
+    Row,
+    TaskError,
+    TaskResult,
+)
 from worker.engines.user import device as devices
 from worker.engines.user.description import describe, examples
 from worker.engines.user.failures import batch_error, task_error
 from worker.engines.user.images import ImageBounds
+from worker.engines.user.inputs import InputDecoder
 from worker.engines.user.loading import load_class, make_instance
 from worker.engines.user.outputs import OutputEncoder
 from worker.engines.user.rows import CallRow
-from worker.engines.user.saved_state import decode_state, encode_state
+from worker.engines.user.saved_state import SavedState, decode_state, encode_state
 from worker.engines.user.setup import Program, make_program
 
 log = logging.getLogger(__name__)
@@ -91,14 +102,20 @@ class UserEngine:
     def info(self) -> EngineInfo:
         return self._info
 
-    @property
-    def max_batch_size(self) -> int | None:
-        """Calls of one batch, as the class says; None for the measured number."""
-        return self._program.max_batch_size
+    def limits(self) -> EngineLimits:
+        return self._program.limits
 
-    @property
-    def batch_wait_ms(self) -> float:
-        return self._program.batch_wait_ms
+    def summary(self) -> str:
+        """Return how the class is called, for people."""
+        return self._program.interface.summary()
+
+    def result_problem(self, result: TaskResult) -> str:
+        """Return how a result differs from the annotation, or an empty text."""
+        try:
+            InputDecoder(self._program.interface.output_type, self._bounds).decode(result.parts, result.frames)
+        except TaskError as error:
+            return str(error)
+        return ""
 
     def fingerprint(self) -> str:
         file = inspect.getsourcefile(type(self._instance)) or ""
@@ -124,7 +141,10 @@ class UserEngine:
     # ---- calls
 
     def key(self, request: EngineRequest) -> BatchKey:
-        """Return `key(item)` of a class that has it. Raises `TaskError` for inputs that it does not take."""
+        """Return `key(item)` of a class that has it. Raises `TaskError` for inputs that it does not take.
+
+        A text, by which step times are reported, in place of numbers and tuples.
+        """
         if self._key is None:
             return None
         item = self._decode(request)
@@ -136,7 +156,7 @@ class UserEngine:
             hash(key)
         except Exception as error:
             raise task_error(error) from error
-        return key
+        return repr(key) if isinstance(key, int | float | tuple) else key
 
     def admit(self, tasks: Sequence[EngineRequest]) -> list[Row | TaskError]:
         rows: list[Row | TaskError] = []
@@ -175,7 +195,7 @@ class UserEngine:
         assert isinstance(row, CallRow)
         if not self._info.checkpoints:
             return None
-        checkpoint = Checkpoint(row.step, encode_state(self._instance.save(row.state)))
+        checkpoint = Checkpoint(row.step, encode_state(SavedState(self._instance.save(row.state), row.chunk_count)))
         return lambda: checkpoint
 
     def release(self, row: Row) -> None:
@@ -192,7 +212,8 @@ class UserEngine:
         try:
             saved = None
             if checkpoint is not None:
-                row.step, saved = checkpoint.step, self._restorable(checkpoint)
+                saved, row.chunk_count = self._restorable(checkpoint)
+                row.step = checkpoint.step
             self._program.runner.start(row, saved)
         except (Exception, SystemExit) as error:
             failure = batch_error(error)
@@ -201,7 +222,7 @@ class UserEngine:
             raise failure from error
         return row
 
-    def _restorable(self, checkpoint: Checkpoint) -> dict[str, Any]:
+    def _restorable(self, checkpoint: Checkpoint) -> SavedState:
         if not self._info.checkpoints:
             raise TaskError("error", "this engine does not support checkpoints")
         return decode_state(checkpoint.frames)

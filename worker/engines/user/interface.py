@@ -26,6 +26,14 @@ class Interface(NamedTuple):
     input_type: Any
     output_type: Any
 
+    def summary(self) -> str:
+        """Return how the engine is called, for people."""
+        kinds = {"predict": "predict", "iterative": "start, step and result", "litserve": "LitServe's hooks"}
+        traits = ["batches" if self.is_batched else "single items"]
+        traits += ["async"] if self.is_async else []
+        traits += ["streams"] if self.is_stream else []
+        return f"{kinds[self.kind]} ({', '.join(traits)})"
+
 
 def inspect_engine(engine: Any) -> Interface:
     """Return the interface of an instance. Raises `UnsupportedModel` with what is missing."""
@@ -42,7 +50,7 @@ def inspect_engine(engine: Any) -> Interface:
     predict = getattr(engine, "predict", None)
     if not callable(predict):
         raise UnsupportedModel(
-            f"{name} is not an engine: it has no method predict(items), nor start, step and result, nor LitServe's setup"
+            f"{name} is not an engine: it has no method predict(items), nor start, step and result, nor setup"
         )
     return _predict_interface(engine, predict)
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from wire.messages import Part
-from worker.engine import TaskError
+from worker.engine import ResultChunk, TaskError
 
 
 @dataclass(slots=True, eq=False)
@@ -22,8 +23,10 @@ class CallRow:
     error: TaskError | None = None
     #: What the runner needs between two steps.
     state: Any = None
-    _values: list[Any] = field(default_factory=list)
-    _chunks: list[tuple[Part, bytes]] = field(default_factory=list)
+    #: Number of chunks until now.
+    chunk_count: int = 0
+    _values: list[Any] | None = None
+    _chunks: list[ResultChunk] | None = None
 
     def finish(self, output: Any) -> None:
         """The call is done, with this result."""
@@ -43,21 +46,26 @@ class CallRow:
 
     def add_value(self, value: Any) -> None:
         """Collect a value of a stream for the result."""
+        if self._values is None:
+            self._values = []
         self._values.append(value)
 
     def add_chunk(self, part: Part, frame: bytes) -> None:
-        self._chunks.append((part, frame))
+        if self._chunks is None:
+            self._chunks = []
+        self._chunks.append(ResultChunk(self.chunk_count, part, frame))
+        self.chunk_count += 1
 
-    def take_chunks(self) -> list[tuple[Part, bytes]]:
+    def take_chunks(self) -> Sequence[ResultChunk]:
         """Return the chunks since the last call."""
-        if not self._chunks:
-            return []
-        chunks, self._chunks = self._chunks, []
+        if self._chunks is None:
+            return ()
+        chunks, self._chunks = self._chunks, None
         return chunks
 
     def collected(self) -> Any:
         """Return the values of a stream as one: texts and bytes joined, others as a list."""
-        values = self._values
+        values = self._values or []
         if values and all(isinstance(value, str) for value in values):
             return "".join(values)
         if values and all(isinstance(value, bytes) for value in values):

@@ -62,6 +62,9 @@ class BatchRunner:
 class ItemRunner(BatchRunner):
     """One call of `predict` for each row."""
 
+    def __init__(self, predict: Callable[[Any], Any]) -> None:
+        super().__init__(predict)
+
     def step(self, rows: Sequence[CallRow]) -> None:
         if len(rows) == 1:
             self._step_one(rows[0])

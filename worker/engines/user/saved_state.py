@@ -7,7 +7,7 @@ frame of its own after it.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 
@@ -20,10 +20,20 @@ class _Header(msgspec.Struct, frozen=True):
 
     values: dict[str, Any]
     parts: list[Part]
+    #: Chunks that were sent before.
+    chunks: int = 0
 
 
-def encode_state(saved: Any) -> list[bytes]:
+class SavedState(NamedTuple):
+    """What an engine needs to continue a call."""
+
+    saved: dict[str, Any]
+    chunks: int = 0
+
+
+def encode_state(state: SavedState) -> list[bytes]:
     """Return the frames. Raises `ValueError` for a value that they cannot have."""
+    saved = state.saved
     if not isinstance(saved, dict) or not all(isinstance(name, str) for name in saved):
         raise ValueError(f"save must return a dict with names as keys, not a {type(saved).__name__}")
     values: dict[str, Any] = {}
@@ -40,13 +50,13 @@ def encode_state(saved: Any) -> list[bytes]:
         parts.append(part)
         frames.append(frame)
     try:
-        header = msgspec.msgpack.encode(_Header(values, parts))
+        header = msgspec.msgpack.encode(_Header(values, parts, state.chunks))
     except (TypeError, OverflowError) as error:
         raise ValueError(f"save may return arrays, bytes and plain values: {error}") from None
     return [header, *frames]
 
 
-def decode_state(frames: Sequence[bytes]) -> dict[str, Any]:
+def decode_state(frames: Sequence[bytes]) -> SavedState:
     """Return the state; arrays are read-only. Raises `ValueError` for frames of something else."""
     try:
         header = msgspec.msgpack.decode(frames[0], type=_Header)
@@ -57,4 +67,4 @@ def decode_state(frames: Sequence[bytes]) -> dict[str, Any]:
     saved = dict(header.values)
     for part, frame in zip(header.parts, frames[1:], strict=True):
         saved[part.name] = decode_array(part, frame) if part.dtype else frame
-    return saved
+    return SavedState(saved, header.chunks)

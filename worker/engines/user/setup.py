@@ -7,7 +7,7 @@ import inspect
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from worker.engine import UnsupportedModel
+from worker.engine import EngineLimits, UnsupportedModel
 from worker.engines.user.async_calls import AsyncRunner, EventLoopThread
 from worker.engines.user.images import ImageBounds
 from worker.engines.user.inputs import InputDecoder
@@ -30,9 +30,7 @@ class Program(NamedTuple):
     prepare: Callable[[Any], Any] | None
     runner: Runner
     load: Callable[[str], None]
-    #: Calls of one batch; None for the measured number.
-    max_batch_size: int | None
-    batch_wait_ms: float
+    limits: EngineLimits
     thread: EventLoopThread | None
 
 
@@ -45,7 +43,9 @@ def make_program(engine: Any, bounds: ImageBounds, emit: Emit) -> Program:
         raise UnsupportedModel(f"{type(engine).__name__}: {error}") from None
     except Exception as error:  # pydantic has no schema for the type
         text = str(error).partition("\n")[0]
-        raise UnsupportedModel(f"{type(engine).__name__}: no input can be of type {interface.input_type}: {text}") from None
+        raise UnsupportedModel(
+            f"{type(engine).__name__}: no input can be of type {interface.input_type}: {text}"
+        ) from None
     thread = EventLoopThread() if interface.is_async else None
     hooks = LitServeHooks(engine) if interface.kind == "litserve" else None
     runner = _litserve_runner(hooks, interface, emit, thread) if hooks else _runner(engine, interface, emit, thread)
@@ -55,8 +55,7 @@ def make_program(engine: Any, bounds: ImageBounds, emit: Emit) -> Program:
         hooks.decode if hooks else None,
         runner,
         hooks.setup if hooks else functools.partial(_load, engine),
-        _max_batch_size(engine, interface),
-        _batch_wait_ms(engine),
+        EngineLimits(_max_batch_size(engine, interface), _batch_wait_ms(engine)),
         thread,
     )
 

@@ -100,9 +100,9 @@ class StreamRunner:
             self._close(stream)
             return
         stream.has_emitted = True
-        for row, value in zip(stream.rows, values, strict=True):
-            if row is not None:
-                self._on_value(stream, row, value)
+        for receiver, value in zip(stream.rows, values, strict=True):
+            if receiver is not None:
+                self._on_value(stream, receiver, value)
 
     def _on_value(self, stream: _Stream, row: CallRow, value: Any) -> None:
         if is_failure(value):
@@ -134,8 +134,7 @@ class StreamRunner:
     def _fail(self, rows: Sequence[CallRow], error: BaseException) -> None:
         log.error("a stream of %d calls failed", len(rows), exc_info=error)
         known = batch_error(error)
-        kind = "out_of_memory" if isinstance(known, OutOfMemory) else "error"
-        failure = known if isinstance(known, TaskError) else TaskError(kind, str(known))
+        failure = known if isinstance(known, TaskError) else TaskError("out_of_memory", str(known))
         for row in rows:
             row.fail(failure)
 

@@ -18,8 +18,10 @@ if TYPE_CHECKING:
 
 #: numpy's names of the element types that a frame may have.
 DTYPES = frozenset(
-    ["bool", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64"]
-    + ["float16", "float32", "float64", "complex64", "complex128"]
+    (
+        *("bool", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64"),
+        *("float16", "float32", "float64", "complex64", "complex128"),
+    )
 )
 BYTES = "BYTES"
 _MAX_DIMENSIONS = 32

@@ -61,16 +61,19 @@ def _leaf(annotation: Any, bounds: ImageBounds) -> Any:
     kind = get_origin(annotation) or annotation
     name = f"{getattr(kind, '__module__', '')}.{getattr(kind, '__qualname__', '')}"
     if name == "PIL.Image.Image":
-        schema = _BASE64 | {"contentMediaType": "image/png"}
+        schema: dict[str, Any] = _BASE64 | {"contentMediaType": "image/png"}
         return Annotated[Any, BeforeValidator(functools.partial(_image_from, bounds)), WithJsonSchema(schema)]
     if name == "numpy.ndarray":
         dtype = _dtype(annotation)
-        schema = {"type": "array", "items": {}, "description": f"nested lists of {dtype or 'numbers'}"}
+        schema = _lists(dtype or "numbers")
         return Annotated[Any, BeforeValidator(functools.partial(array_from, dtype)), WithJsonSchema(schema)]
     if name == "torch.Tensor":
-        schema = {"type": "array", "items": {}, "description": "nested lists of numbers"}
-        return Annotated[Any, BeforeValidator(_tensor_from), WithJsonSchema(schema)]
+        return Annotated[Any, BeforeValidator(_tensor_from), WithJsonSchema(_lists("numbers"))]
     return None
+
+
+def _lists(elements: str) -> dict[str, Any]:
+    return {"type": "array", "items": {}, "description": f"nested lists of {elements}"}
 
 
 def _dtype(annotation: Any) -> str:
@@ -148,7 +151,9 @@ def _structure(annotation: type, bounds: ImageBounds) -> Any:
         return annotation
     optional = _optional_fields(annotation, hints)
     fields: dict[str, Any] = {
-        name: (kind, None if name in optional else ...) for name, kind in portable.items() if _is_input(annotation, name)
+        name: (kind, None if name in optional else ...)
+        for name, kind in portable.items()
+        if _is_input(annotation, name)
     }
     made = create_model(annotation.__name__, __module__=annotation.__module__, **fields)
 
@@ -198,5 +203,3 @@ def _model(model: type[BaseModel], bounds: ImageBounds) -> Any:
     made = create_model(model.__name__, __base__=model, __module__=model.__module__, **fields)
     made.__qualname__ = model.__qualname__
     return made
-
-

@@ -78,7 +78,9 @@ def outcomes(engine: Any, *values: Any, **model: Any) -> list[CallOutcome]:
 
 def test_batch_is_one_call_with_validated_items() -> None:
     engine = Repeat(">")
-    found = run_calls(user_engine(lambda: engine), [call({"text": "a", "times": 2}), call({"text": 5}), call({"text": "b"})])
+    found = run_calls(
+        user_engine(lambda: engine), [call({"text": "a", "times": 2}), call({"text": 5}), call({"text": "b"})]
+    )
     assert [each.value for each in found] == [">aa", None, ">b"]
     assert found[1].error == "text: Input should be a valid string"
     assert (engine.batches, engine.device) == ([2], "cpu")
@@ -86,12 +88,12 @@ def test_batch_is_one_call_with_validated_items() -> None:
 
 def test_properties_are_reported() -> None:
     engine = user_engine(Repeat)
-    assert (engine.max_batch_size, engine.batch_wait_ms) == (8, 2.5)
+    assert engine.limits() == (8, 2.5)
     info = engine.info()
     assert (info.pipeline, info.unit, info.streams, info.checkpoints) == ("Repeat", "call", False, False)
     assert '"required": ["text"]' in info.input_schema
     assert info.output_schema == '{"type": "string"}'
-    assert user_engine(One).max_batch_size == 1
+    assert user_engine(One).limits().max_batch_size == 1
 
 
 @pytest.mark.parametrize(
@@ -172,9 +174,9 @@ RESULTS: list[tuple[Any, list[str], list[Any]]] = [
     ({"word": Word(text="x")}, ["application/json"], [{"word": {"text": "x", "times": 1}}]),
     (b"raw", ["application/octet-stream"], [b"raw"]),
     (Content(b"<svg/>", "image/svg+xml"), ["image/svg+xml"], [b"<svg/>"]),
-    (numpy.uint8([[1, 2]]), ["application/octet-stream"], [b"\1\2"]),
-    ({"x": numpy.uint8([1]), "y": b"2"}, ["application/octet-stream"] * 2, [b"\1", b"2"]),
-    ((numpy.uint8([1]), numpy.uint8([2])), ["application/octet-stream"] * 2, [b"\1", b"\2"]),
+    (numpy.array([[1, 2]], "uint8"), ["application/octet-stream"], [b"\1\2"]),
+    ({"x": numpy.array([1], "uint8"), "y": b"2"}, ["application/octet-stream"] * 2, [b"\1", b"2"]),
+    ((numpy.array([1], "uint8"), numpy.array([2], "uint8")), ["application/octet-stream"] * 2, [b"\1", b"\2"]),
     (float("nan"), ["application/json"], [None]),
 ]
 
@@ -212,7 +214,7 @@ def test_key_separates_items_and_its_errors_fail_them() -> None:
             return len(item) // (item[0] if item else 0)
 
     engine = user_engine(Shapes)
-    assert [engine.key(call(value)) for value in ([1, 2], [2, 2], [1])] == [2, 1, 1]
+    assert [engine.key(call(value)) for value in ([1, 2], [2, 2], [1])] == ["2", "1", "1"]
     with pytest.raises(TaskError, match="ZeroDivisionError"):
         engine.key(call([]))
     with pytest.raises(TaskError, match="valid array"):

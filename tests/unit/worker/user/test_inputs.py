@@ -145,9 +145,9 @@ def test_arrays_come_from_lists_and_from_frames() -> None:
     assert decode_json(numpy.ndarray, [[1, 2], [3, 4]]).tolist() == [[1, 2], [3, 4]]
     found = decode(NDArray[numpy.float32], tensor(numpy.arange(6, dtype="float32").reshape(2, 3)))
     assert (found.dtype, found.shape, found.flags.writeable) == (numpy.float32, (2, 3), False)
-    assert decode(NDArray[numpy.float64], tensor(numpy.float32([1, 2]))).dtype == numpy.float64
+    assert decode(NDArray[numpy.float64], tensor(numpy.array([1, 2], "float32"))).dtype == numpy.float64
     with pytest.raises(TaskError, match="must be an array of int8, not of float32"):
-        decode(NDArray[numpy.int8], tensor(numpy.float32([1])))
+        decode(NDArray[numpy.int8], tensor(numpy.array([1], "float32")))
 
 
 def test_images_come_from_parts_and_from_base64() -> None:
@@ -165,12 +165,17 @@ def test_images_come_from_parts_and_from_base64() -> None:
 
 
 def test_named_parts_fill_fields() -> None:
-    sample = decode(Sample, tensor(numpy.float32([1, 2]), "pixels"), (Part("text/plain", "label"), b"seven"))
+    sample = decode(Sample, tensor(numpy.array([1, 2], "float32"), "pixels"), (Part("text/plain", "label"), b"seven"))
     assert isinstance(sample, Sample)
     assert (sample.pixels.tolist(), sample.label) == ([1.0, 2.0], "seven")
     assert decode(Fields, (Part("application/octet-stream", "data"), b"raw")) == {"data": b"raw"}
-    assert decode(Any, tensor(numpy.int8([1]), "a"), tensor(numpy.int8([2]), "b")).keys() == {"a", "b"}
-    assert decode(Point, tensor(numpy.float32([[1]]).reshape(()), "x"), tensor(numpy.float32(2), "y")) == Point(1, 2)
+    assert decode(Any, tensor(numpy.array([1], "int8"), "a"), tensor(numpy.array([2], "int8"), "b")).keys() == {
+        "a",
+        "b",
+    }
+    assert decode(
+        Point, tensor(numpy.array([[1]], "float32").reshape(()), "x"), tensor(numpy.float32(2), "y")
+    ) == Point(1, 2)
     assert isinstance(decode(ImageModel, (Part("image/png", "image"), png())), ImageModel)
     with pytest.raises(TaskError, match="a part has no name"):
         decode(Point, (JSON, b"1"), tensor(numpy.float32(2), "y"))
@@ -179,8 +184,8 @@ def test_named_parts_fill_fields() -> None:
 @pytest.mark.parametrize(
     ("annotation", "part", "expected"),
     [
-        (list[float], tensor(numpy.float32([1, 2]), "x"), [1.0, 2.0]),
-        (float, tensor(numpy.float32([4])), 4.0),
+        (list[float], tensor(numpy.array([1, 2], "float32"), "x"), [1.0, 2.0]),
+        (float, tensor(numpy.array([4], "float32")), 4.0),
         (str, (Part("", "", "BYTES", (1,)), b"\x02\0\0\0hi"), "hi"),
         (list[str], (Part("", "", "BYTES", (2,)), b"\x01\0\0\0a\x01\0\0\0b"), ["a", "b"]),
         (str, (Part("text/plain"), "grün".encode()), "grün"),

@@ -13,7 +13,7 @@ from tests.support.user_engines import CallOutcome, call, run_calls, user_engine
 from worker.engine import UnsupportedModel
 
 
-class HTTPException(Exception):  # noqa: N818
+class HTTPException(Exception):
     """As FastAPI's."""
 
     def __init__(self, status_code: int, detail: str) -> None:
@@ -25,7 +25,7 @@ class HTTPException(Exception):  # noqa: N818
 class Square(LitAPI):
     def setup(self, device: str) -> None:
         assert self.device == device == "cpu"
-        self.model = lambda x: x**2
+        self.exponent = 2
 
     def decode_request(self, request: Request) -> Any:
         if request["input"] < 0:  # type: ignore[index]
@@ -33,7 +33,7 @@ class Square(LitAPI):
         return request["input"]  # type: ignore[index]
 
     def predict(self, x: Any) -> Any:
-        return self.model(x)
+        return x**self.exponent
 
     def encode_response(self, output: Any) -> Any:
         return {"output": output}
@@ -51,20 +51,20 @@ class Stacked(Square):
 
 
 class Contexts(LitAPI):
-    def decode_request(self, request: Any, context: dict[str, Any]) -> Any:
+    def decode_request(self, request: Any, context: dict[str, Any]) -> Any:  # type: ignore[override]
         context["name"] = request["name"]
         return request["x"]
 
-    def batch(self, inputs: list[Any], context: list[dict[str, Any]]) -> Any:
+    def batch(self, inputs: list[Any], context: list[dict[str, Any]]) -> Any:  # type: ignore[override]
         return [f"{x}{each['name']}" for x, each in zip(inputs, context, strict=True)]
 
-    def predict(self, x: list[Any], context: list[dict[str, Any]]) -> Any:
+    def predict(self, x: list[Any], context: list[dict[str, Any]]) -> Any:  # type: ignore[override]
         return {"values": x, "count": len(context)}
 
     def unbatch(self, output: Any) -> Any:
         return output["values"]
 
-    def encode_response(self, output: Any, context: dict[str, Any]) -> Any:
+    def encode_response(self, output: Any, context: dict[str, Any]) -> Any:  # type: ignore[override]
         if context["name"] == "bad":
             raise HTTPException(400, "bad name")
         return [output, context["name"]]
@@ -118,7 +118,7 @@ def test_single_requests() -> None:
         CallOutcome(error="input must not be negative"),
         CallOutcome(error="KeyError: 'input'"),
     ]
-    assert (made.max_batch_size, made.info().streams) == (1, False)
+    assert (made.limits().max_batch_size, made.info().streams) == (1, False)
 
 
 def test_batches_are_stacked_and_taken_apart() -> None:
@@ -127,7 +127,7 @@ def test_batches_are_stacked_and_taken_apart() -> None:
         CallOutcome({"output": 9}),
         CallOutcome({"output": 4}),
     ]
-    assert (made.max_batch_size, made.batch_wait_ms) == (4, 50)
+    assert made.limits() == (4, 50)
 
 
 def test_context_reaches_every_hook() -> None:

@@ -182,7 +182,7 @@ def test_async_calls_run_concurrently() -> None:
     made = user_engine(lambda: Together(3))
     found = run_calls(made, [call(1), call(-1), call(3)])
     assert found == [CallOutcome(2), CallOutcome(error="ValueError: negative"), CallOutcome(6)]
-    assert made.max_batch_size == 32
+    assert made.limits().max_batch_size == 32
     made.close()
 
 

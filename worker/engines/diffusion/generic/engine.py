@@ -21,6 +21,7 @@ from worker.engine import (
     BatchKey,
     Checkpoint,
     DeviceLost,
+    EngineLimits,
     EngineRequest,
     Row,
     TaskError,
@@ -114,6 +115,9 @@ class GenericEngine:
             reproducible=True,
             dtype=str(self._denoisers[0].dtype).removeprefix("torch."),
         )
+
+    def limits(self) -> EngineLimits:
+        return EngineLimits()
 
     def fingerprint(self) -> str:
         about = self.info()

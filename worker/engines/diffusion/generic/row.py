@@ -13,7 +13,7 @@ from diffusers.utils.pil_utils import numpy_to_pil
 from PIL import Image
 
 from wire.messages import ImageInputs
-from worker.engine import TaskError
+from worker.engine import TaskError, UnstreamedRow
 from worker.engines.diffusion.generic.pipeline_thread import PipelineThread
 from worker.engines.diffusion.generic.progress import SamplerProgress
 
@@ -34,7 +34,7 @@ class PipelineImage:
         return image
 
 
-class GenericRow:
+class GenericRow(UnstreamedRow):
     """One image. A step is one denoiser call; their total is an estimate until the last step."""
 
     def __init__(
