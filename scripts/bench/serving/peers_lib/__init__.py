@@ -1,0 +1,1 @@
+"""Other model servers beside Muster, under equal loads."""
