@@ -10,7 +10,9 @@ from starlette.types import ASGIApp
 
 from configs.addresses import machine_names
 from configs.text import printable
+from loadbalancer.access.access_control import AccessControl
 from loadbalancer.api.body_budget import BodyBudget
+from loadbalancer.api.hot_calls import HotCalls
 from loadbalancer.api.hot_routes import HotRoutes
 from loadbalancer.api.http_helpers import error_response
 from loadbalancer.api.idempotency import IdempotencyMiddleware
@@ -38,12 +40,15 @@ def create_app(services: Services) -> ASGIApp:
     )
     builder = RequestBuilder(services)
     hot = HotRoutes()
-    app.include_router(images.router(services, builder))
-    app.include_router(jobs.router(services, builder))
-    app.include_router(health.router(services, hot))
-    for module in (models, results, scaling):
-        app.include_router(module.router(services))
-    hot.collect(app.routes)
+    routers = (
+        images.router(services, builder),
+        jobs.router(services, builder),
+        health.router(services, hot),
+        *(module.router(services) for module in (models, results, scaling)),
+    )
+    for router in routers:
+        app.include_router(router)
+    hot.collect(*routers)
     add_error_handlers(app)
     complete_document(app, services.authenticator)
     serve_document(app)
@@ -51,14 +56,13 @@ def create_app(services: Services) -> ASGIApp:
         app, services.database, services.tracker.memory, services.settings.server.max_upload_bytes
     )
     services.metrics.in_flight.add(lambda: {"recordings": len(idempotency)})
-    access, metrics = services.settings.access, services.metrics
-    server = services.settings.server
+    metrics, server = services.metrics, services.settings.server
     bodies = BodyBudget(server.max_body_bytes_in_memory, server.body_bytes_per_key, metrics.refusals)
-    machine = machine_names(server.host)
-    max_reads = server.max_reads_per_key
-    return ApiMiddleware(
-        app, idempotency, access, services.authenticator, services.keys, metrics, bodies, machine, max_reads
+    access = services.settings.access
+    control = AccessControl(
+        access, services.authenticator, services.keys, machine_names(server.host), server.max_reads_per_key
     )
+    return ApiMiddleware(app, idempotency, access, control, metrics, bodies, HotCalls(hot, control, metrics))
 
 
 def add_error_handlers(app: FastAPI) -> None:

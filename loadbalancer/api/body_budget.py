@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import Counter
 from typing import NoReturn
 
-from starlette.datastructures import Headers
 from starlette.requests import Request
 from starlette.types import Message, Receive
 
@@ -15,8 +14,6 @@ from loadbalancer.schema.errors import TooBusy
 
 CODE = "body_memory_full"
 KEY_CODE = "body_memory_of_key_full"
-#: The server buffers this much of each connection in any case, so that smaller bodies are not counted.
-_SMALL_BYTES = 64 * 2**10
 
 
 class BodyBudget:
@@ -92,12 +89,6 @@ class BodyReservation:
             return message
 
         return count_and_receive
-
-
-def is_small(headers: Headers) -> bool:
-    """True for a body that needs no reservation."""
-    declared = headers.get("content-length", "")
-    return declared.isdecimal() and int(declared) <= _SMALL_BYTES and "content-encoding" not in headers
 
 
 def body_reservation(request: Request) -> BodyReservation:

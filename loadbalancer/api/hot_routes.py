@@ -15,11 +15,10 @@ from __future__ import annotations
 
 import asyncio
 import codecs
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 
-from fastapi import Request, Response
+from fastapi import APIRouter, Request, Response
 from fastapi.routing import APIRoute
-from starlette.routing import BaseRoute
 
 from loadbalancer.access.api_keys import Caller
 from loadbalancer.api.body_budget import BodyReservation
@@ -99,7 +98,7 @@ class HotRoute:
 
     async def answer(self, request: Request) -> Response:
         """Answer a request that came through FastAPI. Raises `ApiError`."""
-        body = await read_whole(request, self.max_bytes) if self.max_bytes else b""
+        body = await read_whole(request, self.max_bytes) if request.method == "POST" else b""
         state, scope = request.state, request.scope
         answer = self.handler(
             HotRequest(
@@ -135,7 +134,7 @@ class HotRoutes:
         self._max_matches = 0
 
     def endpoint(self, *, max_bytes: int) -> Callable[[HotHandler], Callable[[Request], Awaitable[Response]]]:
-        """Make a handler the endpoint of a route of FastAPI. Larger bodies get 413. With 0, no body is read."""
+        """Make a handler the endpoint of a route of FastAPI. Only bodies of POST are read; larger ones get 413."""
 
         def decorate(handler: HotHandler) -> Callable[[Request], Awaitable[Response]]:
             route = HotRoute(handler, max_bytes)
@@ -149,16 +148,23 @@ class HotRoutes:
 
         return decorate
 
-    def collect(self, routes: Iterable[BaseRoute]) -> None:
-        """Take the paths and methods from the application's routes, when all are registered."""
-        for each in routes:
+    def collect(self, *routers: APIRouter) -> None:
+        """Take the paths and methods from the routers that have been included, without a prefix, in the application.
+
+        Raises `RuntimeError` for a handler without a route.
+        """
+        missing = set(self._by_endpoint)
+        for each in (route for router in routers for route in router.routes):
             if isinstance(each, APIRoute) and (hot := self._by_endpoint.get(each.endpoint)) is not None:
-                hot.template = each.path
+                missing.discard(each.endpoint)
+                hot.template = hot.template or each.path
                 if each.param_convertors:
                     self._patterns.append((each, hot))
                     continue
                 for method in each.methods or ():
                     self._matches[method, each.path] = hot, {}
+        if missing:
+            raise RuntimeError(f"{len(missing)} hot routes are registered with no router")
         self._max_matches = len(self._matches) + _MAX_MATCHES
 
     def find(self, method: str, path: str) -> tuple[HotRoute, Mapping[str, str]] | None:

@@ -6,8 +6,10 @@ import asyncio
 from collections import OrderedDict, deque
 from collections.abc import Callable
 
-#: Requests that begin in one turn: about 10 ms of work.
-PER_TURN = 32
+#: Cost of the requests that begin in one turn, about 10 ms of work. A request that is answered at once costs 1.
+PER_TURN = 128
+#: Of a request that an application answers in a task.
+TASK_COST = 4
 #: Of four requests in a row, so many may be health checks while others wait.
 _HEALTH_OF_FOUR = 3
 
@@ -19,14 +21,11 @@ class RoundRobinQueue:
 
     def __init__(self) -> None:
         self._by_client: OrderedDict[str, deque[Parse]] = OrderedDict()
-        self._size = 0
-
-    def __len__(self) -> int:
-        return self._size
+        self.size = 0
 
     def add(self, client: str, parse: Parse) -> None:
         self._by_client.setdefault(client, deque()).append(parse)
-        self._size += 1
+        self.size += 1
 
     def pop(self) -> Parse:
         """Raises `KeyError` if the queue is empty."""
@@ -34,7 +33,7 @@ class RoundRobinQueue:
         parse = waiting.popleft()
         if waiting:
             self._by_client[client] = waiting
-        self._size -= 1
+        self.size -= 1
         return parse
 
 
@@ -46,40 +45,46 @@ class ParseQueue:
 
     def __init__(self, per_turn: int = PER_TURN) -> None:
         self._per_turn = per_turn
-        #: Requests that began in this turn.
+        #: Cost of what began in this turn.
         self._begun = 0
         self._is_scheduled = False
         self._health, self._others = RoundRobinQueue(), RoundRobinQueue()
 
     def __len__(self) -> int:
-        return len(self._health) + len(self._others)
+        return self._health.size + self._others.size
 
     def try_begin(self) -> bool:
         """Return whether a request may be parsed at once. If not, `add` must follow."""
-        if self._begun >= self._per_turn or len(self):
+        if self._begun >= self._per_turn or self._health.size or self._others.size:
             return False
         self._begun += 1
-        self._schedule()
+        if not self._is_scheduled:
+            self._is_scheduled = True
+            asyncio.get_running_loop().call_soon(self._run_turn)
         return True
+
+    def add_cost(self, cost: int) -> None:
+        """Count a request that has begun in this turn as more than one."""
+        self._begun += cost
 
     def add(self, client: str, parse: Parse, *, is_health: bool) -> None:
         """Call `parse` in one of the next turns."""
         (self._health if is_health else self._others).add(client, parse)
-        self._schedule()
-
-    def _schedule(self) -> None:
         if not self._is_scheduled:
             self._is_scheduled = True
             asyncio.get_running_loop().call_soon(self._run_turn)
 
     def _run_turn(self) -> None:
         self._is_scheduled = False
-        self._begun = 0
+        self._begun = started = 0
         while self._begun < self._per_turn and len(self):
+            started += 1
             self._begun += 1
-            health_first = self._begun % 4 < _HEALTH_OF_FOUR
+            health_first = started % 4 < _HEALTH_OF_FOUR
             first, second = (self._health, self._others) if health_first else (self._others, self._health)
             try:
-                (first or second).pop()()
+                (first if first.size else second).pop()()
             finally:
-                self._schedule()  # even after an exception: the next turn counts anew
+                if not self._is_scheduled:  # even after an exception: the next turn counts anew
+                    self._is_scheduled = True
+                    asyncio.get_running_loop().call_soon(self._run_turn)

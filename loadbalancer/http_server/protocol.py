@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from uvicorn.server import ServerState
 
@@ -24,16 +24,9 @@ _LINGER_IDLE_S = 2.0
 class BoundedHttpProtocol(OrderedResponses):
     """A connection with limits. `check_deadlines` must be called regularly."""
 
-    def __init__(
-        self,
-        config: HttpConfig,
-        server_state: ServerState,
-        app_state: dict[str, Any],
-        _loop: asyncio.AbstractEventLoop | None = None,
-        handshake: TlsHandshake | None = None,
-    ) -> None:
+    def __init__(self, config: HttpConfig, server_state: ServerState, handshake: TlsHandshake | None = None) -> None:
         """`handshake` has been this connection in the table until now."""
-        super().__init__(config, server_state, app_state, _loop)
+        super().__init__(config, server_state)
         self._handshake = handshake
         self.address = ""
         self._send_timer: asyncio.TimerHandle | None = None
@@ -55,35 +48,38 @@ class BoundedHttpProtocol(OrderedResponses):
         super().connection_lost(exc)
 
     def shutdown(self) -> None:
-        if self._stage >= REFUSED and self._active is None:
-            self._socket.close()
+        """Close it after the response to the request that is under way."""
+        if self._active is None or self._active.response_complete:
+            self.transport.close()
         else:
-            super().shutdown()
+            self._active.keep_alive = False
 
     def abort(self) -> None:
-        self._socket.abort()
+        self.transport.abort()
 
     def idle_since(self) -> float | None:
         """When its input began that no response is due for: nothing, headers, or a body that is discarded.
 
         None while a request is under way, or its response is not sent yet.
         """
-        if self._stage == REFUSED or self._is_busy() or self._unparsed or self._socket.get_write_buffer_size():
+        if self._stage == REFUSED or self._is_busy() or self._unparsed or self.transport.get_write_buffer_size():
             return None
         return self._since
 
     def pause_writing(self) -> None:
-        super().pause_writing()
+        self.flow.pause_writing()
         self._stop_send_timer()
         self._start_send_timer()
 
     def resume_writing(self) -> None:
         self._stop_send_timer()
-        super().resume_writing()
+        self.flow.resume_writing()
+        if self._active is not None:
+            self._active.continue_call()
 
     def _start_send_timer(self) -> None:
-        self._buffered = self._socket.get_write_buffer_size()
-        self._send_timer = self.loop.call_later(self._limits.send_timeout_s, self._check_send_progress)
+        self._buffered = self.transport.get_write_buffer_size()
+        self._send_timer = asyncio.get_running_loop().call_later(self._limits.send_timeout_s, self._check_send_progress)
 
     def _stop_send_timer(self) -> None:
         if self._send_timer is not None:
@@ -91,26 +87,26 @@ class BoundedHttpProtocol(OrderedResponses):
             self._send_timer = None
 
     def _check_send_progress(self) -> None:
-        if self._buffered - self._socket.get_write_buffer_size() >= MIN_PROGRESS_BYTES:
+        if self._buffered - self.transport.get_write_buffer_size() >= MIN_PROGRESS_BYTES:
             self._start_send_timer()
             return
         self._send_timer = None
         self.config.on_slow_reader()
-        self._socket.abort()  # `close` would wait for the client, too
+        self.transport.abort()  # `close` would wait for the client, too
 
     def check_deadlines(self, now: float) -> None:
         """End what takes too long."""
         stage, limits = self._stage, self._limits
-        if self._socket.is_closing() or stage in (IDLE, LINGERING):
+        if self.transport.is_closing() or stage in (IDLE, LINGERING):
             self._check_unread_response(now)
-        if self._socket.is_closing():
+        if self.transport.is_closing():
             return
         waited_s = 0.0 if self._unparsed else now - self._since
         if stage == NEW and waited_s >= limits.header_timeout_s:
             self.config.refusals.add("silent_connection")
-            self._socket.close()
+            self.transport.close()
         elif stage == IDLE and waited_s >= limits.keep_alive_s:
-            self._socket.close()
+            self.transport.close()
         elif stage == HEAD:
             if self.flow.read_paused or self._unparsed:
                 self._since = now
@@ -123,11 +119,13 @@ class BoundedHttpProtocol(OrderedResponses):
             self._check_lingering(now)
 
     def _check_body_rate(self, now: float) -> None:
+        exchange = self._last
         if (
             self._unparsed
             or self.flow.read_paused
-            or self.cycle.waiting_for_100_continue
-            or self.cycle is not self._active
+            or exchange is None
+            or exchange.waiting_for_100_continue
+            or exchange is not self._active
         ):
             self._since, self._window_received = now, self._received  # it is this server that waits
             return
@@ -144,15 +142,15 @@ class BoundedHttpProtocol(OrderedResponses):
         if self._window_received != self._received:
             self._window_received, self._since = self._received, now
         if now - self._since >= _LINGER_IDLE_S or now >= self._linger_until:
-            self._socket.abort()
+            self.transport.abort()
 
     def _check_unread_response(self, now: float) -> None:
         """Abort a connection whose client does not read the rest of its last response."""
-        size = self._socket.get_write_buffer_size()
-        if size == 0 and not self._socket.is_closing():
+        size = self.transport.get_write_buffer_size()
+        if size == 0 and not self.transport.is_closing():
             self._unread_since = float("inf")
         elif self._unread_since > now or self._unread - size >= MIN_PROGRESS_BYTES:
             self._unread_since, self._unread = now, size
         elif now - self._unread_since >= self._limits.send_timeout_s:
             self.config.on_slow_reader()
-            self._socket.abort()
+            self.transport.abort()

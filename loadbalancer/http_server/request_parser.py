@@ -1,22 +1,26 @@
-"""Parses the requests of a connection, within limits: uvicorn's protocol without its responses.
+"""Parses the requests of a connection, within limits.
 
-uvicorn bounds neither headers nor trailers. It also ends a request that offers an upgrade at its headers, so that the
-body would be parsed as the next request. RFC 9110, section 7.8: an offer that is not accepted is ignored, and the body
-is read.
+uvicorn's own protocol bounds neither headers nor trailers. It also ends a request that offers an upgrade at its
+headers, so that the body would be parsed as the next request. RFC 9110, section 7.8: an offer that is not accepted is
+ignored, and the body is read.
 """
 
 from __future__ import annotations
 
 import abc
 import asyncio
+import time
+import urllib.parse
+from collections import deque
 from typing import TYPE_CHECKING, Any
 
 import httptools
-from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
-from uvicorn.server import ServerState
+from starlette.types import ASGIApp
+from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT, FlowControl
 
 from loadbalancer.http_server.connection_table import client_of
+from loadbalancer.http_server.direct import MAX_DIRECT_BYTES, DirectCall
+from loadbalancer.http_server.exchange import Exchange
 from loadbalancer.http_server.input_budget import FREE_BYTES
 from loadbalancer.http_server.stages import BODY, HANDLING, HEAD, IDLE, NEW, REFUSED
 from loadbalancer.schema.errors import ApiError
@@ -56,25 +60,33 @@ _HEALTH = (b"/healthz", b"/livez", b"/readyz", b"/health")
 _HEALTH_REQUESTS = tuple(method + path + b" " for method in (b"GET ", b"HEAD ") for path in _HEALTH)
 #: Paths that are answered on connections beyond `server.max_connections`.
 _UNRESTRICTED_PATHS = frozenset((*_HEALTH, b"/metrics"))
+_SPECIAL_HEADERS = frozenset({b"expect", b"transfer-encoding"})
 
 
-class BoundedRequestParser(HttpToolsProtocol):
+def _new_parser(protocol: object) -> Any:
+    parser = httptools.HttpRequestParser(protocol)
+    # Data after a request that closes the connection is ignored, not an error.
+    parser.set_dangerous_leniencies(lenient_data_after_close=True)
+    return parser
+
+
+class BoundedRequestParser(asyncio.Protocol, abc.ABC):
     """The input of a connection."""
 
-    config: HttpConfig
+    transport: asyncio.Transport
+    flow: FlowControl
 
-    def __init__(
-        self,
-        config: HttpConfig,
-        server_state: ServerState,
-        app_state: dict[str, Any],
-        _loop: asyncio.AbstractEventLoop | None = None,
-    ) -> None:
-        super().__init__(config, server_state, app_state, _loop)
+    def __init__(self, config: HttpConfig) -> None:
+        self.config = config
         self._limits = config.limits
+        self._parser = _new_parser(self)
+        #: Address and port of both sides, and the scheme, once they are known.
+        self.client: tuple[str, int] | None = None
+        self.server: tuple[str, int | None] | None = None
+        self.scheme = "http"
         self._stage = NEW
         #: When the stage began, and for a body its current window.
-        self._since = self.loop.time()
+        self._since = time.monotonic()
         #: Bytes of all input, and at the start of the window.
         self._received = self._window_received = 0
         #: Input that waits for an earlier response, or for its turn.
@@ -88,6 +100,8 @@ class BoundedRequestParser(HttpToolsProtocol):
         #: Messages that began in the current piece of input.
         self._messages = 0
         # The current message
+        self.url = b""
+        self.headers: list[tuple[bytes, bytes]] = []
         self._incomplete_bytes = self._hosts = 0
         self._is_chunked = False
         #: Declared by the header Content-Length, or 0.
@@ -95,12 +109,15 @@ class BoundedRequestParser(HttpToolsProtocol):
         self._wire_bytes = self._body_bytes = 0
         #: Chunks of all messages, and those before the current message.
         self._chunks = self._first_chunk = 0
-        #: Whether the client waits with the body for a response.
-        self._awaits_continue = False
+        #: Whether the client waits with the body for a response, and whether it has said so.
+        self._awaits_continue = self._expects_continue = False
         #: The request without the upgrade that it offers, to be parsed again.
         self._without_upgrade: bytes | None = None
-        #: The request whose response is next on the wire.
-        self._active: RequestResponseCycle | None = None
+        #: The last request, and the one whose response is next on the wire.
+        self._last: Exchange | None = None
+        self._active: Exchange | None = None
+        #: Those whose responses are due after it.
+        self.pipeline: deque[Exchange] = deque()
 
     @abc.abstractmethod
     def _refuse(self, error: ApiError) -> None:
@@ -110,23 +127,41 @@ class BoundedRequestParser(HttpToolsProtocol):
     def _close(self) -> None:
         """Close the connection such that the client can read the response."""
 
+    @abc.abstractmethod
+    def _start(self, exchange: Exchange) -> None:
+        """Answer it: it is the turn of this exchange."""
+
+    @abc.abstractmethod
+    def start_task(self, exchange: Exchange, app: ASGIApp) -> None:
+        """Let an application answer."""
+
+    @abc.abstractmethod
+    def on_response_complete(self, exchange: Exchange) -> None:
+        """The response is written, and the client has read most of it."""
+
+    @abc.abstractmethod
+    def log_access(self, method: str, status: int) -> None:
+        """Log a response, if responses are logged."""
+
     def data_received(self, data: bytes) -> None:
         self._received += len(data)
-        if self._stage >= REFUSED:
+        stage = self._stage
+        if stage >= REFUSED:
             return
-        if self._unparsed or self._is_blocked():
+        if self._unparsed or (stage > IDLE and self._is_blocked()):
             self._set_aside(self._unparsed + data)
-        elif self._stage == BODY:
+        elif stage == BODY or self.config.parse_queue.try_begin():
             self._parse_slices(data)
         else:
             self._unparsed = data
-            self._parse_or_wait()
-        self._count_input()
+            self._wait_for_turn()
+        if self._unparsed or self._stage == HEAD or self._counted_input:
+            self._count_input()
 
-    def connection_lost(self, exc: Exception | None) -> None:
+    def connection_lost(self, _: Exception | None) -> None:
         self.config.input_budget.change(self._counted_input, 0)
         self._counted_input = 0
-        super().connection_lost(exc)
+        self._parser = None
 
     def _is_blocked(self) -> bool:
         """Whether a request has arrived completely whose response is due."""
@@ -153,8 +188,7 @@ class BoundedRequestParser(HttpToolsProtocol):
         """Parse what was set aside, or have it parsed when other connections have had their turn."""
         if self._awaits_turn or self._is_blocked():
             return
-        queue = self.config.parse_queue
-        if queue.try_begin():
+        if self.config.parse_queue.try_begin():
             self._resume_parsing()
         else:
             self._wait_for_turn()
@@ -176,7 +210,7 @@ class BoundedRequestParser(HttpToolsProtocol):
         """Parse input that had to wait."""
         self._awaits_turn = False
         data, self._unparsed = self._unparsed, b""
-        if data and self.parser is not None and self._stage < HANDLING and not self._is_blocked():
+        if data and self._parser is not None and self._stage < HANDLING and not self._is_blocked():
             self._parse_slices(data)
             self.flow.resume_reading()
             self._count_input()
@@ -185,15 +219,16 @@ class BoundedRequestParser(HttpToolsProtocol):
 
     def _parse_slices(self, data: bytes) -> None:
         """Parse up to the end of a request; the rest is parsed after its response."""
-        view, most_chunks, start = memoryview(data), self._chunks + _MAX_CHUNKS_AT_ONCE, 0
-        while start < len(data):
+        most_chunks, start, size = self._chunks + _MAX_CHUNKS_AT_ONCE, 0, len(data)
+        while start < size:
             stop = self._end_of_slice(data, start)
-            self._parse(view[start:stop])
+            self._parse(data if not start and stop >= size else memoryview(data)[start:stop])
             start = stop
-            if self._stage >= REFUSED:
+            if start >= size or self._stage >= REFUSED:
                 return
             is_blocked = self._is_blocked()
-            if start < len(data) and (is_blocked or self._chunks > most_chunks):
+            # A request that was answered at once gives way to other connections before the next one.
+            if is_blocked or self._stage == IDLE or self._chunks > most_chunks:
                 self._set_aside(data[start:])
                 if not is_blocked:
                     self._wait_for_turn()
@@ -213,7 +248,7 @@ class BoundedRequestParser(HttpToolsProtocol):
         self._messages = 0
         try:
             try:
-                self.parser.feed_data(data)
+                self._parser.feed_data(data)
             except httptools.HttpParserUpgrade as offer:
                 self._feed_without_upgrade(memoryview(data)[offer.args[0] :])
         except httptools.HttpParserError:
@@ -229,13 +264,12 @@ class BoundedRequestParser(HttpToolsProtocol):
         while True:
             head, self._without_upgrade = self._without_upgrade, None
             assert head is not None
-            self.parser = httptools.HttpRequestParser(self)
-            self.parser.set_dangerous_leniencies(lenient_data_after_close=True)
-            self.parser.feed_data(head)
+            self._parser = _new_parser(self)
+            self._parser.feed_data(head)
             if not rest:
                 return
             try:
-                self.parser.feed_data(rest)
+                self._parser.feed_data(rest)
                 return
             except httptools.HttpParserUpgrade as offer:  # of the next request
                 rest = rest[offer.args[0] :]
@@ -256,8 +290,9 @@ class BoundedRequestParser(HttpToolsProtocol):
             self._refuse(self._headers_too_large())
 
     def _check_incomplete_body(self, size: int) -> None:
+        assert self._last is not None
         if not self._is_chunked:
-            if self.cycle.response_complete and self._body_bytes > MAX_DISCARD:
+            if self._last.response_complete and self._body_bytes > MAX_DISCARD:
                 self._close()
             return
         # Of the piece with the headers only the body counts.
@@ -266,18 +301,22 @@ class BoundedRequestParser(HttpToolsProtocol):
         if overhead > MAX_CHUNK_OVERHEAD:
             text = f"Chunk extensions and trailers are larger than {MAX_CHUNK_OVERHEAD} bytes, the maximum."
             self._refuse(MalformedRequest(text))
-        elif self.cycle.response_complete and self._body_bytes > MAX_DISCARD:
+        elif self._last.response_complete and self._body_bytes > MAX_DISCARD:
             self._close()
 
     # ---- callbacks of the parser; an exception ends the parsing
 
     def on_message_begin(self) -> None:
         if self._stage != HEAD:
-            self._stage, self._since = HEAD, self.loop.time()
+            self._stage, self._since = HEAD, time.monotonic()
         self._messages += 1
         self._incomplete_bytes = self._hosts = self._length = 0
-        self._is_chunked = False
-        super().on_message_begin()
+        self._is_chunked = self._expects_continue = False
+        self.url = b""
+        self.headers = []
+
+    def on_url(self, url: bytes) -> None:
+        self.url += url
 
     def on_header(self, name: bytes, value: bytes) -> None:
         if self._stage == BODY:  # a trailer: nothing here needs them
@@ -287,7 +326,7 @@ class BoundedRequestParser(HttpToolsProtocol):
             self._hosts += 1
         elif name == b"content-length":
             self._length = int(value) if value.isdigit() else 0  # the parser refuses other values
-        elif name == b"expect" or name == b"transfer-encoding":
+        elif name in _SPECIAL_HEADERS:
             self._on_special_header(name, value.strip().lower())
         self.headers.append((name, value))
 
@@ -295,14 +334,14 @@ class BoundedRequestParser(HttpToolsProtocol):
         if name == b"expect":
             if value != b"100-continue":
                 raise self._failure(ExpectationFailed("The only supported expectation is 100-continue."))
-            self.expect_100_continue = True
+            self._expects_continue = True
         else:
             if value != b"chunked":
                 raise self._failure(UnknownTransferCoding("The only supported Transfer-Encoding is chunked."))
             self._is_chunked, self._first_chunk = True, self._chunks
 
     def on_headers_complete(self) -> None:
-        headers, limits, parser = self.headers, self._limits, self.parser
+        headers, limits, parser = self.headers, self._limits, self._parser
         if len(self.url) > limits.max_request_line_bytes:
             raise self._failure(self._uri_too_long())
         if len(headers) > limits.max_headers:
@@ -312,8 +351,9 @@ class BoundedRequestParser(HttpToolsProtocol):
             sum(len(name) + len(value) + 4 for name, value in headers) > limits.max_header_bytes
         ):
             raise self._failure(self._headers_too_large())
+        method = parser.get_method()
         if parser.should_upgrade():
-            if parser.get_method() == b"CONNECT":
+            if method == b"CONNECT":
                 raise self._failure(ConnectRefused("CONNECT is not supported: this server is no proxy."))
             self._without_upgrade = self._head_without_upgrade()
             return
@@ -321,15 +361,52 @@ class BoundedRequestParser(HttpToolsProtocol):
             self._check_host()
         if self.restricted:
             self._check_restricted()
-        self._stage, self._since = BODY, self.loop.time()
+        self._stage, self._since = BODY, time.monotonic()
         self._window_received = self._received
         self._body_bytes = 0
-        self._awaits_continue = self.expect_100_continue
-        super().on_headers_complete()
-        if self.restricted:  # it does not hold its place with further requests
-            self.cycle.keep_alive = False
-        if not self.pipeline:
-            self._active = self.cycle
+        self._awaits_continue = self._expects_continue
+        exchange = self._last = self._new_exchange(method)
+        active = self._active
+        if active is None or active.response_complete:
+            self._active = exchange
+            if exchange.call is None:
+                self._start(exchange)
+        else:  # of a slice that holds more than one request
+            self.flow.pause_reading()
+            self.pipeline.append(exchange)
+
+    def _new_exchange(self, method: bytes) -> Exchange:
+        """Of the request whose headers are complete."""
+        version = self._parser.get_http_version()
+        call: DirectCall | None = None
+        direct = self.config.direct
+        if direct is not None and self._length <= MAX_DIRECT_BYTES and not (self._is_chunked or self._expects_continue):
+            call = direct.direct_call(method, self.url, self.headers)
+        # On a restricted connection a client does not hold its place with further requests.
+        keep_alive = version != "1.0" and not self.restricted and self._parser.should_keep_alive()
+        scope = None if call is not None else self._scope(method, version)
+        name, expects = method.decode("ascii"), self._expects_continue
+        return Exchange(self, name, scope, call, keep_alive=keep_alive, expects_continue=expects)
+
+    def _scope(self, method: bytes, version: str) -> dict[str, Any]:
+        """The scope of ASGI. Raises `UnicodeDecodeError` and `HttpParserInvalidURLError` for a malformed URL."""
+        url = httptools.parse_url(self.url)
+        path = url.path.decode("ascii")
+        return {
+            "type": "http",
+            "asgi": {"version": "3.0", "spec_version": "2.3"},
+            "http_version": version,
+            "server": self.server,
+            "client": self.client,
+            "scheme": self.scheme,
+            "method": method.decode("ascii"),
+            "root_path": "",
+            "path": urllib.parse.unquote(path) if "%" in path else path,
+            "raw_path": url.path,
+            "query_string": url.query or b"",
+            "headers": self.headers,
+            "state": {},
+        }
 
     def on_chunk_header(self) -> None:
         self._chunks += 1
@@ -337,35 +414,34 @@ class BoundedRequestParser(HttpToolsProtocol):
     def on_body(self, body: bytes) -> None:
         self._body_bytes += len(body)
         self._awaits_continue = False
-        cycle = self.cycle
-        if cycle.response_complete:
-            return
-        cycle.body += body
-        if len(cycle.body) > HIGH_WATER_LIMIT:
+        exchange = self._last
+        assert exchange is not None
+        if not exchange.response_complete and exchange.add_body(body) > HIGH_WATER_LIMIT:
             self.flow.pause_reading()
-        cycle.message_event.set()
 
     def on_message_complete(self) -> None:
         if self._without_upgrade is not None:
             return
-        cycle = self.cycle
-        if cycle.response_complete:
-            self._stage, self._since = IDLE, self.loop.time()
+        exchange = self._last
+        assert exchange is not None
+        if exchange.response_complete:
+            self._stage, self._since = IDLE, time.monotonic()
             return
         self._stage = HANDLING
-        cycle.more_body = False
-        cycle.message_event.set()
+        exchange.end_body()
+        if exchange.call is not None and exchange is self._active:
+            self._start(exchange)
 
     def _head_without_upgrade(self) -> bytes:
-        version = self.parser.get_http_version().encode()
-        lines = [self.parser.get_method() + b" " + self.url + b" HTTP/" + version]
+        version = self._parser.get_http_version().encode()
+        lines = [self._parser.get_method() + b" " + self.url + b" HTTP/" + version]
         lines += [name + b": " + value for name, value in self.headers if name != b"upgrade"]
         return b"\r\n".join((*lines, b"", b""))
 
     def _check_host(self) -> None:
         if self._hosts > 1:
             raise self._failure(MalformedRequest("The request has more than one Host header."))
-        if self.parser.get_http_version() != "1.0":
+        if self._parser.get_http_version() != "1.0":
             raise self._failure(MalformedRequest("The request has no Host header."))
 
     def _check_restricted(self) -> None:

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import asyncio
-import uuid
-from typing import TYPE_CHECKING, Any
+import logging
+import time
+from typing import TYPE_CHECKING
 
-import msgspec
-from uvicorn.protocols.http.httptools_impl import STATUS_LINE, RequestResponseCycle
+from starlette.types import ASGIApp
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE
+from uvicorn.protocols.utils import get_local_addr, get_remote_addr, is_ssl
 from uvicorn.server import ServerState
 
-from loadbalancer.api.http_helpers import error_response
+from loadbalancer.api.http_helpers import encode_json
+from loadbalancer.http_server.exchange import Exchange
+from loadbalancer.http_server.parse_queue import TASK_COST
 from loadbalancer.http_server.request_parser import BoundedRequestParser
 from loadbalancer.http_server.stages import BODY, HANDLING, HEAD, IDLE, LINGERING, REFUSED
-from loadbalancer.http_server.transport import InputFlowControl, LingeringTransport
+from loadbalancer.http_server.transport import InputFlowControl
+from loadbalancer.request_ids import new_request_id
 from loadbalancer.schema.errors import ApiError
 
 if TYPE_CHECKING:
@@ -21,38 +26,35 @@ if TYPE_CHECKING:
 
 #: Seconds for a client to read its response while the rest of its request is discarded.
 _LINGER_S = 5.0
-
-_encode = msgspec.json.Encoder().encode
+_access_log = logging.getLogger("uvicorn.access")
 
 
 class OrderedResponses(BoundedRequestParser):
     """Input and output of a connection. An error response waits for the responses to earlier requests."""
 
-    def __init__(
-        self,
-        config: HttpConfig,
-        server_state: ServerState,
-        app_state: dict[str, Any],
-        _loop: asyncio.AbstractEventLoop | None = None,
-    ) -> None:
-        super().__init__(config, server_state, app_state, _loop)
-        self._socket: asyncio.Transport = None  # type: ignore[assignment]
+    def __init__(self, config: HttpConfig, server_state: ServerState) -> None:
+        super().__init__(config)
+        self.server_state = server_state
         #: When the connection is closed, whatever the client still sends.
         self._linger_until = 0.0
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        self._socket = transport
-        lingering = LingeringTransport(transport, self._close, lambda: self._stage == LINGERING)
-        super().connection_made(lingering)  # type: ignore[arg-type]
-        self.flow = InputFlowControl(lingering, self._has_queued_input)
+        self.server_state.connections.add(self)  # type: ignore[arg-type]
+        self.transport = transport
+        self.client, self.server = get_remote_addr(transport), get_local_addr(transport)
+        self.scheme = "https" if is_ssl(transport) else "http"
+        self.flow = InputFlowControl(transport, self._has_queued_input)
 
     def connection_lost(self, exc: Exception | None) -> None:
+        self.server_state.connections.discard(self)
         active = self._active
         if active is not None and not active.response_complete:
-            active.disconnected = True
-            active.message_event.set()
+            active.disconnect()
         self.pipeline.clear()
+        self.flow.resume_writing()
         super().connection_lost(exc)
+        if exc is None:
+            self.transport.close()
 
     def _has_queued_input(self) -> bool:
         return bool(self.pipeline or self._unparsed)
@@ -62,31 +64,48 @@ class OrderedResponses(BoundedRequestParser):
 
     def _close(self) -> None:
         """Close after the response. Input that is under way is discarded for a while, so that the client reads it."""
-        socket = self._socket
+        socket = self.transport
         if self._stage in (BODY, REFUSED) and socket.can_write_eof() and not socket.is_closing():
-            self._stage, self._since, self._unparsed = LINGERING, self.loop.time(), b""
+            self._stage, self._since, self._unparsed = LINGERING, time.monotonic(), b""
             self._linger_until, self._window_received = self._since + _LINGER_S, self._received
             socket.write_eof()
             self.flow.resume_reading()
         elif self._stage != LINGERING:
             socket.close()
 
-    def on_response_complete(self) -> None:
+    def _start(self, exchange: Exchange) -> None:
+        if exchange.call is not None:
+            exchange.begin_call()
+        elif exchange.refusal is not None:
+            self._write_error(exchange.refusal)
+        else:
+            self.start_task(exchange, self.config.loaded_app)
+
+    def start_task(self, exchange: Exchange, app: ASGIApp) -> None:
+        self.config.parse_queue.add_cost(TASK_COST - 1)
+        task = asyncio.get_running_loop().create_task(exchange.run_asgi(app))
+        tasks = self.server_state.tasks
+        tasks.add(task)
+        task.add_done_callback(tasks.discard)
+
+    def on_response_complete(self, exchange: Exchange) -> None:
         self.server_state.total_requests += 1
-        if self._active is not None:
-            self._active.body = bytearray()  # what nobody has read
-        if self._stage == LINGERING or self._socket.is_closing():
+        exchange.body = b""  # what nobody has read
+        if not exchange.keep_alive:
+            self._close()
+        if self._stage == LINGERING or self.transport.is_closing():
             return
         if self.pipeline:
-            self._active, app = self.pipeline.pop()
-            self._start_asgi_task(self._active, app)
+            self._active = following = self.pipeline.popleft()
+            if following.call is None or not following.more_body:
+                self._start(following)
             self._continue_input()
             return
         if self._stage == BODY and self._awaits_continue:
             self._close()  # the client does not send the body now, but may send another request
             return
         if self._stage == HANDLING:
-            self._stage, self._since = IDLE, self.loop.time()
+            self._stage, self._since = IDLE, time.monotonic()
         self._continue_input()
 
     def _continue_input(self) -> None:
@@ -102,52 +121,38 @@ class OrderedResponses(BoundedRequestParser):
         self._unparsed = b""
         if stage == HEAD:
             self.headers.clear()  # the connection may last for some seconds
-        cycle = self.cycle
-        if stage == BODY:  # the body of `cycle`
-            if cycle is not self._active:
-                self.pipeline.popleft()
-            elif cycle.response_complete:
+        exchange = self._last
+        if stage == BODY and exchange is not None:  # its body is refused
+            if exchange is not self._active:
+                self.pipeline.pop()
+            elif exchange.response_complete:
                 self._close()
                 return
             else:
-                cycle.disconnected = True
-                cycle.message_event.set()
-                if cycle.response_started:
+                exchange.disconnect()
+                if exchange.response_started:
                     self._close()
                 else:
                     self._write_error(error)
                 return
-        if self._is_busy():
-            self._refuse_in_turn(error)
+        if self._is_busy():  # it waits for the responses that are due
+            self.flow.pause_reading()
+            self._last = Exchange(self, "GET", None, keep_alive=False, refusal=error)
+            self.pipeline.append(self._last)
         else:
             self._write_error(error)
 
     def _write_error(self, error: ApiError) -> None:
-        body = _encode(error.body)
+        """Answer with the error, and close."""
+        body = encode_json(error.body)
         headers = {"content-type": "application/json", "content-length": str(len(body)), **error.headers}
-        headers["x-request-id"] = uuid.uuid4().hex
+        headers["x-request-id"] = new_request_id()
         lines = [f"{name}: {value}\r\n".encode() for name, value in headers.items()]
-        lines += [name + b": " + value + b"\r\n" for name, value in self.server_state.default_headers]
-        self._socket.write(b"".join((STATUS_LINE[error.status], *lines, b"\r\n", body)))
+        self.transport.write(b"".join((STATUS_LINE[error.status], self.config.default_lines, *lines, b"\r\n", body)))
         self._close()
 
-    def _refuse_in_turn(self, error: ApiError) -> None:
-        """Queue the error behind the responses that are due."""
-        self.flow.pause_reading()
-        cycle = RequestResponseCycle(
-            scope={**self.cycle.scope, "method": "GET"},
-            transport=self.transport,
-            flow=self.flow,
-            logger=self.logger,
-            access_logger=self.access_logger,
-            access_log=False,
-            default_headers=self.server_state.default_headers,
-            message_event=asyncio.Event(),
-            expect_100_continue=False,
-            keep_alive=False,
-            on_response=self.on_response_complete,
-        )
-        self.cycle = cycle
-        response = error_response(error)
-        response.headers["x-request-id"] = uuid.uuid4().hex
-        self.pipeline.appendleft((cycle, response))  # type: ignore[arg-type]
+    def log_access(self, method: str, status: int) -> None:
+        if not self.config.access_log:
+            return
+        host, port = self.client or ("", 0)
+        _access_log.info('%s:%d - "%s %r" %d', host, port, method, self.url, status)

@@ -7,6 +7,7 @@ import contextlib
 import hmac
 import logging
 import socket
+import time
 from collections import Counter
 from collections.abc import Iterator
 from typing import Any
@@ -16,6 +17,7 @@ from starlette.types import ASGIApp
 
 from configs.sections import Server
 from loadbalancer.http_server.connection_table import ConnectionTable
+from loadbalancer.http_server.direct import DirectApplication
 from loadbalancer.http_server.input_budget import InputBudget
 from loadbalancer.http_server.listener import ConnectionListener, TlsHandshake
 from loadbalancer.http_server.parse_queue import ParseQueue
@@ -60,7 +62,12 @@ class HttpConfig(uvicorn.Config):
         self.table = ConnectionTable(limits, max_connections, refusals)
         self.parse_queue = ParseQueue()
         self.input_budget = InputBudget()
+        #: Headers of every response, as they are sent.
+        self.default_lines = b""
+        #: Set where the application takes requests directly.
+        self.direct: DirectApplication | None = app if isinstance(app, DirectApplication) else None
         self._internal = f"Bearer {internal_token}".encode() if internal_token else None
+        self.load()
 
     def is_internal(self, authorization: bytes) -> bool:
         """Whether a request with this header comes from the controller."""
@@ -91,10 +98,10 @@ class HttpServer(uvicorn.Server):
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Listen on the sockets. Differs from uvicorn in how connections are accepted."""
-        config, loop = self.config, asyncio.get_running_loop()
+        config = self.config
 
         def create(handshake: TlsHandshake | None) -> asyncio.Protocol:
-            return BoundedHttpProtocol(config, self.server_state, {}, loop, handshake)
+            return BoundedHttpProtocol(config, self.server_state, handshake)
 
         timeout_s = config.limits.header_timeout_s
         self.servers = [
@@ -106,11 +113,13 @@ class HttpServer(uvicorn.Server):
     async def on_tick(self, counter: int) -> bool:
         """Check the deadlines of all connections about once a second, or more often where a limit is short."""
         if counter % self._check_every == 0:
-            now = asyncio.get_running_loop().time()
+            now = time.monotonic()
             for connection in list(self.server_state.connections):
                 assert isinstance(connection, BoundedHttpProtocol)
                 connection.check_deadlines(now)
-        return await super().on_tick(counter)
+        is_last = await super().on_tick(counter)
+        self.config.default_lines = b"".join(b"%s: %s\r\n" % line for line in self.server_state.default_headers)
+        return is_last
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """End every connection. Connections that are not read are aborted after `_FLUSH_S`."""

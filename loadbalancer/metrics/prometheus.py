@@ -155,6 +155,8 @@ class Metrics:
         self._requests = Counter(
             "muster_http_requests", "Answered HTTP requests.", ("route", "status"), registry=self.registry
         )
+        #: Of both, by route and status: as many as there are label values.
+        self._children: dict[tuple[str, int], tuple[Counter, Histogram]] = {}
         self._proxied = Counter(
             "muster_proxied_requests",
             "Requests sent to another server, by outcome.",
@@ -189,8 +191,12 @@ class Metrics:
 
     def request(self, route: str, status: int, seconds: float) -> None:
         """Record an answered request."""
-        self._requests.labels(route, str(status)).inc()
-        self._latency.labels(route).observe(seconds)
+        found = self._children.get((route, status))
+        if found is None:  # a lookup by labels costs as much as the rest
+            found = self._requests.labels(route, str(status)), self._latency.labels(route)
+            self._children[route, status] = found
+        found[0].inc()
+        found[1].observe(seconds)
 
     def image(self, model: str, queued_s: float, running_s: float) -> None:
         """Record a finished image."""

@@ -11,6 +11,7 @@ from prometheus_client import generate_latest
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from configs.sections import Access
+from loadbalancer.access.access_control import AccessControl
 from loadbalancer.access.api_keys import Authenticator
 from loadbalancer.api.app import add_error_handlers
 from loadbalancer.api.body_budget import BodyBudget
@@ -39,7 +40,8 @@ async def broken(scope: Scope, receive: Receive, send: Send) -> None:
 
 def around(app: ASGIApp, metrics: Metrics) -> ApiMiddleware:
     bodies = BodyBudget(1 << 20, 1 << 20, metrics.refusals)
-    return ApiMiddleware(app, app, Access(), Authenticator("t" * 43, loopback=False), NoKeys(), metrics, bodies)
+    control = AccessControl(Access(), Authenticator("t" * 43, loopback=False), NoKeys())
+    return ApiMiddleware(app, app, Access(), control, metrics, bodies)
 
 
 async def test_exception_returns_neutral_500_and_is_logged(caplog: pytest.LogCaptureFixture) -> None:

@@ -9,11 +9,10 @@ import pytest
 from fastapi import Request
 from hypothesis import given
 from hypothesis import strategies as st
-from starlette.datastructures import Headers
 from starlette.types import Message
 
 from loadbalancer.access.api_keys import ANONYMOUS
-from loadbalancer.api.body_budget import CODE, KEY_CODE, BodyBudget, BodyReservation, is_small
+from loadbalancer.api.body_budget import CODE, KEY_CODE, BodyBudget, BodyReservation
 from loadbalancer.api.http_helpers import read_json
 from loadbalancer.api.uploads import read_form
 from loadbalancer.metrics.refusals import RefusalCounter
@@ -142,19 +141,3 @@ async def test_what_follows_a_released_body_is_not_counted() -> None:
     own.release()
     await read_json(request(own, [b" " * 5000]), 10_000)
     assert shared.held == 0
-
-
-@pytest.mark.parametrize(
-    ("headers", "small"),
-    [
-        ({"content-length": "65536"}, True),
-        ({"content-length": "65537"}, False),
-        ({"content-length": "0"}, True),
-        ({}, False),
-        ({"transfer-encoding": "chunked"}, False),
-        ({"content-length": "-1"}, False),
-        ({"content-length": "10", "content-encoding": "gzip"}, False),
-    ],
-)
-def test_only_bodies_of_unknown_or_large_size_are_counted(headers: dict[str, str], small: bool) -> None:
-    assert is_small(Headers(headers)) is small

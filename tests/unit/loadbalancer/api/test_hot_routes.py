@@ -9,7 +9,7 @@ from typing import Any
 
 import httpx
 import pytest
-from fastapi import FastAPI, Request, Response
+from fastapi import APIRouter, FastAPI, Request, Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from loadbalancer.access.api_keys import Caller
@@ -24,9 +24,9 @@ BODIES = BodyBudget(1 << 20, 1 << 20, RefusalCounter())
 
 
 def application() -> tuple[ASGIApp, FastAPI, HotRoutes]:
-    app, hot = FastAPI(), HotRoutes()
+    app, router, hot = FastAPI(), APIRouter(), HotRoutes()
 
-    @app.post("/v1/models/{name}:predict", summary="Predict")
+    @router.post("/v1/models/{name}:predict", summary="Predict")
     @hot.endpoint(max_bytes=100)
     async def predict(request: HotRequest) -> Response:
         """What the document says."""
@@ -38,17 +38,18 @@ def application() -> tuple[ASGIApp, FastAPI, HotRoutes]:
         assert request.body == b""
         return FrameResponse(parts, "text/plain", 202, {"X-Caller": request.caller.owner})
 
-    @app.get("/ping")
+    @router.get("/ping")
     @hot.endpoint(max_bytes=0)
     def ping(request: HotRequest) -> Response:
         return FrameResponse([request.query], "text/plain")
 
-    @app.get("/cold")
+    @router.get("/cold")
     async def cold(_: Request) -> Response:
         return Response("cold")
 
     add_error_handlers(app)
-    hot.collect(app.routes)
+    app.include_router(router)
+    hot.collect(router)
 
     async def with_state(scope: Scope, receive: Receive, send: Send) -> None:
         scope["state"] = {"caller": Caller("ann"), "body": BodyReservation(BODIES, "ann")}
@@ -121,3 +122,10 @@ def test_routes_are_found(method: str, path: str, template: str | None, params: 
 def test_any_number_of_paths_matches() -> None:
     find: Callable[[str, str], Any] = application()[2].find
     assert all(find("POST", f"/v1/models/{n}:predict")[1] == {"name": str(n)} for n in range(3000))
+
+
+def test_a_handler_without_a_route_is_an_error() -> None:
+    hot = HotRoutes()
+    hot.endpoint(max_bytes=0)(lambda _: Response())
+    with pytest.raises(RuntimeError):
+        hot.collect(APIRouter())

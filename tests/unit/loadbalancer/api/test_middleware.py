@@ -6,6 +6,7 @@ import pytest
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from configs.sections import Access
+from loadbalancer.access.access_control import AccessControl
 from loadbalancer.access.api_keys import Authenticator
 from loadbalancer.api.body_budget import BodyBudget
 from loadbalancer.api.idempotency import PATHS
@@ -45,7 +46,8 @@ async def test_only_requests_for_images_are_replayed(method: str, path: str, key
     metrics = Metrics(lambda: Snapshot(0.0, 1.0, [], []), lambda model: [])
     plain, replaying = application("plain"), application("replaying")
     bodies = BodyBudget(1 << 20, 1 << 20, metrics.refusals)
-    app = ApiMiddleware(plain, replaying, Access(), Authenticator("t" * 43, loopback=False), NoKeys(), metrics, bodies)
+    control = AccessControl(Access(), Authenticator("t" * 43, loopback=False), NoKeys())
+    app = ApiMiddleware(plain, replaying, Access(), control, metrics, bodies)
     headers = [(b"idempotency-key", b"k")] if key else []
     scope = {"type": "http", "method": method, "path": path, "headers": headers}
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 
 import pytest
 from starlette.types import Receive, Scope, Send
@@ -41,16 +42,16 @@ def test_rate_in_each_window(head: bytes, sizes: list[int], expected: bytes) -> 
         limits = Server(body_timeout_s=10.0, min_body_rate=1000)
         config = HttpConfig(wait_for_ever, limits, 10, RefusalCounter(), lifespan="off", log_config=None)
         transport = RecordingTransport()
-        protocol = BoundedHttpProtocol(config, ServerState(), {}, asyncio.get_running_loop())
+        protocol = BoundedHttpProtocol(config, ServerState())
         protocol.connection_made(transport)
         protocol.data_received(head + b"\r\n")
-        now = asyncio.get_running_loop().time()
+        now = time.monotonic()
         for size in sizes:
             if size:
                 protocol.data_received(b"x" * size)
             now += 10.001
             protocol.check_deadlines(now)
-        for task in protocol.tasks:
+        for task in protocol.server_state.tasks:
             task.cancel()
         return transport.written.partition(b"\r\n")[0]
 

@@ -19,7 +19,7 @@ from configs.sections import Server
 from loadbalancer.http_server.connection_table import ConnectionTable
 from loadbalancer.http_server.input_budget import FREE_BYTES, MAX_INPUT_BYTES, InputBudget
 from loadbalancer.http_server.listener import ConnectionListener
-from loadbalancer.http_server.parse_queue import PER_TURN
+from loadbalancer.http_server.parse_queue import PER_TURN, TASK_COST
 from loadbalancer.http_server.protocol import BoundedHttpProtocol
 from loadbalancer.http_server.server import HttpConfig
 from loadbalancer.metrics.refusals import RefusalCounter
@@ -30,6 +30,8 @@ GET = b"GET /a HTTP/1.1\r\nHost: a\r\n\r\n"
 HEALTH = b"GET /healthz HTTP/1.1\r\nHost: a\r\n\r\n"
 CHUNKED = b"POST /a HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\n\r\n"
 SMALL_BODY = b"POST /a HTTP/1.1\r\nHost: a\r\nContent-Length: 3\r\n\r\nabc"
+#: Requests in a turn whose answers are tasks.
+A_TURN = PER_TURN // TASK_COST
 
 
 class Crowd:
@@ -43,11 +45,10 @@ class Crowd:
             await asyncio.Event().wait()
 
         self.config = HttpConfig(never, Server(), 5000, RefusalCounter(), lifespan="off", log_config=None)
-        self.config.load()
         self.state = ServerState()
 
     def open(self) -> tuple[BoundedHttpProtocol, RecordingTransport]:
-        protocol = BoundedHttpProtocol(self.config, self.state, {}, asyncio.get_running_loop())
+        protocol = BoundedHttpProtocol(self.config, self.state)
         transport = RecordingTransport()
         protocol.connection_made(transport)
         return protocol, transport
@@ -65,7 +66,7 @@ def statuses(transport: RecordingTransport) -> list[int]:
 def test_requests_that_arrive_at_once_begin_over_turns() -> None:
     async def run() -> list[int]:
         crowd = Crowd()
-        for _ in range(3 * PER_TURN):
+        for _ in range(3 * A_TURN):
             crowd.open()[0].data_received(GET)
         counts = []
         for _ in range(5):
@@ -75,14 +76,14 @@ def test_requests_that_arrive_at_once_begin_over_turns() -> None:
         return counts
 
     counts = asyncio.run(run())
-    assert counts[-1] == 3 * PER_TURN
-    assert max(after - before for before, after in zip([0, *counts], counts, strict=False)) <= PER_TURN
+    assert counts[-1] == 3 * A_TURN
+    assert max(after - before for before, after in zip([0, *counts], counts, strict=False)) <= A_TURN
 
 
 def test_a_health_check_overtakes_a_crowd() -> None:
     async def run() -> list[str]:
         crowd = Crowd()
-        for _ in range(3 * PER_TURN):
+        for _ in range(3 * A_TURN):
             crowd.open()[0].data_received(GET)
         crowd.open()[0].data_received(HEALTH)
         for _ in range(10):
@@ -90,7 +91,7 @@ def test_a_health_check_overtakes_a_crowd() -> None:
         await crowd.close()
         return crowd.begun
 
-    assert asyncio.run(run()).index("/healthz") <= PER_TURN
+    assert asyncio.run(run()).index("/healthz") <= A_TURN
 
 
 @pytest.mark.parametrize("request_", [GET, CHUNKED, SMALL_BODY])

@@ -33,7 +33,7 @@ async def test_requests_in_memory_are_few(request_bytes: bytes, piece: int) -> N
 
     config = HttpConfig(app, Server(), 10, RefusalCounter(), lifespan="off", log_config=None, access_log=False)
     transport = RecordingTransport()
-    protocol = BoundedHttpProtocol(config, ServerState(), {}, asyncio.get_running_loop())
+    protocol = BoundedHttpProtocol(config, ServerState())
     protocol.connection_made(transport)
     data, most = request_bytes * 2000, 0
     for start in range(0, len(data), piece):
@@ -47,4 +47,4 @@ async def test_requests_in_memory_are_few(request_bytes: bytes, piece: int) -> N
             assert not protocol.pipeline
     assert transport.written.count(b"HTTP/1.1 200 ") == 2000
     protocol.connection_lost(None)
-    await asyncio.gather(*protocol.tasks)
+    await asyncio.gather(*protocol.server_state.tasks)

@@ -64,7 +64,7 @@ def parsed(data: bytes, cuts: list[int]) -> tuple[list[tuple[str, str, bytes]], 
     async def run() -> bytes:
         config = HttpConfig(app, Server(), 10, RefusalCounter(), lifespan="off", log_config=None, access_log=False)
         transport = RecordingTransport()
-        protocol = BoundedHttpProtocol(config, ServerState(), {}, asyncio.get_running_loop())
+        protocol = BoundedHttpProtocol(config, ServerState())
         protocol.connection_made(transport)
         start = 0
         for end in [*sorted(cuts), len(data)]:
@@ -75,7 +75,7 @@ def parsed(data: bytes, cuts: list[int]) -> tuple[list[tuple[str, str, bytes]], 
         for _ in range(30):
             await asyncio.sleep(0)
         protocol.connection_lost(None)
-        await asyncio.gather(*protocol.tasks)
+        await asyncio.gather(*protocol.server_state.tasks)
         return transport.written
 
     return seen, asyncio.run(run())

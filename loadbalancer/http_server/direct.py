@@ -1,0 +1,52 @@
+"""How an application takes requests straight from the connection, without a task and without ASGI."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Protocol, runtime_checkable
+
+from starlette.types import ASGIApp, Scope
+
+RawHeaders = Iterable[tuple[bytes, bytes]]
+#: Largest body of a direct request. The server buffers so much of each connection in any case.
+MAX_DIRECT_BYTES = 64 * 2**10
+
+
+class Responder(Protocol):
+    """What a call needs of its exchange. One of the two methods is called once, unless the call is cancelled."""
+
+    def respond(
+        self,
+        status: int,
+        headers: RawHeaders,
+        frames: Sequence[bytes | memoryview],
+        on_end: Callable[[], None],
+    ) -> None:
+        """Send a complete response, whose headers have its Content-Length. Nothing is copied that is large.
+
+        `on_end` is called when the client has read it but for what sockets buffer, or has left.
+        """
+
+    def run(self, app: ASGIApp, scope: Scope) -> None:
+        """Let an ASGI application respond, in a task of its own. Not for a request that reads a body."""
+
+
+class DirectCall(Protocol):
+    """One request that was recognized by its head."""
+
+    def begin(self, responder: Responder, body: bytes) -> None:
+        """The request is complete. Raises nothing."""
+
+    def cancel(self) -> None:
+        """The client has left, before the response was complete. Raises nothing."""
+
+
+@runtime_checkable
+class DirectApplication(Protocol):
+    """Recognizes the requests that it takes directly."""
+
+    def direct_call(self, method: bytes, target: bytes, headers: list[tuple[bytes, bytes]]) -> DirectCall | None:
+        """Return None for a request that goes through ASGI. Names of headers are in lower case. Raises nothing.
+
+        The server asks only for requests with a declared body of at most `MAX_DIRECT_BYTES`.
+        """

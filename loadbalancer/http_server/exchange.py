@@ -1,0 +1,284 @@
+"""One request of a connection and its response: what uvicorn's `RequestResponseCycle` does, at less cost."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING
+
+from starlette.types import ASGIApp, Message, Scope
+from uvicorn.protocols.http.httptools_impl import HEADER_RE, HEADER_VALUE_RE, STATUS_LINE
+
+from loadbalancer.http_server.direct import DirectCall, RawHeaders
+from loadbalancer.schema.errors import ApiError
+
+if TYPE_CHECKING:
+    from loadbalancer.http_server.request_parser import BoundedRequestParser
+
+log = logging.getLogger(__name__)
+
+#: Smaller responses are joined: that costs less than another buffer.
+_JOINED_BYTES = 16 * 2**10
+#: Of a response over TLS that is written before the client has read those before.
+_PART_BYTES = 64 * 2**10
+#: Statuses of responses that never have a body.
+_WITHOUT_BODY = (204, 304)
+_INTERNAL_ERROR = b"Internal Server Error"
+
+
+class Exchange:
+    """`receive` and `send` are those of ASGI; `respond` and `run` are for direct calls."""
+
+    __slots__ = (
+        "_connection",
+        "_event",
+        "_has_news",
+        "_head",
+        "_is_chunked",
+        "_on_end",
+        "_parts",
+        "_remaining",
+        "_scope",
+        "body",
+        "call",
+        "disconnected",
+        "keep_alive",
+        "method",
+        "more_body",
+        "refusal",
+        "response_complete",
+        "response_started",
+        "waiting_for_100_continue",
+    )
+
+    def __init__(
+        self,
+        connection: BoundedRequestParser,
+        method: str,
+        scope: Scope | None,
+        call: DirectCall | None = None,
+        *,
+        keep_alive: bool,
+        expects_continue: bool = False,
+        refusal: ApiError | None = None,
+    ) -> None:
+        """`scope` is that of the application; None for a `refusal`, which is answered in its turn."""
+        self._connection = connection
+        self._scope = scope
+        self.method = method
+        self.call = call
+        self.refusal = refusal
+        self.keep_alive = keep_alive
+        self.waiting_for_100_continue = expects_continue
+        self.body: bytes | bytearray = b""
+        self.more_body = True
+        self.disconnected = self.response_started = self.response_complete = False
+        #: Whether `receive` has something to return, and what it waits for.
+        self._has_news = False
+        self._event: asyncio.Event | None = None
+        self._head = b""
+        self._is_chunked = False
+        #: Bytes of the response that are not sent yet, of those that its Content-Length declares.
+        self._remaining = 0
+        #: What is called when the response of a direct call has been read, and what is still to be written of it.
+        self._on_end: Callable[[], None] | None = None
+        self._parts: Iterator[memoryview] | None = None
+
+    # ---- what arrives
+
+    def add_body(self, data: bytes) -> int:
+        """Keep a piece of the body until it is received. Return how much is kept."""
+        body = self.body
+        if not body:
+            self.body = data
+        elif isinstance(body, bytearray):
+            body += data
+        else:
+            self.body = bytearray(body)
+            self.body += data
+        self.notify()
+        return len(self.body)
+
+    def end_body(self) -> None:
+        self.more_body = False
+        self.notify()
+
+    def disconnect(self) -> None:
+        """The client has left, or is not answered any more."""
+        self.disconnected = True
+        self.notify()
+        on_end, self._on_end = self._on_end, None
+        if on_end is not None:
+            self._parts = None
+            on_end()
+        elif self.call is not None:
+            self.call.cancel()
+
+    def notify(self) -> None:
+        self._has_news = True
+        if self._event is not None:
+            self._event.set()
+
+    # ---- direct calls
+
+    def begin_call(self) -> None:
+        assert self.call is not None
+        body, self.body = self.body, b""
+        self.call.begin(self, bytes(body))
+
+    def respond(
+        self,
+        status: int,
+        headers: RawHeaders,
+        frames: Sequence[bytes | memoryview],
+        on_end: Callable[[], None],
+    ) -> None:
+        if self.disconnected:
+            on_end()
+            return
+        connection, head = self._connection, self._encode_head(status, headers)
+        self._on_end = on_end
+        if sum(map(len, frames)) <= _JOINED_BYTES:
+            connection.transport.write(b"".join((head, *frames)))
+        elif connection.scheme == "http":
+            connection.transport.writelines([head, *frames])
+        else:  # what is written is encrypted at once, and held twice
+            connection.transport.write(head)
+            self._parts = _parts(frames)
+        if not connection.flow.write_paused:
+            self.continue_call()
+
+    def continue_call(self) -> None:
+        """The client has read what was written."""
+        if self._on_end is None:
+            return
+        connection = self._connection
+        while self._parts is not None and not connection.flow.write_paused:
+            part = next(self._parts, None)
+            if part is None:
+                self._parts = None
+            else:
+                connection.transport.write(part)
+        if not connection.flow.write_paused:
+            on_end, self._on_end = self._on_end, None
+            self._complete()
+            on_end()
+
+    def run(self, app: ASGIApp, scope: Scope) -> None:
+        self.call, self._scope = None, scope
+        self._connection.start_task(self, app)
+
+    # ---- ASGI
+
+    async def run_asgi(self, app: ASGIApp) -> None:
+        """Run the application. Its failure, or a response that it leaves incomplete, closes the connection."""
+        failure: BaseException | None = None
+        try:
+            await app(self._scope or {}, self.receive, self.send)
+        except BaseException as error:
+            failure = error
+        if failure is None and (self.disconnected or self.response_complete):
+            return
+        log.error("the application failed, or has not completed its response", exc_info=failure)
+        if self.response_started:
+            self._connection.transport.close()
+        else:
+            headers = [(b"content-length", b"%d" % len(_INTERNAL_ERROR)), (b"connection", b"close")]
+            await self.send({"type": "http.response.start", "status": 500, "headers": headers})
+            await self.send({"type": "http.response.body", "body": _INTERNAL_ERROR})
+
+    async def receive(self) -> Message:
+        connection = self._connection
+        if self.waiting_for_100_continue and not connection.transport.is_closing():
+            self.waiting_for_100_continue = False
+            connection.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+        if not self.disconnected and not self.response_complete:
+            connection.flow.resume_reading()
+            if not self._has_news:
+                if self._event is None:
+                    self._event = asyncio.Event()
+                await self._event.wait()
+            self._has_news = False
+            if self._event is not None:
+                self._event.clear()
+        if self.disconnected or self.response_complete:
+            return {"type": "http.disconnect"}
+        body, self.body = self.body, b""
+        return {"type": "http.request", "body": bytes(body), "more_body": self.more_body}
+
+    async def send(self, message: Message) -> None:
+        """Raises `RuntimeError` for a message that is not allowed here."""
+        connection = self._connection
+        if connection.flow.write_paused and not self.disconnected:
+            await connection.flow.drain()
+        if self.disconnected:
+            return
+        kind = message["type"]
+        if not self.response_started and kind == "http.response.start":
+            self._head = self._encode_head(message["status"], message.get("headers", ()))
+            if self._is_chunked:  # the first part may take long
+                connection.transport.write(self._head)
+                self._head = b""
+        elif self.response_started and not self.response_complete and kind == "http.response.body":
+            self._send_body(message.get("body", b""), more=message.get("more_body", False))
+        else:
+            raise RuntimeError(f"unexpected ASGI message {kind!r}")
+
+    def _send_body(self, body: bytes | memoryview, *, more: bool) -> None:
+        connection, head, size = self._connection, self._head, len(body)
+        self._head = b""
+        if self.method == "HEAD":
+            self._remaining, body = 0, b""
+        elif self._is_chunked:
+            start, end = b"%x\r\n" % size if size else b"", b"\r\n" if size else b""
+            body = b"".join((start, body, end if more else end + b"0\r\n\r\n"))
+        else:
+            self._remaining -= size
+        if self._remaining < 0 or (self._remaining and not more):
+            raise RuntimeError("the response is longer or shorter than its Content-Length")
+        if head and len(body) <= _JOINED_BYTES:
+            connection.transport.write(b"".join((head, body)))
+        else:
+            if head:
+                connection.transport.write(head)
+            if body:
+                connection.transport.write(body)
+        if not more:
+            self._complete()
+
+    # ---- both
+
+    def _encode_head(self, status: int, headers: RawHeaders) -> bytes:
+        """The status line and the headers. Raises `RuntimeError` for a header that would break the response."""
+        connection = self._connection
+        self._is_chunked = self.method != "HEAD" and status not in _WITHOUT_BODY
+        lines = [STATUS_LINE[status], connection.config.default_lines]
+        for name, value in headers:
+            if HEADER_VALUE_RE.search(value) or HEADER_RE.search(name):
+                raise RuntimeError("invalid HTTP header")
+            lines += (name, b": ", value, b"\r\n")
+            if name == b"content-length":
+                self._is_chunked, self._remaining = False, int(value)
+            elif name == b"connection" and value.lower() == b"close":
+                self.keep_alive = False
+                del lines[-4:]
+        if self._is_chunked:
+            lines.append(b"transfer-encoding: chunked\r\n")
+        lines.append(b"\r\n" if self.keep_alive else b"connection: close\r\n\r\n")
+        connection.log_access(self.method, status)
+        self.response_started = True
+        self.waiting_for_100_continue = False
+        return b"".join(lines)
+
+    def _complete(self) -> None:
+        self.response_complete = True
+        self.notify()
+        self._connection.on_response_complete(self)
+
+
+def _parts(frames: Sequence[bytes | memoryview]) -> Iterator[memoryview]:
+    for frame in frames:
+        view = memoryview(frame)
+        for offset in range(0, len(view), _PART_BYTES):
+            yield view[offset : offset + _PART_BYTES]
