@@ -13,11 +13,11 @@ from starlette.types import Receive, Scope, Send
 
 from loadbalancer.access.access_control import AccessControl
 from loadbalancer.access.api_keys import Caller
+from loadbalancer.api.direct_calls import Responder
 from loadbalancer.api.frame_response import FrameResponse
 from loadbalancer.api.hot_routes import HotRequest, HotRoute, HotRoutes
 from loadbalancer.api.http_helpers import error_response
 from loadbalancer.api.request_head import RequestHead
-from loadbalancer.http_server.direct import Responder
 from loadbalancer.metrics.prometheus import Metrics
 from loadbalancer.schema.errors import ApiError, ClientClosed, InternalError
 

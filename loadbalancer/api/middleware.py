@@ -16,12 +16,12 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from configs.sections import Access
 from loadbalancer.access.access_control import AccessControl
 from loadbalancer.api.body_budget import BodyBudget, BodyReservation
+from loadbalancer.api.direct_calls import DirectCall
 from loadbalancer.api.head_requests import answer_head
 from loadbalancer.api.hot_calls import HotCalls
 from loadbalancer.api.http_helpers import error_response
 from loadbalancer.api.idempotency import HEADER, PATHS
 from loadbalancer.api.request_head import RequestHead
-from loadbalancer.http_server.direct import DirectCall
 from loadbalancer.metrics.prometheus import Metrics
 from loadbalancer.schema.errors import ApiError, InternalError
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
-from loadbalancer.request_ids import new_request_id
+from loadbalancer.access.request_ids import new_request_id
 
 #: Bodies up to this size need no reservation: the server buffers so much of each connection in any case.
 SMALL_BYTES = 64 * 2**10

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from starlette.types import ASGIApp, Message, Scope
 from uvicorn.protocols.http.httptools_impl import HEADER_RE, HEADER_VALUE_RE, STATUS_LINE
 
-from loadbalancer.http_server.direct import DirectCall, RawHeaders
+from loadbalancer.api.direct_calls import DirectCall, RawHeaders
 from loadbalancer.schema.errors import ApiError
 
 if TYPE_CHECKING:

@@ -18,8 +18,8 @@ import httptools
 from starlette.types import ASGIApp
 from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT, FlowControl
 
+from loadbalancer.api.direct_calls import MAX_DIRECT_BYTES, DirectCall
 from loadbalancer.http_server.connection_table import client_of
-from loadbalancer.http_server.direct import MAX_DIRECT_BYTES, DirectCall
 from loadbalancer.http_server.exchange import Exchange
 from loadbalancer.http_server.input_budget import FREE_BYTES
 from loadbalancer.http_server.stages import BODY, HANDLING, HEAD, IDLE, NEW, REFUSED

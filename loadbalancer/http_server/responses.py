@@ -12,13 +12,13 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE
 from uvicorn.protocols.utils import get_local_addr, get_remote_addr, is_ssl
 from uvicorn.server import ServerState
 
+from loadbalancer.access.request_ids import new_request_id
 from loadbalancer.api.http_helpers import encode_json
 from loadbalancer.http_server.exchange import Exchange
 from loadbalancer.http_server.parse_queue import TASK_COST
 from loadbalancer.http_server.request_parser import BoundedRequestParser
 from loadbalancer.http_server.stages import BODY, HANDLING, HEAD, IDLE, LINGERING, REFUSED
 from loadbalancer.http_server.transport import InputFlowControl
-from loadbalancer.request_ids import new_request_id
 from loadbalancer.schema.errors import ApiError
 
 if TYPE_CHECKING:

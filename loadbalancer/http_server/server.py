@@ -16,8 +16,8 @@ import uvicorn
 from starlette.types import ASGIApp
 
 from configs.sections import Server
+from loadbalancer.api.direct_calls import DirectApplication
 from loadbalancer.http_server.connection_table import ConnectionTable
-from loadbalancer.http_server.direct import DirectApplication
 from loadbalancer.http_server.input_budget import InputBudget
 from loadbalancer.http_server.listener import ConnectionListener, TlsHandshake
 from loadbalancer.http_server.parse_queue import ParseQueue
