@@ -106,8 +106,8 @@ class ScaleDown(Section):
 class Behavior(Section):
     """Limits on the rate of change of the number of workers."""
 
-    scale_up: ScaleUp = ScaleUp()
-    scale_down: ScaleDown = ScaleDown()
+    scale_up: ScaleUp = ScaleUp.model_construct()
+    scale_down: ScaleDown = ScaleDown.model_construct()
 
 
 class ScaleToZero(Section):
@@ -156,7 +156,7 @@ class Scaling(Section):
     """Time between two decisions. Urgent events cause a decision at once."""
     policy: Annotated[str, AfterValidator(_known_policy)] = "slo_work"
     """Scaling policy: a built-in one, or a custom function as `package.module:function`."""
-    slo: Slo = Slo()
+    slo: Slo = Slo.model_construct()
     scale_up_at: Annotated[float, Field(gt=0)] | Literal["auto"] = "auto"
     """`queue_depth`: load from which a worker is added. `auto`: a full batch, as measured."""
     scale_down_at: Annotated[float, Field(ge=0)] | Literal["auto"] = "auto"
@@ -185,15 +185,15 @@ class Scaling(Section):
     """Window in which arrivals are counted for their long-term rate."""
     drain_s: PositiveSeconds = 30.0
     """Time within which a backlog should be completed, once the workers for it have started."""
-    behavior: Behavior = Behavior()
+    behavior: Behavior = Behavior.model_construct()
     startup_hold_s: Seconds = 300.0
     """`slo_work`: no worker is removed until arrivals have been counted for this time."""
     cold_start_s: PositiveSeconds | Literal["auto"] = "auto"
     """Duration of a cold start until the worker serves. `auto`: as measured, and 40 s before the first measurement."""
     standby_start_s: PositiveSeconds | Literal["auto"] = "auto"
     """Duration of a start from standby. `auto`: as measured, and 5 s before the first measurement."""
-    scale_to_zero: ScaleToZero = ScaleToZero()
-    feedback: Feedback = Feedback()
+    scale_to_zero: ScaleToZero = ScaleToZero.model_construct()
+    feedback: Feedback = Feedback.model_construct()
     schedule: tuple[Scheduled, ...] = ()
     """Minimum numbers of workers by time. The entry that began last applies."""
     standby: MachineCount = Field(default=0, ge=0)

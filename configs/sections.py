@@ -79,7 +79,9 @@ LocalPath = Annotated[Path, BeforeValidator(_local_path)]
 class Section(BaseModel):
     """A section of the configuration. It rejects unknown keys and is immutable."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
+    # Every program reads the configuration when it starts. To be quick, each schema is built once, as a part of that of
+    # `Settings`: defaults that are sections are made by `model_construct`, which needs no schema of their own.
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, defer_build=True)
 
     @model_validator(mode="before")
     @classmethod

@@ -210,14 +210,14 @@ class Model(Section):
     measured, a full GPU."""
     max_batch_size: Annotated[int, Field(ge=1, le=512)] | Literal["auto"] = "auto"
     """Maximum number of tasks in a worker's batch. `auto`: the measured size without further gain, up to 32."""
-    batching: Batching = Batching()
-    warm_up: WarmUp = WarmUp()
-    defaults: Defaults = Defaults()
-    limits: Limits = Limits()
-    scaling: Scaling = Scaling()
+    batching: Batching = Batching.model_construct()
+    warm_up: WarmUp = WarmUp.model_construct()
+    defaults: Defaults = Defaults.model_construct()
+    limits: Limits = Limits.model_construct()
+    scaling: Scaling = Scaling.model_construct()
     cold_start_proxy: ColdStartProxy | None = None
     """Another server that answers while this model has no ready worker."""
-    sim: Sim = Sim()
+    sim: Sim = Sim.model_construct()
 
     @property
     def engine_name(self) -> str:
@@ -283,14 +283,14 @@ class Settings(Section):
     """Replaces `scaling.min_workers` of every model."""
     max_workers: MachineCount | None = Field(default=None, ge=1)
     """Replaces `scaling.max_workers` of every model."""
-    server: Server = Server()
-    logging: Logging = Logging()
-    access: Access = Access()
-    queue: Queue = Queue()
-    jobs: Jobs = Jobs()
-    results: Results = Results()
-    devices: Devices = Devices()
-    workers: Workers = Workers()
+    server: Server = Server.model_construct()
+    logging: Logging = Logging.model_construct()
+    access: Access = Access.model_construct()
+    queue: Queue = Queue.model_construct()
+    jobs: Jobs = Jobs.model_construct()
+    results: Results = Results.model_construct()
+    devices: Devices = Devices.model_construct()
+    workers: Workers = Workers.model_construct()
     models: Annotated[dict[ModelName, Model], BeforeValidator(_empty_models)] = Field(min_length=1)
     """The served models by name. The first one is the default of requests without a model."""
 
