@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
-import aiohttp
 import msgspec
 from fastapi import Request, Response
 from fastapi.responses import StreamingResponse
@@ -20,6 +20,9 @@ from loadbalancer.proxy.upstream import FORWARDED, Content, UpstreamDeclined
 from loadbalancer.schema.errors import ApiError, BadGateway, InvalidRequest
 from loadbalancer.schema.stream_events import encode_error
 from loadbalancer.services import Services
+
+if TYPE_CHECKING:
+    import aiohttp
 
 #: Header of every response that comes from an upstream server.
 PROXIED = "x-muster-proxied"
@@ -132,6 +135,8 @@ class UpstreamStream(StreamingResponse):
             self._proxied.close(self._outcome)
 
     async def _events(self) -> AsyncIterator[bytes]:
+        import aiohttp
+
         try:
             async for chunk in self._upstream.content.iter_any():
                 yield chunk
@@ -158,6 +163,8 @@ def form_factory(form: Form) -> BodyFactory:
     """Builds the form with another model name, while the form's files can be read."""
 
     async def build(model: str) -> Content:
+        import aiohttp
+
         fields = aiohttp.FormData()
         for name, text in (form.texts | {"model": model}).items():
             fields.add_field(name, text)
@@ -173,5 +180,5 @@ def _discard(task: asyncio.Task[Response | aiohttp.ClientResponse]) -> None:
     """Close a response that arrives after the request has ended."""
     if not task.cancelled() and task.exception() is None:
         response = task.result()
-        if isinstance(response, aiohttp.ClientResponse):
+        if not isinstance(response, Response):
             response.close()

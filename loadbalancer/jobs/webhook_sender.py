@@ -1,31 +1,27 @@
-"""Delivers webhooks with retries. Pending deliveries are stored on disk, and `DeliveryQueue` decides their order.
-
-The address check applies to the address that the socket connects to, which prevents DNS rebinding. Redirects are not
-followed, proxies are not used, and response bodies are not read.
-"""
+"""Delivers webhooks with retries. Pending deliveries are stored on disk, and `DeliveryQueue` decides their order."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import ipaddress
+import importlib
 import logging
-import socket
 import time
 from collections import Counter
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
-import aiohttp
 import msgspec
 
 from configs.sections import Jobs as JobSettings
 from loadbalancer.background_tasks import TaskSupervisor
 from loadbalancer.jobs.delivery_queue import DeliveryQueue
-from loadbalancer.jobs.host_resolver import HostResolver
 from loadbalancer.jobs.views import job_view
-from loadbalancer.jobs.webhooks import headers, is_public, pause_s
+from loadbalancer.jobs.webhooks import headers, pause_s
 from loadbalancer.storage.database import Database, StorageUnavailable, Work
 from loadbalancer.storage.records import JobRecord, PendingDelivery, WebhookTarget
+
+if TYPE_CHECKING:
+    from loadbalancer.jobs.webhook_client import WebhookClient
 
 log = logging.getLogger(__name__)
 
@@ -34,10 +30,6 @@ Result = TypeVar("Result")
 #: Limits of the pause between two checks; the upper one because the wall clock can be set.
 _MIN_POLL_S, _MAX_POLL_S = 0.05, 30.0
 _STORAGE_RETRY_S = 1.0
-
-
-class NotPublic(OSError):
-    """The address belongs to this machine or a private network."""
 
 
 class WebhookSender:
@@ -51,6 +43,7 @@ class WebhookSender:
         self._wake_event = asyncio.Event()
         self._queue = DeliveryQueue(settings.webhook_concurrency)
         self._supervisor = TaskSupervisor()
+        self._client: WebhookClient | None = None
         #: True if deliveries may be due that have not been read.
         self._is_stale = True
         #: Time of the next check, in Unix seconds.
@@ -62,6 +55,8 @@ class WebhookSender:
     async def stop(self) -> None:
         """Stop at once; the next start repeats interrupted deliveries."""
         await self._supervisor.stop()
+        if self._client is not None:
+            await self._client.close()
 
     def wake(self) -> None:
         """Check for due deliveries now."""
@@ -74,48 +69,38 @@ class WebhookSender:
         return self._supervisor.failures
 
     async def _run(self) -> None:
-        connector = aiohttp.TCPConnector(
-            force_close=True,
-            use_dns_cache=False,
-            limit=0,  # the queue bounds them
-            resolver=HostResolver(),
-            socket_factory=self._open_socket,
-        )
-        timeout = aiohttp.ClientTimeout(total=self._settings.webhook_timeout_s)
-        jar = aiohttp.DummyCookieJar()
-        async with aiohttp.ClientSession(connector=connector, timeout=timeout, cookie_jar=jar) as session:
-            while True:
-                self._wake_event.clear()
-                wait_s = await self._start_due(session)
-                with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout(wait_s):  # `wait_for` may lose a cancellation
-                        await self._wake_event.wait()
-                await asyncio.sleep(_MIN_POLL_S)
+        while True:
+            self._wake_event.clear()
+            wait_s = await self._start_due()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(wait_s):  # `wait_for` may lose a cancellation
+                    await self._wake_event.wait()
+            await asyncio.sleep(_MIN_POLL_S)
 
-    async def _start_due(self, session: aiohttp.ClientSession) -> float:
+    async def _start_due(self) -> float:
         """Start the due deliveries for which there is room. Returns the seconds until the next check."""
         now = time.time()
-        if self._is_stale or now >= self._next_check or not self._start_pending(session):
+        if self._is_stale or now >= self._next_check or not self._start_pending():
             self._is_stale = False
             due, following = await self._do(lambda repository: (repository.due(now), repository.next_due(now)))
             self._queue.replace_pending(due)
             self._next_check = min(now + _MAX_POLL_S, following or float("inf"))
-            self._start_pending(session)
+            self._start_pending()
         return max(self._next_check - time.time(), 0.0)
 
-    def _start_pending(self, session: aiohttp.ClientSession) -> int:
+    def _start_pending(self) -> int:
         started = 0
         while (delivery := self._queue.start_next()) is not None:
-            self._supervisor.run_to_completion("webhook", self._deliver(session, delivery))
+            self._supervisor.run_to_completion("webhook", self._deliver(delivery))
             started += 1
         return started
 
-    async def _deliver(self, session: aiohttp.ClientSession, delivery: PendingDelivery) -> None:
+    async def _deliver(self, delivery: PendingDelivery) -> None:
         """Make one attempt and store its outcome. An unexpected failure gives this webhook up, and no other."""
         attempts = delivery.attempts + 1
         try:
             try:
-                failed, is_final = await self._attempt(session, delivery.job)
+                failed, is_final = await self._attempt(delivery.job)
             except Exception as error:
                 self._supervisor.record_failure("webhook", error, time.monotonic())
                 failed, is_final = "an internal error", True
@@ -125,14 +110,14 @@ class WebhookSender:
             self._queue.finish(delivery)
             self._wake_event.set()
 
-    async def _attempt(self, session: aiohttp.ClientSession, job: str) -> tuple[str | None, bool]:
+    async def _attempt(self, job: str) -> tuple[str | None, bool]:
         """Return why the delivery failed, None after a success, and whether this is final."""
         record = await self._do(lambda repository: repository.get(job))
         if record is None:
             return "the job was deleted", True
         if record.order.hook is None:
             return "the job cannot be read", True
-        return await self._post(session, record, record.order.hook), False
+        return await self._post(record, record.order.hook), False
 
     async def _store_outcome(self, job: str, attempts: int, failed: str | None, *, again: bool) -> None:
         now = time.time()
@@ -153,21 +138,17 @@ class WebhookSender:
             except StorageUnavailable:
                 await asyncio.sleep(_STORAGE_RETRY_S)
 
-    async def _post(self, session: aiohttp.ClientSession, record: JobRecord, hook: WebhookTarget) -> str | None:
-        """Return why the delivery failed; None after a success. The text omits the URL, which may hold a secret."""
+    async def _post(self, record: JobRecord, hook: WebhookTarget) -> str | None:
+        """Return why the delivery failed; None after a success."""
         body = msgspec.json.encode(job_view(record, None, self._settings.keep_s))
-        signed = headers(record.id, hook.secret, body, time.time())
-        try:
-            async with session.post(hook.url, data=body, headers=signed, allow_redirects=False) as response:
-                return None if 200 <= response.status < 300 else f"the status was {response.status}"
-        except TimeoutError:
-            return f"no response in {self._settings.webhook_timeout_s:g} s"
-        except (aiohttp.ClientError, OSError, ValueError) as error:
-            return type(error).__name__
+        client = await self._open_client()
+        return await client.post(hook.url, body, headers(record.id, hook.secret, body, time.time()))
 
-    def _open_socket(self, address: tuple[Any, Any, int, str, tuple[Any, ...]]) -> socket.socket:
-        """Open a socket for the resolved address. Raises `NotPublic`."""
-        family, kind, protocol, _, target = address
-        if not self._settings.webhook_private and not is_public(ipaddress.ip_address(target[0].partition("%")[0])):
-            raise NotPublic("the address is private")
-        return socket.socket(family, kind, protocol)
+    async def _open_client(self) -> WebhookClient:
+        """Return the client. Its library is imported at the first delivery, in a thread: many servers send none."""
+        if self._client is None:
+            await asyncio.to_thread(importlib.import_module, "loadbalancer.jobs.webhook_client")
+            from loadbalancer.jobs.webhook_client import WebhookClient
+
+            self._client = self._client or WebhookClient(self._settings)
+        return self._client
