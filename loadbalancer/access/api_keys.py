@@ -57,6 +57,10 @@ class ApiKey(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_fie
     #: Date of creation, for display.
     created: str = ""
 
+    def caller(self, name: str) -> Caller:
+        """Return who sends requests with this key."""
+        return Caller(name, self.weight, frozenset(self.scopes), self.requests_per_minute, self.max_concurrent)
+
 
 class KeyRing(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The API keys by name: the content of the key file."""
@@ -68,13 +72,12 @@ class KeyRing(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         if taken:
             raise ValueError(f"a key must not be named {' or '.join(taken)}: the name is reserved")
 
-    def find(self, token: str) -> tuple[str, ApiKey] | None:
-        """Return the name and key of a token. It compares all hashes, so that the time reveals nothing."""
-        given, found = fingerprint(token), None
-        for name, key in self.keys.items():
-            if hmac.compare_digest(key.sha256, given):
-                found = name, key
-        return found
+    def callers(self) -> dict[str, Caller]:
+        """Return the owners of the keys by hash.
+
+        The time of a look-up by hash reveals nothing of use: nobody can choose a token by the digits of its hash.
+        """
+        return {key.sha256: key.caller(name) for name, key in self.keys.items()}
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,6 +108,9 @@ class Authenticator:
             raise ValueError("the internal token is empty or incomplete")
         self.internal_token = internal_token
         self.loopback = loopback
+        #: The ring of the last request, and its callers by hash.
+        self._ring: KeyRing | None = None
+        self._callers: dict[str, Caller] = {}
         #: Paths that require nothing.
         self.open_paths = _OPEN | {"/metrics"} if loopback else _OPEN
 
@@ -112,17 +118,30 @@ class Authenticator:
         """Return the caller. Without a ring no path requires an API key. Raises `Unauthorized` and `Forbidden`."""
         need = "nothing" if path in self.open_paths else required_scope(path)
         if need == "nothing" or (ring is None and need != "admin"):
-            return Caller()
+            return _ANONYMOUS
         scheme, _, token = authorization.partition(" ")
         token = token.strip() if scheme.lower() == "bearer" else ""
         if need == "admin" and token and hmac.compare_digest(fingerprint(token), fingerprint(self.internal_token)):
             return Caller(INTERNAL, scopes=frozenset({"admin"}))
         if ring is None:
             raise _unauthorized("This path needs the internal token or an API key with the scope 'admin'.")
-        caller = _known(token, ring)
+        caller = self._find(token, ring)
         if need != "key":
             caller.require(need)
         return caller
+
+    def _find(self, token: str, ring: KeyRing) -> Caller:
+        if not token:
+            raise _unauthorized("You did not provide an API key. Send it as 'Authorization: Bearer YOUR_KEY'.")
+        if ring is not self._ring:
+            self._ring, self._callers = ring, ring.callers()
+        caller = self._callers.get(fingerprint(token))
+        if caller is None:
+            raise _unauthorized("Incorrect API key provided.")
+        return caller
+
+
+_ANONYMOUS = Caller()
 
 
 @functools.lru_cache(maxsize=64)  # of paths, most of which come again and again
@@ -139,16 +158,6 @@ def fingerprint(token: str) -> str:
 def parse_ring(tree: object) -> KeyRing:
     """Return the keys in a file's content. Raises `msgspec.ValidationError`, whose text holds no value of the file."""
     return msgspec.convert({} if tree is None else tree, KeyRing)
-
-
-def _known(token: str, ring: KeyRing) -> Caller:
-    if not token:
-        raise _unauthorized("You did not provide an API key. Send it as 'Authorization: Bearer YOUR_KEY'.")
-    found = ring.find(token)
-    if found is None:
-        raise _unauthorized("Incorrect API key provided.")
-    name, key = found
-    return Caller(name, key.weight, frozenset(key.scopes), key.requests_per_minute, key.max_concurrent)
 
 
 def _unauthorized(message: str) -> Unauthorized:

@@ -136,3 +136,12 @@ def test_missing_token_is_not_the_internal_token(header: str) -> None:
     for ring in (None, RING):
         with pytest.raises(Unauthorized):
             AUTHENTICATOR.enter("/internal/snapshot", header, ring)
+
+
+def test_a_changed_ring_is_in_force_at_once() -> None:
+    found = Authenticator(INTERNAL_TOKEN, loopback=True)
+    for _ in range(2):
+        assert found.enter("/v1/jobs", TOKENS["batch"], RING).owner == "batch"
+        with pytest.raises(Unauthorized):
+            found.enter("/v1/jobs", TOKENS["batch"], KeyRing({"other": RING.keys["painter"]}))
+        assert found.enter("/v1/jobs", TOKENS["batch"], KeyRing({"renamed": RING.keys["batch"]})).owner == "renamed"
