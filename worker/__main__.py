@@ -215,6 +215,10 @@ def _serve(settings: Settings, model: str, name: str, address: str, key: WorkerK
         post.shutdown()
         client.close(reason, crashed=crashed)
     log.info("exiting: %s", reason)
+    try:
+        engine.close()
+    except Exception:
+        log.exception("the engine could not be closed")
     return EXIT_ORPHANED if client.orphaned else 0
 
 

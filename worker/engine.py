@@ -222,3 +222,6 @@ class StepEngine(Protocol):
 
     def memory_bytes(self) -> int:
         """Return the memory in use on the device."""
+
+    def close(self) -> None:
+        """Called when the worker ends, unless it crashes. Nothing follows."""

@@ -132,6 +132,8 @@ def _run(report: EngineReport, engine: UserEngine, samples: Sequence[EngineReque
 def _run_batches(
     report: EngineReport, engine: UserEngine, samples: Sequence[EngineRequest], one: _Outcome, size: int
 ) -> None:
+    if raised := _batch_error(engine, [samples[0]] * size):
+        report.problems.append(f"a batch of {size} equal items raises, and is then taken apart: {raised}")
     full, seconds = _timed(lambda: _run_all(engine, [samples[0]] * size))
     report.add("full batch", f"{size} items in {seconds * 1e3:.2f} ms, {seconds / size * 1e3:.3f} ms each")
     failed = [each.error for each in full if each.result is None]
@@ -151,6 +153,19 @@ def _run_batches(
     report.problems += [
         f"a broken item made another fail: {each.error}" for each in (found[0], *found[2:]) if each.error
     ]
+
+
+def _batch_error(engine: UserEngine, requests: Sequence[EngineRequest]) -> str:
+    """Return the exception of the first step of a batch, or an empty text."""
+    rows = [row for row in engine.admit(requests) if not isinstance(row, TaskError)]
+    try:
+        engine.step(rows)
+    except Exception as error:
+        return str(error)
+    finally:
+        for row in rows:
+            engine.release(row)
+    return ""
 
 
 def _move(report: EngineReport, engine: UserEngine, sample: EngineRequest, one: _Outcome) -> None:

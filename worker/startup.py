@@ -11,7 +11,6 @@ from typing import NamedTuple
 
 import msgspec
 import psutil
-from setproctitle import setproctitle
 
 from configs.checkpoint_files import checkpoint_problems
 from configs.paths import children_dir, controller_pid_file, standby_files
@@ -21,6 +20,14 @@ from wire.messages import StartupTimes
 from worker.engine import DeviceLost, StepEngine, TaskError, UnsupportedModel
 from worker.engines.factory import build
 from worker.standby import block_activation_signal, wait_for_activation
+
+try:
+    from setproctitle import setproctitle
+except ImportError:  # in the environment of an engine: only the name in the list of processes is missing
+
+    def setproctitle(title: str) -> None:
+        del title
+
 
 log = logging.getLogger(__name__)
 

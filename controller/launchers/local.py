@@ -16,6 +16,7 @@ from configs.settings import Settings
 from configs.yaml_file import InvalidYaml, parse_yaml
 from controller.config_diff import generation
 from controller.launchers import PollResult
+from controller.launchers.own_environment import link_packages
 from controller.launchers.processes import Processes
 from controller.types import WorkerProcess
 
@@ -65,14 +66,14 @@ class LocalLauncher:
     def start(self, worker: str, model: str, device: str) -> None:
         """Start a worker process, pinned to its device."""
         options = ["--id", worker, "--model", model, "--device", device, "--connect", self._address]
-        command, env = self._command("worker", options), self._environment(device)
+        command, env = self._worker_command(model, options), self._environment(device, model)
         self._processes.spawn(worker, model, device, command, env, generation=generation(self._settings, model))
 
     def start_spare(self, worker: str, model: str, kind: str) -> None:
         """Start a standby worker. It gets a device of this kind when it is activated."""
         options = ["--id", worker, "--model", model, "--device", kind, "--connect", self._address, "--standby"]
-        command = self._command("worker", options)
-        env, settings = self._environment(kind), generation(self._settings, model)
+        command = self._worker_command(model, options)
+        env, settings = self._environment(kind, model), generation(self._settings, model)
         self._processes.spawn(worker, model, kind, command, env, generation=settings, spare=True)
 
     def activate(self, worker: str, device: str) -> None:
@@ -107,11 +108,22 @@ class LocalLauncher:
         common = ["--config", str(self._config), "--data-dir", str(self._data_dir)]
         return [self._python, "-m", program, *common, *options]
 
-    def _environment(self, device: str) -> dict[str, str]:
+    def _worker_command(self, model: str, options: Sequence[str]) -> list[str]:
+        """Return the command of a worker in the environment of its engine, or in this one."""
+        python = self._settings.models[model].python
+        if python is None:
+            return self._command("worker", options)
+        return [str(python), *self._command("worker.bootstrap", options)[1:]]
+
+    def _environment(self, device: str, model: str = "") -> dict[str, str]:
         """Return the environment for the device, without `MUSTER_*` variables: the configuration file has them."""
         env = {key: value for key, value in os.environ.items() if not key.startswith("MUSTER_")}
         # The programs must be importable from any working directory.
-        env["PYTHONPATH"] = os.pathsep.join(filter(None, [str(Path(__file__).parents[2]), env.get("PYTHONPATH")]))
+        source = Path(__file__).parents[2]
+        if model and self._settings.models[model].python is not None:
+            source = link_packages(source, run_dir(self._data_dir) / "python")
+            env.pop("PYTHONHOME", None)
+        env["PYTHONPATH"] = os.pathsep.join(filter(None, [str(source), env.get("PYTHONPATH")]))
         kind, _, number = device.partition(":")
         if kind == "cuda" and not number:
             # Torch then checks for GPUs by NVML. A CUDA initialization would fix the set of visible GPUs too early.

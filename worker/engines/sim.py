@@ -143,6 +143,9 @@ class SimEngine:
     def release(self, row: Row) -> None:
         del row
 
+    def close(self) -> None:
+        """Nothing to end."""
+
     def memory_bytes(self) -> int:
         """Return the memory of this process."""
         return int(psutil.Process().memory_info().rss)

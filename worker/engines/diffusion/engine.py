@@ -125,6 +125,9 @@ class DiffusionEngine:
     def samples(self) -> list[EngineRequest]:
         return image_samples(self._model, self.info())
 
+    def close(self) -> None:
+        """The process ends, which frees the device."""
+
     def memory_bytes(self) -> int:
         return devices.memory_bytes(self._device)
 
