@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import types
 import typing
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Generator, Iterable, Iterator, Sequence
 from typing import Any, Literal, NamedTuple, get_args, get_origin
@@ -83,6 +84,7 @@ def _predict_interface(engine: Any, predict: Callable[..., Any]) -> Interface:
     is_batched = _is_batched(engine, required[0].name, taken, returned)
     if is_batched:
         taken, returned = _element(taken), _element(returned)
+    returned = _without_errors(returned)
     return Interface("predict", is_batched, is_async, is_stream, taken, returned)
 
 
@@ -140,6 +142,16 @@ def _element(annotation: Any) -> Any:
     """Return the type of the elements of a list; `empty` if it is not known."""
     found = get_args(annotation) if _is_list(annotation) else ()
     return found[0] if found else inspect.Parameter.empty
+
+
+def _without_errors(annotation: Any) -> Any:
+    """Return the type without the exceptions that may stand in place of a result, as in `Answer | Failed`."""
+    if get_origin(annotation) not in (typing.Union, types.UnionType):
+        return annotation
+    values = tuple(
+        each for each in get_args(annotation) if not (isinstance(each, type) and issubclass(each, BaseException))
+    )
+    return typing.Union[values] if values else annotation  # noqa: UP007  # from a tuple
 
 
 def _has(engine: Any, method: str) -> bool:

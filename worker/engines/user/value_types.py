@@ -9,6 +9,7 @@ import base64
 import binascii
 import dataclasses
 import functools
+import sys
 import types
 import typing
 from collections.abc import Callable
@@ -147,7 +148,8 @@ def _structure(annotation: type, bounds: ImageBounds) -> Any:
         return annotation
     hints = typing.get_type_hints(annotation, include_extras=True)
     portable = {name: portable_type(_without_qualifier(hint), bounds) for name, hint in hints.items()}
-    if all(portable[name] is _without_qualifier(hint) for name, hint in hints.items()):
+    unchanged = all(portable[name] is _without_qualifier(hint) for name, hint in hints.items())
+    if unchanged and not _is_refused_by_pydantic(annotation):
         return annotation
     optional = _optional_fields(annotation, hints)
     fields: dict[str, Any] = {
@@ -161,6 +163,11 @@ def _structure(annotation: type, bounds: ImageBounds) -> Any:
         return annotation(**{name: getattr(values, name) for name in values.model_fields_set})
 
     return Annotated[made, AfterValidator(convert)]
+
+
+def _is_refused_by_pydantic(annotation: type) -> bool:
+    """Before Python 3.12, pydantic only takes the TypedDict of typing_extensions."""
+    return sys.version_info < (3, 12) and typing.is_typeddict(annotation) and type(annotation).__module__ == "typing"
 
 
 def _without_qualifier(hint: Any) -> Any:

@@ -96,6 +96,18 @@ def test_properties_are_reported() -> None:
     assert user_engine(One).limits().max_batch_size == 1
 
 
+def test_failures_are_no_part_of_the_result_schema() -> None:
+    class Careful:
+        def predict(self, items: list[str]) -> list[str | Failed]:
+            return [item or Failed("it is empty", status=400) for item in items]
+
+        def load(self, device: str) -> None:
+            """Nothing to load."""
+
+    assert user_engine(Careful).info().output_schema == '{"type": "string"}'
+    assert [each.error for each in outcomes(Careful, "a", "")] == ["", "it is empty"]
+
+
 @pytest.mark.parametrize(
     ("item", "error"),
     [

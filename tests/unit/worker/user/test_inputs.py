@@ -54,6 +54,11 @@ class Fields(TypedDict):
     name: NotRequired[str]
 
 
+class Plain(TypedDict):
+    text: str
+    count: NotRequired[int]
+
+
 class Struct(msgspec.Struct):
     text: str
     data: bytes = b""
@@ -101,6 +106,8 @@ def decode_json(annotation: Any, value: Any) -> Any:
         (bytes, {"b64": b64(b"raw")}, b"raw"),
         (list[bytes], [b64(b"1"), b64(b"2")], [b"1", b"2"]),
         (Fields, {"data": b64(b"raw")}, {"data": b"raw"}),
+        (Plain, {"text": "x"}, {"text": "x"}),
+        (list[Plain], [{"text": "x", "count": 2}], [{"text": "x", "count": 2}]),
     ],
 )
 def test_json_becomes_annotated_type(annotation: Any, value: Any, expected: Any) -> None:
