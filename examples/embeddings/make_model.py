@@ -2,8 +2,8 @@
 
     python examples/embeddings/make_model.py
 
-Words that occur in the same places get similar vectors: counts of pairs within a window, their positive pointwise mutual
-information, and its largest singular vectors (Levy and Goldberg, "Neural word embedding as implicit matrix
+Words that occur in the same places get similar vectors: counts of pairs within a window, their positive pointwise
+mutual information, and its largest singular vectors (Levy and Goldberg, "Neural word embedding as implicit matrix
 factorization", 2014). It needs the packages of Muster and no download.
 """
 

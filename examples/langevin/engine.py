@@ -1,8 +1,8 @@
 """A sampler in steps that moves between workers: unadjusted Langevin dynamics on a ring of eight hills.
 
-Each request asks for some points. They start as noise and climb the logarithm of the density, with fresh noise in each
-step: x <- x + e * grad log p(x) + sqrt(2 e) * noise (Roberts and Tweedie, 1996). The noise follows from the seed and the
-step. So a request that moved to another worker gives the same points as one that did not.
+Each request asks for some points. They start as noise and climb the logarithm of the density, with fresh noise in
+each step: x <- x + e * grad log p(x) + sqrt(2 e) * noise (Roberts and Tweedie, 1996). The noise follows from the seed
+and the step. So a request that moved to another worker gives the same points as one that did not.
 """
 
 from __future__ import annotations
