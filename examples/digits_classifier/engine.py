@@ -46,9 +46,7 @@ class DigitClassifier:
         scores = np.maximum(pixels @ w1 + b1, 0) @ w2 + b2
         exp = np.exp(scores - scores.max(axis=1, keepdims=True))
         shares = exp / exp.sum(axis=1, keepdims=True)
-        return [
-            Digit(digit=int(row.argmax()), probabilities=[round(float(each), 4) for each in row]) for row in shares
-        ]
+        return [Digit(digit=int(row.argmax()), probabilities=[round(float(each), 4) for each in row]) for row in shares]
 
     def example(self) -> Image.Image:
         """An input to measure the best batch with."""
