@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import msgspec
 from pydantic import ValidationError
 
 from configs.settings import Model, Settings
@@ -120,7 +121,11 @@ def _run(report: EngineReport, engine: UserEngine, samples: Sequence[EngineReque
     if one.result is None:
         report.problems.append(f"one item failed: {one.error}")
         return
-    if not one.chunks and (mismatch := engine.result_problem(one.result)):
+    if engine.info().streams:
+        inputs = msgspec.structs.replace(samples[0].inputs, stream=True)
+        [stream], seconds = _timed(lambda: _run_all(engine, [dataclasses.replace(samples[0], inputs=inputs)]))
+        report.add("stream", f"{stream} in {seconds * 1e3:.2f} ms")
+    if mismatch := engine.result_problem(one.result):
         report.problems.append(f"the result is not what the annotation says: {mismatch}")
     size = engine.limits().max_batch_size or _FULL_BATCH
     if size > 1:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 from pathlib import Path
 from typing import Any
 
@@ -103,6 +104,15 @@ def test_table_has_times_and_schema(file: Path) -> None:
     assert "one item     " in text
     assert '"A"' in text
     assert "4 items in" in text
+
+
+def test_examples_of_the_guide_are_right(tmp_path: Path) -> None:
+    page = (Path(__file__).parents[3] / "docs" / "engines.md").read_text()
+    blocks = [block for block in re.findall(r"```python\n(.*?)```", page, re.DOTALL) if "class " in block]
+    file = tmp_path / "guide.py"
+    file.write_text("import numpy\nfrom collections.abc import Iterator\n" + "\n".join(blocks))
+    for name, given in [("Classifier", None), ("Count", "3"), ("Countdown", "3")]:
+        assert check_engine(Model(engine=f"{file}:{name}"), "cpu:0", given).problems == []
 
 
 def settings(**models: Any) -> Settings:

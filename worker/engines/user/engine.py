@@ -30,6 +30,7 @@ from worker.engines.user.description import describe, examples
 from worker.engines.user.failures import batch_error, task_error
 from worker.engines.user.images import ImageBounds
 from worker.engines.user.inputs import InputDecoder
+from worker.engines.user.interface import is_litserve
 from worker.engines.user.loading import load_class, make_instance
 from worker.engines.user.outputs import OutputEncoder
 from worker.engines.user.rows import CallRow
@@ -61,6 +62,8 @@ class UserEngine:
     def fetch(self) -> None:
         """Import the class and make the instance. Raises `UnsupportedModel`."""
         self._instance = engine = self._make()
+        if is_litserve(engine) and isinstance(self._model.max_batch_size, int):
+            engine.max_batch_size = self._model.max_batch_size  # it decides how the hooks are called
         self._encoder = OutputEncoder(getattr(engine, "media_type", ""))
         self._program = make_program(engine, self._bounds, self._emit)
         own_key = getattr(engine, "key", None)
@@ -110,7 +113,9 @@ class UserEngine:
         return self._program.interface.summary()
 
     def result_problem(self, result: TaskResult) -> str:
-        """Return how a result differs from the annotation, or an empty text."""
+        """Return how a result differs from the annotation, or an empty text. The values of a stream are not checked."""
+        if self._program.interface.is_stream:
+            return ""
         try:
             InputDecoder(self._program.interface.output_type, self._bounds).decode(result.parts, result.frames)
         except TaskError as error:

@@ -57,8 +57,8 @@ def inspect_engine(engine: Any) -> Interface:
 
 
 def is_litserve(engine: Any) -> bool:
-    """Return whether the class has LitServe's hooks: `setup` in place of `load`."""
-    return callable(getattr(engine, "setup", None)) and not callable(getattr(engine, "load", None))
+    """Return whether the class has LitServe's hooks."""
+    return all(callable(getattr(engine, hook, None)) for hook in ("setup", "decode_request", "encode_response"))
 
 
 def arguments(method: Callable[..., Any]) -> list[inspect.Parameter]:
@@ -101,9 +101,8 @@ def _is_batched(engine: Any, parameter: str, taken: Any, returned: Any) -> bool:
 
 
 def _litserve_interface(engine: Any) -> Interface:
-    for hook in ("decode_request", "predict", "encode_response"):
-        if not callable(getattr(engine, hook, None)):
-            raise UnsupportedModel(f"{type(engine).__name__} has setup, as LitServe's classes, but no {hook}")
+    if not callable(getattr(engine, "predict", None)):
+        raise UnsupportedModel(f"{type(engine).__name__} has LitServe's hooks but no predict")
     spec = getattr(engine, "spec", None) or getattr(engine, "_spec", None)
     if spec is not None:
         raise UnsupportedModel(

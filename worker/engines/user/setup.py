@@ -85,7 +85,7 @@ def _litserve_runner(hooks: LitServeHooks, interface: Interface, emit: Emit, thr
 
 
 def _load(engine: Any, device: str) -> None:
-    load = getattr(engine, "load", None)
+    load = getattr(engine, "load", None) or getattr(engine, "setup", None)
     if load is None:
         return
     if inspect.signature(load).parameters:

@@ -404,3 +404,14 @@ def test_what_is_no_engine_is_explained(engine: Any, text: str) -> None:
     with pytest.raises(UnsupportedModel) as caught:
         user_engine(engine)
     assert text in str(caught.value)
+
+
+def test_setup_is_another_name_of_load() -> None:
+    class WithSetup:
+        def setup(self, device: str) -> None:
+            self.device = device
+
+        def predict(self, item: str) -> str:
+            return item + self.device
+
+    assert outcomes(WithSetup, "a ") == [CallOutcome("a cpu")]

@@ -130,6 +130,11 @@ def test_batches_are_stacked_and_taken_apart() -> None:
     assert made.limits() == (4, 50)
 
 
+def test_configured_batch_size_decides_how_hooks_are_called() -> None:
+    made = user_engine(Stacked, max_batch_size=2)
+    assert run_calls(made, [call({"input": 3}), call({"input": 2})])[1] == CallOutcome({"output": 4})
+
+
 def test_context_reaches_every_hook() -> None:
     made = user_engine(lambda: Contexts(max_batch_size=4))
     found = run_calls(made, [call({"x": 1, "name": "a"}), call({"x": 2, "name": "bad"}), call({"x": 3, "name": "c"})])
