@@ -63,7 +63,8 @@ def vectors(counts: csr_matrix) -> np.ndarray:
     positive = coo_matrix((information.clip(0), (found.row, found.col)), found.shape).tocsr()
     u, s, _ = svds(positive, k=DIMENSIONS, v0=np.ones(positive.shape[0]))
     made = u * np.sqrt(s)
-    return made / np.linalg.norm(made, axis=1, keepdims=True).clip(1e-3)
+    unit: np.ndarray = made / np.linalg.norm(made, axis=1, keepdims=True).clip(1e-3)
+    return unit
 
 
 def main() -> None:

@@ -23,7 +23,7 @@ class SimpleLitAPI(LitAPI):
         return np.stack([np.asarray(each) for each in inputs])
 
     def predict(self, x: np.ndarray) -> list[np.ndarray]:
-        return [model(x) for model in self.models]
+        return [model(x) for model in self.models]  # type: ignore[no-untyped-call]
 
     def unbatch(self, output: list[np.ndarray]) -> list[tuple[float, float]]:
         square, cube = output
