@@ -13,6 +13,7 @@ import queue
 import socket
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
 
 import msgspec
@@ -26,6 +27,9 @@ from worker.transport import DrainRequested
 log = logging.getLogger(__name__)
 
 _MAX_MESSAGE_BYTES = 256 * 2**20
+#: Messages that wait to be sent leave together, up to this number and these bytes of frames.
+_MAX_TOGETHER = 256
+_MAX_TOGETHER_BYTES = 2**20
 #: Over TCP, a connection on which no heartbeat is answered for so long is replaced.
 _ANSWER_TIMEOUT_S = 5.0
 
@@ -60,10 +64,14 @@ class BalancerClient:
         self._orphan_after_s = orphan_after_s
         self._heartbeat: Callable[[], Heartbeat]
         self._outbox: queue.SimpleQueue[Sequence[WorkerEnvelope]] = queue.SimpleQueue()
+        #: Taken from the outbox. Only the thread uses it.
+        self._unsent: deque[WorkerEnvelope] = deque()
         self._inbox: queue.SimpleQueue[BalancerEnvelope | DrainRequested] = queue.SimpleQueue()
         self._waker, self._wake_receiver = socket.socketpair()
         self._waker.setblocking(False)
         self._wake_receiver.setblocking(False)
+        #: The thread waits for a message or a wake-up. It looks into the outbox after it has set this.
+        self._is_asleep = False
         self._closing = threading.Event()
         self._thread = threading.Thread(target=self._run, name="balancer-client")
         #: The rejection of the key is logged.
@@ -78,10 +86,15 @@ class BalancerClient:
         self._thread.start()
 
     def send(self, *envelopes: WorkerEnvelope) -> None:
-        """Queue these as one message. Callable from any thread."""
+        """Queue these. They leave as one message with others that wait, or as several where they are large.
+
+        Callable from any thread.
+        """
         self._outbox.put(envelopes)
-        with contextlib.suppress(BlockingIOError):  # enough wake-ups are pending
-            self._waker.send(b"\0")
+        if self._is_asleep:
+            self._is_asleep = False
+            with contextlib.suppress(BlockingIOError):  # enough wake-ups are pending
+                self._waker.send(b"\0")
 
     def request_drain(self, reason: str, grace_s: float = 0.0) -> None:
         """Pass the request to the step loop. Callable from any thread and from a signal handler."""
@@ -168,7 +181,12 @@ class BalancerClient:
                 and now - max(self._last_received, connected) > _ANSWER_TIMEOUT_S + self._heartbeat_s
             ):
                 raise _BalancerSilent
+            self._is_asleep = True
+            if not self._outbox.empty():  # put before the flag was set: nobody wakes this thread
+                self._is_asleep = False
+                continue
             ready = dict(poller.poll(math.ceil(max(self._next_heartbeat - now, 0.0) * 1000)))
+            self._is_asleep = False
             if self._wake_receiver.fileno() in ready:
                 self._wake_receiver.recv(4096)
             if dealer in ready:
@@ -179,13 +197,29 @@ class BalancerClient:
     def _flush(self, dealer: zmq.Socket[bytes]) -> None:
         """Raises `_KeyRejected`. A balancer that rejects the key does not wait for the lost messages."""
         flags = 0 if self._key is None else zmq.DONTWAIT
-        with contextlib.suppress(queue.Empty):
-            while True:
-                envelopes = self._outbox.get_nowait()
+        while together := self._take_together():
+            try:
+                dealer.send_multipart(encode(together), flags, copy=False)
+            except zmq.Again:  # ZeroMQ does not reconnect after a rejected key
+                raise _KeyRejected from None
+
+    def _take_together(self) -> list[WorkerEnvelope]:
+        """Remove and return the envelopes that leave next, as one message; none if none wait."""
+        together: list[WorkerEnvelope] = []
+        size = 0
+        while len(together) < _MAX_TOGETHER:
+            if not self._unsent:
                 try:
-                    dealer.send_multipart(encode(envelopes), flags, copy=False)
-                except zmq.Again:  # ZeroMQ does not reconnect after a rejected key
-                    raise _KeyRejected from None
+                    self._unsent.extend(self._outbox.get_nowait())
+                except queue.Empty:
+                    break
+                continue
+            own = sum(map(len, self._unsent[0].frames))
+            if together and size + own > _MAX_TOGETHER_BYTES:
+                break
+            size += own
+            together.append(self._unsent.popleft())
+        return together
 
     def _read(self, dealer: zmq.Socket[bytes]) -> None:
         while True:

@@ -1,7 +1,7 @@
 """The interface between the step loop and an engine.
 
 The loop owns order and time, the engine owns tensors. All methods are called from the loop's thread. The callables that
-`render` and `save` return run in a thread pool while the loop continues.
+`render` and `save` return run in a thread pool while the loop continues. A result that is ready needs none.
 """
 
 from __future__ import annotations
@@ -205,10 +205,10 @@ class StepEngine(Protocol):
     def synchronize(self) -> None:
         """Wait until the device has finished all queued work."""
 
-    def render(self, row: Row) -> Callable[[], TaskResult]:
-        """Return a callable that makes the row's present result, unaffected by later steps.
+    def render(self, row: Row) -> TaskResult | Callable[[], TaskResult]:
+        """Return the row's present result, or a callable that makes it, unaffected by later steps.
 
-        For an image it decodes and encodes. It raises `TaskError` if there is none (a latent that is not finite).
+        For an image it decodes and encodes. Both raise `TaskError` if there is none (a latent that is not finite).
         """
 
     def save(self, row: Row) -> Callable[[], Checkpoint] | None:

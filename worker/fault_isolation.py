@@ -97,12 +97,14 @@ def admit(engine: StepEngine, requests: Sequence[EngineRequest]) -> list[Row | T
     return rows
 
 
-def render(engine: StepEngine, member: Member) -> Callable[[], TaskResult]:
-    """Return the engine's callable for the result; if the engine raises an error, one that raises it."""
+def render(engine: StepEngine, member: Member) -> TaskResult | TaskError | Callable[[], TaskResult]:
+    """Return what the engine returns for the row, or its error; a callable raises any but a `TaskError`."""
     try:
         return engine.render(member.row)
     except DeviceLost:
         raise
+    except TaskError as error:
+        return error
     except Exception as error:
         failure = error
 

@@ -1,7 +1,9 @@
-"""Decodes images and saves checkpoints in a small thread pool while the loop continues, and reports the capacity.
+"""Reports results and the worker's capacity; decodes images and saves checkpoints in a small thread pool.
 
 A finished task leaves the batch at once, so its slot is free while its image is still being decoded. The worker's
-capacity is what the loop can hold plus the images in the pool, up to as many again.
+capacity is what the loop can hold plus the images in the pool, up to as many again. A result that is ready needs no
+pool: all that a step has changed leaves as one message. In every message the capacity comes first, so that a freed slot
+is not filled by an offer that no longer holds.
 """
 
 from __future__ import annotations
@@ -10,6 +12,7 @@ import logging
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple
 
 import msgspec
 
@@ -30,6 +33,14 @@ def failure(task: Assignment, error: TaskError) -> Failed:
     return Failed(task.task, task.attempt, error.kind, clip(error.message, _MAX_TEXT_CHARS))
 
 
+class FinishedRow(NamedTuple):
+    """A task whose last step is done, and its result, its error, or a callable that makes the result."""
+
+    task: Assignment
+    result: TaskResult | TaskError | Callable[[], TaskResult]
+    steps: int
+
+
 class PostProcessor:
     """The thread pool, the images in it, and the worker's capacity."""
 
@@ -45,6 +56,8 @@ class PostProcessor:
         self._unacked = UnackedResults()
         #: Tasks that the loop can hold; 0 until it has said so.
         self._loop_slots = 0
+        #: As the balancer knows it.
+        self._sent = Capacity(0)
         self.finished = 0
         self.failed = 0
         #: Set when the device failed in the pool: the loop has to end.
@@ -77,7 +90,8 @@ class PostProcessor:
             for message, frames in finished:
                 self._send(WorkerEnvelope(message, frames))
             self._loop_slots = loop_slots
-            self._send(self._capacity())
+            self._sent = self._capacity()
+            self._send(WorkerEnvelope(self._sent))
 
     def on_heartbeat(self) -> None:
         with self._lock:
@@ -89,17 +103,30 @@ class PostProcessor:
 
     def offer(self, loop_slots: int) -> None:
         """Set how many tasks the loop can hold and report a change; 0 accepts no more tasks."""
-        with self._lock:
-            if loop_slots != self._loop_slots:
-                self._loop_slots = loop_slots
-                self._send(self._capacity())
+        self.report((), (), loop_slots)
 
-    def finish(self, task: Assignment, render: Callable[[], TaskResult], step: int) -> None:
-        """Make and send the task's final result; its slot is free from now on."""
+    def report(
+        self, envelopes: Sequence[WorkerEnvelope], done: Sequence[FinishedRow], loop_slots: int | None = None
+    ) -> None:
+        """Send a step's news as one message: changed capacity, envelopes, results. Those of callables follow.
+
+        `loop_slots`: tasks that the loop can hold from now on; None: as many as before.
+        """
+        pending = [row for row in done if callable(row.result)]
         with self._lock:
-            self.finishing[task.task] = task.attempt
-            self._send(WorkerEnvelope(Progress(task.task, task.attempt, step, step)), self._capacity())
-        self._pool.submit(self._finish, task, render)
+            if loop_slots is not None:
+                self._loop_slots = loop_slots
+            own = list(envelopes)
+            for task, result, steps in done:
+                if callable(result):
+                    self.finishing[task.task] = task.attempt
+                    own.append(WorkerEnvelope(Progress(task.task, task.attempt, steps, steps)))
+                else:
+                    own.append(self._end(task, result))
+            self._send_with_capacity(own)
+        for task, result, _ in pending:
+            assert callable(result)
+            self._pool.submit(self._finish, task, result)
 
     def preview(self, task: Assignment, render: Callable[[], TaskResult], step: int, steps: int) -> None:
         """Make a preview and send it with the task's progress."""
@@ -118,32 +145,32 @@ class PostProcessor:
         self._pool.shutdown(wait=True)
 
     def _finish(self, task: Assignment, render: Callable[[], TaskResult]) -> None:
-        message: Finished | Failed
-        frames: Sequence[bytes] = ()
+        result: TaskResult | TaskError
         try:
             result = render()
-            if not self.can_send(result.frames):
-                limit = f"{self._max_result_bytes} (workers.max_result_bytes)"
-                size = sum(map(len, result.frames))
-                raise TaskError("error", f"the result has {size} bytes; allowed are {limit}")
-            frames, message = result.frames, Finished(task.task, task.attempt, result.parts, result.flagged)
-            self.finished += 1
         except DeviceLost as error:
             self.lost = error  # the task is not at fault: it is requeued with the others
             return
         except TaskError as error:
-            message = failure(task, error)
-            self.failed += 1
+            result = error
         except Exception as error:
             log.exception("task %s: its result could not be made", task.task)
-            message = failure(task, TaskError("error", f"the result could not be made: {error}"))
-            self.failed += 1
+            result = TaskError("error", f"the result could not be made: {error}")
         with self._lock:  # one message, so that slot and capacity change together
             self.finishing.pop(task.task, None)  # absent if it was assigned again and has finished
-            envelope = WorkerEnvelope(message)
-            if isinstance(message, Finished):
-                envelope = self._unacked.add(message, frames)
-            self._send(envelope, self._capacity())
+            self._send_with_capacity([self._end(task, result)])
+
+    def _end(self, task: Assignment, result: TaskResult | TaskError) -> WorkerEnvelope:
+        """Return the last message of the task. The caller holds the lock."""
+        if isinstance(result, TaskResult) and not self.can_send(result.frames):
+            limit = f"{self._max_result_bytes} (workers.max_result_bytes)"
+            size = sum(map(len, result.frames))
+            result = TaskError("error", f"the result has {size} bytes; allowed are {limit}")
+        if isinstance(result, TaskError):
+            self.failed += 1
+            return WorkerEnvelope(failure(task, result))
+        self.finished += 1
+        return self._unacked.add(Finished(task.task, task.attempt, result.parts, result.flagged), result.frames)
 
     def _preview(self, task: Assignment, render: Callable[[], TaskResult], step: int, steps: int) -> None:
         try:
@@ -177,5 +204,13 @@ class PostProcessor:
         progress = Progress(task.task, task.attempt, saved.step, steps, frames=len(saved.frames))
         self._send(WorkerEnvelope(progress, saved.frames))
 
-    def _capacity(self) -> WorkerEnvelope:
-        return WorkerEnvelope(Capacity(self._loop_slots + len(self.finishing) if self._loop_slots else 0))
+    def _send_with_capacity(self, envelopes: Sequence[WorkerEnvelope]) -> None:
+        capacity = self._capacity()
+        if capacity != self._sent:
+            self._sent = capacity
+            self._send(WorkerEnvelope(capacity), *envelopes)
+        elif envelopes:
+            self._send(*envelopes)
+
+    def _capacity(self) -> Capacity:
+        return Capacity(self._loop_slots + len(self.finishing) if self._loop_slots else 0)

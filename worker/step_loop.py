@@ -29,7 +29,7 @@ from worker.batch_size import BatchSizer
 from worker.calibration import default_shape
 from worker.engine import Checkpoint, EngineRequest, OutOfMemory, StepEngine, TaskError
 from worker.fault_isolation import admit, batch_key, render, save, save_now, step
-from worker.postprocessing import PostProcessor, failure
+from worker.postprocessing import FinishedRow, PostProcessor, failure
 from worker.transport import DrainRequested, Transport
 
 log = logging.getLogger(__name__)
@@ -216,6 +216,7 @@ class StepLoop:
     def _join(self) -> None:
         now = time.monotonic()
         joining: list[WaitingTask] = []
+        started: list[WorkerEnvelope] = []
         if self._scheduler.waiting and not self._post.is_full:
             joining = self._scheduler.take_joining(now)
         for task, row in zip(joining, admit(self._engine, [task.request for task in joining]), strict=True):
@@ -228,10 +229,11 @@ class StepLoop:
                 self._fail(assignment, row)
             else:
                 self._scheduler.join(task, row, time.monotonic())
-                started = Started(assignment.task, assignment.attempt)
-                progress = Progress(assignment.task, assignment.attempt, row.step, row.steps)
-                self._transport.send(WorkerEnvelope(started), WorkerEnvelope(progress))
-        self._post.offer(self._scheduler.slots(now))
+                started.append(WorkerEnvelope(Started(assignment.task, assignment.attempt)))
+                if (row.step, row.steps) != (assignment.step, assignment.inputs.steps):
+                    progress = Progress(assignment.task, assignment.attempt, row.step, row.steps)
+                    started.append(WorkerEnvelope(progress))
+        self._post.report(started, (), self._scheduler.slots(now))
 
     # ---- step
 
@@ -254,22 +256,23 @@ class StepLoop:
         self._send_results(outcome.advanced, now)
 
     def _send_results(self, advanced: Sequence[Member], now: float) -> None:
-        """Remove finished tasks; send the previews, progress and checkpoints of the others that are due."""
+        """Remove finished tasks; send all that the step has changed, and the previews and checkpoints that are due."""
         report = now - self._last_report >= _REPORT_EVERY_S
         if report:
             self._last_report = now
         progress: list[WorkerEnvelope] = []
+        done: list[FinishedRow] = []
         for member in advanced:
             task, row = member.assignment, member.row
             if not self._send_chunks(member):
                 continue
             if row.step >= row.steps:
                 self._scheduler.leave(task.task)
-                self._post.finish(task, render(self._engine, member), row.step)
+                done.append(FinishedRow(task, render(self._engine, member), row.step))
                 self._engine.release(row)
                 continue
             if task.inputs.previews and row.step in preview_steps(row.steps, task.inputs.previews):
-                self._post.preview(task, render(self._engine, member), row.step, row.steps)
+                self._preview(member)
             elif report:
                 progress.append(WorkerEnvelope(Progress(task.task, task.attempt, row.step, row.steps)))
             if member.is_checkpoint_due(now, self._checkpoint_every):
@@ -277,8 +280,13 @@ class StepLoop:
                 state = save(self._engine, member)
                 if state is not None:
                     self._post.checkpoint(task, state, row.steps)
-        if progress:
-            self._transport.send(*progress)
+        if progress or done:
+            self._post.report(progress, done)
+
+    def _preview(self, member: Member) -> None:
+        image, row = render(self._engine, member), member.row
+        if callable(image):  # a result that is ready belongs to a kind of task without previews
+            self._post.preview(member.assignment, image, row.step, row.steps)
 
     def _send_chunks(self, member: Member) -> bool:
         """Send what the row has made of a streamed result. Return False if that ended the task."""

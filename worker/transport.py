@@ -21,7 +21,7 @@ class Transport(Protocol):
     """Sends to the balancer and receives from it; `BalancerClient` is one."""
 
     def send(self, *envelopes: WorkerEnvelope) -> None:
-        """Queue these as one message. Callable from any thread."""
+        """Queue these; they leave together. Callable from any thread."""
 
     def receive(self, timeout_s: float) -> list[BalancerEnvelope | DrainRequested]:
         """Return everything that has arrived; wait up to `timeout_s` for the first."""

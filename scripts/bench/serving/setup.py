@@ -173,7 +173,9 @@ def difference(setup: BenchSetup) -> int:
     [row] = admitted(engine, [setup.base])
     while row.step < row.steps:
         engine.step([row])
-    ours = np.asarray(Image.open(io.BytesIO(engine.render(row)().data)), dtype=int)
+    render = engine.render(row)
+    result = render() if callable(render) else render
+    ours = np.asarray(Image.open(io.BytesIO(result.data)), dtype=int)
     engine.release(row)
     [theirs] = draw(setup.bench.plain_pipe, [setup.base])
     return int(np.abs(ours - np.asarray(theirs, dtype=int)).max())

@@ -16,6 +16,7 @@ from wire.messages import (
     Assign,
     Assignment,
     Cancel,
+    Capacity,
     Failed,
     Finished,
     Hello,
@@ -24,13 +25,14 @@ from wire.messages import (
     Preempted,
     Progress,
     Reject,
+    Started,
     ToBalancer,
     ToWorker,
 )
 from worker.batch_size import BatchSizer
-from worker.engine import Checkpoint, DeviceLost, OutOfMemory, Row, TaskResult
+from worker.engine import Checkpoint, DeviceLost, OutOfMemory, Row, TaskResult, image_result
 from worker.engines.sim import SimEngine, expected_image
-from worker.postprocessing import PostProcessor
+from worker.postprocessing import FinishedRow, PostProcessor
 from worker.step_loop import StepLoop, WorkerRejected
 from worker.transport import DrainRequested
 
@@ -43,9 +45,12 @@ class ScriptedTransport:
     def __init__(self, *script: Sequence[ToWorker]) -> None:
         self._script = list(script)
         self.sent: list[WorkerEnvelope] = []
+        #: The messages of every call of `send`.
+        self.together: list[list[ToBalancer]] = []
 
     def send(self, *envelopes: WorkerEnvelope) -> None:
         self.sent += envelopes
+        self.together.append([message for message, _ in envelopes])
 
     def receive(self, timeout_s: float) -> list[BalancerEnvelope | DrainRequested]:
         del timeout_s
@@ -72,7 +77,7 @@ class FailingEngine(SimEngine):
     def save(self, row: Row) -> Callable[[], Checkpoint]:
         return self._broken(row) or super().save(row)
 
-    def render(self, row: Row) -> Callable[[], TaskResult]:
+    def render(self, row: Row) -> TaskResult | Callable[[], TaskResult]:
         return self._broken(row) or super().render(row)
 
     def _broken(self, row: Any) -> Callable[[], Any] | None:
@@ -85,6 +90,14 @@ class FailingEngine(SimEngine):
             raise self._error
 
         return fail
+
+
+class ReadyEngine(SimEngine):
+    """Its results are ready when the last step is done."""
+
+    def render(self, row: Row) -> TaskResult | Callable[[], TaskResult]:
+        result = super().render(row)
+        return result() if callable(result) else result
 
 
 MODEL = Model(engine="sim", sim=Sim(t0_s=0, t1_s=0, load_s=0), batching=Batching(checkpoint_every=1))
@@ -167,3 +180,28 @@ def test_long_failure_texts_are_cut() -> None:
     ).results()
     assert isinstance(failed, Failed)
     assert len(failed.message) == 1000
+
+
+def test_all_that_a_step_changes_leaves_as_one_message() -> None:
+    tasks = [Assignment(str(number), 1, msgspec.structs.replace(INPUTS, steps=1)) for number in range(3)]
+    transport = serve(ReadyEngine(MODEL), [Assign(tasks)])
+    started = [Started(str(number), 1) for number in range(3)]
+    finished = [Finished(str(number), 1, IMAGE) for number in range(3)]
+    assert transport.together == [[Capacity(8), *started], finished, [Capacity(0)]]
+
+
+def test_ready_result_that_is_an_error_fails_its_task_only() -> None:
+    assigned = assign(MODEL.sim.nan_prompt, "fine")
+    transport = serve(ReadyEngine(MODEL), assigned, [], [], [])
+    [together] = [messages for messages in transport.together if any(isinstance(each, Finished) for each in messages)]
+    assert [type(message) for message in together] == [Failed, Finished]
+
+
+def test_capacity_comes_before_the_results_that_free_slots() -> None:
+    """Otherwise the balancer would fill each freed slot by an offer that does not hold any more."""
+    sent: list[list[ToBalancer]] = []
+    post = PostProcessor(lambda *envelopes: sent.append([message for message, _ in envelopes]), 1, 1 << 20)
+    task, result = Assignment("0", 1, INPUTS), image_result(b"image", "png")
+    post.report((), [FinishedRow(task, lambda: result, 4)], 3)
+    post.shutdown()
+    assert sent == [[Capacity(4), Progress("0", 1, 4, 4)], [Capacity(3), Finished("0", 1, IMAGE)]]

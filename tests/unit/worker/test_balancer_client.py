@@ -1,0 +1,86 @@
+"""The worker's connection, with a real ROUTER socket of a balancer."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import zmq
+
+from tests.support.scheduler import IMAGE
+from wire.codec import WorkerEnvelope, decode_from_worker
+from wire.messages import Bye, Finished, Heartbeat, Started, ToBalancer
+from worker.balancer_client import BalancerClient
+
+
+class Balancer:
+    """Receives what the worker sends."""
+
+    def __init__(self, address: str) -> None:
+        self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+        self._socket = self._context.socket(zmq.ROUTER)
+        self._socket.setsockopt(zmq.RCVTIMEO, 30_000)
+        self._socket.bind(address)
+
+    def until_bye(self) -> list[list[ToBalancer]]:
+        """Return the messages, without heartbeats, by the ZeroMQ message that brought them."""
+        received: list[list[ToBalancer]] = []
+        while not received or not isinstance(received[-1][-1], Bye):
+            _, *frames = self._socket.recv_multipart()
+            messages = [message for message, _ in decode_from_worker(frames)]
+            received.append([message for message in messages if not isinstance(message, Heartbeat)])
+            received = [each for each in received if each]
+        return received
+
+    def close(self) -> None:
+        self._context.destroy(linger=0)
+
+
+@pytest.fixture
+def address(tmp_path: Path) -> str:
+    return f"ipc://{tmp_path}/{os.getpid()}.sock"
+
+
+@pytest.fixture
+def balancer(address: str) -> Iterator[Balancer]:
+    made = Balancer(address)
+    yield made
+    made.close()
+
+
+def result(name: str, size: int) -> WorkerEnvelope:
+    return WorkerEnvelope(Finished(name, 1, IMAGE), [bytes(size)])
+
+
+@pytest.mark.parametrize(
+    ("sends", "together"),
+    [
+        ([["a", "b"], ["c"]], ["a b c bye"]),
+        ([["a"], [], ["b"]], ["a b bye"]),
+        ([["large", "large", "a"]], ["large", "large", "a bye"]),  # no message is larger than one result may be
+        ([["a", "large"], ["b"]], ["a", "large", "b bye"]),
+        ([["a"] * 300], [" ".join(["a"] * 256), " ".join([*["a"] * 44, "bye"])]),
+    ],
+)
+def test_what_waits_leaves_together_up_to_a_size(
+    address: str, balancer: Balancer, sends: list[list[str]], together: list[str]
+) -> None:
+    client = BalancerClient(address, "w", heartbeat_s=60.0, orphan_after_s=60.0)
+    for names in sends:
+        client.send(*(result(name, 2**20 if name == "large" else 10) for name in names))
+    client.start(lambda: Heartbeat(running=0))
+    client.close("done")
+    received = [" ".join(getattr(message, "task", "bye") for message in each) for each in balancer.until_bye()]
+    assert received == together
+
+
+def test_thread_wakes_for_every_message(address: str, balancer: Balancer) -> None:
+    client = BalancerClient(address, "w", heartbeat_s=60.0, orphan_after_s=60.0)
+    client.start(lambda: Heartbeat(running=0))
+    for number in range(500):
+        client.send(WorkerEnvelope(Started(str(number), 1)))
+    client.close("done")
+    names = [getattr(message, "task", "bye") for each in balancer.until_bye() for message in each]
+    assert names == [*map(str, range(500)), "bye"]
