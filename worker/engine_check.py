@@ -19,7 +19,7 @@ from wire.messages import Assignment, CallInputs, Part
 from worker.batch_scheduler import Member, shape_of
 from worker.engine import EngineRequest, Row, TaskError, TaskResult
 from worker.engines.user.engine import UserEngine
-from worker.fault_isolation import admit, render, step
+from worker.fault_isolation import admit, result_now, step
 from worker.startup import StartFailed, start_failures
 
 #: Items of a full batch, for an engine that names no maximum.
@@ -228,7 +228,7 @@ def _member(index: int, request: EngineRequest, row: Row) -> Member:
 
 def _result(engine: UserEngine, member: Member, chunks: int) -> _Outcome:
     try:
-        return _Outcome(render(engine, member)(), chunks=chunks)
+        return _Outcome(result_now(engine, member), chunks=chunks)
     except TaskError as error:
         return _Outcome(None, str(error))
 

@@ -114,6 +114,14 @@ def render(engine: StepEngine, member: Member) -> TaskResult | TaskError | Calla
     return fail
 
 
+def result_now(engine: StepEngine, member: Member) -> TaskResult:
+    """Make the result of the row. Raises what a task in its place would fail with."""
+    result = render(engine, member)
+    if isinstance(result, TaskError):
+        raise result
+    return result() if callable(result) else result
+
+
 def save(engine: StepEngine, member: Member) -> Callable[[], Checkpoint] | None:
     """Return the engine's callable for a checkpoint, or None: the task resumes from an earlier one, or starts again."""
     try:

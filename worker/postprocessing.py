@@ -68,9 +68,9 @@ class PostProcessor:
         """True when the pool is so far behind that no further task should start."""
         return len(self.finishing) >= 2 * max(self._loop_slots, 1)
 
-    def can_send(self, frames: Sequence[bytes]) -> bool:
-        """Return whether the balancer accepts an image or a checkpoint of this size."""
-        return sum(map(len, frames)) <= self._max_result_bytes
+    def can_send(self, size: int) -> bool:
+        """Return whether the balancer accepts a result or a checkpoint of so many bytes."""
+        return size <= self._max_result_bytes
 
     def send_hello(self, hello: Hello, tasks: Sequence[tuple[str, int]], loop_slots: int) -> None:
         """Send Hello with these (task, attempt), those in the pool and the unacknowledged ones, then their images.
@@ -162,9 +162,9 @@ class PostProcessor:
 
     def _end(self, task: Assignment, result: TaskResult | TaskError) -> WorkerEnvelope:
         """Return the last message of the task. The caller holds the lock."""
-        if isinstance(result, TaskResult) and not self.can_send(result.frames):
+        size = sum(map(len, result.frames)) if isinstance(result, TaskResult) else 0
+        if not self.can_send(size):
             limit = f"{self._max_result_bytes} (workers.max_result_bytes)"
-            size = sum(map(len, result.frames))
             result = TaskError("error", f"the result has {size} bytes; allowed are {limit}")
         if isinstance(result, TaskError):
             self.failed += 1
@@ -181,7 +181,7 @@ class PostProcessor:
         except Exception as error:  # a failed preview does not fail the task
             log.debug("task %s: no preview: %s", task.task, error)
             return
-        if not self.can_send([image]):
+        if not self.can_send(len(image)):
             log.debug("task %s: its preview has %d bytes", task.task, len(image))
             return
         self._send(WorkerEnvelope(Progress(task.task, task.attempt, step, steps, preview=True, frames=1), [image]))
@@ -198,7 +198,7 @@ class PostProcessor:
         finally:
             with self._lock:
                 self._saving.discard(task.task)
-        if not self.can_send(saved.frames):
+        if not self.can_send(sum(map(len, saved.frames))):
             log.debug("task %s: its checkpoint has %d bytes", task.task, sum(map(len, saved.frames)))
             return
         progress = Progress(task.task, task.attempt, saved.step, steps, frames=len(saved.frames))

@@ -27,7 +27,7 @@ from wire.messages import (
 from worker.batch_scheduler import BatchScheduler, Member, WaitingTask, preview_steps, shape_of
 from worker.batch_size import BatchSizer
 from worker.calibration import default_shape
-from worker.engine import Checkpoint, EngineRequest, OutOfMemory, StepEngine, TaskError
+from worker.engine import Checkpoint, EngineRequest, OutOfMemory, ResultChunk, StepEngine, TaskError
 from worker.fault_isolation import admit, batch_key, render, save, save_now, step
 from worker.postprocessing import FinishedRow, PostProcessor, failure
 from worker.transport import DrainRequested, Transport
@@ -183,7 +183,7 @@ class StepLoop:
                 self._engine.release(member.row)
             else:
                 continue  # it has finished, and that message frees the slot
-            if checkpoint is None or not with_checkpoint or not self._post.can_send(checkpoint.frames):
+            if checkpoint is None or not with_checkpoint or not self._post.can_send(sum(map(len, checkpoint.frames))):
                 checkpoint = Checkpoint(0)
             at, frames = checkpoint.step, checkpoint.frames
             self._transport.send(WorkerEnvelope(Preempted(task, attempt, at, len(frames)), frames))
@@ -256,53 +256,56 @@ class StepLoop:
         self._send_results(outcome.advanced, now)
 
     def _send_results(self, advanced: Sequence[Member], now: float) -> None:
-        """Remove finished tasks; send all that the step has changed, and the previews and checkpoints that are due."""
+        """Remove finished tasks; send all that the step has changed as one message."""
         report = now - self._last_report >= _REPORT_EVERY_S
         if report:
             self._last_report = now
-        progress: list[WorkerEnvelope] = []
+        news: list[WorkerEnvelope] = []
         done: list[FinishedRow] = []
         for member in advanced:
             task, row = member.assignment, member.row
-            if not self._send_chunks(member):
-                continue
+            chunks = row.take_chunks()
+            if chunks:
+                if not self._can_send(member, chunks):
+                    continue
+                news += (
+                    WorkerEnvelope(Chunk(task.task, task.attempt, number, part), [frame])
+                    for number, part, frame in chunks
+                )
             if row.step >= row.steps:
                 self._scheduler.leave(task.task)
                 done.append(FinishedRow(task, render(self._engine, member), row.step))
                 self._engine.release(row)
-                continue
-            if task.inputs.previews and row.step in preview_steps(row.steps, task.inputs.previews):
-                self._preview(member)
-            elif report:
-                progress.append(WorkerEnvelope(Progress(task.task, task.attempt, row.step, row.steps)))
-            if member.is_checkpoint_due(now, self._checkpoint_every):
-                member.on_checkpoint(now)
-                state = save(self._engine, member)
-                if state is not None:
-                    self._post.checkpoint(task, state, row.steps)
-        if progress or done:
-            self._post.report(progress, done)
+            else:
+                news += self._on_advanced(member, now, report=report)
+        if news or done:
+            self._post.report(news, done)
 
-    def _preview(self, member: Member) -> None:
-        image, row = render(self._engine, member), member.row
-        if callable(image):  # a result that is ready belongs to a kind of task without previews
-            self._post.preview(member.assignment, image, row.step, row.steps)
+    def _on_advanced(self, member: Member, now: float, *, report: bool) -> list[WorkerEnvelope]:
+        """Start a preview and a checkpoint that are due; return a progress report if it is due."""
+        task, row = member.assignment, member.row
+        is_preview = task.inputs.previews and row.step in preview_steps(row.steps, task.inputs.previews)
+        if is_preview:
+            image = render(self._engine, member)
+            if callable(image):  # results that are ready are of tasks without previews
+                self._post.preview(task, image, row.step, row.steps)
+        if member.is_checkpoint_due(now, self._checkpoint_every):
+            member.on_checkpoint(now)
+            state = save(self._engine, member)
+            if state is not None:
+                self._post.checkpoint(task, state, row.steps)
+        is_due = report and not is_preview
+        return [WorkerEnvelope(Progress(task.task, task.attempt, row.step, row.steps))] if is_due else []
 
-    def _send_chunks(self, member: Member) -> bool:
-        """Send what the row has made of a streamed result. Return False if that ended the task."""
-        chunks, task = member.row.take_chunks(), member.assignment
-        if not chunks:
+    def _can_send(self, member: Member, chunks: Sequence[ResultChunk]) -> bool:
+        """Return whether the balancer accepts pieces of these sizes. If not, the task ends."""
+        size = max(len(frame) for _, _, frame in chunks)
+        if self._post.can_send(size):
             return True
-        for _, _, frame in chunks:
-            if not self._post.can_send([frame]):
-                self._scheduler.leave(task.task)
-                self._engine.release(member.row)
-                self._fail(task, TaskError("error", f"a piece of the result is too large: it has {len(frame)} bytes"))
-                return False
-        self._transport.send(
-            *(WorkerEnvelope(Chunk(task.task, task.attempt, number, part), [frame]) for number, part, frame in chunks)
-        )
-        return True
+        self._scheduler.leave(member.assignment.task)
+        self._engine.release(member.row)
+        self._fail(member.assignment, TaskError("error", f"a piece of the result is too large: it has {size} bytes"))
+        return False
 
     def _fail(self, assignment: Assignment, error: TaskError) -> None:
         self._failed += 1

@@ -15,7 +15,7 @@ from worker.batch_scheduler import Member, shape_of
 from worker.engine import EngineRequest, TaskError
 from worker.engines.user.engine import UserEngine
 from worker.engines.user.rows import CallRow
-from worker.fault_isolation import admit, render, step
+from worker.fault_isolation import admit, result_now, step
 
 
 class CallOutcome(NamedTuple):
@@ -75,7 +75,7 @@ def parsed(part: Part, frame: bytes) -> Any:
 
 def _outcome(engine: UserEngine, member: Member, chunks: tuple[Any, ...]) -> CallOutcome:
     try:
-        result = render(engine, member)()
+        result = result_now(engine, member)
     except TaskError as error:
         return CallOutcome(error=str(error), chunks=chunks)
     values = [parsed(part, frame) for part, frame in zip(result.parts, result.frames, strict=True)]

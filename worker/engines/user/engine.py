@@ -89,7 +89,9 @@ class UserEngine:
                 raise row
             while row.step < row.steps:
                 self.step([row])
-            self.render(row)()
+            result = self.render(row)
+            if callable(result):
+                result()
             self.release(row)
 
     def close(self) -> None:
@@ -180,20 +182,19 @@ class UserEngine:
     def step(self, rows: Sequence[Row]) -> None:
         self._program.runner.step(rows)  # type: ignore[arg-type]  # rows of this engine
 
-    def render(self, row: Row) -> Callable[[], TaskResult]:
+    def render(self, row: Row) -> TaskResult | Callable[[], TaskResult]:
         """Encode the result now, unless that takes long."""
         assert isinstance(row, CallRow)
         if row.error is not None:
             raise row.error
         if self._program.interface.is_stream:
             if row.is_streaming:
-                return lambda: TaskResult((), ())
+                return TaskResult((), ())
             row.output = row.collected()
         output = row.output
         if self._encoder.is_slow(output):
             return lambda: TaskResult(*self._encoder.encode(output))
-        result = TaskResult(*self._encoder.encode(output))
-        return lambda: result
+        return TaskResult(*self._encoder.encode(output))
 
     def save(self, row: Row) -> Callable[[], Checkpoint] | None:
         """Return the frames of `save(state)`, made now; None for an engine without it."""

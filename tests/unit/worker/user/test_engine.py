@@ -202,7 +202,8 @@ def test_results_are_encoded_by_type(value: Any, types: list[str], values: list[
     engine = user_engine(Constant)
     [row] = engine.admit([call(None)])
     engine.step([row])  # type: ignore[list-item]
-    result = engine.render(row)()  # type: ignore[arg-type]
+    made = engine.render(row)  # type: ignore[arg-type]
+    result = made() if callable(made) else made
     assert [part.media_type for part in result.parts] == types
     assert [parsed(part, frame) for part, frame in zip(result.parts, result.frames, strict=True)] == values
 
