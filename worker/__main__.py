@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import gc
 import logging
 import os
 import re
@@ -196,6 +197,9 @@ def _serve(settings: Settings, model: str, name: str, address: str, key: WorkerK
         stopwatch.lap("device_s")
         engine.warm_up()
         measure(engine, configured, sizer, max_batch, cache_dir(settings.data_dir))
+    # Libraries and model stay: looking at them again would take most of a short step's time.
+    gc.collect()
+    gc.freeze()
     stopwatch.lap("warm_up_s")
     hello = Hello(PROTOCOL, name, model, device, os.getpid(), engine_info=engine.info(), start=stopwatch.times)
     loop = StepLoop(engine, configured, hello, sizer, client, post, workers.drain_timeout_s)

@@ -18,6 +18,10 @@ from worker.engines.user.images import encode_png, is_image
 from worker.engines.user.tensors import as_array, encode_array, is_array, is_tensor, plain_values
 
 _JSON = Part()
+_JSON_PARTS = (_JSON,)
+#: Types that are JSON whatever their values, and those that are if their first value is.
+_PLAIN = frozenset({str, int, float, bool, type(None)})
+_CONTAINERS = frozenset({dict, list, tuple})
 _BYTES = "application/octet-stream"
 
 
@@ -39,20 +43,31 @@ class OutputEncoder:
 
     def is_slow(self, value: object) -> bool:
         """Return whether encoding takes so long that it should not hold up a step."""
+        if type(value) in _PLAIN:
+            return False
         return is_image(value) or (isinstance(value, dict) and any(map(is_image, value.values())))
 
     def encode(self, value: Any) -> EncodedParts:
         """Raises `TaskError` for a value that cannot be sent."""
         try:
+            if self._is_json(value):
+                return EncodedParts(_JSON_PARTS, (self._encode_json(value),))
             return self._encode(value)
         except TaskError:
             raise
         except Exception as error:
             raise TaskError("error", f"the result cannot be sent: {error}") from error
 
+    def _is_json(self, value: Any) -> bool:
+        """Return whether the value is surely JSON; most are."""
+        kind = type(value)
+        if kind in _PLAIN:
+            return self._text is None or kind is not str
+        return kind in _CONTAINERS and type(_first(value)) in _PLAIN
+
     def _encode(self, value: Any) -> EncodedParts:
-        if isinstance(value, BaseModel):
-            return EncodedParts((_JSON,), (value.__pydantic_serializer__.to_json(value),))
+        if hasattr(type(value), "__pydantic_serializer__") and isinstance(value, BaseModel):
+            return EncodedParts(_JSON_PARTS, (value.__pydantic_serializer__.to_json(value),))
         if isinstance(value, dict) and value and all(map(_is_binary, value.values())):
             return self._encode_named([(str(name), each) for name, each in value.items()])
         if type(value) in (tuple, list) and value and all(map(is_array, value)):
@@ -82,6 +97,11 @@ class OutputEncoder:
         if isinstance(body, bytes) and isinstance(media_type, str):  # a Response of Starlette or LitServe
             return Part(media_type), body
         return _JSON, self._encode_json(value)
+
+
+def _first(values: Any) -> Any:
+    """Return the first value of a dict or list, None for an empty one."""
+    return next(iter(values.values() if type(values) is dict else values), None)
 
 
 def _is_binary(value: object) -> bool:
