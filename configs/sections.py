@@ -130,7 +130,8 @@ class Server(Section):
     max_body_bytes: int = Field(default=1 << 20, ge=1024)
     """Maximum size of a request body."""
     max_upload_bytes: int = Field(default=32 << 20, ge=1024)
-    """Maximum size of a request body with images: `/v1/images/edits`, and data URLs in `/v1/images/generations`."""
+    """Maximum size of a request body with images: `/v1/images/edits`, and data URLs in `/v1/images/generations`. Also
+    of a call: `:predict`, `/v2/models/{model}/infer` and `api_path`."""
     decoders: int = Field(default=3, ge=1, le=64)
     """Processes that decode source images. They start when needed and end when idle. One key uses all but one."""
     decode_timeout_s: PositiveSeconds = Field(default=10.0, le=600.0)
@@ -151,6 +152,9 @@ class Server(Section):
     """Maximum length of a prompt and of a negative prompt."""
     max_n: int = Field(default=10, ge=1, le=128)
     """Maximum number of images per request."""
+    max_instances: Annotated[int, Field(ge=1, le=100_000)] | None = None
+    """Maximum number of `instances` per request to `:predict`. Default: 256, or `queue.max_tasks` if that is
+    smaller."""
     send_timeout_s: PositiveSeconds = Field(default=60.0, le=3600.0)
     """The connection is closed if the client reads neither 64 KiB nor the rest of an answer in this time."""
     max_request_line_bytes: int = Field(default=8 << 10, ge=256)

@@ -172,7 +172,7 @@ def _build(settings: Settings, keys: EnforcedKeys, token: str) -> _Parts:
     control = ControlPlane()
     memory = ResponseMemory(settings.server.max_response_bytes_in_memory_per_key, metrics.refusals)
     tracker = RequestTracker(scheduler, metrics, control, memory)
-    authenticator = Authenticator(token, is_loopback(settings.server.host))
+    authenticator = Authenticator(token, is_loopback(settings.server.host), settings.api_paths)
     database = Database(jobs_file(settings.data_dir), settings.jobs.max_file_bytes, data_dir)
     webhook_sender = WebhookSender(settings.jobs, database)
     jobs = JobManager(settings, scheduler, metrics, database, on_end=webhook_sender.wake)

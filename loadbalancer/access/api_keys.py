@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import hmac
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Annotated, Literal, get_args
 
@@ -16,8 +17,10 @@ import msgspec
 
 from loadbalancer.schema.errors import Forbidden, Unauthorized
 
-Scope = Literal["images", "jobs", "admin"]
+Scope = Literal["images", "calls", "jobs", "admin"]
 SCOPES: tuple[Scope, ...] = get_args(Scope)
+#: Scopes of a key that names none.
+DEFAULT_SCOPES: tuple[Scope, ...] = ("images", "calls", "jobs")
 #: What a path requires: nothing, any key, or a key with this scope.
 RequiredScope = Literal["nothing", "key"] | Scope
 
@@ -30,7 +33,8 @@ ANONYMOUS = "anonymous"
 #: Owner of the controller's requests.
 INTERNAL = "internal"
 
-_OPEN = frozenset({"/", "/health", "/healthz", "/livez", "/readyz", "/docs", "/docs/oauth2-redirect", "/openapi.json"})
+_HEALTH = frozenset({"/health", "/healthz", "/livez", "/readyz", "/v2/health/live", "/v2/health/ready"})
+_OPEN = _HEALTH | {"/", "/docs", "/docs/oauth2-redirect", "/openapi.json"}
 _NEEDS: tuple[tuple[str, RequiredScope], ...] = (
     ("/internal", "admin"),
     ("/metrics", "admin"),
@@ -39,6 +43,8 @@ _NEEDS: tuple[tuple[str, RequiredScope], ...] = (
     ("/v1/results", "nothing"),  # the URL of an image cannot be guessed
     ("/predict", "images"),
 )
+#: Beginning and end of the paths of calls; the model's name is between.
+_CALLS = (("/v1/models/", ":predict"), ("/v2/models/", "/infer"))
 
 KeyName = Annotated[str, msgspec.Meta(pattern=KEY_NAME)]
 Positive = Annotated[float, msgspec.Meta(gt=0, le=1e6)]
@@ -49,7 +55,7 @@ class ApiKey(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_fie
     """One API key: its hash, scopes and limits."""
 
     sha256: Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{64}$")]
-    scopes: tuple[Scope, ...] = ("images", "jobs")
+    scopes: tuple[Scope, ...] = DEFAULT_SCOPES
     #: Share of worker time relative to other keys.
     weight: Positive = 1.0
     requests_per_minute: Count | None = None
@@ -86,7 +92,7 @@ class Caller:
 
     owner: str = ANONYMOUS
     weight: float = 1.0
-    scopes: frozenset[Scope] = frozenset({"images", "jobs"})
+    scopes: frozenset[Scope] = frozenset(DEFAULT_SCOPES)
     requests_per_minute: int | None = None
     max_concurrent: int | None = None
 
@@ -99,24 +105,31 @@ class Caller:
 class Authenticator:
     """Authenticates requests by path and bearer token."""
 
-    def __init__(self, internal_token: str, loopback: bool) -> None:
+    def __init__(self, internal_token: str, loopback: bool, call_paths: Iterable[str] = ()) -> None:
         """`internal_token` is the controller's, for `/internal` and `/metrics`. Raises `ValueError` for a short one.
 
-        `loopback`: only this machine can connect.
+        `loopback`: only this machine can connect. `call_paths` are the models' own paths.
         """
         if len(internal_token) < MIN_TOKEN_CHARS:
             raise ValueError("the internal token is empty or incomplete")
         self.internal_token = internal_token
         self.loopback = loopback
+        self._call_paths = frozenset(call_paths)
         #: The ring of the last request, and its callers by hash.
         self._ring: KeyRing | None = None
         self._callers: dict[str, Caller] = {}
         #: Paths that require nothing.
         self.open_paths = _OPEN | {"/metrics"} if loopback else _OPEN
 
+    def required_scope(self, path: str) -> RequiredScope:
+        """Return what the path requires."""
+        if path in self.open_paths:
+            return "nothing"
+        return "calls" if path in self._call_paths else required_scope(path)
+
     def enter(self, path: str, authorization: str, ring: KeyRing | None) -> Caller:
         """Return the caller. Without a ring no path requires an API key. Raises `Unauthorized` and `Forbidden`."""
-        need = "nothing" if path in self.open_paths else required_scope(path)
+        need = self.required_scope(path)
         if need == "nothing" or (ring is None and need != "admin"):
             return _ANONYMOUS
         scheme, _, token = authorization.partition(" ")
@@ -147,6 +160,8 @@ _ANONYMOUS = Caller()
 @functools.lru_cache(maxsize=64)  # of paths, most of which come again and again
 def required_scope(path: str) -> RequiredScope:
     """Return what a path requires that is not open. An unlisted one requires a key: new paths are closed by default."""
+    if any(path.startswith(start) and path.endswith(end) for start, end in _CALLS):
+        return "calls"
     return next((need for prefix, need in _NEEDS if path == prefix or path.startswith(f"{prefix}/")), "key")
 
 

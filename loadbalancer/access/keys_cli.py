@@ -23,7 +23,16 @@ from configs.files import describe_os_error
 from configs.paths import curve_dir, keys_file, keys_required_file
 from configs.settings import Settings
 from configs.streams import discard_output
-from loadbalancer.access.api_keys import KEY_NAME, KEY_PREFIX, SCOPES, ApiKey, KeyRing, fingerprint, parse_ring
+from loadbalancer.access.api_keys import (
+    DEFAULT_SCOPES,
+    KEY_NAME,
+    KEY_PREFIX,
+    SCOPES,
+    ApiKey,
+    KeyRing,
+    fingerprint,
+    parse_ring,
+)
 from loadbalancer.access.key_enforcement import is_recorded, record_keys_in_force
 from loadbalancer.access.key_files import InvalidFile, create, exists, read, write
 from loadbalancer.access.startup_checks import ALLOWED_WORKERS, load_server_keys, parse_workers
@@ -84,7 +93,7 @@ def _parser() -> argparse.ArgumentParser:
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
     add = verbs.add_parser("add", help="create an API key and show it", formatter_class=HelpFormatter)
     add.add_argument("name", help="owner in logs, errors and jobs; a name that was used before owns its earlier jobs")
-    add.add_argument("--scope", action="append", choices=SCOPES, help="can be repeated; default: images and jobs")
+    add.add_argument("--scope", action="append", choices=SCOPES, help="can be repeated; default: all but admin")
     add.add_argument("--weight", type=float, default=1.0, help="share of worker time relative to other keys")
     add.add_argument("--requests-per-minute", type=int, metavar="N", help="maximum generation requests per minute")
     add.add_argument("--max-concurrent", type=int, metavar="N", help="maximum generation requests at once")
@@ -102,7 +111,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _add(settings: Settings, args: argparse.Namespace) -> None:
     token = KEY_PREFIX + secrets.token_urlsafe(32)
-    scopes = tuple(dict.fromkeys(args.scope)) if args.scope else ("images", "jobs")
+    scopes = tuple(dict.fromkeys(args.scope)) if args.scope else DEFAULT_SCOPES
     key = ApiKey(fingerprint(token), scopes, args.weight, args.requests_per_minute, args.max_concurrent, _today())
     _check_name(args.name)
     # Before anything changes: the record of the first key closes the server.

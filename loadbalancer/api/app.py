@@ -15,12 +15,12 @@ from loadbalancer.api.body_budget import BodyBudget
 from loadbalancer.api.hot_calls import HotCalls
 from loadbalancer.api.hot_routes import HotRoutes
 from loadbalancer.api.http_helpers import error_response
-from loadbalancer.api.idempotency import IdempotencyMiddleware
+from loadbalancer.api.idempotency import IdempotencyMiddleware, ReplayedPaths
 from loadbalancer.api.middleware import ApiMiddleware
 from loadbalancer.api.openapi import DESCRIPTION, complete_document, serve_document
 from loadbalancer.api.path_hints import unknown_path
 from loadbalancer.api.request_builder import RequestBuilder
-from loadbalancer.api.routes import health, images, jobs, models, results, scaling
+from loadbalancer.api.routes import calls, health, images, inference, jobs, models, results, scaling
 from loadbalancer.schema.errors import ApiError, InternalError, InvalidRequest, MethodNotAllowed, NotFound
 from loadbalancer.services import Services
 
@@ -43,7 +43,7 @@ def create_app(services: Services) -> ASGIApp:
     routers = (
         images.router(services, builder),
         jobs.router(services, builder),
-        health.router(services, hot),
+        *(module.router(services, hot) for module in (calls, health, inference)),
         *(module.router(services) for module in (models, results, scaling)),
     )
     for router in routers:
@@ -62,7 +62,9 @@ def create_app(services: Services) -> ASGIApp:
     control = AccessControl(
         access, services.authenticator, services.keys, machine_names(server.host), server.max_reads_per_key
     )
-    return ApiMiddleware(app, idempotency, access, control, metrics, bodies, HotCalls(hot, control, metrics))
+    replayed = ReplayedPaths(services.settings.api_paths)
+    hot_calls = HotCalls(hot, control, metrics)
+    return ApiMiddleware(app, idempotency, access, control, metrics, bodies, hot_calls, replayed)
 
 
 def add_error_handlers(app: FastAPI) -> None:

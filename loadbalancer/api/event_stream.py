@@ -32,29 +32,36 @@ log = logging.getLogger(__name__)
 AddResult = Callable[[TaskCompleted], Awaitable[str]]
 
 
-class EventStream(StreamingResponse):
+class ServerSentEvents(StreamingResponse):
     """Always closes its source at the end. When the client disconnects, this cancels the tasks."""
 
     media_type = "text/event-stream"
 
-    def __init__(self, source: ResultStream, *, edit: bool = False, add_result: AddResult | None = None) -> None:
-        """`add_result` stores a finished image and returns its URL, which is sent in place of the image."""
+    def __init__(self, events: AsyncIterator[bytes], close: Callable[[], None]) -> None:
         # Some reverse proxies buffer responses without the second header.
         headers = {"cache-control": "no-cache", "x-accel-buffering": "no"}
-        super().__init__(_catch_errors(_EventWriter(source, edit, add_result)), headers=headers)
-        self._source = source
+        super().__init__(_catch_errors(events), headers=headers)
+        self._close = close
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
             await super().__call__(scope, receive, send)
         finally:
-            self._source.close()
+            self._close()
 
 
-async def _catch_errors(writer: _EventWriter) -> AsyncIterator[bytes]:
+class EventStream(ServerSentEvents):
+    """The progress and the images of a request."""
+
+    def __init__(self, source: ResultStream, *, edit: bool = False, add_result: AddResult | None = None) -> None:
+        """`add_result` stores a finished image and returns its URL, which is sent in place of the image."""
+        super().__init__(_EventWriter(source, edit, add_result).stream(), source.close)
+
+
+async def _catch_errors(events: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
     """The stream, with a neutral last event for an exception, because the status is already sent."""
     try:
-        async for chunk in writer.stream():
+        async for chunk in events:
             yield chunk
     except ApiError as error:
         yield encode_error(error)

@@ -12,13 +12,14 @@ import io
 import logging
 import re
 import time
-from collections.abc import Coroutine, Iterator
+from collections.abc import Container, Coroutine, Iterable, Iterator
 from typing import Any
 
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from loadbalancer.access.api_keys import required_scope
 from loadbalancer.api.flow_control import FlowControlledResponse
 from loadbalancer.api.http_helpers import client_disconnected, error_response, read_body, wait_disconnect
 from loadbalancer.generation.response_memory import ResponseMemory
@@ -32,6 +33,8 @@ HEADER = "idempotency-key"
 _REPLAYED = (b"idempotent-replayed", b"true")
 #: Paths whose responses are replayed. Jobs store their own keys; nothing else creates work that must not run twice.
 PATHS = frozenset({"/v1/images/generations", "/v1/images/edits", "/predict"})
+#: Headers that are stored with a response, beside its media type.
+_STORED_HEADERS = (b"inference-header-content-length", b"x-tensor-dtype", b"x-tensor-shape")
 _KEY = re.compile(r"[\x21-\x7e]{1,255}")
 _BOUNDARY = re.compile(rb'boundary="?([^";,]+)"?', re.IGNORECASE)
 #: Digests of larger bodies are made in a thread.
@@ -40,6 +43,17 @@ _DIGEST_PART_BYTES = 256 * 2**10
 #: Of a body that the application reads.
 _REPLAYED_PART_BYTES = 256 * 2**10
 _FAILED = b"event: error\n"
+
+
+class ReplayedPaths(Container[str]):
+    """The paths whose responses are replayed: `PATHS`, and those of calls."""
+
+    def __init__(self, call_paths: Iterable[str] = ()) -> None:
+        """`call_paths` are the models' own paths."""
+        self._paths = PATHS.union(call_paths)
+
+    def __contains__(self, path: object) -> bool:
+        return path in self._paths or (isinstance(path, str) and required_scope(path) == "calls")
 
 
 def key_of(owner: str, given: str, path: str, media_type: str, body: bytes) -> IdempotencyKey:
@@ -159,12 +173,14 @@ class ResponseRecording:
         final = next((chunk for chunk in reversed(chunks) if chunk), b"")
         if not 200 <= self.status < 300 or _FAILED in final:  # a stream fails after its status was sent
             return None
-        media_type = dict(self.headers).get(b"content-type", b"").decode("latin-1")
-        return StoredResponse(self.status, media_type, b"".join(chunks))
+        headers = dict(self.headers)
+        media_type = headers.get(b"content-type", b"").decode("latin-1")
+        others = {name.decode(): headers[name].decode("latin-1") for name in _STORED_HEADERS if name in headers}
+        return StoredResponse(self.status, media_type, b"".join(chunks), others)
 
 
 class IdempotencyMiddleware:
-    """Replays stored and running responses of the application. Only for requests with a key on one of `PATHS`."""
+    """Replays stored and running responses of the application. Only for requests with a key on `ReplayedPaths`."""
 
     def __init__(self, app: ASGIApp, database: Database, memory: ResponseMemory, max_bytes: int) -> None:
         """`max_bytes` limits the body of a request."""
@@ -310,5 +326,6 @@ def _replay(stored: StoredResponse, owner: str, memory: ResponseMemory) -> Respo
     size = len(stored.body)
     memory.add(owner, size)
     response = FlowControlledResponse(stored.body, stored.status, stored.media_type, lambda: memory.remove(owner, size))
+    response.headers.update(stored.headers)
     response.raw_headers.append(_REPLAYED)
     return response

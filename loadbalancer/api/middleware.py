@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Container
 from typing import Any
 
 from starlette.middleware.cors import CORSMiddleware
@@ -50,10 +51,15 @@ class ApiMiddleware:
         metrics: Metrics,
         bodies: BodyBudget,
         hot: HotCalls | None = None,
+        replayed: Container[str] = PATHS,
     ) -> None:
-        """`replaying` answers the requests with an idempotency key, `hot` those that need no application."""
+        """`replaying` answers the requests with an idempotency key on one of the paths in `replayed`.
+
+        `hot` answers those that need no application.
+        """
         self._app = app
         self._replaying = replaying
+        self._replayed = replayed
         self._control = control
         self._metrics = metrics
         self._bodies = bodies
@@ -119,7 +125,7 @@ class ApiMiddleware:
                 body = BodyReservation(self._bodies, caller.owner)
                 receive = body.counting(receive)
             state["body"] = body
-            if head.has_key and scope["path"] in PATHS:
+            if head.has_key and scope["path"] in self._replayed:
                 app = self._replaying
             if limits := self._control.headers(caller, now):
                 send = _Sender(send, headers=limits).send

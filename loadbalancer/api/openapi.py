@@ -10,9 +10,20 @@ from fastapi import FastAPI, Request, Response
 from fastapi.responses import JSONResponse
 from pydantic.json_schema import models_json_schema
 
-from loadbalancer.access.api_keys import Authenticator, required_scope
+from loadbalancer.access.api_keys import Authenticator
 from loadbalancer.jobs.requests import JobRequest
 from loadbalancer.jobs.views import JobList, JobView
+from loadbalancer.schema.call_events import PredictionChunk, PredictionCompleted
+from loadbalancer.schema.inference import InferInput, InferOutput, InferRequest
+from loadbalancer.schema.inference_metadata import (
+    InferAnswer,
+    ModelMetadata,
+    ModelReady,
+    ProtocolError,
+    ServerLive,
+    ServerMetadata,
+)
+from loadbalancer.schema.predictions import PredictionsAnswer, PredictionsRequest
 from loadbalancer.schema.requests import EditRequest, ImageRequest, JsonEditRequest, PredictRequest
 from loadbalancer.schema.responses import Health, ImagesAnswer, ModelCard, ModelList, PredictAnswer
 from loadbalancer.schema.scaling import PauseRequest, ReloadRequest, ResumeRequest, ScaleRequest
@@ -46,9 +57,23 @@ _REQUESTS = (
     ResumeRequest,
     ReloadRequest,
 )
-_RESPONSES = (
+#: Structs of requests and responses.
+_STRUCTS = (
     ImagesAnswer,
     PredictAnswer,
+    PredictionsRequest,
+    PredictionsAnswer,
+    PredictionChunk,
+    PredictionCompleted,
+    InferRequest,
+    InferInput,
+    InferOutput,
+    InferAnswer,
+    ServerMetadata,
+    ModelMetadata,
+    ModelReady,
+    ServerLive,
+    ProtocolError,
     ModelCard,
     ModelList,
     JobView,
@@ -66,6 +91,8 @@ _RESPONSES = (
     DecisionPage,
     OrderDone,
 )
+#: Any JSON: inputs and outputs of engines.
+_VALUES = {"Value": {"description": "Any JSON that the engine takes or returns."}}
 _IDEMPOTENCY_KEY = {
     "name": "Idempotency-Key",
     "in": "header",
@@ -121,15 +148,15 @@ def complete_document(app: FastAPI, authenticator: Authenticator) -> None:
         for operation in operations.values():
             if "HTTPValidationError" in str(operation["responses"].get("422")):
                 del operation["responses"]["422"]
-            if path not in authenticator.open_paths and required_scope(path) != "nothing":
+            if authenticator.required_scope(path) != "nothing":
                 operation["security"] = [{"key": []}, {}]  # the second: while no keys exist
                 operation["responses"] |= {str(status): error_response_schema(status) for status in (401, 403)}
     _, requests = models_json_schema(
         [(model, "validation") for model in _REQUESTS], ref_template=_REFERENCE.format(name="{model}")
     )
-    _, answers = msgspec.json.schema_components(_RESPONSES, ref_template=_REFERENCE)
+    _, answers = msgspec.json.schema_components(_STRUCTS, ref_template=_REFERENCE)
     schemes = {"key": {"type": "http", "scheme": "bearer"}}
-    document["components"] = {"schemas": requests["$defs"] | answers, "securitySchemes": schemes}
+    document["components"] = {"schemas": requests["$defs"] | answers | _VALUES, "securitySchemes": schemes}
 
 
 def serve_document(app: FastAPI) -> None:

@@ -10,10 +10,10 @@ import logging
 import re
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from dataclasses import dataclass, field
-from typing import BinaryIO, NoReturn
+from typing import BinaryIO
 
 from fastapi import Request
-from starlette.datastructures import FormData, UploadFile
+from starlette.datastructures import FormData, Headers, UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 
 from loadbalancer.api.body_budget import body_reservation
@@ -73,15 +73,15 @@ async def read_form(request: Request, max_bytes: int, max_text_bytes: int) -> As
     `ClientClosed`, and `Unavailable` where the temporary directory is full.
     """
     if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "multipart/form-data":
-        _invalid("it must be multipart/form-data, or application/json")
+        raise invalid_form("it must be multipart/form-data, or application/json")
     if request.headers.get("content-encoding", "identity") != "identity":
         raise UnsupportedMediaType("The Content-Encoding of a form is not supported.", headers={"accept-encoding": ""})
     max_in_memory = max_text_bytes + _MAX_FILES * _MEMORY_BYTES_PER_FILE
-    parser = _FormParser(request, _read_form_body(request, max_bytes, max_in_memory), max_text_bytes)
+    parser = FormParser(request.headers, _read_form_body(request, max_bytes, max_in_memory), max_text_bytes)
     try:
         form = await parser.parse()
     except MultiPartException as broken:
-        _invalid(broken.message.rstrip("."))
+        raise invalid_form(broken.message.rstrip(".")) from None
     except OSError as error:
         log.warning("an upload cannot be stored in the temporary directory: %s", error)
         text = "The server's temporary directory is full or not writable, so that the upload cannot be stored."
@@ -93,17 +93,19 @@ async def read_form(request: Request, max_bytes: int, max_text_bytes: int) -> As
         await form.close()
 
 
-class _FormParser(MultiPartParser):
+class FormParser(MultiPartParser):
     """Starlette's parser, which knows no limits of character sets, and of texts only one for each."""
 
     spool_max_size = _MEMORY_BYTES_PER_FILE
 
-    def __init__(self, request: Request, stream: AsyncGenerator[bytes, None], max_text_bytes: int) -> None:
-        super().__init__(
-            request.headers, stream, max_files=_MAX_FILES, max_fields=_MAX_FIELDS, max_part_size=max_text_bytes
-        )
-        self._form_charset = form_charset(request.headers["content-type"])
+    def __init__(
+        self, headers: Headers, stream: AsyncGenerator[bytes, None], max_text_bytes: int, files: str = "images"
+    ) -> None:
+        """`max_text_bytes` bounds all texts together. `files` is what the others are, in an error."""
+        super().__init__(headers, stream, max_files=_MAX_FILES, max_fields=_MAX_FIELDS, max_part_size=max_text_bytes)
+        self._form_charset = form_charset(headers["content-type"])
         self._text_bytes = 0
+        self._files = files
 
     def on_headers_finished(self) -> None:
         """Check the character set of a text before it is decoded."""
@@ -118,7 +120,7 @@ class _FormParser(MultiPartParser):
         if self._current_part.file is None:
             self._text_bytes += end - start
             if self._text_bytes > self.max_part_size:
-                raise BodyTooLarge(self.max_part_size, "beside its images")
+                raise BodyTooLarge(self.max_part_size, f"beside its {self._files}")
         super().on_part_data(data, start, end)
 
 
@@ -151,5 +153,6 @@ def _sort_fields(form: FormData) -> Form:
     return found
 
 
-def _invalid(reason: str) -> NoReturn:
-    raise InvalidRequest(f"The form cannot be read: {reason}.", code="invalid_form")
+def invalid_form(reason: str) -> InvalidRequest:
+    """The error of a form that cannot be read."""
+    return InvalidRequest(f"The form cannot be read: {reason}.", code="invalid_form")

@@ -10,8 +10,10 @@ import asyncio
 import time
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar
 
+from loadbalancer.generation.in_flight_call import CallSpec, InFlightCall
 from loadbalancer.generation.response_memory import ResponseMemory
 from loadbalancer.generation.validation import GenerationSpec
 from loadbalancer.metrics.prometheus import Metrics
@@ -28,6 +30,7 @@ from loadbalancer.scheduling.task import (
 from loadbalancer.schema.errors import ApiError, TooBusy, Unavailable, from_ended, model_cannot_start, shutting_down
 from loadbalancer.schema.stream_events import Progress
 
+Request = TypeVar("Request")
 #: Interval of `RequestTracker.wait_idle`.
 _IDLE_POLL_S = 0.02
 
@@ -166,13 +169,20 @@ class RequestTracker:
         Raises `Unavailable` as well while no worker of the model can start, and `TooBusy` where the owner's clients do
         not read their images.
         """
+        return self._accept(job.model, job.owner, lambda: InFlightRequest(self, job))
+
+    def accept_call(self, spec: CallSpec, respond: Callable[[InFlightCall], Any] | None) -> InFlightCall:
+        """Queue the calls; see `InFlightCall`. Raises what `accept` raises."""
+        return self._accept(spec.model, spec.owner, lambda: InFlightCall(self, spec, respond))
+
+    def _accept(self, model: str, owner: str, submit: Callable[[], Request]) -> Request:
         if not self.is_open:
             raise shutting_down()
-        self.memory.check(job.owner)
-        if job.model in self._control.start_failures and (reason := self.start_failure(job.model)):
-            raise model_cannot_start(job.model, reason)
+        self.memory.check(owner)
+        if model in self._control.start_failures and (reason := self.start_failure(model)):
+            raise model_cannot_start(model, reason)
         try:
-            request = InFlightRequest(self, job)
+            request = submit()
         except DeadlineUnreachable as late:
             text = f"The deadline cannot be met: {late}. Please try again later, or with a larger timeout_s."
             raise Unavailable(text, code="deadline_unreachable", retry_after_s=late.retry_after_s) from None
@@ -192,7 +202,9 @@ class RequestTracker:
         if not self._control.start_failures:
             return
         for request in list(self._requests):
-            if isinstance(request, InFlightRequest) and (reason := self.start_failure(request.job.model)):
+            if isinstance(request, InFlightRequest | InFlightCall) and (
+                reason := self.start_failure(request.job.model)
+            ):
                 request.end(model_cannot_start(request.job.model, reason))
 
     def close(self) -> None:

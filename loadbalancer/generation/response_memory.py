@@ -34,7 +34,7 @@ class ResponseMemory:
         if self._held[owner] >= self._max:
             self._refusals.add(CODE)
             text = (
-                "Images that the clients of this API key have not read fill the memory for them. "
+                "Results that the clients of this API key have not read fill the memory for them. "
                 "Please read them, or try again later."
             )
             raise TooBusy(text, code=CODE, retry_after_s=5)

@@ -212,11 +212,27 @@ def _loras(requested: Sequence[LoraRequest], model: Model, capabilities: ModelCa
 
 
 def resolve_model(requested: str | None, settings: Settings) -> str:
-    """The requested model's name, by default the first model. Raises `ModelNotFound`."""
-    name = requested or next(iter(settings.models))
+    """The requested model's name, by default the first that generates images.
+
+    Raises `ModelNotFound`, and `InvalidRequest` for a model that takes calls.
+    """
+    image_models = (name for name, model in settings.models.items() if model.task == "image")
+    name = requested or next(image_models, next(iter(settings.models)))
     if name not in settings.models:
         raise model_not_found(name, settings)
+    if settings.models[name].task != "image":
+        text = f"The model '{name}' generates no images: use POST {' or '.join(endpoints(name, settings))}."
+        raise InvalidRequest(text, param="model", code="unsupported_endpoint")
     return name
+
+
+def endpoints(name: str, settings: Settings) -> list[str]:
+    """Return the paths that serve the model."""
+    model = settings.models[name]
+    if model.task == "image":
+        return ["/v1/images/generations", "/v1/images/edits", "/predict"]
+    own = [] if model.api_path is None else [model.api_path]
+    return [f"/v1/models/{name}:predict", f"/v2/models/{name}/infer", *own]
 
 
 def model_not_found(name: str, settings: Settings) -> ModelNotFound:

@@ -132,6 +132,14 @@ class BodyTooLarge(ApiError):
         super().__init__(text, headers={"connection": "close"})
 
 
+class NotAcceptable(ApiError):
+    """The response cannot be of a media type that the header Accept allows."""
+
+    status = 406
+    type = "invalid_request_error"
+    code = "not_acceptable"
+
+
 class UnsupportedMediaType(ApiError):
     """The body has a content type or coding that this path does not take."""
 
@@ -233,3 +241,16 @@ def from_ended(ended: TaskEnded) -> ApiError:
     if ended.kind == "out_of_memory":
         return TaskFailed(f"The image does not fit the memory of the device: {ended.message}", code="out_of_memory")
     return TaskFailed(f"The image could not be generated: {ended.message}")
+
+
+def from_ended_call(ended: TaskEnded, param: str = "") -> ApiError:
+    """The error of a call that ended without a result. `param` is the place of its input in the request."""
+    place = param and f"{param}: "
+    if ended.state in (TaskState.EXPIRED, TaskState.CANCELLED):
+        return from_ended(ended)
+    if ended.kind == "invalid":
+        return InvalidRequest(f"{place}{ended.message}", param=param or None)
+    if ended.kind == "out_of_memory":
+        text = f"{place}the call does not fit the memory of the device: {ended.message}"
+        return TaskFailed(text, code="out_of_memory")
+    return TaskFailed(f"{place}the call failed: {ended.message}", code="call_failed")

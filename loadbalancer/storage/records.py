@@ -6,6 +6,7 @@ added, with defaults. Times are Unix seconds.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from enum import StrEnum
 from typing import NamedTuple
 
@@ -165,6 +166,8 @@ class StoredResponse(NamedTuple):
     status: int
     media_type: str
     body: bytes
+    #: Other headers of the response.
+    headers: Mapping[str, str] = {}
 
 
 class IdempotencyKeyReused(Exception):

@@ -84,6 +84,9 @@ MIGRATIONS = (
     CREATE INDEX results_by_age ON results (made);
     CREATE INDEX results_of_job ON results (job, item) WHERE job IS NOT NULL;
     """,
+    """
+    ALTER TABLE keys ADD COLUMN headers BLOB;
+    """,
 )
 
 #: Due deliveries, the owners in turn: of each at most some, and of each host of an owner at most a few.
@@ -102,6 +105,7 @@ _COLUMNS = "seq, id, asked, state, created, started, ended, failure"
 _json = msgspec.json.Encoder()
 _specs = msgspec.json.Decoder(JobSpec)
 _failures = msgspec.json.Decoder(Failure)
+_headers = msgspec.json.Decoder(dict[str, str])
 _Times = tuple[float, float | None, float | None]
 _frames = msgspec.msgpack.Decoder(list[bytes])
 _UNREADABLE = Failure(
@@ -348,19 +352,23 @@ class Repository:
     def recall(self, key: IdempotencyKey) -> StoredResponse | None:
         """Return the response stored for the key. Raises `IdempotencyKeyReused`."""
         known = self._stored_key(key)
-        return StoredResponse(*known[1:]) if known is not None and known[0] is None else None
+        if known is None or known[0] is not None:
+            return None
+        _, status, media_type, body, headers = known
+        return StoredResponse(status, media_type, body, {} if headers is None else _headers.decode(headers))
 
     def remember(self, key: IdempotencyKey, answer: StoredResponse, now: float) -> None:
         """Store the response, unless the key has one."""
         self._db.execute(
-            "INSERT OR IGNORE INTO keys (owner, key, digest, made, status, media_type, body, bytes)"
-            " VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
-            (*key, now, *answer, len(answer.body) + _ROW_BYTES),
+            "INSERT OR IGNORE INTO keys (owner, key, digest, made, status, media_type, body, headers, bytes)"
+            " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            (*key, now, *answer[:3], _json.encode(answer.headers), len(answer.body) + _ROW_BYTES),
         )
 
-    def _stored_key(self, key: IdempotencyKey) -> tuple[str | None, int, str, bytes] | None:
+    def _stored_key(self, key: IdempotencyKey) -> tuple[str | None, int, str, bytes, bytes | None] | None:
         row = self._db.execute(
-            "SELECT digest, job, status, media_type, body FROM keys WHERE owner = ? AND key = ?", (key.owner, key.key)
+            "SELECT digest, job, status, media_type, body, headers FROM keys WHERE owner = ? AND key = ?",
+            (key.owner, key.key),
         ).fetchone()
         if row is not None and row[0] != key.digest:
             raise IdempotencyKeyReused

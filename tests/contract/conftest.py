@@ -1,4 +1,4 @@
-"""One server for all tests that only talk to it: two simulated models with a worker each, and one without."""
+"""One server for all tests that only talk to it: three simulated models with a worker each, and one without."""
 
 from __future__ import annotations
 
@@ -15,6 +15,12 @@ MODELS = {
     "quick": sim(),
     "slow": sim(t0_s=0.1, max_batch_size=1, defaults={"size": "64x64", "steps": 600}),
     "absent": sim(),
+    "echo": {
+        "engine": "sim",
+        "max_batch_size": 4,
+        "api_path": "/echo",
+        "sim": {"task": "call", "t0_s": 0.002, "t1_s": 0.0005, "load_s": 0.0},
+    },
 }
 SERVER = {"max_n": 5, "max_body_bytes": 20_000, "max_upload_bytes": 500_000, "max_prompt_chars": 500}
 MAX_QUEUED = 5
@@ -31,7 +37,7 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
         (folder / name).touch()
     (folder / "folder.safetensors").mkdir()
     models = MODELS | {"quick": MODELS["quick"] | {"loras": str(folder)}}
-    workers = {"quick": 1, "slow": 1}
+    workers = {"quick": 1, "slow": 1, "echo": 1}
     with running(data_dir, models, workers, server=SERVER, queue={"max_tasks": MAX_QUEUED}) as server:
         yield server
         assert server.balancer.poll() is None, server.logs()

@@ -11,6 +11,10 @@ def build(model: Model, device: str) -> StepEngine:
 
     A pipeline class with an adapter in `families` runs in `DiffusionEngine`, any other in `GenericEngine`.
     """
+    if model.engine == "sim" and model.task == "call":
+        from worker.engines.sim_calls import SimCallEngine
+
+        return SimCallEngine(model)
     if model.engine == "sim":
         from worker.engines.sim import SimEngine
 

@@ -1,15 +1,16 @@
-"""`GET /v1/models`: the served models with their defaults, limits, capabilities, step times and readiness."""
+"""`GET /v1/models`: the served models with their endpoints, defaults, limits, capabilities, step times and state."""
 
 from __future__ import annotations
 
 import asyncio
+from typing import Any
 
 from fastapi import APIRouter, Response
 
 from loadbalancer.api.http_helpers import json_response
 from loadbalancer.api.openapi import responses
 from loadbalancer.api.request_builder import list_loras
-from loadbalancer.generation.validation import model_not_found
+from loadbalancer.generation.validation import endpoints, model_not_found
 from loadbalancer.schema.responses import Curve, ModelCard, ModelList
 from loadbalancer.services import Services
 
@@ -34,14 +35,17 @@ def router(services: Services) -> APIRouter:
 
 async def _card(services: Services, name: str) -> ModelCard:
     model, scheduler = services.settings.models[name], services.scheduler
-    engine = scheduler.engine_info(name)
+    engine, is_image = scheduler.engine_info(name), model.task == "image"
+    limits: dict[str, Any] = {"max_instances": services.settings.max_instances}
+    if is_image:
+        limits = model.limits.model_dump() | {"max_n": services.settings.server.max_n}
     curves = [Curve(curve.shape.key, curve.cap, curve.points) for curve in scheduler.step_curves(name)]
     return ModelCard(
         id=name,
         created=services.started,
         engine=model.engine_name,
-        defaults=model.defaults.model_dump(),
-        limits=model.limits.model_dump() | {"max_n": services.settings.server.max_n},
+        defaults=model.defaults.model_dump() if is_image else {},
+        limits=limits,
         ready=scheduler.is_ready(name),
         workers=sum(worker.model == name for worker in scheduler.snapshot().workers),
         loras=await asyncio.to_thread(list_loras, model.loras) if model.loras else [],
@@ -52,4 +56,8 @@ async def _card(services: Services, name: str) -> ModelCard:
         reproducible=engine.reproducible if engine else None,
         curves=curves,
         cannot_start=services.tracker.start_failure(name) or None,
+        name=name,
+        task=model.task,
+        endpoints=endpoints(name, services.settings),
+        streams=engine.streams if engine else None,
     )

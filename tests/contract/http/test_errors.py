@@ -9,7 +9,8 @@ from typing import Any
 import httpx
 import pytest
 
-from loadbalancer.api.idempotency import PATHS
+from configs.settings import RESERVED_PATHS
+from loadbalancer.api.idempotency import ReplayedPaths
 from scripts.harness.balancer import Server
 from scripts.harness.processes import PATIENCE_S, wait_until
 
@@ -219,9 +220,15 @@ def test_key_on_open_path_is_405_before_the_body(shared: Server, path: str) -> N
         assert connection.recv(12) == b"HTTP/1.1 405"
 
 
-def test_keys_replay_every_path_that_makes_images(http: httpx.Client) -> None:
+def test_keys_replay_every_path_that_makes_work(http: httpx.Client) -> None:
     posts = {path for path, methods in http.get("/openapi.json").json()["paths"].items() if "post" in methods}
-    assert {path for path in posts if not path.startswith(("/v1/jobs", "/internal/"))} == PATHS
+    replayed = ReplayedPaths(["/echo"])
+    assert all((path in replayed) is not path.startswith(("/v1/jobs", "/internal/")) for path in posts)
+
+
+def test_models_cannot_take_a_path_of_the_server(http: httpx.Client) -> None:
+    paths = http.get("/openapi.json").json()["paths"]
+    assert [path for path in paths if not path.startswith(RESERVED_PATHS)] == ["/echo"]
 
 
 @pytest.mark.parametrize("header", ["Bearer", "Bearer wrong", "Basic eDp5", "Bearer \xe9"])

@@ -44,7 +44,7 @@ def test_models(shared: Server, http: httpx.Client) -> None:
     with openai.OpenAI(base_url=f"{shared.base_url}/v1", api_key="none", max_retries=0) as sdk:
         listed = list(sdk.models.list())
         one = sdk.models.retrieve("slow")
-    assert [model.id for model in listed] == ["quick", "slow", "absent"]
+    assert [model.id for model in listed] == ["quick", "slow", "absent", "echo"]
     assert (one.id, one.object, one.owned_by) == ("slow", "model", "muster")
     card = http.get("/v1/models/absent").json()
     assert (card["engine"], card["ready"], card["workers"]) == ("sim", False, 0)
@@ -175,6 +175,14 @@ def test_documentation(http: httpx.Client) -> None:
         ("get", "/v1/results/{name}"),
         ("get", "/v1/models"),
         ("get", "/v1/models/{model}"),
+        ("post", "/v1/models/{model}:predict"),
+        ("post", "/echo"),
+        ("post", "/v2/models/{model}/infer"),
+        ("get", "/v2/models/{model}"),
+        ("get", "/v2/models/{model}/ready"),
+        ("get", "/v2"),
+        ("get", "/v2/health/live"),
+        ("get", "/v2/health/ready"),
         ("get", "/healthz"),
         ("get", "/readyz"),
         ("get", "/metrics"),

@@ -18,12 +18,13 @@ from loadbalancer.access.api_keys import (
 from loadbalancer.schema.errors import Forbidden, Unauthorized
 
 INTERNAL_TOKEN = "internal-token-" + "x" * 28
-AUTHENTICATOR = Authenticator(INTERNAL_TOKEN, loopback=True)
-EXPOSED = Authenticator(INTERNAL_TOKEN, loopback=False)
+AUTHENTICATOR = Authenticator(INTERNAL_TOKEN, loopback=True, call_paths=["/classify"])
+EXPOSED = Authenticator(INTERNAL_TOKEN, loopback=False, call_paths=["/classify"])
 RING = KeyRing(
     {
         "painter": ApiKey(fingerprint("sk-painter"), ("images",), 2.5, 60, 4),
         "batch": ApiKey(fingerprint("sk-batch"), ("jobs",)),
+        "caller": ApiKey(fingerprint("sk-caller"), ("calls",)),
         "chief": ApiKey(fingerprint("sk-chief"), ("admin",)),
     }
 )
@@ -37,6 +38,7 @@ TOKENS = {
     "painter": "Bearer sk-painter",
     "lower": "bearer  sk-painter ",
     "batch": "Bearer sk-batch",
+    "caller": "Bearer sk-caller",
     "chief": "Bearer sk-chief",
     "internal": f"Bearer {INTERNAL_TOKEN}",
     "strange": "Bearer \udcff\u00e9",
@@ -48,16 +50,23 @@ TABLE = [
     ("/docs", set(TOKENS), set()),
     ("/openapi.json", set(TOKENS), set()),
     ("/", set(TOKENS), set()),
-    ("/v1/models", {"painter", "lower", "batch", "chief"}, set()),
-    ("/nowhere", {"painter", "lower", "batch", "chief"}, set()),
-    ("/healthz/", {"painter", "lower", "batch", "chief"}, set()),
-    ("/v1/images/generations", {"painter", "lower"}, {"batch", "chief"}),
-    ("/v1/images/edits", {"painter", "lower"}, {"batch", "chief"}),
-    ("/predict", {"painter", "lower"}, {"batch", "chief"}),
-    ("/v1/jobs", {"batch"}, {"painter", "lower", "chief"}),
-    ("/v1/jobs/1/events", {"batch"}, {"painter", "lower", "chief"}),
-    ("/internal/snapshot", {"chief", "internal"}, {"painter", "lower", "batch"}),
-    ("/internal", {"chief", "internal"}, {"painter", "lower", "batch"}),
+    ("/v1/models", {"painter", "lower", "batch", "caller", "chief"}, set()),
+    ("/nowhere", {"painter", "lower", "batch", "caller", "chief"}, set()),
+    ("/healthz/", {"painter", "lower", "batch", "caller", "chief"}, set()),
+    ("/v1/images/generations", {"painter", "lower"}, {"batch", "caller", "chief"}),
+    ("/v1/images/edits", {"painter", "lower"}, {"batch", "caller", "chief"}),
+    ("/predict", {"painter", "lower"}, {"batch", "caller", "chief"}),
+    ("/v1/models/a/b:predict", {"caller"}, {"painter", "lower", "batch", "chief"}),
+    ("/v2/models/a/infer", {"caller"}, {"painter", "lower", "batch", "chief"}),
+    ("/classify", {"caller"}, {"painter", "lower", "batch", "chief"}),
+    ("/classify/more", {"painter", "lower", "batch", "caller", "chief"}, set()),
+    ("/v2/models/a", {"painter", "lower", "batch", "caller", "chief"}, set()),
+    ("/v2/health/live", set(TOKENS), set()),
+    ("/v2/health/ready", set(TOKENS), set()),
+    ("/v1/jobs", {"batch"}, {"painter", "lower", "caller", "chief"}),
+    ("/v1/jobs/1/events", {"batch"}, {"painter", "lower", "caller", "chief"}),
+    ("/internal/snapshot", {"chief", "internal"}, {"painter", "lower", "batch", "caller"}),
+    ("/internal", {"chief", "internal"}, {"painter", "lower", "batch", "caller"}),
 ]
 
 

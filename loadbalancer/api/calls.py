@@ -1,0 +1,157 @@
+"""Answers calls of users' engines: checks them, queues a task for each input, and makes the response of the results."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from functools import partial
+
+from fastapi import Response
+
+from configs.settings import Settings
+from loadbalancer.api.call_bodies import CallBody, call_options, form_body, is_json, json_body, media_type, raw_body
+from loadbalancer.api.call_stream import CallStream
+from loadbalancer.api.frame_response import FrameResponse
+from loadbalancer.api.hot_routes import HotRequest
+from loadbalancer.generation.call_validation import call_model, call_priority, call_timeout_s
+from loadbalancer.generation.in_flight_call import CallSpec, InFlightCall
+from loadbalancer.schema.call_results import CallResult, InvalidResult, as_json, response_type
+from loadbalancer.schema.errors import NotAcceptable, TaskFailed
+from loadbalancer.schema.media_types import BYTES, EVENTS, JSON, MediaRange, choose, parse_accept, quality
+from loadbalancer.schema.parsing import shorten
+from loadbalancer.schema.predictions import parse_instances, predictions
+from loadbalancer.services import Services
+from wire.codec import Frame
+from wire.messages import CallInputs, Part
+
+Answer = Response | Awaitable[Response]
+#: Puts what is around the results into a JSON response.
+JsonFrame = Callable[[Iterable[Frame]], Iterable[Frame]]
+
+#: JSON of larger results is made in a thread.
+_INLINE_BYTES = 256 << 10
+_INSTANCE = (Part(),)
+
+
+class CallApi:
+    """Shared by `:predict` and the models' own paths."""
+
+    def __init__(self, services: Services) -> None:
+        self._settings: Settings = services.settings
+        self._tracker = services.tracker
+
+    def predict(self, request: HotRequest) -> Answer:
+        """Answer `POST /v1/models/{model}:predict`. Raises `ApiError`."""
+        model, kind = call_model(request.params["model"], self._settings), media_type(request)
+        if not is_json(kind):
+            return self._one_input(request, model, kind, predictions)
+        given = parse_instances(request.json(), self._settings.max_instances)
+        options = call_options(request.query)
+        accepted = _accepted(request)
+        stream = given.stream or _prefers_events(accepted)
+        spec = CallSpec(
+            model,
+            [CallInputs(_INSTANCE, stream)] * len(given.items),
+            [[item] for item in given.items],
+            call_timeout_s(options.timeout_s if given.timeout_s is None else given.timeout_s, self._settings.server),
+            call_priority(options.priority if given.priority is None else given.priority),
+            request.caller.owner,
+            request.caller.weight,
+            "instances",
+        )
+        return self._answer(request, spec, accepted, predictions, stream=stream)
+
+    def call(self, request: HotRequest, model: str) -> Answer:
+        """Answer a request to the model's own path: one input in, its output out. Raises `ApiError`."""
+        return self._one_input(request, model, media_type(request), lambda results: results)
+
+    def _one_input(self, request: HotRequest, model: str, kind: str, around: JsonFrame) -> Answer:
+        if kind == "multipart/form-data":
+            return self._form(request, model, around)
+        body = json_body(request) if is_json(kind) else raw_body(request, kind)
+        return self._one_call(request, model, body, around)
+
+    async def _form(self, request: HotRequest, model: str, around: JsonFrame) -> Response:
+        body = await form_body(request, self._settings.server.max_body_bytes)
+        answer = self._one_call(request, model, body, around)
+        return answer if isinstance(answer, Response) else await answer
+
+    def _one_call(self, request: HotRequest, model: str, body: CallBody, around: JsonFrame) -> Answer:
+        options, accepted = call_options(request.query), _accepted(request)
+        stream = _prefers_events(accepted)
+        spec = CallSpec(
+            model,
+            [CallInputs(body.parts, stream)],
+            [body.frames],
+            call_timeout_s(options.timeout_s, self._settings.server),
+            call_priority(options.priority),
+            request.caller.owner,
+            request.caller.weight,
+        )
+        return self._answer(request, spec, accepted, around, stream=stream)
+
+    def _answer(
+        self, request: HotRequest, spec: CallSpec, accepted: Sequence[MediaRange], around: JsonFrame, *, stream: bool
+    ) -> Answer:
+        if stream:
+            source = self._tracker.accept_call(spec, None)
+            request.release_body()
+            return CallStream(source, spec.model)
+        if len(spec.inputs) > 1 and not quality(accepted, JSON):
+            text = f"{len(spec.inputs)} instances can only be answered as {JSON}; bytes are for one."
+            raise NotAcceptable(text)
+        in_flight = self._tracker.accept_call(spec, partial(_response, accepted, around))
+        request.release_body()
+        return in_flight.response
+
+
+def _accepted(request: HotRequest) -> Sequence[MediaRange]:
+    return parse_accept(request.header(b"accept").decode("latin-1"))
+
+
+def _prefers_events(accepted: Sequence[MediaRange]) -> bool:
+    return choose(accepted, (JSON, EVENTS)) == EVENTS
+
+
+def _response(accepted: Sequence[MediaRange], around: JsonFrame, call: InFlightCall) -> Answer:
+    """The response in the best type that its client accepts. Raises `ApiError`."""
+    if call.failure is not None:
+        raise call.failure
+    results = call.results
+    kind = JSON if len(results) > 1 else response_type(results[0], accepted)
+    if kind is None:
+        raise _not_acceptable(results[0], accepted)
+    if kind != JSON:
+        [part], frames = results[0]
+        return FrameResponse(
+            [memoryview(frame) for frame in frames], kind, headers=_tensor_headers(part), on_end=call.close
+        )
+    if call.held_bytes > _INLINE_BYTES:
+        made: asyncio.Future[Response] = asyncio.get_running_loop().run_in_executor(
+            None, _json_response, results, around, call.close
+        )
+        return made
+    return _json_response(results, around, call.close)
+
+
+def _json_response(results: Sequence[CallResult], around: JsonFrame, close: Callable[[], None]) -> Response:
+    try:
+        values = [as_json(result) for result in results]
+    except InvalidResult as error:
+        raise TaskFailed(f"The result cannot be sent: {error}.", code="invalid_result") from None
+    joined: list[Frame] = [value[0] if len(value) == 1 else b"".join(value) for value in values]
+    return FrameResponse([memoryview(piece) for piece in around(joined)], JSON, on_end=close)
+
+
+def _tensor_headers(part: Part) -> dict[str, str]:
+    """What its bytes do not tell about a tensor."""
+    return {"x-tensor-dtype": part.dtype, "x-tensor-shape": ",".join(map(str, part.shape))} if part.dtype else {}
+
+
+def _not_acceptable(result: CallResult, accepted: Sequence[MediaRange]) -> NotAcceptable:
+    allowed = shorten(", ".join(each.kind for each in accepted))
+    if len(result.parts) != 1:
+        text = f"The result has {len(result.parts)} parts, which can only be sent as {JSON}; Accept allows {allowed}."
+        return NotAcceptable(text)
+    own = dict.fromkeys((JSON, result.parts[0].media_type, BYTES))
+    return NotAcceptable(f"The result can be sent as {', '.join(own)}; Accept allows {allowed}.")

@@ -1,0 +1,41 @@
+"""Checks the model and the bounds of calls. Pure."""
+
+from __future__ import annotations
+
+from configs.sections import Server
+from configs.settings import Settings
+from loadbalancer.generation.validation import model_not_found
+from loadbalancer.schema.errors import InvalidRequest
+from loadbalancer.schema.parsing import shorten
+
+#: Priorities of requests are from minus this to this.
+MAX_PRIORITY = 100
+
+
+def call_model(name: str, settings: Settings) -> str:
+    """Return the name of a model that takes calls. Raises `ModelNotFound`, `InvalidRequest` for one of images."""
+    model = settings.models.get(name)
+    if model is None:
+        raise model_not_found(name, settings)
+    if model.task != "call":
+        text = f"The model '{name}' generates images and takes no calls: use POST /v1/images/generations."
+        raise InvalidRequest(text, param="model", code="unsupported_endpoint")
+    return name
+
+
+def call_timeout_s(requested: float | None, server: Server) -> float:
+    """Return the time limit of a call, by default the server's. Raises `InvalidRequest`."""
+    if requested is None:
+        return server.timeout_s
+    if not 0 < requested <= server.max_timeout_s:
+        allowed = f"Must be more than 0 and at most {server.max_timeout_s:g}"
+        raise InvalidRequest(f"Invalid value for 'timeout_s': {shorten(requested)}. {allowed}.", param="timeout_s")
+    return requested
+
+
+def call_priority(requested: int) -> int:
+    """Return the priority. Raises `InvalidRequest`."""
+    if not -MAX_PRIORITY <= requested <= MAX_PRIORITY:
+        allowed = f"Must be between -{MAX_PRIORITY} and {MAX_PRIORITY}"
+        raise InvalidRequest(f"Invalid value for 'priority': {requested}. {allowed}.", param="priority")
+    return requested

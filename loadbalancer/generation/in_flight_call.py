@@ -1,0 +1,170 @@
+"""Calls in flight: the tasks of one request, and its response or stream.
+
+There is no task of asyncio for a request: its last update makes the response, which the HTTP server awaits as a future.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from loadbalancer.scheduling.task import TaskChunk, TaskCompleted, TaskEnded, TaskUpdate
+from loadbalancer.schema.call_results import CallResult
+from loadbalancer.schema.errors import ApiError, from_ended_call
+from wire.codec import Frame
+from wire.messages import CallInputs
+
+if TYPE_CHECKING:
+    from loadbalancer.generation.in_flight import RequestTracker
+
+
+@dataclass(frozen=True, slots=True)
+class CallSpec:
+    """One complete request: a task per item of `inputs`, each with its own frames."""
+
+    model: str
+    inputs: Sequence[CallInputs]
+    frames: Sequence[Sequence[Frame]]
+    timeout_s: float
+    priority: int = 0
+    #: Owner of the API key, and its share of the workers' time.
+    owner: str = "anonymous"
+    weight: float = 1.0
+    #: The inputs are items of the request's list of this name, for errors; empty for one input.
+    param: str = ""
+
+
+class InFlightCall:
+    """A request whose calls are queued or running. All methods are called in the event loop.
+
+    `close` must be called in every case: it cancels what has not ended, and releases the memory of the results. A
+    failed or cancelled `response` does so.
+    """
+
+    def __init__(
+        self, tracker: RequestTracker, spec: CallSpec, respond: Callable[[InFlightCall], Any] | None = None
+    ) -> None:
+        """`respond` makes the response from the results or the failure: it returns it or a future of it, or raises.
+
+        Without it the request is a stream: chunks and results are in `events` until its reader takes them.
+        """
+        loop = asyncio.get_running_loop()
+        self.job = spec
+        self.response: asyncio.Future[Any] = loop.create_future()
+        self.ended: asyncio.Future[None] = loop.create_future()
+        self.changed = asyncio.Event()
+        self.events: deque[TaskChunk | TaskCompleted] = deque()
+        self.failure: ApiError | None = None
+        self._results: dict[str, TaskCompleted] = {}
+        self._respond = respond
+        self._tracker = tracker
+        self._is_open = True
+        self._held_bytes = 0
+        self.tasks: list[str] = []
+        self.tasks = tracker.scheduler.submit(
+            spec.model,
+            spec.inputs,
+            timeout_s=spec.timeout_s,
+            priority=spec.priority,
+            listener=self._on_update,
+            own_frames=spec.frames,
+            owner=spec.owner,
+            weight=spec.weight,
+        )
+        if respond is not None:
+            self.response.add_done_callback(self._on_response)
+
+    def __repr__(self) -> str:
+        return f"<InFlightCall {len(self._results)} of {len(self.job.inputs)} results, failure {self.failure!r}>"
+
+    @property
+    def held_bytes(self) -> int:
+        """Bytes of the results that are held until `close`, or until a stream has sent them."""
+        return self._held_bytes
+
+    @property
+    def results(self) -> list[CallResult]:
+        """The results in the order of the inputs, when all are there."""
+        done = (self._results[task] for task in self.tasks)
+        return [CallResult(result.parts, result.frames) for result in done]
+
+    async def load(self, completed: TaskCompleted) -> TaskCompleted | None:
+        """Return the result with its frames, which are in memory."""
+        return completed
+
+    def end(self, failure: ApiError | None = None) -> None:
+        """End the request; only the first call counts."""
+        if self.ended.done():
+            return
+        self.failure = failure
+        self.ended.set_result(None)
+        self.changed.set()
+        if self._respond is None or self.response.done():
+            return
+        try:
+            response = self._respond(self)
+        except ApiError as error:
+            self.response.set_exception(error)
+            return
+        if isinstance(response, asyncio.Future):
+            response.add_done_callback(self._take_response)
+        else:
+            self.response.set_result(response)
+
+    def close(self) -> None:
+        """Cancel the unfinished calls. Idempotent."""
+        if self._is_open:
+            self._is_open = False
+            unfinished = [task for task in self.tasks if task not in self._results]
+            if unfinished:
+                self._tracker.scheduler.cancel(unfinished)
+            self._tracker.memory.remove(self.job.owner, self._held_bytes)
+            self._tracker.unregister(self)
+
+    def release(self, size: int) -> None:
+        """A stream has sent so many bytes of its results."""
+        if self._is_open:
+            self._held_bytes -= size
+            self._tracker.memory.remove(self.job.owner, size)
+
+    def _on_update(self, update: TaskUpdate) -> None:
+        if isinstance(update, TaskCompleted):
+            self._results[update.task] = update
+            self._hold(sum(map(len, update.frames)))
+            self._tracker.metrics.image(self.job.model, update.waited_s, update.ran_s)
+            if self._respond is None:
+                self._publish(update)
+            if len(self._results) == len(self.job.inputs):
+                self.end()
+        elif isinstance(update, TaskChunk) and self._respond is None:
+            self._hold(len(update.frame))
+            self._publish(update)
+        elif isinstance(update, TaskEnded):  # one failed call fails the request
+            index = self.tasks.index(update.task) if update.task in self.tasks else 0
+            param = self.job.param and f"{self.job.param}[{index}]"
+            self.end(from_ended_call(update, param))
+
+    def _publish(self, update: TaskChunk | TaskCompleted) -> None:
+        self.events.append(update)
+        self.changed.set()
+
+    def _hold(self, size: int) -> None:
+        if self._is_open:
+            self._held_bytes += size
+            self._tracker.memory.add(self.job.owner, size)
+
+    def _take_response(self, made: asyncio.Future[Any]) -> None:
+        error = None if made.cancelled() else made.exception()
+        if self.response.done():
+            return
+        if error is not None:
+            self.response.set_exception(error)
+        else:
+            self.response.set_result(made.result())
+
+    def _on_response(self, response: asyncio.Future[Any]) -> None:
+        if response.cancelled() or response.exception() is not None:
+            self.close()

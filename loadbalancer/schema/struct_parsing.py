@@ -1,0 +1,86 @@
+"""Parses JSON bodies into msgspec structs, and explains the first error in them to the client."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from typing import TypeVar
+
+import msgspec
+
+from configs.text import clip, printable
+from loadbalancer.schema.errors import MAX_PARAM_CHARS, InvalidRequest
+
+Parsed = TypeVar("Parsed", bound=msgspec.Struct)
+
+_AT = re.compile(r" - at `\$\.?(.*)`\Z", re.DOTALL)
+_UNKNOWN = re.compile(r"Object contains unknown field `(.*)`\Z", re.DOTALL)
+_MISSING = re.compile(r"Object missing required field `(.*)`\Z", re.DOTALL)
+_TYPE = re.compile(r"Expected `(.*)`, got `(.*)`\Z", re.DOTALL)
+_BOUND = re.compile(r"Expected `\w+` (.*)\Z", re.DOTALL)
+#: JSON's names of types that msgspec calls by Python's.
+_TYPES = {"str": "a string", "int": "an integer", "float": "a number", "bool": "a boolean", "array": "a list"}
+_BOUNDS = {">=": "at least", ">": "greater than", "<=": "at most", "<": "less than", "of length <=": "of length up to"}
+
+
+def parse_struct(decoder: msgspec.json.Decoder[Parsed], body: bytes | memoryview, path: str = "") -> Parsed:
+    """Return the decoded body. Raises `InvalidRequest` for the first error in it.
+
+    `path` is the place of the body in the request, such as `inputs[0]`, if it is a part of one.
+    """
+    try:
+        return decoder.decode(body)
+    except msgspec.ValidationError as error:
+        known = [field.encode_name for field in msgspec.structs.fields(decoder.type)]
+        raise _to_error(str(error), known, path) from None
+    except RecursionError:
+        raise invalid_json("it is nested too deeply") from None
+    except UnicodeDecodeError:
+        raise invalid_json("it is not UTF-8") from None
+    except msgspec.DecodeError as error:
+        raise invalid_json(str(error)) from None
+
+
+def invalid_json(reason: str) -> InvalidRequest:
+    """The error of a body that is no JSON."""
+    return InvalidRequest(f"The request body is not valid JSON: {clip(reason, 200)}.", code="invalid_json")
+
+
+def _to_error(text: str, known: list[str], path: str) -> InvalidRequest:
+    place = _AT.search(text)
+    text, place_in_body = (text[: place.start()], place[1]) if place else (text, "")
+    outer = ".".join(name for name in (path, place_in_body) if name)
+    if found := _UNKNOWN.fullmatch(text):
+        return unknown_parameter(_joined(outer, found[1]), known if not place_in_body else ())
+    if found := _MISSING.fullmatch(text):
+        name = _joined(outer, found[1])
+        return InvalidRequest(f"Missing required parameter: '{name}'.", param=name, code="missing_required_parameter")
+    if not outer:
+        return InvalidRequest("The request body must be a JSON object.", code="invalid_json")
+    name = _joined(outer)
+    if found := _TYPE.fullmatch(text):
+        expected = _TYPES.get(found[1].removesuffix(" | null"), "an object")
+        got = _TYPES.get(found[2], "null" if found[2] == "null" else "an object")
+        return InvalidRequest(
+            f"Invalid type for '{name}': {got}. Expected {expected}.", param=name, code="invalid_type"
+        )
+    return InvalidRequest(f"Invalid value for '{name}': {_constraint(text)}.", param=name)
+
+
+def unknown_parameter(name: str, known: list[str] | tuple[str, ...] = ()) -> InvalidRequest:
+    """The error of a member that the request does not have. It names the nearest of the known ones."""
+    near = difflib.get_close_matches(name, known, n=1) if len(name) < MAX_PARAM_CHARS else []
+    hint = f" Did you mean '{near[0]}'?" if near else ""
+    return InvalidRequest(f"Unknown parameter: {clip(repr(name), 80)}.{hint}", param=name, code="unknown_parameter")
+
+
+def _constraint(text: str) -> str:
+    found = _BOUND.fullmatch(text)
+    if found is None:
+        return clip(text, 200)
+    relation, _, bound = found[1].rpartition(" ")
+    return f"Must be {_BOUNDS.get(relation, relation)} {bound.removesuffix('.0')}"
+
+
+def _joined(*names: str) -> str:
+    return printable(".".join(name for name in names if name), MAX_PARAM_CHARS)
