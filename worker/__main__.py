@@ -11,15 +11,18 @@ import secrets
 import signal
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import NoReturn
 
 from configs.cli import EXIT_USAGE, HelpFormatter, add_config_options, path_argument, settings_from
 from configs.log_files import rotate_own_log
 from configs.logs import CANNOT_START, configure_logging
 from configs.open_files import raise_open_file_limit
-from configs.paths import cache_dir, worker_address
+from configs.paths import cache_dir, run_dir, worker_address
 from configs.settings import Model, Settings
 from configs.streams import detach_standard_streams, drain_standard_streams
+from configs.user_engine import interpreter_problems
+from configs.worker_packages import link_packages
 from wire.curve import BadKey, WorkerKey, read_worker_key
 from wire.messages import EXIT_ORPHANED, PROTOCOL, Hello
 from worker.balancer_client import BalancerClient
@@ -155,9 +158,25 @@ def _check_engine(args: argparse.Namespace, settings: Settings) -> int:
     except ValueError as error:
         print(error, file=sys.stderr)
         return EXIT_USAGE
+    if model.python is not None and "worker.bootstrap" not in sys.orig_argv:
+        problems = list(interpreter_problems(model.python))
+        if not problems:
+            _continue_in(model.python, settings)
+        print("\n".join(problems), file=sys.stderr)
+        return EXIT_CRASH
     report = check_engine(model, args.device, getattr(args, "input", None))
     print(report)
     return 1 if report.problems else 0
+
+
+def _continue_in(python: Path, settings: Settings) -> NoReturn:
+    """Run this command in the environment of the engine."""
+    packages = link_packages(Path(__file__).parents[1], run_dir(settings.data_dir) / "python")
+    path = os.pathsep.join(filter(None, [str(packages), os.environ.get("PYTHONPATH")]))
+    sys.stdout.flush()
+    os.execve(  # noqa: S606  # the operator names it in the configuration
+        python, [str(python), "-m", "worker.bootstrap", *sys.argv[1:]], os.environ | {"PYTHONPATH": path}
+    )
 
 
 def _balancer(args: argparse.Namespace, settings: Settings) -> tuple[str, WorkerKey | None]:

@@ -13,10 +13,10 @@ from configs.fields import Tree
 from configs.files import atomic_write
 from configs.paths import children_dir, controller_pid_file, log_dir, run_dir, worker_address
 from configs.settings import Settings
+from configs.worker_packages import link_packages
 from configs.yaml_file import InvalidYaml, parse_yaml
 from controller.config_diff import generation
 from controller.launchers import PollResult
-from controller.launchers.own_environment import link_packages
 from controller.launchers.processes import Processes
 from controller.types import WorkerProcess
 

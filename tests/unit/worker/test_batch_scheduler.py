@@ -30,6 +30,20 @@ def scheduler(max_batch: int = 12, batching: Batching | None = None) -> BatchSch
     return BatchScheduler(sizer, batching or Batching(), SIZE)
 
 
+def test_incomplete_batch_waits_for_more_while_nothing_runs() -> None:
+    made = scheduler(3, Batching(batch_wait_ms=20))
+    made.add(task("a", since=1.0))
+    assert made.take_joining(1.019) == []
+    made.add(task("b", since=1.01))
+    assert [each.assignment.task for each in made.take_joining(1.021)] == ["a", "b"], "the oldest has waited"
+    for name in "cde":
+        made.add(task(name, since=2.0))
+    assert len(made.take_joining(2.0)) == 3, "the batch is full"
+    made.add(task("f", since=3.0))
+    made.join(task("g"), FakeRow(), 3.0)
+    assert len(made.take_joining(3.0)) == 1, "something runs: the others may join between two steps"
+
+
 def task(name: str, key: str = "64x64", *, isolated: bool = False, since: float = 0.0) -> WaitingTask:
     return WaitingTask(Assignment(name, 1, INPUTS, isolated=isolated), EngineRequest(INPUTS), key, SIZE, since)
 

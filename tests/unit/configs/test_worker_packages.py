@@ -8,10 +8,9 @@ import sys
 from pathlib import Path
 
 from configs.logs import start_failure
-from configs.worker_packages import WORKER_PACKAGES
-from controller.launchers.own_environment import link_packages
+from configs.worker_packages import WORKER_PACKAGES, link_packages
 
-ROOT = Path(__file__).parents[4]
+ROOT = Path(__file__).parents[3]
 
 
 def test_links_follow_the_source(tmp_path: Path) -> None:
