@@ -257,9 +257,13 @@ class Hello(msgspec.Struct, frozen=True, tag=True, omit_defaults=True):
 
 
 class Capacity(msgspec.Struct, frozen=True, tag=True, omit_defaults=True):
-    """The worker can hold `slots` tasks in total. Sent at every change; 0 means that it drains."""
+    """The worker can hold `slots` tasks in total. Sent at every change; 0 means that it drains.
+
+    `ahead`: so many more may be sent once no worker has a free slot. They start at the next step boundaries.
+    """
 
     slots: Count
+    ahead: Count = 0
 
 
 class Started(msgspec.Struct, frozen=True, tag=True, omit_defaults=True):
@@ -363,9 +367,13 @@ class Reject(msgspec.Struct, frozen=True, tag=True, omit_defaults=True):
 
 
 class Assign(msgspec.Struct, frozen=True, tag=True, omit_defaults=True):
-    """Tasks for the worker's free slots, with their frames in the same order."""
+    """Tasks for the worker's free slots, with their frames in the same order.
+
+    `queued`: so many tasks of its model wait for a slot of any worker.
+    """
 
     tasks: list[Assignment]
+    queued: Count = 0
 
 
 class Cancel(msgspec.Struct, frozen=True, tag=True, omit_defaults=True):
@@ -375,9 +383,10 @@ class Cancel(msgspec.Struct, frozen=True, tag=True, omit_defaults=True):
 
 
 class Preempt(msgspec.Struct, frozen=True, tag=True, omit_defaults=True):
-    """Hand these tasks back at the next step boundary, with their checkpoints."""
+    """Hand these tasks back at the next step boundary, with their checkpoints. `unstarted`: only if they still wait."""
 
     tasks: list[Name]
+    unstarted: bool = False
 
 
 class ServerStopping(msgspec.Struct, frozen=True, tag=True, omit_defaults=True):

@@ -16,6 +16,7 @@ class ModelStats(msgspec.Struct, frozen=True):
     """One model's queue at `Snapshot.time`. Rates are per second, over the last minute."""
 
     model: str
+    #: Also those that workers hold ahead of their next step.
     queued: int
     #: Assigned and running tasks.
     running: int

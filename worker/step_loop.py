@@ -139,7 +139,9 @@ class StepLoop:
                 self._accept(tasks, envelope.frames)
             case Cancel(tasks):
                 self._hand_back(tasks, with_checkpoint=False)
-            case Preempt(tasks):
+            case Preempt(tasks, unstarted):
+                if unstarted:
+                    tasks = [task for task in tasks if task in self._scheduler.waiting]
                 self._hand_back(tasks, with_checkpoint=True)
             case Ack():
                 self._post.on_ack()

@@ -17,6 +17,8 @@ from loadbalancer.scheduling.worker_registry import Worker, WorkerRegistry, runn
 #: A moved task runs for this long before it is moved again.
 MIN_STAY_S = 2.0
 MAX_PREEMPTIONS = 4
+#: A task that its worker holds ahead for longer goes to a worker with a free slot.
+_MAX_HELD_S = 0.5
 #: A move to another worker must save this part of the total time of both workers' tasks, and this much per task.
 _MIN_GAIN = 0.2
 _MIN_GAIN_S = 0.5
@@ -29,6 +31,8 @@ class Relocation:
     worker: str
     task: str
     reason: str
+    #: It stays if it has started meanwhile.
+    unstarted: bool = False
 
 
 def preemptions(
@@ -90,6 +94,36 @@ def rebalancing(registry: WorkerRegistry, model: str, tasks: Mapping[str, Task],
     saved_s, count = best
     reason = f"{target.id} has free slots: moving {count} tasks there saves {saved_s:.1f} s of waiting"
     return [Relocation(source.id, task.id, reason) for task in movable[:count]]
+
+
+def move_unstarted(registry: WorkerRegistry, model: str, tasks: Mapping[str, Task], now: float) -> list[Relocation]:
+    """Return the tasks that a worker has held ahead for a while, and that others have free slots for.
+
+    Called when nothing waits in the queue. Each worker keeps as many tasks as it has slots.
+    """
+    ready = [worker for worker in registry.serving(model) if registry.state(worker, now) == "ready"]
+    free = sum(worker.free_slots for worker in ready if worker.reserved_for is None)
+    if not free:
+        return []
+    relocations: list[Relocation] = []
+    reason = f"it has waited there for {_MAX_HELD_S:g} s or longer, and another worker has a free slot"
+    for worker in ready:
+        if not worker.held_ahead:
+            continue
+        waiting = [task for task in running_tasks(worker, tasks) if task.state is TaskState.ASSIGNED]
+        movable = [
+            task
+            for task in waiting
+            if now - task.history[-1][0] > _MAX_HELD_S
+            and task.preempt_count < MAX_PREEMPTIONS
+            and not task.preempt_requested
+        ]
+        requested = sum(task.preempt_requested for task in waiting)
+        free -= requested
+        count = max(min(worker.held_ahead - requested, free - len(relocations), len(movable)), 0)
+        newest = movable[len(movable) - count :]
+        relocations += [Relocation(worker.id, task.id, reason, unstarted=True) for task in newest]
+    return relocations
 
 
 def _preemptible(workers: Iterable[Worker], tasks: Mapping[str, Task]) -> list[Task]:

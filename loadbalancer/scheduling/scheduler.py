@@ -26,7 +26,7 @@ from loadbalancer.scheduling.events import (
     Tick,
     WorkerLost,
 )
-from loadbalancer.scheduling.preemption import preemptions, rebalancing
+from loadbalancer.scheduling.preemption import move_unstarted, preemptions, rebalancing
 from loadbalancer.scheduling.snapshot import snapshot
 from loadbalancer.scheduling.task import Checkpoint, Task, TaskEstimate, TaskState
 from loadbalancer.scheduling.task_store import TaskStore
@@ -186,9 +186,10 @@ class Scheduler:
             if model in self._grouped:
                 continue
             if not queue.count:
-                if rebalance:
+                relocations = move_unstarted(self.registry, model, self.tasks, now)
+                if rebalance and not relocations:
                     relocations = rebalancing(self.registry, model, self.tasks, now)
-                    effects += self.store.preempt(relocations, "rebalanced")
+                effects += self.store.preempt(relocations, "rebalanced")
                 continue
             workers = self.registry.serving(model)
             full = not any(w.free_slots and self.registry.state(w, now) == "ready" for w in workers)
@@ -207,8 +208,8 @@ class Scheduler:
             return self._on_unknown_worker(name, message, now)
         self.registry.touch(worker, now)
         match message:
-            case Capacity(slots):
-                worker.set_capacity(slots)
+            case Capacity(slots, ahead):
+                worker.set_capacity(slots, ahead)
                 return []
             case Heartbeat():
                 worker.on_heartbeat(message, now)

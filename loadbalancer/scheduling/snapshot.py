@@ -22,10 +22,11 @@ def _model_stats(model: str, store: TaskStore, now: float) -> ModelStats:
     workers = store.registry.serving(model)
     oldest = queue.oldest()
     running = [task for worker in workers for task in running_tasks(worker, store.tasks)]
+    held_ahead = sum(worker.held_ahead for worker in workers)
     return ModelStats(
         model=model,
-        queued=queue.count,
-        running=sum(len(worker.assigned) for worker in workers),
+        queued=queue.count + held_ahead,
+        running=sum(len(worker.assigned) for worker in workers) - held_ahead,
         queued_work_s=queued_work_s(queue, workers),
         oldest_wait_s=max(now - oldest, 0.0) if oldest is not None else 0.0,
         arrival_rate=counters.arrivals.rate(now),

@@ -113,7 +113,10 @@ class TaskStore:
                     left = f"it has {max(first.deadline - now, 0.0):.1f} s left, and takes longer"
                     reason = f"not started {now - first.created:.1f} s after it arrived: {left}"
                     effects += self.finish(first, TaskState.EXPIRED, None, reason, now)
-        return [*effects, *(SendMessage(name, Assign(own), frames) for name, (own, frames) in assignments.items())]
+        for name, (own, frames) in assignments.items():
+            queue = self.queues[self.registry.workers[name].hello.model]
+            effects.append(SendMessage(name, Assign(own, queue.count - len(queue.isolated)), frames))
+        return effects
 
     def _assign(self, task: Task, worker: Worker, assignments: _Assignments, now: float) -> None:
         self.queues[task.model].take(task)
@@ -182,6 +185,7 @@ class TaskStore:
             return []
         task.transition(TaskState.RUNNING, now, "started")
         task.started = now
+        task.preempt_requested = False  # it was to go back only if it had not started
         if task.first_started is None:
             task.first_started = now
             self.model_counters[task.model].on_start(now - task.created)
@@ -217,7 +221,7 @@ class TaskStore:
             task = self.tasks[each.task]
             task.preempt_requested, task.preempt_count = True, task.preempt_count + 1
             text = f"task {task.id} leaves {each.worker} at step {task.step} of {task.steps}: {each.reason}"
-            effects += [SendMessage(each.worker, Preempt([task.id])), LogLine(text)]
+            effects += [SendMessage(each.worker, Preempt([task.id], each.unstarted)), LogLine(text)]
         self.counters[counted_as] += len(relocations)
         return effects
 

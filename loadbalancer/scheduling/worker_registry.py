@@ -1,7 +1,8 @@
 """The connected workers: their capacity, the tasks that they hold, and the choice of a worker for a task.
 
 A slot is taken from the moment a task is sent to the worker until the worker reports that it released it, whatever
-became of the task meanwhile. So `assigned <= slots` always, and a slot is never given twice.
+became of the task meanwhile. So nothing is sent to a worker that holds `slots + ahead` tasks, and a slot is never given
+twice. Tasks beyond `slots` are held ahead: they wait there for the next step boundary.
 """
 
 from __future__ import annotations
@@ -40,6 +41,8 @@ class Worker:
     stuck_at: float = -math.inf
     #: Invalid results in a row.
     invalid_results: int = 0
+    #: Tasks that it takes beyond its slots, once no worker has a free slot.
+    ahead: int = 0
     id: str = field(init=False)
     #: Measured step times by shape.
     _curves: dict[Shape, StepCurve] = field(default_factory=dict)
@@ -54,11 +57,17 @@ class Worker:
     def free_slots(self) -> int:
         return 0 if self.draining else max(self.slots - len(self.assigned), 0)
 
+    @property
+    def held_ahead(self) -> int:
+        """Number of tasks that wait there for a slot."""
+        return 0 if self.draining else max(len(self.assigned) - self.slots, 0)
+
     # ---- changes
 
-    def set_capacity(self, slots: int) -> None:
-        """Take in the number of slots that the worker offers; 0 drains it."""
+    def set_capacity(self, slots: int, ahead: int = 0) -> None:
+        """Take in the numbers of slots and of tasks ahead that the worker offers; 0 slots drain it."""
         self.slots = min(max(slots, 0), _MAX_SLOTS)
+        self.ahead = min(max(ahead, 0), _MAX_SLOTS) if self.slots else 0
         self.draining = slots == 0
 
     def on_heartbeat(self, heartbeat: Heartbeat, now: float) -> None:
@@ -196,15 +205,19 @@ class WorkerRegistry:
         ]
 
     def available(self, model: str, now: float) -> list[Worker]:
-        """Return the workers with free slots for the model's tasks, the least loaded first."""
-        available = [
+        """Return the workers with free slots for the model's tasks, or else those with room ahead.
+
+        The least loaded comes first.
+        """
+        with_room = [
             worker
             for worker in self.workers.values()
             if worker.hello.model == model
             and worker.reserved_for is None
-            and len(worker.assigned) < worker.slots
+            and len(worker.assigned) < worker.slots + worker.ahead
             and self.state(worker, now) == "ready"
         ]
+        available = [worker for worker in with_room if len(worker.assigned) < worker.slots] or with_room
         return sorted(available, key=_load) if len(available) > 1 else available
 
     # ---- isolated tasks

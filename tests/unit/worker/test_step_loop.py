@@ -157,6 +157,13 @@ def test_cancelled_task_is_freed_without_checkpoint() -> None:
     assert transport.results() == [Preempted("0", 1), Preempted("1", 1, step=2, frames=1)]
 
 
+def test_only_waiting_tasks_go_back_if_unstarted() -> None:
+    script = [*assign("a"), Preempt(["0"], unstarted=True)], assign("a"), [Preempt(["0"], unstarted=True)]
+    transport = serve(SimEngine(MODEL), *script)
+    assert transport.results()[0] == Preempted("0", 1)
+    assert transport.results()[1:] == [Preempted("0", 1, step=2, frames=1)], "given back by the drain, not before"
+
+
 def test_rejected_worker_says_hello_again_or_exits() -> None:
     transport = serve(SimEngine(MODEL), assign("a"), [Reject("unknown"), Reject("unknown")], [Preempt(["0"])])
     assert [hello.running for hello, _ in transport.sent if isinstance(hello, Hello)] == [[("0", 1)]]

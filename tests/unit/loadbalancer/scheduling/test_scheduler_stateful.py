@@ -73,6 +73,8 @@ class Histories(RuleBasedStateMachine):
             if isinstance(effect, NotifyListener) and isinstance(effect.update, TaskCompleted | TaskEnded):
                 self.ended[effect.update.task] = self.ended.get(effect.update.task, 0) + 1
             if isinstance(effect, SendMessage) and isinstance(effect.message, Assign):
+                worker = self.core.registry.workers[effect.worker]
+                assert len(worker.assigned) <= worker.slots + worker.ahead
                 for given in effect.message.tasks:
                     self.believed.setdefault(effect.worker, {})[given.task] = given.attempt
             if isinstance(effect, SendMessage) and isinstance(effect.message, Reject) and effect.message.fatal:
@@ -139,9 +141,9 @@ class Histories(RuleBasedStateMachine):
             assert held[name] == attempt, "it is not assigned again"
         self.capacity[worker] = slots
 
-    @rule(worker=st.sampled_from("ab"), slots=st.integers(0, 4))
-    def pull(self, worker: str, slots: int) -> None:
-        self.run(receive(self.core, worker, Capacity(slots), self.now))
+    @rule(worker=st.sampled_from("ab"), slots=st.integers(0, 4), ahead=st.sampled_from([0, 0, 1, 5]))
+    def pull(self, worker: str, slots: int, ahead: int) -> None:
+        self.run(receive(self.core, worker, Capacity(slots, ahead), self.now))
 
     @rule(worker=st.sampled_from("ab"), name=tasks, kind=st.sampled_from(["started", "progress", "saved", "beat"]))
     def report(self, worker: str, name: str, kind: str) -> None:
@@ -212,6 +214,7 @@ class Histories(RuleBasedStateMachine):
             live = [t for t in self.core.tasks.values() if t.worker == worker.id and t.state is not TaskState.QUEUED]
             assert {t.id: t.attempt for t in live}.items() <= worker.assigned.items()
             assert worker.free_slots == (0 if worker.draining else max(worker.slots - len(worker.assigned), 0))
+            assert not (worker.free_slots and worker.held_ahead)
 
     @invariant()
     def the_queue_holds_the_queued(self) -> None:
@@ -234,7 +237,10 @@ class Histories(RuleBasedStateMachine):
         able = [
             w
             for w in self.core.registry
-            if w.free_slots and w.reserved_for is None and self.core.registry.state(w, self.now) == "ready"
+            if not w.draining
+            and len(w.assigned) < w.slots + w.ahead
+            and w.reserved_for is None
+            and self.core.registry.state(w, self.now) == "ready"
         ]
         assert not (waiting and able) or self.now < self.held_until
 
