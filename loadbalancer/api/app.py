@@ -17,7 +17,8 @@ from loadbalancer.api.hot_routes import HotRoutes
 from loadbalancer.api.http_helpers import error_response
 from loadbalancer.api.idempotency import IdempotencyMiddleware, ReplayedPaths
 from loadbalancer.api.middleware import ApiMiddleware
-from loadbalancer.api.openapi import DESCRIPTION, complete_document, serve_document
+from loadbalancer.api.model_documents import serve_document
+from loadbalancer.api.openapi import DESCRIPTION, complete_document
 from loadbalancer.api.path_hints import unknown_path
 from loadbalancer.api.request_builder import RequestBuilder
 from loadbalancer.api.routes import calls, health, images, inference, jobs, models, results, scaling
@@ -51,7 +52,7 @@ def create_app(services: Services) -> ASGIApp:
     hot.collect(*routers)
     add_error_handlers(app)
     complete_document(app, services.authenticator)
-    serve_document(app)
+    serve_document(app, services)
     idempotency = IdempotencyMiddleware(
         app, services.database, services.tracker.memory, services.settings.server.max_upload_bytes
     )

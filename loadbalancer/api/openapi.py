@@ -6,8 +6,7 @@ from http import HTTPStatus
 from typing import Any
 
 import msgspec
-from fastapi import FastAPI, Request, Response
-from fastapi.responses import JSONResponse
+from fastapi import FastAPI
 from pydantic.json_schema import models_json_schema
 
 from loadbalancer.access.api_keys import Authenticator
@@ -157,15 +156,3 @@ def complete_document(app: FastAPI, authenticator: Authenticator) -> None:
     _, answers = msgspec.json.schema_components(_STRUCTS, ref_template=_REFERENCE)
     schemes = {"key": {"type": "http", "scheme": "bearer"}}
     document["components"] = {"schemas": requests["$defs"] | answers | _VALUES, "securitySchemes": schemes}
-
-
-def serve_document(app: FastAPI) -> None:
-    """Replace FastAPI's route, which encodes the complete document again for each request."""
-    body = bytes(JSONResponse(app.openapi()).body)
-
-    async def openapi(_: Request) -> Response:
-        return Response(body, media_type="application/json")
-
-    path = str(app.openapi_url)
-    app.router.routes[:] = [route for route in app.router.routes if getattr(route, "path", "") != path]
-    app.add_route(path, openapi, include_in_schema=False)

@@ -176,6 +176,7 @@ def test_documentation(http: httpx.Client) -> None:
         ("get", "/v1/models"),
         ("get", "/v1/models/{model}"),
         ("post", "/v1/models/{model}:predict"),
+        ("post", "/v1/models/echo:predict"),
         ("post", "/echo"),
         ("post", "/v2/models/{model}/infer"),
         ("get", "/v2/models/{model}"),
@@ -190,6 +191,8 @@ def test_documentation(http: httpx.Client) -> None:
         ("get", "/internal/decisions"),
         *(("post", f"/internal/{order}") for order in ("scale", "pause", "resume", "reload")),
     }
+    own = document["paths"]["/echo"]["post"]
+    assert own["requestBody"]["content"]["application/json"]["schema"] == {"$ref": "#/components/schemas/echo.Input"}
     for name in ("ImageRequest", "EditRequest", "PredictRequest", "LoraRequest", "JobRequest", "WebhookRequest"):
         assert all(field.get("description") for field in schemas[name]["properties"].values())
     assert document["paths"]["/v1/images/edits"]["post"]["requestBody"]["content"] == {
