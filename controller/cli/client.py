@@ -6,10 +6,10 @@ import argparse
 import asyncio
 import os
 from collections.abc import Mapping
+from http.client import HTTPException
 from pathlib import Path
 from typing import Any, TypeVar
 
-import aiohttp
 import msgspec
 
 from configs.cli import path_argument
@@ -52,7 +52,7 @@ class ServerClient:
         content = None if body is None else msgspec.json.encode(body)
         try:
             answer = asyncio.run(self._balancer.request(method, path, content, query, timeout_s=_TIMEOUT_S))
-        except (aiohttp.ClientError, TimeoutError, OSError) as error:
+        except (HTTPException, OSError) as error:
             why = "it does not answer" if isinstance(error, TimeoutError) else str(error)
             raise CommandFailed(f"no server can be reached at {self.url}: {why}") from None
         if answer.status != 200:

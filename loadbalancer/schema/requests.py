@@ -25,7 +25,7 @@ def _seed(value: int | None) -> int | None:
 class StrictModel(BaseModel):
     """A model that rejects unknown fields and does not convert types."""
 
-    model_config = ConfigDict(strict=True, extra="forbid", frozen=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(strict=True, extra="forbid", frozen=True, use_attribute_docstrings=True, defer_build=True)
 
 
 class LoraRequest(StrictModel):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import socket
+
 import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestServer
@@ -141,3 +143,15 @@ async def test_invalid_answer_gives_no_snapshot() -> None:
     assert found["good"] is not None
     assert found["good"].models[0].queued == 1
     assert await BalancerHttpClient(url, "good").snapshot() is None, "the server has stopped"
+
+
+async def test_silent_balancer_ends_the_request_and_its_thread() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        client = BalancerHttpClient(f"http://127.0.0.1:{silent.getsockname()[1]}", "token")
+        with pytest.raises(TimeoutError):
+            await client.request("GET", "/internal/snapshot", timeout_s=0.2)
+        connection, _ = silent.accept()
+        with connection:
+            connection.settimeout(30.0)
+            while connection.recv(4096):
+                pass
