@@ -46,8 +46,9 @@ def surge(replicas: Sequence[Replica], desired: int, old: Mapping[str, str], cra
     staying = [replica for replica in replicas if replica.stage is not Stage.DRAINING]
     if not any(replica.process.id in old for replica in staying):
         return 0
-    is_starting = any(replica.stage is Stage.STARTING and replica.process.id not in old for replica in staying)
-    if is_starting and len(staying) > desired:
+    # One that is outdated itself, because the settings changed again, keeps its place, too: an old one that serves
+    # would have to leave for it.
+    if any(replica.stage is Stage.STARTING for replica in staying) and len(staying) > desired:
         return 1
     steady = len(staying) <= desired and all(replica.stage is Stage.READY for replica in replicas)
     return int(steady and crashes.count == 0)
@@ -65,7 +66,7 @@ def without_surge(replicas: Sequence[Replica], desired: int, old: Mapping[str, s
     staying = [replica for replica in replicas if replica.stage is not Stage.DRAINING]
     if not old or len(staying) <= desired:
         return replicas
-    starting = [r for r in staying if r.stage is Stage.STARTING and r.process.id not in old]
+    starting = [r for r in staying if r.stage is Stage.STARTING]
     surplus = max(starting, key=_STARTED_AT, default=None) or next(iter(next_to_replace(staying, desired, old)), None)
     return [replica for replica in replicas if replica is not surplus]
 

@@ -88,6 +88,7 @@ OLD = dict.fromkeys("abc", "old")
         ([A, B], 2, 0, 1),  # all are ready: the update starts
         ([X], 1, 0, 0),  # no worker is outdated
         ([A, B, Y], 2, 0, 1),  # the new worker is starting
+        ([A, B, worker("c", STARTING)], 2, 0, 1),  # the settings have changed again since
         ([A, B, X], 2, 0, 0),  # it is ready: one worker is surplus
         ([A, X, worker("b", DRAINING)], 2, 0, 0),  # one drains: wait
         ([A, Y], 2, 0, 0),  # a regular start is under way: wait
