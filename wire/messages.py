@@ -32,6 +32,8 @@ ImageFormat = Literal["png", "jpeg", "webp"]
 FailureKind = Literal["invalid", "error", "out_of_memory", "unsafe"]
 #: Inputs of an image: a text; a text and an image; or these and a mask of the area to repaint.
 GenerationMode = Literal["text", "image", "inpaint"]
+#: Which requests of one size can share a forward pass.
+PassSharing = Literal["always", "equal_prompt_lengths", "never"]
 #: Number of pixel frames by mode.
 SOURCES: dict[GenerationMode, int] = {"text": 0, "image": 1, "inpaint": 2}
 
@@ -205,6 +207,8 @@ class EngineInfo(msgspec.Struct, frozen=True, omit_defaults=True):
     checkpoints: bool = False
     loras: bool = False
     reproducible: bool = False
+    #: Which requests of one size can share a forward pass.
+    shares_passes: PassSharing = "always"
     dtype: Name = ""
     #: What one step is.
     unit: Literal["step", "token", "call"] = "step"

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 
-from wire.messages import GenerationMode, ImageFormat
+from wire.messages import GenerationMode, ImageFormat, PassSharing
 
 Flagged = Annotated[
     bool, msgspec.Meta(description="Present, and true, if the model's safety checker rejects the image.")
@@ -80,6 +80,9 @@ class ModelCard(msgspec.Struct, frozen=True):
     loras: Annotated[list[str], msgspec.Meta(description="LoRA adapters that a request may name.")]
     pipeline: Annotated[str | None, msgspec.Meta(description="Null, like the fields below, without a worker.")]
     batching: Annotated[str | None, msgspec.Meta(description="How its requests are batched.")]
+    shares_passes: Annotated[
+        PassSharing | None, msgspec.Meta(description="Which of its requests can share a forward pass.")
+    ]
     modes: Annotated[list[GenerationMode], msgspec.Meta(description="Inputs: text, an image, an image with a mask.")]
     checkpoints: Annotated[bool | None, msgspec.Meta(description="True if unfinished images can move between workers.")]
     reproducible: Annotated[bool | None, msgspec.Meta(description="True if `reproducible` is supported.")]

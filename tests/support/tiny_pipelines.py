@@ -166,7 +166,7 @@ def separate() -> ChromaPipeline:
         scheduler=FlowMatchEulerDiscreteScheduler(),
         vae=_autoencoder(4),
         text_encoder=T5EncoderModel(text),
-        tokenizer=_tokenizer(),
+        tokenizer=word_tokenizer(),
         transformer=transformer,
     )
 
@@ -200,7 +200,7 @@ def lists() -> ZImagePipeline:
         scheduler=FlowMatchEulerDiscreteScheduler(),
         vae=_autoencoder(4),
         text_encoder=Qwen3Model(text),
-        tokenizer=_tokenizer(),
+        tokenizer=word_tokenizer(),
         transformer=transformer,
     )
 
@@ -216,7 +216,8 @@ def _autoencoder(channels: int) -> AutoencoderKL:
     )
 
 
-def _tokenizer() -> PreTrainedTokenizerFast:
+def word_tokenizer() -> PreTrainedTokenizerFast:
+    """A tokenizer of a few words; its chat template repeats the messages."""
     words = Tokenizer(WordLevel({word: number for number, word in enumerate(_WORDS)}, unk_token="<unk>"))
     words.pre_tokenizer = Whitespace()
     return PreTrainedTokenizerFast(

@@ -51,6 +51,7 @@ async def _card(services: Services, name: str) -> ModelCard:
         loras=await asyncio.to_thread(list_loras, model.loras) if model.loras else [],
         pipeline=engine.pipeline if engine else None,
         batching=engine.batching if engine else None,
+        shares_passes=engine.shares_passes if engine else None,
         modes=list(engine.modes) if engine else [],
         checkpoints=engine.checkpoints if engine else None,
         reproducible=engine.reproducible if engine else None,

@@ -46,6 +46,10 @@ class PipelineArguments:
         return "prompt" in self._parameters or "class_labels" in self._parameters
 
     @property
+    def takes_text(self) -> bool:
+        return "prompt" in self._parameters
+
+    @property
     def takes_size(self) -> bool:
         return "height" in self._parameters or "width" in self._parameters
 
@@ -88,8 +92,10 @@ class PipelineArguments:
             "negative_prompt" not in self._parameters or "true_cfg_scale" in self._parameters
         ):
             raise TaskError("invalid", "this model does not support negative prompts")
-        # None differs from empty: the pipeline then selects its own unconditional input.
-        return {"guidance_scale": inputs.guidance_scale, "negative_prompt": inputs.negative_prompt or None}
+        guidance: dict[str, Any] = {"guidance_scale": inputs.guidance_scale}
+        if inputs.negative_prompt:  # otherwise the pipeline selects its own unconditional input
+            guidance["negative_prompt"] = inputs.negative_prompt
+        return guidance
 
     def _images(self, inputs: ImageInputs, sources: Sequence[bytes]) -> dict[str, Any]:
         check_sources(inputs, sources)

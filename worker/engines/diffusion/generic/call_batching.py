@@ -6,8 +6,10 @@ tuple or dict, the first matching rule applies:
 1. `LISTS`: a list with one entry per image. Lists are concatenated.
 2. `SHARED`: a tensor without batch dimension. The values must be equal.
 3. `NUMBERS`: a number per image, or one per call. Numbers are expanded, then concatenated.
-4. A tensor with as many entries as the call has images is concatenated along dimension 0.
-5. Other tensors follow rule 2. Other values must be equal; values that cannot be compared never are.
+4. `text_padding`: texts of a denoiser that takes a mask for them. With `pad`, texts of other lengths are padded to the
+   longest with zeros and masked, as a pipeline does for a list of prompts.
+5. A tensor with as many entries as the call has images is concatenated along dimension 0.
+6. Other tensors follow rule 2. Other values must be equal; values that cannot be compared never are.
 
 A call without a partner is made unchanged, so that its result equals the pipeline's bit for bit.
 """
@@ -24,12 +26,25 @@ from typing import Any
 import torch
 from torch.utils import _pytree as pytree  # handles diffusers' output classes, which register themselves there
 
+from worker.engines.diffusion.generic.text_padding import need_padding, pad_texts, paddable_texts
+
 LISTS = frozenset({"x", "cap_feats", "img_shapes", "img_sizes", "txt_seq_lens", "control_context"})
-SHARED = frozenset({"img_ids", "txt_ids", "image_cond_ids", "image_rotary_emb", "video_rotary_emb", "rotary_embedding"})
+SHARED = frozenset(
+    {
+        "img_ids",
+        "txt_ids",
+        "image_cond_ids",
+        "image_rotary_emb",
+        "video_rotary_emb",
+        "rotary_embedding",
+        "text_rope_pos",
+        "visual_rope_pos",
+        "scale_factor",
+    }
+)
 NUMBERS = frozenset(
     {"timestep", "timesteps", "t", "timestep_r", "r_timestep", "timestep_ratio", "guidance", "sigma", "noise_level"}
 )
-
 _ROWS = "rows"
 _NUMBER = "number"
 _LIST = "list"
@@ -47,11 +62,15 @@ class DenoiserCall:
     device: torch.device
     #: Calls with equal keys can share a forward pass.
     key: Hashable
+    #: The same if texts may be padded.
+    padded_key: Hashable
     #: By argument: the leaves of its tree, their kinds, and the tree's structure.
     parts: dict[str, tuple[list[Any], list[str], pytree.TreeSpec]]
+    #: Texts that can be padded, and their masks.
+    texts: dict[str, str]
 
     def isolate(self) -> None:
-        self.key = object()
+        self.key = self.padded_key = object()
 
     def forward(self) -> Any:
         """Run the forward pass of this call alone."""
@@ -81,7 +100,9 @@ def describe_call(
     """Return the call with its key. Raises `TypeError` for unknown arguments."""
     bound = _signature(type(module).forward).bind(*args, **kwargs)
     size, listed, device = _batch_extent(bound.arguments)
+    texts = paddable_texts(bound.arguments, bound.signature.parameters, size)
     key: list[Hashable] = [id(module)]
+    padded_key: list[Hashable] = [id(module)]
     parts = {}
     for name, value in bound.arguments.items():
         if name in LISTS and isinstance(value, list) and len(value) == size:
@@ -92,18 +113,25 @@ def describe_call(
             own = [_classify_leaf(name, index, leaf, size, contents) for index, leaf in enumerate(leaves)]
         parts[name] = (leaves, [kind for kind, _ in own], spec)
         key.append((name, spec, tuple(own)))
-    return DenoiserCall(module, bound, size, listed, device, tuple(key) if size else object(), parts)
+        if name in texts:
+            padded_key.append((name, value.dtype, value.shape[2:]))
+        elif name not in texts.values():
+            padded_key.append(key[-1])
+    if not size:
+        return DenoiserCall(module, bound, size, listed, device, object(), object(), parts, {})
+    return DenoiserCall(module, bound, size, listed, device, tuple(key), tuple(padded_key), parts, texts)
 
 
-def group_calls(calls: Iterable[DenoiserCall]) -> list[list[DenoiserCall]]:
+def group_calls(calls: Iterable[DenoiserCall], *, pad: bool = False) -> list[list[DenoiserCall]]:
+    """Return the groups that can share a forward pass. `pad`: texts of other lengths may be padded."""
     found: dict[Hashable, list[DenoiserCall]] = {}
     for call in calls:
-        found.setdefault(call.key, []).append(call)
+        found.setdefault(call.padded_key if pad else call.key, []).append(call)
     return list(found.values())
 
 
 def run_calls(calls: Sequence[DenoiserCall]) -> list[Any]:
-    """Run calls of one key in one forward pass and return the output of each."""
+    """Run calls of one key, or of one padded key, in one forward pass and return the output of each."""
     if len(calls) == 1:
         return [calls[0].forward()]
     return _split_output(_join(calls).forward(), [call.size for call in calls], calls[0].listed)
@@ -112,14 +140,23 @@ def run_calls(calls: Sequence[DenoiserCall]) -> list[Any]:
 def _join(calls: Sequence[DenoiserCall]) -> DenoiserCall:
     first = calls[0]
     bound = inspect.BoundArguments(first.bound.signature, first.bound.arguments.copy())
+    padded: dict[str, torch.Tensor] = {}
+    for text, mask in first.texts.items():
+        values = [call.bound.arguments[text] for call in calls]
+        masks = [call.bound.arguments.get(mask) for call in calls]
+        if need_padding(values, masks):
+            padded[text], padded[mask] = pad_texts(values, masks)
+    bound.arguments.update(padded)
     for name, (leaves, kinds, spec) in first.parts.items():
+        if name in padded:
+            continue
         merged = [
             leaf if kind == "same" else _concatenate(kind, [(call, call.parts[name][0][index]) for call in calls])
             for index, (leaf, kind) in enumerate(zip(leaves, kinds, strict=True))
         ]
         bound.arguments[name] = pytree.tree_unflatten(merged, spec)
     size = sum(call.size for call in calls)
-    return DenoiserCall(first.module, bound, size, first.listed, first.device, first.key, {})
+    return DenoiserCall(first.module, bound, size, first.listed, first.device, first.key, first.padded_key, {}, {})
 
 
 def _concatenate(kind: str, leaves: Sequence[tuple[DenoiserCall, Any]]) -> Any:

@@ -16,7 +16,7 @@ import torch
 from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionSafetyChecker
 
 from configs.settings import Model
-from wire.messages import EngineInfo, GenerationMode, ImageInputs
+from wire.messages import EngineInfo, GenerationMode, ImageInputs, PassSharing
 from worker.engine import (
     BatchKey,
     Checkpoint,
@@ -62,8 +62,7 @@ class GenericEngine:
         self._device = devices.select_device(device)
         self._pipeline = None
         self._modes: tuple[GenerationMode, ...] = ()
-        #: False if the denoiser's output for a row depends on the other rows of its batch.
-        self._can_batch = True
+        self._sharing: PassSharing = "always"
         #: The only image size of a pipeline without size arguments.
         self._size: tuple[int, int] | None = None
         #: Denoiser calls per sampler step in the last request, by whether it used guidance.
@@ -112,6 +111,7 @@ class GenericEngine:
             pipeline=type(self._pipeline).__name__,
             batching="generic",
             modes=self._modes,
+            shares_passes=self._sharing,
             reproducible=True,
             dtype=str(self._denoisers[0].dtype).removeprefix("torch."),
         )
@@ -175,7 +175,7 @@ class GenericEngine:
         thread.start(partial(self._run_pipeline, pipeline, arguments, copier, progress))
         if thread.failure is not None and not thread.is_rendering:
             raise thread.failure
-        is_separate = inputs.reproducible or self._model.reproducible or not self._can_batch
+        is_separate = inputs.reproducible or self._model.reproducible or self._sharing == "never"
         calls = self._calls_per_step.get(inputs.guidance_scale > 1, 1.0)
         return GenericRow(
             inputs, thread, progress, controlnet=self._controlnet, is_separate=is_separate, calls_per_step=calls
@@ -221,7 +221,9 @@ class GenericEngine:
                 call.isolate()
             calls[call] = row
         answered = [
-            (call, answer) for group in group_calls(calls) for call, answer in zip(group, run_calls(group), strict=True)
+            (call, answer)
+            for group in group_calls(calls, pad=self._sharing == "always")
+            for call, answer in zip(group, run_calls(group), strict=True)
         ]
         for call, answer in answered:
             calls[call].resume(answer)
@@ -271,17 +273,14 @@ class GenericEngine:
             raise UnsupportedModel(f"a {type(self._pipeline).__name__} supports no mode: {errors}")
         if self._attention_processors() != before:
             raise UnsupportedModel(f"a {type(self._pipeline).__name__} modifies the shared denoiser")
-        first, second = (self._start_row(probe_request(self._model, self._modes[0], number)) for number in (0, 1))
         try:
-            self._can_batch = self._outputs_match(first, second)
-            while first.step < first.steps:
-                self.step([first])
-            size = first.thread.result().to_pil().size
+            self._sharing = self._probe_sharing()
+            row = self._start_row(probe_request(self._model, self._modes[0]))
+            while row.step < row.steps:
+                self.step([row])
+            size = row.thread.result().to_pil().size
         except TaskError as error:
             raise UnsupportedModel(f"a {type(self._pipeline).__name__} generated no image: {error.message}") from error
-        finally:
-            self.release(first)
-            self.release(second)
         if "text" in self._modes and not self._arguments.takes_size:
             self._size = size
             if self._model.defaults.size != (only := "{}x{}".format(*size)):
@@ -292,24 +291,45 @@ class GenericEngine:
     def _attention_processors(self) -> list[Any]:
         return [own for part in self._denoisers for own in getattr(part, "attn_processors", {}).values()]
 
+    def _probe_sharing(self) -> PassSharing:
+        """Find out which requests can share a forward pass, by the outputs of two of them."""
+        name, mode = type(self._pipeline).__name__, self._modes[0]
+        lengths: tuple[PassSharing, ...] = ("always", "equal_prompt_lengths")
+        for sharing in lengths:
+            words = 3 if sharing == "always" and self._arguments.takes_text else 1
+            requests = probe_request(self._model, mode, 0), probe_request(self._model, mode, 1, words)
+            rows = [self._start_row(request) for request in requests]
+            try:
+                difference = self._difference_when_shared(rows)
+            finally:
+                for row in rows:
+                    self.release(row)
+            if difference is None:
+                break
+            log.info("a %s: requests share passes %s: no, %s", name, sharing, difference)
+        else:
+            log.warning("a %s cannot batch requests, each gets its own forward pass: %s", name, difference)
+            return "never"
+        if sharing != "always":
+            log.warning("a %s: only requests with prompts of equal length share a forward pass", name)
+        return sharing
+
     @torch.inference_mode()
-    def _outputs_match(self, *rows: GenericRow) -> bool:
-        """Return true if the rows' next calls have equal outputs batched and separately."""
+    def _difference_when_shared(self, rows: Sequence[GenericRow]) -> str | None:
+        """Return why the rows cannot share a forward pass; None if their outputs are equal batched and separately."""
         calls = [row.thread.pending_call for row in rows if row.thread.pending_call is not None]
-        if len(group_calls(calls)) != 1:
-            return True  # these calls are never batched
+        if len(group_calls(calls, pad=True)) != 1:
+            return "their calls have different shapes"
         separate = [run_calls([call]) for call in calls]
         try:
             together = [[answer] for answer in run_calls(calls)]
         except Exception as error:
-            reason = str(error)
-        else:
-            if outputs_match(separate, together):
-                at_controlnet = [row for row in rows if row.is_at_controlnet]
-                self._run_pending_calls(at_controlnet)
-                return not at_controlnet or self._outputs_match(*rows)
-            reason = "the outputs differ"
-        log.warning(
-            "a %s cannot batch requests, each gets its own forward pass: %s", type(self._pipeline).__name__, reason
-        )
-        return False
+            return str(error)
+        if not outputs_match(separate, together):
+            return "the outputs differ"
+        at_controlnet = [row for row in rows if row.is_at_controlnet]
+        if not at_controlnet:
+            return None
+        for row, answers in zip(rows, separate, strict=True):
+            row.resume(answers[0])
+        return self._difference_when_shared(rows)

@@ -17,12 +17,15 @@ _STEPS = 4
 _ROUNDING = {torch.float32: 1e-4, torch.float16: 3e-2, torch.bfloat16: 1e-1}
 
 
-def probe_request(model: Model, mode: GenerationMode, number: int = 0) -> EngineRequest:
-    """Return a request at the model's defaults; `number` varies everything that may vary in a batch."""
+def probe_request(model: Model, mode: GenerationMode, number: int = 0, words: int = 1) -> EngineRequest:
+    """Return a request at the model's defaults; `number` varies everything that may vary in a batch.
+
+    `words` is the length of the prompt. A prompt of one word is a class label as well.
+    """
     defaults = model.defaults
     width, height = map(int, defaults.size.split("x"))
     inputs = ImageInputs(
-        prompt=str(number),  # also valid as a class label
+        prompt=" ".join([str(number)] * words),
         width=width,
         height=height,
         steps=min(defaults.steps, _STEPS),

@@ -95,6 +95,8 @@ class GenericRow(UnstreamedRow):
 def extract_image(output: Any) -> PipelineImage:
     """Return the image in a pipeline's output. Raises `TaskError` if there is none."""
     images = getattr(output, "images", None)
+    if images is None:
+        images = getattr(output, "image", None)  # Kandinsky 5
     if images is None or not len(images):
         raise TaskError("error", f"no image: the pipeline returned a {type(output).__name__}")
     flagged = any(getattr(output, "nsfw_content_detected", None) or ())
