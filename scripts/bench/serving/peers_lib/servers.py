@@ -54,6 +54,7 @@ class Peer:
                 **deployment.environment(folder, port),
                 "PYTHONPATH": str(ROOT),
                 "OMP_NUM_THREADS": "1",
+                "TMPDIR": str(folder),
             }
             program, *options = (part.format(port=port) for part in self.command)
             log = folder / "log"

@@ -50,6 +50,7 @@ def main() -> None:
     ray.init(
         num_cpus=4,
         include_dashboard=False,
+        _temp_dir=os.environ["PEERS_FOLDER"],
         object_store_memory=256 * 2**20,
         logging_level="error",
         log_to_driver=False,
