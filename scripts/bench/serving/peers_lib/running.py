@@ -31,12 +31,25 @@ class RunningServer:
     target: Target
     folder: Path
     deployment: Deployment
+    #: The process that started all others of the server.
+    pid: int
     start_s: float = 0.0
 
     def worker_pids(self) -> list[int]:
         """Return the workers that are alive."""
         pids = [int(file.name.removeprefix("worker-")) for file in self.folder.glob("worker-*")]
         return [pid for pid in pids if psutil.pid_exists(pid)]
+
+    def cpu_s(self) -> float:
+        """Return the CPU seconds of all processes of the server so far."""
+        used = 0.0
+        with contextlib.suppress(psutil.Error):
+            root = psutil.Process(self.pid)
+            for process in [root, *root.children(recursive=True)]:
+                with contextlib.suppress(psutil.Error):
+                    times = process.cpu_times()
+                    used += times.user + times.system
+        return used
 
     def batches(self) -> list[int]:
         """Return the size of every batch of the simulated accelerators so far."""

@@ -55,8 +55,12 @@ def saturate(connections: int, client: str = "wrk") -> Callable[[RunningServer, 
         if client == "wrk" and wrk.is_installed():
             url, headers = server.target
             wrk.run(url, BODY, headers, connections, _WARM_UP_S)
+            before = server.cpu_s()
             measurement = wrk.run(url, BODY, headers, connections, seconds)
-            return measurement if server.deployment.model == "large" else replace(measurement, details={})
+            used = 1e6 * (server.cpu_s() - before) / max(measurement.answered, 1)
+            if server.deployment.model != "large":
+                measurement = replace(measurement, details={})
+            return _with(measurement, cpu_us_per_request=used)
         return _closed_loop(server, connections, seconds)
 
     return measure

@@ -68,7 +68,9 @@ class Peer:
                     stderr=output,
                     start_new_session=True,
                 )
-            server = RunningServer(Target(f"http://127.0.0.1:{port}{self.path}", _JSON), folder, deployment)
+            server = RunningServer(
+                Target(f"http://127.0.0.1:{port}{self.path}", _JSON), folder, deployment, process.pid
+            )
             try:
                 wait_until_ready(server, lambda: process.poll() is None, lambda: log.read_text(errors="replace"))
                 yield server
@@ -95,7 +97,7 @@ class Muster:
             stack.callback(instance.end)
             accept = "application/octet-stream" if deployment.model == "large" else "application/json"
             target = Target(f"{instance.url}/v1/models/bench:predict", _JSON | {"Accept": accept})
-            server = RunningServer(target, folder, deployment)
+            server = RunningServer(target, folder, deployment, instance.process.pid)
             wait_until_ready(server, lambda: instance.process.poll() is None, instance.output)
             yield server
 
