@@ -54,7 +54,6 @@ def test_wrk_summary_is_parsed() -> None:
         answered=1000,
         errors=20,
         client="wrk",
-        details={"mb_per_s": 2.5},
     )
 
 

@@ -13,12 +13,14 @@ from typing import Any, TypeVar
 import uvloop
 
 from scripts.bench.serving.peers_lib import loads, wrk
+from scripts.bench.serving.peers_lib.apps.user_model import LARGE_BYTES
 from scripts.bench.serving.peers_lib.deployment import BODY, Deployment, Measurement
 from scripts.bench.serving.peers_lib.running import RunningServer
 from scripts.bench.serving.peers_lib.servers import YARDSTICK
 
+IDEAL = "ideal"
 _T = TypeVar("_T")
-_WARM_UP_S = 2.0
+_WARM_UP_S, _LEAD_S = 1.5, 1.0
 #: The batch of the simulated accelerator.
 _BATCH = 12
 _LEAVING_CLIENTS, _LEAVE_AFTER_S = 120, 0.2
@@ -36,10 +38,8 @@ class Scenario:
     question: str
     deployment: Deployment
     measure: Callable[[RunningServer, float], Measurement]
-    #: What a ratio is of: the bare ASGI app's requests per second in this scenario, or the ideal accelerators'.
+    #: What a ratio is of: `YARDSTICK`, the bare ASGI app in this scenario, or `IDEAL`, accelerators that never wait.
     yardstick: str = ""
-    #: Whether the bare ASGI app runs it too.
-    has_bare_app: bool = False
 
 
 def run(load: Coroutine[Any, Any, _T]) -> _T:
@@ -53,25 +53,36 @@ def saturate(connections: int, client: str = "wrk") -> Callable[[RunningServer, 
 
     def measure(server: RunningServer, seconds: float) -> Measurement:
         if client == "wrk" and wrk.is_installed():
-            url, headers = server.target
-            wrk.run(url, BODY, headers, connections, _WARM_UP_S)
-            before = server.cpu_s()
-            measurement = wrk.run(url, BODY, headers, connections, seconds)
-            used = 1e6 * (server.cpu_s() - before) / max(measurement.answered, 1)
-            if server.deployment.model != "large":
-                measurement = replace(measurement, details={})
-            return _with(measurement, cpu_us_per_request=used)
+            return _wrk(server, connections, seconds)
         return _closed_loop(server, connections, seconds)
 
     return measure
 
 
+def _wrk(server: RunningServer, connections: int, seconds: float) -> Measurement:
+    url, headers = server.target
+    wrk.run(url, BODY, headers, connections, _WARM_UP_S)
+    before = server.cpu_s()
+    measurement = wrk.run(url, BODY, headers, connections, seconds)
+    return _with_cpu(measurement, server.cpu_s() - before)
+
+
 def _closed_loop(server: RunningServer, users: int, seconds: float) -> Measurement:
-    begin = time.perf_counter()
-    outcomes = run(loads.closed_loop(server.target, users, _WARM_UP_S + seconds))
-    measurement = loads.measured(outcomes, begin + _WARM_UP_S, begin + _WARM_UP_S + seconds)
-    batches = server.batches()
-    return _with(measurement, mean_batch=sum(batches) / len(batches)) if batches else measurement
+    run(loads.closed_loop(server.target, users, _WARM_UP_S))
+    before, begin = server.cpu_s(), time.perf_counter()
+    # The first answers of users who start at once do not count.
+    outcomes = run(loads.closed_loop(server.target, users, _LEAD_S + seconds))
+    measurement = loads.measured(outcomes, begin + _LEAD_S, begin + _LEAD_S + seconds)
+    if batches := server.batches():
+        return _with(measurement, mean_batch=sum(batches) / len(batches))
+    measurement = _with_cpu(measurement, (server.cpu_s() - before) * seconds / (_LEAD_S + seconds))
+    if server.deployment.model == "large":
+        return _with(measurement, mb_per_s=measurement.per_s * LARGE_BYTES / 1e6)
+    return measurement
+
+
+def _with_cpu(measurement: Measurement, used_s: float) -> Measurement:
+    return _with(measurement, cpu_us_per_request=1e6 * used_s / max(measurement.answered, 1))
 
 
 def _with(measurement: Measurement, **details: float) -> Measurement:
@@ -126,36 +137,20 @@ def overload(server: RunningServer, seconds: float) -> Measurement:
     return _with(replace(measurement, per_s=measurement.answered / (last - begin)), asked_per_s=rate)
 
 
-_ACCELERATOR = Deployment("accelerator", 1, _BATCH)
+_NOOP, _NOOP_BATCHED, _LARGE = Deployment("noop"), Deployment("noop", 1, 16), Deployment("large")
+_ACCELERATOR, _TWO, _FOUR = (Deployment("accelerator", workers, _BATCH) for workers in (1, 2, 4))
 SCENARIOS: dict[str, Scenario] = {
     scenario.name: scenario
     for scenario in (
-        Scenario("noop", "no-op, 64 connections", Deployment("noop"), saturate(64), YARDSTICK, has_bare_app=True),
-        Scenario(
-            "noop-batched",
-            "no-op in batches of 16, 64 connections",
-            Deployment("noop", 1, 16),
-            saturate(64),
-            YARDSTICK,
-            has_bare_app=True,
-        ),
-        Scenario(
-            "crowd", "no-op, 1000 connections", Deployment("noop", 1, 16), saturate(1000), YARDSTICK, has_bare_app=True
-        ),
-        Scenario(
-            "large", "1.5 MB results, 16 connections", Deployment("large"), saturate(16), YARDSTICK, has_bare_app=True
-        ),
-        Scenario("accelerator-1", "1 accelerator, 64 users", _ACCELERATOR, saturate(64, "python"), "ideal"),
-        Scenario(
-            "accelerator-4",
-            "4 accelerators, 256 users",
-            Deployment("accelerator", 4, _BATCH),
-            saturate(256, "python"),
-            "ideal",
-        ),
-        Scenario("kill", "1 of 2 workers killed", Deployment("accelerator", 2, _BATCH), kill_worker),
+        Scenario("noop", "no-op, 64 connections", _NOOP, saturate(64), YARDSTICK),
+        Scenario("noop-batched", "no-op in batches of 16, 64 connections", _NOOP_BATCHED, saturate(64), YARDSTICK),
+        Scenario("crowd", "no-op, 1000 connections", _NOOP_BATCHED, saturate(1000), YARDSTICK),
+        Scenario("large", "1.5 MB results, 16 connections", _LARGE, saturate(16, "python"), YARDSTICK),
+        Scenario("accelerator-1", "1 accelerator, 64 users", _ACCELERATOR, saturate(64, "python"), IDEAL),
+        Scenario("accelerator-4", "4 accelerators, 256 users", _FOUR, saturate(256, "python"), IDEAL),
+        Scenario("kill", "1 of 2 workers killed", _TWO, kill_worker),
         Scenario("leave", f"{_LEAVING_CLIENTS} clients leave", _ACCELERATOR, leave),
-        Scenario("overload", f"{_OVERLOAD:g} times the capacity", _ACCELERATOR, overload, "ideal"),
+        Scenario("overload", f"{_OVERLOAD:g} times the capacity", _ACCELERATOR, overload, IDEAL),
     )
 }
 
@@ -164,9 +159,9 @@ def yardstick_of(scenario: Scenario, bare_per_s: float) -> float:
     """Return the requests per second that ratios are of; NaN if there is none."""
     if scenario.yardstick == YARDSTICK:
         return bare_per_s
-    return scenario.deployment.ideal_per_s if scenario.yardstick == "ideal" else float("nan")
+    return scenario.deployment.ideal_per_s if scenario.yardstick == IDEAL else float("nan")
 
 
 def takes_part(server: str, scenario: Scenario) -> bool:
     """Return whether a server runs a scenario."""
-    return server != YARDSTICK or scenario.has_bare_app
+    return server != YARDSTICK or scenario.yardstick == YARDSTICK

@@ -68,5 +68,4 @@ def parse(output: str) -> Measurement:
         answered=answered,
         errors=summary.status + summary.connect + summary.read + summary.write + summary.timeout,
         client="wrk",
-        details={"mb_per_s": summary.bytes / seconds / 1e6},
     )
