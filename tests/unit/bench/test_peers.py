@@ -157,6 +157,13 @@ def test_json_holds_no_nan() -> None:
     assert json.loads(text)["rows"][0]["per_s"] is None
 
 
+@pytest.mark.parametrize("scenario", SCENARIOS.values(), ids=list(SCENARIOS))
+def test_configurations_of_muster_are_valid(scenario: Scenario) -> None:
+    assert Settings(**muster_config(scenario.deployment)).models["bench"].scaling.min_workers == (
+        scenario.deployment.workers
+    )
+
+
 def test_bare_app_runs_without_accelerators() -> None:
     assert {name for name, scenario in SCENARIOS.items() if takes_part(YARDSTICK, scenario)} == {
         "noop",
