@@ -10,13 +10,14 @@ from pathlib import Path
 
 import pytest
 
+from configs.settings import Settings
 from scripts.bench.serving import peers
 from scripts.bench.serving.peers_lib import environments, loads, report, wrk
 from scripts.bench.serving.peers_lib.deployment import Deployment, Measurement, Result
 from scripts.bench.serving.peers_lib.http_client import raw_post
 from scripts.bench.serving.peers_lib.loads import LOST, TIMED_OUT, Outcome
-from scripts.bench.serving.peers_lib.scenarios import SCENARIOS, takes_part
-from scripts.bench.serving.peers_lib.servers import MUSTER, PEERS, YARDSTICK, Peer
+from scripts.bench.serving.peers_lib.scenarios import SCENARIOS, Scenario, takes_part
+from scripts.bench.serving.peers_lib.servers import MUSTER, PEERS, YARDSTICK, Peer, muster_config
 
 NAN = float("nan")
 SUMMARY = {
