@@ -53,6 +53,8 @@ class ModelQueue:
         self._step_s = step_s
         self._shares = FairShare()
         self._owners: dict[str, OwnerQueue] = {}
+        #: An empty queue for the next owner: making one costs more than a push.
+        self._spare: OwnerQueue | None = None
         #: The isolated tasks in their order.
         self.isolated: SortedDict[_SortKey, Task] = SortedDict()
         #: Number of waiting tasks. Others only read it.
@@ -94,7 +96,10 @@ class ModelQueue:
         if task.isolated:
             self.isolated[self._key(task)] = task
         else:
-            own = self._owners.setdefault(task.owner, OwnerQueue())
+            own = self._owners.get(task.owner)
+            if own is None:
+                own = self._owners[task.owner] = self._spare or OwnerQueue()
+                self._spare = None
             own.tasks[self._key(task)] = task
             own.steps[task.shape] += task.remaining_steps
             own.weight = task.weight
@@ -114,11 +119,11 @@ class ModelQueue:
         else:
             own = self._owners[task.owner]
             del own.tasks[self._key(task)]
-            own.steps -= {task.shape: task.remaining_steps}
+            _subtract(own.steps, task)
             if not own.tasks:
-                del self._owners[task.owner]
+                self._spare = self._owners.pop(task.owner)
                 self._shares.leave(task.owner)
-        self.steps -= {task.shape: task.remaining_steps}
+        _subtract(self.steps, task)
         self.count -= 1
 
     def take(self, task: Task) -> None:
@@ -211,3 +216,12 @@ class ModelQueue:
         if abs(turns - round(turns)) < 1e-9:
             turns = round(turns) + (0.5 if wins_tie else 0.0)
         return min(max(math.ceil(turns), 0), len(own.tasks))
+
+
+def _subtract(steps: Counter[Shape], task: Task) -> None:
+    """Remove what the task needs, and its shape with the last task of it."""
+    left = steps[task.shape] - task.remaining_steps
+    if left > 0:
+        steps[task.shape] = left
+    else:
+        del steps[task.shape]
