@@ -47,6 +47,9 @@ class Shape(NamedTuple):
     volume: Annotated[int, msgspec.Meta(ge=1, le=10**12)] = 1
 
 
+#: No sampler makes more forward passes per requested step: the bound on the step counts that a worker reports.
+MAX_PASSES_PER_STEP = 20
+
 #: The shape of tasks whose inputs do not tell how long a step takes.
 NO_SHAPE = Shape("", 1)
 
@@ -95,6 +98,11 @@ class ImageInputs(msgspec.Struct, frozen=True, tag="image", omit_defaults=True):
         return Shape(f"{self.width}x{self.height}", self.width * self.height)
 
     @property
+    def max_steps(self) -> int:
+        """Largest number of steps that a worker may report."""
+        return MAX_PASSES_PER_STEP * self.steps
+
+    @property
     def previews(self) -> int:
         return self.partial_images
 
@@ -130,6 +138,11 @@ class CallInputs(msgspec.Struct, frozen=True, tag="call", omit_defaults=True):
     def steps(self) -> int:
         """Work in the engine's unit, as far as it is known before the task runs."""
         return 1
+
+    @property
+    def max_steps(self) -> int:
+        """Largest number of steps that a worker may report: the engine alone knows how many it takes."""
+        return 2**31 - 1
 
     @property
     def previews(self) -> int:

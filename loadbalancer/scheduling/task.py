@@ -34,8 +34,6 @@ class TaskState(enum.StrEnum):
 #: A task during which this many workers died may be the cause: from then on it runs isolated. One death is treated
 #: as chance, so that a killed worker does not serialize its whole batch.
 _ISOLATED_AFTER_CRASHES = 2
-#: No sampler makes more forward passes per requested step: the bound on the step counts that a worker reports.
-_MAX_PASSES_PER_STEP = 20
 #: Bounds the memory of a task that is preempted again and again.
 _MAX_HISTORY = 100
 _ENDS = frozenset({TaskState.DONE, TaskState.FAILED, TaskState.CANCELLED, TaskState.EXPIRED})
@@ -152,7 +150,7 @@ class Task:
         Workers make previews and checkpoints beside their step loop, so that one may arrive after the report of a later
         step.
         """
-        bound = _MAX_PASSES_PER_STEP * self.inputs.steps
+        bound = self.inputs.max_steps
         step, steps = min(step, bound), min(steps, bound)
         self.step, self.steps = max(self.step, step), max(steps, step, 1)
         images, checkpoint = frames[:preview], frames[preview:]

@@ -25,14 +25,16 @@ _MAX_SCHEMA_CHARS = 1 << 16
 def describe(engine: Any, program: Program, bounds: ImageBounds) -> EngineInfo:
     """Return the properties that clients and the balancer see."""
     interface = program.interface
+    checkpoints = callable(getattr(engine, "save", None)) and interface.kind == "iterative"
     return EngineInfo(
         pipeline=type(engine).__name__[:200],
         batching="user",
         modes=(),
-        checkpoints=callable(getattr(engine, "save", None)) and interface.kind == "iterative",
+        checkpoints=checkpoints,
         unit="step" if interface.kind == "iterative" else "call",
         streams=interface.is_stream or (interface.kind == "iterative" and callable(getattr(engine, "preview", None))),
-        repeatable=bool(getattr(engine, "repeatable", False)),
+        # The chunks of such an engine are previews, and a checkpoint says how many there were.
+        repeatable=bool(getattr(engine, "repeatable", checkpoints)),
         input_schema=_schema_text(program.decoder.schema, "input"),
         output_schema=_schema_text(lambda: _output_schema(interface.output_type, bounds), "result"),
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import re
 import sys
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -12,13 +13,16 @@ from pydantic import BaseModel
 from pydantic_core import to_jsonable_python
 
 from muster import Content
-from wire.messages import Part
+from wire.messages import MAX_PARTS, Part
 from worker.engine import TaskError
 from worker.engines.user.images import encode_png, is_image
 from worker.engines.user.tensors import as_array, encode_array, is_array, is_tensor, plain_values
 
 _JSON = Part()
 _JSON_PARTS = (_JSON,)
+_MEDIA_TYPE = re.compile(r"[A-Za-z0-9][A-Za-z0-9!#$&^_.+-]{0,126}/[A-Za-z0-9][A-Za-z0-9!#$&^_.+-]{0,70}")
+_MAX_NAME_CHARS = 200
+_MAX_DIMENSIONS = 32
 #: Types that are JSON whatever their values, and those that are if their first value is.
 _PLAIN = frozenset({str, int, float, bool, type(None)})
 _CONTAINERS = frozenset({dict, list, tuple})
@@ -37,8 +41,8 @@ class OutputEncoder:
 
     def __init__(self, media_type: str = "") -> None:
         """`media_type` is that of texts and bytes; by default texts are JSON."""
-        self._text = Part(media_type) if media_type else None
-        self._bytes = Part(media_type or _BYTES)
+        self._text = _raw_part(media_type) if media_type else None
+        self._bytes = _raw_part(media_type or _BYTES)
         self._encode_json = msgspec.json.Encoder(enc_hook=_plain).encode
 
     def is_slow(self, value: object) -> bool:
@@ -52,7 +56,7 @@ class OutputEncoder:
         try:
             if self._is_json(value):
                 return EncodedParts(_JSON_PARTS, (self._encode_json(value),))
-            return self._encode(value)
+            return _sendable(self._encode(value))
         except TaskError:
             raise
         except Exception as error:
@@ -88,15 +92,34 @@ class OutputEncoder:
         if self._text is not None and isinstance(value, str):
             return self._text, value.encode()
         if isinstance(value, Content):
-            return Part(value.media_type), bytes(value.data)
+            return _raw_part(value.media_type), bytes(value.data)
         if is_image(value):
             return Part("image/png"), encode_png(value)
         if is_array(value) or is_tensor(value):
             return encode_array(as_array(value))
         body, media_type = getattr(value, "body", None), getattr(value, "media_type", None)
         if isinstance(body, bytes) and isinstance(media_type, str):  # a Response of Starlette or LitServe
-            return Part(media_type), body
+            return _raw_part(media_type), body
         return _JSON, self._encode_json(value)
+
+
+def _raw_part(media_type: str) -> Part:
+    """Return the part of bytes of this type, without parameters such as `; charset=utf-8`."""
+    return Part(media_type.partition(";")[0].strip())
+
+
+def _sendable(encoded: EncodedParts) -> EncodedParts:
+    """Raises `ValueError` for parts that the balancer does not accept."""
+    if len(encoded.parts) > MAX_PARTS:
+        raise ValueError(f"it has {len(encoded.parts)} parts; at most {MAX_PARTS} are allowed")
+    for part in encoded.parts:
+        if not _MEDIA_TYPE.fullmatch(part.media_type):
+            raise ValueError(f"{part.media_type[:80]!r} is no media type, such as image/png")
+        if len(part.name) > _MAX_NAME_CHARS or not part.name.isprintable():
+            raise ValueError(f"{part.name[:80]!r} is no name of a value: up to {_MAX_NAME_CHARS} printable characters")
+        if len(part.shape) > _MAX_DIMENSIONS:
+            raise ValueError(f"an array has {len(part.shape)} dimensions; at most {_MAX_DIMENSIONS} are allowed")
+    return encoded
 
 
 def _first(values: Any) -> Any:

@@ -9,7 +9,7 @@ from loadbalancer.scheduling.events import Effect, TasksSubmitted
 from loadbalancer.scheduling.scheduler import Scheduler
 from loadbalancer.scheduling.task import Task, TaskChunk, TaskCompleted, TaskEnded, TaskState
 from tests.support.scheduler import assignments, connect, new_scheduler, receive, updates
-from wire.messages import Bye, CallInputs, Chunk, EngineInfo, Finished, Part, Preempted, Started
+from wire.messages import Bye, CallInputs, Chunk, EngineInfo, Finished, Part, Preempted, Progress, Started
 
 CALL = CallInputs((Part(), Part("application/octet-stream")), stream=True)
 JSON = Part()
@@ -83,3 +83,14 @@ def test_call_without_chunks_starts_again() -> None:
 
 def chunk(index: int, attempt: int = 1) -> Chunk:
     return Chunk("t", attempt, index, JSON)
+
+
+def test_call_of_many_steps_goes_on_at_its_newest_checkpoint() -> None:
+    """How many steps a call takes is known to its engine only."""
+    core = running()
+    for step in (10, 500, 40):
+        receive(core, "w", Progress("t", 1, step, 1000, frames=1), 2.0, (b"state %d" % step,))
+    receive(core, "w", Bye("stopped", crashed=True), 3.0)
+    [(_, again)] = assignments(connect(core, "x", slots=1))
+    assert (again.step, again.frames) == (500, 3)
+    assert core.tasks["t"].checkpoint == (b"state 500",)

@@ -208,14 +208,39 @@ def test_results_are_encoded_by_type(value: Any, types: list[str], values: list[
     assert [parsed(part, frame) for part, frame in zip(result.parts, result.frames, strict=True)] == values
 
 
+@pytest.mark.parametrize(
+    ("value", "error"),
+    [
+        (Content(b"x", "nothing"), "'nothing' is no media type, such as image/png"),
+        (Content(b"x", "text/html\r\nx: y"), "is no media type"),
+        ({"a\nb": b"x"}, "is no name of a value"),
+        ({"x" * 201: b"x"}, "is no name of a value"),
+        ({str(number): b"x" for number in range(257)}, "it has 257 parts; at most 256 are allowed"),
+        (numpy.zeros([1] * 33), "an array has 33 dimensions; at most 32 are allowed"),
+        (numpy.zeros(1, "datetime64[s]"), "an array of datetime64[s] cannot be sent"),
+        (numpy.array([{}]), "an array of objects may hold text and bytes only, not dict"),
+    ],
+)
+def test_results_that_cannot_be_sent_are_explained(value: Any, error: str) -> None:
+    class Constant:
+        def predict(self, items: list[Any]) -> list[Any]:
+            return [value for _ in items]
+
+    [found] = outcomes(Constant, None)
+    assert found.error.startswith("the result cannot be sent: ")
+    assert error in found.error
+
+
 def test_media_type_of_class_applies_to_texts() -> None:
     class Page:
-        media_type = "text/html"
+        media_type = "text/html; charset=utf-8"
 
         def predict(self, item: str) -> str:
             return f"<p>{item}</p>"
 
     assert outcomes(Page, "a") == [CallOutcome(b"<p>a</p>")]
+    engine = user_engine(Page)
+    assert engine.request("x").inputs == CallInputs((Part("text/html"),))
 
 
 def test_key_separates_items_and_its_errors_fail_them() -> None:
@@ -289,7 +314,8 @@ def test_items_of_an_iterative_engine_leave_when_done() -> None:
     assert [each.value for each in found] == [2, 5, None, None]
     assert [each.error for each in found[2:]] == ["limit: limit must not be negative", "RuntimeError: no thirteen"]
     assert engine.batches == [3] * 2 + [2] * 3 + [1] * 8
-    assert (made.info().unit, made.info().checkpoints, made.info().streams) == ("step", True, True)
+    info = made.info()
+    assert (info.unit, info.checkpoints, info.streams, info.repeatable) == ("step", True, True, True)
 
 
 def test_checkpoint_continues_in_another_worker() -> None:
