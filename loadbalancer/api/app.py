@@ -42,7 +42,7 @@ def create_app(services: Services) -> ASGIApp:
     builder = RequestBuilder(services)
     hot = HotRoutes()
     routers = (
-        images.router(services, builder),
+        images.router(services, builder, hot),
         jobs.router(services, builder),
         *(module.router(services, hot) for module in (calls, health, inference)),
         *(module.router(services) for module in (models, results, scaling)),

@@ -9,6 +9,7 @@ from typing import NoReturn
 
 from starlette.datastructures import Headers
 
+from loadbalancer.api.charsets import check_json_charset
 from loadbalancer.schema.errors import BodyTooLarge, InvalidRequest, UnsupportedMediaType
 
 #: `zlib.decompressobj` detects gzip and zlib by their headers.
@@ -20,13 +21,13 @@ _PART_BYTES = 1 << 20
 _INPUT_BYTES = 1 << 14
 
 
-def check_json(headers: Headers) -> None:
-    """Raises `UnsupportedMediaType` for a form where JSON is expected.
+def check_json(content_type: str) -> None:
+    """Raises `UnsupportedMediaType` for a form where JSON is expected, `InvalidRequest` for another charset.
 
     Other types pass: many clients, such as `curl -d`, send JSON without naming it.
     """
-    kind = headers.get("content-type", "").partition(";")[0].strip().lower()
-    if kind == "multipart/form-data":
+    check_json_charset(content_type)
+    if content_type.partition(";")[0].strip().lower() == "multipart/form-data":
         raise UnsupportedMediaType("This path takes application/json, not a form; /v1/images/edits takes forms.")
 
 

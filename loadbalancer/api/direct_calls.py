@@ -15,6 +15,14 @@ MAX_DIRECT_BYTES = 64 * 2**10
 class Responder(Protocol):
     """What a call needs of its exchange. One of the two methods is called once, unless the call is cancelled."""
 
+    @property
+    def scheme(self) -> str:
+        """Of the client's URL: `http` or `https`, also behind a proxy that terminates TLS."""
+
+    @property
+    def server(self) -> tuple[str, int | None] | None:
+        """The address and port that the client has connected to."""
+
     def respond(
         self,
         status: int,

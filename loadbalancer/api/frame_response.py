@@ -52,7 +52,7 @@ class FrameResponse(Response):
                 for offset in range(0, len(view), _PART_BYTES):
                     part = view[offset : offset + _PART_BYTES]
                     await send({"type": "http.response.body", "body": part, "more_body": True})
-            await send({"type": "http.response.body"})
+            await send({"type": "http.response.body", "body": b"", "more_body": False})
         finally:
             if self.on_end is not None:
                 self.on_end()

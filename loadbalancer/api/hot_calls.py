@@ -103,7 +103,14 @@ class HotCall:
             control.check(self._query, head.host, None)
             self._caller = caller = control.enter(self._path, head.authorization, is_post=is_post, now=self._started)
             request = HotRequest(
-                self._method, self._path, self._query, self._headers, self._params, caller, body if is_post else b""
+                self._method,
+                self._path,
+                self._query,
+                self._headers,
+                self._params,
+                caller,
+                body if is_post else b"",
+                responder,
             )
             answer = self._route.handler(request)
             if isinstance(answer, Response):

@@ -16,13 +16,14 @@ from __future__ import annotations
 import asyncio
 import codecs
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import NamedTuple, Protocol
 
 from fastapi import APIRouter, Request, Response
 from fastapi.routing import APIRoute
 
 from loadbalancer.access.api_keys import Caller
 from loadbalancer.api.body_budget import BodyReservation
-from loadbalancer.api.charsets import check_json_charset
+from loadbalancer.api.content_coding import check_json
 from loadbalancer.api.http_helpers import read_whole, wait_first
 
 RawHeaders = Sequence[tuple[bytes, bytes]]
@@ -32,10 +33,29 @@ _MAX_MATCHES = 1024
 _PLAIN_JSON = (b"", b"application/json")
 
 
+class Connection(Protocol):
+    """What is known of the way of a request."""
+
+    @property
+    def scheme(self) -> str:
+        """Of the client's URL: `http` or `https`."""
+
+    @property
+    def server(self) -> tuple[str, int | None] | None:
+        """The address and port that the client has connected to."""
+
+
+class _FrameworkConnection(NamedTuple):
+    """That of a request that came through FastAPI."""
+
+    scheme: str
+    server: tuple[str, int | None] | None
+
+
 class HotRequest:
     """A request whose body has arrived completely."""
 
-    __slots__ = ("_reservation", "body", "caller", "headers", "method", "params", "path", "query")
+    __slots__ = ("_reservation", "body", "caller", "connection", "headers", "method", "params", "path", "query")
 
     def __init__(
         self,
@@ -46,6 +66,7 @@ class HotRequest:
         params: Mapping[str, str],
         caller: Caller,
         body: bytes,
+        connection: Connection,
         reservation: BodyReservation | None = None,
     ) -> None:
         """`path` is decoded, `params` are what its pattern matched. Names of headers are in lower case.
@@ -59,6 +80,7 @@ class HotRequest:
         self.params = params
         self.caller = caller
         self.body = body
+        self.connection = connection
         self._reservation = reservation
 
     def header(self, name: bytes, default: bytes = b"") -> bytes:
@@ -69,10 +91,13 @@ class HotRequest:
         return default
 
     def json(self) -> bytes:
-        """The body as UTF-8 without a byte order mark. Raises `InvalidRequest` if it names another character set."""
+        """The body as UTF-8 without a byte order mark.
+
+        Raises `InvalidRequest` if it names another character set, `UnsupportedMediaType` for a form.
+        """
         kind = self.header(b"content-type")
         if kind not in _PLAIN_JSON:
-            check_json_charset(kind.decode("latin-1"))
+            check_json(kind.decode("latin-1"))
         return self.body.removeprefix(codecs.BOM_UTF8)
 
     def release_body(self) -> None:
@@ -99,20 +124,10 @@ class HotRoute:
     async def answer(self, request: Request) -> Response:
         """Answer a request that came through FastAPI. Raises `ApiError`."""
         body = await read_whole(request, self.max_bytes) if request.method == "POST" else b""
-        state, scope = request.state, request.scope
-        answer = self.handler(
-            HotRequest(
-                request.method,
-                scope["path"],
-                scope.get("query_string", b""),
-                scope["headers"],
-                request.path_params,
-                state.caller,
-                body,
-                state.body if request.method == "POST" else None,
-            )
-        )
-        del body
+        hot = hot_request(request, body)
+        del body  # the handler releases it
+        answer = self.handler(hot)
+        del hot
         if isinstance(answer, Response):
             return answer
         future = asyncio.ensure_future(answer)
@@ -122,6 +137,22 @@ class HotRoute:
             return future.result()
         finally:
             future.cancel()
+
+
+def hot_request(request: Request, body: bytes) -> HotRequest:
+    """Return the request of FastAPI as that of a hot route."""
+    scope, state = request.scope, request.state
+    return HotRequest(
+        request.method,
+        scope["path"],
+        scope.get("query_string", b""),
+        scope["headers"],
+        request.path_params,
+        state.caller,
+        body,
+        _FrameworkConnection(scope.get("scheme", "http"), scope.get("server")),
+        state.body if request.method == "POST" else None,
+    )
 
 
 class HotRoutes:

@@ -15,11 +15,10 @@ from starlette.requests import ClientDisconnect
 from starlette.types import Receive
 
 from loadbalancer.api.body_budget import body_reservation
-from loadbalancer.api.charsets import check_json_charset
 from loadbalancer.api.content_coding import check_json, decode_body
 from loadbalancer.schema.errors import ApiError, BodyTooLarge, ClientClosed
 
-_JSON = "application/json"
+JSON = "application/json"
 Result = TypeVar("Result")
 
 _encoder = msgspec.json.Encoder()
@@ -29,7 +28,7 @@ def json_response(
     content: msgspec.Struct, status: int = HTTPStatus.OK, headers: dict[str, str] | None = None
 ) -> Response:
     """The content as JSON. Bytes become base64."""
-    return Response(encode_json(content), status, headers, media_type=_JSON)
+    return Response(encode_json(content), status, headers, media_type=JSON)
 
 
 def encode_json(content: msgspec.Struct) -> bytes:
@@ -46,9 +45,8 @@ async def read_json(request: Request, max_bytes: int) -> bytes:
     Raises what `read_body` and `decode_body` raise, `TooBusy` where the memory for bodies is full,
     `UnsupportedMediaType` for a form, `InvalidRequest` unless it is UTF-8.
     """
-    if request.headers.get("content-type", _JSON) != _JSON:
-        check_json_charset(request.headers["content-type"])
-        check_json(request.headers)
+    if request.headers.get("content-type", JSON) != JSON:
+        check_json(request.headers["content-type"])
     return (await read_whole(request, max_bytes)).removeprefix(codecs.BOM_UTF8)
 
 

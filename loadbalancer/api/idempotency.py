@@ -13,6 +13,7 @@ import logging
 import re
 import time
 from collections.abc import Container, Coroutine, Iterable, Iterator
+from functools import partial
 from typing import Any
 
 from starlette.requests import Request
@@ -20,7 +21,7 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from loadbalancer.access.api_keys import required_scope
-from loadbalancer.api.flow_control import FlowControlledResponse
+from loadbalancer.api.frame_response import FrameResponse
 from loadbalancer.api.http_helpers import client_disconnected, error_response, read_body, wait_disconnect
 from loadbalancer.generation.response_memory import ResponseMemory
 from loadbalancer.schema.errors import ApiError, InvalidRequest, KeyReused
@@ -325,7 +326,7 @@ def _replay(stored: StoredResponse, owner: str, memory: ResponseMemory) -> Respo
     """The stored response, counted until the client has read it."""
     size = len(stored.body)
     memory.add(owner, size)
-    response = FlowControlledResponse(stored.body, stored.status, stored.media_type, lambda: memory.remove(owner, size))
-    response.headers.update(stored.headers)
+    release = partial(memory.remove, owner, size)
+    response = FrameResponse([stored.body], stored.media_type, stored.status, stored.headers, on_end=release)
     response.raw_headers.append(_REPLAYED)
     return response

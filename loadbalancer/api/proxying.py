@@ -8,12 +8,12 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import msgspec
-from fastapi import Request, Response
+from fastapi import Response
 from fastapi.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from configs.proxy import ColdStartProxy
-from loadbalancer.api.http_helpers import wait_first
+from loadbalancer.api.hot_routes import HotRequest
 from loadbalancer.api.uploads import Form
 from loadbalancer.generation.validation import GenerationSpec
 from loadbalancer.proxy.upstream import FORWARDED, Content, UpstreamDeclined
@@ -57,7 +57,7 @@ class ProxiedRequest:
 
 async def try_upstream(
     services: Services,
-    request: Request,
+    request: HotRequest,
     spec: GenerationSpec,
     proxy: ColdStartProxy,
     build: BodyFactory,
@@ -65,17 +65,18 @@ async def try_upstream(
     stream: bool,
 ) -> Response | GenerationSpec:
     """The upstream's response, or the spec where this server processes the request itself. Raises `ApiError`."""
-    if FORWARDED in request.headers or not services.tracker.is_open or not _is_needed(services, proxy, spec):
+    if (
+        request.header(FORWARDED.lower().encode())
+        or not services.tracker.is_open
+        or not _is_needed(services, proxy, spec)
+    ):
         return spec
     content = await build(proxy.model or spec.model)
-    path = request.url.path.removeprefix("/v1")
+    path = request.path.removeprefix("/v1")
     proxied = ProxiedRequest(services, spec)
-    task = asyncio.create_task(_send(services, spec, path, content, min(proxy.timeout_s, spec.timeout_s), stream))
     outcome = "cancelled"
     try:
-        await wait_first(request, task)
-        outcome = "failed"
-        response = task.result()
+        response = await _send(services, spec, path, content, min(proxy.timeout_s, spec.timeout_s), stream)
         outcome = "answered" if isinstance(response, Response) else ""
     except UpstreamDeclined:
         outcome = "queued"
@@ -83,10 +84,11 @@ async def try_upstream(
     except InvalidRequest:
         outcome = "refused"
         raise
+    except Exception:
+        outcome = "failed"
+        raise
     finally:
         if outcome:
-            task.cancel()
-            task.add_done_callback(_discard)
             proxied.close(outcome)
     return response if isinstance(response, Response) else UpstreamStream(response, proxied)
 
@@ -148,11 +150,11 @@ class UpstreamStream(StreamingResponse):
             self._outcome = "answered"
 
 
-def json_factory(body: bytes) -> BodyFactory:
-    """Builds the JSON body with another model name."""
+def json_factory(request: HotRequest) -> BodyFactory:
+    """Builds the JSON body with another model name, while the request holds its body."""
 
     async def build(model: str) -> Content:
-        members: dict[str, msgspec.Raw] = msgspec.json.decode(body, type=dict[str, msgspec.Raw])
+        members: dict[str, msgspec.Raw] = msgspec.json.decode(request.json(), type=dict[str, msgspec.Raw])
         members["model"] = msgspec.Raw(msgspec.json.encode(model))
         return Content(msgspec.json.encode(members), _JSON)
 
@@ -174,11 +176,3 @@ def form_factory(form: Form) -> BodyFactory:
         return Content(fields)
 
     return build
-
-
-def _discard(task: asyncio.Task[Response | aiohttp.ClientResponse]) -> None:
-    """Close a response that arrives after the request has ended."""
-    if not task.cancelled() and task.exception() is None:
-        response = task.result()
-        if not isinstance(response, Response):
-            response.close()

@@ -9,10 +9,8 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from fastapi import Request
-
 from configs.settings import Settings
-from loadbalancer.api.http_helpers import run_while_connected
+from loadbalancer.access.api_keys import Caller
 from loadbalancer.api.uploads import FileReader
 from loadbalancer.generation.data_urls import decode_data_url
 from loadbalancer.generation.decoding.messages import DecodeRequest, ImageLimits, Size
@@ -43,7 +41,7 @@ class RequestBuilder:
     async def build(
         self,
         request: ImageRequest | EditRequest | PredictRequest,
-        http: Request,
+        caller: Caller,
         image: FileReader | str | None = None,
         mask: FileReader | str | None = None,
     ) -> GenerationSpec:
@@ -59,8 +57,8 @@ class RequestBuilder:
         loras = await asyncio.to_thread(list_loras, folder) if folder else ()
         capabilities = ModelCapabilities(self._scheduler.engine_info(name), loras)
         if isinstance(request, PredictRequest):
-            return resolve_request(request, settings, seed, capabilities, http.state.caller)
-        spec = resolve_images(request, settings, seed, capabilities, http.state.caller)
+            return resolve_request(request, settings, seed, capabilities, caller)
+        spec = resolve_images(request, settings, seed, capabilities, caller)
         if image is None:
             if isinstance(request, EditRequest):
                 text = "Missing required parameter: 'image'."
@@ -75,7 +73,7 @@ class RequestBuilder:
             size=requested_size(request, spec),
             use_alpha_as_mask=isinstance(request, EditRequest),
         )
-        images = await run_while_connected(http, self._decoders.decode(read, spec.owner, spec.timeout_s))
+        images = await self._decoders.decode(read, spec.owner, spec.timeout_s)
         remaining_s = max(spec.timeout_s - (time.monotonic() - started), 0.001)
         return with_source_images(replace(spec, timeout_s=remaining_s), images, request, settings, capabilities)
 

@@ -5,8 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from starlette.requests import Request
-
 from configs.sections import Server
 from loadbalancer.api.storage_errors import stored
 from loadbalancer.storage.result_store import ResultStore
@@ -37,12 +35,14 @@ class ResultLinks:
         return f"{self._base_url}{PATH}/{result}.{self._format}"
 
 
-def base_url(request: Request, server: Server) -> str:
-    """Return the configured URL, else the one that the client used, without a slash at its end."""
+def base_url(host: str, scheme: str, listener: tuple[str, int | None] | None, server: Server) -> str:
+    """Return the configured URL, else the one that the client used, without a slash at its end.
+
+    `host` is the header of that name. `listener` is used in its place where it is not valid.
+    """
     if server.public_url is not None:
         return server.public_url.rstrip("/")
-    host = request.headers.get("host", "")
     if not _HOST.fullmatch(host):
-        address, port = request.scope.get("server") or (server.host, server.port)
+        address, port = listener or (server.host, server.port)
         host = f"[{address}]:{port}" if ":" in address else f"{address}:{port}"
-    return f"{request.url.scheme}://{host}"
+    return f"{scheme}://{host}"

@@ -108,6 +108,20 @@ class InFlightRequest(ResultStream):
                 step, steps = self.steps.get(task, (0, self.job.inputs[index].steps))
                 yield Progress(index, estimate.state, step, steps, estimate.position, estimate.eta_s)
 
+    async def results(self) -> list[TaskCompleted]:
+        """Return the images in order. Raises the request's `ApiError`.
+
+        The request is closed after an error, and when this is cancelled.
+        """
+        try:
+            await self.ended
+            if self.failure is not None:
+                raise self.failure
+        except BaseException:
+            self.close()
+            raise
+        return [self.images[task] for task in self.tasks]
+
     def close(self) -> None:
         """Cancel the unfinished images. Idempotent."""
         if self._is_open:

@@ -43,6 +43,7 @@ class Exchange:
         "body",
         "call",
         "disconnected",
+        "headers",
         "keep_alive",
         "method",
         "more_body",
@@ -58,6 +59,7 @@ class Exchange:
         method: str,
         scope: Scope | None,
         call: DirectCall | None = None,
+        headers: Sequence[tuple[bytes, bytes]] = (),
         *,
         keep_alive: bool,
         expects_continue: bool = False,
@@ -68,6 +70,7 @@ class Exchange:
         self._scope = scope
         self.method = method
         self.call = call
+        self.headers = headers
         self.refusal = refusal
         self.keep_alive = keep_alive
         self.waiting_for_100_continue = expects_continue
@@ -121,6 +124,19 @@ class Exchange:
             self._event.set()
 
     # ---- direct calls
+
+    @property
+    def scheme(self) -> str:
+        connection = self._connection
+        if connection.client is not None and connection.config.is_trusted_proxy(connection.client[0]):
+            for name, value in self.headers:
+                if name == b"x-forwarded-proto" and value.strip() in (b"http", b"https"):
+                    return value.strip().decode("ascii")
+        return connection.scheme
+
+    @property
+    def server(self) -> tuple[str, int | None] | None:
+        return self._connection.server
 
     def begin_call(self) -> None:
         assert self.call is not None

@@ -386,7 +386,7 @@ class BoundedRequestParser(asyncio.Protocol, abc.ABC):
         keep_alive = version != "1.0" and not self.restricted and self._parser.should_keep_alive()
         scope = None if call is not None else self._scope(method, version)
         name, expects = method.decode("ascii"), self._expects_continue
-        return Exchange(self, name, scope, call, keep_alive=keep_alive, expects_continue=expects)
+        return Exchange(self, name, scope, call, self.headers, keep_alive=keep_alive, expects_continue=expects)
 
     def _scope(self, method: bytes, version: str) -> dict[str, Any]:
         """The scope of ASGI. Raises `UnicodeDecodeError` and `HttpParserInvalidURLError` for a malformed URL."""

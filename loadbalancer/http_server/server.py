@@ -14,6 +14,7 @@ from typing import Any
 
 import uvicorn
 from starlette.types import ASGIApp
+from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 
 from configs.sections import Server
 from loadbalancer.api.direct_calls import DirectApplication
@@ -72,6 +73,11 @@ class HttpConfig(uvicorn.Config):
     def is_internal(self, authorization: bytes) -> bool:
         """Whether a request with this header comes from the controller."""
         return self._internal is not None and hmac.compare_digest(authorization, self._internal)
+
+    def is_trusted_proxy(self, address: str) -> bool:
+        """Whether a client with this address may say which scheme its own client has used."""
+        app = self.loaded_app
+        return isinstance(app, ProxyHeadersMiddleware) and address in app.trusted_hosts
 
     def on_slow_reader(self) -> None:
         """Count a connection that is aborted because its client does not read."""

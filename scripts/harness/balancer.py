@@ -101,19 +101,20 @@ def running(
     workers: Mapping[str, int] | int = 1,
     *,
     life: Mapping[str, Any] | None = None,
+    program: str = "loadbalancer",
     **settings: Any,
 ) -> Iterator[Server]:
     """Start a balancer with ready workers: a number of each model, or one number for every model.
 
     `settings` are further sections of the configuration, such as `server={"max_n": 4}`;
-    `life` is the section `workers`.
+    `life` is the section `workers`, `program` the module that is the balancer.
     """
     data_dir.mkdir(parents=True, exist_ok=True)
     config = data_dir / "config.yaml"
     tree = {"models": dict(models), "workers": dict(life or {}), **settings}
     config.write_text(yaml.safe_dump(tree, sort_keys=False))
     port = free_port()
-    balancer = launch("loadbalancer", data_dir, "--config", str(config), "--port", str(port), log="loadbalancer")
+    balancer = launch(program, data_dir, "--config", str(config), "--port", str(port), log="loadbalancer")
     server = Server(data_dir, config, port, balancer, models)
     try:
         wait_until(server.is_up, "the balancer's first answer")

@@ -10,7 +10,7 @@ from typing import Annotated, NoReturn
 from fastapi import APIRouter, Query, Request, Response
 
 from loadbalancer.api.event_stream import EventStream
-from loadbalancer.api.http_helpers import json_response, read_json
+from loadbalancer.api.http_helpers import json_response, read_json, run_while_connected
 from loadbalancer.api.idempotency import HEADER, key_of_request, reused
 from loadbalancer.api.job_result import JobResult
 from loadbalancer.api.openapi import event_stream, request_body, responses, schema_ref
@@ -112,7 +112,8 @@ class _JobsApi:
             key = await key_of_request(owner, idempotency_key, request.url.path, "", body)
         parsed = parse_job(body, server.max_body_bytes, webhook_private=settings.webhook_private)
         del body  # it may be large, and decoding may take long
-        job = await self._builder.build(parsed.request, request, parsed.image, parsed.mask)
+        building = self._builder.build(parsed.request, request.state.caller, parsed.image, parsed.mask)
+        job = await run_while_connected(request, building)
         allowed_s = job.timeout_s if parsed.request.timeout_s is not None else settings.timeout_s
         order = _job_spec(parsed, job, time.time() + allowed_s)
         try:
@@ -154,7 +155,8 @@ class _JobsApi:
     def _link(self, request: Request, job: str, spec: JobSpec) -> Callable[[int], Awaitable[str]]:
         """Return a function from the index of an image to its URL."""
         services = self._services
-        base = base_url(request, services.settings.server)
+        host, scope = request.headers.get("host", ""), request.scope
+        base = base_url(host, scope["scheme"], scope.get("server"), services.settings.server)
         return partial(ResultLinks(services.results, base, spec.inputs[0].output_format).link, job)
 
     async def _image(self, job: str, item: int) -> StoredImage:

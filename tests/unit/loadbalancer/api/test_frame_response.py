@@ -7,7 +7,7 @@ import asyncio
 import pytest
 from starlette.types import Message
 
-from loadbalancer.api.flow_control import FlowControlledResponse
+from loadbalancer.api.frame_response import FrameResponse
 from scripts.harness.processes import PATIENCE_S
 
 PART = 64 << 10
@@ -22,7 +22,9 @@ async def test_response_ends_when_its_last_part_is_taken(size: int) -> None:
     taken: asyncio.Queue[Message] = asyncio.Queue(1)
     ended: list[int] = []
     body = bytes(range(256)) * (size // 256) + b"x" * (size % 256)
-    response = FlowControlledResponse(body, 201, "image/png", lambda: ended.append(1))
+    response = FrameResponse(
+        [body[: size // 2], memoryview(body)[size // 2 :]], "image/png", 201, on_end=lambda: ended.append(1)
+    )
     sending = asyncio.create_task(response({"type": "http"}, _receive, taken.put))
     start = await asyncio.wait_for(taken.get(), PATIENCE_S)
     assert (start["status"], dict(start["headers"])[b"content-length"]) == (201, str(size).encode())
@@ -39,7 +41,7 @@ async def test_response_ends_when_its_last_part_is_taken(size: int) -> None:
 
 async def test_response_whose_client_leaves_ends_once() -> None:
     ended: list[int] = []
-    response = FlowControlledResponse(b"x" * 2 * PART, 200, "image/png", lambda: ended.append(1))
+    response = FrameResponse([b"x" * 2 * PART], "image/png", on_end=lambda: ended.append(1))
     never: asyncio.Queue[Message] = asyncio.Queue(1)
     sending = asyncio.create_task(response({"type": "http"}, _receive, never.put))
     await asyncio.sleep(0)
