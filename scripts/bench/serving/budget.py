@@ -152,9 +152,7 @@ def serving(folder: Path) -> Iterator[tuple[Server, str]]:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument(
-        "--seconds", type=float, default=5.0, help="of each measurement, and again with the profiler"
-    )
+    parser.add_argument("--seconds", type=float, default=5.0, help="of each measurement, and again with the profiler")
     parser.add_argument("--connections", type=int, default=64)
     parser.add_argument("--json", type=Path, help="write the results to this file")
     args = parser.parse_args()
