@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -133,6 +134,8 @@ def _weights(name: str, model: ModelSettings) -> str:
     if model.engine == "sim":
         return f"sim {name}"
     parts = [model.path, model.variant, model.controlnet, model.dtype, f"batch {model.max_batch_size}"]
+    if model.task == "call":
+        parts += [model.engine, json.dumps(model.options, sort_keys=True), str(model.python)]
     return " ".join(str(part) for part in parts if part is not None)
 
 

@@ -14,11 +14,15 @@ def device_name(device: str) -> str:
 
 
 def memory_bytes(device: str) -> int:
-    """Return torch's peak GPU memory if the engine uses it, otherwise the resident memory of this process."""
+    """Return torch's peak GPU memory, or on a CPU the resident memory of this process.
+
+    0 for an engine that uses the GPU without torch: the controller then asks the driver.
+    """
+    if not device.startswith("cuda"):
+        return int(psutil.Process().memory_info().rss)
     torch = _torch()
-    if device.startswith("cuda") and torch is not None and torch.cuda.is_initialized():
-        return int(torch.cuda.max_memory_reserved(device))
-    return int(psutil.Process().memory_info().rss)
+    is_used = torch is not None and torch.cuda.is_initialized()
+    return int(torch.cuda.max_memory_reserved(device)) if is_used else 0
 
 
 def synchronize(device: str) -> None:
