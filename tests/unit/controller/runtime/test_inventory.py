@@ -133,7 +133,8 @@ def test_weights_key_depends_on_what_worker_loads(settings: Any) -> None:
 
     assert weights() == weights(scaling={"min_workers": 2}, gpu_memory="9.5GiB")
     assert len({weights(), weights(dtype="float16"), weights(path="other"), weights(max_batch_size=4)}) == 4
-    own = {weights(engine=engine, path="/x", options=options) for engine in ("a:B", "a:C") for options in ({}, {"n": 1})}
+    engines = [(engine, options) for engine in ("a:B", "a:C") for options in ({}, {"n": 1})]
+    own = {weights(engine=engine, path="/x", options=options) for engine, options in engines}
     assert len(own) == 4, "engines of users in one folder"
 
 
