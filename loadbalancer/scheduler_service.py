@@ -12,8 +12,8 @@ from collections.abc import Callable, Mapping, Sequence
 from configs.settings import Settings
 from loadbalancer.metrics.arrival_log import ArrivalLog
 from loadbalancer.scheduling.events import (
+    Effect,
     Event,
-    LogLine,
     MessageReceived,
     NotifyListener,
     ProxyFinished,
@@ -29,8 +29,8 @@ from loadbalancer.scheduling.scheduler import Scheduler
 from loadbalancer.scheduling.task import Checkpoint, Task, TaskCompleted, TaskEnded, TaskUpdate
 from loadbalancer.transport.curve_listener import CurveListener
 from loadbalancer.transport.process_watcher import ProcessWatcher
-from loadbalancer.transport.worker_socket import WorkerSocket
-from wire.codec import BalancerEnvelope, Frame, WorkerEnvelope
+from loadbalancer.transport.worker_socket import ReceivedMessage, WorkerSocket
+from wire.codec import BalancerEnvelope, Frame
 from wire.messages import Hello, ServerStopping, TaskInputs
 from wire.snapshot import Snapshot
 
@@ -71,9 +71,11 @@ class SchedulerService:
         # Questions that need no clock go to the scheduler itself.
         self.estimate, self.checkpoint = self._scheduler.estimate, self._scheduler.checkpoint
         self.engine_info, self.step_curves = self._scheduler.engine_info, self._scheduler.step_curves
-        self._socket = WorkerSocket(address, listener, self._on_message, self._on_worker_lost, settings.workers)
+        self._socket = WorkerSocket(address, listener, self._on_messages, self._on_worker_lost, settings.workers)
         self._processes = ProcessWatcher(self._on_process_ended)
         self._listeners: dict[str, Listener] = {}
+        #: Messages to workers that leave at the end of this turn of the loop.
+        self._outbox: dict[str, list[BalancerEnvelope]] = {}
         self._errors: Counter[str] = Counter()
         self._started = time.monotonic()
         self._was_suspended = False
@@ -86,12 +88,13 @@ class SchedulerService:
 
     def announce_stop(self, within_s: float) -> None:
         """Ask all workers to serve on for so long, even if they are told to drain."""
-        for worker in self._scheduler.connected_workers():
-            self._socket.send(worker, [BalancerEnvelope(ServerStopping(within_s))])
+        stopping = [BalancerEnvelope(ServerStopping(within_s))]
+        self._socket.send(dict.fromkeys(self._scheduler.connected_workers(), stopping))
 
     async def stop(self) -> None:
         """Cancel every task, then close."""
         self._handle(TasksCancelled(list(self._scheduler.tasks), "the server is shutting down"))
+        self._send_outbox()
         self._next_tick.cancel()
         self._socket.stop_receiving()
         self._processes.watch_only(())
@@ -149,7 +152,8 @@ class SchedulerService:
         for task, state in zip(tasks, checkpoints, strict=bool(checkpoints)):
             if state is not None:
                 task.resume_from(state)
-        self._listeners |= dict.fromkeys((task.id for task in tasks), listener)
+        for task in tasks:
+            self._listeners[task.id] = listener
         try:
             self._handle(TasksSubmitted(tasks, already_counted))
         except Exception:
@@ -201,20 +205,30 @@ class SchedulerService:
     # ---- events and effects
 
     def _handle(self, event: Event) -> None:
-        envelopes: dict[str, list[BalancerEnvelope]] = {}
-        for effect in self._scheduler.handle(event, time.monotonic()):
-            match effect:
-                case SendMessage(worker, message, frames):
-                    envelopes.setdefault(worker, []).append(BalancerEnvelope(message, frames))
-                case NotifyListener(update):
-                    self._notify(update)
-                case LogLine(text):
-                    log.info("%s", _printable(text))
-                case RecordTask(task):
-                    if self._arrivals is not None:
-                        self._arrivals.put(task, time.monotonic(), time.time())
-        for worker, own in envelopes.items():
-            self._socket.send(worker, own)
+        now = time.monotonic()
+        self._carry_out(self._scheduler.handle(event, now), now)
+
+    def _carry_out(self, effects: Sequence[Effect], now: float) -> None:
+        """Carry out effects in order. What goes to workers is collected, and sent in the next turn of the loop."""
+        for effect in effects:
+            if isinstance(effect, NotifyListener):
+                self._notify(effect.update)
+            elif isinstance(effect, SendMessage):
+                if not self._outbox:
+                    self._loop.call_soon(self._send_outbox)
+                envelope = BalancerEnvelope(effect.message, effect.frames)
+                self._outbox.setdefault(effect.worker, []).append(envelope)
+            elif isinstance(effect, RecordTask):
+                if self._arrivals is not None:
+                    self._arrivals.put(effect.task, now, time.time())
+            else:
+                log.info("%s", _printable(effect.text))
+
+    def _send_outbox(self) -> None:
+        """Send each worker its messages of this turn of the loop as one."""
+        if self._outbox:
+            outbox, self._outbox = self._outbox, {}
+            self._socket.send(outbox)
 
     def _notify(self, update: TaskUpdate) -> None:
         is_last = isinstance(update, TaskCompleted | TaskEnded)
@@ -226,18 +240,27 @@ class SchedulerService:
         except Exception:
             log.exception("a listener failed on %s", type(update).__name__)
 
-    def _on_message(self, worker: str, envelope: WorkerEnvelope, is_local: bool) -> None:
+    def _on_messages(self, received: Sequence[ReceivedMessage]) -> None:
+        """Take in everything that one wake-up has received, then fill the slots that it has freed."""
+        now = time.monotonic()
+        for worker, envelope, is_local in received:
+            try:
+                self._carry_out(self._scheduler.apply(MessageReceived(worker, envelope), now), now)
+            except Exception:  # an error here must not affect the messages of other workers
+                self._errors["unhandled"] += 1
+                log.exception("failed on a %s of %r", type(envelope.message).__name__, worker)
+                continue
+            if isinstance(envelope.message, Hello):
+                if is_local and worker in self._scheduler.connected_workers():
+                    self._processes.watch(worker, envelope.message.pid)
+                else:
+                    self._processes.unwatch(worker)
         try:
-            self._handle(MessageReceived(worker, envelope))
-        except Exception:  # an error here must not affect the messages of other workers
+            self._carry_out(self._scheduler.assign(now), now)
+        except Exception:
             self._errors["unhandled"] += 1
-            log.exception("failed on a %s of %r", type(envelope.message).__name__, worker)
-            return
-        if isinstance(envelope.message, Hello):
-            if is_local and worker in self._scheduler.connected_workers():
-                self._processes.watch(worker, envelope.message.pid)
-            else:
-                self._processes.unwatch(worker)
+            log.exception("failed to assign tasks")
+        self._send_outbox()
 
     def _on_worker_lost(self, worker: str, reason: str) -> None:
         self._handle(WorkerLost(worker, reason))

@@ -53,8 +53,7 @@ def encode(envelopes: Iterable[WorkerEnvelope] | Iterable[BalancerEnvelope]) -> 
     messages: list[ToBalancer | ToWorker] = []
     frames: list[Frame] = []
     for message, own in envelopes:
-        count = frame_count(message)
-        if count != len(own):
+        if (count := frame_count(message)) != len(own):
             raise ValueError(f"{type(message).__name__} announces {count} frames, brings {len(own)}")
         messages.append(message)
         frames += own
@@ -62,11 +61,9 @@ def encode(envelopes: Iterable[WorkerEnvelope] | Iterable[BalancerEnvelope]) -> 
 
 
 def frame_count(message: ToBalancer | ToWorker) -> int:
-    if isinstance(message, Assign):
-        return sum(task.frames for task in message.tasks)
     if isinstance(message, Progress | Chunk | Finished | Preempted):
         return message.frames
-    return 0
+    return sum([task.frames for task in message.tasks]) if isinstance(message, Assign) else 0
 
 
 def _decode(
@@ -87,9 +84,10 @@ def _decode(
     counts = [frame_count(message) for message in messages]
     if any(count < 0 for count in counts) or sum(counts) != len(frames) - 1:
         raise MalformedFrames(f"messages announce {sum(counts)} frames, {len(frames) - 1} came")
-    rest = iter(frames[1:])
+    rest = itertools.islice(frames, 1, None)
     return [
-        envelope(message, list(itertools.islice(rest, count))) for message, count in zip(messages, counts, strict=True)
+        envelope(message, list(itertools.islice(rest, count)) if count else ())
+        for message, count in zip(messages, counts, strict=True)
     ]
 
 

@@ -97,30 +97,34 @@ class Scheduler:
         return f"<Scheduler {len(self.tasks)} tasks, {self.registry!r}, {self.queues!r}>"
 
     def handle(self, event: Event, now: float) -> list[Effect]:
-        """Process the event; return the effects. Raises `QueueFull` for `TasksSubmitted` without room."""
-        submitted: Collection[str] = ()
-        effects: list[Effect] = []
+        """Process the event and fill free slots; return the effects. Raises `QueueFull`, see `apply`."""
+        effects = self.apply(event, now)
+        submitted = {task.id for task in event.tasks} if isinstance(event, TasksSubmitted) else ()
+        effects += self.store.assign(now, submitted)
+        return effects + self._preempt_and_rebalance(now) if isinstance(event, Tick) else effects
+
+    def assign(self, now: float) -> list[Effect]:
+        """Fill free slots, after one or more calls of `apply`."""
+        return self.store.assign(now)
+
+    def apply(self, event: Event, now: float) -> list[Effect]:
+        """Process the event without filling free slots. Raises `QueueFull` for `TasksSubmitted` without room."""
         match event:
             case MessageReceived(worker, envelope):
-                effects = self._on_message(worker, envelope, now)
+                return self._on_message(worker, envelope, now)
             case TasksSubmitted(tasks, already_counted):
                 self.store.submit(tasks, now, already_counted=already_counted)
-                submitted = {task.id for task in tasks}
             case TasksCancelled(names, reason):
-                for name in names:
-                    task = self.tasks.get(name)
-                    if task is not None:
-                        effects += self.store.finish(task, TaskState.CANCELLED, None, reason, now)
+                return self.store.cancel(names, reason, now)
             case WorkerLost(worker, reason):
-                effects = self._on_worker_lost(worker, reason, now)
+                return self._on_worker_lost(worker, reason, now)
             case Tick():
-                effects = self._on_tick(now)
+                return self._on_tick(now)
             case RequestProxied(model, shape, steps, count):
                 self.model_counters[model].on_proxied(shape, steps, count, now)
             case ProxyFinished(model, count):
                 self.model_counters[model].on_proxy_finished(count)
-        effects += self.store.assign(now, submitted)
-        return effects + self._preempt_and_rebalance(now) if isinstance(event, Tick) else effects
+        return []
 
     # ---- questions
 

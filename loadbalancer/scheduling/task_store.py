@@ -286,6 +286,15 @@ class TaskStore:
         update = TaskCompleted(task.id, frames, started - task.created, now - started, flagged, parts)
         return [record, NotifyListener(update)]
 
+    def cancel(self, names: Sequence[str], reason: str, now: float) -> list[Effect]:
+        """End these tasks; unknown and ended ones are ignored."""
+        effects: list[Effect] = []
+        for name in names:
+            task = self.tasks.get(name)
+            if task is not None:
+                effects += self.finish(task, TaskState.CANCELLED, None, reason, now)
+        return effects
+
     def expire(self, now: float) -> list[Effect]:
         """End the tasks whose deadline has passed, in any state."""
         effects: list[Effect] = []

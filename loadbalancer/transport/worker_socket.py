@@ -1,7 +1,7 @@
 """The ROUTER sockets that exchange messages with the workers.
 
-The event loop watches its file descriptor, and one wake-up receives everything that has arrived. All messages to a
-worker from one event leave as one multipart message.
+The event loop watches their file descriptors, and one wake-up receives everything that has arrived. All messages that
+are sent to a worker at once leave as one multipart message.
 """
 
 from __future__ import annotations
@@ -11,8 +11,9 @@ import contextlib
 import logging
 import os
 from collections import Counter
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import msgspec
 import zmq
@@ -24,6 +25,7 @@ from loadbalancer.transport.worker_routes import NameRefused, RemoteRoute, Worke
 from wire.codec import (
     MAX_HEADER_BYTES,
     BalancerEnvelope,
+    Frame,
     MalformedFrames,
     WorkerEnvelope,
     decode_from_worker,
@@ -33,12 +35,26 @@ from wire.messages import Bye, Hello, Reject, ToBalancer
 
 log = logging.getLogger(__name__)
 
-#: Called with the worker, its message, and whether the worker is on this machine.
-OnMessage = Callable[[str, WorkerEnvelope, bool], None]
+
+class ReceivedMessage(NamedTuple):
+    """A message of a worker. `is_local`: the worker is on this machine."""
+
+    worker: str
+    envelope: WorkerEnvelope
+    is_local: bool
+
+
+#: Called with what one wake-up has received, in order.
+OnMessages = Callable[[Sequence[ReceivedMessage]], None]
 #: Called with the worker that cannot be reached, and the reason.
 OnWorkerLost = Callable[[str, str], None]
-#: Messages taken per wake-up, so that a flood from workers cannot starve HTTP.
-_MAX_MESSAGES_PER_WAKE_UP = 256
+#: ZeroMQ messages taken per wake-up, and the number of messages in them after which no other is taken. So a flood from
+#: workers cannot starve HTTP.
+_MAX_RECEIVED_PER_WAKE_UP = 256
+_MAX_MESSAGES_PER_WAKE_UP = 512
+#: Frames from this size on are passed on without a copy. Below, the copy costs less than what avoids it.
+_ZERO_COPY_BYTES = 1 << 14
+_MORE = zmq.DONTWAIT | zmq.SNDMORE
 #: Workers whose malformed messages are named in the log: each can come under as many names as it likes.
 _MAX_NAMED = 1000
 #: Least seconds between two requests for a Hello over one connection.
@@ -57,13 +73,13 @@ class WorkerSocket:
         self,
         address: str,
         listener: CurveListener | None,
-        on_message: OnMessage,
+        on_messages: OnMessages,
         on_worker_lost: OnWorkerLost,
         settings: Workers,
     ) -> None:
         self._address = address
         self._listener = listener
-        self._on_message = on_message
+        self._on_messages = on_messages
         self._on_worker_lost = on_worker_lost
         max_result_bytes = int(settings.max_result_bytes)
         self._max_frame_bytes = max(max_result_bytes, MAX_HEADER_BYTES)
@@ -147,29 +163,25 @@ class WorkerSocket:
         """Forget the names of all other workers."""
         self._routes.keep_only(workers)
 
-    def send(self, worker: str, envelopes: Sequence[BalancerEnvelope]) -> None:
-        """Send the messages to the worker as one multipart message."""
-        route = self._routes.routes.get(worker)
-        if route is None:
-            error = self._send(self._local, worker.encode(), envelopes)
-        else:
-            assert self._remote is not None
-            error = self._send(self._remote, route.identity, envelopes)
-        if error is not None:  # EHOSTUNREACH: disconnected; EAGAIN: it does not read
-            self._loop.call_soon(self._on_worker_lost, worker, f"cannot be reached: {error}")
+    def send(self, outbox: Mapping[str, Sequence[BalancerEnvelope]]) -> None:
+        """Send each worker its messages as one multipart message."""
+        for worker, envelopes in outbox.items():
+            route = self._routes.routes.get(worker)
+            try:
+                if route is None:
+                    _send(self._local, worker.encode(), envelopes)
+                else:
+                    assert self._remote is not None
+                    _send(self._remote, route.identity, envelopes)
+            except zmq.ZMQError as error:  # EHOSTUNREACH: disconnected; EAGAIN: it does not read
+                self._loop.call_soon(self._on_worker_lost, worker, f"cannot be reached: {error}")
+        self._check_unread()
 
-    def _send(
-        self, socket: zmq.Socket[bytes], identity: bytes, envelopes: Sequence[BalancerEnvelope]
-    ) -> zmq.ZMQError | None:
-        failure = None
-        try:
-            socket.send_multipart([identity, *encode(envelopes)], zmq.DONTWAIT, copy=False)
-        except zmq.ZMQError as error:
-            failure = error
-        # The descriptor is edge-triggered: sending may have swallowed the edge of a message that arrived meanwhile.
-        if int(socket.getsockopt(zmq.EVENTS)) & zmq.POLLIN:
-            self._loop.call_soon(self._drain, socket)
-        return failure
+    def _check_unread(self) -> None:
+        """Receive what arrived while something was sent: descriptors are edge-triggered, and sending swallows edges."""
+        for socket in self._sockets:
+            if int(socket.getsockopt(zmq.EVENTS)) & zmq.POLLIN:
+                self._loop.call_soon(self._drain, socket)
 
     def drain(self) -> None:
         """Receive what has arrived."""
@@ -178,27 +190,39 @@ class WorkerSocket:
 
     def _drain(self, socket: zmq.Socket[bytes]) -> None:
         """Receive what has arrived on this socket; what is beyond a bound follows when others have had their turn."""
-        for _ in range(_MAX_MESSAGES_PER_WAKE_UP):
+        received: list[ReceivedMessage] = []
+        is_remote = socket is self._remote
+        for _ in range(_MAX_RECEIVED_PER_WAKE_UP):
             if socket.closed:
-                return
+                break
             try:
-                identity, *frames = socket.recv_multipart(zmq.DONTWAIT, copy=False)
+                identity: zmq.Frame | bytes = socket.recv(zmq.DONTWAIT, copy=not is_remote)
             except zmq.Again:
-                return
-            if socket is self._remote:
-                self._on_remote_frames(identity, frames)
-                continue
-            worker = identity.bytes.decode("utf-8", "replace")
-            for envelope in self._decode(worker, frames):
-                if isinstance(envelope.message, Hello):
-                    self._routes.accept_local(worker)
-                elif self._routes.routes.get(worker) is not None:
-                    self.counters["unknown_worker"] += 1
-                    continue
-                self._on_message(worker, envelope, True)
-        self._loop.call_soon(self._drain, socket)
+                break
+            frames = _rest_of_message(socket)
+            if isinstance(identity, zmq.Frame):
+                received += self._from_remote(identity, frames)
+            else:
+                received += self._from_local(identity, frames)
+            if len(received) >= _MAX_MESSAGES_PER_WAKE_UP:
+                self._loop.call_soon(self._drain, socket)
+                break
+        else:
+            self._loop.call_soon(self._drain, socket)
+        if received:
+            self._on_messages(received)
 
-    def _on_remote_frames(self, identity: zmq.Frame, frames: Sequence[zmq.Frame]) -> None:
+    def _from_local(self, identity: bytes, frames: Sequence[Frame]) -> Iterator[ReceivedMessage]:
+        worker = identity.decode("utf-8", "replace")
+        for envelope in self._decode(worker, frames):
+            if isinstance(envelope.message, Hello):
+                self._routes.accept_local(worker)
+            elif self._routes.routes.get(worker) is not None:
+                self.counters["unknown_worker"] += 1
+                continue
+            yield ReceivedMessage(worker, envelope, is_local=True)
+
+    def _from_remote(self, identity: zmq.Frame, frames: Sequence[Frame]) -> Iterator[ReceivedMessage]:
         assert self._listener is not None
         key = self._listener.key_name(identity)
         if key is None:  # revoked: its connection stays; its silence makes it a lost worker
@@ -222,7 +246,7 @@ class WorkerSocket:
             if name is None:
                 self._request_hello(route, message)
             else:
-                self._on_message(name, envelope, False)
+                yield ReceivedMessage(name, envelope, is_local=False)
                 if isinstance(message, Bye):
                     self._routes.remove(name)
 
@@ -244,15 +268,15 @@ class WorkerSocket:
 
     def _send_remote(self, route: RemoteRoute, message: Reject) -> None:
         assert self._remote is not None
-        self._send(self._remote, route.identity, [BalancerEnvelope(message)])
+        with contextlib.suppress(zmq.ZMQError):
+            _send(self._remote, route.identity, [BalancerEnvelope(message)])
 
-    def _decode(self, sender: str, frames: Sequence[zmq.Frame]) -> Sequence[WorkerEnvelope]:
+    def _decode(self, sender: str, frames: Sequence[Frame]) -> Sequence[WorkerEnvelope]:
         """Return the messages; none if they are malformed."""
         try:
-            buffers = [frame.buffer for frame in frames]
-            if sum(buffer.nbytes for buffer in buffers) > self._max_message_bytes:
+            if sum(map(len, frames)) > self._max_message_bytes:
                 raise MalformedFrames(f"it has more than {self._max_message_bytes} bytes")
-            return decode_from_worker(buffers)
+            return decode_from_worker(frames)
         except MalformedFrames as error:
             self.counters["malformed"] += 1
             self._warn(sender, "dropped a malformed message of %r (further ones are only counted): %s", error)
@@ -263,3 +287,22 @@ class WorkerSocket:
         if sender not in self._named and len(self._named) < _MAX_NAMED:
             self._named.add(sender)
             log.warning(text, sender, *values)
+
+
+def _rest_of_message(socket: zmq.Socket[bytes]) -> list[Frame]:
+    """Receive the frames that follow the identity. A ROUTER socket has them all once it has the first."""
+    frames: list[Frame] = []
+    while True:
+        frame = socket.recv(zmq.DONTWAIT, copy=False)
+        frames.append(frame.buffer if len(frame) >= _ZERO_COPY_BYTES else frame.bytes)
+        if not frame.more:
+            return frames
+
+
+def _send(socket: zmq.Socket[bytes], identity: bytes, envelopes: Sequence[BalancerEnvelope]) -> None:
+    """Send the messages as one multipart message. Raises `ZMQError` before the first frame, and never later."""
+    *frames, last = encode(envelopes)
+    socket.send(identity, _MORE)
+    for frame in frames:
+        socket.send(frame, _MORE, copy=len(frame) < _ZERO_COPY_BYTES)
+    socket.send(last, zmq.DONTWAIT, copy=len(last) < _ZERO_COPY_BYTES)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -11,7 +11,7 @@ import zmq
 from pydantic import ByteSize
 
 from configs.sections import Workers
-from loadbalancer.transport.worker_socket import WorkerSocket
+from loadbalancer.transport.worker_socket import ReceivedMessage, WorkerSocket
 from tests.support.scheduler import IMAGE
 from wire.codec import MAX_HEADER_BYTES, Frame, WorkerEnvelope, encode
 from wire.messages import Finished, Preempted
@@ -44,13 +44,13 @@ def preempted(*sizes: int) -> list[Frame]:
 async def test_messages_over_the_limit_are_dropped(tmp_path: Path, frames: list[Frame], events: list[str]) -> None:
     received: list[str] = []
 
-    def on_message(worker: str, envelope: WorkerEnvelope, is_local: bool) -> None:
-        assert (worker, is_local) == ("w", True)
-        received.append(type(envelope.message).__name__)
+    def on_messages(messages: Sequence[ReceivedMessage]) -> None:
+        assert {(each.worker, each.is_local) for each in messages} == {("w", True)}
+        received.extend(type(each.envelope.message).__name__ for each in messages)
 
     address = f"ipc://{tmp_path}/workers.sock"
     router = WorkerSocket(
-        address, None, on_message, lambda worker, reason: None, Workers(max_result_bytes=ByteSize(LIMIT))
+        address, None, on_messages, lambda worker, reason: None, Workers(max_result_bytes=ByteSize(LIMIT))
     )
     router.open()
     with zmq.Context() as context, context.socket(zmq.DEALER) as peer:
@@ -78,7 +78,7 @@ async def test_removed_socket_is_bound_again(tmp_path: Path) -> None:
     router = WorkerSocket(
         address,
         None,
-        lambda worker, envelope, is_local: received.append((worker, type(envelope.message).__name__)),
+        lambda messages: received.extend((each.worker, type(each.envelope.message).__name__) for each in messages),
         lambda worker, reason: None,
         Workers(),
     )
