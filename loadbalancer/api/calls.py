@@ -91,7 +91,7 @@ class CallApi:
         return self._answer(request, spec, accepted, around, stream=stream)
 
     def _answer(
-        self, request: HotRequest, spec: CallSpec, accepted: Sequence[MediaRange], around: JsonFrame, *, stream: bool
+        self, request: HotRequest, spec: CallSpec, accepted: tuple[MediaRange, ...], around: JsonFrame, *, stream: bool
     ) -> Answer:
         if stream:
             source = self._tracker.accept_call(spec, None)
@@ -105,15 +105,15 @@ class CallApi:
         return in_flight.response
 
 
-def _accepted(request: HotRequest) -> Sequence[MediaRange]:
+def _accepted(request: HotRequest) -> tuple[MediaRange, ...]:
     return parse_accept(request.header(b"accept").decode("latin-1"))
 
 
-def _prefers_events(accepted: Sequence[MediaRange]) -> bool:
+def _prefers_events(accepted: tuple[MediaRange, ...]) -> bool:
     return choose(accepted, (JSON, EVENTS)) == EVENTS
 
 
-def _response(accepted: Sequence[MediaRange], around: JsonFrame, call: InFlightCall) -> Answer:
+def _response(accepted: tuple[MediaRange, ...], around: JsonFrame, call: InFlightCall) -> Answer:
     """The response in the best type that its client accepts. Raises `ApiError`."""
     if call.failure is not None:
         raise call.failure
@@ -148,7 +148,7 @@ def _tensor_headers(part: Part) -> dict[str, str]:
     return {"x-tensor-dtype": part.dtype, "x-tensor-shape": ",".join(map(str, part.shape))} if part.dtype else {}
 
 
-def _not_acceptable(result: CallResult, accepted: Sequence[MediaRange]) -> NotAcceptable:
+def _not_acceptable(result: CallResult, accepted: tuple[MediaRange, ...]) -> NotAcceptable:
     allowed = shorten(", ".join(each.kind for each in accepted))
     if len(result.parts) != 1:
         text = f"The result has {len(result.parts)} parts, which can only be sent as {JSON}; Accept allows {allowed}."

@@ -157,6 +157,8 @@ class Metrics:
         )
         #: Of both, by route and status: as many as there are label values.
         self._children: dict[tuple[str, int], tuple[Counter, Histogram]] = {}
+        #: Waiting and running times, by model.
+        self._times: dict[str, tuple[Histogram, Histogram]] = {}
         self._proxied = Counter(
             "muster_proxied_requests",
             "Requests sent to another server, by outcome.",
@@ -200,8 +202,11 @@ class Metrics:
 
     def image(self, model: str, queued_s: float, running_s: float) -> None:
         """Record a finished image."""
-        self._queued.labels(model).observe(queued_s)
-        self._running.labels(model).observe(running_s)
+        found = self._times.get(model)
+        if found is None:
+            found = self._times[model] = self._queued.labels(model), self._running.labels(model)
+        found[0].observe(queued_s)
+        found[1].observe(running_s)
 
 
 def _measured(curves: Mapping[str, Sequence[StepCurve]]) -> Iterator[Metric]:

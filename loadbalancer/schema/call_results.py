@@ -82,18 +82,16 @@ def tensor_type(part: Part, frame: Frame) -> DataType:
     return DATATYPES[name]
 
 
-def response_type(result: CallResult, accepted: Sequence[MediaRange]) -> str | None:
+def response_type(result: CallResult, accepted: tuple[MediaRange, ...]) -> str | None:
     """Return the media type of the response to these Accept ranges, JSON first; None if none is acceptable.
 
     Bytes are for a result of one part, under its own type or as `application/octet-stream`.
     """
-    offered = [JSON]
-    if len(result.parts) == 1:
-        own = result.parts[0].media_type.lower()
-        offered += [kind for kind in dict.fromkeys((own, BYTES)) if kind != JSON]
-    return choose(accepted, offered)
+    if len(result.parts) != 1:
+        return choose(accepted, (JSON,))
+    return choose(accepted, tuple(dict.fromkeys((JSON, result.parts[0].media_type.lower(), BYTES))))
 
 
-def may_be_bytes(accepted: Sequence[MediaRange]) -> bool:
+def may_be_bytes(accepted: tuple[MediaRange, ...]) -> bool:
     """Return whether JSON is not what the client prefers."""
     return quality(accepted, JSON) < max(each.quality for each in accepted)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Sequence
 from typing import NamedTuple
 
 JSON = "application/json"
@@ -48,13 +47,14 @@ def parse_accept(header: str) -> tuple[MediaRange, ...]:
     return tuple(ranges) or (MediaRange("*/*", 1.0),)
 
 
-def quality(accepted: Sequence[MediaRange], media_type: str) -> float:
+def quality(accepted: tuple[MediaRange, ...], media_type: str) -> float:
     """Return the weight of the type: that of the most precise range which matches; 0 if it is not acceptable."""
     matching = [each for each in accepted if each.matches(media_type)]
     return max(matching, key=lambda each: each.precision).quality if matching else 0.0
 
 
-def choose(accepted: Sequence[MediaRange], offered: Sequence[str]) -> str | None:
+@functools.lru_cache(maxsize=64)  # the same clients ask the same models
+def choose(accepted: tuple[MediaRange, ...], offered: tuple[str, ...]) -> str | None:
     """Return the offered type with the largest weight, of several the first; None if none is acceptable."""
     best = max(offered, key=lambda each: quality(accepted, each))  # `max` returns the first of several
     return best if quality(accepted, best) > 0 else None

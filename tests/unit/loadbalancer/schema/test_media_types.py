@@ -36,7 +36,7 @@ PNG = "image/png"
     ],
 )
 def test_best_offer_is_chosen(header: str, chosen: str | None) -> None:
-    assert choose(parse_accept(header), [JSON, PNG, BYTES]) == chosen
+    assert choose(parse_accept(header), (JSON, PNG, BYTES)) == chosen
 
 
 @given(st.text(max_size=60))
