@@ -26,6 +26,7 @@ Sum = Annotated[int, msgspec.Meta(ge=0)]
 Seconds = Annotated[float, msgspec.Meta(ge=0, le=1e9)]
 Side = Annotated[int, msgspec.Meta(ge=1, le=100_000)]
 Name = Annotated[str, msgspec.Meta(max_length=200)]
+ErrorStatus = Annotated[int, msgspec.Meta(ge=0, le=599)]
 SchemaText = Annotated[str, msgspec.Meta(max_length=2**16)]
 
 ImageFormat = Literal["png", "jpeg", "webp"]
@@ -334,6 +335,8 @@ class Failed(msgspec.Struct, frozen=True, tag=True, omit_defaults=True):
     attempt: Count
     kind: FailureKind
     message: str
+    #: HTTP status that a user's engine chose; 0: that of the kind.
+    status: ErrorStatus = 0
 
 
 class Preempted(msgspec.Struct, frozen=True, tag=True, omit_defaults=True):

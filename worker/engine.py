@@ -20,12 +20,16 @@ BatchKey = Hashable
 
 
 class TaskError(Exception):
-    """One task failed, the others are unaffected. `kind` and the text go to the client."""
+    """One task failed, the others are unaffected. `kind` and the text go to the client.
 
-    def __init__(self, kind: FailureKind, message: str) -> None:
+    `status`: HTTP status, if an engine chose one; 0: that of the kind.
+    """
+
+    def __init__(self, kind: FailureKind, message: str, status: int = 0) -> None:
         super().__init__(message)
         self.kind: FailureKind = kind
         self.message = message
+        self.status = status
 
 
 class UnsupportedModel(Exception):

@@ -30,7 +30,7 @@ _MAX_TEXT_CHARS = 1000
 
 
 def failure(task: Assignment, error: TaskError) -> Failed:
-    return Failed(task.task, task.attempt, error.kind, clip(error.message, _MAX_TEXT_CHARS))
+    return Failed(task.task, task.attempt, error.kind, clip(error.message, _MAX_TEXT_CHARS), error.status)
 
 
 class FinishedRow(NamedTuple):

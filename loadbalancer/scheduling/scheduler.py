@@ -296,8 +296,8 @@ class Scheduler:
                 return self._on_chunk(worker, task, index, part, frames, now)
             case Finished():
                 return self._on_finished(worker, task, message, frames, now)
-            case Failed(kind=kind, message=text):
-                return store.finish(task, TaskState.FAILED, kind, clean_text(text), now)
+            case Failed(kind=kind, message=text, status=status):
+                return store.finish(task, TaskState.FAILED, kind, clean_text(text), now, status)
             case Preempted(step=step):
                 return store.on_preempted(task, step, frames, now)
 

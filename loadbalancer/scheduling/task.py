@@ -253,6 +253,8 @@ class TaskEnded:
     state: TaskState
     kind: FailureKind | None
     message: str
+    #: HTTP status that a user's engine chose; 0: none.
+    status: int = 0
 
 
 TaskUpdate = TaskStarted | TaskProgress | TaskChunk | TaskCompleted | TaskEnded

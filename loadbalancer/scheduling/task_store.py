@@ -303,7 +303,9 @@ class TaskStore:
             effects += self.finish(task, TaskState.EXPIRED, None, reason, now)
         return effects
 
-    def finish(self, task: Task, state: TaskState, kind: FailureKind | None, message: str, now: float) -> list[Effect]:
+    def finish(
+        self, task: Task, state: TaskState, kind: FailureKind | None, message: str, now: float, status: int = 0
+    ) -> list[Effect]:
         """End the task without a result. A worker that holds it is told to cancel it."""
         effects: list[Effect] = []
         if task.state is TaskState.QUEUED:
@@ -315,7 +317,7 @@ class TaskStore:
                 effects.append(SendMessage(worker.id, Cancel([task.id])))
         task.transition(state, now, message)
         record = self._remove(task, state.value, now)
-        return [*effects, record, NotifyListener(TaskEnded(task.id, state, kind, message))]
+        return [*effects, record, NotifyListener(TaskEnded(task.id, state, kind, message, status))]
 
     def _remove(self, task: Task, counted_as: str, now: float) -> RecordTask:
         task.work_s += self.costs[task.model].on_stop(task.id, now)

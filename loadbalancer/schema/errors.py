@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import ClassVar
 
 from configs.text import printable
 from loadbalancer.scheduling.task import TaskEnded, TaskState
@@ -22,8 +21,8 @@ MAX_PARAM_CHARS = 80
 class ApiError(Exception):
     """An error response. Subclasses set status and type; an instance may set a more specific `code`."""
 
-    status: ClassVar[int] = 500
-    type: ClassVar[str] = "server_error"
+    status: int = 500
+    type: str = "server_error"
     code: str | None = None
 
     def __init__(
@@ -59,6 +58,15 @@ class InvalidRequest(ApiError):
     status = 400
     type = "invalid_request_error"
     code = "invalid_value"
+
+
+class EngineError(ApiError):
+    """A user's engine ended a call with an HTTP status of its own."""
+
+    def __init__(self, message: str, status: int, param: str | None = None) -> None:
+        super().__init__(message, param=param, code="call_refused" if status < 500 else "call_failed")
+        self.status = status
+        self.type = "invalid_request_error" if status < 500 else "server_error"
 
 
 class Unauthorized(ApiError):
@@ -248,6 +256,8 @@ def from_ended_call(ended: TaskEnded, param: str = "") -> ApiError:
     place = param and f"{param}: "
     if ended.state in (TaskState.EXPIRED, TaskState.CANCELLED):
         return from_ended(ended)
+    if ended.status >= 400:  # a worker may send any number
+        return EngineError(f"{place}{ended.message}", ended.status, param or None)
     if ended.kind == "invalid":
         return InvalidRequest(f"{place}{ended.message}", param=param or None)
     if ended.kind == "out_of_memory":

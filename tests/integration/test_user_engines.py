@@ -32,7 +32,7 @@ class Repeat:
     def predict(self, items: list[Word]) -> list[str]:
         if any(item.text == "raise" for item in items):
             raise RuntimeError("raised on demand")
-        return [Failed("refused", status=400) if item.text == "bad" else item.text * item.times for item in items]
+        return [Failed("refused", status=404) if item.text == "bad" else item.text * item.times for item in items]
 
 class Walk:
     """Takes a step each 20 ms, and tells which processes took how many."""
@@ -84,7 +84,7 @@ def test_predictions_from_another_interpreter(instance: Instance) -> None:
     ("item", "status", "text"),
     [
         ({"text": 5}, 400, "text: Input should be a valid string"),
-        ({"text": "bad"}, 400, "refused"),
+        ({"text": "bad"}, 404, "refused"),
         ({"text": "raise"}, 500, "RuntimeError: raised on demand"),
     ],
 )

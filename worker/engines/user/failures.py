@@ -40,7 +40,9 @@ def batch_error(error: BaseException) -> Exception:
 
 
 def _with_status(status: int, text: str) -> TaskError:
-    return TaskError("invalid" if status < 500 else "error", _clip(text))
+    """Return an error with the status that the engine chose, if it is one of errors."""
+    own = status if 400 < status <= 599 and status != 500 else 0
+    return TaskError("invalid" if 400 <= status < 500 else "error", _clip(text), own)
 
 
 def _clip(text: str) -> str:

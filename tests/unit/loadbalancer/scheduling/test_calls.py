@@ -8,8 +8,21 @@ import pytest
 from loadbalancer.scheduling.events import Effect, TasksSubmitted
 from loadbalancer.scheduling.scheduler import Scheduler
 from loadbalancer.scheduling.task import Task, TaskChunk, TaskCompleted, TaskEnded, TaskState
+from loadbalancer.schema.errors import from_ended_call
 from tests.support.scheduler import assignments, connect, new_scheduler, receive, updates
-from wire.messages import Bye, CallInputs, Chunk, EngineInfo, Finished, Part, Preempted, Progress, Started
+from wire.messages import (
+    Bye,
+    CallInputs,
+    Chunk,
+    EngineInfo,
+    Failed,
+    FailureKind,
+    Finished,
+    Part,
+    Preempted,
+    Progress,
+    Started,
+)
 
 CALL = CallInputs((Part(), Part("application/octet-stream")), stream=True)
 JSON = Part()
@@ -94,3 +107,23 @@ def test_call_of_many_steps_goes_on_at_its_newest_checkpoint() -> None:
     [(_, again)] = assignments(connect(core, "x", slots=1))
     assert (again.step, again.frames) == (500, 3)
     assert core.tasks["t"].checkpoint == (b"state 500",)
+
+
+@pytest.mark.parametrize(
+    ("kind", "status", "expected", "error_type"),
+    [
+        ("invalid", 0, 400, "invalid_request_error"),
+        ("invalid", 404, 404, "invalid_request_error"),
+        ("error", 503, 503, "server_error"),
+        ("error", 0, 500, "server_error"),
+        ("error", 204, 500, "server_error"),
+    ],
+)
+def test_status_of_an_engine_is_that_of_the_response(
+    kind: FailureKind, status: int, expected: int, error_type: str
+) -> None:
+    [ended] = updates(receive(running(), "w", Failed("t", 1, kind, "no such item", status), 2.0))
+    assert isinstance(ended, TaskEnded)
+    error = from_ended_call(ended, "instances[0]")
+    assert (error.status, error.type) == (expected, error_type)
+    assert "no such item" in error.message

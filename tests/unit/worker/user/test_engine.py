@@ -135,8 +135,10 @@ def test_wrong_number_of_results_fails_batch(item: str, error: str) -> None:
     assert {each.error for each in outcomes(Moody, item, "a")} == {error}
 
 
-@pytest.mark.parametrize(("status", "kind"), [(400, "invalid"), (499, "invalid"), (500, "error"), (503, "error")])
-def test_status_of_failure_becomes_kind(status: int, kind: str) -> None:
+@pytest.mark.parametrize(
+    ("status", "kind", "sent"), [(400, "invalid", 0), (404, "invalid", 404), (500, "error", 0), (503, "error", 503)]
+)
+def test_status_of_failure_is_sent(status: int, kind: str, sent: int) -> None:
     class Failing:
         def predict(self, item: str) -> str:
             raise Failed("no", status=status)
@@ -145,7 +147,7 @@ def test_status_of_failure_becomes_kind(status: int, kind: str) -> None:
     [row] = engine.admit([call("a")])
     with pytest.raises(TaskError) as caught:
         engine.step([row])  # type: ignore[list-item]
-    assert caught.value.kind == kind
+    assert (caught.value.kind, caught.value.status) == (kind, sent)
 
 
 def test_long_error_is_cut() -> None:
