@@ -29,6 +29,7 @@ from worker.balancer_client import BalancerClient
 from worker.batch_size import BUCKETS, BatchSizer
 from worker.calibration import measure
 from worker.engine import DeviceLost
+from worker.offer import RoundTrips
 from worker.postprocessing import PostProcessor
 from worker.standby import StandbyCancelled
 from worker.startup import LoadedEngine, StartFailed, load, load_standby, start_failures, with_engine_limits
@@ -193,11 +194,19 @@ def _serve(settings: Settings, model: str, name: str, address: str, key: WorkerK
     engine, device, stopwatch = loaded
     configured = settings.models[model]
     workers = settings.workers
+    round_trips = RoundTrips()
     client = BalancerClient(
-        address, name, heartbeat_s=workers.heartbeat_s, orphan_after_s=workers.orphan_after_s, key=key
+        address,
+        name,
+        heartbeat_s=workers.heartbeat_s,
+        orphan_after_s=workers.orphan_after_s,
+        key=key,
+        round_trips=round_trips,
     )
     threads = 2 if device.startswith("cuda") else 1
-    post = PostProcessor(client.send, threads, int(workers.max_result_bytes))
+    post = PostProcessor(
+        client.send, threads, int(workers.max_result_bytes), call_at=client.call_at, round_trips=round_trips
+    )
 
     def drain(signum: int, frame: object) -> None:
         del frame
@@ -221,7 +230,7 @@ def _serve(settings: Settings, model: str, name: str, address: str, key: WorkerK
     gc.freeze()
     stopwatch.lap("warm_up_s")
     hello = Hello(PROTOCOL, name, model, device, os.getpid(), engine_info=engine.info(), start=stopwatch.times)
-    loop = StepLoop(engine, configured, hello, sizer, client, post, workers.drain_timeout_s)
+    loop = StepLoop(engine, configured, hello, sizer, client, post, workers.drain_timeout_s, round_trips)
     # Only now: a signal during loading ends the process at once, because there is nothing to drain.
     for signum in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
         signal.signal(signum, drain)

@@ -21,7 +21,8 @@ import zmq
 
 from wire.codec import BalancerEnvelope, MalformedFrames, WorkerEnvelope, decode_for_worker, encode
 from wire.curve import WorkerKey, secure_client
-from wire.messages import Bye, Heartbeat, Reject
+from wire.messages import Assign, Bye, Heartbeat, Reject
+from worker.offer import RoundTrips
 from worker.transport import DrainRequested
 
 log = logging.getLogger(__name__)
@@ -53,6 +54,7 @@ class BalancerClient:
         heartbeat_s: float,
         orphan_after_s: float,
         key: WorkerKey | None = None,
+        round_trips: RoundTrips | None = None,
     ) -> None:
         """Raises `ValueError` for a TCP address without a key."""
         if key is None and not address.startswith("ipc://"):
@@ -62,6 +64,7 @@ class BalancerClient:
         self._worker = worker
         self._heartbeat_s = heartbeat_s
         self._orphan_after_s = orphan_after_s
+        self._round_trips = round_trips or RoundTrips()
         self._heartbeat: Callable[[], Heartbeat]
         self._outbox: queue.SimpleQueue[Sequence[WorkerEnvelope]] = queue.SimpleQueue()
         #: Taken from the outbox. Only the thread uses it.
@@ -72,6 +75,8 @@ class BalancerClient:
         self._wake_receiver.setblocking(False)
         #: The thread waits for a message or a wake-up. It looks into the outbox after it has set this.
         self._is_asleep = False
+        #: A function to call, and when.
+        self._timer: tuple[float, Callable[[], None]] | None = None
         self._closing = threading.Event()
         self._thread = threading.Thread(target=self._run, name="balancer-client")
         #: The rejection of the key is logged.
@@ -92,9 +97,18 @@ class BalancerClient:
         """
         self._outbox.put(envelopes)
         if self._is_asleep:
-            self._is_asleep = False
-            with contextlib.suppress(BlockingIOError):  # enough wake-ups are pending
-                self._waker.send(b"\0")
+            self._wake()
+
+    def call_at(self, at: float, function: Callable[[], None]) -> None:
+        """Let the thread call `function` at this time, in place of an earlier one. Callable from any thread."""
+        self._timer = at, function
+        if self._is_asleep:
+            self._wake()
+
+    def _wake(self) -> None:
+        self._is_asleep = False
+        with contextlib.suppress(BlockingIOError):  # enough wake-ups are pending
+            self._waker.send(b"\0")
 
     def request_drain(self, reason: str, grace_s: float = 0.0) -> None:
         """Pass the request to the step loop. Callable from any thread and from a signal handler."""
@@ -170,6 +184,7 @@ class BalancerClient:
                 beat = self._heartbeat()
                 counters = msgspec.structs.replace(beat.counters, malformed=self._malformed)
                 self._outbox.put([WorkerEnvelope(msgspec.structs.replace(beat, counters=counters))])
+            self._call_due(now)
             self._flush(dealer)
             if closing:
                 return
@@ -185,7 +200,9 @@ class BalancerClient:
             if not self._outbox.empty():  # put before the flag was set: nobody wakes this thread
                 self._is_asleep = False
                 continue
-            ready = dict(poller.poll(math.ceil(max(self._next_heartbeat - now, 0.0) * 1000)))
+            timer = self._timer
+            wake_at = self._next_heartbeat if timer is None else min(timer[0], self._next_heartbeat)
+            ready = dict(poller.poll(math.ceil(max(wake_at - time.monotonic(), 0.0) * 1000)))
             self._is_asleep = False
             if self._wake_receiver.fileno() in ready:
                 self._wake_receiver.recv(4096)
@@ -193,6 +210,13 @@ class BalancerClient:
                 self._last_received = time.monotonic()
                 self._rejection_logged = False
                 self._read(dealer)
+
+    def _call_due(self, now: float) -> None:
+        timer = self._timer
+        if timer is not None and now >= timer[0]:
+            if self._timer is timer:
+                self._timer = None
+            timer[1]()
 
     def _flush(self, dealer: zmq.Socket[bytes]) -> None:
         """Raises `_KeyRejected`. A balancer that rejects the key does not wait for the lost messages."""
@@ -235,4 +259,6 @@ class BalancerClient:
                 self._malformed += 1
                 continue
             for envelope in envelopes:
+                if isinstance(envelope.message, Assign):  # here, because the loop may be in a step
+                    self._round_trips.on_assign(envelope.message.queued, time.monotonic())
                 self._inbox.put(envelope)

@@ -133,7 +133,7 @@ class BatchScheduler:
             if self.running or (allowed < full and now - oldest.since < self._batching.window_s):
                 return []
             allowed = min(allowed, full)
-        elif self._is_waiting_for_more(now):
+        elif self.wait_s(now):
             return []
         joining: list[WaitingTask] = []
         room: dict[Hashable, int] = {}
@@ -149,14 +149,19 @@ class BatchScheduler:
             del self.waiting[task.assignment.task]
         return joining
 
-    def _is_waiting_for_more(self, now: float) -> bool:
-        """Return whether an incomplete batch should wait: nothing runs, and its oldest task came just now."""
+    def wait_s(self, now: float) -> float:
+        """Return how long an incomplete batch still waits for more tasks by `batch_wait_ms`, while nothing runs."""
         wait_s = (self._batching.batch_wait_ms or 0.0) / 1000
         if not wait_s or self.running or not self.waiting:
-            return False
+            return 0.0
         oldest = next(iter(self.waiting.values()))
         full = self._sizer.limit(oldest.shape, now, key=oldest.key)
-        return len(self.waiting) < full and now - oldest.since < wait_s
+        return max(oldest.since + wait_s - now, 0.0) if len(self.waiting) < full else 0.0
+
+    @property
+    def is_grouped(self) -> bool:
+        """True if no task joins a batch that runs."""
+        return self._batching.mode == "grouped"
 
     def defer(self, task: WaitingTask) -> None:
         """Take back a task that did not fit into memory beside those that run."""

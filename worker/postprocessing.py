@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
@@ -20,6 +21,7 @@ from configs.text import clip
 from wire.codec import WorkerEnvelope
 from wire.messages import Assignment, Capacity, Failed, Finished, Hello, Progress
 from worker.engine import Checkpoint, DeviceLost, TaskError, TaskResult
+from worker.offer import Offer, RoundTrips
 from worker.unacked_results import UnackedResults
 
 log = logging.getLogger(__name__)
@@ -44,9 +46,23 @@ class FinishedRow(NamedTuple):
 class PostProcessor:
     """The thread pool, the images in it, and the worker's capacity."""
 
-    def __init__(self, send: Callable[..., None], threads: int, max_result_bytes: int) -> None:
-        """`max_result_bytes`: larger images and checkpoints are not sent, because the balancer does not accept them."""
+    def __init__(
+        self,
+        send: Callable[..., None],
+        threads: int,
+        max_result_bytes: int,
+        *,
+        call_at: Callable[[float, Callable[[], None]], None] | None = None,
+        round_trips: RoundTrips | None = None,
+    ) -> None:
+        """`max_result_bytes`: larger images and checkpoints are not sent, because the balancer does not accept them.
+
+        `call_at`: calls a function from another thread at a time, in place of the last one. Without it, room ahead is
+        only offered at once.
+        """
         self._send = send
+        self._call_at = call_at
+        self._round_trips = round_trips or RoundTrips()
         self._max_result_bytes = max_result_bytes
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="render")
         self._lock = threading.Lock()
@@ -56,6 +72,9 @@ class PostProcessor:
         self._unacked = UnackedResults()
         #: Tasks that the loop can hold; 0 until it has said so.
         self._loop_slots = 0
+        #: Tasks beyond these; `_offer` says from when on.
+        self._ahead = 0
+        self._offer = Offer()
         #: As the balancer knows it.
         self._sent = Capacity(0)
         self.finished = 0
@@ -89,7 +108,7 @@ class PostProcessor:
             self._send(WorkerEnvelope(msgspec.structs.replace(hello, running=running)))
             for message, frames in finished:
                 self._send(WorkerEnvelope(message, frames))
-            self._loop_slots = loop_slots
+            self._loop_slots, self._ahead, self._offer = loop_slots, 0, Offer()
             self._sent = self._capacity()
             self._send(WorkerEnvelope(self._sent))
 
@@ -102,20 +121,39 @@ class PostProcessor:
             self._unacked.on_ack()
 
     def offer(self, loop_slots: int) -> None:
-        """Set how many tasks the loop can hold and report a change; 0 accepts no more tasks."""
-        self.report((), (), loop_slots)
+        """Set how many tasks the loop can hold, none ahead, and report a change; 0 accepts no more tasks."""
+        self.start_step((), loop_slots, Offer())
 
-    def report(
-        self, envelopes: Sequence[WorkerEnvelope], done: Sequence[FinishedRow], loop_slots: int | None = None
-    ) -> None:
-        """Send a step's news as one message: changed capacity, envelopes, results. Those of callables follow.
+    def start_step(self, envelopes: Sequence[WorkerEnvelope], loop_slots: int, offer: Offer | None) -> None:
+        """Send envelopes, and what the loop can hold from now on if that has changed, as one message.
 
-        `loop_slots`: tasks that the loop can hold from now on; None: as many as before.
+        `offer`: room for tasks ahead, from now on or later in the step; None: as before.
         """
+        with self._lock:
+            self._loop_slots = loop_slots
+            if offer is None and self._offer.at:
+                offer = Offer()
+            if offer is not None:
+                self._offer, self._ahead = offer, 0 if offer.at else offer.ahead
+                if offer.at and self._call_at is not None:
+                    self._call_at(offer.at, self._on_offer_due)
+            self._send_with_capacity(envelopes)
+
+    def _on_offer_due(self) -> None:
+        """Send the offer of the running step. Called from another thread."""
+        now = time.monotonic()
+        with self._lock:
+            if self._loop_slots and self._offer.at and now >= self._offer.at:
+                self._ahead = self._offer.ahead
+                self._round_trips.on_offer(now, is_new=True)
+                self._send_with_capacity(())
+
+    def report(self, envelopes: Sequence[WorkerEnvelope], done: Sequence[FinishedRow]) -> None:
+        """Send what a step has changed as one message: capacity, envelopes, results. Those of callables follow."""
         pending = [row for row in done if callable(row.result)]
         with self._lock:
-            if loop_slots is not None:
-                self._loop_slots = loop_slots
+            if self._offer.at:  # the tasks that it has brought can join now
+                self._offer, self._ahead = Offer(), 0
             own = list(envelopes)
             for task, result, steps in done:
                 if callable(result):
@@ -123,6 +161,8 @@ class PostProcessor:
                     own.append(WorkerEnvelope(Progress(task.task, task.attempt, steps, steps)))
                 else:
                     own.append(self._end(task, result))
+            if done:
+                self._round_trips.on_offer(time.monotonic(), is_new=False)
             self._send_with_capacity(own)
         for task, result, _ in pending:
             assert callable(result)
@@ -213,4 +253,6 @@ class PostProcessor:
             self._send(*envelopes)
 
     def _capacity(self) -> Capacity:
-        return Capacity(self._loop_slots + len(self.finishing) if self._loop_slots else 0)
+        if not self._loop_slots:
+            return Capacity(0)
+        return Capacity(self._loop_slots + len(self.finishing), self._ahead)

@@ -29,6 +29,7 @@ from worker.batch_size import BatchSizer
 from worker.calibration import default_shape
 from worker.engine import Checkpoint, EngineRequest, OutOfMemory, ResultChunk, StepEngine, TaskError
 from worker.fault_isolation import admit, batch_key, render, save, save_now, step
+from worker.offer import Offer, OfferPlanner, RoundTrips
 from worker.postprocessing import FinishedRow, PostProcessor, failure
 from worker.transport import DrainRequested, Transport
 
@@ -36,6 +37,8 @@ log = logging.getLogger(__name__)
 
 #: How long an idle loop waits for a message before it checks the time.
 _IDLE_S = 0.5
+#: And one whose tasks cannot join yet, or are still in the thread pool.
+_BUSY_S = 0.005
 #: Minimum interval of progress reports.
 _REPORT_EVERY_S = 0.1
 
@@ -56,11 +59,14 @@ class StepLoop:
         transport: Transport,
         post: PostProcessor,
         drain_timeout_s: float,
+        round_trips: RoundTrips | None = None,
     ) -> None:
         self._engine = engine
         self._hello = hello
         self._sizer = sizer
         self._scheduler = BatchScheduler(sizer, model.batching, default_shape(model))
+        self._round_trips = round_trips or RoundTrips()
+        self._planner = OfferPlanner(self._round_trips)
         self._transport = transport
         self._post = post
         self._drain_timeout_s = drain_timeout_s
@@ -68,6 +74,8 @@ class StepLoop:
         #: Tasks that failed before their result was made.
         self._failed = 0
         self._last_report = 0.0
+        #: The tasks that wait could not join.
+        self._is_blocked = False
         #: It starts at `_drain_at`, or later if the balancer is stopping and needs its workers.
         self._pending_drain: DrainRequested | None = None
         self._drain_at = self._needed_until = 0.0
@@ -79,7 +87,7 @@ class StepLoop:
         scheduler = self._scheduler
         while self._drain is None or scheduler.running or scheduler.waiting or self._post.finishing:
             self._receive()
-            self._join()
+            self._await_tasks()
             self._step()
             if self._post.lost is not None:
                 raise self._post.lost
@@ -114,9 +122,30 @@ class StepLoop:
 
     def _receive(self) -> None:
         timeout_s = 0.0
-        if not self._scheduler.running:
+        if not self._scheduler.running and (not self._scheduler.waiting or self._is_blocked):
             busy = self._scheduler.waiting or self._drain or self._pending_drain or self._post.finishing
-            timeout_s = 0.005 if busy else _IDLE_S
+            timeout_s = (self._scheduler.wait_s(time.monotonic()) or _BUSY_S) if busy else _IDLE_S
+        self._take(min(timeout_s, _IDLE_S))
+
+    def _await_tasks(self) -> None:
+        """Wait for tasks that are on their way and complete the next batch, as long as that pays."""
+        scheduler, until = self._scheduler, 0.0
+        while self._drain is None and not scheduler.is_grouped:
+            now = time.monotonic()
+            held = len(scheduler.waiting) + len(scheduler.running)
+            if not held or not self._round_trips.queued:
+                return
+            wait_s = self._planner.wait_s(held, scheduler.slots(now), scheduler.stats.mean_step_s)
+            if not wait_s:
+                return
+            until = until or now + wait_s
+            if now >= until:
+                self._round_trips.on_no_answer()
+                return
+            self._take(until - now)
+
+    def _take(self, timeout_s: float) -> None:
+        """Handle everything that has arrived; wait up to `timeout_s` for the first message."""
         unknown = ""
         for received in self._transport.receive(timeout_s):
             if isinstance(received, DrainRequested):
@@ -215,8 +244,8 @@ class StepLoop:
 
     # ---- join
 
-    def _join(self) -> None:
-        now = time.monotonic()
+    def _join(self, now: float) -> list[WorkerEnvelope]:
+        """Let waiting tasks join the batch; return the messages that say so."""
         joining: list[WaitingTask] = []
         started: list[WorkerEnvelope] = []
         if self._scheduler.waiting and not self._post.is_full:
@@ -235,15 +264,25 @@ class StepLoop:
                 if (row.step, row.steps) != (assignment.step, assignment.inputs.steps):
                     progress = Progress(assignment.task, assignment.attempt, row.step, row.steps)
                     started.append(WorkerEnvelope(progress))
-        self._post.report(started, (), self._scheduler.slots(now))
+        return started
 
     # ---- step
 
     def _step(self) -> None:
-        started = time.monotonic()
-        group = self._scheduler.next_group(started)
+        received = time.monotonic()
+        news = self._join(received)
+        scheduler, started = self._scheduler, time.monotonic()
+        group = scheduler.next_group(started)
+        self._is_blocked = not group
+        offer = None
+        if group and (scheduler.is_grouped or self._post.is_full):
+            offer = Offer()
+        elif group:
+            offer = self._planner.plan(group, len(scheduler.waiting), started)
+        self._post.start_step(news, scheduler.slots(started), offer)
         if not group:
             return
+        shape, tasks = group[0].shape, len(group)
         outcome = step(self._engine, group)
         now = time.monotonic()
         self._scheduler.on_step(group, len(outcome.advanced), now - started, now)
@@ -256,6 +295,8 @@ class StepLoop:
             self._engine.release(member.row)
             self._fail(member.assignment, error)
         self._send_results(outcome.advanced, now)
+        if len(outcome.advanced) == tasks:
+            self._planner.on_step(shape, tasks, now - started, time.monotonic() - received)
 
     def _send_results(self, advanced: Sequence[Member], now: float) -> None:
         """Remove finished tasks; send all that the step has changed as one message."""

@@ -281,3 +281,15 @@ async def test_images_of_a_faulty_worker_are_made_by_another(service: InProcessS
         await sent.check_images()
     assert service.scheduler.counters["invalid_results"] == 2
     assert service.scheduler.counters["workers_faulty"] == 1
+
+
+async def test_batches_of_one_step_tasks_are_full(tmp_path: Path) -> None:
+    """Tasks that wait are on the worker when its step ends, so that none of its batches starts incomplete."""
+    sim = {"t0_s": 0.02, "t1_s": 0.002}
+    async with in_process_service(tmp_path, max_batch_size=12, sim=sim) as service:
+        await service.start("a")
+        await service.submit([inputs(seed, steps=1) for seed in range(240)]).check_images()
+        await service.wait_until(lambda: (worker := service.worker("a")) and worker.counters.rows == 240)
+        worker = service.worker("a")
+        assert worker is not None
+        assert worker.counters.rows / worker.counters.steps >= 11.5

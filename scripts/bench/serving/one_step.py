@@ -63,9 +63,9 @@ class User:
 
 async def measure(workers: int, users: int, seconds: float) -> dict[str, Any]:
     """Return the throughput, mean batch and idle share of so many workers, after a warm-up."""
-    sim = {"t0_s": T0_S, "t1_s": T1_S}
+    sim, sections = {"t0_s": T0_S, "t1_s": T1_S}, {"workers": {"heartbeat_s": 0.05, "lost_after_s": 10}}
     with tempfile.TemporaryDirectory(prefix="muster-one-step-") as folder:
-        async with in_process_service(Path(folder), max_batch_size=BATCH, sim=sim) as service:
+        async with in_process_service(Path(folder), sections, max_batch_size=BATCH, sim=sim) as service:
             names = [f"w{number}" for number in range(workers)]
             await service.start(*names)
             everyone = [User(service, number) for number in range(users)]

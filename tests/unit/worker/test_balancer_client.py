@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -86,3 +88,21 @@ def test_thread_wakes_for_every_message(address: str, balancer: Balancer) -> Non
     client.close("done")
     names = [getattr(message, "task", "bye") for each in balancer.until_bye() for message in each]
     assert names == [*map(str, range(500)), "bye"]
+
+
+def test_thread_calls_the_last_function_at_its_time(address: str, balancer: Balancer) -> None:
+    client = BalancerClient(address, "w", heartbeat_s=60.0, orphan_after_s=60.0)
+    client.start(lambda: Heartbeat(running=0))
+    called = threading.Event()
+
+    def in_time() -> None:
+        client.send(WorkerEnvelope(Started("in time", 1)))
+        called.set()
+
+    start = time.monotonic()
+    client.call_at(start + 3600.0, lambda: client.send(WorkerEnvelope(Started("too late", 1))))
+    client.call_at(start + 0.05, in_time)
+    assert called.wait(30.0)
+    assert time.monotonic() - start >= 0.05
+    client.close("done")
+    assert [message for each in balancer.until_bye() for message in each] == [Started("in time", 1), Bye("done")]

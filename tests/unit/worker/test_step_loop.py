@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -32,6 +33,7 @@ from wire.messages import (
 from worker.batch_size import BatchSizer
 from worker.engine import Checkpoint, DeviceLost, OutOfMemory, Row, TaskResult, image_result
 from worker.engines.sim import SimEngine, expected_image
+from worker.offer import Offer, RoundTrips
 from worker.postprocessing import FinishedRow, PostProcessor
 from worker.step_loop import StepLoop, WorkerRejected
 from worker.transport import DrainRequested
@@ -208,6 +210,92 @@ def test_capacity_comes_before_the_results_that_free_slots() -> None:
     sent: list[list[ToBalancer]] = []
     post = PostProcessor(lambda *envelopes: sent.append([message for message, _ in envelopes]), 1, 1 << 20)
     task, result = Assignment("0", 1, INPUTS), image_result(b"image", "png")
-    post.report((), [FinishedRow(task, lambda: result, 4)], 3)
+    post.start_step((), 3, None)
+    post.report((), [FinishedRow(task, lambda: result, 4)])
     post.shutdown()
-    assert sent == [[Capacity(4), Progress("0", 1, 4, 4)], [Capacity(3), Finished("0", 1, IMAGE)]]
+    assert sent == [[Capacity(3)], [Capacity(4), Progress("0", 1, 4, 4)], [Capacity(3), Finished("0", 1, IMAGE)]]
+
+
+class FakeTimer:
+    """Calls the last function that it was given when told to."""
+
+    def __init__(self) -> None:
+        self.calls: list[tuple[float, Callable[[], None]]] = []
+
+    def call_at(self, at: float, function: Callable[[], None]) -> None:
+        self.calls.append((at, function))
+
+
+def offering() -> tuple[PostProcessor, FakeTimer, list[list[ToBalancer]]]:
+    """A post-processor that offers 4 slots, its timer, and what it sends from then on."""
+    sent: list[list[ToBalancer]] = []
+    timer = FakeTimer()
+    post = PostProcessor(
+        lambda *envelopes: sent.append([message for message, _ in envelopes]), 1, 1 << 20, call_at=timer.call_at
+    )
+    post.start_step((), 4, Offer())
+    sent.clear()
+    return post, timer, sent
+
+
+def test_room_ahead_is_offered_in_time_and_ends_with_the_step() -> None:
+    post, timer, sent = offering()
+    at = time.monotonic()
+    post.start_step((), 4, Offer(3, at))
+    assert sent == []
+    [(called_at, function)] = timer.calls
+    assert called_at == at
+    function()
+    post.report((), [FinishedRow(Assignment("0", 1, INPUTS), image_result(b"image", "png"), 1)])
+    assert sent == [[Capacity(4, 3)], [Capacity(4), Finished("0", 1, IMAGE)]]
+
+
+@pytest.mark.parametrize("slots", [0, 4])
+def test_timer_of_an_earlier_step_offers_nothing(slots: int) -> None:
+    post, timer, sent = offering()
+    post.start_step((), 4, Offer(3, time.monotonic()))
+    post.report((), [FinishedRow(Assignment("0", 1, INPUTS), image_result(b"image", "png"), 1)])
+    if not slots:
+        post.offer(0)
+    else:
+        post.start_step((), 4, Offer(3, time.monotonic() + 60))
+    sent.clear()
+    for _, function in timer.calls:
+        function()
+    assert sent == []
+
+
+def test_room_ahead_of_short_steps_is_offered_at_once_and_stays() -> None:
+    post, timer, sent = offering()
+    done = [FinishedRow(Assignment("0", 1, INPUTS), image_result(b"image", "png"), 1)]
+    for offer in (Offer(9), Offer(9), None, Offer(2)):
+        post.start_step((), 4, offer)
+        post.report((), done)
+    finished = [Finished("0", 1, IMAGE)]
+    assert sent == [[Capacity(4, 9)], finished, finished, finished, [Capacity(4, 2)], finished]
+    assert timer.calls == []
+
+
+def test_worker_says_hello_without_room_ahead() -> None:
+    post, _, sent = offering()
+    post.start_step((), 4, Offer(9))
+    post.send_hello(Hello(PROTOCOL, "w", "m", "sim:0", 1), [], 4)
+    assert sent[-1] == [Capacity(4)]
+
+
+@pytest.mark.parametrize(("queued", "steps"), [(6, 2), (0, 3)])
+def test_batch_waits_for_tasks_on_their_way_and_a_lone_one_never(queued: int, steps: int) -> None:
+    """Eight tasks fill the batch; two come before its end, and six just after it, from a queue or newly submitted."""
+    trips = RoundTrips()
+    trips.on_assign(queued, 0.0)
+    tasks = [Assignment(str(number), 1, msgspec.structs.replace(INPUTS, steps=1)) for number in range(16)]
+    transport = ScriptedTransport([Assign(tasks[:8])], [Assign(tasks[8:10])], [Assign(tasks[10:])])
+    model = MODEL.model_copy(update={"sim": Sim(t0_s=0.02, t1_s=0, load_s=0)})
+    post = PostProcessor(transport.send, 1, 1 << 20, round_trips=trips)
+    sizer = BatchSizer(8, fixed=True, min_gain=0.0, max_step_s=None)
+    hello = Hello(PROTOCOL, "w", "m", "sim:0", 1)
+    loop = StepLoop(ReadyEngine(model), model, hello, sizer, transport, post, 60.0, trips)
+    loop.run()
+    post.shutdown()
+    counters = loop.heartbeat().counters
+    assert (counters.rows, counters.steps) == (16, steps)

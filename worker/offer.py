@@ -1,0 +1,128 @@
+"""What a worker offers ahead of its next steps, and when. Pure.
+
+A batch never waits for the network if its tasks are on the worker when the step before it ends. So the worker offers
+room for them shortly before: as long before as the balancer needs to answer, by measurement. Earlier in a long step, no
+task is held ahead, because another worker may take it. Steps that are shorter than an answer take several batches
+ahead.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from wire.messages import Shape
+from worker.batch_scheduler import Member
+
+#: Tasks held ahead at most, however short the steps are.
+MAX_AHEAD = 256
+#: Before the first measurement.
+_DEFAULT_LEAD_S = 0.005
+#: The clock of the thread that sends offers ticks in milliseconds.
+_MIN_LEAD_S = 0.002
+_MAX_LEAD_S = 0.1
+#: Answers that count, and the part of them that comes in time.
+_RECENT_ANSWERS = 32
+_IN_TIME = 0.9
+_MARGIN = 1.25
+#: Steps of each batch that count: the shortest is expected, because an early offer costs less than a late one.
+_RECENT_STEPS = 5
+_MAX_BATCHES = 256
+
+
+class Offer(NamedTuple):
+    """Room for tasks beyond those that the loop can run at once."""
+
+    ahead: int = 0
+    #: Time from which it holds; 0: now, and until another replaces it. One with a time ends with its step.
+    at: float = 0.0
+
+
+class RoundTrips:
+    """The time from an offer to the tasks that it brings, while tasks wait in the balancer's queue.
+
+    The client's thread and the loop's call it. Each attribute is written at once, and a lost sample does no harm.
+    """
+
+    def __init__(self) -> None:
+        self._seconds: deque[float] = deque(maxlen=_RECENT_ANSWERS)
+        self._offered_at: float | None = None
+        #: Tasks that waited in the queue when the last tasks were sent.
+        self.queued = 0
+        #: Seconds by which an offer should precede the step that needs its tasks.
+        self.lead_s = _DEFAULT_LEAD_S
+
+    @property
+    def is_pending(self) -> bool:
+        """True while no task has come since an offer."""
+        return self._offered_at is not None
+
+    def on_offer(self, now: float, *, is_new: bool) -> None:
+        """Note an offer. If it is not new, it may be answered by tasks that were sent for an earlier one."""
+        if is_new or self._offered_at is None:
+            self._offered_at = now
+
+    def on_assign(self, queued: int, now: float) -> None:
+        """Take in tasks. Without a queue they came when they were submitted, which tells nothing about the network."""
+        offered_at, self._offered_at = self._offered_at, None
+        if offered_at is not None and self.queued and queued:
+            self._seconds.append(now - offered_at)
+            slowest = sorted(self._seconds)[math.ceil(_IN_TIME * len(self._seconds)) - 1]
+            self.lead_s = min(_MARGIN * slowest + _MIN_LEAD_S, _MAX_LEAD_S)
+        self.queued = queued
+
+    def on_no_answer(self) -> None:
+        """Note that the expected tasks did not come: others have taken them."""
+        self.queued = 0
+
+
+class OfferPlanner:
+    """Decides the offer of each step, and how long a batch waits for tasks that are on their way."""
+
+    def __init__(self, round_trips: RoundTrips) -> None:
+        self._round_trips = round_trips
+        #: (seconds of the step, seconds of the loop with it) of recent steps, by shape and batch.
+        self._recent: dict[tuple[Shape, int], deque[tuple[float, float]]] = {}
+
+    def on_step(self, shape: Shape, tasks: int, step_s: float, loop_s: float) -> None:
+        """Learn the duration of a step, and of the loop from messages received to results sent."""
+        if len(self._recent) >= _MAX_BATCHES:
+            self._recent.clear()
+        self._recent.setdefault((shape, tasks), deque(maxlen=_RECENT_STEPS)).append((step_s, loop_s))
+
+    def plan(self, group: Sequence[Member], waiting: int, now: float) -> Offer:
+        """Return the offer for a step of `group` that starts now. `waiting`: tasks that the worker holds already.
+
+        The rows that end within this step are replaced at the next. Where several steps are made before the balancer
+        answers, also those that end in these, and the tasks that will have taken their places by then.
+        """
+        recent = self._recent.get((group[0].shape, len(group)))
+        if not recent:
+            return Offer()
+        lead_s = self._round_trips.lead_s
+        step_s = min(step for step, _ in recent)
+        steps = 1 + int(lead_s / max(min(loop for _, loop in recent), 1e-6))
+        ends = sum(ends_within(steps, member.row.steps - member.row.step, member.row.steps) for member in group)
+        ahead = max(min(ends, MAX_AHEAD) - waiting, 0)
+        return Offer(ahead, now + step_s - lead_s) if steps == 1 and ahead else Offer(ahead)
+
+    def wait_s(self, held: int, slots: int, step_s: float) -> float:
+        """Return how long a batch of `held` tasks should wait for others that have been offered room.
+
+        0 if none are on their way, or if the wait would cost more than the empty places.
+        """
+        trips = self._round_trips
+        coming = min(slots - held, trips.queued)
+        if coming <= 0 or not trips.is_pending or coming * step_s <= slots * trips.lead_s:
+            return 0.0
+        return trips.lead_s
+
+
+def ends_within(steps: int, left: int, total: int) -> int:
+    """Return how many tasks end within so many steps in a place whose task has `left` of `total` steps to go.
+
+    Its successors are taken to be as long.
+    """
+    return 0 if left > steps else 1 + (steps - left) // max(total, 1)
