@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import gzip
 import threading
 import time
@@ -47,6 +48,7 @@ def form(charset: str, text: bytes) -> tuple[Callable[[], bytes], dict[str, str]
     return lambda: content, {"content-type": f"multipart/form-data; boundary=B; charset={charset}"}
 
 
+@functools.lru_cache(1)
 def members(count: int) -> bytes:
     return b",".join(b'"%d":0' % number for number in range(count))
 
@@ -102,8 +104,8 @@ def held_bodies(target: Target) -> str:
     return f"{sent >> 20} of {12 * size >> 20} MiB taken"
 
 
-def job(body: bytes) -> Callable[[], bytes]:
-    return lambda: b'{"path":"/predict",' + body + b"}"
+def job(body: Callable[[], bytes]) -> Callable[[], bytes]:
+    return lambda: b'{"path":"/predict",' + body() + b"}"
 
 
 _UTF_16 = {"content-type": "application/json; charset=utf-16"}
@@ -125,12 +127,16 @@ ATTACKS = [
         CUSTOMER,
     ),
     Attack(
-        "job of 2.5 million members", "400", post(JOBS, job(members(_BIG)), _JSON, 400, 413), CUSTOMER, is_short=False
+        "job of 2.5 million members",
+        "400",
+        post(JOBS, job(lambda: members(_BIG)), _JSON, 400, 413),
+        CUSTOMER,
+        is_short=False,
     ),
     Attack(
         "job with a body of 2.5 million members",
         "413",
-        post(JOBS, job(b'"body":{' + members(_BIG) + b"}"), _JSON, 400, 413),
+        post(JOBS, job(lambda: b'"body":{' + members(_BIG) + b"}"), _JSON, 400, 413),
         CUSTOMER,
         is_short=False,
     ),

@@ -3,7 +3,7 @@
     python -m scripts.attack_lib.probe PORT PID
 
 It is a process of its own, because the threads of an attack would delay it. It ends when its standard input does, and
-prints what it measured as JSON.
+prints what it measured as JSON. It imports only the standard library: one starts for each attack.
 """
 
 from __future__ import annotations
@@ -14,8 +14,7 @@ import json
 import select
 import sys
 import time
-
-from scripts.attack_lib.target import rss_bytes
+from pathlib import Path
 
 _INTERVAL_S = 0.02
 _TIMEOUT_S = 30
@@ -31,6 +30,15 @@ class ProbeResult:
     refused: int = 0
     before_bytes: int = 0
     peak_bytes: int = 0
+
+
+def rss_bytes(pid: int | None) -> int:
+    """Resident memory of the process; 0 if there is none."""
+    try:
+        pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
+    except (OSError, IndexError):
+        return 0
+    return pages * 4096
 
 
 def main() -> None:

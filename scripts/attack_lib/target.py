@@ -13,6 +13,7 @@ import httpx
 
 from configs.paths import log_dir, worker_address
 from controller.launchers.local import BALANCER
+from scripts.attack_lib.probe import rss_bytes
 from scripts.harness.balancer import sim
 from scripts.harness.instance import Instance
 from scripts.harness.processes import PATIENCE_S, ROOT, wait_until
@@ -22,15 +23,6 @@ SERVER = {"header_timeout_s": 2, "body_timeout_s": 2, "keep_alive_s": 5, "send_t
 JOBS = {"max_unfinished": 20, "webhook_private": True, "webhook_timeout_s": 2, "webhook_retry_s": 60}
 RESULTS = {"max_bytes": 1 << 20}
 TIME_LIMIT_S = 30.0
-
-
-def rss_bytes(pid: int | None) -> int:
-    """Resident memory of the process; 0 if there is none."""
-    try:
-        pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
-    except (OSError, IndexError):
-        return 0
-    return pages * 4096
 
 
 class Target:
