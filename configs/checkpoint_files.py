@@ -17,6 +17,7 @@ from configs.settings import Model
 from configs.user_engine import engine_problems
 
 _BUILTIN = Path(__file__).parents[1] / "worker" / "builtin"
+_BUILTIN_PREFIX = "builtin:"
 _HUB_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)?")
 #: Parts that Muster leaves out for some pipelines and settings.
 _OPTIONAL = frozenset({"safety_checker", "feature_extractor", "image_encoder"})
@@ -48,12 +49,30 @@ def checkpoint_problems(model: Model) -> list[str]:
         problems += _controlnet_problems(Path(model.controlnet))
     if model.loras is not None:
         problems += _folder_problems(model.loras, "loras")
+    replaced = {"base": model.base} if model.base is not None else {}
+    for name, path in (replaced | model.replaced_parts).items():
+        if not path.startswith(_BUILTIN_PREFIX) and not is_hub_id(path):
+            problems += _replacement_problems(name, Path(path))
+    if model.revision is not None and not is_hub_id(model.path) and not is_hub_id(model.base or ""):
+        problems.append(f"revision: {model.path} is not a hub id, and only those have revisions")
     return problems
 
 
+def _replacement_problems(name: str, place: Path) -> Iterator[str]:
+    if place.is_file() and name == "base":
+        yield f"base: {place} is a file, but it must be a folder or a hub id"
+    elif place.is_file():
+        for problem in _single_file_problems(place):
+            yield f"{name}: {problem}"
+    elif not place.is_dir():
+        yield f"{name}: no such folder or file: {place}{_where(place)}"
+    elif name == "base" and not (place / "model_index.json").is_file():
+        yield f"base: {place} has no model_index.json{_instead(place)}"
+
+
 def _path_problems(path: str, model: Model) -> Iterator[str]:
-    if path.startswith("builtin:"):
-        yield from _builtin_problems(path.removeprefix("builtin:"))
+    if path.startswith(_BUILTIN_PREFIX):
+        yield from _builtin_problems(path.removeprefix(_BUILTIN_PREFIX))
         return
     if is_hub_id(path):
         return

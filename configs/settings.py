@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 from pydantic.types import JsonValue
 
+from configs.model_parts import CheckpointPath, Dtype, Vae, VaeSection
 from configs.proxy import ColdStartProxy
 from configs.samplers import canonical_sampler, sampler_names
 from configs.scaling import Scaling
@@ -30,7 +31,6 @@ from configs.sections import (
     Section,
     Server,
     Workers,
-    expand_home,
 )
 
 
@@ -47,10 +47,6 @@ def _size(value: str) -> str:
     if any(int(side) % 8 for side in value.split("x")):
         raise ValueError("width and height must be multiples of 8")
     return value
-
-
-def _checkpoint_path(value: str) -> str:
-    return expand_home(value) if value.startswith("~") else value
 
 
 #: An import path or a Python file, and a class in it.
@@ -208,7 +204,7 @@ class Model(Section):
     engine: Annotated[str, AfterValidator(_engine)] = "diffusion"
     """`diffusion`: a diffusers checkpoint. `sim`: a simulated accelerator for load tests. `package.module:Class` or
     `path/to/file.py:Class`: an engine of your own."""
-    path: Annotated[str, AfterValidator(_checkpoint_path)] = ""
+    path: CheckpointPath = ""
     """`builtin:NAME`, a local folder, a `.safetensors` file, or a hub id. Only safetensors are loaded. Required for
     `diffusion`. For an engine of your own: the folder of its module. Default: that of the configuration file."""
     options: dict[str, JsonValue] = Field(default={})
@@ -218,10 +214,26 @@ class Model(Section):
     of Muster."""
     pipeline: str | None = Field(default=None, pattern=r"^[A-Za-z][A-Za-z0-9]*Pipeline$")
     """Pipeline class of diffusers. Default: the class that the checkpoint names."""
-    controlnet: Annotated[str, AfterValidator(_checkpoint_path)] | None = None
+    controlnet: CheckpointPath | None = None
     """Folder or hub id of the ControlNet, for a ControlNet pipeline."""
     variant: str | None = Field(default=None, pattern=r"^[A-Za-z0-9_]+$")
     """Variant of the weight files, such as `fp16`, if the checkpoint has several."""
+    revision: str | None = Field(default=None, pattern=r"^[A-Za-z0-9][A-Za-z0-9._/-]*$")
+    """Branch, tag or commit of a hub id. Default: its main branch."""
+    base: CheckpointPath | None = None
+    """For a single file: folder or hub id with the configuration, and with the parts that the file lacks. Default: the
+    folder beside the file with its name, or the model that the file was trained from."""
+    vae: VaeSection = Vae()
+    text_encoder: CheckpointPath | None = None
+    """Replaces this part of the checkpoint: a folder or a hub id."""
+    text_encoder_2: CheckpointPath | None = None
+    """Replaces this part, as `text_encoder`."""
+    text_encoder_3: CheckpointPath | None = None
+    """Replaces this part, as `text_encoder`."""
+    transformer: CheckpointPath | None = None
+    """Replaces the denoiser: a folder, a `.safetensors` file, or a hub id."""
+    unet: CheckpointPath | None = None
+    """Replaces the denoiser of a pipeline with a UNet, as `transformer`."""
     loras: LocalPath | None = None
     """Folder of LoRA adapters (`NAME.safetensors`) that requests may use."""
     max_loras: int = Field(default=8, ge=1)
@@ -232,7 +244,7 @@ class Model(Section):
     """GPU only: `torch.compile` of the denoiser's repeated blocks (`regional`) or all of it (`full`); CUDA graphs."""
     reproducible: bool = False
     """Equal requests with equal seeds get equal bytes under any load. Fewer requests can then share a batch."""
-    dtype: Literal["auto", "float32", "float16", "bfloat16"] = "auto"
+    dtype: Dtype = "auto"
     """`auto`: the usual half precision of the checkpoint family on a GPU, float32 on a CPU."""
     gpu_memory: Bytes | Literal["auto"] = "auto"
     """GPU memory that one worker needs, such as 9.5GiB. `auto`: the measured need, stored in `data_dir`; until it is
@@ -273,6 +285,19 @@ class Model(Section):
         if self.task == "call" and self.cold_start_proxy is not None:
             raise ValueError(f"cold_start_proxy is for models that generate images, not for engine {self.engine}")
         return self
+
+    @property
+    def replaced_parts(self) -> dict[str, str]:
+        """Return the paths of the parts that replace the checkpoint's own, by name."""
+        paths = {
+            "vae": self.vae.path,
+            "text_encoder": self.text_encoder,
+            "text_encoder_2": self.text_encoder_2,
+            "text_encoder_3": self.text_encoder_3,
+            "transformer": self.transformer,
+            "unet": self.unet,
+        }
+        return {name: path for name, path in paths.items() if path is not None}
 
     @model_validator(mode="after")
     def _diffusion_has_path(self) -> Model:

@@ -24,8 +24,8 @@ from transformers import (
 from configs.settings import Defaults, Limits, Model
 from wire.messages import ImageInputs
 from worker.engine import EngineRequest, TaskError
+from worker.engines.diffusion.checkpoint_source import BUILTIN
 from worker.engines.diffusion.engine import DiffusionEngine
-from worker.engines.diffusion.loading import BUILTIN
 from worker.engines.diffusion.row import DiffusionRow
 
 SIZE = 32

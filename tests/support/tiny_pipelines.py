@@ -46,9 +46,9 @@ from transformers import (
 from configs.settings import Defaults, Limits, Model
 from wire.messages import SOURCES, GenerationMode, ImageInputs
 from worker.engine import EngineRequest, TaskError
+from worker.engines.diffusion.checkpoint_source import BUILTIN
 from worker.engines.diffusion.generic.engine import GenericEngine
 from worker.engines.diffusion.generic.row import GenericRow
-from worker.engines.diffusion.loading import BUILTIN
 
 SIZE = 32
 _WORDS = ("<pad>", "</s>", "<unk>", "0", "1", "a", "the", "red", "blue", "green", "seven", "digit", "in", "ink")

@@ -28,7 +28,8 @@ from transformers import (
 
 from configs.settings import Model
 from scripts.bench.serving.denoiser_configs import DENOISERS
-from worker.engines.diffusion.loading import BUILTIN, open_pipeline
+from worker.engines.diffusion.checkpoint_source import BUILTIN
+from worker.engines.diffusion.loading import open_pipeline
 
 _TOKENS = 77
 _T5_LAYERS = 2

@@ -101,6 +101,13 @@ def test_problem_names_file_reason_and_way_out(
 
 
 @pytest.mark.parametrize(
+    "changes", [{"base": "org/model", "revision": "v1"}, {"base": "builtin:digits"}, {"vae": "org/model"}]
+)
+def test_parts_of_the_hub_are_not_looked_for(changes: dict[str, str]) -> None:
+    assert checkpoint_problems(Model.model_validate({"path": "builtin:digits", **changes})) == []
+
+
+@pytest.mark.parametrize(
     ("model", "part"),
     [
         (Model(path="/nowhere"), "no such folder or file: /nowhere"),
@@ -114,6 +121,16 @@ def test_problem_names_file_reason_and_way_out(
         (Model(path="builtin:digits", controlnet="/nowhere"), "controlnet: no such folder: /nowhere"),
         (Model(path="builtin:digits", controlnet=str(_DIGITS)), "has no config.json"),
         (Model(path="builtin:digits", loras=Path("/nowhere")), "loras: no such folder: /nowhere"),
+        (Model(path="builtin:digits", base="/nowhere"), "base: no such folder or file: /nowhere"),
+        (Model(path="builtin:digits", base=str(_DIGITS / "unet")), "unet has no model_index.json; it is one part"),
+        (Model(path="builtin:digits", base=str(_DIGITS / _UNET)), "must be a folder or a hub id"),
+        (Model(path="builtin:digits", unet="/nowhere.safetensors"), "unet: no such folder or file: /nowhere"),
+        (Model.model_validate({"path": "builtin:digits", "vae": "./no"}), "vae: no such folder or file: no (in "),
+        (
+            Model(path="builtin:digits", text_encoder=str(_DIGITS / "model_index.json")),
+            "text_encoder: ",
+        ),
+        (Model(path="builtin:digits", revision="v1"), "builtin:digits is not a hub id, and only those have revisions"),
     ],
 )
 def test_wrong_place_is_named(model: Model, part: str) -> None:

@@ -33,6 +33,7 @@ from worker.engine import (
     image_samples,
 )
 from worker.engines.diffusion import device as devices
+from worker.engines.diffusion.checkpoint_source import describe_files
 from worker.engines.diffusion.cuda_graphs import make_forward_pass
 from worker.engines.diffusion.device import (
     CompletionEvent,
@@ -111,7 +112,7 @@ class DiffusionEngine:
         return EngineLimits()
 
     def fingerprint(self) -> str:
-        model = f"{self._model.path}, {self.info().dtype}, compile {self._model.compile}"
+        model = f"{describe_files(self._model)}, {self.info().dtype}, compile {self._model.compile}"
         return f"{model}, {devices.environment(self._device)}"
 
     def key(self, request: EngineRequest) -> BatchKey:

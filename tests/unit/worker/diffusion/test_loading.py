@@ -10,21 +10,14 @@ from typing import Any
 import diffusers
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from configs.settings import Model
 from tests.support.single_file_checkpoint import save_single_file
 from tests.support.tiny_diffusion import CHECKPOINTS, admit, engine_of, finish, pipeline, request, sd3
 from worker.engine import UnsupportedModel
-from worker.engines.diffusion.loading import (
-    BUILTIN,
-    Source,
-    dtype_of,
-    has_family,
-    load_family,
-    locate,
-    open_pipeline,
-    pipeline_class,
-)
+from worker.engines.diffusion.checkpoint_source import BUILTIN, Source, locate, locate_model
+from worker.engines.diffusion.loading import dtype_of, has_family, load_family, open_pipeline, pipeline_class
 
 CPU = torch.device("cpu")
 
@@ -173,6 +166,86 @@ def test_single_file_with_configuration_folder(folder: Path, tmp_path: Path) -> 
     finish(engine, rows[0])
     finish(expected, rows[1])
     assert torch.equal(rows[0].latents, rows[1].latents)
+
+
+#: Beginnings of the names of the weights in a single file.
+DENOISER, VAE, TEXT = "model.diffusion_model.", "first_stage_model.", "cond_stage_model."
+
+
+def weights_of(part: torch.nn.Module) -> dict[str, torch.Tensor]:
+    return {name: value.clone() for name, value in part.state_dict().items()}
+
+
+def scaled(made: Any, factor: float) -> Any:
+    """Return the pipeline with other weights, so that it shows which file they come from."""
+    for part in (made.unet, made.vae, made.text_encoder):
+        part.load_state_dict({name: value * factor for name, value in part.state_dict().items()})
+    return made
+
+
+@pytest.mark.parametrize("inside", [(DENOISER,), (DENOISER, TEXT), (DENOISER, VAE), (DENOISER, VAE, TEXT)])
+@pytest.mark.parametrize("place", ["base", "beside"])
+def test_parts_that_a_single_file_lacks_come_from_base(tmp_path: Path, inside: tuple[str, ...], place: str) -> None:
+    scaled(pipeline(), 2.0).save_pretrained(tmp_path / ("base" if place == "base" else "file"))
+    save_single_file(pipeline(), tmp_path / "file.safetensors")
+    weights = load_file(tmp_path / "file.safetensors")
+    save_file(
+        {name: value for name, value in weights.items() if name.startswith(inside)}, tmp_path / "file.safetensors"
+    )
+    base = {"base": str(tmp_path / "base")} if place == "base" else {}
+    loaded = load_family(Model(path=str(tmp_path / "file.safetensors"), **base), CPU).pipeline
+    for part, prefix in (("unet", DENOISER), ("vae", VAE), ("text_encoder", TEXT)):
+        expected = weights_of(getattr(pipeline() if prefix in inside else scaled(pipeline(), 2.0), part))
+        for name, value in weights_of(getattr(loaded, part)).items():
+            assert torch.equal(value, expected[name]), f"{part}.{name}"
+
+
+def test_file_that_does_not_fit_its_base_rejected(tmp_path: Path) -> None:
+    pipeline().save_pretrained(tmp_path / "file")
+    save_file({"model.diffusion_model.input_blocks.0.0.weight": torch.zeros(1)}, tmp_path / "file.safetensors")
+    with pytest.raises(UnsupportedModel, match="does not fit the configuration"):
+        load_family(Model(path=str(tmp_path / "file.safetensors")), CPU)
+
+
+# ---- replaced parts
+
+
+@pytest.mark.parametrize("layout", ["folder", "pipeline", "file"])
+@pytest.mark.parametrize("part", ["vae", "text_encoder", "unet"])
+def test_part_replaced_by_configured_one(folder: Path, tmp_path: Path, part: str, layout: str) -> None:
+    other = scaled(pipeline(), 0.5)
+    other.save_pretrained(tmp_path / "other")
+    save_single_file(other, tmp_path / "other.safetensors")
+    path = {"folder": tmp_path / "other" / part, "pipeline": tmp_path / "other", "file": tmp_path / "other.safetensors"}
+    model = Model.model_validate({"path": str(folder), part: str(path[layout])})
+    if (part, layout) == ("text_encoder", "file"):
+        with pytest.raises(UnsupportedModel, match="a text encoder must be a folder or a hub id"):
+            load_family(model, CPU)
+        return
+    loaded = load_family(model, CPU).pipeline
+    for name in ("unet", "vae", "text_encoder"):
+        expected = weights_of(getattr(other if name == part else pipeline(), name))
+        for key, value in weights_of(getattr(loaded, name)).items():
+            assert torch.equal(value, expected[key]), f"{name}.{key}"
+
+
+def test_part_that_the_pipeline_lacks_names_the_others(folder: Path) -> None:
+    with pytest.raises(UnsupportedModel, match="has no such part; it has text_encoder, unet, vae"):
+        load_family(Model(path=str(folder), transformer=str(folder)), CPU)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_autoencoder_in_configured_dtype(folder: Path, dtype: str) -> None:
+    model = Model.model_validate({"path": str(folder), "dtype": "bfloat16", "vae": {"dtype": dtype}})
+    assert str(load_family(model, CPU).vae.dtype) == f"torch.{dtype}"
+
+
+def test_revision_belongs_to_hub_ids(folder: Path, tmp_path: Path) -> None:
+    assert locate_model(Model(path="org/model", revision="v1")).options == {"local_files_only": False, "revision": "v1"}
+    assert locate_model(Model(path=str(folder), revision="v1")).options == {"local_files_only": True}
+    save_single_file(pipeline(), tmp_path / "single.safetensors")
+    based = Model(path=str(tmp_path / "single.safetensors"), base="org/model", revision="v1")
+    assert locate_model(based) == Source("org/model", False, tmp_path / "single.safetensors", "v1")
 
 
 @pytest.mark.filterwarnings("ignore:The `local_dir_use_symlinks` argument:UserWarning")

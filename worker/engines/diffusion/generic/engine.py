@@ -31,6 +31,7 @@ from worker.engine import (
     image_samples,
 )
 from worker.engines.diffusion import device as devices
+from worker.engines.diffusion.checkpoint_source import describe_files
 from worker.engines.diffusion.device import CompletionEvent, translate_device_errors
 from worker.engines.diffusion.generic.arguments import PipelineArguments
 from worker.engines.diffusion.generic.call_batching import group_calls, run_calls
@@ -40,7 +41,7 @@ from worker.engines.diffusion.generic.probe import outputs_match, probe_request
 from worker.engines.diffusion.generic.progress import SamplerProgress, source_code_of
 from worker.engines.diffusion.generic.row import GenericRow, PipelineImage, extract_image
 from worker.engines.diffusion.image_encoding import encode_image
-from worker.engines.diffusion.loading import pipeline_class, read_pipeline
+from worker.engines.diffusion.loading import DTYPES, pipeline_class, read_pipeline
 from worker.engines.diffusion.safety_checker import SafetyChecker, make_safety_checker
 
 log = logging.getLogger(__name__)
@@ -93,6 +94,9 @@ class GenericEngine:
             for part in parts:
                 if is_autoencoder(part) and part.config.get("force_upcast") and part.dtype == torch.float16:
                     part.to(torch.float32)
+        if self._model.vae.dtype != "auto":
+            for part in filter(is_autoencoder, parts):
+                part.to(DTYPES[self._model.vae.dtype])
         self._checker = None
         if isinstance(getattr(pipeline, "safety_checker", None), StableDiffusionSafetyChecker):
             self._checker = make_safety_checker(pipeline, self._device)
@@ -121,7 +125,7 @@ class GenericEngine:
 
     def fingerprint(self) -> str:
         about = self.info()
-        model = f"{self._model.path}, {self._model.controlnet}, {about.pipeline}, {about.batching}, {about.dtype}"
+        model = f"{describe_files(self._model)}, {about.pipeline}, {about.batching}, {about.dtype}"
         return f"{model}, {devices.environment(self._device)}"
 
     def key(self, request: EngineRequest) -> BatchKey:
