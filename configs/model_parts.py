@@ -33,4 +33,4 @@ def _vae(value: Any) -> Any:
     return {"path": value} if isinstance(value, str) else value
 
 
-VaeSection = Annotated[Vae, BeforeValidator(_vae)]
+VaeSection = Annotated[Vae, BeforeValidator(_vae, json_schema_input_type=str | Vae)]

@@ -32,7 +32,7 @@ class Source(NamedTuple):
         """Arguments of diffusers' loaders for `config`."""
         return {"local_files_only": self.local} | ({"revision": self.revision} if self.revision else {})
 
-    def index(self) -> dict[str, Any]:
+    def read_index(self) -> dict[str, Any]:
         """Return model_index.json. Raises `UnsupportedModel` if there is none or the hub does not return it."""
         try:
             index: dict[str, Any] = diffusers.DiffusionPipeline.load_config(self.config, **self.options)

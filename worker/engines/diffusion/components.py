@@ -33,7 +33,7 @@ def replaced_parts(model: Model, source: Source, pipeline: type, dtype: torch.dt
         if name not in own:
             there = sorted(own.intersection(("vae", *_DENOISERS, "text_encoder", "text_encoder_2", "text_encoder_3")))
             raise UnsupportedModel(f"{name}: a {pipeline.__name__} has no such part; it has {', '.join(there)}")
-    index = source.index() if model.replaced_parts else {}
+    index = source.read_index() if model.replaced_parts else {}
     return {name: _part(name, path, source, index, dtype) for name, path in model.replaced_parts.items()}
 
 
@@ -50,7 +50,7 @@ def missing_parts(source: Source, pipeline: type, dtype: torch.dtype) -> tuple[b
     has_texts = any(name.startswith(_TEXT_WEIGHTS) for name in names)
     if has_vae and has_texts:
         return True, {}
-    index = source.index()
+    index = source.read_index()
     if has_texts:
         return True, {"vae": _loaded("vae", source, "vae", index, dtype)}
     inside = [*(name for name in _DENOISERS if name in parts_of(pipeline)), *(["vae"] if has_vae else [])]

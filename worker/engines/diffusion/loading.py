@@ -28,7 +28,7 @@ def pipeline_class(model: Model) -> str:
     if model.pipeline is not None:
         return model.pipeline
     _silence_libraries()
-    name = locate_model(model).index().get("_class_name")
+    name = locate_model(model).read_index().get("_class_name")
     if not isinstance(name, str):
         raise UnsupportedModel(f"{model.path} contains custom code ({name}), which is never run")
     if model.controlnet is not None and "ControlNet" not in name:
@@ -73,7 +73,7 @@ def read_pipeline(model: Model, device: torch.device, name: str) -> Any:
     source = locate_model(model)
     cls = _class(model, name)
     dtype = dtype_of(model, device, name)
-    given = _overridden_parts(model, cls, source.index(), dtype)
+    given = _overridden_parts(model, cls, source.read_index(), dtype)
     from_file = source.weights is not None
     if from_file:
         from_file, lacking = missing_parts(source, cls, dtype)

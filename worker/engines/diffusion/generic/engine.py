@@ -89,14 +89,7 @@ class GenericEngine:
         self._denoisers = [part for part in parts if is_denoiser(part) and part is not self._controlnet]
         if not self._denoisers:
             raise UnsupportedModel(f"a {kind.__name__} has no denoiser (UNet or transformer)")
-        if "force_upcast" in source_code_of(kind):
-            # The pipeline would change the precision for each decode: see `PipelineCopier`.
-            for part in parts:
-                if is_autoencoder(part) and part.config.get("force_upcast") and part.dtype == torch.float16:
-                    part.to(torch.float32)
-        if self._model.vae.dtype != "auto":
-            for part in filter(is_autoencoder, parts):
-                part.to(DTYPES[self._model.vae.dtype])
+        self._fix_autoencoder_dtype()
         self._checker = None
         if isinstance(getattr(pipeline, "safety_checker", None), StableDiffusionSafetyChecker):
             self._checker = make_safety_checker(pipeline, self._device)
@@ -106,6 +99,17 @@ class GenericEngine:
         if self._model.compile != "off":
             log.warning("'compile' is ignored: a %s is not one of the supported families", kind.__name__)
         self._probe()
+
+    def _fix_autoencoder_dtype(self) -> None:
+        """Choose the precision once. A pipeline would change it for each decode: see `PipelineCopier`."""
+        configured = self._model.vae.dtype
+        kind: type = type(self._pipeline)
+        upcasts = "force_upcast" in source_code_of(kind)
+        for part in filter(is_autoencoder, vars(self._pipeline).values()):
+            if configured != "auto":
+                part.to(DTYPES[configured])
+            elif upcasts and part.config.get("force_upcast") and part.dtype == torch.float16:
+                part.to(torch.float32)
 
     def warm_up(self) -> None:
         """The probe in `load` has already warmed the model up."""
