@@ -13,8 +13,8 @@ from typing import NoReturn
 # The plugins of `FORMATS`: without these imports Pillow would import all that it has.
 from PIL import Image, ImageOps, JpegImagePlugin, PngImagePlugin, UnidentifiedImageError, WebPImagePlugin
 
-from loadbalancer.generation.decoding.file_structure import find_problem
 from loadbalancer.generation.decoding.messages import ImageLimits, Size, SourceImages
+from wire.image_structure import find_problem
 
 #: Detected from the content; names and declared types are ignored.
 FORMATS = tuple(

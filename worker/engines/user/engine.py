@@ -155,7 +155,8 @@ class UserEngine:
         if self._key is None:
             return None
         item = self._decode(request)
-        self._decoded[id(request)] = request, item
+        if self._program.decoder.is_small:
+            self._decoded[id(request)] = request, item
         if len(self._decoded) > _MAX_DECODED:
             self._decoded.popitem(last=False)
         try:

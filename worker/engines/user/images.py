@@ -6,12 +6,18 @@ import io
 import sys
 from typing import TYPE_CHECKING, NamedTuple
 
+from wire.image_structure import find_problem
+
 if TYPE_CHECKING:
     from PIL import Image
 
 #: Detected from the content.
 _FORMATS = ("PNG", "JPEG", "WEBP")
 _PNG_LEVEL = 1
+#: Begins a scan of a JPEG, each of which goes over all pixels.
+_SCAN = b"\xff\xda"
+#: Scans of the largest accepted image. Encoders write about 10.
+_MAX_FULL_SCANS = 12
 
 
 class ImageBounds(NamedTuple):
@@ -19,6 +25,8 @@ class ImageBounds(NamedTuple):
 
     pixels: int
     side: int
+    #: EXIF, ICC profile, XMP and texts.
+    metadata_bytes: int = 4 << 20
 
 
 class _OutOfBounds(ValueError):
@@ -29,6 +37,9 @@ def decode_image(data: bytes, bounds: ImageBounds) -> Image.Image:
     """Return the decoded image, upright. Raises `ValueError` for other files, broken ones and images out of bounds."""
     from PIL import Image, ImageOps, UnidentifiedImageError
 
+    problem = find_problem(data, bounds.metadata_bytes)
+    if problem is not None:
+        raise ValueError(f"the image cannot be used: {problem}")
     try:
         with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
             width, height = image.size
@@ -37,6 +48,8 @@ def decode_image(data: bytes, bounds: ImageBounds) -> Image.Image:
                     f"the image has {width}x{height} pixels; at most {bounds.pixels} pixels and {bounds.side} a side "
                     "are allowed"
                 )
+            if image.format == "JPEG" and data.count(_SCAN) * width * height > _MAX_FULL_SCANS * bounds.pixels:
+                raise _OutOfBounds("the image has too many scans for its size")
             image.load()
             upright = ImageOps.exif_transpose(image)
             return image.copy() if upright is None else upright

@@ -43,6 +43,8 @@ class InputDecoder:
             self._adapter = TypeAdapter(portable_type(annotation, bounds))
             self._validate_json = self._adapter.validator.validate_json
         self._takes_fields = self._annotation is Any or _has_fields(self._annotation)
+        #: Decoded values are not much larger than what the client sent, as images are.
+        self.is_small = not (self._struct or self._adapter is None) and not has_binary_values(self._annotation)
         #: Arrays for these fields, or for the value itself, become lists.
         self._list_fields = _list_fields(self._annotation)
         self._takes_array = self._annotation is Any or has_binary_values(self._annotation)

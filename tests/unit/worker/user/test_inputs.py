@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field
 
+from tests.support.images import scan_bomb
 from wire.messages import Part
 from worker.engine import TaskError
 from worker.engines.user.images import ImageBounds
@@ -239,3 +240,13 @@ def test_schema_describes_bytes_images_and_arrays() -> None:
 def test_module_as_annotation_is_explained() -> None:
     with pytest.raises(UnsupportedType, match=r"PIL\.Image is a module"):
         InputDecoder(Image, BOUNDS)
+
+
+def test_image_that_costs_far_more_than_its_bytes_is_refused() -> None:
+    bounds = ImageBounds(1 << 20, 1 << 10)
+    decoder = InputDecoder(Image.Image, bounds)
+    with pytest.raises(TaskError, match="it has more than 100 scans"):
+        decoder.decode([RAW], [scan_bomb(64, 101)])
+    with pytest.raises(TaskError, match="too many scans for its size"):
+        decoder.decode([RAW], [scan_bomb(1024, 90)])
+    assert decoder.decode([RAW], [scan_bomb(64, 90)]).size == (64, 64)

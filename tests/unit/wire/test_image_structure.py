@@ -10,16 +10,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image, PngImagePlugin
 
-from loadbalancer.generation.decoding.file_structure import (
+from loadbalancer.generation.decoding.messages import ImageLimits
+from loadbalancer.generation.decoding.pixels import ImageRejected, decode_images
+from tests.support.images import chunk, file, make_image, png, png_with, scan_bomb, segment
+from wire.image_structure import (
     MAX_PNG_CHUNKS,
     MAX_SCANS,
     MAX_SEGMENTS,
     MAX_WEBP_CHUNKS,
     find_problem,
 )
-from loadbalancer.generation.decoding.messages import ImageLimits
-from loadbalancer.generation.decoding.pixels import ImageRejected, decode_images
-from tests.support.images import chunk, file, make_image, png, png_with, scan_bomb, segment
 
 MAX_METADATA = 100_000
 LIMITS = ImageLimits(
