@@ -13,8 +13,9 @@ from loadbalancer.api.call_bodies import CallBody, call_options, form_body, is_j
 from loadbalancer.api.call_stream import CallStream
 from loadbalancer.api.frame_response import FrameResponse
 from loadbalancer.api.hot_routes import HotRequest
-from loadbalancer.generation.call_validation import call_model, call_priority, call_timeout_s
-from loadbalancer.generation.in_flight_call import CallSpec, InFlightCall
+from loadbalancer.generation.call_spec import CallSpec
+from loadbalancer.generation.call_validation import call_model, call_priority, call_timeout_s, instances_spec
+from loadbalancer.generation.in_flight_call import InFlightCall
 from loadbalancer.schema.call_results import CallResult, InvalidResult, as_json, response_type
 from loadbalancer.schema.errors import NotAcceptable, TaskFailed
 from loadbalancer.schema.media_types import BYTES, EVENTS, JSON, MediaRange, choose, parse_accept, quality
@@ -30,7 +31,6 @@ JsonFrame = Callable[[Iterable[Frame]], Iterable[Frame]]
 
 #: JSON of larger results is made in a thread.
 _INLINE_BYTES = 256 << 10
-_INSTANCE = (Part(),)
 
 
 class CallApi:
@@ -46,19 +46,15 @@ class CallApi:
         if not is_json(kind):
             return self._one_input(request, model, kind, predictions)
         given = parse_instances(request.json(), self._settings.max_instances)
-        options = call_options(request.query)
         accepted = _accepted(request)
         stream = given.stream or _prefers_events(accepted)
-        spec = CallSpec(
-            model,
-            [CallInputs(_INSTANCE, stream)] * len(given.items),
-            [[item] for item in given.items],
-            call_timeout_s(options.timeout_s if given.timeout_s is None else given.timeout_s, self._settings.server),
-            call_priority(options.priority if given.priority is None else given.priority),
-            request.caller.owner,
-            request.caller.weight,
-            "instances",
-        )
+        if request.query:
+            options = call_options(request.query)
+            given = given._replace(
+                timeout_s=options.timeout_s if given.timeout_s is None else given.timeout_s,
+                priority=options.priority if given.priority is None else given.priority,
+            )
+        spec = instances_spec(model, given, self._settings, request.caller, stream=stream)
         return self._answer(request, spec, accepted, predictions, stream=stream)
 
     def call(self, request: HotRequest, model: str) -> Answer:
@@ -120,11 +116,11 @@ def _response(accepted: tuple[MediaRange, ...], around: JsonFrame, call: InFligh
     results = call.results
     kind = JSON if len(results) > 1 else response_type(results[0], accepted)
     if kind is None:
-        raise _not_acceptable(results[0], accepted)
+        raise not_acceptable(results[0], accepted)
     if kind != JSON:
         [part], frames = results[0]
         return FrameResponse(
-            [memoryview(frame) for frame in frames], kind, headers=_tensor_headers(part), on_end=call.close
+            [memoryview(frame) for frame in frames], kind, headers=tensor_headers(part), on_end=call.close
         )
     if call.held_bytes > _INLINE_BYTES:
         made: asyncio.Future[Response] = asyncio.get_running_loop().run_in_executor(
@@ -143,12 +139,13 @@ def _json_response(results: Sequence[CallResult], around: JsonFrame, close: Call
     return FrameResponse([memoryview(piece) for piece in around(joined)], JSON, on_end=close)
 
 
-def _tensor_headers(part: Part) -> dict[str, str]:
+def tensor_headers(part: Part) -> dict[str, str]:
     """What its bytes do not tell about a tensor."""
     return {"x-tensor-dtype": part.dtype, "x-tensor-shape": ",".join(map(str, part.shape))} if part.dtype else {}
 
 
-def _not_acceptable(result: CallResult, accepted: tuple[MediaRange, ...]) -> NotAcceptable:
+def not_acceptable(result: CallResult, accepted: tuple[MediaRange, ...]) -> NotAcceptable:
+    """The error of a result that has no type which its client accepts."""
     allowed = shorten(", ".join(each.kind for each in accepted))
     if len(result.parts) != 1:
         text = f"The result has {len(result.parts)} parts, which can only be sent as {JSON}; Accept allows {allowed}."

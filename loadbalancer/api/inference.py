@@ -12,8 +12,9 @@ from loadbalancer.api.calls import Answer
 from loadbalancer.api.frame_response import FrameResponse
 from loadbalancer.api.hot_routes import HotRequest
 from loadbalancer.api.http_helpers import encode_json
+from loadbalancer.generation.call_spec import CallSpec
 from loadbalancer.generation.call_validation import call_model, call_timeout_s
-from loadbalancer.generation.in_flight_call import CallSpec, InFlightCall
+from loadbalancer.generation.in_flight_call import InFlightCall
 from loadbalancer.schema.call_results import CallResult, InvalidResult
 from loadbalancer.schema.errors import ApiError, BodyTooLarge, InvalidRequest, TaskFailed
 from loadbalancer.schema.inference import InferenceCall, inference_response, parse_inference

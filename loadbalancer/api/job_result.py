@@ -5,10 +5,14 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Awaitable, Callable
 
 import msgspec
-from starlette.responses import StreamingResponse
+from starlette.responses import Response, StreamingResponse
 
+from loadbalancer.api.calls import not_acceptable, tensor_headers
+from loadbalancer.api.frame_response import FrameResponse
 from loadbalancer.api.image_responses import image_data
 from loadbalancer.generation.validation import GenerationSpec
+from loadbalancer.schema.call_results import as_json, response_type, unpack_result
+from loadbalancer.schema.media_types import JSON, MediaRange
 from loadbalancer.schema.responses import ImagesAnswer, PredictAnswer
 from loadbalancer.storage.records import JobRecord, StoredImage
 
@@ -30,8 +34,35 @@ class JobResult(StreamingResponse):
 
         `link` returns the URL of an image, if URLs are answered.
         """
-        chunks = _predict(first) if record.order.path == "/predict" else _images(record, load, first, link)
+        if record.order.calls:
+            chunks = _predictions(len(record.order.inputs), load, first)
+        else:
+            chunks = _predict(first) if record.order.path == "/predict" else _images(record, load, first, link)
         super().__init__(chunks, media_type="application/json")
+
+
+def job_bytes(first: StoredImage, accepted: tuple[MediaRange, ...]) -> Response | None:
+    """Return the result of a job with one call as bytes; None if its client prefers JSON. Raises `NotAcceptable`."""
+    result = unpack_result(first.image)
+    kind = response_type(result, accepted)
+    if kind is None:
+        raise not_acceptable(result, accepted)
+    if kind == JSON:
+        return None
+    [part], [frame] = result
+    return FrameResponse([memoryview(frame)], kind, headers=tensor_headers(part))
+
+
+async def _predictions(
+    count: int, load: Callable[[int], Awaitable[StoredImage]], result: StoredImage
+) -> AsyncIterator[bytes]:
+    yield b'{"predictions":['
+    for item in range(count):
+        if item:
+            yield b","
+            result = await load(item)
+        yield b"".join(as_json(unpack_result(result.image)))
+    yield b"]}"
 
 
 async def _predict(image: StoredImage) -> AsyncIterator[bytes]:
@@ -44,7 +75,7 @@ async def _images(
     image: StoredImage,
     link: Callable[[int], Awaitable[str]] | None,
 ) -> AsyncIterator[bytes]:
-    spec, inputs = GenerationSpec(record.order.model, record.order.inputs, 0.0, 0), record.order.inputs
+    spec, inputs = GenerationSpec(record.order.model, record.order.images, 0.0, 0), record.order.images
     answer = ImagesAnswer(int(record.ended or 0), [], spec.model, spec.size, inputs[0].output_format)
     before, _, after = _encoder.encode(answer).partition(_EMPTY_DATA)
     yield before + _EMPTY_DATA[:-1]

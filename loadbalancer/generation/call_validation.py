@@ -4,10 +4,16 @@ from __future__ import annotations
 
 from configs.sections import Server
 from configs.settings import Settings
+from loadbalancer.access.api_keys import Caller
+from loadbalancer.generation.call_spec import CallSpec
 from loadbalancer.generation.validation import model_not_found
 from loadbalancer.schema.errors import InvalidRequest
 from loadbalancer.schema.parsing import shorten
+from loadbalancer.schema.predictions import Instances
+from wire.messages import CallInputs, Part
 
+#: An instance is one JSON value.
+_INSTANCE = (Part(),)
 #: Priorities of requests are from minus this to this.
 MAX_PRIORITY = 100
 
@@ -31,6 +37,20 @@ def call_timeout_s(requested: float | None, server: Server) -> float:
         allowed = f"Must be more than 0 and at most {server.max_timeout_s:g}"
         raise InvalidRequest(f"Invalid value for 'timeout_s': {shorten(requested)}. {allowed}.", param="timeout_s")
     return requested
+
+
+def instances_spec(model: str, given: Instances, settings: Settings, caller: Caller, *, stream: bool) -> CallSpec:
+    """Return the request of a task for each instance. Raises `InvalidRequest`."""
+    return CallSpec(
+        model,
+        [CallInputs(_INSTANCE, stream)] * len(given.items),
+        [[item] for item in given.items],
+        call_timeout_s(given.timeout_s, settings.server),
+        call_priority(given.priority or 0),
+        caller.owner,
+        caller.weight,
+        "instances",
+    )
 
 
 def call_priority(requested: int) -> int:

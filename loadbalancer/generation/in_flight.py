@@ -13,7 +13,8 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
-from loadbalancer.generation.in_flight_call import CallSpec, InFlightCall
+from loadbalancer.generation.call_spec import CallSpec
+from loadbalancer.generation.in_flight_call import InFlightCall
 from loadbalancer.generation.response_memory import ResponseMemory
 from loadbalancer.generation.validation import GenerationSpec
 from loadbalancer.metrics.prometheus import Metrics

@@ -7,34 +7,16 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from loadbalancer.generation.call_spec import CallSpec
 from loadbalancer.scheduling.task import TaskChunk, TaskCompleted, TaskEnded, TaskUpdate
 from loadbalancer.schema.call_results import CallResult
 from loadbalancer.schema.errors import ApiError, from_ended_call
-from wire.codec import Frame
-from wire.messages import CallInputs
 
 if TYPE_CHECKING:
     from loadbalancer.generation.in_flight import RequestTracker
-
-
-@dataclass(frozen=True, slots=True)
-class CallSpec:
-    """One complete request: a task per item of `inputs`, each with its own frames."""
-
-    model: str
-    inputs: Sequence[CallInputs]
-    frames: Sequence[Sequence[Frame]]
-    timeout_s: float
-    priority: int = 0
-    #: Owner of the API key, and its share of the workers' time.
-    owner: str = "anonymous"
-    weight: float = 1.0
-    #: The inputs are items of the request's list of this name, for errors; empty for one input.
-    param: str = ""
 
 
 class InFlightCall:

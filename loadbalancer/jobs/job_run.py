@@ -6,6 +6,7 @@ Finished images wait here until they are on disk; only then are they published t
 from __future__ import annotations
 
 import asyncio
+import itertools
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 
@@ -23,7 +24,8 @@ from loadbalancer.scheduling.task import (
     TaskState,
     TaskUpdate,
 )
-from loadbalancer.schema.errors import ApiError, from_ended
+from loadbalancer.schema.call_results import CallResult, InvalidResult, as_json, pack_result, unpack_result
+from loadbalancer.schema.errors import ApiError, TaskFailed, from_ended, from_ended_call
 from loadbalancer.schema.stream_events import Progress
 from loadbalancer.storage.records import JobRecord, JobSpec, StoredCheckpoint, StoredImage
 
@@ -81,13 +83,15 @@ class JobRun:
         items = sorted(self._missing)
         if not items:  # the server ended between the last image and the end of the job
             return
+        own_frames = _frames_of_calls(order, sources)
         tasks = self._scheduler.submit(
             order.model,
             [order.inputs[item] for item in items],
             timeout_s=timeout_s,
             priority=order.priority,
             listener=self._on_update,
-            sources=sources,
+            sources=() if own_frames else sources,
+            own_frames=[own_frames[item] for item in items] if own_frames else (),
             owner=order.owner,
             weight=order.weight,
             task_ids=[f"{self.record.id}-{item:03}" for item in items],
@@ -170,13 +174,33 @@ class JobRun:
                 return
             case TaskCompleted():
                 del self._tasks[update.task]
-                stored = StoredImage(item, bytes(update.image), update.waited_s, update.ran_s, update.flagged)
-                self._unsaved.append(stored)
-                self._mark_finished({item})
-                self._metrics.image(self.record.order.model, update.waited_s, update.ran_s)
+                self._on_completed(item, update)
+            case TaskEnded() if self.record.order.calls:
+                self.failure = self.failure or from_ended_call(update, f"instances[{item}]")
             case TaskEnded():
                 self.failure = self.failure or from_ended(update)
         self._changed.set()
+
+    def _on_completed(self, item: int, update: TaskCompleted) -> None:
+        if self.record.order.calls:
+            result = CallResult(update.parts, update.frames)
+            try:
+                as_json(result)  # it is read later, when nothing can be done about it
+            except InvalidResult as error:
+                self.failure = self.failure or TaskFailed(f"The result cannot be sent: {error}.", code="invalid_result")
+                return
+            data = pack_result(result)
+        else:
+            data = bytes(update.image)
+        self._unsaved.append(StoredImage(item, data, update.waited_s, update.ran_s, update.flagged))
+        self._mark_finished({item})
+        self._metrics.image(self.record.order.model, update.waited_s, update.ran_s)
+
+
+def _frames_of_calls(order: JobSpec, sources: Sequence[bytes]) -> list[Sequence[bytes]]:
+    """Return the frames of each call, which are stored one after the other; none for images."""
+    frames = iter(sources)
+    return [list(itertools.islice(frames, len(call.parts))) for call in order.calls]
 
 
 class JobSubscriber(ResultStream):
@@ -193,7 +217,7 @@ class JobSubscriber(ResultStream):
         on_close: Callable[[JobSubscriber], None],
     ) -> None:
         super().__init__(
-            GenerationSpec(spec.model, spec.inputs, 0.0, spec.priority), [str(item) for item in range(len(spec.inputs))]
+            GenerationSpec(spec.model, spec.images, 0.0, spec.priority), [str(item) for item in range(len(spec.inputs))]
         )
         self.spec = spec
         self._progress = progress
@@ -222,7 +246,13 @@ class JobSubscriber(ResultStream):
         stored = await self._load(int(completed.task))
         if stored is None:
             return None
+        if self.spec.calls:
+            parts, frames = unpack_result(stored.image)
+            return TaskCompleted(completed.task, frames, stored.waited_s, stored.ran_s, parts=tuple(parts))
         return TaskCompleted(completed.task, (stored.image,), stored.waited_s, stored.ran_s, stored.flagged)
+
+    def release(self, size: int) -> None:
+        """Do nothing: what has been sent is not held here."""
 
     def close(self) -> None:
         self._on_close(self)

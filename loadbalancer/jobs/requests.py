@@ -5,19 +5,33 @@ The inner request is parsed by the schema of its endpoint, so a job gets the sam
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, NamedTuple
+import re
+from typing import Annotated, Any, NamedTuple
 
 import msgspec
-from pydantic import ConfigDict, Field
+from pydantic import AfterValidator, ConfigDict, Field
+from pydantic_core import PydanticCustomError
 
 from configs.text import printable
 from loadbalancer.jobs.webhooks import problem, signing_key
 from loadbalancer.schema.body_limits import RawMembers, check_size_without_images
 from loadbalancer.schema.errors import BodyTooLarge, InvalidRequest
 from loadbalancer.schema.parsing import parse
+from loadbalancer.schema.predictions import Instances, parse_instances
 from loadbalancer.schema.requests import EditRequest, ImageRequest, PredictRequest, StrictModel
 
-JobPath = Literal["/v1/images/generations", "/v1/images/edits", "/predict"]
+_IMAGE_PATHS = ("/v1/images/generations", "/v1/images/edits", "/predict")
+_CALL_PATH = re.compile(r"/v1/models/(.{1,100}):predict")
+
+
+def _known_path(path: str) -> str:
+    if path not in _IMAGE_PATHS and not _CALL_PATH.fullmatch(path):
+        expected = ", ".join(map(repr, (*_IMAGE_PATHS, "/v1/models/{model}:predict")))
+        raise PydanticCustomError("literal_error", "unknown path", {"expected": expected})
+    return path
+
+
+JobPath = Annotated[str, AfterValidator(_known_path), Field(max_length=200)]
 Text = Annotated[str, Field(max_length=512)]
 
 
@@ -42,7 +56,9 @@ class JobRequest(StrictModel):
     path: JobPath
     """The endpoint of the request."""
     body: dict[str, Any]
-    """The request body. For `/v1/images/edits`: the form as JSON, with `image` and `mask` as data URLs."""
+    """The request body. For `/v1/images/edits`: the form as JSON, with `image` and `mask` as data URLs.
+
+    For `/v1/models/{model}:predict`: the instances."""
     webhook: WebhookRequest | None = None
     """The webhook that is notified of the end of the job."""
     metadata: Annotated[dict[Annotated[str, Field(max_length=64)], Text], Field(max_length=16)] | None = None
@@ -53,13 +69,19 @@ class ParsedJob(NamedTuple):
     """A validated job request; `image` and `mask` are data URLs."""
 
     job: JobRequest
-    request: ImageRequest | EditRequest | PredictRequest
+    request: ImageRequest | EditRequest | PredictRequest | Instances
     image: str | None = None
     mask: str | None = None
 
 
-def parse_job(body: bytes, max_bytes: int, *, webhook_private: bool) -> ParsedJob:
-    """Parse the body. Raises `InvalidRequest`, and `BodyTooLarge` above `max_bytes` without images."""
+def called_model(path: str) -> str | None:
+    """Return the model of a path for calls; None for any other path."""
+    found = _CALL_PATH.fullmatch(path)
+    return None if found is None else found[1]
+
+
+def parse_job(body: bytes, max_bytes: int, *, webhook_private: bool, max_instances: int = 1) -> ParsedJob:
+    """Parse the body. Raises `InvalidRequest`, and `BodyTooLarge` above `max_bytes` without images or instances."""
     inner = _inner_request(body)
     if len(body) - len(inner) > max_bytes:
         raise BodyTooLarge(max_bytes, "beside the request of its endpoint")
@@ -71,6 +93,8 @@ def parse_job(body: bytes, max_bytes: int, *, webhook_private: bool) -> ParsedJo
         _check(job.webhook, private=webhook_private)
     if job.path == "/v1/images/edits":
         return _edit(job, inner, max_bytes)
+    if called_model(job.path) is not None:
+        return ParsedJob(job, parse_instances(inner, max_instances))
     if job.path == "/predict":
         if len(inner) > max_bytes:
             raise BodyTooLarge(max_bytes)

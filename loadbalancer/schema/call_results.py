@@ -17,6 +17,9 @@ from wire.messages import Part
 _TEXT = "text/plain"
 
 
+_packed = msgspec.msgpack.Decoder(tuple[tuple[Part, ...], list[memoryview]])
+
+
 class InvalidResult(ValueError):
     """The engine's result cannot be sent. The text says why."""
 
@@ -26,6 +29,16 @@ class CallResult(NamedTuple):
 
     parts: Sequence[Part]
     frames: Sequence[Frame]
+
+
+def pack_result(result: CallResult) -> bytes:
+    """Return the result in one piece, as it is stored."""
+    return msgspec.msgpack.encode((result.parts, result.frames))
+
+
+def unpack_result(packed: bytes) -> CallResult:
+    """The opposite. The frames are slices. Raises `msgspec.MsgspecError`."""
+    return CallResult(*_packed.decode(packed))
 
 
 def as_json(result: CallResult) -> list[Frame]:

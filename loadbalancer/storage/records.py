@@ -1,6 +1,6 @@
 """The types that the repository stores.
 
-`JobSpec` and `Failure` are stored as JSON and read by newer programs: to them and to `ImageInputs`, fields may only be
+`JobSpec` and `Failure` are stored as JSON and read by newer programs: to them and to `TaskInputs`, fields may only be
 added, with defaults. Times are Unix seconds.
 """
 
@@ -14,7 +14,7 @@ import msgspec
 
 from loadbalancer.scheduling.task import Checkpoint
 from wire.errors import ErrorDetail
-from wire.messages import ImageInputs
+from wire.messages import CallInputs, ImageInputs, TaskInputs
 
 
 class JobState(StrEnum):
@@ -45,11 +45,11 @@ class WebhookTarget(msgspec.Struct, frozen=True):
 
 
 class JobSpec(msgspec.Struct, frozen=True):
-    """A job's complete inputs, without its source images."""
+    """A job's complete inputs, without its source images or the values of its calls."""
 
     path: str
     model: str
-    inputs: list[ImageInputs]
+    inputs: list[TaskInputs]
     priority: int
     deadline: float
     owner: str
@@ -60,15 +60,25 @@ class JobSpec(msgspec.Struct, frozen=True):
     #: As stored: the seeds of all images, which are else equal to the first. None: `inputs` has each of them.
     seeds: list[int] | None = None
 
+    @property
+    def images(self) -> list[ImageInputs]:
+        """The inputs of a job that generates images; none of one with calls."""
+        return [each for each in self.inputs if isinstance(each, ImageInputs)]
+
+    @property
+    def calls(self) -> list[CallInputs]:
+        """The inputs of a job with calls; none of one that generates images."""
+        return [each for each in self.inputs if isinstance(each, CallInputs)]
+
 
 def without_repetition(spec: JobSpec) -> JobSpec:
     """The spec to store: images that differ only in their seeds share one prompt, which may be long."""
-    if len(spec.inputs) < 2:
+    if len(spec.images) < 2:
         return spec
-    first, *others = spec.inputs
+    first, *others = spec.images
     if any(msgspec.structs.replace(each, seed=first.seed) != first for each in others):
         return spec
-    return msgspec.structs.replace(spec, inputs=[first], seeds=[each.seed for each in spec.inputs])
+    return msgspec.structs.replace(spec, inputs=[first], seeds=[each.seed for each in spec.images])
 
 
 def with_all_images(spec: JobSpec) -> JobSpec:
@@ -109,7 +119,7 @@ class JobRecord(NamedTuple):
 
 
 class StoredImage(NamedTuple):
-    """One finished image of a job."""
+    """One finished image of a job, or the packed result of a call."""
 
     item: int
     image: bytes

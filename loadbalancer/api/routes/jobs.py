@@ -3,35 +3,45 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from typing import Annotated, NoReturn
 
 from fastapi import APIRouter, Query, Request, Response
 
+from loadbalancer.access.api_keys import Caller
+from loadbalancer.api.call_stream import CallStream
 from loadbalancer.api.event_stream import EventStream
 from loadbalancer.api.http_helpers import json_response, read_json, run_while_connected
 from loadbalancer.api.idempotency import HEADER, key_of_request, reused
-from loadbalancer.api.job_result import JobResult
+from loadbalancer.api.job_result import JobResult, job_bytes
 from loadbalancer.api.openapi import event_stream, request_body, responses, schema_ref
 from loadbalancer.api.request_builder import RequestBuilder
 from loadbalancer.api.result_links import ResultLinks, base_url
 from loadbalancer.api.storage_errors import stored
+from loadbalancer.generation.call_spec import CallSpec
+from loadbalancer.generation.call_validation import call_model, instances_spec
 from loadbalancer.generation.validation import GenerationSpec
-from loadbalancer.jobs.requests import ParsedJob, parse_job
+from loadbalancer.jobs.requests import ParsedJob, called_model, parse_job
 from loadbalancer.jobs.views import StoredError, job_list, missing_result_error
 from loadbalancer.scheduling.task import TaskCompleted
 from loadbalancer.schema.errors import Conflict, InvalidRequest, NotFound, shutting_down
+from loadbalancer.schema.media_types import parse_accept
 from loadbalancer.schema.parsing import shorten
+from loadbalancer.schema.predictions import Instances
 from loadbalancer.services import Services
 from loadbalancer.storage.records import IdempotencyKeyReused, JobRecord, JobSpec, JobState, StoredImage, WebhookTarget
 
 _EDITS = "/v1/images/edits"
 _OF_EDITS = ("EditProgress", "EditPartialImage", "EditCompletedImage")
-_EVENTS = event_stream("Progress", "PartialImage", "CompletedImage", *_OF_EDITS, "ErrorEvent")
-_RESULT = responses("ImagesAnswer", 400, 404, 409, 500, 503, 504)
+_OF_CALLS = ("PredictionChunk", "PredictionCompleted")
+_EVENTS = event_stream("Progress", "PartialImage", "CompletedImage", *_OF_EDITS, *_OF_CALLS, "ErrorEvent")
+_RESULT = responses("ImagesAnswer", 400, 404, 406, 409, 500, 503, 504)
 _RESULT[200]["content"] = {
-    "application/json": {"schema": {"anyOf": [schema_ref("ImagesAnswer"), schema_ref("PredictAnswer")]}}
+    "application/json": {
+        "schema": {"anyOf": [schema_ref(name) for name in ("ImagesAnswer", "PredictAnswer", "PredictionsAnswer")]}
+    },
+    "*/*": {"schema": {"type": "string", "format": "binary"}},
 }
 _CREATED = responses("JobView", 400, 404, 413, 422, 429, 503)
 _CREATED[202] = _CREATED.pop(200)
@@ -110,17 +120,30 @@ class _JobsApi:
         key = None
         if idempotency_key is not None:
             key = await key_of_request(owner, idempotency_key, request.url.path, "", body)
-        parsed = parse_job(body, server.max_body_bytes, webhook_private=settings.webhook_private)
+        max_instances = services.settings.max_instances
+        private = settings.webhook_private
+        parsed = parse_job(body, server.max_body_bytes, webhook_private=private, max_instances=max_instances)
         del body  # it may be large, and decoding may take long
-        building = self._builder.build(parsed.request, request.state.caller, parsed.image, parsed.mask)
-        job = await run_while_connected(request, building)
+        job: GenerationSpec | CallSpec
+        sources: Sequence[bytes]
+        if isinstance(parsed.request, Instances):
+            job = self._call_spec(parsed.job.path, parsed.request, request.state.caller)
+            sources = [bytes(frame) for frames in job.frames for frame in frames]
+        else:
+            building = self._builder.build(parsed.request, request.state.caller, parsed.image, parsed.mask)
+            job = await run_while_connected(request, building)
+            sources = job.sources
         allowed_s = job.timeout_s if parsed.request.timeout_s is not None else settings.timeout_s
         order = _job_spec(parsed, job, time.time() + allowed_s)
         try:
-            view = await stored(services.jobs.add(order, job.sources, key))
+            view = await stored(services.jobs.add(order, sources, key))
         except IdempotencyKeyReused:
             raise reused(idempotency_key or "") from None
         return json_response(view, 202, {"location": f"/v1/jobs/{view.id}"})
+
+    def _call_spec(self, path: str, given: Instances, caller: Caller) -> CallSpec:
+        settings = self._services.settings
+        return instances_spec(call_model(called_model(path) or "", settings), given, settings, caller, stream=False)
 
     async def find(self, request: Request, job: str) -> JobRecord:
         """The caller's job. Raises `NotFound`, also for jobs of others."""
@@ -139,14 +162,26 @@ class _JobsApi:
             return json_response(missing.body, missing.failure.status)
         if missing is not None:
             raise missing
+        first = await self._image(job, 0)
+        if record.order.calls:
+            return self._call_result(request, record, first)
         link = self._link(request, job, record.order) if record.order.response_format == "url" else None
-        return JobResult(record, partial(self._image, job), await self._image(job, 0), link)
+        return JobResult(record, partial(self._image, job), first, link)
+
+    def _call_result(self, request: Request, record: JobRecord, first: StoredImage) -> Response:
+        """The predictions of a job as JSON, or the bytes of its only one."""
+        accepted = parse_accept(request.headers.get("accept", ""))
+        if len(record.order.inputs) == 1 and (answer := job_bytes(first, accepted)) is not None:
+            return answer
+        return JobResult(record, partial(self._image, record.id), first, None)
 
     async def events(self, request: Request, job: str) -> Response:
         subscriber = await stored(self._services.jobs.subscribe(job, request.state.caller.owner))
         if subscriber is None:
             _job_not_found(job)
         spec, add_result = subscriber.spec, None
+        if spec.calls:
+            return CallStream(subscriber, spec.model)
         if spec.response_format == "url":
             link = self._link(request, job, spec)
             add_result = partial(_link_result, link)
@@ -157,7 +192,7 @@ class _JobsApi:
         services = self._services
         host, scope = request.headers.get("host", ""), request.scope
         base = base_url(host, scope["scheme"], scope.get("server"), services.settings.server)
-        return partial(ResultLinks(services.results, base, spec.inputs[0].output_format).link, job)
+        return partial(ResultLinks(services.results, base, spec.images[0].output_format).link, job)
 
     async def _image(self, job: str, item: int) -> StoredImage:
         image = await stored(self._services.jobs.image(job, item))
@@ -179,12 +214,12 @@ class _JobsApi:
         return json_response(job_list([jobs.view(record) for record in page.records], more=page.more))
 
 
-def _job_spec(parsed: ParsedJob, job: GenerationSpec, deadline: float) -> JobSpec:
+def _job_spec(parsed: ParsedJob, job: GenerationSpec | CallSpec, deadline: float) -> JobSpec:
     webhook = parsed.job.webhook
     return JobSpec(
         path=parsed.job.path,
         model=job.model,
-        inputs=job.inputs,
+        inputs=list(job.inputs),
         priority=job.priority,
         deadline=deadline,
         owner=job.owner,

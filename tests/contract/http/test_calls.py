@@ -10,6 +10,8 @@ from typing import Any
 import httpx
 import pytest
 
+from scripts.harness.processes import wait_until
+
 PREDICT = "/v1/models/echo:predict"
 OWN = "/echo"
 PNG = b"\x89PNG\r\n\x1a\n"
@@ -180,3 +182,60 @@ def test_model_says_which_paths_serve_it(http: httpx.Client) -> None:
     assert card["endpoints"] == [PREDICT, "/v2/models/echo/infer", OWN]
     assert card["limits"] == {"max_instances": 5}
     assert http.get("/v1/models/quick").json()["endpoints"][0] == "/v1/images/generations"
+
+
+def finished(http: httpx.Client, body: Any, **more: Any) -> dict[str, Any]:
+    """Create a job, and return its view at its end."""
+    created = http.post("/v1/jobs", json={"path": PREDICT, "body": body} | more)
+    assert created.status_code == 202, created.text
+    job = created.json()["id"]
+    view: dict[str, Any] = {}
+
+    def ended() -> bool:
+        view.update(http.get(f"/v1/jobs/{job}").json())
+        return view["ended_at"] is not None
+
+    wait_until(ended, "the end of the job")
+    return view
+
+
+def test_job_returns_the_predictions(http: httpx.Client) -> None:
+    instances = [1, {"text": "ü"}, [2]]
+    view = finished(http, {"instances": instances, "priority": 2})
+    assert (view["state"], view["path"], view["model"], view["n"], view["step"]) == ("done", PREDICT, "echo", 3, 3)
+    assert http.get(f"/v1/jobs/{view['id']}/result").json() == {"predictions": instances}
+    events = http.get(f"/v1/jobs/{view['id']}/events").text
+    data = [json.loads(line[6:]) for line in events.splitlines() if line.startswith("data: ")]
+    assert [each["prediction"] for each in data if each["type"] == "prediction.chunk"] == instances
+    assert sum(each["type"] == "prediction.completed" for each in data) == 3
+
+
+def test_job_of_one_call_returns_bytes(http: httpx.Client) -> None:
+    view = finished(http, {"instances": [[7]]})
+    result = f"/v1/jobs/{view['id']}/result"
+    answer = http.get(result, headers={"accept": "application/octet-stream"})
+    assert (answer.headers["content-type"], answer.content) == ("application/octet-stream", b"[7]")
+    assert http.get(result, headers={"accept": "image/png"}).status_code == 406
+
+
+def test_failed_job_has_the_error_of_its_call(http: httpx.Client) -> None:
+    view = finished(http, {"instances": [1, "sim:nan"]})
+    assert (view["state"], view["error"]["param"]) == ("failed", "instances[1]")
+    answer = http.get(f"/v1/jobs/{view['id']}/result")
+    assert (answer.status_code, error_of(answer)["message"]) == (400, view["error"]["message"])
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "status", "fragment"),
+    [
+        ("/v1/models/nothing:predict", {"instances": [1]}, 404, "does not exist"),
+        ("/v1/models/quick:predict", {"instances": [1]}, 400, "generates images"),
+        (PREDICT, {"instances": []}, 400, "at least one"),
+        (PREDICT, {"instances": [1] * 6}, 400, "more than 5"),
+        (PREDICT, {"prompt": "a"}, 400, "Unknown parameter: 'prompt'"),
+        (OWN, {"instances": [1]}, 400, "'/v1/models/{model}:predict'"),
+    ],
+)
+def test_wrong_jobs_are_explained(http: httpx.Client, path: str, body: Any, status: int, fragment: str) -> None:
+    answer = http.post("/v1/jobs", json={"path": path, "body": body})
+    assert (answer.status_code, fragment in error_of(answer)["message"]) == (status, True), answer.text

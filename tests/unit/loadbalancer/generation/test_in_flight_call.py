@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 
 from configs.settings import Settings
+from loadbalancer.generation.call_spec import CallSpec
 from loadbalancer.generation.in_flight import RequestTracker
-from loadbalancer.generation.in_flight_call import CallSpec, InFlightCall
+from loadbalancer.generation.in_flight_call import InFlightCall
 from loadbalancer.generation.response_memory import ResponseMemory
 from loadbalancer.metrics.prometheus import Metrics
 from loadbalancer.metrics.refusals import RefusalCounter

@@ -9,7 +9,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from loadbalancer.schema.call_results import CallResult, InvalidResult, as_json, response_type
+from loadbalancer.schema.call_results import (
+    CallResult,
+    InvalidResult,
+    as_json,
+    pack_result,
+    response_type,
+    unpack_result,
+)
 from loadbalancer.schema.media_types import BYTES, JSON, parse_accept
 from wire.messages import Part
 
@@ -47,6 +54,13 @@ def test_results_become_json(parts: list[Part], frames: list[bytes], value: Any)
 def test_frame_of_json_is_not_copied() -> None:
     frame = memoryview(b'{"label":7}')
     assert as_json(CallResult([Part()], [frame]))[0] is frame
+
+
+def test_stored_results_are_whole() -> None:
+    parts = (Part("image/png", "a"), TENSOR)
+    packed = pack_result(CallResult(parts, [b"", memoryview(MATRIX.tobytes())]))
+    found = unpack_result(packed)
+    assert (tuple(found.parts), [bytes(frame) for frame in found.frames]) == (parts, [b"", MATRIX.tobytes()])
 
 
 @pytest.mark.parametrize(
