@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import gc
 import logging
 import os
 import signal
@@ -223,6 +224,9 @@ async def serve(settings: Settings, listeners: Sequence[socket.socket], keys: En
         raise StartupError(str(error)) from None
     parts.webhook_sender.start()
     keys.start()
+    # What was built stays: looking at it again with every full collection would cost a tenth of a request, and pauses.
+    gc.collect()
+    gc.freeze()
     serving = asyncio.create_task(parts.server.serve(sockets=list(listeners)))
     log.info("serving %s at %s", ", ".join(settings.models), _url(settings.server))
     await asyncio.wait({serving, first_signal}, return_when=asyncio.FIRST_COMPLETED)
