@@ -25,6 +25,7 @@ from loadbalancer.api.frame_response import FrameResponse
 from loadbalancer.api.http_helpers import client_disconnected, error_response, read_body, wait_disconnect
 from loadbalancer.generation.response_memory import ResponseMemory
 from loadbalancer.schema.errors import ApiError, InvalidRequest, KeyReused
+from loadbalancer.schema.media_types import prefers_json
 from loadbalancer.storage.database import Database, StorageUnavailable
 from loadbalancer.storage.records import IdempotencyKey, IdempotencyKeyReused, StoredResponse
 
@@ -35,7 +36,13 @@ _REPLAYED = (b"idempotent-replayed", b"true")
 #: Paths whose responses are replayed. Jobs store their own keys; nothing else creates work that must not run twice.
 PATHS = frozenset({"/v1/images/generations", "/v1/images/edits", "/predict"})
 #: Headers that are stored with a response, beside its media type.
-_STORED_HEADERS = (b"inference-header-content-length", b"x-tensor-dtype", b"x-tensor-shape")
+_STORED_HEADERS = (
+    b"inference-header-content-length",
+    b"x-tensor-dtype",
+    b"x-tensor-shape",
+    b"x-muster-seed",
+    b"x-muster-flagged",
+)
 _KEY = re.compile(r"[\x21-\x7e]{1,255}")
 _BOUNDARY = re.compile(rb'boundary="?([^";,]+)"?', re.IGNORECASE)
 #: Digests of larger bodies are made in a thread.
@@ -203,6 +210,8 @@ class IdempotencyMiddleware:
                 received.write(chunk)
             body = received.getvalue()
             kind = request.headers.get("content-type", "")
+            if not prefers_json(accept := request.headers.get("accept", "")):  # it is another request
+                kind += f"\0{accept}"
             key = await key_of_request(request.state.caller.owner, given, scope["path"], kind, body)
             recording, first = await self._recording(key, scope, body)
             del body, received  # the application releases it before it waits

@@ -2,14 +2,51 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import msgspec
 
+from loadbalancer.api.frame_response import FrameResponse
 from loadbalancer.generation.validation import GenerationSpec
 from loadbalancer.scheduling.task import TaskCompleted
+from loadbalancer.schema.errors import NotAcceptable
+from loadbalancer.schema.media_types import JSON, choose, parse_accept
+from loadbalancer.schema.requests import OpenAIImageRequest, PredictRequest
 from loadbalancer.schema.responses import ImageData, ImagesAnswer, Timings
 from loadbalancer.storage.records import StoredImage
+from wire.messages import ImageFormat, ImageInputs
+
+#: The types of images, the default first.
+_FORMATS: dict[str, ImageFormat] = {"image/png": "png", "image/jpeg": "jpeg", "image/webp": "webp"}
+
+
+def requested_format(accept: bytes, parsed: OpenAIImageRequest | PredictRequest) -> ImageFormat | None:
+    """Return the format of the file that the header Accept asks for in place of JSON; None for JSON.
+
+    Raises `NotAcceptable` where the request is for something else than one image in this format.
+    """
+    kind = choose(parse_accept(accept.decode("latin-1")), (JSON, *_FORMATS))
+    if kind is None or kind == JSON:
+        return None
+    if isinstance(parsed, PredictRequest):
+        if kind != "image/png":
+            raise NotAcceptable(f"This path generates PNG files, and Accept asks for {kind}.")
+        return "png"
+    reasons = {
+        f"the request is for {parsed.n} images": (parsed.n or 1) > 1,
+        "the request is for a stream": bool(parsed.stream),
+        "the request is for a URL": parsed.response_format == "url",
+        f"output_format is {parsed.output_format}": parsed.output_format not in (None, _FORMATS[kind]),
+    }
+    if reason := next((text for text, applies in reasons.items() if applies), None):
+        raise NotAcceptable(f"Accept asks for one image as {kind}, but {reason}.")
+    return _FORMATS[kind]
+
+
+def image_file(image: TaskCompleted, inputs: ImageInputs, on_end: Callable[[], None]) -> FrameResponse:
+    """The response with the file itself. Headers have what JSON would have beside it."""
+    headers = {"x-muster-seed": str(inputs.seed)} | ({"x-muster-flagged": "true"} if image.flagged else {})
+    return FrameResponse([memoryview(image.image)], f"image/{inputs.output_format}", headers=headers, on_end=on_end)
 
 
 def images_answer(

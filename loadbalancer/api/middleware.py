@@ -33,10 +33,19 @@ _EXPOSED_HEADERS = (
     "x-request-id",
     "retry-after",
     "x-muster-proxied",
+    "x-muster-seed",
+    "x-muster-flagged",
+    "x-tensor-dtype",
+    "x-tensor-shape",
+    "inference-header-content-length",
     "x-ratelimit-limit-requests",
     "x-ratelimit-remaining-requests",
     "x-ratelimit-reset-requests",
 )
+
+
+#: Request headers that a page of another origin may send.
+_ALLOWED_HEADERS = ("authorization", "content-type", HEADER, "x-request-id", "inference-header-content-length")
 
 
 class ApiMiddleware:
@@ -71,7 +80,7 @@ class ApiMiddleware:
                 self._authenticate,
                 allow_origins=access.cors_origins,
                 allow_methods=("GET", "POST", "DELETE"),
-                allow_headers=("authorization", "content-type", HEADER, "x-request-id"),
+                allow_headers=_ALLOWED_HEADERS,
                 expose_headers=_EXPOSED_HEADERS,
             )
 

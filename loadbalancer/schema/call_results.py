@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import msgspec
 
-from loadbalancer.schema.media_types import BYTES, JSON, MediaRange, choose, quality
+from loadbalancer.schema.media_types import BYTES, JSON, MediaRange, choose
 from loadbalancer.schema.raw_json import is_json
 from loadbalancer.schema.tensors import DATATYPES, NAMES, DataType, InvalidTensor, check_size, nested_json
 from wire.codec import Frame
@@ -103,8 +103,3 @@ def response_type(result: CallResult, accepted: tuple[MediaRange, ...]) -> str |
     if len(result.parts) != 1:
         return choose(accepted, (JSON,))
     return choose(accepted, tuple(dict.fromkeys((JSON, result.parts[0].media_type.lower(), BYTES))))
-
-
-def may_be_bytes(accepted: tuple[MediaRange, ...]) -> bool:
-    """Return whether JSON is not what the client prefers."""
-    return quality(accepted, JSON) < max(each.quality for each in accepted)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from functools import partial
+from typing import TypeVar
 
 import msgspec
 from fastapi import APIRouter, Request, Response
@@ -12,7 +13,7 @@ from loadbalancer.api.event_stream import EventStream
 from loadbalancer.api.frame_response import FrameResponse
 from loadbalancer.api.hot_routes import HotRequest, HotRoutes, hot_request
 from loadbalancer.api.http_helpers import JSON, encode_json, read_json, run_while_connected
-from loadbalancer.api.image_responses import images_answer
+from loadbalancer.api.image_responses import image_file, images_answer, requested_format
 from loadbalancer.api.openapi import content, event_stream, request_body, responses
 from loadbalancer.api.proxying import BodyFactory, form_factory, json_factory, try_upstream
 from loadbalancer.api.request_builder import RequestBuilder
@@ -26,7 +27,10 @@ from loadbalancer.schema.requests import EditRequest, ImageRequest, JsonEditRequ
 from loadbalancer.schema.responses import PredictAnswer
 from loadbalancer.services import Services
 
-_ERRORS = (400, 404, 413, 422, 429, 500, 502, 503, 504)
+_ERRORS = (400, 404, 406, 413, 422, 429, 500, 502, 503, 504)
+Image = TypeVar("Image", ImageRequest, EditRequest, JsonEditRequest)
+_FILES = {f"image/{kind}": {"schema": {"type": "string", "format": "binary"}} for kind in ("png", "jpeg", "webp")}
+_PNG = {"image/png": _FILES["image/png"]}
 _EVENTS = event_stream("Progress", "PartialImage", "CompletedImage", "ErrorEvent")
 _EDIT_EVENTS = event_stream("EditProgress", "EditPartialImage", "EditCompletedImage", "ErrorEvent")
 
@@ -40,12 +44,15 @@ def router(services: Services, builder: RequestBuilder, hot: HotRoutes) -> APIRo
         "/v1/images/generations",
         summary="Generate images",
         openapi_extra=request_body("ImageRequest"),
-        responses=responses("ImagesAnswer", *_ERRORS, **_EVENTS),
+        responses=responses("ImagesAnswer", *_ERRORS, **_EVENTS, **_FILES),
     )
     @hot.endpoint(max_bytes=max_upload_bytes)
     async def generate_images(request: HotRequest) -> Response:
-        """OpenAI's Images API with the parameters of diffusion models. With `stream`: server-sent events."""
-        parsed = parse(ImageRequest, request.json(), max_bytes)
+        """OpenAI's Images API with the parameters of diffusion models. With `stream`: server-sent events.
+
+        With `Accept: image/png`, `image/jpeg` or `image/webp`: the file of the only image.
+        """
+        parsed = _with_format(request, parse(ImageRequest, request.json(), max_bytes))
         spec = await builder.build(parsed, request.caller, parsed.image, parsed.mask)
         return await _answer(services, request, parsed, spec, json_factory(request))
 
@@ -53,7 +60,7 @@ def router(services: Services, builder: RequestBuilder, hot: HotRoutes) -> APIRo
         "/v1/images/edits",
         summary="Edit an image",
         openapi_extra=request_body("JsonEditRequest", **content("EditRequest", "multipart/form-data")),
-        responses=responses("ImagesAnswer", *_ERRORS, **_EDIT_EVENTS),
+        responses=responses("ImagesAnswer", *_ERRORS, **_EDIT_EVENTS, **_FILES),
     )
     async def edit_images(request: Request) -> Response:
         """Redraw an image, or its masked area: OpenAI's form with the parameters of diffusion models.
@@ -67,13 +74,13 @@ def router(services: Services, builder: RequestBuilder, hot: HotRoutes) -> APIRo
             return await run_while_connected(request, edit_as_form(hot_request(request, b""), form))
 
     async def edit_as_json(request: HotRequest) -> Response:
-        parsed = parse(JsonEditRequest, request.json(), max_bytes)
+        parsed = _with_format(request, parse(JsonEditRequest, request.json(), max_bytes))
         mask = None if parsed.mask is None else parsed.mask.image_url or ""
         spec = await builder.build(parsed, request.caller, parsed.images[0].image_url or "", mask)
         return await _answer(services, request, parsed, spec, json_factory(request))
 
     async def edit_as_form(request: HotRequest, form: Form) -> Response:
-        parsed = parse_form(EditRequest, form.texts)
+        parsed = _with_format(request, parse_form(EditRequest, form.texts))
         spec = await builder.build(parsed, request.caller, form.file("image"), form.file("mask"))
         return await _answer(services, request, parsed, spec, form_factory(form))
 
@@ -81,16 +88,19 @@ def router(services: Services, builder: RequestBuilder, hot: HotRoutes) -> APIRo
         "/predict",
         summary="Generate one PNG",
         openapi_extra=request_body("PredictRequest"),
-        responses=responses("PredictAnswer", *_ERRORS),
+        responses=responses("PredictAnswer", *_ERRORS, **_PNG),
     )
     @hot.endpoint(max_bytes=max_bytes)
     async def predict(request: HotRequest) -> Response:
-        """The minimal API: a prompt in, a base64 PNG out."""
+        """The minimal API: a prompt in, a base64 PNG out. With `Accept: image/png`: the file."""
         parsed = parse(PredictRequest, request.json(), max_bytes)
+        wants_file = requested_format(request.header(b"accept"), parsed) is not None
         spec = await builder.build(parsed, request.caller)
         in_flight = services.tracker.accept(spec)
         request.release_body()
         (image,) = await in_flight.results()
+        if wants_file:
+            return image_file(image, spec.inputs[0], in_flight.close)
         return _held_response(PredictAnswer(memoryview(image.image), image.flagged), in_flight)
 
     return routes
@@ -107,7 +117,9 @@ async def _answer(
 
     `build` makes the body for the upstream server.
     """
-    if (proxy := services.settings.models[spec.model].cold_start_proxy) is not None:
+    wants_file = requested_format(request.header(b"accept"), parsed) is not None
+    proxy = services.settings.models[spec.model].cold_start_proxy
+    if proxy is not None and not wants_file:  # the other server answers JSON
         result = await try_upstream(services, request, spec, proxy, build, stream=bool(parsed.stream))
         if isinstance(result, Response):
             return result
@@ -124,11 +136,19 @@ async def _answer(
             add = None if links is None else partial(_add_result, links, spec.owner)
             return EventStream(in_flight, edit=isinstance(parsed, EditRequest), add_result=add)
         images = await in_flight.results()
+        if wants_file:
+            return image_file(images[0], spec.inputs[0], in_flight.close)
         urls = None if links is None else await links.add(spec.owner, [bytes(image.image) for image in images])
         return _held_response(images_answer(spec, images, time.time(), urls), in_flight)
     except BaseException:
         in_flight.close()
         raise
+
+
+def _with_format(request: HotRequest, parsed: Image) -> Image:
+    """The request with the format that the header Accept asks for. Raises `NotAcceptable`."""
+    image_format = requested_format(request.header(b"accept"), parsed)
+    return parsed if image_format is None else parsed.model_copy(update={"output_format": image_format})
 
 
 def _held_response(content: msgspec.Struct, in_flight: InFlightRequest) -> Response:

@@ -173,7 +173,9 @@ def test_idempotency_key_replays_a_call(http: httpx.Client) -> None:
     ]
     assert [each.content for each in answers] == [b"7", b"7"]
     assert answers[1].headers["idempotent-replayed"] == "true"
-    assert http.post(OWN, content=b"8", headers={"idempotency-key": "call-1"}).status_code == 422
+    for content, accept in ((b"8", "application/octet-stream"), (b"7", "application/json")):
+        answer = http.post(OWN, content=content, headers={"idempotency-key": "call-1", "accept": accept})
+        assert answer.status_code == 422
 
 
 def test_model_says_which_paths_serve_it(http: httpx.Client) -> None:

@@ -174,3 +174,50 @@ def test_unsafe_image_is_flagged_and_returned(http: httpx.Client) -> None:
     assert all(image["b64_json"] for image in data)
     fine = http.post("/v1/images/generations", json=asked | {"prompt": "a seven"}).json()["data"]
     assert all("flagged" not in image for image in fine)
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "accept", "expected"),
+    [
+        (GENERATE, {}, "image/png", {}),
+        (GENERATE, {"n": 1}, "image/*", {}),
+        (GENERATE, {}, "image/webp, application/json;q=0.9", {"output_format": "webp"}),
+        (GENERATE, {"output_format": "jpeg"}, "image/jpeg", {"output_format": "jpeg"}),
+        ("/predict", {}, "image/png", {}),
+    ],
+)
+def test_accept_returns_the_file(
+    http: httpx.Client, path: str, body: dict[str, Any], accept: str, expected: dict[str, Any]
+) -> None:
+    request = {"prompt": "a seven", "seed": 7} | body
+    for replayed in (False, True):
+        headers = {"accept": accept, "idempotency-key": f"file {path} {accept}".replace(" ", "-").replace(",", ";")}
+        answer = http.post(path, json=request, headers=headers)
+        assert answer.headers["content-type"] == f"image/{expected.get('output_format', 'png')}"
+        assert answer.headers["x-muster-seed"] == "7"
+        assert answer.content == expected_image(inputs(**expected))
+        assert ("idempotent-replayed" in answer.headers) is replayed
+
+
+@pytest.mark.parametrize("accept", ["", "*/*", "text/html", "application/json, image/png", "broken"])
+def test_accept_of_other_types_returns_json(http: httpx.Client, accept: str) -> None:
+    answer = http.post(GENERATE, json={"prompt": "a seven"}, headers={"accept": accept})
+    assert answer.headers["content-type"] == "application/json"
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "accept", "fragment"),
+    [
+        (GENERATE, {"n": 2}, "image/png", "the request is for 2 images"),
+        (GENERATE, {"stream": True}, "image/png", "the request is for a stream"),
+        (GENERATE, {"response_format": "url"}, "image/png", "the request is for a URL"),
+        (GENERATE, {"output_format": "jpeg"}, "image/png", "output_format is jpeg"),
+        ("/predict", {}, "image/webp", "This path generates PNG files, and Accept asks for image/webp"),
+    ],
+)
+def test_file_that_cannot_be_is_406(
+    http: httpx.Client, path: str, body: dict[str, Any], accept: str, fragment: str
+) -> None:
+    answer = http.post(path, json={"prompt": "a seven"} | body, headers={"accept": accept})
+    assert (answer.status_code, answer.json()["error"]["code"]) == (406, "not_acceptable")
+    assert fragment in answer.json()["error"]["message"]
