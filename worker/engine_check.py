@@ -90,7 +90,7 @@ def check_engine(model: Model, device: str, given: str | None) -> EngineReport:
             imported = time.monotonic()
             engine.load()
             loaded = time.monotonic()
-            samples = [_given_item(given)] if given is not None else engine.samples()
+            samples = [_given_item(given)] if given is not None else engine.examples()
     except StartFailed as error:
         report.problems.append(str(error))
         return report

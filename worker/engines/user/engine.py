@@ -7,8 +7,7 @@ import hashlib
 import inspect
 import logging
 import sys
-from collections import OrderedDict
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,23 +23,21 @@ from worker.engine import (
     Row,
     TaskError,
     TaskResult,
+    UnsupportedModel,
 )
 from worker.engines.user import device as devices
+from worker.engines.user.admission import CallAdmission
 from worker.engines.user.description import describe, examples
-from worker.engines.user.failures import batch_error, task_error
 from worker.engines.user.images import ImageBounds
 from worker.engines.user.inputs import InputDecoder
 from worker.engines.user.interface import is_litserve
 from worker.engines.user.loading import load_class, make_instance
 from worker.engines.user.outputs import OutputEncoder
 from worker.engines.user.rows import CallRow
-from worker.engines.user.saved_state import SavedState, decode_state, encode_state
+from worker.engines.user.saved_state import SavedState, encode_state
 from worker.engines.user.setup import Program, make_program
 
 log = logging.getLogger(__name__)
-
-#: Decoded items of tasks that have a key and are not admitted yet.
-_MAX_DECODED = 64
 
 
 class UserEngine:
@@ -52,7 +49,6 @@ class UserEngine:
         self._make = make or functools.partial(_make_instance, model)
         self._device = devices.device_name(device)
         self._bounds = ImageBounds(model.limits.max_source_pixels, model.limits.max_source_side)
-        self._decoded: OrderedDict[int, tuple[EngineRequest, Any]] = OrderedDict()
         self._instance: Any = None
         self._program: Program
         self._info = EngineInfo()
@@ -66,9 +62,8 @@ class UserEngine:
             engine.max_batch_size = self._model.max_batch_size  # it decides how the hooks are called
         self._encoder = OutputEncoder(getattr(engine, "media_type", ""))
         self._program = make_program(engine, self._bounds, self._emit)
-        own_key = getattr(engine, "key", None)
-        self._key: Callable[[Any], Hashable] | None = own_key if callable(own_key) else None
         self._info = describe(engine, self._program, self._bounds)
+        self._admission = CallAdmission(self._program, getattr(engine, "key", None), checkpoints=self._info.checkpoints)
 
     def load(self) -> None:
         """Call `load(device)`, or LitServe's `setup(device)`."""
@@ -83,15 +78,24 @@ class UserEngine:
         if callable(own):
             own()
             return
-        for sample in self.samples()[:1]:
-            [row] = self.admit([sample])
-            if isinstance(row, TaskError):
-                raise row
+        try:
+            for value in examples(self._instance)[:1]:
+                self._run(self.request(value))
+        except TaskError as error:
+            raise UnsupportedModel(f"the example of {self._info.pipeline} failed: {error}") from error
+
+    def _run(self, request: EngineRequest) -> None:
+        """Run one call to its end. Raises `TaskError`, `OutOfMemory` or `DeviceLost`."""
+        [row] = self.admit([request])
+        if isinstance(row, TaskError):
+            raise row
+        try:
             while row.step < row.steps:
                 self.step([row])
             result = self.render(row)
             if callable(result):
                 result()
+        finally:
             self.release(row)
 
     def close(self) -> None:
@@ -137,7 +141,16 @@ class UserEngine:
         devices.synchronize(self._device)
 
     def samples(self) -> list[EngineRequest]:
-        """Return a call for each of `examples`, or for `example()`; none if the class has neither."""
+        """Return a call for each of `examples`, or for `example()`; none if the class has neither.
+
+        None either for async engines: they wait for something else, and many calls at once could cost money there.
+        """
+        if self._program.interface.is_async and not self._program.interface.is_batched:
+            return []
+        return self.examples()
+
+    def examples(self) -> list[EngineRequest]:
+        """Return a call for each example of the class."""
         return [self.request(each) for each in examples(self._instance)]
 
     def request(self, value: Any) -> EngineRequest:
@@ -148,29 +161,13 @@ class UserEngine:
     # ---- calls
 
     def key(self, request: EngineRequest) -> BatchKey:
-        """Return `key(item)` of a class that has it. Raises `TaskError` for inputs that it does not take.
-
-        A text, by which step times are reported, in place of numbers and tuples.
-        """
-        if self._key is None:
-            return None
-        item = self._decode(request)
-        if self._program.decoder.is_small:
-            self._decoded[id(request)] = request, item
-        if len(self._decoded) > _MAX_DECODED:
-            self._decoded.popitem(last=False)
-        try:
-            key = self._key(item)
-            hash(key)
-        except Exception as error:
-            raise task_error(error) from error
-        return repr(key) if isinstance(key, int | float | tuple) else key
+        return self._admission.key(request)
 
     def admit(self, tasks: Sequence[EngineRequest]) -> list[Row | TaskError]:
         rows: list[Row | TaskError] = []
         for task in tasks:
             try:
-                rows.append(self._start(task))
+                rows.append(self._admission.start(task))
             except TaskError as error:
                 rows.append(error)
             except (OutOfMemory, DeviceLost):
@@ -208,45 +205,6 @@ class UserEngine:
     def release(self, row: Row) -> None:
         assert isinstance(row, CallRow)
         self._program.runner.release(row)
-
-    def _start(self, request: EngineRequest) -> CallRow:
-        """Raises `TaskError`, `OutOfMemory` or `DeviceLost`."""
-        inputs, checkpoint = request.inputs, request.checkpoint
-        _, item = self._decoded.pop(id(request), (None, None))
-        if item is None:
-            item = self._decode(request)
-        row = CallRow(item, isinstance(inputs, CallInputs) and inputs.stream)
-        try:
-            saved = None
-            if checkpoint is not None:
-                saved, row.chunk_count = self._restorable(checkpoint)
-                row.step = checkpoint.step
-            self._program.runner.start(row, saved)
-        except (Exception, SystemExit) as error:
-            failure = batch_error(error)
-            if isinstance(failure, TaskError) and not isinstance(error, TaskError):
-                log.info("a call cannot start", exc_info=error)
-            raise failure from error
-        return row
-
-    def _restorable(self, checkpoint: Checkpoint) -> SavedState:
-        if not self._info.checkpoints:
-            raise TaskError("error", "this engine does not support checkpoints")
-        return decode_state(checkpoint.frames)
-
-    def _decode(self, request: EngineRequest) -> Any:
-        """Raises `TaskError`."""
-        inputs = request.inputs
-        if not isinstance(inputs, CallInputs):
-            raise TaskError("invalid", "this model takes calls and generates no images")
-        value = self._program.decoder.decode(inputs.parts, request.sources)
-        if self._program.prepare is None:
-            return value
-        try:
-            return self._program.prepare(value)
-        except (Exception, SystemExit) as error:
-            log.info("a request cannot be decoded", exc_info=error)
-            raise task_error(error) from error
 
     def _emit(self, row: CallRow, value: Any) -> None:
         """Send a value of a stream, or collect it. Raises `TaskError`."""

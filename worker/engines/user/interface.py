@@ -89,14 +89,21 @@ def _predict_interface(engine: Any, predict: Callable[..., Any]) -> Interface:
 
 
 def _is_batched(engine: Any, parameter: str, taken: Any, returned: Any) -> bool:
-    """A method is for a batch if it takes a list and returns a list, unless the class says so or its names do."""
+    """Return whether the method is for a batch: by the class, by the name of the parameter, or by the types.
+
+    It is if it takes a list and returns a list. A list of one and of several dimensions look alike, so that the class
+    may say `batched`, a parameter `items` or `item`, or a `max_batch_size` above 1 decide first.
+    """
     own = getattr(engine, "batched", None)
     if isinstance(own, bool):
         return own
+    size = getattr(engine, "max_batch_size", None)
     if parameter == "item":
         return False
     if taken is inspect.Parameter.empty:
-        return getattr(engine, "max_batch_size", None) != 1
+        return size != 1
+    if _is_list(taken) and (parameter == "items" or (isinstance(size, int) and size > 1)):
+        return True
     return _is_list(taken) and (returned is inspect.Parameter.empty or returned is Any or _is_list(returned))
 
 
@@ -123,6 +130,8 @@ def _litserve_interface(engine: Any) -> Interface:
 
 def _types(method: Callable[..., Any]) -> tuple[Any, Any]:
     """Return the annotations of the first parameter and of the result. Raises `UnsupportedModel`."""
+    if not inspect.isroutine(method):  # an object that is called, such as a compiled model
+        return inspect.Parameter.empty, inspect.Parameter.empty
     try:
         hints = typing.get_type_hints(method, include_extras=True)
     except Exception as error:  # a name that exists for type checkers only

@@ -444,3 +444,84 @@ def test_setup_is_another_name_of_load() -> None:
             return item + self.device
 
     assert outcomes(WithSetup, "a ") == [CallOutcome("a cpu")]
+
+
+class Matrix:
+    """Returns one array with a row per item."""
+
+    max_batch_size = 4
+
+    def predict(self, rows: list[list[float]]) -> numpy.ndarray:
+        return numpy.asarray(numpy.array(rows).sum(axis=1))
+
+
+class Named:
+    def predict(self, items: list[float]) -> numpy.ndarray:
+        return numpy.asarray(numpy.array(items) * 2)
+
+
+class Single:
+    def predict(self, item: list[float]) -> list[float]:
+        return [2 * each for each in item]
+
+
+class Declared:
+    batched = False
+
+    def predict(self, values: list[float]) -> list[float]:
+        return [2 * each for each in values]
+
+
+class Compiled:
+    """Its `predict` is an object that is called."""
+
+    def __init__(self) -> None:
+        class Model:
+            def __call__(self, items: Any) -> Any:
+                return items
+
+        self.predict = Model()
+
+
+@pytest.mark.parametrize(
+    ("engine", "item", "result"),
+    [
+        (Matrix, [1, 2], 3.0),
+        (Named, 2, 4.0),
+        (Single, [1, 2], [2.0, 4.0]),
+        (Declared, [1, 2], [2.0, 4.0]),
+        (Compiled, [1], [1]),
+    ],
+)
+def test_batch_or_item_follows_from_names_and_types(engine: Any, item: Any, result: Any) -> None:
+    assert outcomes(engine, item, item) == [CallOutcome(result)] * 2
+
+
+def test_failing_example_is_named_at_the_start() -> None:
+    class Failing:
+        def predict(self, item: str) -> str:
+            raise RuntimeError("no kernel")
+
+        def example(self) -> str:
+            return "a"
+
+    with pytest.raises(UnsupportedModel, match="the example of Failing failed: RuntimeError: no kernel"):
+        user_engine(Failing).warm_up()
+
+
+def test_async_engines_are_not_measured() -> None:
+    class Remote:
+        calls = 0
+
+        async def predict(self, item: str) -> str:
+            Remote.calls += 1
+            return item
+
+        def example(self) -> str:
+            return "a"
+
+    engine = user_engine(Remote)
+    assert (engine.samples(), len(engine.examples())) == ([], 1)
+    engine.warm_up()
+    assert Remote.calls == 1
+    engine.close()

@@ -1,0 +1,89 @@
+"""Turns the parts of a call into a row of the engine: decode, find the batch key, restore a saved state, start."""
+
+from __future__ import annotations
+
+import logging
+from collections import OrderedDict
+from collections.abc import Callable, Hashable
+from typing import Any
+
+from wire.messages import CallInputs
+from worker.engine import BatchKey, Checkpoint, EngineRequest, TaskError
+from worker.engines.user.failures import batch_error, task_error
+from worker.engines.user.rows import CallRow
+from worker.engines.user.saved_state import SavedState, decode_state
+from worker.engines.user.setup import Program
+
+log = logging.getLogger(__name__)
+
+#: Decoded items of calls that have a key and have not started yet.
+_MAX_DECODED = 64
+
+
+class CallAdmission:
+    """Admits calls to one engine."""
+
+    def __init__(self, program: Program, key: Callable[[Any], Hashable] | None, *, checkpoints: bool) -> None:
+        """`key` is the engine's own method, if it has one."""
+        self._program = program
+        self._key = key if callable(key) else None
+        self._checkpoints = checkpoints
+        self._decoded: OrderedDict[int, tuple[EngineRequest, Any]] = OrderedDict()
+
+    def key(self, request: EngineRequest) -> BatchKey:
+        """Return `key(item)` of a class that has it. Raises `TaskError` for inputs that it does not take.
+
+        A text, by which step times are reported, in place of numbers and tuples.
+        """
+        if self._key is None:
+            return None
+        item = self._decode(request)
+        if self._program.decoder.is_small:
+            self._decoded[id(request)] = request, item
+        if len(self._decoded) > _MAX_DECODED:
+            self._decoded.popitem(last=False)
+        try:
+            key = self._key(item)
+            hash(key)
+        except (Exception, SystemExit) as error:
+            raise task_error(error) from error
+        return repr(key) if isinstance(key, int | float | tuple) else key
+
+    def start(self, request: EngineRequest) -> CallRow:
+        """Raises `TaskError`, `OutOfMemory` or `DeviceLost`."""
+        inputs, checkpoint = request.inputs, request.checkpoint
+        _, item = self._decoded.pop(id(request), (None, None))
+        if item is None:
+            item = self._decode(request)
+        row = CallRow(item, isinstance(inputs, CallInputs) and inputs.stream)
+        try:
+            saved = None
+            if checkpoint is not None:
+                saved, row.chunk_count = self._restorable(checkpoint)
+                row.step = checkpoint.step
+            self._program.runner.start(row, saved)
+        except (Exception, SystemExit) as error:
+            failure = batch_error(error)
+            if isinstance(failure, TaskError) and not isinstance(error, TaskError):
+                log.info("a call cannot start", exc_info=error)
+            raise failure from error
+        return row
+
+    def _restorable(self, checkpoint: Checkpoint) -> SavedState:
+        if not self._checkpoints:
+            raise TaskError("error", "this engine does not support checkpoints")
+        return decode_state(checkpoint.frames)
+
+    def _decode(self, request: EngineRequest) -> Any:
+        """Raises `TaskError`."""
+        inputs = request.inputs
+        if not isinstance(inputs, CallInputs):
+            raise TaskError("invalid", "this model takes calls and generates no images")
+        value = self._program.decoder.decode(inputs.parts, request.sources)
+        if self._program.prepare is None:
+            return value
+        try:
+            return self._program.prepare(value)
+        except (Exception, SystemExit) as error:
+            log.info("a request cannot be decoded", exc_info=error)
+            raise task_error(error) from error
