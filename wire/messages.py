@@ -277,7 +277,8 @@ class Hello(msgspec.Struct, frozen=True, tag=True, omit_defaults=True):
 class Capacity(msgspec.Struct, frozen=True, tag=True, omit_defaults=True):
     """The worker can hold `slots` tasks in total. Sent at every change; 0 means that it drains.
 
-    `ahead`: so many more may be sent once no worker has a free slot. They start at the next step boundaries.
+    `ahead`: so many more may be sent once no worker has a free slot. They start at the next step boundaries. Such a
+    worker may announce the start of a very short step together with its results.
     """
 
     slots: Count
@@ -285,7 +286,7 @@ class Capacity(msgspec.Struct, frozen=True, tag=True, omit_defaults=True):
 
 
 class Started(msgspec.Struct, frozen=True, tag=True, omit_defaults=True):
-    """The task has joined the running batch."""
+    """The task has joined the running batch. Omitted where its end leaves in the same message."""
 
     task: Name
     attempt: Count

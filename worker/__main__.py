@@ -205,7 +205,12 @@ def _serve(settings: Settings, model: str, name: str, address: str, key: WorkerK
     )
     threads = 2 if device.startswith("cuda") else 1
     post = PostProcessor(
-        client.send, threads, int(workers.max_result_bytes), call_at=client.call_at, round_trips=round_trips
+        client.send,
+        threads,
+        int(workers.max_result_bytes),
+        send_later=client.send_later,
+        call_at=client.call_at,
+        round_trips=round_trips,
     )
 
     def drain(signum: int, frame: object) -> None:

@@ -21,7 +21,7 @@ import zmq
 
 from wire.codec import BalancerEnvelope, MalformedFrames, WorkerEnvelope, decode_for_worker, encode
 from wire.curve import WorkerKey, secure_client
-from wire.messages import Assign, Bye, Heartbeat, Reject
+from wire.messages import Assign, Bye, Failed, Finished, Heartbeat, Reject, Started
 from worker.offer import RoundTrips
 from worker.transport import DrainRequested
 
@@ -98,6 +98,10 @@ class BalancerClient:
         self._outbox.put(envelopes)
         if self._is_asleep:
             self._wake()
+
+    def send_later(self, *envelopes: WorkerEnvelope) -> None:
+        """Queue these without waking the thread: they leave with the next ones, at the latest with a heartbeat."""
+        self._outbox.put(envelopes)
 
     def call_at(self, at: float, function: Callable[[], None]) -> None:
         """Let the thread call `function` at this time, in place of an earlier one. Callable from any thread."""
@@ -228,7 +232,10 @@ class BalancerClient:
                 raise _KeyRejected from None
 
     def _take_together(self) -> list[WorkerEnvelope]:
-        """Remove and return the envelopes that leave next, as one message; none if none wait."""
+        """Remove and return the envelopes that leave next, as one message; none if none wait.
+
+        A task whose end is among them needs no word about its start.
+        """
         together: list[WorkerEnvelope] = []
         size = 0
         while len(together) < _MAX_TOGETHER:
@@ -243,7 +250,10 @@ class BalancerClient:
                 break
             size += own
             together.append(self._unsent.popleft())
-        return together
+        ended = {message.task for message, _ in together if isinstance(message, Finished | Failed)}
+        if not ended:
+            return together
+        return [each for each in together if not (isinstance(each.message, Started) and each.message.task in ended)]
 
     def _read(self, dealer: zmq.Socket[bytes]) -> None:
         while True:

@@ -103,11 +103,11 @@ class BatchScheduler:
         self._draining = True
 
     def slots(self, now: float) -> int:
-        """Return how many tasks the worker can hold: no more than it has while a task waits for a full batch."""
+        """Return how many tasks the worker can run: no more than it does while a task waits for a full batch."""
         if self._draining:
             return 0
         if self.waiting and self.running:
-            return len(self.waiting) + len(self.running)
+            return len(self.running)
         oldest = [next(iter(group.members.values())) for group in self._groups.values()]
         limits = [self._sizer.limit(member.shape, now, key=member.key) for member in oldest]
         return max(limits) if limits else self._sizer.limit(self._default_shape, now)

@@ -73,6 +73,8 @@ class BatchSizer:
 
         Without a key, return the number that fits whatever their keys, which an idle worker may promise.
         """
+        if not self._memory_limits and (self._max_batch == 1 or (self._fixed and self._max_step_s is None)):
+            return self._max_batch
         self._memory_limits = {each: limit for each, limit in self._memory_limits.items() if limit[1] > now}
         fitting = [fits for each, (fits, _) in self._memory_limits.items() if key in (each, None)]
         return min([*fitting, self.limit_and_points(shape, now)[0]])

@@ -30,6 +30,8 @@ _MARGIN = 1.25
 #: Steps of each batch that count: the shortest is expected, because an early offer costs less than a late one.
 _RECENT_STEPS = 5
 _MAX_BATCHES = 256
+#: Messages about the start of a shorter step may leave with its results.
+_SHORT_STEP_S = 0.001
 
 
 class Offer(NamedTuple):
@@ -92,8 +94,8 @@ class OfferPlanner:
             self._recent.clear()
         self._recent.setdefault((shape, tasks), deque(maxlen=_RECENT_STEPS)).append((step_s, loop_s))
 
-    def plan(self, group: Sequence[Member], waiting: int, now: float) -> Offer:
-        """Return the offer for a step of `group` that starts now. `waiting`: tasks that the worker holds already.
+    def plan(self, group: Sequence[Member], now: float) -> Offer:
+        """Return the offer for a step of `group` that starts now; tasks that wait on the worker already count.
 
         The rows that end within this step are replaced at the next. Where several steps are made before the balancer
         answers, also those that end in these, and the tasks that will have taken their places by then.
@@ -103,10 +105,16 @@ class OfferPlanner:
             return Offer()
         lead_s = self._round_trips.lead_s
         step_s = min(step for step, _ in recent)
-        steps = 1 + int(lead_s / max(min(loop for _, loop in recent), 1e-6))
+        steps_ahead = int(lead_s / max(min(loop for _, loop in recent), 1e-6))
+        steps = 1 << steps_ahead.bit_length()  # rounded up, so that the offer rarely changes
         ends = sum(ends_within(steps, member.row.steps - member.row.step, member.row.steps) for member in group)
-        ahead = max(min(ends, MAX_AHEAD) - waiting, 0)
+        ahead = min(ends, MAX_AHEAD)
         return Offer(ahead, now + step_s - lead_s) if steps == 1 and ahead else Offer(ahead)
+
+    def is_short(self, group: Sequence[Member]) -> bool:
+        """Return whether a step of `group` ends at once, as far as is known."""
+        recent = self._recent.get((group[0].shape, len(group)))
+        return recent is not None and max(recent)[0] < _SHORT_STEP_S
 
     def wait_s(self, held: int, slots: int, step_s: float) -> float:
         """Return how long a batch of `held` tasks should wait for others that have been offered room.

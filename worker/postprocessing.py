@@ -52,15 +52,17 @@ class PostProcessor:
         threads: int,
         max_result_bytes: int,
         *,
+        send_later: Callable[..., None] | None = None,
         call_at: Callable[[float, Callable[[], None]], None] | None = None,
         round_trips: RoundTrips | None = None,
     ) -> None:
         """`max_result_bytes`: larger images and checkpoints are not sent, because the balancer does not accept them.
 
-        `call_at`: calls a function from another thread at a time, in place of the last one. Without it, room ahead is
-        only offered at once.
+        `send_later`: queues what need not leave at once. `call_at`: calls a function from another thread at a time, in
+        place of the last one. Without it, room ahead is only offered at once.
         """
         self._send = send
+        self._send_later = send_later or send
         self._call_at = call_at
         self._round_trips = round_trips or RoundTrips()
         self._max_result_bytes = max_result_bytes
@@ -124,10 +126,13 @@ class PostProcessor:
         """Set how many tasks the loop can hold, none ahead, and report a change; 0 accepts no more tasks."""
         self.start_step((), loop_slots, Offer())
 
-    def start_step(self, envelopes: Sequence[WorkerEnvelope], loop_slots: int, offer: Offer | None) -> None:
+    def start_step(
+        self, envelopes: Sequence[WorkerEnvelope], loop_slots: int, offer: Offer | None, *, is_short: bool = False
+    ) -> None:
         """Send envelopes, and what the loop can hold from now on if that has changed, as one message.
 
-        `offer`: room for tasks ahead, from now on or later in the step; None: as before.
+        `offer`: room for tasks ahead, from now on or later in the step; None: as before. `is_short`: the envelopes may
+        leave with the results of the step, if the balancer knows that this worker takes tasks ahead.
         """
         with self._lock:
             self._loop_slots = loop_slots
@@ -137,7 +142,10 @@ class PostProcessor:
                 self._offer, self._ahead = offer, 0 if offer.at else offer.ahead
                 if offer.at and self._call_at is not None:
                     self._call_at(offer.at, self._on_offer_due)
-            self._send_with_capacity(envelopes)
+            if is_short and self._sent.ahead and self._capacity() == self._sent:
+                self._send_later(*envelopes)
+            else:
+                self._send_with_capacity(envelopes)
 
     def _on_offer_due(self) -> None:
         """Send the offer of the running step. Called from another thread."""

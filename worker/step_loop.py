@@ -278,8 +278,10 @@ class StepLoop:
         if group and (scheduler.is_grouped or self._post.is_full):
             offer = Offer()
         elif group:
-            offer = self._planner.plan(group, len(scheduler.waiting), started)
-        self._post.start_step(news, scheduler.slots(started), offer)
+            offer = self._planner.plan(group, started)
+        # The balancer has to know what runs, should the worker die; not if its whole batch is new and done at once.
+        is_short = bool(group) and len(news) == len(scheduler.running) and self._planner.is_short(group)
+        self._post.start_step(news, scheduler.slots(started), offer, is_short=is_short)
         if not group:
             return
         shape, tasks = group[0].shape, len(group)

@@ -19,7 +19,7 @@ from loadbalancer.scheduling.model_counters import ModelCounters
 from loadbalancer.scheduling.preemption import Relocation
 from loadbalancer.scheduling.request_queue import ModelQueue
 from loadbalancer.scheduling.task import DeadlineUnreachable, Task, TaskCompleted, TaskEnded, TaskStarted, TaskState
-from loadbalancer.scheduling.worker_registry import Worker, WorkerRegistry
+from loadbalancer.scheduling.worker_registry import Worker, WorkerRegistry, running_tasks
 from wire.codec import Frame
 from wire.messages import Assign, Assignment, Cancel, FailureKind, Part, Preempt
 
@@ -246,13 +246,16 @@ class TaskStore:
         return []
 
     def recover(self, worker: Worker, reason: str, now: float, *, blame: bool) -> list[Effect]:
-        """Requeue the worker's tasks. `blame`: a running task may be the cause, and fails after `max_attempts`."""
+        """Requeue the worker's tasks. `blame`: a running task may be the cause, and fails after `max_attempts`.
+
+        A worker that takes tasks ahead says with the results of a short step that it has started it. If none of its
+        tasks is known to run, each may be the cause.
+        """
         effects: list[Effect] = []
-        for task_id in worker.assigned:
-            task = self.tasks.get(task_id)
-            if task is None or task.worker != worker.id:
-                continue
-            if task.state is TaskState.RUNNING and blame:
+        held = running_tasks(worker, self.tasks)
+        all_blamed = worker.ahead > 0 and all(task.state is not TaskState.RUNNING for task in held)
+        for task in held:
+            if blame and (all_blamed or task.state is TaskState.RUNNING):
                 task.on_crash()
             died = "1 worker died or hung while it" if task.crashes == 1 else f"{task.crashes} workers died while they"
             failure = f"{died} ran this task; the last: {reason}"

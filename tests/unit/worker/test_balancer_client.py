@@ -13,7 +13,7 @@ import zmq
 
 from tests.support.scheduler import IMAGE
 from wire.codec import WorkerEnvelope, decode_from_worker
-from wire.messages import Bye, Finished, Heartbeat, Started, ToBalancer
+from wire.messages import Bye, Failed, Finished, Heartbeat, Started, ToBalancer
 from worker.balancer_client import BalancerClient
 
 
@@ -106,3 +106,13 @@ def test_thread_calls_the_last_function_at_its_time(address: str, balancer: Bala
     assert time.monotonic() - start >= 0.05
     client.close("done")
     assert [message for each in balancer.until_bye() for message in each] == [Started("in time", 1), Bye("done")]
+
+
+def test_task_that_ends_needs_no_word_about_its_start(address: str, balancer: Balancer) -> None:
+    client = BalancerClient(address, "w", heartbeat_s=60.0, orphan_after_s=60.0)
+    client.send_later(*(WorkerEnvelope(Started(name, 1)) for name in "abc"))
+    client.send(result("a", 10), WorkerEnvelope(Failed("b", 1, "error", "broken")))
+    client.start(lambda: Heartbeat(running=0))
+    client.close("done")
+    messages = [message for each in balancer.until_bye() for message in each]
+    assert messages == [Started("c", 1), Finished("a", 1, IMAGE), Failed("b", 1, "error", "broken"), Bye("done")]

@@ -47,39 +47,46 @@ def planner(step_s: float, tasks: int, trips: RoundTrips | None = None) -> Offer
 
 
 @pytest.mark.parametrize(
-    ("rows", "step_s", "waiting", "offer"),
+    ("rows", "step_s", "offer"),
     [
-        ([(0, 1)] * 12, 0.11, 0, Offer(12, 100.1)),  # all end with this step: shortly before its end
-        ([(0, 1)] * 12, 0.11, 5, Offer(7, 100.1)),
-        ([(0, 1)] * 12, 0.11, 12, Offer(0)),
-        ([(0, 20), (18, 20), (19, 20)], 0.11, 0, Offer(1, 100.1)),
-        ([(0, 20), (1, 20)], 0.11, 0, Offer(0)),  # none ends: nothing is ahead
-        ([(0, 4), (1, 4), (2, 4), (3, 4)], 0.004, 0, Offer(3)),  # three steps until an answer: at once
-        ([(0, 1)] * 4, 0.004, 0, Offer(12)),
-        ([(0, 1)] * 4, 0.004, 3, Offer(9)),
-        ([(0, 1)], 0.00001, 0, Offer(MAX_AHEAD)),
-        ([(0, 1000)], 0.00001, 0, Offer(1)),  # it ends within them, its successor does not
+        ([(0, 20), (18, 20), (19, 20)], 0.11, Offer(1, 100.1)),
+        ([(0, 20), (1, 20)], 0.11, Offer(0)),  # none ends: nothing is ahead
+        (
+            [(0, 4), (1, 4), (2, 4), (3, 4)],
+            0.004,
+            Offer(4),
+        ),  # an answer takes 2.5 steps: at once
+        ([(0, 1)], 0.00001, Offer(MAX_AHEAD)),
+        ([(0, 1000)], 0.00001, Offer(1)),  # it ends within them, its successor does not
     ],
 )
-def test_offer_for_a_step(rows: list[tuple[int, int]], step_s: float, waiting: int, offer: Offer) -> None:
-    made = planner(step_s, len(rows)).plan(group(*rows), waiting, 100.0)
+def test_offer_for_a_step(rows: list[tuple[int, int]], step_s: float, offer: Offer) -> None:
+    made = planner(step_s, len(rows)).plan(group(*rows), 100.0)
     assert made.ahead == offer.ahead
     assert made.at == pytest.approx(offer.at)
 
 
 def test_no_offer_before_a_batch_of_this_size_was_measured() -> None:
     made = planner(0.1, 2)
-    assert made.plan(group((0, 1)), 0, 0.0) == Offer()
-    assert made.plan(group((0, 1), (0, 1)), 0, 0.0).ahead == 2
+    assert made.plan(group((0, 1)), 0.0) == Offer()
+    assert made.plan(group((0, 1), (0, 1)), 0.0).ahead == 2
 
 
 def test_shortest_of_recent_steps_is_expected() -> None:
     made = planner(0.05, 1)
     for _ in range(4):
         made.on_step(SIZE, 1, 0.2, 0.2)
-    assert made.plan(group((0, 1)), 0, 0.0).at == pytest.approx(0.05 - LEAD_S)
+    assert made.plan(group((0, 1)), 0.0).at == pytest.approx(0.05 - LEAD_S)
     made.on_step(SIZE, 1, 0.2, 0.2)
-    assert made.plan(group((0, 1)), 0, 0.0).at == pytest.approx(0.2 - LEAD_S)
+    assert made.plan(group((0, 1)), 0.0).at == pytest.approx(0.2 - LEAD_S)
+
+
+@pytest.mark.parametrize(("seconds", "is_short"), [([], False), ([0.0001], True), ([0.0001, 0.002], False)])
+def test_step_is_short_if_none_took_long(seconds: list[float], is_short: bool) -> None:
+    made = OfferPlanner(RoundTrips())
+    for each in seconds:
+        made.on_step(SIZE, 1, each, each)
+    assert made.is_short(group((0, 1))) is is_short
 
 
 @pytest.mark.parametrize(
@@ -158,9 +165,8 @@ def test_ends_within_counts_the_ends_of_successors(steps: int, left: int, total:
 @given(
     rows=st.lists(st.tuples(st.integers(0, 5), st.integers(6, 9)), min_size=1, max_size=40),
     step_s=st.floats(1e-6, 10.0),
-    waiting=st.integers(0, 300),
 )
-def test_offer_is_bounded_and_counts_what_is_held(rows: list[tuple[int, int]], step_s: float, waiting: int) -> None:
-    offer = planner(step_s, len(rows)).plan(group(*rows), waiting, 5.0)
-    assert 0 <= offer.ahead <= max(MAX_AHEAD - waiting, 0)
+def test_offer_is_bounded_and_within_the_step(rows: list[tuple[int, int]], step_s: float) -> None:
+    offer = planner(step_s, len(rows)).plan(group(*rows), 5.0)
+    assert 0 <= offer.ahead <= MAX_AHEAD
     assert offer.at == 0.0 or 5.0 <= offer.at <= 5.0 + step_s

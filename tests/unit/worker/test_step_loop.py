@@ -283,6 +283,19 @@ def test_worker_says_hello_without_room_ahead() -> None:
     assert sent[-1] == [Capacity(4)]
 
 
+@pytest.mark.parametrize(("ahead", "is_short", "later"), [(9, True, True), (9, False, False), (0, True, False)])
+def test_start_of_short_step_leaves_with_its_results(ahead: int, is_short: bool, later: bool) -> None:
+    sent: list[WorkerEnvelope] = []
+    waiting: list[WorkerEnvelope] = []
+    post = PostProcessor(
+        lambda *envelopes: sent.extend(envelopes), 1, 1 << 20, send_later=lambda *envelopes: waiting.extend(envelopes)
+    )
+    post.start_step((), 4, Offer(ahead))
+    started = WorkerEnvelope(Started("0", 1))
+    post.start_step([started], 4, Offer(ahead), is_short=is_short)
+    assert (started in waiting, started in sent) == (later, not later)
+
+
 @pytest.mark.parametrize(("queued", "steps"), [(6, 2), (0, 3)])
 def test_batch_waits_for_tasks_on_their_way_and_a_lone_one_never(queued: int, steps: int) -> None:
     """Eight tasks fill the batch; two come before its end, and six just after it, from a queue or newly submitted."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from configs.sections import Queue
-from loadbalancer.scheduling.events import SendMessage, TasksSubmitted, Tick
+from loadbalancer.scheduling.events import SendMessage, TasksSubmitted, Tick, WorkerLost
 from loadbalancer.scheduling.scheduler import Scheduler
 from loadbalancer.scheduling.task import TaskState
 from tests.support.scheduler import (
@@ -103,3 +103,23 @@ def test_tasks_ahead_keep_their_order_when_their_worker_leaves() -> None:
     assert [given.task for _, given in assignments(effects)] == ["t0"]
     assert [waiting.id for waiting in core.queues["m"]] == ["t1", "t2"]
     assert all(core.tasks[name].crashes == 0 for name in ("t0", "t1", "t2"))
+
+
+def test_task_that_kills_workers_before_they_say_that_it_runs_fails() -> None:
+    """A worker that takes tasks ahead of short steps dies of one of them, each time before a word about its start."""
+    core = new_scheduler()
+    submit(core, 3)
+    for number in range(3):
+        connect(core, f"w{number}", 0)
+        effects = receive(core, f"w{number}", Capacity(1, 2))
+        if core.tasks["t0"].isolated:
+            assert [given.task for _, given in assignments(effects)] == ["t0"], "by itself"
+        core.handle(WorkerLost(f"w{number}", "killed"), float(number))
+    assert "t0" not in core.tasks
+    assert {name: waiting.crashes for name, waiting in core.tasks.items()} == {"t1": 2, "t2": 2}
+
+
+def test_only_the_running_task_is_blamed_if_one_is_known() -> None:
+    core = held_scene()
+    core.handle(WorkerLost("a", "killed"), 1.0)
+    assert {name: waiting.crashes for name, waiting in core.tasks.items()} == {"t0": 1, "t1": 0, "t2": 0}
