@@ -1,0 +1,109 @@
+"""The examples, all models in one server: each answers, and a sampler in steps survives its worker's death."""
+
+from __future__ import annotations
+
+import asyncio
+import importlib.util
+import signal
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import httpx
+import numpy as np
+import psutil
+import pytest
+import yaml
+
+from scripts.harness.instance import Instance
+from scripts.harness.processes import PATIENCE_S, ROOT
+
+EXAMPLES = ROOT / "examples"
+CONFIGURATIONS = sorted(EXAMPLES.rglob("muster.yaml"))
+
+
+def models_of(file: Path) -> dict[str, Any]:
+    """Return the models of an example, with the paths of their engines resolved."""
+    models: dict[str, Any] = yaml.safe_load(file.read_text())["models"]
+    for model in models.values():
+        if ".py:" in model["engine"]:
+            model["engine"] = str(file.parent / model["engine"])
+    return models
+
+
+def module_of(example: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(f"example_{example}", EXAMPLES / example / "engine.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Instance]:
+    models = {name: model for file in CONFIGURATIONS for name, model in models_of(file).items()}
+    for name, model in models.items():
+        model |= {
+            "scaling": {"min_workers": 2 if name == "langevin" else 1, "max_workers": 2},
+            "warm_up": {"measure_s": 0},
+        }
+    instance = Instance(tmp_path_factory.mktemp("examples"), {"models": models, "devices": {"cpu_slots": 8}})
+    try:
+        instance.until_workers(len(models) + 1)
+        yield instance
+    finally:
+        instance.end()
+
+
+def post(server: Instance, path: str, **request: Any) -> httpx.Response:
+    answer = httpx.post(f"{server.url}{path}", timeout=PATIENCE_S, **request)
+    assert answer.status_code == 200, answer.text
+    return answer
+
+
+@pytest.mark.parametrize("digit", ["three", "seven"])
+def test_generated_digit_is_classified(server: Instance, digit: str) -> None:
+    request = {"prompt": f"an orange {digit} on navy paper", "seed": 3, "num_inference_steps": 20}
+    image = post(server, "/v1/images/generations", json=request, headers={"accept": "image/png"})
+    found = post(
+        server, "/v1/models/classifier:predict", content=image.content, headers={"content-type": "image/png"}
+    ).json()
+    assert found["digit"] == {"three": 3, "seven": 7}[digit]
+    assert sum(found["probabilities"]) == pytest.approx(1, abs=0.01)
+
+
+def test_similar_sentences_have_similar_vectors(server: Instance) -> None:
+    texts = ["Send bytes over the connection.", "Open a network socket to a server.", "Remove a folder with its files."]
+    found = np.array(post(server, "/v1/models/embeddings:predict", json={"instances": texts}).json()["predictions"])
+    assert np.linalg.norm(found, axis=1) == pytest.approx([1, 1, 1], abs=1e-5)
+    assert found[0] @ found[1] > 0.4 > found[0] @ found[2]
+
+
+def test_litserve_class_answers_at_its_own_path(server: Instance) -> None:
+    assert post(server, "/predict-number", json={"input": 4}).json() == {"output": 4**2 + 4**3}
+
+
+async def test_sampler_goes_on_when_its_worker_dies(server: Instance) -> None:
+    request = {"points": 50, "steps": 9000, "seed": 5}
+    body = {"instances": [request]}
+    async with httpx.AsyncClient(base_url=server.url, timeout=PATIENCE_S) as client:
+        asked = asyncio.create_task(client.post("/v1/models/langevin:predict", json=body))
+        async with asyncio.timeout(PATIENCE_S):
+            while not (busy := [w for w in await asyncio.to_thread(running, server) if w.counters.steps > 1000]):
+                await asyncio.sleep(0.05)
+        psutil.Process(busy[0].pid).send_signal(signal.SIGKILL)
+        answer = await asked
+    assert answer.status_code == 200, answer.text
+    engine = module_of("langevin")
+    sampler, walk = engine.RingSampler(), engine.RingSampler().start(engine.Request(**request))
+    for _ in range(request["steps"]):
+        sampler.step([walk])
+    assert np.array(answer.json()["predictions"][0]) == pytest.approx(walk.points, abs=1e-9)
+
+
+def running(server: Instance) -> list[Any]:
+    return [worker for worker in server.workers() if worker.model == "langevin" and worker.running]
