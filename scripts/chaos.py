@@ -5,8 +5,9 @@
 
 Starts the server on loopback, with API keys, and sends a mixed load: plain, streamed and durable requests, clients that
 close the connection early, and slow readers. Meanwhile workers, balancer and controller receive SIGKILL, SIGTERM and
-SIGSTOP by a schedule that follows from the seed. Two profiles share the minutes: `digits`, the built-in model on two
-workers, and `sim`, simulated accelerators that the controller scales between two and twelve.
+SIGSTOP by a schedule that follows from the seed. Three profiles share the minutes: `digits`, the built-in model on two
+workers, `sim`, simulated accelerators that the controller scales between two and twelve, and `calls`, an engine that a
+user wrote.
 
 The exit status is 1 if a request was lost, answered twice or answered wrongly, or if a slot or process remains. The
 violations are then printed, and the folder with the programs' logs is kept.
@@ -39,12 +40,12 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--minutes", type=float, default=5.0, help="duration, of all profiles together")
     parser.add_argument("--seed", type=int, default=7, help="seed of requests and faults")
-    parser.add_argument("--profile", choices=(*PROFILES, "both"), default="both")
+    parser.add_argument("--profile", nargs="+", choices=tuple(PROFILES), default=list(PROFILES))
     parser.add_argument("--json", type=Path, help="write the table and its details to this file")
     args = parser.parse_args()
     console = Console()
-    names = list(PROFILES) if args.profile == "both" else [args.profile]
-    results = [_run(name, args.seed, 60.0 * args.minutes / len(names), console) for name in names]
+    seconds = 60.0 * args.minutes / len(args.profile)
+    results = [_run(name, args.seed, seconds, console) for name in args.profile]
     console.print(table(results))
     if args.json:
         args.json.write_text(json.dumps([to_json(result) for result in results], indent=1) + "\n")

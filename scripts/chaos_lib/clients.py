@@ -48,10 +48,13 @@ class RequestLost(Exception):
 class ChaosClients:
     """All clients of one run."""
 
-    def __init__(self, url: str, tokens: Mapping[str, str], monitor: Monitor) -> None:
+    def __init__(self, url: str, tokens: Mapping[str, str], monitor: Monitor, called: str = "") -> None:
+        """`called` is the model that clients call; if it is empty, they ask for images."""
         self._url = url
         self._tokens = tokens
         self._monitor = monitor
+        self._path = f"/v1/models/{called}:predict" if called else GENERATE
+        self._takes_calls = bool(called)
         self._started_at = time.monotonic()
         #: A digest of the first complete answer of each idempotency key.
         self._answers: dict[str, bytes] = {}
@@ -104,7 +107,7 @@ class ChaosClients:
     async def _request(self, outcome: Outcome) -> None:
         request = outcome.request
         path, streamed = (
-            PREDICT if request.mode == "predict" else GENERATE,
+            PREDICT if request.mode == "predict" and not self._takes_calls else self._path,
             request.mode in ("stream", "slow", "abort_stream"),
         )
 
@@ -122,7 +125,9 @@ class ChaosClients:
             self._check_same_answer(outcome, body)
             return images
 
-        images = await self._exchange(outcome, "POST", path, take, _body(request, streamed), repeat=request.has_key)
+        images = await self._exchange(
+            outcome, "POST", path, take, self._body(request, streamed), repeat=request.has_key
+        )
         if not outcome.images:
             outcome.images = images
         outcome.close(EndState.COMPLETED)
@@ -139,8 +144,8 @@ class ChaosClients:
     async def _run_job(self, outcome: Outcome) -> None:
         request = outcome.request
         body = {
-            "path": GENERATE,
-            "body": _body(request, streamed=False, timed=False),
+            "path": self._path,
+            "body": self._body(request, streamed=False, timed=False),
             "metadata": {"request": request.id},
         }
         view = await self._exchange(outcome, "POST", JOBS, _json, body, repeat=request.has_key)
@@ -173,6 +178,14 @@ class ChaosClients:
             if time.monotonic() > deadline:
                 raise RequestLost(f"the job is {view['state']} {JOB_TIMEOUT_S + _GRACE_S:g} s after it was accepted")
             await asyncio.sleep(_POLL_S)
+
+    def _body(self, request: PlannedRequest, streamed: bool, *, timed: bool = True) -> dict[str, Any]:
+        """Return the JSON body of the request."""
+        if self._takes_calls:
+            return {"instances": calls(request), "priority": request.priority} | (
+                {"timeout_s": TIMEOUT_S} if timed else {}
+            )
+        return _image_body(request, streamed, timed=timed)
 
     async def list_jobs(self, owner: str) -> list[dict[str, Any]]:
         """Return every job of the key."""
@@ -252,8 +265,15 @@ async def _json(answer: aiohttp.ClientResponse) -> dict[str, Any]:
     return view
 
 
-def _body(request: PlannedRequest, streamed: bool, *, timed: bool = True) -> dict[str, Any]:
-    """Return the JSON body of the request."""
+def calls(request: PlannedRequest) -> list[dict[str, int]]:
+    """Return the instances of a request for calls."""
+    return [
+        {"points": int(request.size), "steps": request.steps, "seed": request.seed + index}
+        for index in range(request.n)
+    ]
+
+
+def _image_body(request: PlannedRequest, streamed: bool, *, timed: bool) -> dict[str, Any]:
     body: dict[str, Any] = {
         "prompt": request.prompt,
         "seed": request.seed,
@@ -268,7 +288,9 @@ def _body(request: PlannedRequest, streamed: bool, *, timed: bool = True) -> dic
 
 
 def _images(answer: dict[str, Any]) -> list[bytes]:
-    """Decode the images of an answer of the Images API or of `/predict`."""
+    """Decode the images of an answer of the Images API or of `/predict`, or the results of calls."""
+    if "predictions" in answer:
+        return [json.dumps(each).encode() for each in answer["predictions"]]
     encoded = [item["b64_json"] for item in answer["data"]] if "data" in answer else [answer["image"]]
     return [base64.b64decode(one) for one in encoded]
 

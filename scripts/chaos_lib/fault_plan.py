@@ -28,6 +28,8 @@ _MODE_WEIGHTS: dict[RequestMode, int] = {
     "job": 5,
     "follow": 3,
 }
+#: Modes that read events.
+_STREAMED: frozenset[RequestMode] = frozenset({"stream", "slow", "abort_stream", "follow"})
 #: Share of requests with an `Idempotency-Key`, and share of these that are sent twice.
 _KEYED_SHARE, _RESENT_SHARE = 0.5, 0.4
 #: Period of the request rate. It makes the controller start and stop workers.
@@ -44,7 +46,7 @@ class LoadShape:
     base_rps: float
     steps: Sequence[int]
     sizes: Sequence[str]
-    #: Images of a request, at most.
+    #: Images, or calls, of a request, at most.
     max_images: int
     #: Number of distinct seeds; few where each reference image has to be generated.
     seed_count: int
@@ -54,6 +56,8 @@ class LoadShape:
     fault_interval_s: float
     #: Longest time that a process is stopped or absent.
     max_pause_s: float
+    #: Some requests ask for a stream.
+    has_streams: bool = True
 
 
 @dataclass(frozen=True)
@@ -152,7 +156,8 @@ def _rate(load: LoadShape, at: float) -> float:
 
 
 def _draw_request(name: str, at: float, rng: random.Random, load: LoadShape, owners: Sequence[str]) -> PlannedRequest:
-    mode = rng.choices(list(_MODE_WEIGHTS), list(_MODE_WEIGHTS.values()))[0]
+    modes = {mode: weight for mode, weight in _MODE_WEIGHTS.items() if load.has_streams or mode not in _STREAMED}
+    mode = rng.choices(list(modes), list(modes.values()))[0]
     keyed = rng.random() < _KEYED_SHARE and not mode.startswith("abort")
     again = keyed and rng.random() < _RESENT_SHARE
     number = rng.randrange(load.seed_count)

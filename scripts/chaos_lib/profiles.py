@@ -1,4 +1,4 @@
-"""The two configurations of chaos runs: the built-in model on two workers, and up to twelve simulated workers."""
+"""The configurations of chaos runs: the built-in model, simulated workers, and an engine that a user wrote."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 
 from loadbalancer.access.api_keys import ApiKey
 from scripts.chaos_lib.fault_plan import LoadShape
+from scripts.harness.processes import ROOT
 
 #: API keys by name, without their hashes. The weights are 4, 2 and 1; the last key has limits.
 OWNERS: Mapping[str, ApiKey] = {
@@ -36,6 +37,11 @@ class Profile:
     model: Mapping[str, Any]
     load: LoadShape
 
+    @property
+    def takes_calls(self) -> bool:
+        """Whether clients call an engine; else they ask for images."""
+        return str(self.model.get("engine", "")).endswith(":RingSampler")
+
     def config(self) -> dict[str, Any]:
         """Return the configuration of the server."""
         return {
@@ -46,6 +52,8 @@ class Profile:
         }
 
 
+#: The engine of the calls: a sampler in steps whose results follow from the seed.
+SAMPLER = ROOT / "examples" / "langevin" / "engine.py"
 _DEFAULTS = {"size": "64x64", "guidance_scale": 3.0, "scheduler": "ddim"}
 
 DIGITS = Profile(
@@ -104,4 +112,27 @@ SIM = Profile(
         max_pause_s=6.0,
     ),
 )
-PROFILES = {profile.name: profile for profile in (DIGITS, SIM)}
+CALLS = Profile(
+    "calls",
+    "an engine in steps that a user wrote, 2 to 4 workers",
+    {
+        "engine": f"{SAMPLER}:RingSampler",
+        "max_batch_size": 8,
+        "warm_up": {"measure_s": 0.0},
+        "batching": {"checkpoint_every": 100},
+        "scaling": SIM.model["scaling"] | {"max_workers": 4},
+    },
+    LoadShape(
+        peak_rps=4.0,
+        base_rps=0.5,
+        steps=(300, 1000, 3000),
+        sizes=("20", "60"),
+        max_images=3,
+        seed_count=12,
+        reproducible=0.0,
+        fault_interval_s=5.0,
+        max_pause_s=6.0,
+        has_streams=False,
+    ),
+)
+PROFILES = {profile.name: profile for profile in (DIGITS, SIM, CALLS)}

@@ -7,6 +7,7 @@ most one level of 255. Images of equal requests with `reproducible` must be equa
 from __future__ import annotations
 
 import io
+import json
 from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
@@ -16,10 +17,13 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from scripts.chaos_lib.clients import calls
 from scripts.chaos_lib.fault_plan import PlannedRequest
 from scripts.chaos_lib.outcomes import Outcome
+from scripts.chaos_lib.profiles import SAMPLER
 from wire.messages import ImageInputs
 from worker.engines.sim import expected_image
+from worker.engines.user.loading import load_class
 
 Pixels = NDArray[np.int16]
 ShowCount = Callable[[int, int], None]
@@ -32,7 +36,8 @@ _DIGITS = Path(__file__).resolve().parents[2] / "worker" / "builtin" / "digits"
 
 def check_images(profile: str, outcomes: Sequence[Outcome], show: ShowCount) -> None:
     """Record the wrong images of each outcome. `show` is called with the number compared and their total."""
-    compare = _compare_simulated if profile == "sim" else _pipeline_comparison()
+    comparisons = {"sim": lambda: _compare_simulated, "calls": _call_comparison, "digits": _pipeline_comparison}
+    compare = comparisons[profile]()
     for number, outcome in enumerate(outcomes):
         request = outcome.request
         if outcome.images and len(outcome.images) != request.n:
@@ -48,6 +53,26 @@ def _compare_simulated(request: PlannedRequest, index: int, image: bytes) -> str
     width, height = map(int, request.size.split("x"))
     inputs = ImageInputs(request.prompt, width, height, request.steps, _GUIDANCE, request.seed + index, _SCHEDULER)
     return "" if image == expected_image(inputs) else "it differs from the image of its seed"
+
+
+def _call_comparison() -> Callable[[PlannedRequest, int, bytes], str]:
+    """Return a comparison with the results of the engine in this process; each is computed once."""
+    engine = load_class(f"{SAMPLER}:RingSampler")()
+    item_type = engine.start.__globals__["Request"]
+
+    @cache
+    def reference(points: int, steps: int, seed: int) -> Any:
+        walk = engine.start(item_type(points=points, steps=steps, seed=seed))
+        for _ in range(steps):
+            engine.step([walk])
+        return engine.result(walk)
+
+    def compare(request: PlannedRequest, index: int, result: bytes) -> str:
+        expected = reference(**calls(request)[index])
+        got = np.array(json.loads(result))
+        return "" if got.shape == expected.shape and np.allclose(got, expected, atol=1e-9) else "other points"
+
+    return compare
 
 
 def _pipeline_comparison() -> Callable[[PlannedRequest, int, bytes], str]:

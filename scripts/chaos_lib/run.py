@@ -71,7 +71,12 @@ async def run(profile: Profile, seed: int, seconds: float, folder: Path, show: S
     monitor = Monitor(instance)
     try:
         await _wait_ready(instance, show)
-        async with _monitoring(monitor), ChaosClients(instance.url, instance.tokens, monitor) as clients:
+        async with (
+            _monitoring(monitor),
+            ChaosClients(
+                instance.url, instance.tokens, monitor, profile.name if profile.takes_calls else ""
+            ) as clients,
+        ):
             injection = asyncio.create_task(_inject_faults(instance, plan_faults(plan, profile.load, seconds), result))
             senders = [asyncio.create_task(_send_when_due(clients, outcome)) for outcome in outcomes]
             while not all(task.done() for task in [*senders, injection]):
