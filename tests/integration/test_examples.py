@@ -88,7 +88,7 @@ def test_litserve_class_answers_at_its_own_path(server: Instance) -> None:
 
 
 async def test_sampler_goes_on_when_its_worker_dies(server: Instance) -> None:
-    request = {"points": 50, "steps": 9000, "seed": 5}
+    request = {"points": 50, "steps": 6000, "seed": 5}
     body = {"instances": [request]}
     async with httpx.AsyncClient(base_url=server.url, timeout=PATIENCE_S) as client:
         asked = asyncio.create_task(client.post("/v1/models/langevin:predict", json=body))
