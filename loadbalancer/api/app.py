@@ -83,7 +83,8 @@ def _version() -> str:
 
 
 async def _on_error(request: Request, error: Exception) -> Response:
-    return error_response(error if isinstance(error, ApiError) else _from_starlette(request, error))
+    api_error = error if isinstance(error, ApiError) else _from_starlette(request, error)
+    return error_response(api_error, request.url.path)
 
 
 async def _on_bug(_: Request, error: Exception) -> Response:

@@ -146,7 +146,7 @@ class HotCall:
             request_id = self._head.request_id
             log.error("request %s: %s %r failed", request_id, self._method, self._path, exc_info=error)
             error = InternalError(f"The server had an error while processing your request. Its id is {request_id}.")
-        self._respond(error_response(error))
+        self._respond(error_response(error, self._path))
 
     def _respond(self, response: Response) -> None:
         assert self._responder is not None

@@ -17,6 +17,7 @@ from starlette.types import Receive
 from loadbalancer.api.body_budget import body_reservation
 from loadbalancer.api.content_coding import check_json, decode_body
 from loadbalancer.schema.errors import ApiError, BodyTooLarge, ClientClosed
+from loadbalancer.schema.inference_metadata import ProtocolError
 
 JSON = "application/json"
 Result = TypeVar("Result")
@@ -35,8 +36,10 @@ def encode_json(content: msgspec.Struct) -> bytes:
     return _encoder.encode(content)
 
 
-def error_response(error: ApiError) -> Response:
-    return json_response(error.body, error.status, error.headers)
+def error_response(error: ApiError, path: str) -> Response:
+    """The error in OpenAI's shape, or in that of the Open Inference Protocol on its paths."""
+    content = ProtocolError(error.message) if path.startswith("/v2/") else error.body
+    return json_response(content, error.status, error.headers)
 
 
 async def read_json(request: Request, max_bytes: int) -> bytes:

@@ -216,9 +216,9 @@ class IdempotencyMiddleware:
             recording, first = await self._recording(key, scope, body)
             del body, received  # the application releases it before it waits
         except IdempotencyKeyReused:
-            await error_response(reused(given))(scope, receive, send)
+            await error_response(reused(given), scope["path"])(scope, receive, send)
         except ApiError as error:
-            await error_response(error)(scope, receive, send)
+            await error_response(error, scope["path"])(scope, receive, send)
         else:
             if isinstance(recording, StoredResponse):
                 await _replay(recording, key.owner, self._memory)(scope, receive, send)
@@ -325,7 +325,7 @@ class IdempotencyMiddleware:
                     await asyncio.wait({disconnect, more}, return_when=asyncio.FIRST_COMPLETED)
                     more.cancel()
             if not started:
-                await error_response(client_disconnected())(scope, receive, send)
+                await error_response(client_disconnected(), scope["path"])(scope, receive, send)
         finally:
             disconnect.cancel()
             recording.leave()

@@ -1,4 +1,4 @@
-"""Answers `/v2/models/{model}/infer` of the Open Inference Protocol, with its own form of errors."""
+"""Answers `/v2/models/{model}/infer` of the Open Inference Protocol."""
 
 from __future__ import annotations
 
@@ -11,14 +11,12 @@ from fastapi import Response
 from loadbalancer.api.calls import Answer
 from loadbalancer.api.frame_response import FrameResponse
 from loadbalancer.api.hot_routes import HotRequest
-from loadbalancer.api.http_helpers import encode_json
 from loadbalancer.generation.call_spec import CallSpec
 from loadbalancer.generation.call_validation import call_model, call_timeout_s
 from loadbalancer.generation.in_flight_call import InFlightCall
 from loadbalancer.schema.call_results import CallResult, InvalidResult
-from loadbalancer.schema.errors import ApiError, BodyTooLarge, InvalidRequest, TaskFailed
+from loadbalancer.schema.errors import BodyTooLarge, InvalidRequest, TaskFailed
 from loadbalancer.schema.inference import InferenceCall, inference_response, parse_inference
-from loadbalancer.schema.inference_metadata import ProtocolError
 from loadbalancer.schema.media_types import BYTES, JSON
 from loadbalancer.schema.parsing import shorten
 from loadbalancer.services import Services
@@ -38,13 +36,7 @@ class InferenceApi:
         self._tracker = services.tracker
 
     def infer(self, request: HotRequest) -> Answer:
-        """Answer the request. Errors have the form of the protocol."""
-        try:
-            return self._infer(request)
-        except ApiError as error:
-            return protocol_error(error)
-
-    def _infer(self, request: HotRequest) -> Answer:
+        """Answer the request. Raises `ApiError`."""
         model, server = call_model(request.params["model"], self._settings), self._settings.server
         body = request.json()
         size = _header_size(request, body)
@@ -76,8 +68,9 @@ def _header_size(request: HotRequest, body: bytes) -> int:
 
 
 def _respond(call: InferenceCall, in_flight: InFlightCall) -> Response | asyncio.Future[Response]:
+    """The response, made in a thread where it is large. Raises `ApiError`."""
     if in_flight.failure is not None:
-        return protocol_error(in_flight.failure, in_flight.close)
+        raise in_flight.failure
     make = partial(_response, call, in_flight.job.model, in_flight.results[0], in_flight.close)
     if in_flight.held_bytes <= _INLINE_BYTES:
         return make()
@@ -89,10 +82,7 @@ def _response(call: InferenceCall, model: str, result: CallResult, close: Callab
     try:
         header, frames = inference_response(model, call, result)
     except InvalidResult as error:
-        failure = TaskFailed(f"The result cannot be sent: {error}.", code="invalid_result")
-        return protocol_error(failure, close)
-    except ApiError as error:
-        return protocol_error(error, close)
+        raise TaskFailed(f"The result cannot be sent: {error}.", code="invalid_result") from None
     if not frames:
         return FrameResponse([header], JSON, on_end=close)
     headers = {HEADER_LENGTH.decode(): str(len(header))}
@@ -101,9 +91,3 @@ def _response(call: InferenceCall, model: str, result: CallResult, close: Callab
 
 def _view(frame: bytes | bytearray | memoryview) -> memoryview:
     return memoryview(frame)
-
-
-def protocol_error(error: ApiError, close: Callable[[], None] | None = None) -> Response:
-    """The error as the protocol writes it."""
-    body = encode_json(ProtocolError(error.message))
-    return FrameResponse([body], JSON, error.status, error.headers, close)

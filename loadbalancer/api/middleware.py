@@ -111,7 +111,7 @@ class ApiMiddleware:
             if sender.status is not None:
                 raise  # the server closes the connection, so that the client notices the incomplete response
             text = f"The server had an error while processing your request. Its id is {head.request_id}."
-            await error_response(InternalError(text))(scope, receive, sender.send)
+            await error_response(InternalError(text), scope["path"])(scope, receive, sender.send)
         finally:
             route = getattr(scope.get("route"), "path", "other")
             self._metrics.request(route, sender.status or 500, time.monotonic() - started)
@@ -166,4 +166,4 @@ class _Sender:
 
 async def _reject(error: ApiError, scope: Scope, receive: Receive, send: Send) -> None:
     log.debug("%s %r is rejected with %d: %s", scope["method"], scope["path"], error.status, error.message)
-    await error_response(error)(scope, receive, send)
+    await error_response(error, scope["path"])(scope, receive, send)

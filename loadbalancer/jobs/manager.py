@@ -230,7 +230,7 @@ class JobManager:
             return TooBusy(f"No more unfinished jobs are accepted: {whose}. Please try again later.", retry_after_s=10)
         if source_bytes and not self._source_quota.fits(owner, source_bytes):
             whose = self._source_quota.describe(owner)
-            text = f"There is no room for more source images of unfinished jobs: {whose} bytes. Please try again later."
+            text = f"There is no room for more source images and inputs of jobs: {whose} bytes. Please try again later."
             return TooBusy(text, retry_after_s=10)
         return None
 

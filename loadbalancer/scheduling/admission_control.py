@@ -38,13 +38,13 @@ class AdmissionControl:
         first, config = tasks[0], self._config
         if queue.count + len(tasks) > queue.max_tasks and len(tasks) > queue.room(first.owner):
             own = queue.owner_tasks(first.owner)
-            waiting = f"{queue.count} of {queue.max_tasks} images are waiting, {own} of them of '{first.owner}'"
+            waiting = f"{queue.count} of {queue.max_tasks} tasks are waiting, {own} of them of '{first.owner}'"
             reason = f"the queue of model '{first.model}' is full ({waiting})"
             return QueueFull(reason, _bounded_retry_s(_room_s(len(tasks), queue, workers)))
         added_bytes = sum(task.source_bytes for task in tasks)
         if added_bytes and not self._source_bytes.fits(first.owner, added_bytes):
             whose = self._source_bytes.describe(first.owner)
-            reason = f"there is no room for more source images of unfinished requests ({whose} bytes)"
+            reason = f"there is no room for more source images and inputs of unfinished requests ({whose} bytes)"
             return QueueFull(reason, _bounded_retry_s(_room_s(len(tasks), queue, workers)))
         if config.max_work_s is not None and queue.count:
             rejection = _too_much_work(tasks, queue, workers, config.max_work_s)
@@ -55,7 +55,7 @@ class AdmissionControl:
             enough_s = config.deadline_slack * remaining_s
             finish_s = _earliest_finish_s(tasks, queue, workers, enough_s)
             if finish_s is not None and finish_s > enough_s:
-                reason = f"the image would take about {finish_s:.1f} s, the request allows {remaining_s:.1f} s"
+                reason = f"it would take about {finish_s:.1f} s, the request allows {max(remaining_s, 0):.1f} s"
                 return DeadlineUnreachable(reason, _bounded_retry_s(finish_s - remaining_s), finish_s)
         if added_bytes:
             self._source_bytes.add(first.owner, added_bytes)

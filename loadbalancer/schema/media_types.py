@@ -53,13 +53,13 @@ def quality(accepted: tuple[MediaRange, ...], media_type: str) -> float:
     return max(matching, key=lambda each: each.precision).quality if matching else 0.0
 
 
-@functools.lru_cache(maxsize=64)  # the same clients ask the same models
 def prefers_json(header: str) -> bool:
     """Return whether the client that sends this header Accept takes JSON as gladly as anything else."""
     accepted = parse_accept(header)
     return quality(accepted, JSON) >= max(each.quality for each in accepted)
 
 
+@functools.lru_cache(maxsize=64)  # the same clients ask the same models
 def choose(accepted: tuple[MediaRange, ...], offered: tuple[str, ...]) -> str | None:
     """Return the offered type with the largest weight, of several the first; None if none is acceptable."""
     best = max(offered, key=lambda each: quality(accepted, each))  # `max` returns the first of several

@@ -9,7 +9,7 @@ from fastapi import APIRouter, Request, Response
 from loadbalancer.api.calls import Answer
 from loadbalancer.api.hot_routes import HotRequest, HotRoutes
 from loadbalancer.api.http_helpers import json_response
-from loadbalancer.api.inference import InferenceApi, protocol_error
+from loadbalancer.api.inference import InferenceApi
 from loadbalancer.api.openapi import content, request_body, responses
 from loadbalancer.api.readiness import check_ready
 from loadbalancer.generation.validation import model_not_found
@@ -50,7 +50,7 @@ def router(services: Services, hot: HotRoutes) -> APIRouter:
         One request is one call. The parameter `timeout` is in microseconds, as Triton's.
         """
         if error := _version_error(request.params["model"]):
-            return protocol_error(error)
+            raise error
         return api.infer(request)
 
     _add_server_routes(routes, services)
@@ -72,10 +72,7 @@ def _add_server_routes(routes: APIRouter, services: Services) -> None:
     @routes.get("/v2/health/ready", summary="Are all models ready?", responses=_answers("ServerLive", 503))
     async def server_ready() -> Response:
         """200 while every model is ready, as `/readyz`; else 503 with the reason."""
-        try:
-            await check_ready(services, services.settings.models)
-        except ApiError as error:
-            return protocol_error(error)
+        await check_ready(services, services.settings.models)
         return json_response(ServerLive(live=True))
 
 
@@ -90,7 +87,7 @@ def _add_model_routes(routes: APIRouter, services: Services) -> None:
     async def model_ready(model: str) -> Response:
         """200 while the model takes calls, else 503."""
         if model not in models:
-            return protocol_error(_version_error(model) or model_not_found(model, services.settings))
+            raise _version_error(model) or model_not_found(model, services.settings)
         try:
             await check_ready(services, [model])
         except ApiError:
@@ -101,7 +98,7 @@ def _add_model_routes(routes: APIRouter, services: Services) -> None:
     async def model_metadata(model: str) -> Response:
         """Its name and the kind of its engine. `/docs` describes its inputs and outputs."""
         if model not in models:
-            return protocol_error(_version_error(model) or model_not_found(model, services.settings))
+            raise _version_error(model) or model_not_found(model, services.settings)
         engine = services.scheduler.engine_info(model)
         return json_response(ModelMetadata(model, engine.pipeline if engine else models[model].engine))
 

@@ -73,7 +73,7 @@ def test_priority_goes_first_then_age() -> None:
 def test_full_queue_rejects_a_request_as_a_whole() -> None:
     core = new_scheduler(Queue(max_tasks=3))
     core.handle(TasksSubmitted([task("1"), task("2")]), 0.0)
-    with pytest.raises(QueueFull, match="2 of 3 images are waiting, 2 of them of 'anonymous'") as refusal:
+    with pytest.raises(QueueFull, match="2 of 3 tasks are waiting, 2 of them of 'anonymous'") as refusal:
         core.handle(TasksSubmitted([task("3"), task("4")]), 0.0)
     assert 1.0 <= refusal.value.retry_after_s <= 60.0
     assert set(core.tasks) == {"1", "2"}
@@ -315,7 +315,7 @@ def test_source_images_are_bounded_in_bytes() -> None:
         return dataclasses.replace(with_source(name, size), owner=owner)
 
     core.handle(TasksSubmitted([with_source("a", 60 << 14)]), 0.0)
-    with pytest.raises(QueueFull, match="source images of unfinished requests"):
+    with pytest.raises(QueueFull, match="inputs of unfinished requests"):
         core.handle(TasksSubmitted([with_source("b", 60 << 14)]), 0.0)
     others = task_of("other", "e", 45 << 14)
     core.handle(TasksSubmitted([others]), 0.0)  # below its part
