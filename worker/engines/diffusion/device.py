@@ -14,7 +14,8 @@ import diffusers
 import psutil
 import torch
 
-from worker.engine import DeviceLost, OutOfMemory
+from worker.device_errors import device_error_kind
+from worker.engine import DeviceLost, OutOfMemory, TaskError
 
 
 def select_device(name: str) -> torch.device:
@@ -62,23 +63,26 @@ def translate_device_errors(device: torch.device, what: str) -> Iterator[None]:
     try:
         yield
         return
-    except RuntimeError as error:
-        device_error = _device_error(error, what)
-        if device_error is None:
+    except (RuntimeError, MemoryError) as error:
+        kind = device_error_kind(error)
+        if kind is None or kind == "refused":
             raise
+        text = str(error)
         # The frames of the failed attempt hold tensors, whose memory the next attempt needs.
         traceback.clear_frames(error.__traceback__)
-    if device.type == "cuda" and isinstance(device_error, OutOfMemory):
+    if kind == "lost":
+        raise DeviceLost(f"{what}: {text}")
+    if device.type == "cuda":
         torch.cuda.empty_cache()
-    raise device_error
+    raise OutOfMemory(f"{what} did not fit into memory: {text}")
 
 
-def _device_error(error: RuntimeError, what: str) -> OutOfMemory | DeviceLost | None:
-    if isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error):
-        return OutOfMemory(f"{what} did not fit into memory: {error}")
-    if isinstance(error, torch.AcceleratorError) or "CUDA error" in str(error):
-        return DeviceLost(f"{what}: {error}")
-    return None
+def row_error(error: Exception, what: str) -> TaskError:
+    """Return the error of one row whose state could not be computed. Raises `error` if the device is lost."""
+    kind = device_error_kind(error)
+    if kind == "lost":
+        raise error
+    return TaskError("out_of_memory" if kind == "out_of_memory" else "error", f"{what}: {error}")
 
 
 class CompletionEvent:

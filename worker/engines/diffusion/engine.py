@@ -224,6 +224,8 @@ class DiffusionEngine:
                 raise row.sampler.failure
         with translate_device_errors(self._device, f"a step of {len(own)} images"):
             self._completion.wait()
+            for row in own:
+                row.apply_due_mask()
             reproducible = self._reproducible(own[0].inputs)
             # This is one group, unless an adapter's file was replaced between the admission of two rows.
             own = sorted(own, key=lambda row: row.lora_scales)
@@ -238,12 +240,14 @@ class DiffusionEngine:
 
     # ---- results
 
+    @torch.inference_mode()
     def render(self, row: Row) -> Callable[[], TaskResult]:
         """Return a callable that decodes the row's current image; a preview shows the denoised estimate."""
         own = _diffusion_row(row)
-        return partial(
-            self._decode_image, own.latents_to_decode(), own.inputs, own.step == own.steps, record_event(self._device)
-        )
+        with translate_device_errors(self._device, "preparing to decode an image"):
+            own.apply_due_mask()
+            latents, ready = own.latents_to_decode(), record_event(self._device)
+        return partial(self._decode_image, latents, own.inputs, own.step == own.steps, ready)
 
     @torch.inference_mode()
     def _decode_image(
@@ -275,9 +279,12 @@ class DiffusionEngine:
             raise TaskError("unsafe", "the model's safety checker rejected the image")
         return objects
 
+    @torch.inference_mode()
     def save(self, row: Row) -> Callable[[], Checkpoint]:
         own = _diffusion_row(row)
-        return partial(self._checkpoint, own.sampler.save(), own.step, record_event(self._device))
+        with translate_device_errors(self._device, "preparing a checkpoint"):
+            own.apply_due_mask()
+            return partial(self._checkpoint, own.sampler.save(), own.step, record_event(self._device))
 
     @torch.inference_mode()
     def _checkpoint(self, blob: Callable[[], bytes], step: int, ready: torch.cuda.Event | None) -> Checkpoint:

@@ -7,7 +7,9 @@ from dataclasses import dataclass
 import torch
 
 from wire.messages import ImageInputs
-from worker.engine import TaskError, UnstreamedRow
+from worker.device_errors import device_error_kind
+from worker.engine import UnstreamedRow
+from worker.engines.diffusion.device import row_error
 from worker.engines.diffusion.families.base import Conditions
 from worker.engines.diffusion.lora.layers import LoraScales
 from worker.engines.diffusion.sampling import Sampler
@@ -47,6 +49,8 @@ class DiffusionRow(UnstreamedRow):
     mask_state: MaskState | None = None
     #: Adapters of its forward passes. They stay loaded until the row is released.
     lora_scales: LoraScales = ()
+    #: True from a step until the mask is applied to its latents.
+    mask_is_due: bool = False
 
     @property
     def step(self) -> int:
@@ -65,14 +69,24 @@ class DiffusionRow(UnstreamedRow):
         return 1 if self.guidance is None else 2
 
     def apply_mask(self) -> None:
-        """Restore the protected area at the current noise level. A failed row has taken no step."""
-        if self.mask_state is None or self.sampler.failure is not None:
-            return
+        """Restore the protected area at the current noise level. A failed row has taken no step.
+
+        Without memory for it, it stays due: the other rows have already moved, so this does not raise.
+        """
+        self.mask_is_due = self.mask_state is not None and self.sampler.failure is None
         try:
+            self.apply_due_mask()
+        except Exception as error:
+            if device_error_kind(error) != "out_of_memory":
+                # An error of earlier kernels shows at any later call: then no row is at fault.
+                self.sampler.fail(row_error(error, "the mask could not be applied"))
+
+    def apply_due_mask(self) -> None:
+        """Restore the protected area if the last step could not. Raises torch's errors."""
+        if self.mask_is_due and self.mask_state is not None:
             protected = self.sampler.noised_to_step(self.mask_state.image, self.mask_state.noise, self.step)
             self.sampler.latents = self.mask_state.blend(protected, self.latents)
-        except Exception as error:  # the other rows have already moved, so do not raise
-            self.sampler.fail(TaskError("error", f"the mask could not be applied: {error}"))
+            self.mask_is_due = False
 
     def latents_to_decode(self) -> torch.Tensor:
         """Return the final latents or, before the last step, the denoised estimate for a preview."""

@@ -106,6 +106,55 @@ def test_device_errors_translated(engine: DiffusionEngine, error: Exception, exp
         engine.admit([engine_request(request(prompt=f"{error} {n}")) for n in range(2)])
 
 
+ILLEGAL_ACCESS = torch.AcceleratorError("CUDA error: an illegal memory access was encountered")
+
+
+class FailingMask(MaskState):
+    """A mask whose blending raises an error."""
+
+    error: Exception
+
+    def blend(self, protected: torch.Tensor, generated: torch.Tensor) -> torch.Tensor:
+        del protected, generated
+        raise self.error
+
+
+@contextmanager
+def mask_failing(row: DiffusionRow, error: Exception) -> Iterator[None]:
+    """Make the blending of the row's mask raise this error."""
+    mask = row.mask_state
+    assert mask is not None
+    row.mask_state = type("Mask", (FailingMask,), {"error": error})(mask.image, mask.noise, mask.mask)
+    try:
+        yield
+    finally:
+        row.mask_state = mask
+
+
+def test_lost_device_is_not_blamed_on_a_masked_row(engine: DiffusionEngine) -> None:
+    rows = admit(engine, request(), request(mode="inpaint"))
+    with mask_failing(rows[1], ILLEGAL_ACCESS), pytest.raises(DeviceLost, match="a step of 2 images"):
+        engine.step(rows)
+    assert all(row.sampler.failure is None for row in rows)
+
+
+def test_mask_without_memory_is_applied_later(engine: DiffusionEngine) -> None:
+    rows = admit(engine, request(), request(mode="inpaint"))
+    expected = admit(engine, request(), request(mode="inpaint"))
+    engine.step(expected)
+    with mask_failing(rows[1], torch.OutOfMemoryError("20 MiB")):
+        engine.step(rows)
+        with pytest.raises(OutOfMemory):
+            engine.step(rows)
+        with pytest.raises(OutOfMemory):
+            engine.save(rows[1])
+    assert [row.step for row in rows] == [1, 1]
+    finish(engine, *rows)
+    finish(engine, *expected)
+    for row, other in zip(rows, expected, strict=True):
+        assert torch.equal(row.latents, other.latents)
+
+
 def test_decode_out_of_memory_fails_only_its_task(engine: DiffusionEngine) -> None:
     [row] = admit(engine, request())
     finish(engine, row)

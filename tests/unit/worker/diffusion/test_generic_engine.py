@@ -129,6 +129,25 @@ def test_device_errors_translated(engine: GenericEngine, error: Exception, repor
     assert threads(0)
 
 
+class FailingEvent:
+    """Stands for a CUDA event whose device was lost."""
+
+    def synchronize(self) -> None:
+        raise torch.AcceleratorError("CUDA error: unspecified launch failure")
+
+
+def test_lost_device_shows_while_waiting_for_last_step(engine: GenericEngine) -> None:
+    rows = admit(engine, request(), request(seed=2))
+    event: Any = FailingEvent()
+    engine._completion.event = event
+    with pytest.raises(DeviceLost):
+        engine.step(rows)
+    engine._completion.event = None
+    for row in rows:
+        engine.release(row)
+    assert threads(0)
+
+
 def test_admission_out_of_memory_releases_all_rows(engine: GenericEngine) -> None:
     recorded = []
 

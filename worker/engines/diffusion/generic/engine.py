@@ -209,13 +209,13 @@ class GenericEngine:
             if row.failure is not None:
                 raise row.failure
             own.append(row)
-        self._completion.wait()
         with torch.inference_mode(), translate_device_errors(self._device, f"a step of {len(own)} images"):
+            self._completion.wait()
             # If the denoiser fails, a row that has passed its ControlNet remains there; its step is unchanged.
             while at_controlnet := [row for row in own if row.is_at_controlnet]:
                 self._run_pending_calls(at_controlnet)
             self._run_pending_calls([row for row in own if row.thread.pending_call is not None])
-        self._completion.record()
+            self._completion.record()
         for row in own:
             self._calls_per_step[row.inputs.guidance_scale > 1] = row.calls_per_step
 

@@ -11,9 +11,8 @@ from collections.abc import Sequence
 
 import torch
 
-from wire.messages import FailureKind
-from worker.engine import TaskError
-from worker.engines.diffusion.device import to_device
+from worker.device_errors import device_error_kind
+from worker.engines.diffusion.device import row_error, to_device
 from worker.engines.diffusion.sampling.sampler import RecurrenceSampler, Sampler, StepUpdate
 from worker.engines.diffusion.sampling.scheduler_sampler import SchedulerSampler
 
@@ -44,8 +43,6 @@ def advance(samplers: Sequence[Sampler], outputs: Sequence[torch.Tensor], reprod
     for other, output in others:
         try:
             other.advance(output)
-        except torch.AcceleratorError:
-            raise
         except Exception as error:
             _fail(other, error)
 
@@ -67,16 +64,17 @@ def _updates(rows: Sequence[Row]) -> list[tuple[RecurrenceSampler, StepUpdate]]:
     if len(rows) > 1:
         try:
             return list(zip([sampler for sampler, _ in rows], _stacked_updates(rows), strict=True))
-        except (torch.OutOfMemoryError, torch.AcceleratorError):
-            raise
-        except Exception:  # one row is the cause; separately, the failing one shows
+        except Exception as error:
+            if device_error_kind(error) in ("out_of_memory", "lost"):
+                raise
+            # One row is the cause; separately, the failing one shows.
             return [update for row in rows for update in _updates([row])]
     [(sampler, output)] = rows
     try:
         return [(sampler, _single_update(sampler, output))]
-    except (torch.OutOfMemoryError, torch.AcceleratorError):
-        raise
     except Exception as error:
+        if device_error_kind(error) in ("out_of_memory", "lost"):
+            raise
         _fail(sampler, error)
         return []
 
@@ -137,5 +135,4 @@ def _noises(samplers: Sequence[RecurrenceSampler], device: torch.device) -> list
 
 
 def _fail(sampler: Sampler, error: Exception) -> None:
-    kind: FailureKind = "out_of_memory" if isinstance(error, torch.OutOfMemoryError) else "error"
-    sampler.fail(TaskError(kind, f"the sampler failed at step {sampler.step}: {error}"))
+    sampler.fail(row_error(error, f"the sampler failed at step {sampler.step}"))
