@@ -8,6 +8,7 @@ import logging
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal
 
 from rich.console import Console
 from rich.highlighter import NullHighlighter
@@ -19,6 +20,9 @@ from configs.environment import CLIENT_KEY
 from configs.logs import EscapingFormatter
 
 _EXAMPLE = "a handwritten seven"
+#: Stands for an input in the command that calls an engine, whose types are in `/docs`.
+_INPUT = "an input"
+TaskKind = Literal["image", "call"]
 
 
 def log_to_console(console: Console) -> None:
@@ -59,18 +63,20 @@ class ServerConsole:
         found += [f"{simulated} simulated accelerators"] if simulated else []
         self.line(f"devices: {', '.join(found)}")
 
-    def ready(self, url: str, model: str, *, certificate: Path | None, keyed: bool) -> None:
+    def ready(self, url: str, model: str, *, certificate: Path | None, keyed: bool, task: TaskKind = "image") -> None:
         """Print the addresses and an example request."""
         self.busy(None)
         self.line(f"\nMuster is ready at {url}   (API: {url}/docs, metrics: {url}/metrics, Ctrl-C stops)\n")
-        self.line(f"  {curl_example(url, model, certificate=certificate, keyed=keyed)}\n")
+        self.line(f"  {curl_example(url, model, certificate=certificate, keyed=keyed, task=task)}\n")
 
 
-def curl_example(url: str, model: str, *, certificate: Path | None, keyed: bool) -> str:
-    """Return a shell command that requests an image. `keyed`: the server requires an API key."""
-    body = json.dumps({"model": model, "prompt": _EXAMPLE})
+def curl_example(url: str, model: str, *, certificate: Path | None, keyed: bool, task: TaskKind = "image") -> str:
+    """Return a shell command that requests an image, or calls an engine. `keyed`: the server requires an API key."""
+    is_image = task == "image"
+    body = json.dumps({"model": model, "prompt": _EXAMPLE} if is_image else {"instances": [_INPUT]})
+    path = "/v1/images/generations" if is_image else f"/v1/models/{model}:predict"
     words = ["curl", "-s", *(["--cacert", str(certificate.resolve())] if certificate else [])]
-    words += [f"{url}/v1/images/generations", "-H", "content-type: application/json"]
+    words += [f"{url}{path}", "-H", "content-type: application/json"]
     line = shlex.join(words)
     if keyed:
         line += f' -H "authorization: Bearer ${CLIENT_KEY}"'

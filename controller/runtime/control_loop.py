@@ -195,7 +195,8 @@ class ControlLoop:
             self._is_ready = True
             settings, model = self._control_plane.settings, next(iter(self._autoscaler.models))
             keyed = keys_file(settings.data_dir, settings.access.keys_file).exists()
-            self._console.ready(self._balancer.url, model, certificate=settings.server.tls_cert, keyed=keyed)
+            task = settings.models[model].task
+            self._console.ready(self._balancer.url, model, certificate=settings.server.tls_cert, keyed=keyed, task=task)
         else:
             workers = [child for child in self._children if child.id != BALANCER and not child.spare]
             self._console.busy(f"loading {', '.join(f'{child.id} on {child.device}' for child in workers)} ...")

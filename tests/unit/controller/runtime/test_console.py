@@ -38,3 +38,11 @@ def test_progress_text_like_markup_is_shown_as_text() -> None:
     for text in ("loading ...", "loading [/bold] ...", None):
         console.busy(text)
     assert "loading [/bold] ..." in output.getvalue()
+
+
+def test_command_calls_an_engine() -> None:
+    line = curl_example(URL, "org/tickets", certificate=None, keyed=False, task="call")
+    assert shlex.split(line)[2:] == [
+        f"{URL}/v1/models/org/tickets:predict",
+        *("-H", "content-type: application/json", "-d", '{"instances": ["an input"]}'),
+    ]
