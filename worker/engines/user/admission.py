@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 from collections import OrderedDict
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from wire.messages import CallInputs
@@ -23,12 +24,17 @@ _MAX_DECODED = 64
 class CallAdmission:
     """Admits calls to one engine."""
 
-    def __init__(self, program: Program, key: Callable[[Any], Hashable] | None, *, checkpoints: bool) -> None:
-        """`key` is the engine's own method, if it has one."""
+    def __init__(
+        self, program: Program, key: Callable[[Any], Hashable] | None, *, checkpoints: bool, decode_threads: int
+    ) -> None:
+        """`key` is the engine's own method, if it has one. `decode_threads`: 0 decodes in the caller's thread."""
         self._program = program
         self._key = key if callable(key) else None
         self._checkpoints = checkpoints
         self._decoded: OrderedDict[int, tuple[EngineRequest, Any]] = OrderedDict()
+        # Hooks of LitServe are called in one thread only.
+        is_parallel = decode_threads > 0 and program.prepare is None and not program.decoder.is_small
+        self._pool = ThreadPoolExecutor(decode_threads, thread_name_prefix="decode") if is_parallel else None
 
     def key(self, request: EngineRequest) -> BatchKey:
         """Return `key(item)` of a class that has it. Raises `TaskError` for inputs that it does not take.
@@ -48,6 +54,23 @@ class CallAdmission:
         except (Exception, SystemExit) as error:
             raise task_error(error) from error
         return repr(key) if isinstance(key, int | float | tuple) else key
+
+    def decode_ahead(self, requests: Sequence[EngineRequest]) -> None:
+        """Decode these images side by side: one by one they would hold up the device."""
+        if self._pool is None or len(requests) < 2:
+            return
+        for request, item in zip(requests, self._pool.map(self._decoded_or_none, requests), strict=True):
+            self._decoded[id(request)] = request, item
+
+    def _decoded_or_none(self, request: EngineRequest) -> Any:
+        try:
+            return self._decode(request)
+        except TaskError:  # `start` decodes it again and reports it
+            return None
+
+    def close(self) -> None:
+        if self._pool is not None:
+            self._pool.shutdown(wait=False)
 
     def start(self, request: EngineRequest) -> CallRow:
         """Raises `TaskError`, `OutOfMemory` or `DeviceLost`."""

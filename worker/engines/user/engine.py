@@ -39,6 +39,9 @@ from worker.engines.user.setup import Program, make_program
 
 log = logging.getLogger(__name__)
 
+#: Threads that decode images for a GPU.
+_DECODE_THREADS = 4
+
 
 class UserEngine:
     """Implements `StepEngine` for a class of `predict`, of steps, or of LitServe's hooks."""
@@ -63,7 +66,13 @@ class UserEngine:
         self._encoder = OutputEncoder(getattr(engine, "media_type", ""))
         self._program = make_program(engine, self._bounds, self._emit)
         self._info = describe(engine, self._program, self._bounds)
-        self._admission = CallAdmission(self._program, getattr(engine, "key", None), checkpoints=self._info.checkpoints)
+        # On a CPU one thread per worker: there are as many workers as cores.
+        self._admission = CallAdmission(
+            self._program,
+            getattr(engine, "key", None),
+            checkpoints=self._info.checkpoints,
+            decode_threads=_DECODE_THREADS if self._device.startswith("cuda") else 0,
+        )
 
     def load(self) -> None:
         """Call `load(device)`, or LitServe's `setup(device)`."""
@@ -103,6 +112,7 @@ class UserEngine:
         own = getattr(self._instance, "close", None)
         if callable(own):
             own()
+        self._admission.close()
         if self._program.thread is not None:
             self._program.thread.close()
 
@@ -165,6 +175,7 @@ class UserEngine:
 
     def admit(self, tasks: Sequence[EngineRequest]) -> list[Row | TaskError]:
         rows: list[Row | TaskError] = []
+        self._admission.decode_ahead(tasks)
         for task in tasks:
             try:
                 rows.append(self._admission.start(task))

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import sys
+import threading
 from typing import Any
 
 import numpy
 import pytest
-from pydantic import BaseModel
+from PIL import Image
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from muster import Content, Failed
+from tests.support.images import png
 from tests.support.user_engines import CallOutcome, call, parsed, run_calls, user_engine
 from wire.messages import CallInputs, ImageInputs, Part
 from worker.engine import DeviceLost, EngineRequest, OutOfMemory, TaskError, UnsupportedModel
@@ -524,4 +527,29 @@ def test_async_engines_are_not_measured() -> None:
     assert (engine.samples(), len(engine.examples())) == ([], 1)
     engine.warm_up()
     assert Remote.calls == 1
+    engine.close()
+
+
+class Picture(BaseModel):
+    model_config = ConfigDict(arbitrary_types_allowed=True)
+    image: Image.Image
+    decoder: str = Field(default="", validate_default=True)
+
+    @field_validator("decoder")
+    @classmethod
+    def _thread(cls, value: str) -> str:
+        return threading.current_thread().name.partition("_")[0]
+
+
+class Sizes:
+    def predict(self, items: list[Picture]) -> list[list[Any]]:
+        return [[item.image.width, item.decoder] for item in items]
+
+
+def test_images_for_a_gpu_are_decoded_side_by_side() -> None:
+    engine = user_engine(Sizes, "cuda:0")
+    inputs = CallInputs((Part("image/png", "image"),))
+    found = run_calls(engine, [EngineRequest(inputs, [data]) for data in (png(8, 8), png(16, 8), b"no image")])
+    assert [each.value for each in found] == [[8, "decode"], [16, "decode"], None]
+    assert "not a PNG, JPEG or WebP file" in found[2].error
     engine.close()
