@@ -9,6 +9,7 @@ import logging
 import socket
 import sys
 from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 from filelock import FileLock, Timeout
 from rich.console import Console
@@ -33,7 +34,7 @@ from controller.runtime.console import ServerConsole, log_to_console
 from controller.runtime.control_loop import ControlLoop
 from controller.runtime.control_plane import ControlPlaneAgent
 from controller.runtime.device_monitor import load_measured_memory, monitor_devices
-from controller.runtime.gpus import Gpu, available_memory, cpu_cores, list_gpus
+from controller.runtime.host_resources import available_memory, cpu_cores
 from controller.runtime.inventory import (
     Machine,
     SetupError,
@@ -48,6 +49,9 @@ from controller.runtime.inventory import (
 from controller.runtime.signals import Terminal, install_signal_handlers
 from controller.runtime.state_file import StateFile
 from controller.types import Device, WorkerProcess
+
+if TYPE_CHECKING:
+    from controller.runtime.gpus import Gpu
 
 log = logging.getLogger("controller")
 
@@ -202,8 +206,11 @@ def _balancer(settings: Settings, token: str) -> BalancerHttpClient:
 
 
 def _gpus(settings: Settings) -> list[Gpu]:
-    unused = settings.devices.use == "cpu" or all(model.engine == "sim" for model in settings.models.values())
-    gpus = [] if unused else list_gpus()
+    gpus: list[Gpu] = []
+    if settings.devices.use != "cpu" and any(model.engine != "sim" for model in settings.models.values()):
+        from controller.runtime.gpus import list_gpus
+
+        gpus = list_gpus()
     if settings.devices.use == "cuda" and not gpus:
         raise SetupError("devices.use is cuda, but this machine shows no NVIDIA GPU; allowed: auto, cpu")
     return gpus

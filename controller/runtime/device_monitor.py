@@ -9,13 +9,16 @@ import logging
 import time
 from collections.abc import AsyncIterator, Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import msgspec
 
 from configs.files import atomic_write, describe_os_error
 from configs.paths import cache_dir
 from controller.planning.device_pool import DevicePool
-from controller.runtime.gpus import Gpu, GpuMonitor
+
+if TYPE_CHECKING:
+    from controller.runtime.gpus import Gpu, GpuMonitor
 
 log = logging.getLogger("controller")
 
@@ -33,8 +36,11 @@ def load_measured_memory(data_dir: Path) -> dict[str, int]:
 @contextlib.asynccontextmanager
 async def monitor_devices(pool: DevicePool, gpus: Sequence[Gpu], data_dir: Path) -> AsyncIterator[None]:
     """Monitor while the block runs."""
-    driver = GpuMonitor(gpus) if gpus else None
-    if driver is not None:
+    driver = None
+    if gpus:
+        from controller.runtime.gpus import GpuMonitor
+
+        driver = GpuMonitor(gpus)
         # Before any worker starts: memory in use now belongs to other programs.
         await asyncio.to_thread(driver.open)
         pool.update(await asyncio.to_thread(driver.read), pool.occupied)

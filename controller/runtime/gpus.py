@@ -1,4 +1,4 @@
-"""GPU discovery and memory readings (the only module that uses NVML)."""
+"""GPU discovery and memory readings: the only module that uses NVML, imported where GPUs may be used."""
 
 from __future__ import annotations
 
@@ -7,14 +7,11 @@ import logging
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-import psutil
 import pynvml
 
 from controller.planning.device_pool import MemoryReading
-from controller.runtime.cgroups import read_limits
 from controller.runtime.visible_devices import VARIABLE, GpuId, visible_gpus
 
 log = logging.getLogger("controller")
@@ -160,29 +157,3 @@ def _pending_recovery(handle: Any) -> str:
 
 #: By NVML's number. Left out: draining of peer-to-peer traffic, as a worker uses one GPU.
 _RECOVERY_ACTIONS = {1: "a reset of the GPU", 2: "a restart of the machine", 4: "a reset of the GPU once it is idle"}
-
-
-def cpu_cores() -> int:
-    """Return the number of whole cores that this process may use, by its affinity and the quota of its container."""
-    quota = read_limits(_read_text).cpus
-    return _affinity() if quota is None else max(min(_affinity(), int(quota)), 1)
-
-
-def available_memory() -> int:
-    """Return the bytes of main memory that are free for workers, within the limit of the container."""
-    limits, free = read_limits(_read_text), int(psutil.virtual_memory().available)
-    return free if limits.memory_bytes is None else min(free, max(limits.memory_bytes - (limits.memory_used or 0), 0))
-
-
-def _read_text(path: str) -> str | None:
-    try:
-        return Path(path).read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return None
-
-
-def _affinity() -> int:
-    try:
-        return len(psutil.Process().cpu_affinity() or [0])
-    except (AttributeError, psutil.Error):  # not available on every system
-        return psutil.cpu_count() or 1

@@ -1,0 +1,35 @@
+"""The processor cores and the main memory that this process may use."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import psutil
+
+from controller.runtime.cgroups import read_limits
+
+
+def cpu_cores() -> int:
+    """Return the number of whole cores that this process may use, by its affinity and the quota of its container."""
+    quota = read_limits(_read_text).cpus
+    return _affinity() if quota is None else max(min(_affinity(), int(quota)), 1)
+
+
+def available_memory() -> int:
+    """Return the bytes of main memory that are free for workers, within the limit of the container."""
+    limits, free = read_limits(_read_text), int(psutil.virtual_memory().available)
+    return free if limits.memory_bytes is None else min(free, max(limits.memory_bytes - (limits.memory_used or 0), 0))
+
+
+def _read_text(path: str) -> str | None:
+    try:
+        return Path(path).read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return None
+
+
+def _affinity() -> int:
+    try:
+        return len(psutil.Process().cpu_affinity() or [0])
+    except (AttributeError, psutil.Error):  # not available on every system
+        return psutil.cpu_count() or 1
