@@ -71,7 +71,7 @@ def test_generated_digit_is_classified(server: Instance, digit: str) -> None:
     image = post(server, "/v1/images/generations", json=request, headers={"accept": "image/png"})
     found = post(
         server, "/v1/models/classifier:predict", content=image.content, headers={"content-type": "image/png"}
-    ).json()
+    ).json()["predictions"][0]
     assert found["digit"] == {"three": 3, "seven": 7}[digit]
     assert sum(found["probabilities"]) == pytest.approx(1, abs=0.01)
 
