@@ -8,6 +8,7 @@ import typing
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Generator, Iterable, Iterator, Sequence
 from typing import Any, Literal, NamedTuple, get_args, get_origin
 
+import muster.interface
 from worker.engine import UnsupportedModel
 
 _STREAMS = (Iterator, Iterable, Generator, AsyncIterator, AsyncGenerator)
@@ -42,14 +43,14 @@ def inspect_engine(engine: Any) -> Interface:
         return _litserve_interface(engine)
     name = type(engine).__name__
     if callable(getattr(engine, "step", None)) or callable(getattr(engine, "start", None)):
-        missing = [each for each in _ITERATIVE if not callable(getattr(engine, each, None))]
+        missing = [each for each in _ITERATIVE if not _has(engine, each)]
         if missing:
             raise UnsupportedModel(f"{name} has no method {', '.join(missing)}: an engine with steps needs all three")
         _check_pair(engine, "save", "restore")
         taken, returned = _types(engine.start)[0], _types(engine.result)[1]
         return Interface("iterative", True, False, False, taken, returned)
     predict = getattr(engine, "predict", None)
-    if not callable(predict):
+    if predict is None or not _has(engine, "predict"):
         raise UnsupportedModel(
             f"{name} is not an engine: it has no method predict(items), nor start, step and result, nor setup"
         )
@@ -163,7 +164,9 @@ def _without_errors(annotation: Any) -> Any:
 
 
 def _has(engine: Any, method: str) -> bool:
-    return callable(getattr(engine, method, None))
+    """Return whether the class has the method, other than as a base class of `muster` that documents it."""
+    found = getattr(engine, method, None)
+    return callable(found) and getattr(found, "__module__", "") != muster.interface.__name__
 
 
 def _check_pair(engine: Any, first: str, second: str) -> None:

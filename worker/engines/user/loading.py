@@ -41,8 +41,9 @@ def make_instance(engine: type, options: Mapping[str, Any]) -> Any:
         inspect.signature(engine).bind(**options)
     except TypeError as error:
         known = ", ".join(name for name, each in parameters.items() if each.kind is not each.VAR_KEYWORD)
+        given = ", ".join(options) or "none"  # not their values, which may be secret
         raise UnsupportedModel(
-            f"{engine.__name__} cannot be made with options {dict(options)}: {error}; it takes {known or 'none'}"
+            f"{engine.__name__} cannot be made with options {given}: {error}; it takes {known or 'none'}"
         ) from None
     except ValueError:  # a class without a signature
         pass

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
-from muster import Content, Failed
+from muster import Content, Engine, Failed, IterativeEngine
 from tests.support.images import png
 from tests.support.user_engines import CallOutcome, call, parsed, run_calls, user_engine
 from wire.messages import CallInputs, ImageInputs, Part
@@ -395,6 +395,15 @@ class NoPredict:
         """Not enough."""
 
 
+class OnlyDocumented(Engine):
+    """Inherits the documentation of `predict`."""
+
+
+class OnlyStep(IterativeEngine):
+    def step(self, states: list[Any]) -> None:
+        """Not enough."""
+
+
 class TwoArguments:
     def predict(self, items: list[str], other: int) -> list[str]:
         return items
@@ -425,6 +434,8 @@ class BadAnnotation:
     ("engine", "text"),
     [
         (NoPredict, "NoPredict is not an engine: it has no method predict"),
+        (OnlyDocumented, "OnlyDocumented is not an engine: it has no method predict"),
+        (OnlyStep, "OnlyStep has no method start, result"),
         (TwoArguments, "TwoArguments.predict takes items, other; it must take one argument"),
         (HalfIterative, "HalfIterative has no method start, result"),
         (SaveOnly, "SaveOnly has save but no restore"),
