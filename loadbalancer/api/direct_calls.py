@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import Protocol, runtime_checkable
+from typing import Protocol
 
 from starlette.types import ASGIApp, Scope
 
@@ -49,11 +49,10 @@ class DirectCall(Protocol):
         """The client has left, before the response was complete. Raises nothing."""
 
 
-@runtime_checkable
-class DirectApplication(Protocol):
-    """Recognizes the requests that it takes directly."""
+class DirectCalls(Protocol):
+    """Recognizes the requests that are taken directly. It is the attribute `direct` of an application that has any."""
 
-    def direct_call(self, method: bytes, target: bytes, headers: list[tuple[bytes, bytes]]) -> DirectCall | None:
+    def find(self, method: bytes, target: bytes, headers: list[tuple[bytes, bytes]]) -> DirectCall | None:
         """Return None for a request that goes through ASGI. Names of headers are in lower case. Raises nothing.
 
         The server asks only for requests with a declared body of at most `MAX_DIRECT_BYTES`.

@@ -22,7 +22,8 @@ from loadbalancer.schema.inference_metadata import ProtocolError
 JSON = "application/json"
 Result = TypeVar("Result")
 
-_encoder = msgspec.json.Encoder()
+#: Encodes a structure as JSON.
+encode_json = msgspec.json.Encoder().encode
 
 
 def json_response(
@@ -30,10 +31,6 @@ def json_response(
 ) -> Response:
     """The content as JSON. Bytes become base64."""
     return Response(encode_json(content), status, headers, media_type=JSON)
-
-
-def encode_json(content: msgspec.Struct) -> bytes:
-    return _encoder.encode(content)
 
 
 def error_response(error: ApiError, path: str) -> Response:

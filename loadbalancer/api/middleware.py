@@ -17,7 +17,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from configs.sections import Access
 from loadbalancer.access.access_control import AccessControl
 from loadbalancer.api.body_budget import BodyBudget, BodyReservation
-from loadbalancer.api.direct_calls import DirectCall
+from loadbalancer.api.direct_calls import DirectCalls
 from loadbalancer.api.head_requests import answer_head
 from loadbalancer.api.hot_calls import HotCalls
 from loadbalancer.api.http_helpers import error_response
@@ -72,7 +72,8 @@ class ApiMiddleware:
         self._control = control
         self._metrics = metrics
         self._bodies = bodies
-        self._hot = hot
+        #: For the HTTP server.
+        self.direct: DirectCalls | None = hot
         metrics.in_flight.add(lambda: {"calls": control.posts, "body_bytes": bodies.held})
         self._enter: ASGIApp = self._authenticate
         if access.cors_origins:  # before authentication, because a browser's preflight request has no key
@@ -83,10 +84,6 @@ class ApiMiddleware:
                 allow_headers=_ALLOWED_HEADERS,
                 expose_headers=_EXPOSED_HEADERS,
             )
-
-    def direct_call(self, method: bytes, target: bytes, headers: list[tuple[bytes, bytes]]) -> DirectCall | None:
-        """Return the call of a hot route, for the HTTP server."""
-        return None if self._hot is None else self._hot.find(method, target, headers)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Give the request an id, check its origin, count it; answer unexpected exceptions with a neutral 500."""

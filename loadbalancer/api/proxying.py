@@ -150,29 +150,21 @@ class UpstreamStream(StreamingResponse):
             self._outcome = "answered"
 
 
-def json_factory(request: HotRequest) -> BodyFactory:
-    """Builds the JSON body with another model name, while the request holds its body."""
-
-    async def build(model: str) -> Content:
-        members: dict[str, msgspec.Raw] = msgspec.json.decode(request.json(), type=dict[str, msgspec.Raw])
-        members["model"] = msgspec.Raw(msgspec.json.encode(model))
-        return Content(msgspec.json.encode(members), _JSON)
-
-    return build
+async def json_content(request: HotRequest, model: str) -> Content:
+    """Return the JSON body with another model name, while the request holds its body."""
+    members: dict[str, msgspec.Raw] = msgspec.json.decode(request.json(), type=dict[str, msgspec.Raw])
+    members["model"] = msgspec.Raw(msgspec.json.encode(model))
+    return Content(msgspec.json.encode(members), _JSON)
 
 
-def form_factory(form: Form) -> BodyFactory:
-    """Builds the form with another model name, while the form's files can be read."""
+async def form_content(form: Form, model: str) -> Content:
+    """Return the form with another model name, while the form's files can be read."""
+    import aiohttp
 
-    async def build(model: str) -> Content:
-        import aiohttp
-
-        fields = aiohttp.FormData()
-        for name, text in (form.texts | {"model": model}).items():
-            fields.add_field(name, text)
-        for name, file in form.parts:
-            content = await asyncio.to_thread(file.read)
-            fields.add_field(name, content, filename=f"{name}.{file.kind}", content_type=f"image/{file.kind}")
-        return Content(fields)
-
-    return build
+    fields = aiohttp.FormData()
+    for name, text in (form.texts | {"model": model}).items():
+        fields.add_field(name, text)
+    for name, file in form.parts:
+        content = await asyncio.to_thread(file.read)
+        fields.add_field(name, content, filename=f"{name}.{file.kind}", content_type=f"image/{file.kind}")
+    return Content(fields)

@@ -31,35 +31,21 @@ class RequestHead:
 
     def __init__(self, headers: Iterable[tuple[bytes, bytes]]) -> None:
         """Names of headers are in lower case."""
-        self.host: str | None = None
-        self.origin: str | None = None
-        self.authorization = ""
-        #: Content-Length, or -1.
-        self.length = -1
-        #: Whether the body has a Content-Encoding, and the request an Idempotency-Key.
-        self.is_encoded = self.has_key = False
-        self.request_id = ""
+        found: dict[bytes, str] = {}
         for name, value in headers:
-            if name in _NAMES:
-                self._add(name, value.decode("latin-1"))
-        if not self.request_id:
-            self.request_id = new_request_id()
-
-    def _add(self, name: bytes, value: str) -> None:
-        if name == b"host":
-            self.host = value if self.host is None else self.host
-        elif name == b"content-length":
-            self.length = int(value) if self.length < 0 and value.isdecimal() else self.length
-        elif name == b"authorization":
-            self.authorization = self.authorization or value
-        elif name == b"origin":
-            self.origin = value if self.origin is None else self.origin
-        elif name == b"content-encoding":
-            self.is_encoded = True
-        elif name == b"idempotency-key":
-            self.has_key = True
-        elif not self.request_id and _SAFE_ID.fullmatch(value):
-            self.request_id = value
+            if name in _NAMES and name not in found:
+                found[name] = value.decode("latin-1")
+        self.host = found.get(b"host")
+        self.origin = found.get(b"origin")
+        self.authorization = found.get(b"authorization", "")
+        length = found.get(b"content-length", "")
+        #: Content-Length, or -1.
+        self.length = int(length) if length.isdecimal() else -1
+        #: Whether the body has a Content-Encoding, and the request an Idempotency-Key.
+        self.is_encoded = b"content-encoding" in found
+        self.has_key = b"idempotency-key" in found
+        given_id = found.get(b"x-request-id", "")
+        self.request_id = given_id if given_id and _SAFE_ID.fullmatch(given_id) else new_request_id()
 
     @property
     def is_small(self) -> bool:

@@ -100,12 +100,17 @@ class Exchange:
         else:
             self.body = bytearray(body)
             self.body += data
-        self.notify()
+        if self.call is None:
+            self.notify()
         return len(self.body)
 
-    def end_body(self) -> None:
+    def end_body(self, *, is_next: bool) -> None:
+        """The body is complete. A direct call begins if its response `is_next` on the wire."""
         self.more_body = False
-        self.notify()
+        if self.call is None:
+            self.notify()
+        elif is_next:
+            self.begin_call()
 
     def disconnect(self) -> None:
         """The client has left, or is not answered any more."""
@@ -139,9 +144,9 @@ class Exchange:
         return self._connection.server
 
     def begin_call(self) -> None:
-        assert self.call is not None
         body, self.body = self.body, b""
-        self.call.begin(self, bytes(body))
+        if self.call is not None:
+            self.call.begin(self, bytes(body))
 
     def respond(
         self,
@@ -178,7 +183,8 @@ class Exchange:
                 connection.transport.write(part)
         if not connection.flow.write_paused:
             on_end, self._on_end = self._on_end, None
-            self._complete()
+            self.response_complete = True
+            connection.on_response_complete(self)
             on_end()
 
     def run(self, app: ASGIApp, scope: Scope) -> None:
@@ -261,7 +267,9 @@ class Exchange:
             if body:
                 connection.transport.write(body)
         if not more:
-            self._complete()
+            self.response_complete = True
+            self.notify()
+            connection.on_response_complete(self)
 
     # ---- both
 
@@ -282,15 +290,11 @@ class Exchange:
         if self._is_chunked:
             lines.append(b"transfer-encoding: chunked\r\n")
         lines.append(b"\r\n" if self.keep_alive else b"connection: close\r\n\r\n")
-        connection.log_access(self.method, status)
+        if connection.config.access_log:
+            connection.log_access(self.method, status)
         self.response_started = True
         self.waiting_for_100_continue = False
         return b"".join(lines)
-
-    def _complete(self) -> None:
-        self.response_complete = True
-        self.notify()
-        self._connection.on_response_complete(self)
 
 
 def _parts(frames: Sequence[bytes | memoryview]) -> Iterator[memoryview]:

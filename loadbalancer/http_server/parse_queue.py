@@ -77,7 +77,7 @@ class ParseQueue:
     def _run_turn(self) -> None:
         self._is_scheduled = False
         self._begun = started = 0
-        while self._begun < self._per_turn and len(self):
+        while self._begun < self._per_turn and (self._health.size or self._others.size):
             started += 1
             self._begun += 1
             health_first = started % 4 < _HEALTH_OF_FOUR

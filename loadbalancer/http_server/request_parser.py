@@ -141,7 +141,7 @@ class BoundedRequestParser(asyncio.Protocol, abc.ABC):
 
     @abc.abstractmethod
     def log_access(self, method: str, status: int) -> None:
-        """Log a response, if responses are logged."""
+        """Log a response."""
 
     def data_received(self, data: bytes) -> None:
         self._received += len(data)
@@ -226,7 +226,8 @@ class BoundedRequestParser(asyncio.Protocol, abc.ABC):
             start = stop
             if start >= size or self._stage >= REFUSED:
                 return
-            is_blocked = self._is_blocked()
+            active = self._active
+            is_blocked = active is not None and not active.response_complete and not active.more_body
             # A request that was answered at once gives way to other connections before the next one.
             if is_blocked or self._stage == IDLE or self._chunks > most_chunks:
                 self._set_aside(data[start:])
@@ -256,7 +257,7 @@ class BoundedRequestParser(asyncio.Protocol, abc.ABC):
             return
         if self._stage == HEAD:
             self._check_incomplete_head(len(data))
-        elif self._stage == BODY:
+        elif self._stage == BODY and (self._is_chunked or self._body_bytes > MAX_DISCARD):
             self._check_incomplete_body(len(data))
 
     def _feed_without_upgrade(self, rest: memoryview) -> None:
@@ -365,28 +366,29 @@ class BoundedRequestParser(asyncio.Protocol, abc.ABC):
         self._window_received = self._received
         self._body_bytes = 0
         self._awaits_continue = self._expects_continue
-        exchange = self._last = self._new_exchange(method)
-        active = self._active
-        if active is None or active.response_complete:
-            self._active = exchange
-            if exchange.call is None:
-                self._start(exchange)
-        else:  # of a slice that holds more than one request
-            self.flow.pause_reading()
-            self.pipeline.append(exchange)
+        self._add_exchange(method)
 
-    def _new_exchange(self, method: bytes) -> Exchange:
-        """Of the request whose headers are complete."""
-        version = self._parser.get_http_version()
+    def _add_exchange(self, method: bytes) -> None:
+        """Take the request whose headers are complete, and let the application answer it if it is the next one."""
+        version, direct = self._parser.get_http_version(), self.config.direct
         call: DirectCall | None = None
-        direct = self.config.direct
         if direct is not None and self._length <= MAX_DIRECT_BYTES and not (self._is_chunked or self._expects_continue):
-            call = direct.direct_call(method, self.url, self.headers)
+            call = direct.find(method, self.url, self.headers)
         # On a restricted connection a client does not hold its place with further requests.
         keep_alive = version != "1.0" and not self.restricted and self._parser.should_keep_alive()
         scope = None if call is not None else self._scope(method, version)
         name, expects = method.decode("ascii"), self._expects_continue
-        return Exchange(self, name, scope, call, self.headers, keep_alive=keep_alive, expects_continue=expects)
+        exchange = self._last = Exchange(
+            self, name, scope, call, self.headers, keep_alive=keep_alive, expects_continue=expects
+        )
+        active = self._active
+        if active is None or active.response_complete:
+            self._active = exchange
+            if call is None:
+                self._start(exchange)
+        else:  # of a slice that holds more than one request
+            self.flow.pause_reading()
+            self.pipeline.append(exchange)
 
     def _scope(self, method: bytes, version: str) -> dict[str, Any]:
         """The scope of ASGI. Raises `UnicodeDecodeError` and `HttpParserInvalidURLError` for a malformed URL."""
@@ -428,9 +430,7 @@ class BoundedRequestParser(asyncio.Protocol, abc.ABC):
             self._stage, self._since = IDLE, time.monotonic()
             return
         self._stage = HANDLING
-        exchange.end_body()
-        if exchange.call is not None and exchange is self._active:
-            self._start(exchange)
+        exchange.end_body(is_next=exchange is self._active)
 
     def _head_without_upgrade(self) -> bytes:
         version = self._parser.get_http_version().encode()

@@ -75,7 +75,8 @@ class OrderedResponses(BoundedRequestParser):
 
     def _start(self, exchange: Exchange) -> None:
         if exchange.call is not None:
-            exchange.begin_call()
+            if not exchange.more_body:
+                exchange.begin_call()
         elif exchange.refusal is not None:
             self._write_error(exchange.refusal)
         else:
@@ -97,8 +98,7 @@ class OrderedResponses(BoundedRequestParser):
             return
         if self.pipeline:
             self._active = following = self.pipeline.popleft()
-            if following.call is None or not following.more_body:
-                self._start(following)
+            self._start(following)
             self._continue_input()
             return
         if self._stage == BODY and self._awaits_continue:
@@ -106,7 +106,8 @@ class OrderedResponses(BoundedRequestParser):
             return
         if self._stage == HANDLING:
             self._stage, self._since = IDLE, time.monotonic()
-        self._continue_input()
+        if self._unparsed or self.flow.read_paused:
+            self._continue_input()
 
     def _continue_input(self) -> None:
         if self._unparsed:
@@ -152,7 +153,5 @@ class OrderedResponses(BoundedRequestParser):
         self._close()
 
     def log_access(self, method: str, status: int) -> None:
-        if not self.config.access_log:
-            return
         host, port = self.client or ("", 0)
         _access_log.info('%s:%d - "%s %r" %d', host, port, method, self.url, status)

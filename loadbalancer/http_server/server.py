@@ -17,7 +17,7 @@ from starlette.types import ASGIApp
 from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 
 from configs.sections import Server
-from loadbalancer.api.direct_calls import DirectApplication
+from loadbalancer.api.direct_calls import DirectCalls
 from loadbalancer.http_server.connection_table import ConnectionTable
 from loadbalancer.http_server.input_budget import InputBudget
 from loadbalancer.http_server.listener import ConnectionListener, TlsHandshake
@@ -66,7 +66,7 @@ class HttpConfig(uvicorn.Config):
         #: Headers of every response, as they are sent.
         self.default_lines = b""
         #: Set where the application takes requests directly.
-        self.direct: DirectApplication | None = app if isinstance(app, DirectApplication) else None
+        self.direct: DirectCalls | None = getattr(app, "direct", None)
         self._internal = f"Bearer {internal_token}".encode() if internal_token else None
         self.load()
 

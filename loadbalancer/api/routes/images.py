@@ -15,7 +15,7 @@ from loadbalancer.api.hot_routes import HotRequest, HotRoutes, hot_request
 from loadbalancer.api.http_helpers import JSON, encode_json, read_json, run_while_connected
 from loadbalancer.api.image_responses import image_file, images_answer, requested_format
 from loadbalancer.api.openapi import content, event_stream, request_body, responses
-from loadbalancer.api.proxying import BodyFactory, form_factory, json_factory, try_upstream
+from loadbalancer.api.proxying import BodyFactory, form_content, json_content, try_upstream
 from loadbalancer.api.request_builder import RequestBuilder
 from loadbalancer.api.result_links import ResultLinks, base_url
 from loadbalancer.api.uploads import Form, read_form
@@ -54,7 +54,7 @@ def router(services: Services, builder: RequestBuilder, hot: HotRoutes) -> APIRo
         """
         parsed = _with_format(request, parse(ImageRequest, request.json(), max_bytes))
         spec = await builder.build(parsed, request.caller, parsed.image, parsed.mask)
-        return await _answer(services, request, parsed, spec, json_factory(request))
+        return await _answer(services, request, parsed, spec, partial(json_content, request))
 
     @routes.post(
         "/v1/images/edits",
@@ -77,12 +77,12 @@ def router(services: Services, builder: RequestBuilder, hot: HotRoutes) -> APIRo
         parsed = _with_format(request, parse(JsonEditRequest, request.json(), max_bytes))
         mask = None if parsed.mask is None else parsed.mask.image_url or ""
         spec = await builder.build(parsed, request.caller, parsed.images[0].image_url or "", mask)
-        return await _answer(services, request, parsed, spec, json_factory(request))
+        return await _answer(services, request, parsed, spec, partial(json_content, request))
 
     async def edit_as_form(request: HotRequest, form: Form) -> Response:
         parsed = _with_format(request, parse_form(EditRequest, form.texts))
         spec = await builder.build(parsed, request.caller, form.file("image"), form.file("mask"))
-        return await _answer(services, request, parsed, spec, form_factory(form))
+        return await _answer(services, request, parsed, spec, partial(form_content, form))
 
     @routes.post(
         "/predict",

@@ -87,6 +87,8 @@ class Round:
 
     load: Measurement
     cpu_us: dict[str, float]
+    #: Samples by innermost function, and of all.
+    functions: Counter[str]
 
 
 def stage_of(stack: Sequence[str]) -> str:
@@ -112,28 +114,30 @@ def measure_round(server: Server, url: str, connections: int, seconds: float) ->
     after = {pid: thread_times(pid) for pid in before}
     used = {pid: {tid: after[pid][tid] - before[pid].get(tid, 0.0) for tid in after[pid]} for pid in before}
     count = max(load.answered, 1)
-    samples = _samples(server, url, connections, seconds)
+    stages, functions = _samples(server, url, connections, seconds)
     main_us = 1e6 * used[balancer].pop(balancer) / count
-    total = sum(samples.values())
-    cpu_us = {stage: main_us * number / total for stage, number in samples.items()}
+    total = sum(stages.values())
+    cpu_us = {stage: main_us * number / total for stage, number in stages.items()}
     cpu_us["balancer: other threads"] = 1e6 * sum(used[balancer].values()) / count
     cpu_us["worker: loop"] = 1e6 * sum(used[pid].pop(pid) for pid in workers) / count
     cpu_us["worker: other threads"] = 1e6 * sum(sum(used[pid].values()) for pid in workers) / count
-    return Round(load, cpu_us)
+    return Round(load, cpu_us, functions)
 
 
-def _samples(server: Server, url: str, connections: int, seconds: float) -> Counter[str]:
-    """Return the samples by stage, under the same load."""
+def _samples(server: Server, url: str, connections: int, seconds: float) -> tuple[Counter[str], Counter[str]]:
+    """Return the samples by stage and by innermost function, under the same load."""
     found, process = server.data_dir / "samples.json", psutil.Process(server.balancer.pid)
     process.send_signal(SIGUSR2)
     wrk.run(url, _BODY, _HEADERS, connections, seconds)
     process.send_signal(SIGUSR2)
     wait_until(found.exists, "the samples")
     stages: Counter[str] = Counter()
+    functions: Counter[str] = Counter()
     for stack, number in json.loads(found.read_text()):
         stages[stage_of(stack)] += number
+        functions[stack[0] if stack else _LOOP] += number
     found.unlink()
-    return stages
+    return stages, functions
 
 
 @contextlib.contextmanager
@@ -154,6 +158,7 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--seconds", type=float, default=5.0, help="of each measurement, and again with the profiler")
     parser.add_argument("--connections", type=int, default=64)
+    parser.add_argument("--list", type=int, default=0, metavar="N", help="print the N functions with most samples")
     parser.add_argument("--json", type=Path, help="write the results to this file")
     args = parser.parse_args()
     if not wrk.is_installed():
@@ -175,6 +180,9 @@ def main() -> int:
     per_s = statistics.median(one.load.per_s for one in rounds)
     p99 = statistics.median(one.load.p99_ms for one in rounds)
     errors = sum(one.load.errors for one in rounds)
+    functions = sum((one.functions for one in rounds), Counter[str]())
+    for name, number in functions.most_common(args.list):
+        console.print(f"{100 * number / functions.total():5.1f} %  {stage_of([name])}: {name}", highlight=False)
     console.print(f"{per_s:.0f} requests/s, p99 {p99:.1f} ms, {errors} errors")
     if args.json:
         content = {"command": " ".join(sys.argv), "machine": machine(), "requests_per_s": per_s, "p99_ms": p99}
