@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from functools import partial
+from itertools import chain
 
 from fastapi import Response
 
@@ -16,7 +17,7 @@ from loadbalancer.api.hot_routes import HotRequest
 from loadbalancer.generation.call_spec import CallSpec
 from loadbalancer.generation.call_validation import call_model, call_priority, call_timeout_s, instances_spec
 from loadbalancer.generation.in_flight_call import InFlightCall
-from loadbalancer.schema.call_results import CallResult, InvalidResult, as_json, response_type
+from loadbalancer.schema.call_results import CallResult, InvalidResult, as_json, is_quick_json, response_type
 from loadbalancer.schema.errors import NotAcceptable, TaskFailed
 from loadbalancer.schema.media_types import BYTES, EVENTS, JSON, MediaRange, choose, parse_accept, quality
 from loadbalancer.schema.parsing import shorten
@@ -26,10 +27,10 @@ from wire.codec import Frame
 from wire.messages import CallInputs, Part
 
 Answer = Response | Awaitable[Response]
-#: Puts what is around the results into a JSON response.
-JsonFrame = Callable[[Iterable[Frame]], Iterable[Frame]]
+#: Puts what is around the results into a JSON response. Each result is in pieces.
+JsonFrame = Callable[[Iterable[Iterable[Frame]]], Iterable[Frame]]
 
-#: JSON of larger results is made in a thread.
+#: JSON of larger tensors and texts is made in a thread.
 _INLINE_BYTES = 256 << 10
 
 
@@ -59,7 +60,7 @@ class CallApi:
 
     def call(self, request: HotRequest, model: str) -> Answer:
         """Answer a request to the model's own path: one input in, its output out. Raises `ApiError`."""
-        return self._one_input(request, model, media_type(request), lambda results: results)
+        return self._one_input(request, model, media_type(request), chain.from_iterable)
 
     def _one_input(self, request: HotRequest, model: str, kind: str, around: JsonFrame) -> Answer:
         if kind == "multipart/form-data":
@@ -122,7 +123,7 @@ def _response(accepted: tuple[MediaRange, ...], around: JsonFrame, call: InFligh
         return FrameResponse(
             [memoryview(frame) for frame in frames], kind, headers=tensor_headers(part), on_end=call.close
         )
-    if call.held_bytes > _INLINE_BYTES:
+    if call.held_bytes > _INLINE_BYTES and not all(map(is_quick_json, results)):
         made: asyncio.Future[Response] = asyncio.get_running_loop().run_in_executor(
             None, _json_response, results, around, call.close
         )
@@ -132,11 +133,10 @@ def _response(accepted: tuple[MediaRange, ...], around: JsonFrame, call: InFligh
 
 def _json_response(results: Sequence[CallResult], around: JsonFrame, close: Callable[[], None]) -> Response:
     try:
-        values = [as_json(result) for result in results]
+        pieces = [memoryview(piece) for piece in around(map(as_json, results))]
     except InvalidResult as error:
         raise TaskFailed(f"The result cannot be sent: {error}.", code="invalid_result") from None
-    joined: list[Frame] = [value[0] if len(value) == 1 else b"".join(value) for value in values]
-    return FrameResponse([memoryview(piece) for piece in around(joined)], JSON, on_end=close)
+    return FrameResponse(pieces, JSON, on_end=close)
 
 
 def tensor_headers(part: Part) -> dict[str, str]:

@@ -15,6 +15,7 @@ from starlette.types import Receive, Scope, Send
 from loadbalancer.api.storage_errors import storage_error
 from loadbalancer.generation.in_flight import ResultStream
 from loadbalancer.scheduling.task import TaskCompleted, TaskProgress
+from loadbalancer.schema.base64_json import base64_json
 from loadbalancer.schema.errors import ApiError, Conflict, InternalError
 from loadbalancer.schema.responses import Timings
 from loadbalancer.schema.stream_events import (
@@ -137,7 +138,7 @@ class _EventWriter:
             timings = Timings(update.waited_s, update.ran_s)
             seed = job.inputs[index].seed
             return CompletedImage(
-                memoryview(update.image),
+                base64_json(update.image),
                 created,
                 job.inputs[0].output_format,
                 job.size,
@@ -152,5 +153,5 @@ class _EventWriter:
             return None
         sent_steps.append(update.step)
         return PartialImage(
-            memoryview(update.preview), len(sent_steps) - 1, created, job.inputs[0].output_format, job.size, index
+            base64_json(update.preview), len(sent_steps) - 1, created, job.inputs[0].output_format, job.size, index
         )

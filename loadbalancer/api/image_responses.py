@@ -9,6 +9,7 @@ import msgspec
 from loadbalancer.api.frame_response import FrameResponse
 from loadbalancer.generation.validation import GenerationSpec
 from loadbalancer.scheduling.task import TaskCompleted
+from loadbalancer.schema.base64_json import base64_json
 from loadbalancer.schema.errors import NotAcceptable
 from loadbalancer.schema.media_types import JSON, choose, parse_accept
 from loadbalancer.schema.requests import OpenAIImageRequest, PredictRequest
@@ -65,4 +66,4 @@ def image_data(image: TaskCompleted | StoredImage, seed: int, url: str | None = 
     timings = Timings(image.waited_s, image.ran_s)
     if url is not None:
         return ImageData(msgspec.UNSET, seed, timings, image.flagged, url)
-    return ImageData(memoryview(image.image), seed, timings, image.flagged)
+    return ImageData(base64_json(image.image), seed, timings, image.flagged)

@@ -11,6 +11,7 @@ from loadbalancer.api.calls import not_acceptable, tensor_headers
 from loadbalancer.api.frame_response import FrameResponse
 from loadbalancer.api.image_responses import image_data
 from loadbalancer.generation.validation import GenerationSpec
+from loadbalancer.schema.base64_json import base64_json
 from loadbalancer.schema.call_results import as_json, response_type, unpack_result
 from loadbalancer.schema.media_types import JSON, MediaRange
 from loadbalancer.schema.responses import ImagesAnswer, PredictAnswer
@@ -66,7 +67,7 @@ async def _predictions(
 
 
 async def _predict(image: StoredImage) -> AsyncIterator[bytes]:
-    yield _encoder.encode(PredictAnswer(memoryview(image.image), image.flagged))
+    yield _encoder.encode(PredictAnswer(base64_json(image.image), image.flagged))
 
 
 async def _images(

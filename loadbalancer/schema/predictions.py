@@ -74,11 +74,11 @@ def parse_instances(body: bytes, max_instances: int) -> Instances:
     return Instances(items, bool(request.stream), request.priority, request.timeout_s)
 
 
-def predictions(results: Iterable[Frame]) -> Iterator[Frame]:
-    """Yield the parts of the response body: the results as they are, and what is between them."""
+def predictions(results: Iterable[Iterable[Frame]]) -> Iterator[Frame]:
+    """Yield the parts of the response body: the pieces of the results as they are, and what is between them."""
     between = b'{"predictions":['
     for result in results:
         yield between
-        yield result
+        yield from result
         between = b","
     yield b"]}"

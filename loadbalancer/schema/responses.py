@@ -1,7 +1,4 @@
-"""The response bodies of the API: fields and their documentation.
-
-They are msgspec structs, because msgspec writes image bytes as base64 in one pass.
-"""
+"""The response bodies of the API: fields and their documentation."""
 
 from __future__ import annotations
 
@@ -9,6 +6,7 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 
+from loadbalancer.schema.base64_json import Base64
 from wire.messages import GenerationMode, ImageFormat, PassSharing
 
 Flagged = Annotated[
@@ -32,7 +30,7 @@ class Health(msgspec.Struct, frozen=True):
 class ImageData(msgspec.Struct, frozen=True, omit_defaults=True):
     """One image of the response: its file, or its URL with `response_format: url`."""
 
-    b64_json: Annotated[memoryview, msgspec.Meta(description="The image file in base64.")] | msgspec.UnsetType
+    b64_json: Annotated[Base64, msgspec.Meta(description="The image file in base64.")] | msgspec.UnsetType
     seed: Annotated[int, msgspec.Meta(description="Seed that generates this image again.")]
     timings: Timings
     flagged: Flagged = False
@@ -53,7 +51,7 @@ class ImagesAnswer(msgspec.Struct, frozen=True):
 class PredictAnswer(msgspec.Struct, frozen=True, omit_defaults=True):
     """The response of `/predict`."""
 
-    image: Annotated[memoryview, msgspec.Meta(description="The PNG in base64.")]
+    image: Annotated[Base64, msgspec.Meta(description="The PNG in base64.")]
     flagged: Flagged = False
 
 

@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 
 from loadbalancer.scheduling.task import TaskState
+from loadbalancer.schema.base64_json import Base64
 from loadbalancer.schema.errors import ApiError
 from loadbalancer.schema.responses import Flagged, Timings
 from wire.errors import ErrorDetail
@@ -58,7 +59,7 @@ class Usage(msgspec.Struct, frozen=True):
 class PartialImage(msgspec.Struct, frozen=True, tag_field="type", tag="image_generation.partial_image"):
     """A preview of one unfinished image."""
 
-    b64_json: memoryview
+    b64_json: Base64
     partial_image_index: int
     created_at: int
     output_format: ImageFormat
@@ -71,7 +72,7 @@ class PartialImage(msgspec.Struct, frozen=True, tag_field="type", tag="image_gen
 class CompletedImage(msgspec.Struct, frozen=True, tag_field="type", tag="image_generation.completed"):
     """One finished image. The stream ends after the last."""
 
-    b64_json: memoryview | msgspec.UnsetType
+    b64_json: Base64 | msgspec.UnsetType
     created_at: int
     output_format: ImageFormat
     size: str

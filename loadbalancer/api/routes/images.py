@@ -22,6 +22,7 @@ from loadbalancer.api.uploads import Form, read_form
 from loadbalancer.generation.in_flight import InFlightRequest
 from loadbalancer.generation.validation import GenerationSpec
 from loadbalancer.scheduling.task import TaskCompleted
+from loadbalancer.schema.base64_json import base64_json
 from loadbalancer.schema.parsing import parse, parse_form
 from loadbalancer.schema.requests import EditRequest, ImageRequest, JsonEditRequest, PredictRequest
 from loadbalancer.schema.responses import PredictAnswer
@@ -101,7 +102,7 @@ def router(services: Services, builder: RequestBuilder, hot: HotRoutes) -> APIRo
         (image,) = await in_flight.results()
         if wants_file:
             return image_file(image, spec.inputs[0], in_flight.close)
-        return _held_response(PredictAnswer(memoryview(image.image), image.flagged), in_flight)
+        return _held_response(PredictAnswer(base64_json(image.image), image.flagged), in_flight)
 
     return routes
 

@@ -38,7 +38,7 @@ def test_instances_are_slices_of_the_body(values: list[Any], indent: int | None)
 def test_predictions_are_joined_as_they_are(values: list[Any]) -> None:
     encoded = [json.dumps(value).encode() for value in values]
     if values:
-        assert json.loads(b"".join(predictions(encoded))) == {"predictions": values}
+        assert json.loads(b"".join(predictions([each] for each in encoded))) == {"predictions": values}
 
 
 @pytest.mark.parametrize(("padding", "copied"), [(0, False), (1000, True)])

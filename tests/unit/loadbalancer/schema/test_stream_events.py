@@ -8,6 +8,7 @@ import msgspec
 import pytest
 
 from loadbalancer.scheduling.task import TaskEnded, TaskState
+from loadbalancer.schema.base64_json import base64_json
 from loadbalancer.schema.errors import ApiError, BodyTooLarge, TooBusy, from_ended
 from loadbalancer.schema.responses import ImageData, PredictAnswer, Timings
 from loadbalancer.schema.stream_events import (
@@ -67,7 +68,7 @@ def test_stream_is_silent_after_keep_alive_s() -> None:
 
 
 def test_event_is_one_name_and_one_line_of_json() -> None:
-    image = memoryview(b"\x00\xffline\nbreak")
+    image = base64_json(b"\x00\xffline\nbreak")
     for event, name in (
         (progress(), "image_generation.progress"),
         (PartialImage(image, 0, 1, "png", "64x64", 0), "image_generation.partial_image"),
@@ -83,7 +84,7 @@ def test_event_is_one_name_and_one_line_of_json() -> None:
 
 @pytest.mark.parametrize("flagged", [True, False])
 def test_flagged_is_present_only_when_true(flagged: bool) -> None:
-    image, timings = memoryview(b"png"), Timings(0.1, 0.2)
+    image, timings = base64_json(b"png"), Timings(0.1, 0.2)
     streamed = CompletedImage(image, 1, "png", "64x64", 0, 7, "m", timings, flagged=True if flagged else msgspec.UNSET)
     for encoded in (
         msgspec.json.encode(ImageData(image, 7, timings, flagged)),
@@ -95,7 +96,7 @@ def test_flagged_is_present_only_when_true(flagged: bool) -> None:
 
 
 def test_edit_events_have_their_own_names() -> None:
-    image = memoryview(b"png")
+    image = base64_json(b"png")
     for event in (
         progress(),
         PartialImage(image, 0, 1, "png", "64x64", 0),
