@@ -186,8 +186,6 @@ class Metrics:
             registry=self.registry,
             buckets=_SECONDS,
         )
-        #: Both by model.
-        self._times: dict[str, tuple[Histogram, Histogram]] = {}
 
     def proxied(self, model: str, outcome: str) -> None:
         """Count a request that was sent to another server."""
