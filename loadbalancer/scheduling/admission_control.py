@@ -9,7 +9,7 @@ from loadbalancer.scheduling.estimates import drain_s
 from loadbalancer.scheduling.owner_quota import OwnerQuota
 from loadbalancer.scheduling.request_queue import ModelQueue
 from loadbalancer.scheduling.task import DeadlineUnreachable, QueueFull, Task
-from loadbalancer.scheduling.worker_registry import Worker
+from loadbalancer.scheduling.worker_pool import WorkerPool
 from wire.messages import NO_SHAPE
 
 #: Time until the queue has room where nothing was measured.
@@ -31,9 +31,7 @@ class AdmissionControl:
     def remove(self, task: Task) -> None:
         self._source_bytes.remove(task.owner, task.source_bytes)
 
-    def admit(
-        self, tasks: Sequence[Task], queue: ModelQueue, workers: Sequence[Worker], now: float
-    ) -> QueueFull | None:
+    def admit(self, tasks: Sequence[Task], queue: ModelQueue, workers: WorkerPool, now: float) -> QueueFull | None:
         """Accept the request as a whole, or return why it is rejected."""
         first, config = tasks[0], self._config
         if queue.count + len(tasks) > queue.max_tasks and len(tasks) > queue.room(first.owner):
@@ -63,7 +61,7 @@ class AdmissionControl:
 
 
 def _too_much_work(
-    tasks: Sequence[Task], queue: ModelQueue, workers: Sequence[Worker], max_work_s: float
+    tasks: Sequence[Task], queue: ModelQueue, workers: WorkerPool, max_work_s: float
 ) -> QueueFull | None:
     """Bound the waiting work. An empty queue accepts a request of any size, so this is only called for others.
 
@@ -81,28 +79,26 @@ def _too_much_work(
     return QueueFull(f"the queue of model '{first.model}' is full ({waiting})", _bounded_retry_s(total_s - max_work_s))
 
 
-def _room_s(count: int, queue: ModelQueue, workers: Sequence[Worker]) -> float:
+def _room_s(count: int, queue: ModelQueue, workers: WorkerPool) -> float:
     """Return the seconds until the queue should have room for `count` more tasks."""
-    rate = sum(worker.steps_per_s(next(iter(queue.steps), NO_SHAPE)) for worker in workers)
+    rate = workers.steps_per_s(next(iter(queue.steps), NO_SHAPE))
     return count * queue.steps.total() / max(queue.count, 1) / rate if rate else _UNKNOWN_ROOM_S
 
 
-def _earliest_finish_s(
-    tasks: Sequence[Task], queue: ModelQueue, workers: Sequence[Worker], enough_s: float
-) -> float | None:
+def _earliest_finish_s(tasks: Sequence[Task], queue: ModelQueue, workers: WorkerPool, enough_s: float) -> float | None:
     """Return the seconds until tasks that are not queued yet would finish at the earliest; None if not measured.
 
     That is the waiting work before them in full batches, then their own steps in the smallest batches. Where even the
     last place in the queue finishes within `enough_s`, their own place is not computed, and that time is the result.
     """
     first = tasks[0]
-    fastest_s = [step_s for worker in workers if (step_s := worker.batch_step_s(first.shape, 1)) > 0]
+    fastest_s = workers.fastest_step_s(first.shape)
     queue_s = drain_s(queue.steps, workers) if queue.steps else 0.0
     if not fastest_s or queue_s is None:
         return None
-    own_s = first.remaining_steps * min(fastest_s)
-    if len(tasks) > sum(worker.slots for worker in workers):
-        rate = sum(worker.steps_per_s(first.shape) for worker in workers)
+    own_s = first.remaining_steps * fastest_s
+    if len(tasks) > workers.slots:
+        rate = workers.steps_per_s(first.shape)
         if not rate:
             return None
         own_s += sum(task.remaining_steps for task in tasks[1:]) / rate

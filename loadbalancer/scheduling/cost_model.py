@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 
 from cachetools import LRUCache
 
-from loadbalancer.scheduling.worker_registry import Worker, full_batch_step_cost
+from loadbalancer.scheduling.worker import Worker, full_batch_step_cost
 from wire.messages import NO_SHAPE, Heartbeat, Shape
 
 #: Weight of one more finished task in a mean; the first ones weigh more.
@@ -72,7 +72,7 @@ class CostModel:
         self._worker_of: dict[str, str] = {}
         self._workers: Sequence[Worker] = ()
         self._usual_full_batch_s: float | None = None
-        self._full_batch_s: LRUCache[Shape, float] = LRUCache(_MAX_SHAPES)
+        self._full_batch_s: dict[Shape, float] = {}
         #: Those of the latest update.
         self._heartbeats: Sequence[Heartbeat] = ()
 
@@ -116,7 +116,9 @@ class CostModel:
         """Start to measure the work of a task in the worker's batch."""
         if task in self._worker_of:
             self.on_stop(task, now)
-        meter = self._meters.setdefault(worker.id, _WorkMeter(worker, now))
+        meter = self._meters.get(worker.id)
+        if meter is None:
+            meter = self._meters[worker.id] = _WorkMeter(worker, now)
         self._advance(meter, now)
         meter.worker = worker
         meter.start_readings[task] = meter.work_s
@@ -138,7 +140,10 @@ class CostModel:
         """Learn from the work of one finished task."""
         if steps <= 0 or work_s <= 0:
             return
-        self._finished_s.setdefault(shape, _RunningMean()).add(work_s / steps)
+        finished = self._finished_s.get(shape)
+        if finished is None:
+            finished = self._finished_s[shape] = _RunningMean()
+        finished.add(work_s / steps)
         single_s = self._single_s.get(shape) or self._scaled_step_s(shape)
         if single_s:
             self._overhead.add(work_s / (steps * single_s))
@@ -167,9 +172,13 @@ class CostModel:
         """Return the seconds of a worker per forward pass in full batches; constant until the next heartbeat."""
         if self._usual_full_batch_s is None:
             return _UNMEASURED_STEP_S
-        if shape not in self._full_batch_s:
-            self._full_batch_s[shape] = full_batch_step_cost(self._workers, shape) or self._usual_full_batch_s
-        return self._full_batch_s[shape]
+        step_s = self._full_batch_s.get(shape)
+        if step_s is None:
+            step_s = full_batch_step_cost(self._workers, shape) or self._usual_full_batch_s
+            self._full_batch_s[shape] = step_s
+            if len(self._full_batch_s) > _MAX_SHAPES:
+                del self._full_batch_s[next(iter(self._full_batch_s))]
+        return step_s
 
     def step_s(self, shape: Shape) -> float | None:
         """Return the seconds per step with its part of the overhead; None if not measured."""
@@ -184,16 +193,13 @@ class CostModel:
 
         None where the worker has not measured that shape.
         """
-        step_s, finished, single_s = (
-            worker.batch_step_s(shape, tasks),
-            self._finished_s.get(shape),
-            self._single_s.get(shape),
-        )
-        if step_s <= 0:
-            return None
-        if finished is None or single_s is None:
-            return step_s
-        return step_s * min(finished.value / single_s, 1.0 + _MAX_OVERHEAD)
+        step_s = worker.batch_step_s(shape, tasks)
+        return step_s * self.overhead(shape) if step_s > 0 else None
+
+    def overhead(self, shape: Shape) -> float:
+        """Return the ratio of a task's time to that of its steps, bounded; 1 if not measured."""
+        finished, single_s = self._finished_s.get(shape), self._single_s.get(shape)
+        return 1.0 if finished is None or single_s is None else min(finished.value / single_s, 1.0 + _MAX_OVERHEAD)
 
     def work_s(self, shape: Shape, steps: int) -> float | None:
         """Return the seconds of work of so many steps; None if not measured."""

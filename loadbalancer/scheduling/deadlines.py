@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import heapq
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 
 from loadbalancer.scheduling.cost_model import CostModel
 from loadbalancer.scheduling.task import Task
-from loadbalancer.scheduling.worker_registry import Worker
+from loadbalancer.scheduling.worker import Worker
+from loadbalancer.scheduling.worker_registry import WorkerRegistry
 
 #: Entries of ended tasks are removed when they are the majority, and above this number.
 _CLEAN_UP_ABOVE = 1024
@@ -41,8 +42,8 @@ class DeadlineHeap:
 
 def worker_in_time(
     task: Task,
-    available: Sequence[Worker],
-    workers: Sequence[Worker],
+    registry: WorkerRegistry,
+    first_available: Worker,
     tasks: Mapping[str, Task],
     costs: CostModel,
     *,
@@ -50,16 +51,26 @@ def worker_in_time(
     slack: float | None,
     now: float,
 ) -> Worker | None:
-    """Return the first of `available` that finishes the task in time; None where none of all `workers` would.
+    """Return the first available worker that finishes the task in time; None where none of the model's workers would.
 
-    Where only a full worker would, any may start the task: a slow worker is no reason to expire what a fast one could
-    finish.
+    Mostly this is `first_available`. Where only a full worker would finish in time, any may start the task: a slow
+    worker is no reason to expire what a fast one could finish.
     """
+    remaining_s = task.deadline - now
+    if slack is None or remaining_s <= 0:
+        return first_available if remaining_s > 0 else None
+    _, longest_s = first_available.step_bounds_s(task.shape)
+    steps = task.remaining_steps * costs.overhead(task.shape)
+    if steps * longest_s * _MARGIN <= remaining_s and steps * longest_s <= slack * remaining_s:
+        return first_available
+    available, pool = registry.available(task.model, now), registry.pool(task.model)
     crowded = waiting > sum(worker.free_slots for worker in available)
-    for worker in (*available, *workers):
+    if crowded and steps * pool.shortest_step_s(task.shape) * _MARGIN > remaining_s:
+        return None
+    for worker in (*available, *pool):
         others = min(sum(name in tasks for name in worker.assigned), max(worker.slots - 1, 0))
         if not cannot_finish_in_time(task, worker, others, costs, crowded=crowded, slack=slack, now=now):
-            return worker if worker in available else available[0]
+            return worker if worker in available else first_available
     return None
 
 

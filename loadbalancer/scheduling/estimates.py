@@ -7,11 +7,12 @@ from collections.abc import Mapping, Sequence
 from loadbalancer.scheduling.cost_model import CostModel
 from loadbalancer.scheduling.request_queue import ModelQueue
 from loadbalancer.scheduling.task import Task, TaskEstimate, TaskState
-from loadbalancer.scheduling.worker_registry import Worker, full_batch_step_cost
+from loadbalancer.scheduling.worker import full_batch_step_cost
+from loadbalancer.scheduling.worker_pool import WorkerPool
 from wire.messages import NO_SHAPE, Shape
 
 
-def estimate(task: Task, queue: ModelQueue, workers: Sequence[Worker]) -> TaskEstimate:
+def estimate(task: Task, queue: ModelQueue, workers: WorkerPool) -> TaskEstimate:
     """Return the task's position and the seconds to its end."""
     if task.state is not TaskState.QUEUED:
         step_s = max((worker.heartbeat.step_s for worker in workers), default=0.0)
@@ -26,7 +27,7 @@ def estimate(task: Task, queue: ModelQueue, workers: Sequence[Worker]) -> TaskEs
     return TaskEstimate(task.state, position, before_s + own_s)
 
 
-def estimate_wait(task: Task, queue: ModelQueue, workers: Sequence[Worker], tasks: Mapping[str, Task]) -> float | None:
+def estimate_wait(task: Task, queue: ModelQueue, workers: WorkerPool, tasks: Mapping[str, Task]) -> float | None:
     """Return the seconds until a task that is not queued yet would start; None if not measured.
 
     That is the waiting work before it in full batches and, where no slot is free, the rest of the running task that
@@ -39,7 +40,7 @@ def estimate_wait(task: Task, queue: ModelQueue, workers: Sequence[Worker], task
     return slot_s + queue_s * queue.expected_position(task) / max(queue.count, 1)
 
 
-def _next_free_slot_s(workers: Sequence[Worker], tasks: Mapping[str, Task]) -> float | None:
+def _next_free_slot_s(workers: WorkerPool, tasks: Mapping[str, Task]) -> float | None:
     """Return the seconds until one of the running tasks is done and its worker takes another; None if unknown."""
     remaining = (
         task.remaining_steps * step_s
@@ -51,15 +52,15 @@ def _next_free_slot_s(workers: Sequence[Worker], tasks: Mapping[str, Task]) -> f
     return min(remaining, default=None)
 
 
-def drain_s(steps: Mapping[Shape, int], workers: Sequence[Worker]) -> float | None:
+def drain_s(steps: Mapping[Shape, int], workers: WorkerPool) -> float | None:
     """Return the seconds that all workers need for these steps in full batches; None if not measured."""
     seconds = 0.0
     for shape, count in steps.items():
-        rate = sum(worker.steps_per_s(shape) for worker in workers)
+        rate = workers.steps_per_s(shape)
         if not rate:
             return None
         seconds += count / rate
-    return seconds if seconds or any(worker.steps_per_s(NO_SHAPE) for worker in workers) else None
+    return seconds if seconds or workers.steps_per_s(NO_SHAPE) else None
 
 
 def backlog_work_s(queue: ModelQueue, running: Sequence[Task], costs: CostModel) -> float | None:
@@ -74,12 +75,12 @@ def backlog_work_s(queue: ModelQueue, running: Sequence[Task], costs: CostModel)
     return sum(known) if len(known) == len(seconds) else None
 
 
-def queued_work_s(queue: ModelQueue, workers: Sequence[Worker]) -> float | None:
+def queued_work_s(queue: ModelQueue, workers: WorkerPool) -> float | None:
     """Return the seconds of one worker for the waiting tasks in full batches; None if not measured."""
     work_s = 0.0
     for shape, steps in queue.steps.items():
-        step_s = full_batch_step_cost(workers, shape)
+        step_s = full_batch_step_cost(list(workers), shape)
         if not step_s:
             return None
         work_s += steps * step_s
-    return work_s if work_s or any(worker.steps_per_s(NO_SHAPE) for worker in workers) else None
+    return work_s if work_s or workers.steps_per_s(NO_SHAPE) else None

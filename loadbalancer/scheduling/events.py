@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+
+import msgspec
 
 from loadbalancer.scheduling.task import Task, TaskUpdate
 from wire.codec import Frame, WorkerEnvelope
@@ -12,45 +13,39 @@ from wire.messages import Shape, ToWorker
 # ---- events
 
 
-@dataclass(frozen=True, slots=True)
-class TasksSubmitted:
+class TasksSubmitted(msgspec.Struct, frozen=True):
     """New tasks of one request, of one model. `already_counted`: `RequestProxied` has counted them as arrivals."""
 
     tasks: Sequence[Task]
     already_counted: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class TasksCancelled:
+class TasksCancelled(msgspec.Struct, frozen=True):
     """The results of these tasks are not needed any more. Unknown and ended tasks are ignored."""
 
     tasks: Sequence[str]
     reason: str
 
 
-@dataclass(frozen=True, slots=True)
-class MessageReceived:
+class MessageReceived(msgspec.Struct, frozen=True):
     """A worker's message. `worker` is the identity of its connection, which it cannot choose per message."""
 
     worker: str
     envelope: WorkerEnvelope
 
 
-@dataclass(frozen=True, slots=True)
-class WorkerLost:
+class WorkerLost(msgspec.Struct, frozen=True):
     """The worker's process or connection has ended."""
 
     worker: str
     reason: str
 
 
-@dataclass(frozen=True, slots=True)
-class Tick:
+class Tick(msgspec.Struct, frozen=True):
     """Time has passed."""
 
 
-@dataclass(frozen=True, slots=True)
-class RequestProxied:
+class RequestProxied(msgspec.Struct, frozen=True):
     """Another server is asked for `count` tasks of this model in `steps` steps each."""
 
     model: str
@@ -59,8 +54,7 @@ class RequestProxied:
     count: int
 
 
-@dataclass(frozen=True, slots=True)
-class ProxyFinished:
+class ProxyFinished(msgspec.Struct, frozen=True):
     """The other server has answered, or will not."""
 
     model: str
@@ -73,8 +67,7 @@ Event = TasksSubmitted | TasksCancelled | MessageReceived | WorkerLost | Tick | 
 # ---- effects
 
 
-@dataclass(frozen=True, slots=True)
-class SendMessage:
+class SendMessage(msgspec.Struct, frozen=True):
     """Send a message to the worker."""
 
     worker: str
@@ -82,22 +75,19 @@ class SendMessage:
     frames: Sequence[Frame] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class NotifyListener:
+class NotifyListener(msgspec.Struct, frozen=True):
     """Pass an update to the listener of the task's request."""
 
     update: TaskUpdate
 
 
-@dataclass(frozen=True, slots=True)
-class LogLine:
+class LogLine(msgspec.Struct, frozen=True):
     """Write a line to the log."""
 
     text: str
 
 
-@dataclass(frozen=True, slots=True)
-class RecordTask:
+class RecordTask(msgspec.Struct, frozen=True):
     """Write an ended task to the record of arrivals."""
 
     task: Task

@@ -12,11 +12,11 @@ import heapq
 from collections.abc import Iterable, Iterator, Mapping
 from typing import TypeVar
 
-from sortedcontainers import SortedList
-
 Item = TypeVar("Item")
 #: Above this number of owners, those that do not wait are forgotten, unless they have had more than their share.
 _REMEMBERED_OWNERS = 64
+#: Outdated entries of the heap are removed when there are this many more entries than waiting owners.
+_CLEAN_UP_ABOVE = 64
 
 
 class FairShare:
@@ -25,7 +25,8 @@ class FairShare:
     def __init__(self) -> None:
         self._clock = 0.0
         self._tags: dict[str, float] = {}
-        self._order: SortedList[tuple[float, str]] = SortedList()
+        #: Tag and name of the waiting owners, as a heap. Entries may be outdated: `_tags` decides.
+        self._heap: list[tuple[float, str]] = []
         self._waiting: set[str] = set()
 
     def __repr__(self) -> str:
@@ -38,7 +39,12 @@ class FairShare:
 
     def first(self) -> str | None:
         """Return the owner to serve next; None where none waits."""
-        return self._order[0][1] if self._order else None
+        while self._heap:
+            tag, owner = self._heap[0]
+            if owner in self._waiting and self._tags[owner] == tag:
+                return owner
+            heapq.heappop(self._heap)
+        return None
 
     def order(self, waiting: Mapping[str, Iterable[tuple[Item, float]]]) -> Iterator[Item]:
         """Yield each owner's items, given with their cost in virtual seconds, in the order of service."""
@@ -55,12 +61,11 @@ class FairShare:
         if owner not in self._waiting:
             self._tags[owner] = self.tag(owner)
             self._waiting.add(owner)
-            self._order.add((self._tags[owner], owner))
+            self._push(owner)
 
     def leave(self, owner: str) -> None:
         """Mark the owner as not waiting. Idempotent."""
         if owner in self._waiting:
-            self._order.remove((self._tags[owner], owner))
             self._waiting.discard(owner)
             if len(self._tags) > 2 * len(self._waiting) + _REMEMBERED_OWNERS:
                 self._tags = {
@@ -73,13 +78,21 @@ class FairShare:
         if takes_turn:
             self._clock = max(self._clock, tag)
         charged = tag + work_s / weight
-        if owner in self._waiting:
-            self._order.remove((tag, owner))
-            self._order.add((charged, owner))
         self._tags[owner] = charged
+        if owner in self._waiting:
+            self._push(owner)
 
     def rescale(self, factor: float) -> None:
         """Multiply all tags: the unit of work has changed."""
         self._clock *= factor
         self._tags = {owner: tag * factor for owner, tag in self._tags.items()}
-        self._order = SortedList((self._tags[owner], owner) for owner in self._waiting)
+        self._rebuild()
+
+    def _push(self, owner: str) -> None:
+        heapq.heappush(self._heap, (self._tags[owner], owner))
+        if len(self._heap) > 2 * len(self._waiting) + _CLEAN_UP_ABOVE:
+            self._rebuild()
+
+    def _rebuild(self) -> None:
+        self._heap = [(self._tags[owner], owner) for owner in self._waiting]
+        heapq.heapify(self._heap)

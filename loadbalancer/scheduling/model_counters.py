@@ -19,7 +19,7 @@ class SlidingWindow:
 
     def __init__(self, span_s: float = WINDOW_S) -> None:
         self._span_s = span_s
-        self._buckets: deque[tuple[float, int]] = deque(maxlen=int(span_s) + 2)
+        self._buckets: deque[list[float]] = deque(maxlen=int(span_s) + 2)
 
     def __repr__(self) -> str:
         return f"<SlidingWindow of {self._span_s:g} s, {len(self._buckets)} buckets>"
@@ -27,12 +27,13 @@ class SlidingWindow:
     def add(self, count: int, now: float) -> None:
         second = now // 1.0
         if self._buckets and self._buckets[-1][0] == second:
-            count += self._buckets.pop()[1]
-        self._buckets.append((second, count))
+            self._buckets[-1][1] += count
+        else:
+            self._buckets.append([second, count])
 
     def count(self, now: float) -> int:
         """Return the events of the last `span_s` seconds, exact to a second."""
-        return sum(count for second, count in self._buckets if second > now - self._span_s)
+        return int(sum(count for second, count in self._buckets if second > now - self._span_s))
 
     def rate(self, now: float) -> float:
         return self.count(now) / self._span_s
@@ -59,7 +60,10 @@ class ModelCounters:
         """Count the arrival of `count` tasks of this shape in so many steps each."""
         for window in (self.arrivals, self.arrivals_short_window, self.arrivals_long_window):
             window.add(count, now)
-        self._latest.extend([(shape, steps)] * min(count, _MEAN_OVER_ARRIVALS))
+        if count == 1:
+            self._latest.append((shape, steps))
+        else:
+            self._latest.extend([(shape, steps)] * min(count, _MEAN_OVER_ARRIVALS))
 
     def on_proxied(self, shape: Shape, steps: int, count: int, now: float) -> None:
         self.on_arrival(shape, steps, count, now)

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 
 from loadbalancer.scheduling.request_queue import ModelQueue
 from loadbalancer.scheduling.task import Task, TaskState
-from loadbalancer.scheduling.worker_registry import Worker, WorkerRegistry, running_tasks
+from loadbalancer.scheduling.worker import Worker, running_tasks
+from loadbalancer.scheduling.worker_registry import WorkerRegistry
 
 #: A moved task runs for this long before it is moved again.
 MIN_STAY_S = 2.0

@@ -11,13 +11,13 @@ never refuses an accepted task; callers check `room` first.
 
 from __future__ import annotations
 
-import itertools
+import heapq
 import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 
-from sortedcontainers import SortedDict
+from sortedcontainers import SortedDict, SortedList
 
 from loadbalancer.scheduling.fair_share import FairShare
 from loadbalancer.scheduling.owner_quota import owner_room
@@ -26,14 +26,18 @@ from wire.messages import Shape
 
 #: Age corrected by priority, creation time, id.
 _SortKey = tuple[float, float, str]
+#: A waiting task behind its key. Ids are unique, so that tasks are never compared.
+_Entry = tuple[float, float, str, Task]
+#: Outdated entries of a heap are removed when there are this many more of them than tasks.
+_CLEAN_UP_ABOVE = 1024
 
 
 @dataclass(slots=True)
 class OwnerQueue:
     """The waiting tasks of one owner."""
 
-    tasks: SortedDict[_SortKey, Task] = field(default_factory=SortedDict)
-    steps: Counter[Shape] = field(default_factory=Counter)
+    tasks: SortedList[_Entry] = field(default_factory=SortedList)
+    steps: dict[Shape, int] = field(default_factory=dict)
     weight: float = 1.0
 
 
@@ -53,19 +57,22 @@ class ModelQueue:
         self._step_s = step_s
         self._shares = FairShare()
         self._owners: dict[str, OwnerQueue] = {}
-        #: An empty queue for the next owner: making one costs more than a push.
-        self._spare: OwnerQueue | None = None
+        #: The waiting tasks by id.
+        self._entries: dict[str, _Entry] = {}
+        #: Creation time and id, as a heap. Entries of tasks that have left are skipped.
+        self._ages: list[tuple[float, str]] = []
         #: The isolated tasks in their order.
         self.isolated: SortedDict[_SortKey, Task] = SortedDict()
-        #: Number of waiting tasks. Others only read it.
-        self.count = 0
+
+    @property
+    def count(self) -> int:
+        """Number of waiting tasks."""
+        return len(self._entries)
 
     def __iter__(self) -> Iterator[Task]:
         """Yield the waiting tasks in the order in which they would be served if nothing else happened."""
         yield from self.isolated.values()
-        costs = {
-            owner: [(task, self._cost(task)) for task in own.tasks.values()] for owner, own in self._owners.items()
-        }
+        costs = {owner: [(task, self._cost(task)) for *_, task in own.tasks] for owner, own in self._owners.items()}
         yield from self._shares.order(costs)
 
     def __repr__(self) -> str:
@@ -93,19 +100,23 @@ class ModelQueue:
 
     def push(self, task: Task) -> None:
         """Add a task at the place that its owner, priority and age give it."""
+        key, steps = self._key(task), task.remaining_steps
+        self._entries[task.id] = entry = (*key, task)
         if task.isolated:
-            self.isolated[self._key(task)] = task
+            self.isolated[key] = task
         else:
             own = self._owners.get(task.owner)
             if own is None:
-                own = self._owners[task.owner] = self._spare or OwnerQueue()
-                self._spare = None
-            own.tasks[self._key(task)] = task
-            own.steps[task.shape] += task.remaining_steps
+                own = self._owners[task.owner] = OwnerQueue()
+                self._shares.join(task.owner)
+            own.tasks.add(entry)
+            own.steps[task.shape] = own.steps.get(task.shape, 0) + steps
             own.weight = task.weight
-            self._shares.join(task.owner)
-        self.steps[task.shape] += task.remaining_steps
-        self.count += 1
+        self.steps[task.shape] = self.steps.get(task.shape, 0) + steps
+        heapq.heappush(self._ages, (task.created, task.id))
+        if len(self._ages) > 2 * len(self._entries) + _CLEAN_UP_ABOVE:
+            self._ages = [(created, name) for _, created, name, _ in self._entries.values()]
+            heapq.heapify(self._ages)
 
     def requeue(self, task: Task) -> None:
         """Add a task that was taken before, and refund its owner the remaining work. Roll back the task first."""
@@ -114,17 +125,20 @@ class ModelQueue:
 
     def remove(self, task: Task) -> None:
         """Remove a task without serving it. Raises `KeyError` if it is not in this queue."""
+        entry, steps = self._entries.pop(task.id), task.remaining_steps
         if task.isolated:
-            del self.isolated[self._key(task)]
+            del self.isolated[entry[:3]]
         else:
             own = self._owners[task.owner]
-            del own.tasks[self._key(task)]
-            _subtract(own.steps, task)
-            if not own.tasks:
-                self._spare = self._owners.pop(task.owner)
+            if len(own.tasks) == 1:
+                del self._owners[task.owner]
                 self._shares.leave(task.owner)
-        _subtract(self.steps, task)
-        self.count -= 1
+            else:
+                own.tasks.remove(entry)
+                _subtract(own.steps, task.shape, steps)
+        _subtract(self.steps, task.shape, steps)
+        if not self._entries:
+            self._ages.clear()
 
     def take(self, task: Task) -> None:
         """Remove a task that goes to a worker, and charge its owner. Raises `KeyError` if it is not in this queue."""
@@ -146,12 +160,12 @@ class ModelQueue:
     def first(self) -> Task | None:
         """Return the task to serve next, isolated ones excluded."""
         owner = self._shares.first()
-        return None if owner is None else self._owners[owner].tasks.peekitem(0)[1]
+        return None if owner is None else self._owners[owner].tasks[0][3]
 
     def first_of_owner(self, owner: str, limit: int) -> list[Task]:
         """Return up to `limit` tasks of an owner in their order, isolated ones excluded."""
         own = self._owners.get(owner)
-        return list(itertools.islice(own.tasks.values(), limit)) if own else []
+        return [task for *_, task in own.tasks.islice(stop=limit)] if own else []
 
     def owner_steps(self, owner: str) -> Mapping[Shape, int]:
         """Return the forward passes that the owner's waiting tasks still need, by shape."""
@@ -170,8 +184,7 @@ class ModelQueue:
 
         Takes time in the number of owners. Raises `KeyError` if the task is not in this queue.
         """
-        own = self._owners.get(task.owner)
-        if self._key(task) not in (self.isolated if task.isolated else own.tasks if own else ()):
+        if task.id not in self._entries:
             raise KeyError(task.id)
         return self.expected_position(task)
 
@@ -192,8 +205,9 @@ class ModelQueue:
 
     def oldest(self) -> float | None:
         """Return the earliest creation time of the waiting tasks."""
-        queues = [self.isolated, *(own.tasks for own in self._owners.values())]
-        return min((task.created for tasks in queues for task in tasks.values()), default=None)
+        while self._ages and self._ages[0][1] not in self._entries:
+            heapq.heappop(self._ages)
+        return self._ages[0][0] if self._ages else None
 
     def _key(self, task: Task) -> _SortKey:
         return (task.created - task.priority * self._priority_s, task.created, task.id)
@@ -218,10 +232,10 @@ class ModelQueue:
         return min(max(math.ceil(turns), 0), len(own.tasks))
 
 
-def _subtract(steps: Counter[Shape], task: Task) -> None:
-    """Remove what the task needs, and its shape with the last task of it."""
-    left = steps[task.shape] - task.remaining_steps
+def _subtract(steps: dict[Shape, int], shape: Shape, count: int) -> None:
+    """Remove what a task needs, and its shape with the last task of it."""
+    left = steps.get(shape, 0) - count
     if left > 0:
-        steps[task.shape] = left
+        steps[shape] = left
     else:
-        del steps[task.shape]
+        steps.pop(shape, None)

@@ -30,8 +30,9 @@ from loadbalancer.scheduling.preemption import move_unstarted, preemptions, reba
 from loadbalancer.scheduling.snapshot import snapshot
 from loadbalancer.scheduling.task import Checkpoint, Task, TaskEstimate, TaskState
 from loadbalancer.scheduling.task_store import TaskStore
+from loadbalancer.scheduling.worker import Worker
 from loadbalancer.scheduling.worker_output import chunk_error, clean_text, drop_invalid, hello_error, result_error
-from loadbalancer.scheduling.worker_registry import Worker, WorkerRegistry
+from loadbalancer.scheduling.worker_registry import WorkerRegistry
 from wire.codec import Frame, WorkerEnvelope
 from wire.messages import (
     PROTOCOL,
@@ -100,7 +101,7 @@ class Scheduler:
         """Process the event and fill free slots; return the effects. Raises `QueueFull`, see `apply`."""
         effects = self.apply(event, now)
         submitted = {task.id for task in event.tasks} if isinstance(event, TasksSubmitted) else ()
-        effects += self.store.assign(now, submitted)
+        effects += self.store.assign(now, submitted, everywhere=isinstance(event, Tick))
         return effects + self._preempt_and_rebalance(now) if isinstance(event, Tick) else effects
 
     def assign(self, now: float) -> list[Effect]:
@@ -133,11 +134,11 @@ class Scheduler:
         task = self.tasks.get(task_id)
         if task is None:
             return None
-        return estimates.estimate(task, self.queues[task.model], self.registry.serving(task.model))
+        return estimates.estimate(task, self.queues[task.model], self.registry.pool(task.model))
 
     def estimate_wait(self, task: Task) -> float | None:
         """Return the seconds until this task would start if it were queued now; None if unknown."""
-        workers = self.registry.serving(task.model)
+        workers = self.registry.pool(task.model)
         return estimates.estimate_wait(task, self.queues[task.model], workers, self.tasks)
 
     def checkpoint(self, task_id: str) -> Checkpoint | None:
@@ -147,11 +148,11 @@ class Scheduler:
 
     def is_ready(self, model: str, now: float) -> bool:
         """Return whether some worker of the model accepts tasks."""
-        return any(w.slots and self.registry.state(w, now) == "ready" for w in self.registry.serving(model))
+        return any(w.slots and self.registry.state(w, now) == "ready" for w in self.registry.pool(model))
 
     def engine_info(self, model: str) -> EngineInfo | None:
         """Return the capabilities of the model's engine; None while no worker is connected."""
-        return next((worker.hello.engine_info for worker in self.registry.serving(model)), None)
+        return next((worker.hello.engine_info for worker in self.registry.pool(model)), None)
 
     def step_curves(self, model: str) -> list[StepCurve]:
         """Return the step times by shape; of each shape, the curve of the worker with the largest cap."""
@@ -173,6 +174,7 @@ class Scheduler:
     # ---- time
 
     def _on_tick(self, now: float) -> list[Effect]:
+        self.registry.offer_all()
         self.store.update_costs()  # first: if it fails, nothing has changed that a listener would miss
         effects = self.store.expire(now)
         self._hello_requested = {name: until for name, until in self._hello_requested.items() if until > now}
@@ -211,12 +213,13 @@ class Scheduler:
         if worker is None:
             return self._on_unknown_worker(name, message, now)
         self.registry.touch(worker, now)
+        self.store.note_change(worker.hello.model)
         match message:
             case Capacity(slots, ahead):
-                worker.set_capacity(slots, ahead)
+                self.registry.set_capacity(worker, slots, ahead)
                 return []
             case Heartbeat():
-                worker.on_heartbeat(message, now)
+                self.registry.on_heartbeat(worker, message, now)
                 return [SendMessage(name, Ack(self._heartbeat_s))]
             case Bye(reason, crashed):
                 return self._on_worker_lost(name, clean_text(reason), now, crashed=crashed)
@@ -238,6 +241,7 @@ class Scheduler:
             return self._reject(name, reason)
         self._hello_requested.pop(name, None)
         worker, previous = self.registry.connect(hello, now)
+        self.store.note_change(hello.model)
         resumed, cancelled, effects = self.store.reconcile(worker, previous, now)
         effects.append(SendMessage(name, Ack(self._heartbeat_s)))
         if cancelled:
@@ -277,7 +281,7 @@ class Scheduler:
         now: float,
     ) -> list[Effect]:
         released = isinstance(message, Finished | Failed | Preempted)
-        if not worker.on_task_message(message.task, message.attempt, now, released=released):
+        if not self.registry.on_task_message(worker, message.task, message.attempt, now, released=released):
             self.counters["stale"] += 1
             return []
         task, store = self.tasks.get(message.task), self.store

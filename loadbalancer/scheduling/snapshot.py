@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from loadbalancer.scheduling.estimates import backlog_work_s, queued_work_s
 from loadbalancer.scheduling.task_store import TaskStore
-from loadbalancer.scheduling.worker_registry import Worker, WorkerRegistry, running_tasks
+from loadbalancer.scheduling.worker import Worker, running_tasks
+from loadbalancer.scheduling.worker_registry import WorkerRegistry
 from wire.snapshot import ModelStats, Snapshot, WorkerStats
 
 
@@ -27,7 +28,7 @@ def _model_stats(model: str, store: TaskStore, now: float) -> ModelStats:
         model=model,
         queued=queue.count + held_ahead,
         running=sum(len(worker.assigned) for worker in workers) - held_ahead,
-        queued_work_s=queued_work_s(queue, workers),
+        queued_work_s=queued_work_s(queue, store.registry.pool(model)),
         oldest_wait_s=max(now - oldest, 0.0) if oldest is not None else 0.0,
         arrival_rate=counters.arrivals.rate(now),
         service_rate=counters.completions.rate(now),

@@ -9,10 +9,11 @@
 from __future__ import annotations
 
 import enum
-from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
+
+import msgspec
 
 from wire.codec import Frame
 from wire.messages import FailureKind, Part, Shape, TaskInputs
@@ -29,6 +30,8 @@ class TaskState(enum.StrEnum):
     FAILED = "failed"
     CANCELLED = "cancelled"
     EXPIRED = "expired"
+
+    __hash__ = str.__hash__  # the enumeration's own is a function in Python, and slow
 
 
 #: A task during which this many workers died may be the cause: from then on it runs isolated. One death is treated
@@ -52,8 +55,16 @@ class InvalidTransition(Exception):
     """A bug in the scheduler; the text contains the task's history."""
 
     def __init__(self, task: Task, to: TaskState) -> None:
-        path = ", ".join(f"{at:.3f} {state.value} ({reason})" for at, state, reason in task.history)
+        path = ", ".join(f"{at:.3f} {state.value} ({_reason(reason)})" for at, state, reason in task.history)
         super().__init__(f"task {task.id}: {task.state.value} -> {to.value} is not allowed; history: {path}")
+
+
+#: A text, or a format with its values: most histories are never read.
+Reason = str | tuple[object, ...]
+
+
+def _reason(reason: Reason) -> str:
+    return reason if isinstance(reason, str) else str(reason[0]).format(*reason[1:])
 
 
 class Checkpoint(NamedTuple):
@@ -122,19 +133,20 @@ class Task:
     #: No other task may share a batch with it.
     isolated: bool = field(init=False)
     #: Its latest transitions: time, state, reason.
-    history: deque[tuple[float, TaskState, str]] = field(init=False)
+    history: list[tuple[float, TaskState, Reason]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.shape = self.inputs.shape
         self.source_bytes = sum(map(len, self.sources))
         self.isolated = self.crashes >= _ISOLATED_AFTER_CRASHES
-        self.history = deque(maxlen=_MAX_HISTORY)
 
-    def transition(self, to: TaskState, now: float, reason: str) -> None:
+    def transition(self, to: TaskState, now: float, reason: Reason) -> None:
         if to not in TRANSITIONS[self.state]:
             raise InvalidTransition(self, to)
         self.state = to
         self.history.append((now, to, reason))
+        if len(self.history) > _MAX_HISTORY:
+            del self.history[0]
 
     @property
     def is_finished(self) -> bool:
@@ -200,15 +212,13 @@ class Task:
 # ---- updates for the listener of the request
 
 
-@dataclass(frozen=True, slots=True)
-class TaskStarted:
+class TaskStarted(msgspec.Struct, frozen=True):
     """A worker has the task in its batch; sent again after the loss of a worker."""
 
     task: str
 
 
-@dataclass(frozen=True, slots=True)
-class TaskProgress:
+class TaskProgress(msgspec.Struct, frozen=True):
     """`step` of `steps` are done; `preview` is an encoded intermediate image where one was requested."""
 
     task: str
@@ -217,8 +227,7 @@ class TaskProgress:
     preview: Frame | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class TaskChunk:
+class TaskChunk(msgspec.Struct, frozen=True):
     """One piece of a streamed result, in order."""
 
     task: str
@@ -227,8 +236,7 @@ class TaskChunk:
     frame: Frame
 
 
-@dataclass(frozen=True, slots=True)
-class TaskCompleted:
+class TaskCompleted(msgspec.Struct, frozen=True):
     """The result and its times in seconds. `flagged`: the model's safety checker rejects the image."""
 
     task: str
@@ -245,8 +253,7 @@ class TaskCompleted:
         return self.frames[0]
 
 
-@dataclass(frozen=True, slots=True)
-class TaskEnded:
+class TaskEnded(msgspec.Struct, frozen=True):
     """The task ended without a result."""
 
     task: str
@@ -260,8 +267,7 @@ class TaskEnded:
 TaskUpdate = TaskStarted | TaskProgress | TaskChunk | TaskCompleted | TaskEnded
 
 
-@dataclass(frozen=True, slots=True)
-class TaskEstimate:
+class TaskEstimate(msgspec.Struct, frozen=True):
     """Tasks before it in the queue (0 once it runs) and seconds to its end; None if unknown."""
 
     state: TaskState

@@ -19,7 +19,8 @@ from loadbalancer.scheduling.model_counters import ModelCounters
 from loadbalancer.scheduling.preemption import Relocation
 from loadbalancer.scheduling.request_queue import ModelQueue
 from loadbalancer.scheduling.task import DeadlineUnreachable, Task, TaskCompleted, TaskEnded, TaskStarted, TaskState
-from loadbalancer.scheduling.worker_registry import Worker, WorkerRegistry, running_tasks
+from loadbalancer.scheduling.worker import Worker, running_tasks
+from loadbalancer.scheduling.worker_registry import WorkerRegistry
 from wire.codec import Frame
 from wire.messages import Assign, Assignment, Cancel, FailureKind, Part, Preempt
 
@@ -52,6 +53,8 @@ class TaskStore:
         #: Tasks that workers may still claim, by model, and the time until which nothing is assigned because of them.
         self._unclaimed: dict[str, set[str]] = {model: set() for model in models}
         self._hold_until: dict[str, float] = {}
+        #: Models whose queue or slots have changed since tasks were assigned.
+        self._changed: set[str] = set()
 
     def __repr__(self) -> str:
         return f"<TaskStore {len(self.tasks)} tasks, {self.registry!r}, {self.queues!r}>"
@@ -61,69 +64,100 @@ class TaskStore:
     def submit(self, tasks: Sequence[Task], now: float, *, already_counted: bool = False) -> None:
         """Queue the tasks of one request, all or none. Raises `QueueFull`."""
         first, model, queue = tasks[0], tasks[0].model, self.queues[tasks[0].model]
-        rejection = self._admission.admit(tasks, queue, self.registry.serving(model), now)
+        rejection = self._admission.admit(tasks, queue, self.registry.pool(model), now)
         if rejection is not None:
             unreachable = isinstance(rejection, DeadlineUnreachable)
             self.counters["deadline_unreachable" if unreachable else "refused"] += len(tasks)
             raise rejection
         for task in tasks:
             self.tasks[task.id] = task
-            task.history.append((now, TaskState.QUEUED, "submitted"))
             self._deadlines.add(task)
             queue.push(task)
         unclaimed = {task.id for task in tasks if task.may_be_running}
         if unclaimed:
             self._unclaimed[model] |= unclaimed
             self._hold_until[model] = now + self._hold_s
+        self._changed.add(model)
         self.counters["submitted"] += len(tasks)
         if not already_counted:
             self.model_counters[model].on_arrival(first.shape, first.remaining_steps, len(tasks), now)
 
-    def assign(self, now: float, submitted: Collection[str] = ()) -> list[Effect]:
+    def assign(self, now: float, submitted: Collection[str] = (), *, everywhere: bool = False) -> list[Effect]:
         """Fill free slots from the queues, with one message per worker. Tasks that would be late expire instead.
 
+        Looks at the models that have changed since the last call, or `everywhere`, because time changes them too.
         `submitted`: tasks submitted in this call, which do not expire: their listener is not registered yet.
         """
         effects: list[Effect] = []
         assignments: _Assignments = {}
-        for model, queue in self.queues.items():
-            if self._unclaimed[model] and now < self._hold_until[model]:
+        changed, self._changed = self._changed, set()
+        for model in self.queues if everywhere else changed:
+            queue = self.queues[model]
+            if not queue.count or (self._unclaimed[model] and now < self._hold_until[model]):
                 continue
-            if queue.isolated and any(worker.free_slots for worker in self.registry.serving(model)):
-                for task in list(queue.isolated.values()):
-                    worker = self.registry.reserve(task, now)
-                    if worker is not None:
-                        self._assign(task, worker, assignments, now)
-            while (first := queue.first()) is not None and (available := self.registry.available(model, now)):
-                worker = available[0]
-                if first.id not in submitted:
-                    worker = worker_in_time(
-                        first,
-                        available,
-                        self.registry.serving(model),
-                        self.tasks,
-                        self.costs[model],
-                        waiting=queue.count,
-                        slack=self._config.deadline_slack,
-                        now=now,
-                    )
-                if worker is not None:
-                    self._assign(first, worker, assignments, now)
-                else:
-                    left = f"it has {max(first.deadline - now, 0.0):.1f} s left, and takes longer"
-                    reason = f"not started {now - first.created:.1f} s after it arrived: {left}"
-                    effects += self.finish(first, TaskState.EXPIRED, None, reason, now)
+            if queue.isolated:
+                self._assign_isolated(queue, model, assignments, now)
+            effects += self._assign_first(queue, model, assignments, submitted, now)
         for name, (own, frames) in assignments.items():
             queue = self.queues[self.registry.workers[name].hello.model]
             effects.append(SendMessage(name, Assign(own, queue.count - len(queue.isolated)), frames))
+        return effects
+
+    def note_change(self, model: str) -> None:
+        """Let the next `assign` look at this model: a slot may be free."""
+        self._changed.add(model)
+
+    def _assign_isolated(self, queue: ModelQueue, model: str, assignments: _Assignments, now: float) -> None:
+        """Start isolated tasks on reserved workers that are empty, and reserve workers for the next ones."""
+        registry = self.registry
+        if not any(worker.free_slots for worker in registry.pool(model)):
+            return
+        reserved = registry.reserved(model)
+        waiting = [self.tasks[name] for name in reserved if self.tasks[name].state is TaskState.QUEUED]
+        for task in queue.isolated.values():
+            if task.id not in reserved:
+                if registry.reserve(task, now) is None:
+                    break
+                waiting.append(task)
+        for task in waiting:
+            worker = registry.reserve(task, now)
+            if worker is not None and registry.is_empty(worker, now):
+                self._assign(task, worker, assignments, now)
+
+    def _assign_first(
+        self, queue: ModelQueue, model: str, assignments: _Assignments, submitted: Collection[str], now: float
+    ) -> list[Effect]:
+        """Assign tasks in the order of the queue while a worker has room."""
+        effects: list[Effect] = []
+        while (first := queue.first()) is not None:
+            first_available = worker = self.registry.first_available(model, now)
+            if first_available is None:
+                break
+            if first.id not in submitted:
+                worker = worker_in_time(
+                    first,
+                    self.registry,
+                    first_available,
+                    self.tasks,
+                    self.costs[model],
+                    waiting=queue.count,
+                    slack=self._config.deadline_slack,
+                    now=now,
+                )
+            if worker is not None:
+                self._assign(first, worker, assignments, now)
+            else:
+                left = f"it has {max(first.deadline - now, 0.0):.1f} s left, and takes longer"
+                reason = f"not started {now - first.created:.1f} s after it arrived: {left}"
+                effects += self.finish(first, TaskState.EXPIRED, None, reason, now)
         return effects
 
     def _assign(self, task: Task, worker: Worker, assignments: _Assignments, now: float) -> None:
         self.queues[task.model].take(task)
         task.attempt = max(task.attempt, task.last_claimed_attempt) + 1
         task.worker = worker.id
-        task.transition(TaskState.ASSIGNED, now, f"to {worker.id}, attempt {task.attempt}")
-        worker.assign(task.id, task.attempt, now)
+        task.transition(TaskState.ASSIGNED, now, ("to {}, attempt {}", worker.id, task.attempt))
+        self.registry.assign(worker, task.id, task.attempt, now)
         own, frames = assignments.setdefault(worker.id, ([], []))
         task_frames = [*task.sources, *task.checkpoint]
         own.append(
@@ -172,7 +206,7 @@ class TaskStore:
         self.queues[task.model].take(task)
         task.attempt, task.worker, task.uninterrupted = attempt, worker.id, False
         task.transition(TaskState.ASSIGNED, now, f"still with {worker.id}, attempt {attempt}")
-        worker.assign(task.id, attempt, now)
+        self.registry.assign(worker, task.id, attempt, now)
         self._unclaimed[task.model].discard(task.id)
         self.counters["resumed"] += 1
         return True
@@ -243,6 +277,7 @@ class TaskStore:
         self.counters["requeued"] += 1
         self.counters["steps_redone"] += task.roll_back()
         self.queues[task.model].requeue(task)
+        self._changed.add(task.model)
         return []
 
     def recover(self, worker: Worker, reason: str, now: float, *, blame: bool) -> list[Effect]:
@@ -330,5 +365,6 @@ class TaskStore:
         if task.source_bytes:
             self._admission.remove(task)
         self._unclaimed[task.model].discard(task.id)
+        self._changed.add(task.model)
         del self.tasks[task.id]
         return RecordTask(task)

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from loadbalancer.scheduling.cost_model import CostModel
-from loadbalancer.scheduling.worker_registry import Worker
+from loadbalancer.scheduling.worker import Worker
 from wire.messages import PROTOCOL, Heartbeat, Hello, Shape, StepCurve
 
 USUAL = Shape("64x64", 4096)

@@ -14,7 +14,7 @@ from loadbalancer.scheduling.deadlines import cannot_finish_in_time
 from loadbalancer.scheduling.events import Effect, TasksSubmitted, Tick
 from loadbalancer.scheduling.scheduler import Scheduler
 from loadbalancer.scheduling.task import Checkpoint, QueueFull, Task, TaskEnded, TaskState
-from loadbalancer.scheduling.worker_registry import Worker
+from loadbalancer.scheduling.worker import Worker
 from tests.support.scheduler import IMAGE, INPUTS, PNG, assignments, connect, new_scheduler, receive, task, updates
 from wire.messages import PROTOCOL, Capacity, Finished, Heartbeat, Hello, Progress, Shape, Started, StepCurve
 

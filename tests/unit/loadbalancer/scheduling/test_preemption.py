@@ -10,7 +10,8 @@ from configs.sections import Workers
 from loadbalancer.scheduling.preemption import MAX_PREEMPTIONS, MIN_STAY_S, preemptions, rebalancing
 from loadbalancer.scheduling.request_queue import ModelQueue
 from loadbalancer.scheduling.task import Task, TaskState
-from loadbalancer.scheduling.worker_registry import Worker, WorkerRegistry
+from loadbalancer.scheduling.worker import Worker
+from loadbalancer.scheduling.worker_registry import WorkerRegistry
 from wire.messages import PROTOCOL, EngineInfo, Heartbeat, Hello, ImageInputs, Shape, StepCurve
 
 INPUTS = ImageInputs("a seven", 64, 64, steps=40, guidance_scale=3.0, seed=1, scheduler="ddim")
@@ -33,7 +34,7 @@ class Scene:
     ) -> Worker:
         worker = Worker(Hello(PROTOCOL, name, "m", "sim:0", 1, [], EngineInfo(checkpoints=checkpoints)), 0.0, slots)
         worker.on_heartbeat(Heartbeat(0, curves=[StepCurve(Shape("64x64", 4096), slots, curve)] if curve else []), 0.0)
-        self.registry.workers[name] = worker
+        self.registry.add(worker)
         return worker
 
     def runs(self, name: str, worker: str, **changes: object) -> Task:

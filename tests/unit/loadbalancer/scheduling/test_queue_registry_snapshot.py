@@ -8,7 +8,8 @@ from configs.sections import Workers
 from loadbalancer.scheduling.model_counters import WINDOW_S, SlidingWindow
 from loadbalancer.scheduling.request_queue import ModelQueue
 from loadbalancer.scheduling.task import Task
-from loadbalancer.scheduling.worker_registry import Worker, WorkerRegistry
+from loadbalancer.scheduling.worker import Worker
+from loadbalancer.scheduling.worker_registry import WorkerRegistry
 from tests.support.scheduler import INPUTS, new_scheduler
 from wire.messages import PROTOCOL, Heartbeat, Hello, Shape
 
@@ -53,7 +54,7 @@ def test_available_workers_are_ready_and_sorted_by_load() -> None:
         worker("silent", 4, seen=-5.0),
         worker("draining", 0),
     ):
-        registry.workers[w.id] = w
+        registry.add(w)
     registry.workers["draining"].draining = True
     assert [w.id for w in registry.available("m", 0.0)] == ["half", "busy"]
     assert {w.id: registry.state(w, 0.0) for w in registry}["silent"] == "silent"
@@ -77,7 +78,7 @@ def test_snapshot_converts_steps_to_seconds() -> None:
     core = new_scheduler()
     busy = worker("w", 12, held=3)
     busy.on_heartbeat(Heartbeat(running=2, step_s=0.05, batch=2.0), 0.0)
-    core.registry.workers["w"] = busy
+    core.registry.add(busy)
     core.queues["m"].push(task("a", created=4.0))
     core.queues["m"].push(task("b", created=5.0))
     core.model_counters["m"].on_arrival(Shape("64x64", 4096), 20, 6, 9.0)
@@ -92,6 +93,6 @@ def test_snapshot_converts_steps_to_seconds() -> None:
 
 def test_unmeasured_step_gives_no_estimate() -> None:
     core = new_scheduler()
-    core.registry.workers["w"] = worker("w", 1)
+    core.registry.add(worker("w", 1))
     [model] = core.snapshot(now=0.0, wall_time=0.0, uptime_s=0.0).models
     assert (model.queued_work_s, model.backlog_work_s, model.mean_work_s, model.batch_cap) == (None, None, None, None)
