@@ -15,7 +15,7 @@ from wire.messages import Part
 from worker.engine import TaskError
 from worker.engines.user.images import ImageBounds
 from worker.engines.user.tensors import decode_array, is_array, plain_values
-from worker.engines.user.value_types import has_binary_values, portable_type
+from worker.engines.user.value_types import TextPart, has_binary_values, portable_type
 
 _JSON = "application/json"
 #: Mistakes that a message names.
@@ -121,7 +121,7 @@ def _value(part: Part, frame: bytes) -> Any:
     if part.media_type == _JSON:
         return msgspec.json.decode(frame)
     if part.media_type.startswith("text/"):
-        return frame.decode()
+        return TextPart(frame.decode())
     return frame
 
 

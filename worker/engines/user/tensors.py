@@ -87,13 +87,15 @@ def array_from_lists(value: object, dtype: str = "") -> np.ndarray:
     import numpy
 
     try:
-        array = numpy.asarray(value, dtype or None)
+        array = numpy.asarray(value)
+        is_number = array.dtype.kind in "biuf"
+        is_whole = array.dtype.kind != "f" or not array.size or not dtype or numpy.dtype(dtype).kind not in "iu"
+        if is_number and is_whole:
+            return numpy.asarray(value, dtype) if dtype else array
     except (TypeError, ValueError, OverflowError) as error:
         reason = str(error).partition(". ")[0]
         raise ValueError(f"no array of {dtype or 'numbers'} can be made of it: {reason}") from None
-    if array.dtype.kind in "USO" and dtype not in ("object", "str", "bytes"):
-        raise ValueError("must be nested lists of numbers")
-    return array
+    raise ValueError("must be nested lists of whole numbers" if is_number else "must be nested lists of numbers")
 
 
 def plain_values(array: np.ndarray) -> Any:

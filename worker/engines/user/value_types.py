@@ -24,6 +24,12 @@ from worker.engines.user.tensors import array_from_lists, as_array, is_array
 _BASE64 = {"type": "string", "contentEncoding": "base64"}
 
 
+class TextPart(str):
+    """A text that was sent as it is, and not within JSON: for a field of bytes it is no base64."""
+
+    __slots__ = ()
+
+
 class UnsupportedType(Exception):
     """An annotation that no value of a request can have. The text says why."""
 
@@ -96,6 +102,8 @@ def _dtype(annotation: Any) -> str:
 
 def bytes_from(value: Any) -> Any:
     """Return the bytes of base64 text or of `{"b64": text}`; other values pass. Raises `ValueError`."""
+    if isinstance(value, TextPart):
+        return value.encode()
     if isinstance(value, dict) and set(value) == {"b64"}:
         value = value["b64"]
     if not isinstance(value, str):

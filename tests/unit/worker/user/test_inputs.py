@@ -128,6 +128,10 @@ def test_json_becomes_annotated_type(annotation: Any, value: Any, expected: Any)
         (Image.Image, 5, "must be an image"),
         (Image.Image, b64(png(101, 1)), "101x1 pixels; at most 4096 pixels and 100 a side"),
         (NDArray[numpy.float32], [[1], [2, 3]], "no array of float32"),
+        (NDArray[numpy.int64], [1.5], "must be nested lists of whole numbers"),
+        (NDArray[numpy.uint8], [256], "no array of uint8 can be made of it"),
+        (NDArray[numpy.float32], ["1.5"], "must be nested lists of numbers"),
+        (NDArray[numpy.float32], [None], "must be nested lists of numbers"),
         (numpy.ndarray, ["a"], "nested lists of numbers"),
         (numpy.ndarray, {"a": 1}, "must be an array"),
         (Sample, {"pixels": "x"}, "pixels: must be an array"),
@@ -198,11 +202,19 @@ def test_named_parts_fill_fields() -> None:
         (list[str], (Part("", "", "BYTES", (2,)), b"\x01\0\0\0a\x01\0\0\0b"), ["a", "b"]),
         (str, (Part("text/plain"), "grün".encode()), "grün"),
         (bytes, (Part("image/png"), b"raw"), b"raw"),
+        (bytes, (Part("text/plain"), b"no base64"), b"no base64"),
+        (Fields, (Part("text/csv", "data"), b"a,b"), {"data": b"a,b"}),
+        (NDArray[numpy.uint8], (JSON, b"[0, 255]"), numpy.array([0, 255], "uint8")),
+        (NDArray[numpy.int8], (JSON, b"[]"), numpy.array([], "int8")),
         (Any, (RAW, b"raw"), b"raw"),
     ],
 )
 def test_parts_become_plain_types(annotation: Any, part: tuple[Part, bytes], expected: Any) -> None:
-    assert decode(annotation, part) == expected
+    found = decode(annotation, part)
+    assert (numpy.array_equal(found, expected), getattr(found, "dtype", None)) == (
+        True,
+        getattr(expected, "dtype", None),
+    )
 
 
 def test_tuple_takes_parts_in_order() -> None:
