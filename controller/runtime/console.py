@@ -8,16 +8,16 @@ import logging
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from rich.console import Console
-from rich.highlighter import NullHighlighter
-from rich.logging import RichHandler
-from rich.status import Status
 from rich.text import Text
 
 from configs.environment import CLIENT_KEY
 from configs.logs import EscapingFormatter
+
+if TYPE_CHECKING:
+    from rich.status import Status
 
 _EXAMPLE = "a handwritten seven"
 #: Stands for an input in the command that calls an engine, whose types are in `/docs`.
@@ -27,6 +27,9 @@ TaskKind = Literal["image", "call"]
 
 def log_to_console(console: Console) -> None:
     """Send log lines through the console, so that they do not overwrite the spinner."""
+    from rich.highlighter import NullHighlighter
+    from rich.logging import RichHandler
+
     handler = RichHandler(console=console, show_path=False, highlighter=NullHighlighter(), log_time_format="[%X]")
     handler.setFormatter(EscapingFormatter("%(message)s", multiline=True))
     logging.getLogger().handlers[:] = [handler]
