@@ -32,6 +32,13 @@ def synchronize(device: str) -> None:
         torch.cuda.synchronize(device)
 
 
+def free_cached_memory() -> None:
+    """Return memory that torch holds for later to the GPU."""
+    torch = _torch()
+    if torch is not None and torch.cuda.is_initialized():
+        torch.cuda.empty_cache()
+
+
 def limit_cpu_threads(device: str) -> None:
     """One thread per worker on a CPU: with more, workers on shared cores wait for each other at every operator."""
     torch = _torch()

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import traceback
+
 from muster import Failed
 from worker.engine import DeviceLost, OutOfMemory, TaskError
+from worker.engines.user.device import free_cached_memory
 
 #: Longer texts are cut, so that an exception cannot send an array's contents to a client.
 _MAX_CHARS = 500
@@ -33,6 +36,9 @@ def batch_error(error: BaseException) -> Exception:
     if isinstance(error, DeviceLost | OutOfMemory):
         return error
     if name == "OutOfMemoryError" or isinstance(error, MemoryError) or "DefaultCPUAllocator" in text:
+        # The frames of the failed attempt hold tensors, whose memory the next attempt needs.
+        traceback.clear_frames(error.__traceback__)
+        free_cached_memory()
         return OutOfMemory(_clip(f"the engine did not fit into memory: {text}"))
     if name == "AcceleratorError" or "CUDA error" in text:
         return DeviceLost(_clip(text))

@@ -74,7 +74,7 @@ class OutputEncoder:
             return EncodedParts(_JSON_PARTS, (value.__pydantic_serializer__.to_json(value),))
         if isinstance(value, dict) and value and all(map(_is_binary, value.values())):
             return self._encode_named([(str(name), each) for name, each in value.items()])
-        if type(value) in (tuple, list) and value and all(map(is_array, value)):
+        if type(value) in (tuple, list) and value and all(is_array(each) or is_tensor(each) for each in value):
             return self._encode_named([(f"output_{index}", each) for index, each in enumerate(value)])
         part, frame = self._encode_part(value)
         return EncodedParts((part,), (frame,))
@@ -133,6 +133,8 @@ def _is_binary(value: object) -> bool:
 
 def _plain(value: Any) -> Any:
     """Return a value inside JSON that msgspec knows. Raises `TypeError`."""
+    if type(value) in _CONTAINERS:
+        raise TypeError("a key in it is neither a text nor a number")
     if isinstance(value, BaseModel):
         return value.model_dump(mode="json")
     if is_array(value) or is_tensor(value):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import threading
+import weakref
 from typing import Any
 
 import numpy
@@ -223,6 +224,8 @@ def test_results_are_encoded_by_type(value: Any, types: list[str], values: list[
         ({str(number): b"x" for number in range(257)}, "it has 257 parts; at most 256 are allowed"),
         (numpy.zeros([1] * 33), "an array has 33 dimensions; at most 32 are allowed"),
         (numpy.zeros(1, "datetime64[s]"), "an array of datetime64[s] cannot be sent"),
+        ({(1, 2): "x"}, "a key in it is neither a text nor a number"),
+        ("\ud800", "surrogates not allowed"),
         (numpy.array([{}]), "an array of objects may hold text and bytes only, not dict"),
     ],
 )
@@ -246,6 +249,31 @@ def test_media_type_of_class_applies_to_texts() -> None:
     assert outcomes(Page, "a") == [CallOutcome(b"<p>a</p>")]
     engine = user_engine(Page)
     assert engine.request("x").inputs == CallInputs((Part("text/html"),))
+
+
+def test_memory_of_a_failed_batch_is_free_for_the_next() -> None:
+    class Tensor:
+        """Large, as far as the engine knows."""
+
+    made: list[weakref.ref[Tensor]] = []
+    alive: list[int] = []
+
+    class Large:
+        def predict(self, items: list[str]) -> list[str]:
+            alive.append(sum(each() is not None for each in made))
+            tensor = Tensor()
+            made.append(weakref.ref(tensor))
+            if len(items) > 1:
+                raise OutOfMemoryError("CUDA out of memory")
+            return items
+
+    engine = user_engine(Large)
+    rows = engine.admit([call("a"), call("b")])
+    try:
+        engine.step(rows)  # type: ignore[arg-type]
+    except OutOfMemory:
+        engine.step(rows[:1])  # type: ignore[arg-type]
+    assert alive == [0, 0]
 
 
 def test_key_separates_items_and_its_errors_fail_them() -> None:
