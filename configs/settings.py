@@ -134,18 +134,36 @@ class WarmUp(Section):
 
 
 class Defaults(Section):
-    """Default values of request parameters."""
+    """Default values of request parameters. Unset ones are those of the pipeline's class and checkpoint."""
 
-    size: Annotated[str, AfterValidator(_size)] = "512x512"
+    size: Annotated[str, AfterValidator(_size)] | None = None
     """WIDTHxHEIGHT in pixels."""
-    steps: int = Field(default=25, ge=1)
+    steps: Annotated[int, Field(ge=1)] | None = None
     """Number of denoising steps."""
-    guidance_scale: float = Field(default=7.5, ge=0)
+    guidance_scale: Annotated[float, Field(ge=0)] | None = None
     """Classifier-free guidance. At 1 or below it is off, which halves the work."""
     scheduler: Annotated[str, AfterValidator(_known_scheduler)] = "default"
     """Name of the sampler. `default`: the checkpoint's own."""
     strength: float = Field(default=0.8, gt=0, le=1)
     """With a source image: how far the result may differ from it; 1 ignores it."""
+
+    @property
+    def sides(self) -> tuple[int, int]:
+        """Width and height of `size`, which must be set."""
+        assert self.size is not None
+        width, height = map(int, self.size.split("x"))
+        return width, height
+
+
+class Quality(Section):
+    """Settings of requests that ask for a quality. Unset ones are the model's defaults."""
+
+    steps: Annotated[int, Field(ge=1)] | None = None
+    """Number of denoising steps."""
+    guidance_scale: Annotated[float, Field(ge=0)] | None = None
+    """Classifier-free guidance."""
+    scheduler: Annotated[str, AfterValidator(_known_scheduler)] | None = None
+    """Name of the sampler."""
 
 
 class Limits(Section):
@@ -223,7 +241,7 @@ class Model(Section):
     base: CheckpointPath | None = None
     """For a single file: folder or hub id with the configuration, and with the parts that the file lacks. Default: the
     folder beside the file with its name, or the model that the file was trained from."""
-    vae: VaeSection = Vae()
+    vae: VaeSection = Vae.model_construct()
     text_encoder: CheckpointPath | None = None
     """Replaces this part of the checkpoint: a folder or a hub id."""
     text_encoder_2: CheckpointPath | None = None
@@ -254,6 +272,9 @@ class Model(Section):
     batching: Batching = Batching.model_construct()
     warm_up: WarmUp = WarmUp.model_construct()
     defaults: Defaults = Defaults.model_construct()
+    quality: dict[Literal["low", "medium", "high", "standard", "hd"], Quality] = Field(default={})
+    """What the values of the request's `quality` mean. Without an entry, `standard` and `medium` mean the same, and
+    `hd` and `high`. A value that means nothing here has no effect."""
     limits: Limits = Limits.model_construct()
     scaling: Scaling = Scaling.model_construct()
     cold_start_proxy: ColdStartProxy | None = None
@@ -319,13 +340,17 @@ class Model(Section):
 
     @model_validator(mode="after")
     def _defaults_within_limits(self) -> Model:
-        if self.defaults.steps > self.limits.max_steps:
-            raise ValueError(
-                f"defaults.steps ({self.defaults.steps}) exceeds limits.max_steps ({self.limits.max_steps})"
-            )
-        width, height = map(int, self.defaults.size.split("x"))
-        if width * height > self.limits.max_pixels or min(width, height) < self.limits.min_side:
-            raise ValueError(f"defaults.size ({self.defaults.size}) is outside limits.max_pixels and limits.min_side")
+        named = {"defaults": self.defaults.steps}
+        named |= {f"quality.{name}": preset.steps for name, preset in self.quality.items()}
+        for name, steps in named.items():
+            if steps is not None and steps > self.limits.max_steps:
+                raise ValueError(f"{name}.steps ({steps}) exceeds limits.max_steps ({self.limits.max_steps})")
+        if self.defaults.size is not None:
+            width, height = self.defaults.sides
+            if width * height > self.limits.max_pixels or min(width, height) < self.limits.min_side:
+                raise ValueError(
+                    f"defaults.size ({self.defaults.size}) is outside limits.max_pixels and limits.min_side"
+                )
         return self
 
     @model_validator(mode="after")

@@ -208,6 +208,15 @@ class StepCurve(msgspec.Struct, frozen=True, omit_defaults=True):
             raise ValueError("points must rise by their tasks")
 
 
+class ImageDefaults(msgspec.Struct, frozen=True, array_like=True):
+    """What an engine generates with if neither the request nor the configuration says it."""
+
+    steps: Annotated[int, msgspec.Meta(ge=1, le=100_000)]
+    guidance_scale: Annotated[float, msgspec.Meta(ge=0, le=1e6)]
+    #: Both sides in pixels.
+    side: Annotated[int, msgspec.Meta(ge=1, le=65536)]
+
+
 class EngineInfo(msgspec.Struct, frozen=True, omit_defaults=True):
     """Properties of a worker's engine, for clients and for validation."""
 
@@ -223,6 +232,8 @@ class EngineInfo(msgspec.Struct, frozen=True, omit_defaults=True):
     reproducible: bool = False
     #: Which requests of one size can share a forward pass.
     shares_passes: PassSharing = "always"
+    #: None: it has none of its own.
+    defaults: ImageDefaults | None = None
     dtype: Name = ""
     #: What one step is.
     unit: Literal["step", "token", "call"] = "step"

@@ -16,6 +16,7 @@ from pathlib import Path
 import msgspec
 
 from configs.files import atomic_write
+from configs.pipeline_defaults import with_defaults
 from configs.settings import Model
 from wire.messages import NO_SHAPE, Shape
 from worker.batch_scheduler import shape_of
@@ -52,8 +53,8 @@ def default_shape(model: Model) -> Shape:
     """Return the shape of the model's usual task."""
     if model.task != "image":
         return NO_SHAPE
-    width, height = map(int, model.defaults.size.split("x"))
-    return Shape(model.defaults.size, width * height)
+    width, height = with_defaults(model).defaults.sides
+    return Shape(f"{width}x{height}", width * height)
 
 
 def _cached_points(

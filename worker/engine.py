@@ -10,6 +10,9 @@ from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
+import msgspec
+
+from configs.pipeline_defaults import with_defaults
 from configs.settings import Model
 from wire.messages import SOURCES, EngineInfo, FailureKind, ImageFormat, ImageInputs, Part, TaskInputs
 
@@ -115,13 +118,22 @@ def image_samples(model: Model, info: EngineInfo) -> list[EngineRequest]:
     """Return a request of the default size and of each configured one; none for an engine that needs an image."""
     if "text" not in info.modes:
         return []
-    defaults = model.defaults
-    sizes = [tuple(map(int, size.split("x"))) for size in dict.fromkeys((defaults.size, *model.warm_up.sizes))]
-    steps = max(defaults.steps, _SAMPLE_STEPS)
+    usual = default_inputs(model)
+    others = [tuple(map(int, size.split("x"))) for size in model.warm_up.sizes]
+    steps = max(usual.steps, _SAMPLE_STEPS)
     return [
-        EngineRequest(ImageInputs("", width, height, steps, defaults.guidance_scale, 0, defaults.scheduler))
-        for width, height in sizes
+        EngineRequest(msgspec.structs.replace(usual, width=width, height=height, steps=steps))
+        for width, height in dict.fromkeys([(usual.width, usual.height), *others])
     ]
+
+
+def default_inputs(model: Model) -> ImageInputs:
+    """Return the inputs of a request that says nothing."""
+    defaults = with_defaults(model).defaults
+    assert defaults.steps is not None
+    assert defaults.guidance_scale is not None
+    width, height = defaults.sides
+    return ImageInputs("", width, height, defaults.steps, defaults.guidance_scale, 0, defaults.scheduler)
 
 
 class EngineLimits(NamedTuple):

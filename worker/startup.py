@@ -14,6 +14,7 @@ import psutil
 
 from configs.checkpoint_files import checkpoint_problems
 from configs.paths import children_dir, controller_pid_file, standby_files
+from configs.pipeline_defaults import PipelineDefaults, with_defaults
 from configs.settings import Model, Settings
 from configs.text import clip
 from wire.messages import StartupTimes
@@ -107,7 +108,9 @@ def with_engine_limits(model: Model, engine: StepEngine) -> Model:
     size = model.max_batch_size
     if size == "auto" and limits.max_batch_size is not None:
         size = limits.max_batch_size
-    return model.model_copy(update={"batching": batching, "max_batch_size": size})
+    model = model.model_copy(update={"batching": batching, "max_batch_size": size})
+    found = engine.info().defaults
+    return with_defaults(model, None if found is None else PipelineDefaults(*msgspec.structs.astuple(found)))
 
 
 def load(settings: Settings, model: str, name: str, device: str) -> LoadedEngine:

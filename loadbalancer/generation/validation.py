@@ -12,8 +12,9 @@ from typing import NoReturn, TypeVar
 
 import msgspec
 
+from configs.pipeline_defaults import PipelineDefaults, with_defaults
 from configs.samplers import canonical_sampler, sampler_names
-from configs.settings import Limits, Model, Settings
+from configs.settings import Defaults, Limits, Model, Quality, Settings
 from loadbalancer.access.api_keys import Caller
 from loadbalancer.generation.decoding.messages import Size, SourceImages
 from loadbalancer.schema.errors import InvalidRequest, ModelNotFound
@@ -29,6 +30,9 @@ from loadbalancer.schema.requests import (
 from wire.messages import LORA_NAME, EngineInfo, GenerationMode, ImageFormat, ImageInputs, Lora
 
 Number = TypeVar("Number", int, float)
+#: Values of `quality` that mean the same in different models of OpenAI.
+_SAME_QUALITY = {"standard": "medium", "hd": "high", "medium": "standard", "high": "hd"}
+_NO_PRESET = Quality()
 #: The caller where keys are off.
 ANYONE = Caller()
 #: Forms of web pages send unused fields empty.
@@ -43,6 +47,12 @@ class ModelCapabilities:
 
     engine: EngineInfo | None = None
     loras: Collection[str] = ()
+
+    def defaults(self, model: Model) -> Defaults:
+        """The defaults of requests, all set: as configured, as the engine says, or as the checkpoint's files say."""
+        found = self.engine.defaults if self.engine is not None else None
+        known = PipelineDefaults(found.steps, found.guidance_scale, found.side) if found is not None else None
+        return with_defaults(model, known).defaults
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,6 +111,7 @@ def resolve_images(
         output_format=output_format,
         output_quality=quality,
         partial_images=request.partial_images or 0,
+        quality=request.quality,
     )
 
 
@@ -147,11 +158,13 @@ def resolve_request(
     output_format: ImageFormat = "png",
     output_quality: int = 100,
     partial_images: int = 0,
+    quality: str | None = None,
 ) -> GenerationSpec:
     """The specification of any request, by default of `POST /predict`. Raises `InvalidRequest` and `ModelNotFound`."""
     name = resolve_model(request.model, settings)
     model, engine = settings.models[name], capabilities.engine
-    server, limits, defaults = settings.server, model.limits, model.defaults
+    server, limits, defaults = settings.server, model.limits, capabilities.defaults(model)
+    preset = _preset(quality, model)
     negative_prompt = request.negative_prompt or ""
     for param, text in (("prompt", request.prompt), ("negative_prompt", negative_prompt)):
         if len(text) > server.max_prompt_chars:
@@ -160,11 +173,17 @@ def resolve_request(
         _reject("prompt", request.prompt, "Must not be empty")
     if not has_source_image and engine is not None and "text" not in engine.modes:
         raise _unsupported("text", name, engine)
-    width, height = _size(request.size, defaults.size, limits)
-    steps = _bounded("num_inference_steps", request.num_inference_steps, defaults.steps, 1, limits.max_steps)
-    guidance = _bounded("guidance_scale", request.guidance_scale, defaults.guidance_scale, 0, limits.max_guidance_scale)
+    width, height = _size(request.size, "{}x{}".format(*defaults.sides), limits)
+    usual_steps, usual_guidance = preset.steps or defaults.steps, preset.guidance_scale
+    if usual_guidance is None:
+        usual_guidance = defaults.guidance_scale
+    assert usual_steps is not None  # `defaults` are complete
+    assert usual_guidance is not None
+    steps = _bounded("num_inference_steps", request.num_inference_steps, usual_steps, 1, limits.max_steps)
+    guidance = _bounded("guidance_scale", request.guidance_scale, usual_guidance, 0, limits.max_guidance_scale)
     timeout_s = _bounded("timeout_s", request.timeout_s, server.timeout_s, 0, server.max_timeout_s)
-    scheduler = canonical_sampler(request.scheduler) if request.scheduler else defaults.scheduler
+    usual_scheduler = preset.scheduler or defaults.scheduler
+    scheduler = canonical_sampler(request.scheduler) if request.scheduler else usual_scheduler
     if scheduler is None:
         _reject("scheduler", request.scheduler, f"Supported: {', '.join(sampler_names())}")
     loras = _loras(request.loras, model, capabilities) if request.loras else ()
@@ -188,6 +207,15 @@ def resolve_request(
     )
     images = [msgspec.structs.replace(inputs, seed=(seed + i) % SEEDS) for i in range(n)]
     return GenerationSpec(name, images, timeout_s, request.priority or 0, owner=caller.owner, weight=caller.weight)
+
+
+def _preset(quality: str | None, model: Model) -> Quality:
+    """The settings that the model gives to this quality."""
+    for name in (quality, _SAME_QUALITY.get(quality or "")):
+        for each, preset in model.quality.items():
+            if each == name:
+                return preset
+    return _NO_PRESET
 
 
 def _loras(requested: Sequence[LoraRequest], model: Model, capabilities: ModelCapabilities) -> tuple[Lora, ...]:

@@ -84,7 +84,8 @@ class OpenAIImageRequest(BaseImageRequest):
     strength: float | None = Field(default=None, gt=0, le=1)
     """With a source image: how much to change it; 1 ignores it. Default: the model's, or 1 with a mask."""
     quality: Literal["auto", "low", "medium", "high", "standard", "hd"] | None = None
-    """Accepted for compatibility, without effect; `num_inference_steps` trades time for quality."""
+    """The model's settings for this quality, see `quality` in `GET /v1/models`; without effect where there are none.
+    Parameters of the request come first."""
     background: Literal["auto", "opaque"] | None = None
     """Accepted for compatibility: backgrounds are opaque."""
     moderation: Literal["auto", "low"] | None = None

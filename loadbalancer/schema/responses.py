@@ -90,6 +90,7 @@ class ModelCard(msgspec.Struct, frozen=True):
     task: Annotated[Literal["image", "call"], msgspec.Meta(description="What a request is.")] = "image"
     endpoints: Annotated[list[str], msgspec.Meta(description="Paths that serve it.")] = []
     streams: Annotated[bool | None, msgspec.Meta(description="True if results come in chunks.")] = None
+    quality: Annotated[dict[str, Any], msgspec.Meta(description="What the values of `quality` mean.")] = {}
     object: Literal["model"] = "model"
     owned_by: str = "muster"
 

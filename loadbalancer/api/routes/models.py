@@ -10,7 +10,7 @@ from fastapi import APIRouter, Response
 from loadbalancer.api.http_helpers import json_response
 from loadbalancer.api.openapi import responses
 from loadbalancer.api.request_builder import list_loras
-from loadbalancer.generation.validation import endpoints, model_not_found
+from loadbalancer.generation.validation import ModelCapabilities, endpoints, model_not_found
 from loadbalancer.schema.responses import Curve, ModelCard, ModelList
 from loadbalancer.services import Services
 
@@ -44,7 +44,7 @@ async def _card(services: Services, name: str) -> ModelCard:
         id=name,
         created=services.started,
         engine=model.engine_name,
-        defaults=model.defaults.model_dump() if is_image else {},
+        defaults=ModelCapabilities(engine).defaults(model).model_dump() if is_image else {},
         limits=limits,
         ready=scheduler.is_ready(name),
         workers=sum(worker.model == name for worker in scheduler.snapshot().workers),
@@ -61,4 +61,5 @@ async def _card(services: Services, name: str) -> ModelCard:
         task=model.task,
         endpoints=endpoints(name, services.settings),
         streams=engine.streams if engine else None,
+        quality={each: preset.model_dump(exclude_none=True) for each, preset in model.quality.items()},
     )

@@ -103,6 +103,10 @@ def test_top_level_bounds_replace_each_models(
         ("models: {m: {defaults: {scheduler: magic}}}", ["scheduler = 'magic'", "allowed: default, ddim"]),
         ("models: {m: {engine: sim, defaults: {steps: 200}}}", ["defaults.steps (200) exceeds limits.max_steps (150)"]),
         (
+            "models: {m: {engine: sim, quality: {high: {steps: 200}}}}",
+            ["quality.high.steps (200) exceeds limits.max_steps (150)"],
+        ),
+        (
             "models: {m: {engine: sim}}\nworkers: {heartbeat_s: 5, lost_after_s: 6}",
             ["lost_after_s (6) must be at least twice"],
         ),

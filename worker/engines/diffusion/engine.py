@@ -15,9 +15,11 @@ from functools import partial
 from itertools import groupby
 from typing import Any
 
+import msgspec
 import torch
 from PIL import Image
 
+from configs.pipeline_defaults import PipelineDefaults, with_defaults
 from configs.settings import Model
 from wire.messages import SOURCES, EngineInfo, ImageInputs
 from worker.engine import (
@@ -29,12 +31,14 @@ from worker.engine import (
     Row,
     TaskError,
     TaskResult,
+    default_inputs,
     image_result,
     image_samples,
 )
 from worker.engines.diffusion import device as devices
 from worker.engines.diffusion.checkpoint_source import describe_files
 from worker.engines.diffusion.cuda_graphs import make_forward_pass
+from worker.engines.diffusion.defaults import image_defaults, pipeline_defaults
 from worker.engines.diffusion.device import (
     CompletionEvent,
     SideStream,
@@ -62,6 +66,7 @@ class DiffusionEngine:
     """A checkpoint of a supported family on one device."""
 
     _family: Family
+    _defaults: PipelineDefaults
     _prompt_cache: PromptCache
     _loras: LoraLoader
     _forward: ForwardPass
@@ -91,6 +96,8 @@ class DiffusionEngine:
         if self._device.type == "cuda":
             torch.cuda.set_device(self._device)
         self._family = load_family(self._model, self._device, self._pipeline)
+        self._defaults = pipeline_defaults(self._family.pipeline)
+        self._model = with_defaults(self._model, self._defaults)
         self._loras = LoraLoader(self._family.pipeline, self._model.loras, self._model.max_loras, self._device)
         self._prompt_cache = PromptCache(self._family.encode, _TEXTS)
         self._forward = make_forward_pass(self._family, self._model, self._device, lambda: self._loras.is_active)
@@ -105,6 +112,7 @@ class DiffusionEngine:
             checkpoints=True,
             loras=self._model.loras is not None,
             reproducible=True,
+            defaults=image_defaults(self._defaults),
             dtype=str(self._family.dtype).removeprefix("torch."),
         )
 
@@ -298,13 +306,9 @@ class DiffusionEngine:
 
     def warm_up(self) -> None:
         """Run a step and a decode at the default settings, to select kernels and allocate memory."""
-        defaults = self._model.defaults
-        width, height = map(int, defaults.size.split("x"))
-        mode = self._family.modes[0]
-        sources = [bytes(width * height * channels) for channels in (3, 1)][: SOURCES[mode]]
-        inputs = ImageInputs(
-            "", width, height, defaults.steps, defaults.guidance_scale, 0, defaults.scheduler, mode=mode
-        )
+        inputs = msgspec.structs.replace(default_inputs(self._model), mode=self._family.modes[0])
+        pixels = inputs.width * inputs.height
+        sources = [bytes(pixels * channels) for channels in (3, 1)][: SOURCES[inputs.mode]]
         [row] = self.admit([EngineRequest(inputs, sources)])
         if isinstance(row, TaskError):
             raise row

@@ -16,6 +16,7 @@ from loadbalancer.generation.validation import GenerationSpec, ModelCapabilities
 from loadbalancer.schema.errors import ApiError, BodyTooLarge, InvalidRequest, ModelNotFound
 from loadbalancer.schema.parsing import parse, parse_form
 from loadbalancer.schema.requests import SEEDS, EditRequest, ImageRequest, PredictRequest
+from wire.messages import EngineInfo, ImageDefaults
 
 SETTINGS = Settings(
     server=Server(timeout_s=30.0, max_timeout_s=60.0, max_n=4, max_prompt_chars=50),
@@ -54,6 +55,40 @@ def test_absent_fields_take_configured_defaults() -> None:
     assert (inputs.width, inputs.height, inputs.steps, inputs.guidance_scale) == (64, 96, 20, 3.0)
     assert (inputs.scheduler, inputs.seed, inputs.negative_prompt) == ("ddim", 99, "")
     assert (inputs.output_quality, inputs.partial_images) == (100, 0)
+
+
+#: The presets of a model, a request, and the resulting steps, guidance and scheduler.
+QUALITIES: list[tuple[dict[str, Any], dict[str, Any], tuple[int, float, str]]] = [
+    ({}, {"quality": "high"}, (20, 3.0, "ddim")),
+    ({"low": {"steps": 5}}, {"quality": "low"}, (5, 3.0, "ddim")),
+    ({"low": {"steps": 5}}, {"quality": "high"}, (20, 3.0, "ddim")),
+    ({"low": {"steps": 5}}, {"quality": "auto"}, (20, 3.0, "ddim")),
+    ({"low": {"steps": 5}}, {}, (20, 3.0, "ddim")),
+    ({"high": {"guidance_scale": 0, "scheduler": "Heun"}}, {"quality": "high"}, (20, 0.0, "heun")),
+    ({"high": {"steps": 50}}, {"quality": "hd"}, (50, 3.0, "ddim")),
+    ({"high": {"steps": 50}, "hd": {"steps": 60}}, {"quality": "hd"}, (60, 3.0, "ddim")),
+    ({"medium": {"steps": 9}}, {"quality": "standard"}, (9, 3.0, "ddim")),
+    ({"high": {"steps": 50}}, {"quality": "high", "num_inference_steps": 7}, (7, 3.0, "ddim")),
+    ({"high": {"scheduler": "heun"}}, {"quality": "high", "scheduler": "lms"}, (20, 3.0, "lms")),
+]
+
+
+@pytest.mark.parametrize(("presets", "body", "expected"), QUALITIES)
+def test_quality_is_a_preset_of_the_model(
+    presets: dict[str, Any], body: dict[str, Any], expected: tuple[int, float, str]
+) -> None:
+    first = Model.model_validate(SETTINGS.models["first"].model_dump() | {"quality": presets})
+    settings = SETTINGS.model_copy(update={"models": {"first": first}})
+    request = parse(ImageRequest, json.dumps({"prompt": "a", **body}).encode())
+    [inputs] = resolve_images(request, settings, 1, NOTHING).inputs
+    assert (inputs.steps, inputs.guidance_scale, inputs.scheduler) == expected
+
+
+def test_unset_defaults_are_those_of_the_engine() -> None:
+    capabilities = ModelCapabilities(EngineInfo(defaults=ImageDefaults(9, 0.0, 128)))
+    request = parse(ImageRequest, b'{"prompt": "a", "model": "second"}')
+    [inputs] = resolve_images(request, SETTINGS, 1, capabilities).inputs
+    assert (inputs.width, inputs.height, inputs.steps, inputs.guidance_scale) == (128, 128, 9, 0.0)
 
 
 def test_limits_are_those_of_the_requested_model() -> None:

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionSafetyChecker
 
+from configs.pipeline_defaults import PipelineDefaults, with_defaults
 from configs.settings import Model
 from wire.messages import EngineInfo, GenerationMode, ImageInputs, PassSharing
 from worker.engine import (
@@ -32,6 +33,7 @@ from worker.engine import (
 )
 from worker.engines.diffusion import device as devices
 from worker.engines.diffusion.checkpoint_source import describe_files
+from worker.engines.diffusion.defaults import image_defaults, pipeline_defaults
 from worker.engines.diffusion.device import CompletionEvent, translate_device_errors
 from worker.engines.diffusion.generic.arguments import PipelineArguments
 from worker.engines.diffusion.generic.call_batching import group_calls, run_calls
@@ -51,6 +53,7 @@ class GenericEngine:
     """Any diffusers pipeline on one device."""
 
     _pipeline: Any
+    _defaults: PipelineDefaults
     _arguments: PipelineArguments
     _vae: VaeProxy
     _denoisers: list[Any]
@@ -82,6 +85,9 @@ class GenericEngine:
         self._pipeline = pipeline = self._pipeline.to(self._device)
         kind: type = type(pipeline)
         self._arguments = PipelineArguments(pipeline)
+        self._defaults = pipeline_defaults(pipeline)
+        configured_size = self._model.defaults.size
+        self._model = with_defaults(self._model, self._defaults)
         self._vae = VaeProxy(self._device)
         self._completion = CompletionEvent(self._device)
         self._controlnet = getattr(pipeline, "controlnet", None)
@@ -98,7 +104,7 @@ class GenericEngine:
             log.warning("a %s takes no prompt: the prompts of requests are ignored", kind.__name__)
         if self._model.compile != "off":
             log.warning("'compile' is ignored: a %s is not one of the supported families", kind.__name__)
-        self._probe()
+        self._probe(configured_size)
 
     def _fix_autoencoder_dtype(self) -> None:
         """Choose the precision once. A pipeline would change it for each decode: see `PipelineCopier`."""
@@ -120,6 +126,7 @@ class GenericEngine:
             batching="generic",
             modes=self._modes,
             shares_passes=self._sharing,
+            defaults=image_defaults(self._defaults),
             reproducible=True,
             dtype=str(self._denoisers[0].dtype).removeprefix("torch."),
         )
@@ -265,7 +272,7 @@ class GenericEngine:
 
     # ---- probe
 
-    def _probe(self) -> None:
+    def _probe(self, configured_size: str | None = None) -> None:
         """Find the working modes, check batching and warm up, with a few requests."""
         candidates = self._arguments.modes()
         self._modes = tuple(candidates)
@@ -291,7 +298,12 @@ class GenericEngine:
             raise UnsupportedModel(f"a {type(self._pipeline).__name__} generated no image: {error.message}") from error
         if "text" in self._modes and not self._arguments.takes_size:
             self._size = size
-            if self._model.defaults.size != (only := "{}x{}".format(*size)):
+            only = "{}x{}".format(*size)
+            if configured_size is None:
+                self._defaults = self._defaults._replace(side=size[0])
+                defaults = self._model.defaults.model_copy(update={"size": only})
+                self._model = self._model.model_copy(update={"defaults": defaults})
+            elif configured_size != only:
                 raise UnsupportedModel(
                     f"a {type(self._pipeline).__name__} only generates {only}: set defaults.size to it"
                 )

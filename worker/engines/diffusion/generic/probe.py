@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
+import msgspec
 import torch
 from torch.utils import _pytree as pytree
 
 from configs.settings import Model
-from wire.messages import SOURCES, GenerationMode, ImageInputs
-from worker.engine import EngineRequest
+from wire.messages import SOURCES, GenerationMode
+from worker.engine import EngineRequest, default_inputs
 
 #: Enough for multistep solvers.
 _STEPS = 4
@@ -22,21 +23,18 @@ def probe_request(model: Model, mode: GenerationMode, number: int = 0, words: in
 
     `words` is the length of the prompt. A prompt of one word is a class label as well.
     """
-    defaults = model.defaults
-    width, height = map(int, defaults.size.split("x"))
-    inputs = ImageInputs(
+    usual = default_inputs(model)
+    inputs = msgspec.structs.replace(
+        usual,
         prompt=" ".join([str(number)] * words),
-        width=width,
-        height=height,
-        steps=min(defaults.steps, _STEPS),
-        guidance_scale=defaults.guidance_scale,
+        steps=min(usual.steps, _STEPS),
         seed=number,
-        scheduler=defaults.scheduler,
         mode=mode,
-        strength=defaults.strength,
+        strength=model.defaults.strength,
     )
+    pixels = inputs.width * inputs.height
     level = bytes([(90 + 60 * number) % 256])
-    return EngineRequest(inputs, [level * (width * height * 3), b"\xff" * (width * height)][: SOURCES[mode]])
+    return EngineRequest(inputs, [level * (pixels * 3), b"\xff" * pixels][: SOURCES[mode]])
 
 
 def outputs_match(one: Any, other: Any) -> bool:
