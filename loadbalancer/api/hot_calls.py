@@ -116,7 +116,7 @@ class HotCall:
             if isinstance(answer, Response):
                 self._respond(answer)
                 return
-            self._future = asyncio.ensure_future(answer)
+            self._future = answer if isinstance(answer, asyncio.Future) else asyncio.ensure_future(answer)
         except Exception as error:
             self._fail(error)
         else:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from starlette.types import ASGIApp, Message, Scope
-from uvicorn.protocols.http.httptools_impl import HEADER_RE, HEADER_VALUE_RE, STATUS_LINE
+from uvicorn.protocols.http.httptools_impl import HEADER_VALUE_RE, STATUS_LINE
 
 from loadbalancer.api.direct_calls import DirectCall, RawHeaders
 from loadbalancer.schema.errors import ApiError
@@ -275,11 +275,11 @@ class Exchange:
 
     def _encode_head(self, status: int, headers: RawHeaders) -> bytes:
         """The status line and the headers. Raises `RuntimeError` for a header that would break the response."""
-        connection = self._connection
+        connection, is_invalid = self._connection, HEADER_VALUE_RE.search
         self._is_chunked = self.method != "HEAD" and status not in _WITHOUT_BODY
         lines = [STATUS_LINE[status], connection.config.default_lines]
         for name, value in headers:
-            if HEADER_VALUE_RE.search(value) or HEADER_RE.search(name):
+            if is_invalid(value):  # names are those of this program
                 raise RuntimeError("invalid HTTP header")
             lines += (name, b": ", value, b"\r\n")
             if name == b"content-length":

@@ -6,15 +6,17 @@ histograms of requests are stored here.
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
-from prometheus_client import CollectorRegistry, Counter, Histogram
+from prometheus_client import CollectorRegistry, Counter
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
 from loadbalancer.metrics.counts import CountCollector
+from loadbalancer.metrics.histograms import HistogramCollector
 from loadbalancer.metrics.refusals import RefusalCounter
 from wire.messages import StepCurve
 from wire.snapshot import ModelStats, Snapshot, WorkerState, WorkerStats
@@ -152,40 +154,28 @@ class Metrics:
         refusals.add(lambda: self.refusals.counts)
         for collector in (self.in_flight, self.task_failures, self.events, refusals):
             self.registry.register(collector)
-        self._requests = Counter(
-            "muster_http_requests", "Answered HTTP requests.", ("route", "status"), registry=self.registry
-        )
-        #: Of both, by route and status: as many as there are label values.
-        self._children: dict[tuple[str, int], tuple[Counter, Histogram]] = {}
-        #: Waiting and running times, by model.
-        self._times: dict[str, tuple[Histogram, Histogram]] = {}
+        self._requests = _RequestCounter()
+        self.registry.register(self._requests)
         self._proxied = Counter(
             "muster_proxied_requests",
             "Requests sent to another server, by outcome.",
             ("model", "outcome"),
             registry=self.registry,
         )
-        self._latency = Histogram(
+        self._latency = HistogramCollector(
             "muster_http_request_duration_seconds",
             "Seconds from the arrival of a request to the end of its response.",
-            ("route",),
-            registry=self.registry,
-            buckets=_SECONDS,
+            "route",
+            _SECONDS,
         )
-        self._queued = Histogram(
-            "muster_queue_wait_seconds",
-            "Seconds from the arrival of an image to its first step.",
-            ("model",),
-            registry=self.registry,
-            buckets=_SECONDS,
+        self._queued = HistogramCollector(
+            "muster_queue_wait_seconds", "Seconds from the arrival of a task to its first step.", "model", _SECONDS
         )
-        self._running = Histogram(
-            "muster_run_seconds",
-            "Seconds from the first step of an image to its encoded file.",
-            ("model",),
-            registry=self.registry,
-            buckets=_SECONDS,
+        self._running = HistogramCollector(
+            "muster_run_seconds", "Seconds from the first step of a task to its result.", "model", _SECONDS
         )
+        for histogram in (self._latency, self._queued, self._running):
+            self.registry.register(histogram)
 
     def proxied(self, model: str, outcome: str) -> None:
         """Count a request that was sent to another server."""
@@ -193,20 +183,31 @@ class Metrics:
 
     def request(self, route: str, status: int, seconds: float) -> None:
         """Record an answered request."""
-        found = self._children.get((route, status))
-        if found is None:  # a lookup by labels costs as much as the rest
-            found = self._requests.labels(route, str(status)), self._latency.labels(route)
-            self._children[route, status] = found
-        found[0].inc()
-        found[1].observe(seconds)
+        self._requests.counts[route, status] += 1
+        self._latency.observe(route, seconds)
 
     def image(self, model: str, queued_s: float, running_s: float) -> None:
         """Record a finished image."""
-        found = self._times.get(model)
-        if found is None:
-            found = self._times[model] = self._queued.labels(model), self._running.labels(model)
-        found[0].observe(queued_s)
-        found[1].observe(running_s)
+        self._queued.observe(model, queued_s)
+        self._running.observe(model, running_s)
+
+
+class _RequestCounter(Collector):
+    """Answered requests by route and status."""
+
+    def __init__(self) -> None:
+        self.counts: dict[tuple[str, int], int] = defaultdict(int)
+
+    def describe(self) -> Iterator[Metric]:
+        """Return nothing, so that the registration needs no values."""
+        return iter(())
+
+    def collect(self) -> Iterator[Metric]:
+        """Yield the family."""
+        family = CounterMetricFamily("muster_http_requests", "Answered HTTP requests.", labels=("route", "status"))
+        for (route, status), count in self.counts.items():
+            family.add_metric((route, str(status)), count)
+        yield family
 
 
 def _measured(curves: Mapping[str, Sequence[StepCurve]]) -> Iterator[Metric]:
