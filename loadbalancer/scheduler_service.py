@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import time
-import uuid
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 
@@ -126,7 +126,7 @@ class SchedulerService:
         still run these tasks for an earlier balancer process. `already_counted`: `request_proxied` has counted
         them as arrivals.
         """
-        now, request = time.monotonic(), uuid.uuid4().hex
+        now, request = time.monotonic(), os.urandom(16).hex()
         tasks = [
             Task(
                 name,

@@ -9,7 +9,6 @@ Decoding is strict: a header that is not an array of known messages, or a wrong 
 from __future__ import annotations
 
 import functools
-import itertools
 from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple, TypeVar
 
@@ -81,14 +80,15 @@ def _decode(
         raise MalformedFrames(str(error)) from error
     except RecursionError as error:
         raise MalformedFrames("header is nested too deeply") from error
-    counts = [frame_count(message) for message in messages]
-    if any(count < 0 for count in counts) or sum(counts) != len(frames) - 1:
-        raise MalformedFrames(f"messages announce {sum(counts)} frames, {len(frames) - 1} came")
-    rest = itertools.islice(frames, 1, None)
-    return [
-        envelope(message, list(itertools.islice(rest, count)) if count else ())
-        for message, count in zip(messages, counts, strict=True)
-    ]
+    envelopes: list[Envelope] = []
+    place = 1
+    for message in messages:
+        count = frame_count(message)
+        envelopes.append(envelope(message, frames[place : place + count] if count else ()))
+        place += count
+    if place != len(frames):
+        raise MalformedFrames(f"messages announce {place - 1} frames, {len(frames) - 1} came")
+    return envelopes
 
 
 #: The messages in the frames of one ZeroMQ message. They raise `MalformedFrames`.

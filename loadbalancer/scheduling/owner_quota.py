@@ -45,13 +45,11 @@ class OwnerQuota:
         self.total = total
         self._limit = limit
         self._held: Counter[str] = Counter()
+        #: What all owners hold.
+        self.used = 0
 
     def __repr__(self) -> str:
         return f"<OwnerQuota {self.used} of {self.total}, {len(self._held)} owners>"
-
-    @property
-    def used(self) -> int:
-        return self._held.total()
 
     def held(self, owner: str) -> int:
         return self._held[owner]
@@ -68,13 +66,17 @@ class OwnerQuota:
 
     def fits(self, owner: str, amount: int) -> bool:
         """Return whether the owner may take the amount. One that exceeds the total fits only where nothing is held."""
+        if self._limit is None and self.used + amount <= self.total:
+            return True
         return amount <= self.room(owner) or not self.used
 
     def add(self, owner: str, amount: int) -> None:
         if amount:
             self._held[owner] += amount
+            self.used += amount
 
     def remove(self, owner: str, amount: int) -> None:
+        self.used -= min(amount, self._held[owner])
         self._held[owner] -= amount
         if self._held[owner] <= 0:
             del self._held[owner]

@@ -98,21 +98,30 @@ class WorkerPool:
 
     def steps_per_s(self, shape: Shape) -> float:
         """Return the task-steps per second of full batches of this shape on all workers; 0 if not measured."""
-        return self._remembered(self._rates, shape, lambda: sum(worker.steps_per_s(shape) for worker in self))
+        rate = self._rates.get(shape)
+        if rate is None:
+            rate = _remember(self._rates, shape, sum(worker.steps_per_s(shape) for worker in self))
+        return rate
 
     def fastest_step_s(self, shape: Shape) -> float:
         """Return the seconds of a step of a batch of one on the fastest worker; 0 if not measured."""
-        steps_s = (step_s for worker in self if (step_s := worker.batch_step_s(shape, 1)) > 0)
-        return self._remembered(self._fastest, shape, lambda: min(steps_s, default=0.0))
+        step_s = self._fastest.get(shape)
+        if step_s is None:
+            measured = (single_s for worker in self if (single_s := worker.batch_step_s(shape, 1)) > 0)
+            step_s = _remember(self._fastest, shape, min(measured, default=0.0))
+        return step_s
 
     def shortest_step_s(self, shape: Shape) -> float:
         """Return the seconds of the shortest step of any batch on any worker; 0 if a worker has not measured it."""
-        steps_s = (worker.step_bounds_s(shape)[0] for worker in self)
-        return self._remembered(self._shortest, shape, lambda: min(steps_s, default=0.0))
+        step_s = self._shortest.get(shape)
+        if step_s is None:
+            step_s = min((worker.step_bounds_s(shape)[0] for worker in self), default=0.0)
+            _remember(self._shortest, shape, step_s)
+        return step_s
 
-    def _remembered(self, known: dict[Shape, float], shape: Shape, compute: Callable[[], float]) -> float:
-        if shape not in known:
-            if len(known) >= _MAX_SHAPES:
-                known.clear()
-            known[shape] = compute()
-        return known[shape]
+
+def _remember(known: dict[Shape, float], shape: Shape, value: float) -> float:
+    if len(known) >= _MAX_SHAPES:
+        known.clear()
+    known[shape] = value
+    return value

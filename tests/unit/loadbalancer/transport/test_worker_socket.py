@@ -14,7 +14,7 @@ from configs.sections import Workers
 from loadbalancer.transport.worker_socket import ReceivedMessage, WorkerSocket
 from tests.support.scheduler import IMAGE
 from wire.codec import MAX_HEADER_BYTES, Frame, WorkerEnvelope, encode
-from wire.messages import Finished, Preempted
+from wire.messages import Capacity, Finished, Preempted
 
 LIMIT = 5 << 20
 PATIENCE_S = 30.0
@@ -107,4 +107,59 @@ async def test_removed_socket_is_bound_again(tmp_path: Path) -> None:
         tmp_path.with_name("moved").rename(tmp_path)
         router.ensure_bound()
         assert file.is_socket()
+    await router.close()
+
+
+async def test_flood_of_messages_leaves_turns_to_others(tmp_path: Path) -> None:
+    sizes: list[int] = []
+    turns: list[int] = []
+
+    def on_messages(messages: Sequence[ReceivedMessage]) -> None:
+        sizes.append(len(messages))
+        turns.append(turn)
+
+    router = WorkerSocket(
+        f"ipc://{tmp_path}/workers.sock",
+        None,
+        on_messages,
+        lambda worker, reason: None,
+        Workers(),
+    )
+    router.open()
+    turn, count = 0, 3000
+    with zmq.Context() as context, context.socket(zmq.DEALER) as peer:
+        peer.setsockopt(zmq.ROUTING_ID, b"w")
+        peer.setsockopt(zmq.SNDHWM, 0)
+        peer.connect(f"ipc://{tmp_path}/workers.sock")
+        single, many = [encode([WorkerEnvelope(Capacity(1))] * size) for size in (1, 100)]
+        for number in range(count):
+            peer.send_multipart(many if number % 10 == 0 else single)
+        async with asyncio.timeout(PATIENCE_S):
+            while sum(sizes) < count + 99 * count // 10:
+                await asyncio.sleep(0)
+                turn += 1
+    await router.close()
+    assert max(sizes) <= 512 + 100
+    assert len(set(turns)) == len(turns), "others had their turn between two of them"
+
+
+async def test_large_frames_are_not_copied(tmp_path: Path) -> None:
+    frames: list[Frame] = []
+    router = WorkerSocket(
+        f"ipc://{tmp_path}/workers.sock",
+        None,
+        lambda messages: frames.extend(frame for each in messages for frame in each.envelope.frames),
+        lambda worker, reason: None,
+        Workers(),
+    )
+    router.open()
+    results = [b"small", bytes(range(256)) * 6000]
+    with zmq.Context() as context, context.socket(zmq.DEALER) as peer:
+        peer.setsockopt(zmq.ROUTING_ID, b"w")
+        peer.connect(f"ipc://{tmp_path}/workers.sock")
+        peer.send_multipart(encode([WorkerEnvelope(Finished("t", 1, IMAGE), [result]) for result in results]))
+        await until(lambda: len(frames) == len(results))
+        assert [bytes(frame) for frame in frames] == results
+        assert [type(frame) for frame in frames] == [bytes, memoryview]
+        frames.clear()
     await router.close()

@@ -1,0 +1,118 @@
+"""The first available worker is found without a look at each: the same one as in a sorted list of all."""
+
+from __future__ import annotations
+
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from configs.sections import Workers
+from loadbalancer.scheduling.worker import Worker
+from loadbalancer.scheduling.worker_registry import WorkerRegistry
+from tests.support.scheduler import CURVES, task
+from wire.messages import NO_SHAPE, PROTOCOL, Heartbeat, Hello, Shape, StepCurve
+
+NAMES = st.sampled_from("abcd")
+CURVE = CURVES[0]
+
+
+class Registry(RuleBasedStateMachine):
+    @initialize()
+    def start(self) -> None:
+        self.registry = WorkerRegistry(Workers())
+        self.now = 0.0
+        self.made = 0
+
+    def worker(self, name: str) -> Worker | None:
+        worker = self.registry.workers.get(name)
+        if worker is not None:
+            self.registry.touch(worker, self.now)
+        return worker
+
+    @rule(name=NAMES, slots=st.integers(0, 3), ahead=st.integers(0, 2))
+    def connect(self, name: str, slots: int, ahead: int) -> None:
+        worker, _ = self.registry.connect(Hello(PROTOCOL, name, "m", "sim:0", 1), self.now)
+        self.registry.set_capacity(worker, slots, ahead)
+
+    @rule(name=NAMES)
+    def disconnect(self, name: str) -> None:
+        self.registry.disconnect(name)
+
+    @rule(name=NAMES, slots=st.integers(0, 3), ahead=st.integers(0, 2))
+    def change_capacity(self, name: str, slots: int, ahead: int) -> None:
+        if (worker := self.worker(name)) is not None:
+            self.registry.set_capacity(worker, slots, ahead)
+
+    @rule(count=st.integers(1, 40))
+    def assign(self, count: int) -> None:
+        for _ in range(count):
+            worker = self.registry.first_available("m", self.now)
+            if worker is None:
+                break
+            self.made += 1
+            self.registry.assign(worker, f"t{self.made}", 1, self.now)
+
+    @rule(name=NAMES, released=st.booleans(), count=st.integers(1, 3))
+    def report(self, name: str, released: bool, count: int) -> None:
+        worker = self.worker(name)
+        for held in list(worker.assigned)[:count] if worker is not None else ():
+            assert worker is not None
+            assert self.registry.on_task_message(worker, held, 1, self.now, released=released)
+
+    @rule(name=NAMES, speed=st.sampled_from([0.1, 0.5]))
+    def beat(self, name: str, speed: float) -> None:
+        if (worker := self.worker(name)) is not None:
+            self.registry.on_heartbeat(worker, Heartbeat(0, curves=[StepCurve(CURVE.shape, 2, [(1, speed)])]), self.now)
+
+    @rule(name=st.sampled_from(["x", "y"]), reserves=st.booleans())
+    def isolate(self, name: str, reserves: bool) -> None:
+        if reserves:
+            self.registry.reserve(task(name), self.now)
+        else:
+            self.registry.cancel_reservation(name)
+
+    @precondition(lambda self: self.registry.workers)
+    @rule(name=NAMES)
+    def hang(self, name: str) -> None:
+        if (worker := self.worker(name)) is not None and worker.assigned:
+            worker.mark_stuck(self.now + 0.1)
+
+    @rule(seconds=st.sampled_from([0.2, 4.0]))
+    def wait(self, seconds: float) -> None:
+        self.now += seconds
+        self.registry.offer_all()
+
+    @invariant()
+    def first_is_that_of_the_list(self) -> None:
+        available = self.registry.available("m", self.now)
+        assert self.registry.first_available("m", self.now) is (available[0] if available else None)
+
+    @invariant()
+    def sums_are_those_of_the_workers(self) -> None:
+        pool, workers = self.registry.pool("m"), self.registry.serving("m")
+        assert pool.slots == sum(worker.slots for worker in workers)
+        for shape in (CURVE.shape, NO_SHAPE, Shape("other", 2)):
+            assert pool.steps_per_s(shape) == sum(worker.steps_per_s(shape) for worker in workers)
+            single = [step_s for worker in workers if (step_s := worker.batch_step_s(shape, 1)) > 0]
+            assert pool.fastest_step_s(shape) == min(single, default=0.0)
+
+
+Registry.TestCase.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
+TestRegistry = Registry.TestCase
+
+
+def test_unknown_models_have_no_workers_and_leave_no_trace() -> None:
+    registry = WorkerRegistry(Workers())
+    assert registry.serving("unknown") == []
+    assert registry.first_available("unknown", 0.0) is None
+    assert registry.pool("unknown") is not registry.pool("unknown")
+
+
+def test_outdated_entries_do_not_pile_up() -> None:
+    registry = WorkerRegistry(Workers())
+    worker, _ = registry.connect(Hello(PROTOCOL, "w", "m", "sim:0", 1), 0.0)
+    registry.set_capacity(worker, 4, 0)
+    for number in range(1000):
+        registry.assign(worker, f"t{number}", 1, 0.0)
+        assert registry.on_task_message(worker, f"t{number}", 1, 0.0, released=True)
+    assert len(registry.pool("m")._free) < 100
