@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncGenerator
 from typing import Any, NamedTuple
 from urllib.parse import parse_qsl
@@ -10,6 +11,7 @@ import msgspec
 from starlette.datastructures import Headers, UploadFile
 from starlette.formparsers import MultiPartException
 
+from loadbalancer.api.charsets import check_text_charset
 from loadbalancer.api.hot_routes import HotRequest
 from loadbalancer.api.uploads import FormParser, invalid_form
 from loadbalancer.schema.errors import InvalidRequest, UnsupportedMediaType
@@ -24,6 +26,8 @@ _JSON_TYPES = ("", JSON, "application/x-www-form-urlencoded")
 _MAX_NAME_CHARS = 200
 _JSON_PARTS = (Part(),)
 _TEXT = "text/plain"
+#: Of a form that is parsed at once.
+_FORM_PART_BYTES = 64 << 10
 
 
 class CallBody(NamedTuple):
@@ -58,18 +62,16 @@ def raw_body(request: HotRequest, kind: str) -> CallBody:
     """The body as bytes. Raises `UnsupportedMediaType` where its type is none."""
     if not MEDIA_TYPE.fullmatch(kind):
         raise UnsupportedMediaType(f"The Content-Type {shorten(kind)} is no media type, such as {BYTES}.")
+    if kind.startswith("text/"):
+        check_text_charset(request.header(b"content-type").decode("latin-1"))
     return CallBody((Part(kind),), [request.body])
 
 
 async def form_body(request: HotRequest, max_text_bytes: int) -> CallBody:
     """The fields of a multipart form: texts as `text/plain`, files as they are declared. Raises `InvalidRequest`."""
-    headers, body = Headers(raw=list(request.headers)), request.body
-
-    async def stream() -> AsyncGenerator[bytes, None]:
-        yield body
-
-    parser = FormParser(headers, stream(), max_text_bytes, "files")
-    parser.spool_max_size = len(body) + 1  # it is in memory already, and counted
+    parser = FormParser(Headers(raw=list(request.headers)), _slices(request.body), max_text_bytes, "files")
+    parser.spool_max_size = len(request.body) + 1  # it is in memory already, and counted
+    request.body = b""
     try:
         form = await parser.parse()
     except MultiPartException as broken:
@@ -89,8 +91,17 @@ async def form_body(request: HotRequest, max_text_bytes: int) -> CallBody:
     return CallBody(tuple(part for part, _ in found.values()), [frame for _, frame in found.values()])
 
 
+async def _slices(body: bytes) -> AsyncGenerator[bytes, None]:
+    """The body in parts: the parser works on each without a pause."""
+    for start in range(0, len(body), _FORM_PART_BYTES):
+        yield body[start : start + _FORM_PART_BYTES]
+        await asyncio.sleep(0)
+
+
 def _declared(file: UploadFile) -> str:
     kind = (file.content_type or BYTES).partition(";")[0].strip().lower()
+    if kind.startswith("text/"):
+        check_text_charset(file.content_type or "")
     return kind if MEDIA_TYPE.fullmatch(kind) else BYTES
 
 

@@ -7,10 +7,11 @@ from collections import Counter, deque
 from collections.abc import AsyncIterator, Sequence
 from typing import Any, Protocol
 
+from loadbalancer.api.call_json import json_of
 from loadbalancer.api.event_stream import ServerSentEvents
 from loadbalancer.scheduling.task import TaskChunk, TaskCompleted
 from loadbalancer.schema.call_events import PredictionCompleted, chunk_event, completed_event
-from loadbalancer.schema.call_results import CallResult, InvalidResult, as_json
+from loadbalancer.schema.call_results import CallResult, InvalidResult
 from loadbalancer.schema.errors import ApiError, Conflict, TaskFailed
 from loadbalancer.schema.responses import Timings
 from loadbalancer.schema.stream_events import KEEP_ALIVE, KEEP_ALIVE_S, encode_error
@@ -61,14 +62,14 @@ async def _events(source: CallEvents, model: str) -> AsyncIterator[bytes]:
                 continue
             index = indexes[update.task]
             if isinstance(update, TaskChunk):
-                yield _chunk(index, chunks, CallResult([update.part], [update.frame]))
+                yield await _chunk(index, chunks, CallResult([update.part], [update.frame]))
                 source.release(len(update.frame))
                 continue
             completed = await source.load(update)
             if completed is None:
                 raise Conflict("The job was deleted.", code="job_cancelled")
             if completed.parts or not chunks[index]:
-                yield _chunk(index, chunks, CallResult(completed.parts, completed.frames))
+                yield await _chunk(index, chunks, CallResult(completed.parts, completed.frames))
             timings = Timings(completed.waited_s, completed.ran_s)
             yield completed_event(PredictionCompleted(index, chunks[index], model, timings))
             source.release(sum(map(len, completed.frames)))
@@ -82,10 +83,10 @@ async def _events(source: CallEvents, model: str) -> AsyncIterator[bytes]:
             yield KEEP_ALIVE
 
 
-def _chunk(index: int, chunks: Counter[int], result: CallResult) -> bytes:
+async def _chunk(index: int, chunks: Counter[int], result: CallResult) -> bytes:
     """Return the next event of the call. Raises `TaskFailed` for a result that cannot be sent."""
     try:
-        event = chunk_event(index, chunks[index], as_json(result))
+        event = chunk_event(index, chunks[index], await json_of(result))
     except InvalidResult as error:
         raise TaskFailed(f"The result cannot be sent: {error}.", code="invalid_result") from None
     chunks[index] += 1

@@ -11,6 +11,7 @@ from fastapi import Response
 
 from configs.settings import Settings
 from loadbalancer.api.call_bodies import CallBody, call_options, form_body, is_json, json_body, media_type, raw_body
+from loadbalancer.api.call_json import INLINE_BYTES
 from loadbalancer.api.call_stream import CallStream
 from loadbalancer.api.frame_response import FrameResponse
 from loadbalancer.api.hot_routes import HotRequest
@@ -19,7 +20,7 @@ from loadbalancer.generation.call_validation import call_model, call_priority, c
 from loadbalancer.generation.in_flight_call import InFlightCall
 from loadbalancer.schema.call_results import CallResult, InvalidResult, as_json, is_quick_json, response_type
 from loadbalancer.schema.errors import NotAcceptable, TaskFailed
-from loadbalancer.schema.media_types import BYTES, EVENTS, JSON, MediaRange, choose, parse_accept, quality
+from loadbalancer.schema.media_types import BYTES, JSON, MediaRange, parse_accept, prefers_events, quality
 from loadbalancer.schema.parsing import shorten
 from loadbalancer.schema.predictions import parse_instances, predictions
 from loadbalancer.services import Services
@@ -30,8 +31,9 @@ Answer = Response | Awaitable[Response]
 #: Puts what is around the results into a JSON response. Each result is in pieces.
 JsonFrame = Callable[[Iterable[Iterable[Frame]]], Iterable[Frame]]
 
-#: JSON of larger tensors and texts is made in a thread.
-_INLINE_BYTES = 256 << 10
+
+#: Of the bytes that an engine returns.
+_UNTRUSTED = {"x-content-type-options": "nosniff", "content-security-policy": "default-src 'none'; sandbox"}
 
 
 class CallApi:
@@ -48,7 +50,7 @@ class CallApi:
             return self._one_input(request, model, kind, predictions)
         given = parse_instances(request.json(), self._settings.max_instances)
         accepted = _accepted(request)
-        stream = given.stream or _prefers_events(accepted)
+        stream = given.stream or prefers_events(accepted)
         if request.query:
             options = call_options(request.query)
             given = given._replace(
@@ -75,7 +77,7 @@ class CallApi:
 
     def _one_call(self, request: HotRequest, model: str, body: CallBody, around: JsonFrame) -> Answer:
         options, accepted = call_options(request.query), _accepted(request)
-        stream = _prefers_events(accepted)
+        stream = prefers_events(accepted)
         spec = CallSpec(
             model,
             [CallInputs(body.parts, stream)],
@@ -106,10 +108,6 @@ def _accepted(request: HotRequest) -> tuple[MediaRange, ...]:
     return parse_accept(request.header(b"accept").decode("latin-1"))
 
 
-def _prefers_events(accepted: tuple[MediaRange, ...]) -> bool:
-    return choose(accepted, (JSON, EVENTS)) == EVENTS
-
-
 def _response(accepted: tuple[MediaRange, ...], around: JsonFrame, call: InFlightCall) -> Answer:
     """The response in the best type that its client accepts. Raises `ApiError`."""
     if call.failure is not None:
@@ -121,9 +119,9 @@ def _response(accepted: tuple[MediaRange, ...], around: JsonFrame, call: InFligh
     if kind != JSON:
         [part], frames = results[0]
         return FrameResponse(
-            [memoryview(frame) for frame in frames], kind, headers=tensor_headers(part), on_end=call.close
+            [memoryview(frame) for frame in frames], kind, headers=bytes_headers(part), on_end=call.close
         )
-    if call.held_bytes > _INLINE_BYTES and not all(map(is_quick_json, results)):
+    if call.held_bytes > INLINE_BYTES and not all(map(is_quick_json, results)):
         made: asyncio.Future[Response] = asyncio.get_running_loop().run_in_executor(
             None, _json_response, results, around, call.close
         )
@@ -139,9 +137,11 @@ def _json_response(results: Sequence[CallResult], around: JsonFrame, close: Call
     return FrameResponse(pieces, JSON, on_end=close)
 
 
-def tensor_headers(part: Part) -> dict[str, str]:
-    """What its bytes do not tell about a tensor."""
-    return {"x-tensor-dtype": part.dtype, "x-tensor-shape": ",".join(map(str, part.shape))} if part.dtype else {}
+def bytes_headers(part: Part) -> dict[str, str]:
+    """What the bytes do not tell about a tensor, and that a browser must not run them."""
+    if not part.dtype:
+        return _UNTRUSTED
+    return _UNTRUSTED | {"x-tensor-dtype": part.dtype, "x-tensor-shape": ",".join(map(str, part.shape))}
 
 
 def not_acceptable(result: CallResult, accepted: tuple[MediaRange, ...]) -> NotAcceptable:

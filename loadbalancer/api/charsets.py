@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from python_multipart.multipart import parse_options_header
 
-from loadbalancer.schema.errors import InvalidRequest
+from loadbalancer.schema.errors import InvalidRequest, UnsupportedMediaType
 from loadbalancer.schema.parsing import shorten
 
 _UTF_8 = frozenset({"utf-8", "utf8"})
@@ -22,6 +22,13 @@ def check_json_charset(content_type: str) -> None:
     if charset is not None and charset not in _UTF_8 | _ASCII:
         text = f"The request body is in the character set {shorten(charset)}. JSON must be UTF-8."
         raise InvalidRequest(text, code="invalid_json")
+
+
+def check_text_charset(content_type: str) -> None:
+    """Raises `UnsupportedMediaType` for a text in another character set than UTF-8: engines get its bytes."""
+    charset = _charset(content_type)
+    if charset is not None and charset not in _UTF_8 | _ASCII:
+        raise UnsupportedMediaType(f"The text is in the character set {shorten(charset)}. Texts must be UTF-8.")
 
 
 def form_charset(content_type: str) -> str:

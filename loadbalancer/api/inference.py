@@ -8,6 +8,7 @@ from functools import partial
 
 from fastapi import Response
 
+from loadbalancer.api.call_json import INLINE_BYTES
 from loadbalancer.api.calls import Answer
 from loadbalancer.api.frame_response import FrameResponse
 from loadbalancer.api.hot_routes import HotRequest
@@ -24,8 +25,6 @@ from wire.messages import CallInputs
 
 #: Header of requests and responses: bytes of JSON before those of the binary tensors.
 HEADER_LENGTH = b"inference-header-content-length"
-#: Tensors of larger results are written in a thread.
-_INLINE_BYTES = 256 << 10
 
 
 class InferenceApi:
@@ -72,7 +71,7 @@ def _respond(call: InferenceCall, in_flight: InFlightCall) -> Response | asyncio
     if in_flight.failure is not None:
         raise in_flight.failure
     make = partial(_response, call, in_flight.job.model, in_flight.results[0], in_flight.close)
-    if in_flight.held_bytes <= _INLINE_BYTES:
+    if in_flight.held_bytes <= INLINE_BYTES:
         return make()
     made: asyncio.Future[Response] = asyncio.get_running_loop().run_in_executor(None, make)
     return made

@@ -7,12 +7,13 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 import msgspec
 from starlette.responses import Response, StreamingResponse
 
-from loadbalancer.api.calls import not_acceptable, tensor_headers
+from loadbalancer.api.call_json import json_of
+from loadbalancer.api.calls import bytes_headers, not_acceptable
 from loadbalancer.api.frame_response import FrameResponse
 from loadbalancer.api.image_responses import image_data
 from loadbalancer.generation.validation import GenerationSpec
 from loadbalancer.schema.base64_json import base64_json
-from loadbalancer.schema.call_results import as_json, response_type, unpack_result
+from loadbalancer.schema.call_results import response_type, unpack_result
 from loadbalancer.schema.media_types import JSON, MediaRange
 from loadbalancer.schema.responses import ImagesAnswer, PredictAnswer
 from loadbalancer.storage.records import JobRecord, StoredImage
@@ -51,7 +52,7 @@ def job_bytes(first: StoredImage, accepted: tuple[MediaRange, ...]) -> Response 
     if kind == JSON:
         return None
     [part], [frame] = result
-    return FrameResponse([memoryview(frame)], kind, headers=tensor_headers(part))
+    return FrameResponse([memoryview(frame)], kind, headers=bytes_headers(part))
 
 
 async def _predictions(
@@ -62,7 +63,7 @@ async def _predictions(
         if item:
             yield b","
             result = await load(item)
-        yield b"".join(as_json(unpack_result(result.image)))
+        yield b"".join(await json_of(unpack_result(result.image)))
     yield b"]}"
 
 

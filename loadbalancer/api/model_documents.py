@@ -10,6 +10,7 @@ from fastapi import FastAPI, Request, Response
 from fastapi.responses import JSONResponse
 
 from loadbalancer.schema.engine_schemas import component_name, engine_schema
+from loadbalancer.schema.errors import ApiError
 from loadbalancer.services import Services
 
 _PREDICT = "/v1/models/{model}:predict"
@@ -26,13 +27,20 @@ class ModelInterface(NamedTuple):
 
 
 def serve_document(app: FastAPI, services: Services) -> None:
-    """Replace FastAPI's route: the document is encoded again only when an engine reports other schemas."""
+    """Replace FastAPI's route: the document is encoded again only when an engine reports other schemas.
+
+    While keys are in force, requests without one get the document without the models.
+    """
     document: dict[str, Any] = app.openapi()
     known: list[ModelInterface] | None = None
     body = b""
+    public = {path: item for path, item in document["paths"].items() if path not in services.settings.api_paths}
+    public_body = bytes(JSONResponse(document | {"paths": public}).body)
 
-    async def openapi(_: Request) -> Response:
+    async def openapi(request: Request) -> Response:
         nonlocal known, body
+        if not _may_list_models(services, request):
+            return Response(public_body, media_type=_JSON)
         current = _interfaces(services)
         if current != known:
             known, body = current, bytes(JSONResponse(with_models(document, current)).body)
@@ -41,6 +49,15 @@ def serve_document(app: FastAPI, services: Services) -> None:
     path = str(app.openapi_url)
     app.router.routes[:] = [route for route in app.router.routes if getattr(route, "path", "") != path]
     app.add_route(path, openapi, include_in_schema=False)
+
+
+def _may_list_models(services: Services, request: Request) -> bool:
+    """Return whether the request may know the models: the document itself needs no key."""
+    try:
+        services.authenticator.enter("/v1/models", request.headers.get("authorization", ""), services.keys.ring)
+    except ApiError:
+        return False
+    return True
 
 
 def _interfaces(services: Services) -> list[ModelInterface]:
@@ -59,6 +76,8 @@ def with_models(document: dict[str, Any], models: Iterable[ModelInterface]) -> d
     own_paths: dict[str, Any] = {}
     for model in models:
         prefix = component_name(model.name)
+        while f"{prefix}.Input" in schemas:  # of a model whose name differs in other characters only
+            prefix += "_"
         values = {}
         for kind, text in (("Input", model.input_schema), ("Output", model.output_schema)):
             found = engine_schema(text, f"{prefix}.{kind}")

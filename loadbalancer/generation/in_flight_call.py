@@ -13,10 +13,14 @@ from typing import TYPE_CHECKING, Any
 from loadbalancer.generation.call_spec import CallSpec
 from loadbalancer.scheduling.task import TaskChunk, TaskCompleted, TaskEnded, TaskUpdate
 from loadbalancer.schema.call_results import CallResult
-from loadbalancer.schema.errors import ApiError, from_ended_call
+from loadbalancer.schema.errors import ApiError, TaskFailed, from_ended_call
 
 if TYPE_CHECKING:
     from loadbalancer.generation.in_flight import RequestTracker
+
+
+#: A stream is ended when its client leaves so many bytes unread: an engine may produce without an end.
+_MAX_UNREAD_BYTES = 64 << 20
 
 
 class InFlightCall:
@@ -124,6 +128,10 @@ class InFlightCall:
         elif isinstance(update, TaskChunk) and self._respond is None:
             self._hold(len(update.frame))
             self._publish(update)
+            if self._held_bytes > _MAX_UNREAD_BYTES and not self.ended.done():
+                self._tracker.scheduler.cancel([task for task in self.tasks if task not in self._results])
+                text = f"The stream ends because {_MAX_UNREAD_BYTES} bytes of it were not read."
+                self.end(TaskFailed(text, code="stream_not_read"))
         elif isinstance(update, TaskEnded):  # one failed call fails the request
             index = self.tasks.index(update.task) if update.task in self.tasks else 0
             param = self.job.param and f"{self.job.param}[{index}]"

@@ -24,7 +24,7 @@ from loadbalancer.scheduling.task import (
     TaskState,
     TaskUpdate,
 )
-from loadbalancer.schema.call_results import CallResult, InvalidResult, as_json, pack_result, unpack_result
+from loadbalancer.schema.call_results import CallResult, InvalidResult, check_result, pack_result, unpack_result
 from loadbalancer.schema.errors import ApiError, TaskFailed, from_ended, from_ended_call
 from loadbalancer.schema.stream_events import Progress
 from loadbalancer.storage.records import JobRecord, JobSpec, StoredCheckpoint, StoredImage
@@ -185,7 +185,7 @@ class JobRun:
         if self.record.order.calls:
             result = CallResult(update.parts, update.frames)
             try:
-                as_json(result)  # it is read later, when nothing can be done about it
+                check_result(result)  # it is read later, when nothing can be done about it
             except InvalidResult as error:
                 self.failure = self.failure or TaskFailed(f"The result cannot be sent: {error}.", code="invalid_result")
                 return

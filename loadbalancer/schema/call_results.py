@@ -10,6 +10,7 @@ import pybase64
 
 from loadbalancer.schema.media_types import BYTES, JSON, MediaRange, choose
 from loadbalancer.schema.raw_json import is_json
+from loadbalancer.schema.tensors import BYTES as STRINGS
 from loadbalancer.schema.tensors import DATATYPES, NAMES, DataType, InvalidTensor, check_size, nested_json
 from wire.codec import Frame
 from wire.messages import Part
@@ -69,7 +70,11 @@ def is_quick_json(result: CallResult) -> bool:
 
 def _value(part: Part, frame: Frame) -> Iterator[Frame]:
     if part.dtype:
-        yield b"".join(nested_json(tensor_type(part, frame), part.shape, frame))  # of many small pieces
+        datatype = tensor_type(part, frame)
+        try:
+            yield b"".join(nested_json(datatype, part.shape, frame))  # of many small pieces
+        except InvalidTensor as error:
+            raise InvalidResult(f"the engine's tensor is invalid: {error}") from None
     elif part.media_type == JSON:
         if not is_json(frame):
             raise InvalidResult("the engine's result is not JSON")
@@ -88,6 +93,17 @@ def _decoded(frame: Frame) -> str | None:
         return str(frame, "utf-8")
     except UnicodeDecodeError:
         return None
+
+
+def check_result(result: CallResult) -> None:
+    """Raise `InvalidResult` for a result that cannot become JSON, mostly without making it."""
+    for part, frame in zip(*result, strict=True):
+        if part.dtype == STRINGS.dtype:
+            list(_value(part, frame))
+        elif part.dtype:
+            tensor_type(part, frame)
+        elif part.media_type == JSON and not is_json(frame):
+            raise InvalidResult("the engine's result is not JSON")
 
 
 def tensor_type(part: Part, frame: Frame) -> DataType:

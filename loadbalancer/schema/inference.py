@@ -104,8 +104,13 @@ def parse_inference(header: bytes, binary: memoryview) -> InferenceCall:
     parts: list[Part] = []
     frames: list[Frame] = []
     position = 0
+    strings = 0
     for index, raw in enumerate(_items(request.inputs, "inputs")):
         part, frame = _tensor(raw, f"inputs[{index}]", binary[position:])
+        strings += tensors.element_count(part.shape) if part.dtype == tensors.BYTES.dtype else 0
+        if strings > tensors.MAX_STRINGS:
+            text = f"Invalid value for 'inputs': more than {tensors.MAX_STRINGS} strings, the maximum of a request."
+            raise InvalidRequest(text, param="inputs")
         if isinstance(frame, memoryview):
             position += len(frame)
         if any(part.name == other.name for other in parts):
@@ -146,6 +151,9 @@ def _items(array: _OptionalRaw, name: str) -> list[memoryview]:
 def _tensor(raw: memoryview, path: str, binary: memoryview) -> tuple[Part, Frame]:
     """The part of one input and its elements: a slice of `binary`, or new bytes where they are JSON."""
     given = parse_struct(_input, raw, path)
+    if not given.name.isprintable():
+        text = f"Invalid value for '{path}.name': {shorten(given.name)}. Must be printable."
+        raise InvalidRequest(text, param=f"{path}.name")
     datatype = DATATYPES.get(given.datatype)
     if datatype is None:
         text = f"Invalid value for '{path}.datatype': {shorten(given.datatype)}. Supported: {', '.join(DATATYPES)}."

@@ -53,6 +53,13 @@ def quality(accepted: tuple[MediaRange, ...], media_type: str) -> float:
     return max(matching, key=lambda each: each.precision).quality if matching else 0.0
 
 
+@functools.lru_cache(maxsize=64)  # the same clients ask again and again
+def prefers_events(accepted: tuple[MediaRange, ...]) -> bool:
+    """Return whether the client names streams of events, and not JSON as well: `text/*` may be any text."""
+    named = max((each.quality for each in accepted if each.kind == EVENTS), default=0.0)
+    return named > quality(accepted, JSON)
+
+
 def prefers_json(header: str) -> bool:
     """Return whether the client that sends this header Accept takes JSON as gladly as anything else."""
     accepted = parse_accept(header)

@@ -51,6 +51,8 @@ class Instances(NamedTuple):
     timeout_s: float | None = None
 
 
+#: The slices of a smaller body may keep all of it.
+_SMALL_BYTES = 64 * 2**10
 _decoder = msgspec.json.Decoder(PredictionsRequest)
 
 
@@ -69,9 +71,17 @@ def parse_instances(body: bytes, max_instances: int) -> Instances:
         raise invalid_json("it is nested too deeply") from None
     if not items:
         raise InvalidRequest("Invalid value for 'instances': it is empty. Must have at least one.", param="instances")
-    if 2 * sum(map(len, items)) < len(body):  # a slice keeps the body in memory, which only the slices count for
+    if _wastes_memory(items, body):
         items = [memoryview(bytes(item)) for item in items]
     return Instances(items, bool(request.stream), request.priority, request.timeout_s)
+
+
+def _wastes_memory(items: list[Slice], body: bytes) -> bool:
+    """Return whether slices would keep much of the body in memory that does not count for them.
+
+    Each slice keeps all of it: beside its own bytes, what is around it, and those of instances that have ended.
+    """
+    return 2 * sum(map(len, items)) < len(body) or (len(items) > 1 and len(body) > _SMALL_BYTES)
 
 
 def predictions(results: Iterable[Iterable[Frame]]) -> Iterator[Frame]:

@@ -20,7 +20,11 @@ from scripts.harness.balancer import Server, running, sim
 from scripts.harness.processes import PATIENCE_S, Process, free_port, launch, wait_until
 from tests.support.certificates import needs_openssl, self_signed
 
-MODELS = {"quick": sim(), "slow": sim(t0_s=0.1, max_batch_size=1, defaults={"size": "64x64", "steps": 600})}
+MODELS = {
+    "quick": sim(),
+    "slow": sim(t0_s=0.1, max_batch_size=1, defaults={"size": "64x64", "steps": 600}),
+    "echo": {"engine": "sim", "api_path": "/echo", "sim": {"task": "call"}, "scaling": {"min_workers": 0}},
+}
 PAGE = "https://page.example"
 DRAW = {"prompt": "a seven", "model": "quick"}
 IMAGES, JOBS = "/v1/images/generations", "/v1/jobs/none"
@@ -31,6 +35,7 @@ KEYS = {
     "chief": ["--scope", "admin"],
     "slow": ["--requests-per-minute", "2"],
     "narrow": ["--max-concurrent", "1"],
+    "caller": ["--scope", "calls"],
 }
 
 
@@ -52,7 +57,8 @@ def guarded(tmp_path_factory: pytest.TempPathFactory, tokens: dict[str, str]) ->
     """A server with keys and debug logs; at the end no log holds a secret."""
     data_dir = tmp_path_factory.mktemp("guarded")
     tokens |= {name: make_key(data_dir, name, *options) for name, options in KEYS.items()}
-    with running(data_dir, MODELS, 1, access={"cors_origins": [PAGE]}, log_level="debug") as server:
+    workers = {"quick": 1, "slow": 1}
+    with running(data_dir, MODELS, workers, access={"cors_origins": [PAGE]}, log_level="debug") as server:
         tokens["internal"] = internal_token(data_dir)
         yield server
         logs = server.logs()
@@ -262,3 +268,19 @@ def healthy(port: int, *, verify: Any, suppress: tuple[type[Exception], ...] = (
     with contextlib.suppress(*suppress):
         return httpx.get(f"https://127.0.0.1:{port}/healthz", verify=verify, timeout=PATIENCE_S).is_success
     return False
+
+
+@pytest.mark.parametrize("path", ["/v1/models/echo:predict", "/echo", "/v2/models/echo/infer"])
+@pytest.mark.parametrize(("who", "status"), [("", 401), ("painter", 403), ("batch", 403), ("caller", 400)])
+def test_calls_need_their_scope(http: httpx.Client, tokens: dict[str, str], path: str, who: str, status: int) -> None:
+    headers = bearer(tokens[who]) if who else {}
+    answer = http.post(f"{path}?timeout_s=0", content=b'{"inputs": []}', headers=headers)
+    assert answer.status_code == status, answer.text
+    assert isinstance(answer.json()["error"], str) is path.startswith("/v2"), "each protocol has its own errors"
+
+
+def test_document_lists_models_for_keys_only(http: httpx.Client, tokens: dict[str, str]) -> None:
+    own = {"/echo", "/v1/models/echo:predict"}
+    assert not own & http.get("/openapi.json").json()["paths"].keys()
+    assert not own & http.get("/openapi.json", headers=bearer(tokens["wrong"])).json()["paths"].keys()
+    assert own <= http.get("/openapi.json", headers=bearer(tokens["batch"])).json()["paths"].keys()

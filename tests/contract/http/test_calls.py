@@ -52,6 +52,17 @@ def test_bodies_of_any_type(http: httpx.Client, content: bytes, headers: dict[st
     assert (answer.status_code, answer.json()) == (200, {"predictions": [value]})
 
 
+@pytest.mark.parametrize("size", [100, 100_000, 400_000], ids=["in one part", "in parts", "large"])
+def test_bodies_of_any_size_are_equal(http: httpx.Client, size: int) -> None:
+    """Small ones take a shorter way through the server, and large ones are written in a thread."""
+    text = "ü" * (size // 2)
+    assert http.post(PREDICT, json={"instances": [text]}).json() == {"predictions": [text]}
+    assert http.post(OWN, files={"text": ("a.txt", text.encode(), "text/plain")}).json() == {"text": text}
+    answer = http.post(OWN, content=text.encode(), headers={"content-type": "text/plain", "accept": "text/*"})
+    assert answer.content == text.encode(), answer.text[:300]
+    assert answer.headers["x-content-type-options"] == "nosniff"
+
+
 def test_form_is_one_input(http: httpx.Client) -> None:
     answer = http.post(PREDICT, data={"a": "1"}, files={"photo": ("x.png", PNG, "image/png")})
     photo = {"b64": base64.b64encode(PNG).decode(), "media_type": "image/png"}
@@ -131,6 +142,7 @@ def test_wrong_calls_are_explained(
         (b"{", "", 400, "invalid_json"),
         (b'{"instances":[1]}', "application/json; charset=utf-16", 400, "invalid_json"),
         (b"x", "nothing", 415, "unsupported_media_type"),
+        (b"\xe9", "text/plain; charset=latin-1", 415, "unsupported_media_type"),
         (b"x", "multipart/form-data", 400, "invalid_form"),
         (b"--b--\r\n", "multipart/form-data; boundary=b", 400, "invalid_form"),
         (bytes(500_001), "image/png", 413, "body_too_large"),

@@ -123,6 +123,17 @@ async def test_stream_releases_what_it_has_sent(harness: Harness) -> None:
     assert harness.is_idle
 
 
+async def test_stream_that_nobody_reads_ends(harness: Harness) -> None:
+    call = harness.accept(None, [b"1"])
+    for index in range(3):
+        harness.scheduler._notify(TaskChunk(call.tasks[0], index, Part(), bytes(32 << 20)))
+    assert call.failure is not None
+    assert call.failure.code == "stream_not_read"
+    assert not harness.scheduler.in_flight_counts["listeners"], "the call is cancelled"
+    call.close()
+    assert harness.is_idle
+
+
 async def test_end_of_the_server_ends_the_request(harness: Harness) -> None:
     call = harness.accept(joined)
     harness.tracker.close()

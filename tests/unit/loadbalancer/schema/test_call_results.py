@@ -13,6 +13,7 @@ from loadbalancer.schema.call_results import (
     CallResult,
     InvalidResult,
     as_json,
+    check_result,
     pack_result,
     response_type,
     unpack_result,
@@ -70,12 +71,16 @@ def test_stored_results_are_whole() -> None:
         (Part(), b"", "not JSON"),
         (TENSOR, b"123", "needs 24 bytes, not 3"),
         (Part(BYTES, "", "complex64", (1,)), b"12345678", "complex64 cannot be sent"),
+        (Part(BYTES, "", "BYTES", (1,)), b"\x01\0\0\0\xff", "not text in UTF-8"),
+        (Part(BYTES, "", "BYTES", (2,)), b"\x01\0\0\0a", "end before its 2 strings"),
+        (Part(BYTES, "", "BYTES", (2**31 - 1,)), b"", "at most 65536"),
     ],
     ids=str,
 )
 def test_invalid_results_are_not_sent(part: Part, frame: bytes, fragment: str) -> None:
-    with pytest.raises(InvalidResult, match=fragment):
-        as_json(CallResult([part], [frame]))
+    for use in (as_json, check_result):
+        with pytest.raises(InvalidResult, match=fragment):
+            use(CallResult([part], [frame]))
 
 
 @pytest.mark.parametrize(

@@ -18,6 +18,7 @@ from loadbalancer.schema.tensors import NAMES, encode_strings
 from wire.messages import Part
 
 ONE = {"name": "x", "shape": [2], "datatype": "INT8", "data": [1, 2]}
+STRINGS = {"name": "x", "shape": [40_000], "datatype": "BYTES", "data": [""] * 40_000}
 BINARY = {"name": "x", "shape": [2], "datatype": "INT8", "parameters": {"binary_data_size": 2}}
 
 
@@ -119,6 +120,8 @@ def test_only_requested_outputs_return() -> None:
         ({"inputs": [ONE] * (MAX_TENSORS + 1)}, b"", "inputs", "more than 64"),
         ({"inputs": [ONE, ONE]}, b"", "inputs[1].name", "another input"),
         ({"inputs": [1]}, b"", "inputs[0]", "Expected an object"),
+        ({"inputs": [ONE | {"name": "a\n"}]}, b"", "inputs[0].name", "Must be printable"),
+        ({"inputs": [STRINGS | {"name": name} for name in "ab"]}, b"", "inputs", "more than 65536 strings"),
         ({"inputs": [ONE | {"datatype": "BF16"}]}, b"", "inputs[0].datatype", "Supported: BOOL, UINT8"),
         ({"inputs": [ONE | {"shape": [-1]}]}, b"", "inputs[0].shape", "list of up to 32 integers"),
         ({"inputs": [ONE | {"shape": [1] * 33}]}, b"", "inputs[0].shape", "list of up to 32 integers"),

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from loadbalancer.schema.media_types import BYTES, JSON, choose, parse_accept, quality
+from loadbalancer.schema.media_types import BYTES, JSON, choose, parse_accept, prefers_events, quality
 
 PNG = "image/png"
 
@@ -37,6 +37,22 @@ PNG = "image/png"
 )
 def test_best_offer_is_chosen(header: str, chosen: str | None) -> None:
     assert choose(parse_accept(header), (JSON, PNG, BYTES)) == chosen
+
+
+@pytest.mark.parametrize(
+    ("header", "expected"),
+    [
+        ("text/event-stream", True),
+        ("text/event-stream, application/json;q=0.5", True),
+        ("application/json, text/event-stream", False),
+        ("text/event-stream, */*", False),
+        ("text/*", False),
+        ("*/*", False),
+        ("text/event-stream;q=0", False),
+    ],
+)
+def test_streams_are_for_clients_that_name_them(header: str, expected: bool) -> None:
+    assert prefers_events(parse_accept(header)) is expected
 
 
 @given(st.text(max_size=60))

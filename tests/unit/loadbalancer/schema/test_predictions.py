@@ -41,12 +41,23 @@ def test_predictions_are_joined_as_they_are(values: list[Any]) -> None:
         assert json.loads(b"".join(predictions([each] for each in encoded))) == {"predictions": values}
 
 
-@pytest.mark.parametrize(("padding", "copied"), [(0, False), (1000, True)])
-def test_padding_is_not_held_with_the_instances(padding: int, copied: bool) -> None:
-    body = b'{"instances":["' + b"a" * 100 + b'"]' + b" " * padding + b"}"
-    [item] = parse_instances(body, MAX).items
-    assert bytes(item) == b'"' + b"a" * 100 + b'"'
-    assert isinstance(item.obj, bytes) is copied, "a slice refers to the whole body"
+@pytest.mark.parametrize(
+    ("count", "size", "padding", "copied"),
+    [
+        (1, 100, 0, False),
+        (1, 100, 1000, True),
+        (1, 100_000, 0, False),
+        (4, 100, 0, False),
+        (4, 20_000, 0, True),
+    ],
+    ids=["one", "padded", "one large", "several", "several in a large body"],
+)
+def test_instances_hold_no_more_than_counts(count: int, size: int, padding: int, copied: bool) -> None:
+    value = b'"' + b"a" * size + b'"'
+    body = b'{"instances":[' + b",".join([value] * count) + b"]" + b" " * padding + b"}"
+    items = parse_instances(body, MAX).items
+    assert [bytes(item) for item in items] == [value] * count
+    assert all(isinstance(item.obj, bytes) is copied for item in items), "a slice refers to the whole body"
 
 
 def test_options_beside_the_instances() -> None:
