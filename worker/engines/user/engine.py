@@ -78,8 +78,8 @@ class UserEngine:
         """Call `load(device)`, or LitServe's `setup(device)`."""
         if self._instance is None:
             self.fetch()
+        devices.limit_cpu_threads(self._device)  # before, so that the engine may set its own number
         self._program.load(self._device)
-        devices.limit_cpu_threads(self._device)
 
     def warm_up(self) -> None:
         """Call `warm_up()`, or run the first example."""
