@@ -7,6 +7,7 @@ from pathlib import Path
 
 from scripts.attack_lib import (
     body_attacks,
+    call_attacks,
     http_attacks,
     local_attacks,
     memory_attacks,
@@ -24,6 +25,7 @@ _MODULES = (
     http_attacks,
     request_attacks,
     body_attacks,
+    call_attacks,
     memory_attacks,
     tenant_attacks,
     result_attacks,

@@ -34,14 +34,21 @@ class Target:
         folder.mkdir(parents=True, exist_ok=True)
         self.alice, self.bob = self._add_key("alice"), self._add_key("bob")
         model = sim(t0_s=0.005, scaling={"min_workers": 2, "max_workers": 2})
-        config: dict[str, Any] = {"models": {"m": model}, "server": SERVER, "jobs": JOBS, "results": RESULTS}
+        calls = {"task": "call", "t0_s": 0.005, "load_s": 0.0}
+        echo = {"engine": "sim", "max_batch_size": 8, "sim": calls, "scaling": {"min_workers": 1, "max_workers": 1}}
+        config: dict[str, Any] = {
+            "models": {"m": model, "echo": echo},
+            "server": SERVER,
+            "jobs": JOBS,
+            "results": RESULTS,
+        }
         self.instance = Instance(folder, config)
         self.instance.until(self.instance.is_ready, "a ready server")
-        self.instance.until_workers(2)
+        self.instance.until_workers(3)
 
     def _add_key(self, name: str) -> str:
         command = [sys.executable, "-m", "loadbalancer.access.keys_cli", "--data-dir", str(self.folder), "add", name]
-        command += ["--scope", "images", "--scope", "jobs"]
+        command += ["--scope", "images", "--scope", "calls", "--scope", "jobs"]
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE_S, check=True)
         return done.stdout.split()[-1]
 
@@ -84,6 +91,8 @@ class Target:
             job = bob.post("/v1/jobs", json={"path": "/predict", "body": {"prompt": "a"}})
             assert job.status_code == 202, job.text
             wait_until(lambda: bob.get(f"/v1/jobs/{job.json()['id']}/result").status_code == 200, "a result")
+            call = bob.post("/v1/models/echo:predict", files={"a": b"a"})
+            assert call.status_code == 200, call.text
             assert bob.get("/openapi.json").status_code == 200
 
     def is_served(self) -> bool:
