@@ -61,6 +61,9 @@ def _engine(value: str) -> str:
 
 #: What a model's own path is made of: what needs no encoding in a URL.
 _API_PATH = re.compile(r"(/[A-Za-z0-9._~-]+)+")
+#: The minimal API for images, and the usual path of other servers' models: a model may have it where none generates
+#: images.
+PREDICT_PATH = "/predict"
 #: Paths of the server. They are also reserved with more after them.
 RESERVED_PATHS = (
     "/docs",
@@ -70,7 +73,7 @@ RESERVED_PATHS = (
     "/livez",
     "/metrics",
     "/openapi.json",
-    "/predict",
+    PREDICT_PATH,
     "/readyz",
     "/v1",
     "/v2",
@@ -81,7 +84,7 @@ def _api_path(value: str) -> str:
     if not _API_PATH.fullmatch(value) or len(value) > 200 or {".", ".."} & set(value.split("/")):
         raise ValueError("must be a path such as /classify, of letters, digits, '.', '_', '~', '-' and '/'")
     reserved = next((path for path in RESERVED_PATHS if value == path or value.startswith(f"{path}/")), None)
-    if reserved is not None:
+    if reserved is not None and value != PREDICT_PATH:
         raise ValueError(f"{reserved} is a path of the server; choose another one")
     return value
 
@@ -439,6 +442,12 @@ class Settings(Section):
         for name, model in self.models.items():
             if model.api_path is None:
                 continue
+            images = next((other for other, each in self.models.items() if each.task == "image"), None)
+            if model.api_path == PREDICT_PATH and images is not None:
+                raise ValueError(
+                    f"models.{name}.api_path ({PREDICT_PATH}) is the path of the server for images, and "
+                    f"models.{images} generates images; choose another one"
+                )
             other = owners.setdefault(model.api_path, name)
             if other != name:
                 raise ValueError(f"models.{name}.api_path ({model.api_path}) is also models.{other}.api_path")

@@ -7,11 +7,12 @@ from collections.abc import Iterable
 
 from configs.text import clip
 
-#: Paths of OpenAI's API without a counterpart.
+#: Paths of other APIs without a counterpart.
 _REASONS = {
     "/v1/images/variations": "Variations are not supported; send the image with a prompt to /v1/images/edits",
     "/v1/files": "Files are not stored; send images in the request, or as jobs to /v1/jobs",
     "/v1/batches": "Batches are not supported; /v1/jobs queues requests",
+    "/v2/repository/index": "Models are listed by /v1/models",
 }
 _MAX_PATH_CHARS = 80
 _MIN_SIMILARITY = 0.7
@@ -20,6 +21,8 @@ _MIN_SIMILARITY = 0.7
 def unknown_path(method: str, path: str, known: Iterable[str]) -> str:
     """Return the message for an unknown path. `known` are the templates of the existing ones."""
     text = f"Unknown path: {method} {clip(ascii(path)[1:-1], _MAX_PATH_CHARS)}."
+    if path.startswith("/v1/models/") and path.endswith(":explain"):
+        return f"{text} Models predict, and do not explain."
     if reason := _REASONS.get(path.rstrip("/")):
         return f"{text} {reason}."
     nearest = _nearest(path, list(known))

@@ -46,37 +46,37 @@ class WorkerMetric(NamedTuple):
 
 
 MODEL_GAUGES = (
-    ModelMetric("muster_queue_tasks", "Images waiting.", lambda m: m.queued),
-    ModelMetric("muster_running_tasks", "Images assigned to workers.", lambda m: m.running),
-    ModelMetric("muster_queue_work_seconds", "Seconds of work of the queued images.", lambda m: m.queued_work_s),
-    ModelMetric("muster_queue_oldest_seconds", "Age of the oldest waiting image.", lambda m: m.oldest_wait_s),
+    ModelMetric("muster_queue_tasks", "Tasks waiting.", lambda m: m.queued),
+    ModelMetric("muster_running_tasks", "Tasks assigned to workers.", lambda m: m.running),
+    ModelMetric("muster_queue_work_seconds", "Seconds of work of the queued tasks.", lambda m: m.queued_work_s),
+    ModelMetric("muster_queue_oldest_seconds", "Age of the oldest waiting task.", lambda m: m.oldest_wait_s),
     ModelMetric(
         "muster_work_seconds",
-        "Seconds of work of all queued and running images on one worker.",
+        "Seconds of work of all queued and running tasks on one worker.",
         lambda m: m.backlog_work_s,
     ),
     ModelMetric(
-        "muster_mean_work_seconds", "Mean seconds of work of the last 200 requested images.", lambda m: m.mean_work_s
+        "muster_mean_work_seconds", "Mean seconds of work of the last 200 requested tasks.", lambda m: m.mean_work_s
     ),
     ModelMetric(
-        "muster_arrivals_per_second", "Requested images per second over the last minute.", lambda m: m.arrival_rate
+        "muster_arrivals_per_second", "Requested tasks per second over the last minute.", lambda m: m.arrival_rate
     ),
     ModelMetric(
-        "muster_completions_per_second", "Finished images per second over the last minute.", lambda m: m.service_rate
+        "muster_completions_per_second", "Finished tasks per second over the last minute.", lambda m: m.service_rate
     ),
 )
 MODEL_COUNTERS = (
-    ModelMetric("muster_tasks_started", "Images whose first run on a worker has started.", lambda m: m.started_total),
+    ModelMetric("muster_tasks_started", "Tasks whose first run on a worker has started.", lambda m: m.started_total),
     ModelMetric(
         "muster_tasks_started_late",
-        "Started images that had waited longer than slo.max_wait_s.",
+        "Started tasks that had waited longer than slo.max_wait_s.",
         lambda m: m.started_late_total,
     ),
-    ModelMetric("muster_tasks_proxied", "Images sent to the model's cold_start_proxy.", lambda m: m.proxied_total),
+    ModelMetric("muster_tasks_proxied", "Tasks sent to the model's cold_start_proxy.", lambda m: m.proxied_total),
 )
 WORKER_GAUGES = (
-    WorkerMetric("muster_worker_slots", "Maximum images that the worker accepts.", lambda w: w.slots),
-    WorkerMetric("muster_worker_tasks", "Images assigned to the worker.", lambda w: w.assigned + w.running),
+    WorkerMetric("muster_worker_slots", "Maximum tasks that the worker accepts.", lambda w: w.slots),
+    WorkerMetric("muster_worker_tasks", "Tasks assigned to the worker.", lambda w: w.assigned + w.running),
     WorkerMetric("muster_worker_batch", "Mean batch size of recent steps.", lambda w: w.batch),
     WorkerMetric("muster_worker_step_seconds", "Mean duration of recent steps.", lambda w: w.step_s),
     WorkerMetric("muster_worker_memory_bytes", "Memory in use on the worker's device.", lambda w: w.memory_bytes),
@@ -86,11 +86,11 @@ WORKER_COUNTERS = (
     WorkerMetric("muster_worker_rows", "Batch sizes summed over all steps.", lambda w: w.counters.rows),
     WorkerMetric("muster_worker_busy_seconds", "Seconds spent in steps.", lambda w: w.counters.step_s),
     WorkerMetric(
-        "muster_worker_mid_batch_joins", "Images that joined a running batch.", lambda w: w.counters.joined_midway
+        "muster_worker_mid_batch_joins", "Tasks that joined a running batch.", lambda w: w.counters.joined_midway
     ),
     WorkerMetric("muster_worker_out_of_memory", "Batches that ran out of memory.", lambda w: w.counters.out_of_memory),
-    WorkerMetric("muster_worker_finished", "Finished images.", lambda w: w.counters.finished),
-    WorkerMetric("muster_worker_failed", "Failed images.", lambda w: w.counters.failed),
+    WorkerMetric("muster_worker_finished", "Finished tasks.", lambda w: w.counters.finished),
+    WorkerMetric("muster_worker_failed", "Failed tasks.", lambda w: w.counters.failed),
     WorkerMetric(
         "muster_worker_malformed_messages", "Malformed messages to the worker.", lambda w: w.counters.malformed
     ),
@@ -143,7 +143,7 @@ class Metrics:
             CounterMetricFamily, "muster_background_task_failures", "Unexpected errors of background tasks.", "task"
         )
         self.events = CountCollector(
-            CounterMetricFamily, "muster_events", "Images, jobs and webhooks by outcome, and incidents.", "event"
+            CounterMetricFamily, "muster_events", "Tasks, jobs and webhooks by outcome, and incidents.", "event"
         )
         refusals = CountCollector(
             CounterMetricFamily,

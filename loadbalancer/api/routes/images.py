@@ -9,6 +9,7 @@ from typing import TypeVar
 import msgspec
 from fastapi import APIRouter, Request, Response
 
+from configs.settings import PREDICT_PATH
 from loadbalancer.api.event_stream import EventStream
 from loadbalancer.api.frame_response import FrameResponse
 from loadbalancer.api.hot_routes import HotRequest, HotRoutes, hot_request
@@ -85,8 +86,16 @@ def router(services: Services, builder: RequestBuilder, hot: HotRoutes) -> APIRo
         spec = await builder.build(parsed, request.caller, form.file("image"), form.file("mask"))
         return await _answer(services, request, parsed, spec, partial(form_content, form))
 
+    if PREDICT_PATH not in services.settings.api_paths:  # else it is a model's own
+        _add_minimal_api(routes, services, builder, hot)
+    return routes
+
+
+def _add_minimal_api(routes: APIRouter, services: Services, builder: RequestBuilder, hot: HotRoutes) -> None:
+    max_bytes = services.settings.server.max_body_bytes
+
     @routes.post(
-        "/predict",
+        PREDICT_PATH,
         summary="Generate one PNG",
         openapi_extra=request_body("PredictRequest"),
         responses=responses("PredictAnswer", *_ERRORS, **_PNG),
@@ -103,8 +112,6 @@ def router(services: Services, builder: RequestBuilder, hot: HotRoutes) -> APIRo
         if wants_file:
             return image_file(image, spec.inputs[0], in_flight.close)
         return _held_response(PredictAnswer(base64_json(image.image), image.flagged), in_flight)
-
-    return routes
 
 
 async def _answer(

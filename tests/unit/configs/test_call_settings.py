@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from configs.settings import RESERVED_PATHS, Settings
+from configs.settings import PREDICT_PATH, RESERVED_PATHS, Settings
 
 OWN = {"engine": "package.module:Class"}
 IMAGES = {"path": "builtin:digits"}
@@ -30,10 +30,17 @@ def test_own_path_is_a_plain_path(path: str) -> None:
         settings({"a": OWN | {"api_path": path}})
 
 
-@pytest.mark.parametrize("path", [*RESERVED_PATHS, "/v1/classify", "/predict/more"])
+@pytest.mark.parametrize("path", [*sorted({*RESERVED_PATHS} - {PREDICT_PATH}), "/v1/classify", "/predict/more"])
 def test_own_path_is_none_of_the_server(path: str) -> None:
     with pytest.raises(ValidationError, match="is a path of the server; choose another one"):
         settings({"a": OWN | {"api_path": path}})
+
+
+def test_predict_is_for_servers_without_images() -> None:
+    own = OWN | {"api_path": PREDICT_PATH}
+    assert settings({"a": own}).api_paths == {PREDICT_PATH: "a"}
+    with pytest.raises(ValidationError, match=r"models.a.api_path \(/predict\) .* models.b generates images"):
+        settings({"a": own, "b": IMAGES})
 
 
 def test_paths_of_two_models_differ() -> None:

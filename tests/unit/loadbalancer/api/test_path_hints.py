@@ -19,6 +19,8 @@ KNOWN = ["/v1/images/generations", "/v1/images/edits", "/v1/models", "/v1/models
         ("/v1/image/generation", "Did you mean /v1/images/generations?"),
         ("/health/z", "Did you mean /healthz?"),
         ("/v1/images/variations", "Variations are not supported"),
+        ("/v2/repository/index", "Models are listed by /v1/models"),
+        ("/v1/models/digits:explain", "do not explain"),
         ("/wp-login.php", "/wp-login.php."),
         ("/" + "x" * 5000, "..."),
         ("/\x1b[31m\n", r"/\x1b[31m\n."),
