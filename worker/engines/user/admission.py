@@ -102,11 +102,11 @@ class CallAdmission:
         inputs = request.inputs
         if not isinstance(inputs, CallInputs):
             raise TaskError("invalid", "this model takes calls and generates no images")
-        value = self._program.decoder.decode(inputs.parts, request.sources)
-        if self._program.prepare is None:
-            return value
         try:
-            return self._program.prepare(value)
-        except (Exception, SystemExit) as error:
+            value = self._program.decoder.decode(inputs.parts, request.sources)
+            return value if self._program.prepare is None else self._program.prepare(value)
+        except TaskError:
+            raise
+        except (Exception, SystemExit) as error:  # a hook of LitServe, or the constructor of the input's class
             log.info("a request cannot be decoded", exc_info=error)
             raise task_error(error) from error

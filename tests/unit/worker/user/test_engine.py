@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 import threading
 import weakref
@@ -304,6 +305,27 @@ def test_image_task_is_refused() -> None:
 def test_frames_without_parts_are_refused() -> None:
     [answer] = user_engine(Repeat).admit([EngineRequest(CallInputs((Part(),)), [])])
     assert isinstance(answer, TaskError)
+
+
+@dataclasses.dataclass
+class Careful:
+    size: int
+
+    def __post_init__(self) -> None:
+        if self.size < 0:
+            raise Failed("size must not be negative", status=422)
+        if self.size > 9:
+            raise KeyError(self.size)
+
+
+def test_constructor_of_an_input_may_refuse_it() -> None:
+    class Sizes:
+        def predict(self, items: list[Careful]) -> list[int]:
+            return [item.size for item in items]
+
+    found = outcomes(Sizes, {"size": 1}, {"size": -1}, {"size": 10}, {"size": 2})
+    assert [each.value for each in found] == [1, None, None, 2]
+    assert [each.error for each in found[1:3]] == ["size must not be negative", "KeyError: 10"]
 
 
 class Counter:
