@@ -20,6 +20,11 @@ def _checkpoint_path(value: str) -> str:
 CheckpointPath = Annotated[str, AfterValidator(_checkpoint_path)]
 
 
+def _switch(value: Any) -> Any:
+    """`on` and `off` are booleans to a reader of YAML 1.1."""
+    return {True: "on", False: "off"}.get(value, value) if isinstance(value, bool) else value
+
+
 class Vae(Section):
     """The autoencoder. A text in place of this section is its `path`."""
 
@@ -27,6 +32,9 @@ class Vae(Section):
     """Replaces the checkpoint's own: a folder, a `.safetensors` file, or a hub id."""
     dtype: Dtype = "auto"
     """`auto`: float32 where its configuration requires it (`force_upcast`), otherwise the denoiser's."""
+    tiling: Annotated[Literal["auto", "on", "off"], BeforeValidator(_switch)] = "auto"
+    """Decode large images in tiles, which takes less memory. `auto`: on GPUs above 1.5 million pixels, and whenever an
+    image does not fit otherwise."""
 
 
 def _vae(value: Any) -> Any:

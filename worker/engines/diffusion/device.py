@@ -47,6 +47,12 @@ def synchronize(device: torch.device) -> None:
             torch.cuda.synchronize(device)
 
 
+def empty_cache(device: torch.device) -> None:
+    """Return the allocator's unused memory to the device."""
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+
+
 def to_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
     """Copy a CPU tensor to the device. Pinned memory avoids waiting for queued steps."""
     if device.type == "cpu":
@@ -72,8 +78,7 @@ def translate_device_errors(device: torch.device, what: str) -> Iterator[None]:
         traceback.clear_frames(error.__traceback__)
     if kind == "lost":
         raise DeviceLost(f"{what}: {text}")
-    if device.type == "cuda":
-        torch.cuda.empty_cache()
+    empty_cache(device)
     raise OutOfMemory(f"{what} did not fit into memory: {text}")
 
 

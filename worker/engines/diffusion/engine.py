@@ -57,6 +57,7 @@ from worker.engines.diffusion.row import DiffusionRow
 from worker.engines.diffusion.safety_checker import SafetyChecker, make_safety_checker
 from worker.engines.diffusion.sampling import batched_step, start_sampler
 from worker.engines.diffusion.start_latents import make_start_latents
+from worker.engines.diffusion.vae_decoding import StepGate, decode_with_retries, needs_tiles, tiled
 
 #: 256 texts take 30 MB of GPU memory for Stable Diffusion 1.5, and 1 GB for FLUX.
 _TEXTS = 256
@@ -85,6 +86,7 @@ class DiffusionEngine:
         self._completion = CompletionEvent(self._device)
         #: Two concurrent decodes would need twice the memory and save no time.
         self._decode_lock = threading.Lock()
+        self._step_gate = StepGate()
 
     # ---- model
 
@@ -230,7 +232,7 @@ class DiffusionEngine:
         for row in own:
             if row.sampler.failure is not None:
                 raise row.sampler.failure
-        with translate_device_errors(self._device, f"a step of {len(own)} images"):
+        with self._step_gate.step(), translate_device_errors(self._device, f"a step of {len(own)} images"):
             self._completion.wait()
             for row in own:
                 row.apply_due_mask()
@@ -272,13 +274,24 @@ class DiffusionEngine:
                         "error",
                         f"no image: the latents of scheduler '{inputs.scheduler}' are not finite in {latents.dtype}",
                     )
-                image = self._family.decode(latents, inputs)
+                image = decode_with_retries(self._decode_attempts(latents, inputs), self._step_gate, self._device)
                 flagged = final and self._is_unsafe(image)
         except OutOfMemory as error:
             raise TaskError("out_of_memory", str(error)) from error
         return image_result(
             encode_image(image, inputs.output_format, inputs.output_quality), inputs.output_format, flagged=flagged
         )
+
+    def _decode_attempts(self, latents: torch.Tensor, inputs: ImageInputs) -> list[Callable[[], Image.Image]]:
+        """Return ways to decode, each with less memory than the one before."""
+        plain = partial(self._family.decode, latents, inputs)
+        in_tiles = partial(self._family.decode, latents, inputs, tiled(self._family.vae))
+        tiling = self._model.vae.tiling
+        if needs_tiles(tiling, inputs.width * inputs.height, self._device):
+            return [in_tiles, in_tiles]
+        # Tiles change the pixels a little, and another load must not change those of a reproducible request.
+        may_tile = tiling != "off" and not self._reproducible(inputs)
+        return [plain, plain, *([in_tiles] if may_tile else [])]
 
     def _is_unsafe(self, image: Image.Image) -> bool:
         """Return true if the safety checker flags the image. Raises `TaskError` if the policy is `refuse`."""

@@ -155,14 +155,55 @@ def test_mask_without_memory_is_applied_later(engine: DiffusionEngine) -> None:
         assert torch.equal(row.latents, other.latents)
 
 
+class MemoryLimit:
+    """Lets a decoder run out of memory for latents of more than `area`, and while `busy`."""
+
+    def __init__(self, area: int, busy: int = 0) -> None:
+        self.area = area
+        self.busy = busy
+        self.sizes: list[int] = []
+
+    def __call__(self, module: torch.nn.Module, given: tuple[torch.Tensor, ...]) -> None:
+        height, width = given[0].shape[-2:]
+        self.sizes.append(height * width)
+        self.busy -= 1
+        if height * width > self.area or self.busy >= 0:
+            raise torch.OutOfMemoryError("9 GiB")
+
+
+def decoded(engine: DiffusionEngine, **changes: Any) -> tuple[bytes, list[int]]:
+    """Generate a large image; return it and the areas that its autoencoder decoded."""
+    limit = changes.pop("limit", MemoryLimit(10**9))
+    [row] = admit(engine, request(width=1024, height=1024, steps=1, **changes))
+    finish(engine, row)
+    with hooked(engine._family.vae.decoder, limit):
+        data = engine.render(row)().data
+    engine.release(row)
+    return data, limit.sizes
+
+
+def test_decode_survives_a_memory_limit(engine: DiffusionEngine) -> None:
+    whole, [area] = decoded(engine)
+    again, areas = decoded(engine, limit=MemoryLimit(area, busy=1))
+    assert areas == [area, area], "the second attempt runs between two steps"
+    assert again == whole
+    in_tiles, areas = decoded(engine, limit=MemoryLimit(area // 2))
+    assert areas[:2] == [area, area]
+    assert max(areas[2:]) <= area // 4
+    assert Image.open(io.BytesIO(in_tiles)).size == (1024, 1024)
+
+
+def test_reproducible_image_is_never_decoded_in_tiles(engine: DiffusionEngine) -> None:
+    with pytest.raises(TaskError) as reported:
+        decoded(engine, reproducible=True, limit=MemoryLimit(64 * 64))
+    assert reported.value.kind == "out_of_memory"
+
+
 def test_decode_out_of_memory_fails_only_its_task(engine: DiffusionEngine) -> None:
     [row] = admit(engine, request())
     finish(engine, row)
     image = engine.render(row)
-    with (
-        hooked(engine._family.vae.decoder, failing(torch.OutOfMemoryError("9 GiB"))),
-        pytest.raises(TaskError) as reported,
-    ):
+    with hooked(engine._family.vae.decoder, MemoryLimit(0)), pytest.raises(TaskError) as reported:
         image()
     assert reported.value.kind == "out_of_memory"
     assert engine.render(row)().data

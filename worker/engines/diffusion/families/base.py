@@ -165,10 +165,11 @@ class Family(abc.ABC):
     def denoise(self, samples: torch.Tensor, timesteps: torch.Tensor, conditions: Conditions) -> torch.Tensor:
         """Run the denoiser: samples `(B, ...)`, float32 timesteps `(B,)`, conditions `(B, ...)`; returns `(B, ...)`."""
 
-    def decode(self, latents: torch.Tensor, inputs: ImageInputs) -> Image.Image:
-        """Decode one row's latents. Raises `TaskError` if the VAE's output is not finite."""
+    def decode(self, latents: torch.Tensor, inputs: ImageInputs, vae: Any = None) -> Image.Image:
+        """Decode one row's latents, with `vae` or the family's own. Raises `TaskError` if the output is not finite."""
+        vae = vae or self.vae
         latents = self.unscale_latents(self.unpack(latents, inputs).to(self.vae.dtype).contiguous())
-        decoded = self.vae.decode(latents, return_dict=False)[0]
+        decoded = vae.decode(latents, return_dict=False)[0]
         if not torch.isfinite(decoded).all():
             raise TaskError("error", f"no image: the autoencoder's output is not finite in {self.vae.dtype}")
         image: Image.Image = self.pipeline.image_processor.postprocess(decoded, output_type="pil")[0]

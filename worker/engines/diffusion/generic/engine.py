@@ -88,7 +88,7 @@ class GenericEngine:
         self._defaults = pipeline_defaults(pipeline)
         configured_size = self._model.defaults.size
         self._model = with_defaults(self._model, self._defaults)
-        self._vae = VaeProxy(self._device)
+        self._vae = VaeProxy(self._device, self._model.vae.tiling)
         self._completion = CompletionEvent(self._device)
         self._controlnet = getattr(pipeline, "controlnet", None)
         parts = vars(pipeline).values()  # parts of nested pipelines are also listed in its own

@@ -11,6 +11,7 @@ import copy
 import functools
 import threading
 from collections import OrderedDict
+from collections.abc import Sequence
 from typing import Any
 
 import diffusers
@@ -20,6 +21,7 @@ from configs.samplers import MODEL_DEFAULT
 from worker.engines.diffusion.device import SideStream, record_event
 from worker.engines.diffusion.generic.pipeline_thread import PipelineThread
 from worker.engines.diffusion.generic.progress import SamplerProgress, scheduler_for
+from worker.engines.diffusion.vae_decoding import StepGate, Tiling, decode_with_retries, needs_tiles, tiled
 
 _DENOISERS = ("diffusers.models.unets.", "diffusers.models.transformers.", "diffusers.models.controlnets.")
 _AUTOENCODERS = "diffusers.models.autoencoders."
@@ -43,11 +45,23 @@ def is_autoencoder(part: Any) -> bool:
 class VaeProxy:
     """Serializes the use of the shared autoencoder and runs it on a side stream."""
 
-    def __init__(self, device: torch.device) -> None:
+    def __init__(self, device: torch.device, tiling: Tiling = "auto") -> None:
         self.device = device
+        self._tiling = tiling
         #: Some autoencoders keep state while they run, and two decodes would need twice the memory.
         self.lock = threading.RLock()
         self.stream = SideStream(device)
+
+    def decode(self, autoencoder: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
+        """Decode, in tiles if the images are large or do not fit into memory. Raises torch's errors."""
+        plain = functools.partial(autoencoder.decode, *args, **kwargs)
+        in_tiles = functools.partial(tiled(autoencoder).decode, *args, **kwargs)
+        latents = args[0] if args and isinstance(args[0], torch.Tensor) else None
+        # Autoencoders shrink each side by at least eight.
+        pixels = 0 if latents is None or latents.ndim < 4 else 64 * latents.shape[-1] * latents.shape[-2]
+        attempts = [in_tiles] if needs_tiles(self._tiling, pixels, self.device) else [plain, in_tiles]
+        # No gate: the step may be waiting for another request's pipeline, which may wait for this autoencoder.
+        return decode_with_retries(attempts[: 1 if self._tiling == "off" else 2], StepGate(), self.device)
 
 
 class PipelineCopier:
@@ -110,7 +124,7 @@ class PipelineCopier:
             tensors = [part for part in args if isinstance(part, torch.Tensor)]
             self.afterwards.enter_context(self._vae.stream.after(event, *tensors))
         with self._vae.lock:
-            return autoencoder.decode(*_cast(args, autoencoder), **kwargs)
+            return self._vae.decode(autoencoder, _cast(args, autoencoder), kwargs)
 
 
 def _cast(args: tuple[Any, ...], module: Any) -> list[Any]:
