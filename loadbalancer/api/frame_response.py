@@ -47,12 +47,16 @@ class FrameResponse(Response):
         del scope, receive
         try:
             await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+            unsent = sum(map(len, self.frames))
+            if not unsent:
+                await send({"type": "http.response.body", "body": b"", "more_body": False})
             for frame in self.frames:
                 view = memoryview(frame)
                 for offset in range(0, len(view), _PART_BYTES):
                     part = view[offset : offset + _PART_BYTES]
-                    await send({"type": "http.response.body", "body": part, "more_body": True})
-            await send({"type": "http.response.body", "body": b"", "more_body": False})
+                    unsent -= len(part)
+                    # The last bytes say so: what is to be done before a client has all of them is done before these.
+                    await send({"type": "http.response.body", "body": part, "more_body": unsent > 0})
         finally:
             if self.on_end is not None:
                 self.on_end()

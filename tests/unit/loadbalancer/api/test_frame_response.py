@@ -35,6 +35,7 @@ async def test_response_ends_when_its_last_part_is_taken(size: int) -> None:
         message = await asyncio.wait_for(taken.get(), PATIENCE_S)
         assert len(message["body"]) <= PART
         received, more = received + message["body"], message["more_body"]
+        assert more is (len(received) < size), "a client that knows the length waits for nothing after it"
     await asyncio.wait_for(sending, PATIENCE_S)
     assert (received, ended) == (body, [1])
 
