@@ -12,7 +12,6 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from filelock import FileLock, Timeout
-from rich.console import Console
 from setproctitle import setproctitle
 
 from configs.addresses import bind_all, listen_addresses
@@ -51,6 +50,8 @@ from controller.runtime.state_file import StateFile
 from controller.types import Device, WorkerProcess
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from controller.runtime.gpus import Gpu
 
 log = logging.getLogger("controller")
@@ -101,9 +102,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             file=sys.stderr,
         )
         return EXIT_USAGE
-    console = Console()
-    if sys.stderr.isatty():
-        log_to_console(console if console.is_terminal else Console(stderr=True))
+    console = ServerConsole(_terminal_console())
     setproctitle("muster controller")
     try:
         lock = FileLock(run_dir(settings.data_dir) / "controller.lock")
@@ -119,11 +118,23 @@ def main(argv: Sequence[str] | None = None) -> int:
         return EXIT_USAGE
     try:
         with lock:
-            asyncio.run(_allocate(settings, config_reader(args), ServerConsole(console), terminal))
+            asyncio.run(_allocate(settings, config_reader(args), console, terminal))
     except (SetupError, BalancerStartupError) as error:
         print(f"cannot start: {error}", file=sys.stderr)
         return EXIT_USAGE
     return 0
+
+
+def _terminal_console() -> Console | None:
+    """Return a console for the terminal, through which log lines go, too; None without a terminal."""
+    if not (sys.stdout.isatty() or sys.stderr.isatty()):
+        return None
+    from rich.console import Console
+
+    console = Console()
+    if sys.stderr.isatty():
+        log_to_console(console if console.is_terminal else Console(stderr=True))
+    return console
 
 
 async def _allocate(

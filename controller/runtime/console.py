@@ -10,14 +10,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from rich.console import Console
-from rich.text import Text
-
 from configs.environment import CLIENT_KEY
 from configs.logs import EscapingFormatter
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # a server without a terminal needs none of it
+    from rich.console import Console
     from rich.status import Status
+    from rich.text import Text
 
 _EXAMPLE = "a handwritten seven"
 #: Stands for an input in the command that calls an engine, whose types are in `/docs`.
@@ -38,13 +37,17 @@ def log_to_console(console: Console) -> None:
 class ServerConsole:
     """Prints lines and, on a terminal, a spinner. Errors of a file that cannot be written are ignored."""
 
-    def __init__(self, console: Console) -> None:
+    def __init__(self, console: Console | None) -> None:
+        """`console` is that of a terminal; None prints lines to the standard output."""
         self._console = console
         self._status: Status | None = None
 
     def line(self, text: str) -> None:
         with contextlib.suppress(OSError):
-            self._console.print(text, markup=False, highlight=False, soft_wrap=True)
+            if self._console is None:
+                print(text, flush=True)
+            else:
+                self._console.print(text, markup=False, highlight=False, soft_wrap=True)
 
     def busy(self, what: str | None) -> None:
         """Show a spinner with this text; None removes it."""
@@ -53,9 +56,9 @@ class ServerConsole:
             self._status = None
             status.stop()
         elif what and status is not None:
-            status.update(Text(what))
-        elif what and self._console.is_terminal:
-            self._status = self._console.status(Text(what))
+            status.update(_plain(what))
+        elif what and self._console is not None and self._console.is_terminal:
+            self._status = self._console.status(_plain(what))
             self._status.start()
 
     def devices(self, slots: Sequence[str], names: Sequence[str]) -> None:
@@ -71,6 +74,13 @@ class ServerConsole:
         self.busy(None)
         self.line(f"\nMuster is ready at {url}   (API: {url}/docs, metrics: {url}/metrics, Ctrl-C stops)\n")
         self.line(f"  {curl_example(url, model, certificate=certificate, keyed=keyed, task=task)}\n")
+
+
+def _plain(text: str) -> Text:
+    """Return the text of a spinner, without markup."""
+    from rich.text import Text
+
+    return Text(text)
 
 
 def curl_example(url: str, model: str, *, certificate: Path | None, keyed: bool, task: TaskKind = "image") -> str:

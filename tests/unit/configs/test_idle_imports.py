@@ -16,7 +16,7 @@ MODELS = {"accelerate", "diffusers", "numpy", "peft", "scipy", "torch", "transfo
     ("program", "absent"),
     [
         ("loadbalancer.__main__", MODELS | {"PIL", "aiohttp", "psutil", "rich"}),
-        ("controller.serve", MODELS | {"PIL", "aiohttp", "fastapi", "pynvml", "uvicorn", "zmq"}),
+        ("controller.serve", MODELS | {"PIL", "aiohttp", "fastapi", "pynvml", "rich", "uvicorn", "zmq"}),
     ],
 )
 def test_idle_program_has_not_imported(program: str, absent: set[str]) -> None:

@@ -40,6 +40,14 @@ def test_progress_text_like_markup_is_shown_as_text() -> None:
     assert "loading [/bold] ..." in output.getvalue()
 
 
+def test_without_a_terminal_lines_are_printed_as_they_are(capsys: pytest.CaptureFixture[str]) -> None:
+    console = ServerConsole(None)
+    console.busy("loading ...")
+    console.line("models: [/bold] " + "m" * 200)
+    console.busy(None)
+    assert capsys.readouterr().out == "models: [/bold] " + "m" * 200 + "\n"
+
+
 def test_command_calls_an_engine() -> None:
     line = curl_example(URL, "org/tickets", certificate=None, keyed=False, task="call")
     assert shlex.split(line)[2:] == [
