@@ -247,8 +247,8 @@ class Queue(Section):
     """Maximum number of queued tasks (images) per model; beyond it 429 with Retry-After. Keys below their fair share
     are still accepted."""
     max_source_bytes: int = Field(default=1 << 30, ge=1 << 20)
-    """Maximum bytes of source images (3 per pixel) of all unfinished tasks; beyond it 429. Keys below their fair share
-    are still accepted."""
+    """Maximum bytes of source images (3 per pixel) and inputs of calls, of all unfinished tasks; beyond it 429. Keys
+    below their fair share are still accepted."""
     max_attempts: int = Field(default=3, ge=1)
     """Number of workers that may die while they run a task before the task fails."""
     max_work_s: PositiveSeconds | None = None
