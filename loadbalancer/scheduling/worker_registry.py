@@ -103,6 +103,7 @@ class WorkerRegistry:
         silence_s = now - worker.last_message_at
         if silence_s > self._silent_after_s:
             worker.progress_at = min(worker.progress_at + silence_s, now)
+            self.offer(worker)  # while it was silent, it may have been passed over
         worker.last_message_at = now
 
     # ---- questions

@@ -116,3 +116,12 @@ def test_outdated_entries_do_not_pile_up() -> None:
         registry.assign(worker, f"t{number}", 1, 0.0)
         assert registry.on_task_message(worker, f"t{number}", 1, 0.0, released=True)
     assert len(registry.pool("m")._free) < 100
+
+
+def test_silent_worker_is_available_with_its_next_message() -> None:
+    registry = WorkerRegistry(Workers())
+    worker, _ = registry.connect(Hello(PROTOCOL, "w", "m", "sim:0", 1), 0.0)
+    registry.set_capacity(worker, 1, 0)
+    assert registry.first_available("m", 100.0) is None
+    registry.touch(worker, 100.0)
+    assert registry.first_available("m", 100.0) is worker
