@@ -17,7 +17,8 @@ from loadbalancer.api.uploads import FormParser, invalid_form
 from loadbalancer.schema.errors import InvalidRequest, UnsupportedMediaType
 from loadbalancer.schema.media_types import BYTES, JSON, MEDIA_TYPE
 from loadbalancer.schema.parsing import shorten
-from loadbalancer.schema.struct_parsing import unknown_parameter
+from loadbalancer.schema.raw_json import is_json
+from loadbalancer.schema.struct_parsing import invalid_json, unknown_parameter
 from wire.codec import Frame
 from wire.messages import Part
 
@@ -49,13 +50,16 @@ def media_type(request: HotRequest) -> str:
     return request.header(b"content-type").partition(b";")[0].strip().lower().decode("latin-1")
 
 
-def is_json(kind: str) -> bool:
+def is_json_type(kind: str) -> bool:
     return kind in _JSON_TYPES or kind.endswith("+json")
 
 
 def json_body(request: HotRequest) -> CallBody:
-    """The body as one JSON value, which is not decoded. Raises `InvalidRequest` for another character set."""
-    return CallBody(_JSON_PARTS, [memoryview(request.json())])
+    """The body as one JSON value, which is not decoded. Raises `InvalidRequest`."""
+    body = request.json()
+    if not is_json(body):
+        raise invalid_json("it is empty" if not body else "it is not one value in UTF-8")
+    return CallBody(_JSON_PARTS, [body])
 
 
 def raw_body(request: HotRequest, kind: str) -> CallBody:
@@ -113,6 +117,8 @@ def call_options(query: bytes) -> CallOptions:
     for name, text in parse_qsl(query.decode("latin-1"), keep_blank_values=True):
         if name not in CallOptions._fields:
             raise unknown_parameter(name, CallOptions._fields)
+        if name in options:
+            raise InvalidRequest(f"Invalid value for '{name}': it is given more than once.", param=name)
         options[name] = _number(name, text, expected=int if name == "priority" else float)
     return CallOptions(**options)
 

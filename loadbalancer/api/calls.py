@@ -10,7 +10,15 @@ from itertools import chain
 from fastapi import Response
 
 from configs.settings import Settings
-from loadbalancer.api.call_bodies import CallBody, call_options, form_body, is_json, json_body, media_type, raw_body
+from loadbalancer.api.call_bodies import (
+    CallBody,
+    call_options,
+    form_body,
+    is_json_type,
+    json_body,
+    media_type,
+    raw_body,
+)
 from loadbalancer.api.call_json import INLINE_BYTES
 from loadbalancer.api.call_stream import CallStream
 from loadbalancer.api.frame_response import FrameResponse
@@ -46,7 +54,7 @@ class CallApi:
     def predict(self, request: HotRequest) -> Answer:
         """Answer `POST /v1/models/{model}:predict`. Raises `ApiError`."""
         model, kind = call_model(request.params["model"], self._settings), media_type(request)
-        if not is_json(kind):
+        if not is_json_type(kind):
             return self._one_input(request, model, kind, predictions)
         given = parse_instances(request.json(), self._settings.max_instances)
         accepted = _accepted(request)
@@ -67,7 +75,7 @@ class CallApi:
     def _one_input(self, request: HotRequest, model: str, kind: str, around: JsonFrame) -> Answer:
         if kind == "multipart/form-data":
             return self._form(request, model, around)
-        body = json_body(request) if is_json(kind) else raw_body(request, kind)
+        body = json_body(request) if is_json_type(kind) else raw_body(request, kind)
         return self._one_call(request, model, body, around)
 
     async def _form(self, request: HotRequest, model: str, around: JsonFrame) -> Response:
@@ -146,7 +154,7 @@ def bytes_headers(part: Part) -> dict[str, str]:
 
 def not_acceptable(result: CallResult, accepted: tuple[MediaRange, ...]) -> NotAcceptable:
     """The error of a result that has no type which its client accepts."""
-    allowed = shorten(", ".join(each.kind for each in accepted))
+    allowed = shorten(", ".join(each.kind for each in accepted if each.quality)) or "nothing"
     if len(result.parts) != 1:
         text = f"The result has {len(result.parts)} parts, which can only be sent as {JSON}; Accept allows {allowed}."
         return NotAcceptable(text)

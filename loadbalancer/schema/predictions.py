@@ -11,7 +11,7 @@ from typing import Annotated, Any, NamedTuple
 import msgspec
 
 from loadbalancer.schema.errors import InvalidRequest
-from loadbalancer.schema.raw_json import Slice, TooManyItems, array_items
+from loadbalancer.schema.raw_json import Slice, TooManyItems, array_items, is_utf8
 from loadbalancer.schema.struct_parsing import invalid_json, parse_struct
 from wire.codec import Frame
 
@@ -59,6 +59,8 @@ _decoder = msgspec.json.Decoder(PredictionsRequest)
 def parse_instances(body: bytes, max_instances: int) -> Instances:
     """Split the body into its instances. Raises `InvalidRequest`."""
     request = parse_struct(_decoder, body)
+    if not body.isascii() and not is_utf8(body):
+        raise invalid_json("it is not UTF-8")
     try:
         items = array_items(request.instances, max_instances)
     except TooManyItems:

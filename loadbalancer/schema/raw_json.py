@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import functools
 from typing import Any
 
@@ -13,6 +14,7 @@ Slice = memoryview
 _ABSENT = msgspec.Raw(b"null")
 #: An array of this size has few enough items to make an object of each.
 _SMALL_BYTES = 1 << 16
+_PART_BYTES = 1 << 16
 _list_decoder = msgspec.json.Decoder(list[msgspec.Raw])
 _value_decoder = msgspec.json.Decoder(msgspec.Raw)
 
@@ -53,7 +55,21 @@ def is_json(value: bytes | bytearray | memoryview) -> bool:
     """Return whether the bytes are one JSON value in UTF-8. No object is made of it."""
     try:
         _value_decoder.decode(value)
-        str(value, "utf-8")
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+    except (msgspec.DecodeError, RecursionError):
+        return False
+    return is_utf8(value)
+
+
+def is_utf8(value: bytes | bytearray | memoryview) -> bool:
+    """Return whether the bytes are UTF-8, which the parser does not check. Only a part becomes text at once."""
+    try:
+        if len(value) <= _PART_BYTES:
+            str(value, "utf-8")
+            return True
+        decoder, view = codecs.getincrementaldecoder("utf-8")(), memoryview(value)
+        for start in range(0, len(view), _PART_BYTES):
+            decoder.decode(view[start : start + _PART_BYTES])
+        decoder.decode(b"", final=True)
+    except UnicodeDecodeError:
         return False
     return True

@@ -96,7 +96,10 @@ def test_bytes_are_for_one_instance(http: httpx.Client) -> None:
 def test_own_path_takes_one_input(http: httpx.Client) -> None:
     assert http.post(OWN, json={"input": 4}).json() == {"input": 4}
     assert http.post(OWN, json=[1, 2]).json() == [1, 2]
-    assert http.post(f"{OWN}?timeout_s=x").status_code == 400
+    for query in ("timeout_s=x", "timeout_s=1&timeout_s=1", "priority=1.5"):
+        assert http.post(f"{OWN}?{query}", json=1).status_code == 400
+    for content in (b"", b"{", b"1 2", b'"\xff"'):
+        assert error_of(http.post(OWN, content=content))["code"] == "invalid_json"
     assert error_of(http.post(f"{OWN}?nothing=1", json=1))["code"] == "unknown_parameter"
 
 
@@ -140,6 +143,7 @@ def test_wrong_calls_are_explained(
     ("content", "content_type", "status", "code"),
     [
         (b"{", "", 400, "invalid_json"),
+        (b'{"instances":["\xff"]}', "", 400, "invalid_json"),
         (b'{"instances":[1]}', "application/json; charset=utf-16", 400, "invalid_json"),
         (b"x", "nothing", 415, "unsupported_media_type"),
         (b"\xe9", "text/plain; charset=latin-1", 415, "unsupported_media_type"),

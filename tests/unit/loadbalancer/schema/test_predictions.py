@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from loadbalancer.schema.errors import InvalidRequest
 from loadbalancer.schema.predictions import Instances, parse_instances, predictions
-from loadbalancer.schema.raw_json import is_json
+from loadbalancer.schema.raw_json import is_json, is_utf8
 
 MAX = 4
 VALUES = st.recursive(
@@ -108,6 +108,17 @@ def test_too_many_instances_need_no_memory() -> None:
         assert tracemalloc.get_traced_memory()[1] < len(body) / 10
     finally:
         tracemalloc.stop()
+
+
+@given(st.binary(max_size=20), st.integers(0, 3))
+def test_utf8_is_found_across_parts(data: bytes, shift: int) -> None:
+    padded = b"a" * ((1 << 16) - shift) + data
+    try:
+        data.decode()
+    except UnicodeDecodeError:
+        assert not is_utf8(padded)
+    else:
+        assert is_utf8(padded)
 
 
 @pytest.mark.parametrize(
