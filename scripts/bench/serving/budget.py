@@ -185,7 +185,8 @@ def main() -> int:
         console.print(f"{100 * number / functions.total():5.1f} %  {stage_of([name])}: {name}", highlight=False)
     console.print(f"{per_s:.0f} requests/s, p99 {p99:.1f} ms, {errors} errors")
     if args.json:
-        content = {"command": " ".join(sys.argv), "machine": machine(), "requests_per_s": per_s, "p99_ms": p99}
+        command = " ".join(("python -m scripts.bench.serving.budget", *sys.argv[1:]))
+        content = {"command": command, "machine": machine(), "requests_per_s": per_s, "p99_ms": p99}
         args.json.write_text(json.dumps(content | {"errors": errors, "cpu_us": medians}, indent=1) + "\n")
     return 0
 

@@ -19,11 +19,12 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import httpx
+import psutil
 import uvicorn
 import uvloop
 from rich.console import Console
@@ -37,7 +38,8 @@ from loadbalancer.api.body_budget import BodyBudget
 from loadbalancer.api.middleware import ApiMiddleware
 from loadbalancer.http_server.server import HttpConfig, HttpServer, set_socket_limits
 from loadbalancer.metrics.prometheus import Metrics
-from scripts.bench.serving.wrk import WrkResult, is_installed, run_wrk
+from scripts.bench.serving.peers_lib import wrk
+from scripts.bench.serving.peers_lib.deployment import Measurement
 from scripts.harness.balancer import running, sim
 from scripts.harness.load import machine
 from scripts.harness.processes import free_port, wait_until
@@ -103,8 +105,16 @@ def _is_up(port: int) -> bool:
     return False
 
 
-def measure(rounds: int, seconds: float, connections: int) -> dict[str, list[WrkResult]]:
-    results: dict[str, list[WrkResult]] = {layer: [] for layer in _LAYERS}
+@dataclass(frozen=True)
+class LayerResult:
+    """What wrk has seen, and the CPU time of the server's process per request."""
+
+    load: Measurement
+    cpu_us: float
+
+
+def measure(rounds: int, seconds: float, connections: int) -> dict[str, list[LayerResult]]:
+    results: dict[str, list[LayerResult]] = {layer: [] for layer in _LAYERS}
     with contextlib.ExitStack() as stack:
         folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="muster-front-"))
         balancer = stack.enter_context(running(Path(folder), {"sim": sim()}, 0))
@@ -113,23 +123,30 @@ def measure(rounds: int, seconds: float, connections: int) -> dict[str, list[Wrk
         targets["framework"] = f"{balancer.base_url}/v1/models", balancer.pids["loadbalancer"]
         for _ in range(rounds):
             for layer, (url, pid) in targets.items():
-                results[layer].append(run_wrk(url, connections, seconds, {"server": pid}))
+                before = _cpu_s(pid)
+                load = wrk.run(url, b"", {}, connections, seconds)
+                results[layer].append(LayerResult(load, 1e6 * (_cpu_s(pid) - before) / max(load.answered, 1)))
     return results
 
 
-def summary(results: dict[str, list[WrkResult]]) -> list[dict[str, Any]]:
+def _cpu_s(pid: int) -> float:
+    times = psutil.Process(pid).cpu_times()
+    return times.user + times.system
+
+
+def summary(results: dict[str, list[LayerResult]]) -> list[dict[str, Any]]:
     """Return a row per layer: medians, and the ratio to the bare application within each round."""
     rows = []
     for layer, own in results.items():
-        ratios = [one.requests_per_s / bare.requests_per_s for one, bare in zip(own, results["bare"], strict=True)]
+        ratios = [one.load.per_s / bare.load.per_s for one, bare in zip(own, results["bare"], strict=True)]
         rows.append(
             {
                 "layer": layer,
-                "requests_per_s": statistics.median(one.requests_per_s for one in own),
+                "requests_per_s": statistics.median(one.load.per_s for one in own),
                 "ratio": statistics.median(ratios),
-                "cpu_us": statistics.median(one.cpu_us["server"] for one in own),
-                "p99_ms": statistics.median(one.p99_ms for one in own),
-                "errors": sum(one.errors for one in own),
+                "cpu_us": statistics.median(one.cpu_us for one in own),
+                "p99_ms": statistics.median(one.load.p99_ms for one in own),
+                "errors": sum(one.load.errors for one in own),
             }
         )
     return rows
@@ -146,7 +163,7 @@ def main() -> int:
     if args.serve:
         serve(args.serve[0], int(args.serve[1]))
         return 0
-    if not is_installed():
+    if not wrk.is_installed():
         print("wrk is not installed", file=sys.stderr)
         return 2
     results = measure(args.rounds, args.seconds, args.connections)
@@ -158,7 +175,12 @@ def main() -> int:
     Console().print(table)
     if args.json:
         rounds = {layer: [asdict(one) for one in own] for layer, own in results.items()}
-        content = {"command": " ".join(sys.argv), "machine": machine(), "layers": rows, "rounds": rounds}
+        content = {
+            "command": " ".join(("python -m scripts.bench.serving.front", *sys.argv[1:])),
+            "machine": machine(),
+            "layers": rows,
+            "rounds": rounds,
+        }
         args.json.write_text(json.dumps(content, indent=1) + "\n")
     return 0
 

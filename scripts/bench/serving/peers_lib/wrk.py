@@ -37,9 +37,9 @@ def is_installed() -> bool:
 
 
 def run(url: str, body: bytes, headers: Mapping[str, str], connections: int, seconds: float) -> Measurement:
-    """Keep the connections busy with POST requests. `seconds` are rounded to whole ones, at least 1.
+    """Keep the connections busy with POST requests, or with GET where the body is empty.
 
-    Raises `RuntimeError` if `wrk` fails.
+    `seconds` are rounded to whole ones, at least 1. Raises `RuntimeError` if `wrk` fails.
     """
     whole = max(1, round(seconds))
     command = ["wrk", "--threads", "1", "--connections", str(connections), "--duration", f"{whole}s", "--latency"]

@@ -1,7 +1,9 @@
--- POST requests with a fixed body, and a summary in one line of JSON. Arguments: the body, then a name and a value per header.
+-- POST requests with a fixed body, GET for an empty one, and a summary in one line of JSON. Arguments: the body, then a name and a value per header.
 function init(args)
-  wrk.method = "POST"
-  wrk.body = args[1]
+  if args[1] ~= "" then
+    wrk.method = "POST"
+    wrk.body = args[1]
+  end
   for i = 2, #args, 2 do
     wrk.headers[args[i]] = args[i + 1]
   end
