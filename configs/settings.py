@@ -134,6 +134,9 @@ class WarmUp(Section):
     """Time limit per size for measuring steps of 1 to 32 tasks. Results are stored in `data_dir`.
 
     Batches that it leaves out are measured while they run."""
+    prepare_s: Seconds = 300.0
+    """With `compile`: time limit for compiling and recording steps of all batches before the first request, beside
+    `measure_s`. Shapes that it leaves out, and sizes not listed in `sizes`, run uncompiled."""
 
 
 class Defaults(Section):

@@ -223,6 +223,8 @@ def _serve(settings: Settings, model: str, name: str, address: str, key: WorkerK
         else:
             client.request_drain(reason, _DRAIN_GRACE_S)
 
+    # torch.compile keeps its results there. Its default, a folder in /tmp, is lost with a reboot or a container.
+    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache_dir(settings.data_dir) / "inductor"))
     with start_failures():
         engine.load()
         configured = with_engine_limits(configured, engine)

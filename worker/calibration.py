@@ -11,6 +11,7 @@ import logging
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 
 import msgspec
@@ -21,7 +22,7 @@ from configs.settings import Model
 from wire.messages import NO_SHAPE, Shape
 from worker.batch_scheduler import shape_of
 from worker.batch_size import BUCKETS, BatchSizer, Points
-from worker.engine import EngineRequest, OutOfMemory, Row, StepEngine, TaskError
+from worker.engine import EngineRequest, OutOfMemory, PreparesSteps, Row, StepEngine, TaskError
 
 log = logging.getLogger(__name__)
 
@@ -33,20 +34,54 @@ _LOCK_S = 5.0
 
 
 def measure(engine: StepEngine, model: Model, sizer: BatchSizer, max_batch: int, cache: Path) -> None:
-    """Measure steps of 1 to `max_batch` tasks, of each of the engine's samples, for `sizer`.
+    """Prepare and measure steps of 1 to `max_batch` tasks, of each of the engine's samples, for `sizer`.
 
-    Results are read from `cache` if an engine with the same fingerprint has stored them.
+    Results are read from `cache` if an engine with the same fingerprint has stored them. Steps that have to be prepared
+    are prepared in any case: no request waits for a compiler.
     """
-    if not model.warm_up.measure_s:
-        return
+    preparing = engine if isinstance(engine, PreparesSteps) and engine.prepares_steps else None
+    prepare_ends = time.monotonic() + model.warm_up.prepare_s if preparing else 0.0
     for sample in engine.samples():
         shape = shape_of(sample.inputs, engine.key(sample))
-        points = _cached_points(engine, model, sample, shape, max_batch, cache)
-        if points:
-            sizer.set_measured(shape, points)
-        rates = ", ".join(f"{tasks}: {tasks / seconds:.3g}" for tasks, seconds in points if seconds > 0)
-        limit = sizer.limit_and_points(shape, time.monotonic())[0]
-        log.info("%s: at max_batch %d tasks share a step; steps/s by batch %s", shape.key, limit, rates)
+        if model.warm_up.measure_s:
+            points = _cached_points(engine, model, sample, shape, max_batch, cache, prepare_ends)
+            if points:
+                sizer.set_measured(shape, points)
+            rates = ", ".join(f"{tasks}: {tasks / seconds:.3g}" for tasks, seconds in points if seconds > 0)
+            limit = sizer.limit_and_points(shape, time.monotonic())[0]
+            log.info("%s: at max_batch %d tasks share a step; steps/s by batch %s", shape.key, limit, rates)
+        if preparing:
+            _prepare_all(engine, sample, sizer.limit(shape, time.monotonic()), prepare_ends)
+    if preparing:
+        preparing.end_preparation()
+
+
+def _prepare_all(engine: StepEngine, sample: EngineRequest, limit: int, ends: float) -> None:
+    """Run a step of each batch up to the limit: guided, and those of other numbers of passes without guidance."""
+    usual = [bucket for bucket in (*BUCKETS, limit) if bucket <= limit]
+    plain = replace(sample, inputs=msgspec.structs.replace(sample.image, guidance_scale=1.0))
+    # A guided task takes two passes: most numbers of passes are the same.
+    steps = [(sample, tasks) for tasks in dict.fromkeys(usual)]
+    steps += [(plain, tasks) for tasks in (1, 12) if tasks <= limit]
+    for request, tasks in steps:
+        if time.monotonic() > ends:
+            log.warning("batches of %d and more are not compiled: warm_up.prepare_s has passed", tasks)
+            return
+        try:
+            _step_once(engine, request, tasks)
+        except (OutOfMemory, TaskError) as error:
+            log.info("no steps of %d tasks: %s", tasks, error)
+
+
+def _step_once(engine: StepEngine, sample: EngineRequest, tasks: int) -> None:
+    """Run one step of this many tasks; the first of its shape is compiled or recorded, and allocates memory."""
+    rows = _admit_all(engine, [sample] * tasks)
+    try:
+        engine.step(rows)
+        engine.synchronize()
+    finally:
+        for row in rows:
+            engine.release(row)
 
 
 def default_shape(model: Model) -> Shape:
@@ -58,19 +93,27 @@ def default_shape(model: Model) -> Shape:
 
 
 def _cached_points(
-    engine: StepEngine, model: Model, sample: EngineRequest, shape: Shape, max_batch: int, cache: Path
+    engine: StepEngine,
+    model: Model,
+    sample: EngineRequest,
+    shape: Shape,
+    max_batch: int,
+    cache: Path,
+    prepare_ends: float,
 ) -> Points:
     name = hashlib.sha256(f"{engine.fingerprint()} {shape.key} {max_batch}".encode()).hexdigest()[:24]
     cache.mkdir(parents=True, exist_ok=True)
     file = cache / f"{name}.json"
     # One at a time: workers that measure at the same time on one host would disturb each other.
     try:
-        with _lock(cache / f"{name}.lock", model.warm_up.measure_s + _LOCK_S):
+        wait_s = model.warm_up.measure_s + _LOCK_S + max(prepare_ends - time.monotonic(), 0.0)
+        with _lock(cache / f"{name}.lock", wait_s):
             try:
                 return msgspec.json.decode(file.read_bytes(), type=Points)
             except (OSError, msgspec.DecodeError):
-                points = _points(engine, model, sample, max_batch)
-                atomic_write(file, msgspec.json.encode(points))
+                points, is_complete = _points(engine, model, sample, max_batch, prepare_ends)
+                if is_complete:  # otherwise the next start may get further
+                    atomic_write(file, msgspec.json.encode(points))
                 return points
     except TimeoutError:
         log.warning("another worker is still measuring; this one learns from its requests")
@@ -86,40 +129,66 @@ def _lock(file: Path, timeout_s: float) -> AbstractContextManager[object]:
     return FileLock(file, timeout=timeout_s)
 
 
-def _points(engine: StepEngine, model: Model, sample: EngineRequest, max_batch: int) -> Points:
-    """Return the shortest step times by batch, as far as time, memory and gain allow.
+def _points(
+    engine: StepEngine, model: Model, sample: EngineRequest, max_batch: int, prepare_ends: float
+) -> tuple[Points, bool]:
+    """Return the shortest step times by batch, as far as time, memory and gain allow, and whether time sufficed.
 
     Sweeps several times if there is time, so that a slow moment of the machine does not count as a slow batch.
     """
-    started = time.monotonic()
-    ends = started + model.warm_up.measure_s
-    shortest = dict(_sweep(engine, model, sample, max_batch, ends))
-    sweep_s = time.monotonic() - started
+    sweep = _Sweep(model.warm_up.measure_s, prepare_ends)
+    shortest = dict(sweep.run(engine, model, sample, max_batch))
+    sweep_s = sweep.measured_s
     for _ in range(_SWEEPS - 1):
-        if time.monotonic() + sweep_s > ends:
+        if sweep.measured_s + sweep_s > model.warm_up.measure_s:
             break
-        shortest = {tasks: min(known, _step_seconds(engine, sample, tasks)) for tasks, known in shortest.items()}
-    return list(shortest.items())
-
-
-def _sweep(
-    engine: StepEngine, model: Model, sample: EngineRequest, max_batch: int, ends: float
-) -> Iterator[tuple[int, float]]:
-    """Yield batch by batch, until time or memory is used up or two batches in a row gained nothing."""
-    rate, flat = 0.0, 0
-    for tasks in sorted({bucket for bucket in BUCKETS if bucket <= max_batch} | {max_batch}):
         started = time.monotonic()
-        try:
-            seconds = _step_seconds(engine, sample, tasks)
-        except (OutOfMemory, TaskError) as error:
-            log.info("no steps of %d tasks: %s", tasks, error)
-            return
-        yield tasks, seconds
-        flat = 0 if tasks / seconds > (1 + model.batching.min_gain) * rate else flat + 1
-        rate = max(rate, tasks / seconds)
-        now = time.monotonic()
-        if flat == 2 or now + 2 * (now - started) > ends:
-            return
+        shortest = {tasks: min(known, _step_seconds(engine, sample, tasks)) for tasks, known in shortest.items()}
+        sweep.measured_s += time.monotonic() - started
+    return list(shortest.items()), sweep.is_complete
+
+
+class _Sweep:
+    """A first pass over the batches. The first step of each counts as preparation, the others as measuring."""
+
+    def __init__(self, measure_s: float, prepare_ends: float) -> None:
+        self._measure_s = measure_s
+        self._prepare_ends = prepare_ends
+        self.measured_s = 0.0
+        #: False if larger batches were left out for want of time.
+        self.is_complete = True
+
+    def run(
+        self, engine: StepEngine, model: Model, sample: EngineRequest, max_batch: int
+    ) -> Iterator[tuple[int, float]]:
+        """Yield batch by batch, until time or memory is used up or two batches in a row gained nothing."""
+        rate, flat = 0.0, 0
+        batches = sorted({bucket for bucket in BUCKETS if bucket <= max_batch} | {max_batch})
+        for tasks in batches:
+            try:
+                prepare_s = self._prepare(engine, sample, tasks)
+                started = time.monotonic()
+                seconds = _step_seconds(engine, sample, tasks)
+            except (OutOfMemory, TaskError) as error:
+                log.info("no steps of %d tasks: %s", tasks, error)
+                return
+            spent = prepare_s + time.monotonic() - started
+            self.measured_s += spent
+            yield tasks, seconds
+            flat = 0 if tasks / seconds > (1 + model.batching.min_gain) * rate else flat + 1
+            rate = max(rate, tasks / seconds)
+            if flat == 2:
+                return
+            if self.measured_s + 2 * spent > self._measure_s:
+                self.is_complete = tasks == batches[-1]
+                return
+
+    def _prepare(self, engine: StepEngine, sample: EngineRequest, tasks: int) -> float:
+        """Run a first step. Return the seconds of it that count as measuring: all once preparation had its time."""
+        started = time.monotonic()
+        if started < self._prepare_ends:
+            _step_once(engine, sample, tasks)
+        return max(time.monotonic() - max(started, self._prepare_ends), 0.0) if self._prepare_ends else 0.0
 
 
 def _step_seconds(engine: StepEngine, sample: EngineRequest, tasks: int) -> float:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import msgspec
 
@@ -241,3 +241,15 @@ class StepEngine(Protocol):
 
     def close(self) -> None:
         """Called when the worker ends, unless it crashes. Nothing follows."""
+
+
+@runtime_checkable
+class PreparesSteps(Protocol):
+    """An engine whose first step of each shape takes long, because it is compiled or recorded."""
+
+    @property
+    def prepares_steps(self) -> bool:
+        """True if steps of the usual batches have to be prepared before the first request. Valid after `load`."""
+
+    def end_preparation(self) -> None:
+        """Prepare nothing from now on: shapes that come later run as they are."""

@@ -7,15 +7,17 @@ of `BUCKETS`.
 
 from __future__ import annotations
 
+import functools
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from typing import Any
 
 import torch
-from cachetools import LRUCache
 
 from configs.settings import Model
 from worker.batch_size import BUCKETS
+from worker.device_errors import device_error_kind
+from worker.engines.diffusion.compiled_pass import CompiledPass, compile_denoiser, pass_shape
 from worker.engines.diffusion.families.base import Conditions, Family
 from worker.engines.diffusion.forward import DenoiseFn, ForwardPass
 
@@ -23,8 +25,11 @@ log = logging.getLogger(__name__)
 
 #: Numbers of passes in one batch. A guided request takes two.
 _PASSES = sorted({*BUCKETS, *(2 * size for size in BUCKETS)})
-#: Each graph holds the memory of its inputs. All graphs share the memory of the pass itself.
-_MAX_GRAPHS = 32
+#: Larger passes are not recorded: the device takes longer for them than Python for their kernels.
+MAX_RECORDED_PASSES = 16
+#: Memory that recordings may take, as a part of the device's. Each holds its inputs and what the driver adds; all share
+#: the memory of the pass itself.
+_MAX_MEMORY = 1 / 8
 #: Passes before a capture: they select kernels and allocate workspaces.
 _WARM_UP_PASSES = 3
 
@@ -32,6 +37,32 @@ _WARM_UP_PASSES = 3
 def padded_size(passes: int) -> int:
     """Return the smallest compiled batch size that holds this many passes."""
     return next((size for size in _PASSES if size >= passes), -(-passes // 32) * 32)
+
+
+class PreparedForwardPass(ForwardPass):
+    """A forward pass with compiled or recorded versions, which are made before the first request only."""
+
+    def __init__(self, family: Family, model: Model, has_active_loras: Callable[[], bool]) -> None:
+        self._compiled: CompiledPass | None = None
+        denoise: DenoiseFn = family.denoise
+        if model.compile in ("regional", "full"):
+            compile_denoiser(family.denoiser, regional=model.compile == "regional")
+            denoise = self._compiled = CompiledPass(family.denoise)
+        self._graphs = CudaGraphCache(denoise, has_active_loras)
+        self._has_active_loras = has_active_loras
+        super().__init__(self._graphs, self._padded)
+
+    def seal(self) -> None:
+        """Compile and record nothing from now on."""
+        self._graphs.seal()
+        if self._compiled is not None:
+            self._compiled.seal()
+
+    def _padded(self, passes: int) -> int:
+        """Return the number of passes to run: padding costs what it pads, and saves only where a version exists."""
+        if self._has_active_loras() or (self._compiled is None and passes > MAX_RECORDED_PASSES):
+            return passes
+        return padded_size(passes)
 
 
 def make_forward_pass(
@@ -43,20 +74,7 @@ def make_forward_pass(
     """
     if device.type != "cuda" or model.compile == "off":
         return ForwardPass(family.denoise)
-    if model.compile in ("regional", "full"):
-        _compile(family.denoiser, regional=model.compile == "regional")
-    return ForwardPass(CudaGraphCache(family.denoise, has_active_loras), padded_size)
-
-
-def _compile(denoiser: Any, *, regional: bool) -> None:
-    # One version per batch size and image size. The default limit is eight.
-    torch._dynamo.config.recompile_limit = 8 * len(_PASSES)
-    if regional and denoiser._repeated_blocks:
-        denoiser.compile_repeated_blocks(fullgraph=True, dynamic=False)
-        return
-    if regional:
-        log.warning("a %s has no _repeated_blocks: compiling the full module", type(denoiser).__name__)
-    denoiser.compile(fullgraph=True, dynamic=False)
+    return PreparedForwardPass(family, model, has_active_loras)
 
 
 class ForwardPassGraph:
@@ -76,9 +94,15 @@ class ForwardPassGraph:
                 denoise(self._samples, self._timesteps, self._conditions)
         torch.cuda.current_stream().wait_stream(stream)
         self._graph = torch.cuda.CUDAGraph()
-        # Other threads decode images at the same time and may call functions that a capture forbids.
-        with torch.cuda.graph(self._graph, pool=pool, capture_error_mode="thread_local"):
-            self._output = denoise(self._samples, self._timesteps, self._conditions)
+        loop_stream = torch.cuda.current_stream()
+        try:
+            # Other threads decode images at the same time and may call functions that a capture forbids.
+            with torch.cuda.graph(self._graph, pool=pool, capture_error_mode="thread_local"):
+                self._output = denoise(self._samples, self._timesteps, self._conditions)
+        except BaseException:
+            # A capture that was invalidated ends before torch restores the stream.
+            torch.cuda.set_stream(loop_stream)
+            raise
 
     def __call__(self, samples: torch.Tensor, timesteps: torch.Tensor, conditions: Conditions) -> torch.Tensor:
         """Return a copy of the output, which later calls do not overwrite."""
@@ -93,35 +117,60 @@ class ForwardPassGraph:
 
 
 class CudaGraphCache:
-    """Captures one CUDA graph per input shape; the least recently used graphs are dropped."""
+    """One CUDA graph per shape of the inputs. Shapes without one run as they are."""
 
-    def __init__(self, denoise: DenoiseFn, has_active_loras: Callable[[], bool]) -> None:
+    def __init__(
+        self,
+        denoise: DenoiseFn,
+        has_active_loras: Callable[[], bool],
+        record: Callable[..., DenoiseFn] | None = None,
+        free_bytes: Callable[[], tuple[int, int]] = torch.cuda.mem_get_info,
+    ) -> None:
+        """`record` makes a graph from the pass and its inputs; `free_bytes` returns free and total device memory."""
         self._denoise = denoise
         self._has_active_loras = has_active_loras
-        self._graphs: LRUCache[tuple[Any, ...], ForwardPassGraph | None] = LRUCache(_MAX_GRAPHS)
-        self._pool = torch.cuda.graph_pool_handle()
+        self._record = record or functools.partial(_record, pool=torch.cuda.graph_pool_handle())
+        self._free_bytes = free_bytes
+        #: None: this shape cannot be recorded.
+        self._graphs: dict[Hashable, DenoiseFn | None] = {}
+        self._bytes = 0
+        self._is_sealed = False
+
+    def seal(self) -> None:
+        """Record nothing from now on: requests would wait for it."""
+        self._is_sealed = True
 
     def __call__(self, samples: torch.Tensor, timesteps: torch.Tensor, conditions: Conditions) -> torch.Tensor:
-        if self._has_active_loras():
+        if self._has_active_loras() or len(samples) > MAX_RECORDED_PASSES:
             return self._denoise(samples, timesteps, conditions)
-        shape = _signature(samples, timesteps, conditions)
-        if shape not in self._graphs:
-            self._graphs[shape] = self._capture(samples, timesteps, conditions)
-        return (self._graphs[shape] or self._denoise)(samples, timesteps, conditions)
+        shape = pass_shape(samples, timesteps, conditions)
+        if shape not in self._graphs and not self._is_sealed:
+            self._capture(shape, samples, timesteps, conditions)
+        return (self._graphs.get(shape) or self._denoise)(samples, timesteps, conditions)
 
-    def _capture(
-        self, samples: torch.Tensor, timesteps: torch.Tensor, conditions: Conditions
-    ) -> ForwardPassGraph | None:
-        """Capture a graph. Return None on failure: passes of this shape then run eagerly."""
+    def _capture(self, shape: Hashable, samples: torch.Tensor, timesteps: torch.Tensor, conditions: Conditions) -> None:
+        """Capture a graph if there is memory for it. Raises the errors of the pass itself, and of a lost device."""
         # Run once eagerly: errors of the pass itself, such as out of memory, must not look like capture errors.
         self._denoise(samples, timesteps, conditions)
+        free, total = self._free_bytes()
+        if self._bytes > total * _MAX_MEMORY:
+            log.info("no CUDA graph for batches of %d: the others take %d MiB", len(samples), self._bytes >> 20)
+            self._graphs[shape] = None
+            return
         try:
-            return ForwardPassGraph(self._denoise, samples, timesteps, conditions, self._pool)
+            self._graphs[shape] = self._record(self._denoise, samples, timesteps, conditions)
         except RuntimeError as error:
+            kind = device_error_kind(error)
+            if kind == "lost" and "captur" not in str(error):
+                raise
             log.warning("no CUDA graph for batches of %d: %s", len(samples), error)
-            return None
+            if kind != "out_of_memory":  # otherwise there may be memory later
+                self._graphs[shape] = None
+        else:
+            self._bytes += max(free - self._free_bytes()[0], 0)
 
 
-def _signature(samples: torch.Tensor, timesteps: torch.Tensor, conditions: Conditions) -> tuple[Any, ...]:
-    tensors = {"samples": samples, "timesteps": timesteps} | conditions
-    return tuple((name, tuple(tensor.shape), tensor.dtype) for name, tensor in sorted(tensors.items()))
+def _record(
+    denoise: DenoiseFn, samples: torch.Tensor, timesteps: torch.Tensor, conditions: Conditions, pool: Any
+) -> DenoiseFn:
+    return ForwardPassGraph(denoise, samples, timesteps, conditions, pool)

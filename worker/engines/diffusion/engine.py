@@ -37,7 +37,7 @@ from worker.engine import (
 )
 from worker.engines.diffusion import device as devices
 from worker.engines.diffusion.checkpoint_source import describe_files
-from worker.engines.diffusion.cuda_graphs import make_forward_pass
+from worker.engines.diffusion.cuda_graphs import PreparedForwardPass, make_forward_pass
 from worker.engines.diffusion.defaults import image_defaults, pipeline_defaults
 from worker.engines.diffusion.device import (
     CompletionEvent,
@@ -138,6 +138,14 @@ class DiffusionEngine:
 
     def close(self) -> None:
         """The process ends, which frees the device."""
+
+    @property
+    def prepares_steps(self) -> bool:
+        return isinstance(self._forward, PreparedForwardPass)
+
+    def end_preparation(self) -> None:
+        if isinstance(self._forward, PreparedForwardPass):
+            self._forward.seal()
 
     def memory_bytes(self) -> int:
         return devices.memory_bytes(self._device)
