@@ -68,12 +68,12 @@ def _prepare_all(engine: StepEngine, sample: EngineRequest, limit: int, ends: fl
             log.warning("batches of %d and more are not compiled: warm_up.prepare_s has passed", tasks)
             return
         try:
-            _step_once(engine, request, tasks)
+            _run_step(engine, request, tasks)
         except (OutOfMemory, TaskError) as error:
             log.info("no steps of %d tasks: %s", tasks, error)
 
 
-def _step_once(engine: StepEngine, sample: EngineRequest, tasks: int) -> None:
+def _run_step(engine: StepEngine, sample: EngineRequest, tasks: int) -> None:
     """Run one step of this many tasks; the first of its shape is compiled or recorded, and allocates memory."""
     rows = _admit_all(engine, [sample] * tasks)
     try:
@@ -187,7 +187,7 @@ class _Sweep:
         """Run a first step. Return the seconds of it that count as measuring: all once preparation had its time."""
         started = time.monotonic()
         if started < self._prepare_ends:
-            _step_once(engine, sample, tasks)
+            _run_step(engine, sample, tasks)
         return max(time.monotonic() - max(started, self._prepare_ends), 0.0) if self._prepare_ends else 0.0
 
 
