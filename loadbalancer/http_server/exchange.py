@@ -11,6 +11,7 @@ from starlette.types import ASGIApp, Message, Scope
 from uvicorn.protocols.http.httptools_impl import HEADER_VALUE_RE, STATUS_LINE
 
 from loadbalancer.api.direct_calls import DirectCall, RawHeaders
+from loadbalancer.http_server.parse_queue import AWAITED_COST
 from loadbalancer.schema.errors import ApiError
 
 if TYPE_CHECKING:
@@ -147,6 +148,8 @@ class Exchange:
         body, self.body = self.body, b""
         if self.call is not None:
             self.call.begin(self, bytes(body))
+            if not self.response_started:
+                self._connection.config.parse_queue.add_cost(AWAITED_COST - 1)
 
     def respond(
         self,

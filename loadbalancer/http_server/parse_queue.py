@@ -8,8 +8,8 @@ from collections.abc import Callable
 
 #: Cost of the requests that begin in one turn, about 10 ms of work. A request that is answered at once costs 1.
 PER_TURN = 128
-#: Of a request that an application answers in a task.
-TASK_COST = 4
+#: Of a direct call whose answer is awaited, and of a request that an application answers in a task.
+AWAITED_COST, TASK_COST = 2, 4
 #: Of four requests in a row, so many may be health checks while others wait.
 _HEALTH_OF_FOUR = 3
 

@@ -7,16 +7,18 @@ import contextlib
 import json
 import re
 import threading
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import pytest
 from fastapi import APIRouter, FastAPI, Request, Response
 from prometheus_client import generate_latest
 from starlette.responses import StreamingResponse
+from uvicorn.server import ServerState
 
-from configs.sections import Access
+from configs.sections import Access, Server
 from loadbalancer.access.access_control import AccessControl
 from loadbalancer.access.api_keys import ApiKey, Authenticator, KeyRing, fingerprint
 from loadbalancer.api.app import add_error_handlers
@@ -25,10 +27,15 @@ from loadbalancer.api.frame_response import FrameResponse
 from loadbalancer.api.hot_calls import HotCalls
 from loadbalancer.api.hot_routes import HotRequest, HotRoutes
 from loadbalancer.api.middleware import ApiMiddleware
+from loadbalancer.http_server.parse_queue import AWAITED_COST, PER_TURN
+from loadbalancer.http_server.protocol import BoundedHttpProtocol
+from loadbalancer.http_server.server import HttpConfig
 from loadbalancer.metrics.prometheus import Metrics
+from loadbalancer.metrics.refusals import RefusalCounter
 from loadbalancer.schema.errors import InvalidRequest
 from scripts.harness.processes import wait_until
-from tests.support.http_server import HttpService, http_service, read_all
+from tests.support.certificates import needs_openssl, self_signed
+from tests.support.http_server import HttpService, RecordingTransport, http_service, read_all
 from wire.snapshot import Snapshot
 
 LARGE = 3 << 20
@@ -138,9 +145,10 @@ class Application:
 
 
 @contextlib.contextmanager
-def running(**keys: ApiKey) -> Iterator[tuple[Application, HttpService]]:
-    application = Application(Keys(KeyRing(keys) if keys else None))
-    with http_service(app=application.build()) as service:
+def running(keys: Mapping[str, ApiKey] | None = None, **options: Any) -> Iterator[tuple[Application, HttpService]]:
+    """`options` are those of `http_service`."""
+    application = Application(Keys(KeyRing(dict(keys)) if keys else None))
+    with http_service(app=application.build(), **options) as service:
         yield application, service
         application.release.set()
     assert application.control.posts == 0
@@ -260,6 +268,40 @@ def test_answer_ends_when_it_has_been_read() -> None:
         wait_until(lambda: bool(application.ended), "the answer has ended")
 
 
+@needs_openssl
+def test_large_answer_over_tls(tmp_path: Path) -> None:
+    with running(certificate=self_signed(tmp_path, "server")) as (application, service):
+        with service.connect(receive_buffer=4096) as connection:
+            connection.sendall(get("/large"))
+            wait_until(lambda: bool(application.started), "the handler has begun")
+            assert not application.ended
+            answer = read_all(connection)
+        assert len(answer.partition(b"\r\n\r\n")[2]) == LARGE + 3
+        wait_until(lambda: bool(application.ended), "the answer has ended")
+
+
+def test_slow_body_is_refused() -> None:
+    with running(body_timeout_s=0.3, min_body_rate=1000) as (application, service):
+        answer = service.exchange(post("/echo/a", b"text")[:-2])
+        assert statuses(answer) == [408]
+        wait_until(lambda: application.count("/echo/{name}", 499), "the request is counted")
+
+
+@pytest.mark.parametrize(("path", "per_turn"), [("/plain", PER_TURN), ("/waits", PER_TURN // AWAITED_COST)])
+async def test_a_crowd_begins_over_turns(path: str, per_turn: int) -> None:
+    application = Application()
+    config = HttpConfig(application.build(), Server(), 5000, RefusalCounter(), lifespan="off", log_config=None)
+    crowd = [(BoundedHttpProtocol(config, ServerState()), RecordingTransport()) for _ in range(2 * PER_TURN)]
+    for protocol, transport in crowd:
+        protocol.connection_made(transport)
+        protocol.data_received(get(path))
+    waiting = len(config.parse_queue)
+    for protocol, _ in crowd:
+        protocol.connection_lost(None)
+    assert len(crowd) - waiting == per_turn
+    await asyncio.sleep(0)
+
+
 def test_client_that_leaves_ends_its_answer() -> None:
     with running() as (application, service):
         with service.connect(receive_buffer=4096) as connection:
@@ -301,7 +343,7 @@ def test_pipelined_requests_are_answered_in_order() -> None:
 
 def test_limits_of_a_key_count() -> None:
     key = ApiKey(fingerprint("secret"), requests_per_minute=2)
-    with running(ann=key) as (application, service):
+    with running({"ann": key}) as (application, service):
         requests = [post("/echo/a", b"", b"Authorization: Bearer secret", close=False) for _ in range(3)]
         answers = service.exchange(*requests, post("/echo/a", b"", b"Authorization: Bearer other"))
         assert statuses(answers) == [200, 200, 429, 401]
