@@ -61,6 +61,8 @@ def guarded(tmp_path_factory: pytest.TempPathFactory, tokens: dict[str, str]) ->
     with running(data_dir, MODELS, workers, access={"cors_origins": [PAGE]}, log_level="debug") as server:
         tokens["internal"] = internal_token(data_dir)
         yield server
+        rejected = httpx.get(f"{server.base_url}/v1/models", headers=bearer(tokens["wrong"]), timeout=PATIENCE_S)
+        assert rejected.status_code == 401, "this leaves a line, whichever tests have run"
         logs = server.logs()
         assert "DEBUG" in logs, "it did log all that it can"
         assert "Traceback" not in logs
