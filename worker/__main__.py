@@ -231,7 +231,7 @@ def _serve(settings: Settings, model: str, name: str, address: str, key: WorkerK
         max_batch, sizer = _batch_sizer(configured)
         stopwatch.lap("device_s")
         engine.warm_up()
-        measure(engine, configured, sizer, max_batch, cache_dir(settings.data_dir))
+        measure(engine, configured, sizer, max_batch, cache_dir(settings.data_dir), device)
     # Libraries and model stay: looking at them again would take most of a short step's time.
     gc.collect()
     gc.freeze()

@@ -22,29 +22,33 @@ from configs.settings import Model
 from wire.messages import NO_SHAPE, Shape
 from worker.batch_scheduler import shape_of
 from worker.batch_size import BUCKETS, BatchSizer, Points
-from worker.engine import EngineRequest, OutOfMemory, PreparesSteps, Row, StepEngine, TaskError
+from worker.engine import EngineRequest, OutOfMemory, PreparesSteps, Row, StepEngine, TaskError, TrimsMemory
 
 log = logging.getLogger(__name__)
 
 #: Timed steps of each batch in a sweep, after one that is not timed.
 _STEPS = 3
 _SWEEPS = 3
+#: Steps of the tasks that show how much memory is needed.
+_MEMORY_STEPS = 2
 #: Time to wait for another worker that measures, beyond the time that measuring may take.
 _LOCK_S = 5.0
 
 
-def measure(engine: StepEngine, model: Model, sizer: BatchSizer, max_batch: int, cache: Path) -> None:
+def measure(
+    engine: StepEngine, model: Model, sizer: BatchSizer, max_batch: int, cache: Path, device: str = "cpu"
+) -> None:
     """Prepare and measure steps of 1 to `max_batch` tasks, of each of the engine's samples, for `sizer`.
 
     Results are read from `cache` if an engine with the same fingerprint has stored them. Steps that have to be prepared
-    are prepared in any case: no request waits for a compiler.
+    are prepared in any case: no request waits for a compiler. Workers on one GPU, named by `device`, measure in turn.
     """
     preparing = engine if isinstance(engine, PreparesSteps) and engine.prepares_steps else None
     prepare_ends = time.monotonic() + model.warm_up.prepare_s if preparing else 0.0
     for sample in engine.samples():
         shape = shape_of(sample.inputs, engine.key(sample))
         if model.warm_up.measure_s:
-            points = _cached_points(engine, model, sample, shape, max_batch, cache, prepare_ends)
+            points = _cached_points(engine, model, sample, shape, max_batch, cache, device, prepare_ends)
             if points:
                 sizer.set_measured(shape, points)
             rates = ", ".join(f"{tasks}: {tasks / seconds:.3g}" for tasks, seconds in points if seconds > 0)
@@ -54,6 +58,45 @@ def measure(engine: StepEngine, model: Model, sizer: BatchSizer, max_batch: int,
             _prepare_all(engine, sample, sizer.limit(shape, time.monotonic()), prepare_ends)
     if preparing:
         preparing.end_preparation()
+    if isinstance(engine, TrimsMemory) and engine.trim_memory():
+        for sample in engine.samples():
+            fit_memory(engine, sample, sizer)
+
+
+def fit_memory(engine: StepEngine, sample: EngineRequest, sizer: BatchSizer) -> None:
+    """Run the largest batch to its end and make an image beside it, so that the peak of memory is what a worker needs.
+
+    Where that does not fit, the batch is limited to what does.
+    """
+    key = engine.key(sample)
+    shape = shape_of(sample.inputs, key)
+    few_steps = replace(sample, inputs=msgspec.structs.replace(sample.image, steps=_MEMORY_STEPS))
+    while True:
+        now = time.monotonic()
+        tasks = sizer.limit(shape, now, key=key)
+        try:
+            _finish_one(engine, few_steps, tasks)
+        except (OutOfMemory, TaskError) as error:
+            log.info("%d tasks do not fit into memory with an image beside them: %s", tasks, error)
+            if tasks == 1 or (isinstance(error, TaskError) and error.kind != "out_of_memory"):
+                return
+            sizer.on_out_of_memory(key, tasks * 3 // 4, now)
+        else:
+            return
+
+
+def _finish_one(engine: StepEngine, sample: EngineRequest, tasks: int) -> None:
+    """Step this many tasks to their end and make the result of the first."""
+    rows = _admit_all(engine, [sample] * tasks)
+    try:
+        while unfinished := [row for row in rows if row.step < row.steps]:
+            engine.step(unfinished)
+        result = engine.render(rows[0])
+        if callable(result):
+            result()  # the device may still be stepping
+    finally:
+        for row in rows:
+            engine.release(row)
 
 
 def _prepare_all(engine: StepEngine, sample: EngineRequest, limit: int, ends: float) -> None:
@@ -99,6 +142,7 @@ def _cached_points(
     shape: Shape,
     max_batch: int,
     cache: Path,
+    device: str,
     prepare_ends: float,
 ) -> Points:
     name = hashlib.sha256(f"{engine.fingerprint()} {shape.key} {max_batch}".encode()).hexdigest()[:24]
@@ -111,7 +155,10 @@ def _cached_points(
             try:
                 return msgspec.json.decode(file.read_bytes(), type=Points)
             except (OSError, msgspec.DecodeError):
-                points, is_complete = _points(engine, model, sample, max_batch, prepare_ends)
+                # Any worker that measures on this GPU takes time and memory from this one.
+                turn = _lock(cache / f"{device}.lock", wait_s) if device.startswith("cuda") else nullcontext()
+                with turn:
+                    points, is_complete = _points(engine, model, sample, max_batch, prepare_ends)
                 if is_complete:  # otherwise the next start may get further
                     atomic_write(file, msgspec.json.encode(points))
                 return points

@@ -253,3 +253,19 @@ class PreparesSteps(Protocol):
 
     def end_preparation(self) -> None:
         """Prepare nothing from now on: shapes that come later run as they are."""
+
+
+@runtime_checkable
+class HoldsWeights(Protocol):
+    """An engine that a standby worker can keep ready in main memory."""
+
+    def hold_weights(self) -> None:
+        """Keep the weights in this process's memory until `load`. Called after `fetch`, without the device."""
+
+
+@runtime_checkable
+class TrimsMemory(Protocol):
+    """An engine whose `memory_bytes` is the peak of a device's memory."""
+
+    def trim_memory(self) -> bool:
+        """Return unused memory to the device and forget the peak. False if it uses no memory of a device."""

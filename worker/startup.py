@@ -18,7 +18,7 @@ from configs.pipeline_defaults import PipelineDefaults, with_defaults
 from configs.settings import Model, Settings
 from configs.text import clip
 from wire.messages import StartupTimes
-from worker.engine import DeviceLost, StepEngine, TaskError, UnsupportedModel
+from worker.engine import DeviceLost, HoldsWeights, StepEngine, TaskError, UnsupportedModel
 from worker.engines.factory import build
 from worker.standby import block_activation_signal, wait_for_activation
 
@@ -128,6 +128,9 @@ def load_standby(settings: Settings, model: str, name: str, device: str) -> Load
     kind = device.partition(":")[0]
     log.info("loading %s as a standby worker", model)
     engine, stopwatch = _fetch(settings, model, f"{kind}:0")
+    if isinstance(engine, HoldsWeights):
+        with start_failures():
+            engine.hold_weights()
     loaded_at = time.time()
     log.info("standing by")
     files = standby_files(children_dir(settings.data_dir), name)

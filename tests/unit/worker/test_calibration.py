@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -13,15 +13,16 @@ from configs.settings import Model
 from wire.messages import EngineInfo, ImageInputs
 from worker.batch_size import BUCKETS, BatchSizer
 from worker.calibration import default_shape, measure
-from worker.engine import EngineRequest, StepEngine, image_samples
+from worker.engine import EngineRequest, OutOfMemory, StepEngine, TaskError, image_samples
 
 
 class Row:
     """A task of many steps."""
 
-    step, steps = 0, 1000
+    step = 0
 
     def __init__(self, inputs: ImageInputs) -> None:
+        self.steps = inputs.steps
         self.passes = 2 if inputs.guidance_scale > 1 else 1
 
 
@@ -120,3 +121,49 @@ def test_preparation_ends_in_time(tmp_path: Path) -> None:
     assert engine.is_sealed
     assert len(engine.compiled) <= 4
     assert time.monotonic() - started < 30
+
+
+class Limited(Compiling):
+    """An engine with memory for steps of 12 tasks, or for 8 and an image beside them."""
+
+    def __init__(self, model: Model) -> None:
+        super().__init__(model, first_s=0.0, step_s=0.0001)
+        self.batches: list[int] = []
+        self.trimmed = 0
+
+    @property
+    def prepares_steps(self) -> bool:
+        return False
+
+    def step(self, rows: Sequence[Row]) -> None:
+        if len(rows) > 12:
+            raise OutOfMemory("steps")
+        super().step(rows)
+        for row in rows:
+            row.step += 1
+        self.batches.append(len(rows))
+
+    def render(self, row: Row) -> Callable[[], None]:
+        del row
+
+        def decode() -> None:
+            if self.batches[-1] > 8:
+                raise TaskError("out_of_memory", "the decoder")
+
+        return decode
+
+    def trim_memory(self) -> bool:
+        self.trimmed = len(self.batches)
+        return True
+
+
+def test_batch_leaves_room_for_an_image(tmp_path: Path) -> None:
+    settings = model(measure_s=5.0)
+    engine = Limited(settings)
+    sizer = BatchSizer(32, fixed=False, min_gain=0.05, max_step_s=None)
+    measure(cast("StepEngine", cast("Any", engine)), settings, sizer, 32, tmp_path)
+    [sample] = engine.samples()
+    limit = sizer.limit(default_shape(settings), time.monotonic(), key=engine.key(sample))
+    assert 4 < limit <= 8, "12 fit, but not with an image beside them"
+    assert engine.batches[-1] == limit, "the peak of memory is that of the batch in use"
+    assert len(engine.batches) > engine.trimmed

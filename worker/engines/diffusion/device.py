@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import traceback
 from collections.abc import Iterator
+from typing import Literal
 
 import diffusers
 import psutil
@@ -16,6 +17,9 @@ import torch
 
 from worker.device_errors import device_error_kind
 from worker.engine import DeviceLost, OutOfMemory, TaskError
+
+#: GPU memory of a process besides its tensors: context, kernels, libraries.
+CONTEXT_BYTES = 600 << 20
 
 
 def select_device(name: str) -> torch.device:
@@ -39,6 +43,28 @@ def memory_bytes(device: torch.device) -> int:
     if device.type == "cuda":
         return torch.cuda.max_memory_reserved(device)
     return int(psutil.Process().memory_info().rss)
+
+
+def limit_memory(device: torch.device, declared: int | Literal["auto"]) -> None:
+    """Bound this process's share of the device: `declared` bytes, of which the context takes some."""
+    if device.type == "cuda" and declared != "auto":
+        total = torch.cuda.get_device_properties(device).total_memory
+        torch.cuda.set_per_process_memory_fraction(memory_fraction(declared, total), device)
+
+
+def memory_fraction(declared: int, total: int) -> float:
+    """Return the part of `total` bytes that torch may allocate."""
+    return min(max((declared - CONTEXT_BYTES) / total, 0.01), 1.0)
+
+
+def trim_memory(device: torch.device) -> bool:
+    """Return unused memory to the device and forget the peak. False on a CPU."""
+    if device.type != "cuda":
+        return False
+    torch.cuda.synchronize(device)
+    torch.cuda.empty_cache()
+    torch.cuda.reset_peak_memory_stats(device)
+    return True
 
 
 def synchronize(device: torch.device) -> None:

@@ -8,6 +8,7 @@ size, so that their bits do not depend on other rows.
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -58,6 +59,9 @@ from worker.engines.diffusion.safety_checker import SafetyChecker, make_safety_c
 from worker.engines.diffusion.sampling import batched_step, start_sampler
 from worker.engines.diffusion.start_latents import make_start_latents
 from worker.engines.diffusion.vae_decoding import StepGate, decode_with_retries, needs_tiles, tiled
+from worker.engines.diffusion.weights import hold_weights, modules_of
+
+log = logging.getLogger(__name__)
 
 #: 256 texts take 30 MB of GPU memory for Stable Diffusion 1.5, and 1 GB for FLUX.
 _TEXTS = 256
@@ -93,10 +97,15 @@ class DiffusionEngine:
     def fetch(self) -> None:
         self._pipeline = read_family_pipeline(self._model, self._device)
 
+    def hold_weights(self) -> None:
+        size = hold_weights(modules_of(self._pipeline))
+        log.info("%d MiB of weights are in main memory", size >> 20)
+
     def load(self) -> None:
         devices.limit_cpu_threads(self._device)
         if self._device.type == "cuda":
             torch.cuda.set_device(self._device)
+        devices.limit_memory(self._device, self._model.gpu_memory)
         self._family = load_family(self._model, self._device, self._pipeline)
         self._defaults = pipeline_defaults(self._family.pipeline)
         self._model = with_defaults(self._model, self._defaults)
@@ -146,6 +155,9 @@ class DiffusionEngine:
     def end_preparation(self) -> None:
         if isinstance(self._forward, PreparedForwardPass):
             self._forward.seal()
+
+    def trim_memory(self) -> bool:
+        return devices.trim_memory(self._device)
 
     def memory_bytes(self) -> int:
         return devices.memory_bytes(self._device)

@@ -45,6 +45,7 @@ from worker.engines.diffusion.generic.row import GenericRow, PipelineImage, extr
 from worker.engines.diffusion.image_encoding import encode_image
 from worker.engines.diffusion.loading import DTYPES, pipeline_class, read_pipeline
 from worker.engines.diffusion.safety_checker import SafetyChecker, make_safety_checker
+from worker.engines.diffusion.weights import hold_weights, modules_of
 
 log = logging.getLogger(__name__)
 
@@ -77,9 +78,16 @@ class GenericEngine:
     def fetch(self) -> None:
         self._pipeline = read_pipeline(self._model, self._device, pipeline_class(self._model))
 
+    def hold_weights(self) -> None:
+        size = hold_weights(modules_of(self._pipeline))
+        log.info("%d MiB of weights are in main memory", size >> 20)
+
     def load(self) -> None:
         """Move the pipeline to the device and probe it. Raises `UnsupportedModel` if it cannot serve requests."""
         devices.limit_cpu_threads(self._device)
+        if self._device.type == "cuda":
+            torch.cuda.set_device(self._device)
+        devices.limit_memory(self._device, self._model.gpu_memory)
         if self._pipeline is None:
             self.fetch()
         self._pipeline = pipeline = self._pipeline.to(self._device)
@@ -149,6 +157,9 @@ class GenericEngine:
 
     def close(self) -> None:
         """The process ends, which frees the device."""
+
+    def trim_memory(self) -> bool:
+        return devices.trim_memory(self._device)
 
     def memory_bytes(self) -> int:
         return devices.memory_bytes(self._device)
