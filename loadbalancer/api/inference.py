@@ -14,7 +14,7 @@ from loadbalancer.api.frame_response import FrameResponse
 from loadbalancer.api.hot_routes import HotRequest
 from loadbalancer.generation.call_spec import CallSpec
 from loadbalancer.generation.call_validation import call_model, call_timeout_s
-from loadbalancer.generation.in_flight_call import InFlightCall
+from loadbalancer.generation.in_flight_call import AwaitedCalls
 from loadbalancer.schema.call_results import CallResult, InvalidResult
 from loadbalancer.schema.errors import BodyTooLarge, InvalidRequest, TaskFailed
 from loadbalancer.schema.inference import InferenceCall, inference_response, parse_inference
@@ -50,7 +50,7 @@ class InferenceApi:
             owner=request.caller.owner,
             weight=request.caller.weight,
         )
-        in_flight = self._tracker.accept_call(spec, partial(_respond, call))
+        in_flight = self._tracker.accept_calls(spec, partial(_respond, call))
         request.release_body()
         return in_flight.response
 
@@ -66,7 +66,7 @@ def _header_size(request: HotRequest, body: bytes) -> int:
     return int(given)
 
 
-def _respond(call: InferenceCall, in_flight: InFlightCall) -> Response | asyncio.Future[Response]:
+def _respond(call: InferenceCall, in_flight: AwaitedCalls) -> Response | asyncio.Future[Response]:
     """The response, made in a thread where it is large. Raises `ApiError`."""
     if in_flight.failure is not None:
         raise in_flight.failure

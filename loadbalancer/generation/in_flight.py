@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
 from loadbalancer.generation.call_spec import CallSpec
-from loadbalancer.generation.in_flight_call import InFlightCall
+from loadbalancer.generation.in_flight_call import AwaitedCalls, InFlightCalls, StreamedCalls
 from loadbalancer.generation.response_memory import ResponseMemory
 from loadbalancer.generation.validation import GenerationSpec
 from loadbalancer.metrics.prometheus import Metrics
@@ -186,9 +186,13 @@ class RequestTracker:
         """
         return self._accept(job.model, job.owner, lambda: InFlightRequest(self, job))
 
-    def accept_call(self, spec: CallSpec, respond: Callable[[InFlightCall], Any] | None) -> InFlightCall:
-        """Queue the calls; see `InFlightCall`. Raises what `accept` raises."""
-        return self._accept(spec.model, spec.owner, lambda: InFlightCall(self, spec, respond))
+    def accept_calls(self, spec: CallSpec, respond: Callable[[AwaitedCalls], Any]) -> AwaitedCalls:
+        """Queue the calls; see `AwaitedCalls`. Raises what `accept` raises."""
+        return self._accept(spec.model, spec.owner, lambda: AwaitedCalls(self, spec, respond))
+
+    def stream_calls(self, spec: CallSpec) -> StreamedCalls:
+        """Queue the calls of a stream. Raises what `accept` raises."""
+        return self._accept(spec.model, spec.owner, lambda: StreamedCalls(self, spec))
 
     def _accept(self, model: str, owner: str, submit: Callable[[], Request]) -> Request:
         if not self.is_open:
@@ -217,7 +221,7 @@ class RequestTracker:
         if not self._control.start_failures:
             return
         for request in list(self._requests):
-            if isinstance(request, InFlightRequest | InFlightCall) and (
+            if isinstance(request, InFlightRequest | InFlightCalls) and (
                 reason := self.start_failure(request.job.model)
             ):
                 request.end(model_cannot_start(request.job.model, reason))

@@ -1,4 +1,4 @@
-"""Calls in flight: the tasks of one request, and its response or stream.
+"""Calls in flight: the tasks of one request, and its response (`AwaitedCalls`) or stream (`StreamedCalls`).
 
 There is no task of asyncio for a request: its last update makes the response, which the HTTP server awaits as a future.
 """
@@ -6,6 +6,7 @@ There is no task of asyncio for a request: its last update makes the response, w
 from __future__ import annotations
 
 import asyncio
+from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -23,31 +24,19 @@ if TYPE_CHECKING:
 _MAX_UNREAD_BYTES = 64 << 20
 
 
-class InFlightCall:
+class InFlightCalls(ABC):
     """A request whose calls are queued or running. All methods are called in the event loop.
 
-    `close` must be called in every case: it cancels what has not ended, and releases the memory of the results. A
-    failed or cancelled `response` does so.
+    `close` must be called in every case: it cancels what has not ended, and releases the memory of the results.
     """
 
-    def __init__(
-        self, tracker: RequestTracker, spec: CallSpec, respond: Callable[[InFlightCall], Any] | None = None
-    ) -> None:
-        """`respond` makes the response from the results or the failure: it returns it or a future of it, or raises.
-
-        Without it the request is a stream: chunks and results are in `events` until its reader takes them.
-        """
-        loop = asyncio.get_running_loop()
+    def __init__(self, tracker: RequestTracker, spec: CallSpec) -> None:
         self.job = spec
-        self.response: asyncio.Future[Any] = loop.create_future()
-        self.ended: asyncio.Future[None] = loop.create_future()
-        self.changed = asyncio.Event()
-        self.events: deque[TaskChunk | TaskCompleted] = deque()
         self.failure: ApiError | None = None
-        self._results: dict[str, TaskCompleted] = {}
-        self._respond = respond
         self._tracker = tracker
+        self._results: dict[str, TaskCompleted] = {}
         self._is_open = True
+        self._is_ended = False
         self._held_bytes = 0
         self.tasks: list[str] = []
         self.tasks = tracker.scheduler.submit(
@@ -60,16 +49,74 @@ class InFlightCall:
             owner=spec.owner,
             weight=spec.weight,
         )
-        if respond is not None:
-            self.response.add_done_callback(self._on_response)
 
     def __repr__(self) -> str:
-        return f"<InFlightCall {len(self._results)} of {len(self.job.inputs)} results, failure {self.failure!r}>"
+        return f"<{type(self).__name__} {len(self._results)} of {len(self.job.inputs)}, failure {self.failure!r}>"
+
+    @abstractmethod
+    def _on_end(self) -> None:
+        """All results are there, or `failure` is set."""
+
+    @abstractmethod
+    def _on_piece(self, update: TaskChunk | TaskCompleted) -> None:
+        """A chunk or a result has arrived."""
 
     @property
     def held_bytes(self) -> int:
         """Bytes of the results that are held until `close`, or until a stream has sent them."""
         return self._held_bytes
+
+    def end(self, failure: ApiError | None = None) -> None:
+        """End the request; only the first call counts."""
+        if not self._is_ended:
+            self._is_ended = True
+            self.failure = failure
+            self._on_end()
+
+    def close(self) -> None:
+        """Cancel the unfinished calls. Idempotent."""
+        if self._is_open:
+            self._is_open = False
+            self._cancel_unfinished()
+            self._tracker.memory.remove(self.job.owner, self._held_bytes)
+            self._tracker.unregister(self)
+
+    def _cancel_unfinished(self) -> None:
+        if len(self._results) < len(self.tasks):
+            self._tracker.scheduler.cancel([task for task in self.tasks if task not in self._results])
+
+    def _on_update(self, update: TaskUpdate) -> None:
+        if isinstance(update, TaskCompleted):
+            self._results[update.task] = update
+            self._hold(sum(map(len, update.frames)))
+            self._tracker.metrics.image(self.job.model, update.waited_s, update.ran_s)
+            self._on_piece(update)
+            if len(self._results) == len(self.job.inputs):
+                self.end()
+        elif isinstance(update, TaskChunk):
+            self._on_piece(update)
+        elif isinstance(update, TaskEnded):  # one failed call fails the request
+            index = self.tasks.index(update.task) if update.task in self.tasks else 0
+            param = self.job.param and f"{self.job.param}[{index}]"
+            self.end(from_ended_call(update, param))
+
+    def _hold(self, size: int) -> None:
+        if self._is_open:
+            self._held_bytes += size
+            self._tracker.memory.add(self.job.owner, size)
+
+
+class AwaitedCalls(InFlightCalls):
+    """Calls that are answered at once, when the last of them has ended. A failed or cancelled `response` closes them.
+
+    `respond` makes the response from the results or the failure: it returns it or a future of it, or raises.
+    """
+
+    def __init__(self, tracker: RequestTracker, spec: CallSpec, respond: Callable[[AwaitedCalls], Any]) -> None:
+        self._respond = respond
+        self.response: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        super().__init__(tracker, spec)
+        self.response.add_done_callback(self._on_response)
 
     @property
     def results(self) -> list[CallResult]:
@@ -77,18 +124,8 @@ class InFlightCall:
         done = (self._results[task] for task in self.tasks)
         return [CallResult(result.parts, result.frames) for result in done]
 
-    async def load(self, completed: TaskCompleted) -> TaskCompleted | None:
-        """Return the result with its frames, which are in memory."""
-        return completed
-
-    def end(self, failure: ApiError | None = None) -> None:
-        """End the request; only the first call counts."""
-        if self.ended.done():
-            return
-        self.failure = failure
-        self.ended.set_result(None)
-        self.changed.set()
-        if self._respond is None or self.response.done():
+    def _on_end(self) -> None:
+        if self.response.done():
             return
         try:
             response = self._respond(self)
@@ -100,51 +137,8 @@ class InFlightCall:
         else:
             self.response.set_result(response)
 
-    def close(self) -> None:
-        """Cancel the unfinished calls. Idempotent."""
-        if self._is_open:
-            self._is_open = False
-            unfinished = [task for task in self.tasks if task not in self._results]
-            if unfinished:
-                self._tracker.scheduler.cancel(unfinished)
-            self._tracker.memory.remove(self.job.owner, self._held_bytes)
-            self._tracker.unregister(self)
-
-    def release(self, size: int) -> None:
-        """A stream has sent so many bytes of its results."""
-        if self._is_open:
-            self._held_bytes -= size
-            self._tracker.memory.remove(self.job.owner, size)
-
-    def _on_update(self, update: TaskUpdate) -> None:
-        if isinstance(update, TaskCompleted):
-            self._results[update.task] = update
-            self._hold(sum(map(len, update.frames)))
-            self._tracker.metrics.image(self.job.model, update.waited_s, update.ran_s)
-            if self._respond is None:
-                self._publish(update)
-            if len(self._results) == len(self.job.inputs):
-                self.end()
-        elif isinstance(update, TaskChunk) and self._respond is None:
-            self._hold(len(update.frame))
-            self._publish(update)
-            if self._held_bytes > _MAX_UNREAD_BYTES and not self.ended.done():
-                self._tracker.scheduler.cancel([task for task in self.tasks if task not in self._results])
-                text = f"The stream ends because {_MAX_UNREAD_BYTES} bytes of it were not read."
-                self.end(TaskFailed(text, code="stream_not_read"))
-        elif isinstance(update, TaskEnded):  # one failed call fails the request
-            index = self.tasks.index(update.task) if update.task in self.tasks else 0
-            param = self.job.param and f"{self.job.param}[{index}]"
-            self.end(from_ended_call(update, param))
-
-    def _publish(self, update: TaskChunk | TaskCompleted) -> None:
-        self.events.append(update)
-        self.changed.set()
-
-    def _hold(self, size: int) -> None:
-        if self._is_open:
-            self._held_bytes += size
-            self._tracker.memory.add(self.job.owner, size)
+    def _on_piece(self, update: TaskChunk | TaskCompleted) -> None:
+        """Results wait for the last one, and chunks were not asked for."""
 
     def _take_response(self, made: asyncio.Future[Any]) -> None:
         error = None if made.cancelled() else made.exception()
@@ -158,3 +152,37 @@ class InFlightCall:
     def _on_response(self, response: asyncio.Future[Any]) -> None:
         if response.cancelled() or response.exception() is not None:
             self.close()
+
+
+class StreamedCalls(InFlightCalls):
+    """Calls whose chunks and results are in `events` until their reader takes them."""
+
+    def __init__(self, tracker: RequestTracker, spec: CallSpec) -> None:
+        self.ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.changed = asyncio.Event()
+        self.events: deque[TaskChunk | TaskCompleted] = deque()
+        super().__init__(tracker, spec)
+
+    async def load(self, completed: TaskCompleted) -> TaskCompleted | None:
+        """Return the result with its frames, which are in memory."""
+        return completed
+
+    def release(self, size: int) -> None:
+        """The stream has sent so many bytes of its results."""
+        if self._is_open:
+            self._held_bytes -= size
+            self._tracker.memory.remove(self.job.owner, size)
+
+    def _on_end(self) -> None:
+        self.ended.set_result(None)
+        self.changed.set()
+
+    def _on_piece(self, update: TaskChunk | TaskCompleted) -> None:
+        if isinstance(update, TaskChunk):
+            self._hold(len(update.frame))
+        self.events.append(update)
+        self.changed.set()
+        if self._held_bytes > _MAX_UNREAD_BYTES and not self._is_ended and isinstance(update, TaskChunk):
+            self._cancel_unfinished()
+            text = f"The stream ends because {_MAX_UNREAD_BYTES} bytes of it were not read."
+            self.end(TaskFailed(text, code="stream_not_read"))

@@ -11,7 +11,7 @@ import pytest
 from configs.settings import Settings
 from loadbalancer.generation.call_spec import CallSpec
 from loadbalancer.generation.in_flight import RequestTracker
-from loadbalancer.generation.in_flight_call import InFlightCall
+from loadbalancer.generation.in_flight_call import AwaitedCalls, InFlightCalls, StreamedCalls
 from loadbalancer.generation.response_memory import ResponseMemory
 from loadbalancer.metrics.prometheus import Metrics
 from loadbalancer.metrics.refusals import RefusalCounter
@@ -25,6 +25,11 @@ MODELS = {"echo": {"engine": "sim", "sim": {"task": "call"}}}
 ITEMS = [b"1", b"[2]", b"3"]
 
 
+def spec(items: list[bytes], *, stream: bool) -> CallSpec:
+    inputs = [CallInputs((Part(),), stream)] * len(items)
+    return CallSpec("echo", inputs, [[item] for item in items], 60.0, param="instances")
+
+
 class Harness:
     """A tracker whose tasks no worker takes: the test makes their updates."""
 
@@ -35,12 +40,13 @@ class Harness:
         metrics = Metrics(self.scheduler.snapshot, self.scheduler.step_curves)
         self.tracker = RequestTracker(self.scheduler, metrics, ControlPlane(), self.memory)
 
-    def accept(self, respond: Any = None, items: list[bytes] = ITEMS) -> InFlightCall:
-        frames = [[item] for item in items]
-        inputs = [CallInputs((Part(),), respond is None)] * len(items)
-        return self.tracker.accept_call(CallSpec("echo", inputs, frames, 60.0, param="instances"), respond)
+    def accept(self, respond: Any, items: list[bytes] = ITEMS) -> AwaitedCalls:
+        return self.tracker.accept_calls(spec(items, stream=False), respond)
 
-    def complete(self, call: InFlightCall, index: int, frame: bytes) -> None:
+    def stream(self) -> StreamedCalls:
+        return self.tracker.stream_calls(spec([b"1"], stream=True))
+
+    def complete(self, call: InFlightCalls, index: int, frame: bytes) -> None:
         self.scheduler._notify(TaskCompleted(call.tasks[index], [frame], 0.1, 0.2, parts=(Part(),)))
 
     @property
@@ -53,7 +59,7 @@ def harness(tmp_path: Path) -> Harness:
     return Harness(tmp_path)
 
 
-def joined(call: InFlightCall) -> bytes:
+def joined(call: AwaitedCalls) -> bytes:
     if call.failure is not None:
         raise call.failure
     return b",".join(bytes(result.frames[0]) for result in call.results)
@@ -109,7 +115,7 @@ async def test_response_may_be_made_later(harness: Harness) -> None:
 
 
 async def test_stream_releases_what_it_has_sent(harness: Harness) -> None:
-    call = harness.accept(None, [b"1"])
+    call = harness.stream()
     chunk = TaskChunk(call.tasks[0], 0, Part(), b"piece")
     harness.scheduler._notify(chunk)
     assert call.events.popleft() is chunk
@@ -124,7 +130,7 @@ async def test_stream_releases_what_it_has_sent(harness: Harness) -> None:
 
 
 async def test_stream_that_nobody_reads_ends(harness: Harness) -> None:
-    call = harness.accept(None, [b"1"])
+    call = harness.stream()
     for index in range(3):
         harness.scheduler._notify(TaskChunk(call.tasks[0], index, Part(), bytes(32 << 20)))
     assert call.failure is not None
