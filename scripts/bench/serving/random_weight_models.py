@@ -26,6 +26,7 @@ from transformers import (
     T5TokenizerFast,
 )
 
+from configs.model_parts import Dtype
 from configs.settings import Model
 from scripts.bench.serving.denoiser_configs import DENOISERS
 from worker.engines.diffusion.checkpoint_source import BUILTIN
@@ -33,12 +34,17 @@ from worker.engines.diffusion.loading import open_pipeline
 
 _TOKENS = 77
 _T5_LAYERS = 2
+_DTYPE_NAMES: dict[torch.dtype, Dtype] = {
+    torch.float32: "float32",
+    torch.float16: "float16",
+    torch.bfloat16: "bfloat16",
+}
 
 
 def pipeline(family: str, device: torch.device, dtype: torch.dtype, *, tiny: bool) -> Any:
     """Build the family's pipeline on the device; `digits` is the built-in model."""
     if family == "digits":
-        model = Model(path="builtin:digits", dtype="float32" if dtype == torch.float32 else "bfloat16")
+        model = Model(path="builtin:digits", dtype=_DTYPE_NAMES[dtype])
         return open_pipeline(model, device, "StableDiffusionPipeline")
     torch.manual_seed(0)
     usual = torch.get_default_dtype()
@@ -63,6 +69,8 @@ def twin(pipe: Any) -> Any:
     denoiser = getattr(pipe, name)
     shared = {id(tensor): tensor for tensor in itertools.chain(denoiser.parameters(), denoiser.buffers())}
     setattr(made, name, copy.deepcopy(denoiser, shared))
+    if made.vae.dtype != denoiser.dtype:  # the engine keeps SDXL's in float32; the pipeline converts it for each decode
+        made.vae = copy.deepcopy(made.vae).to(denoiser.dtype)
     made.scheduler = copy.deepcopy(pipe.scheduler)
     return made
 

@@ -27,10 +27,18 @@ from worker.batch_size import BUCKETS, BatchSizer
 from worker.calibration import measure
 from worker.engine import StepEngine
 from worker.engines.diffusion.engine import DiffusionEngine
+from worker.engines.diffusion.loading import dtype_of
 
 #: Usual image side in pixels and guidance scale of each family.
 USUAL = {"digits": (64, 3.0), "sd15": (512, 7.5), "sdxl": (1024, 5.0), "sd3": (1024, 7.0), "flux": (1024, 3.5)}
 _TINY_SIZE = 64
+_PIPELINES = {
+    "digits": "StableDiffusionPipeline",
+    "sd15": "StableDiffusionPipeline",
+    "sdxl": "StableDiffusionXLPipeline",
+    "sd3": "StableDiffusion3Pipeline",
+    "flux": "FluxPipeline",
+}
 
 
 @dataclass(frozen=True)
@@ -83,7 +91,7 @@ def set_up(args: argparse.Namespace) -> BenchSetup:
         # One core per worker slot. Otherwise the step loop alone would decode images on other cores.
         if hasattr(os, "sched_setaffinity"):
             os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
-    dtype = torch.float32 if device.type == "cpu" else torch.bfloat16
+    dtype = dtype_of(Model(path=f"random:{args.family}"), device, _PIPELINES[args.family])
     steps = Steps.parse(args.steps)
     side, guidance = USUAL[args.family]
     side = args.size or (_TINY_SIZE if args.tiny else side)
@@ -133,9 +141,9 @@ def calls(setup: BenchSetup, ways: Sequence[str], budget_s: float) -> list[Pipel
     for way in ways:
         pipe = twin(setup.bench.plain_pipe)
         if way == "regional":
-            denoiser_of(pipe).compile_repeated_blocks()
+            denoiser_of(pipe).compile_repeated_blocks(fullgraph=True, dynamic=False)  # as the engine does
         elif way == "full":
-            denoiser_of(pipe).compile()
+            denoiser_of(pipe).compile(fullgraph=True, dynamic=False)
         made.append(PipelineTiming(way, pipe, _seconds(pipe, setup, budget_s)))
     return made
 
@@ -177,5 +185,5 @@ def difference(setup: BenchSetup) -> int:
     result = render() if callable(render) else render
     ours = np.asarray(Image.open(io.BytesIO(result.data)), dtype=int)
     engine.release(row)
-    [theirs] = draw(setup.bench.plain_pipe, [setup.base])
+    [theirs] = draw(twin(setup.bench.plain_pipe), [setup.base])
     return int(np.abs(ours - np.asarray(theirs, dtype=int)).max())

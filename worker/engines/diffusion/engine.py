@@ -50,6 +50,7 @@ from worker.engines.diffusion.device import (
 from worker.engines.diffusion.families.base import Family
 from worker.engines.diffusion.families.prompt_cache import Encoded, PromptCache
 from worker.engines.diffusion.forward import ForwardPass
+from worker.engines.diffusion.gpu_checks import check_build, open_gpu
 from worker.engines.diffusion.image_encoding import encode_image
 from worker.engines.diffusion.loading import load_family, read_family_pipeline
 from worker.engines.diffusion.lora.layers import LoraScales
@@ -95,6 +96,7 @@ class DiffusionEngine:
     # ---- model
 
     def fetch(self) -> None:
+        check_build(self._device)
         self._pipeline = read_family_pipeline(self._model, self._device)
 
     def hold_weights(self) -> None:
@@ -103,8 +105,7 @@ class DiffusionEngine:
 
     def load(self) -> None:
         devices.limit_cpu_threads(self._device)
-        if self._device.type == "cuda":
-            torch.cuda.set_device(self._device)
+        open_gpu(self._device)
         devices.limit_memory(self._device, self._model.gpu_memory)
         self._family = load_family(self._model, self._device, self._pipeline)
         self._defaults = pipeline_defaults(self._family.pipeline)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 import diffusers
@@ -15,6 +16,9 @@ from worker.engines.diffusion.checkpoint_source import locate, locate_model
 from worker.engines.diffusion.components import missing_parts, parts_of, replaced_parts
 from worker.engines.diffusion.families import FAMILIES
 from worker.engines.diffusion.families.base import Family
+from worker.engines.diffusion.gpu_checks import computes_bfloat16
+
+log = logging.getLogger(__name__)
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
@@ -45,7 +49,7 @@ def load_family(model: Model, device: torch.device, pipeline: Any = None) -> Fam
         pipeline = read_family_pipeline(model, device)
     family = FAMILIES[type(pipeline).__name__]
     try:
-        loaded = family(pipeline.to(device), device)
+        loaded = family(to_usable_dtype(model, pipeline.to(device), device), device)
     except UnsupportedModel as error:
         raise UnsupportedModel(f"{model.path} is not supported: {error}") from error
     if model.vae.dtype != "auto":
@@ -115,6 +119,16 @@ def dtype_of(model: Model, device: torch.device, name: str) -> torch.dtype:
     if device.type == "cpu":
         return torch.float32
     return torch.float16 if "unet" in parts_of(getattr(diffusers, name)) else torch.bfloat16
+
+
+def to_usable_dtype(model: Model, pipeline: Any, device: torch.device) -> Any:
+    """Return the pipeline in float32 if its bfloat16 was not asked for and the device only emulates it."""
+    is_bfloat16 = any(getattr(part, "dtype", None) == torch.bfloat16 for part in vars(pipeline).values())
+    if model.dtype != "auto" or not is_bfloat16 or computes_bfloat16(device):
+        return pipeline
+    name = torch.cuda.get_device_name(device)
+    log.warning("%s has no bfloat16: float32 is used, which takes twice the memory; dtype sets another", name)
+    return pipeline.to(torch.float32)
 
 
 def _overridden_parts(model: Model, cls: type, index: dict[str, Any], dtype: torch.dtype) -> dict[str, Any]:

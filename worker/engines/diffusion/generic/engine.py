@@ -42,8 +42,9 @@ from worker.engines.diffusion.generic.pipeline_thread import PipelineThread
 from worker.engines.diffusion.generic.probe import outputs_match, probe_request
 from worker.engines.diffusion.generic.progress import SamplerProgress, source_code_of
 from worker.engines.diffusion.generic.row import GenericRow, PipelineImage, extract_image
+from worker.engines.diffusion.gpu_checks import check_build, open_gpu
 from worker.engines.diffusion.image_encoding import encode_image
-from worker.engines.diffusion.loading import DTYPES, pipeline_class, read_pipeline
+from worker.engines.diffusion.loading import DTYPES, pipeline_class, read_pipeline, to_usable_dtype
 from worker.engines.diffusion.safety_checker import SafetyChecker, make_safety_checker
 from worker.engines.diffusion.weights import hold_weights, modules_of
 
@@ -76,6 +77,7 @@ class GenericEngine:
     # ---- model
 
     def fetch(self) -> None:
+        check_build(self._device)
         self._pipeline = read_pipeline(self._model, self._device, pipeline_class(self._model))
 
     def hold_weights(self) -> None:
@@ -85,12 +87,11 @@ class GenericEngine:
     def load(self) -> None:
         """Move the pipeline to the device and probe it. Raises `UnsupportedModel` if it cannot serve requests."""
         devices.limit_cpu_threads(self._device)
-        if self._device.type == "cuda":
-            torch.cuda.set_device(self._device)
+        open_gpu(self._device)
         devices.limit_memory(self._device, self._model.gpu_memory)
         if self._pipeline is None:
             self.fetch()
-        self._pipeline = pipeline = self._pipeline.to(self._device)
+        self._pipeline = pipeline = to_usable_dtype(self._model, self._pipeline.to(self._device), self._device)
         kind: type = type(pipeline)
         self._arguments = PipelineArguments(pipeline)
         self._defaults = pipeline_defaults(pipeline)

@@ -1,0 +1,50 @@
+"""Whether this process can use the GPU that it was given. Each problem is one sentence for the operator."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+
+import torch
+
+from worker.engine import DeviceLost, UnsupportedModel
+
+
+def check_build(device: torch.device) -> None:
+    """Raises `UnsupportedModel` if this build of torch has no support for GPUs. Does not use the device."""
+    if device.type == "cuda" and torch.version.cuda is None and torch.version.hip is None:
+        raise UnsupportedModel(
+            f"this machine has a GPU, but torch {torch.__version__} is built for CPUs only: install a build of torch "
+            "with CUDA, or set devices.use: cpu"
+        )
+
+
+def open_gpu(device: torch.device) -> None:
+    """Make the GPU the current one. Raises `UnsupportedModel` or, on another GPU than assigned, `DeviceLost`."""
+    if device.type != "cuda":
+        return
+    check_build(device)
+    try:
+        torch.cuda.init()  # type: ignore[no-untyped-call]
+        torch.cuda.set_device(device)
+    except (RuntimeError, AssertionError) as error:
+        reason = " ".join(str(error).split())
+        raise UnsupportedModel(
+            f"torch {torch.__version__} (CUDA {torch.version.cuda}) cannot use the GPU: {reason}; the driver may be "
+            "too old for this build, see nvidia-smi"
+        ) from error
+    visible = torch._C._cuda_getDeviceCount()
+    if not is_assigned(os.environ, visible):
+        # A library used CUDA before the environment named the device, which fixed the set of visible GPUs.
+        raise DeviceLost(f"this process sees {visible} GPUs in place of the one that it was assigned")
+
+
+def is_assigned(environment: Mapping[str, str], visible: int) -> bool:
+    """Return false if the environment names one GPU but CUDA shows this process another number of them."""
+    number = environment.get("CUDA_VISIBLE_DEVICES", "")
+    return not number.isdecimal() or visible == 1
+
+
+def computes_bfloat16(device: torch.device) -> bool:
+    """Return true if the device has bfloat16 arithmetic; cards before 2020 only emulate it, slowly."""
+    return device.type != "cuda" or torch.cuda.is_bf16_supported(including_emulation=False)
