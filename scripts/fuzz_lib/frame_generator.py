@@ -19,6 +19,8 @@ from msgspec.inspect import (
     IntType,
     ListType,
     LiteralType,
+    NamedTupleType,
+    NoneType,
     StrType,
     StructType,
     TupleType,
@@ -94,7 +96,7 @@ class FrameGenerator:
     def _own(self, messages: Sequence[dict[str, Any]]) -> Frames:
         """Return about as many frames as the messages announce, at most 64."""
         tasks = [task for message in messages for task in _list(message.get("tasks")) if isinstance(task, dict)]
-        counts = [each.get("frames", each.get("type") == "Finished") for each in (*messages, *tasks)]
+        counts = [each.get("frames", _parts(each)) for each in (*messages, *tasks)]
         announced = sum(count for count in counts if isinstance(count, int))
         if self._random.random() < 0.1:
             announced += self._random.choice((-1, 1, 2))
@@ -146,6 +148,21 @@ class FrameGenerator:
         if self._random.random() < wild / 4:
             return self._random.choice((None, "x", [], {}, -1, True, b"x", 0.5))
         match kind:
+            case ListType(item_type=item) | VarTupleType(item_type=item):
+                most = self._random.choice((0, 1, 2, 5, 200 if self._random.random() < wild else 3))
+                return [self._value(item, wild) for _ in range(most)]
+            case TupleType(item_types=items):
+                return [self._value(item, wild) for item in items]
+            case NamedTupleType(fields=fields):
+                return [self._value(each.type, wild) for each in fields]
+            case UnionType(types=kinds):
+                return self._value(self._random.choice(kinds), wild)
+            case StructType():
+                return self._struct(kind, wild)
+        return self._scalar(kind, wild)
+
+    def _scalar(self, kind: Type, wild: float) -> Any:
+        match kind:
             case IntType():
                 return self._random.choice(_WILD_INTS if self._random.random() < wild else self._within(kind))
             case FloatType():
@@ -158,13 +175,8 @@ class FrameGenerator:
                 return self._random.random() < 0.5
             case LiteralType(values=values):
                 return self._random.choice(values)
-            case ListType(item_type=item) | VarTupleType(item_type=item):
-                most = self._random.choice((0, 1, 2, 5, 200 if self._random.random() < wild else 3))
-                return [self._value(item, wild) for _ in range(most)]
-            case TupleType(item_types=items):
-                return [self._value(item, wild) for item in items]
-            case StructType():
-                return self._struct(kind, wild)
+            case NoneType():
+                return None
         raise TypeError(f"no value for {kind}")  # the protocol has a field of a new type
 
     def _within(self, kind: IntType) -> tuple[int, ...]:
@@ -176,6 +188,11 @@ class FrameGenerator:
         if self.names and self._random.random() < 0.7:
             return self._random.choice(self.names)
         return "".join(self._random.choices(string.printable, k=self._random.choice((0, 1, 8, 40))))
+
+
+def _parts(message: dict[str, Any]) -> int:
+    """Return how many parts of a result the message brings; each is a frame."""
+    return 1 if message.get("type") == "Chunk" else len(_list(message.get("parts")))
 
 
 def _list(value: Any) -> list[Any]:

@@ -102,7 +102,7 @@ class FakeWorkers:
             return self._generator.message()
         task = self._random.choice(list(self._tasks))
         attempt = self._tasks[task] + self._random.choice((0, 0, 0, 1, -1))
-        kind = self._random.choice(("Started", "Progress", "Progress", "Finished", "Failed", "Preempted"))
+        kind = self._random.choice(("Started", "Progress", "Progress", "Chunk", "Finished", "Failed", "Preempted"))
         return self._generator.message(kind, task=task, attempt=max(attempt, 0))
 
     def _receive(self) -> None:
