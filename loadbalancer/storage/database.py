@@ -24,8 +24,9 @@ from typing import Any, NamedTuple, TypeVar
 from configs.data_dir import DataDirCheck, DataDirRemoved, is_same_file
 from configs.files import describe_os_error, open_for_append
 from configs.paths import private_dir
+from loadbalancer.storage.migrations import migrate
 from loadbalancer.storage.records import RetentionLimits
-from loadbalancer.storage.repository import SWEEP_ROWS, Repository, migrate
+from loadbalancer.storage.repository import SWEEP_ROWS, Repository
 
 log = logging.getLogger(__name__)
 

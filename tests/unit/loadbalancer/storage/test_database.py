@@ -14,6 +14,7 @@ import pytest
 from configs.data_dir import DataDirCheck
 from loadbalancer.api.storage_errors import storage_error
 from loadbalancer.storage.database import Database, StorageUnavailable, sweep_forever
+from loadbalancer.storage.migrations import MIGRATIONS
 from loadbalancer.storage.records import (
     IdempotencyKey,
     IdempotencyKeyReused,
@@ -22,7 +23,7 @@ from loadbalancer.storage.records import (
     RetentionLimits,
     StoredResponse,
 )
-from loadbalancer.storage.repository import MIGRATIONS, Repository
+from loadbalancer.storage.repository import Repository
 from tests.support.in_process_service import inputs
 
 

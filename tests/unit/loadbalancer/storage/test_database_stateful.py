@@ -14,6 +14,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from loadbalancer.scheduling.owner_quota import fair_level
 from loadbalancer.scheduling.task import Checkpoint
+from loadbalancer.storage.migrations import migrate
 from loadbalancer.storage.records import (
     TERMINAL_STATES,
     Failure,
@@ -27,7 +28,7 @@ from loadbalancer.storage.records import (
     StoredResponse,
     WebhookTarget,
 )
-from loadbalancer.storage.repository import Repository, migrate
+from loadbalancer.storage.repository import Repository
 from tests.support.in_process_service import inputs
 from wire.errors import ErrorDetail
 
