@@ -82,7 +82,9 @@ class WebhookSender:
         now = time.time()
         if self._is_stale or now >= self._next_check or not self._start_pending():
             self._is_stale = False
-            due, following = await self._do(lambda repository: (repository.due(now), repository.next_due(now)))
+            due, following = await self._do(
+                lambda repository: (repository.deliveries.due(now), repository.deliveries.next_due(now))
+            )
             self._queue.replace_pending(due)
             self._next_check = min(now + _MAX_POLL_S, following or float("inf"))
             self._start_pending()
@@ -126,7 +128,7 @@ class WebhookSender:
         if failed is not None:
             next_step = f"again in {due - now:.0f} s" if due is not None else "given up"
             log.warning("webhook of %s: attempt %d: %s; %s", job, attempts, failed, next_step)
-        await self._do(lambda repository: repository.attempted(job, due, None if failed else now))
+        await self._do(lambda repository: repository.deliveries.attempted(job, due, None if failed else now))
         if due is not None:
             self._next_check = min(self._next_check, due)
 

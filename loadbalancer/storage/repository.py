@@ -16,6 +16,7 @@ import msgspec
 
 from loadbalancer.scheduling.owner_quota import fair_level
 from loadbalancer.scheduling.task import Checkpoint
+from loadbalancer.storage.delivery_table import DeliveryTable
 from loadbalancer.storage.records import (
     UNREADABLE_SPEC,
     Failure,
@@ -25,28 +26,15 @@ from loadbalancer.storage.records import (
     JobRecord,
     JobSpec,
     JobState,
-    PendingDelivery,
     RetentionLimits,
     StoredCheckpoint,
     StoredImage,
     StoredResponse,
-    StoredResult,
     with_all_images,
     without_repetition,
 )
+from loadbalancer.storage.result_table import ROW_BYTES, ResultTable
 from wire.errors import ErrorDetail
-
-#: Due deliveries, the owners in turn: of each at most some, and of each host of an owner at most a few.
-_DUE = """
-    SELECT job, attempts, owner, host FROM (
-        SELECT *, row_number() OVER (PARTITION BY owner ORDER BY due) AS of_owner FROM (
-            SELECT job, attempts, owner, host, due, row_number() OVER (PARTITION BY owner, host ORDER BY due) AS of_host
-            FROM deliveries WHERE due <= ?)
-        WHERE of_host <= ?)
-    WHERE of_owner <= ? ORDER BY of_owner, due LIMIT ?
-"""
-#: Limits of the deliveries that are read at once: of one host of an owner, of one owner, of all.
-_DUE_OF_HOST, _DUE_OF_OWNER, _DUE_OF_ALL = 8, 64, 1024
 
 _COLUMNS = "seq, id, asked, state, created, started, ended, failure"
 _json = msgspec.json.Encoder()
@@ -58,12 +46,6 @@ _frames = msgspec.msgpack.Decoder(list[bytes])
 _UNREADABLE = Failure(
     500, ErrorDetail("The stored data of this job cannot be read.", "server_error", None, "job_unreadable")
 )
-#: The image of a result, its own or that of its job.
-_RESULT_IMAGE = (
-    "ifnull(image, (SELECT images.image FROM images WHERE images.job = results.job AND images.item = results.item))"
-)
-#: Estimated size of a row without its blobs.
-_ROW_BYTES = 512
 #: Bytes of specs in a page of jobs, beyond which it ends early: all storage waits while it is read.
 _PAGE_BYTES = 1 << 18
 #: Limit of rows that one step of a sweep deletes.
@@ -77,6 +59,8 @@ class Repository:
 
     def __init__(self, connection: sqlite3.Connection) -> None:
         self._db = connection
+        self.results = ResultTable(connection)
+        self.deliveries = DeliveryTable(connection)
 
     # ---- jobs
 
@@ -88,7 +72,7 @@ class Repository:
         if existing is not None:  # under this key, or a repeated transaction
             return existing
         asked = _json.encode(without_repetition(order))
-        size = len(asked) + sum(map(len, sources)) + _ROW_BYTES
+        size = len(asked) + sum(map(len, sources)) + ROW_BYTES
         self._db.execute(
             "INSERT INTO jobs (id, owner, state, asked, created, bytes) VALUES (?, ?, ?, ?, ?, ?)",
             (job, order.owner, JobState.QUEUED, asked, now, size),
@@ -205,7 +189,7 @@ class Repository:
             (*image, job),
         )
         if added.rowcount:
-            self._db.execute("UPDATE jobs SET bytes = bytes + ? WHERE id = ?", (len(image.image) + _ROW_BYTES, job))
+            self._db.execute("UPDATE jobs SET bytes = bytes + ? WHERE id = ?", (len(image.image) + ROW_BYTES, job))
         self._db.execute("DELETE FROM checkpoints WHERE job = ? AND item = ?", (job, image.item))
 
     def finish(self, job: str, state: JobState, failure: Failure | None, now: float) -> JobRecord | None:
@@ -300,7 +284,7 @@ class Repository:
         self._db.execute(
             "INSERT OR IGNORE INTO keys (owner, key, digest, made, status, media_type, body, headers, bytes)"
             " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
-            (*key, now, *answer[:3], _json.encode(answer.headers), len(answer.body) + _ROW_BYTES),
+            (*key, now, *answer[:3], _json.encode(answer.headers), len(answer.body) + ROW_BYTES),
         )
 
     def _stored_key(self, key: IdempotencyKey) -> tuple[str | None, int, str, bytes, bytes | None] | None:
@@ -311,67 +295,6 @@ class Repository:
         if row is not None and row[0] != key.digest:
             raise IdempotencyKeyReused
         return None if row is None else row[1:]
-
-    # ---- images behind URLs
-
-    def add_result(self, result: str, owner: str, media_type: str, image: bytes, now: float) -> None:
-        """Store an image under an unguessable id."""
-        self._db.execute(
-            "INSERT INTO results (id, owner, media_type, made, bytes, image) VALUES (?, ?, ?, ?, ?, ?)",
-            (result, owner, media_type, now, len(image) + _ROW_BYTES, image),
-        )
-
-    def link_result(self, result: str, media_type: str, job: str, item: int, now: float, not_before: float) -> str:
-        """Return the id under which the image of a job is found: one that was made since `not_before`, else `result`.
-
-        The image is not copied: the id ends with the job.
-        """
-        row = self._db.execute(
-            "SELECT id FROM results WHERE job = ? AND item = ? AND made >= ? ORDER BY made DESC LIMIT 1",
-            (job, item, not_before),
-        ).fetchone()
-        if row is not None:
-            return str(row[0])
-        self._db.execute(
-            "INSERT INTO results (id, owner, media_type, made, bytes, job, item)"
-            " SELECT ?, owner, ?, ?, ?, id, ? FROM jobs WHERE id = ?",
-            (result, media_type, now, _ROW_BYTES, item, job),
-        )
-        return result
-
-    def result(self, result: str, not_before: float) -> StoredResult | None:
-        """Return what is known of the image; None if it is older or does not exist."""
-        row = self._db.execute(
-            f"SELECT media_type, length({_RESULT_IMAGE}), made FROM results WHERE id = ? AND made >= ?",  # noqa: S608
-            (result, not_before),
-        ).fetchone()
-        return None if row is None or row[1] is None else StoredResult(*row)
-
-    def result_part(self, result: str, offset: int, size: int) -> bytes:
-        """Return some bytes of the image; none if it was deleted."""
-        row = self._db.execute(
-            f"SELECT substr({_RESULT_IMAGE}, ?, ?) FROM results WHERE id = ?",  # noqa: S608
-            (offset + 1, size, result),
-        ).fetchone()
-        return b"" if row is None or row[0] is None else bytes(row[0])
-
-    # ---- webhooks
-
-    def due(self, now: float) -> list[PendingDelivery]:
-        """Return the deliveries that are due, a bounded number of each owner and host."""
-        rows = self._db.execute(_DUE, (now, _DUE_OF_HOST, _DUE_OF_OWNER, _DUE_OF_ALL))
-        return [PendingDelivery(*row) for row in rows]
-
-    def next_due(self, after: float = 0.0) -> float | None:
-        """Return the time of the next delivery that is due later than `after`."""
-        (due,) = self._db.execute("SELECT min(due) FROM deliveries WHERE due > ?", (after,)).fetchone()
-        return None if due is None else float(due)
-
-    def attempted(self, job: str, due: float | None, delivered: float | None) -> None:
-        """Record an attempt: it is `delivered`, or `due` again, or has failed for good (both None)."""
-        self._db.execute(
-            "UPDATE deliveries SET attempts = attempts + 1, due = ?, delivered = ? WHERE job = ?", (due, delivered, job)
-        )
 
     def _require(self, job: str) -> JobRecord:
         record = self.get(job)

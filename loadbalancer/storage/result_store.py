@@ -26,7 +26,7 @@ class ResultStore:
 
         def work(repository: Repository) -> None:
             for result, image in zip(ids, images, strict=True):
-                repository.add_result(result, owner, media_type, image, now)
+                repository.results.add(result, owner, media_type, image, now)
 
         await self._database.do(work)
         return ids
@@ -36,17 +36,17 @@ class ResultStore:
         result, now = secrets.token_urlsafe(_ID_BYTES), time.time()
         not_before = now - self._ttl_s / 2
         return await self._database.do(
-            lambda repository: repository.link_result(result, media_type, job, item, now, not_before)
+            lambda repository: repository.results.link(result, media_type, job, item, now, not_before)
         )
 
     async def find(self, result: str) -> StoredResult | None:
         """Return what is known of the image; None if the id is unknown or too old."""
         not_before = time.time() - self._ttl_s
-        return await self._database.do(lambda repository: repository.result(result, not_before))
+        return await self._database.do(lambda repository: repository.results.find(result, not_before))
 
     async def part(self, result: str, offset: int, size: int) -> bytes:
         """Return some bytes of the image; none if it was deleted."""
-        return await self._database.do(lambda repository: repository.result_part(result, offset, size))
+        return await self._database.do(lambda repository: repository.results.read(result, offset, size))
 
     def remaining_s(self, result: StoredResult) -> float:
         return max(result.made + self._ttl_s - time.time(), 0.0)

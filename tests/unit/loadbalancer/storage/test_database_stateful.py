@@ -146,7 +146,7 @@ class LedgerModel(RuleBasedStateMachine):
     @rule(number=NUMBERS, again=st.booleans())
     def deliver(self, number: int, again: bool) -> None:
         expected = [name for name, job in self.jobs.items() if job.due is not None and job.due <= self.now]
-        due = self.repository.due(self.now)
+        due = self.repository.deliveries.due(self.now)
         found = [delivery.job for delivery in due]
         assert set(found) <= set(expected)
         assert {self.jobs[job].order.owner for job in found} == {self.jobs[job].order.owner for job in expected}
@@ -157,7 +157,7 @@ class LedgerModel(RuleBasedStateMachine):
             job, attempts, owner, host = due[number % len(due)]
             assert (attempts, owner, host) == (self.jobs[job].attempts, self.jobs[job].order.owner, "x")
             later = self.now + 2 if again else None
-            self.repository.attempted(job, later, None if again else self.now)
+            self.repository.deliveries.attempted(job, later, None if again else self.now)
             self.jobs[job].due = later
             self.jobs[job].attempts += 1
 
@@ -242,7 +242,7 @@ class LedgerModel(RuleBasedStateMachine):
             assert {item: state.step for item, state in saved.items()} == job.saved
             assert all(state.frames == [b"state %d" % state.step] for state in saved.values())
         pending = [job.due for job in self.jobs.values() if job.due is not None]
-        assert self.repository.next_due() == min(pending, default=None)
+        assert self.repository.deliveries.next_due() == min(pending, default=None)
 
     @invariant()
     def keys_agree(self) -> None:
