@@ -111,7 +111,7 @@ class DiffusionEngine:
         self._defaults = pipeline_defaults(self._family.pipeline)
         self._model = with_defaults(self._model, self._defaults)
         self._loras = LoraLoader(self._family.pipeline, self._model.loras, self._model.max_loras, self._device)
-        self._prompt_cache = PromptCache(self._family.encode, _TEXTS)
+        self._prompt_cache = PromptCache(self._family.encode_windows, _TEXTS)
         self._forward = make_forward_pass(self._family, self._model, self._device, lambda: self._loras.is_active)
         self._checker = make_safety_checker(self._family.pipeline, self._device)
         self._decode_stream, self._save_stream = SideStream(self._device), SideStream(self._device)
@@ -136,9 +136,10 @@ class DiffusionEngine:
         return f"{model}, {devices.environment(self._device)}"
 
     def key(self, request: EngineRequest) -> BatchKey:
-        """Return the batch key: rows with equal size and adapters share a forward pass."""
+        """Return the batch key: rows with equal size, adapters and length of texts share a forward pass."""
         inputs = request.image
-        return inputs.height, inputs.width, sort_loras(inputs.loras), self._reproducible(inputs)
+        texts = self._family.windows(inputs)
+        return inputs.height, inputs.width, sort_loras(inputs.loras), self._reproducible(inputs), texts
 
     def _reproducible(self, inputs: ImageInputs) -> bool:
         return self._model.reproducible or inputs.reproducible
@@ -175,7 +176,7 @@ class DiffusionEngine:
         Raises `OutOfMemory` and `DeviceLost`.
         """
         answers: list[Row | TaskError | None] = [None] * len(tasks)
-        groups: dict[tuple[LoraScales, bool], list[int]] = {}
+        groups: dict[tuple[LoraScales, bool, int], list[int]] = {}
         with (
             self._acquired_loras() as acquired,
             translate_device_errors(self._device, f"preparing {len(tasks)} images"),
@@ -187,9 +188,10 @@ class DiffusionEngine:
                 except TaskError as error:
                     answers[place] = error
                 else:
-                    groups.setdefault((acquired[place], self._reproducible(task.image)), []).append(place)
-            for (lora_scales, reproducible), places in groups.items():
-                texts = self._encode([tasks[place].image for place in places], lora_scales, reproducible)
+                    alike = acquired[place], self._reproducible(task.image), self._family.windows(task.image)
+                    groups.setdefault(alike, []).append(place)
+            for (lora_scales, reproducible, windows), places in groups.items():
+                texts = self._encode([tasks[place].image for place in places], lora_scales, reproducible, windows)
                 for place in places:
                     answers[place] = self._start(tasks[place], texts, lora_scales)
             for place, answer in enumerate(answers):
@@ -207,11 +209,16 @@ class DiffusionEngine:
             for lora_scales in acquired.values():
                 self._loras.release(lora_scales)
 
-    def _encode(self, requests: Sequence[ImageInputs], lora_scales: LoraScales, one_by_one: bool) -> dict[str, Encoded]:
+    def _encode(
+        self, requests: Sequence[ImageInputs], lora_scales: LoraScales, one_by_one: bool, windows: int
+    ) -> dict[str, Encoded]:
         self._loras.activate(lora_scales)
         texts = [text for inputs in requests for text in self._family.texts(inputs)]
         return self._prompt_cache.get(
-            texts, encoder_state=self._loras.text_encoder_scales(lora_scales), one_by_one=one_by_one
+            texts,
+            encoder_state=self._loras.text_encoder_scales(lora_scales),
+            one_by_one=one_by_one,
+            windows=windows,
         )
 
     def _start(

@@ -16,7 +16,8 @@ class Encoder:
     def __init__(self) -> None:
         self.calls: list[list[str]] = []
 
-    def __call__(self, texts: list[str]) -> dict[str, torch.Tensor]:
+    def __call__(self, texts: list[str], windows: int = 1) -> dict[str, torch.Tensor]:
+        del windows
         self.calls.append(texts)
         lengths = torch.tensor([float(len(text)) for text in texts])
         return {"full": lengths.view(-1, 1, 1).expand(-1, 2, 3), "pooled": lengths.view(-1, 1).expand(-1, 4)}
@@ -73,11 +74,11 @@ def test_encoding_error_not_cached() -> None:
     encode = Encoder()
     attempts = []
 
-    def sometimes(texts: list[str]) -> dict[str, torch.Tensor]:
+    def sometimes(texts: list[str], windows: int) -> dict[str, torch.Tensor]:
         attempts.append(texts)
         if len(attempts) == 1:
             raise RuntimeError("out of luck")
-        return encode(texts)
+        return encode(texts, windows)
 
     cache = PromptCache(sometimes, 4)
     with pytest.raises(RuntimeError, match="out of luck"):

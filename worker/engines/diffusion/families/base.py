@@ -98,6 +98,16 @@ class Family(abc.ABC):
         """Return the texts to encode: with guidance, the negative prompt comes first."""
         return [inputs.negative_prompt, inputs.prompt] if self.is_guided(inputs) else [inputs.prompt]
 
+    def windows(self, inputs: ImageInputs) -> int:
+        """Return how many windows of the text encoders the request's texts take. Families without them truncate."""
+        del inputs
+        return 1
+
+    def encode_windows(self, texts: list[str], windows: int) -> dict[str, torch.Tensor]:
+        """Return embeddings as `encode` does, of this many windows."""
+        assert windows == 1
+        return self.encode(texts)
+
     @abc.abstractmethod
     def encode(self, texts: list[str]) -> dict[str, torch.Tensor]:
         """Return embeddings by name, each `(texts, ...)`. Long texts are truncated."""

@@ -14,8 +14,8 @@ Encoded = Mapping[str, torch.Tensor]
 class PromptCache:
     """Caches embeddings by text. The misses of one call are encoded in one batch."""
 
-    def __init__(self, encode: Callable[[list[str]], Mapping[str, torch.Tensor]], capacity: int) -> None:
-        """`encode` returns embeddings by name, each `(texts, ...)`; `capacity` counts texts."""
+    def __init__(self, encode: Callable[[list[str], int], Mapping[str, torch.Tensor]], capacity: int) -> None:
+        """`encode` returns embeddings of a number of windows by name, each `(texts, ...)`; `capacity` counts texts."""
         self._encode = encode
         self._cache: LRUCache[Hashable, Encoded] = LRUCache(capacity)
 
@@ -23,18 +23,18 @@ class PromptCache:
         return len(self._cache)
 
     def get(
-        self, texts: Sequence[str], *, encoder_state: Hashable = (), one_by_one: bool = False
+        self, texts: Sequence[str], *, encoder_state: Hashable = (), one_by_one: bool = False, windows: int = 1
     ) -> dict[str, Encoded]:
-        """Return the embeddings of each text.
+        """Return the embeddings of each text, of this many windows of the encoder.
 
         `encoder_state` is part of the cache key. With `one_by_one`, the bits of an embedding depend on no other text.
         """
         unique = list(dict.fromkeys(texts))
-        keys = {text: (encoder_state, one_by_one, text) for text in unique}
+        keys = {text: (encoder_state, one_by_one, windows, text) for text in unique}
         found = {text: self._cache[key] for text, key in keys.items() if key in self._cache}
         missing = [text for text in unique if text not in found]
         for batch in [[text] for text in missing] if one_by_one else [missing] * bool(missing):
-            found |= zip(batch, _split_batch(self._encode(batch)), strict=True)
+            found |= zip(batch, _split_batch(self._encode(batch, windows)), strict=True)
         for text, key in keys.items():
             self._cache[key] = found[text]
         return found

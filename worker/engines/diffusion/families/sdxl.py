@@ -11,6 +11,7 @@ from wire.messages import ImageInputs
 from worker.engine import UnsupportedModel
 from worker.engines.diffusion.device import to_device
 from worker.engines.diffusion.families.base import Conditions, UNetFamily
+from worker.engines.diffusion.families.long_prompts import count_windows, encode_windows, join_windows, window_ids
 from worker.engines.diffusion.families.prompt_cache import Encoded
 
 
@@ -25,6 +26,20 @@ class StableDiffusionXL(UNetFamily):
             raise UnsupportedModel("it lacks a text encoder; SDXL refiners are not supported, only base models")
         if self.dtype == torch.float16 and self.vae.config.force_upcast:
             self.vae.to(torch.float32)  # it overflows in half precision
+
+    def windows(self, inputs: ImageInputs) -> int:
+        return count_windows([self.pipeline.tokenizer, self.pipeline.tokenizer_2], self.texts(inputs))
+
+    def encode_windows(self, texts: list[str], windows: int) -> dict[str, torch.Tensor]:
+        """Encode window by window. The pooled embedding is that of the first one."""
+        if windows == 1:
+            return self.encode(texts)
+        pipe, hidden = self.pipeline, []
+        for tokenizer, encoder in ((pipe.tokenizer, pipe.text_encoder), (pipe.tokenizer_2, pipe.text_encoder_2)):
+            output = encode_windows(encoder, window_ids(tokenizer, texts, windows), self.device)
+            hidden.append(join_windows(output.hidden_states[-2], windows))
+        pooled = output[0].reshape(len(texts), windows, -1)[:, 0]
+        return {"embeddings": torch.cat(hidden, -1).to(self.dtype), "text_embeds": pooled.to(self.dtype)}
 
     def encode(self, texts: list[str]) -> dict[str, torch.Tensor]:
         """Encode with two CLIPs side by side; the second returns the pooled embedding."""
