@@ -19,7 +19,7 @@ from configs.text import clip
 _TOP = ("min_workers", "max_workers")
 _WORKERS = ("start_timeout_s", "drain_timeout_s")
 #: Settings of a model that the balancer reads too. They keep their old values, so that all programs agree.
-_BALANCERS = ("engine", "loras", "defaults", "limits", "cold_start_proxy")
+_BALANCERS = ("engine", "loras", "defaults", "quality", "limits", "cold_start_proxy")
 _BALANCERS_BATCHING = ("mode",)
 _BALANCERS_SCALING = ("slo", "look_back_period_s", "rate_window_s")
 _MAX_VALUE = 60

@@ -134,6 +134,10 @@ def _weights(name: str, model: ModelSettings) -> str:
     if model.engine == "sim":
         return f"sim {name}"
     parts = [model.path, model.variant, model.controlnet, model.dtype, f"batch {model.max_batch_size}"]
+    parts += [model.revision, model.base, model.vae.dtype if model.vae.dtype != "auto" else None]
+    parts += [f"{part} {path}" for part, path in model.replaced_parts.items()]
+    if model.compile != "off":
+        parts.append(f"compile {model.compile}")
     if model.task == "call":
         parts += [model.engine, json.dumps(model.options, sort_keys=True), str(model.python)]
     return " ".join(str(part) for part in parts if part is not None)

@@ -43,6 +43,13 @@ CASES: list[tuple[dict[str, Any], dict[str, Any], list[str], list[str], list[str
     (with_a(sim={"t0_s": 0.5}), {}, [], ["models.a.sim.t0_s: 0.008 -> 0.5"], []),
     (MODELS | {"b": {"path": "y"}}, {}, [], ["models.b.path: x -> y"], []),
     (with_a(limits={"max_steps": 99}), {}, [], [], ["models.a.limits.max_steps: 150 -> 99"]),
+    (
+        with_a(quality={"high": {"steps": 50}}),
+        {},
+        [],
+        [],
+        ["models.a.quality: {} -> none", "models.a.quality.high.steps: none -> 50"],
+    ),
     (with_a(batching={"mode": "grouped"}), {}, [], [], ["models.a.batching.mode: step -> grouped"]),
     (with_a(batching={"min_gain": 0.5}), {}, [], ["models.a.batching.min_gain: 0.05 -> 0.5"], []),
     (

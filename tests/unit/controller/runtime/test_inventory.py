@@ -134,6 +134,16 @@ def test_weights_key_depends_on_what_worker_loads(settings: Any) -> None:
     assert weights() == weights(scaling={"min_workers": 2}, gpu_memory="9.5GiB")
     assert len({weights(), weights(dtype="float16"), weights(path="other"), weights(max_batch_size=4)}) == 4
     engines = [(engine, options) for engine in ("a:B", "a:C") for options in ({}, {"n": 1})]
+    changes: list[dict[str, Any]] = [
+        {},
+        {"unet": "/u"},
+        {"vae": "/v"},
+        {"vae": {"dtype": "float32"}},
+        {"revision": "v1"},
+        {"base": "/b"},
+        {"compile": "graphs"},
+    ]
+    assert len({weights(**change) for change in changes}) == len(changes)
     own = {weights(engine=engine, path="/x", options=options) for engine, options in engines}
     assert len(own) == 4, "engines of users in one folder"
 
