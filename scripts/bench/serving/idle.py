@@ -47,6 +47,12 @@ def cpu_s(process: psutil.Process) -> float:
     return times.user + times.system
 
 
+def succeeds(client: httpx.Client, path: str) -> bool:
+    with contextlib.suppress(httpx.TransportError):
+        return client.get(path).is_success
+    return False
+
+
 def until(condition: Callable[[], bool]) -> float:
     """Wait for the condition at a short interval and return the time."""
     while not condition():
@@ -68,14 +74,9 @@ def measure(folder: Path) -> dict[str, Any]:
     started = time.monotonic()
     instance = Instance(folder, {"workers": {}, "models": {"m": sim(scaling={"min_workers": 1})}}, threads=None)
     try:
-
-        def is_healthy() -> bool:
-            with contextlib.suppress(httpx.TransportError):
-                return httpx.get(f"{instance.url}/healthz", timeout=5).is_success
-            return False
-
-        healthy_s = until(is_healthy) - started
-        ready_s = until(instance.is_ready) - started
+        with httpx.Client(base_url=instance.url, timeout=5) as client:  # one: its start takes longer than a request
+            healthy_s = until(lambda: succeeds(client, "/healthz")) - started
+            ready_s = until(lambda: succeeds(client, "/readyz")) - started
         time.sleep(_REST_S)
         running = processes(instance)
         start_cpu = {kind: cpu_s(process) for kind, process in running.items()}
