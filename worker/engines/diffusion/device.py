@@ -18,6 +18,8 @@ import torch
 from worker.device_errors import device_error_kind
 from worker.engine import DeviceLost, OutOfMemory, TaskError
 
+#: Threads of a worker on a GPU: it draws noise and plans schedules on the CPU.
+_GPU_WORKER_THREADS = 4
 #: GPU memory of a process besides its tensors: context, kernels, libraries.
 CONTEXT_BYTES = 600 << 20
 
@@ -28,9 +30,8 @@ def select_device(name: str) -> torch.device:
 
 
 def limit_cpu_threads(device: torch.device) -> None:
-    if device.type == "cpu":
-        # Workers share the cores: more threads per worker would slow all of them down.
-        torch.set_num_threads(1)
+    """Bound torch's threads: workers share the cores, and more threads per worker would slow all of them down."""
+    torch.set_num_threads(1 if device.type == "cpu" else min(torch.get_num_threads(), _GPU_WORKER_THREADS))
 
 
 def environment(device: torch.device) -> str:

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from worker.engine import UnsupportedModel
+from worker.engines.diffusion.device import limit_cpu_threads
 from worker.engines.diffusion.gpu_checks import check_build, computes_bfloat16, is_assigned, open_gpu
 
 
@@ -21,6 +22,17 @@ def test_cpu_needs_no_check() -> None:
     check_build(torch.device("cpu"))
     open_gpu(torch.device("cpu"))
     assert computes_bfloat16(torch.device("cpu"))
+
+
+@pytest.mark.parametrize(("device", "before", "after"), [("cpu", 8, 1), ("cuda:0", 8, 4), ("cuda:0", 2, 2)])
+def test_workers_share_the_cores(device: str, before: int, after: int) -> None:
+    usual = torch.get_num_threads()
+    try:
+        torch.set_num_threads(before)
+        limit_cpu_threads(torch.device(device))
+        assert torch.get_num_threads() == after
+    finally:
+        torch.set_num_threads(usual)
 
 
 @pytest.mark.parametrize(
