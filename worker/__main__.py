@@ -256,7 +256,7 @@ def _serve(settings: Settings, model: str, name: str, address: str, key: WorkerK
     log.info("exiting: %s", reason)
     try:
         engine.close()
-    except Exception:
+    except (Exception, SystemExit):
         log.exception("the engine could not be closed")
     return EXIT_ORPHANED if client.orphaned else 0
 
@@ -279,4 +279,5 @@ def _exit(status: int) -> NoReturn:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends it while user code runs, and is no exception in it
     _exit(main())

@@ -29,6 +29,7 @@ class TaskError(Exception):
     """
 
     def __init__(self, kind: FailureKind, message: str, status: int = 0) -> None:
+        message = message.encode(errors="replace").decode()  # a lone surrogate cannot be sent
         super().__init__(message)
         self.kind: FailureKind = kind
         self.message = message

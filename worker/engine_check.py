@@ -104,8 +104,11 @@ def check_engine(model: Model, device: str, given: str | None) -> EngineReport:
         _run(report, engine, samples)
     else:
         report.problems.append("nothing was run: add a method example() to the class, or give an item with --input")
-    with start_failures():
-        engine.close()
+    try:
+        with start_failures():
+            engine.close()
+    except StartFailed as error:
+        report.problems.append(f"close failed: {error}")
     return report
 
 

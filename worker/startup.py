@@ -16,7 +16,7 @@ from configs.checkpoint_files import checkpoint_problems
 from configs.paths import children_dir, controller_pid_file, standby_files
 from configs.pipeline_defaults import PipelineDefaults, with_defaults
 from configs.settings import Model, Settings
-from configs.text import clip
+from configs.text import printable
 from wire.messages import StartupTimes
 from worker.engine import DeviceLost, HoldsWeights, StepEngine, TaskError, UnsupportedModel
 from worker.engines.factory import build
@@ -81,11 +81,11 @@ def start_failures() -> Iterator[None]:
         yield
     except (StartFailed, DeviceLost):
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:  # an engine of a user may do anything
         raise StartFailed(_explain(error)) from error
 
 
-def _explain(error: Exception) -> str:
+def _explain(error: BaseException) -> str:
     """Return one line that says what is wrong."""
     if isinstance(error, UnsupportedModel | TaskError):  # TaskError: the model's own defaults are invalid for it
         text = str(error)
@@ -97,7 +97,7 @@ def _explain(error: Exception) -> str:
         text = "the main memory of this machine does not suffice"
     else:
         text = f"{type(error).__name__}: {error}"
-    return clip(" ".join(text.split()), _MAX_REASON)
+    return printable(" ".join(text.split()), _MAX_REASON)
 
 
 def with_engine_limits(model: Model, engine: StepEngine) -> Model:

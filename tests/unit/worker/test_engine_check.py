@@ -49,6 +49,15 @@ class Forgetful:
     def restore(self, item, saved): return saved
     def example(self): return 3
 
+class Leaving(Good):
+    def load(self, device): raise SystemExit(5)
+
+class NoExample(Good):
+    def example(self): raise ValueError("no input today")
+
+class Unclosable(Good):
+    def close(self): raise OSError("still open")
+
 class Unloadable(Good):
     def load(self, device): raise OSError("no weights on " + device)
 """
@@ -76,6 +85,9 @@ def file(tmp_path: Path) -> Path:
         ("NoBatches", None, "4 of 4 equal items failed in a batch: predict returned 1 results for 4 items"),
         ("Forgetful", None, "the result after save and restore is"),
         ("Unloadable", None, "OSError: no weights on cpu"),
+        ("Leaving", None, "SystemExit: 5"),
+        ("NoExample", None, "NoExample.example failed: ValueError: no input today"),
+        ("Unclosable", None, "close failed: OSError: still open"),
         ("Missing", None, "has no class Missing; it defines"),
     ],
 )

@@ -8,6 +8,7 @@ from collections.abc import Callable, Hashable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+from configs.text import is_utf8
 from wire.messages import CallInputs
 from worker.engine import BatchKey, Checkpoint, EngineRequest, TaskError
 from worker.engines.user.failures import batch_error, task_error
@@ -51,8 +52,10 @@ class CallAdmission:
         try:
             key = self._key(item)
             hash(key)
-        except (Exception, SystemExit) as error:
+        except BaseException as error:
             raise task_error(error) from error
+        if isinstance(key, str) and not is_utf8(key):
+            return ascii(key)  # it names the shape of the batch in messages
         return repr(key) if isinstance(key, int | float | tuple) else key
 
     def decode_ahead(self, requests: Sequence[EngineRequest]) -> None:
@@ -85,7 +88,7 @@ class CallAdmission:
                 saved, row.chunk_count = self._restorable(checkpoint)
                 row.step = checkpoint.step
             self._program.runner.start(row, saved)
-        except (Exception, SystemExit) as error:
+        except BaseException as error:
             failure = batch_error(error)
             if isinstance(failure, TaskError) and not isinstance(error, TaskError):
                 log.info("a call cannot start", exc_info=error)
@@ -107,6 +110,6 @@ class CallAdmission:
             return value if self._program.prepare is None else self._program.prepare(value)
         except TaskError:
             raise
-        except (Exception, SystemExit) as error:  # a hook of LitServe, or the constructor of the input's class
+        except BaseException as error:  # a hook of LitServe, or the constructor of the input's class
             log.info("a request cannot be decoded", exc_info=error)
             raise task_error(error) from error

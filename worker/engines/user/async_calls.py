@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequen
 from typing import Any
 
 from worker.engine import TaskError
-from worker.engines.user.failures import is_failure, task_error
+from worker.engines.user.failures import described, is_failure, task_error
 from worker.engines.user.rows import CallRow
 from worker.engines.user.streams import Emit
 
@@ -26,8 +26,17 @@ class EventLoopThread:
 
     def __init__(self) -> None:
         self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._loop.run_forever, name="engine-async", daemon=True)
+        self._thread = threading.Thread(target=self._run, name="engine-async", daemon=True)
+        self._is_closing = False
         self._thread.start()
+
+    def _run(self) -> None:
+        """Run the loop again when a call has stopped it, as `SystemExit` and `loop.stop()` do."""
+        while not self._is_closing:
+            try:
+                self._loop.run_forever()
+            except BaseException as error:
+                log.warning("a call has stopped the event loop, which goes on: %s", described(error))
 
     def submit(self, work: Coroutine[Any, Any, Any]) -> asyncio.Future[Any]:
         """Start it; the result can be waited for from another thread."""
@@ -55,6 +64,7 @@ class EventLoopThread:
         """Cancel what still runs."""
         with contextlib.suppress(TimeoutError):
             asyncio.run_coroutine_threadsafe(_cancel_all(), self._loop).result(_CLOSE_S)
+        self._is_closing = True
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join(_CLOSE_S)
         if not self._thread.is_alive():
@@ -114,7 +124,7 @@ class AsyncRunner:
             return
         try:
             output = call.result()
-        except (Exception, SystemExit) as error:
+        except BaseException as error:
             log.error("a call failed", exc_info=error)
             row.fail(task_error(error))
             return

@@ -12,6 +12,8 @@ import msgspec
 from pydantic import TypeAdapter
 
 from wire.messages import EngineInfo
+from worker.engine import UnsupportedModel
+from worker.engines.user.failures import described
 from worker.engines.user.images import ImageBounds
 from worker.engines.user.setup import Program
 from worker.engines.user.value_types import portable_type
@@ -45,8 +47,11 @@ def examples(engine: Any) -> list[Any]:
     for name in ("examples", "example"):
         own = getattr(engine, name, None)
         if own is not None:
-            value = own() if callable(own) else own
-            return list(value) if name == "examples" else [value]
+            try:
+                value = own() if callable(own) else own
+                return list(value) if name == "examples" else [value]
+            except (Exception, SystemExit) as error:
+                raise UnsupportedModel(f"{type(engine).__name__}.{name} failed: {described(error)}") from error
     return []
 
 

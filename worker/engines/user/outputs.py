@@ -15,6 +15,7 @@ from pydantic_core import to_jsonable_python
 from muster import Content
 from wire.messages import MAX_PARTS, Part
 from worker.engine import TaskError
+from worker.engines.user.failures import reason
 from worker.engines.user.images import encode_png, is_image
 from worker.engines.user.tensors import as_array, encode_array, is_array, is_tensor, plain_values
 
@@ -59,8 +60,8 @@ class OutputEncoder:
             return _sendable(self._encode(value))
         except TaskError:
             raise
-        except Exception as error:
-            raise TaskError("error", f"the result cannot be sent: {error}") from error
+        except BaseException as error:  # user code makes the text of an object
+            raise TaskError("error", f"the result cannot be sent: {reason(error)}") from error
 
     def _is_json(self, value: Any) -> bool:
         """Return whether the value is surely JSON; most are."""
@@ -133,7 +134,7 @@ def _is_binary(value: object) -> bool:
 
 def _plain(value: Any) -> Any:
     """Return a value inside JSON that msgspec knows. Raises `TypeError`."""
-    if type(value) in _CONTAINERS:
+    if value is None or type(value) in _CONTAINERS:  # values of these types never come here, only keys
         raise TypeError("a key in it is neither a text nor a number")
     if isinstance(value, BaseModel):
         return value.model_dump(mode="json")

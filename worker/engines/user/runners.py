@@ -45,7 +45,7 @@ class BatchRunner:
     def step(self, rows: Sequence[CallRow]) -> None:
         try:
             outputs = self._predict([row.item for row in rows])
-        except (Exception, SystemExit) as error:
+        except BaseException as error:
             raise batch_error(error) from error
         problem = count_problem(outputs, len(rows))
         if problem:
@@ -78,7 +78,7 @@ class ItemRunner(BatchRunner):
     def _step_one(self, row: CallRow) -> None:
         try:
             output = self._predict(row.item)
-        except (Exception, SystemExit) as error:
+        except BaseException as error:
             raise batch_error(error) from error
         if is_failure(output):
             row.fail(task_error(output))
@@ -109,7 +109,7 @@ class IterativeRunner:
     def step(self, rows: Sequence[CallRow]) -> None:
         try:
             done = self._engine.step([row.state for row in rows])
-        except (Exception, SystemExit) as error:
+        except BaseException as error:
             raise batch_error(error) from error
         if done is None and self._steps is None:
             raise TaskError("error", "step returned None, and the engine has no steps(item): no item would ever end")
@@ -131,7 +131,7 @@ class IterativeRunner:
         row.step -= 1  # finish counts it
         try:
             output = self._engine.result(row.state)
-        except (Exception, SystemExit) as error:
+        except BaseException as error:
             row.fail(task_error(error))
             return
         if is_failure(output):
@@ -143,7 +143,7 @@ class IterativeRunner:
         assert self._preview is not None
         try:
             value = self._preview(row.state)
-        except (Exception, SystemExit):  # a failed preview does not fail the call
+        except BaseException:  # a failed preview does not fail the call
             log.debug("no preview", exc_info=True)
             return
         if value is not None:

@@ -73,7 +73,7 @@ class StreamRunner:
             items = [row.item for row in group]
             try:
                 values = iter(self._predict(items if self._is_batched else items[0]))
-            except (Exception, SystemExit) as error:
+            except BaseException as error:
                 self._fail(group, error)
                 continue
             stream = _Stream(values, group)
@@ -90,7 +90,7 @@ class StreamRunner:
             for row in rows:
                 row.finish(None)
             return
-        except (Exception, SystemExit) as error:
+        except BaseException as error:
             self._on_error(stream, rows, error, is_first=is_first)
             return
         if not self._is_batched:
@@ -141,5 +141,5 @@ class StreamRunner:
     def _close(self, stream: _Stream) -> None:
         try:
             stream.close()
-        except (Exception, SystemExit):
+        except BaseException:
             log.debug("a generator failed while it was closed", exc_info=True)

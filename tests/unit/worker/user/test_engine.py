@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 import sys
 import threading
@@ -55,6 +56,24 @@ class HTTPError(Exception):
         self.detail = detail
 
 
+class Textless(Exception):
+    """Its text cannot be made."""
+
+    def __str__(self) -> str:
+        raise RuntimeError("no text")
+
+
+BASE_ERRORS: dict[str, BaseException] = {
+    "interrupt": KeyboardInterrupt(),
+    "generator": GeneratorExit(),
+    "cancelled": asyncio.CancelledError(),
+    "stop": StopIteration(3),
+    "base": BaseException("base"),
+    "textless": Textless(),
+    "surrogate": ValueError("a\ud800b\0"),
+}
+
+
 class Moody:
     """Fails as its items say."""
 
@@ -64,6 +83,8 @@ class Moody:
                 raise RuntimeError("raised on demand")
             if item == "exit":
                 sys.exit("left on demand")
+            if item in BASE_ERRORS:
+                raise BASE_ERRORS[item]
             if item == "none":
                 return None  # type: ignore[return-value]
             if item == "few":
@@ -118,6 +139,13 @@ def test_failures_are_no_part_of_the_result_schema() -> None:
     [
         ("raise", "RuntimeError: raised on demand"),
         ("exit", "SystemExit: left on demand"),
+        ("interrupt", "KeyboardInterrupt"),
+        ("generator", "GeneratorExit"),
+        ("cancelled", "CancelledError"),
+        ("stop", "StopIteration: 3"),
+        ("base", "BaseException: base"),
+        ("textless", "Textless"),
+        ("surrogate", "ValueError: a?b?"),
         ("failed", "text: failed on demand"),
         ("http", "not there"),
         ("error", "ValueError: returned on demand"),
@@ -153,6 +181,21 @@ def test_status_of_failure_is_sent(status: int, kind: str, sent: int) -> None:
     with pytest.raises(TaskError) as caught:
         engine.step([row])  # type: ignore[list-item]
     assert (caught.value.kind, caught.value.status) == (kind, sent)
+
+
+def test_error_of_any_engine_can_be_sent() -> None:
+    assert TaskError("error", "bad \ud800").message == "bad ?"
+
+
+def test_key_can_be_sent_as_shape() -> None:
+    class Keyed:
+        def key(self, item: int) -> str:
+            return "\ud800"
+
+        def predict(self, items: list[int]) -> list[int]:
+            return items
+
+    assert user_engine(Keyed).key(call(1)) == "'\\ud800'"
 
 
 def test_long_error_is_cut() -> None:
@@ -226,6 +269,7 @@ def test_results_are_encoded_by_type(value: Any, types: list[str], values: list[
         (numpy.zeros([1] * 33), "an array has 33 dimensions; at most 32 are allowed"),
         (numpy.zeros(1, "datetime64[s]"), "an array of datetime64[s] cannot be sent"),
         ({(1, 2): "x"}, "a key in it is neither a text nor a number"),
+        ({1: "x", None: "y"}, "a key in it is neither a text nor a number"),
         ("\ud800", "surrogates not allowed"),
         (numpy.array([{}]), "an array of objects may hold text and bytes only, not dict"),
     ],

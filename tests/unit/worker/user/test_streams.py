@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 import threading
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
@@ -205,6 +206,29 @@ def test_released_async_call_is_cancelled() -> None:
     assert started.wait(10)
     made.release(row)  # type: ignore[arg-type]
     assert cancelled.wait(10)
+    made.close()
+
+
+@pytest.mark.parametrize("item", ["exit", "interrupt", "stop", "background"])
+def test_async_call_that_stops_the_loop_costs_no_other(item: str) -> None:
+    class Leaving:
+        async def predict(self, item: str) -> str:
+            if item == "exit":
+                raise SystemExit(3)
+            if item == "interrupt":
+                raise KeyboardInterrupt
+            if item == "stop":
+                asyncio.get_running_loop().stop()
+            if item == "background":
+                asyncio.get_running_loop().call_soon(sys.exit)
+            await asyncio.sleep(0.01)
+            return item
+
+    made = user_engine(Leaving)
+    errors = {"exit": "SystemExit: 3", "interrupt": "KeyboardInterrupt"}
+    found = run_calls(made, [call("a"), call(item), call("b")])
+    assert [each.error for each in found] == ["", errors.get(item, ""), ""]
+    assert run_calls(made, [call("c")]) == [CallOutcome("c")]
     made.close()
 
 
