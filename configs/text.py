@@ -30,3 +30,17 @@ def printable(text: str, limit: int) -> str:
 def printable_lines(text: str, limit: int) -> str:
     """Do as `printable`, and keep the line breaks."""
     return "\n".join(printable(line, limit) for line in clip(text, limit).split("\n"))
+
+
+def exception_text(error: BaseException) -> str:
+    """Return the exception's own text, or an empty one if it cannot make it."""
+    try:
+        return str(error)
+    except Exception:  # its own __str__ is wrong: a second exception would hide the first
+        return ""
+
+
+def exception_line(error: BaseException) -> str:
+    """Return type and text of an exception as one line."""
+    name, text = type(error).__name__, " ".join(exception_text(error).split())
+    return f"{name}: {text}" if text else name

@@ -53,7 +53,7 @@ def _headline(status: ServerStatus) -> Text:
 
 
 def _models(status: ServerStatus) -> Table:
-    table = _table("Models", "model", "ready", "desired", "bounds", "queued", "running", "oldest", "images/s")
+    table = _table("Models", "model", "ready", "desired", "bounds", "queued", "running", "oldest", "tasks/s")
     records = {model.model: model for model in status.report.models} if status.report else {}
     for stats in status.snapshot.models:
         record = records.get(stats.model)

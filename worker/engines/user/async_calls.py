@@ -9,8 +9,9 @@ import threading
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
 from typing import Any
 
+from configs.text import exception_line
 from worker.engine import TaskError
-from worker.engines.user.failures import described, is_failure, task_error
+from worker.engines.user.failures import is_failure, task_error
 from worker.engines.user.rows import CallRow
 from worker.engines.user.streams import Emit
 
@@ -36,7 +37,7 @@ class EventLoopThread:
             try:
                 self._loop.run_forever()
             except BaseException as error:
-                log.warning("a call has stopped the event loop, which goes on: %s", described(error))
+                log.warning("a call has stopped the event loop, which goes on: %s", exception_line(error))
 
     def submit(self, work: Coroutine[Any, Any, Any]) -> asyncio.Future[Any]:
         """Start it; the result can be waited for from another thread."""

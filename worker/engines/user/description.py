@@ -11,9 +11,9 @@ from typing import Any
 import msgspec
 from pydantic import TypeAdapter
 
+from configs.text import exception_line
 from wire.messages import EngineInfo
 from worker.engine import UnsupportedModel
-from worker.engines.user.failures import described
 from worker.engines.user.images import ImageBounds
 from worker.engines.user.setup import Program
 from worker.engines.user.value_types import portable_type
@@ -51,7 +51,7 @@ def examples(engine: Any) -> list[Any]:
                 value = own() if callable(own) else own
                 return list(value) if name == "examples" else [value]
             except (Exception, SystemExit) as error:
-                raise UnsupportedModel(f"{type(engine).__name__}.{name} failed: {described(error)}") from error
+                raise UnsupportedModel(f"{type(engine).__name__}.{name} failed: {exception_line(error)}") from error
     return []
 
 

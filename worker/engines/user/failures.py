@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import traceback
 
-from configs.text import printable
+from configs.text import exception_line, exception_text, printable
 from muster import Failed
 from worker.engine import DeviceLost, OutOfMemory, TaskError
 from worker.engines.user.device import free_cached_memory
@@ -27,26 +27,12 @@ def task_error(error: BaseException) -> TaskError:
     status, detail = getattr(error, "status_code", None), getattr(error, "detail", None)
     if isinstance(status, int) and detail is not None:  # an HTTPException of FastAPI or Starlette
         return _with_status(status, detail if isinstance(detail, str) else repr(detail))
-    return TaskError("error", _clip(described(error)))
-
-
-def described(error: BaseException) -> str:
-    """Return type and text of an exception as one line, also of one that has no text or cannot make it."""
-    name, text = type(error).__name__, " ".join(reason(error).split())
-    return f"{name}: {text}" if text else name
-
-
-def reason(error: BaseException) -> str:
-    """Return the exception's own text, or an empty one if it cannot make it."""
-    try:
-        return str(error)
-    except Exception:  # its own __str__ is wrong, which hides the failure less than a second exception would
-        return ""
+    return TaskError("error", _clip(exception_line(error)))
 
 
 def batch_error(error: BaseException) -> Exception:
     """Return what the step loop expects for an exception that ended a whole batch."""
-    name, text = type(error).__name__, reason(error)
+    name, text = type(error).__name__, exception_text(error)
     if isinstance(error, DeviceLost | OutOfMemory):
         return error
     if name == "OutOfMemoryError" or isinstance(error, MemoryError) or "DefaultCPUAllocator" in text:

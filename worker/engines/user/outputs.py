@@ -12,10 +12,10 @@ import msgspec
 from pydantic import BaseModel
 from pydantic_core import to_jsonable_python
 
+from configs.text import exception_text
 from muster import Content
 from wire.messages import MAX_PARTS, Part
 from worker.engine import TaskError
-from worker.engines.user.failures import reason
 from worker.engines.user.images import encode_png, is_image
 from worker.engines.user.tensors import as_array, encode_array, is_array, is_tensor, plain_values
 
@@ -61,7 +61,7 @@ class OutputEncoder:
         except TaskError:
             raise
         except BaseException as error:  # user code makes the text of an object
-            raise TaskError("error", f"the result cannot be sent: {reason(error)}") from error
+            raise TaskError("error", f"the result cannot be sent: {exception_text(error)}") from error
 
     def _is_json(self, value: Any) -> bool:
         """Return whether the value is surely JSON; most are."""
