@@ -12,8 +12,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from configs.model_settings import Model
 from configs.safetensors_file import InvalidFile, check_safetensors, explain_start, open_regular
-from configs.settings import Model
 from configs.user_engine import engine_problems
 
 _BUILTIN = Path(__file__).parents[1] / "worker" / "builtin"

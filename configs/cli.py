@@ -11,8 +11,9 @@ from pathlib import Path
 from configs.checkpoint_files import checkpoint_problems, is_hub_id
 from configs.fields import Tree
 from configs.load import DEFAULT_FILE, ConfigError, load
+from configs.model_settings import Model
 from configs.sections import expand_home
-from configs.settings import Model, Settings
+from configs.settings import Settings
 from configs.user_engine import interpreter_problems
 from configs.yaml_file import dump_yaml
 

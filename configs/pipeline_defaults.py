@@ -11,7 +11,8 @@ import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from configs.settings import Defaults, Model
+from configs.model_sections import Defaults
+from configs.model_settings import Model
 
 
 class PipelineDefaults(NamedTuple):

@@ -12,7 +12,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from configs.settings import Model, Settings
+from configs.model_settings import Model
+from configs.settings import Settings
 from configs.text import clip
 
 #: Settings that only the controller reads.

@@ -31,7 +31,8 @@ from loadbalancer.transport.curve_listener import CurveListener
 from loadbalancer.transport.process_watcher import ProcessWatcher
 from loadbalancer.transport.worker_socket import ReceivedMessage, WorkerSocket
 from wire.codec import BalancerEnvelope, Frame
-from wire.messages import Hello, ServerStopping, TaskInputs
+from wire.inputs import TaskInputs
+from wire.messages import Hello, ServerStopping
 from wire.snapshot import Snapshot
 
 log = logging.getLogger(__name__)

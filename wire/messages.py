@@ -8,155 +8,28 @@ and update the golden frames in the tests.
 from __future__ import annotations
 
 import itertools
-import re
-from typing import Annotated, Literal, NamedTuple
+from typing import Annotated, Literal
 
 import msgspec
+
+from wire.inputs import MAX_PARTS, Count, GenerationMode, Name, Part, Shape, TaskInputs
 
 PROTOCOL = 5
 
 #: Shapes whose step times a worker reports, and batch sizes of each.
 MAX_CURVES = 256
-#: Values of one call, and of one result.
-MAX_PARTS = 256
 
-#: Decoding rejects messages with numbers outside these bounds.
-Count = Annotated[int, msgspec.Meta(ge=0, le=2**31 - 1)]
 Sum = Annotated[int, msgspec.Meta(ge=0)]
 Seconds = Annotated[float, msgspec.Meta(ge=0, le=1e9)]
-Side = Annotated[int, msgspec.Meta(ge=1, le=100_000)]
-Name = Annotated[str, msgspec.Meta(max_length=200)]
 ErrorStatus = Annotated[int, msgspec.Meta(ge=0, le=599)]
 SchemaText = Annotated[str, msgspec.Meta(max_length=2**16)]
 
-ImageFormat = Literal["png", "jpeg", "webp"]
 FailureKind = Literal["invalid", "error", "out_of_memory", "unsafe"]
-#: Inputs of an image: a text; a text and an image; or these and a mask of the area to repaint.
-GenerationMode = Literal["text", "image", "inpaint"]
 #: Which requests of one size can share a forward pass.
 PassSharing = Literal["always", "equal_prompt_lengths", "never"]
-#: Number of pixel frames by mode.
-SOURCES: dict[GenerationMode, int] = {"text": 0, "image": 1, "inpaint": 2}
-
-
-class Shape(NamedTuple):
-    """What the duration of a step depends on, beside the batch: step times and costs are kept by shape."""
-
-    #: Chosen by the engine's kind of inputs, such as "512x512" for an image of this size.
-    key: Annotated[str, msgspec.Meta(max_length=200)]
-    #: Relative amount of computation, such as the number of pixels. A shape that was never measured is estimated by it.
-    volume: Annotated[int, msgspec.Meta(ge=1, le=10**12)] = 1
-
-
-#: No sampler makes more forward passes per requested step: the bound on the step counts that a worker reports.
-MAX_PASSES_PER_STEP = 20
-
-#: The shape of tasks whose inputs do not tell how long a step takes.
-NO_SHAPE = Shape("", 1)
-
 
 #: Exit status of a worker whose balancer was silent for `workers.orphan_after_s`.
 EXIT_ORPHANED = 3
-#: Valid adapter names: a file name without its suffix, never a path.
-LORA_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
-
-
-class Lora(msgspec.Struct, frozen=True, omit_defaults=True):
-    """An adapter of the configured folder, by name, with its weight."""
-
-    name: str
-    scale: float = 1.0
-
-
-class ImageInputs(msgspec.Struct, frozen=True, tag="image", omit_defaults=True):
-    """One image to generate. The balancer has resolved all defaults.
-
-    Source images travel as frames of raw pixels: `width * height * 3` bytes of RGB, then for `inpaint` a mask of
-    `width * height` bytes, 255 where the image is to be repainted.
-    """
-
-    prompt: str
-    width: Side
-    height: Side
-    steps: Annotated[int, msgspec.Meta(ge=1, le=100_000)]
-    guidance_scale: float
-    seed: int
-    scheduler: str
-    negative_prompt: str = ""
-    output_format: ImageFormat = "png"
-    output_quality: Annotated[int, msgspec.Meta(ge=0, le=100)] = 100
-    #: Number of previews, spread evenly over the steps.
-    partial_images: Annotated[int, msgspec.Meta(ge=0, le=1000)] = 0
-    mode: GenerationMode = "text"
-    #: Distance from the source image: 1 ignores it. Unused for `text`.
-    strength: float = 1.0
-    loras: tuple[Lora, ...] = ()
-    #: Equal bytes for equal seeds under any load, at the cost of smaller batches.
-    reproducible: bool = False
-
-    @property
-    def shape(self) -> Shape:
-        return Shape(f"{self.width}x{self.height}", self.width * self.height)
-
-    @property
-    def max_steps(self) -> int:
-        """Largest number of steps that a worker may report."""
-        return MAX_PASSES_PER_STEP * self.steps
-
-    @property
-    def previews(self) -> int:
-        return self.partial_images
-
-    @property
-    def source_frames(self) -> int:
-        """Number of frames before those of a checkpoint."""
-        return SOURCES[self.mode]
-
-
-class Part(msgspec.Struct, frozen=True, omit_defaults=True):
-    """One value of a call or of a result. Its bytes are one frame."""
-
-    media_type: Name = "application/json"
-    #: Of a tensor, or of a field of a form.
-    name: Name = ""
-    #: NumPy's name of a tensor's elements, such as "float32". Its frame holds them in C order, little-endian.
-    dtype: Name = ""
-    shape: Annotated[tuple[Count, ...], msgspec.Meta(max_length=32)] = ()
-
-
-class CallInputs(msgspec.Struct, frozen=True, tag="call", omit_defaults=True):
-    """One call of a user's engine. Its frames hold the parts, in order."""
-
-    parts: Annotated[tuple[Part, ...], msgspec.Meta(max_length=MAX_PARTS)]
-    #: The client wants the results piece by piece, as `Chunk`s.
-    stream: bool = False
-
-    @property
-    def shape(self) -> Shape:
-        return NO_SHAPE
-
-    @property
-    def steps(self) -> int:
-        """Work in the engine's unit, as far as it is known before the task runs."""
-        return 1
-
-    @property
-    def max_steps(self) -> int:
-        """Largest number of steps that a worker may report: the engine alone knows how many it takes."""
-        return 2**31 - 1
-
-    @property
-    def previews(self) -> int:
-        return 0
-
-    @property
-    def source_frames(self) -> int:
-        """Number of frames before those of a checkpoint."""
-        return len(self.parts)
-
-
-#: What a task computes. Only engines and the HTTP API know the kinds; everything between uses their common properties.
-TaskInputs = ImageInputs | CallInputs
 
 
 class Assignment(msgspec.Struct, frozen=True, omit_defaults=True):

@@ -17,9 +17,10 @@ from typing import NoReturn
 from configs.cli import EXIT_USAGE, HelpFormatter, add_config_options, path_argument, settings_from
 from configs.log_files import rotate_own_log
 from configs.logs import CANNOT_START, configure_logging
+from configs.model_settings import Model
 from configs.open_files import raise_open_file_limit
 from configs.paths import cache_dir, run_dir, worker_address
-from configs.settings import Model, Settings
+from configs.settings import Settings
 from configs.streams import detach_standard_streams, drain_standard_streams
 from configs.user_engine import interpreter_problems
 from configs.worker_packages import link_packages

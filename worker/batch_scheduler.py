@@ -11,8 +11,9 @@ from dataclasses import dataclass, field
 from operator import attrgetter
 from typing import Literal, NamedTuple
 
-from configs.settings import Batching
-from wire.messages import NO_SHAPE, Assignment, Shape, TaskInputs
+from configs.model_sections import Batching
+from wire.inputs import NO_SHAPE, Shape, TaskInputs
+from wire.messages import Assignment
 from worker.batch_size import BatchSizer
 from worker.engine import EngineRequest, Row
 

@@ -14,7 +14,8 @@ import statistics
 from collections import OrderedDict, deque
 from collections.abc import Hashable, Sequence
 
-from wire.messages import MAX_CURVES, Shape, StepCurve
+from wire.inputs import Shape
+from wire.messages import MAX_CURVES, StepCurve
 
 #: Batch sizes that are measured and for which GPU kernels are prepared.
 BUCKETS = (1, 2, 4, 8, 12, 16, 24, 32)

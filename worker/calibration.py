@@ -17,9 +17,9 @@ from pathlib import Path
 import msgspec
 
 from configs.files import atomic_write
+from configs.model_settings import Model
 from configs.pipeline_defaults import with_defaults
-from configs.settings import Model
-from wire.messages import NO_SHAPE, Shape
+from wire.inputs import NO_SHAPE, Shape
 from worker.batch_scheduler import shape_of
 from worker.batch_size import BUCKETS, BatchSizer, Points
 from worker.engine import EngineRequest, OutOfMemory, PreparesSteps, Row, StepEngine, TaskError, TrimsMemory

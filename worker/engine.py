@@ -12,9 +12,10 @@ from typing import NamedTuple, Protocol, runtime_checkable
 
 import msgspec
 
+from configs.model_settings import Model
 from configs.pipeline_defaults import with_defaults
-from configs.settings import Model
-from wire.messages import SOURCES, EngineInfo, FailureKind, ImageFormat, ImageInputs, Part, TaskInputs
+from wire.inputs import SOURCES, ImageFormat, ImageInputs, Part, TaskInputs
+from wire.messages import EngineInfo, FailureKind
 
 #: Steps of a sample, so that several can be measured one after the other.
 _SAMPLE_STEPS = 5

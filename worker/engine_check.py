@@ -12,10 +12,12 @@ from typing import Any
 import msgspec
 from pydantic import ValidationError
 
-from configs.settings import Model, Settings
+from configs.model_settings import Model
+from configs.settings import Settings
 from configs.text import clip
 from configs.user_engine import with_absolute_paths
-from wire.messages import Assignment, CallInputs, Part
+from wire.inputs import CallInputs, Part
+from wire.messages import Assignment
 from worker.batch_scheduler import Member, shape_of
 from worker.engine import EngineRequest, Row, TaskError, TaskResult
 from worker.engines.user.engine import UserEngine

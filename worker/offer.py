@@ -13,7 +13,7 @@ from collections import deque
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from wire.messages import Shape
+from wire.inputs import Shape
 from worker.batch_scheduler import Member
 
 #: Tasks held ahead at most, however short the steps are.

@@ -13,9 +13,10 @@ import msgspec
 import psutil
 
 from configs.checkpoint_files import checkpoint_problems
+from configs.model_settings import Model
 from configs.paths import children_dir, controller_pid_file, standby_files
 from configs.pipeline_defaults import PipelineDefaults, with_defaults
-from configs.settings import Model, Settings
+from configs.settings import Settings
 from configs.text import printable
 from wire.messages import StartupTimes
 from worker.engine import DeviceLost, HoldsWeights, StepEngine, TaskError, UnsupportedModel

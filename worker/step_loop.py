@@ -6,7 +6,7 @@ import logging
 import time
 from collections.abc import Sequence
 
-from configs.settings import Model
+from configs.model_settings import Model
 from wire.codec import BalancerEnvelope, Frame, WorkerEnvelope
 from wire.messages import (
     Ack,

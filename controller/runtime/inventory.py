@@ -8,8 +8,8 @@ from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
+from configs.model_settings import Model as ModelSettings
 from configs.scaling import Scaling
-from configs.settings import Model as ModelSettings
 from configs.settings import Settings
 from controller.autoscaler.model_state import ModelState
 from controller.planning.device_pool import DevicePool

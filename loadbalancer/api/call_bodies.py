@@ -20,7 +20,7 @@ from loadbalancer.schema.parsing import shorten
 from loadbalancer.schema.raw_json import is_json
 from loadbalancer.schema.struct_parsing import invalid_json, unknown_parameter
 from wire.codec import Frame
-from wire.messages import Part
+from wire.inputs import Part
 
 #: Many clients, such as `curl -d`, send JSON without naming it.
 _JSON_TYPES = ("", JSON, "application/x-www-form-urlencoded")

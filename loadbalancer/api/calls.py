@@ -33,7 +33,7 @@ from loadbalancer.schema.parsing import shorten
 from loadbalancer.schema.predictions import parse_instances, predictions
 from loadbalancer.services import Services
 from wire.codec import Frame
-from wire.messages import CallInputs, Part
+from wire.inputs import CallInputs, Part
 
 Answer = Response | Awaitable[Response]
 #: Puts what is around the results into a JSON response. Each result is in pieces.

@@ -15,7 +15,7 @@ from loadbalancer.schema.media_types import JSON, choose, parse_accept
 from loadbalancer.schema.requests import OpenAIImageRequest, PredictRequest
 from loadbalancer.schema.responses import ImageData, ImagesAnswer, Timings
 from loadbalancer.storage.records import StoredImage
-from wire.messages import ImageFormat, ImageInputs
+from wire.inputs import ImageFormat, ImageInputs
 
 #: The types of images, the default first.
 _FORMATS: dict[str, ImageFormat] = {"image/png": "png", "image/jpeg": "jpeg", "image/webp": "webp"}

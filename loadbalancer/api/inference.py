@@ -21,7 +21,7 @@ from loadbalancer.schema.inference import InferenceCall, inference_response, par
 from loadbalancer.schema.media_types import BYTES, JSON
 from loadbalancer.schema.parsing import shorten
 from loadbalancer.services import Services
-from wire.messages import CallInputs
+from wire.inputs import CallInputs
 
 #: Header of requests and responses: bytes of JSON before those of the binary tensors.
 HEADER_LENGTH = b"inference-header-content-length"

@@ -26,7 +26,7 @@ from loadbalancer.generation.validation import (
 from loadbalancer.schema.errors import InvalidRequest
 from loadbalancer.schema.requests import EditRequest, ImageRequest, PredictRequest
 from loadbalancer.services import Services
-from wire.messages import LORA_NAME
+from wire.inputs import LORA_NAME
 
 
 class RequestBuilder:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from configs.sections import Server
 from loadbalancer.api.storage_errors import stored
 from loadbalancer.storage.result_store import ResultStore
-from wire.messages import ImageFormat
+from wire.inputs import ImageFormat
 
 PATH = "/v1/results"
 _HOST = re.compile(r"[A-Za-z0-9._-]+(:[0-9]{1,5})?|\[[0-9A-Fa-f:.]+\](:[0-9]{1,5})?")

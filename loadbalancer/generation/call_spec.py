@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from wire.codec import Frame
-from wire.messages import CallInputs
+from wire.inputs import CallInputs
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,7 @@ from loadbalancer.generation.validation import model_not_found
 from loadbalancer.schema.errors import InvalidRequest
 from loadbalancer.schema.parsing import shorten
 from loadbalancer.schema.predictions import Instances
-from wire.messages import CallInputs, Part
+from wire.inputs import CallInputs, Part
 
 #: An instance is one JSON value.
 _INSTANCE = (Part(),)

@@ -12,9 +12,11 @@ from typing import NoReturn, TypeVar
 
 import msgspec
 
+from configs.model_sections import Defaults, Limits, Quality
+from configs.model_settings import Model
 from configs.pipeline_defaults import PipelineDefaults, with_defaults
 from configs.samplers import canonical_sampler, sampler_names
-from configs.settings import Defaults, Limits, Model, Quality, Settings
+from configs.settings import Settings
 from loadbalancer.access.api_keys import Caller
 from loadbalancer.generation.decoding.messages import Size, SourceImages
 from loadbalancer.schema.errors import InvalidRequest, ModelNotFound
@@ -27,7 +29,8 @@ from loadbalancer.schema.requests import (
     LoraRequest,
     OpenAIImageRequest,
 )
-from wire.messages import LORA_NAME, EngineInfo, GenerationMode, ImageFormat, ImageInputs, Lora
+from wire.inputs import LORA_NAME, GenerationMode, ImageFormat, ImageInputs, Lora
+from wire.messages import EngineInfo
 
 Number = TypeVar("Number", int, float)
 #: Values of `quality` that mean the same in different models of OpenAI.

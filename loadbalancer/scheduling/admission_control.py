@@ -10,7 +10,7 @@ from loadbalancer.scheduling.owner_quota import OwnerQuota
 from loadbalancer.scheduling.request_queue import ModelQueue
 from loadbalancer.scheduling.task import DeadlineUnreachable, QueueFull, Task
 from loadbalancer.scheduling.worker_pool import WorkerPool
-from wire.messages import NO_SHAPE
+from wire.inputs import NO_SHAPE
 
 #: Time until the queue has room where nothing was measured.
 _UNKNOWN_ROOM_S = 10.0

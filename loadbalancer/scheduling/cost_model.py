@@ -18,7 +18,8 @@ from dataclasses import dataclass, field
 from cachetools import LRUCache
 
 from loadbalancer.scheduling.worker import Worker, full_batch_step_cost
-from wire.messages import NO_SHAPE, Heartbeat, Shape
+from wire.inputs import NO_SHAPE, Shape
+from wire.messages import Heartbeat
 
 #: Weight of one more finished task in a mean; the first ones weigh more.
 _MEAN_WEIGHT = 0.05

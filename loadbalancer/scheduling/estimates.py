@@ -9,7 +9,7 @@ from loadbalancer.scheduling.request_queue import ModelQueue
 from loadbalancer.scheduling.task import Task, TaskEstimate, TaskState
 from loadbalancer.scheduling.worker import full_batch_step_cost
 from loadbalancer.scheduling.worker_pool import WorkerPool
-from wire.messages import NO_SHAPE, Shape
+from wire.inputs import NO_SHAPE, Shape
 
 
 def estimate(task: Task, queue: ModelQueue, workers: WorkerPool) -> TaskEstimate:

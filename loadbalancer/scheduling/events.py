@@ -8,7 +8,8 @@ import msgspec
 
 from loadbalancer.scheduling.task import Task, TaskUpdate
 from wire.codec import Frame, WorkerEnvelope
-from wire.messages import Shape, ToWorker
+from wire.inputs import Shape
+from wire.messages import ToWorker
 
 # ---- events
 

@@ -6,7 +6,7 @@ from collections import deque
 
 from configs.scaling import Scaling
 from loadbalancer.scheduling.cost_model import CostModel
-from wire.messages import Shape
+from wire.inputs import Shape
 
 #: Rates are means over this many seconds.
 WINDOW_S = 60.0

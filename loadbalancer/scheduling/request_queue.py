@@ -22,7 +22,7 @@ from sortedcontainers import SortedDict, SortedList
 from loadbalancer.scheduling.fair_share import FairShare
 from loadbalancer.scheduling.owner_quota import owner_room
 from loadbalancer.scheduling.task import Task
-from wire.messages import Shape
+from wire.inputs import Shape
 
 #: Age corrected by priority, creation time, id.
 _SortKey = tuple[float, float, str]

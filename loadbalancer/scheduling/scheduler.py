@@ -34,6 +34,7 @@ from loadbalancer.scheduling.worker import Worker
 from loadbalancer.scheduling.worker_output import chunk_error, clean_text, drop_invalid, hello_error, result_error
 from loadbalancer.scheduling.worker_registry import WorkerRegistry
 from wire.codec import Frame, WorkerEnvelope
+from wire.inputs import Part, Shape
 from wire.messages import (
     PROTOCOL,
     Ack,
@@ -46,11 +47,9 @@ from wire.messages import (
     Finished,
     Heartbeat,
     Hello,
-    Part,
     Preempted,
     Progress,
     Reject,
-    Shape,
     Started,
     StepCurve,
     ToBalancer,

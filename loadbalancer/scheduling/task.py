@@ -16,7 +16,8 @@ from typing import NamedTuple
 import msgspec
 
 from wire.codec import Frame
-from wire.messages import FailureKind, Part, Shape, TaskInputs
+from wire.inputs import Part, Shape, TaskInputs
+from wire.messages import FailureKind
 
 
 class TaskState(enum.StrEnum):

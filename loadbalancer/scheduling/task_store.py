@@ -22,7 +22,8 @@ from loadbalancer.scheduling.task import DeadlineUnreachable, Task, TaskComplete
 from loadbalancer.scheduling.worker import Worker, running_tasks
 from loadbalancer.scheduling.worker_registry import WorkerRegistry
 from wire.codec import Frame
-from wire.messages import Assign, Assignment, Cancel, FailureKind, Part, Preempt
+from wire.inputs import Part
+from wire.messages import Assign, Assignment, Cancel, FailureKind, Preempt
 
 #: No honest worker runs a task in a higher attempt; a claim of such a number is rejected.
 _MAX_CLAIMED_ATTEMPT = 1_000_000

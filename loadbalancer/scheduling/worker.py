@@ -8,7 +8,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from loadbalancer.scheduling.task import Task
-from wire.messages import Heartbeat, Hello, Shape, StepCurve
+from wire.inputs import Shape
+from wire.messages import Heartbeat, Hello, StepCurve
 
 _MAX_SLOTS = 4096
 

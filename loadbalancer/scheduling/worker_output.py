@@ -9,7 +9,8 @@ import msgspec
 
 from configs.text import printable
 from wire.codec import Frame
-from wire.messages import Hello, ImageFormat, ImageInputs, Part, Preempted, Progress, TaskInputs
+from wire.inputs import ImageFormat, ImageInputs, Part, TaskInputs
+from wire.messages import Hello, Preempted, Progress
 
 #: Longer texts are cut, such as the reason of a failure.
 MAX_TEXT_CHARS = 1000

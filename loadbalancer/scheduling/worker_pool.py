@@ -6,7 +6,7 @@ import heapq
 from collections.abc import Callable, Iterator
 
 from loadbalancer.scheduling.worker import Worker
-from wire.messages import Shape
+from wire.inputs import Shape
 
 #: Outdated entries are removed when there are this many more entries than workers.
 _CLEAN_UP_ABOVE = 64

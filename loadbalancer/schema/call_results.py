@@ -13,7 +13,7 @@ from loadbalancer.schema.raw_json import is_json
 from loadbalancer.schema.tensors import BYTES as STRINGS
 from loadbalancer.schema.tensors import DATATYPES, NAMES, DataType, InvalidTensor, check_size, nested_json
 from wire.codec import Frame
-from wire.messages import Part
+from wire.inputs import Part
 
 _TEXT = "text/plain"
 

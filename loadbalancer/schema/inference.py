@@ -19,7 +19,7 @@ from loadbalancer.schema.raw_json import TooManyItems, array_items
 from loadbalancer.schema.struct_parsing import invalid_json, parse_struct, unknown_parameter
 from loadbalancer.schema.tensors import DATATYPES, DataType, InvalidTensor
 from wire.codec import Frame
-from wire.messages import Part
+from wire.inputs import Part
 
 #: Tensors of one request.
 MAX_TENSORS = 64

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
-from wire.messages import ImageFormat
+from wire.inputs import ImageFormat
 
 #: Seeds are modulo this, so that each image of a request can be requested again by its own seed.
 SEEDS = 2**32

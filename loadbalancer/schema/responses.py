@@ -7,7 +7,8 @@ from typing import Annotated, Any, Literal
 import msgspec
 
 from loadbalancer.schema.base64_json import Base64
-from wire.messages import GenerationMode, ImageFormat, PassSharing
+from wire.inputs import GenerationMode, ImageFormat
+from wire.messages import PassSharing
 
 Flagged = Annotated[
     bool, msgspec.Meta(description="Present, and true, if the model's safety checker rejects the image.")

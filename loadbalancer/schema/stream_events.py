@@ -16,7 +16,7 @@ from loadbalancer.schema.base64_json import Base64
 from loadbalancer.schema.errors import ApiError
 from loadbalancer.schema.responses import Flagged, Timings
 from wire.errors import ErrorDetail
-from wire.messages import ImageFormat
+from wire.inputs import ImageFormat
 
 #: Minimum seconds between two polls of a request's progress.
 PROGRESS_EVERY_S = 0.25

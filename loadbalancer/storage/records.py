@@ -14,7 +14,7 @@ import msgspec
 
 from loadbalancer.scheduling.task import Checkpoint
 from wire.errors import ErrorDetail
-from wire.messages import CallInputs, ImageInputs, TaskInputs
+from wire.inputs import CallInputs, ImageInputs, TaskInputs
 
 
 class JobState(StrEnum):

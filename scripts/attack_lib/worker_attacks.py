@@ -15,7 +15,8 @@ from scripts.attack_lib.attack import CUSTOMER, MIB, Attack, BoundBroken, Bounds
 from scripts.attack_lib.target import Target
 from scripts.harness.processes import PATIENCE_S, ROOT, wait_until
 from wire.codec import WorkerEnvelope, decode_for_worker, encode
-from wire.messages import PROTOCOL, Assign, Capacity, Finished, Hello, Part
+from wire.inputs import Part
+from wire.messages import PROTOCOL, Assign, Capacity, Finished, Hello
 
 _SLOT = 8
 _PARTS, _PART_BYTES = 8, 16 * MIB

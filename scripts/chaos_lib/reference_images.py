@@ -21,7 +21,7 @@ from scripts.chaos_lib.clients import calls
 from scripts.chaos_lib.fault_plan import PlannedRequest
 from scripts.chaos_lib.outcomes import Outcome
 from scripts.chaos_lib.profiles import SAMPLER
-from wire.messages import ImageInputs
+from wire.inputs import ImageInputs
 from worker.engines.sim import expected_image
 from worker.engines.user.loading import load_class
 

@@ -21,10 +21,11 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from configs.settings import Defaults, Model
+from configs.model_sections import Defaults
+from configs.model_settings import Model
 from scripts.digits.classifier import Array, DigitClassifier, DigitLabel, own_accuracy
 from scripts.digits.data import PAIRS, SIZE, WORDS
-from wire.messages import ImageInputs
+from wire.inputs import ImageInputs
 from worker.engine import EngineRequest, TaskError
 from worker.engines.diffusion.engine import DiffusionEngine
 

@@ -21,7 +21,8 @@ from scripts.fuzz_lib.frame_generator import FrameGenerator, Frames
 from scripts.harness.balancer import Server, sim
 from scripts.harness.processes import PATIENCE_S, wait_until
 from wire.codec import MalformedFrames, decode_for_worker, decode_from_worker
-from wire.messages import PROTOCOL, Assign, ImageInputs, ToBalancer
+from wire.inputs import ImageInputs
+from wire.messages import PROTOCOL, Assign, ToBalancer
 from worker.engines.sim import expected_image
 
 #: Valid requests go to `HONEST`; fake workers, which may get tasks, serve `DECOY`.

@@ -20,18 +20,8 @@ from scripts.fuzz_lib.frame_generator import FrameGenerator, Frames
 from scripts.harness.balancer import sim
 from scripts.harness.processes import PATIENCE_S, Process, launch
 from wire.codec import BalancerEnvelope, MalformedFrames, decode_for_worker, decode_from_worker, encode
-from wire.messages import (
-    Ack,
-    Assign,
-    Assignment,
-    Cancel,
-    Finished,
-    Heartbeat,
-    Hello,
-    ImageInputs,
-    Reject,
-    ToWorker,
-)
+from wire.inputs import ImageInputs
+from wire.messages import Ack, Assign, Assignment, Cancel, Finished, Heartbeat, Hello, Reject, ToWorker
 
 MODELS: Mapping[str, Any] = {"m": sim(max_batch_size=8)}
 MAX_GROWTH_BYTES = 96 << 20

@@ -14,9 +14,10 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from configs.load import load
-from configs.settings import Defaults, Model
+from configs.model_sections import Defaults
+from configs.model_settings import Model
 from tests.support.tiny_diffusion import CHECKPOINTS, SIZE, admit, engine_request, finish, request
-from wire.messages import GenerationMode, ImageInputs
+from wire.inputs import GenerationMode, ImageInputs
 from worker.engine import EngineRequest
 from worker.engines.diffusion.engine import DiffusionEngine
 

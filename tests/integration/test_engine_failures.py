@@ -9,7 +9,7 @@ from pathlib import Path
 
 from loadbalancer.scheduling.task import TaskEnded, TaskProgress, TaskState
 from tests.support.in_process_service import in_process_service, inputs
-from wire.messages import Lora
+from wire.inputs import Lora
 
 
 async def test_killed_worker_costs_steps_since_the_last_checkpoint(tmp_path: Path) -> None:

@@ -27,7 +27,7 @@ from scripts.harness.balancer import Server, sim
 from scripts.harness.processes import PATIENCE_S, launch, stop, wait_until
 from tests.conftest import StartServer
 from tests.support.images import data_url, png
-from wire.messages import ImageInputs
+from wire.inputs import ImageInputs
 from worker.engines.sim import expected_image
 
 ENDS = ("done", "failed", "cancelled")

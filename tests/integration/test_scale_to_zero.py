@@ -14,7 +14,7 @@ import pytest
 from scripts.harness.balancer import running, sim
 from scripts.harness.instance import Instance
 from scripts.harness.processes import PATIENCE_S, wait_until
-from wire.messages import ImageInputs
+from wire.inputs import ImageInputs
 from worker.engines.sim import expected_image
 
 BODY = {"prompt": "a seven", "seed": 7}

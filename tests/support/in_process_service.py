@@ -18,7 +18,7 @@ from configs.paths import worker_address
 from configs.settings import Settings
 from loadbalancer.scheduler_service import SchedulerService
 from loadbalancer.scheduling.task import TaskCompleted, TaskEnded, TaskProgress, TaskUpdate
-from wire.messages import ImageInputs
+from wire.inputs import ImageInputs
 from wire.snapshot import WorkerStats
 from worker.engines.sim import expected_image
 

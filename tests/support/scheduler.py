@@ -10,20 +10,8 @@ from loadbalancer.scheduling.events import Effect, LogLine, MessageReceived, Not
 from loadbalancer.scheduling.scheduler import Scheduler
 from loadbalancer.scheduling.task import Task, TaskProgress
 from wire.codec import WorkerEnvelope
-from wire.messages import (
-    PROTOCOL,
-    Assign,
-    Assignment,
-    Capacity,
-    EngineInfo,
-    Hello,
-    ImageInputs,
-    Part,
-    Preempt,
-    Shape,
-    StepCurve,
-    ToBalancer,
-)
+from wire.inputs import ImageInputs, Part, Shape
+from wire.messages import PROTOCOL, Assign, Assignment, Capacity, EngineInfo, Hello, Preempt, StepCurve, ToBalancer
 
 #: The smallest image that the scheduler accepts.
 PNG = b"\x89PNG\r\n\x1a\n"

@@ -21,8 +21,9 @@ from transformers import (
     T5TokenizerFast,
 )
 
-from configs.settings import Defaults, Limits, Model
-from wire.messages import ImageInputs
+from configs.model_sections import Defaults, Limits
+from configs.model_settings import Model
+from wire.inputs import ImageInputs
 from worker.engine import EngineRequest, TaskError
 from worker.engines.diffusion.checkpoint_source import BUILTIN
 from worker.engines.diffusion.engine import DiffusionEngine

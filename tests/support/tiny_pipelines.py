@@ -43,8 +43,9 @@ from transformers import (
     T5EncoderModel,
 )
 
-from configs.settings import Defaults, Limits, Model
-from wire.messages import SOURCES, GenerationMode, ImageInputs
+from configs.model_sections import Defaults, Limits
+from configs.model_settings import Model
+from wire.inputs import SOURCES, GenerationMode, ImageInputs
 from worker.engine import EngineRequest, TaskError
 from worker.engines.diffusion.checkpoint_source import BUILTIN
 from worker.engines.diffusion.generic.engine import GenericEngine

@@ -9,8 +9,9 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from configs.settings import Model
-from wire.messages import Assignment, CallInputs, Part
+from configs.model_settings import Model
+from wire.inputs import CallInputs, Part
+from wire.messages import Assignment
 from worker.batch_scheduler import Member, shape_of
 from worker.engine import EngineRequest, TaskError
 from worker.engines.user.engine import UserEngine

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from configs.settings import Model
+from configs.model_settings import Model
 from worker.engine import StepEngine
 
 

@@ -18,8 +18,9 @@ from typing import cast
 import psutil
 from PIL import Image
 
-from configs.settings import Model
-from wire.messages import SOURCES, EngineInfo, ImageInputs
+from configs.model_settings import Model
+from wire.inputs import SOURCES, ImageInputs
+from wire.messages import EngineInfo
 from worker.engine import (
     BatchKey,
     Checkpoint,

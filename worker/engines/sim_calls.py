@@ -15,8 +15,9 @@ from typing import cast
 import msgspec
 import psutil
 
-from configs.settings import Model
-from wire.messages import CallInputs, EngineInfo, Part
+from configs.model_settings import Model
+from wire.inputs import CallInputs, Part
+from wire.messages import EngineInfo
 from worker.engine import (
     BatchKey,
     Checkpoint,

@@ -9,7 +9,7 @@ from typing import TypeVar
 import msgspec
 from fastapi import APIRouter, Request, Response
 
-from configs.settings import PREDICT_PATH
+from configs.model_settings import PREDICT_PATH
 from loadbalancer.api.event_stream import EventStream
 from loadbalancer.api.frame_response import FrameResponse
 from loadbalancer.api.hot_routes import HotRequest, HotRoutes, hot_request

@@ -42,7 +42,8 @@ from loadbalancer.scheduling.task import Task, TaskCompleted, TaskEnded, TaskUpd
 from scripts.bench.serving.workloads import quantile
 from scripts.harness.load import machine
 from wire.codec import WorkerEnvelope
-from wire.messages import NO_SHAPE, PROTOCOL, Assign, CallInputs, Capacity, Finished, Heartbeat, Hello, Part, StepCurve
+from wire.inputs import NO_SHAPE, CallInputs, Part
+from wire.messages import PROTOCOL, Assign, Capacity, Finished, Heartbeat, Hello, StepCurve
 
 INPUTS = CallInputs((Part(),))
 #: Its one part.

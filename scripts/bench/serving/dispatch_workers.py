@@ -12,19 +12,8 @@ from dataclasses import dataclass, field
 import zmq
 
 from wire.codec import WorkerEnvelope, decode_for_worker, encode
-from wire.messages import (
-    NO_SHAPE,
-    PROTOCOL,
-    Assign,
-    Capacity,
-    Finished,
-    Heartbeat,
-    Hello,
-    Part,
-    Started,
-    StepCurve,
-    WorkerCounters,
-)
+from wire.inputs import NO_SHAPE, Part
+from wire.messages import PROTOCOL, Assign, Capacity, Finished, Heartbeat, Hello, Started, StepCurve, WorkerCounters
 
 #: Seconds between two heartbeats of a worker.
 _HEARTBEAT_S = 1.0

@@ -15,7 +15,7 @@ import msgspec
 import torch
 
 from scripts.bench.serving.random_weight_models import denoiser_of
-from wire.messages import ImageInputs
+from wire.inputs import ImageInputs
 from worker.engine import EngineRequest, OutOfMemory, Row, StepEngine, TaskError
 
 _SWEEPS = 3

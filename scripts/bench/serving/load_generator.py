@@ -12,7 +12,7 @@ from typing import Any
 
 from scripts.bench.serving.servers import Server, ServerUsage
 from scripts.bench.serving.workloads import BenchRequest, Steps, completion_rate, poisson, quantile, request_stream
-from wire.messages import ImageInputs
+from wire.inputs import ImageInputs
 
 
 @dataclass(frozen=True)

@@ -11,11 +11,11 @@ from typing import Any, cast
 import msgspec
 import torch
 
-from configs.settings import Model
+from configs.model_settings import Model
 from scripts.bench.serving.forward_pass import clock_of
 from scripts.bench.serving.servers import StepBatching
 from scripts.bench.serving.workloads import BenchRequest
-from wire.messages import ImageInputs
+from wire.inputs import ImageInputs
 from worker.batch_size import BatchSizer
 from worker.engine import Row, StepEngine, TaskError
 from worker.engines.diffusion.sampling import batched_step

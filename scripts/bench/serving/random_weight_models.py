@@ -27,7 +27,7 @@ from transformers import (
 )
 
 from configs.model_parts import Dtype
-from configs.settings import Model
+from configs.model_settings import Model
 from scripts.bench.serving.denoiser_configs import DENOISERS
 from worker.engines.diffusion.checkpoint_source import BUILTIN
 from worker.engines.diffusion.loading import open_pipeline

@@ -16,11 +16,12 @@ from typing import Any, Protocol
 import torch
 from PIL import Image
 
+from configs.model_settings import Model
 from configs.sections import Workers
-from configs.settings import Model
 from scripts.bench.serving.fake_balancer import FakeBalancer
 from scripts.bench.serving.workloads import BenchRequest, QueuedRequest, next_batch
-from wire.messages import PROTOCOL, Hello, ImageInputs
+from wire.inputs import ImageInputs
+from wire.messages import PROTOCOL, Hello
 from worker.batch_size import BatchSizer
 from worker.engine import StepEngine
 from worker.engines.diffusion.image_encoding import encode_image

@@ -17,12 +17,13 @@ import numpy as np
 import torch
 from PIL import Image
 
-from configs.settings import Batching, Defaults, Limits, Model, WarmUp
+from configs.model_sections import Batching, Defaults, Limits, WarmUp
+from configs.model_settings import Model
 from scripts.bench.serving.forward_pass import ForwardBench, admitted
 from scripts.bench.serving.random_weight_models import denoiser_of, pipeline, twin
 from scripts.bench.serving.servers import PipelineCalls, Server, StepBatching, draw
 from scripts.bench.serving.workloads import Steps, best_batch
-from wire.messages import ImageInputs
+from wire.inputs import ImageInputs
 from worker.batch_size import BUCKETS, BatchSizer
 from worker.calibration import measure
 from worker.engine import StepEngine

@@ -29,7 +29,8 @@ from rich.table import Table
 from scripts.bench.serving.workloads import quantile
 from scripts.harness.load import machine
 from wire.codec import BalancerEnvelope, decode_from_worker, encode
-from wire.messages import Ack, Assign, Assignment, CallInputs, Capacity, Failed, Finished, Heartbeat, Hello, Part
+from wire.inputs import CallInputs, Part
+from wire.messages import Ack, Assign, Assignment, Capacity, Failed, Finished, Heartbeat, Hello
 
 ENGINE = """
 RESULT = bytes({result_bytes})

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import msgspec
 import numpy as np
 
-from wire.messages import ImageInputs
+from wire.inputs import ImageInputs
 
 
 @dataclass(eq=False)

@@ -22,7 +22,7 @@ from PIL import Image
 
 from configs.samplers import SAMPLERS, sampler_names
 from tests.support.tiny_diffusion import CHECKPOINTS, admit, engine_of, engine_request, finish, request, run
-from wire.messages import GenerationMode, ImageInputs
+from wire.inputs import GenerationMode, ImageInputs
 from worker.engines.diffusion.engine import DiffusionEngine
 from worker.engines.diffusion.row import DiffusionRow
 from worker.engines.diffusion.sampling.schedulers import scheduler_like

@@ -9,10 +9,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from configs.settings import Defaults, Limits, Model
+from configs.model_sections import Defaults, Limits
+from configs.model_settings import Model
 from tests.support.tiny_families import TINY_FAMILIES, save
 from tests.support.tiny_pipelines import SIZE, admit, finish, pixels, request
-from wire.messages import ImageInputs, PassSharing
+from wire.inputs import ImageInputs
+from wire.messages import PassSharing
 from worker.engines.diffusion.generic.engine import GenericEngine
 
 #: Prompts of as many lengths.

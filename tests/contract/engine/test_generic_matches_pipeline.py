@@ -14,7 +14,7 @@ from PIL import Image
 
 from configs.samplers import sampler_names
 from tests.support.tiny_pipelines import KINDS, SIZE, admit, engine_of, finish, model_of, pixels, request, sources_of
-from wire.messages import GenerationMode, ImageInputs
+from wire.inputs import GenerationMode, ImageInputs
 from worker.engines.diffusion.generic.engine import GenericEngine
 from worker.engines.diffusion.generic.row import GenericRow
 from worker.engines.diffusion.loading import open_pipeline, pipeline_class

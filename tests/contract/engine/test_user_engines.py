@@ -9,24 +9,12 @@ from typing import Any
 
 import pytest
 
-from configs.settings import Model
+from configs.model_settings import Model
 from muster import Failed
 from tests.support.user_engines import parsed
 from wire.codec import BalancerEnvelope, WorkerEnvelope
-from wire.messages import (
-    PROTOCOL,
-    Assign,
-    Assignment,
-    CallInputs,
-    Cancel,
-    Chunk,
-    Finished,
-    Hello,
-    Part,
-    Preempt,
-    Preempted,
-    ToWorker,
-)
+from wire.inputs import CallInputs, Part
+from wire.messages import PROTOCOL, Assign, Assignment, Cancel, Chunk, Finished, Hello, Preempt, Preempted, ToWorker
 from wire.messages import Failed as FailedTask
 from worker.batch_size import BatchSizer
 from worker.engines.user.engine import UserEngine

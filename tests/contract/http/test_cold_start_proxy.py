@@ -22,7 +22,7 @@ from scripts.harness.balancer import Server, running, sim
 from scripts.harness.processes import PATIENCE_S, free_port, launch, stop, wait_until
 from tests.conftest import StartServer
 from tests.support.images import file, half, make_image, png
-from wire.messages import ImageInputs
+from wire.inputs import ImageInputs
 from worker.engines.sim import expected_image
 
 GENERATE, EDIT = "/v1/images/generations", "/v1/images/edits"

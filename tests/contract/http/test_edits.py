@@ -16,7 +16,7 @@ from PIL import Image, ImageOps
 from scripts.harness.balancer import Server
 from scripts.harness.processes import PATIENCE_S
 from tests.support.images import data_url, file, half, make_image, png
-from wire.messages import ImageInputs, Lora
+from wire.inputs import ImageInputs, Lora
 from worker.engines.sim import expected_image
 
 GENERATE, EDIT = "/v1/images/generations", "/v1/images/edits"

@@ -9,7 +9,7 @@ from typing import Any
 import httpx
 import pytest
 
-from configs.settings import RESERVED_PATHS
+from configs.model_settings import RESERVED_PATHS
 from loadbalancer.api.idempotency import ReplayedPaths
 from scripts.harness.balancer import Server
 from scripts.harness.processes import PATIENCE_S, wait_until

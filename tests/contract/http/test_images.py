@@ -14,7 +14,7 @@ from PIL import Image
 from scripts.harness.balancer import Server
 from scripts.harness.processes import PATIENCE_S
 from tests.contract.conftest import MAX_QUEUED
-from wire.messages import ImageInputs
+from wire.inputs import ImageInputs
 from worker.engines.sim import expected_image
 
 GENERATE = "/v1/images/generations"

@@ -16,7 +16,7 @@ import yaml
 from scripts.harness.balancer import Server, running, sim
 from scripts.harness.processes import PATIENCE_S, wait_until
 from tests.support.images import data_url, file, half, make_image, png
-from wire.messages import ImageInputs
+from wire.inputs import ImageInputs
 from worker.engines.sim import expected_image
 
 GENERATE, EDIT, PREDICT = "/v1/images/generations", "/v1/images/edits", "/predict"

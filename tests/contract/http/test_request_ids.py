@@ -18,7 +18,8 @@ from loadbalancer.api.body_budget import BodyBudget
 from loadbalancer.api.middleware import ApiMiddleware
 from loadbalancer.metrics.prometheus import Metrics
 from tests.support.keys import NoKeys
-from wire.messages import Shape, StepCurve
+from wire.inputs import Shape
+from wire.messages import StepCurve
 from wire.snapshot import ModelStats, Snapshot
 
 

@@ -15,7 +15,7 @@ import pytest
 
 from scripts.harness.balancer import Server, running, sim
 from scripts.harness.processes import PATIENCE_S, wait_until
-from wire.messages import ImageInputs
+from wire.inputs import ImageInputs
 from worker.engines.sim import expected_image
 
 GENERATE = "/v1/images/generations"

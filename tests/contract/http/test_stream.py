@@ -17,7 +17,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from scripts.harness.balancer import Server
 from scripts.harness.processes import PATIENCE_S, wait_until
-from wire.messages import ImageInputs
+from wire.inputs import ImageInputs
 from worker.engines.sim import expected_image
 
 GENERATE = "/v1/images/generations"

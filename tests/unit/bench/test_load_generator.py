@@ -5,12 +5,13 @@ from typing import Any
 
 import pytest
 
-from configs.settings import Defaults, Model, Sim
+from configs.model_sections import Defaults, Sim
+from configs.model_settings import Model
 from scripts.bench.serving.load_generator import Load, LoadResult, run
 from scripts.bench.serving.report import condense
 from scripts.bench.serving.servers import ServerUsage, StepBatching
 from scripts.bench.serving.workloads import BenchRequest, Steps
-from wire.messages import ImageInputs
+from wire.inputs import ImageInputs
 from worker.batch_size import BatchSizer
 from worker.engines.sim import SimEngine
 

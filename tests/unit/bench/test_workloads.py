@@ -15,7 +15,7 @@ from scripts.bench.serving.workloads import (
     quantile,
     request_stream,
 )
-from wire.messages import ImageInputs
+from wire.inputs import ImageInputs
 
 BASE = ImageInputs("a seven", 64, 64, 25, 3.0, 0, "ddim")
 

@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from configs.settings import PREDICT_PATH, RESERVED_PATHS, Settings
+from configs.model_settings import PREDICT_PATH, RESERVED_PATHS
+from configs.settings import Settings
 
 OWN = {"engine": "package.module:Class"}
 IMAGES = {"path": "builtin:digits"}

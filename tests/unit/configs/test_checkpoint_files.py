@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 
 from configs.checkpoint_files import checkpoint_problems, is_hub_id
+from configs.model_settings import Model
 from configs.safetensors_file import InvalidFile, check_safetensors
-from configs.settings import Model
 
 _DIGITS = Path(__file__).parents[3] / "worker" / "builtin" / "digits"
 _UNET = "unet/diffusion_pytorch_model.safetensors"

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
+from configs.model_settings import Model
 from configs.pipeline_defaults import PipelineDefaults, with_defaults
-from configs.settings import Model
 
 
 def checkpoint(folder: Path, pipeline: str, sample_size: int, denoiser: str = "unet") -> Path:

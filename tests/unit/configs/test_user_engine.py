@@ -9,7 +9,7 @@ import pytest
 
 from configs.cli import to_yaml
 from configs.load import ConfigError, load
-from configs.settings import Model
+from configs.model_settings import Model
 from configs.user_engine import engine_problems, interpreter_problems
 from configs.worker_packages import WORKER_PACKAGES, environment_problem
 

@@ -15,7 +15,8 @@ from configs.settings import Settings
 from loadbalancer.scheduler_service import SchedulerService
 from loadbalancer.scheduling.task import QueueFull, TaskCompleted, TaskStarted, TaskUpdate
 from wire.codec import WorkerEnvelope, decode_for_worker, encode
-from wire.messages import PROTOCOL, Ack, Assign, CallInputs, Cancel, Capacity, Finished, Hello, Part, ToBalancer
+from wire.inputs import CallInputs, Part
+from wire.messages import PROTOCOL, Ack, Assign, Cancel, Capacity, Finished, Hello, ToBalancer
 
 PATIENCE_S = 30.0
 RESULT = (Part(),)

@@ -16,6 +16,7 @@ from wire.codec import (
     decode_from_worker,
     encode,
 )
+from wire.inputs import ImageInputs, Lora, Part, Shape
 from wire.messages import (
     PROTOCOL,
     Ack,
@@ -29,15 +30,11 @@ from wire.messages import (
     Finished,
     Heartbeat,
     Hello,
-    ImageInputs,
-    Lora,
-    Part,
     Preempt,
     Preempted,
     Progress,
     Reject,
     ServerStopping,
-    Shape,
     Started,
     StartupTimes,
     StepCurve,

@@ -9,8 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from configs.settings import Batching
-from wire.messages import Assignment, ImageInputs, Shape
+from configs.model_sections import Batching
+from wire.inputs import ImageInputs, Shape
+from wire.messages import Assignment
 from worker.batch_scheduler import CHECKPOINT_EVERY_S, BatchScheduler, Member, WaitingTask, preview_steps
 from worker.batch_size import BatchSizer
 from worker.engine import EngineRequest, UnstreamedRow

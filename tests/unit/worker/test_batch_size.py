@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from wire.messages import Shape
+from wire.inputs import Shape
 from worker.batch_size import BUCKETS, BatchSizer
 
 SIZE = Shape("512x512", 262144)

@@ -9,8 +9,9 @@ from typing import Any, cast
 
 import pytest
 
-from configs.settings import Model
-from wire.messages import EngineInfo, ImageInputs
+from configs.model_settings import Model
+from wire.inputs import ImageInputs
+from wire.messages import EngineInfo
 from worker.batch_size import BUCKETS, BatchSizer
 from worker.calibration import default_shape, measure
 from worker.engine import EngineRequest, OutOfMemory, StepEngine, TaskError, image_samples

@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from configs.settings import Model, Settings
+from configs.model_settings import Model
+from configs.settings import Settings
 from worker.engine_check import check_engine, engine_to_check
 
 SOURCE = """

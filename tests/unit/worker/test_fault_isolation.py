@@ -8,8 +8,10 @@ from typing import Any
 import msgspec
 import pytest
 
-from configs.settings import Model, Sim
-from wire.messages import Assignment, ImageInputs, Shape
+from configs.model_sections import Sim
+from configs.model_settings import Model
+from wire.inputs import ImageInputs, Shape
+from wire.messages import Assignment
 from worker.batch_scheduler import Member
 from worker.engine import Checkpoint, DeviceLost, EngineRequest, OutOfMemory, Row, TaskError
 from worker.engines.sim import SimEngine

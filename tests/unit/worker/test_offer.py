@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from wire.messages import Assignment, ImageInputs, Shape
+from wire.inputs import ImageInputs, Shape
+from wire.messages import Assignment
 from worker.batch_scheduler import Member
 from worker.offer import MAX_AHEAD, Offer, OfferPlanner, RoundTrips, ends_within
 

@@ -9,9 +9,11 @@ from typing import Any
 import msgspec
 import pytest
 
-from configs.settings import Batching, Model, Sim
+from configs.model_sections import Batching, Sim
+from configs.model_settings import Model
 from tests.support.scheduler import IMAGE
 from wire.codec import BalancerEnvelope, WorkerEnvelope
+from wire.inputs import ImageInputs
 from wire.messages import (
     PROTOCOL,
     Assign,
@@ -21,7 +23,6 @@ from wire.messages import (
     Failed,
     Finished,
     Hello,
-    ImageInputs,
     Preempt,
     Preempted,
     Progress,

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import diffusers
 from diffusers.loaders.single_file_utils import fetch_diffusers_config, load_single_file_checkpoint
 
-from configs.settings import Model
+from configs.model_settings import Model
 from worker.engine import UnsupportedModel
 
 BUILTIN = Path(__file__).parents[2] / "builtin"

@@ -11,7 +11,7 @@ import torch
 import transformers
 from safetensors import safe_open
 
-from configs.settings import Model
+from configs.model_settings import Model
 from worker.engine import UnsupportedModel
 from worker.engines.diffusion.checkpoint_source import Source, locate
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from configs.settings import Model
+from configs.model_settings import Model
 from worker.batch_size import BUCKETS
 from worker.device_errors import device_error_kind
 from worker.engines.diffusion.compiled_pass import CompiledPass, compile_denoiser, pass_shape

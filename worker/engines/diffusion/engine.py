@@ -20,9 +20,10 @@ import msgspec
 import torch
 from PIL import Image
 
+from configs.model_settings import Model
 from configs.pipeline_defaults import PipelineDefaults, with_defaults
-from configs.settings import Model
-from wire.messages import SOURCES, EngineInfo, ImageInputs
+from wire.inputs import SOURCES, ImageInputs
+from wire.messages import EngineInfo
 from worker.engine import (
     BatchKey,
     Checkpoint,

@@ -6,7 +6,7 @@ import io
 
 from PIL import Image
 
-from wire.messages import ImageFormat
+from wire.inputs import ImageFormat
 
 
 def encode_image(image: Image.Image, output_format: ImageFormat, quality: int) -> bytes:

@@ -10,7 +10,7 @@ import torch
 import transformers
 from diffusers.loaders.single_file_utils import SingleFileComponentError
 
-from configs.settings import Model
+from configs.model_settings import Model
 from worker.engine import UnsupportedModel
 from worker.engines.diffusion.checkpoint_source import locate, locate_model
 from worker.engines.diffusion.components import missing_parts, parts_of, replaced_parts

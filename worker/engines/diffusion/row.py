@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
-from wire.messages import ImageInputs
+from wire.inputs import ImageInputs
 from worker.device_errors import device_error_kind
 from worker.engine import UnstreamedRow
 from worker.engines.diffusion.device import row_error

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import torch
 
-from wire.messages import ImageInputs
+from wire.inputs import ImageInputs
 from worker.engine import check_sources
 from worker.engines.diffusion.device import to_device
 from worker.engines.diffusion.families.base import Family

@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from configs.text import is_utf8
-from wire.messages import CallInputs
+from wire.inputs import CallInputs
 from worker.engine import BatchKey, Checkpoint, EngineRequest, TaskError
 from worker.engines.user.failures import batch_error, task_error
 from worker.engines.user.rows import CallRow

@@ -11,8 +11,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from configs.settings import Model
-from wire.messages import CallInputs, EngineInfo
+from configs.model_settings import Model
+from wire.inputs import CallInputs
+from wire.messages import EngineInfo
 from worker.engine import (
     BatchKey,
     Checkpoint,

@@ -11,7 +11,7 @@ import msgspec
 from pydantic import TypeAdapter, ValidationError
 from pydantic_core import PydanticCustomError
 
-from wire.messages import Part
+from wire.inputs import Part
 from worker.engine import TaskError
 from worker.engines.user.images import ImageBounds
 from worker.engines.user.tensors import decode_array, is_array, plain_values

@@ -14,7 +14,7 @@ from pydantic_core import to_jsonable_python
 
 from configs.text import exception_text
 from muster import Content
-from wire.messages import MAX_PARTS, Part
+from wire.inputs import MAX_PARTS, Part
 from worker.engine import TaskError
 from worker.engines.user.images import encode_png, is_image
 from worker.engines.user.tensors import as_array, encode_array, is_array, is_tensor, plain_values

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from wire.messages import Part
+from wire.inputs import Part
 from worker.engine import ResultChunk, TaskError
 
 

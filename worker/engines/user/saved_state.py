@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from wire.messages import Part
+from wire.inputs import Part
 from worker.engines.user.tensors import as_array, decode_array, encode_array, is_array, is_tensor
 
 

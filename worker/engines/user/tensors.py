@@ -11,7 +11,7 @@ import struct
 import sys
 from typing import TYPE_CHECKING, Any
 
-from wire.messages import Part
+from wire.inputs import Part
 
 if TYPE_CHECKING:
     import numpy as np

@@ -19,7 +19,7 @@ from loadbalancer.scaling.control_plane import ControlPlane
 from loadbalancer.scheduler_service import SchedulerService
 from loadbalancer.scheduling.task import TaskChunk, TaskCompleted, TaskEnded, TaskState
 from loadbalancer.schema.errors import ApiError, InvalidRequest, TimedOut
-from wire.messages import CallInputs, Part
+from wire.inputs import CallInputs, Part
 
 MODELS = {"echo": {"engine": "sim", "sim": {"task": "call"}}}
 ITEMS = [b"1", b"[2]", b"3"]

@@ -13,7 +13,7 @@ from loadbalancer.scheduler_service import SchedulerService
 from loadbalancer.scheduling.task import TaskCompleted, TaskEnded, TaskState
 from loadbalancer.schema.call_results import CallResult, pack_result, unpack_result
 from loadbalancer.storage.records import JobRecord, JobSpec, JobState, StoredImage
-from wire.messages import CallInputs, Part, TaskInputs
+from wire.inputs import CallInputs, Part, TaskInputs
 
 ONE, TWO = CallInputs((Part(),)), CallInputs((Part("image/png", "a"), Part("text/plain", "b")))
 CALLS: list[TaskInputs] = [ONE, TWO, ONE]

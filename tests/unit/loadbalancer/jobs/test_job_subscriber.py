@@ -11,7 +11,7 @@ from loadbalancer.jobs.job_run import JobSubscriber
 from loadbalancer.scheduling.task import TaskCompleted, TaskProgress
 from loadbalancer.schema.errors import InternalError
 from loadbalancer.storage.records import JobSpec, StoredImage
-from wire.messages import ImageInputs
+from wire.inputs import ImageInputs
 
 IMAGES = 3
 SPEC = JobSpec("/predict", "m", [ImageInputs("p", 8, 8, 9, 1.0, 0, "ddim")] * IMAGES, 0, 1.0, "o", 1.0)

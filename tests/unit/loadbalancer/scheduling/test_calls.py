@@ -10,19 +10,8 @@ from loadbalancer.scheduling.scheduler import Scheduler
 from loadbalancer.scheduling.task import Task, TaskChunk, TaskCompleted, TaskEnded, TaskState
 from loadbalancer.schema.errors import from_ended_call
 from tests.support.scheduler import assignments, connect, new_scheduler, receive, updates
-from wire.messages import (
-    Bye,
-    CallInputs,
-    Chunk,
-    EngineInfo,
-    Failed,
-    FailureKind,
-    Finished,
-    Part,
-    Preempted,
-    Progress,
-    Started,
-)
+from wire.inputs import CallInputs, Part
+from wire.messages import Bye, Chunk, EngineInfo, Failed, FailureKind, Finished, Preempted, Progress, Started
 
 CALL = CallInputs((Part(), Part("application/octet-stream")), stream=True)
 JSON = Part()

@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 
 from loadbalancer.scheduling.cost_model import CostModel
 from loadbalancer.scheduling.worker import Worker
-from wire.messages import PROTOCOL, Heartbeat, Hello, Shape, StepCurve
+from wire.inputs import Shape
+from wire.messages import PROTOCOL, Heartbeat, Hello, StepCurve
 
 USUAL = Shape("64x64", 4096)
 #: Four share a step at twice the time of one.

@@ -16,7 +16,8 @@ from loadbalancer.scheduling.scheduler import Scheduler
 from loadbalancer.scheduling.task import Checkpoint, QueueFull, Task, TaskEnded, TaskState
 from loadbalancer.scheduling.worker import Worker
 from tests.support.scheduler import IMAGE, INPUTS, PNG, assignments, connect, new_scheduler, receive, task, updates
-from wire.messages import PROTOCOL, Capacity, Finished, Heartbeat, Hello, Progress, Shape, Started, StepCurve
+from wire.inputs import Shape
+from wire.messages import PROTOCOL, Capacity, Finished, Heartbeat, Hello, Progress, Started, StepCurve
 
 SIZE = Shape("64x64", 4096)
 #: Seconds of a step by tasks in the batch.

@@ -16,7 +16,8 @@ from loadbalancer.scheduling.events import (
 from loadbalancer.scheduling.scheduler import Scheduler
 from loadbalancer.scheduling.task import DeadlineUnreachable, QueueFull, TaskEnded, TaskState
 from tests.support.scheduler import CURVES, connect, new_scheduler, receive, task, updates
-from wire.messages import Capacity, Heartbeat, Progress, Shape, Started, StepCurve
+from wire.inputs import Shape
+from wire.messages import Capacity, Heartbeat, Progress, Started, StepCurve
 
 CONFIG = Queue(deadline_slack=1.5, max_work_s=3.0)
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from loadbalancer.scheduling.request_queue import ModelQueue
 from loadbalancer.scheduling.task import Task
 from tests.support.scheduler import INPUTS
-from wire.messages import ImageInputs, Shape
+from wire.inputs import ImageInputs, Shape
 
 _numbers = itertools.count()
 

@@ -12,7 +12,8 @@ from loadbalancer.scheduling.request_queue import ModelQueue
 from loadbalancer.scheduling.task import Task, TaskState
 from loadbalancer.scheduling.worker import Worker
 from loadbalancer.scheduling.worker_registry import WorkerRegistry
-from wire.messages import PROTOCOL, EngineInfo, Heartbeat, Hello, ImageInputs, Shape, StepCurve
+from wire.inputs import ImageInputs, Shape
+from wire.messages import PROTOCOL, EngineInfo, Heartbeat, Hello, StepCurve
 
 INPUTS = ImageInputs("a seven", 64, 64, steps=40, guidance_scale=3.0, seed=1, scheduler="ddim")
 #: A step of b tasks takes 8 + 3 b milliseconds; or always as long, however many share it; or as long as each by itself.

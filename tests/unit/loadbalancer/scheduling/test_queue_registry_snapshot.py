@@ -11,7 +11,8 @@ from loadbalancer.scheduling.task import Task
 from loadbalancer.scheduling.worker import Worker
 from loadbalancer.scheduling.worker_registry import WorkerRegistry
 from tests.support.scheduler import INPUTS, new_scheduler
-from wire.messages import PROTOCOL, Heartbeat, Hello, Shape
+from wire.inputs import Shape
+from wire.messages import PROTOCOL, Heartbeat, Hello
 
 
 def task(name: str, created: float = 0.0, priority: int = 0) -> Task:

@@ -22,6 +22,7 @@ from tests.support.scheduler import (
     task,
     updates,
 )
+from wire.inputs import Shape
 from wire.messages import (
     PROTOCOL,
     Assign,
@@ -34,7 +35,6 @@ from wire.messages import (
     Preempted,
     Progress,
     Reject,
-    Shape,
     Started,
     StepCurve,
     WorkerCounters,

@@ -21,6 +21,7 @@ from tests.support.scheduler import (
     task,
     updates,
 )
+from wire.inputs import Shape
 from wire.messages import (
     Cancel,
     Capacity,
@@ -28,7 +29,6 @@ from wire.messages import (
     Heartbeat,
     Preempted,
     Progress,
-    Shape,
     Started,
     StepCurve,
     ToBalancer,

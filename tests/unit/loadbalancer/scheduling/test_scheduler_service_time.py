@@ -24,6 +24,7 @@ from loadbalancer.scheduling.preemption import MAX_PREEMPTIONS
 from loadbalancer.scheduling.task import Task, TaskCompleted, TaskEnded
 from tests.support.scheduler import IMAGE, PNG, new_scheduler
 from wire.codec import WorkerEnvelope
+from wire.inputs import ImageInputs, Shape
 from wire.messages import (
     PROTOCOL,
     Assign,
@@ -34,11 +35,9 @@ from wire.messages import (
     Finished,
     Heartbeat,
     Hello,
-    ImageInputs,
     Preempt,
     Preempted,
     Progress,
-    Shape,
     Started,
     StepCurve,
     ToBalancer,

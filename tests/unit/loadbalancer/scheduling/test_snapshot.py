@@ -16,18 +16,8 @@ from loadbalancer.scheduling.scheduler import Scheduler
 from loadbalancer.scheduling.task import Task
 from loadbalancer.scheduling.worker import Worker
 from tests.support.scheduler import CURVES, IMAGE, PNG, assignments, connect, new_scheduler, receive, task
-from wire.messages import (
-    PROTOCOL,
-    Finished,
-    Heartbeat,
-    Hello,
-    ImageInputs,
-    Preempted,
-    Progress,
-    Shape,
-    Started,
-    StepCurve,
-)
+from wire.inputs import ImageInputs, Shape
+from wire.messages import PROTOCOL, Finished, Heartbeat, Hello, Preempted, Progress, Started, StepCurve
 from wire.snapshot import ModelStats
 
 SPAN_S = 10

@@ -12,7 +12,8 @@ from PIL import Image
 
 from loadbalancer.scheduling.worker_output import MAX_TEXT_CHARS, clean_text, drop_invalid, hello_error, result_error
 from tests.support.scheduler import IMAGE, INPUTS, PNG
-from wire.messages import PROTOCOL, EngineInfo, Hello, ImageFormat, Preempted, Progress
+from wire.inputs import ImageFormat
+from wire.messages import PROTOCOL, EngineInfo, Hello, Preempted, Progress
 
 FORMATS: tuple[ImageFormat, ...] = ("png", "jpeg", "webp")
 HELLO = Hello(PROTOCOL, "w", "m", "cuda:0", 1)

@@ -10,7 +10,8 @@ from configs.sections import Workers
 from loadbalancer.scheduling.worker import Worker
 from loadbalancer.scheduling.worker_registry import WorkerRegistry
 from tests.support.scheduler import CURVES, task
-from wire.messages import NO_SHAPE, PROTOCOL, Heartbeat, Hello, Shape, StepCurve
+from wire.inputs import NO_SHAPE, Shape
+from wire.messages import PROTOCOL, Heartbeat, Hello, StepCurve
 
 NAMES = st.sampled_from("abcd")
 CURVE = CURVES[0]

@@ -19,7 +19,7 @@ from loadbalancer.schema.call_results import (
     unpack_result,
 )
 from loadbalancer.schema.media_types import BYTES, JSON, parse_accept
-from wire.messages import Part
+from wire.inputs import Part
 
 MATRIX = np.arange(6, dtype=np.float32).reshape(2, 3)
 TENSOR = Part(BYTES, "", "float32", (2, 3))

@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from configs.settings import Model, Settings
+from configs.model_settings import Model
+from configs.settings import Settings
 from loadbalancer.generation.decoding.messages import SourceImages
 from loadbalancer.generation.validation import (
     GenerationSpec,
@@ -22,7 +23,8 @@ from loadbalancer.scheduling.task import TaskEnded, TaskState
 from loadbalancer.schema.errors import ContentRefused, InvalidRequest, from_ended
 from loadbalancer.schema.parsing import parse
 from loadbalancer.schema.requests import ImageRequest, PredictRequest
-from wire.messages import EngineInfo, ImageInputs, Lora
+from wire.inputs import ImageInputs, Lora
+from wire.messages import EngineInfo
 
 ABLE = EngineInfo("AblePipeline", modes=("text", "image", "inpaint"), loras=True, reproducible=True)
 TEXT_ONLY = EngineInfo("TextPipeline", modes=("text",))

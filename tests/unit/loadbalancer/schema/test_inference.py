@@ -15,7 +15,7 @@ from loadbalancer.schema.call_results import CallResult
 from loadbalancer.schema.errors import InvalidRequest
 from loadbalancer.schema.inference import MAX_TENSORS, InferenceCall, inference_response, parse_inference
 from loadbalancer.schema.tensors import NAMES, encode_strings
-from wire.messages import Part
+from wire.inputs import Part
 
 ONE = {"name": "x", "shape": [2], "datatype": "INT8", "data": [1, 2]}
 STRINGS = {"name": "x", "shape": [40_000], "datatype": "BYTES", "data": [""] * 40_000}

@@ -10,8 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from configs.model_settings import Model
 from configs.sections import Server
-from configs.settings import Model, Settings
+from configs.settings import Settings
 from loadbalancer.generation.validation import GenerationSpec, ModelCapabilities, resolve_images, resolve_request
 from loadbalancer.schema.errors import ApiError, BodyTooLarge, InvalidRequest, ModelNotFound
 from loadbalancer.schema.parsing import parse, parse_form

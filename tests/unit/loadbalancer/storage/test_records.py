@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from loadbalancer.storage.database import Database
 from loadbalancer.storage.records import JobSpec, with_all_images, without_repetition
 from tests.support.in_process_service import inputs
-from wire.messages import CallInputs, Part, TaskInputs
+from wire.inputs import CallInputs, Part, TaskInputs
 
 SEEDS = st.lists(st.integers(0, 2**32 - 1), max_size=10)
 

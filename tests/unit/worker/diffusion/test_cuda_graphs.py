@@ -10,7 +10,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from configs.settings import Model
+from configs.model_settings import Model
 from tests.support.tiny_diffusion import admit, engine_of, pipeline, request
 from worker.engines.diffusion.compiled_pass import CompiledPass, compile_denoiser
 from worker.engines.diffusion.cuda_graphs import MAX_RECORDED_PASSES, CudaGraphCache, make_forward_pass, padded_size

@@ -7,8 +7,8 @@ from pathlib import Path
 import diffusers
 import pytest
 
+from configs.model_settings import Model
 from configs.pipeline_defaults import PIPELINES, with_defaults
-from configs.settings import Model
 from tests.support.tiny_diffusion import CHECKPOINTS
 from worker.engines.diffusion.defaults import pipeline_defaults, signature_defaults
 

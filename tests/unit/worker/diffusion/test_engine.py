@@ -18,7 +18,7 @@ from PIL import Image
 
 from configs.samplers import MODEL_DEFAULT, SAMPLERS, sampler_names
 from tests.support.tiny_diffusion import SIZE, admit, engine_of, engine_request, finish, pipeline, request, run
-from wire.messages import ImageInputs, Lora
+from wire.inputs import ImageInputs, Lora
 from worker.engine import Checkpoint, DeviceLost, EngineRequest, OutOfMemory, TaskError
 from worker.engines.diffusion.engine import DiffusionEngine
 from worker.engines.diffusion.row import DiffusionRow, MaskState

@@ -23,7 +23,7 @@ from tests.support.tiny_diffusion import (
     run,
     sdxl,
 )
-from wire.messages import SOURCES, ImageInputs
+from wire.inputs import SOURCES, ImageInputs
 from worker.engine import Checkpoint, EngineRequest, TaskError, UnsupportedModel
 from worker.engines.diffusion.engine import DiffusionEngine
 from worker.engines.diffusion.row import DiffusionRow

@@ -22,7 +22,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from PIL import Image
 from transformers import CLIPConfig, CLIPImageProcessor
 
-from configs.settings import Defaults
+from configs.model_sections import Defaults
 from tests.support.tiny_pipelines import (
     BUILT_IN,
     SIZE,
@@ -35,7 +35,7 @@ from tests.support.tiny_pipelines import (
     request,
     sources_of,
 )
-from wire.messages import ImageInputs, Lora
+from wire.inputs import ImageInputs, Lora
 from worker.engine import Checkpoint, DeviceLost, EngineRequest, OutOfMemory, TaskError, UnsupportedModel
 from worker.engines.diffusion.generic.engine import GenericEngine
 from worker.engines.diffusion.generic.row import GenericRow

@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from configs.settings import Model
+from configs.model_settings import Model
 from tests.support.single_file_checkpoint import save_single_file
 from tests.support.tiny_diffusion import CHECKPOINTS, admit, engine_of, finish, pipeline, request, sd3
 from worker.engine import UnsupportedModel

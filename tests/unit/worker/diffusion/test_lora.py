@@ -25,7 +25,7 @@ from tests.support.tiny_loras import (
     save_two,
     unchanged,
 )
-from wire.messages import ImageInputs, Lora
+from wire.inputs import ImageInputs, Lora
 from worker.engine import Checkpoint, EngineRequest, TaskError
 from worker.engines.diffusion.engine import DiffusionEngine
 from worker.engines.diffusion.lora.loader import LoraLoader

@@ -12,7 +12,7 @@ import torch
 
 from tests.support.tiny_diffusion import flux, pipeline, sd3, sdxl
 from tests.support.tiny_loras import CPU, ENCODER, denoiser_output, parts_of, rewrite, save_lora, save_two, unchanged
-from wire.messages import Lora
+from wire.inputs import Lora
 from worker.engine import TaskError
 from worker.engines.diffusion.lora.loader import LoraLoader
 

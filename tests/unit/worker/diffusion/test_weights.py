@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from configs.settings import Model
+from configs.model_settings import Model
 from tests.support.tiny_diffusion import pipeline
 from worker.engines.diffusion.device import CONTEXT_BYTES, memory_fraction
 from worker.engines.diffusion.loading import read_pipeline

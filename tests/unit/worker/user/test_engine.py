@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 from muster import Content, Engine, Failed, IterativeEngine
 from tests.support.images import png
 from tests.support.user_engines import CallOutcome, call, parsed, run_calls, user_engine
-from wire.messages import CallInputs, ImageInputs, Part
+from wire.inputs import CallInputs, ImageInputs, Part
 from worker.engine import DeviceLost, EngineRequest, OutOfMemory, TaskError, UnsupportedModel
 
 

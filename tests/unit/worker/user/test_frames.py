@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 
-from wire.messages import Part
+from wire.inputs import Part
 from worker.engines.user.saved_state import SavedState, decode_state, encode_state
 from worker.engines.user.tensors import DTYPES, decode_array, encode_array, plain_values
 

@@ -16,7 +16,7 @@ from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field
 
 from tests.support.images import scan_bomb
-from wire.messages import Part
+from wire.inputs import Part
 from worker.engine import TaskError
 from worker.engines.user.images import ImageBounds
 from worker.engines.user.inputs import InputDecoder

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from pydantic import BaseModel, ConfigDict
 
-from wire.messages import Part
+from wire.inputs import Part
 from worker.engine import TaskError
 from worker.engines.user.images import ImageBounds
 from worker.engines.user.inputs import InputDecoder

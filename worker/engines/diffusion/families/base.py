@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 import torch
 from PIL import Image
 
-from wire.messages import SOURCES, GenerationMode, ImageInputs
+from wire.inputs import SOURCES, GenerationMode, ImageInputs
 from worker.engine import TaskError, UnsupportedModel
 from worker.engines.diffusion.device import to_device
 from worker.engines.diffusion.families.prompt_cache import Encoded

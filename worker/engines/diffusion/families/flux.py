@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from wire.messages import ImageInputs
+from wire.inputs import ImageInputs
 from worker.engine import TaskError
 from worker.engines.diffusion.device import to_device
 from worker.engines.diffusion.families.base import Conditions, Family

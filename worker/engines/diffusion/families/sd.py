@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from wire.messages import ImageInputs
+from wire.inputs import ImageInputs
 from worker.engines.diffusion.families.base import UNetFamily
 from worker.engines.diffusion.families.long_prompts import count_windows, encode_windows, join_windows, window_ids
 

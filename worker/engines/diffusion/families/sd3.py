@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from wire.messages import ImageInputs
+from wire.inputs import ImageInputs
 from worker.engine import TaskError
 from worker.engines.diffusion.families.base import Conditions, Family, with_channels
 from worker.engines.diffusion.families.flow import timestep_shift

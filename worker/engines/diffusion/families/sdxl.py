@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from wire.messages import ImageInputs
+from wire.inputs import ImageInputs
 from worker.engine import UnsupportedModel
 from worker.engines.diffusion.device import to_device
 from worker.engines.diffusion.families.base import Conditions, UNetFamily

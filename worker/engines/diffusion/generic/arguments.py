@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from PIL import Image
 
-from wire.messages import GenerationMode, ImageInputs
+from wire.inputs import GenerationMode, ImageInputs
 from worker.engine import TaskError, UnsupportedModel, check_sources
 
 #: Parameters for the source image. A ControlNet pipeline gets it for both.

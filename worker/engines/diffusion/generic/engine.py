@@ -15,9 +15,10 @@ from typing import Any
 import torch
 from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionSafetyChecker
 
+from configs.model_settings import Model
 from configs.pipeline_defaults import PipelineDefaults, with_defaults
-from configs.settings import Model
-from wire.messages import EngineInfo, GenerationMode, ImageInputs, PassSharing
+from wire.inputs import GenerationMode, ImageInputs
+from wire.messages import EngineInfo, PassSharing
 from worker.engine import (
     BatchKey,
     Checkpoint,

@@ -8,8 +8,8 @@ import msgspec
 import torch
 from torch.utils import _pytree as pytree
 
-from configs.settings import Model
-from wire.messages import SOURCES, GenerationMode
+from configs.model_settings import Model
+from wire.inputs import SOURCES, GenerationMode
 from worker.engine import EngineRequest, default_inputs
 
 #: Enough for multistep solvers.

@@ -12,7 +12,7 @@ import torch
 from diffusers.utils.pil_utils import numpy_to_pil
 from PIL import Image
 
-from wire.messages import ImageInputs
+from wire.inputs import ImageInputs
 from worker.engine import TaskError, UnstreamedRow
 from worker.engines.diffusion.generic.pipeline_thread import PipelineThread
 from worker.engines.diffusion.generic.progress import SamplerProgress

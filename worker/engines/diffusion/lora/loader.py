@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from wire.messages import LORA_NAME, Lora
+from wire.inputs import LORA_NAME, Lora
 from worker.engine import DeviceLost, OutOfMemory, TaskError
 from worker.engines.diffusion.device import translate_device_errors
 from worker.engines.diffusion.lora.layers import LoraLayers, LoraScales
