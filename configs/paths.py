@@ -134,6 +134,11 @@ def children_dir(data_dir: Path) -> Path:
     return path
 
 
+def served_file(children: Path, worker: str) -> Path:
+    """Return the file that a worker creates when it starts to serve: what ends it later is no failed start."""
+    return children / f"{worker}.served"
+
+
 def standby_files(children: Path, worker: str) -> StandbyFiles:
     return StandbyFiles(children / f"{worker}.ready", children / f"{worker}.order")
 

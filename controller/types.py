@@ -61,6 +61,8 @@ class Exit:
     tail: str = ""
     #: The worker's own message why it could not start; empty without one.
     start_failure: str = ""
+    #: It had begun to serve, maybe for less time than passes between two snapshots.
+    has_served: bool = False
 
 
 @dataclass(frozen=True, slots=True)

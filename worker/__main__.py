@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import gc
 import logging
 import os
@@ -19,7 +20,7 @@ from configs.log_files import rotate_own_log
 from configs.logs import CANNOT_START, configure_logging
 from configs.model_settings import Model
 from configs.open_files import raise_open_file_limit
-from configs.paths import cache_dir, run_dir, worker_address
+from configs.paths import cache_dir, children_dir, run_dir, served_file, worker_address
 from configs.settings import Settings
 from configs.streams import detach_standard_streams, drain_standard_streams
 from configs.user_engine import interpreter_problems
@@ -243,6 +244,8 @@ def _serve(settings: Settings, model: str, name: str, address: str, key: WorkerK
     for signum in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
         signal.signal(signum, drain)
     log.info("ready after %.1f s (%s)", stopwatch.times.total_s, stopwatch)
+    with contextlib.suppress(OSError):  # the disk is full, or the controller is on another machine
+        served_file(children_dir(settings.data_dir), name).touch()
     loop.send_hello()
     client.start(loop.heartbeat)
     reason, crashed = "crashed", True

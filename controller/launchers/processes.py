@@ -24,7 +24,7 @@ import psutil
 
 from configs.files import atomic_write, open_for_append
 from configs.logs import start_failure
-from configs.paths import StandbyFiles, standby_files
+from configs.paths import StandbyFiles, served_file, standby_files
 from configs.sections import Logging
 from controller.launchers import PollResult
 from controller.launchers.log_folder import LogFolder
@@ -172,7 +172,8 @@ class Processes:
             ended, status = self._ended(name)
             if ended:
                 tail = self._logs.tail(name)
-                exits.append(Exit(child, time.monotonic(), status, tail, start_failure(tail)))
+                has_served = served_file(self._records, name).exists()
+                exits.append(Exit(child, time.monotonic(), status, tail, start_failure(tail), has_served))
                 del self._children[name], self._handles[name]
                 self._spawned.pop(name, None)
                 self._activated.discard(name)
@@ -203,7 +204,7 @@ class Processes:
 
     def _forget(self, name: str) -> None:
         """Delete the child's files, except its log. A record that stays names a process that is gone."""
-        for file in (self._records / f"{name}.json", *self._files(name)):
+        for file in (self._records / f"{name}.json", served_file(self._records, name), *self._files(name)):
             with contextlib.suppress(OSError):  # the disk is read-only, or the folder is gone
                 file.unlink()
 

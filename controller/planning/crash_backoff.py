@@ -15,6 +15,8 @@ HEALTHY_AFTER_S = 30.0
 #: The delay ends when a worker that was started after the crash has served for this long.
 _RESET_AFTER_S = 60.0
 _MAX_BACKOFF_S = 60.0
+#: Status of a worker that the balancer does not accept.
+_EXIT_REJECTED = 2
 #: After this many equal failures in a row the next start is expected to fail as well.
 EQUAL_FAILURES = 3
 
@@ -44,7 +46,7 @@ def record_crash(crashes: CrashBackoff, at: float, start_failure: str = "") -> C
 
 def _start_failure(ended: Exit) -> str:
     """Return why the worker's start failed; empty if it was ready."""
-    if ended.process.ready_at is not None:
+    if ended.process.ready_at is not None or (ended.has_served and ended.status != _EXIT_REJECTED):
         return ""
     if ended.start_failure or ended.status is None:
         return ended.start_failure

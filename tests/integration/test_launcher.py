@@ -20,7 +20,7 @@ import yaml
 
 from configs.cli import EXIT_USAGE
 from configs.load import load
-from configs.paths import log_dir
+from configs.paths import log_dir, served_file
 from configs.sections import Logging
 from configs.settings import Settings
 from controller.launchers import PollResult
@@ -125,6 +125,14 @@ def test_exit_is_reported_once_with_status_and_log(
     assert (ended.process.drained_at is not None) == (signum is signal.SIGTERM)
     assert rig.current.poll() == PollResult([], [])
     assert not rig.record("w").exists()
+
+
+def test_exit_tells_whether_the_worker_has_served(rig: Rig) -> None:
+    served = served_file(rig.records, "w")
+    rig.spawn("w", f"open({str(served)!r}, 'w').close(); import os; os._exit(7)", wait=False)
+    rig.spawn("v", "import os; os._exit(7)", wait=False)
+    assert (rig.exit("w").has_served, rig.exit("v").has_served) == (True, False)
+    assert not served.exists()
 
 
 OPERATIONS: dict[str, Callable[[Rig], object]] = {

@@ -11,8 +11,9 @@ NOW = 1000.0
 SHORT = "unet.safetensors is cut short: 1 of 2 MB"
 
 
-def exit_of(reason: str, status: int | None = 4, ready_at: float | None = None) -> Exit:
-    return Exit(WorkerProcess("w", "m", "cuda:0", 1, NOW - 9, ready_at=ready_at), NOW, status, start_failure=reason)
+def exit_of(reason: str, status: int | None = 4, ready_at: float | None = None, *, has_served: bool = False) -> Exit:
+    process = WorkerProcess("w", "m", "cuda:0", 1, NOW - 9, ready_at=ready_at)
+    return Exit(process, NOW, status, start_failure=reason, has_served=has_served)
 
 
 def after(*exits: Exit) -> CrashBackoff:
@@ -35,6 +36,8 @@ def replica(stage: Stage, ready_at: float | None) -> Replica:
         ([*[exit_of(SHORT)] * EQUAL_FAILURES, exit_of("other")], ""),
         ([exit_of(f"needs 3 GiB, {n}.5 GiB are free") for n in range(3)], "needs 3 GiB, 2.5 GiB are free"),
         ([*[exit_of(SHORT)] * 2, exit_of("", ready_at=NOW - 1), *[exit_of(SHORT)] * 2], ""),
+        ([exit_of("", status=-11, has_served=True)] * 3, ""),
+        ([exit_of("", status=2, has_served=True)] * 3, "its worker ended with exit status 2 while it loaded"),
         ([exit_of("", status=-9)] * 3, "its worker was killed while it loaded: main memory was short, or"),
         ([exit_of("", status=-11)] * 3, "its worker ended by signal 11 while it loaded"),
         ([exit_of("", status=1)] * 3, "its worker ended with exit status 1 while it loaded"),
