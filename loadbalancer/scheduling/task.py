@@ -38,6 +38,8 @@ class TaskState(enum.StrEnum):
 #: A task during which this many workers died may be the cause: from then on it runs isolated. One death is treated
 #: as chance, so that a killed worker does not serialize its whole batch.
 _ISOLATED_AFTER_CRASHES = 2
+#: Deaths of workers before they told of a start that are taken for chance. A task can also kill its worker at once.
+_CHANCE_CRASHES = 2
 #: Bounds the memory of a task that is preempted again and again.
 _MAX_HISTORY = 100
 _ENDS = frozenset({TaskState.DONE, TaskState.FAILED, TaskState.CANCELLED, TaskState.EXPIRED})
@@ -100,6 +102,8 @@ class Task:
     may_be_running: bool = False
     #: Number of workers that died while they ran this task.
     crashes: int = 0
+    #: Number of workers that died with it before they told that they ran anything.
+    unstarted_crashes: int = 0
     worker: str | None = None
     step: int = 0
     #: Forward passes in total; the worker corrects the request's number when it starts.
@@ -198,6 +202,12 @@ class Task:
         """Continue a task of an earlier balancer process from its checkpoint."""
         self.step, self.steps, self.uninterrupted = state.step, max(state.steps, state.step, 1), False
         self.checkpoint, self.checkpoint_step = tuple(state.frames), state.step
+
+    def on_unstarted_crash(self) -> None:
+        """Note that a worker died that held this task and was not known to run any. A few such deaths are chance."""
+        self.unstarted_crashes += 1
+        if self.unstarted_crashes > _CHANCE_CRASHES:
+            self.on_crash()
 
     def on_crash(self) -> None:
         """Note that a worker died while it ran this task."""

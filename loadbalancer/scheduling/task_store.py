@@ -285,14 +285,17 @@ class TaskStore:
         """Requeue the worker's tasks. `blame`: a running task may be the cause, and fails after `max_attempts`.
 
         A worker that takes tasks ahead says with the results of a short step that it has started it. If none of its
-        tasks is known to run, each may be the cause.
+        tasks is known to run, each may be the cause. Another worker may die before its message about a start has left:
+        then each is the cause only if this happens again and again.
         """
         effects: list[Effect] = []
         held = running_tasks(worker, self.tasks)
-        all_blamed = worker.ahead > 0 and all(task.state is not TaskState.RUNNING for task in held)
+        none_runs = all(task.state is not TaskState.RUNNING for task in held)
         for task in held:
-            if blame and (all_blamed or task.state is TaskState.RUNNING):
+            if blame and (task.state is TaskState.RUNNING or (none_runs and worker.ahead > 0)):
                 task.on_crash()
+            elif blame and none_runs:
+                task.on_unstarted_crash()
             died = "1 worker died or hung while it" if task.crashes == 1 else f"{task.crashes} workers died while they"
             failure = f"{died} ran this task; the last: {reason}"
             effects += self._retry(task, f"{worker.id} is lost: {reason}", failure, now)

@@ -157,14 +157,36 @@ def test_isolated_task_waits_for_an_empty_worker() -> None:
     assert [(w, a.task, a.isolated) for w, a in assignments(effects)] == [(reserved.id, "suspect", True)]
 
 
-def test_unstarted_task_is_not_blamed_for_a_crash() -> None:
-    core = new_scheduler()
-    core.handle(TasksSubmitted([task("t")]), 0.0)
-    for n in range(5):
+@pytest.mark.parametrize(
+    ("deaths", "crashes", "isolated", "state"),
+    [
+        (2, 0, False, TaskState.QUEUED),
+        (3, 1, False, TaskState.QUEUED),
+        (4, 2, True, TaskState.QUEUED),
+        (5, 3, True, TaskState.FAILED),
+    ],
+)
+def test_unstarted_task_is_blamed_for_repeated_crashes(
+    deaths: int, crashes: int, isolated: bool, state: TaskState
+) -> None:
+    """A few deaths are chance, and an engine can kill its worker before the message about the start has left."""
+    core, poison = new_scheduler(), task("t")
+    core.handle(TasksSubmitted([poison]), 0.0)
+    for n in range(deaths):
         connect(core, f"w{n}", 1)
         core.handle(WorkerLost(f"w{n}", "killed"), 1.0)
-    assert core.tasks["t"].crashes == 0
-    assert core.tasks["t"].state is TaskState.QUEUED
+    assert (poison.crashes, poison.isolated, poison.state) == (crashes, isolated, state)
+
+
+def test_unstarted_task_is_innocent_while_others_run() -> None:
+    core = new_scheduler()
+    core.handle(TasksSubmitted([task("runs"), task("waits")]), 0.0)
+    for n in range(2):
+        effects = connect(core, f"w{n}", 2)
+        attempt = {given.task: given.attempt for _, given in assignments(effects)}["runs"]
+        receive(core, f"w{n}", Started("runs", attempt), 1.0)
+        core.handle(WorkerLost(f"w{n}", "killed"), 1.0)
+    assert (core.tasks["runs"].crashes, core.tasks["waits"].crashes, core.tasks["waits"].unstarted_crashes) == (2, 0, 0)
 
 
 def test_preempted_task_resumes_on_another_worker() -> None:
