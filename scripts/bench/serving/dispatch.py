@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import gc
 import json
 import random
 import statistics
@@ -23,11 +22,11 @@ import subprocess
 import sys
 import tempfile
 import time
+import tracemalloc
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import psutil
 import uvloop
 from rich.console import Console
 from rich.table import Table
@@ -184,16 +183,25 @@ def dispatch_event(workers: int, slots: int, queued: int, owners: int, events: i
     return {"p50": quantile(times, 0.5), "p99": quantile(times, 0.99), "max": max(times)}
 
 
+def bytes_per_task(owners: int, count: int = 10_000) -> float:
+    """Return the allocated bytes of a queued task, its inputs apart, which are shared here."""
+    core = scheduler(1, 1, 2 * count)
+    tracemalloc.start()
+    try:
+        for number in range(count):
+            core.handle(TasksSubmitted([task(number, owners)]), 0.0)
+        return tracemalloc.get_traced_memory()[0] / count
+    finally:
+        tracemalloc.stop()
+
+
 def by_length(length: int, owners: int, samples: int) -> dict[str, float]:
     """Return microseconds of each operation at this length of the queue, and the bytes of a queued task."""
     core = scheduler(1, 1, 2 * length + samples)
-    gc.collect()
-    rss = psutil.Process().memory_info().rss
     number = 0
     for number in range(length):
         core.handle(TasksSubmitted([task(number, owners)]), 0.0)
-    gc.collect()
-    result: dict[str, float] = {"bytes_per_task": (psutil.Process().memory_info().rss - rss) / length}
+    result: dict[str, float] = {"bytes_per_task": bytes_per_task(owners)}
     numbers = range(number + 1, number + 1 + samples)
     events = [TasksSubmitted([task(each, owners, timeout_s=50.0 if each % 2 else _TIMEOUT_S)]) for each in numbers]
     submits = [timed_us(core.handle, event, 1.0) for event in events]
