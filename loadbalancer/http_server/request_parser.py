@@ -168,8 +168,11 @@ class BoundedRequestParser(asyncio.Protocol, abc.ABC):
         active = self._active
         return active is not None and not active.response_complete and not active.more_body
 
-    def _count_input(self) -> None:
-        """Count input that is held, and refuse it if that of all connections is too much."""
+    def _count_input(self, *, may_resume: bool = True) -> None:
+        """Count input that is held, and refuse it if that of all connections is too much.
+
+        `may_resume`: a complete head may begin a large body, for which there are other limits, so it is parsed first.
+        """
         size = len(self._unparsed)
         if self._stage == HEAD:
             size += self._incomplete_bytes + _BYTES_PER_HEADER * len(self.headers)
@@ -177,11 +180,11 @@ class BoundedRequestParser(asyncio.Protocol, abc.ABC):
         if before == self._counted_input or self.config.input_budget.change(before, self._counted_input):
             return
         is_complete = _END_OF_HEAD in self._unparsed
-        if self._stage == HEAD or self._is_blocked() or (self._stage < HEAD and not is_complete):
+        if self._stage == HEAD or self._is_blocked() or (self._stage < HEAD and not (is_complete and may_resume)):
             text = "Incomplete requests of other connections fill the memory for them. Please try again shortly."
             self._refuse(InputMemoryFull(text, retry_after_s=1))
             self._count_input()
-        elif self._stage < HEAD:  # of a large body, for which there are other limits
+        elif self._stage < HEAD:
             self._resume_parsing()
 
     def _parse_or_wait(self) -> None:
@@ -213,7 +216,7 @@ class BoundedRequestParser(asyncio.Protocol, abc.ABC):
         if data and self._parser is not None and self._stage < HANDLING and not self._is_blocked():
             self._parse_slices(data)
             self.flow.resume_reading()
-            self._count_input()
+            self._count_input(may_resume=False)  # what follows an answered request is another one
         else:
             self._unparsed = data
 
