@@ -115,12 +115,15 @@ class Limits(Section):
 class Sim(Section):
     """A simulated accelerator, on which a step of b tasks takes t0_s + t1_s * b seconds."""
 
-    task: Literal["image", "call"] = "image"
-    """`image`: generate images. `call`: return the values of each call as they are, after one step."""
+    task: Literal["image", "call", "text"] = "image"
+    """`image`: generate images. `call`: return the values of each call as they are, after one step. `text`: generate
+    words, one per step."""
     t0_s: Seconds = 0.008
     """Duration of a step independent of the batch size."""
     t1_s: Seconds = 0.003
     """Additional duration of a step per task."""
+    prompt_token_s: Seconds = 0.0
+    """Additional duration of a step per token of a prompt that it computes."""
     load_s: Seconds = 0.5
     """Duration of reading the weights. A standby worker has done this already."""
     activate_s: Seconds = 0.0

@@ -139,5 +139,69 @@ class CallInputs(msgspec.Struct, frozen=True, tag="call", omit_defaults=True):
         return len(self.parts)
 
 
+class Sampling(msgspec.Struct, frozen=True, omit_defaults=True):
+    """How the next token is chosen. The noise of position p is a function of `seed` and p alone."""
+
+    seed: Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
+    #: 0: the most probable token.
+    temperature: float = 1.0
+    top_p: float = 1.0
+    #: 0: all tokens.
+    top_k: Count = 0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    #: (token id, added to its logit).
+    logit_bias: Annotated[tuple[tuple[Count, float], ...], msgspec.Meta(max_length=1024)] = ()
+
+
+class TextInputs(msgspec.Struct, frozen=True, tag="text", omit_defaults=True):
+    """One text to generate. The balancer has resolved all defaults. Its frame holds the prompt, see `wire.text`.
+
+    The state of a task is the ids of its generated tokens, as little-endian uint32 in one frame.
+    """
+
+    sampling: Sampling
+    max_tokens: Annotated[int, msgspec.Meta(ge=1, le=2**24)]
+    min_tokens: Count = 0
+    #: Texts that end the generation. They are not part of the result.
+    stop: Annotated[tuple[str, ...], msgspec.Meta(max_length=64)] = ()
+    stop_token_ids: Annotated[tuple[Count, ...], msgspec.Meta(max_length=1024)] = ()
+    ignore_eos: bool = False
+    #: Number of alternatives whose log-probabilities are reported with each token's own; None: no log-probabilities.
+    logprobs: Annotated[int, msgspec.Meta(ge=0, le=64)] | None = None
+    #: JSON Schema that the text must match; `{}`: any JSON object; empty: any text.
+    json_schema: str = ""
+    #: Work that is expected, in steps of a generation that runs alone: that of the prompt, and one for each token.
+    prompt_steps: Count = 0
+    expected_tokens: Annotated[int, msgspec.Meta(ge=1, le=2**24)] = 1
+
+    @property
+    def shape(self) -> Shape:
+        return NO_SHAPE
+
+    @property
+    def steps(self) -> int:
+        return self.prompt_steps + self.expected_tokens
+
+    @property
+    def max_steps(self) -> int:
+        return self.prompt_steps + self.max_tokens
+
+    @property
+    def previews(self) -> int:
+        return 0
+
+    @property
+    def source_frames(self) -> int:
+        return 1
+
+
 #: What a task computes. Only engines and the HTTP API know the kinds; everything between uses their common properties.
-TaskInputs = ImageInputs | CallInputs
+TaskInputs = ImageInputs | CallInputs | TextInputs
+
+
+def reports_tokens(inputs: TaskInputs) -> bool:
+    """Return whether each step's output is the whole state of the task: it needs no progress reports or checkpoints."""
+    return isinstance(inputs, TextInputs)

@@ -13,11 +13,14 @@ from typing import Annotated, Literal
 import msgspec
 
 from wire.inputs import MAX_PARTS, Count, GenerationMode, Name, Part, Shape, TaskInputs
+from wire.text import TaskTokens, TextCounters, TextInfo
 
-PROTOCOL = 5
+PROTOCOL = 6
 
 #: Shapes whose step times a worker reports, and batch sizes of each.
 MAX_CURVES = 256
+#: Tasks of one message with generated tokens.
+MAX_TEXT_TASKS = 4096
 
 Sum = Annotated[int, msgspec.Meta(ge=0)]
 Seconds = Annotated[float, msgspec.Meta(ge=0, le=1e9)]
@@ -117,6 +120,8 @@ class EngineInfo(msgspec.Struct, frozen=True, omit_defaults=True):
     #: JSON Schema of one input and of one result; empty if unknown.
     input_schema: SchemaText = ""
     output_schema: SchemaText = ""
+    #: Of a language model.
+    text: TextInfo | None = None
 
 
 class StartupTimes(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -213,6 +218,12 @@ class Chunk(msgspec.Struct, frozen=True, tag=True, omit_defaults=True):
         return 1
 
 
+class Tokens(msgspec.Struct, frozen=True, tag=True, omit_defaults=True):
+    """What a step has generated for each text task. A task with a finish reason ends with `Finished`, without parts."""
+
+    tasks: Annotated[list[TaskTokens], msgspec.Meta(max_length=MAX_TEXT_TASKS)]
+
+
 class Failed(msgspec.Struct, frozen=True, tag=True, omit_defaults=True):
     """The task failed; others are unaffected."""
 
@@ -243,6 +254,8 @@ class Heartbeat(msgspec.Struct, frozen=True, tag=True, omit_defaults=True):
     memory_bytes: Sum = 0
     counters: WorkerCounters = WorkerCounters()
     curves: Annotated[list[StepCurve], msgspec.Meta(max_length=MAX_CURVES)] = []
+    #: Of a text engine.
+    text: TextCounters | None = None
 
 
 class Bye(msgspec.Struct, frozen=True, tag=True, omit_defaults=True):
@@ -252,7 +265,7 @@ class Bye(msgspec.Struct, frozen=True, tag=True, omit_defaults=True):
     crashed: bool = False
 
 
-ToBalancer = Hello | Capacity | Started | Progress | Chunk | Finished | Failed | Preempted | Heartbeat | Bye
+ToBalancer = Hello | Capacity | Started | Progress | Chunk | Tokens | Finished | Failed | Preempted | Heartbeat | Bye
 
 
 # ---- balancer -> worker

@@ -16,6 +16,7 @@ from configs.model_settings import Model
 from configs.pipeline_defaults import with_defaults
 from wire.inputs import SOURCES, ImageFormat, ImageInputs, Part, TaskInputs
 from wire.messages import EngineInfo, FailureKind
+from wire.text import TextCounters, TokenOutput
 
 #: Steps of a sample, so that several can be measured one after the other.
 _SAMPLE_STEPS = 5
@@ -169,12 +170,18 @@ class Row(Protocol):
     def take_chunks(self) -> Sequence[ResultChunk]:
         """Remove and return the pieces of a streamed result that the last steps have made."""
 
+    def take_tokens(self) -> TokenOutput | None:
+        """Remove and return what the last step has generated for a text; None for nothing, and for other tasks."""
+
 
 class UnstreamedRow:
     """Base of rows whose result comes at the end only."""
 
     def take_chunks(self) -> Sequence[ResultChunk]:
         return ()
+
+    def take_tokens(self) -> TokenOutput | None:
+        return None
 
 
 class StepEngine(Protocol):
@@ -209,6 +216,8 @@ class StepEngine(Protocol):
 
     def admit(self, tasks: Sequence[EngineRequest]) -> list[Row | TaskError]:
         """Return a row or an error for each task, in order. Prompts are encoded together.
+
+        A text continues after the tokens in its checkpoint's frame. It reports none of these again.
 
         Raises `OutOfMemory` if they do not fit together, and `DeviceLost`.
         """
@@ -263,6 +272,14 @@ class HoldsWeights(Protocol):
 
     def hold_weights(self) -> None:
         """Keep the weights in this process's memory until `load`. Called after `fetch`, without the device."""
+
+
+@runtime_checkable
+class CountsTokens(Protocol):
+    """An engine for texts."""
+
+    def text_counters(self) -> TextCounters:
+        """Return its sums since the start. Called from the client's thread."""
 
 
 @runtime_checkable

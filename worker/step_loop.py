@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 from configs.model_settings import Model
 from wire.codec import BalancerEnvelope, Frame, WorkerEnvelope
+from wire.inputs import reports_tokens
 from wire.messages import (
     Ack,
     Assign,
@@ -22,12 +23,14 @@ from wire.messages import (
     Reject,
     ServerStopping,
     Started,
+    Tokens,
     WorkerCounters,
 )
+from wire.text import TaskTokens
 from worker.batch_scheduler import BatchScheduler, Member, WaitingTask, preview_steps, shape_of
 from worker.batch_size import BatchSizer
 from worker.calibration import default_shape
-from worker.engine import Checkpoint, EngineRequest, OutOfMemory, ResultChunk, StepEngine, TaskError
+from worker.engine import Checkpoint, CountsTokens, EngineRequest, OutOfMemory, ResultChunk, StepEngine, TaskError
 from worker.fault_isolation import admit, batch_key, render, save, save_now, step
 from worker.offer import Offer, OfferPlanner, RoundTrips
 from worker.postprocessing import FinishedRow, PostProcessor, failure
@@ -109,7 +112,8 @@ class StepLoop:
         )
         running, curves = len(self._scheduler.running), self._sizer.curves(time.monotonic())
         memory = self._engine.memory_bytes()
-        return Heartbeat(running, stats.mean_step_s, stats.mean_batch, memory, counters, curves)
+        text = self._engine.text_counters() if isinstance(self._engine, CountsTokens) else None
+        return Heartbeat(running, stats.mean_step_s, stats.mean_batch, memory, counters, curves, text)
 
     def send_hello(self) -> None:
         """Send Hello with the tasks that this worker has, then its capacity."""
@@ -261,7 +265,8 @@ class StepLoop:
             else:
                 self._scheduler.join(task, row, time.monotonic())
                 started.append(WorkerEnvelope(Started(assignment.task, assignment.attempt)))
-                if (row.step, row.steps) != (assignment.step, assignment.inputs.steps):
+                is_changed = (row.step, row.steps) != (assignment.step, assignment.inputs.steps)
+                if is_changed and not reports_tokens(assignment.inputs):
                     progress = Progress(assignment.task, assignment.attempt, row.step, row.steps)
                     started.append(WorkerEnvelope(progress))
         return started
@@ -306,9 +311,13 @@ class StepLoop:
         if report:
             self._last_report = now
         news: list[WorkerEnvelope] = []
+        texts: list[TaskTokens] = []
         done: list[FinishedRow] = []
         for member in advanced:
             task, row = member.assignment, member.row
+            output = row.take_tokens()
+            if output is not None:
+                texts.append(TaskTokens(task.task, task.attempt, output))
             chunks = row.take_chunks()
             if chunks:
                 if not self._can_send(member, chunks):
@@ -321,8 +330,10 @@ class StepLoop:
                 self._scheduler.leave(task.task)
                 done.append(FinishedRow(task, render(self._engine, member), row.step))
                 self._engine.release(row)
-            else:
+            elif not reports_tokens(task.inputs):
                 news += self._on_advanced(member, now, report=report)
+        if texts:
+            news.append(WorkerEnvelope(Tokens(texts)))
         if news or done:
             self._post.report(news, done)
 

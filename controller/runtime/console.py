@@ -8,7 +8,7 @@ import logging
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from configs.environment import CLIENT_KEY
 from configs.logs import EscapingFormatter
@@ -19,9 +19,10 @@ if TYPE_CHECKING:  # a server without a terminal needs none of it
     from rich.text import Text
 
 _EXAMPLE = "a handwritten seven"
+_QUESTION = "What is 3 plus 4?"
 #: Stands for an input in the command that calls an engine, whose types are in `/docs`.
 _INPUT = "an input"
-TaskKind = Literal["image", "call"]
+TaskKind = Literal["image", "call", "text"]
 
 
 def log_to_console(console: Console) -> None:
@@ -84,13 +85,24 @@ def _plain(text: str) -> Text:
 
 
 def curl_example(url: str, model: str, *, certificate: Path | None, keyed: bool, task: TaskKind = "image") -> str:
-    """Return a shell command that requests an image, or calls an engine. `keyed`: the server requires an API key."""
-    is_image = task == "image"
-    body = json.dumps({"model": model, "prompt": _EXAMPLE} if is_image else {"instances": [_INPUT]})
-    path = "/v1/images/generations" if is_image else f"/v1/models/{model}:predict"
+    """Return a shell command that requests an image or a text, or calls an engine.
+
+    `keyed`: the server requires an API key.
+    """
+    path, body = _example(model, task)
     words = ["curl", "-s", *(["--cacert", str(certificate.resolve())] if certificate else [])]
     words += [f"{url}{path}", "-H", "content-type: application/json"]
     line = shlex.join(words)
     if keyed:
         line += f' -H "authorization: Bearer ${CLIENT_KEY}"'
-    return f"{line} -d {shlex.quote(body)}"
+    return f"{line} -d {shlex.quote(json.dumps(body))}"
+
+
+def _example(model: str, task: TaskKind) -> tuple[str, dict[str, Any]]:
+    """Return the path and the body of a first request."""
+    if task == "image":
+        return "/v1/images/generations", {"model": model, "prompt": _EXAMPLE}
+    if task == "text":
+        messages = [{"role": "user", "content": _QUESTION}]
+        return "/v1/chat/completions", {"model": model, "messages": messages}
+    return f"/v1/models/{model}:predict", {"instances": [_INPUT]}

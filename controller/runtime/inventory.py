@@ -138,6 +138,13 @@ def _weights(name: str, model: ModelSettings) -> str:
     parts += [f"{part} {path}" for part, path in model.replaced_parts.items()]
     if model.compile != "off":
         parts.append(f"compile {model.compile}")
+    if model.task == "text":
+        parts += [
+            model.engine,
+            f"cache {model.text.kv_cache}",
+            f"context {model.text.context_length}",
+            str(model.python),
+        ]
     if model.task == "call":
         parts += [model.engine, json.dumps(model.options, sort_keys=True), str(model.python)]
     return " ".join(str(part) for part in parts if part is not None)

@@ -17,10 +17,10 @@ import msgspec
 
 from loadbalancer.schema.errors import Forbidden, Unauthorized
 
-Scope = Literal["images", "calls", "jobs", "admin"]
+Scope = Literal["images", "text", "calls", "jobs", "admin"]
 SCOPES: tuple[Scope, ...] = get_args(Scope)
 #: Scopes of a key that names none.
-DEFAULT_SCOPES: tuple[Scope, ...] = ("images", "calls", "jobs")
+DEFAULT_SCOPES: tuple[Scope, ...] = ("images", "text", "calls", "jobs")
 #: What a path requires: nothing, any key, or a key with this scope.
 RequiredScope = Literal["nothing", "key"] | Scope
 
@@ -40,6 +40,9 @@ _NEEDS: tuple[tuple[str, RequiredScope], ...] = (
     ("/metrics", "admin"),
     ("/v1/jobs", "jobs"),
     ("/v1/images", "images"),
+    ("/v1/chat", "text"),
+    ("/v1/completions", "text"),
+    ("/v1/responses", "text"),
     ("/v1/results", "nothing"),  # the URL of an image cannot be guessed
     ("/predict", "images"),
 )

@@ -245,7 +245,7 @@ def _loras(requested: Sequence[LoraRequest], model: Model, capabilities: ModelCa
 def resolve_model(requested: str | None, settings: Settings) -> str:
     """The requested model's name, by default the first that generates images.
 
-    Raises `ModelNotFound`, and `InvalidRequest` for a model that takes calls.
+    Raises `ModelNotFound`, and `InvalidRequest` for a model of another kind.
     """
     image_models = (name for name, model in settings.models.items() if model.task == "image")
     name = requested or next(image_models, next(iter(settings.models)))
@@ -262,6 +262,8 @@ def endpoints(name: str, settings: Settings) -> list[str]:
     model = settings.models[name]
     if model.task == "image":
         return ["/v1/images/generations", "/v1/images/edits", "/predict"]
+    if model.task == "text":
+        return ["/v1/chat/completions", "/v1/completions", "/v1/responses"]
     own = [] if model.api_path is None else [model.api_path]
     return [f"/v1/models/{name}:predict", f"/v2/models/{name}/infer", *own]
 

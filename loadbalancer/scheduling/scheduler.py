@@ -53,8 +53,10 @@ from wire.messages import (
     Started,
     StepCurve,
     ToBalancer,
+    Tokens,
 )
 from wire.snapshot import Snapshot
+from wire.text import TaskTokens
 
 #: A worker that returns so many invalid results in a row is faulty: it must exit.
 _MAX_INVALID_RESULTS = 2
@@ -222,6 +224,8 @@ class Scheduler:
                 return [SendMessage(name, Ack(self._heartbeat_s))]
             case Bye(reason, crashed):
                 return self._on_worker_lost(name, clean_text(reason), now, crashed=crashed)
+            case Tokens(tasks):
+                return [effect for each in tasks for effect in self._on_tokens(worker, each, now)]
             case _:
                 return self._on_task_message(worker, message, envelope.frames, now)
 
@@ -328,6 +332,22 @@ class Scheduler:
         effects = [*self.store.mark_started(task, now), SendMessage(worker.id, Cancel([task.id]))]
         worker.on_result(valid=False)
         return [*effects, *self._on_invalid_result(worker, task, error, now)]
+
+    def _on_tokens(self, worker: Worker, each: TaskTokens, now: float) -> list[Effect]:
+        """Pass on the tokens of one task. Tokens that do not continue its text are generated again."""
+        if not self.registry.on_task_message(worker, each.task, each.attempt, now, released=False):
+            self.counters["stale"] += 1
+            return []
+        task = self.tasks.get(each.task)
+        if task is None or task.worker != worker.id or task.attempt != each.attempt:
+            return []
+        started = self.store.mark_started(task, now)
+        try:
+            return [*started, *self.store.report_tokens(task, each.output)]
+        except ValueError as error:
+            cancel = SendMessage(worker.id, Cancel([task.id]))
+            worker.on_result(valid=False)
+            return [*started, cancel, *self._on_invalid_result(worker, task, str(error), now)]
 
     def _on_invalid_result(self, worker: Worker, task: Task, error: str, now: float) -> list[Effect]:
         """Give the task to another attempt. A worker that repeats this is rejected, and its other tasks move."""

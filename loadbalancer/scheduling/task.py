@@ -9,6 +9,7 @@
 from __future__ import annotations
 
 import enum
+from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -16,8 +17,9 @@ from typing import NamedTuple
 import msgspec
 
 from wire.codec import Frame
-from wire.inputs import Part, Shape, TaskInputs
+from wire.inputs import Part, Shape, TaskInputs, TextInputs
 from wire.messages import FailureKind
+from wire.text import TokenOutput, pack_tokens
 
 
 class TaskState(enum.StrEnum):
@@ -40,6 +42,8 @@ class TaskState(enum.StrEnum):
 _ISOLATED_AFTER_CRASHES = 2
 #: Deaths of workers before they told of a start that are taken for chance. A task can also kill its worker at once.
 _CHANCE_CRASHES = 2
+#: A generation that is longer than expected is expected to take this part of its length more: 1 / 4.
+_LONGER = 4
 #: Bounds the memory of a task that is preempted again and again.
 _MAX_HISTORY = 100
 _ENDS = frozenset({TaskState.DONE, TaskState.FAILED, TaskState.CANCELLED, TaskState.EXPIRED})
@@ -113,6 +117,8 @@ class Task:
     #: State at `checkpoint_step`, from which the task resumes if its worker is lost.
     checkpoint: Sequence[Frame] = ()
     checkpoint_step: int = 0
+    #: Ids of the tokens that a text task has generated: its complete state.
+    tokens: array[int] = field(default_factory=lambda: array("I"))
     first_started: float | None = None
     #: Time of its latest start on a worker.
     started: float | None = None
@@ -192,6 +198,33 @@ class Task:
         self.chunks, self.repeatable = index + 1, repeatable
         return TaskChunk(self.id, index, part, frame)
 
+    def on_tokens(self, output: TokenOutput) -> TaskTokens:
+        """Take in generated tokens, which continue exactly where the last ones ended. Raises `ValueError` otherwise."""
+        inputs, count = self.inputs, len(self.tokens)
+        if not isinstance(inputs, TextInputs):
+            raise ValueError("the task generates no text")
+        if output.index != count:
+            raise ValueError(f"token {output.index} came where token {count} was expected")
+        self.tokens.extend(output.tokens)
+        count = len(self.tokens)
+        if count > inputs.max_tokens:
+            raise ValueError(f"{count} tokens were generated, {inputs.max_tokens} were asked for")
+        self.step = inputs.prompt_steps + count
+        if output.finish:
+            self.steps = self.step
+        elif self.step >= self.steps:  # longer than expected
+            self.steps = min(self.step + max(count // _LONGER, 1), inputs.max_steps)
+        return TaskTokens(self.id, output)
+
+    @property
+    def state_at(self) -> int:
+        """The step at which it resumes on another worker; of a text, its number of tokens."""
+        return len(self.tokens) or self.checkpoint_step
+
+    def state_frames(self) -> Sequence[Frame]:
+        """Return the state from which another worker continues; empty: it starts again."""
+        return [pack_tokens(self.tokens)] if self.tokens else self.checkpoint
+
     def on_preempted(self, step: int, frames: Sequence[Frame]) -> None:
         """Take back the task from its worker, with its state at this step where it has one."""
         if frames:
@@ -216,6 +249,8 @@ class Task:
 
     def roll_back(self) -> int:
         """Return to the checkpoint; return the number of steps to repeat."""
+        if self.tokens:
+            return 0
         lost, self.step = self.step - self.checkpoint_step, self.checkpoint_step
         return max(lost, 0)
 
@@ -247,6 +282,13 @@ class TaskChunk(msgspec.Struct, frozen=True):
     frame: Frame
 
 
+class TaskTokens(msgspec.Struct, frozen=True):
+    """What one step has generated for a text task, in order and without gaps."""
+
+    task: str
+    output: TokenOutput
+
+
 class TaskCompleted(msgspec.Struct, frozen=True):
     """The result and its times in seconds. `flagged`: the model's safety checker rejects the image."""
 
@@ -275,7 +317,7 @@ class TaskEnded(msgspec.Struct, frozen=True):
     status: int = 0
 
 
-TaskUpdate = TaskStarted | TaskProgress | TaskChunk | TaskCompleted | TaskEnded
+TaskUpdate = TaskStarted | TaskProgress | TaskChunk | TaskTokens | TaskCompleted | TaskEnded
 
 
 class TaskEstimate(msgspec.Struct, frozen=True):

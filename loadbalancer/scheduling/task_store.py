@@ -24,6 +24,7 @@ from loadbalancer.scheduling.worker_registry import WorkerRegistry
 from wire.codec import Frame
 from wire.inputs import Part
 from wire.messages import Assign, Assignment, Cancel, FailureKind, Preempt
+from wire.text import TokenOutput
 
 #: No honest worker runs a task in a higher attempt; a claim of such a number is rejected.
 _MAX_CLAIMED_ATTEMPT = 1_000_000
@@ -160,10 +161,8 @@ class TaskStore:
         task.transition(TaskState.ASSIGNED, now, ("to {}, attempt {}", worker.id, task.attempt))
         self.registry.assign(worker, task.id, task.attempt, now)
         own, frames = assignments.setdefault(worker.id, ([], []))
-        task_frames = [*task.sources, *task.checkpoint]
-        own.append(
-            Assignment(task.id, task.attempt, task.inputs, task.checkpoint_step, task.isolated, len(task_frames))
-        )
+        task_frames = [*task.sources, *task.state_frames()]
+        own.append(Assignment(task.id, task.attempt, task.inputs, task.state_at, task.isolated, len(task_frames)))
         frames += task_frames
 
     # ---- workers that connect again
@@ -244,6 +243,17 @@ class TaskStore:
         update = task.on_chunk(index, part, frame, repeatable=repeatable)
         return [] if update is None else [NotifyListener(update)]
 
+    def report_tokens(self, task: Task, output: TokenOutput) -> list[Effect]:
+        """Pass on generated tokens; work beyond what was expected is charged to the owner.
+
+        Raises `ValueError` if they do not continue the text.
+        """
+        expected = task.steps
+        update = task.on_tokens(output)
+        if task.steps != expected:
+            self.queues[task.model].charge(task, task.steps - expected)
+        return [NotifyListener(update)]
+
     def update_costs(self) -> None:
         for model, costs in self.costs.items():
             factor = costs.update(self.registry.serving(model))
@@ -272,7 +282,7 @@ class TaskStore:
             failure = f"the stream was interrupted after {task.chunks} chunks: {reason}"
             task.worker = None
             return self.finish(task, TaskState.FAILED, "error", failure, now)
-        task.transition(TaskState.QUEUED, now, f"{reason}; resumes at step {task.checkpoint_step} of {task.steps}")
+        task.transition(TaskState.QUEUED, now, f"{reason}; resumes at step {task.state_at} of {task.steps}")
         task.work_s += self.costs[task.model].on_stop(task.id, now)
         task.worker, task.uninterrupted, task.preempt_requested = None, False, False
         self.counters["requeued"] += 1

@@ -9,7 +9,7 @@ import msgspec
 
 from configs.text import printable
 from wire.codec import Frame
-from wire.inputs import ImageFormat, ImageInputs, Part, TaskInputs
+from wire.inputs import CallInputs, ImageFormat, ImageInputs, Part, TaskInputs, TextInputs
 from wire.messages import Hello, Preempted, Progress
 
 #: Longer texts are cut, such as the reason of a failure.
@@ -28,6 +28,8 @@ def result_error(parts: Sequence[Part], frames: Sequence[Frame], inputs: TaskInp
     """Return why this is no result of such a task; empty if it is one. Nothing is decoded."""
     if isinstance(inputs, ImageInputs):
         return _image_error(frames, inputs.output_format, max_bytes) if len(frames) == 1 else "it is not one image"
+    if isinstance(inputs, TextInputs):
+        return "a text has no parts" if parts else ""
     if any(not _MEDIA_TYPE.fullmatch(part.media_type) or not part.name.isprintable() for part in parts):
         return "a part has no media type, or a name that is not printable"
     size = sum(memoryview(frame).nbytes for frame in frames)
@@ -36,8 +38,8 @@ def result_error(parts: Sequence[Part], frames: Sequence[Frame], inputs: TaskInp
 
 def chunk_error(part: Part, frames: Sequence[Frame], inputs: TaskInputs, max_bytes: int) -> str:
     """Return why this is no piece of the result of such a task; empty if it is one."""
-    if isinstance(inputs, ImageInputs):
-        return "images do not come in chunks"
+    if not isinstance(inputs, CallInputs):
+        return "only results of calls come in chunks"
     return result_error((part,), frames, inputs, max_bytes)
 
 

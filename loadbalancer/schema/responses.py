@@ -88,7 +88,7 @@ class ModelCard(msgspec.Struct, frozen=True):
     curves: Annotated[list[Curve], msgspec.Meta(description="Step times by size; empty until measured.")]
     cannot_start: Annotated[str | None, msgspec.Meta(description="Why no worker can start; null if one may.")] = None
     name: Annotated[str, msgspec.Meta(description="The id, as KServe's clients expect it.")] = ""
-    task: Annotated[Literal["image", "call"], msgspec.Meta(description="What a request is.")] = "image"
+    task: Annotated[Literal["image", "call", "text"], msgspec.Meta(description="What a request is.")] = "image"
     endpoints: Annotated[list[str], msgspec.Meta(description="Paths that serve it.")] = []
     streams: Annotated[bool | None, msgspec.Meta(description="True if results come in chunks.")] = None
     quality: Annotated[dict[str, Any], msgspec.Meta(description="What the values of `quality` mean.")] = {}

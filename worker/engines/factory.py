@@ -15,6 +15,10 @@ def build(model: Model, device: str) -> StepEngine:
         from worker.engines.sim_calls import SimCallEngine
 
         return SimCallEngine(model)
+    if model.engine == "sim" and model.task == "text":
+        from worker.engines.sim_text import SimTextEngine
+
+        return SimTextEngine(model)
     if model.engine == "sim":
         from worker.engines.sim import SimEngine
 

@@ -52,6 +52,9 @@ class SimCallRow:
         taken, self.chunks = self.chunks, []
         return taken
 
+    def take_tokens(self) -> None:
+        """It generates no text."""
+
 
 class SimCallEngine:
     """Implements `StepEngine` by sleeping."""

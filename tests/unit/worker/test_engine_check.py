@@ -139,7 +139,7 @@ def test_engine_is_given_or_configured(tmp_path: Path, monkeypatch: pytest.Monke
     assert engine_to_check(both, "", None).engine == "a:B"
     assert engine_to_check(both, "", "other").engine == "c:D"
     for engine, name, text in [
-        ("nothing", None, "allowed: diffusion, sim, package.module:Class"),
+        ("nothing", None, "allowed: diffusion, text, vllm, openvino, sim, package.module:Class"),
         ("", "images", "models with one: own, other"),
     ]:
         with pytest.raises(ValueError, match=text):

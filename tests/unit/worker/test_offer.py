@@ -27,6 +27,9 @@ class FakeRow:
     def take_chunks(self) -> tuple[()]:
         return ()
 
+    def take_tokens(self) -> None:
+        """It generates no text."""
+
 
 def group(*rows: tuple[int, int]) -> list[Member]:
     return [Member(Assignment(f"t{i}", 1, INPUTS), "key", SIZE, FakeRow(*row)) for i, row in enumerate(rows)]

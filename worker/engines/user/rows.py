@@ -63,6 +63,9 @@ class CallRow:
         chunks, self._chunks = self._chunks, None
         return chunks
 
+    def take_tokens(self) -> None:
+        """It generates no text."""
+
     def collected(self) -> Any:
         """Return the values of a stream as one: texts and bytes joined, others as a list."""
         values = self._values or []
