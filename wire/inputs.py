@@ -173,9 +173,6 @@ class TextInputs(msgspec.Struct, frozen=True, tag="text", omit_defaults=True):
     logprobs: Annotated[int, msgspec.Meta(ge=0, le=64)] | None = None
     #: JSON Schema that the text must match; `{}`: any JSON object; empty: any text.
     json_schema: str = ""
-    #: Work that is expected, in steps of a generation that runs alone: that of the prompt, and one for each token.
-    prompt_steps: Count = 0
-    expected_tokens: Annotated[int, msgspec.Meta(ge=1, le=2**24)] = 1
 
     @property
     def shape(self) -> Shape:
@@ -183,11 +180,12 @@ class TextInputs(msgspec.Struct, frozen=True, tag="text", omit_defaults=True):
 
     @property
     def steps(self) -> int:
-        return self.prompt_steps + self.expected_tokens
+        """The most that it can take. The balancer expects less, see `TextWork`."""
+        return self.max_tokens
 
     @property
     def max_steps(self) -> int:
-        return self.prompt_steps + self.max_tokens
+        return self.max_tokens
 
     @property
     def previews(self) -> int:

@@ -7,6 +7,7 @@ from typing import Literal
 import msgspec
 
 from wire.messages import StartupTimes, WorkerCounters
+from wire.text import TextCounters
 
 #: `silent`: no heartbeat arrives. `stuck`: heartbeats arrive, and tasks are assigned, but no step completes.
 WorkerState = Literal["ready", "draining", "silent", "stuck"]
@@ -65,6 +66,8 @@ class WorkerStats(msgspec.Struct, frozen=True):
     counters: WorkerCounters
     #: Durations of the phases of its start.
     start: StartupTimes = StartupTimes()
+    #: Of a language model.
+    text: TextCounters | None = None
 
 
 class Snapshot(msgspec.Struct, frozen=True):

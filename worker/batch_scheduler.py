@@ -189,8 +189,13 @@ class BatchScheduler:
             return members[:1]
         return members[: self._sizer.limit(members[0].shape, now, key=members[0].key)]
 
-    def on_step(self, members: list[Member], advanced: int, seconds: float, now: float) -> None:
-        """Charge a step to the group of `members`. Its time tells about the batch if all of them have advanced."""
+    def on_step(
+        self, members: list[Member], advanced: int, seconds: float, now: float, *, extra_s: float = 0.0
+    ) -> None:
+        """Charge a step to the group of `members`. Its time tells about the batch if all of them have advanced.
+
+        `extra_s` of it do not come again with each step, such as those of computing prompts.
+        """
         self._groups[members[0].key].used_s += seconds
         if advanced:
             stats = self.stats
@@ -202,7 +207,7 @@ class BatchScheduler:
             stats.max_batch = max(stats.max_batch, advanced)
             stats.step_s += seconds
         if advanced == len(members):
-            self._sizer.observe(members[0].shape, advanced, seconds, now)
+            self._sizer.observe(members[0].shape, advanced, max(seconds - extra_s, 0.0), now)
 
     def on_out_of_memory(self, key: Hashable, fits: int, now: float) -> None:
         """Limit the group to `fits` tasks for a while."""

@@ -290,9 +290,11 @@ class StepLoop:
         if not group:
             return
         shape, tasks = group[0].shape, len(group)
+        prompts_s = self._prompts_s()
         outcome = step(self._engine, group)
         now = time.monotonic()
-        self._scheduler.on_step(group, len(outcome.advanced), now - started, now)
+        prompts_s = self._prompts_s() - prompts_s
+        self._scheduler.on_step(group, len(outcome.advanced), now - started, now, extra_s=prompts_s)
         if outcome.evicted:
             self._scheduler.on_out_of_memory(group[0].key, len(outcome.advanced), now)
             self._post.offer(len(outcome.advanced))  # first, or they would come straight back
@@ -304,6 +306,10 @@ class StepLoop:
         self._send_results(outcome.advanced, now)
         if len(outcome.advanced) == tasks:
             self._planner.on_step(shape, tasks, now - started, time.monotonic() - received)
+
+    def _prompts_s(self) -> float:
+        """Return the seconds that a text engine has spent on prompts: they are no part of the usual step."""
+        return self._engine.text_counters().prefill_s if isinstance(self._engine, CountsTokens) else 0.0
 
     def _send_results(self, advanced: Sequence[Member], now: float) -> None:
         """Remove finished tasks; send all that the step has changed as one message."""

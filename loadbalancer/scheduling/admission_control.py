@@ -70,7 +70,7 @@ def _too_much_work(
     first, queue_s = tasks[0], drain_s(queue.steps, workers)
     if queue_s is None:
         return None
-    request_s = drain_s({first.shape: sum(task.remaining_steps for task in tasks)}, workers) or 0.0
+    request_s = drain_s({first.shape: sum(task.remaining_work for task in tasks)}, workers) or 0.0
     owner_s = drain_s(queue.owner_steps(first.owner), workers) or 0.0
     total_s = queue_s + request_s
     if total_s <= max_work_s or owner_s + request_s <= max_work_s / queue.active_owners(first.owner):
@@ -101,7 +101,7 @@ def _earliest_finish_s(tasks: Sequence[Task], queue: ModelQueue, workers: Worker
         rate = workers.steps_per_s(first.shape)
         if not rate:
             return None
-        own_s += sum(task.remaining_steps for task in tasks[1:]) / rate
+        own_s += sum(task.remaining_work for task in tasks[1:]) / rate
     if queue_s + own_s <= enough_s or not queue_s:
         return queue_s + own_s
     return own_s + queue_s * queue.expected_position(first) / max(queue.count, 1)

@@ -181,6 +181,10 @@ class CostModel:
                 del self._full_batch_s[next(iter(self._full_batch_s))]
         return step_s
 
+    def single_step_s(self, shape: Shape) -> float | None:
+        """Return the measured seconds of a step of a task that runs alone; None if not measured."""
+        return self._single_s.get(shape) or self._scaled_step_s(shape)
+
     def step_s(self, shape: Shape) -> float | None:
         """Return the seconds per step with its part of the overhead; None if not measured."""
         finished = self._finished_s.get(shape)

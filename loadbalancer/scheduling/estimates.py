@@ -67,7 +67,7 @@ def backlog_work_s(queue: ModelQueue, running: Sequence[Task], costs: CostModel)
     """Return the seconds of one worker for the rest of all waiting and running tasks; None if not measured."""
     steps = queue.steps.copy()
     for task in running:
-        steps[task.shape] += task.remaining_steps
+        steps[task.shape] += task.remaining_work
     if not steps:
         return 0.0 if costs.is_measured else None
     seconds = [costs.work_s(shape, count) for shape, count in steps.items()]

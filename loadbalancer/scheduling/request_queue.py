@@ -100,7 +100,7 @@ class ModelQueue:
 
     def push(self, task: Task) -> None:
         """Add a task at the place that its owner, priority and age give it."""
-        key, steps = self._key(task), task.remaining_steps
+        key, steps = self._key(task), task.remaining_work
         self._entries[task.id] = entry = (*key, task)
         if task.isolated:
             self.isolated[key] = task
@@ -121,11 +121,11 @@ class ModelQueue:
     def requeue(self, task: Task) -> None:
         """Add a task that was taken before, and refund its owner the remaining work. Roll back the task first."""
         self.push(task)
-        self.charge(task, -task.remaining_steps)
+        self.charge(task, -task.remaining_work)
 
     def remove(self, task: Task) -> None:
         """Remove a task without serving it. Raises `KeyError` if it is not in this queue."""
-        entry, steps = self._entries.pop(task.id), task.remaining_steps
+        entry, steps = self._entries.pop(task.id), task.remaining_work
         if task.isolated:
             del self.isolated[entry[:3]]
         else:
@@ -142,7 +142,7 @@ class ModelQueue:
 
     def take(self, task: Task) -> None:
         """Remove a task that goes to a worker, and charge its owner. Raises `KeyError` if it is not in this queue."""
-        work_s = task.remaining_steps * self._step_s(task.shape)
+        work_s = task.remaining_work * self._step_s(task.shape)
         self._shares.charge(task.owner, work_s, task.weight, takes_turn=not task.isolated)
         self.remove(task)
 
@@ -214,7 +214,7 @@ class ModelQueue:
 
     def _cost(self, task: Task) -> float:
         """Return virtual seconds: an owner of weight 2 is charged half."""
-        return task.remaining_steps * self._step_s(task.shape) / task.weight
+        return task.remaining_work * self._step_s(task.shape) / task.weight
 
     def _mean_cost(self, own: OwnerQueue) -> float:
         seconds = sum(steps * self._step_s(shape) for shape, steps in own.steps.items())

@@ -62,4 +62,5 @@ def _worker_stats(worker: Worker, registry: WorkerRegistry, now: float) -> Worke
         memory_bytes=worker.heartbeat.memory_bytes,
         counters=worker.heartbeat.counters,
         start=worker.hello.start,
+        text=worker.heartbeat.text,
     )

@@ -16,6 +16,7 @@ from typing import NamedTuple
 
 import msgspec
 
+from loadbalancer.scheduling.text_work import NO_PROMPT, PromptSteps
 from wire.codec import Frame
 from wire.inputs import Part, Shape, TaskInputs, TextInputs
 from wire.messages import FailureKind
@@ -119,6 +120,8 @@ class Task:
     checkpoint_step: int = 0
     #: Ids of the tokens that a text task has generated: its complete state.
     tokens: array[int] = field(default_factory=lambda: array("I"))
+    #: Steps that computing its prompt takes the place of.
+    prompt: PromptSteps = NO_PROMPT
     first_started: float | None = None
     #: Time of its latest start on a worker.
     started: float | None = None
@@ -167,6 +170,15 @@ class Task:
     def remaining_steps(self) -> int:
         return max(self.steps - self.step, 0)
 
+    @property
+    def remaining_work(self) -> int:
+        """Remaining steps as they count in a full batch, where the prompt of a text takes the place of more of them."""
+        return self.remaining_steps + (0 if self.tokens else self.prompt.in_full_batch - self.prompt.single)
+
+    def expect(self, tokens: int, prompt: PromptSteps) -> None:
+        """Set the expected work of a text that has not started."""
+        self.prompt, self.steps = prompt, prompt.single + tokens
+
     def on_progress(self, step: int, steps: int, frames: Sequence[Frame], *, preview: bool) -> TaskProgress:
         """Take in a worker's progress report, with a preview, a checkpoint, both or none.
 
@@ -209,11 +221,11 @@ class Task:
         count = len(self.tokens)
         if count > inputs.max_tokens:
             raise ValueError(f"{count} tokens were generated, {inputs.max_tokens} were asked for")
-        self.step = inputs.prompt_steps + count
+        self.step = self.prompt.single + count
         if output.finish:
             self.steps = self.step
         elif self.step >= self.steps:  # longer than expected
-            self.steps = min(self.step + max(count // _LONGER, 1), inputs.max_steps)
+            self.steps = self.prompt.single + min(count + max(count // _LONGER, 1), inputs.max_tokens)
         return TaskTokens(self.id, output)
 
     @property

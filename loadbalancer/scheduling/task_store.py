@@ -19,10 +19,11 @@ from loadbalancer.scheduling.model_counters import ModelCounters
 from loadbalancer.scheduling.preemption import Relocation
 from loadbalancer.scheduling.request_queue import ModelQueue
 from loadbalancer.scheduling.task import DeadlineUnreachable, Task, TaskCompleted, TaskEnded, TaskStarted, TaskState
+from loadbalancer.scheduling.text_work import PromptSteps, TextWork
 from loadbalancer.scheduling.worker import Worker, running_tasks
 from loadbalancer.scheduling.worker_registry import WorkerRegistry
 from wire.codec import Frame
-from wire.inputs import Part
+from wire.inputs import Part, TextInputs
 from wire.messages import Assign, Assignment, Cancel, FailureKind, Preempt
 from wire.text import TokenOutput
 
@@ -44,6 +45,7 @@ class TaskStore:
         self.counters: Counter[str] = Counter()
         self.model_counters = {model: ModelCounters(scaling) for model, scaling in models.items()}
         self.costs = {model: CostModel() for model in models}
+        self.text_work = {model: TextWork() for model in models}
         self.queues = {
             model: ModelQueue(config.max_tasks, priority_s=config.priority_s, step_s=costs.full_batch_step_s)
             for model, costs in self.costs.items()
@@ -66,6 +68,8 @@ class TaskStore:
     def submit(self, tasks: Sequence[Task], now: float, *, already_counted: bool = False) -> None:
         """Queue the tasks of one request, all or none. Raises `QueueFull`."""
         first, model, queue = tasks[0], tasks[0].model, self.queues[tasks[0].model]
+        for task in tasks:
+            self._expect(task)
         rejection = self._admission.admit(tasks, queue, self.registry.pool(model), now)
         if rejection is not None:
             unreachable = isinstance(rejection, DeadlineUnreachable)
@@ -82,7 +86,7 @@ class TaskStore:
         self._changed.add(model)
         self.counters["submitted"] += len(tasks)
         if not already_counted:
-            self.model_counters[model].on_arrival(first.shape, first.remaining_steps, len(tasks), now)
+            self.model_counters[model].on_arrival(first.shape, first.remaining_work, len(tasks), now)
 
     def assign(self, now: float, submitted: Collection[str] = (), *, everywhere: bool = False) -> list[Effect]:
         """Fill free slots from the queues, with one message per worker. Tasks that would be late expire instead.
@@ -104,6 +108,19 @@ class TaskStore:
             queue = self.queues[self.registry.workers[name].hello.model]
             effects.append(SendMessage(name, Assign(own, queue.count - len(queue.isolated)), frames))
         return effects
+
+    def _expect(self, task: Task) -> None:
+        """Estimate the work of a text; that of other tasks is known."""
+        if isinstance(task.inputs, TextInputs) and not task.tokens:
+            work = self.text_work[task.model]
+            tokens = work.expected_tokens(task.owner, task.inputs.max_tokens)
+            task.expect(tokens, self._prompt_steps(task, work.prompt_tokens(task.source_bytes)))
+
+    def _prompt_steps(self, task: Task, tokens: int) -> PromptSteps:
+        costs = self.costs[task.model]
+        full_batch_s = costs.full_batch_step_s(task.shape)
+        single_s = costs.single_step_s(task.shape) or full_batch_s
+        return self.text_work[task.model].prompt_steps(tokens, single_s=single_s, full_batch_s=full_batch_s)
 
     def note_change(self, model: str) -> None:
         """Let the next `assign` look at this model: a slot may be free."""
@@ -248,15 +265,24 @@ class TaskStore:
 
         Raises `ValueError` if they do not continue the text.
         """
-        expected = task.steps
+        queue, expected = self.queues[task.model], task.steps
+        if output.prompt_tokens and not task.tokens:  # its first: the prompt is known now
+            self.text_work[task.model].on_prompt(task.source_bytes, output.prompt_tokens)
+            work, tokens = task.remaining_work, expected - task.prompt.single
+            uncached = max(output.prompt_tokens - output.cached_tokens, 0)
+            task.expect(tokens, self._prompt_steps(task, uncached))
+            queue.charge(task, task.remaining_work - work)
+            expected = task.steps
         update = task.on_tokens(output)
         if task.steps != expected:
-            self.queues[task.model].charge(task, task.steps - expected)
+            queue.charge(task, task.steps - expected)
         return [NotifyListener(update)]
 
     def update_costs(self) -> None:
         for model, costs in self.costs.items():
-            factor = costs.update(self.registry.serving(model))
+            workers = self.registry.serving(model)
+            self.text_work[model].update([text for each in workers if (text := each.heartbeat.text) is not None])
+            factor = costs.update(workers)
             if factor is not None:
                 self.queues[model].rescale(factor)
 
@@ -333,6 +359,8 @@ class TaskStore:
         task.transition(TaskState.DONE, now, "finished")
         self.model_counters[task.model].completions.add(1, now)
         record = self._remove(task, "done", now)
+        if task.tokens:
+            self.text_work[task.model].on_result(task.owner, len(task.tokens))
         if task.uninterrupted:
             self.costs[task.model].record_task(task.shape, task.steps, task.work_s)
         update = TaskCompleted(task.id, frames, started - task.created, now - started, flagged, parts)
@@ -363,7 +391,7 @@ class TaskStore:
         if task.state is TaskState.QUEUED:
             self.queues[task.model].remove(task)
         else:
-            self.queues[task.model].charge(task, -task.remaining_steps)
+            self.queues[task.model].charge(task, -task.remaining_work)
             worker = self.registry.workers.get(task.worker or "")
             if worker is not None and worker.assigned.get(task.id) == task.attempt:
                 effects.append(SendMessage(worker.id, Cancel([task.id])))

@@ -115,7 +115,7 @@ def test_top_level_bounds_replace_each_models(
             ["server.max_n (10) must not exceed queue.max_tasks (3)"],
         ),
         ("models: {'Bad Name': {}}", ["Bad Name", "letters (a to z, A to Z), digits"]),
-        ("models: {m: {engine: sims}}", ["engine = 'sims'", "diffusion, sim, package.module:Class"]),
+        ("models: {m: {engine: sims}}", ["engine = 'sims'", "vllm, openvino, sim, package.module:Class"]),
         ("models: {m: {}}", ["models.m", "path is required", "builtin:digits"]),
         ("models: {m: {engine: diffusion, path: ' '}}", ["path is required"]),
         ("models:\n  m:", ["path is required"]),

@@ -81,8 +81,11 @@ def test_problem_names_file_and_class(folder: Path, engine: str, problem: str) -
 @pytest.mark.parametrize(
     ("model", "text"),
     [
-        ("engine: nothing", "allowed: diffusion, sim, package.module:Class or path/to/file.py:Class"),
-        ("engine: a:1", "allowed: diffusion, sim, package.module:Class"),
+        (
+            "engine: nothing",
+            "allowed: diffusion, text, vllm, openvino, sim, package.module:Class or path/to/file.py:Class",
+        ),
+        ("engine: a:1", "allowed: diffusion, text, vllm, openvino, sim, package.module:Class"),
         ("engine: sim, options: {a: 1}", "options is for an engine of your own"),
         ("engine: sim, python: python3", "python is for an engine of your own"),
         ("engine: 'a:B', batching: {batch_wait_ms: -1}", "greater than or equal to 0"),

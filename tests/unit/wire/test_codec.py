@@ -16,7 +16,7 @@ from wire.codec import (
     decode_from_worker,
     encode,
 )
-from wire.inputs import ImageInputs, Lora, Part, Shape
+from wire.inputs import ImageInputs, Lora, Part, Sampling, Shape, TextInputs
 from wire.messages import (
     PROTOCOL,
     Ack,
@@ -38,8 +38,10 @@ from wire.messages import (
     Started,
     StartupTimes,
     StepCurve,
+    Tokens,
     WorkerCounters,
 )
+from wire.text import TaskTokens, TokenOutput
 
 INPUTS = ImageInputs("a seven", 64, 64, 20, 3.0, 1, "ddim")
 
@@ -47,7 +49,7 @@ INPUTS = ImageInputs("a seven", 64, 64, 20, 3.0, 1, "ddim")
 FROM_WORKER = [
     (
         Hello(PROTOCOL, "w", "m", "cpu:0", 7),
-        "86a474797065a548656c6c6fa870726f746f636f6c05a6776f726b6572a177a56d6f64656ca16da6646576696365a56370753a30a370696407",
+        "86a474797065a548656c6c6fa870726f746f636f6c06a6776f726b6572a177a56d6f64656ca16da6646576696365a56370753a30a370696407",
     ),
     (Capacity(12), "82a474797065a84361706163697479a5736c6f74730c"),
     (Capacity(12, 4), "83a474797065a84361706163697479a5736c6f74730ca5616865616404"),
@@ -65,7 +67,7 @@ FROM_WORKER = [
     (
         Hello(PROTOCOL, "w", "m", "cpu:0", 7, engine_info=EngineInfo("P", modes=("text", "image"), checkpoints=True)),
         (
-            "87a474797065a548656c6c6fa870726f746f636f6c05a6776f726b6572a177a56d6f64656ca16da6646576696365a56370753a30"
+            "87a474797065a548656c6c6fa870726f746f636f6c06a6776f726b6572a177a56d6f64656ca16da6646576696365a56370753a30"
             "a370696407ab656e67696e655f696e666f83a8706970656c696e65a150a56d6f64657392a474657874a5696d616765ab636865636b706f696e74"
             "73c3"
         ),
@@ -80,17 +82,21 @@ FROM_WORKER = [
     (
         Hello(PROTOCOL, "w", "m", "cpu:0", 7, start=StartupTimes(spawn_s=0.5, device_s=0.25, standby=True)),
         (
-            "87a474797065a548656c6c6fa870726f746f636f6c05a6776f726b6572a177a56d6f64656ca16da6646576696365a56370753a30"
+            "87a474797065a548656c6c6fa870726f746f636f6c06a6776f726b6572a177a56d6f64656ca16da6646576696365a56370753a30"
             "a370696407a5737461727483a7737061776e5f73cb3fe0000000000000a86465766963655f73cb3fd0000000000000a77374616e646279c3"
         ),
     ),
     (
         Hello(PROTOCOL, "w", "m", "cpu:0", 7, [("t", 2)]),
-        "87a474797065a548656c6c6fa870726f746f636f6c05a6776f726b6572a177a56d6f64656ca16da6646576696365a56370753a30a370696407a772756e6e696e679192a17402",
+        "87a474797065a548656c6c6fa870726f746f636f6c06a6776f726b6572a177a56d6f64656ca16da6646576696365a56370753a30a370696407a772756e6e696e679192a17402",
     ),
     (
         Bye("device", crashed=True),
         "83a474797065a3427965a6726561736f6ea6646576696365a763726173686564c3",
+    ),
+    (
+        Tokens([TaskTokens("t", 1, TokenOutput(3, [7, 8], "ab", "stop"))]),
+        "82a474797065a6546f6b656e73a57461736b739193a174019803920708a26162a473746f70900000c0",
     ),
 ]
 FOR_WORKER = [
@@ -129,6 +135,13 @@ FOR_WORKER = [
             "5f7363616c65cb4008000000000000a47365656401a97363686564756c6572a46464696da46d6f6465a7696e7061696e74a87374"
             "72656e677468cb3fe0000000000000a56c6f7261739182a46e616d65a3696e6ba57363616c65cb3fe0000000000000ac72657072"
             "6f64756369626c65c3a47374657005a869736f6c61746564c3"
+        ),
+    ),
+    (
+        Assign([Assignment("t", 1, TextInputs(Sampling(5, 0.5), 9, stop=("x",)))]),
+        (
+            "82a474797065a641737369676ea57461736b739183a47461736ba174a7617474656d707401a6696e7075747384a474797065"
+            "a474657874a873616d706c696e6782a47365656405ab74656d7065726174757265cb3fe0000000000000aa6d61785f746f6b656e7309a473746f7091a178"
         ),
     ),
 ]

@@ -100,11 +100,13 @@ def test_key_is_shown_a_single_time_and_stored_as_hash(tmp_path: Path, capsys: p
     assert token not in file.read_text()
     assert file.stat().st_mode & 0o777 == 0o600
     ring = read(file, parse_ring)
-    assert ring.callers()[fingerprint(token)] == Caller("alice", 2.0, frozenset({"images", "calls", "jobs"}), 9, 3)
+    assert ring.callers()[fingerprint(token)] == Caller(
+        "alice", 2.0, frozenset({"images", "text", "calls", "jobs"}), 9, 3
+    )
     assert ring.keys["chief"].scopes == ("admin", "images")
     assert keys(tmp_path, "list") == 0
     listed = capsys.readouterr().out
-    assert "alice: images, calls, jobs; weight 2; 9/min, 3 at once; created 20" in listed
+    assert "alice: images, text, calls, jobs; weight 2; 9/min, 3 at once; created 20" in listed
     assert "chief: admin, images; weight 1; no rate limit, no concurrency limit" in listed
     assert token not in listed
     assert keys(tmp_path, "revoke", "alice") == 0
