@@ -124,6 +124,12 @@ class Sim(Section):
     """Additional duration of a step per task."""
     prompt_token_s: Seconds = 0.0
     """Additional duration of a step per token of a prompt that it computes."""
+    pixels: int | None = Field(default=None, ge=1)
+    """Pixels of an image whose steps take this time; those of other sizes take time in proportion. Default: steps of
+    all sizes take the same time."""
+    asynchronous: bool = False
+    """The accelerator works behind the worker, as a GPU does: a step is queued, and the worker waits for the step
+    before it."""
     load_s: Seconds = 0.5
     """Duration of reading the weights. A standby worker has done this already."""
     activate_s: Seconds = 0.0

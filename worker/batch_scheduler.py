@@ -16,6 +16,7 @@ from wire.inputs import NO_SHAPE, Shape, TaskInputs
 from wire.messages import Assignment
 from worker.batch_size import BatchSizer
 from worker.engine import EngineRequest, Row
+from worker.step_clock import StepRecord
 
 #: Interval of checkpoints in `auto` mode: the work that a lost worker may cost a task.
 CHECKPOINT_EVERY_S = 2.0
@@ -189,14 +190,14 @@ class BatchScheduler:
             return members[:1]
         return members[: self._sizer.limit(members[0].shape, now, key=members[0].key)]
 
-    def on_step(
-        self, members: list[Member], advanced: int, seconds: float, now: float, *, extra_s: float = 0.0
-    ) -> None:
-        """Charge a step to the group of `members`. Its time tells about the batch if all of them have advanced.
+    def on_step(self, members: list[Member], advanced: int, seconds: float, now: float) -> None:
+        """Count a step of `members` that took so long, and charge it to their group."""
+        self.count_step(advanced, seconds)
+        first = members[0]
+        self.charge(StepRecord(first.key, first.shape, advanced, advanced == len(members)), seconds, now)
 
-        `extra_s` of it do not come again with each step, such as those of computing prompts.
-        """
-        self._groups[members[0].key].used_s += seconds
+    def count_step(self, advanced: int, seconds: float) -> None:
+        """Count a step in which so many tasks have advanced, and the time that the loop has spent in it."""
         if advanced:
             stats = self.stats
             weight = _NEWEST_WEIGHT if stats.steps else 1.0
@@ -206,8 +207,17 @@ class BatchScheduler:
             stats.rows += advanced
             stats.max_batch = max(stats.max_batch, advanced)
             stats.step_s += seconds
-        if advanced == len(members):
-            self._sizer.observe(members[0].shape, advanced, max(seconds - extra_s, 0.0), now)
+
+    def charge(self, step: StepRecord, seconds: float, now: float, *, extra_s: float = 0.0) -> None:
+        """Charge a step to its group, if it still has tasks. Batches of its size are known to take so long.
+
+        `extra_s` of it do not come again with each step, such as those of computing prompts.
+        """
+        group = self._groups.get(step.key)
+        if group is not None:
+            group.used_s += seconds
+        if step.is_whole and step.advanced:
+            self._sizer.observe(step.shape, step.advanced, max(seconds - extra_s, 0.0), now)
 
     def on_out_of_memory(self, key: Hashable, fits: int, now: float) -> None:
         """Limit the group to `fits` tasks for a while."""

@@ -275,6 +275,15 @@ class HoldsWeights(Protocol):
 
 
 @runtime_checkable
+class StepsAhead(Protocol):
+    """An engine whose device works behind the loop."""
+
+    @property
+    def steps_ahead(self) -> bool:
+        """True if `step` returns when the step before it has finished, so that the device never waits for the loop."""
+
+
+@runtime_checkable
 class CountsTokens(Protocol):
     """An engine for texts."""
 

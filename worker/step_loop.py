@@ -30,10 +30,20 @@ from wire.text import TaskTokens
 from worker.batch_scheduler import BatchScheduler, Member, WaitingTask, preview_steps, shape_of
 from worker.batch_size import BatchSizer
 from worker.calibration import default_shape
-from worker.engine import Checkpoint, CountsTokens, EngineRequest, OutOfMemory, ResultChunk, StepEngine, TaskError
+from worker.engine import (
+    Checkpoint,
+    CountsTokens,
+    EngineRequest,
+    OutOfMemory,
+    ResultChunk,
+    StepEngine,
+    StepsAhead,
+    TaskError,
+)
 from worker.fault_isolation import admit, batch_key, render, save, save_now, step
 from worker.offer import Offer, OfferPlanner, RoundTrips
 from worker.postprocessing import FinishedRow, PostProcessor, failure
+from worker.step_clock import StepClock, StepRecord
 from worker.transport import DrainRequested, Transport
 
 log = logging.getLogger(__name__)
@@ -70,6 +80,7 @@ class StepLoop:
         self._scheduler = BatchScheduler(sizer, model.batching, default_shape(model))
         self._round_trips = round_trips or RoundTrips()
         self._planner = OfferPlanner(self._round_trips)
+        self._clock = StepClock(behind=isinstance(engine, StepsAhead) and engine.steps_ahead)
         self._transport = transport
         self._post = post
         self._drain_timeout_s = drain_timeout_s
@@ -288,13 +299,17 @@ class StepLoop:
         is_short = bool(group) and len(news) == len(scheduler.running) and self._planner.is_short(group)
         self._post.start_step(news, scheduler.slots(started), offer, is_short=is_short)
         if not group:
+            self._clock.on_idle()
             return
         shape, tasks = group[0].shape, len(group)
         prompts_s = self._prompts_s()
         outcome = step(self._engine, group)
         now = time.monotonic()
-        prompts_s = self._prompts_s() - prompts_s
-        self._scheduler.on_step(group, len(outcome.advanced), now - started, now, extra_s=prompts_s)
+        advanced = len(outcome.advanced)
+        self._scheduler.count_step(advanced, now - started)
+        timed = self._clock.on_return(StepRecord(group[0].key, shape, advanced, advanced == tasks), started, now)
+        if timed is not None:
+            self._scheduler.charge(timed.step, timed.seconds, now, extra_s=self._prompts_s() - prompts_s)
         if outcome.evicted:
             self._scheduler.on_out_of_memory(group[0].key, len(outcome.advanced), now)
             self._post.offer(len(outcome.advanced))  # first, or they would come straight back
@@ -304,7 +319,7 @@ class StepLoop:
             self._engine.release(member.row)
             self._fail(member.assignment, error)
         self._send_results(outcome.advanced, now)
-        if len(outcome.advanced) == tasks:
+        if advanced == tasks:
             self._planner.on_step(shape, tasks, now - started, time.monotonic() - received)
 
     def _prompts_s(self) -> float:

@@ -10,6 +10,7 @@ import functools
 import hashlib
 import io
 import os
+import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -35,6 +36,7 @@ from worker.engine import (
     image_result,
     image_samples,
 )
+from worker.engines.sim_device import SimDevice
 
 _SIDE = 16
 _STATE_BYTES = 32
@@ -48,6 +50,8 @@ class SimRow(UnstreamedRow):
     state: bytes
     step: int
     steps: int
+    #: Set when the device has finished its last step; None if that was at once.
+    finished: threading.Event | None = None
 
 
 class SimEngine:
@@ -59,6 +63,7 @@ class SimEngine:
         self._loras = model.loras is not None
         self._refuses = model.safety_checker == "refuse"
         self._fetched = False
+        self._device = SimDevice() if model.sim.asynchronous else None
 
     def fetch(self) -> None:
         time.sleep(self._sim.load_s)
@@ -118,34 +123,49 @@ class SimEngine:
                 raise DeviceLost("a lost device on demand")
             if sim.fail_prompt in row.inputs.prompt and row.step >= 1:
                 raise RuntimeError("a failure on demand")
-        time.sleep(sim.t0_s + sim.t1_s * len(rows))
+        seconds = sim.t0_s + sim.t1_s * len(rows)
+        if sim.pixels is not None:
+            seconds *= own[0].inputs.shape.volume / sim.pixels
+        finished = None
+        if self._device is None:
+            time.sleep(seconds)
+        else:
+            finished = self._device.run(seconds)
         for row in own:
+            row.finished = finished
             row.state = hashlib.sha256(row.state).digest()
             row.step += 1
 
+    @property
+    def steps_ahead(self) -> bool:
+        return self._device is not None
+
     def synchronize(self) -> None:
-        """Steps are synchronous."""
+        """Wait for the device."""
+        if self._device is not None:
+            self._device.synchronize()
 
     def render(self, row: Row) -> Callable[[], TaskResult]:
-        """Return a pattern made from the row's digest, at the requested size."""
+        """Return a callable that makes a pattern from the row's digest, at the requested size."""
         assert isinstance(row, SimRow)
         flagged = self._sim.flag_prompt in row.inputs.prompt
         if self._sim.nan_prompt in row.inputs.prompt:
             raise TaskError("error", "no image: the digest is not finite, on demand")
         if flagged and self._refuses:
             raise TaskError("unsafe", "the safety checker rejects the image, on demand")
-        return functools.partial(_encode, row.state, row.inputs, flagged=flagged)
+        return functools.partial(_render, row.finished, row.state, row.inputs, flagged=flagged)
 
     def save(self, row: Row) -> Callable[[], Checkpoint]:
         assert isinstance(row, SimRow)
-        saved = Checkpoint(row.step, [row.state])
-        return lambda: saved
+        return functools.partial(_save, row.finished, Checkpoint(row.step, [row.state]))
 
     def release(self, row: Row) -> None:
         del row
 
     def close(self) -> None:
-        """Nothing to end."""
+        """End the device's thread."""
+        if self._device is not None:
+            self._device.close()
 
     def memory_bytes(self) -> int:
         """Return the memory of this process."""
@@ -171,6 +191,18 @@ def _first_state(inputs: ImageInputs, sources: Sequence[bytes]) -> bytes:
         parts += [inputs.mode, inputs.strength, *(hashlib.sha256(source).hexdigest() for source in sources)]
     parts += [(lora.name, lora.scale) for lora in inputs.loras]
     return hashlib.sha256(repr(parts).encode()).digest()
+
+
+def _render(finished: threading.Event | None, state: bytes, inputs: ImageInputs, *, flagged: bool) -> TaskResult:
+    if finished is not None:
+        finished.wait()
+    return _encode(state, inputs, flagged=flagged)
+
+
+def _save(finished: threading.Event | None, checkpoint: Checkpoint) -> Checkpoint:
+    if finished is not None:
+        finished.wait()
+    return checkpoint
 
 
 def _encode(state: bytes, inputs: ImageInputs, *, flagged: bool = False) -> TaskResult:

@@ -118,10 +118,9 @@ def row_error(error: Exception, what: str) -> TaskError:
 
 
 class CompletionEvent:
-    """Keeps the step loop at most one step ahead of the device.
+    """Keeps the step loop one step ahead of the device.
 
-    One step ahead keeps the device busy. With more, new requests would wait for queued steps, and measured step times
-    would include queueing.
+    One step ahead keeps the device busy. With more, new requests would wait for queued steps.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -129,19 +128,18 @@ class CompletionEvent:
         #: Recorded after the last queued step.
         self.event: torch.cuda.Event | None = None
 
-    def wait(self) -> None:
-        if self.event is not None:
-            self.event.synchronize()
-
     def record(self) -> None:
-        self.event = record_event(self._device)
+        """Note that a step has been queued, and wait until the step before it has finished."""
+        before, self.event = self.event, record_event(self._device)
+        if before is not None:
+            before.synchronize()
 
 
 def record_event(device: torch.device) -> torch.cuda.Event | None:
     """Record an event after all work that this thread has queued; None on a CPU."""
     if device.type == "cpu":
         return None
-    event = torch.cuda.Event()  # type: ignore[no-untyped-call]
+    event = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]  # waiting must not take a core
     event.record(torch.cuda.current_stream(device))
     return event
 

@@ -165,6 +165,10 @@ class DiffusionEngine:
     def memory_bytes(self) -> int:
         return devices.memory_bytes(self._device)
 
+    @property
+    def steps_ahead(self) -> bool:
+        return self._device.type == "cuda"
+
     def synchronize(self) -> None:
         devices.synchronize(self._device)
 
@@ -262,7 +266,6 @@ class DiffusionEngine:
             if row.sampler.failure is not None:
                 raise row.sampler.failure
         with self._step_gate.step(), translate_device_errors(self._device, f"a step of {len(own)} images"):
-            self._completion.wait()
             for row in own:
                 row.apply_due_mask()
             reproducible = self._reproducible(own[0].inputs)

@@ -166,6 +166,10 @@ class GenericEngine:
     def memory_bytes(self) -> int:
         return devices.memory_bytes(self._device)
 
+    @property
+    def steps_ahead(self) -> bool:
+        return self._device.type == "cuda"
+
     def synchronize(self) -> None:
         devices.synchronize(self._device)
 
@@ -230,7 +234,6 @@ class GenericEngine:
                 raise row.failure
             own.append(row)
         with torch.inference_mode(), translate_device_errors(self._device, f"a step of {len(own)} images"):
-            self._completion.wait()
             # If the denoiser fails, a row that has passed its ControlNet remains there; its step is unchanged.
             while at_controlnet := [row for row in own if row.is_at_controlnet]:
                 self._run_pending_calls(at_controlnet)
