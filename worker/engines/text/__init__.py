@@ -1,0 +1,1 @@
+"""Language models: prompts, generated texts, structured output, and the engine for models of transformers."""

@@ -1,0 +1,122 @@
+"""One text: its tokens so far, its end, and what of it is new. What the engines have in common."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+
+from wire.inputs import TextInputs
+from wire.text import FinishReason, TextPrompt, TokenLogprob, TokenOutput
+from worker.engine import TaskError
+from worker.engines.text.grammar import Grammar
+from worker.engines.text.stop_texts import StopTexts
+from worker.engines.text.tokenization import Tokenization
+
+
+class Generation:
+    """A text that grows by tokens. What it reports follows from the prompt and the tokens alone.
+
+    It continues after the tokens `done`, of which it reports none again.
+    """
+
+    def __init__(
+        self,
+        tokenization: Tokenization,
+        inputs: TextInputs,
+        prompt: TextPrompt,
+        done: Sequence[int],
+        context_length: int,
+    ) -> None:
+        """Raises `TaskError` for a prompt that the model does not take, or that fills its context."""
+        self.prompt = tokenization.encode(prompt)
+        room = context_length - len(self.prompt)
+        if room < 1:
+            size = f"the prompt has {len(self.prompt)} tokens"
+            raise TaskError("invalid", f"{size}; with the result, the model's context is {context_length} tokens", 400)
+        #: Maximum number of generated tokens.
+        self.limit = min(inputs.max_tokens, room)
+        self.tokens: list[int] = []
+        self.is_finished = False
+        #: What the text must match; None: anything.
+        self.grammar: Grammar | None = None
+        self._inputs, self._tokenization = inputs, tokenization
+        self._eos = frozenset[int]() if inputs.ignore_eos else tokenization.eos_ids
+        special = {stop: tokenization.special_id(stop) for stop in inputs.stop}
+        self._stop_ids: dict[int, str | int] = {token: token for token in inputs.stop_token_ids}
+        self._stop_ids |= {token: stop for stop, token in special.items() if token is not None}
+        self._ends = tokenization.eos_ids | set(self._stop_ids)
+        self._detokenizer = tokenization.detokenizer(self.prompt)
+        self._stops = StopTexts(inputs.stop)
+        self._finish: FinishReason = ""
+        self._stop_reason: str | int | None = None
+        self._clear()
+        for token in done:
+            if not self.is_finished:
+                self.accept(token)
+        self.tokens, self._is_new = list(done), True
+        if len(done) >= self.limit and not self.is_finished:  # of a worker with a longer context
+            self._finish, self.is_finished = "length", True
+        self._clear()
+
+    @property
+    def forbidden(self) -> Collection[int]:
+        """Tokens that must not come next: those that end the text, while it has not its minimum length."""
+        return self._ends if len(self.tokens) < self._inputs.min_tokens else ()
+
+    def accept(self, token: int, logprob: TokenLogprob | None = None) -> None:
+        """Take in the next token. The text may be finished then, and takes no more."""
+        if self.is_finished:
+            raise RuntimeError("the text is finished")
+        self.tokens.append(token)
+        if logprob is not None:
+            self._logprobs.append(logprob)
+        if token in self._eos:
+            self._end("stop", self._detokenizer.flush())
+        elif token in self._stop_ids:
+            self._end("stop", self._detokenizer.flush(), self._stop_ids[token])
+        else:
+            self._accept_text(self._detokenizer.accept(token))
+
+    def take(self, cached_tokens: int = 0) -> TokenOutput | None:
+        """Remove and return what is new since the last call; None for nothing.
+
+        `cached_tokens`: those of the prompt that were not computed. They are part of the first output.
+        """
+        if self._start == len(self.tokens) and not (self._is_new and self.is_finished):
+            return None
+        is_first, self._is_new = self._is_new, False
+        output = TokenOutput(
+            self._start,
+            self.tokens[self._start :],
+            self._text,
+            self._finish,
+            self._logprobs,
+            prompt_tokens=len(self.prompt) if is_first else 0,
+            cached_tokens=cached_tokens if is_first else 0,
+            stop_reason=self._stop_reason,
+        )
+        self._clear()
+        return output
+
+    def _accept_text(self, piece: str) -> None:
+        text, stop = piece, None
+        if len(self.tokens) >= self._inputs.min_tokens:
+            text, stop = self._stops.accept(piece)
+        self._text += text
+        if stop is not None:
+            self._finish, self._stop_reason, self.is_finished = "stop", stop, True
+        elif len(self.tokens) >= self.limit:
+            self._end("length", self._detokenizer.flush())
+
+    def _end(self, finish: FinishReason, piece: str, reason: str | int | None = None) -> None:
+        """End the text with what was held back. A stop text in it ends it before."""
+        text, stop = self._stops.accept(piece)
+        self._text += text + (self._stops.flush() if stop is None else "")
+        self._finish, self._stop_reason = finish, reason
+        if stop is not None:
+            self._finish, self._stop_reason = "stop", stop
+        self.is_finished = True
+
+    def _clear(self) -> None:
+        """Forget what was reported."""
+        self._start, self._text = len(self.tokens), ""
+        self._logprobs: list[TokenLogprob] = []
