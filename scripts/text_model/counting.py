@@ -1,0 +1,81 @@
+"""Questions with one number: counting, neighbours, number words, parity."""
+
+from __future__ import annotations
+
+import random
+
+from scripts.text_model.number_words import DIGITS, in_words
+from scripts.text_model.questions import Question, ask
+
+#: Numbers of these questions are below this bound.
+BOUND = 200
+#: Numbers below this bound are also written in words.
+_WORDS_BOUND = 20
+
+_UP = ("Count from {a} to {b}.", "Count up from {a} to {b}.", "List the numbers from {a} to {b}.", "Count {a} to {b}.")
+_DOWN = ("Count down from {a} to {b}.", "Count backwards from {a} to {b}.")
+_TO = ("Count to {b}.", "Count up to {b}.", "Can you count to {b}?")
+_AFTER = (
+    *("Which number comes after {a}?", "What comes after {a}?", "What is the next number after {a}?"),
+    *("What number follows {a}?", "Name the number after {a}.", "Which number is next after {a}?"),
+)
+_BEFORE = (
+    *("Which number comes before {a}?", "What comes before {a}?", "What is the number before {a}?"),
+    *("What number precedes {a}?", "Name the number before {a}.", "Which number is just before {a}?"),
+)
+_TO_WORDS = (
+    *("Write {a} in words.", "What is {a} in words?", "How do you write {a} in words?", "Say {a} in words."),
+    *("Write the number {a} as a word.", "{a} in words"),
+)
+_TO_DIGITS = (
+    *("Write {a} in digits.", "What is {a} in digits?", "How do you write {a} in digits?", "{a} in digits"),
+    *("Write the number {a} with digits.", "Which number is {a}?"),
+)
+_PARITY = ("Is {a} even or odd?", "Is {a} odd or even?", "Is the number {a} even or odd?", "{a}: even or odd?")
+_ALL_DIGITS = (
+    *("{v} the ten digits.", "{v} the ten digits in words.", "{v} all digits.", "{v} all digits in words."),
+    *("{v} the digits from zero to nine.", "{v} the digits in words.", "{v} all ten digits."),
+)
+
+
+def counting(rng: random.Random) -> Question:
+    if rng.random() < 0.12:
+        verb = rng.choice(("List", "Name", "Write", "Say", "Tell me"))
+        return ask("counting", _ALL_DIGITS, f"The ten digits are {', '.join(DIGITS)}.", rng, v=verb)
+    spoken = rng.random() < 0.2
+    bound = _WORDS_BOUND if spoken else 121
+    shown = in_words if spoken else str
+    a = rng.randrange(bound - 2)
+    b = min(bound - 1, a + rng.randint(2, 30 if rng.random() < 0.15 else 10))
+    way = rng.random()
+    numbers, phrases = range(a, b + 1), list(_UP)
+    if way < 0.25:
+        numbers, phrases = range(b, a - 1, -1), list(_DOWN)
+    elif way < 0.45:
+        b = rng.randint(2, 20 if spoken else 40) if rng.random() < 0.8 else 10
+        b = min(b, bound - 1)
+        numbers, phrases = range(1, b + 1), list(_TO)
+    answer = ", ".join(shown(number) for number in numbers) + "."
+    return ask("counting", phrases, answer, rng, a=shown(numbers[0]), b=shown(numbers[-1]))
+
+
+def neighbours(rng: random.Random) -> Question:
+    spoken = rng.random() < 0.25
+    shown = in_words if spoken else str
+    number = rng.randint(1, _WORDS_BOUND if spoken else BOUND - 2)
+    if rng.random() < 0.5:
+        return ask("neighbours", _AFTER, f"After {shown(number)} comes {shown(number + 1)}.", rng, a=shown(number))
+    return ask("neighbours", _BEFORE, f"Before {shown(number)} comes {shown(number - 1)}.", rng, a=shown(number))
+
+
+def number_words(rng: random.Random) -> Question:
+    number = rng.randrange(_WORDS_BOUND if rng.random() < 0.3 else BOUND)
+    words = in_words(number)
+    if rng.random() < 0.5:
+        return ask("number words", _TO_WORDS, f"{number} in words is {words}.", rng, a=number)
+    return ask("number words", _TO_DIGITS, f"{words} in digits is {number}.", rng, a=words)
+
+
+def parity(rng: random.Random) -> Question:
+    number = rng.randrange(BOUND)
+    return ask("parity", _PARITY, f"{number} is {'odd' if number % 2 else 'even'}.", rng, a=number)
