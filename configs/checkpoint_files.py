@@ -44,6 +44,8 @@ def checkpoint_problems(model: Model) -> list[str]:
         return []
     if model.task == "call":
         return list(engine_problems(model.engine, model.path))
+    if model.task == "text":
+        return list(_language_model_problems(model))
     problems = list(_path_problems(model.path, model))
     if model.controlnet is not None and not is_hub_id(model.controlnet):
         problems += _controlnet_problems(Path(model.controlnet))
@@ -72,7 +74,7 @@ def _replacement_problems(name: str, place: Path) -> Iterator[str]:
 
 def _path_problems(path: str, model: Model) -> Iterator[str]:
     if path.startswith(_BUILTIN_PREFIX):
-        yield from _builtin_problems(path.removeprefix(_BUILTIN_PREFIX))
+        yield from _builtin_problems(path.removeprefix(_BUILTIN_PREFIX), "model_index.json")
         return
     if is_hub_id(path):
         return
@@ -90,10 +92,38 @@ def _path_problems(path: str, model: Model) -> Iterator[str]:
         yield f"{error.filename or path} cannot be read: {error.strerror}"
 
 
-def _builtin_problems(name: str) -> Iterator[str]:
-    there = sorted(index.parent.name for index in _BUILTIN.glob("*/model_index.json"))
-    if name not in there:
+def _builtin_problems(name: str, index: str) -> Iterator[str]:
+    """`index`: the file that every model of the kind has."""
+    there = sorted(file.parent.name for file in _BUILTIN.glob(f"*/{index}"))
+    if name in there:
+        return
+    if name in {file.parent.name for file in _BUILTIN.glob("*/config.json")}:
+        yield f"built-in model {name!r} is a language model; set engine: text"
+    elif name in {file.parent.name for file in _BUILTIN.glob("*/model_index.json")}:
+        yield f"built-in model {name!r} generates images; set engine: diffusion"
+    else:
         yield f"no built-in model {name!r}; built in: {', '.join(there)}"
+
+
+def _language_model_problems(model: Model) -> Iterator[str]:
+    """Check a folder in transformers' layout. Other engines than `text` have files of their own."""
+    path, place = model.path, Path(model.path)
+    if path.startswith(_BUILTIN_PREFIX):
+        yield from _builtin_problems(path.removeprefix(_BUILTIN_PREFIX), "config.json")
+    elif is_hub_id(path):
+        return
+    elif not place.exists():
+        yield f"no such folder or file: {path}{_where(place)}"
+    elif place.is_file() and place.suffix != ".gguf":
+        yield f"{path} is not supported: a language model is a folder, a hub id or a .gguf file"
+    elif place.is_dir() and model.engine == "text":
+        yield from _folder_problems(place, "path")
+        if (place / "model_index.json").exists():
+            yield f"{place} is a checkpoint in diffusers format; set engine: diffusion"
+        elif not (place / "config.json").exists():
+            yield f"{place} has no config.json{_instead(place)}"
+        else:
+            yield from _part_problems(place, place / "config.json", model.variant)
 
 
 def _where(place: Path) -> str:

@@ -171,3 +171,52 @@ def test_any_bytes_are_accepted_or_refused(tmp_path: Path, data: bytes, length: 
         check_safetensors(file)
     except InvalidFile as refusal:
         assert str(file) in str(refusal)  # noqa: PT017 - either outcome is right
+
+
+@pytest.fixture
+def language_model(tmp_path: Path) -> Path:
+    folder = tmp_path / "text"
+    folder.mkdir()
+    (folder / "config.json").write_text("{}")
+    (folder / "tokenizer.json").write_text("{}")
+    save_file({"model.embed_tokens.weight": torch.zeros(2, 2)}, folder / "model.safetensors")
+    return folder
+
+
+def test_language_model_that_is_complete_has_no_problem(language_model: Path, tmp_path: Path) -> None:
+    (tmp_path / "model.gguf").write_bytes(b"GGUF")
+    for path in (str(language_model), str(tmp_path / "model.gguf"), "Qwen/Qwen3-0.6B"):
+        assert checkpoint_problems(Model(engine="text", path=path)) == []
+
+
+@pytest.mark.parametrize(
+    ("change", "part"),
+    [
+        (lambda f: (f / "config.json").unlink(), "has no config.json; to load one file"),
+        (lambda f: (f / "config.json").write_text("{"), "config.json is not valid JSON"),
+        (lambda f: (f / "tokenizer.json").write_text("["), "tokenizer.json is not valid JSON"),
+        (lambda f: (f / "model.safetensors").unlink(), "has no weights"),
+        (lambda f: (f / "model.safetensors").write_bytes(_LFS), "is a pointer of Git LFS"),
+        (lambda f: (f / "model.safetensors").rename(f / "pytorch_model.bin"), ".bin is not safetensors"),
+        (lambda f: (f / "model_index.json").write_text("{}"), "in diffusers format; set engine: diffusion"),
+    ],
+)
+def test_problem_of_a_language_model_is_named(
+    language_model: Path, change: Callable[[Path], object], part: str
+) -> None:
+    change(language_model)
+    [problem] = checkpoint_problems(Model(engine="text", path=str(language_model)))
+    assert part in problem
+
+
+@pytest.mark.parametrize("engine", ["text", "vllm", "openvino"])
+def test_wrong_place_of_a_language_model_is_named(engine: str, tmp_path: Path) -> None:
+    (tmp_path / "model.bin").write_bytes(b"x")
+    for path, part in (
+        ("/nowhere", "no such folder or file: /nowhere"),
+        (str(tmp_path / "model.bin"), "is not supported: a language model is a folder"),
+        ("builtin:faces", "no built-in model 'faces'; built in: "),
+        ("builtin:digits", "built-in model 'digits' generates images; set engine: diffusion"),
+    ):
+        [problem] = checkpoint_problems(Model(engine=engine, path=path))
+        assert part in problem
