@@ -129,6 +129,8 @@ class Server(Section):
     """Maximum `timeout_s` of a request."""
     max_body_bytes: int = Field(default=1 << 20, ge=1024)
     """Maximum size of a request body."""
+    max_text_body_bytes: int = Field(default=4 << 20, ge=1024)
+    """Maximum size of a request body of the text API, such as `/v1/chat/completions`."""
     max_upload_bytes: int = Field(default=32 << 20, ge=1024)
     """Maximum size of a request body with images: `/v1/images/edits`, and data URLs in `/v1/images/generations`. Also
     of a call: `:predict`, `/v2/models/{model}/infer` and `api_path`."""
@@ -195,8 +197,8 @@ class Server(Section):
 
     @property
     def largest_body_bytes(self) -> int:
-        """The largest body of any path: a job with images."""
-        return self.max_upload_bytes + self.max_body_bytes
+        """The largest body of any path: a job with images, or with a text."""
+        return max(self.max_upload_bytes, self.max_text_body_bytes) + self.max_body_bytes
 
     @property
     def body_bytes_per_key(self) -> int:

@@ -36,6 +36,12 @@ class TextLimits(Section):
     """Maximum number of generated tokens."""
     max_prompt_chars: int = Field(default=1_000_000, ge=1)
     """Maximum number of characters of a prompt. Longer ones are refused before they are tokenized."""
+    max_messages: int = Field(default=2048, ge=1)
+    """Maximum number of messages of a chat."""
+    max_tools: int = Field(default=128, ge=1)
+    """Maximum number of tools of a chat."""
+    max_schema_bytes: int = Field(default=65_536, ge=2)
+    """Maximum size of a JSON Schema: of a response, or of the parameters of a tool."""
     max_choices: int = Field(default=16, ge=1, le=128)
     """Maximum value of `n`."""
     max_top_logprobs: int = Field(default=20, ge=0, le=64)

@@ -97,6 +97,16 @@ class Markers(msgspec.Struct, frozen=True, array_like=True):
     end: Name
 
 
+class SamplingDefaults(msgspec.Struct, frozen=True, omit_defaults=True):
+    """What the checkpoint says of requests that leave these out. None: it says nothing."""
+
+    temperature: float | None = None
+    top_p: float | None = None
+    top_k: Count | None = None
+    min_p: float | None = None
+    repetition_penalty: float | None = None
+
+
 class TextInfo(msgspec.Struct, frozen=True, omit_defaults=True):
     """Properties of a language model, for clients and for validation."""
 
@@ -111,6 +121,7 @@ class TextInfo(msgspec.Struct, frozen=True, omit_defaults=True):
     #: The chat template opens the reasoning: the begin marker is part of the prompt.
     starts_with_reasoning: bool = False
     vocabulary: Count = 0
+    defaults: SamplingDefaults = SamplingDefaults()
 
 
 class TextCounters(msgspec.Struct, frozen=True, omit_defaults=True):

@@ -21,7 +21,7 @@ from loadbalancer.api.model_documents import serve_document
 from loadbalancer.api.openapi import DESCRIPTION, complete_document
 from loadbalancer.api.path_hints import unknown_path
 from loadbalancer.api.request_builder import RequestBuilder
-from loadbalancer.api.routes import calls, health, images, inference, jobs, models, results, scaling
+from loadbalancer.api.routes import calls, health, images, inference, jobs, models, results, scaling, texts
 from loadbalancer.schema.errors import ApiError, InternalError, InvalidRequest, MethodNotAllowed, NotFound
 from loadbalancer.services import Services
 
@@ -44,7 +44,7 @@ def create_app(services: Services) -> ASGIApp:
     routers = (
         images.router(services, builder, hot),
         jobs.router(services, builder),
-        *(module.router(services, hot) for module in (calls, health, inference)),
+        *(module.router(services, hot) for module in (texts, calls, health, inference)),
         *(module.router(services) for module in (models, results, scaling)),
     )
     for router in routers:

@@ -12,8 +12,18 @@ RawHeaders = Iterable[tuple[bytes, bytes]]
 MAX_DIRECT_BYTES = 64 * 2**10
 
 
+class ResponseWriter(Protocol):
+    """Writes the body of a response whose length is not known before."""
+
+    def write(self, data: bytes) -> int:
+        """Send a part, which must not be empty. Return how many bytes wait for the client to read."""
+
+    def finish(self) -> None:
+        """The response is complete. Idempotent."""
+
+
 class Responder(Protocol):
-    """What a call needs of its exchange. One of the two methods is called once, unless the call is cancelled."""
+    """What a call needs of its exchange. One of the methods is called once, unless the call is cancelled."""
 
     @property
     def scheme(self) -> str:
@@ -33,6 +43,12 @@ class Responder(Protocol):
         """Send a complete response, whose headers have its Content-Length. Nothing is copied that is large.
 
         `on_end` is called when the client has read it but for what sockets buffer, or has left.
+        """
+
+    def stream(self, status: int, headers: RawHeaders, on_end: Callable[[], None]) -> ResponseWriter | None:
+        """Begin a response that has no length yet. Returns None, after `on_end`, if the client has left.
+
+        `on_end` is called when it is finished and the client has read it but for what sockets buffer, or has left.
         """
 
     def run(self, app: ASGIApp, scope: Scope) -> None:

@@ -17,6 +17,7 @@ from loadbalancer.api.direct_calls import Responder
 from loadbalancer.api.frame_response import FrameResponse
 from loadbalancer.api.hot_routes import HotRequest, HotRoute, HotRoutes
 from loadbalancer.api.http_helpers import error_response
+from loadbalancer.api.pushed_response import PushedResponse
 from loadbalancer.api.request_head import RequestHead
 from loadbalancer.metrics.prometheus import Metrics
 from loadbalancer.schema.errors import ApiError, ClientClosed, InternalError
@@ -160,6 +161,9 @@ class HotCall:
             frames, self._on_end = response.frames, response.on_end
         elif type(response) is Response:
             frames = [bytes(response.body)]
+        elif isinstance(response, PushedResponse):
+            self._push(response, headers)
+            return
         else:
             response.raw_headers = headers
             self._responder.run(partial(self._stream, response), self._scope())
@@ -171,6 +175,14 @@ class HotCall:
             if on_end is not None:
                 on_end()
             self._fail(error)
+
+    def _push(self, response: PushedResponse, headers: list[tuple[bytes, bytes]]) -> None:
+        """Let the source of the response write it to the connection."""
+        assert self._responder is not None
+        self._on_end = response.source.close
+        writer = self._responder.stream(response.status_code, headers, self._end)
+        if writer is not None:
+            response.source.attach(writer)
 
     async def _stream(self, response: Response, scope: Scope, receive: Receive, send: Send) -> None:
         """Send a response that is an application, such as a stream of events."""

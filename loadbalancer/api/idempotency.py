@@ -34,7 +34,16 @@ log = logging.getLogger(__name__)
 HEADER = "idempotency-key"
 _REPLAYED = (b"idempotent-replayed", b"true")
 #: Paths whose responses are replayed. Jobs store their own keys; nothing else creates work that must not run twice.
-PATHS = frozenset({"/v1/images/generations", "/v1/images/edits", "/predict"})
+PATHS = frozenset(
+    {
+        "/v1/images/generations",
+        "/v1/images/edits",
+        "/predict",
+        "/v1/chat/completions",
+        "/v1/completions",
+        "/v1/responses",
+    }
+)
 #: Headers that are stored with a response, beside its media type.
 _STORED_HEADERS = (
     b"inference-header-content-length",

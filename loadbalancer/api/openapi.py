@@ -35,6 +35,8 @@ from loadbalancer.schema.stream_events import (
     PartialImage,
     Progress,
 )
+from loadbalancer.schema.text.chat_answer import ChatAnswer, ChatChunk
+from loadbalancer.schema.text.chat_request import ChatRequest
 from wire.errors import ErrorBody
 from wire.scaling import ControllerReport, DecisionPage, OrderDone
 
@@ -60,6 +62,9 @@ _REQUESTS = (
 _STRUCTS = (
     ImagesAnswer,
     PredictAnswer,
+    ChatRequest,
+    ChatAnswer,
+    ChatChunk,
     PredictionsRequest,
     PredictionsAnswer,
     PredictionChunk,

@@ -16,6 +16,14 @@ from typing import Any, TypeVar
 from loadbalancer.generation.call_spec import CallSpec
 from loadbalancer.generation.in_flight_call import AwaitedCalls, InFlightCalls, StreamedCalls
 from loadbalancer.generation.response_memory import ResponseMemory
+from loadbalancer.generation.text.in_flight_text import (
+    AwaitedTexts,
+    EventWriter,
+    InFlightTexts,
+    StreamedTexts,
+    StreamFlusher,
+)
+from loadbalancer.generation.text.text_spec import TextSpec
 from loadbalancer.generation.validation import GenerationSpec
 from loadbalancer.metrics.prometheus import Metrics
 from loadbalancer.scaling.control_plane import ControlPlane
@@ -167,6 +175,7 @@ class RequestTracker:
         self.metrics = metrics
         self.memory = memory
         self._control = control
+        self.flusher = StreamFlusher()
         self.is_open = True
         self._requests: set[object] = set()
         #: A request, local or proxied, is in flight from `register` to `unregister`.
@@ -193,6 +202,16 @@ class RequestTracker:
     def stream_calls(self, spec: CallSpec) -> StreamedCalls:
         """Queue the calls of a stream. Raises what `accept` raises."""
         return self._accept(spec.model, spec.owner, lambda: StreamedCalls(self, spec))
+
+    def accept_texts(self, spec: TextSpec, respond: Callable[[AwaitedTexts], Any]) -> AwaitedTexts:
+        """Queue the texts; see `AwaitedTexts`. Raises what `accept` raises."""
+        return self._accept(spec.model, spec.owner, lambda: AwaitedTexts(self, spec, respond))
+
+    def stream_texts(
+        self, spec: TextSpec, writer: EventWriter, respond: Callable[[StreamedTexts], Any]
+    ) -> StreamedTexts:
+        """Queue the texts of a stream; see `StreamedTexts`. Raises what `accept` raises."""
+        return self._accept(spec.model, spec.owner, lambda: StreamedTexts(self, spec, writer, respond))
 
     def _accept(self, model: str, owner: str, submit: Callable[[], Request]) -> Request:
         if not self.is_open:
@@ -221,7 +240,7 @@ class RequestTracker:
         if not self._control.start_failures:
             return
         for request in list(self._requests):
-            if isinstance(request, InFlightRequest | InFlightCalls) and (
+            if isinstance(request, InFlightRequest | InFlightCalls | InFlightTexts) and (
                 reason := self.start_failure(request.job.model)
             ):
                 request.end(model_cannot_start(request.job.model, reason))

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from starlette.types import ASGIApp, Message, Scope
 from uvicorn.protocols.http.httptools_impl import HEADER_VALUE_RE, STATUS_LINE
 
-from loadbalancer.api.direct_calls import DirectCall, RawHeaders
+from loadbalancer.api.direct_calls import DirectCall, RawHeaders, ResponseWriter
 from loadbalancer.http_server.parse_queue import AWAITED_COST
 from loadbalancer.schema.errors import ApiError
 
@@ -37,6 +37,7 @@ class Exchange:
         "_has_news",
         "_head",
         "_is_chunked",
+        "_is_streaming",
         "_on_end",
         "_parts",
         "_remaining",
@@ -83,6 +84,8 @@ class Exchange:
         self._event: asyncio.Event | None = None
         self._head = b""
         self._is_chunked = False
+        #: The body of a direct call is written part by part, and more may follow.
+        self._is_streaming = False
         #: Bytes of the response that are not sent yet, of those that its Content-Length declares.
         self._remaining = 0
         #: What is called when the response of a direct call has been read, and what is still to be written of it.
@@ -119,7 +122,7 @@ class Exchange:
         self.notify()
         on_end, self._on_end = self._on_end, None
         if on_end is not None:
-            self._parts = None
+            self._parts, self._is_streaming = None, False
             on_end()
         elif self.call is not None:
             self.call.cancel()
@@ -173,9 +176,37 @@ class Exchange:
         if not connection.flow.write_paused:
             self.continue_call()
 
+    def stream(self, status: int, headers: RawHeaders, on_end: Callable[[], None]) -> ResponseWriter | None:
+        if self.disconnected:
+            on_end()
+            return None
+        self._head = self._encode_head(status, headers)
+        self._on_end, self._is_streaming = on_end, True
+        return self
+
+    def write(self, data: bytes) -> int:
+        """Send a part of a stream, with the head before the first."""
+        if not self._is_streaming:
+            return 0
+        connection, head = self._connection, self._head
+        if head:
+            self._head = b""
+        if self._is_chunked:
+            data = b"%b%x\r\n%b\r\n" % (head, len(data), data)
+        connection.transport.write(data)
+        return connection.transport.get_write_buffer_size() if connection.flow.write_paused else 0
+
+    def finish(self) -> None:
+        if self._is_streaming:
+            self._is_streaming = False
+            if self._is_chunked:
+                self._connection.transport.write(self._head + b"0\r\n\r\n")
+            if not self._connection.flow.write_paused:
+                self.continue_call()
+
     def continue_call(self) -> None:
         """The client has read what was written."""
-        if self._on_end is None:
+        if self._on_end is None or self._is_streaming:
             return
         connection = self._connection
         while self._parts is not None and not connection.flow.write_paused:

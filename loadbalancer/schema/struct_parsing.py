@@ -59,7 +59,8 @@ def _to_error(text: str, known: list[str], path: str) -> InvalidRequest:
         return InvalidRequest("The request body must be a JSON object.", code="invalid_json")
     name = _joined(outer)
     if found := _TYPE.fullmatch(text):
-        expected = _TYPES.get(found[1].removesuffix(" | null"), "an object")
+        kinds = [_TYPES.get(kind, "an object") for kind in found[1].split(" | ") if kind != "null"]
+        expected = " or ".join(dict.fromkeys(kinds))
         got = _TYPES.get(found[2], "null" if found[2] == "null" else "an object")
         return InvalidRequest(
             f"Invalid type for '{name}': {got}. Expected {expected}.", param=name, code="invalid_type"

@@ -1,4 +1,4 @@
-"""One server for all tests that only talk to it: three simulated models with a worker each, and one without."""
+"""One server for all tests that only talk to it: four simulated models with a worker each, and one without."""
 
 from __future__ import annotations
 
@@ -21,6 +21,12 @@ MODELS = {
         "api_path": "/echo",
         "sim": {"task": "call", "t0_s": 0.002, "t1_s": 0.0005, "load_s": 0.0},
     },
+    "words": {
+        "engine": "sim",
+        "max_batch_size": 8,
+        "sim": {"task": "text", "t0_s": 0.002, "t1_s": 0.0002, "load_s": 0.0},
+        "text": {"limits": {"max_tokens": 20_000, "max_messages": 8, "max_tools": 3, "max_schema_bytes": 300}},
+    },
 }
 SERVER = {"max_n": 5, "max_body_bytes": 20_000, "max_upload_bytes": 500_000, "max_prompt_chars": 500}
 MAX_QUEUED = 5
@@ -37,7 +43,7 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
         (folder / name).touch()
     (folder / "folder.safetensors").mkdir()
     models = MODELS | {"quick": MODELS["quick"] | {"loras": str(folder)}}
-    workers = {"quick": 1, "slow": 1, "echo": 1}
+    workers = {"quick": 1, "slow": 1, "echo": 1, "words": 1}
     with running(data_dir, models, workers, server=SERVER, queue={"max_tasks": MAX_QUEUED}) as server:
         yield server
         assert server.balancer.poll() is None, server.logs()

@@ -44,7 +44,7 @@ def test_models(shared: Server, http: httpx.Client) -> None:
     with openai.OpenAI(base_url=f"{shared.base_url}/v1", api_key="none", max_retries=0) as sdk:
         listed = list(sdk.models.list())
         one = sdk.models.retrieve("slow")
-    assert [model.id for model in listed] == ["quick", "slow", "absent", "echo"]
+    assert [model.id for model in listed] == ["quick", "slow", "absent", "echo", "words"]
     assert (one.id, one.object, one.owned_by) == ("slow", "model", "muster")
     card = http.get("/v1/models/absent").json()
     assert (card["engine"], card["ready"], card["workers"]) == ("sim", False, 0)
@@ -166,6 +166,7 @@ def test_documentation(http: httpx.Client) -> None:
         ("post", GENERATE),
         ("post", "/v1/images/edits"),
         ("post", "/predict"),
+        ("post", "/v1/chat/completions"),
         ("post", "/v1/jobs"),
         ("get", "/v1/jobs"),
         ("get", "/v1/jobs/{job}"),

@@ -1,0 +1,1 @@
+"""Answers of the text API, complete or as streams."""

@@ -1,0 +1,1 @@
+"""From a parsed text request to tasks, and the texts under way."""

@@ -1,0 +1,155 @@
+"""Resolves a chat into a complete specification: defaults, bounds, prompt. Pure."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from configs.settings import Settings
+from configs.text_settings import TextLimits
+from loadbalancer.access.api_keys import Caller
+from loadbalancer.generation.text.sampling import TokenLimits, resolve_inputs
+from loadbalancer.generation.text.text_model import check_prompt_chars, text_model, text_spec
+from loadbalancer.generation.text.text_spec import OutputFormat, TextSpec
+from loadbalancer.schema.errors import InvalidRequest
+from loadbalancer.schema.parsing import shorten
+from loadbalancer.schema.text.chat_request import ChatRequest
+from loadbalancer.schema.text.json_bounds import JsonBounds, bounded_object, is_absent
+from loadbalancer.schema.text.messages import template_messages
+from loadbalancer.schema.text.tools import chosen_tool, json_schema_of, tool_definitions
+from wire.messages import EngineInfo
+from wire.text import ChatPrompt, TextInfo, encode_prompt
+
+_VARIABLE = re.compile(r"[a-z_][a-z0-9_]{0,63}")
+#: Variables that have a parameter of their own, and arguments of the function that renders templates.
+_RESERVED = frozenset(
+    [
+        "messages",
+        "conversation",
+        "conversations",
+        "tools",
+        "documents",
+        "chat_template",
+        "add_generation_prompt",
+        "continue_final_message",
+        "tokenize",
+        "padding",
+        "truncation",
+        "max_length",
+        "return_tensors",
+        "return_dict",
+        "return_assistant_tokens_mask",
+        "tokenizer_kwargs",
+        "self",
+        "bos_token",
+        "eos_token",
+    ]
+)
+#: Variables of templates that turn reasoning off when they are false.
+_THINKING = ("enable_thinking", "thinking")
+
+
+def chat_spec(
+    request: ChatRequest, settings: Settings, engine: EngineInfo | None, random_seed: int, caller: Caller, model: str
+) -> TextSpec:
+    """Return the specification of `POST /v1/chat/completions`. Raises `InvalidRequest`.
+
+    `engine` is that of the `model`; None until a worker has connected.
+    """
+    info, limits = engine.text if engine is not None else None, settings.models[model].text.limits
+    check_has_chat(info, model)
+    prompt, output = _prompt(request, limits, info, model)
+    max_tokens = TokenLimits("max_tokens", request.max_tokens)
+    if request.max_completion_tokens is not None:
+        max_tokens = TokenLimits("max_completion_tokens", request.max_completion_tokens)
+    inputs = resolve_inputs(
+        request,
+        settings.models[model].text,
+        info,
+        random_seed,
+        max_tokens,
+        logprobs=_logprobs(request),
+        json_schema=json_schema_of(request.response_format, schema_bounds(limits)),
+    )
+    frame = encode_prompt(prompt)
+    check_prompt_chars(len(frame), "messages", limits.max_prompt_chars)
+    return text_spec(request, model, inputs, [frame], settings, caller, output)
+
+
+def requested_model(request: ChatRequest, settings: Settings) -> str:
+    """Return the model of a chat. Raises `ModelNotFound` and `InvalidRequest`."""
+    return text_model(request.model, settings)
+
+
+def check_has_chat(info: TextInfo | None, model: str) -> None:
+    """Raises `InvalidRequest` for a model without a chat template."""
+    if info is not None and not info.chat:
+        text = f"The model '{model}' has no chat template: use POST /v1/completions."
+        raise InvalidRequest(text, param="model", code="unsupported_endpoint")
+
+
+def check_has_tools(info: TextInfo | None, model: str) -> None:
+    """Raises `InvalidRequest` for a model whose template has no place for tools."""
+    if info is not None and info.tool_calls is None:
+        text = f"The model '{model}' has no format for tool calls in its chat template (text.tool_calls can name one)."
+        raise InvalidRequest(text, param="tools", code="unsupported_parameter")
+
+
+def schema_bounds(limits: TextLimits) -> JsonBounds:
+    return JsonBounds(limits.max_schema_bytes, "text.limits.max_schema_bytes")
+
+
+def _prompt(
+    request: ChatRequest, limits: TextLimits, info: TextInfo | None, model: str
+) -> tuple[ChatPrompt, OutputFormat]:
+    count = len(request.messages)
+    if count > limits.max_messages:
+        text = f"Invalid value for 'messages': {count} messages. At most {limits.max_messages} are allowed"
+        raise InvalidRequest(f"{text} (text.limits.max_messages).", param="messages")
+    tools = request.tools or []
+    choice = chosen_tool(request.tool_choice, tools)
+    definitions = tool_definitions(tools, limits.max_tools, schema_bounds(limits))
+    if tools and choice != "none":
+        check_has_tools(info, model)
+        if request.response_format is not None and request.response_format.type != "text":
+            text = "Invalid value for 'response_format': It cannot be combined with 'tools'."
+            raise InvalidRequest(text, param="response_format")
+    arguments = _template_arguments(request)
+    continues = request.continue_final_message is True or request.add_generation_prompt is False
+    if continues and request.messages[-1].role != "assistant":
+        text = "Invalid value for 'messages': Only a last message of the assistant can be continued."
+        raise InvalidRequest(text, param="messages")
+    prompt = ChatPrompt(
+        template_messages(request.messages),
+        definitions,
+        choice,
+        arguments,
+        add_generation_prompt=not continues,
+    )
+    thinks = not any(arguments.get(name) is False for name in _THINKING)
+    return prompt, OutputFormat(bool(tools) and choice != "none", may_start_with_reasoning=thinks and not continues)
+
+
+def _template_arguments(request: ChatRequest) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    if request.reasoning_effort is not None:
+        found["reasoning_effort"] = request.reasoning_effort
+        if request.reasoning_effort == "none":
+            found["enable_thinking"] = False
+    if not is_absent(request.chat_template_kwargs):
+        name = "chat_template_kwargs"
+        given = bounded_object(request.chat_template_kwargs, name, JsonBounds(16 << 10, "of any request", 8))
+        for key in given:
+            if not _VARIABLE.fullmatch(key) or key in _RESERVED:
+                text = f"Invalid value for '{name}': {shorten(key)} cannot be set by a request."
+                raise InvalidRequest(text, param=name)
+        found |= given
+    return found
+
+
+def _logprobs(request: ChatRequest) -> int | None:
+    if request.logprobs:
+        return request.top_logprobs or 0
+    if request.top_logprobs:
+        raise InvalidRequest("Invalid value for 'top_logprobs': It needs 'logprobs': true.", param="top_logprobs")
+    return None

@@ -1,0 +1,99 @@
+"""The text of one choice while it is generated. Pure."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from loadbalancer.schema.text.pieces import TextPiece
+from wire.text import FinishReason, TokenLogprob, TokenOutput
+
+
+class TextParser(Protocol):
+    """Divides a text into its reasoning, its content and its tool calls."""
+
+    @property
+    def is_reasoning(self) -> bool:
+        """The next text continues the reasoning."""
+
+    def feed(self, text: str) -> list[TextPiece]:
+        """Return the pieces that are certain now."""
+
+    def finish(self) -> list[TextPiece]:
+        """Return what was held back. Nothing follows."""
+
+
+class TextChoice:
+    """Takes in the outputs of a task, and counts its tokens."""
+
+    __slots__ = (
+        "cached_tokens",
+        "calls",
+        "chars",
+        "finish",
+        "generated_tokens",
+        "has_news",
+        "index",
+        "logprobs",
+        "parser",
+        "pieces",
+        "prompt_tokens",
+        "reasoning_tokens",
+        "stop_reason",
+        "text",
+    )
+
+    def __init__(self, index: int) -> None:
+        self.index = index
+        #: None: all of the text is content.
+        self.parser: TextParser | None = None
+        #: Content that has not been taken, without a parser; else the pieces.
+        self.text = ""
+        self.pieces: list[TextPiece] = []
+        self.logprobs: list[TokenLogprob] = []
+        self.finish: FinishReason = ""
+        self.stop_reason: str | int | None = None
+        #: Characters of the text, of all kinds.
+        self.chars = 0
+        self.generated_tokens = self.prompt_tokens = self.cached_tokens = self.reasoning_tokens = 0
+        #: Tool calls that have begun.
+        self.calls = 0
+        #: Something has come since it was last taken.
+        self.has_news = False
+
+    def add(self, output: TokenOutput) -> None:
+        """Take in the output of a step."""
+        self.has_news = True
+        self.generated_tokens += len(output.tokens)
+        self.chars += len(output.text)
+        if output.prompt_tokens and not self.prompt_tokens:  # that of a further attempt is no news
+            self.prompt_tokens, self.cached_tokens = output.prompt_tokens, output.cached_tokens
+        if output.logprobs:
+            self.logprobs += output.logprobs
+        parser = self.parser
+        if parser is None:
+            self.text += output.text
+        else:
+            if parser.is_reasoning:
+                self.reasoning_tokens += len(output.tokens)
+            self._add_pieces(parser.feed(output.text))
+        if output.finish:
+            self.finish, self.stop_reason = output.finish, output.stop_reason
+            if parser is not None:
+                self._add_pieces(parser.finish())
+
+    def _add_pieces(self, pieces: list[TextPiece]) -> None:
+        self.pieces += pieces
+        self.calls += sum(piece.kind == "call" for piece in pieces)
+
+    def take(self) -> list[TextPiece]:
+        """Remove and return what has come since the last time."""
+        self.has_news = False
+        if self.parser is None:
+            text, self.text = self.text, ""
+            return [TextPiece("content", text)] if text else []
+        pieces, self.pieces = self.pieces, []
+        return pieces
+
+    def take_logprobs(self) -> list[TokenLogprob]:
+        logprobs, self.logprobs = self.logprobs, []
+        return logprobs

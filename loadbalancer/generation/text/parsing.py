@@ -1,0 +1,13 @@
+"""Chooses how a model's texts are divided. Pure."""
+
+from __future__ import annotations
+
+from loadbalancer.generation.text.choice import TextParser
+from loadbalancer.generation.text.text_spec import OutputFormat
+from wire.text import TextInfo
+
+
+def text_parser(info: TextInfo, output: OutputFormat) -> TextParser | None:
+    """Return a parser for one text; None if all of it is content."""
+    del info, output
+    return None

@@ -1,0 +1,1 @@
+"""OpenAI's text API: requests, responses and stream events of language models."""

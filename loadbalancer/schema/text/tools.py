@@ -1,0 +1,122 @@
+"""Tools, the choice of a tool, and the format of a response, as chats have them."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+import msgspec
+
+from loadbalancer.schema.errors import InvalidRequest
+from loadbalancer.schema.text.json_bounds import JsonBounds, bounded_object, is_absent
+
+FUNCTION_NAME = r"^[A-Za-z0-9_.-]{1,128}$"
+#: Values of `tool_choice` that are no names.
+_CHOICES = ("auto", "none", "required")
+FunctionName = Annotated[str, msgspec.Meta(pattern=FUNCTION_NAME)]
+_Schema = Annotated[msgspec.Raw, msgspec.Meta(extra_json_schema={"type": "object", "description": "A JSON Schema."})]
+
+
+class FunctionDefinition(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A function that the model may call."""
+
+    name: FunctionName
+    description: str | None = None
+    parameters: _Schema = msgspec.field(default_factory=msgspec.Raw)
+    strict: Annotated[bool, msgspec.Meta(description="Accepted for compatibility: forced calls are strict.")] | None = (
+        None
+    )
+
+
+class Tool(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A tool of a chat."""
+
+    type: Literal["function"]
+    function: FunctionDefinition
+
+
+class NamedFunction(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The function of a `ToolChoice`."""
+
+    name: FunctionName
+
+
+class ToolChoice(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The one function that the model has to call."""
+
+    type: Literal["function"]
+    function: NamedFunction
+
+
+class SchemaFormat(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The schema of a `ResponseFormat`."""
+
+    schema: _Schema
+    name: Annotated[str, msgspec.Meta(max_length=128)] | None = None
+    description: str | None = None
+    strict: Annotated[bool, msgspec.Meta(description="Accepted for compatibility: schemas are always kept.")] | None = (
+        None
+    )
+
+
+class ResponseFormat(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What the text must be."""
+
+    type: Literal["text", "json_object", "json_schema"]
+    json_schema: SchemaFormat | None = None
+
+
+def json_schema_of(given: ResponseFormat | None, bounds: JsonBounds) -> str:
+    """Return the schema for the engine: `{}` for any object, empty for any text. Raises `InvalidRequest`."""
+    if given is None or given.type == "text":
+        return ""
+    if given.type == "json_object":
+        return "{}"
+    if given.json_schema is None:
+        name = "response_format.json_schema"
+        raise InvalidRequest(f"Missing required parameter: '{name}'.", param=name, code="missing_required_parameter")
+    schema = given.json_schema.schema
+    bounded_object(schema, "response_format.json_schema.schema", bounds)
+    return bytes(memoryview(schema)).decode()
+
+
+def tool_definitions(tools: list[Tool], max_tools: int, bounds: JsonBounds) -> list[dict[str, Any]]:
+    """Return the tools for a chat template. Raises `InvalidRequest`."""
+    if len(tools) > max_tools:
+        text = f"Invalid value for 'tools': {len(tools)} tools. At most {max_tools} are allowed."
+        raise InvalidRequest(text, param="tools")
+    found: dict[str, dict[str, Any]] = {}
+    for index, tool in enumerate(tools):
+        function = tool.function
+        if function.name in found:
+            text = f"Invalid value for 'tools[{index}].function.name': '{function.name}' is named twice."
+            raise InvalidRequest(text, param=f"tools[{index}].function.name")
+        if function.name in _CHOICES:
+            text = f"Invalid value for 'tools[{index}].function.name': '{function.name}' is reserved."
+            raise InvalidRequest(text, param=f"tools[{index}].function.name")
+        definition: dict[str, Any] = {"name": function.name, "description": function.description or ""}
+        if not is_absent(function.parameters):
+            place = f"tools[{index}].function.parameters"
+            definition["parameters"] = bounded_object(function.parameters, place, bounds)
+        found[function.name] = {"type": "function", "function": definition}
+    return list(found.values())
+
+
+def chosen_tool(choice: str | ToolChoice | None, tools: list[Tool]) -> str:
+    """Return `auto`, `none`, `required` or the name of a tool. Raises `InvalidRequest`."""
+    if choice is None:
+        return "auto" if tools else "none"
+    if isinstance(choice, ToolChoice):
+        name = choice.function.name
+        if all(tool.function.name != name for tool in tools):
+            text = f"Invalid value for 'tool_choice': 'tools' has no function named '{name}'."
+            raise InvalidRequest(text, param="tool_choice")
+        return name
+    if choice not in _CHOICES:
+        text = "Invalid value for 'tool_choice': Supported: 'auto', 'none', 'required', or a function."
+        raise InvalidRequest(text, param="tool_choice")
+    if choice != "none" and not tools:
+        text = f"Invalid value for 'tool_choice': '{choice}' needs 'tools'."
+        if choice == "required":
+            raise InvalidRequest(text, param="tool_choice")
+        return "none"
+    return choice

@@ -1,0 +1,42 @@
+"""Requests to language models, by OpenAI's client and without it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import Any
+
+import httpx
+import openai
+
+from scripts.harness.processes import PATIENCE_S
+
+CHAT = "/v1/chat/completions"
+WORDS = ("alpha", "beta", "gamma", "delta", "epsilon", "zeta", "eta", "theta", "iota", "kappa", "lambda", "mu")
+
+
+def expected_text(seed: int, tokens: int) -> str:
+    """Return what the simulated engine generates: a word for each position, which follows from it and the seed."""
+    found = []
+    for step in range(tokens):
+        digest = hashlib.blake2b(f"{seed} {step}".encode(), digest_size=2).digest()
+        found.append(WORDS[int.from_bytes(digest, "little") % len(WORDS)] + " ")
+    return "".join(found)
+
+
+def client(base_url: str, key: str = "none") -> openai.OpenAI:
+    return openai.OpenAI(base_url=f"{base_url}/v1", api_key=key, max_retries=0, timeout=PATIENCE_S)
+
+
+def chat_body(text: str = "hello", **options: Any) -> dict[str, Any]:
+    return {"model": "words", "messages": [{"role": "user", "content": text}]} | options
+
+
+def events(answer: httpx.Response) -> list[Any]:
+    """Return the decoded events of a stream; the last of a complete one is `[DONE]`."""
+    found: list[Any] = []
+    for line in answer.text.splitlines():
+        if line.startswith("data: "):
+            data = line.removeprefix("data: ")
+            found.append(data if data == "[DONE]" else json.loads(data))
+    return found
