@@ -213,7 +213,11 @@ class BoundedRequestParser(asyncio.Protocol, abc.ABC):
         """Parse input that had to wait."""
         self._awaits_turn = False
         data, self._unparsed = self._unparsed, b""
-        if data and self._parser is not None and self._stage < HANDLING and not self._is_blocked():
+        if self._parser is None:
+            return
+        if self.transport.is_closing():
+            self._count_input()
+        elif data and self._stage < HANDLING and not self._is_blocked():
             self._parse_slices(data)
             self.flow.resume_reading()
             self._count_input(may_resume=False)  # what follows an answered request is another one
@@ -227,8 +231,8 @@ class BoundedRequestParser(asyncio.Protocol, abc.ABC):
             stop = self._end_of_slice(data, start)
             self._parse(data if not start and stop >= size else memoryview(data)[start:stop])
             start = stop
-            if start >= size or self._stage >= REFUSED:
-                return
+            if start >= size or self._stage >= REFUSED or self.transport.is_closing():
+                return  # nobody would read the responses to what follows
             active = self._active
             is_blocked = active is not None and not active.response_complete and not active.more_body
             # A request that was answered at once gives way to other connections before the next one.
