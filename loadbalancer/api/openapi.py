@@ -37,6 +37,8 @@ from loadbalancer.schema.stream_events import (
 )
 from loadbalancer.schema.text.chat_answer import ChatAnswer, ChatChunk
 from loadbalancer.schema.text.chat_request import ChatRequest
+from loadbalancer.schema.text.completion_answer import CompletionAnswer
+from loadbalancer.schema.text.completion_request import CompletionRequest
 from wire.errors import ErrorBody
 from wire.scaling import ControllerReport, DecisionPage, OrderDone
 
@@ -65,6 +67,8 @@ _STRUCTS = (
     ChatRequest,
     ChatAnswer,
     ChatChunk,
+    CompletionRequest,
+    CompletionAnswer,
     PredictionsRequest,
     PredictionsAnswer,
     PredictionChunk,

@@ -12,6 +12,7 @@ import openai
 from scripts.harness.processes import PATIENCE_S
 
 CHAT = "/v1/chat/completions"
+COMPLETE = "/v1/completions"
 WORDS = ("alpha", "beta", "gamma", "delta", "epsilon", "zeta", "eta", "theta", "iota", "kappa", "lambda", "mu")
 
 

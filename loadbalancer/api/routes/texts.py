@@ -8,7 +8,7 @@ from fastapi import APIRouter, Response
 
 from loadbalancer.api.hot_routes import HotRequest, HotRoutes
 from loadbalancer.api.openapi import event_stream, request_body, responses
-from loadbalancer.api.text.chats import ChatApi
+from loadbalancer.api.text.completions import TextApi
 from loadbalancer.services import Services
 
 _ERRORS = (400, 404, 413, 415, 422, 429, 500, 503, 504)
@@ -16,7 +16,7 @@ _ERRORS = (400, 404, 413, 415, 422, 429, 500, 503, 504)
 
 def router(services: Services, hot: HotRoutes) -> APIRouter:
     routes = APIRouter(tags=["text"])
-    chats, max_bytes = ChatApi(services), services.settings.server.max_text_body_bytes
+    api, max_bytes = TextApi(services), services.settings.server.max_text_body_bytes
 
     @routes.post(
         "/v1/chat/completions",
@@ -27,6 +27,17 @@ def router(services: Services, hot: HotRoutes) -> APIRouter:
     @hot.endpoint(max_bytes=max_bytes)
     def chat(request: HotRequest) -> Awaitable[Response]:
         """OpenAI's chat completions, with the parameters of vLLM. With `stream`: server-sent events."""
-        return chats.answer(request)
+        return api.chat(request)
+
+    @routes.post(
+        "/v1/completions",
+        summary="Continue a text",
+        openapi_extra=request_body("CompletionRequest"),
+        responses=responses("CompletionAnswer", *_ERRORS, **event_stream("CompletionAnswer", "ErrorEvent")),
+    )
+    @hot.endpoint(max_bytes=max_bytes)
+    def complete(request: HotRequest) -> Awaitable[Response]:
+        """OpenAI's older API: texts or tokens are continued as they are, without a chat template."""
+        return api.completion(request)
 
     return routes

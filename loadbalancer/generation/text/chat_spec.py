@@ -9,7 +9,7 @@ from configs.settings import Settings
 from configs.text_settings import TextLimits
 from loadbalancer.access.api_keys import Caller
 from loadbalancer.generation.text.sampling import TokenLimits, resolve_inputs
-from loadbalancer.generation.text.text_model import check_prompt_chars, text_model, text_spec
+from loadbalancer.generation.text.text_model import check_prompt_chars, text_spec
 from loadbalancer.generation.text.text_spec import OutputFormat, TextSpec
 from loadbalancer.schema.errors import InvalidRequest
 from loadbalancer.schema.parsing import shorten
@@ -76,11 +76,6 @@ def chat_spec(
     return text_spec(request, model, inputs, [frame], settings, caller, output)
 
 
-def requested_model(request: ChatRequest, settings: Settings) -> str:
-    """Return the model of a chat. Raises `ModelNotFound` and `InvalidRequest`."""
-    return text_model(request.model, settings)
-
-
 def check_has_chat(info: TextInfo | None, model: str) -> None:
     """Raises `InvalidRequest` for a model without a chat template."""
     if info is not None and not info.chat:
@@ -127,7 +122,8 @@ def _prompt(
         add_generation_prompt=not continues,
     )
     thinks = not any(arguments.get(name) is False for name in _THINKING)
-    return prompt, OutputFormat(bool(tools) and choice != "none", may_start_with_reasoning=thinks and not continues)
+    has_tools = bool(tools) and choice != "none"
+    return prompt, OutputFormat(has_tools, reasoning=True, may_start_with_reasoning=thinks and not continues)
 
 
 def _template_arguments(request: ChatRequest) -> dict[str, Any]:

@@ -94,6 +94,12 @@ class TextChoice:
         pieces, self.pieces = self.pieces, []
         return pieces
 
+    def take_text(self) -> str:
+        """Remove and return the text that has come since the last time, of a choice without a parser."""
+        self.has_news = False
+        text, self.text = self.text, ""
+        return text
+
     def take_logprobs(self) -> list[TokenLogprob]:
         logprobs, self.logprobs = self.logprobs, []
         return logprobs

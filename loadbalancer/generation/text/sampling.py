@@ -36,6 +36,7 @@ def resolve_inputs(
     *,
     logprobs: int | None,
     json_schema: str,
+    logprobs_name: str = "top_logprobs",
 ) -> TextInputs:
     """Return the inputs of the first choice. `info` is None until a worker has connected. Raises `InvalidRequest`."""
     max_tokens = _max_tokens(limits, settings)
@@ -46,10 +47,8 @@ def resolve_inputs(
     stop = [request.stop] if isinstance(request.stop, str) else request.stop or []
     allowed = settings.limits.max_top_logprobs
     if logprobs is not None and logprobs > allowed:
-        text = (
-            f"Invalid value for 'top_logprobs': {logprobs}. Must be at most {allowed} (text.limits.max_top_logprobs)."
-        )
-        raise InvalidRequest(text, param="top_logprobs")
+        text = f"Invalid value for '{logprobs_name}': {logprobs}. Must be at most {allowed}"
+        raise InvalidRequest(f"{text} (text.limits.max_top_logprobs).", param=logprobs_name)
     vocabulary = info.vocabulary if info is not None else 0
     for token in request.stop_token_ids or ():
         check_token(token, vocabulary, "stop_token_ids")

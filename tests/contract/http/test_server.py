@@ -167,6 +167,7 @@ def test_documentation(http: httpx.Client) -> None:
         ("post", "/v1/images/edits"),
         ("post", "/predict"),
         ("post", "/v1/chat/completions"),
+        ("post", "/v1/completions"),
         ("post", "/v1/jobs"),
         ("get", "/v1/jobs"),
         ("get", "/v1/jobs/{job}"),
