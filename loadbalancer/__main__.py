@@ -51,6 +51,7 @@ from loadbalancer.jobs.webhook_sender import WebhookSender
 from loadbalancer.metrics.arrival_log import ArrivalLog
 from loadbalancer.metrics.prometheus import Metrics
 from loadbalancer.metrics.scaling import ScalingCollector
+from loadbalancer.page.sampler import PageSampler
 from loadbalancer.proxy.upstream import MissingApiKey, UpstreamClient
 from loadbalancer.scaling.control_plane import ControlPlane
 from loadbalancer.scheduler_service import SchedulerService
@@ -159,6 +160,7 @@ class _Parts(NamedTuple):
     webhook_sender: WebhookSender
     jobs: JobManager
     keys: EnforcedKeys
+    page: PageSampler
     server: HttpServer
 
 
@@ -177,6 +179,7 @@ def _build(settings: Settings, keys: EnforcedKeys, token: str) -> _Parts:
     database = Database(jobs_file(settings.data_dir), settings.jobs.max_file_bytes, data_dir)
     webhook_sender = WebhookSender(settings.jobs, database)
     jobs = JobManager(settings, scheduler, metrics, database, on_end=webhook_sender.wake)
+    page = PageSampler(scheduler, control)
     services = Services(
         settings,
         scheduler,
@@ -191,6 +194,7 @@ def _build(settings: Settings, keys: EnforcedKeys, token: str) -> _Parts:
         control,
         upstream,
         keys,
+        page,
         int(time.time()),
     )
     config = _config(services)
@@ -204,10 +208,10 @@ def _build(settings: Settings, keys: EnforcedKeys, token: str) -> _Parts:
     metrics.events.add(lambda: decoders.counters)
     metrics.events.add(lambda: config.counters)
     metrics.task_failures.add(lambda: jobs.task_failures + webhook_sender.task_failures + keys.task_failures)
-    metrics.task_failures.add(lambda: server.task_failures)
+    metrics.task_failures.add(lambda: server.task_failures + page.task_failures)
     if listener is not None:
         metrics.task_failures.add(lambda: listener.task_failures)
-    return _Parts(upstream, arrivals, scheduler, decoders, tracker, database, webhook_sender, jobs, keys, server)
+    return _Parts(upstream, arrivals, scheduler, decoders, tracker, database, webhook_sender, jobs, keys, page, server)
 
 
 async def serve(settings: Settings, listeners: Sequence[socket.socket], keys: EnforcedKeys, token: str) -> None:
@@ -224,6 +228,7 @@ async def serve(settings: Settings, listeners: Sequence[socket.socket], keys: En
         raise StartupError(str(error)) from None
     parts.webhook_sender.start()
     keys.start()
+    parts.page.start()
     # What was built stays: looking at it again with every full collection would cost a tenth of a request, and pauses.
     gc.collect()
     gc.freeze()
@@ -243,6 +248,7 @@ async def serve(settings: Settings, listeners: Sequence[socket.socket], keys: En
 async def _finish_requests(parts: _Parts, shutdown_s: float, at_once: asyncio.Future[None]) -> None:
     """Let running requests finish for `shutdown_s`, or until `at_once`; the others get 503."""
     parts.tracker.close()
+    await parts.page.stop()
     parts.scheduler.announce_stop(shutdown_s + _FLUSH_S)
     log.info("stopping: %r, %r", parts.tracker, parts.jobs)
     # The next start resumes the jobs.

@@ -25,6 +25,7 @@ from loadbalancer.scheduling.events import (
     Tick,
     WorkerLost,
 )
+from loadbalancer.scheduling.model_counters import Totals
 from loadbalancer.scheduling.scheduler import Scheduler
 from loadbalancer.scheduling.task import Checkpoint, Task, TaskCompleted, TaskEnded, TaskUpdate
 from loadbalancer.transport.curve_listener import CurveListener
@@ -185,6 +186,14 @@ class SchedulerService:
 
     def is_ready(self, model: str) -> bool:
         return self._scheduler.is_ready(model, time.monotonic())
+
+    @property
+    def scheduler_state(self) -> Scheduler:
+        """The scheduler, to be read only."""
+        return self._scheduler
+
+    def totals(self, model: str) -> Totals:
+        return self._scheduler.model_counters[model].totals()
 
     def snapshot(self) -> Snapshot:
         now = time.monotonic()

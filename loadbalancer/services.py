@@ -12,6 +12,7 @@ from loadbalancer.generation.decoding.decoder_pool import DecoderPool
 from loadbalancer.generation.in_flight import RequestTracker
 from loadbalancer.jobs.manager import JobManager
 from loadbalancer.metrics.prometheus import Metrics
+from loadbalancer.page.sampler import PageSampler
 from loadbalancer.proxy.upstream import UpstreamClient
 from loadbalancer.scaling.control_plane import ControlPlane
 from loadbalancer.scheduler_service import SchedulerService
@@ -36,5 +37,6 @@ class Services:
     control: ControlPlane
     upstream: UpstreamClient
     keys: EnforcedKeys
+    page: PageSampler
     #: Start time in Unix seconds.
     started: int

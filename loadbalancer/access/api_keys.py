@@ -22,7 +22,8 @@ SCOPES: tuple[Scope, ...] = get_args(Scope)
 #: Scopes of a key that names none.
 DEFAULT_SCOPES: tuple[Scope, ...] = ("images", "text", "calls", "jobs")
 #: What a path requires: nothing, any key, or a key with this scope.
-RequiredScope = Literal["nothing", "key"] | Scope
+#: `page`: an administrator's key; on a server without keys that listens on loopback, nothing.
+RequiredScope = Literal["nothing", "key", "page"] | Scope
 
 #: Minimum length of the internal token. With an empty one, requests without a token would pass.
 MIN_TOKEN_CHARS = 32
@@ -34,9 +35,12 @@ ANONYMOUS = "anonymous"
 INTERNAL = "internal"
 
 _HEALTH = frozenset({"/health", "/healthz", "/livez", "/readyz", "/v2/health/live", "/v2/health/ready"})
-_OPEN = _HEALTH | {"/", "/docs", "/docs/oauth2-redirect", "/openapi.json"}
+_OPEN = _HEALTH | {"/", "/docs", "/openapi.json"}
 _NEEDS: tuple[tuple[str, RequiredScope], ...] = (
     ("/internal", "admin"),
+    ("/ui/files", "nothing"),
+    ("/ui/session", "key"),
+    ("/ui", "page"),
     ("/metrics", "admin"),
     ("/v1/jobs", "jobs"),
     ("/v1/images", "images"),
@@ -133,6 +137,8 @@ class Authenticator:
     def enter(self, path: str, authorization: str, ring: KeyRing | None) -> Caller:
         """Return the caller. Without a ring no path requires an API key. Raises `Unauthorized` and `Forbidden`."""
         need = self.required_scope(path)
+        if need == "page":
+            need = "key" if ring is None and self.loopback else "admin"
         if need == "nothing" or (ring is None and need != "admin"):
             return _ANONYMOUS
         scheme, _, token = authorization.partition(" ")

@@ -21,7 +21,7 @@ from loadbalancer.api.model_documents import serve_document
 from loadbalancer.api.openapi import DESCRIPTION, complete_document
 from loadbalancer.api.path_hints import unknown_path
 from loadbalancer.api.request_builder import RequestBuilder
-from loadbalancer.api.routes import calls, health, images, inference, jobs, models, results, scaling, texts
+from loadbalancer.api.routes import calls, health, images, inference, jobs, models, page, results, scaling, texts
 from loadbalancer.schema.errors import ApiError, InternalError, InvalidRequest, MethodNotAllowed, NotFound
 from loadbalancer.services import Services
 
@@ -35,6 +35,7 @@ def create_app(services: Services) -> ASGIApp:
         title="Muster",
         version=_version(),
         description=DESCRIPTION,
+        docs_url=None,  # its page loads files from elsewhere
         redoc_url=None,
         redirect_slashes=False,
         generate_unique_id_function=lambda route: str(route.name),
@@ -45,7 +46,7 @@ def create_app(services: Services) -> ASGIApp:
         images.router(services, builder, hot),
         jobs.router(services, builder),
         *(module.router(services, hot) for module in (texts, calls, health, inference)),
-        *(module.router(services) for module in (models, results, scaling)),
+        *(module.router(services) for module in (models, page, results, scaling)),
     )
     for router in routers:
         app.include_router(router)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections import deque
+from typing import NamedTuple
 
 from configs.scaling import Scaling
 from loadbalancer.scheduling.cost_model import CostModel
+from loadbalancer.scheduling.waiting_times import WAIT_BUCKETS, wait_bucket
 from wire.inputs import Shape
 
 #: Rates are means over this many seconds.
@@ -39,6 +41,15 @@ class SlidingWindow:
         return self.count(now) / self._span_s
 
 
+class Totals(NamedTuple):
+    """Counts since the start."""
+
+    #: Requested tasks, finished tasks, and generated tokens.
+    counts: tuple[int, int, int]
+    #: Started tasks by waiting time, see `waiting_times`.
+    waits: tuple[int, ...]
+
+
 class ModelCounters:
     """Counters of one model, over the periods of its scaling configuration."""
 
@@ -51,6 +62,12 @@ class ModelCounters:
         #: Tasks started for the first time, and those of them that had waited longer than `slo.max_wait_s`.
         self.started_total = 0
         self.started_late_total = 0
+        #: Requested tasks, finished tasks, and generated tokens since the start.
+        self.arrived_total = 0
+        self.completed_total = 0
+        self.tokens_total = 0
+        #: Started tasks by waiting time, see `waiting_times`.
+        self.waits = [0] * WAIT_BUCKETS
         #: Tasks that another server was asked for, and those of them that it has not answered yet.
         self.proxied_total = 0
         self.proxied_in_flight = 0
@@ -60,6 +77,7 @@ class ModelCounters:
         """Count the arrival of `count` tasks of this shape in so many steps each."""
         for window in (self.arrivals, self.arrivals_short_window, self.arrivals_long_window):
             window.add(count, now)
+        self.arrived_total += count
         if count == 1:
             self._latest.append((shape, steps))
         else:
@@ -75,7 +93,15 @@ class ModelCounters:
 
     def on_start(self, waited_s: float) -> None:
         self.started_total += 1
+        self.waits[wait_bucket(waited_s)] += 1
         self.started_late_total += waited_s > self._max_wait_s
+
+    def totals(self) -> Totals:
+        return Totals((self.arrived_total, self.completed_total, self.tokens_total), tuple(self.waits))
+
+    def on_complete(self, now: float) -> None:
+        self.completions.add(1, now)
+        self.completed_total += 1
 
     def mean_work_s(self, costs: CostModel) -> float | None:
         """Return the mean work of the latest tasks in seconds; None if unknown."""

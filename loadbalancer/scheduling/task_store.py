@@ -274,6 +274,7 @@ class TaskStore:
             queue.charge(task, task.remaining_work - work)
             expected = task.steps
         update = task.on_tokens(output)
+        self.model_counters[task.model].tokens_total += len(output.tokens)
         if task.steps != expected:
             queue.charge(task, task.steps - expected)
         return [NotifyListener(update)]
@@ -357,7 +358,7 @@ class TaskStore:
     ) -> list[Effect]:
         started = task.first_started if task.first_started is not None else now
         task.transition(TaskState.DONE, now, "finished")
-        self.model_counters[task.model].completions.add(1, now)
+        self.model_counters[task.model].on_complete(now)
         record = self._remove(task, "done", now)
         if task.tokens:
             self.text_work[task.model].on_result(task.owner, len(task.tokens))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from fastapi import APIRouter, Request, Response
-from fastapi.responses import RedirectResponse
 from prometheus_client.exposition import choose_encoder
 
 from loadbalancer.api.frame_response import FrameResponse
@@ -18,10 +17,6 @@ from loadbalancer.services import Services
 def router(services: Services, hot: HotRoutes) -> APIRouter:
     routes = APIRouter(tags=["server"])
     alive = [encode_json(Health("ok"))]
-
-    @routes.get("/", include_in_schema=False)
-    async def home() -> Response:
-        return RedirectResponse("/docs")
 
     # The second name is the one that vLLM, SGLang and the clients of their benchmarks use.
     @routes.get("/health", include_in_schema=False)

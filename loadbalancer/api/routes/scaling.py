@@ -8,11 +8,12 @@ import uuid
 from typing import Annotated, NoReturn, TypeVar
 
 import msgspec
-from fastapi import APIRouter, Query, Request, Response
+from fastapi import APIRouter, Depends, Query, Request, Response
 from pydantic import BaseModel
 
 from loadbalancer.api.http_helpers import json_response, read_json, wait_first
 from loadbalancer.api.openapi import request_body, responses
+from loadbalancer.api.page_access import check_page_access
 from loadbalancer.generation.validation import model_not_found
 from loadbalancer.scaling.control_plane import MAX_PENDING_COMMANDS, ControlPlane, TooManyCommands
 from loadbalancer.schema.errors import InvalidRequest, TimedOut, TooBusy, Unavailable
@@ -42,6 +43,10 @@ _DECISIONS = responses("DecisionPage", 400, 404)
 
 def router(services: Services) -> APIRouter:
     routes = APIRouter(tags=["scaling"])
+
+    def of_page(request: Request) -> None:
+        check_page_access(services, request)
+
     api = _ScalingApi(services)
 
     @routes.get(
@@ -67,6 +72,7 @@ def router(services: Services) -> APIRouter:
 
     scaled = responses("OrderDone", 400, 404, 413, 429, 503, 504)
 
+    @routes.post("/ui/scale", include_in_schema=False, dependencies=[Depends(of_page)])
     @routes.post(
         "/internal/scale",
         summary="Set a number of workers",
@@ -79,6 +85,7 @@ def router(services: Services) -> APIRouter:
         api.check_bounds(command.model, command.workers)
         return await api.run_command(request, Scale(command.model, command.workers, command.hold_s))
 
+    @routes.post("/ui/pause", include_in_schema=False, dependencies=[Depends(of_page)])
     @routes.post(
         "/internal/pause", summary="Pause scaling", openapi_extra=request_body("PauseRequest"), responses=scaled
     )
@@ -87,6 +94,7 @@ def router(services: Services) -> APIRouter:
         await api.read(PauseRequest, request)
         return await api.run_command(request, Pause())
 
+    @routes.post("/ui/resume", include_in_schema=False, dependencies=[Depends(of_page)])
     @routes.post(
         "/internal/resume", summary="Resume scaling", openapi_extra=request_body("ResumeRequest"), responses=scaled
     )
@@ -96,6 +104,7 @@ def router(services: Services) -> APIRouter:
         api.check_served(command.model)
         return await api.run_command(request, Resume(command.model))
 
+    @routes.post("/ui/reload", include_in_schema=False, dependencies=[Depends(of_page)])
     @routes.post(
         "/internal/reload",
         summary="Reload the configuration",

@@ -65,6 +65,10 @@ TABLE = [
     ("/v2/health/ready", set(TOKENS), set()),
     ("/v1/jobs", {"batch"}, {"painter", "lower", "caller", "chief"}),
     ("/v1/jobs/1/events", {"batch"}, {"painter", "lower", "caller", "chief"}),
+    ("/ui/files/app.js", set(TOKENS), set()),
+    ("/ui/session", {"painter", "lower", "batch", "caller", "chief"}, set()),
+    ("/ui/events", {"chief", "internal"}, {"painter", "lower", "batch", "caller"}),
+    ("/ui/scale", {"chief", "internal"}, {"painter", "lower", "batch", "caller"}),
     ("/internal/snapshot", {"chief", "internal"}, {"painter", "lower", "batch", "caller"}),
     ("/internal", {"chief", "internal"}, {"painter", "lower", "batch", "caller"}),
 ]
@@ -90,6 +94,11 @@ def test_with_keys_each_path_requires_its_scope(path: str, let_in: set[str], lac
 def test_without_keys_only_internal_paths_are_closed(path: str) -> None:
     let_in = {"internal"} if path.startswith("/internal") else set(TOKENS)
     assert {who for who in TOKENS if outcome(AUTHENTICATOR, path, who, None) == "in"} == let_in
+
+
+def test_page_is_open_without_keys_on_loopback_only() -> None:
+    assert {who for who in TOKENS if outcome(EXPOSED, "/ui/scale", who, None) == "in"} == {"internal"}
+    assert {who for who in TOKENS if outcome(EXPOSED, "/ui/session", who, None) == "in"} == set(TOKENS)
 
 
 def test_metrics_are_open_on_loopback_only() -> None:

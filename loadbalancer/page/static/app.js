@@ -1,0 +1,100 @@
+// The page: who is looking, the live state, and the tabs.
+
+import { html, render, useEffect, useMemo, useState } from "./vendor/preact.js";
+import { ApiError, getJson, setKey } from "./api.js";
+import { watch } from "./live.js";
+import { Now } from "./now.js";
+import { Playground } from "./playground.js";
+import { Queue } from "./queue.js";
+import { Workers } from "./workers.js";
+import { Keys } from "./keys.js";
+
+const TABS = [
+  { id: "now", title: "Now", view: Now, admin: true },
+  { id: "playground", title: "Playground", view: Playground },
+  { id: "queue", title: "Queue and jobs", view: Queue },
+  { id: "workers", title: "Workers and devices", view: Workers, admin: true },
+  { id: "keys", title: "Access", view: Keys },
+];
+
+// Tells the newest points to those charts that are shown.
+class Points {
+  listeners = new Set();
+  listen(listener) {
+    this.listeners.add(listener);
+    return () => this.listeners.delete(listener);
+  }
+  tell(latest) { for (const listener of this.listeners) listener(latest); }
+}
+
+function App() {
+  const [session, setSession] = useState(null), [problem, setProblem] = useState(null);
+  const [state, setState] = useState(null), points = useMemo(() => new Points(), []);
+  const [tab, setTab] = useTab();
+  const enter = () => getJson("/ui/session").then((found) => { setSession(found); setProblem(null); }, (error) => {
+    setSession(null);
+    setProblem(error);
+  });
+  useEffect(() => { enter(); }, []);
+  const isAdmin = session?.scopes.includes("admin") ?? false;
+  useEffect(() => (isAdmin ? watch(setState, (latest) => points.tell(latest), setProblem) : undefined), [isAdmin, session]);
+  if (!session) return html`<${Entrance} problem=${problem} onKey=${(key) => { setKey(key); return enter(); }} />`;
+  const shown = TABS.filter((each) => isAdmin || !each.admin);
+  const current = shown.find((each) => each.id === tab) ?? shown[0];
+  const isWaiting = current.admin && !state;
+  return html`
+    <header class="top">
+      <h1>Muster</h1>
+      <nav role="tablist" aria-label="Parts of the page">
+        ${shown.map((each) => html`<a key=${each.id} id=${`tab-${each.id}`} role="tab" href=${`#${each.id}`} aria-controls="content"
+          aria-selected=${each === current} onClick=${() => setTab(each.id)}>${each.title}</a>`)}
+      </nav>
+      <span class="spacer"></span>
+      ${isAdmin && html`<span class=${state?.connected ? "dot good" : "dot bad"} role="status">${state?.connected ? "live" : "connecting"}</span>`}
+      <a href="/docs">API</a>
+      <${Theme} />
+    </header>
+    <main id="content" role="tabpanel" aria-labelledby=${`tab-${current.id}`}>
+      ${isWaiting ? html`<p class="loading" role="status">Waiting for the server</p>`
+        : html`<${current.view} key=${current.id} session=${session} state=${state} points=${points} isAdmin=${isAdmin} />`}
+    </main>`;
+}
+
+function useTab() {
+  const [tab, setTab] = useState(location.hash.slice(1) || "now");
+  useEffect(() => {
+    const changed = () => setTab(location.hash.slice(1) || "now");
+    addEventListener("hashchange", changed);
+    return () => removeEventListener("hashchange", changed);
+  }, []);
+  return [tab, setTab];
+}
+
+function Entrance({ problem, onKey }) {
+  const [key, setTyped] = useState("");
+  if (!problem) return html`<p class="loading" role="status">Muster</p>`;
+  const needsKey = problem instanceof ApiError && (problem.status === 401 || problem.status === 403);
+  return html`<main class="entrance"><form class="card" onSubmit=${(event) => { event.preventDefault(); onKey(key); }}>
+    <h1>Muster</h1>
+    ${needsKey ? html`
+      <label for="key">API key</label>
+      <input id="key" type="password" autocomplete="off" spellcheck=${false} value=${key} onInput=${(event) => setTyped(event.target.value)} autofocus />
+      <p class="muted">It stays in the memory of this tab, and is gone when the tab closes.</p>
+      <p class="bad" role="alert">${problem.message}</p>
+      <button class="primary" disabled=${!key.trim()}>Enter</button>`
+    : html`<p class="bad" role="alert">The server does not answer: ${problem.message}</p><button class="primary">Try again</button>`}
+  </form></main>`;
+}
+
+function Theme() {
+  const [theme, setTheme] = useState(localStorage.getItem("muster.theme") ?? "");
+  useEffect(() => {
+    if (theme) document.documentElement.dataset.theme = theme;
+    else delete document.documentElement.dataset.theme;
+    localStorage.setItem("muster.theme", theme);
+  }, [theme]);
+  const next = { "": "dark", dark: "light", light: "" }[theme];
+  return html`<button class="quiet" onClick=${() => setTheme(next)} title="Colours">${{ "": "Auto", dark: "Dark", light: "Light" }[theme]}</button>`;
+}
+
+render(html`<${App} />`, document.getElementById("app"));

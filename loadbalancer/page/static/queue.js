@@ -1,0 +1,95 @@
+// The tab "Queue and jobs": what runs and waits, and the jobs of this key.
+
+import { html, useEffect, useState } from "./vendor/preact.js";
+import { getJson, request } from "./api.js";
+import { clock, number, seconds } from "./format.js";
+
+const EVERY_MS = 2000;
+
+// Loads again and again while the tab is shown; `reload` does it at once.
+function usePolled(path) {
+  const [found, setFound] = useState(null), [problem, setProblem] = useState(null), [count, setCount] = useState(0);
+  useEffect(() => {
+    if (!path) return undefined;
+    let isGone = false, timer = 0;
+    const load = async () => {
+      try {
+        const next = await getJson(path);
+        if (!isGone) { setFound(next); setProblem(null); }
+      } catch (error) { if (!isGone) setProblem(error.message); }
+      if (!isGone) timer = setTimeout(load, EVERY_MS);
+    };
+    load();
+    return () => { isGone = true; clearTimeout(timer); };
+  }, [path, count]);
+  return [found, problem, () => setCount(count + 1)];
+}
+
+export function Queue({ session, isAdmin }) {
+  const [model, setModel] = useState("");
+  const query = model ? `?model=${encodeURIComponent(model)}` : "";
+  return html`<div class="bar"><h2>Queue and jobs</h2>
+      <label>Model <select value=${model} onChange=${(event) => setModel(event.target.value)}>
+        <option value="">all</option>${session.models.map(({ name }) => html`<option key=${name} value=${name}>${name}</option>`)}</select></label>
+    </div>
+    ${isAdmin && html`<${Tasks} query=${query} />`}
+    ${session.scopes.includes("jobs") && html`<${Jobs} model=${model} />`}`;
+}
+
+function Tasks({ query }) {
+  const [found, problem] = usePolled(`/ui/tasks${query}`);
+  return html`<section class="card"><h3>Tasks ${found && html`<span class="muted">${number(found.total)}</span>`}</h3>
+    ${problem && html`<p class="bad" role="alert">${problem}</p>`}
+    <div class="scroll" tabindex="0" role="region" aria-label="Tasks"><table>
+      <thead><tr>${["Task", "Model", "Owner", "State", "Progress", "Place", "Ready in", "Age", "Worker"].map((each) => html`<th scope="col" key=${each}>${each}</th>`)}</tr></thead>
+      <tbody>${(found?.tasks ?? []).map((row) => html`<tr key=${row.id}>
+        <th scope="row"><code>${row.id.slice(0, 8)}…${row.id.slice(-4)}</code></th><td>${row.model}</td><td>${row.owner}</td><td>${row.state}</td>
+        <td><progress max=${row.steps} value=${row.step} aria-label="progress"></progress> ${row.step}/${row.steps}</td>
+        <td class="num">${row.state === "queued" ? row.position + 1 : ""}</td><td class="num">${seconds(row.eta_s)}</td>
+        <td class="num">${seconds(row.age_s)}</td><td>${row.worker ?? ""}</td></tr>`)}</tbody></table></div>
+    ${found && found.total > found.limit && html`<p class="muted">The first ${found.limit} of ${number(found.total)}.</p>`}
+    ${found?.total === 0 && html`<p class="muted">Nothing waits or runs.</p>`}
+  </section>`;
+}
+
+function Jobs({ model }) {
+  const [found, problem, reload] = usePolled("/v1/jobs?limit=50");
+  const [state, setState] = useState("");
+  const end = async (job) => {
+    const verb = isEnded(job) ? "Delete" : "Cancel";
+    if (confirm(`${verb} job ${job.id}?`)) { await request("DELETE", `/v1/jobs/${job.id}`).catch(() => {}); reload(); }
+  };
+  const jobs = (found?.data ?? []).filter((job) => (!model || job.model === model) && (!state || job.state === state));
+  return html`<section class="card"><header class="bar"><h3>Jobs</h3>
+      <label>State <select value=${state} onChange=${(event) => setState(event.target.value)}>
+        <option value="">all</option>${["queued", "running", "done", "failed", "cancelled"].map((each) => html`<option key=${each} value=${each}>${each}</option>`)}</select></label></header>
+    ${problem && html`<p class="bad" role="alert">${problem}</p>`}
+    <div class="scroll" tabindex="0" role="region" aria-label="Jobs"><table>
+      <thead><tr>${["Job", "Model", "State", "Created", "Progress", "Place", "Ready in", "Result", "Action"].map((each) => html`<th scope="col" key=${each}>${each}</th>`)}</tr></thead>
+      <tbody>${jobs.map((job) => html`<tr key=${job.id}>
+        <th scope="row"><code>${job.id}</code></th><td>${job.model}</td><td title=${job.error?.message}>${job.state}</td><td>${clock(job.created_at)}</td>
+        <td><progress max=${job.steps} value=${job.step} aria-label="progress"></progress> ${job.step}/${job.steps}</td>
+        <td class="num">${job.position ?? ""}</td><td class="num">${isEnded(job) ? "" : seconds(job.eta_s)}</td>
+        <td><${Thumbnails} job=${job} /></td>
+        <td><button class="quiet" onClick=${() => end(job)}>${isEnded(job) ? "Delete" : "Cancel"}</button></td></tr>`)}</tbody>
+    </table></div>
+    ${found && jobs.length === 0 && html`<p class="muted">No jobs. A request becomes one by <code>POST /v1/jobs</code>.</p>`}
+  </section>`;
+}
+
+const isEnded = (job) => ["done", "failed", "cancelled"].includes(job.state);
+
+// The first images of a finished job, loaded once and shown small.
+function Thumbnails({ job }) {
+  const [images, setImages] = useState([]);
+  const isShown = job.state === "done" && job.path.startsWith("/v1/images");
+  useEffect(() => {
+    if (!isShown) return undefined;
+    let isGone = false;
+    getJson(`/v1/jobs/${job.id}/result`).then((result) => {
+      if (!isGone) setImages(result.data.slice(0, 4).map((each) => each.url ?? `data:image/${result.output_format ?? "png"};base64,${each.b64_json}`));
+    }, () => {});
+    return () => { isGone = true; };
+  }, [job.id, isShown]);
+  return html`${images.map((image, index) => html`<img key=${index} class="thumbnail" src=${image} alt=${`image ${index + 1} of the job`} />`)}`;
+}

@@ -1,0 +1,70 @@
+// The tab "Workers and devices", with the commands of administrators.
+
+import { html, useState } from "./vendor/preact.js";
+import { postJson } from "./api.js";
+import { bytes, clock, number, seconds } from "./format.js";
+
+export function Workers({ state, session }) {
+  const workers = Object.entries(state.workers).sort(([a], [b]) => a.localeCompare(b, "en", { numeric: true }));
+  const devices = Object.entries(state.devices);
+  return html`<div class="bar"><h2>Workers and devices</h2></div>
+    <${Commands} session=${session} state=${state} />
+    <section class="card"><h3>Workers</h3>
+      <div class="scroll" tabindex="0" role="region" aria-label="Workers"><table>
+        <thead><tr>${["Worker", "Model", "Device", "State", "Tasks", "Batch", "Step", "Memory", "Done", "Failed", "Start", "Since"].map((each) => html`<th scope="col" key=${each}>${each}</th>`)}</tr></thead>
+        <tbody>${workers.map(([name, row]) => html`<tr key=${name}>
+          <th scope="row">${name}</th><td>${row.model}</td><td>${row.device}</td>
+          <td><span class=${`dot ${tone(row)}`}>${row.state ?? row.stage ?? "–"}</span>${row.outdated && html` <span class="muted" title=${row.outdated}>to be replaced</span>`}</td>
+          <td class="num"><${Share} part=${(row.assigned ?? 0) + (row.running ?? 0)} whole=${row.slots} /></td>
+          <td class="num">${number(row.batch)}</td><td class="num">${seconds(row.step_s)}</td>
+          <td class="num"><${Memory} row=${row} device=${state.devices[row.device]} /></td>
+          <td class="num">${number(row.finished)}</td><td class="num">${number(row.failed)}</td>
+          <td class="num">${seconds(row.start_s)}</td><td class="num">${row.started ? clock(row.started) : "–"}</td>
+        </tr>`)}</tbody></table></div>
+      ${workers.length === 0 && html`<p class="muted">No worker is connected.</p>`}
+    </section>
+    <section class="card"><h3>Devices</h3>
+      <div class="scroll" tabindex="0" role="region" aria-label="Devices"><table>
+        <thead><tr>${["Device", "Name", "Memory", "Workers", "Fault"].map((each) => html`<th scope="col" key=${each}>${each}</th>`)}</tr></thead>
+        <tbody>${devices.map(([name, row]) => html`<tr key=${name}><th scope="row">${name}</th><td>${row.name}</td>
+          <td class="num">${bytes(row.memory_bytes)}</td><td>${row.workers.join(", ") || "–"}</td><td class="bad">${row.fault}</td></tr>`)}</tbody>
+      </table></div></section>`;
+}
+
+const tone = (row) => ({ ready: "good", draining: "warn", silent: "bad", stuck: "bad" })[row.state] ?? "warn";
+
+function Share({ part, whole }) {
+  if (!whole) return html`${number(part)}`;
+  return html`<meter min="0" max=${whole} value=${part} aria-label=${`${part} of ${whole} slots`}></meter> ${part}/${whole}`;
+}
+
+function Memory({ row, device }) {
+  const whole = device?.memory_bytes;
+  return html`${whole ? html`<meter min="0" max=${whole} value=${row.memory_bytes} aria-label="memory"></meter> ` : ""}${bytes(row.memory_bytes)}`;
+}
+
+function Commands({ session, state }) {
+  const [model, setModel] = useState(session.models[0].name), [workers, setWorkers] = useState(1), [minutes, setMinutes] = useState(15);
+  const [answer, setAnswer] = useState(null);
+  const isPaused = Boolean(state.server.server?.paused_since);
+  const send = async (text, path, body) => {
+    if (!confirm(`${text}?`)) return;
+    setAnswer({ text: "Sent" });
+    try {
+      const { applied, rolling } = await postJson(path, body);
+      setAnswer({ text: [...applied, ...rolling].join("; ") || "Done" });
+    } catch (error) { setAnswer({ text: error.message, isError: true }); }
+  };
+  return html`<section class="card commands" aria-label="Commands">
+    <label>Model <select value=${model} onChange=${(event) => setModel(event.target.value)}>
+      ${session.models.map(({ name }) => html`<option key=${name} value=${name}>${name}</option>`)}</select></label>
+    <label>Workers <input type="number" min="0" max="1000" value=${workers} onInput=${(event) => setWorkers(Number(event.target.value))} /></label>
+    <label>for minutes <input type="number" min="1" max="43200" value=${minutes} onInput=${(event) => setMinutes(Number(event.target.value))} /></label>
+    <button onClick=${() => send(`Run ${workers} workers of ${model} for ${minutes} minutes`, "/ui/scale", { model, workers, hold_s: minutes * 60 })}>Scale</button>
+    <button onClick=${() => send(`End the fixed number of workers of ${model}`, "/ui/resume", { model })}>Back to policy</button>
+    <button onClick=${() => send(`Replace all workers of ${model}, one after the other`, "/ui/reload", { models: [model] })}>Restart workers</button>
+    <span class="spacer"></span>
+    <button onClick=${() => (isPaused ? send("Resume scaling", "/ui/resume", {}) : send("Pause scaling", "/ui/pause", {}))}>${isPaused ? "Resume scaling" : "Pause scaling"}</button>
+    ${answer && html`<p class=${answer.isError ? "bad" : "muted"} role="status">${answer.text}</p>`}
+  </section>`;
+}

@@ -1,0 +1,61 @@
+"""What the page is told. These documents belong to the page of the same version, and may change with it."""
+
+from __future__ import annotations
+
+import msgspec
+
+
+class PageModel(msgspec.Struct, frozen=True):
+    """A served model."""
+
+    name: str
+    #: `image`, `text` or `call`.
+    task: str
+    engine: str
+    #: The promised wait in seconds.
+    max_wait_s: float
+
+
+class Session(msgspec.Struct, frozen=True):
+    """Who looks at the page, and what they may do."""
+
+    owner: str
+    scopes: list[str]
+    #: The server asks for API keys.
+    keys: bool
+    requests_per_minute: int | None
+    max_concurrent: int | None
+    weight: float
+    models: list[PageModel]
+
+
+class ModelPast(msgspec.Struct, frozen=True):
+    """A model's past, oldest first: the Unix times of the points, and one column per name."""
+
+    step_s: int
+    times: list[int]
+    columns: dict[str, list[float | None]]
+
+
+class TaskRow(msgspec.Struct, frozen=True):
+    """A task that waits or runs."""
+
+    id: str
+    model: str
+    owner: str
+    state: str
+    age_s: float
+    step: int
+    steps: int
+    #: Tasks before it in the queue.
+    position: int
+    eta_s: float | None
+    worker: str | None
+
+
+class TaskPage(msgspec.Struct, frozen=True):
+    """The first `limit` of `total` tasks."""
+
+    tasks: list[TaskRow]
+    total: int
+    limit: int
