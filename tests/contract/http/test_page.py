@@ -82,7 +82,7 @@ def test_past_and_present_show_a_request(http: httpx.Client) -> None:
         assert next(lines) == "event: state"
         state = json.loads(next(lines).removeprefix("data: "))
         assert state["models"]["sim"]["running"] == 0
-        assert [row["finished"] for row in state["workers"].values() if row["model"] == "sim"] == [1]
+        assert {row["state"] for row in state["workers"].values()} == {"ready"}
         assert next(line for line in lines if line.startswith("event")) == "event: changes"
         assert json.loads(next(lines).removeprefix("data: "))["points"]["sim"]["times"]
 
