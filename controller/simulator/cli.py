@@ -17,9 +17,9 @@ from configs.cli import EXIT_USAGE
 from controller.policies import POLICIES, PolicyImportError, find
 from controller.simulator import table
 from controller.simulator.agents import MusterAgent, ReferenceAgent, ScalingAgent, ScalingTarget
+from controller.simulator.cost_bounds import CostBounds, cost_bounds
 from controller.simulator.plot import draw_plot
 from controller.simulator.reference import BASELINES
-from controller.simulator.reference.oracle import best_schedule
 from controller.simulator.results import PolicyResult, min_gpu_hours, model_results, samples_as_json, total_result
 from controller.simulator.scenario_options import (
     InvalidScenario,
@@ -42,8 +42,6 @@ _SAMPLE_S = 60.0
 #: Name of the run in which models with different policies use their own.
 _CONFIGURED = "as configured"
 _WIDTH = 120
-#: Share of requests that the best schedule serves in time.
-_GOAL = 0.99
 
 
 def main(argv: Sequence[str]) -> int:
@@ -53,7 +51,12 @@ def main(argv: Sequence[str]) -> int:
         "--policy", action="append", metavar="NAME", help=f"a policy of Muster, or {', '.join(BASELINES)}"
     )
     parser.add_argument("--compare", action="store_true", help="run all policies")
-    parser.add_argument("--bound", metavar="HOURS", help="GPU-hours of the best schedule; `search` computes it")
+    parser.add_argument(
+        "--bound",
+        metavar="HOURS",
+        help="GPU-hours of the best schedule; `lower` computes a bound that no schedule can go below, "
+        "`search` also the best schedule that it finds",
+    )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the results and samples")
     parser.add_argument("--plot", type=Path, metavar="FILE.png", help="plot arrivals, workers and waits")
     args = parser.parse_args(argv)
@@ -119,38 +122,20 @@ def run(
     return scenario.run(agent, targets, sample_s=sample_s, on_progress=on_progress)
 
 
-def _bound(args: argparse.Namespace, scenario: Scenario, console: Console) -> float | None:
-    """Return the GPU-hours of the best known schedule; None without `--bound`."""
-    if args.bound is None:
-        return None
-    if args.bound != "search":
-        try:
-            return float(args.bound)
-        except ValueError:
-            raise InvalidScenario(f"--bound {args.bound} must be a number of GPU-hours, or search") from None
-    if len(scenario.profiles) > 1:
-        raise InvalidScenario("--bound search supports one model only")
-    with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
-        bar = progress.add_task("best schedule", total=1.0)
-        best = best_schedule(scenario, _GOAL, on_progress=lambda share: progress.update(bar, completed=share))
-    if best is None:
-        raise InvalidScenario(f"no schedule serves {100 * _GOAL:g} % in time; increase --gpus")
-    return best.gpu_hours
-
-
 def _compare(args: argparse.Namespace, scenario: Scenario, names: Sequence[str], console: Console) -> None:
     found: dict[str, tuple[list[PolicyResult], SimulationResult, float]] = {}
-    bound = _bound(args, scenario, console)
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
+        bar = progress.add_task("bounds", total=1.0)
+        bounds = cost_bounds(args.bound, scenario, lambda share: progress.update(bar, completed=share))
     with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
         for name in names:
             bar = progress.add_task(name, total=scenario.span_s)
             started = time.perf_counter()
             result = run(name, scenario, _SAMPLE_S, lambda now, bar=bar: progress.update(bar, completed=now))  # type: ignore[misc]
-            found[name] = (_results(name, result, bound), result, time.perf_counter() - started)
+            found[name] = (_results(name, result, bounds), result, time.perf_counter() - started)
     min_hours = sum(min_gpu_hours(model) for model in next(iter(found.values()))[1].models.values())
     notes = [f"lower bound: {min_hours:.1f} GPU-h with full batches and no idle time"]
-    if bound:
-        notes.append(f"x best: relative to {bound:.1f} GPU-h, the best schedule with all requests known")
+    notes += bounds.notes()
     table.print_table(console, describe(scenario), [row for parts, _, _ in found.values() for row in parts], notes)
     if args.json:
         write_json(args.json, _as_json(args, scenario, found, min_hours))
@@ -158,11 +143,11 @@ def _compare(args: argparse.Namespace, scenario: Scenario, names: Sequence[str],
         _plot(args.plot, scenario, {name: result for name, (_, result, _) in found.items()})
 
 
-def _results(name: str, result: SimulationResult, bound: float | None) -> list[PolicyResult]:
-    parts = model_results(name, result)
+def _results(name: str, result: SimulationResult, bounds: CostBounds) -> list[PolicyResult]:
+    parts = [part.with_bounds(*bounds.of_model(part.model)) for part in model_results(name, result)]
     if len(parts) == 1:
-        return [parts[0].with_bound(bound)]
-    return [*parts, total_result(name, parts).with_bound(bound)]
+        return parts
+    return [*parts, total_result(name, parts).with_bounds(*bounds.total())]
 
 
 def _as_json(

@@ -33,10 +33,15 @@ class PolicyResult:
     utilisation: float
     #: `gpu_hours` divided by those of the best known schedule; None without such a schedule.
     ratio: float | None = None
+    #: GPU-hours that no schedule can go below if it keeps the promise; None if unknown, infinite if none keeps it.
+    lower_bound_hours: float | None = None
+    #: GPU-hours of the best known schedule that keeps the promise; None if unknown.
+    best_hours: float | None = None
 
-    def with_bound(self, bound_hours: float | None) -> PolicyResult:
-        """Return the result with its ratio to the best known schedule."""
-        return replace(self, ratio=self.gpu_hours / bound_hours if bound_hours else None)
+    def with_bounds(self, lower_hours: float | None, best_hours: float | None) -> PolicyResult:
+        """Return the result with a lower bound, and with its ratio to the best known schedule."""
+        ratio = self.gpu_hours / best_hours if best_hours else None
+        return replace(self, ratio=ratio, lower_bound_hours=lower_hours, best_hours=best_hours)
 
     def as_json(self) -> dict[str, Any]:
         """Return the fields with None for infinite numbers and NaN, which JSON cannot represent."""

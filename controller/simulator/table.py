@@ -20,7 +20,7 @@ def print_table(console: Console, title: str, results: Sequence[PolicyResult], n
     table.add_column("policy", no_wrap=True)
     if several:
         table.add_column("model", no_wrap=True)
-    headings = ("in SLO", "wait p50", "p99", "GPU-h", "x best", "starts", "changes", "use")
+    headings = ("in SLO", "wait p50", "p99", "GPU-h", "bound", "best", "x best", "starts", "changes", "use")
     for heading in headings:
         table.add_column(heading, justify="right", no_wrap=True)
     for result in results:
@@ -34,12 +34,20 @@ def _cells(result: PolicyResult) -> tuple[str, ...]:
         f"{100 * result.in_slo:.2f} %",
         _seconds(result.wait_p50_s),
         _seconds(result.wait_p99_s),
-        f"{result.gpu_hours:.1f}",
+        _hours(result.gpu_hours),
+        _hours(result.lower_bound_hours),
+        _hours(result.best_hours),
         "" if result.ratio is None else f"{result.ratio:.2f}",
         str(result.cold_starts),
         str(result.changes),
         f"{100 * result.utilisation:.0f} %",
     )
+
+
+def _hours(value: float | None) -> str:
+    if value is None:
+        return ""
+    return f"{value:.1f}" if math.isfinite(value) else "none"
 
 
 def _seconds(value: float) -> str:

@@ -56,7 +56,7 @@ class QueueSim:
     def advance(self, state: QueueState, since: float, until: float) -> tuple[QueueState, int]:
         """Return the state at `until` and the number of requests that became late; each is counted once."""
         step = self._advance_single if len(self.slowdowns) == 1 else self._advance_batched
-        result, late = step(state, since, until)
+        result, late = step(state, since, until) if state.servers else (state, 0)
         # A queued request is late as soon as its wait exceeds the limit.
         number = result.head
         while self.times[number] + self.max_wait_s < until:

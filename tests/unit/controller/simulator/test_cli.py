@@ -60,6 +60,7 @@ def test_command_writes_its_results(tmp_path: Path, capsys: pytest.CaptureFixtur
     result = json.loads((tmp_path / "out.json").read_text())
     assert {row["policy"] for row in result["rows"]} == {"slo_work", "hpa", "peak"}
     assert all(row["ratio"] >= 0.99 for row in result["rows"])
+    assert all(0 < row["lower_bound_hours"] <= row["best_hours"] for row in result["rows"])
     assert all(row["policy"] in shown for row in result["rows"])
     assert (tmp_path / "out.png").read_bytes().startswith(b"\x89PNG")
 
@@ -71,7 +72,7 @@ def test_command_writes_its_results(tmp_path: Path, capsys: pytest.CaptureFixtur
         (["--trace", "synthetic:poisson?hours=0.1", "--preset", "s2", "--policy", "best"], "no such policy: best"),
         (["--trace", "synthetic:poisson?hours=0.1", "--preset", "s2", "--gpus", "0"], "--gpus"),
         (["--trace", "synthetic:poisson?hours=0.1", "--preset", "s2", "--f0", "2"], "--f0"),
-        (["--trace", "synthetic:poisson?hours=0.1", "--preset", "s2", "--bound", "low"], "--bound"),
+        (["--trace", "synthetic:poisson?hours=0.1", "--preset", "s2", "--bound", "low"], "lower or search"),
         (["--trace", "synthetic:poisson?hours=0.1", "--preset", "s2", "--cold-start", "0"], "--cold-start"),
         (["--trace", "synthetic:poisson?hours=0.1", "--curve", "1,0.5"], "--curve"),
         (["--trace", "synthetic:poisson?hours=0.1", "--preset", "s2", "--hours", "x"], "--hours"),

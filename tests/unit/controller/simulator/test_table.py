@@ -11,7 +11,7 @@ from rich.console import Console
 from controller.simulator.results import PolicyResult
 from controller.simulator.table import print_table
 
-RESULT = PolicyResult("slo_work", "m", 10, 0, 0.995, 0.1, float("inf"), 2.0, 1.5, 2, 3, 0, 0.5, 1.25)
+RESULT = PolicyResult("slo_work", "m", 10, 0, 0.995, 0.1, float("inf"), 2.0, 1.5, 2, 3, 0, 0.5, 1.25, float("inf"), 1.2)
 
 
 @pytest.mark.parametrize("name", ["m", "[/bold]", "day[1].csv", "[red]"])
@@ -20,6 +20,6 @@ def test_names_like_markup_are_shown_as_text(name: str) -> None:
     results = [replace(RESULT, policy=name, model=model) for model in (name, "other")]
     print_table(Console(width=200, file=output), f"title {name}", results, [f"note {name}"])
     text = output.getvalue()
-    for piece in (f"title {name}", f"note {name}", "99.50 %", "never", "1.25"):
+    for piece in (f"title {name}", f"note {name}", "99.50 %", "never", "1.25", "none", "1.2 "):
         assert piece in text
     assert text.count(name) >= 5

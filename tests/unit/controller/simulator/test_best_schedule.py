@@ -1,4 +1,4 @@
-"""The oracle: its queue simulation follows the rules of the cluster, and its schedule can be run."""
+"""The best schedule: its queue simulation follows the rules of the cluster, and its schedule can be run."""
 
 from __future__ import annotations
 
@@ -8,18 +8,21 @@ from configs.scaling import Scaling
 from controller.simulator.cli import run
 from controller.simulator.cluster import SimCluster
 from controller.simulator.model_sim import ModelSim, WorkerProfile, batch_slowdowns
-from controller.simulator.reference.oracle import (
-    ScheduleAgent,
-    ScheduleSearch,
-    SearchEffort,
-    WorkerSchedule,
-    best_schedule,
-    simulate_schedule,
-)
+from controller.simulator.reference.beam_search import BeamSearch
+from controller.simulator.reference.local_search import LocalSearch
+from controller.simulator.reference.lower_bound import min_hours
+from controller.simulator.reference.oracle import best_schedule
 from controller.simulator.reference.queue_sim import QueueSim, QueueState
+from controller.simulator.reference.schedule_agent import ScheduleAgent, WorkerSchedule, simulate_schedule
 from controller.simulator.results import min_gpu_hours, model_results
 from controller.simulator.scenarios import Scenario, Traffic
 from controller.simulator.synthetic import synthetic_traffic
+
+
+def scenario(traffic: Traffic, max_workers: int) -> Scenario:
+    scaling = Scaling(max_workers=max_workers, policy="static")
+    span_s = traffic.times[-1] + 60.0
+    return Scenario({"m": traffic}, {"m": WorkerProfile("m")}, {"m": scaling}, max_workers, span_s)
 
 
 def burst(slowdowns: tuple[float, ...] = (1.0,)) -> Scenario:
@@ -73,7 +76,7 @@ def test_agent_follows_the_schedule() -> None:
     given = burst()
     counts = [1] * 29 + [3] * 10 + [1] * 21
     slots = given.targets()["m"].slots
-    replayed = given.run(ScheduleAgent("m", WorkerSchedule(counts, 0.0, 0), 40.0, slots), given.targets())
+    replayed = given.run(ScheduleAgent("m", WorkerSchedule(counts, 0.0, 0, 10.0), 40.0, slots), given.targets())
     history = replayed.models["m"].history
     # Two workers start 40 s before the 30th stage, and drain after the 39th.
     assert [entry for entry in history if entry[0]] == [
@@ -89,19 +92,41 @@ def test_agent_follows_the_schedule() -> None:
 @pytest.mark.parametrize("slowdowns", [(1.0,), (1.0, 1.4)])
 def test_best_schedule_starts_before_the_burst(slowdowns: tuple[float, ...]) -> None:
     given = burst(slowdowns)
-    row = best_schedule(given, 0.95, SearchEffort(max_schedules=3, rounds=6))
+    row = best_schedule(given, 0.95)
     assert row is not None
     assert row.in_slo >= 0.95
     (peak,) = model_results("peak", run("peak", given))
     assert row.gpu_hours < 0.5 * peak.gpu_hours
 
 
-def test_search_cost_equals_the_simulation() -> None:
+@pytest.mark.parametrize("search", [BeamSearch, LocalSearch])
+def test_search_cost_equals_the_simulation(search: type[BeamSearch] | type[LocalSearch]) -> None:
     given = burst()
-    found = ScheduleSearch(given).cheapest(20.0)
+    found = search(given).cheapest(20.0)
     replayed = simulate_schedule(given, found)
     (row,) = model_results("best", replayed)
     assert row.gpu_hours == pytest.approx(found.paid_s / 3600, rel=0.02)
     assert row.requests * (1 - row.in_slo) == pytest.approx(found.late, abs=1)
     assert row.gpu_hours >= min_gpu_hours(replayed.models["m"])
-    assert ScheduleSearch(given).cheapest(1000.0).late <= found.late
+    assert search(given).cheapest(1000.0).late <= found.late
+
+
+@pytest.mark.parametrize(("work_s", "every_s", "count"), [(600.0, 120.0, 20), (3600.0, 900.0, 6), (0.05, 0.5, 400)])
+def test_search_works_at_any_job_length(work_s: float, every_s: float, count: int) -> None:
+    times = [100.0 + every_s * number for number in range(count)]
+    given = scenario(Traffic(times, [work_s] * count), max_workers=12)
+    row = best_schedule(given)
+    assert row is not None
+    assert row.unserved == 0
+    (peak,) = model_results("peak", run("peak", given))
+    assert min_hours(given, "m") <= row.gpu_hours <= 0.9 * peak.gpu_hours
+
+
+def test_search_follows_a_flash() -> None:
+    """Twenty times the requests within a second, for a minute."""
+    times = [10.0 * number for number in range(20)] + [200.0 + number / 2 for number in range(120)]
+    given = scenario(Traffic(times, [4.0] * len(times)), max_workers=12)
+    row = best_schedule(given)
+    assert row is not None
+    assert row.in_slo >= 0.99
+    assert min_hours(given, "m") <= row.gpu_hours <= 0.5 * 12 * given.span_s / 3600
