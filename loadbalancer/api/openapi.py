@@ -39,6 +39,9 @@ from loadbalancer.schema.text.chat_answer import ChatAnswer, ChatChunk
 from loadbalancer.schema.text.chat_request import ChatRequest
 from loadbalancer.schema.text.completion_answer import CompletionAnswer
 from loadbalancer.schema.text.completion_request import CompletionRequest
+from loadbalancer.schema.text.response_answer import ResponseAnswer
+from loadbalancer.schema.text.response_events import RESPONSE_EVENTS
+from loadbalancer.schema.text.response_request import ResponseRequest
 from wire.errors import ErrorBody
 from wire.scaling import ControllerReport, DecisionPage, OrderDone
 
@@ -69,6 +72,9 @@ _STRUCTS = (
     ChatChunk,
     CompletionRequest,
     CompletionAnswer,
+    ResponseRequest,
+    ResponseAnswer,
+    *RESPONSE_EVENTS,
     PredictionsRequest,
     PredictionsAnswer,
     PredictionChunk,

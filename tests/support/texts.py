@@ -13,6 +13,7 @@ from scripts.harness.processes import PATIENCE_S
 
 CHAT = "/v1/chat/completions"
 COMPLETE = "/v1/completions"
+RESPOND = "/v1/responses"
 WORDS = ("alpha", "beta", "gamma", "delta", "epsilon", "zeta", "eta", "theta", "iota", "kappa", "lambda", "mu")
 
 

@@ -9,14 +9,18 @@ from fastapi import APIRouter, Response
 from loadbalancer.api.hot_routes import HotRequest, HotRoutes
 from loadbalancer.api.openapi import event_stream, request_body, responses
 from loadbalancer.api.text.completions import TextApi
+from loadbalancer.api.text.responses import ResponsesApi
+from loadbalancer.schema.text.response_events import RESPONSE_EVENTS
 from loadbalancer.services import Services
 
+_RESPONSE_EVENTS = event_stream(*[event.__name__ for event in RESPONSE_EVENTS])
 _ERRORS = (400, 404, 413, 415, 422, 429, 500, 503, 504)
 
 
 def router(services: Services, hot: HotRoutes) -> APIRouter:
     routes = APIRouter(tags=["text"])
-    api, max_bytes = TextApi(services), services.settings.server.max_text_body_bytes
+    api, respond = TextApi(services), ResponsesApi(services)
+    max_bytes = services.settings.server.max_text_body_bytes
 
     @routes.post(
         "/v1/chat/completions",
@@ -39,5 +43,16 @@ def router(services: Services, hot: HotRoutes) -> APIRouter:
     def complete(request: HotRequest) -> Awaitable[Response]:
         """OpenAI's older API: texts or tokens are continued as they are, without a chat template."""
         return api.completion(request)
+
+    @routes.post(
+        "/v1/responses",
+        summary="Respond",
+        openapi_extra=request_body("ResponseRequest"),
+        responses=responses("ResponseAnswer", *_ERRORS, **_RESPONSE_EVENTS),
+    )
+    @hot.endpoint(max_bytes=max_bytes)
+    def create_response(request: HotRequest) -> Awaitable[Response]:
+        """OpenAI's Responses API for texts and functions. Nothing is stored: each request has all items."""
+        return respond.answer(request)
 
     return routes

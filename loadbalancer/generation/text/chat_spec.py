@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from typing import Any
+
+import msgspec
 
 from configs.settings import Settings
 from configs.text_settings import TextLimits
@@ -15,8 +18,8 @@ from loadbalancer.schema.errors import InvalidRequest
 from loadbalancer.schema.parsing import shorten
 from loadbalancer.schema.text.chat_request import ChatRequest
 from loadbalancer.schema.text.json_bounds import JsonBounds, bounded_object, is_absent
-from loadbalancer.schema.text.messages import template_messages
-from loadbalancer.schema.text.tools import chosen_tool, json_schema_of, tool_definitions
+from loadbalancer.schema.text.messages import ChatMessage, template_messages
+from loadbalancer.schema.text.tools import Tool, ToolChoice, chosen_tool, json_schema_of, tool_definitions
 from wire.messages import EngineInfo
 from wire.text import ChatPrompt, TextInfo, encode_prompt
 
@@ -47,6 +50,7 @@ _RESERVED = frozenset(
 )
 #: Variables of templates that turn reasoning off when they are false.
 _THINKING = ("enable_thinking", "thinking")
+_ARGUMENT_BOUNDS = JsonBounds(16 << 10, "the maximum", 8)
 
 
 def chat_spec(
@@ -58,7 +62,17 @@ def chat_spec(
     """
     info, limits = engine.text if engine is not None else None, settings.models[model].text.limits
     check_has_chat(info, model)
-    prompt, output = _prompt(request, limits, info, model)
+    prompt, output = chat_prompt(
+        request.messages,
+        request.tools or [],
+        request.tool_choice,
+        template_arguments(request.reasoning_effort, request.chat_template_kwargs),
+        limits,
+        info,
+        model,
+        has_format=request.response_format is not None and request.response_format.type != "text",
+        continues=request.continue_final_message is True or request.add_generation_prompt is False,
+    )
     max_tokens = TokenLimits("max_tokens", request.max_tokens)
     if request.max_completion_tokens is not None:
         max_tokens = TokenLimits("max_completion_tokens", request.max_completion_tokens)
@@ -83,7 +97,7 @@ def check_has_chat(info: TextInfo | None, model: str) -> None:
         raise InvalidRequest(text, param="model", code="unsupported_endpoint")
 
 
-def check_has_tools(info: TextInfo | None, model: str) -> None:
+def _check_has_tools(info: TextInfo | None, model: str) -> None:
     """Raises `InvalidRequest` for a model whose template has no place for tools."""
     if info is not None and info.tool_calls is None:
         text = f"The model '{model}' has no format for tool calls in its chat template (text.tool_calls can name one)."
@@ -94,52 +108,58 @@ def schema_bounds(limits: TextLimits) -> JsonBounds:
     return JsonBounds(limits.max_schema_bytes, "text.limits.max_schema_bytes")
 
 
-def _prompt(
-    request: ChatRequest, limits: TextLimits, info: TextInfo | None, model: str
+def chat_prompt(
+    messages: Sequence[ChatMessage],
+    tools: Sequence[Tool],
+    tool_choice: str | ToolChoice | None,
+    arguments: dict[str, Any],
+    limits: TextLimits,
+    info: TextInfo | None,
+    model: str,
+    *,
+    place: str = "messages",
+    has_format: bool = False,
+    continues: bool = False,
 ) -> tuple[ChatPrompt, OutputFormat]:
-    count = len(request.messages)
-    if count > limits.max_messages:
-        text = f"Invalid value for 'messages': {count} messages. At most {limits.max_messages} are allowed"
-        raise InvalidRequest(f"{text} (text.limits.max_messages).", param="messages")
-    tools = request.tools or []
-    choice = chosen_tool(request.tool_choice, tools)
+    """Return the prompt, and how its text is divided. Raises `InvalidRequest`.
+
+    `place` is the name of the messages in the request. `has_format`: the text has to be JSON.
+    """
+    if len(messages) > limits.max_messages:
+        text = f"Invalid value for '{place}': {len(messages)} messages. At most {limits.max_messages} are allowed"
+        raise InvalidRequest(f"{text} (text.limits.max_messages).", param=place)
+    choice = chosen_tool(tool_choice, tools)
     definitions = tool_definitions(tools, limits.max_tools, schema_bounds(limits))
-    if tools and choice != "none":
-        check_has_tools(info, model)
-        if request.response_format is not None and request.response_format.type != "text":
-            text = "Invalid value for 'response_format': It cannot be combined with 'tools'."
-            raise InvalidRequest(text, param="response_format")
-    arguments = _template_arguments(request)
-    continues = request.continue_final_message is True or request.add_generation_prompt is False
-    if continues and request.messages[-1].role != "assistant":
-        text = "Invalid value for 'messages': Only a last message of the assistant can be continued."
-        raise InvalidRequest(text, param="messages")
-    prompt = ChatPrompt(
-        template_messages(request.messages),
-        definitions,
-        choice,
-        arguments,
-        add_generation_prompt=not continues,
-    )
-    thinks = not any(arguments.get(name) is False for name in _THINKING)
     has_tools = bool(tools) and choice != "none"
+    if has_tools:
+        _check_has_tools(info, model)
+        if has_format and choice != "auto":
+            text = "Invalid value for 'tool_choice': With JSON as the format of the text, a call cannot be forced."
+            raise InvalidRequest(text, param="tool_choice")
+    if continues and messages[-1].role != "assistant":
+        text = f"Invalid value for '{place}': Only a last message of the assistant can be continued."
+        raise InvalidRequest(text, param=place)
+    rendered = template_messages(messages, place)
+    prompt = ChatPrompt(rendered, definitions, choice, arguments, add_generation_prompt=not continues)
+    thinks = not any(arguments.get(name) is False for name in _THINKING)
     return prompt, OutputFormat(has_tools, reasoning=True, may_start_with_reasoning=thinks and not continues)
 
 
-def _template_arguments(request: ChatRequest) -> dict[str, Any]:
+def template_arguments(effort: str | None, given: msgspec.Raw) -> dict[str, Any]:
+    """Return the variables of the chat template. Raises `InvalidRequest` for those that a request must not set."""
     found: dict[str, Any] = {}
-    if request.reasoning_effort is not None:
-        found["reasoning_effort"] = request.reasoning_effort
-        if request.reasoning_effort == "none":
+    if effort is not None:
+        found["reasoning_effort"] = effort
+        if effort == "none":
             found["enable_thinking"] = False
-    if not is_absent(request.chat_template_kwargs):
+    if not is_absent(given):
         name = "chat_template_kwargs"
-        given = bounded_object(request.chat_template_kwargs, name, JsonBounds(16 << 10, "of any request", 8))
-        for key in given:
+        values = bounded_object(given, name, _ARGUMENT_BOUNDS)
+        for key in values:
             if not _VARIABLE.fullmatch(key) or key in _RESERVED:
                 text = f"Invalid value for '{name}': {shorten(key)} cannot be set by a request."
                 raise InvalidRequest(text, param=name)
-        found |= given
+        found |= values
     return found
 
 

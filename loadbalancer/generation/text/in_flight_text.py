@@ -43,7 +43,7 @@ class InFlightTexts(ABC):
         self._held_bytes = 0
         #: Model and parser of the choices are known.
         self._has_parsers = False
-        tasks = tracker.scheduler.submit(
+        self.tasks = tracker.scheduler.submit(
             spec.model,
             spec.inputs,
             timeout_s=spec.timeout_s,
@@ -53,7 +53,7 @@ class InFlightTexts(ABC):
             owner=spec.owner,
             weight=spec.weight,
         )
-        self._running = dict(zip(tasks, self.choices, strict=True))
+        self._running = dict(zip(self.tasks, self.choices, strict=True))
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {len(self._running)} of {len(self.choices)} running, failure {self.failure!r}>"
@@ -247,7 +247,7 @@ class StreamedTexts(InFlightTexts):
         self._send_news()
         if self.failure is None:
             self._send(self._writer.end(self))
-        elif not self.response.done():
+        elif self._sink is None and not self.response.done():
             self.response.set_exception(self.failure)
         else:
             self._send(self._writer.failure(self.failure))

@@ -63,12 +63,12 @@ class ChatMessage(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     function_call: Unsupported = None
 
 
-def template_messages(messages: Sequence[ChatMessage]) -> list[dict[str, Any]]:
+def template_messages(messages: Sequence[ChatMessage], place: str) -> list[dict[str, Any]]:
     """Return the messages for a chat template: contents are texts, arguments of calls are objects.
 
-    Raises `InvalidRequest` for contents that are no text.
+    `place` is the name of their list in the request. Raises `InvalidRequest` for contents that are no text.
     """
-    return [_template_message(message, f"messages[{index}]") for index, message in enumerate(messages)]
+    return [_template_message(message, f"{place}[{index}]") for index, message in enumerate(messages)]
 
 
 def _template_message(message: ChatMessage, place: str) -> dict[str, Any]:

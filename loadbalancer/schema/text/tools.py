@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 import msgspec
@@ -65,21 +66,24 @@ class ResponseFormat(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     json_schema: SchemaFormat | None = None
 
 
-def json_schema_of(given: ResponseFormat | None, bounds: JsonBounds) -> str:
-    """Return the schema for the engine: `{}` for any object, empty for any text. Raises `InvalidRequest`."""
+def json_schema_of(given: ResponseFormat | None, bounds: JsonBounds, place: str = "response_format.json_schema") -> str:
+    """Return the schema for the engine: `{}` for any object, empty for any text. Raises `InvalidRequest`.
+
+    `place` is the name of the format's schema in the request.
+    """
     if given is None or given.type == "text":
         return ""
     if given.type == "json_object":
         return "{}"
     if given.json_schema is None:
-        name = "response_format.json_schema"
-        raise InvalidRequest(f"Missing required parameter: '{name}'.", param=name, code="missing_required_parameter")
+        text = f"Missing required parameter: '{place}'."
+        raise InvalidRequest(text, param=place, code="missing_required_parameter")
     schema = given.json_schema.schema
-    bounded_object(schema, "response_format.json_schema.schema", bounds)
+    bounded_object(schema, f"{place}.schema", bounds)
     return bytes(memoryview(schema)).decode()
 
 
-def tool_definitions(tools: list[Tool], max_tools: int, bounds: JsonBounds) -> list[dict[str, Any]]:
+def tool_definitions(tools: Sequence[Tool], max_tools: int, bounds: JsonBounds) -> list[dict[str, Any]]:
     """Return the tools for a chat template. Raises `InvalidRequest`."""
     if len(tools) > max_tools:
         text = f"Invalid value for 'tools': {len(tools)} tools. At most {max_tools} are allowed."
@@ -101,7 +105,7 @@ def tool_definitions(tools: list[Tool], max_tools: int, bounds: JsonBounds) -> l
     return list(found.values())
 
 
-def chosen_tool(choice: str | ToolChoice | None, tools: list[Tool]) -> str:
+def chosen_tool(choice: str | ToolChoice | None, tools: Sequence[Tool]) -> str:
     """Return `auto`, `none`, `required` or the name of a tool. Raises `InvalidRequest`."""
     if choice is None:
         return "auto" if tools else "none"

@@ -168,6 +168,7 @@ def test_documentation(http: httpx.Client) -> None:
         ("post", "/predict"),
         ("post", "/v1/chat/completions"),
         ("post", "/v1/completions"),
+        ("post", "/v1/responses"),
         ("post", "/v1/jobs"),
         ("get", "/v1/jobs"),
         ("get", "/v1/jobs/{job}"),

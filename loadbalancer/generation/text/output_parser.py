@@ -1,0 +1,181 @@
+"""Divides a generated text into reasoning, content and tool calls, by the marks around them. Pure.
+
+Any division of the text into parts gives the same result. A call that is malformed stays content, as far as its name
+was not returned yet.
+"""
+
+from __future__ import annotations
+
+import enum
+
+from loadbalancer.generation.text.call_scanner import CallScanner, MalformedCall
+from loadbalancer.schema.text.pieces import TextPiece
+from wire.text import Markers
+
+_LIST = " \t\r\n,[]"
+
+
+class _Mode(enum.Enum):
+    #: Only space so far.
+    START = enum.auto()
+    REASONING = enum.auto()
+    #: Space after reasoning or a call, which is dropped.
+    SPACE = enum.auto()
+    CONTENT = enum.auto()
+    #: Between calls, and in one.
+    CALLS = enum.auto()
+
+
+class OutputParser:
+    """Implements `TextParser`."""
+
+    def __init__(self, reasoning: Markers | None, tool_calls: Markers | None, *, starts_with_reasoning: bool) -> None:
+        """None: there is none of it. `starts_with_reasoning`: the begin mark is a part of the prompt."""
+        self._reasoning, self._calls = reasoning, tool_calls
+        self._mode = _Mode.REASONING if starts_with_reasoning and reasoning is not None else _Mode.START
+        #: Reasoning has only space so far.
+        self._is_blank = True
+        #: Text that may be the beginning of a mark.
+        self._buffer = ""
+        self._scanner: CallScanner | None = None
+        self._number = 0
+        #: What has been scanned since the last complete call, in case that it is none.
+        self._raw = ""
+
+    @property
+    def is_reasoning(self) -> bool:
+        return self._mode is _Mode.REASONING
+
+    def feed(self, text: str) -> list[TextPiece]:
+        """Return the pieces that are certain now."""
+        self._buffer += text
+        pieces: list[TextPiece] = []
+        while self._buffer and self._advance(pieces):
+            pass
+        return pieces
+
+    def finish(self) -> list[TextPiece]:
+        """Return what was held back. Nothing follows."""
+        text, self._buffer = self._buffer, ""
+        match self._mode:
+            case _Mode.REASONING:
+                text = text.rstrip()
+                return [TextPiece("reasoning", text)] if text else []
+            case _Mode.SPACE:
+                return []
+            case _Mode.CALLS if self._scanner is None or self._scanner.is_begun:
+                rest = text.strip(_LIST)
+                return [TextPiece("content", rest)] if rest and self._scanner is None else []
+            case _Mode.CALLS:
+                text = self._raw + text
+        return [TextPiece("content", text)] if text else []
+
+    def _advance(self, pieces: list[TextPiece]) -> bool:
+        """Go on in the buffer. Return False when the rest of it must wait for more."""
+        match self._mode:
+            case _Mode.START:
+                return self._start(pieces)
+            case _Mode.REASONING:
+                return self._reason(pieces)
+            case _Mode.SPACE:
+                self._buffer = self._buffer.lstrip()
+                if self._buffer:
+                    self._mode = _Mode.CONTENT
+                return True
+            case _Mode.CONTENT:
+                return self._content(pieces)
+            case _Mode.CALLS:
+                return self._scan(pieces)
+
+    def _start(self, pieces: list[TextPiece]) -> bool:
+        text = self._buffer.lstrip()
+        if not text:
+            return False
+        for markers, mode in ((self._reasoning, _Mode.REASONING), (self._calls, _Mode.CALLS)):
+            if markers is None:
+                continue
+            if text.startswith(markers.begin):
+                self._enter(mode, text[len(markers.begin) :], markers)
+                return True
+            if markers.begin.startswith(text):
+                return False
+        self._mode = _Mode.CONTENT
+        return self._content(pieces)
+
+    def _enter(self, mode: _Mode, rest: str, markers: Markers) -> None:
+        self._mode, self._buffer, self._raw = mode, rest, markers.begin
+
+    def _reason(self, pieces: list[TextPiece]) -> bool:
+        assert self._reasoning is not None
+        if self._is_blank:
+            self._buffer = self._buffer.lstrip()
+            self._is_blank = not self._buffer
+        before, end, after = self._buffer.partition(self._reasoning.end)
+        if end:
+            self._mode, self._buffer = _Mode.SPACE, after
+            text = before.rstrip()
+        else:
+            certain = before[: len(before) - _held(before, [self._reasoning.end])].rstrip()
+            text, self._buffer = certain, before[len(certain) :]
+        if text:
+            pieces.append(TextPiece("reasoning", text))
+        return bool(end)
+
+    def _content(self, pieces: list[TextPiece]) -> bool:
+        text, markers = self._buffer, self._calls
+        if markers is None:
+            self._buffer = ""
+            pieces.append(TextPiece("content", text))
+            return False
+        before, begin, after = text.partition(markers.begin)
+        if begin:
+            self._enter(_Mode.CALLS, after, markers)
+        else:
+            before = text[: len(text) - _held(text, [markers.begin])]
+            self._buffer = text[len(before) :]
+        if before:
+            pieces.append(TextPiece("content", before))
+        return bool(begin)
+
+    def _scan(self, pieces: list[TextPiece]) -> bool:
+        assert self._calls is not None
+        text, end = self._buffer, self._calls.end
+        for place, char in enumerate(text):
+            scanner = self._scanner
+            if scanner is None:
+                rest = text[place:]
+                if end and rest.startswith(end) and self._raw != self._calls.begin:
+                    self._leave(rest[len(end) :])
+                    return True
+                if end and end.startswith(rest) and self._raw != self._calls.begin:
+                    self._buffer = rest
+                    return False
+                if char in _LIST:
+                    self._raw += char
+                    continue
+                scanner = CallScanner(self._number)
+            try:
+                pieces += scanner.feed(char)
+            except MalformedCall:
+                self._reject(pieces, text[place:])
+                return True
+            self._scanner, self._raw = scanner, self._raw + char
+            if scanner.is_done:
+                self._scanner, self._raw, self._number = None, "", self._number + 1
+        self._buffer = ""
+        return False
+
+    def _leave(self, rest: str) -> None:
+        self._mode, self._buffer, self._raw = _Mode.SPACE, rest, ""
+
+    def _reject(self, pieces: list[TextPiece], rest: str) -> None:
+        """What was scanned is no call: it is content, and so is the rest until the next mark."""
+        if self._raw.strip(_LIST):
+            pieces.append(TextPiece("content", self._raw))
+        self._mode, self._buffer, self._raw, self._scanner = _Mode.CONTENT, rest, "", None
+
+
+def _held(text: str, markers: list[str]) -> int:
+    """Return the length of the longest end of the text that may be the beginning of a marker."""
+    longest = min(max(map(len, markers)) - 1, len(text))
+    return next((n for n in range(longest, 0, -1) if any(each.startswith(text[-n:]) for each in markers)), 0)

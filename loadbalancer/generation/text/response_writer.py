@@ -1,0 +1,88 @@
+"""Writes the text of a response: the complete one, or the events of a stream."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import msgspec
+
+from loadbalancer.generation.text.choice import TextChoice
+from loadbalancer.generation.text.in_flight_text import InFlightTexts
+from loadbalancer.generation.text.response_items import ResponseItems
+from loadbalancer.schema.errors import ApiError
+from loadbalancer.schema.text.pieces import merged
+from loadbalancer.schema.text.response_answer import (
+    IncompleteDetails,
+    ResponseAnswer,
+    ResponseEcho,
+    ResponseFailure,
+    response_usage,
+)
+from loadbalancer.schema.text.response_events import (
+    ResponseCompleted,
+    ResponseCreated,
+    ResponseEvent,
+    ResponseFailed,
+    ResponseIncomplete,
+    ResponseInProgress,
+    encode_event,
+)
+
+
+class ResponseWriter:
+    """Implements `EventWriter`; `answer` makes the complete response instead."""
+
+    def __init__(self, digits: str, created: int, model: str, echo: ResponseEcho) -> None:
+        """`digits`: hexadecimal digits of the response's id."""
+        self._items = ResponseItems(digits)
+        self._events = 0
+        echoed = {name: getattr(echo, name) for name in echo.__struct_fields__}
+        self._begun = ResponseAnswer(
+            **echoed, id=f"resp_{digits}", created_at=created, model=model, status="in_progress", output=[]
+        )
+
+    def answer(self, texts: InFlightTexts) -> ResponseAnswer:
+        """Return the response of a complete text."""
+        self._items.add(merged(texts.choices[0].take()))
+        return self._end(texts)
+
+    def news(self, texts: InFlightTexts, choices: Sequence[TextChoice]) -> bytes:
+        del texts
+        begin: list[ResponseEvent] = []
+        if not self._events:
+            begin = [ResponseCreated(response=self._begun), ResponseInProgress(response=self._begun)]
+        return self._encode([*begin, *self._items.add(merged(choices[0].take()))])
+
+    def end(self, texts: InFlightTexts) -> bytes:
+        is_complete = texts.choices[0].finish != "length"
+        closing = self._items.finish("completed" if is_complete else "incomplete")
+        answer = self._end(texts)
+        last = ResponseCompleted(response=answer) if is_complete else ResponseIncomplete(response=answer)
+        return self._encode([*closing, last])
+
+    def failure(self, error: ApiError) -> bytes:
+        failed = msgspec.structs.replace(
+            self._begun,
+            status="failed",
+            output=self._items.items,
+            error=ResponseFailure(error.code or error.type, error.message),
+        )
+        return self._encode([ResponseFailed(response=failed)])
+
+    def _end(self, texts: InFlightTexts) -> ResponseAnswer:
+        is_complete = texts.choices[0].finish != "length"
+        self._items.finish("completed" if is_complete else "incomplete")
+        return msgspec.structs.replace(
+            self._begun,
+            status="completed" if is_complete else "incomplete",
+            output=self._items.items,
+            usage=response_usage(texts.usage),
+            incomplete_details=None if is_complete else IncompleteDetails("max_output_tokens"),
+        )
+
+    def _encode(self, events: Iterable[ResponseEvent]) -> bytes:
+        parts = []
+        for event in events:
+            parts.append(encode_event(event, self._events))
+            self._events += 1
+        return b"".join(parts)
