@@ -10,6 +10,8 @@ from collections.abc import Callable
 PER_TURN = 128
 #: Of a direct call whose answer is awaited, and of a request that an application answers in a task.
 AWAITED_COST, TASK_COST = 2, 4
+#: Chunks of a body that cost 1.
+CHUNKS_PER_COST = 200
 #: Of four requests in a row, so many may be health checks while others wait.
 _HEALTH_OF_FOUR = 3
 
@@ -58,18 +60,20 @@ class ParseQueue:
         if self._begun >= self._per_turn or self._health.size or self._others.size:
             return False
         self._begun += 1
-        if not self._is_scheduled:
-            self._is_scheduled = True
-            asyncio.get_running_loop().call_soon(self._run_turn)
+        self._schedule_turn()
         return True
 
     def add_cost(self, cost: int) -> None:
-        """Count a request that has begun in this turn as more than one."""
+        """Count a request that has begun in this turn, or its chunks, as more than one."""
         self._begun += cost
+        self._schedule_turn()
 
     def add(self, client: str, parse: Parse, *, is_health: bool) -> None:
         """Call `parse` in one of the next turns."""
         (self._health if is_health else self._others).add(client, parse)
+        self._schedule_turn()
+
+    def _schedule_turn(self) -> None:
         if not self._is_scheduled:
             self._is_scheduled = True
             asyncio.get_running_loop().call_soon(self._run_turn)
@@ -85,6 +89,4 @@ class ParseQueue:
             try:
                 (first if first.size else second).pop()()
             finally:
-                if not self._is_scheduled:  # even after an exception: the next turn counts anew
-                    self._is_scheduled = True
-                    asyncio.get_running_loop().call_soon(self._run_turn)
+                self._schedule_turn()  # even after an exception: the next turn counts anew

@@ -22,6 +22,7 @@ from loadbalancer.api.direct_calls import MAX_DIRECT_BYTES, DirectCall
 from loadbalancer.http_server.connection_table import client_of
 from loadbalancer.http_server.exchange import Exchange
 from loadbalancer.http_server.input_budget import FREE_BYTES
+from loadbalancer.http_server.parse_queue import CHUNKS_PER_COST
 from loadbalancer.http_server.stages import BODY, HANDLING, HEAD, IDLE, NEW, REFUSED
 from loadbalancer.schema.errors import ApiError
 from loadbalancer.schema.http_errors import (
@@ -52,7 +53,7 @@ _END_OF_HEAD = b"\r\n\r\n"
 MAX_CHUNK_OVERHEAD = 16 * 2**10
 _BYTES_PER_CHUNK = 24
 #: Chunks that are parsed before other connections have their turn.
-_MAX_CHUNKS_AT_ONCE = 4000
+MAX_CHUNKS_AT_ONCE = 500
 #: Unread rest of a body that is discarded after its response, so that the connection can be used again.
 MAX_DISCARD = 2**20
 
@@ -109,6 +110,8 @@ class BoundedRequestParser(asyncio.Protocol, abc.ABC):
         self._wire_bytes = self._body_bytes = 0
         #: Chunks of all messages, and those before the current message.
         self._chunks = self._first_chunk = 0
+        #: Whether the current message had more chunks in one piece of input than are parsed at once.
+        self._has_small_chunks = False
         #: Whether the client waits with the body for a response, and whether it has said so.
         self._awaits_continue = self._expects_continue = False
         #: The request without the upgrade that it offers, to be parsed again.
@@ -150,7 +153,7 @@ class BoundedRequestParser(asyncio.Protocol, abc.ABC):
             return
         if self._unparsed or (stage > IDLE and self._is_blocked()):
             self._set_aside(self._unparsed + data)
-        elif stage == BODY or self.config.parse_queue.try_begin():
+        elif (stage == BODY and not self._has_small_chunks) or self.config.parse_queue.try_begin():
             self._parse_slices(data)
         else:
             self._unparsed = data
@@ -172,6 +175,7 @@ class BoundedRequestParser(asyncio.Protocol, abc.ABC):
         """Count input that is held, and refuse it if that of all connections is too much.
 
         `may_resume`: a complete head may begin a large body, for which there are other limits, so it is parsed first.
+        A body waits only if its chunks are small.
         """
         size = len(self._unparsed)
         if self._stage == HEAD:
@@ -180,11 +184,12 @@ class BoundedRequestParser(asyncio.Protocol, abc.ABC):
         if before == self._counted_input or self.config.input_budget.change(before, self._counted_input):
             return
         is_complete = _END_OF_HEAD in self._unparsed
-        if self._stage == HEAD or self._is_blocked() or (self._stage < HEAD and not (is_complete and may_resume)):
+        stage = self._stage
+        if stage in (HEAD, BODY) or self._is_blocked() or (stage < HEAD and not (is_complete and may_resume)):
             text = "Incomplete requests of other connections fill the memory for them. Please try again shortly."
             self._refuse(InputMemoryFull(text, retry_after_s=1))
             self._count_input()
-        elif self._stage < HEAD:
+        elif stage < HEAD:
             self._resume_parsing()
 
     def _parse_or_wait(self) -> None:
@@ -226,7 +231,7 @@ class BoundedRequestParser(asyncio.Protocol, abc.ABC):
 
     def _parse_slices(self, data: bytes) -> None:
         """Parse up to the end of a request; the rest is parsed after its response."""
-        most_chunks, start, size = self._chunks + _MAX_CHUNKS_AT_ONCE, 0, len(data)
+        chunks, start, size = self._chunks, 0, len(data)
         while start < size:
             stop = self._end_of_slice(data, start)
             self._parse(data if not start and stop >= size else memoryview(data)[start:stop])
@@ -236,7 +241,9 @@ class BoundedRequestParser(asyncio.Protocol, abc.ABC):
             active = self._active
             is_blocked = active is not None and not active.response_complete and not active.more_body
             # A request that was answered at once gives way to other connections before the next one.
-            if is_blocked or self._stage == IDLE or self._chunks > most_chunks:
+            has_small_chunks = self._chunks - chunks > MAX_CHUNKS_AT_ONCE
+            if is_blocked or self._stage == IDLE or has_small_chunks:
+                self._has_small_chunks |= has_small_chunks
                 self._set_aside(data[start:])
                 if not is_blocked:
                     self._wait_for_turn()
@@ -253,7 +260,7 @@ class BoundedRequestParser(asyncio.Protocol, abc.ABC):
         return start + _SLICE if found < 0 else found + len(_END_OF_HEAD)
 
     def _parse(self, data: bytes | memoryview) -> None:
-        self._messages = 0
+        self._messages, chunks = 0, self._chunks
         try:
             try:
                 self._parser.feed_data(data)
@@ -262,6 +269,8 @@ class BoundedRequestParser(asyncio.Protocol, abc.ABC):
         except httptools.HttpParserError:
             self._refuse(self._refusal or MalformedRequest("The request is not valid HTTP/1.1."))
             return
+        if self._chunks != chunks:
+            self.config.parse_queue.add_cost((self._chunks - chunks) // CHUNKS_PER_COST)
         if self._stage == HEAD:
             self._check_incomplete_head(len(data))
         elif self._stage == BODY and (self._is_chunked or self._body_bytes > MAX_DISCARD):
@@ -319,7 +328,7 @@ class BoundedRequestParser(asyncio.Protocol, abc.ABC):
             self._stage, self._since = HEAD, time.monotonic()
         self._messages += 1
         self._incomplete_bytes = self._hosts = self._length = 0
-        self._is_chunked = self._expects_continue = False
+        self._is_chunked = self._expects_continue = self._has_small_chunks = False
         self.url = b""
         self.headers = []
 

@@ -217,6 +217,18 @@ ATTACKS = [
     Attack("300 x 64 pipelined requests", "bounded", _burst(300, (_GET + b"\r\n") * 64), is_short=False),
     Attack("300 x 256 KiB pipelined", "503", _burst(300, (_GET + b"\r\n") * 5000, seconds=1.0), is_short=False),
     Attack(
+        "300 x 256 KiB pipelined scrapes",
+        "503",
+        _burst(300, (b"GET /metrics HTTP/1.1\r\n" + HOST + b"\r\n") * 5000, seconds=1.0),
+        is_short=False,
+    ),
+    Attack(
+        "300 x 64 KiB of small chunks",
+        "503",
+        _burst(300, _CHUNKED + b"1\r\na\r\n" * 11_000, seconds=1.0),
+        is_short=False,
+    ),
+    Attack(
         "300 x 60 KiB of headers",
         "503",
         _burst(300, _GET + (b"X-A: " + b"a" * 1000 + b"\r\n") * 60, seconds=1.0),

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 from fastapi import APIRouter, Request, Response
-from prometheus_client.exposition import choose_encoder
 
 from loadbalancer.api.frame_response import FrameResponse
 from loadbalancer.api.hot_routes import HotRequest, HotRoutes
 from loadbalancer.api.http_helpers import encode_json, json_response
 from loadbalancer.api.openapi import responses
 from loadbalancer.api.readiness import check_ready
+from loadbalancer.metrics.exposition import MetricsExposition
 from loadbalancer.schema.responses import Health
 from loadbalancer.services import Services
 
 
 def router(services: Services, hot: HotRoutes) -> APIRouter:
     routes = APIRouter(tags=["server"])
+    exposition = MetricsExposition(services.metrics.registry)
     alive = [encode_json(Health("ok"))]
 
     # The second name is the one that vLLM, SGLang and the clients of their benchmarks use.
@@ -41,8 +42,8 @@ def router(services: Services, hot: HotRoutes) -> APIRouter:
     @routes.get("/metrics", summary="Prometheus metrics", response_class=Response)
     async def metrics(request: Request) -> Response:
         """Queue, workers, requests and images in the text format of Prometheus."""
-        encode, media_type = choose_encoder(request.headers.get("accept", ""))
-        return Response(encode(services.metrics.registry), media_type=media_type)
+        text, media_type = exposition.encode(request.headers.get("accept", ""))
+        return Response(text, media_type=media_type)
 
     @routes.get("/internal/snapshot", include_in_schema=False)
     async def snapshot() -> Response:

@@ -8,6 +8,7 @@ import re
 import socket
 import threading
 import time
+from itertools import pairwise
 from typing import Any, cast
 
 import pytest
@@ -19,7 +20,7 @@ from configs.sections import Server
 from loadbalancer.http_server.connection_table import ConnectionTable
 from loadbalancer.http_server.input_budget import FREE_BYTES, MAX_INPUT_BYTES, InputBudget
 from loadbalancer.http_server.listener import ConnectionListener
-from loadbalancer.http_server.parse_queue import PER_TURN, TASK_COST
+from loadbalancer.http_server.parse_queue import CHUNKS_PER_COST, PER_TURN, TASK_COST
 from loadbalancer.http_server.protocol import BoundedHttpProtocol
 from loadbalancer.http_server.server import HttpConfig
 from loadbalancer.metrics.refusals import RefusalCounter
@@ -29,6 +30,7 @@ from tests.support.http_server import RecordingTransport, echo, http_service, re
 GET = b"GET /a HTTP/1.1\r\nHost: a\r\n\r\n"
 HEALTH = b"GET /healthz HTTP/1.1\r\nHost: a\r\n\r\n"
 CHUNKED = b"POST /a HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\n\r\n"
+CHUNKED_HEAD = b"POST /a HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n"
 SMALL_BODY = b"POST /a HTTP/1.1\r\nHost: a\r\nContent-Length: 3\r\n\r\nabc"
 #: Requests in a turn whose answers are tasks.
 A_TURN = PER_TURN // TASK_COST
@@ -304,3 +306,45 @@ def test_crowd_is_accepted_in_few_turns_of_the_loop() -> None:
             return turns
 
     assert uvloop.run(run()) < 60
+
+
+def test_chunks_that_are_parsed_in_a_turn_are_few() -> None:
+    """Of all connections together, those that arrive with the headers and those that follow."""
+    # The last piece of a turn has more chunks than cost 1.
+    most = (PER_TURN + 8) * CHUNKS_PER_COST
+    piece = b"1\r\na\r\n" * 2000
+
+    async def run() -> tuple[list[int], int]:
+        crowd = Crowd()
+        opened, counts = [crowd.open()[0] for _ in range(60)], [0]
+        for data in (CHUNKED_HEAD + piece, piece):
+            for protocol in opened:
+                protocol.data_received(data)
+            for _ in range(60):
+                counts.append(sum(each._chunks for each in opened))
+                await asyncio.sleep(0)
+        await crowd.close()
+        return counts, crowd.config.refusals.counts["input_memory_full"]
+
+    counts, refused = asyncio.run(run())
+    assert counts[-1] == 60 * 2000 * 2
+    assert max(after - before for before, after in pairwise(counts)) <= most
+    assert refused == 0
+
+
+def test_a_body_of_small_chunks_is_refused_where_memory_is_full() -> None:
+    """Large chunks are parsed at once, for which there are other limits."""
+
+    async def run() -> list[list[int]]:
+        crowd = Crowd()
+        crowd.config.input_budget.change(0, MAX_INPUT_BYTES)
+        seen = []
+        for chunks in (b"1\r\na\r\n" * 5000, b"4000\r\n" + b"a" * 16384 + b"\r\n"):
+            protocol, transport = crowd.open()
+            protocol.data_received(CHUNKED_HEAD)
+            protocol.data_received(chunks)
+            seen.append(statuses(transport))
+        await crowd.close()
+        return seen
+
+    assert asyncio.run(run()) == [[503], []]

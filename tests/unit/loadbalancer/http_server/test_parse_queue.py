@@ -48,6 +48,22 @@ def test_a_turn_has_room_for_a_few() -> None:
     assert asyncio.run(begun()) == [4, 4, 4]
 
 
+def test_costs_of_a_turn_end_with_it() -> None:
+    """Also those of chunks, of which nothing waits in the queue."""
+
+    async def begun() -> list[bool]:
+        queue, could_begin = ParseQueue(per_turn=4), []
+        for _ in range(3):
+            queue.add_cost(4)
+            could_begin.append(queue.try_begin())
+            await asyncio.sleep(0)
+            could_begin.append(queue.try_begin())
+            await asyncio.sleep(0)
+        return could_begin
+
+    assert asyncio.run(begun()) == [False, True] * 3
+
+
 def test_nobody_overtakes_those_that_wait() -> None:
     async def began() -> tuple[bool, bool]:
         queue = ParseQueue()
