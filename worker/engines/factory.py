@@ -27,6 +27,10 @@ def build(model: Model, device: str) -> StepEngine:
         from worker.engines.user.engine import UserEngine
 
         return UserEngine(model, device)
+    if model.engine == "text":
+        from worker.engines.text.engine import TextEngine
+
+        return TextEngine(model, device)
     from worker.engines.diffusion.loading import has_family, pipeline_class
 
     if has_family(pipeline_class(model)):

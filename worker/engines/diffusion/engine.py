@@ -37,21 +37,13 @@ from worker.engine import (
     image_result,
     image_samples,
 )
-from worker.engines.diffusion import device as devices
+from worker.engines import torch_device as devices
 from worker.engines.diffusion.checkpoint_source import describe_files
 from worker.engines.diffusion.cuda_graphs import PreparedForwardPass, make_forward_pass
 from worker.engines.diffusion.defaults import image_defaults, pipeline_defaults
-from worker.engines.diffusion.device import (
-    CompletionEvent,
-    SideStream,
-    record_event,
-    to_device,
-    translate_device_errors,
-)
 from worker.engines.diffusion.families.base import Family
 from worker.engines.diffusion.families.prompt_cache import Encoded, PromptCache
 from worker.engines.diffusion.forward import ForwardPass
-from worker.engines.diffusion.gpu_checks import check_build, open_gpu
 from worker.engines.diffusion.image_encoding import encode_image
 from worker.engines.diffusion.loading import load_family, read_family_pipeline
 from worker.engines.diffusion.lora.layers import LoraScales
@@ -61,7 +53,15 @@ from worker.engines.diffusion.safety_checker import SafetyChecker, make_safety_c
 from worker.engines.diffusion.sampling import batched_step, start_sampler
 from worker.engines.diffusion.start_latents import make_start_latents
 from worker.engines.diffusion.vae_decoding import StepGate, decode_with_retries, needs_tiles, tiled
-from worker.engines.diffusion.weights import hold_weights, modules_of
+from worker.engines.gpu_checks import check_build, open_gpu
+from worker.engines.torch_device import (
+    CompletionEvent,
+    SideStream,
+    record_event,
+    to_device,
+    translate_device_errors,
+)
+from worker.engines.weights import hold_weights, modules_of
 
 log = logging.getLogger(__name__)
 
@@ -134,7 +134,7 @@ class DiffusionEngine:
 
     def fingerprint(self) -> str:
         model = f"{describe_files(self._model)}, {self.info().dtype}, compile {self._model.compile}"
-        return f"{model}, {devices.environment(self._device)}"
+        return f"{model}, {devices.environment(self._device, 'diffusers')}"
 
     def key(self, request: EngineRequest) -> BatchKey:
         """Return the batch key: rows with equal size, adapters and length of texts share a forward pass."""

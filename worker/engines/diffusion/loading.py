@@ -16,7 +16,7 @@ from worker.engines.diffusion.checkpoint_source import locate, locate_model
 from worker.engines.diffusion.components import missing_parts, parts_of, replaced_parts
 from worker.engines.diffusion.families import FAMILIES
 from worker.engines.diffusion.families.base import Family
-from worker.engines.diffusion.gpu_checks import computes_bfloat16
+from worker.engines.gpu_checks import computes_bfloat16
 
 log = logging.getLogger(__name__)
 

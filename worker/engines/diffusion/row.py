@@ -9,10 +9,10 @@ import torch
 from wire.inputs import ImageInputs
 from worker.device_errors import device_error_kind
 from worker.engine import UnstreamedRow
-from worker.engines.diffusion.device import row_error
 from worker.engines.diffusion.families.base import Conditions
 from worker.engines.diffusion.lora.layers import LoraScales
 from worker.engines.diffusion.sampling import Sampler
+from worker.engines.torch_device import row_error
 
 
 @dataclass(frozen=True)

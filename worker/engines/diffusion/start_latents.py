@@ -12,9 +12,9 @@ import torch
 
 from wire.inputs import ImageInputs
 from worker.engine import check_sources
-from worker.engines.diffusion.device import to_device
 from worker.engines.diffusion.families.base import Family
 from worker.engines.diffusion.row import MaskState
+from worker.engines.torch_device import to_device
 
 
 @dataclass(frozen=True)

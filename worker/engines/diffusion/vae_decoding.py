@@ -17,7 +17,7 @@ import torch
 
 from worker.device_errors import device_error_kind
 from worker.engine import OutOfMemory
-from worker.engines.diffusion import device as devices
+from worker.engines import torch_device as devices
 
 log = logging.getLogger(__name__)
 

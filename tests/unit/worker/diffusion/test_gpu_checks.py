@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from worker.engine import UnsupportedModel
-from worker.engines.diffusion.device import limit_cpu_threads
-from worker.engines.diffusion.gpu_checks import check_build, computes_bfloat16, is_assigned, open_gpu
+from worker.engines.gpu_checks import check_build, computes_bfloat16, is_assigned, open_gpu
+from worker.engines.torch_device import limit_cpu_threads
 
 
 @pytest.mark.skipif(torch.version.cuda is not None, reason="this build of torch has CUDA")

@@ -10,9 +10,9 @@ from safetensors.torch import load_file, save_file
 
 from configs.model_settings import Model
 from tests.support.tiny_diffusion import pipeline
-from worker.engines.diffusion.device import CONTEXT_BYTES, memory_fraction
 from worker.engines.diffusion.loading import read_pipeline
-from worker.engines.diffusion.weights import hold_weights, modules_of
+from worker.engines.torch_device import CONTEXT_BYTES, memory_fraction
+from worker.engines.weights import hold_weights, modules_of
 
 _SIDE = 1024
 _BYTES = _SIDE * _SIDE * 2

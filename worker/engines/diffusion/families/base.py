@@ -14,9 +14,9 @@ from PIL import Image
 
 from wire.inputs import SOURCES, GenerationMode, ImageInputs
 from worker.engine import TaskError, UnsupportedModel
-from worker.engines.diffusion.device import to_device
 from worker.engines.diffusion.families.prompt_cache import Encoded
 from worker.engines.diffusion.sampling import SchedulerSetup
+from worker.engines.torch_device import to_device
 
 #: Inputs of the denoiser beside latents and timesteps, by name; dimension 0 counts passes.
 Conditions = dict[str, torch.Tensor]

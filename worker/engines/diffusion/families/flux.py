@@ -9,11 +9,11 @@ import torch
 
 from wire.inputs import ImageInputs
 from worker.engine import TaskError
-from worker.engines.diffusion.device import to_device
 from worker.engines.diffusion.families.base import Conditions, Family
 from worker.engines.diffusion.families.flow import timestep_shift
 from worker.engines.diffusion.families.prompt_cache import Encoded
 from worker.engines.diffusion.sampling import SchedulerSetup
+from worker.engines.torch_device import to_device
 
 
 class Flux(Family):

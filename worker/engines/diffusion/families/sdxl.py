@@ -9,10 +9,10 @@ import torch
 
 from wire.inputs import ImageInputs
 from worker.engine import UnsupportedModel
-from worker.engines.diffusion.device import to_device
 from worker.engines.diffusion.families.base import Conditions, UNetFamily
 from worker.engines.diffusion.families.long_prompts import count_windows, encode_windows, join_windows, window_ids
 from worker.engines.diffusion.families.prompt_cache import Encoded
+from worker.engines.torch_device import to_device
 
 
 class StableDiffusionXL(UNetFamily):

@@ -32,10 +32,9 @@ from worker.engine import (
     image_result,
     image_samples,
 )
-from worker.engines.diffusion import device as devices
+from worker.engines import torch_device as devices
 from worker.engines.diffusion.checkpoint_source import describe_files
 from worker.engines.diffusion.defaults import image_defaults, pipeline_defaults
-from worker.engines.diffusion.device import CompletionEvent, translate_device_errors
 from worker.engines.diffusion.generic.arguments import PipelineArguments
 from worker.engines.diffusion.generic.call_batching import group_calls, run_calls
 from worker.engines.diffusion.generic.pipeline_copy import PipelineCopier, VaeProxy, is_autoencoder, is_denoiser
@@ -43,11 +42,12 @@ from worker.engines.diffusion.generic.pipeline_thread import PipelineThread
 from worker.engines.diffusion.generic.probe import outputs_match, probe_request
 from worker.engines.diffusion.generic.progress import SamplerProgress, source_code_of
 from worker.engines.diffusion.generic.row import GenericRow, PipelineImage, extract_image
-from worker.engines.diffusion.gpu_checks import check_build, open_gpu
 from worker.engines.diffusion.image_encoding import encode_image
 from worker.engines.diffusion.loading import DTYPES, pipeline_class, read_pipeline, to_usable_dtype
 from worker.engines.diffusion.safety_checker import SafetyChecker, make_safety_checker
-from worker.engines.diffusion.weights import hold_weights, modules_of
+from worker.engines.gpu_checks import check_build, open_gpu
+from worker.engines.torch_device import CompletionEvent, translate_device_errors
+from worker.engines.weights import hold_weights, modules_of
 
 log = logging.getLogger(__name__)
 
@@ -147,7 +147,7 @@ class GenericEngine:
     def fingerprint(self) -> str:
         about = self.info()
         model = f"{describe_files(self._model)}, {about.pipeline}, {about.batching}, {about.dtype}"
-        return f"{model}, {devices.environment(self._device)}"
+        return f"{model}, {devices.environment(self._device, 'diffusers')}"
 
     def key(self, request: EngineRequest) -> BatchKey:
         """Rows of one size may share a step; their denoiser calls decide about the forward pass."""

@@ -18,10 +18,10 @@ import diffusers
 import torch
 
 from configs.samplers import MODEL_DEFAULT
-from worker.engines.diffusion.device import SideStream, record_event
 from worker.engines.diffusion.generic.pipeline_thread import PipelineThread
 from worker.engines.diffusion.generic.progress import SamplerProgress, scheduler_for
 from worker.engines.diffusion.vae_decoding import StepGate, Tiling, decode_with_retries, needs_tiles, tiled
+from worker.engines.torch_device import SideStream, record_event
 
 _DENOISERS = ("diffusers.models.unets.", "diffusers.models.transformers.", "diffusers.models.controlnets.")
 _AUTOENCODERS = "diffusers.models.autoencoders."

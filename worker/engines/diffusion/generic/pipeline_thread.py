@@ -18,8 +18,8 @@ from typing import Any, Generic, TypeVar, cast
 import torch
 
 from worker.engine import DeviceLost, OutOfMemory, TaskError
-from worker.engines.diffusion.device import translate_device_errors
 from worker.engines.diffusion.generic.call_batching import DenoiserCall, TensorContents, describe_call
+from worker.engines.torch_device import translate_device_errors
 
 T = TypeVar("T")
 

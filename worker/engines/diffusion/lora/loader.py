@@ -12,9 +12,9 @@ import torch
 
 from wire.inputs import LORA_NAME, Lora
 from worker.engine import DeviceLost, OutOfMemory, TaskError
-from worker.engines.diffusion.device import translate_device_errors
 from worker.engines.diffusion.lora.layers import LoraLayers, LoraScales
 from worker.engines.diffusion.lora.refcounted_lru import RefCountedLru
+from worker.engines.torch_device import translate_device_errors
 
 #: PEFT's messages list every layer; the beginning states the reason.
 _MAX_REASON_LENGTH = 200

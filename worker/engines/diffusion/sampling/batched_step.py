@@ -12,9 +12,9 @@ from collections.abc import Sequence
 import torch
 
 from worker.device_errors import device_error_kind
-from worker.engines.diffusion.device import row_error, to_device
 from worker.engines.diffusion.sampling.sampler import RecurrenceSampler, Sampler, StepUpdate
 from worker.engines.diffusion.sampling.scheduler_sampler import SchedulerSampler
+from worker.engines.torch_device import row_error, to_device
 
 #: Larger latents are not stacked on a CPU: the copies would cost more than the saved kernels.
 _MAX_STACKED_SIZE = 4 * 32 * 32

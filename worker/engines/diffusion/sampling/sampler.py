@@ -16,10 +16,10 @@ from typing import NamedTuple
 import torch
 
 from worker.engine import TaskError
-from worker.engines.diffusion.device import to_device
 from worker.engines.diffusion.sampling.plan import SamplingPlan
 from worker.engines.diffusion.sampling.recurrence import NoiseDraw, Recurrence, RecurrenceStep, Term
 from worker.engines.diffusion.sampling.state_codec import check_tensors, invalid_state, pack_state, unpack_state
+from worker.engines.torch_device import to_device
 
 
 class Sampler(abc.ABC):

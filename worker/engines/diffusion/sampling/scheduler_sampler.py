@@ -8,11 +8,11 @@ from typing import Any
 
 import torch
 
-from worker.engines.diffusion.device import to_device
 from worker.engines.diffusion.sampling.plan import SamplingPlan
 from worker.engines.diffusion.sampling.sampler import Sampler
 from worker.engines.diffusion.sampling.schedulers import denoised_of, step_options
 from worker.engines.diffusion.sampling.state_codec import check_tensors
+from worker.engines.torch_device import to_device
 
 
 class SchedulerSampler(Sampler):

@@ -9,9 +9,9 @@ from __future__ import annotations
 import contextlib
 import traceback
 from collections.abc import Iterator
+from importlib.metadata import version
 from typing import Literal
 
-import diffusers
 import psutil
 import torch
 
@@ -34,9 +34,10 @@ def limit_cpu_threads(device: torch.device) -> None:
     torch.set_num_threads(1 if device.type == "cpu" else min(torch.get_num_threads(), _GPU_WORKER_THREADS))
 
 
-def environment(device: torch.device) -> str:
+def environment(device: torch.device, library: str) -> str:
+    """Return a text that names the device and the versions of torch and of the library."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
-    return f"{name}, torch {torch.__version__}, diffusers {diffusers.__version__}"
+    return f"{name}, torch {torch.__version__}, {library} {version(library)}"
 
 
 def memory_bytes(device: torch.device) -> int:
