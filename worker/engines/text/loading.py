@@ -12,7 +12,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from configs.model_settings import Model
 from worker.engine import UnsupportedModel
 from worker.engines.gpu_checks import computes_bfloat16
-from worker.engines.text.admission import cache_shape, check_network, check_config
+from worker.engines.text.admission import cache_shape, check_config, check_network
 from worker.engines.text.model_files import locate_files
 from worker.engines.torch_device import CONTEXT_BYTES
 

@@ -76,7 +76,7 @@ class StepPlanner:
         for text in sorted(texts, key=lambda each: each.age):
             is_first = not works
             if not text.blocks:
-                if not (can_start and budget) or (not is_first and self._is_computed_elsewhere(text)):
+                if not (can_start and budget) or (not is_first and self._is_in_progress(text)):
                     continue
                 can_start = self._start(text, len(works), is_first)
             elif not self._reserve(text, text.computed + min(text.missing, max(budget, 1)), is_first):
@@ -142,7 +142,7 @@ class StepPlanner:
             text.blocks += self.manager.allocate(needed) or []
         return True
 
-    def _is_computed_elsewhere(self, text: CachedText) -> bool:
+    def _is_in_progress(self, text: CachedText) -> bool:
         """Return whether another row is about to compute the row's first block that the cache lacks."""
         if not self._prefix_cache:
             return False
@@ -151,7 +151,9 @@ class StepPlanner:
         if missing is None:
             return False
         return any(
-            other.missing > 1 and other.computed < (missing + 1) * self._block_tokens and self._has(other, missing, hashes[missing])
+            other.missing > 1
+            and other.computed < (missing + 1) * self._block_tokens
+            and self._has(other, missing, hashes[missing])
             for other in self._holders
         )
 

@@ -175,7 +175,8 @@ def test_row_with_infinite_logits_fails_alone() -> None:
     assert "not finite" in driver.errors[3].message
     for seed in range(4):  # all blocks are used again
         for number, prompt in enumerate(prompts(5, seed=20 + seed)):
-            driver.admit(number, request([token + (token == 42) for token in prompt], 6))
+            never_42 = Sampling(0, temperature=0.0, logit_bias=((42, -1000.0),))
+            driver.admit(number, request([token + (token == 42) for token in prompt], 6, never_42))
         driver.run()
     assert list(driver.errors) == [3]
 

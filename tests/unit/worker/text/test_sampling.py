@@ -31,7 +31,7 @@ def kept_tokens(row: torch.Tensor, sampling: Sampling) -> set[int]:
     left.sort(key=lambda token: -scaled[token])
     if sampling.top_k:
         left = left[: sampling.top_k]
-    total, before, result = sum(math.exp(scaled[token] - top) for token in left), 0.0, set()
+    total, before, result = sum(math.exp(scaled[token] - top) for token in left), 0.0, set[int]()
     for token in left:
         if before >= sampling.top_p * total and result:
             break
@@ -89,7 +89,9 @@ def test_row_does_not_depend_on_others(samplings: list[Sampling], seed: int) -> 
     values = logits(len(samplings), seed=seed)
     before = values.clone()
     rows = [
-        SampledRow(sampling, 3 + place, forbidden=(place,), counts=counts([1, 2], [4, 4, 9]), logprobs=place % 3 or None)
+        SampledRow(
+            sampling, 3 + place, forbidden=(place,), counts=counts([1, 2], [4, 4, 9]), logprobs=place % 3 or None
+        )
         for place, sampling in enumerate(samplings)
     ]
     together = choose(values, rows)
@@ -111,17 +113,15 @@ def counts(prompt: Sequence[int], generated: Sequence[int]) -> TokenCounts:
 def test_penalties_count_the_text() -> None:
     row = torch.zeros(1, _VOCABULARY)
     row[0, [1, 4, 9, 20]] = torch.tensor([3.0, 4.0, -1.0, 2.5])
-    greedy = {"temperature": 0.0}
 
-    def best(**values: float) -> int:
-        rows = [SampledRow(Sampling(0, **greedy, **values), 3, counts=counts([1], [4, 4, 9]))]
-        return choose(row, rows)[0].token
+    def best(sampling: Sampling) -> int:
+        return choose(row, [SampledRow(sampling, 3, counts=counts([1], [4, 4, 9]))])[0].token
 
-    assert best() == 4
-    assert best(presence_penalty=1.5) == 1, "not counted in the prompt"
-    assert best(frequency_penalty=0.6) == 1, "4 occurs twice"
-    assert best(frequency_penalty=0.4) == 4
-    assert best(repetition_penalty=1.7) == 20, "the prompt counts"
+    assert best(Sampling(0, temperature=0.0)) == 4
+    assert best(Sampling(0, temperature=0.0, presence_penalty=1.5)) == 1, "not counted in the prompt"
+    assert best(Sampling(0, temperature=0.0, frequency_penalty=0.6)) == 1, "4 occurs twice"
+    assert best(Sampling(0, temperature=0.0, frequency_penalty=0.4)) == 4
+    assert best(Sampling(0, temperature=0.0, repetition_penalty=1.7)) == 20, "the prompt counts"
 
 
 class Only:
@@ -155,7 +155,10 @@ def test_grammars_mask_their_own_rows() -> None:
 def test_forbidden_tokens_are_not_chosen() -> None:
     values = torch.zeros(2, _VOCABULARY)
     values[:, [7, 8]] = torch.tensor([9.0, 8.0])
-    rows = [SampledRow(Sampling(0, temperature=0.0), 0, forbidden=(7, 10**6)), SampledRow(Sampling(0), 0, forbidden=(7,))]
+    rows = [
+        SampledRow(Sampling(0, temperature=0.0), 0, forbidden=(7, 10**6)),
+        SampledRow(Sampling(0), 0, forbidden=(7,)),
+    ]
     assert all(choice.token != 7 for choice in choose(values, rows))
 
 
@@ -187,7 +190,9 @@ def test_noise_has_known_values() -> None:
     """Another worker continues with the same noise: it must never change."""
     assert noise_keys(0, 0) == (1293516399, -1492722385)
     keys = torch.tensor([noise_keys(2**63 - 1, 10**6)], dtype=torch.int32)
-    assert gumbel_noise(keys, 100_000)[0, [0, 1, 99_999]].tolist() == pytest.approx([2.5307481, -0.0689441, 0.8971286], abs=1e-6)
+    assert gumbel_noise(keys, 100_000)[0, [0, 1, 99_999]].tolist() == pytest.approx(
+        [2.5307481, -0.0689441, 0.8971286], abs=1e-6
+    )
 
 
 def test_noise_is_finite_and_of_its_distribution() -> None:
