@@ -23,6 +23,16 @@ def build(model: Model, device: str) -> StepEngine:
         from worker.engines.sim import SimEngine
 
         return SimEngine(model)
+    if model.engine == "vllm":
+        from worker.engines.text_library.engine import LibraryEngine
+        from worker.engines.vllm.library import VllmLibrary
+
+        return LibraryEngine(model, VllmLibrary(model, device))
+    if model.engine == "openvino":
+        from worker.engines.openvino.library import OpenVinoLibrary
+        from worker.engines.text_library.engine import LibraryEngine
+
+        return LibraryEngine(model, OpenVinoLibrary(model, device))
     if model.task == "call":
         from worker.engines.user.engine import UserEngine
 

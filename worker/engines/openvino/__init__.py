@@ -1,0 +1,1 @@
+"""Language models in OpenVINO GenAI, for CPUs."""

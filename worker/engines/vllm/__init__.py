@@ -1,0 +1,1 @@
+"""Language models in vLLM, which runs in an environment of its own."""
