@@ -25,6 +25,8 @@ _OTHER_WEIGHTS = (".bin", ".ckpt", ".pt", ".pth", ".msgpack", ".onnx", ".h5")
 _VARIANT = re.compile(
     r"(?:diffusion_pytorch_model|pytorch_model|model)\.(?!safetensors)([A-Za-z0-9_]+)[.-].*safetensors"
 )
+#: Of a language model in OpenVINO's format.
+_OPENVINO_FILES = ("openvino_model.xml", "openvino_model.bin", "config.json")
 _MAX_INDEX_BYTES = 64 << 20
 #: Vocabularies may be larger; reading those would delay a start.
 _MAX_PARSED_BYTES = 1 << 20
@@ -106,17 +108,24 @@ def _builtin_problems(name: str, index: str) -> Iterator[str]:
 
 
 def _language_model_problems(model: Model) -> Iterator[str]:
-    """Check a folder in transformers' layout. Other engines than `text` have files of their own."""
+    """Check a folder in transformers' layout, or for `openvino` in OpenVINO's."""
     path, place = model.path, Path(model.path)
-    if path.startswith(_BUILTIN_PREFIX):
-        yield from _builtin_problems(path.removeprefix(_BUILTIN_PREFIX), "config.json")
-    elif is_hub_id(path):
-        return
+    if path.startswith(_BUILTIN_PREFIX) or is_hub_id(path):
+        named = path.startswith(_BUILTIN_PREFIX)
+        problems = list(_builtin_problems(path.removeprefix(_BUILTIN_PREFIX), "config.json")) if named else []
+        if model.engine == "openvino" and not problems:
+            problems.append(f"{path}: engine openvino loads a .gguf file, or a folder in OpenVINO's format")
+        yield from problems
     elif not place.exists():
         yield f"no such folder or file: {path}{_where(place)}"
     elif place.is_file() and place.suffix != ".gguf":
         yield f"{path} is not supported: a language model is a folder, a hub id or a .gguf file"
-    elif place.is_dir() and model.engine == "text":
+    elif place.is_file() and model.engine == "vllm":
+        yield f"{path}: engine vllm loads a folder or a hub id; .gguf files are for engine openvino"
+    elif place.is_dir() and model.engine == "openvino":
+        yield from _folder_problems(place, "path")
+        yield from _openvino_problems(place)
+    elif place.is_dir():
         yield from _folder_problems(place, "path")
         if (place / "model_index.json").exists():
             yield f"{place} is a checkpoint in diffusers format; set engine: diffusion"
@@ -124,6 +133,15 @@ def _language_model_problems(model: Model) -> Iterator[str]:
             yield f"{place} has no config.json{_instead(place)}"
         else:
             yield from _part_problems(place, place / "config.json", model.variant)
+
+
+def _openvino_problems(folder: Path) -> Iterator[str]:
+    """Check a folder that `optimum-cli export openvino` wrote."""
+    missing = [name for name in _OPENVINO_FILES if not (folder / name).is_file()]
+    if missing and (folder / "config.json").is_file() and any(folder.glob("*.safetensors")):
+        yield f"{folder} is in transformers' format: use engine text or vllm, or `optimum-cli export openvino`"
+    elif missing:
+        yield f"{folder} has no {missing[0]}; engine openvino loads a .gguf file, or a folder in OpenVINO's format"
 
 
 def _where(place: Path) -> str:

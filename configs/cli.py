@@ -15,6 +15,7 @@ from configs.model_settings import Model
 from configs.sections import expand_home
 from configs.settings import Settings
 from configs.user_engine import interpreter_problems
+from configs.worker_packages import ENGINE_PACKAGES, environment_problem, missing_packages
 from configs.yaml_file import dump_yaml
 
 #: Exit status for an invalid configuration or invalid options.
@@ -96,7 +97,11 @@ def _check_files(file: Path, settings: Settings) -> int:
 
 
 def _model_problems(model: Model) -> list[str]:
-    interpreter = interpreter_problems(model.python) if model.python is not None else ()
+    if model.python is not None:
+        interpreter = list(interpreter_problems(model.python, model.engine))
+    else:
+        missing = missing_packages(model.engine) if model.engine in ENGINE_PACKAGES else []
+        interpreter = [environment_problem(sys.executable, sys.version_info[:2], missing)] if missing else []
     return [*checkpoint_problems(model), *interpreter]
 
 

@@ -185,8 +185,9 @@ class Model(Section):
     def _own_engine_only(self) -> Model:
         for name, value in (("options", self.options), ("python", self.python)):
             if value and self.task != "call" and not (name == "python" and self.engine in ("vllm", "openvino")):
+                also = ", and for vllm and openvino" if name == "python" else ""
                 raise ValueError(
-                    f"{name} is for an engine of your own (engine: package.module:Class), not {self.engine}"
+                    f"{name} is for an engine of your own (engine: package.module:Class){also}, not {self.engine}"
                 )
         return self
 

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from configs.fields import Tree
 from configs.text import clip
-from configs.worker_packages import WORKER_PACKAGES, environment_problem
+from configs.worker_packages import ENGINE_PACKAGES, environment_problem, needed_packages
 
 #: Time in which an interpreter must answer.
 _ANSWER_S = 20.0
@@ -43,11 +43,12 @@ def with_absolute_paths(model: Tree, folder: Path) -> Tree:
 
     A module is looked for in `path`, which is that folder unless it is set.
     """
-    engine = model.get("engine")
+    engine, changed = model.get("engine"), dict(model)
+    if engine in ENGINE_PACKAGES and isinstance(model.get("python"), str):
+        changed["python"] = _absolute(model["python"], folder)
     if not isinstance(engine, str) or ":" not in engine:
-        return model
+        return changed
     place, class_name = engine_reference(engine)
-    changed = dict(model)
     if place.endswith(".py"):
         changed["engine"] = f"{_absolute(place, folder)}:{class_name}"
     path = model.get("path") or "."
@@ -87,8 +88,8 @@ def engine_problems(engine: str, folder: str) -> Iterator[str]:
         yield f"engine: {file} has no class {reference.class_name}; {known}"
 
 
-def interpreter_problems(python: Path) -> Iterator[str]:
-    """Run the interpreter and yield what keeps it from running a worker."""
+def interpreter_problems(python: Path, engine: str = "") -> Iterator[str]:
+    """Run the interpreter and yield what keeps it from running a worker with this engine."""
     if not python.is_file():
         yield f"python: no such interpreter: {python}"
         return
@@ -97,7 +98,11 @@ def interpreter_problems(python: Path) -> Iterator[str]:
         return
     try:
         probe = subprocess.run(  # noqa: S603  # the operator names it in the configuration
-            [python, "-c", _PROBE, *WORKER_PACKAGES], capture_output=True, text=True, timeout=_ANSWER_S, check=True
+            [python, "-c", _PROBE, *needed_packages(engine)],
+            capture_output=True,
+            text=True,
+            timeout=_ANSWER_S,
+            check=True,
         )
         version, *missing = probe.stdout.split()
     except subprocess.TimeoutExpired:

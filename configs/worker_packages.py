@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,9 +14,24 @@ WORKER_PACKAGES = {
     "yaml": "pyyaml",
     "zmq": "pyzmq",
 }
+#: What the engines for language models need besides, by engine.
+ENGINE_PACKAGES = {
+    "vllm": {"vllm": "vllm", "transformers": "transformers", "llguidance": "llguidance"},
+    "openvino": {"openvino_genai": "openvino-genai", "transformers": "transformers", "llguidance": "llguidance"},
+}
 #: What a worker imports of this program.
 _OWN_PACKAGES = ("configs", "muster", "wire", "worker")
 _OLDEST, _TOO_NEW = (3, 11), (3, 14)
+
+
+def needed_packages(engine: str) -> dict[str, str]:
+    """Return what a worker with this engine needs: the name of each package, by the name of its module."""
+    return WORKER_PACKAGES | ENGINE_PACKAGES.get(engine, {})
+
+
+def missing_packages(engine: str = "") -> list[str]:
+    """Return the modules of `needed_packages` that this interpreter lacks."""
+    return [module for module in needed_packages(engine) if importlib.util.find_spec(module) is None]
 
 
 def environment_problem(python: str, version: tuple[int, ...], missing: Sequence[str]) -> str:
@@ -27,7 +43,10 @@ def environment_problem(python: str, version: tuple[int, ...], missing: Sequence
         return f"{python} is Python {version[0]}.{version[1]}; a worker needs 3.11, 3.12 or 3.13"
     if not missing:
         return ""
-    packages = " ".join(WORKER_PACKAGES[module] for module in missing)
+    known = {
+        module: package for each in (WORKER_PACKAGES, *ENGINE_PACKAGES.values()) for module, package in each.items()
+    }
+    packages = " ".join(known[module] for module in missing)
     return f"{python} lacks packages that a worker needs; install them: {python} -m pip install {packages}"
 
 

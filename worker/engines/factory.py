@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import sys
+
 from configs.model_settings import Model
-from worker.engine import StepEngine
+from configs.worker_packages import ENGINE_PACKAGES, environment_problem, missing_packages
+from worker.engine import StepEngine, UnsupportedModel
 
 
 def build(model: Model, device: str) -> StepEngine:
@@ -23,6 +26,10 @@ def build(model: Model, device: str) -> StepEngine:
         from worker.engines.sim import SimEngine
 
         return SimEngine(model)
+    if model.engine in ENGINE_PACKAGES:
+        problem = environment_problem(sys.executable, sys.version_info[:2], missing_packages(model.engine))
+        if problem:
+            raise UnsupportedModel(f"{problem}, or set models.NAME.python to an interpreter that has them")
     if model.engine == "vllm":
         from worker.engines.text_library.engine import LibraryEngine
         from worker.engines.vllm.library import VllmLibrary

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -220,3 +220,45 @@ def test_wrong_place_of_a_language_model_is_named(engine: str, tmp_path: Path) -
     ):
         [problem] = checkpoint_problems(Model(engine=engine, path=path))
         assert part in problem
+
+
+@pytest.mark.parametrize(
+    ("engine", "files", "part"),
+    [
+        ("openvino", ("openvino_model.xml", "openvino_model.bin"), ""),
+        ("openvino", (), "is in transformers' format: use engine text or vllm"),
+        ("vllm", (), ""),
+        ("text", (), ""),
+    ],
+)
+def test_folder_of_a_library_has_its_own_files(
+    language_model: Path, engine: str, files: Sequence[str], part: str
+) -> None:
+    for name in files:
+        (language_model / name).write_bytes(b"x")
+    problems = checkpoint_problems(Model(engine=engine, path=str(language_model)))
+    assert [part in problem for problem in problems] == [True] * bool(part)
+
+
+def test_openvino_folder_that_lacks_a_file(tmp_path: Path) -> None:
+    (tmp_path / "openvino_model.xml").write_text("<net/>")
+    [problem] = checkpoint_problems(Model(engine="openvino", path=str(tmp_path)))
+    assert "has no openvino_model.bin" in problem
+
+
+@pytest.mark.parametrize(
+    ("engine", "path", "part"),
+    [
+        ("openvino", "Qwen/Qwen3-0.6B", "loads a .gguf file, or a folder in OpenVINO's format"),
+        ("vllm", "model.gguf", ".gguf files are for engine openvino"),
+        ("openvino", "model.gguf", ""),
+        ("vllm", "Qwen/Qwen3-0.6B", ""),
+    ],
+)
+def test_library_and_path_that_do_not_fit(
+    engine: str, path: str, part: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "model.gguf").write_bytes(b"GGUF")
+    problems = checkpoint_problems(Model(engine=engine, path=path))
+    assert [part in problem for problem in problems] == [True] * bool(part)

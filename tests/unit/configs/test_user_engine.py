@@ -110,6 +110,20 @@ def test_interpreter_is_run(tmp_path: Path) -> None:
     ]
 
 
+def test_interpreter_of_a_library_is_asked_for_it(tmp_path: Path) -> None:
+    script = tmp_path / "python"
+    script.write_text('#!/bin/sh\nshift 2\necho 3.12 "$@"\n')
+    script.chmod(0o755)
+    [problem] = interpreter_problems(script, "vllm")
+    assert problem.endswith("-m pip install msgspec psutil pydantic pyyaml pyzmq vllm transformers llguidance")
+
+
+@pytest.mark.parametrize("engine", ["vllm", "openvino", "engine.py:Engine"])
+def test_interpreter_is_relative_to_the_configuration(folder: Path, engine: str) -> None:
+    settings = load(write(folder, f"engine: '{engine}', path: weights, python: env/bin/python"))
+    assert settings.models["digits"].python == folder / "env" / "bin" / "python"
+
+
 @pytest.mark.parametrize(("version", "fits"), [((3, 10), False), ((3, 11), True), ((3, 13), True), ((3, 14), False)])
 def test_versions_of_python(version: tuple[int, int], fits: bool) -> None:
     assert (environment_problem("python", version, []) == "") == fits

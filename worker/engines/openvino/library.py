@@ -26,10 +26,6 @@ from worker.engines.text_library.library import LibraryOutput, LibraryRequest, L
 if TYPE_CHECKING:
     from openvino_genai import ContinuousBatchingPipeline
 
-_MISSING = (
-    "OpenVINO GenAI is not installed in the environment of the worker, {python}; install it there (pip install "
-    "openvino-genai), or set models.NAME.python to the interpreter of another environment"
-)
 _GGUF = "a GGUF file needs {packages} in the environment of the worker, {python}: pip install {packages}"
 #: `text.context_length: auto`.
 _MAX_CONTEXT = 8192
@@ -46,15 +42,11 @@ class OpenVinoLibrary:
     _tokenization: Tokenization
 
     def __init__(self, model: Model, device: str) -> None:
-        """Raises `UnsupportedModel` if OpenVINO cannot be imported, or not run there."""
+        """Raises `UnsupportedModel` for a device or a path that OpenVINO does not take."""
         if device.startswith("cuda"):
             raise UnsupportedModel("OpenVINO does not run on NVIDIA GPUs: use engine text or vllm, or CPU devices")
-        try:
-            import openvino_genai
-        except ModuleNotFoundError as error:
-            if error.name not in ("openvino_genai", "openvino"):
-                raise
-            raise UnsupportedModel(_MISSING.format(python=sys.executable)) from None
+        import openvino_genai
+
         self._genai: Any = openvino_genai
         self._model, self._files = model, locate_files(model)
         if not self._files.local:

