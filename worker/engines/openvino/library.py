@@ -32,7 +32,16 @@ _MAX_CONTEXT = 8192
 #: Its cache has full gibibytes.
 _GIB = 1 << 30
 _MAX_REQUESTS = 64
-_PRECISIONS = {"float32": "f32", "float16": "f16", "bfloat16": "bf16"}
+_PRECISIONS = {
+    # Its usual precisions make a text depend on the others in its batch.
+    "float32": {
+        "INFERENCE_PRECISION_HINT": "f32",
+        "KV_CACHE_PRECISION": "f32",
+        "DYNAMIC_QUANTIZATION_GROUP_SIZE": "0",
+    },
+    "float16": {"INFERENCE_PRECISION_HINT": "f16"},
+    "bfloat16": {"INFERENCE_PRECISION_HINT": "bf16"},
+}
 
 
 class OpenVinoLibrary:
@@ -73,7 +82,7 @@ class OpenVinoLibrary:
         # One thread per worker: with more, workers on shared cores wait for each other.
         properties: dict[str, Any] = {"INFERENCE_NUM_THREADS": 1}
         if self._model.dtype != "auto":
-            properties["INFERENCE_PRECISION_HINT"] = _PRECISIONS[self._model.dtype]
+            properties |= _PRECISIONS[self._model.dtype]
         source = Path(self._files.source, self._files.gguf or "")
         try:
             return self._genai.ContinuousBatchingPipeline(str(source), scheduler, "CPU", properties)
