@@ -12,6 +12,8 @@ import time
 from collections.abc import Callable, Sequence
 from typing import cast
 
+import msgspec
+
 from configs.model_settings import Model
 from wire.inputs import Sampling, TextInputs
 from wire.messages import EngineInfo
@@ -105,12 +107,14 @@ class LibraryEngine:
 
     def _admit(self, task: EngineRequest) -> Row | TaskError:
         inputs = cast("TextInputs", task.inputs)
-        done = unpack_tokens(task.checkpoint.frames[0]) if task.checkpoint is not None else ()
         try:
+            done = unpack_tokens(task.checkpoint.frames[0]) if task.checkpoint is not None else ()
             prompt = decode_prompt(task.sources[0])
             generation = Generation(self._tokenization, inputs, prompt, done, self._library.context_length)
         except TaskError as error:
             return error
+        except (msgspec.MsgspecError, ValueError, IndexError) as error:
+            return TaskError("invalid", f"the prompt or its generated tokens cannot be read: {error}")
         if generation.grammar is not None and not self._library.has_grammars:
             engine = self._model.engine
             problem = f"engine {engine} has no structured output and no forced tool calls; engines text and vllm do"

@@ -204,6 +204,16 @@ def test_a_prompt_that_fills_the_context_is_refused() -> None:
     assert (error.status, "256" in error.message) == (400, True)
 
 
+@pytest.mark.parametrize(
+    ("sources", "state"), [([b"{"], None), ([], None), ([encode_prompt(PlainPrompt("a"))], b"\0\0\0")]
+)
+def test_frames_that_hold_nothing_are_told(sources: list[bytes], state: bytes | None) -> None:
+    checkpoint = None if state is None else Checkpoint(1, [state])
+    [error] = _engine(CountingLibrary()).admit([EngineRequest(TextInputs(Sampling(0), 4), sources, checkpoint)])
+    assert isinstance(error, TaskError)
+    assert "cannot be read" in error.message
+
+
 def test_counts_prompts_tokens_and_recomputed_ones() -> None:
     engine = _engine(CountingLibrary())
     whole = _expected([41, 42], 6)
