@@ -98,8 +98,8 @@ class EngineInfo(msgspec.Struct, frozen=True, omit_defaults=True):
 
     #: Class of its pipeline.
     pipeline: Name = ""
-    #: `family` (a pipeline with its own adapter), `generic` (any pipeline, one thread per request), `step` and `library` (language
-    #: models, the latter in a library that batches by itself) or `sim`.
+    #: `family` (a pipeline with its own adapter), `generic` (any pipeline, one thread per request), `step` and
+    #: `library` (language models, the latter in a library that batches by itself) or `sim`.
     batching: Name = "family"
     #: Supported inputs.
     modes: tuple[GenerationMode, ...] = ("text",)

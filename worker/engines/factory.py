@@ -26,6 +26,24 @@ def build(model: Model, device: str) -> StepEngine:
         from worker.engines.sim import SimEngine
 
         return SimEngine(model)
+    if model.task == "call":
+        from worker.engines.user.engine import UserEngine
+
+        return UserEngine(model, device)
+    if model.task == "text":
+        return _language_model(model, device)
+    from worker.engines.diffusion.loading import has_family, pipeline_class
+
+    if has_family(pipeline_class(model)):
+        from worker.engines.diffusion.engine import DiffusionEngine
+
+        return DiffusionEngine(model, device)
+    from worker.engines.diffusion.generic.engine import GenericEngine
+
+    return GenericEngine(model, device)
+
+
+def _language_model(model: Model, device: str) -> StepEngine:
     if model.engine in ENGINE_PACKAGES:
         problem = environment_problem(sys.executable, sys.version_info[:2], missing_packages(model.engine))
         if problem:
@@ -40,20 +58,6 @@ def build(model: Model, device: str) -> StepEngine:
         from worker.engines.text_library.engine import LibraryEngine
 
         return LibraryEngine(model, OpenVinoLibrary(model, device))
-    if model.task == "call":
-        from worker.engines.user.engine import UserEngine
+    from worker.engines.text.engine import TextEngine
 
-        return UserEngine(model, device)
-    if model.engine == "text":
-        from worker.engines.text.engine import TextEngine
-
-        return TextEngine(model, device)
-    from worker.engines.diffusion.loading import has_family, pipeline_class
-
-    if has_family(pipeline_class(model)):
-        from worker.engines.diffusion.engine import DiffusionEngine
-
-        return DiffusionEngine(model, device)
-    from worker.engines.diffusion.generic.engine import GenericEngine
-
-    return GenericEngine(model, device)
+    return TextEngine(model, device)
