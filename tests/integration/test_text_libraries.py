@@ -65,7 +65,8 @@ def instance(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
 def _until(condition: Callable[[], bool], instance: Instance) -> None:
     ends = time.monotonic() + _START_S
     while not condition():
-        assert time.monotonic() < ends and instance.process.poll() is None, instance.output()
+        assert time.monotonic() < ends, instance.output()
+        assert instance.process.poll() is None, instance.output()
         time.sleep(0.5)
 
 
