@@ -12,8 +12,9 @@ import itertools
 import math
 import random
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
+from controller.simulator.machines import MachineFailure
 from controller.simulator.model_sim import ModelSim, PreemptedWork, SimWorker
 from controller.types import Exit, WorkerProcess
 
@@ -30,8 +31,14 @@ class EventKind:
 class SimCluster:
     """The workers of all models. `next_at` is the time of the next event in seconds; `step` processes it."""
 
-    def __init__(self, models: Mapping[str, ModelSim], seed: int = 0) -> None:
+    def __init__(
+        self, models: Mapping[str, ModelSim], seed: int = 0, *, failures: Sequence[MachineFailure] = ()
+    ) -> None:
+        """`failures` are those of machines, in order of time."""
         self.models = dict(models)
+        self._failures = deque(failures)
+        #: Times until which workers cannot load on devices of failed machines.
+        self._repaired_at: dict[str, float] = {}
         self.workers: dict[str, SimWorker] = {}
         self._exits: list[Exit] = []
         self._changed = False
@@ -46,7 +53,8 @@ class SimCluster:
         events = self._events
         while events and events[0][2] == EventKind.FINISH and events[0][4] != events[0][3].epoch:
             heapq.heappop(events)
-        return events[0][0] if events else math.inf
+        at = events[0][0] if events else math.inf
+        return min(at, self._failures[0].at) if self._failures else at
 
     @property
     def has_crashes(self) -> bool:
@@ -69,6 +77,9 @@ class SimCluster:
 
     def step(self) -> None:
         """Process the next event."""
+        if self._failures and self._failures[0].at <= self.next_at:
+            self._fail_machine(self._failures.popleft())
+            return
         at, _, kind, worker, _ = heapq.heappop(self._events)
         if kind == EventKind.FINISH:
             self._finish(worker, at)
@@ -188,6 +199,7 @@ class SimCluster:
         lifetime_s = model.profile.mean_lifetime_s
         if lifetime_s is not None:
             self._schedule(now + self._random.expovariate(1 / lifetime_s), EventKind.CRASH, worker)
+        start_s += max(self._repaired_at.get(device, 0.0) - now, 0.0)
         if start_s:
             model.starts += 1
             model.standby_starts += from_standby
@@ -231,6 +243,12 @@ class SimCluster:
         worker = self.workers.get(name)
         if worker is not None:
             self._crash(worker, now)
+
+    def _fail_machine(self, failure: MachineFailure) -> None:
+        """End all workers of a machine; later ones load after its repair."""
+        self._repaired_at |= dict.fromkeys(failure.slots, failure.until)
+        for worker in [one for one in self.workers.values() if one.process.device in failure.slots]:
+            self._crash(worker, failure.at)
 
     def _preempt_tasks(self, worker: SimWorker, now: float, lost_s: float) -> None:
         """Return the worker's tasks to the head of the queue; each loses up to `lost_s` of its progress."""

@@ -59,6 +59,8 @@ def cost_bounds(
         return CostBounds(percentiles)
     if wanted not in ("lower", "search"):
         return CostBounds(percentiles, best_total_hours=_given_hours(wanted))
+    if wanted == "search" and scenario.has_failures:
+        raise InvalidScenario("--bound search supports no failures (--mean-life, mean_life_s); --bound lower does")
     lower: dict[str, float] = {}
     best: dict[str, float] = {}
     models = [name for name in scenario.profiles if scenario.traffic[name].times]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import sys
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -17,7 +18,10 @@ from configs.load import ConfigError, load
 from configs.scaling import POLICY_FIELDS, Scaling
 from configs.settings import Settings
 from configs.yaml_file import InvalidYaml, parse_yaml
+from controller.simulator.hardware import Hardware, InvalidHardware, read_hardware
+from controller.simulator.machines import SimMachine
 from controller.simulator.model_sim import WorkerProfile, batch_slowdowns
+from controller.simulator.request_work import RequestCosts
 from controller.simulator.scenarios import (
     PRESETS,
     VARIANTS,
@@ -29,7 +33,8 @@ from controller.simulator.scenarios import (
     slice_traffic,
 )
 from controller.simulator.synthetic import is_synthetic, synthetic_traffic
-from controller.simulator.traces import InvalidTrace, RequestCosts, read_numbers, read_trace
+from controller.simulator.trace_rows import InvalidTrace
+from controller.simulator.traces import read_numbers, read_trace
 
 #: Number of workers for `max_workers: auto` without `--gpus`.
 _DEFAULT_GPUS = 8
@@ -39,7 +44,9 @@ _POSITIVE_OPTIONS = (
     "scale_work",
     "stretch",
     "step_s",
+    "pixels",
     "token_s",
+    "prompt_token_s",
     "request_s",
     "gpus",
     "batch",
@@ -62,8 +69,11 @@ def make_parser(prog: str, description: str) -> argparse.ArgumentParser:
     traffic.add_argument(
         "--bucket", type=float, default=0.0, metavar="S", help="spread times that are rounded to S seconds"
     )
-    traffic.add_argument("--step-s", type=float, default=RequestCosts().step_s, help="work of a step in seconds")
-    traffic.add_argument("--token-s", type=float, default=RequestCosts().token_s, help="work of a token in seconds")
+    traffic.add_argument("--step-s", type=float, metavar="S", help="work of a step of an image in seconds")
+    traffic.add_argument("--pixels", type=float, metavar="N", help="pixels of that image; other sizes in proportion")
+    traffic.add_argument("--token-s", type=float, metavar="S", help="work of an output token in seconds")
+    traffic.add_argument("--prompt-token-s", type=float, metavar="S", help="work of a token of a prompt in seconds")
+    traffic.add_argument("--bad-lines", type=int, default=0, metavar="N", help="leave out up to N unreadable lines")
     traffic.add_argument(
         "--request-s",
         type=float,
@@ -76,6 +86,9 @@ def make_parser(prog: str, description: str) -> argparse.ArgumentParser:
     workers.add_argument("--config", type=Path, metavar="FILE", help="YAML file with the models and their scaling")
     workers.add_argument("--preset", choices=sorted(PRESETS), help="a named scenario instead of a file")
     workers.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="set a scaling field")
+    workers.add_argument(
+        "--hardware", type=Path, metavar="FILE", help="YAML file with costs of steps and tokens, and machines"
+    )
     workers.add_argument("--gpus", type=int, metavar="N", help="maximum number of workers")
     workers.add_argument("--batch", type=int, metavar="B", help="tasks in a full batch")
     workers.add_argument("--f0", type=float, metavar="X", help="share of a step that does not grow with the batch")
@@ -94,10 +107,11 @@ def scenario_from(args: argparse.Namespace) -> Scenario:
     """Return the scenario of the options. Raises `InvalidScenario`."""
     _check(args)
     try:
-        traces, span_s = _traffic(args)
+        hardware = read_hardware(args.hardware) if args.hardware else Hardware()
+        traces, span_s = _traffic(args, hardware)
         scenario = _preset(args, merge_traffic(traces), span_s) if args.preset else _configured(args, traces, span_s)
-        return replace(scenario, sizes_known=args.sizes == "known")
-    except (InvalidTrace, ConfigError) as error:
+        return _on_hardware(args, replace(scenario, sizes_known=args.sizes == "known"), hardware)
+    except (InvalidTrace, InvalidHardware, ConfigError) as error:
         raise InvalidScenario(str(error)) from None
     except ValidationError as error:
         problems = (f"{'.'.join(map(str, one['loc'])) or 'scaling'}: {one['msg']}" for one in error.errors())
@@ -111,16 +125,44 @@ def _check(args: argparse.Namespace) -> None:
             raise InvalidScenario(f"--{name.replace('_', '-')} ({value:g}) must be above 0")
     if args.f0 is not None and not 0 <= args.f0 <= 1:
         raise InvalidScenario(f"--f0 ({args.f0:g}) must be between 0 and 1")
+    if args.bad_lines < 0:
+        raise InvalidScenario(f"--bad-lines ({args.bad_lines}) must not be negative")
     if args.bucket < 0:
         raise InvalidScenario(f"--bucket ({args.bucket:g}) must not be negative")
 
 
-def _traffic(args: argparse.Namespace) -> tuple[dict[str, Traffic], float]:
+def _on_hardware(args: argparse.Namespace, scenario: Scenario, hardware: Hardware) -> Scenario:
+    """Return the scenario with the machines and the batches of the hardware."""
+    if hardware.text is not None and not (args.curve or args.f0 is not None):
+        slowdowns = hardware.text.slowdowns()[: args.batch]
+        profiles = {name: replace(profile, slowdowns=slowdowns) for name, profile in scenario.profiles.items()}
+        scenario = replace(scenario, profiles=profiles)
+    if not hardware.machines:
+        return scenario
+    if args.gpus is not None:
+        raise InvalidScenario(f"--gpus and machines of {args.hardware} exclude each other")
+    machines = [SimMachine(name, one.gpus, one.mean_life_s, one.repair_s) for name, one in hardware.machines.items()]
+    return replace(scenario, machines=machines, gpus=sum(machine.gpus for machine in machines))
+
+
+def _costs(args: argparse.Namespace, hardware: Hardware) -> RequestCosts:
+    given = {name: getattr(args, name) for name in ("step_s", "pixels", "token_s", "prompt_token_s")}
+    return hardware.costs(args.request_s)._replace(**{name: one for name, one in given.items() if one is not None})
+
+
+def _traffic(args: argparse.Namespace, hardware: Hardware) -> tuple[dict[str, Traffic], float]:
     if is_synthetic(args.trace):
         traces = {"": synthetic_traffic(args.trace, args.seed)}
     else:
-        costs = RequestCosts(args.step_s, args.token_s, args.request_s)
-        traces = read_trace(Path(args.trace), costs, stretch=args.stretch, bucket_s=args.bucket, seed=args.seed)
+        traces = read_trace(
+            Path(args.trace),
+            _costs(args, hardware),
+            stretch=args.stretch,
+            bucket_s=args.bucket,
+            seed=args.seed,
+            max_bad_lines=args.bad_lines,
+            warn=lambda message: print(message, file=sys.stderr),
+        )
     if args.hours:
         hours = _hours(args.hours)
         traces = {name: part for name, trace in traces.items() if (part := slice_traffic(trace, *hours)).times}

@@ -10,6 +10,7 @@ from typing import NamedTuple
 from configs.scaling import Scaling
 from controller.simulator.agents import ScalingAgent, ScalingTarget
 from controller.simulator.cluster import SimCluster
+from controller.simulator.machines import SimMachine, failures_of
 from controller.simulator.model_sim import ModelSim, WorkerProfile, batch_slowdowns
 from controller.simulator.simulator import Simulation, SimulationResult, ignore_progress
 
@@ -37,10 +38,19 @@ class Scenario:
     sizes_known: bool = True
     #: Poll interval of the controller. The live one polls every second; longer intervals simulate large fleets faster.
     poll_interval_s: float = 1.0
+    #: Named machines with several GPUs; none: `gpus` GPUs of one machine that does not fail.
+    machines: Sequence[SimMachine] = ()
+
+    @property
+    def has_failures(self) -> bool:
+        """Whether workers or machines fail."""
+        lives = [profile.mean_lifetime_s for profile in self.profiles.values()]
+        return any(life is not None for life in (*lives, *(machine.mean_life_s for machine in self.machines)))
 
     def targets(self) -> dict[str, ScalingTarget]:
         """Return every model as a scaling target on all devices."""
-        slots = [f"cuda:{number}" for number in range(self.gpus)]
+        slots = [slot for machine in self.machines for slot in machine.slots]
+        slots = slots or [f"cuda:{number}" for number in range(self.gpus)]
         return {name: ScalingTarget(scaling, slots) for name, scaling in self.scalings.items()}
 
     def run(
@@ -57,7 +67,7 @@ class Scenario:
             for name, profile in self.profiles.items()
         }
         simulation = Simulation(
-            SimCluster(models, self.seed),
+            SimCluster(models, self.seed, failures=failures_of(self.machines, self.span_s, self.seed)),
             agent,
             targets,
             sample_s=sample_s,

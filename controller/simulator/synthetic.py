@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping
 from urllib.parse import parse_qsl
 
 from controller.simulator.scenarios import Traffic
-from controller.simulator.traces import InvalidTrace
+from controller.simulator.trace_rows import InvalidTrace
 
 _PREFIX = "synthetic:"
 _DAY_S = 86400.0

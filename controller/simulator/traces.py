@@ -2,12 +2,14 @@
 
 | file | arrival time | work of a request |
 |---|---|---|
-| Muster CSV | `arrival_s` | `exec_s`, else `steps` or `output_tokens`; optional `model` |
-| arrival log of the load balancer | `arrived` | `ran_s`, else `steps`; `model` |
+| Muster CSV | `arrival_s` | `exec_s`, or `steps` (and pixels), or `input_tokens`, `output_tokens`; `model` |
+| arrival log of the load balancer | `arrived` | `ran_s`, else `steps` and `shape`; `model` |
+| access log of nginx, combined format | `$time_local` less `$request_time` | `$request_time` |
+| JSON lines of a server | `time`, less `duration_s` | `duration_s`; `model` |
 | GenTD26 `lora_request_trace.csv` | `gmt_create` | `exec_time_seconds` |
 | GenTD26 `pipeline_inference_data_anon.csv` | `timestamp_anon` | `value`, in milliseconds |
-| Azure LLM 2023 and 2024 | `TIMESTAMP` | `GeneratedTokens` |
-| ServeGen, Mooncake and the like, CSV or JSON lines | `timestamp` | `output_tokens` or `output_length` |
+| Azure LLM 2023 and 2024 | `TIMESTAMP` | `ContextTokens` and `GeneratedTokens` |
+| ServeGen, Mooncake and the like, CSV or JSON lines | `timestamp` | `input_*`, and `output_tokens` or `output_length` |
 | Locust `_stats_history.csv` | `Timestamp` | none; rows count requests, which are spread evenly between two rows |
 
 Files may be compressed (`.gz`) or the first data file of a `.tar.gz`.
@@ -16,40 +18,31 @@ Files may be compressed (`.gz`) or the first data file of a `.tar.gz`.
 from __future__ import annotations
 
 import csv
-import gzip
 import io
 import itertools
-import json
+import math
 import random
-import tarfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from controller.simulator.request_work import RequestCosts, number, work_of
 from controller.simulator.scenarios import Traffic
+from controller.simulator.trace_rows import InvalidTrace, TraceRow, convert_rows, parse_rows, read_text
 
 #: Columns with the arrival time.
 _TIME_COLUMNS = ("arrival_s", "arrived", "gmt_create", "timestamp_anon", "TIMESTAMP", "timestamp")
-#: Columns with the execution time, and their units per second.
-_DURATION_COLUMNS = {"exec_s": 1.0, "ran_s": 1.0, "exec_time_seconds": 1.0, "value": 1000.0}
-_TOKEN_COLUMNS = ("output_tokens", "GeneratedTokens", "output_length")
-_STEP_COLUMNS = ("steps", "num_inference_steps")
-#: Representations of a missing value.
-_MISSING_VALUES = ("", "NULL", "None", "NaN", "nan", None)
+#: Column with the time of the answer, in logs of servers.
+_END_COLUMN = "time"
+_DAY_S = 86_400.0
+#: A longer trace has times in another unit.
+_MAX_SPAN_S = 366 * _DAY_S
 
 
-class InvalidTrace(ValueError):
-    """The file cannot be read as a trace; the text says what to change."""
-
-
-class RequestCosts(NamedTuple):
-    """Work of requests without an execution time in the trace, in seconds on an otherwise idle worker."""
-
-    step_s: float = 0.15
-    token_s: float = 0.04
-    #: For requests without any size.
-    request_s: float = 4.5
+def _ignore(message: str) -> None:
+    """Accept a warning and do nothing."""
+    del message
 
 
 class TraceRequest(NamedTuple):
@@ -61,50 +54,53 @@ class TraceRequest(NamedTuple):
 
 
 def read_trace(
-    file: Path, costs: RequestCosts | None = None, *, stretch: float = 1.0, bucket_s: float = 0.0, seed: int = 0
+    file: Path,
+    costs: RequestCosts | None = None,
+    *,
+    stretch: float = 1.0,
+    bucket_s: float = 0.0,
+    seed: int = 0,
+    max_bad_lines: int = 0,
+    warn: Callable[[str], None] = _ignore,
 ) -> dict[str, Traffic]:
     """Return the requests by model, with times relative to the first request. Raises `InvalidTrace`.
 
     `stretch` multiplies all times. With times rounded to `bucket_s`, each request gets a random time in its bucket.
+    Up to `max_bad_lines` lines are left out, which `warn` receives.
     """
-    try:
-        text = _read_text(file)
-    except (OSError, tarfile.TarError, UnicodeDecodeError) as error:
-        raise InvalidTrace(f"{file} cannot be read: {error}") from None
-    rows = _parse_rows(text, file)
-    first = next(rows, None)
+    costs = costs or RequestCosts()
+    rows = parse_rows(read_text(file))
+    bad: list[TraceRow] = []
+    first: Mapping[str, Any] | None = None
+    for row in rows:
+        if not isinstance(row.values, ValueError):
+            first = row.values
+            rows = itertools.chain(bad, [row], rows)
+            break
+        bad.append(row)
     if first is None:
+        convert_rows(file, bad, dict, max_bad_lines)
         raise InvalidTrace(f"{file} has no requests")
-    rows = itertools.chain([first], rows)
-    try:
-        if "Total Request Count" in first:
-            requests = list(_locust_requests(rows, costs or RequestCosts()))
-        else:
-            requests = list(_requests(rows, _find_column(first, _TIME_COLUMNS, file), costs or RequestCosts()))
-    except (ValueError, KeyError, TypeError) as error:
-        raise InvalidTrace(f"{file}: cannot parse a line: {error}") from None
-    return by_model(requests, stretch, bucket_s, seed, absolute="arrival_s" in first)
+    if "Total Request Count" in first:
+        counts, errors = convert_rows(file, rows, _locust_count, max_bad_lines)
+        requests = list(_locust_requests(counts, costs))
+    else:
+        column = _find_column(first, (*_TIME_COLUMNS, _END_COLUMN), file)
+        requests, errors = convert_rows(file, rows, lambda values: _request(values, column, costs), max_bad_lines)
+    for error in errors:
+        warn(f"left out: {error}")
+    traffic = by_model(requests, stretch, bucket_s, seed, absolute="arrival_s" in first)
+    _check_span(file, traffic)
+    return traffic
 
 
-def _read_text(file: Path) -> str:
-    if file.name.endswith((".tar.gz", ".tgz")):
-        with tarfile.open(file) as archive:
-            member = next((one for one in archive if one.isfile() and one.name.endswith((".csv", ".jsonl"))), None)
-            content = archive.extractfile(member) if member else None
-            if content is None:
-                raise InvalidTrace(f"{file} contains no .csv or .jsonl file")
-            return content.read().decode()
-    data = file.read_bytes()
-    return (gzip.decompress(data) if file.suffix == ".gz" else data).decode()
-
-
-def _parse_rows(text: str, file: Path) -> Iterator[Mapping[str, Any]]:
-    if not text.lstrip().startswith("{"):
-        return iter(csv.DictReader(io.StringIO(text)))
-    try:
-        return iter([json.loads(line) for line in text.splitlines() if line.strip()])
-    except json.JSONDecodeError as error:
-        raise InvalidTrace(f"{file}: a line is not JSON: {error}") from None
+def _check_span(file: Path, traffic: Mapping[str, Traffic]) -> None:
+    span_s = max((one.times[-1] for one in traffic.values()), default=0.0)
+    if span_s > _MAX_SPAN_S:
+        raise InvalidTrace(
+            f"{file} spans {span_s / _DAY_S:.0f} days, and {_MAX_SPAN_S / _DAY_S:.0f} are allowed; "
+            "if its unit is a millisecond, use --stretch 0.001"
+        )
 
 
 def _find_column(row: Mapping[str, Any], names: Iterable[str], file: Path) -> str:
@@ -116,52 +112,67 @@ def _find_column(row: Mapping[str, Any], names: Iterable[str], file: Path) -> st
     return found
 
 
-def _requests(rows: Iterable[Mapping[str, Any]], time: str, costs: RequestCosts) -> Iterator[TraceRequest]:
-    for row in rows:
-        model = row.get("model") or row.get("checkpoint_model_version_id") or ""
-        yield TraceRequest(_parse_time(row[time]), _work_s(row, costs), str(model))
+def _request(row: Mapping[str, Any], column: str, costs: RequestCosts) -> TraceRequest:
+    """Return the request of a row with its time in `column`. Raises `ValueError`."""
+    model = row.get("model") or row.get("checkpoint_model_version_id") or ""
+    at = _parse_time(row, column)
+    if column == _END_COLUMN and row.get("duration_s") is not None:
+        at -= number(row, "duration_s")
+    if column == "arrival_s" and at < 0:
+        raise ValueError(f"arrival_s ({at:g}) is negative")
+    return TraceRequest(at, work_of(row, costs), str(model))
 
 
-def _parse_time(value: Any) -> float:
-    """Parse a number, or an ISO 8601 date with up to nine decimal places of the second."""
+def _parse_time(row: Mapping[str, Any], column: str) -> float:
+    """Parse a number, or an ISO 8601 date with up to nine decimal places of the second. Raises `ValueError`."""
+    value = row.get(column)
     try:
-        return float(value)
+        at = float(value)  # type: ignore[arg-type]
     except ValueError:
-        day, dot, rest = str(value).partition(".")
-        digits = rest.split("+")[0].split("Z")[0]
-        zone = rest[len(digits) :] or "+00:00"
-        moment = datetime.fromisoformat(day if dot else str(value))
+        return _parse_date(str(value), column)
+    except TypeError:
+        raise ValueError(f"{column} is missing") from None
+    if not math.isfinite(at):
+        raise ValueError(f"{column} ({at}) is not finite")
+    return at
+
+
+def _parse_date(value: str, column: str) -> float:
+    day, dot, rest = value.partition(".")
+    digits = rest.split("+")[0].split("Z")[0]
+    zone = rest[len(digits) :] or "+00:00"
+    try:
+        moment = datetime.fromisoformat(day if dot else value)
         if dot:
             moment = datetime.fromisoformat(day + zone.replace("Z", "+00:00"))
             return moment.timestamp() + float(f"0.{digits}")
-        return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
+    except ValueError:
+        raise ValueError(f"{column} ({value!r:.40}) is no number and no date such as 2026-11-28T13:05:55Z") from None
+    return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
 
 
-def _work_s(row: Mapping[str, Any], costs: RequestCosts) -> float:
-    for column, units in _DURATION_COLUMNS.items():
-        if row.get(column) not in _MISSING_VALUES:
-            return max(float(row[column]) / units, 0.0)
-    for column in _TOKEN_COLUMNS:
-        if row.get(column) not in _MISSING_VALUES:
-            return float(row[column]) * costs.token_s
-    for column in _STEP_COLUMNS:
-        if row.get(column) not in _MISSING_VALUES:
-            images = row.get("num_images_per_prompt")
-            return float(row[column]) * costs.step_s * (1.0 if images in _MISSING_VALUES else float(images))
-    return costs.request_s
+class _LocustCount(NamedTuple):
+    """Requests until a time; `total` is None for a row of a single endpoint."""
+
+    at: float
+    total: int | None
 
 
-def _locust_requests(rows: Iterable[Mapping[str, Any]], costs: RequestCosts) -> Iterator[TraceRequest]:
-    """Convert Locust's cumulative counts, in the rows named Aggregated, to requests."""
+def _locust_count(row: Mapping[str, Any]) -> _LocustCount:
+    total = int(row["Total Request Count"]) if row["Name"] == "Aggregated" else None
+    return _LocustCount(_parse_time(row, "Timestamp"), total)
+
+
+def _locust_requests(counts: Iterable[_LocustCount], costs: RequestCosts) -> Iterator[TraceRequest]:
+    """Convert Locust's cumulative counts to requests."""
     previous: tuple[float, int] | None = None
-    for row in rows:
-        if row["Name"] != "Aggregated":
+    for at, count in counts:
+        if count is None:
             continue
-        at, count = _parse_time(row["Timestamp"]), int(row["Total Request Count"])
         if previous is not None:
             start, start_count = previous
-            for number in range(count - start_count):
-                at_s = start + (at - start) * (number + 0.5) / (count - start_count)
+            for position in range(count - start_count):
+                at_s = start + (at - start) * (position + 0.5) / (count - start_count)
                 yield TraceRequest(at_s, costs.request_s, "")
         previous = (at, count)
 
@@ -192,12 +203,12 @@ def by_model(
 
 def read_numbers(file: Path) -> tuple[float, ...]:
     """Read a column of durations such as measured start times, in seconds. Raises `InvalidTrace`."""
+    rows = list(csv.DictReader(io.StringIO(read_text(file))))
+    column = next((name for name in ("load_s", "cold_start_s", "value") if rows and name in rows[0]), None)
+    if column is None:
+        raise InvalidTrace(f"{file} has no column load_s, cold_start_s or value (milliseconds)")
+    unit = 1000.0 if column == "value" else 1.0
     try:
-        rows = list(csv.DictReader(io.StringIO(_read_text(file))))
-        column = next(name for name in ("load_s", "cold_start_s", "value") if rows and name in rows[0])
-        numbers = tuple(float(row[column]) / (1000.0 if column == "value" else 1.0) for row in rows)
-    except (OSError, ValueError, UnicodeDecodeError) as error:
+        return tuple(number(row, column) / unit for row in rows)
+    except ValueError as error:
         raise InvalidTrace(f"{file} cannot be read: {error}") from None
-    except StopIteration:
-        raise InvalidTrace(f"{file} has no column load_s, cold_start_s or value (milliseconds)") from None
-    return numbers

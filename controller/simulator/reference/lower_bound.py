@@ -108,7 +108,7 @@ def fleet_of(scenario: Scenario, model: str) -> Fleet:
     if target.scaling.standby:
         start_s = min(start_s, profile.standby_start_s)
     # Crashes, and other models on a full cluster, may leave a model without its minimum for a while.
-    alone = len(scenario.profiles) == 1 and profile.mean_lifetime_s is None
+    is_undisturbed = len(scenario.profiles) == 1 and not scenario.has_failures
     most = target.limits.max_workers + (target.scaling.max_worker_age_s is not None)
     return Fleet(
         slowdowns=profile.slowdowns,
@@ -116,7 +116,7 @@ def fleet_of(scenario: Scenario, model: str) -> Fleet:
         max_wait_s=target.scaling.slo.max_wait_s,
         in_time=target.scaling.slo.percentile / 100,
         initial_workers=target.initial_workers,
-        min_workers=min(target.limits.min_workers, scenario.gpus) if alone else 0,
+        min_workers=min(target.limits.min_workers, scenario.gpus) if is_undisturbed else 0,
         max_workers=max(most, target.initial_workers),
     )
 

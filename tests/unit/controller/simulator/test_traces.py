@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import io
+import math
 import statistics
 import tarfile
+import tempfile
 from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
+from controller.simulator.request_work import RequestCosts
 from controller.simulator.synthetic import synthetic_traffic
-from controller.simulator.traces import InvalidTrace, RequestCosts, read_numbers, read_trace
+from controller.simulator.trace_rows import InvalidTrace
+from controller.simulator.traces import read_numbers, read_trace
 
-COSTS = RequestCosts(step_s=0.1, token_s=0.05, request_s=3.0)
+COSTS = RequestCosts(step_s=0.1, token_s=0.05, request_s=3.0, pixels=512 * 512)
 
 FILES = {
     "ours": ("arrival_s,steps,width,height,exec_s\n16.92,,,,19.106\n18.0,,,,17.5\n", [16.92, 18.0], [19.106, 17.5]),
@@ -49,6 +56,30 @@ FILES = {
         "timestamp_anon,value,container_ip\n60.0,19106.0,abc\n120.0,4000,def\n",
         [0.0, 60.0],
         [19.106, 4.0],
+    ),
+    "sizes of images": (
+        "arrival_s,steps,width,height\n1,10,512,512\n2,10,1024,512\n3,10,,\n",
+        [1, 2, 3],
+        [1.0, 2.0, 1.0],
+    ),
+    "nginx": (
+        (
+            '127.0.0.1 - - [28/Nov/2026:13:05:55 +0000] "POST /v1/chat HTTP/1.1" 200 512 "-" "curl/8" 4.500\n'
+            '127.0.0.1 - - [28/Nov/2026:13:05:56 +0000] "GET /metrics HTTP/1.1" 200 99 "-" "a \\" quote" 0.001\n'
+            '::1 - a name [28/Nov/2026:13:05:57 +0000] "POST /predict HTTP/2.0" 200 - "-" "-" rt="1.250" 0.1\n'
+            '127.0.0.1 - - [28/Nov/2026:13:05:58 +0000] "POST /predict HTTP/1.1" 429 99 "-" "-" 0.001\n'
+            '127.0.0.1 - - [28/Nov/2026:14:05:59 +0100] "POST /predict HTTP/1.1" 200 9 "-" "-"\n'
+        ),
+        [0.0, 5.25, 8.5],
+        [4.5, 1.25, 3.0],
+    ),
+    "log of a server": (
+        (
+            '{"time": "2026-11-28T13:05:55.5Z", "model": "m", "duration_s": 2.5}\n'
+            '{"time": 1795871160, "model": "m", "duration_s": 1}\n{"time": 1795871161, "model": "m"}\n'
+        ),
+        [0.0, 6.0, 8.0],
+        [2.5, 1.0, 3.0],
     ),
     "json lines": (
         '{"timestamp": 1.5, "input_length": 9, "output_length": 20}\n\n{"timestamp": 1, "output_length": 10}\n',
@@ -121,9 +152,19 @@ def test_bucket_and_stretch_change_the_times(tmp_path: Path) -> None:
     [
         ("", "no requests"),
         ("a,b\n1,2\n", "none of the columns arrival_s"),
-        ("arrival_s,exec_s\nsoon,1\n", "cannot parse a line"),
-        ("arrival_s,exec_s\n1,much\n", "cannot parse a line"),
-        ('{"timestamp": 1}\n{"timestamp": \n', "not JSON"),
+        ("arrival_s,exec_s\nsoon,1\n", "line 2: arrival_s \\('soon'\\) is no number and no date"),
+        ("arrival_s,exec_s\n1,much\n", "line 2: exec_s \\('much'\\) is not a number"),
+        ("arrival_s,exec_s\n0,1\n1,inf\n", "line 3: exec_s \\(inf\\) is not finite"),
+        ("arrival_s,exec_s\n0,1\n\n-1,2\n", "line 4: arrival_s \\(-1\\) is negative"),
+        ("arrival_s,steps\n0,-3\n", "line 2: steps \\(-3\\) is negative"),
+        ("arrival_s,exec_s\n0,1,2\n", "line 2: more values than columns"),
+        ("arrival_s,exec_s\n,1\n", "line 2: arrival_s"),
+        ("timestamp,exec_s\n0,1\n1700000000000,1\n", "spans 19675926 days, and 366 are allowed"),
+        ("[]\n1\n", "none of the columns"),
+        ('{"timestamp": 1}\n{"model": "m"}\n', "line 2: timestamp is missing"),
+        ('{"timestamp": 1}\n{"timestamp": \n', "line 2: this is not JSON"),
+        ('{"timestamp": 1}\n3\n', "line 2: this is not a JSON object"),
+        ('{"timestamp": \n', "line 1: this is not JSON"),
     ],
 )
 def test_unreadable_trace_raises(tmp_path: Path, text: str, says: str) -> None:
@@ -131,6 +172,50 @@ def test_unreadable_trace_raises(tmp_path: Path, text: str, says: str) -> None:
     file.write_text(text)
     with pytest.raises(InvalidTrace, match=says):
         read_trace(file)
+
+
+@pytest.mark.parametrize(
+    "text", ["arrival_s,exec_s\n0,1\nx,1\n1,y\n2,1\n", '{"timestamp": 0}\n[\n7\n{"timestamp": 2}\n']
+)
+def test_allowed_bad_lines_are_left_out(tmp_path: Path, text: str) -> None:
+    file = tmp_path / "trace.csv"
+    file.write_text(text)
+    warnings: list[str] = []
+    (traffic,) = read_trace(file, max_bad_lines=2, warn=warnings.append).values()
+    assert list(traffic.times) == [0.0, 2.0]
+    assert [warning.split(":")[1].strip() for warning in warnings] == [f"{file}, line {n}" for n in _bad_lines(text)]
+    with pytest.raises(InvalidTrace, match=r"2 bad lines, and 1 are allowed \(--bad-lines\); 2 are good"):
+        read_trace(file, max_bad_lines=1)
+
+
+def _bad_lines(text: str) -> tuple[int, int]:
+    return (3, 4) if text.startswith("arrival_s") else (2, 3)
+
+
+def test_bad_lines_are_counted_up_to_a_limit(tmp_path: Path) -> None:
+    file = tmp_path / "trace.csv"
+    file.write_text("arrival_s\n" + "x\n" * 3000)
+    with pytest.raises(InvalidTrace, match="and 996 more bad lines\n1001 bad lines, and 0 are allowed") as caught:
+        read_trace(file)
+    assert len(str(caught.value).splitlines()) == 7
+
+
+@settings(max_examples=30)
+@given(st.lists(st.text(st.characters(codec="utf-8"), max_size=60), max_size=6), st.integers(0, 9))
+def test_any_text_is_read_or_refused(lines: list[str], allowed: int) -> None:
+    starts = (
+        "arrival_s,exec_s\n",
+        '{"time": 1}\n',
+        '- - - [28/Nov/2026:13:05:55 +0000] "POST / H" 200 1 "-" "-"\n',
+        "",
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "trace"
+        for start in starts:
+            file.write_text(start + "\n".join(lines), encoding="utf-8", newline="")
+            with contextlib.suppress(InvalidTrace):
+                for traffic in read_trace(file, max_bad_lines=allowed).values():
+                    assert all(math.isfinite(value) for value in (*traffic.times, *traffic.work))
 
 
 def test_missing_file_raises_invalid_trace(tmp_path: Path) -> None:

@@ -1,0 +1,122 @@
+"""Rows of a trace file with their line numbers: CSV, JSON lines, or an access log of nginx."""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import io
+import json
+import tarfile
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+
+from controller.simulator import access_logs
+
+#: Errors of a file that are reported in full.
+_MAX_SHOWN = 5
+#: Reading ends when this many more lines than allowed are bad.
+_MAX_EXCESS = 1000
+T = TypeVar("T")
+
+
+class InvalidTrace(ValueError):
+    """The file cannot be read as a trace; the text says what to change."""
+
+
+class TraceRow(NamedTuple):
+    """A row of a file: its values by column, or why it has none."""
+
+    line: int
+    values: Mapping[str, Any] | ValueError
+
+
+def read_text(file: Path) -> str:
+    """Return the text of a file, or of the first data file of an archive. Raises `InvalidTrace`."""
+    try:
+        if not file.name.endswith((".tar.gz", ".tgz")):
+            data = file.read_bytes()
+            return (gzip.decompress(data) if file.suffix == ".gz" else data).decode()
+        with tarfile.open(file) as archive:
+            member = next((one for one in archive if one.isfile() and one.name.endswith((".csv", ".jsonl"))), None)
+            content = archive.extractfile(member) if member else None
+            if content is None:
+                raise InvalidTrace(f"{file} contains no .csv or .jsonl file")
+            return content.read().decode()
+    except (OSError, EOFError, tarfile.TarError, UnicodeDecodeError) as error:
+        raise InvalidTrace(f"{file} cannot be read: {error}") from None
+
+
+def parse_rows(text: str) -> Iterator[TraceRow]:
+    """Yield the rows of a text. Rows of an access log that asked no model are left out."""
+    if text.lstrip("\ufeff \t\r\n").startswith("{"):
+        return _json_rows(text)
+    return _access_log_rows(text) if access_logs.is_access_log(text) else _csv_rows(text)
+
+
+def _json_rows(text: str) -> Iterator[TraceRow]:
+    for number, line in enumerate(text.lstrip("\ufeff").splitlines(), 1):
+        if line.strip():
+            yield TraceRow(number, _json_values(line))
+
+
+def _json_values(line: str) -> Mapping[str, Any] | ValueError:
+    try:
+        values = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        return ValueError(f"this is not JSON: {error}")
+    return values if isinstance(values, dict) else ValueError("this is not a JSON object")
+
+
+def _access_log_rows(text: str) -> Iterator[TraceRow]:
+    for number, line in enumerate(text.splitlines(), 1):
+        try:
+            values = access_logs.parse_line(line) if line.strip() else None
+        except ValueError as error:
+            yield TraceRow(number, error)
+            continue
+        if values is not None:
+            yield TraceRow(number, values)
+
+
+def _csv_rows(text: str) -> Iterator[TraceRow]:
+    reader = csv.DictReader(io.StringIO(text.lstrip("\ufeff")))
+    while True:
+        try:
+            row = next(reader)
+        except StopIteration:
+            return
+        except csv.Error as error:
+            yield TraceRow(reader.line_num, ValueError(str(error)))
+            continue
+        yield TraceRow(reader.line_num, ValueError("more values than columns") if None in row else row)
+
+
+def convert_rows(
+    file: Path, rows: Iterable[TraceRow], convert: Callable[[Mapping[str, Any]], T], max_bad_lines: int
+) -> tuple[list[T], list[str]]:
+    """Return the converted rows, and a description of the bad ones that were left out.
+
+    Raises `InvalidTrace` with the first errors if more than `max_bad_lines` are bad.
+    """
+    good: list[T] = []
+    errors: list[str] = []
+    bad = 0
+    for row in rows:
+        try:
+            if isinstance(row.values, ValueError):
+                raise row.values
+            good.append(convert(row.values))
+        except (ValueError, TypeError, KeyError, OverflowError) as error:
+            bad += 1
+            if len(errors) < _MAX_SHOWN:
+                errors.append(f"{file}, line {row.line}: {error}")
+            if bad > max_bad_lines + _MAX_EXCESS:
+                break
+    errors += [f"and {bad - len(errors)} more bad lines"] * (bad > len(errors))
+    if bad > max_bad_lines:
+        raise InvalidTrace(
+            "\n".join(errors)
+            + f"\n{bad} bad lines, and {max_bad_lines} are allowed (--bad-lines); {len(good)} are good"
+        )
+    return good, errors
