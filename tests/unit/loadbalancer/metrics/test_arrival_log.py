@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from controller.simulator.traces import RequestCosts, read_trace
+from controller.simulator.request_work import RequestCosts
+from controller.simulator.traces import read_trace
 from loadbalancer.metrics.arrival_log import COLUMNS, ArrivalLog, line
 from loadbalancer.scheduling.task import Task, TaskState
 from tests.support.scheduler import task
