@@ -120,6 +120,8 @@ class Task:
     checkpoint_step: int = 0
     #: Ids of the tokens that a text task has generated: its complete state.
     tokens: array[int] = field(default_factory=lambda: array("I"))
+    #: Its text has reached its end, although its worker may not have said yet that it is finished.
+    has_text_end: bool = False
     #: Steps that computing its prompt takes the place of.
     prompt: PromptSteps = NO_PROMPT
     first_started: float | None = None
@@ -215,6 +217,8 @@ class Task:
         inputs, count = self.inputs, len(self.tokens)
         if not isinstance(inputs, TextInputs):
             raise ValueError("the task generates no text")
+        if self.has_text_end:
+            raise ValueError("tokens came after the end of the text")
         if output.index != count:
             raise ValueError(f"token {output.index} came where token {count} was expected")
         self.tokens.extend(output.tokens)
@@ -223,7 +227,7 @@ class Task:
             raise ValueError(f"{count} tokens were generated, {inputs.max_tokens} were asked for")
         self.step = self.prompt.single + count
         if output.finish:
-            self.steps = self.step
+            self.steps, self.has_text_end = self.step, True
         elif self.step >= self.steps:  # longer than expected
             self.steps = self.prompt.single + min(count + max(count // _LONGER, 1), inputs.max_tokens)
         return TaskTokens(self.id, output)

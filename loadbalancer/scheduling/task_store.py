@@ -23,7 +23,7 @@ from loadbalancer.scheduling.text_work import PromptSteps, TextWork
 from loadbalancer.scheduling.worker import Worker, running_tasks
 from loadbalancer.scheduling.worker_registry import WorkerRegistry
 from wire.codec import Frame
-from wire.inputs import Part, TextInputs
+from wire.inputs import Part, TextInputs, reports_tokens
 from wire.messages import Assign, Assignment, Cancel, FailureKind, Preempt
 from wire.text import TokenOutput
 
@@ -212,12 +212,16 @@ class TaskStore:
     def _resume_on(self, task_id: str, attempt: int, worker: Worker, now: float) -> bool:
         """Let the worker continue a task of an earlier balancer process.
 
-        Returns False where the task has ended, another worker has it, or this process has assigned it already.
+        Returns False where the task has ended, another worker has it, or this process has assigned it already. A text
+        begins again: this process does not know its tokens so far.
         """
         task = self.tasks.get(task_id)
         if task is None or task.model != worker.hello.model or not 0 < attempt <= _MAX_CLAIMED_ATTEMPT:
             return False
         task.last_claimed_attempt = max(task.last_claimed_attempt, attempt)  # later attempts must differ from it
+        if reports_tokens(task.inputs):
+            self._unclaimed[task.model].discard(task.id)
+            return False
         if task.state is not TaskState.QUEUED or task.attempt:
             return False
         self.queues[task.model].take(task)
@@ -304,7 +308,12 @@ class TaskStore:
         return self.requeue(task, f"preempted by {task.worker}", now)
 
     def requeue(self, task: Task, reason: str, now: float) -> list[Effect]:
-        """Put the task back in its place in the queue, at its checkpoint. A stream that cannot go on fails instead."""
+        """Put the task back in its place in the queue, at its checkpoint. A stream that cannot go on fails instead.
+
+        A text that has reached its end is complete.
+        """
+        if task.has_text_end:
+            return self.complete(task, (), (), False, now)
         if not task.can_restart:
             failure = f"the stream was interrupted after {task.chunks} chunks: {reason}"
             task.worker = None
@@ -346,7 +355,7 @@ class TaskStore:
 
     def _retry(self, task: Task, reason: str, failure: str, now: float) -> list[Effect]:
         self.registry.cancel_reservation(task.id)
-        if task.crashes < self._config.max_attempts:
+        if task.has_text_end or task.crashes < self._config.max_attempts:
             return self.requeue(task, reason, now)
         task.worker = None
         return self.finish(task, TaskState.FAILED, "error", failure, now)

@@ -124,3 +124,31 @@ def test_prompts_count_by_measured_rates() -> None:
     assert task.prompt == PromptSteps(10, 20)
     assert task.step == 11
     assert core.store.text_work["m"].prompt_tokens(len(PROMPT)) >= 1
+
+
+@pytest.mark.parametrize("how", ["lost", "preempted", "back without it"])
+def test_text_at_its_end_is_complete_without_its_worker(how: str) -> None:
+    core = running()
+    receive(core, "a", tokens(0, 7, 8, finish="stop"), 1.0)
+    if how == "lost":
+        effects = core.handle(WorkerLost("a", "killed"), 2.0)
+    elif how == "preempted":
+        effects = receive(core, "a", Preempted("t", 1), 2.0)
+    else:
+        effects = connect(core, "a", 4, 2.0)
+    assert TaskCompleted("t", (), 0.0, 2.0) in updates(effects)
+    assert core.tasks == {}
+
+
+def test_text_of_an_earlier_balancer_begins_again() -> None:
+    core = new_scheduler(hold_s=5.0)
+    task = text_task()
+    task.may_be_running = True
+    core.handle(TasksSubmitted([task]), 0.0)
+    effects = connect(core, "a", 4, 1.0, running={"t": 3})
+    assert Cancel(["t"]) in [effect.message for effect in effects if isinstance(effect, SendMessage)]
+    [(worker, given)] = assignments(effects)
+    assert (worker, given.step, given.attempt) == ("a", 0, 4), "its tokens so far are unknown here"
+    stale = tokens(9, 7, attempt=3)
+    assert updates(receive(core, "a", stale, 2.0)) == []
+    assert core.counters["invalid_results"] == 0
