@@ -31,7 +31,7 @@ from wire.codec import (
     decode_from_worker,
     encode,
 )
-from wire.messages import Bye, Hello, Reject, ToBalancer
+from wire.messages import Bye, Hello, Reject, ToBalancer, Tokens
 
 log = logging.getLogger(__name__)
 
@@ -191,7 +191,7 @@ class WorkerSocket:
     def _drain(self, socket: zmq.Socket[bytes]) -> None:
         """Receive what has arrived on this socket; what is beyond a bound follows when others have had their turn."""
         received: list[ReceivedMessage] = []
-        is_remote = socket is self._remote
+        cost, is_remote = 0, socket is self._remote
         for _ in range(_MAX_RECEIVED_PER_WAKE_UP):
             if socket.closed:
                 break
@@ -201,10 +201,12 @@ class WorkerSocket:
                 break
             frames = _rest_of_message(socket)
             if isinstance(identity, zmq.Frame):
-                received += self._from_remote(identity, frames)
+                messages = list(self._from_remote(identity, frames))
             else:
-                received += self._from_local(identity, frames)
-            if len(received) >= _MAX_MESSAGES_PER_WAKE_UP:
+                messages = list(self._from_local(identity, frames))
+            received += messages
+            cost += sum(_cost(each.envelope.message) for each in messages)
+            if cost >= _MAX_MESSAGES_PER_WAKE_UP:
                 self._loop.call_soon(self._drain, socket)
                 break
         else:
@@ -287,6 +289,11 @@ class WorkerSocket:
         if sender not in self._named and len(self._named) < _MAX_NAMED:
             self._named.add(sender)
             log.warning(text, sender, *values)
+
+
+def _cost(message: ToBalancer) -> int:
+    """Return how many messages this one counts for: the tokens of a step are of many tasks."""
+    return len(message.tasks) if isinstance(message, Tokens) else 1
 
 
 def _rest_of_message(socket: zmq.Socket[bytes]) -> list[Frame]:

@@ -14,7 +14,8 @@ from configs.sections import Workers
 from loadbalancer.transport.worker_socket import ReceivedMessage, WorkerSocket
 from tests.support.scheduler import IMAGE
 from wire.codec import MAX_HEADER_BYTES, Frame, WorkerEnvelope, encode
-from wire.messages import Capacity, Finished, Preempted
+from wire.messages import Capacity, Finished, Preempted, ToBalancer, Tokens
+from wire.text import TaskTokens, TokenOutput
 
 LIMIT = 5 << 20
 PATIENCE_S = 30.0
@@ -110,7 +111,15 @@ async def test_removed_socket_is_bound_again(tmp_path: Path) -> None:
     await router.close()
 
 
-async def test_flood_of_messages_leaves_turns_to_others(tmp_path: Path) -> None:
+STEP = Tokens([TaskTokens("t", 1, TokenOutput(0, [1], "a "))] * 100)
+
+
+@pytest.mark.parametrize(
+    ("many", "allowed"), [([Capacity(1)] * 100, 512 + 100), ([STEP], 6 + 9 * 6)], ids=["many", "of many tasks"]
+)
+async def test_flood_of_messages_leaves_turns_to_others(
+    tmp_path: Path, many: Sequence[ToBalancer], allowed: int
+) -> None:
     sizes: list[int] = []
     turns: list[int] = []
 
@@ -131,15 +140,15 @@ async def test_flood_of_messages_leaves_turns_to_others(tmp_path: Path) -> None:
         peer.setsockopt(zmq.ROUTING_ID, b"w")
         peer.setsockopt(zmq.SNDHWM, 0)
         peer.connect(f"ipc://{tmp_path}/workers.sock")
-        single, many = [encode([WorkerEnvelope(Capacity(1))] * size) for size in (1, 100)]
+        single, large = [encode([WorkerEnvelope(each) for each in messages]) for messages in ([Capacity(1)], many)]
         for number in range(count):
-            peer.send_multipart(many if number % 10 == 0 else single)
+            peer.send_multipart(large if number % 10 == 0 else single)
         async with asyncio.timeout(PATIENCE_S):
-            while sum(sizes) < count + 99 * count // 10:
+            while sum(sizes) < count + (len(many) - 1) * count // 10:
                 await asyncio.sleep(0)
                 turn += 1
     await router.close()
-    assert max(sizes) <= 512 + 100
+    assert max(sizes) <= allowed
     assert len(set(turns)) == len(turns), "others had their turn between two of them"
 
 
