@@ -40,16 +40,22 @@ class ChatTemplate:
         Control tokens in the client's own texts become plain text.
         """
         arguments = self._arguments(prompt)
-        text = self._render(arguments, tokenize=False)
+        text: str = self._render(arguments, tokenize=False)
         if len(text) > self._max_chars:
             limit = f"{len(text)} characters; at most {self._max_chars} are allowed"
             raise _invalid(f"the chat template makes a prompt of {limit}")
         injected = self._injected_token(prompt)
         if injected is None:
-            return list(self._tokenizer.encode(text, add_special_tokens=False)), text
+            return self._tokens(text), text
         if not self._can_sanitize:
             raise _invalid(f"a message contains {injected!r}, a control token of this model")
         return list(self._render(arguments, tokenize=True, return_dict=False, **{_SANITIZE: True})), text
+
+    def _tokens(self, text: str) -> list[int]:
+        try:
+            return list(self._tokenizer.encode(text, add_special_tokens=False))
+        except UnicodeError as error:
+            raise _invalid("the messages are no valid Unicode text") from error
 
     def _arguments(self, prompt: ChatPrompt) -> dict[str, Any]:
         """Return the arguments of `apply_chat_template`."""

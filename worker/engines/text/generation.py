@@ -25,9 +25,15 @@ class Generation:
         prompt: TextPrompt,
         done: Sequence[int],
         context_length: int,
+        *,
+        has_grammars: bool = True,
     ) -> None:
-        """Raises `TaskError` for a prompt that the model does not take, or that fills its context."""
-        self.prompt = tokenization.encode(prompt)
+        """Raises `TaskError` for a prompt that the model does not take, or that fills its context.
+
+        `has_grammars`: the engine masks tokens by `grammar`. Without, texts that must match one are refused.
+        """
+        encoded = tokenization.encode_prompt(prompt)
+        self.prompt = encoded.tokens
         room = context_length - len(self.prompt)
         if room < 1:
             size = f"the prompt has {len(self.prompt)} tokens"
@@ -37,7 +43,10 @@ class Generation:
         self.tokens: list[int] = []
         self.is_finished = False
         #: What the text must match; None: anything.
-        self.grammar: Grammar | None = None
+        self.grammar = tokenization.grammar(inputs, prompt, opens_reasoning=encoded.opens_reasoning)
+        if self.grammar is not None and not has_grammars:
+            _check_is_free(self.grammar)
+            self.grammar = None
         self._inputs, self._tokenization = inputs, tokenization
         self._eos = frozenset[int]() if inputs.ignore_eos else tokenization.eos_ids
         special = {stop: tokenization.special_id(stop) for stop in inputs.stop}
@@ -56,11 +65,21 @@ class Generation:
         if len(done) >= self.limit and not self.is_finished:  # of a worker with a longer context
             self._finish, self.is_finished = "length", True
         self._clear()
+        if encoded.opens_reasoning and not done and tokenization.reasoning is not None:
+            # Whoever reads the text knows its reasoning by both markers, wherever the prompt ends.
+            self._text = tokenization.reasoning.begin
 
     @property
     def forbidden(self) -> Collection[int]:
-        """Tokens that must not come next: those that end the text, while it has not its minimum length."""
-        return self._ends if len(self.tokens) < self._inputs.min_tokens else ()
+        """Tokens that must not come next: those that end the text, while it has not its minimum length.
+
+        A grammar decides itself where its text ends.
+        """
+        if len(self.tokens) >= self._inputs.min_tokens:
+            return ()
+        if self.grammar is None:
+            return self._ends
+        return self._eos if self.grammar.is_free else ()
 
     def accept(self, token: int, logprob: TokenLogprob | None = None) -> None:
         """Take in the next token. The text may be finished then, and takes no more."""
@@ -74,6 +93,8 @@ class Generation:
         elif token in self._stop_ids:
             self._end("stop", self._detokenizer.flush(), self._stop_ids[token])
         else:
+            if self.grammar is not None:
+                self.grammar.accept(token)
             self._accept_text(self._detokenizer.accept(token))
 
     def take(self, cached_tokens: int = 0) -> TokenOutput | None:
@@ -104,6 +125,8 @@ class Generation:
         self._text += text
         if stop is not None:
             self._finish, self._stop_reason, self.is_finished = "stop", stop, True
+        elif self.grammar is not None and self.grammar.is_complete:
+            self._end("stop", self._detokenizer.flush())
         elif len(self.tokens) >= self.limit:
             self._end("length", self._detokenizer.flush())
 
@@ -120,3 +143,10 @@ class Generation:
         """Forget what was reported."""
         self._start, self._text = len(self.tokens), ""
         self._logprobs: list[TokenLogprob] = []
+
+
+def _check_is_free(grammar: Grammar) -> None:
+    """Raises `TaskError` for a text that cannot do without its grammar."""
+    if not grammar.is_free:
+        problem = "this engine has neither structured output nor forced tool calls; the engines text and vllm have them"
+        raise TaskError("invalid", problem, 400)

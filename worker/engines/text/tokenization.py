@@ -2,28 +2,29 @@
 
 from __future__ import annotations
 
-import json
+import functools
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from transformers import AutoTokenizer
-from transformers.utils import cached_file
 
 from configs.model_settings import Model
 from configs.text_settings import TextGeneration
+from wire.inputs import TextInputs
 from wire.text import ChatPrompt, Markers, PlainPrompt, TextInfo, TextPrompt
 from worker.engine import TaskError, UnsupportedModel
 from worker.engines.text.chat_template import ChatTemplate
 from worker.engines.text.detokenizer import Detokenizer
+from worker.engines.text.generation_config import read_generation_config, request_defaults, token_ids
+from worker.engines.text.grammar import Grammar, Grammars
 from worker.engines.text.markers import find_reasoning, find_tool_calls
-from worker.engines.text.model_files import ModelFiles, locate_files
+from worker.engines.text.model_files import locate_files
+from worker.engines.text.structure import TextFormat, is_free, text_grammar
 from worker.engines.text.token_bytes import TokenBytes
 
 #: Of a chat template, for one chat.
 _TIME_LIMIT_S = 10.0
-#: Keys of generation_config.json that are defaults of requests.
-_DEFAULTS = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
 
 
 def load_tokenization(model: Model) -> Tokenization:
@@ -33,7 +34,17 @@ def load_tokenization(model: Model) -> Tokenization:
         tokenizer = AutoTokenizer.from_pretrained(files.source, **files.options)
     except (OSError, ValueError, ImportError, KeyError) as error:
         raise UnsupportedModel(f"the tokenizer of {model.path} cannot be read: {error}") from error
-    return Tokenization(tokenizer, model.text, _generation_config(files))
+    tokenization = Tokenization(tokenizer, model.text, read_generation_config(files))
+    tokenization.prepare_grammars()
+    return tokenization
+
+
+class EncodedPrompt(NamedTuple):
+    """The tokens of a prompt."""
+
+    tokens: list[int]
+    #: It ends within the reasoning.
+    opens_reasoning: bool = False
 
 
 class Tokenization:
@@ -55,10 +66,8 @@ class Tokenization:
         if self._settings.chat_template is not None:
             tokenizer.chat_template = _read_template(Path(self._settings.chat_template))
         self.tokenizer = tokenizer
-        self.generation_defaults: dict[str, float] = {
-            name: config[name] for name in _DEFAULTS if isinstance(config.get(name), int | float)
-        }
-        self.eos_ids = frozenset(_ids(tokenizer.eos_token_id) + _ids(config.get("eos_token_id")))
+        self.generation_defaults = request_defaults(config)
+        self.eos_ids = frozenset(token_ids(tokenizer.eos_token_id) + token_ids(config.get("eos_token_id")))
         self.vocabulary = max(tokenizer.get_vocab().values(), default=-1) + 1
         limit = self._settings.limits.max_prompt_chars
         self._template = ChatTemplate(tokenizer, max_chars=limit, time_limit_s=template_time_limit_s)
@@ -72,7 +81,7 @@ class Tokenization:
         visible = {text for pair in (self._reasoning, self._tool_calls) if pair for text in (pair.begin, pair.end)}
         #: Special tokens without those of reasoning and tool calls: they have no text.
         self.hidden_ids = frozenset(token for text, token in self._special.items() if text not in visible)
-        self._starts_with_reasoning = self._reasoning is not None and self._opens_reasoning()
+        self._added = added
 
     def info(self, context_length: int) -> TextInfo:
         """Return the properties that clients see. `context_length`: in tokens."""
@@ -81,14 +90,19 @@ class Tokenization:
             chat=self._template.is_known,
             tool_calls=self._tool_calls,
             reasoning=self._reasoning,
-            starts_with_reasoning=self._starts_with_reasoning,
             vocabulary=self.vocabulary,
         )
 
     def encode(self, prompt: TextPrompt) -> list[int]:
         """Return the tokens of a prompt. Raises `TaskError` for one that the model does not take."""
+        return self.encode_prompt(prompt).tokens
+
+    def encode_prompt(self, prompt: TextPrompt) -> EncodedPrompt:
+        """Return the tokens of a prompt, and how it ends. Raises as `encode` does."""
+        opens_reasoning = False
         if isinstance(prompt, ChatPrompt):
-            tokens = self._template.encode(prompt)[0]
+            tokens, text = self._template.encode(prompt)
+            opens_reasoning = self._opens_reasoning(prompt, text)
         elif isinstance(prompt, PlainPrompt):
             tokens = self._encode_text(prompt.text)
         else:
@@ -98,11 +112,45 @@ class Tokenization:
                 raise _invalid(f"prompt token {unknown} is not in the vocabulary of {self.vocabulary} tokens")
         if not tokens:
             raise _invalid("the prompt has no tokens")
-        return tokens
+        return EncodedPrompt(tokens, opens_reasoning)
 
     def detokenizer(self, prompt: list[int]) -> Detokenizer:
         """Return what makes the text after this prompt."""
         return Detokenizer(self.tokenizer.backend_tokenizer, prompt, self.hidden_ids)
+
+    @property
+    def reasoning(self) -> Markers | None:
+        """The texts around the reasoning."""
+        return self._reasoning
+
+    def prepare_grammars(self) -> None:
+        """Prepare structured output, which takes up to a second for a large vocabulary."""
+        _ = self._grammars
+
+    def grammar(self, inputs: TextInputs, prompt: TextPrompt, *, opens_reasoning: bool) -> Grammar | None:
+        """Return the grammar of a text; None for a free one. Raises `TaskError` for a schema or tools with an error."""
+        if not inputs.json_schema and not isinstance(prompt, ChatPrompt):
+            return None
+        grammars, problem = self._grammars
+        special_id = self._special.get if grammars is None else grammars.special_id
+        form = TextFormat(self._reasoning, self._tool_calls, special_id)
+        lark = text_grammar(inputs, prompt, form, opens_reasoning=opens_reasoning)
+        if lark is None:
+            return None
+        if grammars is None:
+            raise _invalid(f"this model has no structured output: {problem}")
+        try:
+            return grammars.compile(lark, is_free=is_free(inputs, prompt))
+        except ValueError as error:
+            raise _invalid(f"the JSON schemas cannot be used together: {error}") from error
+
+    @functools.cached_property
+    def _grammars(self) -> tuple[Grammars | None, str]:
+        """Return what compiles grammars; None, and why, for a tokenizer without support."""
+        try:
+            return Grammars(self.tokenizer.backend_tokenizer, self.vocabulary, self.eos_ids, self._added), ""
+        except ValueError as error:
+            return None, str(error)
 
     def special_id(self, text: str) -> int | None:
         """Return the special token that is written so."""
@@ -117,27 +165,17 @@ class Tokenization:
             tokens = list(self.tokenizer.encode(text))
         except UnicodeError as error:
             raise _invalid("the prompt is no valid Unicode text") from error
-        return tokens or _ids(self.tokenizer.bos_token_id)
+        return tokens or token_ids(self.tokenizer.bos_token_id)
 
-    def _opens_reasoning(self) -> bool:
-        """Return whether the prompt of a chat ends with the begin of the reasoning."""
-        assert self._reasoning is not None
-        try:
-            _, text = self._template.encode(ChatPrompt([{"role": "user", "content": "Hello"}]))
-        except TaskError:
+    def _opens_reasoning(self, prompt: ChatPrompt, text: str) -> bool:
+        """Return whether a rendered chat ends with the begin of the reasoning, or continues it."""
+        if self._reasoning is None:
             return False
-        return text.rstrip().endswith(self._reasoning.begin)
-
-
-def _generation_config(files: ModelFiles) -> dict[str, Any]:
-    """Return generation_config.json, or else config.json for its end tokens; empty for a model with neither."""
-    for name in ("generation_config.json", "config.json"):
-        options = {key: value for key, value in files.options.items() if key in ("local_files_only", "revision")}
-        file = cached_file(files.source, name, _raise_exceptions_for_missing_entries=False, **options)
-        if file is not None:
-            config: dict[str, Any] = json.loads(Path(file).read_text("utf-8"))
-            return config if name.startswith("generation") else {"eos_token_id": config.get("eos_token_id")}
-    return {}
+        begin, end = self._reasoning.begin, self._reasoning.end
+        if prompt.add_generation_prompt:
+            return text.rstrip().endswith(begin)
+        continued = str(prompt.messages[-1].get("content"))
+        return continued.rfind(begin) > continued.rfind(end)
 
 
 def _read_template(file: Path) -> str:
@@ -149,12 +187,6 @@ def _read_template(file: Path) -> str:
 
 def _markers(setting: tuple[str, str] | None) -> Markers | None:
     return None if setting is None else Markers(*setting)
-
-
-def _ids(value: Any) -> list[int]:
-    """Return token ids that a configuration gives as a number, as a list or not at all."""
-    values = value if isinstance(value, list) else [value]
-    return [each for each in values if isinstance(each, int)]
 
 
 def _invalid(message: str) -> TaskError:

@@ -1,0 +1,50 @@
+"""Reads the end tokens of a model and its defaults for sampling."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from transformers.utils import cached_file
+
+from worker.engine import UnsupportedModel
+from worker.engines.text.model_files import ModelFiles
+
+#: Keys that are defaults of requests.
+_DEFAULTS = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
+
+
+def read_generation_config(files: ModelFiles) -> dict[str, Any]:
+    """Return generation_config.json, or else the end tokens of config.json; empty for a model with neither.
+
+    Raises `UnsupportedModel` for a file that holds no object of JSON.
+    """
+    for name in ("generation_config.json", "config.json"):
+        options = {key: value for key, value in files.options.items() if key in ("local_files_only", "revision")}
+        file = cached_file(files.source, name, _raise_exceptions_for_missing_entries=False, **options)
+        if file is None:
+            continue
+        try:
+            config = json.loads(Path(file).read_text("utf-8"))
+        except ValueError as error:
+            raise UnsupportedModel(f"{name} of {files.source} is no valid JSON: {error}") from error
+        if not isinstance(config, dict):
+            raise UnsupportedModel(f"{name} of {files.source} must hold an object")
+        return config if name.startswith("generation") else {"eos_token_id": config.get("eos_token_id")}
+    return {}
+
+
+def request_defaults(config: Mapping[str, Any]) -> dict[str, float]:
+    """Return the defaults of requests that the model's authors chose."""
+    values = {name: config.get(name) for name in _DEFAULTS}
+    return {
+        name: value for name, value in values.items() if isinstance(value, int | float) and not isinstance(value, bool)
+    }
+
+
+def token_ids(value: Any) -> list[int]:
+    """Return token ids that a configuration gives as a number, as a list or not at all."""
+    values = value if isinstance(value, list) else [value]
+    return [each for each in values if isinstance(each, int) and not isinstance(each, bool)]

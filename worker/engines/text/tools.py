@@ -1,0 +1,52 @@
+"""The grammar of tool calls: each is a JSON object with `name` and `arguments` between the model's markers."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from typing import Any
+
+from worker.engine import TaskError
+from worker.engines.text.schemas import MAX_SCHEMA_CHARS, schema_rule
+
+MAX_TOOLS = 128
+_MAX_CHARS = 4 * MAX_SCHEMA_CHARS
+_NAME = re.compile(r"[A-Za-z0-9_.-]{1,128}")
+
+
+def tool_rules(tools: Sequence[dict[str, Any]], choice: str) -> list[str]:
+    """Return the rules `function` and `arguments_N` for the objects of calls that `choice` allows.
+
+    `choice`: `auto`, `required` or the name of a function. Raises `TaskError` for tools with an error.
+    """
+    if len(tools) > MAX_TOOLS:
+        raise _invalid(f"{len(tools)} tools are too many; at most {MAX_TOOLS} are allowed")
+    functions = [_function(f"tools.{i}", tool) for i, tool in enumerate(tools)]
+    allowed = [i for i, (name, _) in enumerate(functions) if choice in ("auto", "required", name)]
+    if not allowed:
+        raise _invalid(f"tool_choice: there is no tool {choice!r}")
+    rules = [f"function: {' | '.join(f'function_{i}' for i in allowed)}"]
+    for i in allowed:
+        name, arguments = functions[i]
+        head = json.dumps(f'{{"name": "{name}", "arguments": ')
+        rules += [f'function_{i}: {head} arguments_{i} "}}"', f"arguments_{i}: {arguments}"]
+    if sum(map(len, rules)) > _MAX_CHARS:
+        raise _invalid(f"tools: their JSON schemas have more than {_MAX_CHARS} characters")
+    return rules
+
+
+def _function(place: str, tool: dict[str, Any]) -> tuple[str, str]:
+    """Return the name of a function, and the rule of its arguments."""
+    function = tool.get("function")
+    if not isinstance(function, dict):
+        raise _invalid(f"{place}.function must be an object")
+    name = function.get("name")
+    if not isinstance(name, str) or not _NAME.fullmatch(name):
+        raise _invalid(f"{place}.function.name must consist of 1 to 128 letters, digits, '_', '.' and '-'")
+    parameters = function.get("parameters") or {}
+    return name, schema_rule(f"{place}.function.parameters", parameters, lenient=not function.get("strict"))
+
+
+def _invalid(message: str) -> TaskError:
+    return TaskError("invalid", message, 400)
