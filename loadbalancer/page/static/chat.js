@@ -73,7 +73,7 @@ export function Chat({ model, keys }) {
         <label class="hidden" for="ask">Message</label>
         <textarea id="ask" rows="2" required value=${typed} onInput=${(event) => setTyped(event.target.value)}
           onKeyDown=${(event) => { if (event.key === "Enter" && !event.shiftKey) { event.preventDefault(); if (typed.trim() && !isRunning) event.currentTarget.form.requestSubmit(); } }}></textarea>
-        ${isRunning ? html`<button type="button" onClick=${() => running.current.abort()}>Stop</button>` : html`<button class="primary" disabled=${!typed.trim()}>Send</button>`}
+        ${isRunning ? html`<button key="stop" type="button" onClick=${() => running.current.abort()}>Stop</button>` : html`<button key="send" class="primary" disabled=${!typed.trim()}>Send</button>`}
       </form>
     </section></div>`;
 }

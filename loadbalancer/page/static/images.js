@@ -33,8 +33,8 @@ export function Images({ model, keys }) {
       const response = await request("POST", source ? "/v1/images/edits" : "/v1/images/generations", { body: sent, signal: abort.signal });
       for await (const { event: name, data } of events(response)) {
         if (name.endsWith(".progress")) change(data.index, { state: data.state, step: data.step, steps: data.steps, position: data.queue_position, eta_s: data.eta_s });
-        else if (name.endsWith(".partial_image")) change(data.index, { url: dataUrl(data), isPreview: true });
-        else if (name.endsWith(".completed")) change(data.index, { url: dataUrl(data), isPreview: false, state: "done", seed: data.seed, timings: data.timings });
+        else if (name.endsWith(".partial_image")) change(data.index, { ...picture(data), isPreview: true });
+        else if (name.endsWith(".completed")) change(data.index, { ...picture(data), isPreview: false, state: "done", seed: data.seed, timings: data.timings });
         else if (name === "error") throw new Error(data.error.message);
       }
     } catch (error) {
@@ -42,7 +42,11 @@ export function Images({ model, keys }) {
       setImages((before) => before.filter((each) => each.state === "done"));
     } finally { setRunning(false); }
   };
-  const change = (index, fields) => setImages((before) => before.map((each, at) => (at === index ? { ...each, ...fields } : each)));
+  const change = (index, fields) => setImages((before) => before.map((each, at) => {
+    if (at !== index) return each;
+    if (fields.url && each.isPreview) URL.revokeObjectURL(each.url);
+    return { ...each, ...fields };
+  }));
 
   return html`<div class="columns">
     <form class="card form" onSubmit=${start} aria-label="Image">
@@ -59,8 +63,8 @@ export function Images({ model, keys }) {
       </div>
       <label>Without <input value=${form.negative_prompt ?? ""} onInput=${set("negative_prompt")} placeholder="what the image should not show" /></label>
       ${modes.includes("image") && html`<${Source} source=${source} setSource=${setSource} mask=${mask} canMask=${modes.includes("inpaint")} images=${images} />`}
-      <div class="bar">
-        ${isRunning ? html`<button type="button" onClick=${() => running.current.abort()}>Cancel</button>` : html`<button class="primary">${source ? "Edit" : "Generate"}</button>`}
+      <div class="bar">${/* Keys: a button that becomes another one while it is clicked would act as that one. */ ""}
+        ${isRunning ? html`<button key="cancel" type="button" onClick=${() => running.current.abort()}>Cancel</button>` : html`<button key="start" class="primary">${source ? "Edit" : "Generate"}</button>`}
         ${problem && html`<span class="bad" role="alert">${problem}</span>`}
       </div>
       ${source ? html`<p class="muted">An edit is a form: see <a href="/docs">the API</a>.</p>` : html`<${Snippets} path="/v1/images/generations" body=${body} keys=${keys} />`}
@@ -69,7 +73,7 @@ export function Images({ model, keys }) {
         <button type="button" class="quiet" onClick=${forget}>Forget them</button></details>`}
     </form>
     <section class="gallery" aria-label="Images" aria-live="polite">
-      ${images.map((each, index) => html`<${Picture} key=${index} image=${each} index=${index} onEdit=${modes.includes("image") ? () => setSource(each.url) : null} />`)}
+      ${images.map((each, index) => html`<${Picture} key=${index} image=${each} index=${index} onEdit=${modes.includes("image") ? () => setSource({ url: each.url, blob: each.blob }) : null} />`)}
       ${images.length === 0 && html`<p class="muted placeholder">The images appear here.</p>`}
     </section></div>`;
 }
@@ -96,12 +100,12 @@ function Picture({ image, index, onEdit }) {
 function Source({ source, setSource, mask, canMask }) {
   const open = (event) => {
     const [file] = event.target.files;
-    if (file) setSource(URL.createObjectURL(file));
+    if (file) setSource({ url: URL.createObjectURL(file), blob: file });
   };
   return html`<fieldset><legend>Change an image</legend>
     <label>File <input type="file" accept="image/*" onChange=${open} /></label>
     ${source && html`<button type="button" class="quiet" onClick=${() => setSource(null)}>Remove it</button>
-      ${canMask && html`<${Mask} source=${source} mask=${mask} />`}`}
+      ${canMask && html`<${Mask} source=${source.url} mask=${mask} />`}`}
   </fieldset>`;
 }
 
@@ -120,10 +124,14 @@ async function editForm(body, source, mask) {
   for (const [name, value] of Object.entries(body)) form.append(name, typeof value === "object" ? JSON.stringify(value) : String(value));
   form.append("stream", "true");
   form.append("partial_images", String(PREVIEWS));
-  form.append("image", await (await fetch(source)).blob(), "image.png");
+  form.append("image", source.blob, "image.png");
   const painted = mask ? await mask() : null;
   if (painted) form.append("mask", painted, "mask.png");
   return form;
 }
 
-const dataUrl = (data) => `data:image/${data.output_format};base64,${data.b64_json}`;
+function picture(data) {
+  const bytes = Uint8Array.from(atob(data.b64_json), (each) => each.charCodeAt(0));
+  const blob = new Blob([bytes], { type: `image/${data.output_format}` });
+  return { blob, url: URL.createObjectURL(blob) };
+}
