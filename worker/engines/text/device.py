@@ -13,8 +13,10 @@ from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as functional
+from torch.nn.attention import varlen
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from worker.device_errors import device_error_kind
 from worker.engine import UnsupportedModel
 from worker.engines.torch_device import to_device
 
@@ -30,6 +32,13 @@ _UNSUPPORTED = {
 }
 #: Number of rows that packed weights are laid out for. Others are as fast as with plain weights or faster.
 _PACKED_ROWS = 16
+#: Rows of a recorded pass, of the numbers of blocks that are powers of two. Larger batches are not recorded: the device
+#: takes longer for them than Python for their kernels.
+_RECORDED_ROWS = (1, 2, 4, 8, 16, 24, 32, 48, 64)
+_MIN_RECORDED_BLOCKS = 16
+_MAX_RECORDINGS = 48
+#: Passes before a recording: they select kernels and allocate workspaces.
+_PASSES_BEFORE = 2
 
 
 class CacheShape(NamedTuple):
@@ -44,15 +53,14 @@ class CacheShape(NamedTuple):
 
 
 class KeyValueCache:
-    """Keys and values of all layers, each of shape [blocks, block_tokens, heads, head_size].
-
-    The block after the last is for what no row needs.
-    """
+    """Keys and values of all layers, each of shape [blocks + 1, block_tokens, heads, head_size]."""
 
     def __init__(
         self, shape: CacheShape, blocks: int, block_tokens: int, dtype: torch.dtype, device: torch.device
     ) -> None:
         self.block_tokens = block_tokens
+        #: No row holds it.
+        self.spare_block = blocks
         size = (blocks + 1, block_tokens, shape.heads, shape.head_size)
         # Zeros, because attention multiplies what it masks by 0.
         self.keys = [torch.zeros(size, dtype=dtype, device=device) for _ in range(shape.layers)]
@@ -73,6 +81,18 @@ class RowPart(NamedTuple):
     blocks: Sequence[int]
     #: Logits are needed after the last of them.
     completes: bool = True
+
+
+class RaggedRows(NamedTuple):
+    """All rows of a pass for attention that takes rows of any lengths at once."""
+
+    #: Sums of the rows' tokens in the pass and in the cache, from 0, as int32.
+    query_ends: torch.Tensor
+    key_ends: torch.Tensor
+    max_query: int
+    max_key: int
+    #: Places in the cache of all tokens of all rows.
+    slots: torch.Tensor
 
 
 class Prefill(NamedTuple):
@@ -97,6 +117,8 @@ class AttentionPlan:
     #: Blocks of the rows of one token, of shape [rows, blocks], and the position of each token.
     table: torch.Tensor | None = None
     positions: torch.Tensor | None = None
+    #: Of all rows; None: they are computed one by one, and those of one token together.
+    ragged: RaggedRows | None = None
     masks: dict[int | None, torch.Tensor] = field(default_factory=dict)
 
     def decode_mask(self, window: int | None) -> torch.Tensor:
@@ -138,6 +160,8 @@ def attention(
     keys, values = plan.cache.keys[layer], plan.cache.values[layer]
     keys.flatten(0, 1).index_copy_(0, plan.slots, key[0].transpose(0, 1))
     values.flatten(0, 1).index_copy_(0, plan.slots, value[0].transpose(0, 1))
+    if plan.ragged is not None:
+        return _ragged(plan.ragged, query, keys, values, scaling, sliding_window)[None], None
     outputs = [_prefill(each, query, key, value, keys, values, scaling, sliding_window) for each in plan.prefills]
     if plan.table is not None:
         outputs.append(_decode(plan, query[0, :, plan.start :], keys, values, scaling, sliding_window))
@@ -206,14 +230,72 @@ def _decode(
     return output.reshape(rows, heads, size)
 
 
+def _ragged(
+    rows: RaggedRows,
+    query: torch.Tensor,
+    keys: torch.Tensor,
+    values: torch.Tensor,
+    scaling: float | None,
+    window: int | None,
+) -> torch.Tensor:
+    """Return the output for all rows, of shape [tokens, heads, head_size]: each the same bits in any batch."""
+    output = varlen.varlen_attn(
+        query[0].transpose(0, 1).contiguous(),
+        keys.flatten(0, 1).index_select(0, rows.slots),
+        values.flatten(0, 1).index_select(0, rows.slots),
+        rows.query_ends,
+        rows.key_ends,
+        rows.max_query,
+        rows.max_key,
+        scale=scaling,
+        window_size=(-1 if window is None else window - 1, 0),
+        enable_gqa=True,
+        num_splits=1,
+    )
+    assert isinstance(output, torch.Tensor)
+    return output
+
+
+@torch.inference_mode()
+def computes_ragged(shape: CacheShape, dtype: torch.dtype, device: torch.device) -> bool:
+    """Return whether attention of rows of any lengths runs here, and equals that of one row."""
+    if device.type != "cuda":
+        return False
+    keys, values = torch.randn(2, 1, 24, shape.heads, shape.head_size, dtype=dtype, device=device)
+    query = torch.randn(1, 2 * shape.heads, 10, shape.head_size, dtype=dtype, device=device)
+    ends = [torch.tensor(each, dtype=torch.int32, device=device) for each in ([0, 9, 10], [0, 9, 24])]
+    slots = torch.arange(24, device=device)
+    try:
+        got = _ragged(RaggedRows(ends[0], ends[1], 9, 15, slots), query, keys, values, None, None)
+        parts = [(slice(0, 9), slice(0, 9), True), (slice(9, 10), slice(9, 24), False)]
+        expected = [
+            functional.scaled_dot_product_attention(
+                query[:, :, at],
+                keys.transpose(1, 2)[:, :, of],
+                values.transpose(1, 2)[:, :, of],
+                is_causal=is_causal,
+                enable_gqa=True,
+            )[0].transpose(0, 1)
+            for at, of, is_causal in parts
+        ]
+        return bool(torch.allclose(got, torch.cat(expected), rtol=2e-2, atol=2e-2))
+    except (RuntimeError, TypeError, ValueError) as error:
+        if device_error_kind(error) == "lost":
+            raise
+        log.info("rows are computed one by one: %s", error)
+        return False
+
+
 ALL_ATTENTION_FUNCTIONS.register(ATTENTION, attention)
 
 
 class ModelPass:
     """The model's forward pass over the cache."""
 
-    def __init__(self, model: Any, cache: KeyValueCache, device: torch.device) -> None:
-        self._model, self._cache, self._device = model, cache, device
+    def __init__(self, model: Any, cache: KeyValueCache, device: torch.device, *, ragged: bool = False) -> None:
+        """`ragged`: attention computes all rows at once, see `computes_ragged`."""
+        self._model, self._cache, self._device, self._is_ragged = model, cache, device, ragged
+        self._recordings = Recordings(model, cache, device) if device.type == "cuda" else None
 
     @torch.inference_mode()
     def __call__(self, parts: Sequence[RowPart]) -> torch.Tensor:
@@ -221,6 +303,10 @@ class ModelPass:
 
         Rows of several tokens come first.
         """
+        if self._recordings is not None and all(len(part.tokens) == 1 and part.completes for part in parts):
+            recorded = self._recordings(parts)
+            if recorded is not None:
+                return recorded
         tokens: list[int] = []
         positions: list[int] = []
         slots: list[int] = []
@@ -239,8 +325,10 @@ class ModelPass:
                 rows.append(Prefill(start, len(tokens), part.past, blocks))
         start = rows[-1].end if rows else 0
         plan = AttentionPlan(self._cache, self._tensor(slots), rows, start)
-        if len(rows) < len(parts):
-            plan.table = self._table(parts[len(rows) :])
+        if self._is_ragged:
+            plan.ragged = ragged_rows(parts, self._cache, self._device)
+        elif len(rows) < len(parts):
+            plan.table = to_device(_table(parts[len(rows) :], self._cache), self._device)
             plan.positions = self._tensor(positions[start:])
         output = self._model(
             input_ids=self._tensor(tokens)[None],
@@ -255,14 +343,120 @@ class ModelPass:
     def _tensor(self, values: Sequence[int]) -> torch.Tensor:
         return to_device(torch.tensor(values), self._device)
 
-    def _table(self, parts: Sequence[RowPart]) -> torch.Tensor:
-        """Return the blocks of each row, filled up with the last block, which no row needs."""
-        unneeded = self._cache.keys[0].shape[0] - 1
-        numbers = [part.past // self._cache.block_tokens + 1 for part in parts]
-        table = torch.full((len(parts), max(numbers)), unneeded)
-        for row, (part, number) in enumerate(zip(parts, numbers, strict=True)):
-            table[row, :number] = torch.tensor(part.blocks[:number])
-        return to_device(table, self._device)
+
+def ragged_rows(parts: Sequence[RowPart], cache: KeyValueCache, device: torch.device) -> RaggedRows:
+    """Return what attention of rows of any lengths needs to know of them."""
+    queries = torch.tensor([0, *(len(part.tokens) for part in parts)])
+    keys = torch.tensor([0, *(part.past + len(part.tokens) for part in parts)])
+    table = _table(parts, cache)
+    places = (table[:, :, None] * cache.block_tokens + torch.arange(cache.block_tokens)).flatten(1)
+    slots = places[torch.arange(places.shape[1]) < keys[1:, None]]
+    query_ends, key_ends = (to_device(each.cumsum(0).to(torch.int32), device) for each in (queries, keys))
+    return RaggedRows(query_ends, key_ends, int(queries.max()), int(keys.max()), to_device(slots, device))
+
+
+def _table(parts: Sequence[RowPart], cache: KeyValueCache) -> torch.Tensor:
+    """Return the blocks of each row on the CPU, filled up with the one that no row needs."""
+    numbers = [-(-(part.past + len(part.tokens)) // cache.block_tokens) for part in parts]
+    table = torch.full((len(parts), max(numbers)), cache.spare_block)
+    for row, (part, number) in enumerate(zip(parts, numbers, strict=True)):
+        table[row, :number] = torch.tensor(part.blocks[:number])
+    return table
+
+
+class StaticPass:
+    """A pass for up to `rows` rows of one token, in tensors that stay where they are: it can be recorded."""
+
+    def __init__(self, model: Any, cache: KeyValueCache, rows: int, blocks: int, device: torch.device) -> None:
+        self._model, self._cache, self._device = model, cache, device
+        self._inputs = torch.zeros(3, rows, dtype=torch.long, device=device)
+        self._table = torch.zeros(rows, blocks, dtype=torch.long, device=device)
+        self._graph: torch.cuda.CUDAGraph | None = None
+        self._logits = torch.empty(0)
+
+    def __call__(self, parts: Sequence[RowPart]) -> torch.Tensor:
+        """Return logits as `ModelPass` does. Rows that are not there compute something in the spare block."""
+        self._fill(parts)
+        if self._graph is None:
+            self._logits = self._compute()
+        else:
+            self._graph.replay()
+        return self._logits[: len(parts)].clone()
+
+    def record(self) -> None:
+        """Record the pass; calls replay it from now on."""
+        stream = torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]
+        stream.wait_stream(torch.cuda.current_stream(self._device))
+        with torch.cuda.stream(stream):
+            for _ in range(_PASSES_BEFORE):
+                self._compute()
+        torch.cuda.current_stream(self._device).wait_stream(stream)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            self._logits = self._compute()
+        self._graph = graph
+
+    def _fill(self, parts: Sequence[RowPart]) -> None:
+        size, spare = self._cache.block_tokens, self._cache.spare_block
+        inputs = torch.zeros(3, self._inputs.shape[1], dtype=torch.long)
+        inputs[2] = spare * size
+        slots = [part.blocks[part.past // size] * size + part.past % size for part in parts]
+        own = [[part.tokens[0] for part in parts], [part.past for part in parts], slots]
+        inputs[:, : len(parts)] = torch.tensor(own)
+        table = torch.full(self._table.shape, spare)
+        filled = _table(parts, self._cache)
+        table[: len(parts), : filled.shape[1]] = filled
+        self._inputs.copy_(to_device(inputs, self._device))
+        self._table.copy_(to_device(table, self._device))
+
+    def _compute(self) -> torch.Tensor:
+        tokens, positions, slots = self._inputs
+        plan = AttentionPlan(self._cache, slots, (), 0, self._table, positions)
+        output = self._model(input_ids=tokens[None], position_ids=positions[None], use_cache=False, plan=plan)
+        logits: torch.Tensor = output.logits[0].float()
+        return logits
+
+
+def recorded_size(rows: int, blocks: int) -> tuple[int, int] | None:
+    """Return the numbers of rows and blocks of the recorded pass for so many; None if there is none."""
+    size = next((each for each in _RECORDED_ROWS if each >= rows), None)
+    return None if size is None else (size, max(_MIN_RECORDED_BLOCKS, 1 << (blocks - 1).bit_length()))
+
+
+class Recordings:
+    """Passes as CUDA graphs, which launch all their kernels at once. Each is checked before its first use."""
+
+    def __init__(self, model: Any, cache: KeyValueCache, device: torch.device) -> None:
+        self._model, self._cache, self._device = model, cache, device
+        self._passes: dict[tuple[int, int], StaticPass] = {}
+        self._is_off = False
+
+    def __call__(self, parts: Sequence[RowPart]) -> torch.Tensor | None:
+        """Return the logits of rows of one token each, or None if they have to be computed otherwise."""
+        blocks = max(part.past // self._cache.block_tokens + 1 for part in parts)
+        size = recorded_size(len(parts), blocks)
+        if self._is_off or size is None or (size not in self._passes and len(self._passes) == _MAX_RECORDINGS):
+            return None
+        if size not in self._passes:
+            try:
+                return self._record(size, parts)
+            except RuntimeError as error:
+                if device_error_kind(error) in ("lost", "out_of_memory"):
+                    raise
+                log.warning("steps are not recorded: %s", error)
+                self._is_off = True
+                return None
+        return self._passes[size](parts)
+
+    def _record(self, size: tuple[int, int], parts: Sequence[RowPart]) -> torch.Tensor:
+        """Record a pass, and return its logits for these rows without the recording."""
+        static = StaticPass(self._model, self._cache, *size, self._device)
+        expected = static(parts)
+        static.record()
+        if not torch.allclose(static(parts), expected, rtol=2e-2, atol=2e-2, equal_nan=True):
+            raise RuntimeError("a recorded step computes something else")
+        self._passes[size] = static
+        return expected
 
 
 class PackedLinear(torch.nn.Module):

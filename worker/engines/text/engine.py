@@ -23,7 +23,7 @@ from worker.engine import BatchKey, EngineLimits, EngineRequest, Row, TaskError,
 from worker.engines import torch_device as devices
 from worker.engines.gpu_checks import check_build, open_gpu
 from worker.engines.text.admission import cache_shape, check_equality, check_network
-from worker.engines.text.device import KeyValueCache, ModelPass, RowPart, pack_linears
+from worker.engines.text.device import KeyValueCache, ModelPass, RowPart, computes_ragged, pack_linears
 from worker.engines.text.generation import Generation
 from worker.engines.text.loading import cache_bytes, fit_cache, read_model
 from worker.engines.text.row import TextRow
@@ -94,7 +94,8 @@ class TextEngine:
         self._planner = StepPlanner(
             blocks, settings.block_tokens, settings.step_tokens, prefix_cache=settings.prefix_cache
         )
-        self._compute = ModelPass(self._network, self._cache, self._device)
+        is_ragged = computes_ragged(cache_shape(config), dtype, self._device)
+        self._compute = ModelPass(self._network, self._cache, self._device, ragged=is_ragged)
         self._info = self._tokenization.info(context_length)
         self._count(0, [])
 

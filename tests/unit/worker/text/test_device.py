@@ -1,0 +1,87 @@
+"""Parts of a pass that a CPU can run as well as a GPU: static passes, packed weights and rows of any lengths."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from tests.support.text_models import tiny_model
+from worker.engines.text.admission import cache_shape
+from worker.engines.text.device import (
+    ATTENTION,
+    KeyValueCache,
+    ModelPass,
+    PackedLinear,
+    RowPart,
+    StaticPass,
+    computes_ragged,
+    pack_linears,
+    ragged_rows,
+    recorded_size,
+)
+
+_CPU = torch.device("cpu")
+
+
+def test_static_pass_equals_the_plain_one() -> None:
+    """Three rows of different lengths in a pass for four rows and more blocks than they have."""
+    network = tiny_model()
+    network.set_attn_implementation(ATTENTION)
+    shape = cache_shape(network.config)
+    caches = [KeyValueCache(shape, 12, 8, torch.float32, _CPU) for _ in range(2)]
+    plain = [ModelPass(network, cache, _CPU) for cache in caches]
+    prompts = [list(range(20, 20 + length)) for length in (3, 17, 9)]
+    blocks = [[0, 1, 2], [3, 4, 5], [6, 7, 8]]
+    for compute in plain:
+        compute([RowPart(prompt, 0, own) for prompt, own in zip(prompts, blocks, strict=True)])
+    static = StaticPass(network, caches[1], 4, 16, _CPU)
+    for step in range(3):
+        parts = [RowPart([40 + step], len(prompt) + step, own) for prompt, own in zip(prompts, blocks, strict=True)]
+        with torch.inference_mode():
+            got = static(parts)
+        assert torch.allclose(got, plain[0](parts), atol=1e-4)
+    for one, other in zip(caches[0].keys, caches[1].keys, strict=True):
+        assert torch.allclose(one[:12], other[:12], atol=1e-5), "no row's block is overwritten"
+
+
+@pytest.mark.parametrize(
+    ("rows", "blocks", "size"),
+    [(1, 1, (1, 16)), (3, 16, (4, 16)), (9, 17, (16, 32)), (64, 512, (64, 512)), (65, 1, None)],
+)
+def test_recorded_sizes(rows: int, blocks: int, size: tuple[int, int] | None) -> None:
+    assert recorded_size(rows, blocks) == size
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("bias", [True, False])
+def test_packed_layer_computes_the_same(dtype: torch.dtype, bias: bool) -> None:
+    linear = torch.nn.Linear(48, 70, bias=bias).to(dtype)
+    inner = torch.nn.Sequential(linear)
+    assert pack_linears(torch.nn.Sequential(inner, torch.nn.LayerNorm(70))) == 1
+    packed = inner[0]
+    assert isinstance(packed, PackedLinear)
+    with torch.inference_mode():
+        for rows in (1, 16, 33):
+            hidden = torch.randn(1, rows, 48).to(dtype)
+            assert torch.allclose(packed(hidden), linear(hidden), rtol=2e-2, atol=2e-2)
+
+
+def test_tied_embedding_is_kept() -> None:
+    network = tiny_model(tie_word_embeddings=True)
+    before = network.get_input_embeddings().weight.clone()
+    pack_linears(network)
+    assert torch.equal(network.get_input_embeddings().weight, before)
+
+
+def test_rows_of_any_lengths_need_a_gpu() -> None:
+    assert not computes_ragged(cache_shape(tiny_model().config), torch.float32, _CPU)
+
+
+def test_places_of_rows_of_any_lengths() -> None:
+    """A prompt of 5 tokens after 4 in the cache, and a last token, in blocks of 4."""
+    cache = KeyValueCache(cache_shape(tiny_model().config), 9, 4, torch.float32, _CPU)
+    rows = ragged_rows([RowPart(range(5), 4, [7, 2, 5]), RowPart([1], 5, [3, 0])], cache, _CPU)
+    assert rows.query_ends.tolist() == [0, 5, 6]
+    assert rows.key_ends.tolist() == [0, 9, 15]
+    assert (rows.max_query, rows.max_key) == (5, 9)
+    assert rows.slots.tolist() == [28, 29, 30, 31, 8, 9, 10, 11, 20, 12, 13, 14, 15, 0, 1]
