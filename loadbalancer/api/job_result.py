@@ -11,6 +11,7 @@ from loadbalancer.api.call_json import json_of
 from loadbalancer.api.calls import bytes_headers, not_acceptable
 from loadbalancer.api.frame_response import FrameResponse
 from loadbalancer.api.image_responses import image_data
+from loadbalancer.generation.text.stored_text import StoredTexts
 from loadbalancer.generation.validation import GenerationSpec
 from loadbalancer.schema.base64_json import base64_json
 from loadbalancer.schema.call_results import response_type, unpack_result
@@ -36,7 +37,9 @@ class JobResult(StreamingResponse):
 
         `link` returns the URL of an image, if URLs are answered.
         """
-        if record.order.calls:
+        if record.order.text is not None:
+            chunks = _texts(record, load, first)
+        elif record.order.calls:
             chunks = _predictions(len(record.order.inputs), load, first)
         else:
             chunks = _predict(first) if record.order.path == "/predict" else _images(record, load, first, link)
@@ -65,6 +68,18 @@ async def _predictions(
             result = await load(item)
         yield b"".join(await json_of(unpack_result(result.image)))
     yield b"]}"
+
+
+async def text_events(record: JobRecord, load: Callable[[int], Awaitable[StoredImage]]) -> bytes:
+    """Return the events of a job that has generated its texts."""
+    return StoredTexts(record, [(await load(item)).image for item in range(len(record.order.inputs))]).events()
+
+
+async def _texts(
+    record: JobRecord, load: Callable[[int], Awaitable[StoredImage]], first: StoredImage
+) -> AsyncIterator[bytes]:
+    others = [(await load(item)).image for item in range(1, len(record.order.inputs))]
+    yield _encoder.encode(StoredTexts(record, [first.image, *others]).answer())
 
 
 async def _predict(image: StoredImage) -> AsyncIterator[bytes]:

@@ -11,6 +11,10 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 
 from loadbalancer.generation.in_flight import ResultStream
+from loadbalancer.generation.text.choice import TextChoice
+from loadbalancer.generation.text.parsing import text_parser
+from loadbalancer.generation.text.stored_text import pack_text
+from loadbalancer.generation.text.text_spec import OutputFormat
 from loadbalancer.generation.validation import GenerationSpec
 from loadbalancer.jobs.views import JobProgress
 from loadbalancer.metrics.prometheus import Metrics
@@ -22,12 +26,14 @@ from loadbalancer.scheduling.task import (
     TaskProgress,
     TaskStarted,
     TaskState,
+    TaskTokens,
     TaskUpdate,
 )
 from loadbalancer.schema.call_results import CallResult, InvalidResult, check_result, pack_result, unpack_result
-from loadbalancer.schema.errors import ApiError, TaskFailed, from_ended, from_ended_call
+from loadbalancer.schema.errors import ApiError, TaskFailed, from_ended, from_ended_call, from_ended_text
 from loadbalancer.schema.stream_events import Progress
 from loadbalancer.storage.records import JobRecord, JobSpec, StoredCheckpoint, StoredImage
+from wire.text import TokenOutput
 
 ProgressReader = Callable[[], Iterator[Progress]]
 #: Reads the image of this index from the disk.
@@ -56,6 +62,8 @@ class JobRun:
         self._tasks: dict[str, int] = {}
         self._steps = {item: (0, image.steps) for item, image in enumerate(record.order.inputs)}
         self._missing = set(self._steps)
+        #: Texts under way, by index in the job.
+        self._texts: dict[int, TextChoice] = {}
         self._saved_steps: dict[int, int] = {}
 
     def __repr__(self) -> str:
@@ -83,7 +91,7 @@ class JobRun:
         items = sorted(self._missing)
         if not items:  # the server ended between the last image and the end of the job
             return
-        own_frames = _frames_of_calls(order, sources)
+        own_frames = _frames_of_calls(order, sources) or _frames_of_texts(order, sources)
         tasks = self._scheduler.submit(
             order.model,
             [order.inputs[item] for item in items],
@@ -172,17 +180,38 @@ class JobRun:
                 for subscriber in self.subscribers:
                     subscriber.add_preview(item, update)
                 return
+            case TaskTokens(output=output):
+                self._on_tokens(item, output)
+                return
             case TaskCompleted():
                 del self._tasks[update.task]
                 self._on_completed(item, update)
-            case TaskEnded() if self.record.order.calls:
-                self.failure = self.failure or from_ended_call(update, f"instances[{item}]")
             case TaskEnded():
-                self.failure = self.failure or from_ended(update)
+                self.failure = self.failure or self._error(item, update)
         self._changed.set()
 
+    def _error(self, item: int, ended: TaskEnded) -> ApiError:
+        """The error of the endpoint."""
+        if self.record.order.text is not None:
+            return from_ended_text(ended)
+        return from_ended_call(ended, f"instances[{item}]") if self.record.order.calls else from_ended(ended)
+
+    def _on_tokens(self, item: int, output: TokenOutput) -> None:
+        choice = self._texts.get(item)
+        if choice is None:
+            choice = self._texts[item] = TextChoice(item)
+            engine, options = self._scheduler.engine_info(self.record.order.model), self.record.order.text
+            if engine is not None and engine.text is not None and options is not None:
+                wanted = OutputFormat(options.tools, options.reasoning, options.may_start_with_reasoning)
+                choice.parser = text_parser(engine.text, wanted)
+        choice.add(output)
+        steps = self._steps[item][1]
+        self._steps[item] = (min(choice.generated_tokens, steps), steps)
+
     def _on_completed(self, item: int, update: TaskCompleted) -> None:
-        if self.record.order.calls:
+        if self.record.order.text is not None:
+            data = pack_text(self._texts.pop(item, TextChoice(item)))
+        elif self.record.order.calls:
             result = CallResult(update.parts, update.frames)
             try:
                 check_result(result)  # it is read later, when nothing can be done about it
@@ -201,6 +230,13 @@ def _frames_of_calls(order: JobSpec, sources: Sequence[bytes]) -> list[Sequence[
     """Return the frames of each call, which are stored one after the other; none for images."""
     frames = iter(sources)
     return [list(itertools.islice(frames, len(call.parts))) for call in order.calls]
+
+
+def _frames_of_texts(order: JobSpec, sources: Sequence[bytes]) -> list[Sequence[bytes]]:
+    """Return the prompt of each text; those of one prompt share it. None for other jobs."""
+    if order.text is None:
+        return []
+    return [[sources[item // order.text.choices]] for item in range(len(order.inputs))]
 
 
 class JobSubscriber(ResultStream):

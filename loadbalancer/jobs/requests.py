@@ -19,14 +19,15 @@ from loadbalancer.schema.errors import BodyTooLarge, InvalidRequest
 from loadbalancer.schema.parsing import parse
 from loadbalancer.schema.predictions import Instances, parse_instances
 from loadbalancer.schema.requests import EditRequest, ImageRequest, PredictRequest, StrictModel
+from loadbalancer.schema.text.text_requests import TEXT_PATHS, TextRequest, parse_text
 
 _IMAGE_PATHS = ("/v1/images/generations", "/v1/images/edits", "/predict")
 _CALL_PATH = re.compile(r"/v1/models/(.{1,100}):predict")
 
 
 def _known_path(path: str) -> str:
-    if path not in _IMAGE_PATHS and not _CALL_PATH.fullmatch(path):
-        expected = ", ".join(map(repr, (*_IMAGE_PATHS, "/v1/models/{model}:predict")))
+    if path not in (*_IMAGE_PATHS, *TEXT_PATHS) and not _CALL_PATH.fullmatch(path):
+        expected = ", ".join(map(repr, (*_IMAGE_PATHS, *TEXT_PATHS, "/v1/models/{model}:predict")))
         raise PydanticCustomError("literal_error", "unknown path", {"expected": expected})
     return path
 
@@ -58,7 +59,7 @@ class JobRequest(StrictModel):
     body: dict[str, Any]
     """The request body. For `/v1/images/edits`: the form as JSON, with `image` and `mask` as data URLs.
 
-    For `/v1/models/{model}:predict`: the instances."""
+    For `/v1/models/{model}:predict`: the instances. For texts: `stream` has no effect."""
     webhook: WebhookRequest | None = None
     """The webhook that is notified of the end of the job."""
     metadata: Annotated[dict[Annotated[str, Field(max_length=64)], Text], Field(max_length=16)] | None = None
@@ -69,7 +70,7 @@ class ParsedJob(NamedTuple):
     """A validated job request; `image` and `mask` are data URLs."""
 
     job: JobRequest
-    request: ImageRequest | EditRequest | PredictRequest | Instances
+    request: ImageRequest | EditRequest | PredictRequest | Instances | TextRequest
     image: str | None = None
     mask: str | None = None
 
@@ -80,8 +81,13 @@ def called_model(path: str) -> str | None:
     return None if found is None else found[1]
 
 
-def parse_job(body: bytes, max_bytes: int, *, webhook_private: bool, max_instances: int = 1) -> ParsedJob:
-    """Parse the body. Raises `InvalidRequest`, and `BodyTooLarge` above `max_bytes` without images or instances."""
+def parse_job(
+    body: bytes, max_bytes: int, *, webhook_private: bool, max_instances: int = 1, max_text_bytes: int = 0
+) -> ParsedJob:
+    """Parse the body. Raises `InvalidRequest`, and `BodyTooLarge` above `max_bytes` without images or instances.
+
+    `max_text_bytes` limits the request of a text.
+    """
     inner = _inner_request(body)
     if len(body) - len(inner) > max_bytes:
         raise BodyTooLarge(max_bytes, "beside the request of its endpoint")
@@ -95,6 +101,10 @@ def parse_job(body: bytes, max_bytes: int, *, webhook_private: bool, max_instanc
         return _edit(job, inner, max_bytes)
     if called_model(job.path) is not None:
         return ParsedJob(job, parse_instances(inner, max_instances))
+    if job.path in TEXT_PATHS:
+        if len(inner) > max_text_bytes:
+            raise BodyTooLarge(max_text_bytes)
+        return ParsedJob(job, parse_text(job.path, inner))
     if job.path == "/predict":
         if len(inner) > max_bytes:
             raise BodyTooLarge(max_bytes)

@@ -14,7 +14,7 @@ import msgspec
 
 from loadbalancer.scheduling.task import Checkpoint
 from wire.errors import ErrorDetail
-from wire.inputs import CallInputs, ImageInputs, TaskInputs
+from wire.inputs import CallInputs, ImageInputs, TaskInputs, TextInputs
 
 
 class JobState(StrEnum):
@@ -44,6 +44,19 @@ class WebhookTarget(msgspec.Struct, frozen=True):
     secret: str | None = None
 
 
+class TextOptions(msgspec.Struct, frozen=True, omit_defaults=True):
+    """What a text request says of its response."""
+
+    #: Number of texts for each prompt.
+    choices: int = 1
+    #: How texts are divided, see `OutputFormat`.
+    tools: bool = False
+    reasoning: bool = False
+    may_start_with_reasoning: bool = True
+    #: JSON of what a response repeats of its request, see `ResponseEcho`.
+    echo: str = ""
+
+
 class JobSpec(msgspec.Struct, frozen=True):
     """A job's complete inputs, without its source images or the values of its calls."""
 
@@ -59,6 +72,8 @@ class JobSpec(msgspec.Struct, frozen=True):
     response_format: str = "b64_json"
     #: As stored: the seeds of all images, which are else equal to the first. None: `inputs` has each of them.
     seeds: list[int] | None = None
+    #: Of a job that generates texts.
+    text: TextOptions | None = None
 
     @property
     def images(self) -> list[ImageInputs]:
@@ -72,21 +87,35 @@ class JobSpec(msgspec.Struct, frozen=True):
 
 
 def without_repetition(spec: JobSpec) -> JobSpec:
-    """The spec to store: images that differ only in their seeds share one prompt, which may be long."""
-    if len(spec.images) < 2:
+    """The spec to store: images and texts that differ only in their seeds share the rest, which may be long."""
+    seeds = [_seed(each) for each in spec.inputs]
+    if len(seeds) < 2 or None in seeds:
         return spec
-    first, *others = spec.images
-    if any(msgspec.structs.replace(each, seed=first.seed) != first for each in others):
+    first, *others = spec.inputs
+    if any(_with_seed(each, seeds[0] or 0) != first for each in others):
         return spec
-    return msgspec.structs.replace(spec, inputs=[first], seeds=[each.seed for each in spec.images])
+    return msgspec.structs.replace(spec, inputs=[first], seeds=seeds)
 
 
 def with_all_images(spec: JobSpec) -> JobSpec:
-    """The opposite. The images share their texts in memory as well."""
+    """The opposite. The images and texts share what is equal in memory as well."""
     if spec.seeds is None or not spec.inputs:
         return spec
-    inputs = [msgspec.structs.replace(spec.inputs[0], seed=seed) for seed in spec.seeds]
+    inputs = [_with_seed(spec.inputs[0], seed) for seed in spec.seeds]
     return msgspec.structs.replace(spec, inputs=inputs, seeds=None)
+
+
+def _seed(inputs: TaskInputs) -> int | None:
+    if isinstance(inputs, TextInputs):
+        return inputs.sampling.seed
+    return inputs.seed if isinstance(inputs, ImageInputs) else None
+
+
+def _with_seed(inputs: TaskInputs, seed: int) -> TaskInputs:
+    if isinstance(inputs, TextInputs):
+        sampling = msgspec.structs.replace(inputs.sampling, seed=seed)
+        return msgspec.structs.replace(inputs, sampling=sampling)
+    return msgspec.structs.replace(inputs, seed=seed)
 
 
 #: Placeholder for a stored spec that cannot be read.

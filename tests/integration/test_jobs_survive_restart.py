@@ -27,6 +27,7 @@ from scripts.harness.balancer import Server, sim
 from scripts.harness.processes import PATIENCE_S, launch, stop, wait_until
 from tests.conftest import StartServer
 from tests.support.images import data_url, png
+from tests.support.texts import expected_text
 from wire.inputs import ImageInputs
 from worker.engines.sim import expected_image
 
@@ -145,6 +146,24 @@ def test_running_tasks_continue_while_the_balancer_restarts(server: StartServer,
     assert images(running, job) == [expected(7), expected(8)]
     wait_until(lambda: rows_stepped(running) >= 2 * STEPS, "the steps that the worker has counted")
     assert rows_stepped(running) == 2 * STEPS, "no step is repeated, without any checkpoint"
+
+
+def test_text_job_has_the_same_tokens_after_a_restart(server: StartServer) -> None:
+    model = {"engine": "sim", "max_batch_size": 4, "sim": {"task": "text", "t0_s": 0.02, "load_s": 0.0}}
+    running = server({"words": model}, jobs=JOBS)
+    body = {"messages": [{"role": "user", "content": "hello"}], "seed": 3, "max_tokens": 150, "n": 2}
+    answered = call(running, "POST", "/v1/jobs", json={"path": "/v1/chat/completions", "body": body})
+    job = accepted(answered)
+    wait_until(lambda: get_job(running, job)["step"] >= 20, "tokens under the first balancer")
+    end_balancer(running, signal.SIGKILL)
+    start_balancer(running)
+    assert wait_for_end(running, job)["state"] == "done"
+    answer = call(running, "GET", f"/v1/jobs/{job}/result").json()
+    assert [choice["message"]["content"] for choice in answer["choices"]] == [
+        expected_text(seed, 150) for seed in (3, 4)
+    ]
+    assert answer["usage"]["completion_tokens"] == 300
+    assert "no valid result" not in running.log("loadbalancer")
 
 
 def test_job_resumes_from_checkpoint_after_all_processes_died(server: StartServer) -> None:

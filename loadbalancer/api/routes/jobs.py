@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
@@ -14,13 +15,17 @@ from loadbalancer.api.call_stream import CallStream
 from loadbalancer.api.event_stream import EventStream
 from loadbalancer.api.http_helpers import json_response, read_json, run_while_connected
 from loadbalancer.api.idempotency import HEADER, key_of_request, reused
-from loadbalancer.api.job_result import JobResult, job_bytes
+from loadbalancer.api.job_result import JobResult, job_bytes, text_events
 from loadbalancer.api.openapi import event_stream, request_body, responses, schema_ref
 from loadbalancer.api.request_builder import RequestBuilder
 from loadbalancer.api.result_links import ResultLinks, base_url
 from loadbalancer.api.storage_errors import stored
+from loadbalancer.api.text.job_stream import JobTextStream
 from loadbalancer.generation.call_spec import CallSpec
 from loadbalancer.generation.call_validation import call_model, instances_spec
+from loadbalancer.generation.text.text_model import text_model
+from loadbalancer.generation.text.text_resolution import resolve_text, text_options
+from loadbalancer.generation.text.text_spec import TextSpec
 from loadbalancer.generation.validation import GenerationSpec
 from loadbalancer.jobs.requests import ParsedJob, called_model, parse_job
 from loadbalancer.jobs.views import StoredError, job_list, missing_result_error
@@ -29,18 +34,32 @@ from loadbalancer.schema.errors import Conflict, InvalidRequest, NotFound, shutt
 from loadbalancer.schema.media_types import parse_accept
 from loadbalancer.schema.parsing import shorten
 from loadbalancer.schema.predictions import Instances
+from loadbalancer.schema.text.chat_request import ChatRequest
+from loadbalancer.schema.text.completion_request import CompletionRequest
+from loadbalancer.schema.text.response_request import ResponseRequest
+from loadbalancer.schema.text.text_requests import TextRequest
 from loadbalancer.services import Services
-from loadbalancer.storage.records import IdempotencyKeyReused, JobRecord, JobSpec, JobState, StoredImage, WebhookTarget
+from loadbalancer.storage.records import (
+    IdempotencyKeyReused,
+    JobRecord,
+    JobSpec,
+    JobState,
+    StoredImage,
+    TextOptions,
+    WebhookTarget,
+)
 
 _EDITS = "/v1/images/edits"
 _OF_EDITS = ("EditProgress", "EditPartialImage", "EditCompletedImage")
 _OF_CALLS = ("PredictionChunk", "PredictionCompleted")
 _EVENTS = event_stream("Progress", "PartialImage", "CompletedImage", *_OF_EDITS, *_OF_CALLS, "ErrorEvent")
+_RESULTS = (
+    *("ImagesAnswer", "PredictAnswer", "PredictionsAnswer"),
+    *("ChatAnswer", "CompletionAnswer", "ResponseAnswer"),
+)
 _RESULT = responses("ImagesAnswer", 400, 404, 406, 409, 500, 503, 504)
 _RESULT[200]["content"] = {
-    "application/json": {
-        "schema": {"anyOf": [schema_ref(name) for name in ("ImagesAnswer", "PredictAnswer", "PredictionsAnswer")]}
-    },
+    "application/json": {"schema": {"anyOf": [schema_ref(name) for name in _RESULTS]}},
     "*/*": {"schema": {"type": "string", "format": "binary"}},
 }
 _CREATED = responses("JobView", 400, 404, 413, 422, 429, 503)
@@ -115,26 +134,36 @@ class _JobsApi:
         if not services.tracker.is_open:
             raise shutting_down()
         server, settings = services.settings.server, services.settings.jobs
-        body = await read_json(request, server.max_upload_bytes + server.max_body_bytes)
+        body = await read_json(request, server.largest_body_bytes)
         idempotency_key, owner = request.headers.get(HEADER), request.state.caller.owner
         key = None
         if idempotency_key is not None:
             key = await key_of_request(owner, idempotency_key, request.url.path, "", body)
         max_instances = services.settings.max_instances
         private = settings.webhook_private
-        parsed = parse_job(body, server.max_body_bytes, webhook_private=private, max_instances=max_instances)
+        parsed = parse_job(
+            body,
+            server.max_body_bytes,
+            webhook_private=private,
+            max_instances=max_instances,
+            max_text_bytes=server.max_text_body_bytes,
+        )
         del body  # it may be large, and decoding may take long
-        job: GenerationSpec | CallSpec
+        job: GenerationSpec | CallSpec | TextSpec
         sources: Sequence[bytes]
+        options: TextOptions | None = None
         if isinstance(parsed.request, Instances):
             job = self._call_spec(parsed.job.path, parsed.request, request.state.caller)
             sources = [bytes(frame) for frames in job.frames for frame in frames]
+        elif isinstance(parsed.request, ChatRequest | CompletionRequest | ResponseRequest):
+            job = self._text_spec(parsed.request, request.state.caller)
+            sources, options = job.frames[:: job.choices], text_options(parsed.request, job)
         else:
             building = self._builder.build(parsed.request, request.state.caller, parsed.image, parsed.mask)
             job = await run_while_connected(request, building)
             sources = job.sources
         allowed_s = job.timeout_s if parsed.request.timeout_s is not None else settings.timeout_s
-        order = _job_spec(parsed, job, time.time() + allowed_s)
+        order = _job_spec(parsed, job, time.time() + allowed_s, options)
         try:
             view = await stored(services.jobs.add(order, sources, key))
         except IdempotencyKeyReused:
@@ -144,6 +173,12 @@ class _JobsApi:
     def _call_spec(self, path: str, given: Instances, caller: Caller) -> CallSpec:
         settings = self._services.settings
         return instances_spec(call_model(called_model(path) or "", settings), given, settings, caller, stream=False)
+
+    def _text_spec(self, given: TextRequest, caller: Caller) -> TextSpec:
+        settings = self._services.settings
+        model = text_model(given.model, settings)
+        engine = self._services.scheduler.engine_info(model)
+        return resolve_text(given, settings, engine, secrets.randbits(32), caller, model)
 
     async def find(self, request: Request, job: str) -> JobRecord:
         """The caller's job. Raises `NotFound`, also for jobs of others."""
@@ -180,12 +215,19 @@ class _JobsApi:
         if subscriber is None:
             _job_not_found(job)
         spec, add_result = subscriber.spec, None
+        if spec.text is not None:
+            record = await self.find(request, job)
+            return JobTextStream(subscriber, partial(self._text_events, request, record.id))
         if spec.calls:
             return CallStream(subscriber, spec.model)
         if spec.response_format == "url":
             link = self._link(request, job, spec)
             add_result = partial(_link_result, link)
         return EventStream(subscriber, edit=spec.path == _EDITS, add_result=add_result)
+
+    async def _text_events(self, request: Request, job: str) -> bytes:
+        """The events of a job that has generated its texts."""
+        return await text_events(await self.find(request, job), partial(self._image, job))
 
     def _link(self, request: Request, job: str, spec: JobSpec) -> Callable[[int], Awaitable[str]]:
         """Return a function from the index of an image to its URL."""
@@ -214,7 +256,9 @@ class _JobsApi:
         return json_response(job_list([jobs.view(record) for record in page.records], more=page.more))
 
 
-def _job_spec(parsed: ParsedJob, job: GenerationSpec | CallSpec, deadline: float) -> JobSpec:
+def _job_spec(
+    parsed: ParsedJob, job: GenerationSpec | CallSpec | TextSpec, deadline: float, options: TextOptions | None
+) -> JobSpec:
     webhook = parsed.job.webhook
     return JobSpec(
         path=parsed.job.path,
@@ -226,7 +270,8 @@ def _job_spec(parsed: ParsedJob, job: GenerationSpec | CallSpec, deadline: float
         weight=job.weight,
         metadata=parsed.job.metadata,
         hook=None if webhook is None else WebhookTarget(webhook.url, webhook.secret),
-        response_format=getattr(parsed.request, "response_format", None) or "b64_json",
+        response_format="b64_json" if options else getattr(parsed.request, "response_format", None) or "b64_json",
+        text=options,
     )
 
 

@@ -7,7 +7,6 @@ import secrets
 import time
 from functools import partial
 
-import msgspec
 from fastapi import Response
 
 from loadbalancer.api.frame_response import FrameResponse
@@ -20,16 +19,14 @@ from loadbalancer.generation.text.completion_spec import completion_spec
 from loadbalancer.generation.text.completion_writer import CompletionWriter, completion_answer
 from loadbalancer.generation.text.in_flight_text import AwaitedTexts
 from loadbalancer.generation.text.text_model import text_model
-from loadbalancer.schema.struct_parsing import parse_struct
 from loadbalancer.schema.text.chat_request import ChatRequest
 from loadbalancer.schema.text.chat_stream import ChatEvents
 from loadbalancer.schema.text.completion_request import CompletionRequest
 from loadbalancer.schema.text.completion_stream import CompletionEvents
 from loadbalancer.schema.text.fields import StreamOptions
+from loadbalancer.schema.text.text_requests import CHAT_PATH, COMPLETION_PATH, parse_text
 from loadbalancer.services import Services
 
-_chat_decoder = msgspec.json.Decoder(ChatRequest)
-_completion_decoder = msgspec.json.Decoder(CompletionRequest)
 _NO_OPTIONS = StreamOptions()
 Answer = asyncio.Future[Response]
 
@@ -46,8 +43,7 @@ class TextApi:
         self._scheduler = services.scheduler
 
     def chat(self, request: HotRequest) -> Answer:
-        given = parse_struct(_chat_decoder, request.json())
-        given.check()
+        given: ChatRequest = parse_text(CHAT_PATH, request.json())
         model = text_model(given.model, self._settings)
         engine, seed = self._scheduler.engine_info(model), secrets.randbits(32)
         spec = chat_spec(given, self._settings, engine, seed, request.caller, model)
@@ -62,8 +58,7 @@ class TextApi:
         return response
 
     def completion(self, request: HotRequest) -> Answer:
-        given = parse_struct(_completion_decoder, request.json())
-        given.check()
+        given: CompletionRequest = parse_text(COMPLETION_PATH, request.json())
         model = text_model(given.model, self._settings)
         engine, seed = self._scheduler.engine_info(model), secrets.randbits(32)
         spec = completion_spec(given, self._settings, engine, seed, request.caller, model)

@@ -6,7 +6,6 @@ import secrets
 import time
 from functools import partial
 
-import msgspec
 from fastapi import Response
 
 from loadbalancer.api.frame_response import FrameResponse
@@ -18,11 +17,9 @@ from loadbalancer.generation.text.in_flight_text import AwaitedTexts
 from loadbalancer.generation.text.response_spec import response_echo, response_spec
 from loadbalancer.generation.text.response_writer import ResponseWriter
 from loadbalancer.generation.text.text_model import text_model
-from loadbalancer.schema.struct_parsing import parse_struct
 from loadbalancer.schema.text.response_request import ResponseRequest
+from loadbalancer.schema.text.text_requests import RESPONSE_PATH, parse_text
 from loadbalancer.services import Services
-
-_decoder = msgspec.json.Decoder(ResponseRequest)
 
 
 class ResponsesApi:
@@ -35,8 +32,7 @@ class ResponsesApi:
 
     def answer(self, request: HotRequest) -> Answer:
         """Return the response, or that of a stream when its first text has come. Raises `ApiError`."""
-        given = parse_struct(_decoder, request.json())
-        given.check()
+        given: ResponseRequest = parse_text(RESPONSE_PATH, request.json())
         model = text_model(given.model, self._settings)
         engine, seed = self._scheduler.engine_info(model), secrets.randbits(32)
         spec = response_spec(given, self._settings, engine, seed, request.caller, model)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from loadbalancer.generation.text.choice import TextChoice
-from loadbalancer.generation.text.in_flight_text import InFlightTexts
+from loadbalancer.generation.text.generated_texts import GeneratedTexts
 from loadbalancer.schema.errors import ApiError
 from loadbalancer.schema.text.chat_answer import ChatAnswer, ChatChoice, FinishReason, assistant_message
 from loadbalancer.schema.text.chat_stream import ChatEvents
@@ -13,11 +13,11 @@ from loadbalancer.schema.text.logprobs import chat_logprobs
 from loadbalancer.schema.text.pieces import merged, parsed_text
 
 
-def chat_answer(texts: InFlightTexts, id_: str, created: int) -> ChatAnswer:
+def chat_answer(texts: GeneratedTexts, id_: str, created: int) -> ChatAnswer:
     """Return the response of complete texts."""
-    wants_logprobs = texts.job.inputs[0].logprobs is not None
+    wants_logprobs = texts.alternatives is not None
     choices = [_choice(choice, id_, wants_logprobs=wants_logprobs) for choice in texts.choices]
-    return ChatAnswer(id_, created, texts.job.model, choices, texts.usage)
+    return ChatAnswer(id_, created, texts.model, choices, texts.usage)
 
 
 def _choice(choice: TextChoice, id_: str, *, wants_logprobs: bool) -> ChatChoice:
@@ -47,15 +47,15 @@ class ChatWriter:
         self._wants_logprobs = wants_logprobs
         self._begun: set[int] = set()
 
-    def news(self, texts: InFlightTexts, choices: Sequence[TextChoice]) -> bytes:
+    def news(self, texts: GeneratedTexts, choices: Sequence[TextChoice]) -> bytes:
         if len(choices) == 1:
             return self._news(texts, choices[0])
         return b"".join([self._news(texts, choice) for choice in choices])
 
-    def _news(self, texts: InFlightTexts, choice: TextChoice) -> bytes:
+    def _news(self, texts: GeneratedTexts, choice: TextChoice) -> bytes:
         events, index = self._events, choice.index
         if index in self._begun:
-            if choice.parser is None and not (choice.finish or self._wants_logprobs or events.continuous_usage):
+            if choice.is_plain and not (choice.finish or self._wants_logprobs or events.continuous_usage):
                 text, choice.text, choice.has_news = choice.text, "", False
                 return events.content(index, text) if text else b""
             first = b""
@@ -72,7 +72,7 @@ class ChatWriter:
             parts.append(events.finish(index, finish_reason(choice), choice.stop_reason, usage))
         return b"".join(parts)
 
-    def end(self, texts: InFlightTexts) -> bytes:
+    def end(self, texts: GeneratedTexts) -> bytes:
         return self._events.end(texts.usage)
 
     def failure(self, error: ApiError) -> bytes:

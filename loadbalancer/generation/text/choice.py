@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import Protocol
 
-from loadbalancer.schema.text.pieces import TextPiece
+import msgspec
+
+from loadbalancer.schema.text.pieces import TextPiece, merged
 from wire.text import FinishReason, TokenLogprob, TokenOutput
 
 
@@ -20,6 +22,20 @@ class TextParser(Protocol):
 
     def finish(self) -> list[TextPiece]:
         """Return what was held back. Nothing follows."""
+
+
+class StoredText(msgspec.Struct, frozen=True, omit_defaults=True):
+    """A complete text of a job. It is read by newer programs: fields may only be added, with defaults."""
+
+    pieces: list[TextPiece]
+    finish: FinishReason
+    stop_reason: str | int | None = None
+    prompt_tokens: int = 0
+    cached_tokens: int = 0
+    generated_tokens: int = 0
+    reasoning_tokens: int = 0
+    calls: int = 0
+    logprobs: list[TokenLogprob] = []
 
 
 class TextChoice:
@@ -85,20 +101,48 @@ class TextChoice:
         self.pieces += pieces
         self.calls += sum(piece.kind == "call" for piece in pieces)
 
+    @property
+    def is_plain(self) -> bool:
+        """All of the text is content."""
+        return self.parser is None and not self.pieces
+
     def take(self) -> list[TextPiece]:
         """Remove and return what has come since the last time."""
-        self.has_news = False
-        if self.parser is None:
-            text, self.text = self.text, ""
-            return [TextPiece("content", text)] if text else []
+        text = self.take_text()
         pieces, self.pieces = self.pieces, []
-        return pieces
+        return [*pieces, TextPiece("content", text)] if text else pieces
 
     def take_text(self) -> str:
-        """Remove and return the text that has come since the last time, of a choice without a parser."""
+        """Remove and return the text that has come since the last time, of a choice that `is_plain`."""
         self.has_news = False
         text, self.text = self.text, ""
         return text
+
+    def restore(self, text: StoredText) -> None:
+        """Take the complete text of a job, as if it had come just now."""
+        self.has_news = True
+        if len(text.pieces) == 1 and text.pieces[0].kind == "content":
+            self.text = text.pieces[0].text
+        else:
+            self.pieces = text.pieces
+        self.logprobs, self.calls = text.logprobs, text.calls
+        self.finish, self.stop_reason = text.finish, text.stop_reason
+        self.prompt_tokens, self.cached_tokens = text.prompt_tokens, text.cached_tokens
+        self.generated_tokens, self.reasoning_tokens = text.generated_tokens, text.reasoning_tokens
+
+    def pack(self) -> StoredText:
+        """Remove and return the complete text."""
+        return StoredText(
+            merged(self.take()),
+            self.finish,
+            self.stop_reason,
+            self.prompt_tokens,
+            self.cached_tokens,
+            self.generated_tokens,
+            self.reasoning_tokens,
+            self.calls,
+            self.take_logprobs(),
+        )
 
     def take_logprobs(self) -> list[TokenLogprob]:
         logprobs, self.logprobs = self.logprobs, []

@@ -6,16 +6,16 @@ from collections import Counter
 from collections.abc import Sequence
 
 from loadbalancer.generation.text.choice import TextChoice
-from loadbalancer.generation.text.in_flight_text import InFlightTexts
+from loadbalancer.generation.text.generated_texts import GeneratedTexts
 from loadbalancer.schema.errors import ApiError
 from loadbalancer.schema.text.completion_answer import CompletionAnswer, CompletionChoice
 from loadbalancer.schema.text.completion_stream import CompletionEvents
 from loadbalancer.schema.text.logprobs import CompletionLogprobs, completion_logprobs
 
 
-def completion_answer(texts: InFlightTexts, id_: str, created: int) -> CompletionAnswer:
+def completion_answer(texts: GeneratedTexts, id_: str, created: int) -> CompletionAnswer:
     """Return the response of complete texts."""
-    alternatives = texts.job.inputs[0].logprobs
+    alternatives = texts.alternatives
     choices = [
         CompletionChoice(
             choice.index,
@@ -26,7 +26,7 @@ def completion_answer(texts: InFlightTexts, id_: str, created: int) -> Completio
         )
         for choice in texts.choices
     ]
-    return CompletionAnswer(id_, created, texts.job.model, choices, texts.usage)
+    return CompletionAnswer(id_, created, texts.model, choices, texts.usage)
 
 
 def _logprobs(choice: TextChoice, offset: int, alternatives: int | None) -> CompletionLogprobs | None:
@@ -43,12 +43,12 @@ class CompletionWriter:
         #: Characters of the tokens whose log-probabilities were sent, by choice.
         self._offsets: Counter[int] = Counter()
 
-    def news(self, texts: InFlightTexts, choices: Sequence[TextChoice]) -> bytes:
+    def news(self, texts: GeneratedTexts, choices: Sequence[TextChoice]) -> bytes:
         if len(choices) == 1:
             return self._news(texts, choices[0])
         return b"".join([self._news(texts, choice) for choice in choices])
 
-    def _news(self, texts: InFlightTexts, choice: TextChoice) -> bytes:
+    def _news(self, texts: GeneratedTexts, choice: TextChoice) -> bytes:
         events, index = self._events, choice.index
         if not choice.finish and not choice.text:
             choice.take()  # a part of a character; its log-probabilities go with the rest
@@ -63,7 +63,7 @@ class CompletionWriter:
         reason = choice.finish or None
         return events.chunk(CompletionChoice(index, text, logprobs, reason, choice.stop_reason), usage)
 
-    def end(self, texts: InFlightTexts) -> bytes:
+    def end(self, texts: GeneratedTexts) -> bytes:
         return self._events.end(texts.usage)
 
     def failure(self, error: ApiError) -> bytes:

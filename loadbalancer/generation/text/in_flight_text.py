@@ -11,12 +11,13 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 from loadbalancer.generation.text.choice import TextChoice
+from loadbalancer.generation.text.generated_texts import GeneratedTexts, usage_of
 from loadbalancer.generation.text.parsing import text_parser
 from loadbalancer.generation.text.text_spec import TextSpec
 from loadbalancer.scheduling.task import TaskCompleted, TaskEnded, TaskTokens, TaskUpdate
 from loadbalancer.schema.errors import ApiError, TaskFailed, from_ended_text
 from loadbalancer.schema.stream_events import KEEP_ALIVE, KEEP_ALIVE_S
-from loadbalancer.schema.text.usage import TextUsage, text_usage
+from loadbalancer.schema.text.usage import TextUsage
 
 if TYPE_CHECKING:
     from loadbalancer.generation.in_flight import RequestTracker
@@ -67,15 +68,16 @@ class InFlightTexts(ABC):
         """All texts are complete, or `failure` is set."""
 
     @property
+    def model(self) -> str:
+        return self.job.model
+
+    @property
+    def alternatives(self) -> int | None:
+        return self.job.inputs[0].logprobs
+
+    @property
     def usage(self) -> TextUsage:
-        """The tokens so far. Choices of the same prompt count it once."""
-        first = self.choices[:: self.job.choices]
-        return text_usage(
-            sum(choice.prompt_tokens for choice in first),
-            sum(choice.cached_tokens for choice in first),
-            sum(choice.generated_tokens for choice in self.choices),
-            sum(choice.reasoning_tokens for choice in self.choices),
-        )
+        return usage_of(self.choices, self.job.choices)
 
     def end(self, failure: ApiError | None = None) -> None:
         """End the request; only the first call counts."""
@@ -172,10 +174,10 @@ class AwaitedTexts(InFlightTexts):
 class EventWriter(Protocol):
     """Makes the events of a stream in the format of its endpoint."""
 
-    def news(self, texts: InFlightTexts, choices: Sequence[TextChoice]) -> bytes:
+    def news(self, texts: GeneratedTexts, choices: Sequence[TextChoice]) -> bytes:
         """Return the events of these choices; empty where there is nothing to tell yet."""
 
-    def end(self, texts: InFlightTexts) -> bytes:
+    def end(self, texts: GeneratedTexts) -> bytes:
         """Return the last events, of a stream without a failure."""
 
     def failure(self, error: ApiError) -> bytes:

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 import msgspec
 
 from loadbalancer.generation.text.choice import TextChoice
-from loadbalancer.generation.text.in_flight_text import InFlightTexts
+from loadbalancer.generation.text.generated_texts import GeneratedTexts
 from loadbalancer.generation.text.response_items import ResponseItems
 from loadbalancer.schema.errors import ApiError
 from loadbalancer.schema.text.pieces import merged
@@ -41,19 +41,19 @@ class ResponseWriter:
             **echoed, id=f"resp_{digits}", created_at=created, model=model, status="in_progress", output=[]
         )
 
-    def answer(self, texts: InFlightTexts) -> ResponseAnswer:
+    def answer(self, texts: GeneratedTexts) -> ResponseAnswer:
         """Return the response of a complete text."""
         self._items.add(merged(texts.choices[0].take()))
         return self._end(texts)
 
-    def news(self, texts: InFlightTexts, choices: Sequence[TextChoice]) -> bytes:
+    def news(self, texts: GeneratedTexts, choices: Sequence[TextChoice]) -> bytes:
         del texts
         begin: list[ResponseEvent] = []
         if not self._events:
             begin = [ResponseCreated(response=self._begun), ResponseInProgress(response=self._begun)]
         return self._encode([*begin, *self._items.add(merged(choices[0].take()))])
 
-    def end(self, texts: InFlightTexts) -> bytes:
+    def end(self, texts: GeneratedTexts) -> bytes:
         is_complete = texts.choices[0].finish != "length"
         closing = self._items.finish("completed" if is_complete else "incomplete")
         answer = self._end(texts)
@@ -69,7 +69,7 @@ class ResponseWriter:
         )
         return self._encode([ResponseFailed(response=failed)])
 
-    def _end(self, texts: InFlightTexts) -> ResponseAnswer:
+    def _end(self, texts: GeneratedTexts) -> ResponseAnswer:
         is_complete = texts.choices[0].finish != "length"
         self._items.finish("completed" if is_complete else "incomplete")
         return msgspec.structs.replace(

@@ -16,6 +16,7 @@ import yaml
 from scripts.harness.balancer import Server, running, sim
 from scripts.harness.processes import PATIENCE_S, wait_until
 from tests.support.images import data_url, file, half, make_image, png
+from tests.support.texts import expected_text
 from wire.inputs import ImageInputs
 from worker.engines.sim import expected_image
 
@@ -24,6 +25,7 @@ MODELS = {
     "quick": sim(),
     "slow": sim(t0_s=0.1, max_batch_size=1, defaults={"size": "64x64", "steps": 600}),
     "absent": sim(),
+    "words": {"engine": "sim", "max_batch_size": 8, "sim": {"task": "text", "t0_s": 0.002, "load_s": 0.0}},
 }
 KEYS = {"alice": "sk-alice", "bob": "sk-bob"}
 ENDS = ("done", "failed", "cancelled")
@@ -35,7 +37,7 @@ def desk(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     ring = {name: {"sha256": hashlib.sha256(key.encode()).hexdigest()} for name, key in KEYS.items()}
     (data_dir / "keys.yaml").write_text(yaml.safe_dump({"keys": ring}))
     limits = {"max_n": 5, "max_body_bytes": 20_000, "max_upload_bytes": 500_000, "max_prompt_chars": 500}
-    with running(data_dir, MODELS, {"quick": 1, "slow": 1}, server=limits) as server:
+    with running(data_dir, MODELS, {"quick": 1, "slow": 1, "words": 1}, server=limits) as server:
         yield server
         assert server.balancer.poll() is None, server.logs()
         assert "Traceback" not in server.log("loadbalancer"), server.log("loadbalancer")
@@ -130,6 +132,60 @@ def test_result_equals_the_endpoint_response(
     answer = alice.get(f"/v1/jobs/{view['id']}/result").json()
     assert [base64.b64decode(image["b64_json"]) for image in answer["data"]] == [expected(**each) for each in changes]
     assert (answer["model"], answer["size"]) == ("quick", "64x64")
+
+
+CHAT: dict[str, Any] = {"messages": [{"role": "user", "content": "hello"}], "seed": 3, "max_tokens": 5}
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/v1/chat/completions", CHAT | {"n": 2}),
+        ("/v1/chat/completions", CHAT | {"stream": True}),
+        ("/v1/completions", {"prompt": ["a", "b"], "seed": 3, "max_tokens": 5, "n": 2}),
+        ("/v1/responses", {"input": "hello", "seed": 3, "max_output_tokens": 5, "instructions": "be short"}),
+    ],
+)
+def test_text_job_has_the_response_of_its_endpoint(alice: httpx.Client, path: str, body: dict[str, Any]) -> None:
+    request = body | {"model": "words"}
+    view = ended(alice, alice.post("/v1/jobs", json={"path": path, "body": request}).json())
+    assert (view["state"], view["error"]) == ("done", None)
+    answers = [alice.get(f"/v1/jobs/{view['id']}/result"), alice.post(path, json=request | {"stream": False})]
+    assert [answer.status_code for answer in answers] == [200, 200], answers[0].text
+    job, plain = (answer.json() for answer in answers)
+    assert view["id"].rpartition("_")[2] in job["id"]
+    outputs = [each.get("output") or each["choices"] for each in (job, plain)]
+    for item in [item for output in outputs for item in output]:
+        item.pop("id", None)
+    assert outputs[0] == outputs[1]
+    assert job["usage"] == plain["usage"]
+    with alice.stream("GET", f"/v1/jobs/{view['id']}/events") as followed:
+        text = followed.read().decode()
+    assert expected_text(3, 5) in text
+    assert text.rstrip().endswith("[DONE]") or "response.incomplete" in text
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "param"),
+    [
+        ("/v1/chat/completions", {"messages": []}, "messages"),
+        ("/v1/chat/completions", CHAT | {"model": "quick"}, "model"),
+        ("/v1/completions", {"prompt": "a", "echo": True}, "echo"),
+        ("/v1/responses", {"input": "a", "store": True}, "store"),
+    ],
+)
+def test_text_job_is_checked_as_by_its_endpoint(
+    alice: httpx.Client, path: str, body: dict[str, Any], param: str
+) -> None:
+    answered = alice.post("/v1/jobs", json={"path": path, "body": {"model": "words"} | body})
+    assert (answered.status_code, answered.json()["error"]["param"]) == (400, param)
+
+
+def test_failed_text_job_has_the_error_of_its_endpoint(alice: httpx.Client) -> None:
+    long = {"model": "words", "prompt": "x" * 200_000}
+    view = ended(alice, alice.post("/v1/jobs", json={"path": "/v1/completions", "body": long}).json())
+    assert (view["state"], view["error"]["type"]) == ("failed", "invalid_request_error")
+    assert alice.get(f"/v1/jobs/{view['id']}/result").status_code == 400
 
 
 def test_predict_job_has_the_predict_response(alice: httpx.Client) -> None:
