@@ -16,6 +16,7 @@ from pydantic.types import JsonValue
 
 from configs.environment import read_variables
 from configs.fields import Tree, annotation_at, field_path, section_of, with_field_names
+from configs.scaling import NAMES_ELSEWHERE
 from configs.settings import Settings
 from configs.text import clip, escaped
 from configs.user_engine import with_absolute_paths
@@ -162,7 +163,9 @@ def _allowed_keys(path: list[str]) -> list[str]:
 
 
 def _suggest(key: str, allowed: list[str]) -> str:
-    near = difflib.get_close_matches(key.split("__", maxsplit=1)[0], allowed, n=1)
+    name = key.split("__", maxsplit=1)[0]
+    other = NAMES_ELSEWHERE.get(name, "")
+    near = [other] if other.split(".")[0] in allowed else difflib.get_close_matches(name, allowed, n=1)
     hint = f"did you mean `{near[0]}`? " if near else ""
     return f"unknown key; {hint}allowed: {', '.join(allowed)}"
 

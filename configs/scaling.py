@@ -40,6 +40,41 @@ POLICY_FIELDS: Mapping[str, frozenset[str]] = MappingProxyType(
         "static": frozenset(),
     }
 )
+#: Fields by the names that Kubernetes, KEDA, Knative and Ray Serve have for them.
+NAMES_ELSEWHERE: Mapping[str, str] = MappingProxyType(
+    {
+        "minReplicas": "min_workers",
+        "maxReplicas": "max_workers",
+        "minReplicaCount": "min_workers",
+        "maxReplicaCount": "max_workers",
+        "idleReplicaCount": "min_workers",
+        "min-scale": "min_workers",
+        "max-scale": "max_workers",
+        "initial-scale": "initial_workers",
+        "minScale": "min_workers",
+        "maxScale": "max_workers",
+        "initialScale": "initial_workers",
+        "pollingInterval": "interval_s",
+        "cooldownPeriod": "scale_to_zero.idle_s",
+        "downscale_to_zero_delay_s": "scale_to_zero.idle_s",
+        "activationThreshold": "scale_to_zero.activation",
+        "activation-scale": "scale_to_zero.activation",
+        "averageValue": "target_ongoing_requests",
+        "threshold": "target_ongoing_requests",
+        "target": "target_ongoing_requests",
+        "target_num_ongoing_requests_per_replica": "target_ongoing_requests",
+        "upscale_smoothing_factor": "upscaling_factor",
+        "downscale_smoothing_factor": "downscaling_factor",
+        "stable-window": "look_back_period_s",
+        "scale-down-delay": "behavior.scale_down.stabilization_window_s",
+        "scaleUp": "scale_up",
+        "scaleDown": "scale_down",
+        "stabilizationWindowSeconds": "stabilization_window_s",
+        "desiredReplicas": "workers",
+        "scale_up_threshold": "scale_up_at",
+        "scale_down_threshold": "scale_down_at",
+    }
+)
 #: Fraction of the allowed violations that `slo_work` aims at. It corrects slowly, and past violations stay counted.
 _VIOLATION_MARGIN = 0.75
 _CUSTOM_POLICY = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")

@@ -76,6 +76,10 @@ def _local_path(value: Any) -> Any:
 LocalPath = Annotated[Path, BeforeValidator(_local_path)]
 
 
+#: A duration with a unit, as other systems have it.
+_DURATION = re.compile(r"\s*[0-9]+(\.[0-9]+)?\s*(ms|s|secs?|seconds?|m|mins?|minutes?|h|hours?|d|days?)\s*")
+
+
 class Section(BaseModel):
     """A section of the configuration. It rejects unknown keys and is immutable."""
 
@@ -102,6 +106,9 @@ class Section(BaseModel):
         kinds = set(alternatives(annotation))
         if isinstance(value, bool) and kinds & {int, float, ByteSize} and bool not in kinds:
             raise ValueError("must be a number")
+        is_time = (info.field_name or "").endswith("_s") and str not in kinds
+        if is_time and isinstance(value, str) and _DURATION.fullmatch(value):
+            raise ValueError("must be a number of seconds without a unit, such as 10")
         if isinstance(value, str | Path) and not is_utf8(str(value)):
             raise ValueError("must be UTF-8")
         if isinstance(value, list | tuple) and not all(is_utf8(each) for each in value if isinstance(each, str)):

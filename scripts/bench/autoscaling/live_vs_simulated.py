@@ -1,7 +1,11 @@
-"""Compare the live controller, with simulated accelerators, to the simulator on one accelerated hour of traffic.
+r"""Compare the live controller, with simulated accelerators, to the simulator on one accelerated hour of traffic.
 
     python -m scripts.bench.autoscaling.live_vs_simulated --json scripts/bench/results/live_vs_simulated.json \
         --plot docs/live_vs_simulated.png
+    python -m scripts.bench.autoscaling.live_vs_simulated --trace gentd26_day.csv --scale-work 0.25 --speed 12 \
+        --max-workers 12 --json scripts/bench/results/live_vs_simulated_trace.json --plot live_vs_simulated_trace.png
+
+Of a recorded trace, its busiest hour is taken.
 
 Both run the same requests with the same settings; all times are divided by the speed. The simulator gets the start-up
 times that were measured in the live run, because it cannot know how long this machine takes to start a process.
@@ -11,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import itertools
 import json
 import math
 import re
@@ -30,14 +35,16 @@ from configs.paths import internal_token
 from configs.scaling import Scaling
 from controller.simulator.cli import run
 from controller.simulator.model_sim import WorkerProfile
-from controller.simulator.scenarios import Scenario, Traffic, scale_work
-from controller.simulator.synthetic import synthetic_traffic
+from controller.simulator.results import model_results
+from controller.simulator.scenarios import Scenario, Traffic, merge_traffic, scale_work, slice_traffic
+from controller.simulator.synthetic import is_synthetic, synthetic_traffic
+from controller.simulator.traces import read_trace
 from scripts.harness.instance import serving
 from scripts.harness.load import machine
 from wire.snapshot import Snapshot
 
 _STEP_S = 0.02
-_MAX_WORKERS = 8
+_HOUR_S = 3600.0
 _LINE = re.compile(
     r"^(\S+ \S+) \w+ +controller: (?:(starting|draining|killing) worker (\S+)|worker (\S+) on \S+ died)",
 )
@@ -46,13 +53,29 @@ _LINE = re.compile(
 Counts = list[tuple[float, int]]
 
 
-def settings(speed: float, policy: str, interval_s: float, load_s: float) -> dict[str, Any]:
+def busiest_hour(traffic: Traffic) -> Traffic:
+    """Return the hour with the most work, which begins at a request. Times are relative to its start."""
+    sums = list(itertools.accumulate(traffic.work, initial=0.0))
+    ends = (bisect_right(traffic.times, start + _HOUR_S) for start in traffic.times)
+    loads = [sums[end] - sums[number] for number, end in enumerate(ends)]
+    start = traffic.times[loads.index(max(loads))]
+    return slice_traffic(traffic, start, start + _HOUR_S)
+
+
+def hour_of(trace: str, work_factor: float) -> Traffic:
+    """Return the traffic of a synthetic hour, or of the busiest hour of a file."""
+    if is_synthetic(trace):
+        return scale_work(synthetic_traffic(trace, 1), work_factor)
+    return scale_work(busiest_hour(merge_traffic(read_trace(Path(trace)))), work_factor)
+
+
+def settings(speed: float, policy: str, interval_s: float, load_s: float, max_workers: int) -> dict[str, Any]:
     """Return the default scaling settings with all times divided by `speed`."""
     defaults = Scaling()
     return {
         "policy": policy,
         "min_workers": 1,
-        "max_workers": _MAX_WORKERS,
+        "max_workers": max_workers,
         "interval_s": interval_s / speed,
         "slo": {"max_wait_s": defaults.slo.max_wait_s / speed},
         "look_back_period_s": defaults.look_back_period_s / speed,
@@ -75,6 +98,8 @@ class LiveRun:
     errors: int = 0
     #: Uptime of the balancer at the start of the trace.
     uptime_s: float = 0.0
+    #: Share of the started requests that waited for at most the allowed time.
+    in_time: float = 0.0
 
 
 async def send_requests(url: str, folder: Path, live: LiveRun, zero: float) -> None:
@@ -100,6 +125,8 @@ async def send_requests(url: str, folder: Path, live: LiveRun, zero: float) -> N
                 live.uptime_s = live.uptime_s or snapshot.uptime_s - at
                 ready = sum(w.state == "ready" and w.slots > 0 for w in snapshot.workers)
                 live.ready.append((at, ready))
+                (model,) = snapshot.models
+                live.in_time = 1 - model.started_late_total / max(model.started_total, 1)
                 await asyncio.sleep(0.25)
 
         poller = asyncio.create_task(poll())
@@ -182,6 +209,8 @@ def draw_plot(file: Path, live: LiveRun, simulated: Counts, speed: float, span_s
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--trace", default="synthetic:onoff?rate=0.9&on=900&off=1500&hours=1&work=4")
+    parser.add_argument("--scale-work", type=float, default=1.0, help="multiply the work of requests")
+    parser.add_argument("--max-workers", type=int, default=8)
     parser.add_argument("--speed", type=float, default=6.0)
     parser.add_argument("--policy", default="slo_work")
     parser.add_argument("--interval", type=float, default=30.0, help="seconds between decisions, before the speed-up")
@@ -189,17 +218,17 @@ def main() -> None:
     parser.add_argument("--json", type=Path, required=True)
     parser.add_argument("--plot", type=Path, required=True)
     args = parser.parse_args()
-    hour = synthetic_traffic(args.trace, 1)
+    hour = hour_of(args.trace, args.scale_work)
     traffic = Traffic([t / args.speed for t in hour.times], scale_work(hour, 1 / args.speed).work)
     # The live run rounds the work to whole steps, so the simulation does the same.
     traffic = traffic._replace(work=[max(round(work / _STEP_S), 1) * _STEP_S for work in traffic.work])
     span_s = 60 * math.ceil(max(hour.times) / 60) / args.speed
-    scaling = settings(args.speed, args.policy, args.interval, args.load)
+    scaling = settings(args.speed, args.policy, args.interval, args.load, args.max_workers)
     scenario = Scenario(
-        {"m": traffic}, {"m": WorkerProfile("m")}, {"m": Scaling.model_validate(scaling)}, _MAX_WORKERS, span_s
+        {"m": traffic}, {"m": WorkerProfile("m")}, {"m": Scaling.model_validate(scaling)}, args.max_workers, span_s
     )
     live = run_live(scenario, scaling, args.load / args.speed)
-    simulated = simulate(scenario, live)
+    simulated, in_time = simulate(scenario, live)
     tick_s = args.interval / args.speed
     shares = [
         share_within_tick(live.counts, simulated, span_s, tick_s),
@@ -212,6 +241,8 @@ def main() -> None:
         "requests": len(traffic.times),
         "errors": live.errors,
         "mean_workers": {"live": mean(live.counts, span_s), "simulated": mean(simulated, span_s)},
+        "in_time": {"live": live.in_time, "simulated": in_time},
+        "engine": "simulated engine",
         "starts": {"live": len(live.starts_s), "took_s": live.starts_s},
         "options": {key: str(value) for key, value in vars(args).items()},
         "machine": machine(),
@@ -221,17 +252,22 @@ def main() -> None:
     args.json.write_text(json.dumps(result, indent=1) + "\n")
     title = f"{args.policy}: the same hour live and simulated ({100 * shares[0]:.1f} % within one tick and ±1)"
     draw_plot(args.plot, live, simulated, args.speed, span_s, title)
-    print(json.dumps({key: result[key] for key in list(result)[:6]}, indent=1))
+    print(json.dumps({key: result[key] for key in list(result)[:7]}, indent=1))
 
 
-def simulate(scenario: Scenario, live: LiveRun) -> Counts:
-    """Simulate the same hour. It starts earlier by the live balancer's uptime at the first request."""
+def simulate(scenario: Scenario, live: LiveRun) -> tuple[Counts, float]:
+    """Simulate the same hour. Returns the workers over time, and the share of requests in time.
+
+    It starts earlier by the live balancer's uptime at the first request.
+    """
     lead_s = live.uptime_s
     traffic = Traffic([t + lead_s for t in live.traffic.times], live.traffic.work)
     profile = WorkerProfile("m", cold_starts_s=tuple(live.starts_s) or (5.0,), drain_s=0.2)
     moved = replace(scenario, traffic={"m": traffic}, profiles={"m": profile}, span_s=scenario.span_s + lead_s)
-    model = run(moved.scalings["m"].policy, moved).models["m"]
-    return [(when - lead_s, starting + ready) for when, starting, ready in model.history]
+    result = run(moved.scalings["m"].policy, moved)
+    (row,) = model_results("simulated", result)
+    history = result.models["m"].history
+    return [(when - lead_s, starting + ready) for when, starting, ready in history], row.in_slo
 
 
 def mean(counts: Sequence[tuple[float, int]], span_s: float) -> float:
