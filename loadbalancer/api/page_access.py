@@ -17,5 +17,5 @@ def check_page_access(services: Services, request: Request) -> None:
     Without keys the page is for people at this machine. They see all tasks and may scale.
     """
     if services.keys.ring is None and any(name in request.headers for name in _FORWARDED):
-        text = "Behind a reverse proxy this page needs API keys: scripts/keys create NAME --scope admin."
+        text = "Behind a reverse proxy this page needs API keys: scripts/keys add NAME --scope admin."
         raise Forbidden(text, code="page_needs_keys")

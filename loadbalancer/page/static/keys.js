@@ -13,7 +13,7 @@ export function Keys({ session }) {
   ];
   return html`<div class="bar"><h2>Access</h2></div>
     <section class="card">
-      ${!session.keys && html`<p>This server asks for no API key. <code>scripts/keys create NAME</code> makes the first one; from then on every request needs a key.</p>`}
+      ${!session.keys && html`<p>This server asks for no API key. <code>scripts/keys add NAME</code> makes the first one; from then on every request needs a key.</p>`}
       <table><tbody>${limits.map(([name, value]) => html`<tr key=${name}><th scope="row">${name}</th><td>${value}</td></tr>`)}</tbody></table>
     </section>`;
 }
