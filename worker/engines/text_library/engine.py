@@ -110,15 +110,18 @@ class LibraryEngine:
         try:
             done = unpack_tokens(task.checkpoint.frames[0]) if task.checkpoint is not None else ()
             prompt = decode_prompt(task.sources[0])
-            generation = Generation(self._tokenization, inputs, prompt, done, self._library.context_length)
+            generation = Generation(
+                self._tokenization,
+                inputs,
+                prompt,
+                done,
+                self._library.context_length,
+                has_grammars=self._library.has_grammars,
+            )
         except TaskError as error:
             return error
         except (msgspec.MsgspecError, ValueError, IndexError) as error:
             return TaskError("invalid", f"the prompt or its generated tokens cannot be read: {error}")
-        if generation.grammar is not None and not self._library.has_grammars:
-            engine = self._model.engine
-            problem = f"engine {engine} has no structured output and no forced tool calls; engines text and vllm do"
-            return TaskError("invalid", problem, 400)
         return LibraryRow(next(self._numbers), inputs, generation)
 
     def step(self, rows: Sequence[Row]) -> None:

@@ -204,6 +204,25 @@ def test_a_prompt_that_fills_the_context_is_refused() -> None:
     assert (error.status, "256" in error.message) == (400, True)
 
 
+def test_structured_output_needs_a_library_that_has_it() -> None:
+    request = _request([41, 42], 4, json_schema="{}")
+    [error] = _engine(CountingLibrary()).admit([request])
+    assert isinstance(error, TaskError)
+    assert (error.status, "structured output" in error.message) == (400, True)
+    _admit(_engine(CountingLibrary(has_grammars=True)), request)
+
+
+def test_a_token_outside_its_grammar_fails_one_text() -> None:
+    library = CountingLibrary(has_grammars=True)
+    engine = _engine(library)
+    good, bad = _admit(engine, _request([41], 4), _request([42], 4, json_schema="{}"))
+    library.answer = 77
+    engine.step([good, bad])
+    assert (good.step, bad.step == bad.steps) == (1, True)
+    with pytest.raises(TaskError, match="grammar"):
+        engine.render(bad)
+
+
 @pytest.mark.parametrize(
     ("sources", "state"), [([b"{"], None), ([], None), ([encode_prompt(PlainPrompt("a"))], b"\0\0\0")]
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -20,6 +21,14 @@ from worker.engines.vllm.token_chooser import TokenChooser
 
 _TOKENIZATION = tokenization()
 _VOCABULARY = 512
+_SCHEMA = json.dumps(
+    {
+        "type": "object",
+        "properties": {"good": {"enum": ["yes", "no"]}},
+        "required": ["good"],
+        "additionalProperties": False,
+    }
+)
 
 
 def _request(name: str, done: Sequence[int] = (), sampling: Sampling | None = None, **inputs: Any) -> LibraryRequest:
@@ -94,6 +103,28 @@ def test_a_moved_text_gets_the_same_token(
     moved.update_batch([], [(0, "moved"), *((number + 1, f"other {number}") for number in range(others))], [])
     batch = torch.cat([logits, _logits(others, 7)])
     assert _chosen(moved, batch)[0] == _chosen(stayed, logits)[0]
+
+
+def _json_text(sampling: Sampling, done: Sequence[int] = ()) -> list[int]:
+    """Return the tokens of a text that a model with random logits writes after `done`."""
+    chooser = TokenChooser()
+    request = _request("a", done, sampling, json_schema=_SCHEMA)
+    chooser.add(request)
+    chooser.update_batch([], [(0, "a")], [])
+    while not request.generation.is_finished:
+        [token] = _chosen(chooser, _logits(1, len(request.generation.tokens)))
+        request.generation.accept(token)
+    return request.generation.tokens
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_text_that_moves_within_its_grammar(temperature: float) -> None:
+    sampling = Sampling(3, temperature=temperature)
+    whole = _json_text(sampling)
+    value = json.loads(_TOKENIZATION.tokenizer.decode(whole, skip_special_tokens=True))
+    assert value.keys() == {"good"}
+    for cut in range(1, len(whole), 2):
+        assert _json_text(sampling, whole[:cut]) == whole
 
 
 def test_forbidden_tokens_are_not_chosen() -> None:
