@@ -12,9 +12,10 @@ from wire.text import ChatPrompt
 from worker.engine import TaskError
 from worker.engines.text.chat_messages import template_messages
 from worker.engines.text.markers import knows_role, takes_tools
+from worker.engines.text.prompt_text import check_text, encode_text
 from worker.engines.text.time_limit import TimeLimitExceeded, call_within
 
-#: Variables that come from elsewhere. `documents` is for the template.
+#: Argument of `apply_chat_template`, since transformers 5.20: control tokens in the messages become plain text.
 _SANITIZE = "sanitize_control_tokens"
 
 
@@ -24,6 +25,7 @@ class ChatTemplate:
     def __init__(self, tokenizer: Any, *, max_chars: int, time_limit_s: float) -> None:
         """`max_chars`: maximum length of a rendered prompt."""
         self._tokenizer, self._max_chars, self._time_limit_s = tokenizer, max_chars, time_limit_s
+        # Names of arguments are no variables of a template. `documents` is both.
         parameters = inspect.signature(tokenizer.apply_chat_template).parameters
         self._reserved = {*parameters, "messages", "self"} - {"documents"}
         self._can_sanitize = _SANITIZE in parameters
@@ -34,10 +36,10 @@ class ChatTemplate:
     def is_known(self) -> bool:
         return self.text is not None
 
-    def encode(self, prompt: ChatPrompt) -> tuple[list[int], str]:
+    def encode(self, prompt: ChatPrompt, max_tokens: int | None = None) -> tuple[list[int], str]:
         """Return the tokens of a chat, and its rendered text. Raises `TaskError` if it cannot be rendered.
 
-        Control tokens in the client's own texts become plain text.
+        Control tokens in the client's own texts become plain text. `max_tokens`: see `encode_text`.
         """
         arguments = self._arguments(prompt)
         text: str = self._render(arguments, tokenize=False)
@@ -46,16 +48,11 @@ class ChatTemplate:
             raise _invalid(f"the chat template makes a prompt of {limit}")
         injected = self._injected_token(prompt)
         if injected is None:
-            return self._tokens(text), text
+            return encode_text(self._tokenizer, text, max_tokens, add_special_tokens=False), text
         if not self._can_sanitize:
             raise _invalid(f"a message contains {injected!r}, a control token of this model")
+        check_text(self._tokenizer, text, max_tokens, add_special_tokens=False)
         return list(self._render(arguments, tokenize=True, return_dict=False, **{_SANITIZE: True})), text
-
-    def _tokens(self, text: str) -> list[int]:
-        try:
-            return list(self._tokenizer.encode(text, add_special_tokens=False))
-        except UnicodeError as error:
-            raise _invalid("the messages are no valid Unicode text") from error
 
     def _arguments(self, prompt: ChatPrompt) -> dict[str, Any]:
         """Return the arguments of `apply_chat_template`."""

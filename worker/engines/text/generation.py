@@ -32,7 +32,7 @@ class Generation:
 
         `has_grammars`: the engine masks tokens by `grammar`. Without, texts that must match one are refused.
         """
-        encoded = tokenization.encode_prompt(prompt)
+        encoded = tokenization.encode_prompt(prompt, context_length)
         self.prompt = encoded.tokens
         room = context_length - len(self.prompt)
         if room < 1:

@@ -9,11 +9,18 @@ from typing import Any
 
 from transformers.utils import cached_file
 
+from wire.text import SamplingDefaults
 from worker.engine import UnsupportedModel
 from worker.engines.text.model_files import ModelFiles
 
-#: Keys that are defaults of requests.
-_DEFAULTS = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
+#: Defaults of requests, with the lowest and the highest value.
+_RANGES = {
+    "temperature": (0.0, 100.0),
+    "top_p": (1e-6, 1.0),
+    "top_k": (0, 2**31 - 1),
+    "min_p": (0.0, 1.0),
+    "repetition_penalty": (1e-6, 100.0),
+}
 
 
 def read_generation_config(files: ModelFiles) -> dict[str, Any]:
@@ -36,12 +43,16 @@ def read_generation_config(files: ModelFiles) -> dict[str, Any]:
     return {}
 
 
-def request_defaults(config: Mapping[str, Any]) -> dict[str, float]:
-    """Return the defaults of requests that the model's authors chose."""
-    values = {name: config.get(name) for name in _DEFAULTS}
-    return {
-        name: value for name, value in values.items() if isinstance(value, int | float) and not isinstance(value, bool)
-    }
+def sampling_defaults(config: Mapping[str, Any]) -> SamplingDefaults:
+    """Return what the model's authors chose for requests that say nothing. Values out of range are left out."""
+    known: dict[str, Any] = {name: config[name] for name in _RANGES if _is_within(config.get(name), *_RANGES[name])}
+    if "top_k" in known:
+        known["top_k"] = int(known["top_k"])
+    return SamplingDefaults(**known)
+
+
+def _is_within(value: Any, low: float, high: float) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and low <= value <= high
 
 
 def token_ids(value: Any) -> list[int]:

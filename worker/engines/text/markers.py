@@ -8,11 +8,12 @@ from collections.abc import Collection
 from wire.text import Markers
 
 _REASONING = (Markers("<think>", "</think>"), Markers("[THINK]", "[/THINK]"), Markers("<reasoning>", "</reasoning>"))
-_TOOL_CALLS = (Markers("<tool_call>", "</tool_call>"), Markers("<|tool_call|>", "<|/tool_call|>"))
+#: Without an end marker, a list of calls follows the begin marker.
+_TOOL_CALLS = (Markers("<tool_call>", "</tool_call>"), Markers("[TOOL_CALLS]", ""))
 #: A call as a JSON object: its key, in a template's own quotes.
 _JSON_CALL = re.compile(r"""\\?["']arguments\\?["']""")
 #: Calls of other formats between the same markers.
-_OTHER_CALLS = ("<function=", "<arg_key>", "<parameter=")
+_OTHER_CALLS = ("<function=", "<arg_key>", "<parameter=", "[ARGS]", "[CALL_ID]")
 
 
 def find_reasoning(template: str, added_tokens: Collection[str]) -> Markers | None:

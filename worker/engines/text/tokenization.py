@@ -16,10 +16,11 @@ from wire.text import ChatPrompt, Markers, PlainPrompt, TextInfo, TextPrompt
 from worker.engine import TaskError, UnsupportedModel
 from worker.engines.text.chat_template import ChatTemplate
 from worker.engines.text.detokenizer import Detokenizer
-from worker.engines.text.generation_config import read_generation_config, request_defaults, token_ids
+from worker.engines.text.generation_config import read_generation_config, sampling_defaults, token_ids
 from worker.engines.text.grammar import Grammar, Grammars
 from worker.engines.text.markers import find_reasoning, find_tool_calls
 from worker.engines.text.model_files import locate_files
+from worker.engines.text.prompt_text import encode_text
 from worker.engines.text.structure import TextFormat, is_free, text_grammar
 from worker.engines.text.token_bytes import TokenBytes
 
@@ -66,7 +67,7 @@ class Tokenization:
         if self._settings.chat_template is not None:
             tokenizer.chat_template = _read_template(Path(self._settings.chat_template))
         self.tokenizer = tokenizer
-        self.generation_defaults = request_defaults(config)
+        self._defaults = sampling_defaults(config)
         self.eos_ids = frozenset(token_ids(tokenizer.eos_token_id) + token_ids(config.get("eos_token_id")))
         self.vocabulary = max(tokenizer.get_vocab().values(), default=-1) + 1
         limit = self._settings.limits.max_prompt_chars
@@ -91,20 +92,24 @@ class Tokenization:
             tool_calls=self._tool_calls,
             reasoning=self._reasoning,
             vocabulary=self.vocabulary,
+            defaults=self._defaults,
         )
 
     def encode(self, prompt: TextPrompt) -> list[int]:
         """Return the tokens of a prompt. Raises `TaskError` for one that the model does not take."""
         return self.encode_prompt(prompt).tokens
 
-    def encode_prompt(self, prompt: TextPrompt) -> EncodedPrompt:
-        """Return the tokens of a prompt, and how it ends. Raises as `encode` does."""
+    def encode_prompt(self, prompt: TextPrompt, max_tokens: int | None = None) -> EncodedPrompt:
+        """Return the tokens of a prompt, and how it ends. Raises as `encode` does.
+
+        `max_tokens`: a text of many more tokens is refused by its start, before all of it is turned into tokens.
+        """
         opens_reasoning = False
         if isinstance(prompt, ChatPrompt):
-            tokens, text = self._template.encode(prompt)
+            tokens, text = self._template.encode(prompt, max_tokens)
             opens_reasoning = self._opens_reasoning(prompt, text)
         elif isinstance(prompt, PlainPrompt):
-            tokens = self._encode_text(prompt.text)
+            tokens = self._encode_text(prompt.text, max_tokens)
         else:
             tokens = list(prompt.tokens)
             unknown = next((token for token in tokens if token >= self.vocabulary), None)
@@ -156,15 +161,12 @@ class Tokenization:
         """Return the special token that is written so."""
         return self._special.get(text)
 
-    def _encode_text(self, text: str) -> list[int]:
+    def _encode_text(self, text: str, max_tokens: int | None) -> list[int]:
         """Special tokens in the text are tokens. The model's begin token comes first, if it has one."""
         if len(text) > self._settings.limits.max_prompt_chars:
             limit = self._settings.limits.max_prompt_chars
             raise _invalid(f"the prompt has {len(text)} characters; at most {limit} are allowed")
-        try:
-            tokens = list(self.tokenizer.encode(text))
-        except UnicodeError as error:
-            raise _invalid("the prompt is no valid Unicode text") from error
+        tokens = encode_text(self.tokenizer, text, max_tokens)
         return tokens or token_ids(self.tokenizer.bos_token_id)
 
     def _opens_reasoning(self, prompt: ChatPrompt, text: str) -> bool:

@@ -1,0 +1,32 @@
+"""Turns the text of a prompt into tokens, in a time that is bounded by the model's context."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from configs.text import is_utf8
+from worker.engine import TaskError
+
+#: A text has fewer characters than this for each of its tokens, but for long runs of space.
+_CHARS_PER_TOKEN = 8
+
+
+def encode_text(tokenizer: Any, text: str, max_tokens: int | None, **options: Any) -> list[int]:
+    """Return the tokens of a text. Raises as `check_text` does."""
+    check_text(tokenizer, text, max_tokens, **options)
+    return list(tokenizer.encode(text, **options))
+
+
+def check_text(tokenizer: Any, text: str, max_tokens: int | None, **options: Any) -> None:
+    """Raises `TaskError` for a text that is no valid Unicode, or has many more than `max_tokens` by its start."""
+    if not is_utf8(text):
+        raise _invalid("the prompt is no valid Unicode text")
+    if max_tokens is None or len(text) <= _CHARS_PER_TOKEN * max_tokens:
+        return
+    count = len(tokenizer.encode(text[: _CHARS_PER_TOKEN * max_tokens], **options))
+    if count > max_tokens + 1:  # the last token may be another one in the whole text
+        raise _invalid(f"the prompt has more than {count} tokens, and the model's context {max_tokens}")
+
+
+def _invalid(message: str) -> TaskError:
+    return TaskError("invalid", message, 400)
