@@ -8,9 +8,6 @@ from typing import Any
 
 from worker.engine import TaskError
 
-#: Templates look through all messages for some of them.
-MAX_MESSAGES = 4096
-
 
 def template_messages(messages: Sequence[dict[str, Any]], *, knows_developer: bool) -> list[dict[str, Any]]:
     """Return the messages with texts as content and objects as arguments of calls.
@@ -19,8 +16,6 @@ def template_messages(messages: Sequence[dict[str, Any]], *, knows_developer: bo
     """
     if not messages:
         raise _invalid("messages is empty")
-    if len(messages) > MAX_MESSAGES:
-        raise _invalid(f"{len(messages)} messages are too many; at most {MAX_MESSAGES} are allowed")
     return [_message(f"messages.{i}", message, knows_developer) for i, message in enumerate(messages)]
 
 

@@ -15,7 +15,7 @@ from worker.engines.text.markers import knows_role, takes_tools
 from worker.engines.text.prompt_text import check_text, encode_text
 from worker.engines.text.time_limit import TimeLimitExceeded, call_within
 
-#: Argument of `apply_chat_template`, since transformers 5.20: control tokens in the messages become plain text.
+#: Argument of `apply_chat_template` in newer versions: control tokens in the messages become plain text.
 _SANITIZE = "sanitize_control_tokens"
 
 

@@ -8,10 +8,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from worker.engine import TaskError
-from worker.engines.text.schemas import MAX_SCHEMA_CHARS, schema_rule
+from worker.engines.text.schemas import schema_rule
 
-MAX_TOOLS = 128
-_MAX_CHARS = 4 * MAX_SCHEMA_CHARS
+#: Of the schemas of all tools together.
+_MAX_CHARS = 262_144
 _NAME = re.compile(r"[A-Za-z0-9_.-]{1,128}")
 
 
@@ -20,8 +20,6 @@ def tool_rules(tools: Sequence[dict[str, Any]], choice: str) -> list[str]:
 
     `choice`: `auto`, `required` or the name of a function. Raises `TaskError` for tools with an error.
     """
-    if len(tools) > MAX_TOOLS:
-        raise _invalid(f"{len(tools)} tools are too many; at most {MAX_TOOLS} are allowed")
     functions = [_function(f"tools.{i}", tool) for i, tool in enumerate(tools)]
     allowed = [i for i, (name, _) in enumerate(functions) if choice in ("auto", "required", name)]
     if not allowed:

@@ -1,0 +1,72 @@
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import jsonschema
+import pytest
+
+from tests.support.text_engine import TextDriver, text_engine
+from tests.support.text_models import tokenizer
+from wire.inputs import Sampling, TextInputs
+from wire.text import ChatPrompt, encode_prompt, pack_tokens
+from worker.engine import Checkpoint, EngineRequest
+
+SCHEMA = {
+    "type": "object",
+    "properties": {"name": {"type": "string", "maxLength": 8}, "age": {"type": "integer", "maximum": 99, "minimum": 0}},
+    "required": ["name", "age"],
+    "additionalProperties": False,
+}
+_TOKENS = 250
+TOOLS = [{"type": "function", "function": {"name": "put", "parameters": SCHEMA, "strict": True}}]
+
+
+@pytest.fixture(scope="module")
+def engine() -> Any:
+    return text_engine(context_length=900, blocks=512, config={"max_position_embeddings": 1024})
+
+
+def request(seed: int, choice: str, done: Sequence[int] = ()) -> EngineRequest:
+    """`choice`: of the tool, or empty for a text by the schema."""
+    schema = "" if choice else json.dumps(SCHEMA)
+    prompt = ChatPrompt([{"role": "user", "content": "Hi"}], TOOLS if choice else [], choice or "auto")
+    checkpoint = Checkpoint(len(done), [pack_tokens(done)]) if done else None
+    inputs = TextInputs(Sampling(seed, temperature=1.0), _TOKENS, json_schema=schema, ignore_eos=False)
+    return EngineRequest(inputs, [encode_prompt(prompt)], checkpoint)
+
+
+@pytest.mark.parametrize("choice", ["", "put"])
+def test_random_weights_write_what_matches(engine: Any, choice: str) -> None:
+    """With random weights, nothing but the grammar makes a text match. Texts without it run in the same steps."""
+    driver = TextDriver(engine)
+    for seed in range(4):
+        driver.admit(seed, request(seed, choice))
+    driver.admit(4, request(0, "auto"))
+    driver.run()
+    matched = 0
+    for seed in range(4):
+        text = "".join(output.text for output in driver.outputs[seed])
+        if driver.outputs[seed][-1].finish != "stop":
+            assert len(driver.tokens(seed)) == _TOKENS  # reasoning without an end, which the grammar allows
+            continue
+        text = text.rpartition("</think>")[2].strip()
+        if choice:
+            call = json.loads(text.removeprefix("<tool_call>").removesuffix("</tool_call>"))
+            assert call["name"] == "put"
+            text = json.dumps(call["arguments"])
+        jsonschema.validate(json.loads(text), SCHEMA)
+        matched += 1
+    assert matched
+
+
+def test_structured_texts_move_without_a_change(engine: Any) -> None:
+    driver = TextDriver(engine)
+    driver.admit(0, request(5, "put"))
+    driver.run()
+    tokens = driver.tokens(0)
+    driver.admit(1, request(5, "put", tokens[: len(tokens) // 2]))
+    driver.run()
+    assert driver.tokens(1) == tokens[len(tokens) // 2 :]
+    assert tokenizer().decode(tokens)
