@@ -4,7 +4,6 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-import jsonschema
 import pytest
 
 from tests.support.text_engine import TextDriver, text_engine
@@ -21,6 +20,10 @@ SCHEMA = {
 }
 _TOKENS = 250
 TOOLS = [{"type": "function", "function": {"name": "put", "parameters": SCHEMA, "strict": True}}]
+
+
+def matches(person: dict[str, Any]) -> bool:
+    return person.keys() == {"name", "age"} and len(person["name"]) <= 8 and 0 <= person["age"] <= 99
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +59,7 @@ def test_random_weights_write_what_matches(engine: Any, choice: str) -> None:
             call = json.loads(text.removeprefix("<tool_call>").removesuffix("</tool_call>"))
             assert call["name"] == "put"
             text = json.dumps(call["arguments"])
-        jsonschema.validate(json.loads(text), SCHEMA)
+        assert matches(json.loads(text))
         matched += 1
     assert matched
 
