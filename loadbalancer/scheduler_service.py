@@ -72,6 +72,7 @@ class SchedulerService:
         )
         # Questions that need no clock go to the scheduler itself.
         self.estimate, self.checkpoint = self._scheduler.estimate, self._scheduler.checkpoint
+        self.expected_tokens = self._scheduler.expected_tokens
         self.engine_info, self.step_curves = self._scheduler.engine_info, self._scheduler.step_curves
         self._socket = WorkerSocket(address, listener, self._on_messages, self._on_worker_lost, settings.workers)
         self._processes = ProcessWatcher(self._on_process_ended)

@@ -56,6 +56,7 @@ _CALLS = (("/v1/models/", ":predict"), ("/v2/models/", "/infer"))
 KeyName = Annotated[str, msgspec.Meta(pattern=KEY_NAME)]
 Positive = Annotated[float, msgspec.Meta(gt=0, le=1e6)]
 Count = Annotated[int, msgspec.Meta(ge=1, le=1_000_000)]
+Tokens = Annotated[int, msgspec.Meta(ge=1, le=10**12)]
 
 
 class ApiKey(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True):
@@ -69,10 +70,19 @@ class ApiKey(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_fie
     max_concurrent: Count | None = None
     #: Date of creation, for display.
     created: str = ""
+    #: Tokens of prompts and of texts.
+    tokens_per_minute: Tokens | None = None
 
     def caller(self, name: str) -> Caller:
         """Return who sends requests with this key."""
-        return Caller(name, self.weight, frozenset(self.scopes), self.requests_per_minute, self.max_concurrent)
+        return Caller(
+            name,
+            self.weight,
+            frozenset(self.scopes),
+            self.requests_per_minute,
+            self.max_concurrent,
+            self.tokens_per_minute,
+        )
 
 
 class KeyRing(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -102,6 +112,7 @@ class Caller:
     scopes: frozenset[Scope] = frozenset(DEFAULT_SCOPES)
     requests_per_minute: int | None = None
     max_concurrent: int | None = None
+    tokens_per_minute: int | None = None
 
     def require(self, scope: Scope) -> None:
         """Raise `Forbidden` if the caller lacks the scope."""

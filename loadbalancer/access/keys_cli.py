@@ -97,6 +97,9 @@ def _parser() -> argparse.ArgumentParser:
     add.add_argument("--weight", type=float, default=1.0, help="share of worker time relative to other keys")
     add.add_argument("--requests-per-minute", type=int, metavar="N", help="maximum generation requests per minute")
     add.add_argument("--max-concurrent", type=int, metavar="N", help="maximum generation requests at once")
+    add.add_argument(
+        "--tokens-per-minute", type=int, metavar="N", help="maximum tokens of texts and prompts per minute"
+    )
     verbs.add_parser("list", help="list all keys, without secrets")
     verbs.add_parser("revoke", help="revoke an API key").add_argument("name")
     verbs.add_parser("disable", help="serve requests without a key, from the next start on")
@@ -112,7 +115,8 @@ def _parser() -> argparse.ArgumentParser:
 def _add(settings: Settings, args: argparse.Namespace) -> None:
     token = KEY_PREFIX + secrets.token_urlsafe(32)
     scopes = tuple(dict.fromkeys(args.scope)) if args.scope else DEFAULT_SCOPES
-    key = ApiKey(fingerprint(token), scopes, args.weight, args.requests_per_minute, args.max_concurrent, _today())
+    limits = args.requests_per_minute, args.max_concurrent
+    key = ApiKey(fingerprint(token), scopes, args.weight, *limits, _today(), args.tokens_per_minute)
     _check_name(args.name)
     # Before anything changes: the record of the first key closes the server.
     _check_options(args.name, key)
@@ -212,7 +216,8 @@ def _list(settings: Settings) -> None:
     for name, key in ring.keys.items() if ring else ():
         rate = f"{key.requests_per_minute}/min" if key.requests_per_minute else "no rate limit"
         at_once = f"{key.max_concurrent} at once" if key.max_concurrent else "no concurrency limit"
-        limits = f"weight {key.weight:g}; {rate}, {at_once}"
+        tokens = f", {key.tokens_per_minute} tokens/min" if key.tokens_per_minute else ""
+        limits = f"weight {key.weight:g}; {rate}, {at_once}{tokens}"
         print(f"{name}: {', '.join(key.scopes)}; {limits}; created {key.created or '?'}")
     if ring is None:
         if is_recorded(settings.data_dir) or settings.access.keys_file is not None:

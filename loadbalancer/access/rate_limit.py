@@ -9,7 +9,7 @@ import math
 
 from loadbalancer.schema.errors import RateLimited
 
-_MINUTE_S = 60.0
+MINUTE_S = 60.0
 
 
 class TokenBucket:
@@ -33,14 +33,14 @@ class TokenBucket:
         """Take a token and return 0. Without a token return the seconds until the next one."""
         self._fill(now)
         if self._tokens < 1.0:
-            return (1.0 - self._tokens) * _MINUTE_S / self.per_minute
+            return (1.0 - self._tokens) * MINUTE_S / self.per_minute
         self._tokens -= 1.0
         return 0.0
 
     def headers(self, now: float) -> dict[str, str]:
         """Return OpenAI's rate limit headers: the limit, the remaining requests, and the time until it is full."""
         self._fill(now)
-        full_s = (self.per_minute - self._tokens) * _MINUTE_S / self.per_minute
+        full_s = (self.per_minute - self._tokens) * MINUTE_S / self.per_minute
         return {
             "x-ratelimit-limit-requests": str(self.per_minute),
             "x-ratelimit-remaining-requests": str(int(self._tokens)),
@@ -49,7 +49,7 @@ class TokenBucket:
 
     def _fill(self, now: float) -> None:
         passed = max(now - self._filled, 0.0)
-        self._tokens = min(self._tokens + passed * self.per_minute / _MINUTE_S, float(self.per_minute))
+        self._tokens = min(self._tokens + passed * self.per_minute / MINUTE_S, float(self.per_minute))
         self._filled = max(now, self._filled)
 
 

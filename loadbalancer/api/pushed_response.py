@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Mapping
 from http import HTTPStatus
 from typing import Protocol
 
@@ -33,13 +34,15 @@ class PushSource(Protocol):
 class PushedResponse(Response):
     """Server-sent events of a source. It always closes its source."""
 
-    def __init__(self, source: PushSource) -> None:
+    def __init__(self, source: PushSource, headers: Mapping[str, str] | None = None) -> None:
         # Not `super().__init__`: it would render a body.
         self.source = source
         self.status_code = HTTPStatus.OK
         self.media_type = "text/event-stream"
         self.background = None
         self.raw_headers = list(_HEADERS)
+        if headers:
+            self.raw_headers += [(name.encode("latin-1"), value.encode("latin-1")) for name, value in headers.items()]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send it as an ASGI application: for requests that came through the framework."""

@@ -13,6 +13,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
+from loadbalancer.access.token_limit import TokenLimiter
 from loadbalancer.generation.call_spec import CallSpec
 from loadbalancer.generation.in_flight_call import AwaitedCalls, InFlightCalls, StreamedCalls
 from loadbalancer.generation.response_memory import ResponseMemory
@@ -176,6 +177,7 @@ class RequestTracker:
         self.memory = memory
         self._control = control
         self.flusher = StreamFlusher()
+        self.token_limits = TokenLimiter()
         self.is_open = True
         self._requests: set[object] = set()
         #: A request, local or proxied, is in flight from `register` to `unregister`.
@@ -205,13 +207,37 @@ class RequestTracker:
 
     def accept_texts(self, spec: TextSpec, respond: Callable[[AwaitedTexts], Any]) -> AwaitedTexts:
         """Queue the texts; see `AwaitedTexts`. Raises what `accept` raises."""
-        return self._accept(spec.model, spec.owner, lambda: AwaitedTexts(self, spec, respond))
+        return self._accept_text(spec, lambda: AwaitedTexts(self, spec, respond))
 
     def stream_texts(
         self, spec: TextSpec, writer: EventWriter, respond: Callable[[StreamedTexts], Any]
     ) -> StreamedTexts:
         """Queue the texts of a stream; see `StreamedTexts`. Raises what `accept` raises."""
-        return self._accept(spec.model, spec.owner, lambda: StreamedTexts(self, spec, writer, respond))
+        return self._accept_text(spec, lambda: StreamedTexts(self, spec, writer, respond))
+
+    def _accept_text(self, spec: TextSpec, submit: Callable[[], Request]) -> Request:
+        charged = self.charge(spec)
+        try:
+            return self._accept(spec.model, spec.owner, submit)
+        except ApiError:
+            self.token_limits.correct(spec.owner, charged, 0, time.monotonic())
+            raise
+
+    def charge(self, spec: TextSpec) -> int:
+        """Charge the expected tokens of a request to its key, and return them. Raises `RateLimited`."""
+        if spec.tokens_per_minute is None:
+            return 0
+        charged = self.expected_tokens(spec)
+        self.token_limits.charge(spec.owner, spec.tokens_per_minute, charged, time.monotonic())
+        return charged
+
+    def expected_tokens(self, spec: TextSpec) -> int:
+        """Return the expected tokens of all prompts and texts. Choices of one prompt count it once."""
+        prompts = spec.frames[:: spec.choices]
+        expect, limit = self.scheduler.expected_tokens, spec.inputs[0].max_tokens
+        first = sum(expect(spec.model, spec.owner, len(frame), limit) for frame in prompts)
+        further = (len(spec.inputs) - len(prompts)) * expect(spec.model, spec.owner, 0, limit)
+        return first + further
 
     def _accept(self, model: str, owner: str, submit: Callable[[], Request]) -> Request:
         if not self.is_open:

@@ -142,6 +142,11 @@ class Scheduler:
         workers = self.registry.pool(task.model)
         return estimates.estimate_wait(task, self.queues[task.model], workers, self.tasks)
 
+    def expected_tokens(self, model: str, owner: str, prompt_bytes: int, max_tokens: int) -> int:
+        """Return the expected tokens of a prompt of so many bytes and its text."""
+        work = self.store.text_work[model]
+        return work.prompt_tokens(prompt_bytes) + work.expected_tokens(owner, max_tokens)
+
     def checkpoint(self, task_id: str) -> Checkpoint | None:
         """Return the task's latest checkpoint; None before the first, and once it has ended."""
         task = self.tasks.get(task_id)

@@ -157,6 +157,7 @@ class _JobsApi:
             sources = [bytes(frame) for frames in job.frames for frame in frames]
         elif isinstance(parsed.request, ChatRequest | CompletionRequest | ResponseRequest):
             job = self._text_spec(parsed.request, request.state.caller)
+            services.tracker.charge(job)  # a job is charged what is expected of it
             sources, options = job.frames[:: job.choices], text_options(parsed.request, job)
         else:
             building = self._builder.build(parsed.request, request.state.caller, parsed.image, parsed.mask)

@@ -17,7 +17,7 @@ from loadbalancer.generation.text.chat_spec import chat_spec
 from loadbalancer.generation.text.chat_writer import ChatWriter, chat_answer
 from loadbalancer.generation.text.completion_spec import completion_spec
 from loadbalancer.generation.text.completion_writer import CompletionWriter, completion_answer
-from loadbalancer.generation.text.in_flight_text import AwaitedTexts
+from loadbalancer.generation.text.in_flight_text import AwaitedTexts, StreamedTexts
 from loadbalancer.generation.text.text_model import text_model
 from loadbalancer.schema.text.chat_request import ChatRequest
 from loadbalancer.schema.text.chat_stream import ChatEvents
@@ -51,7 +51,7 @@ class TextApi:
         if given.stream:
             events = ChatEvents(id_, created, model, **_usage_options(given.stream_options))
             writer = ChatWriter(events, id_, wants_logprobs=spec.inputs[0].logprobs is not None)
-            response = self._tracker.stream_texts(spec, writer, PushedResponse).response
+            response = self._tracker.stream_texts(spec, writer, pushed).response
         else:
             response = self._tracker.accept_texts(spec, partial(_chat_response, id_=id_, created=created)).response
         request.release_body()
@@ -66,12 +66,17 @@ class TextApi:
         if given.stream:
             events = CompletionEvents(id_, created, model, **_usage_options(given.stream_options))
             writer = CompletionWriter(events, alternatives=spec.inputs[0].logprobs)
-            response = self._tracker.stream_texts(spec, writer, PushedResponse).response
+            response = self._tracker.stream_texts(spec, writer, pushed).response
         else:
             respond = partial(_completion_response, id_=id_, created=created)
             response = self._tracker.accept_texts(spec, respond).response
         request.release_body()
         return response
+
+
+def pushed(texts: StreamedTexts) -> Response:
+    """Return the response of a stream."""
+    return PushedResponse(texts, texts.limit_headers)
 
 
 def _usage_options(options: StreamOptions | None) -> dict[str, bool]:
@@ -80,8 +85,12 @@ def _usage_options(options: StreamOptions | None) -> dict[str, bool]:
 
 
 def _chat_response(texts: AwaitedTexts, id_: str, created: int) -> Response:
-    return FrameResponse([encode_json(chat_answer(texts, id_, created))], JSON, on_end=texts.close)
+    return FrameResponse(
+        [encode_json(chat_answer(texts, id_, created))], JSON, headers=texts.limit_headers, on_end=texts.close
+    )
 
 
 def _completion_response(texts: AwaitedTexts, id_: str, created: int) -> Response:
-    return FrameResponse([encode_json(completion_answer(texts, id_, created))], JSON, on_end=texts.close)
+    return FrameResponse(
+        [encode_json(completion_answer(texts, id_, created))], JSON, headers=texts.limit_headers, on_end=texts.close
+    )

@@ -11,8 +11,7 @@ from fastapi import Response
 from loadbalancer.api.frame_response import FrameResponse
 from loadbalancer.api.hot_routes import HotRequest
 from loadbalancer.api.http_helpers import JSON, encode_json
-from loadbalancer.api.pushed_response import PushedResponse
-from loadbalancer.api.text.completions import Answer
+from loadbalancer.api.text.completions import Answer, pushed
 from loadbalancer.generation.text.in_flight_text import AwaitedTexts
 from loadbalancer.generation.text.response_spec import response_echo, response_spec
 from loadbalancer.generation.text.response_writer import ResponseWriter
@@ -38,7 +37,7 @@ class ResponsesApi:
         spec = response_spec(given, self._settings, engine, seed, request.caller, model)
         writer = ResponseWriter(secrets.token_hex(16), int(time.time()), model, response_echo(given, spec.inputs[0]))
         if given.stream:
-            response = self._tracker.stream_texts(spec, writer, PushedResponse).response
+            response = self._tracker.stream_texts(spec, writer, pushed).response
         else:
             response = self._tracker.accept_texts(spec, partial(_response, writer=writer)).response
         request.release_body()
@@ -46,4 +45,4 @@ class ResponsesApi:
 
 
 def _response(texts: AwaitedTexts, writer: ResponseWriter) -> Response:
-    return FrameResponse([encode_json(writer.answer(texts))], JSON, on_end=texts.close)
+    return FrameResponse([encode_json(writer.answer(texts))], JSON, headers=texts.limit_headers, on_end=texts.close)

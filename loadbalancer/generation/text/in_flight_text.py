@@ -6,6 +6,7 @@ There is no task of asyncio for a request: its last update makes the response, w
 from __future__ import annotations
 
 import asyncio
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
@@ -38,6 +39,8 @@ class InFlightTexts(ABC):
         self.failure: ApiError | None = None
         self.choices = [TextChoice(index) for index in range(len(spec.inputs))]
         self._tracker = tracker
+        #: What its key was charged before.
+        self._charged = 0 if spec.tokens_per_minute is None else tracker.expected_tokens(spec)
         self._running: dict[str, TextChoice] = {}
         self._is_open = True
         self._is_ended = False
@@ -79,6 +82,13 @@ class InFlightTexts(ABC):
     def usage(self) -> TextUsage:
         return usage_of(self.choices, self.job.choices)
 
+    @property
+    def limit_headers(self) -> dict[str, str]:
+        """What tells the client the token limit of its key; empty without one."""
+        if self.job.tokens_per_minute is None:
+            return {}
+        return self._tracker.token_limits.headers(self.job.owner, time.monotonic())
+
     def end(self, failure: ApiError | None = None) -> None:
         """End the request; only the first call counts."""
         if not self._is_ended:
@@ -95,6 +105,9 @@ class InFlightTexts(ABC):
             self._is_open = False
             self._cancel_running()
             self._tracker.unregister(self)
+            if self._charged:
+                used, now = self.usage.total_tokens, time.monotonic()
+                self._tracker.token_limits.correct(self.job.owner, self._charged, used, now)
 
     def _cancel_running(self) -> None:
         if self._running:

@@ -78,6 +78,7 @@ def response_spec(
         caller.owner,
         caller.weight,
         output=output,
+        tokens_per_minute=caller.tokens_per_minute,
     )
 
 

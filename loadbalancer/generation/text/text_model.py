@@ -77,6 +77,7 @@ def text_spec(
         caller.weight,
         choices=n,
         output=output,
+        tokens_per_minute=caller.tokens_per_minute,
     )
 
 

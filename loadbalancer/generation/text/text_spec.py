@@ -36,3 +36,5 @@ class TextSpec:
     #: Number of choices of each prompt.
     choices: int = 1
     output: OutputFormat = OutputFormat()
+    #: Limit of the API key.
+    tokens_per_minute: int | None = None

@@ -34,7 +34,10 @@ ENDS = ("done", "failed", "cancelled")
 @pytest.fixture(scope="module")
 def desk(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     data_dir = tmp_path_factory.mktemp("jobs")
-    ring = {name: {"sha256": hashlib.sha256(key.encode()).hexdigest()} for name, key in KEYS.items()}
+    ring: dict[str, dict[str, Any]] = {
+        name: {"sha256": hashlib.sha256(key.encode()).hexdigest()} for name, key in KEYS.items()
+    }
+    ring["limited"] = {"sha256": hashlib.sha256(b"sk-limited").hexdigest(), "tokens_per_minute": 100}
     (data_dir / "keys.yaml").write_text(yaml.safe_dump({"keys": ring}))
     limits = {"max_n": 5, "max_body_bytes": 20_000, "max_upload_bytes": 500_000, "max_prompt_chars": 500}
     with running(data_dir, MODELS, {"quick": 1, "slow": 1, "words": 1}, server=limits) as server:
@@ -186,6 +189,27 @@ def test_failed_text_job_has_the_error_of_its_endpoint(alice: httpx.Client) -> N
     view = ended(alice, alice.post("/v1/jobs", json={"path": "/v1/completions", "body": long}).json())
     assert (view["state"], view["error"]["type"]) == ("failed", "invalid_request_error")
     assert alice.get(f"/v1/jobs/{view['id']}/result").status_code == 400
+
+
+def test_tokens_per_minute_of_a_key_are_limited(desk: Server) -> None:
+    headers = {"authorization": "Bearer sk-limited"}
+    with httpx.Client(base_url=desk.base_url, timeout=PATIENCE_S, headers=headers) as http:
+        path, body = "/v1/chat/completions", CHAT | {"model": "words"}
+        first = http.post(path, json=body)
+        assert first.status_code == 200
+        assert first.headers["x-ratelimit-limit-tokens"] == "100"
+        assert 0 < int(first.headers["x-ratelimit-remaining-tokens"]) < 100
+        with http.stream("POST", path, json=body | {"max_tokens": 300, "stream": True}) as answered:
+            assert answered.headers["x-ratelimit-limit-tokens"] == "100"
+            answered.read()
+        # It took more than was expected.
+        wait_until(lambda: http.post(path, json=body).status_code == 429, "the end of the request is counted")
+        refused = [http.post(path, json=body), http.post("/v1/jobs", json={"path": path, "body": body})]
+    for answer in refused:
+        assert (answer.status_code, answer.json()["error"]["type"]) == (429, "rate_limit_error")
+        assert "tokens per minute: 100" in answer.json()["error"]["message"]
+        assert int(answer.headers["retry-after"]) > 60
+        assert answer.headers["x-ratelimit-remaining-tokens"] == "0"
 
 
 def test_predict_job_has_the_predict_response(alice: httpx.Client) -> None:
