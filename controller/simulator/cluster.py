@@ -44,6 +44,8 @@ class SimCluster:
         self._changed = False
         self._random = random.Random(seed)
         self._events: list[tuple[float, int, int, SimWorker, int]] = []
+        #: Deadlines of requests, with the order of their arrival, the model and the number.
+        self._deadlines: list[tuple[float, int, ModelSim, int]] = []
         self._order = itertools.count()
         self._ids = itertools.count(1)
 
@@ -54,6 +56,8 @@ class SimCluster:
         while events and events[0][2] == EventKind.FINISH and events[0][4] != events[0][3].epoch:
             heapq.heappop(events)
         at = events[0][0] if events else math.inf
+        if self._deadlines:
+            at = min(at, self._deadlines[0][0])
         return min(at, self._failures[0].at) if self._failures else at
 
     @property
@@ -80,6 +84,10 @@ class SimCluster:
         if self._failures and self._failures[0].at <= self.next_at:
             self._fail_machine(self._failures.popleft())
             return
+        if self._deadlines and self._deadlines[0][0] <= self.next_at:
+            at, _, model, number = heapq.heappop(self._deadlines)
+            model.expire(number, at)
+            return
         at, _, kind, worker, _ = heapq.heappop(self._events)
         if kind == EventKind.FINISH:
             self._finish(worker, at)
@@ -101,9 +109,9 @@ class SimCluster:
     def arrive(self, model: ModelSim) -> None:
         """Add the model's next request to its queue."""
         now = model.times[model.tail]
-        model.advance_work(now)
-        model.remaining_s += model.work[model.tail]
-        model.tail += 1
+        deadline = model.push_arrival(now)
+        if deadline < math.inf:
+            heapq.heappush(self._deadlines, (deadline, next(self._order), model, model.tail - 1))
         self._dispatch(model, now)
 
     def _dispatch(self, model: ModelSim, now: float) -> None:
@@ -122,10 +130,8 @@ class SimCluster:
         if model.preempted:
             number, remaining_s = model.preempted.popleft()
         else:
-            number, remaining_s = model.head, model.work[model.head]
-            wait = model.waits[number] = now - model.times[number]
-            model.late += wait > model.profile.max_wait_s
-            model.head += 1
+            number = model.pop_head(now)
+            remaining_s = model.work[number]
         self._change_load(worker, now, 1)
         heapq.heappush(worker.running, (worker.work_done_s + remaining_s, number))
         self._schedule_finish(worker, now)

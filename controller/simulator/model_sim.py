@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+from controller.simulator.urgency import Urgency, UrgencyQueue
 from controller.types import Replica, Stage, WorkerProcess
 
 
@@ -29,6 +30,8 @@ class WorkerProfile:
     mean_lifetime_s: float | None = None
     #: A task is late if its queue wait exceeds this.
     max_wait_s: float = 10.0
+    #: Seconds of age that one step of priority counts as.
+    priority_s: float = 60.0
 
     @property
     def batch(self) -> int:
@@ -95,15 +98,20 @@ class SimWorker:
 class ModelSim:
     """One model in the simulation. A task's number is its index in `times`.
 
-    Tasks from `head` up to `tail` are queued and have never run.
+    Without urgencies, tasks from `head` up to `tail` are queued and have never run.
     """
 
     profile: WorkerProfile
     #: Arrival time of each request in ascending order, and its work: seconds on an otherwise idle worker.
     times: Sequence[float]
     work: Sequence[float]
+    #: Priority and deadline of each request; empty: first in, first out, without deadlines.
+    urgencies: Sequence[Urgency] = ()
+    #: Requests that have left the queue for the first time, and that have arrived.
     head: int = 0
     tail: int = 0
+    #: The order of queued requests; None: by number.
+    order: UrgencyQueue | None = None
     preempted: deque[PreemptedWork] = field(default_factory=deque)
     workers: dict[str, SimWorker] = field(default_factory=dict)
     spares: dict[str, WorkerProcess] = field(default_factory=dict)
@@ -113,6 +121,8 @@ class ModelSim:
     waits: list[float] = field(default_factory=list)
     ends: list[float] = field(default_factory=list)
     late: int = 0
+    #: Requests that left the queue at their deadline; they count as done.
+    expired: int = 0
     done: int = 0
     crashes: int = 0
     starts: int = 0
@@ -133,6 +143,7 @@ class ModelSim:
     sums: list[float] = field(default_factory=list)
 
     def __post_init__(self) -> None:
+        self.order = UrgencyQueue(self.urgencies, self.profile.priority_s) if self.urgencies else None
         self.by_load = [{} for _ in range(self.profile.batch + 1)]
         self.waits = [math.nan] * len(self.times)
         self.ends = [math.nan] * len(self.times)
@@ -150,7 +161,40 @@ class ModelSim:
         """Return the arrival time of the oldest queued task."""
         if self.preempted:
             return self.times[self.preempted[0].number]
+        if self.order is not None:
+            oldest = self.order.oldest()
+            return None if oldest is None else self.times[oldest]
         return self.times[self.head] if self.head < self.tail else None
+
+    @property
+    def started(self) -> int:
+        """Number of requests that a worker has begun."""
+        return self.head - self.expired
+
+    def push_arrival(self, now: float) -> float:
+        """Add the next request to the queue. Returns the time of its deadline."""
+        self.advance_work(now)
+        self.remaining_s += self.work[self.tail]
+        self.tail += 1
+        return math.inf if self.order is None else self.order.push(self.tail - 1, now)
+
+    def pop_head(self, now: float) -> int:
+        """Return the next request of the queue, which begins now."""
+        number = self.head if self.order is None else self.order.pop()
+        wait = self.waits[number] = now - self.times[number]
+        self.late += wait > self.profile.max_wait_s
+        self.head += 1
+        return number
+
+    def expire(self, number: int, now: float) -> None:
+        """Remove a request from the queue at its deadline, if it waits."""
+        if self.order is None or number not in self.order:
+            return
+        self.order.discard(number)
+        self.remaining_s = max(self.advance_work(now) - self.work[number], 0.0)
+        self.head += 1
+        self.expired += 1
+        self.done += 1
 
     def change_counts(self, now: float, starting: int, ready: int) -> None:
         """Add to the numbers of starting and ready workers."""

@@ -6,6 +6,8 @@ import math
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
+from controller.simulator.urgency import Urgency
+
 #: Columns with the execution time, and their units per second.
 _DURATION_COLUMNS = {"exec_s": 1.0, "ran_s": 1.0, "exec_time_seconds": 1.0, "duration_s": 1.0, "value": 1000.0}
 _PROMPT_COLUMNS = ("input_tokens", "ContextTokens", "input_length", "prompt_tokens")
@@ -43,6 +45,15 @@ def work_of(row: Mapping[str, Any], costs: RequestCosts) -> float:
         images = _first(row, ("num_images_per_prompt", "images"))
         return steps * costs.step_s * (1.0 if images is None else images) * _relative_pixels(row, costs.pixels)
     return costs.request_s
+
+
+def urgency_of(row: Mapping[str, Any]) -> Urgency:
+    """Return the priority and the deadline of a request. Raises `ValueError` for values that are none."""
+    priority = 0.0 if row.get("priority") in _MISSING_VALUES else number(row, "priority")
+    if priority != int(priority):
+        raise ValueError(f"priority ({priority:g}) is no whole number")
+    deadline_s = _first(row, ("deadline_s", "timeout_s"))
+    return Urgency(int(priority), math.inf if deadline_s is None else deadline_s)
 
 
 def number(row: Mapping[str, Any], column: str) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -37,6 +38,8 @@ class PolicyResult:
     lower_bound_hours: float | None = None
     #: GPU-hours of the best known schedule that keeps the promise; None if unknown.
     best_hours: float | None = None
+    #: Requests that left the queue at their deadline. They are not in time.
+    expired: int = 0
 
     def with_bounds(self, lower_hours: float | None, best_hours: float | None) -> PolicyResult:
         """Return the result with a lower bound, and with its ratio to the best known schedule."""
@@ -51,7 +54,9 @@ class PolicyResult:
 def min_gpu_hours(model: ModelSim) -> float:
     """Return the lower bound of GPU-hours: all work done in full batches without idle time."""
     speed = model.profile.batch / model.profile.slowdowns[-1]
-    return sum(model.work) / speed / 3600
+    # A request with a deadline may leave unserved.
+    owed = [one.deadline_s == math.inf for one in model.urgencies] or [True] * len(model.work)
+    return sum(itertools.compress(model.work, owed)) / speed / 3600
 
 
 def model_results(policy: str, result: SimulationResult) -> list[PolicyResult]:
@@ -79,6 +84,7 @@ def _model_result(policy: str, model: ModelSim, changes: int) -> PolicyResult:
         changes=changes,
         crashes=model.crashes,
         utilisation=min_gpu_hours(model) / hours if hours else 0.0,
+        expired=model.expired,
     )
 
 
@@ -99,6 +105,7 @@ def total_result(policy: str, parts: Sequence[PolicyResult]) -> PolicyResult:
         cold_starts=sum(part.cold_starts for part in parts),
         changes=sum(part.changes for part in parts),
         crashes=sum(part.crashes for part in parts),
+        expired=sum(part.expired for part in parts),
         utilisation=sum(part.utilisation * part.gpu_hours for part in parts) / hours if hours else 0.0,
     )
 

@@ -236,7 +236,12 @@ def _profile(args: argparse.Namespace, name: str, settings: Settings, scaling: S
         slowdowns = batch_slowdowns(batch, 1.0 if args.f0 is None else args.f0)
     cold_start_s = _DEFAULT_COLD_START_S if scaling.cold_start_s == "auto" else scaling.cold_start_s
     return WorkerProfile(
-        name, slowdowns, _cold_starts(args, cold_start_s), args.standby_start, mean_lifetime_s=args.mean_life
+        name,
+        slowdowns,
+        _cold_starts(args, cold_start_s),
+        args.standby_start,
+        mean_lifetime_s=args.mean_life,
+        priority_s=settings.queue.priority_s,
     )
 
 

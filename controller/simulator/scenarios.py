@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -13,6 +13,7 @@ from controller.simulator.cluster import SimCluster
 from controller.simulator.machines import SimMachine, failures_of
 from controller.simulator.model_sim import ModelSim, WorkerProfile, batch_slowdowns
 from controller.simulator.simulator import Simulation, SimulationResult, ignore_progress
+from controller.simulator.urgency import Urgency
 
 
 class Traffic(NamedTuple):
@@ -20,6 +21,33 @@ class Traffic(NamedTuple):
 
     times: Sequence[float]
     work: Sequence[float]
+    #: Priority and deadline of each request; empty: all have the same priority, and none has a deadline.
+    urgencies: Sequence[Urgency] = ()
+
+    @property
+    def requests(self) -> list[TimedRequest]:
+        """The requests in order of time."""
+        urgencies = self.urgencies or [Urgency()] * len(self.times)
+        return [TimedRequest(*one) for one in zip(self.times, self.work, urgencies, strict=True)]
+
+
+class TimedRequest(NamedTuple):
+    """A request of a model: its arrival time and its work in seconds."""
+
+    at: float
+    work_s: float
+    urgency: Urgency = Urgency()
+
+
+def traffic_of(requests: Iterable[TimedRequest]) -> Traffic:
+    """Return requests in order of time as traffic."""
+    ordered = sorted(requests)
+    urgencies = [request.urgency for request in ordered]
+    return Traffic(
+        [request.at for request in ordered],
+        [request.work_s for request in ordered],
+        urgencies if any(urgency != Urgency() for urgency in urgencies) else (),
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,35 +110,33 @@ class Scenario:
 
 def slice_traffic(traffic: Traffic, start_s: float, end_s: float) -> Traffic:
     """Return the requests of a time range, with times relative to its start."""
-    pairs = [(at - start_s, work) for at, work in zip(*traffic, strict=True) if start_s <= at < end_s]
-    return Traffic([at for at, _ in pairs], [work for _, work in pairs])
+    return traffic_of(one._replace(at=one.at - start_s) for one in traffic.requests if start_s <= one.at < end_s)
 
 
 def merge_traffic(traces: Mapping[str, Traffic]) -> Traffic:
     """Return the traffic of all models as that of one."""
     if len(traces) == 1:
         return next(iter(traces.values()))
-    pairs = sorted(pair for traffic in traces.values() for pair in zip(*traffic, strict=True))
-    return Traffic([at for at, _ in pairs], [work for _, work in pairs])
+    return traffic_of(request for traffic in traces.values() for request in traffic.requests)
 
 
 def scale_work(traffic: Traffic, factor: float) -> Traffic:
     """Multiply the work of every request."""
-    return Traffic(traffic.times, [work * factor for work in traffic.work])
+    return traffic._replace(work=[work * factor for work in traffic.work])
 
 
 def reverse_time(traffic: Traffic, span_s: float, seed: int = 0) -> Traffic:
     """Reverse the order of the requests in time."""
     del seed
-    return Traffic([span_s - at for at in reversed(traffic.times)], list(reversed(traffic.work)))
+    reverse = reversed(traffic.requests)
+    return traffic_of(request._replace(at=span_s - request.at) for request in reverse)
 
 
 def fewer_heavier(traffic: Traffic, span_s: float, seed: int = 0) -> Traffic:
     """Keep a third of the requests with three times the work each."""
     del span_s
     rng = random.Random(seed)
-    numbers = [number for number in range(len(traffic.times)) if rng.random() < 1 / 3]
-    return Traffic([traffic.times[number] for number in numbers], [3 * traffic.work[number] for number in numbers])
+    return traffic_of(one._replace(work_s=3 * one.work_s) for one in traffic.requests if rng.random() < 1 / 3)
 
 
 def add_pairs(traffic: Traffic, span_s: float, seed: int = 0) -> Traffic:
@@ -127,10 +153,9 @@ def add_bunches(traffic: Traffic, span_s: float, seed: int = 0) -> Traffic:
 
 def _with_copies(traffic: Traffic, share: float, copies: int, seed: int) -> Traffic:
     rng = random.Random(seed)
-    pairs = list(zip(traffic.times, traffic.work, strict=True))
-    more = [(at + rng.uniform(0, 2), work) for at, work in pairs if rng.random() < share for _ in range(copies)]
-    times, work = zip(*sorted(pairs + more), strict=True)
-    return Traffic(times, work)
+    given = traffic.requests
+    more = [one._replace(at=one.at + rng.uniform(0, 2)) for one in given if rng.random() < share for _ in range(copies)]
+    return traffic_of([*given, *more])
 
 
 def mix_sizes(traffic: Traffic, span_s: float, seed: int = 0) -> Traffic:
@@ -141,7 +166,7 @@ def mix_sizes(traffic: Traffic, span_s: float, seed: int = 0) -> Traffic:
         6 * work if rng.random() < shares[int(at // 3600)] else work
         for at, work in zip(traffic.times, traffic.work, strict=True)
     ]
-    return Traffic(traffic.times, work)
+    return traffic._replace(work=work)
 
 
 #: Variants by name: the change of the traffic, and the factor for the maximum number of workers.

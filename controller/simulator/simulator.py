@@ -65,7 +65,7 @@ def observe(model: ModelSim, scaling: Scaling, now: float, *, sizes_known: bool 
         mean_work_s=mean_s,
         arrivals_short_window=tail - bisect_right(times, now - scaling.look_back_period_s, 0, tail),
         arrivals_long_window=tail - bisect_right(times, now - scaling.rate_window_s, 0, tail),
-        started_total=model.head,
+        started_total=model.started,
         started_late_total=model.late,
         oldest_wait_s=now - oldest if oldest is not None else 0.0,
         uptime_s=now,

@@ -27,9 +27,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from controller.simulator.request_work import RequestCosts, number, work_of
-from controller.simulator.scenarios import Traffic
+from controller.simulator.request_work import RequestCosts, number, urgency_of, work_of
+from controller.simulator.scenarios import TimedRequest, Traffic, traffic_of
 from controller.simulator.trace_rows import InvalidTrace, TraceRow, convert_rows, parse_rows, read_text
+from controller.simulator.urgency import Urgency
 
 #: Columns with the arrival time.
 _TIME_COLUMNS = ("arrival_s", "arrived", "gmt_create", "timestamp_anon", "TIMESTAMP", "timestamp")
@@ -51,6 +52,7 @@ class TraceRequest(NamedTuple):
     at: float
     work_s: float
     model: str
+    urgency: Urgency = Urgency()
 
 
 def read_trace(
@@ -120,7 +122,7 @@ def _request(row: Mapping[str, Any], column: str, costs: RequestCosts) -> TraceR
         at -= number(row, "duration_s")
     if column == "arrival_s" and at < 0:
         raise ValueError(f"arrival_s ({at:g}) is negative")
-    return TraceRequest(at, work_of(row, costs), str(model))
+    return TraceRequest(at, work_of(row, costs), str(model), urgency_of(row))
 
 
 def _parse_time(row: Mapping[str, Any], column: str) -> float:
@@ -193,12 +195,11 @@ def by_model(
     ]
     shifted.sort()
     zero = 0.0 if absolute or not shifted else shifted[0].at
-    found: dict[str, tuple[list[float], list[float]]] = {}
+    found: dict[str, list[TimedRequest]] = {}
     for request in shifted:
-        times, work = found.setdefault(request.model, ([], []))
-        times.append(request.at - zero)
-        work.append(request.work_s)
-    return {name: Traffic(*columns) for name, columns in found.items()}
+        timed = TimedRequest(request.at - zero, request.work_s, request.urgency)
+        found.setdefault(request.model, []).append(timed)
+    return {name: traffic_of(requests) for name, requests in found.items()}
 
 
 def read_numbers(file: Path) -> tuple[float, ...]:

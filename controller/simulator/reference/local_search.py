@@ -35,7 +35,7 @@ class LocalSearch:
     def __init__(self, scenario: Scenario) -> None:
         (name,) = scenario.traffic
         traffic, profile, target = scenario.traffic[name], scenario.profiles[name], scenario.targets()[name]
-        self._queue = QueueSim(*traffic, profile.slowdowns, target.scaling.slo.max_wait_s)
+        self._queue = QueueSim(traffic.times, traffic.work, profile.slowdowns, target.scaling.slo.max_wait_s)
         self._start_s, self._leave_s = profile.expected_start_s(), profile.drain_s
         self._min_workers, self._max_workers = target.limits.min_workers, target.limits.max_workers
         self._initial_workers = target.initial_workers

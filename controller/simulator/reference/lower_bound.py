@@ -138,15 +138,18 @@ def lower_bound_s(traffic: Traffic, fleet: Fleet, span_s: float) -> float:
         raise BoundUnavailable(
             f"the lower bound supports {MAX_REQUESTS:,} requests at most, not {len(traffic.times):,}"
         )
-    program = _Program(np.asarray(traffic.times, dtype=float), np.asarray(traffic.work, dtype=float), fleet, span_s)
-    return program.minimum()
+    return _Program(traffic, fleet, span_s).minimum()
 
 
 class _Program:
     """The linear program. Arrays hold one column number per slot, request or request and slot."""
 
-    def __init__(self, times: Array, work: Array, fleet: Fleet, span_s: float) -> None:
+    def __init__(self, traffic: Traffic, fleet: Fleet, span_s: float) -> None:
+        times, work = np.asarray(traffic.times, dtype=float), np.asarray(traffic.work, dtype=float)
         self._fleet, self._work = fleet, work
+        #: Work that has to be done at some time: requests with a deadline may leave unserved.
+        expires = np.array([one.deadline_s < math.inf for one in traffic.urgencies], dtype=bool)
+        self._owed = np.where(expires, 0.0, work) if len(expires) else work
         latest = times + fleet.max_wait_s + work * max(fleet.slowdowns)
         self._slots, self._slot_s = _grid(times, latest, span_s)
         self._first = np.floor(times / self._slot_s).astype(int)
@@ -296,11 +299,11 @@ class _Program:
 
     def _defer(self, late_done: Array, waiting: Array) -> None:
         """Work that is not done in time waits until it is done later, or to the end."""
-        slots, first, work = self._slots, np.minimum(self._first, self._slots - 1), self._work
-        arriving = np.bincount(first, weights=work, minlength=slots)
+        slots, first, owed = self._slots, np.minimum(self._first, self._slots - 1), self._owed
+        arriving = np.bincount(first, weights=owed, minlength=slots)
         self._equal.add(arriving, (waiting, 1.0), (late_done, 1.0))
         self._equal.add_terms(np.arange(1, slots), waiting[:-1], -1.0)
-        self._equal.add_terms(first[self._bound], self._in_time[self._bound], work[self._bound])
+        self._equal.add_terms(first[self._bound], self._in_time[self._bound], owed[self._bound])
 
 
 def _grid(times: Array, latest: Array, span_s: float) -> tuple[int, float]:

@@ -34,7 +34,7 @@ def fleet(gpus: int, models: int, hours: float, work_s: float, policy: str) -> S
         rate = 0.5 * gpus * weights[number] / sum(weights) / work_s
         daily = synthetic_traffic(f"synthetic:daily?rate={rate}&swing=0.7&hours={hours}&work={work_s}", number)
         shift = 3600.0 * (number * 24 / models)
-        pairs = sorted(((at + shift) % (3600 * hours), work) for at, work in zip(*daily, strict=True))
+        pairs = sorted(((one.at + shift) % (3600 * hours), one.work_s) for one in daily.requests)
         traffic[name] = Traffic([at for at, _ in pairs], [work for _, work in pairs])
         profiles[name] = WorkerProfile(name)
         scalings[name] = Scaling(min_workers=1, max_workers=gpus, policy=policy, slo={"max_wait_s": 30})

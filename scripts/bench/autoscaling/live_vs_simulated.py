@@ -130,7 +130,7 @@ async def send_requests(url: str, folder: Path, live: LiveRun, zero: float) -> N
                 await asyncio.sleep(0.25)
 
         poller = asyncio.create_task(poll())
-        await asyncio.gather(*(send(at, work, n) for n, (at, work) in enumerate(zip(*live.traffic, strict=True))))
+        await asyncio.gather(*(send(one.at, one.work_s, n) for n, one in enumerate(live.traffic.requests)))
         await asyncio.sleep(2.0)
         poller.cancel()
 
@@ -244,7 +244,7 @@ def main() -> None:
         "in_time": {"live": live.in_time, "simulated": in_time},
         "engine": "simulated engine",
         "starts": {"live": len(live.starts_s), "took_s": live.starts_s},
-        "options": {key: str(value) for key, value in vars(args).items()},
+        "options": {key: Path(str(value)).name for key, value in vars(args).items()},
         "machine": machine(),
         "live": live.counts,
         "simulated": simulated,

@@ -35,7 +35,7 @@ def burst(slowdowns: tuple[float, ...] = (1.0,)) -> Scenario:
 @pytest.mark.parametrize(("slowdowns", "rate"), [(batch_slowdowns(1, 1.0), 0.8), (batch_slowdowns(4, 0.3), 1.1)])
 def test_stage_equals_the_cluster_simulation(slowdowns: tuple[float, ...], rate: float) -> None:
     traffic = synthetic_traffic(f"synthetic:poisson?rate={rate}&hours=0.2&work=6", 4)
-    lane, state, late = QueueSim(*traffic, slowdowns, 10.0), QueueState(((),) * 4), 0
+    lane, state, late = QueueSim(traffic.times, traffic.work, slowdowns, 10.0), QueueState(((),) * 4), 0
     for stage in range(200):
         state, more = lane.advance(state, stage * 10.0, stage * 10.0 + 10.0)
         late += more
