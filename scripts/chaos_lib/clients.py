@@ -7,7 +7,6 @@ broken connection only if it is a GET or has an `Idempotency-Key`.
 from __future__ import annotations
 
 import asyncio
-import base64
 import hashlib
 import json
 import socket
@@ -17,16 +16,16 @@ from typing import Any, TypeVar
 
 import aiohttp
 
-from scripts.chaos_lib.fault_plan import PlannedRequest
 from scripts.chaos_lib.monitor import Monitor
 from scripts.chaos_lib.outcomes import BALANCER_DIED, BALANCER_UNREACHABLE, CUT_OFF, EndState, Outcome
-from scripts.chaos_lib.profiles import JOB_TIMEOUT_S, TIMEOUT_S
+from scripts.chaos_lib.payloads import body_of, path_of, results_of
+from scripts.chaos_lib.profiles import JOB_TIMEOUT_S, TIMEOUT_S, Profile
 from scripts.chaos_lib.sse_client import RetryLater, StreamTruncated, read_stream
 
 Result = TypeVar("Result")
 ReadAnswer = Callable[[aiohttp.ClientResponse], Awaitable[Result]]
 
-GENERATE, PREDICT, JOBS = "/v1/images/generations", "/predict", "/v1/jobs"
+JOBS = "/v1/jobs"
 #: How long a client retries a rejected request, and the pause before it connects again.
 _PATIENCE_S, _RECONNECT_S = 240.0, 0.5
 #: Added to every time limit, because the server may be stopped for a part of the time.
@@ -48,13 +47,11 @@ class RequestLost(Exception):
 class ChaosClients:
     """All clients of one run."""
 
-    def __init__(self, url: str, tokens: Mapping[str, str], monitor: Monitor, called: str = "") -> None:
-        """`called` is the model that clients call; if it is empty, they ask for images."""
+    def __init__(self, url: str, tokens: Mapping[str, str], monitor: Monitor, profile: Profile) -> None:
         self._url = url
         self._tokens = tokens
         self._monitor = monitor
-        self._path = f"/v1/models/{called}:predict" if called else GENERATE
-        self._takes_calls = bool(called)
+        self._profile = profile
         self._started_at = time.monotonic()
         #: A digest of the first complete answer of each idempotency key.
         self._answers: dict[str, bytes] = {}
@@ -106,16 +103,13 @@ class ChaosClients:
 
     async def _request(self, outcome: Outcome) -> None:
         request = outcome.request
-        path, streamed = (
-            PREDICT if request.mode == "predict" and not self._takes_calls else self._path,
-            request.mode in ("stream", "slow", "abort_stream"),
-        )
+        path, streamed = path_of(self._profile, request), request.mode in ("stream", "slow", "abort_stream")
 
         async def take(answer: aiohttp.ClientResponse) -> list[bytes]:
             outcome.accepted = True
             if not streamed:
                 body = await answer.read()
-                images = _images(json.loads(body))
+                images = results_of(json.loads(body))
             else:
                 stream = await read_stream(answer, request.n, slow=request.mode == "slow")
                 outcome.duplicates += stream.duplicates
@@ -126,7 +120,12 @@ class ChaosClients:
             return images
 
         images = await self._exchange(
-            outcome, "POST", path, take, self._body(request, streamed), repeat=request.has_key
+            outcome,
+            "POST",
+            path,
+            take,
+            body_of(self._profile, request, streamed=streamed, timed=True),
+            repeat=request.has_key,
         )
         if not outcome.images:
             outcome.images = images
@@ -144,8 +143,8 @@ class ChaosClients:
     async def _run_job(self, outcome: Outcome) -> None:
         request = outcome.request
         body = {
-            "path": self._path,
-            "body": self._body(request, streamed=False, timed=False),
+            "path": path_of(self._profile, request),
+            "body": body_of(self._profile, request, streamed=False, timed=False),
             "metadata": {"request": request.id},
         }
         view = await self._exchange(outcome, "POST", JOBS, _json, body, repeat=request.has_key)
@@ -164,7 +163,7 @@ class ChaosClients:
         if first != again:
             outcome.duplicates.append("the job's result has changed")
         if not outcome.images:
-            outcome.images = _images(json.loads(first))
+            outcome.images = results_of(json.loads(first))
         outcome.close(EndState.COMPLETED)
 
     async def _wait_job_end(self, outcome: Outcome, job: str) -> None:
@@ -178,14 +177,6 @@ class ChaosClients:
             if time.monotonic() > deadline:
                 raise RequestLost(f"the job is {view['state']} {JOB_TIMEOUT_S + _GRACE_S:g} s after it was accepted")
             await asyncio.sleep(_POLL_S)
-
-    def _body(self, request: PlannedRequest, streamed: bool, *, timed: bool = True) -> dict[str, Any]:
-        """Return the JSON body of the request."""
-        if self._takes_calls:
-            return {"instances": calls(request), "priority": request.priority} | (
-                {"timeout_s": TIMEOUT_S} if timed else {}
-            )
-        return _image_body(request, streamed, timed=timed)
 
     async def list_jobs(self, owner: str) -> list[dict[str, Any]]:
         """Return every job of the key."""
@@ -263,36 +254,6 @@ async def _read(answer: aiohttp.ClientResponse) -> bytes:
 async def _json(answer: aiohttp.ClientResponse) -> dict[str, Any]:
     view: dict[str, Any] = await answer.json()
     return view
-
-
-def calls(request: PlannedRequest) -> list[dict[str, int]]:
-    """Return the instances of a request for calls."""
-    return [
-        {"points": int(request.size), "steps": request.steps, "seed": request.seed + index}
-        for index in range(request.n)
-    ]
-
-
-def _image_body(request: PlannedRequest, streamed: bool, *, timed: bool) -> dict[str, Any]:
-    body: dict[str, Any] = {
-        "prompt": request.prompt,
-        "seed": request.seed,
-        "num_inference_steps": request.steps,
-        "size": request.size,
-        "reproducible": request.reproducible,
-        "priority": request.priority,
-    }
-    body |= {"timeout_s": TIMEOUT_S} if timed else {}
-    body |= {"n": request.n} if request.mode != "predict" else {}
-    return body | ({"stream": True, "partial_images": 3} if streamed else {})
-
-
-def _images(answer: dict[str, Any]) -> list[bytes]:
-    """Decode the images of an answer of the Images API or of `/predict`, or the results of calls."""
-    if "predictions" in answer:
-        return [json.dumps(each).encode() for each in answer["predictions"]]
-    encoded = [item["b64_json"] for item in answer["data"]] if "data" in answer else [answer["image"]]
-    return [base64.b64decode(one) for one in encoded]
 
 
 def _small_socket(address: Any) -> socket.socket:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from loadbalancer.access.api_keys import ApiKey
 from scripts.chaos_lib.fault_plan import LoadShape
@@ -28,6 +28,10 @@ _WORKER_TIMEOUTS = {
 }
 
 
+#: What clients ask for.
+Kind = Literal["image", "call", "text"]
+
+
 @dataclass(frozen=True)
 class Profile:
     """A model, its workers and its load."""
@@ -36,11 +40,7 @@ class Profile:
     title: str
     model: Mapping[str, Any]
     load: LoadShape
-
-    @property
-    def takes_calls(self) -> bool:
-        """Whether clients call an engine; else they ask for images."""
-        return str(self.model.get("engine", "")).endswith(":RingSampler")
+    kind: Kind = "image"
 
     def config(self) -> dict[str, Any]:
         """Return the configuration of the server."""
@@ -134,5 +134,28 @@ CALLS = Profile(
         max_pause_s=6.0,
         has_streams=False,
     ),
+    "call",
 )
-PROFILES = {profile.name: profile for profile in (DIGITS, SIM, CALLS)}
+TEXTS = Profile(
+    "texts",
+    "simulated language models, 2 to 4 workers",
+    {
+        "engine": "sim",
+        "max_batch_size": 8,
+        "sim": {"task": "text", "t0_s": 0.02, "t1_s": 0.001, "load_s": 0.2, "prompt_token_s": 0.0005},
+        "scaling": SIM.model["scaling"] | {"max_workers": 4},
+    },
+    LoadShape(
+        peak_rps=5.0,
+        base_rps=0.5,
+        steps=(5, 50, 150, 400),
+        sizes=("",),
+        max_images=3,
+        seed_count=1_000_000,
+        reproducible=0.0,
+        fault_interval_s=4.0,
+        max_pause_s=6.0,
+    ),
+    "text",
+)
+PROFILES = {profile.name: profile for profile in (DIGITS, SIM, CALLS, TEXTS)}

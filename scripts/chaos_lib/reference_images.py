@@ -17,12 +17,13 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from scripts.chaos_lib.clients import calls
 from scripts.chaos_lib.fault_plan import PlannedRequest
 from scripts.chaos_lib.outcomes import Outcome
+from scripts.chaos_lib.payloads import calls
 from scripts.chaos_lib.profiles import SAMPLER
 from wire.inputs import ImageInputs
 from worker.engines.sim import expected_image
+from worker.engines.sim_text import expected_text
 from worker.engines.user.loading import load_class
 
 Pixels = NDArray[np.int16]
@@ -36,7 +37,12 @@ _DIGITS = Path(__file__).resolve().parents[2] / "worker" / "builtin" / "digits"
 
 def check_images(profile: str, outcomes: Sequence[Outcome], show: ShowCount) -> None:
     """Record the wrong images of each outcome. `show` is called with the number compared and their total."""
-    comparisons = {"sim": lambda: _compare_simulated, "calls": _call_comparison, "digits": _pipeline_comparison}
+    comparisons: dict[str, Callable[[], Callable[[PlannedRequest, int, bytes], str]]] = {
+        "sim": lambda: _compare_simulated,
+        "texts": lambda: _compare_text,
+        "calls": _call_comparison,
+        "digits": _pipeline_comparison,
+    }
     compare = comparisons[profile]()
     for number, outcome in enumerate(outcomes):
         request = outcome.request
@@ -53,6 +59,14 @@ def _compare_simulated(request: PlannedRequest, index: int, image: bytes) -> str
     width, height = map(int, request.size.split("x"))
     inputs = ImageInputs(request.prompt, width, height, request.steps, _GUIDANCE, request.seed + index, _SCHEDULER)
     return "" if image == expected_image(inputs) else "it differs from the image of its seed"
+
+
+def _compare_text(request: PlannedRequest, index: int, text: bytes) -> str:
+    """A repeated, missing or changed token shows: each word follows from the seed and its position alone."""
+    expected = expected_text(request.seed + index, request.steps)
+    if text == expected.encode():
+        return ""
+    return f"{len(text.split())} words instead of {len(expected.split())}, or other words"
 
 
 def _call_comparison() -> Callable[[PlannedRequest, int, bytes], str]:

@@ -73,9 +73,7 @@ async def run(profile: Profile, seed: int, seconds: float, folder: Path, show: S
         await _wait_ready(instance, show)
         async with (
             _monitoring(monitor),
-            ChaosClients(
-                instance.url, instance.tokens, monitor, profile.name if profile.takes_calls else ""
-            ) as clients,
+            ChaosClients(instance.url, instance.tokens, monitor, profile) as clients,
         ):
             injection = asyncio.create_task(_inject_faults(instance, plan_faults(plan, profile.load, seconds), result))
             senders = [asyncio.create_task(_send_when_due(clients, outcome)) for outcome in outcomes]

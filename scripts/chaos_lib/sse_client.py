@@ -34,8 +34,10 @@ class StreamTruncated(Exception):
 class StreamResult:
     """Content of a stream."""
 
-    #: By the index of the image in its request.
+    #: By the index of the image or text in its request.
     images: dict[int, bytes] = field(default_factory=dict)
+    #: Texts that are not complete yet.
+    texts: dict[int, str] = field(default_factory=dict)
     failure: str = ""
     duplicates: list[str] = field(default_factory=list)
     #: All bytes of the stream.
@@ -67,11 +69,25 @@ def _add_event(stream: StreamResult, block: bytes) -> None:
     data = b"".join(line.removeprefix(b"data: ") for line in block.split(b"\n") if line.startswith(b"data: "))
     if not data:
         return
+    if data == b"[DONE]":
+        return
     event: dict[str, Any] = json.loads(data)
-    if event["type"] == "error":
+    if "error" in event:
         stream.failure = event["error"]["code"]
+    elif "choices" in event:
+        _add_tokens(stream, event["choices"])
     elif event["type"] == _COMPLETED:
         index = event["index"]
         if index in stream.images:
             stream.duplicates.append(f"image {index} was completed twice in one stream")
         stream.images[index] = base64.b64decode(event["b64_json"])
+
+
+def _add_tokens(stream: StreamResult, choices: list[dict[str, Any]]) -> None:
+    for choice in choices:
+        index, delta = int(choice["index"]), choice["delta"]
+        if index in stream.images:
+            stream.duplicates.append(f"text {index} went on after its end")
+        stream.texts[index] = stream.texts.get(index, "") + (delta.get("content") or "")
+        if choice["finish_reason"] is not None:
+            stream.images[index] = stream.texts[index].encode()

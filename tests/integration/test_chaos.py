@@ -1,4 +1,4 @@
-"""A short run of `scripts/chaos.py`, with a fixed seed: images of simulated workers, and calls of a user's engine."""
+"""A short run of `scripts/chaos.py`, with a fixed seed: images and texts of simulated workers, and a user's engine."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ TIMEOUT_S = 540.0
 @pytest.mark.timeout(TIMEOUT_S + 30)
 def test_chaos_run_has_no_violations(tmp_path: Path) -> None:
     file = tmp_path / "table.json"
-    command = [sys.executable, "scripts/chaos.py", "--profile", "sim", "calls", "--minutes", "0.8", "--seed", "7"]
+    command = [sys.executable, "scripts/chaos.py", "--profile", "sim", "calls", "texts", "--minutes", "1", "--seed", "7"]
     environment = os.environ | {"TMPDIR": str(tmp_path), "OMP_NUM_THREADS": "1"}
     finished = subprocess.run(
         [*command, "--json", str(file)],
@@ -39,7 +39,7 @@ def test_chaos_run_has_no_violations(tmp_path: Path) -> None:
         assert table["completed"] > table["requests"] // 2
         ends = table["completed"] + table["aborted by clients"] + sum(table["failed"].values()) + table["lost"]
         assert ends == table["requests"], "every request has an outcome"
-    assert len(tables) == 2
+    assert len(tables) == 3
     assert sum(table["requests"] for table in tables) >= 80
     assert sum(sum(table["faults"].values()) for table in tables) >= 8
     assert sum(table["balancers"] for table in tables) >= 3

@@ -196,8 +196,7 @@ def _prompt(prompt: TextPrompt) -> tuple[str, int]:
 
 def _generate(row: SimTextRow) -> None:
     """Give the row its next word. A stop text ends the generation before the word in which it ends."""
-    digest = hashlib.blake2b(f"{row.inputs.sampling.seed} {row.step}".encode(), digest_size=2).digest()
-    token = int.from_bytes(digest, "little") % len(_WORDS)
+    token = _token(row.inputs.sampling.seed, row.step)
     text = _WORDS[token] + " "
     stop = next((each for each in row.inputs.stop if each in text), None)
     index, row.step = row.step, row.step + 1
@@ -206,3 +205,13 @@ def _generate(row: SimTextRow) -> None:
     finish: FinishReason = "stop" if stop is not None else "length" if row.step == row.steps else ""
     prompt_tokens, row.is_new = (row.prompt_tokens if row.is_new else 0), False
     row.output = TokenOutput(index, [token], text, finish, prompt_tokens=prompt_tokens, stop_reason=stop)
+
+
+def _token(seed: int, position: int) -> int:
+    digest = hashlib.blake2b(f"{seed} {position}".encode(), digest_size=2).digest()
+    return int.from_bytes(digest, "little") % len(_WORDS)
+
+
+def expected_text(seed: int, tokens: int) -> str:
+    """Compute the text that a worker must generate, for tests."""
+    return "".join(f"{_WORDS[_token(seed, position)]} " for position in range(tokens))
