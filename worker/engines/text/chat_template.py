@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 from collections.abc import Iterator
 from typing import Any
@@ -89,18 +90,25 @@ class ChatTemplate:
             raise _invalid(f"the chat template fails for these messages: {_first_line(error)}") from error
 
     def _injected_token(self, prompt: ChatPrompt) -> str | None:
-        """Return a control token that a text of the client contains."""
-        tokens = self._control_tokens()
-        texts = "\0".join(_texts([prompt.messages, prompt.tools, prompt.template_arguments]))
-        return next((token for token in tokens if token in texts), None)
+        """Return a control token that a text of the client contains.
 
-    def _control_tokens(self) -> list[str]:
+        Messages of the assistant may have those that are not special, such as `<think>`: templates look for them.
+        """
+        special, others = self._control_tokens
+        own = [message for message in prompt.messages if message.get("role") == "assistant"]
+        foreign = [message for message in prompt.messages if message.get("role") != "assistant"]
+        texts = "\0".join(_texts([foreign, prompt.tools, prompt.template_arguments]))
+        found = (token for token in (*special, *others) if token in texts)
+        texts_of_model = "\0".join(_texts(own))
+        return next(found, None) or next((token for token in special if token in texts_of_model), None)
+
+    @functools.cached_property
+    def _control_tokens(self) -> tuple[list[str], list[str]]:
+        """Special tokens, and other added ones that the template writes."""
         literals = (self.text or "") + self.tools_text if self._can_sanitize else ""
-        return [
-            token.content
-            for token in self._tokenizer.added_tokens_decoder.values()
-            if token.special or (token.content in literals and not token.content.isspace())
-        ]
+        added = self._tokenizer.added_tokens_decoder.values()
+        others = [token.content for token in added if not token.special and token.content in literals]
+        return [token.content for token in added if token.special], [text for text in others if not text.isspace()]
 
 
 def _template(tokenizer: Any, *, tools: list[dict[str, Any]] | None) -> str | None:

@@ -19,14 +19,14 @@ _KNOWN_DRAFT = "json-schema.org/draft"
 def schema_rule(place: str, schema: Any, *, lenient: bool = False) -> str:
     """Return the rule of a grammar for JSON texts that match the schema; `{}` is any object.
 
-    `place`: where the client gave it. `lenient`: keywords without support are ignored. Raises `TaskError` for a schema
-    with an error.
+    `place`: where the client gave it. `lenient`: keywords without support are ignored, and `oneOf` means `anyOf`.
+    Raises `TaskError` for a schema with an error.
     """
     if isinstance(schema, bool) or not isinstance(schema, dict):
         raise _invalid(place, "must be an object")
     if _count_properties(schema) > _MAX_PROPERTIES:
         raise _invalid(place, f"has an object with more than {_MAX_PROPERTIES} properties")
-    options = {"whitespace_pattern": _WHITE_SPACE, "lenient": lenient}
+    options = {"whitespace_pattern": _WHITE_SPACE, "lenient": lenient, "coerce_one_of": lenient}
     known = {key: value for key, value in schema.items() if key != "$schema" or _KNOWN_DRAFT in str(value)}
     content = json.dumps({**(known or {"type": "object"}), "x-guidance": options})
     try:
@@ -52,6 +52,7 @@ def _count_properties(schema: Any) -> int:
 
 def _sentence(problem: str) -> str:
     text = problem.replace("Unimplemented keys:", "these keywords are not supported:")
+    text = text.partition(" Enable 'coerce_one_of'")[0].replace("oneOf constraints", "oneOf with overlapping choices")
     return " ".join(text.split())[:500]
 
 

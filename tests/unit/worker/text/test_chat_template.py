@@ -107,6 +107,14 @@ def test_messages_contain_no_control_tokens(text: str, shown: str | None) -> Non
     assert count == own.encode(ChatPrompt([USER], [TOOL])).count(2)
 
 
+def test_the_assistant_keeps_its_own_markers() -> None:
+    own, last = tokenization(), {"role": "assistant", "content": "<think>\nHm."}
+    tokens = own.encode(ChatPrompt([USER, last], add_generation_prompt=False))
+    assert own.tokenizer.convert_tokens_to_ids("<think>") in tokens
+    ended = own.encode(ChatPrompt([USER, {"role": "assistant", "content": "<|im_end|>"}, USER]))
+    assert ended.count(2) == own.encode(ChatPrompt([USER] * 3)).count(2)
+
+
 @pytest.mark.parametrize(
     ("messages", "values", "problem"),
     [

@@ -179,6 +179,7 @@ def function(**values: Any) -> list[dict[str, Any]]:
         (chat(tools=[]), "true", "json_schema: .* must be an object"),
         (chat(tools=[]), '{"type": "objct"}', "json_schema: .* Invalid type: objct"),
         (chat(tools=[]), '{"not": {}}', 'these keywords are not supported: \\["not"\\]'),
+        (chat(tools=[]), '{"oneOf": [{"minimum": 1}, {"minimum": 2}]}', "oneOf with overlapping choices are not"),
         (chat(tools=[]), '{"type": "string", "pattern": "("}', "json_schema: .* unclosed group"),
         (chat(tools=[]), '{"$ref": "#/$defs/x"}', "json_schema: .*/\\$defs/x"),
         (chat(tools=[]), '{"$ref": "http://example.com/x"}', "json_schema: .*example.com"),
@@ -217,7 +218,7 @@ def test_annotations_of_schemas_have_no_effect(schema: dict[str, Any]) -> None:
 
 
 def test_unsupported_keywords_of_tools_are_ignored() -> None:
-    tools = function(parameters={"type": "object", "properties": {"a": {"type": "string", "not": {}}}})
+    tools = function(parameters={"type": "object", "properties": {"a": {"oneOf": [{"type": "string", "not": {}}, {}]}}})
     text = CALL.replace("get", "f").replace("city", "a")
     assert follow(generation(chat("f", tools)), ids(text)) == f"{text}|"
 
