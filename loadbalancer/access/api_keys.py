@@ -47,6 +47,7 @@ _NEEDS: tuple[tuple[str, RequiredScope], ...] = (
     ("/v1/chat", "text"),
     ("/v1/completions", "text"),
     ("/v1/responses", "text"),
+    ("/v1/embeddings", "calls"),
     ("/v1/results", "nothing"),  # the URL of an image cannot be guessed
     ("/predict", "images"),
 )

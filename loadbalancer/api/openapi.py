@@ -39,6 +39,7 @@ from loadbalancer.schema.text.chat_answer import ChatAnswer, ChatChunk
 from loadbalancer.schema.text.chat_request import ChatRequest
 from loadbalancer.schema.text.completion_answer import CompletionAnswer
 from loadbalancer.schema.text.completion_request import CompletionRequest
+from loadbalancer.schema.text.embeddings import EmbeddingsAnswer, EmbeddingsRequest
 from loadbalancer.schema.text.response_answer import ResponseAnswer
 from loadbalancer.schema.text.response_events import RESPONSE_EVENTS
 from loadbalancer.schema.text.response_request import ResponseRequest
@@ -72,6 +73,8 @@ _STRUCTS = (
     ChatChunk,
     CompletionRequest,
     CompletionAnswer,
+    EmbeddingsRequest,
+    EmbeddingsAnswer,
     ResponseRequest,
     ResponseAnswer,
     *RESPONSE_EVENTS,

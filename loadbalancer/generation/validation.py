@@ -265,6 +265,8 @@ def endpoints(name: str, settings: Settings) -> list[str]:
     if model.task == "text":
         return ["/v1/chat/completions", "/v1/completions", "/v1/responses"]
     own = [] if model.api_path is None else [model.api_path]
+    if model.embeddings:
+        own.append("/v1/embeddings")
     return [f"/v1/models/{name}:predict", f"/v2/models/{name}/infer", *own]
 
 

@@ -19,6 +19,7 @@ MODELS = {
         "engine": "sim",
         "max_batch_size": 4,
         "api_path": "/echo",
+        "embeddings": True,
         "sim": {"task": "call", "t0_s": 0.002, "t1_s": 0.0005, "load_s": 0.0},
     },
     "words": {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import importlib.util
 import signal
 import sys
@@ -13,6 +14,7 @@ from typing import Any
 
 import httpx
 import numpy as np
+import openai
 import psutil
 import pytest
 import yaml
@@ -81,6 +83,26 @@ def test_similar_sentences_have_similar_vectors(server: Instance) -> None:
     found = np.array(post(server, "/v1/models/embeddings:predict", json={"instances": texts}).json()["predictions"])
     assert np.linalg.norm(found, axis=1) == pytest.approx([1, 1, 1], abs=1e-5)
     assert found[0] @ found[1] > 0.4 > found[0] @ found[2]
+
+
+@pytest.mark.parametrize("encoding", ["float", "base64"])
+def test_openai_client_gets_embeddings(server: Instance, encoding: Any) -> None:
+    api = openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0, timeout=PATIENCE_S)
+    texts = ["read a file", "open a file", "sort a list"]
+    plain = post(server, "/v1/models/embeddings:predict", json={"instances": texts}).json()["predictions"]
+    answer = api.embeddings.create(model="embeddings", input=texts, encoding_format=encoding)
+    assert [item.index for item in answer.data] == [0, 1, 2]
+    found = [item.embedding for item in answer.data]
+    if encoding == "base64":
+        found = [np.frombuffer(base64.b64decode(str(each)), "<f4") for each in found]  # type: ignore[misc]
+    np.testing.assert_allclose(found, plain, rtol=1e-6)
+    assert api.embeddings.create(model="embeddings", input="read a file").data[0].embedding
+    for wrong, text in (
+        ({"input": ["file", "qqq"]}, r"input\[1\]: the text has no word"),
+        ({"dimensions": 3}, "have 64"),
+    ):
+        with pytest.raises(openai.BadRequestError, match=text):
+            api.embeddings.create(**{"model": "embeddings", "input": "file"} | wrong)
 
 
 def test_litserve_class_answers_at_its_own_path(server: Instance) -> None:

@@ -9,6 +9,7 @@ from fastapi import APIRouter, Response
 from loadbalancer.api.hot_routes import HotRequest, HotRoutes
 from loadbalancer.api.openapi import event_stream, request_body, responses
 from loadbalancer.api.text.completions import TextApi
+from loadbalancer.api.text.embeddings import EmbeddingsApi
 from loadbalancer.api.text.responses import ResponsesApi
 from loadbalancer.schema.text.response_events import RESPONSE_EVENTS
 from loadbalancer.services import Services
@@ -20,6 +21,7 @@ _ERRORS = (400, 404, 413, 415, 422, 429, 500, 503, 504)
 def router(services: Services, hot: HotRoutes) -> APIRouter:
     routes = APIRouter(tags=["text"])
     api, respond = TextApi(services), ResponsesApi(services)
+    embeddings = EmbeddingsApi(services)
     max_bytes = services.settings.server.max_text_body_bytes
 
     @routes.post(
@@ -54,5 +56,16 @@ def router(services: Services, hot: HotRoutes) -> APIRouter:
     def create_response(request: HotRequest) -> Awaitable[Response]:
         """OpenAI's Responses API for texts and functions. Nothing is stored: each request has all items."""
         return respond.answer(request)
+
+    @routes.post(
+        "/v1/embeddings",
+        summary="Embed texts",
+        openapi_extra=request_body("EmbeddingsRequest"),
+        responses=responses("EmbeddingsAnswer", *_ERRORS),
+    )
+    @hot.endpoint(max_bytes=max_bytes)
+    def embed(request: HotRequest) -> Awaitable[Response]:
+        """OpenAI's embeddings, by an engine of your own with `embeddings: true`."""
+        return embeddings.answer(request)
 
     return routes

@@ -101,6 +101,8 @@ def tool_definitions(tools: Sequence[Tool], max_tools: int, bounds: JsonBounds) 
         if not is_absent(function.parameters):
             place = f"tools[{index}].function.parameters"
             definition["parameters"] = bounded_object(function.parameters, place, bounds)
+        if function.strict:
+            definition["strict"] = True
         found[function.name] = {"type": "function", "function": definition}
     return list(found.values())
 

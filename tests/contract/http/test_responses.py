@@ -108,3 +108,25 @@ def test_refused_request_names_its_parameter(
     assert answer.status_code == 400
     assert error["param"] == param, error["message"]
     assert code in (None, error["code"])
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "param"),
+    [
+        ({"model": "words"}, 400, "model"),
+        ({"model": "none"}, 404, "model"),
+        ({"input": [1, 2]}, 400, "input"),
+        ({"input": []}, 400, "input"),
+        ({"encoding_format": "hex"}, 400, "encoding_format"),
+    ],
+)
+def test_refused_embeddings_name_their_parameter(
+    http: httpx.Client, body: dict[str, Any], status: int, param: str
+) -> None:
+    answer = http.post("/v1/embeddings", json={"input": "text", "model": "echo"} | body)
+    assert (answer.status_code, answer.json()["error"]["param"]) == (status, param)
+
+
+def test_result_that_is_no_vector_is_no_embedding(http: httpx.Client) -> None:
+    answer = http.post("/v1/embeddings", json={"input": "text", "model": "echo"})
+    assert (answer.status_code, answer.json()["error"]["code"]) == (500, "invalid_result")

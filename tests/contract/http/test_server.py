@@ -169,6 +169,7 @@ def test_documentation(http: httpx.Client) -> None:
         ("post", "/v1/chat/completions"),
         ("post", "/v1/completions"),
         ("post", "/v1/responses"),
+        ("post", "/v1/embeddings"),
         ("post", "/v1/jobs"),
         ("get", "/v1/jobs"),
         ("get", "/v1/jobs/{job}"),
