@@ -7,6 +7,7 @@ transformers replaces the model's own: it writes keys and values into the cache 
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -122,7 +123,7 @@ class AttentionPlan:
     masks: dict[int | None, torch.Tensor] = field(default_factory=dict)
 
     def decode_mask(self, window: int | None) -> torch.Tensor:
-        """Return which tokens each row of one token sees, of shape [rows, 1, 1, tokens]."""
+        """Return 0 for tokens that a row of one token sees and minus infinity for others: [rows, 1, 1, tokens]."""
         if window not in self.masks:
             assert self.table is not None
             assert self.positions is not None
@@ -130,7 +131,9 @@ class AttentionPlan:
             mask = tokens <= self.positions[:, None]
             if window is not None:
                 mask &= tokens > self.positions[:, None] - window
-            self.masks[window] = mask[:, None, None, :]
+            # As numbers, because attention would convert truth values in every layer.
+            numbers = torch.zeros(mask.shape, dtype=self.cache.keys[0].dtype, device=mask.device)
+            self.masks[window] = numbers.masked_fill_(~mask, -math.inf)[:, None, None, :]
         return self.masks[window]
 
 
