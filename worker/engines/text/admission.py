@@ -57,7 +57,8 @@ def check_equality(
 
     Raises `UnsupportedModel` unless the logits are equal up to rounding. Uses the first three blocks of the cache.
     """
-    first, size = block_tokens + 3, 2 * block_tokens + 5
+    size = min(2 * block_tokens + 5, getattr(model.config, "max_position_embeddings", None) or 2 * block_tokens)
+    first = size // 2 + 1
     tokens = [(7 * place * place + 11) % model.config.vocab_size for place in range(size)]
     parts = [(0, first), (first, size - 1), (size - 1, size)]
     try:

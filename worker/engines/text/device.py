@@ -14,7 +14,6 @@ from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as functional
-from torch.nn.attention import varlen
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from worker.device_errors import device_error_kind
@@ -242,6 +241,8 @@ def _ragged(
     window: int | None,
 ) -> torch.Tensor:
     """Return the output for all rows, of shape [tokens, heads, head_size]: each the same bits in any batch."""
+    from torch.nn.attention import varlen  # seconds of imports that a CPU does not need
+
     output = varlen.varlen_attn(
         query[0].transpose(0, 1).contiguous(),
         keys.flatten(0, 1).index_select(0, rows.slots),
@@ -477,23 +478,25 @@ class PackedLinear(torch.nn.Module):
 
 def pack_linears(module: torch.nn.Module) -> int:
     """Replace linear layers by packed ones where that computes the same; return their number."""
-    packed = 0
+    number = 0
     for name, child in module.named_children():
-        if type(child) is torch.nn.Linear and _can_pack(child):
-            setattr(module, name, PackedLinear(child))
-            packed += 1
+        packed = _packed(child) if type(child) is torch.nn.Linear else None
+        if packed is not None:
+            setattr(module, name, packed)
+            number += 1
         else:
-            packed += pack_linears(child)
-    return packed
+            number += pack_linears(child)
+    return number
 
 
 @torch.inference_mode()
-def _can_pack(linear: torch.nn.Linear) -> bool:
-    """Return whether this build of torch packs the layer."""
+def _packed(linear: torch.nn.Linear) -> PackedLinear | None:
+    """Return the packed layer; None if this build of torch or this processor does not compute it."""
+    hidden = torch.ones(2, linear.in_features, dtype=linear.weight.dtype)
     try:
-        hidden = torch.ones(2, linear.in_features, dtype=linear.weight.dtype)
-        got = PackedLinear(linear)(hidden)
+        packed = PackedLinear(linear)
+        got = packed(hidden)
     except (RuntimeError, AttributeError, TypeError) as error:
         log.info("a linear layer is not packed: %s", error)
-        return False
-    return bool(torch.allclose(got, linear(hidden), rtol=2e-2, atol=2e-2))
+        return None
+    return packed if torch.allclose(got, linear(hidden), rtol=2e-2, atol=2e-2, equal_nan=True) else None

@@ -25,7 +25,7 @@ from worker.engines.gpu_checks import check_build, open_gpu
 from worker.engines.text.admission import cache_shape, check_equality, check_network
 from worker.engines.text.device import KeyValueCache, ModelPass, RowPart, computes_ragged, pack_linears
 from worker.engines.text.generation import Generation
-from worker.engines.text.loading import cache_bytes, fit_cache, read_model
+from worker.engines.text.loading import fit_cache, read_model
 from worker.engines.text.row import TextRow
 from worker.engines.text.sampling import Choice, TokenCounts, choose, needs_counts
 from worker.engines.text.step_planner import StepPlanner, Work
@@ -87,8 +87,7 @@ class TextEngine:
         if self._device.type == "cpu":
             log.info("%d linear layers are packed", pack_linears(self._network))
         config, dtype, settings = self._network.config, self._network.dtype, self._model.text
-        size = cache_bytes(settings.kv_cache, self._model.gpu_memory, self._device)
-        blocks, context_length = fit_cache(self._model, config, dtype, size)
+        blocks, context_length = fit_cache(self._model, config, dtype, self._device, self._max_rows)
         with translate_device_errors(self._device, "allocating the key-value cache"):
             self._cache = KeyValueCache(cache_shape(config), blocks, settings.block_tokens, dtype, self._device)
         self._planner = StepPlanner(
@@ -124,7 +123,12 @@ class TextEngine:
         )
 
     def limits(self) -> EngineLimits:
-        return EngineLimits(min(_CPU_BATCH if self._device.type == "cpu" else _GPU_BATCH, self._planner.blocks))
+        return EngineLimits(min(self._max_rows, self._planner.blocks))
+
+    @property
+    def _max_rows(self) -> int:
+        usual = _CPU_BATCH if self._device.type == "cpu" else _GPU_BATCH
+        return usual if self._model.max_batch_size == "auto" else self._model.max_batch_size
 
     def fingerprint(self) -> str:
         revision = f", revision {self._model.revision}" if self._model.revision is not None else ""

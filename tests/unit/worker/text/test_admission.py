@@ -17,7 +17,7 @@ from worker.engine import UnsupportedModel
 from worker.engines.factory import build
 from worker.engines.text.admission import check_config
 from worker.engines.text.engine import TextEngine
-from worker.engines.text.loading import choose_dtype, fit_cache
+from worker.engines.text.loading import choose_dtype, fit_cache, max_context
 
 _CPU = torch.device("cpu")
 
@@ -129,21 +129,32 @@ def test_folder_without_weights_is_explained(tmp_path: Path) -> None:
         load(Model(engine="text", path=str(folder)))
 
 
+def fit(rows: int = 32, network_config: Any = None, **text: Any) -> tuple[int, int]:
+    """Return blocks and context length of a tiny model."""
+    config = network_config or tiny_model().config
+    return fit_cache(Model(engine="text", path="x", text=TextGeneration(**text)), config, torch.float32, _CPU, rows)
+
+
 def test_context_is_that_of_the_model_and_of_the_cache() -> None:
-    config = tiny_model().config
-
-    def fit(size: int, **text: Any) -> tuple[int, int]:
-        return fit_cache(Model(engine="text", path="x", text=TextGeneration(**text)), config, torch.float32, size)
-
-    assert fit(100 * BLOCK_BYTES) == (100, 512)
-    assert fit(10 * BLOCK_BYTES) == (10, 160)
-    assert fit(10 * BLOCK_BYTES, context_length=128) == (10, 128)
+    assert fit(kv_cache=100 * BLOCK_BYTES) == (100, 512)
+    assert fit(kv_cache=10 * BLOCK_BYTES) == (10, 160)
+    assert fit(kv_cache=10 * BLOCK_BYTES, context_length=128) == (10, 128)
+    assert fit(rows=4) == (4 * 32, 512), "no more than four texts can need"
     with pytest.raises(UnsupportedModel, match=r"context_length \(600\) exceeds that of the model, 512"):
-        fit(100 * BLOCK_BYTES, context_length=600)
+        fit(kv_cache=100 * BLOCK_BYTES, context_length=600)
     with pytest.raises(UnsupportedModel, match=r"text.kv_cache holds 160 tokens.*it needs 1MiB"):
-        fit(10 * BLOCK_BYTES, context_length=200)
-    with pytest.raises(UnsupportedModel, match="more memory"):
-        fit(BLOCK_BYTES)
+        fit(kv_cache=10 * BLOCK_BYTES, context_length=200)
+    with pytest.raises(UnsupportedModel, match=r"text.kv_cache holds 16 tokens.*it needs 1MiB"):
+        fit(kv_cache=BLOCK_BYTES)
+
+
+def test_context_ends_where_texts_would_depend_on_others() -> None:
+    """Angles of `longrope` change for the whole batch when one text is longer than the original context."""
+    factors = {"short_factor": [1.0] * 8, "long_factor": [2.0] * 8}
+    rope = {"rope_type": "longrope", "rope_theta": 10_000.0, "original_max_position_embeddings": 64, **factors}
+    config = tiny_model(rope_parameters=rope).config
+    assert max_context(config) == 64
+    assert max_context(tiny_model().config) == 512
 
 
 def test_precision_on_a_cpu() -> None:
