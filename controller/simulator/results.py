@@ -52,8 +52,8 @@ class PolicyResult:
 
 
 def min_gpu_hours(model: ModelSim) -> float:
-    """Return the lower bound of GPU-hours: all work done in full batches without idle time."""
-    speed = model.profile.batch / model.profile.slowdowns[-1]
+    """Return the GPU-hours of all work in the most efficient batches without idle time."""
+    speed = max(tasks / slowdown for tasks, slowdown in enumerate(model.profile.slowdowns, 1))
     # A request with a deadline may leave unserved.
     owed = [one.deadline_s == math.inf for one in model.urgencies] or [True] * len(model.work)
     return sum(itertools.compress(model.work, owed)) / speed / 3600

@@ -20,28 +20,31 @@ def print_table(console: Console, title: str, results: Sequence[PolicyResult], n
     table.add_column("policy", no_wrap=True)
     if several:
         table.add_column("model", no_wrap=True)
-    headings = ("in SLO", "wait p50", "p99", "GPU-h", "bound", "best", "x best", "starts", "changes", "use")
-    for heading in headings:
+    columns = {name: [cells[name] for cells in map(_cells, results)] for name in _cells(results[0])} if results else {}
+    shown = {name: cells for name, cells in columns.items() if any(cells)}
+    for heading in shown:
         table.add_column(heading, justify="right", no_wrap=True)
-    for result in results:
+    for number, result in enumerate(results):
         names = (result.policy, result.model) if several else (result.policy,)
-        table.add_row(*map(Text, names), *_cells(result))  # names may look like markup
+        table.add_row(*map(Text, names), *(cells[number] for cells in shown.values()))  # names may look like markup
     console.print(table)
 
 
-def _cells(result: PolicyResult) -> tuple[str, ...]:
-    return (
-        f"{100 * result.in_slo:.2f} %",
-        _seconds(result.wait_p50_s),
-        _seconds(result.wait_p99_s),
-        _hours(result.gpu_hours),
-        _hours(result.lower_bound_hours),
-        _hours(result.best_hours),
-        "" if result.ratio is None else f"{result.ratio:.2f}",
-        str(result.cold_starts),
-        str(result.changes),
-        f"{100 * result.utilisation:.0f} %",
-    )
+def _cells(result: PolicyResult) -> dict[str, str]:
+    """Return the cells by heading; a column of empty cells is left out."""
+    return {
+        "in SLO": f"{100 * result.in_slo:.2f} %",
+        "wait p50": _seconds(result.wait_p50_s),
+        "p99": _seconds(result.wait_p99_s),
+        "GPU-h": _hours(result.gpu_hours),
+        "bound": _hours(result.lower_bound_hours),
+        "best": _hours(result.best_hours),
+        "x best": "" if result.ratio is None else f"{result.ratio:.2f}",
+        "starts": str(result.cold_starts),
+        "changes": str(result.changes),
+        "expired": str(result.expired or ""),
+        "use": f"{100 * result.utilisation:.0f} %",
+    }
 
 
 def _hours(value: float | None) -> str:

@@ -37,7 +37,7 @@ MAX_REQUESTS = 250_000
 _TOLERANCE = 1e-6
 #: Slots before the end in which requests have no deadline, because the end cuts their windows.
 _FREE_SLOTS = 2
-_INFEASIBLE = 2
+_OUT_OF_TIME, _INFEASIBLE = 1, 2
 #: The interior point method is faster on long traces. It fails on a few degenerate programs.
 _METHODS = ("highs-ipm", "highs-ds")
 _TIME_LIMIT_S = 600.0
@@ -190,6 +190,8 @@ class _Program:
                 return math.inf
             if found.status == 0:
                 return max(float(found.fun) * (1 - _TOLERANCE), 0.0)
+            if found.status == _OUT_OF_TIME:
+                break
         raise BoundUnavailable(f"the linear program was not solved: {found.message}")
 
     def _build(self) -> tuple[Array, Array]:

@@ -23,3 +23,12 @@ def test_names_like_markup_are_shown_as_text(name: str) -> None:
     for piece in (f"title {name}", f"note {name}", "99.50 %", "never", "1.25", "none", "1.2 "):
         assert piece in text
     assert text.count(name) >= 5
+
+
+def test_empty_columns_are_left_out() -> None:
+    output = io.StringIO()
+    plain = replace(RESULT, ratio=None, lower_bound_hours=None, best_hours=None)
+    print_table(Console(width=200, file=output), "title", [plain, replace(plain, policy="hpa")], [])
+    assert not {"bound", "best", "expired"} & set(output.getvalue().split())
+    print_table(Console(width=200, file=output), "title", [plain, replace(RESULT, expired=7)], [])
+    assert {"bound", "best", "expired", "7"} <= set(output.getvalue().split())
