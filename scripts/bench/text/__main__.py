@@ -81,6 +81,7 @@ def main() -> int:
     plan |= {key: getattr(args, key) for key in ("users", "slots", "rounds", "dtype")}
     plan |= {"scales": (args.prompt_scale, args.token_scale), "bounds": (args.max_prompt, args.max_tokens)}
     results: list[dict[str, Any]] = []
+    report: dict[str, Any] = {}
     for group in _GROUPS:
         names = [name for name in group if name in wanted]
         python = pythons[ENVIRONMENTS[group[0]]]
@@ -94,11 +95,11 @@ def main() -> int:
         closed = [each for each in results if each.get("load") == "closed"]
         if closed:  # the first contender's rate is that of all
             plan["rate"] = 0.7 * closed[0]["requests_per_s"]
-    summary = summarize(results)
-    report = {"command": " ".join(sys.argv[1:]), "machine": machine(), "summary": summary, "results": results}
-    console.print(table(summary))
-    if args.json:
-        args.json.write_text(json.dumps(report, indent=1) + "\n")
+        summary = summarize(results)
+        report |= {"command": " ".join(sys.argv[1:]), "machine": machine(), "summary": summary, "results": results}
+        if args.json:  # after each group: an interrupted run leaves what it has measured
+            args.json.write_text(json.dumps(report, indent=1) + "\n")
+    console.print(table(summarize(results)))
     if args.plot:
         draw_figure(report, args.plot)
     return 0

@@ -32,9 +32,9 @@ def summarize(results: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     for (load, contender), measured in rows.items():
         row: dict[str, Any] = {"load": load, "contender": contender}
         row |= {name: statistics.median(each[name] for each in measured) for name in _FIGURES}
-        row["of_muster"] = _ratio(rows.get((load, "muster")), measured, "tokens_per_s")
         alone = next((name for name, pair in _PAIRS.items() if pair == contender), "")
         for name in ("tokens_per_s", "tokens_per_cpu_s"):
+            row[f"{name}_of_muster"] = _ratio(rows.get((load, "muster")), measured, name)
             row[f"{name}_of_alone"] = _ratio(rows.get((load, alone)), measured, name)
         summary.append(row)
     return summary
@@ -48,20 +48,14 @@ def _ratio(base: Sequence[dict[str, Any]] | None, measured: Sequence[dict[str, A
 
 def table(summary: Sequence[dict[str, Any]]) -> Table:
     found = Table(
-        "load", "", "tokens/s", "of muster", "of alone", "per CPU s", "of alone", "TTFT ms p50/p99", "ITL ms p50/p99"
+        "load", "", "tokens/s", "of muster", "of alone", "per CPU s", "of muster", "of alone", "TTFT ms", "ITL ms"
     )
     for row in summary:
-        found.add_row(
-            row["load"],
-            row["contender"],
-            f"{row['tokens_per_s']:.1f}",
-            _factor(row["of_muster"]),
-            _factor(row["tokens_per_s_of_alone"]),
-            f"{row['tokens_per_cpu_s']:.1f}",
-            _factor(row["tokens_per_cpu_s_of_alone"]),
-            f"{row['ttft_ms_p50']:.0f} / {row['ttft_ms_p99']:.0f}",
-            f"{row['itl_ms_p50']:.0f} / {row['itl_ms_p99']:.0f}",
-        )
+        cells = [row["load"], row["contender"]]
+        for name in ("tokens_per_s", "tokens_per_cpu_s"):
+            cells += [f"{row[name]:.1f}", _factor(row[f"{name}_of_muster"]), _factor(row[f"{name}_of_alone"])]
+        cells += [f"{row[f'{name}_p50']:.0f} / {row[f'{name}_p99']:.0f}" for name in ("ttft_ms", "itl_ms")]
+        found.add_row(*cells)
     return found
 
 
