@@ -1,0 +1,73 @@
+"""The benchmark of texts: its requests, its loads and its ratios."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from scripts.bench.text.driving import TokenEvent, drive
+from scripts.bench.text.report import summarize
+from scripts.bench.text.workload import TokenRequest, make_requests, read_lengths
+
+
+class _Counter:
+    """Gives each request a token per step."""
+
+    def __init__(self) -> None:
+        self.running: dict[int, int] = {}
+        self.largest = 0
+
+    def load(self) -> None:
+        """Nothing to load."""
+
+    def submit(self, request: TokenRequest) -> None:
+        self.running[request.number] = request.tokens
+        self.largest = max(self.largest, len(self.running))
+
+    def step(self) -> Sequence[TokenEvent]:
+        now = time.perf_counter()
+        events = [TokenEvent(number, 1, now) for number in self.running]
+        self.running = {number: left - 1 for number, left in self.running.items() if left > 1}
+        return events
+
+    def describe(self) -> str:
+        return "counter"
+
+
+def test_lengths_are_scaled_and_cut(tmp_path: Path) -> None:
+    (tmp_path / "trace.csv").write_text("arrival_s,input_tokens,output_tokens\n0,374,44\n4.3,9000,2000\n5,1,1\n")
+    requests = make_requests(read_lengths(tmp_path / "trace.csv", 3), (0.5, 0.25), (256, 128))
+    assert [(len(request.prompt), request.tokens) for request in requests] == [(187, 11), (256, 128), (4, 2)]
+    assert {request.arrives_at for request in requests} == {0.0}
+
+
+@pytest.mark.parametrize("users", [1, 3, None])
+def test_every_request_gets_its_tokens(users: int | None) -> None:
+    contender = _Counter()
+    requests = make_requests(read_lengths(None, 8), (0.01, 0.02), (16, 6), None if users else 2000.0)
+    figures = drive(contender, requests, users)
+    assert figures["tokens"] == sum(request.tokens for request in requests)
+    assert contender.largest <= (users or 8)
+    assert figures["ttft_ms_p50"] <= figures["ttft_ms_p99"]
+
+
+def test_ratios_are_of_medians_of_one_load() -> None:
+    names = ("tokens_per_cpu_s", "ttft_ms_p50", "ttft_ms_p99", "itl_ms_p50", "itl_ms_p99", "latency_ms_p50")
+    results = [
+        {"contender": contender, "load": load, "tokens_per_s": rate} | dict.fromkeys(names, 1.0)
+        for contender, load, rate in (
+            ("vllm", "closed", 10.0),
+            ("vllm", "closed", 30.0),
+            ("muster + vllm", "closed", 19.0),
+            ("muster + vllm", "open", 5.0),
+            ("muster", "closed", 40.0),
+        )
+    ]
+    rows = {(row["contender"], row["load"]): row for row in summarize(results)}
+    assert rows["muster + vllm", "closed"]["tokens_per_s_of_alone"] == pytest.approx(0.95)
+    assert rows["muster + vllm", "closed"]["tokens_per_s_of_muster"] == pytest.approx(0.475)
+    assert rows["muster + vllm", "open"]["tokens_per_s_of_alone"] is None
+    assert summarize([{"contender": "vllm", "reason": "no interpreter was given"}]) == []
