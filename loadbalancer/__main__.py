@@ -63,6 +63,8 @@ from loadbalancer.transport.curve_listener import CannotListen
 log = logging.getLogger("loadbalancer")
 
 _BACKLOG = 2048
+#: New objects, less those that were deleted, after which the youngest are searched for garbage.
+_GC_THRESHOLD = 5000
 #: Time for clients to read complete responses at shutdown.
 _FLUSH_S = 1
 
@@ -232,6 +234,8 @@ async def serve(settings: Settings, listeners: Sequence[socket.socket], keys: En
     # What was built stays: looking at it again with every full collection would cost a tenth of a request, and pauses.
     gc.collect()
     gc.freeze()
+    # Requests leave no garbage in cycles. A burst of them is no reason to look for it.
+    gc.set_threshold(_GC_THRESHOLD, 10, 10)
     serving = asyncio.create_task(parts.server.serve(sockets=list(listeners)))
     log.info("serving %s at %s", ", ".join(settings.models), _url(settings.server))
     await asyncio.wait({serving, first_signal}, return_when=asyncio.FIRST_COMPLETED)

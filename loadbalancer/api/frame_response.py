@@ -35,7 +35,7 @@ class FrameResponse(Response):
         self.status_code = status
         self.media_type = media_type
         self.background = None
-        self.on_end = on_end
+        self._on_end = on_end
         self.raw_headers = [
             (b"content-type", media_type.encode("latin-1")),
             (b"content-length", b"%d" % sum(map(len, frames))),
@@ -58,5 +58,11 @@ class FrameResponse(Response):
                     # The last bytes say so: what is to be done before a client has all of them is done before these.
                     await send({"type": "http.response.body", "body": part, "more_body": unsent > 0})
         finally:
-            if self.on_end is not None:
-                self.on_end()
+            on_end = self.take_on_end()
+            if on_end is not None:
+                on_end()
+
+    def take_on_end(self) -> Callable[[], None] | None:
+        """Return `on_end`, which the caller must call. What it belongs to may hold this response: it is forgotten."""
+        on_end, self._on_end = self._on_end, None
+        return on_end

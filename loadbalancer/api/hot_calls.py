@@ -158,7 +158,7 @@ class HotCall:
             headers += self._calls.control.headers(caller, self._started)
         frames: Sequence[bytes | memoryview]
         if isinstance(response, FrameResponse):
-            frames, self._on_end = response.frames, response.on_end
+            frames, self._on_end = response.frames, response.take_on_end()
         elif type(response) is Response:
             frames = [bytes(response.body)]
         elif isinstance(response, PushedResponse):
@@ -207,5 +207,9 @@ class HotCall:
         calls.metrics.request(self._route.template, self._status, time.monotonic() - self._started)
         if self._caller is not None:
             calls.control.leave(self._caller, is_post=self._method == "POST")
-        if self._on_end is not None:
-            self._on_end()
+        # Through each of these the call refers to itself: results would be held until garbage is collected.
+        on_end, self._on_end = self._on_end, None
+        self._responder = self._future = None
+        self._is_cancelled = True  # nothing is left to be cancelled
+        if on_end is not None:
+            on_end()

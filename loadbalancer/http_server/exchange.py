@@ -250,7 +250,7 @@ class Exchange:
             self.waiting_for_100_continue = False
             connection.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
         if not self.disconnected and not self.response_complete:
-            connection.flow.resume_reading()
+            connection.resume_reading()
             if not self._has_news:
                 if self._event is None:
                     self._event = asyncio.Event()

@@ -214,6 +214,11 @@ class BoundedRequestParser(asyncio.Protocol, abc.ABC):
         if len(data) > _SLICE:
             self.flow.pause_reading()
 
+    def resume_reading(self) -> None:
+        """Read on, unless requests are queued."""
+        if self.flow.read_paused and not (self.pipeline or self._unparsed):
+            self.flow.resume_reading()
+
     def _resume_parsing(self) -> None:
         """Parse input that had to wait."""
         self._awaits_turn = False
@@ -224,7 +229,7 @@ class BoundedRequestParser(asyncio.Protocol, abc.ABC):
             self._count_input()
         elif data and self._stage < HANDLING and not self._is_blocked():
             self._parse_slices(data)
-            self.flow.resume_reading()
+            self.resume_reading()
             self._count_input(may_resume=False)  # what follows an answered request is another one
         else:
             self._unparsed = data

@@ -8,6 +8,7 @@ import time
 from typing import TYPE_CHECKING
 
 from starlette.types import ASGIApp
+from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE
 from uvicorn.protocols.utils import get_local_addr, get_remote_addr, is_ssl
 from uvicorn.server import ServerState
@@ -18,7 +19,6 @@ from loadbalancer.http_server.exchange import Exchange
 from loadbalancer.http_server.parse_queue import TASK_COST
 from loadbalancer.http_server.request_parser import BoundedRequestParser
 from loadbalancer.http_server.stages import BODY, HANDLING, HEAD, IDLE, LINGERING, REFUSED
-from loadbalancer.http_server.transport import InputFlowControl
 from loadbalancer.schema.errors import ApiError
 
 if TYPE_CHECKING:
@@ -43,21 +43,19 @@ class OrderedResponses(BoundedRequestParser):
         self.transport = transport
         self.client, self.server = get_remote_addr(transport), get_local_addr(transport)
         self.scheme = "https" if is_ssl(transport) else "http"
-        self.flow = InputFlowControl(transport, self._has_queued_input)
+        self.flow = FlowControl(transport)
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.server_state.connections.discard(self)
         active = self._active
         if active is not None and not active.response_complete:
             active.disconnect()
+        self._active = self._last = None  # without references to itself the connection needs no collection of garbage
         self.pipeline.clear()
         self.flow.resume_writing()
         super().connection_lost(exc)
         if exc is None:
             self.transport.close()
-
-    def _has_queued_input(self) -> bool:
-        return bool(self.pipeline or self._unparsed)
 
     def _is_busy(self) -> bool:
         return self._active is not None and not self._active.response_complete
@@ -69,7 +67,7 @@ class OrderedResponses(BoundedRequestParser):
             self._stage, self._since, self._unparsed = LINGERING, time.monotonic(), b""
             self._linger_until, self._window_received = self._since + _LINGER_S, self._received
             socket.write_eof()
-            self.flow.resume_reading()
+            self.resume_reading()
         elif self._stage != LINGERING:
             socket.close()
 
@@ -113,7 +111,7 @@ class OrderedResponses(BoundedRequestParser):
         if self._unparsed:
             self._parse_or_wait()
         else:
-            self.flow.resume_reading()
+            self.resume_reading()
 
     def _refuse(self, error: ApiError) -> None:
         """Answer with the error, after the responses to earlier requests, and close. Nothing more is parsed."""

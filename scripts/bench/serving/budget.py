@@ -53,7 +53,6 @@ STAGES: tuple[tuple[str, tuple[str, ...]], ...] = (
             "loadbalancer/http_server/exchange.py:Exchange.continue_call",
             "loadbalancer/http_server/exchange.py:Exchange._complete",
             "loadbalancer/http_server/responses.py:",
-            "loadbalancer/http_server/transport.py:",
             "loadbalancer/api/hot_calls.py:HotCall._",
             "loadbalancer/api/frame_response.py:",
             "loadbalancer/api/calls.py:_response",

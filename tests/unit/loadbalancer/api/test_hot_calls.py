@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import json
 import re
 import threading
+import weakref
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -51,6 +53,17 @@ class Keys:
     ring: KeyRing | None = None
 
 
+class Owner:
+    """Holds the future of its response, which calls it at its end: so do the calls of engines."""
+
+    def __init__(self) -> None:
+        self.response: asyncio.Future[Response] = asyncio.get_running_loop().create_future()
+        self.response.set_result(FrameResponse([b"owned"], "text/plain", on_end=self.close))
+
+    def close(self) -> None:
+        pass
+
+
 @dataclass
 class Application:
     """Hot routes inside the middleware, and what their handlers have seen."""
@@ -60,6 +73,7 @@ class Application:
     cancelled: list[str] = field(default_factory=list)
     ended: list[str] = field(default_factory=list)
     through_framework: list[str] = field(default_factory=list)
+    owners: list[weakref.ref[Owner]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.metrics = Metrics(lambda: Snapshot(0.0, 1.0, [], []), lambda _: [])
@@ -76,6 +90,7 @@ class Application:
             ("GET", "/large", self.large),
             ("GET", "/stream", self.stream),
             ("GET", "/plain", self.plain),
+            ("GET", "/owned", self.owned),
         ):
             router.add_api_route(path, hot.endpoint(max_bytes=1000)(handler), methods=[method])
 
@@ -137,6 +152,11 @@ class Application:
 
     def plain(self, _: HotRequest) -> Response:
         return Response(b"plain", 201, {"x-a": "b"})
+
+    def owned(self, _: HotRequest) -> asyncio.Future[Response]:
+        owner = Owner()
+        self.owners.append(weakref.ref(owner))
+        return owner.response
 
     def count(self, route: str, status: int) -> bool:
         """Whether a request has been counted that ended so."""
@@ -300,6 +320,29 @@ async def test_a_crowd_begins_over_turns(path: str, per_turn: int) -> None:
         protocol.connection_lost(None)
     assert len(crowd) - waiting == per_turn
     await asyncio.sleep(0)
+
+
+@pytest.mark.parametrize("path", ["/owned", "/plain", "/large"])
+async def test_nothing_waits_for_a_collection_of_garbage(path: str) -> None:
+    """Results would be held until then, and full collections would be pauses."""
+    application = Application()
+    config = HttpConfig(application.build(), Server(), 10, RefusalCounter(), lifespan="off", log_config=None)
+    protocol, transport = BoundedHttpProtocol(config, ServerState()), RecordingTransport()
+    protocol.connection_made(transport)
+    gc.disable()
+    try:
+        protocol.data_received(get(path, close=False))
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        assert b" 20" in transport.written
+        assert [owner() for owner in application.owners] == [None] * (path == "/owned")
+        protocol.connection_lost(None)
+        connection = weakref.ref(protocol)
+        del protocol
+        await asyncio.sleep(0)
+        assert connection() is None
+    finally:
+        gc.enable()
 
 
 def test_client_that_leaves_ends_its_answer() -> None:
