@@ -119,6 +119,17 @@ def tokenizer(*, chat_template: str | None = CHATML, byte_fallback: bool = False
     return fast
 
 
+def unigram_tokenizer() -> PreTrainedTokenizerFast:
+    """Return a tokenizer of a kind that has no structured output."""
+    tokenizer = Tokenizer(models.Unigram())
+    tokenizer.pre_tokenizer, tokenizer.decoder = pre_tokenizers.Metaspace(), decoders.Metaspace()
+    trainer = trainers.UnigramTrainer(
+        vocab_size=200, special_tokens=["<unk>", END], unk_token="<unk>", show_progress=False
+    )
+    tokenizer.train_from_iterator(_SENTENCES * 4, trainer)
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=END, chat_template=CHATML)
+
+
 def tokenization(
     *,
     chat_template: str | None = CHATML,

@@ -30,7 +30,13 @@ def read_generation_config(files: ModelFiles) -> dict[str, Any]:
     """
     for name in ("generation_config.json", "config.json"):
         options = {key: value for key, value in files.options.items() if key in ("local_files_only", "revision")}
-        file = cached_file(files.source, name, _raise_exceptions_for_missing_entries=False, **options)
+        file = cached_file(
+            files.source,
+            name,
+            _raise_exceptions_for_missing_entries=False,
+            _raise_exceptions_for_connection_errors=False,
+            **options,
+        )
         if file is None:
             continue
         try:

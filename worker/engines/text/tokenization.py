@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -24,6 +25,8 @@ from worker.engines.text.prompt_text import encode_text
 from worker.engines.text.structure import TextFormat, is_free, text_grammar
 from worker.engines.text.token_bytes import TokenBytes
 
+log = logging.getLogger(__name__)
+
 #: Of a chat template, for one chat.
 _TIME_LIMIT_S = 10.0
 
@@ -34,7 +37,8 @@ def load_tokenization(model: Model) -> Tokenization:
     try:
         tokenizer = AutoTokenizer.from_pretrained(files.source, **files.options)
     except (OSError, ValueError, ImportError, KeyError) as error:
-        raise UnsupportedModel(f"the tokenizer of {model.path} cannot be read: {error}") from error
+        hint = "" if files.local else "; check the name, the network, and HF_TOKEN if the model needs an account"
+        raise UnsupportedModel(f"the tokenizer of {model.path} cannot be read: {error}{hint}") from error
     tokenization = Tokenization(tokenizer, model.text, read_generation_config(files))
     tokenization.prepare_grammars()
     return tokenization
@@ -142,8 +146,10 @@ class Tokenization:
         lark = text_grammar(inputs, prompt, form, opens_reasoning=opens_reasoning)
         if lark is None:
             return None
+        if grammars is None and is_free(inputs, prompt):
+            return None
         if grammars is None:
-            raise _invalid(f"this model has no structured output: {problem}")
+            raise _invalid(f"this model has neither structured output nor forced tool calls: {problem}")
         try:
             return grammars.compile(lark, is_free=is_free(inputs, prompt))
         except ValueError as error:
@@ -155,7 +161,8 @@ class Tokenization:
         try:
             return Grammars(self.tokenizer.backend_tokenizer, self.vocabulary, self.eos_ids, self._added), ""
         except ValueError as error:
-            return None, str(error)
+            log.warning("llguidance does not support this tokenizer: %s", error)
+            return None, "llguidance does not support its tokenizer"
 
     def special_id(self, text: str) -> int | None:
         """Return the special token that is written so."""

@@ -25,6 +25,11 @@ def tokenization(*, byte_fallback: bool = False) -> Tokenization:
     return text_models.tokenization(byte_fallback=byte_fallback)
 
 
+@functools.cache
+def unigram() -> Tokenization:
+    return Tokenization(text_models.unigram_tokenizer())
+
+
 def ids(text: str, *, byte_fallback: bool = False) -> list[int]:
     return list(tokenization(byte_fallback=byte_fallback).tokenizer.encode(text, add_special_tokens=False))
 
@@ -177,6 +182,16 @@ def test_a_resumed_text_goes_on_as_undisturbed(tokens: list[int], data: st.DataO
     assert [(each.index, each.tokens, each.text, each.finish, each.stop_reason) for each in rest] == [
         (each.index, each.tokens, each.text, each.finish, each.stop_reason) for each in expected
     ]
+
+
+@given(st.lists(st.integers(0, 150), max_size=20))
+def test_words_with_spaces_before_them(tokens: list[int]) -> None:
+    own = unigram()
+    text = Generation(own, TextInputs(Sampling(0), 100, ignore_eos=True), PlainPrompt("The dog"), (), CONTEXT)
+    tokens = [token for token in tokens if token < own.vocabulary]
+    backend, context = own.tokenizer.backend_tokenizer, text.prompt
+    whole = backend.decode([*context, *(token for token in tokens if token not in own.hidden_ids)])
+    assert joined(outputs(text, tokens)) == whole.removeprefix(backend.decode(context))
 
 
 @given(TOKENS)

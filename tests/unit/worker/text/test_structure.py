@@ -167,6 +167,14 @@ def test_engines_without_grammars_take_free_texts() -> None:
             Generation(tokenization(), inputs(schema), prompt, (), 2000, has_grammars=False)
 
 
+def test_tokenizers_without_grammars_take_free_texts() -> None:
+    own = Tokenization(text_models.unigram_tokenizer())
+    assert Generation(own, inputs(), chat(), (), 20_000).grammar is None
+    for prompt, schema in ((chat("get"), ""), (PlainPrompt("a"), "{}")):
+        with pytest.raises(TaskError, match="neither structured output nor forced tool calls: llguidance"):
+            Generation(own, inputs(schema), prompt, (), 20_000)
+
+
 def function(**values: Any) -> list[dict[str, Any]]:
     return [{"type": "function", "function": {"name": "f", **values}}]
 
