@@ -24,11 +24,11 @@ from controller.simulator.results import PolicyResult, min_gpu_hours, model_resu
 from controller.simulator.scenario_options import (
     InvalidScenario,
     describe,
-    make_parser,
     scenario_from,
     with_fields,
     write_json,
 )
+from controller.simulator.scenario_parser import make_parser
 from controller.simulator.scenarios import Scenario
 from controller.simulator.simulator import SimulationResult, ignore_progress
 

@@ -22,12 +22,12 @@ from controller.simulator.results import PolicyResult, model_results, total_resu
 from controller.simulator.scenario_options import (
     InvalidScenario,
     describe,
-    make_parser,
     merge_fields,
     nested_fields,
     scenario_from,
     with_fields,
 )
+from controller.simulator.scenario_parser import make_parser
 from controller.simulator.scenarios import Scenario, slice_traffic
 
 _DESCRIPTION = """\

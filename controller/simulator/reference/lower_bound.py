@@ -17,13 +17,11 @@ minimum a lower bound: the true optimum is above it.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
-from scipy.optimize import linprog
-from scipy.sparse import coo_matrix
 
+from controller.simulator.reference.linear_program import Array, BoundUnavailable, LinearProgram
 from controller.simulator.scenarios import Scenario, Traffic
 
 #: Fewest and most slots. Between them, the mean window of a request in time has so many.
@@ -33,20 +31,8 @@ _WINDOW_SLOTS = 4.0
 _MAX_REQUEST_SLOTS = 100_000
 #: More requests need more memory and time than a command should take.
 MAX_REQUESTS = 250_000
-#: Relative tolerance of the solver, subtracted from its minimum.
-_TOLERANCE = 1e-6
 #: Slots before the end in which requests have no deadline, because the end cuts their windows.
 _FREE_SLOTS = 2
-_OUT_OF_TIME, _INFEASIBLE = 1, 2
-#: The interior point method is faster on long traces. It fails on a few degenerate programs.
-_METHODS = ("highs-ipm", "highs-ds")
-_TIME_LIMIT_S = 600.0
-
-Array = Any
-
-
-class BoundUnavailable(Exception):
-    """The program cannot be solved; the text says why."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,38 +53,6 @@ class Fleet:
     def speed(self) -> float:
         """Work per second of a worker with the most efficient batch."""
         return max(tasks / slowdown for tasks, slowdown in enumerate(self.slowdowns, 1))
-
-
-@dataclass(slots=True)
-class _Rows:
-    """Constraints `coefficients @ variables <= right` (or ==) as they are collected."""
-
-    rows: list[Array] = field(default_factory=list)
-    columns: list[Array] = field(default_factory=list)
-    values: list[Array] = field(default_factory=list)
-    right: list[Array] = field(default_factory=list)
-    count: int = 0
-
-    def add(self, right: Array, *terms: tuple[Array, Array]) -> None:
-        """Add one constraint for each element of `right`; a term has a column and a coefficient for each of them."""
-        right = np.atleast_1d(np.asarray(right, dtype=float))
-        rows = np.arange(self.count, self.count + len(right))
-        self.right.append(right)
-        for columns, values in terms:
-            self.add_terms(rows, columns, values)
-        self.count += len(right)
-
-    def add_terms(self, rows: Array, columns: Array, values: Array) -> None:
-        """Add terms to constraints by their number."""
-        columns = np.asarray(columns)
-        self.rows.append(np.asarray(rows))
-        self.columns.append(columns)
-        self.values.append(np.broadcast_to(np.asarray(values, dtype=float), columns.shape))
-
-    def matrix(self, width: int) -> tuple[Array, Array]:
-        """Return the sparse matrix and the right sides."""
-        entries = (np.concatenate(self.values), (np.concatenate(self.rows), np.concatenate(self.columns)))
-        return coo_matrix(entries, shape=(self.count, width)).tocsr(), np.concatenate(self.right)
 
 
 def fleet_of(scenario: Scenario, model: str) -> Fleet:
@@ -138,10 +92,10 @@ def lower_bound_s(traffic: Traffic, fleet: Fleet, span_s: float) -> float:
         raise BoundUnavailable(
             f"the lower bound supports {MAX_REQUESTS:,} requests at most, not {len(traffic.times):,}"
         )
-    return _Program(traffic, fleet, span_s).minimum()
+    return _BoundProgram(traffic, fleet, span_s).minimum()
 
 
-class _Program:
+class _BoundProgram:
     """The linear program. Arrays hold one column number per slot, request or request and slot."""
 
     def __init__(self, traffic: Traffic, fleet: Fleet, span_s: float) -> None:
@@ -156,53 +110,25 @@ class _Program:
         self._last = np.floor(latest / self._slot_s + 1e-6).astype(int)
         #: Whether the deadline of a request is far enough from the end to bind.
         self._bound = self._last < self._slots - _FREE_SLOTS
-        self._width = 0
-        self._limits: list[tuple[Array, Array]] = []
-        self._less, self._equal = _Rows(), _Rows()
-
-    def _columns(self, count: int, low: float = 0.0, high: float = np.inf) -> Array:
-        columns = np.arange(self._width, self._width + count)
-        self._width += count
-        self._limits.append((np.full(count, low), np.full(count, high)))
-        return columns
+        self._program = LinearProgram()
+        self._less, self._equal = self._program.less, self._program.equal
 
     def minimum(self) -> float:
         paid, left = self._build()
-        cost = np.zeros(self._width)
-        cost[paid] = self._slot_s
-        cost[left] = 1 / self._fleet.speed
-        low, high = (np.concatenate(part) for part in zip(*self._limits, strict=True))
-        less, less_right = self._less.matrix(self._width)
-        equal, equal_right = self._equal.matrix(self._width)
-        limits = np.column_stack([low, high])
-        for method in _METHODS:
-            found = linprog(
-                cost,
-                less,
-                less_right,
-                equal,
-                equal_right,
-                limits,
-                method=method,
-                options={"time_limit": _TIME_LIMIT_S},
-            )
-            if found.status == _INFEASIBLE:
-                return math.inf
-            if found.status == 0:
-                return max(float(found.fun) * (1 - _TOLERANCE), 0.0)
-            if found.status == _OUT_OF_TIME:
-                break
-        raise BoundUnavailable(f"the linear program was not solved: {found.message}")
+        return self._program.minimum(np.concatenate([paid, left]), self._costs(len(paid), len(left)))
+
+    def _costs(self, paid: int, left: int) -> Array:
+        return np.repeat([self._slot_s, 1 / self._fleet.speed], [paid, left])
 
     def _build(self) -> tuple[Array, Array]:
         """Collect the constraints. Returns the columns of paid workers, and of the work left at the end."""
         slots, fleet = self._slots, self._fleet
-        gone = self._columns(slots)
+        gone = self._program.variables(slots)
         ready = self._ready_terms()
-        paid = self._columns(slots, low=fleet.min_workers)
+        paid = self._program.variables(slots, low=fleet.min_workers)
         self._limit_workers(ready, gone, paid)
         done, classes = self._request_columns(gone)
-        late_done, waiting = self._columns(slots), self._columns(slots)
+        late_done, waiting = self._program.variables(slots), self._program.variables(slots)
         # Work done in a slot is at most the capacity of its ready workers.
         rows = np.arange(self._less.count, self._less.count + slots)
         speed_s = fleet.speed * self._slot_s
@@ -227,11 +153,10 @@ class _Program:
         whole, rest_s = divmod(fleet.start_s, self._slot_s)
         self._whole, share = int(whole), rest_s / self._slot_s
         self._head_share = share
-        self._head, self._tail = self._columns(slots), self._columns(slots)
         numbers = np.arange(slots)
         # Nothing becomes ready before one start.
-        self._limits[-2][1][numbers <= self._whole] = 0.0
-        self._limits[-1][1][numbers < self._whole] = 0.0
+        self._head = self._program.variables(slots, high=np.where(numbers <= self._whole, 0.0, np.inf))
+        self._tail = self._program.variables(slots, high=np.where(numbers < self._whole, 0.0, np.inf))
         self._less.add(np.zeros(slots), (self._head, 1.0), (self._tail, -1.0))
         self._less.add(np.zeros(slots - 1), (self._tail[:-1], 1.0), (self._head[1:], -1.0))
         return [(self._head, share), (self._tail, 1 - share)]
@@ -260,12 +185,12 @@ class _Program:
     def _request_columns(self, gone: Array) -> tuple[Array, Array]:
         """Add the requests with a deadline. Returns columns of work done in time, and the slot of each."""
         work, bound = self._work, self._bound
-        self._in_time = self._columns(len(work), high=1.0)
+        self._in_time = self._program.variables(len(work), high=1.0)
         windows = np.column_stack([self._first[bound], self._last[bound]])
         classes, member = np.unique(windows, axis=0, return_inverse=True)
         lengths = classes[:, 1] - classes[:, 0] + 1 if len(classes) else np.zeros(0, dtype=int)
         owner, slot = _spread(classes[:, 0], lengths)
-        done = self._columns(len(owner))
+        done = self._program.variables(len(owner))
         # The work of requests in time is done in their windows.
         rows = np.arange(self._less.count, self._less.count + len(classes))
         self._less.add(np.zeros(len(classes)))
@@ -291,7 +216,7 @@ class _Program:
         An average of a slot reveals a leaving in this slot and in the next one.
         """
         owner, slot = _spread(classes[:, 0], lengths + 1)
-        returned = self._columns(len(owner))
+        returned = self._program.variables(len(owner))
         batch, slots = float(len(self._fleet.slowdowns)), self._slots
         rows = np.arange(self._less.count, self._less.count + slots)
         self._less.add(np.zeros(slots), (gone, -batch))

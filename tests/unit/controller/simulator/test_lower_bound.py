@@ -17,7 +17,8 @@ from controller.simulator.cost_bounds import cost_bounds
 from controller.simulator.model_sim import WorkerProfile, batch_slowdowns
 from controller.simulator.reference import BASELINES
 from controller.simulator.reference import lower_bound as module
-from controller.simulator.reference.lower_bound import BoundUnavailable, Fleet, lower_bound_s, min_hours
+from controller.simulator.reference.linear_program import BoundUnavailable
+from controller.simulator.reference.lower_bound import Fleet, lower_bound_s, min_hours
 from controller.simulator.reference.oracle import best_schedule
 from controller.simulator.results import model_results
 from controller.simulator.scenario_options import InvalidScenario
