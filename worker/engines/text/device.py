@@ -6,6 +6,7 @@ transformers replaces the model's own: it writes keys and values into the cache 
 
 from __future__ import annotations
 
+import itertools
 import logging
 import math
 from collections.abc import Sequence
@@ -39,6 +40,8 @@ _MIN_RECORDED_BLOCKS = 16
 _MAX_RECORDINGS = 48
 #: Passes before a recording: they select kernels and allocate workspaces.
 _PASSES_BEFORE = 2
+#: Rows of up to so many blocks are computed together whatever their lengths.
+_SHORT = 15
 
 
 class CacheShape(NamedTuple):
@@ -95,45 +98,67 @@ class RaggedRows(NamedTuple):
     slots: torch.Tensor
 
 
+class RowBlocks(NamedTuple):
+    """Blocks of rows, of shape [rows, blocks]."""
+
+    table: torch.Tensor
+    #: The first block of a single row whose blocks follow each other: they are read where they are. None: copied.
+    first: int | None = None
+
+    def read(self, layer: torch.Tensor) -> torch.Tensor:
+        """Return the rows' part of a layer's keys or values, of shape [rows, heads, tokens, head_size]."""
+        (rows, number), (_, size, heads, head_size) = self.table.shape, layer.shape
+        if self.first is not None:
+            own = layer[self.first : self.first + number]
+        else:
+            own = layer.index_select(0, self.table.flatten())
+        return own.reshape(rows, number * size, heads, head_size).transpose(1, 2)
+
+
 class Prefill(NamedTuple):
-    """Rows of several tokens in a pass: their places in it, tokens before, and blocks."""
+    """A row of several tokens in a pass: its place in it, tokens before, and blocks."""
 
     start: int
     end: int
     past: int
-    blocks: torch.Tensor
+    blocks: RowBlocks
 
 
 @dataclass
+class DecodeGroup:
+    """Rows of one token and of similar lengths: their place in the pass, blocks, and the position of each token."""
+
+    start: int
+    end: int
+    blocks: RowBlocks
+    positions: torch.Tensor
+    block_tokens: int
+    masks: dict[int | None, torch.Tensor] = field(default_factory=dict)
+
+    def mask(self, window: int | None, dtype: torch.dtype) -> torch.Tensor:
+        """Return 0 for tokens that a row sees and minus infinity for others, of shape [rows, 1, 1, tokens]."""
+        if window not in self.masks:
+            tokens = torch.arange(self.blocks.table.shape[1] * self.block_tokens, device=self.positions.device)
+            is_seen = tokens <= self.positions[:, None]
+            if window is not None:
+                is_seen &= tokens > self.positions[:, None] - window
+            # As numbers, because attention would convert truth values in every layer.
+            numbers = torch.zeros(is_seen.shape, dtype=dtype, device=is_seen.device)
+            self.masks[window] = numbers.masked_fill_(~is_seen, -math.inf)[:, None, None, :]
+        return self.masks[window]
+
+
+@dataclass(frozen=True)
 class AttentionPlan:
     """How one pass uses the cache. Rows of several tokens come first, then rows of one."""
 
     cache: KeyValueCache
     #: Place in the cache of each token.
     slots: torch.Tensor
-    prefills: Sequence[Prefill]
-    #: Of the first row of one token.
-    start: int
-    #: Blocks of the rows of one token, of shape [rows, blocks], and the position of each token.
-    table: torch.Tensor | None = None
-    positions: torch.Tensor | None = None
-    #: Of all rows; None: they are computed one by one, and those of one token together.
+    prefills: Sequence[Prefill] = ()
+    decodes: Sequence[DecodeGroup] = ()
+    #: Of all rows; None: they are computed one by one, and groups of those of one token together.
     ragged: RaggedRows | None = None
-    masks: dict[int | None, torch.Tensor] = field(default_factory=dict)
-
-    def decode_mask(self, window: int | None) -> torch.Tensor:
-        """Return 0 for tokens that a row of one token sees and minus infinity for others: [rows, 1, 1, tokens]."""
-        if window not in self.masks:
-            assert self.table is not None
-            assert self.positions is not None
-            tokens = torch.arange(self.table.shape[1] * self.cache.block_tokens, device=self.table.device)
-            mask = tokens <= self.positions[:, None]
-            if window is not None:
-                mask &= tokens > self.positions[:, None] - window
-            # As numbers, because attention would convert truth values in every layer.
-            numbers = torch.zeros(mask.shape, dtype=self.cache.keys[0].dtype, device=mask.device)
-            self.masks[window] = numbers.masked_fill_(~mask, -math.inf)[:, None, None, :]
-        return self.masks[window]
 
 
 def attention(
@@ -165,8 +190,7 @@ def attention(
     if plan.ragged is not None:
         return _ragged(plan.ragged, query, keys, values, scaling, sliding_window)[None], None
     outputs = [_prefill(each, query, key, value, keys, values, scaling, sliding_window) for each in plan.prefills]
-    if plan.table is not None:
-        outputs.append(_decode(plan, query[0, :, plan.start :], keys, values, scaling, sliding_window))
+    outputs += [_decode(each, query, keys, values, scaling, sliding_window) for each in plan.decodes]
     return (outputs[0] if len(outputs) == 1 else torch.cat(outputs))[None], None
 
 
@@ -183,8 +207,7 @@ def _prefill(
     """Return the output for a row of several tokens, of shape [tokens, heads, head_size]."""
     tokens, total = row.end - row.start, row.past + row.end - row.start
     if row.past:
-        key = keys.index_select(0, row.blocks).flatten(0, 1)[:total].transpose(0, 1)[None]
-        value = values.index_select(0, row.blocks).flatten(0, 1)[:total].transpose(0, 1)[None]
+        key, value = row.blocks.read(keys)[:, :, :total], row.blocks.read(values)[:, :, :total]
     else:
         key, value = key[:, :, row.start : row.end], value[:, :, row.start : row.end]
     mask = None
@@ -207,26 +230,24 @@ def _prefill(
 
 
 def _decode(
-    plan: AttentionPlan,
+    group: DecodeGroup,
     query: torch.Tensor,
     keys: torch.Tensor,
     values: torch.Tensor,
     scaling: float | None,
     window: int | None,
 ) -> torch.Tensor:
-    """Return the output for the rows of one token, of shape [rows, heads, head_size].
+    """Return the output for rows of one token, of shape [rows, heads, head_size].
 
     Query heads that share keys are the "tokens" of the query, so that no keys are repeated.
     """
-    assert plan.table is not None
-    (heads, rows, size), (count, blocks), kv_heads = query.shape, plan.table.shape, keys.shape[2]
-    shape = count, blocks * keys.shape[1], kv_heads, size
-    table = plan.table.flatten()
+    query = query[0, :, group.start : group.end].transpose(0, 1)
+    rows, heads, size = query.shape
     output = functional.scaled_dot_product_attention(
-        query.transpose(0, 1).reshape(rows, kv_heads, heads // kv_heads, size),
-        keys.index_select(0, table).view(shape).transpose(1, 2),
-        values.index_select(0, table).view(shape).transpose(1, 2),
-        attn_mask=plan.decode_mask(window),
+        query.reshape(rows, keys.shape[2], heads // keys.shape[2], size),
+        group.blocks.read(keys),
+        group.blocks.read(values),
+        attn_mask=group.mask(window, query.dtype),
         scale=scaling,
     )
     return output.reshape(rows, heads, size)
@@ -303,37 +324,34 @@ class ModelPass:
 
     @torch.inference_mode()
     def __call__(self, parts: Sequence[RowPart]) -> torch.Tensor:
-        """Return the logits after each row that is completed, in float32, of shape [rows, vocabulary].
-
-        Rows of several tokens come first.
-        """
+        """Return the logits after each row that is completed, in float32, of shape [rows, vocabulary]."""
         if self._recordings is not None and all(len(part.tokens) == 1 and part.completes for part in parts):
             recorded = self._recordings(parts)
             if recorded is not None:
                 return recorded
+        size = self._cache.block_tokens
+        several = [place for place, part in enumerate(parts) if len(part.tokens) > 1]
+        single = [place for place, part in enumerate(parts) if len(part.tokens) == 1]
+        single.sort(key=lambda place: parts[place].past)  # so that rows of similar lengths are beside each other
         tokens: list[int] = []
         positions: list[int] = []
         slots: list[int] = []
-        rows: list[Prefill] = []
-        last: list[int] = []
-        size = self._cache.block_tokens
-        for part in parts:
-            start, end = len(tokens), part.past + len(part.tokens)
+        ends: dict[int, int] = {}
+        for place in (*several, *single):
+            part = parts[place]
+            end = part.past + len(part.tokens)
             tokens += part.tokens
             positions += range(part.past, end)
             slots += [part.blocks[at // size] * size + at % size for at in range(part.past, end)]
-            if part.completes:
-                last.append(len(tokens) - 1)
-            if len(part.tokens) > 1:
-                blocks = self._tensor(part.blocks[: -(-end // size)])
-                rows.append(Prefill(start, len(tokens), part.past, blocks))
-        start = rows[-1].end if rows else 0
-        plan = AttentionPlan(self._cache, self._tensor(slots), rows, start)
+            ends[place] = len(tokens)
         if self._is_ragged:
-            plan.ragged = ragged_rows(parts, self._cache, self._device)
-        elif len(rows) < len(parts):
-            plan.table = to_device(_table(parts[len(rows) :], self._cache), self._device)
-            plan.positions = self._tensor(positions[start:])
+            ragged = ragged_rows([parts[place] for place in ends], self._cache, self._device)
+            plan = AttentionPlan(self._cache, self._tensor(slots), ragged=ragged)
+        else:
+            prefills = [self._prefill(parts[place], ends[place]) for place in several]
+            decodes = self._decode_groups([parts[place] for place in single], ends[several[-1]] if several else 0)
+            plan = AttentionPlan(self._cache, self._tensor(slots), prefills, decodes)
+        last = [ends[place] - 1 for place, part in enumerate(parts) if part.completes]
         output = self._model(
             input_ids=self._tensor(tokens)[None],
             position_ids=self._tensor(positions)[None],
@@ -344,8 +362,30 @@ class ModelPass:
         logits: torch.Tensor = output.logits[0].float()
         return logits if last else logits[:0]
 
+    def _prefill(self, part: RowPart, end: int) -> Prefill:
+        return Prefill(end - len(part.tokens), end, part.past, row_blocks([part], self._cache, self._device))
+
+    def _decode_groups(self, parts: Sequence[RowPart], start: int) -> list[DecodeGroup]:
+        """Return groups in which no row has more than twice the blocks of another, but for short rows."""
+        groups: list[DecodeGroup] = []
+        size = self._cache.block_tokens
+        for _, members in itertools.groupby(parts, key=lambda part: max(part.past // size, _SHORT).bit_length()):
+            own = list(members)
+            positions = self._tensor([part.past for part in own])
+            blocks = row_blocks(own, self._cache, self._device)
+            groups.append(DecodeGroup(start, start + len(own), blocks, positions, size))
+            start += len(own)
+        return groups
+
     def _tensor(self, values: Sequence[int]) -> torch.Tensor:
         return to_device(torch.tensor(values), self._device)
+
+
+def row_blocks(parts: Sequence[RowPart], cache: KeyValueCache, device: torch.device) -> RowBlocks:
+    """Return the blocks of these rows."""
+    table = _table(parts, cache)
+    is_run = len(parts) == 1 and bool((table[0].diff() == 1).all())
+    return RowBlocks(to_device(table, device), int(table[0, 0]) if is_run else None)
 
 
 def ragged_rows(parts: Sequence[RowPart], cache: KeyValueCache, device: torch.device) -> RaggedRows:
@@ -415,7 +455,8 @@ class StaticPass:
 
     def _compute(self) -> torch.Tensor:
         tokens, positions, slots = self._inputs
-        plan = AttentionPlan(self._cache, slots, (), 0, self._table, positions)
+        group = DecodeGroup(0, len(slots), RowBlocks(self._table), positions, self._cache.block_tokens)
+        plan = AttentionPlan(self._cache, slots, decodes=[group])
         output = self._model(input_ids=tokens[None], position_ids=positions[None], use_cache=False, plan=plan)
         logits: torch.Tensor = output.logits[0].float()
         return logits

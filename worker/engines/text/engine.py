@@ -197,7 +197,7 @@ class TextEngine:
             return
         started = time.perf_counter()
         with translate_device_errors(self._device, f"a step of {len(own)} texts"):
-            works = sorted(self._planner.plan(list(running)), key=lambda work: work.size == 1)
+            works = self._planner.plan(list(running))
             if not works:
                 raise TaskError("error", "the key-value cache does not hold this text")
             parts = [RowPart(work.tokens, work.start, work.text.blocks, work.completes) for work in works]

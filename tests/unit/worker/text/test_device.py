@@ -85,3 +85,20 @@ def test_places_of_rows_of_any_lengths() -> None:
     assert rows.key_ends.tolist() == [0, 9, 15]
     assert (rows.max_query, rows.max_key) == (5, 9)
     assert rows.slots.tolist() == [28, 29, 30, 31, 8, 9, 10, 11, 20, 12, 13, 14, 15, 0, 1]
+
+
+def test_rows_of_very_different_lengths_equal_themselves_alone() -> None:
+    """Long rows are in other groups than short ones, and blocks may be in any order."""
+    network = tiny_model()
+    network.set_attn_implementation(ATTENTION)
+    cache = KeyValueCache(cache_shape(network.config), 100, 8, torch.float32, _CPU)
+    compute = ModelPass(network, cache, _CPU)
+    lengths, starts = (5, 300, 2, 150, 290, 7), (98, 0, 97, 76, 39, 99)
+    blocks = [list(range(start, start + length // 8 + 1)) for start, length in zip(starts, lengths, strict=True)]
+    blocks[3].reverse()
+    for length, own in zip(lengths, blocks, strict=True):
+        compute([RowPart([20 + (place * length) % 300 for place in range(length)], 0, own)])
+    parts = [RowPart([50], length, own) for length, own in zip(lengths, blocks, strict=True)]
+    parts[2] = RowPart([60, 61, 62], 2, blocks[2])
+    together = compute(parts)
+    assert torch.allclose(together, torch.cat([compute([part]) for part in parts]), atol=1e-4)
