@@ -47,6 +47,9 @@ class InFlightTexts(ABC):
         self._held_bytes = 0
         #: Model and parser of the choices are known.
         self._has_parsers = False
+        self._started = time.monotonic()
+        #: Time of the first token of each task.
+        self._first_token_at: dict[str, float] = {}
         self.tasks = tracker.scheduler.submit(
             spec.model,
             spec.inputs,
@@ -123,16 +126,33 @@ class InFlightTexts(ABC):
         if isinstance(update, TaskTokens):
             if not self._has_parsers:
                 self._add_parsers()
+            if update.task not in self._first_token_at:
+                now = self._first_token_at[update.task] = time.monotonic()
+                self._tracker.metrics.texts.first_token(self.job.model, now - self._started)
             choice.add(update.output)
             self._on_news()
         elif isinstance(update, TaskCompleted):
             del self._running[update.task]
             self._tracker.metrics.image(self.job.model, update.waited_s, update.ran_s)
+            self._count_tokens(update.task, choice)
             if not self._running:
                 self.end()
         elif isinstance(update, TaskEnded):  # one failed text fails the request
             del self._running[update.task]
             self.end(from_ended_text(update))
+
+    def _count_tokens(self, task: str, choice: TextChoice) -> None:
+        first, generated = self._first_token_at.get(task), choice.generated_tokens
+        per_token_s = None
+        if first is not None and generated > 1:
+            per_token_s = (time.monotonic() - first) / (generated - 1)
+        self._tracker.metrics.texts.ended(
+            self.job.model,
+            prompt=choice.prompt_tokens,
+            cached=choice.cached_tokens,
+            generated=generated,
+            per_token_s=per_token_s,
+        )
 
     def _add_parsers(self) -> None:
         """The engine is known, and with it the marks of its texts."""

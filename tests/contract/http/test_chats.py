@@ -215,3 +215,19 @@ def test_language_model_has_a_card(http: httpx.Client) -> None:
     assert CHAT in card["endpoints"]
     assert card["limits"]["context_length"] == 32_768
     assert card["limits"]["max_messages"] == 8
+
+
+def test_metrics_count_tokens(http: httpx.Client) -> None:
+    def value(name: str) -> float:
+        lines = http.get("/metrics").text.splitlines()
+        found = [float(line.rpartition(" ")[2]) for line in lines if line.startswith(name)]
+        return found[0] if found else 0.0
+
+    names = [f'muster_tokens_total{{kind="{kind}",model="words"}}' for kind in ("generated", "prompt")]
+    names += ['muster_time_to_first_token_seconds_count{model="words"}']
+    names += ['muster_time_per_output_token_seconds_count{model="words"}']
+    before = [value(name) for name in names]
+    assert http.post(CHAT, json=chat_body(max_tokens=7, n=2)).status_code == 200
+    added = [value(name) - earlier for name, earlier in zip(names, before, strict=True)]
+    assert (added[0], *added[2:]) == (14, 2, 2)
+    assert added[1] >= 2
