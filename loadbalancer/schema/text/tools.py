@@ -23,9 +23,10 @@ class FunctionDefinition(msgspec.Struct, frozen=True, forbid_unknown_fields=True
     name: FunctionName
     description: str | None = None
     parameters: _Schema = msgspec.field(default_factory=msgspec.Raw)
-    strict: Annotated[bool, msgspec.Meta(description="Accepted for compatibility: forced calls are strict.")] | None = (
-        None
-    )
+    strict: (
+        Annotated[bool, msgspec.Meta(description="Keywords of the schema without support are refused, not ignored.")]
+        | None
+    ) = None
 
 
 class Tool(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -101,6 +102,8 @@ def tool_definitions(tools: Sequence[Tool], max_tools: int, bounds: JsonBounds) 
         if not is_absent(function.parameters):
             place = f"tools[{index}].function.parameters"
             definition["parameters"] = bounded_object(function.parameters, place, bounds)
+        if function.strict:
+            definition["strict"] = True
         if function.strict:
             definition["strict"] = True
         found[function.name] = {"type": "function", "function": definition}

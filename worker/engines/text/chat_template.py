@@ -72,7 +72,7 @@ class ChatTemplate:
         return {
             **prompt.template_arguments,
             "conversation": messages,
-            "tools": tools or None,
+            "tools": [_without_strict(tool) for tool in tools] or None,
             "add_generation_prompt": prompt.add_generation_prompt,
             "continue_final_message": not prompt.add_generation_prompt,
         }
@@ -109,6 +109,14 @@ class ChatTemplate:
         added = self._tokenizer.added_tokens_decoder.values()
         others = [token.content for token in added if not token.special and token.content in literals]
         return [token.content for token in added if token.special], [text for text in others if not text.isspace()]
+
+
+def _without_strict(tool: dict[str, Any]) -> dict[str, Any]:
+    """Return the tool as the model sees it: how strictly its schema is kept is not for the model."""
+    function = tool.get("function")
+    if not isinstance(function, dict):
+        return tool
+    return {**tool, "function": {key: value for key, value in function.items() if key != "strict"}}
 
 
 def _template(tokenizer: Any, *, tools: list[dict[str, Any]] | None) -> str | None:

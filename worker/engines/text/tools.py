@@ -12,6 +12,8 @@ from worker.engines.text.schemas import schema_rule
 
 #: Of the schemas of all tools together.
 _MAX_CHARS = 262_144
+#: Keywords that name arguments in other ways than `properties`.
+_OPEN = {"additionalProperties", "patternProperties", "unevaluatedProperties", "anyOf", "oneOf", "allOf", "$ref"}
 _NAME = re.compile(r"[A-Za-z0-9_.-]{1,128}")
 
 
@@ -42,8 +44,15 @@ def _function(place: str, tool: dict[str, Any]) -> tuple[str, str]:
     name = function.get("name")
     if not isinstance(name, str) or not _NAME.fullmatch(name):
         raise _invalid(f"{place}.function.name must consist of 1 to 128 letters, digits, '_', '.' and '-'")
-    parameters = function.get("parameters") or {}
+    parameters = _closed(function.get("parameters") or {"type": "object"})
     return name, schema_rule(f"{place}.function.parameters", parameters, lenient=not function.get("strict"))
+
+
+def _closed(parameters: Any) -> Any:
+    """Allow no arguments but the named ones, unless the schema says otherwise: no function takes others."""
+    if not isinstance(parameters, dict) or parameters.get("type", "object") != "object" or _OPEN & parameters.keys():
+        return parameters
+    return {"properties": {}, **parameters, "type": "object", "additionalProperties": False}
 
 
 def _invalid(message: str) -> TaskError:

@@ -13,7 +13,7 @@ from worker.engines.text.tokenization import Tokenization
 
 USER = {"role": "user", "content": "Hi"}
 START = "<|im_start|>assistant\n"
-TOOL = {"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}
+TOOL: dict[str, Any] = {"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}
 
 
 @functools.cache
@@ -72,6 +72,8 @@ def test_variables_and_tools_reach_the_template() -> None:
     closed = rendered(USER, template_arguments={"enable_thinking": False})
     assert closed.endswith(START + "<think>\n\n</think>\n\n")
     assert '{"type": "function", "function": {"name": "f"' in rendered(USER, tools=[TOOL])
+    strict = {**TOOL, "function": {**TOOL["function"], "strict": True}}
+    assert rendered(USER, tools=[strict]) == rendered(USER, tools=[TOOL])
     assert "function" not in rendered(USER, tools=[TOOL], tool_choice="none")
 
 

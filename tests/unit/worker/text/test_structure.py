@@ -231,6 +231,28 @@ def test_unsupported_keywords_of_tools_are_ignored() -> None:
     assert follow(generation(chat("f", tools)), ids(text)) == f"{text}|"
 
 
+@pytest.mark.parametrize(
+    ("parameters", "arguments", "is_call"),
+    [
+        (None, {}, True),
+        (None, {"a": 1}, False),
+        ({}, {"a": 1}, False),
+        ({"type": "object", "properties": {"a": {}}}, {"a": 1}, True),
+        ({"properties": {"a": {}}}, {"a": 1}, True),
+        ({"type": "object", "properties": {"a": {}}}, {"b": 1}, False),
+        ({"type": "object", "additionalProperties": True}, {"b": 1}, True),
+        ({"type": "object", "anyOf": [{"required": ["b"]}]}, {"b": 1}, True),
+        ({"$ref": "#/$defs/x", "$defs": {"x": {"type": "object"}}}, {"b": 1}, True),
+    ],
+)
+def test_only_named_arguments_are_generated(
+    parameters: dict[str, Any] | None, arguments: dict[str, Any], is_call: bool
+) -> None:
+    tools = function() if parameters is None else function(parameters=parameters)
+    call = f'<tool_call>{{"name": "f", "arguments": {json.dumps(arguments)}}}</tool_call>'
+    assert (follow(generation(chat("f", tools)), ids(call)) == f"{call}|") is is_call
+
+
 def test_white_space_in_json_is_bounded() -> None:
     text = generation(chat(tools=[]), "{}")
     assert len(follow(text, [*ids("{"), *ids("\n") * 100])) <= 65
