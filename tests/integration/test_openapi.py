@@ -33,6 +33,7 @@ CHECKS = [
     response_schema_conformance,
 ]
 EXAMPLES = 30
+SHORT = {"defaults": {"max_tokens": 4}, "limits": {"max_tokens": 32}}
 
 
 def finished_job(http: httpx.Client) -> str:
@@ -67,9 +68,11 @@ def probe(operation: Any, known: dict[str, str], token: str) -> Counter[int]:
 def described(tmp_path_factory: pytest.TempPathFactory) -> Any:
     # Fast answers: time limits are not tested here.
     quick = sim(t0_s=0.0, t1_s=0.0, max_batch_size=64)
+    models: dict[str, Any]
     folder: Path = tmp_path_factory.mktemp("described")
     times = {"task": "call", "t0_s": 0.0, "t1_s": 0.0, "load_s": 0.0}
     models = {"sim": quick, "echo": {"engine": "sim", "max_batch_size": 64, "api_path": "/echo", "sim": times}}
+    models["words"] = {"engine": "sim", "max_batch_size": 64, "sim": times | {"task": "text"}, "text": SHORT}
     with running(folder, models, 1, queue={"deadline_slack": None}) as server:
         yield server
         assert server.balancer.poll() is None

@@ -29,6 +29,7 @@ class ContentPart(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     annotations: Ignored = None
     logprobs: Ignored = None
     prompt_cache_breakpoint: Ignored = None
+    parsed: Ignored = None
 
 
 class CalledFunction(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -36,6 +37,7 @@ class CalledFunction(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     name: Annotated[str, msgspec.Meta(max_length=128)]
     arguments: Annotated[str, msgspec.Meta(description="A JSON object.")] = ""
+    parsed_arguments: Ignored = None
 
 
 class ToolCall(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -59,6 +61,7 @@ class ChatMessage(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     reasoning: Annotated[str, msgspec.Meta(description="The same, under another name.")] | None = None
     refusal: str | None = None
     annotations: Ignored = None
+    parsed: Ignored = None
     audio: Unsupported = None
     function_call: Unsupported = None
 

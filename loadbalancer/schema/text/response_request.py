@@ -44,6 +44,13 @@ class InputItem(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     status: Ignored = None
     phase: Ignored = None
     encrypted_content: Ignored = None
+    # What clients add to the items of a response before they send them back.
+    caller: Ignored = None
+    namespace: Ignored = None
+    parsed_arguments: Ignored = None
+    async_: Ignored = None
+    is_async: Ignored = msgspec.field(default=None, name="async")
+    recipient: Ignored = None
 
 
 class ResponseTool(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -80,6 +80,13 @@ def test_items_of_a_conversation_are_accepted(api: openai.OpenAI) -> None:
     assert answer.output_text == expected_text(3, 2)
 
 
+def test_output_of_a_response_is_accepted_as_input(api: openai.OpenAI) -> None:
+    first = ask(api, max_output_tokens=2)
+    for output in (first.output, [item.model_dump() for item in first.output]):
+        conversation = [{"role": "user", "content": "hello"}, *output, {"role": "user", "content": "go on"}]
+        assert ask(api, input=conversation, max_output_tokens=2).output_text == expected_text(3, 2)
+
+
 @pytest.mark.parametrize(
     ("change", "param", "code"),
     [

@@ -1,0 +1,210 @@
+"""Requests of the text API become complete specifications: defaults, prompts, choices."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+import pytest
+
+from configs.settings import Settings
+from loadbalancer.access.api_keys import Caller
+from loadbalancer.generation.text.text_resolution import resolve_text, text_options
+from loadbalancer.generation.text.text_spec import OutputFormat, TextSpec
+from loadbalancer.schema.errors import ApiError
+from loadbalancer.schema.text.text_requests import CHAT_PATH, COMPLETION_PATH, RESPONSE_PATH, parse_text
+from wire.messages import EngineInfo
+from wire.text import (
+    ChatPrompt,
+    Markers,
+    PlainPrompt,
+    SamplingDefaults,
+    TextInfo,
+    TokenPrompt,
+    decode_prompt,
+)
+
+INFO = TextInfo(
+    4096,
+    chat=True,
+    tool_calls=Markers("<t>", "</t>"),
+    vocabulary=100,
+    defaults=SamplingDefaults(temperature=0.6, top_k=20, top_p=0.9),
+)
+TOOL = {"type": "function", "function": {"name": "f", "parameters": {"type": "object"}, "strict": True}}
+BODIES: dict[str, dict[str, Any]] = {
+    CHAT_PATH: {"messages": [{"role": "user", "content": "hello"}]},
+    COMPLETION_PATH: {"prompt": "hello"},
+    RESPONSE_PATH: {"input": "hello"},
+}
+
+
+def resolve(path: str, info: TextInfo | None = INFO, settings_of_text: Any = None, **body: Any) -> TextSpec:
+    model = {"engine": "sim", "sim": {"task": "text"}, "text": settings_of_text or {}}
+    settings = Settings.model_validate({"models": {"m": model}, "data_dir": "/tmp"})
+    request = parse_text(path, msgspec.json.encode(BODIES[path] | body))
+    engine = None if info is None else EngineInfo(text=info)
+    return resolve_text(request, settings, engine, 77, Caller("alice", 2.0, tokens_per_minute=9), "m")
+
+
+def prompt(spec: TextSpec, index: int = 0) -> Any:
+    return decode_prompt(spec.frames[index])
+
+
+@pytest.mark.parametrize("path", BODIES)
+def test_defaults_come_from_request_configuration_checkpoint(path: str) -> None:
+    configured = {"defaults": {"temperature": 0.3, "min_p": 0.1}}
+    sampling = resolve(path, settings_of_text=configured, top_p=0.5, top_k=-1).inputs[0].sampling
+    assert (sampling.temperature, sampling.min_p) == (0.3, 0.1), "as configured"
+    assert (sampling.top_p, sampling.top_k) == (0.5, 0), "of the request"
+    sampling = resolve(path).inputs[0].sampling
+    assert (sampling.temperature, sampling.top_p, sampling.top_k) == (0.6, 0.9, 20), "of the checkpoint"
+    sampling = resolve(path, info=None).inputs[0].sampling
+    assert (sampling.temperature, sampling.top_p, sampling.top_k, sampling.seed) == (1.0, 1.0, 0, 77), "OpenAI's"
+
+
+@pytest.mark.parametrize(
+    ("path", "text", "body", "expected"),
+    [
+        (CHAT_PATH, {}, {}, 4096),
+        (CHAT_PATH, {"limits": {"max_tokens": 50}}, {}, 50),
+        (CHAT_PATH, {"defaults": {"max_tokens": 60}, "limits": {"max_tokens": 50}}, {}, 50),
+        (CHAT_PATH, {"defaults": {"max_tokens": 40}}, {}, 40),
+        (CHAT_PATH, {}, {"max_tokens": 7, "max_completion_tokens": 8}, 8),
+        (COMPLETION_PATH, {}, {}, 16),
+        (COMPLETION_PATH, {"defaults": {"max_tokens": 40}}, {}, 40),
+        (RESPONSE_PATH, {}, {"max_output_tokens": 9}, 9),
+    ],
+)
+def test_length_of_a_text(path: str, text: Any, body: dict[str, Any], expected: int) -> None:
+    assert resolve(path, settings_of_text=text, **body).inputs[0].max_tokens == expected
+
+
+def test_choices_share_their_prompt_and_differ_in_seed() -> None:
+    spec = resolve(COMPLETION_PATH, prompt=["a", "b"], n=2, seed=-1, priority=3, timeout_s=5, logprobs=2)
+    assert [each.sampling.seed for each in spec.inputs] == [2**63 - 1, 0] * 2
+    assert [prompt(spec, index) for index in range(4)] == [PlainPrompt("a")] * 2 + [PlainPrompt("b")] * 2
+    assert (spec.choices, spec.priority, spec.timeout_s, spec.owner, spec.weight) == (2, 3, 5, "alice", 2.0)
+    assert (spec.inputs[0].logprobs, spec.tokens_per_minute) == (2, 9)
+
+
+def test_tokens_are_a_prompt() -> None:
+    assert prompt(resolve(COMPLETION_PATH, prompt=[1, 2, 3])) == TokenPrompt([1, 2, 3])
+    with pytest.raises(ApiError, match="from 0 to 99"):
+        resolve(COMPLETION_PATH, prompt=[100])
+
+
+def test_sampling_of_a_request_is_passed_on() -> None:
+    body: dict[str, Any] = {
+        "logit_bias": {"5": 2, "3": -1},
+        "stop": ["x", "x", "y"],
+        "stop_token_ids": [4],
+        "ignore_eos": True,
+    }
+    inputs = resolve(CHAT_PATH, presence_penalty=1, frequency_penalty=-1, min_tokens=2, top_p=0, **body).inputs[0]
+    assert inputs.sampling.logit_bias == ((3, -1.0), (5, 2.0))
+    assert (inputs.stop, inputs.stop_token_ids, inputs.min_tokens, inputs.ignore_eos) == (("x", "y"), (4,), 2, True)
+    assert 0 < inputs.sampling.top_p < 1e-3, "the most probable token alone"
+
+
+MESSAGES = [
+    {"role": "developer", "content": [{"type": "text", "text": "be"}, {"type": "text", "text": "short"}]},
+    {"role": "user", "content": "weather?", "name": "ann"},
+    {
+        "role": "assistant",
+        "content": None,
+        "reasoning_content": "hm",
+        "tool_calls": [{"id": "c", "type": "function", "function": {"name": "f", "arguments": '{"a": 1}'}}],
+    },
+    {"role": "tool", "tool_call_id": "c", "content": "sunny"},
+    {"role": "assistant", "content": "It is"},
+]
+RENDERED: list[dict[str, Any]] = [
+    {"role": "developer", "content": "be\nshort"},
+    {"role": "user", "content": "weather?", "name": "ann"},
+    {
+        "role": "assistant",
+        "content": "",
+        "reasoning_content": "hm",
+        "tool_calls": [{"type": "function", "function": {"name": "f", "arguments": {"a": 1}}, "id": "c"}],
+    },
+    {"role": "tool", "content": "sunny", "tool_call_id": "c"},
+    {"role": "assistant", "content": "It is"},
+]
+
+
+def test_messages_are_for_a_chat_template() -> None:
+    spec = resolve(CHAT_PATH, messages=MESSAGES, continue_final_message=True, chat_template_kwargs={"mood": "dry"})
+    expected = ChatPrompt(RENDERED, [], "none", {"mood": "dry"}, add_generation_prompt=False)
+    assert prompt(spec) == expected
+    assert spec.output == OutputFormat(reasoning=True, may_start_with_reasoning=False)
+
+
+def test_items_are_the_messages_of_a_chat() -> None:
+    items = [
+        {"role": "developer", "content": [{"type": "input_text", "text": "be\nshort"}]},
+        {"type": "message", "role": "user", "content": "weather?"},
+        {"type": "reasoning", "summary": [], "content": [{"type": "reasoning_text", "text": "hm"}]},
+        {"type": "function_call", "call_id": "c", "name": "f", "arguments": '{"a": 1}'},
+        {"type": "function_call_output", "call_id": "c", "output": "sunny"},
+        {"role": "assistant", "content": [{"type": "output_text", "text": "It is"}]},
+    ]
+    spec = resolve(RESPONSE_PATH, input=items, instructions="now", reasoning={"effort": "none"})
+    without_name = {"role": "user", "content": "weather?"}
+    expected = [{"role": "system", "content": "now"}, RENDERED[0], without_name, *RENDERED[2:]]
+    assert prompt(spec).messages == expected
+    assert prompt(spec).template_arguments == {"reasoning_effort": "none", "enable_thinking": False}
+    assert not spec.output.may_start_with_reasoning
+
+
+@pytest.mark.parametrize(
+    ("path", "tools", "choice"),
+    [
+        (CHAT_PATH, [TOOL], {"type": "function", "function": {"name": "f"}}),
+        (RESPONSE_PATH, [{"type": "function"} | TOOL["function"]], {"type": "function", "name": "f"}),  # type: ignore[operator]
+    ],
+)
+@pytest.mark.parametrize("given", ["none", "auto", "required", "named", None])
+def test_choice_of_a_tool(path: str, tools: Any, choice: Any, given: str | None) -> None:
+    spec = resolve(path, tools=tools, tool_choice=choice if given == "named" else given)
+    made = prompt(spec)
+    assert made.tool_choice == {"named": "f", None: "auto"}.get(given, given)
+    assert made.tools[0]["function"] == {"description": ""} | TOOL["function"]  # type: ignore[operator]
+    assert spec.output.tools == (given != "none")
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "expected"),
+    [
+        (CHAT_PATH, {"response_format": {"type": "text"}}, ""),
+        (CHAT_PATH, {"response_format": {"type": "json_object"}}, "{}"),
+        (COMPLETION_PATH, {"response_format": {"type": "json_schema", "json_schema": {"schema": {"a": 1}}}}, '{"a":1}'),
+        (RESPONSE_PATH, {"text": {"format": {"type": "json_schema", "name": "x", "schema": {"a": 1}}}}, '{"a":1}'),
+    ],
+)
+def test_format_is_a_schema(path: str, body: dict[str, Any], expected: str) -> None:
+    assert resolve(path, **body).inputs[0].json_schema == expected
+
+
+@pytest.mark.parametrize(
+    ("info", "body", "text"),
+    [
+        (TextInfo(chat=False), {}, "no chat template"),
+        (TextInfo(chat=True), {"tools": [TOOL]}, "no format for tool calls"),
+        (INFO, {"tools": [TOOL | {"function": {"name": "auto"}}]}, "reserved"),
+        (INFO, {"chat_template_kwargs": {"tools": []}}, "cannot be set"),
+    ],
+)
+def test_what_the_model_has_not_is_refused(info: TextInfo, body: dict[str, Any], text: str) -> None:
+    with pytest.raises(ApiError, match=text):
+        resolve(CHAT_PATH, info, **body)
+
+
+def test_job_keeps_what_its_response_needs() -> None:
+    body = BODIES[RESPONSE_PATH] | {"instructions": "now", "metadata": {"a": "b"}, "temperature": 0.5}
+    request = parse_text(RESPONSE_PATH, msgspec.json.encode(body))
+    options = text_options(request, resolve(RESPONSE_PATH, **body))
+    echo = msgspec.json.decode(options.echo)
+    assert (echo["instructions"], echo["metadata"], echo["temperature"]) == ("now", {"a": "b"}, 0.5)
+    assert options.reasoning
+    assert not options.tools
