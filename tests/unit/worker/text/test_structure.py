@@ -201,7 +201,11 @@ def function(**values: Any) -> list[dict[str, Any]]:
         (chat(tools=function(parameters={"not": {}}, strict=True)), "", "keywords are not supported"),
         (chat(tools=function(name='f"')), "", "tools.0.function.name must consist of"),
         (chat(tools=[{"type": "function"}]), "", "tools.0.function must be an object"),
-        (chat(tools=function(parameters={"enum": ["x" * 300_000]})), "", "more than 262144 characters"),
+        (
+            chat(tools=function(parameters={"properties": {"a": {"const": "x" * 300_000}}})),
+            "",
+            "more than 262144 characters",
+        ),
     ],
 )
 def test_bad_schemas_and_tools_are_refused(prompt: TextPrompt, schema: str, problem: str) -> None:
