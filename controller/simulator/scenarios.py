@@ -128,8 +128,8 @@ def scale_work(traffic: Traffic, factor: float) -> Traffic:
 def reverse_time(traffic: Traffic, span_s: float, seed: int = 0) -> Traffic:
     """Reverse the order of the requests in time."""
     del seed
-    reverse = reversed(traffic.requests)
-    return traffic_of(request._replace(at=span_s - request.at) for request in reverse)
+    end_s = max([span_s, *traffic.times[-1:]])  # no request before 0, even if the last is after the span
+    return traffic_of(request._replace(at=end_s - request.at) for request in reversed(traffic.requests))
 
 
 def fewer_heavier(traffic: Traffic, span_s: float, seed: int = 0) -> Traffic:

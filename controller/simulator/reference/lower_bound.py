@@ -99,7 +99,7 @@ class _BoundProgram:
     """The linear program. Arrays hold one column number per slot, request or request and slot."""
 
     def __init__(self, traffic: Traffic, fleet: Fleet, span_s: float) -> None:
-        times, work = np.asarray(traffic.times, dtype=float), np.asarray(traffic.work, dtype=float)
+        times, work = np.maximum(np.asarray(traffic.times, dtype=float), 0.0), np.asarray(traffic.work, dtype=float)
         self._fleet, self._work = fleet, work
         #: Work that has to be done at some time: requests with a deadline may leave unserved.
         expires = np.array([one.deadline_s < math.inf for one in traffic.urgencies], dtype=bool)

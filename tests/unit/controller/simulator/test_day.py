@@ -48,7 +48,7 @@ def test_reference_matches_independent_simulation(policy: str, preset: str, in_s
 
 
 #: GPU-hours of the cheapest known schedules
-#: (`scripts/bench/autoscaling/compare_policies.py --search`).
+#: (`scripts/bench/autoscaling/compare_policies.py --bound search`).
 BEST = {"s2": 58.36, "s3": 52.69, "s2, start 5 s": 54.15}
 
 

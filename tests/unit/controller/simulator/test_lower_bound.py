@@ -113,6 +113,12 @@ def test_bound_falls_with_the_promise() -> None:
     assert bounds[0] > bounds[-1] + 100
 
 
+def test_requests_outside_the_span_count() -> None:
+    outside = Traffic([-5.0, *STEADY.times, 700.0], [50.0, *STEADY.work, 50.0])
+    fleet = replace(FLEET, initial_workers=2)
+    assert lower_bound_s(outside, fleet, 600.0) >= lower_bound_s(STEADY, fleet, 600.0) + 49.0
+
+
 def test_too_many_requests_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "MAX_REQUESTS", 599)
     with pytest.raises(BoundUnavailable, match="599 requests at most, not 600"):

@@ -185,6 +185,7 @@ def test_one_worker_to_zero_and_back() -> None:
 def test_variants_equal_hand_calculation() -> None:
     traffic = Traffic([1.0, 4.0], [2.0, 6.0])
     assert VARIANTS["reversed"][0](traffic, 10.0, 0) == Traffic([6.0, 9.0], [6.0, 2.0])
+    assert VARIANTS["reversed"][0](traffic, 3.0, 0) == Traffic([0.0, 3.0], [6.0, 2.0])
     assert VARIANTS["half"][0](traffic, 10.0, 0) == Traffic([1.0, 4.0], [1.0, 3.0])
     assert VARIANTS["double"][0](traffic, 10.0, 0) == Traffic([1.0, 4.0], [4.0, 12.0])
 
