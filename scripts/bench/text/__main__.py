@@ -122,7 +122,8 @@ def _run(python: Path, plan: dict[str, Any]) -> Iterator[dict[str, Any]]:
         errors = run.stderr.read() if run.stderr is not None else ""
         if run.wait():
             last = errors.strip().splitlines()[-1:] or [f"exit status {run.returncode}"]
-            yield from ({"contender": name, "reason": last[0]} for name in plan["contenders"])
+            missing = [name for name in plan["contenders"] if name not in reported]
+            yield from ({"contender": name, "reason": last[0]} for name in missing)
 
 
 def _print(console: Console, result: dict[str, Any]) -> None:

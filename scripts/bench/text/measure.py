@@ -6,17 +6,18 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 import sys
 import time
-from typing import Any
+from typing import Any, NoReturn
 
 from scripts.bench.text.contenders import make_contender
 from scripts.bench.text.driving import Contender, drive
 from scripts.bench.text.workload import TokenRequest, make_requests, sweep_requests
 
 
-def main() -> int:
+def main() -> NoReturn:
     plan: dict[str, Any] = json.loads(sys.argv[1])
     contenders: dict[str, Contender] = {}
     for name in plan["contenders"]:
@@ -42,7 +43,8 @@ def main() -> int:
             rate = _measure(able, number, load, requests, None if is_open else plan["users"]) or rate
     for batch in plan["sweep"]:
         _measure(contenders, 0, f"batch {batch}", sweep_requests(batch, *plan["sweep_shape"]), batch)
-    return 0
+    sys.stdout.flush()
+    os._exit(0)  # threads of a library may go on for ever
 
 
 def _measure(
@@ -64,4 +66,4 @@ def _report(result: dict[str, Any]) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()
