@@ -96,13 +96,20 @@ def main() -> int:
         if closed:  # the first contender's rate is that of all
             plan["rate"] = 0.7 * closed[0]["requests_per_s"]
         summary = summarize(results)
-        report |= {"command": " ".join(sys.argv[1:]), "machine": machine(), "summary": summary, "results": results}
+        report |= {"command": _command(args), "machine": machine(), "summary": summary, "results": results}
         if args.json:  # after each group: an interrupted run leaves what it has measured
             args.json.write_text(json.dumps(report, indent=1) + "\n")
     console.print(table(summarize(results)))
     if args.plot:
         draw_figure(report, args.plot)
     return 0
+
+
+def _command(args: argparse.Namespace) -> str:
+    """Return the options, with names of files and folders in place of their paths."""
+    given = {key.replace("_", "-"): value for key, value in vars(args).items() if value is not None}
+    texts = {key: value.name if isinstance(value, Path) else str(value) for key, value in given.items()}
+    return " ".join(f"--{key} {text}" for key, text in texts.items() if text)
 
 
 def _run(python: Path, plan: dict[str, Any]) -> Iterator[dict[str, Any]]:

@@ -7,6 +7,7 @@ import os
 import queue
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 from scripts.bench.text.driving import Contender, TokenEvent
@@ -66,7 +67,7 @@ class MusterEngine:
         return events
 
     def describe(self) -> str:
-        return self._engine.fingerprint()
+        return self._engine.fingerprint().replace(self._path, Path(self._path).name)
 
 
 class Vllm:

@@ -64,7 +64,7 @@ def _factor(ratio: float | None) -> str:
 
 
 def draw_figure(report: dict[str, Any], file: Path) -> None:
-    """Draw tokens per second by batch size, and the times to the first and between tokens in the open loop."""
+    """Draw tokens per CPU second by batch size and for the trace, and the times to the first and between tokens."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -77,20 +77,25 @@ def draw_figure(report: dict[str, Any], file: Path) -> None:
         sweep = [row for row in own if row["load"].startswith("batch ")]
         style = "--" if contender in _PAIRS.values() else "-"
         sizes = [int(row["load"].split()[1]) for row in sweep]
-        rates = [row["tokens_per_s"] for row in sweep]
+        rates = [row["tokens_per_cpu_s"] for row in sweep]
         left.plot(sizes, rates, style, marker="o", color=f"C{number}", label=contender)
         for row in own:
             if row["load"] in ("closed", "open"):
                 hatch = "" if row["load"] == "closed" else "//"
                 at = number + (0.4 if row["load"] == "open" else 0)
-                middle.bar(at, row["tokens_per_s"], 0.4, color=f"C{number}", hatch=hatch)
+                middle.bar(at, row["tokens_per_cpu_s"], 0.4, color=f"C{number}", hatch=hatch)
                 right.bar(at, row["ttft_ms_p50"], 0.4, color=f"C{number}", hatch=hatch)
                 right.bar(at, row["itl_ms_p99"], 0.2, color="black", alpha=0.5)
     names = list(dict.fromkeys(row["contender"] for row in summary))
     for axis in (middle, right):
         axis.set_xticks([number + 0.2 for number in range(len(names))], names, rotation=45, ha="right")
-    left.set(title="Equal work for each place of a batch", xlabel="texts in the batch", ylabel="tokens/s", xscale="log")
-    middle.set(title="Lengths of the trace: closed, open (hatched)", ylabel="tokens/s")
+    left.set(
+        title="Equal work for each place of a batch",
+        xlabel="texts in the batch",
+        ylabel="tokens per CPU second",
+        xscale="log",
+    )
+    middle.set(title="Lengths of the trace: closed, open (hatched)", ylabel="tokens per CPU second")
     right.set(title="Time to the first token, p50; between tokens, p99 (black)", ylabel="ms", yscale="log")
     for axis in (left, middle, right):
         axis.grid(alpha=0.3)
