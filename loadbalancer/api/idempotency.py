@@ -59,7 +59,8 @@ _INLINE_BYTES = 64 * 2**10
 _DIGEST_PART_BYTES = 256 * 2**10
 #: Of a body that the application reads.
 _REPLAYED_PART_BYTES = 256 * 2**10
-_FAILED = b"event: error\n"
+#: Last events of streams that fail.
+_FAILED = (b"event: error\n", b"event: response.failed\n")
 
 
 class ReplayedPaths(Container[str]):
@@ -188,7 +189,9 @@ class ResponseRecording:
         """Return the response that ends with these bytes; None unless it is successful."""
         chunks = [*self.chunks, last]
         final = next((chunk for chunk in reversed(chunks) if chunk), b"")
-        if not 200 <= self.status < 300 or _FAILED in final:  # a stream fails after its status was sent
+        if not 200 <= self.status < 300 or any(
+            event in final for event in _FAILED
+        ):  # a stream fails after its status was sent
             return None
         headers = dict(self.headers)
         media_type = headers.get(b"content-type", b"").decode("latin-1")

@@ -15,7 +15,7 @@ from starlette.responses import PlainTextResponse
 from starlette.types import Message, Receive, Scope, Send
 
 from loadbalancer.access.api_keys import Caller
-from loadbalancer.api.idempotency import IdempotencyMiddleware, key_of, key_of_request
+from loadbalancer.api.idempotency import IdempotencyMiddleware, ResponseRecording, key_of, key_of_request
 from loadbalancer.generation.response_memory import CODE, ResponseMemory
 from loadbalancer.metrics.refusals import RefusalCounter
 from loadbalancer.storage.database import Database
@@ -170,3 +170,19 @@ async def test_responses_that_are_not_read_bound_their_key(tmp_path: Path) -> No
         assert (await again.get())["status"] == 200
     finally:
         await database.close()
+
+
+@pytest.mark.parametrize(
+    ("last", "is_stored"),
+    [
+        (b"event: response.completed\ndata: {}\n\n", True),
+        (b"data: [DONE]\n\n", True),
+        (b"event: error\ndata: {}\n\ndata: [DONE]\n\n", False),
+        (b"event: response.failed\ndata: {}\n\n", False),
+    ],
+)
+def test_failed_streams_are_not_stored(last: bytes, is_stored: bool) -> None:
+    recording = ResponseRecording(key_of("a", "k", "/v1/responses", "", b""), memory(1000))
+    recording.status = 200
+    recording.add_chunk(last)
+    assert (recording.response(b"") is not None) == is_stored
