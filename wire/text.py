@@ -117,9 +117,8 @@ class TextInfo(msgspec.Struct, frozen=True, omit_defaults=True):
     #: Its chat template takes tools; calls stand between these markers, each as a JSON object with `name` and
     #: `arguments`.
     tool_calls: Markers | None = None
+    #: A text has both markers, even where the chat template has put the first one into the prompt.
     reasoning: Markers | None = None
-    #: The chat template opens the reasoning: the begin marker is part of the prompt.
-    starts_with_reasoning: bool = False
     vocabulary: Count = 0
     defaults: SamplingDefaults = SamplingDefaults()
 

@@ -52,7 +52,6 @@ class TextOptions(msgspec.Struct, frozen=True, omit_defaults=True):
     #: How texts are divided, see `OutputFormat`.
     tools: bool = False
     reasoning: bool = False
-    may_start_with_reasoning: bool = True
     #: JSON of what a response repeats of its request, see `ResponseEcho`.
     echo: str = ""
 

@@ -48,8 +48,6 @@ _RESERVED = frozenset(
         "eos_token",
     ]
 )
-#: Variables of templates that turn reasoning off when they are false.
-_THINKING = ("enable_thinking", "thinking")
 _ARGUMENT_BOUNDS = JsonBounds(16 << 10, "the maximum", 8)
 
 
@@ -141,8 +139,7 @@ def chat_prompt(
         raise InvalidRequest(text, param=place)
     rendered = template_messages(messages, place)
     prompt = ChatPrompt(rendered, definitions, choice, arguments, add_generation_prompt=not continues)
-    thinks = not any(arguments.get(name) is False for name in _THINKING)
-    return prompt, OutputFormat(has_tools, reasoning=True, may_start_with_reasoning=thinks and not continues)
+    return prompt, OutputFormat(has_tools, reasoning=True)
 
 
 def template_arguments(effort: str | None, given: msgspec.Raw) -> dict[str, Any]:

@@ -29,10 +29,10 @@ class _Mode(enum.Enum):
 class OutputParser:
     """Implements `TextParser`."""
 
-    def __init__(self, reasoning: Markers | None, tool_calls: Markers | None, *, starts_with_reasoning: bool) -> None:
-        """None: there is none of it. `starts_with_reasoning`: the begin mark is a part of the prompt."""
+    def __init__(self, reasoning: Markers | None, tool_calls: Markers | None) -> None:
+        """None: there is none of it."""
         self._reasoning, self._calls = reasoning, tool_calls
-        self._mode = _Mode.REASONING if starts_with_reasoning and reasoning is not None else _Mode.START
+        self._mode = _Mode.START
         #: Reasoning has only space so far.
         self._is_blank = True
         #: Text that may be the beginning of a mark.

@@ -14,5 +14,4 @@ def text_parser(info: TextInfo, output: OutputFormat) -> TextParser | None:
     tool_calls = info.tool_calls if output.tools else None
     if reasoning is None and tool_calls is None:
         return None
-    starts = info.starts_with_reasoning and output.may_start_with_reasoning
-    return OutputParser(reasoning, tool_calls, starts_with_reasoning=starts)
+    return OutputParser(reasoning, tool_calls)

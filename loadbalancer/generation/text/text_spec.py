@@ -16,8 +16,6 @@ class OutputFormat:
     tools: bool = False
     #: Reasoning is separated from the content.
     reasoning: bool = False
-    #: The chat template may open the reasoning, as far as the request tells.
-    may_start_with_reasoning: bool = True
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,8 +19,8 @@ ARGUMENTS = '{"a": "}<\\"/call>", "b": [1, {"c": null}]}'
 GOOD = f'{{"name": "f", "arguments": {ARGUMENTS}}}'
 
 
-def parse(parts: list[str], *, starts: bool = False) -> ParsedText:
-    parser = OutputParser(THINK, CALL, starts_with_reasoning=starts)
+def parse(parts: list[str]) -> ParsedText:
+    parser = OutputParser(THINK, CALL)
     pieces: list[TextPiece] = []
     for part in parts:
         pieces += parser.feed(part)
@@ -62,22 +62,16 @@ def test_text_is_divided(text: str, content: str, reasoning: str, calls: list[An
     assert parse(list(text)) == expected, "character by character"
 
 
-def test_prompt_may_open_the_reasoning() -> None:
-    assert parse(["why</think>thus"], starts=True) == ParsedText("thus", "why", [])
-    assert parse(["why"], starts=True) == ParsedText("", "why", [])
-
-
 #: Parts of texts that are nearly calls.
 FRAGMENTS = [GOOD, *THINK_AND_CALL, '{"name": "f"', '"arguments":', '{"a": "b"}', "call>", *'}{,[] \n"a<\\5', "</"]
 
 
-@pytest.mark.parametrize("starts", [False, True])
 @given(text=st.lists(st.sampled_from(FRAGMENTS), max_size=12).map("".join), data=st.data())
-def test_any_division_gives_the_same(starts: bool, text: str, data: st.DataObject) -> None:
+def test_any_division_gives_the_same(text: str, data: st.DataObject) -> None:
     cuts = sorted(data.draw(st.lists(st.integers(0, len(text)), max_size=8)))
     parts = [text[start:end] for start, end in zip([0, *cuts], [*cuts, len(text)], strict=True)]
-    whole = parse([text], starts=starts)
-    assert parse(parts, starts=starts) == whole
+    whole = parse([text])
+    assert parse(parts) == whole
     assert all(call.name for call in whole.calls)
 
 
@@ -99,7 +93,7 @@ def test_arguments_are_passed_on_as_they_are(arguments: dict[str, Any]) -> None:
 
 
 def test_arguments_stream_after_the_name() -> None:
-    parser = OutputParser(None, CALL, starts_with_reasoning=False)
+    parser = OutputParser(None, CALL)
     assert parser.feed('<call>{"name": "f", "arguments": ') == []
     assert merged(parser.feed('{"a": 1')) == [TextPiece("call", "f"), TextPiece("arguments", '{"a": 1')]
     assert merged(parser.feed(', "b": 2')) == [TextPiece("arguments", ', "b": 2')]

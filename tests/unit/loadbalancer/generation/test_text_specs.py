@@ -137,7 +137,7 @@ def test_messages_are_for_a_chat_template() -> None:
     spec = resolve(CHAT_PATH, messages=MESSAGES, continue_final_message=True, chat_template_kwargs={"mood": "dry"})
     expected = ChatPrompt(RENDERED, [], "none", {"mood": "dry"}, add_generation_prompt=False)
     assert prompt(spec) == expected
-    assert spec.output == OutputFormat(reasoning=True, may_start_with_reasoning=False)
+    assert spec.output == OutputFormat(reasoning=True)
 
 
 def test_items_are_the_messages_of_a_chat() -> None:
@@ -154,7 +154,6 @@ def test_items_are_the_messages_of_a_chat() -> None:
     expected = [{"role": "system", "content": "now"}, RENDERED[0], without_name, *RENDERED[2:]]
     assert prompt(spec).messages == expected
     assert prompt(spec).template_arguments == {"reasoning_effort": "none", "enable_thinking": False}
-    assert not spec.output.may_start_with_reasoning
 
 
 @pytest.mark.parametrize(
