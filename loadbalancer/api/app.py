@@ -18,7 +18,7 @@ from loadbalancer.api.http_helpers import error_response
 from loadbalancer.api.idempotency import IdempotencyMiddleware, ReplayedPaths
 from loadbalancer.api.middleware import ApiMiddleware
 from loadbalancer.api.model_documents import serve_document
-from loadbalancer.api.openapi import DESCRIPTION, complete_document
+from loadbalancer.api.openapi import DESCRIPTION, DocumentedApp
 from loadbalancer.api.path_hints import unknown_path
 from loadbalancer.api.request_builder import RequestBuilder
 from loadbalancer.api.routes import calls, health, images, inference, jobs, models, page, results, scaling, texts
@@ -31,7 +31,8 @@ _MAX_PATH_CHARS = 100
 
 def create_app(services: Services) -> ASGIApp:
     """The application inside its middlewares."""
-    app = FastAPI(
+    app = DocumentedApp(
+        services.authenticator,
         title="Muster",
         version=_version(),
         description=DESCRIPTION,
@@ -52,7 +53,6 @@ def create_app(services: Services) -> ASGIApp:
         app.include_router(router)
     hot.collect(*routers)
     add_error_handlers(app)
-    complete_document(app, services.authenticator)
     serve_document(app, services)
     idempotency = IdempotencyMiddleware(
         app, services.database, services.tracker.memory, services.settings.server.max_upload_bytes

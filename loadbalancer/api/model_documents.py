@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 from typing import Any, NamedTuple
 
 from fastapi import FastAPI, Request, Response
@@ -31,24 +31,30 @@ def serve_document(app: FastAPI, services: Services) -> None:
 
     While keys are in force, requests without one get the document without the models.
     """
-    document: dict[str, Any] = app.openapi()
     known: list[ModelInterface] | None = None
-    body = b""
-    public = {path: item for path, item in document["paths"].items() if path not in services.settings.api_paths}
-    public_body = bytes(JSONResponse(document | {"paths": public}).body)
+    body = public_body = b""
 
     async def openapi(request: Request) -> Response:
-        nonlocal known, body
+        nonlocal known, body, public_body
         if not _may_list_models(services, request):
+            public_body = public_body or _encode(_without_models(app.openapi(), services.settings.api_paths))
             return Response(public_body, media_type=_JSON)
         current = _interfaces(services)
         if current != known:
-            known, body = current, bytes(JSONResponse(with_models(document, current)).body)
+            known, body = current, _encode(with_models(app.openapi(), current))
         return Response(body, media_type=_JSON)
 
     path = str(app.openapi_url)
     app.router.routes[:] = [route for route in app.router.routes if getattr(route, "path", "") != path]
     app.add_route(path, openapi, include_in_schema=False)
+
+
+def _encode(document: dict[str, Any]) -> bytes:
+    return bytes(JSONResponse(document).body)
+
+
+def _without_models(document: dict[str, Any], own_paths: Container[str]) -> dict[str, Any]:
+    return document | {"paths": {path: item for path, item in document["paths"].items() if path not in own_paths}}
 
 
 def _may_list_models(services: Services, request: Request) -> bool:

@@ -2,9 +2,9 @@
 
     python -m scripts.bench.serving.idle --rounds 5 --json results.json
 
-Each round starts `python -m controller` with one simulated model, waits until it is ready and at rest, and reads
-`/proc/PID/smaps_rollup`. PSS counts a page that several processes share in equal parts. Without the shared pages of
-libraries (`private_mb`) a process costs less.
+Each round starts `python -m loadbalancer` by itself, until its first answer. Then it starts `python -m controller` with
+one simulated model, waits until it is ready and at rest, and reads `/proc/PID/smaps_rollup`. PSS counts a page that
+several processes share in equal parts. Without the shared pages of libraries (`private_mb`) a process costs less.
 """
 
 from __future__ import annotations
@@ -21,12 +21,14 @@ from typing import Any
 
 import httpx
 import psutil
+import yaml
 from rich.console import Console
 from rich.table import Table
 
 from scripts.harness.balancer import sim
 from scripts.harness.instance import Instance
 from scripts.harness.load import machine
+from scripts.harness.processes import free_port, launch, stop
 
 #: After the worker is ready: the imports and threads of the start are done.
 _REST_S = 3.0
@@ -69,10 +71,30 @@ def processes(instance: Instance) -> dict[str, psutil.Process]:
     return found
 
 
+def measure_balancer(folder: Path) -> dict[str, float]:
+    """Start a balancer by its own command. Return the seconds and the CPU seconds to its first answer."""
+    folder.mkdir(parents=True)
+    config, port = folder / "config.yaml", free_port()
+    config.write_text(yaml.safe_dump({"models": {"m": sim()}}))
+    with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=5) as client:
+        started = time.monotonic()
+        balancer = launch(
+            "loadbalancer", folder, "--config", str(config), "--port", str(port), log="loadbalancer", threads=None
+        )
+        try:
+            healthy_s = until(lambda: succeeds(client, "/healthz")) - started
+            return {"healthz_s": healthy_s, "start_cpu_s": cpu_s(psutil.Process(balancer.pid))}
+        finally:
+            stop(balancer)
+
+
 def measure(folder: Path) -> dict[str, Any]:
-    """Start a server, measure it at rest, and stop it."""
+    """Measure a balancer's start. Then start a server, measure it at rest, and stop it."""
+    alone = measure_balancer(folder / "alone")
     started = time.monotonic()
-    instance = Instance(folder, {"workers": {}, "models": {"m": sim(scaling={"min_workers": 1})}}, threads=None)
+    instance = Instance(
+        folder / "server", {"workers": {}, "models": {"m": sim(scaling={"min_workers": 1})}}, threads=None
+    )
     try:
         with httpx.Client(base_url=instance.url, timeout=5) as client:  # one: its start takes longer than a request
             healthy_s = until(lambda: succeeds(client, "/healthz")) - started
@@ -88,7 +110,7 @@ def measure(folder: Path) -> dict[str, Any]:
                 "idle_cpu_ms_per_s": 1000 * (cpu_s(process) - start_cpu[kind]) / _IDLE_S,
                 "threads": process.num_threads(),
             }
-        return {"healthz_s": healthy_s, "ready_s": ready_s, "processes": seen}
+        return {"healthz_s": healthy_s, "ready_s": ready_s, "balancer_alone": alone, "processes": seen}
     finally:
         instance.end()
 
@@ -105,7 +127,9 @@ def medians(rounds: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def table(result: dict[str, Any]) -> Table:
-    title = f"/healthz after {result['healthz_s']:.2f} s, ready after {result['ready_s']:.2f} s"
+    alone = result["balancer_alone"]
+    title = f"/healthz after {result['healthz_s']:.2f} s, ready after {result['ready_s']:.2f} s; "
+    title += f"the balancer's /healthz {alone['healthz_s']:.2f} s after its own command"
     shown = Table("process", "PSS MB", "private MB", "CPU s to start", "CPU ms/s at rest", "threads", title=title)
     for kind, seen in result["processes"].items():
         values = ("pss_mb", "private_mb", "start_cpu_s", "idle_cpu_ms_per_s")
