@@ -115,13 +115,25 @@ class RowBlocks(NamedTuple):
         return own.reshape(rows, number * size, heads, head_size).transpose(1, 2)
 
 
-class Prefill(NamedTuple):
+@dataclass
+class Prefill:
     """A row of several tokens in a pass: its place in it, tokens before, and blocks."""
 
     start: int
     end: int
     past: int
     blocks: RowBlocks
+    masks: dict[int | None, torch.Tensor] = field(default_factory=dict)
+
+    def mask(self, window: int | None, dtype: torch.dtype) -> torch.Tensor | None:
+        """Return what each token sees, as `DecodeGroup.mask` does: [tokens, all tokens]; None for all before it."""
+        total = self.past + self.end - self.start
+        if not self.past and (window is None or total <= window):
+            return None
+        if window not in self.masks:
+            positions = torch.arange(self.past, total, device=self.blocks.table.device)
+            self.masks[window] = _mask(positions, total, window, dtype)
+        return self.masks[window]
 
 
 @dataclass
@@ -138,14 +150,21 @@ class DecodeGroup:
     def mask(self, window: int | None, dtype: torch.dtype) -> torch.Tensor:
         """Return 0 for tokens that a row sees and minus infinity for others, of shape [rows, 1, 1, tokens]."""
         if window not in self.masks:
-            tokens = torch.arange(self.blocks.table.shape[1] * self.block_tokens, device=self.positions.device)
-            is_seen = tokens <= self.positions[:, None]
-            if window is not None:
-                is_seen &= tokens > self.positions[:, None] - window
-            # As numbers, because attention would convert truth values in every layer.
-            numbers = torch.zeros(is_seen.shape, dtype=dtype, device=is_seen.device)
-            self.masks[window] = numbers.masked_fill_(~is_seen, -math.inf)[:, None, None, :]
+            number = self.blocks.table.shape[1] * self.block_tokens
+            self.masks[window] = _mask(self.positions, number, window, dtype)[:, None, None, :]
         return self.masks[window]
+
+
+def _mask(positions: torch.Tensor, number: int, window: int | None, dtype: torch.dtype) -> torch.Tensor:
+    """Return the mask of tokens at these positions for the first `number` ones, of shape [positions, number].
+
+    It holds numbers, because attention would convert truth values in every layer.
+    """
+    tokens = torch.arange(number, device=positions.device)
+    is_seen = tokens <= positions[:, None]
+    if window is not None:
+        is_seen &= tokens > positions[:, None] - window
+    return torch.zeros(is_seen.shape, dtype=dtype, device=positions.device).masked_fill_(~is_seen, -math.inf)
 
 
 @dataclass(frozen=True)
@@ -205,18 +224,12 @@ def _prefill(
     window: int | None,
 ) -> torch.Tensor:
     """Return the output for a row of several tokens, of shape [tokens, heads, head_size]."""
-    tokens, total = row.end - row.start, row.past + row.end - row.start
     if row.past:
+        total = row.past + row.end - row.start
         key, value = row.blocks.read(keys)[:, :, :total], row.blocks.read(values)[:, :, :total]
     else:
         key, value = key[:, :, row.start : row.end], value[:, :, row.start : row.end]
-    mask = None
-    if row.past or (window is not None and tokens > window):
-        at = torch.arange(row.past, total, device=query.device)[:, None]
-        seen = torch.arange(total, device=query.device)
-        mask = seen <= at
-        if window is not None:
-            mask &= seen > at - window
+    mask = row.mask(window, query.dtype)
     output = functional.scaled_dot_product_attention(
         query[:, :, row.start : row.end],
         key,
