@@ -20,6 +20,12 @@ class TokenBudget:
     def __repr__(self) -> str:
         return f"<TokenBudget {self._left:.0f} of {self.per_minute}>"
 
+    def resize(self, per_minute: int, now: float) -> None:
+        """Change the limit. Used tokens stay used."""
+        self._fill(now)
+        self._left += per_minute - self.per_minute
+        self.per_minute = per_minute
+
     def charge(self, tokens: int, now: float) -> float:
         """Take the tokens and return 0. Where they are not there, return the seconds until they are.
 
@@ -68,8 +74,10 @@ class TokenLimiter:
             self._budgets.pop(owner, None)
             return
         budget = self._budgets.get(owner)
-        if budget is None or budget.per_minute != per_minute:
+        if budget is None:
             budget = self._budgets[owner] = TokenBudget(per_minute, now)
+        elif budget.per_minute != per_minute:
+            budget.resize(per_minute, now)
         wait_s = budget.charge(tokens, now)
         if wait_s > 0.0:
             raise RateLimited(

@@ -91,9 +91,12 @@ def test_stream_through_framework(http: httpx.Client) -> None:
     assert events(first)[-1] == "[DONE]"
 
 
-def test_client_that_leaves_frees_its_slot(http: httpx.Client, shared: Server) -> None:
-    with http.stream("POST", CHAT, json=chat_body(max_tokens=20_000, stream=True)) as answer:
-        next(answer.iter_bytes())
+@pytest.mark.parametrize("from_page", [False, True], ids=["direct", "through the framework"])
+def test_client_that_leaves_frees_its_slot(http: httpx.Client, shared: Server, from_page: bool) -> None:
+    headers = {"origin": shared.base_url} if from_page else {}
+    with http.stream("POST", CHAT, json=chat_body(max_tokens=20_000, stream=True), headers=headers) as answer:
+        parts = answer.iter_bytes()  # an iterator that nobody holds closes the connection
+        next(parts)
         assert words_running(shared) == 1
     wait_until(lambda: not words_running(shared), "the task of a client that has left is cancelled")
 

@@ -45,6 +45,15 @@ def test_request_of_more_than_a_minute_needs_a_full_budget() -> None:
     limiter.charge("a", 100, 500, 301.0)
 
 
+def test_used_tokens_stay_used_when_the_limit_changes() -> None:
+    limiter = TokenLimiter()
+    limiter.charge("a", 100, 90, 0.0)
+    limiter.charge("a", 200, 100, 0.0)
+    assert limiter.headers("a", 0.0)["x-ratelimit-remaining-tokens"] == "10"
+    with pytest.raises(RateLimited):
+        limiter.charge("a", 50, 1, 0.0)
+
+
 def test_keys_have_budgets_of_their_own() -> None:
     limiter = TokenLimiter()
     limiter.charge("a", 100, 100, 0.0)
