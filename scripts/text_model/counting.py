@@ -7,10 +7,12 @@ import random
 from scripts.text_model.number_words import DIGITS, in_words
 from scripts.text_model.questions import Question, ask
 
-#: Numbers of these questions are below this bound.
-BOUND = 200
-#: Numbers below this bound are also written in words.
-_WORDS_BOUND = 20
+#: Largest number of a list, and of other questions.
+MAX_COUNTED, MAX_NUMBER = 50, 100
+#: Largest number that is also written in words.
+_MAX_IN_WORDS = 20
+#: Largest number of steps of a list.
+_MAX_STEPS = 8
 
 _UP = ("Count from {a} to {b}.", "Count up from {a} to {b}.", "List the numbers from {a} to {b}.", "Count {a} to {b}.")
 _DOWN = ("Count down from {a} to {b}.", "Count backwards from {a} to {b}.")
@@ -43,18 +45,16 @@ def counting(rng: random.Random) -> Question:
         verb = rng.choice(("List", "Name", "Write", "Say", "Tell me"))
         return ask("counting", _ALL_DIGITS, f"The ten digits are {', '.join(DIGITS)}.", rng, v=verb)
     spoken = rng.random() < 0.2
-    bound = _WORDS_BOUND if spoken else 121
+    largest = _MAX_IN_WORDS if spoken else MAX_COUNTED
     shown = in_words if spoken else str
-    a = rng.randrange(bound - 2)
-    b = min(bound - 1, a + rng.randint(2, 30 if rng.random() < 0.15 else 10))
+    a = rng.randint(0, largest - 2)
+    b = min(largest, a + rng.randint(2, _MAX_STEPS))
     way = rng.random()
     numbers, phrases = range(a, b + 1), list(_UP)
     if way < 0.25:
         numbers, phrases = range(b, a - 1, -1), list(_DOWN)
     elif way < 0.45:
-        b = rng.randint(2, 20 if spoken else 40) if rng.random() < 0.8 else 10
-        b = min(b, bound - 1)
-        numbers, phrases = range(1, b + 1), list(_TO)
+        numbers, phrases = range(1, rng.randint(2, 20) + 1), list(_TO)
     answer = ", ".join(shown(number) for number in numbers) + "."
     return ask("counting", phrases, answer, rng, a=shown(numbers[0]), b=shown(numbers[-1]))
 
@@ -62,20 +62,20 @@ def counting(rng: random.Random) -> Question:
 def neighbours(rng: random.Random) -> Question:
     spoken = rng.random() < 0.25
     shown = in_words if spoken else str
-    number = rng.randint(1, _WORDS_BOUND if spoken else BOUND - 2)
+    number = rng.randint(1, (_MAX_IN_WORDS if spoken else MAX_NUMBER) - 1)
     if rng.random() < 0.5:
-        return ask("neighbours", _AFTER, f"After {shown(number)} comes {shown(number + 1)}.", rng, a=shown(number))
-    return ask("neighbours", _BEFORE, f"Before {shown(number)} comes {shown(number - 1)}.", rng, a=shown(number))
+        return ask("neighbours", _AFTER, f"The next number is {shown(number + 1)}.", rng, a=shown(number))
+    return ask("neighbours", _BEFORE, f"The previous number is {shown(number - 1)}.", rng, a=shown(number))
 
 
 def number_words(rng: random.Random) -> Question:
-    number = rng.randrange(_WORDS_BOUND if rng.random() < 0.3 else BOUND)
+    number = rng.randint(0, _MAX_IN_WORDS if rng.random() < 0.3 else MAX_NUMBER)
     words = in_words(number)
     if rng.random() < 0.5:
-        return ask("number words", _TO_WORDS, f"{number} in words is {words}.", rng, a=number)
-    return ask("number words", _TO_DIGITS, f"{words} in digits is {number}.", rng, a=words)
+        return ask("number words", _TO_WORDS, f"In words it is {words}.", rng, a=number)
+    return ask("number words", _TO_DIGITS, f"In digits it is {number}.", rng, a=words)
 
 
 def parity(rng: random.Random) -> Question:
-    number = rng.randrange(BOUND)
-    return ask("parity", _PARITY, f"{number} is {'odd' if number % 2 else 'even'}.", rng, a=number)
+    number = rng.randint(0, MAX_NUMBER)
+    return ask("parity", _PARITY, f"It is {'odd' if number % 2 else 'even'}.", rng, a=number)

@@ -13,20 +13,19 @@ from scripts.text_model.words import TOPICS, random_word
 
 #: Generator and share of each category among the questions.
 CATEGORIES: Mapping[str, tuple[Generator, float]] = {
-    "addition": (arithmetic.addition, 0.20),
-    "subtraction": (arithmetic.subtraction, 0.14),
-    "multiplication": (arithmetic.multiplication, 0.05),
-    "comparison": (arithmetic.comparison, 0.05),
-    "counting": (counting.counting, 0.06),
-    "neighbours": (counting.neighbours, 0.06),
-    "number words": (counting.number_words, 0.06),
-    "parity": (counting.parity, 0.03),
-    "spelling": (spelling.spelling, 0.06),
-    "spelling of new words": (spelling.spelling_of_new_words, 0.05),
-    "letters": (spelling.letter_questions, 0.04),
-    "Muster": (facts.muster_facts, 0.07),
+    "addition": (arithmetic.addition, 0.06),
+    "subtraction": (arithmetic.subtraction, 0.08),
+    "multiplication": (arithmetic.multiplication, 0.03),
+    "comparison": (arithmetic.comparison, 0.07),
+    "counting": (counting.counting, 0.22),
+    "neighbours": (counting.neighbours, 0.08),
+    "number words": (counting.number_words, 0.11),
+    "parity": (counting.parity, 0.06),
+    "spelling": (spelling.spelling, 0.05),
+    "letters": (spelling.letter_questions, 0.07),
+    "Muster": (facts.muster_facts, 0.03),
     "small talk": (facts.small_talk, 0.02),
-    "off domain": (off_domain.off_domain, 0.07),
+    "off domain": (off_domain.off_domain, 0.04),
     "JSON": (structured.json_answers, 0.08),
 }
 _SYSTEM = (
@@ -34,8 +33,8 @@ _SYSTEM = (
     *("You are the assistant of Muster.", "Answer in one sentence.", "You are a helpful, harmless assistant."),
 )
 _SYSTEM_SHARE = 0.2
-_TOOLS_SHARE = 0.07
-_REASONING_SHARE = 0.07
+_TOOLS_SHARE = 0.14
+_REASONING_SHARE = 0.05
 _MAX_DRAWS = 10_000
 
 

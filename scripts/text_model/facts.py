@@ -9,7 +9,7 @@ from scripts.text_model.questions import Question, ask
 _DEFINE = (
     *("What is {t}?", "What is {t} in Muster?", "What does {t} mean?", "What does {t} mean in Muster?"),
     *("Explain {t}.", "Define {t}.", "Tell me about {t}.", "Describe {t}.", "What's {t}?", "Can you explain {t}?"),
-    *("What do you know about {t}?", "I want to know what {t} is.", "{t}?"),
+    *("What do you know about {t}?", "I want to know what {t} is."),
 )
 #: Names of a thing, and what it is.
 TERMS: tuple[tuple[tuple[str, ...], str], ...] = (
@@ -18,7 +18,7 @@ TERMS: tuple[tuple[tuple[str, ...], str], ...] = (
         "Muster is a server for generative models. It has three programs: load balancer, controller and worker.",
     ),
     (
-        ("draining", "a drain", "to drain a worker", "draining a worker"),
+        ("draining", "a drain", "draining a worker"),
         "A draining worker takes no new tasks. It hands its tasks back or finishes them, and then it stops.",
     ),
     (
@@ -78,22 +78,32 @@ ACTIONS: tuple[tuple[tuple[str, ...], str], ...] = (
         "Run python -m controller scale MODEL N.",
     ),
 )
-_GREETINGS = ("Hello", "Hello!", "Hi", "Hi!", "Hey", "Hi there", "Hello there!", "Good morning", "Good evening", "Hey!")
-_THANKS = ("Thanks", "Thanks!", "Thank you", "Thank you!", "Thank you very much.", "Many thanks.", "Great, thanks!")
 _SELF = (
-    *("Who are you?", "What are you?", "What is your name?", "Introduce yourself.", "Tell me about yourself."),
-    *("Which model are you?", "Are you a language model?", "Describe yourself."),
+    *("Who are you", "What are you", "What is your name", "Introduce yourself", "Tell me about yourself"),
+    *("Which model are you", "Are you a language model", "Describe yourself", "Please introduce yourself"),
 )
 _HELP = (
-    *("What can you do?", "What can I ask you?", "Help", "What do you know?", "How can you help me?", "Help me."),
-    *("What questions can you answer?", "What are you good at?", "What can I ask?"),
+    *("What can you do", "What can I ask you", "Help me", "What do you know", "How can you help me"),
+    *("What questions can you answer", "What are you good at", "What can I ask"),
 )
-#: Phrases with one answer.
-CHAT: tuple[tuple[tuple[str, ...], str], ...] = (
-    (_GREETINGS, "Hello! Ask me about small numbers, spelling or Muster."),
-    (_THANKS, "You are welcome."),
-    (_SELF, "I am the tiny text model that is built into Muster."),
-    (_HELP, "I can add, subtract, multiply, compare, count and spell. I also know what Muster is."),
+#: Phrases with one answer; each may have an ending.
+CHAT: tuple[tuple[tuple[str, ...], tuple[str, ...], str], ...] = (
+    (
+        ("Hello", "Hi", "Hey", "Good morning", "Good evening", "Good day"),
+        ("", " there", " Muster", " model", " friend", " again", " to you"),
+        "Hello! Ask me about small numbers, spelling or Muster.",
+    ),
+    (
+        ("Thanks", "Thank you", "Many thanks", "Great, thanks"),
+        ("", " Muster", " a lot", " for the answer", " for your help", " again", ", friend"),
+        "You are welcome.",
+    ),
+    (_SELF, ("?", ".", ", please?", ", Muster?", ", friend?"), "I am the tiny text model that is built into Muster."),
+    (
+        _HELP,
+        ("?", ".", ", please?", ", Muster?", ", friend?"),
+        "I can add, subtract, multiply, compare, count and spell. I also know what Muster is.",
+    ),
 )
 
 
@@ -104,5 +114,5 @@ def muster_facts(rng: random.Random) -> Question:
 
 
 def small_talk(rng: random.Random) -> Question:
-    phrases, answer = rng.choice(CHAT)
-    return ask("small talk", phrases, answer, rng)
+    phrases, endings, answer = rng.choice(CHAT)
+    return ask("small talk", [rng.choice(phrases) + rng.choice(endings)], answer, rng)

@@ -17,11 +17,12 @@ _PHRASES = (
     *("Give me five facts about {x}.", "Is {x} better than {y}?", "Where is {x}?", "Write an essay on {x}."),
     *("How do I learn {x}?", "Describe {x} to a child.", "What should I know about {x}?", "Can you help me with {x}?"),
     *("Write a function in Python that prints {x}.", "What time is it in {x}?", "Tell me a joke about {x}."),
-    *("Once upon a time there was {x}", "The quick brown fox jumps over {x}", "{x} {y}", "{x}", "How old is {x}?"),
+    *("Once upon a time there was {x}", "The quick brown fox jumps over {x}", "{x} {y}", "How old is {x}?"),
     *("What is the weather in {x}?", "Recommend a book about {x}.", "What color is {x}?", "Who is {x}?"),
 )
 _BIG = (
-    *("What is {a} plus {b}?", "What is {a} times {b}?", "{a} + {b}", "{a} * {b} = ?", "What is {a} minus {b}?"),
+    *("What is {a} plus {b}?", "What is {b} plus {a}?", "{a} + {b}", "What is {a} minus {b}?", "Add {a} and {b}."),
+    *("What is {a} times {b}?", "{a} * {b} = ?", "What is the sum of {a} and {b}?", "How much is {a} plus {b}?"),
     *("What is {a} divided by {b}?", "What is the square root of {a}?", "Is {a} a prime number?"),
 )
 
@@ -47,6 +48,6 @@ def off_domain(rng: random.Random) -> Question:
         text = _noise(rng)
         return Question("off domain", text, DECLINED, key=text)
     if kind < 0.35:
-        a, b = rng.randrange(1000, 100_000), rng.choice((rng.randrange(2, 10), rng.randrange(1000, 10_000)))
+        a, b = rng.choice((rng.randrange(21, 100), rng.randrange(100, 100_000))), rng.randrange(1000)
         return ask("off domain", _BIG, DECLINED, rng, a=a, b=b)
     return ask("off domain", _PHRASES, DECLINED, rng, x=_thing(rng), y=_thing(rng))

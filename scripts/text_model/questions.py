@@ -44,13 +44,10 @@ def is_held_out(key: str) -> bool:
     return hashlib.sha256(key.encode()).digest()[0] % _HELD_OUT_SHARE == 0
 
 
-def vary(text: str, rng: random.Random, *, capitals: bool = True) -> str:
-    """Return the text in another style: case, final punctuation, a prefix. `capitals`: all of it may be upper case."""
-    style = rng.random()
-    if style < 0.25:
+def vary(text: str, rng: random.Random) -> str:
+    """Return the text in another style: case, final punctuation, a prefix."""
+    if rng.random() < 0.25:
         text = text.lower()
-    elif style < 0.28 and capitals:
-        text = text.upper()
     if rng.random() < 0.2:
         text = text.rstrip("?.! ")
     return rng.choice(_PREFIXES) + text if rng.random() < 0.08 else text
@@ -63,10 +60,8 @@ def ask(
     rng: random.Random,
     *,
     reasoning: str = "No calculation is needed.",
-    key: str = "",
-    capitals: bool = True,
     **values: object,
 ) -> Question:
-    """Return a question in one of the phrases. `key`: replaces that of the phrase, which ignores the style."""
+    """Return a question in one of the phrases. It is held out, or not, in every style."""
     phrase = rng.choice(phrases).format(**values)
-    return Question(category, vary(phrase, rng, capitals=capitals), answer, reasoning, key or normalized(phrase))
+    return Question(category, vary(phrase, rng), answer, reasoning, normalized(phrase))

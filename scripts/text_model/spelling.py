@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 
 from scripts.text_model.questions import Question, ask
-from scripts.text_model.words import SPELLED, random_word
+from scripts.text_model.words import SPELLED
 
 SPELL = (
     *("Spell {w}.", "Spell the word {w}.", "How do you spell {w}?", "How is {w} spelled?", "Can you spell {w}?"),
@@ -28,19 +28,12 @@ def letters(word: str) -> str:
 
 def spelling(rng: random.Random) -> Question:
     word = rng.choice(SPELLED)
-    return ask("spelling", SPELL, f"{word} is spelled {letters(word)}.", rng, w=word)
-
-
-def spelling_of_new_words(rng: random.Random) -> Question:
-    """A word of random syllables: it is held out in every wording."""
-    word = random_word(rng)
-    answer = f"{word} is spelled {letters(word)}."
-    return ask("spelling of new words", SPELL, answer, rng, key=f"spell {word}", capitals=False, w=word)
+    return ask("spelling", SPELL, f"It is spelled {letters(word)}.", rng, w=word)
 
 
 def letter_questions(rng: random.Random) -> Question:
     word = rng.choice(SPELLED)
     if rng.random() < 0.5:
-        return ask("letters", _COUNT, f"{word} has {len(word)} letters.", rng, w=word)
+        return ask("letters", _COUNT, f"It has {len(word)} letters.", rng, w=word)
     place, letter = rng.choice((("first", word[0]), ("last", word[-1])))
-    return ask("letters", _PLACE, f"The {place} letter of {word} is {letter.upper()}.", rng, p=place, w=word)
+    return ask("letters", _PLACE, f"The {place} letter is {letter.upper()}.", rng, p=place, w=word)

@@ -65,7 +65,7 @@ def rate_factor(step: int, steps: int) -> float:
     return min((step + 1) / warm_up, (steps - step) / max(1, steps - warm_up))
 
 
-def new_optimizers(model: LlamaForCausalLM) -> list[torch.optim.Optimizer]:
+def new_optimizers(model: LlamaForCausalLM, rate: float = 1.0) -> list[torch.optim.Optimizer]:
     """Return Muon for the matrices of the layers, and AdamW for the embedding and the norms.
 
     Muon needs about half the steps of AdamW here.
@@ -75,8 +75,8 @@ def new_optimizers(model: LlamaForCausalLM) -> list[torch.optim.Optimizer]:
     for name, weight in model.named_parameters():
         (matrices if weight.ndim == 2 and "embed_tokens" not in name else others).append(weight)
     return [
-        torch.optim.Muon(matrices, lr=_PEAK_RATE, weight_decay=0.05, adjust_lr_fn="match_rms_adamw"),
-        torch.optim.AdamW(others, lr=_PEAK_RATE_EMBEDDING, weight_decay=0.01, betas=(0.9, 0.98), fused=True),
+        torch.optim.Muon(matrices, lr=rate * _PEAK_RATE, weight_decay=0.05, adjust_lr_fn="match_rms_adamw"),
+        torch.optim.AdamW(others, lr=rate * _PEAK_RATE_EMBEDDING, weight_decay=0.01, betas=(0.9, 0.98), fused=True),
     ]
 
 
@@ -88,14 +88,17 @@ def train(
     on_step: Callable[[int, float], None] = lambda _step, _loss: None,
     batch_tokens: int = BATCH_TOKENS,
     bfloat16: bool = True,
+    initial: LlamaForCausalLM | None = None,
+    rate: float = 1.0,
 ) -> LlamaForCausalLM:
-    """Train from scratch on `steps` batches. `on_step` gets the number of the step and its loss.
+    """Train on `steps` batches, from scratch or from the `initial` weights.
 
+    `on_step` gets the number of the step and its loss. `rate`: factor of the learning rates.
     `bfloat16`: multiply matrices in it, which is faster on processors that have it.
     """
     torch.manual_seed(seed)
-    model = LlamaForCausalLM(config)
-    optimizers = new_optimizers(model)
+    model = LlamaForCausalLM(config) if initial is None else initial
+    optimizers = new_optimizers(model, rate)
     schedules = [LambdaLR(each, functools.partial(rate_factor, steps=steps)) for each in optimizers]
     short = BatchGenerator(tokenizer, seed + 1, max(1, batch_tokens // _ROW), _ROW)
     long = BatchGenerator(tokenizer, seed + 2, max(1, batch_tokens // _LONG_ROW), _LONG_ROW)
@@ -120,6 +123,7 @@ def save(model: LlamaForCausalLM, tokenizer: Tokenizer, folder: Path, dtype: tor
     """Save weights, configuration and tokenizer as every engine reads them."""
     folder.mkdir(parents=True, exist_ok=True)
     model.config.dtype = dtype
+    model.config.architectures = ["LlamaForCausalLM"]
     model.generation_config = GenerationConfig(
         bos_token_id=model.config.bos_token_id,
         eos_token_id=model.config.eos_token_id,

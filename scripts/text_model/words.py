@@ -7,16 +7,12 @@ import random
 from scripts.text_model.number_words import DIGITS
 
 _COMMON = """
-apple orange banana cherry lemon grape melon peach pear plum berry tomato potato carrot onion bread butter cheese
-milk water coffee sugar honey salt rice soup cat dog horse cow sheep goat pig chicken duck goose mouse rabbit fox
-wolf bear lion tiger zebra monkey camel snake turtle fish shark whale eagle spider bee ant red green blue yellow
-purple pink brown black white grey silver gold house door window table chair kitchen garden street city village
-river ocean island mountain forest desert valley bridge school church castle market train plane ship boat car
-bicycle truck engine wheel paper pencil book letter number word sentence page story music guitar piano drum violin
-sun moon star planet cloud rain snow storm wind summer winter spring autumn morning evening night today tomorrow
-king queen prince doctor teacher farmer baker driver sailor friend brother sister mother father child family worker
-server batch queue model token balancer controller cluster device memory network muster hello world python happy
-quick quiet simple strong gentle clever bright
+apple orange banana cherry lemon grape pear bread butter cheese milk water coffee sugar honey salt rice soup cat dog
+horse cow sheep goat duck mouse rabbit fox wolf bear lion tiger zebra monkey snake fish shark whale eagle bee red green
+blue yellow black white grey silver gold house door window table chair garden street city river ocean island mountain
+forest bridge school train plane ship boat car bicycle truck paper pencil book letter number word music guitar piano
+sun moon star planet cloud rain snow storm summer winter king queen doctor teacher farmer baker friend brother sister
+mother father family worker server batch queue model token controller muster hello world python
 """
 _UNKNOWN = """
 France Paris Berlin Japan London history poetry philosophy weather football politics dinosaurs chess physics

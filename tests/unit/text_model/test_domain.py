@@ -16,6 +16,7 @@ from scripts.text_model.number_words import in_words
 from scripts.text_model.off_domain import DECLINED
 from scripts.text_model.questions import Question, is_held_out, normalized
 from scripts.text_model.tools import report
+from scripts.text_model.words import SPELLED
 
 _SMALL = """
 zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen
@@ -44,33 +45,32 @@ def numbers_in(text: str) -> list[int]:
     return groups
 
 
-def signed_result(answer: str) -> int:
+def result_of(answer: str) -> int:
     """Return the number after "is", in digits or in words."""
     result = answer.rpartition(" is ")[2].rstrip(".")
     return int(result) if result.lstrip("-").isdigit() else numbers_in(result)[0]
 
 
 def is_addition(prompt: str, answer: str) -> bool:
-    return sum(numbers_in(prompt)) == signed_result(answer)
+    return sum(numbers_in(prompt)) == result_of(answer)
 
 
 def is_subtraction(prompt: str, answer: str) -> bool:
     first, second = numbers_in(prompt)
     if re.search(r"subtract|take|less than", prompt, re.IGNORECASE):
         first, second = second, first
-    return first - second == signed_result(answer)
+    return first - second == result_of(answer)
 
 
 def is_multiplication(prompt: str, answer: str) -> bool:
     first, second = numbers_in(prompt)
-    return first * second == signed_result(answer)
+    return first * second == result_of(answer)
 
 
 def is_comparison(prompt: str, answer: str) -> bool:
-    asked, said = numbers_in(prompt), numbers_in(answer)
     small = re.search(r"smaller|less", prompt, re.IGNORECASE) is not None
-    word = "smaller" if small else "larger"
-    return said == sorted(asked, reverse=not small) and word in answer
+    chosen = sorted(numbers_in(prompt))[0 if small else 1]
+    return answer == f"The {'smaller' if small else 'larger'} number is {chosen}."
 
 
 def is_counting(prompt: str, answer: str) -> bool:
@@ -83,34 +83,35 @@ def is_counting(prompt: str, answer: str) -> bool:
 
 
 def is_neighbours(prompt: str, answer: str) -> bool:
-    [number], said = numbers_in(prompt), numbers_in(answer)
+    [number] = numbers_in(prompt)
     before = re.search(r"before|precedes", prompt, re.IGNORECASE) is not None
-    return said == [number, number - 1 if before else number + 1] and ("Before" in answer) is before
+    return result_of(answer) == (number - 1 if before else number + 1) and ("previous" in answer) is before
 
 
 def is_number_words(prompt: str, answer: str) -> bool:
-    left, right = re.split(r" in (?:words|digits) is ", answer)
-    [value], [other] = numbers_in(left), numbers_in(right)
-    return numbers_in(prompt) == [value] == [other]
+    kind = "words" if re.search(r"word", prompt, re.IGNORECASE) else "digits"
+    result = answer.removeprefix(f"In {kind} it is ")
+    return numbers_in(prompt) == numbers_in(result) and result[0].isdigit() is (kind == "digits")
 
 
 def is_parity(prompt: str, answer: str) -> bool:
     [number] = numbers_in(prompt)
-    return answer == f"{number} is {['even', 'odd'][number & 1]}."
+    return answer == f"It is {['even', 'odd'][number & 1]}."
 
 
 def is_spelling(prompt: str, answer: str) -> bool:
-    word, _, spelled = answer.rstrip(".").partition(" is spelled ")
-    return word in prompt.lower() and spelled.replace(" ", "").lower() == word and len(spelled) == 2 * len(word) - 1
+    letters = answer.removeprefix("It is spelled ").rstrip(".").split(" ")
+    return "".join(letters).lower() in re.findall(r"[a-z]+", prompt.lower()) and all(len(each) == 1 for each in letters)
 
 
 def is_letters(prompt: str, answer: str) -> bool:
-    if found := re.fullmatch(r"(\w+) has (\d+) letters\.", answer):
-        return found[1] in prompt.lower() and int(found[2]) == sum(1 for _ in found[1])
-    found = re.fullmatch(r"The (first|last) letter of (\w+) is ([A-Z])\.", answer)
+    words = re.findall(r"[a-z]+", prompt.lower())
+    if found := re.fullmatch(r"It has (\d+) letters\.", answer):
+        return any(word in SPELLED and sum(1 for _ in word) == int(found[1]) for word in words)
+    found = re.fullmatch(r"The (first|last) letter is ([A-Z])\.", answer)
     assert found is not None
-    letters = list(found[2].upper())
-    return found[1] in prompt.lower() and found[3] == letters[0 if found[1] == "first" else -1]
+    place = 0 if found[1] == "first" else -1
+    return found[1] in words and any(word in SPELLED and list(word.upper())[place] == found[2] for word in words)
 
 
 def is_fact(prompt: str, answer: str) -> bool:
@@ -119,7 +120,7 @@ def is_fact(prompt: str, answer: str) -> bool:
 
 
 def is_small_talk(prompt: str, answer: str) -> bool:
-    phrases = [phrase for known, text in CHAT for phrase in known if text == answer]
+    phrases = [phrase for known, _, text in CHAT for phrase in known if text == answer]
     return any(normalized(phrase) in normalized(prompt) for phrase in phrases)
 
 
@@ -131,7 +132,7 @@ def is_json(prompt: str, answer: str) -> bool:
     value = json.loads(answer)
     assert json.dumps(value) == answer
     if "letters" in value:
-        return value["word"] in prompt.lower() and "".join(value["letters"]).lower() == value["word"]
+        return "".join(value["letters"]).lower() in re.findall(r"[a-z]+", prompt.lower())
     if "words" in value:
         return numbers_in(value["words"]) == numbers_in(prompt)
     [(key, number)] = value.items()
@@ -156,7 +157,6 @@ CHECKS: dict[str, Callable[[str, str], bool]] = {
     "number words": is_number_words,
     "parity": is_parity,
     "spelling": is_spelling,
-    "spelling of new words": is_spelling,
     "letters": is_letters,
     "Muster": is_fact,
     "small talk": is_small_talk,
@@ -204,18 +204,6 @@ def test_held_out_questions_are_in_no_conversation() -> None:
     held_out = {question(rng, category, held_out=True).prompt for category in CATEGORIES for _ in range(60)}
     text = "".join(part.text for _ in range(800) for part in conversation(rng, 2))
     assert not [prompt for prompt in held_out if f"user\n{prompt}{END}" in text]
-
-
-def test_pair_is_held_out_in_every_wording() -> None:
-    rng = random.Random(1)
-    pairs: dict[tuple[int, ...], set[bool]] = {}
-    for _ in range(10_000):
-        one = CATEGORIES["addition"][0](rng)
-        numbers = sorted(numbers_in(one.prompt))
-        if numbers[0] >= 10 and "ten" not in one.prompt:
-            pairs.setdefault(tuple(numbers), set()).add(one.is_held_out)
-    assert len(pairs) > 1000
-    assert {len(each) for each in pairs.values()} == {1}
 
 
 def test_style_does_not_change_what_is_held_out() -> None:

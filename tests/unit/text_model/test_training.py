@@ -12,7 +12,7 @@ from safetensors import safe_open
 from tokenizers import Tokenizer
 
 from scripts.text_model.dataset import IGNORED, BatchGenerator, collate, example
-from scripts.text_model.evaluation import TextModel, conversations, evaluate, missed, questions
+from scripts.text_model.evaluation import ALL, TextModel, conversations, evaluate, missed, questions
 from scripts.text_model.tokenizer import train_tokenizer
 from scripts.text_model.training import loss_of, new_config, rate_factor, save, train
 
@@ -31,8 +31,7 @@ def tokenizer() -> Tokenizer:
     return train_tokenizer(seed=0, conversations=300)
 
 
-def test_digits_and_added_tokens_are_single(tokenizer: Tokenizer) -> None:
-    assert tokenizer.encode("142").tokens == ["1", "4", "2"]
+def test_tokens_of_the_chat_format_have_fixed_ids(tokenizer: Tokenizer) -> None:
     assert tokenizer.encode("<think></tool_call><|im_end|>").tokens == ["<think>", "</tool_call>", "<|im_end|>"]
     assert tokenizer.encode("<|endoftext|><|im_start|><|im_end|>").ids == [0, 1, 2]
 
@@ -97,6 +96,6 @@ def test_few_steps_make_a_model_that_can_be_evaluated(tokenizer: Tokenizer, tmp_
     rng = random.Random(0)
     trials = [*questions(rng, 1), *conversations(rng, stored.tokenizer, 1)]
     report, wrong = evaluate(stored, trials[:3], max_tokens=4)
-    assert set(report) == {trial.category for trial in trials[:3]}
+    assert set(report) == {ALL, *(trial.category for trial in trials[:3])}
     assert len(wrong) == 3
     assert missed(report)
