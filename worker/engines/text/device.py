@@ -38,6 +38,8 @@ _PACKED_ROWS = 16
 _RECORDED_ROWS = (1, 2, 4, 8, 16, 24, 32, 48, 64)
 _MIN_RECORDED_BLOCKS = 16
 _MAX_RECORDINGS = 48
+#: Of the keys that a layer of a recorded pass reads: it copies those of all its places.
+_MAX_READ_BYTES = 256 << 20
 #: Passes before a recording: they select kernels and allocate workspaces.
 _PASSES_BEFORE = 2
 #: Rows of up to so many blocks are computed together whatever their lengths.
@@ -440,8 +442,8 @@ class StaticPass:
             self._graph.replay()
         return self._logits[: len(parts)].clone()
 
-    def record(self) -> None:
-        """Record the pass; calls replay it from now on."""
+    def record(self, pool: Any) -> None:
+        """Record the pass with memory of this pool; calls replay it from now on."""
         stream = torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]
         stream.wait_stream(torch.cuda.current_stream(self._device))
         with torch.cuda.stream(stream):
@@ -449,7 +451,7 @@ class StaticPass:
                 self._compute()
         torch.cuda.current_stream(self._device).wait_stream(stream)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
+        with torch.cuda.graph(graph, pool=pool):
             self._logits = self._compute()
         self._graph = graph
 
@@ -487,21 +489,25 @@ class Recordings:
     def __init__(self, model: Any, cache: KeyValueCache, device: torch.device) -> None:
         self._model, self._cache, self._device = model, cache, device
         self._passes: dict[tuple[int, int], StaticPass] = {}
+        #: One for all, because none runs beside another.
+        self._pool: Any = None
         self._is_off = False
 
     def __call__(self, parts: Sequence[RowPart]) -> torch.Tensor | None:
         """Return the logits of rows of one token each, or None if they have to be computed otherwise."""
         blocks = max(part.past // self._cache.block_tokens + 1 for part in parts)
         size = recorded_size(len(parts), blocks)
-        if self._is_off or size is None or (size not in self._passes and len(self._passes) == _MAX_RECORDINGS):
+        if self._is_off or size is None or size[0] * size[1] * self._cache.keys[0][0].nbytes > _MAX_READ_BYTES:
+            return None
+        if size not in self._passes and len(self._passes) == _MAX_RECORDINGS:
             return None
         if size not in self._passes:
             try:
                 return self._record(size, parts)
             except RuntimeError as error:
-                if device_error_kind(error) in ("lost", "out_of_memory"):
+                if device_error_kind(error) == "lost":
                     raise
-                log.warning("steps are not recorded: %s", error)
+                log.warning("no more steps are recorded: %s", error)
                 self._is_off = True
                 return None
         return self._passes[size](parts)
@@ -510,7 +516,8 @@ class Recordings:
         """Record a pass, and return its logits for these rows without the recording."""
         static = StaticPass(self._model, self._cache, *size, self._device)
         expected = static(parts)
-        static.record()
+        self._pool = self._pool or torch.cuda.graph_pool_handle()
+        static.record(self._pool)
         if not torch.allclose(static(parts), expected, rtol=2e-2, atol=2e-2, equal_nan=True):
             raise RuntimeError("a recorded step computes something else")
         self._passes[size] = static

@@ -12,6 +12,7 @@ from worker.engines.text.device import (
     KeyValueCache,
     ModelPass,
     PackedLinear,
+    Recordings,
     RowPart,
     StaticPass,
     computes_ragged,
@@ -102,3 +103,12 @@ def test_rows_of_very_different_lengths_equal_themselves_alone() -> None:
     parts[2] = RowPart([60, 61, 62], 2, blocks[2])
     together = compute(parts)
     assert torch.allclose(together, torch.cat([compute([part]) for part in parts]), atol=1e-4)
+
+
+def test_steps_go_on_where_none_can_be_recorded() -> None:
+    network = tiny_model()
+    network.set_attn_implementation(ATTENTION)
+    recordings = Recordings(network, KeyValueCache(cache_shape(network.config), 40, 8, torch.float32, _CPU), _CPU)
+    for _ in range(2):
+        with torch.inference_mode():
+            assert recordings([RowPart([30], 0, [3])]) is None
