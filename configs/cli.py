@@ -15,7 +15,7 @@ from configs.model_settings import Model
 from configs.sections import expand_home
 from configs.settings import Settings
 from configs.user_engine import interpreter_problems
-from configs.worker_packages import ENGINE_PACKAGES, environment_problem, missing_packages
+from configs.worker_packages import library_problem
 from configs.yaml_file import dump_yaml
 
 #: Exit status for an invalid configuration or invalid options.
@@ -100,8 +100,8 @@ def _model_problems(model: Model) -> list[str]:
     if model.python is not None:
         interpreter = list(interpreter_problems(model.python, model.engine))
     else:
-        missing = missing_packages(model.engine) if model.engine in ENGINE_PACKAGES else []
-        interpreter = [environment_problem(sys.executable, sys.version_info[:2], missing)] if missing else []
+        problem = library_problem(model.engine)
+        interpreter = [problem] if problem else []
     return [*checkpoint_problems(model), *interpreter]
 
 

