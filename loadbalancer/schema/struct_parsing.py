@@ -20,7 +20,14 @@ _TYPE = re.compile(r"Expected `(.*)`, got `(.*)`\Z", re.DOTALL)
 _BOUND = re.compile(r"Expected `\w+` (.*)\Z", re.DOTALL)
 #: JSON's names of types that msgspec calls by Python's.
 _TYPES = {"str": "a string", "int": "an integer", "float": "a number", "bool": "a boolean", "array": "a list"}
-_BOUNDS = {">=": "at least", ">": "greater than", "<=": "at most", "<": "less than", "of length <=": "of length up to"}
+_BOUNDS = {
+    ">=": "at least",
+    ">": "greater than",
+    "<=": "at most",
+    "<": "less than",
+    "of length <=": "of length up to",
+    "of length >=": "of length at least",
+}
 
 
 def parse_struct(decoder: msgspec.json.Decoder[Parsed], body: bytes | memoryview, path: str = "") -> Parsed:

@@ -235,9 +235,15 @@ class StreamedTexts(InFlightTexts):
     """
 
     def __init__(
-        self, tracker: RequestTracker, spec: TextSpec, writer: EventWriter, respond: Callable[[StreamedTexts], Any]
+        self,
+        tracker: RequestTracker,
+        spec: TextSpec,
+        writer: EventWriter,
+        respond: Callable[[StreamedTexts], Any],
+        keep_alive_s: float = KEEP_ALIVE_S,
     ) -> None:
-        self._writer, self._respond = writer, respond
+        """After a silence of `keep_alive_s`, a comment is sent, so that no proxy closes the connection."""
+        self._writer, self._respond, self._keep_alive_s = writer, respond, keep_alive_s
         self._sink: StreamSink | None = None
         #: Events until there is a sink.
         self._unsent = b""
@@ -246,7 +252,7 @@ class StreamedTexts(InFlightTexts):
         self.response: asyncio.Future[Any] = loop.create_future()
         super().__init__(tracker, spec)
         self.response.add_done_callback(self._on_response)
-        self._timer = loop.call_later(KEEP_ALIVE_S, self._keep_alive)
+        self._timer = loop.call_later(self._keep_alive_s, self._keep_alive)
 
     def attach(self, sink: StreamSink) -> None:
         """Send everything to this client from now on."""
@@ -310,7 +316,7 @@ class StreamedTexts(InFlightTexts):
     def _keep_alive(self) -> None:
         if self._is_ended:
             return
-        self._timer = asyncio.get_running_loop().call_later(KEEP_ALIVE_S, self._keep_alive)
+        self._timer = asyncio.get_running_loop().call_later(self._keep_alive_s, self._keep_alive)
         if not self._has_sent:
             self._send(KEEP_ALIVE)
         self._has_sent = False

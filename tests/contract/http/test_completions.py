@@ -9,7 +9,7 @@ import openai
 import pytest
 
 from scripts.harness.balancer import Server
-from tests.support.texts import COMPLETE, client, expected_text
+from tests.support.texts import CHAT, COMPLETE, client, events, expected_text
 
 
 @pytest.fixture
@@ -68,6 +68,32 @@ def test_stream_has_the_same_texts(api: openai.OpenAI) -> None:
 def test_refused_request_names_its_parameter(http: httpx.Client, change: dict[str, Any], param: str, code: str) -> None:
     error = http.post(COMPLETE, json={"model": "words", "prompt": "a"} | change).json()["error"]
     assert (error["param"], error["code"]) == (param, code), error["message"]
+
+
+MESSAGES = [{"role": "user", "content": [{"type": "text", "text": "hello"}]}]
+STREAM = {"stream": True, "stream_options": {"include_usage": True}}
+CONTINUOUS = {"include_usage": True, "continuous_usage_stats": True}
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        (COMPLETE, {"prompt": "a", "repetition_penalty": 1.0, "max_tokens": 3, "logprobs": None} | STREAM),
+        (CHAT, {"messages": MESSAGES, "max_completion_tokens": 3, "ignore_eos": True} | STREAM),
+        (CHAT, {"messages": MESSAGES, "max_completion_tokens": 3, "min_tokens": 3} | STREAM),
+        (
+            CHAT,
+            {"messages": MESSAGES, "max_tokens": 3, "stop": None, "ignore_eos": True}
+            | {"stream": True, "stream_options": CONTINUOUS},
+        ),
+        (COMPLETE, {"prompt": [1, 2], "max_tokens": 3, "temperature": 0, "ignore_eos": True} | STREAM),
+    ],
+    ids=["vllm bench", "vllm bench chat", "aiperf", "guidellm", "sglang"],
+)
+def test_requests_of_benchmark_clients(http: httpx.Client, path: str, body: dict[str, Any]) -> None:
+    answer = http.post(path, json=body | {"model": "words"}, headers={"x-request-id": "bench-1"})
+    *_, last, done = events(answer)
+    assert (last["usage"]["completion_tokens"], last["choices"], done) == (3, [], "[DONE]")
 
 
 def test_defaults_of_clients_are_accepted(http: httpx.Client) -> None:

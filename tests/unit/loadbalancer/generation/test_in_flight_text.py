@@ -22,6 +22,7 @@ from loadbalancer.scaling.control_plane import ControlPlane
 from loadbalancer.scheduler_service import SchedulerService
 from loadbalancer.scheduling.task import TaskCompleted, TaskEnded, TaskState, TaskTokens
 from loadbalancer.schema.errors import InvalidRequest, TaskFailed
+from loadbalancer.schema.stream_events import KEEP_ALIVE
 from loadbalancer.schema.text.chat_stream import ChatEvents
 from loadbalancer.schema.text.response_answer import ResponseEcho
 from wire.inputs import Sampling, TextInputs
@@ -248,3 +249,19 @@ async def test_further_attempt_does_not_count_its_prompt(harness: Harness) -> No
     harness.scheduler._notify(TaskTokens(texts.tasks[0], moved))
     assert (texts.usage.prompt_tokens, texts.usage.prompt_tokens_details.cached_tokens) == (5, 0)
     texts.close()
+
+
+async def test_silent_stream_begins_and_stays_alive(harness: Harness) -> None:
+    events = ChatEvents("chatcmpl-1", 1, "m", include_usage=False, continuous_usage=False)
+    writer = ChatWriter(events, "chatcmpl-1", wants_logprobs=False)
+    texts, client = StreamedTexts(harness.tracker, harness.spec(), writer, lambda source: source, 0.01), Client()
+    assert (await texts.response) is texts, "without a text, after a while"
+    texts.attach(client)
+    async with asyncio.timeout(30):
+        while client.received.count(KEEP_ALIVE) < 3:
+            await asyncio.sleep(0.01)
+    harness.scheduler._notify(TaskEnded(texts.tasks[0], TaskState.FAILED, "invalid", "too long"))
+    assert "too long" in client.events[-1]["error"]["message"], "it has no status any more"
+    texts.close()
+    await asyncio.sleep(0.03)
+    assert client.received.endswith(b"[DONE]\n\n"), "nothing follows the end"
