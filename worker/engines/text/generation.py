@@ -33,7 +33,7 @@ class Generation:
         `has_grammars`: the engine masks tokens by `grammar`. Without, texts that must match one are refused.
         """
         encoded = tokenization.encode_prompt(prompt, context_length)
-        self.prompt = encoded.tokens
+        self.prompt = list(encoded.tokens)
         room = context_length - len(self.prompt)
         if room < 1:
             size = f"the prompt has {len(self.prompt)} tokens"
@@ -43,7 +43,7 @@ class Generation:
         self.tokens: list[int] = []
         self.is_finished = False
         #: What the text must match; None: anything.
-        self.grammar = tokenization.grammar(inputs, prompt, opens_reasoning=encoded.opens_reasoning)
+        self.grammar = tokenization.structured_output.grammar(inputs, prompt, opens_reasoning=encoded.opens_reasoning)
         if self.grammar is not None and not has_grammars:
             _check_is_free(self.grammar)
             self.grammar = None

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from configs.text import is_utf8
 from worker.engine import TaskError
 
 #: A text has fewer characters than this for each of its tokens, but for long runs of space.
@@ -18,9 +17,7 @@ def encode_text(tokenizer: Any, text: str, max_tokens: int | None, **options: An
 
 
 def check_text(tokenizer: Any, text: str, max_tokens: int | None, **options: Any) -> None:
-    """Raises `TaskError` for a text that is no valid Unicode, or has many more than `max_tokens` by its start."""
-    if not is_utf8(text):
-        raise _invalid("the prompt is no valid Unicode text")
+    """Raises `TaskError` for a text that has many more than `max_tokens` by its start."""
     if max_tokens is None or len(text) <= _CHARS_PER_TOKEN * max_tokens:
         return
     count = len(tokenizer.encode(text[: _CHARS_PER_TOKEN * max_tokens], **options))

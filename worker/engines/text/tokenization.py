@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import functools
-import logging
+import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,21 +11,19 @@ from transformers import AutoTokenizer
 
 from configs.model_settings import Model
 from configs.text_settings import TextGeneration
-from wire.inputs import TextInputs
-from wire.text import ChatPrompt, Markers, PlainPrompt, TextInfo, TextPrompt
+from wire.text import ChatPrompt, Markers, PlainPrompt, TextInfo, TextPrompt, encode_prompt
 from worker.engine import TaskError, UnsupportedModel
 from worker.engines.text.chat_template import ChatTemplate
 from worker.engines.text.detokenizer import Detokenizer
 from worker.engines.text.generation_config import read_generation_config, sampling_defaults, token_ids
-from worker.engines.text.grammar import Grammar, Grammars
 from worker.engines.text.markers import find_reasoning, find_tool_calls
 from worker.engines.text.model_files import locate_files
 from worker.engines.text.prompt_text import encode_text
-from worker.engines.text.structure import TextFormat, is_free, text_grammar
+from worker.engines.text.recent_results import RecentResults
+from worker.engines.text.structured_output import StructuredOutput
 from worker.engines.text.token_bytes import TokenBytes
 
-log = logging.getLogger(__name__)
-
+_RECENT_PROMPTS = 16
 #: Of a chat template, for one chat.
 _TIME_LIMIT_S = 10.0
 
@@ -40,7 +37,7 @@ def load_tokenization(model: Model) -> Tokenization:
         hint = "" if files.local else "; check the name, the network, and HF_TOKEN if the model needs an account"
         raise UnsupportedModel(f"the tokenizer of {model.path} cannot be read: {error}{hint}") from error
     tokenization = Tokenization(tokenizer, model.text, read_generation_config(files))
-    tokenization.prepare_grammars()
+    tokenization.structured_output.prepare()
     return tokenization
 
 
@@ -76,17 +73,20 @@ class Tokenization:
         self.vocabulary = max(tokenizer.get_vocab().values(), default=-1) + 1
         limit = self._settings.limits.max_prompt_chars
         self._template = ChatTemplate(tokenizer, max_chars=limit, time_limit_s=template_time_limit_s)
-        added = {token: each.content for token, each in tokenizer.added_tokens_decoder.items()}
-        self._special = {text: token for token, text in added.items() if token in set(tokenizer.all_special_ids)}
-        self._special |= {each.content: token for token, each in tokenizer.added_tokens_decoder.items() if each.special}
+        tokens, special = tokenizer.added_tokens_decoder, set(tokenizer.all_special_ids)
+        added = {token: each.content for token, each in tokens.items()}
+        self._special = {each.content: token for token, each in tokens.items() if each.special or token in special}
         self.token_bytes = TokenBytes(tokenizer.backend_tokenizer, added)
         template = self._template.text or ""
         self._reasoning = _markers(self._settings.reasoning) or find_reasoning(template, added.values())
         self._tool_calls = _markers(self._settings.tool_calls) or find_tool_calls(self._template.tools_text)
         visible = {text for pair in (self._reasoning, self._tool_calls) if pair for text in (pair.begin, pair.end)}
+        self._recent = RecentResults[EncodedPrompt](_RECENT_PROMPTS)
         #: Special tokens without those of reasoning and tool calls: they have no text.
         self.hidden_ids = frozenset(token for text, token in self._special.items() if text not in visible)
-        self._added = added
+        self.structured_output = StructuredOutput(
+            tokenizer.backend_tokenizer, self.vocabulary, self.eos_ids, added, self._reasoning, self._tool_calls
+        )
 
     def info(self, context_length: int) -> TextInfo:
         """Return the properties that clients see. `context_length`: in tokens."""
@@ -101,13 +101,18 @@ class Tokenization:
 
     def encode(self, prompt: TextPrompt) -> list[int]:
         """Return the tokens of a prompt. Raises `TaskError` for one that the model does not take."""
-        return self.encode_prompt(prompt).tokens
+        return list(self.encode_prompt(prompt).tokens)
 
     def encode_prompt(self, prompt: TextPrompt, max_tokens: int | None = None) -> EncodedPrompt:
         """Return the tokens of a prompt, and how it ends. Raises as `encode` does.
 
-        `max_tokens`: a text of many more tokens is refused by its start, before all of it is turned into tokens.
+        `max_tokens`: a text of many more tokens is refused by its start, before all of it is turned into tokens. The
+        choices of one request have one prompt: it is computed once.
         """
+        key = f"{max_tokens} ".encode() + _content(prompt)
+        return self._recent.get(hashlib.blake2b(key).digest(), lambda: self._encode_prompt(prompt, max_tokens))
+
+    def _encode_prompt(self, prompt: TextPrompt, max_tokens: int | None) -> EncodedPrompt:
         opens_reasoning = False
         if isinstance(prompt, ChatPrompt):
             tokens, text = self._template.encode(prompt, max_tokens)
@@ -132,38 +137,6 @@ class Tokenization:
         """The texts around the reasoning."""
         return self._reasoning
 
-    def prepare_grammars(self) -> None:
-        """Prepare structured output, which takes up to a second for a large vocabulary."""
-        _ = self._grammars
-
-    def grammar(self, inputs: TextInputs, prompt: TextPrompt, *, opens_reasoning: bool) -> Grammar | None:
-        """Return the grammar of a text; None for a free one. Raises `TaskError` for a schema or tools with an error."""
-        if not inputs.json_schema and not isinstance(prompt, ChatPrompt):
-            return None
-        grammars, problem = self._grammars
-        special_id = self._special.get if grammars is None else grammars.special_id
-        form = TextFormat(self._reasoning, self._tool_calls, special_id)
-        lark = text_grammar(inputs, prompt, form, opens_reasoning=opens_reasoning)
-        if lark is None:
-            return None
-        if grammars is None and is_free(inputs, prompt):
-            return None
-        if grammars is None:
-            raise _invalid(f"this model has neither structured output nor forced tool calls: {problem}")
-        try:
-            return grammars.compile(lark, is_free=is_free(inputs, prompt))
-        except ValueError as error:
-            raise _invalid(f"the JSON schemas cannot be used together: {error}") from error
-
-    @functools.cached_property
-    def _grammars(self) -> tuple[Grammars | None, str]:
-        """Return what compiles grammars; None, and why, for a tokenizer without support."""
-        try:
-            return Grammars(self.tokenizer.backend_tokenizer, self.vocabulary, self.eos_ids, self._added), ""
-        except ValueError as error:
-            log.warning("llguidance does not support this tokenizer: %s", error)
-            return None, "llguidance does not support its tokenizer"
-
     def special_id(self, text: str) -> int | None:
         """Return the special token that is written so."""
         return self._special.get(text)
@@ -185,6 +158,15 @@ class Tokenization:
             return text.rstrip().endswith(begin)
         continued = str(prompt.messages[-1].get("content"))
         return continued.rfind(begin) > continued.rfind(end)
+
+
+def _content(prompt: TextPrompt) -> bytes:
+    try:
+        return encode_prompt(prompt)
+    except UnicodeError as error:
+        raise _invalid("the prompt is no valid Unicode text") from error
+    except RecursionError as error:
+        raise _invalid("the messages are too deep") from error
 
 
 def _read_template(file: Path) -> str:

@@ -171,7 +171,7 @@ def test_tokenizers_without_grammars_take_free_texts() -> None:
     own = Tokenization(text_models.unigram_tokenizer())
     assert Generation(own, inputs(), chat(), (), 20_000).grammar is None
     for prompt, schema in ((chat("get"), ""), (PlainPrompt("a"), "{}")):
-        with pytest.raises(TaskError, match="neither structured output nor forced tool calls: llguidance"):
+        with pytest.raises(TaskError, match="neither structured output nor forced tool calls for its kind"):
             Generation(own, inputs(schema), prompt, (), 20_000)
 
 
