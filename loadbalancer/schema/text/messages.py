@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
@@ -94,9 +95,7 @@ def _template_message(message: ChatMessage, place: str) -> dict[str, Any]:
         if message.role != "assistant":
             text = f"Invalid value for '{place}.tool_calls': Only the assistant calls tools."
             raise InvalidRequest(text, param=f"{place}.tool_calls")
-        found["tool_calls"] = [
-            _template_call(call, f"{place}.tool_calls[{index}]") for index, call in enumerate(message.tool_calls)
-        ]
+        found["tool_calls"] = [_template_call(call) for call in message.tool_calls]
     if message.tool_call_id is not None:
         found["tool_call_id"] = message.tool_call_id
     return found
@@ -124,11 +123,9 @@ def _text(content: str | list[ContentPart] | None, place: str) -> str:
     return "\n".join(texts)
 
 
-def _template_call(call: ToolCall, place: str) -> dict[str, Any]:
-    try:
-        arguments = msgspec.json.decode(call.function.arguments or "{}", type=dict[str, Any])
-    except (msgspec.MsgspecError, RecursionError, UnicodeError):
-        name = f"{place}.function.arguments"
-        raise InvalidRequest(f"Invalid value for '{name}': It is no JSON object.", param=name) from None
+def _template_call(call: ToolCall) -> dict[str, Any]:
+    arguments: Any = call.function.arguments
+    with contextlib.suppress(msgspec.MsgspecError, RecursionError, UnicodeError):  # else as the model wrote it
+        arguments = msgspec.json.decode(arguments or "{}", type=dict[str, Any])
     function = {"name": call.function.name, "arguments": arguments}
     return {"type": "function", "function": function} | ({} if call.id is None else {"id": call.id})

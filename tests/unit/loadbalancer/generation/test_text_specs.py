@@ -157,6 +157,15 @@ def test_items_are_the_messages_of_a_chat() -> None:
 
 
 @pytest.mark.parametrize(
+    ("written", "expected"), [('{"a": 1}', {"a": 1}), ("", {}), ('{"a": ', '{"a": '), ("[1]", "[1]"), ('"x"', '"x"')]
+)
+def test_malformed_arguments_stay_as_the_model_wrote_them(written: str, expected: Any) -> None:
+    call = {"id": "c", "type": "function", "function": {"name": "f", "arguments": written}}
+    message = prompt(resolve(CHAT_PATH, messages=[{"role": "assistant", "tool_calls": [call]}])).messages[0]
+    assert message["tool_calls"][0]["function"]["arguments"] == expected
+
+
+@pytest.mark.parametrize(
     ("path", "tools", "choice"),
     [
         (CHAT_PATH, [TOOL], {"type": "function", "function": {"name": "f"}}),
