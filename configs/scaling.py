@@ -133,7 +133,8 @@ class ScaleDown(Section):
     """Limits on removing workers."""
 
     stabilization_window_s: Seconds | Literal["auto"] = "auto"
-    """The number of workers does not fall below the maximum desired number within this time. `auto`: one cold start."""
+    """The number of workers does not fall below the maximum desired number within this time. `auto`: one cold
+    start, at least 60 s, and longer where replays of the recent arrivals show that this serves more in time."""
     max_step: Annotated[int, Field(ge=1)] | None = None
     """Maximum number of workers removed within one `interval_s`. Default: no limit."""
 

@@ -6,6 +6,8 @@ import enum
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+from wire.snapshot import ArrivalBucket
+
 
 class Stage(enum.StrEnum):
     """The stages of a worker process."""
@@ -113,6 +115,8 @@ class Queue:
     proxied_in_flight: int = 0
     #: Time since the balancer started to count.
     uptime_s: float = 0.0
+    #: Arrivals by second, oldest first: of two minutes, or of two `interval_s` if that is longer.
+    recent_arrivals: Sequence[ArrivalBucket] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import msgspec
 
@@ -11,6 +11,17 @@ from wire.text import TextCounters
 
 #: `silent`: no heartbeat arrives. `stuck`: heartbeats arrive, and tasks are assigned, but no step completes.
 WorkerState = Literal["ready", "draining", "silent", "stuck"]
+
+
+class ArrivalBucket(NamedTuple):
+    """The arrivals within one second. Seconds without arrivals are left out."""
+
+    #: Whole second of the balancer's uptime.
+    second: int
+    tasks: int
+    #: Sum of their work in seconds, and the largest of it; 0 until a step was measured.
+    work_s: float
+    largest_s: float
 
 
 class ModelStats(msgspec.Struct, frozen=True):
@@ -46,6 +57,8 @@ class ModelStats(msgspec.Struct, frozen=True):
     #: Arrivals that were passed to another server (`cold_start_proxy`), and those that it has not answered yet.
     proxied_total: int = 0
     proxied_in_flight: int = 0
+    #: Arrivals by second, oldest first: of two minutes, or of two `interval_s` if that is longer.
+    recent_arrivals: tuple[ArrivalBucket, ...] = ()
 
 
 class WorkerStats(msgspec.Struct, frozen=True):

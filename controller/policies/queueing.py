@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 from configs.scaling import Scaling
+from controller.policies.arrivals import step_rate
 from controller.types import Observation, Queue, Replica, Stage
 
 #: Minimum observation time for a rate estimate, as a fraction of the look-back period.
@@ -101,23 +103,48 @@ def workers_for_backlog(observation: Observation, scaling: Scaling, now: float) 
     if no task is late yet and if, once one more could have started, they clear the rest within `slo.max_wait_s`.
     Otherwise the result is at least the provisioned number. A starting worker counts from the time it is ready.
     """
-    queue, patience_s = observation.queue, scaling.slo.max_wait_s
+    queue = observation.queue
     if queue is None or not queue.queued or queue.backlog_work_s is None:
         return 0
-    work_s, speed = queue.backlog_work_s, worker_speed(queue)
-    arriving = recent_rate(queue, scaling) * (queue.mean_work_s or 0.0)
+    inputs = backlog_inputs(queue, scaling, observation.cold_start_s, step_rate(queue, recent_rate(queue, scaling)))
     alive = [replica for replica in observation.replicas if replica.stage is not Stage.DRAINING]
     etas = [eta_s(replica, observation.cold_start_s, now) for replica in alive] + [
         observation.cold_start_s
     ] * observation.owed
+    return workers_to_clear(queue.backlog_work_s, queue.oldest_wait_s, etas, inputs)
+
+
+class BacklogInputs(NamedTuple):
+    """The inputs of the backlog rule besides the backlog: work that arrives per second, and settings in seconds."""
+
+    arriving: float
+    #: Seconds of work per second of one worker.
+    speed: float
+    max_wait_s: float
+    cold_start_s: float
+    drain_s: float
+
+
+def backlog_inputs(queue: Queue, scaling: Scaling, cold_start_s: float, rate: float) -> BacklogInputs:
+    """Return the inputs for this many arrivals per second."""
+    arriving = rate * (queue.mean_work_s or 0.0)
+    return BacklogInputs(arriving, worker_speed(queue), scaling.slo.max_wait_s, cold_start_s, scaling.drain_s)
+
+
+def workers_to_clear(work_s: float, oldest_wait_s: float, etas: Sequence[float], inputs: BacklogInputs) -> int:
+    """Return the workers that clear the backlog `work_s`; see `workers_for_backlog`.
+
+    `etas` has the seconds until each worker is ready, 0 if it is.
+    """
+    speed, cold_start_s = inputs.speed, inputs.cold_start_s
 
     def left_s(until_s: float) -> float:
-        return work_s + arriving * until_s - speed * sum(max(until_s - eta, 0.0) for eta in etas)
+        return work_s + inputs.arriving * until_s - speed * sum(max(until_s - eta, 0.0) for eta in etas)
 
-    if queue.oldest_wait_s <= patience_s and left_s(observation.cold_start_s) <= patience_s * speed * len(etas):
+    if oldest_wait_s <= inputs.max_wait_s and left_s(cold_start_s) <= inputs.max_wait_s * speed * len(etas):
         return 0
-    missing = left_s(observation.cold_start_s + scaling.drain_s) / (speed * scaling.drain_s)
-    return observation.provisioned + max(math.ceil(missing), 0)
+    missing = left_s(cold_start_s + inputs.drain_s) / (speed * inputs.drain_s)
+    return len(etas) + max(math.ceil(missing), 0)
 
 
 @dataclass(frozen=True, slots=True)

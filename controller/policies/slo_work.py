@@ -3,18 +3,21 @@
     rate        the larger of the recent arrival rate and the upper confidence bound of the long-term rate at z
     burstiness  index of dispersion of the arrivals: 1 for a Poisson process, 5 if five always arrive together
     n_rate      the fewest workers for which Erlang's C formula gives at most 10^(-(1 + z) / 2) of the arrivals a wait
-                above `slo.max_wait_s`; waits grow with (1 + burstiness) / 2 (Allen and Cunneen's approximation)
+                above `slo.max_wait_s`; waits grow with (burstiness + variation) / 2 (Allen and Cunneen's
+                approximation), where variation is the squared coefficient of variation of the work, at least 1
     n_backlog   the workers that clear the backlog within `drain_s` after one more could have started; 0 if no
                 request will be late
-    want        the larger of n_rate and n_backlog
+    floor       the least number that replays of the recent arrivals ask for; 0 where the rest is enough
+    want        the largest of n_rate, n_backlog and floor
 
 z is a safety margin with feedback. Each late request raises it by `feedback.gain`. Each request lowers it by
 `feedback.gain * violations`, so z settles where the allowed fraction of requests is late. This corrects errors of the
 formula. z starts lower if a worker starts within the allowed wait. It does not change at `max_workers`, or for requests
-that arrived while the model had no workers, because more workers were impossible there.
+that arrived while the model had no workers, because more workers were impossible there. Requests that were late in
+every replay do not change it either, nor does it change while a replayed setting other than the normal one is used.
 
 Scale-up is immediate, or limited by `behavior.scale_up`. Scale-down waits until fewer workers have been enough for one
-start-up time, so an idle worker never costs more than its restart.
+start-up time and for a minute, or longer by `replay_choice`.
 """
 
 from __future__ import annotations
@@ -23,6 +26,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 from configs.scaling import Scaling
+from controller.policies import replay_choice
 from controller.policies.queueing import (
     DispersionIndex,
     recent_rate,
@@ -30,6 +34,7 @@ from controller.policies.queueing import (
     workers_for_backlog,
     workers_for_rate,
 )
+from controller.policies.replay_choice import ReplayMemory
 from controller.types import Decision, Observation, Queue, Stage, WorkerLimits
 
 #: Initial value and range of z, in standard deviations. The initial value is lower if a worker starts within the
@@ -38,6 +43,8 @@ _INITIAL_Z, _INITIAL_Z_FAST_START = 1.5, 0.5
 _MIN_Z, _MAX_Z = -1.0, 5.0
 #: Upper limit of the late fraction that the formula may allow, for a very low z.
 _MAX_LATE_FRACTION = 0.9
+#: Past decisions are kept this long, because a longer hold may be chosen at any time.
+_LONGEST_HOLD_S = 1800.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +72,7 @@ class SloWorkMemory:
     scaling_from_zero: bool = False
     decisions: tuple[PastDecision, ...] = ()
     counts: DispersionIndex = field(default_factory=DispersionIndex)
+    replays: ReplayMemory = field(default_factory=ReplayMemory)
 
     def shifted(self, seconds: float) -> SloWorkMemory:
         """Return a copy with all times moved by `seconds`."""
@@ -80,25 +88,34 @@ def decide(
     memory = memory or _initial_memory(observation, scaling, now)
     if queue is None:
         return Decision(have, "no data", valid=False), memory
-    memory = replace(
-        _apply_feedback(memory, observation, queue, scaling), counts=memory.counts.updated(queue, scaling, now)
-    )
+    memory = replace(memory, counts=memory.counts.updated(queue, scaling, now), replays=memory.replays.counted(queue))
     if queue.mean_work_s is None and queue.queued + queue.running:
         unchanged = min(max(have, limits.min_workers), limits.max_workers)
+        memory = _apply_feedback(memory, observation, queue, scaling)
         return Decision(unchanged, "no step was measured yet, so the backlog is unknown"), memory
     z = min(max(_initial_z(observation, scaling) + memory.z_offset, _MIN_Z), _MAX_Z)
-    want, inputs = _demand(observation, queue, scaling, limits, memory.counts.burstiness, z, now)
+    want, inputs = _demand(observation, queue, scaling, limits, memory, z, now)
+    down_s = scaling.behavior.scale_down.stabilization_window_s
+    if down_s == "auto":
+        replays = replay_choice.update(memory.replays, observation, queue, scaling, limits, int(inputs["n_rate"]))
+        memory = replace(memory, replays=replays)
+        down_window_s = max(observation.cold_start_s, replays.hold_s)
+    else:
+        down_window_s = down_s
+    memory = _apply_feedback(memory, observation, queue, scaling)
+    floor = memory.replays.floor if down_s == "auto" else 0
     memory = replace(memory, at_max=want > limits.max_workers)
-    want = min(max(want, limits.min_workers), limits.max_workers)
-    window = scaling.behavior.scale_down.stabilization_window_s
-    down_window_s = observation.cold_start_s if window == "auto" else window
+    want = min(max(want, floor, limits.min_workers), limits.max_workers)
     desired, limited_by = _stabilize(want, observation, queue, scaling, memory, down_window_s, now)
     desired = min(max(desired, limits.min_workers), limits.max_workers)
     decisions = (*memory.decisions, PastDecision(now, have, want, desired))
-    reach_s = max(down_window_s, scaling.behavior.scale_up.stabilization_window_s, scaling.interval_s)
+    reach_s = max(_LONGEST_HOLD_S, down_window_s, scaling.behavior.scale_up.stabilization_window_s, scaling.interval_s)
     recent = tuple(past for past in decisions if past.at > now - reach_s)
     reason = f"{inputs['n_rate']:.0f} for the arrivals, {inputs['n_backlog']:.0f} for the {queue.queued} queued"
+    if floor > inputs["n_rate"]:
+        reason += f", at least {floor} by a replay of the recent arrivals"
     reason += limited_by and f"; {limited_by}"
+    inputs = {**inputs, "floor": floor, "hold_s": down_window_s}
     return Decision(desired, reason, inputs=inputs), replace(memory, decisions=recent)
 
 
@@ -126,7 +143,10 @@ def _apply_feedback(memory: SloWorkMemory, observation: Observation, queue: Queu
     if memory.at_max:
         return known
     first = _initial_z(observation, scaling)
-    z = first + memory.z_offset + scaling.feedback.gain * (late - started * scaling.violations)
+    if not memory.replays.is_normal:
+        return known
+    preventable = max(late - memory.replays.inevitable, 0)
+    z = first + memory.z_offset + scaling.feedback.gain * (preventable - started * scaling.violations)
     return replace(known, z_offset=min(max(z, _MIN_Z), _MAX_Z) - first)
 
 
@@ -135,7 +155,7 @@ def _demand(
     queue: Queue,
     scaling: Scaling,
     limits: WorkerLimits,
-    burstiness: float,
+    memory: SloWorkMemory,
     z: float,
     now: float,
 ) -> tuple[int, Mapping[str, float]]:
@@ -143,8 +163,9 @@ def _demand(
     work_s = queue.mean_work_s or 0.0
     rate = max(recent_rate(queue, scaling), sustained_rate(queue, scaling, z))
     allowed = min(10 ** (-0.5 - 0.5 * z), _MAX_LATE_FRACTION)
-    # Burstiness stretches the tail of the wait distribution by the same factor as its mean.
-    patience_s = scaling.slo.max_wait_s / ((1 + burstiness) / 2)
+    burstiness, variation = memory.counts.burstiness, max(memory.replays.variation.squared, 1.0)
+    # Both stretch the tail of the wait distribution by the same factor as its mean.
+    patience_s = scaling.slo.max_wait_s / ((burstiness + variation) / 2)
     by_rate = workers_for_rate(
         rate, work_s * queue.batch_slowdown, queue.batch_cap or 1, patience_s, allowed, limits.max_workers
     )
@@ -157,6 +178,7 @@ def _demand(
         "n_backlog": by_backlog,
         "headroom_z": z,
         "burstiness": burstiness,
+        "work_variation": variation,
     }
     return max(by_rate, by_backlog), inputs
 

@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 from controller.simulator.urgency import Urgency, UrgencyQueue
 from controller.types import Replica, Stage, WorkerProcess
+from wire.snapshot import ArrivalBucket
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,6 +142,8 @@ class ModelSim:
     updated_at: float = 0.0
     #: Prefix sums of `work`.
     sums: list[float] = field(default_factory=list)
+    #: Arrivals by second, of all times.
+    buckets: list[ArrivalBucket] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.order = UrgencyQueue(self.urgencies, self.profile.priority_s) if self.urgencies else None
@@ -156,6 +159,15 @@ class ModelSim:
     @property
     def running(self) -> int:
         return self.tail - self.done - self.queued
+
+    def count_arrival(self, at: float, work_s: float) -> None:
+        """Add an arrival to the buckets."""
+        last, second = self.buckets[-1] if self.buckets else None, int(at)
+        if last is not None and last.second == second:
+            largest_s = max(last.largest_s, work_s)
+            self.buckets[-1] = ArrivalBucket(second, last.tasks + 1, last.work_s + work_s, largest_s)
+        else:
+            self.buckets.append(ArrivalBucket(second, 1, work_s, work_s))
 
     def oldest_arrival(self) -> float | None:
         """Return the arrival time of the oldest queued task."""
@@ -175,6 +187,7 @@ class ModelSim:
         """Add the next request to the queue. Returns the time of its deadline."""
         self.advance_work(now)
         self.remaining_s += self.work[self.tail]
+        self.count_arrival(now, self.work[self.tail])
         self.tail += 1
         return math.inf if self.order is None else self.order.push(self.tail - 1, now)
 

@@ -12,6 +12,7 @@ import math
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from operator import itemgetter
 from typing import NamedTuple
 
 from configs.scaling import Scaling
@@ -24,6 +25,8 @@ from controller.types import Activate, Drain, Kill, Observation, Queue, Start, S
 _MEAN_OVER = 200
 #: The simulation ends this long after the last arrival even if tasks are queued.
 _MAX_OVERTIME_S = 3600.0
+#: Least time of which arrivals are reported by second.
+_BUCKETS_S = 120.0
 
 
 class ModelSample(NamedTuple):
@@ -56,6 +59,10 @@ def observe(model: ModelSim, scaling: Scaling, now: float, *, sizes_known: bool 
     if not sizes_known:
         mean_s = (model.finished_s / model.done) if model.done else None
     work_s = model.advance_work(now) if sizes_known or mean_s is None else (queued + running) * mean_s
+    since = now - max(_BUCKETS_S, 2 * scaling.interval_s)
+    buckets = model.buckets[bisect_right(model.buckets, since, key=itemgetter(0)) :]
+    if not sizes_known:
+        buckets = [bucket._replace(work_s=0.0, largest_s=0.0) for bucket in buckets]
     queue = Queue(
         queued=queued,
         running=running,
@@ -65,6 +72,7 @@ def observe(model: ModelSim, scaling: Scaling, now: float, *, sizes_known: bool 
         mean_work_s=mean_s,
         arrivals_short_window=tail - bisect_right(times, now - scaling.look_back_period_s, 0, tail),
         arrivals_long_window=tail - bisect_right(times, now - scaling.rate_window_s, 0, tail),
+        recent_arrivals=buckets,
         started_total=model.started,
         started_late_total=model.late,
         oldest_wait_s=now - oldest if oldest is not None else 0.0,

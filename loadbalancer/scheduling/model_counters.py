@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from typing import NamedTuple
 
@@ -9,11 +10,14 @@ from configs.scaling import Scaling
 from loadbalancer.scheduling.cost_model import CostModel
 from loadbalancer.scheduling.waiting_times import WAIT_BUCKETS, wait_bucket
 from wire.inputs import Shape
+from wire.snapshot import ArrivalBucket
 
 #: Rates are means over this many seconds.
 WINDOW_S = 60.0
 #: Number of arrivals that the mean work covers.
 _MEAN_OVER_ARRIVALS = 200
+#: Least time of which arrivals are reported by second.
+_REPORTED_S = 120.0
 
 
 class SlidingWindow:
@@ -41,6 +45,32 @@ class SlidingWindow:
         return self.count(now) / self._span_s
 
 
+class ArrivalHistory:
+    """The arrivals of the last `span_s` seconds by second, with their work."""
+
+    def __init__(self, span_s: float) -> None:
+        self._span_s = span_s
+        #: With seconds of the clock.
+        self._buckets: deque[ArrivalBucket] = deque(maxlen=int(span_s) + 2)
+
+    def add(self, count: int, work_s: float, now: float) -> None:
+        """Count `count` tasks of so much work each; 0 if it is unknown."""
+        second, total_s = int(now), count * work_s
+        if self._buckets and self._buckets[-1].second == second:
+            last = self._buckets.pop()
+            count, total_s, work_s = last.tasks + count, last.work_s + total_s, max(last.largest_s, work_s)
+        self._buckets.append(ArrivalBucket(second, count, total_s, work_s))
+
+    def buckets(self, now: float, uptime_s: float) -> tuple[ArrivalBucket, ...]:
+        """Return the buckets, with the seconds of the uptime in which all their arrivals are past."""
+        started = now - uptime_s
+        return tuple(
+            ArrivalBucket(math.ceil(one.second - started), one.tasks, round(one.work_s, 3), round(one.largest_s, 3))
+            for one in self._buckets
+            if one.second > now - self._span_s
+        )
+
+
 class Totals(NamedTuple):
     """Counts since the start."""
 
@@ -59,6 +89,7 @@ class ModelCounters:
         self.arrivals = SlidingWindow()
         self.arrivals_short_window = SlidingWindow(config.look_back_period_s)
         self.arrivals_long_window = SlidingWindow(config.rate_window_s)
+        self.recent_arrivals = ArrivalHistory(max(_REPORTED_S, 2 * config.interval_s))
         #: Tasks started for the first time, and those of them that had waited longer than `slo.max_wait_s`.
         self.started_total = 0
         self.started_late_total = 0
@@ -73,8 +104,9 @@ class ModelCounters:
         self.proxied_in_flight = 0
         self._latest: deque[tuple[Shape, int]] = deque(maxlen=_MEAN_OVER_ARRIVALS)
 
-    def on_arrival(self, shape: Shape, steps: int, count: int, now: float) -> None:
-        """Count the arrival of `count` tasks of this shape in so many steps each."""
+    def on_arrival(self, shape: Shape, steps: int, count: int, now: float, work_s: float | None = None) -> None:
+        """Count the arrival of `count` tasks of this shape in so many steps, and of so much work, each."""
+        self.recent_arrivals.add(count, work_s or 0.0, now)
         for window in (self.arrivals, self.arrivals_short_window, self.arrivals_long_window):
             window.add(count, now)
         self.arrived_total += count
@@ -83,8 +115,8 @@ class ModelCounters:
         else:
             self._latest.extend([(shape, steps)] * min(count, _MEAN_OVER_ARRIVALS))
 
-    def on_proxied(self, shape: Shape, steps: int, count: int, now: float) -> None:
-        self.on_arrival(shape, steps, count, now)
+    def on_proxied(self, shape: Shape, steps: int, count: int, now: float, work_s: float | None = None) -> None:
+        self.on_arrival(shape, steps, count, now, work_s)
         self.proxied_total += count
         self.proxied_in_flight += count
 

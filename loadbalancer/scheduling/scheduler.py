@@ -123,7 +123,8 @@ class Scheduler:
             case Tick():
                 return self._on_tick(now)
             case RequestProxied(model, shape, steps, count):
-                self.model_counters[model].on_proxied(shape, steps, count, now)
+                work_s = self.costs[model].work_s(shape, steps)
+                self.model_counters[model].on_proxied(shape, steps, count, now, work_s)
             case ProxyFinished(model, count):
                 self.model_counters[model].on_proxy_finished(count)
         return []

@@ -13,12 +13,12 @@ def snapshot(store: TaskStore, *, now: float, wall_time: float, uptime_s: float)
     return Snapshot(
         time=wall_time,
         uptime_s=uptime_s,
-        models=[_model_stats(model, store, now) for model in store.queues],
+        models=[_model_stats(model, store, now, uptime_s) for model in store.queues],
         workers=[_worker_stats(worker, store.registry, now) for worker in store.registry],
     )
 
 
-def _model_stats(model: str, store: TaskStore, now: float) -> ModelStats:
+def _model_stats(model: str, store: TaskStore, now: float, uptime_s: float) -> ModelStats:
     queue, counters, costs = store.queues[model], store.model_counters[model], store.costs[model]
     workers = store.registry.serving(model)
     oldest = queue.oldest()
@@ -42,6 +42,7 @@ def _model_stats(model: str, store: TaskStore, now: float) -> ModelStats:
         started_late_total=counters.started_late_total,
         proxied_total=counters.proxied_total,
         proxied_in_flight=counters.proxied_in_flight,
+        recent_arrivals=counters.recent_arrivals.buckets(now, uptime_s),
     )
 
 

@@ -86,7 +86,13 @@ class TaskStore:
         self._changed.add(model)
         self.counters["submitted"] += len(tasks)
         if not already_counted:
-            self.model_counters[model].on_arrival(first.shape, first.remaining_work, len(tasks), now)
+            self.model_counters[model].on_arrival(
+                first.shape,
+                first.remaining_work,
+                len(tasks),
+                now,
+                self.costs[model].work_s(first.shape, first.remaining_work),
+            )
 
     def assign(self, now: float, submitted: Collection[str] = (), *, everywhere: bool = False) -> list[Effect]:
         """Fill free slots from the queues, with one message per worker. Tasks that would be late expire instead.

@@ -11,6 +11,8 @@ from hypothesis import strategies as st
 
 from configs.scaling import Scaling
 from controller.policies.queueing import DispersionIndex
+from controller.policies.replay import begin
+from controller.policies.replay_choice import ReplayMemory
 from controller.policies.slo_work import PastDecision, SloWorkMemory, decide
 from controller.types import Observation, Queue, Replica, Stage, WorkerLimits, WorkerProcess
 
@@ -83,6 +85,9 @@ def test_single_decision(
         "n_backlog",
         "headroom_z",
         "burstiness",
+        "work_variation",
+        "floor",
+        "hold_s",
     }
     assert decision.reason
 
@@ -111,20 +116,28 @@ def test_unmeasured_steps_keep_the_number(queued: int, ready: int, desired: int)
     assert "no step was measured" in decision.reason
 
 
-def test_scale_down_waits_for_one_cold_start() -> None:
-    memory = SloWorkMemory(-0.5)
-    history = {0.0: STEADY, 10.0: CALM, 20.0: CALM, 39.0: CALM, 40.0: CALM}
+def learnt(**given: Any) -> SloWorkMemory:
+    """Return the state of a policy that has learnt that the normal hold is enough."""
+    return SloWorkMemory(-0.5, replays=ReplayMemory((begin(60.0, 0, 5, 1, 5000.0),), second=4999), **given)
+
+
+@pytest.mark.parametrize(("cold_start_s", "hold_s"), [(40.0, 60.0), (5.0, 60.0), (90.0, 90.0)])
+def test_scale_down_waits_for_a_start_or_a_minute(cold_start_s: float, hold_s: float) -> None:
+    memory = learnt()
+    history = {0.0: STEADY, 10.0: CALM, 20.0: CALM, hold_s - 1: CALM, hold_s: CALM}
     desired = []
     for now, queue in history.items():
-        decision, memory = decide(observe(queue, 5), SCALING, LIMITS, memory, now)
+        observation = replace(observe(queue, 5), cold_start_s=cold_start_s)
+        decision, memory = decide(observation, SCALING, LIMITS, memory, now)
         desired.append(decision.desired)
     assert desired == [5, 5, 5, 5, 1]
 
 
 def test_new_controller_keeps_existing_workers_at_first() -> None:
     first, memory = decide(observe(CALM, 4), SCALING, LIMITS, None, 100.0)
-    later, _ = decide(observe(CALM, 4), SCALING, LIMITS, memory, 141.0)
-    assert (first.desired, later.desired) == (4, 1)
+    soon, memory = decide(observe(CALM, 4), SCALING, LIMITS, memory, 141.0)
+    later, _ = decide(observe(CALM, 4), SCALING, LIMITS, memory, 701.0)
+    assert (first.desired, soon.desired, later.desired) == (4, 4, 1), "it holds them longer until it has learnt"
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from configs.scaling import Scaling, Slo
 from loadbalancer.scheduling.cost_model import CostModel
 from loadbalancer.scheduling.estimates import backlog_work_s
 from loadbalancer.scheduling.events import RecordTask, TasksCancelled, TasksSubmitted, Tick, WorkerLost
-from loadbalancer.scheduling.model_counters import ModelCounters, SlidingWindow
+from loadbalancer.scheduling.model_counters import ArrivalHistory, ModelCounters, SlidingWindow
 from loadbalancer.scheduling.request_queue import ModelQueue
 from loadbalancer.scheduling.scheduler import Scheduler
 from loadbalancer.scheduling.task import Task
@@ -162,3 +162,37 @@ def test_interrupted_task_is_recorded_not_learned() -> None:
     assert account.task.work_s == pytest.approx(7.0)
     assert core.costs["m"].step_s(Shape("64x64", 4096)) == pytest.approx(0.1), "the curve's"
     assert stats(core, 9.0).started_total == 1, "begun for the first time once"
+
+
+@pytest.mark.parametrize("started", [1000.0, 1000.25, 1000.75])
+def test_arrivals_are_reported_by_second_of_uptime(started: float) -> None:
+    counters = ModelCounters(Scaling(interval_s=10))
+    for at, count, work_s in ((100.2, 2, 3.0), (100.6, 1, 5.0), (103.1, 1, None)):
+        counters.on_arrival(Shape("64x64", 4096), 20, count, started + at, work_s)
+    now = started + 104.9
+    *first, last = counters.recent_arrivals.buckets(now, now - started)
+    assert sum(bucket.tasks for bucket in first) == 3
+    assert sum(bucket.work_s for bucket in first) == 11.0
+    assert max(bucket.largest_s for bucket in first) == 5.0
+    assert (last.tasks, last.work_s, last.largest_s) == (1, 0.0, 0.0), "not measured yet"
+    assert (first[0].second, last.second) in {(100, 103), (101, 104)}
+    assert counters.recent_arrivals.buckets(now + 200, now + 200 - started) == ()
+
+
+@pytest.mark.parametrize(("interval_s", "seconds"), [(10, 120), (30, 120), (100, 200)])
+def test_arrivals_are_reported_for_two_intervals(interval_s: float, seconds: int) -> None:
+    counters = ModelCounters(Scaling(interval_s=interval_s))
+    for second in range(500):
+        counters.on_arrival(Shape("64x64", 4096), 20, 1, second + 0.5, 1.0)
+    reported = counters.recent_arrivals.buckets(500.0, 500.0)
+    assert seconds - 1 <= len(reported) <= seconds
+
+
+def test_no_arrival_is_in_a_second_that_was_already_complete() -> None:
+    history, started, known = ArrivalHistory(120.0), 17.3, {}
+    for tenth in range(200):
+        now = started + tenth / 10
+        history.add(1, 1.0, now)
+        for bucket in history.buckets(now, now - started):
+            if bucket.second < int(now - started):
+                assert known.setdefault(bucket.second, bucket) == bucket

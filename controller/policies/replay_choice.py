@@ -1,0 +1,201 @@
+"""Chooses how long workers are held, and their least number, by replays of the recent arrivals. Pure.
+
+The normal setting is replayed too. While it serves enough requests in time there, it is used. Where it fails clearly,
+as with periods or bunches that a start cannot follow, the cheapest setting that would have kept the promise is used.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+from configs.scaling import Scaling
+from controller.policies.arrivals import WorkVariation, replay_tasks, step_rate
+from controller.policies.queueing import backlog_inputs, recent_rate
+from controller.policies.replay import Replay, ReplayStep, advance, begin
+from controller.types import Observation, Queue, WorkerLimits
+from wire.snapshot import ArrivalBucket
+
+#: Least times in seconds before a scale-down. The first is the normal one.
+_HOLDS_S = (60.0, 600.0, 1800.0)
+#: Least numbers of workers.
+_FLOORS = (2, 3, 4, 6, 8, 11, 16, 24, 36, 54)
+#: Time constants of the scores in seconds.
+_MEMORY_S, _RECENT_S = 4 * 3600.0, 3600.0
+#: Late tasks before this age are not counted: nobody could know the traffic.
+_UNCOUNTED_S = 300.0
+#: Age from which a setting with fewer workers may be chosen; until then the second hold applies.
+_LEARNING_S = 1800.0
+#: The normal setting fails if late tasks exceed these multiples of the allowed ones, by more than chance explains.
+_FAILS, _FAILS_RECENTLY, _CHANCE = 3.0, 8.0, 3.0
+#: It is used again below these multiples.
+_WORKS, _WORKS_RECENTLY = 1.5, 2.0
+#: Late tasks within the last hour that no decision depends on.
+_FEW = 2.0
+#: Part of the allowed late tasks that another setting may use.
+_SAFETY = 0.9
+#: Worker seconds that a start, and a late task beyond the allowed ones, count as.
+_START_COST_S, _LATE_COST_S = 30.0, 600.0
+#: More tasks in one step are not replayed: it would take long, and the arrivals of so many vary little.
+_MAX_TASKS = 600
+#: Another setting must be cheaper by this factor.
+_CHEAPER = 1.1
+
+
+@dataclass(frozen=True, slots=True)
+class ReplayMemory:
+    """The replays and their common state. Times are in seconds of the balancer's uptime."""
+
+    replays: tuple[Replay, ...] = ()
+    selected: int = 0
+    #: The last whole second whose arrivals were replayed.
+    second: int = -1
+    age_s: float = 0.0
+    #: Decayed counts of arrivals.
+    total: float = 0.0
+    recent_total: float = 0.0
+    variation: WorkVariation = field(default_factory=WorkVariation)
+
+    @property
+    def hold_s(self) -> float:
+        """Return the least time before a scale-down."""
+        return self.replays[self.selected].hold_s if self.replays else 0.0
+
+    @property
+    def floor(self) -> int:
+        """Return the least number of workers; 0 without one."""
+        return self.replays[self.selected].floor if self.replays else 0
+
+    @property
+    def is_normal(self) -> bool:
+        """Return whether the normal setting is in use, or nothing was learnt yet."""
+        return self.selected == 0 or self.age_s < _LEARNING_S
+
+    @property
+    def inevitable(self) -> int:
+        """Return the late tasks since the last decision that were late in every replay."""
+        return min((one.new_late for one in self.replays), default=0)
+
+    def new_buckets(self, queue: Queue) -> Sequence[ArrivalBucket]:
+        """Return the arrivals of whole seconds that were not counted yet."""
+        end = int(queue.uptime_s)
+        return [bucket for bucket in queue.recent_arrivals if self.second < bucket.second < end]
+
+    def counted(self, queue: Queue) -> ReplayMemory:
+        """Return the memory with the work of the new arrivals counted. A restart of the balancer begins anew."""
+        known = self if queue.uptime_s >= self.second else ReplayMemory(variation=self.variation)
+        return replace(known, variation=known.variation.updated(known.new_buckets(queue)))
+
+
+def update(
+    memory: ReplayMemory,
+    observation: Observation,
+    queue: Queue,
+    scaling: Scaling,
+    limits: WorkerLimits,
+    by_rate: int,
+) -> ReplayMemory:
+    """Return the memory after a replay up to now, with the setting to use. `by_rate`: workers for the arrivals."""
+    end_s, buckets = int(queue.uptime_s), memory.new_buckets(queue)
+    is_large = sum(bucket.tasks for bucket in buckets) > _MAX_TASKS and len(
+        replay_tasks(buckets, queue.mean_work_s or 0.0, scaling.slo.max_wait_s)
+    ) > (_MAX_TASKS if memory.replays else _MAX_TASKS / 2)
+    if is_large:
+        return ReplayMemory(variation=memory.variation, second=end_s - 1)
+    if not memory.replays:
+        return replace(memory, replays=_begin(observation, queue, limits, end_s), selected=1, second=end_s - 1)
+    elapsed_s = max(end_s - 1 - memory.second, 0)
+    step = _step(memory, observation, queue, scaling, limits, by_rate, buckets)
+    count = 0 if memory.age_s <= _UNCOUNTED_S else sum(bucket.tasks for bucket in buckets)
+    memory = replace(
+        memory,
+        replays=tuple(advance(one, step) for one in memory.replays),
+        second=max(end_s - 1, memory.second),
+        age_s=memory.age_s + elapsed_s,
+        total=memory.total * step.decay + count,
+        recent_total=memory.recent_total * step.recent_decay + count,
+    )
+    return replace(memory, selected=_select(memory, 1 - scaling.slo.percentile / 100))
+
+
+def _begin(observation: Observation, queue: Queue, limits: WorkerLimits, now: float) -> tuple[Replay, ...]:
+    workers, batch = max(observation.provisioned, 1), queue.batch_cap or 1
+    settings = [(hold_s, 0) for hold_s in _HOLDS_S]
+    settings += [(_HOLDS_S[0], floor) for floor in _FLOORS if limits.min_workers < floor <= limits.max_workers]
+    return tuple(begin(hold_s, floor, workers, batch, now) for hold_s, floor in settings)
+
+
+def _step(
+    memory: ReplayMemory,
+    observation: Observation,
+    queue: Queue,
+    scaling: Scaling,
+    limits: WorkerLimits,
+    by_rate: int,
+    buckets: Sequence[ArrivalBucket],
+) -> ReplayStep:
+    start_s, end_s = memory.second + 1, max(int(queue.uptime_s), memory.second + 1)
+    cold_start_s, rate = observation.cold_start_s, recent_rate(queue, scaling)
+    return ReplayStep(
+        start_s=start_s,
+        end_s=end_s,
+        tasks=replay_tasks(buckets, queue.mean_work_s or 0.0, scaling.slo.max_wait_s),
+        by_rate=by_rate,
+        batch=queue.batch_cap or 1,
+        slowdown=queue.batch_slowdown,
+        min_workers=limits.min_workers,
+        max_workers=limits.max_workers,
+        backlog=backlog_inputs(queue, scaling, cold_start_s, step_rate(queue, rate)),
+        plain_backlog=backlog_inputs(queue, scaling, cold_start_s, rate),
+        decay=math.exp(-(end_s - start_s) / _MEMORY_S),
+        recent_decay=math.exp(-(end_s - start_s) / _RECENT_S),
+        is_counted=memory.age_s > _UNCOUNTED_S,
+        may_shrink=queue.uptime_s >= scaling.startup_hold_s,
+    )
+
+
+def _select(memory: ReplayMemory, allowed: float) -> int:
+    """Return the number of the setting to use; `allowed` is the fraction of late tasks that the promise allows."""
+    replays, selected = memory.replays, memory.selected
+    late, recent = allowed * memory.total, allowed * memory.recent_total
+    is_learning = memory.age_s < _LEARNING_S
+    if not _fails(replays[0], late, recent):
+        works = replays[0].late <= _WORKS * late and replays[0].recent_late <= _WORKS_RECENTLY * recent + _FEW
+        if selected == 0 or is_learning or not works:
+            return selected if selected == 0 or is_learning else _cheapest(memory, late, recent)
+        return 0
+    return selected if memory.age_s < _UNCOUNTED_S else _cheapest(memory, late, recent)
+
+
+def _fails(normal: Replay, late: float, recent: float) -> bool:
+    return (
+        normal.late - _CHANCE * math.sqrt(normal.late) > _FAILS * late
+        or normal.recent_late - _CHANCE * math.sqrt(normal.recent_late) > _FAILS_RECENTLY * recent + _FEW
+    )
+
+
+def _cost_s(replay: Replay) -> float:
+    return replay.cost_s + _START_COST_S * replay.starts
+
+
+def _cheapest(memory: ReplayMemory, late: float, recent: float) -> int:
+    """Return the cheapest setting besides the normal one that keeps the promise, or the one that comes closest."""
+    replays, current = memory.replays, memory.replays[memory.selected]
+
+    def keeps(one: Replay) -> bool:
+        return one.late + 0.5 * math.sqrt(one.late) <= _SAFETY * late and one.recent_late <= _SAFETY * recent + _FEW
+
+    def loss_s(one: Replay) -> float:
+        excess = max(one.late - _SAFETY * late, 0.0) + 2 * max(one.recent_late - _SAFETY * recent, 0.0)
+        return _cost_s(one) + _LATE_COST_S * excess
+
+    others = [
+        number
+        for number, one in enumerate(replays)
+        if number and (memory.age_s >= _LEARNING_S or _cost_s(one) >= _cost_s(current))
+    ] or list(range(len(replays)))
+    keeping = [number for number in others if keeps(replays[number])]
+    best = min(keeping or others, key=lambda number: (_cost_s if keeping else loss_s)(replays[number]))
+    is_cheaper = _CHEAPER * _cost_s(replays[best]) < _cost_s(current)
+    return best if memory.selected == 0 or memory.selected not in keeping or is_cheaper else memory.selected

@@ -1,0 +1,150 @@
+"""Replays of recent arrivals: the simulated queue, and the choice of a hold and a least number of workers."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from configs.scaling import Scaling
+from controller.policies.arrivals import ReplayTask
+from controller.policies.queueing import BacklogInputs
+from controller.policies.replay import Replay, ReplayStep, advance, begin
+from controller.policies.replay_choice import ReplayMemory, update
+from controller.types import Observation, Queue, Replica, Stage, WorkerLimits, WorkerProcess
+from wire.snapshot import ArrivalBucket
+
+LIMITS = WorkerLimits(1, 16, 60, 60, 10)
+RULE = BacklogInputs(arriving=0.0, speed=1.0, max_wait_s=10.0, cold_start_s=40.0, drain_s=30.0)
+STEP = ReplayStep(0.0, 30.0, (), 1, 1, 1.0, 1, 16, RULE, RULE, 1.0, 1.0, is_counted=True, may_shrink=True)
+
+
+def step(**changes: Any) -> ReplayStep:
+    return STEP._replace(**changes)
+
+
+@pytest.mark.parametrize(
+    ("workers", "late"),
+    # 30 tasks of 4 s at once: a worker begins those at 0, 4 and 8 s in time.
+    [(1, 5), (5, 15), (9, 3), (10, 0), (12, 0)],
+)
+def test_late_tasks_of_a_bunch(workers: int, late: int) -> None:
+    tasks = [ReplayTask(0.0, 4.0, 1)] * 30
+    after = advance(begin(60.0, workers, workers, 1, 0.0), step(tasks=tasks))
+    assert after.late == after.new_late == late if workers > 1 else after.late >= late
+    assert after.workers >= workers
+
+
+def test_normal_setting_orders_workers_for_a_backlog() -> None:
+    after = advance(begin(60.0, 0, 1, 1, 0.0), step(tasks=[ReplayTask(0.0, 4.0, 1)] * 60))
+    assert after.workers > 1
+    assert after.starts == after.workers - 1
+    assert all(40.0 <= ready <= 70.0 for ready in after.starting)
+
+
+@pytest.mark.parametrize(("hold_s", "floor", "kept"), [(60.0, 0, 1), (600.0, 0, 5), (60.0, 3, 3)])
+def test_workers_go_after_the_hold_down_to_the_floor(hold_s: float, floor: int, kept: int) -> None:
+    one = advance(begin(hold_s, floor, 1, 1, 0.0), step(by_rate=5))
+    for end_s in (60.0, 90.0, 120.0):
+        one = advance(one, step(start_s=end_s - 30, end_s=end_s))
+    assert one.workers == kept
+
+
+def test_no_worker_goes_while_arrivals_are_unknown() -> None:
+    one = begin(60.0, 0, 5, 1, 0.0)
+    for end_s in (30.0, 60.0, 120.0):
+        one = advance(one, step(start_s=end_s - 30, end_s=end_s, may_shrink=False))
+    assert one.workers == 5
+
+
+@given(
+    st.lists(st.tuples(st.integers(0, 60), st.floats(0.01, 60), st.integers(0, 20)), max_size=20),
+    st.sampled_from([60.0, 600.0]),
+    st.integers(0, 8),
+    st.integers(1, 4),
+)
+def test_replay_keeps_its_places_and_tasks(
+    steps: list[tuple[int, float, int]], hold_s: float, floor: int, batch: int
+) -> None:
+    one, now, seconds = begin(hold_s, floor, 2, batch, 0.0), 0.0, 30.0
+    for count, work_s, by_rate in steps:
+        tasks = [ReplayTask(now + 0.5, work_s, 1)] * count
+        before, one = (
+            one,
+            advance(
+                one, step(start_s=now, end_s=now + seconds, tasks=tasks, by_rate=by_rate, batch=batch, slowdown=1.5)
+            ),
+        )
+        now += seconds
+        assert len(one.slots) == one.workers * batch
+        assert 1 <= one.workers <= LIMITS.max_workers
+        assert one.workers >= min(floor, LIMITS.max_workers)
+        assert 0 <= one.new_late <= len(before.waiting) + count
+        assert one.cost_s == pytest.approx(before.cost_s + before.workers * seconds)
+    assert msgspec.json.decode(msgspec.json.encode(one), type=Replay) == one, "the state is saved as JSON"
+
+
+def observation(now: float, buckets: list[ArrivalBucket], ready: int = 1) -> Observation:
+    replicas = [Replica(WorkerProcess(f"w{i}", "m", f"sim:{i}", i, 0.0), Stage.READY) for i in range(ready)]
+    queue = Queue(0, 0, 1, 1.0, 0.0, 4.0, 30, 300, uptime_s=now, recent_arrivals=buckets)
+    return Observation("m", queue, replicas, cold_start_s=40.0)
+
+
+def watch(bunch: int, period_s: int, hours: float, scaling: Scaling, by_rate: int = 1) -> ReplayMemory:
+    """Return the memory after traffic of `bunch` tasks of 4 s every `period_s`."""
+    memory = ReplayMemory()
+    for now in range(0, int(hours * 3600), 30):
+        starts = [at for at in range(max(now - 120, 0), now) if at % period_s == 0]
+        buckets = [ArrivalBucket(at, bunch, 4.0 * bunch, 4.0) for at in starts]
+        seen = observation(float(now), buckets)
+        assert seen.queue is not None
+        memory = update(memory.counted(seen.queue), seen, seen.queue, scaling, LIMITS, by_rate)
+    return memory
+
+
+def test_lockstep_bunches_get_the_workers_that_they_need() -> None:
+    memory = watch(30, 90, 2.0, Scaling())
+    assert memory.floor == 11, "the least listed number that begins 30 tasks of 4 s within 10 s"
+    assert not memory.is_normal
+    assert memory.variation.squared == pytest.approx(0.0, abs=1e-6)
+
+
+def test_traffic_that_is_served_keeps_the_normal_setting() -> None:
+    memory = watch(1, 12, 2.0, Scaling())
+    assert (memory.floor, memory.hold_s, memory.selected) == (0, 60.0, 0)
+
+
+def test_longer_hold_until_something_was_learnt() -> None:
+    memory = watch(1, 12, 0.3, Scaling())
+    assert (memory.floor, memory.hold_s, memory.is_normal) == (0, 600.0, True)
+
+
+def test_late_percentile_needs_no_floor() -> None:
+    lenient = Scaling.model_validate({"slo": {"percentile": 50}})
+    assert watch(30, 90, 2.0, lenient).floor < watch(30, 90, 2.0, Scaling()).floor
+
+
+def test_restarted_balancer_begins_new_replays() -> None:
+    memory = watch(30, 90, 1.0, Scaling())
+    queue = observation(5.0, []).queue
+    assert queue is not None
+    fresh = memory.counted(queue)
+    assert (fresh.replays, fresh.second, fresh.variation) == ((), -1, memory.variation)
+
+
+def test_arrivals_of_the_present_second_wait() -> None:
+    memory = ReplayMemory(second=97)
+    buckets = [ArrivalBucket(second, 1, 1.0, 1.0) for second in (96, 97, 98, 99, 100)]
+    queue = replace(Queue(0, 0, uptime_s=100.4), recent_arrivals=buckets)
+    assert [bucket.second for bucket in memory.new_buckets(queue)] == [98, 99]
+
+
+def test_very_busy_model_is_not_replayed() -> None:
+    seen = observation(1000.0, [ArrivalBucket(second, 50, 200.0, 4.0) for second in range(880, 1000)])
+    assert seen.queue is not None
+    memory = update(ReplayMemory(second=960), seen, seen.queue, Scaling(), LIMITS, 16)
+    assert (memory.replays, memory.second, memory.is_normal) == ((), 999, True)
