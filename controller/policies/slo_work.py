@@ -39,7 +39,7 @@ from controller.types import Decision, Observation, Queue, Stage, WorkerLimits
 
 #: Initial value and range of z, in standard deviations. The initial value is lower if a worker starts within the
 #: allowed wait: then it can start on demand.
-_INITIAL_Z, _INITIAL_Z_FAST_START = 1.5, 0.5
+_INITIAL_Z, _INITIAL_Z_FAST_START = 1.5, 0.0
 _MIN_Z, _MAX_Z = -1.0, 5.0
 #: Upper limit of the late fraction that the formula may allow, for a very low z.
 _MAX_LATE_FRACTION = 0.9

@@ -179,7 +179,7 @@ def test_margin_follows_the_late_fraction(started: int, late: int, z: float) -> 
     assert memory.z_offset == pytest.approx(z - 1.5)
 
 
-@pytest.mark.parametrize(("cold_start_s", "z_offset", "z"), [(40.0, 0.0, 1.5), (10.0, 0.0, 0.5), (10.0, 5.0, 5.0)])
+@pytest.mark.parametrize(("cold_start_s", "z_offset", "z"), [(40.0, 0.0, 1.5), (10.0, 0.0, 0.0), (10.0, 5.0, 5.0)])
 def test_fast_start_lowers_the_initial_margin(cold_start_s: float, z_offset: float, z: float) -> None:
     observation = replace(observe(STEADY, 6), cold_start_s=cold_start_s)
     decision, _ = decide(observation, SCALING, LIMITS, SloWorkMemory(z_offset), 30.0)
