@@ -18,7 +18,7 @@ from loadbalancer.scheduling.worker import Worker
 from tests.support.scheduler import CURVES, IMAGE, PNG, assignments, connect, new_scheduler, receive, task
 from wire.inputs import ImageInputs, Shape
 from wire.messages import PROTOCOL, Finished, Heartbeat, Hello, Preempted, Progress, Started, StepCurve
-from wire.snapshot import ModelStats
+from wire.snapshot import ArrivalBucket, ModelStats
 
 SPAN_S = 10
 
@@ -189,7 +189,8 @@ def test_arrivals_are_reported_for_two_intervals(interval_s: float, seconds: int
 
 
 def test_no_arrival_is_in_a_second_that_was_already_complete() -> None:
-    history, started, known = ArrivalHistory(120.0), 17.3, {}
+    history, started = ArrivalHistory(120.0), 17.3
+    known: dict[int, ArrivalBucket] = {}
     for tenth in range(200):
         now = started + tenth / 10
         history.add(1, 1.0, now)
