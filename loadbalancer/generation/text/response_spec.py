@@ -155,7 +155,7 @@ class _Conversation:
 
     def add(self, item: InputItem, place: str) -> None:
         match item.type:
-            case "message":
+            case None | "message":
                 self._add_message(item, place)
             case "reasoning":
                 parts = item.content if isinstance(item.content, list) else []

@@ -37,7 +37,7 @@ class CalledFunction(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The function of a `ToolCall`."""
 
     name: Annotated[str, msgspec.Meta(max_length=128)]
-    arguments: Annotated[str, msgspec.Meta(description="A JSON object.")] = ""
+    arguments: Annotated[str, msgspec.Meta(description="A JSON object.")] | None = None
     parsed_arguments: Ignored = None
 
 
@@ -46,7 +46,7 @@ class ToolCall(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     function: CalledFunction
     id: str | None = None
-    type: Literal["function"] = "function"
+    type: Literal["function"] | None = None
     index: Ignored = None
 
 
@@ -124,8 +124,8 @@ def _text(content: str | list[ContentPart] | None, place: str) -> str:
 
 
 def _template_call(call: ToolCall) -> dict[str, Any]:
-    arguments: Any = call.function.arguments
+    arguments: Any = call.function.arguments or "{}"
     with contextlib.suppress(msgspec.MsgspecError, RecursionError, UnicodeError):  # else as the model wrote it
-        arguments = msgspec.json.decode(arguments or "{}", type=dict[str, Any])
+        arguments = msgspec.json.decode(arguments, type=dict[str, Any])
     function = {"name": call.function.name, "arguments": arguments}
     return {"type": "function", "function": function} | ({} if call.id is None else {"id": call.id})

@@ -32,7 +32,7 @@ INCLUDED = ("reasoning.encrypted_content", "file_search_call.results", "web_sear
 class InputItem(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """An item of the input: a message, a function call of an earlier response, its output, or reasoning."""
 
-    type: str = "message"
+    type: Annotated[str, msgspec.Meta(description="`message` by default.")] | None = None
     role: Role | None = None
     content: str | list[ContentPart] | None = None
     call_id: str | None = None

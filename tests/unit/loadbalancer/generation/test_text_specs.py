@@ -143,7 +143,7 @@ def test_messages_are_for_a_chat_template() -> None:
 def test_items_are_the_messages_of_a_chat() -> None:
     items = [
         {"role": "developer", "content": [{"type": "input_text", "text": "be\nshort"}]},
-        {"type": "message", "role": "user", "content": "weather?"},
+        {"type": None, "role": "user", "content": "weather?", "name": None},
         {"type": "reasoning", "summary": [], "content": [{"type": "reasoning_text", "text": "hm"}]},
         {"type": "function_call", "call_id": "c", "name": "f", "arguments": '{"a": 1}'},
         {"type": "function_call_output", "call_id": "c", "output": "sunny"},
@@ -157,10 +157,11 @@ def test_items_are_the_messages_of_a_chat() -> None:
 
 
 @pytest.mark.parametrize(
-    ("written", "expected"), [('{"a": 1}', {"a": 1}), ("", {}), ('{"a": ', '{"a": '), ("[1]", "[1]"), ('"x"', '"x"')]
+    ("written", "expected"),
+    [('{"a": 1}', {"a": 1}), ("", {}), (None, {}), ('{"a": ', '{"a": '), ("[1]", "[1]"), ('"x"', '"x"')],
 )
-def test_malformed_arguments_stay_as_the_model_wrote_them(written: str, expected: Any) -> None:
-    call = {"id": "c", "type": "function", "function": {"name": "f", "arguments": written}}
+def test_malformed_arguments_stay_as_the_model_wrote_them(written: str | None, expected: Any) -> None:
+    call = {"id": "c", "type": None, "function": {"name": "f", "arguments": written}}
     message = prompt(resolve(CHAT_PATH, messages=[{"role": "assistant", "tool_calls": [call]}])).messages[0]
     assert message["tool_calls"][0]["function"]["arguments"] == expected
 
