@@ -18,9 +18,11 @@ from controller.simulator.scenarios import Scenario
 #: Lengths of a stage in seconds. The shortest is used with at most so many stages in all, and so many in the time
 #: within which a request of mean work has to be served.
 _STAGES_S = (1, 2, 5, 10, 20, 30, 60, 120, 300, 600)
-_MAX_STAGES, _WINDOW_STAGES = 8640, 20
+_MAX_STAGES, _WINDOW_STAGES = 8640, 12
 #: Passes over all intervals at one cost of late requests, at most.
 _MAX_PASSES = 4
+#: Simulations of the whole schedule at one cost of late requests, at most. A lasting backlog needs most of them.
+_MAX_EFFORT = 150
 #: A pass that lowers the score by less than this share is the last one.
 _MIN_GAIN = 0.0005
 #: Two queues whose tasks end within this many seconds of each other are equal.
@@ -43,6 +45,7 @@ class LocalSearch:
         shortest_s = max(scenario.span_s / _MAX_STAGES, window_s / _WINDOW_STAGES)
         self._stage_s = float(next((one for one in _STAGES_S if one >= shortest_s), _STAGES_S[-1]))
         self._stages = max(math.ceil(scenario.span_s / self._stage_s), 1)
+        self._effort = 0
         self.start_from(self._workers_for_all(), self._stage_s)
 
     def start_from(self, workers: Sequence[int], stage_s: float) -> None:
@@ -57,6 +60,10 @@ class LocalSearch:
             self._states.append(state)
             self._late.append(late)
 
+    def start_with_all(self) -> None:
+        """Replace the schedule by the largest number of workers as soon as they can be ready."""
+        self.start_from([self._clip(self._max_workers, number) for number in range(self._stages)], self._stage_s)
+
     @property
     def schedule(self) -> WorkerSchedule:
         """The present schedule."""
@@ -65,9 +72,12 @@ class LocalSearch:
 
     def cheapest(self, late_cost_s: float) -> WorkerSchedule:
         """Return the cheapest schedule found if a late request costs `late_cost_s` GPU-seconds."""
+        self._effort = _MAX_EFFORT * self._stages
         for _ in range(_MAX_PASSES):
             before = self._score(late_cost_s)
             for start, end, change in self._intervals():
+                if self._effort <= 0:
+                    return self.schedule
                 self._try(start, end, change, late_cost_s)
             if self._score(late_cost_s) > before * (1 - _MIN_GAIN):
                 break
@@ -176,6 +186,7 @@ class LocalSearch:
         more, budget = 0, max(max_more, 0.0) + sum(self._late[end : end + 1])
         for number in range(start, self._stages):
             state, count = self._advance(state, self._counts[number], number)
+            self._effort -= 1
             states.append(state)
             late.append(count)
             more += count - self._late[number]

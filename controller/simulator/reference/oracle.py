@@ -16,9 +16,9 @@ from controller.simulator.scenarios import Scenario
 from controller.simulator.simulator import ignore_progress
 
 #: Range of the cost of a late request, in its mean work and start time: from a part of the work to several starts.
-_LOWEST_COST, _HIGHEST_COST = 0.2, 4.0
+_LOWEST_COST, _HIGHEST_COST = 0.2, 10.0
 #: Costs of late requests to try.
-_ROUNDS = 6
+_ROUNDS = 7
 #: Costs to try from the schedules of the beam search, each this much lower than the one before.
 _BEAM_ROUNDS, _COST_STEP = 4, 0.8
 #: The beam search is used if requests take at most this long.
@@ -36,28 +36,46 @@ def best_schedule(
     goal = scenario.scalings[name].slo.percentile / 100 if in_slo is None else in_slo
     work, profile = scenario.traffic[name].work, scenario.profiles[name]
     mean_s = sum(work) / max(len(work), 1)
-    search, results = LocalSearch(scenario), []
-
-    def meets_goal(schedule: WorkerSchedule) -> bool:
-        (result,) = model_results("best known", simulate_schedule(scenario, schedule))
-        meets = result.in_slo >= goal and not result.unserved
-        results.extend([result] * meets)
-        return meets
-
-    meets_goal(search.schedule)
+    search, found = LocalSearch(scenario), _FoundSchedules(scenario, goal)
+    if not found.add(search.schedule):
+        search.start_with_all()
+        if not found.add(search.schedule):
+            return None
     low, high = _LOWEST_COST * max(mean_s, 1.0), _HIGHEST_COST * (mean_s + profile.expected_start_s())
     for number in range(_ROUNDS):
         late_cost_s = (low * high) ** 0.5
-        low, high = (low, late_cost_s) if meets_goal(search.cheapest(late_cost_s)) else (late_cost_s, high)
+        if found.add(search.cheapest(late_cost_s)):
+            high = late_cost_s
+        else:
+            low = late_cost_s
+            search.start_from(found.cheapest.workers, found.cheapest.stage_s)
         on_progress((number + 1) / (_ROUNDS + _BEAM_ROUNDS))
     if mean_s * profile.slowdowns[-1] <= _MAX_BEAM_WORK_S and scenario.targets()[name].initial_workers:
         beam = BeamSearch(scenario)
         for number in range(_BEAM_ROUNDS):
-            found = beam.cheapest(high)
-            meets_goal(found)
-            search.start_from(found.workers, found.stage_s)
-            if not meets_goal(search.cheapest(high)):
+            schedule = beam.cheapest(high)
+            found.add(schedule)
+            search.start_from(schedule.workers, schedule.stage_s)
+            if not found.add(search.cheapest(high)):
                 break
             high *= _COST_STEP
             on_progress((_ROUNDS + number + 1) / (_ROUNDS + _BEAM_ROUNDS))
-    return min(results, key=lambda result: result.gpu_hours, default=None)
+    return found.result
+
+
+class _FoundSchedules:
+    """The cheapest schedule that meets the goal, as simulated."""
+
+    def __init__(self, scenario: Scenario, goal: float) -> None:
+        self._scenario = scenario
+        self._goal = goal
+        self.result: PolicyResult | None = None
+
+    def add(self, schedule: WorkerSchedule) -> bool:
+        """Simulate a schedule. Returns whether it meets the goal."""
+        (result,) = model_results("best known", simulate_schedule(self._scenario, schedule))
+        if result.in_slo < self._goal or result.unserved:
+            return False
+        if self.result is None or result.gpu_hours < self.result.gpu_hours:
+            self.result, self.cheapest = result, schedule
+        return True

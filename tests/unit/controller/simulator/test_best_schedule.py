@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from configs.scaling import Scaling
@@ -130,3 +132,19 @@ def test_search_follows_a_flash() -> None:
     assert row is not None
     assert row.in_slo >= 0.99
     assert min_hours(given, "m") <= row.gpu_hours <= 0.5 * 12 * given.span_s / 3600
+
+
+def test_search_begins_with_all_workers_where_fewer_are_too_late() -> None:
+    """What arrives before the first start has ended needs more workers than the load does."""
+    times = [number / 2 for number in range(120)] + [60.0 + 4 * number for number in range(60)]
+    given = scenario(Traffic(times, [4.0] * len(times)), max_workers=12)
+    given = replace(given, scalings={"m": Scaling(max_workers=12, policy="static", slo={"percentile": 30})})
+    row = best_schedule(given)
+    assert row is not None
+    assert row.in_slo >= 0.3
+    (peak,) = model_results("peak", run("peak", given))
+    assert row.gpu_hours < 0.9 * peak.gpu_hours
+
+
+def test_impossible_promise_has_no_schedule() -> None:
+    assert best_schedule(scenario(Traffic([0.0] * 10, [100.0] * 10), max_workers=2)) is None
