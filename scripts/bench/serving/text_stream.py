@@ -27,7 +27,7 @@ from scripts.bench.serving.workloads import quantile
 from scripts.harness.balancer import running
 from scripts.harness.load import machine
 
-T0_S = 0.008
+T0_S = 0.012
 #: Before the counts start.
 _WARM_UP_S = 2.0
 _MAX_TOKENS = 100_000
