@@ -22,6 +22,10 @@ _ENOUGH = 1 / 3
 _DECAY = 1 - 1 / 40
 #: Prior weight: this many independent arrivals are assumed before the first observation.
 _PRIOR = 100
+#: A backlog is cleared within this many allowed waits, even if `drain_s` is longer.
+_DRAIN_WAITS = 3.0
+#: Least dispersion that is believed.
+_REGULAR = 0.1
 #: Counts that differ by more than this many Poisson standard deviations show a rate change, not burstiness.
 _SAME_RATE = 5
 
@@ -96,17 +100,20 @@ def eta_s(replica: Replica, cold_start_s: float, now: float) -> float:
     return max(replica.process.started_at + cold_start_s - now, 0.0)
 
 
-def workers_for_backlog(observation: Observation, scaling: Scaling, now: float) -> int:
+def workers_for_backlog(observation: Observation, scaling: Scaling, now: float, *, believes_step: bool = True) -> int:
     """Return the workers that clear the backlog and new arrivals within `drain_s` after one more could have started.
 
     The result is 0 if nothing is queued, if its work is unknown, or if the present workers are enough. They are enough
     if no task is late yet and if, once one more could have started, they clear the rest within `slo.max_wait_s`.
     Otherwise the result is at least the provisioned number. A starting worker counts from the time it is ready.
+    `believes_step`: many arrivals within seconds are the beginning of a higher rate, not a bunch.
     """
     queue = observation.queue
     if queue is None or not queue.queued or queue.backlog_work_s is None:
         return 0
-    inputs = backlog_inputs(queue, scaling, observation.cold_start_s, step_rate(queue, recent_rate(queue, scaling)))
+    rate = recent_rate(queue, scaling)
+    rate = step_rate(queue, rate) if believes_step else rate
+    inputs = backlog_inputs(queue, scaling, observation.cold_start_s, rate)
     alive = [replica for replica in observation.replicas if replica.stage is not Stage.DRAINING]
     etas = [eta_s(replica, observation.cold_start_s, now) for replica in alive] + [
         observation.cold_start_s
@@ -128,7 +135,8 @@ class BacklogInputs(NamedTuple):
 def backlog_inputs(queue: Queue, scaling: Scaling, cold_start_s: float, rate: float) -> BacklogInputs:
     """Return the inputs for this many arrivals per second."""
     arriving = rate * (queue.mean_work_s or 0.0)
-    return BacklogInputs(arriving, worker_speed(queue), scaling.slo.max_wait_s, cold_start_s, scaling.drain_s)
+    drain_s = min(scaling.drain_s, _DRAIN_WAITS * scaling.slo.max_wait_s)
+    return BacklogInputs(arriving, worker_speed(queue), scaling.slo.max_wait_s, cold_start_s, drain_s)
 
 
 def workers_to_clear(work_s: float, oldest_wait_s: float, etas: Sequence[float], inputs: BacklogInputs) -> int:
@@ -164,8 +172,8 @@ class DispersionIndex:
 
     @property
     def burstiness(self) -> float:
-        """Return 1 for Poisson or more regular arrivals, and more for arrivals in bursts."""
-        return max(self.squares / self.sums, 1.0)
+        """Return 1 for Poisson arrivals, more for arrivals in bursts, and less for regular ones."""
+        return max(self.squares / self.sums, _REGULAR)
 
     def updated(self, queue: Queue, scaling: Scaling, now: float) -> DispersionIndex:
         """Return the estimate with this observation. One within a period is ignored; a gap restarts the comparison."""

@@ -43,6 +43,8 @@ _INITIAL_Z, _INITIAL_Z_FAST_START = 1.5, 0.0
 _MIN_Z, _MAX_Z = -1.0, 5.0
 #: Upper limit of the late fraction that the formula may allow, for a very low z.
 _MAX_LATE_FRACTION = 0.9
+#: Below this index of dispersion the arrivals are regular, and variation below that of chance counts.
+_REGULAR_ARRIVALS = 0.4
 #: Past decisions are kept this long, because a longer hold may be chosen at any time.
 _LONGEST_HOLD_S = 1800.0
 
@@ -163,13 +165,17 @@ def _demand(
     work_s = queue.mean_work_s or 0.0
     rate = max(recent_rate(queue, scaling), sustained_rate(queue, scaling, z))
     allowed = min(10 ** (-0.5 - 0.5 * z), _MAX_LATE_FRACTION)
-    burstiness, variation = memory.counts.burstiness, max(memory.replays.variation.squared, 1.0)
+    burstiness, variation = memory.counts.burstiness, memory.replays.variation.squared
+    if burstiness > _REGULAR_ARRIVALS:
+        burstiness, variation = max(burstiness, 1.0), max(variation, 1.0)
     # Both stretch the tail of the wait distribution by the same factor as its mean.
     patience_s = scaling.slo.max_wait_s / ((burstiness + variation) / 2)
     by_rate = workers_for_rate(
         rate, work_s * queue.batch_slowdown, queue.batch_cap or 1, patience_s, allowed, limits.max_workers
     )
-    by_backlog = workers_for_backlog(observation, scaling, now) if queue.queued else 0
+    # A floor that was learnt has the room for bunches.
+    believes_step = memory.replays.floor == 0
+    by_backlog = workers_for_backlog(observation, scaling, now, believes_step=believes_step) if queue.queued else 0
     inputs = {
         "arrival_rate": rate,
         "mean_work_s": work_s,

@@ -47,7 +47,12 @@ def test_bursts_raise_the_dispersion_index(size: int, low: float, high: float) -
     ],
 )
 def test_regular_arrivals_and_rate_changes_are_no_bursts(periods: list[int]) -> None:
-    assert after(periods).burstiness == 1.0
+    assert after(periods).burstiness <= 1.0
+
+
+@pytest.mark.parametrize(("periods", "burstiness"), [([40], 1.0), ([40] * 400, 0.1), ([7, 8] * 200, 0.1)])
+def test_regular_arrivals_lower_the_dispersion_index(periods: list[int], burstiness: float) -> None:
+    assert after(periods).burstiness == pytest.approx(burstiness, abs=0.01)
 
 
 def test_observation_within_period_or_after_gap_is_ignored() -> None:
