@@ -168,7 +168,7 @@ def draw(rows: dict[str, Any], file: Path) -> None:
     late.set_xlim(95, 100.1)
     cost.axvline(1, color="black", linewidth=0.8)
     cost.set_xlabel("GPU-hours of slo_work / best reference")
-    figure.suptitle("slo_work and references tuned in hindsight; * shapes that no default was chosen on")
+    figure.suptitle("slo_work and references tuned in hindsight; * shapes of the second half")
     figure.tight_layout()
     figure.savefig(file, dpi=80)
 
