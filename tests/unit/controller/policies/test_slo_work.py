@@ -15,6 +15,7 @@ from controller.policies.replay import begin
 from controller.policies.replay_choice import ReplayMemory
 from controller.policies.slo_work import PastDecision, SloWorkMemory, decide
 from controller.types import Observation, Queue, Replica, Stage, WorkerLimits, WorkerProcess
+from wire.snapshot import ArrivalBucket
 
 LIMITS = WorkerLimits(min_workers=1, max_workers=8, start_timeout_s=60, drain_timeout_s=60, lost_after_s=10)
 SCALING = Scaling(policy="slo_work", drain_s=20, look_back_period_s=90)
@@ -294,3 +295,41 @@ def test_any_history_keeps_number_in_bounds(
         if now < SCALING.startup_hold_s:
             assert decision.desired >= workers, "no worker goes on an empty history"
         workers = decision.desired
+
+
+def replayed(selected: int, *, new_late: int = 0) -> ReplayMemory:
+    """Return a memory of old replays: the normal setting, and at least 6 workers."""
+    normal, floor = begin(60.0, 0, 6, 1, 5000.0), begin(60.0, 6, 6, 1, 5000.0)
+    both = (replace(normal, late=400.0, new_late=new_late), replace(floor, new_late=new_late))
+    return ReplayMemory(both, selected, second=4999, age_s=1e5, total=1000.0, recent_total=1000.0)
+
+
+def test_learnt_least_number_is_kept_and_explained() -> None:
+    decision, _ = decide(observe(CALM, 6), SCALING, LIMITS, SloWorkMemory(-0.5, replays=replayed(1)), 30.0)
+    assert (decision.desired, decision.inputs["floor"]) == (6, 6)
+    assert "at least 6 by a replay of the recent arrivals" in decision.reason
+
+
+def test_explicit_window_turns_the_replays_off() -> None:
+    fixed = scaling(behavior={"scale_down": {"stabilization_window_s": 0}})
+    decision, _ = decide(observe(CALM, 6), fixed, LIMITS, SloWorkMemory(-0.5, replays=replayed(1)), 30.0)
+    assert (decision.desired, decision.inputs["floor"], decision.inputs["hold_s"]) == (1, 0, 0)
+
+
+def test_inevitable_lateness_does_not_raise_the_margin() -> None:
+    late = replace(STEADY, started_total=1100, started_late_total=60)
+    fixed = scaling(behavior={"scale_down": {"stabilization_window_s": 60}})
+    offsets = []
+    for inevitable in (0, 30, 50, 80):
+        memory = SloWorkMemory(-0.5, dispatched=1000, late=10, replays=replayed(0, new_late=inevitable))
+        offsets.append(decide(observe(late, 6), fixed, LIMITS, memory, 30.0)[1].z_offset)
+    assert offsets[0] > offsets[1] > offsets[2] == offsets[3]
+    assert offsets[3] < -0.5, "the other requests were in time"
+
+
+@pytest.mark.parametrize(("works", "workers"), [([4.0] * 60, 5), ([1.0] * 57 + [61.0] * 3, 7)])
+def test_uneven_work_needs_more_workers(works: list[float], workers: int) -> None:
+    buckets = [ArrivalBucket(4900 + number, 1, work_s, work_s) for number, work_s in enumerate(works)]
+    queue = replace(STEADY, recent_arrivals=buckets, mean_work_s=4.0)
+    decision, _ = decide(observe(queue, 5), SCALING, LIMITS, SloWorkMemory(-0.5), 30.0)
+    assert decision.inputs["n_rate"] == workers

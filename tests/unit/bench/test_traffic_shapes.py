@@ -1,0 +1,37 @@
+"""Traffic shapes of the benchmark: equal names give equal requests, and the generators do what they say."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+
+from scripts.bench.autoscaling.traffic import generators as g
+from scripts.bench.autoscaling.traffic.catalog import all_shapes
+
+SHAPES = all_shapes(None)
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_shape_is_ordered_and_within_its_hours(name: str) -> None:
+    shape = SHAPES[name]
+    times, work = shape.traffic(random.Random(name))[:2]
+    assert len(times) == len(work) > 100
+    assert list(times) == sorted(times)
+    assert 0 <= times[0] <= times[-1] <= shape.hours * 3600 + 30
+    assert min(work) > 0
+
+
+def test_equal_seeds_give_equal_requests() -> None:
+    shape = SHAPES["switching rates, mean 2 min"]
+    assert shape.traffic(random.Random(1)) == shape.traffic(random.Random(1))
+    assert shape.traffic(random.Random(1)) != shape.traffic(random.Random(2))
+
+
+def test_square_wave_has_arrivals_in_the_first_half_only() -> None:
+    assert {at % 90 < 45 for at in g.square(2.0, 90.0, 3600.0, random.Random(0))} == {True}
+
+
+def test_halves_are_fixed_and_similar_in_size() -> None:
+    design = sum(shape.design for shape in SHAPES.values())
+    assert abs(2 * design - len(SHAPES)) <= 5
