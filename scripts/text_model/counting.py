@@ -8,15 +8,23 @@ from scripts.text_model.number_words import DIGITS, in_words
 from scripts.text_model.questions import Question, ask
 
 #: Largest number of a list, and of other questions.
-MAX_COUNTED, MAX_NUMBER = 50, 100
+MAX_COUNTED, MAX_NUMBER = 10, 100
 #: Largest number that is also written in words.
 _MAX_IN_WORDS = 20
-#: Largest number of steps of a list.
-_MAX_STEPS = 8
 
-_UP = ("Count from {a} to {b}.", "Count up from {a} to {b}.", "List the numbers from {a} to {b}.", "Count {a} to {b}.")
-_DOWN = ("Count down from {a} to {b}.", "Count backwards from {a} to {b}.")
-_TO = ("Count to {b}.", "Count up to {b}.", "Can you count to {b}?")
+_UP = (
+    *("Count to {a}.", "Count up to {a}.", "Can you count to {a}?", "Count from one to {a}.", "Count from 1 to {a}."),
+    *("Please count to {a}.", "List the numbers up to {a}.", "List the numbers from 1 to {a}."),
+)
+_DOWN = (
+    *(
+        "Count down from {a}.",
+        "Count backwards from {a}.",
+        "Can you count down from {a}?",
+        "Please count down from {a}.",
+    ),
+    *("Count down from {a} to 1.", "Count down from {a} to one.", "Count backwards from {a} to 1."),
+)
 _AFTER = (
     *("Which number comes after {a}?", "What comes after {a}?", "What is the next number after {a}?"),
     *("What number follows {a}?", "Name the number after {a}.", "Which number is next after {a}?"),
@@ -44,19 +52,12 @@ def counting(rng: random.Random) -> Question:
     if rng.random() < 0.12:
         verb = rng.choice(("List", "Name", "Write", "Say", "Tell me"))
         return ask("counting", _ALL_DIGITS, f"The ten digits are {', '.join(DIGITS)}.", rng, v=verb)
-    spoken = rng.random() < 0.2
-    largest = _MAX_IN_WORDS if spoken else MAX_COUNTED
-    shown = in_words if spoken else str
-    a = rng.randint(0, largest - 2)
-    b = min(largest, a + rng.randint(2, _MAX_STEPS))
-    way = rng.random()
-    numbers, phrases = range(a, b + 1), list(_UP)
-    if way < 0.25:
-        numbers, phrases = range(b, a - 1, -1), list(_DOWN)
-    elif way < 0.45:
-        numbers, phrases = range(1, rng.randint(2, 20) + 1), list(_TO)
-    answer = ", ".join(shown(number) for number in numbers) + "."
-    return ask("counting", phrases, answer, rng, a=shown(numbers[0]), b=shown(numbers[-1]))
+    shown = in_words if rng.random() < 0.3 else str
+    number = rng.randint(2, MAX_COUNTED)
+    down = rng.random() < 0.4
+    numbers = range(number, 0, -1) if down else range(1, number + 1)
+    answer = ", ".join(shown(each) for each in numbers) + "."
+    return ask("counting", _DOWN if down else _UP, answer, rng, a=shown(number))
 
 
 def neighbours(rng: random.Random) -> Question:

@@ -77,9 +77,10 @@ def is_counting(prompt: str, answer: str) -> bool:
     if "digit" in prompt.lower():
         return answer == "The ten digits are " + ", ".join(_ONES[:10]) + "."
     said = [numbers_in(part)[0] for part in answer.split(",")]
-    ends = numbers_in(prompt)
-    first, last = ends if len(ends) == 2 else (1, ends[0])
-    return said == list(range(first, last + 1) if first < last else range(first, last - 1, -1))
+    # "Count from 1 to two": digits and words.
+    number = max(numbers_in(prompt) + numbers_in(re.sub(r"\d+", "", prompt)))
+    down = re.search(r"down|backwards", prompt, re.IGNORECASE) is not None
+    return said == (list(range(number, 0, -1)) if down else list(range(1, number + 1)))
 
 
 def is_neighbours(prompt: str, answer: str) -> bool:
