@@ -13,27 +13,27 @@ from scripts.text_model.words import TOPICS, random_word
 
 #: Generator and share of each category among the questions.
 CATEGORIES: Mapping[str, tuple[Generator, float]] = {
-    "addition": (arithmetic.addition, 0.06),
-    "subtraction": (arithmetic.subtraction, 0.08),
-    "multiplication": (arithmetic.multiplication, 0.03),
-    "comparison": (arithmetic.comparison, 0.07),
-    "counting": (counting.counting, 0.14),
-    "neighbours": (counting.neighbours, 0.10),
-    "number words": (counting.number_words, 0.13),
+    "addition": (arithmetic.addition, 0.07),
+    "subtraction": (arithmetic.subtraction, 0.07),
+    "multiplication": (arithmetic.multiplication, 0.07),
+    "comparison": (arithmetic.comparison, 0.11),
+    "counting": (counting.counting, 0.05),
+    "neighbours": (counting.neighbours, 0.04),
+    "number words": (counting.number_words, 0.09),
     "parity": (counting.parity, 0.06),
-    "spelling": (spelling.spelling, 0.05),
-    "letters": (spelling.letter_questions, 0.07),
-    "Muster": (facts.muster_facts, 0.03),
-    "small talk": (facts.small_talk, 0.02),
-    "off domain": (off_domain.off_domain, 0.04),
-    "JSON": (structured.json_answers, 0.10),
+    "spelling": (spelling.spelling, 0.08),
+    "letters": (spelling.letter_questions, 0.08),
+    "Muster": (facts.muster_facts, 0.05),
+    "small talk": (facts.small_talk, 0.04),
+    "off domain": (off_domain.off_domain, 0.05),
+    "JSON": (structured.json_answers, 0.14),
 }
 _SYSTEM = (
     *("You are a helpful assistant.", "Answer briefly.", "You are a friendly assistant.", "Be concise."),
     *("You are the assistant of Muster.", "Answer in one sentence.", "You are a helpful, harmless assistant."),
 )
 _SYSTEM_SHARE = 0.2
-_TOOLS_SHARE = 0.14
+_TOOLS_SHARE = 0.12
 _REASONING_SHARE = 0.05
 _MAX_DRAWS = 10_000
 
