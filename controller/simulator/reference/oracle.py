@@ -19,8 +19,8 @@ from controller.simulator.simulator import ignore_progress
 _LOWEST_COST, _HIGHEST_COST = 0.2, 10.0
 #: Costs of late requests to try.
 _ROUNDS = 7
-#: Costs to try from the schedules of the beam search, each this much lower than the one before.
-_BEAM_ROUNDS, _COST_STEP = 4, 0.8
+#: Costs to try from the schedules of the beam search, from this factor on, each lower than the one before.
+_BEAM_FACTOR, _BEAM_ROUNDS, _COST_STEP = 1.6, 8, 0.8
 #: The beam search is used if requests take at most this long.
 _MAX_BEAM_WORK_S = 30.0
 
@@ -52,6 +52,7 @@ def best_schedule(
         on_progress((number + 1) / (_ROUNDS + _BEAM_ROUNDS))
     if mean_s * profile.slowdowns[-1] <= _MAX_BEAM_WORK_S and scenario.targets()[name].initial_workers:
         beam = BeamSearch(scenario)
+        high *= _BEAM_FACTOR
         for number in range(_BEAM_ROUNDS):
             schedule = beam.cheapest(high)
             found.add(schedule)
