@@ -197,7 +197,7 @@ def test_idempotency_key_replays_a_call(http: httpx.Client) -> None:
 def test_model_says_which_paths_serve_it(http: httpx.Client) -> None:
     card = http.get("/v1/models/echo").json()
     assert (card["name"], card["ready"], card["task"]) == ("echo", True, "call")
-    assert card["endpoints"] == [PREDICT, "/v2/models/echo/infer", OWN]
+    assert card["endpoints"] == [PREDICT, "/v2/models/echo/infer", OWN, "/v1/embeddings"]
     assert card["limits"] == {"max_instances": 5}
     assert http.get("/v1/models/quick").json()["endpoints"][0] == "/v1/images/generations"
 
