@@ -92,25 +92,26 @@ def parse_job(
     if len(body) - len(inner) > max_bytes:
         raise BodyTooLarge(max_bytes, "beside the request of its endpoint")
     members = _members(body)
-    if inner[:1] == b"{":  # parsed below by the endpoint's schema
+    if bytes(inner[:1]) == b"{":  # parsed below by the endpoint's schema
         members = members | {"body": msgspec.Raw(b"{}")}
     job = parse(JobRequest, msgspec.json.encode(members) if members else body)
     if job.webhook is not None:
         _check(job.webhook, private=webhook_private)
     if job.path == "/v1/images/edits":
-        return _edit(job, inner, max_bytes)
+        return _image_job(job, EditRequest, inner, max_bytes)
+    if job.path == "/v1/images/generations":
+        return _image_job(job, ImageRequest, inner, max_bytes)
     if called_model(job.path) is not None:
-        return ParsedJob(job, parse_instances(inner, max_instances))
-    if job.path in TEXT_PATHS:
-        if len(inner) > max_text_bytes:
-            raise BodyTooLarge(max_text_bytes)
-        return ParsedJob(job, parse_text(job.path, inner))
-    if job.path == "/predict":
-        if len(inner) > max_bytes:
-            raise BodyTooLarge(max_bytes)
-        return ParsedJob(job, parse(PredictRequest, inner))
-    request = parse(ImageRequest, inner, max_bytes)
-    return ParsedJob(job, request, request.image, request.mask)
+        return ParsedJob(job, parse_instances(bytes(inner), max_instances))
+    limit = max_text_bytes if job.path in TEXT_PATHS else max_bytes
+    if len(inner) > limit:
+        raise BodyTooLarge(limit)
+    own = bytes(inner)
+    return ParsedJob(job, parse_text(job.path, own) if job.path in TEXT_PATHS else parse(PredictRequest, own))
+
+
+#: In place of a data URL, for the schema: the URL itself is decoded apart.
+_STANDS_FOR_IMAGE = msgspec.Raw(b'""')
 
 
 class _InnerRequest(msgspec.Struct):
@@ -119,15 +120,15 @@ class _InnerRequest(msgspec.Struct):
     body: msgspec.Raw = msgspec.Raw()
 
 
-def _inner_request(body: bytes) -> bytes:
-    """The undecoded request of the endpoint; empty if there is none."""
+def _inner_request(body: bytes) -> memoryview:
+    """The undecoded request of the endpoint, as a part of the body; empty if there is none."""
     try:
-        return bytes(msgspec.json.decode(body, type=_InnerRequest).body)
+        return memoryview(msgspec.json.decode(body, type=_InnerRequest).body)
     except (msgspec.MsgspecError, UnicodeError, RecursionError):
-        return b""
+        return memoryview(b"")
 
 
-def _members(body: bytes) -> RawMembers:
+def _members(body: bytes | memoryview) -> RawMembers:
     """Split the object into raw members; empty for anything else, which `parse` then rejects."""
     try:
         return msgspec.json.decode(body, type=RawMembers)
@@ -135,12 +136,15 @@ def _members(body: bytes) -> RawMembers:
         return {}
 
 
-def _edit(job: JobRequest, inner: bytes, max_bytes: int) -> ParsedJob:
+def _image_job(job: JobRequest, kind: type[EditRequest | ImageRequest], inner: memoryview, max_bytes: int) -> ParsedJob:
+    """Parse the request without its images, which are decoded once and not copied with the rest."""
     if len(inner) > max_bytes:
         check_size_without_images(inner, max_bytes)
     members = _members(inner)
     images = {name: _text(name, members.pop(name)) for name in ("image", "mask") if name in members}
-    return ParsedJob(job, parse(EditRequest, msgspec.json.encode(members) if members else inner), **images)
+    if kind is ImageRequest:  # its schema knows these members
+        members |= {name: _STANDS_FOR_IMAGE for name, image in images.items() if image is not None}
+    return ParsedJob(job, parse(kind, msgspec.json.encode(members) if members else bytes(inner)), **images)
 
 
 def _text(name: str, raw: msgspec.Raw) -> str | None:

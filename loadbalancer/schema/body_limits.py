@@ -35,13 +35,13 @@ class _ImageMembers(msgspec.Struct):
     mask: msgspec.Raw = msgspec.Raw()
 
 
-def check_size_without_images(body: bytes, max_bytes: int) -> None:
+def check_size_without_images(body: bytes | memoryview, max_bytes: int) -> None:
     """Raises `BodyTooLarge` when all but the strings of images exceeds `max_bytes`."""
     if _bytes_without_images(body) > max_bytes:
         raise BodyTooLarge(max_bytes, "beside its images")
 
 
-def _bytes_without_images(body: bytes) -> int:
+def _bytes_without_images(body: bytes | memoryview) -> int:
     """Size of the body without the strings of `image`, `mask`, `images[0].image_url` and `mask.image_url`."""
     try:
         found = msgspec.json.decode(body, type=_ImageMembers)
