@@ -15,6 +15,7 @@ from typing import Any
 import msgspec
 from msgspec.inspect import (
     BoolType,
+    BytesType,
     FloatType,
     IntType,
     ListType,
@@ -157,6 +158,8 @@ class FrameGenerator:
                 return [self._value(each.type, wild) for each in fields]
             case UnionType(types=kinds):
                 return self._value(self._random.choice(kinds), wild)
+            case StructType(array_like=True):
+                return [self._value(each.type, wild) for each in kind.fields]
             case StructType():
                 return self._struct(kind, wild)
         return self._scalar(kind, wild)
@@ -171,6 +174,8 @@ class FrameGenerator:
                 return (
                     self._word() if self._random.random() >= wild else "\N{PILE OF POO}" * self._random.choice((1, 300))
                 )
+            case BytesType():
+                return self._word().encode()
             case BoolType():
                 return self._random.random() < 0.5
             case LiteralType(values=values):

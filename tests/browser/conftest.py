@@ -36,7 +36,8 @@ def browser_path() -> str | None:
     return next((path for name in _BROWSERS if (path := shutil.which(name))), None)
 
 
-@pytest.fixture(scope="session")
+# Not of the session: while Playwright is open, its event loop runs in this thread, and other files need their own.
+@pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
     """A headless browser. Skips without Playwright or a browser."""
     playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: scripts/browser")
@@ -49,7 +50,7 @@ def browser() -> Iterator[Any]:
         opened.close()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def instance(browser: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Instance]:
     """A server with its controller: a model of each kind, ready. Not started where there is no browser."""
     del browser

@@ -20,7 +20,7 @@ PROFILES = ("sim", "calls", "texts")
 @pytest.mark.timeout(TIMEOUT_S + 30)
 def test_chaos_run_has_no_violations(tmp_path: Path) -> None:
     file = tmp_path / "table.json"
-    command = [sys.executable, "scripts/chaos.py", "--profile", *PROFILES, "--minutes", "1", "--seed", "7"]
+    command = [sys.executable, "scripts/chaos.py", "--profile", *PROFILES, "--minutes", "0.75", "--seed", "7"]
     environment = os.environ | {"TMPDIR": str(tmp_path), "OMP_NUM_THREADS": "1"}
     finished = subprocess.run(
         [*command, "--json", str(file)],
@@ -42,5 +42,5 @@ def test_chaos_run_has_no_violations(tmp_path: Path) -> None:
         assert ends == table["requests"], "every request has an outcome"
     assert len(tables) == len(PROFILES)
     assert sum(table["requests"] for table in tables) >= 80
-    assert sum(sum(table["faults"].values()) for table in tables) >= 8
-    assert sum(table["balancers"] for table in tables) >= 3
+    assert sum(sum(table["faults"].values()) for table in tables) >= 6
+    assert sum(table["balancers"] for table in tables) >= len(PROFILES)
