@@ -41,6 +41,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m scripts.bench.autoscaling.three_models", description=__doc__)
     parser.add_argument("--phase-s", type=float, default=60.0, help="seconds of a phase (default 60)")
     parser.add_argument("--rounds", type=int, default=1, help="times that each model is busy (default 1)")
+    parser.add_argument("--settle-s", type=float, default=40.0, help="time to load the standby workers (default 40)")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--json", type=Path, help="file for the results")
     parser.add_argument("--plot", type=Path, help="file for a plot of workers and requests")
@@ -49,6 +50,7 @@ def main() -> None:
     instance = Instance(Path(tempfile.mkdtemp()), _config(), threads=None)
     try:
         instance.until(instance.is_ready, "a ready server")
+        time.sleep(args.settle_s)
         with console.status("load"):
             failures = asyncio.run(_load(instance.url, args.phase_s, args.rounds, random.Random(args.seed)))
         rows = [_row(instance.url, model) for model in MODELS]
