@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from wire.inputs import TextInputs
 from wire.text import TokenLogprob
 from worker.engines.text.tokenization import Tokenization
-from worker.engines.text_library.library import LibraryOutput, LibraryRequest, LibraryUsage
+from worker.engines.text_library.interface import LibraryOutput, LibraryRequest, LibraryUsage
 
 #: Tokens that are letters of the tests' tokenizer.
 FIRST_TOKEN, TOKENS = 40, 60

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from typing import Any
 
@@ -10,20 +9,11 @@ import httpx
 import openai
 
 from scripts.harness.processes import PATIENCE_S
+from worker.engines.sim_text import expected_text as expected_text  # for the tests of the simulated engine
 
 CHAT = "/v1/chat/completions"
 COMPLETE = "/v1/completions"
 RESPOND = "/v1/responses"
-WORDS = ("alpha", "beta", "gamma", "delta", "epsilon", "zeta", "eta", "theta", "iota", "kappa", "lambda", "mu")
-
-
-def expected_text(seed: int, tokens: int) -> str:
-    """Return what the simulated engine generates: a word for each position, which follows from it and the seed."""
-    found = []
-    for step in range(tokens):
-        digest = hashlib.blake2b(f"{seed} {step}".encode(), digest_size=2).digest()
-        found.append(WORDS[int.from_bytes(digest, "little") % len(WORDS)] + " ")
-    return "".join(found)
 
 
 def client(base_url: str, key: str = "none") -> openai.OpenAI:

@@ -46,11 +46,11 @@ def _language_model(model: Model, device: str) -> StepEngine:
         raise UnsupportedModel(problem)
     if model.engine == "vllm":
         from worker.engines.text_library.engine import LibraryEngine
-        from worker.engines.vllm.library import VllmLibrary
+        from worker.engines.vllm.vllm_library import VllmLibrary
 
         return LibraryEngine(model, VllmLibrary(model, device))
     if model.engine == "openvino":
-        from worker.engines.openvino.library import OpenVinoLibrary
+        from worker.engines.openvino.openvino_library import OpenVinoLibrary
         from worker.engines.text_library.engine import LibraryEngine
 
         return LibraryEngine(model, OpenVinoLibrary(model, device))

@@ -78,7 +78,7 @@ class Vllm:
 
     def load(self) -> None:
         from configs.model_settings import Model
-        from worker.engines.vllm.library import VllmLibrary
+        from worker.engines.vllm.vllm_library import VllmLibrary
 
         VllmLibrary(Model(engine="vllm", path=self._path), "cpu:0")  # for its environment variables
         import torch

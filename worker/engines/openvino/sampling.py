@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from wire.inputs import TextInputs
-from worker.engines.text_library.library import LibraryRequest
+from worker.engines.text_library.interface import LibraryRequest
 
 #: Seeds of texts that go on elsewhere differ by this, so that they do not draw the same numbers again.
 _SEED_STEP = 0x9E3779B97F4A7C15

@@ -21,7 +21,7 @@ from wire.text import PlainPrompt, TextCounters, decode_prompt, encode_prompt, u
 from worker.engine import BatchKey, EngineLimits, EngineRequest, Row, TaskError, TaskResult
 from worker.engines.text.generation import Generation
 from worker.engines.text.tokenization import Tokenization, load_tokenization
-from worker.engines.text_library.library import LibraryOutput, TextLibrary
+from worker.engines.text_library.interface import LibraryOutput, TextLibrary
 from worker.engines.text_library.row import LibraryRow
 
 log = logging.getLogger(__name__)

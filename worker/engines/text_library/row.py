@@ -6,7 +6,7 @@ from wire.inputs import TextInputs
 from wire.text import TokenOutput
 from worker.engine import TaskError, UnstreamedRow
 from worker.engines.text.generation import Generation
-from worker.engines.text_library.library import LibraryOutput, LibraryRequest
+from worker.engines.text_library.interface import LibraryOutput, LibraryRequest
 
 
 class LibraryRow(UnstreamedRow):

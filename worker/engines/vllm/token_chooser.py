@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import torch
 
 from worker.engines.text.sampling import Choice, SampledRow, TokenCounts, choose, needs_counts
-from worker.engines.text_library.library import LibraryRequest
+from worker.engines.text_library.interface import LibraryRequest
 
 #: Logits whose highest and lowest value are closer tell no tokens apart.
 _MIN_SPREAD = 1e-4

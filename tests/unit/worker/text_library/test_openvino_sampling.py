@@ -11,7 +11,7 @@ from wire.inputs import Sampling, TextInputs
 from wire.text import TokenPrompt
 from worker.engines.openvino.sampling import generation_options, unsupported_inputs
 from worker.engines.text.generation import Generation
-from worker.engines.text_library.library import LibraryRequest
+from worker.engines.text_library.interface import LibraryRequest
 
 _TOKENIZATION = tokenization()
 _GREEDY = Sampling(0, temperature=0.0)

@@ -16,7 +16,7 @@ from tests.support.text_models import tokenization
 from wire.inputs import Sampling, TextInputs
 from wire.text import TokenPrompt
 from worker.engines.text.generation import Generation
-from worker.engines.text_library.library import LibraryRequest
+from worker.engines.text_library.interface import LibraryRequest
 from worker.engines.vllm.token_chooser import TokenChooser
 
 _TOKENIZATION = tokenization()

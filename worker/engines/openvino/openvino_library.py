@@ -21,7 +21,7 @@ from worker.engine import UnsupportedModel
 from worker.engines.openvino.sampling import generation_options, unsupported_inputs
 from worker.engines.text.model_files import locate_files
 from worker.engines.text.tokenization import Tokenization
-from worker.engines.text_library.library import LibraryOutput, LibraryRequest, LibraryUsage
+from worker.engines.text_library.interface import LibraryOutput, LibraryRequest, LibraryUsage
 
 if TYPE_CHECKING:
     from openvino_genai import ContinuousBatchingPipeline

@@ -18,7 +18,7 @@ from worker.engine import DeviceLost, OutOfMemory, UnsupportedModel
 from worker.engines.text.model_files import ModelFiles, locate_files
 from worker.engines.text.sampling import Choice
 from worker.engines.text.tokenization import Tokenization
-from worker.engines.text_library.library import LibraryOutput, LibraryRequest, LibraryUsage
+from worker.engines.text_library.interface import LibraryOutput, LibraryRequest, LibraryUsage
 from worker.engines.vllm.token_chooser import TokenChooser
 
 if TYPE_CHECKING:
