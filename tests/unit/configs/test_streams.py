@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TextIO
 
@@ -63,14 +64,21 @@ def test_stuck_reader_loses_the_rest_and_is_told(pipe: tuple[int, TextIO]) -> No
     for _ in range(100):
         background.write("x" * 1000)
     assert not background.drain(0.0)
-    received = b""
-    while not received.endswith(b"end"):
-        received += os.read(reading, 65536)
-        if background.drain(0.0):
-            background.write("end")
+    with ThreadPoolExecutor(1) as pool:
+        reader = pool.submit(_read_until, reading, b"end")
+        assert background.drain(PATIENCE_S)
+        background.write("end")
+        received = reader.result(PATIENCE_S)
     kept = received.count(b"x")
     assert kept < 100_000
     assert f"{100_000 - kept} characters of output were not read in time".encode() in received
+
+
+def _read_until(descriptor: int, end: bytes) -> bytes:
+    received = b""
+    while not received.endswith(end):
+        received += os.read(descriptor, 65536)
+    return received
 
 
 @pytest.mark.parametrize("target", ["closed", "full device", "stuck", "file"])
