@@ -35,9 +35,9 @@ from controller.runtime.control_plane import ControlPlaneAgent
 from controller.runtime.device_monitor import load_measured_memory, monitor_devices
 from controller.runtime.host_resources import available_memory, cpu_cores
 from controller.runtime.inventory import (
-    Machine,
+    HostDevices,
     SetupError,
-    build_machine,
+    build_host_devices,
     build_models,
     build_pool,
     max_starting,
@@ -142,7 +142,7 @@ async def _allocate(
 ) -> None:
     gpus = _gpus(settings)
     devices = [Device(gpu.device, gpu.total_bytes) for gpu in gpus]
-    machine = build_machine(settings, devices, cpu_cores())
+    machine = build_host_devices(settings, devices, cpu_cores())
     models = _models(settings, machine)
     try:
         data_dir = DataDirCheck(settings.data_dir)
@@ -165,7 +165,7 @@ async def _allocate(
         launcher,
         StateFile(run_dir(settings.data_dir)),
         read_settings=read_settings,
-        build_models=lambda fresh: _models(fresh, build_machine(fresh, devices, cpu_cores())),
+        build_models=lambda fresh: _models(fresh, build_host_devices(fresh, devices, cpu_cores())),
         device_names={gpu.device: gpu.name for gpu in gpus},
     )
     starting = max_starting(settings, machine)
@@ -227,7 +227,7 @@ def _gpus(settings: Settings) -> list[Gpu]:
     return gpus
 
 
-def _models(settings: Settings, machine: Machine) -> dict[str, ModelState]:
+def _models(settings: Settings, machine: HostDevices) -> dict[str, ModelState]:
     """Build all models. Raises `SetupError` if a worker of one fits on no device."""
     models = build_models(settings, machine)
     if problems := oversized_models(models, machine):

@@ -42,7 +42,7 @@ class WorkerProcess:
 
 @dataclass(frozen=True, slots=True)
 class Device:
-    """A device for workers, by its name: `cuda:0`, `cpu:3`, `sim:1`."""
+    """A device for workers, by its name: `cuda:0`, `cpu:3`, `sim:1`; `gpu-box/cuda:0` on another machine."""
 
     name: str
     #: Bytes that workers may share; None: memory is not counted, and each slot is for one worker.
@@ -65,6 +65,8 @@ class Exit:
     start_failure: str = ""
     #: It had begun to serve, maybe for less time than passes between two snapshots.
     has_served: bool = False
+    #: It ended with its whole machine, which failed or restarted. That is no crash of its model.
+    machine_failed: bool = False
 
 
 @dataclass(frozen=True, slots=True)

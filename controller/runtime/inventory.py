@@ -30,7 +30,7 @@ class SetupError(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class Machine:
+class HostDevices:
     """The devices of a machine: GPUs, or CPU slots if there are none, and simulated GPUs."""
 
     gpus: Sequence[Device]
@@ -43,14 +43,14 @@ class Machine:
         return [*self.gpus, *self.simulated]
 
 
-def build_machine(settings: Settings, gpus: Sequence[Device], cores: int) -> Machine:
+def build_host_devices(settings: Settings, gpus: Sequence[Device], cores: int) -> HostDevices:
     sizes = [group.memory for group in settings.devices.simulated for _ in range(group.count)]
     slots = cores if settings.devices.cpu_slots == "auto" else settings.devices.cpu_slots
-    return Machine(gpus, slots, [Device(f"sim:{number}", size) for number, size in enumerate(sizes)])
+    return HostDevices(gpus, slots, [Device(f"sim:{number}", size) for number, size in enumerate(sizes)])
 
 
 def build_pool(
-    settings: Settings, machine: Machine, measured: Mapping[str, int], occupied: Collection[str] = ()
+    settings: Settings, machine: HostDevices, measured: Mapping[str, int], occupied: Collection[str] = ()
 ) -> DevicePool:
     """Return the pool. `measured` is the memory that workers needed, by `Model.weights`."""
     devices = settings.devices
@@ -59,7 +59,7 @@ def build_pool(
     )
 
 
-def build_models(settings: Settings, machine: Machine) -> dict[str, ModelState]:
+def build_models(settings: Settings, machine: HostDevices) -> dict[str, ModelState]:
     """Return every model with its limits and the devices of its workers. Raises `SetupError`."""
     real = [name for name, model in settings.models.items() if model.engine != "sim"]
     total_min = sum(settings.scaling(name).min_workers for name in real)
@@ -105,7 +105,7 @@ def device_slots(gpus: Sequence[str], cores: int, min_workers: int) -> list[str]
     return list(itertools.islice(itertools.cycle(names), max(len(names), min_workers)))
 
 
-def _default_sim_devices(settings: Settings, machine: Machine) -> list[str]:
+def _default_sim_devices(settings: Settings, machine: HostDevices) -> list[str]:
     """Return simulated devices if none are configured: one per possible worker, and one per model for an update."""
     if machine.simulated:
         return []
@@ -113,7 +113,7 @@ def _default_sim_devices(settings: Settings, machine: Machine) -> list[str]:
     return [f"sim:{number}" for number in range(sum(limits.max_workers + 1 for limits in bounds))]
 
 
-def _places(settings: Settings, model: ModelSettings, machine: Machine, slots: Sequence[str]) -> int:
+def _places(settings: Settings, model: ModelSettings, machine: HostDevices, slots: Sequence[str]) -> int:
     """Return the number of workers of the model that fit on the devices."""
     if not settings.devices.share or model.gpu_memory == "auto":
         return len(slots)
@@ -150,7 +150,7 @@ def _weights(name: str, model: ModelSettings) -> str:
     return " ".join(str(part) for part in parts if part is not None)
 
 
-def max_starting(settings: Settings, machine: Machine) -> int:
+def max_starting(settings: Settings, machine: HostDevices) -> int:
     """Return how many processes may start at once."""
     configured = settings.workers.max_starting
     return max(len(machine.gpus), machine.cores, _MIN_STARTING) if configured == "auto" else configured
@@ -167,7 +167,7 @@ def memory_shortage(workers: int, available_bytes: int) -> str:
     )
 
 
-def oversized_models(models: Mapping[str, ModelState], machine: Machine) -> list[str]:
+def oversized_models(models: Mapping[str, ModelState], machine: HostDevices) -> list[str]:
     """Return a sentence for each model whose worker fits on no device: its need, and what to change."""
     found = []
     for name, model in models.items():
@@ -183,7 +183,7 @@ def oversized_models(models: Mapping[str, ModelState], machine: Machine) -> list
     return found
 
 
-def unplaced_models(models: Mapping[str, ModelState], machine: Machine, *, share: bool) -> list[str]:
+def unplaced_models(models: Mapping[str, ModelState], machine: HostDevices, *, share: bool) -> list[str]:
     """Return the models whose `min_workers` do not all fit, among those with a declared memory."""
     slots = DeviceSlots({device.name: device for device in machine.devices}, tight=True)
     found = []

@@ -71,7 +71,7 @@ class TextCosts(Section):
         return (1 - share) * self.decode_step_s[low] + share * self.decode_step_s[high]
 
 
-class Machine(Section):
+class MachineHardware(Section):
     """A machine of the cluster. If it fails, all its workers end at once."""
 
     gpus: int = Field(ge=1, le=_MAX_GPUS)
@@ -87,7 +87,7 @@ class Hardware(Section):
 
     image: ImageCosts = ImageCosts.model_construct()
     text: TextCosts | None = None
-    machines: dict[Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")], Machine] = Field(default={})
+    machines: dict[Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")], MachineHardware] = Field(default={})
 
     def costs(self, request_s: float) -> RequestCosts:
         """Return the work of requests; `request_s` is that of requests without a size."""

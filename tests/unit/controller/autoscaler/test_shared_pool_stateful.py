@@ -14,7 +14,7 @@ from configs.scaling import Scaling
 from controller.autoscaler.autoscaler import Autoscaler
 from controller.autoscaler.model_state import ModelState
 from controller.planning.device_pool import DevicePool, MemoryReading
-from controller.runtime.inventory import Machine, unplaced_models
+from controller.runtime.inventory import HostDevices, unplaced_models
 from controller.types import (
     Decision,
     Device,
@@ -51,7 +51,7 @@ class SharedPoolMachine(RuleBasedStateMachine):
     ) -> None:
         devices = [Device(f"sim:{n}", size) for n, size in enumerate(memory)]
         slots = [device.name for device in devices]
-        self.machine = Machine(devices, 1)
+        self.machine = HostDevices(devices, 1)
         self.holds = dict(zip(NAMES, holds, strict=True))
         self.all_declared = all(declared)
         self.faulty = False

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 
 from controller.planning.crash_backoff import EQUAL_FAILURES, after_exit, cannot_start, decay
@@ -55,6 +57,12 @@ def test_equal_failures_in_a_row_mark_the_model(exits: list[Exit], reason: str) 
 
 def test_silent_balancer_delays_no_start() -> None:
     assert after(*[exit_of("", status=3, ready_at=NOW - 6)] * 5) == CrashBackoff()
+
+
+@pytest.mark.parametrize("status", [None, -9, 1])
+def test_failure_of_a_machine_is_no_crash(status: int | None) -> None:
+    ended = dataclasses.replace(exit_of("", status=status, ready_at=NOW - 6), machine_failed=True)
+    assert after(*[ended] * 5) == CrashBackoff()
 
 
 def test_mark_ends_when_a_worker_is_ready_or_none_is_wanted() -> None:

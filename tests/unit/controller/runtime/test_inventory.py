@@ -12,7 +12,7 @@ from configs.load import ConfigError, load
 from configs.settings import Settings
 from controller.runtime.inventory import (
     SetupError,
-    build_machine,
+    build_host_devices,
     build_models,
     build_pool,
     device_slots,
@@ -58,9 +58,9 @@ def test_device_slots(names: list[str], cores: int, min_workers: int, slots: lis
 
 def test_gpus_are_shared_by_memory_or_by_slots(settings: Any) -> None:
     three = settings({"a": {}, "b": {}, "c": {}})
-    counted = build_models(three, build_machine(three, gpus(80, 80), 8))
+    counted = build_models(three, build_host_devices(three, gpus(80, 80), 8))
     assert [model.slots for model in counted.values()] == [["cuda:0", "cuda:1"]] * 3
-    uncounted = build_models(three, build_machine(three, gpus(None, None), 8))
+    uncounted = build_models(three, build_host_devices(three, gpus(None, None), 8))
     assert [model.slots for model in uncounted.values()] == [["cuda:0", "cuda:1", "cuda:0"]] * 3
     assert [model.limits.max_workers for model in counted.values()] == [2] * 3
 
@@ -70,7 +70,7 @@ def test_simulated_devices_configured_or_default(
 ) -> None:
     models = {"a": {"engine": "sim"}, "b": {"engine": "sim", "scaling": {"max_workers": 3}}, "real": {}}
     free = settings(models)
-    machine = build_machine(free, [], 2)
+    machine = build_host_devices(free, [], 2)
     models_found = build_models(free, machine)
     assert {name: len(model.slots) for name, model in models_found.items()} == {
         "a": 9,
@@ -78,7 +78,7 @@ def test_simulated_devices_configured_or_default(
         "real": 2,
     }
     bound = settings(models, devices={"simulated": [{"memory": "24GiB"}, {"memory": "80GiB", "count": 2}]})
-    machine = build_machine(bound, [], 2)
+    machine = build_host_devices(bound, [], 2)
     assert machine.simulated == [Device("sim:0", 24 * GIB), Device("sim:1", 80 * GIB), Device("sim:2", 80 * GIB)]
     found = build_models(bound, machine)
     assert found["a"].slots == found["b"].slots == ["sim:0", "sim:1", "sim:2"]
@@ -89,19 +89,19 @@ def test_simulated_devices_configured_or_default(
 def test_auto_max_workers_with_sharing_is_what_fits(settings: Any) -> None:
     sections = {"devices": {"share": True, "simulated": [{"memory": "24GiB", "count": 2}]}}
     shared = settings({"a": {"engine": "sim", "gpu_memory": "10GiB"}, "b": {"engine": "sim"}}, **sections)
-    found = build_models(shared, build_machine(shared, [], 1))
+    found = build_models(shared, build_host_devices(shared, [], 1))
     assert {name: model.limits.max_workers for name, model in found.items()} == {"a": 4, "b": 2}
 
 
 def test_oversized_model_is_rejected_with_advice(settings: Any) -> None:
     large = settings({"a": {"gpu_memory": "96GiB"}, "b": {"gpu_memory": "80GiB"}, "c": {}})
-    machine = build_machine(large, gpus(24, 80), 8)
+    machine = build_host_devices(large, gpus(24, 80), 8)
     [problem] = oversized_models(build_models(large, machine), machine)
     assert problem == (
         "models.a.gpu_memory is 96.0 GiB, but the largest GPU (cuda:1) has 80.0 GiB: set what a worker needs "
         "(a smaller dtype or max_batch_size needs less), or remove the model"
     )
-    on_cpu = build_machine(large, [], 8)
+    on_cpu = build_host_devices(large, [], 8)
     assert oversized_models(build_models(large, on_cpu), on_cpu) == []
 
 
@@ -122,14 +122,14 @@ def test_min_workers_that_do_not_fit_are_listed(
 ) -> None:
     models = {name: {"gpu_memory": need, "scaling": {"min_workers": min_workers}} for name, need in needs.items()}
     made = settings(models)
-    machine = build_machine(made, gpus(24, 24), 8)
+    machine = build_host_devices(made, gpus(24, 24), 8)
     assert unplaced_models(build_models(made, machine), machine, share=False) == unplaced
 
 
 def test_weights_key_depends_on_what_worker_loads(settings: Any) -> None:
     def weights(**model: Any) -> str:
         made = settings({"m": model})
-        return build_models(made, build_machine(made, [], 1))["m"].weights
+        return build_models(made, build_host_devices(made, [], 1))["m"].weights
 
     assert weights() == weights(scaling={"min_workers": 2}, gpu_memory="9.5GiB")
     assert len({weights(), weights(dtype="float16"), weights(path="other"), weights(max_batch_size=4)}) == 4
@@ -151,7 +151,7 @@ def test_weights_key_depends_on_what_worker_loads(settings: Any) -> None:
 def test_policy_import_error_names_setting(settings: Any) -> None:
     made = settings({"m": {"scaling": {"policy": "no_such_package.policies:mine"}}})
     with pytest.raises(SetupError, match=r"models\.m\.scaling\.policy: .*no_such_package"):
-        build_models(made, build_machine(made, [], 1))
+        build_models(made, build_host_devices(made, [], 1))
 
 
 @pytest.mark.parametrize(
@@ -183,7 +183,7 @@ def test_sizes(settings: Any, text: str | int, size: float) -> None:
 )
 def test_starts_at_once(settings: Any, configured: int | str, gpu_count: int, cores: int, expected: int) -> None:
     own = settings({"m": {}}, workers={"max_starting": configured})
-    assert max_starting(own, build_machine(own, gpus(*[80] * gpu_count), cores)) == expected
+    assert max_starting(own, build_host_devices(own, gpus(*[80] * gpu_count), cores)) == expected
 
 
 def test_memory_for_the_libraries_of_all_workers() -> None:

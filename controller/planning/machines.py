@@ -1,0 +1,39 @@
+"""Machines whose agents run workers for the controller, as their last reports describe them. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from controller.planning.device_pool import MemoryReading
+from controller.types import Device
+
+
+@dataclass(frozen=True, slots=True)
+class Machine:
+    """A machine at one moment: the last report of its agent, and when it arrived. The planner reads it at each tick.
+
+    The controller's own machine has no agent and is not listed. A machine that was never connected is not listed
+    either. One that has fallen silent stays listed with its last report, because it may return with its workers.
+    Device names carry the machine's name, as in `gpu-box/cuda:0`. Times are seconds on the controller's clock.
+    """
+
+    name: str
+    devices: Sequence[Device]
+    #: Models whose weights are at hand, by the names of the configuration.
+    models: frozenset[str]
+    #: When its last report arrived.
+    last_report_at: float
+    #: The agent has sent nothing for `workers.lost_after_s`: no worker is planned there, and its workers count as lost.
+    silent: bool = False
+    #: Why no worker may start there, such as another version or configuration; empty if it is used.
+    refused_reason: str = ""
+    #: Models that cannot run there, such as one whose Python interpreter is missing, with the reason.
+    unusable_models: Mapping[str, str] = field(default_factory=dict)
+    #: The driver's readings of its GPUs.
+    readings: Sequence[MemoryReading] = ()
+    #: Product names by device.
+    device_names: Mapping[str, str] = field(default_factory=dict)
+    #: Main memory in bytes, and what of it is available; None if it is not reported.
+    memory_bytes: int | None = None
+    available_bytes: int | None = None
