@@ -6,7 +6,7 @@ that a slow shape cannot hold up a fast one, nor a large group a small one.
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Collection, Hashable
 from dataclasses import dataclass, field
 from operator import attrgetter
 from typing import Literal, NamedTuple
@@ -120,8 +120,10 @@ class BatchScheduler:
     def remove(self, task: str) -> WaitingTask | None:
         return self.waiting.pop(task, None)
 
-    def take_joining(self, now: float) -> list[WaitingTask]:
+    def take_joining(self, now: float, unready: Collection[str] = ()) -> list[WaitingTask]:
         """Remove and return the waiting tasks whose group has room, in order of arrival; no key blocks another.
+
+        Those in `unready` go on waiting.
 
         In `grouped` mode a batch starts when it is full or its oldest task has waited `window_s`, and no task joins
         until all have left. It is the baseline of servers without step batching. `batch_wait_ms` delays a batch while
@@ -144,7 +146,7 @@ class BatchScheduler:
                 group = self._groups.get(task.key)
                 limit = self._sizer.limit(task.shape, now, key=task.key)
                 room[task.key] = limit - (len(group.members) if group is not None else 0)
-            if room[task.key] > 0 and len(joining) < allowed:
+            if room[task.key] > 0 and len(joining) < allowed and task.assignment.task not in unready:
                 room[task.key] -= 1
                 joining.append(task)
         for task in joining:

@@ -68,6 +68,8 @@ class EngineRequest:
     inputs: TaskInputs
     sources: Sequence[bytes] = field(default=())
     checkpoint: Checkpoint | None = None
+    #: What the engine has prepared for it beside the steps; None if nothing.
+    prepared: object = None
 
     @property
     def image(self) -> ImageInputs:
@@ -264,6 +266,24 @@ class PreparesSteps(Protocol):
 
     def end_preparation(self) -> None:
         """Prepare nothing from now on: shapes that come later run as they are."""
+
+
+@runtime_checkable
+class PreparesTasks(Protocol):
+    """An engine that does the slow part of an admission beside the steps: encoding, reading files."""
+
+    def needs_preparation(self, request: EngineRequest) -> bool:
+        """Return true if admitting the task takes long. Cheap; called by the loop."""
+
+    def prepare(self, request: EngineRequest) -> object:
+        """Return what `admit` needs of this task, as `EngineRequest.prepared`; None if nothing can be prepared.
+
+        Called from another thread, beside any other method, for one task at a time. `admit` finds errors again, except
+        for `DeviceLost`.
+        """
+
+    def discard(self, prepared: object) -> None:
+        """Free what `prepare` returned for a task that is not admitted."""
 
 
 @runtime_checkable

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from configs.model_settings import Model
 from wire.codec import BalancerEnvelope, Frame, WorkerEnvelope
@@ -43,6 +43,7 @@ from worker.engine import (
 from worker.fault_isolation import admit, batch_key, render, save, save_now, step
 from worker.offer import Offer, OfferPlanner, RoundTrips
 from worker.postprocessing import FinishedRow, PostProcessor, failure
+from worker.preparation import Preparation
 from worker.step_clock import StepClock, StepRecord
 from worker.transport import DrainRequested, Transport
 
@@ -83,6 +84,7 @@ class StepLoop:
         self._clock = StepClock(behind=isinstance(engine, StepsAhead) and engine.steps_ahead)
         self._transport = transport
         self._post = post
+        self._preparation = Preparation(engine)
         self._drain_timeout_s = drain_timeout_s
         self._checkpoint_every = model.batching.checkpoint_every
         #: Tasks that failed before their result was made.
@@ -99,12 +101,15 @@ class StepLoop:
     def run(self) -> str:
         """Serve until drained; returns the reason. Raises `WorkerRejected` and `DeviceLost`."""
         scheduler = self._scheduler
-        while self._drain is None or scheduler.running or scheduler.waiting or self._post.finishing:
-            self._receive()
-            self._await_tasks()
-            self._step()
-            if self._post.lost is not None:
-                raise self._post.lost
+        try:
+            while self._drain is None or scheduler.running or scheduler.waiting or self._post.finishing:
+                self._receive()
+                self._await_tasks()
+                self._step()
+                if self._post.lost is not None:
+                    raise self._post.lost
+        finally:
+            self._preparation.close()
         return self._drain.reason
 
     def heartbeat(self) -> Heartbeat:
@@ -199,6 +204,7 @@ class StepLoop:
         for task in tasks:
             own = [bytes(frame) for frame in frames[start : start + task.frames]]
             start += task.frames
+            self._preparation.drop(task.task)
             previous = self._scheduler.leave(task.task)
             if previous is not None:  # assigned again: its earlier progress does not count
                 self._engine.release(previous.row)
@@ -220,6 +226,7 @@ class StepLoop:
         """
         for task in tasks:
             waiting, member = self._scheduler.remove(task), self._scheduler.leave(task)
+            self._preparation.drop(task)
             checkpoint: Checkpoint | None = None
             if waiting is not None:
                 attempt, checkpoint = waiting.assignment.attempt, waiting.request.checkpoint
@@ -261,20 +268,25 @@ class StepLoop:
 
     def _join(self, now: float) -> list[WorkerEnvelope]:
         """Let waiting tasks join the batch; return the messages that say so."""
+        scheduler = self._scheduler
         joining: list[WaitingTask] = []
         started: list[WorkerEnvelope] = []
-        if self._scheduler.waiting and not self._post.is_full:
-            joining = self._scheduler.take_joining(now)
-        for task, row in zip(joining, admit(self._engine, [task.request for task in joining]), strict=True):
+        if scheduler.waiting and not self._post.is_full:
+            unready: Collection[str] = ()
+            if scheduler.running:
+                unready = self._preparation.start(scheduler.waiting.values(), scheduler.stats.mean_step_s)
+            joining = scheduler.take_joining(now, unready)
+        requests = [self._preparation.take(task) for task in joining]
+        for task, row in zip(joining, admit(self._engine, requests), strict=True):
             assignment = task.assignment
-            if isinstance(row, OutOfMemory) and self._scheduler.running:
-                self._scheduler.defer(task)
+            if isinstance(row, OutOfMemory) and scheduler.running:
+                scheduler.defer(task)
             elif isinstance(row, OutOfMemory):
                 self._fail(assignment, TaskError("out_of_memory", str(row)))
             elif isinstance(row, TaskError):
                 self._fail(assignment, row)
             else:
-                self._scheduler.join(task, row, time.monotonic())
+                scheduler.join(task, row, time.monotonic())
                 started.append(WorkerEnvelope(Started(assignment.task, assignment.attempt)))
                 is_changed = (row.step, row.steps) != (assignment.step, assignment.inputs.steps)
                 if is_changed and not reports_tokens(assignment.inputs):

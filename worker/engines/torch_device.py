@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from importlib.metadata import version
 from typing import Literal
 
@@ -166,3 +166,18 @@ class SideStream:
             for tensor in tensors:
                 tensor.record_stream(self._stream)
             yield
+
+    def synchronize(self) -> None:
+        """Wait until the device has finished all work on this stream."""
+        if self._stream is not None:
+            with torch.cuda.stream(self._stream):
+                event = record_event(self._stream.device)
+            assert event is not None
+            event.synchronize()
+
+
+def keep_for_steps(tensors: Iterable[torch.Tensor]) -> None:
+    """Let the current stream use tensors of another one: their memory is reused after its work, not before."""
+    for tensor in tensors:
+        if tensor.device.type == "cuda":
+            tensor.record_stream(torch.cuda.current_stream(tensor.device))

@@ -10,8 +10,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import groupby
 from typing import Any
@@ -38,35 +37,29 @@ from worker.engine import (
     image_samples,
 )
 from worker.engines import torch_device as devices
+from worker.engines.diffusion.admission import ImageAdmission
 from worker.engines.diffusion.checkpoint_source import describe_files
 from worker.engines.diffusion.cuda_graphs import PreparedForwardPass, make_forward_pass
 from worker.engines.diffusion.defaults import image_defaults, pipeline_defaults
 from worker.engines.diffusion.families.base import Family
-from worker.engines.diffusion.families.prompt_cache import Encoded, PromptCache
 from worker.engines.diffusion.forward import ForwardPass
 from worker.engines.diffusion.image_encoding import encode_image
 from worker.engines.diffusion.loading import load_family, read_family_pipeline
-from worker.engines.diffusion.lora.layers import LoraScales
 from worker.engines.diffusion.lora.loader import LoraLoader, sort_loras
 from worker.engines.diffusion.row import DiffusionRow
 from worker.engines.diffusion.safety_checker import SafetyChecker, make_safety_checker
-from worker.engines.diffusion.sampling import batched_step, start_sampler
-from worker.engines.diffusion.start_latents import make_start_latents
+from worker.engines.diffusion.sampling import batched_step
 from worker.engines.diffusion.vae_decoding import StepGate, decode_with_retries, needs_tiles, tiled
 from worker.engines.gpu_checks import check_build, open_gpu
 from worker.engines.torch_device import (
     CompletionEvent,
     SideStream,
     record_event,
-    to_device,
     translate_device_errors,
 )
 from worker.engines.weights import hold_weights, modules_of
 
 log = logging.getLogger(__name__)
-
-#: 256 texts take 30 MB of GPU memory for Stable Diffusion 1.5, and 1 GB for FLUX.
-_TEXTS = 256
 
 
 class DiffusionEngine:
@@ -74,7 +67,7 @@ class DiffusionEngine:
 
     _family: Family
     _defaults: PipelineDefaults
-    _prompt_cache: PromptCache
+    _admission: ImageAdmission
     _loras: LoraLoader
     _forward: ForwardPass
     _checker: SafetyChecker | None
@@ -112,7 +105,7 @@ class DiffusionEngine:
         self._defaults = pipeline_defaults(self._family.pipeline)
         self._model = with_defaults(self._model, self._defaults)
         self._loras = LoraLoader(self._family.pipeline, self._model.loras, self._model.max_loras, self._device)
-        self._prompt_cache = PromptCache(self._family.encode_windows, _TEXTS)
+        self._admission = ImageAdmission(self._family, self._model, self._loras, self._device)
         self._forward = make_forward_pass(self._family, self._model, self._device, lambda: self._loras.is_active)
         self._checker = make_safety_checker(self._family.pipeline, self._device)
         self._decode_stream, self._save_stream = SideStream(self._device), SideStream(self._device)
@@ -176,82 +169,17 @@ class DiffusionEngine:
 
     @torch.inference_mode()
     def admit(self, tasks: Sequence[EngineRequest]) -> list[Row | TaskError]:
-        """Return a row for each task. All tasks are validated before anything is computed.
+        return self._admission.admit(tasks)
 
-        Raises `OutOfMemory` and `DeviceLost`.
-        """
-        answers: list[Row | TaskError | None] = [None] * len(tasks)
-        groups: dict[tuple[LoraScales, bool, int], list[int]] = {}
-        with (
-            self._acquired_loras() as acquired,
-            translate_device_errors(self._device, f"preparing {len(tasks)} images"),
-        ):
-            for place, task in enumerate(tasks):
-                try:
-                    self._family.validate(task.image)
-                    acquired[place] = self._loras.acquire(task.image.loras)
-                except TaskError as error:
-                    answers[place] = error
-                else:
-                    alike = acquired[place], self._reproducible(task.image), self._family.windows(task.image)
-                    groups.setdefault(alike, []).append(place)
-            for (lora_scales, reproducible, windows), places in groups.items():
-                texts = self._encode([tasks[place].image for place in places], lora_scales, reproducible, windows)
-                for place in places:
-                    answers[place] = self._start(tasks[place], texts, lora_scales)
-            for place, answer in enumerate(answers):
-                if isinstance(answer, DiffusionRow):
-                    del acquired[place]  # the row owns them from now on
-        return [answer for answer in answers if answer is not None]
+    def needs_preparation(self, request: EngineRequest) -> bool:
+        return self._admission.needs_preparation(request)
 
-    @contextmanager
-    def _acquired_loras(self) -> Iterator[dict[int, LoraScales]]:
-        """Yield acquired adapters by task index; entries left at the end are released."""
-        acquired: dict[int, LoraScales] = {}
-        try:
-            yield acquired
-        finally:
-            for lora_scales in acquired.values():
-                self._loras.release(lora_scales)
+    @torch.inference_mode()
+    def prepare(self, request: EngineRequest) -> object:
+        return self._admission.prepare(request)
 
-    def _encode(
-        self, requests: Sequence[ImageInputs], lora_scales: LoraScales, one_by_one: bool, windows: int
-    ) -> dict[str, Encoded]:
-        self._loras.activate(lora_scales)
-        texts = [text for inputs in requests for text in self._family.texts(inputs)]
-        return self._prompt_cache.get(
-            texts,
-            encoder_state=self._loras.text_encoder_scales(lora_scales),
-            one_by_one=one_by_one,
-            windows=windows,
-        )
-
-    def _start(
-        self, task: EngineRequest, texts: dict[str, Encoded], lora_scales: LoraScales
-    ) -> DiffusionRow | TaskError:
-        family, inputs = self._family, task.image
-        # CPU noise: a seed gives the same noise on every device and in every batch.
-        generator = torch.Generator("cpu").manual_seed(inputs.seed)
-        try:
-            sampler = start_sampler(inputs.scheduler, family.scheduler, family.scheduler_setup(inputs), generator)
-            start_latents = make_start_latents(family, inputs, task.sources, generator)
-            sampler.start(start_latents.noise, start_latents.image_latents)
-            if task.checkpoint is not None:
-                sampler.restore(_single_frame(task.checkpoint), self._device)
-                if sampler.step != task.checkpoint.step:
-                    raise TaskError(
-                        "error", f"the checkpoint's state is at step {sampler.step}, not {task.checkpoint.step}"
-                    )
-        except TaskError as error:
-            return error
-        conditions = family.conditions(inputs, [texts[text] for text in family.texts(inputs)])
-        guidance = None
-        if family.is_guided(inputs):
-            guidance = torch.full([1] * sampler.latents.ndim, inputs.guidance_scale, device=self._device)
-        if start_latents.channels is not None:
-            conditions["channels"] = start_latents.channels.expand(2 if family.is_guided(inputs) else 1, -1, -1, -1)
-        timesteps = to_device(sampler.timesteps.to(torch.float32), self._device)
-        return DiffusionRow(inputs, sampler, conditions, timesteps, guidance, start_latents.mask_state, lora_scales)
+    def discard(self, prepared: object) -> None:
+        """Nothing but tensors, which end with their last reference."""
 
     # ---- steps
 
@@ -365,9 +293,3 @@ class DiffusionEngine:
 def _diffusion_row(row: Row) -> DiffusionRow:
     assert isinstance(row, DiffusionRow)
     return row
-
-
-def _single_frame(checkpoint: Checkpoint) -> bytes:
-    if len(checkpoint.frames) != 1:
-        raise TaskError("error", f"a checkpoint of this engine has one frame, got {len(checkpoint.frames)}")
-    return checkpoint.frames[0]

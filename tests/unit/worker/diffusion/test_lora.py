@@ -163,11 +163,11 @@ def test_adapter_order_is_irrelevant(engine: DiffusionEngine) -> None:
 
 def test_only_text_encoder_adapters_reencode_prompts(engine: DiffusionEngine) -> None:
     generate_latents(engine, request())
-    plain = len(engine._prompt_cache)
+    plain = len(engine._admission._prompt_cache)
     generate_latents(engine, request(loras=(Lora("ink"),)))
-    assert len(engine._prompt_cache) == plain
+    assert len(engine._admission._prompt_cache) == plain
     generate_latents(engine, request(loras=(Lora("wet.v1"),)), request(loras=(Lora("wet.v1", 0.5),)))
-    assert len(engine._prompt_cache) == 3 * plain
+    assert len(engine._admission._prompt_cache) == 3 * plain
 
 
 def test_kohya_files_equal_pipeline(checkpoint: Path, loras: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 
 import torch
@@ -12,15 +13,25 @@ Encoded = Mapping[str, torch.Tensor]
 
 
 class PromptCache:
-    """Caches embeddings by text. The misses of one call are encoded in one batch."""
+    """Caches embeddings by text. The misses of one call are encoded in one batch. Any thread may look up."""
 
     def __init__(self, encode: Callable[[list[str], int], Mapping[str, torch.Tensor]], capacity: int) -> None:
         """`encode` returns embeddings of a number of windows by name, each `(texts, ...)`; `capacity` counts texts."""
         self._encode = encode
         self._cache: LRUCache[Hashable, Encoded] = LRUCache(capacity)
+        #: Not held while texts are encoded.
+        self._lock = threading.Lock()
 
     def __len__(self) -> int:
         return len(self._cache)
+
+    def find(
+        self, texts: Sequence[str], *, encoder_state: Hashable = (), one_by_one: bool = False, windows: int = 1
+    ) -> dict[str, Encoded]:
+        """Return those of the embeddings that are in the cache. The arguments are those of `get`."""
+        keys = _keys(texts, encoder_state, one_by_one, windows)
+        with self._lock:
+            return {text: self._cache[key] for text, key in keys.items() if key in self._cache}
 
     def get(
         self, texts: Sequence[str], *, encoder_state: Hashable = (), one_by_one: bool = False, windows: int = 1
@@ -29,15 +40,19 @@ class PromptCache:
 
         `encoder_state` is part of the cache key. With `one_by_one`, the bits of an embedding depend on no other text.
         """
-        unique = list(dict.fromkeys(texts))
-        keys = {text: (encoder_state, one_by_one, windows, text) for text in unique}
-        found = {text: self._cache[key] for text, key in keys.items() if key in self._cache}
-        missing = [text for text in unique if text not in found]
+        found = self.find(texts, encoder_state=encoder_state, one_by_one=one_by_one, windows=windows)
+        keys = _keys(texts, encoder_state, one_by_one, windows)
+        missing = [text for text in keys if text not in found]
         for batch in [[text] for text in missing] if one_by_one else [missing] * bool(missing):
             found |= zip(batch, _split_batch(self._encode(batch, windows)), strict=True)
-        for text, key in keys.items():
-            self._cache[key] = found[text]
+        with self._lock:
+            for text, key in keys.items():
+                self._cache[key] = found[text]
         return found
+
+
+def _keys(texts: Sequence[str], encoder_state: Hashable, one_by_one: bool, windows: int) -> dict[str, Hashable]:
+    return {text: (encoder_state, one_by_one, windows, text) for text in texts}
 
 
 def _split_batch(together: Mapping[str, torch.Tensor]) -> Iterable[Encoded]:

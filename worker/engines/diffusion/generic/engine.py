@@ -179,8 +179,12 @@ class GenericEngine:
         rows: list[Row | TaskError] = []
         try:
             for task in tasks:
+                prepared = task.prepared
                 try:
-                    rows.append(self._start_row(task))
+                    if isinstance(prepared, GenericRow) and not prepared.thread.is_cancelled:
+                        rows.append(prepared)
+                    else:
+                        rows.append(self._start_row(task))
                 except TaskError as error:
                     rows.append(error)
         except Exception:  # the caller learns of no row, so release all
@@ -189,6 +193,19 @@ class GenericEngine:
                     row.thread.cancel()
             raise
         return rows
+
+    def needs_preparation(self, request: EngineRequest) -> bool:
+        """Return true: the pipeline encodes texts and images before its first denoiser call."""
+        del request
+        return True
+
+    def prepare(self, request: EngineRequest) -> object:
+        """Run the pipeline to its first denoiser call."""
+        return self._start_row(request)
+
+    def discard(self, prepared: object) -> None:
+        if isinstance(prepared, GenericRow):
+            prepared.thread.cancel()
 
     def _start_row(self, task: EngineRequest) -> GenericRow:
         inputs = task.image

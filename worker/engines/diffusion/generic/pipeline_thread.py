@@ -34,7 +34,10 @@ class Cancelled(BaseException):
 
 
 class PipelineThread(Generic[T]):
-    """One request's thread. The step loop's thread calls all methods but `call_denoiser` and `leave_step_loop`."""
+    """One request's thread, which calls `call_denoiser` and `leave_step_loop`.
+
+    All other methods are called by the step loop's thread, after the preparing thread if there is one.
+    """
 
     def __init__(self, device: torch.device, timeout_s: float = _CALL_TIMEOUT_S) -> None:
         self._device = device
@@ -66,6 +69,11 @@ class PipelineThread(Generic[T]):
         self.pending_call = None
         self._answers.put(answer)
         self._wait()
+
+    @property
+    def is_cancelled(self) -> bool:
+        """True if the request has ended without a result."""
+        return self._cancelled
 
     @property
     def is_done(self) -> bool:

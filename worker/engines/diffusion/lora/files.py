@@ -7,7 +7,7 @@ allow neither: a file is applied completely, in layers beside the model's own, o
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,17 @@ _ALLOWED_SETTINGS = frozenset(
 )
 
 
-def validate_lora_file(path: Path, pipeline: Any, parts: Mapping[str, Any]) -> dict[str, int]:
+#: Shapes of the weights of a model's layers, by path. None: the layer has no weight.
+LayerSizes = Mapping[str, torch.Size | None]
+
+
+def layer_sizes(part: torch.nn.Module) -> LayerSizes:
+    """Return the shapes of the part's weights. Without adapters in it."""
+    weights = {path: getattr(layer, "weight", None) for path, layer in part.named_modules()}
+    return {path: weight.shape if isinstance(weight, torch.Tensor) else None for path, weight in weights.items()}
+
+
+def validate_lora_file(path: Path, pipeline: Any, parts: Mapping[str, LayerSizes]) -> dict[str, int]:
     """Validate the file against these parts of the pipeline, the denoiser first. Return its tensors for each part.
 
     Raises `ValueError` for a file that does not fit, and the libraries' errors for a damaged file.
@@ -46,7 +56,7 @@ def validate_lora_file(path: Path, pipeline: Any, parts: Mapping[str, Any]) -> d
     return counts
 
 
-def _validate_settings(settings: Mapping[str, Any], parts: Mapping[str, Any]) -> None:
+def _validate_settings(settings: Mapping[str, Any], parts: Collection[str]) -> None:
     usual = LoraConfig().to_dict()  # type: ignore[no-untyped-call]
     for key, value in settings.items():
         setting = next((key.removeprefix(f"{part}.") for part in parts if key.startswith(f"{part}.")), key)
@@ -78,17 +88,16 @@ def _load_weights(path: Path, pipeline: Any) -> dict[str, torch.Tensor]:
     return weights
 
 
-def _validate_weights(weights: Mapping[str, torch.Tensor], name: str, part: Any) -> int:
+def _validate_weights(weights: Mapping[str, torch.Tensor], name: str, layers: LayerSizes) -> int:
     """Return the number of weights for this part. Raises `ValueError` for a wrong layer size.
 
     Check before loading, because diffusers enlarges some layers to fit the file.
     """
     own = {key.removeprefix(f"{name}."): value for key, value in weights.items() if key.startswith(f"{name}.")}
-    layers = dict(part.named_modules())
     for key, value in own.items():
         layer, lora, side = key.partition(".lora_")
-        if lora and layer in layers and (weight := getattr(layers[layer], "weight", None)) is not None:
-            wrong = side == "A.weight" and value.shape[1] != weight.shape[1]
-            if wrong or (side == "B.weight" and value.shape[0] != weight.shape[0]):
+        if lora and (size := layers.get(layer)) is not None:
+            wrong = side == "A.weight" and value.shape[1] != size[1]
+            if wrong or (side == "B.weight" and value.shape[0] != size[0]):
                 raise ValueError(f"{layer} has a different size")
     return len(own)

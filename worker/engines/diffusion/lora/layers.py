@@ -6,6 +6,7 @@ Without one, the model consists of exactly the loaded modules, with equal speed 
 
 from __future__ import annotations
 
+import threading
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -17,7 +18,7 @@ import torch
 from peft.tuners.lora.layer import LoraLayer
 from transformers import PreTrainedModel
 
-from worker.engines.diffusion.lora.files import validate_lora_file
+from worker.engines.diffusion.lora.files import layer_sizes, validate_lora_file
 
 #: Active adapters by their names inside the model, with their scales. Equal values mean equal weights.
 LoraScales = tuple[tuple[str, float], ...]
@@ -31,6 +32,8 @@ class _Slot:
     attribute: str
     wrapper: LoraLayer
     plain: torch.nn.Module
+    #: A layer of a text encoder.
+    encodes_text: bool
     wrapped: bool = True
 
     def wrap(self, enabled: bool) -> None:
@@ -40,25 +43,46 @@ class _Slot:
 
 
 class LoraLayers:
-    """The adapter layers of one pipeline. All methods are called from one thread."""
+    """The adapter layers of one pipeline. All methods but `text_encoders` without adapters are called from one thread.
+
+    Outside of `text_encoders`, these consist of the loaded modules.
+    """
 
     def __init__(self, pipeline: Any) -> None:
         self._pipeline = pipeline
         names = pipeline._lora_loadable_modules
         self._parts = {name: part for name in names if (part := getattr(pipeline, name, None)) is not None}
+        self._sizes = {name: layer_sizes(part) for name, part in self._parts.items()}
         self._slots: list[_Slot] = []
         #: Active adapters. All wrappers share this list, so that switching does not visit each of them.
         self._active_names: list[str] = []
         self._scales: dict[str, float] = {}
         self._text_encoder_adapters: set[str] = set()
+        self._encoders_lock = threading.Lock()
         #: Empty: the model consists of the loaded modules.
         self.active: LoraScales = ()
 
     def text_encoder_scales(self, lora_scales: LoraScales) -> LoraScales:
         return tuple(one for one in lora_scales if one[0] in self._text_encoder_adapters)
 
+    @contextmanager
+    def text_encoders(self, lora_scales: LoraScales) -> Iterator[None]:
+        """Run the block with the text encoders' layers of exactly these adapters. One block runs at a time."""
+        with self._encoders_lock:
+            if not self.text_encoder_scales(lora_scales):
+                yield
+                return
+            self.activate(lora_scales)
+            try:
+                self._wrap(encodes_text=True)
+                yield
+            finally:
+                for slot in self._slots:
+                    if slot.encodes_text:
+                        slot.wrap(False)
+
     def activate(self, lora_scales: LoraScales) -> None:
-        """Activate exactly these loaded adapters. This is a no-op if they are active."""
+        """Activate exactly these loaded adapters in the denoiser. This is a no-op if they are active."""
         if lora_scales == self.active:
             return
         self._active_names[:] = [adapter_name for adapter_name, _ in lora_scales]
@@ -68,18 +92,30 @@ class LoraLayers:
         for slot in self._slots:
             for adapter_name, scale in changed:
                 slot.wrapper.set_scale(adapter_name, scale)
-            slot.wrap(any(adapter_name in slot.wrapper.scaling for adapter_name in self._active_names))
+        self._wrap(encodes_text=False)
         self._scales |= dict(changed)
         self.active = lora_scales
 
-    def load(self, path: Path, adapter_name: str) -> None:
-        """Load the file's adapter under this name and deactivate all. On failure, the model is unchanged.
+    def _wrap(self, *, encodes_text: bool) -> None:
+        """Put in the wrappers that the active adapters need, and take out the others."""
+        for slot in self._slots:
+            if slot.encodes_text == encodes_text:
+                slot.wrap(any(adapter_name in slot.wrapper.scaling for adapter_name in self._active_names))
+
+    def validate(self, path: Path) -> Mapping[str, int]:
+        """Return the file's tensors for each part. Callable from any thread.
 
         Raises `ValueError` for a file that cannot be applied completely, and the libraries' errors.
         """
+        return validate_lora_file(path, self._pipeline, self._sizes)
+
+    def load(self, path: Path, adapter_name: str, tensors: Mapping[str, int]) -> None:
+        """Load the validated file's adapter under this name and deactivate all. On failure, the model is unchanged.
+
+        Raises `ValueError` for a file that was not applied completely, and the libraries' errors.
+        """
         self.activate(())
         try:
-            tensors = validate_lora_file(path, self._pipeline, self._parts)
             # Tensors of inference mode could not be used outside of it.
             with self._all_wrapped(), torch.inference_mode(False):
                 self._add(path, adapter_name, tensors)
@@ -121,15 +157,16 @@ class LoraLayers:
     @contextmanager
     def _all_wrapped(self) -> Iterator[None]:
         """Run the block with all wrappers installed, as the libraries expect; afterwards with none."""
-        for slot in self._slots:
-            slot.wrap(True)
-        try:
-            yield
-        finally:
-            self._deactivate_all()
+        with self._encoders_lock:
             for slot in self._slots:
-                slot.wrap(False)
-            self._slots = [slot for slot in self._slots if slot.wrapper.scaling]
+                slot.wrap(True)
+            try:
+                yield
+            finally:
+                self._deactivate_all()
+                for slot in self._slots:
+                    slot.wrap(False)
+                self._slots = [slot for slot in self._slots if slot.wrapper.scaling]
 
     def _deactivate_all(self) -> None:
         """Collect all wrappers and deactivate their adapters."""
@@ -142,4 +179,6 @@ class LoraLayers:
                 if isinstance(module, LoraLayer):
                     module.set_adapter(self._active_names, inference_mode=True)
                     parent, _, attribute = path.rpartition(".")
-                    self._slots.append(_Slot(part.get_submodule(parent), attribute, module, module.get_base_layer()))
+                    own = part.get_submodule(parent)
+                    encodes_text = isinstance(part, PreTrainedModel)
+                    self._slots.append(_Slot(own, attribute, module, module.get_base_layer(), encodes_text))

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from operator import attrgetter
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from cachetools import LRUCache
 
 from wire.inputs import LORA_NAME, Lora
 from worker.engine import DeviceLost, OutOfMemory, TaskError
@@ -18,6 +21,8 @@ from worker.engines.torch_device import translate_device_errors
 
 #: PEFT's messages list every layer; the beginning states the reason.
 _MAX_REASON_LENGTH = 200
+#: Files whose validation is remembered until they are loaded.
+_VALIDATED = 64
 
 
 class _FileVersion(NamedTuple):
@@ -36,7 +41,7 @@ def sort_loras(loras: Sequence[Lora]) -> tuple[Lora, ...]:
 
 
 class LoraLoader:
-    """The adapters of one pipeline. All methods are called from one thread."""
+    """The adapters of one pipeline. Its methods are called from one thread, unless they say otherwise."""
 
     def __init__(self, pipeline: Any, folder: Path | None, capacity: int, device: torch.device) -> None:
         """`folder` holds `NAME.safetensors` files; `capacity` of them stay loaded when unused.
@@ -50,6 +55,9 @@ class LoraLoader:
         #: Names inside the model are numbers: file names may contain dots, and a replaced file needs a new name.
         self._numbers = itertools.count()
         self._loaded: dict[_FileVersion, str] = {}
+        #: The tensors of files that have been read beside the steps, by part.
+        self._validated: LRUCache[_FileVersion, Mapping[str, int]] = LRUCache(_VALIDATED)
+        self._validated_lock = threading.Lock()
 
     def __repr__(self) -> str:
         return f"<LoraLoader {self._layers.active} active, {self._lru!r}>"
@@ -78,8 +86,34 @@ class LoraLoader:
             raise
         return tuple(zip(acquired, (lora.scale for lora in ordered), strict=True))
 
+    def read(self, loras: Sequence[Lora]) -> None:
+        """Read and validate the files of adapters that are not loaded. Callable from any thread.
+
+        Raises `TaskError` for a missing, damaged or incompatible adapter.
+        """
+        for lora in loras:
+            version = self._find_file(lora.name)
+            if version not in self._loaded:
+                with self._translated_errors(version):
+                    tensors = self._layers.validate(version.path)
+                with self._validated_lock:
+                    self._validated[version] = tensors
+
+    def loaded_scales(self, loras: Sequence[Lora]) -> LoraScales | None:
+        """Return what `acquire` would, if all of these are loaded. Callable from any thread. Raises `TaskError`."""
+        ordered = sort_loras(loras)
+        names = [self._loaded.get(self._find_file(lora.name)) for lora in ordered]
+        found = tuple((name, lora.scale) for name, lora in zip(names, ordered, strict=True) if name is not None)
+        return found if len(found) == len(ordered) else None
+
     def activate(self, lora_scales: LoraScales) -> None:
         self._layers.activate(lora_scales)
+
+    @contextmanager
+    def text_encoders(self, lora_scales: LoraScales) -> Iterator[None]:
+        """Run the block with these adapters in the text encoders. Without adapters, callable from any thread."""
+        with self._layers.text_encoders(lora_scales):
+            yield
 
     def text_encoder_scales(self, lora_scales: LoraScales) -> LoraScales:
         return self._layers.text_encoder_scales(lora_scales)
@@ -122,9 +156,16 @@ class LoraLoader:
         raise TaskError("invalid", f"the model has no adapter '{name}'")
 
     def _load(self, version: _FileVersion, adapter_name: str) -> None:
+        with self._validated_lock:
+            tensors = self._validated.pop(version, None)
+        with self._translated_errors(version):
+            self._layers.load(version.path, adapter_name, tensors or self._layers.validate(version.path))
+
+    @contextmanager
+    def _translated_errors(self, version: _FileVersion) -> Iterator[None]:
         try:
             with translate_device_errors(self._device, f"loading adapter '{version.name}'"):
-                self._layers.load(version.path, adapter_name)
+                yield
         except (OutOfMemory, DeviceLost):
             raise
         except Exception as error:  # any error of the libraries is due to this file

@@ -6,14 +6,15 @@ A plan holds timesteps, noise levels and the recurrence. It takes 1 to 100 ms to
 from __future__ import annotations
 
 import copy
-import functools
 import hashlib
 import math
-from dataclasses import dataclass, field
+import threading
+from collections.abc import Hashable
 from typing import Any
 
 import diffusers
 import torch
+from cachetools import LRUCache
 
 from worker.engines.diffusion.sampling.recurrence import derive_recurrence
 from worker.engines.diffusion.sampling.schedulers import SchedulerSetup, configure_scheduler, process_of, scheduler_like
@@ -88,21 +89,30 @@ class SamplingPlan:
         return noised
 
 
-@dataclass(frozen=True)
-class _PlanKey:
-    """The cache key of a plan, with the objects to build it from."""
-
-    key: tuple[str, str, str]
-    shipped: Any = field(compare=False)
-    setup: SchedulerSetup = field(compare=False)
+_plans: LRUCache[Hashable, SamplingPlan] = LRUCache(_PLANS)
+_plans_lock = threading.Lock()
 
 
 def get_plan(name: str, shipped: Any, setup: SchedulerSetup) -> SamplingPlan:
-    """Return the plan of a sampler, set up like `shipped`. Raises `TaskError`, and the scheduler's own errors."""
-    like = f"{type(shipped).__name__} {sorted(shipped.config.items())}"
-    return _make(_PlanKey((name, like, str(setup)), shipped, setup))
+    """Return the plan of a sampler, set up like `shipped`. Raises `TaskError`, and the scheduler's own errors.
+
+    Callable from any thread.
+    """
+    key = _key(name, shipped, setup)
+    with _plans_lock:
+        plan = _plans.get(key)
+    if plan is None:
+        plan = SamplingPlan(name, shipped, setup)
+        with _plans_lock:
+            plan = _plans.setdefault(key, plan)
+    return plan
 
 
-@functools.lru_cache(_PLANS)
-def _make(plan_key: _PlanKey) -> SamplingPlan:
-    return SamplingPlan(plan_key.key[0], plan_key.shipped, plan_key.setup)
+def has_plan(name: str, shipped: Any, setup: SchedulerSetup) -> bool:
+    """Return true if `get_plan` takes no time."""
+    with _plans_lock:
+        return _key(name, shipped, setup) in _plans
+
+
+def _key(name: str, shipped: Any, setup: SchedulerSetup) -> Hashable:
+    return name, f"{type(shipped).__name__} {sorted(shipped.config.items())}", str(setup)
