@@ -13,6 +13,7 @@ WORKDIR /opt/muster
 COPY pyproject.toml constraints.txt README.md LICENSE ./
 COPY configs configs
 COPY wire wire
+COPY host host
 COPY loadbalancer loadbalancer
 COPY controller controller
 COPY worker worker

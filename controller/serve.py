@@ -33,10 +33,8 @@ from controller.runtime.console import ServerConsole, log_to_console
 from controller.runtime.control_loop import ControlLoop
 from controller.runtime.control_plane import ControlPlaneAgent
 from controller.runtime.device_monitor import load_measured_memory, monitor_devices
-from controller.runtime.host_resources import available_memory, cpu_cores
 from controller.runtime.inventory import (
     HostDevices,
-    SetupError,
     build_host_devices,
     build_models,
     build_pool,
@@ -47,12 +45,14 @@ from controller.runtime.inventory import (
 )
 from controller.runtime.signals import Terminal, install_signal_handlers
 from controller.runtime.state_file import StateFile
-from controller.types import Device, WorkerProcess
+from controller.types import Device
+from host.resources import available_memory, cpu_cores
+from host.types import SetupError, WorkerProcess
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from controller.runtime.gpus import Gpu
+    from host.gpus import Gpu
 
 log = logging.getLogger("controller")
 
@@ -219,7 +219,7 @@ def _balancer(settings: Settings, token: str) -> BalancerHttpClient:
 def _gpus(settings: Settings) -> list[Gpu]:
     gpus: list[Gpu] = []
     if settings.devices.use != "cpu" and any(model.engine != "sim" for model in settings.models.values()):
-        from controller.runtime.gpus import list_gpus
+        from host.gpus import list_gpus
 
         gpus = list_gpus()
     if settings.devices.use == "cuda" and not gpus:

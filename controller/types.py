@@ -6,6 +6,7 @@ import enum
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+from host.types import WorkerProcess
 from wire.snapshot import ArrivalBucket
 
 
@@ -20,27 +21,6 @@ class Stage(enum.StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class WorkerProcess:
-    """A process as its launcher sees it. Times are seconds on the controller's clock."""
-
-    id: str
-    model: str
-    device: str
-    pid: int
-    started_at: float
-    #: Time of its drain.
-    drained_at: float | None = None
-    #: Time of the first snapshot that shows it ready.
-    ready_at: float | None = None
-    #: Digest of the settings that it was started with.
-    generation: str = ""
-    #: A standby worker: it has no device yet, and `device` is only the kind.
-    spare: bool = False
-    #: Time at which a standby worker had loaded.
-    loaded_at: float | None = None
-
-
-@dataclass(frozen=True, slots=True)
 class Device:
     """A device for workers, by its name: `cuda:0`, `cpu:3`, `sim:1`; `gpu-box/cuda:0` on another machine."""
 
@@ -49,24 +29,6 @@ class Device:
     memory: int | None = None
     #: Why no worker starts there; empty if healthy.
     fault: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class Exit:
-    """A process that has ended."""
-
-    process: WorkerProcess
-    at: float
-    #: Exit status; negative for a signal; None for an adopted process, where it is unknown.
-    status: int | None
-    #: The last lines of its log.
-    tail: str = ""
-    #: The worker's own message why it could not start; empty without one.
-    start_failure: str = ""
-    #: It had begun to serve, maybe for less time than passes between two snapshots.
-    has_served: bool = False
-    #: It ended with its whole machine, which failed or restarted. That is no crash of its model.
-    machine_failed: bool = False
 
 
 @dataclass(frozen=True, slots=True)

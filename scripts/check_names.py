@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-PACKAGES = ("configs", "controller", "loadbalancer", "muster", "scripts", "tests/support", "wire", "worker")
+PACKAGES = ("configs", "controller", "host", "loadbalancer", "muster", "scripts", "tests/support", "wire", "worker")
 _WORD = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+")
 
 

@@ -21,7 +21,8 @@ from controller.planning.plan import ModelDemand, Plan, make_plan
 from controller.planning.rolling_update import UpdatePolicy, outdated, surge, without_surge
 from controller.planning.standby import StandbyTarget, as_replica, with_standby
 from controller.policies import bounds
-from controller.types import Decision, Exit, Observation
+from controller.types import Decision, Observation
+from host.types import Exit
 
 
 @dataclass(frozen=True, slots=True)

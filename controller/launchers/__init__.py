@@ -2,17 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
-from controller.types import Exit, WorkerProcess
-
-
-class PollResult(NamedTuple):
-    """The processes, and those that have exited since the last poll."""
-
-    children: Sequence[WorkerProcess]
-    exits: Sequence[Exit]
+from host.types import PollResult
 
 
 class Launcher(Protocol):

@@ -7,7 +7,8 @@ import re
 import signal
 from collections.abc import Sequence
 
-from controller.types import CrashBackoff, Exit, Replica, Stage
+from controller.types import CrashBackoff, Replica, Stage
+from host.types import Exit
 from wire.messages import EXIT_ORPHANED
 
 #: A worker that served for this long was healthy, so its replacement starts without a delay.

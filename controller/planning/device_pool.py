@@ -3,26 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 
 from controller.planning.device_health import DeviceHealth
-from controller.types import Device, Exit, Replica, Stage
+from controller.types import Device, Replica, Stage
+from host.types import Exit, MemoryReading
 
 #: GPU memory of a process besides its tensors: CUDA context, kernels, libraries. The worker's report excludes it.
 CONTEXT_BYTES = 600 << 20
-
-
-@dataclass(frozen=True, slots=True)
-class MemoryReading:
-    """A GPU as its driver reports it."""
-
-    device: str
-    total_bytes: int | None
-    used_bytes: int = 0
-    #: Memory of each process, by pid, as far as the driver reports it.
-    processes: Mapping[int, int] = field(default_factory=dict)
-    #: Why it cannot be used; empty if it can.
-    fault: str = ""
 
 
 class DevicePool:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from controller.planning.device_pool import MemoryReading
 from controller.types import Device
+from host.types import MemoryReading
 
 
 @dataclass(frozen=True, slots=True)

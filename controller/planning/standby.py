@@ -25,8 +25,8 @@ from controller.types import (
     Start,
     StartSpare,
     WorkerLimits,
-    WorkerProcess,
 )
+from host.types import WorkerProcess
 
 
 @dataclass(frozen=True, slots=True)

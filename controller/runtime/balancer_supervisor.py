@@ -9,7 +9,8 @@ from configs.cli import EXIT_USAGE
 from controller.launchers.local import BALANCER, LocalLauncher
 from controller.planning.crash_backoff import after_exit, record_crash
 from controller.planning.scale_down import DRAIN_GRACE_S
-from controller.types import CrashBackoff, Exit, WorkerProcess
+from controller.types import CrashBackoff
+from host.types import Exit, WorkerProcess
 
 log = logging.getLogger("controller")
 

@@ -19,10 +19,10 @@ from controller.runtime.console import ServerConsole
 from controller.runtime.control_plane import ControlPlaneAgent
 from controller.runtime.decision_logger import DecisionLogger, LogThrottle
 from controller.runtime.executor import Executor, only_kills
-from controller.runtime.inventory import SetupError
 from controller.runtime.observe import WorkerTracker, count_starting, observe
 from controller.runtime.shutdown import stop_processes
-from controller.types import Exit, Observation, WorkerProcess
+from controller.types import Observation
+from host.types import Exit, SetupError, WorkerProcess
 from wire.snapshot import Snapshot
 
 log = logging.getLogger("controller")

@@ -25,10 +25,10 @@ from controller.balancer_client import BalancerHttpClient
 from controller.config_diff import ConfigChange, diff_settings, generation
 from controller.launchers.local import LocalLauncher
 from controller.planning.rolling_update import UpdatePolicy
-from controller.runtime.inventory import SetupError
 from controller.runtime.report import MAX_TEXT, DecisionLog, ReportInput, build_report
 from controller.runtime.state_file import StateFile
 from controller.types import WorkerLimits
+from host.types import SetupError
 from wire.scaling import Command, CommandResult, PendingCommand, Reload
 
 log = logging.getLogger("controller")

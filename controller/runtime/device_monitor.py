@@ -18,7 +18,7 @@ from configs.paths import cache_dir
 from controller.planning.device_pool import DevicePool
 
 if TYPE_CHECKING:
-    from controller.runtime.gpus import Gpu, GpuMonitor
+    from host.gpus import Gpu, GpuMonitor
 
 log = logging.getLogger("controller")
 
@@ -38,7 +38,7 @@ async def monitor_devices(pool: DevicePool, gpus: Sequence[Gpu], data_dir: Path)
     """Monitor while the block runs."""
     driver = None
     if gpus:
-        from controller.runtime.gpus import GpuMonitor
+        from host.gpus import GpuMonitor
 
         driver = GpuMonitor(gpus)
         # Before any worker starts: memory in use now belongs to other programs.

@@ -16,6 +16,7 @@ from controller.planning.device_pool import DevicePool
 from controller.planning.placement import DeviceSlots, PlacementRequest, in_gib
 from controller.policies import Policy, PolicyImportError, find
 from controller.types import Decision, Device, WorkerLimits
+from host.types import SetupError
 
 #: `max_workers: auto` of a simulated model if no simulated devices are configured.
 _SIM_WORKERS = 4
@@ -23,10 +24,6 @@ _SIM_WORKERS = 4
 _MIN_STARTING = 8
 #: Private memory of a process that has imported torch, diffusers and transformers, as measured on a CPU.
 _LIBRARY_BYTES = 350 << 20
-
-
-class SetupError(Exception):
-    """The configuration does not suit this machine. The text says what to change."""
 
 
 @dataclass(frozen=True, slots=True)

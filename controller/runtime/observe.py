@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterable, Sequence
 
-from controller.types import Observation, Queue, Replica, Stage, WorkerProcess
+from controller.types import Observation, Queue, Replica, Stage
+from host.types import WorkerProcess
 from wire.snapshot import Snapshot, WorkerStats
 
 #: Fields of `Queue` that the balancer's statistics of a model have under the same names.

@@ -13,7 +13,8 @@ from controller.autoscaler.triggers import find_trigger
 from controller.planning.crash_backoff import pending_replacements
 from controller.planning.plan import ModelDemand, Plan, make_plan
 from controller.policies import Policy
-from controller.types import CrashBackoff, Decision, Exit, Observation, Stage, WorkerLimits
+from controller.types import CrashBackoff, Decision, Observation, Stage, WorkerLimits
+from host.types import Exit
 
 #: Returns the current observation of a model by name.
 Observe = Callable[[str], Observation]

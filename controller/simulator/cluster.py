@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 
 from controller.simulator.machines import MachineFailure
 from controller.simulator.model_sim import ModelSim, PreemptedWork, SimWorker
-from controller.types import Exit, WorkerProcess
+from host.types import Exit, WorkerProcess
 
 #: Mean progress that a task loses in a crash: half of a checkpoint interval.
 _CRASH_LOSS_S = 1.0

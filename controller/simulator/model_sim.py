@@ -10,7 +10,8 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from controller.simulator.urgency import Urgency, UrgencyQueue
-from controller.types import Replica, Stage, WorkerProcess
+from controller.types import Replica, Stage
+from host.types import WorkerProcess
 from wire.snapshot import ArrivalBucket
 
 

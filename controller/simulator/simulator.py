@@ -19,7 +19,8 @@ from configs.scaling import Scaling
 from controller.simulator.agents import ScalingAgent, ScalingTarget
 from controller.simulator.cluster import SimCluster
 from controller.simulator.model_sim import ModelSim
-from controller.types import Activate, Drain, Kill, Observation, Queue, Start, StartSpare, WorkerProcess
+from controller.types import Activate, Drain, Kill, Observation, Queue, Start, StartSpare
+from host.types import WorkerProcess
 
 #: The mean work of a request is taken over this number of arrivals.
 _MEAN_OVER = 200

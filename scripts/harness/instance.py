@@ -15,7 +15,7 @@ import psutil
 import yaml
 
 from configs.paths import children_dir, internal_token
-from controller.launchers.processes import ProcessRecord
+from host.processes import ProcessRecord
 from scripts.harness.processes import PATIENCE_S, ROOT, free_port, is_alive, launch, wait_until
 from wire.snapshot import Snapshot, WorkerStats
 

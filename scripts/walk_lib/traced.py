@@ -16,7 +16,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-_PACKAGES = ("configs", "controller", "loadbalancer", "muster", "wire", "worker")
+_PACKAGES = ("configs", "controller", "host", "loadbalancer", "muster", "wire", "worker")
 
 
 class Tracer:

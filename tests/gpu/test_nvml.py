@@ -13,7 +13,7 @@ def test_nvml_reports_memory_and_processes() -> None:
     torch = pytest.importorskip("torch")
     if not torch.cuda.is_available():
         pytest.skip("no CUDA device")
-    from controller.runtime.gpus import GpuMonitor, list_gpus
+    from host.gpus import GpuMonitor, list_gpus
 
     gpus = list_gpus()
     watch = GpuMonitor(gpus)

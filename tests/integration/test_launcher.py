@@ -23,11 +23,10 @@ from configs.load import load
 from configs.paths import log_dir, served_file
 from configs.sections import Logging
 from configs.settings import Settings
-from controller.launchers import PollResult
 from controller.launchers.local import LocalLauncher
-from controller.launchers.processes import Processes, ProcessRecord
 from controller.runtime.balancer_supervisor import BalancerStartupError, BalancerSupervisor
-from controller.types import Exit, WorkerProcess
+from host.processes import Processes, ProcessRecord
+from host.types import Exit, PollResult, WorkerProcess
 from scripts.harness.processes import child_process, wait_until
 
 #: Prints `here` and waits. The child is identified by the name among its arguments.

@@ -19,8 +19,8 @@ import yaml
 
 from configs.paths import children_dir, controller_pid_file, standby_files
 from configs.sections import Logging
-from controller.launchers.processes import Processes
-from controller.types import Exit, WorkerProcess
+from host.processes import Processes
+from host.types import Exit, WorkerProcess
 from scripts.harness.balancer import sim
 from scripts.harness.instance import Instance
 from scripts.harness.processes import PATIENCE_S, ROOT, wait_until

@@ -10,7 +10,8 @@ from controller.planning.plan import Plan
 from controller.simulator.agents import Observe, ScalingAgent
 from controller.simulator.scenarios import Scenario
 from controller.simulator.simulator import SimulationResult
-from controller.types import Action, Drain, Exit, Stage, Start
+from controller.types import Action, Drain, Stage, Start
+from host.types import Exit
 
 
 @dataclass(frozen=True, slots=True)

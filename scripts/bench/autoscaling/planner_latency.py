@@ -25,17 +25,8 @@ from rich.table import Table
 from configs.scaling import Scaling
 from controller.planning.allocation import load_of, waiting_saved
 from controller.planning.plan import ModelDemand, Plan, make_plan
-from controller.types import (
-    CrashBackoff,
-    Decision,
-    Device,
-    Observation,
-    Queue,
-    Replica,
-    Stage,
-    WorkerLimits,
-    WorkerProcess,
-)
+from controller.types import CrashBackoff, Decision, Device, Observation, Queue, Replica, Stage, WorkerLimits
+from host.types import WorkerProcess
 from scripts.harness.load import machine
 
 GIB = 2**30

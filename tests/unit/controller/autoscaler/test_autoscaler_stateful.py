@@ -16,19 +16,8 @@ from controller.autoscaler.autoscaler import Autoscaler, DecisionEvent
 from controller.autoscaler.model_state import ModelState
 from controller.planning.scale_down import DRAIN_GRACE_S
 from controller.policies import POLICIES
-from controller.types import (
-    Decision,
-    Drain,
-    Exit,
-    Kill,
-    Observation,
-    Queue,
-    Replica,
-    Stage,
-    Start,
-    WorkerLimits,
-    WorkerProcess,
-)
+from controller.types import Decision, Drain, Kill, Observation, Queue, Replica, Stage, Start, WorkerLimits
+from host.types import Exit, WorkerProcess
 
 COMMON: dict[str, Any] = {"interval_s": 10, "scale_to_zero": {"idle_s": 60}, "slo": {"max_wait_s": 10}}
 SCALING: dict[str, dict[str, Any]] = {

@@ -11,7 +11,8 @@ from configs.scaling import Scaling
 from controller.autoscaler.autoscaler import Autoscaler
 from controller.autoscaler.model_state import ModelState, StartupTimes
 from controller.policies import POLICIES, bounds, ongoing_requests, queue_depth, slo_work
-from controller.types import Decision, Observation, Queue, Replica, Stage, WorkerLimits, WorkerProcess
+from controller.types import Decision, Observation, Queue, Replica, Stage, WorkerLimits
+from host.types import WorkerProcess
 
 LIMITS = WorkerLimits(min_workers=1, max_workers=8, start_timeout_s=60, drain_timeout_s=60, lost_after_s=10)
 SLOTS = [f"sim:{n}" for n in range(8)]

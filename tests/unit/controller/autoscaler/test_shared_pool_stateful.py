@@ -13,22 +13,10 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 from configs.scaling import Scaling
 from controller.autoscaler.autoscaler import Autoscaler
 from controller.autoscaler.model_state import ModelState
-from controller.planning.device_pool import DevicePool, MemoryReading
+from controller.planning.device_pool import DevicePool
 from controller.runtime.inventory import HostDevices, unplaced_models
-from controller.types import (
-    Decision,
-    Device,
-    Drain,
-    Exit,
-    Kill,
-    Observation,
-    Queue,
-    Replica,
-    Stage,
-    Start,
-    WorkerLimits,
-    WorkerProcess,
-)
+from controller.types import Decision, Device, Drain, Kill, Observation, Queue, Replica, Stage, Start, WorkerLimits
+from host.types import Exit, MemoryReading, WorkerProcess
 
 NAMES = ("a", "b", "c")
 #: Decides at every tick, with the number that the history gives.

@@ -17,7 +17,6 @@ from controller.types import (
     Activate,
     Decision,
     Drain,
-    Exit,
     Kill,
     Observation,
     Queue,
@@ -26,8 +25,8 @@ from controller.types import (
     Start,
     StartSpare,
     WorkerLimits,
-    WorkerProcess,
 )
+from host.types import Exit, WorkerProcess
 
 NAMES = ("a", "b")
 LIMITS = WorkerLimits(1, 3, start_timeout_s=60, drain_timeout_s=30, lost_after_s=10)

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from configs.scaling import Scaling
 from controller.autoscaler.triggers import MIN_TRIGGER_INTERVAL_S, find_trigger
-from controller.types import Decision, Observation, Queue, Replica, Stage, WorkerLimits, WorkerProcess
+from controller.types import Decision, Observation, Queue, Replica, Stage, WorkerLimits
+from host.types import WorkerProcess
 
 LIMITS = WorkerLimits(min_workers=0, max_workers=8, start_timeout_s=60, drain_timeout_s=60, lost_after_s=10)
 SCALING = Scaling(interval_s=30, min_workers=0, slo={"max_wait_s": 10}, drain_s=20, look_back_period_s=90)

@@ -23,8 +23,8 @@ from controller.types import (
     Stage,
     Start,
     WorkerLimits,
-    WorkerProcess,
 )
+from host.types import WorkerProcess
 
 NOW = 10_000.0
 GIB = 2**30

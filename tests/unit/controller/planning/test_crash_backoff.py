@@ -7,7 +7,8 @@ import dataclasses
 import pytest
 
 from controller.planning.crash_backoff import EQUAL_FAILURES, after_exit, cannot_start, decay
-from controller.types import CrashBackoff, Exit, Replica, Stage, WorkerProcess
+from controller.types import CrashBackoff, Replica, Stage
+from host.types import Exit, WorkerProcess
 
 NOW = 1000.0
 SHORT = "unet.safetensors is cut short: 1 of 2 MB"

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from controller.planning.device_health import DeviceHealth
-from controller.types import Replica, Stage, WorkerProcess
+from controller.types import Replica, Stage
+from host.types import WorkerProcess
 
 NOW = 10_000.0
 

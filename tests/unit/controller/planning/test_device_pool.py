@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from controller.planning.device_pool import CONTEXT_BYTES, DevicePool, MemoryReading
-from controller.types import Device, Exit, Replica, Stage, WorkerProcess
+from controller.planning.device_pool import CONTEXT_BYTES, DevicePool
+from controller.types import Device, Replica, Stage
+from host.types import Exit, MemoryReading, WorkerProcess
 
 GIB = 2**30
 GPUS = (Device("cuda:0", 24 * GIB), Device("cuda:1", 80 * GIB))

@@ -11,7 +11,6 @@ from controller.types import (
     CrashBackoff,
     Decision,
     Drain,
-    Exit,
     Kill,
     Observation,
     Queue,
@@ -19,8 +18,8 @@ from controller.types import (
     Stage,
     Start,
     WorkerLimits,
-    WorkerProcess,
 )
+from host.types import Exit, WorkerProcess
 
 LIMITS = WorkerLimits(min_workers=1, max_workers=8, start_timeout_s=60, drain_timeout_s=30, lost_after_s=10)
 NOW = 1000.0

@@ -22,19 +22,8 @@ from controller.planning.rolling_update import (
     without_surge,
 )
 from controller.policies import queue_depth
-from controller.types import (
-    CrashBackoff,
-    Decision,
-    Drain,
-    Exit,
-    Observation,
-    Queue,
-    Replica,
-    Stage,
-    Start,
-    WorkerLimits,
-    WorkerProcess,
-)
+from controller.types import CrashBackoff, Decision, Drain, Observation, Queue, Replica, Stage, Start, WorkerLimits
+from host.types import Exit, WorkerProcess
 
 NOW = 100_000.0
 READY, STARTING, DRAINING = Stage.READY, Stage.STARTING, Stage.DRAINING

@@ -22,8 +22,8 @@ from controller.types import (
     Start,
     StartSpare,
     WorkerLimits,
-    WorkerProcess,
 )
+from host.types import WorkerProcess
 
 NOW = 1000.0
 LIMITS = WorkerLimits(1, 4, start_timeout_s=60, drain_timeout_s=30, lost_after_s=10)

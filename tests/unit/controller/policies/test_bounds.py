@@ -10,7 +10,8 @@ import pytest
 from configs.scaling import Scaling
 from controller.policies import POLICIES, bounds, static
 from controller.policies.bounds import PolicyMemory
-from controller.types import Decision, Observation, Queue, Replica, Stage, WorkerLimits, WorkerProcess
+from controller.types import Decision, Observation, Queue, Replica, Stage, WorkerLimits
+from host.types import WorkerProcess
 
 LIMITS = WorkerLimits(min_workers=1, max_workers=8, start_timeout_s=60, drain_timeout_s=60, lost_after_s=10)
 ZERO = replace(LIMITS, min_workers=0)

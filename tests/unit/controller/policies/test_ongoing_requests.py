@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from configs.scaling import Scaling
 from controller.policies.ongoing_requests import OngoingRequestsMemory, decide
-from controller.types import Observation, Queue, Replica, Stage, WorkerLimits, WorkerProcess
+from controller.types import Observation, Queue, Replica, Stage, WorkerLimits
+from host.types import WorkerProcess
 
 LIMITS = WorkerLimits(min_workers=1, max_workers=20, start_timeout_s=60, drain_timeout_s=60, lost_after_s=10)
 

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from configs.scaling import Scaling
 from controller.policies.queue_depth import QueueDepthMemory, decide, thresholds
-from controller.types import Decision, Observation, Queue, Replica, Stage, WorkerLimits, WorkerProcess
+from controller.types import Decision, Observation, Queue, Replica, Stage, WorkerLimits
+from host.types import WorkerProcess
 
 LIMITS = WorkerLimits(min_workers=1, max_workers=8, start_timeout_s=60, drain_timeout_s=60, lost_after_s=10)
 SCALING = Scaling(

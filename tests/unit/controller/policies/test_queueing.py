@@ -19,7 +19,8 @@ from controller.policies.queueing import (
     workers_for_backlog,
     workers_for_rate,
 )
-from controller.types import Observation, Queue, Replica, Stage, WorkerProcess
+from controller.types import Observation, Queue, Replica, Stage
+from host.types import WorkerProcess
 
 SCALING = Scaling(drain_s=20, look_back_period_s=90)
 

@@ -15,7 +15,8 @@ from controller.policies.arrivals import ReplayTask
 from controller.policies.queueing import BacklogInputs
 from controller.policies.replay import Replay, ReplayStep, advance, begin
 from controller.policies.replay_choice import ReplayMemory, update
-from controller.types import Observation, Queue, Replica, Stage, WorkerLimits, WorkerProcess
+from controller.types import Observation, Queue, Replica, Stage, WorkerLimits
+from host.types import WorkerProcess
 from wire.snapshot import ArrivalBucket
 
 LIMITS = WorkerLimits(1, 16, 60, 60, 10)

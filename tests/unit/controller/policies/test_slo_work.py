@@ -14,7 +14,8 @@ from controller.policies.queueing import DispersionIndex
 from controller.policies.replay import begin
 from controller.policies.replay_choice import ReplayMemory
 from controller.policies.slo_work import PastDecision, SloWorkMemory, decide
-from controller.types import Observation, Queue, Replica, Stage, WorkerLimits, WorkerProcess
+from controller.types import Observation, Queue, Replica, Stage, WorkerLimits
+from host.types import WorkerProcess
 from wire.snapshot import ArrivalBucket
 
 LIMITS = WorkerLimits(min_workers=1, max_workers=8, start_timeout_s=60, drain_timeout_s=60, lost_after_s=10)

@@ -11,7 +11,8 @@ import pytest
 
 from configs.scaling import POLICY_FIELDS, Scaling
 from controller.policies import MEMORY_TYPES, POLICIES, PolicyImportError, custom, find, schedule, static
-from controller.types import Decision, Observation, Queue, Replica, Stage, WorkerLimits, WorkerProcess
+from controller.types import Decision, Observation, Queue, Replica, Stage, WorkerLimits
+from host.types import WorkerProcess
 
 LIMITS = WorkerLimits(min_workers=1, max_workers=8, start_timeout_s=60, drain_timeout_s=60, lost_after_s=10)
 

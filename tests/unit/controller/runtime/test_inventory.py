@@ -11,7 +11,6 @@ import yaml
 from configs.load import ConfigError, load
 from configs.settings import Settings
 from controller.runtime.inventory import (
-    SetupError,
     build_host_devices,
     build_models,
     build_pool,
@@ -22,6 +21,7 @@ from controller.runtime.inventory import (
     unplaced_models,
 )
 from controller.types import Device
+from host.types import SetupError
 
 GIB = 2**30
 

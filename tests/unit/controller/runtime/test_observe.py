@@ -10,7 +10,8 @@ from aiohttp.test_utils import TestServer
 
 from controller.balancer_client import BalancerHttpClient, url_of
 from controller.runtime.observe import WorkerTracker, observe
-from controller.types import Queue, Stage, WorkerProcess
+from controller.types import Queue, Stage
+from host.types import WorkerProcess
 from wire.messages import WorkerCounters
 from wire.snapshot import ModelStats, Snapshot, WorkerState, WorkerStats
 

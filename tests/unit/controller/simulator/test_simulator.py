@@ -17,7 +17,8 @@ from controller.simulator.model_sim import WorkerProfile
 from controller.simulator.results import PolicyResult, model_results, total_result
 from controller.simulator.scenarios import PRESETS, VARIANTS, Scenario, Traffic, from_preset
 from controller.simulator.synthetic import synthetic_traffic
-from controller.types import Exit, Observation
+from controller.types import Observation
+from host.types import Exit
 
 
 def scenario(

@@ -19,7 +19,8 @@ from controller.planning.plan import Blocked, ModelDemand, Plan
 from controller.planning.rolling_update import UpdatePolicy, outdated
 from controller.policies import queue_depth
 from controller.runtime.report import DecisionLog, ReportInput, build_report
-from controller.types import CrashBackoff, Decision, Observation, Queue, Replica, Stage, WorkerLimits, WorkerProcess
+from controller.types import CrashBackoff, Decision, Observation, Queue, Replica, Stage, WorkerLimits
+from host.types import WorkerProcess
 from loadbalancer.scaling.control_plane import (
     ABSENT_AFTER_S,
     MAX_PENDING_COMMANDS,

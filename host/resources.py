@@ -6,7 +6,7 @@ from pathlib import Path
 
 import psutil
 
-from controller.runtime.cgroups import read_limits
+from host.cgroups import read_limits
 
 
 def cpu_cores() -> int:

@@ -11,8 +11,8 @@ from typing import Any
 
 import pynvml
 
-from controller.planning.device_pool import MemoryReading
-from controller.runtime.visible_devices import VARIABLE, GpuId, visible_gpus
+from host.types import MemoryReading
+from host.visible_devices import VARIABLE, GpuId, visible_gpus
 
 log = logging.getLogger("controller")
 

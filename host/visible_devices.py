@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from controller.runtime.inventory import SetupError
+from host.types import SetupError
 
 VARIABLE = "CUDA_VISIBLE_DEVICES"
 #: Values that hide all GPUs; schedulers set the last ones.

@@ -9,7 +9,7 @@ import pytest
 
 from configs.log_files import CHECK_EVERY_S
 from configs.sections import Logging
-from controller.launchers.log_folder import LogFolder
+from host.log_folder import LogFolder
 
 LIMITS = Logging(max_bytes=4096, backups=1)
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from controller.runtime.inventory import SetupError
-from controller.runtime.visible_devices import GpuId, visible_gpus
+from host.types import SetupError
+from host.visible_devices import GpuId, visible_gpus
 
 GPUS = [GpuId(0, "GPU-a000-1"), GpuId(1, "GPU-b000-2"), GpuId(2, "GPU-b111-3")]
 

@@ -26,9 +26,8 @@ from configs.files import atomic_write, open_for_append
 from configs.logs import start_failure
 from configs.paths import StandbyFiles, served_file, standby_files
 from configs.sections import Logging
-from controller.launchers import PollResult
-from controller.launchers.log_folder import LogFolder
-from controller.types import Exit, WorkerProcess
+from host.log_folder import LogFolder
+from host.types import Exit, PollResult, WorkerProcess
 
 #: Two readings of one creation time differ by rounding only; the kernel counts in clock ticks of 10 ms.
 _SAME_TIME_S = 0.005
