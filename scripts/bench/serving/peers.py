@@ -25,12 +25,12 @@ from rich.progress import Progress
 
 from scripts.bench.serving.peers_lib import wrk
 from scripts.bench.serving.peers_lib.deployment import Result
-from scripts.bench.serving.peers_lib.environments import DEFAULT_FOLDER, REQUIREMENTS, InstallError
 from scripts.bench.serving.peers_lib.plot import draw_figure
 from scripts.bench.serving.peers_lib.report import number, plain, rows, table
 from scripts.bench.serving.peers_lib.running import StartError
 from scripts.bench.serving.peers_lib.scenarios import SCENARIOS, Scenario, takes_part
 from scripts.bench.serving.peers_lib.servers import PEERS, Muster, Peer
+from scripts.harness.environments import DEFAULT_FOLDER, REQUIREMENTS, InstallError
 from scripts.harness.load import machine
 
 _TABLE_WIDTH = 150

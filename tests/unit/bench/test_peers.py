@@ -12,12 +12,13 @@ import pytest
 
 from configs.settings import Settings
 from scripts.bench.serving import peers
-from scripts.bench.serving.peers_lib import environments, loads, report, wrk
+from scripts.bench.serving.peers_lib import loads, report, wrk
 from scripts.bench.serving.peers_lib.deployment import Deployment, Measurement, Result
 from scripts.bench.serving.peers_lib.http_client import raw_post
 from scripts.bench.serving.peers_lib.loads import LOST, TIMED_OUT, Outcome
 from scripts.bench.serving.peers_lib.scenarios import SCENARIOS, Scenario, takes_part
 from scripts.bench.serving.peers_lib.servers import MUSTER, PEERS, YARDSTICK, Peer, muster_config
+from scripts.harness import environments
 
 NAN = float("nan")
 SUMMARY = {

@@ -12,10 +12,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from scripts.bench.serving.peers_lib import environments
 from scripts.bench.serving.peers_lib.deployment import Deployment, clean_environment
 from scripts.bench.serving.peers_lib.loads import Target
 from scripts.bench.serving.peers_lib.running import RunningServer, end, wait_until_ready
+from scripts.harness.environments import REQUIREMENTS, environment
 from scripts.harness.instance import Instance
 from scripts.harness.processes import ROOT, free_port
 
@@ -41,7 +41,7 @@ class Peer:
         """Return the folder of its programs. Raises `InstallError`."""
         if self.environment is None:
             return Path(sys.executable).parent
-        return environments.environment(self.environment, envs) / "bin"
+        return environment(self.environment, REQUIREMENTS / f"peers-{self.environment}.txt", envs) / "bin"
 
     @contextlib.contextmanager
     def serve(self, programs: Path, deployment: Deployment) -> Iterator[RunningServer]:

@@ -1,4 +1,4 @@
-"""A virtual environment for each server, so that their dependencies do not meet."""
+"""Virtual environments of programs that Muster is measured with, so that their dependencies do not meet."""
 
 from __future__ import annotations
 
@@ -7,21 +7,22 @@ import subprocess
 import sys
 from pathlib import Path
 
-REQUIREMENTS = Path(__file__).resolve().parents[2] / "requirements"
+from scripts.harness.processes import ROOT
+
+REQUIREMENTS = ROOT / "scripts" / "bench" / "requirements"
 DEFAULT_FOLDER = Path.home() / ".cache" / "muster-bench"
 _INSTALL_TIMEOUT_S = 1200.0
 
 
 class InstallError(Exception):
-    """A server's packages could not be installed; the text is the reason."""
+    """A program's packages could not be installed; the text is the reason."""
 
 
-def environment(name: str, folder: Path) -> Path:
-    """Return the environment of `peers-NAME.txt` in the folder. It is made where it is missing or of other versions.
+def environment(name: str, requirements: Path, folder: Path) -> Path:
+    """Return the environment `name` in the folder. It is made where it is missing or of other requirements.
 
     Raises `InstallError` with pip's last line.
     """
-    requirements = REQUIREMENTS / f"peers-{name}.txt"
     digest = hashlib.sha256(requirements.read_bytes() + sys.version.encode()).hexdigest()
     place = folder / name
     stamp = place / "requirements.sha256"

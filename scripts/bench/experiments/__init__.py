@@ -1,0 +1,1 @@
+"""Experiments of published articles on dynamic and continuous batching and on autoscaling, repeated here."""

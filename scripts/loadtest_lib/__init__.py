@@ -1,0 +1,1 @@
+"""The load test. Modules that Locust's environment imports need the standard library only, or what Locust brings."""
