@@ -9,7 +9,7 @@
 Without `--url` it starts a server of simulated accelerators, or that of `--config`, and ends it. On first use it makes
 an environment with Locust in `~/.cache/muster-bench/loadtest`, from `scripts/bench/requirements/loadtest.txt`.
 
-`--users` is a closed loop: each user waits for an answer, thinks, and sends again. `--rate` and `replay` are an open
+`--users` is a closed loop: each user waits for an answer, pauses, and sends again. `--rate` and `replay` are an open
 loop: requests are sent when they are due, and latency counts from then. What is in flight is bounded by
 `--max-in-flight`; a request beyond it is not sent and counts as an error.
 

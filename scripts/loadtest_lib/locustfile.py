@@ -123,13 +123,13 @@ class PlannedUser(User):  # type: ignore[misc]
 
 
 class ClosedLoopUser(PlannedUser):
-    """Sends a request, waits for the answer, and thinks."""
+    """Sends a request, waits for the answer, and pauses."""
 
     abstract = True
     kind = ""
 
     def wait_time(self) -> float:
-        return self.rng.expovariate(1 / PLAN.think_s) if PLAN.think_s else 0.0
+        return self.rng.expovariate(1 / PLAN.pause_s) if PLAN.pause_s else 0.0
 
     def on_start(self) -> None:
         super().on_start()

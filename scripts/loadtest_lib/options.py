@@ -29,7 +29,7 @@ def parse_options(argv: Sequence[str], description: str) -> argparse.Namespace:
     load = parser.add_argument_group("the load")
     load.add_argument("--shape", choices=KINDS, default="steady")
     load.add_argument("--users", type=_count, default=0, help="closed loop: users at most")
-    load.add_argument("--think", type=_seconds, default=5.0, help="closed loop: mean pause of a user (default 5 s)")
+    load.add_argument("--pause", type=_seconds, default=5.0, help="closed loop: mean pause of a user (default 5 s)")
     load.add_argument("--rate", type=_seconds, default=0.0, help="open loop: requests per second at most")
     load.add_argument("--seconds", type=_seconds, default=60.0, help="of the whole test (default 60)")
     load.add_argument("--ramp", type=_seconds, default=0.0, help="seconds in which the load rises at the start")
@@ -85,7 +85,7 @@ def make_plan(options: argparse.Namespace, url: str, models: tuple[TargetModel, 
         weights=weights,
         users=options.users,
         rate=options.rate,
-        think_s=options.think,
+        pause_s=options.pause,
         max_in_flight=options.max_in_flight,
         timeout_s=options.timeout,
         processes=options.processes,

@@ -49,7 +49,7 @@ class LoadPlan:
     #: Maximum requests per second of the open loop; 0 with a recording.
     rate: float = 0.0
     #: Mean pause of a user between an answer and the next request, in seconds.
-    think_s: float = 0.0
+    pause_s: float = 0.0
     #: Requests that one process has open in the open loop; those beyond count as errors.
     max_in_flight: int = 1000
     timeout_s: float = 300.0

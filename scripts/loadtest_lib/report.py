@@ -42,7 +42,7 @@ def full_report(
             "ramp_s": ramp_s,
             "users": plan.users,
             "rate": plan.rate,
-            "think_s": plan.think_s,
+            "pause_s": plan.pause_s,
             "max_in_flight": plan.max_in_flight,
             "open_loop": plan.is_open,
             "mix": plan.weights,
@@ -61,7 +61,7 @@ def describe(plan: LoadPlan, *, started_here: bool) -> str:
     elif plan.rate:
         load = f"open loop, up to {plan.rate:g} requests/s"
     else:
-        load = f"closed loop, up to {plan.users:,} users who think {plan.think_s:g} s"
+        load = f"closed loop, up to {plan.users:,} users who pause {plan.pause_s:g} s"
     where = "simulated accelerators" if started_here else "the given server"
     return f"{plan.shape.kind.capitalize()}: {load}, {plan.shape.seconds:g} s, on {where}."
 

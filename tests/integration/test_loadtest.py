@@ -45,7 +45,7 @@ def loadtest(server: Server, folder: Path, *options: str) -> tuple[int, dict[str
 
 
 def test_users_of_every_kind_are_answered(server: Server, tmp_path: Path) -> None:
-    options = ("--users", "16", "--think", "0.2", "--seconds", "5", "--mix", "image=1,edit=1,job=1,chat=1")
+    options = ("--users", "16", "--pause", "0.2", "--seconds", "5", "--mix", "image=1,edit=1,job=1,chat=1")
     status, report, page = loadtest(server, tmp_path, *options)
     assert report["errors"] == []
     assert status == 0

@@ -172,7 +172,7 @@ def test_report_names_no_place_of_this_machine() -> None:
 @pytest.mark.parametrize(
     ("changes", "text"),
     [
-        ({"users": 5, "think_s": 2.0}, "closed loop, up to 5 users"),
+        ({"users": 5, "pause_s": 2.0}, "closed loop, up to 5 users"),
         ({"rate": 5.0}, "open loop, up to 5 requests/s"),
         ({"recorded": (RecordedRequest(1.0, "sd", 3, "64x64", 2),)}, "1 recorded requests"),
     ],
