@@ -142,6 +142,8 @@ class Sim(Section):
     """A prompt with this text produces an invalid image (NaN)."""
     flag_prompt: str = "sim:flag"
     """A prompt with this text produces an image that the safety checker flags (see `safety_checker`)."""
+    truncate_prompt: str = "sim:truncate"
+    """A prompt with this text counts as not read: all its characters are truncated tokens."""
     stuck_prompt: str = "sim:stuck"
     """A prompt with this text causes a step that never completes."""
     device_prompt: str = "sim:device"

@@ -15,7 +15,7 @@ import msgspec
 from wire.inputs import MAX_PARTS, Count, GenerationMode, Name, Part, Shape, TaskInputs
 from wire.text import TaskTokens, TextCounters, TextInfo
 
-PROTOCOL = 6
+PROTOCOL = 7
 
 #: Shapes whose step times a worker reports, and batch sizes of each.
 MAX_CURVES = 256
@@ -200,6 +200,8 @@ class Finished(msgspec.Struct, frozen=True, tag=True, omit_defaults=True):
     attempt: Count
     parts: Annotated[tuple[Part, ...], msgspec.Meta(max_length=MAX_PARTS)]
     flagged: bool = False
+    #: Tokens at the end of the prompts that the model has not read.
+    truncated_tokens: Count = 0
 
     @property
     def frames(self) -> int:

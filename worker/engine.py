@@ -106,6 +106,8 @@ class TaskResult:
     parts: tuple[Part, ...]
     frames: Sequence[bytes]
     flagged: bool = False
+    #: Tokens at the end of the prompts that the model has not read.
+    truncated_tokens: int = 0
 
     @property
     def data(self) -> bytes:
@@ -114,9 +116,11 @@ class TaskResult:
         return data
 
 
-def image_result(data: bytes, image_format: ImageFormat, *, flagged: bool = False) -> TaskResult:
+def image_result(
+    data: bytes, image_format: ImageFormat, *, flagged: bool = False, truncated_tokens: int = 0
+) -> TaskResult:
     """Return the result of a task that generates an image."""
-    return TaskResult((Part(f"image/{image_format}"),), [data], flagged)
+    return TaskResult((Part(f"image/{image_format}"),), [data], flagged, truncated_tokens)
 
 
 def image_samples(model: Model, info: EngineInfo) -> list[EngineRequest]:

@@ -218,7 +218,9 @@ class PostProcessor:
             self.failed += 1
             return WorkerEnvelope(failure(task, result))
         self.finished += 1
-        return self._unacked.add(Finished(task.task, task.attempt, result.parts, result.flagged), result.frames)
+        return self._unacked.add(
+            Finished(task.task, task.attempt, result.parts, result.flagged, result.truncated_tokens), result.frames
+        )
 
     def _preview(self, task: Assignment, render: Callable[[], TaskResult], step: int, steps: int) -> None:
         try:

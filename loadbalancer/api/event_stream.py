@@ -147,6 +147,7 @@ class _EventWriter:
                 job.model,
                 timings,
                 flagged=update.flagged or msgspec.UNSET,
+                truncated_tokens=update.truncated_tokens or msgspec.UNSET,
             )
         sent_steps = self._previews[update.task]
         if update.preview is None or update.step in sent_steps:

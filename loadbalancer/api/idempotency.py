@@ -51,6 +51,7 @@ _STORED_HEADERS = (
     b"x-tensor-shape",
     b"x-muster-seed",
     b"x-muster-flagged",
+    b"x-muster-truncated-tokens",
 )
 _KEY = re.compile(r"[\x21-\x7e]{1,255}")
 _BOUNDARY = re.compile(rb'boundary="?([^";,]+)"?', re.IGNORECASE)

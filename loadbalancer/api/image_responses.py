@@ -47,6 +47,8 @@ def requested_format(accept: bytes, parsed: OpenAIImageRequest | PredictRequest)
 def image_file(image: TaskCompleted, inputs: ImageInputs, on_end: Callable[[], None]) -> FrameResponse:
     """The response with the file itself. Headers have what JSON would have beside it."""
     headers = {"x-muster-seed": str(inputs.seed)} | ({"x-muster-flagged": "true"} if image.flagged else {})
+    if image.truncated_tokens:
+        headers["x-muster-truncated-tokens"] = str(image.truncated_tokens)
     return FrameResponse([memoryview(image.image)], f"image/{inputs.output_format}", headers=headers, on_end=on_end)
 
 
@@ -64,6 +66,5 @@ def images_answer(
 def image_data(image: TaskCompleted | StoredImage, seed: int, url: str | None = None) -> ImageData:
     """The image as base64, or as its URL."""
     timings = Timings(image.waited_s, image.ran_s)
-    if url is not None:
-        return ImageData(msgspec.UNSET, seed, timings, image.flagged, url)
-    return ImageData(base64_json(image.image), seed, timings, image.flagged)
+    data = base64_json(image.image) if url is None else msgspec.UNSET
+    return ImageData(data, seed, timings, image.flagged, url or msgspec.UNSET, image.truncated_tokens)

@@ -83,7 +83,7 @@ async def _texts(
 
 
 async def _predict(image: StoredImage) -> AsyncIterator[bytes]:
-    yield _encoder.encode(PredictAnswer(base64_json(image.image), image.flagged))
+    yield _encoder.encode(PredictAnswer(base64_json(image.image), image.flagged, image.truncated_tokens))
 
 
 async def _images(

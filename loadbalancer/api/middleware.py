@@ -35,6 +35,7 @@ _EXPOSED_HEADERS = (
     "x-muster-proxied",
     "x-muster-seed",
     "x-muster-flagged",
+    "x-muster-truncated-tokens",
     "x-tensor-dtype",
     "x-tensor-shape",
     "inference-header-content-length",

@@ -221,7 +221,9 @@ class JobRun:
             data = pack_result(result)
         else:
             data = bytes(update.image)
-        self._unsaved.append(StoredImage(item, data, update.waited_s, update.ran_s, update.flagged))
+        self._unsaved.append(
+            StoredImage(item, data, update.waited_s, update.ran_s, update.flagged, update.truncated_tokens)
+        )
         self._mark_finished({item})
         self._metrics.image(self.record.order.model, update.waited_s, update.ran_s)
 
@@ -285,7 +287,14 @@ class JobSubscriber(ResultStream):
         if self.spec.calls:
             parts, frames = unpack_result(stored.image)
             return TaskCompleted(completed.task, frames, stored.waited_s, stored.ran_s, parts=tuple(parts))
-        return TaskCompleted(completed.task, (stored.image,), stored.waited_s, stored.ran_s, stored.flagged)
+        return TaskCompleted(
+            completed.task,
+            (stored.image,),
+            stored.waited_s,
+            stored.ran_s,
+            stored.flagged,
+            truncated_tokens=stored.truncated_tokens,
+        )
 
     def release(self, size: int) -> None:
         """Do nothing: what has been sent is not held here."""

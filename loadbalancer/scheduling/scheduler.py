@@ -322,7 +322,7 @@ class Scheduler:
         if error:
             return self._on_invalid_result(worker, task, error, now)
         started = self.store.mark_started(task, now)
-        return [*started, *self.store.complete(task, message.parts, frames, message.flagged, now)]
+        return [*started, *self.store.complete(task, message, frames, now)]
 
     def _on_chunk(
         self, worker: Worker, task: Task, index: int, part: Part, frames: Sequence[Frame], now: float

@@ -315,6 +315,8 @@ class TaskCompleted(msgspec.Struct, frozen=True):
     ran_s: float
     flagged: bool = False
     parts: tuple[Part, ...] = ()
+    #: Tokens at the end of the prompts that the model has not read.
+    truncated_tokens: int = 0
 
     @property
     def image(self) -> Frame:

@@ -24,7 +24,7 @@ from loadbalancer.scheduling.worker import Worker, running_tasks
 from loadbalancer.scheduling.worker_registry import WorkerRegistry
 from wire.codec import Frame
 from wire.inputs import Part, TextInputs, reports_tokens
-from wire.messages import Assign, Assignment, Cancel, FailureKind, Preempt
+from wire.messages import Assign, Assignment, Cancel, FailureKind, Finished, Preempt
 from wire.text import TokenOutput
 
 #: No honest worker runs a task in a higher attempt; a claim of such a number is rejected.
@@ -319,7 +319,7 @@ class TaskStore:
         A text that has reached its end is complete.
         """
         if task.has_text_end:
-            return self.complete(task, (), (), False, now)
+            return self.complete(task, Finished(task.id, task.attempt, ()), (), now)
         if not task.can_restart:
             failure = f"the stream was interrupted after {task.chunks} chunks: {reason}"
             task.worker = None
@@ -368,9 +368,7 @@ class TaskStore:
 
     # ---- ends
 
-    def complete(
-        self, task: Task, parts: tuple[Part, ...], frames: Sequence[Frame], flagged: bool, now: float
-    ) -> list[Effect]:
+    def complete(self, task: Task, message: Finished, frames: Sequence[Frame], now: float) -> list[Effect]:
         started = task.first_started if task.first_started is not None else now
         task.transition(TaskState.DONE, now, "finished")
         self.model_counters[task.model].on_complete(now)
@@ -379,7 +377,10 @@ class TaskStore:
             self.text_work[task.model].on_result(task.owner, len(task.tokens))
         if task.uninterrupted:
             self.costs[task.model].record_task(task.shape, task.steps, task.work_s)
-        update = TaskCompleted(task.id, frames, started - task.created, now - started, flagged, parts)
+        waited_s, ran_s = started - task.created, now - started
+        update = TaskCompleted(
+            task.id, frames, waited_s, ran_s, message.flagged, message.parts, message.truncated_tokens
+        )
         return [record, NotifyListener(update)]
 
     def cancel(self, names: Sequence[str], reason: str, now: float) -> list[Effect]:

@@ -13,6 +13,9 @@ from wire.messages import PassSharing
 Flagged = Annotated[
     bool, msgspec.Meta(description="Present, and true, if the model's safety checker rejects the image.")
 ]
+TruncatedTokens = Annotated[
+    int, msgspec.Meta(description="Present if the model has not read the last tokens of the prompts: their number.")
+]
 
 
 class Timings(msgspec.Struct, frozen=True):
@@ -36,6 +39,7 @@ class ImageData(msgspec.Struct, frozen=True, omit_defaults=True):
     timings: Timings
     flagged: Flagged = False
     url: Annotated[str, msgspec.Meta(description="URL of the image file.")] | msgspec.UnsetType = msgspec.UNSET
+    truncated_tokens: TruncatedTokens = 0
 
 
 class ImagesAnswer(msgspec.Struct, frozen=True):
@@ -54,6 +58,7 @@ class PredictAnswer(msgspec.Struct, frozen=True, omit_defaults=True):
 
     image: Annotated[Base64, msgspec.Meta(description="The PNG in base64.")]
     flagged: Flagged = False
+    truncated_tokens: TruncatedTokens = 0
 
 
 class Curve(msgspec.Struct, frozen=True):

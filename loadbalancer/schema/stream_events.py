@@ -14,7 +14,7 @@ import msgspec
 from loadbalancer.scheduling.task import TaskState
 from loadbalancer.schema.base64_json import Base64
 from loadbalancer.schema.errors import ApiError
-from loadbalancer.schema.responses import Flagged, Timings
+from loadbalancer.schema.responses import Flagged, Timings, TruncatedTokens
 from wire.errors import ErrorDetail
 from wire.inputs import ImageFormat
 
@@ -85,6 +85,7 @@ class CompletedImage(msgspec.Struct, frozen=True, tag_field="type", tag="image_g
     quality: Literal["auto"] = "auto"
     flagged: Flagged | msgspec.UnsetType = msgspec.UNSET
     url: str | msgspec.UnsetType = msgspec.UNSET
+    truncated_tokens: TruncatedTokens | msgspec.UnsetType = msgspec.UNSET
 
 
 class EditProgress(Progress, frozen=True, tag_field="type", tag="image_edit.progress"):

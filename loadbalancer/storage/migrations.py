@@ -55,6 +55,9 @@ MIGRATIONS = (
     """
     ALTER TABLE keys ADD COLUMN headers BLOB;
     """,
+    """
+    ALTER TABLE images ADD COLUMN truncated_tokens INTEGER NOT NULL DEFAULT 0;
+    """,
 )
 
 

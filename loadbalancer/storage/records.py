@@ -154,6 +154,8 @@ class StoredImage(NamedTuple):
     waited_s: float
     ran_s: float
     flagged: bool
+    #: Tokens at the end of the prompts that the model has not read.
+    truncated_tokens: int = 0
 
 
 class JobPage(NamedTuple):

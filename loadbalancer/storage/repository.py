@@ -37,6 +37,7 @@ from loadbalancer.storage.result_table import ROW_BYTES, ResultTable
 from wire.errors import ErrorDetail
 
 _COLUMNS = "seq, id, asked, state, created, started, ended, failure"
+_IMAGE_COLUMNS = "item, image, waited_s, ran_s, flagged, truncated_tokens"
 _json = msgspec.json.Encoder()
 _specs = msgspec.json.Decoder(JobSpec)
 _failures = msgspec.json.Decoder(Failure)
@@ -137,20 +138,14 @@ class Repository:
 
     def images(self, job: str) -> list[StoredImage]:
         """Return the finished images in order."""
-        rows = self._db.execute(
-            "SELECT item, image, waited_s, ran_s, flagged FROM images WHERE job = ? ORDER BY item", (job,)
-        )
-        return [StoredImage(item, image, waited, ran, bool(flagged)) for item, image, waited, ran, flagged in rows]
+        rows = self._db.execute(f"SELECT {_IMAGE_COLUMNS} FROM images WHERE job = ? ORDER BY item", (job,))  # noqa: S608
+        return [_image(row) for row in rows]
 
     def image(self, job: str, item: int) -> StoredImage | None:
         """Return one finished image; None if it does not exist."""
-        row = self._db.execute(
-            "SELECT item, image, waited_s, ran_s, flagged FROM images WHERE job = ? AND item = ?", (job, item)
-        ).fetchone()
-        if row is None:
-            return None
-        index, image, waited_s, ran_s, flagged = row
-        return StoredImage(index, image, waited_s, ran_s, bool(flagged))
+        statement = f"SELECT {_IMAGE_COLUMNS} FROM images WHERE job = ? AND item = ?"  # noqa: S608
+        row = self._db.execute(statement, (job, item)).fetchone()
+        return None if row is None else _image(row)
 
     def finished_items(self, job: str) -> list[int]:
         """Return the indexes of the finished images, without reading them."""
@@ -185,7 +180,7 @@ class Repository:
     def keep(self, job: str, image: StoredImage) -> None:
         """Store a finished image, unless its job has ended or the index has an image."""
         added = self._db.execute(
-            "INSERT OR IGNORE INTO images SELECT id, ?, ?, ?, ?, ? FROM jobs WHERE id = ? AND ended IS NULL",
+            "INSERT OR IGNORE INTO images SELECT id, ?, ?, ?, ?, ?, ? FROM jobs WHERE id = ? AND ended IS NULL",
             (*image, job),
         )
         if added.rowcount:
@@ -308,6 +303,11 @@ def _host(url: str) -> str:
         return urlsplit(url).netloc.lower()
     except ValueError:
         return ""
+
+
+def _image(row: tuple[Any, ...]) -> StoredImage:
+    index, image, waited_s, ran_s, flagged, truncated_tokens = row
+    return StoredImage(index, image, waited_s, ran_s, bool(flagged), truncated_tokens)
 
 
 def _record(row: tuple[Any, ...]) -> JobRecord:

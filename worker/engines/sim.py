@@ -14,7 +14,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import cast
+from typing import Any, cast
 
 import psutil
 from PIL import Image
@@ -153,7 +153,10 @@ class SimEngine:
             raise TaskError("error", "no image: the digest is not finite, on demand")
         if flagged and self._refuses:
             raise TaskError("unsafe", "the safety checker rejects the image, on demand")
-        return functools.partial(_render, row.finished, row.state, row.inputs, flagged=flagged)
+        truncated = len(row.inputs.prompt) if self._sim.truncate_prompt in row.inputs.prompt else 0
+        return functools.partial(
+            _render, row.finished, row.state, row.inputs, flagged=flagged, truncated_tokens=truncated
+        )
 
     def save(self, row: Row) -> Callable[[], Checkpoint]:
         assert isinstance(row, SimRow)
@@ -193,10 +196,10 @@ def _first_state(inputs: ImageInputs, sources: Sequence[bytes]) -> bytes:
     return hashlib.sha256(repr(parts).encode()).digest()
 
 
-def _render(finished: threading.Event | None, state: bytes, inputs: ImageInputs, *, flagged: bool) -> TaskResult:
+def _render(finished: threading.Event | None, state: bytes, inputs: ImageInputs, **notes: Any) -> TaskResult:
     if finished is not None:
         finished.wait()
-    return _encode(state, inputs, flagged=flagged)
+    return _encode(state, inputs, **notes)
 
 
 def _save(finished: threading.Event | None, checkpoint: Checkpoint) -> Checkpoint:
@@ -205,7 +208,7 @@ def _save(finished: threading.Event | None, checkpoint: Checkpoint) -> Checkpoin
     return checkpoint
 
 
-def _encode(state: bytes, inputs: ImageInputs, *, flagged: bool = False) -> TaskResult:
+def _encode(state: bytes, inputs: ImageInputs, **notes: Any) -> TaskResult:
     pixels = hashlib.shake_256(state).digest(_SIDE * _SIDE * 3)
     image = Image.frombytes("RGB", (_SIDE, _SIDE), pixels).resize(
         (inputs.width, inputs.height), Image.Resampling.NEAREST
@@ -215,4 +218,4 @@ def _encode(state: bytes, inputs: ImageInputs, *, flagged: bool = False) -> Task
         image.save(out, "PNG", compress_level=1)
     else:
         image.save(out, inputs.output_format.upper(), quality=inputs.output_quality)
-    return image_result(out.getvalue(), inputs.output_format, flagged=flagged)
+    return image_result(out.getvalue(), inputs.output_format, **notes)

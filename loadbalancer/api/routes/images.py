@@ -111,7 +111,7 @@ def _add_minimal_api(routes: APIRouter, services: Services, builder: RequestBuil
         (image,) = await in_flight.results()
         if wants_file:
             return image_file(image, spec.inputs[0], in_flight.close)
-        return _held_response(PredictAnswer(base64_json(image.image), image.flagged), in_flight)
+        return _held_response(PredictAnswer(base64_json(image.image), image.flagged, image.truncated_tokens), in_flight)
 
 
 async def _answer(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import json
 from typing import Any
 
 import httpx
@@ -174,6 +175,23 @@ def test_unsafe_image_is_flagged_and_returned(http: httpx.Client) -> None:
     assert all(image["b64_json"] for image in data)
     fine = http.post("/v1/images/generations", json=asked | {"prompt": "a seven"}).json()["data"]
     assert all("flagged" not in image for image in fine)
+
+
+def test_a_prompt_that_was_cut_is_said_in_every_answer(http: httpx.Client) -> None:
+    prompt = "a seven, sim:truncate"
+    body = {"model": "quick", "prompt": prompt, "num_inference_steps": 2}
+    for fields, found in (({}, len(prompt)), ({"prompt": "a seven"}, None)):
+        image = http.post(GENERATE, json=body | fields).json()["data"][0]
+        assert image.get("truncated_tokens") == found
+        file = http.post(GENERATE, json=body | fields, headers={"accept": "image/png"})
+        assert file.headers.get("x-muster-truncated-tokens") == (str(found) if found else None)
+        events = http.post(GENERATE, json=body | fields | {"stream": True}).text
+        [completed] = [line for line in events.splitlines() if line.startswith("data:") and "completed" in line]
+        assert json.loads(completed.removeprefix("data:")).get("truncated_tokens") == found
+        job = http.post("/v1/jobs", json={"path": GENERATE, "body": body | fields}).json()["id"]
+        http.get(f"/v1/jobs/{job}/events")  # until its end
+        stored = http.get(f"/v1/jobs/{job}/result").json()
+        assert stored["data"][0].get("truncated_tokens") == found
 
 
 @pytest.mark.parametrize(

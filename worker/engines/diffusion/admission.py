@@ -114,7 +114,16 @@ class ImageAdmission:
         if start_latents.channels is not None:
             conditions["channels"] = start_latents.channels.expand(2 if family.is_guided(inputs) else 1, -1, -1, -1)
         timesteps = to_device(sampler.timesteps.to(torch.float32), self._device)
-        return DiffusionRow(inputs, sampler, conditions, timesteps, guidance, start_latents.mask_state, lora_scales)
+        return DiffusionRow(
+            inputs,
+            sampler,
+            conditions,
+            timesteps,
+            guidance,
+            start_latents.mask_state,
+            lora_scales,
+            family.truncated_tokens(inputs),
+        )
 
     # ---- beside the steps
 

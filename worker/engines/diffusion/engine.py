@@ -217,12 +217,13 @@ class DiffusionEngine:
         with translate_device_errors(self._device, "preparing to decode an image"):
             own.apply_due_mask()
             latents, ready = own.latents_to_decode(), record_event(self._device)
-        return partial(self._decode_image, latents, own.inputs, own.step == own.steps, ready)
+        return partial(self._decode_image, latents, own, own.step == own.steps, ready)
 
     @torch.inference_mode()
     def _decode_image(
-        self, latents: torch.Tensor, inputs: ImageInputs, final: bool, ready: torch.cuda.Event | None
+        self, latents: torch.Tensor, row: DiffusionRow, final: bool, ready: torch.cuda.Event | None
     ) -> TaskResult:
+        inputs = row.inputs
         try:
             with (
                 self._decode_lock,
@@ -238,9 +239,8 @@ class DiffusionEngine:
                 flagged = final and self._is_unsafe(image)
         except OutOfMemory as error:
             raise TaskError("out_of_memory", str(error)) from error
-        return image_result(
-            encode_image(image, inputs.output_format, inputs.output_quality), inputs.output_format, flagged=flagged
-        )
+        data = encode_image(image, inputs.output_format, inputs.output_quality)
+        return image_result(data, inputs.output_format, flagged=flagged, truncated_tokens=row.truncated_tokens)
 
     def _decode_attempts(self, latents: torch.Tensor, inputs: ImageInputs) -> list[Callable[[], Image.Image]]:
         """Return ways to decode, each with less memory than the one before."""

@@ -49,6 +49,8 @@ class DiffusionRow(UnstreamedRow):
     mask_state: MaskState | None = None
     #: Adapters of its forward passes. They stay loaded until the row is released.
     lora_scales: LoraScales = ()
+    #: Tokens at the ends of its texts that the encoders have not read.
+    truncated_tokens: int = 0
     #: True from a step until the mask is applied to its latents.
     mask_is_due: bool = False
 

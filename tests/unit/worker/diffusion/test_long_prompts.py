@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -10,6 +12,7 @@ import torch
 from tests.support.tiny_diffusion import CHECKPOINTS, admit, engine_of, finish, request
 from worker.engine import EngineRequest
 from worker.engines.diffusion.engine import DiffusionEngine
+from worker.engines.diffusion.families.long_prompts import count_truncated
 
 #: Texts of one, two and three windows of 14 tokens.
 SHORT, LONG, LONGER = "a red seven", "a red seven in ink " * 5, "a blue one " * 12
@@ -56,3 +59,42 @@ def test_first_window_is_what_the_pipeline_encodes(engine: DiffusionEngine) -> N
     assert torch.allclose(whole["embeddings"][:, :length], cut["embeddings"], atol=1e-5)
     if "text_embeds" in cut:
         assert torch.allclose(whole["text_embeds"], cut["text_embeds"], atol=1e-5)
+
+
+class FakeTokenizer:
+    """One token per word, and one of its own."""
+
+    def __call__(self, text: str, *, truncation: bool, verbose: bool) -> Any:
+        assert not truncation
+        assert not verbose
+        return SimpleNamespace(input_ids=[*text.split(), "end"])
+
+
+@pytest.mark.parametrize(
+    ("limits", "texts", "expected"),
+    [
+        ([4], ["one two three"], 0),
+        ([4], ["one two three four"], 1),
+        ([4], ["one two three four", "1 2 3 4 5 6"], 4),
+        ([2, 4], ["one two three four"], 1),
+        ([100], ["one " * 30], 0),
+        ([], ["one two three"], 0),
+    ],
+)
+def test_truncated_tokens_are_counted(limits: list[int], texts: list[str], expected: int) -> None:
+    """Of several encoders, the one that reads most counts."""
+    assert count_truncated([(FakeTokenizer(), limit) for limit in limits], texts) == expected
+
+
+@pytest.mark.parametrize("kind", ["sd", "sd3", "sd3-shifting-without-t5", "flux-dev", "flux-schnell"])
+def test_images_say_what_was_cut(kind: str, tmp_path: Path) -> None:
+    CHECKPOINTS[kind]().save_pretrained(tmp_path)
+    engine = engine_of(tmp_path)
+    prompts = {"short": SHORT, "long": "a red seven in ink " * 150}
+    found = {}
+    for name, prompt in prompts.items():
+        [row] = admit(engine, request(prompt=prompt, steps=1, guidance_scale=1.0))
+        finish(engine, row)
+        found[name] = engine.render(row)().truncated_tokens
+    assert found["short"] == 0
+    assert (found["long"] > 0) == (kind != "sd")

@@ -103,6 +103,11 @@ class Family(abc.ABC):
         del inputs
         return 1
 
+    def truncated_tokens(self, inputs: ImageInputs) -> int:
+        """Return how many tokens at the ends of the request's texts are not read."""
+        del inputs
+        return 0
+
     def encode_windows(self, texts: list[str], windows: int) -> dict[str, torch.Tensor]:
         """Return embeddings as `encode` does, of this many windows."""
         assert windows == 1

@@ -11,6 +11,7 @@ from wire.inputs import ImageInputs
 from worker.engine import TaskError
 from worker.engines.diffusion.families.base import Conditions, Family
 from worker.engines.diffusion.families.flow import timestep_shift
+from worker.engines.diffusion.families.long_prompts import count_truncated
 from worker.engines.diffusion.families.prompt_cache import Encoded
 from worker.engines.diffusion.sampling import SchedulerSetup
 from worker.engines.torch_device import to_device
@@ -50,6 +51,9 @@ class Flux(Family):
             prompt=texts, prompt_2=None, device=self.device, max_sequence_length=self.max_tokens
         )
         return {"embeddings": embeddings, "pooled": pooled}
+
+    def truncated_tokens(self, inputs: ImageInputs) -> int:
+        return count_truncated([(self.pipeline.tokenizer_2, self.max_tokens)], self.texts(inputs))
 
     def conditions(self, inputs: ImageInputs, encoded: Sequence[Encoded]) -> Conditions:
         conditions = super().conditions(inputs, encoded)

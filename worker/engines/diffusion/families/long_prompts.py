@@ -1,4 +1,4 @@
-"""Prompts that are longer than a CLIP encoder's window: encoded piece by piece, and joined.
+"""Prompts that are longer than a CLIP encoder's window: encoded piece by piece, and joined; or cut, and counted.
 
 This is what other programs do. A prompt within the window is encoded by the pipeline itself. With guidance, both texts
 of a request get as many windows as the longer one.
@@ -21,6 +21,22 @@ def count_windows(tokenizers: Sequence[Any], texts: Sequence[str]) -> int:
             if len(text.encode()) > length:  # a token has at least one byte
                 windows = max(windows, -(-len(_tokens(tokenizer, text)) // length))
     return windows
+
+
+def count_truncated(tokenizers: Sequence[tuple[Any, int]], texts: Sequence[str]) -> int:
+    """Return how many tokens at the ends of the texts no encoder reads.
+
+    `tokenizers`: each with the number of tokens that its encoder reads. Of several, the one that reads most counts.
+    """
+    total = 0
+    for text in texts:
+        # A token has at least one byte, and an encoder adds at most two of its own.
+        if tokenizers and all(len(text.encode()) + 2 > limit for _, limit in tokenizers):
+            total += min(
+                max(len(tokenizer(text, truncation=False, verbose=False).input_ids) - limit, 0)
+                for tokenizer, limit in tokenizers
+            )
+    return total
 
 
 def window_ids(tokenizer: Any, texts: Sequence[str], windows: int) -> torch.Tensor:

@@ -8,7 +8,11 @@ from wire.inputs import ImageInputs
 from worker.engine import TaskError
 from worker.engines.diffusion.families.base import Conditions, Family, with_channels
 from worker.engines.diffusion.families.flow import timestep_shift
+from worker.engines.diffusion.families.long_prompts import count_truncated
 from worker.engines.diffusion.sampling import SchedulerSetup
+
+#: Tokens that the encoders read in the pipeline.
+_CLIP_TOKENS, _T5_TOKENS = 77, 256
 
 
 class StableDiffusion3(Family):
@@ -34,6 +38,13 @@ class StableDiffusion3(Family):
             prompt=texts, prompt_2=None, prompt_3=None, device=self.device, do_classifier_free_guidance=False
         )
         return {"embeddings": embeddings, "pooled": pooled}
+
+    def truncated_tokens(self, inputs: ImageInputs) -> int:
+        pipe = self.pipeline
+        limits = [(pipe.tokenizer, _CLIP_TOKENS), (pipe.tokenizer_2, _CLIP_TOKENS)]
+        if pipe.text_encoder_3 is not None:
+            limits.append((pipe.tokenizer_3, _T5_TOKENS))
+        return count_truncated(limits, self.texts(inputs))
 
     def scheduler_setup(self, inputs: ImageInputs) -> SchedulerSetup:
         """Shift the timesteps by the number of patches if configured."""

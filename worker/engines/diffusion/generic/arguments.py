@@ -6,15 +6,18 @@ guidance, are left out.
 
 from __future__ import annotations
 
+import functools
 import inspect
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 from PIL import Image
+from transformers.tokenization_utils_base import VERY_LARGE_INTEGER, PreTrainedTokenizerBase
 
 from wire.inputs import GenerationMode, ImageInputs
 from worker.engine import TaskError, UnsupportedModel, check_sources
+from worker.engines.diffusion.families.long_prompts import count_truncated
 
 #: Parameters for the source image. A ControlNet pipeline gets it for both.
 _IMAGE_NAMES = ("image", "control_image")
@@ -82,6 +85,24 @@ class PipelineArguments:
         elif "class_labels" in self._parameters:
             offered["class_labels"] = [self._class_label(inputs.prompt)]
         return {name: value for name, value in offered.items() if name in self._parameters}
+
+    def truncated_tokens(self, inputs: ImageInputs) -> int:
+        """Return how many tokens at the ends of the request's texts the pipeline does not read."""
+        if not self.takes_text:
+            return 0
+        return count_truncated(self._token_limits, [inputs.prompt, inputs.negative_prompt])
+
+    @functools.cached_property
+    def _token_limits(self) -> list[tuple[Any, int]]:
+        """The tokenizers with the number of tokens that their encoders read."""
+        length = self._parameters.get("max_sequence_length")
+        usual = length.default if length is not None and isinstance(length.default, int) else None
+        found = []
+        for part in vars(self._pipeline).values():
+            if isinstance(part, PreTrainedTokenizerBase):
+                limits = [limit for limit in (usual, part.model_max_length) if limit and limit < VERY_LARGE_INTEGER]
+                found.append((part, int(min(limits, default=VERY_LARGE_INTEGER))))
+        return found
 
     def _guidance(self, inputs: ImageInputs) -> dict[str, Any]:
         """Use `true_cfg_scale` for guidance by a negative prompt in pipelines whose `guidance_scale` differs."""

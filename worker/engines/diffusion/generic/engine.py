@@ -291,7 +291,8 @@ class GenericEngine:
         if made.flagged and self._model.safety_checker == "refuse":
             raise TaskError("unsafe", "the model's safety checker rejected the image")
         data = encode_image(made.to_pil(), inputs.output_format, inputs.output_quality)
-        return image_result(data, inputs.output_format, flagged=made.flagged)
+        truncated = self._arguments.truncated_tokens(inputs)
+        return image_result(data, inputs.output_format, flagged=made.flagged, truncated_tokens=truncated)
 
     def save(self, row: Row) -> Callable[[], Checkpoint] | None:
         """Return None: the state on a pipeline's stack cannot be saved."""
