@@ -326,6 +326,8 @@ class Logging(Section):
     """Maximum size of a log file. Beyond it the file becomes `NAME.log.1`."""
     backups: int = Field(default=2, ge=0, le=100)
     """Number of earlier parts of each log file that are kept."""
+    format: Literal["text", "json"] = "text"
+    """Form of the log lines of all programs. `json`: an object per line."""
 
 
 class SimulatedDevice(Section):

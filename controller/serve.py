@@ -94,7 +94,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     detach_standard_streams()
     args = _parser().parse_args(argv)
     settings = settings_from(args)
-    configure_logging(settings.log_level, multiline=True)
+    as_json = settings.logging.format == "json"
+    configure_logging(settings.log_level, multiline=True, as_json=as_json, program="controller")
     rotate_own_log(settings.data_dir, settings.logging)
     if (files := raise_open_file_limit()) < MIN_OPEN_FILES:
         print(

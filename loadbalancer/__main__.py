@@ -58,6 +58,7 @@ from loadbalancer.scheduler_service import SchedulerService
 from loadbalancer.services import Services
 from loadbalancer.storage.database import Database
 from loadbalancer.storage.result_store import ResultStore
+from loadbalancer.tracing.request_context import log_fields
 from loadbalancer.transport.curve_listener import CannotListen
 
 log = logging.getLogger("loadbalancer")
@@ -99,7 +100,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Serve until a signal. Returns the exit status: 0 stopped, 2 startup failed."""
     detach_standard_streams()
     settings = settings_from(_parser().parse_args(argv))
-    configure_logging(settings.log_level)
+    configure_logging(
+        settings.log_level, as_json=settings.logging.format == "json", program="loadbalancer", context=log_fields
+    )
     rotate_own_log(settings.data_dir, settings.logging)
     setproctitle("muster loadbalancer")
     host, port = settings.server.host, settings.server.port

@@ -28,6 +28,7 @@ from loadbalancer.scheduling.events import (
 from loadbalancer.scheduling.model_counters import Totals
 from loadbalancer.scheduling.scheduler import Scheduler
 from loadbalancer.scheduling.task import Checkpoint, Task, TaskCompleted, TaskEnded, TaskUpdate
+from loadbalancer.tracing.request_context import CURRENT, RequestContext
 from loadbalancer.transport.curve_listener import CurveListener
 from loadbalancer.transport.process_watcher import ProcessWatcher
 from loadbalancer.transport.worker_socket import ReceivedMessage, WorkerSocket
@@ -121,15 +122,19 @@ class SchedulerService:
         checkpoints: Sequence[Checkpoint | None] = (),
         may_be_running: bool = False,
         already_counted: bool = False,
+        context: RequestContext | None = None,
     ) -> list[str]:
         """Queue one task per item, all or none. `listener` receives every update. Raises `QueueFull`.
 
         `sources` are the pixels of the source images, shared by all items. `own_frames` (the parts of each call),
         `task_ids` and `checkpoints` have one entry per item where given. `may_be_running`: workers may
         still run these tasks for an earlier balancer process. `already_counted`: `request_proxied` has counted
-        them as arrivals.
+        them as arrivals. `context` is by default that of the current request.
         """
         now, request = time.monotonic(), os.urandom(16).hex()
+        context = context or CURRENT.get()
+        if context is not None:
+            context.on_submit(model, len(inputs), now)
         tasks = [
             Task(
                 name,
@@ -144,6 +149,7 @@ class SchedulerService:
                 sources=frames,
                 siblings=len(inputs),
                 may_be_running=may_be_running,
+                context=context,
             )
             for name, item, frames in zip(
                 task_ids or [f"{request}-{i:03}" for i in range(len(inputs))],
@@ -230,6 +236,7 @@ class SchedulerService:
                 envelope = BalancerEnvelope(effect.message, effect.frames)
                 self._outbox.setdefault(effect.worker, []).append(envelope)
             elif isinstance(effect, RecordTask):
+                _note_end(effect.task, now)
                 if self._arrivals is not None:
                     self._arrivals.put(effect.task, now, time.time())
             else:
@@ -298,6 +305,13 @@ class SchedulerService:
         self._processes.watch_only(connected)
         self._socket.keep_only(connected)
         self._socket.ensure_bound()
+
+
+def _note_end(task: Task, now: float) -> None:
+    context = task.context
+    if context is not None:
+        started = task.first_started if task.first_started is not None else now
+        context.on_task_end(started - task.created, now - started, now)
 
 
 def _printable(text: str) -> str:

@@ -46,6 +46,10 @@ class Assignment(msgspec.Struct, frozen=True, omit_defaults=True):
     #: No other task may share its batch: earlier workers died with it, and it may be the cause.
     isolated: bool = False
     frames: Count = 0
+    #: Of the request, for logs; empty if it has none.
+    request_id: Name = ""
+    #: Its span as the header `traceparent`; empty without a trace.
+    traceparent: Name = ""
 
 
 class WorkerCounters(msgspec.Struct, frozen=True, omit_defaults=True):

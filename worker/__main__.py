@@ -117,14 +117,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     settings = settings_from(args)
     if hasattr(args, "check_engine"):
         return _check_engine(args, settings)
-    configure_logging(settings.log_level)
+    model = getattr(args, "model", next(iter(settings.models)))
+    name = getattr(args, "id", f"{model.replace('/', '-')}-{secrets.token_hex(3)}")
+    as_json = settings.logging.format == "json"
+    configure_logging(settings.log_level, as_json=as_json, program="worker", worker=name, model=model)
     rotate_own_log(settings.data_dir, settings.logging)
     raise_open_file_limit()
-    model = getattr(args, "model", next(iter(settings.models)))
     if model not in settings.models:
         print(f"--model {model}: no such model; configured: {', '.join(settings.models)}", file=sys.stderr)
         return EXIT_USAGE
-    name = getattr(args, "id", f"{model.replace('/', '-')}-{secrets.token_hex(3)}")
     try:
         address, key = _balancer(args, settings)
     except BadKey as error:

@@ -22,6 +22,7 @@ from worker.engine import (
     TaskError,
     TaskResult,
 )
+from worker.task_fields import task_fields
 
 log = logging.getLogger(__name__)
 
@@ -55,7 +56,7 @@ def step(engine: StepEngine, members: Sequence[Member]) -> StepOutcome:
     except Exception as error:
         if half:
             return step(engine, members[:half]) + step(engine, members[half:])
-        log.exception("task %s: its step failed", members[0].assignment.task)
+        log.exception("task %s: its step failed", members[0].assignment.task, extra=task_fields(members[0].assignment))
         task_error = error if isinstance(error, TaskError) else TaskError("error", f"step failed: {error}")
         return StepOutcome(failed=[(members[0], task_error)])
     return StepOutcome(advanced=list(members))
@@ -129,7 +130,8 @@ def save(engine: StepEngine, member: Member) -> Callable[[], Checkpoint] | None:
     except DeviceLost:
         raise
     except Exception:
-        log.exception("task %s: its state could not be saved", member.assignment.task)
+        task = member.assignment
+        log.exception("task %s: its state could not be saved", task.task, extra=task_fields(task))
         return None
 
 
@@ -141,5 +143,6 @@ def save_now(engine: StepEngine, member: Member) -> Checkpoint | None:
     except DeviceLost:
         raise
     except Exception:
-        log.exception("task %s: its state could not be saved", member.assignment.task)
+        task = member.assignment
+        log.exception("task %s: its state could not be saved", task.task, extra=task_fields(task))
         return None

@@ -22,6 +22,7 @@ from wire.codec import WorkerEnvelope
 from wire.messages import Assignment, Capacity, Failed, Finished, Hello, Progress
 from worker.engine import Checkpoint, DeviceLost, TaskError, TaskResult
 from worker.offer import Offer, RoundTrips
+from worker.task_fields import task_fields
 from worker.unacked_results import UnackedResults
 
 log = logging.getLogger(__name__)
@@ -32,6 +33,9 @@ _MAX_TEXT_CHARS = 1000
 
 
 def failure(task: Assignment, error: TaskError) -> Failed:
+    # Without its message, which may quote what the client has sent.
+    level = logging.DEBUG if error.kind == "invalid" else logging.INFO
+    log.log(level, "task %s has failed: %s", task.task, error.kind, extra=task_fields(task))
     return Failed(task.task, task.attempt, error.kind, clip(error.message, _MAX_TEXT_CHARS), error.status)
 
 
@@ -202,7 +206,7 @@ class PostProcessor:
         except TaskError as error:
             result = error
         except Exception as error:
-            log.exception("task %s: its result could not be made", task.task)
+            log.exception("task %s: its result could not be made", task.task, extra=task_fields(task))
             result = TaskError("error", f"the result could not be made: {error}")
         with self._lock:  # one message, so that slot and capacity change together
             self.finishing.pop(task.task, None)  # absent if it was assigned again and has finished
@@ -243,7 +247,7 @@ class PostProcessor:
             self.lost = error
             return
         except Exception:  # without it the task only has to redo more steps if its worker dies
-            log.exception("task %s: its state could not be saved", task.task)
+            log.exception("task %s: its state could not be saved", task.task, extra=task_fields(task))
             return
         finally:
             with self._lock:

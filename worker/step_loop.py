@@ -45,6 +45,7 @@ from worker.offer import Offer, OfferPlanner, RoundTrips
 from worker.postprocessing import FinishedRow, PostProcessor, failure
 from worker.preparation import Preparation
 from worker.step_clock import StepClock, StepRecord
+from worker.task_fields import task_fields
 from worker.transport import DrainRequested, Transport
 
 log = logging.getLogger(__name__)
@@ -288,6 +289,8 @@ class StepLoop:
             else:
                 scheduler.join(task, row, time.monotonic())
                 started.append(WorkerEnvelope(Started(assignment.task, assignment.attempt)))
+                if log.isEnabledFor(logging.DEBUG):
+                    log.debug("task %s starts at step %d", assignment.task, row.step, extra=task_fields(assignment))
                 is_changed = (row.step, row.steps) != (assignment.step, assignment.inputs.steps)
                 if is_changed and not reports_tokens(assignment.inputs):
                     progress = Progress(assignment.task, assignment.attempt, row.step, row.steps)

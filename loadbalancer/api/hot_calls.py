@@ -21,6 +21,8 @@ from loadbalancer.api.pushed_response import PushedResponse
 from loadbalancer.api.request_head import RequestHead
 from loadbalancer.metrics.prometheus import Metrics
 from loadbalancer.schema.errors import ApiError, ClientClosed, InternalError
+from loadbalancer.tracing.request_context import CURRENT, RequestContext
+from loadbalancer.tracing.trace_context import parse_traceparent
 
 log = logging.getLogger(__name__)
 
@@ -53,6 +55,7 @@ class HotCall:
     __slots__ = (
         "_caller",
         "_calls",
+        "_context",
         "_future",
         "_head",
         "_headers",
@@ -88,6 +91,7 @@ class HotCall:
         self._query = query
         self._headers = headers
         self._started = time.monotonic()
+        self._context = RequestContext(head.request_id, parse_traceparent(head.traceparent))
         self._caller: Caller | None = None
         self._responder: Responder | None = None
         self._future: asyncio.Future[Response] | None = None
@@ -100,6 +104,7 @@ class HotCall:
         """The request is complete. Raises nothing."""
         self._responder, head, control = responder, self._head, self._calls.control
         is_post = self._method == "POST"
+        token = CURRENT.set(self._context)
         try:
             control.check(self._query, head.host, None)
             self._caller = caller = control.enter(self._path, head.authorization, is_post=is_post, now=self._started)
@@ -122,6 +127,8 @@ class HotCall:
             self._fail(error)
         else:
             self._future.add_done_callback(self._on_done)
+        finally:
+            CURRENT.reset(token)
 
     def cancel(self) -> None:
         """The client has left, before the response was complete. Raises nothing."""

@@ -25,6 +25,8 @@ from loadbalancer.api.idempotency import HEADER, PATHS
 from loadbalancer.api.request_head import RequestHead
 from loadbalancer.metrics.prometheus import Metrics
 from loadbalancer.schema.errors import ApiError, InternalError
+from loadbalancer.tracing.request_context import CURRENT, RequestContext
+from loadbalancer.tracing.trace_context import parse_traceparent
 
 log = logging.getLogger(__name__)
 
@@ -49,7 +51,14 @@ _EXPOSED_HEADERS = (
 
 
 #: Request headers that a page of another origin may send.
-_ALLOWED_HEADERS = ("authorization", "content-type", HEADER, "x-request-id", "inference-header-content-length")
+_ALLOWED_HEADERS = (
+    "authorization",
+    "content-type",
+    HEADER,
+    "traceparent",
+    "x-request-id",
+    "inference-header-content-length",
+)
 
 
 class ApiMiddleware:
@@ -100,6 +109,7 @@ class ApiMiddleware:
         started, head = time.monotonic(), RequestHead(scope["headers"])
         scope.setdefault("state", {})["head"] = head
         sender = _Sender(send, head.request_id)
+        token = CURRENT.set(RequestContext(head.request_id, parse_traceparent(head.traceparent)))
         try:
             try:
                 self._control.check(scope.get("query_string", b""), head.host, head.origin)
@@ -114,6 +124,7 @@ class ApiMiddleware:
             text = f"The server had an error while processing your request. Its id is {head.request_id}."
             await error_response(InternalError(text), scope["path"])(scope, receive, sender.send)
         finally:
+            CURRENT.reset(token)
             route = getattr(scope.get("route"), "path", "other")
             self._metrics.request(route, sender.status or 500, time.monotonic() - started)
 

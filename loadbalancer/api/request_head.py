@@ -19,6 +19,7 @@ _NAMES = frozenset(
         b"host",
         b"idempotency-key",
         b"origin",
+        b"traceparent",
         b"x-request-id",
     }
 )
@@ -27,7 +28,7 @@ _NAMES = frozenset(
 class RequestHead:
     """What the headers say about the caller and the body. Of headers that are repeated, the first counts."""
 
-    __slots__ = ("authorization", "has_key", "host", "is_encoded", "length", "origin", "request_id")
+    __slots__ = ("authorization", "has_key", "host", "is_encoded", "length", "origin", "request_id", "traceparent")
 
     def __init__(self, headers: Iterable[tuple[bytes, bytes]]) -> None:
         """Names of headers are in lower case."""
@@ -45,6 +46,7 @@ class RequestHead:
         self.is_encoded = b"content-encoding" in found
         self.has_key = b"idempotency-key" in found
         given_id = found.get(b"x-request-id", "")
+        self.traceparent = found.get(b"traceparent", "")
         self.request_id = given_id if given_id and _SAFE_ID.fullmatch(given_id) else new_request_id()
 
     @property

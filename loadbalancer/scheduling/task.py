@@ -17,6 +17,7 @@ from typing import NamedTuple
 import msgspec
 
 from loadbalancer.scheduling.text_work import NO_PROMPT, PromptSteps
+from loadbalancer.tracing.request_context import RequestContext
 from wire.codec import Frame
 from wire.inputs import Part, Shape, TaskInputs, TextInputs
 from wire.messages import FailureKind
@@ -63,15 +64,17 @@ class InvalidTransition(Exception):
     """A bug in the scheduler; the text contains the task's history."""
 
     def __init__(self, task: Task, to: TaskState) -> None:
-        path = ", ".join(f"{at:.3f} {state.value} ({_reason(reason)})" for at, state, reason in task.history)
+        path = ", ".join(f"{at:.3f} {state.value} ({reason_text(reason)})" for at, state, reason, *_ in task.history)
         super().__init__(f"task {task.id}: {task.state.value} -> {to.value} is not allowed; history: {path}")
 
 
 #: A text, or a format with its values: most histories are never read.
 Reason = str | tuple[object, ...]
+#: Time, state, reason, worker and step.
+Transition = tuple[float, TaskState, Reason, str | None, int]
 
 
-def _reason(reason: Reason) -> str:
+def reason_text(reason: Reason) -> str:
     return reason if isinstance(reason, str) else str(reason[0]).format(*reason[1:])
 
 
@@ -143,13 +146,15 @@ class Task:
     work_s: float = 0.0
     #: Number of tasks of its request.
     siblings: int = 1
+    #: Of its request, for logs and traces.
+    context: RequestContext | None = None
     #: What its costs are kept by.
     shape: Shape = field(init=False)
     source_bytes: int = field(init=False)
     #: No other task may share a batch with it.
     isolated: bool = field(init=False)
-    #: Its latest transitions: time, state, reason.
-    history: list[tuple[float, TaskState, Reason]] = field(default_factory=list)
+    #: Its latest transitions: time, state, reason, and the worker and step at that time.
+    history: list[Transition] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.shape = self.inputs.shape
@@ -160,7 +165,7 @@ class Task:
         if to not in TRANSITIONS[self.state]:
             raise InvalidTransition(self, to)
         self.state = to
-        self.history.append((now, to, reason))
+        self.history.append((now, to, reason, self.worker, self.step))
         if len(self.history) > _MAX_HISTORY:
             del self.history[0]
 

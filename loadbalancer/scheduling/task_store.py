@@ -185,7 +185,12 @@ class TaskStore:
         self.registry.assign(worker, task.id, task.attempt, now)
         own, frames = assignments.setdefault(worker.id, ([], []))
         task_frames = [*task.sources, *task.state_frames()]
-        own.append(Assignment(task.id, task.attempt, task.inputs, task.state_at, task.isolated, len(task_frames)))
+        context, count = task.context, len(task_frames)
+        if context is None:
+            own.append(Assignment(task.id, task.attempt, task.inputs, task.state_at, task.isolated, count))
+        else:
+            ids = context.request_id, context.traceparent
+            own.append(Assignment(task.id, task.attempt, task.inputs, task.state_at, task.isolated, count, *ids))
         frames += task_frames
 
     # ---- workers that connect again

@@ -24,7 +24,7 @@ def test_only_listed_transitions_are_allowed(start: TaskState, to: TaskState) ->
     if to in TRANSITIONS[start]:
         task.transition(to, 1.0, "why not")
         assert task.state is to
-        assert list(task.history) == [(1.0, to, "why not")]
+        assert list(task.history) == [(1.0, to, "why not", None, 0)]
     else:
         with pytest.raises(InvalidTransition, match=f"task t: {start.value} -> {to.value} is not allowed"):
             task.transition(to, 1.0, "why not")

@@ -1,0 +1,1 @@
+"""Traces of requests: their context, and the spans that are sent to a collector."""

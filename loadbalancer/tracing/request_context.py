@@ -1,0 +1,89 @@
+"""The request or job that the current code works for: its ids and times, for logs and traces. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextvars import ContextVar
+
+from loadbalancer.tracing.trace_context import TraceContext
+
+
+class RequestContext:
+    """One request or job. Times are seconds on the scheduler's clock."""
+
+    __slots__ = (
+        "error_code",
+        "first_output_at",
+        "input_tokens",
+        "last_ended_at",
+        "model",
+        "output_tokens",
+        "ran_s",
+        "request_id",
+        "submitted_at",
+        "tasks",
+        "trace",
+        "waited_s",
+    )
+
+    def __init__(self, request_id: str, trace: TraceContext | None = None) -> None:
+        self.request_id = request_id
+        #: Its span, or that of its client where no spans are written; None: neither.
+        self.trace = trace
+        #: Of its tasks; empty if it has none.
+        self.model = ""
+        self.tasks = 0
+        #: When its first tasks were queued, and its latest one ended.
+        self.submitted_at: float | None = None
+        self.last_ended_at: float | None = None
+        #: The longest wait and run of its tasks; None until one has ended.
+        self.waited_s: float | None = None
+        self.ran_s: float | None = None
+        #: Time of its first token or chunk.
+        self.first_output_at: float | None = None
+        self.input_tokens = self.output_tokens = 0
+        #: Code or type of the error that it was answered with.
+        self.error_code = ""
+
+    @property
+    def traceparent(self) -> str:
+        """The header for those that it calls; empty without a trace."""
+        return "" if self.trace is None else self.trace.traceparent
+
+    def on_submit(self, model: str, tasks: int, now: float) -> None:
+        self.model = model
+        self.tasks += tasks
+        if self.submitted_at is None:
+            self.submitted_at = now
+
+    def on_output(self, now: float) -> None:
+        """Note a token or chunk; only the first counts."""
+        if self.first_output_at is None:
+            self.first_output_at = now
+
+    def on_usage(self, prompt: int, generated: int) -> None:
+        """Note the tokens of a text that has ended."""
+        self.input_tokens += prompt
+        self.output_tokens += generated
+
+    def on_error(self, code: str) -> None:
+        self.error_code = code
+
+    def on_task_end(self, waited_s: float, ran_s: float, now: float) -> None:
+        self.waited_s = waited_s if self.waited_s is None else max(self.waited_s, waited_s)
+        self.ran_s = ran_s if self.ran_s is None else max(self.ran_s, ran_s)
+        self.last_ended_at = now
+
+
+#: None outside of requests and jobs.
+CURRENT: ContextVar[RequestContext | None] = ContextVar("request", default=None)
+
+
+def log_fields() -> Mapping[str, str]:
+    """Return the fields of log lines that are written for the current request."""
+    context = CURRENT.get()
+    if context is None:
+        return {}
+    if context.trace is None:
+        return {"request_id": context.request_id}
+    return {"request_id": context.request_id, "trace_id": context.trace.trace_id}
