@@ -54,6 +54,8 @@ def checkpoint_problems(model: Model) -> list[str]:
     if model.loras is not None:
         problems += _folder_problems(model.loras, "loras")
     replaced = {"base": model.base} if model.base is not None else {}
+    if model.vae.preview not in ("auto", "off"):
+        replaced["vae.preview"] = model.vae.preview
     for name, path in (replaced | model.replaced_parts).items():
         if not path.startswith(_BUILTIN_PREFIX) and not is_hub_id(path):
             problems += _replacement_problems(name, Path(path))

@@ -35,6 +35,9 @@ class Vae(Section):
     tiling: Annotated[Literal["auto", "on", "off"], BeforeValidator(_switch)] = "auto"
     """Decode large images in tiles, which takes less memory. `auto`: on GPUs above 1.5 million pixels, and whenever an
     image does not fit otherwise."""
+    preview: Annotated[CheckpointPath, BeforeValidator(_switch)] = "auto"
+    """A small autoencoder (`AutoencoderTiny`) for previews: a folder or a hub id. `auto`: a folder in the checkpoint's,
+    if one holds it. `off`: previews are decoded as images are."""
 
 
 def _vae(value: Any) -> Any:

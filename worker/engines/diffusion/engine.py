@@ -49,6 +49,7 @@ from worker.engines.diffusion.lora.loader import LoraLoader, sort_loras
 from worker.engines.diffusion.row import DiffusionRow
 from worker.engines.diffusion.safety_checker import SafetyChecker, make_safety_checker
 from worker.engines.diffusion.sampling import batched_step
+from worker.engines.diffusion.tiny_vae import load_tiny_vae
 from worker.engines.diffusion.vae_decoding import StepGate, decode_with_retries, needs_tiles, tiled
 from worker.engines.gpu_checks import check_build, open_gpu
 from worker.engines.torch_device import (
@@ -71,6 +72,8 @@ class DiffusionEngine:
     _loras: LoraLoader
     _forward: ForwardPass
     _checker: SafetyChecker | None
+    #: A small autoencoder for previews.
+    _tiny_vae: Any
     _decode_stream: SideStream
     _save_stream: SideStream
 
@@ -108,6 +111,7 @@ class DiffusionEngine:
         self._admission = ImageAdmission(self._family, self._model, self._loras, self._device)
         self._forward = make_forward_pass(self._family, self._model, self._device, lambda: self._loras.is_active)
         self._checker = make_safety_checker(self._family.pipeline, self._device)
+        self._tiny_vae = load_tiny_vae(self._model, self._family, self._device)
         self._decode_stream, self._save_stream = SideStream(self._device), SideStream(self._device)
 
     def info(self) -> EngineInfo:
@@ -235,15 +239,20 @@ class DiffusionEngine:
                         "error",
                         f"no image: the latents of scheduler '{inputs.scheduler}' are not finite in {latents.dtype}",
                     )
-                image = decode_with_retries(self._decode_attempts(latents, inputs), self._step_gate, self._device)
+                attempts = self._decode_attempts(latents, inputs, final=final)
+                image = decode_with_retries(attempts, self._step_gate, self._device)
                 flagged = final and self._is_unsafe(image)
         except OutOfMemory as error:
             raise TaskError("out_of_memory", str(error)) from error
         data = encode_image(image, inputs.output_format, inputs.output_quality)
         return image_result(data, inputs.output_format, flagged=flagged, truncated_tokens=row.truncated_tokens)
 
-    def _decode_attempts(self, latents: torch.Tensor, inputs: ImageInputs) -> list[Callable[[], Image.Image]]:
+    def _decode_attempts(
+        self, latents: torch.Tensor, inputs: ImageInputs, *, final: bool
+    ) -> list[Callable[[], Image.Image]]:
         """Return ways to decode, each with less memory than the one before."""
+        if self._tiny_vae is not None and not final:
+            return [partial(self._family.decode_preview, latents, inputs, self._tiny_vae)]
         plain = partial(self._family.decode, latents, inputs)
         in_tiles = partial(self._family.decode, latents, inputs, tiled(self._family.vae))
         tiling = self._model.vae.tiling

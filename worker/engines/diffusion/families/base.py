@@ -190,6 +190,13 @@ class Family(abc.ABC):
         image: Image.Image = self.pipeline.image_processor.postprocess(decoded, output_type="pil")[0]
         return image
 
+    def decode_preview(self, latents: torch.Tensor, inputs: ImageInputs, tiny: Any) -> Image.Image:
+        """Decode one row's latents with a small autoencoder, which takes them in the denoiser's scale."""
+        latents = self.unpack(latents, inputs).to(tiny.dtype) / tiny.config.scaling_factor + tiny.config.shift_factor
+        decoded = tiny.decode(latents.contiguous(), return_dict=False)[0]
+        image: Image.Image = self.pipeline.image_processor.postprocess(decoded, output_type="pil")[0]
+        return image
+
 
 class UNetFamily(Family):
     """Families whose denoiser is a UNet."""
