@@ -37,12 +37,44 @@ def open_gpu(device: torch.device) -> None:
     if not is_assigned(os.environ, visible):
         # A library used CUDA before the environment named the device, which fixed the set of visible GPUs.
         raise DeviceLost(f"this process sees {visible} GPUs in place of the one that it was assigned")
+    found, assigned = _uuid_of(device), _assigned_uuid(os.environ)
+    if not is_same_gpu(found, assigned):
+        raise DeviceLost(f"this process sees GPU {found} in place of the one that it was assigned, {assigned}")
 
 
 def is_assigned(environment: Mapping[str, str], visible: int) -> bool:
     """Return false if the environment names one GPU but CUDA shows this process another number of them."""
     number = environment.get("CUDA_VISIBLE_DEVICES", "")
     return not number.isdecimal() or visible == 1
+
+
+def is_same_gpu(found: str, assigned: str) -> bool:
+    """Return false if both UUIDs are known and differ. CUDA's lack the prefix of the driver's."""
+    return not found or not assigned or found.removeprefix("GPU-") == assigned.removeprefix("GPU-")
+
+
+def _uuid_of(device: torch.device) -> str:
+    """Return CUDA's UUID of the GPU; empty if this version of torch does not say it."""
+    return str(getattr(torch.cuda.get_device_properties(device), "uuid", ""))
+
+
+def _assigned_uuid(environment: Mapping[str, str]) -> str:
+    """Return the driver's UUID of the GPU that the environment names by its number; empty if it is not known."""
+    number = environment.get("CUDA_VISIBLE_DEVICES", "")
+    if not number.isdecimal() or environment.get("CUDA_DEVICE_ORDER") != "PCI_BUS_ID":
+        return ""
+    try:
+        import pynvml
+    except ImportError:  # the engine has an environment of its own
+        return ""
+    try:
+        pynvml.nvmlInit()
+        try:
+            return str(pynvml.nvmlDeviceGetUUID(pynvml.nvmlDeviceGetHandleByIndex(int(number))))
+        finally:
+            pynvml.nvmlShutdown()
+    except pynvml.NVMLError:  # an AMD GPU
+        return ""
 
 
 def computes_bfloat16(device: torch.device) -> bool:

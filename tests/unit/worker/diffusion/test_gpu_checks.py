@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from worker.engine import UnsupportedModel
-from worker.engines.gpu_checks import check_build, computes_bfloat16, is_assigned, open_gpu
+from worker.engines.gpu_checks import check_build, computes_bfloat16, is_assigned, is_same_gpu, open_gpu
 from worker.engines.torch_device import limit_cpu_threads
 
 
@@ -41,6 +41,20 @@ def test_workers_share_the_cores(device: str, before: int, after: int) -> None:
 )
 def test_process_sees_only_its_gpu(devices: str, visible: int, expected: bool) -> None:
     assert is_assigned({"CUDA_VISIBLE_DEVICES": devices}, visible) == expected
+
+
+@pytest.mark.parametrize(
+    ("found", "assigned", "expected"),
+    [
+        ("5d3c-01", "GPU-5d3c-01", True),
+        ("GPU-5d3c-01", "GPU-5d3c-01", True),
+        ("5d3c-02", "GPU-5d3c-01", False),
+        ("", "GPU-5d3c-01", True),
+        ("5d3c-01", "", True),
+    ],
+)
+def test_another_gpu_than_assigned_is_noticed(found: str, assigned: str, expected: bool) -> None:
+    assert is_same_gpu(found, assigned) == expected
 
 
 def test_without_the_variable_all_gpus_are_its_own() -> None:
