@@ -73,6 +73,18 @@ def _present_gpus() -> list[tuple[Gpu, str]]:
         pynvml.nvmlShutdown()
 
 
+def uuid_of(number: int) -> str:
+    """Return the driver's UUID of a GPU; empty without an NVIDIA driver that knows it."""
+    try:
+        pynvml.nvmlInit()
+        try:
+            return str(pynvml.nvmlDeviceGetUUID(pynvml.nvmlDeviceGetHandleByIndex(number)))
+        finally:
+            pynvml.nvmlShutdown()
+    except pynvml.NVMLError:
+        return ""
+
+
 def _memory(handle: Any) -> int | None:
     try:
         return int(pynvml.nvmlDeviceGetMemoryInfo(handle).total)

@@ -64,17 +64,10 @@ def _assigned_uuid(environment: Mapping[str, str]) -> str:
     if not number.isdecimal() or environment.get("CUDA_DEVICE_ORDER") != "PCI_BUS_ID":
         return ""
     try:
-        import pynvml
+        from host.gpus import uuid_of
     except ImportError:  # the engine has an environment of its own
         return ""
-    try:
-        pynvml.nvmlInit()
-        try:
-            return str(pynvml.nvmlDeviceGetUUID(pynvml.nvmlDeviceGetHandleByIndex(int(number))))
-        finally:
-            pynvml.nvmlShutdown()
-    except pynvml.NVMLError:  # an AMD GPU
-        return ""
+    return uuid_of(int(number))
 
 
 def computes_bfloat16(device: torch.device) -> bool:
