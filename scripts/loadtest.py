@@ -27,63 +27,21 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from scripts import ensure_venv  # noqa: F401 - first: it may run this program again in `.venv`
 
 # isort: split
-import argparse
-import contextlib
 import json
 import signal
-import tempfile
-from collections.abc import Iterator
-from typing import Any
 
 from rich.console import Console
 
 from controller.simulator.trace_rows import InvalidTrace
 from scripts.harness.environments import InstallError
 from scripts.loadtest_lib.html_report import render_report
-from scripts.loadtest_lib.locust_process import locust_command, locust_python
-from scripts.loadtest_lib.options import make_plan, parse_options
-from scripts.loadtest_lib.report import full_report, summary_table
-from scripts.loadtest_lib.running import LocustFailed, run_locust, write_picture
-from scripts.loadtest_lib.sampler import ServerSampler
-from scripts.loadtest_lib.target import (
-    Target,
-    TargetError,
-    read_config,
-    running_target,
-    simulated_config,
-    started_target,
-)
+from scripts.loadtest_lib.load_test import run_load_test
+from scripts.loadtest_lib.options import parse_options
+from scripts.loadtest_lib.report import summary_table
+from scripts.loadtest_lib.running import LocustFailed
+from scripts.loadtest_lib.target import TargetError
 
 _NO_RESULT = 2
-
-
-@contextlib.contextmanager
-def target_of(options: argparse.Namespace, console: Console) -> Iterator[Target]:
-    """Yield the server under test. Raises `TargetError`."""
-    if options.url is not None:
-        yield running_target(options.url, options.key_file, options.admin_key_file)
-        return
-    config = read_config(options.config) if options.config is not None else simulated_config(options.workers)
-    with console.status("starting the server"):
-        stack = contextlib.ExitStack()
-        target = stack.enter_context(started_target(config))
-    with stack:
-        yield target
-
-
-def measure(options: argparse.Namespace, console: Console) -> dict[str, Any]:
-    """Run the test and return the report. Raises the errors that `main` prints."""
-    with console.status("the environment of Locust"):
-        python = locust_python()
-    with tempfile.TemporaryDirectory(prefix="muster-loadtest-") as place, target_of(options, console) as target:
-        plan = make_plan(options, target.url, target.models(), Path(place))
-        write_picture(plan)
-        command = locust_command(python, plan, options.web_port if options.web else None)
-        if options.web:
-            console.print(f"Locust's page: http://127.0.0.1:{options.web_port} (Ctrl-C ends the test)")
-        with ServerSampler(target) as sampler:
-            reader = run_locust(command, plan, console, has_end=not options.web)
-        return full_report(sys.argv[1:], options, plan, reader.seconds, sampler)
 
 
 def main() -> int:
@@ -93,7 +51,7 @@ def main() -> int:
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell starts background jobs without it
     console = Console()
     try:
-        data = measure(options, console)
+        data = run_load_test(options, sys.argv[1:], console)
     except (InstallError, TargetError, InvalidTrace, ValueError) as error:
         console.print(f"cannot test: {error}", style="red", highlight=False)
         return _NO_RESULT

@@ -14,6 +14,9 @@ from typing import Any
 import aiohttp
 import psutil
 
+#: A user's pause after a refusal or an error.
+_AFTER_ERROR_S = 0.05
+
 
 @dataclass
 class LoadResult:
@@ -38,30 +41,67 @@ class LoadResult:
             "images": self.answered,
             "images_per_s": self.answered / self.seconds,
             "p50_ms": 1000 * latencies[len(latencies) // 2],
+            "p95_ms": 1000 * latencies[min(len(latencies) - 1, int(len(latencies) * 0.95))],
             "p99_ms": 1000 * latencies[min(len(latencies) - 1, int(len(latencies) * 0.99))],
             "mean_ms": 1000 * statistics.fmean(latencies),
             "errors": self.errors,
         }
 
 
-async def closed_loop(url: str, users: int, seconds: float, body: dict[str, Any], steps: tuple[int, int]) -> LoadResult:
-    """Run users who each wait for the answer before the next request. Step counts are uniform in `steps`."""
+@dataclass(frozen=True)
+class RequestTemplate:
+    """What every user sends. Step counts are uniform in `steps`; none: the body has its own."""
+
+    body: dict[str, Any]
+    steps: tuple[int, int] | None = None
+    path: str = "/v1/images/generations"
+    #: Parts of the body of which each request has one.
+    choices: tuple[dict[str, Any], ...] = ({},)
+
+    def draw(self, rng: random.Random) -> dict[str, Any]:
+        """Return the body of one request."""
+        steps = {"num_inference_steps": rng.randint(*self.steps)} if self.steps else {}
+        return self.body | steps | rng.choice(self.choices) | {"seed": rng.randrange(2**31)}
+
+
+async def closed_loop(
+    url: str, users: int, seconds: float, request: RequestTemplate, *, pause_s: float = 0.0, warm_up_s: float = 0.0
+) -> LoadResult:
+    """Run users who each wait for the answer before the next request, after a pause of `pause_s` on average.
+
+    What is sent in the first `warm_up_s` does not count; `seconds` come after them. No answer is an error.
+    """
     result = LoadResult(users, seconds)
-    start = time.perf_counter()
+    start = time.perf_counter() + warm_up_s
     end = start + seconds
+
+    async def send(session: aiohttp.ClientSession, body: dict[str, Any]) -> bool:
+        try:
+            async with session.post(f"{url}{request.path}", json=body) as answer:
+                await answer.read()
+                return answer.status == 200
+        except (aiohttp.ClientError, TimeoutError):
+            return False
 
     async def user(number: int, session: aiohttp.ClientSession) -> None:
         rng = random.Random(number)
-        while (sent_at := time.perf_counter()) < end:
-            request = body | {"num_inference_steps": rng.randint(*steps), "seed": rng.randrange(2**31)}
-            async with session.post(f"{url}/v1/images/generations", json=request) as answer:
-                await answer.read()
+        while True:
+            # Also before the first request: users who start together would stay together.
+            await asyncio.sleep(rng.expovariate(1 / pause_s) if pause_s else 0.0)
+            sent_at = time.perf_counter()
+            if sent_at >= end:
+                return
+            is_answered = await send(session, request.draw(rng))
             answered_at = time.perf_counter()
-            if answer.status != 200:
-                result.errors += 1
+            result.answered += is_answered and start <= answered_at <= end
+            if not is_answered:
+                await asyncio.sleep(_AFTER_ERROR_S)
+            if sent_at < start:
                 continue
-            result.latencies.append(answered_at - sent_at)
-            result.answered += answered_at <= end
+            if is_answered:
+                result.latencies.append(answered_at - sent_at)
+            else:
+                result.errors += 1
 
     timeout = aiohttp.ClientTimeout(total=300)
     connector = aiohttp.TCPConnector(limit=0)

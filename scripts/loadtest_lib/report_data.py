@@ -16,8 +16,12 @@ from scripts.soak import Sample, slope_of
 _MAX_POINTS = 240
 _QUANTILES = {"p50_ms": 0.5, "p95_ms": 0.95, "p99_ms": 0.99}
 _ALL = "all requests"
-#: With fewer requests the size of one table that grows would decide over the slope of memory.
-_MIN_SLOPE_REQUESTS = 2000
+#: Fewer requests have no slope.
+_MIN_SLOPE_REQUESTS = 1000
+#: Memory is flat if it grows by less than this share in the second half of the test.
+_FLAT_SHARE = 0.03
+#: Samples whose mean is the size at one moment.
+_AVERAGED = 5
 
 
 def report_data(
@@ -53,7 +57,7 @@ def report_data(
         "durations": {
             name: quantiles(histogram)
             for name, histogram in sorted(measured.durations.items())
-            if name not in {name for name, _ in everything.outcomes}
+            if histogram.count and name not in {name for name, _ in everything.outcomes}
         },
         "errors": [{"text": text, "count": count} for text, count in everything.errors.most_common()],
         "memory": _memory(seconds, during),
@@ -120,16 +124,18 @@ def _memory(seconds: Mapping[int, LoadSecond], samples: Sequence[ServerSample]) 
         done[second] = passed
     points = [Sample(done.get(int(each.time), passed), each.rss or 0) for each in known]
     half = points[len(points) // 2 :]
-    sizes = {"first_mib": points[0].rss, "half_mib": half[0].rss, "last_mib": points[-1].rss}
+    first, middle, last = (_mean_rss(part) for part in (points[:_AVERAGED], half[:_AVERAGED], points[-_AVERAGED:]))
+    sizes = {"first_mib": first, "half_mib": middle, "last_mib": last}
     result: dict[str, Any] = {name: round(size / 2**20, 1) for name, size in sizes.items()}
+    result |= {"second_half_growth": round(last / middle - 1, 4), "is_flat": last / middle - 1 < _FLAT_SHARE}
     if half[-1].requests - half[0].requests >= _MIN_SLOPE_REQUESTS:
         slope = slope_of(half)
-        result |= {
-            "bytes_per_1000_requests": round(slope.slope),
-            "error": round(slope.error),
-            "is_flat": not slope.is_too_steep,
-        }
+        result |= {"bytes_per_1000_requests": round(slope.slope), "error": round(slope.error)}
     return result
+
+
+def _mean_rss(points: Sequence[Sample]) -> float:
+    return sum(point.rss for point in points) / len(points)
 
 
 def _series(

@@ -133,4 +133,5 @@ def simulated_config(workers: int) -> dict[str, Any]:
         "sim": {"task": "text", "t0_s": 0.02, "t1_s": 0.0005, "load_s": 0.0},
         "scaling": {"min_workers": 1, "max_workers": 1},
     }
-    return {"models": {"image": image, "words": words}}
+    # Jobs that are kept for a day would count as memory that grows.
+    return {"models": {"image": image, "words": words}, "jobs": {"keep_s": 60}}

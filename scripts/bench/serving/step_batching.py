@@ -23,7 +23,7 @@ from rich.progress import Progress
 from rich.table import Table
 
 from scripts.harness.instance import serving
-from scripts.harness.load import closed_loop, machine
+from scripts.harness.load import RequestTemplate, closed_loop, machine
 
 MODES: dict[str, dict[str, Any]] = {
     "step batching": {"max_batch_size": 12},
@@ -47,17 +47,17 @@ def measure(args: argparse.Namespace, users: list[int]) -> Rounds:
     """Measure every mode at every number of users, `rounds` times, interleaved."""
     rounds: Rounds = {mode: {count: [] for count in users} for mode in MODES}
     low, _, high = args.steps.partition("-")
-    steps = (int(low), int(high or low))
+    request = RequestTemplate(BODY, (int(low), int(high or low)))
     with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack, Progress() as progress:
         bar = progress.add_task("starting three servers", total=args.rounds * len(users) * len(MODES))
         urls = {mode: stack.enter_context(serving(Path(folder) / str(i), config(mode))) for i, mode in enumerate(MODES)}
         for url in urls.values():
-            asyncio.run(closed_loop(url, 12, 2.0, BODY, steps))  # warm up
+            asyncio.run(closed_loop(url, 12, 2.0, request))  # warm up
         for number in range(args.rounds):
             for count in users:
                 for mode, url in urls.items():
                     progress.update(bar, description=f"round {number + 1}: {count} users, {mode}")
-                    results = asyncio.run(closed_loop(url, count, args.seconds, BODY, steps))
+                    results = asyncio.run(closed_loop(url, count, args.seconds, request))
                     rounds[mode][count].append(results.summary())
                     progress.advance(bar)
     return rounds

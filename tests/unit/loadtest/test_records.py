@@ -140,7 +140,7 @@ def test_series_has_an_interval_for_each_second_and_few_points() -> None:
     assert series["queued"][-1] == 999
 
 
-@pytest.mark.parametrize(("growth", "is_flat"), [(0, True), (1000, False)])
+@pytest.mark.parametrize(("growth", "is_flat"), [(0, True), (200, True), (1000, False)])
 def test_memory_that_grows_is_not_flat(growth: int, is_flat: bool) -> None:
     seconds = {number: second(1, ok=100) for number in range(100)}
     samples = [ServerSample(number + 0.5, 1, 0, 0, (70 << 20) + number * 100 * growth) for number in range(100)]
