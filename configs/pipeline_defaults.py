@@ -80,24 +80,37 @@ _MAX_BYTES = 1 << 20
 
 def with_defaults(model: Model, found: PipelineDefaults | None = None) -> Model:
     """Return the model with all defaults set. `found`: what a worker reports; otherwise the files are read."""
+    defaults = complete_defaults(model, found)
+    return model if defaults is model.defaults else model.model_copy(update={"defaults": defaults})
+
+
+def complete_defaults(model: Model, found: PipelineDefaults | None = None) -> Defaults:
+    """Return the model's defaults, all set, as `with_defaults` does."""
     configured, limits = model.defaults, model.limits
     if None not in (configured.size, configured.steps, configured.guidance_scale):
-        return model
+        return configured
     if found is None:
         found = _from_files(model.path, model.base, model.pipeline) if model.engine == "diffusion" else FALLBACK
+    return _complete(configured, found, limits.max_pixels, limits.max_steps, limits.max_guidance_scale)
+
+
+@functools.lru_cache(maxsize=256)
+def _complete(
+    configured: Defaults, found: PipelineDefaults, max_pixels: int, max_steps: int, max_guidance_scale: float
+) -> Defaults:
+    """Needed for each request."""
     side = found.side or FALLBACK.side or 0
-    while side * side > limits.max_pixels and side > 64:
+    while side * side > max_pixels and side > 64:
         side -= 64
-    defaults = Defaults(
+    return Defaults(
         size=configured.size or f"{side}x{side}",
-        steps=configured.steps or min(found.steps, limits.max_steps),
-        guidance_scale=min(found.guidance_scale, limits.max_guidance_scale)
+        steps=configured.steps or min(found.steps, max_steps),
+        guidance_scale=min(found.guidance_scale, max_guidance_scale)
         if configured.guidance_scale is None
         else configured.guidance_scale,
         scheduler=configured.scheduler,
         strength=configured.strength,
     )
-    return model.model_copy(update={"defaults": defaults})
 
 
 @functools.lru_cache(maxsize=256)

@@ -14,7 +14,7 @@ import msgspec
 
 from configs.model_sections import Defaults, Limits, Quality
 from configs.model_settings import Model
-from configs.pipeline_defaults import PipelineDefaults, with_defaults
+from configs.pipeline_defaults import PipelineDefaults, complete_defaults
 from configs.samplers import canonical_sampler, sampler_names
 from configs.settings import Settings
 from loadbalancer.access.api_keys import Caller
@@ -55,7 +55,7 @@ class ModelCapabilities:
         """The defaults of requests, all set: as configured, as the engine says, or as the checkpoint's files say."""
         found = self.engine.defaults if self.engine is not None else None
         known = PipelineDefaults(found.steps, found.guidance_scale, found.side) if found is not None else None
-        return with_defaults(model, known).defaults
+        return complete_defaults(model, known)
 
 
 @dataclass(frozen=True, slots=True)
