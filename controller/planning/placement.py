@@ -3,6 +3,10 @@
 A device with counted memory takes workers while their needs fit. The model's slots limit its workers on the device. A
 device without counted memory takes one worker per slot, of any model. A draining worker uses its room until it exits,
 but the planner can already reserve that room for the next worker.
+
+Of two empty devices, the one of a better machine is used: where a standby worker waits, or where the weights are at
+hand. While all workers of a model are on one machine, its next one goes to another machine, if that needs no better
+machine and no larger device.
 """
 
 from __future__ import annotations
@@ -15,9 +19,14 @@ from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from configs.devices import machine_of
 from controller.types import Device
 
-_Key = tuple[float, float, int, str]
+_Key = tuple[float, float, float, float, int, str]
+#: Devices up to this factor larger count as equally large when workers are spread over machines.
+_SAME_SIZE = 1.1
+#: An empty device: its memory, its number and its name.
+_Empty = tuple[float, int, str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +40,15 @@ class PlacementRequest:
     places: Mapping[str, int]
     #: Whether only memory bounds the number of the model's workers on one device.
     share: bool = False
+    #: Sets of machines, the best first; a machine that is in none comes last.
+    preferred: tuple[frozenset[str], ...] = ()
+
+    def tier(self, device: str) -> int:
+        """Return the number of the first set with the device's machine: lower is better."""
+        if not self.preferred:
+            return 0
+        machine = machine_of(device)
+        return next((tier for tier, some in enumerate(self.preferred) if machine in some), len(self.preferred))
 
 
 def in_gib(size: int) -> str:
@@ -51,12 +69,16 @@ class DeviceSlots:
         self._workers: Counter[str] = Counter()
         self._model_now: Counter[tuple[str, str]] = Counter()
         self._model_later: Counter[tuple[str, str]] = Counter()
+        #: By model: its workers on each machine that stay.
+        self._by_machine: defaultdict[str, Counter[str]] = defaultdict(Counter)
         #: The workers that will leave each device.
         self.leaving: dict[str, list[str]] = {}
-        #: The devices of each model, the best first; by set of devices: the empty ones and those with room.
+        #: The devices of each model, the best first.
         self._order: dict[str, list[_Key]] = {}
-        self._empty: dict[int, list[tuple[float, int, str]]] = {}
+        #: By set of devices: the empty ones of each tier, those with room, and whether they are of several machines.
+        self._empty: dict[tuple[int, tuple[frozenset[str], ...]], list[list[_Empty]]] = {}
         self._available: dict[int, list[tuple[int, str]]] = {}
+        self._several: dict[int, bool] = {}
 
     def __repr__(self) -> str:
         return f"DeviceSlots({dict(self._used_now)}, later {dict(self._used_later)})"
@@ -71,12 +93,14 @@ class DeviceSlots:
         """Keep the room for a worker that starts later."""
         self._used_later[device] += self._amount(device, request)
         self._model_later[device, request.model] += 1
+        self._by_machine[request.model][machine_of(device)] += 1
         self._workers[device] += 1
 
     def release_later(self, device: str, request: PlacementRequest, worker: str) -> None:
         """Count a worker that will leave."""
         self._used_later[device] -= self._amount(device, request)
         self._model_later[device, request.model] -= 1
+        self._by_machine[request.model][machine_of(device)] -= 1
         self.leaving.setdefault(device, []).append(worker)
 
     def copy(self) -> DeviceSlots:
@@ -84,7 +108,7 @@ class DeviceSlots:
 
     def take(self, request: PlacementRequest, but: str = "") -> str | None:
         """Take free room on the device with the fewest workers, but not on `but`. Return the device, or None."""
-        device = self._best(request, but)
+        device = self.find(request, but)
         if device is not None:
             self.hold(device, request)
         return device
@@ -102,7 +126,10 @@ class DeviceSlots:
         candidates = [device for device in self.leaving if self.will_fit(device, request)]
         if not candidates:
             return None
-        device = min(candidates, key=lambda device: (self._workers[device], self._free(device, request)))
+        device = min(
+            candidates,
+            key=lambda device: (self._workers[device], request.tier(device), self._free(device, request)),
+        )
         self.retain(device, request)
         return device
 
@@ -128,7 +155,8 @@ class DeviceSlots:
         """Return the memory for workers; None where it is not counted."""
         return self._memory.get(device)
 
-    def _best(self, request: PlacementRequest, but: str) -> str | None:
+    def find(self, request: PlacementRequest, but: str = "") -> str | None:
+        """Return the device that `take` would take, or None."""
         if not self._tight and (empty := self._empty_one(request, but)):
             return empty
         if request.model not in self._order:
@@ -138,7 +166,7 @@ class DeviceSlots:
             self._order[request.model] = order
         order = self._order[request.model]
         while order:
-            index, device = order[0][2:]
+            index, device = order[0][-2:]
             if device == but or not self._has_room(device, request):
                 heapq.heappop(order)
             elif (key := self._key(index, device, request)) != order[0]:
@@ -148,25 +176,59 @@ class DeviceSlots:
         return None
 
     def _empty_one(self, request: PlacementRequest, but: str) -> str | None:
-        """Return the smallest empty device that fits. Models with the same devices share the list."""
-        sizes = self._empty.get(id(request.places))
-        if sizes is None:
-            sizes = sorted(
-                (math.inf if (memory := self.memory(device)) is None else float(memory), index, device)
-                for index, device in enumerate(request.places)
-                if not self._workers[device] and device not in self._faulty
-            )
-            self._empty[id(request.places)] = sizes
+        """Return the smallest empty device that fits, of the best machines with one."""
+        crowded = self._only_machine(request)
+        for sizes in self._empty_by_tier(request):
+            if device := self._smallest(sizes, request, but, crowded):
+                return device
+        return None
+
+    def _empty_by_tier(self, request: PlacementRequest) -> list[list[_Empty]]:
+        """Return the empty devices, by size. Models with the same devices and preferred machines share the lists."""
+        key = id(request.places), request.preferred
+        tiers = self._empty.get(key)
+        if tiers is None:
+            self._empty[key] = tiers = [[] for _ in range(len(request.preferred) + 1)]
+            for index, device in enumerate(request.places):
+                if not self._workers[device] and device not in self._faulty:
+                    memory = self._memory.get(device)
+                    size = math.inf if memory is None else float(memory)
+                    tiers[request.tier(device)].append((size, index, device))
+            for sizes in tiers:
+                sizes.sort()
+        return tiers
+
+    def _smallest(self, sizes: list[_Empty], request: PlacementRequest, but: str, crowded: str | None) -> str | None:
+        """Return the smallest that fits; of equally large ones, the first that is not on the machine `crowded`."""
         at = bisect.bisect_left(sizes, (float(request.need or 0), 0, ""))
-        while at < len(sizes):
-            device = sizes[at][2]
+        first, limit = None, math.inf
+        while at < len(sizes) and (first is None or sizes[at][0] <= limit):
+            size, _, device = sizes[at]
             if self._workers[device]:
                 del sizes[at]
-            elif device != but and self._has_room(device, request):
+                continue
+            at += 1
+            if device == but or not self._has_room(device, request):
+                continue
+            if crowded is None or machine_of(device) != crowded:
                 return device
-            else:
-                at += 1
-        return None
+            if first is None:
+                first, limit = device, size * _SAME_SIZE
+        return first
+
+    def _only_machine(self, request: PlacementRequest) -> str | None:
+        """Return the machine that has all workers of the model; None if there is a choice of one machine only."""
+        if not self._has_several(request):
+            return None
+        machines = [machine for machine, count in self._by_machine[request.model].items() if count > 0]
+        return machines[0] if len(machines) == 1 else None
+
+    def _has_several(self, request: PlacementRequest) -> bool:
+        """Return whether the model's devices are of several machines."""
+        found = self._several.get(id(request.places))
+        if found is None:
+            found = self._several[id(request.places)] = len(set(map(machine_of, request.places))) > 1
+        return found
 
     def _candidates(self, request: PlacementRequest) -> list[tuple[int, str]]:
         """Return the devices that are not full, with their numbers; a full one stays full within a plan."""
@@ -181,9 +243,14 @@ class DeviceSlots:
         return found
 
     def _key(self, index: int, device: str, request: PlacementRequest) -> _Key:
-        """Of two devices with equally many workers, prefer the one with the least memory left over."""
-        free = self._free(device, request)
-        return (free, 0.0, index, device) if self._tight else (self._workers.get(device, 0), free, index, device)
+        """Of two devices with equally many workers, prefer the better machine, then the least memory left over."""
+        free, tier = self._free(device, request), request.tier(device)
+        own = 0
+        if self._has_several(request):
+            own = int(self._by_machine[request.model][machine_of(device)] > 0)
+        if self._tight:
+            return free, tier, own, 0.0, index, device
+        return self._workers.get(device, 0), tier, own, free, index, device
 
     def _free(self, device: str, request: PlacementRequest) -> float:
         memory = self._memory.get(device)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import functools
+from collections import Counter
 from collections.abc import Mapping
 from types import MappingProxyType
 
+from configs.devices import machine_of
 from controller.planning.rolling_update import next_to_replace
 from controller.types import Action, Decision, Drain, Kill, Observation, Replica, Stage, WorkerLimits
 
@@ -34,7 +36,7 @@ def select_to_stop(
     alive = [r for r in observation.replicas if r.stage is not Stage.DRAINING and r.process.id not in killed]
     surplus = max(len(alive) - decision.desired - surge, 0)
     if len(alive) > 1:
-        alive.sort(key=functools.partial(_removal_cost, observation.cold_start_s, now))
+        alive = _removal_order(alive, observation.cold_start_s, now)
         _keep_last_ready(alive)
     if outdated:
         first = next_to_replace(alive, decision.desired, outdated)
@@ -57,12 +59,31 @@ def _kill(replica: Replica, limits: WorkerLimits, now: float) -> Kill | None:
     return None
 
 
-def _removal_cost(cold_start_s: float, now: float, replica: Replica) -> tuple[int, int, float]:
-    """Return the sort key of removals: just started, idle, almost loaded, least busy; the newest first on a tie."""
+def _removal_order(replicas: Sequence[Replica], cold_start_s: float, now: float) -> list[Replica]:
+    """Return the workers in the order of their removal: the least useful first.
+
+    Of equally useful ones, the next is always one of the machine with the most workers, so that the last two are on
+    different machines.
+    """
+    cost = functools.partial(_removal_cost, cold_start_s, now)
+    order = sorted(replicas, key=lambda replica: (*cost(replica), -replica.process.started_at))
+    left = Counter(machine_of(replica.process.device) for replica in order)
+    if len(left) < 2:
+        return order
+    ranks = {}
+    for replica in order:
+        machine = machine_of(replica.process.device)
+        ranks[replica.process.id] = -left[machine]
+        left[machine] -= 1
+    return sorted(order, key=lambda replica: (*cost(replica), ranks[replica.process.id]))
+
+
+def _removal_cost(cold_start_s: float, now: float, replica: Replica) -> tuple[int, int]:
+    """Return the cost of a removal. Ascending: just started, idle, almost loaded, least busy."""
     started_at = replica.process.started_at
     if replica.stage is Stage.STARTING:
-        return 0 if now - started_at < cold_start_s / 2 else 2, replica.load, -started_at
-    return 3 if replica.load else 1, replica.load, -started_at
+        return 0 if now - started_at < cold_start_s / 2 else 2, replica.load
+    return 3 if replica.load else 1, replica.load
 
 
 def _keep_last_ready(order: list[Replica]) -> None:
